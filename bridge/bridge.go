@@ -1,0 +1,176 @@
+// Package bridge owns the node's Linux bridge weir0, the veth pairs that hang pods on it, what is configured inside
+// the pods, and the guard that keeps a pod from sending under another's name. Everything is done over netlink.
+//
+// The ports are isolated: pods never meet at layer 2, so each packet between them is routed by the node and passes the
+// FORWARD hook, where policy is enforced. No address is ever asked for: both ends have permanent neighbour entries and
+// the bridge a static forwarding entry for each port.
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+)
+
+const (
+	// Name of the bridge.
+	Name = conf.Bridge
+	// PortPrefix begins the names of the pods' links on the node, and of nothing else: the guard goes by it.
+	PortPrefix = "weirp"
+
+	defaultMTU = 1500
+)
+
+// Bridge is weir0 as it stands.
+type Bridge struct {
+	Index int
+	MAC   net.HardwareAddr
+	MTU   int
+}
+
+// Ensure makes weir0 if it isn't there, gives it the gateways' addresses and brings it up. The caller holds
+// endpoint.Lock. mtu 0 means: that of the link with the default route.
+//
+// Equivalent to:
+//
+//	ip link add weir0 address MAC mtu MTU type bridge mcast_snooping 0
+//	sysctl net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.weir0.send_redirects=0
+//	ip addr add GATEWAY/LEN dev weir0; ip link set weir0 up
+func Ensure(h netlinksafe.Handle, mtu int, gateways []netip.Prefix) (*Bridge, error) {
+	link, err := h.LinkByName(Name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		if link, err = create(h, mtu, gateways[0].Addr()); err != nil {
+			return nil, err
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up %s: %w", Name, err)
+	}
+	if link.Type() != "bridge" {
+		return nil, fmt.Errorf("%s is a %s, not a bridge: remove or rename it", Name, link.Type())
+	}
+	addrs, err := h.AddrList(link, netlink.FAMILY_V4)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses of %s: %w", Name, err)
+	}
+	has := map[string]bool{}
+	for _, a := range addrs {
+		has[a.IPNet.String()] = true
+	}
+	for _, gw := range gateways {
+		if has[gw.String()] {
+			continue
+		}
+		if err := h.AddrReplace(link, &netlink.Addr{IPNet: ipNet(gw)}); err != nil {
+			return nil, fmt.Errorf("add gateway address %s to %s: %w", gw, Name, err)
+		}
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		if err := h.LinkSetUp(link); err != nil {
+			return nil, fmt.Errorf("set %s up: %w", Name, err)
+		}
+	}
+	b := &Bridge{Index: link.Attrs().Index, MAC: link.Attrs().HardwareAddr, MTU: link.Attrs().MTU}
+	if mtu != 0 {
+		b.MTU = mtu
+	}
+	return b, nil
+}
+
+func create(h netlinksafe.Handle, mtu int, gateway netip.Addr) (netlink.Link, error) {
+	if mtu == 0 {
+		var err error
+		if mtu, err = underlayMTU(h); err != nil {
+			return nil, err
+		}
+	}
+	noSnooping := false
+	br := &netlink.Bridge{
+		// Without an address of its own a bridge takes the lowest of its ports', and the pods' permanent neighbour
+		// entries for the gateway would become wrong when a port goes.
+		LinkAttrs:         netlink.LinkAttrs{Name: Name, HardwareAddr: MAC(gateway), MTU: mtu, TxQLen: -1},
+		MulticastSnooping: &noSnooping,
+	}
+	if err := h.LinkAdd(br); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, fmt.Errorf("create bridge %s: %w", Name, err)
+	}
+	for _, s := range []struct{ key, value string }{
+		{"ip_forward", "1"},
+		// A packet between two pods leaves by the link it came in, so the kernel would tell the sender to speak to the
+		// other directly, which isolated ports don't let it. The kernel sends redirects if either of the two is on.
+		{"conf/all/send_redirects", "0"},
+		{"conf/" + Name + "/send_redirects", "0"},
+	} {
+		if err := setSysctl("/proc/sys/net/ipv4/"+s.key, s.value); err != nil {
+			return nil, err
+		}
+	}
+	link, err := h.LinkByName(Name)
+	if err != nil {
+		return nil, fmt.Errorf("look up new bridge %s: %w", Name, err)
+	}
+	return link, nil
+}
+
+// setSysctl writes only what differs: where /proc/sys is read-only but right, nothing is wrong.
+func setSysctl(path, value string) error {
+	if have, err := os.ReadFile(path); err == nil && string(have) == value+"\n" {
+		return nil
+	}
+	if err := os.WriteFile(path, []byte(value), 0o644); err != nil {
+		return fmt.Errorf("set sysctl %s=%s: %w", path, value, err)
+	}
+	return nil
+}
+
+// underlayMTU is the MTU of the link that the default route goes out of; 1500 without one.
+//
+// Equivalent to: ip route show default
+func underlayMTU(h netlinksafe.Handle) (int, error) {
+	routes, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{}, netlink.RT_FILTER_DST)
+	if err != nil {
+		return 0, fmt.Errorf("find the default route: %w", err)
+	}
+	for _, r := range routes {
+		if r.LinkIndex == 0 {
+			continue
+		}
+		link, err := h.LinkByIndex(r.LinkIndex)
+		if err != nil {
+			return 0, fmt.Errorf("look up the default route's link: %w", err)
+		}
+		return link.Attrs().MTU, nil
+	}
+	return defaultMTU, nil
+}
+
+// MAC is derived from the address, so it is known before the link exists and unique where the address is. The prefix
+// 0a:58 (locally administered) is the one that CNI plugins have long used for this.
+func MAC(addr netip.Addr) net.HardwareAddr {
+	b := addr.As16()
+	return net.HardwareAddr{0x0a, 0x58, b[12], b[13], b[14], b[15]}
+}
+
+// Gateways are the bridge's addresses for the subnets that the addresses come from.
+func Gateways(addrs []endpoint.Address) []netip.Prefix {
+	var gws []netip.Prefix
+	for _, a := range addrs {
+		gws = append(gws, netip.PrefixFrom(a.Gateway, a.Subnet.Bits()))
+	}
+	return gws
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func host(a netip.Addr) *net.IPNet { return ipNet(netip.PrefixFrom(a, a.BitLen())) }

@@ -1,0 +1,159 @@
+package bridge
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/nodetest"
+)
+
+func address(s string) []endpoint.Address {
+	return []endpoint.Address{{
+		Addr: netip.MustParseAddr(s), Subnet: netip.MustParsePrefix("10.88.0.0/24"), Gateway: netip.MustParseAddr("10.88.0.1"),
+	}}
+}
+
+type node struct {
+	*testing.T
+	h netlinksafe.Handle
+	b *Bridge
+}
+
+func newNode(t *testing.T) node {
+	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := Ensure(h, 0, Gateways(address("10.88.0.2")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return node{t, h, b}
+}
+
+// pod adds a port with the address and opens it; the guard is left to the caller.
+func (n node) pod(name, addr string) Port {
+	n.Helper()
+	path := nodetest.NewNS(n, name)
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		n.Fatal(err)
+	}
+	p := Port{
+		HostIf: PortName(name), IfName: "eth0", Netns: ns, MAC: MAC(netip.MustParseAddr(addr)),
+		Addresses: address(addr), Alias: "test/" + name,
+	}
+	if err := n.b.Add(n.h, p); err != nil {
+		n.Fatal(err)
+	}
+	if err := Open(n.h, p.HostIf); err != nil {
+		n.Fatal(err)
+	}
+	return p
+}
+
+func TestPodsReachEachOtherThroughTheNode(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	for name, addr := range map[string]string{"a": "10.88.0.2", "b": "10.88.0.3"} {
+		p := n.pod(name, addr)
+		if err := Allow(p.HostIf, p.MAC, p.Addresses); err != nil {
+			t.Fatal(err)
+		}
+		if ok, err := Allowed(p.HostIf, p.MAC, p.Addresses); !ok || err != nil {
+			t.Fatalf("Allowed after Allow: %v, %v", ok, err)
+		}
+	}
+	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-W1", "10.88.0.3")
+	// The node's FORWARD hook must see it, else there is no policy.
+	nodetest.Run(t, "iptables", "-A", "FORWARD", "-j", "DROP")
+	if out, err := runIn("a", "ping", "-c1", "-W1", "10.88.0.3"); err == nil {
+		t.Fatalf("pods meet beside the FORWARD hook:\n%s", out)
+	}
+	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-W1", "10.88.0.1")
+}
+
+func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	if err := EnsureGuard(); err != nil {
+		t.Fatal(err)
+	}
+	p := n.pod("a", "10.88.0.2")
+	if out, err := runIn("a", "ping", "-c1", "-W1", "10.88.0.1"); err == nil {
+		t.Fatalf("a port that the guard doesn't know got through:\n%s", out)
+	}
+	if err := Allow(p.HostIf, p.MAC, p.Addresses); err != nil {
+		t.Fatal(err)
+	}
+	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-W1", "10.88.0.1")
+	// EnsureGuard again, as the agent does: the entries stay.
+	if err := EnsureGuard(); err != nil {
+		t.Fatal(err)
+	}
+	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-W1", "10.88.0.1")
+	for range 2 { // the second time there is nothing to forbid
+		if err := Forbid(p.HostIf, p.MAC, p.Addresses); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, err := runIn("a", "ping", "-c1", "-W1", "10.88.0.1"); err == nil {
+		t.Fatalf("a forbidden port got through:\n%s", out)
+	}
+}
+
+func TestAddLeavesNothingBehindWhenItFails(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	first := n.pod("a", "10.88.0.2")
+	second := first
+	second.HostIf, second.Addresses = PortName("other"), address("10.88.0.3")
+	if err := n.b.Add(n.h, second); !errors.Is(err, ErrInterfaceExists) {
+		t.Fatalf("second eth0 in one pod: %v, want ErrInterfaceExists", err)
+	}
+	if _, err := n.h.LinkByName(second.HostIf); err == nil {
+		t.Errorf("%s was left behind", second.HostIf)
+	}
+	third := first
+	third.HostIf, third.IfName, third.Addresses = PortName("third"), "eth1", address("10.88.0.2")
+	if err := n.b.Add(n.h, third); err == nil {
+		t.Fatal("a second route to the gateway was added without an error")
+	}
+	if _, err := n.h.LinkByName(third.HostIf); err == nil {
+		t.Errorf("%s was left behind", third.HostIf)
+	}
+	for range 2 {
+		if err := Remove(n.h, first.HostIf, first.Addresses); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out := nodetest.Run(t, "ip", "neigh", "show", "dev", Name, "nud", "permanent"); out != "" {
+		t.Errorf("neighbours left: %s", out)
+	}
+}
+
+func TestEnsureRefusesAStrangersLink(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	nodetest.Run(t, "ip", "link", "add", Name, "type", "ifb")
+	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Ensure(h, 0, Gateways(address("10.88.0.2"))); err == nil {
+		t.Fatal("an ifb named weir0 was taken for the bridge")
+	}
+}

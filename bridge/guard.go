@@ -1,0 +1,229 @@
+package bridge
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/endpoint"
+)
+
+// The guard is the nftables table "bridge weir": a set of who may send what, and one chain that drops the rest.
+//
+//	table bridge weir {
+//	  set senders4 { typeof iifname . ether saddr . ip saddr }
+//	  chain ports {
+//	    type filter hook prerouting priority -300; policy accept;
+//	    iifname != "weirp*" accept
+//	    meta protocol ip iifname . ether saddr . ip saddr @senders4 accept
+//	    meta protocol arp iifname . ether saddr . arp saddr ip @senders4 iifname . arp saddr ether . arp saddr ip @senders4 accept
+//	    counter drop comment "weir: forged sender"
+//	  }
+//	}
+//
+// One lookup decides, whatever the number of pods. Frames that are neither IPv4 nor ARP are dropped, so a pod has no
+// IPv6 until its addresses are in a set as well.
+const (
+	guardTable = "weir"
+	guardSet   = "senders4"
+	guardChain = "ports"
+)
+
+// Register numbers of nf_tables: a key is put together in consecutive 32-bit registers, each part filled up to four
+// bytes: 16 for the interface's name, 8 for the MAC, 4 for the address.
+const (
+	regName = unix.NFT_REG_1
+	regMAC  = unix.NFT_REG32_04
+	regAddr = unix.NFT_REG32_06
+)
+
+func table() *nftables.Table {
+	return &nftables.Table{Name: guardTable, Family: nftables.TableFamilyBridge}
+}
+
+func senders() *nftables.Set {
+	return &nftables.Set{
+		Table: table(), Name: guardSet, Concatenation: true,
+		KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeEtherAddr, nftables.TypeIPAddr),
+	}
+}
+
+// Allow lets the port send as mac and the addresses, and as nobody else. The guard itself is made if it isn't there.
+//
+// Equivalent to: nft add element bridge weir senders4 { HOSTIF . MAC . ADDR }
+func Allow(hostIf string, mac net.HardwareAddr, addrs []endpoint.Address) error {
+	err := change(hostIf, mac, addrs, (*nftables.Conn).SetAddElements)
+	if errors.Is(err, unix.ENOENT) {
+		if err := EnsureGuard(); err != nil {
+			return err
+		}
+		err = change(hostIf, mac, addrs, (*nftables.Conn).SetAddElements)
+	}
+	if err != nil {
+		return fmt.Errorf("let port %s send as %s: %w", hostIf, mac, err)
+	}
+	return nil
+}
+
+// Forbid takes back what Allow gave; that it is gone already is no error. From here the port sends nothing.
+//
+// Equivalent to: nft delete element bridge weir senders4 { HOSTIF . MAC . ADDR }
+func Forbid(hostIf string, mac net.HardwareAddr, addrs []endpoint.Address) error {
+	for _, a := range addrs { // one transaction each: an absent element fails the transaction as a whole
+		err := change(hostIf, mac, []endpoint.Address{a}, (*nftables.Conn).SetDeleteElements)
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("forbid port %s to send as %s: %w", hostIf, a.Addr, err)
+		}
+	}
+	return nil
+}
+
+// Allowed says whether the port may send as mac and each of the addresses.
+func Allowed(hostIf string, mac net.HardwareAddr, addrs []endpoint.Address) (bool, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("open nftables: %w", err)
+	}
+	elements, err := conn.GetSetElements(senders())
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("list the guard's set: %w", err)
+	}
+	has := map[string]bool{}
+	for _, e := range elements {
+		has[string(e.Key)] = true
+	}
+	for _, a := range addrs {
+		if !has[string(key(hostIf, mac, a.Addr))] {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+func change(hostIf string, mac net.HardwareAddr, addrs []endpoint.Address,
+	do func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error,
+) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	var elements []nftables.SetElement
+	for _, a := range addrs {
+		elements = append(elements, nftables.SetElement{Key: key(hostIf, mac, a.Addr)})
+	}
+	if err := do(conn, senders(), elements); err != nil {
+		return err
+	}
+	return conn.Flush()
+}
+
+func key(hostIf string, mac net.HardwareAddr, addr netip.Addr) []byte {
+	k := make([]byte, 16+8, 16+8+4)
+	copy(k, hostIf)
+	copy(k[16:], mac)
+	return append(k, addr.AsSlice()...)
+}
+
+// EnsureGuard makes the table, the set and the chain in one transaction, and puts the chain's rules right if somebody
+// changed them. The set keeps its elements.
+func EnsureGuard() error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	t := conn.AddTable(table())
+	set := senders()
+	if err := conn.AddSet(set, nil); err != nil {
+		return fmt.Errorf("make the guard's set: %w", err)
+	}
+	accept := nftables.ChainPolicyAccept
+	chain := conn.AddChain(&nftables.Chain{
+		Name: guardChain, Table: t, Type: nftables.ChainTypeFilter, Policy: &accept,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(-300),
+	})
+	conn.FlushChain(chain)
+	for _, r := range []struct {
+		comment string
+		exprs   []expr.Any
+	}{
+		{"weir: not a pod's port", append(notPort(), verdict(expr.VerdictAccept))},
+		{"weir: IPv4 under the pod's own name", join(protocol(unix.ETH_P_IP), lookup(set,
+			payload(expr.PayloadBaseLLHeader, 6, 6, regMAC), payload(expr.PayloadBaseNetworkHeader, 12, 4, regAddr)),
+			[]expr.Any{verdict(expr.VerdictAccept)})},
+		{"weir: ARP under the pod's own name", join(protocol(unix.ETH_P_ARP),
+			lookup(set, payload(expr.PayloadBaseLLHeader, 6, 6, regMAC), payload(expr.PayloadBaseNetworkHeader, 14, 4, regAddr)),
+			lookup(set, payload(expr.PayloadBaseNetworkHeader, 8, 6, regMAC), payload(expr.PayloadBaseNetworkHeader, 14, 4, regAddr)),
+			[]expr.Any{verdict(expr.VerdictAccept)})},
+		{"weir: forged sender, or neither IPv4 nor ARP", []expr.Any{&expr.Counter{}, verdict(expr.VerdictDrop)}},
+	} {
+		conn.AddRule(&nftables.Rule{
+			Table: t, Chain: chain, Exprs: r.exprs, UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment),
+		})
+	}
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("make the guard (nftables table bridge %s): %w", guardTable, err)
+	}
+	return nil
+}
+
+// RemoveGuard deletes the table with all that is in it.
+//
+// Equivalent to: nft delete table bridge weir
+func RemoveGuard() error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	conn.DelTable(table())
+	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("delete the guard: %w", err)
+	}
+	return nil
+}
+
+func notPort() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: unix.NFT_REG_1},
+		// Comparing fewer bytes than the register holds is how nft writes "weirp*".
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: unix.NFT_REG_1, Data: []byte(PortPrefix)},
+	}
+}
+
+func protocol(ethertype uint16) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: unix.NFT_REG_1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: binary.BigEndian.AppendUint16(nil, ethertype)},
+	}
+}
+
+// lookup goes on if the port's name, the MAC and the address loaded by the two payloads are in the set together.
+func lookup(set *nftables.Set, mac, addr expr.Any) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: regName}, mac, addr,
+		&expr.Lookup{SourceRegister: regName, SetName: set.Name, SetID: set.ID},
+	}
+}
+
+func payload(base expr.PayloadBase, offset, length, register uint32) expr.Any {
+	return &expr.Payload{Base: base, Offset: offset, Len: length, DestRegister: register}
+}
+
+func verdict(kind expr.VerdictKind) expr.Any { return &expr.Verdict{Kind: kind} }
+
+func join(parts ...[]expr.Any) []expr.Any {
+	var all []expr.Any
+	for _, p := range parts {
+		all = append(all, p...)
+	}
+	return all
+}

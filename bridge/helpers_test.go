@@ -1,0 +1,9 @@
+package bridge
+
+import "os/exec"
+
+// runIn runs a command in the named namespace; it may fail.
+func runIn(ns string, args ...string) (string, error) {
+	out, err := exec.Command("ip", append([]string{"netns", "exec", ns}, args...)...).CombinedOutput()
+	return string(out), err
+}

@@ -1,0 +1,49 @@
+package conf
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+)
+
+// Args are the CNI_ARGS that weir uses: who the pod is. containerd sets them (K8S_POD_*), cnitool passes them on.
+type Args struct {
+	Namespace, Name, UID string
+}
+
+// ParseArgs reads CNI_ARGS, "KEY=VALUE;KEY=VALUE". Keys that weir doesn't know are left to whom they concern.
+func ParseArgs(s string) (Args, error) {
+	var a Args
+	for pair := range strings.SplitSeq(s, ";") {
+		if pair == "" {
+			continue
+		}
+		key, value, ok := strings.Cut(pair, "=")
+		if !ok {
+			return Args{}, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_ARGS: %q is no KEY=VALUE pair", pair), "")
+		}
+		switch key {
+		case "K8S_POD_NAMESPACE":
+			a.Namespace = value
+		case "K8S_POD_NAME":
+			a.Name = value
+		case "K8S_POD_UID":
+			a.UID = value
+		}
+	}
+	for _, v := range []struct{ key, value string }{
+		{"K8S_POD_NAMESPACE", a.Namespace}, {"K8S_POD_NAME", a.Name}, {"K8S_POD_UID", a.UID},
+	} {
+		if strings.ContainsFunc(v.value, unprintable) || len(v.value) > 253 {
+			return Args{}, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_ARGS: %s=%.80q is no Kubernetes name", v.key, v.value), "")
+		}
+	}
+	return a, nil
+}
+
+// unprintable holds for what a Kubernetes object name (RFC 1123 subdomain) can't contain and a file name, a set
+// comment or a log line shouldn't.
+func unprintable(r rune) bool {
+	return r <= ' ' || r > '~' || strings.ContainsRune(`/\"'`, r)
+}

@@ -1,0 +1,137 @@
+// Package conf owns weir's network configuration: its types, how the JSON that a runtime hands to the plugin is
+// parsed, and every rule that it must satisfy before anything is touched. It is pure: it reads no file and asks no
+// kernel. Beside it lie the conflist and manifests that people install.
+package conf
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
+)
+
+// Enforcement says what ADD does with a pod that no agent has judged.
+type Enforcement string
+
+const (
+	// Strict refuses the pod: no answer from the agent, no pod. The default.
+	Strict Enforcement = "strict"
+	// Closed lets the pod start and leaves its link down until the agent has put it into its class.
+	Closed Enforcement = "closed"
+	// Off makes the network only; no agent is asked and no policy is enforced on the pod.
+	Off Enforcement = "off"
+)
+
+// NetConf is weir's part of a CNI network configuration.
+type NetConf struct {
+	types.NetConf
+	// Ranges are the pools that addresses come from; a pod gets one address per IP family.
+	Ranges []Range `json:"-"`
+	// MTU of the pods' links in bytes. 0: that of the link with the node's default route.
+	MTU         int         `json:"mtu,omitempty"`
+	Enforcement Enforcement `json:"enforcement,omitempty"`
+}
+
+// knownKeys are what a configuration may hold: weir's own, and what the CNI specification 1.1, "Section 1" and the
+// runtime's "cni.dev/" keys put beside them.
+var knownKeys = []string{
+	"cniVersion", "cniVersions", "name", "type", "disableCheck", "disableGC", "loadOnlyInlinedPlugins",
+	"capabilities", "dns", "args", "runtimeConfig", "prevResult",
+	"ranges", "mtu", "enforcement",
+}
+
+const (
+	minMTU = 68    // RFC 791: every module must forward 68 octets.
+	maxMTU = 65535 // the largest IPv4 packet.
+)
+
+// Parse reads and validates stdin of a CNI call. Errors are *types.Error with code 6 (not JSON) or 7 (a key is
+// unknown, missing or wrong; the message names the key and its value).
+func Parse(data []byte) (*NetConf, error) {
+	var raw map[string]json.RawMessage
+	if err := json.Unmarshal(data, &raw); err != nil {
+		return nil, types.NewError(types.ErrDecodingFailure, "the network configuration is no JSON object", err.Error())
+	}
+	if err := unknown("", raw, knownKeys); err != nil {
+		return nil, err
+	}
+	c := &NetConf{}
+	if ranges, ok := raw["ranges"]; ok {
+		var err error
+		if c.Ranges, err = parseRanges(ranges); err != nil {
+			return nil, err
+		}
+	}
+	if err := json.Unmarshal(data, c); err != nil {
+		return nil, decodeError(err)
+	}
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	if c.RawPrevResult != nil {
+		if err := version.ParsePrevResult(&c.NetConf); err != nil {
+			return nil, types.NewError(types.ErrDecodingFailure, "prevResult can't be read", err.Error())
+		}
+	}
+	return c, nil
+}
+
+func (c *NetConf) validate() error {
+	if c.Name == "" {
+		return types.NewError(types.ErrInvalidNetworkConfig, "name is missing", "a network configuration needs a name")
+	}
+	if len(c.Ranges) == 0 {
+		return types.NewError(types.ErrInvalidNetworkConfig, "ranges is missing", `one range at least, for instance [{"subnet": "10.88.0.0/24"}]`)
+	}
+	if err := disjoint(c.Ranges); err != nil {
+		return err
+	}
+	if c.MTU != 0 && (c.MTU < minMTU || c.MTU > maxMTU) {
+		return invalid("mtu", fmt.Sprint(c.MTU), fmt.Sprintf("must be 0 or from %d to %d", minMTU, maxMTU))
+	}
+	switch c.Enforcement {
+	case "":
+		c.Enforcement = Strict
+	case Strict, Closed, Off:
+	default:
+		return invalid("enforcement", string(c.Enforcement), "must be strict, closed or off")
+	}
+	return nil
+}
+
+// unknown reports the first key that isn't in known. A key that the plugin doesn't know may be a typing error in one
+// that matters, so it is refused; what runtimes add under "cni.dev/" passes.
+func unknown(path string, raw map[string]json.RawMessage, known []string) error {
+	var keys []string
+	for k := range raw {
+		if !slices.Contains(known, k) && !strings.HasPrefix(k, "cni.dev/") {
+			keys = append(keys, k)
+		}
+	}
+	if len(keys) == 0 {
+		return nil
+	}
+	slices.Sort(keys)
+	return invalid(path+keys[0], string(raw[keys[0]]), "is no key of weir's; known are "+strings.Join(known, ", "))
+}
+
+// invalid is CNI error code 7 for a key with a wrong value.
+func invalid(key, value, why string) error {
+	if len(value) > 80 {
+		value = value[:80] + "…"
+	}
+	return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("%s: %s %s", key, value, why), "")
+}
+
+// decodeError turns encoding/json's errors into one that names the key.
+func decodeError(err error) error {
+	var wrong *json.UnmarshalTypeError
+	if errors.As(err, &wrong) {
+		return invalid(wrong.Field, wrong.Value, "must be a "+wrong.Type.String())
+	}
+	return types.NewError(types.ErrDecodingFailure, "the network configuration can't be read", err.Error())
+}

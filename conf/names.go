@@ -1,0 +1,10 @@
+package conf
+
+// Names of kernel objects that the plugin and the agent must agree on.
+const (
+	// Bridge is the node's bridge.
+	Bridge = "weir0"
+	// PodsSet is the ipset with the addresses of every pod on the node: what is in it is dropped unless a class lets
+	// it through.
+	PodsSet = "weir-pods"
+)

@@ -1,0 +1,120 @@
+package conf
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"go4.org/netipx"
+)
+
+// Range is a run of addresses within a subnet.
+type Range struct {
+	Subnet netip.Prefix `json:"subnet"`
+	// RangeStart and RangeEnd bound the addresses handed out, both included. Default: the whole subnet without its
+	// network and broadcast addresses.
+	RangeStart netip.Addr `json:"rangeStart,omitzero"`
+	RangeEnd   netip.Addr `json:"rangeEnd,omitzero"`
+	// Gateway is the bridge's own address in the subnet; never handed out. Default: the subnet's first.
+	Gateway netip.Addr `json:"gateway,omitzero"`
+}
+
+var knownRangeKeys = []string{"subnet", "rangeStart", "rangeEnd", "gateway"}
+
+// parseRanges reads the value of "ranges"; each range comes back complete.
+func parseRanges(data json.RawMessage) ([]Range, error) {
+	var list []json.RawMessage
+	if err := json.Unmarshal(data, &list); err != nil {
+		return nil, invalid("ranges", string(data), "must be a list of objects")
+	}
+	ranges := make([]Range, 0, len(list))
+	for i, item := range list {
+		path := fmt.Sprintf("ranges[%d]", i)
+		var fields map[string]json.RawMessage
+		if err := json.Unmarshal(item, &fields); err != nil {
+			return nil, invalid(path, string(item), "must be an object with a subnet")
+		}
+		if err := unknown(path+".", fields, knownRangeKeys); err != nil {
+			return nil, err
+		}
+		var r Range
+		for _, f := range []struct {
+			key, kind string
+			into      any
+		}{
+			{"subnet", "CIDR", &r.Subnet}, {"gateway", "IP address", &r.Gateway},
+			{"rangeStart", "IP address", &r.RangeStart}, {"rangeEnd", "IP address", &r.RangeEnd},
+		} {
+			if v, ok := fields[f.key]; ok {
+				if err := json.Unmarshal(v, f.into); err != nil {
+					return nil, invalid(path+"."+f.key, string(v), "is no "+f.kind)
+				}
+			}
+		}
+		if err := r.complete(path); err != nil {
+			return nil, err
+		}
+		ranges = append(ranges, r)
+	}
+	return ranges, nil
+}
+
+// complete fills in a range's defaults and checks that its parts fit together.
+func (r *Range) complete(path string) error {
+	if !r.Subnet.IsValid() {
+		return types.NewError(types.ErrInvalidNetworkConfig, path+".subnet is missing", "each range needs a subnet, for instance 10.88.0.0/24")
+	}
+	if r.Subnet != r.Subnet.Masked() {
+		return invalid(path+".subnet", r.Subnet.String(), "has host bits set; "+r.Subnet.Masked().String()+" is meant?")
+	}
+	if !r.Subnet.Addr().Is4() {
+		return invalid(path+".subnet", r.Subnet.String(), "is no IPv4 subnet")
+	}
+	if r.Subnet.Bits() > r.Subnet.Addr().BitLen()-2 {
+		return invalid(path+".subnet", r.Subnet.String(), "is too small: it must hold a gateway and a pod")
+	}
+	first, last := r.Subnet.Addr().Next(), lastAddr(r.Subnet).Prev()
+	if !r.Gateway.IsValid() {
+		r.Gateway = first
+	}
+	if !r.RangeStart.IsValid() {
+		r.RangeStart = first
+	}
+	if !r.RangeEnd.IsValid() {
+		r.RangeEnd = last
+	}
+	for _, a := range []struct {
+		key  string
+		addr netip.Addr
+	}{{"gateway", r.Gateway}, {"rangeStart", r.RangeStart}, {"rangeEnd", r.RangeEnd}} {
+		if a.addr.Less(first) || last.Less(a.addr) {
+			return invalid(path+"."+a.key, a.addr.String(), fmt.Sprintf("is outside of subnet %s (%s to %s)", r.Subnet, first, last))
+		}
+	}
+	if r.RangeEnd.Less(r.RangeStart) {
+		return invalid(path+".rangeEnd", r.RangeEnd.String(), "is before rangeStart "+r.RangeStart.String())
+	}
+	return nil
+}
+
+// disjoint checks that no address is in two ranges. Ranges may share a subnet, if they agree on its gateway.
+func disjoint(ranges []Range) error {
+	for i, r := range ranges {
+		for j, other := range ranges[:i] {
+			same := r.Subnet == other.Subnet && r.Gateway == other.Gateway
+			if r.Subnet.Overlaps(other.Subnet) && !same {
+				return invalid(fmt.Sprintf("ranges[%d].subnet", i), r.Subnet.String(),
+					fmt.Sprintf("overlaps ranges[%d] (%s, gateway %s)", j, other.Subnet, other.Gateway))
+			}
+			if same && !r.RangeEnd.Less(other.RangeStart) && !other.RangeEnd.Less(r.RangeStart) {
+				return invalid(fmt.Sprintf("ranges[%d].rangeStart", i), r.RangeStart.String(),
+					fmt.Sprintf("overlaps ranges[%d] (%s to %s)", j, other.RangeStart, other.RangeEnd))
+			}
+		}
+	}
+	return nil
+}
+
+// lastAddr is the highest address of a prefix; in IPv4 the broadcast address.
+func lastAddr(p netip.Prefix) netip.Addr { return netipx.RangeOfPrefix(p).To() }

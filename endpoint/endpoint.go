@@ -1,0 +1,172 @@
+// Package endpoint owns what a node knows of its pods' attachments: one record per attachment, on disk under
+// /run/weir, so that it outlives every process and dies with the boot that it describes. The plugin writes records on
+// ADD and removes them on DEL; the agent and weirctl read them.
+package endpoint
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+)
+
+const (
+	// Dir holds weir's runtime state. /run is emptied by a reboot, as are the namespaces that the state speaks of.
+	Dir = "/run/weir"
+	// Socket is where the agent answers the plugin and weirctl (HTTP over a Unix socket, mode 0600).
+	Socket = Dir + "/agent.sock"
+
+	recordsDir = Dir + "/endpoints"
+	suffix     = ".json"
+)
+
+// Endpoint is the record of one attachment: one interface of one container (CNI specification 1.1, "Attachment").
+type Endpoint struct {
+	ContainerID string           `json:"containerID"`
+	IfName      string           `json:"ifName"`
+	Network     string           `json:"network"`
+	Netns       string           `json:"netns"`
+	Pod         Pod              `json:"pod"`
+	Addresses   []Address        `json:"addresses"`
+	MAC         string           `json:"mac"`
+	HostIf      string           `json:"hostInterface"`
+	Enforcement conf.Enforcement `json:"enforcement"`
+	Created     time.Time        `json:"created"`
+}
+
+// Pod says whose the attachment is. UID is empty where the runtime passed none.
+type Pod struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	UID       string `json:"uid,omitempty"`
+}
+
+// String is namespace/name.
+func (p Pod) String() string { return p.Namespace + "/" + p.Name }
+
+// Address is one of the pod's addresses with the subnet it was taken from.
+type Address struct {
+	Addr    netip.Addr   `json:"address"`
+	Subnet  netip.Prefix `json:"subnet"`
+	Gateway netip.Addr   `json:"gateway"`
+}
+
+// ID names the attachment; it is unique on the node. Neither part may hold a colon (CNI specification 1.1,
+// "Parameters": container IDs are alphanumeric with _ . -, interface names have no colon).
+func (e *Endpoint) ID() string { return ID(e.ContainerID, e.IfName) }
+
+// ID of the attachment of ifName in containerID.
+func ID(containerID, ifName string) string { return containerID + ":" + ifName }
+
+func path(id string) string { return filepath.Join(recordsDir, id+suffix) }
+
+// Save writes the record, whole or not at all.
+func (e *Endpoint) Save() error {
+	if err := os.MkdirAll(recordsDir, 0o700); err != nil {
+		return fmt.Errorf("make the directory of endpoint records: %w", err)
+	}
+	data, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("encode endpoint record %s: %w", e.ID(), err)
+	}
+	// Readers skip what doesn't end in .json; a temporary file left by a crash is overwritten or harmless.
+	tmp := path(e.ID()) + ".tmp"
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		return fmt.Errorf("write endpoint record %s: %w", e.ID(), err)
+	}
+	if err := os.Rename(tmp, path(e.ID())); err != nil {
+		return fmt.Errorf("write endpoint record %s: %w", e.ID(), err)
+	}
+	return nil
+}
+
+// Load reads the record with that ID; the error is fs.ErrNotExist if there is none.
+func Load(id string) (*Endpoint, error) {
+	data, err := os.ReadFile(path(id))
+	if err != nil {
+		return nil, fmt.Errorf("read endpoint record %s: %w", id, err)
+	}
+	e := &Endpoint{}
+	if err := json.Unmarshal(data, e); err != nil {
+		return nil, fmt.Errorf("endpoint record %s: %w", path(id), err)
+	}
+	return e, nil
+}
+
+// Remove deletes the record; that there is none is no error.
+func Remove(id string) error {
+	if err := os.Remove(path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove endpoint record %s: %w", id, err)
+	}
+	return nil
+}
+
+// List reads all records, ordered by ID. A record that can't be read is reported beside the others: one broken file
+// must not hide every other pod.
+func List() ([]Endpoint, error) {
+	entries, err := os.ReadDir(recordsDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list endpoint records: %w", err)
+	}
+	var all []Endpoint
+	var errs []error
+	for _, entry := range entries {
+		id, ok := strings.CutSuffix(entry.Name(), suffix)
+		if !ok {
+			continue
+		}
+		e, err := Load(id)
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // a DEL came between
+		case err != nil:
+			errs = append(errs, err)
+		default:
+			all = append(all, *e)
+		}
+	}
+	return all, errors.Join(errs...)
+}
+
+// WatchDir makes the directory of records, if need be, and returns its path for whoever watches it for changes.
+func WatchDir() (string, error) {
+	if err := os.MkdirAll(recordsDir, 0o700); err != nil {
+		return "", fmt.Errorf("make the directory of endpoint records: %w", err)
+	}
+	return recordsDir, nil
+}
+
+// Lock takes the node-wide lock that guards the choice of addresses and the making of the bridge, and waits for it
+// as long as it takes: its holders do a few system calls. The kernel frees it when the process ends, however it ends.
+//
+// Equivalent to: flock /run/weir/lock
+func Lock() (unlock func(), err error) {
+	if err := os.MkdirAll(Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make %s: %w", Dir, err)
+	}
+	f, err := os.OpenFile(filepath.Join(Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the lock: %w", err)
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
+	}
+	return func() { _ = f.Close() }, nil
+}

@@ -1,0 +1,169 @@
+// Package nodetest gives a test a node of its own: a process in fresh network, mount and PID namespaces with an empty
+// /run, in which the test may make bridges, sets and rules as it likes. The kernel takes all of it away when the
+// process ends, however it ends.
+package nodetest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+const inside = "WEIR_NODETEST"
+
+// Isolated runs the calling test once more in a node of its own and reports false; in there it reports true:
+//
+//	func TestX(t *testing.T) {
+//		if !nodetest.Isolated(t) {
+//			return
+//		}
+//
+// A machine on which that doesn't work fails the test: it never skips.
+func Isolated(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(inside) == t.Name() {
+		setUp(t)
+		return true
+	}
+	t.Parallel()
+	args := []string{"-test.run=^" + regexp.QuoteMeta(t.Name()) + "$", "-test.v", "-test.count=1"}
+	for _, a := range os.Args[1:] {
+		if strings.HasPrefix(a, "-test.timeout") || strings.HasPrefix(a, "-test.short") {
+			args = append(args, a)
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), inside+"="+t.Name())
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC,
+		Pdeathsig:  syscall.SIGKILL,
+	}
+	if os.Geteuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+	}
+	// Pdeathsig is sent when the thread that forked ends, not the process.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("in a node of its own: %v\n%s", err, out)
+	} else if !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
+		t.Errorf("the test did not run in its node:\n%s", out)
+	} else if testing.Verbose() {
+		t.Logf("%s", out)
+	}
+	return false
+}
+
+func setUp(t *testing.T) {
+	t.Helper()
+	for _, m := range []struct {
+		source, target, kind string
+		flags                uintptr
+	}{
+		{"none", "/", "", syscall.MS_REC | syscall.MS_PRIVATE},
+		{"proc", "/proc", "proc", 0},
+		{"tmpfs", "/run", "tmpfs", 0},
+	} {
+		if err := syscall.Mount(m.source, m.target, m.kind, m.flags, ""); err != nil {
+			t.Fatalf("mount %s: %v", m.target, err)
+		}
+	}
+	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		t.Fatalf("set lo up: %v", err)
+	}
+}
+
+// NewNS makes a named network namespace and returns its path; it lives as long as the node.
+//
+// Equivalent to: ip netns add NAME
+func NewNS(t testing.TB, name string) string {
+	t.Helper()
+	path := filepath.Join("/run/netns", name)
+	done := make(chan error, 1)
+	go func() { // the thread stays locked: the runtime ends it with the goroutine instead of using its namespace
+		runtime.LockOSThread()
+		if _, err := netns.New(); err != nil {
+			done <- err
+			return
+		}
+		err := os.WriteFile(path, nil, 0o444)
+		if err == nil {
+			err = unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), path, "", unix.MS_BIND, "")
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Fatalf("make network namespace %s: %v", name, err)
+	}
+	return path
+}
+
+// DelNS removes the namespace that NewNS made.
+func DelNS(t testing.TB, path string) {
+	t.Helper()
+	if err := errors.Join(unix.Unmount(path, unix.MNT_DETACH), os.Remove(path)); err != nil {
+		t.Fatalf("remove network namespace %s: %v", path, err)
+	}
+}
+
+// In runs f on a thread that is in the namespace.
+func In(t testing.TB, path string, f func() error) {
+	t.Helper()
+	if err := ns.WithNetNSPath(path, func(ns.NetNS) error { return f() }); err != nil {
+		t.Fatalf("in %s: %v", path, err)
+	}
+}
+
+// Run runs a command on the node and returns what it printed; it must succeed.
+func Run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(context.Background(), name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// Outside makes the network beyond the node: a namespace "outside" with the address 192.0.2.1/24, joined by a veth
+// pair to the node's uplink eth0 (192.0.2.2/24), which carries the node's default route. It returns its path.
+func Outside(t testing.TB) string {
+	t.Helper()
+	path := NewNS(t, "outside")
+	for _, c := range []string{
+		"ip link add eth0 type veth peer name eth0 netns outside",
+		"ip addr add 192.0.2.2/24 dev eth0",
+		"ip link set eth0 up",
+		"ip -n outside addr add 192.0.2.1/24 dev eth0",
+		"ip -n outside link set eth0 up",
+		"ip -n outside link set lo up",
+		"ip route add default via 192.0.2.1",
+	} {
+		f := strings.Fields(c)
+		Run(t, f[0], f[1:]...)
+	}
+	return path
+}

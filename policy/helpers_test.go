@@ -1,0 +1,77 @@
+package policy_test
+
+import (
+	"bytes"
+	"net/netip"
+	"strconv"
+	"strings"
+	"testing"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/manifests"
+)
+
+// unvalidated parses documents one by one, and takes NetworkPolicies as they are.
+func unvalidated(t testing.TB, data []byte) policy.Objects {
+	t.Helper()
+	var all policy.Objects
+	for _, doc := range bytes.Split(data, []byte("\n---\n")) {
+		var np networkingv1.NetworkPolicy
+		if err := yaml.Unmarshal(doc, &np); err == nil && np.Kind == "NetworkPolicy" {
+			all.Policies = append(all.Policies, &np)
+			continue
+		}
+		o, err := manifests.Parse("test", doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Namespaces = append(all.Namespaces, o.Namespaces...)
+		all.Pods = append(all.Pods, o.Pods...)
+	}
+	return all
+}
+
+// packet parses "from>to:proto:port".
+func packet(t testing.TB, state policy.State, s string) policy.Packet {
+	t.Helper()
+	from, rest, _ := strings.Cut(s, ">")
+	parts := strings.Split(rest, ":")
+	if len(parts) != 3 {
+		t.Fatalf("packet %q", s)
+	}
+	port, err := strconv.ParseUint(parts[2], 10, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := policy.Packet{In: "eth0", Out: "eth0", Proto: policy.Protocol(parts[1]), Port: uint16(port)}
+	where := func(name string, addr *netip.Addr, inter *string) {
+		if name == "node" {
+			*addr, *inter = netip.MustParseAddr("192.0.2.2"), ""
+			return
+		}
+		if a, err := netip.ParseAddr(name); err == nil {
+			*addr = a
+			return
+		}
+		for _, e := range state.Endpoints {
+			if e.Pod.Name == name {
+				*addr, *inter = e.Addresses[0].Addr, conf.Bridge
+				return
+			}
+		}
+		for _, pod := range state.Pods {
+			if pod.Name == name {
+				*addr = pod.Addresses[0]
+				return
+			}
+		}
+		t.Fatalf("packet %q: who is %s?", s, name)
+	}
+	where(from, &p.Src, &p.In)
+	where(parts[0], &p.Dst, &p.Out)
+	return p
+}

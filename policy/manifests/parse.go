@@ -1,0 +1,178 @@
+// Package manifests owns the source that needs no Kubernetes: a directory of ordinary YAML manifests, read again
+// whenever a file changes.
+package manifests
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"sigs.k8s.io/yaml"
+
+	"github.com/weir-net/weir/policy"
+)
+
+// Parse reads the manifests of one file: v1 Namespace, v1 Pod and networking.k8s.io/v1 NetworkPolicy. Objects of other
+// kinds belong to somebody else and are left out, except for those that could be meant as a NetworkPolicy. Each error
+// names the file, the document (from 1) and the field.
+func Parse(file string, data []byte) (policy.Objects, error) {
+	var all policy.Objects
+	var errs []error
+	docs := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data)))
+	for n := 1; ; n++ {
+		doc, err := docs.Read()
+		if errors.Is(err, io.EOF) {
+			return all, errors.Join(errs...)
+		}
+		if err == nil {
+			err = add(&all, doc)
+		}
+		for _, e := range split(err) {
+			errs = append(errs, fmt.Errorf("%s: document %d: %w", file, n, e))
+		}
+		if err != nil && doc == nil {
+			return all, errors.Join(errs...)
+		}
+	}
+}
+
+func split(err error) []error {
+	var many interface{ Unwrap() []error }
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &many):
+		return many.Unwrap()
+	}
+	return []error{err}
+}
+
+func add(all *policy.Objects, doc []byte) error {
+	var kind metav1.TypeMeta
+	if err := yaml.Unmarshal(doc, &kind); err != nil {
+		return err
+	}
+	if kind == (metav1.TypeMeta{}) {
+		var anything any
+		if err := yaml.Unmarshal(doc, &anything); err == nil && anything == nil {
+			return nil // only comments
+		}
+	}
+	switch {
+	case kind.APIVersion == "" || kind.Kind == "":
+		return fmt.Errorf("apiVersion and kind: both must be given, got %q and %q", kind.APIVersion, kind.Kind)
+	case kind.APIVersion == "v1" && kind.Kind == "Namespace":
+		return addNamespace(all, doc)
+	case kind.APIVersion == "v1" && kind.Kind == "Pod":
+		return addPod(all, doc)
+	case kind.APIVersion == "networking.k8s.io/v1" && kind.Kind == "NetworkPolicy":
+		return addPolicy(all, doc)
+	case strings.Contains(strings.ToLower(kind.Kind), "pol") && strings.Contains(kind.APIVersion, "networking.k8s.io"),
+		strings.EqualFold(kind.Kind, "NetworkPolicy"), kind.APIVersion == "v1" && kind.Kind == "List":
+		return fmt.Errorf("kind: %s of %s is not read here; write networking.k8s.io/v1 NetworkPolicy objects, one a document", kind.Kind, kind.APIVersion)
+	}
+	return nil
+}
+
+func addNamespace(all *policy.Objects, doc []byte) error {
+	var ns corev1.Namespace
+	if err := decode(doc, &ns); err != nil {
+		return err
+	}
+	if err := checkMeta(&ns.ObjectMeta); err != nil {
+		return err
+	}
+	labels := map[string]string{}
+	for k, v := range ns.Labels {
+		labels[k] = v
+	}
+	// The API server sets this label on every namespace; policies select by it.
+	labels[corev1.LabelMetadataName] = ns.Name
+	all.Namespaces = append(all.Namespaces, policy.Namespace{Name: ns.Name, Labels: labels})
+	return nil
+}
+
+func addPod(all *policy.Objects, doc []byte) error {
+	var pod corev1.Pod
+	if err := decode(doc, &pod); err != nil {
+		return err
+	}
+	if err := checkNamespaced(&pod.ObjectMeta); err != nil {
+		return err
+	}
+	p := policy.Pod{
+		Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID), Labels: pod.Labels, HostNetwork: pod.Spec.HostNetwork,
+		Finished: pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed,
+	}
+	ips := pod.Status.PodIPs
+	if len(ips) == 0 && pod.Status.PodIP != "" {
+		ips = []corev1.PodIP{{IP: pod.Status.PodIP}}
+	}
+	for i, ip := range ips {
+		addr, err := netip.ParseAddr(ip.IP)
+		if err != nil {
+			return fmt.Errorf("status.podIPs[%d].ip: %q is no IP address", i, ip.IP)
+		}
+		p.Addresses = append(p.Addresses, addr.Unmap())
+	}
+	all.Pods = append(all.Pods, p)
+	return nil
+}
+
+func addPolicy(all *policy.Objects, doc []byte) error {
+	var np networkingv1.NetworkPolicy
+	if err := decode(doc, &np); err != nil {
+		return err
+	}
+	if err := checkNamespaced(&np.ObjectMeta); err != nil {
+		return err
+	}
+	var errs []error
+	for _, p := range policy.Validate(&np) {
+		errs = append(errs, errors.New(p.String()))
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	all.Policies = append(all.Policies, &np)
+	return nil
+}
+
+// decode is strict: a key that Kubernetes doesn't know, or one that is there twice, is an error that names it.
+func decode(doc []byte, into any) error {
+	if err := yaml.UnmarshalStrict(doc, into); err != nil {
+		return errors.New(strings.TrimPrefix(err.Error(), "error unmarshaling JSON: while decoding JSON: "))
+	}
+	return nil
+}
+
+func checkNamespaced(meta *metav1.ObjectMeta) error {
+	if meta.Namespace == "" {
+		meta.Namespace = metav1.NamespaceDefault // as kubectl does
+	}
+	if msgs := validation.IsDNS1123Label(meta.Namespace); len(msgs) > 0 {
+		return fmt.Errorf("metadata.namespace: %q: %s", meta.Namespace, strings.Join(msgs, "; "))
+	}
+	return checkMeta(meta)
+}
+
+func checkMeta(meta *metav1.ObjectMeta) error {
+	if msgs := validation.IsDNS1123Subdomain(meta.Name); len(msgs) > 0 {
+		return fmt.Errorf("metadata.name: %q: %s", meta.Name, strings.Join(msgs, "; "))
+	}
+	if errs := metav1validation.ValidateLabels(meta.Labels, field.NewPath("metadata", "labels")); len(errs) > 0 {
+		return errs.ToAggregate()
+	}
+	return nil
+}

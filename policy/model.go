@@ -1,0 +1,69 @@
+// Package policy is weir's heart: what NetworkPolicies mean, and which sets and rules make the kernel do it.
+//
+// It is pure. State is what is known of the cluster and of this node; Compile turns it into a Ruleset, the sets and
+// chains that should be in the kernel; Ruleset.Judge says what these do with a packet. Nothing here knows netlink, the
+// Kubernetes API or a file: the packages below policy/ bring states in and rulesets out.
+package policy
+
+import (
+	"net/netip"
+
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/weir-net/weir/endpoint"
+)
+
+// State is all that policy depends on.
+type State struct {
+	Objects
+	// Endpoints are the attachments on this node.
+	Endpoints []endpoint.Endpoint
+	// Networks hold all of the cluster's pods; traffic within them is never masqueraded.
+	Networks []netip.Prefix
+}
+
+// Objects are what a source (the Kubernetes API, a directory of manifests) knows of the cluster.
+type Objects struct {
+	Namespaces []Namespace
+	Pods       []Pod
+	Policies   []*networkingv1.NetworkPolicy
+}
+
+// Namespace is what policy needs of a v1 Namespace.
+type Namespace struct {
+	Name   string
+	Labels map[string]string
+}
+
+// Pod is what policy needs of a v1 Pod.
+type Pod struct {
+	Namespace, Name string
+	// UID is empty where the source has none; it then fits every endpoint of the pod's name.
+	UID    string
+	Labels map[string]string
+	// Addresses are from the pod's status. An endpoint on this node knows better.
+	Addresses []netip.Addr
+	// HostNetwork pods have their node's addresses: no policy selects them, and no selector means them.
+	HostNetwork bool
+	// Finished pods (phase Succeeded or Failed) have given their addresses back.
+	Finished bool
+}
+
+// Direction of traffic, as seen from the pod that a policy selects.
+type Direction string
+
+// The directions of networking.k8s.io/v1 policyTypes.
+const (
+	Ingress Direction = "ingress"
+	Egress  Direction = "egress"
+)
+
+// Problem is an object, or part of one, that can't be enforced as written. What it would have opened stays closed.
+type Problem struct {
+	Object  string `json:"object"` // kind namespace/name
+	Field   string `json:"field"`
+	Message string `json:"message"`
+}
+
+// String is one line for a log.
+func (p Problem) String() string { return p.Object + ": " + p.Field + ": " + p.Message }

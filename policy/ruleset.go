@@ -1,0 +1,268 @@
+package policy
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Ruleset is what should be in the kernel: sets, weir's own chains, and the jumps to them from the built-in chains.
+// Sets and chains are ordered by name, so equal states give equal rulesets.
+type Ruleset struct {
+	Sets     []Set
+	Chains   []Chain
+	Jumps    []Jump
+	Classes  []Class
+	Problems []Problem
+}
+
+// SetType is the ipset type of a set.
+type SetType string
+
+// The types that weir uses.
+const (
+	HashIP  SetType = "hash:ip"
+	HashNet SetType = "hash:net"
+)
+
+// SetRole says in which order a set and the rules that use it may change without opening anything on the way.
+type SetRole int
+
+const (
+	// Peers are let through by some rule: what leaves is taken out before the rules change, what comes is put in
+	// after.
+	Peers SetRole = iota
+	// Members are dispatched to a class: what comes is put in before the rules change, what leaves is taken out after,
+	// so that a pod is never in no class.
+	Members
+)
+
+// Set is an ipset.
+type Set struct {
+	Name    string
+	Type    SetType
+	Role    SetRole
+	Entries []Entry // ordered
+}
+
+// Entry of a set, with the words that "ipset list" shows beside it.
+type Entry struct {
+	Prefix  netip.Prefix
+	Comment string
+}
+
+// Chain is one of weir's chains in a table.
+type Chain struct {
+	Table, Name string
+	Rules       []Rule
+}
+
+// Jump is a rule in a built-in chain. First: nothing may come before it. Otherwise it stands last.
+type Jump struct {
+	Table, Chain string
+	First        bool
+	Rule         Rule
+}
+
+// Rule is an iptables rule, as far as weir needs them. A packet matches if all that is given does.
+type Rule struct {
+	In      string // -i
+	Out     string // -o
+	Proto   Protocol
+	Sets    []SetMatch
+	Ports   []PortRange // of the destination
+	Track   Track
+	Self    bool // sender and receiver are the same
+	Comment string
+	Target  Target
+	// To is the chain that JUMP and GOTO go to; for NFLOG, the prefix of what is logged.
+	To string
+}
+
+// SetMatch asks whether the packet's source (src) or destination (dst) is in the set.
+type SetMatch struct {
+	Name string
+	Dir  string
+	Not  bool
+}
+
+// Track asks connection tracking about the packet.
+type Track string
+
+const (
+	// Established packets belong to a connection that was let through, and was not cut since.
+	Established Track = "established"
+	// Cut packets belong to a connection that a policy has forbidden after it was opened.
+	Cut Track = "cut"
+)
+
+// CutLabel is the bit of a connection's label (conntrack has 128) that says it was cut.
+const CutLabel = 127
+
+// LogGroup is the netlink log group (NFLOG) that dropped packets are copied to.
+const LogGroup = 88
+
+// Target of a rule.
+type Target string
+
+// The targets weir uses.
+const (
+	Accept     Target = "ACCEPT"
+	Drop       Target = "DROP"
+	Return     Target = "RETURN"
+	JumpTo     Target = "JUMP"
+	GoTo       Target = "GOTO"
+	Log        Target = "NFLOG"
+	Masquerade Target = "MASQUERADE"
+)
+
+// Protocol above IP, in the kernel's lower-case name; empty for any.
+type Protocol string
+
+// The protocols a NetworkPolicyPort can name.
+const (
+	TCP  Protocol = "tcp"
+	UDP  Protocol = "udp"
+	SCTP Protocol = "sctp"
+)
+
+// PortRange is first to last, both included.
+type PortRange struct{ First, Last uint16 }
+
+// String is as iptables writes it.
+func (p PortRange) String() string {
+	if p.First == p.Last {
+		return strconv.Itoa(int(p.First))
+	}
+	return fmt.Sprintf("%d:%d", p.First, p.Last)
+}
+
+// maxMultiport is how many ports one multiport match takes; a range counts as two (xt_multiport, XT_MULTI_PORTS).
+const maxMultiport = 15
+
+// String is the rule as iptables-save prints it, without "-A CHAIN": what is in the kernel can be compared as text.
+func (r Rule) String() string {
+	var b strings.Builder
+	add := func(format string, args ...any) {
+		if b.Len() > 0 {
+			b.WriteByte(' ')
+		}
+		fmt.Fprintf(&b, format, args...)
+	}
+	if r.In != "" {
+		add("-i %s", r.In)
+	}
+	if r.Out != "" {
+		add("-o %s", r.Out)
+	}
+	if r.Proto != "" {
+		add("-p %s", r.Proto)
+	}
+	switch r.Track {
+	case Established:
+		add("-m conntrack --ctstate RELATED,ESTABLISHED -m connlabel ! --label \"%d\"", CutLabel)
+	case Cut:
+		add("-m connlabel --label \"%d\"", CutLabel)
+	}
+	if r.Self {
+		// Loads the source and the destination of the IPv4 header and compares them: iptables has no match for it.
+		add("-m bpf --bytecode \"6,32 0 0 12,7 0 0 0,32 0 0 16,29 0 1 0,6 0 0 65535,6 0 0 0\"")
+	}
+	for _, s := range r.Sets {
+		not := ""
+		if s.Not {
+			not = "! "
+		}
+		add("-m set %s--match-set %s %s", not, s.Name, s.Dir)
+	}
+	switch len(r.Ports) {
+	case 0:
+	case 1:
+		add("-m %s --dport %s", r.Proto, r.Ports[0])
+	default:
+		list := make([]string, len(r.Ports))
+		for i, p := range r.Ports {
+			list[i] = p.String()
+		}
+		add("-m multiport --dports %s", strings.Join(list, ","))
+	}
+	if r.Comment != "" {
+		add("-m comment --comment \"%s\"", comment(r.Comment))
+	}
+	switch r.Target {
+	case JumpTo:
+		add("-j %s", r.To)
+	case GoTo:
+		add("-g %s", r.To)
+	case Log:
+		add("-j NFLOG --nflog-prefix \"%s\" --nflog-group %d", r.To, LogGroup)
+	case Masquerade:
+		add("-j MASQUERADE --random-fully")
+	default:
+		add("-j %s", r.Target)
+	}
+	return b.String()
+}
+
+// maxComment is the longest comment of a rule (xt_comment: 256 bytes with the final NUL) and of a set's entry (255).
+const maxComment = 255
+
+// comment shortens c to what the kernel keeps, so that what is read back equals what was written. It always holds a
+// space, so that iptables-save always quotes it.
+func comment(c string) string {
+	c = strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' || r == '"' || r == '\\' {
+			return '?'
+		}
+		return r
+	}, c)
+	if len(c) > maxComment {
+		c = c[:maxComment-4] + " ..."
+	}
+	return c
+}
+
+// Write prints the ruleset as a person would list it: sets, then chains. The golden files hold this text.
+func (r Ruleset) Write(w io.Writer) error {
+	var b strings.Builder
+	for _, s := range r.Sets {
+		fmt.Fprintf(&b, "set %s %s\n", s.Name, s.Type)
+		for _, e := range s.Entries {
+			fmt.Fprintf(&b, "  %s # %s\n", text(s.Type, e.Prefix), e.Comment)
+		}
+	}
+	for _, c := range r.Chains {
+		fmt.Fprintf(&b, "chain %s %s\n", c.Table, c.Name)
+		for _, rule := range c.Rules {
+			fmt.Fprintf(&b, "  %s\n", rule)
+		}
+	}
+	for _, j := range r.Jumps {
+		where := map[bool]string{true: "first", false: "last"}[j.First]
+		fmt.Fprintf(&b, "%s in %s %s\n  %s\n", where, j.Table, j.Chain, j.Rule)
+	}
+	for _, p := range r.Problems {
+		fmt.Fprintf(&b, "problem %s\n", p)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func text(t SetType, p netip.Prefix) string {
+	if t == HashIP {
+		return p.Addr().String()
+	}
+	return p.String()
+}
+
+// Chain returns the chain of that table and name.
+func (r Ruleset) Chain(table, name string) (Chain, bool) {
+	i := slices.IndexFunc(r.Chains, func(c Chain) bool { return c.Table == table && c.Name == name })
+	if i < 0 {
+		return Chain{}, false
+	}
+	return r.Chains[i], true
+}

@@ -1,0 +1,91 @@
+package policy
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// selector is a podSelector and/or namespaceSelector of a peer, parsed.
+type selector struct {
+	// namespace is set where there is no namespaceSelector: pods of the policy's own namespace are meant.
+	namespace  string
+	namespaces labels.Selector
+	pods       labels.Selector
+}
+
+// parseSelector reads a peer's selectors (NetworkPolicyPeer: with both, pods that match podSelector in namespaces that
+// match namespaceSelector; an absent podSelector means all pods).
+func parseSelector(namespace string, peer networkingv1.NetworkPolicyPeer) (s selector, field string, err error) {
+	if peer.NamespaceSelector == nil {
+		s.namespace = namespace
+	} else if s.namespaces, err = metav1.LabelSelectorAsSelector(peer.NamespaceSelector); err != nil {
+		return selector{}, "namespaceSelector", err
+	}
+	if peer.PodSelector == nil {
+		s.pods = labels.Everything()
+	} else if s.pods, err = metav1.LabelSelectorAsSelector(peer.PodSelector); err != nil {
+		return selector{}, "podSelector", err
+	}
+	return s, "", nil
+}
+
+func (s selector) matches(ns Namespace, p Pod) bool {
+	if s.namespaces == nil {
+		return p.Namespace == s.namespace && s.pods.Matches(labels.Set(p.Labels))
+	}
+	return s.namespaces.Matches(labels.Set(ns.Labels)) && s.pods.Matches(labels.Set(p.Labels))
+}
+
+// key is equal for equal selectors and different for different ones: its parts are JSON strings, so no part can run
+// into the next.
+func (s selector) key() string {
+	namespaces := ""
+	if s.namespaces != nil {
+		namespaces = "selector " + s.namespaces.String()
+	}
+	return key("selector", s.namespace, namespaces, s.pods.String())
+}
+
+// String says in words what the selector means.
+func (s selector) String() string {
+	var b strings.Builder
+	if s.pods.Empty() {
+		b.WriteString("all pods")
+	} else {
+		fmt.Fprintf(&b, "pods with %s", s.pods)
+	}
+	switch {
+	case s.namespaces == nil:
+		fmt.Fprintf(&b, " in namespace %s", s.namespace)
+	case s.namespaces.Empty():
+		b.WriteString(" in all namespaces")
+	default:
+		fmt.Fprintf(&b, " in namespaces with %s", s.namespaces)
+	}
+	return b.String()
+}
+
+// key joins parts so that no two lists of parts give the same key.
+func key(parts ...string) string {
+	b, err := json.Marshal(parts)
+	if err != nil {
+		panic(err) // a list of strings can always be encoded
+	}
+	return string(b)
+}
+
+// hash shortens a key to 16 letters and digits (80 bits), for the names of sets (31 characters at most) and chains (28).
+func hash(key string) string {
+	sum := sha256.Sum256([]byte(key))
+	return base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:10])
+}
+
+func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
