@@ -65,10 +65,10 @@ func TestPodsReachEachOtherThroughTheNode(t *testing.T) {
 	n := newNode(t)
 	for name, addr := range map[string]string{"a": "10.88.0.2", "b": "10.88.0.3"} {
 		p := n.pod(name, addr)
-		if err := Allow(p.HostIf, p.MAC, p.Addresses); err != nil {
+		if err := Allow(p.Sender()); err != nil {
 			t.Fatal(err)
 		}
-		if ok, err := Allowed(p.HostIf, p.MAC, p.Addresses); !ok || err != nil {
+		if ok, err := Allowed(p.Sender()); !ok || err != nil {
 			t.Fatalf("Allowed after Allow: %v, %v", ok, err)
 		}
 	}
@@ -93,7 +93,7 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 	if out, err := runIn("a", "ping", "-c1", "-W1", "10.88.0.1"); err == nil {
 		t.Fatalf("a port that the guard doesn't know got through:\n%s", out)
 	}
-	if err := Allow(p.HostIf, p.MAC, p.Addresses); err != nil {
+	if err := Allow(p.Sender()); err != nil {
 		t.Fatal(err)
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-W1", "10.88.0.1")
@@ -103,7 +103,7 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-W1", "10.88.0.1")
 	for range 2 { // the second time there is nothing to forbid
-		if err := Forbid(p.HostIf, p.MAC, p.Addresses); err != nil {
+		if err := Forbid(p.Sender()); err != nil {
 			t.Fatal(err)
 		}
 	}

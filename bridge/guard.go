@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -55,19 +56,38 @@ func senders() *nftables.Set {
 	}
 }
 
-// Allow lets the port send as mac and the addresses, and as nobody else. The guard itself is made if it isn't there.
+// Sender is who a port may send as.
+type Sender struct {
+	HostIf    string
+	MAC       net.HardwareAddr
+	Addresses []endpoint.Address
+}
+
+func (s Sender) elements() []nftables.SetElement {
+	var all []nftables.SetElement
+	for _, a := range s.Addresses {
+		all = append(all, nftables.SetElement{Key: key(s.HostIf, s.MAC, a.Addr)})
+	}
+	return all
+}
+
+// Allow lets the port send under that name, and under no other. The guard itself is made if it isn't there.
 //
 // Equivalent to: nft add element bridge weir senders4 { HOSTIF . MAC . ADDR }
-func Allow(hostIf string, mac net.HardwareAddr, addrs []endpoint.Address) error {
-	err := change(hostIf, mac, addrs, (*nftables.Conn).SetAddElements)
+func Allow(s Sender) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	if err := conn.SetAddElements(senders(), s.elements()); err != nil {
+		return fmt.Errorf("let port %s send as %s: %w", s.HostIf, s.MAC, err)
+	}
+	err = conn.Flush()
 	if errors.Is(err, unix.ENOENT) {
-		if err := EnsureGuard(); err != nil {
-			return err
-		}
-		err = change(hostIf, mac, addrs, (*nftables.Conn).SetAddElements)
+		return EnsureGuard(s)
 	}
 	if err != nil {
-		return fmt.Errorf("let port %s send as %s: %w", hostIf, mac, err)
+		return fmt.Errorf("let port %s send as %s: %w", s.HostIf, s.MAC, err)
 	}
 	return nil
 }
@@ -75,56 +95,66 @@ func Allow(hostIf string, mac net.HardwareAddr, addrs []endpoint.Address) error 
 // Forbid takes back what Allow gave; that it is gone already is no error. From here the port sends nothing.
 //
 // Equivalent to: nft delete element bridge weir senders4 { HOSTIF . MAC . ADDR }
-func Forbid(hostIf string, mac net.HardwareAddr, addrs []endpoint.Address) error {
-	for _, a := range addrs { // one transaction each: an absent element fails the transaction as a whole
-		err := change(hostIf, mac, []endpoint.Address{a}, (*nftables.Conn).SetDeleteElements)
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("forbid port %s to send as %s: %w", hostIf, a.Addr, err)
+func Forbid(s Sender) error {
+	for _, e := range s.elements() { // one transaction each: an absent element fails the transaction as a whole
+		conn, err := nftables.New()
+		if err != nil {
+			return fmt.Errorf("open nftables: %w", err)
+		}
+		if err := conn.SetDeleteElements(senders(), []nftables.SetElement{e}); err != nil {
+			return fmt.Errorf("forbid port %s to send as %s: %w", s.HostIf, s.MAC, err)
+		}
+		if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("forbid port %s to send as %s: %w", s.HostIf, s.MAC, err)
 		}
 	}
 	return nil
 }
 
-// Allowed says whether the port may send as mac and each of the addresses.
-func Allowed(hostIf string, mac net.HardwareAddr, addrs []endpoint.Address) (bool, error) {
+// Allowed says whether the port may send under that name.
+func Allowed(s Sender) (bool, error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return false, fmt.Errorf("open nftables: %w", err)
 	}
-	elements, err := conn.GetSetElements(senders())
-	if errors.Is(err, unix.ENOENT) {
-		return false, nil
-	}
+	has, err := allowed(conn)
 	if err != nil {
-		return false, fmt.Errorf("list the guard's set: %w", err)
+		return false, err
 	}
-	has := map[string]bool{}
-	for _, e := range elements {
-		has[string(e.Key)] = true
-	}
-	for _, a := range addrs {
-		if !has[string(key(hostIf, mac, a.Addr))] {
+	for _, e := range s.elements() {
+		if !has[string(e.Key)] {
 			return false, nil
 		}
 	}
 	return true, nil
 }
 
-func change(hostIf string, mac net.HardwareAddr, addrs []endpoint.Address,
-	do func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error,
-) error {
-	conn, err := nftables.New()
+// allowed are the keys in the guard's set; none if there is no guard.
+func allowed(conn *nftables.Conn) (map[string]bool, error) {
+	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyBridge)
 	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
+		return nil, fmt.Errorf("list the bridge family's tables: %w", err)
 	}
-	var elements []nftables.SetElement
-	for _, a := range addrs {
-		elements = append(elements, nftables.SetElement{Key: key(hostIf, mac, a.Addr)})
+	// The library's "no such set" can't be told from its other errors, so ask for what is there.
+	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == guardTable }) {
+		return nil, nil
 	}
-	if err := do(conn, senders(), elements); err != nil {
-		return err
+	sets, err := conn.GetSets(table())
+	if err != nil {
+		return nil, fmt.Errorf("list the guard's sets: %w", err)
 	}
-	return conn.Flush()
+	if !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == guardSet }) {
+		return nil, nil
+	}
+	elements, err := conn.GetSetElements(senders())
+	if err != nil {
+		return nil, fmt.Errorf("list the guard's set: %w", err)
+	}
+	has := make(map[string]bool, len(elements))
+	for _, e := range elements {
+		has[string(e.Key)] = true
+	}
+	return has, nil
 }
 
 func key(hostIf string, mac net.HardwareAddr, addr netip.Addr) []byte {
@@ -134,46 +164,88 @@ func key(hostIf string, mac net.HardwareAddr, addr netip.Addr) []byte {
 	return append(k, addr.AsSlice()...)
 }
 
-// EnsureGuard makes the table, the set and the chain in one transaction, and puts the chain's rules right if somebody
-// changed them. The set keeps its elements.
-func EnsureGuard() error {
+// EnsureGuard makes the guard, or puts right what somebody changed in it, in one transaction, so that no port is ever
+// without. The senders are let through in the same one; others that are in the set stay. Where nothing is to be done
+// nothing is touched: the counter goes on.
+func EnsureGuard(allow ...Sender) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
+	has, err := allowed(conn)
+	if err != nil {
+		return err
+	}
+	var missing []nftables.SetElement
+	for _, s := range allow {
+		for _, e := range s.elements() {
+			if !has[string(e.Key)] {
+				missing = append(missing, e)
+			}
+		}
+	}
+	stands := guardStands(conn)
+	if stands && len(missing) == 0 {
+		return nil
+	}
 	t := conn.AddTable(table())
 	set := senders()
-	if err := conn.AddSet(set, nil); err != nil {
+	if err := conn.AddSet(set, missing); err != nil {
 		return fmt.Errorf("make the guard's set: %w", err)
 	}
+	if !stands {
+		addRules(conn, t, set)
+	}
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("make the guard (nftables table bridge %s): %w", guardTable, err)
+	}
+	return nil
+}
+
+// guardStands says whether the chain has its rules, by their comments: whoever edits rules by hand leaves others.
+func guardStands(conn *nftables.Conn) bool {
+	have, err := conn.GetRules(table(), &nftables.Chain{Name: guardChain, Table: table()})
+	if err != nil {
+		return false
+	}
+	want := guardRules(senders())
+	return slices.EqualFunc(have, want, func(h *nftables.Rule, w guardRule) bool {
+		c, _ := userdata.GetString(h.UserData, userdata.TypeComment)
+		return c == w.comment && len(h.Exprs) == len(w.exprs)
+	})
+}
+
+func addRules(conn *nftables.Conn, t *nftables.Table, set *nftables.Set) {
 	accept := nftables.ChainPolicyAccept
 	chain := conn.AddChain(&nftables.Chain{
 		Name: guardChain, Table: t, Type: nftables.ChainTypeFilter, Policy: &accept,
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(-300),
 	})
 	conn.FlushChain(chain)
-	for _, r := range []struct {
-		comment string
-		exprs   []expr.Any
-	}{
+	for _, r := range guardRules(set) {
+		conn.AddRule(&nftables.Rule{
+			Table: t, Chain: chain, Exprs: r.exprs, UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment),
+		})
+	}
+}
+
+type guardRule struct {
+	comment string
+	exprs   []expr.Any
+}
+
+func guardRules(set *nftables.Set) []guardRule {
+	return []guardRule{
 		{"weir: not a pod's port", append(notPort(), verdict(expr.VerdictAccept))},
-		{"weir: IPv4 under the pod's own name", join(protocol(unix.ETH_P_IP), lookup(set,
-			payload(expr.PayloadBaseLLHeader, 6, 6, regMAC), payload(expr.PayloadBaseNetworkHeader, 12, 4, regAddr)),
+		{"weir: IPv4 under the pod's own name", join(protocol(unix.ETH_P_IP),
+			lookup(set, payload(expr.PayloadBaseLLHeader, 6, 6, regMAC), payload(expr.PayloadBaseNetworkHeader, 12, 4, regAddr)),
 			[]expr.Any{verdict(expr.VerdictAccept)})},
 		{"weir: ARP under the pod's own name", join(protocol(unix.ETH_P_ARP),
 			lookup(set, payload(expr.PayloadBaseLLHeader, 6, 6, regMAC), payload(expr.PayloadBaseNetworkHeader, 14, 4, regAddr)),
 			lookup(set, payload(expr.PayloadBaseNetworkHeader, 8, 6, regMAC), payload(expr.PayloadBaseNetworkHeader, 14, 4, regAddr)),
 			[]expr.Any{verdict(expr.VerdictAccept)})},
 		{"weir: forged sender, or neither IPv4 nor ARP", []expr.Any{&expr.Counter{}, verdict(expr.VerdictDrop)}},
-	} {
-		conn.AddRule(&nftables.Rule{
-			Table: t, Chain: chain, Exprs: r.exprs, UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment),
-		})
 	}
-	if err := conn.Flush(); err != nil {
-		return fmt.Errorf("make the guard (nftables table bridge %s): %w", guardTable, err)
-	}
-	return nil
 }
 
 // RemoveGuard deletes the table with all that is in it.

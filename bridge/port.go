@@ -37,6 +37,9 @@ type Port struct {
 	Alias     string // says on the node whose link it is
 }
 
+// Sender is who the port may send as.
+func (p Port) Sender() Sender { return Sender{p.HostIf, p.MAC, p.Addresses} }
+
 // Add makes the pair with its end on the node down, so that no packet passes yet: Open lets them. What it made is
 // taken away again if it fails.
 //

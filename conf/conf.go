@@ -67,7 +67,7 @@ func Parse(data []byte) (*NetConf, error) {
 		}
 	}
 	if err := json.Unmarshal(data, c); err != nil {
-		return nil, decodeError(err)
+		return nil, decodeError(raw, err)
 	}
 	if err := c.validate(); err != nil {
 		return nil, err
@@ -128,10 +128,10 @@ func invalid(key, value, why string) error {
 }
 
 // decodeError turns encoding/json's errors into one that names the key.
-func decodeError(err error) error {
+func decodeError(raw map[string]json.RawMessage, err error) error {
 	var wrong *json.UnmarshalTypeError
 	if errors.As(err, &wrong) {
-		return invalid(wrong.Field, wrong.Value, "must be a "+wrong.Type.String())
+		return invalid(wrong.Field, string(raw[wrong.Field]), "must be of type "+wrong.Type.String())
 	}
 	return types.NewError(types.ErrDecodingFailure, "the network configuration can't be read", err.Error())
 }

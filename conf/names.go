@@ -7,4 +7,6 @@ const (
 	// PodsSet is the ipset with the addresses of every pod on the node: what is in it is dropped unless a class lets
 	// it through.
 	PodsSet = "weir-pods"
+	// CutLabel is the bit of a connection's label (conntrack has 128) that says a later change of policy cut it.
+	CutLabel = 127
 )

@@ -114,15 +114,15 @@ func (c *compiler) base(state State) {
 	)
 	c.chain("nat", postroutingChain, Rule{
 		Sets:    []SetMatch{from, {NetworksSet, "dst", true}},
-		Comment: "weir: pods reach the world beyond the pods' networks as their node", Target: Masquerade,
+		Comment: "weir: pods reach the world beyond their networks as their node", Target: Masquerade,
 	})
 	jump := func(table, chain string, first bool, to, comment string) {
 		c.out.Jumps = append(c.out.Jumps, Jump{table, chain, first, Rule{Comment: comment, Target: JumpTo, To: to}})
 	}
 	jump("mangle", "FORWARD", true, forwardChain, "weir: what no policy lets through to or from a pod is dropped")
-	jump("mangle", "INPUT", true, inputChain, "weir: pods' egress policies hold towards this node too")
+	jump("mangle", "INPUT", true, inputChain, "weir: egress policies hold towards this node too")
 	jump("filter", "FORWARD", false, acceptChain, "weir: no other default drops what policy let through")
-	jump("nat", "POSTROUTING", false, postroutingChain, "weir: pods' way to the outside")
+	jump("nat", "POSTROUTING", false, postroutingChain, "weir: the way of pods to the outside")
 }
 
 // classes makes one set and one chain for each class of the side, and the chain that dispatches to them.

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/weir-net/weir/conf"
 )
 
 // Ruleset is what should be in the kernel: sets, weir's own chains, and the jumps to them from the built-in chains.
@@ -99,9 +101,6 @@ const (
 	Cut Track = "cut"
 )
 
-// CutLabel is the bit of a connection's label (conntrack has 128) that says it was cut.
-const CutLabel = 127
-
 // LogGroup is the netlink log group (NFLOG) that dropped packets are copied to.
 const LogGroup = 88
 
@@ -163,9 +162,9 @@ func (r Rule) String() string {
 	}
 	switch r.Track {
 	case Established:
-		add("-m conntrack --ctstate RELATED,ESTABLISHED -m connlabel ! --label \"%d\"", CutLabel)
+		add("-m conntrack --ctstate RELATED,ESTABLISHED -m connlabel ! --label \"%d\"", conf.CutLabel)
 	case Cut:
-		add("-m connlabel --label \"%d\"", CutLabel)
+		add("-m connlabel --label \"%d\"", conf.CutLabel)
 	}
 	if r.Self {
 		// Loads the source and the destination of the IPv4 header and compares them: iptables has no match for it.
@@ -210,11 +209,11 @@ func (r Rule) String() string {
 // maxComment is the longest comment of a rule (xt_comment: 256 bytes with the final NUL) and of a set's entry (255).
 const maxComment = 255
 
-// comment shortens c to what the kernel keeps, so that what is read back equals what was written. It always holds a
-// space, so that iptables-save always quotes it.
+// comment shortens c to what the kernel keeps, so that what is read back equals what was written: iptables-save
+// puts a backslash before quotes. It always holds a space, so that iptables-save always quotes it.
 func comment(c string) string {
 	c = strings.Map(func(r rune) rune {
-		if r < ' ' || r > '~' || r == '"' || r == '\\' {
+		if r < ' ' || r > '~' || strings.ContainsRune(`"'\`, r) {
 			return '?'
 		}
 		return r

@@ -25,6 +25,9 @@ import (
 
 const inside = "WEIR_NODETEST"
 
+// Self is the path of the node's own network namespace.
+const Self = "/run/node.netns"
+
 // Isolated runs the calling test once more in a node of its own and reports false; in there it reports true:
 //
 //	func TestX(t *testing.T) {
@@ -87,6 +90,13 @@ func setUp(t *testing.T) {
 	}
 	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
 		t.Fatal(err)
+	}
+	// Threads move between namespaces in these tests, so /proc/self may show any of them later on.
+	if err := os.WriteFile(Self, nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("/proc/thread-self/ns/net", Self, "", syscall.MS_BIND, ""); err != nil {
+		t.Fatalf("keep the node's network namespace: %v", err)
 	}
 	lo, err := netlink.LinkByName("lo")
 	if err == nil {

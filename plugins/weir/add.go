@@ -1,0 +1,281 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/ipam"
+	"github.com/weir-net/weir/policy/ipset"
+)
+
+// enrolTimeout bounds the wait for the agent, which itself waits for the pod to become known. kubelet gives a sandbox
+// minutes.
+const enrolTimeout = 30 * time.Second
+
+// attachment is an ADD on its way.
+type attachment struct {
+	conf     *conf.NetConf
+	endpoint endpoint.Endpoint
+	netns    netns.NsHandle
+	links    netlinksafe.Handle
+	bridge   *bridge.Bridge
+	// undo holds what takes back the steps that were taken, in their order.
+	undo []func() error
+}
+
+// add makes the pod's link: its address is taken and written down first, its link comes up last, and in between policy
+// is in place. Whatever fails, everything before it is taken back.
+func add(args *skel.CmdArgs) (err error) {
+	a, err := prepare(args)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = a.netns.Close() }()
+	defer a.links.Close()
+	defer func() {
+		if err != nil {
+			err = a.rollBack(err)
+		}
+	}()
+	for _, step := range []func() error{a.reserve, a.connect, a.guard, a.enrol} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return types.PrintResult(a.result(), a.conf.CNIVersion)
+}
+
+// prepare checks all that can be checked before anything is touched.
+func prepare(args *skel.CmdArgs) (*attachment, error) {
+	c, err := conf.Parse(args.StdinData)
+	if err != nil {
+		return nil, err
+	}
+	if c.PrevResult != nil {
+		return nil, types.NewError(types.ErrInvalidNetworkConfig,
+			"prevResult: weir makes the interface itself and must be the first plugin in the list", "")
+	}
+	pod, err := conf.ParseArgs(args.Args)
+	if err != nil {
+		return nil, err
+	}
+	if c.Enforcement != conf.Off && (pod.Namespace == "" || pod.Name == "") {
+		return nil, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf(
+			"CNI_ARGS: K8S_POD_NAMESPACE=%q and K8S_POD_NAME=%q must both be given: policy goes by them (enforcement is %q)",
+			pod.Namespace, pod.Name, c.Enforcement), "")
+	}
+	id := endpoint.ID(args.ContainerID, args.IfName)
+	if err := endpoint.CheckID(id); err != nil {
+		return nil, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_CONTAINERID, CNI_IFNAME: %v", err), "")
+	}
+	if _, err := endpoint.Load(id); !errors.Is(err, fs.ErrNotExist) {
+		return nil, types.NewError(types.ErrInvalidEnvironmentVariables,
+			fmt.Sprintf("CNI_CONTAINERID, CNI_IFNAME: %s is attached already; it must be deleted first", id), fmt.Sprint(err))
+	}
+	fd, err := openNetns(args.Netns)
+	if err != nil {
+		return nil, err
+	}
+	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, ioError("open netlink", err)
+	}
+	return &attachment{
+		conf: c, netns: fd, links: links,
+		endpoint: endpoint.Endpoint{
+			ContainerID: args.ContainerID, IfName: args.IfName, Network: c.Name, Netns: args.Netns,
+			Pod:    endpoint.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
+			HostIf: bridge.PortName(id), Enforcement: c.Enforcement, Created: time.Now().UTC(),
+		},
+	}, nil
+}
+
+func openNetns(path string) (netns.NsHandle, error) {
+	invalid := func(err error) error {
+		return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_NETNS: %s is no network namespace", path), err.Error())
+	}
+	if err := ns.IsNSorErr(path); err != nil {
+		return netns.None(), invalid(err)
+	}
+	fd, err := netns.GetFromPath(path)
+	if err != nil {
+		return netns.None(), invalid(err)
+	}
+	kind, err := unix.IoctlRetInt(int(fd), unix.NS_GET_NSTYPE)
+	if err != nil || kind != unix.CLONE_NEWNET {
+		return netns.None(), invalid(errors.Join(fmt.Errorf("it is a namespace of kind %#x", kind), err, fd.Close()))
+	}
+	own, err := netns.Get()
+	if err != nil {
+		return netns.None(), ioError("open the node's network namespace", err)
+	}
+	defer func() { _ = own.Close() }()
+	if fd.Equal(own) {
+		return netns.None(), invalid(errors.Join(errors.New("it is the node's own"), fd.Close()))
+	}
+	return fd, nil
+}
+
+// reserve takes an address and writes the endpoint record (step 2), and makes the bridge if need be (step 3), both
+// under the node's lock.
+func (a *attachment) reserve() error {
+	unlock, err := endpoint.Lock()
+	if err != nil {
+		return ioError("reserve an address", err)
+	}
+	defer unlock()
+	e := &a.endpoint
+	a.undo = append(a.undo, func() error { return endpoint.Remove(e.ID()) }, func() error {
+		var errs []error
+		for _, addr := range e.Addresses {
+			errs = append(errs, ipam.Release(e.ID(), addr.Addr))
+		}
+		return errors.Join(errs...)
+	})
+	err = ipam.Reserve(e.ID(), a.conf.Ranges, func(addr endpoint.Address) error {
+		e.Addresses = []endpoint.Address{addr}
+		e.MAC = bridge.MAC(addr.Addr).String()
+		return e.Save()
+	})
+	var exhausted *ipam.ExhaustedError
+	if errors.As(err, &exhausted) {
+		return types.NewError(types.ErrTryAgainLater, err.Error(), "an address is free again when a pod goes")
+	}
+	if err != nil {
+		return ioError("reserve an address", err)
+	}
+	if a.bridge, err = bridge.Ensure(a.links, a.conf.MTU, bridge.Gateways(e.Addresses)); err != nil {
+		return ioError("make the bridge", err)
+	}
+	return nil
+}
+
+func (a *attachment) port() bridge.Port {
+	e := a.endpoint
+	return bridge.Port{
+		HostIf: e.HostIf, IfName: e.IfName, Netns: a.netns, MAC: bridge.MAC(e.Addresses[0].Addr), Addresses: e.Addresses,
+		Alias: "weir: " + e.Pod.String() + " " + e.IfName,
+	}
+}
+
+// connect makes the link, its end on the node down (step 4).
+func (a *attachment) connect() error {
+	p := a.port()
+	if err := a.bridge.Add(a.links, p); err != nil {
+		if errors.Is(err, bridge.ErrInterfaceExists) {
+			return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_IFNAME: %s: %v", p.IfName, err), "")
+		}
+		return ioError("attach the pod", err)
+	}
+	a.undo = append(a.undo, func() error { return bridge.Remove(a.links, p.HostIf, p.Addresses) })
+	return nil
+}
+
+// guard lets the port send under its own name and puts the pod into the set of all pods: from here it is closed to
+// everything that no class lets through (step 5).
+func (a *attachment) guard() error {
+	s := a.port().Sender()
+	a.undo = append(a.undo, func() error { return bridge.Forbid(s) })
+	if err := bridge.Allow(s); err != nil {
+		return ioError("guard the pod's port", err)
+	}
+	if a.conf.Enforcement == conf.Off {
+		return nil
+	}
+	sets, err := ipset.Open()
+	if err != nil {
+		return ioError("close the pod", err)
+	}
+	defer sets.Close()
+	a.undo = append(a.undo, func() error { return purge(s.Addresses) })
+	if err := sets.Create(conf.PodsSet, ipset.HashIP); err != nil {
+		return ioError("close the pod", err)
+	}
+	for _, addr := range s.Addresses {
+		err := sets.Add(conf.PodsSet, ipset.Entry{Prefix: netip.PrefixFrom(addr.Addr, addr.Addr.BitLen()), Comment: a.endpoint.Pod.String()})
+		if err != nil {
+			return ioError("close the pod", err)
+		}
+	}
+	return nil
+}
+
+// enrol has the agent put the pod into its classes, and then brings the link up (steps 6 and 7).
+func (a *attachment) enrol() error {
+	if a.conf.Enforcement != conf.Off {
+		ctx, cancel := context.WithTimeout(context.Background(), enrolTimeout)
+		defer cancel()
+		_, err := endpoint.Enrol(ctx, a.endpoint.ID())
+		switch {
+		case err == nil:
+		case a.conf.Enforcement == conf.Closed:
+			return nil // the link stays down; the agent brings it up when it has judged the pod
+		default:
+			return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("policy can't be enforced on the pod: %v", err),
+				"enforcement is strict: no pod starts unless weir-agent has put it into its class")
+		}
+	}
+	if err := bridge.Open(a.links, a.endpoint.HostIf); err != nil {
+		return ioError("open the pod's link", err)
+	}
+	return nil
+}
+
+// rollBack takes back every step, the last one first, and adds to the error what couldn't be.
+func (a *attachment) rollBack(cause error) error {
+	var errs []error
+	for i := len(a.undo) - 1; i >= 0; i-- {
+		errs = append(errs, a.undo[i]())
+	}
+	if err := errors.Join(errs...); err != nil {
+		var e *types.Error
+		if errors.As(cause, &e) {
+			return types.NewError(e.Code, e.Msg, fmt.Sprintf("%s; left behind until DEL: %v", e.Details, err))
+		}
+	}
+	return cause
+}
+
+func (a *attachment) result() *current.Result {
+	e := a.endpoint
+	r := &current.Result{
+		CNIVersion: current.ImplementedSpecVersion,
+		Interfaces: []*current.Interface{
+			{Name: conf.Bridge, Mac: a.bridge.MAC.String()},
+			{Name: e.HostIf},
+			{Name: e.IfName, Mac: e.MAC, Sandbox: e.Netns},
+		},
+		DNS: a.conf.DNS,
+	}
+	for _, addr := range e.Addresses {
+		r.IPs = append(r.IPs, &current.IPConfig{
+			Interface: current.Int(2), Gateway: addr.Gateway.AsSlice(),
+			Address: net.IPNet{IP: addr.Addr.AsSlice(), Mask: net.CIDRMask(addr.Addr.BitLen(), addr.Addr.BitLen())},
+		})
+		r.Routes = append(r.Routes, &types.Route{
+			Dst: net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, GW: addr.Gateway.AsSlice(),
+		})
+	}
+	return r
+}
+
+// ioError is CNI error code 5: the kernel or the disk wouldn't.
+func ioError(doing string, err error) error {
+	return types.NewError(types.ErrIOFailure, fmt.Sprintf("%s: %v", doing, err), "")
+}

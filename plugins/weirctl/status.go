@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/policy/agent"
+	"github.com/weir-net/weir/policy/ipset"
+)
+
+func statusCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "What is enforced now: pods, classes, policies, sets, the last sync, errors",
+		Long: "What is enforced now: pods, classes, policies, sets, the last sync, errors.\n" +
+			"Without an agent it shows what the kernel holds, and fails.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			write := map[string]func(io.Writer, *agent.Status) error{"text": writeText, "json": writeJSON}[output]
+			if write == nil {
+				return fmt.Errorf("-o %s: must be text or json", output)
+			}
+			s, err := fetch(cmd.Context())
+			if errors.Is(err, endpoint.ErrNoAgent) {
+				s, err = fromKernel(err)
+			}
+			if err != nil {
+				return err
+			}
+			if err := write(cmd.OutOrStdout(), s); err != nil {
+				return fmt.Errorf("print the status: %w", err)
+			}
+			if !s.Ready {
+				return errors.New("not ready: " + strings.Join(s.Errors, "; "))
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	return cmd
+}
+
+func fetch(ctx context.Context) (*agent.Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+endpoint.StatusPath, nil)
+	if err != nil {
+		return nil, fmt.Errorf("ask the agent: %w", err)
+	}
+	resp, err := endpoint.Client().Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("ask the agent: %w", err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	s := &agent.Status{}
+	if err := json.NewDecoder(resp.Body).Decode(s); err != nil {
+		return nil, fmt.Errorf("read the agent's answer (%s): %w", resp.Status, err)
+	}
+	return s, nil
+}
+
+// fromKernel is what can be said without an agent: enforcement goes on with the sets and rules that it left.
+func fromKernel(noAgent error) (*agent.Status, error) {
+	s := &agent.Status{Errors: []string{noAgent.Error() + "; the kernel goes on enforcing what it holds"}}
+	endpoints, err := endpoint.List()
+	if err != nil {
+		s.Errors = append(s.Errors, err.Error())
+	}
+	for _, e := range endpoints {
+		p := agent.PodStatus{
+			Pod: e.Pod.String(), UID: e.Pod.UID, ContainerID: e.ContainerID, MAC: e.MAC, HostIf: e.HostIf, Ingress: "?", Egress: "?",
+		}
+		for _, a := range e.Addresses {
+			p.Addresses = append(p.Addresses, a.Addr.String())
+		}
+		s.Pods = append(s.Pods, p)
+	}
+	sets, err := ipset.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer sets.Close()
+	names, err := sets.Names()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		set, err := sets.List(name)
+		if err != nil {
+			return nil, err
+		}
+		s.Sets = append(s.Sets, agent.SetStatus{Name: name, Type: set.Type, Entries: len(set.Entries)})
+	}
+	return s, nil
+}
+
+func writeJSON(w io.Writer, s *agent.Status) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(s)
+}
+
+func writeText(out io.Writer, s *agent.Status) error {
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	line := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) } // Flush reports errors
+	line("ready:\t%v", s.Ready)
+	if !s.LastSync.IsZero() {
+		line("last sync:\t%s (%s ago), iptables-%s", s.LastSync.Format(time.RFC3339), time.Since(s.LastSync).Round(time.Millisecond), s.IPTables)
+		line("since start:\t%d changes, %d failures, %d repairs, %d connections cut", s.Stats.Changes, s.Stats.Failures, s.Stats.Repairs, s.Stats.Cut)
+	}
+	for _, e := range s.Errors {
+		line("ERROR:\t%s", e)
+	}
+	for _, p := range s.Problems {
+		line("PROBLEM:\t%s", p)
+	}
+	line("policies:\t%s", strings.Join(s.Policies, ", "))
+	line("\nPOD\tADDRESS\tLINK\tINGRESS\tEGRESS")
+	for _, p := range s.Pods {
+		line("%s\t%s\t%s\t%s\t%s", p.Pod, strings.Join(p.Addresses, ","), p.HostIf, p.Ingress, p.Egress)
+	}
+	if len(s.Classes) > 0 {
+		line("\nCLASS\tDIRECTION\tPODS\tPOLICIES")
+	}
+	for _, c := range s.Classes {
+		policies := strings.Join(c.Policies, ", ")
+		if policies == "" {
+			policies = "none: open"
+		}
+		line("%s\t%s\t%d\t%s", c.Set, c.Direction, len(c.Pods), policies)
+	}
+	line("\nSET\tTYPE\tENTRIES")
+	for _, set := range s.Sets {
+		line("%s\t%s\t%d", set.Name, set.Type, set.Entries)
+	}
+	return w.Flush()
+}

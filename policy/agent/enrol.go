@@ -1,0 +1,108 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/policy"
+)
+
+// errNotSynced refuses pods before the first good state is in the kernel.
+var errNotSynced = errors.New("the agent has no good state of the policies yet (weirctl status says why)")
+
+// enrolment is a plugin's request to judge a new pod, and the answer it waits for.
+type enrolment struct {
+	id    string
+	until time.Time
+	reply chan reply // buffered: who asked may have gone
+}
+
+type reply struct {
+	status int
+	endpoint.Verdict
+}
+
+func (a *agent) takeEnrolment(e *enrolment) {
+	a.takeRecord(e.id)
+	a.waiting = append(a.waiting, e)
+}
+
+// answer tells those whose pods are in their classes now, and gives up on those who have waited long enough; while
+// err is not nil, nobody's is. It returns when to look again.
+func (a *agent) answer(err error) time.Duration {
+	var next time.Duration
+	a.waiting = slices.DeleteFunc(a.waiting, func(e *enrolment) bool {
+		r, final := a.verdict(e.id, err)
+		if left := time.Until(e.until); !final && left > 0 {
+			next = max(left, time.Millisecond)
+			return false
+		}
+		e.reply <- r
+		return true
+	})
+	return next
+}
+
+// verdict is what can be said of the endpoint now. It is not final if waiting may change it.
+func (a *agent) verdict(id string, err error) (r reply, final bool) {
+	ep, ok := a.endpoints[id]
+	switch {
+	case !ok:
+		return reply{http.StatusNotFound, endpoint.Verdict{Error: "there is no endpoint record " + id}}, true
+	case err != nil:
+		return reply{http.StatusServiceUnavailable, endpoint.Verdict{Error: err.Error()}}, false
+	case !a.knows(ep):
+		return reply{http.StatusNotFound, endpoint.Verdict{Error: a.whyUnknown(ep)}}, false
+	}
+	pod := ep.Pod.String()
+	return reply{http.StatusOK, endpoint.Verdict{
+		Ingress: class(a.ruleset.Classes, policy.Ingress, pod), Egress: class(a.ruleset.Classes, policy.Egress, pod),
+	}}, true
+}
+
+func (a *agent) whyUnknown(e endpoint.Endpoint) string {
+	if p, _ := a.findPod(e.Pod); p.Name != "" {
+		return fmt.Sprintf("pod %s has UID %s, but the runtime starts one with UID %s: a namesake's labels are not used", e.Pod, p.UID, e.Pod.UID)
+	}
+	return fmt.Sprintf("the source knows no pod %s", e.Pod)
+}
+
+// serveEnrol answers POST /v1/endpoints: {"id": "CONTAINER:IFNAME"}, whose record is on disk.
+func (a *agent) serveEnrol(w http.ResponseWriter, r *http.Request) {
+	var req endpoint.EnrolRequest
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<10)).Decode(&req); err != nil {
+		writeJSON(w, http.StatusBadRequest, endpoint.Verdict{Error: "request: " + err.Error()})
+		return
+	}
+	if err := endpoint.CheckID(req.ID); err != nil {
+		writeJSON(w, http.StatusBadRequest, endpoint.Verdict{Error: err.Error()})
+		return
+	}
+	e := &enrolment{id: req.ID, until: time.Now().Add(a.EnrolWait), reply: make(chan reply, 1)}
+	ctx, cancel := context.WithTimeout(r.Context(), a.EnrolWait+10*time.Second)
+	defer cancel()
+	select {
+	case a.enrols <- e:
+	case <-ctx.Done():
+		writeJSON(w, http.StatusServiceUnavailable, endpoint.Verdict{Error: "the agent is busy"})
+		return
+	}
+	select {
+	case answer := <-e.reply:
+		writeJSON(w, answer.status, answer.Verdict)
+	case <-ctx.Done():
+		writeJSON(w, http.StatusServiceUnavailable, endpoint.Verdict{Error: "the agent is busy"})
+	}
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v) // who asked has gone
+}

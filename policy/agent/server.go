@@ -1,0 +1,114 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/endpoint"
+)
+
+// servers are the agent's two: the socket for the plugin and weirctl, and the health checks for kubelet.
+type servers struct {
+	serve []func() error
+	stop  []func()
+}
+
+func (s *servers) close() {
+	for _, stop := range s.stop {
+		stop()
+	}
+	s.stop = nil
+}
+
+// listen opens both. That there is one agent only is made sure by a lock, which the kernel frees however it ends.
+func (a *agent) listen() (*servers, error) {
+	lock, err := os.OpenFile(endpoint.Dir+"/agent.lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the agent's lock: %w", err)
+	}
+	s := &servers{stop: []func(){func() { _ = lock.Close() }}}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		s.close()
+		return nil, fmt.Errorf("another weir-agent runs on this node (it holds %s): %w", lock.Name(), err)
+	}
+	if err := os.Remove(endpoint.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.close()
+		return nil, fmt.Errorf("remove the last agent's socket: %w", err)
+	}
+	socket, err := net.Listen("unix", endpoint.Socket)
+	if err != nil {
+		s.close()
+		return nil, fmt.Errorf("listen for the plugin: %w", err)
+	}
+	if err := os.Chmod(endpoint.Socket, 0o600); err != nil {
+		s.close()
+		return nil, fmt.Errorf("protect the agent's socket: %w", err)
+	}
+	api := http.NewServeMux()
+	api.HandleFunc("POST "+endpoint.EnrolPath, a.serveEnrol)
+	api.HandleFunc("GET "+endpoint.StatusPath, func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, a.status.Load())
+	})
+	s.add(socket, api)
+	if a.HealthAddress == "" {
+		return s, nil
+	}
+	tcp, err := net.Listen("tcp", a.HealthAddress)
+	if err != nil {
+		s.close()
+		return nil, fmt.Errorf("listen for health checks on %s: %w", a.HealthAddress, err)
+	}
+	health := http.NewServeMux()
+	health.HandleFunc("GET /healthz", a.serveHealth)
+	health.HandleFunc("GET /readyz", a.serveReady)
+	s.add(tcp, health)
+	return s, nil
+}
+
+func (s *servers) add(l net.Listener, h http.Handler) {
+	server := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
+	s.serve = append(s.serve, func() error {
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve on %s: %w", l.Addr(), err)
+		}
+		return nil
+	})
+	s.stop = append([]func(){func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if err := server.Shutdown(ctx); err != nil {
+			_ = server.Close()
+		}
+	}}, s.stop...)
+}
+
+// serveHealth says whether the loop still comes round. It doesn't say whether all is well: a restart would mend nothing.
+func (a *agent) serveHealth(w http.ResponseWriter, _ *http.Request) {
+	since := time.Since(time.Unix(0, a.beat.Load()))
+	if since > 3*a.Resync+time.Minute {
+		http.Error(w, fmt.Sprintf("the reconciler has not come round for %s", since.Round(time.Second)), http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = fmt.Fprintln(w, "ok")
+}
+
+// serveReady says whether the kernel holds what the policies demand.
+func (a *agent) serveReady(w http.ResponseWriter, _ *http.Request) {
+	s := a.status.Load()
+	if !s.Ready {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		for _, e := range s.Errors {
+			_, _ = fmt.Fprintln(w, e)
+		}
+		return
+	}
+	_, _ = fmt.Fprintln(w, "ok")
+}
