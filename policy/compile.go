@@ -89,8 +89,8 @@ func (c *compiler) base(state State) {
 			networks[a.Subnet] = Entry{a.Subnet, "pods of this node"}
 		}
 	}
-	c.set(Set{Name: PodsSet, Type: HashIP, Role: Members, Entries: pods})
-	c.set(Set{Name: NetworksSet, Type: HashNet, Role: Members, Entries: slices.Collect(maps.Values(networks))})
+	c.set(Set{Name: PodsSet, Type: HashIP, Role: Judged, Entries: pods})
+	c.set(Set{Name: NetworksSet, Type: HashNet, Role: Judged, Entries: slices.Collect(maps.Values(networks))})
 
 	from, to := SetMatch{Name: PodsSet, Dir: "src"}, SetMatch{Name: PodsSet, Dir: "dst"}
 	noPodFrom, noPodTo := SetMatch{PodsSet, "src", true}, SetMatch{PodsSet, "dst", true}
@@ -162,7 +162,12 @@ func (c *compiler) classes(s side, policies []isolation) {
 		}
 	}
 	var dispatch []Rule
-	for _, k := range slices.Sorted(maps.Keys(byPolicies)) {
+	// Classes with more policies come first. A policy that comes moves pods to classes further ahead, and one that goes
+	// takes its classes with it, so either way all its pods change class in the transaction that changes the rules.
+	order := slices.SortedFunc(maps.Keys(byPolicies), func(a, b string) int {
+		return cmp.Or(cmp.Compare(len(byPolicies[b].policies), len(byPolicies[a].policies)), cmp.Compare(a, b))
+	})
+	for _, k := range order {
 		m := byPolicies[k]
 		class := Class{Direction: s.direction, Policies: []string{}, Pods: m.pods}
 		for _, iso := range m.policies {
@@ -181,13 +186,9 @@ func (c *compiler) classes(s side, policies []isolation) {
 			c.chain("mangle", class.Chain, rules...)
 			r = Rule{Target: GoTo, To: class.Chain, Comment: "weir: pods under " + strings.Join(class.Policies, ", ")}
 		}
-		c.set(Set{Name: class.Set, Type: HashIP, Role: Members, Entries: m.entries})
+		c.set(Set{Name: class.Set, Type: HashIP, Role: Members, Dispatch: s.dispatch, Entries: m.entries})
 		r.Sets = []SetMatch{{Name: class.Set, Dir: s.local}}
-		if len(m.policies) == 0 {
-			dispatch = slices.Insert(dispatch, 0, r)
-		} else {
-			dispatch = append(dispatch, r)
-		}
+		dispatch = append(dispatch, r)
 		c.out.Classes = append(c.out.Classes, class)
 	}
 	dispatch = append(dispatch,

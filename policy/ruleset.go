@@ -37,17 +37,22 @@ const (
 	// Peers are let through by some rule: what leaves is taken out before the rules change, what comes is put in
 	// after.
 	Peers SetRole = iota
-	// Members are dispatched to a class: what comes is put in before the rules change, what leaves is taken out after,
-	// so that a pod is never in no class.
+	// Judged are subject to the rules at all: what comes is put in before the rules change, what leaves is taken out
+	// after.
+	Judged
+	// Members are dispatched to a class by the first rule of Set.Dispatch that finds them in its set. Those that change
+	// class do so in one step, or are in none in between.
 	Members
 )
 
 // Set is an ipset.
 type Set struct {
-	Name    string
-	Type    SetType
-	Role    SetRole
-	Entries []Entry // ordered
+	Name string
+	Type SetType
+	Role SetRole
+	// Dispatch is the chain that goes by the set, if its role is Members.
+	Dispatch string
+	Entries  []Entry // ordered
 }
 
 // Entry of a set, with the words that "ipset list" shows beside it.

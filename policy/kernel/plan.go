@@ -52,26 +52,35 @@ var tablesUsed = []string{"mangle", "filter", "nat"}
 // chainPrefix begins the names of weir's chains, and of nobody else's.
 const chainPrefix = "WEIR-"
 
-// makePlan is the difference between have and want.
-//
-// Of a set with peers, what leaves is taken out before the rules change and what comes is put in after; of a set with
-// the members of a class it is the other way round, so that a pod is never in no class.
+// makePlan is the difference between have and want. What closes comes before the rules change, what opens after. The
+// change of rules itself is one transaction in the table that drops.
 func makePlan(have state, want policy.Ruleset) plan {
 	var p plan
 	wanted := map[string]bool{}
+	byDispatch := map[string][]policy.Set{}
 	for _, s := range want.Sets {
 		wanted[s.Name] = true
 		old, ok := have.sets[s.Name]
 		if !ok {
 			p.create = append(p.create, s)
+		}
+		if s.Role == policy.Members {
+			byDispatch[s.Dispatch] = append(byDispatch[s.Dispatch], s)
+			continue
+		}
+		if !ok {
 			continue
 		}
 		adds, dels := diff(old, s)
-		if s.Role == policy.Members {
+		if s.Role == policy.Judged {
 			p.before, p.after = append(p.before, adds...), append(p.after, dels...)
 		} else {
 			p.before, p.after = append(p.before, dels...), append(p.after, adds...)
 		}
+	}
+	for _, chain := range slices.Sorted(maps.Keys(byDispatch)) {
+		before, after := moves(have, chain, byDispatch[chain], want)
+		p.before, p.after = append(p.before, before...), append(p.after, after...)
 	}
 	for _, name := range slices.Sorted(maps.Keys(have.sets)) {
 		if !wanted[name] {
@@ -84,6 +93,78 @@ func makePlan(have state, want policy.Ruleset) plan {
 	}
 	p.restore = b.String()
 	return p
+}
+
+// moves are the changes to the classes' sets of one direction.
+//
+// A packet is judged twice, where it leaves and where it arrives. If one pod's change of class opened its side before
+// another's closed the other side, a packet could pass that neither the old nor the new state lets through. So whoever
+// changes class does it in the transaction that changes the rules, where the rules' order makes that possible, or else
+// is taken out of the old class before it and put into the new one after it.
+func moves(have state, chain string, sets []policy.Set, want policy.Ruleset) (before, after []change) {
+	newRules, _ := want.Chain("mangle", chain)
+	newOrder, oldOrder := orderOf(lines(newRules)), orderOf(have.tables["mangle"][chain])
+	old := map[netip.Prefix]string{} // the class that an address is dispatched to now
+	for _, name := range slices.Backward(oldOrder) {
+		for prefix := range have.sets[name].entries {
+			old[prefix] = name
+		}
+	}
+	target := map[netip.Prefix]string{}
+	for _, s := range sets {
+		for _, e := range s.Entries {
+			target[e.Prefix] = s.Name
+		}
+	}
+	for _, s := range sets {
+		held, exists := have.sets[s.Name]
+		if !exists {
+			continue // it is created with its entries
+		}
+		adds, dels := diff(held, s)
+		for _, c := range adds {
+			from := old[c.Prefix]
+			// Out of a class that goes with the change of rules, into one that is behind it until then.
+			atOnce := from != "" && !slices.Contains(newOrder, from) && slices.Index(oldOrder, from) < slices.Index(oldOrder, s.Name)
+			if atOnce || from == s.Name {
+				before = append(before, c)
+			} else {
+				after = append(after, c)
+			}
+		}
+		for _, c := range dels {
+			to := target[c.Prefix]
+			_, toExists := have.sets[to]
+			// Into a class that comes with the change of rules, ahead of this one.
+			atOnce := to != "" && !toExists && slices.Index(newOrder, to) < slices.Index(newOrder, s.Name)
+			if atOnce {
+				after = append(after, c)
+			} else {
+				before = append(before, c)
+			}
+		}
+	}
+	return before, after
+}
+
+// orderOf are the sets that a dispatching chain goes by, in its order.
+func orderOf(rules []string) []string {
+	var names []string
+	for _, r := range rules {
+		if _, rest, ok := strings.Cut(r, "--match-set "); ok {
+			name, _, _ := strings.Cut(rest, " ")
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func lines(c policy.Chain) []string {
+	all := make([]string, len(c.Rules))
+	for i, r := range c.Rules {
+		all[i] = r.String()
+	}
+	return all
 }
 
 func diff(have set, want policy.Set) (adds, dels []change) {
@@ -117,15 +198,12 @@ func restoreTable(name string, have table, want policy.Ruleset) string {
 			continue
 		}
 		wanted[c.Name] = true
-		lines := make([]string, len(c.Rules))
-		for i, r := range c.Rules {
-			lines[i] = r.String()
-		}
-		if old, ok := have[c.Name]; ok && slices.Equal(old, lines) {
+		should := lines(c)
+		if old, ok := have[c.Name]; ok && slices.Equal(old, should) {
 			continue
 		}
 		chains = append(chains, c.Name)
-		for _, l := range lines {
+		for _, l := range should {
 			rules = append(rules, "-A "+c.Name+" "+l)
 		}
 	}
@@ -164,9 +242,9 @@ func jumps(name string, have table, want policy.Ruleset) []string {
 	return commands
 }
 
-func jumpsIn(name, chain string, lines []string, want policy.Ruleset) []string {
+func jumpsIn(name, chain string, have []string, want policy.Ruleset) []string {
 	var ours []string // wanted and unwanted rules of weir's that are there
-	for _, l := range lines {
+	for _, l := range have {
 		if strings.Contains(l, "-j "+chainPrefix) {
 			ours = append(ours, l)
 		}
@@ -178,7 +256,7 @@ func jumpsIn(name, chain string, lines []string, want policy.Ruleset) []string {
 			wanted, first = append(wanted, j.Rule.String()), j.First
 		}
 	}
-	if slices.Equal(ours, wanted) && (!first || lines[0] == wanted[0]) {
+	if slices.Equal(ours, wanted) && (!first || have[0] == wanted[0]) {
 		return nil
 	}
 	var commands []string
@@ -230,11 +308,7 @@ func (s state) after(want policy.Ruleset, left []string) state {
 		next.tables[name] = table{}
 	}
 	for _, c := range want.Chains {
-		lines := make([]string, len(c.Rules))
-		for i, r := range c.Rules {
-			lines[i] = r.String()
-		}
-		next.tables[c.Table][c.Name] = lines
+		next.tables[c.Table][c.Name] = lines(c)
 	}
 	for _, j := range want.Jumps {
 		next.tables[j.Table][j.Chain] = append(next.tables[j.Table][j.Chain], j.Rule.String())

@@ -1,0 +1,133 @@
+package kernel
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
+)
+
+// stateOf is what the kernel holds once the ruleset was applied.
+func stateOf(r policy.Ruleset) state { return state{}.after(r, nil) }
+
+// TestNoStepOpens carries out plans between random states step by step. At no moment may a packet pass that neither the
+// old nor the new state lets through.
+func TestNoStepOpens(t *testing.T) {
+	for seed := range uint64(1000) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		s := policytest.State(r)
+		next := policytest.Change(r, s)
+		old, want := policy.Compile(s), policy.Compile(next)
+		packets := policytest.Packets(next)
+		before, after := judge(t, old), judge(t, want)
+		step := func(name string, now policy.Ruleset) {
+			j := judge(t, now)
+			for _, p := range packets {
+				if j.Allows(p) && !before.Allows(p) && !after.Allows(p) {
+					t.Fatalf("seed %d: after %q %+v passes, which neither the old nor the new state allows", seed, name, p)
+				}
+			}
+		}
+		now := old
+		p := makePlan(stateOf(old), want)
+		now.Sets = slices.Clone(old.Sets)
+		now.Sets = append(now.Sets, p.create...)
+		step("create", now)
+		for i, c := range p.before {
+			apply(&now, c)
+			step(fmt.Sprint("before ", i), now)
+		}
+		now.Chains = want.Chains
+		step("restore", now)
+		for i, c := range p.after {
+			apply(&now, c)
+			step(fmt.Sprint("after ", i), now)
+		}
+		now.Sets = slices.DeleteFunc(now.Sets, func(s policy.Set) bool { return slices.Contains(p.destroy, s.Name) })
+		if p := makePlan(stateOf(now), want); !p.empty() {
+			t.Fatalf("seed %d: carried out, the plan leaves %+v to be done", seed, p)
+		}
+	}
+}
+
+func judge(t *testing.T, r policy.Ruleset) *policy.Judge {
+	t.Helper()
+	j, err := policy.NewJudge(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return j
+}
+
+func apply(r *policy.Ruleset, c change) {
+	for i := range r.Sets {
+		s := &r.Sets[i]
+		if s.Name != c.set {
+			continue
+		}
+		s.Entries = slices.DeleteFunc(slices.Clone(s.Entries), func(e policy.Entry) bool { return e.Prefix == c.Prefix })
+		if !c.del {
+			s.Entries = append(s.Entries, c.Entry)
+		}
+	}
+}
+
+func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
+	s := policytest.State(rand.New(rand.NewPCG(7, 7)))
+	want := policy.Compile(s)
+	have := stateOf(want)
+	forward := have.tables["mangle"]["FORWARD"][0]
+	for _, tc := range []struct {
+		name   string
+		change func(state)
+		want   []string // what the restore must contain; nothing: no restore at all
+		not    string
+	}{
+		{"nothing", func(state) {}, nil, ""},
+		{"a stranger's chain and rule", func(s state) {
+			s.tables["mangle"]["DOCKER"] = []string{"-j ACCEPT"}
+			s.tables["mangle"]["FORWARD"] = append(s.tables["mangle"]["FORWARD"], "-j DOCKER")
+		}, nil, ""},
+		{"a stranger's rule before weir's", func(s state) {
+			s.tables["mangle"]["FORWARD"] = []string{"-j ACCEPT", forward}
+		}, []string{"-D FORWARD " + forward, "-I FORWARD 1 " + forward}, "-j ACCEPT"},
+		{"weir's rule twice", func(s state) {
+			s.tables["mangle"]["FORWARD"] = []string{forward, forward}
+		}, []string{"-D FORWARD " + forward + "\n-D FORWARD", "-I FORWARD 1"}, ":WEIR"},
+		{"weir's rule gone", func(s state) { s.tables["mangle"]["FORWARD"] = nil }, []string{"-I FORWARD 1 " + forward}, "-D"},
+		{"a flushed chain", func(s state) { s.tables["mangle"]["WEIR-FORWARD"] = nil }, []string{":WEIR-FORWARD - [0:0]\n-A WEIR-FORWARD"}, "WEIR-INPUT"},
+		{"an old version's chain", func(s state) {
+			s.tables["mangle"]["WEIR-OLD"] = []string{"-j DROP"}
+			s.tables["mangle"]["INPUT"] = append(s.tables["mangle"]["INPUT"], "-j WEIR-OLD")
+		}, []string{":WEIR-OLD - [0:0]", "-D INPUT -j WEIR-OLD", "-X WEIR-OLD"}, ":WEIR-FORWARD"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := stateOf(want)
+			tc.change(s)
+			got := makePlan(s, want).restore
+			if len(tc.want) == 0 && got != "" {
+				t.Errorf("restore:\n%s", got)
+			}
+			for _, w := range tc.want {
+				if !strings.Contains(got, w) {
+					t.Errorf("restore lacks %q:\n%s", w, got)
+				}
+			}
+			if tc.not != "" && strings.Contains(got, tc.not) {
+				t.Errorf("restore has %q:\n%s", tc.not, got)
+			}
+		})
+	}
+}
+
+func FuzzParseSave(f *testing.F) {
+	f.Add("*mangle\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j WEIR-FORWARD\nCOMMIT\n")
+	f.Add("# Warning\n:\n-A \n-A X")
+	f.Fuzz(func(_ *testing.T, out string) {
+		makePlan(state{tables: map[string]table{"mangle": parseSave(out)}}, policy.Compile(policy.State{}))
+	})
+}
