@@ -77,9 +77,11 @@ func TestJudge(t *testing.T) {
 		{"walkthrough-2-deny-all", "busybox>192.0.2.1:tcp:443 busybox>busybox:tcp:80 busybox>other:tcp:80", "busybox>http-echo:tcp:80 192.0.2.1>http-echo:tcp:80 other>busybox:tcp:80"},
 		{"walkthrough-3-allow", "other>busybox:tcp:80", "busybox>http-echo:tcp:80 other>http-echo:tcp:80 192.0.2.1>http-echo:tcp:80"},
 		{"walkthrough-4-labelled", "busybox>http-echo:tcp:80 busybox>http-echo:udp:53", "other>http-echo:tcp:80"},
-		{"peers",
+		{
+			"peers",
 			"green>web:tcp:80 far>web:tcp:80 172.16.5.1>web:tcp:8443 172.16.5.1>web:tcp:8450 web>8.8.8.8:udp:53 web>10.1.2.3:tcp:443 green>web:tcp:443",
-			"red>web:tcp:80 green>web:tcp:81 green>web:udp:80 172.16.9.1>web:tcp:8443 172.16.5.1>web:tcp:8451 web>8.8.8.8:udp:54 web>10.1.2.3:tcp:80 web>10.9.2.3:tcp:443 web>node:tcp:10250 web>green:tcp:80 hostnet>web:tcp:80 finished>web:tcp:80"},
+			"red>web:tcp:80 green>web:tcp:81 green>web:udp:80 172.16.9.1>web:tcp:8443 172.16.5.1>web:tcp:8451 web>8.8.8.8:udp:54 web>10.1.2.3:tcp:80 web>10.9.2.3:tcp:443 web>node:tcp:10250 web>green:tcp:80 hostnet>web:tcp:80 finished>web:tcp:80",
+		},
 		{"broken", "other>open:tcp:80", "other>closed:tcp:80 closed>other:tcp:80 other>half:tcp:80 other>half:tcp:81"},
 	} {
 		t.Run(tc.file, func(t *testing.T) {

@@ -64,11 +64,12 @@ func Isolated(t *testing.T) bool {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	out, err := cmd.CombinedOutput()
-	if err != nil {
+	switch {
+	case err != nil:
 		t.Errorf("in a node of its own: %v\n%s", err, out)
-	} else if !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
+	case !bytes.Contains(out, []byte("--- PASS: "+t.Name())):
 		t.Errorf("the test did not run in its node:\n%s", out)
-	} else if testing.Verbose() {
+	case testing.Verbose():
 		t.Logf("%s", out)
 	}
 	return false

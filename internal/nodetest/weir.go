@@ -23,8 +23,10 @@ var build = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	for _, args := range [][]string{
-		{"github.com/weir-net/weir/plugins/weir", "github.com/weir-net/weir/plugins/weirctl",
-			"github.com/containernetworking/cni/cnitool", "github.com/containernetworking/plugins/plugins/meta/portmap"},
+		{
+			"github.com/weir-net/weir/plugins/weir", "github.com/weir-net/weir/plugins/weirctl",
+			"github.com/containernetworking/cni/cnitool", "github.com/containernetworking/plugins/plugins/meta/portmap",
+		},
 		{"-race", "github.com/weir-net/weir/plugins/weir-agent"},
 	} {
 		if out, err := exec.Command("go", append([]string{"build", "-o", dir}, args...)...).CombinedOutput(); err != nil {

@@ -21,7 +21,9 @@ import (
 	"github.com/weir-net/weir/policy/manifests"
 )
 
-func main() {
+func main() { os.Exit(run()) }
+
+func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	root := &cobra.Command{
@@ -30,8 +32,9 @@ func main() {
 	root.AddCommand(runCommand(), cleanupCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "weir-agent:", err)
-		os.Exit(1)
+		return 1
 	}
+	return 0
 }
 
 func runCommand() *cobra.Command {

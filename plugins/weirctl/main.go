@@ -10,7 +10,9 @@ import (
 	"github.com/spf13/cobra"
 )
 
-func main() {
+func main() { os.Exit(run()) }
+
+func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	root := &cobra.Command{
@@ -19,6 +21,7 @@ func main() {
 	root.AddCommand(statusCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "weirctl:", err)
-		os.Exit(1)
+		return 1
 	}
+	return 0
 }

@@ -112,7 +112,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	context.AfterFunc(ctx, func() { _ = watcher.Close() })
-	servers, err := a.listen()
+	servers, err := a.listen(ctx)
 	if err != nil {
 		return err
 	}
@@ -163,10 +163,8 @@ func (a *agent) watchRecords(ctx context.Context, w *dirwatch.Watcher) error {
 			return nil
 		}
 		var err error
-		if change, err = w.Next(); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
+		change, err = w.Next()
+		if err != nil && ctx.Err() == nil {
 			return fmt.Errorf("directory of endpoint records: %w", err)
 		}
 	}

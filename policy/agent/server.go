@@ -29,7 +29,7 @@ func (s *servers) close() {
 }
 
 // listen opens both. That there is one agent only is made sure by a lock, which the kernel frees however it ends.
-func (a *agent) listen() (*servers, error) {
+func (a *agent) listen(ctx context.Context) (*servers, error) {
 	lock, err := os.OpenFile(endpoint.Dir+"/agent.lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the agent's lock: %w", err)
@@ -43,7 +43,7 @@ func (a *agent) listen() (*servers, error) {
 		s.close()
 		return nil, fmt.Errorf("remove the last agent's socket: %w", err)
 	}
-	socket, err := net.Listen("unix", endpoint.Socket)
+	socket, err := (&net.ListenConfig{}).Listen(ctx, "unix", endpoint.Socket)
 	if err != nil {
 		s.close()
 		return nil, fmt.Errorf("listen for the plugin: %w", err)
@@ -61,7 +61,7 @@ func (a *agent) listen() (*servers, error) {
 	if a.HealthAddress == "" {
 		return s, nil
 	}
-	tcp, err := net.Listen("tcp", a.HealthAddress)
+	tcp, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.HealthAddress)
 	if err != nil {
 		s.close()
 		return nil, fmt.Errorf("listen for health checks on %s: %w", a.HealthAddress, err)

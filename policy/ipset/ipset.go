@@ -30,6 +30,10 @@ const (
 	maxElements = 1 << 20
 )
 
+// revisions of the types: of the first kernel that has their comments and all else that weir needs (3.14). The ipset
+// command goes by them; of a set of an older revision it wouldn't show the comments.
+var revisions = map[string]uint8{HashIP: 3, HashNet: 5}
+
 // ErrNotExist says that there is no such set.
 var ErrNotExist = errors.New("no such ipset")
 
@@ -66,7 +70,7 @@ func (h *Handle) Close() { h.h.Close() }
 // Equivalent to: ipset create -exist NAME TYPE comment maxelem 1048576
 func (h *Handle) Create(name, kind string) error {
 	err := h.h.IpsetCreate(name, kind, netlink.IpsetCreateOptions{
-		Replace: true, Comments: true, Family: unix.AF_INET, MaxElements: maxElements,
+		Replace: true, Comments: true, Family: unix.AF_INET, MaxElements: maxElements, Revision: revisions[kind],
 	})
 	if errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("create ipset %s: there is one of another type: ipset destroy %s", name, name)

@@ -53,6 +53,12 @@ func TestSets(t *testing.T) {
 	if in, err := h.Has("weir-pods", pod.Addr()); !in || err != nil {
 		t.Errorf("10.88.0.2 in weir-pods: %v, %v", in, err)
 	}
+	shown := nodetest.Run(t, "ipset", "list")
+	for _, words := range []string{`comment "ns-1/a"`, `comment "pods of this node"`} {
+		if !strings.Contains(shown, words) {
+			t.Errorf("a person doesn't see %s in\n%s", words, shown)
+		}
+	}
 	for range 2 {
 		must(h.Purge(pod.Addr()))
 	}
