@@ -43,8 +43,10 @@ func parseRanges(data json.RawMessage) ([]Range, error) {
 			key, kind string
 			into      any
 		}{
-			{"subnet", "CIDR", &r.Subnet}, {"gateway", "IP address", &r.Gateway},
-			{"rangeStart", "IP address", &r.RangeStart}, {"rangeEnd", "IP address", &r.RangeEnd},
+			{"subnet", "CIDR", &r.Subnet},
+			{"gateway", "IP address", &r.Gateway},
+			{"rangeStart", "IP address", &r.RangeStart},
+			{"rangeEnd", "IP address", &r.RangeEnd},
 		} {
 			if v, ok := fields[f.key]; ok {
 				if err := json.Unmarshal(v, f.into); err != nil {
