@@ -86,7 +86,7 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 		return
 	}
 	n := newNode(t)
-	if err := EnsureGuard(); err != nil {
+	if err := RepairGuard(func() ([]Sender, error) { return nil, nil }); err != nil {
 		t.Fatal(err)
 	}
 	p := n.pod("a", "10.88.0.2")
@@ -97,9 +97,16 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 		t.Fatal(err)
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-W1", "10.88.0.1")
-	// EnsureGuard again, as the agent does: the entries stay.
-	if err := EnsureGuard(); err != nil {
+	// Again, as the agent does: what it knows of stays, and what it doesn't goes.
+	leftover := Sender{PortName("gone"), p.MAC, p.Addresses}
+	if err := Allow(leftover); err != nil {
 		t.Fatal(err)
+	}
+	if err := RepairGuard(func() ([]Sender, error) { return []Sender{p.Sender()}, nil }); err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := Allowed(leftover); ok || err != nil {
+		t.Errorf("a leftover stays in the guard: %v, %v", ok, err)
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-W1", "10.88.0.1")
 	for range 2 { // the second time there is nothing to forbid

@@ -84,7 +84,7 @@ func Allow(s Sender) error {
 	}
 	err = conn.Flush()
 	if errors.Is(err, unix.ENOENT) {
-		return EnsureGuard(s)
+		return makeGuard(s.elements()...)
 	}
 	if err != nil {
 		return fmt.Errorf("let port %s send as %s: %w", s.HostIf, s.MAC, err)
@@ -96,17 +96,25 @@ func Allow(s Sender) error {
 //
 // Equivalent to: nft delete element bridge weir senders4 { HOSTIF . MAC . ADDR }
 func Forbid(s Sender) error {
-	for _, e := range s.elements() { // one transaction each: an absent element fails the transaction as a whole
-		conn, err := nftables.New()
-		if err != nil {
-			return fmt.Errorf("open nftables: %w", err)
-		}
-		if err := conn.SetDeleteElements(senders(), []nftables.SetElement{e}); err != nil {
+	for _, e := range s.elements() {
+		if err := forbid(e); err != nil {
 			return fmt.Errorf("forbid port %s to send as %s: %w", s.HostIf, s.MAC, err)
 		}
-		if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("forbid port %s to send as %s: %w", s.HostIf, s.MAC, err)
-		}
+	}
+	return nil
+}
+
+// forbid deletes one element, in a transaction of its own: an absent one fails the transaction as a whole.
+func forbid(e nftables.SetElement) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	if err := conn.SetDeleteElements(senders(), []nftables.SetElement{e}); err != nil {
+		return err
+	}
+	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
 	}
 	return nil
 }
@@ -164,10 +172,11 @@ func key(hostIf string, mac net.HardwareAddr, addr netip.Addr) []byte {
 	return append(k, addr.AsSlice()...)
 }
 
-// EnsureGuard makes the guard, or puts right what somebody changed in it, in one transaction, so that no port is ever
-// without. The senders are let through in the same one; others that are in the set stay. Where nothing is to be done
-// nothing is touched: the counter goes on.
-func EnsureGuard(allow ...Sender) error {
+// RepairGuard makes the guard, or puts right what somebody changed in it, in one transaction, so that no port is ever
+// without. current tells who may send; it is asked after the set was read, and because a port's record is written before
+// its entry and removed after it, an entry that nobody tells of by then is a leftover. Where nothing is to be done nothing
+// is touched: the counter goes on.
+func RepairGuard(current func() ([]Sender, error)) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
@@ -176,24 +185,47 @@ func EnsureGuard(allow ...Sender) error {
 	if err != nil {
 		return err
 	}
-	var missing []nftables.SetElement
+	allow, err := current()
+	if err != nil {
+		return err
+	}
+	var missing, stale []nftables.SetElement
 	for _, s := range allow {
 		for _, e := range s.elements() {
 			if !has[string(e.Key)] {
 				missing = append(missing, e)
 			}
+			delete(has, string(e.Key))
 		}
 	}
-	stands := guardStands(conn)
-	if stands && len(missing) == 0 {
-		return nil
+	for k := range has {
+		stale = append(stale, nftables.SetElement{Key: []byte(k)})
+	}
+	if len(missing) > 0 || !guardStands(conn) {
+		if err := makeGuard(missing...); err != nil {
+			return err
+		}
+	}
+	for _, e := range stale {
+		if err := forbid(e); err != nil {
+			return fmt.Errorf("clear a leftover from the guard: %w", err)
+		}
+	}
+	return nil
+}
+
+// makeGuard makes table, set, chain and rules, or renews the rules, and adds the elements, all in one transaction.
+func makeGuard(elements ...nftables.SetElement) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
 	}
 	t := conn.AddTable(table())
 	set := senders()
-	if err := conn.AddSet(set, missing); err != nil {
+	if err := conn.AddSet(set, elements); err != nil {
 		return fmt.Errorf("make the guard's set: %w", err)
 	}
-	if !stands {
+	if !guardStands(conn) {
 		addRules(conn, t, set)
 	}
 	if err := conn.Flush(); err != nil {

@@ -27,6 +27,8 @@ const (
 
 	recordsDir = Dir + "/endpoints"
 	suffix     = ".json"
+	// endingSuffix is that of records whose attachment is being deleted. Nobody but DEL reads them.
+	endingSuffix = ".ending"
 )
 
 // Endpoint is the record of one attachment: one interface of one container (CNI specification 1.1, "Attachment").
@@ -69,6 +71,8 @@ func ID(containerID, ifName string) string { return containerID + ":" + ifName }
 
 func path(id string) string { return filepath.Join(recordsDir, id+suffix) }
 
+func endingPath(id string) string { return filepath.Join(recordsDir, id+endingSuffix) }
+
 // Save writes the record, whole or not at all.
 func (e *Endpoint) Save() error {
 	if err := os.MkdirAll(recordsDir, 0o700); err != nil {
@@ -90,22 +94,46 @@ func (e *Endpoint) Save() error {
 }
 
 // Load reads the record with that ID; the error is fs.ErrNotExist if there is none.
-func Load(id string) (*Endpoint, error) {
-	data, err := os.ReadFile(path(id))
+func Load(id string) (*Endpoint, error) { return load(path(id)) }
+
+// Exists says whether there is a record with that ID, be it of an attachment that is being deleted.
+func Exists(id string) bool {
+	for _, p := range []string{path(id), endingPath(id)} {
+		if _, err := os.Lstat(p); !errors.Is(err, fs.ErrNotExist) {
+			return true
+		}
+	}
+	return false
+}
+
+func load(path string) (*Endpoint, error) {
+	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("read endpoint record %s: %w", id, err)
+		return nil, fmt.Errorf("read endpoint record: %w", err)
 	}
 	e := &Endpoint{}
 	if err := json.Unmarshal(data, e); err != nil {
-		return nil, fmt.Errorf("endpoint record %s: %w", path(id), err)
+		return nil, fmt.Errorf("endpoint record %s: %w", path, err)
 	}
 	return e, nil
 }
 
+// Ending says that the attachment is being deleted, and returns its record: from here the agent puts it into nothing
+// any more. Called again after a crash it returns the record again, until Remove. The error is fs.ErrNotExist if there
+// is none.
+func Ending(id string) (*Endpoint, error) {
+	if err := os.Rename(path(id), endingPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("mark endpoint record %s as ending: %w", id, err)
+	}
+	return load(endingPath(id))
+}
+
 // Remove deletes the record; that there is none is no error.
 func Remove(id string) error {
-	if err := os.Remove(path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove endpoint record %s: %w", id, err)
+	for _, p := range []string{path(id), endingPath(id)} {
+		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove endpoint record %s: %w", id, err)
+		}
 	}
 	return nil
 }

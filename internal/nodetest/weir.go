@@ -108,12 +108,18 @@ func (n *Node) StartAgent() {
 	n.Helper()
 	n.SpawnAgent()
 	n.Eventually("the agent is ready", func() error {
-		out, err := exec.Command(filepath.Join(n.Bin, "weirctl"), "status").CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("%w: %s", err, out)
-		}
-		return nil
+		_, err := n.Ctl("status")
+		return err
 	})
+}
+
+// Ctl runs weirctl and returns what it printed.
+func (n *Node) Ctl(args ...string) (string, error) {
+	out, err := exec.Command(filepath.Join(n.Bin, "weirctl"), args...).CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("weirctl %s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return string(out), err
 }
 
 // SpawnAgent starts weir-agent and doesn't wait.

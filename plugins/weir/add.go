@@ -84,9 +84,9 @@ func prepare(args *skel.CmdArgs) (*attachment, error) {
 	if err := endpoint.CheckID(id); err != nil {
 		return nil, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_CONTAINERID, CNI_IFNAME: %v", err), "")
 	}
-	if _, err := endpoint.Load(id); !errors.Is(err, fs.ErrNotExist) {
+	if endpoint.Exists(id) {
 		return nil, types.NewError(types.ErrInvalidEnvironmentVariables,
-			fmt.Sprintf("CNI_CONTAINERID, CNI_IFNAME: %s is attached already; it must be deleted first", id), fmt.Sprint(err))
+			fmt.Sprintf("CNI_CONTAINERID, CNI_IFNAME: %s is attached already; it must be deleted first", id), "")
 	}
 	fd, err := openNetns(args.Netns)
 	if err != nil {
@@ -240,6 +240,11 @@ func (a *attachment) enrol() error {
 // rollBack takes back every step, the last one first, and adds to the error what couldn't be.
 func (a *attachment) rollBack(cause error) error {
 	var errs []error
+	if len(a.undo) > 0 {
+		if _, err := endpoint.Ending(a.endpoint.ID()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
 	for i := len(a.undo) - 1; i >= 0; i-- {
 		errs = append(errs, a.undo[i]())
 	}

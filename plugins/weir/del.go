@@ -32,7 +32,7 @@ func del(args *skel.CmdArgs) error {
 		return ioError("open netlink", err)
 	}
 	defer links.Close()
-	e, err := endpoint.Load(id)
+	e, err := endpoint.Ending(id)
 	if errors.Is(err, fs.ErrNotExist) {
 		// Nothing is made before the record and the record goes last, so there is nothing left but perhaps a link of a
 		// life before the record was lost.

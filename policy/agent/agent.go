@@ -59,6 +59,7 @@ type agent struct {
 	updates chan update
 	records chan dirwatch.Change
 	enrols  chan *enrolment
+	drift   chan struct{} // holds one: rules were changed since they were last read
 
 	// The rest belongs to the loop's goroutine.
 	objects   *policy.Objects
@@ -96,6 +97,7 @@ func Run(ctx context.Context, o Options) error {
 	a := &agent{
 		Options: o, driver: driver, links: links,
 		updates: make(chan update), records: make(chan dirwatch.Change), enrols: make(chan *enrolment),
+		drift:     make(chan struct{}, 1),
 		endpoints: map[string]endpoint.Endpoint{}, opened: map[string]bool{},
 	}
 	a.beat.Store(time.Now().UnixNano())
@@ -122,6 +124,7 @@ func Run(ctx context.Context, o Options) error {
 	parts = append(parts,
 		func() error { return a.runSource(ctx) },
 		func() error { return a.watchRecords(ctx, watcher) },
+		func() error { return kernel.Watch(ctx, a.noticeDrift) },
 		func() error { return a.loop(ctx) })
 	parts = append(parts, servers.serve...)
 	done := make(chan error, len(parts))
@@ -170,6 +173,13 @@ func (a *agent) watchRecords(ctx context.Context, w *dirwatch.Watcher) error {
 	}
 }
 
+func (a *agent) noticeDrift() {
+	select {
+	case a.drift <- struct{}{}:
+	default: // it will be read anyway
+	}
+}
+
 func (a *agent) loop(ctx context.Context) error {
 	resync := time.NewTicker(a.Resync)
 	defer resync.Stop()
@@ -187,6 +197,8 @@ func (a *agent) loop(ctx context.Context) error {
 		case e := <-a.enrols:
 			a.takeEnrolment(e)
 			verify = kernel.Rules
+		case <-a.drift:
+			verify = kernel.All
 		case <-resync.C:
 			verify = kernel.All
 		case <-again.C:
@@ -308,15 +320,22 @@ func (a *agent) guard(verify kernel.Verify) error {
 	if verify != kernel.All && !a.lastSync.IsZero() {
 		return nil
 	}
-	var all []bridge.Sender
-	for _, e := range a.endpoints {
-		mac, err := net.ParseMAC(e.MAC)
+	return bridge.RepairGuard(func() ([]bridge.Sender, error) {
+		// The records on disk, not those the loop has heard of: a pod may have come since.
+		records, err := endpoint.List()
 		if err != nil {
-			return fmt.Errorf("endpoint record %s: %w", e.ID(), err)
+			return nil, err
 		}
-		all = append(all, bridge.Sender{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses})
-	}
-	return bridge.EnsureGuard(all...)
+		var all []bridge.Sender
+		for _, e := range records {
+			mac, err := net.ParseMAC(e.MAC)
+			if err != nil {
+				return nil, fmt.Errorf("endpoint record %s: %w", e.ID(), err)
+			}
+			all = append(all, bridge.Sender{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses})
+		}
+		return all, nil
+	})
 }
 
 // open brings up the links of pods that started while no agent was there (enforcement "closed"), once they are in their

@@ -1,0 +1,296 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/nodetest"
+)
+
+// These tests try to use the moments that docs/security-windows.md names: while something changes, a pod sends as fast
+// as it can what it must not send, and nothing of it may arrive.
+
+// noEgress isolates busybox, in whatever direction it sends.
+const noEgress = `
+kind: NetworkPolicy
+apiVersion: networking.k8s.io/v1
+metadata: {name: no-egress, namespace: ns-1}
+spec:
+  podSelector: {matchLabels: {run: busybox}}
+  policyTypes: [Egress]
+`
+
+// arrivals counts the UDP packets that come to port 9 of the pod.
+func arrivals(t *testing.T, p *nodetest.Pod) *atomic.Int64 {
+	t.Helper()
+	var count atomic.Int64
+	nodetest.In(t, p.Netns, func() error {
+		conn, err := net.ListenPacket("udp4", ":9")
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		go func() {
+			buf := make([]byte, 100)
+			for {
+				if _, _, err := conn.ReadFrom(buf); err != nil {
+					return
+				}
+				count.Add(1)
+			}
+		}()
+		return nil
+	})
+	return &count
+}
+
+// flood sends UDP packets to the address until the returned function is called, which says how many were sent. The
+// namespace may have no network yet: what can't be sent is tried again.
+func flood(t *testing.T, netns, address string) (stop func() int) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	sent := make(chan int, 1)
+	to, err := net.ResolveUDPAddr("udp4", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		k := 0
+		err := ns.WithNetNSPath(netns, func(ns.NetNS) error {
+			conn, err := net.ListenUDP("udp4", nil)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = conn.Close() }()
+			for ctx.Err() == nil {
+				if _, err := conn.WriteTo([]byte("x"), to); err == nil {
+					k++
+				}
+				runtime.Gosched()
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		sent <- k
+	}()
+	return func() int { cancel(); return <-sent }
+}
+
+func TestNothingPassesWhilePodsStartAndEnd(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newNode(t, nil)
+	n.Manifest("policy.yaml", noEgress)
+	server := n.AddPod("ns-1", "http-echo")
+	count := arrivals(t, server)
+	for range 5 {
+		netns := nodetest.NewNS(t, "ns-1.busybox")
+		stop := flood(t, netns, server.IP+":9")
+		client := n.AddPod("ns-1", "busybox")
+		n.Eventually("the pod sends", func() error { // its link is up, and its neighbour there
+			if _, err := nodetest.Get(t, nodetest.Self, client.IP+":80"); err == nil || !strings.Contains(err.Error(), "refused") {
+				return fmt.Errorf("the node reaches it: %w", err)
+			}
+			return nil
+		})
+		if _, err := n.CNI("del", netns, ""); err != nil {
+			t.Fatal(err)
+		}
+		if stop() == 0 {
+			t.Error("the pod never sent anything: the test tests nothing")
+		}
+		nodetest.DelNS(t, netns)
+	}
+	if got := count.Load(); got != 0 {
+		t.Errorf("%d packets of an isolated pod arrived while it started or ended", got)
+	}
+	// The same pod without the policy is heard.
+	n.Manifest("policy.yaml", "")
+	netns := nodetest.NewNS(t, "ns-1.busybox")
+	stop := flood(t, netns, server.IP+":9")
+	n.AddPod("ns-1", "busybox")
+	n.Eventually("an open pod is heard", func() error {
+		if count.Load() == 0 {
+			return fmt.Errorf("nothing arrives")
+		}
+		return nil
+	})
+	stop()
+}
+
+func TestNothingPassesWhileTheAgentRestarts(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newNode(t, nil)
+	n.Manifest("policy.yaml", noEgress)
+	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
+	count := arrivals(t, server)
+	stop := flood(t, client.Netns, server.IP+":9")
+	n.KillAgent()
+	n.StartAgent()
+	n.StopAgent()
+	// A broken file at the start: nothing is known of what it should forbid, so the kernel is left as it is.
+	n.Manifest("policy.yaml", "kind: NetworkPolicy\nspec: [")
+	n.SpawnAgent()
+	n.Eventually("the agent has seen the broken file", func() error {
+		if !strings.Contains(n.AgentLog(), "policy.yaml: document 1") {
+			return fmt.Errorf("its log: %s", n.AgentLog())
+		}
+		return nil
+	})
+	wantRefusal(t, n, nodetest.Args("ns-2", "other", ""), 11, "no good state")
+	n.Manifest("policy.yaml", noEgress)
+	n.Eventually("the agent is ready", func() error {
+		_, err := n.Ctl("status")
+		return err
+	})
+	// And one that breaks later on.
+	n.Manifest("policy.yaml", "kind: NetworkPolicy\nspec: [")
+	n.Eventually("the status has the error", func() error {
+		if out, _ := n.Ctl("status"); !strings.Contains(out, "policy.yaml: document 1") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	if stop() == 0 {
+		t.Error("the pod never sent anything: the test tests nothing")
+	}
+	if got := count.Load(); got != 0 {
+		t.Errorf("%d packets of an isolated pod arrived while the agent restarted", got)
+	}
+}
+
+// TestNothingPassesWhilePoliciesChange changes policies, labels and neighbours around an isolated pod.
+func TestNothingPassesWhilePoliciesChange(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newNode(t, nil)
+	n.Manifest("policy.yaml", noEgress)
+	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
+	count := arrivals(t, server)
+	stop := flood(t, client.Netns, server.IP+":9")
+	applied := func(words string) {
+		t.Helper()
+		n.Eventually(words, func() error {
+			if out, err := n.Ctl("status"); err != nil || !strings.Contains(out, words) {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			return nil
+		})
+	}
+	for i := range 5 {
+		n.Manifest("more.yaml", strings.ReplaceAll(egressOnly, "name: egress", fmt.Sprint("name: egress-", i)))
+		applied(fmt.Sprint("egress-", i))
+		n.Manifest("cluster.yaml", strings.Replace(cluster, "{run: busybox}", fmt.Sprintf("{run: busybox, round: r%d}", i), 1))
+		n.Manifest("policy.yaml", strings.Replace(noEgress, "no-egress", fmt.Sprint("no-egress-", i), 1))
+		applied(fmt.Sprint("no-egress-", i))
+		n.Manifest("more.yaml", "")
+		other := n.AddPod("ns-2", "other")
+		n.DelPod(other)
+	}
+	if stop() == 0 {
+		t.Error("the pod never sent anything: the test tests nothing")
+	}
+	if got := count.Load(); got != 0 {
+		t.Errorf("%d packets of an isolated pod arrived while policies changed", got)
+	}
+}
+
+// TestAnAddressThatChangesHandsBringsNothingAlong: the second pod must have neither the first one's memberships nor its
+// connections.
+func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newNode(t, nodetest.Conf{"ranges": []any{nodetest.Conf{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.3"}}})
+	labelled := strings.Replace(cluster, "{run: busybox}", "{run: busybox, app: busybox}", 1)
+	n.Manifest("cluster.yaml", labelled)
+	n.Manifest("policy.yaml", allow)
+	server, first := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
+	n.Serve(server.Netns, "tcp", ":80")
+	n.Serve(server.Netns, "udp", ":53")
+	n.Reach(first, server.IP+":80", true)
+	// A UDP flow with fixed ports, so that the second pod can try to go on with it.
+	ask := func(p *nodetest.Pod) (err error) {
+		nodetest.In(t, p.Netns, func() error {
+			var conn net.Conn
+			d := net.Dialer{LocalAddr: &net.UDPAddr{Port: 5353}}
+			if conn, err = d.Dial("udp4", server.IP+":53"); err != nil {
+				return nil
+			}
+			defer func() { _ = conn.Close() }()
+			if _, err = conn.Write([]byte("x")); err != nil {
+				return nil
+			}
+			if err = conn.SetReadDeadline(time.Now().Add(250 * time.Millisecond)); err != nil {
+				return nil
+			}
+			_, err = conn.Read(make([]byte, 10))
+			return nil
+		})
+		return err
+	}
+	if err := ask(first); err != nil {
+		t.Fatal(err)
+	}
+	n.DelPod(first)
+	second := n.AddPod("ns-2", "other") // label app=busybox, but another namespace
+	if second.IP != first.IP {
+		t.Fatalf("the second pod has %s, not the first one's %s", second.IP, first.IP)
+	}
+	if err := ask(second); err == nil {
+		t.Error("the second pod goes on with the first one's flow")
+	}
+	n.Reach(second, server.IP+":80", false)
+}
+
+// TestAFlushIsRepaired measures the window that a stranger opens who flushes weir's chains.
+func TestAFlushIsRepaired(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newNode(t, nil)
+	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
+	n.Serve(server.Netns, "tcp", ":80")
+	n.Manifest("policy.yaml", denyAll)
+	n.Reach(client, server.IP+":80", false)
+	for _, flush := range []string{"iptables -t mangle -F", "nft flush ruleset"} {
+		f := strings.Fields(flush)
+		start := time.Now()
+		nodetest.Run(t, f[0], f[1:]...)
+		for closed := false; !closed; {
+			_, err := nodetest.Get(t, client.Netns, server.IP+":80")
+			closed = err != nil
+			if time.Since(start) > 15*time.Second {
+				t.Fatalf("%s: still open after 15 s", flush)
+			}
+		}
+		t.Logf("%s: closed again after %s", flush, time.Since(start).Round(time.Millisecond))
+	}
+	forged, node := netip.MustParseAddr("10.88.0.77"), netip.MustParseAddr("10.88.0.1")
+	frame := ipv4(bridge.MAC(node), bridge.MAC(netip.MustParseAddr(client.IP)), forged, node)
+	if passes(t, client.Netns, conf.Bridge, frame) {
+		t.Error("the spoof guard was not repaired")
+	}
+	data, err := os.ReadFile("/proc/sys/net/ipv4/conf/all/send_redirects")
+	if err != nil || strings.TrimSpace(string(data)) != "0" {
+		t.Errorf("send_redirects is %q, %v: pods would be told to speak to each other directly", data, err)
+	}
+}
