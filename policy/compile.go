@@ -17,6 +17,8 @@ const (
 	PodsSet = conf.PodsSet
 	// NetworksSet holds the networks that pods' addresses come from.
 	NetworksSet = "weir-networks"
+	// NodesSet holds the addresses of all nodes, the only senders of tunnel packets.
+	NodesSet = "weir-nodes"
 
 	forwardChain     = "WEIR-FORWARD"
 	inputChain       = "WEIR-INPUT"
@@ -80,13 +82,19 @@ type compiler struct {
 func (c *compiler) base(state State) {
 	var pods []Entry
 	networks := map[netip.Prefix]Entry{}
-	for _, n := range state.Networks {
-		networks[n] = Entry{n, "pods of the cluster"}
+	for _, n := range state.Nodes {
+		for _, p := range n.PodCIDRs {
+			if p.Addr().Is4() {
+				networks[p] = Entry{p, "pods of node " + n.Name}
+			}
+		}
 	}
 	for _, e := range state.Endpoints {
 		for _, a := range e.Addresses {
 			pods = append(pods, Entry{hostPrefix(a.Addr), e.Pod.String()})
-			networks[a.Subnet] = Entry{a.Subnet, "pods of this node"}
+			if _, ok := networks[a.Subnet]; !ok {
+				networks[a.Subnet] = Entry{a.Subnet, "pods of this node"}
+			}
 		}
 	}
 	c.set(Set{Name: PodsSet, Type: HashIP, Role: Judged, Entries: pods})
@@ -99,15 +107,15 @@ func (c *compiler) base(state State) {
 	fromPod := Rule{Sets: []SetMatch{from}, Comment: "weir: from a pod: its egress policies", Target: JumpTo, To: egress.dispatch}
 	stranger := Rule{In: conf.Bridge, Sets: []SetMatch{noPodFrom}, Comment: "weir: from the bridge, but from no pod", Target: Drop}
 
-	c.chain("mangle", forwardChain,
-		established, cut,
-		Rule{In: conf.Bridge, Self: true, Comment: "weir: a pod reaching itself through its Service", Target: Return},
+	toTunnel, intoTunnel := c.tunnel(state)
+	c.chain("mangle", forwardChain, slices.Concat([]Rule{established, cut}, toTunnel, []Rule{
+		{In: conf.Bridge, Self: true, Comment: "weir: a pod reaching itself through its Service", Target: Return},
 		fromPod, stranger,
-		Rule{Sets: []SetMatch{to}, Comment: "weir: to a pod: its ingress policies", Target: JumpTo, To: ingress.dispatch},
-		Rule{Out: conf.Bridge, Sets: []SetMatch{noPodTo}, Comment: "weir: to the bridge, but to no pod", Target: Drop},
-	)
+		{Sets: []SetMatch{to}, Comment: "weir: to a pod: its ingress policies", Target: JumpTo, To: ingress.dispatch},
+		{Out: conf.Bridge, Sets: []SetMatch{noPodTo}, Comment: "weir: to the bridge, but to no pod", Target: Drop},
+	})...)
 	// What a pod sends to its own node. What the node sends to its pods isn't judged: kubelet's probes always pass.
-	c.chain("mangle", inputChain, established, cut, fromPod, stranger)
+	c.chain("mangle", inputChain, slices.Concat(intoTunnel, []Rule{established, cut, fromPod, stranger})...)
 	c.chain("filter", acceptChain,
 		Rule{Sets: []SetMatch{from}, Comment: "weir: judged in the mangle table", Target: Accept},
 		Rule{Sets: []SetMatch{to}, Comment: "weir: judged in the mangle table", Target: Accept},
@@ -123,6 +131,32 @@ func (c *compiler) base(state State) {
 	jump("mangle", "INPUT", true, inputChain, "weir: egress policies hold towards this node too")
 	jump("filter", "FORWARD", false, acceptChain, "weir: no other default drops what policy let through")
 	jump("nat", "POSTROUTING", false, postroutingChain, "weir: the way of pods to the outside")
+}
+
+// tunnel are the rules that guard the overlay's port. What a pod sends to that port of a node would be masqueraded, look
+// like the node's own tunnel packet, and carry a forged sender past every policy. And nobody but nodes may send to it:
+// that rule stands before the established one, because a tunnel's packets are no connection that was ever judged.
+func (c *compiler) tunnel(state State) (forward, input []Rule) {
+	if !state.Overlay {
+		return nil, nil
+	}
+	var nodes []Entry
+	for _, n := range state.Nodes {
+		for _, a := range n.Addresses {
+			if a.Is4() {
+				nodes = append(nodes, Entry{hostPrefix(a), "node " + n.Name})
+			}
+		}
+	}
+	c.set(Set{Name: NodesSet, Type: HashIP, Role: Peers, Entries: nodes})
+	port := []PortRange{{conf.OverlayPort, conf.OverlayPort}}
+	return []Rule{{
+			Proto: UDP, Ports: port, Sets: []SetMatch{{PodsSet, "src", false}, {NodesSet, "dst", false}},
+			Comment: "weir: pods send nothing into the tunnels between nodes", Target: Drop,
+		}}, []Rule{{
+			Proto: UDP, Ports: port, Sets: []SetMatch{{NodesSet, "src", true}},
+			Comment: "weir: tunnel packets come from nodes only", Target: Drop,
+		}}
 }
 
 // classes makes one set and one chain for each class of the side, and the chain that dispatches to them.

@@ -110,3 +110,31 @@ func loadAny(t testing.TB, path string) policy.State {
 	}
 	return onNode(unvalidated(t, data))
 }
+
+// TestTunnelPortIsForNodes: tunnel packets are taken from nodes only, and pods reach no node's tunnel port.
+func TestTunnelPortIsForNodes(t *testing.T) {
+	state := loadAny(t, "testdata/walkthrough-1-none.yaml")
+	state.Nodes = []policy.Node{
+		{Name: "self", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.2")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.88.0.0/24")}},
+		{Name: "peer", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.3")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.88.1.0/24")}},
+	}
+	for _, overlay := range []bool{false, true} {
+		state.Overlay = overlay
+		judge, err := policy.NewJudge(policy.Compile(state))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for s, want := range map[string]bool{
+			"192.0.2.3>node:udp:4789":    true,
+			"192.0.2.9>node:udp:4789":    !overlay,
+			"busybox>node:udp:4789":      !overlay,
+			"busybox>192.0.2.3:udp:4789": !overlay,
+			"busybox>192.0.2.3:udp:4790": true,
+			"busybox>192.0.2.9:udp:4789": true,
+		} {
+			if got := judge.Allows(packet(t, state, s)); got != want {
+				t.Errorf("overlay %v: %s allowed %v, want %v", overlay, s, got, want)
+			}
+		}
+	}
+}

@@ -18,8 +18,8 @@ type State struct {
 	Objects
 	// Endpoints are the attachments on this node.
 	Endpoints []endpoint.Endpoint
-	// Networks hold all of the cluster's pods; traffic within them is never masqueraded.
-	Networks []netip.Prefix
+	// Overlay says that pods on other nodes are reached through a tunnel, whose port then needs guarding.
+	Overlay bool
 }
 
 // Objects are what a source (the Kubernetes API, a directory of manifests) knows of the cluster.
@@ -27,6 +27,16 @@ type Objects struct {
 	Namespaces []Namespace
 	Pods       []Pod
 	Policies   []*networkingv1.NetworkPolicy
+	Nodes      []Node
+}
+
+// Node is what policy and the overlay need of a v1 Node.
+type Node struct {
+	Name string
+	// Addresses are its InternalIPs, in the order of its status.
+	Addresses []netip.Addr
+	// PodCIDRs hold its pods. Traffic within all nodes' is never masqueraded.
+	PodCIDRs []netip.Prefix
 }
 
 // Namespace is what policy needs of a v1 Namespace.

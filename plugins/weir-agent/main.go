@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -14,10 +15,14 @@ import (
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/policy/agent"
 	"github.com/weir-net/weir/policy/kernel"
+	"github.com/weir-net/weir/policy/kube"
 	"github.com/weir-net/weir/policy/manifests"
 )
 
@@ -29,7 +34,7 @@ func run() int {
 	root := &cobra.Command{
 		Use: "weir-agent", Short: "Enforces NetworkPolicies on the pods of this node", SilenceUsage: true, SilenceErrors: true,
 	}
-	root.AddCommand(runCommand(), cleanupCommand())
+	root.AddCommand(runCommand(), installCommand(), cleanupCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "weir-agent:", err)
 		return 1
@@ -38,35 +43,63 @@ func run() int {
 }
 
 func runCommand() *cobra.Command {
-	var source, health string
+	var source, kubeconfig, encapsulation string
+	o := agent.Options{
+		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Resync: 10 * time.Second, EnrolWait: 5 * time.Second,
+	}
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Keep the kernel as the policies demand, until SIGTERM; what is enforced then stays enforced",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			path, ok := strings.CutPrefix(source, "dir:")
-			if !ok || path == "" {
-				return fmt.Errorf("--source %s: must be dir:PATH", source)
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if o.Node.Encapsulation, err = overlay.Parse(encapsulation); err != nil {
+				return err
 			}
-			return agent.Run(cmd.Context(), agent.Options{
-				Source:        &manifests.Dir{Path: path},
-				Log:           slog.New(slog.NewTextHandler(os.Stderr, nil)),
-				HealthAddress: health,
-				Resync:        10 * time.Second,
-				EnrolWait:     5 * time.Second,
-			})
+			if o.Source, err = openSource(source, kubeconfig, o.Node.Name, o.Log); err != nil {
+				return err
+			}
+			return agent.Run(cmd.Context(), o)
 		},
 	}
-	cmd.Flags().StringVar(&source, "source", "", "where policies, pods and namespaces come from: dir:PATH, a directory of manifests")
-	cmd.Flags().StringVar(&health, "health-address", "127.0.0.1:6786", "host:port for /healthz and /readyz")
-	_ = cmd.MarkFlagRequired("source") // fails only for a flag that isn't defined
+	flags := cmd.Flags()
+	flags.StringVar(&source, "source", "kubernetes", "where policies, pods, namespaces and nodes come from: kubernetes, or dir:PATH, a directory of manifests")
+	flags.StringVar(&kubeconfig, "kubeconfig", "", "how to reach the API server from outside a cluster; default: as a pod does")
+	flags.StringVar(&o.HealthAddress, "health-address", "127.0.0.1:6786", "host:port for /healthz and /readyz")
+	flags.StringVar(&o.Node.Name, "node-name", os.Getenv("NODE_NAME"), "this node's name; with it the agent keeps the way to pods on other nodes")
+	flags.StringVar(&encapsulation, "encapsulation", string(overlay.Always), "what travels between nodes inside VXLAN: always, crossSubnet or never")
+	flags.StringVar(&o.Node.Conflist, "conflist", "", "path of the network configuration to write for the runtime once policy is enforced")
 	return cmd
+}
+
+func openSource(source, kubeconfig, node string, log *slog.Logger) (agent.Source, error) {
+	if path, ok := strings.CutPrefix(source, "dir:"); ok && path != "" {
+		return &manifests.Dir{Path: path}, nil
+	}
+	if source != "kubernetes" {
+		return nil, fmt.Errorf("--source %s: must be kubernetes or dir:PATH", source)
+	}
+	if node == "" {
+		return nil, errors.New("--node-name (or NODE_NAME) is missing: it says which Node this is")
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("configure the API client: %w", err)
+	}
+	// One agent asks little; what matters is that a new pod's question isn't held up behind others.
+	config.QPS, config.Burst = 50, 100
+	config.ContentType = "application/vnd.kubernetes.protobuf"
+	config.UserAgent = "weir-agent"
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("open the API client: %w", err)
+	}
+	return &kube.Source{Client: client, Log: log}, nil
 }
 
 func cleanupCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "cleanup",
-		Short: "Take weir's rules, sets, spoof guard and bridge out of the kernel; pods that still run lose their network",
+		Short: "Take weir's rules, sets, spoof guard, bridge and overlay out of the kernel; pods that still run lose their network",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// The bridge goes first: without it no pod reaches anybody, so taking the rules away opens nothing.
@@ -78,7 +111,7 @@ func cleanupCommand() *cobra.Command {
 			if err := bridge.Remove(links, bridge.Name, nil); err != nil {
 				return err
 			}
-			if err := bridge.RemoveGuard(); err != nil {
+			if err := errors.Join(overlay.New(links).Remove(), bridge.RemoveGuard()); err != nil {
 				return err
 			}
 			driver, err := kernel.Open(cmd.Context())

@@ -154,7 +154,7 @@ func TestNothingPassesWhileTheAgentRestarts(t *testing.T) {
 		}
 		return nil
 	})
-	wantRefusal(t, n, nodetest.Args("ns-2", "other", ""), 11, "no good state")
+	wantRefusal(t, n, nodetest.Args("ns-2", "other", ""), "no good state")
 	n.Manifest("policy.yaml", noEgress)
 	n.Eventually("the agent is ready", func() error {
 		_, err := n.Ctl("status")

@@ -25,6 +25,7 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
+	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/kernel"
 )
@@ -46,6 +47,7 @@ type Options struct {
 	Resync time.Duration
 	// EnrolWait is how long a pod that the source doesn't know yet is waited for.
 	EnrolWait time.Duration
+	Node      NodeOptions
 }
 
 // retry is how soon a failed change is tried again.
@@ -59,6 +61,7 @@ type agent struct {
 	updates chan update
 	records chan dirwatch.Change
 	enrols  chan *enrolment
+	founds  chan found
 	drift   chan struct{} // holds one: rules were changed since they were last read
 
 	// The rest belongs to the loop's goroutine.
@@ -67,10 +70,13 @@ type agent struct {
 	endpoints map[string]endpoint.Endpoint
 	recordErr error
 	opened    map[string]bool // endpoints with enforcement "closed" whose links the agent has brought up
+	published map[string]bool // endpoints whose addresses were told to other nodes
 	ruleset   policy.Ruleset
+	plan      overlay.Plan
 	waiting   []*enrolment
 
 	applyErr error
+	reachErr error
 	stats    Stats
 	lastSync time.Time
 	status   atomic.Pointer[Status]
@@ -195,8 +201,10 @@ func (a *agent) loop(ctx context.Context) error {
 		case c := <-a.records:
 			a.takeRecords(c)
 		case e := <-a.enrols:
-			a.takeEnrolment(e)
+			a.takeEnrolment(ctx, e)
 			verify = kernel.Rules
+		case f := <-a.founds:
+			a.takeFound(f)
 		case <-a.drift:
 			verify = kernel.All
 		case <-resync.C:
@@ -235,7 +243,9 @@ func (a *agent) takeRecords(c dirwatch.Change) {
 			a.takeRecord(id)
 		}
 	}
-	maps.DeleteFunc(a.opened, func(id string, _ bool) bool { _, ok := a.endpoints[id]; return !ok })
+	for _, of := range []map[string]bool{a.opened, a.published} {
+		maps.DeleteFunc(of, func(id string, _ bool) bool { _, ok := a.endpoints[id]; return !ok })
+	}
 }
 
 func (a *agent) takeRecord(id string) {
@@ -297,6 +307,10 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 	}
 	a.ruleset, a.applyErr, a.lastSync = ruleset, nil, time.Now()
 	next := a.answer(nil)
+	if a.reachErr = a.reach(verify); a.reachErr != nil {
+		a.Log.Error("the way to other nodes isn't as it should be", "error", a.reachErr)
+		next = retry
+	}
 	a.open()
 	if result.Changed || verify == kernel.All {
 		a.cut()
@@ -308,7 +322,7 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 }
 
 func (a *agent) state() policy.State {
-	s := policy.State{Objects: *a.objects}
+	s := policy.State{Objects: *a.objects, Overlay: a.Node.Name != "" && a.Node.Encapsulation != overlay.Never}
 	for _, id := range slices.Sorted(maps.Keys(a.endpoints)) {
 		s.Endpoints = append(s.Endpoints, a.endpoints[id])
 	}

@@ -28,9 +28,17 @@ type reply struct {
 	endpoint.Verdict
 }
 
-func (a *agent) takeEnrolment(e *enrolment) {
+func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
 	a.takeRecord(e.id)
 	a.waiting = append(a.waiting, e)
+	ep, ok := a.endpoints[e.id]
+	if !ok || a.objects == nil {
+		return
+	}
+	if !a.knows(ep) {
+		a.lookup(ctx, ep.Pod)
+	}
+	a.publishAddresses(ctx, ep)
 }
 
 // answer tells those whose pods are in their classes now, and gives up on those who have waited long enough; while

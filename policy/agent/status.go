@@ -58,9 +58,9 @@ func (a *agent) publish() {
 		Ready:    a.objects != nil && !a.lastSync.IsZero() && a.applyErr == nil,
 		LastSync: a.lastSync, IPTables: string(a.driver.Flavour), Stats: a.stats,
 		Errors: []string{}, Pods: []PodStatus{}, Policies: []string{}, Sets: []SetStatus{},
-		Problems: append([]policy.Problem{}, a.ruleset.Problems...), Classes: append([]policy.Class{}, a.ruleset.Classes...),
+		Problems: slices.Concat([]policy.Problem{}, a.ruleset.Problems, a.plan.Problems), Classes: append([]policy.Class{}, a.ruleset.Classes...),
 	}
-	for what, err := range map[string]error{"source: ": a.sourceErr, "endpoint records: ": a.recordErr, "kernel: ": a.applyErr} {
+	for what, err := range map[string]error{"source: ": a.sourceErr, "endpoint records: ": a.recordErr, "kernel: ": a.applyErr, "other nodes: ": a.reachErr} {
 		if err != nil {
 			s.Errors = append(s.Errors, what+err.Error())
 		}

@@ -164,7 +164,7 @@ func (h *Handle) Names() ([]string, error) {
 	return names, nil
 }
 
-// Purge takes the addresses out of every weir set that holds pods.
+// Purge takes the addresses out of every weir set that holds pods; those of networks and nodes are left alone.
 func (h *Handle) Purge(addrs ...netip.Addr) error {
 	names, err := h.Names()
 	if err != nil {
@@ -172,7 +172,7 @@ func (h *Handle) Purge(addrs ...netip.Addr) error {
 	}
 	var errs []error
 	for _, name := range names {
-		if strings.HasPrefix(name, NetPrefix) {
+		if strings.HasPrefix(name, NetPrefix) || name == "weir-nodes" {
 			continue
 		}
 		for _, a := range addrs {

@@ -133,6 +133,11 @@ func (d *Dir) merged() (*policy.Objects, error) {
 				all.Pods = append(all.Pods, p)
 			}
 		}
+		for _, n := range f.good.Nodes {
+			if first(name, "Node "+n.Name) {
+				all.Nodes = append(all.Nodes, n)
+			}
+		}
 		for _, p := range f.good.Policies {
 			if first(name, "NetworkPolicy "+p.Namespace+"/"+p.Name) {
 				all.Policies = append(all.Policies, p)

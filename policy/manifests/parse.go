@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -21,9 +20,10 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/objects"
 )
 
-// Parse reads the manifests of one file: v1 Namespace, v1 Pod and networking.k8s.io/v1 NetworkPolicy. Objects of other
+// Parse reads the manifests of one file: v1 Namespace, v1 Pod, v1 Node and networking.k8s.io/v1 NetworkPolicy. Objects of other
 // kinds belong to somebody else and are left out, except for those that could be meant as a NetworkPolicy. Each error
 // names the file, the document (from 1) and the field.
 func Parse(file string, data []byte) (policy.Objects, error) {
@@ -76,6 +76,8 @@ func add(all *policy.Objects, doc []byte) error {
 		return addNamespace(all, doc)
 	case kind.APIVersion == "v1" && kind.Kind == "Pod":
 		return addPod(all, doc)
+	case kind.APIVersion == "v1" && kind.Kind == "Node":
+		return addNode(all, doc)
 	case kind.APIVersion == "networking.k8s.io/v1" && kind.Kind == "NetworkPolicy":
 		return addPolicy(all, doc)
 	case strings.Contains(strings.ToLower(kind.Kind), "pol") && strings.Contains(kind.APIVersion, "networking.k8s.io"),
@@ -93,13 +95,7 @@ func addNamespace(all *policy.Objects, doc []byte) error {
 	if err := checkMeta(&ns.ObjectMeta); err != nil {
 		return err
 	}
-	labels := map[string]string{}
-	for k, v := range ns.Labels {
-		labels[k] = v
-	}
-	// The API server sets this label on every namespace; policies select by it.
-	labels[corev1.LabelMetadataName] = ns.Name
-	all.Namespaces = append(all.Namespaces, policy.Namespace{Name: ns.Name, Labels: labels})
+	all.Namespaces = append(all.Namespaces, objects.Namespace(&ns))
 	return nil
 }
 
@@ -111,22 +107,27 @@ func addPod(all *policy.Objects, doc []byte) error {
 	if err := checkNamespaced(&pod.ObjectMeta); err != nil {
 		return err
 	}
-	p := policy.Pod{
-		Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID), Labels: pod.Labels, HostNetwork: pod.Spec.HostNetwork,
-		Finished: pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed,
-	}
-	ips := pod.Status.PodIPs
-	if len(ips) == 0 && pod.Status.PodIP != "" {
-		ips = []corev1.PodIP{{IP: pod.Status.PodIP}}
-	}
-	for i, ip := range ips {
-		addr, err := netip.ParseAddr(ip.IP)
-		if err != nil {
-			return fmt.Errorf("status.podIPs[%d].ip: %q is no IP address", i, ip.IP)
-		}
-		p.Addresses = append(p.Addresses, addr.Unmap())
+	p, err := objects.Pod(&pod)
+	if err != nil {
+		return err
 	}
 	all.Pods = append(all.Pods, p)
+	return nil
+}
+
+func addNode(all *policy.Objects, doc []byte) error {
+	var node corev1.Node
+	if err := decode(doc, &node); err != nil {
+		return err
+	}
+	if err := checkMeta(&node.ObjectMeta); err != nil {
+		return err
+	}
+	n, err := objects.Node(&node)
+	if err != nil {
+		return err
+	}
+	all.Nodes = append(all.Nodes, n)
 	return nil
 }
 
