@@ -131,7 +131,9 @@ func invalid(key, value, why string) error {
 func decodeError(raw map[string]json.RawMessage, err error) error {
 	var wrong *json.UnmarshalTypeError
 	if errors.As(err, &wrong) {
-		return invalid(wrong.Field, string(raw[wrong.Field]), "must be of type "+wrong.Type.String())
+		key := strings.TrimPrefix(wrong.Field, "NetConf.") // as encoding/json names what is embedded
+		top, _, _ := strings.Cut(key, ".")
+		return invalid(key, string(raw[top]), "must be of type "+wrong.Type.String())
 	}
 	return types.NewError(types.ErrDecodingFailure, "the network configuration can't be read", err.Error())
 }

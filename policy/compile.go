@@ -150,13 +150,15 @@ func (c *compiler) tunnel(state State) (forward, input []Rule) {
 	}
 	c.set(Set{Name: NodesSet, Type: HashIP, Role: Peers, Entries: nodes})
 	port := []PortRange{{conf.OverlayPort, conf.OverlayPort}}
-	return []Rule{{
-			Proto: UDP, Ports: port, Sets: []SetMatch{{PodsSet, "src", false}, {NodesSet, "dst", false}},
-			Comment: "weir: pods send nothing into the tunnels between nodes", Target: Drop,
-		}}, []Rule{{
-			Proto: UDP, Ports: port, Sets: []SetMatch{{NodesSet, "src", true}},
-			Comment: "weir: tunnel packets come from nodes only", Target: Drop,
-		}}
+	forward = []Rule{{
+		Proto: UDP, Ports: port, Sets: []SetMatch{{PodsSet, "src", false}, {NodesSet, "dst", false}},
+		Comment: "weir: pods send nothing into the tunnels between nodes", Target: Drop,
+	}}
+	input = []Rule{{
+		Proto: UDP, Ports: port, Sets: []SetMatch{{NodesSet, "src", true}},
+		Comment: "weir: tunnel packets come from nodes only", Target: Drop,
+	}}
+	return forward, input
 }
 
 // classes makes one set and one chain for each class of the side, and the chain that dispatches to them.

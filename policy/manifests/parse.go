@@ -10,6 +10,7 @@ import (
 	"io"
 	"strings"
 
+	goyaml "go.yaml.in/yaml/v2"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
 	"github.com/weir-net/weir/policy"
@@ -61,6 +63,9 @@ func split(err error) []error {
 func add(all *policy.Objects, doc []byte) error {
 	var kind metav1.TypeMeta
 	if err := yaml.Unmarshal(doc, &kind); err != nil {
+		return err
+	}
+	if err := single(doc); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	if kind == (metav1.TypeMeta{}) {
@@ -150,10 +155,27 @@ func addPolicy(all *policy.Objects, doc []byte) error {
 	return nil
 }
 
-// decode is strict: a key that Kubernetes doesn't know, or one that is there twice, is an error that names it.
+// decode is strict, as kubectl is: a key that Kubernetes doesn't know, or one that is there twice, is an error that names
+// it, and so is a value of another type. Made a string silently, the label "y" would be "true", and "1.10" "1.1".
 func decode(doc []byte, into any) error {
-	if err := yaml.UnmarshalStrict(doc, into); err != nil {
-		return errors.New(strings.TrimPrefix(err.Error(), "error unmarshaling JSON: while decoding JSON: "))
+	data, err := yaml.YAMLToJSONStrict(doc)
+	if err != nil {
+		return err
+	}
+	strict, err := json.UnmarshalStrict(data, into)
+	return errors.Join(append(strict, err)...)
+}
+
+// single makes sure that nothing stands behind the first YAML document: readers of one document leave the rest out
+// without a word.
+func single(doc []byte) error {
+	d := goyaml.NewDecoder(bytes.NewReader(doc))
+	var ignored any
+	if err := d.Decode(&ignored); err != nil {
+		return err
+	}
+	if err := d.Decode(&ignored); !errors.Is(err, io.EOF) {
+		return errors.New("something stands behind the object; objects are separated by lines with ---")
 	}
 	return nil
 }

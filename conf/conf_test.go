@@ -1,0 +1,298 @@
+package conf
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+var byValue = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
+
+func newRange(subnet, start, end, gateway string) Range {
+	return Range{netip.MustParsePrefix(subnet), netip.MustParseAddr(start), netip.MustParseAddr(end), netip.MustParseAddr(gateway)}
+}
+
+func TestParse(t *testing.T) {
+	whole := []Range{newRange("10.88.0.0/24", "10.88.0.1", "10.88.0.254", "10.88.0.1")}
+	for _, tc := range []struct {
+		name, conf string // conf: what stands beside the name
+		want       NetConf
+	}{
+		{"defaults", `"ranges": [{"subnet": "10.88.0.0/24"}]`, NetConf{Ranges: whole, Enforcement: Strict}},
+		{
+			"null and empty are absent", `"ranges": [{"subnet": "10.88.0.0/24", "gateway": null, "rangeStart": ""}], "mtu": null, "enforcement": ""`,
+			NetConf{Ranges: whole, Enforcement: Strict},
+		},
+		{
+			"all given", `"ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.8", "rangeEnd": "10.88.0.9", "gateway": "10.88.0.254"}], "mtu": 1400, "enforcement": "closed"`,
+			NetConf{Ranges: []Range{newRange("10.88.0.0/24", "10.88.0.8", "10.88.0.9", "10.88.0.254")}, MTU: 1400, Enforcement: Closed},
+		},
+		{
+			"one address", `"ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.7", "rangeEnd": "10.88.0.7"}], "enforcement": "off"`,
+			NetConf{Ranges: []Range{newRange("10.88.0.0/24", "10.88.0.7", "10.88.0.7", "10.88.0.1")}, Enforcement: Off},
+		},
+		{
+			"smallest subnet", `"ranges": [{"subnet": "10.88.0.4/30"}], "mtu": 68`,
+			NetConf{Ranges: []Range{newRange("10.88.0.4/30", "10.88.0.5", "10.88.0.6", "10.88.0.5")}, MTU: 68, Enforcement: Strict},
+		},
+		{
+			"largest subnet", `"ranges": [{"subnet": "0.0.0.0/0"}], "mtu": 65535`,
+			NetConf{Ranges: []Range{newRange("0.0.0.0/0", "0.0.0.1", "255.255.255.254", "0.0.0.1")}, MTU: 65535, Enforcement: Strict},
+		},
+		{
+			"two subnets", `"ranges": [{"subnet": "10.88.1.0/24"}, {"subnet": "10.88.0.0/24"}]`,
+			NetConf{Ranges: []Range{newRange("10.88.1.0/24", "10.88.1.1", "10.88.1.254", "10.88.1.1"), whole[0]}, Enforcement: Strict},
+		},
+		{
+			"two ranges of one subnet", `"ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.10", "gateway": "10.88.0.1"}]`,
+			NetConf{Ranges: []Range{
+				newRange("10.88.0.0/24", "10.88.0.1", "10.88.0.9", "10.88.0.1"), newRange("10.88.0.0/24", "10.88.0.10", "10.88.0.254", "10.88.0.1"),
+			}, Enforcement: Strict},
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := Parse([]byte(`{"name": "weir", ` + tc.conf + `}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			tc.want.Name = "weir"
+			if diff := cmp.Diff(&tc.want, got, byValue); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// What runtimes put beside a plugin's own keys must not be taken for a typing error.
+func TestParseTakesTheRuntimesKeys(t *testing.T) {
+	c, err := Parse([]byte(`{
+		"cniVersion": "1.1.0", "cniVersions": ["1.0.0", "1.1.0"], "name": "weir", "type": "weir",
+		"disableCheck": true, "disableGC": true, "loadOnlyInlinedPlugins": true,
+		"capabilities": {"portMappings": true}, "dns": {"nameservers": ["10.96.0.10"]},
+		"args": {"cni": {"labels": [{"key": "app", "value": "a"}]}}, "runtimeConfig": {"portMappings": [{"hostPort": 80}]},
+		"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}], "cni.dev/of-the-future": {"any": "thing"},
+		"prevResult": {"cniVersion": "1.1.0", "ips": [{"address": "10.1.0.2/24"}]},
+		"ranges": [{"subnet": "10.88.0.0/24"}]
+	}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]types.GCAttachment{{ContainerID: "c1", IfName: "eth0"}}, c.ValidAttachments); diff != "" {
+		t.Error(diff)
+	}
+	if c.PrevResult == nil || c.PrevResult.Version() != "1.1.0" {
+		t.Errorf("prevResult: %v", c.PrevResult)
+	}
+}
+
+// TestParseRefuses wants each message to name the key, where it stands, and the value.
+func TestParseRefuses(t *testing.T) {
+	const ranges = `"ranges": [{"subnet": "10.88.0.0/24"}]`
+	for _, tc := range []struct {
+		name, conf string
+		code       uint
+		want       string
+	}{
+		{"nothing", ``, 6, "no JSON object"},
+		{"half", `{"ranges": [`, 6, "no JSON object"},
+		{"list", `[]`, 6, "no JSON object"},
+		{"two objects", `{} {}`, 6, "no JSON object"},
+		{"null", `null`, 7, "name is missing"},
+		{"no name", `{` + ranges + `}`, 7, "name is missing"},
+		{"name of a wrong type", `{"name": 5, ` + ranges + `}`, 7, "name: 5"},
+		{"cniVersion of a wrong type", `{"name": "n", "cniVersion": [1], ` + ranges + `}`, 7, "cniVersion: [1]"},
+		{"dns of a wrong type", `{"name": "n", "dns": "8.8.8.8", ` + ranges + `}`, 7, `dns: "8.8.8.8"`},
+		{"unknown key", `{"name": "n", "rangs": 1, ` + ranges + `}`, 7, "rangs: 1"},
+		{"first of the unknown keys", `{"name": "n", "b": 1, "a": "2", ` + ranges + `}`, 7, `a: "2"`},
+		{"key in capitals", `{"name": "n", "MTU": 1400, ` + ranges + `}`, 7, "MTU: 1400"},
+		{"long value", `{"name": "n", "x": "` + strings.Repeat("y", 1000) + `", ` + ranges + `}`, 7, `x: "` + strings.Repeat("y", 79) + "…"},
+		{"no ranges", `{"name": "n"}`, 7, "ranges is missing"},
+		{"null ranges", `{"name": "n", "ranges": null}`, 7, "ranges is missing"},
+		{"empty ranges", `{"name": "n", "ranges": []}`, 7, "ranges is missing"},
+		{"ranges of a wrong type", `{"name": "n", "ranges": {"subnet": "10.88.0.0/24"}}`, 7, `ranges: {"subnet": "10.88.0.0/24"}`},
+		{"range of a wrong type", `{"name": "n", "ranges": ["10.88.0.0/24"]}`, 7, `ranges[0]: "10.88.0.0/24"`},
+		{"unknown key in a range", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}, {"start": "x"}]}`, 7, `ranges[1].start: "x"`},
+		{"no subnet", `{"name": "n", "ranges": [{}]}`, 7, "ranges[0].subnet is missing"},
+		{"empty subnet", `{"name": "n", "ranges": [{"subnet": ""}]}`, 7, "ranges[0].subnet is missing"},
+		{"null range", `{"name": "n", "ranges": [null]}`, 7, "ranges[0].subnet is missing"},
+		{"subnet of a wrong type", `{"name": "n", "ranges": [{"subnet": 10}]}`, 7, "ranges[0].subnet: 10 "},
+		{"no prefix length", `{"name": "n", "ranges": [{"subnet": "10.88.0.0"}]}`, 7, `ranges[0].subnet: "10.88.0.0"`},
+		{"bad prefix length", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/33"}]}`, 7, `ranges[0].subnet: "10.88.0.0/33"`},
+		{"host bits", `{"name": "n", "ranges": [{"subnet": "10.88.0.7/24"}]}`, 7, "ranges[0].subnet: 10.88.0.7/24 has host bits set; 10.88.0.0/24"},
+		{"IPv6", `{"name": "n", "ranges": [{"subnet": "fd00::/64"}]}`, 7, "ranges[0].subnet: fd00::/64"},
+		{"IPv4 in IPv6", `{"name": "n", "ranges": [{"subnet": "::ffff:10.88.0.0/120"}]}`, 7, "ranges[0].subnet: ::ffff:10.88.0.0/120"},
+		{"no room for a pod", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/31"}]}`, 7, "ranges[0].subnet: 10.88.0.0/31"},
+		{"no room at all", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/32"}]}`, 7, "ranges[0].subnet: 10.88.0.0/32"},
+		{"bad gateway", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "gw"}]}`, 7, `ranges[0].gateway: "gw"`},
+		{"gateway with a length", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.88.0.1/24"}]}`, 7, `ranges[0].gateway: "10.88.0.1/24"`},
+		{"gateway elsewhere", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.89.0.1"}]}`, 7, "ranges[0].gateway: 10.89.0.1"},
+		{"gateway of another family", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "::ffff:10.88.0.1"}]}`, 7, "ranges[0].gateway: ::ffff:10.88.0.1"},
+		{"network as gateway", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.88.0.0"}]}`, 7, "ranges[0].gateway: 10.88.0.0 "},
+		{"broadcast as gateway", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.88.0.255"}]}`, 7, "ranges[0].gateway: 10.88.0.255"},
+		{"network as start", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.0"}]}`, 7, "ranges[0].rangeStart: 10.88.0.0 "},
+		{"broadcast as end", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.255"}]}`, 7, "ranges[0].rangeEnd: 10.88.0.255"},
+		{"start of a wrong type", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeStart": 5}]}`, 7, "ranges[0].rangeStart: 5 "},
+		{"upside down", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9", "rangeEnd": "10.88.0.8"}]}`, 7, "ranges[0].rangeEnd: 10.88.0.8"},
+		{"same subnet twice", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}, {"subnet": "10.88.0.0/24"}]}`, 7, "ranges[1].rangeStart: 10.88.0.1 overlaps ranges[0]"},
+		{
+			"one address in two ranges", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9"}]}`, 7,
+			"ranges[1].rangeStart: 10.88.0.9 overlaps ranges[0]",
+		},
+		{
+			"range within a range", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9", "rangeEnd": "10.88.0.9"}]}`, 7,
+			"ranges[1].rangeStart: 10.88.0.9 overlaps ranges[0]",
+		},
+		{
+			"subnet within a subnet", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/16"}, {"subnet": "10.99.0.0/24"}, {"subnet": "10.88.3.0/24"}]}`, 7,
+			"ranges[2].subnet: 10.88.3.0/24 overlaps ranges[0]",
+		},
+		{
+			"two gateways in one subnet", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.10", "gateway": "10.88.0.2"}]}`, 7,
+			"ranges[1].subnet: 10.88.0.0/24 overlaps ranges[0] (10.88.0.0/24, gateway 10.88.0.1)",
+		},
+		{"small mtu", `{"name": "n", "mtu": 67, ` + ranges + `}`, 7, "mtu: 67 "},
+		{"large mtu", `{"name": "n", "mtu": 65536, ` + ranges + `}`, 7, "mtu: 65536 "},
+		{"negative mtu", `{"name": "n", "mtu": -1, ` + ranges + `}`, 7, "mtu: -1 "},
+		{"mtu of a wrong type", `{"name": "n", "mtu": "big", ` + ranges + `}`, 7, `mtu: "big"`},
+		{"half an mtu", `{"name": "n", "mtu": 1400.5, ` + ranges + `}`, 7, "mtu: 1400.5 "},
+		{"unknown enforcement", `{"name": "n", "enforcement": "lax", ` + ranges + `}`, 7, "enforcement: lax "},
+		{"enforcement in capitals", `{"name": "n", "enforcement": "Strict", ` + ranges + `}`, 7, "enforcement: Strict "},
+		{"enforcement of a wrong type", `{"name": "n", "enforcement": true, ` + ranges + `}`, 7, "enforcement: true "},
+		{"unreadable prevResult", `{"name": "n", "cniVersion": "1.0.0", "prevResult": {"ips": [{"address": "x"}]}, ` + ranges + `}`, 6, "prevResult"},
+		{"prevResult of no version", `{"name": "n", "cniVersion": "9.0.0", "prevResult": {}, ` + ranges + `}`, 6, "prevResult"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c, err := Parse([]byte(tc.conf))
+			if c != nil {
+				t.Errorf("beside the error: %+v", c)
+			}
+			wantError(t, err, tc.code, tc.want)
+		})
+	}
+}
+
+func wantError(t *testing.T, err error, code uint, words string) {
+	t.Helper()
+	var e *types.Error
+	if !errors.As(err, &e) {
+		t.Fatalf("%v (%T), want a *types.Error", err, err)
+	}
+	if e.Code != code || !strings.HasPrefix(e.Msg, words) && !strings.Contains(e.Msg, " "+words) {
+		t.Errorf("code %d: %s; want code %d with %q", e.Code, e.Msg, code, words)
+	}
+}
+
+func TestParseArgs(t *testing.T) {
+	for _, tc := range []struct {
+		name, args string
+		want       Args
+		err        string // "": none
+	}{
+		{"none", "", Args{}, ""},
+		{
+			"containerd's", "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns-1;K8S_POD_NAME=a.b-0;K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=u1",
+			Args{"ns-1", "a.b-0", "u1"},
+			"",
+		},
+		{"empty pairs", ";;K8S_POD_NAME=a;", Args{Name: "a"}, ""},
+		{"empty values", "K8S_POD_NAMESPACE=;K8S_POD_NAME=;K8S_POD_UID=", Args{}, ""},
+		{"the last counts", "K8S_POD_NAME=a;K8S_POD_NAME=b", Args{Name: "b"}, ""},
+		{"others' keys hold anything", "X=/ \"\n;Y=1=2;=", Args{}, ""},
+		{"keys are exact", "k8s_pod_name=a; K8S_POD_NAME=b", Args{}, ""},
+		{"as long as a name can be", "K8S_POD_NAME=" + strings.Repeat("a", 253), Args{Name: strings.Repeat("a", 253)}, ""},
+		{"too long", "K8S_POD_NAME=" + strings.Repeat("a", 254), Args{}, `K8S_POD_NAME="aaa`},
+		{"no pair", "K8S_POD_NAME", Args{}, `"K8S_POD_NAME" is no KEY=VALUE pair`},
+		{"no pair among others", "K8S_POD_NAME=a;x", Args{}, `"x" is no KEY=VALUE pair`},
+		{"path", "K8S_POD_NAMESPACE=../x", Args{}, `K8S_POD_NAMESPACE="../x"`},
+		{"blank", "K8S_POD_NAME=a b", Args{}, `K8S_POD_NAME="a b"`},
+		{"line feed", "K8S_POD_NAME=a\nb", Args{}, `K8S_POD_NAME="a\nb"`},
+		{"NUL", "K8S_POD_UID=a\x00", Args{}, `K8S_POD_UID="a\x00"`},
+		{"quote", `K8S_POD_UID=a"`, Args{}, `K8S_POD_UID="a\""`},
+		{"backslash", `K8S_POD_NAME=a\`, Args{}, `K8S_POD_NAME="a\\"`},
+		{"beyond ASCII", "K8S_POD_NAME=ä", Args{}, `K8S_POD_NAME="ä"`},
+		{"no UTF-8", "K8S_POD_NAME=\xff", Args{}, `K8S_POD_NAME="\xff"`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := ParseArgs(tc.args)
+			if tc.err != "" {
+				wantError(t, err, types.ErrInvalidEnvironmentVariables, tc.err)
+			} else if err != nil {
+				t.Error(err)
+			}
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{
+		``, `null`, `[]`, `{}`, `{"name": "n", "ranges": [null, {}, 1]}`,
+		`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}]}`,
+		`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.10"}], "mtu": 1400}`,
+		`{"name": "n", "ranges": [{"subnet": "10.88.0.0/30", "rangeStart": "10.88.0.2", "gateway": "10.88.0.1"}, {"subnet": "255.255.255.252/30"}, {"subnet": "0.0.0.0/30"}]}`,
+		`{"name": "n", "ranges": [{"subnet": "0.0.0.0/0", "rangeStart": "::1%eth0", "gateway": "::ffff:10.0.0.1"}], "enforcement": "off"}`,
+		`{"name": "n", "ranges": [{"subnet": "::/0"}], "dns": {"nameservers": 1}, "cni.dev/valid-attachments": [{}]}`,
+		`{"cniVersion": "1.1.0", "name": "n", "prevResult": {"interfaces": [{"name": "eth0"}], "ips": [{"address": "10.1.0.2/24", "interface": 7}], "routes": [{"dst": "0.0.0.0/0"}]}, "ranges": [{"subnet": "10.88.0.0/24"}]}`,
+		`{"cniVersion": "0.2.0", "name": "n", "prevResult": {"ip4": {"ip": "10.1.0.2/24", "routes": null}}, "ranges": [{"subnet": "10.88.0.0/24"}]}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := Parse(data)
+		if err != nil {
+			var e *types.Error
+			if !errors.As(err, &e) || e.Code != types.ErrDecodingFailure && e.Code != types.ErrInvalidNetworkConfig || e.Msg == "" {
+				t.Fatalf("%#v, want a *types.Error of code 6 or 7 with a message", err)
+			}
+			return
+		}
+		if c.Name == "" || c.MTU < 0 || c.MTU > maxMTU || c.Enforcement != Strict && c.Enforcement != Closed && c.Enforcement != Off || len(c.Ranges) == 0 {
+			t.Fatalf("%+v", c)
+		}
+		for i, r := range c.Ranges {
+			for _, a := range []netip.Addr{r.Gateway, r.RangeStart, r.RangeEnd} {
+				if !r.Subnet.Contains(a) || a == r.Subnet.Addr() || a == lastAddr(r.Subnet) {
+					t.Errorf("ranges[%d]: %s is no host's address in %s", i, a, r.Subnet)
+				}
+			}
+			if r.RangeEnd.Less(r.RangeStart) {
+				t.Errorf("ranges[%d]: %s to %s", i, r.RangeStart, r.RangeEnd)
+			}
+			for j, other := range c.Ranges[:i] {
+				if !r.RangeEnd.Less(other.RangeStart) && !other.RangeEnd.Less(r.RangeStart) {
+					t.Errorf("ranges[%d] and ranges[%d] overlap: %+v, %+v", j, i, other, r)
+				}
+			}
+		}
+	})
+}
+
+func FuzzParseArgs(f *testing.F) {
+	for _, s := range []string{
+		"", ";", "=", "K8S_POD_NAME", "K8S_POD_NAME=../x", "K8S_POD_UID=\xff", "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns-1;K8S_POD_NAME=a;K8S_POD_UID=u1",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		a, err := ParseArgs(s)
+		if err != nil {
+			var e *types.Error
+			if !errors.As(err, &e) || e.Code != types.ErrInvalidEnvironmentVariables {
+				t.Fatalf("%#v, want a *types.Error of code 4", err)
+			}
+			return
+		}
+		for _, v := range []string{a.Namespace, a.Name, a.UID} {
+			if len(v) > 253 || strings.ContainsAny(v, "/\\\"' \n\x00") {
+				t.Errorf("%q was taken for a name", v)
+			}
+		}
+	})
+}

@@ -1,0 +1,440 @@
+package endpoint
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/nodetest"
+)
+
+var byValue = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
+
+func newEndpoint(containerID string) Endpoint {
+	return Endpoint{
+		ContainerID: containerID, IfName: "eth0", Network: "weir", Netns: "/run/netns/" + containerID,
+		Pod: Pod{"ns-1", containerID, "uid-" + containerID},
+		Addresses: []Address{{
+			Addr: netip.MustParseAddr("10.88.0.2"), Subnet: netip.MustParsePrefix("10.88.0.0/24"), Gateway: netip.MustParseAddr("10.88.0.1"),
+		}},
+		MAC: "0a:58:0a:58:00:02", HostIf: "weirp0", Enforcement: conf.Strict, Created: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
+	}
+}
+
+func wantList(t *testing.T, want ...Endpoint) {
+	t.Helper()
+	got, err := List()
+	if err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff(want, got, byValue); diff != "" {
+		t.Errorf("list: %s", diff)
+	}
+}
+
+func TestRecords(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(Remove("a:eth0")) // nothing is there yet, not even the directory
+	wantList(t)
+	b, a := newEndpoint("b"), newEndpoint("a")
+	must(b.Save())
+	must(a.Save())
+	wantList(t, a, b)
+
+	a.Addresses, a.Pod.UID = nil, ""
+	must(a.Save())
+	got, err := Load("a:eth0")
+	must(err)
+	if diff := cmp.Diff(&a, got, byValue); diff != "" {
+		t.Errorf("saved again: %s", diff)
+	}
+	entries, err := os.ReadDir(recordsDir)
+	must(err)
+	for _, e := range entries {
+		info, err := e.Info()
+		must(err)
+		if info.Mode() != 0o600 {
+			t.Errorf("%s has mode %s: it says who is who, and is root's alone", e.Name(), info.Mode())
+		}
+	}
+	if len(entries) != 2 {
+		t.Errorf("files: %v", entries)
+	}
+
+	for range 2 {
+		must(Remove(a.ID()))
+	}
+	wantList(t, b)
+	if _, err := Load(a.ID()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("load what was removed: %v", err)
+	}
+}
+
+func TestABrokenRecordHidesNoOther(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	dir, err := WatchDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, c := newEndpoint("a"), newEndpoint("c")
+	for _, e := range []Endpoint{a, c} {
+		if err := e.Save(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// What a crash in Save leaves, and what isn't weir's.
+	for _, name := range []string{"d:eth0.json.tmp", "a:eth0.json.tmp", "notes"} {
+		if err := os.WriteFile(dir+"/"+name, []byte(`{"contain`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantList(t, a, c)
+	if err := a.Save(); err != nil {
+		t.Errorf("over what a crash left: %v", err)
+	}
+	wantList(t, a, c)
+
+	for name, text := range map[string]string{"b:eth0": `{"contain`, "e:eth0": "", "f:eth0": `{"addresses": [{"address": "10.88.0.300"}]}`} {
+		if err := os.WriteFile(path(name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("nowhere", path("g:eth0")); err != nil { // as if a DEL came between listing and reading
+		t.Fatal(err)
+	}
+	got, err := List()
+	if diff := cmp.Diff([]Endpoint{a, c}, got, byValue); diff != "" {
+		t.Errorf("beside the broken ones: %s", diff)
+	}
+	for _, id := range []string{"b:eth0", "e:eth0", "f:eth0"} {
+		if err == nil || !strings.Contains(err.Error(), path(id)) {
+			t.Errorf("%v: doesn't name %s", err, path(id))
+		}
+	}
+	if err != nil && strings.Contains(err.Error(), "g:eth0") {
+		t.Errorf("%v: a record that isn't there is no broken one", err)
+	}
+}
+
+// A record that is ending is DEL's alone, until it is removed; the ID stays taken for as long.
+func TestEnding(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	wantNone := func() {
+		t.Helper()
+		if _, err := Ending("a:eth0"); !errors.Is(err, fs.ErrNotExist) || Exists("a:eth0") {
+			t.Errorf("%v, exists: %v; want that there is no record", err, Exists("a:eth0"))
+		}
+	}
+	wantNone()
+	a, b := newEndpoint("a"), newEndpoint("b")
+	for _, e := range []Endpoint{a, b} {
+		if err := e.Save(); err != nil || !Exists(e.ID()) {
+			t.Fatalf("save: %v, exists: %v", err, Exists(e.ID()))
+		}
+	}
+	for range 2 { // DEL crashed and comes again
+		got, err := Ending("a:eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(&a, got, byValue); diff != "" {
+			t.Error(diff)
+		}
+		wantList(t, b)
+		if _, err := Load("a:eth0"); !errors.Is(err, fs.ErrNotExist) || !Exists("a:eth0") {
+			t.Errorf("load what is ending: %v, exists: %v", err, Exists("a:eth0"))
+		}
+	}
+	for range 2 {
+		if err := Remove("a:eth0"); err != nil {
+			t.Fatal(err)
+		}
+		wantNone()
+	}
+	if err := os.WriteFile(path("a:eth0"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Ending("a:eth0"); err == nil || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("end what can't be read: %v", err)
+	}
+	if !Exists("a:eth0") {
+		t.Error("a record that can't be read is still one")
+	}
+	wantList(t, b)
+}
+
+func TestCheckID(t *testing.T) {
+	for id, want := range map[string]bool{
+		"c1:eth0":           true,
+		ID("c1", "eth0.10"): true,
+		"c.1_2-3:net1":      true,
+		"c1:..":             true, // a strange name, but of no other directory
+		"":                  false,
+		":":                 false,
+		"c1":                false,
+		"c1:":               false,
+		":eth0":             false,
+		"../lock:eth0":      false,
+		"..:eth0":           false,
+		".hidden:eth0":      false,
+		"/etc/passwd:eth0":  false,
+		"c1:../../x":        false,
+		"c1:a/b":            false,
+		`c1\x:eth0`:         false,
+		"c1:eth0\x00":       false,
+	} {
+		if err := CheckID(id); (err == nil) != want || err != nil && !strings.Contains(err.Error(), fmt.Sprintf("%q", id)) {
+			t.Errorf("%q: %v, want it to be an ID: %v", id, err, want)
+		}
+	}
+}
+
+func TestIDOfFile(t *testing.T) {
+	for name, want := range map[string]string{
+		"c1:eth0.json":          "c1:eth0",
+		"c1:eth0.json.json":     "c1:eth0.json",
+		"c1:eth0":               "",
+		"c1:eth0.json.tmp":      "",
+		"c1.json":               "",
+		":eth0.json":            "",
+		".json":                 "",
+		"":                      "",
+		"../x:eth0.json":        "",
+		".c1:eth0.json":         "",
+		path("c1:eth0"):         "",
+		"c1:eth0.json\x00.json": "",
+	} {
+		if id, ok := IDOfFile(name); ok != (want != "") || ok && id != want {
+			t.Errorf("%q: %q, %v; want %q", name, id, ok, want)
+		}
+	}
+}
+
+func lock(t *testing.T) (unlock func()) {
+	t.Helper()
+	unlock, err := Lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return unlock
+}
+
+func TestLockExcludes(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	var inside atomic.Int32
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			for range 20 {
+				unlock, err := Lock()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if n := inside.Add(1); n != 1 {
+					t.Errorf("%d hold the lock", n)
+				}
+				inside.Add(-1)
+				unlock()
+			}
+		})
+	}
+	wg.Wait()
+
+	unlock := lock(t)
+	if out, err := exec.Command("flock", "-n", Dir+"/lock", "true").CombinedOutput(); err == nil {
+		t.Errorf("another process has the lock too: %s", out)
+	}
+	unlock()
+	nodetest.Run(t, "flock", "-n", Dir+"/lock", "true")
+}
+
+func TestLockEndsWithItsProcess(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	lock(t)()
+	// -o: the lock is flock's alone, its child doesn't inherit it.
+	cmd := exec.Command("flock", "-o", Dir+"/lock", "sh", "-c", "echo locked; exec sleep infinity")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "locked\n" {
+		t.Fatalf("flock said %q, %v", line, err)
+	}
+	f, err := os.Open(Dir + "/lock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+		t.Fatalf("the lock is held, but: %v", err)
+	}
+	got := make(chan error)
+	go func() {
+		unlock, err := Lock()
+		if err == nil {
+			unlock()
+		}
+		got <- err
+	}()
+	select {
+	case err := <-got:
+		t.Fatalf("Lock didn't wait: %v", err)
+	default:
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
+}
+
+// listen serves on the agent's socket. The file stays after close, as it does when an agent is killed.
+func listen(t *testing.T, h http.HandlerFunc) (closeIt func()) {
+	t.Helper()
+	if err := os.MkdirAll(Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: Socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	s := &http.Server{Handler: h, ReadHeaderTimeout: time.Minute}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
+	})
+	return func() {
+		_ = s.Close()
+		wg.Wait()
+	}
+}
+
+func TestEnrol(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	for _, tc := range []struct {
+		name   string
+		answer func(http.ResponseWriter)
+		want   Verdict
+		err    string // "": none
+	}{
+		{"judged", answer(200, `{"ingress": "ns-1/deny", "egress": "open"}`), Verdict{Ingress: "ns-1/deny", Egress: "open"}, ""},
+		{"fields of a later agent", answer(200, `{"ingress": "open", "more": {}}`), Verdict{Ingress: "open"}, ""},
+		{"refused", answer(409, `{"error": "no pod ns-1/a is known"}`), Verdict{Error: "no pod ns-1/a is known"}, "enrol c1:eth0: no pod ns-1/a is known"},
+		{"failed", answer(500, `{"error": "iptables-restore: line 3 failed"}`), Verdict{Error: "iptables-restore: line 3 failed"}, "iptables-restore: line 3 failed"},
+		{"not JSON", answer(200, `<html>`), Verdict{}, "the agent's answer (200 OK)"},
+		{"not ours", answer(404, "404 page not found"), Verdict{}, "the agent's answer (404 Not Found)"},
+		{"nothing", answer(200, ""), Verdict{}, "the agent's answer (200 OK)"},
+		{"half", answer(200, `{"ingress": "op`), Verdict{}, "the agent's answer (200 OK)"},
+		{"crash", func(http.ResponseWriter) { panic(http.ErrAbortHandler) }, Verdict{}, "enrol c1:eth0"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			requests := make(chan EnrolRequest, 1)
+			defer func() { _ = os.Remove(Socket) }()
+			defer listen(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.Method != http.MethodPost || r.URL.Path != EnrolPath {
+					t.Errorf("%s %s", r.Method, r.URL)
+				}
+				var request EnrolRequest
+				if err := json.NewDecoder(r.Body).Decode(&request); err != nil {
+					t.Error(err)
+				}
+				requests <- request
+				tc.answer(w)
+			})()
+			got, err := Enrol(t.Context(), "c1:eth0")
+			if tc.err == "" && err != nil || tc.err != "" && (err == nil || !strings.Contains(err.Error(), tc.err)) {
+				t.Errorf("%v, want an error with %q", err, tc.err)
+			}
+			if errors.Is(err, ErrNoAgent) {
+				t.Errorf("%v: there is an agent", err)
+			}
+			if tc.name != "half" { // what half an answer decodes to is nobody's business
+				if diff := cmp.Diff(tc.want, got); diff != "" {
+					t.Error(diff)
+				}
+			}
+			if request := <-requests; request.ID != "c1:eth0" {
+				t.Errorf("the agent was asked for %q", request.ID)
+			}
+		})
+	}
+}
+
+func answer(status int, body string) func(http.ResponseWriter) {
+	return func(w http.ResponseWriter) {
+		w.WriteHeader(status)
+		_, _ = w.Write([]byte(body))
+	}
+}
+
+func TestEnrolWithNoAgent(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	if _, err := Enrol(t.Context(), "c1:eth0"); !errors.Is(err, ErrNoAgent) || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no socket: %v, want ErrNoAgent and why", err)
+	}
+	listen(t, func(http.ResponseWriter, *http.Request) {})()
+	if _, err := Enrol(t.Context(), "c1:eth0"); !errors.Is(err, ErrNoAgent) || !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("a dead agent's socket: %v, want ErrNoAgent and why", err)
+	}
+}
+
+func TestEnrolGivesUp(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer listen(t, func(_ http.ResponseWriter, r *http.Request) {
+		cancel() // the agent has the request, and is in no hurry
+		<-r.Context().Done()
+	})()
+	if _, err := Enrol(ctx, "c1:eth0"); !errors.Is(err, context.Canceled) || errors.Is(err, ErrNoAgent) {
+		t.Errorf("%v, want that the context was cancelled", err)
+	}
+}

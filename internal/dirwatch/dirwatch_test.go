@@ -1,0 +1,258 @@
+package dirwatch
+
+import (
+	"encoding/binary"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+// watch watches a new directory. A Next that nothing ends fails the test after ten seconds.
+func watch(t *testing.T) (*Watcher, string) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "watched")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w, err := New(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(10*time.Second, func() { _ = w.Close() })
+	t.Cleanup(func() {
+		if late.Stop() {
+			_ = w.Close()
+		}
+	})
+	return w, dir
+}
+
+func write(t *testing.T, path string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wantNames makes one more file, which must be reported after what happened before, and compares everything up to it.
+func wantNames(t *testing.T, w *Watcher, dir string, want ...string) {
+	t.Helper()
+	write(t, filepath.Join(dir, "end"))
+	var got []string
+	for !slices.Contains(got, "end") {
+		c, err := w.Next()
+		if err != nil || c.Lost {
+			t.Fatalf("%+v, %v; so far %q", c, err, got)
+		}
+		got = append(got, c.Names...)
+	}
+	if diff := cmp.Diff(append(want, "end"), got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestAFileIsReportedWhenItIsClosed(t *testing.T) {
+	w, dir := watch(t)
+	f, err := os.Create(filepath.Join(dir, "a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := f.WriteString("half of it"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantNames(t, w, dir)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wantNames(t, w, dir, "a")
+	if f, err = os.OpenFile(f.Name(), os.O_WRONLY|os.O_TRUNC, 0); err != nil {
+		t.Fatal(err)
+	}
+	wantNames(t, w, dir)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wantNames(t, w, dir, "a")
+	if _, err := os.ReadFile(f.Name()); err != nil {
+		t.Fatal(err)
+	}
+	wantNames(t, w, dir) // to read a file doesn't change it
+}
+
+func TestRenamesAndDeletes(t *testing.T) {
+	w, dir := watch(t)
+	elsewhere := t.TempDir()
+	write(t, elsewhere+"/new")
+	for _, step := range []struct {
+		do   func() error
+		want []string
+	}{
+		{func() error { return os.Rename(elsewhere+"/new", dir+"/a") }, []string{"a"}},
+		{func() error { return os.Rename(dir+"/a", dir+"/b") }, []string{"a", "b"}},
+		{func() error { return os.Rename(dir+"/b", elsewhere+"/b") }, []string{"b"}},
+		{func() error { return os.WriteFile(dir+"/c", nil, 0o600) }, []string{"c"}},
+		{func() error { return os.Remove(dir + "/c") }, []string{"c"}},
+		{func() error { return os.MkdirAll(dir+"/d/e", 0o700) }, nil},
+		{func() error { return os.WriteFile(dir+"/d/f", nil, 0o600) }, nil}, // only what is directly in the directory
+	} {
+		if err := step.do(); err != nil {
+			t.Fatal(err)
+		}
+		wantNames(t, w, dir, step.want...)
+	}
+}
+
+func TestTheDirectoryGoes(t *testing.T) {
+	for name, takeAway := range map[string]func(dir string) error{
+		"removed": os.RemoveAll,
+		"moved":   func(dir string) error { return os.Rename(dir, dir+".old") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, dir := watch(t)
+			write(t, filepath.Join(dir, "a"))
+			if err := takeAway(dir); err != nil {
+				t.Fatal(err)
+			}
+			for {
+				if _, err := w.Next(); errors.Is(err, ErrGone) {
+					return
+				} else if err != nil {
+					t.Fatalf("%v, want ErrGone", err)
+				}
+			}
+		})
+	}
+}
+
+func TestNewNeedsADirectory(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/file")
+	for path, want := range map[string]error{dir + "/none": fs.ErrNotExist, dir + "/file": unix.ENOTDIR} {
+		if _, err := New(path); !errors.Is(err, want) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%v, want %v of %s", err, want, path)
+		}
+	}
+}
+
+func TestCloseEndsNext(t *testing.T) {
+	w, _ := watch(t)
+	ended := make(chan error)
+	go func() {
+		_, err := w.Next()
+		ended <- err
+	}()
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("Next when it was closed: %v", err)
+	}
+	if _, err := w.Next(); !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("Next after that: %v", err)
+	}
+}
+
+// More happens than the kernel keeps for a reader who is away.
+func TestLost(t *testing.T) {
+	data, err := os.ReadFile("/proc/sys/fs/inotify/max_queued_events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	room, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, dir := watch(t)
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	write(t, a)
+	for range room/2 + 1 { // each rename makes two events
+		if err := os.Rename(a, b); err != nil {
+			t.Fatal(err)
+		}
+		a, b = b, a
+	}
+	for {
+		c, err := w.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Lost {
+			break
+		}
+	}
+	wantNames(t, w, dir) // and it goes on
+}
+
+// event is a struct inotify_event as the kernel writes it: the name padded with NULs to a multiple of its size.
+func event(mask uint32, name string) []byte {
+	b := make([]byte, unix.SizeofInotifyEvent)
+	binary.NativeEndian.PutUint32(b[4:], mask)
+	if name == "" {
+		return b
+	}
+	padded := make([]byte, (len(name)/unix.SizeofInotifyEvent+1)*unix.SizeofInotifyEvent)
+	copy(padded, name)
+	binary.NativeEndian.PutUint32(b[12:], uint32(len(padded)))
+	return append(b, padded...)
+}
+
+func TestDecode(t *testing.T) {
+	long := strings.Repeat("n", 255)
+	for _, tc := range []struct {
+		name string
+		b    []byte
+		want Change
+		err  error
+	}{
+		{"nothing", nil, Change{}, nil},
+		{
+			"some", slices.Concat(event(unix.IN_CLOSE_WRITE, "a"), event(unix.IN_DELETE, long), event(unix.IN_MOVED_TO, "sixteen-letters.")),
+			Change{Names: []string{"a", long, "sixteen-letters."}},
+			nil,
+		},
+		{"lost", slices.Concat(event(unix.IN_CLOSE_WRITE, "a"), event(unix.IN_Q_OVERFLOW, "")), Change{Names: []string{"a"}, Lost: true}, nil},
+		{"removed", slices.Concat(event(unix.IN_DELETE, "a"), event(unix.IN_DELETE_SELF, ""), event(unix.IN_IGNORED, "")), Change{Names: []string{"a"}}, ErrGone},
+		{"moved", event(unix.IN_MOVE_SELF, ""), Change{}, ErrGone},
+		{"unmounted", event(unix.IN_UNMOUNT, ""), Change{}, ErrGone},
+		{"cut off", append(event(unix.IN_DELETE, "a"), event(unix.IN_DELETE, "b")[:20]...), Change{Names: []string{"a"}}, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := decode(tc.b)
+			if !errors.Is(err, tc.err) {
+				t.Errorf("%v, want %v", err, tc.err)
+			}
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add([]byte(nil))
+	f.Add(event(unix.IN_CLOSE_WRITE, "a"))
+	f.Add(slices.Concat(event(unix.IN_MOVED_FROM, "a"), event(unix.IN_MOVED_TO, "b"), event(unix.IN_Q_OVERFLOW, "")))
+	f.Add(slices.Concat(event(unix.IN_DELETE_SELF, ""), event(unix.IN_IGNORED, "")))
+	f.Add(event(unix.IN_DELETE, "cut off")[:17])
+	f.Add(slices.Repeat([]byte{0xff}, 2*unix.SizeofInotifyEvent)) // a name longer than anything
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := decode(b)
+		if err != nil && !errors.Is(err, ErrGone) {
+			t.Error(err)
+		}
+		if slices.Contains(c.Names, "") || len(c.Names) > len(b)/unix.SizeofInotifyEvent {
+			t.Errorf("%d bytes gave %q", len(b), c.Names)
+		}
+	})
+}

@@ -1,0 +1,336 @@
+package ipam
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/nodetest"
+)
+
+var byValue = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
+
+// newRange is a range of 10.88.0.0/24 between two last bytes; 10.88.0.1 is the gateway.
+func newRange(start, end byte) conf.Range {
+	return conf.Range{
+		Subnet: netip.MustParsePrefix("10.88.0.0/24"), Gateway: netip.MustParseAddr("10.88.0.1"),
+		RangeStart: netip.AddrFrom4([4]byte{10, 88, 0, start}), RangeEnd: netip.AddrFrom4([4]byte{10, 88, 0, end}),
+	}
+}
+
+// reserve returns the address that the holder got.
+func reserve(t *testing.T, holder string, ranges ...conf.Range) string {
+	t.Helper()
+	var got endpoint.Address
+	if err := Reserve(holder, ranges, func(a endpoint.Address) error { got = a; return nil }); err != nil {
+		t.Fatalf("reserve for %s: %v", holder, err)
+	}
+	return got.Addr.String()
+}
+
+func release(t *testing.T, holder, addr string) {
+	t.Helper()
+	if err := Release(holder, netip.MustParseAddr(addr)); err != nil {
+		t.Fatalf("release %s by %s: %v", addr, holder, err)
+	}
+}
+
+func wantHolders(t *testing.T, want map[string]string) {
+	t.Helper()
+	held, err := Holders()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	for a, holder := range held {
+		got[a.String()] = holder
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("holders: %s", diff)
+	}
+}
+
+func TestAFreedAddressRests(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	r := newRange(1, 5)
+	var got []string
+	got = append(got, reserve(t, "a", r), reserve(t, "b", r))
+	release(t, "a", got[0])
+	got = append(got, reserve(t, "c", r), reserve(t, "d", r))
+	release(t, "d", got[3]) // the last of the range: the next is the first that is free, not this one
+	got = append(got, reserve(t, "e", r), reserve(t, "f", r))
+	want := []string{"10.88.0.2", "10.88.0.3", "10.88.0.4", "10.88.0.5", "10.88.0.2", "10.88.0.5"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	wantHolders(t, map[string]string{"10.88.0.2": "e", "10.88.0.3": "b", "10.88.0.4": "c", "10.88.0.5": "f"})
+}
+
+func TestSeveralRangesAndExhaustion(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	other := conf.Range{
+		Subnet: netip.MustParsePrefix("10.99.0.0/30"), Gateway: netip.MustParseAddr("10.99.0.2"),
+		RangeStart: netip.MustParseAddr("10.99.0.1"), RangeEnd: netip.MustParseAddr("10.99.0.2"),
+	}
+	ranges := []conf.Range{newRange(1, 3), other, newRange(9, 9)}
+	var got []endpoint.Address
+	for i := range 4 {
+		if err := Reserve(fmt.Sprint("c", i), ranges, func(a endpoint.Address) error { got = append(got, a); return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	address := func(a string, r conf.Range) endpoint.Address {
+		return endpoint.Address{Addr: netip.MustParseAddr(a), Subnet: r.Subnet, Gateway: r.Gateway}
+	}
+	want := []endpoint.Address{
+		address("10.88.0.2", ranges[0]), address("10.88.0.3", ranges[0]), address("10.99.0.1", other), address("10.88.0.9", ranges[2]),
+	}
+	if diff := cmp.Diff(want, got, byValue); diff != "" {
+		t.Error(diff)
+	}
+	for range 2 {
+		err := Reserve("late", ranges, func(a endpoint.Address) error { t.Errorf("%s was recorded", a.Addr); return nil })
+		var exhausted *ExhaustedError
+		if !errors.As(err, &exhausted) {
+			t.Fatalf("%v, want an ExhaustedError", err)
+		}
+		if diff := cmp.Diff(&ExhaustedError{Ranges: ranges, Held: 4}, exhausted, byValue); diff != "" {
+			t.Error(diff)
+		}
+		for _, words := range []string{"10.88.0.0/24 (10.88.0.1 to 10.88.0.3)", "10.99.0.0/30 (10.99.0.1 to 10.99.0.2)", "all 4 are held"} {
+			if !strings.Contains(err.Error(), words) {
+				t.Errorf("%v: doesn't say %q", err, words)
+			}
+		}
+	}
+	release(t, "c2", "10.99.0.1")
+	if a := reserve(t, "late", ranges...); a != "10.99.0.1" {
+		t.Errorf("got %s, only 10.99.0.1 is free", a)
+	}
+}
+
+func TestOnlyTheHolderReleases(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	release(t, "a", "10.88.0.2") // nothing is there yet, not even the directory
+	wantHolders(t, map[string]string{})
+	a := reserve(t, "a", newRange(1, 9))
+	release(t, "b", a)
+	release(t, "", a)
+	wantHolders(t, map[string]string{a: "a"})
+	for range 2 {
+		release(t, "a", a)
+	}
+	wantHolders(t, map[string]string{})
+}
+
+// The addresses' directory may hold what isn't weir's.
+func TestHoldersLeavesStrangersOut(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	a := reserve(t, "a", newRange(1, 9))
+	for name, make := range map[string]func(string) error{
+		"notes":     func(p string) error { return os.Symlink("x", p) },
+		"10.88.0.7": func(p string) error { return os.WriteFile(p, nil, 0o600) },
+	} {
+		if err := make(addressesDir + "/" + name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantHolders(t, map[string]string{a: "a"})
+}
+
+func TestAFailedRecordLeavesNothing(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	full := errors.New("no space left on device")
+	var recorded []netip.Addr
+	for range 2 {
+		err := Reserve("a", []conf.Range{newRange(1, 9)}, func(a endpoint.Address) error {
+			recorded = append(recorded, a.Addr)
+			return full
+		})
+		if !errors.Is(err, full) {
+			t.Fatalf("%v, want %v", err, full)
+		}
+	}
+	wantHolders(t, map[string]string{})
+	if got := reserve(t, "b", newRange(1, 9)); got != "10.88.0.2" || recorded[0] != recorded[1] || recorded[0].String() != got {
+		t.Errorf("recorded %v, then got %s; want 10.88.0.2 each time", recorded, got)
+	}
+}
+
+// A crash between the record and the reservation leaves a record that speaks of an address which nobody, or by now
+// somebody else, holds. Whoever clears up after it must not take that address away.
+func TestACrashAfterTheRecord(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	ranges := []conf.Range{newRange(1, 9)}
+	var recorded netip.Addr
+	func() {
+		defer func() { _ = recover() }()
+		_ = Reserve("crashed", ranges, func(a endpoint.Address) error {
+			recorded = a.Addr
+			panic("the process ends here")
+		})
+	}()
+	wantHolders(t, map[string]string{})
+	release(t, "crashed", recorded.String())
+	if got := reserve(t, "next", ranges...); got != recorded.String() {
+		t.Errorf("got %s, want %s, which is free", got, recorded)
+	}
+	release(t, "crashed", recorded.String())
+	wantHolders(t, map[string]string{recorded.String(): "next"})
+}
+
+func TestTheLastFileIsOnlyAHint(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	ranges := []conf.Range{newRange(1, 6)}
+	held := map[string]string{}
+	for _, holder := range []string{"a", "b"} {
+		held[reserve(t, holder, ranges...)] = holder
+	}
+	if err := os.Remove(lastPath(ranges)); err != nil {
+		t.Fatal(err)
+	}
+	a := reserve(t, "lost", ranges...)
+	if a != "10.88.0.4" {
+		t.Errorf("without the file: got %s, want 10.88.0.4, the first that is free", a)
+	}
+	release(t, "lost", a)
+	for _, s := range []string{"", "\x00\x00\x00", "10.88.0", "10.88.0.4\n", "10.88.0.1", "10.88.0.3", "10.88.0.6", "10.88.0.200", "10.77.0.1", "255.255.255.255", "::ffff:10.88.0.4", "fe80::1%eth0"} {
+		if err := os.WriteFile(lastPath(ranges), []byte(s), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		a := reserve(t, "c", ranges...)
+		if held[a] != "" || a == "10.88.0.1" || !ranges[0].Subnet.Contains(netip.MustParseAddr(a)) {
+			t.Errorf("after %q: got %s", s, a)
+		}
+		release(t, "c", a)
+	}
+	wantHolders(t, held)
+	if err := os.RemoveAll(lastDir); err != nil {
+		t.Fatal(err)
+	}
+	reserve(t, "d", ranges...)
+}
+
+func TestParallel(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	const pods = 50
+	ranges := []conf.Range{newRange(1, 30), newRange(40, 65)} // 55 addresses
+	locked := func(f func() error) {
+		unlock, err := endpoint.Lock()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer unlock()
+		if err := f(); err != nil {
+			t.Error(err)
+		}
+	}
+	var owners sync.Map
+	var wg sync.WaitGroup
+	for i := range pods {
+		wg.Go(func() {
+			holder := fmt.Sprintf("c%d:eth0", i)
+			for range 10 {
+				var got netip.Addr
+				locked(func() error {
+					return Reserve(holder, ranges, func(a endpoint.Address) error { got = a.Addr; return nil })
+				})
+				if other, taken := owners.LoadOrStore(got, holder); taken {
+					t.Errorf("%s is %s's and %s's", got, other, holder)
+				}
+				owners.Delete(got)
+				locked(func() error { return Release(holder, got) })
+			}
+		})
+	}
+	wg.Wait()
+	wantHolders(t, map[string]string{})
+}
+
+// TestCandidates compares with the plain way to say it: all addresses in one row, turned until the one after last is in
+// front, without the gateways.
+func TestCandidates(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for range 5000 {
+		ranges := randomRanges(rnd)
+		var row []endpoint.Address
+		for _, r := range ranges {
+			for a := r.RangeStart; !r.RangeEnd.Less(a); a = a.Next() {
+				row = append(row, endpoint.Address{Addr: a, Subnet: r.Subnet, Gateway: r.Gateway})
+			}
+		}
+		last := netip.Addr{}
+		switch rnd.IntN(4) {
+		case 0: // the first of all
+		case 1: // out of the ranges, or within them by chance
+			last = netip.AddrFrom4([4]byte{10, byte(rnd.IntN(5)), 0, byte(rnd.IntN(256))})
+		default:
+			last = row[rnd.IntN(len(row))].Addr
+		}
+		next := slices.IndexFunc(row, func(a endpoint.Address) bool { return a.Addr == last }) + 1
+		want := slices.DeleteFunc(slices.Concat(row[next:], row[:next]), func(a endpoint.Address) bool { return a.Addr == a.Gateway })
+		got := slices.Collect(candidates(ranges, last))
+		if !slices.Equal(want, got) {
+			t.Fatalf("ranges %+v, last %s: %s", ranges, last, cmp.Diff(want, got, byValue))
+		}
+		// A caller that has found its address stops in the middle; going on after that would panic.
+		for range candidates(ranges, last) {
+			if rnd.IntN(4) == 0 {
+				break
+			}
+		}
+	}
+}
+
+// randomRanges are one to four ranges as conf.Parse lets them through: disjoint, in small subnets that some share.
+func randomRanges(rnd *rand.Rand) []conf.Range {
+	gateways := map[netip.Prefix]netip.Addr{}
+	ends := map[netip.Prefix]int{}
+	var ranges []conf.Range
+	for range 1 + rnd.IntN(4) {
+		subnet := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(rnd.IntN(3)), 0, 240}), 28)
+		host := func(n int) netip.Addr {
+			return netip.AddrFrom4([4]byte{10, subnet.Addr().As4()[1], 0, byte(240 + n)})
+		}
+		start := ends[subnet] + 1 + rnd.IntN(3)
+		if start > 14 {
+			continue
+		}
+		end := start + rnd.IntN(15-start)
+		ends[subnet] = end
+		if _, ok := gateways[subnet]; !ok {
+			gateways[subnet] = host(1 + rnd.IntN(14))
+		}
+		ranges = append(ranges, conf.Range{Subnet: subnet, Gateway: gateways[subnet], RangeStart: host(start), RangeEnd: host(end)})
+	}
+	rnd.Shuffle(len(ranges), func(i, j int) { ranges[i], ranges[j] = ranges[j], ranges[i] })
+	return ranges
+}
