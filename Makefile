@@ -19,10 +19,10 @@ demo: all
 # Every test, with the race detector, each kernel test on a node of its own. CI has the linters run too.
 test: packages vet $(if $(CI),lint)
 	go test -race -timeout 20m ./...
-	@$(MAKE) --no-print-directory fuzz FUZZTIME=$(or $(FUZZTIME),5s)
+	@scripts/fuzz $(FUZZTIME)
 
 # Each fuzz target for a while: make fuzz FUZZTIME=10m
-FUZZTIME ?= 1m
+FUZZTIME ?= 5s
 fuzz:
 	@scripts/fuzz $(FUZZTIME)
 

@@ -97,6 +97,9 @@ func (r *Range) complete(path string) error {
 	if r.RangeEnd.Less(r.RangeStart) {
 		return invalid(path+".rangeEnd", r.RangeEnd.String(), "is before rangeStart "+r.RangeStart.String())
 	}
+	if r.RangeStart == r.RangeEnd && r.RangeStart == r.Gateway {
+		return invalid(path+".rangeEnd", r.RangeEnd.String(), "leaves no address but the gateway's")
+	}
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -115,6 +116,9 @@ func load(path string) (*Endpoint, error) {
 	if err := json.Unmarshal(data, e); err != nil {
 		return nil, fmt.Errorf("endpoint record %s: %w", path, err)
 	}
+	if err := CheckID(e.ID()); err != nil {
+		return nil, fmt.Errorf("endpoint record %s: %w", path, err)
+	}
 	return e, nil
 }
 
@@ -164,6 +168,7 @@ func List() ([]Endpoint, error) {
 			all = append(all, *e)
 		}
 	}
+	slices.SortFunc(all, func(a, b Endpoint) int { return strings.Compare(a.ID(), b.ID()) })
 	return all, errors.Join(errs...)
 }
 

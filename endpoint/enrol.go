@@ -76,7 +76,7 @@ func Enrol(ctx context.Context, id string) (Verdict, error) {
 // CheckID refuses what is no ID, so that no request can name a file elsewhere.
 func CheckID(id string) error {
 	container, ifName, ok := strings.Cut(id, ":")
-	if !ok || container == "" || ifName == "" || strings.ContainsAny(id, "/\\\x00") || strings.HasPrefix(id, ".") {
+	if !ok || container == "" || ifName == "" || strings.ContainsAny(id, "/\\\x00") || strings.Contains(ifName, ":") || strings.HasPrefix(id, ".") {
 		return fmt.Errorf("%q is no endpoint ID (CONTAINER:INTERFACE)", id)
 	}
 	return nil

@@ -30,6 +30,11 @@ type Objects struct {
 	Nodes      []Node
 }
 
+// Empty says whether there is no object at all.
+func (o Objects) Empty() bool {
+	return len(o.Namespaces)+len(o.Pods)+len(o.Policies)+len(o.Nodes) == 0
+}
+
 // Node is what policy and the overlay need of a v1 Node.
 type Node struct {
 	Name string

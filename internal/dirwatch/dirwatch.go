@@ -1,6 +1,6 @@
-// Package dirwatch tells when the files directly in a directory have changed. It speaks to inotify itself because it
-// must know when a writer has *closed* a file: a manifest that is read while it is being written may lack the very
-// policy that closes a pod, and the portable watchers only tell that a write has begun.
+// Package dirwatch tells when the files directly in a directory have changed, and reads them whole or not at all. It
+// speaks to inotify itself because it must know when a writer has *closed* a file: a manifest that is read while it is
+// being written may lack the very policy that closes a pod, and the portable watchers only tell that a write has begun.
 package dirwatch
 
 import (
@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 
@@ -16,6 +17,9 @@ import (
 
 // ErrGone says that the directory itself was removed, moved or unmounted.
 var ErrGone = errors.New("the directory is gone")
+
+// ErrBeingWritten says that somebody has the file open for writing. When it is closed, Next tells.
+var ErrBeingWritten = errors.New("the file is being written")
 
 // Change names the files that are new, whole and closed, or gone. Lost says that the kernel dropped events: anything
 // may have changed.
@@ -84,4 +88,19 @@ func decode(b []byte) (Change, error) {
 		}
 	}
 	return c, nil
+}
+
+// ReadFile reads a file that nobody is writing; else its error is ErrBeingWritten. A read lease is what the kernel grants
+// only while nobody has the file open for writing, and while it is held whoever opens it so waits (fcntl(2), "Leases").
+// On filesystems without leases the file is read as it is.
+func ReadFile(path string) (data []byte, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }() // which gives the lease back
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_RDLCK); errors.Is(err, unix.EAGAIN) {
+		return nil, fmt.Errorf("read %s: %w", path, ErrBeingWritten)
+	}
+	return io.ReadAll(f)
 }

@@ -1,6 +1,7 @@
 package manifests
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/policy"
@@ -24,11 +26,17 @@ type Dir struct {
 	started bool
 }
 
-// file is what one file says. While it is broken, what it said before stays in force.
+// file is what one file says. While it is broken or being written, what it said before stays in force.
 type file struct {
 	good policy.Objects
 	err  error
+	// gone is when the file was found missing or empty. Editors save by moving the old file away before they write the
+	// new one, so what it said stays in force for a while.
+	gone time.Time
 }
+
+// grace is how long a file that is missing or empty stays in force. To take a policy away opens; that may wait.
+const grace = 250 * time.Millisecond
 
 // Run reads the directory, and again each file that was written and closed, until ctx ends. update gets what is in
 // force after each change, and what is wrong with files that don't count as they are; while the objects are nil there
@@ -38,37 +46,78 @@ func (d *Dir) Run(ctx context.Context, update func(*policy.Objects, error)) erro
 	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = w.Close() })
-	defer func() {
-		if stop() {
-			_ = w.Close()
+	defer func() { _ = w.Close() }()
+	changes, ended := make(chan dirwatch.Change), make(chan error, 1)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		for {
+			change, err := w.Next()
+			if err != nil {
+				ended <- fmt.Errorf("directory of manifests %s: %w", d.Path, err)
+				return
+			}
+			select {
+			case changes <- change:
+			case <-ctx.Done():
+				return
+			}
 		}
 	}()
-	change := dirwatch.Change{Lost: true}
+	first, change := true, dirwatch.Change{Lost: true}
 	for {
-		if err := d.read(change); err != nil {
+		changed, err := d.read(change)
+		if err != nil {
 			return err
 		}
-		update(d.merged())
-		change, err = w.Next()
-		if ctx.Err() != nil {
-			return nil
+		forgotten, left := d.forget(time.Now())
+		if first || changed || forgotten {
+			update(d.merged())
 		}
-		if err != nil {
-			return fmt.Errorf("directory of manifests %s: %w", d.Path, err)
+		first, change = false, dirwatch.Change{}
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-ended:
+			return err
+		case change = <-changes:
+		case <-left:
 		}
 	}
 }
 
-func (d *Dir) read(change dirwatch.Change) error {
+// forget drops the files that were gone for long enough, and returns when to look again; nil, never, if none is gone.
+func (d *Dir) forget(now time.Time) (changed bool, again <-chan time.Time) {
+	var next time.Duration
+	for name, f := range d.files {
+		if f.gone.IsZero() {
+			continue
+		}
+		left := grace - now.Sub(f.gone)
+		if left <= 0 {
+			delete(d.files, name)
+			changed = true
+		} else if next == 0 || left < next {
+			next = left
+		}
+	}
+	if next == 0 {
+		return changed, nil
+	}
+	return changed, time.After(next)
+}
+
+func (d *Dir) read(change dirwatch.Change) (changed bool, err error) {
 	if d.files == nil {
 		d.files = map[string]*file{}
 	}
 	names := change.Names
-	if change.Lost {
+	// kubelet changes all files of a mounted ConfigMap at once, by renaming the directory ..data that they link to.
+	all := change.Lost || slices.ContainsFunc(names, func(n string) bool { return strings.HasPrefix(n, "..") })
+	if all {
 		entries, err := os.ReadDir(d.Path)
 		if err != nil {
-			return fmt.Errorf("read the directory of manifests: %w", err)
+			return false, fmt.Errorf("read the directory of manifests: %w", err)
 		}
 		names = slices.Collect(maps.Keys(d.files))
 		for _, e := range entries {
@@ -77,31 +126,51 @@ func (d *Dir) read(change dirwatch.Change) error {
 	}
 	for _, name := range names {
 		if !strings.HasPrefix(name, ".") && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)) {
-			d.readFile(name)
+			changed = d.readFile(name) || changed
 		}
 	}
-	return nil
+	return changed, nil
 }
 
-func (d *Dir) readFile(name string) {
-	data, err := os.ReadFile(filepath.Join(d.Path, name))
-	if errors.Is(err, fs.ErrNotExist) {
-		delete(d.files, name)
-		return
+// readFile says whether what the file says, or what is wrong with it, has changed.
+func (d *Dir) readFile(name string) (changed bool) {
+	path := filepath.Join(d.Path, name)
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return false
 	}
+	data, err := dirwatch.ReadFile(path)
 	f := d.files[name]
-	if f == nil {
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && f == nil:
+		return false
+	case f == nil:
 		f = &file{}
 		d.files[name] = f
 	}
-	if err != nil {
-		f.err = fmt.Errorf("%s: %w", name, err)
-		return
+	var objects policy.Objects
+	if err == nil {
+		objects, err = Parse(name, data)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%s: %w", name, err)
 	}
-	objects, err := Parse(name, data)
-	if f.err = err; err == nil {
-		f.good = objects
+	switch {
+	case errors.Is(err, dirwatch.ErrBeingWritten) && d.started:
+		return false // what it said before holds, and nothing is wrong with that
+	case errors.Is(err, fs.ErrNotExist) && f.good.Empty():
+		delete(d.files, name)
+	case errors.Is(err, fs.ErrNotExist), err == nil && len(bytes.TrimSpace(data)) == 0:
+		if f.gone.IsZero() {
+			f.gone = time.Now()
+		}
+		changed = f.err != nil
+		f.err = nil
+		return changed
+	case err != nil:
+		f.err, f.gone = err, time.Time{}
+	default:
+		*f = file{good: objects}
 	}
+	return true
 }
 
 // merged puts the files' objects together. An object that two files have is an error, and that of the file whose name

@@ -69,6 +69,7 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 		{"policy", goodPolicy, policies("deny")},
 		{"JSON", `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}, "spec": {"podSelector": {}}}`, policies("deny")},
 		{"CR LF", strings.ReplaceAll(goodPod+"---\n"+goodPolicy, "\n", "\r\n"), policy.Objects{Pods: pod.Pods, Policies: policies("deny").Policies}},
+		{"end-of-document marks", goodPolicy + "...\n# nothing\n---\n" + goodPod + "...\n", policy.Objects{Pods: pod.Pods, Policies: policies("deny").Policies}},
 		{"byte order mark", "\ufeff" + goodPolicy, policies("deny")},
 		{
 			"several documents, in their order", "---\n" + goodPolicy + "--- # the next\n# nothing\n---\n" + strings.Replace(goodPolicy, "deny", "also", 1) + "---\n" + goodPod,
@@ -107,8 +108,8 @@ func TestNothingIsDroppedSilently(t *testing.T) {
 	}
 }
 
-// A label that isn't what the manifest says matches selectors that it shouldn't. kubectl has these refused: YAML 1.1 takes
-// them for a boolean, a number, and one in octal.
+// A label that isn't what the manifest says matches selectors that it shouldn't. YAML 1.1 takes these for
+// booleans, a number, and one in octal; kubectl has them refused.
 func TestScalarsAreNotReinterpreted(t *testing.T) {
 	for _, value := range []string{"y", "no", "1.10", "010"} {
 		got, err := Parse("f.yaml", []byte("apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {app: "+value+"}}\n"))
@@ -132,8 +133,11 @@ func TestParseRefuses(t *testing.T) {
 		{"unknown field below", np("{podSelector: {}, ingress: [{form: []}]}"), []string{`unknown field "spec.ingress[0].form"`}},
 		{"unknown field of a pod", goodPod + "spec: {containers: [{nme: c}]}\n", []string{`unknown field "spec.containers[0].nme"`}},
 		{"unknown field of a namespace", "apiVersion: v1\nkind: Namespace\nmetadata: {nam: a}\n", []string{`unknown field "metadata.nam"`}},
+		{"field in small letters", np("{podselector: {}}"), []string{`unknown field "spec.podselector"`}},
+		{"two unknown fields", np("{podSelectr: {}, ingres: []}"), []string{`"spec.ingres"`, `"spec.podSelectr"`}},
 		{"field twice", np("{podSelector: {}, podSelector: {}}"), []string{`"podSelector" already set`}},
 		{"wrong type", np("{podSelector: all}"), []string{"spec.podSelector"}},
+		{"wrong type of a label", pod("{name: a, labels: {app: 1}}"), []string{"metadata.labels"}},
 		{"wrong type of labels", pod("{name: a, labels: [app]}"), []string{"metadata.labels"}},
 		{"wrong type of a list", np("{podSelector: {}, ingress: {}}"), []string{"spec.ingress"}},
 		{"no name", pod("{}"), []string{`metadata.name: ""`}},
