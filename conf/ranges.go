@@ -97,7 +97,7 @@ func (r *Range) complete(path string) error {
 	if r.RangeEnd.Less(r.RangeStart) {
 		return invalid(path+".rangeEnd", r.RangeEnd.String(), "is before rangeStart "+r.RangeStart.String())
 	}
-	if r.RangeStart == r.RangeEnd && r.RangeStart == r.Gateway {
+	if r.RangeEnd == r.Gateway && r.Gateway == r.RangeStart {
 		return invalid(path+".rangeEnd", r.RangeEnd.String(), "leaves no address but the gateway's")
 	}
 	return nil

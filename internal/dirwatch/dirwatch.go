@@ -18,7 +18,7 @@ import (
 // ErrGone says that the directory itself was removed, moved or unmounted.
 var ErrGone = errors.New("the directory is gone")
 
-// ErrBeingWritten says that somebody has the file open for writing. When it is closed, Next tells.
+// ErrBeingWritten says that somebody has the file open for writing.
 var ErrBeingWritten = errors.New("the file is being written")
 
 // Change names the files that are new, whole and closed, or gone. Lost says that the kernel dropped events: anything

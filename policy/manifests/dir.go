@@ -33,10 +33,16 @@ type file struct {
 	// gone is when the file was found missing or empty. Editors save by moving the old file away before they write the
 	// new one, so what it said stays in force for a while.
 	gone time.Time
+	// busy says that somebody had it open for writing when it was to be read.
+	busy bool
 }
 
 // grace is how long a file that is missing or empty stays in force. To take a policy away opens; that may wait.
 const grace = 250 * time.Millisecond
+
+// recheck is how soon a file is looked at again that was being written. The kernel tells of the close a little before it
+// counts the writer as gone (__fput in fs/file_table.c), so that event may come too early to read the file.
+const recheck = 10 * time.Millisecond
 
 // Run reads the directory, and again each file that was written and closed, until ctx ends. update gets what is in
 // force after each change, and what is wrong with files that don't count as they are; while the objects are nil there
@@ -83,6 +89,11 @@ func (d *Dir) Run(ctx context.Context, update func(*policy.Objects, error)) erro
 		case change = <-changes:
 		case <-left:
 		}
+		for name, f := range d.files {
+			if f.busy {
+				change.Names = append(change.Names, name)
+			}
+		}
 	}
 }
 
@@ -90,10 +101,13 @@ func (d *Dir) Run(ctx context.Context, update func(*policy.Objects, error)) erro
 func (d *Dir) forget(now time.Time) (changed bool, again <-chan time.Time) {
 	var next time.Duration
 	for name, f := range d.files {
-		if f.gone.IsZero() {
-			continue
+		left := recheck
+		if !f.busy {
+			if f.gone.IsZero() {
+				continue
+			}
+			left = grace - now.Sub(f.gone)
 		}
-		left := grace - now.Sub(f.gone)
 		if left <= 0 {
 			delete(d.files, name)
 			changed = true
@@ -147,6 +161,7 @@ func (d *Dir) readFile(name string) (changed bool) {
 		f = &file{}
 		d.files[name] = f
 	}
+	f.busy = errors.Is(err, dirwatch.ErrBeingWritten)
 	var objects policy.Objects
 	if err == nil {
 		objects, err = Parse(name, data)
@@ -154,7 +169,7 @@ func (d *Dir) readFile(name string) (changed bool) {
 		err = fmt.Errorf("%s: %w", name, err)
 	}
 	switch {
-	case errors.Is(err, dirwatch.ErrBeingWritten) && d.started:
+	case f.busy && (d.started || f.err != nil):
 		return false // what it said before holds, and nothing is wrong with that
 	case errors.Is(err, fs.ErrNotExist) && f.good.Empty():
 		delete(d.files, name)
