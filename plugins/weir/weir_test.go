@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/policy/conntrack"
 )
 
 func TestMain(m *testing.M) { nodetest.Main(m) }
@@ -466,6 +467,22 @@ func TestDelNeedsNothing(t *testing.T) {
 	n := newNode(t, nil)
 	before := leftovers(t)
 	p := n.AddPod("ns-1", "busybox")
+	flows := func() (of int) {
+		all, err := conntrack.List()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range all {
+			if c.Src.String() == p.IP || c.Dst.String() == p.IP {
+				of++
+			}
+		}
+		return of
+	}
+	n.Serve(n.Outside, "udp", ":53")
+	if err := askUDP(t, p.Netns, "192.0.2.1:53"); err != nil || flows() == 0 {
+		t.Fatalf("%v, %d connections of the pod's", err, flows())
+	}
 	n.KillAgent()
 	// As after a crash: the namespace is gone, the agent too, and the configuration has been broken since.
 	nodetest.DelNS(t, p.Netns)
@@ -477,6 +494,9 @@ func TestDelNeedsNothing(t *testing.T) {
 	}
 	if diff := cmp.Diff(before, leftovers(t)); diff != "" {
 		t.Errorf("before and after: %s", diff)
+	}
+	if flows() != 0 {
+		t.Errorf("%d connections of the pod's are left for whom gets its address", flows())
 	}
 }
 

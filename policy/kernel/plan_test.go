@@ -3,6 +3,7 @@ package kernel
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -51,6 +52,25 @@ func TestNoStepOpens(t *testing.T) {
 		if p := makePlan(stateOf(now), want); !p.empty() {
 			t.Fatalf("seed %d: carried out, the plan leaves %+v to be done", seed, p)
 		}
+	}
+}
+
+// TestPeersCloseBeforeAndOpenAfter: a pod that becomes a peer in the same change that takes a rule away must not come
+// through the old rule.
+func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
+	set := func(addrs ...string) policy.Ruleset {
+		s := policy.Set{Name: "weir-sel-X", Type: policy.HashIP, Role: policy.Peers}
+		for _, a := range addrs {
+			s.Entries = append(s.Entries, policy.Entry{Prefix: netip.MustParsePrefix(a + "/32"), Comment: "ns/" + a})
+		}
+		return policy.Ruleset{Sets: []policy.Set{s}}
+	}
+	p := makePlan(stateOf(set("10.0.0.1", "10.0.0.2")), set("10.0.0.2", "10.0.0.3"))
+	if len(p.before) != 1 || !p.before[0].del || p.before[0].Prefix.String() != "10.0.0.1/32" {
+		t.Errorf("before the rules change: %+v, want 10.0.0.1 out", p.before)
+	}
+	if len(p.after) != 1 || p.after[0].del || p.after[0].Prefix.String() != "10.0.0.3/32" {
+		t.Errorf("after the rules change: %+v, want 10.0.0.3 in", p.after)
 	}
 }
 

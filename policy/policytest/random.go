@@ -72,13 +72,13 @@ func addPod(r *rand.Rand, s *policy.State, i int) {
 	}
 }
 
-// Change is the state after one to three things happened to it: labels changed, policies came, went or changed, pods
+// Change is the state after one to six things happened to it: labels changed, policies came, went or changed, pods
 // came or went.
 func Change(r *rand.Rand, old policy.State) policy.State {
 	s := old
 	s.Namespaces, s.Pods = slices.Clone(old.Namespaces), slices.Clone(old.Pods)
 	s.Policies, s.Endpoints = slices.Clone(old.Policies), slices.Clone(old.Endpoints)
-	for range 1 + r.IntN(3) {
+	for range 1 + r.IntN(6) {
 		switch r.IntN(6) {
 		case 0:
 			s.Namespaces[r.IntN(len(s.Namespaces))].Labels = labels(r)
