@@ -34,7 +34,7 @@ vet:
 
 lint: packages
 	go run $(LINT) run
-	shellcheck scripts/demo scripts/packages scripts/fuzz .ci/run
+	shellcheck scripts/demo scripts/packages scripts/fuzz scripts/kubernetes/build .ci/run
 
 clean:
 	rm -rf $(BIN)
