@@ -10,18 +10,14 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
-	"net"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
@@ -327,78 +323,6 @@ func (a *agent) state() policy.State {
 		s.Endpoints = append(s.Endpoints, a.endpoints[id])
 	}
 	return s
-}
-
-// guard repairs the spoof guard when the kernel is verified.
-func (a *agent) guard(verify kernel.Verify) error {
-	if verify != kernel.All && !a.lastSync.IsZero() {
-		return nil
-	}
-	return bridge.RepairGuard(func() ([]bridge.Sender, error) {
-		// The records on disk, not those the loop has heard of: a pod may have come since.
-		records, err := endpoint.List()
-		if err != nil {
-			return nil, err
-		}
-		var all []bridge.Sender
-		for _, e := range records {
-			mac, err := net.ParseMAC(e.MAC)
-			if err != nil {
-				return nil, fmt.Errorf("endpoint record %s: %w", e.ID(), err)
-			}
-			all = append(all, bridge.Sender{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses})
-		}
-		return all, nil
-	})
-}
-
-// open brings up the links of pods that started while no agent was there (enforcement "closed"), once they are in their
-// classes.
-func (a *agent) open() {
-	for id, e := range a.endpoints {
-		if e.Enforcement != conf.Closed || a.opened[id] || !a.knows(e) {
-			continue
-		}
-		// A link that isn't there yet is the plugin's to bring up; it asks to enrol first.
-		if err := bridge.Open(a.links, e.HostIf); err == nil {
-			a.opened[id] = true
-		} else if !errors.As(err, &netlink.LinkNotFoundError{}) {
-			a.Log.Error("a pod stays closed: its link can't be brought up", "pod", e.Pod.String(), "error", err)
-		}
-	}
-}
-
-// cut ends connections that are no longer let through, and lets those go on that are again.
-func (a *agent) cut() {
-	judge, err := policy.NewJudge(a.ruleset)
-	if err != nil {
-		a.Log.Error("open connections were not judged anew", "error", err)
-		return
-	}
-	pods, own := map[netip.Addr]bool{}, map[netip.Addr]bool{}
-	for _, e := range a.endpoints {
-		for _, addr := range e.Addresses {
-			pods[addr.Addr] = true
-		}
-	}
-	addrs, err := a.links.AddrList(nil, netlink.FAMILY_V4)
-	if err != nil {
-		a.Log.Error("open connections were not judged anew", "error", err)
-		return
-	}
-	for _, addr := range addrs {
-		if ip, ok := netip.AddrFromSlice(addr.IP); ok {
-			own[ip.Unmap()] = true
-		}
-	}
-	cut, restored, err := kernel.Cut(judge, pods, own)
-	a.stats.Cut += cut
-	if cut+restored > 0 {
-		a.Log.Info("connections judged anew", "cut", cut, "restored", restored)
-	}
-	if err != nil {
-		a.Log.Error("connections that should be cut may go on", "error", err)
-	}
 }
 
 func (a *agent) logProblems(problems []policy.Problem) {
