@@ -1,0 +1,92 @@
+package main
+
+import (
+	"bytes"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"maps"
+)
+
+// families are the beginnings of the programs' names, and those of extensions that are not for both.
+var families = map[string]string{"iptables": "libipt_", "ip6tables": "libip6t_"}
+
+// matches and targets are the extensions of iptables that the agent's rules use (package policy, Rule.String).
+var (
+	matches = []string{"bpf", "comment", "connlabel", "conntrack", "multiport", "sctp", "set", "tcp", "udp"}
+	targets = []string{"MASQUERADE", "NFLOG", "standard"}
+)
+
+// check makes sure that the image holds all that the agent calls: missing, it would only be noticed on a node.
+func check(trees ...tree) error {
+	all := tree{}
+	for _, t := range trees {
+		maps.Copy(all, t)
+	}
+	var errs []error
+	for _, name := range programs {
+		errs = append(errs, all.checkProgram("usr/bin/"+name))
+	}
+	for family, prefix := range families {
+		for _, flavour := range []string{"legacy", "nft"} {
+			for _, verb := range []string{"", "-save", "-restore"} {
+				errs = append(errs, all.checkProgram("usr/sbin/"+family+"-"+flavour+verb))
+			}
+		}
+		for _, names := range [][]string{matches, targets} {
+			for _, name := range names {
+				if !all.has("usr/lib/*/xtables/libxt_"+name+".so") && !all.has("usr/lib/*/xtables/"+prefix+name+".so") {
+					errs = append(errs, fmt.Errorf("the extension %s of %s is missing", name, family))
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (t tree) has(pattern string) bool {
+	for _, name := range t.glob(pattern) {
+		if _, err := t.follow(name); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// checkProgram makes sure that the program is there, is for the machine that weir's are for, and that what it is
+// linked with is there too.
+func (t tree) checkProgram(name string) error {
+	way, err := t.follow(name)
+	if err != nil {
+		return err
+	}
+	end := way[len(way)-1]
+	if t[end].mode&0o111 == 0 {
+		return fmt.Errorf("%s can't be executed", name)
+	}
+	machine, err := t.machine(end)
+	if err != nil {
+		return err
+	}
+	if want, err := t.machine("usr/bin/" + programs[0]); err == nil && machine != want {
+		return fmt.Errorf("%s is for %s, weir for %s", name, machine, want)
+	}
+	needed, err := libraries(t, end)
+	if err != nil {
+		return err
+	}
+	for _, library := range needed {
+		if _, err := t.follow(library); err != nil {
+			return fmt.Errorf("%s needs %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (t tree) machine(name string) (elf.Machine, error) {
+	f, err := elf.NewFile(bytes.NewReader(t[name].data))
+	if err != nil {
+		return 0, fmt.Errorf("%s is no program: %w", name, err)
+	}
+	return f.Machine, nil
+}

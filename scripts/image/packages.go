@@ -1,0 +1,150 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// pkg is a Debian package.
+type pkg struct {
+	name, version string
+	control       string // as in dpkg's status file
+	files         tree
+}
+
+func versions(packages []pkg) []string {
+	var all []string
+	for _, p := range packages {
+		all = append(all, p.name+"="+p.version)
+	}
+	return all
+}
+
+// fetch downloads the named packages and all that they depend on, in the versions that apt would install. apt checks
+// them against its signed indexes. Dependencies are asked for rather than listed here, since libraries' packages have
+// different names in different releases.
+//
+// Equivalent to: apt-get download $(apt-cache depends --recurse NAME…)
+func fetch(names ...string) ([]pkg, error) {
+	dir, err := os.MkdirTemp("", "weir-image-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	depends, err := output(dir, "apt-cache", append([]string{
+		"depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks", "--no-replaces", "--no-enhances",
+	}, names...)...)
+	if err != nil {
+		return nil, fmt.Errorf("%w\n(this needs apt, of Debian or Ubuntu, and its index: apt-get update)", err)
+	}
+	get := []string{"download", "--yes", "-o", "APT::Get::AllowUnauthenticated=false"}
+	if os.Getuid() == 0 {
+		get = append(get, "-o", "APT::Sandbox::User=root") // the directory is root's alone
+	}
+	if _, err := output(dir, "apt-get", append(get, parseDepends(depends)...)...); err != nil {
+		return nil, fmt.Errorf("%w\n(is apt's index old? apt-get update renews it)", err)
+	}
+	debs, err := filepath.Glob(dir + "/*.deb")
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(debs)
+	packages := make([]pkg, len(debs))
+	for i, deb := range debs {
+		if packages[i], err = open(deb); err != nil {
+			return nil, err
+		}
+	}
+	return packages, nil
+}
+
+// parseDepends takes the packages from what "apt-cache depends --recurse" prints: they stand at the start of a line.
+// <virtual> packages can't be downloaded (those that provide them are listed too), nor are other architectures' wanted.
+func parseDepends(out string) []string {
+	var names []string
+	for line := range strings.Lines(out) {
+		name := strings.TrimSpace(line)
+		if name != "" && name[0] != '<' && !strings.HasPrefix(line, " ") && !strings.Contains(name, ":") {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// open reads a package's files.
+//
+// Equivalent to: dpkg-deb --fsys-tarfile DEB | tar -x
+func open(deb string) (pkg, error) {
+	control, err := output("", "dpkg-deb", "--field", deb)
+	if err != nil {
+		return pkg{}, err
+	}
+	p := pkg{control: control + "\n"}
+	for line := range strings.Lines(control) {
+		if v, ok := strings.CutPrefix(line, "Package: "); ok {
+			p.name = strings.TrimSpace(v)
+		}
+		if v, ok := strings.CutPrefix(line, "Version: "); ok {
+			p.version = strings.TrimSpace(v)
+		}
+	}
+	cmd := exec.Command("dpkg-deb", "--fsys-tarfile", deb)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Run(); err != nil {
+		return pkg{}, fmt.Errorf("unpack %s: %w: %s", filepath.Base(deb), err, errOut.String())
+	}
+	if p.files, err = readTar(&out); err != nil {
+		return pkg{}, fmt.Errorf("unpack %s: %w", filepath.Base(deb), err)
+	}
+	return p, nil
+}
+
+// readTar reads files and symbolic links; directories are made again where files are in them.
+func readTar(r io.Reader) (tree, error) {
+	t := tree{}
+	for archive := tar.NewReader(r); ; {
+		h, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			return t, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		name := merged(h.Name)
+		switch h.Typeflag {
+		case tar.TypeReg:
+			data, err := io.ReadAll(archive)
+			if err != nil {
+				return nil, err
+			}
+			t[name] = file{mode: h.Mode, data: data}
+		case tar.TypeSymlink:
+			t[name] = file{link: h.Linkname}
+		case tar.TypeLink:
+			t[name] = t[merged(h.Linkname)]
+		}
+	}
+}
+
+// merged is where a path leads in an image whose /bin, /lib… are links into /usr, whether or not the package was built
+// for that.
+func merged(name string) string {
+	name = strings.TrimPrefix(path.Clean("/"+name), "/")
+	for _, dir := range []string{"bin/", "sbin/", "lib/", "lib32/", "lib64/", "libx32/"} {
+		if strings.HasPrefix(name, dir) {
+			return "usr/" + name
+		}
+	}
+	return name
+}
