@@ -2,8 +2,11 @@ package policy
 
 import (
 	"cmp"
+	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/labels"
 
@@ -14,13 +17,20 @@ import (
 // cluster is the state, joined: who has which addresses, and which endpoint is which pod.
 type cluster struct {
 	pods      []member
+	in        map[string][]int // which of the pods are in each namespace
 	endpoints []local
+	// shared are the addresses that several pods are said to have, and these pods. Whose packets come from there is then
+	// unknown.
+	shared map[netip.Addr][]member
+	// disbelieved are what pods elsewhere say of their addresses and can't be.
+	disbelieved []Problem
 }
 
 // member is a pod with the addresses that are really its own.
 type member struct {
 	Pod
 	namespace Namespace
+	local     bool // on this node
 	addresses []netip.Addr
 }
 
@@ -29,6 +39,17 @@ type local struct {
 	endpoint.Endpoint
 	known bool
 	pod   Pod
+}
+
+// of are the endpoint's addresses of the family.
+func (l local) of(f conf.Family) []netip.Addr {
+	var addrs []netip.Addr
+	for _, a := range l.Addresses {
+		if conf.FamilyOf(a.Addr) == f {
+			addrs = append(addrs, a.Addr)
+		}
+	}
+	return addrs
 }
 
 // selectedBy says whether the policy isolates the endpoint's pod.
@@ -46,29 +67,40 @@ func index(state State) cluster {
 		namespaces[n.Name] = n
 	}
 	type name struct{ namespace, name string }
+	attached := map[name]bool{}
+	for _, e := range state.Endpoints {
+		attached[name{e.Pod.Namespace, e.Pod.Name}] = true
+	}
 	pods := map[name]Pod{}
 	for _, p := range state.Pods {
-		pods[name{p.Namespace, p.Name}] = p
+		if k := (name{p.Namespace, p.Name}); attached[k] {
+			pods[k] = p
+		}
 	}
-	var c cluster
+	c := cluster{pods: make([]member, 0, len(state.Pods)), in: make(map[string][]int, len(namespaces))}
 	taken := map[netip.Addr]bool{}
 	addresses := map[name][]netip.Addr{}
 	for _, e := range slices.SortedFunc(slices.Values(state.Endpoints), func(a, b endpoint.Endpoint) int { return cmp.Compare(a.ID(), b.ID()) }) {
 		k := name{e.Pod.Namespace, e.Pod.Name}
 		pod, ok := pods[k]
-		l := local{Endpoint: e, pod: pod, known: (ok && SameUID(pod.UID, e.Pod.UID)) || e.Enforcement == conf.Off}
+		same := ok && SameUID(pod.UID, e.Pod.UID)
+		l := local{Endpoint: e, pod: pod, known: same || e.Enforcement == conf.Off}
 		c.endpoints = append(c.endpoints, l)
 		for _, a := range e.Addresses {
 			taken[a.Addr] = true
-			if l.known {
+			if same {
 				addresses[k] = append(addresses[k], a.Addr)
 			}
 		}
 	}
+	places := newPlaces(state)
 	for _, p := range state.Pods {
 		m := member{Pod: p, namespace: namespaces[p.Namespace], addresses: addresses[name{p.Namespace, p.Name}]}
-		if m.addresses == nil && !p.Finished {
-			for _, a := range p.Addresses {
+		m.local = m.addresses != nil
+		if !m.local && !p.Finished && !p.HostNetwork {
+			believed, problems := places.believed(p)
+			c.disbelieved = append(c.disbelieved, problems...)
+			for _, a := range believed {
 				// The address of a pod that is being torn down may have an endpoint of another pod's by now.
 				if !taken[a] {
 					m.addresses = append(m.addresses, a)
@@ -76,10 +108,80 @@ func index(state State) cluster {
 			}
 		}
 		if !p.HostNetwork {
+			c.in[p.Namespace] = append(c.in[p.Namespace], len(c.pods))
 			c.pods = append(c.pods, m)
 		}
 	}
+	c.shared = shared(c.pods)
 	return c
+}
+
+func shared(pods []member) map[netip.Addr][]member {
+	first, by := make(map[netip.Addr]int, len(pods)), map[netip.Addr][]member{}
+	for i, p := range pods {
+		for _, a := range p.addresses {
+			switch j, ok := first[a]; {
+			case !ok:
+				first[a] = i
+			case by[a] == nil && i != j:
+				by[a] = []member{pods[j], p}
+			case i != j:
+				by[a] = append(by[a], p)
+			}
+		}
+	}
+	return by
+}
+
+// problems are the addresses that can't be believed, and those that several pods are said to have, as nodes with
+// overlapping podCIDRs give them.
+func (c cluster) problems() []Problem {
+	all := c.disbelieved
+	for _, a := range slices.SortedFunc(maps.Keys(c.shared), netip.Addr.Compare) {
+		names := make([]string, len(c.shared[a]))
+		for i, p := range c.shared[a] {
+			names[i] = p.Namespace + "/" + p.Name
+		}
+		slices.Sort(names)
+		for i, name := range names {
+			all = append(all, Problem{"Pod " + name, "status.podIPs", fmt.Sprintf("%s is also said to be of %s; it is let through only where all of them are", a, others(names, i))})
+		}
+	}
+	return all
+}
+
+// others names a few other than the one at i, and says how many more there are: all of them in each one's problem would
+// be the square of their number.
+func others(names []string, i int) string {
+	var some []string
+	for j := 0; j < len(names) && len(some) < 3; j++ {
+		if j != i {
+			some = append(some, names[j])
+		}
+	}
+	said := strings.Join(some, ", ")
+	if more := len(names) - 1 - len(some); more > 0 {
+		said += fmt.Sprintf(" and %d more", more)
+	}
+	return said
+}
+
+// agreed says of addresses whether all pods that are said to have one are meant. Each address is asked about once, however
+// many pods share it.
+func (c cluster) agreed(means func(member) bool) func(netip.Addr) bool {
+	known := map[netip.Addr]bool{}
+	return func(a netip.Addr) bool {
+		pods := c.shared[a]
+		if len(pods) == 0 {
+			return true
+		}
+		yes, ok := known[a]
+		if !ok {
+			yes = !slices.ContainsFunc(pods, func(p member) bool { return !means(p) })
+			known[a] = yes
+		}
+		return yes
+	}
 }
 
 // SameUID says whether an endpoint's pod is the one that the source knows; where either side has no UID, the name
@@ -88,16 +190,48 @@ func SameUID(source, endpoint string) bool {
 	return source == "" || endpoint == "" || source == endpoint
 }
 
-// selected are the addresses of the pods that the selector means.
-func (c cluster) selected(s selector) []Entry {
+// selected are the family's addresses of the pods that the selector means. One that several pods are said to have is there if all
+// of them are meant.
+func (c cluster) selected(s selector, f conf.Family) []Entry {
 	var entries []Entry
-	for _, p := range c.pods {
-		if !s.matches(p.namespace, p.Pod) {
+	agreed := c.agreed(func(p member) bool { return s.matches(p.namespace, p.Pod) })
+	for _, members := range c.in {
+		if first := c.pods[members[0]]; !s.matchesNamespace(first.Namespace, first.namespace) {
 			continue
 		}
-		for _, a := range p.addresses {
-			if a.Is4() {
-				entries = append(entries, Entry{hostPrefix(a), p.Namespace + "/" + p.Name})
+		for _, i := range members {
+			p := &c.pods[i]
+			if !s.pods.Matches(labels.Set(p.Labels)) {
+				continue
+			}
+			for _, a := range p.addresses {
+				if conf.FamilyOf(a) == f && agreed(a) {
+					entries = append(entries, Entry{Element{Prefix: hostPrefix(a)}, p.Namespace + "/" + p.Name})
+				}
+			}
+		}
+	}
+	return entries
+}
+
+// named are the family's addresses of pods, with the number that the named port has in each of them; local asks for the pods of
+// this node only. An address that several pods are said to have is there if the port is the same in all of them.
+func (c cluster) named(name string, proto Protocol, local bool, f conf.Family) []Entry {
+	var entries []Entry
+	agreed := map[NamedPort]func(netip.Addr) bool{}
+	for i := range c.pods {
+		p := &c.pods[i]
+		for _, port := range p.Ports {
+			if port.Name != name || port.Proto != proto || (local && !p.local) {
+				continue
+			}
+			if agreed[port] == nil {
+				agreed[port] = c.agreed(func(p member) bool { return slices.Contains(p.Ports, port) })
+			}
+			for _, a := range p.addresses {
+				if conf.FamilyOf(a) == f && agreed[port](a) {
+					entries = append(entries, Entry{Element{hostPrefix(a), proto, port.Number}, p.Namespace + "/" + p.Name})
+				}
 			}
 		}
 	}

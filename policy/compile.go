@@ -9,9 +9,10 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
 )
 
-// Names of the sets and chains that are always there.
+// Names of the sets and chains that are always there. The sets are IPv4's; those of IPv6 have a 6 behind their names.
 const (
 	// PodsSet holds the addresses of every pod on the node. The plugin puts a pod in before its link comes up.
 	PodsSet = conf.PodsSet
@@ -41,7 +42,8 @@ var (
 	ingress = side{Ingress, "dst", "src", "WEIR-INGRESS", "WEIR-IN-", "weir-in-"}
 )
 
-// Class is the pods of this node to which the same policies apply in one direction.
+// Class is the pods of this node to which the same policies apply in one direction. There is one for each family that
+// they have addresses of.
 type Class struct {
 	Direction Direction `json:"direction"`
 	Policies  []string  `json:"policies"` // none: the open class
@@ -53,18 +55,17 @@ type Class struct {
 // Compile turns what is known into what should be in the kernel. It is a pure function, and the specification of weir's
 // enforcement.
 func Compile(state State) Ruleset {
-	policies, problems := parsePolicies(state.Policies)
-	c := compiler{
-		cluster: index(state),
-		sets:    map[string]Set{},
-		out:     Ruleset{Problems: problems},
-	}
-	c.base(state)
-	for _, s := range []side{egress, ingress} {
-		c.classes(s, policies)
+	policies := Parse(state.Policies, state.Parsed)
+	c := compiler{cluster: index(state), sets: map[string]Set{}, overfull: map[string]string{}, made: map[string]int{}, reported: map[string][]Problem{}}
+	c.out.Problems = slices.Concat(state.Problems, policies.problems, c.cluster.problems())
+	for _, c.family = range families(state) {
+		c.base(state)
+		for _, s := range []side{egress, ingress} {
+			c.classes(s, policies.in)
+		}
 	}
 	slices.SortFunc(c.out.Chains, func(a, b Chain) int {
-		return cmp.Or(cmp.Compare(a.Table, b.Table), cmp.Compare(a.Name, b.Name))
+		return cmp.Or(cmp.Compare(a.Family, b.Family), cmp.Compare(a.Table, b.Table), cmp.Compare(a.Name, b.Name))
 	})
 	for _, name := range slices.Sorted(maps.Keys(c.sets)) {
 		c.out.Sets = append(c.out.Sets, c.sets[name])
@@ -73,9 +74,35 @@ func Compile(state State) Ruleset {
 }
 
 type compiler struct {
-	cluster cluster
-	sets    map[string]Set
-	out     Ruleset
+	cluster  cluster
+	family   conf.Family // that is being compiled
+	sets     map[string]Set
+	overfull map[string]string    // sets that there can't be, and why
+	made     map[string]int       // how many sets each namespace's policies have brought along
+	reported map[string][]Problem // by policy
+	out      Ruleset
+}
+
+// families that the node needs rules for. Most nodes have no IPv6 pods, and a change shall not cost them twice: until
+// one of this node's pods has an IPv6 address, or it may get one, the spoof guard drops all IPv6 of pods'.
+func families(state State) []conf.Family {
+	six := func(a netip.Addr) bool { return conf.FamilyOf(a) == conf.IPv6 }
+	for _, e := range state.Endpoints {
+		if slices.ContainsFunc(e.Addresses, func(a endpoint.Address) bool { return six(a.Addr) }) {
+			return conf.Families[:]
+		}
+	}
+	for _, n := range state.Nodes {
+		if n.Name != state.Node {
+			continue
+		}
+		pods := slices.ContainsFunc(n.PodCIDRs, func(p netip.Prefix) bool { return six(p.Addr()) })
+		tunnels := state.Overlay && len(n.Addresses) > 0 && six(n.Addresses[0])
+		if pods || tunnels {
+			return conf.Families[:]
+		}
+	}
+	return conf.Families[:1]
 }
 
 // base is what doesn't depend on any policy.
@@ -84,24 +111,29 @@ func (c *compiler) base(state State) {
 	networks := map[netip.Prefix]Entry{}
 	for _, n := range state.Nodes {
 		for _, p := range n.PodCIDRs {
-			if p.Addr().Is4() {
-				networks[p] = Entry{p, "pods of node " + n.Name}
+			if conf.FamilyOf(p.Addr()) == c.family {
+				networks[p] = Entry{Element{Prefix: p}, "pods of node " + n.Name}
 			}
 		}
 	}
 	for _, e := range state.Endpoints {
 		for _, a := range e.Addresses {
-			pods = append(pods, Entry{hostPrefix(a.Addr), e.Pod.String()})
+			if conf.FamilyOf(a.Addr) != c.family {
+				continue
+			}
+			pods = append(pods, Entry{Element{Prefix: hostPrefix(a.Addr)}, e.Pod.String()})
 			if _, ok := networks[a.Subnet]; !ok {
-				networks[a.Subnet] = Entry{a.Subnet, "pods of this node"}
+				networks[a.Subnet] = Entry{Element{Prefix: a.Subnet}, "pods of this node"}
 			}
 		}
 	}
-	c.set(Set{Name: PodsSet, Type: HashIP, Role: Judged, Entries: pods})
-	c.set(Set{Name: NetworksSet, Type: HashNet, Role: Judged, Entries: slices.Collect(maps.Values(networks))})
+	podsSet, networksSet := c.family.Set(PodsSet), c.family.Set(NetworksSet)
+	c.set(Set{Name: podsSet, Type: HashIP, Role: Judged, Entries: pods})
+	c.set(Set{Name: networksSet, Type: HashNet, Role: Judged, Entries: slices.Collect(maps.Values(networks))})
 
-	from, to := SetMatch{Name: PodsSet, Dir: "src"}, SetMatch{Name: PodsSet, Dir: "dst"}
-	noPodFrom, noPodTo := SetMatch{PodsSet, "src", true}, SetMatch{PodsSet, "dst", true}
+	from, to := SetMatch{Name: podsSet, Dir: "src"}, SetMatch{Name: podsSet, Dir: "dst"}
+	noPodFrom, noPodTo := SetMatch{podsSet, "src", true}, SetMatch{podsSet, "dst", true}
+	self := map[conf.Family]Self{conf.IPv4: SelfIPv4, conf.IPv6: SelfIPv6}[c.family]
 	established := Rule{Track: Established, Comment: "weir: connections that were let through", Target: Return}
 	cut := Rule{Track: Cut, Comment: "weir: connections cut by a later change of policy", Target: Drop}
 	fromPod := Rule{Sets: []SetMatch{from}, Comment: "weir: from a pod: its egress policies", Target: JumpTo, To: egress.dispatch}
@@ -109,7 +141,7 @@ func (c *compiler) base(state State) {
 
 	toTunnel, intoTunnel := c.tunnel(state)
 	c.chain("mangle", forwardChain, slices.Concat([]Rule{established, cut}, toTunnel, []Rule{
-		{In: conf.Bridge, Self: true, Comment: "weir: a pod reaching itself through its Service", Target: Return},
+		{In: conf.Bridge, Self: self, Comment: "weir: a pod reaching itself through its Service", Target: Return},
 		fromPod, stranger,
 		{Sets: []SetMatch{to}, Comment: "weir: to a pod: its ingress policies", Target: JumpTo, To: ingress.dispatch},
 		{Out: conf.Bridge, Sets: []SetMatch{noPodTo}, Comment: "weir: to the bridge, but to no pod", Target: Drop},
@@ -121,11 +153,11 @@ func (c *compiler) base(state State) {
 		Rule{Sets: []SetMatch{to}, Comment: "weir: judged in the mangle table", Target: Accept},
 	)
 	c.chain("nat", postroutingChain, Rule{
-		Sets:    []SetMatch{from, {NetworksSet, "dst", true}},
+		Sets:    []SetMatch{from, {networksSet, "dst", true}},
 		Comment: "weir: pods reach the world beyond their networks as their node", Target: Masquerade,
 	})
 	jump := func(table, chain string, first bool, to, comment string) {
-		c.out.Jumps = append(c.out.Jumps, Jump{table, chain, first, Rule{Comment: comment, Target: JumpTo, To: to}})
+		c.out.Jumps = append(c.out.Jumps, Jump{c.family, table, chain, first, Rule{Comment: comment, Target: JumpTo, To: to}})
 	}
 	jump("mangle", "FORWARD", true, forwardChain, "weir: what no policy lets through to or from a pod is dropped")
 	jump("mangle", "INPUT", true, inputChain, "weir: egress policies hold towards this node too")
@@ -134,8 +166,11 @@ func (c *compiler) base(state State) {
 }
 
 // tunnel are the rules that guard the overlay's port. What a pod sends to that port of a node would be masqueraded, look
-// like the node's own tunnel packet, and carry a forged sender past every policy. And nobody but nodes may send to it:
-// that rule stands before the established one, because a tunnel's packets are no connection that was ever judged.
+// like the node's own tunnel packet, and carry a forged sender past every policy. Which addresses other nodes have isn't
+// known: a Node may be too new to be heard of here, and have addresses that aren't its InternalIPs. So pods send to that
+// port of other pods only, everything else being what is masqueraded, and of no node even if some Node's podCIDRs claim
+// its address. And a node takes tunnel packets that come from and to nodes' InternalIPs only, whatever other nodes let
+// out: these rules stand before the established one, because a tunnel's packets are no connection that was ever judged.
 func (c *compiler) tunnel(state State) (forward, input []Rule) {
 	if !state.Overlay {
 		return nil, nil
@@ -143,26 +178,29 @@ func (c *compiler) tunnel(state State) (forward, input []Rule) {
 	var nodes []Entry
 	for _, n := range state.Nodes {
 		for _, a := range n.Addresses {
-			if a.Is4() {
-				nodes = append(nodes, Entry{hostPrefix(a), "node " + n.Name})
+			if conf.FamilyOf(a) == c.family {
+				nodes = append(nodes, Entry{Element{Prefix: hostPrefix(a)}, "node " + n.Name})
 			}
 		}
 	}
-	c.set(Set{Name: NodesSet, Type: HashIP, Role: Peers, Entries: nodes})
-	port := []PortRange{{conf.OverlayPort, conf.OverlayPort}}
-	forward = []Rule{{
-		Proto: UDP, Ports: port, Sets: []SetMatch{{PodsSet, "src", false}, {NodesSet, "dst", false}},
-		Comment: "weir: pods send nothing into the tunnels between nodes", Target: Drop,
-	}}
-	input = []Rule{{
-		Proto: UDP, Ports: port, Sets: []SetMatch{{NodesSet, "src", true}},
-		Comment: "weir: tunnel packets come from nodes only", Target: Drop,
-	}}
+	podsSet, networksSet, nodesSet := c.family.Set(PodsSet), c.family.Set(NetworksSet), c.family.Set(NodesSet)
+	c.set(Set{Name: nodesSet, Type: HashIP, Role: Peers, Entries: nodes})
+	tunnel := func(comment string, sets ...SetMatch) Rule {
+		return Rule{Proto: UDP, Ports: []PortRange{{conf.OverlayPort, conf.OverlayPort}}, Sets: sets, Comment: comment, Target: Drop}
+	}
+	forward = []Rule{
+		tunnel("weir: pods send nothing to the tunnels' port beyond their networks", SetMatch{podsSet, "src", false}, SetMatch{networksSet, "dst", true}),
+		tunnel("weir: pods send nothing into the tunnels between nodes", SetMatch{podsSet, "src", false}, SetMatch{nodesSet, "dst", false}),
+	}
+	input = []Rule{
+		tunnel("weir: tunnel packets come from nodes only", SetMatch{nodesSet, "src", true}),
+		tunnel("weir: tunnel packets come to the addresses that nodes know of each other", SetMatch{nodesSet, "dst", true}),
+	}
 	return forward, input
 }
 
 // classes makes one set and one chain for each class of the side, and the chain that dispatches to them.
-func (c *compiler) classes(s side, policies []isolation) {
+func (c *compiler) classes(s side, policies map[string][]isolation) {
 	type members struct {
 		policies []isolation
 		entries  []Entry
@@ -182,19 +220,20 @@ func (c *compiler) classes(s side, policies []isolation) {
 	}
 	at(nil) // the open class is there even if it is empty
 	for _, e := range c.cluster.endpoints {
-		if !e.known { // closed: in no class
+		addrs := e.of(c.family)
+		if !e.known || len(addrs) == 0 { // closed, or never in a packet of the family: in no class
 			continue
 		}
 		var applied []isolation
-		for _, iso := range policies {
+		for _, iso := range policies[e.Pod.Namespace] {
 			if _, isolates := iso.rules[s.direction]; isolates && e.selectedBy(iso) {
 				applied = append(applied, iso)
 			}
 		}
 		m := at(applied)
 		m.pods = append(m.pods, e.Pod.String())
-		for _, a := range e.Addresses {
-			m.entries = append(m.entries, Entry{hostPrefix(a.Addr), e.Pod.String()})
+		for _, a := range addrs {
+			m.entries = append(m.entries, Entry{Element{Prefix: hostPrefix(a)}, e.Pod.String()})
 		}
 	}
 	var dispatch []Rule
@@ -211,11 +250,11 @@ func (c *compiler) classes(s side, policies []isolation) {
 		}
 		r := Rule{Target: Return, Comment: fmt.Sprintf("weir: pods under no %s policy", s.direction)}
 		if len(m.policies) == 0 {
-			class.Set = s.setPrefix + "open"
+			class.Set = c.family.Set(s.setPrefix + "open")
 		} else {
 			rules := c.classRules(s, m.policies)
 			id := hash(k + "\n" + contents(rules))
-			class.Set, class.Chain = s.setPrefix+id, s.prefix+id
+			class.Set, class.Chain = c.family.Set(s.setPrefix+id), s.prefix+id
 			rules = append(rules,
 				Rule{Comment: "weir: what none of the policies lets through", Target: Log, To: "weir drop " + class.Chain},
 				Rule{Comment: "weir: what none of the policies lets through", Target: Drop})
@@ -227,6 +266,11 @@ func (c *compiler) classes(s side, policies []isolation) {
 		dispatch = append(dispatch, r)
 		c.out.Classes = append(c.out.Classes, class)
 	}
+	// What belongs to no connection that the kernel knows doesn't begin one by its looks alone: a server whose client's side
+	// was forbidden and forgotten, or never seen, would open it again from its own.
+	dispatch = slices.Insert(dispatch, 0, Rule{
+		Proto: TCP, Track: Midstream, Comment: "weir: a TCP connection begins with its first packet", Target: Drop,
+	})
 	dispatch = append(dispatch,
 		Rule{Comment: "weir: pods that were not judged yet", Target: Log, To: "weir drop " + s.dispatch},
 		Rule{Comment: "weir: pods that were not judged yet", Target: Drop})
@@ -250,18 +294,23 @@ func (c *compiler) classRules(s side, policies []isolation) []Rule {
 	for _, iso := range policies {
 		for _, r := range iso.rules[s.direction] {
 			for _, p := range r.peers {
-				var sets []SetMatch
-				if !p.everyone {
-					name := c.peers(p)
-					if name == "" {
-						continue
-					}
-					sets = []SetMatch{{Name: name, Dir: s.remote}}
+				if !p.means(c.family) {
+					continue
 				}
 				for _, ports := range r.ports {
+					match, why := c.peers(s, iso, p)
+					if why != "" {
+						c.report(iso, p.field, why)
+						continue
+					}
+					more, words, why := c.ports(s, iso, ports)
+					if why != "" {
+						c.report(iso, r.field+".ports", why)
+						continue
+					}
 					rules = append(rules, Rule{
-						Proto: ports.proto, Ports: ports.ranges, Sets: sets, Target: Return,
-						Comment: fmt.Sprintf("weir: %s %s: %s", iso.name, p.field, p.words),
+						Proto: ports.proto, Ports: ports.ranges, Sets: slices.Concat(match, more), Target: Return,
+						Comment: fmt.Sprintf("weir: %s %s: %s%s", iso.name, p.field, p.words, words),
 					})
 				}
 			}
@@ -270,41 +319,61 @@ func (c *compiler) classRules(s side, policies []isolation) []Rule {
 	return rules
 }
 
-// peers makes the peer's set, if another rule hasn't, and returns its name; empty if nobody can ever be in it.
-func (c *compiler) peers(p peer) string {
-	if p.selector == nil {
-		if len(p.prefixes) == 0 {
-			return ""
-		}
-		var entries []Entry
-		var parts []string
-		for _, prefix := range p.prefixes {
-			entries = append(entries, Entry{prefix, p.words})
-			parts = append(parts, prefix.String())
-		}
-		name := "weir-net-" + hash(key(parts...))
-		c.set(Set{Name: name, Type: HashNet, Role: Peers, Entries: entries})
-		return name
+// peers makes the set that the peer is matched by, or says why there is none.
+func (c *compiler) peers(s side, iso isolation, p peer) (match []SetMatch, why string) {
+	if p.everyone {
+		return nil, ""
 	}
-	name := "weir-sel-" + hash(p.selector.key())
-	if _, ok := c.sets[name]; !ok {
-		c.set(Set{Name: name, Type: HashIP, Role: Peers, Entries: c.cluster.selected(*p.selector)})
+	name := c.family.Set(p.set)
+	return []SetMatch{{Name: name, Dir: s.remote}}, c.filled(iso, name, func() Set {
+		if p.selector != nil {
+			return Set{Name: name, Type: HashIP, Role: Peers, Entries: c.cluster.selected(*p.selector, c.family)}
+		}
+		return Set{Name: name, Type: HashNet, Role: Peers, Entries: slices.Collect(p.of(c.family))}
+	})
+}
+
+// ports makes the set that ports are matched by if they are no numbers, or too many to stand in the rule, or says why there
+// is none.
+//
+// A name's set has the pods that have the port, each with its number. Beside a peer's set in one rule it means that peer's
+// pods. The number is in no rule, so a pod that has another one changes the set only. Where the port is that of the pods the
+// policy selects, those of this node are enough.
+func (c *compiler) ports(s side, iso isolation, p ports) (match []SetMatch, words, why string) {
+	switch {
+	case p.name != "":
+		name := c.family.Set("weir-port-" + hash(key(string(s.direction), p.name, string(p.proto))))
+		return []SetMatch{{Name: name, Dir: "dst,dst"}}, ", port " + p.name, c.filled(iso, name, func() Set {
+			return Set{Name: name, Type: HashIPPort, Role: Peers, Entries: c.cluster.named(p.name, p.proto, s.direction == Ingress, c.family)}
+		})
+	case len(p.numbers) > 0:
+		name := "weir-numbers-" + hash(key(fmt.Sprint(p.numbers))) // which both families go by
+		return []SetMatch{{Name: name, Dir: "dst"}}, fmt.Sprintf(", %d ports", count(p.numbers)), c.filled(iso, name, func() Set {
+			return Set{Name: name, Type: BitmapPort, Role: Peers, Entries: numbers(p.numbers)}
+		})
 	}
-	return name
+	return nil, "", ""
 }
 
 func (c *compiler) chain(table, name string, rules ...Rule) {
-	c.out.Chains = append(c.out.Chains, Chain{table, name, rules})
+	c.out.Chains = append(c.out.Chains, Chain{c.family, table, name, rules})
 }
 
-// set orders the entries. Where one address has several words the first ones stay.
+// set adds a set of the family, its entries in order. Where one address has several words the first ones stay.
 func (c *compiler) set(s Set) {
+	if s.Type != BitmapPort { // ports have no family
+		s.Family = c.family
+	}
 	for i := range s.Entries {
 		s.Entries[i].Comment = comment(s.Entries[i].Comment)
 	}
-	slices.SortFunc(s.Entries, func(a, b Entry) int {
-		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()), cmp.Compare(a.Comment, b.Comment))
-	})
-	s.Entries = slices.CompactFunc(s.Entries, func(a, b Entry) bool { return a.Prefix == b.Prefix })
+	s.Entries = order(s.Entries)
 	c.sets[s.Name] = s
+}
+
+func order(entries []Entry) []Entry {
+	slices.SortFunc(entries, func(a, b Entry) int {
+		return cmp.Or(a.Compare(b.Element), cmp.Compare(a.Comment, b.Comment))
+	})
+	return slices.CompactFunc(entries, func(a, b Entry) bool { return a.Element == b.Element })
 }

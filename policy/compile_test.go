@@ -14,23 +14,27 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/verdict"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// onNode is a state in which every pod with an address in 10.88.0.0/24 is on this node.
+// onNode is a state in which every pod with an address in 10.88.0.0/24 or fd00:10:88::/64 is on this node.
 func onNode(objects policy.Objects) policy.State {
 	state := policy.State{Objects: objects}
-	subnet := netip.MustParsePrefix("10.88.0.0/24")
 	for _, p := range objects.Pods {
+		var addresses []endpoint.Address
 		for _, a := range p.Addresses {
-			if !subnet.Contains(a) || p.HostNetwork {
-				continue
+			for _, subnet := range []netip.Prefix{netip.MustParsePrefix("10.88.0.0/24"), netip.MustParsePrefix("fd00:10:88::/64")} {
+				if subnet.Contains(a) && !p.HostNetwork {
+					addresses = append(addresses, endpoint.Address{Addr: a, Subnet: subnet, Gateway: subnet.Addr().Next()})
+				}
 			}
+		}
+		if len(addresses) > 0 {
 			state.Endpoints = append(state.Endpoints, endpoint.Endpoint{
 				ContainerID: p.Namespace + "." + p.Name, IfName: "eth0", Enforcement: conf.Strict,
-				Pod:       endpoint.Pod{Namespace: p.Namespace, Name: p.Name, UID: p.UID},
-				Addresses: []endpoint.Address{{Addr: a, Subnet: subnet, Gateway: netip.MustParseAddr("10.88.0.1")}},
+				Pod: endpoint.Pod{Namespace: p.Namespace, Name: p.Name, UID: p.UID}, Addresses: addresses,
 			})
 		}
 	}
@@ -67,7 +71,7 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// verdicts of one table row are for packets FROM>TO:PROTO:PORT, where FROM and TO are pods or addresses.
+// The verdicts of one table row, of the rules and of the evaluator, are for packets FROM>TO:PROTO:PORT, where FROM and TO are pods or addresses.
 func TestJudge(t *testing.T) {
 	for _, tc := range []struct {
 		file         string
@@ -82,6 +86,18 @@ func TestJudge(t *testing.T) {
 			"green>web:tcp:80 far>web:tcp:80 172.16.5.1>web:tcp:8443 172.16.5.1>web:tcp:8450 web>8.8.8.8:udp:53 web>10.1.2.3:tcp:443 green>web:tcp:443",
 			"red>web:tcp:80 green>web:tcp:81 green>web:udp:80 172.16.9.1>web:tcp:8443 172.16.5.1>web:tcp:8451 web>8.8.8.8:udp:54 web>10.1.2.3:tcp:80 web>10.9.2.3:tcp:443 web>node:tcp:10250 web>green:tcp:80 hostnet>web:tcp:80 finished>web:tcp:80",
 		},
+		{
+			"named-ports",
+			"client>old:tcp:80 client>new:tcp:8080 client>old:udp:53 client>far:tcp:8000 old>old:tcp:9090 far>old:tcp:9090",
+			"client>old:tcp:8080 client>new:tcp:80 client>old:tcp:7777 client>old:tcp:53 client>new:udp:5353 client>new:tcp:5353 client>old:tcp:9091 client>old:tcp:443 client>old:udp:80 client>far:tcp:80 client>hostnet:tcp:80 client>old:tcp:9090 client>192.0.2.1:tcp:80 new>old:tcp:80",
+		},
+		{
+			"dual-stack",
+			"client>web:tcp:8080 client/6>web/6:tcp:8080 client/6>six:tcp:80 old-client>web:tcp:8080 2001:db8::1>web/6:tcp:443 192.0.2.1>web:tcp:443 " +
+				"six>2001:db8::1:58:0 web/6>client/6:udp:53 web>10.88.1.9:tcp:80 six>client/6:58:0 elsewhere>six:tcp:80 six>six:tcp:9 six>node/6:tcp:22 six>fd00:77::1:udp:53 web/6>8000::1:udp:53",
+			"client/6>web/6:tcp:80 client/6>six:tcp:8080 2001:db8:bad::1>web/6:tcp:443 2001:db8::1>web/6:tcp:80 192.0.2.1>web:tcp:80 " +
+				"web>192.0.2.1:tcp:443 web/6>fd00::1:tcp:443 web/6>six:tcp:80 six>fd00:10:88::77:tcp:80 six>web/6:58:0 2001:db8::1>six:58:0 web>node:tcp:22 web>192.0.2.1:udp:53",
+		},
 		{"broken", "other>open:tcp:80", "other>closed:tcp:80 closed>other:tcp:80 other>half:tcp:80 other>half:tcp:81"},
 	} {
 		t.Run(tc.file, func(t *testing.T) {
@@ -92,8 +108,13 @@ func TestJudge(t *testing.T) {
 			}
 			for want, list := range map[bool]string{true: tc.pass, false: tc.closed} {
 				for _, s := range strings.Fields(list) {
-					if got := judge.Allows(packet(t, state, s)); got != want {
+					p := packet(t, state, s)
+					if got := judge.Allows(p); got != want {
 						t.Errorf("%s: allowed %v, want %v", s, got, want)
+					}
+					v := verdict.New(state).Judge(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
+					if v.AllowedHere() != want {
+						t.Errorf("%s: want allowed %v, but the evaluator says:\n%s", s, want, v)
 					}
 				}
 			}
@@ -111,7 +132,8 @@ func loadAny(t testing.TB, path string) policy.State {
 	return onNode(unvalidated(t, data))
 }
 
-// TestTunnelPortIsForNodes: tunnel packets are taken from nodes only, and pods reach no node's tunnel port.
+// TestTunnelPortIsForNodes: tunnel packets are taken from nodes only, on the addresses that nodes know of each other, and
+// pods reach the port of pods only.
 func TestTunnelPortIsForNodes(t *testing.T) {
 	state := loadAny(t, "testdata/walkthrough-1-none.yaml")
 	state.Nodes = []policy.Node{
@@ -130,11 +152,44 @@ func TestTunnelPortIsForNodes(t *testing.T) {
 			"busybox>node:udp:4789":      !overlay,
 			"busybox>192.0.2.3:udp:4789": !overlay,
 			"busybox>192.0.2.3:udp:4790": true,
-			"busybox>192.0.2.9:udp:4789": true,
+			"busybox>192.0.2.9:udp:4789": !overlay, // another address of a node's, for all one knows
+			"busybox>192.0.2.9:tcp:4789": true,
+			"busybox>http-echo:udp:4789": true,
+			"busybox>10.88.1.9:udp:4789": true,
 		} {
 			if got := judge.Allows(packet(t, state, s)); got != want {
 				t.Errorf("overlay %v: %s allowed %v, want %v", overlay, s, got, want)
 			}
+		}
+		six := state
+		six.Node = "self"
+		six.Nodes = []policy.Node{
+			{Name: "self", Addresses: []netip.Addr{netip.MustParseAddr("2001:db8::2"), netip.MustParseAddr("192.0.2.2")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.88.0.0/24")}},
+			{Name: "peer", Addresses: []netip.Addr{netip.MustParseAddr("2001:db8::3")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.88.1.0/24")}},
+		}
+		if judge, err = policy.NewJudge(policy.Compile(six)); err != nil {
+			t.Fatal(err)
+		}
+		for s, want := range map[string]bool{ // also where pods have IPv4 only
+			"2001:db8::3>node/6:udp:4789": true,
+			"2001:db8::9>node/6:udp:4789": !overlay,
+			"192.0.2.3>node:udp:4789":     !overlay, // no node has that one
+			"busybox>192.0.2.3:udp:4789":  !overlay,
+			"busybox>http-echo:udp:4789":  true,
+			"2001:db8::9>node/6:udp:4790": true,
+			"2001:db8::9>node/6:tcp:4789": true,
+		} {
+			if got := judge.Allows(packet(t, six, s)); got != want {
+				t.Errorf("overlay %v over IPv6: %s allowed %v, want %v", overlay, s, got, want)
+			}
+		}
+		if judge, err = policy.NewJudge(policy.Compile(state)); err != nil {
+			t.Fatal(err)
+		}
+		second := packet(t, state, "192.0.2.3>node:udp:4789")
+		second.Dst = netip.MustParseAddr("198.51.100.2")
+		if got := judge.Allows(second); got != !overlay {
+			t.Errorf("overlay %v: a node's packet to another address of this one allowed %v", overlay, got)
 		}
 	}
 }

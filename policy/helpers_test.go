@@ -35,22 +35,29 @@ func unvalidated(t testing.TB, data []byte) policy.Objects {
 	return all
 }
 
-// packet parses "from>to:proto:port".
+// packet parses "from>to:proto:port". A name means the first address of a pod, or node; NAME/6 its IPv6 address.
 func packet(t testing.TB, state policy.State, s string) policy.Packet {
 	t.Helper()
 	from, rest, _ := strings.Cut(s, ">")
-	parts := strings.Split(rest, ":")
-	if len(parts) != 3 {
-		t.Fatalf("packet %q", s)
+	var parts [3]string // to, proto, port
+	for i := 2; i > 0; i-- {
+		colon := strings.LastIndex(rest, ":")
+		if colon < 0 {
+			t.Fatalf("packet %q", s)
+		}
+		rest, parts[i] = rest[:colon], rest[colon+1:]
 	}
+	parts[0] = rest
 	port, err := strconv.ParseUint(parts[2], 10, 16)
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := policy.Packet{In: "eth0", Out: "eth0", Proto: policy.Protocol(parts[1]), Port: uint16(port)}
 	where := func(name string, addr *netip.Addr, inter *string) {
+		name, six := strings.CutSuffix(name, "/6")
+		fits := func(a netip.Addr) bool { return !six || a.Is6() }
 		if name == "node" {
-			*addr, *inter = netip.MustParseAddr("192.0.2.2"), ""
+			*addr, *inter = netip.MustParseAddr(map[bool]string{false: "192.0.2.2", true: "2001:db8::2"}[six]), ""
 			return
 		}
 		if a, err := netip.ParseAddr(name); err == nil {
@@ -58,15 +65,19 @@ func packet(t testing.TB, state policy.State, s string) policy.Packet {
 			return
 		}
 		for _, e := range state.Endpoints {
-			if e.Pod.Name == name {
-				*addr, *inter = e.Addresses[0].Addr, conf.Bridge
-				return
+			for _, a := range e.Addresses {
+				if e.Pod.Name == name && fits(a.Addr) {
+					*addr, *inter = a.Addr, conf.Bridge
+					return
+				}
 			}
 		}
 		for _, pod := range state.Pods {
-			if pod.Name == name {
-				*addr = pod.Addresses[0]
-				return
+			for _, a := range pod.Addresses {
+				if pod.Name == name && fits(a) {
+					*addr = a
+					return
+				}
 			}
 		}
 		t.Fatalf("packet %q: who is %s?", s, name)

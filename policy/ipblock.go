@@ -10,7 +10,9 @@ import (
 )
 
 // parseIPBlock returns the prefixes that are in cidr and in none of the excepts, as few as possible. ipset's hash:net
-// has no /0, so that one comes in two halves. No IPv4 address in it: no prefixes, and no error.
+// has no /0, so that one comes in two halves. All are of one family. IPv4 addresses in IPv6's clothes (::ffff:0:0/96) are
+// left out where they stand alone: no packet comes from there or goes there (RFC 4291, section 2.5.5.2), and ipset would
+// take them for IPv4.
 func parseIPBlock(block networkingv1.IPBlock) (prefixes []netip.Prefix, field string, err error) {
 	cidr, err := netip.ParsePrefix(block.CIDR)
 	if err != nil {
@@ -34,7 +36,7 @@ func parseIPBlock(block networkingv1.IPBlock) (prefixes []netip.Prefix, field st
 		return nil, "ipBlock", err
 	}
 	for _, p := range set.Prefixes() {
-		if !p.Addr().Is4() {
+		if p.Addr().Is4In6() {
 			continue
 		}
 		if p.Bits() == 0 {
@@ -51,5 +53,46 @@ func describeIPBlock(block networkingv1.IPBlock) string {
 	if len(block.Except) == 0 {
 		return block.CIDR
 	}
-	return block.CIDR + " except " + strings.Join(block.Except, ", ")
+	return block.CIDR + " except " + few(block.Except)
+}
+
+// block is an ipBlock that was read.
+type block struct {
+	field    string
+	words    string
+	prefixes []netip.Prefix
+}
+
+// join makes one peer of the ipBlocks in a list: however many there are, the kernel has one rule and one set for them. In
+// the set each network carries the words of the block that it is of.
+func join(list string, blocks []block) peer {
+	p := peer{field: blocks[0].field}
+	if len(blocks) > 1 {
+		p.field = list
+	}
+	words := make([]string, len(blocks))
+	for i, b := range blocks {
+		words[i] = b.words
+		for _, prefix := range b.prefixes {
+			p.networks = append(p.networks, Entry{Element{Prefix: prefix}, comment(b.words)})
+		}
+	}
+	p.words, p.networks = few(words), order(p.networks)
+	if len(p.networks) > 0 {
+		parts := make([]string, len(p.networks))
+		for i, e := range p.networks {
+			parts[i] = e.Prefix.String()
+		}
+		p.set = "weir-net-" + hash(key(parts...))
+	}
+	return p
+}
+
+// few names the first of a list, and says how many more there are.
+func few(list []string) string {
+	const named = 4
+	if len(list) <= named {
+		return strings.Join(list, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(list[:named], ", "), len(list)-named)
 }

@@ -3,12 +3,15 @@ package policy
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/weir-net/weir/conf"
 )
 
 // isolation is a NetworkPolicy, parsed: which pods it isolates in which directions, and what it lets through.
@@ -17,6 +20,7 @@ type isolation struct {
 	namespace string
 	pods      labels.Selector
 	rules     map[Direction][]rule // a direction that is absent isn't isolated
+	problems  []Problem            // what of it can't be read
 }
 
 // rule lets through what comes from (goes to) any of the peers on any of the ports.
@@ -31,47 +35,96 @@ type peer struct {
 	field    string
 	everyone bool
 	selector *selector
-	prefixes []netip.Prefix
+	networks []Entry // of the ipBlocks; those of one list are one peer
+	set      string  // its name in IPv4; empty if nobody can ever be in it
 	words    string
 }
 
-// parsePolicies reads the policies in the order of their names. What can't be read is reported, and closes rather than
-// opens: a podSelector that doesn't parse isolates every pod of its namespace, a policyType that doesn't exist both
-// directions, and a peer or port lets nothing through.
-func parsePolicies(list []*networkingv1.NetworkPolicy) (parsed []isolation, problems []Problem) {
-	list = slices.Clone(list)
-	slices.SortFunc(list, func(a, b *networkingv1.NetworkPolicy) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	})
-	for _, np := range list {
-		name := np.Namespace + "/" + np.Name
-		report := func(field, format string, args ...any) {
-			problems = append(problems, Problem{"NetworkPolicy " + name, field, fmt.Sprintf(format, args...)})
-		}
-		iso := isolation{name: name, namespace: np.Namespace, rules: map[Direction][]rule{}}
-		var err error
-		if iso.pods, err = metav1.LabelSelectorAsSelector(&np.Spec.PodSelector); err != nil {
-			report("spec.podSelector", "%v; every pod in namespace %s is isolated", err, np.Namespace)
-			iso.pods = labels.Everything()
-		}
-		for _, d := range directions(np.Spec, report) {
-			iso.rules[d] = []rule{}
-		}
-		if _, ok := iso.rules[Ingress]; ok {
-			for i, r := range np.Spec.Ingress {
-				field := fmt.Sprintf("ingress[%d]", i)
-				iso.rules[Ingress] = append(iso.rules[Ingress], parseRule(np.Namespace, field, "from", r.From, r.Ports, report))
-			}
-		}
-		if _, ok := iso.rules[Egress]; ok {
-			for i, r := range np.Spec.Egress {
-				field := fmt.Sprintf("egress[%d]", i)
-				iso.rules[Egress] = append(iso.rules[Egress], parseRule(np.Namespace, field, "to", r.To, r.Ports, report))
-			}
-		}
-		parsed = append(parsed, iso)
+// means says whether anybody of the family can ever be meant.
+func (p peer) means(f conf.Family) bool {
+	for range p.of(f) {
+		return true
 	}
-	return parsed, problems
+	return p.everyone || p.selector != nil
+}
+
+// of are the networks of the family.
+func (p peer) of(f conf.Family) iter.Seq[Entry] {
+	return func(yield func(Entry) bool) {
+		for _, e := range p.networks {
+			if conf.FamilyOf(e.Prefix.Addr()) == f && !yield(e) {
+				return
+			}
+		}
+	}
+}
+
+// Parsed are policies that were read.
+type Parsed struct {
+	list     []*networkingv1.NetworkPolicy
+	each     map[*networkingv1.NetworkPolicy]isolation
+	in       map[string][]isolation // by namespace, in the order of their names
+	problems []Problem              // what can't be read of them
+}
+
+// Parse reads the policies. Those that before holds were read then, so that each is read once however often a state
+// changes; before may be nil. Nobody changes a policy that was given to it.
+func Parse(list []*networkingv1.NetworkPolicy, before *Parsed) *Parsed {
+	if before == nil {
+		before = &Parsed{}
+	}
+	if slices.Equal(list, before.list) {
+		return before
+	}
+	p := &Parsed{list: slices.Clone(list), each: make(map[*networkingv1.NetworkPolicy]isolation, len(list)), in: map[string][]isolation{}}
+	for _, np := range slices.SortedFunc(slices.Values(list), func(a, b *networkingv1.NetworkPolicy) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	}) {
+		iso, ok := before.each[np]
+		if !ok {
+			iso = parse(np)
+		}
+		p.each[np] = iso
+		p.in[iso.namespace] = append(p.in[iso.namespace], iso)
+		p.problems = append(p.problems, iso.problems...)
+	}
+	return p
+}
+
+// parse reads a policy. What can't be read is reported, and closes rather than opens: a podSelector that doesn't parse
+// isolates every pod of its namespace and lets nothing through, since whom its rules were meant for is unknown; a
+// policyType that doesn't exist isolates both directions; a peer or port that doesn't parse lets nothing through.
+func parse(np *networkingv1.NetworkPolicy) isolation {
+	iso := isolation{name: np.Namespace + "/" + np.Name, namespace: np.Namespace, rules: map[Direction][]rule{}}
+	report := func(field, format string, args ...any) {
+		if len(iso.problems) < maxProblems {
+			iso.problems = append(iso.problems, Problem{"NetworkPolicy " + iso.name, field, fmt.Sprintf(format, args...)})
+		}
+	}
+	var err error
+	if iso.pods, err = metav1.LabelSelectorAsSelector(&np.Spec.PodSelector); err != nil {
+		report("spec.podSelector", "%v; every pod in namespace %s is isolated, and the policy lets nothing through", err, np.Namespace)
+		iso.pods = labels.Everything()
+	}
+	for _, d := range directions(np.Spec, report) {
+		iso.rules[d] = []rule{}
+	}
+	if err != nil {
+		return iso
+	}
+	var size size
+	add := func(d Direction, r rule) { iso.rules[d] = append(iso.rules[d], size.bound(r, report)) }
+	if _, ok := iso.rules[Ingress]; ok {
+		for i, r := range np.Spec.Ingress {
+			add(Ingress, parseRule(np.Namespace, fmt.Sprintf("ingress[%d]", i), "from", r.From, r.Ports, report))
+		}
+	}
+	if _, ok := iso.rules[Egress]; ok {
+		for i, r := range np.Spec.Egress {
+			add(Egress, parseRule(np.Namespace, fmt.Sprintf("egress[%d]", i), "to", r.To, r.Ports, report))
+		}
+	}
+	return iso
 }
 
 // directions that the policy isolates (NetworkPolicySpec.policyTypes: "If this field is not specified, it will default
@@ -107,6 +160,7 @@ func parseRule(namespace, field, verb string, peers []networkingv1.NetworkPolicy
 	if len(peers) == 0 {
 		r.peers = []peer{{field: field, everyone: true, words: "everyone"}}
 	}
+	var blocks []block
 	for i, np := range peers {
 		p := peer{field: fmt.Sprintf("%s.%s[%d]", field, verb, i)}
 		var wrong string
@@ -115,14 +169,17 @@ func parseRule(namespace, field, verb string, peers []networkingv1.NetworkPolicy
 		case np.IPBlock != nil && (np.PodSelector != nil || np.NamespaceSelector != nil):
 			wrong, err = "ipBlock", fmt.Errorf("must stand alone, without podSelector and namespaceSelector")
 		case np.IPBlock != nil:
-			p.words = describeIPBlock(*np.IPBlock)
-			p.prefixes, wrong, err = parseIPBlock(*np.IPBlock)
+			var prefixes []netip.Prefix
+			if prefixes, wrong, err = parseIPBlock(*np.IPBlock); err == nil {
+				blocks = append(blocks, block{p.field, describeIPBlock(*np.IPBlock), prefixes})
+				continue
+			}
 		case np.PodSelector == nil && np.NamespaceSelector == nil:
 			wrong, err = "podSelector", fmt.Errorf("is missing, as are namespaceSelector and ipBlock; nobody is meant")
 		default:
 			var s selector
 			if s, wrong, err = parseSelector(namespace, np); err == nil {
-				p.selector, p.words = &s, s.String()
+				p.selector, p.set, p.words = &s, "weir-sel-"+hash(s.key()), s.String()
 			}
 		}
 		if err != nil {
@@ -130,6 +187,9 @@ func parseRule(namespace, field, verb string, peers []networkingv1.NetworkPolicy
 			continue
 		}
 		r.peers = append(r.peers, p)
+	}
+	if len(blocks) > 0 {
+		r.peers = append(r.peers, join(field+"."+verb, blocks))
 	}
 	return r
 }

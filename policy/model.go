@@ -18,6 +18,10 @@ type State struct {
 	Objects
 	// Endpoints are the attachments on this node.
 	Endpoints []endpoint.Endpoint
+	// Node is the name of this node's Node; empty if it isn't known.
+	Node string
+	// Parsed are policies that were read before; it only saves time, and may be nil.
+	Parsed *Parsed
 	// Overlay says that pods on other nodes are reached through a tunnel, whose port then needs guarding.
 	Overlay bool
 }
@@ -28,6 +32,8 @@ type Objects struct {
 	Pods       []Pod
 	Policies   []*networkingv1.NetworkPolicy
 	Nodes      []Node
+	// Problems are parts of objects that can't be read; the rest of these objects counts.
+	Problems []Problem
 }
 
 // Empty says whether there is no object at all.
@@ -56,12 +62,24 @@ type Pod struct {
 	// UID is empty where the source has none; it then fits every endpoint of the pod's name.
 	UID    string
 	Labels map[string]string
-	// Addresses are from the pod's status. An endpoint on this node knows better.
+	// Ports are its containers' named ports, no two with the same name and protocol.
+	Ports []NamedPort
+	// NodeName is the Node that the pod runs on.
+	NodeName string
+	// Addresses are from the pod's status. They are believed as far as its Node may give them out; an endpoint on this
+	// node knows better.
 	Addresses []netip.Addr
 	// HostNetwork pods have their node's addresses: no policy selects them, and no selector means them.
 	HostNetwork bool
 	// Finished pods (phase Succeeded or Failed) have given their addresses back.
 	Finished bool
+}
+
+// NamedPort is what a policy's port that is a name means for one pod.
+type NamedPort struct {
+	Name   string
+	Proto  Protocol
+	Number uint16
 }
 
 // Direction of traffic, as seen from the pod that a policy selects.

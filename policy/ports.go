@@ -8,13 +8,21 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// ports is what one rule matches of the layer above IP: a protocol and its destination ports; none given means all.
+// ports is what one rule matches of the layer above IP: a protocol and its destination ports, or one port that the
+// destination pod has given a name; none given means all.
 type ports struct {
-	proto  Protocol
-	ranges []PortRange
+	proto   Protocol
+	ranges  []PortRange
+	name    string
+	numbers []PortRange // too many for ranges: a set has them
 }
+
+// maxPortRules is how many rules one protocol's ports may take. A packet walks through all of them, so more ports than that
+// are a set, which costs the same whatever it holds.
+const maxPortRules = 4
 
 // parsePorts reads a rule's ports and groups them as iptables can match them in one rule each. An empty list means any
 // protocol and port: one element without either. What can't be parsed is reported and opens nothing.
@@ -23,18 +31,22 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 		return []ports{{}}
 	}
 	byProto := map[Protocol][]PortRange{}
+	var named []ports
 	for i, p := range list {
 		proto, err := parseProtocol(p.Protocol)
 		if err != nil {
 			report(fmt.Sprintf("ports[%d].protocol", i), "%v", err)
 			continue
 		}
-		r, field, err := parsePort(p)
-		if err != nil {
+		r, name, field, err := parsePort(p)
+		switch {
+		case err != nil:
 			report(fmt.Sprintf("ports[%d].%s", i, field), "%v", err)
-			continue
+		case name != "":
+			named = append(named, ports{proto: proto, name: name})
+		default:
+			byProto[proto] = append(byProto[proto], r)
 		}
-		byProto[proto] = append(byProto[proto], r)
 	}
 	var grouped []ports
 	for _, proto := range []Protocol{TCP, UDP, SCTP} {
@@ -44,12 +56,17 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 		case ranges[0] == everyPort:
 			grouped = append(grouped, ports{proto: proto})
 		default:
-			for _, chunk := range multiport(ranges) {
-				grouped = append(grouped, ports{proto, chunk})
+			chunks := multiport(ranges)
+			if len(chunks) > maxPortRules {
+				grouped = append(grouped, ports{proto: proto, numbers: ranges})
+				continue
+			}
+			for _, chunk := range chunks {
+				grouped = append(grouped, ports{proto: proto, ranges: chunk})
 			}
 		}
 	}
-	return grouped
+	return append(grouped, named...)
 }
 
 // everyPort includes 0, which no API object can name: it stands for a port that is absent.
@@ -59,29 +76,34 @@ func parseProtocol(p *corev1.Protocol) (Protocol, error) {
 	if p == nil { // NetworkPolicyPort: "If not specified, this field defaults to TCP."
 		return TCP, nil
 	}
-	switch proto := Protocol(strings.ToLower(string(*p))); proto {
-	case TCP, UDP, SCTP:
-		return proto, nil
+	switch *p {
+	case corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP:
+		return Protocol(strings.ToLower(string(*p))), nil
 	}
 	return "", fmt.Errorf("%q is neither TCP, UDP nor SCTP", *p)
 }
 
-func parsePort(p networkingv1.NetworkPolicyPort) (r PortRange, field string, err error) {
+func parsePort(p networkingv1.NetworkPolicyPort) (r PortRange, name, field string, err error) {
 	switch {
 	case p.Port == nil && p.EndPort != nil:
-		return r, "endPort", fmt.Errorf("%d is given without port", *p.EndPort)
+		return r, "", "endPort", fmt.Errorf("%d is given without port", *p.EndPort)
 	case p.Port == nil:
-		return everyPort, "", nil
+		return everyPort, "", "", nil
+	case p.Port.Type == intstr.String && p.EndPort != nil:
+		return r, "", "endPort", fmt.Errorf("%d is given with a port that is a name", *p.EndPort)
 	case p.Port.Type == intstr.String:
-		return r, "port", fmt.Errorf("%q: named ports are not enforced by this version; the rule lets nothing through to it", p.Port.StrVal)
+		if msgs := validation.IsValidPortName(p.Port.StrVal); len(msgs) > 0 {
+			return r, "", "port", fmt.Errorf("%q is no name of a port: %s", p.Port.StrVal, strings.Join(msgs, "; "))
+		}
+		return r, p.Port.StrVal, "", nil
 	case p.Port.IntVal < 1 || p.Port.IntVal > 65535:
-		return r, "port", fmt.Errorf("%d is not from 1 to 65535", p.Port.IntVal)
+		return r, "", "port", fmt.Errorf("%d is not from 1 to 65535", p.Port.IntVal)
 	case p.EndPort == nil:
-		return PortRange{uint16(p.Port.IntVal), uint16(p.Port.IntVal)}, "", nil
+		return PortRange{uint16(p.Port.IntVal), uint16(p.Port.IntVal)}, "", "", nil
 	case *p.EndPort < p.Port.IntVal || *p.EndPort > 65535:
-		return r, "endPort", fmt.Errorf("%d is not from port %d to 65535", *p.EndPort, p.Port.IntVal)
+		return r, "", "endPort", fmt.Errorf("%d is not from port %d to 65535", *p.EndPort, p.Port.IntVal)
 	}
-	return PortRange{uint16(p.Port.IntVal), uint16(*p.EndPort)}, "", nil
+	return PortRange{uint16(p.Port.IntVal), uint16(*p.EndPort)}, "", "", nil
 }
 
 // merge orders the ranges and joins those that touch.
@@ -96,6 +118,25 @@ func merge(ranges []PortRange) []PortRange {
 		merged = append(merged, r)
 	}
 	return merged
+}
+
+// count is how many ports are in the ranges.
+func count(ranges []PortRange) (n int) {
+	for _, r := range ranges {
+		n += int(r.Last-r.First) + 1
+	}
+	return n
+}
+
+// numbers are the ports in the ranges, as a set's entries.
+func numbers(ranges []PortRange) []Entry {
+	var all []Entry
+	for _, r := range ranges {
+		for n := int(r.First); n <= int(r.Last); n++ {
+			all = append(all, Entry{Element: Element{Port: uint16(n)}})
+		}
+	}
+	return all
 }
 
 // multiport cuts the ranges into pieces that one multiport match takes.

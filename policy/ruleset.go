@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net/netip"
@@ -26,8 +27,10 @@ type SetType string
 
 // The types that weir uses.
 const (
-	HashIP  SetType = "hash:ip"
-	HashNet SetType = "hash:net"
+	HashIP     SetType = "hash:ip"
+	HashNet    SetType = "hash:net"
+	HashIPPort SetType = "hash:ip,port"
+	BitmapPort SetType = "bitmap:port"
 )
 
 // SetRole says in which order a set and the rules that use it may change without opening anything on the way.
@@ -47,9 +50,10 @@ const (
 
 // Set is an ipset.
 type Set struct {
-	Name string
-	Type SetType
-	Role SetRole
+	Name   string
+	Type   SetType
+	Family conf.Family // of all its entries
+	Role   SetRole
 	// Dispatch is the chain that goes by the set, if its role is Members.
 	Dispatch string
 	Entries  []Entry // ordered
@@ -57,18 +61,47 @@ type Set struct {
 
 // Entry of a set, with the words that "ipset list" shows beside it.
 type Entry struct {
-	Prefix  netip.Prefix
+	Element
 	Comment string
 }
 
-// Chain is one of weir's chains in a table.
+// Element is what a set holds: an address or network; in a hash:ip,port set an address with a port; in a bitmap:port set
+// a port alone.
+type Element struct {
+	Prefix netip.Prefix
+	Proto  Protocol
+	Port   uint16
+}
+
+// String is as ipset(8) writes it.
+func (e Element) String() string {
+	switch {
+	case !e.Prefix.IsValid():
+		return strconv.Itoa(int(e.Port))
+	case e.Port != 0:
+		return fmt.Sprintf("%s,%s:%d", e.Prefix.Addr(), e.Proto, e.Port)
+	case e.Prefix.IsSingleIP():
+		return e.Prefix.Addr().String()
+	}
+	return e.Prefix.String()
+}
+
+// Compare orders elements by address, size and port.
+func (e Element) Compare(o Element) int {
+	return cmp.Or(e.Prefix.Addr().Compare(o.Prefix.Addr()), cmp.Compare(e.Prefix.Bits(), o.Prefix.Bits()),
+		cmp.Compare(e.Proto, o.Proto), cmp.Compare(e.Port, o.Port))
+}
+
+// Chain is one of weir's chains in a table. Each family has tables of its own.
 type Chain struct {
+	Family      conf.Family
 	Table, Name string
 	Rules       []Rule
 }
 
 // Jump is a rule in a built-in chain. First: nothing may come before it. Otherwise it stands last.
 type Jump struct {
+	Family       conf.Family
 	Table, Chain string
 	First        bool
 	Rule         Rule
@@ -82,21 +115,22 @@ type Rule struct {
 	Sets    []SetMatch
 	Ports   []PortRange // of the destination
 	Track   Track
-	Self    bool // sender and receiver are the same
+	Self    Self
 	Comment string
 	Target  Target
 	// To is the chain that JUMP and GOTO go to; for NFLOG, the prefix of what is logged.
 	To string
 }
 
-// SetMatch asks whether the packet's source (src) or destination (dst) is in the set.
+// SetMatch asks whether the packet's source (src), destination (dst), or destination with its port (dst,dst) is in the
+// set. Where the set holds ports alone, dst is the destination's port.
 type SetMatch struct {
 	Name string
 	Dir  string
 	Not  bool
 }
 
-// Track asks connection tracking about the packet.
+// Track asks whether the packet belongs to a connection. The first packet of one, which is what Judge knows, never does.
 type Track string
 
 const (
@@ -104,6 +138,19 @@ const (
 	Established Track = "established"
 	// Cut packets belong to a connection that a policy has forbidden after it was opened.
 	Cut Track = "cut"
+	// Midstream packets are TCP's that don't begin a connection.
+	Midstream Track = "midstream"
+)
+
+// Self asks whether sender and receiver are the same, if it isn't empty. It is a program (classic BPF) that loads both
+// from the IP header and compares them: iptables has no match for it.
+type Self string
+
+// The programs for each family. An IPv6 address is compared in four parts.
+const (
+	SelfIPv4 Self = "6,32 0 0 12,7 0 0 0,32 0 0 16,29 0 1 0,6 0 0 65535,6 0 0 0"
+	SelfIPv6 Self = "18,32 0 0 8,7 0 0 0,32 0 0 24,29 0 13 0,32 0 0 12,7 0 0 0,32 0 0 28,29 0 9 0," +
+		"32 0 0 16,7 0 0 0,32 0 0 32,29 0 5 0,32 0 0 20,7 0 0 0,32 0 0 36,29 0 1 0,6 0 0 65535,6 0 0 0"
 )
 
 // LogGroup is the netlink log group (NFLOG) that dropped packets are copied to.
@@ -170,10 +217,11 @@ func (r Rule) String() string {
 		add("-m conntrack --ctstate RELATED,ESTABLISHED -m connlabel ! --label \"%d\"", conf.CutLabel)
 	case Cut:
 		add("-m connlabel --label \"%d\"", conf.CutLabel)
+	case Midstream:
+		add("-m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN")
 	}
-	if r.Self {
-		// Loads the source and the destination of the IPv4 header and compares them: iptables has no match for it.
-		add("-m bpf --bytecode \"6,32 0 0 12,7 0 0 0,32 0 0 16,29 0 1 0,6 0 0 65535,6 0 0 0\"")
+	if r.Self != "" {
+		add("-m bpf --bytecode \"%s\"", r.Self)
 	}
 	for _, s := range r.Sets {
 		not := ""
@@ -229,24 +277,26 @@ func comment(c string) string {
 	return c
 }
 
-// Write prints the ruleset as a person would list it: sets, then chains. The golden files hold this text.
+// Write prints the ruleset as a person would list it: sets, then chains, IPv6's behind IPv4's. The golden files hold this
+// text.
 func (r Ruleset) Write(w io.Writer) error {
 	var b strings.Builder
+	six := func(f conf.Family, words string) string { return map[conf.Family]string{conf.IPv6: words}[f] }
 	for _, s := range r.Sets {
-		fmt.Fprintf(&b, "set %s %s\n", s.Name, s.Type)
+		fmt.Fprintf(&b, "set %s %s%s\n", s.Name, s.Type, six(s.Family, " family inet6"))
 		for _, e := range s.Entries {
-			fmt.Fprintf(&b, "  %s # %s\n", text(s.Type, e.Prefix), e.Comment)
+			fmt.Fprintf(&b, "  %s # %s\n", e.Element, e.Comment)
 		}
 	}
 	for _, c := range r.Chains {
-		fmt.Fprintf(&b, "chain %s %s\n", c.Table, c.Name)
+		fmt.Fprintf(&b, "%schain %s %s\n", six(c.Family, "IPv6 "), c.Table, c.Name)
 		for _, rule := range c.Rules {
 			fmt.Fprintf(&b, "  %s\n", rule)
 		}
 	}
 	for _, j := range r.Jumps {
 		where := map[bool]string{true: "first", false: "last"}[j.First]
-		fmt.Fprintf(&b, "%s in %s %s\n  %s\n", where, j.Table, j.Chain, j.Rule)
+		fmt.Fprintf(&b, "%s%s in %s %s\n  %s\n", six(j.Family, "IPv6 "), where, j.Table, j.Chain, j.Rule)
 	}
 	for _, p := range r.Problems {
 		fmt.Fprintf(&b, "problem %s\n", p)
@@ -255,16 +305,14 @@ func (r Ruleset) Write(w io.Writer) error {
 	return err
 }
 
-func text(t SetType, p netip.Prefix) string {
-	if t == HashIP {
-		return p.Addr().String()
-	}
-	return p.String()
+// Has says whether there is anything for the family's packets.
+func (r Ruleset) Has(f conf.Family) bool {
+	return slices.ContainsFunc(r.Chains, func(c Chain) bool { return c.Family == f })
 }
 
-// Chain returns the chain of that table and name.
-func (r Ruleset) Chain(table, name string) (Chain, bool) {
-	i := slices.IndexFunc(r.Chains, func(c Chain) bool { return c.Table == table && c.Name == name })
+// Chain returns the chain of that family, table and name.
+func (r Ruleset) Chain(f conf.Family, table, name string) (Chain, bool) {
+	i := slices.IndexFunc(r.Chains, func(c Chain) bool { return c.Family == f && c.Table == table && c.Name == name })
 	if i < 0 {
 		return Chain{}, false
 	}

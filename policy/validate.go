@@ -4,6 +4,5 @@ import networkingv1 "k8s.io/api/networking/v1"
 
 // Validate reports what of the policy can't be enforced as it is written.
 func Validate(np *networkingv1.NetworkPolicy) []Problem {
-	_, problems := parsePolicies([]*networkingv1.NetworkPolicy{np})
-	return problems
+	return parse(np).problems
 }

@@ -123,9 +123,9 @@ func addPod(all *policy.Objects, doc []byte) error {
 	if err := checkNamespaced(&pod.ObjectMeta); err != nil {
 		return err
 	}
-	p, err := objects.Pod(&pod)
-	if err != nil {
-		return err
+	p, problems := objects.Pod(&pod)
+	if len(problems) > 0 {
+		return objects.Error(problems)
 	}
 	all.Pods = append(all.Pods, p)
 	return nil
@@ -139,9 +139,9 @@ func addNode(all *policy.Objects, doc []byte) error {
 	if err := checkMeta(&node.ObjectMeta); err != nil {
 		return err
 	}
-	n, err := objects.Node(&node)
-	if err != nil {
-		return err
+	n, problems := objects.Node(&node)
+	if len(problems) > 0 {
+		return objects.Error(problems)
 	}
 	all.Nodes = append(all.Nodes, n)
 	return nil

@@ -148,6 +148,9 @@ func TestParseRefuses(t *testing.T) {
 		{"bad label key", pod("{name: a, labels: {a b: c}}"), []string{`metadata.labels: Invalid value: "a b"`}},
 		{"bad label value", pod("{name: a, labels: {app: b c}}"), []string{`metadata.labels: Invalid value: "b c"`}},
 		{"bad address", goodPod + "status: {podIPs: [{ip: 10.88.0.2}, {ip: 10.88.0.256}]}\n", []string{`status.podIPs[1].ip: "10.88.0.256"`}},
+		{"nobody's address", goodPod + "status: {podIP: 0.0.0.0}\n", []string{`status.podIPs[0].ip: "0.0.0.0"`}},
+		{"address with a zone", goodPod + "status: {podIP: fe80::1%eth0}\n", []string{`status.podIPs[0].ip: "fe80::1%eth0"`}},
+		{"CIDR of everything", "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDR: 0.0.0.0/0}\n", []string{`spec.podCIDRs[0]: "0.0.0.0/0"`}},
 		{"bad CIDR of a node", "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDRs: [10.88.1.0]}\n", []string{`spec.podCIDRs[0]: "10.88.1.0"`}},
 		{
 			"bad CIDR", np("{podSelector: {}, ingress: [{}, {from: [{ipBlock: {cidr: 10.0.0.0/33}}]}]}"),

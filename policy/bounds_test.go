@@ -1,0 +1,187 @@
+package policy_test
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
+)
+
+// large is a state in which sane/web may be reached by sane/client alone, and x/big by whom the policies let through.
+func large(t testing.TB, policies ...*networkingv1.NetworkPolicy) policy.State {
+	t.Helper()
+	objects := unvalidated(t, []byte(`
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: sane}
+status: {podIP: 10.88.0.2}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: sane, labels: {app: client}}
+status: {podIP: 10.88.1.3}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: big, namespace: x, labels: {app: big}}
+status: {podIP: 10.88.0.4}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: zz, namespace: sane}
+spec:
+  podSelector: {}
+  ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
+`))
+	objects.Policies = append(policies, objects.Policies...)
+	return onNode(objects)
+}
+
+// TestLargePolicies: what is merely large works, in few rules; what is beyond a bound is reported with its field and lets
+// nothing through. Neither changes what others' policies mean.
+func TestLargePolicies(t *testing.T) {
+	big := map[string]string{"app": "big"}
+	let := func(from []networkingv1.NetworkPolicyPeer, ports ...networkingv1.NetworkPolicyPort) []*networkingv1.NetworkPolicy {
+		return []*networkingv1.NetworkPolicy{policytest.Letting("big", big, from, ports...)}
+	}
+	anyone := []networkingv1.NetworkPolicyPeer{{NamespaceSelector: &metav1.LabelSelector{}}, {IPBlock: &networkingv1.IPBlock{CIDR: "192.0.2.0/24"}}}
+	tooMany := let(policytest.Selectors(0, 1025))
+	tooMany[0].Spec.Ingress = append(tooMany[0].Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: anyone})
+	var sets []*networkingv1.NetworkPolicy
+	for i := range 5 {
+		sets = append(sets, policytest.Letting(fmt.Sprint("big-", i), big, policytest.Selectors(1000*i, 1000)))
+	}
+	sets[4].Spec.Ingress[0].From = append(sets[4].Spec.Ingress[0].From, networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "other"}}})
+	full := let(anyone)
+	full[0].Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{Ports: append(namedPorts(1), policytest.OddPorts(1)...)}}
+	broken := let(nil)
+	for range 100_000 {
+		broken[0].Spec.Ingress[0].From = append(broken[0].Spec.Ingress[0].From, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: "192.0.2.0/33"}})
+	}
+	for _, tc := range []struct {
+		name         string
+		policies     []*networkingv1.NetworkPolicy
+		more         []policy.Pod
+		rules        int // of x/big's ingress chain, beside the two that end it
+		pass, closed string
+		problems     []string // how they begin; the last may be of many
+		of           int
+	}{
+		{
+			name: "4,000 ports", policies: let(nil, policytest.OddPorts(4000)...), rules: 1,
+			pass: "client>big:tcp:1 client>big:tcp:7999", closed: "client>big:tcp:2 client>big:tcp:8001 client>big:udp:1 client>big:1:0",
+		},
+		{
+			name: "4,000 ports for each of two peers", policies: let(anyone, policytest.OddPorts(4000)...), rules: 2,
+			pass: "client>big:tcp:3999 192.0.2.9>big:tcp:3999", closed: "192.0.2.9>big:tcp:4000 192.0.3.9>big:tcp:3999",
+		},
+		{
+			name: "100,000 ipBlocks", policies: let(policytest.EvenAddresses(100_000), policytest.OddPorts(2)...), rules: 1,
+			pass: "172.16.0.0>big:tcp:1 172.19.13.62>big:tcp:3", closed: "172.16.0.1>big:tcp:1 172.19.13.64>big:tcp:1 172.16.0.0>big:tcp:2",
+		},
+		{
+			name: "an ipBlock with 4,000 excepts", policies: let(policytest.AllButEven(4000)), rules: 1,
+			pass: "172.16.0.1>big:tcp:1 8.8.8.8>big:tcp:1", closed: "172.16.0.0>big:tcp:1 172.16.31.62>big:tcp:1",
+		},
+		{
+			name: "too many networks", policies: let(policytest.EvenAddresses(1<<17 + 1)), closed: "172.16.0.0>big:tcp:1 client>big:tcp:1",
+			problems: []string{"NetworkPolicy x/big: spec.ingress[0]: with it the policy is 131073 networks and ports, and may be 131072; it lets nothing through"},
+		},
+		{
+			name: "too many networks, made of few", policies: let(policytest.AllButEven(1 << 17)), closed: "8.8.8.8>big:tcp:1 172.16.0.1>big:tcp:1",
+			problems: []string{"NetworkPolicy x/big: spec.ingress[0]: with it the policy is "},
+		},
+		{
+			name: "too many rules, and a rule that is not", policies: tooMany, rules: 2,
+			pass:     "client>big:tcp:1 192.0.2.9>big:tcp:1",
+			problems: []string{"NetworkPolicy x/big: spec.ingress[0]: with it the policy is 1025 rules of the kernel's, and may be 1024; it lets nothing through"},
+		},
+		{
+			name: "too many rules of peers and ports", policies: let(policytest.Selectors(0, 300), append(namedPorts(3), policytest.OddPorts(2)...)...),
+			closed:   "client>big:tcp:1",
+			problems: []string{"NetworkPolicy x/big: spec.ingress[0]: with it the policy is 1200 rules"},
+		},
+		{
+			name: "more addresses than a set holds, of peers and of pods with a port", policies: full, rules: 1,
+			more: []policy.Pod{{
+				Namespace: "x", Name: "many", Ports: []policy.NamedPort{{Name: "port-0", Proto: policy.TCP, Number: 7}}, Addresses: addresses(conf.MaxSetEntries + 1),
+			}},
+			pass: "192.0.2.9>big:tcp:1 big>client:tcp:1", closed: "client>big:tcp:1 11.0.0.1>big:tcp:1 big>11.0.0.1:tcp:7 big>client:tcp:7",
+			problems: []string{
+				"NetworkPolicy x/big: spec.egress[0].ports: means 1048577 addresses, and a set holds 1048576; nobody is let through by it",
+				"NetworkPolicy x/big: spec.ingress[0].from[0]: means 1048580 addresses",
+			},
+		},
+		{
+			name: "more sets than a namespace may have", policies: sets, rules: 4096, closed: "10.88.1.9>big:tcp:1 client>big:tcp:1",
+			more:     []policy.Pod{{Namespace: "x", Name: "other", Labels: map[string]string{"app": "other"}, Addresses: []netip.Addr{netip.MustParseAddr("10.88.1.9")}}},
+			problems: []string{"NetworkPolicy x/big-4: spec.ingress[0].from["}, of: 50,
+		},
+		{
+			name: "100,000 broken ipBlocks", policies: broken, closed: "client>big:tcp:1 192.0.2.9>big:tcp:1",
+			problems: []string{"NetworkPolicy x/big: spec.ingress[0].from[0].ipBlock.cidr: ", "NetworkPolicy x/big: spec.ingress[0].from["}, of: 50,
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			state := large(t, tc.policies...)
+			state.Pods = append(state.Pods, tc.more...)
+			ruleset := policy.Compile(state)
+			for i, p := range ruleset.Problems {
+				if want := tc.problems[min(i, len(tc.problems)-1)]; !strings.HasPrefix(p.String(), want) {
+					t.Errorf("problem %.200s, want %s", p, want)
+				}
+			}
+			if want := max(tc.of, len(tc.problems)); len(ruleset.Problems) != want {
+				t.Errorf("%d problems, want %d: %.1000s", len(ruleset.Problems), want, fmt.Sprint(ruleset.Problems))
+			}
+			class := slices.IndexFunc(ruleset.Classes, func(c policy.Class) bool {
+				return slices.Contains(c.Pods, "x/big") && c.Direction == policy.Ingress
+			})
+			if chain, _ := ruleset.Chain(conf.IPv4, "mangle", ruleset.Classes[class].Chain); len(chain.Rules) != tc.rules+2 {
+				t.Errorf("%d rules, want %d", len(chain.Rules)-2, tc.rules)
+			}
+			judge, err := policy.NewJudge(ruleset)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range strings.Fields(tc.pass + " client>web:tcp:80") {
+				if !judge.Allows(packet(t, state, s)) {
+					t.Errorf("%s is dropped", s)
+				}
+			}
+			for _, s := range strings.Fields(tc.closed + " big>web:tcp:80 192.0.2.9>web:tcp:80") {
+				if judge.Allows(packet(t, state, s)) {
+					t.Errorf("%s is let through", s)
+				}
+			}
+		})
+	}
+}
+
+func namedPorts(n int) []networkingv1.NetworkPolicyPort {
+	list := make([]networkingv1.NetworkPolicyPort, n)
+	for i := range list {
+		port := intstr.FromString(fmt.Sprint("port-", i))
+		list[i].Port = &port
+	}
+	return list
+}
+
+func addresses(n int) []netip.Addr {
+	all := make([]netip.Addr, n)
+	a := netip.MustParseAddr("11.0.0.0")
+	for i := range all {
+		a = a.Next()
+		all[i] = a
+	}
+	return all
+}

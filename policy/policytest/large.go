@@ -1,0 +1,68 @@
+package policytest
+
+import (
+	"fmt"
+	"net/netip"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// Large parts of policies, of which nothing can be joined.
+
+// OddPorts are the first n odd ones.
+func OddPorts(n int) []networkingv1.NetworkPolicyPort {
+	list := make([]networkingv1.NetworkPolicyPort, n)
+	for i := range list {
+		port := intstr.FromInt32(int32(2*i + 1))
+		list[i].Port = &port
+	}
+	return list
+}
+
+// EvenAddresses are the first n even ones from 172.16.0.0 on, each an ipBlock.
+func EvenAddresses(n int) []networkingv1.NetworkPolicyPeer {
+	list := make([]networkingv1.NetworkPolicyPeer, n)
+	for i, a := range everyOther(n) {
+		list[i].IPBlock = &networkingv1.IPBlock{CIDR: a + "/32"}
+	}
+	return list
+}
+
+// AllButEven is everything but these, as one ipBlock.
+func AllButEven(n int) []networkingv1.NetworkPolicyPeer {
+	b := &networkingv1.IPBlock{CIDR: "0.0.0.0/0"}
+	for _, a := range everyOther(n) {
+		b.Except = append(b.Except, a+"/32")
+	}
+	return []networkingv1.NetworkPolicyPeer{{IPBlock: b}}
+}
+
+func everyOther(n int) []string {
+	all := make([]string, n)
+	for i := range all {
+		all[i] = netip.AddrFrom4([4]byte{172, byte(16 + i>>15), byte(i >> 7), byte(i << 1)}).String()
+	}
+	return all
+}
+
+// Selectors are n that mean no pod, and no two of which are alike; others where from is another.
+func Selectors(from, n int) []networkingv1.NetworkPolicyPeer {
+	list := make([]networkingv1.NetworkPolicyPeer, n)
+	for i := range list {
+		list[i].PodSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"number": fmt.Sprint(from + i)}}
+	}
+	return list
+}
+
+// Letting is a policy in namespace x that lets these peers through to the ports of the pods that it selects.
+func Letting(name string, pods map[string]string, from []networkingv1.NetworkPolicyPeer, ports ...networkingv1.NetworkPolicyPort) *networkingv1.NetworkPolicy {
+	return &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: name},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: metav1.LabelSelector{MatchLabels: pods},
+			Ingress:     []networkingv1.NetworkPolicyIngressRule{{From: from, Ports: ports}},
+		},
+	}
+}

@@ -1,0 +1,192 @@
+package policytest
+
+import (
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+)
+
+// interfaces says behind which interface each address of the state is, for all whose packets are judged at all: pods,
+// the node, an address outside. The node's own has none.
+func interfaces(s policy.State) map[netip.Addr]string {
+	where := map[netip.Addr]string{}
+	for _, a := range Of {
+		where[a.Outside] = "eth0"
+	}
+	for _, p := range s.Pods {
+		for _, a := range p.Addresses {
+			where[a] = "eth0"
+		}
+	}
+	for _, a := range Of {
+		where[a.Node] = ""
+	}
+	for _, e := range s.Endpoints {
+		for _, a := range e.Addresses {
+			where[a.Addr] = conf.Bridge
+		}
+	}
+	return where
+}
+
+// between calls f for every pair of addresses between which packets are judged.
+func between(where map[netip.Addr]string, f func(policy.Packet)) {
+	all := slices.SortedFunc(maps.Keys(where), netip.Addr.Compare)
+	for _, src := range all {
+		for _, dst := range all {
+			if p := (policy.Packet{In: where[src], Out: where[dst], Src: src, Dst: dst}); judged(p) {
+				f(p)
+			}
+		}
+	}
+}
+
+// judged are not the node's own packets, nor those that concern no pod of it. None has ends of two families.
+func judged(p policy.Packet) bool {
+	return p.Src.BitLen() == p.Dst.BitLen() && p.In != "" && (p.In == conf.Bridge || p.Out == conf.Bridge)
+}
+
+// At are the packets as they go through the state's node, without those that it wouldn't judge.
+func At(s policy.State, packets []policy.Packet) []policy.Packet {
+	where := interfaces(s)
+	var all []policy.Packet
+	for _, p := range packets {
+		p.In, p.Out = "eth0", "eth0"
+		if in, ok := where[p.Src]; ok {
+			p.In = in
+		}
+		if out, ok := where[p.Dst]; ok {
+			p.Out = out
+		}
+		if judged(p) {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// Packets are first packets between all pairs of pods, the node and an address outside, on all ports and protocols.
+func Packets(s policy.State) []policy.Packet {
+	var all []policy.Packet
+	between(interfaces(s), func(p policy.Packet) {
+		for _, p.Port = range []uint16{80, 81, 82, 443} {
+			for _, p.Proto = range []policy.Protocol{policy.TCP, policy.UDP, policy.SCTP, icmp(p.Dst)} {
+				all = append(all, p)
+			}
+		}
+	})
+	return all
+}
+
+// icmp stands for all protocols without ports.
+func icmp(dst netip.Addr) policy.Protocol {
+	if dst.Is4() {
+		return "1"
+	}
+	return "58"
+}
+
+// Probes are a sample of the packets on which something may depend: between all pairs of pods, the node, an address
+// outside and the edges of the policies' ipBlocks, each with some protocols and ports at the edges of what policies and
+// pods name.
+func Probes(r *rand.Rand, s policy.State, each int) []policy.Packet {
+	where := interfaces(s)
+	for _, text := range blocks {
+		if r.IntN(4) > 0 {
+			continue
+		}
+		block := netip.MustParsePrefix(text)
+		for _, a := range []netip.Addr{block.Addr(), block.Addr().Prev(), block.Addr().Next()} {
+			if _, ok := where[a]; !ok && a.IsValid() && !local(a) {
+				where[a] = "eth0"
+			}
+		}
+	}
+	edges, anything := ofState(s), ofNumbers()
+	var all []policy.Packet
+	between(where, func(p policy.Packet) {
+		for range each {
+			to := pick(r, anything)
+			if len(edges) > 0 && r.IntN(4) > 0 {
+				to = pick(r, edges)
+			}
+			if p.Proto, p.Port = to.proto, to.port; to.proto == "" {
+				p.Proto = icmp(p.Dst)
+			}
+			all = append(all, p)
+		}
+	})
+	return all
+}
+
+// target is what a packet is sent to of a host; without a protocol, one that has no ports.
+type target struct {
+	proto policy.Protocol
+	port  uint16
+}
+
+// ofState are the ports that the state's policies name, and those beside them.
+func ofState(s policy.State) []target {
+	var all []target
+	for _, np := range s.Policies {
+		var named []networkingv1.NetworkPolicyPort
+		for _, r := range np.Spec.Ingress {
+			named = append(named, r.Ports...)
+		}
+		for _, r := range np.Spec.Egress {
+			named = append(named, r.Ports...)
+		}
+		for _, p := range named {
+			proto := policy.TCP
+			if p.Protocol != nil {
+				proto = policy.Protocol(strings.ToLower(string(*p.Protocol)))
+			}
+			switch {
+			case p.Port == nil || !slices.Contains(protos, proto):
+			case p.Port.Type == intstr.String:
+				for _, pod := range s.Pods {
+					for _, n := range pod.Ports {
+						if n.Name == p.Port.StrVal {
+							all = append(all, target{n.Proto, n.Number})
+						}
+					}
+				}
+			default:
+				from, to := p.Port.IntVal, p.Port.IntVal
+				if p.EndPort != nil {
+					to = *p.EndPort
+				}
+				for _, n := range []int32{from - 1, from, from, to, to + 1} {
+					all = append(all, target{proto, uint16(n)})
+				}
+			}
+		}
+	}
+	return all
+}
+
+var protos = []policy.Protocol{policy.TCP, policy.UDP, policy.SCTP}
+
+// ofNumbers are all ports that a random policy or pod may name, those beside them, and a protocol without ports.
+func ofNumbers() []target {
+	all := []target{{"", 0}}
+	for _, proto := range protos {
+		for _, n := range []uint16{0, 1, 65535} {
+			all = append(all, target{proto, n})
+		}
+		for _, n := range numbers {
+			for _, n := range []int32{n - 1, n, n + 1, n + 2} {
+				all = append(all, target{proto, uint16(n)})
+			}
+		}
+	}
+	return all
+}

@@ -1,0 +1,74 @@
+package verdict_test
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/verdict"
+)
+
+var (
+	cases = flag.Int("cases", 3000, "how many random clusters the compiler and the evaluator are compared on")
+	seed  = flag.Uint64("seed", 0, "compare them on the cluster of that seed only")
+)
+
+// TestRulesetsDoWhatPoliciesMean compares, on random clusters, what the compiled rules do with packets with what the
+// evaluator makes of the policies. Replay one with: go test ./policy/verdict -seed N
+func TestRulesetsDoWhatPoliciesMean(t *testing.T) {
+	if *seed != 0 {
+		compare(t, *seed)
+		return
+	}
+	var next atomic.Int64
+	var wait sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wait.Go(func() {
+			for i := next.Add(1); int(i) <= *cases && !t.Failed(); i = next.Add(1) {
+				compare(t, uint64(i))
+			}
+		})
+	}
+	wait.Wait()
+	if !t.Failed() {
+		fmt.Printf("oracle-random: %d cases, 0 differences\n", *cases)
+	}
+}
+
+func compare(t *testing.T, seed uint64) {
+	r := rand.New(rand.NewPCG(seed, 4))
+	state := policytest.State(r)
+	packets := policytest.Probes(r, state, 3)
+	if difference(state, packets) == nil {
+		return
+	}
+	state = policytest.Shrink(state, func(s policy.State) bool { return difference(s, packets) != nil })
+	p := difference(state, packets)
+	v := verdict.New(state).Judge(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
+	t.Errorf("seed %d: the rules let %+v pass: %v. But the policies say:\n%s\n%s", seed, *p, !v.AllowedHere(), v, policytest.YAML(state))
+}
+
+// difference is a packet on which rules and policies differ.
+func difference(s policy.State, packets []policy.Packet) *policy.Packet {
+	packets = policytest.At(s, packets)
+	judge, err := policy.NewJudge(policy.Compile(s))
+	if err != nil {
+		panic(err)
+	}
+	evaluator := verdict.New(s)
+	i := slices.IndexFunc(packets, func(p policy.Packet) bool {
+		v := evaluator.Judge(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
+		return judge.Allows(p) != v.AllowedHere()
+	})
+	if i < 0 {
+		return nil
+	}
+	return &packets[i]
+}
