@@ -6,8 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
-	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -22,15 +22,17 @@ type Connection struct {
 	Proto    uint8
 	Port     uint16 // of Dst; 0 for protocols without ports
 	Cut      bool
-	// tuple is the original direction's, as the kernel wrote it: it names the entry when it is sent back.
-	tuple []byte
+	// family and tuple (the original direction's) are as the kernel wrote them: they name the entry when they are sent back.
+	family uint8
+	tuple  []byte
+	info   []byte // on the protocol's state
 }
 
 // labelBytes is the size of a connection's label (NF_CT_LABELS_MAX_SIZE).
 const labelBytes = 16
 
-// SetCut sets or clears the cut bit. An entry without room for labels is older than weir's first rule, so nobody judged
-// it: it is deleted.
+// SetCut sets or clears the cut bit. An entry without room for labels was made while no rule looked at labels: before
+// weir's first, or since somebody flushed them. It is made anew.
 //
 // Equivalent to: conntrack -U TUPLE --label-add 127 (or --label-del)
 func (c Connection) SetCut(on bool) error {
@@ -40,9 +42,10 @@ func (c Connection) SetCut(on bool) error {
 	if on {
 		copy(value, mask)
 	}
-	err := c.send(nl.IPCTNL_MSG_CT_NEW, nl.NewRtAttr(ctaLabels, value), nl.NewRtAttr(ctaLabelsMask, mask))
-	if on && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EOPNOTSUPP)) {
-		err = c.send(nl.IPCTNL_MSG_CT_DELETE)
+	labels := []*nl.RtAttr{nl.NewRtAttr(ctaLabels, value), nl.NewRtAttr(ctaLabelsMask, mask)}
+	err := c.send(nl.IPCTNL_MSG_CT_NEW, labels...)
+	if on && errors.Is(err, unix.ENOSPC) {
+		err = c.renew(labels...)
 	}
 	if errors.Is(err, unix.ENOENT) { // it has ended
 		return nil
@@ -51,7 +54,7 @@ func (c Connection) SetCut(on bool) error {
 }
 
 func (c Connection) send(operation int, attrs ...*nl.RtAttr) error {
-	req := request(operation, unix.NLM_F_ACK)
+	req := request(operation, unix.NLM_F_ACK, c.family)
 	req.AddData(nl.NewRtAttr(nl.CTA_TUPLE_ORIG|unix.NLA_F_NESTED, c.tuple))
 	for _, a := range attrs {
 		req.AddData(a)
@@ -66,47 +69,82 @@ const (
 	ctaLabelsMask = 23
 )
 
-func request(operation, flags int) *nl.NetlinkRequest {
+// request concerns entries of the family; AF_UNSPEC: of all.
+func request(operation, flags int, family uint8) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|operation, flags)
-	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_INET, Version: nl.NFNETLINK_V0})
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
 	return req
 }
 
-// List reads the table. The library's own reading of it keeps too little of an entry to name it again.
+// All goes through the table, of which it holds no more than the kernel sends at once. An error comes last. The library's
+// own reading of the table keeps too little of an entry to name it again.
 //
-// Equivalent to: conntrack -L -o labels
-func List() ([]Connection, error) {
-	msgs, err := request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP).Execute(unix.NETLINK_NETFILTER, 0)
-	if err != nil {
-		return nil, fmt.Errorf("list connections: %w", err)
-	}
-	var all []Connection
-	for _, m := range msgs {
-		if len(m) < nl.SizeofNfgenmsg {
-			continue
+// Equivalent to: conntrack -L -o labels; conntrack -L -f ipv6 -o labels
+func All() iter.Seq2[Connection, error] { return dump(unix.AF_UNSPEC) }
+
+// dump goes through the family's entries that the filter lets through, if the kernel knows it, or else through all of them.
+func dump(family uint8, filter ...*nl.RtAttr) iter.Seq2[Connection, error] {
+	return func(yield func(Connection, error) bool) {
+		req := request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP, family)
+		for _, attr := range filter {
+			req.AddData(attr)
 		}
-		if c, ok := parse(m[nl.SizeofNfgenmsg:]); ok {
-			all = append(all, c)
+		goOn := true
+		err := req.ExecuteIter(unix.NETLINK_NETFILTER, 0, func(msg []byte) bool {
+			if c, ok := parse(msg); ok {
+				goOn = yield(c, nil)
+			}
+			return goOn
+		})
+		if err != nil && goOn {
+			yield(Connection{}, fmt.Errorf("list connections: %w", err))
 		}
 	}
-	return all, nil
 }
 
-func parse(attrs []byte) (c Connection, ok bool) {
-	for a := range nl.ParseAttributes(attrs) {
-		switch a.Type & nl.NLA_TYPE_MASK {
+func parse(msg []byte) (c Connection, ok bool) {
+	for kind, value := range attributes(msg[min(nl.SizeofNfgenmsg, len(msg)):]) {
+		switch kind {
 		case nl.CTA_TUPLE_ORIG:
-			c.tuple = a.Value
-			t := parseTuple(a.Value)
+			c.tuple = value
+			t := parseTuple(value)
 			c.Src, c.Proto = t.src, t.proto
 		case nl.CTA_TUPLE_REPLY:
-			t := parseTuple(a.Value)
+			t := parseTuple(value)
 			c.Dst, c.Port = t.src, t.sport
+		case nl.CTA_PROTOINFO:
+			c.info = value
 		case ctaLabels:
-			c.Cut = len(a.Value) == labelBytes && a.Value[conf.CutLabel/8]&(1<<(conf.CutLabel%8)) != 0
+			c.Cut = len(value) == labelBytes && value[conf.CutLabel/8]&(1<<(conf.CutLabel%8)) != 0
 		}
 	}
+	c.family = unix.AF_INET
+	if c.Src.Is6() {
+		c.family = unix.AF_INET6
+	}
 	return c, c.tuple != nil && c.Src.IsValid() && c.Dst.IsValid()
+}
+
+// TCP's flags in an entry (enum in include/uapi/linux/netfilter/nf_conntrack_tcp.h).
+const (
+	flagWindowScale = 0x01
+	flagLiberal     = 0x08
+)
+
+// Midstream says of a TCP connection that it was under way when the kernel first saw it, so that it isn't known who opened
+// it. tcp_new (net/netfilter/nf_conntrack_proto_tcp.c) then writes down that any window will do, and its scale isn't known.
+func (c Connection) Midstream() bool {
+	if c.Proto != unix.IPPROTO_TCP {
+		return false
+	}
+	for _, tcp := range attributes(c.info) {
+		for kind, value := range attributes(tcp) {
+			if kind == nl.CTA_PROTOINFO_TCP_FLAGS_ORIGINAL && len(value) > 0 {
+				return value[0]&(flagLiberal|flagWindowScale) == flagLiberal
+			}
+		}
+	}
+	return false
 }
 
 type tuple struct {
@@ -116,42 +154,31 @@ type tuple struct {
 }
 
 func parseTuple(b []byte) (t tuple) {
-	for a := range nl.ParseAttributes(b) {
-		for n := range nl.ParseAttributes(a.Value) {
-			switch kind := n.Type & nl.NLA_TYPE_MASK; a.Type & nl.NLA_TYPE_MASK {
-			case nl.CTA_TUPLE_IP:
-				if kind == nl.CTA_IP_V4_SRC || kind == nl.CTA_IP_V6_SRC {
-					t.src, _ = netip.AddrFromSlice(n.Value)
-				}
-			case nl.CTA_TUPLE_PROTO:
-				switch {
-				case kind == nl.CTA_PROTO_NUM && len(n.Value) > 0:
-					t.proto = n.Value[0]
-				case kind == nl.CTA_PROTO_SRC_PORT && len(n.Value) == 2:
-					t.sport = binary.BigEndian.Uint16(n.Value)
-				}
+	for part, nested := range attributes(b) {
+		for kind, value := range attributes(nested) {
+			switch {
+			case part == nl.CTA_TUPLE_IP && (kind == nl.CTA_IP_V4_SRC || kind == nl.CTA_IP_V6_SRC):
+				t.src, _ = netip.AddrFromSlice(value)
+			case part == nl.CTA_TUPLE_PROTO && kind == nl.CTA_PROTO_NUM && len(value) > 0:
+				t.proto = value[0]
+			case part == nl.CTA_TUPLE_PROTO && kind == nl.CTA_PROTO_SRC_PORT && len(value) == 2:
+				t.sport = binary.BigEndian.Uint16(value)
 			}
 		}
 	}
 	return t
 }
 
-// Forget deletes the connections of an address that is about to belong to another pod, so that none of the old one's is
-// taken for one that was let through.
-//
-// Equivalent to: conntrack -D -s ADDR; conntrack -D -d ADDR; conntrack -D -r ADDR
-func Forget(addrs ...netip.Addr) error {
-	all, err := List()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, c := range all {
-		if slices.Contains(addrs, c.Src) || slices.Contains(addrs, c.Dst) {
-			if err := c.send(nl.IPCTNL_MSG_CT_DELETE); err != nil && !errors.Is(err, unix.ENOENT) {
-				errs = append(errs, fmt.Errorf("delete the connection from %s to %s: %w", c.Src, c.Dst, err))
+// attributes are those in b, by their types. The library's walk through them starts a goroutine each time, which takes
+// ten times as long as all else.
+func attributes(b []byte) iter.Seq2[uint16, []byte] {
+	return func(yield func(uint16, []byte) bool) {
+		for len(b) >= unix.SizeofNlAttr {
+			size, kind := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])
+			if size < unix.SizeofNlAttr || size > len(b) || !yield(kind&nl.NLA_TYPE_MASK, b[unix.SizeofNlAttr:size]) {
+				return
 			}
+			b = b[min((size+unix.NLA_ALIGNTO-1)&^(unix.NLA_ALIGNTO-1), len(b)):]
 		}
 	}
-	return errors.Join(errs...)
 }

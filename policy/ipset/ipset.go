@@ -3,20 +3,27 @@
 package ipset
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
 )
 
 // Types of sets (ipset(8)).
 const (
-	HashIP  = "hash:ip"
-	HashNet = "hash:net"
+	HashIP     = "hash:ip"
+	HashNet    = "hash:net"
+	HashIPPort = "hash:ip,port"
+	BitmapPort = "bitmap:port"
 )
 
 const (
@@ -24,31 +31,55 @@ const (
 	Prefix = "weir-"
 	// NetPrefix begins the names of those that hold networks rather than pods.
 	NetPrefix = "weir-net"
-
-	// maxElements raises ipset's default of 65,536, which a large cluster has more pods than. Memory is taken as the set
-	// grows, so the bound itself costs nothing.
-	maxElements = 1 << 20
+	// NodesPrefix begins the names of those that hold nodes.
+	NodesPrefix = "weir-nodes"
+	// PortPrefix begins the names of those that hold pods with their ports.
+	PortPrefix = "weir-port-"
+	// NumbersPrefix begins the names of those that hold ports alone.
+	NumbersPrefix = "weir-numbers-"
 )
 
 // revisions of the types: of the first kernel that has their comments and all else that weir needs (3.14). The ipset
 // command goes by them; of a set of an older revision it wouldn't show the comments.
-var revisions = map[string]uint8{HashIP: 3, HashNet: 5}
+var revisions = map[string]uint8{HashIP: 3, HashNet: 5, HashIPPort: 4, BitmapPort: 2}
 
 // ErrNotExist says that there is no such set.
 var ErrNotExist = errors.New("no such ipset")
 
-// Entry is an address or network in a set, with the words that "ipset list" shows beside it.
+// Entry is an address or network in a set, with the words that "ipset list" shows beside it. In a hash:ip,port set it
+// has a protocol (tcp, udp or sctp) and a port; in a bitmap:port set it is a port and nothing else.
 type Entry struct {
 	Prefix  netip.Prefix
+	Proto   string
+	Port    uint16
 	Comment string
+}
+
+func (e Entry) String() string {
+	if !e.Prefix.IsValid() {
+		return strconv.Itoa(int(e.Port))
+	}
+	if e.Port != 0 {
+		return fmt.Sprintf("%s,%s:%d", e.Prefix.Addr(), e.Proto, e.Port)
+	}
+	return e.Prefix.String()
 }
 
 // Set is a set as the kernel has it.
 type Set struct {
-	Name, Type string
-	Comments   bool // it was made to hold comments
-	Entries    []Entry
+	Header
+	Comments bool // it was made to hold comments
+	Entries  []Entry
 }
+
+// Header of a set is what it was made as.
+type Header struct {
+	Name, Type string
+	Family     conf.Family // of its entries; the kernel takes none of the other
+}
+
+// families by their numbers in the kernel.
+var families = map[uint8]conf.Family{unix.AF_INET: conf.IPv4, unix.AF_INET6: conf.IPv6}
 
 // Handle is a connection to the kernel, in the network namespace it was opened in.
 type Handle struct{ h *netlink.Handle }
@@ -65,31 +96,51 @@ func Open() (*Handle, error) {
 // Close disconnects.
 func (h *Handle) Close() { h.h.Close() }
 
-// Create makes the set if it isn't there. If there is one of another type, its error says so.
+// Create makes the set if it isn't there. If there is one of another type, its error says so; one of the
+// other family is found when an entry doesn't fit.
 //
-// Equivalent to: ipset create -exist NAME TYPE comment maxelem 1048576
-func (h *Handle) Create(name, kind string) error {
-	err := h.h.IpsetCreate(name, kind, netlink.IpsetCreateOptions{
-		Replace: true, Comments: true, Family: unix.AF_INET, MaxElements: maxElements, Revision: revisions[kind],
-	})
-	if errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("create ipset %s: there is one of another type: ipset destroy %s", name, name)
+// Equivalent to: ipset create -exist NAME TYPE family inet comment maxelem 1048576 (inet6 for IPv6);
+// ipset create -exist NAME bitmap:port range 0-65535
+func (h *Handle) Create(s Header) error {
+	options := netlink.IpsetCreateOptions{Replace: true, Revision: revisions[s.Type], Family: unix.AF_INET}
+	if s.Family == conf.IPv6 {
+		options.Family = unix.AF_INET6
 	}
-	return wrap(err, "create ipset %s (%s)", name, kind)
+	if s.Type == BitmapPort { // of 8 KB; comments would make it 512. The kernel has it for both families
+		options.PortTo = 65535
+	} else {
+		options.Comments, options.MaxElements = true, conf.MaxSetEntries
+	}
+	err := h.h.IpsetCreate(s.Name, s.Type, options)
+	if errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("create ipset %s: there is one of another type: ipset destroy %s", s.Name, s.Name)
+	}
+	return wrap(err, "create ipset %s (%s, %s)", s.Name, s.Type, s.Family)
 }
 
 // Add puts the entry in, or renews its comment.
 //
-// Equivalent to: ipset add -exist NAME PREFIX comment "COMMENT"
+// Equivalent to: ipset add -exist NAME ENTRY comment "COMMENT"
 func (h *Handle) Add(name string, e Entry) error {
-	return wrap(h.h.IpsetAdd(name, entry(e)), "add %s to ipset %s", e.Prefix, name)
+	return wrap(h.change(nl.IPSET_CMD_ADD, name, e), "add %s to ipset %s", e, name)
 }
 
 // Del takes the entry out; that it isn't in is no error.
 //
-// Equivalent to: ipset del -exist NAME PREFIX
-func (h *Handle) Del(name string, p netip.Prefix) error {
-	return wrap(h.h.IpsetDel(name, entry(Entry{Prefix: p})), "delete %s from ipset %s", p, name)
+// Equivalent to: ipset del -exist NAME ENTRY
+func (h *Handle) Del(name string, e Entry) error {
+	e.Comment = ""
+	return wrap(h.change(nl.IPSET_CMD_DEL, name, e), "delete %s from ipset %s", e, name)
+}
+
+func (h *Handle) change(command int, name string, e Entry) error {
+	switch {
+	case !e.Prefix.IsValid():
+		return port(command, name, e.Port)
+	case command == nl.IPSET_CMD_ADD:
+		return h.h.IpsetAdd(name, entry(e))
+	}
+	return h.h.IpsetDel(name, entry(e))
 }
 
 // Has says whether the address is in the set.
@@ -122,8 +173,12 @@ func (h *Handle) List(name string) (Set, error) {
 	if err != nil {
 		return Set{}, wrap(err, "list ipset %s", name)
 	}
-	s := Set{Name: name, Type: r.TypeName, Comments: r.CadtFlags&nl.IPSET_FLAG_WITH_COMMENT != 0}
+	s := Set{Header: Header{name, r.TypeName, families[r.Family]}, Comments: r.CadtFlags&nl.IPSET_FLAG_WITH_COMMENT != 0}
 	for _, e := range r.Entries {
+		if s.Type == BitmapPort && e.Port != nil {
+			s.Entries = append(s.Entries, Entry{Port: *e.Port})
+			continue
+		}
 		addr, ok := netip.AddrFromSlice(e.IP)
 		if !ok {
 			return Set{}, fmt.Errorf("list ipset %s: entry %v is no address", name, e.IP)
@@ -132,57 +187,94 @@ func (h *Handle) List(name string) (Set, error) {
 		if e.CIDR != 0 {
 			bits = int(e.CIDR)
 		}
-		s.Entries = append(s.Entries, Entry{netip.PrefixFrom(addr, bits), e.Comment})
+		listed := Entry{Prefix: netip.PrefixFrom(addr, bits), Comment: e.Comment}
+		if e.Port != nil && e.Protocol != nil {
+			listed.Proto, listed.Port = protocolName(*e.Protocol), *e.Port
+		}
+		s.Entries = append(s.Entries, listed)
 	}
 	return s, nil
 }
 
-// Names are the names of weir's sets. They are read without the sets' entries.
+// Headers are those of weir's sets. They are read without the sets' entries.
 //
-// Equivalent to: ipset list -name | grep ^weir-
-func (h *Handle) Names() ([]string, error) {
+// Equivalent to: ipset list -terse
+func (h *Handle) Headers() ([]Header, error) {
 	req := nl.NewNetlinkRequest(nl.IPSET_CMD_LIST|unix.NFNL_SUBSYS_IPSET<<8, nl.GetIpsetFlags(nl.IPSET_CMD_LIST))
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: uint8(unix.AF_NETLINK), Version: nl.NFNETLINK_V0})
 	req.AddData(nl.NewRtAttr(nl.IPSET_ATTR_PROTOCOL, nl.Uint8Attr(nl.IPSET_PROTOCOL)))
-	const listSetName = 1 << 1 // IPSET_FLAG_LIST_SETNAME, include/uapi/linux/netfilter/ipset/ip_set.h
-	req.AddData(&nl.Uint32Attribute{Type: nl.IPSET_ATTR_FLAGS | nl.NLA_F_NET_BYTEORDER, Value: listSetName})
+	const listHeader = 1 << 2 // IPSET_FLAG_LIST_HEADER, include/uapi/linux/netfilter/ipset/ip_set.h
+	req.AddData(&nl.Uint32Attribute{Type: nl.IPSET_ATTR_FLAGS | nl.NLA_F_NET_BYTEORDER, Value: listHeader})
 	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
 	if err != nil {
-		return nil, fmt.Errorf("list the names of ipsets: %w", err)
+		return nil, fmt.Errorf("list the headers of ipsets: %w", err)
 	}
-	var names []string
+	var all []Header
 	for _, msg := range msgs {
-		for attr := range nl.ParseAttributes(msg[4:]) { // behind struct nfgenmsg
-			if attr.Type != nl.IPSET_ATTR_SETNAME {
-				continue
-			}
-			if name := nl.BytesToString(attr.Value); strings.HasPrefix(name, Prefix) {
-				names = append(names, name)
+		if s, ok := parseHeader(msg); ok {
+			all = append(all, s)
+		}
+	}
+	return all, nil
+}
+
+// parseHeader reads what a set of weir's is.
+func parseHeader(msg []byte) (s Header, ok bool) {
+	if len(msg) < nl.SizeofNfgenmsg {
+		return Header{}, false
+	}
+	for attr := range nl.ParseAttributes(msg[nl.SizeofNfgenmsg:]) {
+		text, _, _ := bytes.Cut(attr.Value, []byte{0})
+		switch attr.Type {
+		case nl.IPSET_ATTR_SETNAME:
+			s.Name = string(text)
+		case nl.IPSET_ATTR_TYPENAME:
+			s.Type = string(text)
+		case nl.IPSET_ATTR_FAMILY:
+			if len(attr.Value) == 1 {
+				s.Family = families[attr.Value[0]]
 			}
 		}
 	}
-	return names, nil
+	return s, strings.HasPrefix(s.Name, Prefix)
 }
 
-// Purge takes the addresses out of every weir set that holds pods; those of networks and nodes are left alone.
+// Purge takes the addresses out of every weir set that holds pods; those of networks, nodes and ports are left alone.
 func (h *Handle) Purge(addrs ...netip.Addr) error {
-	names, err := h.Names()
+	sets, err := h.Headers()
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, name := range names {
-		if strings.HasPrefix(name, NetPrefix) || name == "weir-nodes" {
+	for _, s := range sets {
+		if strings.HasPrefix(s.Name, NetPrefix) || strings.HasPrefix(s.Name, NumbersPrefix) || strings.HasPrefix(s.Name, NodesPrefix) {
 			continue
 		}
-		for _, a := range addrs {
-			err := h.Del(name, netip.PrefixFrom(a, a.BitLen()))
-			if !errors.Is(err, ErrNotExist) { // gone since it was listed
-				errs = append(errs, err)
-			}
+		held, err := h.entriesOf(s, addrs)
+		for i := 0; i < len(held) && err == nil; i++ {
+			err = h.Del(s.Name, held[i])
+		}
+		if !errors.Is(err, ErrNotExist) { // gone since it was listed
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// entriesOf are what the set may hold of the addresses. A set with ports has to be read: an address has any number of
+// entries there, and the kernel deletes by whole entries.
+func (h *Handle) entriesOf(set Header, addrs []netip.Addr) ([]Entry, error) {
+	if set.Type == HashIPPort {
+		s, err := h.List(set.Name)
+		return slices.DeleteFunc(s.Entries, func(e Entry) bool { return !slices.Contains(addrs, e.Prefix.Addr()) }), err
+	}
+	var entries []Entry
+	for _, a := range addrs {
+		if conf.FamilyOf(a) == set.Family {
+			entries = append(entries, Entry{Prefix: netip.PrefixFrom(a, a.BitLen())})
+		}
+	}
+	return entries, nil
 }
 
 func entry(e Entry) *netlink.IPSetEntry {
@@ -190,7 +282,22 @@ func entry(e Entry) *netlink.IPSetEntry {
 	if !e.Prefix.IsSingleIP() {
 		n.CIDR = uint8(e.Prefix.Bits())
 	}
+	if e.Port != 0 {
+		proto := protocols[e.Proto]
+		n.Protocol, n.Port = &proto, &e.Port
+	}
 	return n
+}
+
+var protocols = map[string]uint8{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP}
+
+func protocolName(number uint8) string {
+	for name, n := range protocols {
+		if n == number {
+			return name
+		}
+	}
+	return strconv.Itoa(int(number))
 }
 
 func wrap(err error, format string, args ...any) error {

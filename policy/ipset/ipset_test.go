@@ -3,12 +3,14 @@ package ipset
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/internal/nodetest"
 )
 
@@ -29,32 +31,66 @@ func TestSets(t *testing.T) {
 	}
 	pod, net := netip.MustParsePrefix("10.88.0.2/32"), netip.MustParsePrefix("10.88.0.0/24")
 	for range 2 { // each verb is safe to repeat
-		must(h.Create("weir-pods", HashIP))
-		must(h.Create("weir-networks", HashNet))
-		must(h.Add("weir-pods", Entry{pod, "ns-1/a"}))
-		must(h.Add("weir-networks", Entry{net, "pods of this node"}))
-		must(h.Add("weir-networks", Entry{pod, "one address"}))
+		must(h.Create(Header{"weir-pods", HashIP, conf.IPv4}))
+		must(h.Create(Header{"weir-networks", HashNet, conf.IPv4}))
+		must(h.Add("weir-pods", Entry{Prefix: pod, Comment: "ns-1/a"}))
+		must(h.Add("weir-networks", Entry{Prefix: net, Comment: "pods of this node"}))
+		must(h.Add("weir-networks", Entry{Prefix: pod, Comment: "one address"}))
+	}
+	port := func(proto string, number uint16) Entry {
+		return Entry{Prefix: pod, Proto: proto, Port: number, Comment: "port of a"}
+	}
+	other := Entry{Prefix: netip.MustParsePrefix("10.88.0.3/32"), Proto: "tcp", Port: 80, Comment: "port of b"}
+	for range 2 {
+		must(h.Create(Header{"weir-port-x", HashIPPort, conf.IPv4}))
+		for _, e := range []Entry{port("tcp", 80), port("udp", 80), port("sctp", 443), port("tcp", 81), other} {
+			must(h.Add("weir-port-x", e))
+		}
+		must(h.Del("weir-port-x", port("tcp", 81)))
+	}
+	for range 2 {
+		must(h.Create(Header{"weir-numbers-x", BitmapPort, conf.IPv4}))
+		for _, n := range []uint16{1, 80, 65535, 81} {
+			must(h.Add("weir-numbers-x", Entry{Port: n}))
+		}
+		must(h.Del("weir-numbers-x", Entry{Port: 81}))
 	}
 	nodetest.Run(t, "ipset", "create", "somebody-elses", "hash:ip")
 	nodetest.Run(t, "ipset", "add", "somebody-elses", "10.88.0.2")
 
-	names, err := h.Names()
+	headers, err := h.Headers()
 	must(err)
-	if diff := cmp.Diff([]string{"weir-networks", "weir-pods"}, names, cmpopts.SortSlices(strings.Compare)); diff != "" {
-		t.Errorf("names: %s", diff)
+	byName := cmpopts.SortSlices(func(a, b Header) bool { return a.Name < b.Name })
+	if diff := cmp.Diff([]Header{
+		{"weir-networks", HashNet, 0}, {"weir-numbers-x", BitmapPort, 0}, {"weir-pods", HashIP, 0}, {"weir-port-x", HashIPPort, 0},
+	}, headers, byName); diff != "" {
+		t.Errorf("headers: %s", diff)
 	}
 	prefixes := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 	got, err := h.List("weir-networks")
 	must(err)
-	want := Set{"weir-networks", HashNet, true, []Entry{{net, "pods of this node"}, {pod, "one address"}}}
+	want := Set{Header{"weir-networks", HashNet, conf.IPv4}, true, []Entry{{Prefix: net, Comment: "pods of this node"}, {Prefix: pod, Comment: "one address"}}}
 	if diff := cmp.Diff(want, got, prefixes, cmpopts.SortSlices(func(a, b Entry) bool { return a.Comment > b.Comment })); diff != "" {
 		t.Errorf("weir-networks: %s", diff)
+	}
+	got, err = h.List("weir-port-x")
+	must(err)
+	byText := cmpopts.SortSlices(func(a, b Entry) bool { return a.String() < b.String() })
+	want = Set{Header{"weir-port-x", HashIPPort, conf.IPv4}, true, []Entry{port("sctp", 443), port("tcp", 80), port("udp", 80), other}}
+	if diff := cmp.Diff(want, got, prefixes, byText); diff != "" {
+		t.Errorf("weir-port-x: %s", diff)
+	}
+	got, err = h.List("weir-numbers-x")
+	must(err)
+	want = Set{Header{"weir-numbers-x", BitmapPort, conf.IPv4}, false, []Entry{{Port: 1}, {Port: 65535}, {Port: 80}}}
+	if diff := cmp.Diff(want, got, prefixes, byText); diff != "" {
+		t.Errorf("weir-numbers-x: %s", diff)
 	}
 	if in, err := h.Has("weir-pods", pod.Addr()); !in || err != nil {
 		t.Errorf("10.88.0.2 in weir-pods: %v, %v", in, err)
 	}
 	shown := nodetest.Run(t, "ipset", "list")
-	for _, words := range []string{`comment "ns-1/a"`, `comment "pods of this node"`} {
+	for _, words := range []string{`comment "ns-1/a"`, `comment "pods of this node"`, `10.88.0.2,sctp:443 comment "port of a"`} {
 		if !strings.Contains(shown, words) {
 			t.Errorf("a person doesn't see %s in\n%s", words, shown)
 		}
@@ -68,9 +104,15 @@ func TestSets(t *testing.T) {
 	if got, err := h.List("weir-networks"); err != nil || len(got.Entries) != 2 {
 		t.Errorf("Purge touched a set of networks: %v, %v", got, err)
 	}
+	if got, err := h.List("weir-numbers-x"); err != nil || len(got.Entries) != 3 {
+		t.Errorf("Purge touched a set of ports: %v, %v", got, err)
+	}
+	if got, err := h.List("weir-port-x"); err != nil || len(got.Entries) != 1 || got.Entries[0] != other {
+		t.Errorf("after Purge of 10.88.0.2: %v, %v; want the other pod's port only", got.Entries, err)
+	}
 	nodetest.Run(t, "ipset", "test", "somebody-elses", "10.88.0.2")
 
-	if err := h.Create("weir-pods", HashNet); err == nil {
+	if err := h.Create(Header{"weir-pods", HashNet, conf.IPv4}); err == nil {
 		t.Error("a set was taken for one of another type")
 	}
 	if err := h.Add("weir-none", Entry{Prefix: pod}); !errors.Is(err, ErrNotExist) {
@@ -78,5 +120,77 @@ func TestSets(t *testing.T) {
 	}
 	for range 2 {
 		must(h.Destroy("weir-networks"))
+	}
+}
+
+// FuzzParseHeader reads what the kernel may answer when it is asked for sets.
+func FuzzParseHeader(f *testing.F) {
+	f.Add([]byte("\x02\x00\x00\x00\x05\x00\x01\x00\x06\x00\x00\x00\x0e\x00\x02\x00weir-pods\x00\x00\x00"))
+	f.Add([]byte("\x02\x00\x00\x00\x04\x00\x02\x00"))
+	f.Add([]byte{2})
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		if s, ok := parseHeader(msg); ok && !strings.HasPrefix(s.Name, Prefix) {
+			t.Errorf("%+v is taken for weir's", s)
+		}
+	})
+}
+
+// TestBothFamilies: the twins of two families hold what is theirs, and an address is taken out of its own.
+func TestBothFamilies(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	h, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	one := map[conf.Family]netip.Prefix{conf.IPv4: netip.MustParsePrefix("10.88.0.2/32"), conf.IPv6: netip.MustParsePrefix("fd00:10:88::2/128")}
+	other := map[conf.Family]netip.Prefix{conf.IPv4: netip.MustParsePrefix("10.88.0.3/32"), conf.IPv6: netip.MustParsePrefix("fd00:10:88::3/128")}
+	kinds := []Header{{Name: "weir-pods", Type: HashIP}, {Name: "weir-networks", Type: HashNet}, {Name: "weir-nodes", Type: HashIP}, {Name: "weir-port-x", Type: HashIPPort}}
+	for _, s := range kinds {
+		for _, f := range conf.Families {
+			set := Header{f.Set(s.Name), s.Type, f}
+			for range 2 {
+				must(h.Create(set))
+				for _, p := range []netip.Prefix{one[f], other[f]} {
+					e := Entry{Prefix: p, Comment: "a"}
+					if s.Type == HashIPPort {
+						e.Proto, e.Port = "udp", 53
+					}
+					must(h.Add(set.Name, e))
+				}
+			}
+			got, err := h.List(set.Name)
+			must(err)
+			if got.Header != set || len(got.Entries) != 2 || !got.Comments {
+				t.Errorf("%+v, want two entries in %+v", got, set)
+			}
+		}
+	}
+	must(h.Add("weir-networks6", Entry{Prefix: netip.MustParsePrefix("8000::/1"), Comment: "half of all"}))
+	if err := h.Add("weir-pods", Entry{Prefix: one[conf.IPv6]}); err == nil {
+		t.Error("a set took an address of the other family")
+	}
+	must(h.Purge(one[conf.IPv4].Addr(), one[conf.IPv6].Addr()))
+	for _, s := range kinds {
+		for _, f := range conf.Families {
+			got, err := h.List(f.Set(s.Name))
+			must(err)
+			purged := !slices.ContainsFunc(got.Entries, func(e Entry) bool { return e.Prefix == one[f] })
+			stays := slices.ContainsFunc(got.Entries, func(e Entry) bool { return e.Prefix == other[f] })
+			if pods := s.Name == "weir-pods" || s.Name == "weir-port-x"; purged != pods || !stays {
+				t.Errorf("%s after Purge: %v", f.Set(s.Name), got.Entries)
+			}
+		}
+	}
+	if in, err := h.Has("weir-pods6", other[conf.IPv6].Addr()); !in || err != nil {
+		t.Errorf("fd00:10:88::3 in weir-pods6: %v, %v", in, err)
 	}
 }

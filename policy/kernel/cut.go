@@ -12,21 +12,31 @@ import (
 	"github.com/weir-net/weir/policy/conntrack"
 )
 
+// Walk is what a walk through the connections came to.
+type Walk struct {
+	Cut, Restored int
+	Standing      int // connections that are cut when it ends
+}
+
 // Cut goes through the connections of the node's pods. Those that would not be let through if they were opened now get
 // the label that a rule ahead of all others drops, in both directions; those that carry it and would be let through
 // lose it. Deleting the entry would not do: the next packet of the server's would open the connection anew, the other
 // way round. own are the node's addresses: what the node itself opens isn't judged.
-func Cut(judge *policy.Judge, pods, own map[netip.Addr]bool) (cut, restored int, err error) {
-	all, err := conntrack.List()
-	if err != nil {
-		return 0, 0, err
-	}
+func Cut(judge *policy.Judge, pods, own map[netip.Addr]bool) (w Walk, err error) {
 	var errs []error
-	for _, c := range all {
+	for c, err := range conntrack.All() {
+		if err != nil {
+			errs = append(errs, err)
+			break
+		}
 		if own[c.Src] || (!pods[c.Src] && !pods[c.Dst]) {
 			continue
 		}
-		allowed := judge.Allows(packet(c, pods, own))
+		// Whose connection it is that nobody saw begin isn't known, so no policy lets it through.
+		allowed := judge.Allows(packet(c, pods, own)) && !c.Midstream()
+		if !allowed {
+			w.Standing++
+		}
 		if allowed == !c.Cut {
 			continue
 		}
@@ -35,12 +45,12 @@ func Cut(judge *policy.Judge, pods, own map[netip.Addr]bool) (cut, restored int,
 			continue
 		}
 		if allowed {
-			restored++
+			w.Restored++
 		} else {
-			cut++
+			w.Cut++
 		}
 	}
-	return cut, restored, errors.Join(errs...)
+	return w, errors.Join(errs...)
 }
 
 // packet is the first packet of the connection, as the FORWARD hook saw it; or INPUT, if the node answers.

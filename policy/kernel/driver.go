@@ -7,12 +7,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ipset"
 )
@@ -23,6 +26,12 @@ type Driver struct {
 	sets    *ipset.Handle
 	// have is what the kernel held after the last change; nil if it must be read anew.
 	have *state
+	// readAt is the generation of nf_tables at which the tables were read; 0: unknown. made are those that the driver has
+	// made since.
+	readAt uint32
+	made   []uint32
+	// ahead are the programs that wait for the next change of rules.
+	ahead [len(conf.Families)]*restorer
 }
 
 // Open finds out which iptables the node uses and connects to the kernel.
@@ -39,12 +48,19 @@ func Open(ctx context.Context) (*Driver, error) {
 }
 
 // Close disconnects; what was applied stays.
-func (d *Driver) Close() { d.sets.Close() }
+func (d *Driver) Close() {
+	for _, r := range d.ahead {
+		r.dismiss()
+	}
+	d.sets.Close()
+}
 
 // Result of an Apply.
 type Result struct {
 	// Changed says that the kernel did not hold the ruleset already; sets that nobody uses don't count.
 	Changed bool
+	// Closes says that what was let through before may not be any more; without it, a change only opens.
+	Closes bool
 	// Left are sets that nobody wants and that the kernel still holds for a rule that it is deleting; the next Apply
 	// tries again.
 	Left []string
@@ -67,51 +83,138 @@ const (
 // what it should; applying again goes on from there.
 func (d *Driver) Apply(ctx context.Context, want policy.Ruleset, verify Verify) (Result, error) {
 	var r Result
-	if err := d.look(ctx, verify); err != nil {
+	if err := d.look(ctx, want, verify); err != nil {
 		return r, err
 	}
 	p := makePlan(*d.have, want)
 	if p.empty() {
 		return r, nil
 	}
-	r.Changed = len(p.create)+len(p.before)+len(p.after) > 0 || p.restore != ""
+	r.Closes = p.closes
+	r.Changed = len(p.create)+len(p.before)+len(p.after) > 0 || p.restores()
 	have := *d.have
 	d.have = nil // until all is done
 	left, err := d.carryOut(ctx, p)
 	if err != nil {
 		return r, err
 	}
-	next := have.after(want, left)
+	next := have.after(p, want, left)
 	d.have = &next
 	r.Left = left
 	return r, nil
 }
 
-func (d *Driver) look(ctx context.Context, verify Verify) error {
-	switch {
-	case verify == All || d.have == nil:
-		have, err := d.read(ctx)
+func (d *Driver) look(ctx context.Context, want policy.Ruleset, verify Verify) error {
+	if verify == All || d.have == nil {
+		have, err := d.read(ctx, want)
 		if err != nil {
 			return err
 		}
 		d.have = &have
-	case verify == Rules:
-		mangle, err := d.readTable(ctx, "mangle")
+		return nil
+	}
+	for _, f := range conf.Families {
+		var err error
+		switch holds := d.have.tables[f].holds(); {
+		case want.Has(f) && !holds: // what others have there wasn't of interest before
+			d.have.tables[f], err = d.readTables(ctx, f, want)
+		case holds && verify == Rules:
+			d.have.tables[f]["mangle"], err = d.readTable(ctx, f, "mangle")
+		}
 		if err != nil {
 			return err
 		}
-		d.have.tables["mangle"] = mangle
 	}
 	return nil
 }
 
+// concerned says whether the family's tables matter: something of weir's is wanted there, or was there when the driver
+// last knew.
+func (d *Driver) concerned(f conf.Family, want policy.Ruleset) bool {
+	return want.Has(f) || (d.have != nil && d.have.tables[f].holds())
+}
+
+// KeepClosed is for when nobody knows yet what the kernel should hold. If weir's chains stand, they stay as they are, and
+// only get back their place before everybody else's rules. If one is gone or was flushed, so is what it forbade: the
+// kernel then gets the ruleset, in which no pod is in any class, and KeepClosed says so.
+func (d *Driver) KeepClosed(ctx context.Context, closed policy.Ruleset) (bool, error) {
+	var commands [len(conf.Families)]string
+	for _, f := range conf.Families {
+		if !closed.Has(f) {
+			continue
+		}
+		mangle, err := d.readTable(ctx, f, "mangle")
+		if err != nil {
+			return false, err
+		}
+		if !mangle.stands(f, closed) {
+			_, err := d.Apply(ctx, closed, All)
+			return true, err
+		}
+		if places := jumps(f, "mangle", mangle, closed); len(places) > 0 {
+			d.have = nil
+			commands[f] = "*mangle\n" + strings.Join(places, "\n") + "\nCOMMIT\n"
+		}
+	}
+	return false, d.restore(ctx, commands)
+}
+
+// Reread reads anew which sets hold the addresses, and says whether it is others than the last Apply left. The plugin
+// puts a new pod's addresses into a set, and takes those of one that goes out of all: of an address that changes hands,
+// nothing can be taken to be as it was.
+func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
+	if d.have == nil {
+		return false // all is read anyway
+	}
+	for name, s := range d.have.sets {
+		ok, err := d.reread(name, s, addrs)
+		if err != nil {
+			d.have = nil // then all is read, and what is wrong is said there
+			return true
+		}
+		changed = changed || ok
+	}
+	return changed
+}
+
+func (d *Driver) reread(name string, s set, addrs []netip.Addr) (changed bool, err error) {
+	switch s.kind {
+	case policy.HashIP:
+		for _, a := range addrs {
+			if conf.FamilyOf(a) != s.family {
+				continue
+			}
+			in, err := d.sets.Has(name, a)
+			if err != nil {
+				return changed, err
+			}
+			e := policy.Element{Prefix: netip.PrefixFrom(a, a.BitLen())}
+			if _, was := s.entries[e]; was == in {
+				continue
+			}
+			changed = true
+			if delete(s.entries, e); in {
+				s.entries[e] = "" // it is written again with its words
+			}
+		}
+	case policy.HashIPPort: // an address may have any number of entries
+		now, err := d.readSet(name)
+		if err != nil {
+			return changed, err
+		}
+		d.have.sets[name] = now
+		changed = !maps.Equal(now.entries, s.entries)
+	}
+	return changed, nil
+}
+
 func (d *Driver) carryOut(ctx context.Context, p plan) (left []string, err error) {
 	for _, s := range p.create {
-		if err := d.sets.Create(s.Name, string(s.Type)); err != nil {
+		if err := d.sets.Create(ipset.Header{Name: s.Name, Type: string(s.Type), Family: s.Family}); err != nil {
 			return nil, err
 		}
 		for _, e := range s.Entries {
-			if err := d.sets.Add(s.Name, ipset.Entry(e)); err != nil {
+			if err := d.sets.Add(s.Name, entry(e)); err != nil {
 				return nil, err
 			}
 		}
@@ -119,10 +222,8 @@ func (d *Driver) carryOut(ctx context.Context, p plan) (left []string, err error
 	if err := d.change(p.before); err != nil {
 		return nil, err
 	}
-	if p.restore != "" {
-		if err := d.Flavour.restore(ctx, p.restore); err != nil {
-			return nil, err
-		}
+	if err := d.restore(ctx, p.restore); err != nil {
+		return nil, err
 	}
 	if err := d.change(p.after); err != nil {
 		return nil, err
@@ -139,13 +240,60 @@ func (d *Driver) carryOut(ctx context.Context, p plan) (left []string, err error
 	return left, nil
 }
 
+// restore carries out the families' commands, one after the other: both at once take longer, as the kernel lets only one
+// change its tables. It remembers which generations of the rules that made: one for each table, unless somebody else
+// changed something meanwhile, which then isn't known.
+func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]string) error {
+	before, errBefore := generation() // without nf_tables there is none
+	tables := 0
+	for _, f := range conf.Families {
+		if commands[f] == "" {
+			continue
+		}
+		if err := d.restoreFamily(ctx, f, commands[f]); err != nil {
+			return err
+		}
+		tables += strings.Count(commands[f], "COMMIT\n")
+	}
+	after, errAfter := generation()
+	if errBefore == nil && errAfter == nil && after-before == uint32(tables) {
+		for g := before; g != after; g++ {
+			d.made = append(d.made, g+1)
+		}
+	}
+	return nil
+}
+
+// restoreFamily carries out the family's commands, and has the program for the next ones started ahead.
+func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands string) error {
+	r := d.ahead[f]
+	d.ahead[f] = nil
+	if !r.waits() {
+		var err error
+		if r, err = startRestorer(d.Flavour, f); err != nil {
+			return err
+		}
+	}
+	if err := r.carryOut(ctx, commands); err != nil {
+		return err
+	}
+	d.ahead[f], _ = startRestorer(d.Flavour, f) // if that fails, the next call says so
+	return nil
+}
+
+// Knows says whether the tables of that generation have been read since, or were the driver's own making: then nobody
+// else's change is in it that isn't known.
+func (d *Driver) Knows(generation uint32) bool {
+	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || slices.Contains(d.made, generation))
+}
+
 func (d *Driver) change(changes []change) error {
 	for _, c := range changes {
 		var err error
 		if c.del {
-			err = d.sets.Del(c.set, c.Prefix)
+			err = d.sets.Del(c.set, entry(c.Entry))
 		} else {
-			err = d.sets.Add(c.set, ipset.Entry(c.Entry))
+			err = d.sets.Add(c.set, entry(c.Entry))
 		}
 		if err != nil {
 			return err
@@ -154,48 +302,88 @@ func (d *Driver) change(changes []change) error {
 	return nil
 }
 
+func entry(e policy.Entry) ipset.Entry {
+	return ipset.Entry{Prefix: e.Prefix, Proto: string(e.Proto), Port: e.Port, Comment: e.Comment}
+}
+
 // read lists weir's sets and the tables.
-func (d *Driver) read(ctx context.Context) (state, error) {
-	s := state{sets: map[string]set{}, tables: map[string]table{}}
-	names, err := d.sets.Names()
+func (d *Driver) read(ctx context.Context, want policy.Ruleset) (state, error) {
+	s := state{sets: map[string]set{}}
+	d.readAt, d.made = 0, nil
+	readAt, _ := generation() // without nf_tables there is none
+	headers, err := d.sets.Headers()
 	if err != nil {
 		return s, err
 	}
-	for _, name := range names {
-		got, err := d.sets.List(name)
+	for _, h := range headers {
+		got, err := d.readSet(h.Name)
 		if errors.Is(err, ipset.ErrNotExist) {
 			continue
 		}
 		if err != nil {
 			return s, err
 		}
-		entries := make(map[netip.Prefix]string, len(got.Entries))
-		for _, e := range got.Entries {
-			entries[e.Prefix] = e.Comment
-		}
-		s.sets[name] = set{policy.SetType(got.Type), entries}
+		s.sets[h.Name] = got
 	}
-	for _, name := range tablesUsed {
-		if s.tables[name], err = d.readTable(ctx, name); err != nil {
+	for _, f := range conf.Families {
+		if s.tables[f], err = d.readTables(ctx, f, want); err != nil {
 			return s, err
 		}
 	}
+	d.readAt = readAt
 	return s, nil
 }
 
-func (d *Driver) readTable(ctx context.Context, name string) (table, error) {
-	out, err := d.Flavour.save(ctx, name)
+// readTables lists the family's tables as far as they matter. Where nothing is wanted, and it isn't known what is there,
+// it looks for leftovers; that there is no iptables for the family then doesn't matter.
+func (d *Driver) readTables(ctx context.Context, f conf.Family, want policy.Ruleset) (tables, error) {
+	all := tables{}
+	if !d.concerned(f, want) && (d.have != nil || !d.leftovers(ctx, f)) {
+		return all, nil
+	}
+	out, err := d.Flavour.save(ctx, f) // starting the program is most of what it costs, so all are read at once
 	if err != nil {
 		return nil, err
 	}
-	t := parseSave(out)
-	// A table that nobody has used yet is not printed, but has its built-in chains.
+	for _, name := range tablesUsed {
+		all[name] = withBuiltin(name, parseSave(section(out, name)))
+	}
+	return all, nil
+}
+
+func (d *Driver) leftovers(ctx context.Context, f conf.Family) bool {
+	out, err := d.Flavour.save(ctx, f)
+	return err == nil && strings.Contains(out, chainPrefix)
+}
+
+func (d *Driver) readSet(name string) (set, error) {
+	got, err := d.sets.List(name)
+	if err != nil {
+		return set{}, err
+	}
+	entries := make(map[policy.Element]string, len(got.Entries))
+	for _, e := range got.Entries {
+		entries[policy.Element{Prefix: e.Prefix, Proto: policy.Protocol(e.Proto), Port: e.Port}] = e.Comment
+	}
+	return set{policy.SetType(got.Type), got.Family, entries}, nil
+}
+
+func (d *Driver) readTable(ctx context.Context, f conf.Family, name string) (table, error) {
+	out, err := d.Flavour.save(ctx, f, name)
+	if err != nil {
+		return nil, err
+	}
+	return withBuiltin(name, parseSave(out)), nil
+}
+
+// withBuiltin adds the table's built-in chains: one that nobody has used yet is not printed, but has them.
+func withBuiltin(name string, t table) table {
 	for _, chain := range builtin[name] {
 		if _, ok := t[chain]; !ok {
 			t[chain] = nil
 		}
 	}
-	return t, nil
+	return t
 }
 
 // builtin chains that weir has jumps in.
@@ -213,12 +401,12 @@ func (d *Driver) Remove(ctx context.Context) error {
 	if err := errors.Join(d.Flavour.clean(ctx), d.Flavour.other().clean(ctx)); err != nil {
 		return err
 	}
-	names, err := d.sets.Names()
+	headers, err := d.sets.Headers()
 	if err != nil {
 		return err
 	}
-	for _, name := range slices.Sorted(slices.Values(names)) {
-		if err := d.destroyUnused(ctx, name); err != nil {
+	for _, h := range headers {
+		if err := d.destroyUnused(ctx, h.Name); err != nil {
 			return fmt.Errorf("remove: %w", err)
 		}
 	}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/coreos/go-iptables/iptables"
+
+	"github.com/weir-net/weir/conf"
 )
 
 // Flavour of iptables: its rules are kept by the old x_tables code (legacy) or by nf_tables (nft). Rules of both apply,
@@ -38,7 +40,7 @@ func Detect(ctx context.Context) (Flavour, error) {
 	rules := map[Flavour]int{}
 	var errs []error
 	for _, f := range []Flavour{NFT, Legacy} {
-		out, err := f.save(ctx)
+		out, err := f.save(ctx, conf.IPv4)
 		if err != nil {
 			errs = append(errs, err)
 			rules[f] = -1
@@ -62,65 +64,78 @@ func Detect(ctx context.Context) (Flavour, error) {
 	return NFT, nil
 }
 
-// save prints the tables that there are, or the one named. Unlike listing, it doesn't make tables in passing.
+// program for the family's rules: iptables-nft, or ip6tables-nft.
+func (f Flavour) program(family conf.Family) string {
+	if family == conf.IPv6 {
+		return "ip6tables-" + string(f)
+	}
+	return "iptables-" + string(f)
+}
+
+// save prints the family's tables that there are, or the one named. Unlike listing, it doesn't make tables in passing.
 //
-// Equivalent to: iptables-save -t TABLE
-func (f Flavour) save(ctx context.Context, table ...string) (string, error) {
+// Equivalent to: iptables-save -t TABLE (ip6tables-save for IPv6)
+func (f Flavour) save(ctx context.Context, family conf.Family, table ...string) (string, error) {
 	var args []string
 	if len(table) > 0 {
 		args = []string{"-t", table[0]}
 	}
-	return run(ctx, "", "iptables-"+string(f)+"-save", args...)
+	return run(ctx, f.program(family)+"-save", args...)
 }
 
-// restore carries out the commands in one transaction for each table.
-//
-// Equivalent to: iptables-restore --wait 10 --noflush < COMMANDS
-func (f Flavour) restore(ctx context.Context, commands string) error {
-	_, err := run(ctx, commands, "iptables-"+string(f)+"-restore", "--wait", lockWait, "--noflush")
-	if err != nil {
-		return fmt.Errorf("%w\n%s", err, commands)
-	}
-	return nil
-}
-
-func run(ctx context.Context, stdin, name string, args ...string) (string, error) {
+func run(ctx context.Context, name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
 	var out, errOut bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errOut
+	cmd.Stdout, cmd.Stderr = &out, &errOut
 	if err := cmd.Run(); err != nil {
 		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(errOut.String()))
 	}
 	return out.String(), nil
 }
 
-// clean removes weir's jumps and chains from the flavour's tables.
+// clean removes weir's jumps and chains from the flavour's tables of both families.
 //
-// Equivalent to: iptables -t TABLE -D CHAIN JUMP…; iptables -t TABLE -F WEIR-…; iptables -t TABLE -X WEIR-…
+// Equivalent to: iptables -t TABLE -D CHAIN JUMP…; iptables -t TABLE -F WEIR-…; iptables -t TABLE -X WEIR-…; and with
+// ip6tables
 func (f Flavour) clean(ctx context.Context) error {
-	out, err := f.save(ctx)
+	var errs []error
+	for _, family := range conf.Families {
+		errs = append(errs, f.cleanFamily(ctx, family))
+	}
+	return errors.Join(errs...)
+}
+
+func (f Flavour) cleanFamily(ctx context.Context, family conf.Family) error {
+	out, err := f.save(ctx, family)
 	if errors.Is(err, exec.ErrNotFound) || (err == nil && !strings.Contains(out, chainPrefix)) {
 		return nil // listing chains would make the tables, so it is only done where weir has been
+	}
+	if err != nil && family == conf.IPv6 {
+		return nil // a kernel without it, so nobody can have been there
 	}
 	if err != nil {
 		return err
 	}
-	ipt, err := iptables.New(iptables.Path("iptables-"+string(f)), iptables.Timeout(10))
+	protocol := iptables.ProtocolIPv4
+	if family == conf.IPv6 {
+		protocol = iptables.ProtocolIPv6
+	}
+	ipt, err := iptables.New(iptables.IPFamily(protocol), iptables.Path(f.program(family)), iptables.Timeout(10))
 	if err != nil {
-		return fmt.Errorf("open iptables-%s: %w", f, err)
+		return fmt.Errorf("open %s: %w", f.program(family), err)
 	}
 	for _, table := range tablesUsed {
-		if err := cleanTable(ctx, ipt, f, table); err != nil {
-			return fmt.Errorf("clean table %s of iptables-%s: %w", table, f, err)
+		if err := f.cleanTable(ctx, ipt, family, table); err != nil {
+			return fmt.Errorf("clean table %s of %s: %w", table, f.program(family), err)
 		}
 	}
 	return nil
 }
 
-func cleanTable(ctx context.Context, ipt *iptables.IPTables, f Flavour, name string) error {
-	out, err := f.save(ctx, name)
+func (f Flavour) cleanTable(ctx context.Context, ipt *iptables.IPTables, family conf.Family, name string) error {
+	out, err := f.save(ctx, family, name)
 	if err != nil {
 		return err
 	}
@@ -134,7 +149,11 @@ func cleanTable(ctx context.Context, ipt *iptables.IPTables, f Flavour, name str
 		}
 	}
 	if commands.Len() > 0 {
-		if err := f.restore(ctx, "*"+name+"\n"+commands.String()+"COMMIT\n"); err != nil {
+		r, err := startRestorer(f, family)
+		if err == nil {
+			err = r.carryOut(ctx, "*"+name+"\n"+commands.String()+"COMMIT\n")
+		}
+		if err != nil {
 			return err
 		}
 	}

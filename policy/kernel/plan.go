@@ -1,38 +1,58 @@
 package kernel
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 )
 
 // state is what the kernel holds of weir's.
 type state struct {
 	sets   map[string]set
-	tables map[string]table
+	tables [len(conf.Families)]tables
 }
 
-// set is an ipset: its type, and its entries with their comments.
+// tables of one family, by their names.
+type tables map[string]table
+
+// holds says whether there is a chain of weir's.
+func (t tables) holds() bool {
+	for _, name := range tablesUsed {
+		for chain := range t[name] {
+			if strings.HasPrefix(chain, chainPrefix) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// set is an ipset: its type and family, and its entries with their comments.
 type set struct {
 	kind    policy.SetType
-	entries map[netip.Prefix]string
+	family  conf.Family
+	entries map[policy.Element]string
 }
 
 // table is an iptables table: the rules of each chain as iptables-save prints them, without "-A CHAIN".
 type table map[string][]string
 
 // plan is how to get from what the kernel holds to what it should hold. Its steps are taken in the order of its fields;
-// after each of them the node lets through nothing that neither the old nor the new state does.
+// after each of them the node lets through nothing that neither the old nor the new state does. It doesn't matter in which
+// order the families' rules change, as a packet is judged by those of its own.
 type plan struct {
 	create  []policy.Set // with their entries; no rule uses them yet
 	before  []change
-	restore string // for iptables-restore --noflush
+	restore [len(conf.Families)]string // for each family's iptables-restore --noflush
 	after   []change
 	destroy []string
+	// closes says that something may be let through before and not after. All else only opens.
+	closes bool
 }
 
 // change of one entry of a set.
@@ -43,7 +63,12 @@ type change struct {
 }
 
 func (p plan) empty() bool {
-	return len(p.create)+len(p.before)+len(p.after)+len(p.destroy) == 0 && p.restore == ""
+	return len(p.create)+len(p.before)+len(p.after)+len(p.destroy) == 0 && !p.restores()
+}
+
+// restores says whether the rules of any family change.
+func (p plan) restores() bool {
+	return slices.ContainsFunc(p.restore[:], func(commands string) bool { return commands != "" })
 }
 
 // tablesUsed in the order in which they change: what drops comes before what accepts.
@@ -57,7 +82,11 @@ const chainPrefix = "WEIR-"
 func makePlan(have state, want policy.Ruleset) plan {
 	var p plan
 	wanted := map[string]bool{}
-	byDispatch := map[string][]policy.Set{}
+	type dispatch struct {
+		family conf.Family
+		chain  string
+	}
+	byDispatch := map[dispatch][]policy.Set{}
 	for _, s := range want.Sets {
 		wanted[s.Name] = true
 		old, ok := have.sets[s.Name]
@@ -65,7 +94,8 @@ func makePlan(have state, want policy.Ruleset) plan {
 			p.create = append(p.create, s)
 		}
 		if s.Role == policy.Members {
-			byDispatch[s.Dispatch] = append(byDispatch[s.Dispatch], s)
+			d := dispatch{s.Family, s.Dispatch}
+			byDispatch[d] = append(byDispatch[d], s)
 			continue
 		}
 		if !ok {
@@ -74,46 +104,52 @@ func makePlan(have state, want policy.Ruleset) plan {
 		adds, dels := diff(old, s)
 		if s.Role == policy.Judged {
 			p.before, p.after = append(p.before, adds...), append(p.after, dels...)
+			p.closes = p.closes || slices.ContainsFunc(adds, func(c change) bool { _, ok := old.entries[c.Element]; return !ok })
 		} else {
 			p.before, p.after = append(p.before, dels...), append(p.after, adds...)
+			p.closes = p.closes || len(dels) > 0
 		}
 	}
-	for _, chain := range slices.Sorted(maps.Keys(byDispatch)) {
-		before, after := moves(have, chain, byDispatch[chain], want)
+	for _, d := range slices.SortedFunc(maps.Keys(byDispatch), func(a, b dispatch) int {
+		return cmp.Or(cmp.Compare(a.family, b.family), cmp.Compare(a.chain, b.chain))
+	}) {
+		before, after := moves(have, d.family, d.chain, byDispatch[d], want)
 		p.before, p.after = append(p.before, before...), append(p.after, after...)
+		p.closes = p.closes || slices.ContainsFunc(slices.Concat(before, after), func(c change) bool { return c.del })
 	}
 	for _, name := range slices.Sorted(maps.Keys(have.sets)) {
 		if !wanted[name] {
 			p.destroy = append(p.destroy, name)
 		}
 	}
-	var b strings.Builder
-	for _, name := range tablesUsed {
-		b.WriteString(restoreTable(name, have.tables[name], want))
+	for _, f := range conf.Families {
+		for _, name := range tablesUsed {
+			p.restore[f] += restoreTable(f, name, have.tables[f][name], want)
+		}
 	}
-	p.restore = b.String()
+	p.closes = p.closes || p.restores()
 	return p
 }
 
-// moves are the changes to the classes' sets of one direction.
+// moves are the changes to the classes' sets of one direction and family.
 //
 // A packet is judged twice, where it leaves and where it arrives. If one pod's change of class opened its side before
 // another's closed the other side, a packet could pass that neither the old nor the new state lets through. So whoever
 // changes class does it in the transaction that changes the rules, where the rules' order makes that possible, or else
 // is taken out of the old class before it and put into the new one after it.
-func moves(have state, chain string, sets []policy.Set, want policy.Ruleset) (before, after []change) {
-	newRules, _ := want.Chain("mangle", chain)
-	newOrder, oldOrder := orderOf(lines(newRules)), orderOf(have.tables["mangle"][chain])
-	old := map[netip.Prefix]string{} // the class that an address is dispatched to now
+func moves(have state, f conf.Family, chain string, sets []policy.Set, want policy.Ruleset) (before, after []change) {
+	newRules, _ := want.Chain(f, "mangle", chain)
+	newOrder, oldOrder := orderOf(lines(newRules)), orderOf(have.tables[f]["mangle"][chain])
+	old := map[policy.Element]string{} // the class that an address is dispatched to now
 	for _, name := range slices.Backward(oldOrder) {
-		for prefix := range have.sets[name].entries {
-			old[prefix] = name
+		for element := range have.sets[name].entries {
+			old[element] = name
 		}
 	}
-	target := map[netip.Prefix]string{}
+	target := map[policy.Element]string{}
 	for _, s := range sets {
 		for _, e := range s.Entries {
-			target[e.Prefix] = s.Name
+			target[e.Element] = s.Name
 		}
 	}
 	for _, s := range sets {
@@ -123,7 +159,7 @@ func moves(have state, chain string, sets []policy.Set, want policy.Ruleset) (be
 		}
 		adds, dels := diff(held, s)
 		for _, c := range adds {
-			from := old[c.Prefix]
+			from := old[c.Element]
 			// Out of a class that goes with the change of rules, into one that is behind it until then.
 			atOnce := from != "" && !slices.Contains(newOrder, from) && slices.Index(oldOrder, from) < slices.Index(oldOrder, s.Name)
 			if atOnce || from == s.Name {
@@ -133,7 +169,7 @@ func moves(have state, chain string, sets []policy.Set, want policy.Ruleset) (be
 			}
 		}
 		for _, c := range dels {
-			to := target[c.Prefix]
+			to := target[c.Element]
 			_, toExists := have.sets[to]
 			// Into a class that comes with the change of rules, ahead of this one.
 			atOnce := to != "" && !toExists && slices.Index(newOrder, to) < slices.Index(newOrder, s.Name)
@@ -168,33 +204,39 @@ func lines(c policy.Chain) []string {
 }
 
 func diff(have set, want policy.Set) (adds, dels []change) {
-	entries := maps.Clone(have.entries)
+	kept := 0
 	for _, e := range want.Entries {
-		if c, ok := entries[e.Prefix]; !ok || c != e.Comment {
+		c, ok := have.entries[e.Element]
+		if ok {
+			kept++
+		}
+		if !ok || c != e.Comment {
 			adds = append(adds, change{set: want.Name, Entry: e})
 		}
-		delete(entries, e.Prefix)
 	}
-	for _, prefix := range slices.SortedFunc(maps.Keys(entries), comparePrefix) {
-		dels = append(dels, change{set: want.Name, Entry: policy.Entry{Prefix: prefix}, del: true})
+	if kept == len(have.entries) {
+		return adds, nil
 	}
+	wanted := make(map[policy.Element]bool, len(want.Entries))
+	for _, e := range want.Entries {
+		wanted[e.Element] = true
+	}
+	for element := range have.entries {
+		if !wanted[element] {
+			dels = append(dels, change{set: want.Name, Entry: policy.Entry{Element: element}, del: true})
+		}
+	}
+	slices.SortFunc(dels, func(a, b change) int { return a.Compare(b.Element) })
 	return adds, dels
-}
-
-func comparePrefix(a, b netip.Prefix) int {
-	if c := a.Addr().Compare(b.Addr()); c != 0 {
-		return c
-	}
-	return a.Bits() - b.Bits()
 }
 
 // restoreTable is the part for one table: chains that are new or differ are written anew, jumps are put where they
 // belong, and chains that nobody wants are deleted. Empty if nothing is to be done.
-func restoreTable(name string, have table, want policy.Ruleset) string {
+func restoreTable(f conf.Family, name string, have table, want policy.Ruleset) string {
 	var chains, rules, drop []string
 	wanted := map[string]bool{}
 	for _, c := range want.Chains {
-		if c.Table != name {
+		if c.Family != f || c.Table != name {
 			continue
 		}
 		wanted[c.Name] = true
@@ -213,7 +255,7 @@ func restoreTable(name string, have table, want policy.Ruleset) string {
 			drop = append(drop, "-X "+chain)
 		}
 	}
-	rules = append(rules, jumps(name, have, want)...)
+	rules = append(rules, jumps(f, name, have, want)...)
 	if len(chains)+len(rules)+len(drop) == 0 {
 		return ""
 	}
@@ -231,18 +273,18 @@ func restoreTable(name string, have table, want policy.Ruleset) string {
 
 // jumps puts weir's rules in the built-in chains right: one copy of each that is wanted, the first where it must be
 // first, and none that isn't wanted. Strangers' rules are left alone.
-func jumps(name string, have table, want policy.Ruleset) []string {
+func jumps(f conf.Family, name string, have table, want policy.Ruleset) []string {
 	var commands []string
 	for _, chain := range slices.Sorted(maps.Keys(have)) {
 		if strings.HasPrefix(chain, chainPrefix) {
 			continue
 		}
-		commands = append(commands, jumpsIn(name, chain, have[chain], want)...)
+		commands = append(commands, jumpsIn(f, name, chain, have[chain], want)...)
 	}
 	return commands
 }
 
-func jumpsIn(name, chain string, have []string, want policy.Ruleset) []string {
+func jumpsIn(f conf.Family, name, chain string, have []string, want policy.Ruleset) []string {
 	var ours []string // wanted and unwanted rules of weir's that are there
 	for _, l := range have {
 		if strings.Contains(l, "-j "+chainPrefix) {
@@ -252,7 +294,7 @@ func jumpsIn(name, chain string, have []string, want policy.Ruleset) []string {
 	var wanted []string
 	first := false
 	for _, j := range want.Jumps {
-		if j.Table == name && j.Chain == chain {
+		if j.Family == f && j.Table == name && j.Chain == chain {
 			wanted, first = append(wanted, j.Rule.String()), j.First
 		}
 	}
@@ -273,6 +315,44 @@ func jumpsIn(name, chain string, have []string, want policy.Ruleset) []string {
 	return commands
 }
 
+// stands says of the family's table that drops whether packets of pods' can't get past weir's chains: those that the ruleset has
+// there are there, and those that dispatch, and those of the classes that they dispatch to, end in DROP. It doesn't ask
+// what else is in them: another version's may differ.
+func (t table) stands(f conf.Family, want policy.Ruleset) bool {
+	drops := func(chain string) bool {
+		return len(t[chain]) > 0 && strings.HasSuffix(t[chain][len(t[chain])-1], " -j DROP")
+	}
+	for _, c := range want.Chains {
+		if c.Family == f && c.Table == "mangle" && len(t[c.Name]) == 0 {
+			return false
+		}
+	}
+	for _, s := range want.Sets {
+		if s.Family != f || s.Role != policy.Members {
+			continue
+		}
+		if !drops(s.Dispatch) {
+			return false
+		}
+		for _, rule := range t[s.Dispatch] {
+			if _, class, ok := strings.Cut(rule, " -g "); ok && !drops(class) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// section is what iptables-save prints of one table among all.
+func section(out, name string) string {
+	_, rest, ok := strings.Cut("\n"+out, "\n*"+name+"\n")
+	if !ok {
+		return ""
+	}
+	text, _, _ := strings.Cut(rest, "\nCOMMIT\n")
+	return text + "\n"
+}
+
 // parseSave reads what iptables-save prints of one table. Chains other than weir's are kept too: the rules of built-in
 // chains say where weir's jumps stand.
 func parseSave(out string) table {
@@ -291,27 +371,51 @@ func parseSave(out string) table {
 	return t
 }
 
-// after is the state once the plan has been carried out.
-func (s state) after(want policy.Ruleset, left []string) state {
-	next := state{sets: map[string]set{}, tables: map[string]table{}}
+// after is the state once the plan has been carried out. Sets that it doesn't change are the same maps as before.
+func (s state) after(p plan, want policy.Ruleset, left []string) state {
+	next := state{sets: make(map[string]set, len(want.Sets))}
 	for _, w := range want.Sets {
-		entries := make(map[netip.Prefix]string, len(w.Entries))
+		next.sets[w.Name] = s.sets[w.Name]
+	}
+	for _, w := range p.create {
+		entries := make(map[policy.Element]string, len(w.Entries))
 		for _, e := range w.Entries {
-			entries[e.Prefix] = e.Comment
+			entries[e.Element] = e.Comment
 		}
-		next.sets[w.Name] = set{w.Type, entries}
+		next.sets[w.Name] = set{w.Type, w.Family, entries}
+	}
+	for _, c := range slices.Concat(p.before, p.after) {
+		if c.del {
+			delete(next.sets[c.set].entries, c.Element)
+		} else {
+			next.sets[c.set].entries[c.Element] = c.Comment
+		}
 	}
 	for _, name := range left {
 		next.sets[name] = s.sets[name]
 	}
-	for _, name := range tablesUsed {
-		next.tables[name] = table{}
-	}
-	for _, c := range want.Chains {
-		next.tables[c.Table][c.Name] = lines(c)
-	}
-	for _, j := range want.Jumps {
-		next.tables[j.Table][j.Chain] = append(next.tables[j.Table][j.Chain], j.Rule.String())
+	for _, f := range conf.Families {
+		if next.tables[f] = s.tables[f]; p.restore[f] != "" || s.tables[f] == nil {
+			next.tables[f] = tablesOf(f, want)
+		}
 	}
 	return next
+}
+
+func tablesOf(f conf.Family, want policy.Ruleset) tables {
+	all := tables{}
+	for _, name := range tablesUsed {
+		all[name] = table{}
+	}
+	for _, c := range want.Chains {
+		if c.Family == f {
+			all[c.Table][c.Name] = lines(c)
+		}
+	}
+	for _, j := range want.Jumps {
+		if j.Family == f {
+			all[j.Table][j.Chain] = append(all[j.Table][j.Chain], j.Rule.String())
+		}
+	}
+	return all
 }

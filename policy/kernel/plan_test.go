@@ -8,12 +8,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
 )
 
 // stateOf is what the kernel holds once the ruleset was applied.
-func stateOf(r policy.Ruleset) state { return state{}.after(r, nil) }
+func stateOf(r policy.Ruleset) state { return state{}.after(makePlan(state{}, r), r, nil) }
 
 // TestNoStepOpens carries out plans between random states step by step. At no moment may a packet pass that neither the
 // old nor the new state lets through.
@@ -42,8 +43,13 @@ func TestNoStepOpens(t *testing.T) {
 			apply(&now, c)
 			step(fmt.Sprint("before ", i), now)
 		}
-		now.Chains = want.Chains
-		step("restore", now)
+		for _, f := range conf.Families {
+			other := func(c policy.Chain) bool { return c.Family != f }
+			now.Chains = slices.Concat(slices.DeleteFunc(slices.Clone(want.Chains), other), slices.DeleteFunc(slices.Clone(now.Chains), func(c policy.Chain) bool { return !other(c) }))
+			others := func(j policy.Jump) bool { return j.Family != f }
+			now.Jumps = slices.Concat(slices.DeleteFunc(slices.Clone(want.Jumps), others), slices.DeleteFunc(slices.Clone(now.Jumps), func(j policy.Jump) bool { return !others(j) }))
+			step(fmt.Sprint("restore ", f), now)
+		}
 		for i, c := range p.after {
 			apply(&now, c)
 			step(fmt.Sprint("after ", i), now)
@@ -61,7 +67,7 @@ func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
 	set := func(addrs ...string) policy.Ruleset {
 		s := policy.Set{Name: "weir-sel-X", Type: policy.HashIP, Role: policy.Peers}
 		for _, a := range addrs {
-			s.Entries = append(s.Entries, policy.Entry{Prefix: netip.MustParsePrefix(a + "/32"), Comment: "ns/" + a})
+			s.Entries = append(s.Entries, policy.Entry{Element: policy.Element{Prefix: netip.MustParsePrefix(a + "/32")}, Comment: "ns/" + a})
 		}
 		return policy.Ruleset{Sets: []policy.Set{s}}
 	}
@@ -71,6 +77,59 @@ func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
 	}
 	if len(p.after) != 1 || p.after[0].del || p.after[0].Prefix.String() != "10.0.0.3/32" {
 		t.Errorf("after the rules change: %+v, want 10.0.0.3 in", p.after)
+	}
+}
+
+// TestCloses: what only opens is told from what may close, and the states of a random cluster agree.
+func TestCloses(t *testing.T) {
+	set := func(role policy.SetRole, addrs ...string) policy.Ruleset {
+		s := policy.Set{Name: "weir-x", Type: policy.HashIP, Role: role}
+		for _, a := range addrs {
+			s.Entries = append(s.Entries, policy.Entry{Element: policy.Element{Prefix: netip.MustParsePrefix(a + "/32")}, Comment: "ns/pod"})
+		}
+		return policy.Ruleset{Sets: []policy.Set{s}}
+	}
+	other := set(policy.Judged, "10.0.0.1")
+	other.Sets[0].Entries[0].Comment = "ns/other"
+	for name, tc := range map[string]struct {
+		have, want policy.Ruleset
+		closes     bool
+	}{
+		"nothing":           {set(policy.Peers, "10.0.0.1"), set(policy.Peers, "10.0.0.1"), false},
+		"a peer comes":      {set(policy.Peers), set(policy.Peers, "10.0.0.1"), false},
+		"a peer goes":       {set(policy.Peers, "10.0.0.1"), set(policy.Peers), true},
+		"a pod is judged":   {set(policy.Judged), set(policy.Judged, "10.0.0.1"), true},
+		"another's words":   {set(policy.Judged, "10.0.0.1"), other, false},
+		"a pod goes":        {set(policy.Judged, "10.0.0.1"), set(policy.Judged), false},
+		"a pod is let in":   {set(policy.Members), set(policy.Members, "10.0.0.1"), false},
+		"a pod leaves":      {set(policy.Members, "10.0.0.1"), set(policy.Members), true},
+		"the rules change":  {policy.Ruleset{}, policy.Ruleset{Chains: []policy.Chain{{Table: "mangle", Name: "WEIR-X"}}}, true},
+		"a set nobody uses": {set(policy.Peers, "10.0.0.1"), policy.Ruleset{}, false},
+	} {
+		if p := makePlan(stateOf(tc.have), tc.want); p.closes != tc.closes {
+			t.Errorf("%s: closes is %v: %+v", name, p.closes, p)
+		}
+	}
+	opened := 0
+	for seed := range uint64(1000) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		s := policytest.State(r)
+		next := policytest.Change(r, s)
+		old, want := policy.Compile(s), policy.Compile(next)
+		p := makePlan(stateOf(old), want)
+		if p.closes || p.empty() {
+			continue
+		}
+		opened++
+		before, after := judge(t, old), judge(t, want)
+		for _, packet := range append(policytest.Packets(s), policytest.Packets(next)...) {
+			if before.Allows(packet) && !after.Allows(packet) {
+				t.Fatalf("seed %d: the plan says that it closes nothing, and %+v passed before it only: %+v", seed, packet, p)
+			}
+		}
+	}
+	if opened < 5 {
+		t.Errorf("only %d of 1000 changes only open", opened)
 	}
 }
 
@@ -89,7 +148,7 @@ func apply(r *policy.Ruleset, c change) {
 		if s.Name != c.set {
 			continue
 		}
-		s.Entries = slices.DeleteFunc(slices.Clone(s.Entries), func(e policy.Entry) bool { return e.Prefix == c.Prefix })
+		s.Entries = slices.DeleteFunc(slices.Clone(s.Entries), func(e policy.Entry) bool { return e.Element == c.Element })
 		if !c.del {
 			s.Entries = append(s.Entries, c.Entry)
 		}
@@ -100,7 +159,7 @@ func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
 	s := policytest.State(rand.New(rand.NewPCG(7, 7)))
 	want := policy.Compile(s)
 	have := stateOf(want)
-	forward := have.tables["mangle"]["FORWARD"][0]
+	forward := have.tables[conf.IPv4]["mangle"]["FORWARD"][0]
 	for _, tc := range []struct {
 		name   string
 		change func(state)
@@ -109,26 +168,26 @@ func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
 	}{
 		{"nothing", func(state) {}, nil, ""},
 		{"a stranger's chain and rule", func(s state) {
-			s.tables["mangle"]["DOCKER"] = []string{"-j ACCEPT"}
-			s.tables["mangle"]["FORWARD"] = append(s.tables["mangle"]["FORWARD"], "-j DOCKER")
+			s.tables[conf.IPv4]["mangle"]["DOCKER"] = []string{"-j ACCEPT"}
+			s.tables[conf.IPv4]["mangle"]["FORWARD"] = append(s.tables[conf.IPv4]["mangle"]["FORWARD"], "-j DOCKER")
 		}, nil, ""},
 		{"a stranger's rule before weir's", func(s state) {
-			s.tables["mangle"]["FORWARD"] = []string{"-j ACCEPT", forward}
+			s.tables[conf.IPv4]["mangle"]["FORWARD"] = []string{"-j ACCEPT", forward}
 		}, []string{"-D FORWARD " + forward, "-I FORWARD 1 " + forward}, "-j ACCEPT"},
 		{"weir's rule twice", func(s state) {
-			s.tables["mangle"]["FORWARD"] = []string{forward, forward}
+			s.tables[conf.IPv4]["mangle"]["FORWARD"] = []string{forward, forward}
 		}, []string{"-D FORWARD " + forward + "\n-D FORWARD", "-I FORWARD 1"}, ":WEIR"},
-		{"weir's rule gone", func(s state) { s.tables["mangle"]["FORWARD"] = nil }, []string{"-I FORWARD 1 " + forward}, "-D"},
-		{"a flushed chain", func(s state) { s.tables["mangle"]["WEIR-FORWARD"] = nil }, []string{":WEIR-FORWARD - [0:0]\n-A WEIR-FORWARD"}, "WEIR-INPUT"},
+		{"weir's rule gone", func(s state) { s.tables[conf.IPv4]["mangle"]["FORWARD"] = nil }, []string{"-I FORWARD 1 " + forward}, "-D"},
+		{"a flushed chain", func(s state) { s.tables[conf.IPv4]["mangle"]["WEIR-FORWARD"] = nil }, []string{":WEIR-FORWARD - [0:0]\n-A WEIR-FORWARD"}, "WEIR-INPUT"},
 		{"an old version's chain", func(s state) {
-			s.tables["mangle"]["WEIR-OLD"] = []string{"-j DROP"}
-			s.tables["mangle"]["INPUT"] = append(s.tables["mangle"]["INPUT"], "-j WEIR-OLD")
+			s.tables[conf.IPv4]["mangle"]["WEIR-OLD"] = []string{"-j DROP"}
+			s.tables[conf.IPv4]["mangle"]["INPUT"] = append(s.tables[conf.IPv4]["mangle"]["INPUT"], "-j WEIR-OLD")
 		}, []string{":WEIR-OLD - [0:0]", "-D INPUT -j WEIR-OLD", "-X WEIR-OLD"}, ":WEIR-FORWARD"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := stateOf(want)
 			tc.change(s)
-			got := makePlan(s, want).restore
+			got := makePlan(s, want).restore[conf.IPv4]
 			if len(tc.want) == 0 && got != "" {
 				t.Errorf("restore:\n%s", got)
 			}
@@ -148,6 +207,6 @@ func FuzzParseSave(f *testing.F) {
 	f.Add("*mangle\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j WEIR-FORWARD\nCOMMIT\n")
 	f.Add("# Warning\n:\n-A \n-A X")
 	f.Fuzz(func(_ *testing.T, out string) {
-		makePlan(state{tables: map[string]table{"mangle": parseSave(out)}}, policy.Compile(policy.State{}))
+		makePlan(state{tables: [...]tables{conf.IPv4: {"mangle": parseSave(out)}, conf.IPv6: {}}}, policy.Compile(policy.State{}))
 	})
 }

@@ -3,6 +3,7 @@ package kernel
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -13,30 +14,68 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch calls changed whenever somebody, weir included, changed rules where weir has its own, until ctx ends. The kernel
-// tells so for nf_tables only; of the legacy tables nothing is heard.
+// Watch calls changed whenever somebody, weir included, changed rules where weir has its own, until ctx ends. It is given
+// the generation of nf_tables that the change made, which the Driver may know; 0 if that isn't known. The kernel tells of
+// nf_tables only; of the legacy tables nothing is heard.
 //
-// Equivalent to: nft monitor rules
-func Watch(ctx context.Context, changed func()) error {
+// Equivalent to: nft monitor
+func Watch(ctx context.Context, changed func(generation uint32)) error {
 	s, err := nl.Subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
 	if err != nil {
 		return fmt.Errorf("watch the rules: %w", err)
 	}
 	stop := context.AfterFunc(ctx, s.Close)
 	defer stop()
+	concerned := false // by what the transaction that is being told of has changed
 	for {
 		msgs, _, err := s.Receive()
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS): // messages were lost: it may have been any
-			changed()
+			changed(0)
 		case err != nil:
 			return fmt.Errorf("watch the rules: %w", err)
-		case slices.ContainsFunc(msgs, concerns):
-			changed()
+		}
+		for _, m := range msgs {
+			concerned = concerned || concerns(m)
+			if generation, ok := parseGeneration(m.Header.Type, m.Data); ok && concerned { // which ends the transaction
+				concerned = false
+				changed(generation)
+			}
 		}
 	}
+}
+
+// generation is how often nf_tables has been changed in this network namespace.
+//
+// Equivalent to: nft -j list tables | jq .nftables[0]; nft monitor shows it as "new generation"
+func generation() (uint32, error) {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
+	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if err != nil {
+		return 0, fmt.Errorf("ask for the generation of the rules: %w", err)
+	}
+	for _, m := range msgs {
+		if g, ok := parseGeneration(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN, m); ok {
+			return g, nil
+		}
+	}
+	return 0, errors.New("ask for the generation of the rules: the kernel's answer has none")
+}
+
+// parseGeneration reads the message that ends the account of a transaction.
+func parseGeneration(kind uint16, data []byte) (generation uint32, ok bool) {
+	if kind != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN || len(data) < nl.SizeofNfgenmsg {
+		return 0, false
+	}
+	for a := range nl.ParseAttributes(data[nl.SizeofNfgenmsg:]) {
+		if a.Type&nl.NLA_TYPE_MASK == unix.NFTA_GEN_ID && len(a.Value) == 4 {
+			generation, ok = binary.BigEndian.Uint32(a.Value), true
+		}
+	}
+	return generation, ok
 }
 
 // concerns says whether the message tells of a change to a table, chain or rule that weir goes by. The elements of sets,
