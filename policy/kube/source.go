@@ -4,18 +4,15 @@ package kube
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
@@ -29,82 +26,113 @@ import (
 type Source struct {
 	Client kubernetes.Interface
 	Log    *slog.Logger
+
+	contact   contact
+	published published
+}
+
+// views are what policy needs of all objects.
+type views struct {
+	pods       *view[*corev1.Pod, policy.Pod]
+	namespaces *view[*corev1.Namespace, policy.Namespace]
+	nodes      *view[*corev1.Node, policy.Node]
+	policies   *view[*networkingv1.NetworkPolicy, *networkingv1.NetworkPolicy]
+}
+
+func newViews() views {
+	v := views{
+		pods: newView(objects.Pod),
+		namespaces: newView(func(n *corev1.Namespace) (policy.Namespace, []policy.Problem) {
+			return objects.Namespace(n), nil
+		}),
+		nodes: newView(objects.Node),
+		policies: newView(func(p *networkingv1.NetworkPolicy) (*networkingv1.NetworkPolicy, []policy.Problem) {
+			return &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name}, Spec: p.Spec}, nil
+		}),
+	}
+	v.pods.follow = keepAddresses
+	return v
+}
+
+// keepAddresses has a pod keep its addresses when its status loses them while it lives: kubelet takes away what it doesn't
+// know yet, and that is what the pod's own node has just published. Should another pod have one of them by then, packets
+// from there are let through only where both are meant.
+func keepAddresses(was, now policy.Pod) policy.Pod {
+	if len(now.Addresses) == 0 && now.UID == was.UID && !now.Finished {
+		now.Addresses = was.Addresses
+	}
+	return now
+}
+
+// objects as they are now. One of which something can't be read is used as far as it can, and reported.
+func (v views) objects() *policy.Objects {
+	var o policy.Objects
+	var ofPods, ofNodes []policy.Problem
+	o.Pods, ofPods = v.pods.all()
+	o.Nodes, ofNodes = v.nodes.all()
+	o.Namespaces, _ = v.namespaces.all()
+	o.Policies, _ = v.policies.all()
+	o.Problems = slices.Concat(ofPods, ofNodes)
+	return &o
 }
 
 // Run watches until ctx ends. update gets the first state when all watches have synced, and then one for each change, or
 // several that have come by then. While the API server is away nothing is told, and the watches come back by
-// themselves.
+// themselves; Contact says that it is.
 func (s *Source) Run(ctx context.Context, update func(*policy.Objects, error)) error {
 	factory := informers.NewSharedInformerFactory(s.Client, 0)
 	pods := factory.Core().V1().Pods().Informer()
 	namespaces := factory.Core().V1().Namespaces().Informer()
 	nodes := factory.Core().V1().Nodes().Informer()
 	policies := factory.Networking().V1().NetworkPolicies().Informer()
-	changed := make(chan struct{}, 1)
+	v, changed := newViews(), make(chan struct{}, 1)
 	notify := func() {
 		select {
 		case changed <- struct{}{}:
 		default: // it will be looked at anyway
 		}
 	}
+	var all []cache.InformerSynced
 	for _, i := range []struct {
-		cache.SharedIndexInformer
-		keep cache.TransformFunc
-	}{{pods, keepPod}, {namespaces, keepNamespace}, {nodes, keepNode}, {policies, keepPolicy}} {
-		if err := i.SetTransform(i.keep); err != nil {
+		informer cache.SharedIndexInformer
+		keep     cache.TransformFunc
+		watch    func(cache.SharedInformer, func()) (cache.InformerSynced, error)
+	}{
+		{pods, keepPod, v.pods.watch},
+		{namespaces, keepNamespace, v.namespaces.watch},
+		{nodes, keepNode, v.nodes.watch},
+		{policies, keepPolicy, v.policies.watch},
+	} {
+		if err := i.informer.SetTransform(i.keep); err != nil {
 			return fmt.Errorf("watch: %w", err)
 		}
-		handler := cache.ResourceEventHandlerFuncs{
-			AddFunc: func(any) { notify() }, UpdateFunc: func(any, any) { notify() }, DeleteFunc: func(any) { notify() },
-		}
-		if _, err := i.AddEventHandler(handler); err != nil {
+		synced, err := i.watch(i.informer, notify)
+		if err != nil {
 			return fmt.Errorf("watch: %w", err)
 		}
+		all = append(all, synced)
+	}
+	s.watchPublished(pods.GetStore())
+	see := cache.ResourceEventHandlerFuncs{
+		AddFunc: func(o any) { s.seePod(ctx, o) }, UpdateFunc: func(_, o any) { s.seePod(ctx, o) },
+	}
+	if _, err := pods.AddEventHandler(see); err != nil {
+		return fmt.Errorf("watch: %w", err)
 	}
 	factory.Start(ctx.Done())
 	defer factory.Shutdown()
-	for kind, ok := range factory.WaitForCacheSync(ctx.Done()) {
-		if !ok && ctx.Err() == nil {
-			return fmt.Errorf("watch %v: never synced", kind)
-		}
+	if !cache.WaitForCacheSync(ctx.Done(), all...) {
+		return nil // ctx has ended
 	}
+	notify() // there may be nothing at all
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
-			update(collect(pods.GetStore(), namespaces.GetStore(), nodes.GetStore(), policies.GetStore()))
+			update(v.objects(), nil)
 		}
 	}
-}
-
-// collect reads the caches. An object of which something can't be read is used as far as it can, and reported.
-func collect(pods, namespaces, nodes, policies cache.Store) (*policy.Objects, error) {
-	var all policy.Objects
-	var errs []error
-	for _, o := range pods.List() {
-		pod := o.(*corev1.Pod)
-		p, err := objects.Pod(pod)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("pod %s/%s: %w", pod.Namespace, pod.Name, err))
-		}
-		all.Pods = append(all.Pods, p)
-	}
-	for _, o := range namespaces.List() {
-		all.Namespaces = append(all.Namespaces, objects.Namespace(o.(*corev1.Namespace)))
-	}
-	for _, o := range nodes.List() {
-		node := o.(*corev1.Node)
-		n, err := objects.Node(node)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("node %s: %w", node.Name, err))
-		}
-		all.Nodes = append(all.Nodes, n)
-	}
-	for _, o := range policies.List() {
-		all.Policies = append(all.Policies, o.(*networkingv1.NetworkPolicy))
-	}
-	return &all, errors.Join(errs...)
 }
 
 // The caches keep of each object what policy needs: in a large cluster the rest is most of the agent's memory.
@@ -120,11 +148,24 @@ func keepMeta(m metav1.ObjectMeta) metav1.ObjectMeta {
 func keepPod(o any) (any, error) {
 	if p, ok := o.(*corev1.Pod); ok {
 		return &corev1.Pod{
-			ObjectMeta: keepMeta(p.ObjectMeta), Spec: corev1.PodSpec{HostNetwork: p.Spec.HostNetwork},
-			Status: corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs},
+			ObjectMeta: keepMeta(p.ObjectMeta),
+			Spec:       corev1.PodSpec{NodeName: p.Spec.NodeName, HostNetwork: p.Spec.HostNetwork, Containers: keepPorts(p.Spec)},
+			Status:     corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs},
 		}, nil
 	}
 	return o, nil // a tombstone
+}
+
+// keepPorts are containers with the ports that a policy can name, and nothing else.
+func keepPorts(spec corev1.PodSpec) []corev1.Container {
+	var kept []corev1.Container
+	for _, c := range objects.PortContainers(spec) {
+		named := slices.DeleteFunc(slices.Clone(c.Ports), func(p corev1.ContainerPort) bool { return p.Name == "" })
+		if len(named) > 0 {
+			kept = append(kept, corev1.Container{Name: c.Name, Ports: named})
+		}
+	}
+	return kept
 }
 
 func keepNamespace(o any) (any, error) {
@@ -151,12 +192,12 @@ func keepPolicy(o any) (any, error) {
 	return o, nil
 }
 
-// lookupTimeout bounds a single question to the API server.
-const lookupTimeout = 5 * time.Second
+// requestTimeout bounds a single request to the API server.
+const requestTimeout = 5 * time.Second
 
 // Lookup asks the API server for one pod, past the watch; ok is false if there is none.
 func (s *Source) Lookup(ctx context.Context, p endpoint.Pod) (pod policy.Pod, ok bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	got, err := s.Client.CoreV1().Pods(p.Namespace).Get(ctx, p.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -165,30 +206,6 @@ func (s *Source) Lookup(ctx context.Context, p endpoint.Pod) (pod policy.Pod, ok
 	if err != nil {
 		return policy.Pod{}, false, fmt.Errorf("ask for pod %s: %w", p, err)
 	}
-	pod, err = objects.Pod(got)
-	return pod, err == nil, err
-}
-
-// Publish writes the pod's addresses into its status, where kubelet would write them seconds later: agents on other nodes
-// then know the pod before its first packet comes. The status is used because nobody who may only make pods can write
-// it, as they could an annotation. uid makes sure that no namesake is meant.
-func (s *Source) Publish(ctx context.Context, p endpoint.Pod, addrs []netip.Addr) error {
-	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
-	defer cancel()
-	ips := make([]corev1.PodIP, len(addrs))
-	for i, a := range addrs {
-		ips[i] = corev1.PodIP{IP: a.String()}
-	}
-	patch, err := json.Marshal(map[string]any{
-		"metadata": map[string]any{"uid": p.UID},
-		"status":   map[string]any{"podIP": ips[0].IP, "podIPs": ips},
-	})
-	if err != nil {
-		return fmt.Errorf("publish the addresses of pod %s: %w", p, err)
-	}
-	_, err = s.Client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
-	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-		return fmt.Errorf("publish the addresses of pod %s: %w", p, err)
-	}
-	return nil
+	pod, _ = objects.Pod(got) // what can't be read of it, the watch reports
+	return pod, true, nil
 }

@@ -2,7 +2,6 @@ package kube
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"net/netip"
@@ -26,7 +25,12 @@ func cluster() []runtime.Object {
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns-1"}},
 		&corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "ns-1", Name: "a", UID: "one", Labels: map[string]string{"app": "a"}},
-			Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: "100.96.1.2"}}},
+			Spec: corev1.PodSpec{
+				NodeName:       "n1",
+				Containers:     []corev1.Container{{Image: "x", Ports: []corev1.ContainerPort{{ContainerPort: 81}, {Name: "http", ContainerPort: 80}}}, {Image: "y"}},
+				InitContainers: []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "once", ContainerPort: 9}}}, sidecar()},
+			},
+			Status: corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: "100.96.1.2"}}},
 		},
 		&corev1.Pod{ObjectMeta: metav1.ObjectMeta{
 			Namespace: "kube-system", Name: "static-n1", UID: "api", Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "runtime"},
@@ -38,6 +42,27 @@ func cluster() []runtime.Object {
 			}},
 		},
 		&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "ns-1", Name: "deny"}},
+	}
+}
+
+func sidecar() corev1.Container {
+	always := corev1.ContainerRestartPolicyAlways
+	return corev1.Container{RestartPolicy: &always, Ports: []corev1.ContainerPort{{Name: "metrics", ContainerPort: 9090, Protocol: corev1.ProtocolTCP}}}
+}
+
+// TestKeepPod: of the containers stays what names of ports need, and keeping twice changes nothing more.
+func TestKeepPod(t *testing.T) {
+	pod := cluster()[1]
+	for range 2 {
+		kept, err := keepPod(pod)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pod = kept.(*corev1.Pod)
+		spec := kept.(*corev1.Pod).Spec
+		if len(spec.InitContainers) != 0 || len(spec.Containers) != 2 || spec.Containers[0].Image != "" || len(spec.Containers[0].Ports) != 1 {
+			t.Errorf("kept %+v", spec)
+		}
 	}
 }
 
@@ -70,8 +95,11 @@ func TestRun(t *testing.T) {
 	if len(first.Pods) != 2 || len(first.Namespaces) != 1 || len(first.Nodes) != 1 || len(first.Policies) != 1 {
 		t.Fatalf("the first state isn't the whole cluster: %+v", first)
 	}
-	if err := <-errs; err == nil {
-		t.Error("a bad podCIDR was not reported")
+	if err := <-errs; err != nil {
+		t.Errorf("the source has an error: %v", err)
+	}
+	if p := first.Problems; len(p) != 1 || p[0].String() != `Node n1: spec.podCIDRs[1]: "bad" is no CIDR of pods` {
+		t.Errorf("problems %v, want one with the bad podCIDR", p)
 	}
 	find := func(o *policy.Objects, name string) policy.Pod {
 		i := slices.IndexFunc(o.Pods, func(p policy.Pod) bool { return p.Name == name })
@@ -80,8 +108,12 @@ func TestRun(t *testing.T) {
 		}
 		return o.Pods[i]
 	}
-	if p := find(first, "a"); p.UID != "one" || !slices.Equal(p.Addresses, []netip.Addr{netip.MustParseAddr("100.96.1.2")}) || p.Labels["app"] != "a" {
+	if p := find(first, "a"); p.UID != "one" || !slices.Equal(p.Addresses, []netip.Addr{netip.MustParseAddr("100.96.1.2")}) || p.Labels["app"] != "a" || p.NodeName != "n1" {
 		t.Errorf("pod a is %+v", p)
+	}
+	ports := []policy.NamedPort{{Name: "http", Proto: policy.TCP, Number: 80}, {Name: "metrics", Proto: policy.TCP, Number: 9090}}
+	if p := find(first, "a"); !slices.Equal(p.Ports, ports) {
+		t.Errorf("pod a's named ports are %+v, want %+v", p.Ports, ports)
 	}
 	if p := find(first, "static-n1"); p.UID != "runtime" {
 		t.Errorf("a static pod's UID is %q, want the runtime's", p.UID)
@@ -131,33 +163,4 @@ func TestLookup(t *testing.T) {
 	if _, _, err := s.Lookup(t.Context(), endpoint.Pod{Namespace: "ns-1", Name: "a"}); err == nil {
 		t.Error("no error while the API server is away")
 	}
-}
-
-func TestPublishPatchesTheStatusAlone(t *testing.T) {
-	client := fake.NewClientset(cluster()...)
-	err := (&Source{Client: client}).Publish(t.Context(), endpoint.Pod{Namespace: "ns-1", Name: "a", UID: "one"}, []netip.Addr{netip.MustParseAddr("100.96.1.9")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, a := range client.Actions() {
-		patch, ok := a.(ktesting.PatchAction)
-		if !ok {
-			continue
-		}
-		var body struct {
-			Metadata struct{ UID string }
-			Status   struct {
-				PodIP  string
-				PodIPs []corev1.PodIP
-			}
-		}
-		if err := json.Unmarshal(patch.GetPatch(), &body); err != nil {
-			t.Fatal(err)
-		}
-		if patch.GetSubresource() != "status" || body.Metadata.UID != "one" || body.Status.PodIP != "100.96.1.9" || len(body.Status.PodIPs) != 1 {
-			t.Errorf("patch of %q: %s", patch.GetSubresource(), patch.GetPatch())
-		}
-		return
-	}
-	t.Error("nothing was patched")
 }

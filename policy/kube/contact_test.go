@@ -1,0 +1,110 @@
+package kube
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/policy"
+)
+
+// apiServer has nothing, and answers every question about it with the status; 0: it closes the connection without a word.
+func apiServer(t *testing.T, status *atomic.Int64) *httptest.Server {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		watch := r.URL.Query().Get("watch") == "true"
+		switch code := int(status.Load()); {
+		case strings.Contains(r.URL.Path, "/pods/"): // one pod
+			w.WriteHeader(http.StatusNotFound)
+		case code == 0:
+			panic(http.ErrAbortHandler)
+		case code != http.StatusOK:
+			w.WriteHeader(code)
+		case watch && r.URL.Query().Has("sendInitialEvents"):
+			w.WriteHeader(http.StatusUnprocessableEntity) // it lists first
+		case watch:
+			w.(http.Flusher).Flush() // and ends at once: the source watches again
+		default:
+			_, _ = w.Write([]byte(`{"metadata": {"resourceVersion": "1"}, "items": []}`))
+		}
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func TestContact(t *testing.T) {
+	for name, tc := range map[string]struct {
+		code int
+		want string
+	}{
+		"away": {0, "EOF"}, "forbidden": {http.StatusForbidden, "/api/v1/nodes: 403"}, "broken": {http.StatusInternalServerError, "/api/v1/pods: 500"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var status atomic.Int64
+			status.Store(http.StatusOK)
+			source := &Source{}
+			config := &rest.Config{Host: apiServer(t, &status).URL, QPS: -1}
+			config.Wrap(source.Transport)
+			var err error
+			if source.Client, err = kubernetes.NewForConfig(config); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			updates, done := make(chan error, 100), make(chan error, 1)
+			go func() { done <- source.Run(ctx, func(_ *policy.Objects, err error) { updates <- err }) }()
+			contact := func(want string) {
+				t.Helper()
+				for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+					err := source.Contact()
+					if (want == "" && err == nil) || (want != "" && err != nil && strings.Contains(err.Error(), want)) {
+						return
+					}
+					if time.Now().After(deadline) {
+						t.Fatalf("the contact is %v, want %q", err, want)
+					}
+				}
+			}
+			contact("")
+			status.Store(int64(tc.code))
+			contact(tc.want)
+			// That one question is answered doesn't mean that the watches are.
+			if _, _, err := source.Lookup(ctx, endpoint.Pod{Namespace: "ns-1", Name: "a"}); err != nil {
+				t.Error(err)
+			}
+			contact(tc.want)
+			status.Store(http.StatusOK)
+			contact("")
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			if err := source.Contact(); err != nil {
+				t.Errorf("the end of the source counts as a fault: %v", err)
+			}
+		})
+	}
+}
+
+func TestContactTakesAnOldStateForAnAnswer(t *testing.T) {
+	source := &Source{}
+	for _, code := range []int{http.StatusGone, http.StatusTooManyRequests, http.StatusOK} {
+		rt := source.Transport(roundTripper(func(*http.Request) (*http.Response, error) { return &http.Response{StatusCode: code}, nil }))
+		r := httptest.NewRequest(http.MethodGet, "/api/v1/pods?watch=true", nil)
+		if _, err := rt.RoundTrip(r); err != nil { //nolint:bodyclose // there is none
+			t.Fatal(err)
+		}
+		if err := source.Contact(); err != nil {
+			t.Errorf("%d: %v", code, err)
+		}
+	}
+}

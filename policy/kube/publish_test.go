@@ -1,0 +1,220 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/fake"
+	ktesting "k8s.io/client-go/testing"
+
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/policy"
+)
+
+// publishing is a source that runs, and what it writes.
+type publishing struct {
+	*testing.T
+	*fake.Clientset
+	source  *Source
+	patches chan patch
+}
+
+type patch struct {
+	Metadata struct{ UID string }
+	Status   struct {
+		PodIP  string
+		PodIPs []corev1.PodIP
+	}
+	name, subresource string
+}
+
+// publish runs the source on the cluster.
+func publish(t *testing.T) *publishing {
+	t.Helper()
+	p := &publishing{T: t, Clientset: fake.NewClientset(cluster()...), patches: make(chan patch, 100)}
+	p.PrependReactor("patch", "pods", func(a ktesting.Action) (bool, runtime.Object, error) {
+		got := patch{name: a.(ktesting.PatchAction).GetName(), subresource: a.GetSubresource()}
+		if err := json.Unmarshal(a.(ktesting.PatchAction).GetPatch(), &got); err != nil {
+			t.Error(err)
+		}
+		p.patches <- got
+		return false, nil, nil // it is carried out
+	})
+	p.source = &Source{Client: p.Clientset, Log: slog.New(slog.DiscardHandler)}
+	ctx, cancel := context.WithCancel(context.Background())
+	synced, done := make(chan struct{}, 100), make(chan error, 1)
+	go func() { done <- p.source.Run(ctx, func(*policy.Objects, error) { synced <- struct{}{} }) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	<-synced
+	return p
+}
+
+func (p *publishing) wantPatch(name, uid, ip string) {
+	p.Helper()
+	select {
+	case got := <-p.patches:
+		if got.name != name || got.subresource != "status" || got.Metadata.UID != uid || got.Status.PodIP != ip || len(got.Status.PodIPs) != 1 || got.Status.PodIPs[0].IP != ip {
+			p.Errorf("patch %+v, want pod %s, which has UID %s, to have %s in its status", got, name, uid, ip)
+		}
+		// It was seen before it was carried out.
+		for deadline := time.Now().Add(10 * time.Second); !p.hasIP(name, ip); {
+			if time.Now().After(deadline) {
+				p.Fatalf("pod %s has not got %s", name, ip)
+			}
+		}
+	case <-time.After(10 * time.Second):
+		p.Fatalf("nothing was written about pod %s within 10 s", name)
+	}
+}
+
+func (p *publishing) hasIP(name, ip string) bool {
+	p.Helper()
+	pods, err := p.CoreV1().Pods("").List(p.Context(), metav1.ListOptions{})
+	if err != nil {
+		p.Fatal(err)
+	}
+	return slices.ContainsFunc(pods.Items, func(o corev1.Pod) bool { return o.Name == name && o.Status.PodIP == ip })
+}
+
+// wantNone makes sure that nothing was written: what is wanted of another pod after it comes next.
+func (p *publishing) wantNone() {
+	p.Helper()
+	p.source.Publish(p.Context(), addresses("ns-1", "b", "two", "100.96.1.99"))
+	p.setIP("b", "100.96.1.9")
+	p.wantPatch("b", "two", "100.96.1.99")
+}
+
+// setIP is what kubelet does; with no address it takes away what is there.
+func (p *publishing) setIP(name, ip string) {
+	p.Helper()
+	var status corev1.PodStatus
+	if ip != "" {
+		status = corev1.PodStatus{PodIP: ip, PodIPs: []corev1.PodIP{{IP: ip}}}
+	}
+	pods := p.CoreV1().Pods("ns-1")
+	pod, err := pods.Get(p.Context(), name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		pod = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns-1", Name: name, UID: "two"}, Status: status}
+		_, err = pods.Create(p.Context(), pod, metav1.CreateOptions{})
+	} else if err == nil {
+		pod.Status = status
+		_, err = pods.UpdateStatus(p.Context(), pod, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		p.Fatal(err)
+	}
+}
+
+func addresses(namespace, name, uid, ip string) map[endpoint.Pod][]netip.Addr {
+	return map[endpoint.Pod][]netip.Addr{{Namespace: namespace, Name: name, UID: uid}: {netip.MustParseAddr(ip)}}
+}
+
+// TestPublish: kubelet takes the addresses away until the pod's first container runs, and they are written again.
+func TestPublish(t *testing.T) {
+	p := publish(t)
+	p.source.Publish(t.Context(), addresses("ns-1", "a", "one", "100.96.1.9"))
+	p.wantPatch("a", "one", "100.96.1.9")
+	for range 2 {
+		p.setIP("a", "")
+		p.wantPatch("a", "one", "100.96.1.9")
+	}
+	p.setIP("a", "100.96.1.9")
+	p.source.Publish(t.Context(), addresses("ns-1", "a", "one", "100.96.1.9"))
+	p.wantNone()
+	p.setIP("a", "") // its addresses are nobody's affair any more
+	p.wantNone()
+}
+
+// TestAwaitPublished: whoever waits goes on when the API server has the address, whether it has to be written or not.
+func TestAwaitPublished(t *testing.T) {
+	for name, before := range map[string]string{"to be written": "", "there already": "100.96.1.9"} {
+		t.Run(name, func(t *testing.T) {
+			p := publish(t)
+			p.setIP("a", before)
+			there := make(chan bool, 1)
+			go func() {
+				p.source.AwaitPublished(t.Context(), endpoint.Pod{Namespace: "ns-1", Name: "a", UID: "one"})
+				there <- p.hasIP("a", "100.96.1.9")
+			}()
+			p.source.Publish(t.Context(), addresses("ns-1", "a", "one", "100.96.1.9"))
+			select {
+			case ok := <-there:
+				if !ok {
+					t.Error("the API server hasn't got the address yet")
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("still waiting after 10 s")
+			}
+		})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	publish(t).source.AwaitPublished(ctx, endpoint.Pod{Namespace: "ns-1", Name: "nobody", UID: "x"})
+}
+
+// TestPublishBeforeThePodIsKnown: the watch may tell of the pod after it was let in.
+func TestPublishBeforeThePodIsKnown(t *testing.T) {
+	p := publish(t)
+	p.source.Publish(t.Context(), addresses("ns-1", "late", "two", "100.96.1.9"))
+	p.setIP("late", "")
+	p.wantPatch("late", "two", "100.96.1.9")
+}
+
+// TestPublishAStaticPod: the runtime knows it by another UID than the API server does.
+func TestPublishAStaticPod(t *testing.T) {
+	p := publish(t)
+	p.source.Publish(t.Context(), addresses("kube-system", "static-n1", "runtime", "100.96.1.9"))
+	p.wantPatch("static-n1", "api", "100.96.1.9")
+}
+
+// TestPublishNoNamesake: a new pod of the same name never gets the old one's address.
+func TestPublishNoNamesake(t *testing.T) {
+	for name, uid := range map[string]string{"another UID": "old", "no UID": ""} {
+		t.Run(name, func(t *testing.T) {
+			p := publish(t)
+			p.source.Publish(t.Context(), addresses("ns-1", "a", uid, "100.96.1.9"))
+			p.setIP("a", "")
+			p.wantNone()
+		})
+	}
+}
+
+// TestPublishGivesUpQuietly where the pod is another by now; anything else is worth a word.
+func TestPublishGivesUpQuietly(t *testing.T) {
+	pods := schema.GroupResource{Resource: "pods"}
+	for name, tc := range map[string]struct {
+		answer error
+		quiet  bool
+	}{
+		"gone":      {apierrors.NewNotFound(pods, "a"), true},
+		"conflict":  {apierrors.NewConflict(pods, "a", nil), true},
+		"invalid":   {apierrors.NewInvalid(schema.GroupKind{Kind: "Pod"}, "a", nil), true},
+		"forbidden": {apierrors.NewGenericServerResponse(http.StatusForbidden, "patch", pods, "a", "no", 0, true), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			client := fake.NewClientset()
+			client.PrependReactor("patch", "pods", func(ktesting.Action) (bool, runtime.Object, error) { return true, nil, tc.answer })
+			a := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns-1", Name: "a", UID: types.UID("one")}}
+			if err := (&Source{Client: client}).patch(t.Context(), a, []netip.Addr{netip.MustParseAddr("100.96.1.9")}); (err == nil) != tc.quiet {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
