@@ -1,15 +1,17 @@
 // Package agent owns the node's reconciler: from a source of Kubernetes objects and the node's endpoint records it
 // computes what should be in the kernel, brings it there, and answers the plugin that asks to enrol a new pod. One
-// goroutine does all of that, in the order in which things come in; nothing else changes the kernel.
+// goroutine does all of that, in the order in which things come in. Of weir's, only the plugin changes the kernel too: it
+// puts a new pod's addresses into the set of all pods, takes those of one that goes out of all sets, and lets its port
+// through the spoof guard.
 package agent
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -24,6 +26,7 @@ import (
 	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/kernel"
+	"github.com/weir-net/weir/policy/report"
 )
 
 // Source tells what the cluster looks like.
@@ -54,35 +57,40 @@ type agent struct {
 	driver *kernel.Driver
 	links  netlinksafe.Handle
 
-	updates chan update
-	records chan dirwatch.Change
-	enrols  chan *enrolment
-	founds  chan found
-	drift   chan struct{} // holds one: rules were changed since they were last read
+	events chan event
+	drift  drift
 
 	// The rest belongs to the loop's goroutine.
-	objects   *policy.Objects
-	sourceErr error
+	told      *policy.Objects  // by the source
+	found     map[string]found // pods that it hasn't told of yet, by endpoint
+	objects   *policy.Objects  // both
+	parsed    *policy.Parsed   // its policies
+	policies  []string         // their names
 	endpoints map[string]endpoint.Endpoint
-	recordErr error
+	broken    endpoint.BrokenRecords
 	opened    map[string]bool // endpoints with enforcement "closed" whose links the agent has brought up
-	published map[string]bool // endpoints whose addresses were told to other nodes
-	ruleset   policy.Ruleset
-	plan      overlay.Plan
+	enrolled  map[string]bool // endpoints that were let in
+	published map[endpoint.Pod][]netip.Addr
+	kept      bool           // while there are no objects: the kernel was looked at
+	ruleset   policy.Ruleset // as it was last brought into the kernel
+	purged    bool           // the plugin has changed sets since
+	uncut     bool           // connections may be open that it doesn't let through
+	standing  int            // connections that are cut
+	plan      overlay.Plan   // as it should be
+	reached   overlay.Plan   // as it was last brought into the kernel
 	waiting   []*enrolment
 
-	applyErr error
-	reachErr error
-	stats    Stats
+	faults   faults
+	problems []policy.Problem
+	metrics  *metrics
+	stats    report.Stats
 	lastSync time.Time
-	status   atomic.Pointer[Status]
+	status   atomic.Pointer[snapshot]
 	beat     atomic.Int64 // when the loop last came round, Unix nanoseconds
 }
 
-type update struct {
-	objects *policy.Objects
-	err     error
-}
+// event is something that has come in. The loop calls it, and it says how much of the kernel is to be read for it.
+type event func() kernel.Verify
 
 // Run runs the agent until ctx ends. What is in the kernel stays when it returns.
 func Run(ctx context.Context, o Options) error {
@@ -96,14 +104,7 @@ func Run(ctx context.Context, o Options) error {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	defer links.Close()
-	a := &agent{
-		Options: o, driver: driver, links: links,
-		updates: make(chan update), records: make(chan dirwatch.Change), enrols: make(chan *enrolment),
-		drift:     make(chan struct{}, 1),
-		endpoints: map[string]endpoint.Endpoint{}, opened: map[string]bool{},
-	}
-	a.beat.Store(time.Now().UnixNano())
-	a.publish()
+	a := newAgent(o, driver, links)
 
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -126,7 +127,7 @@ func Run(ctx context.Context, o Options) error {
 	parts = append(parts,
 		func() error { return a.runSource(ctx) },
 		func() error { return a.watchRecords(ctx, watcher) },
-		func() error { return kernel.Watch(ctx, a.noticeDrift) },
+		func() error { return kernel.Watch(ctx, a.drift.notice) },
 		func() error { return a.loop(ctx) })
 	parts = append(parts, servers.serve...)
 	done := make(chan error, len(parts))
@@ -146,40 +147,32 @@ func Run(ctx context.Context, o Options) error {
 	return errors.Join(errs...)
 }
 
+func newAgent(o Options, driver *kernel.Driver, links netlinksafe.Handle) *agent {
+	a := &agent{
+		Options: o, driver: driver, links: links,
+		events: make(chan event), drift: drift{noticed: make(chan struct{}, 1)},
+		found: map[string]found{}, endpoints: map[string]endpoint.Endpoint{}, broken: endpoint.BrokenRecords{},
+		opened: map[string]bool{}, enrolled: map[string]bool{},
+		uncut: true, policies: []string{},
+		faults: faults{log: o.Log, now: map[part]error{}},
+	}
+	a.metrics = newMetrics(a.status.Load)
+	a.beat.Store(time.Now().UnixNano())
+	a.publish()
+	return a
+}
+
 func (a *agent) runSource(ctx context.Context) error {
 	err := a.Source.Run(ctx, func(o *policy.Objects, err error) {
-		select {
-		case a.updates <- update{o, err}:
-		case <-ctx.Done():
-		}
+		a.hand(ctx, func() kernel.Verify {
+			a.takeUpdate(o, err)
+			return kernel.Trust
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("source of policies: %w", err)
 	}
 	return nil
-}
-
-func (a *agent) watchRecords(ctx context.Context, w *dirwatch.Watcher) error {
-	change := dirwatch.Change{Lost: true}
-	for {
-		select {
-		case a.records <- change:
-		case <-ctx.Done():
-			return nil
-		}
-		var err error
-		change, err = w.Next()
-		if err != nil && ctx.Err() == nil {
-			return fmt.Errorf("directory of endpoint records: %w", err)
-		}
-	}
-}
-
-func (a *agent) noticeDrift() {
-	select {
-	case a.drift <- struct{}{}:
-	default: // it will be read anyway
-	}
 }
 
 func (a *agent) loop(ctx context.Context) error {
@@ -192,16 +185,12 @@ func (a *agent) loop(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case u := <-a.updates:
-			a.takeUpdate(u)
-		case c := <-a.records:
-			a.takeRecords(c)
-		case e := <-a.enrols:
-			a.takeEnrolment(ctx, e)
-			verify = kernel.Rules
-		case f := <-a.founds:
-			a.takeFound(f)
-		case <-a.drift:
+		case e := <-a.events:
+			verify = a.take(e)
+		case <-a.drift.noticed:
+			if !slices.ContainsFunc(a.drift.take(), func(g uint32) bool { return !a.driver.Knows(g) }) {
+				continue // it was the agent's own doing
+			}
 			verify = kernel.All
 		case <-resync.C:
 			verify = kernel.All
@@ -215,66 +204,67 @@ func (a *agent) loop(ctx context.Context) error {
 	}
 }
 
-func (a *agent) takeUpdate(u update) {
-	if u.err != nil {
-		a.Log.Error("the source has errors; its last good state stays in force", "error", u.err)
+// hand gives the event to the loop, and returns when it has taken it; false if ctx ended before.
+func (a *agent) hand(ctx context.Context, e event) bool {
+	select {
+	case a.events <- e:
+		return true
+	case <-ctx.Done():
+		return false
 	}
-	if u.objects != nil {
-		a.objects = u.objects
-	}
-	a.sourceErr = u.err
 }
 
-func (a *agent) takeRecords(c dirwatch.Change) {
-	if c.Lost {
-		all, err := endpoint.List()
-		a.endpoints = map[string]endpoint.Endpoint{}
-		for _, e := range all {
-			a.endpoints[e.ID()] = e
-		}
-		a.setRecordErr(err)
-	}
-	for _, name := range c.Names {
-		if id, ok := endpoint.IDOfFile(name); ok {
-			a.takeRecord(id)
+// take takes the event and all others that wait to be taken: one look at the kernel is enough for all of them, and what a
+// new pod waits for may be among them.
+func (a *agent) take(e event) kernel.Verify {
+	verify := e()
+	for {
+		select {
+		case e := <-a.events:
+			verify = max(verify, e())
+		default:
+			return verify
 		}
 	}
-	for _, of := range []map[string]bool{a.opened, a.published} {
-		maps.DeleteFunc(of, func(id string, _ bool) bool { _, ok := a.endpoints[id]; return !ok })
-	}
 }
 
-func (a *agent) takeRecord(id string) {
-	e, err := endpoint.Load(id)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		delete(a.endpoints, id)
-	case err != nil:
-		delete(a.endpoints, id) // closed: it is in no class
-		a.setRecordErr(err)
-	default:
-		a.endpoints[id] = *e
+func (a *agent) takeUpdate(objects *policy.Objects, err error) {
+	if objects != nil {
+		a.told = objects
+		a.parse()
+		a.join()
 	}
+	a.faults.set(partSource, err)
 }
 
-func (a *agent) setRecordErr(err error) {
-	if err != nil {
-		a.Log.Error("endpoint records can't be read; their pods stay closed", "error", err)
+// parse reads the policies that are new.
+func (a *agent) parse() {
+	parsed := policy.Parse(a.told.Policies, a.parsed)
+	if parsed == a.parsed {
+		return
 	}
-	a.recordErr = err
+	a.parsed, a.policies = parsed, make([]string, 0, len(a.told.Policies))
+	for _, p := range a.told.Policies {
+		a.policies = append(a.policies, p.Namespace+"/"+p.Name)
+	}
+	slices.Sort(a.policies)
 }
 
 // sync brings what is known into the kernel and answers whom it concerns. It returns how soon it should be called again
 // even if nothing happens; 0 if there is no need.
 func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 	defer a.publish()
-	if a.objects == nil {
-		return a.answer(errNotSynced)
+	if source, ok := a.Source.(Contact); ok {
+		a.faults.set(partAPI, source.Contact())
 	}
+	if a.objects == nil {
+		return a.keepClosed(ctx, verify)
+	}
+	began := time.Now()
+	defer func() { a.metrics.syncs.Observe(time.Since(began).Seconds()) }()
 	ruleset := policy.Compile(a.state())
-	a.logProblems(ruleset.Problems)
-	same := !a.lastSync.IsZero() && slices.EqualFunc(a.ruleset.Chains, ruleset.Chains, equalChain) &&
-		slices.EqualFunc(a.ruleset.Sets, ruleset.Sets, equalSet)
+	a.plan = a.computePlan()
+	a.reportProblems(slices.Concat(ruleset.Problems, a.plan.Problems))
 	result, err := a.driver.Apply(ctx, ruleset, verify)
 	if err == nil {
 		err = a.guard(verify)
@@ -283,15 +273,16 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 		if ctx.Err() != nil {
 			return 0
 		}
-		a.Log.Error("the kernel does not hold what it should; what it holds closes", "error", err)
-		a.applyErr = err
+		a.faults.set(partKernel, err)
 		a.stats.Failures++
-		a.answer(err)
-		return retry
+		a.uncut = true // some of it may be done
+		return sooner(a.answer(err), retry)
 	}
 	if result.Changed {
 		a.stats.Changes++
-		if same && a.applyErr == nil {
+		same := !a.lastSync.IsZero() && !a.purged && slices.EqualFunc(a.ruleset.Sets, ruleset.Sets, equalSet) &&
+			slices.EqualFunc(a.ruleset.Chains, ruleset.Chains, equalChain)
+		if same && a.faults.now[partKernel] == nil {
 			a.stats.Repairs++
 			a.Log.Warn("somebody had changed weir's sets or rules; they are as they should be again")
 		}
@@ -301,53 +292,71 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 			a.Log.Warn("leftovers of weir's in the other iptables", "error", err)
 		}
 	}
-	a.ruleset, a.applyErr, a.lastSync = ruleset, nil, time.Now()
+	a.ruleset, a.lastSync, a.purged = ruleset, time.Now(), false
+	a.faults.set(partKernel, nil)
 	next := a.answer(nil)
-	if a.reachErr = a.reach(verify); a.reachErr != nil {
-		a.Log.Error("the way to other nodes isn't as it should be", "error", a.reachErr)
-		next = retry
+	if err := a.reach(verify); err != nil {
+		next = sooner(next, retry)
 	}
 	a.open()
-	if result.Changed || verify == kernel.All {
-		a.cut()
-	}
+	a.publishAddresses(ctx)
+	a.cut(result)
 	if len(result.Left) > 0 {
-		next = retry
+		next = sooner(next, retry)
 	}
 	return next
 }
 
+// keepClosed is sync while there is no good state yet. What the kernel holds is left as it is, unless it holds too little to
+// close the pods.
+func (a *agent) keepClosed(ctx context.Context, verify kernel.Verify) time.Duration {
+	if verify != kernel.All && a.kept {
+		return a.answer(errNotSynced)
+	}
+	closed, err := a.driver.KeepClosed(ctx, policy.Compile(a.state()))
+	if err == nil {
+		err = a.guard(verify)
+	}
+	if ctx.Err() != nil {
+		return 0
+	}
+	a.faults.set(partKernel, err)
+	a.kept = err == nil
+	if err != nil {
+		a.stats.Failures++
+		return sooner(a.answer(errors.Join(errNotSynced, err)), retry)
+	}
+	if closed {
+		a.Log.Warn("weir's rules were not there, or not all of them, and there is no good state of the policies yet: the pods of this node are closed")
+	}
+	return a.answer(errNotSynced)
+}
+
+// sooner is the shorter of two waits, of which 0 is none.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || (b != 0 && b < a) {
+		return b
+	}
+	return a
+}
+
 func (a *agent) state() policy.State {
-	s := policy.State{Objects: *a.objects, Overlay: a.Node.Name != "" && a.Node.Encapsulation != overlay.Never}
+	s := policy.State{Parsed: a.parsed, Node: a.Node.Name, Overlay: a.Node.Name != "" && a.Node.Encapsulation != overlay.Never}
+	if a.objects != nil {
+		s.Objects = *a.objects
+	}
 	for _, id := range slices.Sorted(maps.Keys(a.endpoints)) {
 		s.Endpoints = append(s.Endpoints, a.endpoints[id])
 	}
 	return s
 }
 
-func (a *agent) logProblems(problems []policy.Problem) {
-	for _, p := range problems {
-		if !slices.Contains(a.ruleset.Problems, p) {
-			a.Log.Error("part of an object can't be enforced as written, and opens nothing", "object", p.Object, "field", p.Field, "problem", p.Message)
-		}
-	}
-}
-
 func (a *agent) knows(e endpoint.Endpoint) bool {
 	if e.Enforcement == conf.Off {
 		return true
 	}
-	_, ok := a.findPod(e.Pod)
+	_, ok := find(a.objects.Pods, e.Pod)
 	return ok
-}
-
-// findPod is the pod as the source knows it, if it is the one of that UID.
-func (a *agent) findPod(p endpoint.Pod) (policy.Pod, bool) {
-	i := slices.IndexFunc(a.objects.Pods, func(o policy.Pod) bool { return o.Namespace == p.Namespace && o.Name == p.Name })
-	if i < 0 {
-		return policy.Pod{}, false
-	}
-	return a.objects.Pods[i], policy.SameUID(a.objects.Pods[i].UID, p.UID)
 }
 
 func equalChain(a, b policy.Chain) bool {
@@ -356,6 +365,12 @@ func equalChain(a, b policy.Chain) bool {
 
 func equalSet(a, b policy.Set) bool { return a.Name == b.Name && slices.Equal(a.Entries, b.Entries) }
 
+// What class says of pods that no policy isolates, and of those that are in no class at all.
+const (
+	classOpen   = "open"
+	classClosed = "closed"
+)
+
 // class is the name of the class that holds the pod in that direction.
 func class(classes []policy.Class, d policy.Direction, pod string) string {
 	for _, c := range classes {
@@ -363,9 +378,9 @@ func class(classes []policy.Class, d policy.Direction, pod string) string {
 			continue
 		}
 		if len(c.Policies) == 0 {
-			return "open"
+			return classOpen
 		}
 		return strings.Join(c.Policies, ", ")
 	}
-	return "closed"
+	return classClosed
 }

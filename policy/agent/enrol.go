@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/kernel"
 )
 
 // errNotSynced refuses pods before the first good state is in the kernel.
@@ -19,6 +21,7 @@ var errNotSynced = errors.New("the agent has no good state of the policies yet (
 // enrolment is a plugin's request to judge a new pod, and the answer it waits for.
 type enrolment struct {
 	id    string
+	pod   endpoint.Pod // once it was let in
 	until time.Time
 	reply chan reply // buffered: who asked may have gone
 }
@@ -32,24 +35,34 @@ func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
 	a.takeRecord(e.id)
 	a.waiting = append(a.waiting, e)
 	ep, ok := a.endpoints[e.id]
-	if !ok || a.objects == nil {
+	if !ok {
+		return
+	}
+	var addrs []netip.Addr
+	for _, addr := range ep.Addresses {
+		addrs = append(addrs, addr.Addr)
+	}
+	a.purged = a.driver.Reread(addrs...) || a.purged
+	if a.objects == nil {
 		return
 	}
 	if !a.knows(ep) {
-		a.lookup(ctx, ep.Pod)
+		a.lookup(ctx, ep)
 	}
-	a.publishAddresses(ctx, ep)
 }
 
 // answer tells those whose pods are in their classes now, and gives up on those who have waited long enough; while
-// err is not nil, nobody's is. It returns when to look again.
+// err is not nil, nobody's is. It returns how soon the first of those who still wait gives up; 0 if nobody waits.
 func (a *agent) answer(err error) time.Duration {
 	var next time.Duration
 	a.waiting = slices.DeleteFunc(a.waiting, func(e *enrolment) bool {
 		r, final := a.verdict(e.id, err)
 		if left := time.Until(e.until); !final && left > 0 {
-			next = max(left, time.Millisecond)
+			next = sooner(next, left)
 			return false
+		}
+		if r.status == http.StatusOK {
+			a.enrolled[e.id], e.pod = true, a.endpoints[e.id].Pod
 		}
 		e.reply <- r
 		return true
@@ -75,7 +88,7 @@ func (a *agent) verdict(id string, err error) (r reply, final bool) {
 }
 
 func (a *agent) whyUnknown(e endpoint.Endpoint) string {
-	if p, _ := a.findPod(e.Pod); p.Name != "" {
+	if p, _ := find(a.objects.Pods, e.Pod); p.Name != "" {
 		return fmt.Sprintf("pod %s has UID %s, but the runtime starts one with UID %s: a namesake's labels are not used", e.Pod, p.UID, e.Pod.UID)
 	}
 	return fmt.Sprintf("the source knows no pod %s", e.Pod)
@@ -83,30 +96,53 @@ func (a *agent) whyUnknown(e endpoint.Endpoint) string {
 
 // serveEnrol answers POST /v1/endpoints: {"id": "CONTAINER:IFNAME"}, whose record is on disk.
 func (a *agent) serveEnrol(w http.ResponseWriter, r *http.Request) {
+	began := time.Now()
+	answer := a.enrol(w, r)
+	a.metrics.enrolled(answer.status, began)
+	writeJSON(w, answer.status, answer.Verdict)
+}
+
+func (a *agent) enrol(w http.ResponseWriter, r *http.Request) reply {
 	var req endpoint.EnrolRequest
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<10)).Decode(&req); err != nil {
-		writeJSON(w, http.StatusBadRequest, endpoint.Verdict{Error: "request: " + err.Error()})
-		return
+		return reply{http.StatusBadRequest, endpoint.Verdict{Error: "request: " + err.Error()}}
 	}
 	if err := endpoint.CheckID(req.ID); err != nil {
-		writeJSON(w, http.StatusBadRequest, endpoint.Verdict{Error: err.Error()})
-		return
+		return reply{http.StatusBadRequest, endpoint.Verdict{Error: err.Error()}}
 	}
+	busy := reply{http.StatusServiceUnavailable, endpoint.Verdict{Error: "the agent is busy"}}
 	e := &enrolment{id: req.ID, until: time.Now().Add(a.EnrolWait), reply: make(chan reply, 1)}
 	ctx, cancel := context.WithTimeout(r.Context(), a.EnrolWait+10*time.Second)
 	defer cancel()
-	select {
-	case a.enrols <- e:
-	case <-ctx.Done():
-		writeJSON(w, http.StatusServiceUnavailable, endpoint.Verdict{Error: "the agent is busy"})
-		return
+	if !a.hand(ctx, func() kernel.Verify {
+		a.takeEnrolment(ctx, e)
+		return kernel.Rules
+	}) {
+		return busy
 	}
 	select {
 	case answer := <-e.reply:
-		writeJSON(w, answer.status, answer.Verdict)
+		if answer.status == http.StatusOK {
+			a.awaitPublished(ctx, e.pod)
+		}
+		return answer
 	case <-ctx.Done():
-		writeJSON(w, http.StatusServiceUnavailable, endpoint.Verdict{Error: "the agent is busy"})
+		return busy
 	}
+}
+
+// publishWait bounds how long a pod's start is held up until other nodes can know it. That takes one answer of the API
+// server's, some milliseconds; without it the pod's first packets are dropped there, which costs it a second.
+const publishWait = 250 * time.Millisecond
+
+func (a *agent) awaitPublished(ctx context.Context, pod endpoint.Pod) {
+	source, ok := a.Source.(Publisher)
+	if !ok || pod.UID == "" { // whose addresses aren't published
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, publishWait)
+	defer cancel()
+	source.AwaitPublished(ctx, pod)
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {

@@ -4,9 +4,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/weir-net/weir/conf"
@@ -27,69 +27,39 @@ type NodeOptions struct {
 	Conflist string
 }
 
-// Lookup is a Source that can be asked for one pod.
-type Lookup interface {
-	Lookup(ctx context.Context, p endpoint.Pod) (pod policy.Pod, ok bool, err error)
-}
-
-// Publisher is a Source that can tell others a new pod's addresses.
+// Publisher is a Source that can tell others of pods' addresses.
 type Publisher interface {
-	Publish(ctx context.Context, p endpoint.Pod, addrs []netip.Addr) error
+	// Publish says which addresses pods of this node have, until it is called again. It doesn't wait.
+	Publish(ctx context.Context, pods map[endpoint.Pod][]netip.Addr)
+	// AwaitPublished returns when others can know of a pod that Publish was, or is about to be, called with; or ctx ends.
+	AwaitPublished(ctx context.Context, pod endpoint.Pod)
 }
 
-// found is the answer to a question about a pod that the source had not told of.
-type found struct{ pod policy.Pod }
-
-// lookup asks for a pod that a plugin waits for and that the source hasn't told of. The answer counts until the next
-// state of the source comes.
-func (a *agent) lookup(ctx context.Context, p endpoint.Pod) {
-	source, ok := a.Source.(Lookup)
+// publishAddresses tells other nodes, before kubelet does, of the pods that were let in. One that wasn't may never start,
+// and its address may be another's soon.
+func (a *agent) publishAddresses(ctx context.Context) {
+	source, ok := a.Source.(Publisher)
 	if !ok {
 		return
 	}
-	go func() {
-		pod, ok, err := source.Lookup(ctx, p)
-		if err != nil {
-			a.Log.Warn("a new pod isn't known yet, and the API server can't be asked", "pod", p.String(), "error", err)
+	pods := map[endpoint.Pod][]netip.Addr{}
+	for _, id := range slices.Sorted(maps.Keys(a.enrolled)) {
+		e := a.endpoints[id]
+		for _, addr := range e.Addresses {
+			pods[e.Pod] = append(pods[e.Pod], addr.Addr)
 		}
-		if !ok {
-			return
-		}
-		select {
-		case a.founds <- found{pod}:
-		case <-ctx.Done():
-		}
-	}()
+	}
+	if !maps.EqualFunc(pods, a.published, slices.Equal) {
+		a.published = pods
+		source.Publish(ctx, pods)
+	}
 }
 
-func (a *agent) takeFound(f found) {
-	if a.objects == nil {
-		return
+func (a *agent) computePlan() overlay.Plan {
+	if a.Node.Name == "" {
+		return overlay.Plan{}
 	}
-	same := func(p policy.Pod) bool { return p.Namespace == f.pod.Namespace && p.Name == f.pod.Name }
-	// The source's slices may be in use by nobody else, but they are its own.
-	objects := *a.objects
-	objects.Pods = append(slices.DeleteFunc(slices.Clone(objects.Pods), same), f.pod)
-	a.objects = &objects
-}
-
-// publishAddresses tells other nodes of a pod before kubelet does, once for each attachment. That it fails costs only
-// time: kubelet reports the address too.
-func (a *agent) publishAddresses(ctx context.Context, e endpoint.Endpoint) {
-	source, ok := a.Source.(Publisher)
-	if !ok || a.published[e.ID()] {
-		return
-	}
-	a.published[e.ID()] = true
-	var addrs []netip.Addr
-	for _, addr := range e.Addresses {
-		addrs = append(addrs, addr.Addr)
-	}
-	go func() {
-		if err := source.Publish(ctx, e.Pod, addrs); err != nil {
-			a.Log.Warn("other nodes hear of a pod's address from kubelet only", "pod", e.Pod.String(), "error", err)
-		}
-	}()
+	return overlay.Compute(a.Node.Name, a.Node.Encapsulation, a.objects.Nodes, overlay.New(a.links).SameSubnet)
 }
 
 // reach keeps the way to other nodes' pods, and the runtime's configuration. Neither holds up policy: an error is
@@ -99,20 +69,41 @@ func (a *agent) reach(verify kernel.Verify) error {
 		return nil
 	}
 	ways := overlay.New(a.links)
-	plan := overlay.Compute(a.Node.Name, a.Node.Encapsulation, a.objects.Nodes, ways.SameSubnet)
-	for _, p := range plan.Problems {
-		if !slices.Contains(a.plan.Problems, p) {
-			a.Log.Error("a node's pods can't be reached", "object", p.Object, "field", p.Field, "problem", p.Message)
+	changed := a.plan.Local != a.reached.Local || !slices.Equal(a.plan.Gateways, a.reached.Gateways) || !slices.Equal(a.plan.Peers, a.reached.Peers)
+	var err error
+	if changed || verify == kernel.All || a.faults.now[partNodes] != nil {
+		err = ways.Apply(a.plan)
+	}
+	if err == nil {
+		a.reportMoves(a.reached, a.plan)
+		a.reached = a.plan
+		err = a.writeConflist(ways)
+	}
+	a.faults.set(partNodes, err)
+	return err
+}
+
+// reportMoves says which nodes have another address than before.
+func (a *agent) reportMoves(before, now overlay.Plan) {
+	if before.Local.IsValid() && now.Local.IsValid() && before.Local != now.Local {
+		a.Log.Info("this node has another address; its tunnels begin there now", "node", a.Node.Name, "before", before.Local, "now", now.Local)
+		a.metrics.moves.Inc()
+	}
+	type end struct {
+		node   string
+		family conf.Family // of the pods
+	}
+	addresses, moved := map[end]netip.Addr{}, map[string]bool{}
+	for _, p := range before.Peers {
+		addresses[end{p.Node, conf.FamilyOf(p.Network.Addr())}] = p.Address
+	}
+	for _, p := range now.Peers {
+		if was, ok := addresses[end{p.Node, conf.FamilyOf(p.Network.Addr())}]; ok && was != p.Address && !moved[p.Node] {
+			a.Log.Info("a node has another address; the way to its pods leads there now", "node", p.Node, "before", was, "now", p.Address)
+			a.metrics.moves.Inc()
+			moved[p.Node] = true // one of its networks is enough
 		}
 	}
-	changed := plan.Local != a.plan.Local || plan.Gateway != a.plan.Gateway || !slices.Equal(plan.Peers, a.plan.Peers)
-	if changed || verify == kernel.All || a.reachErr != nil {
-		if err := ways.Apply(plan); err != nil {
-			return err
-		}
-	}
-	a.plan = plan
-	return a.writeConflist(ways)
 }
 
 // writeConflist writes the configuration that makes the runtime call the plugin, whole and last: a node without it isn't
@@ -126,20 +117,14 @@ func (a *agent) writeConflist(ways *overlay.Overlay) error {
 		return err
 	}
 	i := slices.IndexFunc(a.objects.Nodes, func(n policy.Node) bool { return n.Name == a.Node.Name })
-	var networks []netip.Prefix
-	for _, p := range a.objects.Nodes[i].PodCIDRs {
-		if p.Addr().Is4() {
-			networks = append(networks, p)
-		}
-	}
-	want, err := conf.Conflist(networks, mtu, conf.Strict)
+	want, err := conf.Conflist(a.objects.Nodes[i].PodCIDRs, mtu, conf.Strict)
 	if err != nil {
 		return err
 	}
 	if have, err := os.ReadFile(a.Node.Conflist); err == nil && bytes.Equal(have, want) {
 		return nil
 	}
-	tmp := filepath.Join(filepath.Dir(a.Node.Conflist), "."+filepath.Base(a.Node.Conflist))
+	tmp := a.Node.Conflist + ".tmp" // which no runtime takes for a configuration
 	if err := os.WriteFile(tmp, want, 0o600); err != nil {
 		return fmt.Errorf("write the network configuration: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -15,7 +16,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// servers are the agent's two: the socket for the plugin and weirctl, and the health checks for kubelet.
+// servers are the agent's two: the socket for the plugin and weirctl, and health checks and metrics for kubelet and Prometheus.
 type servers struct {
 	serve []func() error
 	stop  []func()
@@ -28,17 +29,32 @@ func (s *servers) close() {
 	s.stop = nil
 }
 
-// listen opens both. That there is one agent only is made sure by a lock, which the kernel frees however it ends.
-func (a *agent) listen(ctx context.Context) (*servers, error) {
+// Lock makes sure that there is one agent only, and none while weir is being taken off the node. The kernel frees it
+// however its holder ends.
+//
+// Equivalent to: flock --nonblock /run/weir/agent.lock
+func Lock() (io.Closer, error) {
+	if err := os.MkdirAll(endpoint.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make %s: %w", endpoint.Dir, err)
+	}
 	lock, err := os.OpenFile(endpoint.Dir+"/agent.lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the agent's lock: %w", err)
 	}
-	s := &servers{stop: []func(){func() { _ = lock.Close() }}}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		s.close()
+		_ = lock.Close()
 		return nil, fmt.Errorf("another weir-agent runs on this node (it holds %s): %w", lock.Name(), err)
 	}
+	return lock, nil
+}
+
+// listen opens both.
+func (a *agent) listen(ctx context.Context) (*servers, error) {
+	lock, err := Lock()
+	if err != nil {
+		return nil, err
+	}
+	s := &servers{stop: []func(){func() { _ = lock.Close() }}}
 	if err := os.Remove(endpoint.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.close()
 		return nil, fmt.Errorf("remove the last agent's socket: %w", err)
@@ -55,7 +71,7 @@ func (a *agent) listen(ctx context.Context) (*servers, error) {
 	api := http.NewServeMux()
 	api.HandleFunc("POST "+endpoint.EnrolPath, a.serveEnrol)
 	api.HandleFunc("GET "+endpoint.StatusPath, func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, http.StatusOK, a.status.Load())
+		writeJSON(w, http.StatusOK, a.status.Load().Status)
 	})
 	s.add(socket, api)
 	if a.HealthAddress == "" {
@@ -69,6 +85,7 @@ func (a *agent) listen(ctx context.Context) (*servers, error) {
 	health := http.NewServeMux()
 	health.HandleFunc("GET /healthz", a.serveHealth)
 	health.HandleFunc("GET /readyz", a.serveReady)
+	health.Handle("GET /metrics", a.metrics.handler())
 	s.add(tcp, health)
 	return s, nil
 }

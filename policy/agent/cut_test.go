@@ -1,0 +1,75 @@
+package agent
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/conntrack"
+	"github.com/weir-net/weir/policy/kernel"
+)
+
+// TestConnectionsAreWalkedWhereSomethingIsToBeFound and nowhere else.
+func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	remote := func(name, address, app string) policy.Pod {
+		p := pod(name, address)
+		p.Labels = map[string]string{"app": app}
+		return p
+	}
+	state := func(clientApp, otherApp string) *policy.Objects {
+		o := healthy()
+		o.Pods = []policy.Pod{pod("web", ""), remote("client", "10.88.1.5", clientApp), remote("other", "10.88.1.6", otherApp)}
+		return o
+	}
+	port := 4000
+	connect := func(from string) {
+		port++
+		nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", from, "-d", "10.88.0.2", "--sport", fmt.Sprint(port), "--dport", "53", "-t", "600")
+	}
+	s := step(t, state("none", "none"))
+	wantCut := func(when string, want int) {
+		t.Helper()
+		got := 0
+		for c, err := range conntrack.All() {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.Cut {
+				got++
+			}
+		}
+		if got != want {
+			t.Errorf("%s: %d connections are cut, want %d", when, got, want)
+		}
+	}
+	tell := func(o *policy.Objects) {
+		t.Helper()
+		s.takeUpdate(o, nil)
+		s.hear(kernel.Trust)
+	}
+	s.attach("web", "10.88.0.2")
+	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1") // there is room for labels
+	connect("10.88.1.5")
+	s.hear(kernel.All)
+	wantCut("what was there when the agent started", 1)
+	tell(state("client", "none"))
+	wantCut("the one that was cut may go on", 0)
+	connect("10.88.1.9") // by nobody whom a policy lets through: only to be seen by a walk
+	tell(state("client", "client"))
+	wantCut("nothing is cut, and another comes to be let through", 0)
+	s.hear(kernel.All)
+	wantCut("nothing has changed", 0)
+	tell(state("client", "none"))
+	wantCut("one is no longer let through", 1)
+	connect("10.88.1.5")
+	tell(state("none", "none"))
+	wantCut("none is let through", 3)
+	connect("10.88.1.5") // and the agent is killed before it sees it
+	s = step(t, state("none", "none"))
+	s.hear(kernel.All)
+	wantCut("an agent has started", 4)
+}

@@ -1,0 +1,25 @@
+package agent
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/endpoint"
+)
+
+// TestAnswerLooksAgainForWhoeverGivesUpFirst: whoever waits shorter must not wait as long as another.
+func TestAnswerLooksAgainForWhoeverGivesUpFirst(t *testing.T) {
+	for _, waits := range [][]time.Duration{{time.Minute, time.Hour}, {time.Hour, time.Minute}, {time.Hour, time.Minute, time.Hour}} {
+		a := &agent{endpoints: map[string]endpoint.Endpoint{"c:eth0": {}}}
+		for _, wait := range waits {
+			a.waiting = append(a.waiting, &enrolment{id: "c:eth0", until: time.Now().Add(wait), reply: make(chan reply, 1)})
+		}
+		if next := a.answer(errors.New("not yet")); next <= 0 || next > time.Minute {
+			t.Errorf("with %v to wait, the next look is in %v", waits, next)
+		}
+	}
+	if next := (&agent{}).answer(nil); next != 0 {
+		t.Errorf("with nobody waiting, the next look is in %v", next)
+	}
+}

@@ -1,0 +1,82 @@
+package agent
+
+import (
+	"cmp"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"github.com/weir-net/weir/policy"
+)
+
+// part of the agent's work, in which something can stand in the way.
+type part string
+
+const (
+	partSource  part = "source"
+	partAPI     part = "api"
+	partRecords part = "records"
+	partKernel  part = "kernel"
+	partNodes   part = "nodes"
+)
+
+// parts are what each is called in the status, and what it means that something stands in its way.
+var parts = map[part]struct{ name, meaning string }{
+	partSource:  {"source", "the source has errors; its last good state stays in force"},
+	partAPI:     {"API server", "the API server doesn't answer; what is known of the cluster stays in force"},
+	partRecords: {"endpoint records", "endpoint records can't be read; their pods stay closed"},
+	partKernel:  {"kernel", "the kernel does not hold what it should; what it holds closes"},
+	partNodes:   {"other nodes", "the way to other nodes isn't as it should be"},
+}
+
+// Contact is a Source that knows whether those it asks answer.
+type Contact interface {
+	// Contact says what stands in the way; nil if nothing does.
+	Contact() error
+}
+
+// faults are what stands in the way now. Each is logged when it comes and when it goes, however often it is met in
+// between.
+type faults struct {
+	log *slog.Logger
+	now map[part]error
+}
+
+// set says what stands in the part's way now; nil if nothing does.
+func (f *faults) set(p part, err error) {
+	was := f.now[p]
+	switch {
+	case err == nil && was != nil:
+		delete(f.now, p)
+		f.log.Info("no longer: " + parts[p].meaning)
+	case err != nil:
+		f.now[p] = err
+		if was == nil || was.Error() != err.Error() {
+			f.log.Error(parts[p].meaning, "error", err)
+		}
+	}
+}
+
+// reportProblems logs those that are new and those that are gone, and keeps them for the status and the metrics.
+func (a *agent) reportProblems(problems []policy.Problem) {
+	slices.SortFunc(problems, func(a, b policy.Problem) int {
+		return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.Field, b.Field), strings.Compare(a.Message, b.Message))
+	})
+	if slices.Equal(problems, a.problems) {
+		return
+	}
+	log := func(say func(string, ...any), msg string, list, except []policy.Problem) {
+		others := make(map[policy.Problem]bool, len(except))
+		for _, p := range except {
+			others[p] = true
+		}
+		for _, p := range list {
+			if !others[p] {
+				say(msg, "object", p.Object, "field", p.Field, "problem", p.Message)
+			}
+		}
+	}
+	log(a.Log.Error, "part of an object can't be used as written, and opens nothing", problems, a.problems)
+	log(a.Log.Info, "no longer: part of an object can't be used as written", a.problems, problems)
+	a.problems = problems
+}

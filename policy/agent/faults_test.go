@@ -1,0 +1,466 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/report"
+)
+
+// healthy is a cluster without a fault: shop/web on this node may be reached from shop/client on the node peer.
+func healthy() *policy.Objects {
+	client := pod("client", "10.88.1.5")
+	client.Labels = map[string]string{"app": "client"}
+	return &policy.Objects{
+		Namespaces: []policy.Namespace{{Name: "shop"}},
+		Pods:       []policy.Pod{pod("web", "10.88.0.2"), client},
+		Nodes:      []policy.Node{node("self", "192.0.2.2", "10.88.0.0/24"), node("peer", "192.0.2.3", "10.88.1.0/24")},
+		Policies: []*networkingv1.NetworkPolicy{allow("web", &metav1.LabelSelector{}, networkingv1.NetworkPolicyPeer{
+			PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "client"}},
+		})},
+	}
+}
+
+func allow(name string, pods *metav1.LabelSelector, from ...networkingv1.NetworkPolicyPeer) *networkingv1.NetworkPolicy {
+	return &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name},
+		Spec:       networkingv1.NetworkPolicySpec{PodSelector: *pods, Ingress: []networkingv1.NetworkPolicyIngressRule{{From: from}}},
+	}
+}
+
+// inKernel says what the kernel lacks of what it should hold in spite of a fault.
+func inKernel(t *testing.T) error {
+	t.Helper()
+	have := nodetest.Run(t, "ip", "route", "show", "proto", "88")
+	var errs []error
+	if !strings.Contains(have, "10.88.1.0/24 via 10.88.1.0 dev weir-vxlan") {
+		errs = append(errs, fmt.Errorf("no route to peer's pods in\n%s", have))
+	}
+	if sets := nodetest.Run(t, "ipset", "list"); !strings.Contains(sets, `10.88.1.5 comment "shop/client"`) {
+		errs = append(errs, fmt.Errorf("no peer may reach shop/web:\n%s", sets))
+	}
+	return errors.Join(errs...)
+}
+
+// TestFaultsOfObjects: each is logged once when it comes and once when it goes, is seen in metrics and status, and leaves
+// all else as it was.
+func TestFaultsOfObjects(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	r := start(t)
+	r.attach("web", "10.88.0.2")
+	r.tell(healthy(), nil)
+	none := map[string]float64{
+		`weir_problems{kind="Node"}`: 0, `weir_problems{kind="NetworkPolicy"}`: 0, `weir_problems{kind="Pod"}`: 0, "weir_ready": 1,
+		`weir_fault{part="nodes"}`: 0, `weir_fault{part="kernel"}`: 0,
+	}
+	r.wantMetrics(none)
+	const came, gone = `level=ERROR msg="part of an object`, `level=INFO msg="no longer: part of an object`
+	for i, tc := range []struct {
+		name, kind, object, field string
+		words                     string // of the log
+		fault                     func(*policy.Objects)
+	}{
+		{"a Node without podCIDR", "Node", "new", "spec.podCIDRs", "there is no network", func(o *policy.Objects) {
+			o.Nodes = append(o.Nodes, node("new", "192.0.2.4"))
+		}},
+		{"a Node without address", "Node", "new", "status.addresses", "there is no InternalIP", func(o *policy.Objects) {
+			o.Nodes = append(o.Nodes, node("new", "", "10.88.2.0/24"))
+		}},
+		{"overlapping podCIDRs", "Node", "twin", "spec.podCIDRs", "10.88.1.128/25 overlaps 10.88.1.0/24 of node peer, which keeps it", func(o *policy.Objects) {
+			o.Nodes = append(o.Nodes, node("twin", "192.0.2.4", "10.88.1.128/25"))
+		}},
+		{"podCIDRs that overlap this node's", "Node", "all", "spec.podCIDRs", "10.88.0.0/23 overlaps 10.88.0.0/24 of node self", func(o *policy.Objects) {
+			o.Nodes = append(o.Nodes, node("all", "192.0.2.4", "10.88.0.0/23"))
+		}},
+		{"a podCIDR that the source couldn't read", "Node", "new", "spec.podCIDRs[1]", "no CIDR", func(o *policy.Objects) {
+			o.Problems = append(o.Problems, policy.Problem{Object: "Node new", Field: "spec.podCIDRs[1]", Message: "no CIDR"})
+		}},
+		{"a policy that is too large", "NetworkPolicy", "shop/x", "spec.ingress[0]", "1025 rules", func(o *policy.Objects) {
+			o.Policies = append(o.Policies, allow("x", &metav1.LabelSelector{MatchLabels: map[string]string{"app": "other"}}, policytest.Selectors(0, 1025)...))
+		}},
+		{"an invalid selector of a peer", "NetworkPolicy", "shop/x", "spec.ingress[0].from[0].podSelector", "not a valid label selector operator", func(o *policy.Objects) {
+			o.Policies = append(o.Policies, allow("x", &metav1.LabelSelector{MatchLabels: map[string]string{"app": "other"}}, networkingv1.NetworkPolicyPeer{
+				PodSelector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Is"}}},
+			}))
+		}},
+		{"an invalid podSelector", "NetworkPolicy", "shop/x", "spec.podSelector", "every pod in namespace shop is isolated", func(o *policy.Objects) {
+			o.Policies = append(o.Policies, allow("x", &metav1.LabelSelector{MatchLabels: map[string]string{"app": "a value!"}}))
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			object := "\"" + tc.kind + " " + tc.object + "\""
+			before := r.log.count(came, object, tc.field)
+			broken := healthy()
+			tc.fault(broken)
+			info := fmt.Sprintf("weir_problem_info{field=%q,kind=%q,object=%q}", tc.field, tc.kind, tc.object)
+			r.tell(broken, nil)
+			r.wantMetrics(map[string]float64{info: 1, `weir_problems{kind="` + tc.kind + `"}`: 1, "weir_ready": 1, `weir_fault{part="nodes"}`: 0})
+			// It is met again and again, and other things go on.
+			other := fmt.Sprintf("10.88.0.%d", 10+i)
+			for range 3 {
+				again := *broken
+				again.Pods = append(slices.Clone(broken.Pods), pod("more", other))
+				r.tell(&again, nil)
+				r.rounds()
+			}
+			if n := r.log.count(came, object, tc.field, tc.words) - before; n != 1 {
+				t.Errorf("it was logged %d times", n)
+			}
+			if v, err := r.enrol(r.attach("more", other)); err != nil || !strings.Contains(v.Ingress, "shop/web") {
+				t.Errorf("another pod is not judged as it should be: %+v, %v", v, err)
+			}
+			if err := inKernel(t); err != nil {
+				t.Error(err)
+			}
+			if s := status(t); len(s.Problems) != 1 || s.Problems[0].Object != tc.kind+" "+tc.object || len(s.Errors) != 0 {
+				t.Errorf("the status has problems %v, errors %v", s.Problems, s.Errors)
+			}
+			over := r.log.count(gone, object, tc.field)
+			r.tell(healthy(), nil)
+			none[info] = -1
+			r.wantMetrics(none)
+			r.rounds()
+			if n := r.log.count(gone, object, tc.field) - over; n != 1 {
+				t.Errorf("its end was logged %d times", n)
+			}
+		})
+	}
+}
+
+func status(t *testing.T) *report.Status {
+	t.Helper()
+	s, err := fetchStatus()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestANodeThatChangesItsAddress(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	r := start(t)
+	r.attach("web", "10.88.0.2")
+	still := healthy()
+	still.Nodes[1].PodCIDRs = append(still.Nodes[1].PodCIDRs, netip.MustParsePrefix("10.88.4.0/24"))
+	r.tell(still, nil)
+	const nodes, moves = "weir_node_networks", "weir_node_moves_total"
+	r.wantMetrics(map[string]float64{nodes: 2, moves: 0, `weir_set_entries{kind="weir-nodes"}`: 2})
+
+	moved := healthy()
+	moved.Nodes[1] = node("peer", "192.0.2.33", "10.88.1.0/24", "10.88.4.0/24")
+	r.tell(moved, nil)
+	r.wantMetrics(map[string]float64{nodes: 2, moves: 1, `weir_problems{kind="Node"}`: 0, `weir_set_entries{kind="weir-nodes"}`: 2})
+	r.rounds()
+	if n := r.log.count("a node has another address", "node=peer", "before=192.0.2.3 ", "now=192.0.2.33"); n != 1 {
+		t.Errorf("peer's move was logged %d times", n)
+	}
+	fdb := nodetest.Run(t, "bridge", "fdb", "show", "dev", "weir-vxlan")
+	if !strings.Contains(fdb, "dst 192.0.2.33 ") || strings.Contains(fdb, "dst 192.0.2.3 ") {
+		t.Errorf("packets for peer's pods go to\n%s", fdb)
+	}
+	if set := nodetest.Run(t, "ipset", "list", "weir-nodes"); strings.Contains(set, "192.0.2.3 ") {
+		t.Errorf("tunnel packets are still taken from the old address:\n%s", set)
+	}
+	if err := inKernel(t); err != nil {
+		t.Error(err)
+	}
+
+	// The API tells of this node's new address before the node has it; then the node gets it.
+	both := healthy() // what was told is the agent's now
+	both.Nodes = []policy.Node{node("self", "192.0.2.22", "10.88.0.0/24"), moved.Nodes[1]}
+	r.tell(both, nil)
+	r.wantMetrics(map[string]float64{`weir_fault{part="nodes"}`: 1, "weir_ready": 1, moves: 1})
+	r.rounds()
+	if n := r.log.count("level=ERROR", "the way to other nodes isn't as it should be", "no link has the node's address 192.0.2.22"); n != 1 {
+		t.Errorf("it was logged %d times", n)
+	}
+	nodetest.Run(t, "ip", "addr", "add", "192.0.2.22/24", "dev", "eth0")
+	r.wantMetrics(map[string]float64{`weir_fault{part="nodes"}`: 0, moves: 2})
+	r.rounds()
+	for _, words := range [][]string{{"this node has another address", "before=192.0.2.2 ", "now=192.0.2.22"}, {"level=INFO", "no longer: the way to other nodes"}} {
+		if n := r.log.count(words...); n != 1 {
+			t.Errorf("%q was logged %d times", words, n)
+		}
+	}
+	if link := nodetest.Run(t, "ip", "-d", "link", "show", "weir-vxlan"); !strings.Contains(link, "local 192.0.2.22 ") {
+		t.Errorf("tunnels begin at\n%s", link)
+	}
+	if err := inKernel(t); err != nil {
+		t.Error(err)
+	}
+}
+
+// brittle puts programs in the place of iptables' that fail while the returned file is there. They are started ahead, so they
+// look for it when the first command comes.
+func brittle(t *testing.T) string {
+	t.Helper()
+	dir, broken := t.TempDir(), "/run/broken"
+	for _, name := range []string{"iptables-nft-restore", "iptables-legacy-restore"} {
+		script := fmt.Sprintf("#!/bin/sh\nread -r first || exit 0\nif [ -e %s ]; then echo no room >&2; exit 4; fi\n"+
+			"{ printf '%%s\\n' \"$first\"; cat; } | PATH=${PATH#*:} %s \"$@\"\n", broken, name)
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	return broken
+}
+
+// TestFaultsOfParts breaks each part of the agent's work for a while.
+func TestFaultsOfParts(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	noIPTables := brittle(t)
+	r := start(t)
+	r.wantMetrics(map[string]float64{"weir_ready": 0, "weir_last_sync_timestamp_seconds": -1})
+	r.attach("web", "10.88.0.2")
+	r.tell(healthy(), nil)
+	r.wantMetrics(map[string]float64{"weir_ready": 1, `weir_endpoints{direction="ingress",state="isolated"}`: 1})
+	record := filepath.Join("/run/weir/endpoints", "broken:eth0.json")
+	write := func(text string) {
+		if err := os.WriteFile(record, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remove := func(path string) {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const badMAC = `{"containerID": "broken", "ifName": "eth0", "mac": "?", "hostInterface": "weirx", "addresses": [{"address": "10.88.0.9", "subnet": "10.88.0.0/24"}]}`
+	noAddress := strings.NewReplacer(`"?"`, `"0a:58:0a:58:00:09"`, "10.88.0.9", "0.0.0.0").Replace(badMAC)
+	elsewhere := healthy()
+	elsewhere.Pods = append(elsewhere.Pods, pod("new", "10.88.1.99"))
+	elsewhere.Policies = append(elsewhere.Policies, allow("all", &metav1.LabelSelector{}))
+	for _, tc := range []struct {
+		name  string
+		part  part
+		words string
+		ready float64
+		fault func()
+		mend  func()
+	}{
+		{
+			"the source", partSource, "broken.yaml", 1,
+			func() { r.tell(nil, errors.New("broken.yaml: no YAML")) }, func() { r.tell(healthy(), nil) },
+		},
+		{
+			"the API server", partAPI, "connection refused", 1,
+			func() { r.setContact(errors.New("connection refused")) }, func() { r.setContact(nil) },
+		},
+		{"a record that is no JSON", partRecords, "broken:eth0", 1, func() { write("{") }, func() { remove(record) }},
+		{"a record with no MAC", partRecords, "broken:eth0", 1, func() { write(badMAC) }, func() { remove(record) }},
+		{"a record with nobody's address", partRecords, "broken:eth0", 1, func() { write(noAddress) }, func() { remove(record) }},
+		{
+			"iptables", partKernel, "no room", 0,
+			func() {
+				if err := os.WriteFile(noIPTables, nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				r.tell(elsewhere, nil)
+			},
+			func() { remove(noIPTables); r.tell(healthy(), nil) },
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			came, gone := r.log.count("level=ERROR", parts[tc.part].meaning, tc.words), r.log.count("level=INFO", "no longer: "+parts[tc.part].meaning)
+			before := r.metrics()
+			tc.fault()
+			gauge := fmt.Sprintf("weir_fault{part=%q}", tc.part)
+			r.wantMetrics(map[string]float64{gauge: 1, "weir_ready": tc.ready})
+			r.rounds()
+			if n := r.log.count("level=ERROR", parts[tc.part].meaning, tc.words) - came; n != 1 {
+				t.Errorf("it was logged %d times", n)
+			}
+			if s := status(t); !slices.ContainsFunc(s.Errors, func(e string) bool {
+				return strings.HasPrefix(e, parts[tc.part].name+": ") && strings.Contains(e, tc.words)
+			}) {
+				t.Errorf("the status has errors %q", s.Errors)
+			}
+			if err := inKernel(t); err != nil {
+				t.Error(err)
+			}
+			id := r.attach("web", "10.88.0.2")
+			if v, err := r.enrol(id); (err == nil) != (tc.ready == 1) {
+				t.Errorf("a pod is judged %+v, %v", v, err)
+			}
+			now := r.metrics()
+			if failures := now["weir_kernel_failures_total"] - before["weir_kernel_failures_total"]; (failures > 0) != (tc.part == partKernel) {
+				t.Errorf("%v failures to change the kernel", failures)
+			}
+			tc.mend()
+			r.wantMetrics(map[string]float64{gauge: 0, "weir_ready": 1})
+			r.rounds()
+			if n := r.log.count("level=INFO", "no longer: "+parts[tc.part].meaning) - gone; n != 1 {
+				t.Errorf("its end was logged %d times", n)
+			}
+			if v, err := r.enrol(id); err != nil {
+				t.Errorf("a pod is judged %+v, %v", v, err)
+			}
+		})
+	}
+}
+
+// TestEachBrokenRecordIsLogged: one that breaks while another is broken is a fault of its own.
+func TestEachBrokenRecordIsLogged(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	r := start(t)
+	r.tell(healthy(), nil)
+	r.wantMetrics(map[string]float64{"weir_ready": 1})
+	for i, id := range []string{"one:eth0", "two:eth0"} {
+		if err := os.WriteFile("/run/weir/endpoints/"+id+".json", nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r.eventually(id+" is logged", func() error {
+			if n := r.log.count("level=ERROR", "endpoint records can't be read", id); n != 1 {
+				return fmt.Errorf("%d times", n)
+			}
+			return nil
+		})
+		if n := r.log.count("level=ERROR", "endpoint records can't be read"); n != i+1 {
+			t.Errorf("%d lines for %d broken records", n, i+1)
+		}
+	}
+}
+
+// TestABrokenRecordClosesItsPod: whoever breaks the record of a pod takes it out of every set.
+func TestABrokenRecordClosesItsPod(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	r := start(t)
+	id := r.attach("web", "10.88.0.2")
+	r.tell(healthy(), nil)
+	entries := func(n float64) {
+		t.Helper()
+		r.wantMetrics(map[string]float64{`weir_set_entries{kind="weir-pods"}`: n, `weir_set_entries{kind="weir-in"}`: n, `weir_set_entries{kind="weir-eg"}`: n})
+		r.rounds()
+		list := nodetest.Run(t, "ipset", "list") + nodetest.Run(t, "nft", "list", "set", "bridge", "weir", "senders4")
+		if got := strings.Count(list, "10.88.0.2"); (got == 0) != (n == 0) {
+			t.Errorf("%d times in\n%s", got, list)
+		}
+	}
+	entries(1)
+	if err := os.WriteFile("/run/weir/endpoints/"+id+".json", []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	entries(0)
+	r.attach("web", "10.88.0.2")
+	entries(1)
+}
+
+// TestMetrics counts what happens.
+func TestMetrics(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	r := start(t)
+	// Before there is a state, nobody is enrolled.
+	if _, err := r.enrol(r.attach("web", "10.88.0.2")); err == nil {
+		t.Error("a pod was judged by nothing")
+	}
+	r.wantMetrics(map[string]float64{
+		"weir_ready": 0, `weir_enrolment_duration_seconds_count{result="unavailable"}`: 1, `weir_enrolment_duration_seconds_count{result="enrolled"}`: 0,
+		`weir_endpoints{direction="ingress",state="closed"}`: 1, `weir_endpoints{direction="egress",state="closed"}`: 1,
+	})
+	r.tell(healthy(), nil)
+	r.wantMetrics(map[string]float64{
+		"weir_ready": 1, "weir_policies": 1, `weir_info{iptables="nft"}`: 1,
+		`weir_endpoints{direction="ingress",state="isolated"}`: 1, `weir_endpoints{direction="ingress",state="closed"}`: 0, `weir_endpoints{direction="egress",state="open"}`: 1,
+		`weir_sets{kind="weir-in"}`: 2, `weir_sets{kind="weir-sel"}`: 1, `weir_set_entries{kind="weir-sel"}`: 1, `weir_set_entries{kind="weir-pods"}`: 1,
+		`weir_set_entries{kind="weir-networks"}`: 2, `weir_classes{direction="ingress"}`: 2, `weir_classes{direction="egress"}`: 1,
+		"weir_kernel_failures_total": 0, "weir_connections_cut_total": 0,
+	})
+	if v, err := r.enrol(endpoint.ID("shop.web", "eth0")); err != nil || v.Egress != "open" {
+		t.Errorf("%+v, %v", v, err)
+	}
+	for _, id := range []string{r.attach("stranger", "10.88.0.3"), "nobody:eth0"} { // no such pod; no such record
+		if _, err := r.enrol(id); err == nil {
+			t.Errorf("%s was judged", id)
+		}
+	}
+	if _, err := r.enrol("../x:eth0"); err == nil {
+		t.Error("a path is no ID")
+	}
+	r.wantMetrics(map[string]float64{
+		`weir_enrolment_duration_seconds_count{result="enrolled"}`: 1, `weir_enrolment_duration_seconds_count{result="unknown"}`: 2,
+		`weir_enrolment_duration_seconds_count{result="unavailable"}`: 1, `weir_enrolment_duration_seconds_count{result="invalid"}`: 1,
+		`weir_endpoints{direction="ingress",state="closed"}`: 1,
+	})
+	m := r.metrics()
+	if m["weir_sync_duration_seconds_count"] < 1 || m["weir_sync_duration_seconds_sum"] <= 0 || m["weir_kernel_changes_total"] < 1 || m["weir_last_sync_timestamp_seconds"] < 1e9 || m["go_goroutines"] < 1 {
+		t.Errorf("metrics: %v", m)
+	}
+
+	repairs := m["weir_kernel_repairs_total"]
+	nodetest.Run(t, "iptables-nft", "-w", "-t", "mangle", "-F", "WEIR-INGRESS")
+	r.eventually("the repair is counted", func() error {
+		if now := r.metrics()["weir_kernel_repairs_total"]; now <= repairs {
+			return fmt.Errorf("%v repairs after %v", now, repairs)
+		}
+		return nil
+	})
+
+	// However many objects are broken, few are named.
+	broken := healthy()
+	for i := range 3 * maxProblems {
+		broken.Nodes = append(broken.Nodes, node(fmt.Sprintf("new-%03d", i), "192.0.2.4"))
+	}
+	r.tell(broken, nil)
+	r.wantMetrics(map[string]float64{`weir_problems{kind="Node"}`: 3 * maxProblems})
+	named := 0
+	for name := range r.metrics() {
+		if strings.HasPrefix(name, "weir_problem_info{") {
+			named++
+		}
+	}
+	if named != maxProblems {
+		t.Errorf("%d problems are named, want %d", named, maxProblems)
+	}
+	resp, err := http.Post("http://"+healthAddress+"/metrics", "text/plain", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := resp.Body.Close(); err != nil || resp.StatusCode != http.StatusMethodNotAllowed {
+		t.Errorf("POST /metrics: %s", resp.Status)
+	}
+}
+
+// TestAFieldWithSeveralProblemsIsNamedOnce: Prometheus refuses all metrics if two are alike.
+func TestAFieldWithSeveralProblemsIsNamedOnce(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	r := start(t)
+	o := healthy()
+	o.Nodes = append(o.Nodes, node("two", "192.0.2.4", "10.88.0.0/25", "10.88.1.0/25"))
+	double := pod("double", "10.88.1.5")
+	double.Addresses = append(double.Addresses, netip.MustParseAddr("10.88.1.6"))
+	o.Pods = append(o.Pods, double, pod("triple", "10.88.1.6"))
+	r.tell(o, nil)
+	r.wantMetrics(map[string]float64{
+		`weir_problems{kind="Node"}`: 2, `weir_problems{kind="Pod"}`: 4, `weir_problem_info{field="spec.podCIDRs",kind="Node",object="two"}`: 1,
+		`weir_problem_info{field="status.podIPs",kind="Pod",object="shop/double"}`: 1,
+	})
+}

@@ -1,0 +1,179 @@
+package agent
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/report"
+)
+
+// metrics are what Prometheus asks for: counted where it happens, or read from the status, so that the two never differ.
+// docs/metrics.md explains each.
+type metrics struct {
+	registry   *prometheus.Registry
+	syncs      prometheus.Histogram
+	enrolments *prometheus.HistogramVec
+	moves      prometheus.Counter
+}
+
+// results of an enrolment, by the answer's status.
+var results = map[int]string{
+	http.StatusOK: "enrolled", http.StatusNotFound: "unknown", http.StatusServiceUnavailable: "unavailable", http.StatusBadRequest: "invalid",
+}
+
+func newMetrics(status func() *snapshot) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		syncs: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "weir_sync_duration_seconds", Help: "How long it took to bring what is known into the kernel.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 15),
+		}),
+		enrolments: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "weir_enrolment_duration_seconds", Help: "How long the plugin waited for a new pod to be judged, by result.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 15),
+		}, []string{"result"}),
+		moves: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "weir_node_moves_total", Help: "Nodes that were found to have another address than before.",
+		}),
+	}
+	for _, result := range results {
+		m.enrolments.WithLabelValues(result)
+	}
+	m.registry.MustRegister(m.syncs, m.enrolments, m.moves, statusCollector(status),
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewBuildInfoCollector())
+	return m
+}
+
+func (m *metrics) enrolled(status int, began time.Time) {
+	m.enrolments.WithLabelValues(results[status]).Observe(time.Since(began).Seconds())
+}
+
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
+
+// statusCollector turns the status into metrics whenever they are asked for.
+type statusCollector func() *snapshot
+
+// maxProblems is how many problems are named in metrics; all are counted, and all are in the status.
+const maxProblems = 50
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
+var (
+	readyDesc     = desc("weir_ready", "1 if the kernel holds what the policies demand.")
+	infoDesc      = desc("weir_info", "Always 1; the label says which iptables the node uses.", "iptables")
+	lastSyncDesc  = desc("weir_last_sync_timestamp_seconds", "When the kernel was last found or brought as it should be, Unix time.")
+	faultDesc     = desc("weir_fault", "1 while something stands in the way of this part of the agent's work; weirctl status says what.", "part")
+	problemsDesc  = desc("weir_problems", "Parts of objects that can't be used as written, by kind of object.", "kind")
+	problemDesc   = desc("weir_problem_info", "Always 1, for each of the first "+strconv.Itoa(maxProblems)+" problems.", "kind", "object", "field")
+	endpointsDesc = desc("weir_endpoints", "Pods' attachments to this node, by what policies let through to (ingress) or from (egress) them: all (open), what isolating policies say (isolated), or nothing yet (closed).", "direction", "state")
+	policiesDesc  = desc("weir_policies", "NetworkPolicies in the cluster.")
+	classesDesc   = desc("weir_classes", "Groups of this node's pods to which the same policies apply.", "direction")
+	setsDesc      = desc("weir_sets", "IP sets, by the beginning of their names.", "kind")
+	entriesDesc   = desc("weir_set_entries", "Entries of IP sets, by the beginning of the sets' names.", "kind")
+	peersDesc     = desc("weir_node_networks", "Networks of other nodes' pods to which this node keeps a way.")
+	changesDesc   = desc("weir_kernel_changes_total", "Changes made to sets and rules.")
+	failuresDesc  = desc("weir_kernel_failures_total", "Attempts to bring sets and rules into the kernel that failed.")
+	repairsDesc   = desc("weir_kernel_repairs_total", "Changes by somebody else to weir's sets and rules that were undone.")
+	cutDesc       = desc("weir_connections_cut_total", "Connections that were ended because a changed policy forbids them.")
+)
+
+// Describe implements prometheus.Collector.
+func (c statusCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		readyDesc, infoDesc, lastSyncDesc, faultDesc, problemsDesc, problemDesc, endpointsDesc, policiesDesc, classesDesc,
+		setsDesc, entriesDesc, peersDesc, changesDesc, failuresDesc, repairsDesc, cutDesc,
+	} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
+	s := c()
+	send := func(t prometheus.ValueType, d *prometheus.Desc, v int, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, t, float64(v), labels...)
+	}
+	gauge := func(d *prometheus.Desc, v int, labels ...string) { send(prometheus.GaugeValue, d, v, labels...) }
+	gauges := func(d *prometheus.Desc, counts map[string]int) {
+		for label, v := range counts {
+			gauge(d, v, label)
+		}
+	}
+	ready := map[bool]int{true: 1}
+	gauge(readyDesc, ready[s.Ready])
+	gauge(infoDesc, 1, s.IPTables)
+	if !s.LastSync.IsZero() {
+		ch <- prometheus.MustNewConstMetric(lastSyncDesc, prometheus.GaugeValue, float64(s.LastSync.UnixMilli())/1000)
+	}
+	for p := range parts {
+		gauge(faultDesc, ready[s.faults[p]], string(p))
+	}
+	c.problems(s.Problems, gauge, gauges)
+	c.endpoints(s.Pods, gauge)
+	gauge(policiesDesc, len(s.Policies))
+	classes := map[string]int{string(policy.Ingress): 0, string(policy.Egress): 0}
+	seen := map[string]bool{} // one that has sets in both families is one
+	for _, class := range s.Classes {
+		if k := string(class.Direction) + " " + strings.Join(class.Policies, " "); !seen[k] {
+			seen[k] = true
+			classes[string(class.Direction)]++
+		}
+	}
+	gauges(classesDesc, classes)
+	sets, entries := map[string]int{}, map[string]int{}
+	for _, set := range s.Sets {
+		kind := strings.Join(strings.SplitN(set.Name, "-", 3)[:2], "-") // what follows is a hash
+		kind = strings.TrimSuffix(kind, "6")                            // of IPv6
+		sets[kind]++
+		entries[kind] += set.Entries
+	}
+	gauges(setsDesc, sets)
+	gauges(entriesDesc, entries)
+	gauge(peersDesc, s.peers)
+	send(prometheus.CounterValue, changesDesc, s.Stats.Changes)
+	send(prometheus.CounterValue, failuresDesc, s.Stats.Failures)
+	send(prometheus.CounterValue, repairsDesc, s.Stats.Repairs)
+	send(prometheus.CounterValue, cutDesc, s.Stats.Cut)
+}
+
+func (c statusCollector) problems(all []policy.Problem, gauge func(*prometheus.Desc, int, ...string), gauges func(*prometheus.Desc, map[string]int)) {
+	counts := map[string]int{"NetworkPolicy": 0, "Node": 0, "Pod": 0}
+	named := map[[2]string]bool{} // one field may have several problems
+	for _, p := range all {
+		kind, object, _ := strings.Cut(p.Object, " ")
+		counts[kind]++
+		if k := [2]string{p.Object, p.Field}; !named[k] && len(named) < maxProblems {
+			named[k] = true
+			gauge(problemDesc, 1, kind, object, p.Field)
+		}
+	}
+	gauges(problemsDesc, counts)
+}
+
+func (c statusCollector) endpoints(pods []report.PodStatus, gauge func(*prometheus.Desc, int, ...string)) {
+	counts := map[policy.Direction]map[string]int{policy.Ingress: {}, policy.Egress: {}}
+	for _, p := range pods {
+		for d, class := range map[policy.Direction]string{policy.Ingress: p.Ingress, policy.Egress: p.Egress} {
+			if class != classOpen && class != classClosed {
+				class = "isolated"
+			}
+			counts[d][class]++
+		}
+	}
+	for d, states := range counts {
+		for _, state := range []string{classOpen, "isolated", classClosed} {
+			gauge(endpointsDesc, states[state], string(d), state)
+		}
+	}
+}

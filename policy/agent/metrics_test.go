@@ -1,0 +1,61 @@
+package agent
+
+import (
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/report"
+)
+
+// TestDocumentedMetrics: docs/metrics.md has each metric there is, and no other; and each is as Prometheus wants it.
+func TestDocumentedMetrics(t *testing.T) {
+	text, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var documented []string
+	for _, name := range regexp.MustCompile(`\bweir_[a-z_]+`).FindAllString(string(text), -1) {
+		documented = append(documented, strings.TrimSuffix(strings.TrimSuffix(name, "_bucket"), "_count"))
+	}
+	m := newMetrics(func() *snapshot {
+		return &snapshot{Status: report.Status{
+			LastSync: time.Unix(1e9, 0), Sets: []report.SetStatus{{Name: "weir-pods"}}, Problems: []policy.Problem{{Object: "Node x", Field: "spec"}},
+		}}
+	})
+	families, err := m.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var served []string
+	for _, f := range families {
+		name := f.GetName()
+		if !strings.HasPrefix(name, "weir_") {
+			continue
+		}
+		served = append(served, name)
+		if !slices.Contains(documented, name) {
+			t.Errorf("docs/metrics.md doesn't say what %s is", name)
+		}
+	}
+	for _, name := range documented {
+		if !slices.Contains(served, name) {
+			t.Errorf("docs/metrics.md speaks of %s, which there isn't", name)
+		}
+	}
+	problems, err := promlint.NewWithMetricFamilies(families).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		if strings.HasPrefix(p.Metric, "weir_") {
+			t.Errorf("%s: %s", p.Metric, p.Text)
+		}
+	}
+}

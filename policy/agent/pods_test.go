@@ -1,0 +1,230 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/report"
+)
+
+// server is a cluster that can be asked for a pod and told of its addresses, as the API server can.
+type server struct {
+	*cluster
+	pods      map[string]policy.Pod // by namespace/name, that Lookup finds
+	asked     chan string           // which pod Lookup was asked for
+	answers   chan struct{}         // closed: Lookup answers
+	published chan map[endpoint.Pod][]netip.Addr
+	awaited   chan endpoint.Pod
+}
+
+func newServer(pods ...policy.Pod) *server {
+	s := &server{cluster: newCluster(), pods: map[string]policy.Pod{}, asked: make(chan string, 100), answers: make(chan struct{}), published: make(chan map[endpoint.Pod][]netip.Addr, 100), awaited: make(chan endpoint.Pod, 100)}
+	close(s.answers)
+	for _, p := range pods {
+		s.pods[p.Namespace+"/"+p.Name] = p
+	}
+	return s
+}
+
+func (s *server) Lookup(_ context.Context, p endpoint.Pod) (policy.Pod, bool, error) {
+	s.asked <- p.String()
+	<-s.answers
+	pod, ok := s.pods[p.String()]
+	return pod, ok, nil
+}
+
+func (s *server) Publish(_ context.Context, pods map[endpoint.Pod][]netip.Addr) { s.published <- pods }
+
+// AwaitPublished never returns by itself, as where the API server doesn't answer.
+func (s *server) AwaitPublished(ctx context.Context, p endpoint.Pod) {
+	s.awaited <- p
+	<-ctx.Done()
+}
+
+// TestEnrolWaitsUntilPublished, for some time; a pod whose addresses aren't published doesn't wait.
+func TestEnrolWaitsUntilPublished(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	api := newServer()
+	r := startWith(t, api.cluster, Options{Source: api, Resync: time.Hour, EnrolWait: time.Minute})
+	r.tell(shop(named("a", "1", "new"), named("b", "", "new")), nil)
+	for _, id := range []string{r.attachUID("a", "1", "10.88.0.9"), r.attachUID("b", "", "10.88.0.10")} {
+		if v, err := r.enrol(id); err != nil || v.Ingress != "shop/new" {
+			t.Errorf("%s is judged %+v, %v", id, v, err)
+		}
+	}
+	if got := <-api.awaited; got != (endpoint.Pod{Namespace: "shop", Name: "a", UID: "1"}) {
+		t.Errorf("waited for %+v", got)
+	}
+	select {
+	case got := <-api.awaited:
+		t.Errorf("waited for %+v too", got)
+	default:
+	}
+}
+
+// wantPublished: these, and no others, are what other nodes are told next.
+func (s *server) wantPublished(t *testing.T, want map[string]string) {
+	t.Helper()
+	select {
+	case got := <-s.published:
+		have := map[string]string{}
+		for p, addrs := range got {
+			have[p.String()] = fmt.Sprint(addrs)
+		}
+		if !maps.Equal(have, want) {
+			t.Errorf("other nodes are told %v, want %v", have, want)
+		}
+	case <-time.After(10 * time.Second):
+		t.Errorf("nothing was published within 10 s, want %v", want)
+	}
+}
+
+// TestEnrolWithTheAPI: a pod that the source hasn't told of is asked for; the addresses of those that were let in are
+// published, and of nobody else.
+func TestEnrolWithTheAPI(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	api := newServer(pod("new", "10.88.0.9"))
+	r := startWith(t, api.cluster, Options{Source: api, Resync: 50 * time.Millisecond, EnrolWait: time.Minute})
+	o := healthy()
+	o.Pods = append(o.Pods, pod("more", ""))
+	r.tell(o, nil)
+	r.attach("more", "10.88.0.10") // on its way: it has a record, and hasn't asked
+	web := r.attach("web", "10.88.0.2")
+	if v, err := r.enrol(web); err != nil || v.Ingress != "shop/web" {
+		t.Errorf("web is judged %+v, %v", v, err)
+	}
+	api.wantPublished(t, map[string]string{"shop/web": "[10.88.0.2]"})
+	if v, err := r.enrol(r.attach("new", "10.88.0.9")); err != nil || v.Ingress != "shop/web" {
+		t.Errorf("new is judged %+v, %v", v, err)
+	}
+	api.wantPublished(t, map[string]string{"shop/web": "[10.88.0.2]", "shop/new": "[10.88.0.9]"})
+	if err := endpoint.Remove(web); err != nil {
+		t.Fatal(err)
+	}
+	api.wantPublished(t, map[string]string{"shop/new": "[10.88.0.9]"})
+	r.rounds()
+	select {
+	case again := <-api.published:
+		t.Errorf("published again: %v", again)
+	default:
+	}
+}
+
+// named is a pod with a UID and one label.
+func named(name, uid, app string) policy.Pod {
+	return policy.Pod{Namespace: "shop", Name: name, UID: uid, Labels: map[string]string{"app": app}}
+}
+
+// shop has a policy for each of two labels.
+func shop(pods ...policy.Pod) *policy.Objects {
+	o := &policy.Objects{Namespaces: []policy.Namespace{{Name: "shop"}}, Pods: pods, Nodes: healthy().Nodes}
+	for _, app := range []string{"old", "new"} {
+		o.Policies = append(o.Policies, allow(app, &metav1.LabelSelector{MatchLabels: map[string]string{"app": app}}))
+	}
+	return o
+}
+
+// wantClass waits until the pod is in the class, and sees it stay there.
+func (r *running) wantClass(name, want string) {
+	r.Helper()
+	check := func() error {
+		s, err := fetchStatus()
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(s.Pods, func(p report.PodStatus) bool { return p.Pod == "shop/"+name })
+		if i < 0 || s.Pods[i].Ingress != want {
+			return fmt.Errorf("%s is not in class %s: %+v", name, want, s.Pods)
+		}
+		return nil
+	}
+	r.eventually(name+" is in class "+want, check)
+	r.rounds()
+	if err := check(); err != nil {
+		r.Errorf("%v, want %s", err, want)
+	}
+}
+
+// TestAPodThatWasFoundStays until the source has caught up with it.
+func TestAPodThatWasFoundStays(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	api := newServer(named("db-0", "2", "new"))
+	r := startWith(t, api.cluster, Options{Source: api, Resync: 50 * time.Millisecond, EnrolWait: time.Minute})
+	before := named("db-0", "1", "old")
+	r.tell(shop(before), nil)
+	id := r.attachUID("db-0", "2", "10.88.0.9")
+	if v, err := r.enrol(id); err != nil || v.Ingress != "shop/new" {
+		t.Errorf("judged %+v, %v", v, err)
+	}
+	for _, older := range []*policy.Objects{shop(before, pod("other", "10.88.1.9")), shop()} { // than the answer
+		r.tell(older, nil)
+		r.wantClass("db-0", "shop/new")
+	}
+	r.tell(shop(named("db-0", "2", "old")), nil) // its label has changed since
+	r.wantClass("db-0", "shop/old")
+	r.tell(shop(), nil)
+	r.wantClass("db-0", classClosed)
+
+	// Whatever else the source tells of the name is newer too.
+	if _, err := r.enrol(id); err != nil {
+		t.Error(err)
+	}
+	r.wantClass("db-0", "shop/new")
+	r.tell(shop(named("db-0", "3", "old")), nil)
+	r.wantClass("db-0", classClosed)
+
+	// With the endpoint goes what was found.
+	r.tell(shop(), nil)
+	if _, err := r.enrol(id); err != nil {
+		t.Error(err)
+	}
+	delete(api.pods, "shop/db-0")
+	if err := endpoint.Remove(id); err != nil {
+		t.Fatal(err)
+	}
+	r.wantMetrics(map[string]float64{`weir_set_entries{kind="weir-pods"}`: 0})
+	r.attachUID("db-0", "2", "10.88.0.9")
+	r.wantClass("db-0", classClosed)
+}
+
+// TestALateAnswerIsIgnored if the source has told of the pod meanwhile.
+func TestALateAnswerIsIgnored(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	api := newServer(named("db-0", "2", "old"), named("db-1", "3", "old"))
+	api.answers = make(chan struct{})
+	r := startWith(t, api.cluster, Options{Source: api, Resync: 50 * time.Millisecond, EnrolWait: time.Minute})
+	r.tell(shop(), nil)
+	id, done := r.attachUID("db-0", "2", "10.88.0.9"), make(chan error, 1)
+	go func() {
+		_, err := r.enrol(id)
+		done <- err
+	}()
+	<-api.asked
+	r.tell(shop(named("db-0", "2", "new")), nil)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	close(api.answers)
+	if _, err := r.enrol(r.attachUID("db-1", "3", "10.88.0.10")); err != nil { // the next answer
+		t.Error(err)
+	}
+	r.wantClass("db-0", "shop/new")
+}

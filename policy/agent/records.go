@@ -1,0 +1,111 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net"
+	"slices"
+
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/dirwatch"
+	"github.com/weir-net/weir/policy/kernel"
+)
+
+func (a *agent) watchRecords(ctx context.Context, w *dirwatch.Watcher) error {
+	change := dirwatch.Change{Lost: true}
+	for {
+		taken := change
+		if !a.hand(ctx, func() kernel.Verify {
+			a.takeRecords(taken)
+			return kernel.Trust
+		}) {
+			return nil
+		}
+		var err error
+		change, err = w.Next()
+		if err != nil && ctx.Err() == nil {
+			return fmt.Errorf("directory of endpoint records: %w", err)
+		}
+	}
+}
+
+func (a *agent) takeRecords(c dirwatch.Change) {
+	var err error
+	if c.Lost {
+		var all []endpoint.Endpoint
+		all, err = endpoint.List()
+		a.endpoints, a.broken = map[string]endpoint.Endpoint{}, endpoint.BrokenRecords{}
+		if errors.As(err, &a.broken) {
+			err = nil
+		}
+		slices.SortFunc(all, func(a, b endpoint.Endpoint) int { return a.Created.Compare(b.Created) })
+		for _, e := range all {
+			a.hold(e)
+		}
+	}
+	for _, name := range c.Names {
+		if id, ok := endpoint.IDOfFile(name); ok {
+			a.takeRecord(id)
+		}
+	}
+	for _, of := range []map[string]bool{a.opened, a.enrolled} {
+		maps.DeleteFunc(of, func(id string, _ bool) bool { _, ok := a.endpoints[id]; return !ok })
+	}
+	if len(a.found) > 0 {
+		a.join()
+	}
+	if err == nil && len(a.broken) > 0 {
+		err = maps.Clone(a.broken)
+	}
+	a.faults.set(partRecords, err)
+}
+
+// takeRecord reads one record. If that fails its pod is closed: it is in no class.
+func (a *agent) takeRecord(id string) {
+	delete(a.endpoints, id)
+	delete(a.broken, id)
+	e, err := endpoint.Load(id)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		a.broken[id] = err
+	default:
+		a.hold(*e)
+	}
+}
+
+// hold takes a record as it is, if the kernel could: one that it couldn't would hold up every other pod's. An address has
+// one holder: whose record has it too has ended, and it is only not known yet. Were both kept, the new pod would have
+// what is allowed to the old one.
+func (a *agent) hold(e endpoint.Endpoint) {
+	_, err := net.ParseMAC(e.MAC)
+	for _, addr := range e.Addresses {
+		no := !addr.Addr.IsValid() || addr.Addr.IsUnspecified() || addr.Addr.Zone() != "" || addr.Addr.Is4In6()
+		if no || !addr.Subnet.Contains(addr.Addr) || addr.Subnet.Bits() == 0 {
+			err = errors.Join(err, fmt.Errorf("address %s in %s can't be", addr.Addr, addr.Subnet))
+		}
+	}
+	if err != nil {
+		a.broken[e.ID()] = fmt.Errorf("endpoint record %s: %w", e.ID(), err)
+		return
+	}
+	for id, o := range a.endpoints {
+		if id == e.ID() || !shareAddress(e, o) {
+			continue
+		}
+		delete(a.endpoints, id)
+		if o, err := endpoint.Load(id); err == nil && shareAddress(e, *o) {
+			a.broken[id] = fmt.Errorf("endpoint record %s: its address is that of %s by now", id, e.ID())
+		}
+	}
+	a.endpoints[e.ID()] = e
+}
+
+func shareAddress(a, b endpoint.Endpoint) bool {
+	return slices.ContainsFunc(a.Addresses, func(x endpoint.Address) bool {
+		return slices.ContainsFunc(b.Addresses, func(y endpoint.Address) bool { return x.Addr == y.Addr })
+	})
+}

@@ -1,0 +1,65 @@
+// Package report is what the agent says of itself to whoever asks on its socket. It is apart from the agent so that those
+// who ask don't link it.
+package report
+
+import (
+	"time"
+
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/policy"
+)
+
+// Status is what GET /v1/status answers: what is enforced now.
+type Status struct {
+	Ready    bool      `json:"ready"`
+	LastSync time.Time `json:"lastSync,omitzero"`
+	IPTables string    `json:"iptables"`
+	// Errors are what stands in the way now; empty if all is well.
+	Errors   []string         `json:"errors"`
+	Problems []policy.Problem `json:"problems"`
+	Pods     []PodStatus      `json:"pods"`
+	Policies []string         `json:"policies"`
+	Classes  []policy.Class   `json:"classes"`
+	Sets     []SetStatus      `json:"sets"`
+	Stats    Stats            `json:"stats"`
+}
+
+// PodStatus is one attachment on this node.
+type PodStatus struct {
+	Pod         string   `json:"pod"`
+	UID         string   `json:"uid,omitempty"`
+	ContainerID string   `json:"containerID"`
+	Addresses   []string `json:"addresses"`
+	MAC         string   `json:"mac"`
+	HostIf      string   `json:"hostInterface"`
+	// Since is when the plugin attached it.
+	Since time.Time `json:"since"`
+	// Ingress and Egress name the policies that isolate the pod; "open" if none does, "closed" if the pod isn't judged
+	// because the source doesn't know it.
+	Ingress string `json:"ingress"`
+	Egress  string `json:"egress"`
+}
+
+// Pod is what the record alone says of the attachment: Ingress and Egress are left to the caller.
+func Pod(e endpoint.Endpoint) PodStatus {
+	p := PodStatus{Pod: e.Pod.String(), UID: e.Pod.UID, ContainerID: e.ContainerID, MAC: e.MAC, HostIf: e.HostIf, Since: e.Created}
+	for _, a := range e.Addresses {
+		p.Addresses = append(p.Addresses, a.Addr.String())
+	}
+	return p
+}
+
+// SetStatus is one ipset.
+type SetStatus struct {
+	Name    string `json:"name"`
+	Type    string `json:"type"`
+	Entries int    `json:"entries"`
+}
+
+// Stats count since the agent started.
+type Stats struct {
+	Changes  int `json:"changes"`  // of the kernel's state
+	Failures int `json:"failures"` // to change it
+	Repairs  int `json:"repairs"`  // of what somebody else had changed
+	Cut      int `json:"cut"`      // connections
+}
