@@ -7,8 +7,10 @@
 package bridge
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -44,7 +46,8 @@ type Bridge struct {
 //
 //	ip link add weir0 address MAC mtu MTU type bridge mcast_snooping 0
 //	sysctl net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.weir0.send_redirects=0
-//	ip addr add GATEWAY/LEN dev weir0; ip link set weir0 up
+//	ip addr add GATEWAY/LEN dev weir0; ip link set weir0 up            (IPv4; see ensureIPv6)
+//	sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0
 func Ensure(h netlinksafe.Handle, mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	link, err := h.LinkByName(Name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
@@ -58,9 +61,36 @@ func Ensure(h netlinksafe.Handle, mtu int, gateways []netip.Prefix) (*Bridge, er
 	if link.Type() != "bridge" {
 		return nil, fmt.Errorf("%s is a %s, not a bridge: remove or rename it", Name, link.Type())
 	}
+	if err := RouteTranslated(); err != nil {
+		return nil, err
+	}
+	if err := ensureIPv4(h, link, ofFamily(conf.IPv4, gateways)); err != nil {
+		return nil, err
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		if err := h.LinkSetUp(link); err != nil {
+			return nil, fmt.Errorf("set %s up: %w", Name, err)
+		}
+	}
+	if six := ofFamily(conf.IPv6, gateways); len(six) > 0 {
+		if err := ensureIPv6(h, link, six); err != nil {
+			return nil, err
+		}
+	}
+	b := &Bridge{Index: link.Attrs().Index, MAC: link.Attrs().HardwareAddr, MTU: link.Attrs().MTU}
+	if mtu != 0 {
+		b.MTU = mtu
+	}
+	return b, nil
+}
+
+func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix) error {
+	if len(gateways) == 0 {
+		return nil
+	}
 	addrs, err := h.AddrList(link, netlink.FAMILY_V4)
 	if err != nil {
-		return nil, fmt.Errorf("list addresses of %s: %w", Name, err)
+		return fmt.Errorf("list addresses of %s: %w", Name, err)
 	}
 	has := map[string]bool{}
 	for _, a := range addrs {
@@ -71,19 +101,10 @@ func Ensure(h netlinksafe.Handle, mtu int, gateways []netip.Prefix) (*Bridge, er
 			continue
 		}
 		if err := h.AddrReplace(link, &netlink.Addr{IPNet: ipNet(gw)}); err != nil {
-			return nil, fmt.Errorf("add gateway address %s to %s: %w", gw, Name, err)
+			return fmt.Errorf("add gateway address %s to %s: %w", gw, Name, err)
 		}
 	}
-	if link.Attrs().Flags&net.FlagUp == 0 {
-		if err := h.LinkSetUp(link); err != nil {
-			return nil, fmt.Errorf("set %s up: %w", Name, err)
-		}
-	}
-	b := &Bridge{Index: link.Attrs().Index, MAC: link.Attrs().HardwareAddr, MTU: link.Attrs().MTU}
-	if mtu != 0 {
-		b.MTU = mtu
-	}
-	return b, nil
+	return nil
 }
 
 func create(h netlinksafe.Handle, mtu int, gateway netip.Addr) (netlink.Link, error) {
@@ -121,6 +142,22 @@ func create(h netlinksafe.Handle, mtu int, gateway netip.Addr) (netlink.Link, er
 	return link, nil
 }
 
+// RouteTranslated sees to it that pods reach a Service whose pod is on the same node. Where br_netfilter is loaded, it runs
+// iptables for what is still being bridged, unless told otherwise; and what kube-proxy's rules have sent on to another pod
+// is then bridged there (br_nf_pre_routing_finish: "bridged_dnat"), which isolated ports don't allow. weir doesn't need it,
+// as every packet between pods is routed, and there is no setting for one bridge that says no.
+//
+//	sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0
+func RouteTranslated() error {
+	for _, key := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"} {
+		err := setSysctl("/proc/sys/net/bridge/"+key, "0")
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // br_netfilter isn't loaded
+			return err
+		}
+	}
+	return nil
+}
+
 // setSysctl writes only what differs: where /proc/sys is read-only but right, nothing is wrong.
 func setSysctl(path, value string) error {
 	if have, err := os.ReadFile(path); err == nil && string(have) == value+"\n" {
@@ -132,32 +169,52 @@ func setSysctl(path, value string) error {
 	return nil
 }
 
-// underlayMTU is the MTU of the link that the default route goes out of; 1500 without one.
+// underlayMTU is the MTU of the link that the default route goes out of, IPv4's if there is one; 1500 without any.
 //
-// Equivalent to: ip route show default
+// Equivalent to: ip route show default; ip -6 route show default
 func underlayMTU(h netlinksafe.Handle) (int, error) {
-	routes, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{}, netlink.RT_FILTER_DST)
-	if err != nil {
-		return 0, fmt.Errorf("find the default route: %w", err)
-	}
-	for _, r := range routes {
-		if r.LinkIndex == 0 {
-			continue
-		}
-		link, err := h.LinkByIndex(r.LinkIndex)
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := h.RouteListFiltered(family, &netlink.Route{}, netlink.RT_FILTER_DST)
 		if err != nil {
-			return 0, fmt.Errorf("look up the default route's link: %w", err)
+			return 0, fmt.Errorf("find the default route: %w", err)
 		}
-		return link.Attrs().MTU, nil
+		for _, r := range routes {
+			if r.LinkIndex == 0 {
+				continue
+			}
+			link, err := h.LinkByIndex(r.LinkIndex)
+			if err != nil {
+				return 0, fmt.Errorf("look up the default route's link: %w", err)
+			}
+			return link.Attrs().MTU, nil
+		}
 	}
 	return defaultMTU, nil
 }
 
-// MAC is derived from the address, so it is known before the link exists and unique where the address is. The prefix
+// MAC is derived from the address, so it is known before the link exists and unique where the address is; of IPv6
+// addresses, among those that have all but the last four bytes in common, and by all likelihood among others. The prefix
 // 0a:58 (locally administered) is the one that CNI plugins have long used for this.
 func MAC(addr netip.Addr) net.HardwareAddr {
 	b := addr.As16()
-	return net.HardwareAddr{0x0a, 0x58, b[12], b[13], b[14], b[15]}
+	mac := net.HardwareAddr{0x0a, 0x58, b[12], b[13], b[14], b[15]}
+	if addr.Is6() {
+		network := sha256.Sum256(b[:12])
+		for i := range 4 {
+			mac[2+i] ^= network[i]
+		}
+	}
+	return mac
+}
+
+// PodMAC is that of the pod's link: of its IPv4 address, if it has one.
+func PodMAC(addrs []endpoint.Address) net.HardwareAddr {
+	for _, a := range addrs {
+		if a.Addr.Is4() {
+			return MAC(a.Addr)
+		}
+	}
+	return MAC(addrs[0].Addr)
 }
 
 // Gateways are the bridge's addresses for the subnets that the addresses come from.

@@ -3,6 +3,7 @@ package bridge
 import (
 	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
@@ -13,10 +14,17 @@ import (
 	"github.com/weir-net/weir/internal/nodetest"
 )
 
-func address(s string) []endpoint.Address {
-	return []endpoint.Address{{
-		Addr: netip.MustParseAddr(s), Subnet: netip.MustParsePrefix("10.88.0.0/24"), Gateway: netip.MustParseAddr("10.88.0.1"),
-	}}
+// address is that, in its family's subnet; or several, with blanks between.
+func address(list string) []endpoint.Address {
+	var all []endpoint.Address
+	for _, s := range strings.Fields(list) {
+		a := endpoint.Address{Addr: netip.MustParseAddr(s), Subnet: netip.MustParsePrefix("10.88.0.0/24"), Gateway: netip.MustParseAddr("10.88.0.1")}
+		if a.Addr.Is6() {
+			a.Subnet, a.Gateway = netip.MustParsePrefix("fd00:10:88::/64"), netip.MustParseAddr("fd00:10:88::1")
+		}
+		all = append(all, a)
+	}
+	return all
 }
 
 type node struct {
@@ -25,12 +33,15 @@ type node struct {
 	b *Bridge
 }
 
-func newNode(t *testing.T) node {
+func newNode(t *testing.T) node { return newNodeFor(t, "10.88.0.2") }
+
+// newNodeFor makes the bridge that pods with these addresses need.
+func newNodeFor(t *testing.T, addrs string) node {
 	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := Ensure(h, 0, Gateways(address("10.88.0.2")))
+	b, err := Ensure(h, 0, Gateways(address(addrs)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +57,7 @@ func (n node) pod(name, addr string) Port {
 		n.Fatal(err)
 	}
 	p := Port{
-		HostIf: PortName(name), IfName: "eth0", Netns: ns, MAC: MAC(netip.MustParseAddr(addr)),
+		HostIf: PortName(name), IfName: "eth0", Netns: ns, MAC: PodMAC(address(addr)),
 		Addresses: address(addr), Alias: "test/" + name,
 	}
 	if err := n.b.Add(n.h, p); err != nil {
@@ -79,6 +90,21 @@ func TestPodsReachEachOtherThroughTheNode(t *testing.T) {
 		t.Fatalf("pods meet beside the FORWARD hook:\n%s", out)
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-W1", "10.88.0.1")
+}
+
+// kube-proxy translates what a pod sends to a Service, and the pod behind it may be on the same bridge.
+func TestTranslatedPacketsReachPodsOfTheSameNode(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	for name, addr := range map[string]string{"a": "10.88.0.2", "b": "10.88.0.3"} {
+		if err := Allow(n.pod(name, addr).Sender()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	nodetest.Run(t, "iptables", "-t", "nat", "-A", "PREROUTING", "-d", "10.99.0.1", "-j", "DNAT", "--to-destination", "10.88.0.3")
+	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-W1", "10.99.0.1")
 }
 
 func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
@@ -125,6 +151,8 @@ func TestAddLeavesNothingBehindWhenItFails(t *testing.T) {
 	}
 	n := newNode(t)
 	first := n.pod("a", "10.88.0.2")
+	neighbours := func() string { return nodetest.Run(t, "ip", "neigh", "show", "dev", Name, "nud", "permanent") }
+	before := neighbours()
 	second := first
 	second.HostIf, second.Addresses = PortName("other"), address("10.88.0.3")
 	if err := n.b.Add(n.h, second); !errors.Is(err, ErrInterfaceExists) {
@@ -134,19 +162,22 @@ func TestAddLeavesNothingBehindWhenItFails(t *testing.T) {
 		t.Errorf("%s was left behind", second.HostIf)
 	}
 	third := first
-	third.HostIf, third.IfName, third.Addresses = PortName("third"), "eth1", address("10.88.0.2")
+	third.HostIf, third.IfName, third.Addresses = PortName("third"), "eth1", address("10.88.0.4")
 	if err := n.b.Add(n.h, third); err == nil {
 		t.Fatal("a second route to the gateway was added without an error")
 	}
 	if _, err := n.h.LinkByName(third.HostIf); err == nil {
 		t.Errorf("%s was left behind", third.HostIf)
 	}
+	if after := neighbours(); after != before {
+		t.Errorf("neighbours:\n%s\nand before\n%s", after, before)
+	}
 	for range 2 {
 		if err := Remove(n.h, first.HostIf, first.Addresses); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if out := nodetest.Run(t, "ip", "neigh", "show", "dev", Name, "nud", "permanent"); out != "" {
+	if out := neighbours(); out != "" {
 		t.Errorf("neighbours left: %s", out)
 	}
 }

@@ -56,11 +56,11 @@ func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr) error
 	if link.Attrs().Flags&net.FlagUp == 0 {
 		errs = append(errs, fmt.Errorf("%s in the pod is down", p.IfName))
 	}
-	addrs, err := pod.AddrList(link, netlink.FAMILY_V4)
+	addrs, err := pod.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		errs = append(errs, fmt.Errorf("addresses of %s in the pod: %w", p.IfName, err))
 	}
-	routes, err := pod.RouteList(link, netlink.FAMILY_V4)
+	routes, err := pod.RouteList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		errs = append(errs, fmt.Errorf("routes in the pod: %w", err))
 	}

@@ -13,32 +13,40 @@ import (
 	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 )
 
-// The guard is the nftables table "bridge weir": a set of who may send what, and one chain that drops the rest.
+// The guard is the nftables table "bridge weir": a set for each family of who may send what, and one chain that drops
+// the rest.
 //
 //	table bridge weir {
 //	  set senders4 { typeof iifname . ether saddr . ip saddr }
+//	  set senders6 { typeof iifname . ether saddr . ip6 saddr }
 //	  chain ports {
 //	    type filter hook prerouting priority -300; policy accept;
 //	    iifname != "weirp*" accept
 //	    meta protocol ip iifname . ether saddr . ip saddr @senders4 accept
 //	    meta protocol arp iifname . ether saddr . arp saddr ip @senders4 iifname . arp saddr ether . arp saddr ip @senders4 accept
+//	    meta protocol ip6 meta l4proto ipv6-icmp icmpv6 type 133-137 counter drop
+//	    meta protocol ip6 iifname . ether saddr . ip6 saddr @senders6 accept
 //	    counter drop comment "weir: forged sender"
 //	  }
 //	}
 //
-// One lookup decides, whatever the number of pods. Frames that are neither IPv4 nor ARP are dropped, so a pod has no
-// IPv6 until its addresses are in a set as well.
+// One lookup decides, whatever the number of pods. Neighbour discovery (RFC 4861: router and neighbour solicitations and
+// advertisements, redirects) is dropped as a whole, be it behind extension headers: whose address it speaks of stands
+// inside, and no pod needs it, as all neighbours are permanent. Of a pod without an IPv6 address, no IPv6 passes.
 const (
 	guardTable = "weir"
-	guardSet   = "senders4"
 	guardChain = "ports"
 )
 
+// guardSets are the names of the families' sets.
+var guardSets = map[conf.Family]string{conf.IPv4: "senders4", conf.IPv6: "senders6"}
+
 // Register numbers of nf_tables: a key is put together in consecutive 32-bit registers, each part filled up to four
-// bytes: 16 for the interface's name, 8 for the MAC, 4 for the address.
+// bytes: 16 for the interface's name, 8 for the MAC, 4 or 16 for the address.
 const (
 	regName = unix.NFT_REG_1
 	regMAC  = unix.NFT_REG32_04
@@ -49,10 +57,14 @@ func table() *nftables.Table {
 	return &nftables.Table{Name: guardTable, Family: nftables.TableFamilyBridge}
 }
 
-func senders() *nftables.Set {
+func senders(f conf.Family) *nftables.Set {
+	address := nftables.TypeIPAddr
+	if f == conf.IPv6 {
+		address = nftables.TypeIP6Addr
+	}
 	return &nftables.Set{
-		Table: table(), Name: guardSet, Concatenation: true,
-		KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeEtherAddr, nftables.TypeIPAddr),
+		Table: table(), Name: guardSets[f], Concatenation: true,
+		KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeEtherAddr, address),
 	}
 }
 
@@ -63,28 +75,34 @@ type Sender struct {
 	Addresses []endpoint.Address
 }
 
-func (s Sender) elements() []nftables.SetElement {
-	var all []nftables.SetElement
+// elements of the families' sets.
+type elements map[conf.Family][]nftables.SetElement
+
+func (s Sender) elements() elements {
+	all := elements{}
 	for _, a := range s.Addresses {
-		all = append(all, nftables.SetElement{Key: key(s.HostIf, s.MAC, a.Addr)})
+		f := conf.FamilyOf(a.Addr)
+		all[f] = append(all[f], nftables.SetElement{Key: key(s.HostIf, s.MAC, a.Addr)})
 	}
 	return all
 }
 
 // Allow lets the port send under that name, and under no other. The guard itself is made if it isn't there.
 //
-// Equivalent to: nft add element bridge weir senders4 { HOSTIF . MAC . ADDR }
+// Equivalent to: nft add element bridge weir senders4 { HOSTIF . MAC . ADDR } (senders6 for IPv6 addresses)
 func Allow(s Sender) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	if err := conn.SetAddElements(senders(), s.elements()); err != nil {
-		return fmt.Errorf("let port %s send as %s: %w", s.HostIf, s.MAC, err)
+	for f, list := range s.elements() {
+		if err := conn.SetAddElements(senders(f), list); err != nil {
+			return fmt.Errorf("let port %s send as %s: %w", s.HostIf, s.MAC, err)
+		}
 	}
 	err = conn.Flush()
 	if errors.Is(err, unix.ENOENT) {
-		return makeGuard(s.elements()...)
+		return makeGuard(s.elements())
 	}
 	if err != nil {
 		return fmt.Errorf("let port %s send as %s: %w", s.HostIf, s.MAC, err)
@@ -94,23 +112,25 @@ func Allow(s Sender) error {
 
 // Forbid takes back what Allow gave; that it is gone already is no error. From here the port sends nothing.
 //
-// Equivalent to: nft delete element bridge weir senders4 { HOSTIF . MAC . ADDR }
+// Equivalent to: nft delete element bridge weir senders4 { HOSTIF . MAC . ADDR } (senders6 for IPv6 addresses)
 func Forbid(s Sender) error {
-	for _, e := range s.elements() {
-		if err := forbid(e); err != nil {
-			return fmt.Errorf("forbid port %s to send as %s: %w", s.HostIf, s.MAC, err)
+	for f, list := range s.elements() {
+		for _, e := range list {
+			if err := forbid(f, e); err != nil {
+				return fmt.Errorf("forbid port %s to send as %s: %w", s.HostIf, s.MAC, err)
+			}
 		}
 	}
 	return nil
 }
 
 // forbid deletes one element, in a transaction of its own: an absent one fails the transaction as a whole.
-func forbid(e nftables.SetElement) error {
+func forbid(f conf.Family, e nftables.SetElement) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	if err := conn.SetDeleteElements(senders(), []nftables.SetElement{e}); err != nil {
+	if err := conn.SetDeleteElements(senders(f), []nftables.SetElement{e}); err != nil {
 		return err
 	}
 	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -129,16 +149,18 @@ func Allowed(s Sender) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	for _, e := range s.elements() {
-		if !has[string(e.Key)] {
-			return false, nil
+	for f, list := range s.elements() {
+		for _, e := range list {
+			if !has[f][string(e.Key)] {
+				return false, nil
+			}
 		}
 	}
 	return true, nil
 }
 
-// allowed are the keys in the guard's set; none if there is no guard.
-func allowed(conn *nftables.Conn) (map[string]bool, error) {
+// allowed are the keys in the guard's sets; none if there is no guard.
+func allowed(conn *nftables.Conn) (map[conf.Family]map[string]bool, error) {
 	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyBridge)
 	if err != nil {
 		return nil, fmt.Errorf("list the bridge family's tables: %w", err)
@@ -151,16 +173,19 @@ func allowed(conn *nftables.Conn) (map[string]bool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the guard's sets: %w", err)
 	}
-	if !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == guardSet }) {
-		return nil, nil
-	}
-	elements, err := conn.GetSetElements(senders())
-	if err != nil {
-		return nil, fmt.Errorf("list the guard's set: %w", err)
-	}
-	has := make(map[string]bool, len(elements))
-	for _, e := range elements {
-		has[string(e.Key)] = true
+	has := map[conf.Family]map[string]bool{}
+	for _, f := range conf.Families {
+		has[f] = map[string]bool{}
+		if !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == guardSets[f] }) {
+			continue
+		}
+		list, err := conn.GetSetElements(senders(f))
+		if err != nil {
+			return nil, fmt.Errorf("list the guard's set %s: %w", guardSets[f], err)
+		}
+		for _, e := range list {
+			has[f][string(e.Key)] = true
+		}
 	}
 	return has, nil
 }
@@ -189,44 +214,48 @@ func RepairGuard(current func() ([]Sender, error)) error {
 	if err != nil {
 		return err
 	}
-	var missing, stale []nftables.SetElement
+	missing := elements{}
 	for _, s := range allow {
-		for _, e := range s.elements() {
-			if !has[string(e.Key)] {
-				missing = append(missing, e)
+		for f, list := range s.elements() {
+			for _, e := range list {
+				if !has[f][string(e.Key)] {
+					missing[f] = append(missing[f], e)
+				}
+				delete(has[f], string(e.Key))
 			}
-			delete(has, string(e.Key))
 		}
 	}
-	for k := range has {
-		stale = append(stale, nftables.SetElement{Key: []byte(k)})
-	}
 	if len(missing) > 0 || !guardStands(conn) {
-		if err := makeGuard(missing...); err != nil {
+		if err := makeGuard(missing); err != nil {
 			return err
 		}
 	}
-	for _, e := range stale {
-		if err := forbid(e); err != nil {
-			return fmt.Errorf("clear a leftover from the guard: %w", err)
+	for f, stale := range has {
+		for k := range stale {
+			if err := forbid(f, nftables.SetElement{Key: []byte(k)}); err != nil {
+				return fmt.Errorf("clear a leftover from the guard: %w", err)
+			}
 		}
 	}
 	return nil
 }
 
-// makeGuard makes table, set, chain and rules, or renews the rules, and adds the elements, all in one transaction.
-func makeGuard(elements ...nftables.SetElement) error {
+// makeGuard makes table, sets, chain and rules, or renews the rules, and adds the elements, all in one transaction.
+func makeGuard(add elements) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
 	t := conn.AddTable(table())
-	set := senders()
-	if err := conn.AddSet(set, elements); err != nil {
-		return fmt.Errorf("make the guard's set: %w", err)
+	sets := map[conf.Family]*nftables.Set{}
+	for _, f := range conf.Families {
+		sets[f] = senders(f)
+		if err := conn.AddSet(sets[f], add[f]); err != nil {
+			return fmt.Errorf("make the guard's set %s: %w", guardSets[f], err)
+		}
 	}
 	if !guardStands(conn) {
-		addRules(conn, t, set)
+		addRules(conn, t, sets)
 	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("make the guard (nftables table bridge %s): %w", guardTable, err)
@@ -240,21 +269,21 @@ func guardStands(conn *nftables.Conn) bool {
 	if err != nil {
 		return false
 	}
-	want := guardRules(senders())
+	want := guardRules(map[conf.Family]*nftables.Set{conf.IPv4: senders(conf.IPv4), conf.IPv6: senders(conf.IPv6)})
 	return slices.EqualFunc(have, want, func(h *nftables.Rule, w guardRule) bool {
 		c, _ := userdata.GetString(h.UserData, userdata.TypeComment)
 		return c == w.comment && len(h.Exprs) == len(w.exprs)
 	})
 }
 
-func addRules(conn *nftables.Conn, t *nftables.Table, set *nftables.Set) {
+func addRules(conn *nftables.Conn, t *nftables.Table, sets map[conf.Family]*nftables.Set) {
 	accept := nftables.ChainPolicyAccept
 	chain := conn.AddChain(&nftables.Chain{
 		Name: guardChain, Table: t, Type: nftables.ChainTypeFilter, Policy: &accept,
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(-300),
 	})
 	conn.FlushChain(chain)
-	for _, r := range guardRules(set) {
+	for _, r := range guardRules(sets) {
 		conn.AddRule(&nftables.Rule{
 			Table: t, Chain: chain, Exprs: r.exprs, UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment),
 		})
@@ -266,7 +295,8 @@ type guardRule struct {
 	exprs   []expr.Any
 }
 
-func guardRules(set *nftables.Set) []guardRule {
+func guardRules(sets map[conf.Family]*nftables.Set) []guardRule {
+	set := sets[conf.IPv4]
 	return []guardRule{
 		{"weir: not a pod's port", append(notPort(), verdict(expr.VerdictAccept))},
 		{"weir: IPv4 under the pod's own name", join(protocol(unix.ETH_P_IP),
@@ -276,7 +306,12 @@ func guardRules(set *nftables.Set) []guardRule {
 			lookup(set, payload(expr.PayloadBaseLLHeader, 6, 6, regMAC), payload(expr.PayloadBaseNetworkHeader, 14, 4, regAddr)),
 			lookup(set, payload(expr.PayloadBaseNetworkHeader, 8, 6, regMAC), payload(expr.PayloadBaseNetworkHeader, 14, 4, regAddr)),
 			[]expr.Any{verdict(expr.VerdictAccept)})},
-		{"weir: forged sender, or neither IPv4 nor ARP", []expr.Any{&expr.Counter{}, verdict(expr.VerdictDrop)}},
+		{"weir: neighbour discovery, which pods don't need", join(protocol(unix.ETH_P_IPV6), neighbourDiscovery(),
+			[]expr.Any{&expr.Counter{}, verdict(expr.VerdictDrop)})},
+		{"weir: IPv6 under the pod's own name", join(protocol(unix.ETH_P_IPV6),
+			lookup(sets[conf.IPv6], payload(expr.PayloadBaseLLHeader, 6, 6, regMAC), payload(expr.PayloadBaseNetworkHeader, 8, 16, regAddr)),
+			[]expr.Any{verdict(expr.VerdictAccept)})},
+		{"weir: forged sender, or none of IPv4, IPv6 and ARP", []expr.Any{&expr.Counter{}, verdict(expr.VerdictDrop)}},
 	}
 }
 
@@ -307,6 +342,16 @@ func protocol(ethertype uint16) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: unix.NFT_REG_1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: binary.BigEndian.AppendUint16(nil, ethertype)},
+	}
+}
+
+// neighbourDiscovery goes on if that is what the packet is. The kernel looks for the protocol behind extension headers.
+func neighbourDiscovery() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: unix.NFT_REG_1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: []byte{unix.IPPROTO_ICMPV6}},
+		payload(expr.PayloadBaseTransportHeader, 0, 1, unix.NFT_REG_1),
+		&expr.Range{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, FromData: []byte{133}, ToData: []byte{137}},
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
@@ -56,6 +57,12 @@ func (p Port) Sender() Sender { return Sender{p.HostIf, p.MAC, p.Addresses} }
 //	ip link set lo up; ip addr add ADDR/32 dev IFNAME; ip link set IFNAME up
 //	ip neigh replace GATEWAY lladdr BRIDGEMAC dev IFNAME nud permanent
 //	ip route add GATEWAY dev IFNAME scope link; ip route add default via GATEWAY dev IFNAME
+//
+// of an IPv6 address:
+//
+//	ip link set IFNAME addrgenmode none; ip addr add ADDR/128 dev IFNAME nodad; ip link set IFNAME up
+//	ip neigh replace GATEWAY lladdr BRIDGEMAC dev IFNAME nud permanent
+//	ip -6 route add default via GATEWAY dev IFNAME onlink
 func (b *Bridge) Add(h netlinksafe.Handle, p Port) (err error) {
 	veth := netlink.NewVeth(netlink.LinkAttrs{Name: p.HostIf, MTU: b.MTU, TxQLen: -1})
 	veth.PeerName = p.IfName
@@ -77,7 +84,7 @@ func (b *Bridge) Add(h netlinksafe.Handle, p Port) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, Remove(h, p.HostIf, nil))
+			err = errors.Join(err, Remove(h, p.HostIf, p.Addresses))
 		}
 	}()
 	if err := b.configurePort(h, veth.Index, p); err != nil {
@@ -121,7 +128,11 @@ func (b *Bridge) configurePod(pod netlinksafe.Handle, p Port) error {
 		return fmt.Errorf("look up %s in the pod: %w", p.IfName, err)
 	}
 	for _, a := range p.Addresses {
-		if err := pod.AddrAdd(link, &netlink.Addr{IPNet: host(a.Addr)}); err != nil {
+		if a.Addr.Is6() {
+			if err := addIPv6(pod, link, a); err != nil {
+				return err
+			}
+		} else if err := pod.AddrAdd(link, &netlink.Addr{IPNet: host(a.Addr)}); err != nil {
 			return fmt.Errorf("add address %s to %s in the pod: %w", a.Addr, p.IfName, err)
 		}
 	}
@@ -133,10 +144,13 @@ func (b *Bridge) configurePod(pod netlinksafe.Handle, p Port) error {
 		if err := pod.NeighSet(neighbour(index, a.Gateway, b.MAC)); err != nil {
 			return fmt.Errorf("add the gateway %s as neighbour in the pod: %w", a.Gateway, err)
 		}
-		if err := pod.RouteAdd(&netlink.Route{LinkIndex: index, Scope: netlink.SCOPE_LINK, Dst: host(a.Gateway)}); err != nil {
+		route := &netlink.Route{LinkIndex: index, Gw: a.Gateway.AsSlice()}
+		if a.Addr.Is6() {
+			route.Flags = int(netlink.FLAG_ONLINK)
+		} else if err := pod.RouteAdd(&netlink.Route{LinkIndex: index, Scope: netlink.SCOPE_LINK, Dst: host(a.Gateway)}); err != nil {
 			return fmt.Errorf("add the route to gateway %s in the pod: %w", a.Gateway, err)
 		}
-		if err := pod.RouteAdd(&netlink.Route{LinkIndex: index, Gw: a.Gateway.AsSlice()}); err != nil {
+		if err := pod.RouteAdd(route); err != nil {
 			return fmt.Errorf("add the default route via %s in the pod: %w", a.Gateway, err)
 		}
 	}
@@ -185,6 +199,25 @@ func Remove(h netlinksafe.Handle, hostIf string, addrs []endpoint.Address) error
 		}
 	}
 	return nil
+}
+
+// RemoveAll deletes the pairs of all pods, and then the bridge. A pair that outlived the bridge would still lead from its
+// pod to the node.
+//
+// Equivalent to: for link in $(ls -d /sys/class/net/weirp* /sys/class/net/weir0); do ip link del ${link##*/}; done
+func RemoveAll(h netlinksafe.Handle) error {
+	links, err := h.LinkList()
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	for _, l := range links {
+		if name := l.Attrs().Name; strings.HasPrefix(name, PortPrefix) {
+			if err := Remove(h, name, nil); err != nil {
+				return err
+			}
+		}
+	}
+	return Remove(h, Name, nil)
 }
 
 func neighbour(index int, addr netip.Addr, mac net.HardwareAddr) *netlink.Neigh {

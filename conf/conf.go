@@ -29,7 +29,8 @@ const (
 // NetConf is weir's part of a CNI network configuration.
 type NetConf struct {
 	types.NetConf
-	// Ranges are the pools that addresses come from; a pod gets one address per IP family.
+	// Ranges are the pools that addresses come from. A pod gets one address of each family that they hold; several of one
+	// family are alternatives.
 	Ranges []Range `json:"-"`
 	// MTU of the pods' links in bytes. 0: that of the link with the node's default route.
 	MTU         int         `json:"mtu,omitempty"`
@@ -45,8 +46,9 @@ var knownKeys = []string{
 }
 
 const (
-	minMTU = 68    // RFC 791: every module must forward 68 octets.
-	maxMTU = 65535 // the largest IPv4 packet.
+	minMTU  = 68    // RFC 791: every module must forward 68 octets.
+	minMTU6 = 1280  // RFC 8200, section 5: every link must carry that much; the kernel has no IPv6 on one that doesn't.
+	maxMTU  = 65535 // the largest IPv4 packet.
 )
 
 // Parse reads and validates stdin of a CNI call. Errors are *types.Error with code 6 (not JSON) or 7 (a key is
@@ -92,6 +94,10 @@ func (c *NetConf) validate() error {
 	}
 	if c.MTU != 0 && (c.MTU < minMTU || c.MTU > maxMTU) {
 		return invalid("mtu", fmt.Sprint(c.MTU), fmt.Sprintf("must be 0 or from %d to %d", minMTU, maxMTU))
+	}
+	six := slices.ContainsFunc(c.Ranges, func(r Range) bool { return FamilyOf(r.Gateway) == IPv6 })
+	if six && c.MTU != 0 && c.MTU < minMTU6 {
+		return invalid("mtu", fmt.Sprint(c.MTU), fmt.Sprintf("must be 0 or at least %d with an IPv6 range", minMTU6))
 	}
 	switch c.Enforcement {
 	case "":

@@ -54,6 +54,22 @@ func TestParse(t *testing.T) {
 				newRange("10.88.0.0/24", "10.88.0.1", "10.88.0.9", "10.88.0.1"), newRange("10.88.0.0/24", "10.88.0.10", "10.88.0.254", "10.88.0.1"),
 			}, Enforcement: Strict},
 		},
+		{
+			"both families", `"ranges": [{"subnet": "10.88.0.0/24"}, {"subnet": "fd00:10:88::/64"}], "mtu": 1280`,
+			NetConf{Ranges: []Range{whole[0], newRange("fd00:10:88::/64", "fd00:10:88::1", "fd00:10:88::ffff:ffff:ffff:ffff", "fd00:10:88::1")}, MTU: 1280, Enforcement: Strict},
+		},
+		{
+			"IPv6, all given", `"ranges": [{"subnet": "fd00:10:88::/64", "rangeStart": "fd00:10:88::100", "rangeEnd": "fd00:10:88::1ff", "gateway": "fd00:10:88::fe"}]`,
+			NetConf{Ranges: []Range{newRange("fd00:10:88::/64", "fd00:10:88::100", "fd00:10:88::1ff", "fd00:10:88::fe")}, Enforcement: Strict},
+		},
+		{
+			"smallest IPv6 subnet, which has no broadcast address", `"ranges": [{"subnet": "fd00::4/126"}]`,
+			NetConf{Ranges: []Range{newRange("fd00::4/126", "fd00::5", "fd00::7", "fd00::5")}, Enforcement: Strict},
+		},
+		{
+			"a very large one", `"ranges": [{"subnet": "fd00::/8"}]`,
+			NetConf{Ranges: []Range{newRange("fd00::/8", "fd00::1", "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "fd00::1")}, Enforcement: Strict},
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := Parse([]byte(`{"name": "weir", ` + tc.conf + `}`))
@@ -124,7 +140,16 @@ func TestParseRefuses(t *testing.T) {
 		{"no prefix length", `{"name": "n", "ranges": [{"subnet": "10.88.0.0"}]}`, 7, `ranges[0].subnet: "10.88.0.0"`},
 		{"bad prefix length", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/33"}]}`, 7, `ranges[0].subnet: "10.88.0.0/33"`},
 		{"host bits", `{"name": "n", "ranges": [{"subnet": "10.88.0.7/24"}]}`, 7, "ranges[0].subnet: 10.88.0.7/24 has host bits set; 10.88.0.0/24"},
-		{"IPv6", `{"name": "n", "ranges": [{"subnet": "fd00::/64"}]}`, 7, "ranges[0].subnet: fd00::/64"},
+		{"link-local IPv6", `{"name": "n", "ranges": [{"subnet": "fe80::/64"}]}`, 7, "ranges[0].subnet: fe80::/64 can't be routed"},
+		{"IPv6 multicast", `{"name": "n", "ranges": [{"subnet": "ff05::/64"}]}`, 7, "ranges[0].subnet: ff05::/64 can't be routed"},
+		{"all of IPv6", `{"name": "n", "ranges": [{"subnet": "::/0"}]}`, 7, "ranges[0].subnet: ::/0 can't be routed"},
+		{"IPv6 host bits", `{"name": "n", "ranges": [{"subnet": "fd00::1/64"}]}`, 7, "ranges[0].subnet: fd00::1/64 has host bits set; fd00::/64"},
+		{"no room for a pod in IPv6", `{"name": "n", "ranges": [{"subnet": "fd00::/127"}]}`, 7, "ranges[0].subnet: fd00::/127 is too small"},
+		{"any router's address as gateway", `{"name": "n", "ranges": [{"subnet": "fd00::/64", "gateway": "fd00::"}]}`, 7, "ranges[0].gateway: fd00:: is outside"},
+		{"IPv4 gateway in IPv6", `{"name": "n", "ranges": [{"subnet": "fd00::/64", "gateway": "10.88.0.1"}]}`, 7, "ranges[0].gateway: 10.88.0.1 is outside"},
+		{"address with a zone", `{"name": "n", "ranges": [{"subnet": "fd00::/64", "rangeEnd": "fd00::5%eth0"}]}`, 7, "ranges[0].rangeEnd: fd00::5%eth0"},
+		{"same IPv6 subnet twice", `{"name": "n", "ranges": [{"subnet": "fd00::/64"}, {"subnet": "10.88.0.0/24"}, {"subnet": "fd00::/64"}]}`, 7, "ranges[2].rangeStart: fd00::1 overlaps ranges[0]"},
+		{"an MTU that has no IPv6", `{"name": "n", "mtu": 1279, "ranges": [{"subnet": "fd00::/64"}]}`, 7, "mtu: 1279 "},
 		{"IPv4 in IPv6", `{"name": "n", "ranges": [{"subnet": "::ffff:10.88.0.0/120"}]}`, 7, "ranges[0].subnet: ::ffff:10.88.0.0/120"},
 		{"no room for a pod", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/31"}]}`, 7, "ranges[0].subnet: 10.88.0.0/31"},
 		{"no room at all", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/32"}]}`, 7, "ranges[0].subnet: 10.88.0.0/32"},
@@ -238,6 +263,7 @@ func FuzzParse(f *testing.F) {
 		`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.10"}], "mtu": 1400}`,
 		`{"name": "n", "ranges": [{"subnet": "10.88.0.0/30", "rangeStart": "10.88.0.2", "gateway": "10.88.0.1"}, {"subnet": "255.255.255.252/30"}, {"subnet": "0.0.0.0/30"}]}`,
 		`{"name": "n", "ranges": [{"subnet": "0.0.0.0/0", "rangeStart": "::1%eth0", "gateway": "::ffff:10.0.0.1"}], "enforcement": "off"}`,
+		`{"name": "n", "ranges": [{"subnet": "fd00::/64", "rangeStart": "fd00::9%eth0"}, {"subnet": "fd00::4/126"}, {"subnet": "10.88.0.0/24"}], "mtu": 1280}`,
 		`{"name": "n", "ranges": [{"subnet": "::/0"}], "dns": {"nameservers": 1}, "cni.dev/valid-attachments": [{}]}`,
 		`{"cniVersion": "1.1.0", "name": "n", "prevResult": {"interfaces": [{"name": "eth0"}], "ips": [{"address": "10.1.0.2/24", "interface": 7}], "routes": [{"dst": "0.0.0.0/0"}]}, "ranges": [{"subnet": "10.88.0.0/24"}]}`,
 		`{"cniVersion": "0.2.0", "name": "n", "prevResult": {"ip4": {"ip": "10.1.0.2/24", "routes": null}}, "ranges": [{"subnet": "10.88.0.0/24"}]}`,
@@ -258,7 +284,7 @@ func FuzzParse(f *testing.F) {
 		}
 		for i, r := range c.Ranges {
 			for _, a := range []netip.Addr{r.Gateway, r.RangeStart, r.RangeEnd} {
-				if !r.Subnet.Contains(a) || a == r.Subnet.Addr() || a == lastAddr(r.Subnet) {
+				if !r.Subnet.Contains(a) || a == r.Subnet.Addr() || a.Zone() != "" || (a.Is4() && a == lastAddr(r.Subnet)) {
 					t.Errorf("ranges[%d]: %s is no host's address in %s", i, a, r.Subnet)
 				}
 			}

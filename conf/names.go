@@ -4,8 +4,8 @@ package conf
 const (
 	// Bridge is the node's bridge.
 	Bridge = "weir0"
-	// PodsSet is the ipset with the addresses of every pod on the node: what is in it is dropped unless a class lets
-	// it through.
+	// PodsSet is the ipset with the IPv4 addresses of every pod on the node: what is in it is dropped unless a class lets
+	// it through. That of the IPv6 addresses is IPv6.Set(PodsSet).
 	PodsSet = "weir-pods"
 	// Tunnel is the node's VXLAN device, over which pods on other nodes are reached.
 	Tunnel = "weir-vxlan"
@@ -13,4 +13,7 @@ const (
 	OverlayPort = 4789
 	// CutLabel is the bit of a connection's label (conntrack has 128) that says a later change of policy cut it.
 	CutLabel = 127
+	// MaxSetEntries is how much one of weir's ipsets holds (its maxelem). A cluster of the size that Kubernetes is made for
+	// has 150,000 pods, so no set of a real one meets it; memory is taken as a set grows.
+	MaxSetEntries = 1 << 20
 )

@@ -13,10 +13,11 @@ import (
 type Range struct {
 	Subnet netip.Prefix `json:"subnet"`
 	// RangeStart and RangeEnd bound the addresses handed out, both included. Default: the whole subnet without its
-	// network and broadcast addresses.
+	// first address, which is the network's (in IPv6 any router's, RFC 4291, section 2.6.1), and in IPv4 without the last,
+	// the broadcast address.
 	RangeStart netip.Addr `json:"rangeStart,omitzero"`
 	RangeEnd   netip.Addr `json:"rangeEnd,omitzero"`
-	// Gateway is the bridge's own address in the subnet; never handed out. Default: the subnet's first.
+	// Gateway is the bridge's own address in the subnet; never handed out. Default: the first that can be a host's.
 	Gateway netip.Addr `json:"gateway,omitzero"`
 }
 
@@ -70,13 +71,16 @@ func (r *Range) complete(path string) error {
 	if r.Subnet != r.Subnet.Masked() {
 		return invalid(path+".subnet", r.Subnet.String(), "has host bits set; "+r.Subnet.Masked().String()+" is meant?")
 	}
-	if !r.Subnet.Addr().Is4() {
-		return invalid(path+".subnet", r.Subnet.String(), "is no IPv4 subnet")
+	if r.Subnet.Addr().Is4In6() {
+		return invalid(path+".subnet", r.Subnet.String(), "is IPv4 in IPv6; "+r.Subnet.Addr().Unmap().String()+" is meant?")
+	}
+	if a := r.Subnet.Addr(); a.Is6() && (a.IsMulticast() || a.IsLinkLocalUnicast() || a.IsLoopback() || a.IsUnspecified()) {
+		return invalid(path+".subnet", r.Subnet.String(), "can't be routed: pods need unique local (fd00::/8) or global addresses")
 	}
 	if r.Subnet.Bits() > r.Subnet.Addr().BitLen()-2 {
 		return invalid(path+".subnet", r.Subnet.String(), "is too small: it must hold a gateway and a pod")
 	}
-	first, last := r.Subnet.Addr().Next(), lastAddr(r.Subnet).Prev()
+	first, last := hosts(r.Subnet)
 	if !r.Gateway.IsValid() {
 		r.Gateway = first
 	}
@@ -90,7 +94,7 @@ func (r *Range) complete(path string) error {
 		key  string
 		addr netip.Addr
 	}{{"gateway", r.Gateway}, {"rangeStart", r.RangeStart}, {"rangeEnd", r.RangeEnd}} {
-		if a.addr.Less(first) || last.Less(a.addr) {
+		if !r.Subnet.Contains(a.addr) || a.addr.Less(first) || last.Less(a.addr) { // an address with a zone is in no subnet
 			return invalid(path+"."+a.key, a.addr.String(), fmt.Sprintf("is outside of subnet %s (%s to %s)", r.Subnet, first, last))
 		}
 	}
@@ -119,6 +123,15 @@ func disjoint(ranges []Range) error {
 		}
 	}
 	return nil
+}
+
+// hosts are the first and the last address of the subnet that a host can have.
+func hosts(subnet netip.Prefix) (first, last netip.Addr) {
+	first, last = subnet.Addr().Next(), lastAddr(subnet)
+	if FamilyOf(first) == IPv4 {
+		last = last.Prev()
+	}
+	return first, last
 }
 
 // lastAddr is the highest address of a prefix; in IPv4 the broadcast address.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -95,7 +96,7 @@ func (e *Endpoint) Save() error {
 }
 
 // Load reads the record with that ID; the error is fs.ErrNotExist if there is none.
-func Load(id string) (*Endpoint, error) { return load(path(id)) }
+func Load(id string) (*Endpoint, error) { return load(path(id), id) }
 
 // Exists says whether there is a record with that ID, be it of an attachment that is being deleted.
 func Exists(id string) bool {
@@ -107,7 +108,7 @@ func Exists(id string) bool {
 	return false
 }
 
-func load(path string) (*Endpoint, error) {
+func load(path, id string) (*Endpoint, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read endpoint record: %w", err)
@@ -119,6 +120,9 @@ func load(path string) (*Endpoint, error) {
 	if err := CheckID(e.ID()); err != nil {
 		return nil, fmt.Errorf("endpoint record %s: %w", path, err)
 	}
+	if e.ID() != id { // a copy would outlive what it is a copy of
+		return nil, fmt.Errorf("endpoint record %s: it is of %s", path, e.ID())
+	}
 	return e, nil
 }
 
@@ -129,7 +133,7 @@ func Ending(id string) (*Endpoint, error) {
 	if err := os.Rename(path(id), endingPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("mark endpoint record %s as ending: %w", id, err)
 	}
-	return load(endingPath(id))
+	return load(endingPath(id), id)
 }
 
 // Remove deletes the record; that there is none is no error.
@@ -142,8 +146,19 @@ func Remove(id string) error {
 	return nil
 }
 
-// List reads all records, ordered by ID. A record that can't be read is reported beside the others: one broken file
-// must not hide every other pod.
+// BrokenRecords are records that can't be read, and why, by ID.
+type BrokenRecords map[string]error
+
+func (b BrokenRecords) Error() string {
+	var all []string
+	for _, id := range slices.Sorted(maps.Keys(b)) {
+		all = append(all, b[id].Error())
+	}
+	return strings.Join(all, "; ")
+}
+
+// List reads all records, ordered by ID. Records that can't be read are reported beside the others, as BrokenRecords: one
+// broken file must not hide every other pod.
 func List() ([]Endpoint, error) {
 	entries, err := os.ReadDir(recordsDir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -153,7 +168,7 @@ func List() ([]Endpoint, error) {
 		return nil, fmt.Errorf("list endpoint records: %w", err)
 	}
 	var all []Endpoint
-	var errs []error
+	broken := BrokenRecords{}
 	for _, entry := range entries {
 		id, ok := strings.CutSuffix(entry.Name(), suffix)
 		if !ok {
@@ -163,13 +178,16 @@ func List() ([]Endpoint, error) {
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // a DEL came between
 		case err != nil:
-			errs = append(errs, err)
+			broken[id] = err
 		default:
 			all = append(all, *e)
 		}
 	}
 	slices.SortFunc(all, func(a, b Endpoint) int { return strings.Compare(a.ID(), b.ID()) })
-	return all, errors.Join(errs...)
+	if len(broken) > 0 {
+		return all, broken
+	}
+	return all, nil
 }
 
 // WatchDir makes the directory of records, if need be, and returns its path for whoever watches it for changes.

@@ -127,6 +127,13 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	record, err := os.ReadFile(path("a:eth0"))
+	if err == nil {
+		err = os.WriteFile(path("h:eth0"), record, 0o600) // a copy, which a's DEL would leave behind
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Symlink("nowhere", path("g:eth0")); err != nil { // as if a DEL came between listing and reading
 		t.Fatal(err)
 	}
@@ -134,7 +141,7 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 	if diff := cmp.Diff([]Endpoint{a, c}, got, byValue); diff != "" {
 		t.Errorf("beside the broken ones: %s", diff)
 	}
-	for _, id := range []string{"b:eth0", "e:eth0", "f:eth0"} {
+	for _, id := range []string{"b:eth0", "e:eth0", "f:eth0", "h:eth0"} {
 		if err == nil || !strings.Contains(err.Error(), path(id)) {
 			t.Errorf("%v: doesn't name %s", err, path(id))
 		}

@@ -1,6 +1,8 @@
 // Package ipam owns the node's pod addresses: which are free, who holds which. A held address is a symbolic link
 // /run/weir/addresses/ADDRESS whose target names the holder: made by one system call, so a crash leaves it there or
-// not there, never half.
+// not there, never half. A reboot frees all of them, as the pods are gone. Which address was given out last is kept apart,
+// where it outlives a reboot: other nodes may know the pods that were here for some time yet, and what they let through
+// to one of these must not be let through to whom its address goes next.
 package ipam
 
 import (
@@ -11,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/weir-net/weir/conf"
@@ -19,10 +22,10 @@ import (
 
 const (
 	addressesDir = endpoint.Dir + "/addresses"
-	lastDir      = endpoint.Dir + "/last"
+	lastDir      = "/var/lib/cni/weir/last"
 )
 
-// ExhaustedError says that every address of the ranges is held.
+// ExhaustedError says that every address of one family's ranges is held.
 type ExhaustedError struct {
 	Ranges []conf.Range
 	Held   int
@@ -36,48 +39,93 @@ func (e *ExhaustedError) Error() string {
 	return fmt.Sprintf("ranges: no free address in %s: all %d are held", strings.Join(names, ", "), e.Held)
 }
 
-// Reserve picks one free address and makes holder its owner. record is called with the choice before it takes
-// effect: what it writes down says where to look after a crash, so no address can be held by nobody. The caller holds
-// endpoint.Lock. Addresses are given out round-robin, so a freed one rests as long as possible before it is used
-// again: connections of its last owner have time to die.
-func Reserve(holder string, ranges []conf.Range, record func(endpoint.Address) error) error {
+// Reserve picks a free address of each family that the ranges hold, in the order in which they do, and makes holder their
+// owner: of all or of none. record is called with the choice before it takes effect: what it writes down says where to
+// look after a crash, so no address can be held by nobody. The caller holds endpoint.Lock. Addresses are given out
+// round-robin, so a freed one rests as long as possible before it is used again: connections of its last owner have time
+// to die.
+func Reserve(holder string, ranges []conf.Range, record func([]endpoint.Address) error) error {
 	for _, dir := range []string{addressesDir, lastDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("make %s: %w", dir, err)
 		}
 	}
-	held := 0
-	for a := range candidates(ranges, last(ranges)) {
-		path := filepath.Join(addressesDir, a.Addr.String())
-		if _, err := os.Lstat(path); err == nil {
-			held++
-			continue
-		}
-		if err := record(a); err != nil {
+	families := byFamily(ranges)
+	var picked []endpoint.Address
+	for _, alternatives := range families {
+		a, err := free(alternatives)
+		if err != nil {
 			return err
 		}
-		if err := os.Symlink(holder, path); err != nil {
-			return fmt.Errorf("reserve %s for %s: %w", a.Addr, holder, err)
-		}
-		if err := os.WriteFile(lastPath(ranges), []byte(a.Addr.String()), 0o600); err != nil {
-			return errors.Join(fmt.Errorf("note %s as the last address: %w", a.Addr, err), Release(holder, a.Addr))
-		}
-		return nil
+		picked = append(picked, a)
 	}
-	return &ExhaustedError{Ranges: ranges, Held: held}
+	if err := record(picked); err != nil {
+		return err
+	}
+	for i, a := range picked {
+		if err := hold(holder, a.Addr, lastPath(families[i])); err != nil {
+			for _, before := range picked[:i] {
+				err = errors.Join(err, Release(holder, before.Addr))
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// hold makes holder the address's owner, and the address the last that was given out.
+func hold(holder string, addr netip.Addr, last string) error {
+	if err := os.Symlink(holder, filepath.Join(addressesDir, addr.String())); err != nil {
+		return fmt.Errorf("reserve %s for %s: %w", addr, holder, err)
+	}
+	if err := note(last, addr); err != nil {
+		return errors.Join(fmt.Errorf("note %s as the last address: %w", addr, err), Release(holder, addr))
+	}
+	return nil
+}
+
+// byFamily are the ranges of each family, that of the first range first.
+func byFamily(ranges []conf.Range) [][]conf.Range {
+	var families [][]conf.Range
+	for _, r := range ranges {
+		i := slices.IndexFunc(families, func(f []conf.Range) bool { return conf.FamilyOf(f[0].Gateway) == conf.FamilyOf(r.Gateway) })
+		if i < 0 {
+			families = append(families, []conf.Range{r})
+		} else {
+			families[i] = append(families[i], r)
+		}
+	}
+	return families
+}
+
+// free is the next address that nobody holds. It takes as many looks as there are held ones before it, however large the
+// ranges are.
+func free(ranges []conf.Range) (endpoint.Address, error) {
+	held := 0
+	for a := range candidates(ranges, last(ranges)) {
+		if _, err := os.Lstat(filepath.Join(addressesDir, a.Addr.String())); err != nil {
+			return a, nil
+		}
+		held++
+	}
+	return endpoint.Address{}, &ExhaustedError{Ranges: ranges, Held: held}
+}
+
+// Holder is who holds the address; empty if nobody does.
+func Holder(addr netip.Addr) (string, error) {
+	holder, err := os.Readlink(filepath.Join(addressesDir, addr.String()))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("look up the holder of %s: %w", addr, err)
+	}
+	return holder, nil
 }
 
 // Release frees the address if holder holds it; otherwise it is left alone and that is no error.
 func Release(holder string, addr netip.Addr) error {
-	path := filepath.Join(addressesDir, addr.String())
-	owner, err := os.Readlink(path)
-	if errors.Is(err, fs.ErrNotExist) || (err == nil && owner != holder) {
-		return nil
+	if owner, err := Holder(addr); err != nil || owner != holder {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("look up the holder of %s: %w", addr, err)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(filepath.Join(addressesDir, addr.String())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("free %s: %w", addr, err)
 	}
 	return nil
@@ -106,17 +154,29 @@ func lastPath(ranges []conf.Range) string {
 	return filepath.Join(lastDir, strings.ReplaceAll(ranges[0].Subnet.String(), "/", "_"))
 }
 
+// note keeps the address in a symbolic link too: a file could be empty after a crash of the machine.
+func note(path string, addr netip.Addr) error {
+	tmp := path + ".tmp"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Symlink(addr.String(), tmp); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
 // last is the address that was given out last, or no address: losing it costs the round robin, nothing else.
 func last(ranges []conf.Range) netip.Addr {
-	data, err := os.ReadFile(lastPath(ranges))
+	target, err := os.Readlink(lastPath(ranges))
 	if err != nil {
 		return netip.Addr{}
 	}
-	addr, err := netip.ParseAddr(string(data))
+	addr, err := netip.ParseAddr(target)
 	if err != nil {
 		return netip.Addr{}
 	}
-	return addr
+	return addr.WithZone("") // or all that follow it would be in that zone
 }
 
 // candidates are the ranges' addresses, each once, from the one after last round to last. Gateways are left out.

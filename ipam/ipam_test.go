@@ -33,7 +33,7 @@ func newRange(start, end byte) conf.Range {
 func reserve(t *testing.T, holder string, ranges ...conf.Range) string {
 	t.Helper()
 	var got endpoint.Address
-	if err := Reserve(holder, ranges, func(a endpoint.Address) error { got = a; return nil }); err != nil {
+	if err := Reserve(holder, ranges, func(a []endpoint.Address) error { got = a[0]; return nil }); err != nil {
 		t.Fatalf("reserve for %s: %v", holder, err)
 	}
 	return got.Addr.String()
@@ -79,6 +79,27 @@ func TestAFreedAddressRests(t *testing.T) {
 	wantHolders(t, map[string]string{"10.88.0.2": "e", "10.88.0.3": "b", "10.88.0.4": "c", "10.88.0.5": "f"})
 }
 
+// TestAReboot: nobody holds an address any more, but other nodes may still know the pods that had them.
+func TestAReboot(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	r := newRange(1, 6)
+	reserve(t, "a", r)
+	reserve(t, "b", r)
+	if err := os.RemoveAll(endpoint.Dir); err != nil {
+		t.Fatal(err)
+	}
+	wantHolders(t, map[string]string{})
+	var got []string
+	for _, holder := range []string{"c", "d", "e", "f"} {
+		got = append(got, reserve(t, holder, r))
+	}
+	if diff := cmp.Diff([]string{"10.88.0.4", "10.88.0.5", "10.88.0.6", "10.88.0.2"}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestSeveralRangesAndExhaustion(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -90,7 +111,7 @@ func TestSeveralRangesAndExhaustion(t *testing.T) {
 	ranges := []conf.Range{newRange(1, 3), other, newRange(9, 9)}
 	var got []endpoint.Address
 	for i := range 4 {
-		if err := Reserve(fmt.Sprint("c", i), ranges, func(a endpoint.Address) error { got = append(got, a); return nil }); err != nil {
+		if err := Reserve(fmt.Sprint("c", i), ranges, func(a []endpoint.Address) error { got = append(got, a...); return nil }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -104,7 +125,7 @@ func TestSeveralRangesAndExhaustion(t *testing.T) {
 		t.Error(diff)
 	}
 	for range 2 {
-		err := Reserve("late", ranges, func(a endpoint.Address) error { t.Errorf("%s was recorded", a.Addr); return nil })
+		err := Reserve("late", ranges, func(a []endpoint.Address) error { t.Errorf("%v was recorded", a); return nil })
 		var exhausted *ExhaustedError
 		if !errors.As(err, &exhausted) {
 			t.Fatalf("%v, want an ExhaustedError", err)
@@ -121,6 +142,79 @@ func TestSeveralRangesAndExhaustion(t *testing.T) {
 	release(t, "c2", "10.99.0.1")
 	if a := reserve(t, "late", ranges...); a != "10.99.0.1" {
 		t.Errorf("got %s, only 10.99.0.1 is free", a)
+	}
+}
+
+// dual are small ranges of both families, IPv6 first.
+func dual() []conf.Range {
+	return []conf.Range{{
+		Subnet: netip.MustParsePrefix("fd00:10:88::/64"), Gateway: netip.MustParseAddr("fd00:10:88::1"),
+		RangeStart: netip.MustParseAddr("fd00:10:88::1"), RangeEnd: netip.MustParseAddr("fd00:10:88:0:ffff:ffff:ffff:ffff"),
+	}, newRange(1, 3)}
+}
+
+// TestBothFamilies: a pod gets one address of each, and each family goes round by itself.
+func TestBothFamilies(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	var got []string
+	for i := range 3 {
+		holder := fmt.Sprint("c", i)
+		err := Reserve(holder, dual(), func(addrs []endpoint.Address) error {
+			for _, a := range addrs {
+				got = append(got, fmt.Sprintf("%s %s %s", a.Addr, a.Subnet, a.Gateway))
+			}
+			return nil
+		})
+		var exhausted *ExhaustedError
+		if i == 2 {
+			if !errors.As(err, &exhausted) || exhausted.Held != 2 || strings.Contains(err.Error(), "fd00") {
+				t.Errorf("%v, want one that says that IPv4 is exhausted", err)
+			}
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := []string{
+		"fd00:10:88::2 fd00:10:88::/64 fd00:10:88::1", "10.88.0.2 10.88.0.0/24 10.88.0.1",
+		"fd00:10:88::3 fd00:10:88::/64 fd00:10:88::1", "10.88.0.3 10.88.0.0/24 10.88.0.1",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	wantHolders(t, map[string]string{"fd00:10:88::2": "c0", "10.88.0.2": "c0", "fd00:10:88::3": "c1", "10.88.0.3": "c1"})
+	release(t, "c0", "10.88.0.2")
+	if got := reserve(t, "c2", dual()...); got != "fd00:10:88::4" {
+		t.Errorf("got %s, want fd00:10:88::4: what is exhausted holds up no other family's round", got)
+	}
+	if err := errors.Join(os.Remove(lastPath(dual()[:1])), os.Symlink("fd00:10:88::9%eth0", lastPath(dual()[:1]))); err != nil {
+		t.Fatal(err)
+	}
+	release(t, "c1", "10.88.0.3")
+	if got := reserve(t, "c3", dual()...); got != "fd00:10:88::a" {
+		t.Errorf("after one with a zone: got %s, want fd00:10:88::a", got)
+	}
+}
+
+// TestAllAddressesOrNone: one that can't be held gives the others back.
+func TestAllAddressesOrNone(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	for family, last := range map[string]string{"IPv4": lastPath(dual()[1:]), "IPv6": lastPath(dual()[:1])} {
+		if err := os.MkdirAll(last+".tmp/in the way", 0o700); err != nil {
+			t.Fatal(err)
+		}
+		recorded := false
+		err := Reserve("a", dual(), func([]endpoint.Address) error { recorded = true; return nil })
+		if err == nil || !recorded {
+			t.Errorf("%s can't be held: %v, and it was recorded: %v", family, err, recorded)
+		}
+		wantHolders(t, map[string]string{})
+		if err := os.RemoveAll(last + ".tmp"); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -164,8 +258,8 @@ func TestAFailedRecordLeavesNothing(t *testing.T) {
 	full := errors.New("no space left on device")
 	var recorded []netip.Addr
 	for range 2 {
-		err := Reserve("a", []conf.Range{newRange(1, 9)}, func(a endpoint.Address) error {
-			recorded = append(recorded, a.Addr)
+		err := Reserve("a", []conf.Range{newRange(1, 9)}, func(a []endpoint.Address) error {
+			recorded = append(recorded, a[0].Addr)
 			return full
 		})
 		if !errors.Is(err, full) {
@@ -188,8 +282,8 @@ func TestACrashAfterTheRecord(t *testing.T) {
 	var recorded netip.Addr
 	func() {
 		defer func() { _ = recover() }()
-		_ = Reserve("crashed", ranges, func(a endpoint.Address) error {
-			recorded = a.Addr
+		_ = Reserve("crashed", ranges, func(a []endpoint.Address) error {
+			recorded = a[0].Addr
 			panic("the process ends here")
 		})
 	}()
@@ -219,8 +313,8 @@ func TestTheLastFileIsOnlyAHint(t *testing.T) {
 		t.Errorf("without the file: got %s, want 10.88.0.4, the first that is free", a)
 	}
 	release(t, "lost", a)
-	for _, s := range []string{"", "\x00\x00\x00", "10.88.0", "10.88.0.4\n", "10.88.0.1", "10.88.0.3", "10.88.0.6", "10.88.0.200", "10.77.0.1", "255.255.255.255", "::ffff:10.88.0.4", "fe80::1%eth0"} {
-		if err := os.WriteFile(lastPath(ranges), []byte(s), 0o600); err != nil {
+	for _, s := range []string{"/", "10.88.0", "10.88.0.4\n", "10.88.0.1", "10.88.0.3", "10.88.0.6", "10.88.0.200", "10.77.0.1", "255.255.255.255", "::ffff:10.88.0.4", "fe80::1%eth0"} {
+		if err := errors.Join(os.Remove(lastPath(ranges)), os.Symlink(s, lastPath(ranges))); err != nil {
 			t.Fatal(err)
 		}
 		a := reserve(t, "c", ranges...)
@@ -230,6 +324,17 @@ func TestTheLastFileIsOnlyAHint(t *testing.T) {
 		release(t, "c", a)
 	}
 	wantHolders(t, held)
+	for range 2 { // a file of somebody else's, and what a crash left of writing it
+		for _, path := range []string{lastPath(ranges), lastPath(ranges) + ".tmp"} {
+			if err := os.WriteFile(path+".new", []byte("10.88.0.5"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Rename(path+".new", path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		release(t, "c", reserve(t, "c", ranges...))
+	}
 	if err := os.RemoveAll(lastDir); err != nil {
 		t.Fatal(err)
 	}
@@ -261,7 +366,7 @@ func TestParallel(t *testing.T) {
 			for range 10 {
 				var got netip.Addr
 				locked(func() error {
-					return Reserve(holder, ranges, func(a endpoint.Address) error { got = a.Addr; return nil })
+					return Reserve(holder, ranges, func(a []endpoint.Address) error { got = a[0].Addr; return nil })
 				})
 				if other, taken := owners.LoadOrStore(got, holder); taken {
 					t.Errorf("%s is %s's and %s's", got, other, holder)

@@ -20,6 +20,8 @@ const (
 	// routeProtocol marks weir's routes, so that those of others in the same table are left alone (rtnetlink(7); below
 	// 256, not in iproute2's list).
 	routeProtocol = 88
+	// noGeneratedAddress is IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h).
+	noGeneratedAddress = 1
 )
 
 // Overlay brings plans into the kernel.
@@ -46,11 +48,11 @@ func (o *Overlay) MTU(local netip.Addr, e Encapsulation) (int, error) {
 	if e == Never {
 		return link.Attrs().MTU, nil
 	}
-	return link.Attrs().MTU - Overhead, nil
+	return link.Attrs().MTU - Overhead(local), nil
 }
 
 func (o *Overlay) underlay(local netip.Addr) (netlink.Link, error) {
-	addrs, err := o.h.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := o.h.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, fmt.Errorf("list the node's addresses: %w", err)
 	}
@@ -92,13 +94,14 @@ func (o *Overlay) Apply(p Plan) error {
 // Equivalent to:
 //
 //	ip link add weir-vxlan address MAC mtu MTU type vxlan id 88 local ADDR dstport 4789 nolearning
+//	ip link set weir-vxlan addrgenmode none                          (with IPv6 inside)
 //	ip addr replace GATEWAY/32 dev weir-vxlan; ip link set weir-vxlan up
 func (o *Overlay) ensureTunnel(p Plan) (netlink.Link, error) {
 	under, err := o.underlay(p.Local)
 	if err != nil {
 		return nil, err
 	}
-	mtu := under.Attrs().MTU - Overhead
+	mtu := under.Attrs().MTU - Overhead(p.Local)
 	want := &netlink.Vxlan{
 		LinkAttrs: netlink.LinkAttrs{Name: conf.Tunnel, HardwareAddr: MAC(p.Local), MTU: mtu, TxQLen: -1},
 		VxlanId:   vni, SrcAddr: p.Local.AsSlice(), Port: conf.OverlayPort, Learning: false,
@@ -127,7 +130,7 @@ func (o *Overlay) ensureTunnel(p Plan) (netlink.Link, error) {
 			return nil, fmt.Errorf("set the MTU of %s to %d: %w", conf.Tunnel, mtu, err)
 		}
 	}
-	if err := o.onlyAddress(link, p.Gateway); err != nil {
+	if err := o.onlyAddresses(link, p.Gateways); err != nil {
 		return nil, err
 	}
 	if err := o.h.LinkSetUp(link); err != nil {
@@ -142,27 +145,43 @@ func fits(link netlink.Link, want *netlink.Vxlan) bool {
 		!have.Learning && have.HardwareAddr.String() == want.HardwareAddr.String()
 }
 
-func (o *Overlay) onlyAddress(link netlink.Link, addr netip.Addr) error {
-	want := &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(32, 32)}
-	addrs, err := o.h.AddrList(link, netlink.FAMILY_V4)
+// onlyAddresses makes these the device's only ones, but for a link-local one: nothing goes there, as it is in no route.
+func (o *Overlay) onlyAddresses(link netlink.Link, want []netip.Addr) error {
+	have, err := o.h.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", conf.Tunnel, err)
 	}
-	has := false
-	for _, a := range addrs {
-		if a.IPNet.String() == want.String() {
-			has = true
-		} else if err := o.h.AddrDel(link, &a); err != nil {
+	has := map[string]bool{}
+	for _, a := range have {
+		has[a.IPNet.String()] = true
+		wanted := slices.ContainsFunc(want, func(w netip.Addr) bool { return single(w).String() == a.IPNet.String() })
+		if wanted || a.IP.IsLinkLocalUnicast() {
+			continue
+		}
+		if err := o.h.AddrDel(link, &a); err != nil {
 			return fmt.Errorf("delete address %s of %s: %w", a.IPNet, conf.Tunnel, err)
 		}
 	}
-	if has {
-		return nil
-	}
-	if err := o.h.AddrReplace(link, &netlink.Addr{IPNet: want}); err != nil {
-		return fmt.Errorf("add address %s to %s: %w", addr, conf.Tunnel, err)
+	for _, w := range want {
+		if has[single(w).String()] {
+			continue
+		}
+		addr := &netlink.Addr{IPNet: single(w)}
+		if w.Is6() {
+			addr.Flags = unix.IFA_F_NODAD
+			if err := o.h.LinkSetIP6AddrGenMode(link, noGeneratedAddress); err != nil {
+				return fmt.Errorf("keep %s from a link-local address: %w", conf.Tunnel, err)
+			}
+		}
+		if err := o.h.AddrReplace(link, addr); err != nil {
+			return fmt.Errorf("add address %s to %s: %w", w, conf.Tunnel, err)
+		}
 	}
 	return nil
+}
+
+func single(a netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
 }
 
 // neighbours makes the neighbour and forwarding entries of the peers behind the tunnel the device's only ones.
@@ -181,13 +200,16 @@ func (o *Overlay) neighbours(tunnel netlink.Link, peers []Peer) error {
 		neigh := netlink.Neigh{
 			LinkIndex: index, Family: netlink.FAMILY_V4, State: netlink.NUD_PERMANENT, IP: p.Via().AsSlice(), HardwareAddr: MAC(p.Address),
 		}
+		if p.Via().Is6() {
+			neigh.Family = netlink.FAMILY_V6
+		}
 		fdb := netlink.Neigh{
 			LinkIndex: index, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF,
 			IP: p.Address.AsSlice(), HardwareAddr: MAC(p.Address),
 		}
 		want[entry(neigh)], want[entry(fdb)] = neigh, fdb
 	}
-	for _, family := range []int{netlink.FAMILY_V4, unix.AF_BRIDGE} {
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6, unix.AF_BRIDGE} {
 		have, err := o.h.NeighList(index, family)
 		if err != nil {
 			return fmt.Errorf("list neighbours of %s: %w", conf.Tunnel, err)
@@ -233,10 +255,10 @@ func entry(n netlink.Neigh) string { return fmt.Sprint(n.Family, n.IP, n.Hardwar
 func (o *Overlay) routes(tunnel netlink.Link, p Plan) error {
 	want := map[string]bool{}
 	for _, peer := range p.Peers {
-		dst := &net.IPNet{IP: peer.Network.Addr().AsSlice(), Mask: net.CIDRMask(peer.Network.Bits(), 32)}
+		dst := &net.IPNet{IP: peer.Network.Addr().AsSlice(), Mask: net.CIDRMask(peer.Network.Bits(), peer.Network.Addr().BitLen())}
 		r := &netlink.Route{Dst: dst, Protocol: routeProtocol, Gw: peer.Address.AsSlice()}
 		if !peer.Direct {
-			r.Gw, r.LinkIndex, r.Flags, r.Src = peer.Via().AsSlice(), tunnel.Attrs().Index, int(netlink.FLAG_ONLINK), p.Gateway.AsSlice()
+			r.Gw, r.LinkIndex, r.Flags, r.Src = peer.Via().AsSlice(), tunnel.Attrs().Index, int(netlink.FLAG_ONLINK), p.gateway(peer.Network.Addr()).AsSlice()
 		}
 		if err := o.h.RouteReplace(r); err != nil {
 			return fmt.Errorf("add the route to %s (node %s): %w", peer.Network, peer.Node, err)
@@ -247,7 +269,7 @@ func (o *Overlay) routes(tunnel netlink.Link, p Plan) error {
 }
 
 func (o *Overlay) removeRoutes(keep map[string]bool) error {
-	have, err := o.h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
+	have, err := o.h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
 		return fmt.Errorf("list weir's routes: %w", err)
 	}

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -14,12 +15,13 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/policy"
 )
 
-// zones makes a router and nodes n1, n2, n3, each in a subnet of its own, 172.20.I.10/24 behind a link with MTU 1400. A
-// pod's address stands on each node's loopback: 100.96.I.5.
+// zones makes a router and nodes n1, n2, n3, each in a subnet of its own, 172.20.I.10/24 and 2001:db8:I::10/64 behind a
+// link with MTU 1400. A pod's addresses stand on each node's loopback: 100.96.I.5 and fd00:96:I::5.
 func zones(t *testing.T) map[string]*Overlay {
 	t.Helper()
 	nodetest.NewNS(t, "router")
@@ -28,7 +30,8 @@ func zones(t *testing.T) map[string]*Overlay {
 		nodetest.Run(t, f[0], f[1:]...)
 	}
 	nodetest.In(t, "/run/netns/router", func() error {
-		return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o600)
+		return errors.Join(os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o600),
+			os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0o600))
 	})
 	all := map[string]*Overlay{}
 	for i := 1; i <= 3; i++ {
@@ -36,12 +39,16 @@ func zones(t *testing.T) map[string]*Overlay {
 		path := nodetest.NewNS(t, name)
 		run("ip link add eth0 netns %s mtu 1400 type veth peer name %s mtu 1400 netns router", name, name)
 		run("ip -n router addr add 172.20.%d.1/24 dev %s", i, name)
+		run("ip -n router addr add 2001:db8:%d::1/64 dev %s nodad", i, name)
 		run("ip -n router link set %s up", name)
 		run("ip -n %s addr add 172.20.%d.10/24 dev eth0", name, i)
+		run("ip -n %s addr add 2001:db8:%d::10/64 dev eth0 nodad", name, i)
 		run("ip -n %s link set lo up", name)
 		run("ip -n %s link set eth0 up", name)
 		run("ip -n %s route add default via 172.20.%d.1", name, i)
+		run("ip -n %s -6 route add default via 2001:db8:%d::1", name, i)
 		run("ip -n %s addr add 100.96.%d.5/32 dev lo", name, i)
+		run("ip -n %s addr add fd00:96:%d::5/128 dev lo nodad", name, i)
 		fd, err := netns.GetFromPath(path)
 		if err != nil {
 			t.Fatal(err)
@@ -59,15 +66,25 @@ func zones(t *testing.T) map[string]*Overlay {
 // ask sends size bytes of UDP payload that must not be fragmented to the pod on the other node, and waits for them.
 func ask(t *testing.T, from, to string, size int) error {
 	t.Helper()
+	return askOver(t, conf.IPv4, from, to, size)
+}
+
+// pod is the address of the pod on the node, with port 9.
+func pod(f conf.Family, node string) netip.AddrPort {
+	return netip.MustParseAddrPort(map[conf.Family]string{conf.IPv4: "100.96." + node[1:] + ".5:9", conf.IPv6: "[fd00:96:" + node[1:] + "::5]:9"}[f])
+}
+
+func askOver(t *testing.T, f conf.Family, from, to string, size int) error {
+	t.Helper()
 	var result error
 	nodetest.In(t, "/run/netns/"+to, func() error {
-		server, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("100.96."+to[1:]+".5:9")))
+		server, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(pod(f, to)))
 		if err != nil {
 			return err
 		}
 		defer func() { _ = server.Close() }()
 		nodetest.In(t, "/run/netns/"+from, func() error {
-			result = send(from, to, size)
+			result = send(f, from, to, size)
 			return nil
 		})
 		if result != nil {
@@ -78,7 +95,7 @@ func ask(t *testing.T, from, to string, size int) error {
 		}
 		_, addr, err := server.ReadFromUDPAddrPort(make([]byte, 2000))
 		result = err
-		if err == nil && addr.Addr().String() != "100.96."+from[1:]+".5" {
+		if err == nil && addr.Addr() != pod(f, from).Addr() {
 			result = fmt.Errorf("it came from %s", addr)
 		}
 		return nil
@@ -86,9 +103,8 @@ func ask(t *testing.T, from, to string, size int) error {
 	return result
 }
 
-func send(from, to string, size int) error {
-	conn, err := net.DialUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("100.96."+from[1:]+".5:0")),
-		net.UDPAddrFromAddrPort(netip.MustParseAddrPort("100.96."+to[1:]+".5:9")))
+func send(f conf.Family, from, to string, size int) error {
+	conn, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(pod(f, from).Addr(), 0)), net.UDPAddrFromAddrPort(pod(f, to)))
 	if err != nil {
 		return err
 	}
@@ -99,7 +115,11 @@ func send(from, to string, size int) error {
 	}
 	var optErr error
 	err = raw.Control(func(fd uintptr) {
-		optErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
+		if f == conf.IPv6 {
+			optErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO)
+		} else {
+			optErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
+		}
 	})
 	if err == nil {
 		err = optErr
@@ -185,5 +205,112 @@ func TestOverlayBetweenSubnets(t *testing.T) {
 	}
 	if out := nodetest.Run(t, "ip", "-n", "n1", "route"); strings.Contains(out, "100.96.2.") {
 		t.Errorf("left after Remove: %s", out)
+	}
+}
+
+// TestOverlayOfBothFamilies: packets of each go through tunnels over either; a node that leaves takes all of its own along,
+// and a node whose first address becomes one of the other family makes its tunnels anew.
+func TestOverlayOfBothFamilies(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	overlays := zones(t)
+	for _, under := range []struct {
+		addresses string // of node I
+		mtu       int
+	}{{"172.20.I.10 2001:db8:I::10", 1350}, {"2001:db8:I::10 172.20.I.10", 1330}, {"172.20.I.10", 1350}, {"2001:db8:I::10", 1330}} {
+		var nodes []policy.Node
+		for _, i := range []string{"1", "2", "3"} {
+			nodes = append(nodes, node("n"+i, strings.ReplaceAll(under.addresses, "I", i), "100.96."+i+".0/24", "fd00:96:"+i+"::/64"))
+		}
+		for _, nodes := range [][]policy.Node{nodes, nodes[:2]} {
+			for name, o := range overlays {
+				for range 2 { // the second time there is nothing to do
+					if err := o.Apply(Compute(name, Always, nodes, o.SameSubnet)); err != nil {
+						t.Fatalf("over %s, %s: %v", under.addresses, name, err)
+					}
+				}
+			}
+			for _, f := range conf.Families {
+				for _, pair := range []string{"n1 n2", "n2 n1", "n1 n3", "n3 n2"} {
+					from, to, _ := strings.Cut(pair, " ")
+					want := len(nodes) == 3 || !strings.Contains(pair, "n3")
+					if err := askOver(t, f, from, to, 100); (err == nil) != want {
+						t.Errorf("%s over %s, %s to %s: %v, want %v", f, under.addresses, from, to, err, want)
+					}
+				}
+				headers := map[conf.Family]int{conf.IPv4: 20 + 8, conf.IPv6: 40 + 8}[f]
+				for more, want := range []bool{true, false} {
+					if err := askOver(t, f, "n1", "n2", under.mtu-headers+more); (err == nil) != want {
+						t.Errorf("%s over %s: a packet of %d bytes: %v", f, under.addresses, under.mtu+more, err)
+					}
+				}
+			}
+			mtu, err := overlays["n1"].MTU(nodes[0].Addresses[0], Always)
+			if mtu != under.mtu || err != nil {
+				t.Errorf("over %s: MTU %d, %v; want %d", under.addresses, mtu, err, under.mtu)
+			}
+		}
+		for _, list := range []string{"-6 route", "-6 neigh"} {
+			out := nodetest.Run(t, "ip", append([]string{"-n", "n1"}, strings.Fields(list)...)...)
+			if strings.Contains(out, "fd00:96:3:") || strings.Count(out, "dev "+conf.Tunnel) != map[string]int{"-6 route": 2, "-6 neigh": 1}[list] {
+				t.Errorf("over %s, after n3 has left: ip %s:\n%s", under.addresses, list, out)
+			}
+		}
+		if out := nodetest.Run(t, "ip", "-n", "n1", "-6", "addr", "show", "dev", conf.Tunnel); strings.Contains(out, "fe80:") || strings.Contains(out, "tentative") {
+			t.Errorf("addresses of the tunnel:\n%s", out)
+		}
+	}
+	if err := overlays["n1"].Remove(); err != nil {
+		t.Fatal(err)
+	}
+	if out := nodetest.Run(t, "ip", "-n", "n1", "-6", "route"); strings.Contains(out, "fd00:96:2:") {
+		t.Errorf("left after Remove: %s", out)
+	}
+}
+
+// TestDirectRoutesOfBothFamilies: nodes in one subnet, and nothing encapsulated.
+func TestDirectRoutesOfBothFamilies(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	overlays := zones(t)
+	nodes := []policy.Node{node("n1", "172.20.1.10 2001:db8:1::10", "100.96.1.0/24", "fd00:96:1::/64"), node("n2", "172.20.2.10 2001:db8:2::10", "100.96.2.0/24", "fd00:96:2::/64")}
+	for i, name := range []string{"n1", "n2"} { // one more link, in one subnet
+		for _, c := range []string{
+			"ip link add shared type bridge", "ip link set shared up",
+			fmt.Sprintf("ip link add s%d type veth peer name eth1 netns %s", i, name), fmt.Sprintf("ip link set s%d master shared up", i),
+			fmt.Sprintf("ip -n %s addr add 172.21.0.%d/24 dev eth1", name, i+1), fmt.Sprintf("ip -n %s addr add 2001:db8:21::%d/64 dev eth1 nodad", name, i+1),
+			"ip -n " + name + " link set eth1 up",
+		} {
+			if f := strings.Fields(c); i == 0 || f[2] != "add" || f[3] != "shared" {
+				nodetest.Run(t, f[0], f[1:]...)
+			}
+		}
+		nodes[i] = node(name, fmt.Sprintf("172.21.0.%d 2001:db8:21::%d", i+1, i+1), nodes[i].PodCIDRs[0].String(), nodes[i].PodCIDRs[1].String())
+	}
+	for _, e := range []Encapsulation{CrossSubnet, Always, Never} {
+		for _, nodes := range [][]policy.Node{nodes[:1], nodes} {
+			for i := range nodes {
+				o := overlays[nodes[i].Name]
+				if err := o.Apply(Compute(nodes[i].Name, e, nodes, o.SameSubnet)); err != nil {
+					t.Fatalf("%s: %v", e, err)
+				}
+			}
+		}
+		for _, f := range conf.Families {
+			// A link may need a second to become ready for IPv6.
+			err := askOver(t, f, "n1", "n2", 100)
+			for end := time.Now().Add(5 * time.Second); err != nil && time.Now().Before(end); {
+				err = askOver(t, f, "n1", "n2", 100)
+			}
+			if err != nil {
+				t.Errorf("%s, %s: %v", e, f, err)
+			}
+		}
+		out := nodetest.Run(t, "ip", "-n", "n1", "-6", "route", "show", "proto", "88")
+		if e != Always && !strings.Contains(out, "via 2001:db8:21::2 dev eth1") || strings.Count(out, "\n") != 1 {
+			t.Errorf("%s: routes:\n%s", e, out)
+		}
 	}
 }

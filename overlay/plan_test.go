@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -10,10 +11,11 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-func node(name, address string, cidrs ...string) policy.Node {
+// node has the addresses, of which there may be several with blanks between.
+func node(name, addresses string, cidrs ...string) policy.Node {
 	n := policy.Node{Name: name}
-	if address != "" {
-		n.Addresses = []netip.Addr{netip.MustParseAddr(address)}
+	for _, a := range strings.Fields(addresses) {
+		n.Addresses = append(n.Addresses, netip.MustParseAddr(a))
 	}
 	for _, c := range cidrs {
 		n.PodCIDRs = append(n.PodCIDRs, netip.MustParsePrefix(c))
@@ -37,8 +39,12 @@ func TestCompute(t *testing.T) {
 		{"never", Never, []policy.Node{self, near, far}, []string{"near 100.96.2.0/24 172.20.1.11 direct"}, nil},
 		{"a node without podCIDR", Always, []policy.Node{self, node("new", "172.20.1.13")}, nil, []string{"Node new: spec.podCIDRs"}},
 		{"a node without address", Always, []policy.Node{self, node("new", "", "100.96.4.0/24")}, nil, []string{"Node new: status.addresses"}},
-		{"IPv6 only", Always, []policy.Node{self, node("six", "fd00::1", "fd01::/64")}, nil, []string{"Node six: status.addresses"}},
+		{"IPv6 only", Always, []policy.Node{self, node("six", "fd00::1", "fd01::/64")}, nil, []string{"Node six: spec.podCIDRs: there is no network of a family"}},
+		{"two families, where this node has one", Always, []policy.Node{self, node("two", "172.20.1.13 fd00::1", "fd01::/64", "100.96.4.0/24")}, []string{"two 100.96.4.0/24 172.20.1.13 tunnel"}, nil},
 		{"two networks", Always, []policy.Node{self, node("two", "172.20.1.13", "100.96.4.0/24", "100.96.5.0/24")}, []string{"two 100.96.4.0/24 172.20.1.13 tunnel", "two 100.96.5.0/24 172.20.1.13 tunnel"}, nil},
+		{"another address than before", Always, []policy.Node{self, node("near", "172.20.1.91", "100.96.2.0/24")}, []string{"near 100.96.2.0/24 172.20.1.91 tunnel"}, nil},
+		{"the same address and network as a node before it", Always, []policy.Node{self, near, node("nearer", "172.20.1.11", "100.96.2.0/24")}, []string{"near 100.96.2.0/24 172.20.1.11 tunnel"}, []string{"Node nearer: spec.podCIDRs: 100.96.2.0/24 overlaps"}},
+		{"one of two networks overlaps", Always, []policy.Node{self, near, node("two", "172.20.1.13", "100.96.2.128/25", "100.96.5.0/24")}, []string{"near 100.96.2.0/24 172.20.1.11 tunnel", "two 100.96.5.0/24 172.20.1.13 tunnel"}, []string{"Node two: spec.podCIDRs: 100.96.2.128/25 overlaps"}},
 		{"overlap with another", Always, []policy.Node{self, node("z", "172.20.1.14", "100.96.2.0/25"), near}, []string{"near 100.96.2.0/24 172.20.1.11 tunnel"}, []string{"Node z: spec.podCIDRs: 100.96.2.0/25 overlaps 100.96.2.0/24 of node near"}},
 		{"overlap with the node's own", Always, []policy.Node{node("a", "172.20.1.14", "100.96.0.0/16"), self, near}, []string{"near 100.96.2.0/24 172.20.1.11 tunnel"}, []string{"Node a: spec.podCIDRs: 100.96.0.0/16 overlaps 100.96.1.0/24 of node self"}},
 	} {
@@ -60,13 +66,83 @@ func TestCompute(t *testing.T) {
 					t.Errorf("problem %q, want %q", p, tc.problems[i])
 				}
 			}
-			if plan.Local != self.Addresses[0] || plan.Gateway != self.PodCIDRs[0].Addr() {
-				t.Errorf("local %s, gateway %s", plan.Local, plan.Gateway)
+			if plan.Local != self.Addresses[0] || !slices.Equal(plan.Gateways, []netip.Addr{self.PodCIDRs[0].Addr()}) {
+				t.Errorf("local %s, gateways %s", plan.Local, plan.Gateways)
 			}
 		})
 	}
+	for field, n := range map[string]policy.Node{"spec.podCIDRs": node("self", "172.20.1.10"), "status.addresses": node("self", "", "100.96.1.0/24")} {
+		plan := Compute("self", Always, []policy.Node{n, near}, sameSubnet)
+		if plan.Local.IsValid() || len(plan.Problems) != 1 || plan.Problems[0].Field != field || !strings.Contains(plan.Problems[0].Message, "can't have pods") {
+			t.Errorf("the node itself has no %s: %+v", field, plan)
+		}
+	}
 	if plan := Compute("who", Always, []policy.Node{near}, sameSubnet); plan.Local.IsValid() {
 		t.Error("a node that isn't in the cluster has an overlay")
+	}
+}
+
+// TestComputeBothFamilies: packets of both families go through tunnels of one, that of the node's first address; what goes
+// as it is goes to an address of its own.
+func TestComputeBothFamilies(t *testing.T) {
+	const four, six = "172.20.1.10 2001:db8:1::10", "2001:db8:1::10 172.20.1.10"
+	near := node("near", "2001:db8:1::11 172.20.1.11", "100.96.2.0/24", "fd00:96:2::/64")
+	far := node("far", "172.20.2.12 2001:db8:2::12", "100.96.3.0/24", "fd00:96:3::/64")
+	half := node("half", "172.20.1.13", "fd00:96:4::/64")
+	sameSubnet := func(a netip.Addr) bool {
+		return netip.MustParsePrefix("172.20.1.0/24").Contains(a) || netip.MustParsePrefix("2001:db8:1::/64").Contains(a)
+	}
+	for _, tc := range []struct {
+		name, self string
+		e          Encapsulation
+		peers      []string
+		problems   []string
+	}{
+		{"over IPv4", four, Always, []string{
+			"far 100.96.3.0/24 172.20.2.12 tunnel", "far fd00:96:3::/64 172.20.2.12 tunnel", "half fd00:96:4::/64 172.20.1.13 tunnel",
+			"near 100.96.2.0/24 172.20.1.11 tunnel", "near fd00:96:2::/64 172.20.1.11 tunnel",
+		}, nil},
+		{"over IPv6", six, Always, []string{
+			"far 100.96.3.0/24 2001:db8:2::12 tunnel", "far fd00:96:3::/64 2001:db8:2::12 tunnel",
+			"near 100.96.2.0/24 2001:db8:1::11 tunnel", "near fd00:96:2::/64 2001:db8:1::11 tunnel",
+		}, []string{"Node half: status.addresses: there is no IPv6 InternalIP"}},
+		{"crossSubnet", four, CrossSubnet, []string{
+			"far 100.96.3.0/24 172.20.2.12 tunnel", "far fd00:96:3::/64 172.20.2.12 tunnel", "half fd00:96:4::/64 172.20.1.13 tunnel",
+			"near 100.96.2.0/24 172.20.1.11 direct", "near fd00:96:2::/64 2001:db8:1::11 direct",
+		}, nil},
+		{"never", six, Never, []string{
+			"near 100.96.2.0/24 172.20.1.11 direct", "near fd00:96:2::/64 2001:db8:1::11 direct",
+		}, []string{"Node half: status.addresses: there is no IPv6 InternalIP"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			plan := Compute("self", tc.e, []policy.Node{near, far, half, node("self", tc.self, "fd00:96:1::/64", "100.96.1.0/24", "fd00:96:9::/64")}, sameSubnet)
+			var peers []string
+			for _, p := range plan.Peers {
+				how := map[bool]string{true: "direct", false: "tunnel"}[p.Direct]
+				peers = append(peers, strings.Join([]string{p.Node, p.Network.String(), p.Address.String(), how}, " "))
+			}
+			if diff := cmp.Diff(tc.peers, peers); diff != "" {
+				t.Errorf("peers: %s", diff)
+			}
+			if len(plan.Problems) != len(tc.problems) || len(tc.problems) > 0 && !strings.HasPrefix(plan.Problems[0].String(), tc.problems[0]) {
+				t.Errorf("problems: %v, want %v", plan.Problems, tc.problems)
+			}
+			first, _, _ := strings.Cut(tc.self, " ")
+			if want := []netip.Addr{netip.MustParseAddr("fd00:96:1::"), netip.MustParseAddr("100.96.1.0")}; plan.Local.String() != first || !slices.Equal(plan.Gateways, want) {
+				t.Errorf("local %s, gateways %s", plan.Local, plan.Gateways)
+			}
+		})
+	}
+}
+
+func TestMAC(t *testing.T) {
+	if got := MAC(netip.MustParseAddr("172.20.1.10")).String(); got != "0e:58:ac:14:01:0a" {
+		t.Errorf("172.20.1.10: %s", got)
+	}
+	// Nodes of two subnets may have the same last four bytes.
+	a, b := MAC(netip.MustParseAddr("2001:db8:1::1")).String(), MAC(netip.MustParseAddr("2001:db8:2::1")).String()
+	if a == b || !strings.HasPrefix(a, "0e:58:") || !strings.HasPrefix(b, "0e:58:") {
+		t.Errorf("two IPv6 addresses have MACs %s and %s", a, b)
 	}
 }
 

@@ -1,6 +1,6 @@
 // Package nodetest gives a test a node of its own: a process in fresh network, mount and PID namespaces with an empty
-// /run, in which the test may make bridges, sets and rules as it likes. The kernel takes all of it away when the
-// process ends, however it ends.
+// /run and /var/lib, in which the test may make bridges, sets and rules as it likes. The kernel takes all of it away when
+// the process ends, however it ends.
 package nodetest
 
 import (
@@ -45,7 +45,8 @@ func Isolated(t *testing.T) bool {
 	t.Parallel()
 	args := []string{"-test.run=^" + regexp.QuoteMeta(t.Name()) + "$", "-test.v", "-test.count=1"}
 	for _, a := range os.Args[1:] {
-		if strings.HasPrefix(a, "-test.timeout") || strings.HasPrefix(a, "-test.short") {
+		// The test's own flags, and go test's that a test can see.
+		if !strings.HasPrefix(a, "-test.") || strings.HasPrefix(a, "-test.timeout") || strings.HasPrefix(a, "-test.short") {
 			args = append(args, a)
 		}
 	}
@@ -84,6 +85,7 @@ func setUp(t *testing.T) {
 		{"none", "/", "", syscall.MS_REC | syscall.MS_PRIVATE},
 		{"proc", "/proc", "proc", 0},
 		{"tmpfs", "/run", "tmpfs", 0},
+		{"tmpfs", "/var/lib", "tmpfs", 0}, // where CNI plugins keep what outlives a reboot
 	} {
 		if err := syscall.Mount(m.source, m.target, m.kind, m.flags, ""); err != nil {
 			t.Fatalf("mount %s: %v", m.target, err)
@@ -159,19 +161,26 @@ func Run(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
-// Outside makes the network beyond the node: a namespace "outside" with the address 192.0.2.1/24, joined by a veth
-// pair to the node's uplink eth0 (192.0.2.2/24), which carries the node's default route. It returns its path.
+// Outside makes the network beyond the node: a namespace "outside" with the addresses 192.0.2.1/24 and 2001:db8::1/64,
+// joined by a veth pair to the node's uplink eth0 (192.0.2.2/24 and 2001:db8::2/64), which carries the node's default
+// routes. It returns its path.
 func Outside(t testing.TB) string {
 	t.Helper()
 	path := NewNS(t, "outside")
 	for _, c := range []string{
-		"ip link add eth0 type veth peer name eth0 netns outside",
+		"ip link add eth0 address 02:00:00:00:00:02 type veth peer name eth0 address 02:00:00:00:00:01 netns outside",
 		"ip addr add 192.0.2.2/24 dev eth0",
+		"ip addr add 2001:db8::2/64 dev eth0 nodad",
 		"ip link set eth0 up",
 		"ip -n outside addr add 192.0.2.1/24 dev eth0",
+		"ip -n outside addr add 2001:db8::1/64 dev eth0 nodad",
 		"ip -n outside link set eth0 up",
 		"ip -n outside link set lo up",
 		"ip route add default via 192.0.2.1",
+		"ip -6 route add default via 2001:db8::1",
+		// The links' first seconds go by with probes for duplicates.
+		"ip neigh add 2001:db8::1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent",
+		"ip -n outside neigh add 2001:db8::2 lladdr 02:00:00:00:00:02 dev eth0 nud permanent",
 	} {
 		f := strings.Fields(c)
 		Run(t, f[0], f[1:]...)

@@ -22,19 +22,23 @@ var build = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, args := range [][]string{
-		{
-			"github.com/weir-net/weir/plugins/weir", "github.com/weir-net/weir/plugins/weirctl",
-			"github.com/containernetworking/cni/cnitool", "github.com/containernetworking/plugins/plugins/meta/portmap",
-		},
-		{"-race", "github.com/weir-net/weir/plugins/weir-agent"},
-	} {
-		if out, err := exec.Command("go", append([]string{"build", "-o", dir}, args...)...).CombinedOutput(); err != nil {
-			return "", fmt.Errorf("go build %s: %w\n%s", args, err, out)
-		}
+	agent := []string{"github.com/weir-net/weir/plugins/weir-agent"}
+	if raceDetector {
+		agent = append([]string{"-race"}, agent...)
 	}
-	return dir, nil
+	err = errors.Join(goBuild(dir, "-trimpath", "-ldflags=-s -w",
+		"github.com/weir-net/weir/plugins/weir", "github.com/weir-net/weir/plugins/weirctl",
+		"github.com/containernetworking/cni/cnitool", "github.com/containernetworking/plugins/plugins/meta/portmap"),
+		goBuild(dir, agent...))
+	return dir, err
 })
+
+func goBuild(dir string, args ...string) error {
+	if out, err := exec.Command("go", append([]string{"build", "-o", dir}, args...)...).CombinedOutput(); err != nil {
+		return fmt.Errorf("go build %s: %w\n%s", args, err, out)
+	}
+	return nil
+}
 
 // Main is for TestMain of packages whose tests use a Node: it removes the binaries that were built for them.
 func Main(m *testing.M) {
@@ -122,15 +126,18 @@ func (n *Node) Ctl(args ...string) (string, error) {
 	return string(out), err
 }
 
-// SpawnAgent starts weir-agent and doesn't wait.
-func (n *Node) SpawnAgent() {
+// SpawnAgent starts weir-agent and doesn't wait. Without flags it goes by the node's manifests.
+func (n *Node) SpawnAgent(flags ...string) {
 	n.Helper()
+	if len(flags) == 0 {
+		flags = []string{"--source", "dir:" + n.Manifests}
+	}
 	log, err := os.OpenFile(filepath.Join(n.TempDir(), "agent.log"), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
 	if err != nil {
 		n.Fatal(err)
 	}
 	n.agentLog = log
-	n.agent = exec.Command(filepath.Join(n.Bin, "weir-agent"), "run", "--source", "dir:"+n.Manifests)
+	n.agent = exec.Command(filepath.Join(n.Bin, "weir-agent"), append([]string{"run"}, flags...)...)
 	n.agent.Stderr = log
 	n.agent.Env = append(os.Environ(), "GORACE=halt_on_error=1")
 	if err := n.agent.Start(); err != nil {
@@ -198,7 +205,7 @@ func (n *Node) Manifest(name, text string) {
 type Pod struct {
 	Namespace, Name string
 	Netns           string
-	IP              string
+	IP, IP6         string // of each family, if it has one
 	Result          string // JSON
 }
 
@@ -247,11 +254,18 @@ func (n *Node) TryAddPod(namespace, name string, env ...string) (*Pod, error) {
 	var result struct {
 		IPs []struct{ Address string }
 	}
-	if err := json.Unmarshal([]byte(out), &result); err != nil || len(result.IPs) != 1 {
+	if err := json.Unmarshal([]byte(out), &result); err != nil || len(result.IPs) == 0 {
 		return p, fmt.Errorf("cnitool add printed %q: %w", out, err)
 	}
 	p.Result = out
-	p.IP, _, _ = strings.Cut(result.IPs[0].Address, "/")
+	for _, ip := range result.IPs {
+		addr, _, _ := strings.Cut(ip.Address, "/")
+		if strings.Contains(addr, ":") {
+			p.IP6 = addr
+		} else {
+			p.IP = addr
+		}
+	}
 	return p, nil
 }
 

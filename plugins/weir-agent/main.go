@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -24,6 +25,12 @@ import (
 	"github.com/weir-net/weir/policy/kernel"
 	"github.com/weir-net/weir/policy/kube"
 	"github.com/weir-net/weir/policy/manifests"
+)
+
+// What of the agent is only done for a source that can.
+var (
+	_ agent.Publisher = (*kube.Source)(nil)
+	_ agent.Contact   = (*kube.Source)(nil)
 )
 
 func main() { os.Exit(run()) }
@@ -64,7 +71,7 @@ func runCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&source, "source", "kubernetes", "where policies, pods, namespaces and nodes come from: kubernetes, or dir:PATH, a directory of manifests")
 	flags.StringVar(&kubeconfig, "kubeconfig", "", "how to reach the API server from outside a cluster; default: as a pod does")
-	flags.StringVar(&o.HealthAddress, "health-address", "127.0.0.1:6786", "host:port for /healthz and /readyz")
+	flags.StringVar(&o.HealthAddress, "health-address", "127.0.0.1:6786", "host:port for /healthz, /readyz and /metrics")
 	flags.StringVar(&o.Node.Name, "node-name", os.Getenv("NODE_NAME"), "this node's name; with it the agent keeps the way to pods on other nodes")
 	flags.StringVar(&encapsulation, "encapsulation", string(overlay.Always), "what travels between nodes inside VXLAN: always, crossSubnet or never")
 	flags.StringVar(&o.Node.Conflist, "conflist", "", "path of the network configuration to write for the runtime once policy is enforced")
@@ -89,26 +96,36 @@ func openSource(source, kubeconfig, node string, log *slog.Logger) (agent.Source
 	config.QPS, config.Burst = 50, 100
 	config.ContentType = "application/vnd.kubernetes.protobuf"
 	config.UserAgent = "weir-agent"
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
+	s := &kube.Source{Log: log}
+	config.Wrap(s.Transport)
+	if s.Client, err = kubernetes.NewForConfig(config); err != nil {
 		return nil, fmt.Errorf("open the API client: %w", err)
 	}
-	return &kube.Source{Client: client, Log: log}, nil
+	return s, nil
 }
 
 func cleanupCommand() *cobra.Command {
-	return &cobra.Command{
+	var conflist string
+	cmd := &cobra.Command{
 		Use:   "cleanup",
-		Short: "Take weir's rules, sets, spoof guard, bridge and overlay out of the kernel; pods that still run lose their network",
+		Short: "Take weir's links, overlay, rules, sets and spoof guard out of the kernel; pods that still run lose their network",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			// The bridge goes first: without it no pod reaches anybody, so taking the rules away opens nothing.
+			lock, err := agent.Lock() // an agent would put all of it back
+			if err != nil {
+				return err
+			}
+			defer func() { _ = lock.Close() }()
+			if err := os.Remove(conflist); conflist != "" && err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("remove the network configuration: %w", err)
+			}
+			// The links go before the rules: without its own no pod reaches anybody, so taking the rules away opens nothing.
 			links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 			if err != nil {
 				return fmt.Errorf("open netlink: %w", err)
 			}
 			defer links.Close()
-			if err := bridge.Remove(links, bridge.Name, nil); err != nil {
+			if err := bridge.RemoveAll(links); err != nil {
 				return err
 			}
 			if err := errors.Join(overlay.New(links).Remove(), bridge.RemoveGuard()); err != nil {
@@ -122,4 +139,6 @@ func cleanupCommand() *cobra.Command {
 			return driver.Remove(cmd.Context())
 		},
 	}
+	cmd.Flags().StringVar(&conflist, "conflist", "", "path of the network configuration that run wrote, to be removed first: the runtime then starts no pods with weir")
+	return cmd
 }

@@ -35,11 +35,9 @@ type attachment struct {
 	netns    netns.NsHandle
 	links    netlinksafe.Handle
 	bridge   *bridge.Bridge
-	// undo holds what takes back the steps that were taken, in their order.
-	undo []func() error
 }
 
-// add makes the pod's link: its address is taken and written down first, its link comes up last, and in between policy
+// add makes the pod's link: its addresses are taken and written down first, its link comes up last, and in between policy
 // is in place. Whatever fails, everything before it is taken back.
 func add(args *skel.CmdArgs) (err error) {
 	a, err := prepare(args)
@@ -132,33 +130,26 @@ func openNetns(path string) (netns.NsHandle, error) {
 	return fd, nil
 }
 
-// reserve takes an address and writes the endpoint record (step 2), and makes the bridge if need be (step 3), both
-// under the node's lock.
+// reserve takes an address of each family and writes the endpoint record (step 2), and makes the bridge if need be
+// (step 3), both under the node's lock.
 func (a *attachment) reserve() error {
 	unlock, err := endpoint.Lock()
 	if err != nil {
-		return ioError("reserve an address", err)
+		return ioError("reserve addresses", err)
 	}
 	defer unlock()
 	e := &a.endpoint
-	a.undo = append(a.undo, func() error { return endpoint.Remove(e.ID()) }, func() error {
-		var errs []error
-		for _, addr := range e.Addresses {
-			errs = append(errs, ipam.Release(e.ID(), addr.Addr))
-		}
-		return errors.Join(errs...)
-	})
-	err = ipam.Reserve(e.ID(), a.conf.Ranges, func(addr endpoint.Address) error {
-		e.Addresses = []endpoint.Address{addr}
-		e.MAC = bridge.MAC(addr.Addr).String()
+	err = ipam.Reserve(e.ID(), a.conf.Ranges, func(addrs []endpoint.Address) error {
+		e.Addresses = addrs
+		e.MAC = bridge.PodMAC(addrs).String()
 		return e.Save()
 	})
 	var exhausted *ipam.ExhaustedError
 	if errors.As(err, &exhausted) {
-		return types.NewError(types.ErrTryAgainLater, err.Error(), "an address is free again when a pod goes")
+		return types.NewError(types.ErrTryAgainLater, err.Error(), "one is free again when a pod goes")
 	}
 	if err != nil {
-		return ioError("reserve an address", err)
+		return ioError("reserve addresses", err)
 	}
 	if a.bridge, err = bridge.Ensure(a.links, a.conf.MTU, bridge.Gateways(e.Addresses)); err != nil {
 		return ioError("make the bridge", err)
@@ -169,7 +160,7 @@ func (a *attachment) reserve() error {
 func (a *attachment) port() bridge.Port {
 	e := a.endpoint
 	return bridge.Port{
-		HostIf: e.HostIf, IfName: e.IfName, Netns: a.netns, MAC: bridge.MAC(e.Addresses[0].Addr), Addresses: e.Addresses,
+		HostIf: e.HostIf, IfName: e.IfName, Netns: a.netns, MAC: bridge.PodMAC(e.Addresses), Addresses: e.Addresses,
 		Alias: "weir: " + e.Pod.String() + " " + e.IfName,
 	}
 }
@@ -183,15 +174,13 @@ func (a *attachment) connect() error {
 		}
 		return ioError("attach the pod", err)
 	}
-	a.undo = append(a.undo, func() error { return bridge.Remove(a.links, p.HostIf, p.Addresses) })
 	return nil
 }
 
-// guard lets the port send under its own name and puts the pod into the set of all pods: from here it is closed to
+// guard lets the port send under its own name and puts the pod into the sets of all pods: from here it is closed to
 // everything that no class lets through (step 5).
 func (a *attachment) guard() error {
 	s := a.port().Sender()
-	a.undo = append(a.undo, func() error { return bridge.Forbid(s) })
 	if err := bridge.Allow(s); err != nil {
 		return ioError("guard the pod's port", err)
 	}
@@ -203,12 +192,13 @@ func (a *attachment) guard() error {
 		return ioError("close the pod", err)
 	}
 	defer sets.Close()
-	a.undo = append(a.undo, func() error { return purge(s.Addresses) })
-	if err := sets.Create(conf.PodsSet, ipset.HashIP); err != nil {
-		return ioError("close the pod", err)
-	}
 	for _, addr := range s.Addresses {
-		err := sets.Add(conf.PodsSet, ipset.Entry{Prefix: netip.PrefixFrom(addr.Addr, addr.Addr.BitLen()), Comment: a.endpoint.Pod.String()})
+		family := conf.FamilyOf(addr.Addr)
+		set := ipset.Header{Name: family.Set(conf.PodsSet), Type: ipset.HashIP, Family: family}
+		if err := sets.Create(set); err != nil {
+			return ioError("close the pod", err)
+		}
+		err := sets.Add(set.Name, ipset.Entry{Prefix: netip.PrefixFrom(addr.Addr, addr.Addr.BitLen()), Comment: a.endpoint.Pod.String()})
 		if err != nil {
 			return ioError("close the pod", err)
 		}
@@ -237,22 +227,15 @@ func (a *attachment) enrol() error {
 	return nil
 }
 
-// rollBack takes back every step, the last one first, and adds to the error what couldn't be.
+// rollBack takes back what was done, as DEL would, and adds to the error what couldn't be.
 func (a *attachment) rollBack(cause error) error {
-	var errs []error
-	if len(a.undo) > 0 {
-		if _, err := endpoint.Ending(a.endpoint.ID()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
+	_, err := endpoint.Ending(a.endpoint.ID())
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		err = detach(a.links, &a.endpoint)
 	}
-	for i := len(a.undo) - 1; i >= 0; i-- {
-		errs = append(errs, a.undo[i]())
-	}
-	if err := errors.Join(errs...); err != nil {
-		var e *types.Error
-		if errors.As(cause, &e) {
-			return types.NewError(e.Code, e.Msg, fmt.Sprintf("%s; left behind until DEL: %v", e.Details, err))
-		}
+	var e *types.Error
+	if err != nil && errors.As(cause, &e) {
+		return types.NewError(e.Code, e.Msg, fmt.Sprintf("%s; left behind until DEL: %v", e.Details, err))
 	}
 	return cause
 }
@@ -274,7 +257,7 @@ func (a *attachment) result() *current.Result {
 			Address: net.IPNet{IP: addr.Addr.AsSlice(), Mask: net.CIDRMask(addr.Addr.BitLen(), addr.Addr.BitLen())},
 		})
 		r.Routes = append(r.Routes, &types.Route{
-			Dst: net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, GW: addr.Gateway.AsSlice(),
+			Dst: net.IPNet{IP: make(net.IP, addr.Addr.BitLen()/8), Mask: net.CIDRMask(0, addr.Addr.BitLen())}, GW: addr.Gateway.AsSlice(),
 		})
 	}
 	return r

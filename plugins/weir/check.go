@@ -69,8 +69,9 @@ func checkPodsSet(e *endpoint.Endpoint) error {
 	}
 	defer sets.Close()
 	for _, a := range e.Addresses {
-		if in, err := sets.Has(conf.PodsSet, a.Addr); err != nil || !in {
-			return errors.Join(fmt.Errorf("%s is not in ipset %s", a.Addr, conf.PodsSet), err)
+		set := conf.FamilyOf(a.Addr).Set(conf.PodsSet)
+		if in, err := sets.Has(set, a.Addr); err != nil || !in {
+			return errors.Join(fmt.Errorf("%s is not in ipset %s", a.Addr, set), err)
 		}
 	}
 	return nil

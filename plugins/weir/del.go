@@ -50,21 +50,35 @@ func del(args *skel.CmdArgs) error {
 	return nil
 }
 
+// detach takes the attachment away. What goes by addresses leaves out those that another holds by now: whoever detached
+// it before has come as far as freeing them. The lock keeps others from taking them meanwhile.
 func detach(links netlinksafe.Handle, e *endpoint.Endpoint) error {
+	unlock, err := endpoint.Lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	var addresses []endpoint.Address
+	var addrs []netip.Addr
+	for _, a := range e.Addresses {
+		holder, err := ipam.Holder(a.Addr)
+		if err != nil {
+			return err
+		}
+		if holder == "" || holder == e.ID() {
+			addresses, addrs = append(addresses, a), append(addrs, a.Addr)
+		}
+	}
 	if mac, err := net.ParseMAC(e.MAC); err == nil {
 		if err := bridge.Forbid(bridge.Sender{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses}); err != nil {
 			return err
 		}
 	}
-	if err := purge(e.Addresses); err != nil {
+	if err := purge(addrs); err != nil {
 		return err
 	}
-	if err := bridge.Remove(links, e.HostIf, e.Addresses); err != nil {
+	if err := bridge.Remove(links, e.HostIf, addresses); err != nil {
 		return err
-	}
-	var addrs []netip.Addr
-	for _, a := range e.Addresses {
-		addrs = append(addrs, a.Addr)
 	}
 	if err := conntrack.Forget(addrs...); err != nil {
 		return err
@@ -78,15 +92,11 @@ func detach(links netlinksafe.Handle, e *endpoint.Endpoint) error {
 }
 
 // purge takes the addresses out of every set.
-func purge(addresses []endpoint.Address) error {
+func purge(addrs []netip.Addr) error {
 	sets, err := ipset.Open()
 	if err != nil {
 		return err
 	}
 	defer sets.Close()
-	var addrs []netip.Addr
-	for _, a := range addresses {
-		addrs = append(addrs, a.Addr)
-	}
 	return sets.Purge(addrs...)
 }

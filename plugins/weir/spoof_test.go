@@ -51,6 +51,7 @@ func TestForgedSendersAreDropped(t *testing.T) {
 		{"IPv6", frame(broadcast, mac(own), unix.ETH_P_IPV6, bytes.Repeat([]byte{0x60}, 40)), false},
 		{"another protocol", frame(broadcast, mac(own), 0x88b5, nil), false},
 		{"IPv4 under a VLAN tag", tagged(ipv4(toNode, mac(own), others, gateway)), false},
+		{"IPv6 of its MAC's", ipv6(toNode, mac(own), netip.MustParseAddr("fe80::1"), netip.MustParseAddr("fe80::2"), udp6()), false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got := passes(t, pod.Netns, conf.Bridge, tc.frame)
@@ -158,6 +159,9 @@ func seen(t *testing.T, fd int) bool {
 		k, from, err := unix.Recvfrom(fd, buf, 0)
 		if errors.Is(err, unix.EAGAIN) {
 			return false
+		}
+		if errors.Is(err, unix.EINTR) {
+			continue
 		}
 		if err != nil {
 			t.Fatal(fmt.Errorf("receive: %w", err))

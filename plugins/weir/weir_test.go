@@ -137,14 +137,20 @@ func leftovers(t testing.TB) []string {
 			all = append(all, "link "+name)
 		}
 	}
-	add("neigh ", nodetest.Run(t, "ip", "neigh", "show", "nud", "permanent"))
+	for line := range strings.Lines(nodetest.Run(t, "ip", "neigh", "show", "nud", "permanent")) {
+		if !strings.Contains(line, " dev eth0 ") { // the node's own, to the world outside
+			add("neigh ", line)
+		}
+	}
 	for line := range strings.Lines(nodetest.Run(t, "ipset", "list")) {
 		if strings.Contains(line, "comment") && !strings.HasPrefix(line, "Header") && !strings.Contains(line, "pods of this node") {
 			all = append(all, "ipset "+strings.TrimSpace(line))
 		}
 	}
-	if out, err := exec.Command("nft", "list", "set", "bridge", "weir", "senders4").Output(); err == nil && strings.Contains(string(out), "elements") {
-		add("nft ", string(out))
+	for _, set := range []string{"senders4", "senders6"} {
+		if out, err := exec.Command("nft", "list", "set", "bridge", "weir", set).Output(); err == nil && strings.Contains(string(out), "elements") {
+			add("nft ", string(out))
+		}
 	}
 	slices.Sort(all)
 	return all
@@ -271,24 +277,6 @@ func TestOpenConnectionsAreCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = kubelet.Close() }()
-	exchange := func(conn net.Conn) error {
-		if _, err := conn.Write([]byte("x")); err != nil {
-			return err
-		}
-		if err := conn.SetReadDeadline(time.Now().Add(250 * time.Millisecond)); err != nil {
-			return err
-		}
-		buf := make([]byte, 100)
-		for {
-			k, err := conn.Read(buf)
-			if err != nil {
-				return err
-			}
-			if strings.Contains(string(buf[:k]), "x") {
-				return nil
-			}
-		}
-	}
 	if err := exchange(conn); err != nil {
 		t.Fatal(err)
 	}
@@ -305,6 +293,26 @@ func TestOpenConnectionsAreCut(t *testing.T) {
 	// The policy gone, the connection goes on where it stopped: TCP has sent again what was dropped.
 	n.Manifest("policy.yaml", "")
 	n.Eventually("the connection goes on", func() error { return exchange(conn) })
+}
+
+// exchange sends a letter and waits for it to come back.
+func exchange(conn net.Conn) error {
+	if _, err := conn.Write([]byte("x")); err != nil {
+		return err
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(250 * time.Millisecond)); err != nil {
+		return err
+	}
+	buf := make([]byte, 100)
+	for {
+		k, err := conn.Read(buf)
+		if err != nil {
+			return err
+		}
+		if strings.Contains(string(buf[:k]), "x") {
+			return nil
+		}
+	}
 }
 
 func TestEnforcementOutlivesTheAgent(t *testing.T) {
@@ -468,11 +476,10 @@ func TestDelNeedsNothing(t *testing.T) {
 	before := leftovers(t)
 	p := n.AddPod("ns-1", "busybox")
 	flows := func() (of int) {
-		all, err := conntrack.List()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, c := range all {
+		for c, err := range conntrack.All() {
+			if err != nil {
+				t.Fatal(err)
+			}
 			if c.Src.String() == p.IP || c.Dst.String() == p.IP {
 				of++
 			}
@@ -497,6 +504,51 @@ func TestDelNeedsNothing(t *testing.T) {
 	}
 	if flows() != 0 {
 		t.Errorf("%d connections of the pod's are left for whom gets its address", flows())
+	}
+}
+
+// TestARepeatedDelLeavesTheNextHolderAlone: DEL crashed after it had freed the address, and comes again when another pod
+// has it.
+func TestARepeatedDelLeavesTheNextHolderAlone(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newNode(t, nodetest.Conf{"ranges": []any{nodetest.Conf{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.2"}}})
+	first := n.AddPod("ns-1", "busybox")
+	records, err := filepath.Glob("/run/weir/endpoints/*.json")
+	if err != nil || len(records) != 1 {
+		t.Fatal(records, err)
+	}
+	record, err := os.ReadFile(records[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	del := func() {
+		t.Helper()
+		if _, err := n.CNI("del", first.Netns, nodetest.Args("ns-1", "busybox", "")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	del()
+	second := n.AddPod("ns-1", "http-echo")
+	if second.IP != first.IP {
+		t.Fatalf("the second pod has %s, want %s", second.IP, first.IP)
+	}
+	n.StopAgent() // which would put the sets right
+	held := func() string {
+		return nodetest.Run(t, "ipset", "list") + nodetest.Run(t, "ip", "neigh", "show", "dev", "weir0", "nud", "permanent") +
+			nodetest.Run(t, "readlink", "/run/weir/addresses/"+second.IP)
+	}
+	before := held()
+	if err := os.WriteFile(strings.TrimSuffix(records[0], ".json")+".ending", record, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	del()
+	if diff := cmp.Diff(before, held()); diff != "" {
+		t.Errorf("the second pod has lost what is its own: %s", diff)
+	}
+	if left, err := filepath.Glob("/run/weir/endpoints/*.ending"); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -133,15 +134,19 @@ func TestNothingPassesWhilePodsStartAndEnd(t *testing.T) {
 	stop()
 }
 
-func TestNothingPassesWhileTheAgentRestarts(t *testing.T) {
+// TestFault4NothingPassesWhileTheAgentRestarts, nor is anything cut: a restart of weave-npc flushed the chains, so that
+// egress was open until it had heard of a policy, for good if the API server was away, and connections ended meanwhile.
+func TestFault4NothingPassesWhileTheAgentRestarts(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
 	n := newNode(t, nil)
 	n.Manifest("policy.yaml", noEgress)
-	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
+	server, client, other := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox"), n.AddPod("ns-2", "other")
 	count := arrivals(t, server)
 	stop := flood(t, client.Netns, server.IP+":9")
+	allowed, accepted := connectTCP(t, server, other)
+	goesOn := push(t, allowed, accepted)
 	n.KillAgent()
 	n.StartAgent()
 	n.StopAgent()
@@ -174,10 +179,14 @@ func TestNothingPassesWhileTheAgentRestarts(t *testing.T) {
 	if got := count.Load(); got != 0 {
 		t.Errorf("%d packets of an isolated pod arrived while the agent restarted", got)
 	}
+	if goesOn.silent() == nil {
+		t.Error("a connection that policies allow was cut")
+	}
 }
 
-// TestNothingPassesWhilePoliciesChange changes policies, labels and neighbours around an isolated pod.
-func TestNothingPassesWhilePoliciesChange(t *testing.T) {
+// TestFault5NothingPassesWhilePoliciesChange changes policies, labels and neighbours around an isolated pod. weave-npc took
+// the old rules away before it put in the new ones.
+func TestFault5NothingPassesWhilePoliciesChange(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
@@ -261,15 +270,18 @@ func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 	n.Reach(second, server.IP+":80", false)
 }
 
-// TestAFlushIsRepaired measures the window that a stranger opens who flushes weir's chains.
-func TestAFlushIsRepaired(t *testing.T) {
+// TestFault5AFlushIsRepaired: weave-npc never looked again, so a reload of firewalld ended enforcement until it was
+// restarted. This measures the window that a stranger opens who flushes weir's chains, and tries to keep what was
+// opened in it: connections whose server goes on sending, so that the next packet after they are cut is the server's.
+func TestFault5AFlushIsRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
 	n := newNode(t, nil)
 	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
 	n.Serve(server.Netns, "tcp", ":80")
-	n.Manifest("policy.yaml", denyAll)
+	// The server may send to the client, and so open connections the other way round.
+	n.Manifest("policy.yaml", strings.Replace(denyAll, "podSelector: {}", "podSelector: {matchLabels: {app: http-echo}}", 1))
 	n.Reach(client, server.IP+":80", false)
 	for _, flush := range []string{"iptables -t mangle -F", "nft flush ruleset"} {
 		f := strings.Fields(flush)
@@ -283,6 +295,32 @@ func TestAFlushIsRepaired(t *testing.T) {
 			}
 		}
 		t.Logf("%s: closed again after %s", flush, time.Since(start).Round(time.Millisecond))
+
+		n.KillAgent()
+		nodetest.Run(t, f[0], f[1:]...)
+		tcp, accepted := connectTCP(t, server, client)
+		flows := []*flow{push(t, tcp, accepted)}
+		if flush == "iptables -t mangle -F" { // else nobody tracks connections: the next packet of UDP's is the first
+			udp, answering := connectUDP(t, server, client)
+			flows = append(flows, push(t, udp, answering))
+		}
+		for _, o := range flows {
+			n.Eventually(flush+": "+o.network+" flows", func() error {
+				if o.toServer.Load() == 0 || o.toClient.Load() == 0 {
+					return fmt.Errorf("%d packets to the server, %d to the client", o.toServer.Load(), o.toClient.Load())
+				}
+				return nil
+			})
+		}
+		n.StartAgent()
+		for _, o := range flows {
+			n.Eventually(flush+": "+o.network+" is cut", o.silent)
+		}
+		for _, o := range flows {
+			if err := o.silent(); err != nil {
+				t.Errorf("%s: %s goes on: %v", flush, o.network, err)
+			}
+		}
 	}
 	forged, node := netip.MustParseAddr("10.88.0.77"), netip.MustParseAddr("10.88.0.1")
 	frame := ipv4(bridge.MAC(node), bridge.MAC(netip.MustParseAddr(client.IP)), forged, node)
@@ -293,4 +331,210 @@ func TestAFlushIsRepaired(t *testing.T) {
 	if err != nil || strings.TrimSpace(string(data)) != "0" {
 		t.Errorf("send_redirects is %q, %v: pods would be told to speak to each other directly", data, err)
 	}
+}
+
+// TestFault6PodsAreJudgedBeforeTheyStart: weave-npc let pods start before it had heard of any policy, and open; and new
+// ones stayed blocked until it had heard of them. Once ADD has returned, the first packet is judged as the policies say.
+func TestFault6PodsAreJudgedBeforeTheyStart(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	all := strings.Replace(cluster, "{run: busybox}", "{run: busybox, app: busybox}", 1)
+	n.Manifest("cluster.yaml", strings.Replace(all, "name: busybox,", "name: unheard-of,", 1))
+	n.Manifest("policy.yaml", allow)
+	wantRefusal(t, n, nodetest.Args("ns-1", "http-echo", ""), "no agent answers")
+	n.StartAgent()
+	server := n.AddPod("ns-1", "http-echo")
+	n.Serve(server.Netns, "tcp", ":80")
+	other := n.AddPod("ns-2", "other")
+	if _, err := nodetest.Get(t, other.Netns, server.IP+":80"); err == nil {
+		t.Error("the first connection of a new pod passes that no policy allows")
+	}
+	// The agent hears of the pod only when it is asked to judge it.
+	nodetest.NewNS(t, "ns-1.busybox")
+	added := make(chan error, 1)
+	var client *nodetest.Pod
+	go func() {
+		var err error
+		client, err = n.TryAddPod("ns-1", "busybox")
+		added <- err
+	}()
+	n.Eventually("the agent is asked", func() error {
+		if out, err := n.Ctl("status"); !strings.Contains(out, "ns-1/busybox") {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	select {
+	case err := <-added:
+		t.Fatalf("ADD returned before anybody knew the pod: %v", err)
+	case <-time.After(500 * time.Millisecond): // longer than ADD takes
+	}
+	n.Manifest("cluster.yaml", all)
+	if err := <-added; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := nodetest.Get(t, client.Netns, server.IP+":80"); err != nil {
+		t.Errorf("the first connection of a new pod is dropped: %v", err)
+	}
+}
+
+// TestACutConnectionThatIsForgotten: a client makes the kernel forget it, by a RST that is dropped or by waiting, and then
+// the server sends. Of TCP that is no way to begin a connection; of UDP it is one of the server's own.
+func TestACutConnectionThatIsForgotten(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newNode(t, nil)
+	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
+	n.Serve(server.Netns, "tcp", ":80")
+	serverOnly := strings.Replace(denyAll, "podSelector: {}", "podSelector: {matchLabels: {app: http-echo}}", 1)
+	for _, tc := range []struct {
+		name    string
+		connect func(*testing.T, *nodetest.Pod, *nodetest.Pod) (net.Conn, net.Conn)
+		policy  string
+		passes  bool
+	}{
+		{"tcp, the server may open connections to the client", connectTCP, serverOnly, false},
+		{"udp, the server may open connections to the client", connectUDP, serverOnly, true},
+		{"udp, the server may not", connectUDP, denyAll, false},
+	} {
+		n.Manifest("policy.yaml", "# none\n")
+		n.Reach(client, server.IP+":80", true)
+		conn, accepted := tc.connect(t, server, client)
+		n.Manifest("policy.yaml", tc.policy)
+		n.Reach(client, server.IP+":80", false)
+		nodetest.Run(t, "conntrack", "-F")
+		if _, err := accepted.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		err := conn.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+		if err == nil {
+			_, err = conn.Read(make([]byte, 1))
+		}
+		if (err == nil) != tc.passes {
+			t.Errorf("%s: what it sends: %v, want it to pass: %v", tc.name, err, tc.passes)
+		}
+		if err := errors.Join(conn.Close(), accepted.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestAFlushIsClosedWithoutAState: an agent that doesn't know the policies, after somebody has flushed what they were,
+// closes the pods until it knows.
+func TestAFlushIsClosedWithoutAState(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newNode(t, nil)
+	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
+	n.Serve(server.Netns, "tcp", ":80")
+	n.Manifest("policy.yaml", denyAll)
+	n.Reach(client, server.IP+":80", false)
+	n.StopAgent()
+	for _, flush := range []string{"iptables -t mangle -F", "nft flush ruleset"} {
+		f := strings.Fields(flush)
+		nodetest.Run(t, f[0], f[1:]...)
+		n.Reach(client, server.IP+":80", true)
+		n.Manifest("policy.yaml", "kind: NetworkPolicy\nspec: [")
+		n.SpawnAgent()
+		n.Reach(client, server.IP+":80", false)
+		nodetest.Run(t, f[0], f[1:]...) // once more while it looks
+		n.Reach(client, server.IP+":80", false)
+		n.Manifest("policy.yaml", allow)
+		n.Reach(client, server.IP+":80", false)
+		n.Manifest("policy.yaml", "")
+		n.Reach(client, server.IP+":80", true)
+		n.StopAgent()
+	}
+}
+
+// flow is a connection on which both sides send all the time.
+type flow struct {
+	network            string
+	toServer, toClient atomic.Int64 // packets or pieces that arrived
+}
+
+// silent says whether nothing arrives any more, for longer than TCP first waits before it sends again.
+func (f *flow) silent() error {
+	toServer, toClient := f.toServer.Load(), f.toClient.Load()
+	time.Sleep(500 * time.Millisecond)
+	toServer, toClient = f.toServer.Load()-toServer, f.toClient.Load()-toClient
+	if toServer+toClient > 0 {
+		return fmt.Errorf("%d packets to the server, %d to the client in half a second", toServer, toClient)
+	}
+	return nil
+}
+
+// push has both ends of a connection send all the time.
+func push(t *testing.T, client, server net.Conn) *flow {
+	t.Helper()
+	f := &flow{network: client.LocalAddr().Network()}
+	talk(t, client, &f.toClient)
+	talk(t, server, &f.toServer)
+	return f
+}
+
+// talk sends and counts what comes, until the connection is closed.
+func talk(t *testing.T, conn net.Conn, received *atomic.Int64) {
+	t.Cleanup(func() { _ = conn.Close() })
+	go func() {
+		for buf := make([]byte, 100); ; received.Add(1) {
+			if _, err := conn.Read(buf); err != nil {
+				return
+			}
+		}
+	}()
+	go func() {
+		for tick := time.NewTicker(time.Millisecond); ; <-tick.C {
+			if _, err := conn.Write([]byte("x")); err != nil {
+				return
+			}
+		}
+	}()
+}
+
+// connectTCP opens a connection from the client to the server, and returns both ends.
+func connectTCP(t *testing.T, server, client *nodetest.Pod) (conn, accepted net.Conn) {
+	t.Helper()
+	var l net.Listener
+	nodetest.In(t, server.Netns, func() (err error) { l, err = net.Listen("tcp4", ":0"); return err })
+	defer func() { _ = l.Close() }()
+	conn, err := nodetest.Dial(t, client.Netns, "tcp", fmt.Sprintf("%s:%d", server.IP, l.Addr().(*net.TCPAddr).Port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if accepted, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	return conn, accepted
+}
+
+// connectUDP does the same over UDP; the client's packet is the first.
+func connectUDP(t *testing.T, server, client *nodetest.Pod) (conn, accepted net.Conn) {
+	t.Helper()
+	var l net.PacketConn
+	nodetest.In(t, server.Netns, func() (err error) { l, err = net.ListenPacket("udp4", ":0"); return err })
+	port := l.LocalAddr().(*net.UDPAddr).Port
+	conn, err := nodetest.Dial(t, client.Netns, "udp4", fmt.Sprintf("%s:%d", server.IP, port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	_, from, err := l.ReadFrom(make([]byte, 10))
+	if err == nil {
+		err = l.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodetest.In(t, server.Netns, func() (err error) {
+		accepted, err = net.DialUDP("udp4", &net.UDPAddr{Port: port}, from.(*net.UDPAddr))
+		return err
+	})
+	return conn, accepted
 }

@@ -18,7 +18,7 @@ func run() int {
 	root := &cobra.Command{
 		Use: "weirctl", Short: "Shows what weir does on this node", SilenceUsage: true, SilenceErrors: true,
 	}
-	root.AddCommand(statusCommand())
+	root.AddCommand(statusCommand(), podsCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "weirctl:", err)
 		return 1

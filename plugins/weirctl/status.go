@@ -14,8 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/policy/agent"
 	"github.com/weir-net/weir/policy/ipset"
+	"github.com/weir-net/weir/policy/report"
 )
 
 func statusCommand() *cobra.Command {
@@ -27,7 +27,7 @@ func statusCommand() *cobra.Command {
 			"Without an agent it shows what the kernel holds, and fails.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			write := map[string]func(io.Writer, *agent.Status) error{"text": writeText, "json": writeJSON}[output]
+			write := map[string]func(io.Writer, *report.Status) error{"text": writeText, "json": writeJSON[*report.Status]}[output]
 			if write == nil {
 				return fmt.Errorf("-o %s: must be text or json", output)
 			}
@@ -51,7 +51,7 @@ func statusCommand() *cobra.Command {
 	return cmd
 }
 
-func fetch(ctx context.Context) (*agent.Status, error) {
+func fetch(ctx context.Context) (*report.Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+endpoint.StatusPath, nil)
@@ -63,7 +63,7 @@ func fetch(ctx context.Context) (*agent.Status, error) {
 		return nil, fmt.Errorf("ask the agent: %w", err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	s := &agent.Status{}
+	s := &report.Status{}
 	if err := json.NewDecoder(resp.Body).Decode(s); err != nil {
 		return nil, fmt.Errorf("read the agent's answer (%s): %w", resp.Status, err)
 	}
@@ -71,47 +71,39 @@ func fetch(ctx context.Context) (*agent.Status, error) {
 }
 
 // fromKernel is what can be said without an agent: enforcement goes on with the sets and rules that it left.
-func fromKernel(noAgent error) (*agent.Status, error) {
-	s := &agent.Status{Errors: []string{noAgent.Error() + "; the kernel goes on enforcing what it holds"}}
-	endpoints, err := endpoint.List()
+func fromKernel(noAgent error) (*report.Status, error) {
+	s := &report.Status{Errors: []string{noAgent.Error() + "; the kernel goes on enforcing what it holds"}}
+	pods, err := recorded()
 	if err != nil {
 		s.Errors = append(s.Errors, err.Error())
 	}
-	for _, e := range endpoints {
-		p := agent.PodStatus{
-			Pod: e.Pod.String(), UID: e.Pod.UID, ContainerID: e.ContainerID, MAC: e.MAC, HostIf: e.HostIf, Ingress: "?", Egress: "?",
-		}
-		for _, a := range e.Addresses {
-			p.Addresses = append(p.Addresses, a.Addr.String())
-		}
-		s.Pods = append(s.Pods, p)
-	}
+	s.Pods = pods
 	sets, err := ipset.Open()
 	if err != nil {
 		return nil, err
 	}
 	defer sets.Close()
-	names, err := sets.Names()
+	headers, err := sets.Headers()
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range names {
-		set, err := sets.List(name)
+	for _, h := range headers {
+		set, err := sets.List(h.Name)
 		if err != nil {
 			return nil, err
 		}
-		s.Sets = append(s.Sets, agent.SetStatus{Name: name, Type: set.Type, Entries: len(set.Entries)})
+		s.Sets = append(s.Sets, report.SetStatus{Name: h.Name, Type: set.Type, Entries: len(set.Entries)})
 	}
 	return s, nil
 }
 
-func writeJSON(w io.Writer, s *agent.Status) error {
+func writeJSON[T any](w io.Writer, v T) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
-	return enc.Encode(s)
+	return enc.Encode(v)
 }
 
-func writeText(out io.Writer, s *agent.Status) error {
+func writeText(out io.Writer, s *report.Status) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	line := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) } // Flush reports errors
 	line("ready:\t%v", s.Ready)

@@ -1,0 +1,125 @@
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+)
+
+// noGeneratedAddress is the mode in which a link gets no link-local address (IN6_ADDR_GEN_MODE_NONE,
+// include/uapi/linux/if_link.h). With none the kernel probes for no duplicate, which would hold up a pod for two seconds,
+// asks for no router and, on weir0, tells no pod to speak to another directly: unlike IPv4's, redirects can't be switched off.
+const noGeneratedAddress = 1
+
+// ensureIPv6 gives weir0, which is up, the gateways' IPv6 addresses, and sends what goes to their subnets there. The
+// addresses are /128: with the subnet's prefix the node would answer to its first address too, which is any router's, and
+// which the overlay has another use for. An address comes last, and says that all before it is done.
+//
+// Equivalent to:
+//
+//	sysctl net.ipv6.conf.all.forwarding=1 net.ipv6.conf.weir0.addr_gen_mode=1
+//	ip -6 addr flush dev weir0 scope link
+//	ip -6 route replace SUBNET dev weir0; ip addr add GATEWAY/128 dev weir0 nodad
+func ensureIPv6(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix) error {
+	addrs, err := h.AddrList(link, netlink.FAMILY_V6)
+	if err != nil {
+		return fmt.Errorf("list IPv6 addresses of %s: %w", Name, err)
+	}
+	has := map[string]bool{}
+	for _, a := range addrs {
+		has[a.IPNet.String()] = true
+	}
+	for _, gw := range gateways {
+		if has[host(gw.Addr()).String()] {
+			continue
+		}
+		if err := forwardIPv6(h); err != nil {
+			return err
+		}
+		if err := setSysctl("/proc/sys/net/ipv6/conf/"+Name+"/addr_gen_mode", fmt.Sprint(noGeneratedAddress)); err != nil {
+			return withoutIPv6(err, "on the node")
+		}
+		for _, a := range addrs {
+			if !a.IP.IsLinkLocalUnicast() {
+				continue
+			}
+			if err := h.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+				return fmt.Errorf("delete address %s of %s: %w", a.IPNet, Name, err)
+			}
+		}
+		route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(gw.Masked())}
+		if err := h.RouteReplace(route); err != nil {
+			return withoutIPv6(fmt.Errorf("add the route to %s on %s: %w", gw.Masked(), Name, err), "on the node")
+		}
+		if err := h.AddrReplace(link, &netlink.Addr{IPNet: host(gw.Addr()), Flags: unix.IFA_F_NODAD}); err != nil {
+			return withoutIPv6(fmt.Errorf("add gateway address %s to %s: %w", gw.Addr(), Name, err), "on the node")
+		}
+	}
+	return nil
+}
+
+// forwardIPv6 makes the node a router. A router doesn't listen to others, unless told to: where the node's own default
+// route is from one, it would run out.
+//
+//	sysctl net.ipv6.conf.UPLINK.accept_ra=2 net.ipv6.conf.all.forwarding=1
+func forwardIPv6(h netlinksafe.Handle) error {
+	routes, err := h.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
+	if err != nil {
+		return fmt.Errorf("look for routes from router advertisements: %w", err)
+	}
+	for _, r := range routes {
+		link, err := h.LinkByIndex(r.LinkIndex)
+		if err != nil {
+			return fmt.Errorf("look up the link of the route via %s: %w", r.Gw, err)
+		}
+		key := "/proc/sys/net/ipv6/conf/" + link.Attrs().Name + "/accept_ra"
+		if have, err := os.ReadFile(key); err == nil && string(have) == "1\n" {
+			if err := setSysctl(key, "2"); err != nil {
+				return err
+			}
+		}
+	}
+	return withoutIPv6(setSysctl("/proc/sys/net/ipv6/conf/all/forwarding", "1"), "on the node")
+}
+
+// addIPv6 gives the pod's link, which is down, its IPv6 address, without a probe for duplicates. The guard sees to it that
+// no other has it.
+func addIPv6(pod netlinksafe.Handle, link netlink.Link, a endpoint.Address) error {
+	if err := pod.LinkSetIP6AddrGenMode(link, noGeneratedAddress); err != nil {
+		return withoutIPv6(fmt.Errorf("keep %s in the pod from a link-local address: %w", link.Attrs().Name, err), "in the pod")
+	}
+	if err := pod.AddrAdd(link, &netlink.Addr{IPNet: host(a.Addr), Flags: unix.IFA_F_NODAD}); err != nil {
+		return withoutIPv6(fmt.Errorf("add address %s to %s in the pod: %w", a.Addr, link.Attrs().Name, err), "in the pod")
+	}
+	return nil
+}
+
+// withoutIPv6 says what the kernel means by these errors.
+func withoutIPv6(err error, where string) error {
+	for _, e := range []error{unix.EACCES, unix.EAFNOSUPPORT, unix.EOPNOTSUPP, fs.ErrNotExist} {
+		if errors.Is(err, e) {
+			return fmt.Errorf("%w: IPv6 is switched off %s (sysctl net.ipv6.conf.all.disable_ipv6, or ipv6.disable on the kernel's command line), and there is an IPv6 range", err, where)
+		}
+	}
+	return err
+}
+
+// ofFamily are the prefixes of the family.
+func ofFamily(f conf.Family, prefixes []netip.Prefix) []netip.Prefix {
+	var all []netip.Prefix
+	for _, p := range prefixes {
+		if conf.FamilyOf(p.Addr()) == f {
+			all = append(all, p)
+		}
+	}
+	return all
+}

@@ -1,0 +1,164 @@
+package bridge
+
+import (
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netns"
+
+	"github.com/weir-net/weir/internal/nodetest"
+)
+
+// TestIPv6PodsReachEachOtherThroughTheNode: pods of one family and of both, from the first moment.
+func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	const a, b, gateway = "fd00:10:88::2", "fd00:10:88::3", "fd00:10:88::1"
+	for _, addrs := range []map[string]string{{"a": a, "b": b}, {"a": "10.88.0.2 " + a, "b": b + " 10.88.0.3"}} {
+		n := newNodeFor(t, addrs["a"])
+		began := time.Now()
+		var ports []Port
+		for name, addr := range addrs {
+			p := n.pod(name, addr)
+			if err := Allow(p.Sender()); err != nil {
+				t.Fatal(err)
+			}
+			if ok, err := Allowed(p.Sender()); !ok || err != nil {
+				t.Fatalf("Allowed after Allow: %v, %v", ok, err)
+			}
+			if err := Check(n.h, p); err != nil {
+				t.Error(err)
+			}
+			ports = append(ports, p)
+		}
+		ping := []string{"ping", "-6", "-c1", "-W1", "-I", a, b}
+		nodetest.Run(t, "ip", append([]string{"netns", "exec", "a"}, ping...)...)
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("it took %s: the kernel has looked for duplicates", took)
+		}
+		nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-6", "-c1", "-W1", gateway)
+		nodetest.Run(t, "ping", "-6", "-c1", "-W1", b)
+		if strings.Contains(addrs["a"], "10.88.0.2") {
+			nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-W1", "10.88.0.3")
+		}
+		for _, where := range []string{"-n a -6 addr show dev eth0 scope link", "-6 addr show dev " + Name + " scope link"} {
+			if out := nodetest.Run(t, "ip", strings.Fields(where)...); out != "" {
+				t.Errorf("ip %s: link-local addresses:\n%s", where, out)
+			}
+		}
+		if out := nodetest.Run(t, "ip", "-6", "neigh", "show", "dev", Name, "nud", "all"); strings.Contains(out, "FAILED") || strings.Contains(out, "REACHABLE") {
+			t.Errorf("the node has asked for neighbours:\n%s", out)
+		}
+		// The node's FORWARD hook must see it, else there is no policy.
+		nodetest.Run(t, "ip6tables", "-A", "FORWARD", "-j", "DROP")
+		if out, err := runIn("a", ping...); err == nil {
+			t.Fatalf("pods meet beside the FORWARD hook:\n%s", out)
+		}
+		nodetest.Run(t, "ip6tables", "-F", "FORWARD")
+		for _, p := range ports {
+			if err := Forbid(p.Sender()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if out, err := runIn("a", "ping", "-6", "-c1", "-W1", gateway); err == nil {
+			t.Fatalf("a forbidden port got through:\n%s", out)
+		}
+		if err := RemoveAll(n.h); err != nil {
+			t.Fatal(err)
+		}
+		for name := range addrs {
+			nodetest.DelNS(t, "/run/netns/"+name)
+		}
+		if out := nodetest.Run(t, "ip", "-6", "route"); strings.Contains(out, "fd00:10:88:") {
+			t.Errorf("routes left: %s", out)
+		}
+	}
+}
+
+// TestABridgeGetsItsOtherFamily: IPv6 comes to a node whose pods have IPv4 only, and what they have stays.
+func TestABridgeGetsItsOtherFamily(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	if err := Allow(n.pod("old", "10.88.0.2").Sender()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time there is nothing to do
+		if _, err := Ensure(n.h, 0, Gateways(address("10.88.0.3 fd00:10:88::3"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Allow(n.pod("new", "10.88.0.3 fd00:10:88::3").Sender()); err != nil {
+		t.Fatal(err)
+	}
+	nodetest.Run(t, "ip", "netns", "exec", "old", "ping", "-c1", "-W1", "10.88.0.3")
+	nodetest.Run(t, "ip", "netns", "exec", "new", "ping", "-6", "-c1", "-W1", "fd00:10:88::1")
+	if out := nodetest.Run(t, "ip", "-6", "addr", "show", "dev", Name, "scope", "link"); out != "" {
+		t.Errorf("%s has a link-local address, under which the node tells pods to speak to each other directly:\n%s", Name, out)
+	}
+}
+
+// TestWithoutIPv6 the error says what is wrong and where, and nothing is left behind.
+func TestWithoutIPv6(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNodeFor(t, "fd00:10:88::2")
+	path := nodetest.NewNS(t, "pod")
+	nodetest.In(t, path, func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o600) })
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := Port{HostIf: PortName("pod"), IfName: "eth0", Netns: ns, MAC: MAC(netip.MustParseAddr("fd00:10:88::2")), Addresses: address("fd00:10:88::2")}
+	if err := n.b.Add(n.h, p); err == nil || !strings.Contains(err.Error(), "IPv6 is switched off in the pod") {
+		t.Errorf("in the pod: %v", err)
+	}
+	if _, err := n.h.LinkByName(p.HostIf); err == nil {
+		t.Errorf("%s was left behind", p.HostIf)
+	}
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+Name+"/disable_ipv6", []byte("1"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Ensure(n.h, 0, Gateways(address("fd00:10:88::2"))); err == nil || !strings.Contains(err.Error(), "IPv6 is switched off on the node") {
+		t.Errorf("on the node: %v", err)
+	}
+}
+
+// TestTheNodesOwnRouterStays: where the node's default route is from a router's advertisement, it goes on listening.
+func TestTheNodesOwnRouterStays(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	nodetest.Outside(t)
+	nodetest.Run(t, "ip", "-6", "route", "replace", "default", "via", "fe80::1", "dev", "eth0", "proto", "ra")
+	newNodeFor(t, "fd00:10:88::2")
+	for key, want := range map[string]string{"eth0/accept_ra": "2", "lo/accept_ra": "1", "all/forwarding": "1"} {
+		got, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + key)
+		if err != nil || strings.TrimSpace(string(got)) != want {
+			t.Errorf("%s is %s (%v), want %s", key, got, err, want)
+		}
+	}
+}
+
+// TestMACsAreUnique: of addresses in one network, whatever its size, and across networks.
+func TestMACsAreUnique(t *testing.T) {
+	seen := map[string]string{}
+	for _, network := range []string{"fd00:10:88::", "fd00:10:89::", "2001:db8:0:1::", "10.88.0."} {
+		for _, host := range []string{"2", "3", "4", "200"} {
+			mac := MAC(netip.MustParseAddr(network + host)).String()
+			if other, ok := seen[mac]; ok || !strings.HasPrefix(mac, "0a:58:") {
+				t.Errorf("%s%s has MAC %s, as has %q", network, host, mac, other)
+			}
+			seen[mac] = network + host
+		}
+	}
+	if got := MAC(netip.MustParseAddr("10.88.0.2")).String(); got != "0a:58:0a:58:00:02" {
+		t.Errorf("10.88.0.2 has MAC %s", got)
+	}
+}

@@ -1,0 +1,125 @@
+package conf
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/kubernetes/scheme"
+)
+
+// kopsCluster is what weir's documentation uses of kops' Cluster, with kops' names (k8s.io/kops/pkg/apis/kops/v1alpha2).
+type kopsCluster struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata"`
+	Spec              struct {
+		Networking struct {
+			CNI *struct{} `json:"cni"`
+		} `json:"networking"`
+		KubeProxy struct {
+			Enabled   *bool  `json:"enabled"`
+			ProxyMode string `json:"proxyMode"`
+		} `json:"kubeProxy"`
+		Addons []struct {
+			Manifest string `json:"manifest"`
+		} `json:"addons"`
+		IAM struct {
+			AllowContainerRegistry bool `json:"allowContainerRegistry"`
+		} `json:"iam"`
+	} `json:"spec"`
+}
+
+func (c *kopsCluster) DeepCopyObject() runtime.Object { d := *c; return &d }
+
+// manifests reads the YAML files that people apply as an API server with strict field validation does: a field that the
+// API doesn't have, or that is there twice, is an error.
+func manifests(t *testing.T) map[string][]runtime.Object {
+	t.Helper()
+	types := runtime.NewScheme()
+	types.AddKnownTypeWithName(schema.GroupVersionKind{Group: "kops.k8s.io", Version: "v1alpha2", Kind: "Cluster"}, &kopsCluster{})
+	if err := scheme.AddToScheme(types); err != nil {
+		t.Fatal(err)
+	}
+	strict := serializer.NewCodecFactory(types, serializer.EnableStrict).UniversalDeserializer()
+	all := map[string][]runtime.Object{}
+	err := filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".yaml" {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for docs := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data))); ; {
+			doc, err := docs.Read()
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			object, _, err := strict.Decode(doc, nil, nil)
+			if err != nil {
+				t.Errorf("%s, document %d: %v", path, len(all[path])+1, err)
+			}
+			all[path] = append(all[path], object)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// image is what the manifests call it; people replace it with their registry's (Makefile, IMAGE).
+const image = "weir.local/weir:dev"
+
+func TestManifests(t *testing.T) {
+	conflists := map[string]string{} // the path on the node, by manifest
+	for path, objects := range manifests(t) {
+		for _, o := range objects {
+			if c, ok := o.(*kopsCluster); ok && c.Spec.Networking.CNI == nil {
+				t.Errorf("%s: the network isn't cni", path)
+			}
+			ds, ok := o.(*appsv1.DaemonSet)
+			if !ok {
+				continue
+			}
+			pod := ds.Spec.Template.Spec
+			for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
+				if strings.Contains(c.Image, "weir") && c.Image != image {
+					t.Errorf("%s: container %s has the image %s; want %s", path, c.Name, c.Image, image)
+				}
+				for _, m := range c.VolumeMounts {
+					if !slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name }) {
+						t.Errorf("%s: container %s mounts %s, which is no volume", path, c.Name, m.Name)
+					}
+				}
+				for _, arg := range c.Command {
+					if file, ok := strings.CutPrefix(arg, "--conflist=/host"); ok {
+						conflists[path] = file
+					}
+				}
+			}
+		}
+	}
+	want := map[string]string{"weir.yaml": "/etc/cni/net.d/10-weir.conflist", "cleanup.yaml": "/etc/cni/net.d/10-weir.conflist"}
+	if diff := cmp.Diff(want, conflists); diff != "" {
+		t.Errorf("what weir writes, and cleanup removes: %s", diff)
+	}
+}

@@ -1,0 +1,134 @@
+package packettest
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/kernel"
+	"github.com/weir-net/weir/policy/verdict"
+)
+
+// The faults are those of weave-npc, which weir follows, each of which was seen there. Others' tests are beside what they
+// are about: go test ./... -run TestFault -v runs them all.
+
+// TestFault1SelectorsThatJoinAlike: the names of sets were made of a selector's parts with nothing between them, so two
+// selectors had one set. Pods with the label a in x, and all pods in xa, are the same letters.
+func TestFault1SelectorsThatJoinAlike(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	bare := pod("x", "bare", "10.88.0.5")
+	n, state := attached(t, []uint16{80},
+		pod("x", "web", "10.88.0.2"), pod("xa", "web", "10.88.0.3"), pod("xa", "other", "10.88.0.4"), bare)
+	state.Namespaces = []policy.Namespace{{Name: "x"}, {Name: "xa"}}
+	state.Policies = []*networkingv1.NetworkPolicy{
+		networkPolicy(t, `{metadata: {namespace: x, name: np}, spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchExpressions: [{key: a, operator: Exists}]}}]}]}}`),
+		networkPolicy(t, `{metadata: {namespace: xa, name: np}, spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {}}]}]}}`),
+	}
+	n.Enforce(state)
+	x, xa, other := netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("10.88.0.3"), netip.MustParseAddr("10.88.0.4")
+	n.want("by their own selectors", to(xa, other, 80), append(to(x, other, 80), to(xa, bare.Addresses[0], 80)...))
+	state.Pods[3].Labels = map[string]string{"a": ""}
+	n.Enforce(state)
+	n.want("with the label", append(to(x, bare.Addresses[0], 80), to(xa, other, 80)...), append(to(x, other, 80), to(xa, bare.Addresses[0], 80)...))
+}
+
+// TestFault2ANamespaceLosesItsLabel: its pods stayed in the sets of peers that have both a namespaceSelector and a
+// podSelector.
+func TestFault2ANamespaceLosesItsLabel(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n, state := attached(t, []uint16{80}, pod("x", "web", "10.88.0.2"), pod("y", "client", "10.88.0.3"))
+	web, client := state.Pods[0].Addresses[0], state.Pods[1].Addresses[0]
+	state.Policies = []*networkingv1.NetworkPolicy{networkPolicy(t, `
+metadata: {namespace: x, name: np}
+spec: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: one}}, podSelector: {matchLabels: {app: client}}}]}]}
+`)}
+	for _, label := range []string{"one", "two", "one", ""} {
+		state.Namespaces = []policy.Namespace{{Name: "x"}, {Name: "y", Labels: map[string]string{"team": label}}}
+		if label == "" {
+			state.Namespaces[1].Labels = nil
+		}
+		n.Enforce(state)
+		if packets := to(web, client, 80); label == "one" {
+			n.want("label one", packets, nil)
+		} else {
+			n.want("label "+label, nil, packets)
+		}
+	}
+}
+
+// TestFault3NamedPortsAndRanges: a port that is a name made the whole policy void and its pod open, and endPort was read as
+// if it weren't there.
+func TestFault3NamedPortsAndRanges(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n, state := attached(t, []uint16{79, 80, 81, 8080, 8084, 8085},
+		pod("x", "web", "10.88.0.2", policy.NamedPort{Name: "http", Proto: policy.TCP, Number: 80}), pod("x", "client", "10.88.0.3"))
+	web, client := state.Pods[0].Addresses[0], state.Pods[1].Addresses[0]
+	state.Policies = []*networkingv1.NetworkPolicy{networkPolicy(t, `
+metadata: {namespace: x, name: np}
+spec: {podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: http}, {port: none-has-it}]}, {ports: [{port: 8080, endPort: 8084}]}]}
+`)}
+	n.Enforce(state)
+	n.want("a name and a range", to(web, client, 80, 8080, 8082, 8084), to(web, client, 79, 81, 8079, 8085))
+}
+
+// TestFault9NobodyReadsTheLog: the enforcer ended when the daemon that logged its drops did, and the log told of no pod,
+// policy or direction. Here the kernel goes on dropping whether nobody listens, or somebody who doesn't read; and what it
+// says leads to the class, which has all that.
+func TestFault9NobodyReadsTheLog(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n, state := attached(t, []uint16{80, 81}, pod("x", "web", "10.88.0.2"), pod("x", "client", "10.88.0.3"), pod("x", "mute", "10.88.0.4"))
+	web, client, mute := state.Pods[0].Addresses[0], state.Pods[1].Addresses[0], state.Pods[2].Addresses[0]
+	state.Policies = []*networkingv1.NetworkPolicy{
+		networkPolicy(t, `{metadata: {namespace: x, name: in}, spec: {podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}]}}`),
+		networkPolicy(t, `{metadata: {namespace: x, name: out}, spec: {podSelector: {matchLabels: {app: mute}}, policyTypes: [Egress]}}`),
+	}
+	for _, flavour := range []kernel.Flavour{kernel.NFT, kernel.Legacy} {
+		n.Driver.Flavour = flavour
+		n.Enforce(state)
+		pass, closed := to(web, client, 80), append(to(web, client, 81), to(client, mute, 80)...)
+		n.want("nobody listens", pass, closed)
+		log := listen(t)
+		n.want("somebody listens", pass, closed)
+		classes := policy.Compile(state).Classes
+		told := map[string]bool{}
+		for prefix := range log.read(t) {
+			chain, ok := strings.CutPrefix(prefix, "weir drop ")
+			i := slices.IndexFunc(classes, func(c policy.Class) bool { return c.Chain == chain })
+			if !ok || i < 0 {
+				t.Errorf("iptables-%s: %q is no class's", flavour, prefix)
+				continue
+			}
+			told[string(classes[i].Direction)+" "+strings.Join(classes[i].Policies, ",")+" "+strings.Join(classes[i].Pods, ",")] = true
+		}
+		if want := map[string]bool{"ingress x/in x/web": true, "egress x/out x/mute": true}; !maps.Equal(told, want) {
+			t.Errorf("iptables-%s: the log tells of %v, want %v", flavour, told, want)
+		}
+		var many []verdict.Packet // more than its socket holds
+		for range 3000 {
+			many = append(many, verdict.Packet{Src: client, Dst: web, Proto: policy.UDP, Port: 81})
+		}
+		n.want("nobody reads", pass, append(many, closed...))
+		if !log.overrun(t) {
+			t.Errorf("iptables-%s: all of it was kept for whoever doesn't read: the test tests nothing", flavour)
+		}
+		log.close()
+		n.want("who listened is gone", pass, closed)
+		if err := n.Driver.Remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

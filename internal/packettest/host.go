@@ -1,0 +1,167 @@
+package packettest
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"net"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/verdict"
+)
+
+// host is an address in a network namespace, with its servers and the sockets that see protocols without servers.
+type host struct {
+	netns   string
+	addr    netip.Addr
+	raw     map[policy.Protocol]int // sockets that send, and see what arrives
+	servers []io.Closer
+}
+
+// ICMP of either family stands for all protocols without ports.
+const (
+	icmp   policy.Protocol = "1"
+	icmpv6 policy.Protocol = "58"
+)
+
+// rawProtocols are sent as whole packets: for SCTP the kernel may have no sockets.
+func rawProtocols(a netip.Addr) map[policy.Protocol]int {
+	if a.Is4() {
+		return map[policy.Protocol]int{policy.SCTP: unix.IPPROTO_SCTP, icmp: unix.IPPROTO_ICMP}
+	}
+	return map[policy.Protocol]int{policy.SCTP: unix.IPPROTO_SCTP, icmpv6: unix.IPPROTO_ICMPV6}
+}
+
+func (n *Node) addHost(path string, addr netip.Addr) {
+	n.Helper()
+	h := &host{netns: path, addr: addr, raw: map[policy.Protocol]int{}}
+	n.hosts[addr] = h
+	n.Cleanup(h.close)
+	nodetest.In(n, path, func() error {
+		for _, port := range n.Ports {
+			at := netip.AddrPortFrom(addr, port)
+			tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+			if err != nil {
+				return err
+			}
+			udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+			if err != nil {
+				return err
+			}
+			h.servers = append(h.servers, tcp, udp)
+			go acceptAll(tcp)
+			go echo(udp)
+		}
+		for proto, number := range rawProtocols(addr) {
+			fd, err := unix.Socket(family(addr), unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, number)
+			if err != nil {
+				return fmt.Errorf("raw socket for %s: %w", proto, err)
+			}
+			h.raw[proto] = fd
+			if err := unix.Bind(fd, sockaddr(addr, 0)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (h *host) close() {
+	for _, s := range h.servers {
+		_ = s.Close()
+	}
+	for _, fd := range h.raw {
+		_ = unix.Close(fd)
+	}
+	h.servers, h.raw = nil, nil
+}
+
+// acceptAll lets connections come about and end by their clients' wish, leaving nothing behind.
+func acceptAll(l *net.TCPListener) {
+	for {
+		c, err := l.AcceptTCP()
+		if err != nil {
+			return
+		}
+		go func() {
+			_ = c.SetLinger(0)
+			_, _ = io.Copy(io.Discard, c)
+			_ = c.Close()
+		}()
+	}
+}
+
+func echo(c *net.UDPConn) {
+	buf := make([]byte, 64)
+	for {
+		k, from, err := c.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			return
+		}
+		_, _ = c.WriteToUDPAddrPort(buf[:k], from)
+	}
+}
+
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+func sockaddr(a netip.Addr, port uint16) unix.Sockaddr {
+	if a.Is4() {
+		return &unix.SockaddrInet4{Addr: a.As4(), Port: int(port)}
+	}
+	return &unix.SockaddrInet6{Addr: a.As16(), Port: int(port)}
+}
+
+// payload is the packet's content behind the IP header. It carries the packet's number, whatever an address translation
+// does to ports.
+func payload(p verdict.Packet, number uint32) []byte {
+	switch p.Proto {
+	case policy.SCTP: // RFC 9260: common header and INIT chunk
+		b := make([]byte, 32)
+		binary.BigEndian.PutUint16(b, 40000+uint16(number%20000))
+		binary.BigEndian.PutUint16(b[2:], p.Port)
+		b[12], b[15] = 1, 20 // INIT, length
+		binary.BigEndian.PutUint32(b[16:], number)
+		binary.BigEndian.PutUint32(b[20:], 65535) // window
+		b[25], b[27] = 1, 1                       // streams
+		binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
+		return b
+	case icmp, icmpv6: // RFC 792, RFC 4443: echo; of ICMPv6 the kernel makes the checksum
+		b := make([]byte, 12)
+		b[0] = map[policy.Protocol]byte{icmp: 8, icmpv6: 128}[p.Proto]
+		binary.BigEndian.PutUint16(b[4:], uint16(number))
+		binary.BigEndian.PutUint32(b[8:], number)
+		var sum uint32
+		for i := 0; i < len(b); i += 2 {
+			sum += uint32(binary.BigEndian.Uint16(b[i:]))
+		}
+		sum = sum&0xffff + sum>>16
+		binary.BigEndian.PutUint16(b[2:], ^uint16(sum+sum>>16))
+		return b
+	}
+	return binary.BigEndian.AppendUint32(nil, number)
+}
+
+// numberOf is the number of the packet that a raw socket has seen; 0 if it is none of ours.
+func numberOf(r receiver, b []byte) uint32 {
+	proto := r.proto
+	if header := int(b[0]&15) * 4; r.family == unix.AF_INET && header < len(b) { // of IPv4, raw sockets see the header too
+		b = b[header:]
+	}
+	switch {
+	case proto == policy.SCTP && len(b) >= 20 && b[12] == 1:
+		return binary.BigEndian.Uint32(b[16:])
+	case (proto == icmp && len(b) >= 12 && b[0] == 8) || (proto == icmpv6 && len(b) >= 12 && b[0] == 128):
+		return binary.BigEndian.Uint32(b[8:])
+	}
+	return 0
+}

@@ -1,0 +1,83 @@
+package packettest
+
+import (
+	"encoding/binary"
+	"errors"
+	"testing"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/policy"
+)
+
+// nflog is somebody who listens to what the kernel logs.
+type nflog struct{ fd int }
+
+// Of include/uapi/linux/netfilter/nfnetlink_log.h.
+const (
+	nfulnlMsgConfig  = 1
+	nfulaCfgCmd      = 1
+	nfulnlCfgCmdBind = 1
+	nfulaCfgQthresh  = 5 // how many packets are told of at once
+	nfulaPrefix      = 10
+)
+
+// listen binds to the log group of weir's rules, with little room for what isn't read.
+//
+// Equivalent to: tcpdump -ni nflog:88
+func listen(t *testing.T) nflog {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 64<<10); err != nil {
+		t.Fatal(err)
+	}
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_ULOG<<8|nfulnlMsgConfig, 0)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0, ResId: nl.Swap16(policy.LogGroup)})
+	req.AddData(nl.NewRtAttr(nfulaCfgCmd, []byte{nfulnlCfgCmdBind}))
+	req.AddData(nl.NewRtAttr(nfulaCfgQthresh, nl.BEUint32Attr(1)))
+	if err := unix.Sendto(fd, req.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		t.Fatal(err)
+	}
+	return nflog{fd}
+}
+
+func (l nflog) close() { _ = unix.Close(l.fd) }
+
+// read returns the prefixes of what was logged until now.
+func (l nflog) read(t *testing.T) map[string]bool {
+	t.Helper()
+	prefixes := map[string]bool{}
+	buf := make([]byte, 64<<10)
+	for {
+		k, _, err := unix.Recvfrom(l.fd, buf, 0)
+		if errors.Is(err, unix.EAGAIN) {
+			return prefixes
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for b := buf[:k]; len(b) >= unix.SizeofNlMsghdr; {
+			size := int(binary.NativeEndian.Uint32(b))
+			for a := range nl.ParseAttributes(b[unix.SizeofNlMsghdr+nl.SizeofNfgenmsg : size]) {
+				if a.Type == nfulaPrefix {
+					prefixes[nl.BytesToString(a.Value)] = true
+				}
+			}
+			b = b[min((size+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1), len(b)):]
+		}
+	}
+}
+
+// overrun says whether something was lost because it wasn't read.
+func (l nflog) overrun(t *testing.T) bool {
+	t.Helper()
+	_, _, err := unix.Recvfrom(l.fd, make([]byte, 64<<10), 0)
+	if err != nil && !errors.Is(err, unix.ENOBUFS) {
+		t.Fatal(err)
+	}
+	return err != nil
+}

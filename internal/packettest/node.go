@@ -1,0 +1,148 @@
+// Package packettest sends real packets between pods whose policies are in the kernel, many at a time, and says which
+// arrived. Pods are network namespaces on weir's bridge, rules and sets are brought in by the driver; there is no plugin,
+// agent or API between a test's state and the kernel.
+package packettest
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/kernel"
+)
+
+// Node is a node with pods, and the world beyond it. The test must be nodetest.Isolated.
+type Node struct {
+	testing.TB
+	Driver *kernel.Driver
+	// Ports on which every host answers TCP and UDP. On all others TCP is refused, which tells as well that the packet
+	// arrived.
+	Ports    []uint16
+	outside  string
+	links    netlinksafe.Handle
+	bridge   *bridge.Bridge
+	networks map[conf.Family]endpoint.Address // without Addr
+	hosts    map[netip.Addr]*host
+	last     uint32 // number of the last packet
+}
+
+// NewNode makes the node. networks are where its pods live, one of a family, each with its gateway.
+func NewNode(t testing.TB, networks []endpoint.Address, ports ...uint16) *Node {
+	t.Helper()
+	n := &Node{TB: t, Ports: ports, outside: nodetest.Outside(t), networks: map[conf.Family]endpoint.Address{}, hosts: map[netip.Addr]*host{}}
+	var err error
+	if n.Driver, err = kernel.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.Driver.Close)
+	if n.links, err = netlinksafe.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.links.Close)
+	if n.bridge, err = bridge.Ensure(n.links, 0, bridge.Gateways(networks)); err != nil {
+		t.Fatal(err)
+	}
+	for _, network := range networks {
+		f := conf.FamilyOf(network.Gateway)
+		n.networks[f] = network
+		node := map[conf.Family]string{conf.IPv4: "192.0.2.2", conf.IPv6: "2001:db8::2"}[f]
+		nodetest.Run(t, "ip", "-n", "outside", "route", "add", network.Subnet.String(), "via", node)
+	}
+	return n
+}
+
+func (n *Node) addresses(addrs []netip.Addr) []endpoint.Address {
+	var all []endpoint.Address
+	for _, a := range addrs {
+		address := n.networks[conf.FamilyOf(a)]
+		address.Addr = a
+		all = append(all, address)
+	}
+	return all
+}
+
+// AddPod attaches a pod with the addresses.
+func (n *Node) AddPod(name string, addrs ...netip.Addr) {
+	n.Helper()
+	path := nodetest.NewNS(n, name)
+	handle, err := netns.GetFromPath(path)
+	if err != nil {
+		n.Fatal(err)
+	}
+	defer func() { _ = handle.Close() }()
+	addresses := n.addresses(addrs)
+	port := bridge.Port{
+		HostIf: bridge.PortName(name), IfName: "eth0", Netns: handle, MAC: bridge.PodMAC(addresses), Alias: name, Addresses: addresses,
+	}
+	if err := n.bridge.Add(n.links, port); err != nil {
+		n.Fatal(err)
+	}
+	if err := bridge.Open(n.links, port.HostIf); err != nil {
+		n.Fatal(err)
+	}
+	for _, addr := range addrs {
+		n.addHost(path, addr)
+	}
+}
+
+// DelPod detaches the pod.
+func (n *Node) DelPod(name string, addrs ...netip.Addr) {
+	n.Helper()
+	for _, addr := range addrs {
+		n.hosts[addr].close()
+		delete(n.hosts, addr)
+	}
+	if err := bridge.Remove(n.links, bridge.PortName(name), n.addresses(addrs)); err != nil {
+		n.Fatal(err)
+	}
+	nodetest.DelNS(n, "/run/netns/"+name)
+}
+
+// AddOutside gives the world beyond the node one more address, which may be that of a pod on another node.
+func (n *Node) AddOutside(addr netip.Addr) {
+	n.Helper()
+	args := []string{"-n", "outside", "addr", "replace", addr.String(), "dev", "lo"}
+	if addr.Is6() {
+		args = append(args, "nodad") // it can be used at once
+	}
+	nodetest.Run(n, "ip", args...)
+	n.addHost(n.outside, addr)
+}
+
+// AddSelf makes the node itself, under its own address, a host that pods can send to.
+func (n *Node) AddSelf(addr netip.Addr) {
+	n.Helper()
+	n.addHost(nodetest.Self, addr)
+}
+
+// Hosts are the addresses that packets can be sent between.
+func (n *Node) Hosts() []netip.Addr {
+	var all []netip.Addr
+	for a := range n.hosts {
+		all = append(all, a)
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	return all
+}
+
+// Enforce brings the state's rules and sets into the kernel, and forgets all connections: each packet is then the first
+// of a new one.
+func (n *Node) Enforce(s policy.State) {
+	n.Helper()
+	if _, err := n.Driver.Apply(n.Context(), policy.Compile(s), kernel.Trust); err != nil {
+		n.Fatal(err)
+	}
+	if err := netlink.ConntrackTableFlush(netlink.ConntrackTable); err != nil {
+		n.Fatal(err)
+	}
+}

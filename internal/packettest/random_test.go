@@ -1,0 +1,142 @@
+package packettest
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/kernel"
+	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/verdict"
+)
+
+var (
+	clusters = flag.Int("clusters", 20, "between the pods of how many random clusters packets are sent")
+	seed     = flag.Uint64("seed", 0, "only of the cluster of that seed")
+)
+
+// TestRandomClusters sends packets between the pods of random clusters and compares what arrives with what the evaluator
+// makes of the policies. Each cluster's rules take the place of the last one's, with either iptables. Replay one with:
+// go test ./internal/packettest -seed N
+func TestRandomClusters(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := randomNode(t)
+	sent := 0
+	for i, flavour := range []kernel.Flavour{kernel.Legacy, kernel.NFT} {
+		n.Driver.Flavour = flavour
+		first, last := uint64(1+i**clusters/2), uint64((i+1)**clusters/2)
+		if *seed != 0 {
+			n.Enforce(randomState(*seed - 1))
+			first, last = *seed, *seed
+		}
+		for s := first; s <= last && !t.Failed(); s++ {
+			sent += compare(t, n, s)
+		}
+		if err := n.Driver.Remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d packets", sent)
+	if !t.Failed() {
+		fmt.Printf("random-packets: %d clusters, 0 differences\n", *clusters)
+	}
+}
+
+// randomNode has every address that random clusters may have: pods here and elsewhere, the node, some outside.
+func randomNode(t *testing.T) *Node {
+	t.Helper()
+	var networks []endpoint.Address
+	here, elsewhere := map[conf.Family]netip.Addr{}, map[conf.Family]netip.Addr{}
+	for f, a := range policytest.Of {
+		f := conf.Family(f)
+		gateway := a.Subnet.Addr().Next()
+		networks = append(networks, endpoint.Address{Subnet: a.Subnet, Gateway: gateway})
+		here[f], elsewhere[f] = gateway.Next(), a.Elsewhere.Addr().Next().Next()
+	}
+	n := NewNode(t, networks, 1, 79, 80, 81, 82, 83, 84, 85, 86, 442, 443, 444, 445, 446, 65535)
+	for i := range 8 {
+		n.AddPod(fmt.Sprint("p", i), here[conf.IPv4], here[conf.IPv6])
+		for _, f := range conf.Families {
+			n.AddOutside(elsewhere[f])
+			here[f], elsewhere[f] = here[f].Next(), elsewhere[f].Next()
+		}
+	}
+	for _, a := range policytest.Of {
+		n.AddSelf(a.Node)
+		n.AddOutside(a.Outside)
+	}
+	// At the edges of the ipBlocks.
+	for _, a := range []string{
+		"10.87.255.255", "10.88.1.0", "10.88.1.1", "10.88.2.0", "128.0.0.0", "128.0.0.1",
+		"fd00:10:87:ffff:ffff:ffff:ffff:ffff", "fd00:10:88:1::", "fd00:10:88:1::1", "fd00:10:88:2::", "2001:db8:0:1::", "7fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "8000::", "8000::1",
+	} {
+		n.AddOutside(netip.MustParseAddr(a))
+	}
+	return n
+}
+
+func randomState(seed uint64) policy.State {
+	return policytest.State(rand.New(rand.NewPCG(seed, 6)))
+}
+
+func compare(t *testing.T, n *Node, seed uint64) (sent int) {
+	t.Helper()
+	state := randomState(seed)
+	packets := probes(n, state, policytest.Probes(rand.New(rand.NewPCG(seed, 7)), state, 10))
+	difference := n.difference(state, packets)
+	if difference == nil {
+		return len(packets)
+	}
+	one := []policy.Packet{*difference}
+	state = policytest.Shrink(state, func(s policy.State) bool { return n.difference(s, probes(n, s, one)) != nil })
+	v := verdict.New(state).Judge(header(one[0]))
+	t.Errorf("seed %d, iptables-%s: %+v arrived: %v. But the policies say:\n%s\n%s", seed, n.Driver.Flavour, header(one[0]), !v.AllowedHere(), v, policytest.YAML(state))
+	return len(packets)
+}
+
+// probes are the packets that can be sent in that state: addresses of pods' networks lead somewhere only if they are
+// attached, and somebody must answer.
+func probes(n *Node, s policy.State, packets []policy.Packet) []policy.Packet {
+	attached := func(a netip.Addr) bool {
+		if !policytest.Of[conf.FamilyOf(a)].Subnet.Contains(a) {
+			return n.hosts[a] != nil
+		}
+		return slices.ContainsFunc(s.Endpoints, func(e endpoint.Endpoint) bool {
+			return slices.ContainsFunc(e.Addresses, func(x endpoint.Address) bool { return x.Addr == a })
+		})
+	}
+	return slices.DeleteFunc(policytest.At(s, packets), func(p policy.Packet) bool {
+		answers := p.Proto != policy.TCP && p.Proto != policy.UDP || slices.Contains(n.Ports, p.Port)
+		return !attached(p.Src) || !attached(p.Dst) || !answers
+	})
+}
+
+func header(p policy.Packet) verdict.Packet {
+	return verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port}
+}
+
+// difference is a packet that arrives though the policies forbid it, or doesn't though they allow it.
+func (n *Node) difference(s policy.State, packets []policy.Packet) *policy.Packet {
+	n.Enforce(s)
+	evaluator := verdict.New(s)
+	headers, expect := make([]verdict.Packet, len(packets)), make([]bool, len(packets))
+	for i, p := range packets {
+		headers[i] = header(p)
+		expect[i] = evaluator.Judge(headers[i]).AllowedHere()
+	}
+	for i, got := range n.Send(headers, expect) {
+		if got != expect[i] {
+			return &packets[i]
+		}
+	}
+	return nil
+}
