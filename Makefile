@@ -16,27 +16,65 @@ demo: all
 		github.com/containernetworking/cni/cnitool github.com/containernetworking/plugins/plugins/meta/portmap
 	@scripts/demo
 
-# Every test, with the race detector, each kernel test on a node of its own. CI has the linters run too.
+# The container image, for containerd, podman or Docker to import, or a registry to take; built without any of them. And
+# the manifests that name it: make image IMAGE=registry.example.com/weir:1
+IMAGE ?= weir.local/weir:dev
+image: all
+	@cd scripts/image && go run . --name $(IMAGE) --output $(CURDIR)/$(BIN)/weir-image.tar
+	@for m in weir cleanup; do sed 's|image: weir.local/weir:dev|image: $(IMAGE)|' conf/$$m.yaml >$(BIN)/$$m.yaml; done
+
+# Every test, with the race detector, each kernel test on a node of its own. CI has the linters run too, and then the proofs
+# and the end-to-end tests on a cluster that is smaller than make e2e's, because its time is short, and without the one test
+# whose figure is that of a machine that does nothing else.
 test: packages vet $(if $(CI),lint)
 	go test -race -timeout 20m ./...
+	cd scripts/image && go test ./...
 	@scripts/fuzz $(FUZZTIME)
+	$(if $(CI),@SIZE=ci scripts/prove && CONTROL_PLANES=1 N=3 scripts/e2e -skip TestFirstConnection)
 
 # Each fuzz target for a while: make fuzz FUZZTIME=10m
 FUZZTIME ?= 5s
 fuzz:
 	@scripts/fuzz $(FUZZTIME)
 
+# What the kernel is told to do, compared with what NetworkPolicies mean: make prove SIZE=full
+SIZE ?= ci
+prove: packages
+	@SIZE=$(SIZE) scripts/prove
+
+# A real Kubernetes on this machine, each node in namespaces of its own: make cluster-up N=3 CONTROL_PLANES=1
+cluster-up:
+	@scripts/cluster/up
+
+cluster-down:
+	@scripts/cluster/down
+
+# What a cluster's users do, on such a cluster: make e2e N=5 CONTROL_PLANES=3
+e2e:
+	@scripts/e2e
+
+# ADD and DEL beside upstream's plugins and a floor, in turns.
+bench-cni:
+	@scripts/bench-cni
+
+# Kubernetes' own specs on NetworkPolicy, on such a cluster: make e2e-upstream FOCUS=SCTP
+e2e-upstream:
+	@scripts/e2e-upstream
+
 packages:
 	@scripts/packages test
 
 vet:
 	go vet ./...
+	cd scripts/image && go vet ./...
 
 lint: packages
 	go run $(LINT) run
-	shellcheck scripts/demo scripts/packages scripts/fuzz scripts/kubernetes/build .ci/run
+	cd scripts/image && go run $(LINT) run
+	shellcheck scripts/demo scripts/packages scripts/fuzz scripts/prove scripts/e2e scripts/policy-latency scripts/bench-cni scripts/image/try scripts/kubernetes/build scripts/kubernetes/try .ci/run
+	shellcheck -x -P SCRIPTDIR $(filter-out %.yaml,$(wildcard scripts/cluster/*)) scripts/e2e-upstream
 
 clean:
 	rm -rf $(BIN)
 
-.PHONY: all demo test fuzz packages vet lint clean FORCE
+.PHONY: all demo image test prove cluster-up cluster-down e2e e2e-upstream bench-cni fuzz packages vet lint clean FORCE

@@ -1,0 +1,196 @@
+//go:build bench
+
+// Package bench_test measures weir beside others, in runs that take turns: a shared machine is fast at one time and slow at
+// another, so times mean nothing and ratios do.
+package bench_test
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+
+	"github.com/weir-net/weir/internal/nodetest"
+)
+
+var (
+	programs = flag.String("programs", "", "directory of the others' plugins and of floor")
+	rounds   = flag.Int("rounds", 40, "how often each plugin adds and deletes one pod")
+	parallel = flag.Int("parallel", 50, "how many pods are added at once")
+	bursts   = flag.Int("bursts", 5, "how often")
+)
+
+func TestMain(m *testing.M) { nodetest.Main(m) }
+
+// contender adds pods to the network and takes them off.
+type contender struct {
+	name     string
+	add, del func(ctx context.Context, pod, netns string) error
+}
+
+// plugin calls the real thing as a runtime does, through libcni.
+func plugin(t *testing.T, n *nodetest.Node, name, conf string) contender {
+	t.Helper()
+	list, err := libcni.NetworkConfFromBytes([]byte(`{"cniVersion": "1.0.0", "name": "` + name + `", "plugins": [` + conf + `]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cni := libcni.NewCNIConfigWithCacheDir([]string{n.Bin, *programs}, filepath.Join("/run/cni", name), nil)
+	runtime := func(pod, netns string) *libcni.RuntimeConf {
+		return &libcni.RuntimeConf{
+			ContainerID: strings.ReplaceAll(name, "+", "-") + "-" + pod, NetNS: netns, IfName: "eth0",
+			Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "bench"}, {"K8S_POD_NAME", pod}},
+		}
+	}
+	return contender{
+		name: name,
+		add: func(ctx context.Context, pod, netns string) error {
+			_, err := cni.AddNetworkList(ctx, list, runtime(pod, netns))
+			return err
+		},
+		del: func(ctx context.Context, pod, netns string) error {
+			return cni.DelNetworkList(ctx, list, runtime(pod, netns))
+		},
+	}
+}
+
+// floor is the program beside this file, told everything.
+func floor() contender {
+	program := filepath.Join(*programs, "floor")
+	number := func(pod string) (i int) {
+		_, _ = fmt.Sscanf(pod, "pod-%d", &i)
+		return i
+	}
+	run := func(ctx context.Context, args ...string) error {
+		if out, err := exec.CommandContext(ctx, program, args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("floor: %w: %s", err, out)
+		}
+		return nil
+	}
+	return contender{
+		name: "floor",
+		add: func(ctx context.Context, pod, netns string) error {
+			return run(ctx, "add", netns, "eth0", "floor"+pod, fmt.Sprintf("10.99.0.%d", 2+number(pod)), "10.99.0.1")
+		},
+		del: func(ctx context.Context, pod, _ string) error { return run(ctx, "del", "floor"+pod) },
+	}
+}
+
+const policies = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: bench}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: both, namespace: bench}
+spec:
+  podSelector: {}
+  policyTypes: [Ingress, Egress]
+  ingress: [{from: [{podSelector: {matchLabels: {app: bench}}}, {ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: 80}, {port: 443}]}]
+  egress: [{to: [{namespaceSelector: {}}], ports: [{port: 53, protocol: UDP}]}, {to: [{podSelector: {}}]}]
+`
+
+// TestADD compares adding and deleting a pod, one at a time and many at once.
+func TestADD(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	manifest := policies
+	for i := range *parallel {
+		manifest += fmt.Sprintf("---\napiVersion: v1\nkind: Pod\nmetadata: {name: pod-%d, namespace: bench, labels: {app: bench}}\n", i)
+	}
+	n.Manifest("bench.yaml", manifest)
+	n.StartAgent()
+
+	local := func(subnets ...string) string {
+		for i, s := range subnets {
+			subnets[i] = `[{"subnet": "` + s + `"}]`
+		}
+		return `"ipam": {"type": "host-local", "dataDir": "/run/host-local", "routes": [{"dst": "0.0.0.0/0"}], "ranges": [` + strings.Join(subnets, ", ") + `]}`
+	}
+	all := []contender{
+		plugin(t, n, "weir", `{"type": "weir", "ranges": [{"subnet": "10.88.0.0/24"}]}`),
+		plugin(t, n, "bridge", `{"type": "bridge", "bridge": "br0", "isGateway": true, `+local("10.90.0.0/24")+`}`),
+		plugin(t, n, "bridge+ipMasq", `{"type": "bridge", "bridge": "br1", "isGateway": true, "ipMasq": true, `+local("10.91.0.0/24")+`}`),
+		plugin(t, n, "bridge+dual", `{"type": "bridge", "bridge": "br2", "isGateway": true, `+local("10.92.0.0/24", "fd00:92::/64")+`}`),
+		plugin(t, n, "ptp", `{"type": "ptp", `+local("10.93.0.0/24")+`}`),
+		floor(),
+	}
+	took := map[string][]time.Duration{}
+	note := func(what, who string, d time.Duration) { took[what+" "+who] = append(took[what+" "+who], d) }
+	netns := func(c contender, pod string) string {
+		return nodetest.NewNS(t, strings.ReplaceAll(c.name, "+", "-")+"-"+pod)
+	}
+	for round := range *rounds + 1 {
+		for _, c := range all {
+			path := netns(c, "pod-0")
+			began := time.Now()
+			if err := c.add(t.Context(), "pod-0", path); err != nil {
+				t.Fatalf("%s: %v", c.name, err)
+			}
+			added := time.Now()
+			if err := c.del(t.Context(), "pod-0", path); err != nil {
+				t.Fatalf("%s: %v", c.name, err)
+			}
+			deleted := time.Now()
+			nodetest.DelNS(t, path)
+			if round > 0 { // the first makes the bridges
+				note("ADD", c.name, added.Sub(began))
+				note("DEL", c.name, deleted.Sub(added))
+			}
+		}
+	}
+	for range *bursts {
+		for _, c := range all {
+			paths := make([]string, *parallel)
+			for i := range paths {
+				paths[i] = netns(c, fmt.Sprint("pod-", i))
+			}
+			each := func(f func(ctx context.Context, pod, netns string) error) time.Duration {
+				began := time.Now()
+				var wg sync.WaitGroup
+				for i, path := range paths {
+					wg.Go(func() {
+						if err := f(t.Context(), fmt.Sprint("pod-", i), path); err != nil {
+							t.Errorf("%s: %v", c.name, err)
+						}
+					})
+				}
+				wg.Wait()
+				return time.Since(began)
+			}
+			note(fmt.Sprintf("ADD-%d-parallel", *parallel), c.name, each(c.add))
+			note(fmt.Sprintf("DEL-%d-parallel", *parallel), c.name, each(c.del))
+			for _, path := range paths {
+				nodetest.DelNS(t, path)
+			}
+		}
+	}
+	report(took, all)
+}
+
+// report prints the medians, and what weir's is of each other's.
+func report(took map[string][]time.Duration, all []contender) {
+	median := func(key string) time.Duration {
+		list := slices.Sorted(slices.Values(took[key]))
+		return list[len(list)/2]
+	}
+	for _, what := range []string{"ADD", "DEL", fmt.Sprintf("ADD-%d-parallel", *parallel), fmt.Sprintf("DEL-%d-parallel", *parallel)} {
+		for _, c := range all {
+			fmt.Printf("median %s %s: %.1f ms\n", what, c.name, median(what+" "+c.name).Seconds()*1000)
+		}
+		for _, c := range all[1:] {
+			fmt.Printf("ratio %s weir/%s: %.2f\n", what, c.name, float64(median(what+" weir"))/float64(median(what+" "+c.name)))
+		}
+	}
+}

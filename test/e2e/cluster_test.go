@@ -1,0 +1,295 @@
+//go:build e2e
+
+// Package e2e_test does with a real cluster (scripts/cluster/up) what its users do, and what must not help those who mean
+// it ill. kubectl is the real one, called as a person would.
+package e2e_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"text/template"
+	"time"
+)
+
+const scripts = "../../scripts/cluster/"
+
+// probeBinary is where TestMain has built what pods have in their image, for nodes and others to run.
+var probeBinary string
+
+func TestMain(m *testing.M) {
+	dir, err := filepath.Abs("../../bin")
+	if err == nil {
+		probeBinary = filepath.Join(dir, "probe")
+		build := exec.Command("go", "build", "-o", probeBinary, "./probe")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		build.Stderr = os.Stderr
+		err = build.Run()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "build probe:", err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// run is a command's output; the error says what it printed.
+func run(ctx context.Context, stdin, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("%s %s: %w\n%s%s", name, strings.Join(args, " "), err, out.String(), errs.String())
+	}
+	return out.String(), nil
+}
+
+func must(t *testing.T, stdin, name string, args ...string) string {
+	t.Helper()
+	out, err := run(t.Context(), stdin, name, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func kubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	return must(t, "", scripts+"kubectl", args...)
+}
+
+// apply the manifest, a template of the values.
+func apply(t *testing.T, manifest string, values any) {
+	t.Helper()
+	var b strings.Builder
+	if err := template.Must(template.New("").Parse(manifest)).Execute(&b, values); err != nil {
+		t.Fatal(err)
+	}
+	must(t, b.String(), scripts+"kubectl", "apply", "-f", "-")
+}
+
+// enter runs a command on a node, or on the router between the nodes.
+func enter(t *testing.T, node string, command ...string) string {
+	t.Helper()
+	return must(t, "", scripts+"enter", append([]string{node}, command...)...)
+}
+
+// eventually waits for what need not be so at once.
+func eventually(t *testing.T, within time.Duration, what string, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(within)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %v: %v", what, within, err)
+		}
+		select {
+		case <-t.Context().Done():
+			t.Fatal(t.Context().Err())
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// namespace that the test has for itself.
+func namespace(t *testing.T, name string) string {
+	t.Helper()
+	kubectl(t, "create", "namespace", name)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 2*time.Minute)
+		defer cancel()
+		if _, err := run(ctx, "", scripts+"kubectl", "delete", "namespace", name, "--ignore-not-found"); err != nil {
+			t.Error(err)
+		}
+	})
+	return name
+}
+
+type node struct {
+	name    string
+	address netip.Addr
+	subnet  netip.Prefix
+}
+
+// workers are the nodes that ordinary pods are put on.
+func workers(t *testing.T) []node {
+	t.Helper()
+	var list struct {
+		Items []struct {
+			Metadata struct {
+				Name string `json:"name"`
+			} `json:"metadata"`
+			Status struct {
+				Addresses []struct{ Type, Address string } `json:"addresses"`
+			} `json:"status"`
+		} `json:"items"`
+	}
+	if err := json.Unmarshal([]byte(kubectl(t, "get", "nodes", "-l", "node-role.kubernetes.io/node", "-o", "json")), &list); err != nil {
+		t.Fatal(err)
+	}
+	var all []node
+	for _, i := range list.Items {
+		n := node{name: i.Metadata.Name}
+		for _, a := range i.Status.Addresses {
+			if a.Type == "InternalIP" {
+				n.address = netip.MustParseAddr(a.Address)
+				n.subnet = netip.PrefixFrom(n.address, 24).Masked()
+			}
+		}
+		all = append(all, n)
+	}
+	return all
+}
+
+// apart are three workers of which the first two are in one subnet and the third in another.
+func apart(t *testing.T) (a, neighbour, remote node) {
+	t.Helper()
+	all := workers(t)
+	a = all[0]
+	i := slices.IndexFunc(all[1:], func(n node) bool { return n.subnet == a.subnet })
+	j := slices.IndexFunc(all, func(n node) bool { return n.subnet != a.subnet })
+	if i < 0 || j < 0 {
+		t.Fatalf("of the workers %v no two are in one subnet, or all are", all)
+	}
+	return a, all[i+1], all[j]
+}
+
+// pod of the test, made from its image.
+type pod struct {
+	Namespace, Name, Node string
+	Labels                string // "a: b, c: d"
+	Image                 string
+	Command               string // a YAML list; empty: the image's
+	More                  string // further fields of the container, one a line
+	Once                  bool   // it ends by itself
+}
+
+const podManifest = `
+apiVersion: v1
+kind: Pod
+metadata: {name: {{.Name}}, namespace: {{.Namespace}}, labels: { {{.Labels}} }}
+spec:
+  nodeName: {{.Node}}
+  terminationGracePeriodSeconds: 0
+  restartPolicy: {{if .Once}}Never{{else}}Always{{end}}
+  containers:
+  - name: main
+    image: {{.Image}}
+    imagePullPolicy: Never
+{{with .Command}}    command: {{.}}{{end}}
+{{with .More}}{{.}}{{end}}
+`
+
+const (
+	httpEcho = "weir.local/http-echo:dev"
+	busybox  = "docker.io/library/busybox:latest"
+	probe    = "weir.local/probe:dev"
+	idle     = `[sleep, infinity]`
+)
+
+// start the pods, and wait until they are ready.
+func start(t *testing.T, pods ...pod) {
+	t.Helper()
+	for _, p := range pods {
+		apply(t, podManifest, p)
+	}
+	for _, p := range pods {
+		kubectl(t, "-n", p.Namespace, "wait", "--for=condition=Ready", "--timeout=90s", "pod/"+p.Name)
+	}
+}
+
+func podIP(t *testing.T, namespace, name string) string {
+	t.Helper()
+	return kubectl(t, "-n", namespace, "get", "pod", name, "-o", "jsonpath={.status.podIP}")
+}
+
+func execIn(ctx context.Context, namespace, pod string, command ...string) (string, error) {
+	return run(ctx, "", scripts+"kubectl", append([]string{"-n", namespace, "exec", pod, "--"}, command...)...)
+}
+
+// attempt is a line of what `probe connect` prints.
+type attempt struct {
+	To            string        `json:"to"`
+	Start         time.Time     `json:"start"`
+	Took          time.Duration `json:"took"`
+	OK            bool          `json:"ok"`
+	Retransmitted int           `json:"retransmitted"`
+	Error         string        `json:"error"`
+}
+
+func attempts(t *testing.T, out string) []attempt {
+	t.Helper()
+	var all []attempt
+	for d := json.NewDecoder(strings.NewReader(out)); d.More(); {
+		var a attempt
+		if err := d.Decode(&a); err != nil {
+			t.Fatalf("%v in %q", err, out)
+		}
+		all = append(all, a)
+	}
+	slices.SortFunc(all, func(a, b attempt) int { return a.Start.Compare(b.Start) })
+	return all
+}
+
+// api is the API server, asked without kubectl's start between.
+type api struct {
+	*testing.T
+	client *http.Client
+	url    string
+}
+
+// newAPI reaches the API server through kubectl proxy, which runs in the cluster's network namespace, on a socket.
+func newAPI(t *testing.T) api {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "api")
+	proxy := exec.CommandContext(t.Context(), scripts+"kubectl", "proxy", "--unix-socket="+socket)
+	if err := proxy.Start(); err != nil {
+		t.Fatal(err)
+	}
+	a := api{T: t, url: "http://localhost", client: &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		},
+	}}}
+	eventually(t, 10*time.Second, "kubectl proxy answers", func() error {
+		resp, err := a.client.Get(a.url + "/version")
+		if err == nil {
+			_ = resp.Body.Close()
+		}
+		return err
+	})
+	return a
+}
+
+func (a api) send(method, path, body string) {
+	a.Helper()
+	req, err := http.NewRequestWithContext(a.Context(), method, a.url+path, strings.NewReader(body))
+	if err != nil {
+		a.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := a.client.Do(req)
+	if err != nil {
+		a.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode >= 300 {
+		text, _ := io.ReadAll(resp.Body)
+		a.Fatalf("%s %s: %s: %s", method, path, resp.Status, text)
+	}
+}

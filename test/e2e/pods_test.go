@@ -1,0 +1,91 @@
+//go:build e2e
+
+package e2e_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestProbesPass: what the kubelet asks a pod comes from the pod's own node, and passes whatever the policies say.
+func TestProbesPass(t *testing.T) {
+	ns := namespace(t, "probes")
+	apply(t, denyAll, ns)
+	node := workers(t)[0].name
+	start(t, pod{Namespace: ns, Name: "probed", Node: node, Labels: "app: probed", Image: httpEcho, More: `
+    readinessProbe: {httpGet: {port: 80}, periodSeconds: 1}
+    livenessProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 1}
+    startupProbe: {httpGet: {port: 80}, periodSeconds: 1, failureThreshold: 1}`})
+	if n := kubectl(t, "-n", ns, "get", "pod", "probed", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"); n != "0" {
+		t.Fatalf("the container was started %s times again", n)
+	}
+}
+
+// TestHostPort: portmap stands behind weir in the list that the agent writes.
+func TestHostPort(t *testing.T) {
+	ns := namespace(t, "host-port")
+	a, _, remote := apart(t)
+	start(t,
+		pod{Namespace: ns, Name: "server", Node: a.name, Labels: "app: server", Image: httpEcho, More: "    ports: [{containerPort: 80, hostPort: 8080}]"},
+		pod{Namespace: ns, Name: "client", Node: remote.name, Labels: "app: client", Image: probe, Command: `[sleep, infinity]`})
+	from := map[string]func() error{
+		"the world": func() error {
+			_, err := run(t.Context(), "", scripts+"enter", "router", "curl", "-sS", "--max-time", "1", fmt.Sprintf("http://%s:8080/", a.address))
+			return err
+		},
+		"a pod on another node": func() error {
+			out, err := execIn(t.Context(), ns, "client", "probe", "connect", "--count=1", a.address.String()+":8080")
+			if err == nil && !attempts(t, out)[0].OK {
+				err = fmt.Errorf("%s", out)
+			}
+			return err
+		},
+	}
+	for who, connects := range from {
+		eventually(t, 10*time.Second, who+" reaches the port", connects)
+	}
+	apply(t, denyAll, ns)
+	for who, connects := range from {
+		eventually(t, 10*time.Second, who+" doesn't reach the port under a policy", func() error {
+			if connects() == nil {
+				return fmt.Errorf("it does")
+			}
+			return nil
+		})
+	}
+}
+
+// TestPodReachesItselfThroughItsService: the packet leaves the pod and comes back to it, which needs the bridge's hairpin or
+// the node's masquerade; no policy forbids a pod itself.
+func TestPodReachesItselfThroughItsService(t *testing.T) {
+	ns := namespace(t, "ns-1") // the manifest of the Service names it
+	start(t, pod{Namespace: ns, Name: "http-echo", Node: workers(t)[0].name, Labels: "app: http-echo", Image: httpEcho})
+	apply(t, service, nil)
+	calls := func() error {
+		_, err := execIn(t.Context(), ns, "http-echo", "timeout", "2", "wget", "-q", "-O", "-", "http://http-echo.ns-1.svc.cluster.local/")
+		return err
+	}
+	eventually(t, 15*time.Second, "the pod reaches itself", calls)
+	apply(t, `
+kind: NetworkPolicy
+apiVersion: networking.k8s.io/v1
+metadata: {name: closed, namespace: ns-1}
+spec:
+  podSelector: {}
+  policyTypes: [Ingress, Egress]
+  egress: [{ports: [{port: 53, protocol: UDP}]}]
+`, nil)
+	eventually(t, 10*time.Second, "the pod reaches itself under a policy that lets only its questions to the DNS through", calls)
+}
+
+// TestPodsReachTheWorldAsTheirNode: the router drops what comes from addresses that no node has.
+func TestPodsReachTheWorldAsTheirNode(t *testing.T) {
+	ns := namespace(t, "world")
+	start(t, pod{Namespace: ns, Name: "client", Node: workers(t)[0].name, Labels: "app: client", Image: busybox, Command: idle})
+	out, err := execIn(t.Context(), ns, "client", "timeout", "3", "wget", "-q", "-O", "-", "http://203.0.113.1/")
+	if err != nil || strings.TrimSpace(out) == "" {
+		t.Fatalf("%q, %v", out, err)
+	}
+}
