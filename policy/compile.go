@@ -237,44 +237,54 @@ func (c *compiler) classes(s side, policies map[string][]isolation) {
 		}
 	}
 	var dispatch []Rule
+	to := func(set string, entries []Entry, r Rule) {
+		c.set(Set{Name: set, Type: HashIP, Role: Members, Dispatch: s.dispatch, Entries: entries})
+		r.Sets = []SetMatch{{Name: set, Dir: s.local}}
+		dispatch = append(dispatch, r)
+	}
 	// Classes with more policies come first. A policy that comes moves pods to classes further ahead, and one that goes
 	// takes its classes with it, so either way all its pods change class in the transaction that changes the rules.
 	order := slices.SortedFunc(maps.Keys(byPolicies), func(a, b string) int {
 		return cmp.Or(cmp.Compare(len(byPolicies[b].policies), len(byPolicies[a].policies)), cmp.Compare(a, b))
 	})
-	for _, k := range order {
+	none := Class{Direction: s.direction, Set: c.family.Set(s.setPrefix + "none"), Chain: s.prefix + "NONE"}
+	var closed []Entry
+	for _, k := range order[:len(order)-1] {
 		m := byPolicies[k]
-		class := Class{Direction: s.direction, Policies: []string{}, Pods: m.pods}
+		class := none
+		class.Pods = m.pods
 		for _, iso := range m.policies {
 			class.Policies = append(class.Policies, iso.name)
 		}
-		r := Rule{Target: Return, Comment: fmt.Sprintf("weir: pods under no %s policy", s.direction)}
-		if len(m.policies) == 0 {
-			class.Set = c.family.Set(s.setPrefix + "open")
-		} else {
-			rules := c.classRules(s, m.policies)
+		if rules := c.classRules(s, m.policies); len(rules) > 0 {
 			id := hash(k + "\n" + contents(rules))
 			class.Set, class.Chain = c.family.Set(s.setPrefix+id), s.prefix+id
-			rules = append(rules,
-				Rule{Comment: "weir: what none of the policies lets through", Target: Log, To: "weir drop " + class.Chain},
-				Rule{Comment: "weir: what none of the policies lets through", Target: Drop})
-			c.chain("mangle", class.Chain, rules...)
-			r = Rule{Target: GoTo, To: class.Chain, Comment: "weir: pods under " + strings.Join(class.Policies, ", ")}
+			c.chain("mangle", class.Chain, dropRest(rules, class.Chain, "what none of the policies lets through")...)
+			to(class.Set, m.entries, Rule{Target: GoTo, To: class.Chain, Comment: "weir: pods under " + strings.Join(class.Policies, ", ")})
+		} else {
+			closed = append(closed, m.entries...)
 		}
-		c.set(Set{Name: class.Set, Type: HashIP, Role: Members, Dispatch: s.dispatch, Entries: m.entries})
-		r.Sets = []SetMatch{{Name: class.Set, Dir: s.local}}
-		dispatch = append(dispatch, r)
 		c.out.Classes = append(c.out.Classes, class)
 	}
+	// Pods whose policies let nothing through share a class that is there even if it is empty. So a policy that denies all,
+	// which people want to hold at once, changes sets and no rules.
+	c.chain("mangle", none.Chain, dropRest(nil, none.Chain, "their policies let nothing through")...)
+	to(none.Set, closed, Rule{Target: GoTo, To: none.Chain, Comment: "weir: pods whose policies let nothing through"})
+	open := byPolicies[order[len(order)-1]]
+	class := Class{Direction: s.direction, Policies: []string{}, Set: c.family.Set(s.setPrefix + "open"), Pods: open.pods}
+	to(class.Set, open.entries, Rule{Target: Return, Comment: fmt.Sprintf("weir: pods under no %s policy", s.direction)})
+	c.out.Classes = append(c.out.Classes, class)
 	// What belongs to no connection that the kernel knows doesn't begin one by its looks alone: a server whose client's side
 	// was forbidden and forgotten, or never seen, would open it again from its own.
 	dispatch = slices.Insert(dispatch, 0, Rule{
 		Proto: TCP, Track: Midstream, Comment: "weir: a TCP connection begins with its first packet", Target: Drop,
 	})
-	dispatch = append(dispatch,
-		Rule{Comment: "weir: pods that were not judged yet", Target: Log, To: "weir drop " + s.dispatch},
-		Rule{Comment: "weir: pods that were not judged yet", Target: Drop})
-	c.chain("mangle", s.dispatch, dispatch...)
+	c.chain("mangle", s.dispatch, dropRest(dispatch, s.dispatch, "pods that were not judged yet")...)
+}
+
+// dropRest are the chain's rules with an end at which what has come so far is logged and dropped.
+func dropRest(rules []Rule, chain, why string) []Rule {
+	return append(rules, Rule{Comment: "weir: " + why, Target: Log, To: "weir drop " + chain}, Rule{Comment: "weir: " + why, Target: Drop})
 }
 
 // contents is what a class's chain does. It is part of the chain's name, so a chain never changes under its members:

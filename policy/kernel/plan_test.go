@@ -8,6 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
@@ -57,6 +60,28 @@ func TestNoStepOpens(t *testing.T) {
 		now.Sets = slices.DeleteFunc(now.Sets, func(s policy.Set) bool { return slices.Contains(p.destroy, s.Name) })
 		if p := makePlan(stateOf(now), want); !p.empty() {
 			t.Fatalf("seed %d: carried out, the plan leaves %+v to be done", seed, p)
+		}
+	}
+}
+
+// TestDenyAllChangesSetsOnly: whoever denies all wants it at once, and rules take much longer to change than sets.
+func TestDenyAllChangesSetsOnly(t *testing.T) {
+	var open policy.State
+	for seed := uint64(0); len(open.Endpoints) == 0; seed++ {
+		open = policytest.State(rand.New(rand.NewPCG(seed, 1)))
+	}
+	open.Policies = nil
+	denied := open
+	for _, ns := range open.Namespaces {
+		denied.Policies = append(denied.Policies, &networkingv1.NetworkPolicy{
+			ObjectMeta: metav1.ObjectMeta{Namespace: ns.Name, Name: "deny-all"},
+			Spec:       networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress}},
+		})
+	}
+	before, after := policy.Compile(open), policy.Compile(denied)
+	for _, p := range []plan{makePlan(stateOf(before), after), makePlan(stateOf(after), before)} {
+		if len(p.before) == 0 || len(p.after) == 0 || len(p.create)+len(p.destroy) != 0 || p.restores() {
+			t.Errorf("between no policy and one that denies all: %+v, want changes of entries only", p)
 		}
 	}
 }
