@@ -58,7 +58,7 @@ type agent struct {
 	links  netlinksafe.Handle
 
 	events chan event
-	drift  drift
+	drift  *drift
 
 	// The rest belongs to the loop's goroutine.
 	told      *policy.Objects  // by the source
@@ -150,7 +150,7 @@ func Run(ctx context.Context, o Options) error {
 func newAgent(o Options, driver *kernel.Driver, links netlinksafe.Handle) *agent {
 	a := &agent{
 		Options: o, driver: driver, links: links,
-		events: make(chan event), drift: drift{noticed: make(chan struct{}, 1)},
+		events: make(chan event), drift: newDrift(),
 		found: map[string]found{}, endpoints: map[string]endpoint.Endpoint{}, broken: endpoint.BrokenRecords{},
 		opened: map[string]bool{}, enrolled: map[string]bool{},
 		uncut: true, policies: []string{},

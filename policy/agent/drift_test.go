@@ -19,25 +19,12 @@ func TestOwnChangesAreNotReadAgain(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	dir, calls := t.TempDir(), "/run/calls"
-	script := fmt.Sprintf("#!/bin/sh\necho \"$@\" >>%s\nPATH=${PATH#*:} exec iptables-nft-save \"$@\"\n", calls)
-	if err := os.WriteFile(filepath.Join(dir, "iptables-nft-save"), []byte(script), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	reads := countReads(t)
 	c := newCluster()
 	r := startWith(t, c, Options{Source: c, Resync: time.Hour})
 	r.attach("web", "10.88.0.2")
 	r.tell(healthy(), nil)
 	r.wantMetrics(map[string]float64{"weir_ready": 1, `weir_endpoints{direction="ingress",state="isolated"}`: 1})
-	reads := func() int {
-		t.Helper()
-		data, err := os.ReadFile(calls)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return strings.Count(string(data), "\n")
-	}
 	// What somebody else changes is repaired, and all that came before it was heard of then.
 	flush := func() {
 		t.Helper()
@@ -64,5 +51,65 @@ func TestOwnChangesAreNotReadAgain(t *testing.T) {
 	// Once for this flush; and what the first has left to be heard of, should the agent have read the tables just then.
 	if n := reads() - before; n < 1 || n > 3 {
 		t.Errorf("with %d changes of the agent's own the tables were read %d times, want once, for the flush", changes, n)
+	}
+}
+
+// TestEnrolmentReadsNothing: a new pod doesn't wait for the tables to be read, which takes longer than all else that the
+// agent does for it, unless somebody has changed them. Then they are repaired before it is let in.
+func TestEnrolmentReadsNothing(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	reads := countReads(t)
+	c := newCluster()
+	r := startWith(t, c, Options{Source: c, Resync: time.Hour, EnrolWait: 10 * time.Second})
+	o, ids := healthy(), []string{}
+	for i := range 8 {
+		name := fmt.Sprint("new-", i)
+		o.Pods = append(o.Pods, pod(name, ""))
+		ids = append(ids, r.attach(name, fmt.Sprint("10.88.0.", 20+i)))
+	}
+	r.tell(o, nil)
+	enrol := func(id string) {
+		t.Helper()
+		if _, err := r.enrol(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	enrol(ids[0])
+	nodetest.Run(t, "iptables-nft", "-w", "-t", "mangle", "-F", "WEIR-INGRESS")
+	r.wantMetrics(map[string]float64{"weir_kernel_repairs_total": 1}) // what came before is heard of
+	before := reads()
+	for i, id := range ids[1:7] {
+		nodetest.Run(t, "nft", "add", "table", "ip", fmt.Sprint("strangers-", i)) // of no concern to weir
+		enrol(id)
+	}
+	// The flush may be heard of once more, should it have come while the tables were being read.
+	if n := reads() - before; n > 1 {
+		t.Errorf("for 6 new pods the tables were read %d times, want not at all", n)
+	}
+	nodetest.Run(t, "iptables-nft", "-w", "-t", "mangle", "-F", "WEIR-INGRESS")
+	enrol(ids[7])
+	if have := nodetest.Run(t, "iptables-nft-save", "-t", "mangle"); !strings.Contains(have, "-A WEIR-INGRESS ") {
+		t.Errorf("a pod was let in while its chains were flushed:\n%s", have)
+	}
+}
+
+// countReads counts how often the tables are read from now on.
+func countReads(t *testing.T) (reads func() int) {
+	t.Helper()
+	dir, calls := t.TempDir(), "/run/calls"
+	script := fmt.Sprintf("#!/bin/sh\necho \"$@\" >>%s\nPATH=${PATH#*:} exec iptables-nft-save \"$@\"\n", calls)
+	if err := os.WriteFile(filepath.Join(dir, "iptables-nft-save"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	return func() int {
+		t.Helper()
+		data, err := os.ReadFile(calls)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(string(data), "\n")
 	}
 }

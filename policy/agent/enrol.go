@@ -51,6 +51,15 @@ func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
 	}
 }
 
+// chainsStand says what must be read to be sure that the chains a new pod is let in by are there. Reading is most of what
+// an enrolment takes, and isn't needed where the kernel tells of all changes and has told of none.
+func (a *agent) chainsStand(ctx context.Context) kernel.Verify {
+	if a.driver.Flavour == kernel.NFT && a.drift.none(ctx, a.driver) {
+		return kernel.Trust
+	}
+	return kernel.Rules
+}
+
 // answer tells those whose pods are in their classes now, and gives up on those who have waited long enough; while
 // err is not nil, nobody's is. It returns how soon the first of those who still wait gives up; 0 if nobody waits.
 func (a *agent) answer(err error) time.Duration {
@@ -116,7 +125,7 @@ func (a *agent) enrol(w http.ResponseWriter, r *http.Request) reply {
 	defer cancel()
 	if !a.hand(ctx, func() kernel.Verify {
 		a.takeEnrolment(ctx, e)
-		return kernel.Rules
+		return a.chainsStand(ctx)
 	}) {
 		return busy
 	}
@@ -132,8 +141,9 @@ func (a *agent) enrol(w http.ResponseWriter, r *http.Request) reply {
 }
 
 // publishWait bounds how long a pod's start is held up until other nodes can know it. That takes one answer of the API
-// server's, some milliseconds; without it the pod's first packets are dropped there, which costs it a second.
-const publishWait = 250 * time.Millisecond
+// server's, some milliseconds; without it the pod's first packet may be dropped there, and TCP sends the next after a
+// second, so waiting longer than that would gain nothing.
+const publishWait = time.Second
 
 func (a *agent) awaitPublished(ctx context.Context, pod endpoint.Pod) {
 	source, ok := a.Source.(Publisher)

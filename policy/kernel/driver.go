@@ -244,7 +244,7 @@ func (d *Driver) carryOut(ctx context.Context, p plan) (left []string, err error
 // change its tables. It remembers which generations of the rules that made: one for each table, unless somebody else
 // changed something meanwhile, which then isn't known.
 func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]string) error {
-	before, errBefore := generation() // without nf_tables there is none
+	before, errBefore := Generation() // without nf_tables there is none
 	tables := 0
 	for _, f := range conf.Families {
 		if commands[f] == "" {
@@ -255,7 +255,7 @@ func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]strin
 		}
 		tables += strings.Count(commands[f], "COMMIT\n")
 	}
-	after, errAfter := generation()
+	after, errAfter := Generation()
 	if errBefore == nil && errAfter == nil && after-before == uint32(tables) {
 		for g := before; g != after; g++ {
 			d.made = append(d.made, g+1)
@@ -268,7 +268,8 @@ func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]strin
 func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands string) error {
 	r := d.ahead[f]
 	d.ahead[f] = nil
-	if !r.waits() {
+	if !r.waits(d.Flavour) {
+		r.dismiss()
 		var err error
 		if r, err = startRestorer(d.Flavour, f); err != nil {
 			return err
@@ -310,7 +311,7 @@ func entry(e policy.Entry) ipset.Entry {
 func (d *Driver) read(ctx context.Context, want policy.Ruleset) (state, error) {
 	s := state{sets: map[string]set{}}
 	d.readAt, d.made = 0, nil
-	readAt, _ := generation() // without nf_tables there is none
+	readAt, _ := Generation() // without nf_tables there is none
 	headers, err := d.sets.Headers()
 	if err != nil {
 		return s, err

@@ -220,7 +220,13 @@ func TestKnows(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	generations, done := make(chan uint32, 100), make(chan error, 1)
-	go func() { done <- Watch(ctx, func(g uint32) { generations <- g }) }()
+	go func() {
+		done <- Watch(ctx, func(g uint32, concerned bool) {
+			if concerned {
+				generations <- g
+			}
+		})
+	}()
 	defer func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -234,7 +240,7 @@ func TestKnows(t *testing.T) {
 		for {
 			nodetest.Run(t, "iptables-nft", "-t", "mangle", "-A", "FORWARD", "-j", "ACCEPT")
 			nodetest.Run(t, "iptables-nft", "-t", "mangle", "-D", "FORWARD", "-j", "ACCEPT")
-			last, err := generation()
+			last, err := Generation()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -274,7 +280,7 @@ func TestKnows(t *testing.T) {
 	want := policy.Compile(s)
 	mustApply(t, d, want, Trust)
 	nodetest.Run(t, "iptables-nft", "-t", "mangle", "-F", "WEIR-FORWARD")
-	flushed, err := generation()
+	flushed, err := Generation()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -295,7 +301,7 @@ func TestKnows(t *testing.T) {
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	d.ahead[conf.IPv4].dismiss()                                        // which was started before
 	mustApply(t, d, policy.Compile(policy.State{Overlay: true}), Trust) // needs other rules
-	if last, err := generation(); err != nil || d.Knows(last) {
+	if last, err := Generation(); err != nil || d.Knows(last) {
 		t.Errorf("it takes a stranger's change for its own: %v, %v", d.Knows(last), err)
 	}
 }

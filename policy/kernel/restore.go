@@ -18,17 +18,18 @@ import (
 //
 // Equivalent to: iptables-restore --wait 10 --noflush (ip6tables-restore for IPv6)
 type restorer struct {
-	cmd    *exec.Cmd
-	stdin  io.WriteCloser
-	output bytes.Buffer
-	ended  chan struct{} // closed when it has
-	err    error         // with which it has
+	flavour Flavour
+	cmd     *exec.Cmd
+	stdin   io.WriteCloser
+	output  bytes.Buffer
+	ended   chan struct{} // closed when it has
+	err     error         // with which it has
 }
 
 func startRestorer(f Flavour, family conf.Family) (*restorer, error) {
 	// It outlives what it is started in; carryOut bounds what it does.
 	cmd := exec.CommandContext(context.Background(), f.program(family)+"-restore", "--wait", lockWait, "--noflush")
-	r := &restorer{cmd: cmd, ended: make(chan struct{})}
+	r := &restorer{flavour: f, cmd: cmd, ended: make(chan struct{})}
 	r.cmd.Stderr = &r.output
 	var err error
 	if r.stdin, err = r.cmd.StdinPipe(); err == nil {
@@ -44,9 +45,9 @@ func startRestorer(f Flavour, family conf.Family) (*restorer, error) {
 	return r, nil
 }
 
-// waits says whether the program is still there.
-func (r *restorer) waits() bool {
-	if r == nil {
+// waits says whether the program is still there, and is that flavour's.
+func (r *restorer) waits(f Flavour) bool {
+	if r == nil || r.flavour != f {
 		return false
 	}
 	select {

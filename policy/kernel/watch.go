@@ -14,18 +14,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch calls changed whenever somebody, weir included, changed rules where weir has its own, until ctx ends. It is given
-// the generation of nf_tables that the change made, which the Driver may know; 0 if that isn't known. The kernel tells of
-// nf_tables only; of the legacy tables nothing is heard.
+// Watch calls heard of every generation of nf_tables, until ctx ends, and says whether it was a change of rules where weir
+// has its own, be it weir's change, which the Driver knows, or somebody else's. What was before it began to hear is such a
+// change; what it couldn't hear is generation 0. The kernel tells of nf_tables only; of the legacy tables nothing is heard.
 //
 // Equivalent to: nft monitor
-func Watch(ctx context.Context, changed func(generation uint32)) error {
+func Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error {
 	s, err := nl.Subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
 	if err != nil {
 		return fmt.Errorf("watch the rules: %w", err)
 	}
 	stop := context.AfterFunc(ctx, s.Close)
 	defer stop()
+	before, _ := Generation() // without nf_tables there is none
+	heard(before, true)
 	concerned := false // by what the transaction that is being told of has changed
 	for {
 		msgs, _, err := s.Receive()
@@ -33,24 +35,24 @@ func Watch(ctx context.Context, changed func(generation uint32)) error {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS): // messages were lost: it may have been any
-			changed(0)
+			heard(0, true)
 		case err != nil:
 			return fmt.Errorf("watch the rules: %w", err)
 		}
 		for _, m := range msgs {
 			concerned = concerned || concerns(m)
-			if generation, ok := parseGeneration(m.Header.Type, m.Data); ok && concerned { // which ends the transaction
+			if generation, ok := parseGeneration(m.Header.Type, m.Data); ok { // which ends the transaction
+				heard(generation, concerned)
 				concerned = false
-				changed(generation)
 			}
 		}
 	}
 }
 
-// generation is how often nf_tables has been changed in this network namespace.
+// Generation is how often nf_tables has been changed in this network namespace.
 //
 // Equivalent to: nft -j list tables | jq .nftables[0]; nft monitor shows it as "new generation"
-func generation() (uint32, error) {
+func Generation() (uint32, error) {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
 	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
