@@ -373,10 +373,10 @@ func TestEnrol(t *testing.T) {
 		{"fields of a later agent", answer(200, `{"ingress": "open", "more": {}}`), Verdict{Ingress: "open"}, ""},
 		{"refused", answer(409, `{"error": "no pod ns-1/a is known"}`), Verdict{Error: "no pod ns-1/a is known"}, "enrol c1:eth0: no pod ns-1/a is known"},
 		{"failed", answer(500, `{"error": "iptables-restore: line 3 failed"}`), Verdict{Error: "iptables-restore: line 3 failed"}, "iptables-restore: line 3 failed"},
-		{"not JSON", answer(200, `<html>`), Verdict{}, "the agent's answer (200 OK)"},
-		{"not ours", answer(404, "404 page not found"), Verdict{}, "the agent's answer (404 Not Found)"},
-		{"nothing", answer(200, ""), Verdict{}, "the agent's answer (200 OK)"},
-		{"half", answer(200, `{"ingress": "op`), Verdict{}, "the agent's answer (200 OK)"},
+		{"not JSON", answer(200, `<html>`), Verdict{}, "the agent's answer (200)"},
+		{"not ours", answer(404, "404 page not found"), Verdict{}, "the agent's answer (404)"},
+		{"nothing", answer(200, ""), Verdict{}, "the agent's answer (200)"},
+		{"half", answer(200, `{"ingress": "op`), Verdict{}, "the agent's answer (200)"},
 		{"crash", func(http.ResponseWriter) { panic(http.ErrAbortHandler) }, Verdict{}, "enrol c1:eth0"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

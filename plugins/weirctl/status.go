@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -54,18 +53,13 @@ func statusCommand() *cobra.Command {
 func fetch(ctx context.Context) (*report.Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+endpoint.StatusPath, nil)
+	status, answer, err := endpoint.Ask(ctx, "GET", endpoint.StatusPath, nil)
 	if err != nil {
 		return nil, fmt.Errorf("ask the agent: %w", err)
 	}
-	resp, err := endpoint.Client().Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("ask the agent: %w", err)
-	}
-	defer func() { _ = resp.Body.Close() }()
 	s := &report.Status{}
-	if err := json.NewDecoder(resp.Body).Decode(s); err != nil {
-		return nil, fmt.Errorf("read the agent's answer (%s): %w", resp.Status, err)
+	if err := json.Unmarshal(answer, s); err != nil {
+		return nil, fmt.Errorf("read the agent's answer (%d): %w", status, err)
 	}
 	return s, nil
 }

@@ -272,11 +272,10 @@ func (r *running) enrol(id string) (endpoint.Verdict, error) {
 }
 
 func fetchStatus() (*report.Status, error) {
-	resp, err := endpoint.Client().Get("http://agent" + endpoint.StatusPath)
+	_, answer, err := endpoint.Ask(context.Background(), "GET", endpoint.StatusPath, nil)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = resp.Body.Close() }()
 	s := &report.Status{}
-	return s, json.NewDecoder(resp.Body).Decode(s)
+	return s, json.Unmarshal(answer, s)
 }
