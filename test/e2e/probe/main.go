@@ -161,13 +161,17 @@ func datagram() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			level, option, headers := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, 20+8
+			if conn.RemoteAddr().(*net.UDPAddr).IP.To4() == nil {
+				level, option, headers = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, 40+8
+			}
 			var failed error
 			if err := raw.Control(func(fd uintptr) {
-				failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
+				failed = unix.SetsockoptInt(int(fd), level, option, unix.IP_PMTUDISC_DO)
 			}); err != nil || failed != nil {
 				return errors.Join(err, failed)
 			}
-			payload := make([]byte, size-28) // without the headers of IPv4 and UDP
+			payload := make([]byte, size-headers)
 			if _, err := conn.Write(payload); err != nil {
 				return err
 			}
@@ -176,7 +180,7 @@ func datagram() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Printf("%d bytes came back in a packet of %d\n", n, n+28)
+			fmt.Printf("%d bytes came back in a packet of %d\n", n, n+headers)
 			return nil
 		},
 	}
