@@ -146,7 +146,7 @@ func workers(t *testing.T) []node {
 	for _, i := range list.Items {
 		n := node{name: i.Metadata.Name}
 		for _, a := range i.Status.Addresses {
-			if a.Type == "InternalIP" {
+			if a.Type == "InternalIP" && !n.address.IsValid() { // the first: a node may have one of each family
 				n.address = netip.MustParseAddr(a.Address)
 				n.subnet = netip.PrefixFrom(n.address, 24).Masked()
 			}

@@ -54,15 +54,14 @@ func TestNodeJoinsAndLeaves(t *testing.T) {
 	if reaches(t, ns, "stranger", server) {
 		t.Error("the new node's pod is reached by whom its policy doesn't mean")
 	}
-	cidr := kubectl(t, "get", "node", name, "-o", "jsonpath={.spec.podCIDR}")
-	address := kubectl(t, "get", "node", name, "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`)
+	its := strings.Fields(kubectl(t, "get", "node", name, "-o", `jsonpath={.spec.podCIDRs[*]} {.status.addresses[?(@.type=="InternalIP")].address}`))
 	must(t, "", scripts+"node-down", name, "--forget")
 	up = false
 	kubectl(t, "delete", "node", name)
 	eventually(t, 10*time.Second, "nothing of the node that left is on the others", func() error {
-		out, err := run(t.Context(), "", scripts+"enter", all[0].name, "sh", "-c", "ip route; ip neighbour; bridge fdb; ipset save")
+		out, err := run(t.Context(), "", scripts+"enter", all[0].name, "sh", "-c", "ip route; ip -6 route; ip neighbour; bridge fdb; ipset save")
 		for line := range strings.Lines(out) {
-			if fields := strings.Fields(line); slices.Contains(fields, cidr) || slices.Contains(fields, address) {
+			if slices.ContainsFunc(strings.Fields(line), func(word string) bool { return slices.Contains(its, word) }) {
 				return fmt.Errorf("%s", line)
 			}
 		}
