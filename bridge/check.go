@@ -8,6 +8,8 @@ import (
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
 )
 
 // Check verifies that the port is as Add and Open left it; its error names everything that isn't.
@@ -60,10 +62,6 @@ func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr) error
 	if err != nil {
 		errs = append(errs, fmt.Errorf("addresses of %s in the pod: %w", p.IfName, err))
 	}
-	routes, err := pod.RouteList(link, netlink.FAMILY_ALL)
-	if err != nil {
-		errs = append(errs, fmt.Errorf("routes in the pod: %w", err))
-	}
 	for _, a := range p.Addresses {
 		has := false
 		for _, b := range addrs {
@@ -72,13 +70,7 @@ func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr) error
 		if !has {
 			errs = append(errs, fmt.Errorf("%s in the pod lacks address %s", p.IfName, a.Addr))
 		}
-		has = false
-		for _, r := range routes {
-			has = has || ((r.Dst == nil || r.Dst.IP.IsUnspecified()) && r.Gw.Equal(a.Gateway.AsSlice()))
-		}
-		if !has {
-			errs = append(errs, fmt.Errorf("the pod lacks the default route via %s", a.Gateway))
-		}
+		errs = append(errs, checkRoutes(pod, index, conf.RoutesOf(p.Routes, conf.FamilyOf(a.Addr), a.Gateway)))
 		errs = append(errs, hasNeighbour(pod, index, neighbour(index, a.Gateway, gatewayMAC), "in the pod"))
 	}
 	return errors.Join(errs...)

@@ -19,7 +19,8 @@ import (
 
 // check verifies that everything ADD made is there and right, and names what isn't.
 func check(args *skel.CmdArgs) error {
-	if _, err := conf.Parse(args.StdinData); err != nil {
+	c, err := conf.Parse(args.StdinData)
+	if err != nil {
 		return err
 	}
 	id := endpoint.ID(args.ContainerID, args.IfName)
@@ -35,6 +36,12 @@ func check(args *skel.CmdArgs) error {
 		return err
 	}
 	defer func() { _ = fd.Close() }()
+	if e.Chained {
+		if err := errors.Join(checkChained(e, c), checkPodsSet(e)); err != nil {
+			return ioError("check", err)
+		}
+		return nil
+	}
 	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return ioError("open netlink", err)
@@ -44,7 +51,7 @@ func check(args *skel.CmdArgs) error {
 	if err != nil {
 		return ioError("check", fmt.Errorf("endpoint record %s: %w", id, err))
 	}
-	p := bridge.Port{HostIf: e.HostIf, IfName: e.IfName, Netns: fd, MAC: mac, Addresses: e.Addresses}
+	p := bridge.Port{HostIf: e.HostIf, IfName: e.IfName, Netns: fd, MAC: mac, Addresses: e.Addresses, Routes: c.Routes}
 	if err := errors.Join(bridge.Check(links, p), checkGuard(p), checkPodsSet(e)); err != nil {
 		return ioError("check", err)
 	}

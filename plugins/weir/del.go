@@ -69,7 +69,7 @@ func detach(links netlinksafe.Handle, e *endpoint.Endpoint) error {
 			addresses, addrs = append(addresses, a), append(addrs, a.Addr)
 		}
 	}
-	if mac, err := net.ParseMAC(e.MAC); err == nil {
+	if mac, err := net.ParseMAC(e.MAC); err == nil && !e.Chained {
 		if err := bridge.Forbid(bridge.Sender{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses}); err != nil {
 			return err
 		}
@@ -77,8 +77,10 @@ func detach(links netlinksafe.Handle, e *endpoint.Endpoint) error {
 	if err := purge(addrs); err != nil {
 		return err
 	}
-	if err := bridge.Remove(links, e.HostIf, addresses); err != nil {
-		return err
+	if !e.Chained { // whose link is another plugin's
+		if err := bridge.Remove(links, e.HostIf, addresses); err != nil {
+			return err
+		}
 	}
 	if err := conntrack.Forget(addrs...); err != nil {
 		return err
