@@ -8,6 +8,7 @@ import (
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
 )
@@ -32,7 +33,8 @@ func route(index int, r conf.Route) *netlink.Route {
 	return out
 }
 
-// checkRoutes verifies that the pod has the routes out of its link.
+// checkRoutes verifies that the pod has the routes out of its link, in whatever table: a plugin behind weir may have moved
+// them, as sbr does.
 func checkRoutes(pod netlinksafe.Handle, index int, routes []conf.Route) error {
 	var errs []error
 	for _, r := range routes {
@@ -40,7 +42,7 @@ func checkRoutes(pod netlinksafe.Handle, index int, routes []conf.Route) error {
 		if r.Dst.Addr().Is6() {
 			family = netlink.FAMILY_V6
 		}
-		have, err := pod.RouteListFiltered(family, &netlink.Route{LinkIndex: index, Table: r.TableID()}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+		have, err := pod.RouteListFiltered(family, &netlink.Route{LinkIndex: index, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
 		if err != nil {
 			return fmt.Errorf("routes in the pod: %w", err)
 		}
