@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -254,6 +255,40 @@ func testClosedBehind(t *testing.T, other string) {
 	n.StartAgent()
 	n.Reach(client, server.IP+":80", true)
 	n.Reach(server, client.IP+":80", true)
+}
+
+// TestAnAddressThatAnotherPluginGivesAgain: the plugin ahead has freed and given again an address whose pod's end weir was
+// not told of. The new pod has none of the old one's places in the sets, though no agent is there to take them away.
+func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
+		return
+	}
+	n := newNodeBehind(t, "ptp", nodetest.Conf{"enforcement": "closed"})
+	n.ConfigureList(nodetest.Conf{"type": "ptp", "ipam": nodetest.Conf{
+		"type": "host-local", "ranges": []any{[]any{nodetest.Conf{"subnet": "10.99.0.0/24", "rangeEnd": "10.99.0.2"}}}, "routes": []any{nodetest.Conf{"dst": "0.0.0.0/0"}},
+	}}, nodetest.Conf{"type": "weir", "enforcement": "closed"})
+	n.StartAgent()
+	first := n.AddPod("ns-1", "http-echo")
+	in := func(set string) bool { return exec.Command("ipset", "test", set, first.IP).Run() == nil }
+	if !in("weir-in-open") || !in("weir-pods") {
+		t.Fatal("the first pod is in no class")
+	}
+	n.KillAgent()
+	if err := os.Remove("/var/lib/cni/networks/weir/" + first.IP); err != nil {
+		t.Fatal(err)
+	}
+	nodetest.Run(t, "ip", "-n", "ns-1.http-echo", "link", "del", "eth0")
+	second := n.AddPod("ns-2", "other")
+	if second.IP != first.IP {
+		t.Fatalf("the second pod has %s, not %s", second.IP, first.IP)
+	}
+	if in("weir-in-open") || !in("weir-pods") {
+		t.Error("the second pod is where the first one was")
+	}
+	ended(n, "ns-1", "http-echo") // late
+	if !in("weir-pods") {
+		t.Error("the first pod's end has opened the second")
+	}
 }
 
 // TestPolicyThatCantHoldIsRefused: what doesn't pass the node's FORWARD hook would be open without anybody noticing.
