@@ -55,7 +55,7 @@ func Reserve(holder string, ranges []conf.Range, record func([]endpoint.Address)
 	for _, alternatives := range families {
 		a, err := free(alternatives)
 		if err != nil {
-			return err
+			return errors.Join(err, noteFull(alternatives))
 		}
 		picked = append(picked, a)
 	}
@@ -123,6 +123,9 @@ func Holder(addr netip.Addr) (string, error) {
 // Release frees the address if holder holds it; otherwise it is left alone and that is no error.
 func Release(holder string, addr netip.Addr) error {
 	if owner, err := Holder(addr); err != nil || owner != holder {
+		return err
+	}
+	if err := forgetFull(); err != nil {
 		return err
 	}
 	if err := os.Remove(filepath.Join(addressesDir, addr.String())); err != nil && !errors.Is(err, fs.ErrNotExist) {

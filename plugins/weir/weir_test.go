@@ -681,8 +681,8 @@ func TestBadInput(t *testing.T) {
 		code       uint
 		want       string
 	}{
-		{"unknown key", `"ranges": [{"subnet": "10.88.0.0/24"}], "rangs": 1`, nil, 7, "rangs: 1"},
-		{"unknown key in a range", `"ranges": [{"subnet": "10.88.0.0/24", "start": "x"}]`, nil, 7, `ranges[0].start: "x"`},
+		{"unknown key", `"ranges": [{"subnet": "10.88.0.0/24"}], "rangs": 1`, nil, 2, "rangs: 1"},
+		{"unknown key in a range", `"ranges": [{"subnet": "10.88.0.0/24", "start": "x"}]`, nil, 2, `ranges[0].start: "x"`},
 		{"no ranges", `"mtu": 1500`, nil, 7, "ranges is missing"},
 		{"empty ranges", `"ranges": []`, nil, 7, "ranges is missing"},
 		{"ranges of a wrong type", `"ranges": {"subnet": "10.88.0.0/24"}`, nil, 7, "ranges:"},
