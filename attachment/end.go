@@ -121,12 +121,14 @@ func detach(links netlinksafe.Handle, e *endpoint.Endpoint) error {
 	return endpoint.Remove(e.ID())
 }
 
+// forbid goes by the name of weir's own link too.
 func forbid(e *endpoint.Endpoint) error {
+	port := bridge.PortName(e.ID())
 	mac, err := net.ParseMAC(e.MAC)
 	if err != nil { // of a record that can't be understood
-		return bridge.ForbidPort(bridge.PortName(e.ID()))
+		return bridge.ForbidPort(port)
 	}
-	return bridge.Forbid(bridge.Sender{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses})
+	return bridge.Forbid(bridge.Sender{HostIf: port, MAC: mac, Addresses: e.Addresses})
 }
 
 // purge takes the addresses out of every set.

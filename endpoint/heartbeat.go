@@ -11,7 +11,7 @@ import (
 const (
 	// heartbeat is a file whose time of modification says when an agent was last well. It goes with the boot.
 	heartbeat = Dir + "/heartbeat"
-	// BeatEvery is how often the agent renews its heartbeat, at least.
+	// BeatEvery is how often the agent renews its heartbeat, as soon as its loop comes round after that.
 	BeatEvery = 5 * time.Second
 	// BeatLasts is how long a heartbeat counts. kubelet has a node whose plugin's STATUS fails be not ready, so it is longer
 	// than it takes to replace an agent.
