@@ -12,6 +12,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/containernetworking/cni/pkg/version"
 )
 
@@ -26,7 +27,7 @@ func run() int {
 	err := func() *types.Error {
 		command := os.Getenv("CNI_COMMAND")
 		if command == "" { // by hand: nothing may be on its way to stdin
-			return call()
+			return dispatch()
 		}
 		stdin, err := readStdin(command)
 		if err != nil {
@@ -38,7 +39,10 @@ func run() int {
 		if command == "VERSION" {
 			return printVersion(stdin, spoken)
 		}
-		return call()
+		if err := checkNames(command); err != nil {
+			return err
+		}
+		return dispatch()
 	}()
 	if err == nil {
 		return 0
@@ -47,10 +51,30 @@ func run() int {
 	return 1
 }
 
-func call() *types.Error {
+func dispatch() *types.Error {
 	return skel.PluginMainFuncsWithError(skel.CNIFuncs{
 		Add: coded(add), Del: coded(del), Check: coded(check), GC: coded(gc), Status: coded(status),
 	}, supported, "weir: pod network and network policy")
+}
+
+// checkNames is what skel does too, with the variable's name in the message (CNI specification 1.1, "Error": code 4).
+func checkNames(command string) *types.Error {
+	if command != "ADD" && command != "DEL" && command != "CHECK" {
+		return nil
+	}
+	for _, v := range []struct {
+		name  string
+		check func(string) *types.Error
+	}{{"CNI_CONTAINERID", utils.ValidateContainerID}, {"CNI_IFNAME", utils.ValidateInterfaceName}} {
+		value := os.Getenv(v.name)
+		if value == "" {
+			continue // skel names all that are missing
+		}
+		if err := v.check(value); err != nil {
+			return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("%s: %q: %s", v.name, value, err.Msg), err.Details)
+		}
+	}
+	return nil
 }
 
 // coded gives errors without a code of the specification's that of an I/O failure: whatever can be said of the caller's
