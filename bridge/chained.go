@@ -16,49 +16,49 @@ import (
 // ErrPassesBy says that a pod's packets don't pass the node's FORWARD hook, where policy is enforced.
 var ErrPassesBy = errors.New("policy can't be enforced on its packets")
 
-// ForeignBridge finds out how a pod whose interface another plugin made is connected, and returns the bridge that it is
-// on; "" if the node routes for it, as with ptp. Anything but a veth pair that ends on the node passes its FORWARD hook by
+// Foreign finds out how a pod whose interface another plugin made is connected: its link on the node, and the bridge that
+// it is on; "" if the node routes for it, as with ptp. Anything but a veth pair that ends on the node passes its FORWARD hook by
 // (macvlan, ipvlan, a device of the host's), or isn't known not to.
 //
 // Equivalent to: ip -n NETNS -d link show IFNAME; ip -d link show PEER
-func ForeignBridge(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (string, error) {
+func Foreign(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, bridgeIf string, err error) {
 	pod, err := netlinksafe.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
-		return "", fmt.Errorf("open netlink in the pod's namespace: %w", err)
+		return "", "", fmt.Errorf("open netlink in the pod's namespace: %w", err)
 	}
 	defer pod.Close()
 	inside, err := pod.LinkByName(ifName)
 	if err != nil {
-		return "", fmt.Errorf("look up %s in the pod: %w", ifName, err)
+		return "", "", fmt.Errorf("look up %s in the pod: %w", ifName, err)
 	}
 	if inside.Type() != "veth" {
-		return "", fmt.Errorf("%s in the pod is of type %s, not a veth that ends on the node: %w", ifName, inside.Type(), ErrPassesBy)
+		return "", "", fmt.Errorf("%s in the pod is of type %s, not a veth that ends on the node: %w", ifName, inside.Type(), ErrPassesBy)
 	}
 	id, err := h.GetNetNsIdByFd(int(ns))
 	if err != nil {
-		return "", fmt.Errorf("look up the pod's namespace: %w", err)
+		return "", "", fmt.Errorf("look up the pod's namespace: %w", err)
 	}
 	peer, err := h.LinkByIndex(inside.Attrs().ParentIndex)
 	if err != nil && !errors.As(err, &netlink.LinkNotFoundError{}) {
-		return "", fmt.Errorf("look up the peer of %s: %w", ifName, err)
+		return "", "", fmt.Errorf("look up the peer of %s: %w", ifName, err)
 	}
 	if err != nil || peer.Type() != "veth" || peer.Attrs().NetNsID != id || peer.Attrs().ParentIndex != inside.Attrs().Index {
-		return "", fmt.Errorf("%s in the pod is a veth that doesn't end on the node: %w", ifName, ErrPassesBy)
+		return "", "", fmt.Errorf("%s in the pod is a veth that doesn't end on the node: %w", ifName, ErrPassesBy)
 	}
 	if peer.Attrs().MasterIndex == 0 {
-		return "", nil
+		return peer.Attrs().Name, "", nil
 	}
 	master, err := h.LinkByIndex(peer.Attrs().MasterIndex)
 	if err != nil {
-		return "", fmt.Errorf("look up what %s belongs to: %w", peer.Attrs().Name, err)
+		return "", "", fmt.Errorf("look up what %s belongs to: %w", peer.Attrs().Name, err)
 	}
 	switch master.Type() {
 	case "bridge":
-		return master.Attrs().Name, nil
+		return peer.Attrs().Name, master.Attrs().Name, nil
 	case "vrf": // which routes
-		return "", nil
+		return peer.Attrs().Name, "", nil
 	}
-	return "", fmt.Errorf("%s belongs to %s, a %s: %w", peer.Attrs().Name, master.Attrs().Name, master.Type(), ErrPassesBy)
+	return "", "", fmt.Errorf("%s belongs to %s, a %s: %w", peer.Attrs().Name, master.Attrs().Name, master.Type(), ErrPassesBy)
 }
 
 // FilterBridged has what another plugin's bridge passes on between its ports go through iptables, where else it would

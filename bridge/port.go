@@ -193,6 +193,13 @@ func Remove(h netlinksafe.Handle, hostIf string, addrs []endpoint.Address) error
 	if err != nil && !errors.As(err, &netlink.LinkNotFoundError{}) && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete link %s: %w", hostIf, err)
 	}
+	return RemoveNeighbours(h, addrs)
+}
+
+// RemoveNeighbours is what Remove does for the addresses.
+//
+// Equivalent to: ip neigh del ADDR dev weir0
+func RemoveNeighbours(h netlinksafe.Handle, addrs []endpoint.Address) error {
 	if len(addrs) == 0 {
 		return nil
 	}

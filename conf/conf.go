@@ -58,8 +58,8 @@ const (
 	maxMTU  = 65535 // the largest IPv4 packet.
 )
 
-// Parse reads and validates stdin of a CNI call. Errors are *types.Error with code 6 (not JSON) or 7 (a key is
-// unknown, missing or wrong; the message names the key and its value).
+// Parse reads and validates stdin of a CNI call. Errors are *types.Error with code 6 (not JSON), 2 (a key is unknown) or 7
+// (a key is missing or wrong); the message names the key and its value.
 func Parse(data []byte) (*NetConf, error) {
 	var raw map[string]json.RawMessage
 	if err := json.Unmarshal(data, &raw); err != nil {
@@ -142,15 +142,19 @@ func unknown(path string, raw map[string]json.RawMessage, known []string) error 
 		return nil
 	}
 	slices.Sort(keys)
-	return invalid(path+keys[0], string(raw[keys[0]]), "is no key of weir's; known are "+strings.Join(known, ", "))
+	return refuse(types.ErrUnsupportedField, path+keys[0], string(raw[keys[0]]), "is no key of weir's; known are "+strings.Join(known, ", "))
 }
 
 // invalid is CNI error code 7 for a key with a wrong value.
 func invalid(key, value, why string) error {
+	return refuse(types.ErrInvalidNetworkConfig, key, value, why)
+}
+
+func refuse(code uint, key, value, why string) error {
 	if len(value) > 80 {
 		value = value[:80] + "…"
 	}
-	return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("%s: %s %s", key, value, why), "")
+	return types.NewError(code, fmt.Sprintf("%s: %s %s", key, value, why), "")
 }
 
 // decodeError turns encoding/json's errors into one that names the key.

@@ -40,8 +40,8 @@ type side struct {
 }
 
 var (
-	egress  = side{Egress, "src", "dst", "WEIR-EGRESS", "WEIR-EG-", "weir-eg-"}
-	ingress = side{Ingress, "dst", "src", "WEIR-INGRESS", "WEIR-IN-", "weir-in-"}
+	egress  = side{Egress, "src", "dst", "WEIR-EGRESS", "WEIR-EG-", conf.EgressClasses}
+	ingress = side{Ingress, "dst", "src", "WEIR-INGRESS", "WEIR-IN-", conf.IngressClasses}
 )
 
 // Class is the pods of this node to which the same policies apply in one direction. There is one for each family that

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
+	"io"
 	"net"
 	"net/netip"
 	"time"
@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/attachment"
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
@@ -28,8 +29,8 @@ import (
 // minutes.
 const enrolTimeout = 30 * time.Second
 
-// attachment is an ADD on its way.
-type attachment struct {
+// attaching is an ADD on its way.
+type attaching struct {
 	conf     *conf.NetConf
 	endpoint endpoint.Endpoint
 	asked    []netip.Addr     // addresses that the pod shall have
@@ -37,6 +38,7 @@ type attachment struct {
 	netns    netns.NsHandle
 	links    netlinksafe.Handle
 	bridge   *bridge.Bridge
+	making   io.Closer // says that this ADD is on its way, to whoever looks for what is left of others
 }
 
 // add makes the pod's link: its addresses are taken and written down first, its link comes up last, and in between policy
@@ -65,7 +67,7 @@ func add(args *skel.CmdArgs) (err error) {
 }
 
 // prepare checks all that can be checked before anything is touched.
-func prepare(args *skel.CmdArgs) (*attachment, error) {
+func prepare(args *skel.CmdArgs) (*attaching, error) {
 	c, err := conf.Parse(args.StdinData)
 	if err != nil {
 		return nil, err
@@ -99,7 +101,7 @@ func prepare(args *skel.CmdArgs) (*attachment, error) {
 	if err != nil {
 		return nil, ioError("open netlink", err)
 	}
-	a := &attachment{
+	a := &attaching{
 		conf: c, netns: fd, links: links,
 		endpoint: endpoint.Endpoint{
 			ContainerID: args.ContainerID, IfName: args.IfName, Network: c.Name, Netns: args.Netns,
@@ -122,7 +124,7 @@ func prepare(args *skel.CmdArgs) (*attachment, error) {
 }
 
 // free closes what prepare opened.
-func (a *attachment) free() {
+func (a *attaching) free() {
 	a.links.Close()
 	_ = a.netns.Close()
 }
@@ -155,7 +157,7 @@ func openNetns(path string) (netns.NsHandle, error) {
 
 // reserve takes an address of each family and writes the endpoint record (step 2), and makes the bridge if need be
 // (step 3), both under the node's lock.
-func (a *attachment) reserve() error {
+func (a *attaching) reserve() error {
 	unlock, err := endpoint.Lock()
 	if err != nil {
 		return ioError("reserve addresses", err)
@@ -168,7 +170,9 @@ func (a *attachment) reserve() error {
 			a.mac = bridge.PodMAC(addrs)
 		}
 		e.MAC = a.mac.String()
-		return e.Save()
+		var err error
+		a.making, err = e.Begin()
+		return err
 	})
 	if err != nil {
 		return held("reserve addresses", err)
@@ -189,7 +193,7 @@ func held(doing string, err error) error {
 	return ioError(doing, err)
 }
 
-func (a *attachment) port() bridge.Port {
+func (a *attaching) port() bridge.Port {
 	e := a.endpoint
 	return bridge.Port{
 		HostIf: e.HostIf, IfName: e.IfName, Netns: a.netns, MAC: a.mac, Addresses: e.Addresses, Routes: a.conf.Routes,
@@ -198,7 +202,7 @@ func (a *attachment) port() bridge.Port {
 }
 
 // connect makes the link, its end on the node down (step 4).
-func (a *attachment) connect() error {
+func (a *attaching) connect() error {
 	p := a.port()
 	if err := a.bridge.Add(a.links, p); err != nil {
 		if errors.Is(err, bridge.ErrInterfaceExists) {
@@ -213,7 +217,7 @@ func (a *attachment) connect() error {
 }
 
 // guard lets the port send under its own name, and closes the pod (step 5).
-func (a *attachment) guard() error {
+func (a *attaching) guard() error {
 	if err := bridge.Allow(a.port().Sender()); err != nil {
 		return ioError("guard the pod's port", err)
 	}
@@ -221,7 +225,7 @@ func (a *attachment) guard() error {
 }
 
 // close puts the pod into the sets of all pods: from here it is closed to everything that no class lets through.
-func (a *attachment) close() error {
+func (a *attaching) close() error {
 	if a.conf.Enforcement == conf.Off {
 		return nil
 	}
@@ -245,7 +249,7 @@ func (a *attachment) close() error {
 }
 
 // enrol has the agent put the pod into its classes, and then brings the link up (steps 6 and 7).
-func (a *attachment) enrol() error {
+func (a *attaching) enrol() error {
 	if a.conf.Enforcement != conf.Off {
 		ctx, cancel := context.WithTimeout(context.Background(), enrolTimeout)
 		defer cancel()
@@ -271,11 +275,8 @@ func (a *attachment) enrol() error {
 }
 
 // rollBack takes back what was done, as DEL would, and adds to the error what couldn't be.
-func (a *attachment) rollBack(cause error) error {
-	_, err := endpoint.Ending(a.endpoint.ID())
-	if err == nil || errors.Is(err, fs.ErrNotExist) {
-		err = detach(a.links, &a.endpoint)
-	}
+func (a *attaching) rollBack(cause error) error {
+	err := attachment.Detach(a.links, &a.endpoint)
 	var e *types.Error
 	if err != nil && errors.As(cause, &e) {
 		return types.NewError(e.Code, e.Msg, fmt.Sprintf("%s; left behind until DEL: %v", e.Details, err))
@@ -283,7 +284,7 @@ func (a *attachment) rollBack(cause error) error {
 	return cause
 }
 
-func (a *attachment) result() types.Result {
+func (a *attaching) result() types.Result {
 	e := a.endpoint
 	r := &current.Result{
 		CNIVersion: current.ImplementedSpecVersion,

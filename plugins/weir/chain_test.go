@@ -194,11 +194,18 @@ func testBehind(t *testing.T, other string) {
 		f = strings.Fields(commands[1])
 		nodetest.Run(t, f[0], f[1:]...)
 	}
+	nodetest.Run(t, "ip", "-n", "ns-1.busybox", "link", "del", "eth0") // it ends, and nobody says so
 	n.StartAgent()
 	n.Reach(stranger, server.IP+":80", false)
 	if err := check(); err != nil {
 		t.Errorf("the agent hasn't put it right: %v", err)
 	}
+	n.Eventually("the agent has taken out the pod that is over", func() error {
+		if out := nodetest.Run(t, "ipset", "list"); strings.Contains(out, client.IP+" ") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
 	n.KillAgent()
 	for _, p := range []*nodetest.Pod{server, client, stranger} {
 		for range 2 {

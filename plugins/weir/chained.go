@@ -22,7 +22,7 @@ import (
 // pods alone.
 
 // findChained takes the pod's addresses from the previous result, and finds out whether policy holds on its link.
-func (a *attachment) findChained() error {
+func (a *attaching) findChained() error {
 	prev, err := current.NewResultFromResult(a.conf.PrevResult)
 	if err != nil {
 		return types.NewError(types.ErrDecodingFailure, "prevResult can't be read", err.Error())
@@ -39,7 +39,8 @@ func (a *attachment) findChained() error {
 	if e.Enforcement == conf.Off {
 		return nil
 	}
-	e.BridgeIf, err = bridge.ForeignBridge(a.links, a.netns, e.IfName)
+	// The name is for whoever looks, and for the agent, to which an attachment whose link is gone is over.
+	e.HostIf, e.BridgeIf, err = bridge.Foreign(a.links, a.netns, e.IfName)
 	if err == nil && e.BridgeIf != "" {
 		err = bridge.FilterBridged(a.links, e.BridgeIf)
 	}
@@ -76,13 +77,13 @@ func addressesOf(r *current.Result) ([]endpoint.Address, error) {
 
 // take writes the endpoint record and makes the pod the owner of its addresses. What a pod had that had them before, and
 // whose end weir wasn't told of, ends there: its places in the sets and its connections.
-func (a *attachment) take() error {
+func (a *attaching) take() error {
 	unlock, err := endpoint.Lock()
 	if err != nil {
 		return ioError("take the pod's addresses", err)
 	}
 	defer unlock()
-	if err := a.endpoint.Save(); err != nil {
+	if a.making, err = a.endpoint.Begin(); err != nil {
 		return ioError("take the pod's addresses", err)
 	}
 	var inherited []netip.Addr
@@ -101,7 +102,12 @@ func (a *attachment) take() error {
 	if len(inherited) == 0 {
 		return nil
 	}
-	if err := errors.Join(purge(inherited), conntrack.Forget(inherited...)); err != nil {
+	sets, err := ipset.Open()
+	if err != nil {
+		return ioError("take the pod's addresses from who had them", err)
+	}
+	defer sets.Close()
+	if err := errors.Join(sets.Purge(inherited...), conntrack.Forget(inherited...)); err != nil {
 		return ioError("take the pod's addresses from who had them", err)
 	}
 	return nil
@@ -109,7 +115,7 @@ func (a *attachment) take() error {
 
 // stayClosed accepts a pod that no agent has judged, as enforcement "closed" does, if rules stand that go by the sets of
 // all pods and so drop its packets. Where no agent has ever run there are none.
-func (a *attachment) stayClosed(noAgent error) error {
+func (a *attaching) stayClosed(noAgent error) error {
 	sets, err := ipset.Open()
 	if err != nil {
 		return ioError("close the pod", err)
@@ -126,7 +132,7 @@ func (a *attachment) stayClosed(noAgent error) error {
 }
 
 // prevResult is the previous plugin's result as it came.
-func (a *attachment) prevResult() types.Result { return a.conf.PrevResult }
+func (a *attaching) prevResult() types.Result { return a.conf.PrevResult }
 
 // checkChained verifies what weir made of another plugin's attachment.
 func checkChained(e *endpoint.Endpoint, c *conf.NetConf) error {
@@ -148,11 +154,6 @@ func checkChained(e *endpoint.Endpoint, c *conf.NetConf) error {
 	if e.BridgeIf != "" {
 		if on, err := bridge.FiltersBridged(e.BridgeIf); err != nil || !on {
 			errs = append(errs, errors.Join(fmt.Errorf("bridge %s passes packets between pods on without iptables (nf_call_iptables)", e.BridgeIf), err))
-		}
-	}
-	for _, a := range e.Addresses {
-		if holder, err := ipam.Holder(a.Addr); err != nil || holder != e.ID() {
-			errs = append(errs, errors.Join(fmt.Errorf("address %s is held by %q", a.Addr, holder), err))
 		}
 	}
 	return errors.Join(errs...)
