@@ -84,6 +84,8 @@ func Ensure(h netlinksafe.Handle, mtu int, gateways []netip.Prefix) (*Bridge, er
 	return b, nil
 }
 
+// ensureIPv4 gives weir0 the gateways' IPv4 addresses. An address comes last, and says that all before it is done: who made
+// the bridge may have been killed on the way.
 func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix) error {
 	if len(gateways) == 0 {
 		return nil
@@ -100,8 +102,26 @@ func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 		if has[gw.String()] {
 			continue
 		}
+		if err := forwardIPv4(); err != nil {
+			return err
+		}
 		if err := h.AddrReplace(link, &netlink.Addr{IPNet: ipNet(gw)}); err != nil {
 			return fmt.Errorf("add gateway address %s to %s: %w", gw, Name, err)
+		}
+	}
+	return nil
+}
+
+func forwardIPv4() error {
+	for _, s := range []struct{ key, value string }{
+		{"ip_forward", "1"},
+		// A packet between two pods leaves by the link it came in, so the kernel would tell the sender to speak to the
+		// other directly, which isolated ports don't let it. The kernel sends redirects if either of the two is on.
+		{"conf/all/send_redirects", "0"},
+		{"conf/" + Name + "/send_redirects", "0"},
+	} {
+		if err := setSysctl("/proc/sys/net/ipv4/"+s.key, s.value); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -123,17 +143,6 @@ func create(h netlinksafe.Handle, mtu int, gateway netip.Addr) (netlink.Link, er
 	}
 	if err := h.LinkAdd(br); err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, fmt.Errorf("create bridge %s: %w", Name, err)
-	}
-	for _, s := range []struct{ key, value string }{
-		{"ip_forward", "1"},
-		// A packet between two pods leaves by the link it came in, so the kernel would tell the sender to speak to the
-		// other directly, which isolated ports don't let it. The kernel sends redirects if either of the two is on.
-		{"conf/all/send_redirects", "0"},
-		{"conf/" + Name + "/send_redirects", "0"},
-	} {
-		if err := setSysctl("/proc/sys/net/ipv4/"+s.key, s.value); err != nil {
-			return nil, err
-		}
 	}
 	link, err := h.LinkByName(Name)
 	if err != nil {

@@ -4,14 +4,19 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
+	"strings"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
 )
 
-// Check verifies that the port is as Add and Open left it; its error names everything that isn't.
-func Check(h netlinksafe.Handle, p Port) error {
+// Check verifies that the port is as Add and Open left it; its error names everything that isn't. mtu 0 means: whatever
+// the end on the node has.
+func Check(h netlinksafe.Handle, p Port, mtu int) error {
 	br, err := h.LinkByName(Name)
 	if err != nil {
 		return fmt.Errorf("bridge %s: %w", Name, err)
@@ -20,18 +25,22 @@ func Check(h netlinksafe.Handle, p Port) error {
 	if err != nil {
 		return fmt.Errorf("link %s: %w", p.HostIf, err)
 	}
-	var errs []error
+	errs := []error{checkUp(br, Name), checkUp(link, p.HostIf)}
 	if link.Attrs().MasterIndex != br.Attrs().Index {
 		errs = append(errs, fmt.Errorf("%s is not on %s", p.HostIf, Name))
 	}
-	if link.Attrs().Flags&net.FlagUp == 0 {
-		errs = append(errs, fmt.Errorf("%s is down", p.HostIf))
+	if mtu == 0 {
+		mtu = link.Attrs().MTU
+	}
+	if have := link.Attrs().MTU; have != mtu {
+		errs = append(errs, fmt.Errorf("%s has MTU %d, not %d", p.HostIf, have, mtu))
 	}
 	if flags, err := h.LinkGetProtinfo(link); err != nil {
 		errs = append(errs, fmt.Errorf("flags of port %s: %w", p.HostIf, err))
 	} else if !flags.Isolated || flags.Learning || flags.Flood {
 		errs = append(errs, fmt.Errorf("port %s is not isolated as it should be: %s", p.HostIf, flags.String()))
 	}
+	errs = append(errs, hasForwarding(h, link, p.MAC))
 	for _, a := range p.Addresses {
 		errs = append(errs, hasNeighbour(h, br.Attrs().Index, neighbour(br.Attrs().Index, a.Addr, p.MAC), "on "+Name))
 	}
@@ -40,48 +49,106 @@ func Check(h netlinksafe.Handle, p Port) error {
 		return errors.Join(append(errs, fmt.Errorf("open netlink in the pod's namespace: %w", err))...)
 	}
 	defer pod.Close()
-	return errors.Join(append(errs, checkPod(pod, p, br.Attrs().HardwareAddr))...)
+	return errors.Join(append(errs, checkPod(pod, p, br.Attrs().HardwareAddr, mtu))...)
 }
 
-func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr) error {
+// checkUp: a pair has a carrier when both of its ends are up.
+func checkUp(link netlink.Link, name string) error {
+	switch flags := link.Attrs().RawFlags; {
+	case flags&unix.IFF_UP == 0:
+		return fmt.Errorf("%s is down", name)
+	case flags&unix.IFF_LOWER_UP == 0:
+		return fmt.Errorf("%s has no carrier", name)
+	}
+	return nil
+}
+
+func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu int) error {
 	link, err := pod.LinkByName(p.IfName)
 	if err != nil {
 		return fmt.Errorf("%s in the pod: %w", p.IfName, err)
 	}
-	var errs []error
+	name := p.IfName + " in the pod"
+	errs := []error{checkUp(link, name)}
 	index := link.Attrs().Index
-	if link.Attrs().HardwareAddr.String() != p.MAC.String() {
-		errs = append(errs, fmt.Errorf("%s in the pod has MAC %s, not %s", p.IfName, link.Attrs().HardwareAddr, p.MAC))
+	// A plugin after weir may have made it smaller, as tuning does; what is larger than the other end takes gets lost.
+	if have := link.Attrs().MTU; have > mtu {
+		errs = append(errs, fmt.Errorf("%s has MTU %d, and its other end %d", name, have, mtu))
 	}
-	if link.Attrs().Flags&net.FlagUp == 0 {
-		errs = append(errs, fmt.Errorf("%s in the pod is down", p.IfName))
+	if link.Attrs().HardwareAddr.String() != p.MAC.String() {
+		errs = append(errs, fmt.Errorf("%s has MAC %s, not %s", name, link.Attrs().HardwareAddr, p.MAC))
 	}
 	addrs, err := pod.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
-		errs = append(errs, fmt.Errorf("addresses of %s in the pod: %w", p.IfName, err))
-	}
-	routes, err := pod.RouteList(link, netlink.FAMILY_ALL)
-	if err != nil {
-		errs = append(errs, fmt.Errorf("routes in the pod: %w", err))
+		errs = append(errs, fmt.Errorf("addresses of %s: %w", name, err))
 	}
 	for _, a := range p.Addresses {
-		has := false
-		for _, b := range addrs {
-			has = has || b.IPNet.String() == host(a.Addr).String()
+		if !hasAddress(addrs, host(a.Addr)) {
+			errs = append(errs, fmt.Errorf("%s lacks address %s", name, a.Addr))
 		}
-		if !has {
-			errs = append(errs, fmt.Errorf("%s in the pod lacks address %s", p.IfName, a.Addr))
-		}
-		has = false
-		for _, r := range routes {
-			has = has || ((r.Dst == nil || r.Dst.IP.IsUnspecified()) && r.Gw.Equal(a.Gateway.AsSlice()))
-		}
-		if !has {
-			errs = append(errs, fmt.Errorf("the pod lacks the default route via %s", a.Gateway))
-		}
+		errs = append(errs, checkRoutes(pod, index, conf.RoutesOf(p.Routes, conf.FamilyOf(a.Addr), a.Gateway)))
 		errs = append(errs, hasNeighbour(pod, index, neighbour(index, a.Gateway, gatewayMAC), "in the pod"))
 	}
 	return errors.Join(errs...)
+}
+
+// Interface is one of a CNI result's.
+type Interface struct {
+	Name      string
+	MAC       string // empty: any
+	MTU       int    // 0: any
+	Addresses []*net.IPNet
+}
+
+// CheckInterfaces verifies that the interfaces are there, in the namespace that the handle was opened in, as a result says.
+func CheckInterfaces(h netlinksafe.Handle, where string, all []Interface) error {
+	var errs []error
+	for _, i := range all {
+		link, err := h.LinkByName(i.Name)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("prevResult has interface %s %s: %w", i.Name, where, err))
+			continue
+		}
+		if mac := link.Attrs().HardwareAddr.String(); i.MAC != "" && !strings.EqualFold(mac, i.MAC) {
+			errs = append(errs, fmt.Errorf("prevResult has MAC %s for %s %s, which has %s", i.MAC, i.Name, where, mac))
+		}
+		if i.MTU != 0 && link.Attrs().MTU != i.MTU {
+			errs = append(errs, fmt.Errorf("prevResult has MTU %d for %s %s, which has %d", i.MTU, i.Name, where, link.Attrs().MTU))
+		}
+		if len(i.Addresses) == 0 {
+			continue
+		}
+		addrs, err := h.AddrList(link, netlink.FAMILY_ALL)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("addresses of %s %s: %w", i.Name, where, err))
+		}
+		for _, want := range i.Addresses {
+			if !hasAddress(addrs, want) {
+				errs = append(errs, fmt.Errorf("prevResult has address %s for %s %s, which lacks it", want, i.Name, where))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func hasAddress(addrs []netlink.Addr, want *net.IPNet) bool {
+	return slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IPNet.String() == want.String() })
+}
+
+// hasForwarding looks for the bridge's static entry for the port.
+//
+// Equivalent to: bridge fdb show dev HOSTIF | grep "^MAC master weir0 static"
+func hasForwarding(h netlinksafe.Handle, port netlink.Link, mac net.HardwareAddr) error {
+	all, err := h.NeighList(port.Attrs().Index, unix.AF_BRIDGE)
+	if err != nil {
+		return fmt.Errorf("forwarding entries of %s: %w", port.Attrs().Name, err)
+	}
+	for _, n := range all {
+		if n.HardwareAddr.String() == mac.String() && n.State&(netlink.NUD_NOARP|netlink.NUD_PERMANENT) != 0 {
+			return nil
+		}
+	}
+	return fmt.Errorf("the static forwarding entry for %s is missing on port %s", mac, port.Attrs().Name)
 }
 
 func hasNeighbour(h netlinksafe.Handle, index int, want *netlink.Neigh, where string) error {

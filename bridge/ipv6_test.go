@@ -30,7 +30,7 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 			if ok, err := Allowed(p.Sender()); !ok || err != nil {
 				t.Fatalf("Allowed after Allow: %v, %v", ok, err)
 			}
-			if err := Check(n.h, p); err != nil {
+			if err := Check(n.h, p, 0); err != nil {
 				t.Error(err)
 			}
 			ports = append(ports, p)

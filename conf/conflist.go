@@ -31,7 +31,7 @@ func Conflist(networks []netip.Prefix, mtu int, enforcement Enforcement) ([]byte
 		Plugins     []plugin `json:"plugins"`
 	}{
 		"1.0.0",
-		[]string{"1.0.0"},
+		[]string{"1.0.0", "1.1.0"},
 		"weir",
 		[]plugin{weir, {Type: "portmap", Capabilities: map[string]bool{"portMappings": true}}},
 	}, "", "  ")

@@ -7,6 +7,9 @@ const (
 	// PodsSet is the ipset with the IPv4 addresses of every pod on the node: what is in it is dropped unless a class lets
 	// it through. That of the IPv6 addresses is IPv6.Set(PodsSet).
 	PodsSet = "weir-pods"
+	// IngressClasses and EgressClasses begin the names of the sets of this node's pods to which the same policies apply.
+	IngressClasses = "weir-in-"
+	EgressClasses  = "weir-eg-"
 	// Tunnel is the node's VXLAN device, over which pods on other nodes are reached.
 	Tunnel = "weir-vxlan"
 	// OverlayPort is the UDP port of the tunnels (VXLAN's own; RFC 7348, section 5).

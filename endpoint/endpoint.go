@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"net/netip"
@@ -29,9 +30,13 @@ const (
 
 	recordsDir = Dir + "/endpoints"
 	suffix     = ".json"
-	// endingSuffix is that of records whose attachment is being deleted. Nobody but DEL reads them.
+	// endingSuffix is that of records whose attachment is being deleted. Nobody reads them but who deletes it.
 	endingSuffix = ".ending"
+	tmpSuffix    = ".tmp"
 )
+
+// ErrBroken says that a record is there and can't be understood.
+var ErrBroken = errors.New("the record is broken")
 
 // Endpoint is the record of one attachment: one interface of one container (CNI specification 1.1, "Attachment").
 type Endpoint struct {
@@ -45,6 +50,11 @@ type Endpoint struct {
 	HostIf      string           `json:"hostInterface"`
 	Enforcement conf.Enforcement `json:"enforcement"`
 	Created     time.Time        `json:"created"`
+	// Chained says that another plugin made the interface and gave the addresses: HostIf is its link then. Where it isn't
+	// known HostIf is empty, and so may MAC be.
+	Chained bool `json:"chained,omitempty"`
+	// BridgeIf is the bridge of another plugin's that a chained attachment's link is on; empty if it is on none.
+	BridgeIf string `json:"bridgeInterface,omitempty"`
 }
 
 // Pod says whose the attachment is. UID is empty where the runtime passed none.
@@ -77,36 +87,45 @@ func endingPath(id string) string { return filepath.Join(recordsDir, id+endingSu
 
 // Save writes the record, whole or not at all.
 func (e *Endpoint) Save() error {
+	making, err := e.Begin()
+	if err != nil {
+		return err
+	}
+	_ = making.Close()
+	return nil
+}
+
+// Begin is Save for who goes on to make the attachment: until it closes what it gets, or ends, however it ends, Busy says
+// that somebody is at it. So what a crash left is told from what is still on its way, without waiting for either.
+func (e *Endpoint) Begin() (making io.Closer, err error) {
 	if err := os.MkdirAll(recordsDir, 0o700); err != nil {
-		return fmt.Errorf("make the directory of endpoint records: %w", err)
+		return nil, fmt.Errorf("make the directory of endpoint records: %w", err)
 	}
 	data, err := json.Marshal(e)
 	if err != nil {
-		return fmt.Errorf("encode endpoint record %s: %w", e.ID(), err)
+		return nil, fmt.Errorf("encode endpoint record %s: %w", e.ID(), err)
 	}
-	// Readers skip what doesn't end in .json; a temporary file left by a crash is overwritten or harmless.
-	tmp := path(e.ID()) + ".tmp"
+	// Readers skip what doesn't end in .json; a temporary file left by a crash is overwritten, or taken away by Tidy.
+	tmp := path(e.ID()) + tmpSuffix
 	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return fmt.Errorf("write endpoint record %s: %w", e.ID(), err)
+		return nil, fmt.Errorf("write endpoint record %s: %w", e.ID(), err)
+	}
+	// Opened anew: who watches the directory is told when a file that was open for writing is closed, and that is now.
+	f, err := os.Open(tmp)
+	if err != nil {
+		return nil, fmt.Errorf("open endpoint record %s: %w", e.ID(), err)
+	}
+	if err := flock(f, unix.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock endpoint record %s: %w", e.ID(), err), f.Close())
 	}
 	if err := os.Rename(tmp, path(e.ID())); err != nil {
-		return fmt.Errorf("write endpoint record %s: %w", e.ID(), err)
+		return nil, errors.Join(fmt.Errorf("write endpoint record %s: %w", e.ID(), err), f.Close())
 	}
-	return nil
+	return f, nil
 }
 
 // Load reads the record with that ID; the error is fs.ErrNotExist if there is none.
 func Load(id string) (*Endpoint, error) { return load(path(id), id) }
-
-// Exists says whether there is a record with that ID, be it of an attachment that is being deleted.
-func Exists(id string) bool {
-	for _, p := range []string{path(id), endingPath(id)} {
-		if _, err := os.Lstat(p); !errors.Is(err, fs.ErrNotExist) {
-			return true
-		}
-	}
-	return false
-}
 
 func load(path, id string) (*Endpoint, error) {
 	data, err := os.ReadFile(path)
@@ -115,35 +134,15 @@ func load(path, id string) (*Endpoint, error) {
 	}
 	e := &Endpoint{}
 	if err := json.Unmarshal(data, e); err != nil {
-		return nil, fmt.Errorf("endpoint record %s: %w", path, err)
+		return nil, fmt.Errorf("endpoint record %s: %w: %w", path, ErrBroken, err)
 	}
 	if err := CheckID(e.ID()); err != nil {
-		return nil, fmt.Errorf("endpoint record %s: %w", path, err)
+		return nil, fmt.Errorf("endpoint record %s: %w: %w", path, ErrBroken, err)
 	}
 	if e.ID() != id { // a copy would outlive what it is a copy of
-		return nil, fmt.Errorf("endpoint record %s: it is of %s", path, e.ID())
+		return nil, fmt.Errorf("endpoint record %s: %w: it is of %s", path, ErrBroken, e.ID())
 	}
 	return e, nil
-}
-
-// Ending says that the attachment is being deleted, and returns its record: from here the agent puts it into nothing
-// any more. Called again after a crash it returns the record again, until Remove. The error is fs.ErrNotExist if there
-// is none.
-func Ending(id string) (*Endpoint, error) {
-	if err := os.Rename(path(id), endingPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("mark endpoint record %s as ending: %w", id, err)
-	}
-	return load(endingPath(id), id)
-}
-
-// Remove deletes the record; that there is none is no error.
-func Remove(id string) error {
-	for _, p := range []string{path(id), endingPath(id)} {
-		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove endpoint record %s: %w", id, err)
-		}
-	}
-	return nil
 }
 
 // BrokenRecords are records that can't be read, and why, by ID.
@@ -210,14 +209,17 @@ func Lock() (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the lock: %w", err)
 	}
-	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if err != nil {
+	if err := flock(f, unix.LOCK_EX); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
 	}
 	return func() { _ = f.Close() }, nil
+}
+
+func flock(f *os.File, how int) error {
+	for {
+		err := unix.Flock(int(f.Fd()), how)
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }

@@ -119,11 +119,13 @@ func NewNS(t testing.TB, name string) string {
 	done := make(chan error, 1)
 	go func() { // the thread stays locked: the runtime ends it with the goroutine instead of using its namespace
 		runtime.LockOSThread()
-		if _, err := netns.New(); err != nil {
+		fd, err := netns.New()
+		if err != nil {
 			done <- err
 			return
 		}
-		err := os.WriteFile(path, nil, 0o444)
+		defer func() { _ = fd.Close() }() // it would keep the namespace after DelNS
+		err = os.WriteFile(path, nil, 0o444)
 		if err == nil {
 			err = unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), path, "", unix.MS_BIND, "")
 		}

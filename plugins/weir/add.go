@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
+	"io"
 	"net"
 	"net/netip"
 	"time"
@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/attachment"
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
@@ -28,13 +29,16 @@ import (
 // minutes.
 const enrolTimeout = 30 * time.Second
 
-// attachment is an ADD on its way.
-type attachment struct {
+// attaching is an ADD on its way.
+type attaching struct {
 	conf     *conf.NetConf
 	endpoint endpoint.Endpoint
+	asked    []netip.Addr     // addresses that the pod shall have
+	mac      net.HardwareAddr // and the MAC; nil: one that is derived from its address
 	netns    netns.NsHandle
 	links    netlinksafe.Handle
 	bridge   *bridge.Bridge
+	making   io.Closer // says that this ADD is on its way, to whoever looks for what is left of others
 }
 
 // add makes the pod's link: its addresses are taken and written down first, its link comes up last, and in between policy
@@ -44,30 +48,33 @@ func add(args *skel.CmdArgs) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = a.netns.Close() }()
-	defer a.links.Close()
+	defer a.free()
 	defer func() {
 		if err != nil {
 			err = a.rollBack(err)
 		}
 	}()
-	for _, step := range []func() error{a.reserve, a.connect, a.guard, a.enrol} {
+	steps, result := []func() error{a.reserve, a.connect, a.guard, a.enrol}, a.result
+	if a.endpoint.Chained {
+		steps, result = []func() error{a.take, a.close, a.enrol}, a.prevResult
+	}
+	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
 		}
 	}
-	return types.PrintResult(a.result(), a.conf.CNIVersion)
+	return types.PrintResult(result(), a.conf.CNIVersion)
 }
 
 // prepare checks all that can be checked before anything is touched.
-func prepare(args *skel.CmdArgs) (*attachment, error) {
+func prepare(args *skel.CmdArgs) (*attaching, error) {
 	c, err := conf.Parse(args.StdinData)
 	if err != nil {
 		return nil, err
 	}
-	if c.PrevResult != nil {
-		return nil, types.NewError(types.ErrInvalidNetworkConfig,
-			"prevResult: weir makes the interface itself and must be the first plugin in the list", "")
+	chained, err := c.ForAdd()
+	if err != nil {
+		return nil, err
 	}
 	pod, err := conf.ParseArgs(args.Args)
 	if err != nil {
@@ -94,14 +101,32 @@ func prepare(args *skel.CmdArgs) (*attachment, error) {
 	if err != nil {
 		return nil, ioError("open netlink", err)
 	}
-	return &attachment{
+	a := &attaching{
 		conf: c, netns: fd, links: links,
 		endpoint: endpoint.Endpoint{
 			ContainerID: args.ContainerID, IfName: args.IfName, Network: c.Name, Netns: args.Netns,
-			Pod:    endpoint.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
-			HostIf: bridge.PortName(id), Enforcement: c.Enforcement, Created: time.Now().UTC(),
+			Pod:     endpoint.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
+			Chained: chained, Enforcement: c.Enforcement, Created: time.Now().UTC(),
 		},
-	}, nil
+	}
+	if chained {
+		err = a.findChained()
+	} else {
+		a.endpoint.HostIf = bridge.PortName(id)
+		a.mac = c.HardwareAddr(pod)
+		a.asked, err = c.Addresses(pod)
+	}
+	if err != nil {
+		a.free()
+		return nil, err
+	}
+	return a, nil
+}
+
+// free closes what prepare opened.
+func (a *attaching) free() {
+	a.links.Close()
+	_ = a.netns.Close()
 }
 
 func openNetns(path string) (netns.NsHandle, error) {
@@ -132,24 +157,25 @@ func openNetns(path string) (netns.NsHandle, error) {
 
 // reserve takes an address of each family and writes the endpoint record (step 2), and makes the bridge if need be
 // (step 3), both under the node's lock.
-func (a *attachment) reserve() error {
+func (a *attaching) reserve() error {
 	unlock, err := endpoint.Lock()
 	if err != nil {
 		return ioError("reserve addresses", err)
 	}
 	defer unlock()
 	e := &a.endpoint
-	err = ipam.Reserve(e.ID(), a.conf.Ranges, func(addrs []endpoint.Address) error {
+	err = ipam.Reserve(e.ID(), ipam.Request{Ranges: a.conf.Ranges, Addresses: a.asked}, func(addrs []endpoint.Address) error {
 		e.Addresses = addrs
-		e.MAC = bridge.PodMAC(addrs).String()
-		return e.Save()
+		if a.mac == nil {
+			a.mac = bridge.PodMAC(addrs)
+		}
+		e.MAC = a.mac.String()
+		var err error
+		a.making, err = e.Begin()
+		return err
 	})
-	var exhausted *ipam.ExhaustedError
-	if errors.As(err, &exhausted) {
-		return types.NewError(types.ErrTryAgainLater, err.Error(), "one is free again when a pod goes")
-	}
 	if err != nil {
-		return ioError("reserve addresses", err)
+		return held("reserve addresses", err)
 	}
 	if a.bridge, err = bridge.Ensure(a.links, a.conf.MTU, bridge.Gateways(e.Addresses)); err != nil {
 		return ioError("make the bridge", err)
@@ -157,33 +183,49 @@ func (a *attachment) reserve() error {
 	return nil
 }
 
-func (a *attachment) port() bridge.Port {
+// held is CNI error code 11 if another holds the address, or all of them; else code 5.
+func held(doing string, err error) error {
+	var exhausted *ipam.ExhaustedError
+	var held *ipam.HeldError
+	if errors.As(err, &exhausted) || errors.As(err, &held) {
+		return types.NewError(types.ErrTryAgainLater, err.Error(), "it is free again when a pod goes")
+	}
+	return ioError(doing, err)
+}
+
+func (a *attaching) port() bridge.Port {
 	e := a.endpoint
 	return bridge.Port{
-		HostIf: e.HostIf, IfName: e.IfName, Netns: a.netns, MAC: bridge.PodMAC(e.Addresses), Addresses: e.Addresses,
+		HostIf: e.HostIf, IfName: e.IfName, Netns: a.netns, MAC: a.mac, Addresses: e.Addresses, Routes: a.conf.Routes,
 		Alias: "weir: " + e.Pod.String() + " " + e.IfName,
 	}
 }
 
 // connect makes the link, its end on the node down (step 4).
-func (a *attachment) connect() error {
+func (a *attaching) connect() error {
 	p := a.port()
 	if err := a.bridge.Add(a.links, p); err != nil {
 		if errors.Is(err, bridge.ErrInterfaceExists) {
 			return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_IFNAME: %s: %v", p.IfName, err), "")
+		}
+		if errors.Is(err, bridge.ErrMACInUse) {
+			return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("mac: %s: %v", p.MAC, err), "it is free again when a pod goes")
 		}
 		return ioError("attach the pod", err)
 	}
 	return nil
 }
 
-// guard lets the port send under its own name and puts the pod into the sets of all pods: from here it is closed to
-// everything that no class lets through (step 5).
-func (a *attachment) guard() error {
-	s := a.port().Sender()
-	if err := bridge.Allow(s); err != nil {
+// guard lets the port send under its own name, and closes the pod (step 5).
+func (a *attaching) guard() error {
+	if err := bridge.Allow(a.port().Sender()); err != nil {
 		return ioError("guard the pod's port", err)
 	}
+	return a.close()
+}
+
+// close puts the pod into the sets of all pods: from here it is closed to everything that no class lets through.
+func (a *attaching) close() error {
 	if a.conf.Enforcement == conf.Off {
 		return nil
 	}
@@ -192,7 +234,7 @@ func (a *attachment) guard() error {
 		return ioError("close the pod", err)
 	}
 	defer sets.Close()
-	for _, addr := range s.Addresses {
+	for _, addr := range a.endpoint.Addresses {
 		family := conf.FamilyOf(addr.Addr)
 		set := ipset.Header{Name: family.Set(conf.PodsSet), Type: ipset.HashIP, Family: family}
 		if err := sets.Create(set); err != nil {
@@ -207,19 +249,24 @@ func (a *attachment) guard() error {
 }
 
 // enrol has the agent put the pod into its classes, and then brings the link up (steps 6 and 7).
-func (a *attachment) enrol() error {
+func (a *attaching) enrol() error {
 	if a.conf.Enforcement != conf.Off {
 		ctx, cancel := context.WithTimeout(context.Background(), enrolTimeout)
 		defer cancel()
 		_, err := endpoint.Enrol(ctx, a.endpoint.ID())
 		switch {
 		case err == nil:
+		case a.conf.Enforcement == conf.Closed && a.endpoint.Chained:
+			return a.stayClosed(err)
 		case a.conf.Enforcement == conf.Closed:
 			return nil // the link stays down; the agent brings it up when it has judged the pod
 		default:
 			return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("policy can't be enforced on the pod: %v", err),
 				"enforcement is strict: no pod starts unless weir-agent has put it into its class")
 		}
+	}
+	if a.endpoint.Chained {
+		return nil // its link is another plugin's, and up
 	}
 	if err := bridge.Open(a.links, a.endpoint.HostIf); err != nil {
 		return ioError("open the pod's link", err)
@@ -228,11 +275,8 @@ func (a *attachment) enrol() error {
 }
 
 // rollBack takes back what was done, as DEL would, and adds to the error what couldn't be.
-func (a *attachment) rollBack(cause error) error {
-	_, err := endpoint.Ending(a.endpoint.ID())
-	if err == nil || errors.Is(err, fs.ErrNotExist) {
-		err = detach(a.links, &a.endpoint)
-	}
+func (a *attaching) rollBack(cause error) error {
+	err := attachment.Detach(a.links, &a.endpoint)
 	var e *types.Error
 	if err != nil && errors.As(cause, &e) {
 		return types.NewError(e.Code, e.Msg, fmt.Sprintf("%s; left behind until DEL: %v", e.Details, err))
@@ -240,7 +284,7 @@ func (a *attachment) rollBack(cause error) error {
 	return cause
 }
 
-func (a *attachment) result() *current.Result {
+func (a *attaching) result() types.Result {
 	e := a.endpoint
 	r := &current.Result{
 		CNIVersion: current.ImplementedSpecVersion,
@@ -256,9 +300,12 @@ func (a *attachment) result() *current.Result {
 			Interface: current.Int(2), Gateway: addr.Gateway.AsSlice(),
 			Address: net.IPNet{IP: addr.Addr.AsSlice(), Mask: net.CIDRMask(addr.Addr.BitLen(), addr.Addr.BitLen())},
 		})
-		r.Routes = append(r.Routes, &types.Route{
-			Dst: net.IPNet{IP: make(net.IP, addr.Addr.BitLen()/8), Mask: net.CIDRMask(0, addr.Addr.BitLen())}, GW: addr.Gateway.AsSlice(),
-		})
+		for _, route := range conf.RoutesOf(a.conf.Routes, conf.FamilyOf(addr.Addr), addr.Gateway) {
+			r.Routes = append(r.Routes, &types.Route{
+				Dst: net.IPNet{IP: route.Dst.Addr().AsSlice(), Mask: net.CIDRMask(route.Dst.Bits(), route.Dst.Addr().BitLen())},
+				GW:  route.Gateway.AsSlice(), MTU: route.MTU, AdvMSS: route.AdvMSS, Priority: route.Priority, Table: route.Table, Scope: route.Scope,
+			})
+		}
 	}
 	return r
 }

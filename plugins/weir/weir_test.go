@@ -572,6 +572,7 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 		}
 	}
 	mac := strings.Fields(nodetest.Run(t, "ip", "neigh", "show", p.IP))[4]
+	gateway := strings.Fields(nodetest.Run(t, "ip", "-n", "ns-1.busybox", "neigh", "show", "10.88.0.1"))[4]
 	for _, tc := range []struct{ name, breakIt, mendIt, want string }{
 		{"isolation", "bridge link set dev " + link + " isolated off", "bridge link set dev " + link + " isolated on", "isolated"},
 		{"set", "ipset del weir-pods " + p.IP, "ipset add weir-pods " + p.IP, "weir-pods"},
@@ -579,6 +580,12 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 		{"address", "ip -n ns-1.busybox addr add 10.0.0.1/32 dev eth0", "ip -n ns-1.busybox addr del 10.0.0.1/32 dev eth0", ""},
 		{"route", "ip -n ns-1.busybox route del default", "ip -n ns-1.busybox route add default via 10.88.0.1", "default route"},
 		{"link", "ip link set " + link + " down", "ip link set " + link + " up", "is down"},
+		{"MTU", "ip link set " + link + " mtu 1400", "ip link set " + link + " mtu 1500", "has MTU 1500, and its other end 1400"},
+		{"forwarding", "bridge fdb del " + mac + " dev " + link + " master", "bridge fdb add " + mac + " dev " + link + " master static", "forwarding entry"},
+		{"class", "ipset del weir-in-open " + p.IP, "ipset add weir-in-open " + p.IP, "no class"},
+		{"holder", "mv /run/weir/addresses/" + p.IP + " /run/weir/held", "mv /run/weir/held /run/weir/addresses/" + p.IP, "is held by"},
+		{"the pod's neighbour", "ip -n ns-1.busybox neigh del 10.88.0.1 dev eth0", "ip -n ns-1.busybox neigh add 10.88.0.1 lladdr " + gateway + " dev eth0 nud permanent", "in the pod"},
+		{"the other end", "ip -n ns-1.busybox link set eth0 name eth7", "ip -n ns-1.busybox link set eth7 name eth0", "eth0 in the pod"},
 		{"guard", "nft delete element bridge weir senders4 { " + link + " . " + mac + " . " + p.IP + " }", "nft add element bridge weir senders4 { " + link + " . " + mac + " . " + p.IP + " }", "guard"},
 	} {
 		f := strings.Fields(tc.breakIt)
@@ -592,6 +599,25 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 	}
 	if err := checkPod(); err != nil {
 		t.Errorf("after all was mended: %v", err)
+	}
+	// What the result has, as plugins after weir may have changed it.
+	records, err := filepath.Glob("/run/weir/endpoints/*.json")
+	if err != nil || len(records) != 1 {
+		t.Fatal(records, err)
+	}
+	id, _, _ := strings.Cut(filepath.Base(records[0]), ":")
+	for prev, want := range map[string]string{
+		p.Result: "",
+		strings.Replace(p.Result, p.IP+"/32", "10.88.0.77/32", 1): "address 10.88.0.77/32",
+		strings.Replace(p.Result, link, "weirp0000000000", 1):     "weirp0000000000",
+		strings.Replace(p.Result, mac, "02:00:00:00:00:09", 1):    "02:00:00:00:00:09",
+	} {
+		code, msg := weir(t, n, map[string]string{
+			"CNI_COMMAND": "CHECK", "CNI_CONTAINERID": id, "CNI_IFNAME": "eth0", "CNI_PATH": n.Bin, "CNI_NETNS": p.Netns,
+		}, `{"cniVersion": "1.0.0", "name": "weir", "type": "weir", "ranges": [{"subnet": "10.88.0.0/24"}], "prevResult": `+prev+"}")
+		if (code == 5) != (want != "") || !strings.Contains(msg, want) {
+			t.Errorf("code %d: %s; want an error with %q", code, msg, want)
+		}
 	}
 }
 
@@ -681,8 +707,8 @@ func TestBadInput(t *testing.T) {
 		code       uint
 		want       string
 	}{
-		{"unknown key", `"ranges": [{"subnet": "10.88.0.0/24"}], "rangs": 1`, nil, 7, "rangs: 1"},
-		{"unknown key in a range", `"ranges": [{"subnet": "10.88.0.0/24", "start": "x"}]`, nil, 7, `ranges[0].start: "x"`},
+		{"unknown key", `"ranges": [{"subnet": "10.88.0.0/24"}], "rangs": 1`, nil, 2, "rangs: 1"},
+		{"unknown key in a range", `"ranges": [{"subnet": "10.88.0.0/24", "start": "x"}]`, nil, 2, `ranges[0].start: "x"`},
 		{"no ranges", `"mtu": 1500`, nil, 7, "ranges is missing"},
 		{"empty ranges", `"ranges": []`, nil, 7, "ranges is missing"},
 		{"ranges of a wrong type", `"ranges": {"subnet": "10.88.0.0/24"}`, nil, 7, "ranges:"},

@@ -2,7 +2,7 @@
 // computes what should be in the kernel, brings it there, and answers the plugin that asks to enrol a new pod. One
 // goroutine does all of that, in the order in which things come in. Of weir's, only the plugin changes the kernel too: it
 // puts a new pod's addresses into the set of all pods, takes those of one that goes out of all sets, and lets its port
-// through the spoof guard.
+// through the spoof guard. A second goroutine does the same as the plugin's DEL for pods that nobody deletes.
 package agent
 
 import (
@@ -85,6 +85,7 @@ type agent struct {
 	metrics  *metrics
 	stats    report.Stats
 	lastSync time.Time
+	wellAt   time.Time // when the plugin was last told so
 	status   atomic.Pointer[snapshot]
 	beat     atomic.Int64 // when the loop last came round, Unix nanoseconds
 }
@@ -128,7 +129,8 @@ func Run(ctx context.Context, o Options) error {
 		func() error { return a.runSource(ctx) },
 		func() error { return a.watchRecords(ctx, watcher) },
 		func() error { return kernel.Watch(ctx, a.drift.notice) },
-		func() error { return a.loop(ctx) })
+		func() error { return a.loop(ctx) },
+		func() error { return a.reap(ctx) })
 	parts = append(parts, servers.serve...)
 	done := make(chan error, len(parts))
 	for _, part := range parts {
@@ -294,6 +296,7 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 	}
 	a.ruleset, a.lastSync, a.purged = ruleset, time.Now(), false
 	a.faults.set(partKernel, nil)
+	a.tellPlugin() // before the runtime's configuration is there and it asks
 	next := a.answer(nil)
 	if err := a.reach(verify); err != nil {
 		next = sooner(next, retry)

@@ -21,6 +21,7 @@ type metrics struct {
 	syncs      prometheus.Histogram
 	enrolments *prometheus.HistogramVec
 	moves      prometheus.Counter
+	reaped     prometheus.Counter
 }
 
 // results of an enrolment, by the answer's status.
@@ -42,11 +43,14 @@ func newMetrics(status func() *snapshot) *metrics {
 		moves: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "weir_node_moves_total", Help: "Nodes that were found to have another address than before.",
 		}),
+		reaped: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "weir_attachments_reaped_total", Help: "Attachments taken away because their pods' namespaces were gone and nobody had them deleted.",
+		}),
 	}
 	for _, result := range results {
 		m.enrolments.WithLabelValues(result)
 	}
-	m.registry.MustRegister(m.syncs, m.enrolments, m.moves, statusCollector(status),
+	m.registry.MustRegister(m.syncs, m.enrolments, m.moves, m.reaped, statusCollector(status),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewBuildInfoCollector())
 	return m
 }

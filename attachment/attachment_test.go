@@ -1,0 +1,267 @@
+package attachment
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/ipam"
+	"github.com/weir-net/weir/policy/ipset"
+)
+
+// node is a node on which the test attaches pods as ADD does.
+type node struct {
+	*testing.T
+	links netlinksafe.Handle
+	sets  *ipset.Handle
+}
+
+func newNode(t *testing.T) *node {
+	t.Helper()
+	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sets, err := ipset.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, set := range []string{conf.PodsSet, conf.IngressClasses + "x", "weir-sel-x"} {
+		if err := sets.Create(ipset.Header{Name: set, Type: ipset.HashIP}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	nodetest.Run(t, "ip", "link", "add", bridge.Name, "type", "bridge")
+	return &node{t, links, sets}
+}
+
+func (n *node) must(err error) {
+	n.Helper()
+	if err != nil {
+		n.Fatal(err)
+	}
+}
+
+// begin is an ADD that has come as far as its address.
+func (n *node) begin(container, network string) (e *endpoint.Endpoint, making io.Closer) {
+	n.Helper()
+	e = &endpoint.Endpoint{ContainerID: container, IfName: "eth0", Network: network, Enforcement: conf.Strict}
+	e.HostIf = bridge.PortName(e.ID())
+	unlock, err := endpoint.Lock()
+	n.must(err)
+	defer unlock()
+	ranges := []conf.Range{{
+		Subnet: netip.MustParsePrefix("10.88.0.0/24"), Gateway: netip.MustParseAddr("10.88.0.1"),
+		RangeStart: netip.MustParseAddr("10.88.0.2"), RangeEnd: netip.MustParseAddr("10.88.0.99"),
+	}}
+	n.must(ipam.Reserve(e.ID(), ipam.Request{Ranges: ranges}, func(a []endpoint.Address) (err error) {
+		e.Addresses, e.MAC = a, bridge.PodMAC(a).String()
+		making, err = e.Begin()
+		return err
+	}))
+	return e, making
+}
+
+// add attaches a container: all that ADD makes, and what the agent adds to it.
+func (n *node) add(container, network string) *endpoint.Endpoint {
+	n.Helper()
+	e, making := n.begin(container, network)
+	nodetest.Run(n, "ip", "link", "add", e.HostIf, "type", "veth", "peer", "name", container)
+	addr := e.Addresses[0].Addr
+	mac, err := net.ParseMAC(e.MAC)
+	n.must(err)
+	n.must(bridge.Allow(bridge.Sender{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses}))
+	nodetest.Run(n, "ip", "neigh", "add", addr.String(), "lladdr", e.MAC, "dev", bridge.Name, "nud", "permanent")
+	for _, set := range []string{conf.PodsSet, conf.IngressClasses + "x", "weir-sel-x"} {
+		n.must(n.sets.Add(set, ipset.Entry{Prefix: netip.PrefixFrom(addr, 32), Comment: container}))
+	}
+	n.must(making.Close())
+	return e
+}
+
+// traces are what is there of each container, by its name.
+func (n *node) traces() map[string][]string {
+	n.Helper()
+	out := nodetest.Run(n, "sh", "-c", "ls /run/weir/endpoints /run/weir/addresses; ip -o link; ip neigh show nud permanent; ipset list; readlink /run/weir/addresses/* || :")
+	if guard, err := exec.Command("nft", "list", "table", "bridge", "weir").Output(); err == nil {
+		out += string(guard)
+	}
+	all := map[string][]string{}
+	for _, name := range []string{"c1", "c2", "c3", "c4", "c5"} {
+		id := endpoint.ID(name, "eth0")
+		for what, sign := range map[string]string{"record": id + ".", "address": id + "\n", "link": bridge.PortName(id) + "@", "guard": bridge.PortName(id) + "\""} {
+			if strings.Contains(out, sign) {
+				all[name] = append(all[name], what)
+			}
+		}
+		if k := strings.Count(out, `comment "`+name+`"`); k > 0 {
+			all[name] = append(all[name], fmt.Sprint(k, " sets"))
+		}
+		slices.Sort(all[name])
+	}
+	for name := range all {
+		if all[name] == nil {
+			delete(all, name)
+		}
+	}
+	return all
+}
+
+var whole = []string{"3 sets", "address", "guard", "link", "record"}
+
+func (n *node) want(when string, want map[string][]string) {
+	n.Helper()
+	if diff := cmp.Diff(want, n.traces()); diff != "" {
+		n.Errorf("%s: %s", when, diff)
+	}
+}
+
+func record(container, suffix string) string {
+	return "/run/weir/endpoints/" + endpoint.ID(container, "eth0") + suffix
+}
+
+func TestReap(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	for _, name := range []string{"c1", "c2", "c3"} {
+		n.add(name, "weir")
+	}
+	_, making := n.begin("c4", "weir") // an ADD that has no link yet
+	held := []string{"address", "record"}
+	all := map[string][]string{"c1": whole, "c2": whole, "c3": whole, "c4": held}
+	reap := func(want ...string) {
+		t.Helper()
+		ended, err := Reap(n.links)
+		var got []string
+		for _, e := range ended {
+			got = append(got, e.ContainerID)
+			delete(all, e.ContainerID)
+		}
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Errorf("reaped: %v %s", err, diff)
+		}
+		n.want(fmt.Sprintf("reaped %s", want), all)
+	}
+	reap()
+	nodetest.Run(t, "ip", "link", "del", "c1") // as the kernel does with the pod's namespace
+	reap("c1")
+	n.must(os.Rename(record("c2", ".json"), record("c2", ".ending"))) // a DEL that was killed at its beginning
+	reap("c2")
+	n.must(os.WriteFile(record("c3", ".json"), []byte("{"), 0o600))
+	reap() // its pod lives
+	nodetest.Run(t, "ip", "link", "del", "c3")
+	reap("c3")
+	n.must(making.Close()) // the ADD was killed
+	reap("c4")
+	n.must(End(n.links, "c1:eth0")) // a DEL that comes after all
+}
+
+func TestCollect(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	for name, network := range map[string]string{"c1": "weir", "c2": "weir", "c3": "other", "c4": "weir"} {
+		n.add(name, network)
+	}
+	_, making := n.begin("c5", "weir")
+	nodetest.Run(t, "ip", "link", "del", "c3") // over, but another network's to collect
+	over := []string{"3 sets", "address", "guard", "record"}
+	n.must(os.WriteFile(record("c4", ".json"), []byte("{"), 0o600)) // of whichever network
+	valid := map[string]bool{"c1:eth0": true, "c9:eth0": true}
+	for range 2 {
+		n.must(Collect(n.links, "weir", valid))
+		n.want("collected", map[string][]string{"c1": whole, "c3": over, "c4": whole, "c5": {"address", "record"}})
+	}
+	n.must(making.Close())
+	n.must(Collect(n.links, "other", nil))
+	n.want("the other network's", map[string][]string{"c1": whole, "c4": whole, "c5": {"address", "record"}})
+	nodetest.Run(t, "ip", "link", "del", "c4")
+	n.must(Collect(n.links, "weir", nil))
+	n.want("with nothing valid", map[string][]string{})
+}
+
+// TestLostRecords: what is there without a record is nobody's, unless the runtime says that it is somebody's.
+func TestLostRecords(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	for _, name := range []string{"c1", "c2"} {
+		n.add(name, "weir")
+	}
+	stranger := ipset.Entry{Prefix: netip.MustParsePrefix("10.99.0.7/32"), Comment: "a pod of another node"}
+	n.must(n.sets.Add("weir-sel-x", stranger))
+	n.must(os.RemoveAll("/run/weir/endpoints"))
+	n.must(os.Mkdir("/run/weir/endpoints", 0o700))
+	n.must(os.WriteFile(record("c3", ".json.tmp"), []byte("{"), 0o600))
+	n.must(Collect(n.links, "weir", map[string]bool{"c1:eth0": true}))
+	n.want("collected", map[string][]string{"c1": {"3 sets", "address", "guard", "link"}})
+	n.must(Collect(n.links, "weir", nil))
+	n.want("with nothing valid", map[string][]string{})
+	if neighbours := nodetest.Run(t, "ip", "neigh", "show", "nud", "permanent"); neighbours != "" {
+		t.Errorf("neighbours left: %s", neighbours)
+	}
+	if in, err := n.sets.Has("weir-sel-x", stranger.Prefix.Addr()); err != nil || !in {
+		t.Errorf("%v: a pod of another node was taken out of its set", err)
+	}
+}
+
+// TestAnIDThatCameBack: between looking at an attachment and ending it, it was deleted and made again.
+func TestAnIDThatCameBack(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	n.add("c1", "weir")
+	looks := 0
+	ended, err := endEach(n.links, func(id string) (bool, error) {
+		looks++
+		if looks == 1 {
+			return true, nil
+		}
+		return isOver(n.links, id)
+	})
+	if len(ended) > 0 || err != nil || looks != 2 {
+		t.Errorf("%v, %v after %d looks", ended, err, looks)
+	}
+	n.want("after it came back", map[string][]string{"c1": whole})
+}
+
+func TestEndOfABrokenRecord(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	n.add("c1", "weir")
+	n.add("c2", "weir")
+	n.must(os.WriteFile(record("c1", ".json"), []byte(`{"containerID": "c1", "ifName": "eth0", "hostInterface": 7`), 0o600))
+	for range 2 {
+		n.must(End(n.links, "c1:eth0"))
+		n.want("ended", map[string][]string{"c2": whole})
+	}
+	// A record that names another's link: it isn't touched.
+	e, err := endpoint.Load("c2:eth0")
+	n.must(err)
+	e.HostIf = "lo"
+	n.must(e.Save())
+	n.must(End(n.links, "c2:eth0"))
+	n.want("ended", map[string][]string{})
+	nodetest.Run(t, "ip", "link", "show", "lo")
+}

@@ -1,0 +1,153 @@
+// Package attachment owns how attachments end: because the runtime deletes them, because making them failed, or because
+// they are over and nobody says so. What an attachment has on the node is its record, guard entry, places in sets, link,
+// neighbour entries, connections and addresses. The record is written before all of these and removed after them, and each
+// step can be repeated, so whatever is killed on the way leaves what is found again.
+package attachment
+
+import (
+	"errors"
+	"io/fs"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/ipam"
+	"github.com/weir-net/weir/policy/conntrack"
+	"github.com/weir-net/weir/policy/ipset"
+)
+
+// End takes the attachment away, as its record says. That it is gone already is no error. A record that can't be understood
+// ends too: what goes by its name alone is taken away, and so are the addresses that it holds.
+func End(links netlinksafe.Handle, id string) error {
+	_, err := endpoint.Ending(id) // before the lock is waited for: from here the agent puts the pod into nothing
+	if errors.Is(err, fs.ErrNotExist) {
+		// Nothing is made before the record and the record goes last, so there is nothing left but perhaps a link of a
+		// life before the record was lost.
+		return bridge.Remove(links, bridge.PortName(id), nil)
+	}
+	if err != nil && !errors.Is(err, endpoint.ErrBroken) {
+		return err
+	}
+	unlock, err := endpoint.Lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	_, err = end(links, id)
+	return err
+}
+
+// Detach is End for who has the record's content: of a record that is gone, or was never written, too.
+func Detach(links netlinksafe.Handle, e *endpoint.Endpoint) error {
+	if _, err := endpoint.Ending(e.ID()); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, endpoint.ErrBroken) {
+		return err
+	}
+	unlock, err := endpoint.Lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return detach(links, e)
+}
+
+// end is End for who holds the lock. The record is read under it: whoever had it before may have taken the attachment
+// away, and the runtime have made another of the same ID. It returns what was there; nil if nothing was.
+func end(links netlinksafe.Handle, id string) (*endpoint.Endpoint, error) {
+	e, err := endpoint.Ending(id)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case errors.Is(err, endpoint.ErrBroken):
+		e, err = salvage(id)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return e, detach(links, e)
+}
+
+// salvage is what can be known of an attachment whose record can't be understood.
+func salvage(id string) (*endpoint.Endpoint, error) {
+	container, ifName, _ := strings.Cut(id, ":")
+	e := &endpoint.Endpoint{ContainerID: container, IfName: ifName, HostIf: bridge.PortName(id)}
+	held, err := ipam.Holders()
+	if err != nil {
+		return nil, err
+	}
+	for addr, holder := range held {
+		if holder == id {
+			e.Addresses = append(e.Addresses, endpoint.Address{Addr: addr})
+		}
+	}
+	return e, nil
+}
+
+// detach takes everything away, step by step so that nothing opens: the port is forbidden to send, the addresses leave
+// every set, and only what nothing refers to any more is freed. What goes by addresses leaves out those that another holds
+// by now: whoever detached it before has come as far as freeing them. The lock keeps others from taking them meanwhile.
+func detach(links netlinksafe.Handle, e *endpoint.Endpoint) error {
+	var addresses []endpoint.Address
+	for _, a := range e.Addresses {
+		holder, err := ipam.Holder(a.Addr)
+		if err != nil {
+			return err
+		}
+		if holder == "" || holder == e.ID() {
+			addresses = append(addresses, a)
+		}
+	}
+	if err := forbid(e); err != nil {
+		return err
+	}
+	if err := purge(addrsOf(addresses)); err != nil {
+		return err
+	}
+	// The link that weir made for the attachment, and no other, whatever a record says is the node's end.
+	if err := bridge.Remove(links, bridge.PortName(e.ID()), addresses); err != nil {
+		return err
+	}
+	if err := conntrack.Forget(addrsOf(addresses)...); err != nil {
+		return err
+	}
+	for _, a := range addresses {
+		if err := ipam.Release(e.ID(), a.Addr); err != nil {
+			return err
+		}
+	}
+	return endpoint.Remove(e.ID())
+}
+
+// forbid goes by the name of weir's own link too.
+func forbid(e *endpoint.Endpoint) error {
+	port := bridge.PortName(e.ID())
+	mac, err := net.ParseMAC(e.MAC)
+	if err != nil { // of a record that can't be understood
+		return bridge.ForbidPort(port)
+	}
+	return bridge.Forbid(bridge.Sender{HostIf: port, MAC: mac, Addresses: e.Addresses})
+}
+
+// purge takes the addresses out of every set.
+func purge(addrs []netip.Addr) error {
+	if len(addrs) == 0 {
+		return nil
+	}
+	sets, err := ipset.Open()
+	if err != nil {
+		return err
+	}
+	defer sets.Close()
+	return sets.Purge(addrs...)
+}
+
+func addrsOf(addresses []endpoint.Address) []netip.Addr {
+	all := make([]netip.Addr, 0, len(addresses))
+	for _, a := range addresses {
+		all = append(all, a.Addr)
+	}
+	return all
+}

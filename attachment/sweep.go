@@ -1,0 +1,179 @@
+package attachment
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/ipam"
+	"github.com/weir-net/weir/policy/conntrack"
+	"github.com/weir-net/weir/policy/ipset"
+)
+
+// found is what is there of attachments, whoever's it is.
+type found struct {
+	ports   []string
+	senders []bridge.Sender
+	addrs   []netip.Addr // in sets of this node's pods
+	held    map[netip.Addr]string
+}
+
+// known is what belongs to attachments that are there.
+type known struct {
+	ids   map[string]bool
+	ports map[string]bool
+	addrs map[netip.Addr]bool
+}
+
+// sweep takes away what belongs to no attachment: whoever lost its record, by hand or by a fault of the disk, left it
+// behind. An ID in valid is an attachment without a record too: the runtime says so. A record that can't be understood
+// keeps what goes by its name; its pod is closed by the agent.
+//
+// What is there is read first, and the records after it. As a record is written before all else, what has none by then is
+// nobody's; and as addresses are given out under the lock, it becomes nobody else's meanwhile.
+func sweep(links netlinksafe.Handle, valid map[string]bool) error {
+	unlock, err := endpoint.Lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	f, err := find(links)
+	if err != nil {
+		return err
+	}
+	k, err := know(f.held, valid)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, s := range f.senders {
+		if !k.ports[s.HostIf] {
+			errs = append(errs, bridge.Forbid(s))
+		}
+	}
+	stale := k.stale(f)
+	errs = append(errs, purge(addrsOf(stale)))
+	for _, name := range f.ports {
+		if !k.ports[name] {
+			errs = append(errs, bridge.Remove(links, name, nil))
+		}
+	}
+	errs = append(errs, bridge.RemoveNeighbours(links, stale), conntrack.Forget(addrsOf(stale)...))
+	if errors.Join(errs...) == nil { // an address is freed when nothing refers to it any more
+		for _, a := range stale {
+			errs = append(errs, ipam.Release(f.held[a.Addr], a.Addr))
+		}
+	}
+	return errors.Join(append(errs, endpoint.Tidy())...)
+}
+
+// stale are the addresses that are no attachment's.
+func (k known) stale(f found) []endpoint.Address {
+	var all []endpoint.Address
+	add := func(a netip.Addr) {
+		if !k.addrs[a] && !slices.ContainsFunc(all, func(o endpoint.Address) bool { return o.Addr == a }) {
+			all = append(all, endpoint.Address{Addr: a})
+		}
+	}
+	for _, a := range f.addrs {
+		add(a)
+	}
+	for a, holder := range f.held {
+		if !k.ids[holder] {
+			add(a)
+		}
+	}
+	return all
+}
+
+func find(links netlinksafe.Handle) (f found, err error) {
+	if f.ports, err = bridge.Ports(links); err != nil {
+		return f, err
+	}
+	if f.senders, err = bridge.Senders(); err != nil {
+		return f, err
+	}
+	if f.addrs, err = pods(); err != nil {
+		return f, err
+	}
+	f.held, err = ipam.Holders()
+	return f, err
+}
+
+// pods are the addresses in the sets that hold pods of this node alone.
+func pods() ([]netip.Addr, error) {
+	sets, err := ipset.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer sets.Close()
+	headers, err := sets.Headers()
+	if err != nil {
+		return nil, err
+	}
+	var all []netip.Addr
+	for _, h := range headers {
+		if !local(h) {
+			continue
+		}
+		s, err := sets.List(h.Name)
+		if errors.Is(err, ipset.ErrNotExist) { // gone since it was listed
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range s.Entries {
+			all = append(all, e.Prefix.Addr())
+		}
+	}
+	return all, nil
+}
+
+func local(h ipset.Header) bool {
+	return h.Type == ipset.HashIP && (h.Name == h.Family.Set(conf.PodsSet) ||
+		strings.HasPrefix(h.Name, conf.IngressClasses) || strings.HasPrefix(h.Name, conf.EgressClasses))
+}
+
+func know(held map[netip.Addr]string, valid map[string]bool) (known, error) {
+	k := known{ids: map[string]bool{}, ports: map[string]bool{}, addrs: map[netip.Addr]bool{}}
+	ids, err := endpoint.IDs()
+	if err != nil {
+		return k, err
+	}
+	for _, id := range ids {
+		e, _, err := endpoint.Find(id)
+		if errors.Is(err, endpoint.ErrBroken) {
+			e, err = nil, nil
+		}
+		if err := ignoreNotExist(err); err != nil {
+			return k, err
+		}
+		k.ids[id] = true
+		if e == nil {
+			continue
+		}
+		k.ports[e.HostIf] = true
+		for _, a := range e.Addresses {
+			k.addrs[a.Addr] = true
+		}
+	}
+	for id := range valid {
+		k.ids[id] = true
+	}
+	for id := range k.ids {
+		k.ports[bridge.PortName(id)] = true
+	}
+	for a, holder := range held {
+		if k.ids[holder] {
+			k.addrs[a] = true
+		}
+	}
+	return k, nil
+}

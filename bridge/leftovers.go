@@ -1,0 +1,97 @@
+package bridge
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+)
+
+// Ports are the names of the pods' links on the node.
+//
+// Equivalent to: ls -d /sys/class/net/weirp*
+func Ports(h netlinksafe.Handle) ([]string, error) {
+	links, err := h.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	var names []string
+	for _, l := range links {
+		if name := l.Attrs().Name; strings.HasPrefix(name, PortPrefix) {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+// Senders are who may send, one for each entry of the guard's sets.
+//
+// Equivalent to: nft list set bridge weir senders4; nft list set bridge weir senders6
+func Senders() ([]Sender, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return nil, fmt.Errorf("open nftables: %w", err)
+	}
+	has, err := allowed(conn)
+	if err != nil {
+		return nil, err
+	}
+	var all []Sender
+	for _, f := range conf.Families {
+		for k := range has[f] {
+			if s, ok := senderOf([]byte(k)); ok {
+				all = append(all, s)
+			}
+		}
+	}
+	return all, nil
+}
+
+// senderOf is what key was made from.
+func senderOf(k []byte) (Sender, bool) {
+	if len(k) < 16+8 {
+		return Sender{}, false
+	}
+	addr, ok := netip.AddrFromSlice(k[16+8:])
+	name, _, _ := bytes.Cut(k[:16], []byte{0})
+	return Sender{HostIf: string(name), MAC: net.HardwareAddr(k[16 : 16+6]), Addresses: []endpoint.Address{{Addr: addr}}}, ok
+}
+
+// ForbidPort is Forbid for who doesn't know as whom the port may send.
+func ForbidPort(hostIf string) error {
+	all, err := Senders()
+	if err != nil {
+		return err
+	}
+	for _, s := range all {
+		if s.HostIf == hostIf {
+			if err := Forbid(s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// PortExists says whether the link is on the node. The kernel deletes a pod's with the namespace that its other end is in.
+//
+// Equivalent to: ip link show HOSTIF
+func PortExists(h netlinksafe.Handle, hostIf string) (bool, error) {
+	_, err := h.LinkByName(hostIf)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look up %s: %w", hostIf, err)
+	}
+	return true, nil
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/nodetest"
+)
+
+// TestStatus: a node stays ready while its agent is being replaced, and no longer.
+func TestStatus(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("cluster.yaml", cluster)
+	small := `"ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.2"}, {"subnet": "fd00:10:88::/64"}]`
+	conf := func(enforcement string) string {
+		return `{"cniVersion": "1.1.0", "name": "weir", "type": "weir", "enforcement": "` + enforcement + `", ` + small + "}"
+	}
+	want := func(when, enforcement string, code uint) {
+		t.Helper()
+		if got := call(t, n, map[string]string{"CNI_COMMAND": "STATUS", "CNI_PATH": n.Bin}, conf(enforcement)); got.Code != code {
+			t.Errorf("%s: exit code %d: %s; want code %d", when, got.exit, got.stdout, code)
+		}
+	}
+	want("no agent yet", "strict", types.ErrPluginNotAvailable)
+	want("no agent yet", "closed", 0) // such pods start, and wait for it
+	want("no agent yet", "off", 0)
+	n.StartAgent()
+	want("with an agent", "strict", 0)
+	n.KillAgent()
+	want("just without an agent", "strict", 0)
+	long := time.Now().Add(-endpoint.BeatLasts - time.Second)
+	if err := os.Chtimes("/run/weir/heartbeat", long, long); err != nil {
+		t.Fatal(err)
+	}
+	want("long without an agent", "strict", types.ErrPluginNotAvailable)
+	n.StartAgent()
+	want("with an agent again", "strict", 0)
+	if err := os.Chtimes("/run/weir/heartbeat", long, long); err != nil {
+		t.Fatal(err)
+	}
+	n.Eventually("the agent renews its heartbeat", func() error {
+		if beat, err := endpoint.LastBeat(); err != nil || beat.Equal(long) {
+			return errors.New("it is of old")
+		}
+		return nil
+	})
+
+	one, two := nodetest.NewNS(t, "one"), nodetest.NewNS(t, "two")
+	must := func(code uint, got answer) {
+		t.Helper()
+		if got.Code != code {
+			t.Errorf("exit code %d: %s; want code %d", got.exit, got.stdout, code)
+		}
+	}
+	must(0, call(t, n, container(n, "ADD", "c1", one), conf("off")))
+	must(types.ErrTryAgainLater, call(t, n, container(n, "ADD", "c2", two), conf("off")))
+	want("with no IPv4 address left", "off", types.ErrPluginNotAvailable)
+	must(0, call(t, n, container(n, "DEL", "c1", one), conf("off")))
+	want("with an address again", "off", 0)
+}
+
+// TestStatusIsCheap: containerd asks every five seconds.
+func TestStatusIsCheap(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	if err := errors.Join(os.MkdirAll(endpoint.Dir, 0o700), endpoint.Beat()); err != nil {
+		t.Fatal(err)
+	}
+	stdin := []byte(`{"cniVersion": "1.1.0", "name": "weir", "type": "weir", "ranges": [{"subnet": "10.88.0.0/16"}, {"subnet": "fd00:10:88::/64"}]}`)
+	var took []time.Duration
+	for range 101 {
+		began := time.Now()
+		if err := status(&skel.CmdArgs{StdinData: stdin}); err != nil {
+			t.Fatal(err)
+		}
+		took = append(took, time.Since(began))
+	}
+	slices.Sort(took)
+	if median := took[50]; median > time.Millisecond {
+		t.Errorf("it takes %s, want less than a millisecond", median)
+	}
+	t.Logf("median %s", took[50])
+}
+
+// TestTheAgentReaps what nobody deletes: containerd never calls GC.
+func TestTheAgentReaps(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newNode(t, dualStack)
+	stays := n.AddPod("ns-1", "http-echo")
+	before := leftovers(t)
+	gone := n.AddPod("ns-1", "busybox")
+	nodetest.DelNS(t, gone.Netns) // as when its last process ends, or a runtime has lost it
+	nothing := func() error {
+		if diff := cmp.Diff(before, leftovers(t)); diff != "" {
+			return errors.New("before and after: " + diff)
+		}
+		return nil
+	}
+	n.Eventually("nothing of the pod is left", nothing)
+	if _, err := n.CNI("del", gone.Netns, nodetest.Args("ns-1", "busybox", "")); err != nil {
+		t.Errorf("a DEL that comes after all: %v", err)
+	}
+	other := n.AddPod("ns-2", "other", "CNI_IFNAME=net1")
+	n.KillAgent()
+	nodetest.DelNS(t, other.Netns)
+	n.StartAgent()
+	n.Eventually("nothing is left of a pod that went while there was no agent", nothing)
+	n.Serve(stays.Netns, "tcp", ":80")
+	n.ReachFrom(nodetest.Self, stays.IP+":80", true)
+}
