@@ -14,8 +14,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
