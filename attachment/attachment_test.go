@@ -68,7 +68,7 @@ func (n *node) begin(container, network string) (e *endpoint.Endpoint, making io
 		Subnet: netip.MustParsePrefix("10.88.0.0/24"), Gateway: netip.MustParseAddr("10.88.0.1"),
 		RangeStart: netip.MustParseAddr("10.88.0.2"), RangeEnd: netip.MustParseAddr("10.88.0.99"),
 	}}
-	n.must(ipam.Reserve(e.ID(), ranges, func(a []endpoint.Address) (err error) {
+	n.must(ipam.Reserve(e.ID(), ipam.Request{Ranges: ranges}, func(a []endpoint.Address) (err error) {
 		e.Addresses, e.MAC = a, bridge.PodMAC(a).String()
 		making, err = e.Begin()
 		return err

@@ -10,6 +10,8 @@ import (
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
 )
 
 // Check verifies that the port is as Add and Open left it; its error names everything that isn't. mtu 0 means: whatever
@@ -83,21 +85,11 @@ func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu i
 	if err != nil {
 		errs = append(errs, fmt.Errorf("addresses of %s: %w", name, err))
 	}
-	// In whichever table: a plugin after weir may have moved them, as sbr does.
-	filter := &netlink.Route{LinkIndex: index, Table: unix.RT_TABLE_UNSPEC}
-	routes, err := pod.RouteListFiltered(netlink.FAMILY_ALL, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
-	if err != nil {
-		errs = append(errs, fmt.Errorf("routes in the pod: %w", err))
-	}
 	for _, a := range p.Addresses {
 		if !hasAddress(addrs, host(a.Addr)) {
 			errs = append(errs, fmt.Errorf("%s lacks address %s", name, a.Addr))
 		}
-		if !slices.ContainsFunc(routes, func(r netlink.Route) bool {
-			return (r.Dst == nil || r.Dst.IP.IsUnspecified()) && r.Gw.Equal(a.Gateway.AsSlice())
-		}) {
-			errs = append(errs, fmt.Errorf("the pod lacks the default route via %s", a.Gateway))
-		}
+		errs = append(errs, checkRoutes(pod, index, conf.RoutesOf(p.Routes, conf.FamilyOf(a.Addr), a.Gateway)))
 		errs = append(errs, hasNeighbour(pod, index, neighbour(index, a.Gateway, gatewayMAC), "in the pod"))
 	}
 	return errors.Join(errs...)

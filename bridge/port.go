@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -15,11 +16,15 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 )
 
 // ErrInterfaceExists says that the pod's namespace already has an interface of the wanted name.
 var ErrInterfaceExists = errors.New("the interface exists already")
+
+// ErrMACInUse says that another port, or the bridge, has the MAC: what is for one would go to the other.
+var ErrMACInUse = errors.New("another on the bridge has this MAC")
 
 // PortName is the name of an attachment's link on the node: 15 characters, the most that the kernel takes, of which 10
 // come from a hash of the attachment's ID.
@@ -35,7 +40,8 @@ type Port struct {
 	Netns     netns.NsHandle
 	MAC       net.HardwareAddr // of the pod's end
 	Addresses []endpoint.Address
-	Alias     string // says on the node whose link it is
+	Routes    []conf.Route // that the pod gets besides the default routes, or in their place
+	Alias     string       // says on the node whose link it is
 }
 
 // Sender is who the port may send as.
@@ -49,14 +55,14 @@ func (p Port) Sender() Sender { return Sender{p.HostIf, p.MAC, p.Addresses} }
 //	ip link add HOSTIF mtu MTU type veth peer name IFNAME address MAC mtu MTU netns NETNS
 //	ip link set HOSTIF master weir0
 //	bridge link set dev HOSTIF isolated on learning off flood off mcast_flood off bcast_flood off
-//	bridge fdb replace MAC dev HOSTIF master static
+//	bridge fdb add MAC dev HOSTIF master static
 //	ip neigh replace ADDR lladdr MAC dev weir0 nud permanent
 //
 // and in the pod:
 //
 //	ip link set lo up; ip addr add ADDR/32 dev IFNAME; ip link set IFNAME up
 //	ip neigh replace GATEWAY lladdr BRIDGEMAC dev IFNAME nud permanent
-//	ip route add GATEWAY dev IFNAME scope link; ip route add default via GATEWAY dev IFNAME
+//	ip route add GATEWAY dev IFNAME scope link; ip route add default via GATEWAY dev IFNAME; and the other routes
 //
 // of an IPv6 address:
 //
@@ -107,7 +113,11 @@ func (b *Bridge) configurePort(h netlinksafe.Handle, index int, p Port) error {
 	fdb := &netlink.Neigh{
 		LinkIndex: index, Family: unix.AF_BRIDGE, State: netlink.NUD_NOARP, Flags: netlink.NTF_MASTER, HardwareAddr: p.MAC,
 	}
-	if err := h.NeighSet(fdb); err != nil {
+	err := h.NeighAdd(fdb)
+	if bytes.Equal(p.MAC, b.MAC) || errors.Is(err, unix.EEXIST) {
+		err = ErrMACInUse
+	}
+	if err != nil {
 		return fmt.Errorf("add forwarding entry %s to %s: %w", p.MAC, p.HostIf, err)
 	}
 	for _, a := range p.Addresses {
@@ -144,14 +154,15 @@ func (b *Bridge) configurePod(pod netlinksafe.Handle, p Port) error {
 		if err := pod.NeighSet(neighbour(index, a.Gateway, b.MAC)); err != nil {
 			return fmt.Errorf("add the gateway %s as neighbour in the pod: %w", a.Gateway, err)
 		}
-		route := &netlink.Route{LinkIndex: index, Gw: a.Gateway.AsSlice()}
-		if a.Addr.Is6() {
-			route.Flags = int(netlink.FLAG_ONLINK)
-		} else if err := pod.RouteAdd(&netlink.Route{LinkIndex: index, Scope: netlink.SCOPE_LINK, Dst: host(a.Gateway)}); err != nil {
-			return fmt.Errorf("add the route to gateway %s in the pod: %w", a.Gateway, err)
+		if a.Addr.Is4() {
+			if err := pod.RouteAdd(&netlink.Route{LinkIndex: index, Scope: netlink.SCOPE_LINK, Dst: host(a.Gateway)}); err != nil {
+				return fmt.Errorf("add the route to gateway %s in the pod: %w", a.Gateway, err)
+			}
 		}
-		if err := pod.RouteAdd(route); err != nil {
-			return fmt.Errorf("add the default route via %s in the pod: %w", a.Gateway, err)
+		for _, r := range conf.RoutesOf(p.Routes, conf.FamilyOf(a.Addr), a.Gateway) {
+			if err := pod.RouteAdd(route(index, r)); err != nil {
+				return fmt.Errorf("add the route to %s via %s in the pod: %w", r.Dst, a.Gateway, err)
+			}
 		}
 	}
 	return nil

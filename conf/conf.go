@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -32,9 +34,14 @@ type NetConf struct {
 	// Ranges are the pools that addresses come from. A pod gets one address of each family that they hold; several of one
 	// family are alternatives.
 	Ranges []Range `json:"-"`
+	// Routes that pods get; RoutesOf has all of a pod's.
+	Routes []Route `json:"-"`
 	// MTU of the pods' links in bytes. 0: that of the link with the node's default route.
 	MTU         int         `json:"mtu,omitempty"`
 	Enforcement Enforcement `json:"enforcement,omitempty"`
+
+	wantedIPs []wanted[netip.Addr]
+	wantedMAC wanted[net.HardwareAddr]
 }
 
 // knownKeys are what a configuration may hold: weir's own, and what the CNI specification 1.1, "Section 1" and the
@@ -42,7 +49,7 @@ type NetConf struct {
 var knownKeys = []string{
 	"cniVersion", "cniVersions", "name", "type", "disableCheck", "disableGC", "loadOnlyInlinedPlugins",
 	"capabilities", "dns", "args", "runtimeConfig", "prevResult",
-	"ranges", "mtu", "enforcement",
+	"ranges", "routes", "mtu", "enforcement",
 }
 
 const (
@@ -62,14 +69,27 @@ func Parse(data []byte) (*NetConf, error) {
 		return nil, err
 	}
 	c := &NetConf{}
-	if ranges, ok := raw["ranges"]; ok {
+	if data, ok := raw["ranges"]; ok {
+		var list []json.RawMessage
+		err := json.Unmarshal(data, &list)
+		if err != nil {
+			return nil, invalid("ranges", string(data), "must be a list of objects")
+		}
+		if c.Ranges, err = parseRanges("ranges", list); err != nil {
+			return nil, err
+		}
+	}
+	if routes, ok := raw["routes"]; ok {
 		var err error
-		if c.Ranges, err = parseRanges(ranges); err != nil {
+		if c.Routes, err = parseRoutes(routes); err != nil {
 			return nil, err
 		}
 	}
 	if err := json.Unmarshal(data, c); err != nil {
 		return nil, decodeError(raw, err)
+	}
+	if err := c.parseRuntime(raw); err != nil {
+		return nil, err
 	}
 	if err := c.validate(); err != nil {
 		return nil, err
@@ -86,10 +106,10 @@ func (c *NetConf) validate() error {
 	if c.Name == "" {
 		return types.NewError(types.ErrInvalidNetworkConfig, "name is missing", "a network configuration needs a name")
 	}
-	if len(c.Ranges) == 0 {
-		return types.NewError(types.ErrInvalidNetworkConfig, "ranges is missing", `one range at least, for instance [{"subnet": "10.88.0.0/24"}]`)
-	}
 	if err := disjoint(c.Ranges); err != nil {
+		return err
+	}
+	if err := routesFit(c.Routes, c.Ranges); err != nil {
 		return err
 	}
 	if c.MTU != 0 && (c.MTU < minMTU || c.MTU > maxMTU) {

@@ -14,7 +14,10 @@ import (
 var byValue = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
 
 func newRange(subnet, start, end, gateway string) Range {
-	return Range{netip.MustParsePrefix(subnet), netip.MustParseAddr(start), netip.MustParseAddr(end), netip.MustParseAddr(gateway)}
+	return Range{
+		Subnet: netip.MustParsePrefix(subnet), Gateway: netip.MustParseAddr(gateway),
+		RangeStart: netip.MustParseAddr(start), RangeEnd: netip.MustParseAddr(end),
+	}
 }
 
 func TestParse(t *testing.T) {
@@ -77,7 +80,7 @@ func TestParse(t *testing.T) {
 				t.Fatal(err)
 			}
 			tc.want.Name = "weir"
-			if diff := cmp.Diff(&tc.want, got, byValue); diff != "" {
+			if diff := cmp.Diff(&tc.want, got, byValue, cmpopts.IgnoreUnexported(NetConf{})); diff != "" {
 				t.Error(diff)
 			}
 		})
@@ -127,9 +130,6 @@ func TestParseRefuses(t *testing.T) {
 		{"first of the unknown keys", `{"name": "n", "b": 1, "a": "2", ` + ranges + `}`, 2, `a: "2"`},
 		{"key in capitals", `{"name": "n", "MTU": 1400, ` + ranges + `}`, 2, "MTU: 1400"},
 		{"long value", `{"name": "n", "x": "` + strings.Repeat("y", 1000) + `", ` + ranges + `}`, 2, `x: "` + strings.Repeat("y", 79) + "…"},
-		{"no ranges", `{"name": "n"}`, 7, "ranges is missing"},
-		{"null ranges", `{"name": "n", "ranges": null}`, 7, "ranges is missing"},
-		{"empty ranges", `{"name": "n", "ranges": []}`, 7, "ranges is missing"},
 		{"ranges of a wrong type", `{"name": "n", "ranges": {"subnet": "10.88.0.0/24"}}`, 7, `ranges: {"subnet": "10.88.0.0/24"}`},
 		{"range of a wrong type", `{"name": "n", "ranges": ["10.88.0.0/24"]}`, 7, `ranges[0]: "10.88.0.0/24"`},
 		{"unknown key in a range", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}, {"start": "x"}]}`, 2, `ranges[1].start: "x"`},
@@ -188,6 +188,33 @@ func TestParseRefuses(t *testing.T) {
 		{"unknown enforcement", `{"name": "n", "enforcement": "lax", ` + ranges + `}`, 7, "enforcement: lax "},
 		{"enforcement in capitals", `{"name": "n", "enforcement": "Strict", ` + ranges + `}`, 7, "enforcement: Strict "},
 		{"enforcement of a wrong type", `{"name": "n", "enforcement": true, ` + ranges + `}`, 7, "enforcement: true "},
+		{"exclude of a wrong type", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": "10.88.0.9"}]}`, 7, `ranges[0].exclude: "10.88.0.9" must be a list`},
+		{"exclude that is no CIDR", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": ["10.88.0.8/29", "x"]}]}`, 7, `ranges[0].exclude[1]: "x" is no CIDR`},
+		{"exclude with host bits", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": ["10.88.0.9/29"]}]}`, 7, "ranges[0].exclude[0]: 10.88.0.9/29 has host bits set; 10.88.0.8/29"},
+		{"exclude elsewhere", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": ["10.89.0.0/29"]}]}`, 7, "ranges[0].exclude[0]: 10.89.0.0/29 is outside"},
+		{"all excluded", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.7", "exclude": ["10.88.0.0/29"]}]}`, 7, "leaves no address"},
+		{"routes of a wrong type", `{"name": "n", "routes": {"dst": "10.0.0.0/8"}, ` + ranges + `}`, 7, `routes: {"dst": "10.0.0.0/8"} must be a list`},
+		{"unknown key in a route", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "via": "10.88.0.1"}], ` + ranges + `}`, 2, `routes[0].via: "10.88.0.1"`},
+		{"route to nowhere", `{"name": "n", "routes": [{"mtu": 1400}], ` + ranges + `}`, 7, "routes[0].dst is missing"},
+		{"route with host bits", `{"name": "n", "routes": [{"dst": "10.0.0.1/8"}], ` + ranges + `}`, 7, "routes[0].dst: 10.0.0.1/8 has host bits set; 10.0.0.0/8"},
+		{"route of another family", `{"name": "n", "routes": [{"dst": "fd00::/8"}], ` + ranges + `}`, 7, "routes[0].dst: fd00::/8 is IPv6"},
+		{"route via another pod", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "gw": "10.88.0.9"}], ` + ranges + `}`, 7, "routes[0].gw: 10.88.0.9 leads nowhere"},
+		{"route twice", `{"name": "n", "routes": [{"dst": "10.0.0.0/8"}, {"dst": "10.0.0.0/8", "mtu": 1400, "table": 254}], ` + ranges + `}`, 7, "routes[1].dst: 10.0.0.0/8 is that of routes[0]"},
+		{"small route mtu", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "mtu": 67}], ` + ranges + `}`, 7, "routes[0].mtu: 67 must be"},
+		{"route advmss of a wrong type", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "advmss": "x"}], ` + ranges + `}`, 7, `routes[0].advmss: "x" is no number`},
+		{"negative priority", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "priority": -1}], ` + ranges + `}`, 7, "routes[0].priority: -1 must be"},
+		{"negative table", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "table": -1}], ` + ranges + `}`, 7, "routes[0].table: -1 must be"},
+		{"unknown scope", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "scope": 200}], ` + ranges + `}`, 7, "routes[0].scope: 200 must be"},
+		{"on-link via a gateway", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "gw": "10.88.0.1", "scope": 253}], ` + ranges + `}`, 7, "routes[0].gw: 10.88.0.1 can't be"},
+		{"requested address that is none", `{"name": "n", "runtimeConfig": {"ips": ["10.88.0.300"]}, ` + ranges + `}`, 7, `runtimeConfig.ips[0]: "10.88.0.300" is no IP`},
+		{"requested addresses of a wrong type", `{"name": "n", "runtimeConfig": {"ips": "10.88.0.3"}, ` + ranges + `}`, 7, `runtimeConfig: {"ips": "10.88.0.3"}`},
+		{"requested in args", `{"name": "n", "args": {"cni": {"ips": ["10.88.0.3", ""]}}, ` + ranges + `}`, 7, `args.cni.ips[1]: "" is no IP`},
+		{"args of a wrong type", `{"name": "n", "args": {"cni": 5}, ` + ranges + `}`, 7, `args: {"cni": 5}`},
+		{"MAC that is none", `{"name": "n", "runtimeConfig": {"mac": "x"}, ` + ranges + `}`, 7, `runtimeConfig.mac: "x" is no MAC`},
+		{"MAC of a group", `{"name": "n", "args": {"cni": {"mac": "01:00:5e:00:00:01"}}, ` + ranges + `}`, 7, `args.cni.mac: "01:00:5e:00:00:01" is no MAC`},
+		{"MAC of zeros", `{"name": "n", "runtimeConfig": {"mac": "00:00:00:00:00:00"}, ` + ranges + `}`, 7, `runtimeConfig.mac: "00:00:00:00:00:00" is no MAC`},
+		{"long MAC", `{"name": "n", "runtimeConfig": {"mac": "02:00:00:00:00:00:00:01"}, ` + ranges + `}`, 7, `runtimeConfig.mac: "02:00:00:00:00:00:00:01" is no MAC`},
+		{"runtime's range", `{"name": "n", "runtimeConfig": {"ipRanges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "10.1.0.1/24"}]]}}`, 7, "runtimeConfig.ipRanges[1][0].subnet: 10.1.0.1/24 has host bits"},
 		{"unreadable prevResult", `{"name": "n", "cniVersion": "1.0.0", "prevResult": {"ips": [{"address": "x"}]}, ` + ranges + `}`, 6, "prevResult"},
 		{"prevResult of no version", `{"name": "n", "cniVersion": "9.0.0", "prevResult": {}, ` + ranges + `}`, 6, "prevResult"},
 	} {
@@ -221,7 +248,7 @@ func TestParseArgs(t *testing.T) {
 		{"none", "", Args{}, ""},
 		{
 			"containerd's", "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns-1;K8S_POD_NAME=a.b-0;K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=u1",
-			Args{"ns-1", "a.b-0", "u1"},
+			Args{Namespace: "ns-1", Name: "a.b-0", UID: "u1"},
 			"",
 		},
 		{"empty pairs", ";;K8S_POD_NAME=a;", Args{Name: "a"}, ""},
@@ -264,6 +291,8 @@ func FuzzParse(f *testing.F) {
 		`{"name": "n", "ranges": [{"subnet": "10.88.0.0/30", "rangeStart": "10.88.0.2", "gateway": "10.88.0.1"}, {"subnet": "255.255.255.252/30"}, {"subnet": "0.0.0.0/30"}]}`,
 		`{"name": "n", "ranges": [{"subnet": "0.0.0.0/0", "rangeStart": "::1%eth0", "gateway": "::ffff:10.0.0.1"}], "enforcement": "off"}`,
 		`{"name": "n", "ranges": [{"subnet": "fd00::/64", "rangeStart": "fd00::9%eth0"}, {"subnet": "fd00::4/126"}, {"subnet": "10.88.0.0/24"}], "mtu": 1280}`,
+		`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": ["10.88.0.8/29", "10.88.0.2"]}], "routes": [{"dst": "10.0.0.0/8", "mtu": 1400, "table": 100, "scope": 253}, {"dst": "0.0.0.0/0", "gw": "10.88.0.1"}]}`,
+		`{"name": "n", "runtimeConfig": {"ips": ["10.88.0.9/24"], "mac": "0a:58:00:00:00:01", "ipRanges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "fd00::/64"}]], "dns": {"servers": ["::1"]}}, "args": {"cni": {"ips": ["fd00::9"]}}}`,
 		`{"name": "n", "ranges": [{"subnet": "::/0"}], "dns": {"nameservers": 1}, "cni.dev/valid-attachments": [{}]}`,
 		`{"cniVersion": "1.1.0", "name": "n", "prevResult": {"interfaces": [{"name": "eth0"}], "ips": [{"address": "10.1.0.2/24", "interface": 7}], "routes": [{"dst": "0.0.0.0/0"}]}, "ranges": [{"subnet": "10.88.0.0/24"}]}`,
 		`{"cniVersion": "0.2.0", "name": "n", "prevResult": {"ip4": {"ip": "10.1.0.2/24", "routes": null}}, "ranges": [{"subnet": "10.88.0.0/24"}]}`,
@@ -279,7 +308,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		if c.Name == "" || c.MTU < 0 || c.MTU > maxMTU || c.Enforcement != Strict && c.Enforcement != Closed && c.Enforcement != Off || len(c.Ranges) == 0 {
+		if c.Name == "" || c.MTU < 0 || c.MTU > maxMTU || c.Enforcement != Strict && c.Enforcement != Closed && c.Enforcement != Off {
 			t.Fatalf("%+v", c)
 		}
 		for i, r := range c.Ranges {
@@ -290,6 +319,15 @@ func FuzzParse(f *testing.F) {
 			}
 			if r.RangeEnd.Less(r.RangeStart) {
 				t.Errorf("ranges[%d]: %s to %s", i, r.RangeStart, r.RangeEnd)
+			}
+			rows := r.Runs()
+			if len(rows) == 0 {
+				t.Errorf("ranges[%d] gives out nothing: %+v", i, r)
+			}
+			for _, row := range rows {
+				if !r.Gives(row.From()) || !r.Gives(row.To()) {
+					t.Errorf("ranges[%d]: %v of its rows is none that it gives", i, row)
+				}
 			}
 			for j, other := range c.Ranges[:i] {
 				if !r.RangeEnd.Less(other.RangeStart) && !other.RangeEnd.Less(r.RangeStart) {

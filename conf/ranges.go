@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"go4.org/netipx"
@@ -19,19 +20,17 @@ type Range struct {
 	RangeEnd   netip.Addr `json:"rangeEnd,omitzero"`
 	// Gateway is the bridge's own address in the subnet; never handed out. Default: the first that can be a host's.
 	Gateway netip.Addr `json:"gateway,omitzero"`
+	// Exclude are addresses within the range that are somebody else's: never handed out, even if they are asked for.
+	Exclude []netip.Prefix `json:"exclude,omitempty"`
 }
 
-var knownRangeKeys = []string{"subnet", "rangeStart", "rangeEnd", "gateway"}
+var knownRangeKeys = []string{"subnet", "rangeStart", "rangeEnd", "gateway", "exclude"}
 
-// parseRanges reads the value of "ranges"; each range comes back complete.
-func parseRanges(data json.RawMessage) ([]Range, error) {
-	var list []json.RawMessage
-	if err := json.Unmarshal(data, &list); err != nil {
-		return nil, invalid("ranges", string(data), "must be a list of objects")
-	}
+// parseRanges reads the list of ranges under that key; each comes back complete.
+func parseRanges(key string, list []json.RawMessage) ([]Range, error) {
 	ranges := make([]Range, 0, len(list))
 	for i, item := range list {
-		path := fmt.Sprintf("ranges[%d]", i)
+		path := fmt.Sprintf("%s[%d]", key, i)
 		var fields map[string]json.RawMessage
 		if err := json.Unmarshal(item, &fields); err != nil {
 			return nil, invalid(path, string(item), "must be an object with a subnet")
@@ -56,6 +55,9 @@ func parseRanges(data json.RawMessage) ([]Range, error) {
 			}
 		}
 		if err := r.complete(path); err != nil {
+			return nil, err
+		}
+		if err := r.parseExclude(path+".exclude", fields["exclude"]); err != nil {
 			return nil, err
 		}
 		ranges = append(ranges, r)
@@ -105,6 +107,67 @@ func (r *Range) complete(path string) error {
 		return invalid(path+".rangeEnd", r.RangeEnd.String(), "leaves no address but the gateway's")
 	}
 	return nil
+}
+
+// parseExclude reads the list of networks, or single addresses, that are left out.
+func (r *Range) parseExclude(path string, data json.RawMessage) error {
+	var list []string
+	if data == nil {
+		return nil
+	}
+	if err := json.Unmarshal(data, &list); err != nil {
+		return invalid(path, string(data), "must be a list of CIDRs")
+	}
+	for i, s := range list {
+		p, err := netip.ParsePrefix(s)
+		if a, single := netip.ParseAddr(s); single == nil {
+			p, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		at := fmt.Sprintf("%s[%d]", path, i)
+		switch {
+		case err != nil:
+			return invalid(at, fmt.Sprintf("%q", s), "is no CIDR")
+		case p != p.Masked():
+			return invalid(at, s, "has host bits set; "+p.Masked().String()+" is meant?")
+		case !p.Overlaps(r.Subnet):
+			return invalid(at, s, "is outside of subnet "+r.Subnet.String())
+		}
+		r.Exclude = append(r.Exclude, p)
+	}
+	if len(r.Runs()) == 0 {
+		return invalid(path, string(data), "leaves no address")
+	}
+	return nil
+}
+
+// Runs are the addresses that the range gives out, in order: without the gateway and what is excluded.
+func (r Range) Runs() []netipx.IPRange {
+	var b netipx.IPSetBuilder
+	b.AddRange(netipx.IPRangeFrom(r.RangeStart, r.RangeEnd))
+	b.Remove(r.Gateway)
+	for _, p := range r.Exclude {
+		b.RemovePrefix(p)
+	}
+	set, err := b.IPSet()
+	if err != nil { // a range that was not completed
+		return nil
+	}
+	return set.Ranges()
+}
+
+// Gives says whether the address is one that the range gives out.
+func (r Range) Gives(a netip.Addr) bool {
+	return !a.Less(r.RangeStart) && !r.RangeEnd.Less(a) && a != r.Gateway &&
+		!slices.ContainsFunc(r.Exclude, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// String is the range as a person reads it.
+func (r Range) String() string {
+	s := fmt.Sprintf("%s (%s to %s", r.Subnet, r.RangeStart, r.RangeEnd)
+	if len(r.Exclude) > 0 {
+		s += fmt.Sprintf(" without %v", r.Exclude)
+	}
+	return s + ")"
 }
 
 // disjoint checks that no address is in two ranges. Ranges may share a subnet, if they agree on its gateway.

@@ -50,6 +50,11 @@ type Endpoint struct {
 	HostIf      string           `json:"hostInterface"`
 	Enforcement conf.Enforcement `json:"enforcement"`
 	Created     time.Time        `json:"created"`
+	// Chained says that another plugin made the interface and gave the addresses: HostIf is its link then. Where it isn't
+	// known HostIf is empty, and so may MAC be.
+	Chained bool `json:"chained,omitempty"`
+	// BridgeIf is the bridge of another plugin's that a chained attachment's link is on; empty if it is on none.
+	BridgeIf string `json:"bridgeInterface,omitempty"`
 }
 
 // Pod says whose the attachment is. UID is empty where the runtime passed none.

@@ -3,13 +3,15 @@
 // not there, never half. A reboot frees all of them, as the pods are gone. Which address was given out last is kept apart,
 // where it outlives a reboot: other nodes may know the pods that were here for some time yet, and what they let through
 // to one of these must not be let through to whom its address goes next.
+//
+// So that neither ADD nor DEL takes longer the more addresses are held, bitmaps beside the links say where to look for a
+// free one (type hint). Only the links decide: the bitmaps may be lost, or wrong, at any time.
 package ipam
 
 import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"iter"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -25,37 +27,59 @@ const (
 	lastDir      = "/var/lib/cni/weir/last"
 )
 
+// Request is what a pod is to get.
+type Request struct {
+	// Ranges that it gets an address of each family of, in the order in which they have them.
+	Ranges []conf.Range
+	// Addresses that it shall have, one of a family at most, each one that a range gives out (conf.NetConf.Addresses).
+	Addresses []netip.Addr
+}
+
 // ExhaustedError says that every address of one family's ranges is held.
 type ExhaustedError struct {
 	Ranges []conf.Range
-	Held   int
 }
 
 func (e *ExhaustedError) Error() string {
 	names := make([]string, len(e.Ranges))
 	for i, r := range e.Ranges {
-		names[i] = fmt.Sprintf("%s (%s to %s)", r.Subnet, r.RangeStart, r.RangeEnd)
+		names[i] = r.String()
 	}
-	return fmt.Sprintf("ranges: no free address in %s: all %d are held", strings.Join(names, ", "), e.Held)
+	return fmt.Sprintf("ranges: no free address in %s: all are held", strings.Join(names, ", "))
+}
+
+// HeldError says that an address which was asked for is another's.
+type HeldError struct {
+	Addr   netip.Addr
+	Holder string
+}
+
+func (e *HeldError) Error() string {
+	return fmt.Sprintf("address %s was asked for and is held by %s", e.Addr, e.Holder)
 }
 
 // Reserve picks a free address of each family that the ranges hold, in the order in which they do, and makes holder their
 // owner: of all or of none. record is called with the choice before it takes effect: what it writes down says where to
 // look after a crash, so no address can be held by nobody. The caller holds endpoint.Lock. Addresses are given out
 // round-robin, so a freed one rests as long as possible before it is used again: connections of its last owner have time
-// to die.
-func Reserve(holder string, ranges []conf.Range, record func([]endpoint.Address) error) error {
+// to die. One that was asked for doesn't turn the round.
+func Reserve(holder string, want Request, record func([]endpoint.Address) error) error {
 	for _, dir := range []string{addressesDir, lastDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("make %s: %w", dir, err)
 		}
 	}
-	families := byFamily(ranges)
+	h := hint{}
+	if err := h.ensure(); err != nil {
+		return err
+	}
+	others := newHostLocal()
+	families := byFamily(want.Ranges)
 	var picked []endpoint.Address
 	for _, alternatives := range families {
-		a, err := free(alternatives)
+		a, err := pick(h, others, alternatives, want.Addresses)
 		if err != nil {
-			return errors.Join(err, noteFull(alternatives))
+			return err
 		}
 		picked = append(picked, a)
 	}
@@ -63,7 +87,13 @@ func Reserve(holder string, ranges []conf.Range, record func([]endpoint.Address)
 		return err
 	}
 	for i, a := range picked {
-		if err := hold(holder, a.Addr, lastPath(families[i])); err != nil {
+		err := hold(h, holder, a.Addr)
+		if err == nil && !slices.Contains(want.Addresses, a.Addr) {
+			if err = note(lastPath(families[i]), a.Addr); err != nil {
+				err = errors.Join(fmt.Errorf("note %s as the last address: %w", a.Addr, err), Release(holder, a.Addr))
+			}
+		}
+		if err != nil {
 			for _, before := range picked[:i] {
 				err = errors.Join(err, Release(holder, before.Addr))
 			}
@@ -73,14 +103,87 @@ func Reserve(holder string, ranges []conf.Range, record func([]endpoint.Address)
 	return nil
 }
 
-// hold makes holder the address's owner, and the address the last that was given out.
-func hold(holder string, addr netip.Addr, last string) error {
-	if err := os.Symlink(holder, filepath.Join(addressesDir, addr.String())); err != nil {
+// pick is the family's address for a pod: that which was asked for, or the next that is free.
+func pick(h hint, others *hostLocal, ranges []conf.Range, asked []netip.Addr) (endpoint.Address, error) {
+	for _, a := range asked {
+		i := slices.IndexFunc(ranges, func(r conf.Range) bool { return r.Gives(a) })
+		if i < 0 {
+			continue
+		}
+		holder, err := Holder(a)
+		if err != nil {
+			return endpoint.Address{}, err
+		}
+		if holder == "" {
+			holder = others.holds(a)
+		}
+		if holder != "" {
+			return endpoint.Address{}, &HeldError{Addr: a, Holder: holder}
+		}
+		return endpoint.Address{Addr: a, Subnet: ranges[i].Subnet, Gateway: ranges[i].Gateway}, nil
+	}
+	if a, ok := next(h, others, ranges); ok {
+		return a, nil
+	}
+	rebuilt, err := h.rebuildIfOlder()
+	if err != nil {
+		return endpoint.Address{}, err
+	}
+	if a, ok := next(h, others, ranges); rebuilt && ok {
+		return a, nil
+	}
+	return endpoint.Address{}, &ExhaustedError{Ranges: ranges}
+}
+
+// next is the first address, round-robin, that nobody holds.
+func next(h hint, others *hostLocal, ranges []conf.Range) (endpoint.Address, bool) {
+	for _, r := range turned(runs(ranges), last(ranges)) {
+		for a := range h.free(r.IPRange) {
+			if _, err := os.Lstat(linkPath(a)); err == nil {
+				h.mark(a) // a crash came between the link and its bit
+				continue
+			}
+			if others.holds(a) == "" {
+				return endpoint.Address{Addr: a, Subnet: r.subnet, Gateway: r.gateway}, true
+			}
+		}
+	}
+	return endpoint.Address{}, false
+}
+
+// Take makes holder the owner of an address that another plugin gave its pod. An owner of before that another plugin's
+// address was is one whose end nobody told of: the address is the new pod's by now. That it is one of weir's own is an
+// error: two pods would have it. The caller holds endpoint.Lock.
+func Take(holder string, addr netip.Addr) error {
+	if err := os.MkdirAll(addressesDir, 0o700); err != nil {
+		return fmt.Errorf("make %s: %w", addressesDir, err)
+	}
+	h := hint{}
+	if err := h.ensure(); err != nil {
+		return err
+	}
+	owner, err := Holder(addr)
+	if err != nil || owner == holder {
+		return err
+	}
+	if owner != "" {
+		if e, err := endpoint.Load(owner); err == nil && !e.Chained {
+			return &HeldError{Addr: addr, Holder: owner}
+		}
+		if err := Release(owner, addr); err != nil {
+			return err
+		}
+	}
+	return hold(h, holder, addr)
+}
+
+// hold makes holder the address's owner. The link comes before the bit: a crash between them leaves a held address that
+// looks free, which is found to be held when it is picked.
+func hold(h hint, holder string, addr netip.Addr) error {
+	if err := os.Symlink(holder, linkPath(addr)); err != nil {
 		return fmt.Errorf("reserve %s for %s: %w", addr, holder, err)
 	}
-	if err := note(last, addr); err != nil {
-		return errors.Join(fmt.Errorf("note %s as the last address: %w", addr, err), Release(holder, addr))
-	}
+	h.mark(addr)
 	return nil
 }
 
@@ -98,37 +201,55 @@ func byFamily(ranges []conf.Range) [][]conf.Range {
 	return families
 }
 
-// free is the next address that nobody holds. It takes as many looks as there are held ones before it, however large the
-// ranges are.
-func free(ranges []conf.Range) (endpoint.Address, error) {
-	held := 0
-	for a := range candidates(ranges, last(ranges)) {
-		if _, err := os.Lstat(filepath.Join(addressesDir, a.Addr.String())); err != nil {
-			return a, nil
-		}
-		held++
+// Full says whether some family of the ranges has no free address. It takes the lock only if a family seems to have none
+// and that was not looked into since an address came or went.
+func Full(ranges []conf.Range) (bool, error) {
+	if _, err := os.Stat(addressesDir); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
 	}
-	return endpoint.Address{}, &ExhaustedError{Ranges: ranges, Held: held}
+	full := func() bool {
+		others := newHostLocal()
+		return slices.ContainsFunc(byFamily(ranges), func(f []conf.Range) bool {
+			_, ok := next(hint{readOnly: true}, others, f)
+			return !ok
+		})
+	}
+	if !full() {
+		return false, nil
+	}
+	if !(hint{}).older() {
+		return true, nil
+	}
+	unlock, err := endpoint.Lock()
+	if err != nil {
+		return false, fmt.Errorf("look for a free address: %w", err)
+	}
+	defer unlock()
+	if _, err := (hint{}).rebuildIfOlder(); err != nil {
+		return false, err
+	}
+	return full(), nil
 }
 
 // Holder is who holds the address; empty if nobody does.
 func Holder(addr netip.Addr) (string, error) {
-	holder, err := os.Readlink(filepath.Join(addressesDir, addr.String()))
+	holder, err := os.Readlink(linkPath(addr))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("look up the holder of %s: %w", addr, err)
 	}
 	return holder, nil
 }
 
-// Release frees the address if holder holds it; otherwise it is left alone and that is no error.
+// Release frees the address if holder holds it; otherwise it is left alone and that is no error. The caller holds
+// endpoint.Lock. The bit goes before the link: a crash between them leaves what one in hold does.
 func Release(holder string, addr netip.Addr) error {
 	if owner, err := Holder(addr); err != nil || owner != holder {
 		return err
 	}
-	if err := forgetFull(); err != nil {
-		return err
+	if err := (hint{}).unmark(addr); err != nil {
+		return fmt.Errorf("free %s: %w", addr, err)
 	}
-	if err := os.Remove(filepath.Join(addressesDir, addr.String())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(linkPath(addr)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("free %s: %w", addr, err)
 	}
 	return nil
@@ -153,67 +274,4 @@ func Holders() (map[netip.Addr]string, error) {
 	return all, nil
 }
 
-func lastPath(ranges []conf.Range) string {
-	return filepath.Join(lastDir, strings.ReplaceAll(ranges[0].Subnet.String(), "/", "_"))
-}
-
-// note keeps the address in a symbolic link too: a file could be empty after a crash of the machine.
-func note(path string, addr netip.Addr) error {
-	tmp := path + ".tmp"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := os.Symlink(addr.String(), tmp); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
-}
-
-// last is the address that was given out last, or no address: losing it costs the round robin, nothing else.
-func last(ranges []conf.Range) netip.Addr {
-	target, err := os.Readlink(lastPath(ranges))
-	if err != nil {
-		return netip.Addr{}
-	}
-	addr, err := netip.ParseAddr(target)
-	if err != nil {
-		return netip.Addr{}
-	}
-	return addr.WithZone("") // or all that follow it would be in that zone
-}
-
-// candidates are the ranges' addresses, each once, from the one after last round to last. Gateways are left out.
-func candidates(ranges []conf.Range, last netip.Addr) iter.Seq[endpoint.Address] {
-	return func(yield func(endpoint.Address) bool) {
-		start := 0
-		for i, r := range ranges {
-			if !last.Less(r.RangeStart) && !r.RangeEnd.Less(last) {
-				start = i
-			}
-		}
-		run := func(r conf.Range, from, to netip.Addr) bool {
-			for a := from; a.IsValid() && !to.Less(a); a = a.Next() {
-				if a != r.Gateway && !yield(endpoint.Address{Addr: a, Subnet: r.Subnet, Gateway: r.Gateway}) {
-					return false
-				}
-			}
-			return true
-		}
-		first := ranges[start]
-		from := first.RangeStart
-		if last.IsValid() && !last.Less(first.RangeStart) && !first.RangeEnd.Less(last) {
-			from = last.Next()
-		}
-		if !run(first, from, first.RangeEnd) {
-			return
-		}
-		for i := 1; i < len(ranges); i++ {
-			if r := ranges[(start+i)%len(ranges)]; !run(r, r.RangeStart, r.RangeEnd) {
-				return
-			}
-		}
-		if from != first.RangeStart {
-			run(first, first.RangeStart, from.Prev())
-		}
-	}
-}
+func linkPath(addr netip.Addr) string { return filepath.Join(addressesDir, addr.String()) }

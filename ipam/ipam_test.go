@@ -33,7 +33,7 @@ func newRange(start, end byte) conf.Range {
 func reserve(t *testing.T, holder string, ranges ...conf.Range) string {
 	t.Helper()
 	var got endpoint.Address
-	if err := Reserve(holder, ranges, func(a []endpoint.Address) error { got = a[0]; return nil }); err != nil {
+	if err := Reserve(holder, Request{Ranges: ranges}, func(a []endpoint.Address) error { got = a[0]; return nil }); err != nil {
 		t.Fatalf("reserve for %s: %v", holder, err)
 	}
 	return got.Addr.String()
@@ -111,7 +111,7 @@ func TestSeveralRangesAndExhaustion(t *testing.T) {
 	ranges := []conf.Range{newRange(1, 3), other, newRange(9, 9)}
 	var got []endpoint.Address
 	for i := range 4 {
-		if err := Reserve(fmt.Sprint("c", i), ranges, func(a []endpoint.Address) error { got = append(got, a...); return nil }); err != nil {
+		if err := Reserve(fmt.Sprint("c", i), Request{Ranges: ranges}, func(a []endpoint.Address) error { got = append(got, a...); return nil }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -125,15 +125,15 @@ func TestSeveralRangesAndExhaustion(t *testing.T) {
 		t.Error(diff)
 	}
 	for range 2 {
-		err := Reserve("late", ranges, func(a []endpoint.Address) error { t.Errorf("%v was recorded", a); return nil })
+		err := Reserve("late", Request{Ranges: ranges}, func(a []endpoint.Address) error { t.Errorf("%v was recorded", a); return nil })
 		var exhausted *ExhaustedError
 		if !errors.As(err, &exhausted) {
 			t.Fatalf("%v, want an ExhaustedError", err)
 		}
-		if diff := cmp.Diff(&ExhaustedError{Ranges: ranges, Held: 4}, exhausted, byValue); diff != "" {
+		if diff := cmp.Diff(&ExhaustedError{Ranges: ranges}, exhausted, byValue); diff != "" {
 			t.Error(diff)
 		}
-		for _, words := range []string{"10.88.0.0/24 (10.88.0.1 to 10.88.0.3)", "10.99.0.0/30 (10.99.0.1 to 10.99.0.2)", "all 4 are held"} {
+		for _, words := range []string{"10.88.0.0/24 (10.88.0.1 to 10.88.0.3)", "10.99.0.0/30 (10.99.0.1 to 10.99.0.2)", "all are held"} {
 			if !strings.Contains(err.Error(), words) {
 				t.Errorf("%v: doesn't say %q", err, words)
 			}
@@ -161,7 +161,7 @@ func TestBothFamilies(t *testing.T) {
 	var got []string
 	for i := range 3 {
 		holder := fmt.Sprint("c", i)
-		err := Reserve(holder, dual(), func(addrs []endpoint.Address) error {
+		err := Reserve(holder, Request{Ranges: dual()}, func(addrs []endpoint.Address) error {
 			for _, a := range addrs {
 				got = append(got, fmt.Sprintf("%s %s %s", a.Addr, a.Subnet, a.Gateway))
 			}
@@ -169,7 +169,7 @@ func TestBothFamilies(t *testing.T) {
 		})
 		var exhausted *ExhaustedError
 		if i == 2 {
-			if !errors.As(err, &exhausted) || exhausted.Held != 2 || strings.Contains(err.Error(), "fd00") {
+			if !errors.As(err, &exhausted) || strings.Contains(err.Error(), "fd00") {
 				t.Errorf("%v, want one that says that IPv4 is exhausted", err)
 			}
 		} else if err != nil {
@@ -207,7 +207,7 @@ func TestAllAddressesOrNone(t *testing.T) {
 			t.Fatal(err)
 		}
 		recorded := false
-		err := Reserve("a", dual(), func([]endpoint.Address) error { recorded = true; return nil })
+		err := Reserve("a", Request{Ranges: dual()}, func([]endpoint.Address) error { recorded = true; return nil })
 		if err == nil || !recorded {
 			t.Errorf("%s can't be held: %v, and it was recorded: %v", family, err, recorded)
 		}
@@ -258,7 +258,7 @@ func TestAFailedRecordLeavesNothing(t *testing.T) {
 	full := errors.New("no space left on device")
 	var recorded []netip.Addr
 	for range 2 {
-		err := Reserve("a", []conf.Range{newRange(1, 9)}, func(a []endpoint.Address) error {
+		err := Reserve("a", Request{Ranges: []conf.Range{newRange(1, 9)}}, func(a []endpoint.Address) error {
 			recorded = append(recorded, a[0].Addr)
 			return full
 		})
@@ -282,7 +282,7 @@ func TestACrashAfterTheRecord(t *testing.T) {
 	var recorded netip.Addr
 	func() {
 		defer func() { _ = recover() }()
-		_ = Reserve("crashed", ranges, func(a []endpoint.Address) error {
+		_ = Reserve("crashed", Request{Ranges: ranges}, func(a []endpoint.Address) error {
 			recorded = a[0].Addr
 			panic("the process ends here")
 		})
@@ -366,7 +366,7 @@ func TestParallel(t *testing.T) {
 			for range 10 {
 				var got netip.Addr
 				locked(func() error {
-					return Reserve(holder, ranges, func(a []endpoint.Address) error { got = a[0].Addr; return nil })
+					return Reserve(holder, Request{Ranges: ranges}, func(a []endpoint.Address) error { got = a[0].Addr; return nil })
 				})
 				if other, taken := owners.LoadOrStore(got, holder); taken {
 					t.Errorf("%s is %s's and %s's", got, other, holder)
@@ -380,16 +380,18 @@ func TestParallel(t *testing.T) {
 	wantHolders(t, map[string]string{})
 }
 
-// TestCandidates compares with the plain way to say it: all addresses in one row, turned until the one after last is in
-// front, without the gateways.
-func TestCandidates(t *testing.T) {
+// TestTurned compares with the plain way to say it: all addresses in one row, turned until the one after last is in
+// front.
+func TestTurned(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 5000 {
 		ranges := randomRanges(rnd)
 		var row []endpoint.Address
 		for _, r := range ranges {
 			for a := r.RangeStart; !r.RangeEnd.Less(a); a = a.Next() {
-				row = append(row, endpoint.Address{Addr: a, Subnet: r.Subnet, Gateway: r.Gateway})
+				if a != r.Gateway && !slices.ContainsFunc(r.Exclude, func(p netip.Prefix) bool { return p.Contains(a) }) {
+					row = append(row, endpoint.Address{Addr: a, Subnet: r.Subnet, Gateway: r.Gateway})
+				}
 			}
 		}
 		last := netip.Addr{}
@@ -398,19 +400,20 @@ func TestCandidates(t *testing.T) {
 		case 1: // out of the ranges, or within them by chance
 			last = netip.AddrFrom4([4]byte{10, byte(rnd.IntN(5)), 0, byte(rnd.IntN(256))})
 		default:
-			last = row[rnd.IntN(len(row))].Addr
+			if len(row) > 0 {
+				last = row[rnd.IntN(len(row))].Addr
+			}
 		}
 		next := slices.IndexFunc(row, func(a endpoint.Address) bool { return a.Addr == last }) + 1
-		want := slices.DeleteFunc(slices.Concat(row[next:], row[:next]), func(a endpoint.Address) bool { return a.Addr == a.Gateway })
-		got := slices.Collect(candidates(ranges, last))
+		want := slices.Concat(row[next:], row[:next])
+		var got []endpoint.Address
+		for _, r := range turned(runs(ranges), last) {
+			for a := r.From(); a.IsValid() && !r.To().Less(a); a = a.Next() {
+				got = append(got, endpoint.Address{Addr: a, Subnet: r.subnet, Gateway: r.gateway})
+			}
+		}
 		if !slices.Equal(want, got) {
 			t.Fatalf("ranges %+v, last %s: %s", ranges, last, cmp.Diff(want, got, byValue))
-		}
-		// A caller that has found its address stops in the middle; going on after that would panic.
-		for range candidates(ranges, last) {
-			if rnd.IntN(4) == 0 {
-				break
-			}
 		}
 	}
 }
@@ -434,7 +437,11 @@ func randomRanges(rnd *rand.Rand) []conf.Range {
 		if _, ok := gateways[subnet]; !ok {
 			gateways[subnet] = host(1 + rnd.IntN(14))
 		}
-		ranges = append(ranges, conf.Range{Subnet: subnet, Gateway: gateways[subnet], RangeStart: host(start), RangeEnd: host(end)})
+		r := conf.Range{Subnet: subnet, Gateway: gateways[subnet], RangeStart: host(start), RangeEnd: host(end)}
+		for range rnd.IntN(3) {
+			r.Exclude = append(r.Exclude, netip.PrefixFrom(host(1+rnd.IntN(14)), 30+rnd.IntN(3)).Masked())
+		}
+		ranges = append(ranges, r)
 	}
 	rnd.Shuffle(len(ranges), func(i, j int) { ranges[i], ranges[j] = ranges[j], ranges[i] })
 	return ranges

@@ -18,6 +18,8 @@ const (
 	PodsSet = conf.PodsSet
 	// NetworksSet holds the networks that pods' addresses come from.
 	NetworksSet = "weir-networks"
+	// ChainedSet holds the addresses of pods whose network another plugin made.
+	ChainedSet = "weir-chained"
 	// NodesSet holds the addresses of all nodes, the only senders of tunnel packets.
 	NodesSet = "weir-nodes"
 
@@ -107,7 +109,7 @@ func families(state State) []conf.Family {
 
 // base is what doesn't depend on any policy.
 func (c *compiler) base(state State) {
-	var pods []Entry
+	var pods, chained []Entry
 	networks := map[netip.Prefix]Entry{}
 	for _, n := range state.Nodes {
 		for _, p := range n.PodCIDRs {
@@ -122,6 +124,9 @@ func (c *compiler) base(state State) {
 				continue
 			}
 			pods = append(pods, Entry{Element{Prefix: hostPrefix(a.Addr)}, e.Pod.String()})
+			if e.Chained {
+				chained = append(chained, Entry{Element{Prefix: hostPrefix(a.Addr)}, e.Pod.String()})
+			}
 			if _, ok := networks[a.Subnet]; !ok {
 				networks[a.Subnet] = Entry{Element{Prefix: a.Subnet}, "pods of this node"}
 			}
@@ -152,10 +157,18 @@ func (c *compiler) base(state State) {
 		Rule{Sets: []SetMatch{from}, Comment: "weir: judged in the mangle table", Target: Accept},
 		Rule{Sets: []SetMatch{to}, Comment: "weir: judged in the mangle table", Target: Accept},
 	)
-	c.chain("nat", postroutingChain, Rule{
+	masquerade := []Rule{{
 		Sets:    []SetMatch{from, {networksSet, "dst", true}},
 		Comment: "weir: pods reach the world beyond their networks as their node", Target: Masquerade,
-	})
+	}}
+	if len(chained) > 0 {
+		name := c.family.Set(ChainedSet)
+		c.set(Set{Name: name, Type: HashIP, Role: Judged, Entries: chained})
+		masquerade = append([]Rule{{
+			Sets: []SetMatch{{name, "src", false}}, Comment: "weir: pods whose network another plugin made, and sees to", Target: Return,
+		}}, masquerade...)
+	}
+	c.chain("nat", postroutingChain, masquerade...)
 	jump := func(table, chain string, first bool, to, comment string) {
 		c.out.Jumps = append(c.out.Jumps, Jump{c.family, table, chain, first, Rule{Comment: comment, Target: JumpTo, To: to}})
 	}

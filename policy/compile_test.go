@@ -193,3 +193,32 @@ func TestTunnelPortIsForNodes(t *testing.T) {
 		}
 	}
 }
+
+// TestChained: pods whose network another plugin made are judged as all are, and masqueraded by nobody but that plugin.
+func TestChained(t *testing.T) {
+	chained := endpoint.Endpoint{
+		ContainerID: "c", IfName: "eth0", Chained: true, Enforcement: conf.Strict, Pod: endpoint.Pod{Namespace: "shop", Name: "web"},
+		Addresses: []endpoint.Address{{Addr: netip.MustParseAddr("10.99.0.2"), Subnet: netip.MustParsePrefix("10.99.0.2/32")}},
+	}
+	state := policy.State{Objects: policy.Objects{Pods: []policy.Pod{{Namespace: "shop", Name: "web"}}}, Endpoints: []endpoint.Endpoint{chained}}
+	text := func() string {
+		var b bytes.Buffer
+		if err := policy.Compile(state).Write(&b); err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+	with := text()
+	for _, words := range []string{"weir-chained", "-m set --match-set weir-chained src"} {
+		if !strings.Contains(with, words) {
+			t.Errorf("no %q in\n%s", words, with)
+		}
+	}
+	if returns, masquerades := strings.Index(with, "--match-set weir-chained src"), strings.Index(with, "-j MASQUERADE"); returns > masquerades {
+		t.Errorf("masqueraded before it is left out:\n%s", with)
+	}
+	state.Endpoints[0].Chained = false
+	if without := text(); strings.Contains(without, "weir-chained") {
+		t.Errorf("a set for nobody:\n%s", without)
+	}
+}

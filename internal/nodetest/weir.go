@@ -33,6 +33,30 @@ var build = sync.OnceValues(func() (string, error) {
 	return dir, err
 })
 
+// official remembers which of the official plugins were built.
+var official = struct {
+	sync.Mutex
+	built map[string]bool
+}{built: map[string]bool{}}
+
+// buildOfficial builds those plugins of github.com/containernetworking/plugins, of go.mod's version, beside weir's
+// programs: "main/ptp", "ipam/host-local", "meta/sbr".
+func buildOfficial(dir string, names []string) error {
+	official.Lock()
+	defer official.Unlock()
+	var packages []string
+	for _, name := range names {
+		if !official.built[name] {
+			packages = append(packages, "github.com/containernetworking/plugins/plugins/"+name)
+			official.built[name] = true
+		}
+	}
+	if len(packages) == 0 {
+		return nil
+	}
+	return goBuild(dir, append([]string{"-trimpath", "-ldflags=-s -w"}, packages...)...)
+}
+
 func goBuild(dir string, args ...string) error {
 	if out, err := exec.Command("go", append([]string{"build", "-o", dir}, args...)...).CombinedOutput(); err != nil {
 		return fmt.Errorf("go build %s: %w\n%s", args, err, out)
@@ -51,11 +75,14 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// IsolatedWithWeir is Isolated for tests that run weir's real binaries on the node.
-func IsolatedWithWeir(t *testing.T) bool {
+// IsolatedWithWeir is Isolated for tests that run weir's real binaries on the node, and these of the official plugins.
+func IsolatedWithWeir(t *testing.T, plugins ...string) bool {
 	t.Helper()
 	if os.Getenv(inside) == "" {
 		dir, err := build()
+		if err == nil {
+			err = buildOfficial(dir, plugins)
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -88,17 +115,20 @@ func NewNode(t testing.TB, conf Conf) *Node {
 	return n
 }
 
-// Configure writes the conflist.
+// Configure writes the conflist of weir and portmap.
 func (n *Node) Configure(conf Conf) {
 	n.Helper()
 	plugin := Conf{"type": "weir", "ranges": []any{Conf{"subnet": "10.88.0.0/24"}}}
 	for k, v := range conf {
 		plugin[k] = v
 	}
-	list, err := json.Marshal(Conf{
-		"cniVersion": "1.0.0", "name": "weir",
-		"plugins": []any{plugin, Conf{"type": "portmap", "capabilities": Conf{"portMappings": true}}},
-	})
+	n.ConfigureList(plugin, Conf{"type": "portmap", "capabilities": Conf{"portMappings": true}})
+}
+
+// ConfigureList writes the conflist of these plugins.
+func (n *Node) ConfigureList(plugins ...Conf) {
+	n.Helper()
+	list, err := json.Marshal(Conf{"cniVersion": "1.0.0", "name": "weir", "plugins": plugins})
 	if err == nil {
 		err = os.WriteFile(filepath.Join(n.ConfDir, "10-weir.conflist"), list, 0o600)
 	}

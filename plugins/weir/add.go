@@ -33,6 +33,8 @@ const enrolTimeout = 30 * time.Second
 type attaching struct {
 	conf     *conf.NetConf
 	endpoint endpoint.Endpoint
+	asked    []netip.Addr     // addresses that the pod shall have
+	mac      net.HardwareAddr // and the MAC; nil: one that is derived from its address
 	netns    netns.NsHandle
 	links    netlinksafe.Handle
 	bridge   *bridge.Bridge
@@ -46,19 +48,22 @@ func add(args *skel.CmdArgs) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = a.netns.Close() }()
-	defer a.links.Close()
+	defer a.free()
 	defer func() {
 		if err != nil {
 			err = a.rollBack(err)
 		}
 	}()
-	for _, step := range []func() error{a.reserve, a.connect, a.guard, a.enrol} {
+	steps, result := []func() error{a.reserve, a.connect, a.guard, a.enrol}, a.result
+	if a.endpoint.Chained {
+		steps, result = []func() error{a.take, a.close, a.enrol}, a.prevResult
+	}
+	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
 		}
 	}
-	return types.PrintResult(a.result(), a.conf.CNIVersion)
+	return types.PrintResult(result(), a.conf.CNIVersion)
 }
 
 // prepare checks all that can be checked before anything is touched.
@@ -67,9 +72,9 @@ func prepare(args *skel.CmdArgs) (*attaching, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.PrevResult != nil {
-		return nil, types.NewError(types.ErrInvalidNetworkConfig,
-			"prevResult: weir makes the interface itself and must be the first plugin in the list", "")
+	chained, err := c.ForAdd()
+	if err != nil {
+		return nil, err
 	}
 	pod, err := conf.ParseArgs(args.Args)
 	if err != nil {
@@ -96,14 +101,32 @@ func prepare(args *skel.CmdArgs) (*attaching, error) {
 	if err != nil {
 		return nil, ioError("open netlink", err)
 	}
-	return &attaching{
+	a := &attaching{
 		conf: c, netns: fd, links: links,
 		endpoint: endpoint.Endpoint{
 			ContainerID: args.ContainerID, IfName: args.IfName, Network: c.Name, Netns: args.Netns,
-			Pod:    endpoint.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
-			HostIf: bridge.PortName(id), Enforcement: c.Enforcement, Created: time.Now().UTC(),
+			Pod:     endpoint.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
+			Chained: chained, Enforcement: c.Enforcement, Created: time.Now().UTC(),
 		},
-	}, nil
+	}
+	if chained {
+		err = a.findChained()
+	} else {
+		a.endpoint.HostIf = bridge.PortName(id)
+		a.mac = c.HardwareAddr(pod)
+		a.asked, err = c.Addresses(pod)
+	}
+	if err != nil {
+		a.free()
+		return nil, err
+	}
+	return a, nil
+}
+
+// free closes what prepare opened.
+func (a *attaching) free() {
+	a.links.Close()
+	_ = a.netns.Close()
 }
 
 func openNetns(path string) (netns.NsHandle, error) {
@@ -141,19 +164,18 @@ func (a *attaching) reserve() error {
 	}
 	defer unlock()
 	e := &a.endpoint
-	err = ipam.Reserve(e.ID(), a.conf.Ranges, func(addrs []endpoint.Address) error {
+	err = ipam.Reserve(e.ID(), ipam.Request{Ranges: a.conf.Ranges, Addresses: a.asked}, func(addrs []endpoint.Address) error {
 		e.Addresses = addrs
-		e.MAC = bridge.PodMAC(addrs).String()
+		if a.mac == nil {
+			a.mac = bridge.PodMAC(addrs)
+		}
+		e.MAC = a.mac.String()
 		var err error
 		a.making, err = e.Begin()
 		return err
 	})
-	var exhausted *ipam.ExhaustedError
-	if errors.As(err, &exhausted) {
-		return types.NewError(types.ErrTryAgainLater, err.Error(), "one is free again when a pod goes")
-	}
 	if err != nil {
-		return ioError("reserve addresses", err)
+		return held("reserve addresses", err)
 	}
 	if a.bridge, err = bridge.Ensure(a.links, a.conf.MTU, bridge.Gateways(e.Addresses)); err != nil {
 		return ioError("make the bridge", err)
@@ -161,10 +183,20 @@ func (a *attaching) reserve() error {
 	return nil
 }
 
+// held is CNI error code 11 if another holds the address, or all of them; else code 5.
+func held(doing string, err error) error {
+	var exhausted *ipam.ExhaustedError
+	var held *ipam.HeldError
+	if errors.As(err, &exhausted) || errors.As(err, &held) {
+		return types.NewError(types.ErrTryAgainLater, err.Error(), "it is free again when a pod goes")
+	}
+	return ioError(doing, err)
+}
+
 func (a *attaching) port() bridge.Port {
 	e := a.endpoint
 	return bridge.Port{
-		HostIf: e.HostIf, IfName: e.IfName, Netns: a.netns, MAC: bridge.PodMAC(e.Addresses), Addresses: e.Addresses,
+		HostIf: e.HostIf, IfName: e.IfName, Netns: a.netns, MAC: a.mac, Addresses: e.Addresses, Routes: a.conf.Routes,
 		Alias: "weir: " + e.Pod.String() + " " + e.IfName,
 	}
 }
@@ -176,18 +208,24 @@ func (a *attaching) connect() error {
 		if errors.Is(err, bridge.ErrInterfaceExists) {
 			return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_IFNAME: %s: %v", p.IfName, err), "")
 		}
+		if errors.Is(err, bridge.ErrMACInUse) {
+			return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("mac: %s: %v", p.MAC, err), "it is free again when a pod goes")
+		}
 		return ioError("attach the pod", err)
 	}
 	return nil
 }
 
-// guard lets the port send under its own name and puts the pod into the sets of all pods: from here it is closed to
-// everything that no class lets through (step 5).
+// guard lets the port send under its own name, and closes the pod (step 5).
 func (a *attaching) guard() error {
-	s := a.port().Sender()
-	if err := bridge.Allow(s); err != nil {
+	if err := bridge.Allow(a.port().Sender()); err != nil {
 		return ioError("guard the pod's port", err)
 	}
+	return a.close()
+}
+
+// close puts the pod into the sets of all pods: from here it is closed to everything that no class lets through.
+func (a *attaching) close() error {
 	if a.conf.Enforcement == conf.Off {
 		return nil
 	}
@@ -196,7 +234,7 @@ func (a *attaching) guard() error {
 		return ioError("close the pod", err)
 	}
 	defer sets.Close()
-	for _, addr := range s.Addresses {
+	for _, addr := range a.endpoint.Addresses {
 		family := conf.FamilyOf(addr.Addr)
 		set := ipset.Header{Name: family.Set(conf.PodsSet), Type: ipset.HashIP, Family: family}
 		if err := sets.Create(set); err != nil {
@@ -218,12 +256,17 @@ func (a *attaching) enrol() error {
 		_, err := endpoint.Enrol(ctx, a.endpoint.ID())
 		switch {
 		case err == nil:
+		case a.conf.Enforcement == conf.Closed && a.endpoint.Chained:
+			return a.stayClosed(err)
 		case a.conf.Enforcement == conf.Closed:
 			return nil // the link stays down; the agent brings it up when it has judged the pod
 		default:
 			return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("policy can't be enforced on the pod: %v", err),
 				"enforcement is strict: no pod starts unless weir-agent has put it into its class")
 		}
+	}
+	if a.endpoint.Chained {
+		return nil // its link is another plugin's, and up
 	}
 	if err := bridge.Open(a.links, a.endpoint.HostIf); err != nil {
 		return ioError("open the pod's link", err)
@@ -241,7 +284,7 @@ func (a *attaching) rollBack(cause error) error {
 	return cause
 }
 
-func (a *attaching) result() *current.Result {
+func (a *attaching) result() types.Result {
 	e := a.endpoint
 	r := &current.Result{
 		CNIVersion: current.ImplementedSpecVersion,
@@ -257,9 +300,12 @@ func (a *attaching) result() *current.Result {
 			Interface: current.Int(2), Gateway: addr.Gateway.AsSlice(),
 			Address: net.IPNet{IP: addr.Addr.AsSlice(), Mask: net.CIDRMask(addr.Addr.BitLen(), addr.Addr.BitLen())},
 		})
-		r.Routes = append(r.Routes, &types.Route{
-			Dst: net.IPNet{IP: make(net.IP, addr.Addr.BitLen()/8), Mask: net.CIDRMask(0, addr.Addr.BitLen())}, GW: addr.Gateway.AsSlice(),
-		})
+		for _, route := range conf.RoutesOf(a.conf.Routes, conf.FamilyOf(addr.Addr), addr.Gateway) {
+			r.Routes = append(r.Routes, &types.Route{
+				Dst: net.IPNet{IP: route.Dst.Addr().AsSlice(), Mask: net.CIDRMask(route.Dst.Bits(), route.Dst.Addr().BitLen())},
+				GW:  route.Gateway.AsSlice(), MTU: route.MTU, AdvMSS: route.AdvMSS, Priority: route.Priority, Table: route.Table, Scope: route.Scope,
+			})
+		}
 	}
 	return r
 }

@@ -48,6 +48,12 @@ func check(args *skel.CmdArgs) error {
 		return err
 	}
 	defer func() { _ = fd.Close() }()
+	if e.Chained {
+		if err := errors.Join(checkChained(e, c), checkSets(e), checkHolder(e)); err != nil {
+			return ioError("check", err)
+		}
+		return nil
+	}
 	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return ioError("open netlink", err)
@@ -57,7 +63,7 @@ func check(args *skel.CmdArgs) error {
 	if err != nil {
 		return ioError("check", fmt.Errorf("endpoint record %s: %w", id, err))
 	}
-	p := bridge.Port{HostIf: e.HostIf, IfName: e.IfName, Netns: fd, MAC: mac, Addresses: e.Addresses}
+	p := bridge.Port{HostIf: e.HostIf, IfName: e.IfName, Netns: fd, MAC: mac, Addresses: e.Addresses, Routes: c.Routes}
 	if err := errors.Join(
 		bridge.Check(links, p, c.MTU), checkGuard(p), checkSets(e), checkHolder(e), checkPrevResult(links, fd, args.Netns, c.PrevResult),
 	); err != nil {

@@ -3,8 +3,10 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 
@@ -15,10 +17,21 @@ import (
 	"github.com/weir-net/weir/policy/kernel"
 )
 
-// guard repairs the spoof guard when the kernel is verified.
+// guard repairs the spoof guard when the kernel is verified, and what has other plugins' bridges go through the rules.
 func (a *agent) guard(verify kernel.Verify) error {
 	if verify != kernel.All && !a.lastSync.IsZero() {
 		return nil
+	}
+	filtered := map[string]bool{}
+	for _, id := range slices.Sorted(maps.Keys(a.endpoints)) {
+		name := a.endpoints[id].BridgeIf
+		if name == "" || filtered[name] {
+			continue
+		}
+		filtered[name] = true
+		if err := bridge.FilterBridged(a.links, name); err != nil && !errors.As(err, &netlink.LinkNotFoundError{}) {
+			return err
+		}
 	}
 	return bridge.RepairGuard(func() ([]bridge.Sender, error) {
 		// The records on disk, not those the loop has heard of: a pod may have come since. One that can't be read is
@@ -30,7 +43,7 @@ func (a *agent) guard(verify kernel.Verify) error {
 		var all []bridge.Sender
 		for _, e := range records {
 			mac, err := net.ParseMAC(e.MAC)
-			if err != nil {
+			if err != nil || e.Chained { // whose link is another plugin's
 				continue
 			}
 			all = append(all, bridge.Sender{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses})
@@ -44,6 +57,10 @@ func (a *agent) guard(verify kernel.Verify) error {
 func (a *agent) open() {
 	for id, e := range a.endpoints {
 		if e.Enforcement != conf.Closed || a.opened[id] || !a.knows(e) {
+			continue
+		}
+		if e.Chained { // its link was never down
+			a.opened[id], a.enrolled[id] = true, true
 			continue
 		}
 		// A link that isn't there yet is the plugin's to bring up; it asks to enrol first.

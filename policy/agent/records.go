@@ -81,7 +81,10 @@ func (a *agent) takeRecord(id string) {
 // one holder: whose record has it too has ended, and it is only not known yet. Were both kept, the new pod would have
 // what is allowed to the old one.
 func (a *agent) hold(e endpoint.Endpoint) {
-	_, err := net.ParseMAC(e.MAC)
+	var err error
+	if !e.Chained { // else it is nothing that weir goes by
+		_, err = net.ParseMAC(e.MAC)
+	}
 	for _, addr := range e.Addresses {
 		no := !addr.Addr.IsValid() || addr.Addr.IsUnspecified() || addr.Addr.Zone() != "" || addr.Addr.Is4In6()
 		if no || !addr.Subnet.Contains(addr.Addr) || addr.Subnet.Bits() == 0 {

@@ -78,6 +78,17 @@ type Header struct {
 	Family     conf.Family // of its entries; the kernel takes none of the other
 }
 
+// InUse says whether a rule goes by the set.
+//
+// Equivalent to: ipset list -terse NAME | grep References
+func (h *Handle) InUse(name string) (bool, error) {
+	s, err := h.h.IpsetList(name)
+	if err != nil {
+		return false, wrap(err, "look up ipset %s", name)
+	}
+	return s.References > 0, nil
+}
+
 // families by their numbers in the kernel.
 var families = map[uint8]conf.Family{unix.AF_INET: conf.IPv4, unix.AF_INET6: conf.IPv6}
 

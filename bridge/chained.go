@@ -1,0 +1,127 @@
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// ErrPassesBy says that a pod's packets don't pass the node's FORWARD hook, where policy is enforced.
+var ErrPassesBy = errors.New("policy can't be enforced on its packets")
+
+// Foreign finds out how a pod whose interface another plugin made is connected: its link on the node, and the bridge that
+// it is on; "" if the node routes for it, as with ptp. Anything but a veth pair that ends on the node passes its FORWARD hook by
+// (macvlan, ipvlan, a device of the host's), or isn't known not to.
+//
+// Equivalent to: ip -n NETNS -d link show IFNAME; ip -d link show PEER
+func Foreign(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, bridgeIf string, err error) {
+	pod, err := netlinksafe.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return "", "", fmt.Errorf("open netlink in the pod's namespace: %w", err)
+	}
+	defer pod.Close()
+	inside, err := pod.LinkByName(ifName)
+	if err != nil {
+		return "", "", fmt.Errorf("look up %s in the pod: %w", ifName, err)
+	}
+	if inside.Type() != "veth" {
+		return "", "", fmt.Errorf("%s in the pod is of type %s, not a veth that ends on the node: %w", ifName, inside.Type(), ErrPassesBy)
+	}
+	id, err := h.GetNetNsIdByFd(int(ns))
+	if err != nil {
+		return "", "", fmt.Errorf("look up the pod's namespace: %w", err)
+	}
+	peer, err := h.LinkByIndex(inside.Attrs().ParentIndex)
+	if err != nil && !errors.As(err, &netlink.LinkNotFoundError{}) {
+		return "", "", fmt.Errorf("look up the peer of %s: %w", ifName, err)
+	}
+	if err != nil || peer.Type() != "veth" || peer.Attrs().NetNsID != id || peer.Attrs().ParentIndex != inside.Attrs().Index {
+		return "", "", fmt.Errorf("%s in the pod is a veth that doesn't end on the node: %w", ifName, ErrPassesBy)
+	}
+	if peer.Attrs().MasterIndex == 0 {
+		return peer.Attrs().Name, "", nil
+	}
+	master, err := h.LinkByIndex(peer.Attrs().MasterIndex)
+	if err != nil {
+		return "", "", fmt.Errorf("look up what %s belongs to: %w", peer.Attrs().Name, err)
+	}
+	switch master.Type() {
+	case "bridge":
+		return peer.Attrs().Name, master.Attrs().Name, nil
+	case "vrf": // which routes
+		return peer.Attrs().Name, "", nil
+	}
+	return "", "", fmt.Errorf("%s belongs to %s, a %s: %w", peer.Attrs().Name, master.Attrs().Name, master.Type(), ErrPassesBy)
+}
+
+// FilterBridged has what another plugin's bridge passes on between its ports go through iptables, where else it would
+// go past policy. It sets what the bridge has of its own for that: net.bridge.bridge-nf-call-iptables, which is for all
+// bridges, must be off for weir0 (see RouteTranslated). Both work only with br_netfilter, which the plugin doesn't load.
+//
+// Equivalent to: ip link set BRIDGE type bridge nf_call_iptables 1 nf_call_ip6tables 1
+func FilterBridged(h netlinksafe.Handle, name string) error {
+	if _, err := os.Stat("/proc/sys/net/bridge/bridge-nf-call-iptables"); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("bridge %s passes packets between pods on without the node's FORWARD hook, as br_netfilter isn't loaded (modprobe br_netfilter): %w", name, ErrPassesBy)
+	}
+	link, err := h.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("look up bridge %s: %w", name, err)
+	}
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(link.Attrs().Index)
+	req.AddData(msg)
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("bridge"))
+	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
+	data.AddRtAttr(nl.IFLA_BR_NF_CALL_IPTABLES, []byte{1})
+	data.AddRtAttr(nl.IFLA_BR_NF_CALL_IP6TABLES, []byte{1})
+	req.AddData(info)
+	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("have iptables see what bridge %s passes on (nf_call_iptables): %w", name, err)
+	}
+	return nil
+}
+
+// FiltersBridged says whether it does.
+//
+// Equivalent to: ip -d link show BRIDGE | grep 'nf_call_iptables 1'
+func FiltersBridged(name string) (bool, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	if err != nil {
+		return false, fmt.Errorf("look up bridge %s: %w", name, err)
+	}
+	for _, m := range msgs {
+		if len(m) < unix.SizeofIfInfomsg {
+			continue
+		}
+		set := map[uint16]byte{}
+		for link := range nl.ParseAttributes(m[unix.SizeofIfInfomsg:]) {
+			if link.Type&nl.NLA_TYPE_MASK != unix.IFLA_LINKINFO {
+				continue
+			}
+			for info := range nl.ParseAttributes(link.Value) {
+				if info.Type&nl.NLA_TYPE_MASK != nl.IFLA_INFO_DATA {
+					continue
+				}
+				for a := range nl.ParseAttributes(info.Value) {
+					if len(a.Value) == 1 {
+						set[a.Type] = a.Value[0]
+					}
+				}
+			}
+		}
+		return set[nl.IFLA_BR_NF_CALL_IPTABLES] == 1 && set[nl.IFLA_BR_NF_CALL_IP6TABLES] == 1, nil
+	}
+	return false, nil
+}

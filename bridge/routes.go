@@ -1,0 +1,75 @@
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+)
+
+// route is the pod's route out of its link.
+//
+// Equivalent to: ip route add DST via GATEWAY dev IFNAME mtu MTU advmss MSS metric PRIORITY table TABLE (IPv6: onlink), or
+// without via, scope link
+func route(index int, r conf.Route) *netlink.Route {
+	out := &netlink.Route{
+		LinkIndex: index, Dst: ipNet(r.Dst), MTU: r.MTU, AdvMSS: r.AdvMSS, Priority: r.Priority, Table: r.TableID(),
+	}
+	switch {
+	case r.OnLink():
+		out.Scope = netlink.SCOPE_LINK
+	case r.Gateway.Is6():
+		out.Flags = int(netlink.FLAG_ONLINK)
+		fallthrough
+	default:
+		out.Gw = r.Gateway.AsSlice()
+	}
+	return out
+}
+
+// checkRoutes verifies that the pod has the routes out of its link, in whatever table: a plugin behind weir may have moved
+// them, as sbr does.
+func checkRoutes(pod netlinksafe.Handle, index int, routes []conf.Route) error {
+	var errs []error
+	for _, r := range routes {
+		family := netlink.FAMILY_V4
+		if r.Dst.Addr().Is6() {
+			family = netlink.FAMILY_V6
+		}
+		have, err := pod.RouteListFiltered(family, &netlink.Route{LinkIndex: index, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+		if err != nil {
+			return fmt.Errorf("routes in the pod: %w", err)
+		}
+		has := false
+		for _, h := range have {
+			has = has || same(h, r)
+		}
+		switch {
+		case has:
+		case r.IsDefault():
+			errs = append(errs, fmt.Errorf("the pod lacks the default route via %s", r.Gateway))
+		default:
+			errs = append(errs, fmt.Errorf("the pod lacks the route to %s as it should be", r.Dst))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// same says whether the kernel's route is the one that was to be; what was left to the kernel is its own choice.
+func same(have netlink.Route, r conf.Route) bool {
+	dst := netip.PrefixFrom(r.Dst.Addr(), 0).Masked() // which the kernel may leave out
+	if have.Dst != nil {
+		addr, _ := netip.AddrFromSlice(have.Dst.IP)
+		ones, _ := have.Dst.Mask.Size()
+		dst = netip.PrefixFrom(addr.Unmap(), ones)
+	}
+	set := func(want, have int) bool { return want == 0 || want == have }
+	return dst == r.Dst && have.Gw.Equal(net.IP(r.Gateway.AsSlice())) &&
+		set(r.MTU, have.MTU) && set(r.AdvMSS, have.AdvMSS) && set(r.Priority, have.Priority)
+}

@@ -1,0 +1,179 @@
+package conf
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+)
+
+// Route is one that pods get besides the default route of each family; one to everything replaces that (CNI specification
+// 1.1, "Success": routes).
+type Route struct {
+	Dst netip.Prefix `json:"dst"`
+	// Gateway is that of the range which the pod's address is from, whatever else could be written there: pods reach
+	// nobody else on their link.
+	Gateway netip.Addr `json:"gw,omitzero"`
+	// MTU, AdvMSS and Priority are the kernel's to choose where they are 0.
+	MTU      int `json:"mtu,omitempty"`
+	AdvMSS   int `json:"advmss,omitempty"`
+	Priority int `json:"priority,omitempty"`
+	// Table is the main one, unless given.
+	Table *int `json:"table,omitempty"`
+	// Scope is ScopeGlobal, unless given: via the gateway. A route with ScopeLink has none.
+	Scope *int `json:"scope,omitempty"`
+}
+
+// Scopes of routes (rtnetlink(7)), and the main table.
+const (
+	ScopeGlobal = 0
+	ScopeLink   = 253
+	mainTable   = 254
+)
+
+var knownRouteKeys = []string{"dst", "gw", "mtu", "advmss", "priority", "table", "scope"}
+
+// IsDefault says whether the route stands in for the default route of its family.
+func (r Route) IsDefault() bool { return r.Dst.Bits() == 0 && r.TableID() == mainTable && !r.OnLink() }
+
+// OnLink says whether it has no gateway.
+func (r Route) OnLink() bool { return r.Scope != nil && *r.Scope == ScopeLink }
+
+// TableID is the number of its table.
+func (r Route) TableID() int {
+	if r.Table == nil || *r.Table == 0 {
+		return mainTable
+	}
+	return *r.Table
+}
+
+// parseRoutes reads the value of "routes".
+func parseRoutes(data json.RawMessage) ([]Route, error) {
+	var list []json.RawMessage
+	if err := json.Unmarshal(data, &list); err != nil {
+		return nil, invalid("routes", string(data), "must be a list of objects")
+	}
+	var routes []Route
+	for i, item := range list {
+		path := fmt.Sprintf("routes[%d]", i)
+		var fields map[string]json.RawMessage
+		if err := json.Unmarshal(item, &fields); err != nil {
+			return nil, invalid(path, string(item), "must be an object with a dst")
+		}
+		if err := unknown(path+".", fields, knownRouteKeys); err != nil {
+			return nil, err
+		}
+		var r Route
+		for _, f := range []struct {
+			key, kind string
+			into      any
+		}{
+			{"dst", "CIDR", &r.Dst},
+			{"gw", "IP address", &r.Gateway},
+			{"mtu", "number", &r.MTU},
+			{"advmss", "number", &r.AdvMSS},
+			{"priority", "number", &r.Priority},
+			{"table", "number", &r.Table},
+			{"scope", "number", &r.Scope},
+		} {
+			if v, ok := fields[f.key]; ok {
+				if err := json.Unmarshal(v, f.into); err != nil {
+					return nil, invalid(path+"."+f.key, string(v), "is no "+f.kind)
+				}
+			}
+		}
+		if err := r.validate(path); err != nil {
+			return nil, err
+		}
+		routes = append(routes, r)
+	}
+	return routes, nil
+}
+
+func (r Route) validate(path string) error {
+	if !r.Dst.IsValid() {
+		return types.NewError(types.ErrInvalidNetworkConfig, path+".dst is missing", "each route needs a dst, for instance 10.0.0.0/8")
+	}
+	if r.Dst != r.Dst.Masked() || r.Dst.Addr().Is4In6() {
+		return invalid(path+".dst", r.Dst.String(), "has host bits set; "+netip.PrefixFrom(r.Dst.Masked().Addr().Unmap(), r.Dst.Bits()).String()+" is meant?")
+	}
+	type number struct {
+		key      string
+		value    int
+		min, max int
+	}
+	numbers := []number{{"priority", r.Priority, 0, math.MaxUint32}, {"advmss", r.AdvMSS, 0, maxMTU}}
+	if r.MTU != 0 {
+		numbers = append(numbers, number{"mtu", r.MTU, minMTU, maxMTU})
+	}
+	if r.Table != nil {
+		numbers = append(numbers, number{"table", *r.Table, 0, math.MaxUint32})
+	}
+	for _, n := range numbers {
+		if n.value < n.min || n.value > n.max {
+			return invalid(path+"."+n.key, fmt.Sprint(n.value), fmt.Sprintf("must be from %d to %d", n.min, n.max))
+		}
+	}
+	if s := r.Scope; s != nil && *s != ScopeGlobal && *s != ScopeLink {
+		return invalid(path+".scope", fmt.Sprint(*s), fmt.Sprintf("must be %d (via the gateway) or %d (on the link)", ScopeGlobal, ScopeLink))
+	}
+	if r.OnLink() && r.Gateway.IsValid() {
+		return invalid(path+".gw", r.Gateway.String(), "can't be with scope 253, which is on the link")
+	}
+	return nil
+}
+
+// routesFit checks that each route is of a family that pods have addresses of, leads where pods can send to, and is
+// there once.
+func routesFit(routes []Route, ranges []Range) error {
+	for i, r := range routes {
+		path := fmt.Sprintf("routes[%d]", i)
+		family := FamilyOf(r.Dst.Addr())
+		var gateways []string
+		for _, of := range ranges {
+			if g := of.Gateway.String(); FamilyOf(of.Gateway) == family && !slices.Contains(gateways, g) {
+				gateways = append(gateways, g)
+			}
+		}
+		if len(ranges) > 0 && len(gateways) == 0 {
+			return invalid(path+".dst", r.Dst.String(), fmt.Sprintf("is %s, and there is no range of that family", family))
+		}
+		if r.Gateway.IsValid() && (len(gateways) != 1 || gateways[0] != r.Gateway.String()) {
+			return invalid(path+".gw", r.Gateway.String(), "leads nowhere: a pod reaches nobody on its link but the gateway of its range, which is "+
+				strings.Join(gateways, " or ")+"; leave gw out")
+		}
+		for j, o := range routes[:i] {
+			if r.Dst == o.Dst && r.TableID() == o.TableID() && r.Priority == o.Priority {
+				return invalid(path+".dst", r.Dst.String(), fmt.Sprintf("is that of routes[%d], in the same table and with the same priority", j))
+			}
+		}
+	}
+	return nil
+}
+
+// RoutesOf are those of the pod with an address of that family and that gateway: those given for the family, and the
+// default route unless it is among them.
+func RoutesOf(given []Route, family Family, gateway netip.Addr) []Route {
+	var routes []Route
+	for _, r := range given {
+		if FamilyOf(r.Dst.Addr()) != family {
+			continue
+		}
+		if !r.OnLink() {
+			r.Gateway = gateway
+		}
+		routes = append(routes, r)
+	}
+	if !slices.ContainsFunc(routes, Route.IsDefault) {
+		everything := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if family == IPv6 {
+			everything = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+		routes = append([]Route{{Dst: everything, Gateway: gateway}}, routes...)
+	}
+	return routes
+}

@@ -1,0 +1,196 @@
+package conf
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+)
+
+// runtimeConfig is what a runtime passes for the capabilities that the conflist says weir has (CNI's CONVENTIONS.md,
+// "Dynamic Plugin specific fields"). portMappings and bandwidth are for the plugins behind weir.
+type runtimeConfig struct {
+	IPs      []string            `json:"ips"`
+	MAC      string              `json:"mac"`
+	IPRanges [][]json.RawMessage `json:"ipRanges"`
+	DNS      *struct {
+		Servers  []string `json:"servers"`
+		Searches []string `json:"searches"`
+		Options  []string `json:"options"`
+	} `json:"dns"`
+}
+
+// cniArgs are "args.cni" of the configuration. Its labels are left alone: what policy goes by is what the source says.
+type cniArgs struct {
+	IPs []string `json:"ips"`
+	MAC string   `json:"mac"`
+}
+
+// wanted is a value that somebody asks for, and the key that it stands under.
+type wanted[T any] struct {
+	key   string
+	value T
+}
+
+// parseRuntime reads runtimeConfig and args. The runtime's ranges stand in for the configuration's.
+func (c *NetConf) parseRuntime(raw map[string]json.RawMessage) error {
+	var rt runtimeConfig
+	if err := decode("runtimeConfig", raw["runtimeConfig"], &rt); err != nil {
+		return err
+	}
+	var args struct {
+		CNI cniArgs `json:"cni"`
+	}
+	if err := decode("args", raw["args"], &args); err != nil {
+		return err
+	}
+	if len(rt.IPRanges) > 0 {
+		c.Ranges = nil
+		for i, set := range rt.IPRanges {
+			ranges, err := parseRanges(fmt.Sprintf("runtimeConfig.ipRanges[%d]", i), set)
+			if err != nil {
+				return err
+			}
+			c.Ranges = append(c.Ranges, ranges...)
+		}
+	}
+	for _, list := range []wanted[[]string]{{"args.cni.ips", args.CNI.IPs}, {"runtimeConfig.ips", rt.IPs}} {
+		for i, s := range list.value {
+			key := fmt.Sprintf("%s[%d]", list.key, i)
+			a, ok := parseAddress(s)
+			if !ok {
+				return invalid(key, fmt.Sprintf("%q", s), "is no IP address")
+			}
+			c.wantedIPs = append(c.wantedIPs, wanted[netip.Addr]{key, a})
+		}
+	}
+	for _, m := range []wanted[string]{{"args.cni.mac", args.CNI.MAC}, {"runtimeConfig.mac", rt.MAC}} {
+		if m.value == "" {
+			continue
+		}
+		mac, ok := parseMAC(m.value)
+		if !ok {
+			return invalid(m.key, fmt.Sprintf("%q", m.value), "is no MAC address that one host can have")
+		}
+		c.wantedMAC = wanted[net.HardwareAddr]{m.key, mac}
+	}
+	if rt.DNS != nil {
+		for _, f := range []struct {
+			given []string
+			into  *[]string
+		}{{rt.DNS.Servers, &c.DNS.Nameservers}, {rt.DNS.Searches, &c.DNS.Search}, {rt.DNS.Options, &c.DNS.Options}} {
+			if len(f.given) > 0 {
+				*f.into = f.given
+			}
+		}
+	}
+	return nil
+}
+
+// Addresses are those that the pod shall have, one of a family at most; a family without one gets what is free. They may
+// be asked for in the configuration ("args", "runtimeConfig") and in CNI_ARGS (IP); all must agree, and each be one that
+// a range can give.
+func (c *NetConf) Addresses(args Args) ([]netip.Addr, error) {
+	all := slices.Clone(c.wantedIPs)
+	for _, a := range args.IPs {
+		all = append(all, wanted[netip.Addr]{"CNI_ARGS: IP", a})
+	}
+	var addrs []netip.Addr
+	from := map[Family]wanted[netip.Addr]{}
+	for _, w := range all {
+		f := FamilyOf(w.value)
+		if other, ok := from[f]; ok {
+			if other.value != w.value {
+				return nil, invalid(w.key, w.value.String(), fmt.Sprintf("and %s %s: a pod has one %s address", other.key, other.value, f))
+			}
+			continue
+		}
+		if !slices.ContainsFunc(c.Ranges, func(r Range) bool { return r.Gives(w.value) }) {
+			return nil, invalid(w.key, w.value.String(), "is in no range, or a gateway, or excluded: "+words(c.Ranges))
+		}
+		from[f], addrs = w, append(addrs, w.value)
+	}
+	return addrs, nil
+}
+
+// HardwareAddr is the MAC that the pod shall have; nil if nobody asks for one. The runtime's counts before that of
+// CNI_ARGS.
+func (c *NetConf) HardwareAddr(args Args) net.HardwareAddr {
+	if c.wantedMAC.value != nil {
+		return c.wantedMAC.value
+	}
+	return args.MAC
+}
+
+// decode reads one of the keys whose content isn't weir's alone: what it doesn't know in there is somebody else's.
+func decode(key string, data json.RawMessage, into any) error {
+	if data == nil {
+		return nil
+	}
+	if err := json.Unmarshal(data, into); err != nil {
+		return invalid(key, string(data), err.Error())
+	}
+	return nil
+}
+
+// parseAddress reads an address. Some runtimes write its subnet's length behind it; which subnet it is in the ranges say.
+func parseAddress(s string) (netip.Addr, bool) {
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return netip.Addr{}, false
+		}
+		a = p.Addr()
+	}
+	return a.Unmap(), a.Zone() == ""
+}
+
+// parseMAC reads the MAC of one host: 48 bits, and no group's (IEEE 802: the lowest bit of the first byte).
+func parseMAC(s string) (net.HardwareAddr, bool) {
+	mac, err := net.ParseMAC(s)
+	if err != nil || len(mac) != 6 || mac[0]&1 != 0 || mac.String() == "00:00:00:00:00:00" {
+		return nil, false
+	}
+	return mac, true
+}
+
+// words are the ranges as a person reads them.
+func words(ranges []Range) string {
+	all := make([]string, len(ranges))
+	for i, r := range ranges {
+		all[i] = r.String()
+	}
+	return strings.Join(all, ", ")
+}
+
+// behind reports the first key that has no effect where another plugin has made the interface.
+func (c *NetConf) behind() error {
+	for _, k := range []struct {
+		key string
+		set bool
+	}{{"ranges", len(c.Ranges) > 0}, {"routes", len(c.Routes) > 0}, {"mtu", c.MTU != 0}} {
+		if k.set {
+			return types.NewError(types.ErrInvalidNetworkConfig, k.key+": weir stands behind another plugin (there is a prevResult)"+
+				" and only enforces policy there: leave "+k.key+" out, or put weir first", "")
+		}
+	}
+	return nil
+}
+
+// ForAdd checks what only ADD can: whether weir is to make the interface, or another plugin has, which is what a
+// prevResult says.
+func (c *NetConf) ForAdd() (chained bool, err error) {
+	if c.PrevResult != nil {
+		return true, c.behind()
+	}
+	if len(c.Ranges) == 0 {
+		return false, types.NewError(types.ErrInvalidNetworkConfig, "ranges is missing",
+			`one range at least, for instance [{"subnet": "10.88.0.0/24"}], unless weir stands behind the plugin that makes the interface`)
+	}
+	return false, nil
+}

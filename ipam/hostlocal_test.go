@@ -1,0 +1,64 @@
+package ipam
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/nodetest"
+)
+
+// TestAddressesThatHostLocalGave: a node goes over from bridge+host-local to weir while pods run.
+func TestAddressesThatHostLocalGave(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	nodetest.NewNS(t, "old")
+	for _, a := range []string{"10.88.0.2", "10.88.0.5"} {
+		nodetest.Run(t, "ip", "-n", "old", "addr", "add", a+"/24", "dev", "lo")
+	}
+	file := func(addr string, age time.Duration) {
+		t.Helper()
+		path := filepath.Join(hostLocalDir, "cbr0", addr)
+		at := time.Now().Add(-age)
+		err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("c-"+addr+"\r\neth0"), 0o600), os.Chtimes(path, at, at))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	file("10.88.0.2", 2*settling)          // of a pod that lives
+	file("10.88.0.3", 2*settling)          // of one that has ended
+	file("10.88.0.4", 0)                   // of one that has no address yet
+	file("10.88.0.5", 10*365*24*time.Hour) // of one of another boot; whoever has the address, it isn't that pod
+	file("last_reserved_ip.0", 0)
+	r := newRange(1, 9)
+	for _, want := range []string{"10.88.0.3", "10.88.0.5", "10.88.0.6"} {
+		if got := reserve(t, "new-"+want, r); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	asked := func() error {
+		return Reserve("x", Request{Ranges: append(dual()[:1:1], r), Addresses: []netip.Addr{netip.MustParseAddr("10.88.0.2")}}, func([]endpoint.Address) error { return nil })
+	}
+	var held *HeldError
+	if err := asked(); !errors.As(err, &held) || !strings.Contains(err.Error(), "host-local for container c-10.88.0.2") {
+		t.Errorf("asked for an address of host-local's: %v", err)
+	}
+	// The pod ends. (Its namespace may stay: some thread of the test's may have been the one that made it.)
+	nodetest.Run(t, "ip", "-n", "old", "addr", "del", "10.88.0.2/24", "dev", "lo")
+	if err := asked(); err != nil {
+		t.Error(err)
+	}
+	wantHolders(t, map[string]string{
+		"10.88.0.3": "new-10.88.0.3", "10.88.0.5": "new-10.88.0.5", "10.88.0.6": "new-10.88.0.6", "10.88.0.2": "x", "fd00:10:88::2": "x",
+	})
+	small := newRange(4, 4)
+	if full, err := Full(append(dual()[:1:1], small)); err != nil || !full {
+		t.Errorf("host-local holds the only address, but full: %v, %v", full, err)
+	}
+}

@@ -1,0 +1,313 @@
+package ipam
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/nodetest"
+)
+
+// wide is 10.88.0.0/16 as a whole: 65,533 addresses.
+func wide() conf.Range {
+	return conf.Range{
+		Subnet: netip.MustParsePrefix("10.88.0.0/16"), Gateway: netip.MustParseAddr("10.88.0.1"),
+		RangeStart: netip.MustParseAddr("10.88.0.1"), RangeEnd: netip.MustParseAddr("10.88.255.254"),
+	}
+}
+
+// take holds the addresses.
+func take(t testing.TB, addrs []netip.Addr) {
+	t.Helper()
+	if err := errors.Join(os.MkdirAll(addressesDir, 0o700), os.MkdirAll(lastDir, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	for i, a := range addrs {
+		if err := os.Symlink(fmt.Sprintf("c%d:eth0", i), linkPath(a)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := (hint{}).rebuild(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func row(ranges ...conf.Range) (all []netip.Addr) {
+	for _, r := range runs(ranges) {
+		for a := r.From(); !r.To().Less(a); a = a.Next() {
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
+// TestCostDoesNotGrow compares a node with 10 addresses in use with ones with 60,000, and with one that has a single free
+// address, where the next free one is as far away as can be: go test ./ipam -run CostDoesNotGrow -v prints the figures.
+func TestCostDoesNotGrow(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	all := row(wide())
+	scattered := slices.Clone(all)
+	rand.New(rand.NewPCG(1, 2)).Shuffle(len(scattered), func(i, j int) { scattered[i], scattered[j] = scattered[j], scattered[i] })
+	var few time.Duration
+	for _, tc := range []struct {
+		name string
+		held []netip.Addr
+		last netip.Addr
+	}{
+		{"10 in use", all[:10], all[9]},
+		{"60,000 in use, in a row before the free ones", all[:60000], netip.Addr{}},
+		{"60,000 in use, scattered", scattered[:60000], all[100]},
+		{"all but the last in use", all[:len(all)-1], netip.Addr{}},
+		{"all but the one before the last in use", slices.Concat(all[:300], all[301:]), all[300]},
+	} {
+		if err := errors.Join(os.RemoveAll(endpoint.Dir), os.RemoveAll(lastDir)); err != nil {
+			t.Fatal(err)
+		}
+		take(t, tc.held)
+		last := lastPath([]conf.Range{wide()})
+		var took []time.Duration
+		for range 501 {
+			if err := os.Remove(last); err != nil && !os.IsNotExist(err) {
+				t.Fatal(err)
+			}
+			if tc.last.IsValid() { // the round stands where it is farthest
+				if err := os.Symlink(tc.last.String(), last); err != nil {
+					t.Fatal(err)
+				}
+			}
+			began := time.Now()
+			var got netip.Addr
+			if err := Reserve("new:eth0", Request{Ranges: []conf.Range{wide()}}, func(a []endpoint.Address) error { got = a[0].Addr; return nil }); err != nil {
+				t.Fatal(err)
+			}
+			if err := Release("new:eth0", got); err != nil {
+				t.Fatal(err)
+			}
+			if took = append(took, time.Since(began)); took[len(took)-1] > time.Second {
+				t.Fatalf("%s: it took %s", tc.name, took[len(took)-1])
+			}
+		}
+		slices.Sort(took)
+		median := took[len(took)/2]
+		began := time.Now()
+		full, err := Full([]conf.Range{wide()})
+		if err != nil || full {
+			t.Errorf("%s: full: %v, %v", tc.name, full, err)
+		}
+		t.Logf("%s: reserve and release %s (median), full %s", tc.name, median, time.Since(began))
+		if few == 0 {
+			few = median
+		}
+		if median > 3*few+100*time.Microsecond { // looking at each of 60,000 takes 60 ms
+			t.Errorf("%s: %s, but %s with 10 in use", tc.name, median, few)
+		}
+	}
+}
+
+func TestFirstClear(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(3, 4))
+	for range 300 {
+		data := make([]byte, blockBytes)
+		density := rnd.IntN(256)
+		for i := range data {
+			if data[i] = 0xff; rnd.IntN(256) > density {
+				data[i] = byte(rnd.IntN(256))
+			}
+		}
+		from := rnd.IntN(blockSize + 1)
+		want := from
+		for want < blockSize && data[want/8]&(1<<(want%8)) != 0 {
+			want++
+		}
+		if got := firstClear(data, from); got != want {
+			t.Fatalf("from %d: got %d, want %d", from, got, want)
+		}
+	}
+	p := block(netip.MustParseAddr("fd00::1:8005"))
+	if a := at(p, index(netip.MustParseAddr("fd00::1:8005"))); a.String() != "fd00::1:8005" || p.String() != "fd00::1:8000/113" {
+		t.Errorf("%s in %s", a, p)
+	}
+}
+
+// TestTheBitmapsAreOnlyAHint: whatever happens to them, no address is given out twice and none is lost.
+func TestTheBitmapsAreOnlyAHint(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	ranges := []conf.Range{newRange(1, 9)} // eight addresses
+	path := blockPath(block(ranges[0].RangeStart))
+	for name, harm := range map[string]func() error{
+		"none":            func() error { return nil },
+		"lost":            func() error { return os.RemoveAll(mapsDir) },
+		"one lost":        func() error { return os.Remove(path) },
+		"cut off":         func() error { return os.Truncate(path, 0) },
+		"all look held":   func() error { return os.WriteFile(path, slices.Repeat([]byte{0xff}, blockBytes), 0o600) },
+		"too long":        func() error { return os.WriteFile(path, slices.Repeat([]byte{0xff}, 3*blockBytes), 0o600) },
+		"a directory":     func() error { return errors.Join(os.Remove(path), os.MkdirAll(path+"/x", 0o700)) },
+		"no directory":    func() error { return errors.Join(os.RemoveAll(mapsDir), os.WriteFile(mapsDir, nil, 0o600)) },
+		"half made":       func() error { return errors.Join(os.RemoveAll(mapsDir), os.MkdirAll(mapsDir+".tmp/x", 0o700)) },
+		"a link was lost": func() error { return os.Remove(linkPath(netip.MustParseAddr("10.88.0.3"))) },
+	} {
+		if err := errors.Join(os.RemoveAll(endpoint.Dir), os.RemoveAll(lastDir)); err != nil {
+			t.Fatal(err)
+		}
+		held := map[string]bool{}
+		for i := range 4 {
+			held[reserve(t, fmt.Sprint("before", i), ranges...)] = true
+		}
+		if err := harm(); err != nil {
+			t.Fatal(err)
+		}
+		want := 8
+		if name == "a link was lost" {
+			delete(held, "10.88.0.3")
+		}
+		release(t, "before0", "10.88.0.2")
+		delete(held, "10.88.0.2")
+		for i := 0; len(held) < want; i++ {
+			a := reserve(t, fmt.Sprint("after", i), ranges...)
+			if held[a] {
+				t.Fatalf("%s: %s is given out twice", name, a)
+			}
+			held[a] = true
+		}
+		for range 2 {
+			err := Reserve("late", Request{Ranges: ranges}, func([]endpoint.Address) error { return nil })
+			if exhausted := (*ExhaustedError)(nil); !errors.As(err, &exhausted) {
+				t.Errorf("%s: all are held, but %v", name, err)
+			}
+			if full, err := Full(ranges); err != nil || !full {
+				t.Errorf("%s: all are held, but full: %v, %v", name, full, err)
+			}
+		}
+	}
+}
+
+// TestKilledAnywhere kills Reserve and Release between any two of the steps that change something on disk, by doing the
+// first of them only, and wants each address to be held or free after that.
+func TestKilledAnywhere(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	a := netip.MustParseAddr("10.88.0.2")
+	ranges := []conf.Range{newRange(1, 3)} // this address and another
+	for name, killed := range map[string]func(){
+		"Reserve, before the bit": func() { _ = os.Symlink("killed", linkPath(a)) },
+		"Release, before the link": func() {
+			reserve(t, "killed", ranges...)
+			if err := (hint{}).unmark(a); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		if err := errors.Join(os.RemoveAll(endpoint.Dir), os.RemoveAll(lastDir)); err != nil {
+			t.Fatal(err)
+		}
+		release(t, "x", reserve(t, "x", newRange(9, 9))) // so that all directories are there
+		killed()
+		if got := reserve(t, "next", ranges...); got != "10.88.0.3" {
+			t.Errorf("%s: got %s, which is held", name, got)
+		}
+		release(t, "killed", a.String())
+		if got := reserve(t, "last", ranges...); got != a.String() {
+			t.Errorf("%s: got %s, want %s, which was freed", name, got, a)
+		}
+	}
+}
+
+// TestTheBitmapsFollow: what is held is marked and what is freed isn't, so neither is looked for in vain.
+func TestTheBitmapsFollow(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	r := newRange(1, 4)
+	free := func() (all []string) {
+		for a := range (hint{}).free(runs([]conf.Range{r})[0].IPRange) {
+			all = append(all, a.String())
+		}
+		return all
+	}
+	a, b := reserve(t, "a", r), reserve(t, "b", r)
+	if got := free(); !slices.Equal(got, []string{"10.88.0.4"}) {
+		t.Errorf("with %s and %s held: %v look free", a, b, got)
+	}
+	release(t, "a", a)
+	if got := free(); !slices.Equal(got, []string{a, "10.88.0.4"}) {
+		t.Errorf("after %s was freed: %v look free", a, got)
+	}
+}
+
+func TestAskedFor(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	want := func(holder string, asked ...string) ([]string, error) {
+		r := Request{Ranges: dual()}
+		for _, s := range asked {
+			r.Addresses = append(r.Addresses, netip.MustParseAddr(s))
+		}
+		var got []string
+		err := Reserve(holder, r, func(addrs []endpoint.Address) error {
+			for _, a := range addrs {
+				got = append(got, a.Addr.String())
+			}
+			return nil
+		})
+		return got, err
+	}
+	for _, tc := range []struct {
+		asked, got []string
+	}{
+		{[]string{"10.88.0.3", "fd00:10:88::99"}, []string{"fd00:10:88::99", "10.88.0.3"}},
+		{nil, []string{"fd00:10:88::2", "10.88.0.2"}}, // the round doesn't go on from what was asked for
+	} {
+		got, err := want("a", tc.asked...)
+		if err != nil || !slices.Equal(got, tc.got) {
+			t.Errorf("asked for %v: got %v, %v; want %v", tc.asked, got, err, tc.got)
+		}
+	}
+	got, err := want("b", "10.88.0.3")
+	var held *HeldError
+	if !errors.As(err, &held) || held.Holder != "a" || len(got) > 0 {
+		t.Errorf("asked for one that a holds: %v, %v", got, err)
+	}
+}
+
+func TestTake(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	own, other := netip.MustParseAddr(reserve(t, "c1:eth0", newRange(1, 9))), netip.MustParseAddr("10.1.0.2")
+	for _, e := range []endpoint.Endpoint{{ContainerID: "c1", IfName: "eth0"}, {ContainerID: "c2", IfName: "eth0", Chained: true}} {
+		if err := e.Save(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Take("c2:eth0", own); err == nil {
+		t.Error("it took an address that one of weir's own pods has")
+	}
+	for range 2 {
+		for _, holder := range []string{"c2:eth0", "c3:eth0"} {
+			if err := Take(holder, other); err != nil {
+				t.Fatal(err)
+			}
+			wantHolders(t, map[string]string{own.String(): "c1:eth0", other.String(): holder})
+		}
+	}
+	release(t, "c2:eth0", other.String())
+	release(t, "c3:eth0", other.String())
+	wantHolders(t, map[string]string{own.String(): "c1:eth0"})
+	if _, err := os.Stat(filepath.Join(mapsDir, "10.1.0.0")); err != nil {
+		t.Error(err)
+	}
+}

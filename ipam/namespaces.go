@@ -1,0 +1,95 @@
+package ipam
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// usedAddresses are those of all network namespaces of the node but its own.
+//
+// Equivalent to: for ns in $(lsns -t net -o NS); do nsenter --net=… ip addr; done
+func usedAddresses() (map[netip.Addr]bool, error) {
+	paths, err := namespaces()
+	if err != nil {
+		return nil, err
+	}
+	used := map[netip.Addr]bool{}
+	for _, path := range paths {
+		if err := addressesIn(path, used); err != nil && !errors.Is(err, fs.ErrNotExist) { // it has ended
+			return used, fmt.Errorf("addresses in %s: %w", path, err)
+		}
+	}
+	return used, nil
+}
+
+// namespaces are paths of all network namespaces but the node's own: those that are mounted, as a runtime's are, and those
+// that only processes keep.
+func namespaces() ([]string, error) {
+	own, err := os.Readlink("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("look up the node's network namespace: %w", err)
+	}
+	seen := map[string]bool{own: true}
+	var paths []string
+	add := func(name, path string) {
+		if !seen[name] {
+			seen[name] = true
+			paths = append(paths, path)
+		}
+	}
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("look for network namespaces: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		// ID PARENT MAJOR:MINOR ROOT MOUNTPOINT …; of a namespace the root is net:[NUMBER] (proc_pid_mountinfo(5)).
+		if fields := strings.Fields(lines.Text()); len(fields) > 4 && strings.HasPrefix(fields[3], "net:[") {
+			add(fields[3], fields[4])
+		}
+	}
+	processes, err := filepath.Glob("/proc/[0-9]*/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("look for network namespaces: %w", err)
+	}
+	for _, path := range processes {
+		if name, err := os.Readlink(path); err == nil {
+			add(name, path)
+		}
+	}
+	return paths, nil
+}
+
+func addressesIn(path string, into map[netip.Addr]bool) error {
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ns.Close() }()
+	h, err := netlinksafe.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	addrs, err := h.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return err
+	}
+	for _, a := range addrs {
+		if addr, ok := netip.AddrFromSlice(a.IP); ok {
+			into[addr.Unmap()] = true
+		}
+	}
+	return nil
+}

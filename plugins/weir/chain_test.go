@@ -1,0 +1,475 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/internal/nodetest"
+)
+
+// TestAheadOfTheOfficialPlugins has weir make the interface, and portmap, bandwidth, tuning and sbr of the official plugins
+// do what they do with it, in one list.
+func TestAheadOfTheOfficialPlugins(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "meta/bandwidth", "meta/tuning", "meta/sbr") {
+		return
+	}
+	n := newNode(t, nil)
+	before := leftovers(t)
+	n.ConfigureList(
+		nodetest.Conf{"type": "weir", "ranges": []any{nodetest.Conf{"subnet": "10.88.0.0/24"}}},
+		nodetest.Conf{"type": "portmap", "capabilities": nodetest.Conf{"portMappings": true}},
+		nodetest.Conf{"type": "bandwidth", "capabilities": nodetest.Conf{"bandwidth": true}},
+		nodetest.Conf{"type": "tuning", "sysctl": nodetest.Conf{"net.core.somaxconn": "500"}, "mtu": 1400},
+		nodetest.Conf{"type": "sbr"},
+	)
+	const capabilities = `CAP_ARGS={"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}],` +
+		`"bandwidth":{"ingressRate":8000000,"ingressBurst":800000,"egressRate":8000000,"egressBurst":800000}}`
+	server, client := n.AddPod("ns-1", "http-echo", capabilities), n.AddPod("ns-1", "busybox")
+	for _, c := range []struct{ command, want string }{
+		{"ip -n ns-1.http-echo link show eth0", "mtu 1400"},
+		{"ip netns exec ns-1.http-echo sysctl net.core.somaxconn", "= 500"},
+		{"ip -n ns-1.http-echo rule", "from " + server.IP},
+		{"ip -n ns-1.http-echo route show table 100", "default via 10.88.0.1"},
+		{"tc qdisc", "tbf"},
+	} {
+		f := strings.Fields(c.command)
+		if out := nodetest.Run(t, f[0], f[1:]...); !strings.Contains(out, c.want) {
+			t.Errorf("%s: no %q in\n%s", c.command, c.want, out)
+		}
+	}
+	n.Serve(server.Netns, "tcp", ":80")
+	reach := func(want bool) {
+		t.Helper()
+		n.Eventually(fmt.Sprint("the client reaches the server: ", want), func() (err error) {
+			nodetest.In(t, client.Netns, func() error { // sbr leaves no route for who doesn't say where it sends from
+				d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(client.IP)}, Timeout: 250 * time.Millisecond}
+				var conn net.Conn
+				if conn, err = d.Dial("tcp", server.IP+":80"); err == nil {
+					_ = conn.Close()
+				}
+				return nil
+			})
+			if (err == nil) != want {
+				return fmt.Errorf("got %w", err)
+			}
+			return nil
+		})
+	}
+	reach(true)
+	n.ReachFrom(n.Outside, "192.0.2.2:8080", true)
+	n.Manifest("policy.yaml", denyAll)
+	reach(false)
+	n.ReachFrom(n.Outside, "192.0.2.2:8080", false)
+	if out, err := n.CNI("check", server.Netns, nodetest.Args("ns-1", "http-echo", ""), capabilities); err != nil {
+		t.Errorf("check: %s, %v", out, err)
+	}
+	for _, p := range []*nodetest.Pod{server, client} {
+		if _, err := n.CNI("del", p.Netns, nodetest.Args(p.Namespace, p.Name, ""), capabilities); err != nil {
+			t.Error(err)
+		}
+	}
+	n.Manifest("policy.yaml", "# none\n")
+	n.Eventually("nothing is left", func() error {
+		if diff := cmp.Diff(before, leftovers(t)); diff != "" {
+			return fmt.Errorf("before and after: %s", diff)
+		}
+		return nil
+	})
+}
+
+// others are the official plugins that make interfaces, each with host-local.
+var others = map[string]nodetest.Conf{
+	"ptp":    {"type": "ptp", "ipam": hostLocal},
+	"bridge": {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": hostLocal},
+}
+
+var hostLocal = nodetest.Conf{"type": "host-local", "ranges": []any{[]any{nodetest.Conf{"subnet": "10.99.0.0/24"}}}, "routes": []any{nodetest.Conf{"dst": "0.0.0.0/0"}}}
+
+func newNodeBehind(t *testing.T, other string, conf nodetest.Conf) *nodetest.Node {
+	t.Helper()
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("cluster.yaml", cluster)
+	weir := nodetest.Conf{"type": "weir"}
+	for k, v := range conf {
+		weir[k] = v
+	}
+	n.ConfigureList(others[other], weir)
+	nodetest.Run(t, "ip", "-n", "outside", "route", "add", "10.99.0.0/24", "via", "192.0.2.2")
+	return n
+}
+
+func TestBehindPtp(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
+		return
+	}
+	testBehind(t, "ptp")
+}
+
+func TestBehindBridge(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
+		return
+	}
+	// As weir's own bridge and others leave it.
+	if err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	testBehind(t, "bridge")
+}
+
+// ended calls DEL for a pod that was refused, as a runtime does: the other plugin has made its part.
+func ended(n *nodetest.Node, namespace, name string) {
+	n.Helper()
+	if _, err := n.CNI("del", "/run/netns/"+namespace+"."+name, nodetest.Args(namespace, name, "")); err != nil {
+		n.Fatal(err)
+	}
+}
+
+// testBehind enforces policy on pods whose network another plugin makes.
+func testBehind(t *testing.T, other string) {
+	n := newNodeBehind(t, other, nil)
+	wantNothing := leftovers(t)
+	if _, err := n.TryAddPod("ns-1", "busybox"); err == nil || !strings.Contains(err.Error(), "no agent answers") {
+		t.Fatalf("without an agent: %v", err)
+	}
+	ended(n, "ns-1", "busybox")
+	n.Eventually("nothing is left", func() error {
+		if diff := cmp.Diff(wantNothing, leftovers(t)); diff != "" {
+			return fmt.Errorf("a refused pod left behind: %s", diff)
+		}
+		return nil
+	})
+	n.StartAgent()
+	nothing := leftovers(t)
+	server, client, stranger := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox"), n.AddPod("ns-2", "other")
+	if !strings.HasPrefix(server.IP, "10.99.0.") || strings.Contains(server.Result, "weirp") {
+		t.Errorf("the result isn't the other plugin's: %s", server.Result)
+	}
+	n.Serve(server.Netns, "tcp", ":80")
+	n.Serve(n.Outside, "tcp", ":80")
+	n.Reach(client, server.IP+":80", true)
+	if got, err := nodetest.Get(t, client.Netns, "192.0.2.1:80"); got != "hello "+client.IP {
+		t.Errorf("a server outside sees %q, %v; want the pod's own address: masquerading is the other plugin's", got, err)
+	}
+	if out := nodetest.Run(t, "ip", "-o", "link"); strings.Contains(out, "weirp") {
+		t.Errorf("weir has made a link:\n%s", out)
+	}
+	n.Manifest("policy.yaml", denyAll)
+	n.Reach(client, server.IP+":80", false)
+	n.Manifest("policy.yaml", strings.Replace(allow, "app: busybox", "run: busybox", 1)+"---"+denyAll)
+	n.Reach(client, server.IP+":80", false) // by the client's egress
+	n.Manifest("policy.yaml", strings.Replace(allow, "app: busybox", "run: busybox", 1))
+	n.Reach(client, server.IP+":80", true)
+	n.Reach(stranger, server.IP+":80", false)
+	n.ReachFrom(nodetest.Self, server.IP+":80", true)
+
+	check := func() error {
+		_, err := n.CNI("check", server.Netns, nodetest.Args("ns-1", "http-echo", ""))
+		return err
+	}
+	if err := check(); err != nil {
+		t.Error(err)
+	}
+	n.KillAgent() // which would put right what is broken now
+	breaks := map[string][2]string{"weir-pods": {"ipset del weir-pods " + server.IP, "ipset add weir-pods " + server.IP}}
+	if other == "bridge" {
+		breaks["nf_call_iptables"] = [2]string{"ip link set cni0 type bridge nf_call_iptables 0", "true"}
+	}
+	for words, commands := range breaks {
+		f := strings.Fields(commands[0])
+		nodetest.Run(t, f[0], f[1:]...)
+		if err := check(); err == nil || !strings.Contains(err.Error(), words) {
+			t.Errorf("after %s: %v", commands[0], err)
+		}
+		f = strings.Fields(commands[1])
+		nodetest.Run(t, f[0], f[1:]...)
+	}
+	nodetest.Run(t, "ip", "-n", "ns-1.busybox", "link", "del", "eth0") // it ends, and nobody says so
+	n.StartAgent()
+	n.Reach(stranger, server.IP+":80", false)
+	if err := check(); err != nil {
+		t.Errorf("the agent hasn't put it right: %v", err)
+	}
+	n.Eventually("the agent has taken out the pod that is over", func() error {
+		if out := nodetest.Run(t, "ipset", "list"); strings.Contains(out, client.IP+" ") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	n.KillAgent()
+	for _, p := range []*nodetest.Pod{server, client, stranger} {
+		for range 2 {
+			if _, err := n.CNI("del", p.Netns, nodetest.Args(p.Namespace, p.Name, "")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	n.Manifest("policy.yaml", "# none\n")
+	n.StartAgent()
+	n.Eventually("nothing is left", func() error {
+		if diff := cmp.Diff(nothing, leftovers(t)); diff != "" {
+			return fmt.Errorf("before and after: %s", diff)
+		}
+		return nil
+	})
+}
+
+func TestClosedBehindPtp(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
+		return
+	}
+	testClosedBehind(t, "ptp")
+}
+
+func TestClosedBehindBridge(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
+		return
+	}
+	testClosedBehind(t, "bridge")
+}
+
+// testClosedBehind starts pods without an agent whose links weir can't hold down.
+func testClosedBehind(t *testing.T, other string) {
+	n := newNodeBehind(t, other, nodetest.Conf{"enforcement": "closed"})
+	if _, err := n.TryAddPod("ns-1", "http-echo"); err == nil || !strings.Contains(err.Error(), "no rule goes by ipset weir-pods") {
+		t.Fatalf("no agent has ever run, so nothing closes the pod: %v", err)
+	}
+	ended(n, "ns-1", "http-echo")
+	n.StartAgent()
+	server := n.AddPod("ns-1", "http-echo")
+	n.Serve(server.Netns, "tcp", ":80")
+	n.KillAgent()
+	client := n.AddPod("ns-1", "busybox")
+	n.Serve(client.Netns, "tcp", ":80")
+	for range 3 {
+		if _, err := nodetest.Get(t, client.Netns, server.IP+":80"); err == nil {
+			t.Error("a pod is open that no agent has judged")
+		}
+		if _, err := nodetest.Get(t, server.Netns, client.IP+":80"); err == nil {
+			t.Error("a pod is reached that no agent has judged")
+		}
+	}
+	n.StartAgent()
+	n.Reach(client, server.IP+":80", true)
+	n.Reach(server, client.IP+":80", true)
+}
+
+// TestAnAddressThatAnotherPluginGivesAgain: the plugin ahead has freed and given again an address whose pod's end weir was
+// not told of. The new pod has none of the old one's places in the sets, though no agent is there to take them away.
+func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
+		return
+	}
+	n := newNodeBehind(t, "ptp", nodetest.Conf{"enforcement": "closed"})
+	n.ConfigureList(nodetest.Conf{"type": "ptp", "ipam": nodetest.Conf{
+		"type": "host-local", "ranges": []any{[]any{nodetest.Conf{"subnet": "10.99.0.0/24", "rangeEnd": "10.99.0.2"}}}, "routes": []any{nodetest.Conf{"dst": "0.0.0.0/0"}},
+	}}, nodetest.Conf{"type": "weir", "enforcement": "closed"})
+	n.StartAgent()
+	first := n.AddPod("ns-1", "http-echo")
+	in := func(set string) bool { return exec.Command("ipset", "test", set, first.IP).Run() == nil }
+	if !in("weir-in-open") || !in("weir-pods") {
+		t.Fatal("the first pod is in no class")
+	}
+	n.KillAgent()
+	if err := os.Remove("/var/lib/cni/networks/weir/" + first.IP); err != nil {
+		t.Fatal(err)
+	}
+	nodetest.Run(t, "ip", "-n", "ns-1.http-echo", "link", "del", "eth0")
+	second := n.AddPod("ns-2", "other")
+	if second.IP != first.IP {
+		t.Fatalf("the second pod has %s, not %s", second.IP, first.IP)
+	}
+	if in("weir-in-open") || !in("weir-pods") {
+		t.Error("the second pod is where the first one was")
+	}
+	ended(n, "ns-1", "http-echo") // late
+	if !in("weir-pods") {
+		t.Error("the first pod's end has opened the second")
+	}
+}
+
+// TestPolicyThatCantHoldIsRefused: what doesn't pass the node's FORWARD hook would be open without anybody noticing.
+func TestPolicyThatCantHoldIsRefused(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
+		return
+	}
+	n := newNodeBehind(t, "bridge", nil)
+	n.StartAgent()
+	nodetest.Run(t, "mount", "-t", "tmpfs", "none", "/proc/sys/net/bridge") // as without br_netfilter
+	if _, err := n.TryAddPod("ns-1", "busybox"); err == nil || !strings.Contains(err.Error(), "modprobe br_netfilter") {
+		t.Errorf("behind a bridge without br_netfilter: %v", err)
+	}
+	nodetest.Run(t, "umount", "/proc/sys/net/bridge")
+
+	for i, tc := range []struct {
+		setUp       string
+		ips, beside string
+		code        uint
+		words       string
+	}{
+		{setUp: "ip -n pod link add eth0 type bridge", ips: "10.99.0.9/24", code: 7, words: "prevResult: eth0 in the pod is of type bridge"},
+		{setUp: "ip -n pod link add eth0 type veth peer name inner", ips: "10.99.0.9/24", code: 7, words: "a veth that doesn't end on the node"},
+		{setUp: "ip link add out type veth peer name eth0 netns pod", ips: "127.0.0.1/8", code: 7, words: "prevResult.ips[0].address: 127.0.0.1"},
+		{setUp: "true", ips: "", code: 7, words: "prevResult.ips: there is no address"},
+		{setUp: "true", ips: "10.99.0.9/24", beside: `"ranges": [{"subnet": "10.88.0.0/24"}], `, code: 7, words: "ranges: weir stands behind another plugin"},
+		{setUp: "ip link add out type veth peer name eth0 netns pod", ips: "10.99.0.9/24", code: 0, words: "/run/netns/pod"},
+	} {
+		netns := nodetest.NewNS(t, "pod")
+		f := strings.Fields(tc.setUp)
+		nodetest.Run(t, f[0], f[1:]...)
+		ips := "[]"
+		if tc.ips != "" {
+			ips = fmt.Sprintf(`[{"address": "%s", "interface": 0}]`, tc.ips)
+		}
+		before := leftovers(t)
+		env := map[string]string{
+			"CNI_COMMAND": "ADD", "CNI_CONTAINERID": fmt.Sprint("c", i), "CNI_NETNS": netns, "CNI_IFNAME": "eth0", "CNI_PATH": n.Bin,
+			"CNI_ARGS": nodetest.Args("ns-1", "busybox", ""),
+		}
+		stdin := `{"cniVersion": "1.0.0", "name": "weir", "type": "weir", ` + tc.beside + `"prevResult": {"cniVersion": "1.0.0", ` +
+			`"interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:09", "sandbox": "` + netns + `"}], "ips": ` + ips + "}}"
+		code, msg := weir(t, n, env, stdin)
+		if code != tc.code || !strings.Contains(msg, tc.words) {
+			t.Errorf("%s, %q: code %d: %s; want code %d with %q", tc.setUp, tc.ips, code, msg, tc.code, tc.words)
+		}
+		if tc.code == 0 {
+			env["CNI_COMMAND"] = "DEL"
+			if code, msg := weir(t, n, env, stdin); code != 0 {
+				t.Errorf("DEL: code %d: %s", code, msg)
+			}
+		}
+		if diff := cmp.Diff(before, leftovers(t)); diff != "" {
+			t.Errorf("left behind: %s", diff)
+		}
+		nodetest.Run(t, "sh", "-c", "ip link del out 2>/dev/null; ip -n pod link del eth0 2>/dev/null; true")
+		nodetest.DelNS(t, netns)
+	}
+}
+
+// TestANodeGoesOverFromHostLocal: pods of the plugin before live on, and their addresses aren't given to others.
+func TestANodeGoesOverFromHostLocal(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("cluster.yaml", cluster)
+	n.StartAgent()
+	n.ConfigureList(others["ptp"])
+	n.AddPod("ns-1", "http-echo")
+	files, err := filepath.Glob("/var/lib/cni/networks/weir/10.99.0.*")
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	old := filepath.Base(files[0])
+	ago := time.Now().Add(-5 * time.Minute)
+	if err := os.Chtimes(files[0], ago, ago); err != nil {
+		t.Fatal(err)
+	}
+	n.Configure(nodetest.Conf{"ranges": []any{nodetest.Conf{"subnet": "10.99.0.0/24", "rangeEnd": "10.99.0.3"}}})
+	if p := n.AddPod("ns-1", "busybox"); p.IP == old {
+		t.Errorf("%s is that of a pod that lives", p.IP)
+	}
+	if _, err := n.TryAddPod("ns-2", "other"); err == nil || !strings.Contains(err.Error(), "no free address") {
+		t.Errorf("only the old pod's address is left: %v", err)
+	}
+	nodetest.Run(t, "ip", "-n", "ns-1.http-echo", "link", "del", "eth0") // the old pod ends
+	if p := n.AddPod("ns-2", "other"); p.IP != old {
+		t.Errorf("got %s, but only %s is free", p.IP, old)
+	}
+}
+
+// TestWhatARuntimeAsksFor: address, MAC, ranges, DNS, and routes, in the pod and in the result.
+func TestWhatARuntimeAsksFor(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newNode(t, nil)
+	n.ConfigureList(nodetest.Conf{
+		"type": "weir", "ranges": []any{nodetest.Conf{"subnet": "10.88.0.0/24", "exclude": []string{"10.88.0.2/31"}}},
+		"capabilities": nodetest.Conf{"ips": true, "mac": true, "dns": true, "ipRanges": true},
+		"routes": []any{
+			nodetest.Conf{"dst": "0.0.0.0/0", "mtu": 1300, "advmss": 1260},
+			nodetest.Conf{"dst": "10.0.0.0/8", "priority": 7},
+			nodetest.Conf{"dst": "10.88.0.1/32", "scope": 253, "table": 100},
+			nodetest.Conf{"dst": "172.16.0.0/12", "table": 100},
+		},
+	})
+	server := n.AddPod("ns-1", "http-echo")
+	client := n.AddPod("ns-1", "busybox",
+		`CAP_ARGS={"ips": ["10.88.0.99/24"], "mac": "02:00:00:00:00:99", "dns": {"servers": ["10.96.0.10"], "searches": ["svc.cluster.local"]}}`)
+	if server.IP != "10.88.0.4" || client.IP != "10.88.0.99" {
+		t.Errorf("got %s and %s; want the first that isn't excluded, and what was asked for", server.IP, client.IP)
+	}
+	for _, c := range []struct{ command, want string }{
+		{"ip -n ns-1.busybox link show eth0", "02:00:00:00:00:99"},
+		{"ip -n ns-1.busybox route", "default via 10.88.0.1 dev eth0 mtu 1300 advmss 1260"},
+		{"ip -n ns-1.busybox route", "10.0.0.0/8 via 10.88.0.1 dev eth0 metric 7"},
+		{"ip -n ns-1.busybox route show table 100", "10.88.0.1 dev eth0 scope link"},
+		{"ip -n ns-1.busybox route show table 100", "172.16.0.0/12 via 10.88.0.1 dev eth0"},
+	} {
+		f := strings.Fields(c.command)
+		if out := nodetest.Run(t, f[0], f[1:]...); !strings.Contains(out, c.want) {
+			t.Errorf("%s: no %q in\n%s", c.command, c.want, out)
+		}
+	}
+	var result struct {
+		Routes []map[string]any
+		DNS    map[string]any
+	}
+	if err := json.Unmarshal([]byte(client.Result), &result); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]any{"nameservers": []any{"10.96.0.10"}, "search": []any{"svc.cluster.local"}}, result.DNS); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]map[string]any{
+		{"dst": "0.0.0.0/0", "gw": "10.88.0.1", "mtu": 1300., "advmss": 1260.}, {"dst": "10.0.0.0/8", "gw": "10.88.0.1", "priority": 7.},
+		{"dst": "10.88.0.1/32", "table": 100., "scope": 253.}, {"dst": "172.16.0.0/12", "gw": "10.88.0.1", "table": 100.},
+	}, result.Routes); diff != "" {
+		t.Error(diff)
+	}
+	n.Serve(client.Netns, "tcp", ":80")
+	n.Reach(server, client.IP+":80", true) // the guard goes by the MAC that was asked for
+	check := func() error {
+		_, err := n.CNI("check", client.Netns, nodetest.Args("ns-1", "busybox", ""))
+		return err
+	}
+	if err := check(); err != nil {
+		t.Error(err)
+	}
+	nodetest.Run(t, "ip", "-n", "ns-1.busybox", "route", "del", "172.16.0.0/12", "table", "100")
+	if err := check(); err == nil || !strings.Contains(err.Error(), "the pod lacks the route to 172.16.0.0/12") {
+		t.Errorf("without one of the routes: %v", err)
+	}
+
+	before := leftovers(t)
+	for capArgs, words := range map[string]string{
+		`{"ips": ["10.88.0.99"]}`:      "10.88.0.99 was asked for and is held by",
+		`{"ips": ["10.88.0.2"]}`:       "runtimeConfig.ips[0]: 10.88.0.2 is in no range, or a gateway, or excluded",
+		`{"ips": ["10.89.0.2"]}`:       "runtimeConfig.ips[0]: 10.89.0.2 is in no range",
+		`{"mac": "02:00:00:00:00:99"}`: "mac: 02:00:00:00:00:99: ",
+		`{"mac": "` + bridge.MAC(netip.MustParseAddr("10.88.0.1")).String() + `"}`: "another on the bridge has this MAC",
+		`{"ipRanges": [[{"subnet": "10.77.0.0/24"}]], "ips": ["10.88.0.50"]}`:      "is in no range, or a gateway, or excluded: 10.77.0.0/24",
+	} {
+		if _, err := n.TryAddPod("ns-2", "other", "CAP_ARGS="+capArgs); err == nil || !strings.Contains(err.Error(), words) {
+			t.Errorf("%s: %v; want %q", capArgs, err, words)
+		}
+		if diff := cmp.Diff(before, leftovers(t)); diff != "" {
+			t.Errorf("%s: left behind: %s", capArgs, diff)
+		}
+	}
+	n.Reach(server, client.IP+":80", true) // nobody took its MAC
+	if p := n.AddPod("ns-2", "other", `CAP_ARGS={"ipRanges": [[{"subnet": "10.77.0.0/24"}]]}`); p.IP != "10.77.0.2" {
+		t.Errorf("got %s, not one of the runtime's range", p.IP)
+	}
+}
