@@ -38,12 +38,12 @@ type hint struct {
 	readOnly bool // by who doesn't hold the lock
 }
 
-// openHint makes the bitmaps if they aren't there.
-func openHint() (hint, error) {
+// ensure makes the bitmaps if they aren't there.
+func (h hint) ensure() error {
 	if _, err := os.Lstat(mapsDir); err == nil {
-		return hint{}, nil
+		return nil
 	}
-	return hint{}, hint{}.rebuild()
+	return h.rebuild()
 }
 
 // block is the row of addresses with all but the last 15 bits in common.

@@ -69,8 +69,8 @@ func Reserve(holder string, want Request, record func([]endpoint.Address) error)
 			return fmt.Errorf("make %s: %w", dir, err)
 		}
 	}
-	h, err := openHint()
-	if err != nil {
+	h := hint{}
+	if err := h.ensure(); err != nil {
 		return err
 	}
 	others := newHostLocal()
@@ -158,8 +158,8 @@ func Take(holder string, addr netip.Addr) error {
 	if err := os.MkdirAll(addressesDir, 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", addressesDir, err)
 	}
-	h, err := openHint()
-	if err != nil {
+	h := hint{}
+	if err := h.ensure(); err != nil {
 		return err
 	}
 	owner, err := Holder(addr)

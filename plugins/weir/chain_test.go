@@ -400,7 +400,8 @@ func TestWhatARuntimeAsksFor(t *testing.T) {
 		"routes": []any{
 			nodetest.Conf{"dst": "0.0.0.0/0", "mtu": 1300, "advmss": 1260},
 			nodetest.Conf{"dst": "10.0.0.0/8", "priority": 7},
-			nodetest.Conf{"dst": "10.88.0.1/32", "scope": 253, "table": 100}, nodetest.Conf{"dst": "172.16.0.0/12", "table": 100},
+			nodetest.Conf{"dst": "10.88.0.1/32", "scope": 253, "table": 100},
+			nodetest.Conf{"dst": "172.16.0.0/12", "table": 100},
 		},
 	})
 	server := n.AddPod("ns-1", "http-echo")
