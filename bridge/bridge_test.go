@@ -195,3 +195,16 @@ func TestEnsureRefusesAStrangersLink(t *testing.T) {
 		t.Fatal("an ifb named weir0 was taken for the bridge")
 	}
 }
+
+// TestEnsureGoesOn where an ADD was killed just after it had made the bridge.
+func TestEnsureGoesOn(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	nodetest.Run(t, "sh", "-c", "ip link add weir0 type bridge; echo 0 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/weir0/send_redirects")
+	newNode(t)
+	got := nodetest.Run(t, "sh", "-c", "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/weir0/send_redirects")
+	if got != "1\n0\n" {
+		t.Errorf("ip_forward and weir0's send_redirects are %q, want 1 and 0", got)
+	}
+}

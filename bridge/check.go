@@ -25,7 +25,10 @@ func Check(h netlinksafe.Handle, p Port, mtu int) error {
 	if err != nil {
 		return fmt.Errorf("link %s: %w", p.HostIf, err)
 	}
-	errs := []error{checkUp(br, Name), checkUp(link, p.HostIf)}
+	errs := []error{checkUp(link, p.HostIf)}
+	if br.Attrs().Flags&net.FlagUp == 0 { // its carrier comes a moment after its port's
+		errs = append(errs, fmt.Errorf("%s is down", Name))
+	}
 	if link.Attrs().MasterIndex != br.Attrs().Index {
 		errs = append(errs, fmt.Errorf("%s is not on %s", p.HostIf, Name))
 	}
@@ -52,7 +55,7 @@ func Check(h netlinksafe.Handle, p Port, mtu int) error {
 	return errors.Join(append(errs, checkPod(pod, p, br.Attrs().HardwareAddr, mtu))...)
 }
 
-// checkUp: a pair has a carrier when both of its ends are up.
+// checkUp of one end of a pair, which has a carrier when both are up.
 func checkUp(link netlink.Link, name string) error {
 	switch flags := link.Attrs().RawFlags; {
 	case flags&unix.IFF_UP == 0:

@@ -93,10 +93,8 @@ func coded(verb func(*skel.CmdArgs) error) func(*skel.CmdArgs) error {
 // readStdin reads the configuration, and gives skel, which reads it again, another stdin to read it from. Whoever asks for
 // the version from a terminal gives none.
 func readStdin(command string) ([]byte, *types.Error) {
-	if command == "VERSION" {
-		if info, err := os.Stdin.Stat(); err != nil || info.Mode()&os.ModeCharDevice != 0 {
-			return nil, nil
-		}
+	if info, _ := os.Stdin.Stat(); command == "VERSION" && (info == nil || info.Mode()&os.ModeCharDevice != 0) {
+		return nil, nil
 	}
 	data, err := io.ReadAll(os.Stdin)
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/policy"
@@ -236,6 +237,7 @@ func TestFaultsOfParts(t *testing.T) {
 	r.tell(healthy(), nil)
 	r.wantMetrics(map[string]float64{"weir_ready": 1, `weir_endpoints{direction="ingress",state="isolated"}`: 1})
 	record := filepath.Join("/run/weir/endpoints", "broken:eth0.json")
+	live(t, "broken:eth0", "weirx")
 	write := func(text string) {
 		if err := os.WriteFile(record, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -320,6 +322,12 @@ func TestFaultsOfParts(t *testing.T) {
 	}
 }
 
+// live makes links as those of pods that are there, or the agent would take their records for those of pods that are gone.
+func live(t *testing.T, id, other string) {
+	t.Helper()
+	nodetest.Run(t, "ip", "link", "add", bridge.PortName(id), "type", "veth", "peer", "name", other)
+}
+
 // TestEachBrokenRecordIsLogged: one that breaks while another is broken is a fault of its own.
 func TestEachBrokenRecordIsLogged(t *testing.T) {
 	if !nodetest.Isolated(t) {
@@ -328,6 +336,7 @@ func TestEachBrokenRecordIsLogged(t *testing.T) {
 	r := start(t)
 	r.tell(healthy(), nil)
 	r.wantMetrics(map[string]float64{"weir_ready": 1})
+	live(t, "one:eth0", bridge.PortName("two:eth0"))
 	for i, id := range []string{"one:eth0", "two:eth0"} {
 		if err := os.WriteFile("/run/weir/endpoints/"+id+".json", nil, 0o600); err != nil {
 			t.Fatal(err)
