@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// status says whether an ADD would succeed, as far as two looks at files tell: containerd asks every five seconds, and
+// status says whether an ADD would succeed, as far as a few looks at files tell: containerd asks every five seconds, and
 // kubelet has a node be not ready on each no. The agent isn't asked but goes by its heartbeat, so that a node stays ready
 // while its agent is being replaced. Code 51 is for what limits pods that are there: nothing does, as the kernel goes on
 // enforcing, with or without an agent.
