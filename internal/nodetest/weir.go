@@ -415,10 +415,10 @@ func (n *Node) ReachFrom(netns, address string, want bool) {
 	})
 }
 
-// Eventually tries until f returns nil, for ten seconds at most.
+// Eventually tries until f returns nil, for half a minute at most: the machine may be busy.
 func (n *Node) Eventually(what string, f func() error) {
 	n.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for {
 		err := f()
 		if err == nil {

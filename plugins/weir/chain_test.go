@@ -433,8 +433,10 @@ func TestWhatARuntimeAsksFor(t *testing.T) {
 		t.Error(diff)
 	}
 	if diff := cmp.Diff([]map[string]any{
-		{"dst": "0.0.0.0/0", "gw": "10.88.0.1", "mtu": 1300., "advmss": 1260.}, {"dst": "10.0.0.0/8", "gw": "10.88.0.1", "priority": 7.},
-		{"dst": "10.88.0.1/32", "table": 100., "scope": 253.}, {"dst": "172.16.0.0/12", "gw": "10.88.0.1", "table": 100.},
+		{"dst": "0.0.0.0/0", "gw": "10.88.0.1", "mtu": 1300., "advmss": 1260.},
+		{"dst": "10.0.0.0/8", "gw": "10.88.0.1", "priority": 7.},
+		{"dst": "10.88.0.1/32", "table": 100., "scope": 253.},
+		{"dst": "172.16.0.0/12", "gw": "10.88.0.1", "table": 100.},
 	}, result.Routes); diff != "" {
 		t.Error(diff)
 	}
