@@ -19,6 +19,8 @@ type cluster struct {
 	pods      []member
 	in        map[string][]int // which of the pods are in each namespace
 	endpoints []local
+	// expected are the pods that are to run on this node and have no address yet.
+	expected []Pod
 	// shared are the addresses that several pods are said to have, and these pods. Whose packets come from there is then
 	// unknown.
 	shared map[netip.Addr][]member
@@ -106,6 +108,9 @@ func index(state State) cluster {
 					m.addresses = append(m.addresses, a)
 				}
 			}
+		}
+		if p.NodeName == state.Node && len(p.Addresses) == 0 && !attached[name{p.Namespace, p.Name}] && !p.HostNetwork && !p.Finished {
+			c.expected = append(c.expected, p)
 		}
 		if !p.HostNetwork {
 			c.in[p.Namespace] = append(c.in[p.Namespace], len(c.pods))

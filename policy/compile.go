@@ -232,9 +232,18 @@ func (c *compiler) classes(s side, policies map[string][]isolation) {
 		return byPolicies[k]
 	}
 	at(nil) // the open class is there even if it is empty
+	// And so are the classes of pods that are still to come: when one is attached, which must not take long, sets change only.
+	for _, p := range c.cluster.expected {
+		var applied []isolation
+		for _, iso := range policies[p.Namespace] {
+			if _, isolates := iso.rules[s.direction]; isolates && iso.selects(p) {
+				applied = append(applied, iso)
+			}
+		}
+		at(applied)
+	}
 	for _, e := range c.cluster.endpoints {
-		addrs := e.of(c.family)
-		if !e.known || len(addrs) == 0 { // closed, or never in a packet of the family: in no class
+		if !e.known { // closed: in no class
 			continue
 		}
 		var applied []isolation
@@ -244,9 +253,12 @@ func (c *compiler) classes(s side, policies map[string][]isolation) {
 			}
 		}
 		m := at(applied)
-		m.pods = append(m.pods, e.Pod.String())
+		addrs := e.of(c.family)
 		for _, a := range addrs {
 			m.entries = append(m.entries, Entry{Element{Prefix: hostPrefix(a)}, e.Pod.String()})
+		}
+		if len(addrs) > 0 {
+			m.pods = append(m.pods, e.Pod.String())
 		}
 	}
 	var dispatch []Rule

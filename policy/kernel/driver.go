@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
@@ -26,10 +25,9 @@ type Driver struct {
 	sets    *ipset.Handle
 	// have is what the kernel held after the last change; nil if it must be read anew.
 	have *state
-	// readAt is the generation of nf_tables at which the tables were read; 0: unknown. made are those that the driver has
-	// made since.
+	// readAt is the generation of nf_tables at which the tables were read; 0: unknown.
 	readAt uint32
-	made   []uint32
+	own    ownChanges
 	// ahead are the programs that wait for the next change of rules.
 	ahead [len(conf.Families)]*restorer
 }
@@ -241,10 +239,9 @@ func (d *Driver) carryOut(ctx context.Context, p plan) (left []string, err error
 }
 
 // restore carries out the families' commands, one after the other: both at once take longer, as the kernel lets only one
-// change its tables. It remembers which generations of the rules that made: one for each table, unless somebody else
-// changed something meanwhile, which then isn't known.
+// change its tables. It notes between which generations of the rules that was: it makes one for each table.
 func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]string) error {
-	before, errBefore := Generation() // without nf_tables there is none
+	before, err := Generation() // without nf_tables there is none
 	tables := 0
 	for _, f := range conf.Families {
 		if commands[f] == "" {
@@ -256,10 +253,8 @@ func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]strin
 		tables += strings.Count(commands[f], "COMMIT\n")
 	}
 	after, errAfter := Generation()
-	if errBefore == nil && errAfter == nil && after-before == uint32(tables) {
-		for g := before; g != after; g++ {
-			d.made = append(d.made, g+1)
-		}
+	if err == nil && errAfter == nil {
+		d.own.note(before, after, tables)
 	}
 	return nil
 }
@@ -282,10 +277,11 @@ func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands stri
 	return nil
 }
 
-// Knows says whether the tables of that generation have been read since, or were the driver's own making: then nobody
-// else's change is in it that isn't known.
+// Knows says whether the tables of that generation, of which Watch has said that it changed something where weir has its
+// own, have been read since, or were the driver's own making: then nobody else's change is in it that isn't known. It is
+// asked about each in turn.
 func (d *Driver) Knows(generation uint32) bool {
-	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || slices.Contains(d.made, generation))
+	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.made(generation))
 }
 
 func (d *Driver) change(changes []change) error {
@@ -310,7 +306,7 @@ func entry(e policy.Entry) ipset.Entry {
 // read lists weir's sets and the tables.
 func (d *Driver) read(ctx context.Context, want policy.Ruleset) (state, error) {
 	s := state{sets: map[string]set{}}
-	d.readAt, d.made = 0, nil
+	d.readAt, d.own = 0, ownChanges{}
 	readAt, _ := Generation() // without nf_tables there is none
 	headers, err := d.sets.Headers()
 	if err != nil {

@@ -86,6 +86,35 @@ func TestDenyAllChangesSetsOnly(t *testing.T) {
 	}
 }
 
+// TestAPodThatIsExpectedChangesSetsOnly: the classes of a pod that is to run on this node are there before it is attached, and
+// when it is gone, as long as its object is.
+func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
+	for seed := range uint64(200) {
+		s := policytest.State(rand.New(rand.NewPCG(seed, 1)))
+		if len(s.Endpoints) == 0 {
+			continue
+		}
+		e := s.Endpoints[0]
+		before := s
+		before.Endpoints = s.Endpoints[1:]
+		before.Pods = slices.Clone(s.Pods)
+		known := false
+		for i, p := range before.Pods {
+			if p.Namespace == e.Pod.Namespace && p.Name == e.Pod.Name && policy.SameUID(p.UID, e.Pod.UID) && !p.HostNetwork && !p.Finished {
+				before.Pods[i].Addresses, before.Pods[i].NodeName = nil, s.Node
+				known = true
+			}
+		}
+		lastOfFamily := len(policy.Compile(before).Jumps) != len(policy.Compile(s).Jumps)
+		if !known || lastOfFamily || e.Enforcement == conf.Off {
+			continue
+		}
+		if p := makePlan(stateOf(policy.Compile(before)), policy.Compile(s)); p.restores() {
+			t.Errorf("seed %d: attaching %s changes rules: %s", seed, e.Pod, p.restore)
+		}
+	}
+}
+
 // TestPeersCloseBeforeAndOpenAfter: a pod that becomes a peer in the same change that takes a rule away must not come
 // through the old rule.
 func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
