@@ -36,17 +36,21 @@ type contender struct {
 	add, del func(ctx context.Context, pod, netns string) error
 }
 
+// plain is the name as networks and namespaces may be called.
+func plain(name string) string { return strings.ReplaceAll(name, "+", "-") }
+
 // plugin calls the real thing as a runtime does, through libcni.
 func plugin(t *testing.T, n *nodetest.Node, name, conf string) contender {
 	t.Helper()
-	list, err := libcni.NetworkConfFromBytes([]byte(`{"cniVersion": "1.0.0", "name": "` + name + `", "plugins": [` + conf + `]}`))
+	network := plain(name)
+	list, err := libcni.NetworkConfFromBytes([]byte(`{"cniVersion": "1.0.0", "name": "` + network + `", "plugins": [` + conf + `]}`))
 	if err != nil {
 		t.Fatal(err)
 	}
-	cni := libcni.NewCNIConfigWithCacheDir([]string{n.Bin, *programs}, filepath.Join("/run/cni", name), nil)
+	cni := libcni.NewCNIConfigWithCacheDir([]string{n.Bin, *programs}, filepath.Join("/run/cni", network), nil)
 	runtime := func(pod, netns string) *libcni.RuntimeConf {
 		return &libcni.RuntimeConf{
-			ContainerID: strings.ReplaceAll(name, "+", "-") + "-" + pod, NetNS: netns, IfName: "eth0",
+			ContainerID: network + "-" + pod, NetNS: netns, IfName: "eth0",
 			Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "bench"}, {"K8S_POD_NAME", pod}},
 		}
 	}
@@ -129,7 +133,7 @@ func TestADD(t *testing.T) {
 	took := map[string][]time.Duration{}
 	note := func(what, who string, d time.Duration) { took[what+" "+who] = append(took[what+" "+who], d) }
 	netns := func(c contender, pod string) string {
-		return nodetest.NewNS(t, strings.ReplaceAll(c.name, "+", "-")+"-"+pod)
+		return nodetest.NewNS(t, plain(c.name)+"-"+pod)
 	}
 	for round := range *rounds + 1 {
 		for _, c := range all {
