@@ -393,7 +393,7 @@ func TestEnrol(t *testing.T) {
 				requests <- request
 				tc.answer(w)
 			})()
-			got, err := Enrol(t.Context(), "c1:eth0")
+			got, err := Enrol(t.Context(), "c1:eth0")()
 			if tc.err == "" && err != nil || tc.err != "" && (err == nil || !strings.Contains(err.Error(), tc.err)) {
 				t.Errorf("%v, want an error with %q", err, tc.err)
 			}
@@ -423,11 +423,11 @@ func TestEnrolWithNoAgent(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	if _, err := Enrol(t.Context(), "c1:eth0"); !errors.Is(err, ErrNoAgent) || !errors.Is(err, fs.ErrNotExist) {
+	if _, err := Enrol(t.Context(), "c1:eth0")(); !errors.Is(err, ErrNoAgent) || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no socket: %v, want ErrNoAgent and why", err)
 	}
 	listen(t, func(http.ResponseWriter, *http.Request) {})()
-	if _, err := Enrol(t.Context(), "c1:eth0"); !errors.Is(err, ErrNoAgent) || !errors.Is(err, unix.ECONNREFUSED) {
+	if _, err := Enrol(t.Context(), "c1:eth0")(); !errors.Is(err, ErrNoAgent) || !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("a dead agent's socket: %v, want ErrNoAgent and why", err)
 	}
 }
@@ -441,7 +441,7 @@ func TestEnrolGivesUp(t *testing.T) {
 		cancel() // the agent has the request, and is in no hurry
 		<-r.Context().Done()
 	})()
-	if _, err := Enrol(ctx, "c1:eth0"); !errors.Is(err, context.Canceled) || errors.Is(err, ErrNoAgent) {
+	if _, err := Enrol(ctx, "c1:eth0")(); !errors.Is(err, context.Canceled) || errors.Is(err, ErrNoAgent) {
 		t.Errorf("%v, want that the context was cancelled", err)
 	}
 }

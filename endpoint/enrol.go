@@ -37,53 +37,79 @@ var ErrNoAgent = errors.New("no agent answers on " + Socket)
 // maxAnswer bounds what is read of an answer: the status of a node with thousands of pods is some megabytes.
 const maxAnswer = 64 << 20
 
-// Ask sends the agent one request and returns what it answers. It writes HTTP/1.0 itself, whose answer ends with the
-// connection: with net/http the plugin would be nearly twice as large, and its start is on the path of every pod.
+// Question is one that the agent was asked and that it hasn't answered yet.
+type Question struct {
+	what string
+	ctx  context.Context
+	conn net.Conn
+}
+
+// Ask sends the agent one request; if ctx ends before the answer is there, there is none. It writes HTTP/1.0 itself, whose
+// answer ends with the connection: with net/http the plugin would be nearly twice as large, and its start is on the path
+// of every pod.
 //
 // Equivalent to: curl --unix-socket /run/weir/agent.sock -X METHOD -d BODY http://agent/PATH
-func Ask(ctx context.Context, method, path string, body []byte) (status int, answer []byte, err error) {
+func Ask(ctx context.Context, method, path string, body []byte) (*Question, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", Socket)
 	if err != nil {
-		return 0, nil, fmt.Errorf("%w: %w", ErrNoAgent, err)
+		return nil, fmt.Errorf("%w: %w", ErrNoAgent, err)
 	}
-	defer func() { _ = conn.Close() }()
-	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
-	head := fmt.Sprintf("%s %s HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", method, path, len(body))
-	if _, err = conn.Write(append([]byte(head), body...)); err == nil {
-		answer, err = io.ReadAll(io.LimitReader(conn, maxAnswer))
+	q := &Question{what: method + " " + path, ctx: ctx, conn: conn}
+	head := fmt.Sprintf("%s HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", q.what, len(body))
+	if _, err := conn.Write(append([]byte(head), body...)); err != nil {
+		return nil, errors.Join(q.failed(err), conn.Close())
 	}
+	return q, nil
+}
+
+// Answer waits for it. It is called once.
+func (q *Question) Answer() (status int, answer []byte, err error) {
+	defer func() { _ = q.conn.Close() }()
+	defer context.AfterFunc(q.ctx, func() { _ = q.conn.SetDeadline(time.Unix(1, 0)) })()
+	answer, err = io.ReadAll(io.LimitReader(q.conn, maxAnswer))
 	if err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return 0, nil, fmt.Errorf("%s %s: %w", method, path, err)
+		return 0, nil, q.failed(err)
 	}
 	header, answer, ok := bytes.Cut(answer, []byte("\r\n\r\n"))
-	if _, scanErr := fmt.Sscanf(string(header), "HTTP/%s %d", new(string), &status); !ok || scanErr != nil {
-		return 0, nil, fmt.Errorf("%s %s: the agent's answer is no HTTP: %.100q", method, path, header)
+	if _, err := fmt.Sscanf(string(header), "HTTP/%s %d", new(string), &status); !ok || err != nil {
+		return 0, nil, fmt.Errorf("%s: the agent's answer is no HTTP: %.100q", q.what, header)
 	}
 	return status, answer, nil
 }
 
-// Enrol asks the agent to put the endpoint's addresses into every set they belong in, and returns once the kernel
-// enforces the policies on them.
-func Enrol(ctx context.Context, id string) (Verdict, error) {
-	var v Verdict
+func (q *Question) failed(err error) error {
+	if q.ctx.Err() != nil {
+		err = q.ctx.Err()
+	}
+	return fmt.Errorf("%s: %w", q.what, err)
+}
+
+// Enrol asks the agent to put the endpoint's addresses into every set they belong in. The function that it returns waits
+// until the kernel enforces the policies on them, and is called once.
+func Enrol(ctx context.Context, id string) (wait func() (Verdict, error)) {
+	failed := func(err error) (Verdict, error) { return Verdict{}, fmt.Errorf("enrol %s: %w", id, err) }
 	body, err := json.Marshal(EnrolRequest{ID: id})
 	if err != nil {
-		return v, fmt.Errorf("enrol %s: %w", id, err)
+		return func() (Verdict, error) { return failed(err) }
 	}
-	status, answer, err := Ask(ctx, "POST", EnrolPath, body)
+	question, err := Ask(ctx, "POST", EnrolPath, body)
 	if err != nil {
-		return v, fmt.Errorf("enrol %s: %w", id, err)
+		return func() (Verdict, error) { return failed(err) }
 	}
-	if err := json.Unmarshal(answer, &v); err != nil {
-		return v, fmt.Errorf("enrol %s: the agent's answer (%d): %w", id, status, err)
+	return func() (Verdict, error) {
+		status, answer, err := question.Answer()
+		if err != nil {
+			return failed(err)
+		}
+		var v Verdict
+		if err := json.Unmarshal(answer, &v); err != nil {
+			return failed(fmt.Errorf("the agent's answer (%d): %w", status, err))
+		}
+		if status != 200 {
+			return v, fmt.Errorf("enrol %s: %s", id, v.Error)
+		}
+		return v, nil
 	}
-	if status != 200 {
-		return v, fmt.Errorf("enrol %s: %s", id, v.Error)
-	}
-	return v, nil
 }
 
 // CheckID refuses what is no ID, so that no request can name a file elsewhere.

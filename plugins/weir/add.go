@@ -38,6 +38,7 @@ type attaching struct {
 	netns    netns.NsHandle
 	links    netlinksafe.Handle
 	bridge   *bridge.Bridge
+	judged   bool      // its policies, if any, are enforced on it
 	making   io.Closer // says that this ADD is on its way, to whoever looks for what is left of others
 }
 
@@ -54,7 +55,7 @@ func add(args *skel.CmdArgs) (err error) {
 			err = a.rollBack(err)
 		}
 	}()
-	steps, result := []func() error{a.reserve, a.connect, a.guard, a.enrol}, a.result
+	steps, result := []func() error{a.reserve, a.guard, a.enrol, a.open}, a.result
 	if a.endpoint.Chained {
 		steps, result = []func() error{a.take, a.close, a.enrol}, a.prevResult
 	}
@@ -248,25 +249,40 @@ func (a *attaching) close() error {
 	return nil
 }
 
-// enrol has the agent put the pod into its classes, and then brings the link up (steps 6 and 7).
+// enrol has the agent put the pod into its classes (step 6). Meanwhile it makes the link (step 4), which nothing passes
+// before it is opened.
 func (a *attaching) enrol() error {
+	ctx, cancel := context.WithTimeout(context.Background(), enrolTimeout)
+	defer cancel()
+	judged := func() (endpoint.Verdict, error) { return endpoint.Verdict{}, nil }
 	if a.conf.Enforcement != conf.Off {
-		ctx, cancel := context.WithTimeout(context.Background(), enrolTimeout)
-		defer cancel()
-		_, err := endpoint.Enrol(ctx, a.endpoint.ID())
-		switch {
-		case err == nil:
-		case a.conf.Enforcement == conf.Closed && a.endpoint.Chained:
-			return a.stayClosed(err)
-		case a.conf.Enforcement == conf.Closed:
-			return nil // the link stays down; the agent brings it up when it has judged the pod
-		default:
-			return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("policy can't be enforced on the pod: %v", err),
-				"enforcement is strict: no pod starts unless weir-agent has put it into its class")
+		judged = endpoint.Enrol(ctx, a.endpoint.ID())
+	}
+	if !a.endpoint.Chained {
+		if err := a.connect(); err != nil {
+			cancel()
+			_, _ = judged() // nobody waits for it any more
+			return err
 		}
 	}
-	if a.endpoint.Chained {
-		return nil // its link is another plugin's, and up
+	_, err := judged()
+	switch {
+	case err == nil:
+		a.judged = true
+		return nil
+	case a.conf.Enforcement == conf.Closed && a.endpoint.Chained:
+		return a.stayClosed(err)
+	case a.conf.Enforcement == conf.Closed:
+		return nil // the link stays down; the agent brings it up when it has judged the pod
+	}
+	return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("policy can't be enforced on the pod: %v", err),
+		"enforcement is strict: no pod starts unless weir-agent has put it into its class")
+}
+
+// open brings the link up if the pod was judged (step 7).
+func (a *attaching) open() error {
+	if !a.judged {
+		return nil
 	}
 	if err := bridge.Open(a.links, a.endpoint.HostIf); err != nil {
 		return ioError("open the pod's link", err)

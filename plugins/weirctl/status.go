@@ -53,7 +53,11 @@ func statusCommand() *cobra.Command {
 func fetch(ctx context.Context) (*report.Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	status, answer, err := endpoint.Ask(ctx, "GET", endpoint.StatusPath, nil)
+	question, err := endpoint.Ask(ctx, "GET", endpoint.StatusPath, nil)
+	if err != nil {
+		return nil, fmt.Errorf("ask the agent: %w", err)
+	}
+	status, answer, err := question.Answer()
 	if err != nil {
 		return nil, fmt.Errorf("ask the agent: %w", err)
 	}

@@ -270,11 +270,15 @@ func (r *running) attachUID(name, uid, address string) string {
 func (r *running) enrol(id string) (endpoint.Verdict, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	return endpoint.Enrol(ctx, id)
+	return endpoint.Enrol(ctx, id)()
 }
 
 func fetchStatus() (*report.Status, error) {
-	_, answer, err := endpoint.Ask(context.Background(), "GET", endpoint.StatusPath, nil)
+	question, err := endpoint.Ask(context.Background(), "GET", endpoint.StatusPath, nil)
+	if err != nil {
+		return nil, err
+	}
+	_, answer, err := question.Answer()
 	if err != nil {
 		return nil, err
 	}
