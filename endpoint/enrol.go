@@ -87,23 +87,21 @@ func (q *Question) failed(err error) error {
 // Enrol asks the agent to put the endpoint's addresses into every set they belong in. The function that it returns waits
 // until the kernel enforces the policies on them, and is called once.
 func Enrol(ctx context.Context, id string) (wait func() (Verdict, error)) {
-	failed := func(err error) (Verdict, error) { return Verdict{}, fmt.Errorf("enrol %s: %w", id, err) }
 	body, err := json.Marshal(EnrolRequest{ID: id})
-	if err != nil {
-		return func() (Verdict, error) { return failed(err) }
+	var question *Question
+	if err == nil {
+		question, err = Ask(ctx, "POST", EnrolPath, body)
 	}
-	question, err := Ask(ctx, "POST", EnrolPath, body)
-	if err != nil {
-		return func() (Verdict, error) { return failed(err) }
-	}
-	return func() (Verdict, error) {
+	return func() (v Verdict, _ error) {
+		if err != nil {
+			return v, fmt.Errorf("enrol %s: %w", id, err)
+		}
 		status, answer, err := question.Answer()
 		if err != nil {
-			return failed(err)
+			return v, fmt.Errorf("enrol %s: %w", id, err)
 		}
-		var v Verdict
 		if err := json.Unmarshal(answer, &v); err != nil {
-			return failed(fmt.Errorf("the agent's answer (%d): %w", status, err))
+			return v, fmt.Errorf("enrol %s: the agent's answer (%d): %w", id, status, err)
 		}
 		if status != 200 {
 			return v, fmt.Errorf("enrol %s: %s", id, v.Error)
