@@ -231,28 +231,24 @@ func (c *compiler) classes(s side, policies map[string][]isolation) {
 		}
 		return byPolicies[k]
 	}
+	applied := func(namespace string, selected func(isolation) bool) (all []isolation) {
+		for _, iso := range policies[namespace] {
+			if _, isolates := iso.rules[s.direction]; isolates && selected(iso) {
+				all = append(all, iso)
+			}
+		}
+		return all
+	}
 	at(nil) // the open class is there even if it is empty
 	// And so are the classes of pods that are still to come: when one is attached, which must not take long, sets change only.
 	for _, p := range c.cluster.expected {
-		var applied []isolation
-		for _, iso := range policies[p.Namespace] {
-			if _, isolates := iso.rules[s.direction]; isolates && iso.selects(p) {
-				applied = append(applied, iso)
-			}
-		}
-		at(applied)
+		at(applied(p.Namespace, func(iso isolation) bool { return iso.selects(p) }))
 	}
 	for _, e := range c.cluster.endpoints {
 		if !e.known { // closed: in no class
 			continue
 		}
-		var applied []isolation
-		for _, iso := range policies[e.Pod.Namespace] {
-			if _, isolates := iso.rules[s.direction]; isolates && e.selectedBy(iso) {
-				applied = append(applied, iso)
-			}
-		}
-		m := at(applied)
+		m := at(applied(e.Pod.Namespace, e.selectedBy))
 		addrs := e.of(c.family)
 		for _, a := range addrs {
 			m.entries = append(m.entries, Entry{Element{Prefix: hostPrefix(a)}, e.Pod.String()})

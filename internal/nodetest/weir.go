@@ -425,7 +425,7 @@ func (n *Node) Eventually(what string, f func() error) {
 			return
 		}
 		if time.Now().After(deadline) {
-			n.Fatalf("%s: not within 10 s: %v", what, err)
+			n.Fatalf("%s: not within half a minute: %v", what, err)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
