@@ -116,23 +116,25 @@ func setUp(t *testing.T) {
 func NewNS(t testing.TB, name string) string {
 	t.Helper()
 	path := filepath.Join("/run/netns", name)
-	done := make(chan error, 1)
-	go func() { // the thread stays locked: the runtime ends it with the goroutine instead of using its namespace
-		runtime.LockOSThread()
-		fd, err := netns.New()
-		if err != nil {
-			done <- err
-			return
-		}
-		defer func() { _ = fd.Close() }() // it would keep the namespace after DelNS
-		err = os.WriteFile(path, nil, 0o444)
-		if err == nil {
-			err = unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), path, "", unix.MS_BIND, "")
-		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
+	// The thread goes back to its namespace: ending it with its goroutine would do for any but the process's first, which the
+	// runtime parks instead, and the namespace would outlive DelNS.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	own, err := netns.Get()
+	if err != nil {
+		t.Fatalf("open the thread's network namespace: %v", err)
+	}
+	defer func() { _ = own.Close() }()
+	fd, err := netns.New()
+	if err != nil {
 		t.Fatalf("make network namespace %s: %v", name, err)
+	}
+	err = os.WriteFile(path, nil, 0o444)
+	if err == nil {
+		err = unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), path, "", unix.MS_BIND, "")
+	}
+	if err := errors.Join(err, netns.Set(own), fd.Close()); err != nil {
+		t.Fatalf("keep network namespace %s: %v", name, err)
 	}
 	return path
 }
