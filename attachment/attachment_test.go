@@ -11,9 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
@@ -26,16 +24,11 @@ import (
 // node is a node on which the test attaches pods as ADD does.
 type node struct {
 	*testing.T
-	links netlinksafe.Handle
-	sets  *ipset.Handle
+	sets *ipset.Handle
 }
 
 func newNode(t *testing.T) *node {
 	t.Helper()
-	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		t.Fatal(err)
-	}
 	sets, err := ipset.Open()
 	if err != nil {
 		t.Fatal(err)
@@ -46,7 +39,7 @@ func newNode(t *testing.T) *node {
 		}
 	}
 	nodetest.Run(t, "ip", "link", "add", bridge.Name, "type", "bridge")
-	return &node{t, links, sets}
+	return &node{t, sets}
 }
 
 func (n *node) must(err error) {
@@ -147,7 +140,7 @@ func TestReap(t *testing.T) {
 	all := map[string][]string{"c1": whole, "c2": whole, "c3": whole, "c4": held}
 	reap := func(want ...string) {
 		t.Helper()
-		ended, err := Reap(n.links)
+		ended, err := Reap()
 		var got []string
 		for _, e := range ended {
 			got = append(got, e.ContainerID)
@@ -169,7 +162,7 @@ func TestReap(t *testing.T) {
 	reap("c3")
 	n.must(making.Close()) // the ADD was killed
 	reap("c4")
-	n.must(End(n.links, "c1:eth0")) // a DEL that comes after all
+	n.must(End("c1:eth0")) // a DEL that comes after all
 }
 
 func TestCollect(t *testing.T) {
@@ -186,14 +179,14 @@ func TestCollect(t *testing.T) {
 	n.must(os.WriteFile(record("c4", ".json"), []byte("{"), 0o600)) // of whichever network
 	valid := map[string]bool{"c1:eth0": true, "c9:eth0": true}
 	for range 2 {
-		n.must(Collect(n.links, "weir", valid))
+		n.must(Collect("weir", valid))
 		n.want("collected", map[string][]string{"c1": whole, "c3": over, "c4": whole, "c5": {"address", "record"}})
 	}
 	n.must(making.Close())
-	n.must(Collect(n.links, "other", nil))
+	n.must(Collect("other", nil))
 	n.want("the other network's", map[string][]string{"c1": whole, "c4": whole, "c5": {"address", "record"}})
 	nodetest.Run(t, "ip", "link", "del", "c4")
-	n.must(Collect(n.links, "weir", nil))
+	n.must(Collect("weir", nil))
 	n.want("with nothing valid", map[string][]string{})
 }
 
@@ -211,9 +204,9 @@ func TestLostRecords(t *testing.T) {
 	n.must(os.RemoveAll("/run/weir/endpoints"))
 	n.must(os.Mkdir("/run/weir/endpoints", 0o700))
 	n.must(os.WriteFile(record("c3", ".json.tmp"), []byte("{"), 0o600))
-	n.must(Collect(n.links, "weir", map[string]bool{"c1:eth0": true}))
+	n.must(Collect("weir", map[string]bool{"c1:eth0": true}))
 	n.want("collected", map[string][]string{"c1": {"3 sets", "address", "guard", "link"}})
-	n.must(Collect(n.links, "weir", nil))
+	n.must(Collect("weir", nil))
 	n.want("with nothing valid", map[string][]string{})
 	if neighbours := nodetest.Run(t, "ip", "neigh", "show", "nud", "permanent"); neighbours != "" {
 		t.Errorf("neighbours left: %s", neighbours)
@@ -231,12 +224,12 @@ func TestAnIDThatCameBack(t *testing.T) {
 	n := newNode(t)
 	n.add("c1", "weir")
 	looks := 0
-	ended, err := endEach(n.links, func(id string) (bool, error) {
+	ended, err := endEach(func(id string) (bool, error) {
 		looks++
 		if looks == 1 {
 			return true, nil
 		}
-		return isOver(n.links, id)
+		return isOver(id)
 	})
 	if len(ended) > 0 || err != nil || looks != 2 {
 		t.Errorf("%v, %v after %d looks", ended, err, looks)
@@ -253,7 +246,7 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	n.add("c2", "weir")
 	n.must(os.WriteFile(record("c1", ".json"), []byte(`{"containerID": "c1", "ifName": "eth0", "hostInterface": 7`), 0o600))
 	for range 2 {
-		n.must(End(n.links, "c1:eth0"))
+		n.must(End("c1:eth0"))
 		n.want("ended", map[string][]string{"c2": whole})
 	}
 	// A record that names another's link: it isn't touched.
@@ -261,7 +254,7 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	n.must(err)
 	e.HostIf = "lo"
 	n.must(e.Save())
-	n.must(End(n.links, "c2:eth0"))
+	n.must(End("c2:eth0"))
 	n.want("ended", map[string][]string{})
 	nodetest.Run(t, "ip", "link", "show", "lo")
 }

@@ -11,8 +11,6 @@ import (
 	"net/netip"
 	"strings"
 
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
-
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/ipam"
@@ -22,14 +20,12 @@ import (
 
 // End takes the attachment away, as its record says. That it is gone already is no error. A record that can't be understood
 // ends too: what goes by its name alone is taken away, and so are the addresses that it holds.
-func End(links netlinksafe.Handle, id string) error {
-	_, err := endpoint.Ending(id) // before the lock is waited for: from here the agent puts the pod into nothing
+func End(id string) error {
+	err := begin(id)
 	if errors.Is(err, fs.ErrNotExist) {
-		// Nothing is made before the record and the record goes last, so there is nothing left but perhaps a link of a
-		// life before the record was lost.
-		return bridge.Remove(links, bridge.PortName(id), nil)
+		return nil // nothing is made before the record, and it goes last: there was nothing left but perhaps the link
 	}
-	if err != nil && !errors.Is(err, endpoint.ErrBroken) {
+	if err != nil {
 		return err
 	}
 	unlock, err := endpoint.Lock()
@@ -37,13 +33,13 @@ func End(links netlinksafe.Handle, id string) error {
 		return err
 	}
 	defer unlock()
-	_, err = end(links, id)
+	_, err = end(id)
 	return err
 }
 
 // Detach is End for who has the record's content: of a record that is gone, or was never written, too.
-func Detach(links netlinksafe.Handle, e *endpoint.Endpoint) error {
-	if _, err := endpoint.Ending(e.ID()); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, endpoint.ErrBroken) {
+func Detach(e *endpoint.Endpoint) error {
+	if err := begin(e.ID()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	unlock, err := endpoint.Lock()
@@ -51,12 +47,29 @@ func Detach(links netlinksafe.Handle, e *endpoint.Endpoint) error {
 		return err
 	}
 	defer unlock()
-	return detach(links, e)
+	return detach(e)
+}
+
+// begin is what is done before the lock is waited for: from here the agent puts the pod into nothing. And its link goes, which
+// takes the kernel longer than all the rest, and which is known by the ID alone. The error is fs.ErrNotExist if there is no
+// record.
+func begin(id string) error {
+	_, err := endpoint.Ending(id)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, endpoint.ErrBroken) {
+		return err
+	}
+	if err := bridge.RemoveLink(bridge.PortName(id)); err != nil {
+		return err
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // end is End for who holds the lock. The record is read under it: whoever had it before may have taken the attachment
 // away, and the runtime have made another of the same ID. It returns what was there; nil if nothing was.
-func end(links netlinksafe.Handle, id string) (*endpoint.Endpoint, error) {
+func end(id string) (*endpoint.Endpoint, error) {
 	e, err := endpoint.Ending(id)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -67,7 +80,7 @@ func end(links netlinksafe.Handle, id string) (*endpoint.Endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	return e, detach(links, e)
+	return e, detach(e)
 }
 
 // salvage is what can be known of an attachment whose record can't be understood.
@@ -86,10 +99,10 @@ func salvage(id string) (*endpoint.Endpoint, error) {
 	return e, nil
 }
 
-// detach takes everything away, step by step so that nothing opens: the port is forbidden to send, the addresses leave
-// every set, and only what nothing refers to any more is freed. What goes by addresses leaves out those that another holds
+// detach takes everything away, step by step so that nothing opens: the port is forbidden to send, if its link isn't gone
+// yet, the addresses leave every set, and only what nothing refers to any more is freed. What goes by addresses leaves out those that another holds
 // by now: whoever detached it before has come as far as freeing them. The lock keeps others from taking them meanwhile.
-func detach(links netlinksafe.Handle, e *endpoint.Endpoint) error {
+func detach(e *endpoint.Endpoint) error {
 	var addresses []endpoint.Address
 	for _, a := range e.Addresses {
 		holder, err := ipam.Holder(a.Addr)
@@ -107,7 +120,7 @@ func detach(links netlinksafe.Handle, e *endpoint.Endpoint) error {
 		return err
 	}
 	// The link that weir made for the attachment, and no other, whatever a record says is the node's end.
-	if err := bridge.Remove(links, bridge.PortName(e.ID()), addresses); err != nil {
+	if err := bridge.Remove(bridge.PortName(e.ID()), addresses); err != nil {
 		return err
 	}
 	if err := conntrack.Forget(addrsOf(addresses)...); err != nil {

@@ -5,27 +5,25 @@ import (
 	"fmt"
 	"io/fs"
 
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
-
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/endpoint"
 )
 
 // Reap ends every attachment that is over though nobody deletes it, and returns those: for runtimes that never call GC.
-func Reap(links netlinksafe.Handle) ([]endpoint.Endpoint, error) {
-	return endEach(links, func(id string) (bool, error) { return isOver(links, id) })
+func Reap() ([]endpoint.Endpoint, error) {
+	return endEach(isOver)
 }
 
 // Collect is CNI's GC: it ends every attachment of the network whose ID isn't in valid, and takes away what else is there
 // of attachments that have no record. What it can't take away doesn't keep it from the rest.
-func Collect(links netlinksafe.Handle, network string, valid map[string]bool) error {
-	_, err := endEach(links, func(id string) (bool, error) {
+func Collect(network string, valid map[string]bool) error {
+	_, err := endEach(func(id string) (bool, error) {
 		if valid[id] {
 			return false, nil
 		}
 		e, _, err := endpoint.Find(id)
 		if errors.Is(err, endpoint.ErrBroken) { // of which network isn't known
-			return isOver(links, id)
+			return isOver(id)
 		}
 		if err != nil || e.Network != network {
 			return false, ignoreNotExist(err)
@@ -33,12 +31,12 @@ func Collect(links netlinksafe.Handle, network string, valid map[string]bool) er
 		busy, err := endpoint.Busy(id)
 		return !busy, err
 	})
-	return errors.Join(err, sweep(links, valid))
+	return errors.Join(err, sweep(valid))
 }
 
 // endEach ends the attachments for which ended holds. Each is asked for once more under the lock: between the two it may
 // have been deleted, and another of its ID be on its way.
-func endEach(links netlinksafe.Handle, ended func(id string) (bool, error)) (done []endpoint.Endpoint, err error) {
+func endEach(ended func(id string) (bool, error)) (done []endpoint.Endpoint, err error) {
 	ids, err := endpoint.IDs()
 	if err != nil {
 		return nil, err
@@ -48,7 +46,7 @@ func endEach(links netlinksafe.Handle, ended func(id string) (bool, error)) (don
 		yes, err := ended(id)
 		if yes && err == nil {
 			var e *endpoint.Endpoint
-			if e, err = endIf(links, id, ended); e != nil && err == nil {
+			if e, err = endIf(id, ended); e != nil && err == nil {
 				done = append(done, *e)
 			}
 		}
@@ -59,7 +57,7 @@ func endEach(links netlinksafe.Handle, ended func(id string) (bool, error)) (don
 	return done, errors.Join(errs...)
 }
 
-func endIf(links netlinksafe.Handle, id string, ended func(string) (bool, error)) (*endpoint.Endpoint, error) {
+func endIf(id string, ended func(string) (bool, error)) (*endpoint.Endpoint, error) {
 	unlock, err := endpoint.Lock()
 	if err != nil {
 		return nil, err
@@ -68,14 +66,14 @@ func endIf(links netlinksafe.Handle, id string, ended func(string) (bool, error)
 	if yes, err := ended(id); !yes || err != nil {
 		return nil, err
 	}
-	return end(links, id)
+	return end(id)
 }
 
 // isOver says whether the attachment is, by what the node can tell for certain: its deletion has begun, or nobody is making
 // it any more and its link on the node is gone, which the kernel deletes with the pod's namespace. The path of that
 // namespace says nothing, as whoever asks may not see the runtime's mounts. Of a record that can't be understood the link's
 // name is known too.
-func isOver(links netlinksafe.Handle, id string) (bool, error) {
+func isOver(id string) (bool, error) {
 	e, ending, err := endpoint.Find(id)
 	hostIf := bridge.PortName(id)
 	switch {
@@ -95,7 +93,7 @@ func isOver(links netlinksafe.Handle, id string) (bool, error) {
 	if busy, err := endpoint.Busy(id); busy || err != nil {
 		return false, err
 	}
-	exists, err := bridge.PortExists(links, hostIf)
+	exists, err := bridge.PortExists(hostIf)
 	return !exists, err
 }
 

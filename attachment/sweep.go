@@ -6,8 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
-
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
@@ -37,13 +35,13 @@ type known struct {
 //
 // What is there is read first, and the records after it. As a record is written before all else, what has none by then is
 // nobody's; and as addresses are given out under the lock, it becomes nobody else's meanwhile.
-func sweep(links netlinksafe.Handle, valid map[string]bool) error {
+func sweep(valid map[string]bool) error {
 	unlock, err := endpoint.Lock()
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	f, err := find(links)
+	f, err := find()
 	if err != nil {
 		return err
 	}
@@ -61,10 +59,10 @@ func sweep(links netlinksafe.Handle, valid map[string]bool) error {
 	errs = append(errs, purge(addrsOf(stale)))
 	for _, name := range f.ports {
 		if !k.ports[name] {
-			errs = append(errs, bridge.Remove(links, name, nil))
+			errs = append(errs, bridge.Remove(name, nil))
 		}
 	}
-	errs = append(errs, bridge.RemoveNeighbours(links, stale), conntrack.Forget(addrsOf(stale)...))
+	errs = append(errs, bridge.RemoveNeighbours(stale), conntrack.Forget(addrsOf(stale)...))
 	if errors.Join(errs...) == nil { // an address is freed when nothing refers to it any more
 		for _, a := range stale {
 			errs = append(errs, ipam.Release(f.held[a.Addr], a.Addr))
@@ -92,8 +90,8 @@ func (k known) stale(f found) []endpoint.Address {
 	return all
 }
 
-func find(links netlinksafe.Handle) (f found, err error) {
-	if f.ports, err = bridge.Ports(links); err != nil {
+func find() (f found, err error) {
+	if f.ports, err = bridge.Ports(); err != nil {
 		return f, err
 	}
 	if f.senders, err = bridge.Senders(); err != nil {

@@ -7,9 +7,9 @@
 package bridge
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -17,10 +17,12 @@ import (
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/batch"
 )
 
 const (
@@ -48,7 +50,69 @@ type Bridge struct {
 //	sysctl net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.weir0.send_redirects=0
 //	ip addr add GATEWAY/LEN dev weir0; ip link set weir0 up            (IPv4; see ensureIPv6)
 //	sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0
-func Ensure(h netlinksafe.Handle, mtu int, gateways []netip.Prefix) (*Bridge, error) {
+func Ensure(mtu int, gateways []netip.Prefix) (*Bridge, error) {
+	b, err := standing(gateways)
+	if err != nil || b == nil { // what is wrong, if it is, is said there
+		b, err = build(mtu, gateways)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := RouteTranslated(); err != nil {
+		return nil, err
+	}
+	if mtu != 0 {
+		b.MTU = mtu
+	}
+	return b, nil
+}
+
+// standing is the bridge if nothing is left to be done to it, as nearly always; else nil.
+//
+// Equivalent to: ip link show weir0 up type bridge; ip addr show dev weir0
+func standing(gateways []netip.Prefix) (*Bridge, error) {
+	var look batch.Batch
+	look.Add(getLink(Name), "look up %s", Name)
+	look.Add(listAddresses(), "list addresses")
+	replies, err := look.Do(unix.NETLINK_ROUTE, netns.None())
+	if err != nil {
+		return nil, err
+	}
+	if len(replies) == 0 {
+		return nil, batch.ErrNoAnswer
+	}
+	link, err := netlink.LinkDeserialize(nil, replies[0])
+	if err != nil {
+		return nil, fmt.Errorf("look up %s: %w", Name, err)
+	}
+	at := link.Attrs()
+	if link.Type() != "bridge" || at.Flags&net.FlagUp == 0 {
+		return nil, nil
+	}
+	has := addressesOf(at.Index, replies[1:])
+	for _, gw := range gateways {
+		if !has[onBridge(gw)] {
+			return nil, nil
+		}
+	}
+	return &Bridge{Index: at.Index, MAC: at.HardwareAddr, MTU: at.MTU}, nil
+}
+
+// onBridge is how the bridge has a gateway's address (see ensureIPv6).
+func onBridge(gw netip.Prefix) netip.Prefix {
+	if gw.Addr().Is6() {
+		return netip.PrefixFrom(gw.Addr(), gw.Addr().BitLen())
+	}
+	return gw
+}
+
+// build makes what is missing of the bridge.
+func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
+	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	defer h.Close()
 	link, err := h.LinkByName(Name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		if link, err = create(h, mtu, gateways[0].Addr()); err != nil {
@@ -60,9 +124,6 @@ func Ensure(h netlinksafe.Handle, mtu int, gateways []netip.Prefix) (*Bridge, er
 	}
 	if link.Type() != "bridge" {
 		return nil, fmt.Errorf("%s is a %s, not a bridge: remove or rename it", Name, link.Type())
-	}
-	if err := RouteTranslated(); err != nil {
-		return nil, err
 	}
 	if err := ensureIPv4(h, link, ofFamily(conf.IPv4, gateways)); err != nil {
 		return nil, err
@@ -77,11 +138,7 @@ func Ensure(h netlinksafe.Handle, mtu int, gateways []netip.Prefix) (*Bridge, er
 			return nil, err
 		}
 	}
-	b := &Bridge{Index: link.Attrs().Index, MAC: link.Attrs().HardwareAddr, MTU: link.Attrs().MTU}
-	if mtu != 0 {
-		b.MTU = mtu
-	}
-	return b, nil
+	return &Bridge{Index: link.Attrs().Index, MAC: link.Attrs().HardwareAddr, MTU: link.Attrs().MTU}, nil
 }
 
 // ensureIPv4 gives weir0 the gateways' IPv4 addresses. An address comes last, and says that all before it is done: who made
@@ -208,9 +265,10 @@ func MAC(addr netip.Addr) net.HardwareAddr {
 	b := addr.As16()
 	mac := net.HardwareAddr{0x0a, 0x58, b[12], b[13], b[14], b[15]}
 	if addr.Is6() {
-		network := sha256.Sum256(b[:12])
-		for i := range 4 {
-			mac[2+i] ^= network[i]
+		h := fnv.New32a()
+		_, _ = h.Write(b[:12]) // which never fails
+		for i, n := range h.Sum(nil) {
+			mac[2+i] ^= n
 		}
 	}
 	return mac

@@ -41,7 +41,7 @@ func newNodeFor(t *testing.T, addrs string) node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := Ensure(h, 0, Gateways(address(addrs)))
+	b, err := Ensure(0, Gateways(address(addrs)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,10 +60,10 @@ func (n node) pod(name, addr string) Port {
 		HostIf: PortName(name), IfName: "eth0", Netns: ns, MAC: PodMAC(address(addr)),
 		Addresses: address(addr), Alias: "test/" + name,
 	}
-	if err := n.b.Add(n.h, p); err != nil {
+	if err := n.b.Add(p); err != nil {
 		n.Fatal(err)
 	}
-	if err := Open(n.h, p.HostIf); err != nil {
+	if err := Open(p.HostIf); err != nil {
 		n.Fatal(err)
 	}
 	return p
@@ -155,7 +155,7 @@ func TestAddLeavesNothingBehindWhenItFails(t *testing.T) {
 	before := neighbours()
 	second := first
 	second.HostIf, second.Addresses = PortName("other"), address("10.88.0.3")
-	if err := n.b.Add(n.h, second); !errors.Is(err, ErrInterfaceExists) {
+	if err := n.b.Add(second); !errors.Is(err, ErrInterfaceExists) {
 		t.Fatalf("second eth0 in one pod: %v, want ErrInterfaceExists", err)
 	}
 	if _, err := n.h.LinkByName(second.HostIf); err == nil {
@@ -163,7 +163,7 @@ func TestAddLeavesNothingBehindWhenItFails(t *testing.T) {
 	}
 	third := first
 	third.HostIf, third.IfName, third.Addresses = PortName("third"), "eth1", address("10.88.0.4")
-	if err := n.b.Add(n.h, third); err == nil {
+	if err := n.b.Add(third); err == nil {
 		t.Fatal("a second route to the gateway was added without an error")
 	}
 	if _, err := n.h.LinkByName(third.HostIf); err == nil {
@@ -173,7 +173,7 @@ func TestAddLeavesNothingBehindWhenItFails(t *testing.T) {
 		t.Errorf("neighbours:\n%s\nand before\n%s", after, before)
 	}
 	for range 2 {
-		if err := Remove(n.h, first.HostIf, first.Addresses); err != nil {
+		if err := Remove(first.HostIf, first.Addresses); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -187,11 +187,7 @@ func TestEnsureRefusesAStrangersLink(t *testing.T) {
 		return
 	}
 	nodetest.Run(t, "ip", "link", "add", Name, "type", "ifb")
-	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Ensure(h, 0, Gateways(address("10.88.0.2"))); err == nil {
+	if _, err := Ensure(0, Gateways(address("10.88.0.2"))); err == nil {
 		t.Fatal("an ifb named weir0 was taken for the bridge")
 	}
 }

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/endpoint"
 )
 
 // noGeneratedAddress is the mode in which a link gets no link-local address (IN6_ADDR_GEN_MODE_NONE,
@@ -91,18 +90,6 @@ func forwardIPv6(h netlinksafe.Handle) error {
 	return withoutIPv6(setSysctl("/proc/sys/net/ipv6/conf/all/forwarding", "1"), "on the node")
 }
 
-// addIPv6 gives the pod's link, which is down, its IPv6 address, without a probe for duplicates. The guard sees to it that
-// no other has it.
-func addIPv6(pod netlinksafe.Handle, link netlink.Link, a endpoint.Address) error {
-	if err := pod.LinkSetIP6AddrGenMode(link, noGeneratedAddress); err != nil {
-		return withoutIPv6(fmt.Errorf("keep %s in the pod from a link-local address: %w", link.Attrs().Name, err), "in the pod")
-	}
-	if err := pod.AddrAdd(link, &netlink.Addr{IPNet: host(a.Addr), Flags: unix.IFA_F_NODAD}); err != nil {
-		return withoutIPv6(fmt.Errorf("add address %s to %s in the pod: %w", a.Addr, link.Attrs().Name, err), "in the pod")
-	}
-	return nil
-}
-
 // withoutIPv6 says what the kernel means by these errors.
 func withoutIPv6(err error, where string) error {
 	for _, e := range []error{unix.EACCES, unix.EAFNOSUPPORT, unix.EOPNOTSUPP, fs.ErrNotExist} {
@@ -112,6 +99,8 @@ func withoutIPv6(err error, where string) error {
 	}
 	return err
 }
+
+func withoutIPv6InPod(err error) error { return withoutIPv6(err, "in the pod") }
 
 // ofFamily are the prefixes of the family.
 func ofFamily(f conf.Family, prefixes []netip.Prefix) []netip.Prefix {

@@ -67,7 +67,7 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 		if out, err := runIn("a", "ping", "-6", "-c1", "-W1", gateway); err == nil {
 			t.Fatalf("a forbidden port got through:\n%s", out)
 		}
-		if err := RemoveAll(n.h); err != nil {
+		if err := RemoveAll(); err != nil {
 			t.Fatal(err)
 		}
 		for name := range addrs {
@@ -89,7 +89,7 @@ func TestABridgeGetsItsOtherFamily(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // the second time there is nothing to do
-		if _, err := Ensure(n.h, 0, Gateways(address("10.88.0.3 fd00:10:88::3"))); err != nil {
+		if _, err := Ensure(0, Gateways(address("10.88.0.3 fd00:10:88::3"))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -116,7 +116,7 @@ func TestWithoutIPv6(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := Port{HostIf: PortName("pod"), IfName: "eth0", Netns: ns, MAC: MAC(netip.MustParseAddr("fd00:10:88::2")), Addresses: address("fd00:10:88::2")}
-	if err := n.b.Add(n.h, p); err == nil || !strings.Contains(err.Error(), "IPv6 is switched off in the pod") {
+	if err := n.b.Add(p); err == nil || !strings.Contains(err.Error(), "IPv6 is switched off in the pod") {
 		t.Errorf("in the pod: %v", err)
 	}
 	if _, err := n.h.LinkByName(p.HostIf); err == nil {
@@ -125,7 +125,7 @@ func TestWithoutIPv6(t *testing.T) {
 	if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+Name+"/disable_ipv6", []byte("1"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Ensure(n.h, 0, Gateways(address("fd00:10:88::2"))); err == nil || !strings.Contains(err.Error(), "IPv6 is switched off on the node") {
+	if _, err := Ensure(0, Gateways(address("fd00:10:88::2"))); err == nil || !strings.Contains(err.Error(), "IPv6 is switched off on the node") {
 		t.Errorf("on the node: %v", err)
 	}
 }

@@ -2,7 +2,6 @@ package bridge
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,7 +9,6 @@ import (
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/google/nftables"
-	"github.com/vishvananda/netlink"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
@@ -19,8 +17,8 @@ import (
 // Ports are the names of the pods' links on the node.
 //
 // Equivalent to: ls -d /sys/class/net/weirp*
-func Ports(h netlinksafe.Handle) ([]string, error) {
-	links, err := h.LinkList()
+func Ports() ([]string, error) {
+	links, err := netlinksafe.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -85,13 +83,7 @@ func ForbidPort(hostIf string) error {
 // PortExists says whether the link is on the node. The kernel deletes a pod's with the namespace that its other end is in.
 //
 // Equivalent to: ip link show HOSTIF
-func PortExists(h netlinksafe.Handle, hostIf string) (bool, error) {
-	_, err := h.LinkByName(hostIf)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("look up %s: %w", hostIf, err)
-	}
-	return true, nil
+func PortExists(hostIf string) (bool, error) {
+	link, err := lookUp(hostIf)
+	return link != nil, err
 }

@@ -2,26 +2,26 @@ package bridge
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"net"
 	"net/netip"
-	"strings"
 
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/batch"
 )
 
 // ErrInterfaceExists says that the pod's namespace already has an interface of the wanted name.
 var ErrInterfaceExists = errors.New("the interface exists already")
+
+// loopback is the index of lo in every namespace.
+const loopback = 1
 
 // ErrMACInUse says that another port, or the bridge, has the MAC: what is for one would go to the other.
 var ErrMACInUse = errors.New("another on the bridge has this MAC")
@@ -29,8 +29,10 @@ var ErrMACInUse = errors.New("another on the bridge has this MAC")
 // PortName is the name of an attachment's link on the node: 15 characters, the most that the kernel takes, of which 10
 // come from a hash of the attachment's ID.
 func PortName(id string) string {
-	sum := sha256.Sum256([]byte(id))
-	return PortPrefix + hex.EncodeToString(sum[:])[:10]
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(id)) // which never fails
+	sum := h.Sum64()
+	return fmt.Sprintf("%s%010x", PortPrefix, (sum^sum>>40)&(1<<40-1))
 }
 
 // Port is a veth pair to be made: one end on the bridge, one in the pod.
@@ -69,173 +71,171 @@ func (p Port) Sender() Sender { return Sender{p.HostIf, p.MAC, p.Addresses} }
 //	ip link set IFNAME addrgenmode none; ip addr add ADDR/128 dev IFNAME nodad; ip link set IFNAME up
 //	ip neigh replace GATEWAY lladdr BRIDGEMAC dev IFNAME nud permanent
 //	ip -6 route add default via GATEWAY dev IFNAME onlink
-func (b *Bridge) Add(h netlinksafe.Handle, p Port) (err error) {
-	veth := netlink.NewVeth(netlink.LinkAttrs{Name: p.HostIf, MTU: b.MTU, TxQLen: -1})
-	veth.PeerName = p.IfName
-	veth.PeerHardwareAddr = p.MAC
-	veth.PeerMTU = uint32(b.MTU)
-	veth.PeerNamespace = netlink.NsFd(int(p.Netns))
-
-	pod, err := netlinksafe.NewHandleAt(p.Netns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("open netlink in the pod's namespace: %w", err)
+func (b *Bridge) Add(p Port) (err error) {
+	if bytes.Equal(p.MAC, b.MAC) {
+		return fmt.Errorf("create veth pair %s, %s in the pod, with MAC %s: %w", p.HostIf, p.IfName, p.MAC, ErrMACInUse)
 	}
-	defer pod.Close()
-
-	if err := h.LinkAdd(veth); err != nil {
-		if errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("create veth pair %s, %s in the pod: %w", p.HostIf, p.IfName, ErrInterfaceExists)
-		}
-		return fmt.Errorf("create veth pair %s, %s in the pod: %w", p.HostIf, p.IfName, err)
+	var pair batch.Batch
+	pair.Add(b.newPair(p), "create veth pair %s, %s in the pod", p.HostIf, p.IfName).Means = batch.As(unix.EEXIST, ErrInterfaceExists)
+	pair.Add(getLink(p.HostIf), "look up new link %s", p.HostIf)
+	replies, err := pair.Do(unix.NETLINK_ROUTE, netns.None())
+	if err != nil {
+		return err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, Remove(h, p.HostIf, p.Addresses))
+			err = errors.Join(err, Remove(p.HostIf, p.Addresses))
 		}
 	}()
-	if err := b.configurePort(h, veth.Index, p); err != nil {
+	index, peer, err := indices(replies)
+	if err != nil {
+		return fmt.Errorf("look up new link %s: %w", p.HostIf, err)
+	}
+	if _, err := b.portOf(p, index).Do(unix.NETLINK_ROUTE, netns.None()); err != nil {
 		return err
 	}
-	return b.configurePod(pod, p)
+	_, err = b.podOf(p, peer).Do(unix.NETLINK_ROUTE, p.Netns)
+	return err
 }
 
-func (b *Bridge) configurePort(h netlinksafe.Handle, index int, p Port) error {
-	port := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: p.HostIf, Index: index}}
-	if err := h.LinkSetMasterByIndex(port, b.Index); err != nil {
-		return fmt.Errorf("put %s on %s: %w", p.HostIf, Name, err)
+// indices of the link that the replies are about, and of its peer, which the kernel leaves out where it is the same number.
+func indices(replies [][]byte) (index, peer int, err error) {
+	if len(replies) != 1 || len(replies[0]) < unix.SizeofIfInfomsg {
+		return 0, 0, batch.ErrNoAnswer
 	}
-	if err := isolate(index); err != nil {
-		return fmt.Errorf("isolate port %s: %w", p.HostIf, err)
-	}
-	if err := h.LinkSetAlias(port, p.Alias); err != nil {
-		return fmt.Errorf("name %s's pod in its alias: %w", p.HostIf, err)
-	}
-	fdb := &netlink.Neigh{
-		LinkIndex: index, Family: unix.AF_BRIDGE, State: netlink.NUD_NOARP, Flags: netlink.NTF_MASTER, HardwareAddr: p.MAC,
-	}
-	err := h.NeighAdd(fdb)
-	if bytes.Equal(p.MAC, b.MAC) || errors.Is(err, unix.EEXIST) {
-		err = ErrMACInUse
-	}
+	link, err := netlink.LinkDeserialize(nil, replies[0])
 	if err != nil {
-		return fmt.Errorf("add forwarding entry %s to %s: %w", p.MAC, p.HostIf, err)
+		return 0, 0, err
 	}
+	index, peer = link.Attrs().Index, link.Attrs().ParentIndex
+	if peer == 0 {
+		peer = index
+	}
+	return index, peer, nil
+}
+
+// portOf is what makes the pair's end on the node the pod's port.
+func (b *Bridge) portOf(p Port, index int) (port batch.Batch) {
+	port.Add(isolate(index), "isolate port %s", p.HostIf)
+	port.Add(setAlias(index, p.Alias), "name %s's pod in its alias", p.HostIf)
+	port.Add(addForwarding(index, p.MAC), "add forwarding entry %s to %s", p.MAC, p.HostIf).Means = batch.As(unix.EEXIST, ErrMACInUse)
 	for _, a := range p.Addresses {
-		if err := h.NeighSet(neighbour(b.Index, a.Addr, p.MAC)); err != nil {
-			return fmt.Errorf("add neighbour %s to %s: %w", a.Addr, Name, err)
-		}
+		port.Add(setNeighbour(b.Index, a.Addr, p.MAC), "add neighbour %s to %s", a.Addr, Name)
 	}
-	return nil
+	return port
 }
 
-func (b *Bridge) configurePod(pod netlinksafe.Handle, p Port) error {
-	lo := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo", Index: 1}} // the loopback's index is 1 in every namespace
-	if err := pod.LinkSetUp(lo); err != nil {
-		return fmt.Errorf("set lo up in the pod: %w", err)
-	}
-	link, err := pod.LinkByName(p.IfName)
-	if err != nil {
-		return fmt.Errorf("look up %s in the pod: %w", p.IfName, err)
-	}
+// podOf is what makes the pair's other end the pod's interface.
+func (b *Bridge) podOf(p Port, index int) (pod batch.Batch) {
+	pod.Add(linkUp(loopback, ""), "set lo up in the pod")
 	for _, a := range p.Addresses {
 		if a.Addr.Is6() {
-			if err := addIPv6(pod, link, a); err != nil {
-				return err
-			}
-		} else if err := pod.AddrAdd(link, &netlink.Addr{IPNet: host(a.Addr)}); err != nil {
-			return fmt.Errorf("add address %s to %s in the pod: %w", a.Addr, p.IfName, err)
+			pod.Add(noGenerated(index), "keep %s in the pod from a link-local address", p.IfName).Means = withoutIPv6InPod
+			pod.Add(addAddress(index, a.Addr), "add address %s to %s in the pod", a.Addr, p.IfName).Means = withoutIPv6InPod
+		} else {
+			pod.Add(addAddress(index, a.Addr), "add address %s to %s in the pod", a.Addr, p.IfName)
 		}
 	}
-	if err := pod.LinkSetUp(link); err != nil {
-		return fmt.Errorf("set %s up in the pod: %w", p.IfName, err)
-	}
-	index := link.Attrs().Index
+	pod.Add(linkUp(index, ""), "set %s up in the pod", p.IfName)
 	for _, a := range p.Addresses {
-		if err := pod.NeighSet(neighbour(index, a.Gateway, b.MAC)); err != nil {
-			return fmt.Errorf("add the gateway %s as neighbour in the pod: %w", a.Gateway, err)
-		}
+		pod.Add(setNeighbour(index, a.Gateway, b.MAC), "add the gateway %s as neighbour in the pod", a.Gateway)
 		if a.Addr.Is4() {
-			if err := pod.RouteAdd(&netlink.Route{LinkIndex: index, Scope: netlink.SCOPE_LINK, Dst: host(a.Gateway)}); err != nil {
-				return fmt.Errorf("add the route to gateway %s in the pod: %w", a.Gateway, err)
-			}
+			onLink := conf.ScopeLink
+			toGateway := conf.Route{Dst: netip.PrefixFrom(a.Gateway, a.Gateway.BitLen()), Scope: &onLink}
+			pod.Add(addRoute(index, toGateway), "add the route to gateway %s in the pod", a.Gateway)
 		}
 		for _, r := range conf.RoutesOf(p.Routes, conf.FamilyOf(a.Addr), a.Gateway) {
-			if err := pod.RouteAdd(route(index, r)); err != nil {
-				return fmt.Errorf("add the route to %s via %s in the pod: %w", r.Dst, a.Gateway, err)
-			}
+			pod.Add(addRoute(index, r), "add the route to %s via %s in the pod", r.Dst, a.Gateway)
 		}
 	}
-	return nil
+	return pod
 }
 
 // Open brings the link's end on the node up: from here packets pass.
 //
 // Equivalent to: ip link set HOSTIF up
-func Open(h netlinksafe.Handle, hostIf string) error {
-	link, err := h.LinkByName(hostIf)
-	if err != nil {
-		return fmt.Errorf("look up %s: %w", hostIf, err)
-	}
-	if err := h.LinkSetUp(link); err != nil {
-		return fmt.Errorf("set %s up: %w", hostIf, err)
-	}
-	return nil
+func Open(hostIf string) error {
+	var up batch.Batch
+	up.Add(linkUp(0, hostIf), "set %s up", hostIf)
+	_, err := up.Do(unix.NETLINK_ROUTE, netns.None())
+	return err
 }
 
 // Remove deletes the pair, and the node's neighbour entries for the addresses. What is gone already is no error.
-//
-// Equivalent to: ip link del HOSTIF; ip neigh del ADDR dev weir0
-func Remove(h netlinksafe.Handle, hostIf string, addrs []endpoint.Address) error {
-	link, err := h.LinkByName(hostIf)
-	if err == nil {
-		err = h.LinkDel(link)
+func Remove(hostIf string, addrs []endpoint.Address) error {
+	if err := RemoveLink(hostIf); err != nil {
+		return err
 	}
-	if err != nil && !errors.As(err, &netlink.LinkNotFoundError{}) && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("delete link %s: %w", hostIf, err)
-	}
-	return RemoveNeighbours(h, addrs)
+	return RemoveNeighbours(addrs)
 }
 
-// RemoveNeighbours is what Remove does for the addresses.
+// RemoveLink deletes the pair alone; that it is gone already is no error.
+//
+// Equivalent to: ip link del HOSTIF
+func RemoveLink(hostIf string) error {
+	var del batch.Batch
+	del.Add(delLink(hostIf), "delete link %s", hostIf)
+	if _, err := del.Do(unix.NETLINK_ROUTE, netns.None()); err != nil && !errors.Is(err, unix.ENODEV) {
+		return err
+	}
+	return nil
+}
+
+// RemoveNeighbours deletes the node's neighbour entries for the addresses; that there are none is no error.
 //
 // Equivalent to: ip neigh del ADDR dev weir0
-func RemoveNeighbours(h netlinksafe.Handle, addrs []endpoint.Address) error {
+func RemoveNeighbours(addrs []endpoint.Address) error {
 	if len(addrs) == 0 {
 		return nil
 	}
-	br, err := h.LinkByName(Name)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil
+	link, err := lookUp(Name)
+	if link == nil || err != nil {
+		return err
+	}
+	var del batch.Batch
+	for _, a := range addrs {
+		del.Add(delNeighbour(link.Attrs().Index, a.Addr), "delete neighbour %s of %s", a.Addr, Name).Means = batch.As(unix.ENOENT, nil)
+	}
+	_, err = del.Do(unix.NETLINK_ROUTE, netns.None())
+	return err
+}
+
+// lookUp is the link of that name on the node; nil if there is none.
+func lookUp(name string) (netlink.Link, error) {
+	var look batch.Batch
+	look.Add(getLink(name), "look up %s", name)
+	replies, err := look.Do(unix.NETLINK_ROUTE, netns.None())
+	if errors.Is(err, unix.ENODEV) {
+		return nil, nil
 	}
 	if err != nil {
-		return fmt.Errorf("look up %s: %w", Name, err)
+		return nil, err
 	}
-	for _, a := range addrs {
-		err := h.NeighDel(neighbour(br.Attrs().Index, a.Addr, nil))
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("delete neighbour %s of %s: %w", a.Addr, Name, err)
-		}
+	if len(replies) != 1 {
+		return nil, fmt.Errorf("look up %s: %w", name, batch.ErrNoAnswer)
 	}
-	return nil
+	link, err := netlink.LinkDeserialize(nil, replies[0])
+	if err != nil {
+		return nil, fmt.Errorf("look up %s: %w", name, err)
+	}
+	return link, nil
 }
 
 // RemoveAll deletes the pairs of all pods, and then the bridge. A pair that outlived the bridge would still lead from its
 // pod to the node.
 //
 // Equivalent to: for link in $(ls -d /sys/class/net/weirp* /sys/class/net/weir0); do ip link del ${link##*/}; done
-func RemoveAll(h netlinksafe.Handle) error {
-	links, err := h.LinkList()
+func RemoveAll() error {
+	ports, err := Ports()
 	if err != nil {
-		return fmt.Errorf("list links: %w", err)
+		return err
 	}
-	for _, l := range links {
-		if name := l.Attrs().Name; strings.HasPrefix(name, PortPrefix) {
-			if err := Remove(h, name, nil); err != nil {
-				return err
-			}
+	for _, name := range append(ports, Name) {
+		if err := RemoveLink(name); err != nil {
+			return err
 		}
 	}
-	return Remove(h, Name, nil)
+	return nil
 }
 
 func neighbour(index int, addr netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
@@ -244,22 +244,4 @@ func neighbour(index int, addr netip.Addr, mac net.HardwareAddr) *netlink.Neigh 
 		family = netlink.FAMILY_V6
 	}
 	return &netlink.Neigh{LinkIndex: index, Family: family, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: mac}
-}
-
-// isolate sets all of the port's flags in one message.
-func isolate(index int) error {
-	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
-	msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
-	msg.Index = int32(index)
-	req.AddData(msg)
-	flags := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
-	for attr, value := range map[int]byte{
-		nl.IFLA_BRPORT_ISOLATED: 1, nl.IFLA_BRPORT_LEARNING: 0, nl.IFLA_BRPORT_UNICAST_FLOOD: 0,
-		nl.IFLA_BRPORT_MCAST_FLOOD: 0, nl.IFLA_BRPORT_BCAST_FLOOD: 0,
-	} {
-		flags.AddRtAttr(attr, []byte{value})
-	}
-	req.AddData(flags)
-	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
-	return err
 }

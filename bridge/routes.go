@@ -13,26 +13,6 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// route is the pod's route out of its link.
-//
-// Equivalent to: ip route add DST via GATEWAY dev IFNAME mtu MTU advmss MSS metric PRIORITY table TABLE (IPv6: onlink), or
-// without via, scope link
-func route(index int, r conf.Route) *netlink.Route {
-	out := &netlink.Route{
-		LinkIndex: index, Dst: ipNet(r.Dst), MTU: r.MTU, AdvMSS: r.AdvMSS, Priority: r.Priority, Table: r.TableID(),
-	}
-	switch {
-	case r.OnLink():
-		out.Scope = netlink.SCOPE_LINK
-	case r.Gateway.Is6():
-		out.Flags = int(netlink.FLAG_ONLINK)
-		fallthrough
-	default:
-		out.Gw = r.Gateway.AsSlice()
-	}
-	return out
-}
-
 // checkRoutes verifies that the pod has the routes out of its link, in whatever table: a plugin behind weir may have moved
 // them, as sbr does.
 func checkRoutes(pod netlinksafe.Handle, index int, routes []conf.Route) error {

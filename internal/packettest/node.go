@@ -8,10 +8,8 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
@@ -29,7 +27,6 @@ type Node struct {
 	// arrived.
 	Ports    []uint16
 	outside  string
-	links    netlinksafe.Handle
 	bridge   *bridge.Bridge
 	networks map[conf.Family]endpoint.Address // without Addr
 	hosts    map[netip.Addr]*host
@@ -45,11 +42,7 @@ func NewNode(t testing.TB, networks []endpoint.Address, ports ...uint16) *Node {
 		t.Fatal(err)
 	}
 	t.Cleanup(n.Driver.Close)
-	if n.links, err = netlinksafe.NewHandle(unix.NETLINK_ROUTE); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(n.links.Close)
-	if n.bridge, err = bridge.Ensure(n.links, 0, bridge.Gateways(networks)); err != nil {
+	if n.bridge, err = bridge.Ensure(0, bridge.Gateways(networks)); err != nil {
 		t.Fatal(err)
 	}
 	for _, network := range networks {
@@ -84,10 +77,10 @@ func (n *Node) AddPod(name string, addrs ...netip.Addr) {
 	port := bridge.Port{
 		HostIf: bridge.PortName(name), IfName: "eth0", Netns: handle, MAC: bridge.PodMAC(addresses), Alias: name, Addresses: addresses,
 	}
-	if err := n.bridge.Add(n.links, port); err != nil {
+	if err := n.bridge.Add(port); err != nil {
 		n.Fatal(err)
 	}
-	if err := bridge.Open(n.links, port.HostIf); err != nil {
+	if err := bridge.Open(port.HostIf); err != nil {
 		n.Fatal(err)
 	}
 	for _, addr := range addrs {
@@ -102,7 +95,7 @@ func (n *Node) DelPod(name string, addrs ...netip.Addr) {
 		n.hosts[addr].close()
 		delete(n.hosts, addr)
 	}
-	if err := bridge.Remove(n.links, bridge.PortName(name), n.addresses(addrs)); err != nil {
+	if err := bridge.Remove(bridge.PortName(name), n.addresses(addrs)); err != nil {
 		n.Fatal(err)
 	}
 	nodetest.DelNS(n, "/run/netns/"+name)

@@ -120,14 +120,14 @@ func cleanupCommand() *cobra.Command {
 				return fmt.Errorf("remove the network configuration: %w", err)
 			}
 			// The links go before the rules: without its own no pod reaches anybody, so taking the rules away opens nothing.
+			if err := bridge.RemoveAll(); err != nil {
+				return err
+			}
 			links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 			if err != nil {
 				return fmt.Errorf("open netlink: %w", err)
 			}
 			defer links.Close()
-			if err := bridge.RemoveAll(links); err != nil {
-				return err
-			}
 			if err := errors.Join(overlay.New(links).Remove(), bridge.RemoveGuard()); err != nil {
 				return err
 			}

@@ -9,10 +9,8 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -36,7 +34,6 @@ type attaching struct {
 	asked    []netip.Addr     // addresses that the pod shall have
 	mac      net.HardwareAddr // and the MAC; nil: one that is derived from its address
 	netns    netns.NsHandle
-	links    netlinksafe.Handle
 	bridge   *bridge.Bridge
 	judged   bool      // its policies, if any, are enforced on it
 	making   io.Closer // says that this ADD is on its way, to whoever looks for what is left of others
@@ -44,12 +41,12 @@ type attaching struct {
 
 // add makes the pod's link: its addresses are taken and written down first, its link comes up last, and in between policy
 // is in place. Whatever fails, everything before it is taken back.
-func add(args *skel.CmdArgs) (err error) {
+func add(args *call) (err error) {
 	a, err := prepare(args)
 	if err != nil {
 		return err
 	}
-	defer a.free()
+	defer func() { _ = a.netns.Close() }()
 	defer func() {
 		if err != nil {
 			err = a.rollBack(err)
@@ -68,7 +65,7 @@ func add(args *skel.CmdArgs) (err error) {
 }
 
 // prepare checks all that can be checked before anything is touched.
-func prepare(args *skel.CmdArgs) (*attaching, error) {
+func prepare(args *call) (*attaching, error) {
 	c, err := conf.Parse(args.StdinData)
 	if err != nil {
 		return nil, err
@@ -98,12 +95,8 @@ func prepare(args *skel.CmdArgs) (*attaching, error) {
 	if err != nil {
 		return nil, err
 	}
-	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, ioError("open netlink", err)
-	}
 	a := &attaching{
-		conf: c, netns: fd, links: links,
+		conf: c, netns: fd,
 		endpoint: endpoint.Endpoint{
 			ContainerID: args.ContainerID, IfName: args.IfName, Network: c.Name, Netns: args.Netns,
 			Pod:     endpoint.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
@@ -118,16 +111,9 @@ func prepare(args *skel.CmdArgs) (*attaching, error) {
 		a.asked, err = c.Addresses(pod)
 	}
 	if err != nil {
-		a.free()
-		return nil, err
+		return nil, errors.Join(err, fd.Close())
 	}
 	return a, nil
-}
-
-// free closes what prepare opened.
-func (a *attaching) free() {
-	a.links.Close()
-	_ = a.netns.Close()
 }
 
 func openNetns(path string) (netns.NsHandle, error) {
@@ -178,7 +164,7 @@ func (a *attaching) reserve() error {
 	if err != nil {
 		return held("reserve addresses", err)
 	}
-	if a.bridge, err = bridge.Ensure(a.links, a.conf.MTU, bridge.Gateways(e.Addresses)); err != nil {
+	if a.bridge, err = bridge.Ensure(a.conf.MTU, bridge.Gateways(e.Addresses)); err != nil {
 		return ioError("make the bridge", err)
 	}
 	return nil
@@ -205,7 +191,7 @@ func (a *attaching) port() bridge.Port {
 // connect makes the link, its end on the node down (step 4).
 func (a *attaching) connect() error {
 	p := a.port()
-	if err := a.bridge.Add(a.links, p); err != nil {
+	if err := a.bridge.Add(p); err != nil {
 		if errors.Is(err, bridge.ErrInterfaceExists) {
 			return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_IFNAME: %s: %v", p.IfName, err), "")
 		}
@@ -230,20 +216,35 @@ func (a *attaching) close() error {
 	if a.conf.Enforcement == conf.Off {
 		return nil
 	}
-	sets, err := ipset.Open()
+	var changes []ipset.Change
+	for _, addr := range a.endpoint.Addresses {
+		changes = append(changes, ipset.Change{Set: conf.FamilyOf(addr.Addr).Set(conf.PodsSet), Entry: ipset.Entry{
+			Prefix: netip.PrefixFrom(addr.Addr, addr.Addr.BitLen()), Comment: a.endpoint.Pod.String(),
+		}})
+	}
+	err := ipset.Apply(changes...)
+	if errors.Is(err, ipset.ErrNotExist) { // no agent has run since the node was started
+		if err = a.makeSets(); err == nil {
+			err = ipset.Apply(changes...)
+		}
+	}
 	if err != nil {
 		return ioError("close the pod", err)
+	}
+	return nil
+}
+
+// makeSets makes the sets of all pods.
+func (a *attaching) makeSets() error {
+	sets, err := ipset.Open()
+	if err != nil {
+		return err
 	}
 	defer sets.Close()
 	for _, addr := range a.endpoint.Addresses {
 		family := conf.FamilyOf(addr.Addr)
-		set := ipset.Header{Name: family.Set(conf.PodsSet), Type: ipset.HashIP, Family: family}
-		if err := sets.Create(set); err != nil {
-			return ioError("close the pod", err)
-		}
-		err := sets.Add(set.Name, ipset.Entry{Prefix: netip.PrefixFrom(addr.Addr, addr.Addr.BitLen()), Comment: a.endpoint.Pod.String()})
-		if err != nil {
-			return ioError("close the pod", err)
+		if err := sets.Create(ipset.Header{Name: family.Set(conf.PodsSet), Type: ipset.HashIP, Family: family}); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -284,7 +285,7 @@ func (a *attaching) open() error {
 	if !a.judged {
 		return nil
 	}
-	if err := bridge.Open(a.links, a.endpoint.HostIf); err != nil {
+	if err := bridge.Open(a.endpoint.HostIf); err != nil {
 		return ioError("open the pod's link", err)
 	}
 	return nil
@@ -292,7 +293,7 @@ func (a *attaching) open() error {
 
 // rollBack takes back what was done, as DEL would, and adds to the error what couldn't be.
 func (a *attaching) rollBack(cause error) error {
-	err := attachment.Detach(a.links, &a.endpoint)
+	err := attachment.Detach(&a.endpoint)
 	var e *types.Error
 	if err != nil && errors.As(cause, &e) {
 		return types.NewError(e.Code, e.Msg, fmt.Sprintf("%s; left behind until DEL: %v", e.Details, err))

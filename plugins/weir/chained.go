@@ -8,6 +8,8 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
@@ -40,9 +42,14 @@ func (a *attaching) findChained() error {
 		return nil
 	}
 	// The name is for whoever looks, and for the agent, to which an attachment whose link is gone is over.
-	e.HostIf, e.BridgeIf, err = bridge.Foreign(a.links, a.netns, e.IfName)
+	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return ioError("open netlink", err)
+	}
+	defer links.Close()
+	e.HostIf, e.BridgeIf, err = bridge.Foreign(links, a.netns, e.IfName)
 	if err == nil && e.BridgeIf != "" {
-		err = bridge.FilterBridged(a.links, e.BridgeIf)
+		err = bridge.FilterBridged(links, e.BridgeIf)
 	}
 	if errors.Is(err, bridge.ErrPassesBy) {
 		return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("prevResult: %v", err), "")

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"strings"
 
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
@@ -24,7 +23,7 @@ import (
 
 // check verifies that everything ADD made is there and right, and names what isn't. Which class the pod is in is the agent's
 // to say; that it is in one for each direction can be told from the sets.
-func check(args *skel.CmdArgs) error {
+func check(args *call) error {
 	c, err := conf.Parse(args.StdinData)
 	if err != nil {
 		return err

@@ -3,10 +3,7 @@ package main
 import (
 	"fmt"
 
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
-	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/attachment"
 	"github.com/weir-net/weir/endpoint"
@@ -14,17 +11,12 @@ import (
 
 // del takes the attachment away. It goes by the endpoint record alone, so it needs neither the namespace nor the agent
 // nor a configuration that is still valid, and it can be repeated.
-func del(args *skel.CmdArgs) error {
+func del(args *call) error {
 	id := endpoint.ID(args.ContainerID, args.IfName)
 	if err := endpoint.CheckID(id); err != nil {
 		return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_CONTAINERID, CNI_IFNAME: %v", err), "")
 	}
-	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return ioError("open netlink", err)
-	}
-	defer links.Close()
-	if err := attachment.End(links, id); err != nil {
+	if err := attachment.End(id); err != nil {
 		return ioError("delete", err)
 	}
 	return nil

@@ -4,10 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
-	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/attachment"
 	"github.com/weir-net/weir/endpoint"
@@ -16,7 +13,7 @@ import (
 // gc takes away every attachment to this network that the runtime doesn't list as valid; none is, if it lists none, as
 // when cnitool calls. Like DEL it needs no configuration that is still valid, and it can be repeated. It frees what it can
 // and then says what it couldn't.
-func gc(args *skel.CmdArgs) error {
+func gc(args *call) error {
 	var c struct {
 		Name  string               `json:"name"`
 		Valid []types.GCAttachment `json:"cni.dev/valid-attachments"`
@@ -33,12 +30,7 @@ func gc(args *skel.CmdArgs) error {
 		}
 		valid[id] = true
 	}
-	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return ioError("open netlink", err)
-	}
-	defer links.Close()
-	if err := attachment.Collect(links, c.Name, valid); err != nil {
+	if err := attachment.Collect(c.Name, valid); err != nil {
 		return ioError("collect what is left of attachments", err)
 	}
 	return nil

@@ -269,7 +269,7 @@ func TestAfterAReboot(t *testing.T) {
 	var addresses []string
 	add := func(id string) {
 		t.Helper()
-		a := call(t, n, container(n, "ADD", id, netns), strings.Replace(config("1.1.0"), `"off"`, `"closed"`, 1))
+		a := invoke(t, n, container(n, "ADD", id, netns), strings.Replace(config("1.1.0"), `"off"`, `"closed"`, 1))
 		if a.exit != 0 {
 			t.Fatal(a.stdout)
 		}
@@ -287,7 +287,7 @@ func TestAfterAReboot(t *testing.T) {
 		t.Fatalf("left of the old life: %q", left)
 	}
 	for _, verb := range []string{"DEL", "GC"} { // which kubelet, and others, ask for when they come back
-		if a := call(t, n, container(n, verb, "old", ""), config("1.1.0")); a.exit != 0 || a.stdout != "" {
+		if a := invoke(t, n, container(n, verb, "old", ""), config("1.1.0")); a.exit != 0 || a.stdout != "" {
 			t.Errorf("%s: %s", verb, a.stdout)
 		}
 	}

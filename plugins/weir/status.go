@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/weir-net/weir/conf"
@@ -16,7 +15,7 @@ import (
 // kubelet has a node be not ready on each no. The agent isn't asked but goes by its heartbeat, so that a node stays ready
 // while its agent is being replaced. Code 51 is for what limits pods that are there: nothing does, as the kernel goes on
 // enforcing, with or without an agent.
-func status(args *skel.CmdArgs) error {
+func status(args *call) error {
 	c, err := conf.Parse(args.StdinData)
 	if err != nil {
 		return err

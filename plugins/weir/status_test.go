@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
 
@@ -28,7 +27,7 @@ func TestStatus(t *testing.T) {
 	}
 	want := func(when, enforcement string, code uint) {
 		t.Helper()
-		if got := call(t, n, map[string]string{"CNI_COMMAND": "STATUS", "CNI_PATH": n.Bin}, conf(enforcement)); got.Code != code {
+		if got := invoke(t, n, map[string]string{"CNI_COMMAND": "STATUS", "CNI_PATH": n.Bin}, conf(enforcement)); got.Code != code {
 			t.Errorf("%s: exit code %d: %s; want code %d", when, got.exit, got.stdout, code)
 		}
 	}
@@ -63,10 +62,10 @@ func TestStatus(t *testing.T) {
 			t.Errorf("exit code %d: %s; want code %d", got.exit, got.stdout, code)
 		}
 	}
-	must(0, call(t, n, container(n, "ADD", "c1", one), conf("off")))
-	must(types.ErrTryAgainLater, call(t, n, container(n, "ADD", "c2", two), conf("off")))
+	must(0, invoke(t, n, container(n, "ADD", "c1", one), conf("off")))
+	must(types.ErrTryAgainLater, invoke(t, n, container(n, "ADD", "c2", two), conf("off")))
 	want("with no IPv4 address left", "off", types.ErrPluginNotAvailable)
-	must(0, call(t, n, container(n, "DEL", "c1", one), conf("off")))
+	must(0, invoke(t, n, container(n, "DEL", "c1", one), conf("off")))
 	want("with an address again", "off", 0)
 }
 
@@ -82,7 +81,7 @@ func TestStatusIsCheap(t *testing.T) {
 	var took []time.Duration
 	for range 101 {
 		began := time.Now()
-		if err := status(&skel.CmdArgs{StdinData: stdin}); err != nil {
+		if err := status(&call{StdinData: stdin}); err != nil {
 			t.Fatal(err)
 		}
 		took = append(took, time.Since(began))

@@ -2,11 +2,7 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"time"
-
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
-	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/attachment"
 	"github.com/weir-net/weir/bridge"
@@ -25,11 +21,6 @@ const (
 // killed: containerd never calls GC. It is apart from the loop, since it waits for the plugin's lock; the loop hears of it by
 // the records, as of any DEL. One DEL that comes after all finds nothing to do.
 func (a *agent) reap(ctx context.Context) error {
-	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("open netlink: %w", err)
-	}
-	defer links.Close()
 	gone := make(chan struct{}, 1)
 	watching := make(chan error, 1)
 	go func() {
@@ -56,12 +47,12 @@ func (a *agent) reap(ctx context.Context) error {
 			soon = nil
 		case <-every.C:
 		}
-		a.reapOnce(links)
+		a.reapOnce()
 	}
 }
 
-func (a *agent) reapOnce(links netlinksafe.Handle) {
-	ended, err := attachment.Reap(links)
+func (a *agent) reapOnce() {
+	ended, err := attachment.Reap()
 	for _, e := range ended {
 		a.metrics.reaped.Inc()
 		a.Log.Info("a pod's network was taken away: its namespace is gone, or its deletion was left half done", "pod", e.Pod.String(),

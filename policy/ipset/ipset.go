@@ -132,37 +132,21 @@ func (h *Handle) Create(s Header) error {
 // Add puts the entry in, or renews its comment.
 //
 // Equivalent to: ipset add -exist NAME ENTRY comment "COMMENT"
-func (h *Handle) Add(name string, e Entry) error {
-	return wrap(h.change(nl.IPSET_CMD_ADD, name, e), "add %s to ipset %s", e, name)
-}
+func (h *Handle) Add(name string, e Entry) error { return Apply(Change{Set: name, Entry: e}) }
 
 // Del takes the entry out; that it isn't in is no error.
 //
 // Equivalent to: ipset del -exist NAME ENTRY
 func (h *Handle) Del(name string, e Entry) error {
-	e.Comment = ""
-	return wrap(h.change(nl.IPSET_CMD_DEL, name, e), "delete %s from ipset %s", e, name)
-}
-
-func (h *Handle) change(command int, name string, e Entry) error {
-	switch {
-	case !e.Prefix.IsValid():
-		return port(command, name, e.Port)
-	case command == nl.IPSET_CMD_ADD:
-		return h.h.IpsetAdd(name, entry(e))
-	}
-	return h.h.IpsetDel(name, entry(e))
+	return Apply(Change{Set: name, Entry: e, Out: true})
 }
 
 // Has says whether the address is in the set.
 //
 // Equivalent to: ipset test NAME ADDR
 func (h *Handle) Has(name string, a netip.Addr) (bool, error) {
-	in, err := h.h.IpsetTest(name, &netlink.IPSetEntry{IP: a.AsSlice()})
-	if errors.Is(err, nl.IPSetError(nl.IPSET_ERR_EXIST)) {
-		return false, nil
-	}
-	return in, wrap(err, "test %s in ipset %s", a, name)
+	in, err := Holding(a, []string{name})
+	return in[name], err
 }
 
 // Destroy deletes the set; that it isn't there is no error. A set that a rule still uses stays, and that is one.
@@ -256,19 +240,26 @@ func (h *Handle) Purge(addrs ...netip.Addr) error {
 	if err != nil {
 		return err
 	}
+	var changes []Change
 	var errs []error
 	for _, s := range sets {
 		if strings.HasPrefix(s.Name, NetPrefix) || strings.HasPrefix(s.Name, NumbersPrefix) || strings.HasPrefix(s.Name, NodesPrefix) {
 			continue
 		}
 		held, err := h.entriesOf(s, addrs)
-		for i := 0; i < len(held) && err == nil; i++ {
-			err = h.Del(s.Name, held[i])
-		}
 		if !errors.Is(err, ErrNotExist) { // gone since it was listed
 			errs = append(errs, err)
 		}
+		for _, e := range held {
+			changes = append(changes, Change{Set: s.Name, Entry: e, Out: true})
+		}
 	}
+	errs = append(errs, apply(changes, func(err error) error {
+		if err = means(err); errors.Is(err, ErrNotExist) {
+			return nil
+		}
+		return err
+	}))
 	return errors.Join(errs...)
 }
 
@@ -286,18 +277,6 @@ func (h *Handle) entriesOf(set Header, addrs []netip.Addr) ([]Entry, error) {
 		}
 	}
 	return entries, nil
-}
-
-func entry(e Entry) *netlink.IPSetEntry {
-	n := &netlink.IPSetEntry{IP: e.Prefix.Addr().AsSlice(), Comment: e.Comment, Replace: true}
-	if !e.Prefix.IsSingleIP() {
-		n.CIDR = uint8(e.Prefix.Bits())
-	}
-	if e.Port != 0 {
-		proto := protocols[e.Proto]
-		n.Protocol, n.Port = &proto, &e.Port
-	}
-	return n
 }
 
 var protocols = map[string]uint8{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP}

@@ -164,44 +164,46 @@ func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
 	if d.have == nil {
 		return false // all is read anyway
 	}
-	for name, s := range d.have.sets {
-		ok, err := d.reread(name, s, addrs)
-		if err != nil {
-			d.have = nil // then all is read, and what is wrong is said there
-			return true
-		}
-		changed = changed || ok
+	changed, err := d.reread(addrs)
+	if err != nil {
+		d.have = nil // then all is read, and what is wrong is said there
+		return true
 	}
 	return changed
 }
 
-func (d *Driver) reread(name string, s set, addrs []netip.Addr) (changed bool, err error) {
-	switch s.kind {
-	case policy.HashIP:
-		for _, a := range addrs {
-			if conf.FamilyOf(a) != s.family {
-				continue
-			}
-			in, err := d.sets.Has(name, a)
+func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
+	plain := map[conf.Family][]string{}
+	for name, s := range d.have.sets {
+		switch s.kind {
+		case policy.HashIP:
+			plain[s.family] = append(plain[s.family], name)
+		case policy.HashIPPort: // an address may have any number of entries
+			now, err := d.readSet(name)
 			if err != nil {
 				return changed, err
 			}
-			e := policy.Element{Prefix: netip.PrefixFrom(a, a.BitLen())}
-			if _, was := s.entries[e]; was == in {
-				continue
-			}
-			changed = true
-			if delete(s.entries, e); in {
-				s.entries[e] = "" // it is written again with its words
-			}
+			d.have.sets[name] = now
+			changed = changed || !maps.Equal(now.entries, s.entries)
 		}
-	case policy.HashIPPort: // an address may have any number of entries
-		now, err := d.readSet(name)
+	}
+	for _, a := range addrs {
+		e := policy.Element{Prefix: netip.PrefixFrom(a, a.BitLen())}
+		names := plain[conf.FamilyOf(a)]
+		in, err := ipset.Holding(a, names)
 		if err != nil {
 			return changed, err
 		}
-		d.have.sets[name] = now
-		changed = !maps.Equal(now.entries, s.entries)
+		for _, name := range names {
+			entries := d.have.sets[name].entries
+			if _, was := entries[e]; was == in[name] {
+				continue
+			}
+			changed = true
+			if delete(entries, e); in[name] {
+				entries[e] = "" // it is written again with its words
+			}
+		}
 	}
 	return changed, nil
 }

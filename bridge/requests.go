@@ -1,0 +1,195 @@
+package bridge
+
+import (
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+)
+
+// Flags of requests (netlink(7)): make what isn't there, and then either fail or replace if it is.
+const (
+	ifNew     = unix.NLM_F_CREATE | unix.NLM_F_EXCL
+	orReplace = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+)
+
+func attr(kind int, data []byte) *nl.RtAttr { return nl.NewRtAttr(kind, data) }
+
+func number(kind, n int) *nl.RtAttr { return attr(kind, nl.Uint32Attr(uint32(n))) }
+
+func request(kind, flags int, parts ...nl.NetlinkRequestData) *nl.NetlinkRequest {
+	r := nl.NewNetlinkRequest(kind, flags)
+	for _, p := range parts {
+		r.AddData(p)
+	}
+	return r
+}
+
+func ifInfo(family, index int) *nl.IfInfomsg {
+	m := nl.NewIfInfomsg(family)
+	m.Index = int32(index)
+	return m
+}
+
+// newPair makes the pair with one end on the bridge and the other in the pod's namespace.
+//
+// Equivalent to: ip link add HOSTIF mtu MTU master weir0 type veth peer name IFNAME address MAC mtu MTU netns NETNS
+func (b *Bridge) newPair(p Port) *nl.NetlinkRequest {
+	info := attr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
+	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
+	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
+	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(p.IfName))
+	peer.AddRtAttr(unix.IFLA_ADDRESS, p.MAC)
+	peer.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(b.MTU)))
+	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(p.Netns)))
+	return request(unix.RTM_NEWLINK, ifNew, ifInfo(unix.AF_UNSPEC, 0), attr(unix.IFLA_IFNAME, nl.ZeroTerminated(p.HostIf)),
+		number(unix.IFLA_MTU, b.MTU), number(unix.IFLA_MASTER, b.Index), info)
+}
+
+// Equivalent to: ip link show NAME
+func getLink(name string) *nl.NetlinkRequest {
+	return request(unix.RTM_GETLINK, 0, ifInfo(unix.AF_UNSPEC, 0), attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+}
+
+// Equivalent to: ip link del NAME
+func delLink(name string) *nl.NetlinkRequest {
+	return request(unix.RTM_DELLINK, 0, ifInfo(unix.AF_UNSPEC, 0), attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+}
+
+// Equivalent to: ip link set up (the link of that index, or name if index is 0)
+func linkUp(index int, name string) *nl.NetlinkRequest {
+	m := ifInfo(unix.AF_UNSPEC, index)
+	m.Change, m.Flags = unix.IFF_UP, unix.IFF_UP
+	if name == "" {
+		return request(unix.RTM_SETLINK, 0, m)
+	}
+	return request(unix.RTM_SETLINK, 0, m, attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+}
+
+// Equivalent to: ip link set alias ALIAS
+func setAlias(index int, alias string) *nl.NetlinkRequest {
+	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, index), attr(unix.IFLA_IFALIAS, []byte(alias)))
+}
+
+// Equivalent to: bridge link set isolated on learning off flood off mcast_flood off bcast_flood off
+func isolate(index int) *nl.NetlinkRequest {
+	flags := attr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
+	flags.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, []byte{1})
+	for _, off := range []int{nl.IFLA_BRPORT_LEARNING, nl.IFLA_BRPORT_UNICAST_FLOOD, nl.IFLA_BRPORT_MCAST_FLOOD, nl.IFLA_BRPORT_BCAST_FLOOD} {
+		flags.AddRtAttr(off, []byte{0})
+	}
+	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_BRIDGE, index), flags)
+}
+
+// Equivalent to: bridge fdb add MAC dev HOSTIF master static
+func addForwarding(index int, mac net.HardwareAddr) *nl.NetlinkRequest {
+	return request(unix.RTM_NEWNEIGH, ifNew, &netlink.Ndmsg{
+		Family: unix.AF_BRIDGE, Index: uint32(index), State: netlink.NUD_NOARP, Flags: netlink.NTF_MASTER,
+	}, attr(netlink.NDA_LLADDR, mac))
+}
+
+// Equivalent to: ip neigh replace ADDR lladdr MAC dev IFNAME nud permanent
+func setNeighbour(index int, addr netip.Addr, mac net.HardwareAddr) *nl.NetlinkRequest {
+	return request(unix.RTM_NEWNEIGH, orReplace, &netlink.Ndmsg{
+		Family: familyOf(addr), Index: uint32(index), State: netlink.NUD_PERMANENT,
+	}, attr(netlink.NDA_DST, addr.AsSlice()), attr(netlink.NDA_LLADDR, mac))
+}
+
+// Equivalent to: ip neigh del ADDR
+func delNeighbour(index int, addr netip.Addr) *nl.NetlinkRequest {
+	return request(unix.RTM_DELNEIGH, 0, &netlink.Ndmsg{Family: familyOf(addr), Index: uint32(index)}, attr(netlink.NDA_DST, addr.AsSlice()))
+}
+
+// noGenerated keeps the link from an address of its own (see noGeneratedAddress).
+//
+// Equivalent to: ip link set addrgenmode none
+func noGenerated(index int) *nl.NetlinkRequest {
+	spec := attr(unix.IFLA_AF_SPEC, nil)
+	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{noGeneratedAddress})
+	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, index), spec)
+}
+
+// Equivalent to: ip addr add ADDR dev IFNAME (of IPv6: nodad)
+func addAddress(index int, addr netip.Addr) *nl.NetlinkRequest {
+	m := nl.NewIfAddrmsg(int(familyOf(addr)))
+	m.Index, m.Prefixlen = uint32(index), uint8(addr.BitLen())
+	if addr.Is6() {
+		m.Flags = unix.IFA_F_NODAD
+	}
+	return request(unix.RTM_NEWADDR, ifNew, m, attr(unix.IFA_LOCAL, addr.AsSlice()), attr(unix.IFA_ADDRESS, addr.AsSlice()))
+}
+
+// Equivalent to: ip addr show
+func listAddresses() *nl.NetlinkRequest {
+	return request(unix.RTM_GETADDR, unix.NLM_F_DUMP, nl.NewIfAddrmsg(unix.AF_UNSPEC))
+}
+
+// addressesOf are the link's among the replies to listAddresses.
+func addressesOf(index int, replies [][]byte) map[netip.Prefix]bool {
+	all := map[netip.Prefix]bool{}
+	for _, r := range replies {
+		if len(r) < unix.SizeofIfAddrmsg {
+			continue
+		}
+		m := nl.DeserializeIfAddrmsg(r)
+		if int(m.Index) != index {
+			continue
+		}
+		for a := range nl.ParseAttributes(r[unix.SizeofIfAddrmsg:]) {
+			// Of IPv4, IFA_LOCAL is the address and IFA_ADDRESS that of its peer, if there is one (linux/if_addr.h).
+			if addr, ok := netip.AddrFromSlice(a.Value); ok && (a.Type == unix.IFA_LOCAL || a.Type == unix.IFA_ADDRESS && addr.Is6()) {
+				all[netip.PrefixFrom(addr, int(m.Prefixlen))] = true
+			}
+		}
+	}
+	return all
+}
+
+// addRoute is the pod's route out of its link.
+//
+// Equivalent to: ip route add DST via GATEWAY dev IFNAME mtu MTU advmss MSS metric PRIORITY table TABLE (IPv6: onlink), or
+// without via, scope link
+func addRoute(index int, r conf.Route) *nl.NetlinkRequest {
+	m := nl.NewRtMsg()
+	m.Family, m.Dst_len = familyOf(r.Dst.Addr()), uint8(r.Dst.Bits())
+	parts := []nl.NetlinkRequestData{m, attr(unix.RTA_DST, r.Dst.Addr().AsSlice()), number(unix.RTA_OIF, index)}
+	if r.OnLink() {
+		m.Scope = unix.RT_SCOPE_LINK
+	} else {
+		parts = append(parts, attr(unix.RTA_GATEWAY, r.Gateway.AsSlice()))
+		if r.Gateway.Is6() {
+			m.Flags |= unix.RTNH_F_ONLINK
+		}
+	}
+	if table := r.TableID(); table > 0xff {
+		m.Table = unix.RT_TABLE_UNSPEC
+		parts = append(parts, number(unix.RTA_TABLE, table))
+	} else if table != 0 {
+		m.Table = uint8(table)
+	}
+	if r.Priority != 0 {
+		parts = append(parts, number(unix.RTA_PRIORITY, r.Priority))
+	}
+	if metrics := attr(unix.RTA_METRICS, nil); r.MTU != 0 || r.AdvMSS != 0 {
+		if r.MTU != 0 {
+			metrics.AddRtAttr(unix.RTAX_MTU, nl.Uint32Attr(uint32(r.MTU)))
+		}
+		if r.AdvMSS != 0 {
+			metrics.AddRtAttr(unix.RTAX_ADVMSS, nl.Uint32Attr(uint32(r.AdvMSS)))
+		}
+		parts = append(parts, metrics)
+	}
+	return request(unix.RTM_NEWROUTE, ifNew, parts...)
+}
+
+func familyOf(a netip.Addr) uint8 {
+	if a.Is6() {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
+}
