@@ -106,10 +106,12 @@ func eventually(t *testing.T, within time.Duration, what string, check func() er
 	}
 }
 
-// namespace that the test has for itself.
+// namespace that the test has for itself. Pods can be made in it once its service account is there, which takes as long as the
+// controllers need to find each other again where the API server was away.
 func namespace(t *testing.T, name string) string {
 	t.Helper()
 	kubectl(t, "create", "namespace", name)
+	kubectl(t, "-n", name, "wait", "--for=create", "serviceaccount/default", "--timeout=90s")
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 2*time.Minute)
 		defer cancel()
