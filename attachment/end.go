@@ -21,7 +21,7 @@ import (
 // End takes the attachment away, as its record says. That it is gone already is no error. A record that can't be understood
 // ends too: what goes by its name alone is taken away, and so are the addresses that it holds.
 func End(id string) error {
-	err := begin(id)
+	begun, err := begin(id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // nothing is made before the record, and it goes last: there was nothing left but perhaps the link
 	}
@@ -33,13 +33,14 @@ func End(id string) error {
 		return err
 	}
 	defer unlock()
-	_, err = end(id)
+	_, err = end(id, begun)
 	return err
 }
 
 // Detach is End for who has the record's content: of a record that is gone, or was never written, too.
 func Detach(e *endpoint.Endpoint) error {
-	if err := begin(e.ID()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	begun, err := begin(e.ID())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	unlock, err := endpoint.Lock()
@@ -47,29 +48,38 @@ func Detach(e *endpoint.Endpoint) error {
 		return err
 	}
 	defer unlock()
-	return detach(e)
+	return detach(e, begun)
 }
 
-// begin is what is done before the lock is waited for: from here the agent puts the pod into nothing. And its link goes, which
-// takes the kernel longer than all the rest, and which is known by the ID alone. The error is fs.ErrNotExist if there is no
-// record.
-func begin(id string) error {
-	_, err := endpoint.Ending(id)
+// begin is what is done before the lock is waited for, as it takes the kernel longer than all the rest: from here the agent
+// puts the pod into nothing, its port sends nothing, and its link is gone, which is known by the ID alone. It returns the
+// record of whom it did that for; nil if that can't be understood, and with the error fs.ErrNotExist if there is none.
+func begin(id string) (*endpoint.Endpoint, error) {
+	e, err := endpoint.Ending(id)
+	if err == nil {
+		if e.Chained { // another plugin's port, which only that can end
+			return e, nil
+		}
+		if s, err := sender(e); err == nil {
+			return e, bridge.Unplug(s)
+		}
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, endpoint.ErrBroken) {
-		return err
+		return nil, err
 	}
 	if err := bridge.RemoveLink(bridge.PortName(id)); err != nil {
-		return err
+		return nil, err
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return err
+		return nil, err
 	}
-	return nil
+	return nil, nil
 }
 
 // end is End for who holds the lock. The record is read under it: whoever had it before may have taken the attachment
-// away, and the runtime have made another of the same ID. It returns what was there; nil if nothing was.
-func end(id string) (*endpoint.Endpoint, error) {
+// away, and the runtime have made another of the same ID. It returns what was there; nil if nothing was. begun is what
+// begin has returned; nil if it wasn't called.
+func end(id string, begun *endpoint.Endpoint) (*endpoint.Endpoint, error) {
 	e, err := endpoint.Ending(id)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -80,7 +90,7 @@ func end(id string) (*endpoint.Endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	return e, detach(e)
+	return e, detach(e, begun)
 }
 
 // salvage is what can be known of an attachment whose record can't be understood.
@@ -99,10 +109,10 @@ func salvage(id string) (*endpoint.Endpoint, error) {
 	return e, nil
 }
 
-// detach takes everything away, step by step so that nothing opens: the port is forbidden to send, if its link isn't gone
-// yet, the addresses leave every set, and only what nothing refers to any more is freed. What goes by addresses leaves out those that another holds
+// detach takes everything away, step by step so that nothing opens: the port is forbidden to send, if begin hasn't done
+// that, the addresses leave every set, and only what nothing refers to any more is freed. What goes by addresses leaves out those that another holds
 // by now: whoever detached it before has come as far as freeing them. The lock keeps others from taking them meanwhile.
-func detach(e *endpoint.Endpoint) error {
+func detach(e, begun *endpoint.Endpoint) error {
 	var addresses []endpoint.Address
 	for _, a := range e.Addresses {
 		holder, err := ipam.Holder(a.Addr)
@@ -113,8 +123,10 @@ func detach(e *endpoint.Endpoint) error {
 			addresses = append(addresses, a)
 		}
 	}
-	if err := forbid(e); err != nil {
-		return err
+	if begun == nil || !begun.Created.Equal(e.Created) {
+		if err := forbid(e); err != nil {
+			return err
+		}
 	}
 	if err := purge(addrsOf(addresses)); err != nil {
 		return err
@@ -134,14 +146,18 @@ func detach(e *endpoint.Endpoint) error {
 	return endpoint.Remove(e.ID())
 }
 
-// forbid goes by the name of weir's own link too.
 func forbid(e *endpoint.Endpoint) error {
-	port := bridge.PortName(e.ID())
-	mac, err := net.ParseMAC(e.MAC)
+	s, err := sender(e)
 	if err != nil { // of a record that can't be understood
-		return bridge.ForbidPort(port)
+		return bridge.ForbidPort(s.HostIf)
 	}
-	return bridge.Forbid(bridge.Sender{HostIf: port, MAC: mac, Addresses: e.Addresses})
+	return bridge.Forbid(s)
+}
+
+// sender goes by the name of weir's own link, whatever a record says is the node's end.
+func sender(e *endpoint.Endpoint) (bridge.Sender, error) {
+	mac, err := net.ParseMAC(e.MAC)
+	return bridge.Sender{HostIf: bridge.PortName(e.ID()), MAC: mac, Addresses: e.Addresses}, err
 }
 
 // purge takes the addresses out of every set.

@@ -66,7 +66,7 @@ func endIf(id string, ended func(string) (bool, error)) (*endpoint.Endpoint, err
 	if yes, err := ended(id); !yes || err != nil {
 		return nil, err
 	}
-	return end(id)
+	return end(id, nil)
 }
 
 // isOver says whether the attachment is, by what the node can tell for certain: its deletion has begun, or nobody is making

@@ -114,9 +114,35 @@ func Allow(s Sender) error {
 //
 // Equivalent to: nft delete element bridge weir senders4 { HOSTIF . MAC . ADDR } (senders6 for IPv6 addresses)
 func Forbid(s Sender) error {
+	conn, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	defer func() { _ = conn.CloseLasting() }()
+	return s.forbid(conn)
+}
+
+// Unplug is Forbid, and deletes the port's pair. Closing a socket waits until nothing that was deleted from nf_tables is in
+// use any more (nft_rcv_nl_event in net/netfilter/nf_tables_api.c), tens of milliseconds, and deleting a link waits as
+// long, so they do it at the same time.
+//
+// Equivalent to: Forbid's command; ip link del HOSTIF
+func Unplug(s Sender) error {
+	conn, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	defer func() { _ = conn.CloseLasting() }()
+	if err := s.forbid(conn); err != nil {
+		return err
+	}
+	return RemoveLink(s.HostIf)
+}
+
+func (s Sender) forbid(conn *nftables.Conn) error {
 	for f, list := range s.elements() {
 		for _, e := range list {
-			if err := forbid(f, e); err != nil {
+			if err := forbid(conn, f, e); err != nil {
 				return fmt.Errorf("forbid port %s to send as %s: %w", s.HostIf, s.MAC, err)
 			}
 		}
@@ -125,11 +151,7 @@ func Forbid(s Sender) error {
 }
 
 // forbid deletes one element, in a transaction of its own: an absent one fails the transaction as a whole.
-func forbid(f conf.Family, e nftables.SetElement) error {
-	conn, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
-	}
+func forbid(conn *nftables.Conn, f conf.Family, e nftables.SetElement) error {
 	if err := conn.SetDeleteElements(senders(f), []nftables.SetElement{e}); err != nil {
 		return err
 	}
@@ -232,7 +254,7 @@ func RepairGuard(current func() ([]Sender, error)) error {
 	}
 	for f, stale := range has {
 		for k := range stale {
-			if err := forbid(f, nftables.SetElement{Key: []byte(k)}); err != nil {
+			if err := forbid(conn, f, nftables.SetElement{Key: []byte(k)}); err != nil {
 				return fmt.Errorf("clear a leftover from the guard: %w", err)
 			}
 		}
