@@ -133,7 +133,7 @@ func (c *compiler) base(state State) {
 		}
 	}
 	podsSet, networksSet := c.family.Set(PodsSet), c.family.Set(NetworksSet)
-	c.set(Set{Name: podsSet, Type: HashIP, Role: Judged, Entries: pods})
+	c.set(Set{Name: podsSet, Type: HashIP, Role: Attached, Entries: pods})
 	c.set(Set{Name: networksSet, Type: HashNet, Role: Judged, Entries: slices.Collect(maps.Values(networks))})
 
 	from, to := SetMatch{Name: podsSet, Dir: "src"}, SetMatch{Name: podsSet, Dir: "dst"}

@@ -54,7 +54,7 @@ func add(args *call) (err error) {
 	}()
 	steps, result := []func() error{a.reserve, a.guard, a.enrol, a.open}, a.result
 	if a.endpoint.Chained {
-		steps, result = []func() error{a.take, a.close, a.enrol}, a.prevResult
+		steps, result = []func() error{a.take, a.close, a.forget, a.enrol}, a.prevResult
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {

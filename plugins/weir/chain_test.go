@@ -151,7 +151,13 @@ func testBehind(t *testing.T, other string) {
 	})
 	n.StartAgent()
 	nothing := leftovers(t)
+	for i := range 8 { // as if somebody had found the link up before weir was asked
+		nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "192.0.2.9", "-d", fmt.Sprint("10.99.0.", 2+i), "--sport", "4000", "--dport", "53", "-t", "600")
+	}
 	server, client, stranger := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox"), n.AddPod("ns-2", "other")
+	if table := nodetest.Run(t, "conntrack", "-L", "-s", "192.0.2.9"); strings.Count(table, "dst=10.99.0.") != 5 || strings.Contains(table, "dst="+server.IP+" ") {
+		t.Errorf("of eight connections those of three pods are to be forgotten:\n%s", table)
+	}
 	if !strings.HasPrefix(server.IP, "10.99.0.") || strings.Contains(server.Result, "weirp") {
 		t.Errorf("the result isn't the other plugin's: %s", server.Result)
 	}

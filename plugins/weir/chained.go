@@ -82,8 +82,8 @@ func addressesOf(r *current.Result) ([]endpoint.Address, error) {
 	return all, nil
 }
 
-// take writes the endpoint record and makes the pod the owner of its addresses. What a pod had that had them before, and
-// whose end weir wasn't told of, ends there: its places in the sets and its connections.
+// take writes the endpoint record and makes the pod the owner of its addresses. A pod that had them before, and whose end
+// weir wasn't told of, leaves its places in the sets.
 func (a *attaching) take() error {
 	unlock, err := endpoint.Lock()
 	if err != nil {
@@ -114,8 +114,21 @@ func (a *attaching) take() error {
 		return ioError("take the pod's addresses from who had them", err)
 	}
 	defer sets.Close()
-	if err := errors.Join(sets.Purge(inherited...), conntrack.Forget(inherited...)); err != nil {
+	if err := sets.Purge(inherited...); err != nil {
 		return ioError("take the pod's addresses from who had them", err)
+	}
+	return nil
+}
+
+// forget ends what was opened before the pod was closed: by who had its addresses before, or through its link, which was up
+// already. None of it was judged.
+func (a *attaching) forget() error {
+	var addrs []netip.Addr
+	for _, addr := range a.endpoint.Addresses {
+		addrs = append(addrs, addr.Addr)
+	}
+	if err := conntrack.Forget(addrs...); err != nil {
+		return ioError("forget connections of the pod's addresses", err)
 	}
 	return nil
 }

@@ -74,10 +74,9 @@ type agent struct {
 	kept      bool           // while there are no objects: the kernel was looked at
 	ruleset   policy.Ruleset // as it was last brought into the kernel
 	purged    bool           // the plugin has changed sets since
-	uncut     bool           // connections may be open that it doesn't let through
-	standing  int            // connections that are cut
-	plan      overlay.Plan   // as it should be
-	reached   overlay.Plan   // as it was last brought into the kernel
+	cutting   cutting
+	plan      overlay.Plan // as it should be
+	reached   overlay.Plan // as it was last brought into the kernel
 	waiting   []*enrolment
 
 	faults   faults
@@ -155,7 +154,7 @@ func newAgent(o Options, driver *kernel.Driver, links netlinksafe.Handle) *agent
 		events: make(chan event), drift: newDrift(),
 		found: map[string]found{}, endpoints: map[string]endpoint.Endpoint{}, broken: endpoint.BrokenRecords{},
 		opened: map[string]bool{}, enrolled: map[string]bool{},
-		uncut: true, policies: []string{},
+		cutting: cutting{owed: true, walked: make(chan walked, 1)}, policies: []string{},
 		faults: faults{log: o.Log, now: map[part]error{}},
 	}
 	a.metrics = newMetrics(a.status.Load)
@@ -186,6 +185,9 @@ func (a *agent) loop(ctx context.Context) error {
 		verify := kernel.Trust
 		select {
 		case <-ctx.Done():
+			if a.cutting.walking {
+				<-a.cutting.walked
+			}
 			return nil
 		case e := <-a.events:
 			verify = a.take(e)
@@ -197,6 +199,12 @@ func (a *agent) loop(ctx context.Context) error {
 		case <-resync.C:
 			verify = kernel.All
 		case <-again.C:
+		case w := <-a.cutting.walked:
+			a.takeWalk(w)
+			if w.err != nil {
+				again.Reset(retry)
+			}
+			continue
 		}
 		a.beat.Store(time.Now().UnixNano())
 		again.Stop()
@@ -277,7 +285,7 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 		}
 		a.faults.set(partKernel, err)
 		a.stats.Failures++
-		a.uncut = true // some of it may be done
+		a.cutting.owed = true // some of it may be done
 		return sooner(a.answer(err), retry)
 	}
 	if result.Changed {
@@ -303,7 +311,8 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 	}
 	a.open()
 	a.publishAddresses(ctx)
-	a.cut(result)
+	a.cutting.note(result, verify)
+	a.walk()
 	if len(result.Left) > 0 {
 		next = sooner(next, retry)
 	}

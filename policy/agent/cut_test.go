@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/conntrack"
@@ -22,7 +24,7 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	}
 	state := func(clientApp, otherApp string) *policy.Objects {
 		o := healthy()
-		o.Pods = []policy.Pod{pod("web", ""), remote("client", "10.88.1.5", clientApp), remote("other", "10.88.1.6", otherApp)}
+		o.Pods = []policy.Pod{pod("web", ""), pod("db", ""), remote("client", "10.88.1.5", clientApp), remote("other", "10.88.1.6", otherApp)}
 		return o
 	}
 	port := 4000
@@ -63,8 +65,19 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	wantCut("nothing is cut, and another comes to be let through", 0)
 	s.hear(kernel.All)
 	wantCut("nothing has changed", 0)
-	tell(state("client", "none"))
-	wantCut("one is no longer let through", 1)
+	id := s.attach("db", "10.88.0.3")
+	s.hear(kernel.Trust)
+	wantCut("a pod has come", 0)
+	if err := endpoint.Remove(id); err != nil {
+		t.Fatal(err)
+	}
+	s.hear(kernel.Trust)
+	wantCut("a pod has ended", 0)
+	nodetest.Run(t, "ipset", "flush", conf.PodsSet)
+	s.hear(kernel.All)
+	wantCut("what somebody had taken away is there again", 1)
+	tell(state("none", "client"))
+	wantCut("one is no longer let through", 2)
 	connect("10.88.1.5")
 	tell(state("none", "none"))
 	wantCut("none is let through", 3)

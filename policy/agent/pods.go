@@ -2,10 +2,8 @@ package agent
 
 import (
 	"errors"
-	"fmt"
 	"maps"
 	"net"
-	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -13,7 +11,6 @@ import (
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/kernel"
 )
 
@@ -70,46 +67,4 @@ func (a *agent) open() {
 			a.Log.Error("a pod stays closed: its link can't be brought up", "pod", e.Pod.String(), "error", err)
 		}
 	}
-}
-
-// cut ends connections that are no longer let through, and lets those go on that are again. Where a change only opens and
-// nothing is cut, or nothing has changed since the last walk, there is nothing to be found: a table of 200,000
-// connections takes a quarter of a second.
-func (a *agent) cut(result kernel.Result) {
-	a.uncut = a.uncut || result.Closes || (result.Changed && a.standing > 0)
-	if !a.uncut {
-		return
-	}
-	walk, err := a.judgeAnew()
-	a.uncut, a.standing = err != nil, walk.Standing
-	a.stats.Cut += walk.Cut
-	if walk.Cut+walk.Restored > 0 {
-		a.Log.Info("connections judged anew", "cut", walk.Cut, "restored", walk.Restored)
-	}
-	if err != nil {
-		a.Log.Error("connections that should be cut may go on", "error", err)
-	}
-}
-
-func (a *agent) judgeAnew() (kernel.Walk, error) {
-	judge, err := policy.NewJudge(a.ruleset)
-	if err != nil {
-		return kernel.Walk{}, err
-	}
-	pods, own := map[netip.Addr]bool{}, map[netip.Addr]bool{}
-	for _, e := range a.endpoints {
-		for _, addr := range e.Addresses {
-			pods[addr.Addr] = true
-		}
-	}
-	addrs, err := a.links.AddrList(nil, netlink.FAMILY_ALL)
-	if err != nil {
-		return kernel.Walk{}, fmt.Errorf("list the node's addresses: %w", err)
-	}
-	for _, addr := range addrs {
-		if ip, ok := netip.AddrFromSlice(addr.IP); ok {
-			own[ip.Unmap()] = true
-		}
-	}
-	return kernel.Cut(judge, pods, own)
 }

@@ -37,6 +37,7 @@ func (a *agent) takeRecords(c dirwatch.Change) {
 	if c.Lost {
 		var all []endpoint.Endpoint
 		all, err = endpoint.List()
+		a.cutting.owed = a.cutting.owed || len(a.broken) > 0
 		a.endpoints, a.broken = map[string]endpoint.Endpoint{}, endpoint.BrokenRecords{}
 		if errors.As(err, &a.broken) {
 			err = nil
@@ -66,6 +67,9 @@ func (a *agent) takeRecords(c dirwatch.Change) {
 // takeRecord reads one record. If that fails its pod is closed: it is in no class.
 func (a *agent) takeRecord(id string) {
 	delete(a.endpoints, id)
+	if a.broken[id] != nil {
+		a.cutting.owed = true // nobody judged it meanwhile
+	}
 	delete(a.broken, id)
 	e, err := endpoint.Load(id)
 	switch {

@@ -48,11 +48,14 @@ func step(t *testing.T, objects *policy.Objects) *stepped {
 	return &stepped{&running{T: t}, a, sets}
 }
 
-// hear has the agent read all records, and bring what is known into the kernel.
+// hear has the agent read all records, bring what is known into the kernel, and judge connections anew if that is owed.
 func (s *stepped) hear(verify kernel.Verify) {
 	s.Helper()
 	s.takeRecords(dirwatch.Change{Lost: true})
 	s.sync(s.Context(), verify)
+	for s.cutting.walking {
+		s.takeWalk(<-s.cutting.walked)
+	}
 	if err := s.faults.now[partKernel]; err != nil {
 		s.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -51,7 +52,8 @@ type plan struct {
 	restore [len(conf.Families)]string // for each family's iptables-restore --noflush
 	after   []change
 	destroy []string
-	// closes says that something may be let through before and not after. All else only opens.
+	// closes says that something may be let through before and not after, of what connections can be there of. All else
+	// only opens, or is about pods that came or ended.
 	closes bool
 }
 
@@ -81,6 +83,8 @@ const chainPrefix = "WEIR-"
 // change of rules itself is one transaction in the table that drops.
 func makePlan(have state, want policy.Ruleset) plan {
 	var p plan
+	ended := endedIn(have, want)
+	closing := func(c change) bool { return c.del && !ended[c.Prefix.Addr()] }
 	wanted := map[string]bool{}
 	type dispatch struct {
 		family conf.Family
@@ -102,12 +106,12 @@ func makePlan(have state, want policy.Ruleset) plan {
 			continue
 		}
 		adds, dels := diff(old, s)
-		if s.Role == policy.Judged {
+		switch s.Role {
+		case policy.Attached, policy.Judged:
 			p.before, p.after = append(p.before, adds...), append(p.after, dels...)
-			p.closes = p.closes || slices.ContainsFunc(adds, func(c change) bool { _, ok := old.entries[c.Element]; return !ok })
-		} else {
+		default:
 			p.before, p.after = append(p.before, dels...), append(p.after, adds...)
-			p.closes = p.closes || len(dels) > 0
+			p.closes = p.closes || slices.ContainsFunc(dels, closing)
 		}
 	}
 	for _, d := range slices.SortedFunc(maps.Keys(byDispatch), func(a, b dispatch) int {
@@ -115,7 +119,7 @@ func makePlan(have state, want policy.Ruleset) plan {
 	}) {
 		before, after := moves(have, d.family, d.chain, byDispatch[d], want)
 		p.before, p.after = append(p.before, before...), append(p.after, after...)
-		p.closes = p.closes || slices.ContainsFunc(slices.Concat(before, after), func(c change) bool { return c.del })
+		p.closes = p.closes || slices.ContainsFunc(slices.Concat(before, after), closing)
 	}
 	for _, name := range slices.Sorted(maps.Keys(have.sets)) {
 		if !wanted[name] {
@@ -129,6 +133,23 @@ func makePlan(have state, want policy.Ruleset) plan {
 	}
 	p.closes = p.closes || p.restores()
 	return p
+}
+
+// endedIn are the addresses whose attachments were there, and aren't any more.
+func endedIn(have state, want policy.Ruleset) map[netip.Addr]bool {
+	ended := map[netip.Addr]bool{}
+	for _, s := range want.Sets {
+		if s.Role != policy.Attached {
+			continue
+		}
+		for e := range have.sets[s.Name].entries {
+			ended[e.Prefix.Addr()] = true
+		}
+		for _, e := range s.Entries {
+			delete(ended, e.Prefix.Addr())
+		}
+	}
+	return ended
 }
 
 // moves are the changes to the classes' sets of one direction and family.
