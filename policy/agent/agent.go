@@ -92,6 +92,9 @@ type agent struct {
 // event is something that has come in. The loop calls it, and it says how much of the kernel is to be read for it.
 type event func() kernel.Verify
 
+// none is said of what changes nothing that the kernel should hold.
+const none = kernel.Trust - 1
+
 // Run runs the agent until ctx ends. What is in the kernel stays when it returns.
 func Run(ctx context.Context, o Options) error {
 	driver, err := kernel.Open(ctx)
@@ -190,7 +193,9 @@ func (a *agent) loop(ctx context.Context) error {
 			}
 			return nil
 		case e := <-a.events:
-			verify = a.take(e)
+			if verify = a.take(e); verify == none {
+				continue
+			}
 		case <-a.drift.noticed:
 			if !slices.ContainsFunc(a.drift.take(), func(g uint32) bool { return !a.driver.Knows(g) }) {
 				continue // it was the agent's own doing

@@ -7,8 +7,10 @@ import (
 	"io/fs"
 	"maps"
 	"net"
+	"reflect"
 	"slices"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/policy/kernel"
@@ -18,10 +20,7 @@ func (a *agent) watchRecords(ctx context.Context, w *dirwatch.Watcher) error {
 	change := dirwatch.Change{Lost: true}
 	for {
 		taken := change
-		if !a.hand(ctx, func() kernel.Verify {
-			a.takeRecords(taken)
-			return kernel.Trust
-		}) {
+		if !a.hand(ctx, func() kernel.Verify { return a.takeRecords(taken) }) {
 			return nil
 		}
 		var err error
@@ -32,9 +31,12 @@ func (a *agent) watchRecords(ctx context.Context, w *dirwatch.Watcher) error {
 	}
 }
 
-func (a *agent) takeRecords(c dirwatch.Change) {
+// takeRecords reads the records that have changed.
+func (a *agent) takeRecords(c dirwatch.Change) kernel.Verify {
+	verify := none
 	var err error
 	if c.Lost {
+		verify = kernel.Trust
 		var all []endpoint.Endpoint
 		all, err = endpoint.List()
 		a.cutting.owed = a.cutting.owed || len(a.broken) > 0
@@ -49,7 +51,7 @@ func (a *agent) takeRecords(c dirwatch.Change) {
 	}
 	for _, name := range c.Names {
 		if id, ok := endpoint.IDOfFile(name); ok {
-			a.takeRecord(id)
+			verify = max(verify, a.noticeRecord(id))
 		}
 	}
 	for _, of := range []map[string]bool{a.opened, a.enrolled} {
@@ -62,6 +64,27 @@ func (a *agent) takeRecords(c dirwatch.Change) {
 		err = maps.Clone(a.broken)
 	}
 	a.faults.set(partRecords, err)
+	return verify
+}
+
+// noticeRecord reads a record that may have changed, and says whether the kernel is to hold something else for it now. Not if an
+// ADD is on its way that will ask for its pod to be let in: it would wait for what is done before.
+func (a *agent) noticeRecord(id string) kernel.Verify {
+	before, had := a.endpoints[id]
+	broken := a.broken[id] != nil
+	a.takeRecord(id)
+	e, has := a.endpoints[id]
+	switch broken = broken || a.broken[id] != nil; {
+	case broken:
+		return kernel.Trust
+	case had == has && reflect.DeepEqual(before, e):
+		return none
+	case !had && e.Enforcement != conf.Off:
+		if busy, err := endpoint.Busy(id); busy && err == nil {
+			return none
+		}
+	}
+	return kernel.Trust
 }
 
 // takeRecord reads one record. If that fails its pod is closed: it is in no class.

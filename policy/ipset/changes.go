@@ -21,7 +21,7 @@ type Change struct {
 }
 
 // Apply makes the changes, in order, with few calls of the kernel. What is so already is no error. Where one fails, the
-// others are made all the same.
+// others are made all the same, so one that opens something must not rest on one before it that closes.
 //
 // Equivalent to: ipset add -exist SET ENTRY comment "COMMENT"; ipset del -exist SET ENTRY
 func Apply(changes ...Change) error { return apply(changes, means) }

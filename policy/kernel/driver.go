@@ -213,19 +213,21 @@ func (d *Driver) carryOut(ctx context.Context, p plan) (left []string, err error
 		if err := d.sets.Create(ipset.Header{Name: s.Name, Type: string(s.Type), Family: s.Family}); err != nil {
 			return nil, err
 		}
+		entries := make([]ipset.Change, 0, len(s.Entries))
 		for _, e := range s.Entries {
-			if err := d.sets.Add(s.Name, entry(e)); err != nil {
-				return nil, err
-			}
+			entries = append(entries, ipset.Change{Set: s.Name, Entry: entry(e)})
+		}
+		if err := ipset.Apply(entries...); err != nil {
+			return nil, err
 		}
 	}
-	if err := d.change(p.before); err != nil {
+	if err := changeSets(p.before); err != nil {
 		return nil, err
 	}
 	if err := d.restore(ctx, p.restore); err != nil {
 		return nil, err
 	}
-	if err := d.change(p.after); err != nil {
+	if err := changeSets(p.after); err != nil {
 		return nil, err
 	}
 	for _, name := range p.destroy {
@@ -286,19 +288,12 @@ func (d *Driver) Knows(generation uint32) bool {
 	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.made(generation))
 }
 
-func (d *Driver) change(changes []change) error {
+func changeSets(changes []change) error {
+	all := make([]ipset.Change, 0, len(changes))
 	for _, c := range changes {
-		var err error
-		if c.del {
-			err = d.sets.Del(c.set, entry(c.Entry))
-		} else {
-			err = d.sets.Add(c.set, entry(c.Entry))
-		}
-		if err != nil {
-			return err
-		}
+		all = append(all, ipset.Change{Set: c.set, Entry: entry(c.Entry), Out: c.del})
 	}
-	return nil
+	return ipset.Apply(all...)
 }
 
 func entry(e policy.Entry) ipset.Entry {
