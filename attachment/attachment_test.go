@@ -203,7 +203,6 @@ func TestLostRecords(t *testing.T) {
 	n.must(n.sets.Add("weir-sel-x", stranger))
 	n.must(os.RemoveAll("/run/weir/endpoints"))
 	n.must(os.Mkdir("/run/weir/endpoints", 0o700))
-	n.must(os.WriteFile(record("c3", ".json.tmp"), []byte("{"), 0o600))
 	n.must(Collect("weir", map[string]bool{"c1:eth0": true}))
 	n.want("collected", map[string][]string{"c1": {"3 sets", "address", "guard", "link"}})
 	n.must(Collect("weir", nil))

@@ -68,7 +68,7 @@ func sweep(valid map[string]bool) error {
 			errs = append(errs, ipam.Release(f.held[a.Addr], a.Addr))
 		}
 	}
-	return errors.Join(append(errs, endpoint.Tidy())...)
+	return errors.Join(errs...)
 }
 
 // stale are the addresses that are no attachment's.

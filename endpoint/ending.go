@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -55,17 +54,20 @@ func Find(id string) (e *Endpoint, ending bool, err error) {
 
 // IDs are those of all records, in order: also of the broken ones, and of attachments that are being deleted.
 func IDs() ([]string, error) {
+	files, err := os.ReadDir(recordsDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list endpoint records: %w", err)
+	}
 	var ids []string
-	err := eachFile(func(name string) error {
+	for _, f := range files {
 		for _, s := range []string{suffix, endingSuffix} {
-			if id, ok := strings.CutSuffix(name, s); ok && CheckID(id) == nil {
+			if id, ok := strings.CutSuffix(f.Name(), s); ok && CheckID(id) == nil {
 				ids = append(ids, id)
 			}
 		}
-		return nil
-	})
+	}
 	slices.Sort(ids)
-	return slices.Compact(ids), err
+	return slices.Compact(ids), nil
 }
 
 // Busy says whether who began the attachment is still at it.
@@ -92,33 +94,4 @@ func locked(f *os.File) (bool, error) {
 		return false, fmt.Errorf("try the lock of %s: %w", f.Name(), err)
 	}
 	return false, nil
-}
-
-// Tidy takes away what crashes left of records before they were whole. The caller holds Lock, as do those who write any.
-func Tidy() error {
-	return eachFile(func(name string) error {
-		if !strings.HasSuffix(name, suffix+tmpSuffix) {
-			return nil
-		}
-		if err := os.Remove(filepath.Join(recordsDir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove what a crash left of an endpoint record: %w", err)
-		}
-		return nil
-	})
-}
-
-// eachFile calls do with the name of each file in the directory of records, and returns all of its errors.
-func eachFile(do func(name string) error) error {
-	entries, err := os.ReadDir(recordsDir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("list endpoint records: %w", err)
-	}
-	var errs []error
-	for _, e := range entries {
-		errs = append(errs, do(e.Name()))
-	}
-	return errors.Join(errs...)
 }

@@ -32,7 +32,9 @@ const (
 	suffix     = ".json"
 	// endingSuffix is that of records whose attachment is being deleted. Nobody reads them but who deletes it.
 	endingSuffix = ".ending"
-	tmpSuffix    = ".tmp"
+	// unfinished is a record that isn't whole yet. It is beside the directory, where nobody is told of it, and there is one
+	// only, since who writes one holds Lock: what a crash left is overwritten.
+	unfinished = Dir + "/endpoint.tmp"
 )
 
 // ErrBroken says that a record is there and can't be understood.
@@ -85,7 +87,7 @@ func path(id string) string { return filepath.Join(recordsDir, id+suffix) }
 
 func endingPath(id string) string { return filepath.Join(recordsDir, id+endingSuffix) }
 
-// Save writes the record, whole or not at all.
+// Save writes the record, whole or not at all. The caller holds Lock.
 func (e *Endpoint) Save() error {
 	making, err := e.Begin()
 	if err != nil {
@@ -105,20 +107,18 @@ func (e *Endpoint) Begin() (making io.Closer, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode endpoint record %s: %w", e.ID(), err)
 	}
-	// Readers skip what doesn't end in .json; a temporary file left by a crash is overwritten, or taken away by Tidy.
-	tmp := path(e.ID()) + tmpSuffix
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+	if err := os.WriteFile(unfinished, data, 0o600); err != nil {
 		return nil, fmt.Errorf("write endpoint record %s: %w", e.ID(), err)
 	}
 	// Opened anew: who watches the directory is told when a file that was open for writing is closed, and that is now.
-	f, err := os.Open(tmp)
+	f, err := os.Open(unfinished)
 	if err != nil {
 		return nil, fmt.Errorf("open endpoint record %s: %w", e.ID(), err)
 	}
 	if err := flock(f, unix.LOCK_EX); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock endpoint record %s: %w", e.ID(), err), f.Close())
 	}
-	if err := os.Rename(tmp, path(e.ID())); err != nil {
+	if err := os.Rename(unfinished, path(e.ID())); err != nil {
 		return nil, errors.Join(fmt.Errorf("write endpoint record %s: %w", e.ID(), err), f.Close())
 	}
 	return f, nil

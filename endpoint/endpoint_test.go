@@ -111,8 +111,8 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 		}
 	}
 	// What a crash in Save leaves, and what isn't weir's.
-	for _, name := range []string{"d:eth0.json.tmp", "a:eth0.json.tmp", "notes"} {
-		if err := os.WriteFile(dir+"/"+name, []byte(`{"contain`), 0o600); err != nil {
+	for _, name := range []string{unfinished, dir + "/a:eth0.json.tmp", dir + "/notes"} {
+		if err := os.WriteFile(name, []byte(`{"contain`), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}

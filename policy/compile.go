@@ -215,6 +215,7 @@ func (c *compiler) tunnel(state State) (forward, input []Rule) {
 // classes makes one set and one chain for each class of the side, and the chain that dispatches to them.
 func (c *compiler) classes(s side, policies map[string][]isolation) {
 	type members struct {
+		key      string
 		policies []isolation
 		entries  []Entry
 		pods     []string
@@ -225,9 +226,9 @@ func (c *compiler) classes(s side, policies map[string][]isolation) {
 		for _, iso := range applied {
 			applying = append(applying, iso.name)
 		}
-		k := key(applying...)
+		k := strings.Join(applying, "\n") // no name has one, and it is quicker than key, for every pod
 		if byPolicies[k] == nil {
-			byPolicies[k] = &members{policies: applied}
+			byPolicies[k] = &members{key: key(applying...), policies: applied}
 		}
 		return byPolicies[k]
 	}
@@ -266,7 +267,7 @@ func (c *compiler) classes(s side, policies map[string][]isolation) {
 	// Classes with more policies come first. A policy that comes moves pods to classes further ahead, and one that goes
 	// takes its classes with it, so either way all its pods change class in the transaction that changes the rules.
 	order := slices.SortedFunc(maps.Keys(byPolicies), func(a, b string) int {
-		return cmp.Or(cmp.Compare(len(byPolicies[b].policies), len(byPolicies[a].policies)), cmp.Compare(a, b))
+		return cmp.Or(cmp.Compare(len(byPolicies[b].policies), len(byPolicies[a].policies)), cmp.Compare(byPolicies[a].key, byPolicies[b].key))
 	})
 	none := Class{Direction: s.direction, Set: c.family.Set(s.setPrefix + "none"), Chain: s.prefix + "NONE"}
 	var closed []Entry
@@ -278,7 +279,7 @@ func (c *compiler) classes(s side, policies map[string][]isolation) {
 			class.Policies = append(class.Policies, iso.name)
 		}
 		if rules := c.classRules(s, m.policies); len(rules) > 0 {
-			id := hash(k + "\n" + contents(rules))
+			id := hash(m.key + "\n" + contents(rules))
 			class.Set, class.Chain = c.family.Set(s.setPrefix+id), s.prefix+id
 			c.chain("mangle", class.Chain, dropRest(rules, class.Chain, "what none of the policies lets through")...)
 			to(class.Set, m.entries, Rule{Target: GoTo, To: class.Chain, Comment: "weir: pods under " + strings.Join(class.Policies, ", ")})

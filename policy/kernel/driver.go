@@ -245,6 +245,9 @@ func (d *Driver) carryOut(ctx context.Context, p plan) (left []string, err error
 // restore carries out the families' commands, one after the other: both at once take longer, as the kernel lets only one
 // change its tables. It notes between which generations of the rules that was: it makes one for each table.
 func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]string) error {
+	if commands == [len(conf.Families)]string{} {
+		return nil
+	}
 	before, err := Generation() // without nf_tables there is none
 	tables := 0
 	for _, f := range conf.Families {
