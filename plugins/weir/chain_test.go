@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -135,6 +136,32 @@ func ended(n *nodetest.Node, namespace, name string) {
 	}
 }
 
+// closedByItsRecord damages the record of a pod that may reach the world outside: it is closed until the record is whole again.
+func closedByItsRecord(n *nodetest.Node, pod *nodetest.Pod) {
+	n.Helper()
+	records, err := filepath.Glob("/run/weir/endpoints/*:eth0.json")
+	records = slices.DeleteFunc(records, func(path string) bool {
+		text, err := os.ReadFile(path)
+		return err != nil || !strings.Contains(string(text), `"name":"`+pod.Name+`"`)
+	})
+	if err != nil || len(records) != 1 {
+		n.Fatalf("records of %s: %v, %v", pod.Name, records, err)
+	}
+	whole, err := os.ReadFile(records[0])
+	if err != nil {
+		n.Fatal(err)
+	}
+	for _, record := range []struct {
+		text    []byte
+		reaches bool
+	}{{whole, true}, {[]byte("{"), false}, {whole, true}} {
+		if err := os.WriteFile(records[0], record.text, 0o600); err != nil {
+			n.Fatal(err)
+		}
+		n.Reach(pod, "192.0.2.1:80", record.reaches)
+	}
+}
+
 // testBehind enforces policy on pods whose network another plugin makes.
 func testBehind(t *testing.T, other string) {
 	n := newNodeBehind(t, other, nil)
@@ -172,12 +199,16 @@ func testBehind(t *testing.T, other string) {
 	}
 	n.Manifest("policy.yaml", denyAll)
 	n.Reach(client, server.IP+":80", false)
-	n.Manifest("policy.yaml", strings.Replace(allow, "app: busybox", "run: busybox", 1)+"---"+denyAll)
-	n.Reach(client, server.IP+":80", false) // by the client's egress
-	n.Manifest("policy.yaml", strings.Replace(allow, "app: busybox", "run: busybox", 1))
+	allowed := strings.Replace(allow, "app: busybox", "run: busybox", 1)
+	n.Manifest("policy.yaml", allowed)
+	n.Reach(client, server.IP+":80", true)
+	n.Manifest("policy.yaml", allowed+"---"+egressOnly)
+	n.Reach(client, server.IP+":80", false)
+	n.Manifest("policy.yaml", allowed)
 	n.Reach(client, server.IP+":80", true)
 	n.Reach(stranger, server.IP+":80", false)
 	n.ReachFrom(nodetest.Self, server.IP+":80", true)
+	closedByItsRecord(n, stranger)
 
 	check := func() error {
 		_, err := n.CNI("check", server.Netns, nodetest.Args("ns-1", "http-echo", ""))

@@ -68,8 +68,9 @@ type agent struct {
 	policies  []string         // their names
 	endpoints map[string]endpoint.Endpoint
 	broken    endpoint.BrokenRecords
-	opened    map[string]bool // endpoints with enforcement "closed" whose links the agent has brought up
-	enrolled  map[string]bool // endpoints that were let in
+	shut      map[string]endpoint.Endpoint // what can be known of those whose records are broken
+	opened    map[string]bool              // endpoints with enforcement "closed" whose links the agent has brought up
+	enrolled  map[string]bool              // endpoints that were let in
 	published map[endpoint.Pod][]netip.Addr
 	kept      bool           // while there are no objects: the kernel was looked at
 	ruleset   policy.Ruleset // as it was last brought into the kernel
@@ -156,6 +157,7 @@ func newAgent(o Options, driver *kernel.Driver, links netlinksafe.Handle) *agent
 		Options: o, driver: driver, links: links,
 		events: make(chan event), drift: newDrift(),
 		found: map[string]found{}, endpoints: map[string]endpoint.Endpoint{}, broken: endpoint.BrokenRecords{},
+		shut:   map[string]endpoint.Endpoint{},
 		opened: map[string]bool{}, enrolled: map[string]bool{},
 		cutting: cutting{owed: true, walked: make(chan walked, 1)}, policies: []string{},
 		faults: faults{log: o.Log, now: map[part]error{}},
@@ -362,10 +364,19 @@ func (a *agent) state() policy.State {
 	if a.objects != nil {
 		s.Objects = *a.objects
 	}
-	for _, id := range slices.Sorted(maps.Keys(a.endpoints)) {
-		s.Endpoints = append(s.Endpoints, a.endpoints[id])
-	}
+	s.Endpoints = a.attached()
 	return s
+}
+
+// attached are the attachments of this node, in the order of their IDs; after them those whose records are broken.
+func (a *agent) attached() []endpoint.Endpoint {
+	all := make([]endpoint.Endpoint, 0, len(a.endpoints)+len(a.shut))
+	for _, of := range []map[string]endpoint.Endpoint{a.endpoints, a.shut} {
+		for _, id := range slices.Sorted(maps.Keys(of)) {
+			all = append(all, of[id])
+		}
+	}
+	return all
 }
 
 func (a *agent) knows(e endpoint.Endpoint) bool {

@@ -43,7 +43,7 @@ func (a *agent) walk() {
 	}
 	a.cutting.owed, a.cutting.walking = false, true
 	ruleset, pods := a.ruleset, map[netip.Addr]bool{}
-	for _, e := range a.endpoints {
+	for _, e := range a.attached() {
 		for _, addr := range e.Addresses {
 			pods[addr.Addr] = true
 		}

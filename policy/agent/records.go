@@ -7,12 +7,15 @@ import (
 	"io/fs"
 	"maps"
 	"net"
+	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
+	"github.com/weir-net/weir/ipam"
 	"github.com/weir-net/weir/policy/kernel"
 )
 
@@ -40,9 +43,13 @@ func (a *agent) takeRecords(c dirwatch.Change) kernel.Verify {
 		var all []endpoint.Endpoint
 		all, err = endpoint.List()
 		a.cutting.owed = a.cutting.owed || len(a.broken) > 0
-		a.endpoints, a.broken = map[string]endpoint.Endpoint{}, endpoint.BrokenRecords{}
-		if errors.As(err, &a.broken) {
+		a.endpoints, a.broken, a.shut = map[string]endpoint.Endpoint{}, endpoint.BrokenRecords{}, map[string]endpoint.Endpoint{}
+		var broken endpoint.BrokenRecords
+		if errors.As(err, &broken) {
 			err = nil
+		}
+		for id, why := range broken {
+			a.refuse(id, why)
 		}
 		slices.SortFunc(all, func(a, b endpoint.Endpoint) int { return a.Created.Compare(b.Created) })
 		for _, e := range all {
@@ -94,14 +101,29 @@ func (a *agent) takeRecord(id string) {
 		a.cutting.owed = true // nobody judged it meanwhile
 	}
 	delete(a.broken, id)
+	delete(a.shut, id)
 	e, err := endpoint.Load(id)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		a.broken[id] = err
+		a.refuse(id, err)
 	default:
 		a.hold(*e)
 	}
+}
+
+// refuse closes an attachment of which no more is known than its ID. Its addresses, which their holder's name tells, stay
+// among those that are judged: a pod whose link is another plugin's would be open without.
+func (a *agent) refuse(id string, why error) {
+	container, ifName, _ := strings.Cut(id, ":")
+	e := endpoint.Endpoint{ContainerID: container, IfName: ifName, Enforcement: conf.Strict, Pod: endpoint.Pod{Namespace: "unknown", Name: id}}
+	held, err := ipam.Holders()
+	for addr, holder := range held {
+		if holder == id {
+			e.Addresses = append(e.Addresses, endpoint.Address{Addr: addr, Subnet: netip.PrefixFrom(addr, addr.BitLen())})
+		}
+	}
+	a.broken[id], a.shut[id] = errors.Join(why, err), e
 }
 
 // hold takes a record as it is, if the kernel could: one that it couldn't would hold up every other pod's. An address has
@@ -119,7 +141,7 @@ func (a *agent) hold(e endpoint.Endpoint) {
 		}
 	}
 	if err != nil {
-		a.broken[e.ID()] = fmt.Errorf("endpoint record %s: %w", e.ID(), err)
+		a.refuse(e.ID(), fmt.Errorf("endpoint record %s: %w", e.ID(), err))
 		return
 	}
 	for id, o := range a.endpoints {
@@ -128,7 +150,7 @@ func (a *agent) hold(e endpoint.Endpoint) {
 		}
 		delete(a.endpoints, id)
 		if o, err := endpoint.Load(id); err == nil && shareAddress(e, *o) {
-			a.broken[id] = fmt.Errorf("endpoint record %s: its address is that of %s by now", id, e.ID())
+			a.refuse(id, fmt.Errorf("endpoint record %s: its address is that of %s by now", id, e.ID()))
 		}
 	}
 	a.endpoints[e.ID()] = e
