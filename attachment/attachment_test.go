@@ -244,6 +244,14 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	n.add("c1", "weir")
 	n.add("c2", "weir")
 	n.must(os.WriteFile(record("c1", ".json"), []byte(`{"containerID": "c1", "ifName": "eth0", "hostInterface": 7`), 0o600))
+	for _, command := range []string{"link del " + bridge.PortName("c1:eth0"), "neigh flush nud permanent dev " + bridge.Name} { // as another plugin's
+		nodetest.Run(t, "ip", strings.Fields(command)...)
+	}
+	if ended, err := Reap(); len(ended) > 0 || err != nil {
+		t.Errorf("%v, %v: reaped", ended, err)
+	}
+	n.must(Collect("weir", map[string]bool{"c2:eth0": true}))
+	n.want("collected", map[string][]string{"c1": {"3 sets", "address", "guard", "record"}, "c2": whole})
 	for range 2 {
 		n.must(End("c1:eth0"))
 		n.want("ended", map[string][]string{"c2": whole})
@@ -256,4 +264,9 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	n.must(End("c2:eth0"))
 	n.want("ended", map[string][]string{})
 	nodetest.Run(t, "ip", "link", "show", "lo")
+	// One that can be read, and can't be.
+	n.add("c3", "weir")
+	n.must(os.WriteFile(record("c3", ".json"), []byte(`{"containerID": "c3", "ifName": "eth0", "mac": "0a:58:0a:58:00:02", "addresses": [{}]}`), 0o600))
+	n.must(End("c3:eth0"))
+	n.want("ended", map[string][]string{})
 }

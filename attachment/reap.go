@@ -72,28 +72,32 @@ func endIf(id string, ended func(string) (bool, error)) (*endpoint.Endpoint, err
 // isOver says whether the attachment is, by what the node can tell for certain: its deletion has begun, or nobody is making
 // it any more and its link on the node is gone, which the kernel deletes with the pod's namespace. The path of that
 // namespace says nothing, as whoever asks may not see the runtime's mounts. Of a record that can't be understood the link's
-// name is known too.
+// name is known too; but that there is none may mean that another plugin made it, if weir0 knows no way to its addresses.
 func isOver(id string) (bool, error) {
 	e, ending, err := endpoint.Find(id)
-	hostIf := bridge.PortName(id)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return false, nil
 	case ending:
 		return true, nil
-	case err == nil:
-		hostIf = e.HostIf
-	case !errors.Is(err, endpoint.ErrBroken):
+	case errors.Is(err, endpoint.ErrBroken):
+		if e, err = salvage(id); err != nil {
+			return false, err
+		}
+		if own, err := bridge.HasNeighbour(e.Addresses); !own || err != nil {
+			return false, err
+		}
+	case err != nil:
 		return false, err
 	}
-	if hostIf == "" { // there is nothing to tell it by
+	if e.HostIf == "" { // there is nothing to tell it by
 		return false, nil
 	}
 	// In this order: whoever was making it has made the link before that ended.
 	if busy, err := endpoint.Busy(id); busy || err != nil {
 		return false, err
 	}
-	exists, err := bridge.PortExists(hostIf)
+	exists, err := bridge.PortExists(e.HostIf)
 	return !exists, err
 }
 

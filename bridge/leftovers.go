@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
@@ -29,6 +31,24 @@ func Ports() ([]string, error) {
 		}
 	}
 	return names, nil
+}
+
+// HasNeighbour says whether weir0 knows the way to one of the addresses: it is that of a pod whose link weir made.
+//
+// Equivalent to: ip neigh show ADDR dev weir0 nud permanent
+func HasNeighbour(addrs []endpoint.Address) (bool, error) {
+	link, err := lookUp(Name)
+	if link == nil || err != nil {
+		return false, err
+	}
+	all, err := netlink.NeighList(link.Attrs().Index, netlink.FAMILY_ALL)
+	if err != nil {
+		return false, fmt.Errorf("list neighbours on %s: %w", Name, err)
+	}
+	return slices.ContainsFunc(all, func(n netlink.Neigh) bool {
+		known, _ := netip.AddrFromSlice(n.IP)
+		return n.State == netlink.NUD_PERMANENT && slices.ContainsFunc(addrs, func(a endpoint.Address) bool { return a.Addr == known.Unmap() })
+	}), nil
 }
 
 // Senders are who may send, one for each entry of the guard's sets.

@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -142,7 +143,25 @@ func load(path, id string) (*Endpoint, error) {
 	if e.ID() != id { // a copy would outlive what it is a copy of
 		return nil, fmt.Errorf("endpoint record %s: %w: it is of %s", path, ErrBroken, e.ID())
 	}
+	if err := e.check(); err != nil {
+		return nil, fmt.Errorf("endpoint record %s: %w: %w", path, ErrBroken, err)
+	}
 	return e, nil
+}
+
+// check says what the kernel would not take: one record of it would hold up every other pod.
+func (e *Endpoint) check() error {
+	var err error
+	if !e.Chained { // else it is nothing that weir goes by
+		_, err = net.ParseMAC(e.MAC)
+	}
+	for _, a := range e.Addresses {
+		no := !a.Addr.IsValid() || a.Addr.IsUnspecified() || a.Addr.Zone() != "" || a.Addr.Is4In6()
+		if no || !a.Subnet.Contains(a.Addr) || a.Subnet.Bits() == 0 {
+			err = errors.Join(err, fmt.Errorf("address %s in %s can't be", a.Addr, a.Subnet))
+		}
+	}
+	return err
 }
 
 // BrokenRecords are records that can't be read, and why, by ID.

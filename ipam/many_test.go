@@ -288,7 +288,7 @@ func TestTake(t *testing.T) {
 		return
 	}
 	own, other := netip.MustParseAddr(reserve(t, "c1:eth0", newRange(1, 9))), netip.MustParseAddr("10.1.0.2")
-	for _, e := range []endpoint.Endpoint{{ContainerID: "c1", IfName: "eth0"}, {ContainerID: "c2", IfName: "eth0", Chained: true}} {
+	for _, e := range []endpoint.Endpoint{{ContainerID: "c1", IfName: "eth0", MAC: "0a:58:0a:58:00:02"}, {ContainerID: "c2", IfName: "eth0", Chained: true}} {
 		if err := e.Save(); err != nil {
 			t.Fatal(err)
 		}
