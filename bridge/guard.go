@@ -133,10 +133,7 @@ func Unplug(s Sender) error {
 		return fmt.Errorf("open nftables: %w", err)
 	}
 	defer func() { _ = conn.CloseLasting() }()
-	if err := s.forbid(conn); err != nil {
-		return err
-	}
-	return RemoveLink(s.HostIf)
+	return errors.Join(s.forbid(conn), RemoveLink(s.HostIf))
 }
 
 func (s Sender) forbid(conn *nftables.Conn) error {

@@ -2,7 +2,8 @@
 // computes what should be in the kernel, brings it there, and answers the plugin that asks to enrol a new pod. One
 // goroutine does all of that, in the order in which things come in. Of weir's, only the plugin changes the kernel too: it
 // puts a new pod's addresses into the set of all pods, takes those of one that goes out of all sets, and lets its port
-// through the spoof guard. A second goroutine does the same as the plugin's DEL for pods that nobody deletes.
+// through the spoof guard. A second goroutine does the same as the plugin's DEL for pods that nobody deletes, and a third
+// ends connections that a change forbids.
 package agent
 
 import (
@@ -69,6 +70,8 @@ type agent struct {
 	endpoints map[string]endpoint.Endpoint
 	broken    endpoint.BrokenRecords
 	shut      map[string]endpoint.Endpoint // what can be known of those whose records are broken
+	listed    bool                         // the records were read once
+	unlisted  bool                         // and couldn't be when they were to be read again
 	opened    map[string]bool              // endpoints with enforcement "closed" whose links the agent has brought up
 	enrolled  map[string]bool              // endpoints that were let in
 	published map[endpoint.Pod][]netip.Addr
@@ -98,6 +101,11 @@ const none = kernel.Trust - 1
 
 // Run runs the agent until ctx ends. What is in the kernel stays when it returns.
 func Run(ctx context.Context, o Options) error {
+	lock, err := Lock() // until all has ended that changes the kernel
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Close() }()
 	driver, err := kernel.Open(ctx)
 	if err != nil {
 		return err
@@ -204,13 +212,11 @@ func (a *agent) loop(ctx context.Context) error {
 			}
 			verify = kernel.All
 		case <-resync.C:
+			a.retryRecords()
 			verify = kernel.All
 		case <-again.C:
 		case w := <-a.cutting.walked:
 			a.takeWalk(w)
-			if w.err != nil {
-				again.Reset(retry)
-			}
 			continue
 		}
 		a.beat.Store(time.Now().UnixNano())
@@ -274,7 +280,7 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 	if source, ok := a.Source.(Contact); ok {
 		a.faults.set(partAPI, source.Contact())
 	}
-	if a.objects == nil {
+	if a.objects == nil || !a.listed {
 		return a.keepClosed(ctx, verify)
 	}
 	began := time.Now()
@@ -282,6 +288,7 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 	ruleset := policy.Compile(a.state())
 	a.plan = a.computePlan()
 	a.reportProblems(slices.Concat(ruleset.Problems, a.plan.Problems))
+	a.cutting.newest.Store(&scene{ruleset, a.pods()})
 	result, err := a.driver.Apply(ctx, ruleset, verify)
 	if err == nil {
 		err = a.guard(verify)

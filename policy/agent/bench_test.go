@@ -89,7 +89,7 @@ func BenchmarkPodEvent(b *testing.B) {
 			defer links.Close()
 			objects, endpoints := large(policies)
 			a := newAgent(Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}, driver, links)
-			a.endpoints = endpoints
+			a.endpoints, a.listed = endpoints, true
 			a.cutting.walking = true // for good: walks are beside the loop, and on a thread that isn't in the namespace
 			a.takeUpdate(objects, nil)
 			a.sync(b.Context(), kernel.All)

@@ -3,6 +3,7 @@ package agent
 import (
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
@@ -20,11 +21,34 @@ type cutting struct {
 	standing int  // connections that are cut
 	walking  bool
 	walked   chan walked // holds one
+	newest   atomic.Pointer[scene]
+}
+
+// scene is what the kernel holds, or is about to.
+type scene struct {
+	ruleset policy.Ruleset
+	pods    map[netip.Addr]bool
+}
+
+func (s *scene) judgement() (kernel.Judgement, error) {
+	judge, err := policy.NewJudge(s.ruleset)
+	return kernel.Judgement{Judge: judge, Pods: s.pods}, err
 }
 
 type walked struct {
 	kernel.Walk
 	err error
+}
+
+// pods are the addresses of the node's pods.
+func (a *agent) pods() map[netip.Addr]bool {
+	pods := map[netip.Addr]bool{}
+	for _, e := range a.attached() {
+		for _, addr := range e.Addresses {
+			pods[addr.Addr] = true
+		}
+	}
+	return pods
 }
 
 // note says what has changed in the kernel. What only opens concerns connections that are cut alone, or may be by a walk
@@ -36,25 +60,22 @@ func (c *cutting) note(r kernel.Result, verify kernel.Verify) {
 	c.owed = c.owed || r.Closes || opens || repaired
 }
 
-// walk starts the walk that is owed, unless one is on its way: the next comes after it.
+// walk starts the walk that is owed, unless one is on its way: the next comes after it. The kernel holds what it goes by.
 func (a *agent) walk() {
-	if !a.cutting.owed || a.cutting.walking {
+	c := &a.cutting
+	if !c.owed || c.walking {
 		return
 	}
-	a.cutting.owed, a.cutting.walking = false, true
-	ruleset, pods := a.ruleset, map[netip.Addr]bool{}
-	for _, e := range a.attached() {
-		for _, addr := range e.Addresses {
-			pods[addr.Addr] = true
-		}
-	}
+	c.owed, c.walking = false, true
+	held := c.newest.Load()
 	go func() {
-		walk, err := judgeAnew(ruleset, pods)
-		a.cutting.walked <- walked{walk, err}
+		walk, err := judgeAnew(held, &c.newest)
+		c.walked <- walked{walk, err}
 	}()
 }
 
-// takeWalk takes what a walk came to. What was owed meanwhile is walked for at once, and what failed with the next sync.
+// takeWalk takes what a walk came to. What was owed meanwhile is walked for at once, if the kernel holds what it should;
+// else, and if the walk failed, after the next sync.
 func (a *agent) takeWalk(w walked) {
 	defer a.publish()
 	a.cutting.walking, a.cutting.standing = false, w.Standing
@@ -67,11 +88,14 @@ func (a *agent) takeWalk(w walked) {
 		a.cutting.owed = true
 		return
 	}
-	a.walk()
+	if a.faults.now[partKernel] == nil {
+		a.walk()
+	}
 }
 
-func judgeAnew(ruleset policy.Ruleset, pods map[netip.Addr]bool) (kernel.Walk, error) {
-	judge, err := policy.NewJudge(ruleset)
+// judgeAnew walks by what the kernel holds when it begins.
+func judgeAnew(held *scene, newest *atomic.Pointer[scene]) (kernel.Walk, error) {
+	by, err := held.judgement()
 	if err != nil {
 		return kernel.Walk{}, err
 	}
@@ -85,5 +109,13 @@ func judgeAnew(ruleset policy.Ruleset, pods map[netip.Addr]bool) (kernel.Walk, e
 			own[ip.Unmap()] = true
 		}
 	}
-	return kernel.Cut(judge, pods, own)
+	last, now := held, by
+	return kernel.Cut(by, func() (kernel.Judgement, error) {
+		var err error
+		if s := newest.Load(); s != last {
+			last = s
+			now, err = s.judgement()
+		}
+		return now, err
+	}, own)
 }

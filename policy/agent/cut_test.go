@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 
@@ -85,4 +86,48 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	s = step(t, state("none", "none"))
 	s.hear(kernel.All)
 	wantCut("an agent has started", 4)
+}
+
+// TestAWalkIsOvertaken by a change of the rules: it leaves alone what they say otherwise of.
+func TestAWalkIsOvertaken(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	s := step(t, healthy())
+	s.attach("web", "10.88.0.2")
+	s.hear(kernel.All)
+	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1") // there is room for labels
+	nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "10.88.1.5", "-d", "10.88.0.2", "--sport", "4000", "--dport", "53", "-t", "600")
+	opens := s.cutting.newest.Load()
+	closed := healthy()
+	closed.Policies = nil
+	for _, p := range healthy().Policies {
+		p.Spec.Ingress = nil
+		closed.Policies = append(closed.Policies, p)
+	}
+	s.takeUpdate(closed, nil)
+	closes := &scene{policy.Compile(s.state()), s.pods()}
+	for i, tc := range []struct {
+		held, newest *scene
+		want         kernel.Walk
+	}{
+		{closes, opens, kernel.Walk{}},
+		{opens, closes, kernel.Walk{}},
+		{closes, closes, kernel.Walk{Cut: 1, Standing: 1}},
+		{opens, closes, kernel.Walk{Standing: 1}},
+		{closes, opens, kernel.Walk{Standing: 1}},
+		{opens, opens, kernel.Walk{Restored: 1}},
+	} {
+		s.cutting.newest.Store(tc.newest)
+		if got, err := judgeAnew(tc.held, &s.cutting.newest); got != tc.want || err != nil {
+			t.Errorf("walk %d: %+v, %v; want %+v", i, got, err, tc.want)
+		}
+	}
+	// What is owed stays so while it isn't known what the kernel holds.
+	s.faults.set(partKernel, errors.New("it wouldn't"))
+	s.cutting.owed = true
+	s.takeWalk(walked{})
+	if !s.cutting.owed || s.cutting.walking {
+		t.Error("a walk goes by rules that the kernel doesn't hold")
+	}
 }

@@ -250,6 +250,7 @@ func TestFaultsOfParts(t *testing.T) {
 	}
 	const badMAC = `{"containerID": "broken", "ifName": "eth0", "mac": "?", "hostInterface": "weirx", "addresses": [{"address": "10.88.0.9", "subnet": "10.88.0.0/24"}]}`
 	noAddress := strings.NewReplacer(`"?"`, `"0a:58:0a:58:00:09"`, "10.88.0.9", "0.0.0.0").Replace(badMAC)
+	absent := strings.NewReplacer(`"?"`, `"0a:58:0a:58:00:09"`, `{"address": "10.88.0.9", "subnet": "10.88.0.0/24"}`, "{}").Replace(badMAC)
 	elsewhere := healthy()
 	elsewhere.Pods = append(elsewhere.Pods, pod("new", "10.88.1.99"))
 	elsewhere.Policies = append(elsewhere.Policies, allow("all", &metav1.LabelSelector{}))
@@ -271,6 +272,7 @@ func TestFaultsOfParts(t *testing.T) {
 		},
 		{"a record that is no JSON", partRecords, "broken:eth0", 1, func() { write("{") }, func() { remove(record) }},
 		{"a record with no MAC", partRecords, "broken:eth0", 1, func() { write(badMAC) }, func() { remove(record) }},
+		{"a record with an absent address", partRecords, "broken:eth0", 1, func() { write(absent) }, func() { remove(record) }},
 		{"a record with nobody's address", partRecords, "broken:eth0", 1, func() { write(noAddress) }, func() { remove(record) }},
 		{
 			"iptables", partKernel, "no room", 0,
@@ -353,7 +355,8 @@ func TestEachBrokenRecordIsLogged(t *testing.T) {
 	}
 }
 
-// TestABrokenRecordClosesItsPod: whoever breaks the record of a pod takes it out of every set.
+// TestABrokenRecordClosesItsPod: whoever breaks the record of a pod takes it out of its classes and of the guard. Its address
+// stays among those that are judged.
 func TestABrokenRecordClosesItsPod(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -363,11 +366,11 @@ func TestABrokenRecordClosesItsPod(t *testing.T) {
 	r.tell(healthy(), nil)
 	entries := func(n float64) {
 		t.Helper()
-		r.wantMetrics(map[string]float64{`weir_set_entries{kind="weir-pods"}`: n, `weir_set_entries{kind="weir-in"}`: n, `weir_set_entries{kind="weir-eg"}`: n})
+		r.wantMetrics(map[string]float64{`weir_set_entries{kind="weir-pods"}`: 1, `weir_set_entries{kind="weir-in"}`: n, `weir_set_entries{kind="weir-eg"}`: n})
 		r.rounds()
-		list := nodetest.Run(t, "ipset", "list") + nodetest.Run(t, "nft", "list", "set", "bridge", "weir", "senders4")
-		if got := strings.Count(list, "10.88.0.2"); (got == 0) != (n == 0) {
-			t.Errorf("%d times in\n%s", got, list)
+		nodetest.Run(t, "ipset", "test", "weir-pods", "10.88.0.2")
+		if list := nodetest.Run(t, "nft", "list", "set", "bridge", "weir", "senders4"); strings.Contains(list, "10.88.0.2") != (n == 1) {
+			t.Errorf("the guard: %s", list)
 		}
 	}
 	entries(1)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"net"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -39,22 +38,7 @@ func (a *agent) takeRecords(c dirwatch.Change) kernel.Verify {
 	verify := none
 	var err error
 	if c.Lost {
-		verify = kernel.Trust
-		var all []endpoint.Endpoint
-		all, err = endpoint.List()
-		a.cutting.owed = a.cutting.owed || len(a.broken) > 0
-		a.endpoints, a.broken, a.shut = map[string]endpoint.Endpoint{}, endpoint.BrokenRecords{}, map[string]endpoint.Endpoint{}
-		var broken endpoint.BrokenRecords
-		if errors.As(err, &broken) {
-			err = nil
-		}
-		for id, why := range broken {
-			a.refuse(id, why)
-		}
-		slices.SortFunc(all, func(a, b endpoint.Endpoint) int { return a.Created.Compare(b.Created) })
-		for _, e := range all {
-			a.hold(e)
-		}
+		verify, err = kernel.Trust, a.takeAllRecords()
 	}
 	for _, name := range c.Names {
 		if id, ok := endpoint.IDOfFile(name); ok {
@@ -74,6 +58,36 @@ func (a *agent) takeRecords(c dirwatch.Change) kernel.Verify {
 	return verify
 }
 
+// takeAllRecords reads all of them. What was known stays if they can't be listed.
+func (a *agent) takeAllRecords() error {
+	all, err := endpoint.List()
+	var broken endpoint.BrokenRecords
+	if err != nil && !errors.As(err, &broken) {
+		a.unlisted = true
+		return err
+	}
+	a.unlisted = false
+	a.cutting.owed = a.cutting.owed || len(a.broken) > 0
+	before := maps.Clone(a.endpoints)
+	maps.Copy(before, a.shut)
+	a.endpoints, a.broken, a.shut, a.listed = map[string]endpoint.Endpoint{}, endpoint.BrokenRecords{}, map[string]endpoint.Endpoint{}, true
+	slices.SortFunc(all, func(a, b endpoint.Endpoint) int { return a.Created.Compare(b.Created) })
+	for _, e := range all {
+		a.hold(e)
+	}
+	for id, why := range broken {
+		a.refuse(id, before[id].Addresses, why)
+	}
+	return nil
+}
+
+// retryRecords reads once more what couldn't be read.
+func (a *agent) retryRecords() {
+	if again := (dirwatch.Change{Lost: a.unlisted || len(a.broken) > 0}); again.Lost {
+		a.takeRecords(again)
+	}
+}
+
 // noticeRecord reads a record that may have changed, and says whether the kernel is to hold something else for it now. Not if an
 // ADD is on its way that will ask for its pod to be let in: it would wait for what is done before.
 func (a *agent) noticeRecord(id string) kernel.Verify {
@@ -86,7 +100,7 @@ func (a *agent) noticeRecord(id string) kernel.Verify {
 		return kernel.Trust
 	case had == has && reflect.DeepEqual(before, e):
 		return none
-	case !had && e.Enforcement != conf.Off:
+	case !had && !e.Chained && e.Enforcement != conf.Off: // whose link is down, where another plugin's isn't
 		if busy, err := endpoint.Busy(id); busy && err == nil {
 			return none
 		}
@@ -96,25 +110,26 @@ func (a *agent) noticeRecord(id string) kernel.Verify {
 
 // takeRecord reads one record. If that fails its pod is closed: it is in no class.
 func (a *agent) takeRecord(id string) {
-	delete(a.endpoints, id)
+	known := slices.Concat(a.endpoints[id].Addresses, a.shut[id].Addresses)
 	if a.broken[id] != nil {
 		a.cutting.owed = true // nobody judged it meanwhile
 	}
+	delete(a.endpoints, id)
 	delete(a.broken, id)
 	delete(a.shut, id)
 	e, err := endpoint.Load(id)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		a.refuse(id, err)
+		a.refuse(id, known, err)
 	default:
 		a.hold(*e)
 	}
 }
 
-// refuse closes an attachment of which no more is known than its ID. Its addresses, which their holder's name tells, stay
-// among those that are judged: a pod whose link is another plugin's would be open without.
-func (a *agent) refuse(id string, why error) {
+// refuse closes an attachment whose record says nothing. Its addresses stay among those that are judged, as a pod whose link is
+// another plugin's would be open without: those that it holds, and those that it was known to have if nobody else holds them.
+func (a *agent) refuse(id string, known []endpoint.Address, why error) {
 	container, ifName, _ := strings.Cut(id, ":")
 	e := endpoint.Endpoint{ContainerID: container, IfName: ifName, Enforcement: conf.Strict, Pod: endpoint.Pod{Namespace: "unknown", Name: id}}
 	held, err := ipam.Holders()
@@ -123,37 +138,29 @@ func (a *agent) refuse(id string, why error) {
 			e.Addresses = append(e.Addresses, endpoint.Address{Addr: addr, Subnet: netip.PrefixFrom(addr, addr.BitLen())})
 		}
 	}
+	for _, addr := range known {
+		alone := endpoint.Endpoint{Addresses: []endpoint.Address{addr}}
+		others := slices.ContainsFunc(a.attached(), func(o endpoint.Endpoint) bool { return shareAddress(o, alone) })
+		if held[addr.Addr] == "" && !others {
+			e.Addresses = append(e.Addresses, addr)
+		}
+	}
 	a.broken[id], a.shut[id] = errors.Join(why, err), e
 }
 
-// hold takes a record as it is, if the kernel could: one that it couldn't would hold up every other pod's. An address has
-// one holder: whose record has it too has ended, and it is only not known yet. Were both kept, the new pod would have
-// what is allowed to the old one.
+// hold takes a record as it is. An address has one holder: whose record has it too has ended, and it is only not known
+// yet. Were both kept, the new pod would have what is allowed to the old one.
 func (a *agent) hold(e endpoint.Endpoint) {
-	var err error
-	if !e.Chained { // else it is nothing that weir goes by
-		_, err = net.ParseMAC(e.MAC)
-	}
-	for _, addr := range e.Addresses {
-		no := !addr.Addr.IsValid() || addr.Addr.IsUnspecified() || addr.Addr.Zone() != "" || addr.Addr.Is4In6()
-		if no || !addr.Subnet.Contains(addr.Addr) || addr.Subnet.Bits() == 0 {
-			err = errors.Join(err, fmt.Errorf("address %s in %s can't be", addr.Addr, addr.Subnet))
-		}
-	}
-	if err != nil {
-		a.refuse(e.ID(), fmt.Errorf("endpoint record %s: %w", e.ID(), err))
-		return
-	}
+	a.endpoints[e.ID()] = e
 	for id, o := range a.endpoints {
 		if id == e.ID() || !shareAddress(e, o) {
 			continue
 		}
 		delete(a.endpoints, id)
 		if o, err := endpoint.Load(id); err == nil && shareAddress(e, *o) {
-			a.refuse(id, fmt.Errorf("endpoint record %s: its address is that of %s by now", id, e.ID()))
+			a.refuse(id, o.Addresses, fmt.Errorf("endpoint record %s: its address is that of %s by now", id, e.ID()))
 		}
 	}
-	a.endpoints[e.ID()] = e
 }
 
 func shareAddress(a, b endpoint.Endpoint) bool {

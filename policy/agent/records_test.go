@@ -196,3 +196,46 @@ func TestAPodThatComesAgain(t *testing.T) {
 		t.Errorf("%d repairs", s.stats.Repairs)
 	}
 }
+
+// TestRecordsThatAreNotRead: while it isn't known which pods there are, what the kernel holds stays.
+func TestRecordsThatAreNotRead(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	s := step(t, healthy())
+	s.attach("web", "10.88.0.2")
+	s.hear(kernel.All)
+	held := s.in("10.88.0.2")
+	if len(held) != 3 {
+		t.Fatalf("the pod is in %q", held)
+	}
+	wantHeld := func(when string) {
+		t.Helper()
+		if got := s.in("10.88.0.2"); !slices.Equal(got, held) {
+			t.Errorf("%s, the pod is in %q, want %q", when, got, held)
+		}
+	}
+	s = step(t, healthy())
+	s.sync(t.Context(), kernel.All)
+	wantHeld("before the next agent has read the records")
+	s.hear(kernel.All)
+	wantHeld("once it has")
+	dir := "/run/weir/endpoints"
+	for _, command := range []string{"mv " + dir + " /run/away", "touch " + dir} {
+		nodetest.Run(t, "sh", "-c", command)
+	}
+	s.takeRecords(dirwatch.Change{Lost: true})
+	s.sync(t.Context(), kernel.Trust)
+	wantHeld("when the directory can't be listed")
+	if s.faults.now[partRecords] == nil {
+		t.Error("and nothing is said of it")
+	}
+	nodetest.Run(t, "sh", "-c", "rm "+dir+"; mv /run/away "+dir)
+	s.attach("client", "10.88.0.3") // of which no event tells
+	s.retryRecords()
+	s.sync(t.Context(), kernel.All)
+	wantHeld("when it can be again")
+	if s.faults.now[partRecords] != nil || len(s.in("10.88.0.3")) == 0 {
+		t.Errorf("%v; the new pod is in %q", s.faults.now[partRecords], s.in("10.88.0.3"))
+	}
+}

@@ -50,11 +50,7 @@ func Lock() (io.Closer, error) {
 
 // listen opens both.
 func (a *agent) listen(ctx context.Context) (*servers, error) {
-	lock, err := Lock()
-	if err != nil {
-		return nil, err
-	}
-	s := &servers{stop: []func(){func() { _ = lock.Close() }}}
+	s := &servers{}
 	if err := os.Remove(endpoint.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.close()
 		return nil, fmt.Errorf("remove the last agent's socket: %w", err)

@@ -22,7 +22,7 @@ const (
 )
 
 // Forget deletes the connections of addresses that are about to belong to another pod, so that none of the old one's is
-// taken for one that was let through. Linux 6.8 and later look for them and delete them in one pass; an older kernel, which
+// taken for one that was let through. Linux 6.12 and later look for them and delete them in one pass; an older kernel, which
 // refuses that, tells of them first, and those before 5.8 of all. Telling takes ten milliseconds even where there are none.
 // It is all that is left for an IPv6 address, of which the kernel's filter lets through all others'
 // (ctnetlink_filter_match_tuple in net/netfilter/nf_conntrack_netlink.c takes the 0 of ipv6_addr_cmp for a difference; seen
@@ -31,26 +31,34 @@ const (
 // Equivalent to: conntrack -D -s ADDR; conntrack -D -r ADDR
 func Forget(addrs ...netip.Addr) error {
 	var errs []error
-	var four batch.Batch
+	var four []netip.Addr
 	for _, a := range addrs {
 		if a.Is6() {
 			errs = append(errs, forget(a, nil))
-			continue
-		}
-		for _, filter := range sides(a) {
-			four.Add(deletion(filter), "delete the connections of %s", a)
+		} else {
+			four = append(four, a)
 		}
 	}
-	_, err := four.Do(unix.NETLINK_NETFILTER, netns.None())
+	err := forgetAtOnce(four)
 	if errors.Is(err, unix.EINVAL) {
 		err = nil
-		for _, a := range addrs {
-			if a.Is4() {
-				errs = append(errs, forgetTold(a))
-			}
+		for _, a := range four {
+			errs = append(errs, forgetTold(a))
 		}
 	}
 	return errors.Join(append(errs, err)...)
+}
+
+// forgetAtOnce is for IPv4 addresses, and EINVAL on kernels that can't.
+func forgetAtOnce(addrs []netip.Addr) error {
+	var b batch.Batch
+	for _, a := range addrs {
+		for _, filter := range sides(a) {
+			b.Add(deletion(filter), "delete the connections of %s", a)
+		}
+	}
+	_, err := b.Do(unix.NETLINK_NETFILTER, netns.None())
+	return err
 }
 
 // deletion of the entries that the filter lets through. A kernel that doesn't know such filters takes their address for

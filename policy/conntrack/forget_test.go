@@ -22,7 +22,8 @@ func TestForget(t *testing.T) {
 	}
 	address, six := netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("fd00:10:88::2")
 	for name, forget := range map[string]func() error{
-		"at once":  func() error { return Forget(address, six, netip.MustParseAddr("10.88.0.99")) },
+		"as ever":  func() error { return Forget(address, six, netip.MustParseAddr("10.88.0.99")) },
+		"at once":  func() error { return errors.Join(forgetAtOnce([]netip.Addr{address}), forget(six, nil)) }, // from Linux 6.12
 		"filtered": func() error { return errors.Join(forgetTold(address), forget(six, nil)) },
 		"walked":   func() error { return errors.Join(forget(address, nil), forget(six, nil)) },
 	} {

@@ -18,36 +18,59 @@ type Walk struct {
 	Standing      int // connections that are cut when it ends
 }
 
+// Judgement is what connections are judged by.
+type Judgement struct {
+	Judge *policy.Judge
+	Pods  map[netip.Addr]bool // addresses of the node's pods
+}
+
+// allows says whether the connection would be let through if it were opened now. Whose connection it is that nobody saw
+// begin isn't known, so no policy lets it through.
+func (j Judgement) allows(c conntrack.Connection, own map[netip.Addr]bool) bool {
+	return !c.Midstream() && j.Judge.Allows(packet(c, j.Pods, own))
+}
+
 // Cut goes through the connections of the node's pods. Those that would not be let through if they were opened now get
 // the label that a rule ahead of all others drops, in both directions; those that carry it and would be let through
 // lose it. Deleting the entry would not do: the next packet of the server's would open the connection anew, the other
 // way round. own are the node's addresses: what the node itself opens isn't judged.
-func Cut(judge *policy.Judge, pods, own map[netip.Addr]bool) (w Walk, err error) {
+//
+// The kernel's rules may change meanwhile. newest is what they are becoming, and a connection of which it says otherwise
+// stays as it is: there will be another walk.
+func Cut(by Judgement, newest func() (Judgement, error), own map[netip.Addr]bool) (w Walk, err error) {
 	var errs []error
 	for c, err := range conntrack.All() {
 		if err != nil {
 			errs = append(errs, err)
 			break
 		}
-		if own[c.Src] || (!pods[c.Src] && !pods[c.Dst]) {
+		if own[c.Src] || (!by.Pods[c.Src] && !by.Pods[c.Dst]) {
 			continue
 		}
-		// Whose connection it is that nobody saw begin isn't known, so no policy lets it through.
-		allowed := judge.Allows(packet(c, pods, own)) && !c.Midstream()
-		if !allowed {
+		if c.Cut {
 			w.Standing++
 		}
+		allowed := by.allows(c, own)
 		if allowed == !c.Cut {
 			continue
 		}
-		if err := c.SetCut(!allowed); err != nil {
+		now, err := newest()
+		if err == nil && now.allows(c, own) != allowed {
+			continue
+		}
+		if err == nil {
+			err = c.SetCut(!allowed)
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("label the connection from %s to %s port %d: %w", c.Src, c.Dst, c.Port, err))
 			continue
 		}
 		if allowed {
 			w.Restored++
+			w.Standing--
 		} else {
 			w.Cut++
+			w.Standing++
 		}
 	}
 	return w, errors.Join(errs...)

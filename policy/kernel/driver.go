@@ -57,7 +57,8 @@ func (d *Driver) Close() {
 type Result struct {
 	// Changed says that the kernel did not hold the ruleset already; sets that nobody uses don't count.
 	Changed bool
-	// Closes says that what was let through before may not be any more; without it, a change only opens.
+	// Closes says that what was let through before may not be any more; without it, a change only opens, or is about pods
+	// that came or ended, which have no connections.
 	Closes bool
 	// Left are sets that nobody wants and that the kernel still holds for a rule that it is deleting; the next Apply
 	// tries again.
