@@ -144,30 +144,38 @@ func (c *compiler) base(state State) {
 	fromPod := Rule{Sets: []SetMatch{from}, Comment: "weir: from a pod: its egress policies", Target: JumpTo, To: egress.dispatch}
 	stranger := Rule{In: conf.Bridge, Sets: []SetMatch{noPodFrom}, Comment: "weir: from the bridge, but from no pod", Target: Drop}
 
-	toTunnel, intoTunnel := c.tunnel(state)
-	c.chain("mangle", forwardChain, slices.Concat([]Rule{established, cut}, toTunnel, []Rule{
-		{In: conf.Bridge, Self: self, Comment: "weir: a pod reaching itself through its Service", Target: Return},
-		fromPod, stranger,
-		{Sets: []SetMatch{to}, Comment: "weir: to a pod: its ingress policies", Target: JumpTo, To: ingress.dispatch},
-		{Out: conf.Bridge, Sets: []SetMatch{noPodTo}, Comment: "weir: to the bridge, but to no pod", Target: Drop},
-	})...)
-	// What a pod sends to its own node. What the node sends to its pods isn't judged: kubelet's probes always pass.
-	c.chain("mangle", inputChain, slices.Concat(intoTunnel, []Rule{established, cut, fromPod, stranger})...)
-	c.chain("filter", acceptChain,
-		Rule{Sets: []SetMatch{from}, Comment: "weir: judged in the mangle table", Target: Accept},
-		Rule{Sets: []SetMatch{to}, Comment: "weir: judged in the mangle table", Target: Accept},
-	)
 	masquerade := []Rule{{
 		Sets:    []SetMatch{from, {networksSet, "dst", true}},
 		Comment: "weir: pods reach the world beyond their networks as their node", Target: Masquerade,
 	}}
+	// Pods whose links weir makes know their neighbours from the start, and no others.
+	var neighbours []Rule
 	if len(chained) > 0 {
 		name := c.family.Set(ChainedSet)
 		c.set(Set{Name: name, Type: HashIP, Role: Judged, Entries: chained})
 		masquerade = append([]Rule{{
 			Sets: []SetMatch{{name, "src", false}}, Comment: "weir: pods whose network another plugin made, and sees to", Target: Return,
 		}}, masquerade...)
+		if c.family == conf.IPv6 {
+			neighbours = []Rule{
+				{Proto: icmpv6, Track: Solicitation, Comment: "weir: hosts on one link find each other", Target: Return},
+				{Proto: icmpv6, Track: Advertisement, Comment: "weir: hosts on one link find each other", Target: Return},
+			}
+		}
 	}
+	toTunnel, intoTunnel := c.tunnel(state)
+	c.chain("mangle", forwardChain, slices.Concat([]Rule{established, cut}, toTunnel, neighbours, []Rule{
+		{In: conf.Bridge, Self: self, Comment: "weir: a pod reaching itself through its Service", Target: Return},
+		fromPod, stranger,
+		{Sets: []SetMatch{to}, Comment: "weir: to a pod: its ingress policies", Target: JumpTo, To: ingress.dispatch},
+		{Out: conf.Bridge, Sets: []SetMatch{noPodTo}, Comment: "weir: to the bridge, but to no pod", Target: Drop},
+	})...)
+	// What a pod sends to its own node. What the node sends to its pods isn't judged: kubelet's probes always pass.
+	c.chain("mangle", inputChain, slices.Concat(intoTunnel, []Rule{established, cut}, neighbours, []Rule{fromPod, stranger})...)
+	c.chain("filter", acceptChain,
+		Rule{Sets: []SetMatch{from}, Comment: "weir: judged in the mangle table", Target: Accept},
+		Rule{Sets: []SetMatch{to}, Comment: "weir: judged in the mangle table", Target: Accept},
+	)
 	c.chain("nat", postroutingChain, masquerade...)
 	jump := func(table, chain string, first bool, to, comment string) {
 		c.out.Jumps = append(c.out.Jumps, Jump{c.family, table, chain, first, Rule{Comment: comment, Target: JumpTo, To: to}})

@@ -143,6 +143,10 @@ const (
 	Cut Track = "cut"
 	// Midstream packets are TCP's that don't begin a connection.
 	Midstream Track = "midstream"
+	// Solicitation and Advertisement packets are how IPv6 hosts on one link find each other. They belong to no connection,
+	// and no router passes them on: each that did would lower their hop limit (RFC 4861, section 7.1).
+	Solicitation  Track = "solicitation"
+	Advertisement Track = "advertisement"
 )
 
 // Self asks whether sender and receiver are the same, if it isn't empty. It is a program (classic BPF) that loads both
@@ -183,6 +187,9 @@ const (
 	SCTP Protocol = "sctp"
 )
 
+// icmpv6 is that of neighbour discovery.
+const icmpv6 Protocol = "ipv6-icmp"
+
 // PortRange is first to last, both included.
 type PortRange struct{ First, Last uint16 }
 
@@ -222,6 +229,10 @@ func (r Rule) String() string {
 		add("-m connlabel --label \"%d\"", conf.CutLabel)
 	case Midstream:
 		add("-m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN")
+	case Solicitation:
+		add("-m icmp6 --icmpv6-type 135 -m hl --hl-eq 255")
+	case Advertisement:
+		add("-m icmp6 --icmpv6-type 136 -m hl --hl-eq 255")
 	}
 	if r.Self != "" {
 		add("-m bpf --bytecode \"%s\"", r.Self)

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -14,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/internal/nodetest"
@@ -510,5 +514,125 @@ func TestWhatARuntimeAsksFor(t *testing.T) {
 	n.Reach(server, client.IP+":80", true) // nobody took its MAC
 	if p := n.AddPod("ns-2", "other", `CAP_ARGS={"ipRanges": [[{"subnet": "10.77.0.0/24"}]]}`); p.IP != "10.77.0.2" {
 		t.Errorf("got %s, not one of the runtime's range", p.IP)
+	}
+}
+
+// TestBehindPtpDualStack and behind bridge: policies hold in both families, and neighbours are found in spite of them.
+func TestBehindPtpDualStack(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
+		return
+	}
+	testBehindDualStack(t, "ptp")
+}
+
+func TestBehindBridgeDualStack(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
+		return
+	}
+	testBehindDualStack(t, "bridge")
+}
+
+func testBehindDualStack(t *testing.T, other string) {
+	n := newNodeBehind(t, other, nil)
+	ahead := maps.Clone(others[other])
+	ahead["ipam"] = nodetest.Conf{
+		"type":   "host-local",
+		"ranges": []any{[]any{nodetest.Conf{"subnet": "10.99.0.0/24"}}, []any{nodetest.Conf{"subnet": "fd00:99::/64"}}},
+		"routes": []any{nodetest.Conf{"dst": "0.0.0.0/0"}, nodetest.Conf{"dst": "::/0"}},
+	}
+	n.ConfigureList(ahead, nodetest.Conf{"type": "weir"})
+	n.StartAgent()
+	server, client, stranger := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox"), n.AddPod("ns-2", "other")
+	n.Serve(server.Netns, "tcp4", ":80")
+	n.Serve(server.Netns, "tcp6", ":80")
+	reach := func(from *nodetest.Pod, want bool) {
+		t.Helper()
+		for _, host := range []string{server.IP, "[" + server.IP6 + "]"} {
+			n.Reach(from, host+":80", want)
+		}
+	}
+	reach(client, true)
+	n.Manifest("policy.yaml", denyAll)
+	reach(client, false)
+	allowed := strings.Replace(allow, "app: busybox", "run: busybox", 1)
+	n.Manifest("policy.yaml", allowed)
+	reach(client, true)
+	reach(stranger, false)
+	// Both sides are isolated now, and have forgotten where the other, or its node, is.
+	both := `
+kind: NetworkPolicy
+apiVersion: networking.k8s.io/v1
+metadata: {name: both, namespace: ns-1}
+spec:
+  podSelector: {}
+  policyTypes: [Ingress, Egress]
+  egress: [{to: [{podSelector: {matchLabels: {app: http-echo}}}]}]
+`
+	n.Manifest("policy.yaml", allowed+"---"+both)
+	n.Eventually("the client is isolated", func() error {
+		if out := nodetest.Run(t, "ipset", "list"); !strings.Contains(out, "ns-1/both") && !strings.Contains(nodetest.Run(t, "ip6tables", "-t", "mangle", "-S"), "ns-1/both") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	for _, netns := range []string{"ns-1.busybox", "ns-1.http-echo"} {
+		nodetest.Run(t, "ip", "-n", netns, "-6", "neigh", "flush", "all")
+	}
+	nodetest.Run(t, "ip", "-6", "neigh", "flush", "all")
+	reach(client, true)
+	reach(stranger, false)
+	n.ReachFrom(nodetest.Self, "["+server.IP6+"]:80", true)
+	if other == "ptp" {
+		nothingUnderSolicitations(t, client, stranger)
+	}
+	n.Manifest("policy.yaml", allowed+"---"+egressOnly)
+	reach(client, false)
+}
+
+// nothingUnderSolicitations: what goes through a router is no neighbour discovery, whatever it says that it is.
+func nothingUnderSolicitations(t *testing.T, from, to *nodetest.Pod) {
+	t.Helper()
+	raw := func(netns string) *net.IPConn {
+		t.Helper()
+		var conn *net.IPConn
+		nodetest.In(t, netns, func() (err error) {
+			conn, err = net.ListenIP("ip6:ipv6-icmp", &net.IPAddr{IP: net.IPv6unspecified})
+			return err
+		})
+		t.Cleanup(func() { _ = conn.Close() })
+		return conn
+	}
+	in := raw(to.Netns)
+	for _, sender := range []struct{ netns, says string }{{from.Netns, "from the pod"}, {nodetest.Self, "from the node"}} {
+		out := raw(sender.netns)
+		control, err := out.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(control.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, 255)
+		}), err); err != nil {
+			t.Fatal(err)
+		}
+		solicitation := append([]byte{135, 0, 0, 0, 0, 0, 0, 0}, net.ParseIP(to.IP6)...)
+		if _, err := out.WriteTo(append(solicitation, sender.says...), &net.IPAddr{IP: net.ParseIP(to.IP6)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	buf := make([]byte, 1500)
+	for {
+		if err := in.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		k, err := in.Read(buf)
+		if err != nil {
+			t.Fatalf("not even the node's came: %v", err)
+		}
+		if bytes.Contains(buf[:k], []byte("from the pod")) {
+			t.Error("an isolated pod's packet passed as a neighbour solicitation")
+		}
+		if bytes.Contains(buf[:k], []byte("from the node")) {
+			return
+		}
 	}
 }
