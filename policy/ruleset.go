@@ -143,9 +143,10 @@ const (
 	Cut Track = "cut"
 	// Midstream packets are TCP's that don't begin a connection.
 	Midstream Track = "midstream"
-	// Solicitation and Advertisement packets are how IPv6 hosts on one link find each other. They belong to no connection,
-	// and no router passes them on: each that did would lower their hop limit (RFC 4861, section 7.1).
-	Solicitation  Track = "solicitation"
+	// Solicitation packets are how an IPv6 host asks for another on its link. They belong to no connection, and a router
+	// that had passed one on would have lowered its hop limit (RFC 4861, section 7.1).
+	Solicitation Track = "solicitation"
+	// Advertisement packets are the answers.
 	Advertisement Track = "advertisement"
 )
 

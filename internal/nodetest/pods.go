@@ -1,0 +1,214 @@
+package nodetest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Pod is a pod that cnitool has attached.
+type Pod struct {
+	Namespace, Name string
+	Netns           string
+	IP, IP6         string // of each family, if it has one
+	Result          string // JSON
+}
+
+// CNI runs cnitool on the pod's namespace and returns what it printed.
+func (n *Node) CNI(verb, netns, args string, env ...string) (string, error) {
+	cmd := exec.Command(filepath.Join(n.Bin, "cnitool"), verb, "weir", netns)
+	cmd.Env = append(append(os.Environ(), "CNI_PATH="+n.Bin, "NETCONFPATH="+n.ConfDir, "CNI_ARGS="+args), env...)
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return string(out), fmt.Errorf("cnitool %s: %w: %s%s", verb, err, out, exit.Stderr)
+	}
+	return string(out), err
+}
+
+// Args are the CNI_ARGS that containerd gives for a pod.
+func Args(namespace, name, uid string) string {
+	args := fmt.Sprintf("IgnoreUnknown=1;K8S_POD_NAMESPACE=%s;K8S_POD_NAME=%s;K8S_POD_INFRA_CONTAINER_ID=x", namespace, name)
+	if uid != "" {
+		args += ";K8S_POD_UID=" + uid
+	}
+	return args
+}
+
+// AddPod makes a namespace and attaches it as the pod.
+func (n *Node) AddPod(namespace, name string, env ...string) *Pod {
+	n.Helper()
+	p, err := n.TryAddPod(namespace, name, env...)
+	if err != nil {
+		n.Fatal(err)
+	}
+	return p
+}
+
+// TryAddPod is AddPod for pods that may be refused.
+func (n *Node) TryAddPod(namespace, name string, env ...string) (*Pod, error) {
+	n.Helper()
+	p := &Pod{Namespace: namespace, Name: name, Netns: filepath.Join("/run/netns", namespace+"."+name)}
+	if _, err := os.Stat(p.Netns); err != nil {
+		NewNS(n, namespace+"."+name)
+	}
+	out, err := n.CNI("add", p.Netns, Args(namespace, name, ""), env...)
+	if err != nil {
+		return p, err
+	}
+	var result struct {
+		IPs []struct{ Address string }
+	}
+	if err := json.Unmarshal([]byte(out), &result); err != nil || len(result.IPs) == 0 {
+		return p, fmt.Errorf("cnitool add printed %q: %w", out, err)
+	}
+	p.Result = out
+	for _, ip := range result.IPs {
+		addr, _, _ := strings.Cut(ip.Address, "/")
+		if strings.Contains(addr, ":") {
+			p.IP6 = addr
+		} else {
+			p.IP = addr
+		}
+	}
+	return p, nil
+}
+
+// DelPod detaches the pod and removes its namespace.
+func (n *Node) DelPod(p *Pod) {
+	n.Helper()
+	if _, err := n.CNI("del", p.Netns, Args(p.Namespace, p.Name, "")); err != nil {
+		n.Fatal(err)
+	}
+	DelNS(n, p.Netns)
+}
+
+// wait is how long a test waits for what must not come, and longer than what must come ever takes.
+const wait = 250 * time.Millisecond
+
+// Serve answers on the address in the namespace: TCP connections with "hello", UDP packets with themselves, and goes on
+// echoing. It ends with the test.
+func (n *Node) Serve(netns, network, address string) {
+	n.Helper()
+	In(n, netns, func() error {
+		if strings.HasPrefix(network, "udp") {
+			conn, err := net.ListenPacket(network, address)
+			if err != nil {
+				return err
+			}
+			n.Cleanup(func() { _ = conn.Close() })
+			go func() {
+				buf := make([]byte, 64<<10)
+				for {
+					k, from, err := conn.ReadFrom(buf)
+					if err != nil {
+						return
+					}
+					_, _ = conn.WriteTo(buf[:k], from)
+				}
+			}()
+			return nil
+		}
+		l, err := net.Listen(network, address)
+		if err != nil {
+			return err
+		}
+		n.Cleanup(func() { _ = l.Close() })
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go echo(conn)
+			}
+		}()
+		return nil
+	})
+}
+
+func echo(conn net.Conn) {
+	defer func() { _ = conn.Close() }()
+	host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
+	if _, err := fmt.Fprintf(conn, "hello %s\n", host); err != nil {
+		return
+	}
+	buf := make([]byte, 64<<10)
+	for {
+		k, err := conn.Read(buf)
+		if err != nil {
+			return
+		}
+		if _, err := conn.Write(buf[:k]); err != nil {
+			return
+		}
+	}
+}
+
+// Dial connects from the namespace, and gives up after a quarter of a second: packets that are dropped are not answered.
+func Dial(t testing.TB, netns, network, address string) (conn net.Conn, err error) {
+	t.Helper()
+	In(t, netns, func() error {
+		conn, err = net.DialTimeout(network, address, wait)
+		return nil
+	})
+	return conn, err
+}
+
+// Get connects and returns the greeting, in which the server says whom it sees.
+func Get(t testing.TB, netns, address string) (string, error) {
+	t.Helper()
+	conn, err := Dial(t, netns, "tcp", address)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = conn.Close() }()
+	if err := conn.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
+		return "", err
+	}
+	buf := make([]byte, 100)
+	k, err := conn.Read(buf)
+	return strings.TrimSpace(string(buf[:k])), err
+}
+
+// Reach fails the test unless a connection to the address succeeds (or fails, as wanted). A connection that a change of
+// policy decides may take until the agent has seen the change, so it is tried for some time.
+func (n *Node) Reach(from *Pod, address string, want bool) {
+	n.Helper()
+	n.ReachFrom(from.Netns, address, want)
+}
+
+// ReachFrom is Reach from any namespace.
+func (n *Node) ReachFrom(netns, address string, want bool) {
+	n.Helper()
+	n.Eventually(fmt.Sprintf("%s reaches %s: %v", filepath.Base(netns), address, want), func() error {
+		_, err := Get(n, netns, address)
+		if (err == nil) != want {
+			return fmt.Errorf("got %w", err)
+		}
+		return nil
+	})
+}
+
+// Eventually tries until f returns nil, for half a minute at most: the machine may be busy.
+func (n *Node) Eventually(what string, f func() error) {
+	n.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			n.Fatalf("%s: not within half a minute: %v", what, err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
