@@ -51,20 +51,33 @@ type Bridge struct {
 //	ip addr add GATEWAY/LEN dev weir0; ip link set weir0 up            (IPv4; see ensureIPv6)
 //	sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0
 func Ensure(mtu int, gateways []netip.Prefix) (*Bridge, error) {
-	b, err := standing(gateways)
-	if err != nil || b == nil { // what is wrong, if it is, is said there
-		b, err = build(mtu, gateways)
+	if b := Find(mtu, gateways); b != nil {
+		return b, nil
 	}
+	b, err := build(mtu, gateways)
 	if err != nil {
 		return nil, err
 	}
-	if err := RouteTranslated(); err != nil {
-		return nil, err
+	return b.with(mtu)
+}
+
+// Find is weir0 if Ensure would have nothing to do, as nearly always; else nil. It needs no lock.
+func Find(mtu int, gateways []netip.Prefix) *Bridge {
+	b, err := standing(gateways)
+	if err == nil && b != nil {
+		b, err = b.with(mtu)
 	}
+	if err != nil { // what is wrong Ensure says
+		return nil
+	}
+	return b
+}
+
+func (b *Bridge) with(mtu int) (*Bridge, error) {
 	if mtu != 0 {
 		b.MTU = mtu
 	}
-	return b, nil
+	return b, RouteTranslated()
 }
 
 // standing is the bridge if nothing is left to be done to it, as nearly always; else nil.

@@ -142,8 +142,7 @@ func openNetns(path string) (netns.NsHandle, error) {
 	return fd, nil
 }
 
-// reserve takes an address of each family and writes the endpoint record (step 2), and makes the bridge if need be
-// (step 3), both under the node's lock.
+// reserve takes an address of each family and writes the endpoint record, under the node's lock (step 2).
 func (a *attaching) reserve() error {
 	unlock, err := endpoint.Lock()
 	if err != nil {
@@ -164,7 +163,21 @@ func (a *attaching) reserve() error {
 	if err != nil {
 		return held("reserve addresses", err)
 	}
-	if a.bridge, err = bridge.Ensure(a.conf.MTU, bridge.Gateways(e.Addresses)); err != nil {
+	return nil
+}
+
+// ensureBridge makes the bridge if need be (step 3).
+func (a *attaching) ensureBridge() error {
+	mtu, gateways := a.conf.MTU, bridge.Gateways(a.endpoint.Addresses)
+	if a.bridge = bridge.Find(mtu, gateways); a.bridge != nil {
+		return nil
+	}
+	unlock, err := endpoint.Lock()
+	if err == nil {
+		defer unlock()
+		a.bridge, err = bridge.Ensure(mtu, gateways)
+	}
+	if err != nil {
 		return ioError("make the bridge", err)
 	}
 	return nil
@@ -250,8 +263,8 @@ func (a *attaching) makeSets() error {
 	return nil
 }
 
-// enrol has the agent put the pod into its classes (step 6). Meanwhile it makes the link (step 4), which nothing passes
-// before it is opened.
+// enrol has the agent put the pod into its classes (step 6). Meanwhile it makes the bridge and the link (steps 3 and 4), which
+// nothing passes before it is opened.
 func (a *attaching) enrol() error {
 	ctx, cancel := context.WithTimeout(context.Background(), enrolTimeout)
 	defer cancel()
@@ -260,7 +273,11 @@ func (a *attaching) enrol() error {
 		judged = endpoint.Enrol(ctx, a.endpoint.ID())
 	}
 	if !a.endpoint.Chained {
-		if err := a.connect(); err != nil {
+		err := a.ensureBridge()
+		if err == nil {
+			err = a.connect()
+		}
+		if err != nil {
 			cancel()
 			_, _ = judged() // nobody waits for it any more
 			return err
