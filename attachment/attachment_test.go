@@ -80,7 +80,7 @@ func (n *node) add(container, network string) *endpoint.Endpoint {
 	n.must(bridge.Allow(bridge.Sender{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses}))
 	nodetest.Run(n, "ip", "neigh", "add", addr.String(), "lladdr", e.MAC, "dev", bridge.Name, "nud", "permanent")
 	for _, set := range []string{conf.PodsSet, conf.IngressClasses + "x", "weir-sel-x"} {
-		n.must(n.sets.Add(set, ipset.Entry{Prefix: netip.PrefixFrom(addr, 32), Comment: container}))
+		n.must(ipset.Apply(ipset.Change{Set: set, Entry: ipset.Entry{Prefix: netip.PrefixFrom(addr, 32), Comment: container}}))
 	}
 	n.must(making.Close())
 	return e
@@ -200,7 +200,7 @@ func TestLostRecords(t *testing.T) {
 		n.add(name, "weir")
 	}
 	stranger := ipset.Entry{Prefix: netip.MustParsePrefix("10.99.0.7/32"), Comment: "a pod of another node"}
-	n.must(n.sets.Add("weir-sel-x", stranger))
+	n.must(ipset.Apply(ipset.Change{Set: "weir-sel-x", Entry: stranger}))
 	n.must(os.RemoveAll("/run/weir/endpoints"))
 	n.must(os.Mkdir("/run/weir/endpoints", 0o700))
 	n.must(Collect("weir", map[string]bool{"c1:eth0": true}))

@@ -66,7 +66,7 @@ func (s *stepped) add(name, uid, address string) {
 	s.Helper()
 	id := s.attachUID(name, uid, address)
 	pod := ipset.Entry{Prefix: netip.MustParsePrefix(address + "/32"), Comment: "shop/" + name}
-	if err := s.sets.Add(conf.PodsSet, pod); err != nil {
+	if err := ipset.Apply(ipset.Change{Set: conf.PodsSet, Entry: pod}); err != nil {
 		s.Fatal(err)
 	}
 	e := &enrolment{id: id, until: time.Now().Add(time.Minute), reply: make(chan reply, 1)}

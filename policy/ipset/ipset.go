@@ -129,18 +129,6 @@ func (h *Handle) Create(s Header) error {
 	return wrap(err, "create ipset %s (%s, %s)", s.Name, s.Type, s.Family)
 }
 
-// Add puts the entry in, or renews its comment.
-//
-// Equivalent to: ipset add -exist NAME ENTRY comment "COMMENT"
-func (h *Handle) Add(name string, e Entry) error { return Apply(Change{Set: name, Entry: e}) }
-
-// Del takes the entry out; that it isn't in is no error.
-//
-// Equivalent to: ipset del -exist NAME ENTRY
-func (h *Handle) Del(name string, e Entry) error {
-	return Apply(Change{Set: name, Entry: e, Out: true})
-}
-
 // Has says whether the address is in the set.
 //
 // Equivalent to: ipset test NAME ADDR

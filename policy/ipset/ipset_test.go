@@ -33,9 +33,9 @@ func TestSets(t *testing.T) {
 	for range 2 { // each verb is safe to repeat
 		must(h.Create(Header{"weir-pods", HashIP, conf.IPv4}))
 		must(h.Create(Header{"weir-networks", HashNet, conf.IPv4}))
-		must(h.Add("weir-pods", Entry{Prefix: pod, Comment: "ns-1/a"}))
-		must(h.Add("weir-networks", Entry{Prefix: net, Comment: "pods of this node"}))
-		must(h.Add("weir-networks", Entry{Prefix: pod, Comment: "one address"}))
+		must(Apply(Change{Set: "weir-pods", Entry: Entry{Prefix: pod, Comment: "ns-1/a"}}))
+		must(Apply(Change{Set: "weir-networks", Entry: Entry{Prefix: net, Comment: "pods of this node"}}))
+		must(Apply(Change{Set: "weir-networks", Entry: Entry{Prefix: pod, Comment: "one address"}}))
 	}
 	port := func(proto string, number uint16) Entry {
 		return Entry{Prefix: pod, Proto: proto, Port: number, Comment: "port of a"}
@@ -44,16 +44,16 @@ func TestSets(t *testing.T) {
 	for range 2 {
 		must(h.Create(Header{"weir-port-x", HashIPPort, conf.IPv4}))
 		for _, e := range []Entry{port("tcp", 80), port("udp", 80), port("sctp", 443), port("tcp", 81), other} {
-			must(h.Add("weir-port-x", e))
+			must(Apply(Change{Set: "weir-port-x", Entry: e}))
 		}
-		must(h.Del("weir-port-x", port("tcp", 81)))
+		must(Apply(Change{Set: "weir-port-x", Entry: port("tcp", 81), Out: true}))
 	}
 	for range 2 {
 		must(h.Create(Header{"weir-numbers-x", BitmapPort, conf.IPv4}))
 		for _, n := range []uint16{1, 80, 65535, 81} {
-			must(h.Add("weir-numbers-x", Entry{Port: n}))
+			must(Apply(Change{Set: "weir-numbers-x", Entry: Entry{Port: n}}))
 		}
-		must(h.Del("weir-numbers-x", Entry{Port: 81}))
+		must(Apply(Change{Set: "weir-numbers-x", Entry: Entry{Port: 81}, Out: true}))
 	}
 	nodetest.Run(t, "ipset", "create", "somebody-elses", "hash:ip")
 	nodetest.Run(t, "ipset", "add", "somebody-elses", "10.88.0.2")
@@ -115,7 +115,7 @@ func TestSets(t *testing.T) {
 	if err := h.Create(Header{"weir-pods", HashNet, conf.IPv4}); err == nil {
 		t.Error("a set was taken for one of another type")
 	}
-	if err := h.Add("weir-none", Entry{Prefix: pod}); !errors.Is(err, ErrNotExist) {
+	if err := Apply(Change{Set: "weir-none", Entry: Entry{Prefix: pod}}); !errors.Is(err, ErrNotExist) {
 		t.Errorf("add to a set that isn't there: %v", err)
 	}
 	for range 2 {
@@ -164,7 +164,7 @@ func TestBothFamilies(t *testing.T) {
 					if s.Type == HashIPPort {
 						e.Proto, e.Port = "udp", 53
 					}
-					must(h.Add(set.Name, e))
+					must(Apply(Change{Set: set.Name, Entry: e}))
 				}
 			}
 			got, err := h.List(set.Name)
@@ -174,8 +174,8 @@ func TestBothFamilies(t *testing.T) {
 			}
 		}
 	}
-	must(h.Add("weir-networks6", Entry{Prefix: netip.MustParsePrefix("8000::/1"), Comment: "half of all"}))
-	if err := h.Add("weir-pods", Entry{Prefix: one[conf.IPv6]}); err == nil {
+	must(Apply(Change{Set: "weir-networks6", Entry: Entry{Prefix: netip.MustParsePrefix("8000::/1"), Comment: "half of all"}}))
+	if err := Apply(Change{Set: "weir-pods", Entry: Entry{Prefix: one[conf.IPv6]}}); err == nil {
 		t.Error("a set took an address of the other family")
 	}
 	must(h.Purge(one[conf.IPv4].Addr(), one[conf.IPv6].Addr()))
