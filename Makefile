@@ -47,6 +47,11 @@ SIZE ?= ci
 prove: packages
 	@SIZE=$(SIZE) scripts/prove
 
+# How the built programs behave under attack and failure, beside those of an earlier commit: make blackbox BEFORE=5a06764
+BEFORE ?= 5a06764
+blackbox: packages
+	@scripts/blackbox $(BEFORE)
+
 # A real Kubernetes on this machine, each node in namespaces of its own: make cluster-up N=3 CONTROL_PLANES=1 STACK=dual
 cluster-up:
 	@scripts/cluster/up
@@ -76,10 +81,10 @@ vet:
 lint: packages
 	go run $(LINT) run
 	cd scripts/image && go run $(LINT) run
-	shellcheck scripts/demo scripts/packages scripts/fuzz scripts/prove scripts/e2e scripts/policy-latency scripts/bench-cni scripts/image/try scripts/kubernetes/build scripts/kubernetes/try .ci/run
+	shellcheck scripts/demo scripts/packages scripts/fuzz scripts/prove scripts/blackbox scripts/e2e scripts/policy-latency scripts/bench-cni scripts/image/try scripts/kubernetes/build scripts/kubernetes/try .ci/run
 	shellcheck -x -P SCRIPTDIR $(filter-out %.yaml,$(wildcard scripts/cluster/*)) scripts/e2e-upstream
 
 clean:
 	rm -rf $(BIN)
 
-.PHONY: all demo image test prove cluster-up cluster-down e2e e2e-ci e2e-upstream bench-cni fuzz packages vet lint clean FORCE
+.PHONY: all demo image test prove blackbox cluster-up cluster-down e2e e2e-ci e2e-upstream bench-cni fuzz packages vet lint clean FORCE

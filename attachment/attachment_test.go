@@ -16,9 +16,9 @@ import (
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/ipam"
 	"github.com/weir-net/weir/policy/ipset"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // node is a node on which the test attaches pods as ADD does.

@@ -9,7 +9,7 @@ import (
 
 	"github.com/vishvananda/netns"
 
-	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // TestIPv6PodsReachEachOtherThroughTheNode: pods of one family and of both, from the first moment.

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // TestAddressesThatHostLocalGave: a node goes over from bridge+host-local to weir while pods run.

@@ -16,7 +16,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 var byValue = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})

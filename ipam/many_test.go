@@ -13,7 +13,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // wide is 10.88.0.0/16 as a whole: 65,533 addresses.

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // zones makes a router and nodes n1, n2, n3, each in a subnet of its own, 172.20.I.10/24 and 2001:db8:I::10/64 behind a

@@ -13,9 +13,9 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/kernel"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // TestPodsForgeNoTunnelPackets: a pod of n1 sends n2 what looks, once it is masqueraded, like a packet of n1's end of the

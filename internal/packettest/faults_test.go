@@ -9,10 +9,10 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 
-	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/kernel"
 	"github.com/weir-net/weir/policy/verdict"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // The faults are those of weave-npc, which weir follows, each of which was seen there. Others' tests are beside what they

@@ -10,9 +10,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/verdict"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // host is an address in a network namespace, with its servers and the sockets that see protocols without servers.

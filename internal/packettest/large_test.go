@@ -7,11 +7,11 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 
-	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/kernel"
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/verdict"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // TestLargePolicies brings policies into the kernel that are as large as they may be, or too large, beside one that is

@@ -14,9 +14,9 @@ import (
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/kernel"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // Node is a node with pods, and the world beyond it. The test must be nodetest.Isolated.

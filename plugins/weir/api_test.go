@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"sigs.k8s.io/yaml"
 
-	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // serveAPI is an API server with the objects of the manifests, which never change, until the returned function is called.

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/bridge"
-	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // TestAheadOfTheOfficialPlugins has weir make the interface, and portmap, bandwidth, tuning and sbr of the official plugins

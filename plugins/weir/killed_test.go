@@ -18,7 +18,7 @@ import (
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // kills is how often the plugin is killed: go test ./plugins/weir -run TestKilled -kills 1000 -v

@@ -14,7 +14,7 @@ import (
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // TestForgedSendersAreDropped has a pod send raw frames under names that aren't its own, and watches what comes out of

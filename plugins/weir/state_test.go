@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/policy/report"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // TestHostState: a person finds whose each link and address is, with an agent and without.

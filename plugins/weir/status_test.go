@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // TestStatus: a node stays ready while its agent is being replaced, and no longer.

@@ -15,8 +15,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/policy/conntrack"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 func TestMain(m *testing.M) { nodetest.Main(m) }

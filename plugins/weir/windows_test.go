@@ -17,7 +17,7 @@ import (
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // These tests try to use the moments that docs/security-windows.md names: while something changes, a pod sends as fast

@@ -18,10 +18,10 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/report"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // cluster is a source that says what a test has it say.

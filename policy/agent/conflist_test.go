@@ -10,9 +10,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/policy/kernel"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // TestConflist: a runtime that lists the directory finds the configuration whole or not at all.

@@ -7,10 +7,10 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/conntrack"
 	"github.com/weir-net/weir/policy/kernel"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // TestConnectionsAreWalkedWhereSomethingIsToBeFound and nowhere else.

@@ -16,10 +16,10 @@ import (
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/report"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // healthy is a cluster without a fault: shop/web on this node may be reached from shop/client on the node peer.

@@ -12,9 +12,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/report"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // server is a cluster that can be asked for a pod and told of its addresses, as the API server can.

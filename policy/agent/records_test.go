@@ -16,10 +16,10 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
-	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ipset"
 	"github.com/weir-net/weir/policy/kernel"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // stepped is an agent whose loop the test goes round itself, so that it says in which order things come in.

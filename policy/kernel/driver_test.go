@@ -13,9 +13,9 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // driver for the flavour, whatever the node seems to use.

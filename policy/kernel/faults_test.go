@@ -12,9 +12,9 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // TestFault8OneTransactionForAllChanges: weave-npc ran ipset or iptables once for each change, and every node had all the

@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // TestRestorers: one that waits keeps nobody from the tables; one that somebody has killed is replaced; what goes wrong is

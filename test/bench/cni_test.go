@@ -18,7 +18,7 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 
-	"github.com/weir-net/weir/internal/nodetest"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 var (

@@ -11,9 +11,9 @@ import (
 	"github.com/mattfenwick/cyclonus/pkg/generator"
 
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/internal/nodetest"
 	"github.com/weir-net/weir/internal/packettest"
 	"github.com/weir-net/weir/policy/verdict"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // TestPacketsIPv4 carries out each step of each test case on a node, and sends every packet that it probes with from pod

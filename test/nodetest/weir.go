@@ -13,23 +13,42 @@ import (
 	"testing"
 )
 
-const binEnv = "WEIR_NODETEST_BIN"
+const (
+	binEnv = "WEIR_NODETEST_BIN"
+	// programsEnv names a directory that holds weir, weir-agent and weirctl. Tests then run these programs, which may be
+	// those of another commit, and build none of their own.
+	programsEnv = "WEIR_PROGRAMS"
+)
 
 var build = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "weir-test-bin-")
 	if err != nil {
 		return "", err
 	}
+	return dir, errors.Join(buildWeir(dir), goBuild(dir, "-trimpath", "-ldflags=-s -w",
+		"github.com/containernetworking/cni/cnitool", "github.com/containernetworking/plugins/plugins/meta/portmap"))
+})
+
+// buildWeir puts weir's own programs into the directory: it builds them, or links those of WEIR_PROGRAMS.
+func buildWeir(dir string) error {
+	if given := os.Getenv(programsEnv); given != "" {
+		var errs []error
+		for _, name := range []string{"weir", "weir-agent", "weirctl"} {
+			program, err := filepath.Abs(filepath.Join(given, name))
+			if err == nil {
+				_, err = os.Stat(program)
+			}
+			errs = append(errs, err, os.Symlink(program, filepath.Join(dir, name)))
+		}
+		return errors.Join(errs...)
+	}
 	agent := []string{"github.com/weir-net/weir/plugins/weir-agent"}
 	if raceDetector {
 		agent = append([]string{"-race"}, agent...)
 	}
-	err = errors.Join(goBuild(dir, "-trimpath", "-ldflags=-s -w",
-		"github.com/weir-net/weir/plugins/weir", "github.com/weir-net/weir/plugins/weirctl",
-		"github.com/containernetworking/cni/cnitool", "github.com/containernetworking/plugins/plugins/meta/portmap"),
-		goBuild(dir, agent...))
-	return dir, err
-})
+	return errors.Join(goBuild(dir, "-trimpath", "-ldflags=-s -w",
+		"github.com/weir-net/weir/plugins/weir", "github.com/weir-net/weir/plugins/weirctl"), goBuild(dir, agent...))
+}
 
 // official remembers which of the official plugins were built.
 var official = struct {

@@ -1,0 +1,29 @@
+// Package blackbox tests how the built programs behave when a pod attacks, a part fails, or an object is hostile: with real
+// packets, and without weir's own packages. So these tests outlive every move of packages, and run against the programs of
+// any commit: WEIR_PROGRAMS names a directory of weir, weir-agent and weirctl. "make blackbox" shows which of them fail
+// with programs of an earlier commit.
+package blackbox
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+func TestMain(m *testing.M) { nodetest.Main(m) }
+
+// TestControlImports shows that these tests use nothing of weir's own but the package that makes their node.
+func TestControlImports(t *testing.T) {
+	out, err := exec.Command("go", "list", "-test", "-deps", ".").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range strings.Fields(string(out)) {
+		name, ours := strings.CutPrefix(name, "github.com/weir-net/weir/")
+		if ours && !strings.HasPrefix(name, "test/blackbox") && name != "test/nodetest" {
+			t.Errorf("the black-box tests depend on the package %s", name)
+		}
+	}
+}
