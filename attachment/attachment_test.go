@@ -154,7 +154,10 @@ func TestReap(t *testing.T) {
 	reap()
 	nodetest.Run(t, "ip", "link", "del", "c1") // as the kernel does with the pod's namespace
 	reap("c1")
-	n.must(os.Rename(record("c2", ".json"), record("c2", ".ending"))) // a DEL that was killed at its beginning
+	ending := endpoint.Hold("c2:eth0")
+	n.must(os.Rename(record("c2", ".json"), record("c2", ".ending"))) // a DEL that is on its way
+	reap()
+	n.must(ending.Close()) // the DEL was killed
 	reap("c2")
 	n.must(os.WriteFile(record("c3", ".json"), []byte("{"), 0o600))
 	reap() // its pod lives

@@ -6,6 +6,7 @@ package attachment
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -21,6 +22,8 @@ import (
 // End takes the attachment away, as its record says. That it is gone already is no error. A record that can't be understood
 // ends too: what goes by its name alone is taken away, and so are the addresses that it holds.
 func End(id string) error {
+	// Reap takes what is left half done, and a deletion that still goes on is not.
+	defer func(held io.Closer) { _ = held.Close() }(endpoint.Hold(id))
 	begun, err := begin(id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // nothing is made before the record, and it goes last: there was nothing left but perhaps the link
@@ -39,6 +42,7 @@ func End(id string) error {
 
 // Detach is End for who has the record's content: of a record that is gone, or was never written, too.
 func Detach(e *endpoint.Endpoint) error {
+	defer func(held io.Closer) { _ = held.Close() }(endpoint.Hold(e.ID()))
 	begun, err := begin(e.ID())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

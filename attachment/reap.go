@@ -69,8 +69,8 @@ func endIf(id string, ended func(string) (bool, error)) (*endpoint.Endpoint, err
 	return end(id, nil)
 }
 
-// isOver says whether the attachment is, by what the node can tell for certain: its deletion has begun, or nobody is making
-// it any more and its link on the node is gone, which the kernel deletes with the pod's namespace. The path of that
+// isOver says whether the attachment is, by what the node can tell for certain: the process that was deleting it has ended
+// before it was done, or nobody is making it any more and its link on the node is gone, which the kernel deletes with the pod's namespace. The path of that
 // namespace says nothing, as whoever asks may not see the runtime's mounts. Of a record that can't be understood the link's
 // name is known too; but that there is none may mean that another plugin made it, if weir0 knows no way to its addresses.
 func isOver(id string) (bool, error) {
@@ -78,8 +78,9 @@ func isOver(id string) (bool, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return false, nil
-	case ending:
-		return true, nil
+	case ending: // unless the process that deletes it is still at it
+		busy, err := endpoint.Busy(id)
+		return !busy, err
 	case errors.Is(err, endpoint.ErrBroken):
 		if e, err = salvage(id); err != nil {
 			return false, err

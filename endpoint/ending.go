@@ -3,6 +3,7 @@ package endpoint
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -70,11 +71,27 @@ func IDs() ([]string, error) {
 	return slices.Compact(ids), nil
 }
 
-// Busy says whether who began the attachment is still at it.
+// Hold says that a process ends the attachment: until that process closes what Hold returns, or ends, Busy is true. A record
+// that is gone, or that another process holds, is not held twice: closing does nothing then.
+//
+// Equivalent to: flock --nonblock RECORD
+func Hold(id string) io.Closer {
+	f, err := open(id)
+	if err != nil {
+		return io.NopCloser(nil)
+	}
+	if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return io.NopCloser(nil)
+	}
+	return f
+}
+
+// Busy says whether a process is making or ending the attachment.
 //
 // Equivalent to: ! flock --nonblock --shared RECORD true
 func Busy(id string) (bool, error) {
-	f, err := os.Open(path(id))
+	f, err := open(id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -83,6 +100,15 @@ func Busy(id string) (bool, error) {
 	}
 	defer func() { _ = f.Close() }()
 	return locked(f)
+}
+
+// open opens the record, also that of an attachment that is being deleted. Renaming a record keeps its lock.
+func open(id string) (*os.File, error) {
+	f, err := os.Open(path(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = os.Open(endingPath(id))
+	}
+	return f, err
 }
 
 func locked(f *os.File) (bool, error) {
