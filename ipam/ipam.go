@@ -16,7 +16,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
@@ -33,19 +32,6 @@ type Request struct {
 	Ranges []conf.Range
 	// Addresses that it shall have, one of a family at most, each one that a range gives out (conf.NetConf.Addresses).
 	Addresses []netip.Addr
-}
-
-// ExhaustedError says that every address of one family's ranges is held.
-type ExhaustedError struct {
-	Ranges []conf.Range
-}
-
-func (e *ExhaustedError) Error() string {
-	names := make([]string, len(e.Ranges))
-	for i, r := range e.Ranges {
-		names[i] = r.String()
-	}
-	return fmt.Sprintf("ranges: no free address in %s: all are held", strings.Join(names, ", "))
 }
 
 // HeldError says that an address which was asked for is another's.
@@ -132,6 +118,7 @@ func pick(h hint, others *hostLocal, ranges []conf.Range, asked []netip.Addr) (e
 	if a, ok := next(h, others, ranges); rebuilt && ok {
 		return a, nil
 	}
+	noteShortage(ranges)
 	return endpoint.Address{}, &ExhaustedError{Ranges: ranges}
 }
 
@@ -199,36 +186,6 @@ func byFamily(ranges []conf.Range) [][]conf.Range {
 		}
 	}
 	return families
-}
-
-// Full says whether some family of the ranges has no free address. It takes the lock only if a family seems to have none
-// and that was not looked into since an address came or went.
-func Full(ranges []conf.Range) (bool, error) {
-	if _, err := os.Stat(addressesDir); errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	full := func() bool {
-		others := newHostLocal()
-		return slices.ContainsFunc(byFamily(ranges), func(f []conf.Range) bool {
-			_, ok := next(hint{readOnly: true}, others, f)
-			return !ok
-		})
-	}
-	if !full() {
-		return false, nil
-	}
-	if !(hint{}).older() {
-		return true, nil
-	}
-	unlock, err := endpoint.Lock()
-	if err != nil {
-		return false, fmt.Errorf("look for a free address: %w", err)
-	}
-	defer unlock()
-	if _, err := (hint{}).rebuildIfOlder(); err != nil {
-		return false, err
-	}
-	return full(), nil
 }
 
 // Holder is who holds the address; empty if nobody does.

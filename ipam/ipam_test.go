@@ -133,13 +133,27 @@ func TestSeveralRangesAndExhaustion(t *testing.T) {
 		if diff := cmp.Diff(&ExhaustedError{Ranges: ranges}, exhausted, byValue); diff != "" {
 			t.Error(diff)
 		}
-		for _, words := range []string{"10.88.0.0/24 (10.88.0.1 to 10.88.0.3)", "10.99.0.0/30 (10.99.0.1 to 10.99.0.2)", "all are held"} {
+		for _, words := range []string{"10.88.0.0/24 (10.88.0.1 to 10.88.0.3)", "10.99.0.0/30 (10.99.0.1 to 10.99.0.2)", "all 4 addresses are held"} {
 			if !strings.Contains(err.Error(), words) {
 				t.Errorf("%v: doesn't say %q", err, words)
 			}
 		}
 	}
+	shortage := func() *ExhaustedError {
+		t.Helper()
+		s, err := Shortage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	if diff := cmp.Diff(&ExhaustedError{Ranges: ranges}, shortage(), byValue); diff != "" {
+		t.Errorf("the shortage: %s", diff)
+	}
 	release(t, "c2", "10.99.0.1")
+	if s := shortage(); s != nil {
+		t.Errorf("10.99.0.1 is free, and the shortage goes on: %v", s)
+	}
 	if a := reserve(t, "late", ranges...); a != "10.99.0.1" {
 		t.Errorf("got %s, only 10.99.0.1 is free", a)
 	}

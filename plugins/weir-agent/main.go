@@ -31,6 +31,8 @@ import (
 var (
 	_ agent.Publisher = (*kube.Source)(nil)
 	_ agent.Contact   = (*kube.Source)(nil)
+	_ agent.Announcer = (*kube.Source)(nil)
+	_ agent.Lookup    = (*kube.Source)(nil)
 )
 
 func main() { os.Exit(run()) }
@@ -96,7 +98,7 @@ func openSource(source, kubeconfig, node string, log *slog.Logger) (agent.Source
 	config.QPS, config.Burst = 50, 100
 	config.ContentType = "application/vnd.kubernetes.protobuf"
 	config.UserAgent = "weir-agent"
-	s := &kube.Source{Log: log}
+	s := &kube.Source{Log: log, Node: node}
 	config.Wrap(s.Transport)
 	if s.Client, err = kubernetes.NewForConfig(config); err != nil {
 		return nil, fmt.Errorf("open the API client: %w", err)

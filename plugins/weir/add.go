@@ -187,7 +187,10 @@ func (a *attaching) ensureBridge() error {
 func held(doing string, err error) error {
 	var exhausted *ipam.ExhaustedError
 	var held *ipam.HeldError
-	if errors.As(err, &exhausted) || errors.As(err, &held) {
+	switch {
+	case errors.As(err, &exhausted):
+		return types.NewError(types.ErrTryAgainLater, err.Error(), exhausted.Remedy())
+	case errors.As(err, &held):
 		return types.NewError(types.ErrTryAgainLater, err.Error(), "it is free again when a pod goes")
 	}
 	return ioError(doing, err)

@@ -8,13 +8,16 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/ipam"
 )
 
-// status says whether an ADD would succeed, as far as a few looks at files tell: containerd asks every five seconds, and
-// kubelet has a node be not ready on each no. The agent isn't asked but goes by its heartbeat, so that a node stays ready
-// while its agent is being replaced. Code 51 is for what limits pods that are there: nothing does, as the kernel goes on
+// status says whether an ADD could succeed, as far as a look at a file tells: containerd asks every five seconds, and
+// kubelet marks the node NotReady on each error. The agent isn't asked. Its heartbeat counts, so that a node stays ready
+// while its agent is being replaced. Code 51 is for a fault that limits running pods: there is none, as the kernel goes on
 // enforcing, with or without an agent.
+//
+// The specification wants an error too where no address is left (CNI specification 1.1, "STATUS: Check plugin status").
+// weir deliberately reports none: kubelet would mark the node NotReady, and the control plane would then evict the pods
+// that run there. ADD refuses the one pod that gets no address, and the agent reports the shortage.
 func status(args *call) error {
 	c, err := conf.Parse(args.StdinData)
 	if err != nil {
@@ -24,14 +27,6 @@ func status(args *call) error {
 		if err := agentIsWell(time.Now()); err != nil {
 			return err
 		}
-	}
-	full, err := ipam.Full(c.Ranges)
-	if err != nil {
-		return ioError("status", err)
-	}
-	if full {
-		return types.NewError(types.ErrPluginNotAvailable, "ranges: no address is left in one of their families",
-			"one is free again when a pod goes; ls -l /run/weir/addresses shows who holds them")
 	}
 	return nil
 }

@@ -207,6 +207,7 @@ func (a *agent) loop(ctx context.Context) error {
 			verify = kernel.All
 		case <-resync.C:
 			a.retryRecords()
+			a.reportShortage(ctx)
 			verify = kernel.All
 		case <-again.C:
 		case w := <-a.cutting.walked:

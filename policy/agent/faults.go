@@ -13,20 +13,22 @@ import (
 type part string
 
 const (
-	partSource  part = "source"
-	partAPI     part = "api"
-	partRecords part = "records"
-	partKernel  part = "kernel"
-	partNodes   part = "nodes"
+	partSource    part = "source"
+	partAPI       part = "api"
+	partRecords   part = "records"
+	partKernel    part = "kernel"
+	partNodes     part = "nodes"
+	partAddresses part = "addresses"
 )
 
 // parts are what each is called in the status, and what it means that something stands in its way.
 var parts = map[part]struct{ name, meaning string }{
-	partSource:  {"source", "the source has errors; its last good state stays in force"},
-	partAPI:     {"API server", "the API server doesn't answer; what is known of the cluster stays in force"},
-	partRecords: {"endpoint records", "endpoint records can't be read; their pods stay closed"},
-	partKernel:  {"kernel", "the kernel does not hold what it should; what it holds closes"},
-	partNodes:   {"other nodes", "the way to other nodes isn't as it should be"},
+	partSource:    {"source", "the source has errors; its last good state stays in force"},
+	partAPI:       {"API server", "the API server doesn't answer; what is known of the cluster stays in force"},
+	partRecords:   {"endpoint records", "endpoint records can't be read; their pods stay closed"},
+	partKernel:    {"kernel", "the kernel does not hold what it should; what it holds closes"},
+	partAddresses: {"addresses", "no address is left for a new pod of this node; running pods are not affected"},
+	partNodes:     {"other nodes", "the way to other nodes isn't as it should be"},
 }
 
 // Contact is a Source that knows whether those it asks answer.

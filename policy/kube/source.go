@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -16,6 +17,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
 
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
@@ -26,9 +28,13 @@ import (
 type Source struct {
 	Client kubernetes.Interface
 	Log    *slog.Logger
+	// Node is the name of this node's Node.
+	Node string
 
-	contact   contact
-	published published
+	contact    contact
+	published  published
+	announcing sync.Once
+	recorder   record.EventRecorder
 }
 
 // views are what policy needs of all objects.

@@ -1,0 +1,102 @@
+package blackbox
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+const shortageCluster = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: ns-1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: one, namespace: ns-1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: two, namespace: ns-1}
+`
+
+// TestNoAddressIsLeft: ADD refuses the pod that gets no address, with the number of addresses and a remedy. STATUS doesn't
+// fail, because kubelet would have the running pods evicted. The agent reports the shortage while it lasts.
+func TestNoAddressIsLeft(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	ranges := []any{nodetest.Conf{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.2"}} // 10.88.0.1 is the gateway
+	n := nodetest.NewNode(t, nodetest.Conf{"ranges": ranges})
+	n.Manifest("cluster.yaml", shortageCluster)
+	n.StartAgent()
+	one := n.AddPod("ns-1", "one")
+
+	config, err := json.Marshal(nodetest.Conf{"cniVersion": "1.1.0", "name": "weir", "type": "weir", "ranges": ranges})
+	if err != nil {
+		t.Fatal(err)
+	}
+	plugin := func(env ...string) (string, error) {
+		cmd := exec.Command(filepath.Join(n.Bin, "weir"))
+		cmd.Env = append(append(os.Environ(), "CNI_PATH="+n.Bin), env...)
+		cmd.Stdin = strings.NewReader(string(config))
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	out, err := plugin("CNI_COMMAND=ADD", "CNI_CONTAINERID=two", "CNI_IFNAME=eth0",
+		"CNI_NETNS="+nodetest.NewNS(t, "ns-1.two"), "CNI_ARGS="+nodetest.Args("ns-1", "two", ""))
+	if err == nil {
+		t.Fatal("a second pod got an address of a range that has one")
+	}
+	for _, words := range []string{`"code": 11`, "all 1 addresses are held", "weirctl pods"} {
+		if !strings.Contains(out, words) {
+			t.Errorf("the error of ADD lacks %q: %v", words, out)
+		}
+	}
+	if out, err := plugin("CNI_COMMAND=STATUS"); err != nil {
+		t.Errorf("STATUS fails, so kubelet would have running pods evicted: %v: %s", err, out)
+	}
+
+	reported := func(want bool) error {
+		out, err := n.Ctl("status")
+		if err != nil {
+			return err
+		}
+		metrics, err := metrics()
+		if err != nil {
+			return err
+		}
+		inStatus := strings.Contains(out, "10.88.0.0/24") && strings.Contains(out, "all 1 addresses are held")
+		inMetrics := strings.Contains(metrics, `weir_fault{part="addresses"} 1`)
+		if inStatus != want || inMetrics != want {
+			return fmt.Errorf("reported in the status: %v, in the metrics: %v", inStatus, inMetrics)
+		}
+		return nil
+	}
+	n.Eventually("the agent reports the shortage", func() error { return reported(true) })
+	if !strings.Contains(n.AgentLog(), "all 1 addresses are held") {
+		t.Error("the log doesn't name the shortage")
+	}
+	n.DelPod(one)
+	n.Eventually("the shortage is over", func() error { return reported(false) })
+	n.AddPod("ns-1", "two")
+}
+
+// metrics are what the agent answers Prometheus.
+func metrics() (string, error) {
+	resp, err := http.Get("http://127.0.0.1:6786/metrics") //nolint:noctx // of a test's own agent
+	if err != nil {
+		return "", err
+	}
+	body, err := io.ReadAll(resp.Body)
+	return string(body), errors.Join(err, resp.Body.Close())
+}
