@@ -43,11 +43,13 @@ type views struct {
 	namespaces *view[*corev1.Namespace, policy.Namespace]
 	nodes      *view[*corev1.Node, policy.Node]
 	policies   *view[*networkingv1.NetworkPolicy, *networkingv1.NetworkPolicy]
+	departing  *departing
 }
 
 func newViews() views {
 	v := views{
-		pods: newView(objects.Pod),
+		departing: newDeparting(),
+		pods:      newView(objects.Pod),
 		namespaces: newView(func(n *corev1.Namespace) (policy.Namespace, []policy.Problem) {
 			return objects.Namespace(n), nil
 		}),
@@ -77,8 +79,13 @@ func (v views) objects() *policy.Objects {
 	o.Pods, ofPods = v.pods.all()
 	o.Nodes, ofNodes = v.nodes.all()
 	o.Namespaces, _ = v.namespaces.all()
-	o.Policies, _ = v.policies.all()
-	o.Problems = slices.Concat(ofPods, ofNodes)
+	live, _ := v.policies.all()
+	inhabited := func(namespace string) bool {
+		return slices.ContainsFunc(o.Pods, func(p policy.Pod) bool { return p.Namespace == namespace })
+	}
+	var ofNamespaces []policy.Problem
+	o.Policies, ofNamespaces = v.departing.policies(time.Now(), live, inhabited)
+	o.Problems = slices.Concat(ofPods, ofNodes, ofNamespaces)
 	return &o
 }
 
@@ -106,6 +113,7 @@ func (s *Source) Run(ctx context.Context, update func(*policy.Objects, error)) e
 	}{
 		{pods, keepPod, v.pods.watch},
 		{namespaces, keepNamespace, v.namespaces.watch},
+		{namespaces, keepNamespace, v.departing.watch},
 		{nodes, keepNode, v.nodes.watch},
 		{policies, keepPolicy, v.policies.watch},
 	} {
@@ -176,7 +184,9 @@ func keepPorts(spec corev1.PodSpec) []corev1.Container {
 
 func keepNamespace(o any) (any, error) {
 	if n, ok := o.(*corev1.Namespace); ok {
-		return &corev1.Namespace{ObjectMeta: keepMeta(n.ObjectMeta)}, nil
+		kept := &corev1.Namespace{ObjectMeta: keepMeta(n.ObjectMeta)}
+		kept.DeletionTimestamp = n.DeletionTimestamp
+		return kept, nil
 	}
 	return o, nil
 }

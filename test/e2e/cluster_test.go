@@ -179,6 +179,7 @@ type pod struct {
 	Command               string // a YAML list; empty: the image's
 	More                  string // further fields of the container, one a line
 	Once                  bool   // it ends by itself
+	Grace                 int    // seconds that it has to end when it is deleted
 }
 
 const podManifest = `
@@ -187,7 +188,7 @@ kind: Pod
 metadata: {name: {{.Name}}, namespace: {{.Namespace}}, labels: { {{.Labels}} }}
 spec:
   nodeName: {{.Node}}
-  terminationGracePeriodSeconds: 0
+  terminationGracePeriodSeconds: {{.Grace}}
   restartPolicy: {{if .Once}}Never{{else}}Always{{end}}
   containers:
   - name: main

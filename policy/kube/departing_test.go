@@ -1,0 +1,99 @@
+package kube
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// TestDeparting goes through stories of one namespace, ns-1, and its policies "deny" and "allow".
+func TestDeparting(t *testing.T) {
+	deny, allow := namedPolicy("deny"), namedPolicy("allow")
+	both, one, none := []*networkingv1.NetworkPolicy{deny, allow}, []*networkingv1.NetworkPolicy{allow}, []*networkingv1.NetworkPolicy{}
+	// step is what the watches have told by a moment, and which policies then count.
+	type step struct {
+		after       time.Duration
+		namespace   *corev1.Namespace // of which the watch tells; nil: nothing new
+		gone        bool
+		live        []*networkingv1.NetworkPolicy
+		uninhabited bool
+		want        []string
+	}
+	for name, steps := range map[string][]step{
+		"policies go before the pods": {
+			{live: both, want: []string{"allow", "deny"}},
+			{after: time.Hour, namespace: departed("one"), live: both, want: []string{"allow", "deny"}},
+			{live: one, want: []string{"allow", "deny"}},
+			{after: time.Hour, live: none, want: []string{"allow", "deny"}},
+			{namespace: departed("one"), gone: true, live: none, want: []string{"allow", "deny"}},
+			{live: none, uninhabited: true, want: nil},
+		},
+		"the watch on namespaces is late": {
+			{live: both, want: []string{"allow", "deny"}},
+			{after: time.Hour, live: one, want: []string{"allow"}},
+			{after: time.Second, namespace: departed("one"), live: one, want: []string{"allow", "deny"}},
+		},
+		"a policy that was deleted long before": {
+			{live: both, want: []string{"allow", "deny"}},
+			{after: time.Hour, live: one, want: []string{"allow"}},
+			{after: time.Hour, namespace: departed("one"), live: one, want: []string{"allow"}},
+		},
+		"a policy that was made again": {
+			{live: both, want: []string{"allow", "deny"}},
+			{after: time.Hour, live: one, want: []string{"allow"}},
+			{live: slices.Clone(both), want: []string{"allow", "deny"}},
+			{namespace: departed("one"), live: both, want: []string{"allow", "deny"}},
+		},
+		"the agent starts in that moment": {
+			{namespace: departed("one"), live: one, want: []string{unknownPolicies, "allow"}},
+			{after: time.Hour, live: none, want: []string{unknownPolicies, "allow"}},
+			{namespace: departed("one"), gone: true, live: none, uninhabited: true, want: nil},
+		},
+		"the agent starts just before the watch tells of it": {
+			{live: one, want: []string{"allow"}},
+			{after: time.Second, namespace: departed("one"), live: one, want: []string{unknownPolicies, "allow"}},
+		},
+		"another namespace gets the name": {
+			{live: both, want: []string{"allow", "deny"}},
+			{after: time.Hour, namespace: departed("one"), live: none, want: []string{"allow", "deny"}},
+			{namespace: departed("one"), gone: true, live: none, want: []string{"allow", "deny"}},
+			{namespace: &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns-1", UID: "two"}}, live: none, want: nil},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, now := newDeparting(), time.Now()
+			for i, s := range steps {
+				now = now.Add(s.after)
+				if s.namespace != nil {
+					d.see(s.namespace, s.gone)
+				}
+				all, problems := d.policies(now, s.live, func(string) bool { return !s.uninhabited })
+				var got []string
+				for _, p := range all {
+					got = append(got, p.Name)
+				}
+				slices.Sort(got)
+				if !slices.Equal(got, s.want) {
+					t.Errorf("step %d: %q count, want %q", i, got, s.want)
+				}
+				if unknown := slices.Contains(got, unknownPolicies); unknown != (len(problems) > 0) {
+					t.Errorf("step %d: problems %v, want one if and only if policies are unknown", i, problems)
+				}
+			}
+		})
+	}
+}
+
+func namedPolicy(name string) *networkingv1.NetworkPolicy {
+	return &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "ns-1", Name: name}}
+}
+
+func departed(uid types.UID) *corev1.Namespace {
+	now := metav1.Now()
+	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns-1", UID: uid, DeletionTimestamp: &now}}
+}

@@ -1,0 +1,78 @@
+//go:build e2e
+
+package e2e_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestANamespaceThatIsBeingDeleted: its policies are deleted before its pods have ended (CVE-2024-7598). They hold
+// nevertheless, also when the agent is killed in that moment and the next one can't know them.
+func TestANamespaceThatIsBeingDeleted(t *testing.T) {
+	ns, others := namespace(t, "departing"), namespace(t, "departing-client")
+	on := workers(t)[0].name
+	start(t,
+		// It takes its time to end, as a database does.
+		pod{
+			Namespace: ns, Name: "server", Node: on, Labels: "app: server", Image: probe, Grace: 60,
+			Command: `[sh, -c, "trap '' TERM; probe listen :9000 & sleep infinity"]`,
+		},
+		pod{Namespace: others, Name: "client", Node: on, Labels: "app: client", Image: probe, Command: idle})
+	to := podIP(t, ns, "server") + ":9000"
+	connects := func() error {
+		out, err := execIn(t.Context(), others, "client", "probe", "connect", "--count=1", "--timeout=500ms", to)
+		if err == nil && !attempts(t, out)[0].OK {
+			err = fmt.Errorf("%s", out)
+		}
+		return err
+	}
+	closed := func(when string) {
+		t.Helper()
+		for range 10 {
+			if connects() == nil {
+				t.Fatalf("%s: the client reaches the server, which a policy isolates", when)
+			}
+		}
+	}
+	eventually(t, 15*time.Second, "the client reaches the server", connects)
+	apply(t, denyAll, ns)
+	eventually(t, 15*time.Second, "the policy holds", func() error {
+		if connects() == nil {
+			return fmt.Errorf("the client reaches the server")
+		}
+		return nil
+	})
+
+	kubectl(t, "delete", "namespace", ns, "--wait=false")
+	eventually(t, 30*time.Second, "the policy is deleted", func() error {
+		if left := kubectl(t, "-n", ns, "get", "networkpolicies", "-o", "name"); left != "" {
+			return fmt.Errorf("there is %s", left)
+		}
+		return nil
+	})
+	running := func() {
+		t.Helper()
+		if phase := kubectl(t, "-n", ns, "get", "pod", "server", "-o", "jsonpath={.status.phase}"); phase != "Running" {
+			t.Fatalf("the server is %s: the test tests nothing", phase)
+		}
+	}
+	closed("the policy is deleted, the pod is not")
+	running()
+
+	agent := kubectl(t, "-n", "kube-system", "get", "pods", "-l", "k8s-app=weir", "--field-selector", "spec.nodeName="+on, "-o", "name")
+	kubectl(t, "-n", "kube-system", "delete", strings.TrimSpace(agent), "--grace-period=0", "--force")
+	closed("the agent is killed")
+	kubectl(t, "-n", "kube-system", "rollout", "status", "ds/weir", "--timeout=60s")
+	eventually(t, 15*time.Second, "the new agent says that policies are unknown", func() error {
+		out, err := run(t.Context(), "", scripts+"enter", on, "weirctl", "status")
+		if err == nil && !strings.Contains(out, "Namespace "+ns) {
+			err = fmt.Errorf("%s", out)
+		}
+		return err
+	})
+	closed("a new agent runs")
+	running()
+}
