@@ -71,9 +71,9 @@ func linkUp(index int, name string) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, m, attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 }
 
-// Equivalent to: ip link set alias ALIAS
+// Equivalent to: ip link set LINK alias ALIAS
 func setAlias(index int, alias string) *nl.NetlinkRequest {
-	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, index), attr(unix.IFLA_IFALIAS, []byte(alias)))
+	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, index), attr(unix.IFLA_IFALIAS, []byte(conf.Comment(alias))))
 }
 
 // Equivalent to: bridge link set isolated on learning off flood off mcast_flood off bcast_flood off

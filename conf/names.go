@@ -1,5 +1,7 @@
 package conf
 
+import "strings"
+
 // Names of kernel objects that the plugin and the agent must agree on.
 const (
 	// Bridge is the node's bridge.
@@ -20,3 +22,23 @@ const (
 	// has 150,000 pods, so no set of a real one meets it; memory is taken as a set grows.
 	MaxSetEntries = 1 << 20
 )
+
+// MaxComment is the longest text in bytes that the kernel keeps with a set's entry (IPSET_MAX_COMMENT_SIZE), a rule
+// (xt_comment: 256 with the final NUL) and a link (IFALIASZ: the same). The kernel refuses an entry or a link with more.
+const MaxComment = 255
+
+// Comment makes of any text one that the kernel keeps unchanged beside an object: what is read back equals what was
+// written, and a terminal shows nothing but letters. A namespace and a pod's name together may have 317 bytes.
+func Comment(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' || strings.ContainsRune(`"'\`, r) { // iptables-save puts a backslash before quotes
+			return '?'
+		}
+		return r
+	}, text)
+	if len(text) > MaxComment {
+		const end = " ..."
+		text = text[:MaxComment-len(end)] + end
+	}
+	return text
+}

@@ -268,7 +268,7 @@ func (c *compiler) set(s Set) {
 		s.Family = c.family
 	}
 	for i := range s.Entries {
-		s.Entries[i].Comment = comment(s.Entries[i].Comment)
+		s.Entries[i].Comment = conf.Comment(s.Entries[i].Comment)
 	}
 	s.Entries = order(s.Entries)
 	c.sets[s.Name] = s

@@ -7,6 +7,8 @@ import (
 
 	"go4.org/netipx"
 	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/weir-net/weir/conf"
 )
 
 // parseIPBlock returns the prefixes that are in cidr and in none of the excepts, as few as possible. ipset's hash:net
@@ -74,7 +76,7 @@ func join(list string, blocks []block) peer {
 	for i, b := range blocks {
 		words[i] = b.words
 		for _, prefix := range b.prefixes {
-			p.networks = append(p.networks, Entry{Element{Prefix: prefix}, comment(b.words)})
+			p.networks = append(p.networks, Entry{Element{Prefix: prefix}, conf.Comment(b.words)})
 		}
 	}
 	p.words, p.networks = few(words), order(p.networks)

@@ -257,7 +257,7 @@ func (r Rule) String() string {
 		add("-m multiport --dports %s", strings.Join(list, ","))
 	}
 	if r.Comment != "" {
-		add("-m comment --comment \"%s\"", comment(r.Comment))
+		add("-m comment --comment \"%s\"", conf.Comment(r.Comment)) // it holds a space, so iptables-save quotes it
 	}
 	switch r.Target {
 	case JumpTo:
@@ -272,24 +272,6 @@ func (r Rule) String() string {
 		add("-j %s", r.Target)
 	}
 	return b.String()
-}
-
-// maxComment is the longest comment of a rule (xt_comment: 256 bytes with the final NUL) and of a set's entry (255).
-const maxComment = 255
-
-// comment shortens c to what the kernel keeps, so that what is read back equals what was written: iptables-save
-// puts a backslash before quotes. It always holds a space, so that iptables-save always quotes it.
-func comment(c string) string {
-	c = strings.Map(func(r rune) rune {
-		if r < ' ' || r > '~' || strings.ContainsRune(`"'\`, r) {
-			return '?'
-		}
-		return r
-	}, c)
-	if len(c) > maxComment {
-		c = c[:maxComment-4] + " ..."
-	}
-	return c
 }
 
 // Write prints the ruleset as a person would list it: sets, then chains, IPv6's behind IPv4's. The golden files hold this

@@ -21,6 +21,7 @@ import (
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/overlay"
+	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/agent"
 	"github.com/weir-net/weir/policy/kernel"
 	"github.com/weir-net/weir/policy/kube"
@@ -51,10 +52,21 @@ func run() int {
 	return 0
 }
 
+// excerpt bounds what a line of the log carries of others' text, such as an error that quotes an object's field.
+func excerpt(_ []string, a slog.Attr) slog.Attr {
+	switch v := a.Value.Any().(type) {
+	case string:
+		a.Value = slog.StringValue(policy.Excerpt(v))
+	case error:
+		a.Value = slog.StringValue(policy.Excerpt(v.Error()))
+	}
+	return a
+}
+
 func runCommand() *cobra.Command {
 	var source, kubeconfig, encapsulation string
 	o := agent.Options{
-		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Resync: 10 * time.Second, EnrolWait: 5 * time.Second,
+		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: excerpt})), Resync: 10 * time.Second, EnrolWait: 5 * time.Second,
 	}
 	cmd := &cobra.Command{
 		Use:   "run",

@@ -235,7 +235,7 @@ func (a *attaching) close() error {
 	var changes []ipset.Change
 	for _, addr := range a.endpoint.Addresses {
 		changes = append(changes, ipset.Change{Set: conf.FamilyOf(addr.Addr).Set(conf.PodsSet), Entry: ipset.Entry{
-			Prefix: netip.PrefixFrom(addr.Addr, addr.Addr.BitLen()), Comment: a.endpoint.Pod.String(),
+			Prefix: netip.PrefixFrom(addr.Addr, addr.Addr.BitLen()), Comment: conf.Comment(a.endpoint.Pod.String()),
 		}})
 	}
 	err := ipset.Apply(changes...)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -13,7 +14,11 @@ import (
 // nor a configuration that is still valid, and it can be repeated.
 func del(args *call) error {
 	id := endpoint.ID(args.ContainerID, args.IfName)
-	if err := endpoint.CheckID(id); err != nil {
+	err := endpoint.CheckID(id)
+	if errors.Is(err, endpoint.ErrTooLong) {
+		return nil // ADD has refused it, so there is nothing to delete
+	}
+	if err != nil {
 		return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_CONTAINERID, CNI_IFNAME: %v", err), "")
 	}
 	if err := attachment.End(id); err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -24,7 +25,11 @@ func gc(args *call) error {
 	valid := make(map[string]bool, len(c.Valid))
 	for _, a := range c.Valid {
 		id := endpoint.ID(a.ContainerID, a.IfName)
-		if err := endpoint.CheckID(id); err != nil {
+		err := endpoint.CheckID(id)
+		if errors.Is(err, endpoint.ErrTooLong) { // ADD has refused it
+			continue
+		}
+		if err != nil {
 			return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("cni.dev/valid-attachments: %v", err),
 				"nothing was taken away: whose attachment that should be isn't known")
 		}

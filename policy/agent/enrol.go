@@ -86,7 +86,7 @@ func (a *agent) verdict(id string, err error) (r reply, final bool) {
 	case !ok:
 		return reply{http.StatusNotFound, endpoint.Verdict{Error: "there is no endpoint record " + id}}, true
 	case err != nil:
-		return reply{http.StatusServiceUnavailable, endpoint.Verdict{Error: err.Error()}}, false
+		return reply{http.StatusServiceUnavailable, endpoint.Verdict{Error: policy.Excerpt(err.Error())}}, false
 	case !a.knows(ep):
 		return reply{http.StatusNotFound, endpoint.Verdict{Error: a.whyUnknown(ep)}}, false
 	}

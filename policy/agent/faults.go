@@ -2,6 +2,7 @@ package agent
 
 import (
 	"cmp"
+	"errors"
 	"log/slog"
 	"slices"
 	"strings"
@@ -52,6 +53,7 @@ func (f *faults) set(p part, err error) {
 		delete(f.now, p)
 		f.log.Info("no longer: " + parts[p].meaning)
 	case err != nil:
+		err = errors.New(policy.Excerpt(err.Error()))
 		f.now[p] = err
 		if was == nil || was.Error() != err.Error() {
 			f.log.Error(parts[p].meaning, "error", err)
@@ -61,6 +63,9 @@ func (f *faults) set(p part, err error) {
 
 // reportProblems logs those that are new and those that are gone, and keeps them for the status and the metrics.
 func (a *agent) reportProblems(problems []policy.Problem) {
+	for i, p := range problems { // a field of an object may have a megabyte
+		problems[i] = policy.Problem{Object: policy.Excerpt(p.Object), Field: policy.Excerpt(p.Field), Message: policy.Excerpt(p.Message)}
+	}
 	slices.SortFunc(problems, func(a, b policy.Problem) int {
 		return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.Field, b.Field), strings.Compare(a.Message, b.Message))
 	})

@@ -22,6 +22,9 @@ type Connection struct {
 	Proto    uint8
 	Port     uint16 // of Dst; 0 for protocols without ports
 	Cut      bool
+	// Assured says that both sides have spoken, and of UDP's that they went on doing so for two seconds (IPS_ASSURED). A
+	// question with its answer, which nobody goes on with, never is.
+	Assured bool
 	// family and tuple (the original direction's) are as the kernel wrote them: they name the entry when they are sent back.
 	family uint8
 	tuple  []byte
@@ -114,6 +117,9 @@ func parse(msg []byte) (c Connection, ok bool) {
 			c.Dst, c.Port = t.src, t.sport
 		case nl.CTA_PROTOINFO:
 			c.info = value
+		case nl.CTA_STATUS:
+			const assured = 1 << 2 // enum ip_conntrack_status, include/uapi/linux/netfilter/nf_conntrack_common.h
+			c.Assured = len(value) == 4 && binary.BigEndian.Uint32(value)&assured != 0
 		case ctaLabels:
 			c.Cut = len(value) == labelBytes && value[conf.CutLabel/8]&(1<<(conf.CutLabel%8)) != 0
 		}
@@ -134,17 +140,36 @@ const (
 // Midstream says of a TCP connection that it was under way when the kernel first saw it, so that it isn't known who opened
 // it. tcp_new (net/netfilter/nf_conntrack_proto_tcp.c) then writes down that any window will do, and its scale isn't known.
 func (c Connection) Midstream() bool {
+	flags, ok := c.tcp(nl.CTA_PROTOINFO_TCP_FLAGS_ORIGINAL)
+	return ok && flags&(flagLiberal|flagWindowScale) == flagLiberal
+}
+
+// TCP's states at the end of a connection (enum tcp_conntrack in include/uapi/linux/netfilter/nf_conntrack_tcp.h).
+const (
+	stateTimeWait = 7
+	stateClose    = 8
+)
+
+// Lives says whether the connection goes on, as far as the kernel knows. The kernel keeps an entry for up to two minutes
+// after that: of TCP in TIME_WAIT and CLOSE, of a question over UDP that was answered, of a SYN without an answer.
+func (c Connection) Lives() bool {
+	state, _ := c.tcp(nl.CTA_PROTOINFO_TCP_STATE)
+	return c.Assured && state != stateTimeWait && state != stateClose
+}
+
+// tcp is the first byte of one of the attributes that TCP's entries have.
+func (c Connection) tcp(kind uint16) (value byte, ok bool) {
 	if c.Proto != unix.IPPROTO_TCP {
-		return false
+		return 0, false
 	}
 	for _, tcp := range attributes(c.info) {
-		for kind, value := range attributes(tcp) {
-			if kind == nl.CTA_PROTOINFO_TCP_FLAGS_ORIGINAL && len(value) > 0 {
-				return value[0]&(flagLiberal|flagWindowScale) == flagLiberal
+		for k, v := range attributes(tcp) {
+			if k == kind && len(v) > 0 {
+				return v[0], true
 			}
 		}
 	}
-	return false
+	return 0, false
 }
 
 type tuple struct {

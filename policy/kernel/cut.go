@@ -14,8 +14,8 @@ import (
 
 // Walk is what a walk through the connections came to.
 type Walk struct {
-	Cut, Restored int
-	Standing      int // connections that are cut when it ends
+	Cut, Restored int // connections that lived
+	Standing      int // entries of connections that are cut when it ends
 }
 
 // Judgement is what connections are judged by.
@@ -65,12 +65,19 @@ func Cut(by Judgement, newest func() (Judgement, error), own map[netip.Addr]bool
 			errs = append(errs, fmt.Errorf("label the connection from %s to %s port %d: %w", c.Src, c.Dst, c.Port, err))
 			continue
 		}
-		if allowed {
-			w.Restored++
-			w.Standing--
-		} else {
-			w.Cut++
+		// An entry of a connection that is over is marked all the same: both ends may go on against TCP's rules, and the
+		// kernel takes their packets for established ones. Nobody has lost a connection by it, so it isn't counted.
+		if !allowed {
 			w.Standing++
+		} else {
+			w.Standing--
+		}
+		switch {
+		case !c.Lives():
+		case allowed:
+			w.Restored++
+		default:
+			w.Cut++
 		}
 	}
 	return w, errors.Join(errs...)

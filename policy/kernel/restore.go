@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
 )
 
 // restorer is an iptables-restore that has been started and waits for its commands. It reads nothing of the kernel and takes
@@ -21,7 +24,7 @@ type restorer struct {
 	flavour Flavour
 	cmd     *exec.Cmd
 	stdin   io.WriteCloser
-	output  bytes.Buffer
+	output  output
 	ended   chan struct{} // closed when it has
 	err     error         // with which it has
 }
@@ -73,9 +76,46 @@ func (r *restorer) carryOut(ctx context.Context, commands string) error {
 		err = r.err
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w: %s\n%s", strings.Join(r.cmd.Args, " "), err, strings.TrimSpace(r.output.String()), commands)
+		return fmt.Errorf("%s: %w: %s%s", strings.Join(r.cmd.Args, " "), err, r.output.String(), offending(r.output.String(), commands))
 	}
 	return nil
+}
+
+// output is the beginning of what a program says: one that refuses 10,000 rules may say so of each.
+type output struct{ kept bytes.Buffer }
+
+// maxOutput is how many bytes are kept.
+const maxOutput = 4 << 10
+
+// Write implements io.Writer.
+func (o *output) Write(p []byte) (int, error) {
+	o.kept.Write(p[:min(len(p), maxOutput-o.kept.Len())])
+	return len(p), nil
+}
+
+func (o *output) String() string { return policy.Excerpt(strings.TrimSpace(o.kept.String())) }
+
+// lineNumber is how iptables-restore says which of its lines is wrong: "line 2 failed", "Error occurred at line: 2", or
+// "line 2: RULE_APPEND failed". The legacy one names the line with COMMIT where the kernel refuses the table.
+var lineNumber = regexp.MustCompile(`\bline:? (\d+)`)
+
+// offending is the line of the commands that the program's output speaks of: all of them may be megabytes.
+func offending(said, commands string) string {
+	m := lineNumber.FindStringSubmatch(said)
+	if m == nil {
+		return ""
+	}
+	wanted, err := strconv.Atoi(m[1])
+	if err != nil {
+		return ""
+	}
+	n := 0
+	for line := range strings.Lines(commands) {
+		if n++; n == wanted {
+			return fmt.Sprintf("\nline %d is: %s", n, policy.Excerpt(strings.TrimSpace(line)))
+		}
+	}
+	return ""
 }
 
 // dismiss ends it without commands.
