@@ -202,25 +202,27 @@ func TestEnding(t *testing.T) {
 
 func TestCheckID(t *testing.T) {
 	for id, want := range map[string]bool{
-		"c1:eth0":           true,
-		ID("c1", "eth0.10"): true,
-		"c.1_2-3:net1":      true,
-		"c1:..":             true, // a strange name, but of no other directory
-		"":                  false,
-		":":                 false,
-		"c1":                false,
-		"c1:":               false,
-		":eth0":             false,
-		"../lock:eth0":      false,
-		"..:eth0":           false,
-		".hidden:eth0":      false,
-		"/etc/passwd:eth0":  false,
-		"c1:../../x":        false,
-		"c1:a/b":            false,
-		`c1\x:eth0`:         false,
-		"c1:eth0\x00":       false,
+		"c1:eth0":                          true,
+		ID("c1", "eth0.10"):                true,
+		"c.1_2-3:net1":                     true,
+		"c1:..":                            true, // a strange name, but of no other directory
+		"":                                 false,
+		":":                                false,
+		"c1":                               false,
+		"c1:":                              false,
+		":eth0":                            false,
+		"../lock:eth0":                     false,
+		"..:eth0":                          false,
+		".hidden:eth0":                     false,
+		"/etc/passwd:eth0":                 false,
+		"c1:../../x":                       false,
+		"c1:a/b":                           false,
+		`c1\x:eth0`:                        false,
+		"c1:eth0\x00":                      false,
+		strings.Repeat("c", 243) + ":eth0": true,
+		strings.Repeat("c", 244) + ":eth0": false,
 	} {
-		if err := CheckID(id); (err == nil) != want || err != nil && !strings.Contains(err.Error(), fmt.Sprintf("%q", id)) {
+		if err := CheckID(id); (err == nil) != want || err != nil && !strings.Contains(err.Error(), fmt.Sprintf("%.80q", id)) {
 			t.Errorf("%q: %v, want it to be an ID: %v", id, err, want)
 		}
 	}

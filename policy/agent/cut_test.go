@@ -31,7 +31,7 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	port := 4000
 	connect := func(from string) {
 		port++
-		nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", from, "-d", "10.88.0.2", "--sport", fmt.Sprint(port), "--dport", "53", "-t", "600")
+		nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", from, "-d", "10.88.0.2", "--sport", fmt.Sprint(port), "--dport", "53", "-u", "SEEN_REPLY,ASSURED", "-t", "600")
 	}
 	s := step(t, state("none", "none"))
 	wantCut := func(when string, want int) {
@@ -97,7 +97,7 @@ func TestAWalkIsOvertaken(t *testing.T) {
 	s.attach("web", "10.88.0.2")
 	s.hear(kernel.All)
 	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1") // there is room for labels
-	nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "10.88.1.5", "-d", "10.88.0.2", "--sport", "4000", "--dport", "53", "-t", "600")
+	nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "10.88.1.5", "-d", "10.88.0.2", "--sport", "4000", "--dport", "53", "-u", "SEEN_REPLY,ASSURED", "-t", "600")
 	opens := s.cutting.newest.Load()
 	closed := healthy()
 	closed.Policies = nil

@@ -76,7 +76,7 @@ func (r *restorer) carryOut(ctx context.Context, commands string) error {
 		err = r.err
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w: %s%s", strings.Join(r.cmd.Args, " "), err, r.output.String(), offending(r.output.String(), commands))
+		return fmt.Errorf("%s: %w: %s%s", strings.Join(r.cmd.Args, " "), err, offending(r.output.String(), commands), r.output.String())
 	}
 	return nil
 }
@@ -112,7 +112,7 @@ func offending(said, commands string) string {
 	n := 0
 	for line := range strings.Lines(commands) {
 		if n++; n == wanted {
-			return fmt.Sprintf("\nline %d is: %s", n, policy.Excerpt(strings.TrimSpace(line)))
+			return fmt.Sprintf("line %d is: %s: ", n, policy.Excerpt(strings.TrimSpace(line)))
 		}
 	}
 	return ""

@@ -1,0 +1,128 @@
+package blackbox
+
+import (
+	"fmt"
+	"net"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+const denyAllIngress = `
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: deny, namespace: quiet}
+spec: {podSelector: {}, policyTypes: [Ingress]}
+`
+
+// TestConnectionsThatAreOverAreNotCut: a policy that comes and goes in a quiet cluster cuts the connections that live, and
+// tells of no others, whatever the kernel still remembers.
+func TestConnectionsThatAreOverAreNotCut(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("pods.yaml", `
+apiVersion: v1
+kind: Pod
+metadata: {name: server, namespace: quiet}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: quiet}
+`)
+	n.StartAgent()
+	server, client := n.AddPod("quiet", "server"), n.AddPod("quiet", "client")
+	n.Serve(server.Netns, "tcp", ":80")
+	n.Serve(server.Netns, "udp", ":53")
+	n.Reach(client, server.IP+":80", true)
+	const over = 30
+	for range over {
+		if _, err := nodetest.Get(t, client.Netns, server.IP+":80"); err != nil { // which closes it
+			t.Fatal(err)
+		}
+		echoed(t, client, "udp", server.IP+":53")
+		if conn, err := nodetest.Dial(t, client.Netns, "tcp", server.IP+":81"); err == nil { // which is refused
+			_ = conn.Close()
+		}
+	}
+	lives, err := nodetest.Dial(t, client.Netns, "tcp", server.IP+":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lives.Close() }()
+	flows := func() bool {
+		t.Helper()
+		if err := lives.SetDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 100)
+		for { // what comes late of before is no answer
+			if _, err := lives.Write([]byte("x")); err != nil {
+				return false
+			}
+			if k, err := lives.Read(buf); err != nil || strings.Contains(string(buf[:k]), "x") {
+				return err == nil
+			}
+		}
+	}
+	if !flows() {
+		t.Fatal("the connection that is open carries nothing")
+	}
+	for range 3 {
+		n.Manifest("deny.yaml", denyAllIngress)
+		n.Eventually("the connection that is open is cut", func() error {
+			if flows() {
+				return fmt.Errorf("it goes on")
+			}
+			return nil
+		})
+		n.Manifest("deny.yaml", "")
+		n.Eventually("the connection goes on", func() error {
+			if !flows() {
+				return fmt.Errorf("it doesn't")
+			}
+			return nil
+		})
+	}
+	cut := regexp.MustCompile(`cut=(\d+)`)
+	for _, m := range cut.FindAllStringSubmatch(n.AgentLog(), -1) {
+		if m[1] != "0" && m[1] != "1" {
+			t.Errorf("the log tells of %s connections that were cut, and one was open", m[1])
+		}
+	}
+	if !strings.Contains(n.AgentLog(), "cut=1") {
+		t.Error("the log tells of no connection that was cut")
+	}
+	status, err := n.Ctl("status")
+	if err != nil || !strings.Contains(status, " 3 connections cut") {
+		t.Errorf("weirctl status: %v; want 3 connections cut:\n%s", err, status)
+	}
+}
+
+// echoed sends a word and waits for its echo.
+func echoed(t *testing.T, from *nodetest.Pod, network, address string) {
+	t.Helper()
+	conn, err := nodetest.Dial(t, from.Netns, network, address)
+	if err == nil {
+		defer func() { _ = conn.Close() }()
+		err = exchange(conn)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func exchange(conn net.Conn) error {
+	if err := conn.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
+		return err
+	}
+	if _, err := conn.Write([]byte("question")); err != nil {
+		return err
+	}
+	_, err := conn.Read(make([]byte, 100))
+	return err
+}

@@ -1,0 +1,114 @@
+package blackbox
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// wrapped puts a program of that name first in PATH, a shell script in which $real is the program's own path.
+func wrapped(t *testing.T, name, script string) {
+	t.Helper()
+	real, err := exec.LookPath(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, name), fmt.Appendf(nil, "#!/bin/bash\nreal=%s\n%s\n", real, script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+}
+
+// web is a pod on the node.
+const web = `
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+`
+
+// TestErrorsOfIptablesAreShort: where iptables refuses some hundred kilobytes of rules, the log and the status say which
+// line it was, and nothing of the others.
+func TestErrorsOfIptablesAreShort(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	wrapped(t, "iptables-nft-restore", `
+all=$(cat)
+n=$(grep -n -m1 -- '-A WEIR-POSTROUTING' <<<"$all" | cut -d: -f1)
+if [ -z "$n" ]; then exec $real "$@" <<<"$all"; fi
+for ((i = 0; i < 10000; i++)); do echo "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory)"; done >&2
+exit 1`)
+	var peers []string
+	for i := range 900 {
+		peers = append(peers, fmt.Sprintf(`{podSelector: {matchLabels: {number: "%d"}}}`, i))
+	}
+	n.Manifest("web.yaml", web+fmt.Sprintf(`
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: large, namespace: shop}
+spec: {podSelector: {}, ingress: [{from: [%s]}]}
+`, strings.Join(peers, ", ")))
+	n.SpawnAgent()
+	n.Eventually("the agent says what is wrong", func() error {
+		if !strings.Contains(n.AgentLog(), "RULE_APPEND") {
+			return fmt.Errorf("it doesn't")
+		}
+		return nil
+	})
+	time.Sleep(3 * time.Second) // in which it tries again
+	if log := n.AgentLog(); len(log) > 32<<10 || !strings.Contains(log, "-A WEIR-POSTROUTING ") {
+		t.Errorf("the log has %d bytes, and should have few, and the line that is wrong: %.3000s", len(log), log)
+	}
+	out, err := n.Ctl("status")
+	if err == nil || len(out) > 32<<10 || !strings.Contains(out, "-A WEIR-POSTROUTING ") {
+		t.Errorf("weirctl status: %d bytes, %.3000s", len(out), out)
+	}
+}
+
+// TestFieldsOfAMegabyteAreCut: an object's field of a megabyte doesn't fill the log, the status or the metrics.
+func TestFieldsOfAMegabyteAreCut(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("web.yaml", web)
+	n.StartAgent()
+	large := strings.Repeat("9", 1<<20)
+	for i, spec := range []string{
+		fmt.Sprintf(`{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: "10.0.0.0/%s"}}]}]}`, large),
+		fmt.Sprintf(`{podSelector: {}, egress: [{ports: [{port: "a%s"}]}]}`, large),
+		fmt.Sprintf(`{podSelector: {matchExpressions: [{key: a, operator: "%s", values: [b]}]}}`, large),
+		fmt.Sprintf(`{podSelector: {}, policyTypes: ["%s"]}`, large),
+	} {
+		name := fmt.Sprintf("%d.yaml", i)
+		n.Manifest(name, fmt.Sprintf(`
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: p%d, namespace: shop}
+spec: %s
+`, i, spec))
+		n.Eventually("the problem is logged", func() error {
+			if !strings.Contains(n.AgentLog(), fmt.Sprintf("shop/p%d", i)) && !strings.Contains(n.AgentLog(), name) {
+				return fmt.Errorf("it isn't")
+			}
+			return nil
+		})
+		out, _ := n.Ctl("status")
+		if len(out) > 32<<10 {
+			t.Errorf("%s: weirctl status has %d bytes", name, len(out))
+		}
+		if log := n.AgentLog(); len(log) > 32<<10 {
+			t.Fatalf("%s: the log has %d bytes", name, len(log))
+		}
+		n.Manifest(name, "")
+	}
+}
