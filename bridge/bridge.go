@@ -46,7 +46,7 @@ type Bridge struct {
 //
 // Equivalent to:
 //
-//	ip link add weir0 address MAC mtu MTU type bridge mcast_snooping 0
+//	ip link add weir0 address MAC mtu MTU type bridge mcast_snooping 0  (see also SetReassembly and RemoveUnasked)
 //	sysctl net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.weir0.send_redirects=0
 //	ip addr add GATEWAY/LEN dev weir0; ip link set weir0 up            (IPv4; see ensureIPv6)
 //	sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0
@@ -80,7 +80,8 @@ func (b *Bridge) with(mtu int) (*Bridge, error) {
 	return b, RouteTranslated()
 }
 
-// standing is the bridge if nothing is left to be done to it, as nearly always; else nil.
+// standing is the bridge if nothing is left to be done to it, as nearly always; else nil. One that an earlier weir made has a
+// link-local address.
 //
 // Equivalent to: ip link show weir0 up type bridge; ip addr show dev weir0
 func standing(gateways []netip.Prefix) (*Bridge, error) {
@@ -103,6 +104,11 @@ func standing(gateways []netip.Prefix) (*Bridge, error) {
 		return nil, nil
 	}
 	has := addressesOf(at.Index, replies[1:])
+	for addr := range has {
+		if addr.Addr().Is6() && addr.Addr().IsLinkLocalUnicast() {
+			return nil, nil
+		}
+	}
 	for _, gw := range gateways {
 		if !has[onBridge(gw)] {
 			return nil, nil
@@ -137,6 +143,10 @@ func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	}
 	if link.Type() != "bridge" {
 		return nil, fmt.Errorf("%s is a %s, not a bridge: remove or rename it", Name, link.Type())
+	}
+	// What keeps the node from what comes by the link stands before the link is up.
+	if err := errors.Join(SetReassembly(), RemoveUnasked(h)); err != nil {
+		return nil, err
 	}
 	if err := ensureIPv4(h, link, ofFamily(conf.IPv4, gateways)); err != nil {
 		return nil, err

@@ -55,7 +55,7 @@ func (p Port) Sender() Sender { return Sender{p.HostIf, p.MAC, p.Addresses} }
 // Equivalent to:
 //
 //	ip link add HOSTIF mtu MTU type veth peer name IFNAME address MAC mtu MTU netns NETNS
-//	ip link set HOSTIF master weir0
+//	ip link set HOSTIF master weir0 addrgenmode none
 //	bridge link set dev HOSTIF isolated on learning off flood off mcast_flood off bcast_flood off
 //	bridge fdb add MAC dev HOSTIF master static
 //	ip neigh replace ADDR lladdr MAC dev weir0 nud permanent
@@ -117,6 +117,7 @@ func indices(replies [][]byte) (index, peer int, err error) {
 // portOf is what makes the pair's end on the node the pod's port.
 func (b *Bridge) portOf(p Port, index int) (port batch.Batch) {
 	port.Add(isolate(index), "isolate port %s", p.HostIf)
+	port.Add(noGenerated(index), "keep %s from a link-local address", p.HostIf).Means = batch.As(unix.EAFNOSUPPORT, nil)
 	port.Add(setAlias(index, p.Alias), "name %s's pod in its alias", p.HostIf)
 	port.Add(addForwarding(index, p.MAC), "add forwarding entry %s to %s", p.MAC, p.HostIf).Means = batch.As(unix.EEXIST, ErrMACInUse)
 	for _, a := range p.Addresses {

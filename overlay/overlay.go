@@ -94,7 +94,7 @@ func (o *Overlay) Apply(p Plan) error {
 // Equivalent to:
 //
 //	ip link add weir-vxlan address MAC mtu MTU type vxlan id 88 local ADDR dstport 4789 nolearning
-//	ip link set weir-vxlan addrgenmode none                          (with IPv6 inside)
+//	ip link set weir-vxlan addrgenmode none
 //	ip addr replace GATEWAY/32 dev weir-vxlan; ip link set weir-vxlan up
 func (o *Overlay) ensureTunnel(p Plan) (netlink.Link, error) {
 	under, err := o.underlay(p.Local)
@@ -130,6 +130,10 @@ func (o *Overlay) ensureTunnel(p Plan) (netlink.Link, error) {
 			return nil, fmt.Errorf("set the MTU of %s to %d: %w", conf.Tunnel, mtu, err)
 		}
 	}
+	// Before it is up: with a link-local address the kernel would ask for routers in the tunnel.
+	if err := o.h.LinkSetIP6AddrGenMode(link, noGeneratedAddress); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+		return nil, fmt.Errorf("keep %s from a link-local address: %w", conf.Tunnel, err)
+	}
 	if err := o.onlyAddresses(link, p.Gateways); err != nil {
 		return nil, err
 	}
@@ -145,7 +149,7 @@ func fits(link netlink.Link, want *netlink.Vxlan) bool {
 		!have.Learning && have.HardwareAddr.String() == want.HardwareAddr.String()
 }
 
-// onlyAddresses makes these the device's only ones, but for a link-local one: nothing goes there, as it is in no route.
+// onlyAddresses makes these the device's only ones.
 func (o *Overlay) onlyAddresses(link netlink.Link, want []netip.Addr) error {
 	have, err := o.h.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
@@ -155,7 +159,7 @@ func (o *Overlay) onlyAddresses(link netlink.Link, want []netip.Addr) error {
 	for _, a := range have {
 		has[a.IPNet.String()] = true
 		wanted := slices.ContainsFunc(want, func(w netip.Addr) bool { return single(w).String() == a.IPNet.String() })
-		if wanted || a.IP.IsLinkLocalUnicast() {
+		if wanted {
 			continue
 		}
 		if err := o.h.AddrDel(link, &a); err != nil {
@@ -169,9 +173,6 @@ func (o *Overlay) onlyAddresses(link netlink.Link, want []netip.Addr) error {
 		addr := &netlink.Addr{IPNet: single(w)}
 		if w.Is6() {
 			addr.Flags = unix.IFA_F_NODAD
-			if err := o.h.LinkSetIP6AddrGenMode(link, noGeneratedAddress); err != nil {
-				return fmt.Errorf("keep %s from a link-local address: %w", conf.Tunnel, err)
-			}
 		}
 		if err := o.h.AddrReplace(link, addr); err != nil {
 			return fmt.Errorf("add address %s to %s: %w", w, conf.Tunnel, err)

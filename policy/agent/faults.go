@@ -19,6 +19,7 @@ const (
 	partRecords   part = "records"
 	partKernel    part = "kernel"
 	partNodes     part = "nodes"
+	partLinks     part = "links"
 	partAddresses part = "addresses"
 )
 
@@ -29,6 +30,7 @@ var parts = map[part]struct{ name, meaning string }{
 	partRecords:   {"endpoint records", "endpoint records can't be read; their pods stay closed"},
 	partKernel:    {"kernel", "the kernel does not hold what it should; what it holds closes"},
 	partAddresses: {"addresses", "no address is left for a new pod of this node; running pods are not affected"},
+	partLinks:     {"links", "weir's links or the node's reassembly of fragments aren't set as they should be"},
 	partNodes:     {"other nodes", "the way to other nodes isn't as it should be"},
 }
 

@@ -14,7 +14,8 @@ import (
 	"github.com/weir-net/weir/policy/kernel"
 )
 
-// guard repairs the spoof guard when the kernel is verified, and what has other plugins' bridges go through the rules.
+// guard repairs the spoof guard when the kernel is verified, what has other plugins' bridges go through the rules, and what
+// keeps weir's links from what nobody asked for.
 func (a *agent) guard(verify kernel.Verify) error {
 	if verify != kernel.All && !a.lastSync.IsZero() {
 		return nil
@@ -30,6 +31,7 @@ func (a *agent) guard(verify kernel.Verify) error {
 			return err
 		}
 	}
+	a.faults.set(partLinks, errors.Join(bridge.SetReassembly(), bridge.RemoveUnasked(a.links)))
 	return bridge.RepairGuard(func() ([]bridge.Sender, error) {
 		// The records on disk, not those the loop has heard of: a pod may have come since. One that can't be read is
 		// reported elsewhere, and its pod may send nothing.

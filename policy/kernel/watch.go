@@ -106,8 +106,11 @@ func concerns(m syscall.NetlinkMessage) bool {
 			chain = value
 		}
 	}
-	if m.Data[0] == unix.NFPROTO_BRIDGE {
+	switch m.Data[0] { // the guard's tables (package bridge)
+	case unix.NFPROTO_BRIDGE:
 		return table == "weir"
+	case unix.NFPROTO_INET, unix.NFPROTO_ARP:
+		return table == "weir-ports"
 	}
 	names, ours := builtin[table]
 	return ours && (chainAttr == 0 || strings.HasPrefix(chain, chainPrefix) || slices.Contains(names, chain))
