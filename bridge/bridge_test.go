@@ -3,13 +3,16 @@ package bridge
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/google/nftables"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -142,6 +145,85 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 	}
 	if out, err := runIn("a", "ping", "-c1", "-W1", "10.88.0.1"); err == nil {
 		t.Fatalf("a forbidden port got through:\n%s", out)
+	}
+}
+
+// TestTheGuardIsRepaired whatever is taken out of it, and ADD alone makes what an earlier weir's guard lacked.
+func TestTheGuardIsRepaired(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	p := Sender{PortName("a"), MAC(netip.MustParseAddr("10.88.0.2")), address("10.88.0.2")}
+	rules := func() string {
+		lines := strings.Split(nodetest.Run(t, "nft", "-s", "list", "ruleset"), "\n")
+		slices.Sort(lines) // what was made later is listed later
+		return strings.Join(lines, "\n")
+	}
+	if err := Allow(p); err != nil {
+		t.Fatal(err)
+	}
+	whole := rules()
+	for _, c := range []string{
+		"nft delete table inet weir-ports", "nft delete table arp weir-ports", "nft flush chain inet weir-ports prerouting",
+		"nft flush chain arp weir-ports input", "nft flush chain bridge weir fragments", "nft flush chain bridge weir shared",
+		"nft flush chain bridge weir ports", "nft delete table bridge weir", "nft flush ruleset",
+	} {
+		nodetest.Run(t, "sh", "-c", c)
+		if err := RepairGuard(func() ([]Sender, error) { return []Sender{p}, nil }); err != nil {
+			t.Fatalf("after %s: %v", c, err)
+		}
+		if got := rules(); got != whole {
+			t.Errorf("after %s:\n%s\nwant\n%s", c, got, whole)
+		}
+	}
+	nodetest.Run(t, "nft", "flush", "ruleset")
+	conn, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sets := map[string]*nftables.Set{guardSets[conf.IPv4]: senders(conf.IPv4), guardSets[conf.IPv6]: senders(conf.IPv6)}
+	conn.AddTable(table())
+	for _, s := range sets {
+		if err := conn.AddSet(s, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ports := guardChains(guardSetsOf())[2]
+	ports.rules = slices.Delete(portRules(sets), 1, 4)
+	addRules(conn, []guardChain{ports})
+	if err := conn.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if err := Allow(p); err != nil {
+		t.Fatal(err)
+	}
+	if got := rules(); got != whole {
+		t.Errorf("over an earlier weir's guard:\n%s\nwant\n%s", got, whole)
+	}
+}
+
+func TestReassembly(t *testing.T) {
+	const gib = 1 << 30
+	for node, want := range map[uint64]int64{gib: gib / 8, 4 * gib: gib / 2, 64 * gib: gib / 2} {
+		for _, b := range reassembly(node) {
+			if b.atLeast && (b.value != want || b.holds(want-1) || !b.holds(want) || !b.holds(want+1)) {
+				t.Errorf("with %d bytes: %v", node, b)
+			}
+			if !b.atLeast && (b.value != 1 || b.holds(2) || !b.holds(1)) {
+				t.Errorf("a bound on time: %v", b)
+			}
+		}
+	}
+	if !nodetest.Isolated(t) {
+		return
+	}
+	nodetest.Run(t, "sh", "-c", "echo 9999999999 >/proc/sys/net/ipv4/ipfrag_high_thresh") // more than weir needs
+	if err := SetReassembly(); err != nil {
+		t.Fatal(err)
+	}
+	got := nodetest.Run(t, "sh", "-c", "cd /proc/sys/net; cat ipv4/ipfrag_high_thresh ipv4/ipfrag_time ipv6/ip6frag_time netfilter/nf_conntrack_frag6_timeout")
+	if got != "9999999999\n1\n1\n1\n" {
+		t.Errorf("the settings are %q", got)
 	}
 }
 

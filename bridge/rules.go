@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/google/nftables"
@@ -179,9 +180,9 @@ func makeGuard(add elements) error {
 		conn.AddTable(t)
 	}
 	sets := guardSetsOf()
-	for _, s := range sets {
-		if err := conn.AddSet(s, nil); err != nil {
-			return fmt.Errorf("make the guard's set %s: %w", s.Name, err)
+	for _, name := range slices.Sorted(maps.Keys(sets)) {
+		if err := conn.AddSet(sets[name], nil); err != nil {
+			return fmt.Errorf("make the guard's set %s: %w", name, err)
 		}
 	}
 	for f, list := range add {

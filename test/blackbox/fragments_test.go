@@ -1,0 +1,113 @@
+package blackbox
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// firstFragment is that of a UDP datagram of which no more follows, with so many bytes in it. Those of IPv6 stand behind
+// destination options every other time.
+func firstFragment(t *testing.T, dstMAC, srcMAC net.HardwareAddr, src, dst string, id, size int) []byte {
+	t.Helper()
+	payload := gopacket.Payload(make([]byte, size))
+	if !strings.Contains(dst, ":") {
+		ip := header(src, dst, layers.IPProtocolUDP, nil).(*layers.IPv4)
+		ip.Id, ip.Flags = uint16(id), layers.IPv4MoreFragments
+		return nodetest.Frame(t, ethernet(dstMAC, srcMAC, dst), ip, payload)
+	}
+	fragment := gopacket.Payload([]byte{byte(layers.IPProtocolUDP), 0, 0, 1, byte(id >> 24), byte(id >> 16), byte(id >> 8), byte(id)})
+	if id%2 == 0 {
+		return nodetest.Frame(t, ethernet(dstMAC, srcMAC, dst), header(src, dst, layers.IPProtocolIPv6Fragment, nil), fragment, payload)
+	}
+	options := gopacket.Payload([]byte{byte(layers.IPProtocolIPv6Fragment), 0, 1, 4, 0, 0, 0, 0}) // RFC 8200: padding
+	return nodetest.Frame(t, ethernet(dstMAC, srcMAC, dst), header(src, dst, layers.IPProtocolIPv6Destination, nil), options, fragment, payload)
+}
+
+// arrive has the pod send datagrams of 8 KB to the other, spread over the time, and counts those that arrive.
+func arrive(t *testing.T, from, to *nodetest.Pod, address string, count int, spread time.Duration) int {
+	t.Helper()
+	box := listen(t, to.Netns, "udp", net.JoinHostPort(address, "9999"))
+	defer func() { _ = box.conn.Close() }()
+	raw, err := box.conn.(*net.UDPConn).SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20)
+		})
+	}
+	if err != nil {
+		t.Fatalf("make room for what arrives: %v", err)
+	}
+	conn, err := nodetest.Dial(t, from.Netns, "udp", net.JoinHostPort(address, "9999"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	began := time.Now()
+	for i := range count {
+		time.Sleep(time.Until(began.Add(spread * time.Duration(i) / time.Duration(count))))
+		if _, err := conn.Write(append(fmt.Appendf(nil, "%08d", i), make([]byte, 8192-8)...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return len(box.heard(t, silence))
+}
+
+// TestFragmentsOfOnePod: E sends first fragments as fast as it can, and two other pods go on sending each other datagrams
+// that are fragmented, without a loss.
+func TestFragmentsOfOnePod(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	_, e, a, b := hostileNode(t, dualStack)
+	mac, router := macOf(t, e.Netns, "eth0"), macOf(t, nodetest.Self, "weir0")
+	var frames [][]byte
+	for id := range 3000 {
+		size := 8 + id%2*1400
+		frames = append(frames, firstFragment(t, router, mac, e.IP, b.IP, id, size), firstFragment(t, router, mac, e.IP6, b.IP6, id, size))
+	}
+	var stop atomic.Bool
+	var flood sync.WaitGroup
+	defer flood.Wait()
+	defer stop.Store(true)
+	sent := make(chan struct{})
+	flood.Go(func() {
+		nodetest.SendFrames(t, e.Netns, "eth0", frames...)
+		close(sent)
+		for !stop.Load() {
+			nodetest.SendFrames(t, e.Netns, "eth0", frames...)
+		}
+	})
+	<-sent
+	for _, address := range []string{b.IP, b.IP6} {
+		if got := arrive(t, a, b, address, 100, time.Second); got != 100 {
+			t.Errorf("of 100 datagrams to %s %d arrived", address, got)
+		}
+	}
+}
+
+// TestControlOwnFragments: what a pod needs itself is well within its share, sent evenly or all at once.
+func TestControlOwnFragments(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	_, _, a, b := hostileNode(t, dualStack)
+	for _, address := range []string{b.IP, b.IP6} {
+		for _, spread := range []time.Duration{3 * time.Second, 0} {
+			count := max(100, 100*int(spread/time.Second))
+			if got := arrive(t, a, b, address, count, spread); got != count {
+				t.Errorf("of %d datagrams to %s, sent in %v, %d arrived", count, address, spread, got)
+			}
+		}
+	}
+}

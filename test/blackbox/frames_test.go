@@ -1,0 +1,508 @@
+package blackbox
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// silence is how long a test waits for what must not come.
+const silence = 300 * time.Millisecond
+
+// denyAll isolates all pods of the namespace "hostile", in both directions.
+const denyAll = `
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: deny-all, namespace: hostile}
+spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
+`
+
+// dualStack is the plugin's configuration for pods of both families.
+var dualStack = nodetest.Conf{"ranges": []any{
+	nodetest.Conf{"subnet": "10.88.0.0/24"}, nodetest.Conf{"subnet": "fd00:10:88::/64"},
+}}
+
+// hostileNode is a node with a pod that attacks, under policies that deny it everything, and two others.
+func hostileNode(t *testing.T, conf nodetest.Conf) (n *nodetest.Node, hostile, a, b *nodetest.Pod) {
+	t.Helper()
+	n = nodetest.NewNode(t, conf)
+	n.Manifest("pods.yaml", pods("hostile", "e")+"\n---\n"+pods("quiet", "a", "b")+"\n---\n"+denyAll)
+	n.StartAgent()
+	noReversePath(t)
+	return n, n.AddPod("hostile", "e"), n.AddPod("quiet", "a"), n.AddPod("quiet", "b")
+}
+
+// noReversePath switches off the one check that the kernel makes of IPv4 senders, as it is by default.
+func noReversePath(t *testing.T) {
+	t.Helper()
+	nodetest.Run(t, "sh", "-c", "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done")
+}
+
+// linkLocal is an address that IEEE 802.1D, table 7-10, keeps from being bridged.
+func linkLocal(last byte) net.HardwareAddr { return net.HardwareAddr{1, 0x80, 0xc2, 0, 0, last} }
+
+// lldp is one of those that no hook of the bridge's sees.
+var lldp = linkLocal(0x0e)
+
+// macOf is that of the link in the namespace.
+func macOf(t *testing.T, netns, link string) (mac net.HardwareAddr) {
+	t.Helper()
+	nodetest.In(t, netns, func() error {
+		i, err := net.InterfaceByName(link)
+		if err == nil {
+			mac = i.HardwareAddr
+		}
+		return err
+	})
+	return mac
+}
+
+// ethernet is the header of a frame of that type.
+func ethernet(dst, src net.HardwareAddr, ip string) *layers.Ethernet {
+	kind := layers.EthernetTypeIPv4
+	if strings.Contains(ip, ":") {
+		kind = layers.EthernetTypeIPv6
+	}
+	return &layers.Ethernet{DstMAC: dst, SrcMAC: src, EthernetType: kind}
+}
+
+// datagram is a UDP packet, without an Ethernet header.
+func datagram(src, dst string, port int, payload []byte) []gopacket.SerializableLayer {
+	udp := &layers.UDP{SrcPort: 40000, DstPort: layers.UDPPort(port)}
+	ip := header(src, dst, layers.IPProtocolUDP, udp)
+	return []gopacket.SerializableLayer{ip, udp, gopacket.Payload(payload)}
+}
+
+// header is of the addresses' family. Of a transport protocol the checksum covers it.
+func header(src, dst string, protocol layers.IPProtocol, inside any) gopacket.SerializableLayer {
+	var ip gopacket.SerializableLayer
+	if strings.Contains(dst, ":") {
+		ip = &layers.IPv6{Version: 6, NextHeader: protocol, HopLimit: 255, SrcIP: net.ParseIP(src), DstIP: net.ParseIP(dst)}
+	} else {
+		ip = &layers.IPv4{Version: 4, TTL: 64, Protocol: protocol, SrcIP: net.ParseIP(src).To4(), DstIP: net.ParseIP(dst).To4()}
+	}
+	if l, ok := inside.(interface {
+		SetNetworkLayerForChecksum(gopacket.NetworkLayer) error
+	}); ok {
+		_ = l.SetNetworkLayerForChecksum(ip.(gopacket.NetworkLayer))
+	}
+	return ip
+}
+
+func layersOf(first gopacket.SerializableLayer, rest ...gopacket.SerializableLayer) []gopacket.SerializableLayer {
+	return append([]gopacket.SerializableLayer{first}, rest...)
+}
+
+// mailbox takes in what comes to a UDP address.
+type mailbox struct{ conn net.PacketConn }
+
+func listen(t *testing.T, netns, network, address string) *mailbox {
+	t.Helper()
+	m := &mailbox{}
+	nodetest.In(t, netns, func() (err error) {
+		m.conn, err = net.ListenPacket(network, address)
+		return err
+	})
+	t.Cleanup(func() { _ = m.conn.Close() })
+	return m
+}
+
+// heard are the payloads that have come, and come until none does for the duration.
+func (m *mailbox) heard(t *testing.T, quiet time.Duration) []string {
+	t.Helper()
+	var all []string
+	buf := make([]byte, 64<<10)
+	for {
+		if err := m.conn.SetReadDeadline(time.Now().Add(quiet)); err != nil {
+			t.Fatal(err)
+		}
+		k, _, err := m.conn.ReadFrom(buf)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return all
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, string(buf[:k]))
+	}
+}
+
+// TestFramesToLinkLocalMACs: the bridge hands them to the node's IP stack as received on the pod's port. What E sends so
+// under forged names reaches a service of the node neither over IPv4 nor over IPv6, which this node's pods don't even have.
+func TestFramesToLinkLocalMACs(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	_, e, a, _ := hostileNode(t, nil)
+	service := listen(t, nodetest.Self, "udp", ":9999")
+	mac := macOf(t, e.Netns, "eth0")
+	var frames [][]byte
+	for last := range byte(16) {
+		for src, dst := range map[string]string{"203.0.113.9": "192.0.2.2", "2001:db8:9::9": "2001:db8::2"} {
+			say := fmt.Appendf(nil, "%s to 01:80:c2:00:00:%02x", src, last)
+			packet := datagram(src, dst, 9999, say)
+			frames = append(frames, nodetest.Frame(t, layersOf(ethernet(linkLocal(last), mac, dst), packet...)...))
+			// A tag of VLAN 0 only says how urgent a frame is: the kernel takes it off.
+			tag := &layers.Dot1Q{Type: ethernet(nil, nil, dst).EthernetType}
+			tagged := &layers.Ethernet{DstMAC: linkLocal(last), SrcMAC: mac, EthernetType: layers.EthernetTypeDot1Q}
+			say = append(say, " under a tag"...)
+			packet = datagram(src, dst, 9999, say)
+			frames = append(frames, nodetest.Frame(t, append(layersOf(tagged, tag), packet...)...))
+		}
+	}
+	nodetest.SendFrames(t, e.Netns, "eth0", frames...)
+	for _, say := range service.heard(t, silence) {
+		t.Errorf("the node heard E: %s", say)
+	}
+	// That the service hears at all.
+	own := nodetest.Frame(t, layersOf(ethernet(macOf(t, nodetest.Self, "weir0"), macOf(t, a.Netns, "eth0"), a.IP),
+		datagram(a.IP, "192.0.2.2", 9999, []byte("a"))...)...)
+	nodetest.SendFrames(t, a.Netns, "eth0", own)
+	if got := service.heard(t, silence); len(got) != 1 {
+		t.Errorf("an ordinary packet of another pod's was heard %d times", len(got))
+	}
+}
+
+// TestARPToLinkLocalMACs: the node neither answers E, nor keeps what E claims.
+func TestARPToLinkLocalMACs(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	_, e, _, _ := hostileNode(t, nil)
+	mac := macOf(t, e.Netns, "eth0")
+	sniffer := nodetest.Sniff(t, e.Netns, "eth0")
+	for last := range byte(16) {
+		nodetest.SendFrames(t, e.Netns, "eth0", nodetest.Frame(t,
+			&layers.Ethernet{DstMAC: linkLocal(last), SrcMAC: mac, EthernetType: layers.EthernetTypeARP},
+			&layers.ARP{
+				AddrType: layers.LinkTypeEthernet, Protocol: layers.EthernetTypeIPv4, HwAddressSize: 6, ProtAddressSize: 4,
+				Operation: layers.ARPRequest, SourceHwAddress: mac, SourceProtAddress: []byte{198, 51, 100, 66},
+				DstHwAddress: make([]byte, 6), DstProtAddress: []byte{192, 0, 2, 2},
+			}))
+	}
+	for _, f := range sniffer.Frames(false, silence) {
+		if bytes.Equal(f[12:14], []byte{8, 6}) {
+			t.Errorf("the node answered: %x", f)
+		}
+	}
+	if got := nodetest.Run(t, "ip", "neigh", "show"); strings.Contains(got, "198.51.100.66") {
+		t.Errorf("the node has E's claim among its neighbours:\n%s", got)
+	}
+}
+
+// frags is how many bytes the node's reassembly of fragments holds, IPv4's and IPv6's.
+func frags(t *testing.T) (all string) {
+	t.Helper()
+	nodetest.In(t, nodetest.Self, func() error {
+		for _, name := range []string{"sockstat", "sockstat6"} {
+			data, err := os.ReadFile("/proc/thread-self/net/" + name)
+			if err != nil {
+				return err
+			}
+			for line := range strings.Lines(string(data)) {
+				if strings.HasPrefix(line, "FRAG") {
+					all += line
+				}
+			}
+		}
+		return nil
+	})
+	return all
+}
+
+// TestFragmentsToLinkLocalMACs: they take no memory of the node's, as they are dropped before they would be put together.
+func TestFragmentsToLinkLocalMACs(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	_, e, _, _ := hostileNode(t, nil)
+	mac := macOf(t, e.Netns, "eth0")
+	var frames [][]byte
+	for id := range 1000 {
+		frames = append(frames, firstFragment(t, lldp, mac, "203.0.113.9", "192.0.2.2", id, 8),
+			firstFragment(t, lldp, mac, "2001:db8:9::9", "2001:db8::2", id, 8))
+	}
+	nodetest.SendFrames(t, e.Netns, "eth0", frames...)
+	if got := frags(t); got != "FRAG: inuse 0 memory 0\nFRAG6: inuse 0 memory 0\n" {
+		t.Errorf("after E's fragments the node holds\n%s", got)
+	}
+}
+
+// advertisement says: I am your router, for everything, and this is your prefix.
+func advertisement(dst, src net.HardwareAddr) []gopacket.SerializableLayer {
+	prefix := append([]byte{64, 0xc0, 0, 0, 0x0e, 0x10, 0, 0, 0x0e, 0x10, 0, 0, 0, 0}, net.ParseIP("2001:db8:bad::")...)
+	icmp := &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(layers.ICMPv6TypeRouterAdvertisement, 0)}
+	return []gopacket.SerializableLayer{
+		ethernet(dst, src, "::"), header("fe80::bad", "ff02::1", layers.IPProtocolICMPv6, icmp), icmp,
+		&layers.ICMPv6RouterAdvertisement{HopLimit: 64, RouterLifetime: 1800, Options: layers.ICMPv6Options{
+			{Type: layers.ICMPv6OptSourceAddress, Data: src}, {Type: layers.ICMPv6OptPrefixInfo, Data: prefix},
+		}},
+	}
+}
+
+// believesNoRouter fails the test if the node has a route or an address from an advertisement.
+func believesNoRouter(t *testing.T) {
+	t.Helper()
+	time.Sleep(silence)
+	if got := nodetest.Run(t, "ip", "-6", "route", "show", "proto", "ra"); got != "" {
+		t.Errorf("the node believes a router:\n%s", got)
+	}
+	if got := nodetest.Run(t, "ip", "-6", "addr", "show", "to", "2001:db8:bad::/48"); got != "" {
+		t.Errorf("the node has an address of a router's prefix:\n%s", got)
+	}
+}
+
+// TestRouterAdvertisements: no pod is a router for its node, whose pods have IPv4 only.
+func TestRouterAdvertisements(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	_, e, _, _ := hostileNode(t, nil)
+	mac := macOf(t, e.Netns, "eth0")
+	for last := range byte(16) {
+		nodetest.SendFrames(t, e.Netns, "eth0", nodetest.Frame(t, advertisement(linkLocal(last), mac)...))
+	}
+	nodetest.SendFrames(t, e.Netns, "eth0", nodetest.Frame(t, advertisement(net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, mac)...))
+	believesNoRouter(t)
+}
+
+// nodesOf are manifests of this node, whose InternalIP that is, and of one more, at its uplink's other end.
+func nodesOf(t *testing.T, own, other string) string {
+	t.Helper()
+	return fmt.Sprintf(`---
+apiVersion: v1
+kind: Node
+metadata: {name: self}
+spec: {podCIDRs: [10.88.0.0/24]}
+status: {addresses: [{type: InternalIP, address: "%s"}]}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: other}
+spec: {podCIDRs: [10.99.0.0/24]}
+status: {addresses: [{type: InternalIP, address: "%s"}]}
+`, own, other)
+}
+
+// tunnelNode is hostileNode with a tunnel to another node, and returns the MACs of both ends.
+func tunnelNode(t *testing.T, own, other string) (n *nodetest.Node, e, b *nodetest.Pod, here, there net.HardwareAddr) {
+	t.Helper()
+	n = nodetest.NewNode(t, nil)
+	n.Manifest("pods.yaml", pods("hostile", "e")+"\n---\n"+pods("quiet", "b")+"\n---\n"+denyAll+nodesOf(t, own, other))
+	n.SpawnAgent("--source", "dir:"+n.Manifests, "--node-name", "self")
+	n.Eventually("the tunnel is there", func() error {
+		out, err := exec.Command("bridge", "fdb", "show", "dev", "weir-vxlan").CombinedOutput()
+		if err != nil || !bytes.Contains(out, []byte("dst "+other)) {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		there, err = net.ParseMAC(string(out[:17]))
+		return err
+	})
+	e, b = n.AddPod("hostile", "e"), n.AddPod("quiet", "b")
+	noReversePath(t)
+	return n, e, b, macOf(t, nodetest.Self, "weir-vxlan"), there
+}
+
+// tunnelPacket carries the frame from a node to another.
+func tunnelPacket(t *testing.T, src, dst string, inner []byte) []gopacket.SerializableLayer {
+	t.Helper()
+	vxlan := append([]byte{8, 0, 0, 0, 0, 0, 88, 0}, inner...)
+	return datagram(src, dst, 4789, vxlan)
+}
+
+// forgesTunnel: E has a pod of another node's say something to B, in frames that come to the node's IP stack from E's port.
+func forgesTunnel(t *testing.T, own, other string) {
+	_, e, b, here, there := tunnelNode(t, own, other)
+	box := listen(t, b.Netns, "udp", ":9999")
+	forged := func(outer net.HardwareAddr, src net.HardwareAddr, say string) []byte {
+		inner := nodetest.Frame(t, layersOf(ethernet(here, there, b.IP), datagram("10.99.0.7", b.IP, 9999, []byte(say))...)...)
+		return nodetest.Frame(t, layersOf(ethernet(outer, src, own), tunnelPacket(t, other, own, inner)...)...)
+	}
+	for last := range byte(16) {
+		nodetest.SendFrames(t, e.Netns, "eth0", forged(linkLocal(last), macOf(t, e.Netns, "eth0"), fmt.Sprintf("01:80:c2:00:00:%02x", last)))
+	}
+	for _, say := range box.heard(t, silence) {
+		t.Errorf("a pod believes what E says for another: %s", say)
+	}
+	// That the frames are right: the other node may send them.
+	nodetest.SendFrames(t, "/run/netns/outside", "eth0", forged(macOf(t, nodetest.Self, "eth0"), macOf(t, "/run/netns/outside", "eth0"), "real"))
+	if got := box.heard(t, silence); len(got) != 1 {
+		t.Errorf("a packet out of the tunnel was heard %d times", len(got))
+	}
+}
+
+func TestForgedTunnelFramesOverIPv4(t *testing.T) {
+	if nodetest.IsolatedWithWeir(t) {
+		forgesTunnel(t, "192.0.2.2", "192.0.2.1")
+	}
+}
+
+func TestForgedTunnelFramesOverIPv6(t *testing.T) {
+	if nodetest.IsolatedWithWeir(t) {
+		forgesTunnel(t, "2001:db8::2", "2001:db8::1")
+	}
+}
+
+// TestRouterAdvertisementsOutOfTheTunnel: no node is a router for another that way. Neither does the tunnel answer ARP.
+func TestRouterAdvertisementsOutOfTheTunnel(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	_, _, _, _, there := tunnelNode(t, "192.0.2.2", "192.0.2.1")
+	inner := nodetest.Frame(t, advertisement(net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, there)...)
+	nodetest.SendFrames(t, "/run/netns/outside", "eth0", nodetest.Frame(t, layersOf(
+		ethernet(macOf(t, nodetest.Self, "eth0"), macOf(t, "/run/netns/outside", "eth0"), "192.0.2.2"),
+		tunnelPacket(t, "192.0.2.1", "192.0.2.2", inner)...)...))
+	believesNoRouter(t)
+}
+
+// unaskedAddresses are the IPv6 addresses of weir's links that nobody asked for.
+func unaskedAddresses(t *testing.T) (all []string) {
+	t.Helper()
+	for line := range strings.Lines(nodetest.Run(t, "ip", "-6", "-o", "addr", "show")) {
+		f := strings.Fields(line)
+		if !strings.HasPrefix(f[1], "weir") {
+			continue
+		}
+		p, err := netip.ParsePrefix(f[3])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(f[1], "weirp") || p.Addr().IsLinkLocalUnicast() || !p.Addr().IsPrivate() {
+			all = append(all, f[1]+" "+f[3])
+		}
+	}
+	return all
+}
+
+// TestNoAddressThatNobodyAskedFor on weir0, the pods' ports and the tunnel, with and without IPv6 pods.
+func TestNoAddressThatNobodyAskedFor(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n, _, _, _, _ := tunnelNode(t, "192.0.2.2", "192.0.2.1")
+	if got := unaskedAddresses(t); len(got) > 0 {
+		t.Errorf("without IPv6 pods: %v", got)
+	}
+	n.Configure(dualStack)
+	n.Manifest("more.yaml", pods("more", "c"))
+	n.Eventually("a pod with both families starts", func() error {
+		_, err := n.TryAddPod("more", "c")
+		return err
+	})
+	if got := unaskedAddresses(t); len(got) > 0 {
+		t.Errorf("with an IPv6 pod: %v", got)
+	}
+}
+
+// TestPortsOfAnEarlierWeir: it knew nothing of all this, and its pods' ports are there when the agent is replaced. What it
+// had let come is taken away.
+func TestPortsOfAnEarlierWeir(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n, e, a, b := hostileNode(t, nil)
+	n.StopAgent()
+	port := portOf(t, e)
+	nodetest.Run(t, "sh", "-c", "nft flush ruleset; for l in weir0 "+port+"; do "+
+		"echo 1 >/proc/sys/net/ipv6/conf/$l/accept_ra; ip addr add fe80::1/64 dev $l nodad; done; "+
+		"ip -6 route add default via fe80::bad dev "+port+" proto ra metric 10")
+	n.StartAgent()
+	believesNoRouter(t)
+	if got := unaskedAddresses(t); len(got) > 0 {
+		t.Errorf("the node still has %v", got)
+	}
+	service := listen(t, nodetest.Self, "udp", ":9999")
+	mac := macOf(t, e.Netns, "eth0")
+	for src, dst := range map[string]string{"203.0.113.9": "192.0.2.2", "2001:db8:9::9": "2001:db8::2"} {
+		nodetest.SendFrames(t, e.Netns, "eth0", nodetest.Frame(t, layersOf(ethernet(lldp, mac, dst), datagram(src, dst, 9999, []byte(src))...)...))
+	}
+	for _, say := range service.heard(t, silence) {
+		t.Errorf("the node heard E: %s", say)
+	}
+	n.Serve(b.Netns, "tcp", ":80")
+	n.Reach(a, b.IP+":80", true)
+}
+
+// TestThePortsTablesAreRepaired as soon as somebody takes them away, though the agent looks at the kernel every ten seconds
+// otherwise.
+func TestThePortsTablesAreRepaired(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n, _, _, _ := hostileNode(t, nil)
+	for _, c := range []string{
+		"delete table inet weir-ports", "delete table arp weir-ports", "flush chain inet weir-ports prerouting",
+		"flush chain arp weir-ports input", "flush chain bridge weir fragments",
+	} {
+		before := nodetest.Run(t, "nft", "-s", "list", "chains")
+		began := time.Now()
+		nodetest.Run(t, "nft", c)
+		n.Eventually("all is there again after: nft "+c, func() error {
+			rules, err := exec.Command("nft", "list", "ruleset").CombinedOutput()
+			if err != nil || strings.Count(string(rules), `iifname "weirp*"`) != 2 || strings.Count(string(rules), "goto shared") != 2 {
+				return fmt.Errorf("%w: %s\nbefore:\n%s", err, rules, before)
+			}
+			return nil
+		})
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("after nft %s it took %v", c, took)
+		}
+	}
+}
+
+// portOf is the name of the pod's link on the node.
+func portOf(t *testing.T, p *nodetest.Pod) string {
+	t.Helper()
+	var links []struct{ Ifname, Ifalias string }
+	if err := json.Unmarshal([]byte(nodetest.Run(t, "ip", "-j", "link", "show")), &links); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if strings.Contains(l.Ifalias, p.Namespace+"/"+p.Name) {
+			return l.Ifname
+		}
+	}
+	t.Fatalf("no link says that it is the pod's: %v", links)
+	return ""
+}
+
+// TestTheNodesLoopback: portmap sets route_localnet on weir0 with the first hostPort, and from then on the kernel would
+// route there what a pod sends to 127.0.0.1.
+func TestTheNodesLoopback(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n, _, a, _ := hostileNode(t, nil)
+	nodetest.Run(t, "sh", "-c", "echo 1 >/proc/sys/net/ipv4/conf/weir0/route_localnet")
+	n.Serve(nodetest.Self, "tcp", "127.0.0.1:8099")
+	service := listen(t, nodetest.Self, "udp", "127.0.0.1:8099")
+	sniffer := nodetest.Sniff(t, a.Netns, "eth0")
+	eth := ethernet(macOf(t, nodetest.Self, "weir0"), macOf(t, a.Netns, "eth0"), a.IP)
+	syn := &layers.TCP{SrcPort: 40000, DstPort: 8099, SYN: true, Window: 1000, Seq: 1}
+	nodetest.SendFrames(t, a.Netns, "eth0",
+		nodetest.Frame(t, layersOf(eth, datagram(a.IP, "127.0.0.1", 8099, []byte("127.0.0.1"))...)...),
+		nodetest.Frame(t, layersOf(eth, datagram(a.IP, "127.1.2.3", 8099, []byte("127.1.2.3"))...)...),
+		nodetest.Frame(t, eth, header(a.IP, "127.0.0.1", layers.IPProtocolTCP, syn), syn))
+	if got := service.heard(t, silence); len(got) > 0 {
+		t.Errorf("the node's loopback heard a pod: %v", got)
+	}
+	for _, f := range sniffer.Frames(false, silence) {
+		if bytes.Equal(f[12:14], []byte{8, 0}) {
+			t.Errorf("the node's loopback answered a pod: %x", f)
+		}
+	}
+}
