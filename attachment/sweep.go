@@ -71,6 +71,39 @@ func sweep(valid map[string]bool) error {
 	return errors.Join(errs...)
 }
 
+// Evict takes those of the addresses that are no attachment's out of the sets of all pods, and returns them. As addresses are
+// given out, and attachments end, under the lock, none becomes one's meanwhile.
+func Evict(addrs []netip.Addr) ([]netip.Addr, error) {
+	unlock, err := endpoint.Lock()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	held, err := ipam.Holders()
+	if err != nil {
+		return nil, err
+	}
+	k, err := know(held, nil)
+	if err != nil {
+		return nil, err
+	}
+	var evicted []netip.Addr
+	var changes []ipset.Change
+	for _, a := range addrs {
+		set := conf.FamilyOf(a).Set(conf.PodsSet)
+		in, err := ipset.Holding(a, []string{set})
+		if err != nil {
+			return nil, err
+		}
+		if held[a] != "" || k.addrs[a] || !in[set] { // an attachment's, or of one that has ended since it was seen
+			continue
+		}
+		evicted = append(evicted, a)
+		changes = append(changes, ipset.Change{Set: set, Entry: ipset.Entry{Prefix: netip.PrefixFrom(a, a.BitLen())}, Out: true})
+	}
+	return evicted, ipset.Apply(changes...)
+}
+
 // stale are the addresses that are no attachment's.
 func (k known) stale(f found) []endpoint.Address {
 	var all []endpoint.Address

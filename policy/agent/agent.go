@@ -72,6 +72,11 @@ type agent struct {
 	kept      bool           // while there are no objects: the kernel was looked at
 	ruleset   policy.Ruleset // as it was last brought into the kernel
 	purged    bool           // the plugin has changed sets since
+	moved     bool           // attachments have begun or ended since the kernel was read last
+	ending    bool           // attachments are being deleted
+	owed      kernel.Verify  // what must be read for the next sync, as the last one failed
+	cleaned   bool           // the other iptables was looked at for leftovers
+	strays    chan []netip.Addr
 	cutting   cutting
 	plan      overlay.Plan // as it should be
 	reached   overlay.Plan // as it was last brought into the kernel
@@ -159,7 +164,8 @@ func newAgent(o Options, driver *kernel.Driver, links netlinksafe.Handle) *agent
 		Options: o, driver: driver, links: links,
 		events: make(chan event), drift: newDrift(),
 		found: map[string]found{}, endpoints: map[string]endpoint.Endpoint{}, broken: endpoint.BrokenRecords{},
-		shut:   map[string]endpoint.Endpoint{},
+		shut: map[string]endpoint.Endpoint{},
+		owed: none, strays: make(chan []netip.Addr, 1),
 		opened: map[string]bool{}, enrolled: map[string]bool{},
 		cutting: cutting{owed: true, walked: make(chan walked, 1)}, policies: []string{},
 		faults: faults{log: o.Log, now: map[part]error{}},
@@ -211,8 +217,14 @@ func (a *agent) loop(ctx context.Context) error {
 			verify = kernel.All
 		case <-again.C:
 		case w := <-a.cutting.walked:
+			unknown := a.faults.now[partConnections] != nil
 			a.takeWalk(w)
-			continue
+			if w.err != nil {
+				again.Reset(retry)
+			}
+			if w.err != nil || !unknown {
+				continue
+			}
 		}
 		a.beat.Store(time.Now().UnixNano())
 		again.Stop()

@@ -83,8 +83,8 @@ func (a *agent) takeWalk(w walked) {
 	if w.Cut+w.Restored > 0 {
 		a.Log.Info("connections judged anew", "cut", w.Cut, "restored", w.Restored)
 	}
+	a.faults.set(partConnections, w.err)
 	if w.err != nil {
-		a.Log.Error("connections that should be cut may go on", "error", w.err)
 		a.cutting.owed = true
 		return
 	}

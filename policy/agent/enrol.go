@@ -33,6 +33,7 @@ type reply struct {
 
 func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
 	a.takeRecord(e.id)
+	a.moved = true
 	a.waiting = append(a.waiting, e)
 	ep, ok := a.endpoints[e.id]
 	if !ok {

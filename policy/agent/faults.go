@@ -14,24 +14,28 @@ import (
 type part string
 
 const (
-	partSource    part = "source"
-	partAPI       part = "api"
-	partRecords   part = "records"
-	partKernel    part = "kernel"
-	partNodes     part = "nodes"
-	partLinks     part = "links"
-	partAddresses part = "addresses"
+	partSource      part = "source"
+	partAPI         part = "api"
+	partRecords     part = "records"
+	partKernel      part = "kernel"
+	partConnections part = "connections"
+	partLeftovers   part = "leftovers"
+	partNodes       part = "nodes"
+	partLinks       part = "links"
+	partAddresses   part = "addresses"
 )
 
 // parts are what each is called in the status, and what it means that something stands in its way.
 var parts = map[part]struct{ name, meaning string }{
-	partSource:    {"source", "the source has errors; its last good state stays in force"},
-	partAPI:       {"API server", "the API server doesn't answer; what is known of the cluster stays in force"},
-	partRecords:   {"endpoint records", "endpoint records can't be read; their pods stay closed"},
-	partKernel:    {"kernel", "the kernel does not hold what it should; what it holds closes"},
-	partAddresses: {"addresses", "no address is left for a new pod of this node; running pods are not affected"},
-	partLinks:     {"links", "weir's links or the node's reassembly of fragments aren't set as they should be"},
-	partNodes:     {"other nodes", "the way to other nodes isn't as it should be"},
+	partSource:      {"source", "the source has errors; its last good state stays in force"},
+	partAPI:         {"API server", "the API server doesn't answer; what is known of the cluster stays in force"},
+	partRecords:     {"endpoint records", "endpoint records can't be read; their pods stay closed"},
+	partKernel:      {"kernel", "the kernel does not hold what it should, or it isn't known what it holds; no pod is let in"},
+	partConnections: {"connections", "connections can't be read or ended, and may go on though a policy forbids them; no pod is let in"},
+	partLeftovers:   {"leftovers", "rules of weir's may be left in the iptables that the node doesn't use; they open nothing"},
+	partAddresses:   {"addresses", "no address is left for a new pod of this node; running pods are not affected"},
+	partLinks:       {"links", "weir's links or the node's reassembly of fragments aren't set as they should be"},
+	partNodes:       {"other nodes", "the way to other nodes isn't as it should be"},
 }
 
 // Contact is a Source that knows whether those it asks answer.

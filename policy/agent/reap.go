@@ -2,11 +2,13 @@ package agent
 
 import (
 	"context"
+	"net/netip"
 	"time"
 
 	"github.com/weir-net/weir/attachment"
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/policy/kernel"
 )
 
 const (
@@ -46,6 +48,9 @@ func (a *agent) reap(ctx context.Context) error {
 		case <-soon:
 			soon = nil
 		case <-every.C:
+		case strays := <-a.strays:
+			a.evict(ctx, strays)
+			continue
 		}
 		a.reapOnce()
 	}
@@ -61,6 +66,22 @@ func (a *agent) reapOnce() {
 	if err != nil {
 		a.Log.Error("what pods that are gone have left behind can't be taken away; it is tried again", "error", err)
 	}
+}
+
+// evict takes addresses that somebody has put there out of the sets of all pods.
+func (a *agent) evict(ctx context.Context, strays []netip.Addr) {
+	evicted, err := attachment.Evict(strays)
+	if err != nil {
+		a.Log.Error("addresses of no pod stay among those that are judged; it is tried again", "error", err)
+	}
+	if len(evicted) == 0 {
+		return
+	}
+	a.Log.Warn("somebody had put addresses of no pod into the sets of all pods; they are out again", "addresses", evicted)
+	a.hand(ctx, func() kernel.Verify {
+		a.stats.Repairs++
+		return none
+	})
 }
 
 // tellPlugin renews the heartbeat that the plugin's STATUS goes by. Whoever calls it has just found that all is well.

@@ -66,7 +66,12 @@ func (a *agent) takeAllRecords() error {
 		a.unlisted = true
 		return err
 	}
-	a.unlisted = false
+	ids, err := endpoint.IDs()
+	if err != nil {
+		a.unlisted = true
+		return err
+	}
+	a.unlisted, a.ending = false, len(ids) > len(all)+len(broken)
 	a.cutting.owed = a.cutting.owed || len(a.broken) > 0
 	before := maps.Clone(a.endpoints)
 	maps.Copy(before, a.shut)
@@ -78,6 +83,7 @@ func (a *agent) takeAllRecords() error {
 	for id, why := range broken {
 		a.refuse(id, before[id].Addresses, why)
 	}
+	a.moved = a.moved || a.ending || !maps.EqualFunc(before, a.endpoints, func(x, y endpoint.Endpoint) bool { return reflect.DeepEqual(x, y) })
 	return nil
 }
 
@@ -95,6 +101,7 @@ func (a *agent) noticeRecord(id string) kernel.Verify {
 	broken := a.broken[id] != nil
 	a.takeRecord(id)
 	e, has := a.endpoints[id]
+	a.moved = a.moved || had != has
 	switch broken = broken || a.broken[id] != nil; {
 	case broken:
 		return kernel.Trust

@@ -19,7 +19,7 @@ type snapshot struct {
 func (a *agent) publish() {
 	s := &snapshot{faults: map[part]bool{}, peers: len(a.reached.Peers)}
 	s.Status = report.Status{
-		Ready:    a.objects != nil && !a.lastSync.IsZero() && a.faults.now[partKernel] == nil,
+		Ready:    a.objects != nil && !a.lastSync.IsZero() && a.faults.now[partKernel] == nil && a.unsure() == nil,
 		LastSync: a.lastSync, IPTables: string(a.driver.Flavour), Stats: a.stats,
 		Errors: []string{}, Pods: []report.PodStatus{}, Policies: a.policies, Sets: []report.SetStatus{},
 		Problems: append([]policy.Problem{}, a.problems...), Classes: append([]policy.Class{}, a.ruleset.Classes...),

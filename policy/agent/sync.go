@@ -10,6 +10,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/kernel"
@@ -25,44 +26,52 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 	if source, ok := a.Source.(Contact); ok {
 		a.faults.set(partAPI, source.Contact())
 	}
+	verify = max(verify, a.owed)
 	if a.objects == nil || !a.listed {
 		return a.keepClosed(ctx, verify)
 	}
 	began := time.Now()
 	defer func() { a.metrics.syncs.Observe(time.Since(began).Seconds()) }()
+	verify, readErr := a.read(ctx, verify)
 	ruleset := policy.Compile(a.state())
 	a.plan = a.computePlan()
 	a.reportProblems(slices.Concat(ruleset.Problems, a.plan.Problems))
 	a.cutting.newest.Store(&scene{ruleset, a.pods()})
-	result, err := a.driver.Apply(ctx, ruleset, verify)
-	if err == nil {
-		err = a.guard(verify)
+	result, err := a.bring(ctx, readErr, ruleset, verify)
+	var unknown *kernel.UnknownError
+	brought := err == nil || errors.As(err, &unknown)
+	if guardErr := a.guard(verify); guardErr != nil {
+		err, unknown = errors.Join(err, guardErr), nil
+	}
+	if ctx.Err() != nil {
+		return 0
+	}
+	if brought {
+		a.noteChange(ruleset, result, verify, err == nil)
+	} else {
+		a.cutting.owed = true // some of it may be done
 	}
 	if err != nil {
-		if ctx.Err() != nil {
-			return 0
-		}
 		a.faults.set(partKernel, err)
 		a.stats.Failures++
-		a.cutting.owed = true // some of it may be done
+		if a.owed = kernel.All; unknown != nil { // tables that are unknown are read each time
+			a.owed = none
+		}
+		if brought {
+			a.walk()
+		}
 		return sooner(a.answer(err), retry)
 	}
-	if result.Changed {
-		a.stats.Changes++
-		same := !a.lastSync.IsZero() && !a.purged && slices.EqualFunc(a.ruleset.Sets, ruleset.Sets, equalSet) &&
-			slices.EqualFunc(a.ruleset.Chains, ruleset.Chains, equalChain)
-		if same && a.faults.now[partKernel] == nil {
-			a.stats.Repairs++
-			a.Log.Warn("somebody had changed weir's sets or rules; they are as they should be again")
-		}
-	}
-	if a.lastSync.IsZero() {
-		if err := a.driver.CleanOtherFlavour(ctx); err != nil {
-			a.Log.Warn("leftovers of weir's in the other iptables", "error", err)
-		}
-	}
-	a.ruleset, a.lastSync, a.purged = ruleset, time.Now(), false
+	a.lastSync, a.owed = time.Now(), none
 	a.faults.set(partKernel, nil)
+	a.cleanOther(ctx, verify)
+	if err := a.unsure(); err != nil {
+		if a.unlisted {
+			a.owed = kernel.All
+		}
+		a.walk()
+		return sooner(a.answer(err), retry)
+	}
 	a.tellPlugin() // before the runtime's configuration is there and it asks
 	next := a.answer(nil)
 	if err := a.reach(verify); err != nil {
@@ -70,12 +79,84 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 	}
 	a.open()
 	a.publishAddresses(ctx)
-	a.cutting.note(result, verify)
 	a.walk()
 	if len(result.Left) > 0 {
 		next = sooner(next, retry)
 	}
 	return next
+}
+
+// read reads what the kernel holds, if that is to be verified or isn't known, and the records after it. In this order: what
+// the plugin has changed in the kernel by then has a record by which the agent comes to the same.
+func (a *agent) read(ctx context.Context, verify kernel.Verify) (kernel.Verify, error) {
+	if verify != kernel.All && !a.driver.Unread() {
+		return verify, nil
+	}
+	err := a.driver.Read(ctx)
+	a.takeRecords(dirwatch.Change{Lost: true})
+	return kernel.All, err
+}
+
+// bring brings the ruleset into the kernel. If it isn't known what the kernel holds, only weir's rules get back their place
+// before all others.
+func (a *agent) bring(ctx context.Context, readErr error, ruleset policy.Ruleset, verify kernel.Verify) (kernel.Result, error) {
+	if readErr != nil {
+		return kernel.Result{}, errors.Join(readErr, a.driver.PutFirst(ctx, ruleset))
+	}
+	if verify == kernel.All { // which was read already
+		verify = kernel.Trust
+	}
+	return a.driver.Apply(ctx, ruleset, verify)
+}
+
+// noteChange takes in what the ruleset has changed in the kernel. If not all that it had held is known, it isn't known either
+// who had changed something.
+func (a *agent) noteChange(ruleset policy.Ruleset, result kernel.Result, verify kernel.Verify, known bool) {
+	if result.Changed {
+		a.stats.Changes++
+		if known && a.somebodys(ruleset, result) {
+			a.stats.Repairs++
+			a.Log.Warn("somebody had changed weir's sets or rules; they are as they should be again")
+		}
+	}
+	a.ruleset, a.purged = ruleset, false
+	if verify == kernel.All {
+		a.moved = a.ending
+	}
+	a.cutting.note(result, verify)
+	if len(result.Strays) > 0 {
+		select {
+		case a.strays <- result.Strays:
+		default: // the next look at the kernel finds them again
+		}
+	}
+}
+
+// somebodys says whether what was changed had been changed by somebody else: the agent wants what it wanted before, and of
+// sets the plugin can't have done it for an attachment that began or ended meanwhile.
+func (a *agent) somebodys(ruleset policy.Ruleset, result kernel.Result) bool {
+	if a.lastSync.IsZero() || a.faults.now[partKernel] != nil || !slices.EqualFunc(a.ruleset.Chains, ruleset.Chains, equalChain) {
+		return false
+	}
+	return result.Rules || (!a.purged && !a.moved && slices.EqualFunc(a.ruleset.Sets, ruleset.Sets, equalSet))
+}
+
+// unsure says why no pod is let in though the kernel holds what the agent knows: it doesn't know all.
+func (a *agent) unsure() error {
+	if a.unlisted {
+		return a.faults.now[partRecords]
+	}
+	return a.faults.now[partConnections]
+}
+
+// cleanOther takes away what weir may have left in the iptables that the node doesn't use.
+func (a *agent) cleanOther(ctx context.Context, verify kernel.Verify) {
+	if a.cleaned || verify != kernel.All {
+		return
+	}
+	err := a.driver.CleanOtherFlavour(ctx)
+	a.cleaned = err == nil
+	a.faults.set(partLeftovers, err)
 }
 
 // keepClosed is sync while there is no good state yet. What the kernel holds is left as it is, unless it holds too little to
@@ -85,9 +166,7 @@ func (a *agent) keepClosed(ctx context.Context, verify kernel.Verify) time.Durat
 		return a.answer(errNotSynced)
 	}
 	closed, err := a.driver.KeepClosed(ctx, policy.Compile(a.state()))
-	if err == nil {
-		err = a.guard(verify)
-	}
+	err = errors.Join(err, a.guard(verify))
 	if ctx.Err() != nil {
 		return 0
 	}

@@ -92,13 +92,18 @@ func dump(family uint8, filter ...*nl.RtAttr) iter.Seq2[Connection, error] {
 		for _, attr := range filter {
 			req.AddData(attr)
 		}
-		goOn := true
+		goOn, unread := true, 0
 		err := req.ExecuteIter(unix.NETLINK_NETFILTER, 0, func(msg []byte) bool {
 			if c, ok := parse(msg); ok {
 				goOn = yield(c, nil)
+			} else {
+				unread++
 			}
 			return goOn
 		})
+		if err == nil && unread > 0 { // whether a policy lets them through isn't known
+			err = fmt.Errorf("%d of them can't be understood", unread)
+		}
 		if err != nil && goOn {
 			yield(Connection{}, fmt.Errorf("list connections: %w", err))
 		}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -19,10 +20,15 @@ import (
 
 // Driver brings rulesets into the kernel. It is not safe for concurrent use.
 type Driver struct {
+	// Flavour of the node's iptables; empty while it isn't known.
 	Flavour Flavour
 	sets    *ipset.Handle
 	// have is what the kernel held after the last change; nil if it must be read anew.
 	have *state
+	// fresh says that have was read, and nothing was changed since.
+	fresh bool
+	// wanted says for which families Apply was last to bring something into the kernel.
+	wanted [len(conf.Families)]bool
 	// readAt is the generation of nf_tables at which the tables were read; 0: unknown.
 	readAt uint32
 	own    ownChanges
@@ -30,17 +36,24 @@ type Driver struct {
 	ahead [len(conf.Families)]*restorer
 }
 
-// Open finds out which iptables the node uses and connects to the kernel.
+// Open connects to the kernel and finds out which iptables the node uses. If that can't be found out, it is tried again by
+// whatever needs it, which then says so.
 func Open(ctx context.Context) (*Driver, error) {
-	flavour, err := Detect(ctx)
-	if err != nil {
-		return nil, err
-	}
 	sets, err := ipset.Open()
 	if err != nil {
 		return nil, err
 	}
-	return &Driver{Flavour: flavour, sets: sets}, nil
+	d := &Driver{sets: sets}
+	_ = d.detect(ctx)
+	return d, nil
+}
+
+// detect finds out which iptables the node uses, once.
+func (d *Driver) detect(ctx context.Context) (err error) {
+	if d.Flavour == "" {
+		d.Flavour, err = Detect(ctx)
+	}
+	return err
 }
 
 // Close disconnects; what was applied stays.
@@ -58,33 +71,52 @@ type Result struct {
 	// Closes says that what was let through before may not be any more; without it, a change only opens, or is about pods
 	// that came or ended, which have no connections.
 	Closes bool
+	// Rules says that rules were changed, and not only sets.
+	Rules bool
 	// Left are sets that nobody wants and that the kernel still holds for a rule that it is deleting; the next Apply
 	// tries again.
 	Left []string
+	// Strays are addresses that were found in the sets of all pods and that no pod is known to have. Apply leaves them there.
+	Strays []netip.Addr
 }
 
 // Apply makes the kernel hold the ruleset. After an error the kernel holds some of the old state and some of the new, each of which closes
-// what it should; applying again goes on from there.
+// what it should; applying again goes on from there. After an UnknownError it holds the ruleset, as far as can be known.
 func (d *Driver) Apply(ctx context.Context, want policy.Ruleset, verify Verify) (Result, error) {
 	var r Result
 	if err := d.look(ctx, want, verify); err != nil {
 		return r, err
 	}
 	p := makePlan(*d.have, want)
-	if p.empty() {
-		return r, nil
+	if d.fresh {
+		for _, c := range p.strays {
+			r.Strays = append(r.Strays, c.Prefix.Addr())
+		}
 	}
-	r.Closes = p.closes
-	r.Changed = len(p.create)+len(p.before)+len(p.after) > 0 || p.restores()
+	d.fresh = false
 	have := *d.have
-	d.have = nil // until all is done
-	left, err := d.carryOut(ctx, p)
-	if err != nil {
-		return r, err
+	if !p.empty() {
+		r.Closes, r.Rules = p.closes, p.restores()
+		r.Changed = len(p.create)+len(p.before)+len(p.after) > 0 || r.Rules
+		d.have = nil // until all is done
+		before, _ := Generation()
+		var err error
+		if r.Left, err = d.carryOut(ctx, p); err != nil {
+			return r, err
+		}
+		if err := have.see(want, p, before); err != nil {
+			return r, err
+		}
 	}
-	next := have.after(p, want, left)
+	next := have.after(p, want, r.Left)
 	d.have = &next
-	r.Left = left
+	var why []error
+	for _, f := range conf.Families {
+		why = append(why, next.tables[f].unknown()...)
+	}
+	if len(why) > 0 {
+		return r, &UnknownError{why}
+	}
 	return r, nil
 }
 
@@ -92,25 +124,90 @@ func (d *Driver) Apply(ctx context.Context, want policy.Ruleset, verify Verify) 
 // only get back their place before everybody else's rules. If one is gone or was flushed, so is what it forbade: the
 // kernel then gets the ruleset, in which no pod is in any class, and KeepClosed says so.
 func (d *Driver) KeepClosed(ctx context.Context, closed policy.Ruleset) (bool, error) {
-	var commands [len(conf.Families)]string
+	if err := d.detect(ctx); err != nil {
+		return false, err
+	}
+	stand, err := d.putFirst(ctx, closed)
+	if !stand {
+		_, err := d.Apply(ctx, closed, All)
+		return true, err
+	}
+	return false, err
+}
+
+// PutFirst is for when it can't be read what the kernel holds: weir's rules get back their place before everybody else's,
+// and nothing else is changed.
+func (d *Driver) PutFirst(ctx context.Context, want policy.Ruleset) error {
+	if d.Flavour == "" {
+		return nil
+	}
+	_, err := d.putFirst(ctx, want)
+	return err
+}
+
+// putFirst puts weir's rules into their places in the table that drops, unless one of weir's chains is gone or was flushed.
+// Where nothing tells of the table, they stand if rules that lead to them can be made.
+func (d *Driver) putFirst(ctx context.Context, want policy.Ruleset) (stand bool, err error) {
+	var p plan
+	var why []error
 	for _, f := range conf.Families {
-		if !closed.Has(f) {
+		d.wanted[f] = want.Has(f)
+		if !d.wanted[f] {
 			continue
 		}
-		mangle, err := d.readTable(ctx, f, "mangle")
-		if err != nil {
-			return false, err
+		mangle := d.readTable(ctx, f, "mangle", d.have)
+		hidden := false
+		if u := mangle.unknown; u != nil {
+			why = append(why, u.why)
+			hidden = u.seen == nil
 		}
-		if !mangle.stands(f, closed) {
-			_, err := d.Apply(ctx, closed, All)
-			return true, err
+		if !hidden && !mangle.stands(f, want) {
+			return false, nil
 		}
-		if places := jumps(f, "mangle", mangle, closed); len(places) > 0 {
-			d.have = nil
-			commands[f] = "*mangle\n" + strings.Join(places, "\n") + "\nCOMMIT\n"
+		places := jumps(f, "mangle", mangle, want)
+		if len(places) == 0 {
+			continue
+		}
+		d.have = nil
+		commands := "*mangle\n" + strings.Join(places, "\n") + "\nCOMMIT\n"
+		if hidden {
+			p.blind = append(p.blind, blind{f, commands})
+		} else {
+			p.restore[f] = commands
 		}
 	}
-	return false, d.restore(ctx, commands)
+	if err := d.changeRules(ctx, p); err != nil {
+		return len(p.blind) == 0, err
+	}
+	for f, commands := range p.restore {
+		if len(why) == 0 || commands == "" {
+			continue
+		}
+		if err := deleteCopies(conf.Family(f), "mangle"); err != nil {
+			return true, err
+		}
+	}
+	if len(why) > 0 {
+		return true, &UnknownError{why}
+	}
+	return true, nil
+}
+
+// changeRules carries out the plan's commands. Those for a table of which nothing is known are tried with weir's rules
+// deleted first, so that there is one copy of each, and without that if there is none to be deleted.
+func (d *Driver) changeRules(ctx context.Context, p plan) error {
+	if err := d.restore(ctx, p.restore); err != nil {
+		return err
+	}
+	for _, b := range p.blind {
+		if d.restoreFamily(ctx, b.family, b.commands) == nil {
+			continue
+		}
+		if err := d.restoreFamily(ctx, b.family, b.withoutDeletions()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (d *Driver) carryOut(ctx context.Context, p plan) (left []string, err error) {
@@ -129,7 +226,7 @@ func (d *Driver) carryOut(ctx context.Context, p plan) (left []string, err error
 	if err := changeSets(p.before); err != nil {
 		return nil, err
 	}
-	if err := d.restore(ctx, p.restore); err != nil {
+	if err := d.changeRules(ctx, p); err != nil {
 		return nil, err
 	}
 	if err := changeSets(p.after); err != nil {
@@ -217,7 +314,7 @@ func (d *Driver) CleanOtherFlavour(ctx context.Context) error {
 // Remove takes all of weir's sets and rules out of the kernel. The pods are open from then on.
 func (d *Driver) Remove(ctx context.Context) error {
 	d.have = nil
-	if err := errors.Join(d.Flavour.clean(ctx), d.Flavour.other().clean(ctx)); err != nil {
+	if err := errors.Join(NFT.clean(ctx), Legacy.clean(ctx)); err != nil {
 		return err
 	}
 	headers, err := d.sets.Headers()

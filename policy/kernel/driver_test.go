@@ -3,6 +3,7 @@ package kernel
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -375,7 +376,7 @@ func TestKeepClosed(t *testing.T) {
 	}
 }
 
-// TestWithoutIP6tables: a node without IPv6 pods needs none, and where it works nobody asks for it but once.
+// TestWithoutIP6tables: a node without IPv6 pods needs none, and nothing asks for it.
 func TestWithoutIP6tables(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -404,9 +405,8 @@ func TestWithoutIP6tables(t *testing.T) {
 	if _, err := d.KeepClosed(t.Context(), policy.Compile(policy.State{Endpoints: four.Endpoints})); err != nil {
 		t.Error(err)
 	}
-	asked, err := os.ReadFile(dir + "/asked")
-	if n := strings.Count(string(asked), "\n"); err != nil || n != 1 {
-		t.Errorf("ip6tables was asked %d times, want once (%v):\n%s", n, err, asked)
+	if asked, err := os.ReadFile(dir + "/asked"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("ip6tables was asked, though the kernel has no table of its (%v):\n%s", err, asked)
 	}
 	if _, err := d.Apply(t.Context(), policy.Compile(dual), Trust); err == nil || !strings.Contains(err.Error(), "ip6tables") {
 		t.Errorf("with IPv6 pods: %v, want an error that names ip6tables", err)

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/coreos/go-iptables/iptables"
+	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
 )
@@ -35,33 +37,97 @@ func (f Flavour) other() Flavour {
 const lockWait = "10"
 
 // Detect finds out which flavour the node uses: that in which kubelet or kube-proxy have left their chains
-// (KUBE-IPTABLES-HINT, KUBE-KUBELET-CANARY; KEP-3178), else the one with more rules of others', else the newer.
+// (KUBE-IPTABLES-HINT, KUBE-KUBELET-CANARY; KEP-3178), else the one with more rules of others', else the newer. Rules that
+// can't be read may be anything's: then the flavour isn't known, and that is an error.
 func Detect(ctx context.Context) (Flavour, error) {
-	rules := map[Flavour]int{}
-	var errs []error
-	for _, f := range []Flavour{NFT, Legacy} {
-		out, err := f.save(ctx, conf.IPv4)
-		if err != nil {
-			errs = append(errs, err)
-			rules[f] = -1
-			continue
-		}
-		if strings.Contains(out, ":KUBE-IPTABLES-HINT ") || strings.Contains(out, ":KUBE-KUBELET-CANARY ") {
-			return f, nil
-		}
-		for line := range strings.Lines(out) {
-			if strings.HasPrefix(line, "-A ") && !strings.Contains(line, chainPrefix) {
-				rules[f]++
+	used, err := detect(ctx)
+	if err == nil {
+		for _, program := range []string{used.program(conf.IPv4) + "-save", used.program(conf.IPv4) + "-restore"} {
+			if _, missing := exec.LookPath(program); missing != nil {
+				err = missing
 			}
 		}
 	}
-	switch {
-	case rules[NFT] < 0 && rules[Legacy] < 0:
-		return "", fmt.Errorf("find out which iptables the node uses: %w", errors.Join(errs...))
-	case rules[Legacy] > rules[NFT]:
+	if err != nil {
+		return "", fmt.Errorf("find out which iptables the node uses: %w", err)
+	}
+	return used, nil
+}
+
+func detect(ctx context.Context) (Flavour, error) {
+	nft, hint, err := usesNFT()
+	if hint || err != nil {
+		return NFT, err
+	}
+	legacy, hint, err := usesLegacy(ctx)
+	if hint {
+		return Legacy, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	if legacy > nft {
 		return Legacy, nil
 	}
 	return NFT, nil
+}
+
+// hints are chains that kubelet and kube-proxy leave in the flavour that the node uses.
+var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
+
+// usesNFT counts strangers' rules in the tables of iptables-nft, and says whether there is a hint. The kernel itself is
+// asked: there may be rules that iptables-save can't print.
+//
+// Equivalent to: nft list chains ip; iptables-nft-save | grep -c ^-A
+func usesNFT() (rules int, hint bool, err error) {
+	err = dump(unix.NFT_MSG_GETCHAIN, conf.IPv4, nil, func(attrs []byte) {
+		hint = hint || slices.Contains(hints, text(attributes(attrs)[unix.NFTA_CHAIN_NAME]))
+	})
+	if errors.Is(err, unix.EINVAL) { // the kernel has no nf_tables
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("list the chains of nf_tables: %w", err)
+	}
+	for _, name := range tablesUsed {
+		chains, err := see(conf.IPv4, name)
+		if err != nil {
+			return 0, hint, err
+		}
+		for chain, all := range chains {
+			for _, r := range all {
+				if !ours(chain) && !ours(r.target) {
+					rules++
+				}
+			}
+		}
+	}
+	return rules, hint, nil
+}
+
+// usesLegacy is usesNFT for iptables-legacy.
+//
+// Equivalent to: iptables-legacy-save | grep -c ^-A
+func usesLegacy(ctx context.Context) (rules int, hint bool, err error) {
+	var errs []error
+	for _, name := range tablesUsed {
+		there, err := Legacy.exists(conf.IPv4, name)
+		if err == nil && there {
+			var out string
+			if out, err = Legacy.save(ctx, conf.IPv4, name); err == nil {
+				for chain, all := range parseSave(out).rules {
+					hint = hint || slices.Contains(hints, chain)
+					for _, r := range all {
+						if !ours(chain) && !strings.Contains(r, "-j "+chainPrefix) {
+							rules++
+						}
+					}
+				}
+			}
+		}
+		errs = append(errs, err)
+	}
+	return rules, hint, errors.Join(errs...)
 }
 
 // program for the family's rules: iptables-nft, or ip6tables-nft.
@@ -72,15 +138,11 @@ func (f Flavour) program(family conf.Family) string {
 	return "iptables-" + string(f)
 }
 
-// save prints the family's tables that there are, or the one named. Unlike listing, it doesn't make tables in passing.
+// save prints one of the family's tables.
 //
 // Equivalent to: iptables-save -t TABLE (ip6tables-save for IPv6)
-func (f Flavour) save(ctx context.Context, family conf.Family, table ...string) (string, error) {
-	var args []string
-	if len(table) > 0 {
-		args = []string{"-t", table[0]}
-	}
-	return run(ctx, f.program(family)+"-save", args...)
+func (f Flavour) save(ctx context.Context, family conf.Family, table string) (string, error) {
+	return run(ctx, f.program(family)+"-save", "-t", table)
 }
 
 func run(ctx context.Context, name string, args ...string) (string, error) {
@@ -109,15 +171,23 @@ func (f Flavour) clean(ctx context.Context) error {
 }
 
 func (f Flavour) cleanFamily(ctx context.Context, family conf.Family) error {
-	out, err := f.save(ctx, family)
-	if errors.Is(err, exec.ErrNotFound) || (err == nil && !strings.Contains(out, chainPrefix)) {
+	there := false
+	for _, name := range tablesUsed {
+		exists, err := f.exists(family, name)
+		if err != nil {
+			return err
+		}
+		if !exists {
+			continue
+		}
+		t, err := f.read(ctx, family, name)
+		if err != nil {
+			return fmt.Errorf("look for chains of weir's in table %s of %s: %w", name, f.program(family), err)
+		}
+		there = there || tables{name: t}.holds()
+	}
+	if !there {
 		return nil // listing chains would make the tables, so it is only done where weir has been
-	}
-	if err != nil && family == conf.IPv6 {
-		return nil // a kernel without it, so nobody can have been there
-	}
-	if err != nil {
-		return err
 	}
 	protocol := iptables.ProtocolIPv4
 	if family == conf.IPv6 {
@@ -136,12 +206,12 @@ func (f Flavour) cleanFamily(ctx context.Context, family conf.Family) error {
 }
 
 func (f Flavour) cleanTable(ctx context.Context, ipt *iptables.IPTables, family conf.Family, name string) error {
-	out, err := f.save(ctx, family, name)
+	t, err := f.read(ctx, family, name)
 	if err != nil {
 		return err
 	}
 	var commands strings.Builder
-	have := parseSave(out)
+	have := t.rules
 	for chain, lines := range have {
 		for _, l := range lines {
 			if !strings.HasPrefix(chain, chainPrefix) && strings.Contains(l, "-j "+chainPrefix) {

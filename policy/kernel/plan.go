@@ -19,11 +19,33 @@ type plan struct {
 	create  []policy.Set // with their entries; no rule uses them yet
 	before  []change
 	restore [len(conf.Families)]string // for each family's iptables-restore --noflush
+	// blind are the commands for tables of which neither iptables-save nor the kernel tells what they hold, each on its own.
+	blind   []blind
 	after   []change
 	destroy []string
+	// strays are entries of the sets of all pods that no attachment is known for. Only who ends an attachment takes its
+	// addresses out of there, as one that has just begun may be another's by now: so the plan leaves them.
+	strays []change
 	// closes says that something may be let through before and not after, of what connections can be there of. All else
 	// only opens, or is about pods that came or ended.
 	closes bool
+}
+
+// blind are commands that delete weir's rules from built-in chains before they add them. Deleting what isn't there fails,
+// and the commands then have to be tried without.
+type blind struct {
+	family   conf.Family
+	commands string
+}
+
+func (b blind) withoutDeletions() string {
+	var all strings.Builder
+	for line := range strings.Lines(b.commands) {
+		if !strings.HasPrefix(line, "-D ") {
+			all.WriteString(line)
+		}
+	}
+	return all.String()
 }
 
 // change of one entry of a set.
@@ -39,7 +61,7 @@ func (p plan) empty() bool {
 
 // restores says whether the rules of any family change.
 func (p plan) restores() bool {
-	return slices.ContainsFunc(p.restore[:], func(commands string) bool { return commands != "" })
+	return len(p.blind) > 0 || slices.ContainsFunc(p.restore[:], func(commands string) bool { return commands != "" })
 }
 
 // makePlan is the difference between have and want. What closes comes before the rules change, what opens after. The
@@ -70,7 +92,9 @@ func makePlan(have state, want policy.Ruleset) plan {
 		}
 		adds, dels := diff(old, s)
 		switch s.Role {
-		case policy.Attached, policy.Judged:
+		case policy.Attached:
+			p.before, p.strays = append(p.before, adds...), append(p.strays, dels...)
+		case policy.Judged:
 			p.before, p.after = append(p.before, adds...), append(p.after, dels...)
 		default:
 			p.before, p.after = append(p.before, dels...), append(p.after, adds...)
@@ -91,7 +115,13 @@ func makePlan(have state, want policy.Ruleset) plan {
 	}
 	for _, f := range conf.Families {
 		for _, name := range tablesUsed {
-			p.restore[f] += restoreTable(f, name, have.tables[f][name], want)
+			t := have.tables[f][name]
+			switch commands := restoreTable(f, name, t, want); {
+			case commands != "" && t.unknown != nil && t.unknown.seen == nil:
+				p.blind = append(p.blind, blind{f, commands})
+			default:
+				p.restore[f] += commands
+			}
 		}
 	}
 	p.closes = p.closes || p.restores()
@@ -123,7 +153,8 @@ func endedIn(have state, want policy.Ruleset) map[netip.Addr]bool {
 // is taken out of the old class before it and put into the new one after it.
 func moves(have state, f conf.Family, chain string, sets []policy.Set, want policy.Ruleset) (before, after []change) {
 	newRules, _ := want.Chain(f, "mangle", chain)
-	newOrder, oldOrder := orderOf(lines(newRules)), orderOf(have.tables[f]["mangle"][chain])
+	newOrder, oldOrder := orderOf(lines(newRules)), orderOf(have.tables[f]["mangle"].rules[chain])
+	unknown := have.tables[f]["mangle"].unknown != nil
 	old := map[policy.Element]string{} // the class that an address is dispatched to now
 	for _, name := range slices.Backward(oldOrder) {
 		for element := range have.sets[name].entries {
@@ -156,7 +187,7 @@ func moves(have state, f conf.Family, chain string, sets []policy.Set, want poli
 			to := target[c.Element]
 			_, toExists := have.sets[to]
 			// Into a class that comes with the change of rules, ahead of this one.
-			atOnce := to != "" && !toExists && slices.Index(newOrder, to) < slices.Index(newOrder, s.Name)
+			atOnce := !unknown && to != "" && !toExists && slices.Index(newOrder, to) < slices.Index(newOrder, s.Name)
 			if atOnce {
 				after = append(after, c)
 			} else {
@@ -216,6 +247,9 @@ func diff(have set, want policy.Set) (adds, dels []change) {
 
 // restoreTable is the part for one table: chains that are new or differ are written anew, jumps are put where they
 // belong, and chains that nobody wants are deleted. Empty if nothing is to be done.
+//
+// Of a table that can't be read weir's chains are written anew, unless the kernel shows them as they were written last.
+// What nobody wants there stays.
 func restoreTable(f conf.Family, name string, have table, want policy.Ruleset) string {
 	var chains, rules, drop []string
 	wanted := map[string]bool{}
@@ -225,7 +259,7 @@ func restoreTable(f conf.Family, name string, have table, want policy.Ruleset) s
 		}
 		wanted[c.Name] = true
 		should := lines(c)
-		if old, ok := have[c.Name]; ok && slices.Equal(old, should) {
+		if have.is(c.Name, should) {
 			continue
 		}
 		chains = append(chains, c.Name)
@@ -233,7 +267,7 @@ func restoreTable(f conf.Family, name string, have table, want policy.Ruleset) s
 			rules = append(rules, "-A "+c.Name+" "+l)
 		}
 	}
-	for _, chain := range slices.Sorted(maps.Keys(have)) {
+	for _, chain := range slices.Sorted(maps.Keys(have.rules)) {
 		if strings.HasPrefix(chain, chainPrefix) && !wanted[chain] {
 			chains = append(chains, chain) // naming it flushes it
 			drop = append(drop, "-X "+chain)
@@ -255,17 +289,55 @@ func restoreTable(f conf.Family, name string, have table, want policy.Ruleset) s
 	return b.String()
 }
 
+// is says whether the chain is known to hold these rules.
+func (t table) is(chain string, rules []string) bool {
+	if u := t.unknown; u != nil {
+		w, ok := u.written[chain]
+		now, seen := u.seen[chain]
+		return ok && seen && slices.Equal(w.lines, rules) && w.sum == sum(now)
+	}
+	old, ok := t.rules[chain]
+	return ok && slices.Equal(old, rules)
+}
+
 // jumps puts weir's rules in the built-in chains right: one copy of each that is wanted, the first where it must be
 // first, and none that isn't wanted. Strangers' rules are left alone.
 func jumps(f conf.Family, name string, have table, want policy.Ruleset) []string {
 	var commands []string
-	for _, chain := range slices.Sorted(maps.Keys(have)) {
+	if have.unknown != nil {
+		for _, j := range want.Jumps {
+			if j.Family == f && j.Table == name {
+				commands = append(commands, have.unknown.jump(j)...)
+			}
+		}
+		return commands
+	}
+	for _, chain := range slices.Sorted(maps.Keys(have.rules)) {
 		if strings.HasPrefix(chain, chainPrefix) {
 			continue
 		}
-		commands = append(commands, jumpsIn(f, name, chain, have[chain], want)...)
+		commands = append(commands, jumpsIn(f, name, chain, have.rules[chain], want)...)
 	}
 	return commands
+}
+
+// jump is what puts weir's rule into its place. Deleting by a rule's words, iptables has to understand those before it, so
+// a copy in the wrong place is left to deleteCopies.
+func (u *unknown) jump(j policy.Jump) []string {
+	add := "-A " + j.Chain + " " + j.Rule.String()
+	if j.First {
+		add = "-I " + j.Chain + " 1 " + j.Rule.String()
+	}
+	if u.seen == nil {
+		return []string{"-D " + j.Chain + " " + j.Rule.String(), add}
+	}
+	rules := u.seen[j.Chain]
+	standsFirst := len(rules) > 0 && rules[0].jumpsTo(j.Rule.To)
+	stands := slices.ContainsFunc(rules, func(r seen) bool { return r.jumpsTo(j.Rule.To) })
+	if standsFirst || stands && !j.First {
+		return nil
+	}
+	return []string{add}
 }
 
 func jumpsIn(f conf.Family, name, chain string, have []string, want policy.Ruleset) []string {

@@ -233,7 +233,7 @@ func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
 	s := policytest.State(rand.New(rand.NewPCG(7, 7)))
 	want := policy.Compile(s)
 	have := stateOf(want)
-	forward := have.tables[conf.IPv4]["mangle"]["FORWARD"][0]
+	forward := have.tables[conf.IPv4]["mangle"].rules["FORWARD"][0]
 	for _, tc := range []struct {
 		name   string
 		change func(state)
@@ -242,20 +242,20 @@ func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
 	}{
 		{"nothing", func(state) {}, nil, ""},
 		{"a stranger's chain and rule", func(s state) {
-			s.tables[conf.IPv4]["mangle"]["DOCKER"] = []string{"-j ACCEPT"}
-			s.tables[conf.IPv4]["mangle"]["FORWARD"] = append(s.tables[conf.IPv4]["mangle"]["FORWARD"], "-j DOCKER")
+			s.tables[conf.IPv4]["mangle"].rules["DOCKER"] = []string{"-j ACCEPT"}
+			s.tables[conf.IPv4]["mangle"].rules["FORWARD"] = append(s.tables[conf.IPv4]["mangle"].rules["FORWARD"], "-j DOCKER")
 		}, nil, ""},
 		{"a stranger's rule before weir's", func(s state) {
-			s.tables[conf.IPv4]["mangle"]["FORWARD"] = []string{"-j ACCEPT", forward}
+			s.tables[conf.IPv4]["mangle"].rules["FORWARD"] = []string{"-j ACCEPT", forward}
 		}, []string{"-D FORWARD " + forward, "-I FORWARD 1 " + forward}, "-j ACCEPT"},
 		{"weir's rule twice", func(s state) {
-			s.tables[conf.IPv4]["mangle"]["FORWARD"] = []string{forward, forward}
+			s.tables[conf.IPv4]["mangle"].rules["FORWARD"] = []string{forward, forward}
 		}, []string{"-D FORWARD " + forward + "\n-D FORWARD", "-I FORWARD 1"}, ":WEIR"},
-		{"weir's rule gone", func(s state) { s.tables[conf.IPv4]["mangle"]["FORWARD"] = nil }, []string{"-I FORWARD 1 " + forward}, "-D"},
-		{"a flushed chain", func(s state) { s.tables[conf.IPv4]["mangle"]["WEIR-FORWARD"] = nil }, []string{":WEIR-FORWARD - [0:0]\n-A WEIR-FORWARD"}, "WEIR-INPUT"},
+		{"weir's rule gone", func(s state) { s.tables[conf.IPv4]["mangle"].rules["FORWARD"] = nil }, []string{"-I FORWARD 1 " + forward}, "-D"},
+		{"a flushed chain", func(s state) { s.tables[conf.IPv4]["mangle"].rules["WEIR-FORWARD"] = nil }, []string{":WEIR-FORWARD - [0:0]\n-A WEIR-FORWARD"}, "WEIR-INPUT"},
 		{"an old version's chain", func(s state) {
-			s.tables[conf.IPv4]["mangle"]["WEIR-OLD"] = []string{"-j DROP"}
-			s.tables[conf.IPv4]["mangle"]["INPUT"] = append(s.tables[conf.IPv4]["mangle"]["INPUT"], "-j WEIR-OLD")
+			s.tables[conf.IPv4]["mangle"].rules["WEIR-OLD"] = []string{"-j DROP"}
+			s.tables[conf.IPv4]["mangle"].rules["INPUT"] = append(s.tables[conf.IPv4]["mangle"].rules["INPUT"], "-j WEIR-OLD")
 		}, []string{":WEIR-OLD - [0:0]", "-D INPUT -j WEIR-OLD", "-X WEIR-OLD"}, ":WEIR-FORWARD"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

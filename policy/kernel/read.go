@@ -3,8 +3,10 @@ package kernel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/weir-net/weir/conf"
@@ -25,34 +27,55 @@ const (
 	All
 )
 
-func (d *Driver) look(ctx context.Context, want policy.Ruleset, verify Verify) error {
-	if verify == All || d.have == nil {
-		have, err := d.read(ctx, want)
-		if err != nil {
-			return err
-		}
-		d.have = &have
-		return nil
+// UnknownError says which tables couldn't be read. All that can be written without reading them is written.
+type UnknownError struct{ Why []error }
+
+// Error names the tables and says what iptables says of them.
+func (e *UnknownError) Error() string {
+	return fmt.Sprintf("%v (weir's own chains and rules are written there all the same)", errors.Join(e.Why...))
+}
+
+// Read reads all that the kernel holds of weir's. Whoever computes what it should hold does so after that, from records
+// that were read after it: what the plugin has changed by then has a record that says so.
+//
+// A table that can't be read is no error here. It is unknown, and Apply writes there what it can and then says so.
+func (d *Driver) Read(ctx context.Context) error {
+	before := d.have
+	d.have = nil
+	if err := d.detect(ctx); err != nil {
+		return err
 	}
-	for _, f := range conf.Families {
-		var err error
-		switch holds := d.have.tables[f].holds(); {
-		case want.Has(f) && !holds: // what others have there wasn't of interest before
-			d.have.tables[f], err = d.readTables(ctx, f, want)
-		case holds && verify == Rules:
-			d.have.tables[f]["mangle"], err = d.readTable(ctx, f, "mangle")
-		}
-		if err != nil {
-			return err
-		}
+	have, err := d.read(ctx, before)
+	if err != nil {
+		return err
 	}
+	d.have, d.fresh = &have, true
 	return nil
 }
 
-// concerned says whether the family's tables matter: something of weir's is wanted there, or was there when the driver
-// last knew.
-func (d *Driver) concerned(f conf.Family, want policy.Ruleset) bool {
-	return want.Has(f) || (d.have != nil && d.have.tables[f].holds())
+// Unread says that it isn't known what the kernel holds: Apply would have to read it.
+func (d *Driver) Unread() bool { return d.have == nil }
+
+func (d *Driver) look(ctx context.Context, want policy.Ruleset, verify Verify) error {
+	for _, f := range conf.Families {
+		d.wanted[f] = want.Has(f)
+	}
+	if verify == All || d.have == nil {
+		return d.Read(ctx)
+	}
+	for _, f := range conf.Families {
+		holds := d.have.tables[f].holds()
+		if d.wanted[f] && !holds { // what others have there wasn't of interest before
+			d.have.tables[f] = d.readTables(ctx, f, d.have)
+			continue
+		}
+		for _, name := range tablesUsed {
+			if d.have.tables[f][name].unknown != nil || (holds && verify == Rules && name == "mangle") {
+				d.have.tables[f][name] = d.readTable(ctx, f, name, d.have)
+			}
+		}
+	}
+	return nil
 }
 
 // Reread reads anew which sets hold the addresses, and says whether it is others than the last Apply left. The plugin
@@ -106,8 +129,8 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 	return changed, nil
 }
 
-// read lists weir's sets and the tables.
-func (d *Driver) read(ctx context.Context, want policy.Ruleset) (state, error) {
+// read lists weir's sets and the tables. before is what it knew last; nil: nothing.
+func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 	s := state{sets: map[string]set{}}
 	d.readAt, d.own = 0, ownChanges{}
 	readAt, _ := Generation() // without nf_tables there is none
@@ -126,34 +149,25 @@ func (d *Driver) read(ctx context.Context, want policy.Ruleset) (state, error) {
 		s.sets[h.Name] = got
 	}
 	for _, f := range conf.Families {
-		if s.tables[f], err = d.readTables(ctx, f, want); err != nil {
-			return s, err
+		s.tables[f] = tables{}
+		if d.wanted[f] || before == nil || before.tables[f].holds() {
+			s.tables[f] = d.readTables(ctx, f, before)
+		}
+		if !d.wanted[f] && !s.tables[f].holds() { // what others have there doesn't matter
+			s.tables[f] = tables{}
 		}
 	}
 	d.readAt = readAt
 	return s, nil
 }
 
-// readTables lists the family's tables as far as they matter. Where nothing is wanted, and it isn't known what is there,
-// it looks for leftovers; that there is no iptables for the family then doesn't matter.
-func (d *Driver) readTables(ctx context.Context, f conf.Family, want policy.Ruleset) (tables, error) {
+// readTables reads the family's tables.
+func (d *Driver) readTables(ctx context.Context, f conf.Family, before *state) tables {
 	all := tables{}
-	if !d.concerned(f, want) && (d.have != nil || !d.leftovers(ctx, f)) {
-		return all, nil
-	}
-	out, err := d.Flavour.save(ctx, f) // starting the program is most of what it costs, so all are read at once
-	if err != nil {
-		return nil, err
-	}
 	for _, name := range tablesUsed {
-		all[name] = withBuiltin(name, parseSave(section(out, name)))
+		all[name] = d.readTable(ctx, f, name, before)
 	}
-	return all, nil
-}
-
-func (d *Driver) leftovers(ctx context.Context, f conf.Family) bool {
-	out, err := d.Flavour.save(ctx, f)
-	return err == nil && strings.Contains(out, chainPrefix)
+	return all
 }
 
 func (d *Driver) readSet(name string) (set, error) {
@@ -168,10 +182,46 @@ func (d *Driver) readSet(name string) (set, error) {
 	return set{policy.SetType(got.Type), got.Family, entries}, nil
 }
 
-func (d *Driver) readTable(ctx context.Context, f conf.Family, name string) (table, error) {
-	out, err := d.Flavour.save(ctx, f, name)
+// readTable reads one table. Each is read alone, so that a rule that iptables doesn't know hides no other table.
+func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, before *state) table {
+	t, err := d.Flavour.read(ctx, f, name)
+	if err == nil {
+		return t
+	}
+	u := &unknown{why: fmt.Errorf("table %s of %s can't be read: %w", name, d.Flavour.program(f), err)}
+	if before != nil && before.tables[f][name].unknown != nil {
+		u.written = before.tables[f][name].unknown.written
+	}
+	if d.Flavour == NFT {
+		if u.seen, err = see(f, name); err != nil {
+			u.why = errors.Join(u.why, err)
+		}
+		if err == nil && !d.wanted[f] && !slices.ContainsFunc(slices.Collect(maps.Keys(u.seen)), ours) {
+			return table{rules: map[string][]string{}} // nothing of weir's is wanted there, nor is anything there
+		}
+	}
+	return table{unknown: u}
+}
+
+func ours(chain string) bool { return strings.HasPrefix(chain, chainPrefix) }
+
+// read reads the table. The error says what iptables-save says if it doesn't print it whole.
+func (f Flavour) read(ctx context.Context, family conf.Family, name string) (table, error) {
+	there, err := f.exists(family, name)
 	if err != nil {
-		return nil, err
+		return table{}, err
+	}
+	if !there {
+		return withBuiltin(name, parseSave("")), nil
+	}
+	out, err := f.save(ctx, family, name)
+	if err != nil {
+		return table{}, err
+	}
+	// Of a table that holds what isn't iptables' own, iptables-nft-save says in a comment that it is incompatible, prints
+	// nothing else, and succeeds.
+	if !strings.Contains("\n"+out, "\n*"+name+"\n") || !strings.Contains(out, "\nCOMMIT\n") {
+		return table{}, fmt.Errorf("%s-save -t %s doesn't print it: %.200s", f.program(family), name, strings.TrimSpace(out))
 	}
 	return withBuiltin(name, parseSave(out)), nil
 }
@@ -179,8 +229,8 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string) (tab
 // withBuiltin adds the table's built-in chains: one that nobody has used yet is not printed, but has them.
 func withBuiltin(name string, t table) table {
 	for _, chain := range builtin[name] {
-		if _, ok := t[chain]; !ok {
-			t[chain] = nil
+		if _, ok := t.rules[chain]; !ok {
+			t.rules[chain] = nil
 		}
 	}
 	return t

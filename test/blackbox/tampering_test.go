@@ -1,0 +1,112 @@
+package blackbox
+
+import (
+	"fmt"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// TestAddsAndDelsAreNobodysTampering: pods come and go while the agent compares the kernel with what should be there, again and
+// again. It doesn't take what ADD and DEL do to sets for somebody's tampering, and doesn't undo it: a pod behind another
+// plugin, whose link is up from the start, stays in the set of judged pods.
+func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.ConfigureList(nodetest.Conf{"type": "ptp", "ipam": nodetest.Conf{
+		"type": "host-local", "ranges": []any{[]any{nodetest.Conf{"subnet": "10.77.0.0/24"}}},
+	}}, nodetest.Conf{"type": "weir"})
+	const at, times = 3, 12
+	var names []string
+	for i := range at {
+		names = append(names, fmt.Sprint("p", i))
+	}
+	n.Manifest("pods.yaml", pods("x", names...))
+	n.Manifest("deny.yaml", denyX)
+	n.StartAgent()
+
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() { // the kernel tells the agent of each of these changes, and it then compares all
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			_ = exec.Command("iptables-nft", "-w", "-t", "mangle", "-A", "FORWARD", "-s", "203.0.113.1", "-j", "ACCEPT").Run()
+			_ = exec.Command("iptables-nft", "-w", "-t", "mangle", "-D", "FORWARD", "-s", "203.0.113.1", "-j", "ACCEPT").Run()
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+	var wg sync.WaitGroup
+	for _, name := range names {
+		netns := nodetest.NewNS(t, "x."+name)
+		wg.Go(func() {
+			for range times {
+				ended, watched := make(chan struct{}), make(chan struct{})
+				go func() {
+					defer close(watched)
+					watchMember(t, "x/"+name, ended)
+				}()
+				_, err := n.CNI("add", netns, nodetest.Args("x", name, ""))
+				if err != nil {
+					t.Errorf("add %s: %v", name, err)
+				}
+				close(ended)
+				<-watched
+				if _, err := n.CNI("del", netns, nodetest.Args("x", name, "")); err != nil {
+					t.Errorf("del %s: %v", name, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	close(stop)
+	<-stopped
+	if k := strings.Count(n.AgentLog(), "somebody had"); k > 0 {
+		t.Errorf("%d times the agent says that somebody had changed weir's sets or rules, which nobody had", k)
+	}
+	if out := nodetest.Run(t, "ipset", "list", "weir-pods"); strings.Contains(out, "10.77.0.") {
+		t.Errorf("left among the judged pods:\n%s", out)
+	}
+	// What somebody did do is undone and told of.
+	nodetest.Run(t, "ipset", "add", "weir-pods", "203.0.113.9")
+	n.Eventually("an address of no pod is taken out", func() error {
+		if out := nodetest.Run(t, "ipset", "list", "weir-pods"); strings.Contains(out, "203.0.113.9") {
+			return fmt.Errorf("it is in:\n%s", out)
+		}
+		return nil
+	})
+	n.Eventually("the agent says so", func() error {
+		if !strings.Contains(n.AgentLog(), "somebody had") {
+			return fmt.Errorf("%s", n.AgentLog())
+		}
+		return nil
+	})
+}
+
+// watchMember looks whether the pod stays in the set of judged pods from when it is there first until its ADD has ended.
+func watchMember(t *testing.T, pod string, ended <-chan struct{}) {
+	was := false
+	for {
+		select {
+		case <-ended:
+			return
+		default:
+		}
+		out, err := exec.Command("ipset", "list", "weir-pods").Output()
+		is := strings.Contains(string(out), `"`+pod+`"`)
+		if err == nil && was && !is {
+			t.Errorf("pod %s has left the set of judged pods while its ADD was on its way", pod)
+			return
+		}
+		was = was || (err == nil && is)
+	}
+}

@@ -1,0 +1,272 @@
+package blackbox
+
+import (
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// denied is a node with an agent, pods x/a and x/b, of which b serves TCP port 80, and a policy that denies all.
+func denied(t *testing.T) (n *nodetest.Node, a, b *nodetest.Pod) {
+	t.Helper()
+	n = nodetest.NewNode(t, nil)
+	n.Manifest("pods.yaml", pods("x", "a", "b", "c"))
+	n.Manifest("deny.yaml", denyX)
+	n.StartAgent()
+	a, b = n.AddPod("x", "a"), n.AddPod("x", "b")
+	n.Serve(b.Netns, "tcp", ":80")
+	return n, a, b
+}
+
+// denyX isolates all pods of the namespace "x", in both directions.
+const denyX = `
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: x, name: deny}
+spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
+`
+
+// sh runs a line of shell on the node; it must succeed.
+func sh(t testing.TB, line string) string {
+	t.Helper()
+	return nodetest.Run(t, "sh", "-c", line)
+}
+
+// notReadyFor waits until the status says that the node isn't ready, and why.
+func notReadyFor(n *nodetest.Node, why string) {
+	n.Helper()
+	n.Eventually("the status says what is wrong with "+why, func() error {
+		out, err := n.Ctl("status")
+		if err == nil {
+			return fmt.Errorf("the node is ready:\n%s", out)
+		}
+		if !strings.Contains(err.Error(), why) {
+			return err
+		}
+		return nil
+	})
+}
+
+// refused attaches x/c, which must not succeed.
+func refused(n *nodetest.Node, why string) {
+	n.Helper()
+	if _, err := n.TryAddPod("x", "c"); err == nil || !strings.Contains(err.Error(), why) {
+		n.Errorf("a pod starts while %s is unknown: %v", why, err)
+	}
+}
+
+// well waits until the node is ready and pods start again.
+func well(n *nodetest.Node) {
+	n.Helper()
+	n.Eventually("the node is ready again", func() error {
+		_, err := n.Ctl("status")
+		return err
+	})
+	if _, err := n.TryAddPod("x", "c"); err != nil {
+		n.Errorf("when all is known again: %v", err)
+	}
+}
+
+// stays fails the test if f does within the time.
+func stays(n *nodetest.Node, within time.Duration, f func() error) {
+	n.Helper()
+	for end := time.Now().Add(within); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if err := f(); err != nil {
+			n.Fatal(err)
+		}
+	}
+}
+
+// TestATableThatIptablesCantPrint: somebody's rule in the nat table makes iptables-save fail. What weir has in mangle is
+// put right all the same when somebody takes it away, and no pod starts while a table is unknown.
+func TestATableThatIptablesCantPrint(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n, a, b := denied(t)
+	n.Reach(a, b.IP+":80", false)
+	sh(t, `nft add chain ip nat x; nft 'add rule ip nat x meta mark set meta mark & 0xff00ffff | 0x00040000'`)
+	sh(t, `nft delete rule ip mangle FORWARD handle $(nft -a list chain ip mangle FORWARD | sed -n 's/.*WEIR-FORWARD.* handle //p')`)
+	n.Eventually("weir's rule is back", func() error { return jumps("ip mangle FORWARD", 1) })
+	n.Reach(a, b.IP+":80", false)
+	notReadyFor(n, "nat")
+	refused(n, "nat")
+	stays(n, 2*time.Second, func() error { // the agent tries again meanwhile, and goes on not knowing
+		if out, err := n.Ctl("status"); err == nil {
+			return fmt.Errorf("the node is ready though its nat table can't be read:\n%s", out)
+		}
+		return nil
+	})
+	sh(t, `nft flush chain ip nat x`)
+	well(n)
+}
+
+// TestATableThatIptablesCallsIncompatible: somebody's rule of nft's in mangle FORWARD makes iptables-save print nothing of the
+// table, and succeed. That is no empty table.
+func TestATableThatIptablesCallsIncompatible(t *testing.T) {
+	for family, program := range map[string]string{"ip": "iptables", "ip6": "ip6tables"} {
+		t.Run(program, func(t *testing.T) {
+			if !nodetest.IsolatedWithWeir(t) {
+				return
+			}
+			n := nodetest.NewNode(t, nodetest.Conf{"ranges": []any{
+				nodetest.Conf{"subnet": "10.88.0.0/24"}, nodetest.Conf{"subnet": "fd00:88::/64"},
+			}})
+			n.Manifest("pods.yaml", pods("x", "a", "b", "c"))
+			n.Manifest("deny.yaml", denyX)
+			n.StartAgent()
+			a, b := n.AddPod("x", "a"), n.AddPod("x", "b")
+			n.Serve(b.Netns, "tcp", ":80")
+			address := map[string]string{"ip": b.IP + ":80", "ip6": "[" + b.IP6 + "]:80"}[family]
+			forward := family + " mangle FORWARD"
+			for range 4 { // the kernel tells the agent of each
+				sh(t, "nft add rule "+forward+" ct state established counter")
+				stays(n, 500*time.Millisecond, func() error { return jumps(forward, 1) })
+			}
+			notReadyFor(n, "mangle")
+			refused(n, "mangle")
+			// What somebody does to weir's own is undone, and a change of policy counts.
+			sh(t, "nft insert rule "+forward+" ct state established counter")
+			n.Eventually("weir's rule is first, and there once", func() error {
+				rules := strings.Split(sh(t, "nft list chain "+forward+" 2>/dev/null | grep counter"), "\n")
+				if !strings.Contains(rules[0], "jump WEIR-FORWARD") {
+					return errors.New(rules[0])
+				}
+				return jumps(forward, 1)
+			})
+			sh(t, "nft flush chain "+family+" mangle WEIR-INGRESS; nft flush chain "+family+" mangle WEIR-EGRESS")
+			n.Eventually("weir's chains are whole", func() error {
+				if out := sh(t, "nft list chain "+family+" mangle WEIR-INGRESS"); !strings.Contains(out, "drop") {
+					return errors.New(out)
+				}
+				return nil
+			})
+			n.Reach(a, address, false)
+			n.Manifest("deny.yaml", "")
+			n.Reach(a, address, true)
+			n.Manifest("deny.yaml", denyX)
+			n.Reach(a, address, false)
+			sh(t, `for h in $(nft -a list chain `+forward+` | sed -n 's/.*ct state established.* handle //p'); do nft delete rule `+forward+` handle $h; done`)
+			well(n)
+			n.Reach(a, address, false)
+			if err := jumps(forward, 1); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// jumps says whether that many rules in the chain lead to weir's.
+func jumps(chain string, want int) error {
+	out, err := exec.Command("sh", "-c", "nft list chain "+chain).CombinedOutput()
+	if got := strings.Count(string(out), "jump WEIR-"); got != want || err != nil {
+		return fmt.Errorf("%v: %d rules lead to weir's, want %d:\n%s", err, got, want, out)
+	}
+	return nil
+}
+
+// withoutMatch gives programs that are started from now on an iptables that lacks the extension for a match: as of a rule
+// that somebody else's iptables has made. undo takes that back for one line of shell.
+func withoutMatch(t *testing.T, match string) (undo string) {
+	t.Helper()
+	dir := t.TempDir()
+	lib := strings.TrimSpace(sh(t, "dirname $(find / -xdev -name libxt_"+match+".so 2>/dev/null | head -1)"))
+	sh(t, "cp "+lib+"/*.so "+dir+" && rm "+filepath.Join(dir, "libxt_"+match+".so"))
+	t.Setenv("XTABLES_LIBDIR", dir)
+	return "XTABLES_LIBDIR=" + lib + " "
+}
+
+// TestALegacyTableThatIptablesCantPrint: as above, where the kernel tells nothing of its rules but through iptables.
+func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	sh(t, "iptables-legacy -A INPUT -s 203.0.113.1 -j DROP") // the node uses this iptables
+	undo := withoutMatch(t, "statistic")
+	n, a, b := denied(t)
+	n.Reach(a, b.IP+":80", false)
+	if out := sh(t, "iptables-legacy-save -t mangle"); !strings.Contains(out, "-A FORWARD -m comment") {
+		t.Fatalf("weir's rules aren't in iptables-legacy:\n%s", out)
+	}
+	const rule = "FORWARD -m statistic --mode random --probability 0.5"
+	sh(t, undo+"iptables-legacy -t mangle -A "+rule)
+	sh(t, undo+"iptables-legacy -t mangle -D FORWARD 1")
+	n.Reach(a, b.IP+":80", false)
+	notReadyFor(n, "mangle")
+	refused(n, "mangle")
+	stays(n, 3*time.Second, func() error {
+		if out := sh(t, undo+"iptables-legacy -t mangle -S FORWARD"); strings.Count(out, "-j WEIR-FORWARD") > 1 {
+			return fmt.Errorf("weir's rule is there more than once:\n%s", out)
+		}
+		return nil
+	})
+	n.Reach(a, b.IP+":80", false)
+	sh(t, undo+"iptables-legacy -t mangle -D "+rule)
+	well(n)
+}
+
+// TestWhichIptablesIsUnknown: the rules that say which iptables the node uses can't be read. The agent doesn't choose the other
+// one for that.
+func TestWhichIptablesIsUnknown(t *testing.T) {
+	t.Run("nft", func(t *testing.T) {
+		if !nodetest.IsolatedWithWeir(t) {
+			return
+		}
+		sh(t, `iptables-nft -t nat -N KUBE-KUBELET-CANARY; iptables-legacy -A INPUT -s 203.0.113.1 -j DROP`)
+		sh(t, `nft add chain ip nat x; nft 'add rule ip nat x meta mark set meta mark & 0xff00ffff | 0x00040000'`)
+		n := nodetest.NewNode(t, nil)
+		n.Manifest("pods.yaml", pods("x", "a"))
+		n.SpawnAgent()
+		n.Eventually("weir's rules are in iptables-nft", func() error { return jumps("ip mangle FORWARD", 1) })
+		if out := sh(t, "iptables-legacy-save"); strings.Contains(out, "WEIR") {
+			t.Errorf("weir's rules are in iptables-legacy:\n%s", out)
+		}
+	})
+	t.Run("legacy", func(t *testing.T) {
+		if !nodetest.IsolatedWithWeir(t) {
+			return
+		}
+		undo := withoutMatch(t, "statistic")
+		sh(t, undo+"iptables-legacy -A INPUT -m statistic --mode random --probability 0.5")
+		n := nodetest.NewNode(t, nil)
+		n.Manifest("pods.yaml", pods("x", "c"))
+		n.SpawnAgent()
+		notReadyFor(n, "which iptables")
+		refused(n, "which iptables")
+		sh(t, undo+"iptables-legacy -F INPUT")
+		well(n)
+	})
+}
+
+// TestAGuardThatCantBeMadeIsNotForgotten: what failed when all was looked at is not taken for well when the agent tries again.
+func TestAGuardThatCantBeMadeIsNotForgotten(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n, _, _ := denied(t)
+	sh(t, `nft 'delete table bridge weir; add table bridge weir; add set bridge weir senders4 { type ipv4_addr; }'`)
+	guarded := func() error {
+		if out := sh(t, "nft list table bridge weir"); !strings.Contains(out, "drop") {
+			return errors.New("the spoof guard isn't there:\n" + out)
+		}
+		return nil
+	}
+	n.Eventually("the node isn't ready, or has its guard", func() error {
+		if _, err := n.Ctl("status"); err == nil {
+			return guarded()
+		}
+		return nil
+	})
+	stays(n, 3*time.Second, func() error {
+		if out, err := n.Ctl("status"); err == nil && guarded() != nil {
+			return fmt.Errorf("the node is ready without a spoof guard:\n%s", out)
+		}
+		return nil
+	})
+}
