@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	"k8s.io/apimachinery/pkg/labels"
-
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 )
@@ -26,6 +24,8 @@ type cluster struct {
 	shared map[netip.Addr][]member
 	// disbelieved are what pods elsewhere say of their addresses and can't be.
 	disbelieved []Problem
+	// ambiguous are pods of this node that may be one or another.
+	ambiguous []Problem
 }
 
 // member is a pod with the addresses that are really its own.
@@ -40,7 +40,8 @@ type member struct {
 type local struct {
 	endpoint.Endpoint
 	known bool
-	pod   Pod
+	// pods is the pod; several if it isn't certain which of them it is.
+	pods []Pod
 }
 
 // of are the endpoint's addresses of the family.
@@ -54,13 +55,12 @@ func (l local) of(f conf.Family) []netip.Addr {
 	return addrs
 }
 
-// selectedBy says whether the policy isolates the endpoint's pod.
-func (l local) selectedBy(iso isolation) bool {
-	return l.Enforcement != conf.Off && iso.selects(l.pod)
-}
-
-func (iso isolation) selects(p Pod) bool {
-	return p.Namespace == iso.namespace && iso.pods.Matches(labels.Set(p.Labels))
+// selects says whether the policy isolates the pod.
+func (iso isolation) selects(p Pod) answer {
+	if p.Namespace != iso.namespace {
+		return no
+	}
+	return p.matchedBy(iso.pods)
 }
 
 func index(state State) cluster {
@@ -73,20 +73,38 @@ func index(state State) cluster {
 	for _, e := range state.Endpoints {
 		attached[name{e.Pod.Namespace, e.Pod.Name}] = true
 	}
-	pods := map[name]Pod{}
+	pods := map[name][]Pod{}
 	for _, p := range state.Pods {
 		if k := (name{p.Namespace, p.Name}); attached[k] {
-			pods[k] = p
+			pods[k] = append(pods[k], p)
 		}
 	}
 	c := cluster{pods: make([]member, 0, len(state.Pods)), in: make(map[string][]int, len(namespaces))}
+	if len(state.Workloads) > 0 {
+		state.Pods = slices.Clone(state.Pods)
+	}
+	for k := range attached {
+		var by []Workload
+		if pods[k] == nil && len(state.Workloads) > 0 {
+			pods[k], by = MadeBy(state.Workloads, k.namespace, k.name)
+			state.Pods = append(state.Pods, pods[k]...)
+		}
+		if len(pods[k]) > 1 {
+			c.ambiguous = append(c.ambiguous, ambiguous(pods[k], by))
+		}
+	}
 	taken := map[netip.Addr]bool{}
 	addresses := map[name][]netip.Addr{}
 	for _, e := range slices.SortedFunc(slices.Values(state.Endpoints), func(a, b endpoint.Endpoint) int { return cmp.Compare(a.ID(), b.ID()) }) {
 		k := name{e.Pod.Namespace, e.Pod.Name}
-		pod, ok := pods[k]
-		same := ok && SameUID(pod.UID, e.Pod.UID)
-		l := local{Endpoint: e, pod: pod, known: same || e.Enforcement == conf.Off}
+		l := local{Endpoint: e}
+		for _, pod := range pods[k] {
+			if SameUID(pod.UID, e.Pod.UID) {
+				l.pods = append(l.pods, pod)
+			}
+		}
+		same := len(l.pods) > 0
+		l.known = same || e.Enforcement == conf.Off
 		c.endpoints = append(c.endpoints, l)
 		for _, a := range e.Addresses {
 			taken[a.Addr] = true
@@ -141,13 +159,16 @@ func shared(pods []member) map[netip.Addr][]member {
 // problems are the addresses that can't be believed, and those that several pods are said to have, as nodes with
 // overlapping podCIDRs give them.
 func (c cluster) problems() []Problem {
-	all := c.disbelieved
+	all := slices.Concat(c.disbelieved, c.ambiguous)
 	for _, a := range slices.SortedFunc(maps.Keys(c.shared), netip.Addr.Compare) {
 		names := make([]string, len(c.shared[a]))
 		for i, p := range c.shared[a] {
 			names[i] = p.Namespace + "/" + p.Name
 		}
 		slices.Sort(names)
+		if names = slices.Compact(names); len(names) == 1 {
+			continue // one pod that may be one or another
+		}
 		for i, name := range names {
 			all = append(all, Problem{"Pod " + name, "status.podIPs", fmt.Sprintf("%s is also said to be of %s; it is let through only where all of them are", a, others(names, i))})
 		}
@@ -206,7 +227,7 @@ func (c cluster) selected(s selector, f conf.Family) []Entry {
 		}
 		for _, i := range members {
 			p := &c.pods[i]
-			if !s.pods.Matches(labels.Set(p.Labels)) {
+			if p.matchedBy(s.pods) != yes {
 				continue
 			}
 			for _, a := range p.addresses {

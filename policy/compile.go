@@ -87,40 +87,32 @@ type compiler struct {
 func (c *compiler) classes(s side, policies map[string][]isolation) {
 	type members struct {
 		key      string
-		policies []isolation
+		policies alternatives
 		entries  []Entry
 		pods     []string
 	}
 	byPolicies := map[string]*members{}
-	at := func(applied []isolation) *members {
-		var applying []string
-		for _, iso := range applied {
-			applying = append(applying, iso.name)
-		}
-		k := strings.Join(applying, "\n") // no name has one, and it is quicker than key, for every pod
+	at := func(applied alternatives) *members {
+		names := applied.names()
+		k := strings.Join(names, "\n") // no name has one, and it is quicker than key, for every pod
 		if byPolicies[k] == nil {
-			byPolicies[k] = &members{key: key(applying...), policies: applied}
+			byPolicies[k] = &members{key: key(names...), policies: applied}
 		}
 		return byPolicies[k]
 	}
-	applied := func(namespace string, selected func(isolation) bool) (all []isolation) {
-		for _, iso := range policies[namespace] {
-			if _, isolates := iso.rules[s.direction]; isolates && selected(iso) {
-				all = append(all, iso)
-			}
-		}
-		return all
-	}
-	at(nil) // the open class is there even if it is empty
+	at(alternatives{nil}) // the open class is there even if it is empty
 	// And so are the classes of pods that are still to come: when one is attached, which must not take long, sets change only.
 	for _, p := range c.cluster.expected {
-		at(applied(p.Namespace, func(iso isolation) bool { return iso.selects(p) }))
+		at(applied(s.direction, policies[p.Namespace], p))
 	}
 	for _, e := range c.cluster.endpoints {
 		if !e.known { // closed: in no class
 			continue
 		}
-		m := at(applied(e.Pod.Namespace, e.selectedBy))
+		m := at(alternatives{nil})
+		if e.Enforcement != conf.Off {
+			m = at(applied(s.direction, policies[e.Pod.Namespace], e.pods...))
+		}
 		addrs := e.of(c.family)
 		for _, a := range addrs {
 			m.entries = append(m.entries, Entry{Element{Prefix: hostPrefix(a)}, e.Pod.String()})
@@ -138,7 +130,7 @@ func (c *compiler) classes(s side, policies map[string][]isolation) {
 	// Classes with more policies come first. A policy that comes moves pods to classes further ahead, and one that goes
 	// takes its classes with it, so either way all its pods change class in the transaction that changes the rules.
 	order := slices.SortedFunc(maps.Keys(byPolicies), func(a, b string) int {
-		return cmp.Or(cmp.Compare(len(byPolicies[b].policies), len(byPolicies[a].policies)), cmp.Compare(byPolicies[a].key, byPolicies[b].key))
+		return cmp.Or(cmp.Compare(byPolicies[b].policies.count(), byPolicies[a].policies.count()), cmp.Compare(byPolicies[a].key, byPolicies[b].key))
 	})
 	none := Class{Direction: s.direction, Set: c.family.Set(s.setPrefix + "none"), Chain: s.prefix + "NONE"}
 	var closed []Entry
@@ -146,10 +138,8 @@ func (c *compiler) classes(s side, policies map[string][]isolation) {
 		m := byPolicies[k]
 		class := none
 		class.Pods = m.pods
-		for _, iso := range m.policies {
-			class.Policies = append(class.Policies, iso.name)
-		}
-		if rules := c.classRules(s, m.policies); len(rules) > 0 {
+		class.Policies = m.policies.all()
+		if rules := c.agreedRules(s, m.policies); len(rules) > 0 {
 			id := hash(m.key + "\n" + contents(rules))
 			class.Set, class.Chain = c.family.Set(s.setPrefix+id), s.prefix+id
 			c.chain("mangle", class.Chain, dropRest(rules, class.Chain, "what none of the policies lets through")...)

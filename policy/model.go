@@ -6,6 +6,7 @@
 package policy
 
 import (
+	"fmt"
 	"net/netip"
 
 	networkingv1 "k8s.io/api/networking/v1"
@@ -32,13 +33,31 @@ type Objects struct {
 	Pods       []Pod
 	Policies   []*networkingv1.NetworkPolicy
 	Nodes      []Node
+	// Workloads make pods that are not among the pods.
+	Workloads []Workload
 	// Problems are parts of objects that can't be read; the rest of these objects counts.
 	Problems []Problem
+	// Unenforced are policies of other kinds, which weir doesn't enforce.
+	Unenforced []Unenforced
+}
+
+// Unenforced are policies that are there and that weir doesn't enforce.
+type Unenforced struct {
+	Kind string `json:"kind"` // with its group, such as CiliumNetworkPolicy.cilium.io
+	// Where says which they are: a file's document, or an API server.
+	Where string `json:"where"`
+	// Count is how many there are; 0 if that isn't known.
+	Count int `json:"count"`
+}
+
+// String is one line for a log.
+func (u Unenforced) String() string {
+	return fmt.Sprintf("%s is a kind of policy that weir doesn't enforce: %s", u.Kind, u.Where)
 }
 
 // Empty says whether there is no object at all.
 func (o Objects) Empty() bool {
-	return len(o.Namespaces)+len(o.Pods)+len(o.Policies)+len(o.Nodes) == 0
+	return len(o.Namespaces)+len(o.Pods)+len(o.Policies)+len(o.Nodes)+len(o.Workloads) == 0
 }
 
 // Node is what policy and the overlay need of a v1 Node.
@@ -54,6 +73,8 @@ type Node struct {
 type Namespace struct {
 	Name   string
 	Labels map[string]string
+	// Unknown are keys of labels whose values aren't known, or not even whether they are there.
+	Unknown []string
 }
 
 // Pod is what policy needs of a v1 Pod.
@@ -62,6 +83,9 @@ type Pod struct {
 	// UID is empty where the source has none; it then fits every endpoint of the pod's name.
 	UID    string
 	Labels map[string]string
+	// Unknown are keys of labels whose values aren't known, or not even whether they are there. Whom a selector of such a
+	// label means is unknown: it isolates the pod, and lets nothing through to or from it.
+	Unknown []string
 	// Ports are its containers' named ports, no two with the same name and protocol.
 	Ports []NamedPort
 	// NodeName is the Node that the pod runs on.

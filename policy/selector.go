@@ -38,18 +38,15 @@ func parseSelector(namespace string, peer networkingv1.NetworkPolicyPeer) (s sel
 }
 
 func (s selector) matches(ns Namespace, p Pod) bool {
-	return s.matchesNamespace(p.Namespace, ns) && s.pods.Matches(labels.Set(p.Labels))
+	return s.matchesNamespace(p.Namespace, ns) && p.matchedBy(s.pods) == yes
 }
 
-// matchesNamespace says whether pods of the namespace with that name can be meant.
+// matchesNamespace says whether pods of the namespace with that name are meant, for certain.
 func (s selector) matchesNamespace(name string, ns Namespace) bool {
 	if s.namespaces == nil {
 		return name == s.namespace
 	}
-	if ns.Name == "" && !s.namespaces.Empty() {
-		return false // it isn't known yet, and nor is which labels it doesn't have
-	}
-	return s.namespaces.Matches(labels.Set(ns.Labels))
+	return ns.matchedBy(s.namespaces, name) == yes
 }
 
 // key is equal for equal selectors and different for different ones: its parts are JSON strings, so no part can run

@@ -34,13 +34,37 @@ type end struct {
 type pod struct {
 	policy.Pod
 	labels, namespace labels.Set
+	unknown           []string // labels of the namespace that aren't known
 	inKnownNamespace  bool
+}
+
+// certainly says whether the selector matches whatever the labels that aren't known may be; possibly, whether it can. A
+// requirement on a label that isn't known can go either way.
+func certainly(s labels.Selector, known labels.Set, unknown func(key string) bool) (certainly, possibly bool) {
+	requirements, selectable := s.Requirements()
+	certainly, possibly = selectable, selectable
+	for _, r := range requirements {
+		matches := r.Matches(known)
+		certainly = certainly && matches && !unknown(r.Key())
+		possibly = possibly && (matches || unknown(r.Key()))
+	}
+	return certainly, possibly
+}
+
+func (p pod) unknownLabel(key string) bool { return slices.Contains(p.Unknown, key) }
+
+// unknownOfNamespace: a namespace always has the label with its name, so that much is known of each.
+func (p pod) unknownOfNamespace(key string) bool {
+	if !p.inKnownNamespace {
+		return key != corev1.LabelMetadataName
+	}
+	return slices.Contains(p.unknown, key)
 }
 
 // isolating is a policy with all its parts turned into functions.
 type isolating struct {
 	name    string
-	selects func(pod) bool
+	selects func(pod) (certainly, possibly bool)
 	rules   map[policy.Direction][]rule // for each direction that it isolates
 }
 
@@ -82,11 +106,21 @@ func ends(s policy.State) map[netip.Addr]end {
 	by := map[netip.Addr]end{}
 	attached := map[string]bool{}
 	var pods []pod
-	for _, p := range s.Pods {
+	all := slices.Clone(s.Pods)
+	for _, ep := range s.Endpoints {
+		same := func(p policy.Pod) bool { return p.Namespace == ep.Pod.Namespace && p.Name == ep.Pod.Name }
+		if !slices.ContainsFunc(all, same) {
+			made, _ := policy.MadeBy(s.Workloads, ep.Pod.Namespace, ep.Pod.Name)
+			all = append(all, made...)
+		}
+	}
+	for _, p := range all {
 		i := slices.IndexFunc(s.Namespaces, func(n policy.Namespace) bool { return n.Name == p.Namespace })
-		known := pod{Pod: p, labels: p.Labels, inKnownNamespace: i >= 0}
+		known := pod{
+			Pod: p, labels: p.Labels, inKnownNamespace: i >= 0, namespace: labels.Set{corev1.LabelMetadataName: p.Namespace},
+		}
 		if i >= 0 {
-			known.namespace = s.Namespaces[i].Labels
+			known.namespace, known.unknown = s.Namespaces[i].Labels, s.Namespaces[i].Unknown
 		}
 		if !p.HostNetwork {
 			pods = append(pods, known)
@@ -97,7 +131,7 @@ func ends(s policy.State) map[netip.Addr]end {
 		for _, p := range pods {
 			sameUID := p.UID == "" || ep.Pod.UID == "" || p.UID == ep.Pod.UID
 			if p.Namespace == ep.Pod.Namespace && p.Name == ep.Pod.Name && sameUID {
-				e.pods = []pod{p}
+				e.pods = append(e.pods, p)
 				attached[e.name] = true
 			}
 		}
@@ -140,9 +174,14 @@ func givenBy(s policy.State, name string, a netip.Addr) bool {
 
 // subjects are the pods that the policy selects: those of its namespace that match its podSelector. Where that can't be
 // understood, all of the namespace.
-func subjects(np *networkingv1.NetworkPolicy) func(pod) bool {
+func subjects(np *networkingv1.NetworkPolicy) func(pod) (certainly, possibly bool) {
 	sel, err := metav1.LabelSelectorAsSelector(&np.Spec.PodSelector)
-	return func(p pod) bool { return p.Namespace == np.Namespace && (err != nil || sel.Matches(p.labels)) }
+	return func(p pod) (bool, bool) {
+		if p.Namespace != np.Namespace || err != nil {
+			return p.Namespace == np.Namespace, p.Namespace == np.Namespace
+		}
+		return certainly(sel, p.labels, p.unknownLabel)
+	}
 }
 
 // rules for each direction in policyTypes; without any, "policies that contain an egress section are assumed to affect
@@ -229,13 +268,14 @@ func matchPeer(namespace string, p networkingv1.NetworkPolicyPeer) peerMatch {
 	}
 	return func(e end) bool {
 		return all(e.pods, func(o pod) bool {
-			switch {
-			case p.NamespaceSelector == nil && o.Namespace != namespace:
+			if p.NamespaceSelector == nil && o.Namespace != namespace {
 				return false
-			case p.NamespaceSelector != nil && !namespaces.Empty() && (!o.inKnownNamespace || !namespaces.Matches(o.namespace)):
-				return false // which labels an unknown namespace has not is unknown too
 			}
-			return pods.Matches(o.labels)
+			if in, _ := certainly(namespaces, o.namespace, o.unknownOfNamespace); !in {
+				return false
+			}
+			is, _ := certainly(pods, o.labels, o.unknownLabel)
+			return is
 		})
 	}
 }

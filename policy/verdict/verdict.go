@@ -42,6 +42,9 @@ type Side struct {
 	Off     bool `json:"off"`
 	// Policies that isolate the pod in this direction. If there is one, at least one of their rules must match.
 	Policies []Policy `json:"policies"`
+	// Either are the verdicts on each of the pods that this one may be, if that isn't certain: the packet must be let
+	// through by all of them.
+	Either []Side `json:"either,omitempty"`
 }
 
 // Policy that isolates a pod, with what each of its rules says.
@@ -71,6 +74,8 @@ func (s Side) Allowed() bool {
 	switch {
 	case s.Unknown || s.Off:
 		return s.Off
+	case len(s.Either) > 0:
+		return !slices.ContainsFunc(s.Either, func(o Side) bool { return !o.Allowed() })
 	case len(s.Policies) == 0:
 		return true
 	}
@@ -104,6 +109,8 @@ func (v Verdict) String() string {
 	}{{policy.Egress, v.Egress}, {policy.Ingress, v.Ingress}} {
 		fmt.Fprintf(&b, "%s: %s", d.Direction, word[d.Allowed()])
 		switch {
+		case len(d.Either) > 0:
+			fmt.Fprintf(&b, ": %s may be one of %d pods, and each of them must be let through\n", d.Pod, len(d.Either))
 		case d.Off:
 			fmt.Fprintf(&b, ": enforcement is off for %s\n", d.Pod)
 		case d.Unknown:
@@ -158,10 +165,26 @@ func (e *Evaluator) side(d policy.Direction, subject, peer end, p Packet, dst en
 	if s.Off || s.Unknown {
 		return s
 	}
+	if s.Here && len(subject.pods) > 1 {
+		for _, one := range subject.pods {
+			alone := subject
+			alone.pods = []pod{one}
+			s.Either = append(s.Either, e.side(d, alone, peer, p, dst))
+		}
+		return s
+	}
 	for _, np := range e.policies {
 		rules, isolates := np.rules[d]
-		if !isolates || !slices.ContainsFunc(subject.pods, np.selects) {
+		certainly, possibly := false, false
+		for _, o := range subject.pods {
+			is, may := np.selects(o)
+			certainly, possibly = certainly || is, possibly || may
+		}
+		if !isolates || !possibly {
 			continue
+		}
+		if !certainly { // it may isolate the pod, but nobody knows whether it lets anything through to or from it
+			rules = nil
 		}
 		said := Policy{Name: np.name}
 		for _, r := range rules {

@@ -1,0 +1,102 @@
+package policy
+
+import (
+	"slices"
+)
+
+// alternatives are the policies that isolate a pod in one direction, for each of the pods that it may be: one list, where
+// that is certain, and no two alike.
+type alternatives [][]isolation
+
+// maybeSuffix marks a policy of which it isn't known whether it selects the pod.
+const maybeSuffix = " (may select it)"
+
+// applied are the policies of the namespace that isolate the pod. A policy that may select it, or may not, isolates it
+// and lets nothing through.
+func applied(d Direction, policies []isolation, pods ...Pod) alternatives {
+	var all alternatives
+	for _, p := range pods {
+		var list []isolation
+		for _, iso := range policies {
+			if _, isolates := iso.rules[d]; !isolates {
+				continue
+			}
+			switch iso.selects(p) {
+			case yes:
+				list = append(list, iso)
+			case maybe:
+				iso.name += maybeSuffix
+				iso.rules = map[Direction][]rule{d: {}}
+				list = append(list, iso)
+			}
+		}
+		if !slices.ContainsFunc(all, func(o []isolation) bool { return slices.EqualFunc(o, list, sameName) }) {
+			all = append(all, list)
+		}
+	}
+	return all
+}
+
+func sameName(a, b isolation) bool { return a.name == b.name }
+
+// names tell different alternatives apart: equal names mean equal rules.
+func (a alternatives) names() []string {
+	var names []string
+	for i, list := range a {
+		if i > 0 {
+			names = append(names, "or")
+		}
+		for _, iso := range list {
+			names = append(names, iso.name)
+		}
+	}
+	return names
+}
+
+// all are the names of all the policies, each once.
+func (a alternatives) all() []string {
+	var names []string
+	for _, list := range a {
+		for _, iso := range list {
+			if !slices.Contains(names, iso.name) {
+				names = append(names, iso.name)
+			}
+		}
+	}
+	return names
+}
+
+func (a alternatives) count() int {
+	n := 0
+	for _, list := range a {
+		n += len(list)
+	}
+	return n
+}
+
+// agreedRules let through what each of the alternatives lets through by a rule of its own that is the same as the others'.
+// An alternative without policies is open, and agrees with any rule.
+func (c *compiler) agreedRules(s side, a alternatives) []Rule {
+	var agreed []Rule
+	first := true
+	for _, policies := range a {
+		if len(policies) == 0 {
+			continue
+		}
+		rules := c.classRules(s, policies)
+		if first {
+			agreed, first = rules, false
+			continue
+		}
+		agreed = slices.DeleteFunc(agreed, func(r Rule) bool {
+			return !slices.ContainsFunc(rules, func(o Rule) bool { return r.matchesAs(o) })
+		})
+	}
+	return agreed
+}
+
+// matchesAs says whether both rules do the same, whatever their comments say.
+func (r Rule) matchesAs(o Rule) bool {
+	r.Comment, o.Comment = "", ""
+	return r.String() == o.String()
+}

@@ -1,0 +1,61 @@
+package policy
+
+import (
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// answer is what a selector says of labels that are not all known.
+type answer int
+
+const (
+	no answer = iota
+	maybe
+	yes
+)
+
+// ask says whether the selector matches the labels. It is maybe if that depends on a label whose value isn't known.
+func ask(s labels.Selector, known map[string]string, unknown func(key string) bool) answer {
+	requirements, selectable := s.Requirements()
+	if !selectable {
+		return no
+	}
+	a := yes
+	for _, r := range requirements {
+		switch {
+		case unknown(r.Key()):
+			a = maybe
+		case !r.Matches(labels.Set(known)):
+			return no
+		}
+	}
+	return a
+}
+
+// matchedBy says whether the selector matches the pod's labels.
+func (p Pod) matchedBy(s labels.Selector) answer {
+	if len(p.Unknown) > 0 {
+		return ask(s, p.Labels, func(key string) bool { return slices.Contains(p.Unknown, key) })
+	}
+	if s.Matches(labels.Set(p.Labels)) {
+		return yes
+	}
+	return no
+}
+
+// matchedBy says whether the selector matches the labels of the namespace with that name. One that no source has told of
+// has at least the label with its name (KEP-2161); of its other labels nothing is known, not even that they are absent.
+func (n Namespace) matchedBy(s labels.Selector, name string) answer {
+	switch {
+	case n.Name == "":
+		named := map[string]string{corev1.LabelMetadataName: name}
+		return ask(s, named, func(key string) bool { return key != corev1.LabelMetadataName })
+	case len(n.Unknown) > 0:
+		return ask(s, n.Labels, func(key string) bool { return slices.Contains(n.Unknown, key) })
+	case s.Matches(labels.Set(n.Labels)):
+		return yes
+	}
+	return no
+}

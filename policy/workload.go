@@ -1,0 +1,123 @@
+package policy
+
+import (
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Workload is an object that makes pods: what they will be is known, their names only by a pattern.
+type Workload struct {
+	// Kind is Deployment, ReplicaSet, ReplicationController, StatefulSet, DaemonSet, Job, CronJob, DeploymentConfig, or
+	// Pod: a static pod, which kubelet calls NAME-NODE.
+	Kind            string
+	Namespace, Name string
+	// Pod is what its template says of each pod. It has no name.
+	Pod Pod
+	// Start is the first ordinal of a StatefulSet.
+	Start int
+	// Indexed jobs number their pods (spec.completionMode).
+	Indexed bool
+	// ManualSelector jobs get no labels from the job controller.
+	ManualSelector bool
+	// Node is the end of a static pod's name.
+	Node string
+}
+
+// String names it, as in "Deployment shop/web".
+func (w Workload) String() string { return w.Kind + " " + w.Namespace + "/" + w.Name }
+
+// Make is the pod of that name, if the workload's pods can have such a name. Labels that its controller adds are there
+// where the name tells their values; the others are unknown.
+func (w Workload) Make(name string) (pod Pod, ok bool) {
+	p := w.Pod
+	p.Namespace, p.Name, p.Labels, p.Unknown = w.Namespace, name, maps.Clone(p.Labels), slices.Clone(p.Unknown)
+	if p.Labels == nil {
+		p.Labels = map[string]string{}
+	}
+	known := func(key, value string, whole bool) {
+		delete(p.Labels, key)
+		p.Unknown = slices.DeleteFunc(p.Unknown, func(k string) bool { return k == key })
+		if whole {
+			p.Labels[key] = value
+		} else {
+			p.Unknown = append(p.Unknown, key)
+		}
+	}
+	switch w.Kind {
+	case "Pod":
+		return p, name == w.Name+"-"+w.Node
+	case "StatefulSet":
+		ordinal, ok := ordinal(strings.TrimPrefix(name, w.Name+"-"))
+		if !strings.HasPrefix(name, w.Name+"-") || !ok || ordinal < w.Start {
+			return Pod{}, false
+		}
+		known("statefulset.kubernetes.io/pod-name", name, true)
+		known("apps.kubernetes.io/pod-index", strconv.Itoa(ordinal), true)
+		known("controller-revision-hash", "", false)
+		return p, true
+	}
+	n, ok := w.read(name)
+	if !ok {
+		return Pod{}, false
+	}
+	switch w.Kind {
+	case "Deployment":
+		known("pod-template-hash", n.word, n.whole)
+	case "DaemonSet":
+		known("controller-revision-hash", "", false)
+		known("pod-template-generation", "", false)
+	case "DeploymentConfig":
+		known("deploymentconfig", w.Name, true)
+		known("deployment", w.Name+"-"+n.word, n.whole)
+	case "Job", "CronJob":
+		if w.ManualSelector {
+			break
+		}
+		job := w.Name
+		if w.Kind == "CronJob" {
+			job += "-" + n.word
+		}
+		for _, prefix := range []string{"", "batch.kubernetes.io/"} {
+			known(prefix+"job-name", job, n.whole)
+			known(prefix+"controller-uid", "", false)
+		}
+		if w.Indexed {
+			known("batch.kubernetes.io/job-completion-index", n.index, true)
+		}
+	}
+	return p, true
+}
+
+// MadeBy are the pods of that name that the workloads can have made, no two alike, and the workloads.
+func MadeBy(workloads []Workload, namespace, name string) (pods []Pod, by []Workload) {
+	for _, w := range workloads {
+		if w.Namespace != namespace {
+			continue
+		}
+		pod, ok := w.Make(name)
+		if ok && !slices.ContainsFunc(pods, func(p Pod) bool { return reflect.DeepEqual(p, pod) }) {
+			pods, by = append(pods, pod), append(by, w)
+		}
+	}
+	return pods, by
+}
+
+// ambiguous reports a pod that may be several, with what each of them goes by.
+func ambiguous(pods []Pod, by []Workload) Problem {
+	var words []string
+	for _, w := range by {
+		words = append(words, w.String())
+	}
+	why := "several manifests describe it, and differ"
+	if len(words) > 1 {
+		why = "its name fits " + strings.Join(words, " and ") + ", which differ"
+	}
+	return Problem{
+		Object: "Pod " + pods[0].Namespace + "/" + pods[0].Name, Field: "metadata.name",
+		Message: fmt.Sprintf("%s: nothing passes but packets that each of them lets through", why),
+	}
+}
