@@ -163,6 +163,52 @@ func TestCloseEndsNext(t *testing.T) {
 	}
 }
 
+func TestTree(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "tree")
+	if err := os.MkdirAll(dir+"/a/b", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w, err := NewTree(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(10*time.Second, func() { _ = w.Close() })
+	defer late.Stop()
+	if err := w.Watch(map[string]bool{"a": true, "a/b": true}); err != nil {
+		t.Fatal(err)
+	}
+	wantNames(t, w, dir)
+	for _, step := range []struct {
+		do   func() error
+		want []string
+	}{
+		{func() error { return os.WriteFile(dir+"/a/b/c", nil, 0o600) }, []string{"a/b/c"}},
+		{func() error { return os.Symlink("b/c", dir+"/a/link") }, []string{"a/link"}},
+		{func() error { return os.Link(dir+"/a/b/c", dir+"/hard") }, []string{"hard"}},
+		{func() error { return os.Mkdir(dir+"/new", 0o700) }, []string{"new"}},
+		{func() error { return os.WriteFile(dir+"/new/x", nil, 0o600) }, nil}, // nobody has had it watched
+		{func() error { return w.Watch(map[string]bool{"a": true, "new": true}) }, nil},
+		{func() error { return os.WriteFile(dir+"/new/x", nil, 0o600) }, []string{"new/x"}},
+		{func() error { return os.WriteFile(dir+"/a/b/c", nil, 0o600) }, nil}, // not any more
+		{func() error { return os.RemoveAll(dir + "/new") }, []string{"new/x", "new", "new"}},
+		{func() error { return os.Rename(dir+"/a", dir+"/d") }, []string{"a", "d", "a"}},
+	} {
+		if err := step.do(); err != nil {
+			t.Fatal(err)
+		}
+		wantNames(t, w, dir, step.want...)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = w.Next()
+	}
+	if !errors.Is(err, ErrGone) {
+		t.Errorf("%v, want ErrGone", err)
+	}
+}
+
 // More happens than the kernel keeps for a reader who is away.
 func TestLost(t *testing.T) {
 	data, err := os.ReadFile("/proc/sys/fs/inotify/max_queued_events")
@@ -207,6 +253,9 @@ func event(mask uint32, name string) []byte {
 	return append(b, padded...)
 }
 
+// onRoot is a watcher whose only watch is that of its root.
+func onRoot() *Watcher { return &Watcher{dirs: map[int32]string{0: "."}} }
+
 func TestDecode(t *testing.T) {
 	long := strings.Repeat("n", 255)
 	for _, tc := range []struct {
@@ -228,7 +277,7 @@ func TestDecode(t *testing.T) {
 		{"cut off", append(event(unix.IN_DELETE, "a"), event(unix.IN_DELETE, "b")[:20]...), Change{Names: []string{"a"}}, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, err := decode(tc.b)
+			got, err := onRoot().decode(tc.b)
 			if !errors.Is(err, tc.err) {
 				t.Errorf("%v, want %v", err, tc.err)
 			}
@@ -247,7 +296,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(event(unix.IN_DELETE, "cut off")[:17])
 	f.Add(slices.Repeat([]byte{0xff}, 2*unix.SizeofInotifyEvent)) // a name longer than anything
 	f.Fuzz(func(t *testing.T, b []byte) {
-		c, err := decode(b)
+		c, err := onRoot().decode(b)
 		if err != nil && !errors.Is(err, ErrGone) {
 			t.Error(err)
 		}
