@@ -27,6 +27,9 @@ const (
 	maxProblems = 50
 )
 
+// tooLarge begins what is said of a policy that is larger than the bounds.
+const tooLarge = "with it the policy is "
+
 // size is what a policy makes of rules and of sets' entries.
 type size struct{ rules, entries int }
 
@@ -41,9 +44,9 @@ func (s *size) bound(r rule, report func(field, format string, args ...any)) rul
 	}
 	switch {
 	case with.rules > maxRules:
-		report("spec."+r.field, "with it the policy is %d rules of the kernel's, and may be %d; it lets nothing through. Write it as several policies", with.rules, maxRules)
+		report("spec."+r.field, tooLarge+"%d rules of the kernel's, and may be %d; it lets nothing through. Write it as several policies", with.rules, maxRules)
 	case with.entries > maxEntries:
-		report("spec."+r.field, "with it the policy is %d networks and ports, and may be %d; it lets nothing through", with.entries, maxEntries)
+		report("spec."+r.field, tooLarge+"%d networks and ports, and may be %d; it lets nothing through", with.entries, maxEntries)
 	default:
 		*s = with
 		return r

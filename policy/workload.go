@@ -23,6 +23,8 @@ type Workload struct {
 	Indexed bool
 	// ManualSelector jobs get no labels from the job controller.
 	ManualSelector bool
+	// Owner is the workload that made this one, as "Deployment web". Its pods are made by this one, not by the owner.
+	Owner string
 	// Node is the end of a static pod's name.
 	Node string
 }
@@ -94,16 +96,25 @@ func (w Workload) Make(name string) (pod Pod, ok bool) {
 
 // MadeBy are the pods of that name that the workloads can have made, no two alike, and the workloads.
 func MadeBy(workloads []Workload, namespace, name string) (pods []Pod, by []Workload) {
+	owners := map[string]bool{} // of those that fit
 	for _, w := range workloads {
 		if w.Namespace != namespace {
 			continue
 		}
-		pod, ok := w.Make(name)
-		if ok && !slices.ContainsFunc(pods, func(p Pod) bool { return reflect.DeepEqual(p, pod) }) {
+		if pod, ok := w.Make(name); ok {
+			owners[w.Owner] = true
 			pods, by = append(pods, pod), append(by, w)
 		}
 	}
-	return pods, by
+	var distinct []Pod
+	var makers []Workload
+	for i, w := range by {
+		alike := func(p Pod) bool { return reflect.DeepEqual(p, pods[i]) }
+		if !owners[w.Kind+" "+w.Name] && !slices.ContainsFunc(distinct, alike) {
+			distinct, makers = append(distinct, pods[i]), append(makers, w)
+		}
+	}
+	return distinct, makers
 }
 
 // ambiguous reports a pod that may be several, with what each of them goes by.

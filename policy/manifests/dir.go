@@ -10,31 +10,27 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/report"
 )
 
-// Dir is a directory of manifests: the files directly in it whose names end in .yaml, .yml or .json and don't begin
-// with a dot.
+// Dir is a directory of manifests, with all directories below it: the files that "kubectl apply -R -f" reads.
 type Dir struct {
-	Path  string
-	files map[string]*file
-	// started says that once all files were good. Before, nothing is known of what a broken file should forbid.
-	started bool
-}
+	Path string
+	// IgnoreBroken has the first state be known though there are files of which nothing is known.
+	IgnoreBroken bool
+	// Node is this node's name, which kubelet puts behind those of static pods; empty if there is no kubelet.
+	Node string
 
-// file is what one file says. While it is broken or being written, what it said before stays in force.
-type file struct {
-	good policy.Objects
-	err  error
-	// gone is when the file was found missing or empty. Editors save by moving the old file away before they write the
-	// new one, so what it said stays in force for a while.
-	gone time.Time
-	// busy says that somebody had it open for writing when it was to be read.
-	busy bool
+	files map[string]*file
+	dirs  map[string]bool
+	// started says that once there was no file of which nothing was known. Before, what such a file should forbid isn't known.
+	started bool
+	report  atomic.Pointer[[]report.File]
 }
 
 // grace is how long a file that is missing or empty stays in force. To take a policy away opens; that may wait.
@@ -44,11 +40,15 @@ const grace = 250 * time.Millisecond
 // counts the writer as gone (__fput in fs/file_table.c), so that event may come too early to read the file.
 const recheck = 10 * time.Millisecond
 
+// relist is how often the tree is listed without notice, as nobody tells when a link's target changes elsewhere, or a file
+// on another machine's disk.
+const relist = 10 * time.Second
+
 // Run reads the directory, and again each file that was written and closed, until ctx ends. update gets what is in
 // force after each change, and what is wrong with files that don't count as they are; while the objects are nil there
 // has been no good state. Run's error says that the directory can't be watched (any more).
 func (d *Dir) Run(ctx context.Context, update func(*policy.Objects, error)) error {
-	w, err := dirwatch.New(d.Path)
+	w, err := dirwatch.NewTree(d.Path)
 	if err != nil {
 		return err
 	}
@@ -70,9 +70,11 @@ func (d *Dir) Run(ctx context.Context, update func(*policy.Objects, error)) erro
 			}
 		}
 	}()
+	listing := time.NewTicker(relist)
+	defer listing.Stop()
 	first, change := true, dirwatch.Change{Lost: true}
 	for {
-		changed, err := d.read(change)
+		changed, err := d.read(change, w.Watch)
 		if err != nil {
 			return err
 		}
@@ -87,6 +89,8 @@ func (d *Dir) Run(ctx context.Context, update func(*policy.Objects, error)) erro
 		case err := <-ended:
 			return err
 		case change = <-changes:
+		case <-listing.C:
+			change.Lost = true
 		case <-left:
 		}
 		for name, f := range d.files {
@@ -95,6 +99,22 @@ func (d *Dir) Run(ctx context.Context, update func(*policy.Objects, error)) erro
 			}
 		}
 	}
+}
+
+// Check reads the directory once. The objects are nil if an agent would not start with them.
+func (d *Dir) Check() (*policy.Objects, error) {
+	if _, err := d.read(dirwatch.Change{Lost: true}, func(map[string]bool) error { return nil }); err != nil {
+		return nil, err
+	}
+	return d.merged()
+}
+
+// Files says what was read last, and what was left out and why.
+func (d *Dir) Files() []report.File {
+	if r := d.report.Load(); r != nil {
+		return *r
+	}
+	return nil
 }
 
 // forget drops the files that were gone for long enough, and returns when to look again; nil, never, if none is gone.
@@ -121,116 +141,118 @@ func (d *Dir) forget(now time.Time) (changed bool, again <-chan time.Time) {
 	return changed, time.After(next)
 }
 
-func (d *Dir) read(change dirwatch.Change) (changed bool, err error) {
+// read reads what has changed. watch is told which directories there are.
+func (d *Dir) read(change dirwatch.Change, watch func(map[string]bool) error) (changed bool, err error) {
 	if d.files == nil {
 		d.files = map[string]*file{}
 	}
-	names := change.Names
-	// kubelet changes all files of a mounted ConfigMap at once, by renaming the directory ..data that they link to.
-	all := change.Lost || slices.ContainsFunc(names, func(n string) bool { return strings.HasPrefix(n, "..") })
-	if all {
-		entries, err := os.ReadDir(d.Path)
-		if err != nil {
-			return false, fmt.Errorf("read the directory of manifests: %w", err)
-		}
-		names = slices.Collect(maps.Keys(d.files))
-		for _, e := range entries {
-			names = append(names, e.Name())
+	all := change.Lost || slices.ContainsFunc(change.Names, d.changesTree)
+	for _, name := range change.Names {
+		if isManifest(name) && !d.dirs[name] {
+			changed = d.readFile(name, false) || changed
 		}
 	}
-	for _, name := range names {
-		if !strings.HasPrefix(name, ".") && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)) {
-			changed = d.readFile(name) || changed
+	if !all {
+		return changed, nil
+	}
+	t, err := walk(d.Path)
+	if err != nil {
+		return changed, err
+	}
+	// What comes into a new directory before it is watched is told by nobody: it is listed once more.
+	for !maps.Equal(t.dirs, d.dirs) {
+		d.dirs = t.dirs
+		if err := watch(d.dirs); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return changed, err
+		}
+		if t, err = walk(d.Path); err != nil {
+			return changed, err
+		}
+	}
+	here := map[string]bool{}
+	for _, name := range t.files {
+		here[name] = true
+		changed = d.readFile(name, true) || changed
+	}
+	for name, err := range t.errs {
+		here[name] = true
+		changed = d.fail(name, err) || changed
+	}
+	for name := range d.files {
+		if !here[name] {
+			changed = d.readFile(name, false) || changed
 		}
 	}
 	return changed, nil
 }
 
-// readFile says whether what the file says, or what is wrong with it, has changed.
-func (d *Dir) readFile(name string) (changed bool) {
+// changesTree says whether more than the file of that name may have changed: a directory, or a link to one. kubelet changes
+// all files of a mounted ConfigMap at once, by renaming the directory ..data that they link to.
+func (d *Dir) changesTree(name string) bool {
+	if !isManifest(name) || d.dirs[name] {
+		return true
+	}
+	info, err := os.Stat(filepath.Join(d.Path, name))
+	return err == nil && info.IsDir()
+}
+
+// fail notes what can't be read at all.
+func (d *Dir) fail(name string, err error) (changed bool) {
+	f := d.files[name]
+	if f == nil {
+		f = &file{}
+		d.files[name] = f
+	}
+	was := f.unparsed
+	f.take(content{unparsed: []unparsed{{err: err, mayHoldPolicy: true}}})
+	return len(was) != 1 || was[0].err.Error() != err.Error()
+}
+
+// readFile says whether what the file says, or what is wrong with it, has changed. changedOnly leaves out a file that looks as
+// it did when it was read.
+func (d *Dir) readFile(name string, changedOnly bool) (changed bool) {
 	path := filepath.Join(d.Path, name)
-	if info, err := os.Stat(path); err == nil && info.IsDir() {
+	info, err := os.Stat(path)
+	f := d.files[name]
+	if err == nil && f != nil && changedOnly && f.gone.IsZero() && !f.busy && f.stat == statOf(info) {
 		return false
 	}
-	data, err := dirwatch.ReadFile(path)
-	f := d.files[name]
+	var data []byte
 	switch {
-	case errors.Is(err, fs.ErrNotExist) && f == nil:
-		return false
+	case err == nil && info.IsDir():
+		err = fs.ErrNotExist
+	case err == nil && !info.Mode().IsRegular():
+		err = errors.New("it is no regular file")
+	case err == nil:
+		data, err = dirwatch.ReadFile(path)
+	}
+	missing := errors.Is(err, fs.ErrNotExist) || (err == nil && len(bytes.TrimSpace(data)) == 0)
+	switch {
+	case missing && (f == nil || f.empty()):
+		delete(d.files, name)
+		return f != nil && f.busy
 	case f == nil:
 		f = &file{}
 		d.files[name] = f
 	}
-	f.busy = errors.Is(err, dirwatch.ErrBeingWritten)
-	var objects policy.Objects
-	if err == nil {
-		objects, err = Parse(name, data)
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		err = fmt.Errorf("%s: %w", name, err)
+	was := f.busy
+	if f.busy = errors.Is(err, dirwatch.ErrBeingWritten); f.busy {
+		return !d.started && f.empty() && !was // what it said before holds
 	}
-	switch {
-	case f.busy && (d.started || f.err != nil):
-		return false // what it said before holds, and nothing is wrong with that
-	case errors.Is(err, fs.ErrNotExist) && f.good.Empty():
-		delete(d.files, name)
-	case errors.Is(err, fs.ErrNotExist), err == nil && len(bytes.TrimSpace(data)) == 0:
+	if missing {
 		if f.gone.IsZero() {
 			f.gone = time.Now()
 		}
-		changed = f.err != nil
-		f.err = nil
+		changed = len(f.unparsed) > 0
+		f.unparsed = nil
 		return changed
-	case err != nil:
-		f.err, f.gone = err, time.Time{}
-	default:
-		*f = file{good: objects}
 	}
+	f.gone = time.Time{}
+	if err != nil {
+		f.stat = stat{}
+		return d.fail(name, err)
+	}
+	f.stat = statOf(info)
+	f.take(parse(data))
 	return true
-}
-
-// merged puts the files' objects together. An object that two files have is an error, and that of the file whose name
-// comes first counts, so that it doesn't depend on which was changed last.
-func (d *Dir) merged() (*policy.Objects, error) {
-	var all policy.Objects
-	var errs []error
-	owner := map[string]string{}
-	first := func(file, object string) bool {
-		if other, ok := owner[object]; ok {
-			errs = append(errs, fmt.Errorf("%s: %s is in %s already", file, object, other))
-			return false
-		}
-		owner[object] = file
-		return true
-	}
-	for _, name := range slices.Sorted(maps.Keys(d.files)) {
-		f := d.files[name]
-		if f.err != nil {
-			errs = append(errs, f.err)
-		}
-		for _, n := range f.good.Namespaces {
-			if first(name, "Namespace "+n.Name) {
-				all.Namespaces = append(all.Namespaces, n)
-			}
-		}
-		for _, p := range f.good.Pods {
-			if first(name, "Pod "+p.Namespace+"/"+p.Name) {
-				all.Pods = append(all.Pods, p)
-			}
-		}
-		for _, n := range f.good.Nodes {
-			if first(name, "Node "+n.Name) {
-				all.Nodes = append(all.Nodes, n)
-			}
-		}
-		for _, p := range f.good.Policies {
-			if first(name, "NetworkPolicy "+p.Namespace+"/"+p.Name) {
-				all.Policies = append(all.Policies, p)
-			}
-		}
-	}
-	d.started = d.started || len(errs) == 0
-	if !d.started {
-		return nil, errors.Join(errs...)
-	}
-	return &all, errors.Join(errs...)
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/policy"
@@ -96,17 +98,24 @@ func (s *source) remove(name string) {
 // must be nil.
 func (s *source) want(objects string, words ...string) {
 	s.Helper()
-	select {
-	case u := <-s.updates:
-		if errors.Is(u.err, dirwatch.ErrBeingWritten) { // before the first good state that is told; its close comes next
-			s.want(objects, words...)
-			return
+	s.compare(s.next(), objects, words...)
+}
+
+// next is the next update.
+func (s *source) next() update {
+	s.Helper()
+	for {
+		select {
+		case u := <-s.updates:
+			if errors.Is(u.err, dirwatch.ErrBeingWritten) { // before the first good state that is told; its close comes next
+				continue
+			}
+			return u
+		case err := <-s.ended:
+			s.Fatalf("ended: %v", err)
+		case <-time.After(10 * time.Second):
+			s.Fatal("no update")
 		}
-		s.compare(u, objects, words...)
-	case err := <-s.ended:
-		s.Fatalf("ended: %v", err)
-	case <-time.After(10 * time.Second):
-		s.Fatal("no update")
 	}
 }
 
@@ -128,8 +137,6 @@ func (s *source) compare(u update, objects string, words ...string) {
 func pod(name, app string) string {
 	return fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s, labels: {app: %s}}\n---\n", name, app)
 }
-
-const broken = "apiVersion: v1\nkind: Pod\nmetadata: {nam: a}\n"
 
 func TestDirFollowsItsFiles(t *testing.T) {
 	s := run(t, nil)
@@ -159,30 +166,49 @@ func TestDirFollowsItsFiles(t *testing.T) {
 	s.want("Namespace ns-1")
 }
 
-func TestDirKnowsNothingBeforeAllIsGood(t *testing.T) {
-	s := run(t, map[string]string{"a.yaml": pod("a", "one"), "b.yaml": broken, "c.yaml": pod("c", "one")})
-	s.want("-", "b.yaml: document 1")
+// What nobody can read may hold a policy.
+const broken = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: x\n"
+
+func TestDirKnowsNothingWhileAFileMayHoldAPolicy(t *testing.T) {
+	s := run(t, map[string]string{
+		"a.yaml": pod("a", "one"), "b.yaml": broken, "c.yaml": pod("c", "one"),
+		"values.yaml": "replicas: 3\n", "kustomization.yaml": "resources: [a.yaml]\n", "Chart.yaml": "apiVersion: v2\nname: x\n",
+		"service.yaml": "apiVersion: v1\nkind: Service\nmetadata: {name: {{ .Values.name }}}\n", "crd.yaml": "kind: X\napiVersion: example.com/v1\n",
+	})
+	s.want("-", "b.yaml: document 1", "service.yaml: document 1", "it holds no policy")
 	s.write("a.yaml", pod("a", "two"))
 	s.want("-", "b.yaml: document 1")
-	s.write("c.yaml", broken)
-	s.want("-", "b.yaml: document 1", "c.yaml: document 1")
+	s.write("c.yaml", "{{- if .Values.policy }}\n")
+	s.want("-", "b.yaml: document 1") // what c.yaml said before is known
 	s.write("b.yaml", pod("b", "two"))
-	s.want("-", "c.yaml: document 1")
-	s.write("c.yaml", pod("c", "two"))
-	s.want("Pod default/a app=two, Pod default/b app=two, Pod default/c app=two")
+	s.want("Pod default/a app=two, Pod default/b app=two, Pod default/c app=one", "c.yaml: document 1", "what it said before stays in force")
+	s.write("d.yaml", broken) // new and broken: what holds goes on, and it is reported
+	s.want("Pod default/a app=two, Pod default/b app=two, Pod default/c app=one", "d.yaml: document 1", "has never been readable")
+}
+
+func TestIgnoreBroken(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"a.yaml": pod("a", "one"), "b.yaml": broken} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if o, err := (&Dir{Path: dir}).Check(); o != nil || err == nil {
+		t.Errorf("a broken file: %v, %v", o, err)
+	}
+	o, err := (&Dir{Path: dir, IgnoreBroken: true}).Check()
+	if o == nil || len(o.Pods) != 1 || err == nil || !strings.Contains(err.Error(), "b.yaml") {
+		t.Errorf("--ignore-broken: %v, %v", o, err)
+	}
 }
 
 func TestABrokenFileKeepsWhatItSaid(t *testing.T) {
 	s := run(t, map[string]string{"a.yaml": pod("a", "one") + goodPolicy, "b.yaml": pod("b", "one")})
 	s.want("NetworkPolicy default/deny, Pod default/a app=one, Pod default/b app=one")
 	s.write("a.yaml", pod("new", "two")+broken)
-	s.want("NetworkPolicy default/deny, Pod default/a app=one, Pod default/b app=one", "a.yaml: document 2")
+	s.want("NetworkPolicy default/deny, Pod default/a app=one, Pod default/b app=one, Pod default/new app=two", "a.yaml: document 2")
 	s.write("b.yaml", pod("b", "two"))
-	s.want("NetworkPolicy default/deny, Pod default/a app=one, Pod default/b app=two", "a.yaml: document 2")
-	s.write("c.yaml", broken) // new and broken: it says nothing, and stops nothing
-	s.want("NetworkPolicy default/deny, Pod default/a app=one, Pod default/b app=two", "a.yaml: document 2", "c.yaml: document 1")
-	s.remove("c.yaml")
-	s.want("NetworkPolicy default/deny, Pod default/a app=one, Pod default/b app=two", "a.yaml: document 2")
+	s.want("NetworkPolicy default/deny, Pod default/a app=one, Pod default/b app=two, Pod default/new app=two", "a.yaml: document 2")
 	s.write("a.yaml", pod("a", "two"))
 	s.want("Pod default/a app=two, Pod default/b app=two")
 	s.write("a.yaml", broken)
@@ -192,40 +218,183 @@ func TestABrokenFileKeepsWhatItSaid(t *testing.T) {
 	s.want("Pod default/b app=two")
 }
 
-func TestTheFirstOfTwoFilesCounts(t *testing.T) {
-	s := run(t, map[string]string{"b.yaml": pod("x", "b")})
-	s.want("Pod default/x app=b")
-	s.write("c.yaml", pod("x", "c")+pod("z", "c"))
-	s.want("Pod default/x app=b, Pod default/z app=c", "c.yaml: Pod default/x is in b.yaml already")
-	s.write("a.yaml", pod("x", "a")+goodPolicy)
-	s.want("NetworkPolicy default/deny, Pod default/x app=a, Pod default/z app=c",
-		"b.yaml: Pod default/x is in a.yaml already", "c.yaml: Pod default/x is in a.yaml already")
-	s.write("b.yaml", goodPolicy+"---\napiVersion: v1\nkind: Namespace\nmetadata: {name: ns-1}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: ns-1}\n")
-	s.want("Namespace ns-1, NetworkPolicy default/deny, Pod default/x app=a, Pod default/z app=c",
-		"b.yaml: NetworkPolicy default/deny is in a.yaml already", "b.yaml: Namespace ns-1 is in b.yaml already", "c.yaml: Pod default/x")
-	s.remove("a.yaml")
-	s.want("Namespace ns-1, NetworkPolicy default/deny, Pod default/x app=c, Pod default/z app=c", "b.yaml: Namespace ns-1 is in b.yaml already")
-	s.remove("b.yaml")
-	s.want("Pod default/x app=c, Pod default/z app=c")
+func policyOf(metadata, spec string) string {
+	return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: " + metadata + "\nspec: " + spec + "\n---\n"
 }
 
-func TestOtherFilesAreLeftAlone(t *testing.T) {
-	files := []string{"a.txt", "a.yaml.tmp", "a.yaml~", ".a.yaml", ".a.yaml.swp", "yaml", ".yaml", "A.YAML"}
-	there := map[string]string{"ok.yaml": pod("a", "one")}
-	for _, name := range files {
-		there[name] = broken
+// TestWhatABadPolicyMeans goes through the table in docs/manifests.md.
+func TestWhatABadPolicyMeans(t *testing.T) {
+	meta, sound := "{name: p, namespace: ns-1}", "{podSelector: {matchLabels: {app: a}}, ingress: [{}]}"
+	s := run(t, map[string]string{"p.yaml": policyOf(meta, sound)})
+	spec := func(want string, problems ...string) {
+		t.Helper()
+		u := s.next()
+		if u.err != nil || len(u.objects.Policies) != 1 {
+			t.Fatalf("%v, %v", u, u.err)
+		}
+		p := u.objects.Policies[0]
+		got := fmt.Sprintf("%s %d rules", metav1.FormatLabelSelector(&p.Spec.PodSelector), len(p.Spec.Ingress))
+		if p.Namespace+" "+got != "ns-1 "+want {
+			t.Errorf("%s %s, want %s", p.Namespace, got, want)
+		}
+		if len(u.objects.Problems) != len(problems) {
+			t.Errorf("problems %v, want %q", u.objects.Problems, problems)
+		}
+		for i := range min(len(problems), len(u.objects.Problems)) {
+			if got := u.objects.Problems[i].String(); !strings.Contains(got, problems[i]) || !strings.Contains(got, "p.yaml, document 1") {
+				t.Errorf("%s, want %s", got, problems[i])
+			}
+		}
 	}
-	s := run(t, there)
-	s.want("Pod default/a app=one")
-	for _, name := range files {
+	spec("app=a 1 rules")
+	s.write("p.yaml", policyOf(meta, "{podSelector: {matchLabels: {app: b}}, ingress: [{form: []}]}"))
+	spec("app=b 0 rules", "the pods that it selects are closed")
+	s.write("p.yaml", policyOf(meta, "{podSelector: {matchLabels: 1}, ingress: [{}]}"))
+	spec("app=a 1 rules", "its last good version stays in force")
+	s.write("p.yaml", policyOf("{name: p, namespace: [x]}", sound))
+	spec("app=a 1 rules", "its last good version stays in force")
+	s.write("p.yaml", policyOf(meta, "{podSelector: {matchLabels: {app: c}}, ingress: [{}]}"))
+	spec("app=c 1 rules")
+	s.remove("p.yaml")
+	s.want("")
+	s.write("p.yaml", policyOf(meta, "{podSelector: {matchLabels: 1}, ingress: [{}]}"))
+	spec("<none> 0 rules", "all pods of namespace ns-1 are closed")
+	s.remove("p.yaml")
+	s.want("")
+	s.write("p.yaml", policyOf("{name: p, namespace: [x]}", sound))
+	s.want("", "p.yaml: document 1", "which namespace it is for isn't known")
+}
+
+// Where two files have one object, what both agree on counts.
+func TestTwoFilesWithOneObject(t *testing.T) {
+	deny := policyOf("{name: p}", "{podSelector: {}}")
+	allow := policyOf("{name: p}", "{podSelector: {matchLabels: {app: a}}, ingress: [{}], egress: [{}], policyTypes: [Ingress, Egress]}")
+	both := policyOf("{name: p}", "{podSelector: {matchLabels: {app: a}}, ingress: [{}]}")
+	for _, tc := range []struct {
+		a, b string
+		want []string
+	}{
+		{deny, deny, []string{"<none> in=0 out=0 [Ingress]"}}, // as it is written: nothing differs
+		{deny, allow, []string{"<none> in=0 out=1 [Ingress Egress]", "app=a in=0 out=1 [Ingress Egress]"}},
+		{allow, deny, []string{"app=a in=0 out=1 [Ingress Egress]", "<none> in=0 out=1 [Ingress Egress]"}},
+		{both, allow, []string{"app=a in=1 out=1 [Ingress Egress]"}},
+	} {
+		s := run(t, map[string]string{"a.yaml": tc.a, "sub.yaml": tc.b})
+		u := s.next()
+		if u.err != nil {
+			t.Fatal(u.err)
+		}
+		var got []string
+		for _, p := range u.objects.Policies {
+			types := p.Spec.PolicyTypes
+			if types == nil {
+				types = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
+			}
+			got = append(got, fmt.Sprintf("%s in=%d out=%d %v", metav1.FormatLabelSelector(&p.Spec.PodSelector), len(p.Spec.Ingress), len(p.Spec.Egress), types))
+		}
+		if diff := cmp.Diff(tc.want, got); diff != "" {
+			t.Error(diff)
+		}
+		if wantProblems := map[bool]int{true: 0, false: 2}[tc.a == tc.b]; len(u.objects.Problems) != wantProblems {
+			t.Errorf("problems %v", u.objects.Problems)
+		}
+		s.stop()
+	}
+	s := run(t, map[string]string{"b.yaml": pod("x", "b"), "c.yaml": pod("x", "c") + pod("z", "c")})
+	s.want("Pod default/x app=b, Pod default/x app=c, Pod default/z app=c")
+	s.write("c.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: ns-2, labels: {a: b, c: d}}\n")
+	s.want("Namespace ns-2, Pod default/x app=b")
+	s.write("d.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: ns-2, labels: {a: b, e: f}}\n")
+	u := s.next()
+	want := policy.Namespace{Name: "ns-2", Labels: map[string]string{"a": "b", "kubernetes.io/metadata.name": "ns-2"}, Unknown: []string{"c", "e"}}
+	if diff := cmp.Diff([]policy.Namespace{want}, u.objects.Namespaces); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestWhatIsRead(t *testing.T) {
+	s := run(t, map[string]string{
+		"a.YAML": pod("a", "one"), "b.Yml": pod("b", "one"), ".c.yaml": pod("c", "one"), "d.json": `{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "d"}}`,
+		"a.txt": broken, "a.yaml.tmp": broken, "a.yaml~": broken, ".a.yaml.swp": broken, "yaml": broken, "..x.yaml": broken,
+	})
+	s.want("Pod default/a app=one, Pod default/b app=one, Pod default/c app=one, Pod default/d app=")
+	for _, name := range []string{"a.txt", "a.yaml.tmp", "a.yaml~", ".a.yaml.swp", "yaml", "..x.yaml"} {
 		s.write(name, pod("b", "two"))
 	}
-	if err := os.MkdirAll(s.path("sub"), 0o700); err != nil {
+	s.write("a.YAML", pod("a", "two"))
+	s.want("Pod default/a app=two, Pod default/b app=one, Pod default/c app=one, Pod default/d app=")
+}
+
+// Subdirectories come and go, and links too.
+func TestSubdirectories(t *testing.T) {
+	s := run(t, nil)
+	s.want("")
+	elsewhere := filepath.Join(t.TempDir(), "elsewhere")
+	do := func(errs ...error) {
+		t.Helper()
+		if err := errors.Join(errs...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until := func(want string) {
+		t.Helper()
+		for range 20 {
+			if u := s.next(); u.String() == want && u.err == nil {
+				return
+			}
+		}
+		t.Fatalf("never %s", want)
+	}
+	do(os.MkdirAll(s.path("one/two.yaml"), 0o700), os.WriteFile(s.path("one/two.yaml/a.yaml"), []byte(pod("a", "one")), 0o600))
+	until("Pod default/a app=one")
+	s.write("one/two.yaml/a.yaml", pod("a", "two"))
+	until("Pod default/a app=two")
+	do(os.Mkdir(elsewhere, 0o700), os.WriteFile(elsewhere+"/b.yaml", []byte(pod("b", "one")), 0o600), os.Symlink(elsewhere, s.path("link")))
+	until("Pod default/a app=two, Pod default/b app=one")
+	do(os.WriteFile(elsewhere+"/b.yaml", []byte(pod("b", "two")), 0o600))
+	until("Pod default/a app=two, Pod default/b app=two")
+	do(os.Symlink("..", s.path("one/loop")), os.Symlink(elsewhere+"/b.yaml", s.path("one/c.yaml"))) // the same once more, and a circle
+	until("Pod default/a app=two, Pod default/b app=two")
+	do(os.Rename(s.path("one"), s.path("other")))
+	until("Pod default/a app=two, Pod default/b app=two")
+	do(os.WriteFile(s.path("other/two.yaml/a.yaml"), []byte(pod("a", "three")), 0o600))
+	until("Pod default/a app=three, Pod default/b app=two")
+	do(os.RemoveAll(s.path("other")))
+	until("Pod default/b app=two")
+	do(os.Remove(s.path("link")))
+	until("")
+}
+
+// kubelet mounts a ConfigMap as links through ..data, which it replaces in one step.
+func TestAConfigMap(t *testing.T) {
+	s := run(t, nil)
+	s.want("")
+	version := func(name, app string) {
+		t.Helper()
+		err := errors.Join(
+			os.MkdirAll(s.path(name+"/sub"), 0o700),
+			os.WriteFile(s.path(name+"/a.yaml"), []byte(pod("a", app)), 0o600), os.WriteFile(s.path(name+"/sub/b.yaml"), []byte(pod("b", app)), 0o600),
+			os.Symlink(name, s.path("..tmp")), os.Rename(s.path("..tmp"), s.path("..data")))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	until := func(want string) {
+		t.Helper()
+		for range 20 {
+			if s.next().String() == want {
+				return
+			}
+		}
+		t.Fatalf("never %s", want)
+	}
+	version("..1", "one")
+	if err := errors.Join(os.Symlink("..data/a.yaml", s.path("a.yaml")), os.Symlink("..data/sub", s.path("sub"))); err != nil {
 		t.Fatal(err)
 	}
-	s.write("sub/b.yaml", pod("b", "two"))
-	s.write("ok.yaml", pod("a", "two"))
-	s.want("Pod default/a app=two")
+	until("Pod default/a app=one, Pod default/b app=one")
+	version("..2", "two")
+	until("Pod default/a app=two, Pod default/b app=two")
 }
 
 // A manifest that is read while it is being written may lack the very policy that closes a pod.

@@ -1,212 +1,196 @@
-// Package manifests owns the source that needs no Kubernetes: a directory of ordinary YAML manifests, read again
-// whenever a file changes.
+// Package manifests owns the source that needs no Kubernetes: a directory of ordinary manifests, as kubectl reads them,
+// read again whenever a file changes.
 package manifests
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 
-	goyaml "go.yaml.in/yaml/v2"
-	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
-	"k8s.io/apimachinery/pkg/util/validation"
-	"k8s.io/apimachinery/pkg/util/validation/field"
-	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
-	"sigs.k8s.io/json"
-	"sigs.k8s.io/yaml"
 
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/objects"
 )
 
-// Parse reads the manifests of one file: v1 Namespace, v1 Pod, v1 Node and networking.k8s.io/v1 NetworkPolicy. Objects of other
-// kinds belong to somebody else and are left out, except for those that could be meant as a NetworkPolicy. Each error
-// names the file, the document (from 1) and the field.
+// fault is how much of an object can't be read.
+type fault int
+
+const (
+	good       fault = iota
+	partly           // it counts as far as it can be read
+	closed           // a policy that closes the pods that it selects
+	unselected       // a policy that selects nobody knows which pods
+	lost             // a policy of nobody knows which namespace
+	left             // it is left out
+	other            // of a kind that policy doesn't need
+)
+
+// entry is one object of a file.
+type entry struct {
+	where  string
+	object string // kind and name, as far as they can be read
+	key    string // the same, if it is certain which object it is
+	name   string // of a lost policy
+
+	namespace  *policy.Namespace
+	pod        *policy.Pod
+	node       *policy.Node
+	policy     *networkingv1.NetworkPolicy
+	workload   *policy.Workload
+	unenforced *policy.Unenforced
+
+	fault    fault
+	problems []complaint
+	ignored  []string // fields that mean nothing here
+
+	kept     bool   // the last good version, in place of one that can't be read
+	differs  bool   // other files have other versions
+	conflict string // in which file it is too
+}
+
+// complain says each once.
+func (e *entry) complain(list ...complaint) {
+	for _, c := range list {
+		if !slices.Contains(e.problems, c) {
+			e.problems = append(e.problems, c)
+		}
+	}
+}
+
+func (e *entry) ignore(fields []string) { e.ignored = append(e.ignored, fields...) }
+
+// fail leaves the object out.
+func (e *entry) fail(c ...complaint) {
+	e.complain(c...)
+	e.fault = left
+}
+
+// unparsed is a document in which no object can be found.
+type unparsed struct {
+	where string
+	err   error
+	// mayHoldPolicy says whether there could be a policy in it.
+	mayHoldPolicy bool
+}
+
+// content is what one file says.
+type content struct {
+	entries  []entry
+	unparsed []unparsed
+}
+
+// parse reads one file.
+func parse(data []byte) content {
+	var c content
+	for _, d := range documents(data) {
+		if d.err != nil {
+			c.unparsed = append(c.unparsed, unparsed{d.where, d.err, d.mayHoldPolicy})
+			continue
+		}
+		o := object{where: d.where, twice: d.twice}
+		if !o.read(d.json) {
+			c.leave(o, "it is no object")
+			continue
+		}
+		all, err := unfold(o, 0)
+		if err != nil {
+			c.unparsed = append(c.unparsed, unparsed{o.where, err, true})
+			continue
+		}
+		for _, o := range all {
+			c.add(o)
+		}
+	}
+	return c
+}
+
+func (c *content) leave(o object, why string) {
+	c.entries = append(c.entries, entry{where: o.where, object: o.where, fault: left, ignored: []string{why}})
+}
+
+// add takes the object if it is of a kind that policy needs.
+func (c *content) add(o object) {
+	switch {
+	case o.raw == nil:
+		c.leave(o, "it is no object")
+	case couldBePolicy(o):
+		c.addPolicy(o)
+	case o.apiVersion == "" || o.kind == "":
+		c.leave(o, fmt.Sprintf("it is no object: apiVersion is %q and kind %q, and both must be given", o.apiVersion, o.kind))
+	case o.apiVersion == "v1" && o.kind == "Namespace":
+		c.addNamespace(o)
+	case o.apiVersion == "v1" && o.kind == "Pod":
+		c.addPod(o)
+	case o.apiVersion == "v1" && o.kind == "Node":
+		c.addNode(o)
+	case isWorkload(o):
+		c.addWorkload(o)
+	case objects.IsPolicy(o.group(), o.kind):
+		m := o.readMeta(o.raw["metadata"], "metadata", true)
+		e := entry{where: o.where, object: o.kind + " " + m.namespace + "/" + m.name}
+		e.unenforced = &policy.Unenforced{Kind: o.kind + "." + o.group(), Where: e.object, Count: 1}
+		c.entries = append(c.entries, e)
+	default:
+		m := o.readMeta(o.raw["metadata"], "metadata", true)
+		c.entries = append(c.entries, entry{where: o.where, object: o.kind + " " + m.name, fault: other})
+	}
+}
+
+// couldBePolicy holds for NetworkPolicy, and for all else in the groups that it is or was in that isn't known to be
+// something else: a typing error must not leave a policy out.
+func couldBePolicy(o object) bool {
+	others := []string{
+		"Ingress", "IngressClass", "IPAddress", "ServiceCIDR", "ClusterCIDR", "Deployment", "DaemonSet", "ReplicaSet", "PodSecurityPolicy",
+		"Scale", "DeploymentRollback", "ReplicationControllerDummy", "ThirdPartyResource",
+	}
+	switch group := o.group(); {
+	case group == "networking.k8s.io" || group == "extensions":
+		return !slices.Contains(others, strings.TrimSuffix(o.kind, "List"))
+	case group == "":
+		return strings.EqualFold(o.kind, "NetworkPolicy")
+	}
+	return false
+}
+
+// Parse reads the manifests of one file: what policy needs of them, and an error for each document and field that can't be
+// read, which names the file. Policies that can't be read as they are written close the pods that they select.
 func Parse(file string, data []byte) (policy.Objects, error) {
-	var all policy.Objects
+	c := parse(data)
 	var errs []error
-	docs := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data)))
-	for n := 1; ; n++ {
-		doc, err := docs.Read()
-		if errors.Is(err, io.EOF) {
-			return all, errors.Join(errs...)
+	for _, u := range c.unparsed {
+		errs = append(errs, fmt.Errorf("%s: %s: %w", file, u.where, u.err))
+	}
+	for _, e := range c.entries {
+		for _, p := range e.problems {
+			errs = append(errs, fmt.Errorf("%s: %s: %s: %s", file, e.where, e.object, p))
 		}
-		if err == nil {
-			err = add(&all, doc)
-		}
-		for _, e := range split(err) {
-			errs = append(errs, fmt.Errorf("%s: document %d: %w", file, n, e))
-		}
-		if err != nil && doc == nil {
-			return all, errors.Join(errs...)
+		if e.fault == left && len(e.problems) == 0 { // no object
+			errs = append(errs, fmt.Errorf("%s: %s: %s", file, e.where, strings.Join(e.ignored, ", ")))
 		}
 	}
+	var o policy.Objects
+	for _, e := range c.entries {
+		e.addTo(&o)
+	}
+	return o, errors.Join(errs...)
 }
 
-func split(err error) []error {
-	var many interface{ Unwrap() []error }
+// addTo adds what the entry says.
+func (e entry) addTo(o *policy.Objects) {
 	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &many):
-		return many.Unwrap()
+	case e.namespace != nil:
+		o.Namespaces = append(o.Namespaces, *e.namespace)
+	case e.pod != nil:
+		o.Pods = append(o.Pods, *e.pod)
+	case e.node != nil:
+		o.Nodes = append(o.Nodes, *e.node)
+	case e.policy != nil:
+		o.Policies = append(o.Policies, e.policy)
+	case e.workload != nil:
+		o.Workloads = append(o.Workloads, *e.workload)
+	case e.unenforced != nil:
+		o.Unenforced = append(o.Unenforced, *e.unenforced)
 	}
-	return []error{err}
-}
-
-func add(all *policy.Objects, doc []byte) error {
-	var kind metav1.TypeMeta
-	if err := yaml.Unmarshal(doc, &kind); err != nil {
-		return err
-	}
-	if err := single(doc); err != nil && !errors.Is(err, io.EOF) {
-		return err
-	}
-	if kind == (metav1.TypeMeta{}) {
-		var anything any
-		if err := yaml.Unmarshal(doc, &anything); err == nil && anything == nil {
-			return nil // only comments
-		}
-	}
-	switch {
-	case kind.APIVersion == "" || kind.Kind == "":
-		return fmt.Errorf("apiVersion and kind: both must be given, got %q and %q", kind.APIVersion, kind.Kind)
-	case kind.APIVersion == "v1" && kind.Kind == "Namespace":
-		return addNamespace(all, doc)
-	case kind.APIVersion == "v1" && kind.Kind == "Pod":
-		return addPod(all, doc)
-	case kind.APIVersion == "v1" && kind.Kind == "Node":
-		return addNode(all, doc)
-	case kind.APIVersion == "networking.k8s.io/v1" && kind.Kind == "NetworkPolicy":
-		return addPolicy(all, doc)
-	case kind.APIVersion == "v1" && kind.Kind == "List", strings.EqualFold(kind.Kind, "NetworkPolicy"), couldBePolicy(kind):
-		return fmt.Errorf("kind: %s of %s is not read here; write networking.k8s.io/v1 NetworkPolicy objects, one a document", kind.Kind, kind.APIVersion)
-	}
-	return nil
-}
-
-// couldBePolicy holds for every kind of the groups that NetworkPolicy is or was in, but for those that are known to be
-// something else: a typing error in the kind must not leave a policy out.
-func couldBePolicy(kind metav1.TypeMeta) bool {
-	group, _, _ := strings.Cut(kind.APIVersion, "/")
-	others := []string{"Ingress", "IngressClass", "IPAddress", "ServiceCIDR", "Deployment", "DaemonSet", "ReplicaSet"}
-	return (group == "networking.k8s.io" || group == "extensions") && !slices.Contains(others, kind.Kind)
-}
-
-func addNamespace(all *policy.Objects, doc []byte) error {
-	var ns corev1.Namespace
-	if err := decode(doc, &ns); err != nil {
-		return err
-	}
-	if msgs := validation.IsDNS1123Label(ns.Name); len(msgs) > 0 {
-		return fmt.Errorf("metadata.name: %q: %s", ns.Name, strings.Join(msgs, "; "))
-	}
-	if err := checkMeta(&ns.ObjectMeta); err != nil {
-		return err
-	}
-	all.Namespaces = append(all.Namespaces, objects.Namespace(&ns))
-	return nil
-}
-
-func addPod(all *policy.Objects, doc []byte) error {
-	var pod corev1.Pod
-	if err := decode(doc, &pod); err != nil {
-		return err
-	}
-	if err := checkNamespaced(&pod.ObjectMeta); err != nil {
-		return err
-	}
-	p, problems := objects.Pod(&pod)
-	if len(problems) > 0 {
-		return objects.Error(problems)
-	}
-	all.Pods = append(all.Pods, p)
-	return nil
-}
-
-func addNode(all *policy.Objects, doc []byte) error {
-	var node corev1.Node
-	if err := decode(doc, &node); err != nil {
-		return err
-	}
-	if err := checkMeta(&node.ObjectMeta); err != nil {
-		return err
-	}
-	n, problems := objects.Node(&node)
-	if len(problems) > 0 {
-		return objects.Error(problems)
-	}
-	all.Nodes = append(all.Nodes, n)
-	return nil
-}
-
-func addPolicy(all *policy.Objects, doc []byte) error {
-	var np networkingv1.NetworkPolicy
-	if err := decode(doc, &np); err != nil {
-		return err
-	}
-	if err := checkNamespaced(&np.ObjectMeta); err != nil {
-		return err
-	}
-	var errs []error
-	for _, p := range policy.Validate(&np) {
-		errs = append(errs, errors.New(p.String()))
-	}
-	if len(errs) > 0 {
-		return errors.Join(errs...)
-	}
-	all.Policies = append(all.Policies, &np)
-	return nil
-}
-
-// decode is strict, as kubectl is: a key that Kubernetes doesn't know, or one that is there twice, is an error that names
-// it, and so is a value of another type. Made a string silently, the label "y" would be "true", and "1.10" "1.1".
-func decode(doc []byte, into any) error {
-	data, err := yaml.YAMLToJSONStrict(doc)
-	if err != nil {
-		return err
-	}
-	strict, err := json.UnmarshalStrict(data, into)
-	return errors.Join(append(strict, err)...)
-}
-
-// single makes sure that nothing stands behind the first YAML document: readers of one document leave the rest out
-// without a word.
-func single(doc []byte) error {
-	d := goyaml.NewDecoder(bytes.NewReader(doc))
-	var ignored any
-	if err := d.Decode(&ignored); err != nil {
-		return err
-	}
-	if err := d.Decode(&ignored); !errors.Is(err, io.EOF) {
-		return errors.New("something stands behind the object; objects are separated by lines with ---")
-	}
-	return nil
-}
-
-func checkNamespaced(meta *metav1.ObjectMeta) error {
-	if meta.Namespace == "" {
-		meta.Namespace = metav1.NamespaceDefault // as kubectl does
-	}
-	if msgs := validation.IsDNS1123Label(meta.Namespace); len(msgs) > 0 {
-		return fmt.Errorf("metadata.namespace: %q: %s", meta.Namespace, strings.Join(msgs, "; "))
-	}
-	return checkMeta(meta)
-}
-
-func checkMeta(meta *metav1.ObjectMeta) error {
-	if msgs := validation.IsDNS1123Subdomain(meta.Name); len(msgs) > 0 {
-		return fmt.Errorf("metadata.name: %q: %s", meta.Name, strings.Join(msgs, "; "))
-	}
-	if errs := metav1validation.ValidateLabels(meta.Labels, field.NewPath("metadata", "labels")); len(errs) > 0 {
-		return errs.ToAggregate()
-	}
-	return nil
 }

@@ -1,6 +1,7 @@
 package manifests
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -25,7 +26,6 @@ func TestParse(t *testing.T) {
 	policies := func(names ...string) (o policy.Objects) {
 		for _, n := range names {
 			o.Policies = append(o.Policies, &networkingv1.NetworkPolicy{
-				TypeMeta:   metav1.TypeMeta{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy"},
 				ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: n},
 			})
 		}
@@ -77,7 +77,7 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 		},
 		// Whatever is wrong with them, they are somebody else's.
 		{"other kinds", "apiVersion: v1\nkind: Service\nmetadata: {name: NO}\nspeck: 1\n---\n" + goodPod +
-			"---\napiVersion: apps/v1\nkind: Deployment\nspec: {template: {kind: NetworkPolicy}}\n---\napiVersion: networking.k8s.io/v1\nkind: Ingress\n", pod},
+			"---\napiVersion: apps/v1\nkind: ControllerRevision\nspec: {template: {kind: NetworkPolicy}}\n---\napiVersion: networking.k8s.io/v1\nkind: Ingress\n", pod},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := Parse("f.yaml", []byte(tc.text))
@@ -119,74 +119,89 @@ func TestScalarsAreNotReinterpreted(t *testing.T) {
 	}
 }
 
-// TestParseRefuses puts the document between two good ones, and wants an error that says where it is and what is wrong.
-func TestParseRefuses(t *testing.T) {
+// TestParseComplains puts the document between two good ones, and wants errors that say where it is and what is wrong.
+func TestParseComplains(t *testing.T) {
 	np := func(spec string) string {
 		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: ns-1}\nspec: " + spec + "\n"
 	}
 	pod := func(meta string) string { return "apiVersion: v1\nkind: Pod\nmetadata: " + meta + "\n" }
+	const (
+		left     = ""                            // nothing is made of it
+		byLabel  = "ns-1: app=a"                 // closes the pods that it selects
+		byLabel2 = "ns-1: app=a Ingress Egress"  // in both directions
+		all      = "ns-1: <none> Ingress Egress" // closes all pods of its namespace
+		counts   = "counts"                      // the rest of it counts
+	)
+	selected := "podSelector: {matchLabels: {app: a}}, policyTypes: [Ingress]"
 	for _, tc := range []struct {
 		name, doc string
+		effect    string
 		want      []string // one error each, in this order
 	}{
-		{"unknown field", np("{podSelectr: {}}"), []string{`unknown field "spec.podSelectr"`}},
-		{"unknown field below", np("{podSelector: {}, ingress: [{form: []}]}"), []string{`unknown field "spec.ingress[0].form"`}},
-		{"unknown field of a pod", goodPod + "spec: {containers: [{nme: c}]}\n", []string{`unknown field "spec.containers[0].nme"`}},
-		{"unknown field of a namespace", "apiVersion: v1\nkind: Namespace\nmetadata: {nam: a}\n", []string{`unknown field "metadata.nam"`}},
-		{"field in small letters", np("{podselector: {}}"), []string{`unknown field "spec.podselector"`}},
-		{"two unknown fields", np("{podSelectr: {}, ingres: []}"), []string{`"spec.ingres"`, `"spec.podSelectr"`}},
-		{"field twice", np("{podSelector: {}, podSelector: {}}"), []string{`"podSelector" already set`}},
-		{"wrong type", np("{podSelector: all}"), []string{"spec.podSelector"}},
-		{"wrong type of a label", pod("{name: a, labels: {app: 1}}"), []string{"metadata.labels"}},
-		{"wrong type of labels", pod("{name: a, labels: [app]}"), []string{"metadata.labels"}},
-		{"wrong type of a list", np("{podSelector: {}, ingress: {}}"), []string{"spec.ingress"}},
-		{"no name", pod("{}"), []string{`metadata.name: ""`}},
-		{"bad name", pod("{name: A_b}"), []string{`metadata.name: "A_b"`}},
-		{"bad name of a namespace", "apiVersion: v1\nkind: Namespace\nmetadata: {name: ../x}\n", []string{`metadata.name: "../x"`}},
-		{"bad name of a policy", strings.Replace(goodPolicy, "deny", "de ny", 1), []string{`metadata.name: "de ny"`}},
-		{"bad namespace", pod("{name: a, namespace: a.b}"), []string{`metadata.namespace: "a.b"`}},
-		{"bad label key", pod("{name: a, labels: {a b: c}}"), []string{`metadata.labels: Invalid value: "a b"`}},
-		{"bad label value", pod("{name: a, labels: {app: b c}}"), []string{`metadata.labels: Invalid value: "b c"`}},
-		{"bad address", goodPod + "status: {podIPs: [{ip: 10.88.0.2}, {ip: 10.88.0.256}]}\n", []string{`status.podIPs[1].ip: "10.88.0.256"`}},
-		{"nobody's address", goodPod + "status: {podIP: 0.0.0.0}\n", []string{`status.podIPs[0].ip: "0.0.0.0"`}},
-		{"address with a zone", goodPod + "status: {podIP: fe80::1%eth0}\n", []string{`status.podIPs[0].ip: "fe80::1%eth0"`}},
-		{"CIDR of everything", "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDR: 0.0.0.0/0}\n", []string{`spec.podCIDRs[0]: "0.0.0.0/0"`}},
-		{"bad CIDR of a node", "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDRs: [10.88.1.0]}\n", []string{`spec.podCIDRs[0]: "10.88.1.0"`}},
-		{
-			"bad CIDR", np("{podSelector: {}, ingress: [{}, {from: [{ipBlock: {cidr: 10.0.0.0/33}}]}]}"),
-			[]string{`NetworkPolicy ns-1/bad: spec.ingress[1].from[0].ipBlock.cidr: "10.0.0.0/33"`},
-		},
-		{
-			"bad except", np("{podSelector: {}, egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/8]}}]}]}"),
-			[]string{"spec.egress[0].to[0].ipBlock.except[0]: 11.0.0.0/8"},
-		},
-		{"bad operator", np("{podSelector: {matchExpressions: [{key: a, operator: Is}]}}"), []string{"spec.podSelector"}},
-		{"bad policy type", np("{podSelector: {}, policyTypes: [ingress]}"), []string{`spec.policyTypes[0]: "ingress"`}},
-		{
-			"bad port and peer", np("{podSelector: {}, ingress: [{ports: [{port: 0}], from: [{}]}]}"),
-			[]string{"spec.ingress[0].ports[0].port: 0", "spec.ingress[0].from[0].podSelector"},
-		},
-		{"misspelt kind", strings.Replace(goodPolicy, "NetworkPolicy", "NetworkPolcy", 1), []string{"kind: NetworkPolcy of networking.k8s.io/v1"}},
-		{"kind in small letters", strings.Replace(goodPolicy, "NetworkPolicy", "networkpolicy", 1), []string{"kind: networkpolicy of"}},
-		{"plural kind", strings.Replace(goodPolicy, "NetworkPolicy", "NetworkPolicyList", 1), []string{"kind: NetworkPolicyList of"}},
-		{"misspelt version", strings.Replace(goodPolicy, "k8s.io/v1", "k8s.io/v1beta1", 1), []string{"kind: NetworkPolicy of networking.k8s.io/v1beta1"}},
-		{"old version", strings.Replace(goodPolicy, "networking.k8s.io/v1", "extensions/v1beta1", 1), []string{"kind: NetworkPolicy of extensions/v1beta1"}},
-		{"version v1", strings.Replace(goodPolicy, "networking.k8s.io/v1", "v1", 1), []string{"kind: NetworkPolicy of v1"}},
-		{"list", "apiVersion: v1\nkind: List\nitems: []\n", []string{"kind: List of v1"}},
-		{"no apiVersion", "kind: NetworkPolicy\nmetadata: {name: a}\n", []string{`apiVersion and kind: both must be given, got "" and "NetworkPolicy"`}},
-		{"no kind", "apiVersion: v1\nmetadata: {name: a}\n", []string{`apiVersion and kind: both must be given, got "v1" and ""`}},
-		{"neither", "{}\n", []string{"apiVersion and kind"}},
-		{"kind of a wrong type", "apiVersion: v1\nkind: [Pod]\n", []string{"kind"}},
-		{"no object", "- a\n", []string{"array"}},
-		{"no YAML", "foo: [\n", []string{"yaml: line 1"}},
-		{"no text", "\x00\x01\n", []string{"yaml"}},
+		{"unknown field", np("{podSelectr: {}}"), all, []string{"spec.podSelectr: unknown field"}},
+		{"unknown field beside the selector", np("{" + selected + ", foo: {}}"), byLabel2, []string{"spec.foo: unknown field"}},
+		{"unknown field below", np("{" + selected + ", ingress: [{form: []}]}"), byLabel, []string{`spec.ingress[0].form: unknown field`}},
+		{"unknown field of a block", np("{" + selected + ", ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, excpet: []}}]}]}"), byLabel, []string{`spec.ingress[0].from[0].ipBlock.excpet: unknown field`}},
+		{"unknown field of a port", np("{" + selected + ", ingress: [{ports: [{prot: 80}]}]}"), byLabel, []string{`spec.ingress[0].ports[0].prot: unknown field`}},
+		{"unknown field of a selector", np("{podSelector: {matchLabel: {}}}"), all, []string{`spec.podSelector.matchLabel: unknown field`}},
+		{"unknown field at the top", np("{"+selected+"}") + "speck: {}\n", byLabel2, []string{"speck: unknown field"}},
+		{"unknown field in place of spec", strings.Replace(np("{}"), "spec", "speck", 1), all, []string{"speck: unknown field"}},
+		{"field in small letters", np("{podselector: {}}"), all, []string{"spec.podselector: unknown field"}},
+		{"two unknown fields", np("{podSelectr: {}, ingres: []}"), all, []string{"spec.ingres: unknown", "spec.podSelectr: unknown"}},
+		{"field twice", np("{podSelector: {}, podSelector: {}}"), all, []string{`"spec.podSelector" is already set`}},
+		{"spec twice", np("{podSelector: {}}") + "spec: {podSelector: {}}\n", all, []string{`"spec" is already set`}},
+		{"rules twice", np("{" + selected + ", ingress: [], ingress: [{}]}"), byLabel, []string{`"spec.ingress" is already set`}},
+		{"wrong type", np("{podSelector: all}"), all, []string{"spec.podSelector"}},
+		{"wrong type of a list", np("{" + selected + ", ingress: {}}"), byLabel, []string{"spec.ingress"}},
+		{"wrong type of spec", np("[]"), all, []string{"spec: "}},
+		{"bad CIDR", np("{" + selected + ", ingress: [{}, {from: [{ipBlock: {cidr: 10.0.0.0/33}}]}]}"), byLabel, []string{`NetworkPolicy ns-1/bad: spec.ingress[1].from[0].ipBlock.cidr: "10.0.0.0/33"`}},
+		{"bad except", np("{" + selected + ", egress: [], ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/8]}}]}]}"), byLabel, []string{"spec.ingress[0].from[0].ipBlock.except[0]: 11.0.0.0/8"}},
+		{"bad operator", np("{podSelector: {matchExpressions: [{key: a, operator: Is}]}}"), all, []string{"spec.podSelector"}},
+		{"bad policy type", np("{podSelector: {matchLabels: {app: a}}, policyTypes: [ingress]}"), byLabel2, []string{`spec.policyTypes[0]: "ingress"`}},
+		{"wrong type of policy types", np("{podSelector: {matchLabels: {app: a}}, policyTypes: Ingress}"), byLabel2, []string{`spec.policyTypes`}},
+		{"bad port and peer", np("{" + selected + ", ingress: [{ports: [{port: 0}], from: [{}]}]}"), byLabel, []string{"spec.ingress[0].ports[0].port: 0", "spec.ingress[0].from[0].podSelector"}},
+		{"bad name of a policy", strings.Replace(np("{"+selected+"}"), "name: bad", "name: b d", 1), byLabel, []string{`metadata.name: "b d"`}},
+		{"no name of a policy", strings.Replace(np("{"+selected+"}"), "name: bad, ", "", 1), byLabel, []string{`metadata.name: "": the name is missing`}},
+		{"bad namespace of a policy", strings.Replace(np("{}"), "ns-1", "ns_1", 1), left, []string{`metadata.namespace: "ns_1"`}},
+		{"namespace of a wrong type", strings.Replace(np("{}"), "ns-1", "[ns-1]", 1), left, []string{`metadata.namespace: `}},
+		{"misspelt namespace", strings.Replace(np("{}"), "namespace", "namspace", 1), left, []string{`metadata.namspace: there is no such field`}},
+		{"misspelt kind", strings.Replace(np("{"+selected+"}"), "NetworkPolicy", "NetworkPolcy", 1), byLabel, []string{`kind: "NetworkPolcy"`}},
+		{"kind in small letters", strings.Replace(np("{"+selected+"}"), "NetworkPolicy", "networkpolicy", 1), byLabel, []string{`kind: "networkpolicy"`}},
+		{"misspelt version", strings.Replace(np("{"+selected+"}"), "k8s.io/v1", "k8s.io/v1beta1", 1), byLabel, []string{`apiVersion: "networking.k8s.io/v1beta1"`}},
+		{"old version", strings.Replace(np("{"+selected+"}"), "networking.k8s.io/v1", "extensions/v1beta1", 1), byLabel, []string{`apiVersion: "extensions/v1beta1"`}},
+		{"version v1", strings.Replace(np("{"+selected+"}"), "networking.k8s.io/v1", "v1", 1), byLabel, []string{`apiVersion: "v1"`}},
+		{"no version", strings.Replace(np("{"+selected+"}"), "apiVersion: networking.k8s.io/v1\n", "", 1), byLabel, []string{`apiVersion: ""`}},
+		{"no kind of a policy", strings.Replace(np("{"+selected+"}"), "kind: NetworkPolicy\n", "", 1), byLabel, []string{`kind: ""`}},
+
+		{"unknown field of a pod's metadata", pod("{name: b, lables: {app: b}}"), left, []string{"metadata.lables: there is no such field"}},
+		{"unknown field of a namespace", "apiVersion: v1\nkind: Namespace\nmetadata: {nam: b}\n", left, []string{"metadata.name", "metadata.nam:"}},
+		{"wrong type of a label", pod("{name: b, labels: {app: 1}}"), counts, []string{"metadata.labels.app: "}},
+		{"wrong type of labels", pod("{name: b, labels: [app]}"), left, []string{"metadata.labels"}},
+		{"no name", pod("{}"), left, []string{`metadata.name: ""`}},
+		{"bad name", pod("{name: A_b}"), left, []string{`metadata.name: "A_b"`}},
+		{"bad name of a namespace", "apiVersion: v1\nkind: Namespace\nmetadata: {name: ../x}\n", left, []string{`metadata.name: "../x"`}},
+		{"bad namespace", pod("{name: b, namespace: a.b}"), left, []string{`metadata.namespace: "a.b"`}},
+		{"bad label key", pod("{name: b, labels: {a b: c}}"), counts, []string{`metadata.labels.a b: Invalid value`}},
+		{"bad label value", pod("{name: b, labels: {app: b c}}"), counts, []string{`metadata.labels.app: Invalid value`}},
+		{"bad address", pod("{name: b}") + "status: {podIPs: [{ip: 10.88.0.2}, {ip: 10.88.0.256}]}\n", counts, []string{`status.podIPs[1].ip: "10.88.0.256"`}},
+		{"nobody's address", pod("{name: b}") + "status: {podIP: 0.0.0.0}\n", counts, []string{`status.podIPs[0].ip: "0.0.0.0"`}},
+		{"address with a zone", pod("{name: b}") + "status: {podIP: fe80::1%eth0}\n", counts, []string{`status.podIPs[0].ip: "fe80::1%eth0"`}},
+		{"port that is no number", pod("{name: b}") + "spec: {containers: [{name: c, ports: [{name: http, containerPort: x}]}]}\n", counts, []string{`spec.containers: no port has a name`}},
+		{"CIDR of everything", "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDR: 0.0.0.0/0}\n", counts, []string{`spec.podCIDRs[0]: "0.0.0.0/0"`}},
+		{"workload without a template", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: b}\nspec: {}\n", left, []string{"spec.template"}},
+		{"no kind", "apiVersion: v1\nmetadata: {name: a}\n", left, []string{`it is no object`}},
+		{"neither", "{}\n", left, []string{"it is no object"}},
+		{"kind of a wrong type", "apiVersion: v1\nkind: [Pod]\n", left, []string{"it is no object"}},
+		{"no object", "- a\n", left, []string{"it is no object"}},
+		{"no YAML", "foo: [\n", left, []string{"yaml: line 1"}},
+		{"no text", "\x00\x01\n", left, []string{"yaml"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := Parse("f.yaml", []byte(goodPolicy+"---\n"+tc.doc+"---\n"+goodPod))
 			if err == nil {
 				t.Fatal("no error")
 			}
-			errs := split(err)
+			errs := unjoined(err)
 			if len(errs) != len(tc.want) {
 				t.Errorf("%d errors, want %d: %v", len(errs), len(tc.want), err)
 			}
@@ -195,17 +210,42 @@ func TestParseRefuses(t *testing.T) {
 					t.Errorf("%s: want f.yaml, document 2 and %s", s, tc.want[i])
 				}
 			}
-			if len(got.Policies) != 1 || got.Policies[0].Name != "deny" || len(got.Pods) != 1 || got.Pods[0].Name != "a" {
+			if len(got.Policies) == 0 || got.Policies[0].Name != "deny" || len(got.Pods) == 0 || got.Pods[len(got.Pods)-1].Name != "a" {
 				t.Errorf("beside the bad one: %+v", got)
+			}
+			effect := left
+			if len(got.Policies) > 1 {
+				bad := got.Policies[1]
+				effect = bad.Namespace + ": " + metav1.FormatLabelSelector(&bad.Spec.PodSelector)
+				if len(bad.Spec.PolicyTypes) > 1 {
+					effect += " Ingress Egress"
+				}
+				if len(bad.Spec.Ingress)+len(bad.Spec.Egress) > 0 {
+					t.Errorf("it has rules: %+v", bad.Spec)
+				}
+			} else if len(got.Pods)+len(got.Namespaces)+len(got.Nodes) > 1 {
+				effect = counts
+			}
+			if effect != tc.effect {
+				t.Errorf("effect %q, want %q", effect, tc.effect)
 			}
 		})
 	}
 }
 
+// unjoined are the errors that were joined.
+func unjoined(err error) []error {
+	var many interface{ Unwrap() []error }
+	if errors.As(err, &many) {
+		return many.Unwrap()
+	}
+	return nil
+}
+
 func TestParseCountsDocuments(t *testing.T) {
 	_, err := Parse("f.yaml", []byte("---\n# document 1\n---\nkind: Pod\n---\n"+goodPod+"---\nkind: Pod\n"))
 	var where []string
-	for _, e := range split(err) {
+	for _, e := range unjoined(err) {
 		where = append(where, strings.Join(strings.SplitN(e.Error(), ": ", 3)[:2], ": "))
 	}
 	if diff := cmp.Diff([]string{"f.yaml: document 2", "f.yaml: document 4"}, where); diff != "" {
@@ -226,7 +266,7 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		o, err := Parse("f.yaml", data)
-		for _, e := range split(err) {
+		for _, e := range unjoined(err) {
 			if !strings.HasPrefix(e.Error(), "f.yaml: document ") {
 				t.Errorf("%v: doesn't say where", e)
 			}

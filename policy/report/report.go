@@ -49,6 +49,35 @@ func Pod(e endpoint.Endpoint) PodStatus {
 	return p
 }
 
+// File is one file of a directory of manifests.
+type File struct {
+	Path    string       `json:"path"` // below the directory
+	Objects []FileObject `json:"objects"`
+}
+
+// FileObject is one object of a file, or what stands where one should.
+type FileObject struct {
+	Where  string    `json:"where"`            // such as "document 2"
+	Object string    `json:"object,omitempty"` // kind and name
+	State  FileState `json:"state"`
+	Why    string    `json:"why,omitempty"`
+}
+
+// FileState is what became of it.
+type FileState string
+
+// The states.
+const (
+	Read        FileState = "read"
+	Partly      FileState = "read in part"
+	Closes      FileState = "closes its pods"
+	Kept        FileState = "last good version"
+	NotNeeded   FileState = "no part of policy"
+	LeftOut     FileState = "left out"
+	NotEnforced FileState = "not enforced"
+	Unreadable  FileState = "unreadable"
+)
+
 // SetStatus is one ipset.
 type SetStatus struct {
 	Name    string `json:"name"`

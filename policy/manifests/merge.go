@@ -1,0 +1,216 @@
+package manifests
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/weir-net/weir/internal/dirwatch"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/report"
+)
+
+// placed is an entry with the file that it is in.
+type placed struct {
+	file string
+	*entry
+}
+
+func (p placed) String() string { return p.file + ", " + p.where }
+
+// merged puts the files' objects together. The objects are nil while nothing is known of a file that may hold a policy.
+func (d *Dir) merged() (*policy.Objects, error) {
+	var all policy.Objects
+	var errs []error
+	blocked := false
+	by := map[string][]placed{}
+	var order []string
+	names := slices.Sorted(maps.Keys(d.files))
+	for _, name := range names {
+		f := d.files[name]
+		if f.busy && f.empty() && !d.started {
+			blocked = true
+			errs = append(errs, fmt.Errorf("%s: %w", name, dirwatch.ErrBeingWritten))
+		}
+		if f.blocks() {
+			blocked = true
+		}
+		errs = append(errs, f.errors(name)...)
+		for i := range f.entries {
+			e := &f.entries[i]
+			e.conflict, e.differs = "", false
+			if e.key == "" {
+				e.addTo(&all)
+				continue
+			}
+			if by[e.key] == nil {
+				order = append(order, e.key)
+			}
+			by[e.key] = append(by[e.key], placed{name, e})
+		}
+	}
+	for _, key := range order {
+		agree(by[key], &all)
+	}
+	d.addStaticPods(&all)
+	var files []report.File
+	for _, name := range names {
+		files = append(files, d.files[name].report(name))
+		all.Problems = append(all.Problems, d.files[name].problems(name)...)
+	}
+	d.report.Store(&files)
+	d.started = d.started || !blocked || (d.IgnoreBroken && !d.busy())
+	if !d.started {
+		return nil, errors.Join(errs...)
+	}
+	return &all, errors.Join(errs...)
+}
+
+func (d *Dir) busy() bool {
+	for _, f := range d.files {
+		if f.busy && f.empty() {
+			return true
+		}
+	}
+	return false
+}
+
+// addStaticPods adds what kubelet makes of each pod if its manifest is one of those that it runs itself.
+func (d *Dir) addStaticPods(all *policy.Objects) {
+	for _, p := range all.Pods {
+		if d.Node == "" || p.NodeName != "" { // one that an API server has placed
+			continue
+		}
+		of := p
+		of.Name, of.UID, of.Addresses = "", "", nil
+		all.Workloads = append(all.Workloads, policy.Workload{
+			Kind: "Pod", Namespace: p.Namespace, Name: p.Name, Pod: of, Node: strings.ToLower(d.Node),
+		})
+	}
+}
+
+// agree adds an object. Where files have different versions of it, nobody knows which is meant: what all of them agree on
+// counts.
+func agree(versions []placed, all *policy.Objects) {
+	first := versions[0]
+	distinct := []placed{first}
+	for _, v := range versions[1:] {
+		same := func(o placed) bool { return o.says(v.entry) }
+		if i := slices.IndexFunc(distinct, same); i >= 0 {
+			v.conflict = "the same is in " + distinct[i].String()
+			continue
+		}
+		distinct = append(distinct, v)
+	}
+	if len(distinct) > 1 {
+		for i, v := range distinct {
+			other := distinct[0]
+			if i == 0 {
+				other = distinct[1]
+			}
+			v.differs = true
+			v.conflict = "another version is in " + other.String()
+		}
+	}
+	switch {
+	case len(distinct) == 1 || first.node != nil:
+		first.addTo(all)
+	case first.policy != nil:
+		all.Policies = append(all.Policies, agreePolicies(distinct)...)
+	case first.namespace != nil:
+		all.Namespaces = append(all.Namespaces, agreeNamespaces(distinct))
+	default: // pods: what several identities of a pod agree on, policy knows
+		for _, v := range distinct {
+			v.addTo(all)
+		}
+	}
+}
+
+// says says whether both entries say the same of their object.
+func (e *entry) says(o *entry) bool {
+	if e.policy != nil && o.policy != nil {
+		return reflect.DeepEqual(e.policy.Spec, o.policy.Spec)
+	}
+	return reflect.DeepEqual(e.namespace, o.namespace) && reflect.DeepEqual(e.pod, o.pod) && reflect.DeepEqual(e.node, o.node) &&
+		reflect.DeepEqual(e.workload, o.workload) && (e.policy == nil) == (o.policy == nil)
+}
+
+// agreeNamespaces keeps the labels that all versions have. The others are unknown.
+func agreeNamespaces(versions []placed) policy.Namespace {
+	agreed := policy.Namespace{Name: versions[0].namespace.Name, Labels: map[string]string{}}
+	unknown := map[string]bool{}
+	for _, v := range versions {
+		for _, key := range v.namespace.Unknown {
+			unknown[key] = true
+		}
+		for key, value := range v.namespace.Labels {
+			for _, o := range versions {
+				if other, ok := o.namespace.Labels[key]; !ok || other != value {
+					unknown[key] = true
+				}
+			}
+			agreed.Labels[key] = value
+		}
+	}
+	agreed.Unknown = slices.Sorted(maps.Keys(unknown))
+	maps.DeleteFunc(agreed.Labels, func(key, _ string) bool { return unknown[key] })
+	return agreed
+}
+
+// agreePolicies isolates all that one of the versions isolates, and lets through what each that isolates a direction has a
+// rule for that is the same in all of these.
+func agreePolicies(versions []placed) []*networkingv1.NetworkPolicy {
+	agreed := networkingv1.NetworkPolicySpec{}
+	firstIngress, firstEgress := true, true
+	for _, v := range versions {
+		s := v.policy.Spec
+		ingress, egress := isolates(s)
+		if ingress {
+			agreed.Ingress, firstIngress = common(agreed.Ingress, s.Ingress, firstIngress), false
+		}
+		if egress {
+			agreed.Egress, firstEgress = common(agreed.Egress, s.Egress, firstEgress), false
+		}
+	}
+	if !firstIngress {
+		agreed.PolicyTypes = append(agreed.PolicyTypes, networkingv1.PolicyTypeIngress)
+	}
+	if !firstEgress {
+		agreed.PolicyTypes = append(agreed.PolicyTypes, networkingv1.PolicyTypeEgress)
+	}
+	var all []*networkingv1.NetworkPolicy
+	for _, v := range versions {
+		np := &networkingv1.NetworkPolicy{ObjectMeta: v.policy.ObjectMeta, Spec: agreed}
+		np.Spec.PodSelector = v.policy.Spec.PodSelector
+		if !slices.ContainsFunc(all, func(o *networkingv1.NetworkPolicy) bool { return reflect.DeepEqual(o, np) }) {
+			all = append(all, np)
+		}
+	}
+	return all
+}
+
+// isolates goes by NetworkPolicySpec.policyTypes, whose default depends on the rules.
+func isolates(s networkingv1.NetworkPolicySpec) (ingress, egress bool) {
+	if len(s.PolicyTypes) == 0 {
+		return true, len(s.Egress) > 0
+	}
+	return slices.Contains(s.PolicyTypes, networkingv1.PolicyTypeIngress), slices.Contains(s.PolicyTypes, networkingv1.PolicyTypeEgress)
+}
+
+func common[R any](agreed, rules []R, first bool) []R {
+	if first {
+		return rules
+	}
+	var in []R
+	for _, r := range agreed {
+		if slices.ContainsFunc(rules, func(o R) bool { return reflect.DeepEqual(r, o) }) {
+			in = append(in, r)
+		}
+	}
+	return in
+}

@@ -1,0 +1,172 @@
+package manifests
+
+import (
+	stdjson "encoding/json"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"sigs.k8s.io/json"
+)
+
+// meta is what an object's metadata says, as far as it can be read.
+type meta struct {
+	name, namespace string
+	labels          map[string]string
+	unknown         []string // keys of labels whose values can't be read
+	// wrong is what can't be read: of the name, of the namespace, of the labels.
+	wrongName, wrongNamespace, wrongLabels []complaint
+	// ignored are fields that Kubernetes doesn't know, as far as it is known here.
+	ignored []string
+}
+
+// complaint says what is wrong with a field.
+type complaint struct{ field, why string }
+
+func (c complaint) String() string { return c.field + ": " + c.why }
+
+// metaFields are the fields of ObjectMeta, with two that Kubernetes has had.
+var metaFields = func() map[string]bool {
+	all := fieldsOf(reflect.TypeFor[metav1.ObjectMeta]())
+	all["clusterName"], all["initializers"] = true, true
+	return all
+}()
+
+func fieldsOf(t reflect.Type) map[string]bool {
+	all := map[string]bool{}
+	for i := range t.NumField() {
+		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+		all[name] = true
+	}
+	return all
+}
+
+// readMeta reads the metadata, whose own field is path. namespaced says whether objects of the kind are in one.
+func (o object) readMeta(raw stdjson.RawMessage, path string, namespaced bool) meta {
+	m := meta{namespace: o.namespace}
+	if m.namespace == "" {
+		m.namespace = metav1.NamespaceDefault // as kubectl does
+	}
+	var fields map[string]stdjson.RawMessage
+	if err := stdjson.Unmarshal(orEmpty(raw), &fields); err != nil || slices.Contains(o.twice, path) || slices.Contains(o.twice, wholeObject) {
+		c := []complaint{{path, "is no object, or there twice"}}
+		m.wrongName, m.wrongNamespace, m.wrongLabels = c, c, c
+		return m
+	}
+	var unknown []complaint
+	for _, key := range slices.Sorted(maps.Keys(fields)) {
+		if !metaFields[key] {
+			m.ignored = append(m.ignored, path+"."+key)
+			unknown = append(unknown, complaint{path + "." + key, "there is no such field; it may be a misspelt one"})
+		}
+	}
+	m.readName(fields["name"], path, o, unknown)
+	if namespaced {
+		m.readNamespace(fields["namespace"], path, o, unknown)
+	}
+	m.readLabels(fields["labels"], path, o, unknown)
+	return m
+}
+
+func orEmpty(raw stdjson.RawMessage) stdjson.RawMessage {
+	if raw == nil {
+		return stdjson.RawMessage("{}")
+	}
+	return raw
+}
+
+func (m *meta) readName(raw stdjson.RawMessage, path string, o object, unknown []complaint) {
+	field := path + ".name"
+	switch err := stdjson.Unmarshal(raw, &m.name); {
+	case raw == nil:
+		m.wrongName = append([]complaint{{field, `"": the name is missing`}}, unknown...)
+	case err != nil, slices.Contains(o.twice, field):
+		m.name, m.wrongName = "", []complaint{{field, fmt.Sprintf("%.80s: is no name, or there twice", raw)}}
+	default:
+		if msgs := validation.IsDNS1123Subdomain(m.name); len(msgs) > 0 {
+			m.wrongName = []complaint{{field, fmt.Sprintf("%q: %s", m.name, strings.Join(msgs, "; "))}}
+		}
+	}
+}
+
+func (m *meta) readNamespace(raw stdjson.RawMessage, path string, o object, unknown []complaint) {
+	field := path + ".namespace"
+	var namespace string
+	switch err := stdjson.Unmarshal(raw, &namespace); {
+	case raw == nil:
+		m.wrongNamespace = unknown
+		return
+	case err != nil, slices.Contains(o.twice, field):
+		m.wrongNamespace = []complaint{{field, fmt.Sprintf("%.80s: is no name, or there twice", raw)}}
+		return
+	}
+	if namespace != "" {
+		m.namespace = namespace
+	}
+	if msgs := validation.IsDNS1123Label(m.namespace); len(msgs) > 0 {
+		m.wrongNamespace = []complaint{{field, fmt.Sprintf("%q: %s", m.namespace, strings.Join(msgs, "; "))}}
+	}
+}
+
+// readLabels reads the labels one by one. The value of one that can't be read is unknown; so are those that a Template
+// gives its objects.
+func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown []complaint) {
+	field := path + ".labels"
+	var values map[string]any
+	if err := stdjson.Unmarshal(orEmpty(raw), &values); err != nil || slices.Contains(o.twice, field) {
+		m.wrongLabels = []complaint{{field, fmt.Sprintf("%.80s: are no labels, or there twice", raw)}}
+		return
+	}
+	m.wrongLabels = unknown
+	m.unknown = slices.Clone(o.labels)
+	m.labels = map[string]string{}
+	for _, key := range slices.Sorted(maps.Keys(values)) {
+		value, isText := values[key].(string)
+		if values[key] == nil { // as json.Unmarshal takes null
+			isText = true
+		}
+		msgs := append(validation.IsQualifiedName(key), validation.IsValidLabelValue(value)...)
+		for _, f := range o.twice {
+			if f == field+"."+key {
+				msgs = append(msgs, "it is there twice")
+			}
+		}
+		if !isText {
+			msgs = append(msgs, fmt.Sprintf("%v is no text: write it in quotes", values[key]))
+		}
+		switch {
+		case len(msgs) > 0:
+			m.unknown = append(m.unknown, key)
+			m.wrongLabels = append(m.wrongLabels, complaint{field + "." + key, fmt.Sprintf("Invalid value: %s", strings.Join(msgs, "; "))})
+		case !slices.Contains(m.unknown, key):
+			m.labels[key] = value
+		}
+	}
+}
+
+// unreadable says that not even which labels there are is known.
+func (m meta) unreadable() bool { return m.labels == nil || len(m.ignored) > 0 }
+
+// decode takes from the JSON what the type has; fields that it doesn't have are left alone. Letters' case counts.
+func decode(raw stdjson.RawMessage, into any) error {
+	if raw == nil {
+		return nil
+	}
+	return json.UnmarshalCaseSensitivePreserveInts(raw, into)
+}
+
+// decodeStrict also says which fields the type doesn't have, or that are there twice.
+func decodeStrict(raw stdjson.RawMessage, into any) []error {
+	if raw == nil {
+		return nil
+	}
+	strict, err := json.UnmarshalStrict(raw, into)
+	if err != nil {
+		strict = append(strict, err)
+	}
+	return strict
+}

@@ -1,0 +1,155 @@
+package manifests
+
+import (
+	stdjson "encoding/json"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weir-net/weir/policy"
+)
+
+// nameless is the name of a policy that has none that could be read.
+const nameless = "nameless"
+
+// policyReader reads one NetworkPolicy, field by field, so that one that can't be read doesn't take the others along.
+type policyReader struct {
+	object
+	np       networkingv1.NetworkPolicy
+	wrong    []complaint
+	both     bool // it may isolate both directions
+	selector bool // podSelector can't be read
+}
+
+// addPolicy reads a NetworkPolicy. One that can't be read as it is written closes the pods that it selects: it isolates
+// them and lets nothing through. If it isn't known which these are, all of its namespace's.
+func (c *content) addPolicy(o object) {
+	r := policyReader{object: o}
+	m := o.readMeta(o.raw["metadata"], "metadata", true)
+	r.np.Name, r.np.Namespace = m.name, m.namespace
+	if len(m.wrongName) > 0 {
+		r.wrong = append(r.wrong, m.wrongName...)
+		r.np.Name = nameless
+	}
+	e := entry{where: o.where, object: "NetworkPolicy " + r.np.Namespace + "/" + r.np.Name}
+	if len(m.wrongNamespace) > 0 {
+		e.object, e.name = fmt.Sprintf("NetworkPolicy %.80q", m.name), m.name
+		e.fault = lost
+		e.complain(append(m.wrongNamespace, m.wrongName...)...)
+		c.entries = append(c.entries, e)
+		return
+	}
+	e.ignore(m.ignored)
+	if o.apiVersion != "networking.k8s.io/v1" {
+		r.wrong = append(r.wrong, complaint{"apiVersion", fmt.Sprintf("%q: must be networking.k8s.io/v1", o.apiVersion)})
+	}
+	if o.kind != "NetworkPolicy" {
+		r.wrong = append(r.wrong, complaint{"kind", fmt.Sprintf("%q: must be NetworkPolicy", o.kind)})
+	}
+	r.readSpec()
+	if len(r.wrong) == 0 {
+		for _, p := range policy.Invalid(&r.np) {
+			r.wrong = append(r.wrong, complaint{p.Field, p.Message})
+		}
+	}
+	switch {
+	case r.selector:
+		e.fault = unselected
+		r.np.Spec = networkingv1.NetworkPolicySpec{}
+		r.both = true
+	case len(r.wrong) > 0:
+		e.fault = closed
+	}
+	if e.fault != good {
+		r.np.Spec.Ingress, r.np.Spec.Egress = nil, nil
+		if r.both || len(r.np.Spec.PolicyTypes) == 0 {
+			r.np.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress}
+		}
+	}
+	e.complain(r.wrong...)
+	e.key, e.policy = e.object, &r.np
+	c.entries = append(c.entries, e)
+}
+
+func (r *policyReader) report(field string, errs ...error) {
+	for _, err := range errs {
+		// sigs.k8s.io/json names the field within what it was given.
+		why := err.Error()
+		if m := inside.FindStringSubmatch(why); m != nil {
+			field, why = field+joint(m[2])+m[2], m[1]+" field"
+		}
+		r.wrong = append(r.wrong, complaint{field, why})
+	}
+}
+
+var inside = regexp.MustCompile(`^(unknown|duplicate) field "(.*)"$`)
+
+func joint(path string) string {
+	if strings.HasPrefix(path, "[") {
+		return ""
+	}
+	return "."
+}
+
+// readSpec reads the policy but for its metadata.
+func (r *policyReader) readSpec() {
+	for _, key := range slices.Sorted(maps.Keys(r.raw)) {
+		if !slices.Contains([]string{"apiVersion", "kind", "metadata", "spec", "status"}, key) {
+			r.wrong, r.both = append(r.wrong, complaint{key, "unknown field"}), true
+			r.selector = r.selector || r.raw["spec"] == nil // it may be meant
+		}
+	}
+	var spec map[string]stdjson.RawMessage
+	if err := stdjson.Unmarshal(orEmpty(r.raw["spec"]), &spec); err != nil {
+		r.wrong, r.selector = append(r.wrong, complaint{"spec", err.Error()}), true
+		return
+	}
+	for _, key := range slices.Sorted(maps.Keys(spec)) {
+		if !slices.Contains([]string{"podSelector", "policyTypes", "ingress", "egress"}, key) {
+			r.wrong, r.both = append(r.wrong, complaint{"spec." + key, "unknown field"}), true
+			r.selector = r.selector || spec["podSelector"] == nil
+		}
+	}
+	r.readTwice()
+	s := &r.np.Spec
+	errs := decodeStrict(spec["podSelector"], &s.PodSelector)
+	if _, err := metav1.LabelSelectorAsSelector(&s.PodSelector); err != nil {
+		errs = append(errs, err)
+	}
+	r.report("spec.podSelector", errs...)
+	r.selector = r.selector || len(errs) > 0
+	if errs := decodeStrict(spec["policyTypes"], &s.PolicyTypes); len(errs) > 0 {
+		r.report("spec.policyTypes", errs...)
+		r.both = true
+	}
+	for i, t := range s.PolicyTypes {
+		if t != networkingv1.PolicyTypeIngress && t != networkingv1.PolicyTypeEgress {
+			r.wrong, r.both = append(r.wrong, complaint{fmt.Sprintf("spec.policyTypes[%d]", i), fmt.Sprintf("%q is neither Ingress nor Egress", t)}), true
+		}
+	}
+	r.report("spec.ingress", decodeStrict(spec["ingress"], &s.Ingress)...)
+	r.report("spec.egress", decodeStrict(spec["egress"], &s.Egress)...)
+}
+
+// readTwice reports fields that are there twice. Below a rule it doesn't matter which is meant: the rule lets nothing
+// through. Elsewhere it does.
+func (r *policyReader) readTwice() {
+	for _, f := range r.twice {
+		if strings.HasPrefix(f, "status.") || f == "status" || strings.HasPrefix(f, "metadata.") {
+			continue // those that matter were read with the metadata
+		}
+		r.wrong = append(r.wrong, complaint{f, fmt.Sprintf("%q is already set: it is there twice", f)})
+		switch {
+		case strings.HasPrefix(f, "spec.ingress"), strings.HasPrefix(f, "spec.egress"):
+		case f == "spec.policyTypes":
+			r.both = true
+		default:
+			r.selector = true
+		}
+	}
+}

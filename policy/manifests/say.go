@@ -1,0 +1,125 @@
+package manifests
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/report"
+)
+
+// errors are what of the file nobody knows.
+func (f *file) errors(name string) []error {
+	var errs []error
+	say := func(where string, err error, effect string) {
+		errs = append(errs, fmt.Errorf("%s: %w; %s", strings.TrimSuffix(name+": "+where, ": "), err, effect))
+	}
+	for _, u := range f.unparsed {
+		switch {
+		case f.seen:
+			say(u.where, u.err, "what it said before stays in force")
+		case u.mayHoldPolicy:
+			say(u.where, u.err, "it may hold a policy, and has never been readable")
+		default:
+			say(u.where, u.err, "it holds no policy, and is left out")
+		}
+	}
+	for _, e := range f.entries {
+		if e.fault == lost {
+			say(e.where, fmt.Errorf("%s: %s", e.object, e.problems[0]), "which namespace it is for isn't known, and it has never been readable")
+		}
+	}
+	return errs
+}
+
+// effect says what becomes of an object that can't be read as it is written.
+func (e *entry) effect() string {
+	switch {
+	case e.kept:
+		return "its last good version stays in force"
+	case e.differs && e.policy != nil:
+		return "it isolates the pods that any version selects, and lets through what all of them do"
+	case e.differs && e.node != nil:
+		return "the first in the order of the files' names counts"
+	case e.differs:
+		return "what all versions agree on counts"
+	case e.fault == closed:
+		return "the pods that it selects are closed"
+	case e.fault == unselected:
+		return "all pods of namespace " + e.policy.Namespace + " are closed"
+	case e.fault == lost:
+		return "it is left out: which namespace it is for isn't known"
+	case e.fault == left:
+		return "it is left out"
+	}
+	return "the rest of it counts"
+}
+
+// problems are those of the file's objects.
+func (f *file) problems(name string) []policy.Problem {
+	var all []policy.Problem
+	for i := range f.entries {
+		e := &f.entries[i]
+		at := fmt.Sprintf("%s (%s, %s)", e.effect(), name, e.where)
+		for _, c := range e.problems {
+			all = append(all, policy.Problem{Object: e.object, Field: c.field, Message: c.why + "; " + at})
+		}
+		if e.differs {
+			all = append(all, policy.Problem{Object: e.object, Field: "metadata.name", Message: e.conflict + "; " + at})
+		}
+	}
+	return all
+}
+
+// report says of each object what became of it.
+func (f *file) report(name string) report.File {
+	out := report.File{Path: name, Objects: []report.FileObject{}}
+	for _, u := range f.unparsed {
+		why := u.err.Error()
+		if f.seen {
+			why += "; what it said before stays in force"
+		}
+		out.Objects = append(out.Objects, report.FileObject{Where: u.where, State: report.Unreadable, Why: why})
+	}
+	for i := range f.entries {
+		e := &f.entries[i]
+		o := report.FileObject{Where: e.where, Object: e.object, State: report.Read}
+		if o.Object == o.Where {
+			o.Object = ""
+		}
+		switch {
+		case e.kept:
+			o.State = report.Kept
+		case e.fault == other:
+			o.State = report.NotNeeded
+		case e.fault == left || e.fault == lost:
+			o.State = report.LeftOut
+		case e.fault == closed || e.fault == unselected:
+			o.State = report.Closes
+		case e.unenforced != nil:
+			o.State = report.NotEnforced
+		case e.fault == partly || e.differs:
+			o.State = report.Partly
+		}
+		var why []string
+		for _, c := range e.problems {
+			why = append(why, c.String())
+		}
+		if len(e.problems) > 0 || e.differs || e.kept {
+			why = append(why, e.effect())
+		}
+		if e.conflict != "" {
+			why = append(why, e.conflict)
+		}
+		if len(e.ignored) > 0 {
+			words := strings.Join(e.ignored, ", ")
+			if e.fault != left {
+				words = "fields without meaning here: " + words
+			}
+			why = append(why, words)
+		}
+		o.Why = strings.Join(why, "; ")
+		out.Objects = append(out.Objects, o)
+	}
+	return out
+}

@@ -1,0 +1,122 @@
+package manifests
+
+import (
+	stdjson "encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/weir-net/weir/policy"
+)
+
+// workloadGroups are the groups that each kind of workload is or was in.
+var workloadGroups = map[string][]string{
+	"Deployment": {"apps", "extensions"}, "ReplicaSet": {"apps", "extensions"}, "DaemonSet": {"apps", "extensions"},
+	"StatefulSet": {"apps"}, "ReplicationController": {""}, "Job": {"batch"}, "CronJob": {"batch"},
+	"DeploymentConfig": {"apps.openshift.io", ""},
+}
+
+func isWorkload(o object) bool { return slices.Contains(workloadGroups[o.kind], o.group()) }
+
+// workloadSpec is what policy needs of a workload's spec. A CronJob has the spec of its jobs in its jobTemplate.
+type workloadSpec struct {
+	Template struct {
+		Metadata stdjson.RawMessage `json:"metadata"`
+		Spec     stdjson.RawMessage `json:"spec"`
+	} `json:"template"`
+	Ordinals struct {
+		Start int `json:"start"`
+	} `json:"ordinals"`
+	CompletionMode string `json:"completionMode"`
+	ManualSelector bool   `json:"manualSelector"`
+}
+
+// addWorkload reads what makes pods. One that can't be read leaves its pods unknown, and thereby closed.
+func (c *content) addWorkload(o object) {
+	m := o.readMeta(o.raw["metadata"], "metadata", true)
+	e := entry{where: o.where, object: o.kind + " " + m.namespace + "/" + m.name}
+	defer func() { c.entries = append(c.entries, e) }()
+	if len(m.wrongName)+len(m.wrongNamespace) > 0 {
+		e.fail(append(m.wrongName, m.wrongNamespace...)...)
+		return
+	}
+	e.ignore(m.ignored)
+	spec, path := o.raw["spec"], "spec"
+	if o.kind == "CronJob" {
+		var outer struct {
+			JobTemplate struct {
+				Spec stdjson.RawMessage `json:"spec"`
+			} `json:"jobTemplate"`
+		}
+		if err := decode(spec, &outer); err != nil {
+			e.fail(complaint{path, err.Error()})
+			return
+		}
+		spec, path = outer.JobTemplate.Spec, "spec.jobTemplate.spec"
+	}
+	var s workloadSpec
+	if err := decode(spec, &s); err != nil || spec == nil || s.Template.Spec == nil {
+		e.fail(complaint{path + ".template", fmt.Sprintf("there is none that can be read: %v", err)})
+		return
+	}
+	path += ".template"
+	in := object{namespace: m.namespace, labels: o.labels, twice: below(o.twice, path)}
+	of := in.readMeta(s.Template.Metadata, "metadata", false)
+	of.wrongName, of.name = nil, ""
+	wrong := under(path, of.wrongLabels)
+	if of.unreadable() {
+		e.fail(wrong...)
+		return
+	}
+	pod, more, err := readPod(of, nil, s.Template.Spec, nil, path+".spec")
+	if err != nil {
+		e.fail(complaint{path + ".spec", err.Error()})
+		return
+	}
+	e.key, e.workload = e.object, &policy.Workload{
+		Kind: o.kind, Namespace: m.namespace, Name: m.name, Pod: *pod, Start: s.Ordinals.Start, Owner: owner(o.raw["metadata"]),
+		Indexed: s.CompletionMode == "Indexed", ManualSelector: s.ManualSelector,
+	}
+	e.partly(append(wrong, more...))
+}
+
+// owner is the workload that made this one, as "Deployment web"; empty if none did.
+func owner(metadata stdjson.RawMessage) string {
+	var read struct {
+		OwnerReferences []struct {
+			Kind       string `json:"kind"`
+			Name       string `json:"name"`
+			Controller bool   `json:"controller"`
+		} `json:"ownerReferences"`
+	}
+	if decode(metadata, &read) != nil {
+		return ""
+	}
+	for _, r := range read.OwnerReferences {
+		if r.Controller {
+			return r.Kind + " " + r.Name
+		}
+	}
+	return ""
+}
+
+// below are those of the fields that are below the path, as seen from there.
+func below(fields []string, path string) (all []string) {
+	for _, f := range fields {
+		if rest, ok := strings.CutPrefix(f, path+"."); ok {
+			all = append(all, rest)
+		} else if f == wholeObject || path == f || strings.HasPrefix(path, f+".") {
+			all = append(all, wholeObject)
+		}
+	}
+	return all
+}
+
+// under has the complaints name their fields below the path.
+func under(path string, list []complaint) []complaint {
+	var all []complaint
+	for _, c := range list {
+		all = append(all, complaint{path + "." + c.field, c.why})
+	}
+	return all
+}

@@ -1,0 +1,49 @@
+package objects
+
+import "strings"
+
+// policyKinds are kinds of network policy that other engines enforce, and that don't have NetworkPolicy in their names, by
+// the end of their group.
+var policyKinds = map[string][]string{
+	"cilium.io":                        {"CiliumEgressGatewayPolicy", "CiliumLocalRedirectPolicy"},
+	"projectcalico.org":                {"HostEndpoint", "Tier"},
+	"k8s.ovn.org":                      {"EgressFirewall"},
+	"network.openshift.io":             {"EgressFirewall"},
+	"ingressnodefirewall.openshift.io": {"IngressNodeFirewall", "IngressNodeFirewallNodeState"},
+	"antrea.io":                        {"Tier"},
+	"antrea.tanzu.vmware.com":          {"Tier"},
+	"nsx.vmware.com":                   {"SecurityPolicy"},
+	"kubeovn.io":                       {"SecurityGroup"},
+	"istio.io":                         {"AuthorizationPolicy"},
+	"linkerd.io":                       {"AuthorizationPolicy", "Server", "ServerAuthorization"},
+	"kuma.io":                          {"MeshTrafficPermission", "TrafficPermission"},
+	"consul.hashicorp.com":             {"ServiceIntentions"},
+	"smi-spec.io":                      {"TrafficTarget"},
+	"kubearmor.com":                    {"KubeArmorPolicy", "KubeArmorClusterPolicy", "KubeArmorHostPolicy"},
+	"neuvector.com":                    {"NvSecurityRule", "NvClusterSecurityRule", "NvGroupDefinition"},
+	"otterize.com":                     {"ClientIntents"},
+	"networking.k8s.aws":               {"PolicyEndpoint"},
+}
+
+// IsPolicy says whether objects of the kind are policies of which packets pass, other than networking.k8s.io's
+// NetworkPolicy: CiliumNetworkPolicy, AdminNetworkPolicy, GlobalNetworkPolicy, Antrea's NetworkPolicy and so on. weir
+// enforces none of them. A kind that calls itself a network policy is taken for one, whoever's it is.
+func IsPolicy(group, kind string) bool {
+	if group == "networking.k8s.io" {
+		return false
+	}
+	if strings.Contains(strings.ToLower(kind), "networkpolicy") {
+		return true
+	}
+	for end, kinds := range policyKinds {
+		if group != end && !strings.HasSuffix(group, "."+end) {
+			continue
+		}
+		for _, k := range kinds {
+			if k == kind {
+				return true
+			}
+		}
+	}
+	return false
+}
