@@ -32,6 +32,7 @@ import (
 var (
 	_ agent.Publisher = (*kube.Source)(nil)
 	_ agent.Contact   = (*kube.Source)(nil)
+	_ agent.Files     = (*manifests.Dir)(nil)
 	_ agent.Announcer = (*kube.Source)(nil)
 	_ agent.Lookup    = (*kube.Source)(nil)
 )
@@ -44,7 +45,7 @@ func run() int {
 	root := &cobra.Command{
 		Use: "weir-agent", Short: "Enforces NetworkPolicies on the pods of this node", SilenceUsage: true, SilenceErrors: true,
 	}
-	root.AddCommand(runCommand(), installCommand(), cleanupCommand())
+	root.AddCommand(runCommand(), checkCommand(), installCommand(), cleanupCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "weir-agent:", err)
 		return 1
@@ -65,6 +66,7 @@ func excerpt(_ []string, a slog.Attr) slog.Attr {
 
 func runCommand() *cobra.Command {
 	var source, kubeconfig, encapsulation string
+	var ignoreBroken bool
 	o := agent.Options{
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: excerpt})), Resync: 10 * time.Second, EnrolWait: 5 * time.Second,
 	}
@@ -76,7 +78,7 @@ func runCommand() *cobra.Command {
 			if o.Node.Encapsulation, err = overlay.Parse(encapsulation); err != nil {
 				return err
 			}
-			if o.Source, err = openSource(source, kubeconfig, o.Node.Name, o.Log); err != nil {
+			if o.Source, err = openSource(source, kubeconfig, o.Node.Name, ignoreBroken, o.Log); err != nil {
 				return err
 			}
 			return agent.Run(cmd.Context(), o)
@@ -84,6 +86,8 @@ func runCommand() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&source, "source", "kubernetes", "where policies, pods, namespaces and nodes come from: kubernetes, or dir:PATH, a directory of manifests")
+	flags.BoolVar(&ignoreBroken, "ignore-broken", false,
+		"with --source dir:PATH: start without files that can't be read and may hold a policy, whose pods may be open then")
 	flags.StringVar(&kubeconfig, "kubeconfig", "", "how to reach the API server from outside a cluster; default: as a pod does")
 	flags.StringVar(&o.HealthAddress, "health-address", "127.0.0.1:6786", "host:port for /healthz, /readyz and /metrics")
 	flags.StringVar(&o.Node.Name, "node-name", os.Getenv("NODE_NAME"), "this node's name; with it the agent keeps the way to pods on other nodes")
@@ -92,9 +96,9 @@ func runCommand() *cobra.Command {
 	return cmd
 }
 
-func openSource(source, kubeconfig, node string, log *slog.Logger) (agent.Source, error) {
+func openSource(source, kubeconfig, node string, ignoreBroken bool, log *slog.Logger) (agent.Source, error) {
 	if path, ok := strings.CutPrefix(source, "dir:"); ok && path != "" {
-		return &manifests.Dir{Path: path}, nil
+		return &manifests.Dir{Path: path, IgnoreBroken: ignoreBroken, Node: kubeletName(node)}, nil
 	}
 	if source != "kubernetes" {
 		return nil, fmt.Errorf("--source %s: must be kubernetes or dir:PATH", source)

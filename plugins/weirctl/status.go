@@ -115,7 +115,13 @@ func writeText(out io.Writer, s *report.Status) error {
 	for _, p := range s.Problems {
 		line("PROBLEM:\t%s", p)
 	}
+	for _, u := range s.Unenforced {
+		line("WARNING:\t%s", u)
+	}
 	line("policies:\t%s", strings.Join(s.Policies, ", "))
+	for _, l := range report.Lines(s.Files) {
+		line("%s", l)
+	}
 	line("\nPOD\tADDRESS\tLINK\tINGRESS\tEGRESS")
 	for _, p := range s.Pods {
 		line("%s\t%s\t%s\t%s\t%s", p.Pod, strings.Join(p.Addresses, ","), p.HostIf, p.Ingress, p.Egress)

@@ -84,12 +84,17 @@ type agent struct {
 
 	faults   faults
 	problems []policy.Problem
-	metrics  *metrics
-	stats    report.Stats
-	lastSync time.Time
-	wellAt   time.Time // when the plugin was last told so
-	status   atomic.Pointer[snapshot]
-	beat     atomic.Int64 // when the loop last came round, Unix nanoseconds
+	// unenforced, files and leftOut are what was last said of other kinds of policy and of the source's files.
+	unenforced []policy.Unenforced
+	files      []report.File
+	leftOut    map[[3]string]bool
+	earlier    earlier
+	metrics    *metrics
+	stats      report.Stats
+	lastSync   time.Time
+	wellAt     time.Time // when the plugin was last told so
+	status     atomic.Pointer[snapshot]
+	beat       atomic.Int64 // when the loop last came round, Unix nanoseconds
 }
 
 // event is something that has come in. The loop calls it, and it says how much of the kernel is to be read for it.
@@ -168,7 +173,7 @@ func newAgent(o Options, driver *kernel.Driver, links netlinksafe.Handle) *agent
 		owed: none, strays: make(chan []netip.Addr, 1),
 		opened: map[string]bool{}, enrolled: map[string]bool{},
 		cutting: cutting{owed: true, walked: make(chan walked, 1)}, policies: []string{},
-		faults: faults{log: o.Log, now: map[part]error{}},
+		faults: faults{log: o.Log, now: map[part]error{}, said: map[part]string{}, never: true},
 	}
 	a.metrics = newMetrics(a.status.Load)
 	a.beat.Store(time.Now().UnixNano())
@@ -264,6 +269,9 @@ func (a *agent) takeUpdate(objects *policy.Objects, err error) {
 		a.parse()
 		a.join()
 	}
+	a.reportFiles()
+	a.reportUnenforced()
+	a.faults.never = a.told == nil
 	a.faults.set(partSource, err)
 }
 

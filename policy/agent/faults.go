@@ -27,7 +27,7 @@ const (
 
 // parts are what each is called in the status, and what it means that something stands in its way.
 var parts = map[part]struct{ name, meaning string }{
-	partSource:      {"source", "the source has errors; its last good state stays in force"},
+	partSource:      {"source", "the source has errors; what of it can be read is in force"},
 	partAPI:         {"API server", "the API server doesn't answer; what is known of the cluster stays in force"},
 	partRecords:     {"endpoint records", "endpoint records can't be read; their pods stay closed"},
 	partKernel:      {"kernel", "the kernel does not hold what it should, or it isn't known what it holds; no pod is let in"},
@@ -49,6 +49,23 @@ type Contact interface {
 type faults struct {
 	log *slog.Logger
 	now map[part]error
+	// said is what each was logged to mean.
+	said map[part]string
+	// never says that the source has told of no good state yet.
+	never bool
+}
+
+// nothingKnown are the meanings of faults that keep the source from telling of its first good state.
+var nothingKnown = map[part]string{
+	partSource: "the source has errors, and nothing of it is known yet; no pod is let in",
+	partAPI:    "the API server doesn't answer, and nothing is known of the cluster yet; no pod is let in",
+}
+
+func (f *faults) meaning(p part) string {
+	if nothing, ok := nothingKnown[p]; ok && f.never {
+		return nothing
+	}
+	return parts[p].meaning
 }
 
 // set says what stands in the part's way now; nil if nothing does.
@@ -57,12 +74,13 @@ func (f *faults) set(p part, err error) {
 	switch {
 	case err == nil && was != nil:
 		delete(f.now, p)
-		f.log.Info("no longer: " + parts[p].meaning)
+		f.log.Info("no longer: " + f.said[p])
 	case err != nil:
 		err = errors.New(policy.Excerpt(err.Error()))
 		f.now[p] = err
 		if was == nil || was.Error() != err.Error() {
-			f.log.Error(parts[p].meaning, "error", err)
+			f.said[p] = f.meaning(p)
+			f.log.Error(f.said[p], "error", err)
 		}
 	}
 }

@@ -71,6 +71,15 @@ func (a *agent) join() {
 	a.objects = &joined
 }
 
+// madeBy are the pods that the endpoint's may be, if the source knows no pod of the name but workloads that make such.
+func (a *agent) madeBy(e endpoint.Endpoint) []policy.Pod {
+	if p, _ := find(a.objects.Pods, e.Pod); p.Name != "" {
+		return nil
+	}
+	made, _ := policy.MadeBy(a.objects.Workloads, e.Pod.Namespace, e.Pod.Name)
+	return made
+}
+
 // find returns the pod of the name, and whether it is the one with that UID.
 func find(pods []policy.Pod, p endpoint.Pod) (policy.Pod, bool) {
 	i := slices.IndexFunc(pods, func(o policy.Pod) bool { return o.Namespace == p.Namespace && o.Name == p.Name })

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -74,28 +75,29 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
-	readyDesc     = desc("weir_ready", "1 if the kernel holds what the policies demand.")
-	infoDesc      = desc("weir_info", "Always 1; the label says which iptables the node uses.", "iptables")
-	lastSyncDesc  = desc("weir_last_sync_timestamp_seconds", "When the kernel was last found or brought as it should be, Unix time.")
-	faultDesc     = desc("weir_fault", "1 while something stands in the way of this part of the agent's work; weirctl status says what.", "part")
-	problemsDesc  = desc("weir_problems", "Parts of objects that can't be used as written, by kind of object.", "kind")
-	problemDesc   = desc("weir_problem_info", "Always 1, for each of the first "+strconv.Itoa(maxProblems)+" problems.", "kind", "object", "field")
-	endpointsDesc = desc("weir_endpoints", "Pods' attachments to this node, by what policies let through to (ingress) or from (egress) them: all (open), what isolating policies say (isolated), or nothing yet (closed).", "direction", "state")
-	policiesDesc  = desc("weir_policies", "NetworkPolicies in the cluster.")
-	classesDesc   = desc("weir_classes", "Groups of this node's pods to which the same policies apply.", "direction")
-	setsDesc      = desc("weir_sets", "IP sets, by the beginning of their names.", "kind")
-	entriesDesc   = desc("weir_set_entries", "Entries of IP sets, by the beginning of the sets' names.", "kind")
-	peersDesc     = desc("weir_node_networks", "Networks of other nodes' pods to which this node keeps a way.")
-	changesDesc   = desc("weir_kernel_changes_total", "Changes made to sets and rules.")
-	failuresDesc  = desc("weir_kernel_failures_total", "Attempts to bring sets and rules into the kernel that failed.")
-	repairsDesc   = desc("weir_kernel_repairs_total", "Changes by somebody else to weir's sets and rules that were undone.")
-	cutDesc       = desc("weir_connections_cut_total", "Connections that were ended because a changed policy forbids them.")
+	readyDesc      = desc("weir_ready", "1 if the kernel holds what the policies demand.")
+	infoDesc       = desc("weir_info", "Always 1; the label says which iptables the node uses.", "iptables")
+	lastSyncDesc   = desc("weir_last_sync_timestamp_seconds", "When the kernel was last found or brought as it should be, Unix time.")
+	faultDesc      = desc("weir_fault", "1 while something stands in the way of this part of the agent's work; weirctl status says what.", "part")
+	problemsDesc   = desc("weir_problems", "Parts of objects that can't be used as written, by kind of object.", "kind")
+	problemDesc    = desc("weir_problem_info", "Always 1, for each of the first "+strconv.Itoa(maxProblems)+" problems.", "kind", "object", "field")
+	unenforcedDesc = desc("weir_unenforced_policies", "Policies that are there and that weir doesn't enforce, by kind; 1 where their number isn't known.", "kind")
+	endpointsDesc  = desc("weir_endpoints", "Pods' attachments to this node, by what policies let through to (ingress) or from (egress) them: all (open), what isolating policies say (isolated), nothing yet (closed), what the agent before said (as before), or nobody knows what (unknown).", "direction", "state")
+	policiesDesc   = desc("weir_policies", "NetworkPolicies in the cluster.")
+	classesDesc    = desc("weir_classes", "Groups of this node's pods to which the same policies apply.", "direction")
+	setsDesc       = desc("weir_sets", "IP sets, by the beginning of their names.", "kind")
+	entriesDesc    = desc("weir_set_entries", "Entries of IP sets, by the beginning of the sets' names.", "kind")
+	peersDesc      = desc("weir_node_networks", "Networks of other nodes' pods to which this node keeps a way.")
+	changesDesc    = desc("weir_kernel_changes_total", "Changes made to sets and rules.")
+	failuresDesc   = desc("weir_kernel_failures_total", "Attempts to bring sets and rules into the kernel that failed.")
+	repairsDesc    = desc("weir_kernel_repairs_total", "Changes by somebody else to weir's sets and rules that were undone.")
+	cutDesc        = desc("weir_connections_cut_total", "Connections that were ended because a changed policy forbids them.")
 )
 
 // Describe implements prometheus.Collector.
 func (c statusCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		readyDesc, infoDesc, lastSyncDesc, faultDesc, problemsDesc, problemDesc, endpointsDesc, policiesDesc, classesDesc,
+		readyDesc, infoDesc, lastSyncDesc, faultDesc, problemsDesc, problemDesc, unenforcedDesc, endpointsDesc, policiesDesc, classesDesc,
 		setsDesc, entriesDesc, peersDesc, changesDesc, failuresDesc, repairsDesc, cutDesc,
 	} {
 		ch <- d
@@ -124,6 +126,11 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(faultDesc, ready[s.faults[p]], string(p))
 	}
 	c.problems(s.Problems, gauge, gauges)
+	unenforced := map[string]int{}
+	for _, u := range s.Unenforced {
+		unenforced[u.Kind] += max(u.Count, 1)
+	}
+	gauges(unenforcedDesc, unenforced)
 	c.endpoints(s.Pods, gauge)
 	gauge(policiesDesc, len(s.Policies))
 	classes := map[string]int{string(policy.Ingress): 0, string(policy.Egress): 0}
@@ -169,14 +176,14 @@ func (c statusCollector) endpoints(pods []report.PodStatus, gauge func(*promethe
 	counts := map[policy.Direction]map[string]int{policy.Ingress: {}, policy.Egress: {}}
 	for _, p := range pods {
 		for d, class := range map[policy.Direction]string{policy.Ingress: p.Ingress, policy.Egress: p.Egress} {
-			if class != classOpen && class != classClosed {
+			if !slices.Contains([]string{classOpen, classClosed, classBefore, classUnknown}, class) {
 				class = "isolated"
 			}
 			counts[d][class]++
 		}
 	}
 	for d, states := range counts {
-		for _, state := range []string{classOpen, "isolated", classClosed} {
+		for _, state := range []string{classOpen, "isolated", classClosed, classBefore, classUnknown} {
 			gauge(endpointsDesc, states[state], string(d), state)
 		}
 	}

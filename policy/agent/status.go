@@ -23,6 +23,7 @@ func (a *agent) publish() {
 		LastSync: a.lastSync, IPTables: string(a.driver.Flavour), Stats: a.stats,
 		Errors: []string{}, Pods: []report.PodStatus{}, Policies: a.policies, Sets: []report.SetStatus{},
 		Problems: append([]policy.Problem{}, a.problems...), Classes: append([]policy.Class{}, a.ruleset.Classes...),
+		Unenforced: append([]policy.Unenforced{}, a.unenforced...), Files: a.files,
 	}
 	for p, err := range a.faults.now {
 		s.faults[p] = true
@@ -33,8 +34,7 @@ func (a *agent) publish() {
 	}
 	for _, e := range a.endpoints {
 		p := report.Pod(e)
-		p.Ingress = class(a.ruleset.Classes, policy.Ingress, p.Pod)
-		p.Egress = class(a.ruleset.Classes, policy.Egress, p.Pod)
+		p.Ingress, p.Egress = a.enforced(policy.Ingress, e), a.enforced(policy.Egress, e)
 		s.Pods = append(s.Pods, p)
 	}
 	for _, set := range a.ruleset.Sets {

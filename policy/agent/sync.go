@@ -50,6 +50,7 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 		a.noteChange(ruleset, result, verify, err == nil)
 	} else {
 		a.cutting.owed = true // some of it may be done
+		a.lookBefore()
 	}
 	if err != nil {
 		a.faults.set(partKernel, err)
@@ -172,6 +173,7 @@ func (a *agent) keepClosed(ctx context.Context, verify kernel.Verify) time.Durat
 	}
 	a.faults.set(partKernel, err)
 	a.kept = err == nil
+	a.lookBefore()
 	if err != nil {
 		a.stats.Failures++
 		return sooner(a.answer(errors.Join(errNotSynced, err)), retry)
@@ -214,8 +216,10 @@ func (a *agent) knows(e endpoint.Endpoint) bool {
 	if e.Enforcement == conf.Off {
 		return true
 	}
-	_, ok := find(a.objects.Pods, e.Pod)
-	return ok
+	if _, ok := find(a.objects.Pods, e.Pod); ok {
+		return true
+	}
+	return len(a.madeBy(e)) > 0
 }
 
 func equalChain(a, b policy.Chain) bool {
@@ -223,12 +227,6 @@ func equalChain(a, b policy.Chain) bool {
 }
 
 func equalSet(a, b policy.Set) bool { return a.Name == b.Name && slices.Equal(a.Entries, b.Entries) }
-
-// What class says of pods that no policy isolates, and of those that are in no class at all.
-const (
-	classOpen   = "open"
-	classClosed = "closed"
-)
 
 // class is the name of the class that holds the pod in that direction.
 func class(classes []policy.Class, d policy.Direction, pod string) string {

@@ -53,6 +53,7 @@ type entry struct {
 // complain says each once.
 func (e *entry) complain(list ...complaint) {
 	for _, c := range list {
+		c.why, _, _ = strings.Cut(c.why, " (e.g. ") // Kubernetes' own examples are longer than the rest
 		if !slices.Contains(e.problems, c) {
 			e.problems = append(e.problems, c)
 		}

@@ -3,6 +3,8 @@
 package report
 
 import (
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/weir-net/weir/endpoint"
@@ -17,11 +19,15 @@ type Status struct {
 	// Errors are what stands in the way now; empty if all is well.
 	Errors   []string         `json:"errors"`
 	Problems []policy.Problem `json:"problems"`
-	Pods     []PodStatus      `json:"pods"`
-	Policies []string         `json:"policies"`
-	Classes  []policy.Class   `json:"classes"`
-	Sets     []SetStatus      `json:"sets"`
-	Stats    Stats            `json:"stats"`
+	// Unenforced are policies that are there and that weir doesn't enforce.
+	Unenforced []policy.Unenforced `json:"unenforced"`
+	// Files are those of a directory of manifests, with what became of each object.
+	Files    []File         `json:"files,omitempty"`
+	Pods     []PodStatus    `json:"pods"`
+	Policies []string       `json:"policies"`
+	Classes  []policy.Class `json:"classes"`
+	Sets     []SetStatus    `json:"sets"`
+	Stats    Stats          `json:"stats"`
 }
 
 // PodStatus is one attachment on this node.
@@ -35,7 +41,8 @@ type PodStatus struct {
 	// Since is when the plugin attached it.
 	Since time.Time `json:"since"`
 	// Ingress and Egress name the policies that isolate the pod; "open" if none does, "closed" if the pod isn't judged
-	// because the source doesn't know it.
+	// because the source doesn't know it. Until the agent has brought its first state into the kernel they are "as before" if
+	// rules of an earlier agent's judge the pod, "closed" if none do, and "unknown" if that can't be read.
 	Ingress string `json:"ingress"`
 	Egress  string `json:"egress"`
 }
@@ -92,3 +99,27 @@ type Stats struct {
 	Repairs  int `json:"repairs"`  // of what somebody else had changed
 	Cut      int `json:"cut"`      // connections
 }
+
+// Lines are a table of what became of the files' objects, its columns separated by tabs.
+func Lines(files []File) []string {
+	var all []string
+	if len(files) > 0 {
+		all = append(all, "", "FILE\tOBJECT\tSTATE\tWHY")
+	}
+	for _, f := range files {
+		if len(f.Objects) == 0 {
+			all = append(all, fmt.Sprintf("%s\t-\t%s\t", oneLine(f.Path), Read))
+		}
+		for _, o := range f.Objects {
+			object := o.Object
+			if object == "" {
+				object = o.Where
+			}
+			all = append(all, fmt.Sprintf("%s\t%s\t%s\t%s", oneLine(f.Path), oneLine(object), o.State, oneLine(o.Why)))
+		}
+	}
+	return all
+}
+
+// oneLine has a text of others' fit into a table.
+func oneLine(s string) string { return strings.ReplaceAll(policy.Excerpt(s), "\n", " ") }

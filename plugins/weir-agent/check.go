@@ -1,0 +1,129 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/manifests"
+	"github.com/weir-net/weir/policy/report"
+)
+
+// checked is what check says.
+type checked struct {
+	// Ready says that an agent would start with these files.
+	Ready      bool                `json:"ready"`
+	Errors     []string            `json:"errors"`
+	Problems   []policy.Problem    `json:"problems"`
+	Unenforced []policy.Unenforced `json:"unenforced"`
+	Policies   []string            `json:"policies"`
+	Files      []report.File       `json:"files"`
+}
+
+func checkCommand() *cobra.Command {
+	var output, node string
+	cmd := &cobra.Command{
+		Use:   "check dir:PATH",
+		Short: "Say which files and objects of a directory of manifests would be read, and what is wrong with them; enforce nothing",
+		Long: "Says which files and objects of a directory of manifests \"run --source dir:PATH\" would read, which it would leave\n" +
+			"out and why. It enforces nothing, and needs neither root nor an agent. It fails if an object can't be used as it is\n" +
+			"written, or if a file would keep an agent from being ready. Policies of kinds that weir doesn't enforce are warnings.",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			path, ok := strings.CutPrefix(args[0], "dir:")
+			if !ok || path == "" {
+				return fmt.Errorf("%s: must be dir:PATH", args[0])
+			}
+			write := map[string]func(io.Writer, checked) error{"text": writeChecked, "json": writeCheckedJSON}[output]
+			if write == nil {
+				return fmt.Errorf("-o %s: must be text or json", output)
+			}
+			c, err := check(path, node)
+			if err != nil {
+				return err
+			}
+			if err := write(cmd.OutOrStdout(), c); err != nil {
+				return fmt.Errorf("print what was found: %w", err)
+			}
+			switch {
+			case !c.Ready:
+				return errors.New("an agent would not be ready: a file can't be read that may hold a policy")
+			case len(c.Errors)+len(c.Problems) > 0:
+				return fmt.Errorf("%d errors and %d problems", len(c.Errors), len(c.Problems))
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	cmd.Flags().StringVar(&node, "node-name", os.Getenv("NODE_NAME"), "the node's name, which kubelet puts behind those of static pods; default: the host's")
+	return cmd
+}
+
+func check(path, node string) (checked, error) {
+	dir := &manifests.Dir{Path: path, Node: kubeletName(node)}
+	objects, broken := dir.Check()
+	if objects == nil && dir.Files() == nil {
+		return checked{}, broken
+	}
+	c := checked{
+		Ready: objects != nil, Errors: []string{}, Problems: []policy.Problem{}, Unenforced: []policy.Unenforced{}, Policies: []string{},
+		Files: dir.Files(),
+	}
+	if broken != nil {
+		c.Errors = strings.Split(broken.Error(), "\n")
+	}
+	if objects == nil { // say of the others what can be said
+		dir = &manifests.Dir{Path: path, Node: kubeletName(node), IgnoreBroken: true}
+		if objects, _ = dir.Check(); objects == nil {
+			return c, nil // a file is being written
+		}
+	}
+	c.Problems = append(c.Problems, policy.Compile(policy.State{Objects: *objects}).Problems...)
+	c.Unenforced = append(c.Unenforced, objects.Unenforced...)
+	for _, p := range objects.Policies {
+		c.Policies = append(c.Policies, p.Namespace+"/"+p.Name)
+	}
+	slices.Sort(c.Policies)
+	return c, nil
+}
+
+func writeCheckedJSON(w io.Writer, c checked) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(c)
+}
+
+func writeChecked(out io.Writer, c checked) error {
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	line := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) } // Flush reports errors
+	for _, e := range c.Errors {
+		line("ERROR:\t%s", policy.Excerpt(e))
+	}
+	for _, p := range c.Problems {
+		line("PROBLEM:\t%s", policy.Excerpt(p.String()))
+	}
+	for _, u := range c.Unenforced {
+		line("WARNING:\t%s", policy.Excerpt(u.String()))
+	}
+	line("policies:\t%s", strings.Join(c.Policies, ", "))
+	for _, l := range report.Lines(c.Files) {
+		line("%s", l)
+	}
+	return w.Flush()
+}
+
+// kubeletName is the node's name, as kubelet calls it if nothing else is said: the host's, in small letters.
+func kubeletName(node string) string {
+	if node == "" {
+		node, _ = os.Hostname()
+	}
+	return strings.ToLower(node)
+}

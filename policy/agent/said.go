@@ -1,0 +1,102 @@
+package agent
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/report"
+)
+
+// What is said of a pod in place of its policies' names.
+const (
+	classOpen   = "open"
+	classClosed = "closed"
+	// classBefore: rules of an earlier agent's judge the pod, and this one hasn't brought its own into the kernel yet.
+	classBefore = "as before"
+	// classUnknown: whether there are such rules can't be read.
+	classUnknown = "unknown"
+)
+
+// earlier is what the kernel held for the pods when it was last looked at before the first sync.
+type earlier struct {
+	members map[policy.Direction]map[netip.Addr]bool // nil: it couldn't be read
+	looked  bool
+}
+
+// lookBefore notes whom rules of an earlier agent's judge, until this agent has brought its own into the kernel.
+func (a *agent) lookBefore() {
+	if len(a.ruleset.Sets) > 0 {
+		return
+	}
+	members, err := a.driver.Members()
+	if err != nil {
+		a.Log.Warn("which pods the rules of the agent before judge can't be read", "error", err)
+	}
+	a.earlier = earlier{members, true}
+}
+
+// enforced says what judges the endpoint's pod in that direction: the names of policies, or one of the words above.
+func (a *agent) enforced(d policy.Direction, e endpoint.Endpoint) string {
+	held := func(addr endpoint.Address) bool { return a.earlier.members[d][addr.Addr] }
+	switch {
+	case len(a.ruleset.Sets) > 0: // this agent's own
+		return class(a.ruleset.Classes, d, e.Pod.String())
+	case !a.earlier.looked || a.earlier.members == nil:
+		return classUnknown
+	case slices.ContainsFunc(e.Addresses, held):
+		return classBefore
+	}
+	return classClosed
+}
+
+// Files is a Source that reads files, and knows what became of each.
+type Files interface {
+	// Files is called at any time. Nobody changes what it has returned.
+	Files() []report.File
+}
+
+// reportFiles logs what was left out, once for each state of the files.
+func (a *agent) reportFiles() {
+	source, ok := a.Source.(Files)
+	if !ok {
+		return
+	}
+	was := a.leftOut
+	a.leftOut = map[[3]string]bool{}
+	a.files = source.Files()
+	for _, f := range a.files {
+		for _, o := range f.Objects {
+			key := [3]string{f.Path, o.Where, o.Why}
+			if o.State != report.LeftOut || o.Object != "" { // objects are problems
+				continue
+			}
+			if a.leftOut[key] = true; !was[key] {
+				a.Log.Info("a document is left out", "file", f.Path, "where", o.Where, "why", policy.Excerpt(o.Why))
+			}
+		}
+	}
+}
+
+// reportUnenforced logs policies that are there and that weir doesn't enforce, when they come and when they go.
+func (a *agent) reportUnenforced() {
+	var now []policy.Unenforced
+	if a.objects != nil {
+		now = slices.Clone(a.objects.Unenforced)
+	}
+	for i := range now {
+		now[i].Kind, now[i].Where = policy.Excerpt(now[i].Kind), policy.Excerpt(now[i].Where)
+	}
+	for _, u := range now {
+		if !slices.Contains(a.unenforced, u) {
+			a.Log.Warn("a policy is there that weir doesn't enforce", "kind", u.Kind, "where", u.Where)
+		}
+	}
+	for _, u := range a.unenforced {
+		if !slices.Contains(now, u) {
+			a.Log.Info("no longer: a policy is there that weir doesn't enforce", "kind", u.Kind, "where", u.Where)
+		}
+	}
+	a.unenforced = now
+}
