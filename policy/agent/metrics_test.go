@@ -27,6 +27,7 @@ func TestDocumentedMetrics(t *testing.T) {
 	m := newMetrics(func() *snapshot {
 		return &snapshot{Status: report.Status{
 			LastSync: time.Unix(1e9, 0), Sets: []report.SetStatus{{Name: "weir-pods"}}, Problems: []policy.Problem{{Object: "Node x", Field: "spec"}},
+			Unenforced: []policy.Unenforced{{Kind: "CiliumNetworkPolicy.cilium.io"}},
 		}}
 	})
 	families, err := m.registry.Gather()
