@@ -33,7 +33,7 @@ func families(state State) []conf.Family {
 
 // base is what doesn't depend on any policy.
 func (c *compiler) base(state State) {
-	var pods, chained []Entry
+	var pods []Entry
 	networks := map[netip.Prefix]Entry{}
 	for _, n := range state.Nodes {
 		for _, p := range n.PodCIDRs {
@@ -48,9 +48,6 @@ func (c *compiler) base(state State) {
 				continue
 			}
 			pods = append(pods, Entry{Element{Prefix: hostPrefix(a.Addr)}, e.Pod.String()})
-			if e.Chained {
-				chained = append(chained, Entry{Element{Prefix: hostPrefix(a.Addr)}, e.Pod.String()})
-			}
 			if _, ok := networks[a.Subnet]; !ok {
 				networks[a.Subnet] = Entry{Element{Prefix: a.Subnet}, "pods of this node"}
 			}
@@ -62,45 +59,35 @@ func (c *compiler) base(state State) {
 
 	from, to := SetMatch{Name: podsSet, Dir: "src"}, SetMatch{Name: podsSet, Dir: "dst"}
 	noPodFrom, noPodTo := SetMatch{podsSet, "src", true}, SetMatch{podsSet, "dst", true}
-	self := map[conf.Family]Self{conf.IPv4: SelfIPv4, conf.IPv6: SelfIPv6}[c.family]
 	established := Rule{Track: Established, Comment: "weir: connections that were let through", Target: Return}
 	cut := Rule{Track: Cut, Comment: "weir: connections cut by a later change of policy", Target: Drop}
 	fromPod := Rule{Sets: []SetMatch{from}, Comment: "weir: from a pod: its egress policies", Target: JumpTo, To: egress.dispatch}
 	stranger := Rule{In: conf.Bridge, Sets: []SetMatch{noPodFrom}, Comment: "weir: from the bridge, but from no pod", Target: Drop}
 
-	masquerade := []Rule{{
-		Sets:    []SetMatch{from, {networksSet, "dst", true}},
-		Comment: "weir: pods reach the world beyond their networks as their node", Target: Masquerade,
-	}}
-	// Pods whose links weir makes know their neighbours from the start, and no others.
-	var neighbours []Rule
-	if len(chained) > 0 {
-		name := c.family.Set(ChainedSet)
-		c.set(Set{Name: name, Type: HashIP, Role: Judged, Entries: chained})
-		masquerade = append([]Rule{{
-			Sets: []SetMatch{{name, "src", false}}, Comment: "weir: pods whose network another plugin made, and sees to", Target: Return,
-		}}, masquerade...)
-		if c.family == conf.IPv6 {
-			neighbours = []Rule{
-				{Proto: icmpv6, Track: Solicitation, Comment: "weir: hosts on one link find each other", Target: Return},
-				{Proto: icmpv6, Track: Advertisement, Comment: "weir: hosts on one link find each other", Target: Return},
-			}
-		}
-	}
+	toPod := Rule{Sets: []SetMatch{to}, Comment: "weir: to a pod: its ingress policies", Target: JumpTo, To: ingress.dispatch}
+	// What follows a connection's own packets: errors, whose senders are looked at, and packets of a pod to itself.
+	dishonest, related := c.errors()
+	other := c.links(state, []Rule{fromPod, toPod})
+	ahead := slices.Concat([]Rule{established, cut}, other.neighbours, other.senders, []Rule{dishonest, related})
+
 	toTunnel, intoTunnel := c.tunnel(state)
-	c.chain("mangle", forwardChain, slices.Concat([]Rule{established, cut}, toTunnel, neighbours, []Rule{
-		{In: conf.Bridge, Self: self, Comment: "weir: a pod reaching itself through its Service", Target: Return},
-		fromPod, stranger,
-		{Sets: []SetMatch{to}, Comment: "weir: to a pod: its ingress policies", Target: JumpTo, To: ingress.dispatch},
+	c.chain("mangle", forwardChain, slices.Concat(toTunnel, ahead, []Rule{
+		{In: conf.Bridge, Program: self[c.family], Comment: "weir: a pod reaching itself through its Service", Target: Return},
+	}, other.self, []Rule{
+		fromPod, stranger, toPod,
 		{Out: conf.Bridge, Sets: []SetMatch{noPodTo}, Comment: "weir: to the bridge, but to no pod", Target: Drop},
 	})...)
 	// What a pod sends to its own node. What the node sends to its pods isn't judged: kubelet's probes always pass.
-	c.chain("mangle", inputChain, slices.Concat(intoTunnel, []Rule{established, cut}, neighbours, []Rule{fromPod, stranger})...)
+	c.chain("mangle", inputChain, slices.Concat(intoTunnel, ahead, []Rule{toLoopback(c.family, Rule{In: conf.Bridge})}, other.loopback,
+		[]Rule{fromPod, stranger})...)
 	c.chain("filter", acceptChain,
 		Rule{Sets: []SetMatch{from}, Comment: "weir: judged in the mangle table", Target: Accept},
 		Rule{Sets: []SetMatch{to}, Comment: "weir: judged in the mangle table", Target: Accept},
 	)
-	c.chain("nat", postroutingChain, masquerade...)
+	c.chain("nat", postroutingChain, slices.Concat(other.masquerade, c.global(), []Rule{{
+		Sets:    []SetMatch{from, {networksSet, "dst", true}},
+		Comment: "weir: pods reach the world beyond their networks as their node", Target: Masquerade,
+	}})...)
 	jump := func(table, chain string, first bool, to, comment string) {
 		c.out.Jumps = append(c.out.Jumps, Jump{c.family, table, chain, first, Rule{Comment: comment, Target: JumpTo, To: to}})
 	}
@@ -108,6 +95,36 @@ func (c *compiler) base(state State) {
 	jump("mangle", "INPUT", true, inputChain, "weir: egress policies hold towards this node too")
 	jump("filter", "FORWARD", false, acceptChain, "weir: no other default drops what policy let through")
 	jump("nat", "POSTROUTING", false, postroutingChain, "weir: the way of pods to the outside")
+}
+
+// errors are the rules for ICMP errors. Connection tracking relates an error to a connection by the packet inside it, whoever
+// sent it: so a pod could end or slow down connections of others, or send data along under the name of one. A pod is the end
+// of its connections: its errors answer packets that came to it. Errors from elsewhere come from any router on the way, which
+// nobody can tell from others; they are related, or judged as what they are. The first rule also holds for errors that are
+// about no connection that the kernel knows, which would be judged as any packet: the tunnel between nodes isn't tracked, and
+// a forged error would shrink its packets.
+//
+// Related packets of other protocols are connections that one of a helper's has announced (FTP's data). Their first packet
+// is judged as any: policies know nothing of announcements, and some helpers believe what a pod announces of others.
+func (c *compiler) errors() (dishonest, related Rule) {
+	proto := icmp[c.family]
+	c.chain("mangle", errorsChain,
+		Rule{Program: honest[c.family], Comment: "weir: no error, or about a packet to the pod", Target: Return},
+		Rule{Comment: "weir: an ICMP error about packets of others", Target: Drop},
+	)
+	from := []SetMatch{{Name: c.family.Set(PodsSet), Dir: "src"}}
+	dishonest = Rule{Proto: proto, Sets: from, Comment: "weir: ICMP from a pod: are its errors about its own packets?", Target: JumpTo, To: errorsChain}
+	return dishonest, Rule{Proto: proto, Track: Related, Comment: "weir: ICMP errors about connections", Target: Return}
+}
+
+// global are the rules for pods' addresses that the world knows. IPv6's global addresses (2000::/3, RFC 4291) aren't
+// masqueraded: there are enough of them, and clusters give them out so that pods are known by them (kops: "CNIs must not
+// masquerade IPv6 addresses"). Unique local ones (fc00::/7, RFC 4193) lead nowhere beyond the site, and are.
+func (c *compiler) global() []Rule {
+	if c.family != conf.IPv6 {
+		return nil
+	}
+	return []Rule{{Src: netip.MustParsePrefix("2000::/3"), Comment: "weir: global addresses stay as they are", Target: Return}}
 }
 
 // tunnel are the rules that guard the overlay's port. What a pod sends to that port of a node would be masqueraded, look

@@ -256,7 +256,7 @@ func (c cluster) named(name string, proto Protocol, local bool, f conf.Family) [
 			}
 			for _, a := range p.addresses {
 				if conf.FamilyOf(a) == f && agreed[port](a) {
-					entries = append(entries, Entry{Element{hostPrefix(a), proto, port.Number}, p.Namespace + "/" + p.Name})
+					entries = append(entries, Entry{Element{Prefix: hostPrefix(a), Proto: proto, Port: port.Number}, p.Namespace + "/" + p.Name})
 				}
 			}
 		}

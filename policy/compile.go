@@ -18,11 +18,17 @@ const (
 	NetworksSet = "weir-networks"
 	// ChainedSet holds the addresses of pods whose network another plugin made.
 	ChainedSet = "weir-chained"
+	// LinksSet holds links that belong to one pod each, which another plugin made, for any address.
+	LinksSet = "weir-links"
+	// SendersSet holds the addresses of the same pods, each with its link.
+	SendersSet = "weir-senders"
 	// NodesSet holds the addresses of all nodes, the only senders of tunnel packets.
 	NodesSet = "weir-nodes"
 
 	forwardChain     = "WEIR-FORWARD"
 	inputChain       = "WEIR-INPUT"
+	errorsChain      = "WEIR-ERRORS"
+	selfChain        = "WEIR-SELF"
 	acceptChain      = "WEIR-ACCEPT"
 	postroutingChain = "WEIR-POSTROUTING"
 )
@@ -158,7 +164,8 @@ func (c *compiler) classes(s side, policies map[string][]isolation) {
 	to(class.Set, open.entries, Rule{Target: Return, Comment: fmt.Sprintf("weir: pods under no %s policy", s.direction)})
 	c.out.Classes = append(c.out.Classes, class)
 	// What belongs to no connection that the kernel knows doesn't begin one by its looks alone: a server whose client's side
-	// was forbidden and forgotten, or never seen, would open it again from its own.
+	// was forbidden and forgotten, or never seen, would open it again from its own. Packets that somebody has told the kernel
+	// not to track open no connection, and none is ever established: each is judged, in both directions.
 	dispatch = slices.Insert(dispatch, 0, Rule{
 		Proto: TCP, Track: Midstream, Comment: "weir: a TCP connection begins with its first packet", Target: Drop,
 	})

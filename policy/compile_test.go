@@ -19,7 +19,8 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// onNode is a state in which every pod with an address in 10.88.0.0/24 or fd00:10:88::/64 is on this node.
+// onNode is a state in which every pod with an address in 10.88.0.0/24 or fd00:10:88::/64 is on this node. The label
+// "attached" of a pod says that another plugin has attached it: by which link, or BRIDGE.PORT.
 func onNode(objects policy.Objects) policy.State {
 	state := policy.State{Objects: objects}
 	for _, p := range objects.Pods {
@@ -32,10 +33,17 @@ func onNode(objects policy.Objects) policy.State {
 			}
 		}
 		if len(addresses) > 0 {
-			state.Endpoints = append(state.Endpoints, endpoint.Endpoint{
+			e := endpoint.Endpoint{
 				ContainerID: p.Namespace + "." + p.Name, IfName: "eth0", Enforcement: conf.Strict,
 				Pod: endpoint.Pod{Namespace: p.Namespace, Name: p.Name, UID: p.UID}, Addresses: addresses,
-			})
+			}
+			if attached, ok := p.Labels["attached"]; ok {
+				e.Chained, e.HostIf = true, attached
+				if bridge, port, ok := strings.Cut(attached, "."); ok {
+					e.BridgeIf, e.HostIf = bridge, port
+				}
+			}
+			state.Endpoints = append(state.Endpoints, e)
 		}
 	}
 	return state

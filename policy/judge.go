@@ -2,6 +2,7 @@ package policy
 
 import (
 	"net/netip"
+	"slices"
 
 	"go4.org/netipx"
 
@@ -12,9 +13,12 @@ import (
 // the source is.
 type Packet struct {
 	In, Out  string // interfaces; Out is empty for a packet to the node itself
+	InPort   string // if In is a bridge of another plugin's, the port of it
 	Src, Dst netip.Addr
 	Proto    Protocol
 	Port     uint16 // of the destination; 0 for protocols without ports
+	// Translated says that Dst isn't where the sender sent the packet to.
+	Translated bool
 }
 
 // Judge says what a Ruleset does with packets; one of a family that it has nothing for passes. It walks the rules as the kernel does, so it can tell which of the
@@ -23,17 +27,24 @@ type Judge struct {
 	chains map[conf.Family]map[string][]Rule
 	sets   map[string]*netipx.IPSet
 	ports  map[Element]map[string]bool // the sets with ports that hold it
+	links  map[string][]Element        // of the sets with links
 }
 
 // NewJudge prepares the ruleset for many packets.
 func NewJudge(r Ruleset) (*Judge, error) {
-	j := &Judge{chains: map[conf.Family]map[string][]Rule{conf.IPv4: {}, conf.IPv6: {}}, sets: map[string]*netipx.IPSet{}, ports: map[Element]map[string]bool{}}
+	j := &Judge{chains: map[conf.Family]map[string][]Rule{conf.IPv4: {}, conf.IPv6: {}}, sets: map[string]*netipx.IPSet{}, ports: map[Element]map[string]bool{}, links: map[string][]Element{}}
 	for _, c := range r.Chains {
 		if c.Table == "mangle" {
 			j.chains[c.Family][c.Name] = c.Rules
 		}
 	}
 	for _, s := range r.Sets {
+		if s.Type == HashNetIface {
+			for _, e := range s.Entries {
+				j.links[s.Name] = append(j.links[s.Name], e.Element)
+			}
+			continue
+		}
 		var b netipx.IPSetBuilder
 		for _, e := range s.Entries {
 			if e.Port != 0 {
@@ -88,13 +99,16 @@ func (j *Judge) walk(chain string, p Packet) Target {
 
 func (j *Judge) matches(r Rule, p Packet) bool {
 	// A first packet belongs to no connection yet.
-	if r.Track != "" {
+	if r.Track != "" && (r.Track != Untranslated || p.Translated) {
 		return false
 	}
-	if (r.In != "" && r.In != p.In) || (r.Out != "" && r.Out != p.Out) || (r.Self != "" && p.Src != p.Dst) {
+	if (r.In != "" && r.In != p.In) || (r.Out != "" && r.Out != p.Out) || (r.InPort != "" && r.InPort != p.InPort) {
 		return false
 	}
-	if r.Proto != "" && r.Proto != p.Proto {
+	if (r.Src.IsValid() && !r.Src.Contains(p.Src)) || (r.Dst.IsValid() && !r.Dst.Contains(p.Dst)) || !r.Program.matches(p) {
+		return false
+	}
+	if r.Proto != "" && r.Proto != byName(p.Proto) {
 		return false
 	}
 	for _, s := range r.Sets {
@@ -113,11 +127,24 @@ func (j *Judge) matches(r Rule, p Packet) bool {
 	return false
 }
 
+// byName is the protocol by its name, where a rule may speak of it.
+func byName(p Protocol) Protocol {
+	switch p {
+	case "1":
+		return icmpv4
+	case "58":
+		return icmpv6
+	}
+	return p
+}
+
 func (j *Judge) contains(s SetMatch, p Packet) bool {
 	addr := p.Src
 	switch s.Dir {
+	case "src,src":
+		return slices.ContainsFunc(j.links[s.Name], func(e Element) bool { return e.Link == p.In && e.Prefix.Contains(p.Src) })
 	case "dst,dst":
-		return j.ports[Element{hostPrefix(p.Dst), p.Proto, p.Port}][s.Name]
+		return j.ports[Element{Prefix: hostPrefix(p.Dst), Proto: p.Proto, Port: p.Port}][s.Name]
 	case "dst":
 		addr = p.Dst
 	}

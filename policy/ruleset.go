@@ -31,6 +31,8 @@ const (
 	HashNet    SetType = "hash:net"
 	HashIPPort SetType = "hash:ip,port"
 	BitmapPort SetType = "bitmap:port"
+	// HashNetIface sets hold addresses and networks, each with the link that its packets come in by.
+	HashNetIface SetType = "hash:net,iface"
 )
 
 // SetRole says in which order a set and the rules that use it may change without opening anything on the way.
@@ -68,12 +70,13 @@ type Entry struct {
 	Comment string
 }
 
-// Element is what a set holds: an address or network; in a hash:ip,port set an address with a port; in a bitmap:port set
-// a port alone.
+// Element is what a set holds: an address or network; in a hash:ip,port set an address with a port; in a hash:net,iface set
+// a network with a link; in a bitmap:port set a port alone.
 type Element struct {
 	Prefix netip.Prefix
 	Proto  Protocol
 	Port   uint16
+	Link   string
 }
 
 // String is as ipset(8) writes it.
@@ -81,6 +84,8 @@ func (e Element) String() string {
 	switch {
 	case !e.Prefix.IsValid():
 		return strconv.Itoa(int(e.Port))
+	case e.Link != "":
+		return fmt.Sprintf("%s,%s", Element{Prefix: e.Prefix}, e.Link)
 	case e.Port != 0:
 		return fmt.Sprintf("%s,%s:%d", e.Prefix.Addr(), e.Proto, e.Port)
 	case e.Prefix.IsSingleIP():
@@ -92,7 +97,7 @@ func (e Element) String() string {
 // Compare orders elements by address, size and port.
 func (e Element) Compare(o Element) int {
 	return cmp.Or(e.Prefix.Addr().Compare(o.Prefix.Addr()), cmp.Compare(e.Prefix.Bits(), o.Prefix.Bits()),
-		cmp.Compare(e.Proto, o.Proto), cmp.Compare(e.Port, o.Port))
+		cmp.Compare(e.Proto, o.Proto), cmp.Compare(e.Port, o.Port), cmp.Compare(e.Link, o.Link))
 }
 
 // Chain is one of weir's chains in a table. Each family has tables of its own.
@@ -102,7 +107,8 @@ type Chain struct {
 	Rules       []Rule
 }
 
-// Jump is a rule in a built-in chain. First: nothing may come before it. Otherwise it stands last.
+// Jump is a rule in a built-in chain. First: nothing may come before it. Otherwise it stands last, or ahead of the rule at
+// which the chain refuses all that has come so far.
 type Jump struct {
 	Family       conf.Family
 	Table, Chain string
@@ -112,28 +118,32 @@ type Jump struct {
 
 // Rule is an iptables rule, as far as weir needs them. A packet matches if all that is given does.
 type Rule struct {
-	In      string // -i
-	Out     string // -o
+	Src     netip.Prefix // -s
+	Dst     netip.Prefix // -d
+	In      string       // -i
+	Out     string       // -o
 	Proto   Protocol
+	InPort  string // the port of a bridge that a packet came in by (physdev)
 	Sets    []SetMatch
 	Ports   []PortRange // of the destination
 	Track   Track
-	Self    Self
+	Program Program
 	Comment string
 	Target  Target
 	// To is the chain that JUMP and GOTO go to; for NFLOG, the prefix of what is logged.
 	To string
 }
 
-// SetMatch asks whether the packet's source (src), destination (dst), or destination with its port (dst,dst) is in the
-// set. Where the set holds ports alone, dst is the destination's port.
+// SetMatch asks whether the packet's source (src), destination (dst), destination with its port (dst,dst), or source with
+// the link that the packet came in by (src,src) is in the set. Where the set holds ports alone, dst is the destination's port.
 type SetMatch struct {
 	Name string
 	Dir  string
 	Not  bool
 }
 
-// Track asks whether the packet belongs to a connection. The first packet of one, which is what Judge knows, never does.
+// Track asks what connection tracking knows of the packet. The first packet of a connection, which is what Judge knows,
+// belongs to none.
 type Track string
 
 const (
@@ -141,24 +151,18 @@ const (
 	Established Track = "established"
 	// Cut packets belong to a connection that a policy has forbidden after it was opened.
 	Cut Track = "cut"
-	// Midstream packets are TCP's that don't begin a connection.
+	// Related packets are about a connection, or belong to one that another one has announced.
+	Related Track = "related"
+	// Untranslated packets go to the address that their sender sent them to: no rule has translated their destination.
+	Untranslated Track = "untranslated"
+	// Midstream packets are TCP's that don't begin a connection. Packets that are not tracked (NOTRACK) are not among them:
+	// each of those is judged as if it were the first.
 	Midstream Track = "midstream"
 	// Solicitation packets are how an IPv6 host asks for another on its link. They belong to no connection, and a router
 	// that had passed one on would have lowered its hop limit (RFC 4861, section 7.1).
 	Solicitation Track = "solicitation"
 	// Advertisement packets are the answers.
 	Advertisement Track = "advertisement"
-)
-
-// Self asks whether sender and receiver are the same, if it isn't empty. It is a program (classic BPF) that loads both
-// from the IP header and compares them: iptables has no match for it.
-type Self string
-
-// The programs for each family. An IPv6 address is compared in four parts.
-const (
-	SelfIPv4 Self = "6,32 0 0 12,7 0 0 0,32 0 0 16,29 0 1 0,6 0 0 65535,6 0 0 0"
-	SelfIPv6 Self = "18,32 0 0 8,7 0 0 0,32 0 0 24,29 0 13 0,32 0 0 12,7 0 0 0,32 0 0 28,29 0 9 0," +
-		"32 0 0 16,7 0 0 0,32 0 0 32,29 0 5 0,32 0 0 20,7 0 0 0,32 0 0 36,29 0 1 0,6 0 0 65535,6 0 0 0"
 )
 
 // LogGroup is the netlink log group (NFLOG) that dropped packets are copied to.
@@ -188,8 +192,11 @@ const (
 	SCTP Protocol = "sctp"
 )
 
-// icmpv6 is that of neighbour discovery.
-const icmpv6 Protocol = "ipv6-icmp"
+// The protocols of errors, and of IPv6's neighbour discovery.
+const (
+	icmpv4 Protocol = "icmp"
+	icmpv6 Protocol = "ipv6-icmp"
+)
 
 // PortRange is first to last, both included.
 type PortRange struct{ First, Last uint16 }
@@ -214,6 +221,12 @@ func (r Rule) String() string {
 		}
 		fmt.Fprintf(&b, format, args...)
 	}
+	if r.Src.IsValid() {
+		add("-s %s", r.Src)
+	}
+	if r.Dst.IsValid() {
+		add("-d %s", r.Dst)
+	}
 	if r.In != "" {
 		add("-i %s", r.In)
 	}
@@ -225,18 +238,25 @@ func (r Rule) String() string {
 	}
 	switch r.Track {
 	case Established:
-		add("-m conntrack --ctstate RELATED,ESTABLISHED -m connlabel ! --label \"%d\"", conf.CutLabel)
+		add("-m conntrack --ctstate ESTABLISHED -m connlabel ! --label \"%d\"", conf.CutLabel)
 	case Cut:
 		add("-m connlabel --label \"%d\"", conf.CutLabel)
+	case Related:
+		add("-m conntrack --ctstate RELATED")
+	case Untranslated:
+		add("-m conntrack ! --ctstate DNAT")
 	case Midstream:
-		add("-m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN")
+		add("-m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack ! --ctstate UNTRACKED")
 	case Solicitation:
 		add("-m icmp6 --icmpv6-type 135 -m hl --hl-eq 255")
 	case Advertisement:
 		add("-m icmp6 --icmpv6-type 136 -m hl --hl-eq 255")
 	}
-	if r.Self != "" {
-		add("-m bpf --bytecode \"%s\"", r.Self)
+	if r.InPort != "" {
+		add("-m physdev --physdev-in %s", r.InPort)
+	}
+	if r.Program != "" {
+		add("-m bpf --bytecode \"%s\"", r.Program)
 	}
 	for _, s := range r.Sets {
 		not := ""

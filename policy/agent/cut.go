@@ -27,7 +27,7 @@ type cutting struct {
 // scene is what the kernel holds, or is about to.
 type scene struct {
 	ruleset policy.Ruleset
-	pods    map[netip.Addr]bool
+	pods    map[netip.Addr]policy.Link
 }
 
 func (s *scene) judgement() (kernel.Judgement, error) {
@@ -40,12 +40,13 @@ type walked struct {
 	err error
 }
 
-// pods are the addresses of the node's pods.
-func (a *agent) pods() map[netip.Addr]bool {
-	pods := map[netip.Addr]bool{}
+// pods are the addresses of the node's pods, with their links.
+func (a *agent) pods() map[netip.Addr]policy.Link {
+	pods := map[netip.Addr]policy.Link{}
 	for _, e := range a.attached() {
+		link := policy.LinkOf(e)
 		for _, addr := range e.Addresses {
-			pods[addr.Addr] = true
+			pods[addr.Addr] = link
 		}
 	}
 	return pods

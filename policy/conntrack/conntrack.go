@@ -25,6 +25,8 @@ type Connection struct {
 	// Assured says that both sides have spoken, and of UDP's that they went on doing so for two seconds (IPS_ASSURED). A
 	// question with its answer, which nobody goes on with, never is.
 	Assured bool
+	// Translated says that Dst isn't where Src has sent to, or the port isn't.
+	Translated bool
 	// family and tuple (the original direction's) are as the kernel wrote them: they name the entry when they are sent back.
 	family uint8
 	tuple  []byte
@@ -123,8 +125,10 @@ func parse(msg []byte) (c Connection, ok bool) {
 		case nl.CTA_PROTOINFO:
 			c.info = value
 		case nl.CTA_STATUS:
-			const assured = 1 << 2 // enum ip_conntrack_status, include/uapi/linux/netfilter/nf_conntrack_common.h
-			c.Assured = len(value) == 4 && binary.BigEndian.Uint32(value)&assured != 0
+			if len(value) == 4 {
+				status := binary.BigEndian.Uint32(value)
+				c.Assured, c.Translated = status&assured != 0, status&dstNAT != 0
+			}
 		case ctaLabels:
 			c.Cut = len(value) == labelBytes && value[conf.CutLabel/8]&(1<<(conf.CutLabel%8)) != 0
 		}
@@ -135,6 +139,13 @@ func parse(msg []byte) (c Connection, ok bool) {
 	}
 	return c, c.tuple != nil && c.Src.IsValid() && c.Dst.IsValid()
 }
+
+// Bits of an entry's status (enum ip_conntrack_status, include/uapi/linux/netfilter/nf_conntrack_common.h). dstNAT says that
+// the destination was translated; iptables calls it --ctstate DNAT.
+const (
+	assured = 1 << 2
+	dstNAT  = 1 << 5
+)
 
 // TCP's flags in an entry (enum in include/uapi/linux/netfilter/nf_conntrack_tcp.h).
 const (

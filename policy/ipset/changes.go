@@ -101,6 +101,9 @@ func request(command int, name string, e Entry) *nl.NetlinkRequest {
 		if !e.Prefix.IsSingleIP() {
 			data.AddRtAttr(nl.IPSET_ATTR_CIDR, nl.Uint8Attr(uint8(e.Prefix.Bits())))
 		}
+		if e.Link != "" {
+			data.AddRtAttr(nl.IPSET_ATTR_IFACE, nl.ZeroTerminated(e.Link))
+		}
 		if e.Port != 0 {
 			data.AddRtAttr(nl.IPSET_ATTR_PROTO, nl.Uint8Attr(protocols[e.Proto]))
 			number()

@@ -24,6 +24,8 @@ const (
 	HashNet    = "hash:net"
 	HashIPPort = "hash:ip,port"
 	BitmapPort = "bitmap:port"
+	// HashNetIface sets hold addresses and networks, each with a link.
+	HashNetIface = "hash:net,iface"
 )
 
 const (
@@ -41,23 +43,28 @@ const (
 
 // revisions of the types: of the first kernel that has their comments and all else that weir needs (3.14). The ipset
 // command goes by them; of a set of an older revision it wouldn't show the comments.
-var revisions = map[string]uint8{HashIP: 3, HashNet: 5, HashIPPort: 4, BitmapPort: 2}
+var revisions = map[string]uint8{HashIP: 3, HashNet: 5, HashIPPort: 4, BitmapPort: 2, HashNetIface: 4}
 
 // ErrNotExist says that there is no such set.
 var ErrNotExist = errors.New("no such ipset")
 
 // Entry is an address or network in a set, with the words that "ipset list" shows beside it. In a hash:ip,port set it
-// has a protocol (tcp, udp or sctp) and a port; in a bitmap:port set it is a port and nothing else.
+// has a protocol (tcp, udp or sctp) and a port; in a hash:net,iface set it has a link; in a bitmap:port set it is a port and
+// nothing else.
 type Entry struct {
 	Prefix  netip.Prefix
 	Proto   string
 	Port    uint16
+	Link    string
 	Comment string
 }
 
 func (e Entry) String() string {
 	if !e.Prefix.IsValid() {
 		return strconv.Itoa(int(e.Port))
+	}
+	if e.Link != "" {
+		return e.Prefix.String() + "," + e.Link
 	}
 	if e.Port != 0 {
 		return fmt.Sprintf("%s,%s:%d", e.Prefix.Addr(), e.Proto, e.Port)
@@ -167,10 +174,11 @@ func (h *Handle) List(name string) (Set, error) {
 			return Set{}, fmt.Errorf("list ipset %s: entry %v is no address", name, e.IP)
 		}
 		bits := addr.BitLen()
-		if e.CIDR != 0 {
+		// Of a whole network, /0, there is a size of 0; beside an address alone the kernel sends none.
+		if e.CIDR != 0 || (s.Type == HashNetIface && addr.IsUnspecified()) {
 			bits = int(e.CIDR)
 		}
-		listed := Entry{Prefix: netip.PrefixFrom(addr, bits), Comment: e.Comment}
+		listed := Entry{Prefix: netip.PrefixFrom(addr, bits), Link: e.IFace, Comment: e.Comment}
 		if e.Port != nil && e.Protocol != nil {
 			listed.Proto, listed.Port = protocolName(*e.Protocol), *e.Port
 		}
@@ -251,10 +259,10 @@ func (h *Handle) Purge(addrs ...netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// entriesOf are what the set may hold of the addresses. A set with ports has to be read: an address has any number of
-// entries there, and the kernel deletes by whole entries.
+// entriesOf are what the set may hold of the addresses. A set with ports or links has to be read: an address has any number
+// of entries there, and the kernel deletes by whole entries.
 func (h *Handle) entriesOf(set Header, addrs []netip.Addr) ([]Entry, error) {
-	if set.Type == HashIPPort {
+	if set.Type == HashIPPort || set.Type == HashNetIface {
 		s, err := h.List(set.Name)
 		return slices.DeleteFunc(s.Entries, func(e Entry) bool { return !slices.Contains(addrs, e.Prefix.Addr()) }), err
 	}

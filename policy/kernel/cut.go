@@ -1,13 +1,13 @@
 package kernel
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/conntrack"
 )
@@ -21,7 +21,7 @@ type Walk struct {
 // Judgement is what connections are judged by.
 type Judgement struct {
 	Judge *policy.Judge
-	Pods  map[netip.Addr]bool // addresses of the node's pods
+	Pods  map[netip.Addr]policy.Link // addresses of the node's pods
 }
 
 // allows says whether the connection would be let through if it were opened now. Whose connection it is that nobody saw
@@ -44,7 +44,8 @@ func Cut(by Judgement, newest func() (Judgement, error), own map[netip.Addr]bool
 			errs = append(errs, err)
 			break
 		}
-		if own[c.Src] || (!by.Pods[c.Src] && !by.Pods[c.Dst]) {
+		_, from := by.Pods[c.Src]
+		if _, to := by.Pods[c.Dst]; own[c.Src] || (!from && !to) {
 			continue
 		}
 		if c.Cut {
@@ -84,8 +85,8 @@ func Cut(by Judgement, newest func() (Judgement, error), own map[netip.Addr]bool
 }
 
 // packet is the first packet of the connection, as the FORWARD hook saw it; or INPUT, if the node answers.
-func packet(c conntrack.Connection, pods, own map[netip.Addr]bool) policy.Packet {
-	p := policy.Packet{Src: c.Src, Dst: c.Dst, Port: c.Port, In: "-", Out: "-"}
+func packet(c conntrack.Connection, pods map[netip.Addr]policy.Link, own map[netip.Addr]bool) policy.Packet {
+	p := policy.Packet{Src: c.Src, Dst: c.Dst, Port: c.Port, In: "-", Out: "-", Translated: c.Translated}
 	switch c.Proto {
 	case unix.IPPROTO_TCP:
 		p.Proto = policy.TCP
@@ -96,13 +97,12 @@ func packet(c conntrack.Connection, pods, own map[netip.Addr]bool) policy.Packet
 	default:
 		p.Proto, p.Port = policy.Protocol(fmt.Sprint(c.Proto)), 0
 	}
-	if pods[c.Src] {
-		p.In = conf.Bridge
+	if link, ok := pods[c.Src]; ok {
+		p.In, p.InPort = link.In, link.Port
 	}
-	switch {
-	case pods[c.Dst]:
-		p.Out = conf.Bridge
-	case own[c.Dst]:
+	if link, ok := pods[c.Dst]; ok {
+		p.Out = cmp.Or(link.In, "-")
+	} else if own[c.Dst] {
 		p.Out = ""
 	}
 	return p

@@ -302,7 +302,7 @@ func changeSets(changes []change) error {
 }
 
 func entry(e policy.Entry) ipset.Entry {
-	return ipset.Entry{Prefix: e.Prefix, Proto: string(e.Proto), Port: e.Port, Comment: e.Comment}
+	return ipset.Entry{Prefix: e.Prefix, Proto: string(e.Proto), Port: e.Port, Link: e.Link, Comment: e.Comment}
 }
 
 // CleanOtherFlavour removes what weir may have left in the flavour that the node doesn't use (any more). It is called

@@ -85,7 +85,7 @@ func testApply(t *testing.T, f Flavour) {
 			s = random() // all of it is another
 		}
 	}
-	if len(kinds) != 7 { // ports have no family
+	if len(kinds) != 9 { // ports have no family
 		t.Errorf("the states don't need every type of set in each family: %v", kinds)
 	}
 	if came < 2 || went < 1 {

@@ -316,7 +316,7 @@ func jumps(f conf.Family, name string, have table, want policy.Ruleset) []string
 		if strings.HasPrefix(chain, chainPrefix) {
 			continue
 		}
-		commands = append(commands, jumpsIn(f, name, chain, have.rules[chain], want)...)
+		commands = append(commands, jumpsIn(f, name, chain, have, want)...)
 	}
 	return commands
 }
@@ -340,13 +340,18 @@ func (u *unknown) jump(j policy.Jump) []string {
 	return []string{add}
 }
 
-func jumpsIn(f conf.Family, name, chain string, have []string, want policy.Ruleset) []string {
-	var ours []string // wanted and unwanted rules of weir's that are there
+func jumpsIn(f conf.Family, name, chain string, t table, want policy.Ruleset) []string {
+	have := t.rules[chain]
+	var ours, others []string // ours: wanted and unwanted rules of weir's that are there
+	last := 0                 // how many others are ahead of the last of ours
 	for _, l := range have {
 		if strings.Contains(l, "-j "+chainPrefix) {
-			ours = append(ours, l)
+			ours, last = append(ours, l), len(others)
+		} else {
+			others = append(others, l)
 		}
 	}
+	end := t.refusesAt(others)
 	var wanted []string
 	first := false
 	for _, j := range want.Jumps {
@@ -354,7 +359,11 @@ func jumpsIn(f conf.Family, name, chain string, have []string, want policy.Rules
 			wanted, first = append(wanted, j.Rule.String()), j.First
 		}
 	}
-	if slices.Equal(ours, wanted) && (!first || have[0] == wanted[0]) {
+	placed := last <= end
+	if first {
+		placed = len(have) > 0 && have[0] == wanted[0]
+	}
+	if slices.Equal(ours, wanted) && placed {
 		return nil
 	}
 	var commands []string
@@ -362,9 +371,12 @@ func jumpsIn(f conf.Family, name, chain string, have []string, want policy.Rules
 		commands = append(commands, "-D "+chain+" "+l)
 	}
 	for _, l := range wanted {
-		if first {
+		switch {
+		case first:
 			commands = append(commands, "-I "+chain+" 1 "+l)
-		} else {
+		case end < len(others):
+			commands = append(commands, fmt.Sprintf("-I %s %d %s", chain, end+1, l))
+		default:
 			commands = append(commands, "-A "+chain+" "+l)
 		}
 	}

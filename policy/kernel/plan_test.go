@@ -106,7 +106,7 @@ func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 			}
 		}
 		lastOfFamily := len(policy.Compile(before).Jumps) != len(policy.Compile(s).Jumps)
-		if !known || lastOfFamily || e.Enforcement == conf.Off {
+		if !known || lastOfFamily || e.Enforcement == conf.Off || e.Chained { // on a bridge, a rule names its port
 			continue
 		}
 		if p := makePlan(stateOf(policy.Compile(before)), policy.Compile(s)); p.restores() {
@@ -272,6 +272,45 @@ func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
 			}
 			if tc.not != "" && strings.Contains(got, tc.not) {
 				t.Errorf("restore has %q:\n%s", tc.not, got)
+			}
+		})
+	}
+}
+
+// TestAcceptsAheadOfWhatRefusesAll: where filter FORWARD refuses whatever has come so far, weir's jump stands ahead of that, and
+// behind all else that others have there.
+func TestAcceptsAheadOfWhatRefusesAll(t *testing.T) {
+	want := policy.Compile(policy.State{})
+	const jump = `-m comment --comment "weir: no other default drops what policy let through" -j WEIR-ACCEPT`
+	const reject, drop = "-j REJECT --reject-with icmp-host-prohibited", "-d 169.254.169.254/32 -j DROP"
+	for name, tc := range map[string]struct {
+		forward, chain []string // chain is a stranger's
+		want           string   // the command that puts the jump there; empty: it stays where it is
+	}{
+		"an empty chain":                       {nil, nil, "-A FORWARD " + jump},
+		"a rule of somebody's":                 {[]string{drop}, nil, "-A FORWARD " + jump},
+		"ends in REJECT":                       {[]string{drop, reject}, nil, "-I FORWARD 2 " + jump},
+		"ends in DROP, with words":             {[]string{drop, `-m comment --comment "no \"more\" -j ACCEPT" -j DROP`}, nil, "-I FORWARD 2 " + jump},
+		"ends in REJECT, with a word":          {[]string{`-m comment --comment end -j REJECT`}, nil, "-I FORWARD 1 " + jump},
+		"behind the REJECT":                    {[]string{drop, reject, jump}, nil, "-I FORWARD 2 " + jump},
+		"ahead of the REJECT":                  {[]string{drop, jump, reject}, nil, ""},
+		"ahead of somebody's rules":            {[]string{jump, drop, reject}, nil, ""},
+		"twice":                                {[]string{jump, reject, jump}, nil, "-I FORWARD 1 " + jump},
+		"refuses some":                         {[]string{"-i eth0 -j REJECT"}, nil, "-A FORWARD " + jump},
+		"accepts all":                          {[]string{"-j ACCEPT"}, nil, "-A FORWARD " + jump},
+		"a chain that refuses all":             {[]string{drop, "-j X"}, []string{reject}, "-I FORWARD 2 " + jump},
+		"a chain that logs and refuses all":    {[]string{drop, "-g X"}, []string{"-j LOG --log-prefix x", reject}, "-I FORWARD 2 " + jump},
+		"a chain that refuses some in between": {[]string{"-j X"}, []string{drop, reject}, "-A FORWARD " + jump},
+		"a chain that goes nowhere":            {[]string{"-j X"}, nil, "-A FORWARD " + jump},
+		"chains in a circle":                   {[]string{"-j X"}, []string{"-j X"}, "-A FORWARD " + jump},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := stateOf(want)
+			rules := s.tables[conf.IPv4]["filter"].rules
+			rules["FORWARD"], rules["X"] = tc.forward, tc.chain
+			got := makePlan(s, want).restore[conf.IPv4]
+			if tc.want == "" && got != "" || !strings.Contains(got, tc.want) {
+				t.Errorf("want %q:\n%s", tc.want, got)
 			}
 		})
 	}

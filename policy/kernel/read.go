@@ -99,7 +99,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 		switch s.kind {
 		case policy.HashIP:
 			plain[s.family] = append(plain[s.family], name)
-		case policy.HashIPPort: // an address may have any number of entries
+		case policy.HashIPPort, policy.HashNetIface: // an address may have any number of entries
 			now, err := d.readSet(name)
 			if err != nil {
 				return changed, err
@@ -177,7 +177,7 @@ func (d *Driver) readSet(name string) (set, error) {
 	}
 	entries := make(map[policy.Element]string, len(got.Entries))
 	for _, e := range got.Entries {
-		entries[policy.Element{Prefix: e.Prefix, Proto: policy.Protocol(e.Proto), Port: e.Port}] = e.Comment
+		entries[policy.Element{Prefix: e.Prefix, Proto: policy.Protocol(e.Proto), Port: e.Port, Link: e.Link}] = e.Comment
 	}
 	return set{policy.SetType(got.Type), got.Family, entries}, nil
 }

@@ -10,39 +10,42 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 )
 
+// uplink is where everybody is who is neither the node nor a pod of it.
+var uplink = policy.Link{In: "eth0"}
+
 // interfaces says behind which interface each address of the state is, for all whose packets are judged at all: pods,
 // the node, an address outside. The node's own has none.
-func interfaces(s policy.State) map[netip.Addr]string {
-	where := map[netip.Addr]string{}
+func interfaces(s policy.State) map[netip.Addr]policy.Link {
+	where := map[netip.Addr]policy.Link{}
 	for _, a := range Of {
-		where[a.Outside] = "eth0"
+		where[a.Outside] = uplink
 	}
 	for _, p := range s.Pods {
 		for _, a := range p.Addresses {
-			where[a] = "eth0"
+			where[a] = uplink
 		}
 	}
 	for _, a := range Of {
-		where[a.Node] = ""
+		where[a.Node] = policy.Link{}
 	}
 	for _, e := range s.Endpoints {
 		for _, a := range e.Addresses {
-			where[a.Addr] = conf.Bridge
+			where[a.Addr] = policy.LinkOf(e)
 		}
 	}
 	return where
 }
 
 // between calls f for every pair of addresses between which packets are judged.
-func between(where map[netip.Addr]string, f func(policy.Packet)) {
+func between(where map[netip.Addr]policy.Link, f func(policy.Packet)) {
 	all := slices.SortedFunc(maps.Keys(where), netip.Addr.Compare)
 	for _, src := range all {
 		for _, dst := range all {
-			if p := (policy.Packet{In: where[src], Out: where[dst], Src: src, Dst: dst}); judged(p) {
+			p := policy.Packet{In: where[src].In, InPort: where[src].Port, Out: where[dst].In, Src: src, Dst: dst}
+			if judged(p) {
 				f(p)
 			}
 		}
@@ -51,7 +54,7 @@ func between(where map[netip.Addr]string, f func(policy.Packet)) {
 
 // judged are not the node's own packets, nor those that concern no pod of it. None has ends of two families.
 func judged(p policy.Packet) bool {
-	return p.Src.BitLen() == p.Dst.BitLen() && p.In != "" && (p.In == conf.Bridge || p.Out == conf.Bridge)
+	return p.Src.BitLen() == p.Dst.BitLen() && p.In != "" && (p.In != uplink.In || p.Out != uplink.In)
 }
 
 // At are the packets as they go through the state's node, without those that it wouldn't judge.
@@ -59,12 +62,12 @@ func At(s policy.State, packets []policy.Packet) []policy.Packet {
 	where := interfaces(s)
 	var all []policy.Packet
 	for _, p := range packets {
-		p.In, p.Out = "eth0", "eth0"
+		p.In, p.InPort, p.Out = uplink.In, "", uplink.In
 		if in, ok := where[p.Src]; ok {
-			p.In = in
+			p.In, p.InPort = in.In, in.Port
 		}
 		if out, ok := where[p.Dst]; ok {
-			p.Out = out
+			p.Out = out.In
 		}
 		if judged(p) {
 			all = append(all, p)
@@ -106,7 +109,7 @@ func Probes(r *rand.Rand, s policy.State, each int) []policy.Packet {
 		block := netip.MustParsePrefix(text)
 		for _, a := range []netip.Addr{block.Addr(), block.Addr().Prev(), block.Addr().Next()} {
 			if _, ok := where[a]; !ok && a.IsValid() && !local(a) {
-				where[a] = "eth0"
+				where[a] = uplink
 			}
 		}
 	}

@@ -184,7 +184,40 @@ func addPod(r *rand.Rand, s *policy.State, i int, families []conf.Family) {
 	case 3:
 		e.Enforcement = conf.Off
 	}
+	if kind := KindOf(i); kind != OnWeir {
+		e.Chained, e.HostIf = true, fmt.Sprint("veth", i)
+		if kind == OnBridge {
+			e.BridgeIf = Bridge
+		}
+		for i, a := range e.Addresses { // as the plugin writes them down
+			e.Addresses[i] = endpoint.Address{Addr: a.Addr, Subnet: netip.PrefixFrom(a.Addr, a.Addr.BitLen())}
+		}
+	}
 	s.Endpoints = append(s.Endpoints, e)
+}
+
+// Kind of a pod's attachment.
+type Kind int
+
+// The kinds: on weir's own bridge, on a link of its own that another plugin made (ptp), and on another plugin's bridge.
+const (
+	OnWeir Kind = iota
+	OnLink
+	OnBridge
+)
+
+// Bridge is another plugin's. The pod of number n is behind the link "vethN" of the node.
+const Bridge = "cni0"
+
+// KindOf says how the pod of that number is attached.
+func KindOf(number int) Kind {
+	switch number % 4 {
+	case 2:
+		return OnLink
+	case 3:
+		return OnBridge
+	}
+	return OnWeir
 }
 
 // named are the ports of a pod: the same name may be another number in each pod and for each protocol.

@@ -6,15 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 )
 
 // families are the beginnings of the programs' names, and those of extensions that are not for both.
 var families = map[string]string{"iptables": "libipt_", "ip6tables": "libip6t_"}
 
-// matches and targets are the extensions of iptables that the agent's rules use (package policy, Rule.String).
+// matches and targets are the extensions of iptables that the agent's rules use (package policy, Rule.String); matches6 are
+// those that only ip6tables has.
 var (
-	matches = []string{"bpf", "comment", "connlabel", "conntrack", "multiport", "sctp", "set", "tcp", "udp"}
-	targets = []string{"MASQUERADE", "NFLOG", "standard"}
+	matches  = []string{"bpf", "comment", "connlabel", "conntrack", "multiport", "physdev", "sctp", "set", "tcp", "udp"}
+	matches6 = []string{"hl", "icmp6"}
+	targets  = []string{"MASQUERADE", "NFLOG", "standard"}
 )
 
 // check makes sure that the image holds all that the agent calls: missing, it would only be noticed on a node.
@@ -33,11 +36,13 @@ func check(trees ...tree) error {
 				errs = append(errs, all.checkProgram("usr/sbin/"+family+"-"+flavour+verb))
 			}
 		}
-		for _, names := range [][]string{matches, targets} {
-			for _, name := range names {
-				if !all.has("usr/lib/*/xtables/libxt_"+name+".so") && !all.has("usr/lib/*/xtables/"+prefix+name+".so") {
-					errs = append(errs, fmt.Errorf("the extension %s of %s is missing", name, family))
-				}
+		names := slices.Concat(matches, targets)
+		if family == "ip6tables" {
+			names = append(names, matches6...)
+		}
+		for _, name := range names {
+			if !all.has("usr/lib/*/xtables/libxt_"+name+".so") && !all.has("usr/lib/*/xtables/"+prefix+name+".so") {
+				errs = append(errs, fmt.Errorf("the extension %s of %s is missing", name, family))
 			}
 		}
 	}

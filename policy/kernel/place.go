@@ -1,0 +1,61 @@
+package kernel
+
+import (
+	"slices"
+	"strings"
+)
+
+// refusesAt is the number of rules ahead of the first one that refuses every packet: DROP or REJECT without conditions, or
+// a jump to a chain that does no more than that. Many images end filter FORWARD so, and leave its policy at ACCEPT. What
+// stands ahead of such a rule says what its author wants to refuse or accept in particular, and goes on holding for pods.
+func (t table) refusesAt(rules []string) int {
+	for i, l := range rules {
+		if t.refuses(l, 0) {
+			return i
+		}
+	}
+	return len(rules)
+}
+
+// maxDepth is how many jumps refuses follows. The kernel allows no loops; a text may have them.
+const maxDepth = 8
+
+func (t table) refuses(rule string, depth int) bool {
+	verb, target, ok := unconditional(rule)
+	switch {
+	case !ok || depth > maxDepth:
+		return false
+	case verb == "-j" && (target == "DROP" || target == "REJECT"):
+		return true
+	}
+	for _, l := range t.rules[target] {
+		if t.refuses(l, depth+1) {
+			return true
+		}
+		if _, target, ok := unconditional(l); !ok || !slices.Contains(logs, target) {
+			return false
+		}
+	}
+	return false
+}
+
+// logs are the targets that only tell of a packet.
+var logs = []string{"LOG", "NFLOG", "ULOG"}
+
+// unconditional returns the target of a rule that holds for every packet, and the verb before it: -j or -g. A comment is no
+// condition. It reads rules as iptables-save prints them.
+func unconditional(rule string) (verb, target string, ok bool) {
+	if rest, has := strings.CutPrefix(rule, "-m comment --comment "); has {
+		rule = rest
+		if quoted, has := strings.CutPrefix(rest, `"`); has {
+			rule = strings.ReplaceAll(quoted, `\"`, "")
+			_, rule, _ = strings.Cut(rule, `"`)
+		} else {
+			_, rule, _ = strings.Cut(rest, " ")
+		}
+		rule = strings.TrimPrefix(rule, " ")
+	}
+	verb, rest, _ := strings.Cut(rule, " ")
+	target, _, _ = strings.Cut(rest, " ")
+	return verb, target, verb == "-j" || verb == "-g"
+}

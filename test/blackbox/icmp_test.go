@@ -1,0 +1,539 @@
+package blackbox
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// tenants are three pods: "attacker" may neither send nor receive, "victim" and "peer" are another tenant's and open.
+const tenants = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: attack}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: attacker, namespace: attack, labels: {app: attacker}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: open, namespace: shop, labels: {app: open}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: victim, namespace: shop, labels: {app: victim}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: peer, namespace: shop, labels: {app: peer}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: deny-all, namespace: attack}
+spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
+`
+
+// dual is weir's own network of both families.
+var dual = nodetest.Conf{"ranges": []any{nodetest.Conf{"subnet": "10.88.0.0/24"}, nodetest.Conf{"subnet": "fd00:10:88::/64"}}}
+
+// otherPlugins are the official plugins' networks of both families, by the plugin's name.
+var otherPlugins = map[string]nodetest.Conf{
+	"ptp": {"type": "ptp", "ipam": hostLocal},
+	"bridge": {
+		"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true, "ipam": hostLocal,
+	},
+}
+
+var hostLocal = nodetest.Conf{
+	"type": "host-local",
+	"ranges": []any{
+		[]any{nodetest.Conf{"subnet": "10.99.0.0/24"}}, []any{nodetest.Conf{"subnet": "fd00:10:99::/64"}},
+	},
+	"routes": []any{nodetest.Conf{"dst": "0.0.0.0/0"}, nodetest.Conf{"dst": "::/0"}},
+}
+
+// attachedBy makes a node whose pods weir attaches, or another plugin with weir behind it, with an agent that has read the
+// manifests. The world outside knows the way to the pods.
+func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
+	t.Helper()
+	n := nodetest.NewNode(t, dual)
+	if plugin != "weir" {
+		n.ConfigureList(otherPlugins[plugin], nodetest.Conf{"type": "weir"},
+			nodetest.Conf{"type": "portmap", "snat": true, "capabilities": nodetest.Conf{"portMappings": true}})
+	}
+	for _, c := range []string{
+		"ip -n outside route add 10.99.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:99::/64 via 2001:db8::2",
+		"ip -n outside route add 10.88.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:88::/64 via 2001:db8::2",
+	} {
+		f := strings.Fields(c)
+		nodetest.Run(t, f[0], f[1:]...)
+	}
+	// Package net finds out once which families there are, by binding to ::1: not in a pod whose loopback is down.
+	l, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close()
+	n.Manifest("cluster.yaml", manifests)
+	n.StartAgent()
+	return n
+}
+
+// forgery builds ICMP errors that come out of a pod.
+type forgery struct {
+	*testing.T
+	from         *nodetest.Pod
+	own, gateway net.HardwareAddr // at the link layer
+}
+
+func newForgery(t *testing.T, from *nodetest.Pod) *forgery {
+	t.Helper()
+	name := from.Namespace + "." + from.Name
+	f := &forgery{T: t, from: from}
+	var links []struct{ Address string }
+	if err := json.Unmarshal([]byte(nodetest.Run(t, "ip", "-n", name, "-j", "link", "show", "eth0")), &links); err != nil || len(links) != 1 {
+		t.Fatalf("the pod's link: %v, %v", links, err)
+	}
+	var err error
+	if f.own, err = net.ParseMAC(links[0].Address); err != nil {
+		t.Fatal(err)
+	}
+	f.gateway = neighbour(t, name)
+	return f
+}
+
+// neighbour is the MAC of the gateway that the pod has, which it asks for if it doesn't know it.
+func neighbour(t *testing.T, name string) net.HardwareAddr {
+	t.Helper()
+	var routes []struct{ Gateway string }
+	if err := json.Unmarshal([]byte(nodetest.Run(t, "ip", "-n", name, "-j", "route", "show", "default")), &routes); err != nil || len(routes) != 1 {
+		t.Fatalf("the pod's default route: %v, %v", routes, err)
+	}
+	for range 100 {
+		var all []struct{ Dst, Lladdr string }
+		if err := json.Unmarshal([]byte(nodetest.Run(t, "ip", "-n", name, "-j", "neigh", "show")), &all); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range all {
+			if e.Dst == routes[0].Gateway && e.Lladdr != "" {
+				mac, err := net.ParseMAC(e.Lladdr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return mac
+			}
+		}
+		nodetest.In(t, "/run/netns/"+name, func() error {
+			c, err := net.Dial("udp", routes[0].Gateway+":9")
+			if err == nil {
+				_, _ = c.Write([]byte("x"))
+				err = c.Close()
+			}
+			return err
+		})
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("%s doesn't find its gateway %s", name, routes[0].Gateway)
+	return nil
+}
+
+// udp names a UDP flow.
+type udp struct{ src, dst netip.AddrPort }
+
+func flow(src, dst string) udp {
+	return udp{netip.MustParseAddrPort(src), netip.MustParseAddrPort(dst)}
+}
+
+// inside is the beginning of the packet of the flow that an error is about.
+func (f *forgery) inside(u udp, payload string) []byte {
+	f.Helper()
+	body := &layers.UDP{SrcPort: layers.UDPPort(u.src.Port()), DstPort: layers.UDPPort(u.dst.Port())}
+	header := ip(u.src.Addr(), u.dst.Addr(), layers.IPProtocolUDP)
+	if err := body.SetNetworkLayerForChecksum(header.(gopacket.NetworkLayer)); err != nil {
+		f.Fatal(err)
+	}
+	return nodetest.Frame(f, header, body, gopacket.Payload(payload))
+}
+
+func ip(src, dst netip.Addr, proto layers.IPProtocol) gopacket.SerializableLayer {
+	if src.Is4() {
+		return &layers.IPv4{Version: 4, TTL: 64, Protocol: proto, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
+	}
+	return &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: proto, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
+}
+
+// kind of an error: ICMP's type and code in either family, and its second word.
+type kind struct {
+	v4, v6     uint16 // type<<8 | code
+	info4, mtu uint32
+}
+
+var (
+	unreachable = kind{v4: 3<<8 | 3, v6: 1<<8 | 4}
+	tooBig      = kind{v4: 3<<8 | 4, v6: 2 << 8, info4: 552, mtu: 1280}
+	exceeded    = kind{v4: 11 << 8, v6: 3 << 8}
+	problem     = kind{v4: 12 << 8, v6: 4 << 8}
+	redirect    = kind{v4: 5<<8 | 1, v6: 137 << 8}
+	quench      = kind{v4: 4 << 8, v6: 2 << 8, mtu: 1280}
+)
+
+// icmp is the error's message: ICMP's header, and the beginning of the packet that it is about.
+func (f *forgery) icmp(outer gopacket.SerializableLayer, k kind, inside []byte) []gopacket.SerializableLayer {
+	f.Helper()
+	if _, ok := outer.(*layers.IPv4); ok {
+		return []gopacket.SerializableLayer{
+			&layers.ICMPv4{TypeCode: layers.ICMPv4TypeCode(k.v4), Id: uint16(k.info4 >> 16), Seq: uint16(k.info4)}, gopacket.Payload(inside),
+		}
+	}
+	header := &layers.ICMPv6{TypeCode: layers.ICMPv6TypeCode(k.v6)}
+	if err := header.SetNetworkLayerForChecksum(outer.(*layers.IPv6)); err != nil {
+		f.Fatal(err)
+	}
+	second := []byte{byte(k.mtu >> 24), byte(k.mtu >> 16), byte(k.mtu >> 8), byte(k.mtu)}
+	return []gopacket.SerializableLayer{header, gopacket.Payload(append(second, inside...))}
+}
+
+func (f *forgery) ethernet(a netip.Addr) *layers.Ethernet {
+	kind := layers.EthernetTypeIPv4
+	if a.Is6() {
+		kind = layers.EthernetTypeIPv6
+	}
+	return &layers.Ethernet{SrcMAC: f.own, DstMAC: f.gateway, EthernetType: kind}
+}
+
+// send sends an error from the pod's own address about a packet of the flow, with the words behind it.
+func (f *forgery) send(to string, k kind, about udp, words string) {
+	f.Helper()
+	dst := netip.MustParseAddr(to)
+	src := f.address(dst)
+	outer := ip(src, dst, layers.IPProtocolICMPv4)
+	if dst.Is6() {
+		outer = ip(src, dst, layers.IPProtocolICMPv6)
+	}
+	all := append([]gopacket.SerializableLayer{f.ethernet(dst), outer}, f.icmp(outer, k, f.inside(about, words))...)
+	nodetest.SendFrames(f, f.from.Netns, "eth0", nodetest.Frame(f, all...))
+}
+
+// address of the pod, of the family of the other one.
+func (f *forgery) address(of netip.Addr) netip.Addr {
+	if of.Is6() {
+		return netip.MustParseAddr(f.from.IP6)
+	}
+	return netip.MustParseAddr(f.from.IP)
+}
+
+// dial opens a UDP flow from the namespace and has a packet answered by the echo at the other end.
+func dial(t *testing.T, netns, address string) *net.UDPConn {
+	t.Helper()
+	conn, err := nodetest.Dial(t, netns, "udp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if err := speak(conn); err != nil {
+		t.Fatalf("from %s to %s: %v", netns, address, err)
+	}
+	return conn.(*net.UDPConn)
+}
+
+// speak has one packet answered.
+func speak(conn net.Conn) error {
+	var err error
+	for range 20 { // the machine may be busy
+		if _, err = conn.Write([]byte("question")); err != nil {
+			return err
+		}
+		if err = conn.SetReadDeadline(time.Now().Add(250 * time.Millisecond)); err != nil {
+			return err
+		}
+		if _, err = conn.Read(make([]byte, 100)); err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
+		}
+	}
+	return err
+}
+
+// ended says whether an error has ended the flow.
+func ended(conn net.Conn) bool {
+	_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	_, err := conn.Read(make([]byte, 100))
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.EPROTO)
+}
+
+// heard says which of the words came in on the link.
+func heard(s *nodetest.Sniffer, words ...string) []string {
+	var all []string
+	for _, frame := range s.Frames(false, 100*time.Millisecond) {
+		for _, w := range words {
+			if strings.Contains(string(frame), w) {
+				all = append(all, w)
+			}
+		}
+	}
+	return all
+}
+
+// world is what the attack is tried on: in each family, the victim speaks with an echo outside and with one of a peer's.
+type world struct {
+	attacker, open, victim, peer *nodetest.Pod
+}
+
+func newWorld(t *testing.T, plugin string) (*nodetest.Node, world) {
+	t.Helper()
+	n := attachedBy(t, plugin, tenants)
+	w := world{n.AddPod("attack", "attacker"), n.AddPod("shop", "open"), n.AddPod("shop", "victim"), n.AddPod("shop", "peer")}
+	n.Serve(n.Outside, "udp", ":53")
+	for _, p := range []*nodetest.Pod{w.open, w.victim, w.peer} {
+		n.Serve(p.Netns, "udp", ":53")
+	}
+	nodetest.In(t, w.victim.Netns, func() error { // it believes errors as servers do that look for the best way
+		return os.WriteFile("/proc/sys/net/ipv4/conf/all/accept_redirects", []byte("1"), 0o600)
+	})
+	return n, w
+}
+
+func TestForgedErrors(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	forgedErrors(t, "weir")
+}
+
+func TestForgedErrorsBehindPtp(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
+		return
+	}
+	forgedErrors(t, "ptp")
+}
+
+func TestForgedErrorsBehindBridge(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
+		return
+	}
+	forgedErrors(t, "bridge")
+}
+
+// forgedErrors has a pod that may send nothing send ICMP errors, under its own address, about packets that never came to it:
+// connection tracking relates them to other pods' connections, by what is inside. None may arrive.
+func forgedErrors(t *testing.T, plugin string) {
+	t.Helper()
+	_, w := newWorld(t, plugin)
+	f := newForgery(t, w.attacker)
+	atVictim, atOutside := nodetest.Sniff(t, w.victim.Netns, "eth0"), nodetest.Sniff(t, "/run/netns/outside", "eth0")
+	for _, x := range []struct{ victim, peer, outside, node string }{
+		{w.victim.IP, w.peer.IP, "192.0.2.1", "192.0.2.2"}, {w.victim.IP6, w.peer.IP6, "2001:db8::1", "2001:db8::2"},
+	} {
+		toPeer, toOutside := dial(t, w.victim.Netns, net.JoinHostPort(x.peer, "53")), dial(t, w.victim.Netns, net.JoinHostPort(x.outside, "53"))
+		for _, conn := range []*net.UDPConn{toPeer, toOutside} {
+			about := flow(conn.LocalAddr().String(), conn.RemoteAddr().String())
+			for i, k := range []kind{unreachable, tooBig, exceeded, problem, redirect, quench} {
+				words := fmt.Sprintf("secret %d %d about %s.", k.v4, i, about.dst)
+				f.send(x.victim, k, about, words)
+				if got := heard(atVictim, words); got != nil {
+					t.Errorf("an error that carries %q came to the victim", got)
+				}
+			}
+			if ended(conn) {
+				t.Errorf("an error has ended the flow to %s", about.dst)
+			}
+		}
+		// The other way: to the other end of the victim's connection, as if it were about that end's answer.
+		seen := sentAs(t, toOutside, x.outside)
+		answer := udp{seen.dst, seen.src}
+		f.send(x.outside, unreachable, answer, "secret to the world")
+		if got := heard(atOutside, "secret to the world"); got != nil {
+			t.Errorf("an error that carries %q came to the host outside", got)
+		}
+		// And to the node itself, about a connection of its own: which is how packets between nodes become small.
+		own := dial(t, nodetest.Self, net.JoinHostPort(x.outside, "53"))
+		f.send(x.node, tooBig, flow(own.LocalAddr().String(), own.RemoteAddr().String()), "x")
+		time.Sleep(50 * time.Millisecond)
+		if route := nodetest.Run(t, "ip", "route", "get", x.outside); strings.Contains(route, "mtu ") {
+			t.Errorf("an error of a pod's has made the node's packets small: %s", route)
+		}
+		// A pod that may send anything, and an error about what the kernel doesn't track or know.
+		nodetest.Run(t, "conntrack", "-F")
+		newForgery(t, w.open).send(x.node, tooBig, flow(own.LocalAddr().String(), own.RemoteAddr().String()), "x")
+		time.Sleep(50 * time.Millisecond)
+		if route := nodetest.Run(t, "ip", "route", "get", x.outside); strings.Contains(route, "mtu ") {
+			t.Errorf("an error of an open pod's has made the node's packets small: %s", route)
+		}
+	}
+}
+
+// TestForgedErrorsInDisguise: what would lead past a look at fixed places of the packet.
+func TestForgedErrorsInDisguise(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	_, w := newWorld(t, "weir")
+	f := newForgery(t, w.attacker)
+	at := nodetest.Sniff(t, w.victim.Netns, "eth0")
+	conn := dial(t, w.victim.Netns, w.peer.IP+":53")
+	inside := f.inside(flow(conn.LocalAddr().String(), conn.RemoteAddr().String()), "secret")
+	from, to := netip.MustParseAddr(w.attacker.IP), netip.MustParseAddr(w.victim.IP)
+
+	outer := ip(from, to, layers.IPProtocolICMPv4).(*layers.IPv4)
+	outer.Options = []layers.IPv4Option{{OptionType: 1}, {OptionType: 1}, {OptionType: 1}, {OptionType: 0}}
+	all := append([]gopacket.SerializableLayer{f.ethernet(to), outer}, f.icmp(outer, unreachable, inside)...)
+	nodetest.SendFrames(t, f.from.Netns, "eth0", nodetest.Frame(t, all...))
+
+	whole := nodetest.Frame(t, f.icmp(ip(from, to, layers.IPProtocolICMPv4), unreachable, inside)...)
+	for i, part := range [][]byte{whole[:24], whole[24:]} {
+		outer := ip(from, to, layers.IPProtocolICMPv4).(*layers.IPv4)
+		outer.Id, outer.FragOffset, outer.Flags = 7, uint16(i*3), []layers.IPv4Flag{layers.IPv4MoreFragments, 0}[i]
+		nodetest.SendFrames(t, f.from.Netns, "eth0", nodetest.Frame(t, f.ethernet(to), outer, gopacket.Payload(part)))
+	}
+
+	conn = dial(t, w.victim.Netns, "["+w.peer.IP6+"]:53")
+	inside = f.inside(flow(conn.LocalAddr().String(), conn.RemoteAddr().String()), "secret")
+	from, to = netip.MustParseAddr(w.attacker.IP6), netip.MustParseAddr(w.victim.IP6)
+	for _, extension := range []layers.IPProtocol{layers.IPProtocolIPv6Destination, layers.IPProtocolIPv6HopByHop} {
+		pseudo := ip(from, to, layers.IPProtocolICMPv6)
+		message := nodetest.Frame(t, f.icmp(pseudo, unreachable, inside)...)
+		behind := append([]byte{byte(layers.IPProtocolICMPv6), 0, 1, 4, 0, 0, 0, 0}, message...)
+		nodetest.SendFrames(t, f.from.Netns, "eth0", nodetest.Frame(t, f.ethernet(to), ip(from, to, extension), gopacket.Payload(behind)))
+	}
+	if got := heard(at, "secret"); got != nil {
+		t.Errorf("%d errors about the victim's flow came to it", len(got))
+	}
+}
+
+// TestRedirectsOfPods: a pod is nobody's router, and redirects nobody, not even about packets that came to it.
+func TestRedirectsOfPods(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	_, w := newWorld(t, "weir")
+	f := newForgery(t, w.open)
+	at := nodetest.Sniff(t, w.victim.Netns, "eth0")
+	conn := dial(t, w.victim.Netns, w.open.IP+":53")
+	f.send(w.victim.IP, redirect, flow(conn.LocalAddr().String(), conn.RemoteAddr().String()), "redirected")
+	if got := heard(at, "redirected"); got != nil {
+		t.Error("a redirect came to the victim")
+	}
+}
+
+func TestControlHonestErrors(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	honestErrors(t, "weir")
+}
+
+func TestControlHonestErrorsBehindPtp(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
+		return
+	}
+	honestErrors(t, "ptp")
+}
+
+func TestControlHonestErrorsBehindBridge(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
+		return
+	}
+	honestErrors(t, "bridge")
+}
+
+// honestErrors: who sends to a closed port is told so: by a pod, be it behind a Service, and under NAT, by the node and from
+// outside; and routers outside say how large packets may be.
+func honestErrors(t *testing.T, plugin string) {
+	t.Helper()
+	n, w := newWorld(t, plugin)
+	for _, c := range []string{
+		"iptables -t nat -A PREROUTING -d 10.96.0.10 -p udp -j DNAT --to-destination " + w.peer.IP,
+		"ip6tables -t nat -A PREROUTING -d fd00:10:96::a -p udp -j DNAT --to-destination " + w.peer.IP6,
+		"iptables -t nat -A POSTROUTING -s 192.0.2.1 -d " + w.victim.IP + " -j MASQUERADE",
+	} {
+		f := strings.Fields(c)
+		nodetest.Run(t, f[0], f[1:]...)
+	}
+	refused := func(what, netns, address string) {
+		t.Helper()
+		n.Eventually(what, func() error {
+			conn, err := nodetest.Dial(t, netns, "udp", address)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = conn.Close() }()
+			if _, err := conn.Write([]byte("x")); err != nil {
+				return err
+			}
+			if !ended(conn) {
+				return errors.New("no error comes")
+			}
+			return nil
+		})
+	}
+	refused("of a pod, by a pod", w.victim.Netns, w.peer.IP+":9")
+	refused("of a pod, by a pod, IPv6", w.victim.Netns, "["+w.peer.IP6+"]:9")
+	refused("of a pod, by a pod behind a Service", w.victim.Netns, "10.96.0.10:9")
+	refused("of a pod, by a pod behind a Service, IPv6", w.victim.Netns, "[fd00:10:96::a]:9")
+	refused("of the node, by a pod", nodetest.Self, w.peer.IP+":9")
+	refused("of the node, by a pod, IPv6", nodetest.Self, "["+w.peer.IP6+"]:9")
+	refused("of a host outside, by a pod", n.Outside, w.peer.IP+":9")
+	refused("of a host outside, by a pod, masqueraded", n.Outside, w.victim.IP+":9")
+	refused("of a pod, by the node", w.victim.Netns, "192.0.2.2:9")
+	refused("of a pod, by a host outside", w.victim.Netns, "192.0.2.1:9")
+	refused("of a pod, by a host outside, IPv6", w.victim.Netns, "[2001:db8::1]:9")
+
+	// A router on the way, whose address the victim has never sent to.
+	for _, x := range []struct{ to, router, node, mtu string }{
+		{"192.0.2.1", "192.0.2.77", "192.0.2.2", "mtu 552"}, {"2001:db8::1", "2001:db8::77", "2001:db8::2", "mtu 1280"},
+	} {
+		conn := dial(t, w.victim.Netns, net.JoinHostPort(x.to, "53"))
+		seen := sentAs(t, conn, x.to)
+		f := &forgery{T: t, own: net.HardwareAddr{2, 0, 0, 0, 0, 1}, gateway: net.HardwareAddr{2, 0, 0, 0, 0, 2}}
+		src, dst := netip.MustParseAddr(x.router), seen.src.Addr()
+		outer := ip(src, dst, layers.IPProtocolICMPv4)
+		if dst.Is6() {
+			outer = ip(src, dst, layers.IPProtocolICMPv6)
+		}
+		all := append([]gopacket.SerializableLayer{f.ethernet(dst), outer}, f.icmp(outer, tooBig, f.inside(seen, "x"))...)
+		nodetest.SendFrames(t, n.Outside, "eth0", nodetest.Frame(t, all...))
+		n.Eventually("the victim hears how large packets may be", func() error {
+			if route := nodetest.Run(t, "ip", "-n", "shop.victim", "route", "get", x.to); !strings.Contains(route, x.mtu) {
+				return errors.New(route)
+			}
+			return nil
+		})
+	}
+}
+
+// sentAs is the flow of the connection as the world outside sees it: its source may be the node's.
+func sentAs(t *testing.T, conn *net.UDPConn, to string) udp {
+	t.Helper()
+	local := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	family := map[bool]string{false: "ipv4", true: "ipv6"}[local.Addr().Is6()]
+	table := nodetest.Run(t, "conntrack", "-L", "-f", family, "-p", "udp", "-d", to, "--sport", fmt.Sprint(local.Port()))
+	var reply []string
+	for _, field := range strings.Fields(table) {
+		if v, ok := strings.CutPrefix(field, "dst="); ok {
+			reply = append(reply[:0], v)
+		}
+		if v, ok := strings.CutPrefix(field, "dport="); ok {
+			reply = append(reply[:min(1, len(reply))], v)
+		}
+	}
+	if len(reply) != 2 {
+		t.Fatalf("no entry for the flow:\n%s", table)
+	}
+	return flow(net.JoinHostPort(reply[0], reply[1]), conn.RemoteAddr().String())
+}

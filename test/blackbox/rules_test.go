@@ -1,0 +1,410 @@
+package blackbox
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// iptables runs each command with iptables or ip6tables.
+func iptables(t *testing.T, commands ...string) {
+	t.Helper()
+	for _, c := range commands {
+		f := strings.Fields(c)
+		nodetest.Run(t, f[0], f[1:]...)
+	}
+}
+
+// isolated is a tenant whose pods "server" and "client" may neither send nor receive; "other" and "attacker" are open.
+const isolated = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: server, namespace: shop, labels: {tenant: isolated}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: shop, labels: {tenant: isolated}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: other, namespace: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: attacker, namespace: shop, labels: {app: attacker}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: deny-all, namespace: shop}
+spec: {podSelector: {matchLabels: {tenant: isolated}}, policyTypes: [Ingress, Egress]}
+`
+
+const hostPort = `CAP_ARGS={"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]}`
+
+func TestControlPodsReachThemselves(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	podsReachThemselves(t, "weir")
+}
+
+func TestPodsReachThemselvesBehindPtp(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
+		return
+	}
+	podsReachThemselves(t, "ptp")
+}
+
+func TestPodsReachThemselvesBehindBridge(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
+		return
+	}
+	podsReachThemselves(t, "bridge")
+}
+
+// podsReachThemselves: no policy forbids a pod to reach itself, be it through a Service or a hostPort.
+func podsReachThemselves(t *testing.T, plugin string) {
+	t.Helper()
+	n := attachedBy(t, plugin, isolated)
+	server := n.AddPod("shop", "server", hostPort)
+	other := n.AddPod("shop", "other")
+	n.Serve(server.Netns, "tcp", ":80")
+	iptables(t, // as kube-proxy does it
+		"iptables -t nat -I PREROUTING -d 10.96.0.10 -p tcp -j DNAT --to-destination "+server.IP,
+		"iptables -t nat -I POSTROUTING -s "+server.IP+" -d "+server.IP+" -j MASQUERADE",
+		"ip6tables -t nat -I PREROUTING -d fd00:10:96::a -p tcp -j DNAT --to-destination "+server.IP6,
+		"ip6tables -t nat -I POSTROUTING -s "+server.IP6+" -d "+server.IP6+" -j MASQUERADE",
+	)
+	for _, address := range []string{"10.96.0.10:80", "[fd00:10:96::a]:80", "192.0.2.2:8080"} {
+		n.Reach(server, address, true)
+		n.Reach(other, address, false)
+	}
+}
+
+func TestControlForgedSelf(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	forgedSelf(t, "weir")
+}
+
+func TestControlForgedSelfBehindPtp(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
+		return
+	}
+	forgedSelf(t, "ptp")
+}
+
+func TestControlForgedSelfBehindBridge(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
+		return
+	}
+	forgedSelf(t, "bridge")
+}
+
+// datagram is a frame with a UDP packet.
+func (f *forgery) datagram(u udp, payload string) []byte {
+	f.Helper()
+	header := ip(u.src.Addr(), u.dst.Addr(), layers.IPProtocolUDP)
+	body := &layers.UDP{SrcPort: layers.UDPPort(u.src.Port()), DstPort: layers.UDPPort(u.dst.Port())}
+	if err := body.SetNetworkLayerForChecksum(header.(gopacket.NetworkLayer)); err != nil {
+		f.Fatal(err)
+	}
+	return nodetest.Frame(f, f.ethernet(u.dst.Addr()), header, body, gopacket.Payload(payload))
+}
+
+// forgedSelf: a packet whose sender is its receiver is let through where the pod itself sends it, and nowhere else.
+func forgedSelf(t *testing.T, plugin string) {
+	t.Helper()
+	n := attachedBy(t, plugin, isolated)
+	server, attacker := n.AddPod("shop", "server", hostPort), n.AddPod("shop", "attacker")
+	iptables(t,
+		"iptables -t nat -I PREROUTING -d 10.96.0.10 -p udp -j DNAT --to-destination "+server.IP,
+		"ip6tables -t nat -I PREROUTING -d fd00:10:96::a -p udp -j DNAT --to-destination "+server.IP6,
+	)
+	inside := newForgery(t, attacker)
+	outside := &forgery{T: t, from: &nodetest.Pod{Netns: n.Outside}, own: net.HardwareAddr{2, 0, 0, 0, 0, 1}, gateway: net.HardwareAddr{2, 0, 0, 0, 0, 2}}
+	at := nodetest.Sniff(t, server.Netns, "eth0")
+	for i, f := range []*forgery{inside, outside} {
+		for j, x := range []struct{ self, service string }{{server.IP, "10.96.0.10"}, {server.IP6, "fd00:10:96::a"}} {
+			for _, to := range []string{x.self, x.service} {
+				words := fmt.Sprintf("forged %d %d to %s.", i, j, to)
+				frame := f.datagram(flow(net.JoinHostPort(x.self, "4000"), net.JoinHostPort(to, "53")), words)
+				nodetest.SendFrames(t, f.from.Netns, "eth0", frame)
+				if got := heard(at, words); got != nil {
+					t.Errorf("the isolated pod got %q", got)
+				}
+			}
+		}
+	}
+}
+
+// TestForgedSendersBehindPtp: a link that the node routes belongs to one pod, and nothing passes by it under another address.
+func TestForgedSendersBehindPtp(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
+		return
+	}
+	n := attachedBy(t, "ptp", isolated)
+	client, other := n.AddPod("shop", "client", hostPort), n.AddPod("shop", "other")
+	for _, name := range []string{"all", "eth0"} {
+		if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/rp_filter", []byte("0"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := newForgery(t, client)
+	atOther, outside := nodetest.Sniff(t, other.Netns, "eth0"), nodetest.Sniff(t, n.Outside, "eth0")
+	var atNode net.PacketConn
+	nodetest.In(t, nodetest.Self, func() (err error) {
+		atNode, err = net.ListenPacket("udp", ":7000")
+		return err
+	})
+	t.Cleanup(func() { _ = atNode.Close() })
+	for _, x := range []struct{ src, node, outside, other string }{
+		{"10.99.0.77", "192.0.2.2", "192.0.2.1", other.IP}, {"198.51.100.7", "192.0.2.2", "192.0.2.1", other.IP}, {"127.0.0.1", "192.0.2.2", "192.0.2.1", other.IP},
+		{"fd00:10:99::77", "2001:db8::2", "2001:db8::1", other.IP6}, {"2001:db8:7::7", "2001:db8::2", "2001:db8::1", other.IP6},
+	} {
+		src := net.JoinHostPort(x.src, "4000")
+		for _, to := range []string{x.outside, x.other, x.node} {
+			nodetest.SendFrames(t, client.Netns, "eth0", f.datagram(flow(src, net.JoinHostPort(to, "7000")), "forged by the client"))
+		}
+		if got := append(heard(atOther, "forged"), heard(outside, "forged")...); got != nil {
+			t.Errorf("%d packets under the address %s arrived at another pod or outside", len(got), x.src)
+		}
+		_ = atNode.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		if _, from, err := atNode.ReadFrom(make([]byte, 100)); err == nil {
+			t.Errorf("the node was reached under the address %v", from)
+		}
+	}
+}
+
+// TestNotTracked: as NodeLocal DNSCache sets it up, DNS to its address isn't tracked. It works over TCP too, as far as policies
+// let it, and nothing else opens.
+func TestNotTracked(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := attachedBy(t, "weir", isolated+`
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: resolves, namespace: shop, labels: {app: resolves}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: dns, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: resolves}}
+  policyTypes: [Ingress, Egress]
+  egress: [{to: [{ipBlock: {cidr: 169.254.20.10/32}}], ports: [{protocol: TCP, port: 53}, {protocol: UDP, port: 53}]}]
+`)
+	iptables(t,
+		"ip addr add 169.254.20.10/32 dev lo",
+		"iptables -t raw -A PREROUTING -d 169.254.20.10/32 -p udp -m udp --dport 53 -j NOTRACK",
+		"iptables -t raw -A PREROUTING -d 169.254.20.10/32 -p tcp -m tcp --dport 53 -j NOTRACK",
+		"iptables -t raw -A OUTPUT -s 169.254.20.10/32 -p udp -m udp --sport 53 -j NOTRACK",
+		"iptables -t raw -A OUTPUT -s 169.254.20.10/32 -p tcp -m tcp --sport 53 -j NOTRACK",
+	)
+	for _, network := range []string{"tcp", "udp"} {
+		n.Serve(nodetest.Self, network, "169.254.20.10:53")
+		n.Serve(nodetest.Self, network, "169.254.20.10:54")
+	}
+	other, resolves, client := n.AddPod("shop", "other"), n.AddPod("shop", "resolves"), n.AddPod("shop", "client")
+	for _, p := range []*nodetest.Pod{other, resolves} {
+		n.Reach(p, "169.254.20.10:53", true)
+		dial(t, p.Netns, "169.254.20.10:53")
+	}
+	n.Reach(resolves, "169.254.20.10:54", false)
+	n.Reach(client, "169.254.20.10:53", false)
+
+	// Where what goes between pods isn't tracked either, policy holds for each packet in both directions.
+	iptables(t,
+		"iptables -t raw -A PREROUTING -p tcp -m tcp --dport 80 -j NOTRACK",
+		"iptables -t raw -A PREROUTING -p tcp -m tcp --sport 80 -j NOTRACK",
+	)
+	server := n.AddPod("shop", "server")
+	n.Serve(other.Netns, "tcp", ":80")
+	n.Serve(server.Netns, "tcp", ":80")
+	n.Reach(client, other.IP+":80", false)
+	n.Reach(other, server.IP+":80", false)
+	at := nodetest.Sniff(t, client.Netns, "eth0")
+	f := newForgery(t, other)
+	answer := &layers.TCP{SrcPort: 80, DstPort: 4000, SYN: true, ACK: true, Window: 1000}
+	header := ip(netip.MustParseAddr(other.IP), netip.MustParseAddr(client.IP), layers.IPProtocolTCP)
+	if err := answer.SetNetworkLayerForChecksum(header.(gopacket.NetworkLayer)); err != nil {
+		t.Fatal(err)
+	}
+	nodetest.SendFrames(t, other.Netns, "eth0", nodetest.Frame(t, f.ethernet(netip.MustParseAddr(client.IP)), header, answer, gopacket.Payload("not asked for")))
+	if got := heard(at, "not asked for"); got != nil {
+		t.Error("a server's untracked answer came to a client that may receive nothing")
+	}
+}
+
+func TestLoopbackOfTheNode(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	loopback(t, "weir")
+}
+
+func TestLoopbackOfTheNodeBehindPtp(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
+		return
+	}
+	loopback(t, "ptp")
+}
+
+func TestLoopbackOfTheNodeBehindBridge(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
+		return
+	}
+	loopback(t, "bridge")
+}
+
+// loopback: with the first hostPort portmap has the node take packets to 127.0.0.0/8 from the pods' link. Servers that listen
+// there only aren't meant for pods. Where somebody translates an address to one of them, they are.
+func loopback(t *testing.T, plugin string) {
+	t.Helper()
+	n := attachedBy(t, plugin, isolated)
+	attacker := n.AddPod("shop", "attacker", hostPort)
+	out := nodetest.Run(t, "sh", "-c", "cat /proc/sys/net/ipv4/conf/*/route_localnet")
+	if !strings.Contains(out, "1") {
+		t.Fatal("portmap hasn't set route_localnet on any link")
+	}
+	n.Serve(nodetest.Self, "tcp", "127.0.0.1:10000")
+	f := newForgery(t, attacker)
+	at := nodetest.Sniff(t, attacker.Netns, "eth0")
+	for _, dst := range []string{"127.0.0.1", "127.1.2.3"} {
+		n.Serve(nodetest.Self, "tcp", dst+":10001")
+		header := ip(netip.MustParseAddr(attacker.IP), netip.MustParseAddr(dst), layers.IPProtocolTCP)
+		syn := &layers.TCP{SrcPort: 4000, DstPort: 10001, SYN: true, Window: 1000}
+		if err := syn.SetNetworkLayerForChecksum(header.(gopacket.NetworkLayer)); err != nil {
+			t.Fatal(err)
+		}
+		nodetest.SendFrames(t, attacker.Netns, "eth0", nodetest.Frame(t, f.ethernet(netip.MustParseAddr(dst)), header, syn))
+		for _, frame := range at.Frames(false, 100*time.Millisecond) {
+			p := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.Default)
+			if h, ok := p.NetworkLayer().(*layers.IPv4); ok && h.SrcIP.IsLoopback() {
+				t.Errorf("%s of the node answers the pod", h.SrcIP)
+			}
+		}
+	}
+	iptables(t, "iptables -t nat -I PREROUTING -d 10.96.0.99 -p tcp --dport 80 -j DNAT --to-destination 127.0.0.1:10000")
+	n.Reach(attacker, "10.96.0.99:80", true)
+}
+
+// TestForwardThatRefusesAll: images end filter FORWARD in a rule that rejects all. What policies let through passes, and what
+// somebody refuses ahead of that rule is refused.
+func TestForwardThatRefusesAll(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, dual)
+	nodetest.Run(t, "ip", "-n", "outside", "route", "add", "10.88.0.0/24", "via", "192.0.2.2")
+	iptables(t,
+		"iptables -A FORWARD -p tcp --dport 8081 -j DROP",
+		"iptables -A FORWARD -j REJECT --reject-with icmp-host-prohibited",
+		"ip6tables -N ufw-reject-forward", "ip6tables -A ufw-reject-forward -j REJECT",
+		"ip6tables -A FORWARD -j ufw-reject-forward",
+	)
+	n.Manifest("cluster.yaml", isolated)
+	n.StartAgent()
+	server, client, other := n.AddPod("shop", "attacker"), n.AddPod("shop", "client"), n.AddPod("shop", "other")
+	for _, netns := range []string{server.Netns, n.Outside} {
+		n.Serve(netns, "tcp", ":80")
+		n.Serve(netns, "tcp", ":8081")
+	}
+	reach := func() {
+		t.Helper()
+		for _, address := range []string{server.IP + ":80", "[" + server.IP6 + "]:80", "192.0.2.1:80", "[2001:db8::1]:80"} {
+			n.Reach(other, address, true)
+			n.Reach(client, address, false)
+		}
+		n.Reach(other, server.IP+":8081", false)
+		n.ReachFrom(n.Outside, server.IP+":80", true)
+	}
+	reach()
+	iptables(t, "iptables -I FORWARD 1 -j REJECT", "iptables -D FORWARD 1") // which the agent takes in its stride
+	reach()
+	// As a firewall's own script writes the chain anew while weir runs.
+	iptables(t, "iptables -F FORWARD", "iptables -A FORWARD -p tcp --dport 8081 -j DROP", "iptables -A FORWARD -j REJECT")
+	reach()
+}
+
+// TestGlobalAddressesAreNotMasqueraded: pods are known outside by IPv6's global addresses, and by their node's where they have
+// unique local ones.
+func TestGlobalAddressesAreNotMasqueraded(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	for _, tc := range []struct{ subnet, sees string }{{"fd00:10:88::/64", "2001:db8::2"}, {"2001:db8:88::/64", ""}} {
+		t.Run(tc.subnet, func(t *testing.T) {
+			n := nodetest.NewNode(t, nodetest.Conf{"ranges": []any{nodetest.Conf{"subnet": "10.88.0.0/24"}, nodetest.Conf{"subnet": tc.subnet}}})
+			defer func() {
+				n.KillAgent()
+				nodetest.Run(t, "ip", "link", "del", "eth0")
+				nodetest.DelNS(t, n.Outside)
+			}()
+			nodetest.Run(t, "ip", "-n", "outside", "route", "add", tc.subnet, "via", "2001:db8::2")
+			n.Manifest("cluster.yaml", isolated)
+			n.StartAgent()
+			n.Serve(n.Outside, "tcp", ":80")
+			other := n.AddPod("shop", "other")
+			defer n.DelPod(other)
+			want := "hello " + tc.sees
+			if tc.sees == "" {
+				want = "hello " + other.IP6
+			}
+			n.Eventually(want, func() error {
+				if got, err := nodetest.Get(t, other.Netns, "[2001:db8::1]:80"); got != want {
+					return fmt.Errorf("got %q, %w", got, err)
+				}
+				return nil
+			})
+			if got, err := nodetest.Get(t, other.Netns, "192.0.2.1:80"); got != "hello 192.0.2.2" {
+				t.Errorf("IPv4: got %q, %v", got, err)
+			}
+		})
+	}
+}
+
+// TestControlIstioAmbient: Istio's ambient mode gives kubelet's probes a sender of their own. They reach isolated pods as all
+// does that comes from the node, and are answered.
+func TestControlIstioAmbient(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := attachedBy(t, "weir", isolated)
+	server := n.AddPod("shop", "server")
+	n.Serve(server.Netns, "tcp", ":80")
+	n.Reach(n.AddPod("shop", "other"), server.IP+":80", false)
+	iptables(t, // ISTIO_POSTRT
+		"ipset create istio-inpod-probes-v4 hash:ip", "ipset add istio-inpod-probes-v4 "+server.IP,
+		"ipset create istio-inpod-probes-v6 hash:ip family inet6", "ipset add istio-inpod-probes-v6 "+server.IP6,
+		"iptables -t nat -A POSTROUTING -m owner --socket-exists -p tcp -m set --match-set istio-inpod-probes-v4 dst -j SNAT --to-source 169.254.7.127",
+		"ip6tables -t nat -A POSTROUTING -m owner --socket-exists -p tcp -m set --match-set istio-inpod-probes-v6 dst "+
+			"-j SNAT --to-source fd16:9254:7127:1337:ffff:ffff:ffff:ffff",
+	)
+	for address, sees := range map[string]string{
+		server.IP + ":80": "169.254.7.127", "[" + server.IP6 + "]:80": "fd16:9254:7127:1337:ffff:ffff:ffff:ffff",
+	} {
+		n.Eventually("the probe is answered", func() error {
+			if got, err := nodetest.Get(t, nodetest.Self, address); got != "hello "+sees {
+				return fmt.Errorf("got %q, %w", got, err)
+			}
+			return nil
+		})
+	}
+}
