@@ -26,7 +26,7 @@ import (
 //
 // The memory that follows: an incomplete datagram is dropped after reassemblyTime, T = 1 s. A bucket lets through at most
 // rate x T + burst in that time: of a port 2,000 fragments and 2 MiB, of what is shared 11,000 fragments and 32 MiB. The
-// kernel charges a fragment of n bytes with about 1 KiB if it is small, and never with more than 1024 + 2n: 2,304 for
+// kernel charges a fragment of n bytes with about 1 KiB if it is small, and never with more than 1024 + 2n: 2.5 KiB for
 // those of 700 to 1,514 bytes, 13.5 KiB for 9,000. So a port holds less than 5 MiB whatever it sends, and what is shared less
 // than 64 MiB. reassemblyMemory, 512 MiB, is enough for some 90 pods that do their worst at the same time. It is a bound:
 // without an attack it isn't used. A node with less than 4 GiB gets an eighth of its memory.

@@ -193,7 +193,11 @@ func makeGuard(add elements) error {
 	if !guardStands(conn) {
 		addRules(conn, guardChains(sets))
 	}
-	if err := conn.Flush(); err != nil {
+	err = conn.Flush()
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
+		err = fmt.Errorf("%w: the kernel needs nf_tables for these families (CONFIG_NF_TABLES_BRIDGE, _INET and _ARP)", err)
+	}
+	if err != nil {
 		return fmt.Errorf("make the guard (nftables tables bridge %s, inet %s and arp %s): %w", guardTable, portsTable, portsTable, err)
 	}
 	return nil

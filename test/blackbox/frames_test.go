@@ -147,6 +147,24 @@ func TestFramesToLinkLocalMACs(t *testing.T) {
 		return
 	}
 	_, e, a, _ := hostileNode(t, nil)
+	reachNoService(t, e, a)
+}
+
+// TestFramesToLinkLocalMACsWithoutAnAgent: without policies, and on a node that has never seen an agent, they reach nothing
+// either.
+func TestFramesToLinkLocalMACsWithoutAnAgent(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nodetest.Conf{"enforcement": "off"})
+	e, a := n.AddPod("hostile", "e"), n.AddPod("quiet", "a")
+	noReversePath(t)
+	reachNoService(t, e, a)
+}
+
+// reachNoService has the pod send to a service of the node in each such way, and the other in an ordinary one.
+func reachNoService(t *testing.T, e, a *nodetest.Pod) {
+	t.Helper()
 	service := listen(t, nodetest.Self, "udp", ":9999")
 	mac := macOf(t, e.Netns, "eth0")
 	var frames [][]byte
