@@ -176,6 +176,18 @@ func TestTheGuardIsRepaired(t *testing.T) {
 			t.Errorf("after %s:\n%s\nwant\n%s", c, got, whole)
 		}
 	}
+	if err := Forbid(p); err != nil {
+		t.Fatal(err)
+	}
+	closed := rules()
+	nodetest.Run(t, "nft", "flush", "ruleset")
+	unknown := errors.New("the records can't be read")
+	if err := RepairGuard(func() ([]Sender, error) { return nil, unknown }); !errors.Is(err, unknown) {
+		t.Errorf("without knowing who may send: %v", err)
+	}
+	if got := rules(); got != closed {
+		t.Errorf("without knowing who may send:\n%s\nwant\n%s", got, closed)
+	}
 	nodetest.Run(t, "nft", "flush", "ruleset")
 	conn, err := nftables.New()
 	if err != nil {

@@ -190,18 +190,21 @@ func key(hostIf string, mac net.HardwareAddr, addr netip.Addr) []byte {
 // RepairGuard makes the guard, or puts right what somebody changed in it, in one transaction, so that no port is ever
 // without. current tells who may send; it is asked after the set was read, and because a port's record is written before
 // its entry and removed after it, an entry that nobody tells of by then is a leftover. Where nothing is to be done nothing
-// is touched: the counter goes on.
+// is touched: the counter goes on. If it can't be known who may send, the rules are made nevertheless, and the sets stay.
 func RepairGuard(current func() ([]Sender, error)) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
 	has, err := allowed(conn)
-	if err != nil {
-		return err
+	var allow []Sender
+	if err == nil {
+		allow, err = current()
 	}
-	allow, err := current()
 	if err != nil {
+		if !guardStands(conn) {
+			err = errors.Join(err, makeGuard(nil))
+		}
 		return err
 	}
 	missing := elements{}
