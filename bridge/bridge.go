@@ -10,10 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"io/fs"
 	"net"
 	"net/netip"
-	"os"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
@@ -134,7 +132,7 @@ func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	defer h.Close()
 	link, err := h.LinkByName(Name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		if link, err = create(h, mtu, gateways[0].Addr()); err != nil {
+		if link, err = create(h, mtu, MAC(gateways[0].Addr())); err != nil {
 			return nil, err
 		}
 	}
@@ -192,22 +190,9 @@ func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 	return nil
 }
 
-func forwardIPv4() error {
-	for _, s := range []struct{ key, value string }{
-		{"ip_forward", "1"},
-		// A packet between two pods leaves by the link it came in, so the kernel would tell the sender to speak to the
-		// other directly, which isolated ports don't let it. The kernel sends redirects if either of the two is on.
-		{"conf/all/send_redirects", "0"},
-		{"conf/" + Name + "/send_redirects", "0"},
-	} {
-		if err := setSysctl("/proc/sys/net/ipv4/"+s.key, s.value); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+func forwardIPv4() error { return setAll(sysctls4()) }
 
-func create(h netlinksafe.Handle, mtu int, gateway netip.Addr) (netlink.Link, error) {
+func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, error) {
 	if mtu == 0 {
 		var err error
 		if mtu, err = underlayMTU(h); err != nil {
@@ -218,7 +203,7 @@ func create(h netlinksafe.Handle, mtu int, gateway netip.Addr) (netlink.Link, er
 	br := &netlink.Bridge{
 		// Without an address of its own a bridge takes the lowest of its ports', and the pods' permanent neighbour
 		// entries for the gateway would become wrong when a port goes.
-		LinkAttrs:         netlink.LinkAttrs{Name: Name, HardwareAddr: MAC(gateway), MTU: mtu, TxQLen: -1},
+		LinkAttrs:         netlink.LinkAttrs{Name: Name, HardwareAddr: mac, MTU: mtu, TxQLen: -1},
 		MulticastSnooping: &noSnooping,
 	}
 	if err := h.LinkAdd(br); err != nil && !errors.Is(err, unix.EEXIST) {
@@ -231,32 +216,10 @@ func create(h netlinksafe.Handle, mtu int, gateway netip.Addr) (netlink.Link, er
 	return link, nil
 }
 
-// RouteTranslated sees to it that pods reach a Service whose pod is on the same node. Where br_netfilter is loaded, it runs
-// iptables for what is still being bridged, unless told otherwise; and what kube-proxy's rules have sent on to another pod
-// is then bridged there (br_nf_pre_routing_finish: "bridged_dnat"), which isolated ports don't allow. weir doesn't need it,
-// as every packet between pods is routed, and there is no setting for one bridge that says no.
+// RouteTranslated sees to it that pods reach a Service whose pod is on the same node: see sysctlsOfBridges.
 //
 //	sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0
-func RouteTranslated() error {
-	for _, key := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"} {
-		err := setSysctl("/proc/sys/net/bridge/"+key, "0")
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // br_netfilter isn't loaded
-			return err
-		}
-	}
-	return nil
-}
-
-// setSysctl writes only what differs: where /proc/sys is read-only but right, nothing is wrong.
-func setSysctl(path, value string) error {
-	if have, err := os.ReadFile(path); err == nil && string(have) == value+"\n" {
-		return nil
-	}
-	if err := os.WriteFile(path, []byte(value), 0o644); err != nil {
-		return fmt.Errorf("set sysctl %s=%s: %w", path, value, err)
-	}
-	return nil
-}
+func RouteTranslated() error { return setAll(sysctlsOfBridges()) }
 
 // underlayMTU is the MTU of the link that the default route goes out of, IPv4's if there is one; 1500 without any.
 //

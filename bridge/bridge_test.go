@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -218,10 +219,12 @@ func TestReassembly(t *testing.T) {
 	const gib = 1 << 30
 	for node, want := range map[uint64]int64{gib: gib / 8, 4 * gib: gib / 2, 64 * gib: gib / 2} {
 		for _, b := range reassembly(node) {
-			if b.atLeast && (b.value != want || b.holds(want-1) || !b.holds(want) || !b.holds(want+1)) {
+			s := b.(Sysctl)
+			holds := func(have int64) bool { return s.holds(strconv.FormatInt(have, 10)) }
+			if s.Bound == AtLeast && (s.Value != strconv.FormatInt(want, 10) || holds(want-1) || !holds(want) || !holds(want+1)) {
 				t.Errorf("with %d bytes: %v", node, b)
 			}
-			if !b.atLeast && (b.value != 1 || b.holds(2) || !b.holds(1)) {
+			if s.Bound == AtMost && (s.Value != "1" || holds(2) || !holds(1)) {
 				t.Errorf("a bound on time: %v", b)
 			}
 		}

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Check verifies that the port is as Add and Open left it; its error names everything that isn't. mtu 0 means: whatever
-// the end on the node has.
+// Check verifies that the port is as Add and Open left it, and the node as Ensure did; its error names everything that
+// isn't, or can't be read. mtu 0 means: whatever the end on the node has.
 func Check(h netlinksafe.Handle, p Port, mtu int) error {
 	br, err := h.LinkByName(Name)
 	if err != nil {
@@ -25,27 +25,20 @@ func Check(h netlinksafe.Handle, p Port, mtu int) error {
 	if err != nil {
 		return fmt.Errorf("link %s: %w", p.HostIf, err)
 	}
-	errs := []error{checkUp(link, p.HostIf)}
-	if br.Attrs().Flags&net.FlagUp == 0 { // its carrier comes a moment after its port's
-		errs = append(errs, fmt.Errorf("%s is down", Name))
+	k := Knowledge{Pods: []Pod{{p.HostIf, p.MAC, p.Addresses, true}}}
+	if k.Memory, err = NodeMemory(); err != nil {
+		return err
 	}
-	if link.Attrs().MasterIndex != br.Attrs().Index {
-		errs = append(errs, fmt.Errorf("%s is not on %s", p.HostIf, Name))
+	var errs []error
+	for _, d := range Compare(Properties(k), Observe(h)) {
+		errs = append(errs, d)
 	}
+	errs = append(errs, checkCarrier(link, p.HostIf))
 	if mtu == 0 {
 		mtu = link.Attrs().MTU
 	}
 	if have := link.Attrs().MTU; have != mtu {
 		errs = append(errs, fmt.Errorf("%s has MTU %d, not %d", p.HostIf, have, mtu))
-	}
-	if flags, err := h.LinkGetProtinfo(link); err != nil {
-		errs = append(errs, fmt.Errorf("flags of port %s: %w", p.HostIf, err))
-	} else if !flags.Isolated || flags.Learning || flags.Flood {
-		errs = append(errs, fmt.Errorf("port %s is not isolated as it should be: %s", p.HostIf, flags.String()))
-	}
-	errs = append(errs, hasForwarding(h, link, p.MAC))
-	for _, a := range p.Addresses {
-		errs = append(errs, hasNeighbour(h, br.Attrs().Index, neighbour(br.Attrs().Index, a.Addr, p.MAC), "on "+Name))
 	}
 	pod, err := netlinksafe.NewHandleAt(p.Netns, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -55,15 +48,20 @@ func Check(h netlinksafe.Handle, p Port, mtu int) error {
 	return errors.Join(append(errs, checkPod(pod, p, br.Attrs().HardwareAddr, mtu))...)
 }
 
-// checkUp of one end of a pair, which has a carrier when both are up.
-func checkUp(link netlink.Link, name string) error {
-	switch flags := link.Attrs().RawFlags; {
-	case flags&unix.IFF_UP == 0:
-		return fmt.Errorf("%s is down", name)
-	case flags&unix.IFF_LOWER_UP == 0:
+// checkCarrier of one end of a pair, which has one when both are up.
+func checkCarrier(link netlink.Link, name string) error {
+	if flags := link.Attrs().RawFlags; flags&unix.IFF_UP != 0 && flags&unix.IFF_LOWER_UP == 0 {
 		return fmt.Errorf("%s has no carrier", name)
 	}
 	return nil
+}
+
+// checkUp of the pair's end in the pod.
+func checkUp(link netlink.Link, name string) error {
+	if link.Attrs().RawFlags&unix.IFF_UP == 0 {
+		return fmt.Errorf("%s is down", name)
+	}
+	return checkCarrier(link, name)
 }
 
 func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu int) error {
@@ -136,22 +134,6 @@ func CheckInterfaces(h netlinksafe.Handle, where string, all []Interface) error 
 
 func hasAddress(addrs []netlink.Addr, want *net.IPNet) bool {
 	return slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IPNet.String() == want.String() })
-}
-
-// hasForwarding looks for the bridge's static entry for the port.
-//
-// Equivalent to: bridge fdb show dev HOSTIF | grep "^MAC master weir0 static"
-func hasForwarding(h netlinksafe.Handle, port netlink.Link, mac net.HardwareAddr) error {
-	all, err := h.NeighList(port.Attrs().Index, unix.AF_BRIDGE)
-	if err != nil {
-		return fmt.Errorf("forwarding entries of %s: %w", port.Attrs().Name, err)
-	}
-	for _, n := range all {
-		if n.HardwareAddr.String() == mac.String() && n.State&(netlink.NUD_NOARP|netlink.NUD_PERMANENT) != 0 {
-			return nil
-		}
-	}
-	return fmt.Errorf("the static forwarding entry for %s is missing on port %s", mac, port.Attrs().Name)
 }
 
 func hasNeighbour(h netlinksafe.Handle, index int, want *netlink.Neigh, where string) error {

@@ -1,12 +1,8 @@
 package bridge
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/google/nftables"
@@ -129,47 +125,37 @@ func isFragment6() []expr.Any {
 //	sysctl net.ipv4.ipfrag_time=1 net.ipv4.ipfrag_high_thresh=BYTES
 //	sysctl net.ipv6.ip6frag_time=1 net.ipv6.ip6frag_high_thresh=BYTES
 //	sysctl net.netfilter.nf_conntrack_frag6_timeout=1 net.netfilter.nf_conntrack_frag6_high_thresh=BYTES
-func reassembly(nodeMemory uint64) []bound {
-	memory := min(reassemblyMemory, int64(nodeMemory/memoryPart))
-	return []bound{
-		{"ipv4/ipfrag_time", reassemblyTime, false}, {"ipv4/ipfrag_high_thresh", memory, true},
-		{"ipv6/ip6frag_time", reassemblyTime, false}, {"ipv6/ip6frag_high_thresh", memory, true},
-		{"netfilter/nf_conntrack_frag6_timeout", reassemblyTime, false},
-		{"netfilter/nf_conntrack_frag6_high_thresh", memory, true},
+func reassembly(nodeMemory uint64) []Property {
+	memory := strconv.FormatInt(min(reassemblyMemory, int64(nodeMemory/memoryPart)), 10)
+	seconds := strconv.Itoa(reassemblyTime)
+	why := "incomplete datagrams leave room for others' fragments"
+	var all []Property
+	for _, family := range []struct{ time, memory string }{
+		{"ipv4/ipfrag_time", "ipv4/ipfrag_high_thresh"}, {"ipv6/ip6frag_time", "ipv6/ip6frag_high_thresh"},
+		{"netfilter/nf_conntrack_frag6_timeout", "netfilter/nf_conntrack_frag6_high_thresh"},
+	} {
+		all = append(all, Sysctl{Key: "net/" + family.time, Value: seconds, Bound: AtMost, IfThere: true, Why: why},
+			Sysctl{Key: "net/" + family.memory, Value: memory, Bound: AtLeast, IfThere: true, Why: why})
 	}
-}
-
-// bound is one on a setting under /proc/sys/net, from above or from below.
-type bound struct {
-	key     string
-	value   int64
-	atLeast bool
-}
-
-func (b bound) holds(have int64) bool {
-	if b.atLeast {
-		return have >= b.value
-	}
-	return have <= b.value
+	return all
 }
 
 // SetReassembly brings the node's reassembly of fragments within its bounds, and writes only what isn't.
 func SetReassembly() error {
+	memory, err := NodeMemory()
+	if err != nil {
+		return err
+	}
+	return setAll(reassembly(memory))
+}
+
+// NodeMemory is how much the node has, in bytes.
+//
+// Equivalent to: free --bytes
+func NodeMemory() (uint64, error) {
 	var node unix.Sysinfo_t
 	if err := unix.Sysinfo(&node); err != nil {
-		return fmt.Errorf("ask how much memory the node has: %w", err)
+		return 0, fmt.Errorf("ask how much memory the node has: %w", err)
 	}
-	var errs []error
-	for _, b := range reassembly(uint64(node.Totalram) * uint64(node.Unit)) {
-		path := "/proc/sys/net/" + b.key
-		have, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if n, err := strconv.ParseInt(strings.TrimSpace(string(have)), 10, 64); err == nil && b.holds(n) {
-			continue
-		}
-		errs = append(errs, setSysctl(path, strconv.FormatInt(b.value, 10)))
-	}
-	return errors.Join(errs...)
+	return uint64(node.Totalram) * uint64(node.Unit), nil
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"os"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
@@ -25,8 +24,7 @@ const noGeneratedAddress = 1
 //
 // Equivalent to:
 //
-//	sysctl net.ipv6.conf.all.forwarding=1 net.ipv6.conf.weir0.addr_gen_mode=1
-//	ip -6 addr flush dev weir0 scope link
+//	sysctl net.ipv6.conf.all.forwarding=1
 //	ip -6 route replace SUBNET dev weir0; ip addr add GATEWAY/128 dev weir0 nodad
 func ensureIPv6(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix) error {
 	addrs, err := h.AddrList(link, netlink.FAMILY_V6)
@@ -44,17 +42,6 @@ func ensureIPv6(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 		if err := forwardIPv6(h); err != nil {
 			return err
 		}
-		if err := setSysctl("/proc/sys/net/ipv6/conf/"+Name+"/addr_gen_mode", fmt.Sprint(noGeneratedAddress)); err != nil {
-			return withoutIPv6(err, "on the node")
-		}
-		for _, a := range addrs {
-			if !a.IP.IsLinkLocalUnicast() {
-				continue
-			}
-			if err := h.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-				return fmt.Errorf("delete address %s of %s: %w", a.IPNet, Name, err)
-			}
-		}
 		route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(gw.Masked())}
 		if err := h.RouteReplace(route); err != nil {
 			return withoutIPv6(fmt.Errorf("add the route to %s on %s: %w", gw.Masked(), Name, err), "on the node")
@@ -66,28 +53,16 @@ func ensureIPv6(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 	return nil
 }
 
-// forwardIPv6 makes the node a router. A router doesn't listen to others, unless told to: where the node's own default
-// route is from one, it would run out.
+// forwardIPv6 makes the node a router that goes on listening to others (Listens).
 //
 //	sysctl net.ipv6.conf.UPLINK.accept_ra=2 net.ipv6.conf.all.forwarding=1
 func forwardIPv6(h netlinksafe.Handle) error {
-	routes, err := h.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
-	if err != nil {
-		return fmt.Errorf("look for routes from router advertisements: %w", err)
+	o := &Observed{Links: map[string]Link{}, Sysctl: readSysctl}
+	o.links, o.routes = o.readLinks(), o.readRoutes(h, netlink.FAMILY_V6)
+	if err := (Listens{}).restore(h, o); err != nil {
+		return err
 	}
-	for _, r := range routes {
-		link, err := h.LinkByIndex(r.LinkIndex)
-		if err != nil {
-			return fmt.Errorf("look up the link of the route via %s: %w", r.Gw, err)
-		}
-		key := "/proc/sys/net/ipv6/conf/" + link.Attrs().Name + "/accept_ra"
-		if have, err := os.ReadFile(key); err == nil && string(have) == "1\n" {
-			if err := setSysctl(key, "2"); err != nil {
-				return err
-			}
-		}
-	}
-	return withoutIPv6(setSysctl("/proc/sys/net/ipv6/conf/all/forwarding", "1"), "on the node")
+	return withoutIPv6(setAll(sysctls6()), "on the node")
 }
 
 // withoutIPv6 says what the kernel means by these errors.

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
@@ -82,7 +84,7 @@ func keepUnasked(h netlinksafe.Handle, name string) error {
 	if err := noAddressOf(h, link); err != nil {
 		return err
 	}
-	err = setSysctl("/proc/sys/net/ipv6/conf/"+name+"/accept_ra", "0")
+	err = writeSysctl("net/ipv6/conf/"+name+"/accept_ra", "0")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -105,3 +107,73 @@ func isOurs(name string) bool {
 func unasked(link string, a netlink.Addr) bool {
 	return strings.HasPrefix(link, PortPrefix) || a.IP.IsLinkLocalUnicast() || a.Flags&unix.IFA_F_PERMANENT == 0
 }
+
+// NothingGenerated is the property that a link of weir's gets no address that the kernel makes up: see noGeneratedAddress.
+type NothingGenerated struct{ Link string }
+
+// Kind implements Property.
+func (NothingGenerated) Kind() Kind { return KindSysctl }
+
+func (g NothingGenerated) String() string {
+	return "the kernel gives " + g.Link + " no link-local address"
+}
+
+// Command implements Property.
+func (g NothingGenerated) Command() string { return "ip link set " + g.Link + " addrgenmode none" }
+
+// Check implements Property.
+func (g NothingGenerated) Check(o *Observed) error {
+	s := Sysctl{Key: "net/ipv6/conf/" + g.Link + "/addr_gen_mode", Value: strconv.Itoa(noGeneratedAddress), Link: g.Link, IfThere: true}
+	return s.Check(o)
+}
+
+func (g NothingGenerated) restore(h netlinksafe.Handle, _ *Observed) error {
+	link, err := h.LinkByName(g.Link)
+	if err != nil {
+		return fmt.Errorf("look up %s: %w", g.Link, err)
+	}
+	return noAddressOf(h, link)
+}
+
+// NothingUnasked is the property that weir's links have no IPv6 address or route that nobody asked for: see RemoveUnasked.
+type NothingUnasked struct{}
+
+// Kind implements Property.
+func (NothingUnasked) Kind() Kind { return KindAddress }
+
+func (NothingUnasked) String() string {
+	return "weir's links have no IPv6 address or route that nobody asked for"
+}
+
+// Command implements Property.
+func (NothingUnasked) Command() string { return "ip -6 addr flush dev " + Name + " scope link" }
+
+// Check implements Property.
+func (NothingUnasked) Check(o *Observed) error {
+	if err := errors.Join(o.links, o.addresses, o.routes); err != nil {
+		return fmt.Errorf("IPv6 addresses of weir's links: %w: %w", ErrUnknown, err)
+	}
+	var found []string
+	for name, l := range o.Links {
+		if !isOurs(name) {
+			continue
+		}
+		for _, a := range o.Addresses[l.Index] {
+			if a.Addr().Is6() && (strings.HasPrefix(name, PortPrefix) || a.Addr().IsLinkLocalUnicast() || o.Learned[a.Addr()]) {
+				found = append(found, fmt.Sprintf("%s has the address %s", name, a))
+			}
+		}
+		for _, r := range o.Routes {
+			if r.Link == l.Index && r.Protocol == unix.RTPROT_RA {
+				found = append(found, fmt.Sprintf("a router has advertised a route to %s on %s", r.Dst, name))
+			}
+		}
+	}
+	if len(found) > 0 {
+		slices.Sort(found)
+		return errors.New(strings.Join(found, ", "))
+	}
+	return nil
+}
+
+func (NothingUnasked) restore(h netlinksafe.Handle, _ *Observed) error { return RemoveUnasked(h) }

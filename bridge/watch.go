@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
 )
 
 // WatchPorts calls gone whenever a pod's link on the node has gone, or may have, until ctx ends.
@@ -38,6 +40,89 @@ func WatchPorts(ctx context.Context, gone func()) error {
 			}
 		}
 	}
+}
+
+// nodeGroups are those in which the kernel tells of changes to what properties speak of. It tells of whether a node forwards
+// packets (NETCONF), and of no other sysctl.
+var nodeGroups = []uint{
+	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
+	unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
+}
+
+// WatchNode calls changed whenever something that properties speak of has changed, or may have, until ctx ends. It doesn't
+// know by whom.
+//
+// Equivalent to: ip monitor link address neigh route netconf | grep weir
+func WatchNode(ctx context.Context, changed func()) error {
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE, nodeGroups...)
+	if err != nil {
+		return fmt.Errorf("watch the node: %w", err)
+	}
+	stop := context.AfterFunc(ctx, s.Close)
+	defer stop()
+	o := &Observed{Links: map[string]Link{}}
+	if err := o.readLinks(); err != nil {
+		return fmt.Errorf("watch the node: %w", err)
+	}
+	ours := links{}
+	for name, l := range o.Links {
+		ours.note(l.Index, name)
+	}
+	for {
+		msgs, _, err := s.Receive()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, unix.ENOBUFS): // messages were lost: it may have been any
+			changed()
+		case err != nil:
+			return fmt.Errorf("watch the node: %w", err)
+		}
+		for _, m := range msgs {
+			if ours.concerns(m) {
+				changed()
+			}
+		}
+	}
+}
+
+// links are weir's own, by index.
+type links map[int]bool
+
+func (l links) note(index int, name string) bool {
+	if name == Name || name == conf.Tunnel || strings.HasPrefix(name, PortPrefix) {
+		l[index] = true
+	}
+	return l[index]
+}
+
+// concerns says whether the message is about one of weir's links, or about the node as a whole.
+func (l links) concerns(m syscall.NetlinkMessage) bool {
+	if len(m.Data) < unix.SizeofRtMsg {
+		return false
+	}
+	switch m.Header.Type {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		at, ok := parseLink(m.Data)
+		ours := ok && l.note(at.Index, at.Name) || at.Kind == "bridge" // some of which other pods are on
+		// A bridge tells in the same words of a port that leaves it.
+		if m.Header.Type == unix.RTM_DELLINK && m.Data[0] != unix.AF_BRIDGE {
+			delete(l, at.Index)
+		}
+		return ours
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
+		return l[integer(m.Data[4:])] // both have the index there: struct ifaddrmsg, struct ndmsg
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		for a := range nl.ParseAttributes(m.Data[unix.SizeofRtMsg:]) {
+			if a.Type == unix.RTA_OIF {
+				return l[integer(a.Value)]
+			}
+		}
+		return false
+	case unix.RTM_NEWNETCONF:
+		return true
+	}
+	return false
 }
 
 func tellsOfEnd(m syscall.NetlinkMessage) bool {

@@ -118,6 +118,12 @@ func writeText(out io.Writer, s *report.Status) error {
 	for _, u := range s.Unenforced {
 		line("WARNING:\t%s", u)
 	}
+	if s.Stats.NodeRepairs > 0 {
+		line("node repairs:\t%d since start, the last of them:", s.Stats.NodeRepairs)
+	}
+	for _, r := range s.NodeRepairs {
+		line("REPAIRED:\t%s %s: %s (%s)", r.Time.Format(time.RFC3339), r.What, r.Was, r.Command)
+	}
 	line("policies:\t%s", strings.Join(s.Policies, ", "))
 	for _, l := range report.Lines(s.Files) {
 		line("%s", l)

@@ -2,8 +2,8 @@
 // computes what should be in the kernel, brings it there, and answers the plugin that asks to enrol a new pod. One
 // goroutine does all of that, in the order in which things come in. Of weir's, only the plugin changes the kernel too: it
 // puts a new pod's addresses into the set of all pods, takes those of one that goes out of all sets, and lets its port
-// through the spoof guard. A second goroutine does the same as the plugin's DEL for pods that nobody deletes, and a third
-// ends connections that a change forbids.
+// through the spoof guard. A second goroutine does the same as the plugin's DEL for pods that nobody deletes, a third
+// ends connections that a change forbids, and a fourth keeps what weir sets up on the node outside of the packet filter.
 package agent
 
 import (
@@ -19,6 +19,7 @@ import (
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/overlay"
@@ -54,6 +55,7 @@ type agent struct {
 
 	events chan event
 	drift  *drift
+	upkeep upkeep
 
 	// The rest belongs to the loop's goroutine.
 	told      *policy.Objects  // by the source
@@ -84,6 +86,9 @@ type agent struct {
 
 	faults   faults
 	problems []policy.Problem
+	// nodeFaults are what of the node isn't as it should be, and nodeRepairs the last ones.
+	nodeFaults  map[bridge.Kind]int
+	nodeRepairs []report.NodeRepair
 	// unenforced, files and leftOut are what was last said of other kinds of policy and of the source's files.
 	unenforced []policy.Unenforced
 	files      []report.File
@@ -145,6 +150,7 @@ func Run(ctx context.Context, o Options) error {
 		func() error { return a.watchRecords(ctx, watcher) },
 		func() error { return kernel.Watch(ctx, a.drift.notice) },
 		func() error { return a.loop(ctx) },
+		func() error { return a.keepNode(ctx) },
 		func() error { return a.reap(ctx) })
 	parts = append(parts, servers.serve...)
 	done := make(chan error, len(parts))
@@ -167,7 +173,7 @@ func Run(ctx context.Context, o Options) error {
 func newAgent(o Options, driver *kernel.Driver, links netlinksafe.Handle) *agent {
 	a := &agent{
 		Options: o, driver: driver, links: links,
-		events: make(chan event), drift: newDrift(),
+		events: make(chan event), drift: newDrift(), upkeep: upkeep{changed: make(chan struct{}, 1)},
 		found: map[string]found{}, endpoints: map[string]endpoint.Endpoint{}, broken: endpoint.BrokenRecords{},
 		shut: map[string]endpoint.Endpoint{},
 		owed: none, strays: make(chan []netip.Addr, 1),

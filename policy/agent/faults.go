@@ -21,7 +21,7 @@ const (
 	partConnections part = "connections"
 	partLeftovers   part = "leftovers"
 	partNodes       part = "nodes"
-	partLinks       part = "links"
+	partNode        part = "node"
 	partAddresses   part = "addresses"
 )
 
@@ -34,7 +34,7 @@ var parts = map[part]struct{ name, meaning string }{
 	partConnections: {"connections", "connections can't be read or ended, and may go on though a policy forbids them; no pod is let in"},
 	partLeftovers:   {"leftovers", "rules of weir's may be left in the iptables that the node doesn't use; they open nothing"},
 	partAddresses:   {"addresses", "no address is left for a new pod of this node; running pods are not affected"},
-	partLinks:       {"links", "weir's links or the node's reassembly of fragments aren't set as they should be"},
+	partNode:        {"this node", "what weir sets up on the node isn't as it should be"},
 	partNodes:       {"other nodes", "the way to other nodes isn't as it should be"},
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/report"
 )
@@ -23,6 +24,8 @@ type metrics struct {
 	enrolments *prometheus.HistogramVec
 	moves      prometheus.Counter
 	reaped     prometheus.Counter
+
+	nodeRepairs *prometheus.CounterVec
 }
 
 // results of an enrolment, by the answer's status.
@@ -48,10 +51,16 @@ func newMetrics(status func() *snapshot) *metrics {
 			Name: "weir_attachments_reaped_total", Help: "Attachments taken away because their pods' namespaces were gone and nobody had them deleted.",
 		}),
 	}
+	m.nodeRepairs = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "weir_node_repairs_total", Help: "Changes by somebody else to what weir sets up on the node that were undone, by what it was.",
+	}, []string{"what"})
+	for _, kind := range bridge.Kinds {
+		m.nodeRepairs.WithLabelValues(string(kind))
+	}
 	for _, result := range results {
 		m.enrolments.WithLabelValues(result)
 	}
-	m.registry.MustRegister(m.syncs, m.enrolments, m.moves, m.reaped, statusCollector(status),
+	m.registry.MustRegister(m.syncs, m.enrolments, m.moves, m.reaped, m.nodeRepairs, statusCollector(status),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewBuildInfoCollector())
 	return m
 }
@@ -75,7 +84,8 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
-	readyDesc      = desc("weir_ready", "1 if the kernel holds what the policies demand.")
+	readyDesc      = desc("weir_ready", "1 if the kernel holds what the policies demand, and what weir sets up on the node.")
+	nodeDesc       = desc("weir_node_faults", "What weir sets up on the node and couldn't put right, or couldn't read.", "what")
 	infoDesc       = desc("weir_info", "Always 1; the label says which iptables the node uses.", "iptables")
 	lastSyncDesc   = desc("weir_last_sync_timestamp_seconds", "When the kernel was last found or brought as it should be, Unix time.")
 	faultDesc      = desc("weir_fault", "1 while something stands in the way of this part of the agent's work; weirctl status says what.", "part")
@@ -97,7 +107,7 @@ var (
 // Describe implements prometheus.Collector.
 func (c statusCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		readyDesc, infoDesc, lastSyncDesc, faultDesc, problemsDesc, problemDesc, unenforcedDesc, endpointsDesc, policiesDesc, classesDesc,
+		readyDesc, nodeDesc, infoDesc, lastSyncDesc, faultDesc, problemsDesc, problemDesc, unenforcedDesc, endpointsDesc, policiesDesc, classesDesc,
 		setsDesc, entriesDesc, peersDesc, changesDesc, failuresDesc, repairsDesc, cutDesc,
 	} {
 		ch <- d
@@ -124,6 +134,9 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for p := range parts {
 		gauge(faultDesc, ready[s.faults[p]], string(p))
+	}
+	for _, kind := range bridge.Kinds {
+		gauge(nodeDesc, s.nodeFaults[kind], string(kind))
 	}
 	c.problems(s.Problems, gauge, gauges)
 	unenforced := map[string]int{}

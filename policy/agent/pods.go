@@ -2,9 +2,7 @@ package agent
 
 import (
 	"errors"
-	"maps"
 	"net"
-	"slices"
 
 	"github.com/vishvananda/netlink"
 
@@ -14,24 +12,11 @@ import (
 	"github.com/weir-net/weir/policy/kernel"
 )
 
-// guard repairs the spoof guard when the kernel is verified, what has other plugins' bridges go through the rules, and what
-// keeps weir's links from what nobody asked for.
+// guard repairs the spoof guard when the kernel is verified.
 func (a *agent) guard(verify kernel.Verify) error {
 	if verify != kernel.All && !a.lastSync.IsZero() {
 		return nil
 	}
-	filtered := map[string]bool{}
-	for _, id := range slices.Sorted(maps.Keys(a.endpoints)) {
-		name := a.endpoints[id].BridgeIf
-		if name == "" || filtered[name] {
-			continue
-		}
-		filtered[name] = true
-		if err := bridge.FilterBridged(a.links, name); err != nil && !errors.As(err, &netlink.LinkNotFoundError{}) {
-			return err
-		}
-	}
-	a.faults.set(partLinks, errors.Join(bridge.SetReassembly(), bridge.RemoveUnasked(a.links)))
 	return bridge.RepairGuard(func() ([]bridge.Sender, error) {
 		// The records on disk, not those the loop has heard of: a pod may have come since. One that can't be read is
 		// reported elsewhere, and its pod may send nothing.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 
+	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/report"
 )
@@ -11,19 +12,20 @@ import (
 // snapshot is the status with what only metrics tell of it.
 type snapshot struct {
 	report.Status
-	faults map[part]bool
-	peers  int
+	faults     map[part]bool
+	nodeFaults map[bridge.Kind]int
+	peers      int
 }
 
 // publish makes the status that is served until the next one.
 func (a *agent) publish() {
-	s := &snapshot{faults: map[part]bool{}, peers: len(a.reached.Peers)}
+	s := &snapshot{faults: map[part]bool{}, nodeFaults: a.nodeFaults, peers: len(a.reached.Peers)}
 	s.Status = report.Status{
-		Ready:    a.objects != nil && !a.lastSync.IsZero() && a.faults.now[partKernel] == nil && a.unsure() == nil,
+		Ready:    a.objects != nil && !a.lastSync.IsZero() && a.faults.now[partKernel] == nil && a.faults.now[partNode] == nil && a.unsure() == nil,
 		LastSync: a.lastSync, IPTables: string(a.driver.Flavour), Stats: a.stats,
 		Errors: []string{}, Pods: []report.PodStatus{}, Policies: a.policies, Sets: []report.SetStatus{},
 		Problems: append([]policy.Problem{}, a.problems...), Classes: append([]policy.Class{}, a.ruleset.Classes...),
-		Unenforced: append([]policy.Unenforced{}, a.unenforced...), Files: a.files,
+		Unenforced: append([]policy.Unenforced{}, a.unenforced...), Files: a.files, NodeRepairs: slices.Clone(a.nodeRepairs),
 	}
 	for p, err := range a.faults.now {
 		s.faults[p] = true

@@ -23,6 +23,7 @@ const retry = time.Second
 // even if nothing happens; 0 if there is no need.
 func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 	defer a.publish()
+	defer a.tellUpkeep()
 	if source, ok := a.Source.(Contact); ok {
 		a.faults.set(partAPI, source.Contact())
 	}

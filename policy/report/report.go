@@ -28,6 +28,18 @@ type Status struct {
 	Classes  []policy.Class `json:"classes"`
 	Sets     []SetStatus    `json:"sets"`
 	Stats    Stats          `json:"stats"`
+	// NodeRepairs are the last changes by somebody else to what weir sets up on the node that were undone.
+	NodeRepairs []NodeRepair `json:"nodeRepairs"`
+}
+
+// NodeRepair is what was put right at one time of what weir sets up on the node.
+type NodeRepair struct {
+	Time  time.Time `json:"time"`
+	What  string    `json:"what"` // as in weir_node_repairs_total
+	Count int       `json:"count"`
+	Was   string    `json:"was"` // the first of them, in words
+	// Command does by hand what the agent did to the first of them.
+	Command string `json:"command"`
 }
 
 // PodStatus is one attachment on this node.
@@ -98,6 +110,8 @@ type Stats struct {
 	Failures int `json:"failures"` // to change it
 	Repairs  int `json:"repairs"`  // of what somebody else had changed
 	Cut      int `json:"cut"`      // connections
+	// NodeRepairs count what of the node itself was put right.
+	NodeRepairs int `json:"nodeRepairs"`
 }
 
 // Lines are a table of what became of the files' objects, its columns separated by tabs.

@@ -1,0 +1,320 @@
+package bridge
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// ErrUnknown says that a property couldn't be read. It then counts neither as right nor as wrong.
+var ErrUnknown = errors.New("it can't be read")
+
+// Observed is what the kernel was found to hold of the things that properties speak of. What couldn't be read is an error
+// in its place, and every property that needs it is unknown.
+type Observed struct {
+	Links      map[string]Link
+	Addresses  map[int][]netip.Prefix               // by link
+	Fresh      map[netip.Addr]bool                  // addresses that are younger than a second
+	Learned    map[netip.Addr]bool                  // those that came with a router's advertisement
+	Neighbours map[int]map[netip.Addr]NeighbourSeen // by link
+	Forwarding map[int]map[string]bool              // by port: the MACs of its static entries
+	Routes     []RouteSeen
+	// Sysctl reads one, by its path below /proc/sys.
+	Sysctl func(key string) (string, error)
+	// PodMTU reads the MTU of a pair's end in the pod; 0 if the pod is gone.
+	PodMTU func(port Link) (int, error)
+
+	links, addresses, neighbours, forwarding, routes error
+}
+
+// Link is what was read of a link.
+type Link struct {
+	Name, Kind    string
+	Index, Master int
+	Peer, PeerNS  int // of a pair: the other end's index, and the number that the node has for its namespace
+	MTU           int
+	MAC           net.HardwareAddr
+	Up, Carrier   bool
+	Running       bool // the kernel has taken note of the carrier (RFC 2863: ifOperStatus is up)
+	NoARP         bool
+	Bridge        map[uint16]byte // IFLA_BR_*: those that take a byte
+	Port          map[uint16]byte // IFLA_BRPORT_*: the same
+}
+
+// NeighbourSeen is a link's entry for an address.
+type NeighbourSeen struct {
+	MAC       string
+	Permanent bool
+}
+
+// RouteSeen is a route that leaves by a link.
+type RouteSeen struct {
+	Link, Table, Type int
+	Dst               netip.Prefix
+	Protocol          int
+}
+
+// Observe reads the kernel.
+//
+// Equivalent to: ip -d link; ip addr; ip neigh; bridge fdb; ip route show table all; ip -6 route show table all
+func Observe(h netlinksafe.Handle) *Observed {
+	o := &Observed{
+		Links: map[string]Link{}, Addresses: map[int][]netip.Prefix{}, Fresh: map[netip.Addr]bool{}, Learned: map[netip.Addr]bool{},
+		Neighbours: map[int]map[netip.Addr]NeighbourSeen{},
+		Forwarding: map[int]map[string]bool{}, Sysctl: readSysctl, PodMTU: podMTU,
+	}
+	o.links = o.readLinks()
+	o.addresses = o.readAddresses()
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		o.neighbours = errors.Join(o.neighbours, o.readNeighbours(h, family))
+		o.routes = errors.Join(o.routes, o.readRoutes(h, family))
+	}
+	o.forwarding = o.readForwarding(h)
+	return o
+}
+
+// readSysctl reads one of the caller's network namespace.
+func readSysctl(key string) (string, error) {
+	data, err := os.ReadFile("/proc/sys/" + key)
+	return strings.TrimSuffix(string(data), "\n"), err
+}
+
+func (o *Observed) readLinks() error {
+	messages, err := untilWhole(func() ([][]byte, error) {
+		return request(unix.RTM_GETLINK, unix.NLM_F_DUMP, ifInfo(unix.AF_UNSPEC, 0)).Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	})
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	for _, m := range messages {
+		if l, ok := parseLink(m); ok {
+			o.Links[l.Name] = l
+		}
+	}
+	return nil
+}
+
+// operUp is IF_OPER_UP (include/uapi/linux/if.h).
+const operUp = 6
+
+// untilWhole lists once more if what is listed changed meanwhile.
+func untilWhole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 5 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
+// parseLink reads a message of type RTM_NEWLINK (rtnetlink(7)).
+func parseLink(m []byte) (l Link, ok bool) {
+	if len(m) < unix.SizeofIfInfomsg {
+		return l, false
+	}
+	info := nl.DeserializeIfInfomsg(m)
+	l = Link{Index: int(info.Index), PeerNS: -1}
+	l.Up, l.Carrier, l.NoARP = info.Flags&unix.IFF_UP != 0, info.Flags&unix.IFF_LOWER_UP != 0, info.Flags&unix.IFF_NOARP != 0
+	for a := range nl.ParseAttributes(m[unix.SizeofIfInfomsg:]) {
+		switch a.Type & nl.NLA_TYPE_MASK {
+		case unix.IFLA_IFNAME:
+			l.Name = text(a.Value)
+		case unix.IFLA_ADDRESS:
+			l.MAC = net.HardwareAddr(a.Value)
+		case unix.IFLA_MTU:
+			l.MTU = integer(a.Value)
+		case unix.IFLA_OPERSTATE:
+			l.Running = len(a.Value) == 1 && a.Value[0] == operUp
+		case unix.IFLA_MASTER:
+			l.Master = integer(a.Value)
+		case unix.IFLA_LINK:
+			l.Peer = integer(a.Value)
+		case unix.IFLA_LINK_NETNSID:
+			l.PeerNS = integer(a.Value)
+		case unix.IFLA_LINKINFO:
+			for i := range nl.ParseAttributes(a.Value) {
+				switch i.Type & nl.NLA_TYPE_MASK {
+				case nl.IFLA_INFO_KIND:
+					l.Kind = text(i.Value)
+				case nl.IFLA_INFO_DATA:
+					l.Bridge = bytesOf(i.Value)
+				case nl.IFLA_INFO_SLAVE_DATA:
+					l.Port = bytesOf(i.Value)
+				}
+			}
+		}
+	}
+	return l, l.Name != ""
+}
+
+// bytesOf are the attributes whose value is one byte; of one of two or four bytes in the host's order that is small enough
+// the value, too.
+func bytesOf(data []byte) map[uint16]byte {
+	all := map[uint16]byte{}
+	for a := range nl.ParseAttributes(data) {
+		switch len(a.Value) {
+		case 1:
+			all[a.Type&nl.NLA_TYPE_MASK] = a.Value[0]
+		case 4:
+			if n := integer(a.Value); n >= 0 && n < 256 {
+				all[a.Type&nl.NLA_TYPE_MASK] = byte(n)
+			}
+		}
+	}
+	return all
+}
+
+func text(b []byte) string { return strings.TrimRight(string(b), "\x00") }
+
+func integer(b []byte) int {
+	if len(b) < 4 {
+		return -1
+	}
+	return int(int32(binary.NativeEndian.Uint32(b)))
+}
+
+func (o *Observed) readAddresses() error {
+	messages, err := untilWhole(func() ([][]byte, error) { return listAddresses().Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR) })
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return fmt.Errorf("read the clock: %w", err)
+	}
+	for _, m := range messages {
+		if len(m) < unix.SizeofIfAddrmsg {
+			continue
+		}
+		at := nl.DeserializeIfAddrmsg(m)
+		index := int(at.Index)
+		for p := range addressesOf(index, [][]byte{m}) {
+			o.Addresses[index] = append(o.Addresses[index], p)
+			o.Learned[p.Addr()] = at.Flags&unix.IFA_F_PERMANENT == 0
+			o.Fresh[p.Addr()] = time.Duration(now.Nano())-madeAt(m) < time.Second
+		}
+	}
+	return nil
+}
+
+// madeAt is when the address was made, since the node was started: the third number of struct ifa_cacheinfo
+// (linux/if_addr.h), in hundredths of seconds.
+func madeAt(m []byte) time.Duration {
+	for a := range nl.ParseAttributes(m[unix.SizeofIfAddrmsg:]) {
+		if a.Type == unix.IFA_CACHEINFO && len(a.Value) >= 12 {
+			return time.Duration(binary.NativeEndian.Uint32(a.Value[8:])) * 10 * time.Millisecond
+		}
+	}
+	return 0
+}
+
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	addr, ok := netip.AddrFromSlice(n.IP)
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(addr.Unmap(), ones), ok
+}
+
+func (o *Observed) readNeighbours(h netlinksafe.Handle, family int) error {
+	all, err := untilWhole(func() ([]netlink.Neigh, error) { return h.NeighList(0, family) })
+	if err != nil {
+		return fmt.Errorf("list neighbours: %w", err)
+	}
+	for _, n := range all {
+		addr, ok := netip.AddrFromSlice(n.IP)
+		if !ok {
+			continue
+		}
+		if o.Neighbours[n.LinkIndex] == nil {
+			o.Neighbours[n.LinkIndex] = map[netip.Addr]NeighbourSeen{}
+		}
+		o.Neighbours[n.LinkIndex][addr.Unmap()] = NeighbourSeen{n.HardwareAddr.String(), n.State == netlink.NUD_PERMANENT}
+	}
+	return nil
+}
+
+func (o *Observed) readForwarding(h netlinksafe.Handle) error {
+	all, err := untilWhole(func() ([]netlink.Neigh, error) { return h.NeighList(0, unix.AF_BRIDGE) })
+	if err != nil {
+		return fmt.Errorf("list forwarding entries: %w", err)
+	}
+	for _, n := range all {
+		if n.State&(netlink.NUD_NOARP|netlink.NUD_PERMANENT) == 0 {
+			continue
+		}
+		if o.Forwarding[n.LinkIndex] == nil {
+			o.Forwarding[n.LinkIndex] = map[string]bool{}
+		}
+		o.Forwarding[n.LinkIndex][n.HardwareAddr.String()] = true
+	}
+	return nil
+}
+
+func (o *Observed) readRoutes(h netlinksafe.Handle, family int) error {
+	all, err := h.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range all {
+		seen := RouteSeen{Link: r.LinkIndex, Table: r.Table, Type: r.Type, Protocol: int(r.Protocol)}
+		var ok bool
+		if seen.Dst, ok = prefixOf(r.Dst); !ok { // a default route, which the kernel may tell of without a destination
+			seen.Dst = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+			if family == netlink.FAMILY_V6 {
+				seen.Dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+			}
+		}
+		o.Routes = append(o.Routes, seen)
+	}
+	return nil
+}
+
+// podMTU asks for the pair's other end, in the namespace that the kernel says it is in.
+//
+// Equivalent to: ip -n NETNS -d link show IFNAME
+func podMTU(port Link) (int, error) {
+	if port.PeerNS < 0 || port.Peer <= 0 {
+		return 0, nil
+	}
+	replies, err := request(unix.RTM_GETLINK, 0, ifInfo(unix.AF_UNSPEC, port.Peer), number(unix.IFLA_TARGET_NETNSID, port.PeerNS)).
+		Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	switch {
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL): // its namespace is going
+		return 0, nil
+	case err != nil:
+		return 0, fmt.Errorf("look up the other end of %s: %w", port.Name, err)
+	}
+	for _, m := range replies {
+		if l, ok := parseLink(m); ok {
+			return l.MTU, nil
+		}
+	}
+	return 0, nil
+}
+
+// lacks says that the link is known not to be there.
+func (o *Observed) lacks(name string) bool {
+	_, ok := o.Links[name]
+	return o.links == nil && !ok
+}
+
+// link is the link of the name, and whether it is there. It is unknown if the links are, or what else was to be read.
+func (o *Observed) link(name string, reads ...error) (Link, bool, error) {
+	if err := errors.Join(append(reads, o.links)...); err != nil {
+		return Link{}, false, fmt.Errorf("%s: %w: %w", name, ErrUnknown, err)
+	}
+	l, ok := o.Links[name]
+	return l, ok, nil
+}

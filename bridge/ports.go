@@ -1,0 +1,265 @@
+package bridge
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/internal/batch"
+)
+
+// PortOnBridge is the node's end of a pod's pair, as a port of weir0. That the link is there at all is its pod's namespace's
+// doing: the kernel deletes it with that.
+type PortOnBridge struct {
+	HostIf string
+	Up     bool
+}
+
+// Kind implements Property.
+func (p PortOnBridge) Kind() Kind { return KindPort }
+
+func (p PortOnBridge) String() string {
+	up := ""
+	if p.Up {
+		up = "up, "
+	}
+	return fmt.Sprintf("%s is %san isolated port of %s, and takes what the pod sends", p.HostIf, up, Name)
+}
+
+// Command implements Property.
+func (p PortOnBridge) Command() string {
+	up := ""
+	if p.Up {
+		up = " up"
+	}
+	return fmt.Sprintf("ip link set %[1]s master %[2]s%[3]s; bridge link set dev %[1]s isolated on learning off flood off mcast_flood off bcast_flood off",
+		p.HostIf, Name, up)
+}
+
+// forwardingState is a port's that passes packets (BR_STATE_FORWARDING, include/uapi/linux/if_bridge.h).
+const forwardingState = 3
+
+// portFlags are what isolate sets, in words.
+var portFlags = []struct {
+	kind  uint16
+	name  string
+	value byte
+}{
+	{nl.IFLA_BRPORT_ISOLATED, "isolated", 1},
+	{nl.IFLA_BRPORT_LEARNING, "learning", 0},
+	{nl.IFLA_BRPORT_UNICAST_FLOOD, "flood", 0},
+	{nl.IFLA_BRPORT_MCAST_FLOOD, "mcast_flood", 0},
+	{nl.IFLA_BRPORT_BCAST_FLOOD, "bcast_flood", 0},
+}
+
+// Check implements Property.
+func (p PortOnBridge) Check(o *Observed) error {
+	port, ok, err := o.link(p.HostIf)
+	if err != nil || !ok {
+		return err
+	}
+	br, ok := o.Links[Name]
+	if !ok {
+		return nil
+	}
+	var wrong []string
+	if p.Up && !port.Up {
+		wrong = append(wrong, "is down")
+	}
+	if port.Master != br.Index {
+		wrong = append(wrong, "is not on "+Name)
+	} else {
+		for _, f := range portFlags {
+			if port.Port[f.kind] != f.value {
+				wrong = append(wrong, fmt.Sprintf("is not isolated as it should be (%s is %d)", f.name, port.Port[f.kind]))
+			}
+		}
+		if port.Running && br.Up && port.Port[nl.IFLA_BRPORT_STATE] != forwardingState {
+			wrong = append(wrong, fmt.Sprintf("passes nothing on (its state is %d)", port.Port[nl.IFLA_BRPORT_STATE]))
+		}
+	}
+	mtu, err := o.PodMTU(port)
+	if port.MTU < mtu { // what is larger gets lost
+		wrong = append(wrong, fmt.Sprintf("has MTU %d, and its other end %d", port.MTU, mtu))
+	}
+	if len(wrong) > 0 {
+		return fmt.Errorf("port %s %s", p.HostIf, strings.Join(wrong, ", "))
+	}
+	if err != nil {
+		return fmt.Errorf("MTU of the other end of %s: %w: %w", p.HostIf, ErrUnknown, err)
+	}
+	return nil
+}
+
+func (p PortOnBridge) restore(h netlinksafe.Handle, o *Observed) error {
+	port := o.Links[p.HostIf]
+	br, err := h.LinkByName(Name)
+	if err != nil {
+		return fmt.Errorf("look up %s: %w", Name, err)
+	}
+	var fix batch.Batch
+	if port.Master != br.Attrs().Index { // down, until it is isolated
+		fix.Add(linkDown(port.Index), "set %s down", p.HostIf)
+		fix.Add(request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, port.Index), number(unix.IFLA_MASTER, br.Attrs().Index)),
+			"make %s a port of %s", p.HostIf, Name)
+	}
+	fix.Add(isolate(port.Index), "isolate port %s", p.HostIf)
+	if mtu, err := o.PodMTU(port); err == nil && port.MTU < mtu {
+		fix.Add(request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, port.Index), number(unix.IFLA_MTU, mtu)), "give %s the MTU %d", p.HostIf, mtu)
+	}
+	if p.Up {
+		fix.Add(linkUp(port.Index, ""), "set %s up", p.HostIf)
+	}
+	_, err = fix.Do(unix.NETLINK_ROUTE, netns.None())
+	if err == nil && p.Up && port.Running && port.Port[nl.IFLA_BRPORT_STATE] != forwardingState {
+		err = passOn(port)
+	}
+	return err
+}
+
+// passOn has the bridge take what the port sends. The kernel refuses it while a port has no carrier.
+//
+// Equivalent to: bridge link set dev HOSTIF state 3
+func passOn(port Link) error {
+	flags := attr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
+	flags.AddRtAttr(nl.IFLA_BRPORT_STATE, []byte{forwardingState})
+	var fix batch.Batch
+	fix.Add(request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_BRIDGE, port.Index), flags), "have %s pass on what port %s sends", Name, port.Name)
+	_, err := fix.Do(unix.NETLINK_ROUTE, netns.None())
+	return err
+}
+
+// Equivalent to: ip link set down (the link of that index)
+func linkDown(index int) *nl.NetlinkRequest {
+	m := ifInfo(unix.AF_UNSPEC, index)
+	m.Change = unix.IFF_UP
+	return request(unix.RTM_SETLINK, 0, m)
+}
+
+// ForwardingEntry is the bridge's static entry for a pod's MAC.
+type ForwardingEntry struct {
+	HostIf string
+	MAC    net.HardwareAddr
+}
+
+// Kind implements Property.
+func (f ForwardingEntry) Kind() Kind { return KindForwarding }
+
+func (f ForwardingEntry) String() string {
+	return fmt.Sprintf("%s sends what is for %s to port %s", Name, f.MAC, f.HostIf)
+}
+
+// Command implements Property.
+func (f ForwardingEntry) Command() string {
+	return fmt.Sprintf("bridge fdb replace %s dev %s master static", f.MAC, f.HostIf)
+}
+
+// Check implements Property.
+func (f ForwardingEntry) Check(o *Observed) error {
+	port, ok, err := o.link(f.HostIf, o.forwarding)
+	if err != nil || !ok || o.lacks(Name) {
+		return err
+	}
+	if !o.Forwarding[port.Index][f.MAC.String()] {
+		return fmt.Errorf("the static forwarding entry for %s is missing on port %s", f.MAC, f.HostIf)
+	}
+	return nil
+}
+
+func (f ForwardingEntry) restore(_ netlinksafe.Handle, o *Observed) error {
+	r := addForwarding(o.Links[f.HostIf].Index, f.MAC)
+	r.Flags = r.Flags&^unix.NLM_F_EXCL | unix.NLM_F_REPLACE
+	var fix batch.Batch
+	fix.Add(r, "add forwarding entry %s to %s", f.MAC, f.HostIf)
+	_, err := fix.Do(unix.NETLINK_ROUTE, netns.None())
+	return err
+}
+
+// Neighbour is weir0's permanent entry for a pod's address: nobody is asked for it.
+type Neighbour struct {
+	Addr   netip.Addr
+	MAC    net.HardwareAddr
+	HostIf string // the pod's; it goes with the link
+}
+
+// Kind implements Property.
+func (n Neighbour) Kind() Kind { return KindNeighbour }
+
+func (n Neighbour) String() string {
+	return fmt.Sprintf("the node knows the MAC %s of %s", n.MAC, n.Addr)
+}
+
+// Command implements Property.
+func (n Neighbour) Command() string {
+	return fmt.Sprintf("ip neigh replace %s lladdr %s dev %s nud permanent", n.Addr, n.MAC, Name)
+}
+
+// Check implements Property.
+func (n Neighbour) Check(o *Observed) error {
+	br, ok, err := o.link(Name, o.neighbours)
+	if err != nil || !ok || o.lacks(n.HostIf) {
+		return err
+	}
+	if have := o.Neighbours[br.Index][n.Addr]; !have.Permanent || have.MAC != n.MAC.String() {
+		return fmt.Errorf("the permanent neighbour %s with MAC %s is missing on %s", n.Addr, n.MAC, Name)
+	}
+	return nil
+}
+
+func (n Neighbour) restore(h netlinksafe.Handle, _ *Observed) error {
+	link, err := h.LinkByName(Name)
+	if err != nil {
+		return fmt.Errorf("look up %s: %w", Name, err)
+	}
+	var fix batch.Batch
+	fix.Add(setNeighbour(link.Attrs().Index, n.Addr, n.MAC), "add neighbour %s to %s", n.Addr, Name)
+	_, err = fix.Do(unix.NETLINK_ROUTE, netns.None())
+	return err
+}
+
+// FilteredBridge is a bridge of another plugin's with weir's pods on it: see FilterBridged.
+type FilteredBridge struct{ Name string }
+
+// Kind implements Property.
+func (b FilteredBridge) Kind() Kind { return KindBridge }
+
+func (b FilteredBridge) String() string {
+	return "what bridge " + b.Name + " passes on between its ports goes through iptables"
+}
+
+// Command implements Property.
+func (b FilteredBridge) Command() string {
+	return "ip link set " + b.Name + " type bridge nf_call_iptables 1 nf_call_ip6tables 1"
+}
+
+// Check implements Property.
+func (b FilteredBridge) Check(o *Observed) error {
+	br, ok, err := o.link(b.Name)
+	if err != nil || !ok { // its pods have ended with it
+		return err
+	}
+	// The bridge has the setting whether or not the module is there that goes by it.
+	if _, err := o.Sysctl("net/bridge/bridge-nf-call-iptables"); err != nil {
+		return fmt.Errorf("bridge %s passes packets between pods on without iptables (br_netfilter): %w", b.Name, err)
+	}
+	if !bytes.Equal([]byte{br.Bridge[nl.IFLA_BR_NF_CALL_IPTABLES], br.Bridge[nl.IFLA_BR_NF_CALL_IP6TABLES]}, []byte{1, 1}) {
+		return fmt.Errorf("bridge %s passes packets between pods on without iptables (nf_call_iptables)", b.Name)
+	}
+	return nil
+}
+
+func (b FilteredBridge) restore(h netlinksafe.Handle, _ *Observed) error {
+	err := FilterBridged(h, b.Name)
+	if errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,186 @@
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"golang.org/x/sys/unix"
+)
+
+// Sysctl is a setting of the node's network namespace.
+type Sysctl struct {
+	Key   string // below /proc/sys
+	Value string
+	Bound Bound
+	Why   string
+	// Link is whose setting it is; empty: the node's. It goes with the link.
+	Link string
+	// IfThere says that without the kernel module that the setting belongs to nothing is wrong.
+	IfThere bool
+}
+
+// Bound says how a setting's value is meant.
+type Bound int
+
+// The bounds.
+const (
+	Exactly Bound = iota
+	AtMost
+	AtLeast
+)
+
+// holds says whether the setting is as it should be with this value.
+func (s Sysctl) holds(have string) bool {
+	if s.Bound == Exactly || have == s.Value {
+		return have == s.Value
+	}
+	n, err := strconv.ParseInt(have, 10, 64)
+	limit, wrong := strconv.ParseInt(s.Value, 10, 64)
+	return err == nil && wrong == nil && (n < limit) == (s.Bound == AtMost)
+}
+
+// Kind implements Property.
+func (s Sysctl) Kind() Kind { return KindSysctl }
+
+func (s Sysctl) String() string { return s.Why }
+
+func (s Sysctl) name() string { return strings.ReplaceAll(s.Key, "/", ".") }
+
+// Command implements Property.
+func (s Sysctl) Command() string { return "sysctl -w " + s.name() + "=" + s.Value }
+
+// Check implements Property.
+func (s Sysctl) Check(o *Observed) error {
+	if s.Link != "" && o.lacks(s.Link) {
+		return nil
+	}
+	have, err := o.Sysctl(s.Key)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && s.IfThere:
+		return nil
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s isn't there", s.name())
+	case err != nil:
+		return fmt.Errorf("%s: %w: %w", s.name(), ErrUnknown, err)
+	case !s.holds(have):
+		return fmt.Errorf("%s is %s", s.name(), have)
+	}
+	return nil
+}
+
+func (s Sysctl) restore(netlinksafe.Handle, *Observed) error { return writeSysctl(s.Key, s.Value) }
+
+// writable are where sysctls can be written. A container that isn't privileged has /proc/sys read-only, and AppArmor's
+// usual profile for containers bars writing there whatever it is; conf/weir.yaml mounts the node's /proc/sys/net elsewhere
+// for the agent. Either shows the settings of the network namespace of who looks.
+var writable = []string{"/proc/sys/", "/host/proc/sys/"}
+
+// setAll writes only those of the sysctls that differ: where /proc/sys is read-only but right, nothing is wrong.
+//
+// Equivalent to: sysctl -w KEY=VALUE for each
+func setAll(all []Property) error {
+	var errs []error
+	for _, p := range all {
+		s, ok := p.(Sysctl)
+		if !ok {
+			continue
+		}
+		have, err := readSysctl(s.Key)
+		if s.IfThere && errors.Is(err, fs.ErrNotExist) || err == nil && s.holds(have) {
+			continue
+		}
+		errs = append(errs, writeSysctl(s.Key, s.Value))
+	}
+	return errors.Join(errs...)
+}
+
+// writeSysctl writes only what differs.
+//
+// Equivalent to: sysctl -w KEY=VALUE
+func writeSysctl(key, value string) error {
+	if have, err := readSysctl(key); err == nil && have == value {
+		return nil
+	}
+	var first error
+	for _, dir := range writable {
+		f, err := os.OpenFile(dir+key, os.O_WRONLY, 0)
+		if err == nil {
+			_, err = f.WriteString(value)
+			err = errors.Join(err, f.Close())
+		}
+		if err == nil {
+			return nil
+		}
+		if first == nil {
+			first = err
+		}
+		if !errors.Is(err, unix.EROFS) && !errors.Is(err, fs.ErrPermission) {
+			break
+		}
+	}
+	return fmt.Errorf("set sysctl %s=%s: %w", strings.ReplaceAll(key, "/", "."), value, first)
+}
+
+// Listens is the property that a node that became a router goes on listening to other routers where its own default route
+// is from one: else that route would run out.
+type Listens struct{}
+
+// Kind implements Property.
+func (Listens) Kind() Kind { return KindSysctl }
+
+func (Listens) String() string {
+	return "the node goes on listening to the router that its default route is from"
+}
+
+// Command implements Property.
+func (Listens) Command() string {
+	return "sysctl -w net.ipv6.conf.UPLINK.accept_ra=2"
+}
+
+// links are those that must listen and don't.
+func (Listens) links(o *Observed) (deaf []string, err error) {
+	if err := errors.Join(o.routes, o.links); err != nil {
+		return nil, fmt.Errorf("routes from router advertisements: %w: %w", ErrUnknown, err)
+	}
+	seen := map[int]bool{}
+	for _, r := range o.Routes {
+		if r.Protocol == unix.RTPROT_RA {
+			seen[r.Link] = true
+		}
+	}
+	for _, l := range o.Links {
+		if !seen[l.Index] {
+			continue
+		}
+		have, err := o.Sysctl("net/ipv6/conf/" + l.Name + "/accept_ra")
+		if err != nil {
+			return nil, fmt.Errorf("accept_ra of %s: %w: %w", l.Name, ErrUnknown, err)
+		}
+		if have == "1" { // which doesn't hold for routers; 0 is somebody's decision
+			deaf = append(deaf, l.Name)
+		}
+	}
+	return deaf, nil
+}
+
+// Check implements Property.
+func (l Listens) Check(o *Observed) error {
+	deaf, err := l.links(o)
+	if err == nil && len(deaf) > 0 {
+		err = fmt.Errorf("accept_ra is 1 on %s", strings.Join(deaf, ", "))
+	}
+	return err
+}
+
+func (l Listens) restore(_ netlinksafe.Handle, o *Observed) error {
+	deaf, err := l.links(o)
+	for _, name := range deaf {
+		err = errors.Join(err, writeSysctl("net/ipv6/conf/"+name+"/accept_ra", "2"))
+	}
+	return err
+}

@@ -1,0 +1,265 @@
+package bridge
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/internal/batch"
+)
+
+// WeirBridge is weir0 itself.
+type WeirBridge struct {
+	// MACs are those that it may have; the first is what it gets if it has none of them.
+	MACs []net.HardwareAddr
+}
+
+// Kind implements Property.
+func (b WeirBridge) Kind() Kind { return KindBridge }
+
+func (b WeirBridge) String() string { return Name + " is there, up, and passes on what its ports send" }
+
+// bridgeOptions are what of the bridge's own settings differs from the kernel's defaults, or cuts off its ports if it does.
+var bridgeOptions = []struct {
+	kind  uint16
+	name  string
+	value byte
+}{
+	{nl.IFLA_BR_MCAST_SNOOPING, "mcast_snooping", 0},
+	{nl.IFLA_BR_STP_STATE, "stp_state", 0},
+	{nl.IFLA_BR_VLAN_FILTERING, "vlan_filtering", 0},
+}
+
+// Command implements Property.
+func (b WeirBridge) Command() string {
+	return fmt.Sprintf("ip link add %[1]s type bridge; ip link set %[1]s address %[2]s arp on up type bridge mcast_snooping 0 stp_state 0 vlan_filtering 0",
+		Name, b.MACs[0])
+}
+
+// Check implements Property.
+func (b WeirBridge) Check(o *Observed) error {
+	br, ok, err := o.link(Name)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("%s isn't there", Name)
+	}
+	if br.Kind != "bridge" {
+		return fmt.Errorf("%s is a %s, not a bridge: remove or rename it", Name, br.Kind)
+	}
+	var wrong []string
+	if !br.Up { // its carrier comes a moment after its port's
+		wrong = append(wrong, "is down")
+	}
+	if br.NoARP {
+		wrong = append(wrong, "has arp off")
+	}
+	if !b.mayHave(o, br) {
+		wrong = append(wrong, fmt.Sprintf("has MAC %s, not %s", br.MAC, b.MACs[0]))
+	}
+	if mtu := portsMTU(o, br); mtu != br.MTU {
+		wrong = append(wrong, fmt.Sprintf("has MTU %d, and its ports %d", br.MTU, mtu))
+	}
+	for _, option := range bridgeOptions {
+		if have, ok := br.Bridge[option.kind]; ok && have != option.value {
+			wrong = append(wrong, fmt.Sprintf("has %s %d, not %d", option.name, have, option.value))
+		}
+	}
+	if len(wrong) > 0 {
+		return fmt.Errorf("%s %s", Name, strings.Join(wrong, ", "))
+	}
+	return nil
+}
+
+// mayHave: it got its MAC with its first address, which may be that of pods that are gone.
+func (b WeirBridge) mayHave(o *Observed, br Link) bool {
+	if slices.ContainsFunc(b.MACs, func(m net.HardwareAddr) bool { return bytes.Equal(m, br.MAC) }) {
+		return true
+	}
+	return slices.ContainsFunc(o.Addresses[br.Index], func(p netip.Prefix) bool { return bytes.Equal(MAC(p.Addr()), br.MAC) })
+}
+
+// portsMTU is the least of the ports', which the kernel gives a bridge too unless somebody has set another by hand
+// (br_mtu_auto_adjust, net/bridge/br_if.c); without ports the bridge's own.
+func portsMTU(o *Observed, br Link) int {
+	least := 0
+	for _, l := range o.Links {
+		if l.Master == br.Index && (least == 0 || l.MTU < least) {
+			least = l.MTU
+		}
+	}
+	if least == 0 {
+		return br.MTU
+	}
+	return least
+}
+
+func (b WeirBridge) restore(h netlinksafe.Handle, o *Observed) error {
+	br, ok := o.Links[Name]
+	if !ok {
+		link, err := create(h, 0, b.MACs[0])
+		if err != nil {
+			return err
+		}
+		br = Link{Index: link.Attrs().Index, MAC: link.Attrs().HardwareAddr, MTU: link.Attrs().MTU}
+	}
+	if ok && br.Kind != "bridge" {
+		return errors.New("another link has its name")
+	}
+	var fix batch.Batch
+	if !b.mayHave(o, br) {
+		fix.Add(request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, br.Index), attr(unix.IFLA_ADDRESS, b.MACs[0])),
+			"give %s the MAC %s", Name, b.MACs[0])
+	}
+	if mtu := portsMTU(o, br); mtu != br.MTU {
+		fix.Add(request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, br.Index), number(unix.IFLA_MTU, mtu)), "give %s the MTU %d", Name, mtu)
+	}
+	for _, option := range bridgeOptions {
+		if have, ok := br.Bridge[option.kind]; ok && have != option.value {
+			fix.Add(setOption(br.Index, int(option.kind), option.value), "set %s %d on %s", option.name, option.value, Name)
+		}
+	}
+	up := ifInfo(unix.AF_UNSPEC, br.Index)
+	up.Change, up.Flags = unix.IFF_UP|unix.IFF_NOARP, unix.IFF_UP
+	fix.Add(request(unix.RTM_SETLINK, 0, up), "set %s up", Name)
+	_, err := fix.Do(unix.NETLINK_ROUTE, netns.None())
+	return err
+}
+
+// Equivalent to: ip link set weir0 type bridge OPTION VALUE
+func setOption(index, option int, value byte) *nl.NetlinkRequest {
+	info := attr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("bridge"))
+	data := []byte{value}
+	if option == nl.IFLA_BR_STP_STATE {
+		data = nl.Uint32Attr(uint32(value))
+	}
+	info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(option, data)
+	return request(unix.RTM_NEWLINK, 0, ifInfo(unix.AF_UNSPEC, index), info)
+}
+
+// Address is one of weir0's: the gateway of its pods.
+type Address struct{ Gateway netip.Prefix }
+
+// Kind implements Property.
+func (a Address) Kind() Kind { return KindAddress }
+
+func (a Address) String() string {
+	return fmt.Sprintf("%s has the gateway's address %s", Name, onBridge(a.Gateway))
+}
+
+// Command implements Property.
+func (a Address) Command() string {
+	nodad := ""
+	if a.Gateway.Addr().Is6() {
+		nodad = " nodad"
+	}
+	return fmt.Sprintf("ip addr replace %s dev %s%s", onBridge(a.Gateway), Name, nodad)
+}
+
+// Check implements Property.
+func (a Address) Check(o *Observed) error {
+	br, ok, err := o.link(Name, o.addresses)
+	if err != nil || !ok {
+		return err
+	}
+	if !slices.Contains(o.Addresses[br.Index], onBridge(a.Gateway)) {
+		return fmt.Errorf("%s lacks the address %s", Name, onBridge(a.Gateway))
+	}
+	return nil
+}
+
+func (a Address) restore(h netlinksafe.Handle, _ *Observed) error {
+	link, err := h.LinkByName(Name)
+	if err != nil {
+		return fmt.Errorf("look up %s: %w", Name, err)
+	}
+	addr := &netlink.Addr{IPNet: ipNet(onBridge(a.Gateway))}
+	if a.Gateway.Addr().Is6() {
+		addr.Flags = unix.IFA_F_NODAD
+	}
+	if err := h.AddrReplace(link, addr); err != nil {
+		return withoutIPv6(fmt.Errorf("add gateway address %s to %s: %w", onBridge(a.Gateway), Name, err), "on the node")
+	}
+	return nil
+}
+
+// Route is one that leads to weir0.
+type Route struct {
+	Dst                          netip.Prefix
+	Table, Type, Scope, Protocol int
+	Source                       netip.Addr // what the node sends under; invalid: the kernel's choice
+}
+
+// Kind implements Property.
+func (r Route) Kind() Kind { return KindRoute }
+
+func (r Route) String() string {
+	if r.Type == unix.RTN_LOCAL {
+		return fmt.Sprintf("the node takes what is for %s", r.Dst.Addr())
+	}
+	return fmt.Sprintf("the way to %s leads to %s", r.Dst, Name)
+}
+
+// Command implements Property.
+func (r Route) Command() string {
+	if r.Type == unix.RTN_LOCAL {
+		return fmt.Sprintf("ip route replace local %s dev %s table local", r.Dst.Addr(), Name)
+	}
+	source := ""
+	if r.Source.IsValid() {
+		source = " src " + r.Source.String()
+	}
+	return fmt.Sprintf("ip route replace %s dev %s%s", r.Dst, Name, source)
+}
+
+// Check implements Property.
+func (r Route) Check(o *Observed) error {
+	br, ok, err := o.link(Name, o.routes)
+	if err != nil || !ok {
+		return err
+	}
+	for _, have := range o.Routes {
+		// Older kernels have IPv6's local routes on lo.
+		leads := have.Link == br.Index || r.Type == unix.RTN_LOCAL && r.Dst.Addr().Is6()
+		if have.Dst == r.Dst && have.Table == r.Table && have.Type == r.Type && leads {
+			return nil
+		}
+	}
+	if r.Type == unix.RTN_LOCAL && o.Fresh[r.Dst.Addr()] {
+		return nil // IPv6's the kernel makes a moment after the address (addrconf_dad_work, net/ipv6/addrconf.c)
+	}
+	if r.Type == unix.RTN_LOCAL {
+		return fmt.Errorf("the local route of %s is missing", r.Dst.Addr())
+	}
+	return fmt.Errorf("the route to %s by %s is missing", r.Dst, Name)
+}
+
+func (r Route) restore(h netlinksafe.Handle, _ *Observed) error {
+	link, err := h.LinkByName(Name)
+	if err != nil {
+		return fmt.Errorf("look up %s: %w", Name, err)
+	}
+	route := &netlink.Route{
+		LinkIndex: link.Attrs().Index, Dst: ipNet(r.Dst), Table: r.Table, Type: r.Type, Scope: netlink.Scope(r.Scope),
+		Protocol: netlink.RouteProtocol(r.Protocol),
+	}
+	if r.Source.IsValid() {
+		route.Src = r.Source.AsSlice()
+	}
+	if err := h.RouteReplace(route); err != nil {
+		return withoutIPv6(fmt.Errorf("add the route to %s on %s: %w", r.Dst, Name, err), "on the node")
+	}
+	return nil
+}

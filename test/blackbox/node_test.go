@@ -1,0 +1,298 @@
+package blackbox
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// repairTime is how long the agent may take to put the node right: a resync is every ten seconds, and the machine is busy.
+const repairTime = 10*time.Second + 10*time.Second
+
+// service is an address that the node translates to a pod's, as kube-proxy does.
+const service = "10.96.0.1:80"
+
+// keptNode is a dual-stack node with an agent and two pods, of which the second answers.
+type keptNode struct {
+	*nodetest.Node
+	client, server *nodetest.Pod
+}
+
+const twoPods = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: ns}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: ns}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: server, namespace: ns}
+`
+
+func newKeptNode(t *testing.T) *keptNode {
+	t.Helper()
+	n := &keptNode{Node: nodetest.NewNode(t, nodetest.Conf{
+		"ranges": []any{nodetest.Conf{"subnet": "10.88.0.0/24"}, nodetest.Conf{"subnet": "fd00:10:88::/64"}},
+	})}
+	n.Manifest("pods.yaml", twoPods)
+	n.StartAgent()
+	n.client, n.server = n.AddPod("ns", "client"), n.AddPod("ns", "server")
+	n.Serve(n.server.Netns, "tcp", "["+n.server.IP6+"]:80")
+	n.Serve(n.server.Netns, "tcp", n.server.IP+":80")
+	n.Serve(n.Outside, "tcp", "192.0.2.1:80")
+	nodetest.Run(t, "iptables", "-t", "nat", "-A", "PREROUTING", "-d", "10.96.0.1", "-p", "tcp", "--dport", "80",
+		"-j", "DNAT", "--to-destination", n.server.IP+":80")
+	if err := n.traffic(); err != nil {
+		t.Fatalf("before anything is broken: %v", err)
+	}
+	return n
+}
+
+// traffic says which of the pods' ways doesn't lead where it should.
+func (n *keptNode) traffic() error {
+	n.Helper()
+	for _, way := range []struct{ from, to string }{
+		{n.client.Netns, n.server.IP + ":80"},
+		{n.client.Netns, "[" + n.server.IP6 + "]:80"},
+		{n.client.Netns, service},
+		{n.client.Netns, "192.0.2.1:80"},
+		{nodetest.Self, n.server.IP + ":80"},
+		{nodetest.Self, "[" + n.server.IP6 + "]:80"},
+	} {
+		if _, err := nodetest.Get(n, way.from, way.to); err != nil {
+			return fmt.Errorf("from %s: %w", way.from, err)
+		}
+	}
+	return nil
+}
+
+// port is the pod's link on the node.
+func (n *keptNode) port(p *nodetest.Pod) string {
+	n.Helper()
+	var result struct {
+		Interfaces []struct{ Name string }
+	}
+	if err := json.Unmarshal([]byte(p.Result), &result); err != nil || len(result.Interfaces) != 3 {
+		n.Fatalf("the result of ADD: %v: %s", err, p.Result)
+	}
+	return result.Interfaces[1].Name
+}
+
+// metric is the sum of all series whose names and labels begin with the prefix.
+func metric(t testing.TB, prefix string) (sum float64) {
+	t.Helper()
+	answer, err := http.Get("http://127.0.0.1:6786/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = answer.Body.Close() }()
+	data, err := io.ReadAll(answer.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		var v float64
+		series, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if _, err := fmt.Sscan(value, &v); err == nil && strings.HasPrefix(series, prefix) {
+			sum += v
+		}
+	}
+	return sum
+}
+
+// within tries until f returns nil.
+func within(d time.Duration, f func() error) error {
+	for deadline := time.Now().Add(d); ; time.Sleep(20 * time.Millisecond) {
+		err := f()
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
+// damage is what somebody does to the node.
+type damage struct {
+	what    string // as the metric counts its repair
+	command string // of a shell
+	mended  string // a command that prints yes once it is mended
+}
+
+// comesBack breaks the node in each way, and waits until it is whole again.
+func (n *keptNode) comesBack(all []damage) {
+	n.Helper()
+	for _, d := range all {
+		counted := metric(n, `weir_node_repairs_total{what="`+d.what+`"}`)
+		nodetest.Run(n, "sh", "-c", d.command)
+		began := time.Now()
+		err := within(repairTime, func() error {
+			if out, err := exec.Command("sh", "-c", d.mended).CombinedOutput(); err != nil || strings.TrimSpace(string(out)) == "" {
+				return fmt.Errorf("%s: prints nothing (%w): %s", d.mended, err, out)
+			}
+			return n.traffic()
+		})
+		if err != nil {
+			n.Errorf("%s: not put right: %v", d.command, err)
+			return // the next would fail for this one's reason
+		}
+		n.Logf("%s: put right after %s", d.command, time.Since(began).Round(10*time.Millisecond))
+		// The repair comes before it is counted.
+		if err := within(2*time.Second, func() error {
+			if now := metric(n, `weir_node_repairs_total{what="`+d.what+`"}`); now <= counted {
+				return fmt.Errorf("weir_node_repairs_total{what=%q} is %v", d.what, now)
+			}
+			return nil
+		}); err != nil {
+			n.Errorf("%s: not counted: %v", d.command, err)
+		}
+		if out, err := n.Ctl("status"); err != nil || !strings.Contains(out, "REPAIRED: ") || !strings.Contains(out, " "+d.what+": ") {
+			n.Errorf("%s: weirctl status doesn't tell of the repair: %v\n%s", d.command, err, out)
+		}
+		if out, err := n.CNI("check", n.server.Netns, nodetest.Args("ns", "server", "")); err != nil {
+			n.Errorf("%s: CHECK after the repair: %v%s", d.command, err, out)
+		}
+	}
+	if !strings.Contains(n.AgentLog(), "somebody had changed what weir sets up on the node") {
+		n.Errorf("the log doesn't tell of repairs")
+	}
+}
+
+// TestNodeSysctlsComeBack: a reload of /etc/sysctl.d, or an administrator, sets them back.
+func TestNodeSysctlsComeBack(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newKeptNode(t)
+	var all []damage
+	for _, setting := range []string{
+		"net.ipv4.ip_forward=0", "net.ipv4.conf.weir0.forwarding=0", "net.ipv6.conf.all.forwarding=0", "net.ipv6.conf.weir0.disable_ipv6=1",
+		"net.bridge.bridge-nf-call-iptables=1", "net.bridge.bridge-nf-call-ip6tables=1",
+		"net.ipv4.conf.weir0.send_redirects=1", "net.ipv4.conf.all.send_redirects=1", "net.ipv6.conf.weir0.addr_gen_mode=0",
+	} {
+		key, _, _ := strings.Cut(setting, "=")
+		all = append(all, damage{"sysctl", "sysctl -w " + setting, "sysctl " + key + " | grep -v '" + setting[len(setting)-1:] + "$'"})
+	}
+	n.comesBack(all)
+}
+
+// TestNodeBridgeComesBack: weir0, its addresses and the routes to it, as "network restart" scripts, systemd-networkd and
+// people take them away.
+func TestNodeBridgeComesBack(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newKeptNode(t)
+	n.comesBack([]damage{
+		{"address", "ip -4 addr flush dev weir0", "ip addr show dev weir0 | grep 10.88.0.1/24"},
+		{"address", "ip addr flush dev weir0", "ip addr show dev weir0 | grep fd00:10:88::1/128"},
+		{"neighbour", "ip link set weir0 down; ip link set weir0 up", "ip -6 neigh show dev weir0 | grep PERMANENT"},
+		{"bridge", "ip link set weir0 down", "ip link show weir0 up | grep weir0"},
+		{"route", "ip route flush dev weir0", "ip route show dev weir0 | grep 10.88.0.0/24"},
+		{"route", "ip -6 route flush dev weir0", "ip -6 route show dev weir0 | grep fd00:10:88::/64"},
+		{"route", "ip route flush table local dev weir0", "ip route show table local dev weir0 | grep 10.88.0.1"},
+		{"neighbour", "ip neigh flush dev weir0 nud permanent; ip -6 neigh flush dev weir0 nud permanent", "ip neigh show dev weir0 | grep PERMANENT"},
+		{"neighbour", "ip neigh replace " + n.server.IP + " lladdr 02:00:00:00:00:01 dev weir0 nud permanent", "ip neigh show dev weir0 | grep " + n.server.IP + " | grep 0a:58"},
+		{"bridge", "ip link set weir0 address 02:00:00:00:00:02", "ip link show weir0 | grep 0a:58"},
+		{"bridge", "ip link set weir0 mtu 1300", "ip link show weir0 | grep 'mtu 1500'"},
+		{"bridge", "ip link set weir0 arp off", "ip link show weir0 | grep -v NOARP"},
+		{"bridge", "ip link set weir0 type bridge mcast_snooping 1 stp_state 1", "ip -d link show weir0 | grep 'stp_state 0.*mcast_snooping 0'"},
+		{"bridge", "ip link del weir0", "ip link show weir0 up | grep weir0"},
+	})
+}
+
+// TestNodePortsComeBack: the pods' ports.
+func TestNodePortsComeBack(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newKeptNode(t)
+	port := n.port(n.server)
+	n.comesBack([]damage{
+		{"port", "ip link set " + port + " down", "ip link show " + port + " up | grep " + port},
+		{"port", "ip link set " + port + " nomaster", "ip link show " + port + " | grep 'master weir0'"},
+		{"port", "ip link add other type bridge; ip link set " + port + " master other", "ip link show " + port + " | grep 'master weir0'"},
+		{"port", "bridge link set dev " + port + " isolated off", "bridge -d link show dev " + port + " | grep 'isolated on'"},
+		{"port", "bridge link set dev " + port + " learning on flood on", "bridge -d link show dev " + port + " | grep 'learning off.* flood off'"},
+		{"port", "bridge link set dev " + port + " state 0", "bridge link show dev " + port + " | grep 'state forwarding'"},
+		{"port", "ip link set " + port + " mtu 1000", "ip link show " + port + " | grep 'mtu 1500'"},
+		{"forwarding", "for mac in $(bridge fdb show dev " + port + " | grep '^0a:58.* static' | cut -d' ' -f1); do bridge fdb del $mac dev " + port + " master; done",
+			"bridge fdb show dev " + port + " | grep '^0a:58.* static'"},
+	})
+}
+
+// TestCheckSeesTheNode: what cuts off a pod is the pod's fault to CHECK, be it made once for the whole node. There is no agent
+// to put it right.
+func TestCheckSeesTheNode(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newKeptNode(t)
+	n.StopAgent()
+	check := func() error {
+		_, err := n.CNI("check", n.server.Netns, nodetest.Args("ns", "server", ""))
+		return err
+	}
+	if err := check(); err != nil {
+		t.Fatalf("before anything is broken: %v", err)
+	}
+	for _, tc := range []struct{ breakIt, mendIt, says string }{
+		{"sysctl -w net.ipv4.ip_forward=0", "sysctl -w net.ipv4.ip_forward=1", "net.ipv4.ip_forward is 0"},
+		{"sysctl -w net.bridge.bridge-nf-call-iptables=1", "sysctl -w net.bridge.bridge-nf-call-iptables=0", "bridge-nf-call-iptables is 1"},
+		{"sysctl -w net.ipv6.conf.all.forwarding=0", "sysctl -w net.ipv6.conf.all.forwarding=1", "net.ipv6.conf.all.forwarding is 0"},
+		{"ip route del 10.88.0.0/24 dev weir0", "ip route add 10.88.0.0/24 dev weir0 src 10.88.0.1", "the route to 10.88.0.0/24"},
+		{"ip -6 route del fd00:10:88::/64 dev weir0", "ip -6 route add fd00:10:88::/64 dev weir0", "the route to fd00:10:88::/64"},
+		{"ip link set weir0 type bridge stp_state 1", "ip link set weir0 type bridge stp_state 0", "stp_state 1"},
+		{"ip addr add 10.88.0.7/32 dev weir0; ip addr del 10.88.0.1/24 dev weir0", "ip addr add 10.88.0.1/24 dev weir0", "lacks the address 10.88.0.1/24"},
+	} {
+		nodetest.Run(t, "sh", "-c", tc.breakIt)
+		if err := check(); err == nil || !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%s: CHECK says %v, want an error with %q", tc.breakIt, err, tc.says)
+		}
+		nodetest.Run(t, "sh", "-c", tc.mendIt)
+		if err := check(); err != nil {
+			t.Fatalf("%s: CHECK says %v", tc.mendIt, err)
+		}
+	}
+}
+
+// TestNodeThatCantBeRepaired: what the agent may not put right is reported by its name, and all else is put right.
+func TestNodeThatCantBeRepaired(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newKeptNode(t)
+	nodetest.Run(t, "sh", "-c", "sysctl -w net.ipv4.conf.weir0.send_redirects=1; mount --bind -o ro /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys")
+	nodetest.Run(t, "ip", "addr", "flush", "dev", "weir0")
+	if err := within(repairTime, n.traffic); err != nil {
+		t.Errorf("the addresses weren't put right beside what can't be: %v", err)
+	}
+	says := "net.ipv4.conf.weir0.send_redirects is 1"
+	if err := within(repairTime, func() error {
+		out, err := n.Ctl("status")
+		if err == nil || !strings.Contains(out, "ERROR") || !strings.Contains(out, says) {
+			return fmt.Errorf("weirctl status: %w\n%s", err, out)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	if v := metric(t, `weir_fault{part="node"}`); v != 1 {
+		t.Errorf("weir_fault{part=\"node\"} is %v", v)
+	}
+	if v := metric(t, `weir_node_faults{what="sysctl"}`); v != 1 {
+		t.Errorf("weir_node_faults{what=\"sysctl\"} is %v", v)
+	}
+	nodetest.Run(t, "umount", "/proc/sys")
+	if err := within(repairTime, func() error { _, err := n.Ctl("status"); return err }); err != nil {
+		t.Errorf("after it can be put right again: %v", err)
+	}
+}
