@@ -6,6 +6,9 @@ import (
 	"net/netip"
 )
 
+// Network is the name of the network that Conflist describes.
+const Network = "weir"
+
 // Conflist is the network configuration list that the agent writes for the node's runtime: weir, with the node's own
 // networks as ranges, and portmap for hostPort. Its first line of versions is for libcni before 1.1, which reads
 // cniVersion alone.
@@ -32,7 +35,7 @@ func Conflist(networks []netip.Prefix, mtu int, enforcement Enforcement) ([]byte
 	}{
 		"1.0.0",
 		[]string{"1.0.0", "1.1.0"},
-		"weir",
+		Network,
 		[]plugin{weir, {Type: "portmap", Capabilities: map[string]bool{"portMappings": true}}},
 	}, "", "  ")
 	if err != nil {

@@ -56,6 +56,8 @@ type Endpoint struct {
 	// Chained says that another plugin made the interface and gave the addresses: HostIf is its link then. Where it isn't
 	// known HostIf is empty, and so may MAC be.
 	Chained bool `json:"chained,omitempty"`
+	// MTU that the plugin was told to give the pod's link, in bytes; 0: none. nil where that isn't known.
+	MTU *int `json:"mtu,omitempty"`
 	// BridgeIf is the bridge of another plugin's that a chained attachment's link is on; empty if it is on none.
 	BridgeIf string `json:"bridgeInterface,omitempty"`
 }

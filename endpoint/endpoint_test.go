@@ -373,7 +373,8 @@ func TestEnrol(t *testing.T) {
 	}{
 		{"judged", answer(200, `{"ingress": "ns-1/deny", "egress": "open"}`), Verdict{Ingress: "ns-1/deny", Egress: "open"}, ""},
 		{"fields of a later agent", answer(200, `{"ingress": "open", "more": {}}`), Verdict{Ingress: "open"}, ""},
-		{"refused", answer(409, `{"error": "no pod ns-1/a is known"}`), Verdict{Error: "no pod ns-1/a is known"}, "enrol c1:eth0: no pod ns-1/a is known"},
+		{"outdated", answer(409, `{"error": "the address is another node's"}`), Verdict{Error: "the address is another node's"}, "the configuration is out of date: the address is another node's"},
+		{"refused", answer(404, `{"error": "no pod ns-1/a is known"}`), Verdict{Error: "no pod ns-1/a is known"}, "enrol c1:eth0: no pod ns-1/a is known"},
 		{"failed", answer(500, `{"error": "iptables-restore: line 3 failed"}`), Verdict{Error: "iptables-restore: line 3 failed"}, "iptables-restore: line 3 failed"},
 		{"not JSON", answer(200, `<html>`), Verdict{}, "the agent's answer (200)"},
 		{"not ours", answer(404, "404 page not found"), Verdict{}, "the agent's answer (404)"},

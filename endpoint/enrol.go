@@ -34,6 +34,9 @@ type Verdict struct {
 // ErrNoAgent says that nobody answers on the socket.
 var ErrNoAgent = errors.New("no agent answers on " + Socket)
 
+// ErrOutdated says that the agent knows something else than the configuration by which the attachment was made.
+var ErrOutdated = errors.New("the configuration is out of date")
+
 // maxAnswer bounds what is read of an answer: the status of a node with thousands of pods is some megabytes.
 const maxAnswer = 64 << 20
 
@@ -102,6 +105,9 @@ func Enrol(ctx context.Context, id string) (wait func() (Verdict, error)) {
 		}
 		if err := json.Unmarshal(answer, &v); err != nil {
 			return v, fmt.Errorf("enrol %s: the agent's answer (%d): %w", id, status, err)
+		}
+		if status == 409 {
+			return v, fmt.Errorf("enrol %s: %w: %s", id, ErrOutdated, v.Error)
 		}
 		if status != 200 {
 			return v, fmt.Errorf("enrol %s: %s", id, v.Error)

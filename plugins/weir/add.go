@@ -106,7 +106,7 @@ func prepare(args *call) (*attaching, error) {
 	if chained {
 		err = a.findChained()
 	} else {
-		a.endpoint.HostIf = bridge.PortName(id)
+		a.endpoint.HostIf, a.endpoint.MTU = bridge.PortName(id), &c.MTU
 		a.mac = c.HardwareAddr(pod)
 		a.asked, err = c.Addresses(pod)
 	}
@@ -291,6 +291,8 @@ func (a *attaching) enrol() error {
 	case err == nil:
 		a.judged = true
 		return nil
+	case errors.Is(err, endpoint.ErrOutdated): // which waiting for an agent doesn't mend
+		return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("the pod can't be reached: %v", err), "")
 	case a.conf.Enforcement == conf.Closed && a.endpoint.Chained:
 		return a.stayClosed(err)
 	case a.conf.Enforcement == conf.Closed:

@@ -83,6 +83,7 @@ type agent struct {
 	plan      overlay.Plan // as it should be
 	reached   overlay.Plan // as it was last brought into the kernel
 	waiting   []*enrolment
+	mtu       int // of pods' links, as the conflist says; 0: it isn't known yet
 
 	faults   faults
 	problems []policy.Problem

@@ -91,6 +91,9 @@ func (a *agent) verdict(id string, err error) (r reply, final bool) {
 	case !a.knows(ep):
 		return reply{http.StatusNotFound, endpoint.Verdict{Error: a.whyUnknown(ep)}}, false
 	}
+	if what := a.outdated(ep); what != "" {
+		return reply{http.StatusConflict, endpoint.Verdict{Error: a.whyOutdated(what)}}, true
+	}
 	pod := ep.Pod.String()
 	return reply{http.StatusOK, endpoint.Verdict{
 		Ingress: class(a.ruleset.Classes, policy.Ingress, pod), Egress: class(a.ruleset.Classes, policy.Egress, pod),

@@ -31,6 +31,7 @@ type metrics struct {
 // results of an enrolment, by the answer's status.
 var results = map[int]string{
 	http.StatusOK: "enrolled", http.StatusNotFound: "unknown", http.StatusServiceUnavailable: "unavailable", http.StatusBadRequest: "invalid",
+	http.StatusConflict: "outdated",
 }
 
 func newMetrics(status func() *snapshot) *metrics {

@@ -121,6 +121,7 @@ func (a *agent) writeConflist(ways *overlay.Overlay) error {
 	if err != nil {
 		return err
 	}
+	a.mtu = mtu
 	if have, err := os.ReadFile(a.Node.Conflist); err == nil && bytes.Equal(have, want) {
 		return nil
 	}

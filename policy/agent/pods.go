@@ -47,6 +47,12 @@ func (a *agent) open() {
 			a.opened[id], a.enrolled[id] = true, true
 			continue
 		}
+		// What runs with an address from before a change of the Node's podCIDRs isn't touched.
+		if why := a.misplaced(e); why != "" && !a.up(e) {
+			a.Log.Error("a pod stays closed: the network configuration that it was made by is out of date", "pod", e.Pod.String(), "problem", why)
+			a.opened[id] = true
+			continue
+		}
 		// A link that isn't there yet is the plugin's to bring up; it asks to enrol first.
 		if err := bridge.Open(e.HostIf); err == nil {
 			a.opened[id], a.enrolled[id] = true, true

@@ -36,7 +36,7 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 	verify, readErr := a.read(ctx, verify)
 	ruleset := policy.Compile(a.state())
 	a.plan = a.computePlan()
-	a.reportProblems(slices.Concat(ruleset.Problems, a.plan.Problems))
+	a.reportProblems(slices.Concat(ruleset.Problems, a.plan.Problems, a.misplacedPods()))
 	a.cutting.newest.Store(&scene{ruleset, a.pods()})
 	result, err := a.bring(ctx, readErr, ruleset, verify)
 	var unknown *kernel.UnknownError
@@ -75,6 +75,7 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 		return sooner(a.answer(err), retry)
 	}
 	a.tellPlugin() // before the runtime's configuration is there and it asks
+	a.renewConflist()
 	next := a.answer(nil)
 	if err := a.reach(verify); err != nil {
 		next = sooner(next, retry)

@@ -1,0 +1,118 @@
+package agent
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/overlay"
+	"github.com/weir-net/weir/policy"
+)
+
+// outdated says what is wrong with an attachment whose plugin was told something else than the agent knows by now: the runtime's
+// network configuration is of a former life of the node, as after its Node was made anew with other podCIDRs. Its address
+// may then be another node's, and no way leads to it. Empty if all is well, or nothing is known to the contrary.
+func (a *agent) outdated(e endpoint.Endpoint) string {
+	if !a.primary(e) {
+		return ""
+	}
+	if why := a.misplaced(e); why != "" {
+		return why
+	}
+	if a.Node.Conflist == "" || a.mtu == 0 { // somebody else says what the plugin is told
+		return ""
+	}
+	for _, p := range a.podCIDRs() {
+		of := func(addr endpoint.Address) bool { return conf.FamilyOf(addr.Addr) == conf.FamilyOf(p.Addr()) }
+		if !slices.ContainsFunc(e.Addresses, of) {
+			return fmt.Sprintf("the pod has no address within this node's podCIDR %s", p)
+		}
+	}
+	switch {
+	case e.MTU != nil && *e.MTU != a.mtu:
+		return fmt.Sprintf("the pod's link has MTU %d, and this node's pods have %d (0: none was given)", *e.MTU, a.mtu)
+	case e.Enforcement != conf.Strict:
+		return fmt.Sprintf("enforcement is %q, and %q on this node", e.Enforcement, conf.Strict)
+	}
+	return ""
+}
+
+// misplaced says which of the attachment's addresses aren't within the podCIDRs of this node.
+func (a *agent) misplaced(e endpoint.Endpoint) string {
+	cidrs := a.podCIDRs()
+	for _, addr := range e.Addresses {
+		if len(cidrs) > 0 && a.primary(e) && !slices.ContainsFunc(cidrs, func(p netip.Prefix) bool { return p.Contains(addr.Addr) }) {
+			return fmt.Sprintf("the pod's address %s is outside of this node's podCIDRs %s", addr.Addr, cidrs)
+		}
+	}
+	return ""
+}
+
+// primary says of an attachment that its network is the cluster's: weir made it, and it is the one that every pod has. A pod's
+// second interface may have any address.
+func (a *agent) primary(e endpoint.Endpoint) bool {
+	return !e.Chained && (e.IfName == "eth0" || e.Network == conf.Network)
+}
+
+// podCIDRs of this node's Node; none if it isn't known, or has none.
+func (a *agent) podCIDRs() []netip.Prefix {
+	if a.Node.Name == "" || a.objects == nil {
+		return nil
+	}
+	i := slices.IndexFunc(a.objects.Nodes, func(n policy.Node) bool { return n.Name == a.Node.Name })
+	if i < 0 {
+		return nil
+	}
+	return a.objects.Nodes[i].PodCIDRs
+}
+
+// whyOutdated is the answer to the plugin.
+func (a *agent) whyOutdated(what string) string {
+	if a.Node.Conflist == "" {
+		return what + ": the network configuration is out of date; correct its ranges"
+	}
+	if err := a.faults.now[partNodes]; err != nil {
+		return fmt.Sprintf("%s: the network configuration %s is out of date, and can't be written anew: %v", what, a.Node.Conflist, err)
+	}
+	return fmt.Sprintf("%s: the runtime goes by a network configuration that is out of date. The present one is in %s; should this go on, "+
+		"restart the runtime, and look for another configuration in that directory", what, a.Node.Conflist)
+}
+
+// renewConflist writes the runtime's configuration before an attachment that was made by another is refused, so that the next
+// try goes by it.
+func (a *agent) renewConflist() {
+	needed := func(e *enrolment) bool {
+		ep, ok := a.endpoints[e.id]
+		return ok && (a.mtu == 0 || a.outdated(ep) != "")
+	}
+	if a.Node.Name != "" && slices.ContainsFunc(a.waiting, needed) {
+		if err := a.writeConflist(overlay.New(a.links)); err != nil {
+			a.faults.set(partNodes, err)
+		}
+	}
+}
+
+// misplacedPods are problems of pods that run with addresses from before a change of the Node's podCIDRs. They go on as they are.
+func (a *agent) misplacedPods() []policy.Problem {
+	var problems []policy.Problem
+	for id, e := range a.endpoints {
+		why := a.misplaced(e)
+		if why == "" || slices.ContainsFunc(a.waiting, func(w *enrolment) bool { return w.id == id }) {
+			continue
+		}
+		problems = append(problems, policy.Problem{
+			Object: "Pod " + e.Pod.String(), Field: "status.podIPs",
+			Message: why + ": no way leads there from other nodes; once it is deleted, the pod that replaces it gets one of these",
+		})
+	}
+	return problems
+}
+
+// up says whether the attachment's link is.
+func (a *agent) up(e endpoint.Endpoint) bool {
+	link, err := a.links.LinkByName(e.HostIf)
+	return err == nil && link.Attrs().Flags&net.FlagUp != 0
+}
