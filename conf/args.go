@@ -60,7 +60,7 @@ func ParseArgs(s string) (Args, error) {
 	for _, v := range []struct{ key, value string }{
 		{"K8S_POD_NAMESPACE", a.Namespace}, {"K8S_POD_NAME", a.Name}, {"K8S_POD_UID", a.UID},
 	} {
-		if strings.ContainsFunc(v.value, unprintable) || len(v.value) > 253 {
+		if !isObjectName(v.value) {
 			return Args{}, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_ARGS: %s=%.80q is no Kubernetes name", v.key, v.value), "")
 		}
 	}

@@ -42,6 +42,7 @@ type NetConf struct {
 
 	wantedIPs []wanted[netip.Addr]
 	wantedMAC wanted[net.HardwareAddr]
+	identity  cniArgs
 }
 
 // knownKeys are what a configuration may hold: weir's own, and what the CNI specification 1.1, "Section 1" and the

@@ -283,6 +283,49 @@ func TestParseArgs(t *testing.T) {
 	}
 }
 
+// TestIdentify: what CNI_ARGS say counts, then args.cni, then its labels.
+func TestIdentify(t *testing.T) {
+	for _, tc := range []struct {
+		name, cni string
+		args, id  Args
+		code      uint
+		err       string // "": none
+	}{
+		{"kubelet's", `{"K8S_POD_NAMESPACE": "x", "K8S_POD_NAME": "y"}`, Args{Namespace: "ns-1", Name: "a"}, Args{Namespace: "ns-1", Name: "a"}, 0, ""},
+		{"podman's", `{"K8S_POD_NAMESPACE": "lab"}`, Args{Name: "a"}, Args{Namespace: "lab", Name: "a"}, 0, ""},
+		{"nerdctl's", `{"K8S_POD_NAMESPACE": "lab", "K8S_POD_NAME": "a", "K8S_POD_UID": "u"}`, Args{}, Args{Namespace: "lab", Name: "a", UID: "u"}, 0, ""},
+		{
+			"labels", `{"labels": [{"key": "app", "value": "x"}, {"key": "io.kubernetes.pod.namespace", "value": "lab"}, {"key": "io.kubernetes.pod.name", "value": "a"}]}`,
+			Args{}, Args{Namespace: "lab", Name: "a"}, 0, "",
+		},
+		{
+			"labels as an object, and a key before them", `{"K8S_POD_NAME": "b", "labels": {"io.kubernetes.pod.namespace": "lab", "io.kubernetes.pod.name": "a", "io.kubernetes.pod.uid": "u"}}`,
+			Args{}, Args{Namespace: "lab", Name: "b", UID: "u"}, 0, "",
+		},
+		{"others' labels", `{"labels": 1}`, Args{Namespace: "ns-1", Name: "a"}, Args{Namespace: "ns-1", Name: "a"}, 0, ""},
+		{"nothing", `{}`, Args{}, Args{}, 4, "the runtime doesn't say which pod this is"},
+		{"half of it", `{"K8S_POD_NAME": "a"}`, Args{}, Args{}, 4, "args.cni of the network configuration"},
+		{"no labels", `{"labels": ["a"]}`, Args{}, Args{}, 7, "args.cni.labels: "},
+		{"a path", `{"K8S_POD_NAMESPACE": "../x", "K8S_POD_NAME": "a"}`, Args{}, Args{}, 7, `args.cni.K8S_POD_NAMESPACE: "../x"`},
+		{"a bad label", `{"labels": {"io.kubernetes.pod.namespace": "a b"}}`, Args{}, Args{}, 7, `args.cni.labels: io.kubernetes.pod.namespace: "a b"`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c, err := Parse([]byte(`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}], "args": {"cni": ` + tc.cni + `}}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := c.Identify(tc.args)
+			if tc.err != "" {
+				wantError(t, err, tc.code, tc.err)
+				return
+			}
+			if diff := cmp.Diff(tc.id, got); err != nil || diff != "" {
+				t.Error(err, diff)
+			}
+		})
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{
 		``, `null`, `[]`, `{}`, `{"name": "n", "ranges": [null, {}, 1]}`,

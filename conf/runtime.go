@@ -24,10 +24,15 @@ type runtimeConfig struct {
 	} `json:"dns"`
 }
 
-// cniArgs are "args.cni" of the configuration. Its labels are left alone: what policy goes by is what the source says.
+// cniArgs are "args.cni" of the configuration. They may say which pod it is; what policy goes by is what the source knows
+// of that pod.
 type cniArgs struct {
-	IPs []string `json:"ips"`
-	MAC string   `json:"mac"`
+	IPs       []string        `json:"ips"`
+	MAC       string          `json:"mac"`
+	Labels    json.RawMessage `json:"labels"`
+	Namespace string          `json:"K8S_POD_NAMESPACE"`
+	Name      string          `json:"K8S_POD_NAME"`
+	UID       string          `json:"K8S_POD_UID"`
 }
 
 // wanted is a value that somebody asks for, and the key that it stands under.
@@ -48,6 +53,7 @@ func (c *NetConf) parseRuntime(raw map[string]json.RawMessage) error {
 	if err := decode("args", raw["args"], &args); err != nil {
 		return err
 	}
+	c.identity = args.CNI
 	if len(rt.IPRanges) > 0 {
 		c.Ranges = nil
 		for i, set := range rt.IPRanges {

@@ -75,13 +75,11 @@ func prepare(args *call) (*attaching, error) {
 		return nil, err
 	}
 	pod, err := conf.ParseArgs(args.Args)
+	if err == nil {
+		pod, err = c.Identify(pod)
+	}
 	if err != nil {
 		return nil, err
-	}
-	if c.Enforcement != conf.Off && (pod.Namespace == "" || pod.Name == "") {
-		return nil, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf(
-			"CNI_ARGS: K8S_POD_NAMESPACE=%q and K8S_POD_NAME=%q must both be given: policy goes by them (enforcement is %q)",
-			pod.Namespace, pod.Name, c.Enforcement), "")
 	}
 	id := endpoint.ID(args.ContainerID, args.IfName)
 	if err := endpoint.CheckID(id); err != nil {

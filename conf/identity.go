@@ -1,0 +1,82 @@
+package conf
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+)
+
+// Labels by which the Container Runtime Interface tells a pod's containers (k8s.io/kubelet, pkg/types/labels.go).
+const (
+	namespaceLabel = "io.kubernetes.pod.namespace"
+	nameLabel      = "io.kubernetes.pod.name"
+	uidLabel       = "io.kubernetes.pod.uid"
+)
+
+// Identify completes what CNI_ARGS say of which pod it is. Runtimes without Kubernetes pass less than all, or nothing: podman
+// the name, nerdctl nothing. What is missing comes from args.cni of the configuration, from K8S_POD_NAMESPACE, K8S_POD_NAME and
+// K8S_POD_UID there, and then from labels (CNI's CONVENTIONS.md, "args in network config").
+func (c *NetConf) Identify(args Args) (Args, error) {
+	cni := c.identity
+	labels, err := readLabels(cni.Labels)
+	missing := args.Namespace == "" || args.Name == ""
+	if err != nil && missing && (cni.Namespace == "" || cni.Name == "") {
+		return args, invalid("args.cni.labels", string(cni.Labels), err.Error())
+	}
+	for _, f := range []struct {
+		into       *string
+		key, value string
+		label      string
+	}{
+		{&args.Namespace, "args.cni.K8S_POD_NAMESPACE", cni.Namespace, namespaceLabel},
+		{&args.Name, "args.cni.K8S_POD_NAME", cni.Name, nameLabel},
+		{&args.UID, "args.cni.K8S_POD_UID", cni.UID, uidLabel},
+	} {
+		key, value := f.key, f.value
+		if value == "" {
+			key, value = "args.cni.labels: "+f.label, labels[f.label]
+		}
+		if *f.into != "" || value == "" {
+			continue
+		}
+		if !isObjectName(value) {
+			return args, invalid(key, fmt.Sprintf("%.80q", value), "is no Kubernetes name")
+		}
+		*f.into = value
+	}
+	if c.Enforcement != Off && (args.Namespace == "" || args.Name == "") {
+		return args, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf(
+			"the runtime doesn't say which pod this is: K8S_POD_NAMESPACE is %q and K8S_POD_NAME %q in CNI_ARGS, and policy goes by them "+
+				"(enforcement is %q); write both into args.cni of the network configuration, or as the labels %s and %s into args.cni.labels",
+			args.Namespace, args.Name, c.Enforcement, namespaceLabel, nameLabel),
+			"kubelet's runtimes pass both; podman passes the name alone, nerdctl neither; with enforcement off there is no policy")
+	}
+	return args, nil
+}
+
+// readLabels reads a list of {"key", "value"}, as CNI's conventions have it, or an object.
+func readLabels(raw json.RawMessage) (map[string]string, error) {
+	labels := map[string]string{}
+	if len(raw) == 0 {
+		return labels, nil
+	}
+	var list []struct {
+		Key   string `json:"key"`
+		Value string `json:"value"`
+	}
+	if json.Unmarshal(raw, &list) == nil {
+		for _, l := range list {
+			labels[l.Key] = l.Value
+		}
+		return labels, nil
+	}
+	if err := json.Unmarshal(raw, &labels); err != nil {
+		return nil, fmt.Errorf(`must be a list of {"key", "value"}`)
+	}
+	return labels, nil
+}
+
+// isObjectName says whether a name is fit for records, set comments and log lines. Which pods there are the source knows.
+func isObjectName(s string) bool { return !strings.ContainsFunc(s, unprintable) && len(s) <= 253 }
