@@ -43,7 +43,7 @@ type Objects struct {
 
 // Unenforced are policies that are there and that weir doesn't enforce.
 type Unenforced struct {
-	Kind string `json:"kind"` // with its group, such as CiliumNetworkPolicy.cilium.io
+	Kind string `json:"kind"` // with its group, such as CiliumNetworkPolicy.cilium.io; empty if it isn't known which there are
 	// Where says which they are: a file's document, or an API server.
 	Where string `json:"where"`
 	// Count is how many there are; 0 if that isn't known.
@@ -52,6 +52,9 @@ type Unenforced struct {
 
 // String is one line for a log.
 func (u Unenforced) String() string {
+	if u.Kind == "" {
+		return u.Where
+	}
 	return fmt.Sprintf("%s is a kind of policy that weir doesn't enforce: %s", u.Kind, u.Where)
 }
 

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"net/http"
 	"slices"
 	"strconv"
@@ -142,7 +143,7 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	c.problems(s.Problems, gauge, gauges)
 	unenforced := map[string]int{}
 	for _, u := range s.Unenforced {
-		unenforced[u.Kind] += max(u.Count, 1)
+		unenforced[cmp.Or(u.Kind, "unknown")] += max(u.Count, 1)
 	}
 	gauges(unenforcedDesc, unenforced)
 	c.endpoints(s.Pods, gauge)

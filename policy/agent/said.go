@@ -81,22 +81,22 @@ func (a *agent) reportFiles() {
 
 // reportUnenforced logs policies that are there and that weir doesn't enforce, when they come and when they go.
 func (a *agent) reportUnenforced() {
+	if a.objects == nil {
+		return
+	}
 	var now []policy.Unenforced
-	if a.objects != nil {
-		now = slices.Clone(a.objects.Unenforced)
+	for _, u := range a.objects.Unenforced {
+		now = append(now, policy.Unenforced{Kind: policy.Excerpt(u.Kind), Where: policy.Excerpt(u.Where), Count: u.Count})
 	}
-	for i := range now {
-		now[i].Kind, now[i].Where = policy.Excerpt(now[i].Kind), policy.Excerpt(now[i].Where)
-	}
-	for _, u := range now {
-		if !slices.Contains(a.unenforced, u) {
-			a.Log.Warn("a policy is there that weir doesn't enforce", "kind", u.Kind, "where", u.Where)
+	log := func(say func(string, ...any), msg string, list, except []policy.Unenforced) {
+		for _, u := range list {
+			same := func(o policy.Unenforced) bool { return o.Kind == u.Kind && o.Where == u.Where }
+			if !slices.ContainsFunc(except, same) {
+				say(msg, "kind", u.Kind, "where", u.Where)
+			}
 		}
 	}
-	for _, u := range a.unenforced {
-		if !slices.Contains(now, u) {
-			a.Log.Info("no longer: a policy is there that weir doesn't enforce", "kind", u.Kind, "where", u.Where)
-		}
-	}
+	log(a.Log.Warn, "there may be a policy that weir doesn't enforce", now, a.unenforced)
+	log(a.Log.Info, "no longer: there may be a policy that weir doesn't enforce", a.unenforced, now)
 	a.unenforced = now
 }

@@ -20,6 +20,9 @@ type contact struct {
 func (s *Source) Transport(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(r *http.Request) (*http.Response, error) {
 		resp, err := next.RoundTrip(r)
+		if r.Context().Value(aside{}) != nil {
+			return resp, err
+		}
 		q := r.URL.Query()
 		ofWatch := q.Has("watch") || q.Has("resourceVersion") || q.Has("limit") // a watch begins with a list
 		if !ofWatch || (err != nil && r.Context().Err() != nil) {

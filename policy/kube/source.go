@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -30,6 +31,9 @@ type Source struct {
 	Log    *slog.Logger
 	// Node is the name of this node's Node.
 	Node string
+
+	// unenforced are policies of other kinds; nil until somebody has looked.
+	unenforced atomic.Pointer[[]policy.Unenforced]
 
 	contact    contact
 	published  published
@@ -139,12 +143,17 @@ func (s *Source) Run(ctx context.Context, update func(*policy.Objects, error)) e
 		return nil // ctx has ended
 	}
 	notify() // there may be nothing at all
+	go s.survey(ctx, notify)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
-			update(v.objects(), nil)
+			o := v.objects()
+			if u := s.unenforced.Load(); u != nil {
+				o.Unenforced = *u
+			}
+			update(o, nil)
 		}
 	}
 }

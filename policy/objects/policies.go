@@ -6,12 +6,9 @@ import "strings"
 // the end of their group.
 var policyKinds = map[string][]string{
 	"cilium.io":                        {"CiliumEgressGatewayPolicy", "CiliumLocalRedirectPolicy"},
-	"projectcalico.org":                {"HostEndpoint", "Tier"},
 	"k8s.ovn.org":                      {"EgressFirewall"},
 	"network.openshift.io":             {"EgressFirewall"},
 	"ingressnodefirewall.openshift.io": {"IngressNodeFirewall", "IngressNodeFirewallNodeState"},
-	"antrea.io":                        {"Tier"},
-	"antrea.tanzu.vmware.com":          {"Tier"},
 	"nsx.vmware.com":                   {"SecurityPolicy"},
 	"kubeovn.io":                       {"SecurityGroup"},
 	"istio.io":                         {"AuthorizationPolicy"},
@@ -22,7 +19,6 @@ var policyKinds = map[string][]string{
 	"kubearmor.com":                    {"KubeArmorPolicy", "KubeArmorClusterPolicy", "KubeArmorHostPolicy"},
 	"neuvector.com":                    {"NvSecurityRule", "NvClusterSecurityRule", "NvGroupDefinition"},
 	"otterize.com":                     {"ClientIntents"},
-	"networking.k8s.aws":               {"PolicyEndpoint"},
 }
 
 // IsPolicy says whether objects of the kind are policies of which packets pass, other than networking.k8s.io's
