@@ -124,8 +124,9 @@ var loopback = map[conf.Family]netip.Prefix{
 	conf.IPv4: netip.MustParsePrefix("127.0.0.0/8"), conf.IPv6: netip.MustParsePrefix("::1/128"),
 }
 
-// toLoopback drops what goes to the node's loopback addresses from the links that the rule means. The kernel drops that
-// too, until somebody sets route_localnet, as portmap does with the first hostPort. A rule of somebody's that translates a
+// toLoopback drops packets to the node's loopback addresses from the links that the rule means. The kernel drops them
+// too, until somebody sets route_localnet, as portmap does with the first hostPort; what claims to come from a loopback
+// address it drops in any case. A rule of somebody's that translates a
 // destination to a loopback address means it to be reached; policies judge it. It is the rule that kubelet has in filter
 // INPUT (KUBE-FIREWALL; CVE-2020-8558).
 func toLoopback(f conf.Family, r Rule) Rule {

@@ -4,8 +4,11 @@
 package packettest
 
 import (
+	"fmt"
+	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -30,13 +33,14 @@ type Node struct {
 	bridge   *bridge.Bridge
 	networks map[conf.Family]endpoint.Address // without Addr
 	hosts    map[netip.Addr]*host
-	last     uint32 // number of the last packet
+	bridged  map[string][]neighbour // by the bridge of another plugin's
+	last     uint32                 // number of the last packet
 }
 
 // NewNode makes the node. networks are where its pods live, one of a family, each with its gateway.
 func NewNode(t testing.TB, networks []endpoint.Address, ports ...uint16) *Node {
 	t.Helper()
-	n := &Node{TB: t, Ports: ports, outside: nodetest.Outside(t), networks: map[conf.Family]endpoint.Address{}, hosts: map[netip.Addr]*host{}}
+	n := &Node{TB: t, Ports: ports, outside: nodetest.Outside(t), networks: map[conf.Family]endpoint.Address{}, hosts: map[netip.Addr]*host{}, bridged: map[string][]neighbour{}}
 	var err error
 	if n.Driver, err = kernel.Open(t.Context()); err != nil {
 		t.Fatal(err)
@@ -86,6 +90,65 @@ func (n *Node) AddPod(name string, addrs ...netip.Addr) {
 	for _, addr := range addrs {
 		n.addHost(path, addr)
 	}
+}
+
+// AddPodBehind attaches a pod as another plugin would: with a veth pair whose end on the node is hostIf, which the node
+// routes (ptp), or which is on the bridge. Pods on one bridge know each other, and speak through it without the node's help.
+func (n *Node) AddPodBehind(bridgeIf, hostIf, name string, addrs ...netip.Addr) {
+	n.Helper()
+	path := nodetest.NewNS(n, name)
+	mac := bridge.PodMAC(n.addresses(addrs)).String()
+	run := func(command string, args ...any) {
+		n.Helper()
+		f := strings.Fields(fmt.Sprintf(command, args...))
+		nodetest.Run(n, f[0], f[1:]...)
+	}
+	run("ip link add %s type veth peer name eth0 address %s netns %s", hostIf, mac, name)
+	onNode, sees := hostIf, hostIf
+	if bridgeIf != "" {
+		if _, err := net.InterfaceByName(bridgeIf); err != nil {
+			run("ip link add %s address 02:00:00:00:01:00 type bridge nf_call_iptables 1 nf_call_ip6tables 1", bridgeIf)
+			run("ip link set %s up", bridgeIf)
+		}
+		run("ip link set %s master %s", hostIf, bridgeIf)
+		onNode, sees = bridgeIf, bridgeIf
+	}
+	run("ip link set %s up", hostIf)
+	run("ip -n %s link set lo up", name)
+	run("ip -n %s link set eth0 up", name)
+	link, err := net.InterfaceByName(sees)
+	if err != nil {
+		n.Fatal(err)
+	}
+	for _, addr := range addrs {
+		gateway := n.networks[conf.FamilyOf(addr)].Gateway
+		nodad := map[conf.Family]string{conf.IPv6: "nodad"}[conf.FamilyOf(addr)]
+		run("ip -n %s addr add %s dev eth0 %s", name, addr, nodad)
+		run("ip -n %s neigh add %s lladdr %s dev eth0 nud permanent", name, gateway, link.HardwareAddr)
+		run("ip -n %s route add %s dev eth0", name, gateway)
+		run("ip -n %s route add default via %s dev eth0 src %s", name, gateway, addr)
+		run("ip route add %s dev %s", addr, onNode)
+		run("ip neigh replace %s lladdr %s dev %s nud permanent", addr, mac, onNode)
+		for _, other := range n.bridged[bridgeIf] {
+			if bridgeIf == "" || conf.FamilyOf(other.addr) != conf.FamilyOf(addr) {
+				continue
+			}
+			for _, pair := range [][2]neighbour{{{name, mac, addr}, other}, {other, {name, mac, addr}}} {
+				run("ip -n %s route add %s dev eth0", pair[0].netns, pair[1].addr)
+				run("ip -n %s neigh add %s lladdr %s dev eth0 nud permanent", pair[0].netns, pair[1].addr, pair[1].mac)
+			}
+		}
+	}
+	for _, addr := range addrs {
+		n.bridged[bridgeIf] = append(n.bridged[bridgeIf], neighbour{name, mac, addr})
+		n.addHost(path, addr)
+	}
+}
+
+// neighbour is an address on a bridge.
+type neighbour struct {
+	netns, mac string
+	addr       netip.Addr
 }
 
 // DelPod detaches the pod.

@@ -64,7 +64,15 @@ func randomNode(t *testing.T) *Node {
 	}
 	n := NewNode(t, networks, 1, 79, 80, 81, 82, 83, 84, 85, 86, 442, 443, 444, 445, 446, 65535)
 	for i := range 8 {
-		n.AddPod(fmt.Sprint("p", i), here[conf.IPv4], here[conf.IPv6])
+		name, hostIf := fmt.Sprint("p", i), fmt.Sprint("veth", i)
+		switch policytest.KindOf(i) {
+		case policytest.OnWeir:
+			n.AddPod(name, here[conf.IPv4], here[conf.IPv6])
+		case policytest.OnLink:
+			n.AddPodBehind("", hostIf, name, here[conf.IPv4], here[conf.IPv6])
+		case policytest.OnBridge:
+			n.AddPodBehind(policytest.Bridge, hostIf, name, here[conf.IPv4], here[conf.IPv6])
+		}
 		for _, f := range conf.Families {
 			n.AddOutside(elsewhere[f])
 			here[f], elsewhere[f] = here[f].Next(), elsewhere[f].Next()
