@@ -32,11 +32,21 @@ func (t table) refuses(rule string, depth int) bool {
 		if t.refuses(l, depth+1) {
 			return true
 		}
-		if _, target, ok := unconditional(l); !ok || !slices.Contains(logs, target) {
+		if !t.idle(l, depth+1) {
 			return false
 		}
 	}
 	return false
+}
+
+// idle says of a rule that it does nothing with packets but tell of them: it logs, or jumps to a chain without more than that.
+func (t table) idle(rule string, depth int) bool {
+	_, target, ok := unconditional(rule)
+	if !ok || depth > maxDepth {
+		return false
+	}
+	rules, chain := t.rules[target]
+	return slices.Contains(logs, target) || chain && !slices.ContainsFunc(rules, func(l string) bool { return !t.idle(l, depth+1) })
 }
 
 // logs are the targets that only tell of a packet.

@@ -302,12 +302,14 @@ func TestAcceptsAheadOfWhatRefusesAll(t *testing.T) {
 		"a chain that logs and refuses all":    {[]string{drop, "-g X"}, []string{"-j LOG --log-prefix x", reject}, "-I FORWARD 2 " + jump},
 		"a chain that refuses some in between": {[]string{"-j X"}, []string{drop, reject}, "-A FORWARD " + jump},
 		"a chain that goes nowhere":            {[]string{"-j X"}, nil, "-A FORWARD " + jump},
+		"a chain by way of empty ones":         {[]string{"-j X"}, []string{"-j EMPTY", "-j EMPTY", "-j DROP"}, "-I FORWARD 1 " + jump},
+		"a chain by way of one that accepts":   {[]string{"-j X"}, []string{"-j SOME", "-j DROP"}, "-A FORWARD " + jump},
 		"chains in a circle":                   {[]string{"-j X"}, []string{"-j X"}, "-A FORWARD " + jump},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := stateOf(want)
 			rules := s.tables[conf.IPv4]["filter"].rules
-			rules["FORWARD"], rules["X"] = tc.forward, tc.chain
+			rules["FORWARD"], rules["X"], rules["EMPTY"], rules["SOME"] = tc.forward, tc.chain, nil, []string{"-i eth0 -j ACCEPT"}
 			got := makePlan(s, want).restore[conf.IPv4]
 			if tc.want == "" && got != "" || !strings.Contains(got, tc.want) {
 				t.Errorf("want %q:\n%s", tc.want, got)

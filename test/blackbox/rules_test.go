@@ -305,19 +305,32 @@ func loopback(t *testing.T, plugin string) {
 	n.Reach(attacker, "10.96.0.99:80", true)
 }
 
-// TestForwardThatRefusesAll: images end filter FORWARD in a rule that rejects all. What policies let through passes, and what
-// somebody refuses ahead of that rule is refused.
 func TestForwardThatRefusesAll(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
+	forwardThatRefusesAll(t, "nft")
+}
+
+func TestForwardThatRefusesAllLegacy(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	forwardThatRefusesAll(t, "legacy")
+}
+
+// forwardThatRefusesAll: images end filter FORWARD in a rule that rejects all. What policies let through passes, and what
+// somebody refuses ahead of that rule is refused.
+func forwardThatRefusesAll(t *testing.T, flavour string) {
+	t.Helper()
 	n := nodetest.NewNode(t, dual)
 	nodetest.Run(t, "ip", "-n", "outside", "route", "add", "10.88.0.0/24", "via", "192.0.2.2")
+	four, six := "iptables-"+flavour, "ip6tables-"+flavour
 	iptables(t,
-		"iptables -A FORWARD -p tcp --dport 8081 -j DROP",
-		"iptables -A FORWARD -j REJECT --reject-with icmp-host-prohibited",
-		"ip6tables -N ufw-reject-forward", "ip6tables -A ufw-reject-forward -j REJECT",
-		"ip6tables -A FORWARD -j ufw-reject-forward",
+		four+" -A FORWARD -p tcp --dport 8081 -j DROP",
+		four+" -A FORWARD -j REJECT --reject-with icmp-host-prohibited",
+		six+" -N ufw-reject-forward", six+" -A ufw-reject-forward -j REJECT",
+		six+" -A FORWARD -j ufw-reject-forward",
 	)
 	n.Manifest("cluster.yaml", isolated)
 	n.StartAgent()
@@ -336,10 +349,8 @@ func TestForwardThatRefusesAll(t *testing.T) {
 		n.ReachFrom(n.Outside, server.IP+":80", true)
 	}
 	reach()
-	iptables(t, "iptables -I FORWARD 1 -j REJECT", "iptables -D FORWARD 1") // which the agent takes in its stride
-	reach()
 	// As a firewall's own script writes the chain anew while weir runs.
-	iptables(t, "iptables -F FORWARD", "iptables -A FORWARD -p tcp --dport 8081 -j DROP", "iptables -A FORWARD -j REJECT")
+	iptables(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP", four+" -A FORWARD -j REJECT")
 	reach()
 }
 

@@ -1,0 +1,46 @@
+package conntrack
+
+import (
+	"net"
+	"testing"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// TestTranslated: a connection whose destination, or its port alone, was translated is told from one that went where it was
+// sent to.
+func TestTranslated(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	nodetest.Run(t, "iptables", "-t", "nat", "-A", "OUTPUT", "-d", "127.0.0.1", "-p", "tcp", "--dport", "81", "-j", "REDIRECT", "--to-ports", "80")
+	l, err := net.Listen("tcp4", "127.0.0.1:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	want := map[int]bool{} // by the client's port
+	for address, translated := range map[string]bool{"127.0.0.1:80": false, "127.0.0.1:81": true} {
+		conn, err := nodetest.Dial(t, nodetest.Self, "tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		want[conn.LocalAddr().(*net.TCPAddr).Port] = translated
+	}
+	seen := 0
+	for c, err := range All() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if translated, ok := want[int(parseTuple(c.tuple).sport)]; ok {
+			seen++
+			if c.Translated != translated || c.Port != 80 {
+				t.Errorf("%+v: want translated %v, to port 80", c, translated)
+			}
+		}
+	}
+	if seen != len(want) {
+		t.Errorf("%d of %d connections are in the table", seen, len(want))
+	}
+}
