@@ -16,6 +16,16 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
+const (
+	// headerTimeout bounds how long a request may take to come, answerTimeout how long its answer may take to go, and
+	// idleTimeout how long a connection is kept for the next one.
+	headerTimeout = 5 * time.Second
+	answerTimeout = 30 * time.Second
+	idleTimeout   = 10 * time.Second
+	// healthConnections is how many there may be for health checks and metrics: kubelet and a few Prometheus ask one by one.
+	healthConnections = 32
+)
+
 // servers are the agent's two: the socket for the plugin and weirctl, and health checks and metrics for kubelet and Prometheus.
 type servers struct {
 	serve []func() error
@@ -69,7 +79,7 @@ func (a *agent) listen(ctx context.Context) (*servers, error) {
 	api.HandleFunc("GET "+endpoint.StatusPath, func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, a.status.Load().Status)
 	})
-	s.add(socket, api)
+	s.add(socket, &http.Server{Handler: api, ReadHeaderTimeout: headerTimeout})
 	if a.HealthAddress == "" {
 		return s, nil
 	}
@@ -82,12 +92,14 @@ func (a *agent) listen(ctx context.Context) (*servers, error) {
 	health.HandleFunc("GET /healthz", a.serveHealth)
 	health.HandleFunc("GET /readyz", a.serveReady)
 	health.Handle("GET /metrics", a.metrics.handler())
-	s.add(tcp, health)
+	s.add(&bounded{Listener: tcp, most: healthConnections}, &http.Server{
+		Handler: health, ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout, WriteTimeout: answerTimeout, IdleTimeout: idleTimeout,
+		MaxHeaderBytes: 8 << 10,
+	})
 	return s, nil
 }
 
-func (s *servers) add(l net.Listener, h http.Handler) {
-	server := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
+func (s *servers) add(l net.Listener, server *http.Server) {
 	s.serve = append(s.serve, func() error {
 		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve on %s: %w", l.Addr(), err)

@@ -1,0 +1,50 @@
+package agent
+
+import (
+	"net"
+	"slices"
+	"sync"
+)
+
+// bounded is a listener whose connections are bounded in number. One more ends the one that has been open the longest, so
+// that who holds many open keeps nobody else out.
+type bounded struct {
+	net.Listener
+	most int
+
+	mu   sync.Mutex
+	open []*boundedConn
+}
+
+type boundedConn struct {
+	net.Conn
+	listener *bounded
+}
+
+// Accept implements net.Listener.
+func (b *bounded) Accept() (net.Conn, error) {
+	conn, err := b.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	c := &boundedConn{conn, b}
+	b.mu.Lock()
+	b.open = append(b.open, c)
+	var oldest *boundedConn
+	if len(b.open) > b.most {
+		oldest = b.open[0]
+	}
+	b.mu.Unlock()
+	if oldest != nil {
+		_ = oldest.Close() // its server notices, and has no answer to give any more
+	}
+	return c, nil
+}
+
+// Close implements net.Conn.
+func (c *boundedConn) Close() error {
+	c.listener.mu.Lock()
+	c.listener.open = slices.DeleteFunc(c.listener.open, func(o *boundedConn) bool { return o == c })
+	c.listener.mu.Unlock()
+	return c.Conn.Close()
+}

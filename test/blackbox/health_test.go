@@ -1,0 +1,83 @@
+package blackbox
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+const healthAddress = "127.0.0.1:6786"
+
+// asked is a connection on which one question was answered, and which was kept open.
+func asked(t *testing.T) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", healthAddress)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if _, err := fmt.Fprintf(conn, "GET /healthz HTTP/1.1\r\nHost: weir\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil || answer.StatusCode != http.StatusOK {
+		t.Fatalf("/healthz: %v", err)
+	}
+	_ = answer.Body.Close()
+	return conn
+}
+
+// hungUp says whether the agent has ended the connection, or does so within that time.
+func hungUp(t *testing.T, conn net.Conn, within time.Duration) bool {
+	t.Helper()
+	if err := conn.SetReadDeadline(time.Now().Add(within)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := conn.Read(make([]byte, 1))
+	return err != nil && !errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// TestIdleHealthConnectionsEnd: who asks and then says nothing doesn't hold a connection for good.
+func TestIdleHealthConnectionsEnd(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.StartAgent()
+	if conn := asked(t); !hungUp(t, conn, 20*time.Second) {
+		t.Error("an idle connection is still open after 20 seconds")
+	}
+}
+
+// TestHealthConnectionsAreBounded: however many are opened, few stay, and kubelet's probe is answered beside them.
+func TestHealthConnectionsAreBounded(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.StartAgent()
+	var all []net.Conn
+	for range 300 {
+		all = append(all, asked(t))
+	}
+	asked(t) // kubelet's
+	open := 0
+	for _, conn := range all {
+		if !hungUp(t, conn, time.Millisecond) {
+			open++
+		}
+	}
+	if open > 64 {
+		t.Errorf("of 300 connections %d are open", open)
+	}
+}
