@@ -116,7 +116,7 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 		return
 	}
 	n := newNode(t)
-	if err := RepairGuard(func() ([]Sender, error) { return nil, nil }); err != nil {
+	if _, _, err := RepairGuard(func() ([]Sender, error) { return nil, nil }); err != nil {
 		t.Fatal(err)
 	}
 	p := n.pod("a", "10.88.0.2")
@@ -132,7 +132,7 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 	if err := Allow(leftover); err != nil {
 		t.Fatal(err)
 	}
-	if err := RepairGuard(func() ([]Sender, error) { return []Sender{p.Sender()}, nil }); err != nil {
+	if _, _, err := RepairGuard(func() ([]Sender, error) { return []Sender{p.Sender()}, nil }); err != nil {
 		t.Fatal(err)
 	}
 	if ok, err := Allowed(leftover); ok || err != nil {
@@ -170,7 +170,7 @@ func TestTheGuardIsRepaired(t *testing.T) {
 		"nft flush chain bridge weir ports", "nft delete table bridge weir", "nft flush ruleset",
 	} {
 		nodetest.Run(t, "sh", "-c", c)
-		if err := RepairGuard(func() ([]Sender, error) { return []Sender{p}, nil }); err != nil {
+		if _, _, err := RepairGuard(func() ([]Sender, error) { return []Sender{p}, nil }); err != nil {
 			t.Fatalf("after %s: %v", c, err)
 		}
 		if got := rules(); got != whole {
@@ -183,7 +183,7 @@ func TestTheGuardIsRepaired(t *testing.T) {
 	closed := rules()
 	nodetest.Run(t, "nft", "flush", "ruleset")
 	unknown := errors.New("the records can't be read")
-	if err := RepairGuard(func() ([]Sender, error) { return nil, unknown }); !errors.Is(err, unknown) {
+	if _, _, err := RepairGuard(func() ([]Sender, error) { return nil, unknown }); !errors.Is(err, unknown) {
 		t.Errorf("without knowing who may send: %v", err)
 	}
 	if got := rules(); got != closed {

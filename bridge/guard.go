@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
@@ -40,6 +41,16 @@ type Sender struct {
 	HostIf    string
 	MAC       net.HardwareAddr
 	Addresses []endpoint.Address
+}
+
+// Command is the shell command that lets the port send under its name.
+func (s Sender) Command() string {
+	var all []string
+	for _, a := range s.Addresses {
+		all = append(all, fmt.Sprintf("nft add element bridge %s %s '{ %s . %s . %s }'",
+			guardTable, guardSets[conf.FamilyOf(a.Addr)], s.HostIf, s.MAC, a.Addr))
+	}
+	return strings.Join(all, "; ")
 }
 
 // elements of the families' sets.
@@ -191,44 +202,51 @@ func key(hostIf string, mac net.HardwareAddr, addr netip.Addr) []byte {
 // without. current tells who may send; it is asked after the set was read, and because a port's record is written before
 // its entry and removed after it, an entry that nobody tells of by then is a leftover. Where nothing is to be done nothing
 // is touched: the counter goes on. If it can't be known who may send, the rules are made nevertheless, and the sets stay.
-func RepairGuard(current func() ([]Sender, error)) error {
+// It returns whom the sets lacked, and whether the rules did not stand.
+func RepairGuard(current func() ([]Sender, error)) (lacked []Sender, fell bool, err error) {
 	conn, err := nftables.New()
 	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
+		return nil, false, fmt.Errorf("open nftables: %w", err)
 	}
+	fell = !guardStands(conn)
 	has, err := allowed(conn)
 	var allow []Sender
 	if err == nil {
 		allow, err = current()
 	}
 	if err != nil {
-		if !guardStands(conn) {
+		if fell {
 			err = errors.Join(err, makeGuard(nil))
 		}
-		return err
+		return nil, fell, err
 	}
 	missing := elements{}
 	for _, s := range allow {
+		lacks := false
 		for f, list := range s.elements() {
 			for _, e := range list {
 				if !has[f][string(e.Key)] {
 					missing[f] = append(missing[f], e)
+					lacks = true
 				}
 				delete(has[f], string(e.Key))
 			}
 		}
+		if lacks {
+			lacked = append(lacked, s)
+		}
 	}
-	if len(missing) > 0 || !guardStands(conn) {
+	if len(missing) > 0 || fell {
 		if err := makeGuard(missing); err != nil {
-			return err
+			return nil, false, err
 		}
 	}
 	for f, stale := range has {
 		for k := range stale {
 			if err := forbid(conn, f, nftables.SetElement{Key: []byte(k)}); err != nil {
-				return fmt.Errorf("clear a leftover from the guard: %w", err)
+				return lacked, fell, fmt.Errorf("clear a leftover from the guard: %w", err)
 			}
 		}
 	}
-	return nil
+	return lacked, fell, nil
 }

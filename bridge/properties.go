@@ -24,10 +24,12 @@ const (
 	KindPort       Kind = "port"
 	KindForwarding Kind = "forwarding"
 	KindNeighbour  Kind = "neighbour"
+	KindGuard      Kind = "guard" // RepairGuard's
+	KindOverlay    Kind = "overlay"
 )
 
 // Kinds are all of them.
-var Kinds = []Kind{KindSysctl, KindBridge, KindAddress, KindRoute, KindPort, KindForwarding, KindNeighbour}
+var Kinds = []Kind{KindSysctl, KindBridge, KindAddress, KindRoute, KindPort, KindForwarding, KindNeighbour, KindGuard, KindOverlay}
 
 // Pod is an attachment of weir's own whose pair is made.
 type Pod struct {

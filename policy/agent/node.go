@@ -3,12 +3,14 @@ package agent
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"os"
 	"slices"
 
+	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/overlay"
@@ -76,8 +78,11 @@ func (a *agent) reach(verify kernel.Verify) error {
 	}
 	if err == nil {
 		a.reportMoves(a.reached, a.plan)
+		if changed { // the tunnel may be new
+			err = bridge.RemoveUnasked(a.links)
+		}
 		a.reached = a.plan
-		err = a.writeConflist(ways)
+		err = errors.Join(err, a.writeConflist(ways))
 	}
 	a.faults.set(partNodes, err)
 	return err

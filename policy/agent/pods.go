@@ -17,7 +17,8 @@ func (a *agent) guard(verify kernel.Verify) error {
 	if verify != kernel.All && !a.lastSync.IsZero() {
 		return nil
 	}
-	return bridge.RepairGuard(func() ([]bridge.Sender, error) {
+	attaching := map[string]bool{} // ports that an ADD is still making: it puts their entries in
+	lacked, fell, err := bridge.RepairGuard(func() ([]bridge.Sender, error) {
 		// The records on disk, not those the loop has heard of: a pod may have come since. One that can't be read is
 		// reported elsewhere, and its pod may send nothing.
 		records, err := endpoint.List()
@@ -30,10 +31,25 @@ func (a *agent) guard(verify kernel.Verify) error {
 			if err != nil || e.Chained { // whose link is another plugin's
 				continue
 			}
+			busy, err := endpoint.Busy(e.ID())
+			attaching[e.HostIf] = busy || err != nil
 			all = append(all, bridge.Sender{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses})
 		}
 		return all, nil
 	})
+	var found []repair
+	if fell {
+		found = append(found, repair{"the guard's rules were not as they should be", "weir-agent run"})
+	}
+	for _, s := range lacked {
+		if !attaching[s.HostIf] {
+			found = append(found, repair{"the guard did not let port " + s.HostIf + " send as " + s.MAC.String(), s.Command()})
+		}
+	}
+	if !a.lastSync.IsZero() { // else it may never have been there
+		a.noteRepair(bridge.KindGuard, found)
+	}
+	return err
 }
 
 // open brings up the links of pods that started while no agent was there (enforcement "closed"), once they are in their

@@ -90,6 +90,8 @@ func (a *agent) keepNode(ctx context.Context) error {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	defer links.Close()
+	// These the agent sets up itself, before any pod comes. What fails the first look reports.
+	_ = errors.Join(bridge.SetReassembly(), bridge.RemoveUnasked(links))
 	watching := make(chan error, 1)
 	go func() { watching <- bridge.WatchNode(ctx, a.upkeep.notice) }()
 	resync := time.NewTicker(a.Resync)
@@ -165,11 +167,11 @@ func (u *upkeep) properties(k *nodeKnowledge, memory uint64, records []endpoint.
 func (a *agent) takeUpkeep(found []bridge.Difference, err error) event {
 	return func() kernel.Verify {
 		errs := []error{err}
-		failed, repaired := map[bridge.Kind]int{}, map[bridge.Kind][]bridge.Difference{}
+		failed, repaired := map[bridge.Kind]int{}, map[bridge.Kind][]repair{}
 		for _, d := range found {
 			kind := d.Property.Kind()
 			if d.Failed == nil {
-				repaired[kind] = append(repaired[kind], d)
+				repaired[kind] = append(repaired[kind], repair{d.Was.Error(), d.Property.Command()})
 				continue
 			}
 			errs = append(errs, d)
@@ -185,19 +187,25 @@ func (a *agent) takeUpkeep(found []bridge.Difference, err error) event {
 	}
 }
 
+// repair is one thing that was put right: how it was found, and the command that does the same.
+type repair struct{ was, command string }
+
 // noteRepair counts what of the kind was put right, and says how it was found.
-func (a *agent) noteRepair(kind bridge.Kind, repaired []bridge.Difference) {
+func (a *agent) noteRepair(kind bridge.Kind, repaired []repair) {
+	if len(repaired) == 0 {
+		return
+	}
 	a.metrics.nodeRepairs.WithLabelValues(string(kind)).Add(float64(len(repaired)))
 	a.stats.NodeRepairs += len(repaired)
 	var was []string
 	for _, d := range repaired[:min(len(repaired), namedRepairs)] {
-		was = append(was, d.Was.Error())
+		was = append(was, d.was)
 	}
 	if more := len(repaired) - namedRepairs; more > 0 {
 		was = append(was, fmt.Sprintf("and %d more", more))
 	}
 	r := report.NodeRepair{
-		Time: time.Now(), What: string(kind), Count: len(repaired), Was: strings.Join(was, ", "), Command: repaired[0].Property.Command(),
+		Time: time.Now(), What: string(kind), Count: len(repaired), Was: strings.Join(was, ", "), Command: repaired[0].command,
 	}
 	a.nodeRepairs = append(a.nodeRepairs, r)
 	a.nodeRepairs = a.nodeRepairs[max(0, len(a.nodeRepairs)-keptRepairs):]

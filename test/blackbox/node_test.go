@@ -296,3 +296,16 @@ func TestNodeThatCantBeRepaired(t *testing.T) {
 		t.Errorf("after it can be put right again: %v", err)
 	}
 }
+
+// TestGuardRepairsAreCounted: the spoof guard's rules and entries are among what weir sets up on a node.
+func TestGuardRepairsAreCounted(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newKeptNode(t)
+	port := n.port(n.server)
+	n.comesBack([]damage{
+		{"guard", "nft flush chain bridge weir ports", "nft list chain bridge weir ports | grep drop"},
+		{"guard", "nft flush set bridge weir senders4", "nft list set bridge weir senders4 | grep " + port},
+	})
+}
