@@ -1,10 +1,8 @@
 package policy
 
 import (
-	"fmt"
 	"slices"
-
-	"github.com/weir-net/weir/conf"
+	"strings"
 )
 
 // Bounds of what the kernel is given. They are far above what people write, and keep one object from costing a node so
@@ -18,10 +16,15 @@ const (
 	// 40,000 ipBlocks, but a few excepts can cut a block into many more networks than they are. Writing this many takes
 	// the kernel a second.
 	maxEntries = 1 << 17
-	// maxSets is how many sets the policies of one namespace may have on a node, not counting those that others' have made.
-	// The kernel has room for 65,533 (IPSET_INVALID_ID in include/uapi/linux/netfilter/ipset/ip_set.h), and while one state
-	// takes another's place those of both are there. The bound is a namespace's, so that no tenant takes the room of others.
-	maxSets = 1 << 12
+	// maxNodeRules, maxNodeSets and maxNodeEntries are how much of a node's kernel the policies of all its pods may take, the
+	// sets and chains of the pods' classes not counted, of which there are no more than pods. While one state takes another's
+	// place those of both are there.
+	//
+	// The kernel has room for 65,533 sets (IPSET_INVALID_ID in include/uapi/linux/netfilter/ipset/ip_set.h), others' among
+	// them. Writing so many rules takes iptables a second, and so many entries the kernel ten; an entry takes some 200 bytes.
+	maxNodeRules   = 1 << 15
+	maxNodeSets    = 1 << 13
+	maxNodeEntries = 1 << 20
 	// maxProblems is how many problems are told of one policy: who sees these knows enough, and 100,000 lines would
 	// hide those of other objects.
 	maxProblems = 50
@@ -55,31 +58,9 @@ func (s *size) bound(r rule, report func(field, format string, args ...any)) rul
 	return r
 }
 
-// filled makes a set that the policy's rules go by, if no other policy has made it. It says why there can't be such a set;
-// nobody is let through by it then.
-func (c *compiler) filled(iso isolation, name string, fill func() Set) (why string) {
-	if _, ok := c.sets[name]; ok {
-		return ""
-	}
-	if why, ok := c.overfull[name]; ok {
-		return why
-	}
-	if c.made[iso.namespace] == maxSets {
-		return fmt.Sprintf("its set would be one more than the %d that policies of a namespace may have on a node; nobody is let through by it", maxSets)
-	}
-	c.set(fill())
-	if n := len(c.sets[name].Entries); n > conf.MaxSetEntries {
-		delete(c.sets, name)
-		c.overfull[name] = fmt.Sprintf("means %d addresses, and a set holds %d; nobody is let through by it", n, conf.MaxSetEntries)
-		return c.overfull[name]
-	}
-	c.made[iso.namespace]++
-	return ""
-}
-
 // report says it of a policy once, however many classes the policy is in.
 func (c *compiler) report(iso isolation, field, why string) {
-	p := Problem{"NetworkPolicy " + iso.name, "spec." + field, why}
+	p := Problem{"NetworkPolicy " + strings.TrimSuffix(iso.name, maybeSuffix), "spec." + field, why}
 	if told := c.reported[iso.name]; len(told) < maxProblems && !slices.Contains(told, p) {
 		c.reported[iso.name] = append(told, p)
 		c.out.Problems = append(c.out.Problems, p)

@@ -57,10 +57,10 @@ func TestLargePolicies(t *testing.T) {
 	tooMany := let(policytest.Selectors(0, 1025))
 	tooMany[0].Spec.Ingress = append(tooMany[0].Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: anyone})
 	var sets []*networkingv1.NetworkPolicy
-	for i := range 5 {
+	for i := range 9 {
 		sets = append(sets, policytest.Letting(fmt.Sprint("big-", i), big, policytest.Selectors(1000*i, 1000)))
 	}
-	sets[4].Spec.Ingress[0].From = append(sets[4].Spec.Ingress[0].From, networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "other"}}})
+	sets[8].Spec.Ingress[0].From = append(sets[8].Spec.Ingress[0].From, networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "other"}}})
 	full := let(anyone)
 	full[0].Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{Ports: append(namedPorts(1), policytest.OddPorts(1)...)}}
 	broken := let(nil)
@@ -122,9 +122,9 @@ func TestLargePolicies(t *testing.T) {
 			},
 		},
 		{
-			name: "more sets than a namespace may have", policies: sets, rules: 4096, closed: "10.88.1.9>big:tcp:1 client>big:tcp:1",
+			name: "more sets than a node has room for", policies: sets, rules: 8191, closed: "10.88.1.9>big:tcp:1 client>big:tcp:1",
 			more:     []policy.Pod{{Namespace: "x", Name: "other", Labels: map[string]string{"app": "other"}, Addresses: []netip.Addr{netip.MustParseAddr("10.88.1.9")}}},
-			problems: []string{"NetworkPolicy x/big-4: spec.ingress[0].from["}, of: 50,
+			problems: []string{"NetworkPolicy x/big-8: spec.ingress[0].from["}, of: 50,
 		},
 		{
 			name: "100,000 broken ipBlocks", policies: broken, closed: "client>big:tcp:1 192.0.2.9>big:tcp:1",

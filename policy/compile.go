@@ -62,12 +62,23 @@ type Class struct {
 // enforcement.
 func Compile(state State) Ruleset {
 	policies := Parse(state.Policies, state.Parsed)
-	c := compiler{cluster: index(state), sets: map[string]Set{}, overfull: map[string]string{}, made: map[string]int{}, reported: map[string][]Problem{}}
+	c := compiler{
+		cluster: index(state), refused: state.Refused, room: nodeRoom(), sets: map[string]Set{}, supplies: map[string]*supply{},
+		rules: map[rulesOf][]Rule{}, reported: map[string][]Problem{},
+	}
 	c.out.Problems = slices.Concat(state.Problems, policies.problems, c.cluster.problems())
+	groups := map[Direction][]*group{}
+	var demands []*demand
+	for _, s := range []side{egress, ingress} {
+		groups[s.direction] = c.groups(s, policies.in)
+		demands = append(demands, c.demands(s, groups[s.direction], families(state))...)
+	}
+	slices.SortStableFunc(demands, func(a, b *demand) int { return cmp.Compare(a.iso.name, b.iso.name) })
+	c.supply(c.grant(demands))
 	for _, c.family = range families(state) {
 		c.base(state)
 		for _, s := range []side{egress, ingress} {
-			c.classes(s, policies.in)
+			c.classes(s, groups[s.direction])
 		}
 	}
 	slices.SortFunc(c.out.Chains, func(a, b Chain) int {
@@ -81,28 +92,57 @@ func Compile(state State) Ruleset {
 
 type compiler struct {
 	cluster  cluster
+	refused  Refused
+	room     amount
 	family   conf.Family // that is being compiled
 	sets     map[string]Set
-	overfull map[string]string    // sets that there can't be, and why
-	made     map[string]int       // how many sets each namespace's policies have brought along
+	supplies map[string]*supply   // that policies' rules would go by, by name
+	rules    map[rulesOf][]Rule   // that let through
 	reported map[string][]Problem // by policy
 	out      Ruleset
 }
 
-// classes makes one set and one chain for each class of the side, and the chain that dispatches to them.
-func (c *compiler) classes(s side, policies map[string][]isolation) {
-	type members struct {
-		key      string
-		policies alternatives
-		entries  []Entry
-		pods     []string
+// rulesOf names what a policy lets through in one direction and family.
+type rulesOf struct {
+	direction Direction
+	family    conf.Family
+	policy    string
+}
+
+// supply puts the rules and sets that the granted demands need where they are taken from.
+func (c *compiler) supply(granted []*demand) {
+	for _, d := range granted {
+		for _, r := range d.rules {
+			k := rulesOf{d.side.direction, r.family, d.iso.name}
+			c.rules[k] = append(c.rules[k], r.Rule)
+		}
+		for _, s := range d.sets {
+			set := c.refused.without(s.Set, func(_ Entry, why string) { c.report(d.iso, d.field(s), why) })
+			if _, ok := c.sets[s.Name]; !ok {
+				c.sets[s.Name] = worded(set)
+			}
+		}
 	}
-	byPolicies := map[string]*members{}
-	at := func(applied alternatives) *members {
+}
+
+// group is the pods of a class, of both families.
+type group struct {
+	key      string
+	policies alternatives
+	pods     []local
+}
+
+// groups are the endpoints by the policies that apply to them, the open ones last.
+//
+// Classes with more policies come first. A policy that comes moves pods to classes further ahead, and one that goes
+// takes its classes with it, so either way all its pods change class in the transaction that changes the rules.
+func (c *compiler) groups(s side, policies map[string][]isolation) []*group {
+	byPolicies := map[string]*group{}
+	at := func(applied alternatives) *group {
 		names := applied.names()
 		k := strings.Join(names, "\n") // no name has one, and it is quicker than key, for every pod
 		if byPolicies[k] == nil {
-			byPolicies[k] = &members{key: key(names...), policies: applied}
+			byPolicies[k] = &group{key: key(names...), policies: applied}
 		}
 		return byPolicies[k]
 	}
@@ -115,43 +155,62 @@ func (c *compiler) classes(s side, policies map[string][]isolation) {
 		if !e.known { // closed: in no class
 			continue
 		}
-		m := at(alternatives{nil})
+		g := at(alternatives{nil})
 		if e.Enforcement != conf.Off {
-			m = at(applied(s.direction, policies[e.Pod.Namespace], e.pods...))
+			g = at(applied(s.direction, policies[e.Pod.Namespace], e.pods...))
 		}
-		addrs := e.of(c.family)
-		for _, a := range addrs {
-			m.entries = append(m.entries, Entry{Element{Prefix: hostPrefix(a)}, e.Pod.String()})
+		g.pods = append(g.pods, e)
+	}
+	return slices.SortedFunc(maps.Values(byPolicies), func(a, b *group) int {
+		return cmp.Or(cmp.Compare(b.policies.count(), a.policies.count()), cmp.Compare(a.key, b.key))
+	})
+}
+
+// members are the pods of the group in the set, which is one of the family's.
+func (c *compiler) members(g *group, set string) (entries []Entry, pods []string) {
+	for _, e := range g.pods {
+		in := false
+		for _, a := range e.of(c.family) {
+			entry := Entry{Element{Prefix: hostPrefix(a)}, e.Pod.String()}
+			if why, refused := c.refused[Refusal{Family: c.family, Set: set, Element: entry.Element}]; refused {
+				c.out.Problems = append(c.out.Problems, Problem{"Pod " + e.Pod.String(), "status.podIPs", fmt.Sprintf(
+					"the kernel refuses %s in the set %s: %s; the pod is closed", a, set, why)})
+				continue
+			}
+			entries, in = append(entries, entry), true
 		}
-		if len(addrs) > 0 {
-			m.pods = append(m.pods, e.Pod.String())
+		if in {
+			pods = append(pods, e.Pod.String())
 		}
 	}
+	return entries, pods
+}
+
+// classes makes one set and one chain for each class of the side, and the chain that dispatches to them.
+func (c *compiler) classes(s side, groups []*group) {
 	var dispatch []Rule
 	to := func(set string, entries []Entry, r Rule) {
-		c.set(Set{Name: set, Type: HashIP, Role: Members, Dispatch: s.dispatch, Entries: entries})
+		c.set(Set{Name: set, Type: HashIP, Role: Members, Dispatch: s.dispatch, Opens: true, Entries: entries})
 		r.Sets = []SetMatch{{Name: set, Dir: s.local}}
 		dispatch = append(dispatch, r)
 	}
-	// Classes with more policies come first. A policy that comes moves pods to classes further ahead, and one that goes
-	// takes its classes with it, so either way all its pods change class in the transaction that changes the rules.
-	order := slices.SortedFunc(maps.Keys(byPolicies), func(a, b string) int {
-		return cmp.Or(cmp.Compare(byPolicies[b].policies.count(), byPolicies[a].policies.count()), cmp.Compare(byPolicies[a].key, byPolicies[b].key))
-	})
 	none := Class{Direction: s.direction, Set: c.family.Set(s.setPrefix + "none"), Chain: s.prefix + "NONE"}
 	var closed []Entry
-	for _, k := range order[:len(order)-1] {
-		m := byPolicies[k]
+	for _, g := range groups[:len(groups)-1] {
 		class := none
-		class.Pods = m.pods
-		class.Policies = m.policies.all()
-		if rules := c.agreedRules(s, m.policies); len(rules) > 0 {
-			id := hash(m.key + "\n" + contents(rules))
-			class.Set, class.Chain = c.family.Set(s.setPrefix+id), s.prefix+id
+		class.Policies = g.policies.all()
+		rules := c.agreedRules(s, g.policies)
+		id := hash(g.key + "\n" + contents(rules))
+		set := c.family.Set(s.setPrefix + id)
+		var entries []Entry
+		if len(rules) > 0 && c.canBe(g, s, set) {
+			class.Set, class.Chain = set, s.prefix+id
+			entries, class.Pods = c.members(g, set)
 			c.chain("mangle", class.Chain, dropRest(rules, class.Chain, "what none of the policies lets through")...)
-			to(class.Set, m.entries, Rule{Target: GoTo, To: class.Chain, Comment: "weir: pods under " + strings.Join(class.Policies, ", ")})
+			to(class.Set, entries, Rule{Target: GoTo, To: class.Chain, Comment: "weir: pods under " + strings.Join(class.Policies, ", ")})
 		} else {
-			closed = append(closed, m.entries...)
+			entries, class.Pods = c.members(g, none.Set)
+			closed = append(closed, entries...)
 		}
 		c.out.Classes = append(c.out.Classes, class)
 	}
@@ -159,9 +218,10 @@ func (c *compiler) classes(s side, policies map[string][]isolation) {
 	// which people want to hold at once, changes sets and no rules.
 	c.chain("mangle", none.Chain, dropRest(nil, none.Chain, "their policies let nothing through")...)
 	to(none.Set, closed, Rule{Target: GoTo, To: none.Chain, Comment: "weir: pods whose policies let nothing through"})
-	open := byPolicies[order[len(order)-1]]
-	class := Class{Direction: s.direction, Policies: []string{}, Set: c.family.Set(s.setPrefix + "open"), Pods: open.pods}
-	to(class.Set, open.entries, Rule{Target: Return, Comment: fmt.Sprintf("weir: pods under no %s policy", s.direction)})
+	class := Class{Direction: s.direction, Policies: []string{}, Set: c.family.Set(s.setPrefix + "open")}
+	var entries []Entry
+	entries, class.Pods = c.members(groups[len(groups)-1], class.Set)
+	to(class.Set, entries, Rule{Target: Return, Comment: fmt.Sprintf("weir: pods under no %s policy", s.direction)})
 	c.out.Classes = append(c.out.Classes, class)
 	// What belongs to no connection that the kernel knows doesn't begin one by its looks alone: a server whose client's side
 	// was forbidden and forgotten, or never seen, would open it again from its own. Packets that somebody has told the kernel
@@ -188,71 +248,25 @@ func contents(rules []Rule) string {
 	return b.String()
 }
 
+// canBe says whether there can be the class's set, and tells of its policies that there can't: then nothing is let through.
+func (c *compiler) canBe(g *group, s side, set string) bool {
+	why := c.refused.set(c.family, "", set)
+	if why == "" {
+		return true
+	}
+	for _, iso := range slices.Concat(g.policies...) {
+		c.report(iso, string(s.direction), why+"; what the policy lets through is closed to pods that are under the same policies")
+	}
+	return false
+}
+
 // classRules are what the policies let through: one rule for each peer and group of ports.
 func (c *compiler) classRules(s side, policies []isolation) []Rule {
 	var rules []Rule
 	for _, iso := range policies {
-		for _, r := range iso.rules[s.direction] {
-			for _, p := range r.peers {
-				if !p.means(c.family) {
-					continue
-				}
-				for _, ports := range r.ports {
-					match, why := c.peers(s, iso, p)
-					if why != "" {
-						c.report(iso, p.field, why)
-						continue
-					}
-					more, words, why := c.ports(s, iso, ports)
-					if why != "" {
-						c.report(iso, r.field+".ports", why)
-						continue
-					}
-					rules = append(rules, Rule{
-						Proto: ports.proto, Ports: ports.ranges, Sets: slices.Concat(match, more), Target: Return,
-						Comment: fmt.Sprintf("weir: %s %s: %s%s", iso.name, p.field, p.words, words),
-					})
-				}
-			}
-		}
+		rules = append(rules, c.rules[rulesOf{s.direction, c.family, iso.name}]...)
 	}
 	return rules
-}
-
-// peers makes the set that the peer is matched by, or says why there is none.
-func (c *compiler) peers(s side, iso isolation, p peer) (match []SetMatch, why string) {
-	if p.everyone {
-		return nil, ""
-	}
-	name := c.family.Set(p.set)
-	return []SetMatch{{Name: name, Dir: s.remote}}, c.filled(iso, name, func() Set {
-		if p.selector != nil {
-			return Set{Name: name, Type: HashIP, Role: Peers, Entries: c.cluster.selected(*p.selector, c.family)}
-		}
-		return Set{Name: name, Type: HashNet, Role: Peers, Entries: slices.Collect(p.of(c.family))}
-	})
-}
-
-// ports makes the set that ports are matched by if they are no numbers, or too many to stand in the rule, or says why there
-// is none.
-//
-// A name's set has the pods that have the port, each with its number. Beside a peer's set in one rule it means that peer's
-// pods. The number is in no rule, so a pod that has another one changes the set only. Where the port is that of the pods the
-// policy selects, those of this node are enough.
-func (c *compiler) ports(s side, iso isolation, p ports) (match []SetMatch, words, why string) {
-	switch {
-	case p.name != "":
-		name := c.family.Set("weir-port-" + hash(key(string(s.direction), p.name, string(p.proto))))
-		return []SetMatch{{Name: name, Dir: "dst,dst"}}, ", port " + p.name, c.filled(iso, name, func() Set {
-			return Set{Name: name, Type: HashIPPort, Role: Peers, Entries: c.cluster.named(p.name, p.proto, s.direction == Ingress, c.family)}
-		})
-	case len(p.numbers) > 0:
-		name := "weir-numbers-" + hash(key(fmt.Sprint(p.numbers))) // which both families go by
-		return []SetMatch{{Name: name, Dir: "dst"}}, fmt.Sprintf(", %d ports", count(p.numbers)), c.filled(iso, name, func() Set {
-			return Set{Name: name, Type: BitmapPort, Role: Peers, Entries: numbers(p.numbers)}
-		})
-	}
-	return nil, "", ""
 }
 
 func (c *compiler) chain(table, name string, rules ...Rule) {
@@ -264,11 +278,16 @@ func (c *compiler) set(s Set) {
 	if s.Type != BitmapPort { // ports have no family
 		s.Family = c.family
 	}
+	c.sets[s.Name] = worded(s)
+}
+
+// worded is the set with its entries in order, their words as the kernel keeps them.
+func worded(s Set) Set {
 	for i := range s.Entries {
 		s.Entries[i].Comment = conf.Comment(s.Entries[i].Comment)
 	}
 	s.Entries = order(s.Entries)
-	c.sets[s.Name] = s
+	return s
 }
 
 func order(entries []Entry) []Entry {

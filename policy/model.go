@@ -23,6 +23,8 @@ type State struct {
 	Node string
 	// Parsed are policies that were read before; it only saves time, and may be nil.
 	Parsed *Parsed
+	// Refused is what of earlier rulesets this node's kernel has refused.
+	Refused Refused
 	// Overlay says that pods on other nodes are reached through a tunnel, whose port then needs guarding.
 	Overlay bool
 }

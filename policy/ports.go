@@ -18,6 +18,19 @@ type ports struct {
 	ranges  []PortRange
 	name    string
 	numbers []PortRange // too many for ranges: a set has them
+	fields  []string    // of the rule, which have these ports
+	set     string      // the name in IPv4 of the set that has them, if one has
+}
+
+// maxFields is how many fields a problem with ports is told of one by one.
+const maxFields = 10
+
+// told are the fields that a problem with these ports is told of.
+func (p ports) told() []string {
+	if len(p.fields) == 0 || len(p.fields) > maxFields {
+		return []string{"ports"}
+	}
+	return p.fields
 }
 
 // maxPortRules is how many rules one protocol's ports may take. A packet walks through all of them, so more ports than that
@@ -30,7 +43,7 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 	if len(list) == 0 {
 		return []ports{{}}
 	}
-	byProto := map[Protocol][]PortRange{}
+	byProto, fields := map[Protocol][]PortRange{}, map[Protocol][]string{}
 	var named []ports
 	for i, p := range list {
 		proto, err := parseProtocol(p.Protocol)
@@ -43,9 +56,12 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 		case err != nil:
 			report(fmt.Sprintf("ports[%d].%s", i, field), "%v", err)
 		case name != "":
-			named = append(named, ports{proto: proto, name: name})
+			named = append(named, ports{proto: proto, name: name, fields: []string{fmt.Sprintf("ports[%d]", i)}})
 		default:
 			byProto[proto] = append(byProto[proto], r)
+			if len(fields[proto]) <= maxFields {
+				fields[proto] = append(fields[proto], fmt.Sprintf("ports[%d]", i))
+			}
 		}
 	}
 	var grouped []ports
@@ -54,15 +70,17 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 		switch {
 		case len(ranges) == 0:
 		case ranges[0] == everyPort:
-			grouped = append(grouped, ports{proto: proto})
+			grouped = append(grouped, ports{proto: proto, fields: fields[proto]})
 		default:
 			chunks := multiport(ranges)
 			if len(chunks) > maxPortRules {
-				grouped = append(grouped, ports{proto: proto, numbers: ranges})
+				// Both families go by the set: ports have no family.
+				set := "weir-numbers-" + hash(key(fmt.Sprint(ranges)))
+				grouped = append(grouped, ports{proto: proto, numbers: ranges, fields: fields[proto], set: set})
 				continue
 			}
 			for _, chunk := range chunks {
-				grouped = append(grouped, ports{proto: proto, ranges: chunk})
+				grouped = append(grouped, ports{proto: proto, ranges: chunk, fields: fields[proto]})
 			}
 		}
 	}

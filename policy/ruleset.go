@@ -61,7 +61,10 @@ type Set struct {
 	Role   SetRole
 	// Dispatch is the chain that goes by the set, if its role is Members.
 	Dispatch string
-	Entries  []Entry // ordered
+	// Opens says that the set, and each entry, is there to let something through: what it lacks is closed. So the rest of
+	// the ruleset holds if the kernel refuses it.
+	Opens   bool
+	Entries []Entry // ordered
 }
 
 // Entry of a set, with the words that "ipset list" shows beside it.
@@ -132,6 +135,9 @@ type Rule struct {
 	Target  Target
 	// To is the chain that JUMP and GOTO go to; for NFLOG, the prefix of what is logged.
 	To string
+	// Policy is the namespace/name of the policy that lets through by the rule; empty if the rule is of none. Without such a
+	// rule the rest of the ruleset holds, and what it would let through is closed.
+	Policy string
 }
 
 // SetMatch asks whether the packet's source (src), destination (dst), destination with its port (dst,dst), or source with

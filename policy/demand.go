@@ -1,0 +1,195 @@
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/weir-net/weir/conf"
+)
+
+// demand is what one peer with one group of ports of a policy's rule needs in the kernel: in each family a rule in the chain
+// of each class that is under the policy, and the sets that the rule goes by. It is met whole or not at all.
+type demand struct {
+	iso     isolation
+	side    side
+	rule    rule
+	peer    peer
+	ports   ports
+	classes int
+	rules   []familyRule
+	sets    []*supply
+}
+
+type familyRule struct {
+	family conf.Family
+	Rule
+}
+
+// supply is a set that demands go by. It is filled when it is first looked at, since that means looking through all pods.
+type supply struct {
+	Set
+	filled  bool
+	fill    func() []Entry
+	entries float64 // that it counts for
+	why     string  // there can't be such a set
+	users   []*tenant
+}
+
+// demands are those of the policies of the classes, in both families, a namespace's in the order of its policies. What the
+// kernel refuses is told of, and isn't among them.
+func (c *compiler) demands(s side, groups []*group, fs []conf.Family) []*demand {
+	classes := map[string]int{}
+	var policies []isolation
+	for _, g := range groups {
+		seen := map[string]bool{}
+		for _, iso := range slices.Concat(g.policies...) {
+			if seen[iso.name] { // of each pod that this one may be
+				continue
+			}
+			seen[iso.name] = true
+			if classes[iso.name]++; classes[iso.name] == 1 {
+				policies = append(policies, iso)
+			}
+		}
+	}
+	slices.SortFunc(policies, func(a, b isolation) int { return cmp.Compare(a.name, b.name) })
+	var all []*demand
+	for _, iso := range policies {
+		for _, r := range iso.rules[s.direction] {
+			for _, p := range r.peers {
+				for _, ports := range r.ports {
+					d := &demand{iso: iso, side: s, rule: r, peer: p, ports: ports, classes: classes[iso.name]}
+					if c.fit(d, fs) {
+						all = append(all, d)
+					}
+				}
+			}
+		}
+	}
+	return all
+}
+
+// fit makes the rules and names the sets of the demand. It is false if the kernel refuses one of them.
+func (c *compiler) fit(d *demand, fs []conf.Family) bool {
+	for _, f := range fs {
+		if !d.peer.means(f) {
+			continue
+		}
+		rule := Rule{
+			Proto: d.ports.proto, Ports: d.ports.ranges, Target: Return, Policy: d.iso.name,
+			Comment: fmt.Sprintf("weir: %s %s: %s", d.iso.name, d.peer.field, d.peer.words),
+		}
+		if !d.peer.everyone {
+			s := c.peerSet(d.peer, f)
+			if why := c.refused.set(f, s.Type, s.Name); why != "" {
+				c.report(d.iso, d.peer.field, why)
+				return false
+			}
+			rule.Sets = append(rule.Sets, SetMatch{Name: s.Name, Dir: d.side.remote})
+			d.sets = append(d.sets, s)
+		}
+		if s, match, words := c.portSet(d.side, d.ports, f); s != nil {
+			if why := c.refused.set(s.Family, s.Type, s.Name); why != "" {
+				c.reportPorts(d, why)
+				return false
+			}
+			rule.Sets = append(rule.Sets, match)
+			rule.Comment += words
+			if !slices.Contains(d.sets, s) { // that of port numbers is both families'
+				d.sets = append(d.sets, s)
+			}
+		}
+		if why, ports := c.refused.rule(f, rule); why != "" {
+			if ports && len(d.ports.fields) > 0 {
+				c.reportPorts(d, why)
+			} else {
+				c.report(d.iso, d.peer.field, why)
+			}
+			return false
+		}
+		d.rules = append(d.rules, familyRule{f, rule})
+	}
+	return len(d.rules) > 0
+}
+
+func (c *compiler) reportPorts(d *demand, why string) {
+	for _, field := range d.ports.told() {
+		c.report(d.iso, d.rule.field+"."+field, why)
+	}
+}
+
+// supplied is the set of that name, for which several demands may ask.
+func (c *compiler) supplied(s Set, fill func() []Entry) *supply {
+	if c.supplies[s.Name] == nil {
+		s.Opens = true
+		c.supplies[s.Name] = &supply{Set: s, fill: fill}
+	}
+	return c.supplies[s.Name]
+}
+
+// peerSet is the set that the peer is matched by.
+func (c *compiler) peerSet(p peer, f conf.Family) *supply {
+	s := Set{Name: f.Set(p.set), Family: f, Role: Peers}
+	if p.selector != nil {
+		s.Type = HashIP
+		return c.supplied(s, func() []Entry { return c.cluster.selected(*p.selector, f) })
+	}
+	s.Type = HashNet
+	return c.supplied(s, func() []Entry { return slices.Collect(p.of(f)) })
+}
+
+// portSet is the set that ports are matched by if they are no numbers, or too many to stand in the rule; nil if they stand
+// there.
+//
+// A name's set has the pods that have the port, each with its number. Beside a peer's set in one rule it means that peer's
+// pods. The number is in no rule, so a pod that has another one changes the set only. Where the port is that of the pods the
+// policy selects, those of this node are enough.
+func (c *compiler) portSet(s side, p ports, f conf.Family) (set *supply, match SetMatch, words string) {
+	switch {
+	case p.name != "":
+		name := f.Set("weir-port-" + hash(key(string(s.direction), p.name, string(p.proto))))
+		set = c.supplied(Set{Name: name, Family: f, Type: HashIPPort, Role: Peers}, func() []Entry {
+			return c.cluster.named(p.name, p.proto, s.direction == Ingress, f)
+		})
+		return set, SetMatch{Name: name, Dir: "dst,dst"}, ", port " + p.name
+	case p.set != "":
+		set = c.supplied(Set{Name: p.set, Type: BitmapPort, Role: Peers}, func() []Entry { return numbers(p.numbers) })
+		return set, SetMatch{Name: p.set, Dir: "dst"}, fmt.Sprintf(", %d ports", count(p.numbers))
+	}
+	return nil, SetMatch{}, ""
+}
+
+// look fills the set if nobody has. It says why there can't be such a set; nobody is let through by it then.
+func (s *supply) look() (why string) {
+	if s.filled {
+		return s.why
+	}
+	s.filled = true
+	s.Entries = order(s.fill())
+	if n := len(s.Entries); n > conf.MaxSetEntries {
+		s.why = fmt.Sprintf("means %d addresses, and a set holds %d; nobody is let through by it", n, conf.MaxSetEntries)
+		s.Entries = nil
+		return s.why
+	}
+	s.entries = float64(roughly(len(s.Entries)))
+	return ""
+}
+
+// roughly is the number, rounded up by at most an eighth: a pod that comes or goes rarely changes what a set counts for, and
+// so which of the demands beyond the bounds are met.
+func roughly(n int) int {
+	step := 1
+	for n/step >= 16 {
+		step *= 2
+	}
+	return (n + step - 1) / step * step
+}
+
+// field is that which the set stands for in the demand.
+func (d *demand) field(s *supply) string {
+	if holdsPorts(s.Name) {
+		return d.rule.field + ".ports"
+	}
+	return d.peer.field
+}

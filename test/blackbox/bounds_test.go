@@ -1,0 +1,125 @@
+package blackbox
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// small is a namespace that needs little: its server may be reached by its client and nobody else.
+const small = `
+apiVersion: v1
+kind: Pod
+metadata: {name: server, namespace: small, labels: {app: server}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: small, labels: {app: client}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: other, namespace: small}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: zz, namespace: small}
+spec:
+  podSelector: {matchLabels: {app: server}}
+  ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
+`
+
+// TestNamespacesWithManySelectors: 17 namespaces whose policies have 4,000 selectors each want more sets than a kernel has.
+// Another namespace's pods start and are judged as if they were alone, and a change of its policies holds.
+func TestNamespacesWithManySelectors(t *testing.T) {
+	testGreedy(t, func(namespace, policy int) string {
+		var peers []string
+		for i := range 1000 {
+			peers = append(peers, fmt.Sprintf(`{podSelector: {matchLabels: {n: "%d"}}}`, 1000*policy+i))
+		}
+		return fmt.Sprintf("{podSelector: {}, ingress: [{from: [%s]}]}", strings.Join(peers, ", "))
+	})
+}
+
+// TestNamespacesWithManyRules is the same with few sets and 4,000 rules of iptables for each namespace.
+func TestNamespacesWithManyRules(t *testing.T) {
+	testGreedy(t, func(namespace, policy int) string {
+		var peers, ports []string
+		for i := range 10 {
+			peers = append(peers, fmt.Sprintf(`{podSelector: {matchLabels: {n: "%d"}}}`, i))
+		}
+		for i := range 100 {
+			ports = append(ports, fmt.Sprintf("{port: port-%d-%d}", policy, i))
+		}
+		return fmt.Sprintf("{podSelector: {}, ingress: [{from: [%s], ports: [%s]}]}", strings.Join(peers, ", "), strings.Join(ports, ", "))
+	})
+}
+
+func testGreedy(t *testing.T, spec func(namespace, policy int) string) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("small.yaml", small)
+	n.StartAgent()
+	const namespaces = 17
+	for i := range namespaces {
+		ns := fmt.Sprintf("greedy-%d", i)
+		n.Manifest(ns+".yaml", fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: %s}\n", ns))
+		n.Eventually("the pod of "+ns+" starts", func() error {
+			_, err := n.TryAddPod(ns, "a")
+			return err
+		})
+		for k := range 4 {
+			n.Manifest(fmt.Sprintf("%s-%d.yaml", ns, k), fmt.Sprintf(
+				"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: np-%d, namespace: %s}\nspec: %s\n", k, ns, spec(i, k)))
+		}
+	}
+	last := fmt.Sprintf("greedy-%d/np-3", namespaces-1)
+	n.Eventually("the policies are known", func() error {
+		out, _ := n.Ctl("status")
+		if !strings.Contains(out, last) {
+			return fmt.Errorf("they aren't")
+		}
+		return nil
+	})
+	attach := func(name string) (p *nodetest.Pod) {
+		t.Helper()
+		n.Eventually("small/"+name+" starts", func() (err error) {
+			p, err = n.TryAddPod("small", name)
+			return err
+		})
+		return p
+	}
+	server, client, other := attach("server"), attach("client"), attach("other")
+	n.Serve(server.Netns, "tcp", ":80")
+	n.Reach(client, server.IP+":80", true)
+	n.Reach(other, server.IP+":80", false)
+	n.Manifest("deny.yaml", strings.ReplaceAll(denyAllIngress, "quiet", "small"))
+	n.Manifest("small.yaml", strings.ReplaceAll(small, "[{podSelector: {matchLabels: {app: client}}}]", "[]\n    ports: [{port: 81}]"))
+	n.Reach(client, server.IP+":80", false)
+	out, err := n.Ctl("status")
+	if err != nil || !strings.Contains(out, "ready:        true") {
+		t.Errorf("weirctl status: %v\n%.2000s", err, out)
+	}
+	for line := range strings.Lines(out) {
+		if strings.Contains(line, "PROBLEM") && strings.Contains(line, "small/") {
+			t.Errorf("the namespace that needs little isn't given it: %s", line)
+		}
+	}
+	for i := range namespaces {
+		if want := fmt.Sprintf("NetworkPolicy greedy-%d/np-3: spec.ingress[0].from[", i); !strings.Contains(out, want) {
+			t.Errorf("the status doesn't tell of %s", want)
+		}
+		if want := fmt.Sprintf("NetworkPolicy greedy-%d/np-0: spec.ingress[0].from[0]:", i); strings.Contains(out, want) {
+			t.Errorf("a namespace isn't given its part: %s", want)
+		}
+	}
+	if sets := strings.Count(nodetest.Run(t, "ipset", "list", "-name"), "\n"); sets > 10_000 {
+		t.Errorf("the kernel has %d sets", sets)
+	}
+	if rules := strings.Count(nodetest.Run(t, "iptables-nft-save", "-t", "mangle"), "\n"); rules > 35_000 {
+		t.Errorf("the kernel has %d rules", rules)
+	}
+}
