@@ -74,6 +74,7 @@ type agent struct {
 	kept      bool           // while there are no objects: the kernel was looked at
 	ruleset   policy.Ruleset // as it was last brought into the kernel
 	purged    bool           // the plugin has changed sets since
+	refused   policy.Refused // by the kernel, since the last resync
 	moved     bool           // attachments have begun or ended since the kernel was read last
 	ending    bool           // attachments are being deleted
 	owed      kernel.Verify  // what must be read for the next sync, as the last one failed
@@ -225,6 +226,7 @@ func (a *agent) loop(ctx context.Context) error {
 			verify = kernel.All
 		case <-resync.C:
 			a.retryRecords()
+			a.refused = nil // the kernel may take it by now: a module was loaded, or there is room
 			a.reportShortage(ctx)
 			verify = kernel.All
 		case <-again.C:

@@ -33,12 +33,9 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 	}
 	began := time.Now()
 	defer func() { a.metrics.syncs.Observe(time.Since(began).Seconds()) }()
-	verify, readErr := a.read(ctx, verify)
-	ruleset := policy.Compile(a.state())
+	ruleset, result, verify, err := a.apply(ctx, verify)
 	a.plan = a.computePlan()
 	a.reportProblems(slices.Concat(ruleset.Problems, a.plan.Problems, a.misplacedPods()))
-	a.cutting.newest.Store(&scene{ruleset, a.pods()})
-	result, err := a.bring(ctx, readErr, ruleset, verify)
 	var unknown *kernel.UnknownError
 	brought := err == nil || errors.As(err, &unknown)
 	if guardErr := a.guard(verify); guardErr != nil {
@@ -87,6 +84,41 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 		next = sooner(next, retry)
 	}
 	return next
+}
+
+// apply brings into the kernel what is known, without what the kernel refuses of it. verified is how much was read.
+func (a *agent) apply(ctx context.Context, verify kernel.Verify) (ruleset policy.Ruleset, all kernel.Result, verified kernel.Verify, err error) {
+	for {
+		read, readErr := a.read(ctx, verify)
+		verified = max(verified, read)
+		ruleset = policy.Compile(a.state())
+		a.cutting.newest.Store(&scene{ruleset, a.pods()})
+		var result kernel.Result
+		result, err = a.bring(ctx, readErr, ruleset, read)
+		all.Changed, all.Closes, all.Rules = all.Changed || result.Changed, all.Closes || result.Closes, all.Rules || result.Rules
+		all.Left, all.Strays = result.Left, append(all.Strays, result.Strays...)
+		var refused *kernel.RefusedError
+		if !errors.As(err, &refused) || !a.without(refused.Refused) {
+			return ruleset, all, verified, err
+		}
+		verify = kernel.Trust // it is read again if it isn't known
+	}
+}
+
+// without takes note of what the kernel refuses. It is false if all of that was known.
+func (a *agent) without(refused policy.Refused) (news bool) {
+	for r, why := range refused {
+		if _, ok := a.refused[r]; !ok {
+			news = true
+			if a.refused == nil {
+				a.refused = policy.Refused{}
+			}
+			a.refused[r] = why
+		}
+	}
+	// A walk that is on its way may have left connections alone that the refused part would have let through.
+	a.cutting.owed = a.cutting.owed || a.cutting.walking
+	return news
 }
 
 // read reads what the kernel holds, if that is to be verified or isn't known, and the records after it. In this order: what
@@ -195,7 +227,10 @@ func sooner(a, b time.Duration) time.Duration {
 }
 
 func (a *agent) state() policy.State {
-	s := policy.State{Parsed: a.parsed, Node: a.Node.Name, Overlay: a.Node.Name != "" && a.Node.Encapsulation != overlay.Never}
+	s := policy.State{
+		Parsed: a.parsed, Refused: a.refused, Node: a.Node.Name,
+		Overlay: a.Node.Name != "" && a.Node.Encapsulation != overlay.Never,
+	}
 	if a.objects != nil {
 		s.Objects = *a.objects
 	}

@@ -3,6 +3,7 @@ package ipset
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -29,16 +30,51 @@ func Apply(changes ...Change) error { return apply(changes, means) }
 // atOnce is how many changes are sent together: fewer bytes than a socket takes (net.core.wmem_default).
 const atOnce = 256
 
+// Refused is a change that the kernel doesn't make, and why.
+type Refused struct {
+	Change
+	Err error
+}
+
+// ApplyEach is Apply that says of each change whether the kernel refuses it. The error is of all else, such as that a set
+// isn't there.
+func ApplyEach(changes ...Change) (refused []Refused, err error) {
+	var errs []error
+	// The kernel answers each change that fails, and a socket holds some 200 answers (net.core.rmem_default).
+	const answered = 64
+	for some := range slices.Chunk(changes, answered) {
+		var b batch.Batch
+		for _, c := range some {
+			r, doing := c.request()
+			b.Add(r, "%s", doing).Means = func(err error) error {
+				if err = means(err); errors.Is(err, ErrNotExist) {
+					return err
+				}
+				refused = append(refused, Refused{c, err})
+				return nil
+			}
+		}
+		_, err := b.Do(unix.NETLINK_NETFILTER, netns.None())
+		errs = append(errs, err)
+	}
+	return refused, errors.Join(errs...)
+}
+
+// request is how the change is asked for, and in words.
+func (c Change) request() (r *nl.NetlinkRequest, doing string) {
+	if c.Out {
+		return request(nl.IPSET_CMD_DEL, c.Set, c.Entry), fmt.Sprintf("delete %s from ipset %s", c.Entry, c.Set)
+	}
+	return request(nl.IPSET_CMD_ADD, c.Set, c.Entry), fmt.Sprintf("add %s to ipset %s", c.Entry, c.Set)
+}
+
 func apply(changes []Change, means func(error) error) error {
 	var errs []error
 	for some := range slices.Chunk(changes, atOnce) {
 		var b batch.Batch
 		for _, c := range some {
-			if c.Out {
-				b.Add(request(nl.IPSET_CMD_DEL, c.Set, c.Entry), "delete %s from ipset %s", c.Entry, c.Set).Means = means
-			} else {
-				b.Add(request(nl.IPSET_CMD_ADD, c.Set, c.Entry), "add %s to ipset %s", c.Entry, c.Set).Means = means
-			}
+			r, doing := c.request()
+			b.Add(r, "%s", doing).Means = means
 		}
 		_, err := b.Do(unix.NETLINK_NETFILTER, netns.None())
 		errs = append(errs, err)

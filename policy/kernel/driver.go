@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 	"time"
@@ -34,6 +35,8 @@ type Driver struct {
 	own    ownChanges
 	// ahead are the programs that wait for the next change of rules.
 	ahead [len(conf.Families)]*restorer
+	// suspects are rules of policies that the kernel has refused before: they are tried before anything is changed for them.
+	suspects map[policy.Refusal]bool
 }
 
 // Open connects to the kernel and finds out which iptables the node uses. If that can't be found out, it is tried again by
@@ -43,7 +46,7 @@ func Open(ctx context.Context) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{sets: sets}
+	d := &Driver{sets: sets, suspects: map[policy.Refusal]bool{}}
 	_ = d.detect(ctx)
 	return d, nil
 }
@@ -81,7 +84,8 @@ type Result struct {
 }
 
 // Apply makes the kernel hold the ruleset. After an error the kernel holds some of the old state and some of the new, each of which closes
-// what it should; applying again goes on from there. After an UnknownError it holds the ruleset, as far as can be known.
+// what it should; applying again goes on from there. After an UnknownError it holds the ruleset, as far as can be known. After
+// a RefusedError it is enough to leave out what the kernel refuses.
 func (d *Driver) Apply(ctx context.Context, want policy.Ruleset, verify Verify) (Result, error) {
 	var r Result
 	if err := d.look(ctx, want, verify); err != nil {
@@ -95,13 +99,21 @@ func (d *Driver) Apply(ctx context.Context, want policy.Ruleset, verify Verify) 
 	}
 	d.fresh = false
 	have := *d.have
+	var refused policy.Refused
 	if !p.empty() {
-		r.Closes, r.Rules = p.closes, p.restores()
-		r.Changed = len(p.create)+len(p.before)+len(p.after) > 0 || r.Rules
-		d.have = nil // until all is done
 		before, _ := Generation()
+		if err := d.prepare(ctx, p, have, want); err != nil {
+			if !errors.As(err, new(*RefusedError)) { // after which it is known what the kernel holds
+				d.have = nil
+			}
+			return r, err
+		}
+		r.Closes, r.Rules = p.closes, p.restores()
+		d.have = nil // until all is done
 		var err error
-		if r.Left, err = d.carryOut(ctx, p); err != nil {
+		r.Left, refused, err = d.carryOut(ctx, p, have, want)
+		r.Changed = len(p.create)+len(p.before)+len(p.after)-len(refused) > 0 || r.Rules
+		if err != nil {
 			return r, err
 		}
 		if err := have.see(want, p, before); err != nil {
@@ -109,7 +121,13 @@ func (d *Driver) Apply(ctx context.Context, want policy.Ruleset, verify Verify) 
 		}
 	}
 	next := have.after(p, want, r.Left)
+	for e := range refused {
+		delete(next.sets[e.Set].entries, e.Element)
+	}
 	d.have = &next
+	if len(refused) > 0 {
+		return r, &RefusedError{refused}
+	}
 	var why []error
 	for _, f := range conf.Families {
 		why = append(why, next.tables[f].unknown()...)
@@ -210,27 +228,48 @@ func (d *Driver) changeRules(ctx context.Context, p plan) error {
 	return nil
 }
 
-func (d *Driver) carryOut(ctx context.Context, p plan) (left []string, err error) {
+// prepare takes the steps of the plan after which no packet goes another way: it makes sets that no rule uses yet. have is
+// what the kernel holds, and is kept so.
+func (d *Driver) prepare(ctx context.Context, p plan, have state, want policy.Ruleset) error {
+	refused := policy.Refused{}
 	for _, s := range p.create {
-		if err := d.sets.Create(ipset.Header{Name: s.Name, Type: string(s.Type), Family: s.Family}); err != nil {
-			return nil, err
+		made, err := d.make(s, refused)
+		if err != nil {
+			return err
 		}
-		entries := make([]ipset.Change, 0, len(s.Entries))
-		for _, e := range s.Entries {
-			entries = append(entries, ipset.Change{Set: s.Name, Entry: entry(e)})
-		}
-		if err := ipset.Apply(entries...); err != nil {
-			return nil, err
+		if made != nil {
+			have.sets[s.Name] = *made
 		}
 	}
-	if err := changeSets(p.before); err != nil {
-		return nil, err
+	for _, f := range conf.Families {
+		if rules := newRules(f, have, want); p.restore[f] != "" && d.suspicious(f, rules) {
+			maps.Copy(refused, d.refusedAmong(ctx, f, rules))
+		}
+	}
+	if len(refused) > 0 {
+		return &RefusedError{refused}
+	}
+	return nil
+}
+
+func (d *Driver) carryOut(ctx context.Context, p plan, have state, want policy.Ruleset) (left []string, refused policy.Refused, err error) {
+	refused = policy.Refused{}
+	if err := changeSets(p.before, want, refused); err != nil {
+		return nil, nil, err
 	}
 	if err := d.changeRules(ctx, p); err != nil {
-		return nil, err
+		var e *restoreError
+		if !errors.As(err, &e) {
+			return nil, nil, err
+		}
+		if rules := d.refusedAmong(ctx, e.family, newRules(e.family, have, want)); len(rules) > 0 {
+			maps.Copy(refused, rules)
+			return nil, nil, &RefusedError{refused}
+		}
+		return nil, nil, err
 	}
-	if err := changeSets(p.after); err != nil {
-		return nil, err
+	if err := changeSets(p.after, want, refused); err != nil {
+		return nil, nil, err
 	}
 	for _, name := range p.destroy {
 		err := d.sets.Destroy(name)
@@ -238,10 +277,10 @@ func (d *Driver) carryOut(ctx context.Context, p plan) (left []string, err error
 		if errors.Is(err, nl.IPSetError(nl.IPSET_ERR_BUSY)) {
 			left = append(left, name)
 		} else if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	return left, nil
+	return left, refused, nil
 }
 
 // restore carries out the families' commands, one after the other: both at once take longer, as the kernel lets only one
@@ -291,14 +330,6 @@ func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands stri
 // asked about each in turn.
 func (d *Driver) Knows(generation uint32) bool {
 	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.made(generation))
-}
-
-func changeSets(changes []change) error {
-	all := make([]ipset.Change, 0, len(changes))
-	for _, c := range changes {
-		all = append(all, ipset.Change{Set: c.set, Entry: entry(c.Entry), Out: c.del})
-	}
-	return ipset.Apply(all...)
 }
 
 func entry(e policy.Entry) ipset.Entry {

@@ -79,7 +79,7 @@ func makePlan(have state, want policy.Ruleset) plan {
 	for _, s := range want.Sets {
 		wanted[s.Name] = true
 		old, ok := have.sets[s.Name]
-		if !ok {
+		if ok = ok && old.kind == s.Type && old.family == s.Family; !ok { // which the kernel refuses if there is one of another type
 			p.create = append(p.create, s)
 		}
 		if s.Role == policy.Members {

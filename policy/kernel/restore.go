@@ -22,6 +22,7 @@ import (
 // Equivalent to: iptables-restore --wait 10 --noflush (ip6tables-restore for IPv6)
 type restorer struct {
 	flavour Flavour
+	family  conf.Family
 	cmd     *exec.Cmd
 	stdin   io.WriteCloser
 	output  output
@@ -32,7 +33,7 @@ type restorer struct {
 func startRestorer(f Flavour, family conf.Family) (*restorer, error) {
 	// It outlives what it is started in; carryOut bounds what it does.
 	cmd := exec.CommandContext(context.Background(), f.program(family)+"-restore", "--wait", lockWait, "--noflush")
-	r := &restorer{flavour: f, cmd: cmd, ended: make(chan struct{})}
+	r := &restorer{flavour: f, family: family, cmd: cmd, ended: make(chan struct{})}
 	r.cmd.Stderr = &r.output
 	var err error
 	if r.stdin, err = r.cmd.StdinPipe(); err == nil {
@@ -76,10 +77,25 @@ func (r *restorer) carryOut(ctx context.Context, commands string) error {
 		err = r.err
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w: %s%s", strings.Join(r.cmd.Args, " "), err, offending(r.output.String(), commands), r.output.String())
+		return &restoreError{r.family, strings.Join(r.cmd.Args, " "), err, r.output.String(), offending(r.output.String(), commands)}
 	}
 	return nil
 }
+
+// restoreError says that the program has failed.
+type restoreError struct {
+	family    conf.Family
+	program   string
+	err       error
+	said      string // by the program
+	offending string // line of the commands
+}
+
+func (e *restoreError) Error() string {
+	return fmt.Sprintf("%s: %v: %s%s", e.program, e.err, e.offending, e.said)
+}
+
+func (e *restoreError) Unwrap() error { return e.err }
 
 // output is the beginning of what a program says: one that refuses 10,000 rules may say so of each.
 type output struct{ kept bytes.Buffer }

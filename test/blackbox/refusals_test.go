@@ -1,0 +1,223 @@
+package blackbox
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// tenants are two namespaces with a policy each. That of shop is put in.
+const tenants = `
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: shop, labels: {app: client}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: server, namespace: sane, labels: {app: server}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: sane, labels: {app: client}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: np, namespace: sane}
+spec:
+  podSelector: {matchLabels: {app: server}}
+  ingress: [{from: [{podSelector: {matchLabels: {app: client}}}], ports: [{port: 80}]}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: np, namespace: shop}
+spec: %s
+`
+
+const harmless = "{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}]}"
+
+// refusal is something that a kernel refuses of one tenant's policy.
+type refusal struct {
+	spec  string // of the tenant's policy
+	field string // that the refusal is told of
+	// before is done before the policy comes, and after when it is there; mended when the kernel is to take it.
+	before, after, mended func(*nodetest.Node)
+	opens                 bool // port 1234, once the kernel takes it
+}
+
+// lacking has iptables refuse what has a line with the text, as for a kernel that lacks a module, until mended is called.
+func (r refusal) lacking(text string) refusal {
+	r.before = func(n *nodetest.Node) {
+		n.StopAgent()
+		for _, program := range []string{"iptables-nft-restore", "ip6tables-nft-restore"} {
+			wrapped(n.TB.(*testing.T), program, fmt.Sprintf(`
+all=$(cat)
+n=$(grep -n -m1 -- '%s' <<<"$all" | cut -d: -f1)
+if [ -z "$n" ] || [ -e /run/loaded ]; then exec $real "$@" <<<"$all"; fi
+echo "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory): rule in chain X" >&2
+exit 1`, text))
+		}
+		n.StartAgent()
+	}
+	r.mended = func(n *nodetest.Node) { nodetest.Run(n, "touch", "/run/loaded") }
+	return r
+}
+
+// TestRefusedProtocol: a kernel without xt_sctp refuses a rule with an SCTP port.
+func TestRefusedProtocol(t *testing.T) {
+	testRefused(t, refusal{
+		spec:  `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}, {port: 9, protocol: SCTP}]}]}`,
+		field: "spec.ingress[0].ports[1]",
+	}.lacking("-p sctp"))
+}
+
+// TestRefusedMultiport: a kernel without xt_multiport refuses a rule with several ports.
+func TestRefusedMultiport(t *testing.T) {
+	testRefused(t, refusal{
+		spec: `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}, {ports: [{port: 1234}, {port: 1236}]}],
+			egress: [{}]}`,
+		field: "spec.ingress[1].ports[0]", opens: true,
+	}.lacking("-m multiport"))
+}
+
+// TestRefusedRule: of many rules of a kind the kernel refuses one.
+func TestRefusedRule(t *testing.T) {
+	var rules []string
+	for i := range 300 {
+		rules = append(rules, fmt.Sprintf("{ports: [{port: %d}]}", 1000+i))
+	}
+	testRefused(t, refusal{
+		spec:  fmt.Sprintf(`{podSelector: {matchLabels: {app: web}}, ingress: [%s, {ports: [{port: 80}]}]}`, strings.Join(rules, ", ")),
+		field: "spec.ingress[234]", opens: true,
+	}.lacking("--dport 1234 "))
+}
+
+const someBlocks = `{podSelector: {matchLabels: {app: web}},
+	ingress: [{from: [{ipBlock: {cidr: 10.88.0.0/25}}, {ipBlock: {cidr: 172.16.7.0/24}}], ports: [{port: 1234}]}, {ports: [{port: 80}]}]}`
+
+// TestRefusedSet: the kernel refuses a set, since somebody's rule uses one of that name and another type.
+func TestRefusedSet(t *testing.T) {
+	testRefused(t, refusal{
+		spec: someBlocks, field: "spec.ingress[0].from", opens: true,
+		before: func(n *nodetest.Node) {
+			n.Manifest("tenants.yaml", fmt.Sprintf(tenants, someBlocks))
+			var name string
+			n.Eventually("the set is there", func() (err error) {
+				name, err = netSet(n)
+				return err
+			})
+			n.Manifest("tenants.yaml", fmt.Sprintf(tenants, harmless))
+			n.Eventually("the set is gone", func() error {
+				if name, err := netSet(n); err == nil {
+					return fmt.Errorf("there is %s", name)
+				}
+				return nil
+			})
+			nodetest.Run(n, "ipset", "create", name, "list:set")
+			nodetest.Run(n, "iptables-nft", "-t", "raw", "-A", "OUTPUT", "-m", "set", "--match-set", name, "dst")
+		},
+		mended: func(n *nodetest.Node) { nodetest.Run(n, "iptables-nft", "-t", "raw", "-F") },
+	})
+}
+
+// TestRefusedEntry: a set has no room for one of its entries.
+func TestRefusedEntry(t *testing.T) {
+	swap := func(room string) func(n *nodetest.Node) {
+		return func(n *nodetest.Node) {
+			var name string
+			n.Eventually("the set is there", func() (err error) {
+				name, err = netSet(n)
+				return err
+			})
+			nodetest.Run(n, "ipset", "create", "other", "hash:net", "comment", "maxelem", room)
+			nodetest.Run(n, "ipset", "swap", name, "other")
+			nodetest.Run(n, "ipset", "destroy", "other")
+		}
+	}
+	testRefused(t, refusal{
+		spec: someBlocks, field: "spec.ingress[0].from", after: swap("1"), mended: swap("100"),
+		opens: true,
+	})
+}
+
+// netSet is the name of the set with networks.
+func netSet(n *nodetest.Node) (string, error) {
+	for name := range strings.Lines(nodetest.Run(n, "ipset", "list", "-name")) {
+		if strings.HasPrefix(name, "weir-net-") {
+			return strings.TrimSpace(name), nil
+		}
+	}
+	return "", fmt.Errorf("there is no set with networks")
+}
+
+// testRefused: what is refused is told of with its object and field, and closed; all else is applied, and other pods start;
+// and it is applied when the kernel takes it.
+func testRefused(t *testing.T, r refusal) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("tenants.yaml", fmt.Sprintf(tenants, harmless))
+	n.StartAgent()
+	web := n.AddPod("shop", "web")
+	n.Serve(web.Netns, "tcp", ":80")
+	n.Serve(web.Netns, "tcp", ":1234")
+	if r.before != nil {
+		r.before(n)
+	}
+	n.Manifest("tenants.yaml", fmt.Sprintf(tenants, r.spec))
+	if r.after != nil {
+		r.after(n)
+	}
+	told := "NetworkPolicy shop/np: " + r.field + ": "
+	n.Eventually("the status tells of it", func() error {
+		out, err := n.Ctl("status")
+		if !strings.Contains(out, told) || !strings.Contains(out, "the kernel refuses") || err != nil {
+			return fmt.Errorf("no %q: %w: %s", told, err, out)
+		}
+		return nil
+	})
+	began := time.Now()
+	server, client, shopper := n.AddPod("sane", "server"), n.AddPod("sane", "client"), n.AddPod("shop", "client")
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("three pods took %v to start", took)
+	}
+	n.Serve(server.Netns, "tcp", ":80")
+	n.Serve(server.Netns, "tcp", ":81")
+	others := func() {
+		t.Helper()
+		n.Reach(client, server.IP+":80", true)
+		n.Reach(client, server.IP+":81", false)
+		n.Reach(shopper, server.IP+":80", false)
+		n.Reach(shopper, web.IP+":80", true)
+	}
+	others()
+	log := n.AgentLog()
+	if want := fmt.Sprintf(`object="NetworkPolicy shop/np" field=%s `, r.field); !strings.Contains(log, want) {
+		t.Errorf("the log doesn't tell of the field: %s", want)
+	}
+	time.Sleep(12 * time.Second) // there is a resync every ten seconds
+	others()
+	more := strings.TrimPrefix(n.AgentLog(), log)
+	if strings.Contains(more, "can't be used as written") || strings.Contains(more, "had changed") {
+		t.Errorf("it is told of at each resync:\n%s", more)
+	}
+	if r.after == nil { // else it isn't known which entry the set has no room for
+		n.Reach(shopper, web.IP+":1234", false)
+	}
+	r.mended(n)
+	n.Eventually("what the kernel takes by now is applied", func() error {
+		if out, err := n.Ctl("status"); err != nil || strings.Contains(out, told) {
+			return fmt.Errorf("it isn't: %w\n%s", err, out)
+		}
+		return nil
+	})
+	n.Reach(shopper, web.IP+":1234", r.opens)
+	others()
+}
