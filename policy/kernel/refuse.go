@@ -151,7 +151,7 @@ const (
 	// trialTime bounds how long is looked for the rules that the kernel refuses. What isn't known by then is closed.
 	trialTime = 10 * time.Second
 	// trialsEach is how many trials one namespace's rules are worth.
-	trialsEach = 32
+	trialsEach = 64
 )
 
 // refusedAmong finds out which of the rules the kernel refuses, in trials of a chain that no packet comes through: first
@@ -192,7 +192,7 @@ func (t *trial) kinds(rules []policy.Rule) {
 			}
 		}
 	}
-	bisect(slices.Sorted(maps.Keys(byName)), new(int), func(names []string) error {
+	bisect(slices.Sorted(maps.Keys(byName)), 0, func(names []string) error {
 		examples := make([]policy.Rule, len(names))
 		for i, name := range names {
 			examples[i] = byName[name]
@@ -209,49 +209,49 @@ func (t *trial) namespaces(rules []policy.Rule) {
 		namespace, _, _ := strings.Cut(r.Policy, "/")
 		by[namespace] = append(by[namespace], r)
 	}
-	bisect(slices.Sorted(maps.Keys(by)), new(int), func(names []string) error {
+	bisect(slices.Sorted(maps.Keys(by)), 0, func(names []string) error {
 		var all []policy.Rule
 		for _, name := range names {
 			all = append(all, by[name]...)
 		}
 		return t.try(all)
 	}, func(name string, _ error) {
-		left := trialsEach
-		bisect(by[name], &left, t.try, func(r policy.Rule, err error) {
+		bisect(by[name], trialsEach, t.try, func(r policy.Rule, err error) {
 			t.refused[policy.Refusal{Family: t.family, Rule: r.Matched()}] = reason(err)
 		})
 	})
 }
 
-// bisect tells of the items that try refuses alone. left is how many trials there may be, without end if it is 0 at first;
-// when none are left it tells of all that may be refused.
-func bisect[T any](items []T, left *int, try func([]T) error, tell func(T, error)) {
-	bounded := *left > 0
-	var within func(items []T, err error)
-	within = func(items []T, err error) {
-		if len(items) == 1 || (bounded && *left <= 0) {
-			for _, item := range items {
-				tell(item, err)
-			}
+// bisect tells of the items that try refuses alone. trials is how many there may be, 0 being without end; after that it
+// tells of all that may be refused. It halves the largest group first, so that many items are soon known to be fine.
+func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, error)) {
+	type group struct {
+		items []T
+		err   error
+	}
+	var refused []group // in the order of their size, the largest first
+	done := 0
+	attempt := func(items []T) {
+		if len(items) == 0 {
 			return
 		}
-		for _, half := range [][]T{items[:len(items)/2], items[len(items)/2:]} {
-			if bounded && *left <= 0 {
-				within(half, err)
-				continue
-			}
-			*left--
-			if err := try(half); err != nil {
-				within(half, err)
-			}
+		done++
+		if err := try(items); err != nil {
+			refused = append(refused, group{items, err})
 		}
 	}
-	if len(items) == 0 {
-		return
-	}
-	*left--
-	if err := try(items); err != nil {
-		within(items, err)
+	attempt(items)
+	for len(refused) > 0 {
+		g := refused[0]
+		refused = refused[1:]
+		if n := len(g.items); n > 1 && (trials == 0 || done < trials) {
+			attempt(g.items[:n/2])
+			attempt(g.items[n/2:])
+			continue
+		}
+		for _, item := range g.items {
+			tell(item, g.err)
+		}
 	}
 }
 

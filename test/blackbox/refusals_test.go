@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// tenants are two namespaces with a policy each. That of shop is put in.
-const tenants = `
+// twoPolicies are two namespaces with a policy each. That of shop is put in.
+const twoPolicies = `
 apiVersion: v1
 kind: Pod
 metadata: {name: web, namespace: shop, labels: {app: web}}
@@ -106,13 +106,13 @@ func TestRefusedSet(t *testing.T) {
 	testRefused(t, refusal{
 		spec: someBlocks, field: "spec.ingress[0].from", opens: true,
 		before: func(n *nodetest.Node) {
-			n.Manifest("tenants.yaml", fmt.Sprintf(tenants, someBlocks))
+			n.Manifest("tenants.yaml", fmt.Sprintf(twoPolicies, someBlocks))
 			var name string
 			n.Eventually("the set is there", func() (err error) {
 				name, err = netSet(n)
 				return err
 			})
-			n.Manifest("tenants.yaml", fmt.Sprintf(tenants, harmless))
+			n.Manifest("tenants.yaml", fmt.Sprintf(twoPolicies, harmless))
 			n.Eventually("the set is gone", func() error {
 				if name, err := netSet(n); err == nil {
 					return fmt.Errorf("there is %s", name)
@@ -163,7 +163,7 @@ func testRefused(t *testing.T, r refusal) {
 		return
 	}
 	n := nodetest.NewNode(t, nil)
-	n.Manifest("tenants.yaml", fmt.Sprintf(tenants, harmless))
+	n.Manifest("tenants.yaml", fmt.Sprintf(twoPolicies, harmless))
 	n.StartAgent()
 	web := n.AddPod("shop", "web")
 	n.Serve(web.Netns, "tcp", ":80")
@@ -171,7 +171,7 @@ func testRefused(t *testing.T, r refusal) {
 	if r.before != nil {
 		r.before(n)
 	}
-	n.Manifest("tenants.yaml", fmt.Sprintf(tenants, r.spec))
+	n.Manifest("tenants.yaml", fmt.Sprintf(twoPolicies, r.spec))
 	if r.after != nil {
 		r.after(n)
 	}

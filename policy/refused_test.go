@@ -1,0 +1,114 @@
+package policy_test
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
+)
+
+// TestRefused: what the kernel has refused isn't asked of it again, is closed, and is told of with its field; what is beside
+// it in the policy and in others' holds.
+func TestRefused(t *testing.T) {
+	sctp, port, http := corev1.ProtocolSCTP, intstr.FromInt32(9), intstr.FromInt32(80)
+	np := policytest.Letting("big", map[string]string{"app": "big"}, nil,
+		networkingv1.NetworkPolicyPort{Port: &http}, networkingv1.NetworkPolicyPort{Port: &port, Protocol: &sctp})
+	np.Spec.Ingress = append(np.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: []networkingv1.NetworkPolicyPeer{
+		{NamespaceSelector: &metav1.LabelSelector{}}, {IPBlock: &networkingv1.IPBlock{CIDR: "192.0.2.0/24"}},
+	}})
+	state := large(t, np)
+	whole := policy.Compile(state)
+	var selector, block, class, pods string
+	for _, s := range whole.Sets {
+		switch {
+		case strings.HasPrefix(s.Name, "weir-net-"):
+			block = s.Name
+		case strings.HasPrefix(s.Name, "weir-sel-") && len(s.Entries) == 3:
+			selector = s.Name
+		}
+	}
+	for _, c := range whole.Classes {
+		if c.Direction == policy.Ingress && strings.Join(c.Pods, " ") == "x/big" {
+			class, pods = c.Set, c.Set
+		}
+	}
+	element := func(s string) policy.Element { return policy.Element{Prefix: netip.MustParsePrefix(s)} }
+	for name, tc := range map[string]struct {
+		refusal      policy.Refusal
+		pass, closed string
+		problem      string
+	}{
+		"a kind of ports": {
+			policy.Refusal{Kind: "-p sctp -m sctp --dport"},
+			"192.0.3.9>big:tcp:80 client>big:tcp:1 192.0.2.9>big:tcp:1", "192.0.3.9>big:sctp:9",
+			"NetworkPolicy x/big: spec.ingress[0].ports[1]: the kernel refuses rules with -p sctp -m sctp --dport: why",
+		},
+		"a rule": {
+			policy.Refusal{Rule: "-p tcp -m tcp --dport 80 -j RETURN"}, "192.0.3.9>big:sctp:9 client>big:tcp:80", "192.0.3.9>big:tcp:80",
+			"NetworkPolicy x/big: spec.ingress[0]: the kernel refuses the rule: why",
+		},
+		"a type of sets": {
+			policy.Refusal{Type: policy.HashNet}, "client>big:tcp:1 192.0.2.9>big:tcp:80", "192.0.2.9>big:tcp:1",
+			"NetworkPolicy x/big: spec.ingress[1].from[1]: the kernel refuses sets of type hash:net: why",
+		},
+		"a set": {
+			policy.Refusal{Set: selector}, "192.0.2.9>big:tcp:1 client>big:tcp:80", "client>big:tcp:1",
+			"NetworkPolicy x/big: spec.ingress[1].from[0]: the kernel refuses the set " + selector + ": why",
+		},
+		"an entry": {
+			policy.Refusal{Set: block, Element: element("192.0.2.0/24")}, "client>big:tcp:1", "192.0.2.9>big:tcp:1",
+			"NetworkPolicy x/big: spec.ingress[1].from[1]: the kernel refuses 192.0.2.0/24 in the set " + block + ": why",
+		},
+		"the set of a class": {
+			policy.Refusal{Set: class}, "", "client>big:tcp:1 client>big:tcp:80",
+			"NetworkPolicy x/big: spec.ingress: the kernel refuses the set " + class + ": why; what the policy lets through is closed",
+		},
+		"a pod in its class": {
+			policy.Refusal{Set: pods, Element: element("10.88.0.4/32")}, "", "client>big:tcp:1 client>big:tcp:80",
+			"Pod x/big: status.podIPs: the kernel refuses 10.88.0.4 in the set " + class + ": why; the pod is closed",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			state := state
+			state.Refused = policy.Refused{tc.refusal: "why"}
+			ruleset := policy.Compile(state)
+			if len(ruleset.Problems) != 1 || !strings.HasPrefix(ruleset.Problems[0].String(), tc.problem) {
+				t.Errorf("problems %q, want %q", ruleset.Problems, tc.problem)
+			}
+			var text strings.Builder
+			if err := ruleset.Write(&text); err != nil {
+				t.Fatal(err)
+			}
+			if r := tc.refusal; r.Rule != "" && strings.Contains(text.String(), "--dport 80 -m") {
+				t.Errorf("the rule is asked for again:\n%s", text.String())
+			} else if r.Set != "" && r.Element == (policy.Element{}) && strings.Contains(text.String(), "set "+r.Set+" ") {
+				t.Errorf("the set is asked for again:\n%s", text.String())
+			}
+			judge, err := policy.NewJudge(ruleset)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range strings.Fields(tc.pass + " client>web:tcp:80") {
+				if !judge.Allows(packet(t, state, s)) {
+					t.Errorf("%s is dropped", s)
+				}
+			}
+			for _, s := range strings.Fields(tc.closed + " big>web:tcp:80 192.0.2.9>web:tcp:80") {
+				if judge.Allows(packet(t, state, s)) {
+					t.Errorf("%s is let through", s)
+				}
+			}
+		})
+	}
+	if whole.Has(conf.IPv6) {
+		t.Error("the state is of both families")
+	}
+}
