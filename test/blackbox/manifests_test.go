@@ -1,0 +1,578 @@
+package blackbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// shop are a server, its client and another pod.
+const shop = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: server, namespace: shop, labels: {app: server}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: shop, labels: {app: client}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: other, namespace: shop}
+---
+`
+
+// denyJSON is a policy that closes the server.
+const denyJSON = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny", "namespace": "shop"},
+  "spec": {"podSelector": {"matchLabels": {"app": "server"}}}}`
+
+// shopNode has the shop's pods, and an agent that goes by its manifests.
+func shopNode(t *testing.T) (n *nodetest.Node, server, client, other *nodetest.Pod) {
+	n = nodetest.NewNode(t, nil)
+	n.Manifest("shop.yaml", shop)
+	n.StartAgent()
+	server, client, other = n.AddPod("shop", "server"), n.AddPod("shop", "client"), n.AddPod("shop", "other")
+	n.Serve(server.Netns, "tcp", server.IP+":80")
+	n.Reach(client, server.IP+":80", true)
+	return n, server, client, other
+}
+
+// put writes a file of the manifests' directory, its directories too.
+func put(n *nodetest.Node, name, text string) {
+	n.Helper()
+	path := filepath.Join(n.Manifests, name)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(text), 0o600)); err != nil {
+		n.Fatal(err)
+	}
+}
+
+// closesServer puts each file, which must close the server, and takes it away.
+func closesServer(t *testing.T, files [][2]string) {
+	n, server, client, _ := shopNode(t)
+	for _, f := range files {
+		t.Logf("%s: %.60q", f[0], f[1])
+		put(n, f[0], f[1])
+		n.Reach(client, server.IP+":80", false)
+		if err := os.Remove(filepath.Join(n.Manifests, f[0])); err != nil {
+			n.Fatal(err)
+		}
+		n.Reach(client, server.IP+":80", true)
+	}
+}
+
+// TestManifestsAnywhere: files count in subdirectories, behind links, and whatever the case of their names.
+func TestManifestsAnywhere(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	closesServer(t, [][2]string{{"sub/dir/deny.yaml", denyJSON}, {"deny.YAML", denyJSON}, {"deny.Json", denyJSON}, {".deny.yml", denyJSON}})
+}
+
+// TestManifestsWrapped: objects count in whatever they are wrapped.
+func TestManifestsWrapped(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	spec := `"metadata": {"name": "deny", "namespace": "shop"}, "spec": {"podSelector": {}}`
+	closesServer(t, [][2]string{
+		{"list.yaml", "apiVersion: v1\nkind: List\nitems:\n- " + denyJSON + "\n"},
+		{"policies.json", `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicyList", "items": [{` + spec + `}]}`},
+		{"stream.json", `{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}}` + "\n" + denyJSON},
+		{"template.yaml", `
+apiVersion: template.openshift.io/v1
+kind: Template
+metadata: {name: t}
+parameters: [{name: NAMESPACE, value: shop}]
+objects:
+- apiVersion: networking.k8s.io/v1
+  kind: NetworkPolicy
+  metadata: {name: deny, namespace: "${NAMESPACE}"}
+  spec: {podSelector: {}}
+`},
+		{"dump.yaml", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny, namespace: shop, creationTimestamp: null}\nspec: {podSelector: {}}\nstatus: {}\n"},
+	})
+}
+
+// TestWindowsManifests: PowerShell writes UTF-16.
+func TestWindowsManifests(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	utf16 := "\xff\xfe"
+	for _, b := range []byte(strings.ReplaceAll("apiVersion: v1\nkind: Service\nmetadata: {name: x}\n---\n"+denyJSON, "\n", "\r\n")) {
+		utf16 += string([]byte{b, 0})
+	}
+	closesServer(t, [][2]string{{"deny.yaml", utf16}})
+}
+
+// TestFieldsNewerThanWeir: what other objects have beyond what is known of them means nothing.
+func TestFieldsNewerThanWeir(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("pod.yaml", `
+apiVersion: v1
+kind: Pod
+metadata: {name: server, namespace: shop, managedFields: [{manager: x, fieldsV1: {}}]}
+spec: {newerField: {}, containers: [{name: c, image: i, newerField: 1, resources: {newer: 1}}]}
+status: {newerField: {}, podIP: 10.88.0.200}
+`)
+	n.StartAgent()
+	n.AddPod("shop", "server")
+}
+
+// TestFilesThatAreNoManifests: what lies beside manifests stops nothing, and is in the status.
+func TestFilesThatAreNoManifests(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("shop.yaml", shop)
+	n.Manifest("values.yaml", "replicas: 3\nkind: of\n")
+	n.Manifest("kustomization.yaml", "resources:\n- shop.yaml\n")
+	n.Manifest("Chart.yaml", "apiVersion: v2\nname: shop\n")
+	n.Manifest("service.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: {{ .Values.name }}}\n")
+	n.StartAgent()
+	out, err := n.Ctl("status")
+	for _, name := range []string{"values.yaml", "kustomization.yaml", "Chart.yaml", "service.yaml", "shop.yaml"} {
+		if err != nil || !strings.Contains(out, name) {
+			t.Errorf("the status doesn't speak of %s: %v\n%s", name, err, out)
+		}
+	}
+	server, client := n.AddPod("shop", "server"), n.AddPod("shop", "client")
+	n.Serve(server.Netns, "tcp", server.IP+":80")
+	n.Reach(client, server.IP+":80", true)
+}
+
+// TestAFileThatMayHoldAPolicy: nobody knows what such a file should forbid.
+func TestAFileThatMayHoldAPolicy(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("shop.yaml", shop)
+	n.Manifest("broken.yaml", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: x\n")
+	n.SpawnAgent()
+	n.Eventually("the agent isn't ready, and says which file", func() error {
+		out, err := n.Ctl("status")
+		if err == nil || !strings.Contains(out, "broken.yaml: document 1") || strings.Contains(out, "good state stays in force") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	if strings.Contains(n.AgentLog(), "stays in force") {
+		t.Errorf("the log says of what never was that it stays in force:\n%s", n.AgentLog())
+	}
+	if _, err := n.TryAddPod("shop", "server"); err == nil {
+		t.Error("a pod was let in")
+	}
+	n.KillAgent()
+	n.SpawnAgent("--source", "dir:"+n.Manifests, "--ignore-broken")
+	n.Eventually("the agent starts without the file", func() error {
+		out, err := n.Ctl("status")
+		if err != nil || !strings.Contains(out, "broken.yaml") {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	n.AddPod("shop", "server")
+}
+
+// TestBadPoliciesClose goes through docs/manifests.md, "What a bad file means".
+func TestBadPoliciesClose(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("shop.yaml", shop)
+	bad := func(spec string) string {
+		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: shop}\nspec: " + spec + "\n"
+	}
+	// It is there when the agent starts, and all goes on but for the pods that it selects.
+	n.Manifest("bad.yaml", bad("{podSelector: {matchLabels: {app: server}}, ingress: [{form: []}]}"))
+	n.StartAgent()
+	server, client, other := n.AddPod("shop", "server"), n.AddPod("shop", "client"), n.AddPod("shop", "other")
+	for _, p := range []*nodetest.Pod{server, other} {
+		n.Serve(p.Netns, "tcp", p.IP+":80")
+	}
+	reach := func(toServer, toOther bool) {
+		t.Helper()
+		n.Reach(client, server.IP+":80", toServer)
+		n.Reach(client, other.IP+":80", toOther)
+	}
+	reach(false, true)
+	for _, spec := range []string{
+		"{podSelector: {matchLabels: {app: server}}, ingress: [{}, {from: [{ipBlock: {cidr: 10.0.0.0/33}}]}]}",
+		"{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, excpet: [10.0.0.0/8]}}]}]}",
+		"{podSelector: {matchLabels: {app: server}}, ingress: [{}], newField: {}}",
+	} {
+		n.Manifest("bad.yaml", bad("{podSelector: {matchLabels: {app: server}}, ingress: [{}]}"))
+		reach(true, true)
+		n.Manifest("bad.yaml", bad(spec))
+		reach(false, true)
+	}
+	// Whom it selects isn't known any more: as before.
+	n.Manifest("bad.yaml", bad("{podSelector: {matchLabels: {app: server}}}"))
+	reach(false, true)
+	n.Manifest("bad.yaml", bad("{podSelectr: {}, ingress: [{}]}"))
+	n.Manifest("other.yaml", strings.ReplaceAll(denyJSON, "server", "none")) // has come by when its name is in the status
+	n.Eventually("the status has the other policy and the problem", func() error {
+		out, err := n.Ctl("status")
+		if err != nil || !strings.Contains(out, "shop/deny") || !strings.Contains(out, "podSelectr") {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	reach(false, true)
+	// It never was: all of its namespace.
+	n.Manifest("bad.yaml", "")
+	reach(true, true)
+	n.Manifest("bad.yaml", bad("{podSelectr: {}, ingress: [{}]}"))
+	reach(false, false)
+}
+
+// TestNamespacesHaveTheirName: the label kubernetes.io/metadata.name is always there, without a manifest too.
+func TestNamespacesHaveTheirName(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("pods.yaml", `
+apiVersion: v1
+kind: Pod
+metadata: {name: server, namespace: one, labels: {app: server}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: two}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: three}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: p, namespace: one}
+spec:
+  podSelector: {}
+  ingress:
+  - from:
+    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: two}}
+    - namespaceSelector: {matchExpressions: [{key: team, operator: DoesNotExist}]}
+`)
+	n.StartAgent()
+	server, two, three := n.AddPod("one", "server"), n.AddPod("two", "client"), n.AddPod("three", "client")
+	n.Serve(server.Netns, "tcp", server.IP+":80")
+	n.Reach(two, server.IP+":80", true)
+	n.Reach(three, server.IP+":80", false) // whether its namespace has the label team nobody knows
+}
+
+// workloads are those of a shop, and a policy that lets its client reach its web servers and its database.
+const workloads = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: shop}
+spec: {template: {metadata: {labels: {app: web}}, spec: {containers: [{name: c, image: i}]}}}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: db, namespace: shop}
+spec: {template: {metadata: {labels: {app: db}}, spec: {}}}
+---
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: tick, namespace: shop}
+spec: {jobTemplate: {spec: {template: {metadata: {labels: {app: client}}, spec: {}}}}}
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: other, namespace: shop}
+spec: {template: {metadata: {labels: {app: other}}, spec: {}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: static, namespace: shop, labels: {app: client}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: p, namespace: shop}
+spec:
+  podSelector: {matchExpressions: [{key: app, operator: In, values: [web, db]}]}
+  ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: first, namespace: shop}
+spec: {podSelector: {matchLabels: {statefulset.kubernetes.io/pod-name: db-0}}, ingress: [{from: [{podSelector: {matchLabels: {app: other}}}]}]}
+`
+
+// TestPodsOfWorkloads: a pod is known by the template that its name fits.
+func TestPodsOfWorkloads(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("workloads.yaml", workloads)
+	n.SpawnAgent("--source", "dir:"+n.Manifests, "--node-name", "Node-1", "--encapsulation", "never")
+	n.Eventually("the agent is ready", func() error {
+		_, err := n.Ctl("status")
+		return err
+	})
+	web, db0, db1 := n.AddPod("shop", "web-7d4b9c6f5-x2k9p"), n.AddPod("shop", "db-0"), n.AddPod("shop", "db-1")
+	client, static, other := n.AddPod("shop", "tick-28000000-bcdfg"), n.AddPod("shop", "static-node-1"), n.AddPod("shop", "other-zzzzz")
+	for _, p := range []*nodetest.Pod{web, db0, db1} {
+		n.Serve(p.Netns, "tcp", p.IP+":80")
+	}
+	for _, c := range []struct {
+		from, to *nodetest.Pod
+		want     bool
+	}{
+		{client, web, true},
+		{static, web, true},
+		{other, web, false},
+		{client, db0, true},
+		{other, db0, true},
+		{other, db1, false},
+		{static, db1, true},
+	} {
+		n.Reach(c.from, c.to.IP+":80", c.want)
+	}
+	for _, name := range []string{"web-7d4b9c6f5-x2k9a", "web-x2k9p", "db-00", "db", "tick-bcdfg", "static-node-2"} {
+		if _, err := n.TryAddPod("shop", name); err == nil {
+			t.Errorf("pod %s was let in, which no workload makes", name)
+		}
+	}
+}
+
+// TestAPodThatFitsTwoWorkloads gets only what both agree on.
+func TestAPodThatFitsTwoWorkloads(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("shop.yaml", shop+`
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: shop}
+spec: {template: {metadata: {labels: {app: web, tier: front}}, spec: {}}}
+---
+apiVersion: apps/v1
+kind: ReplicaSet
+metadata: {name: web-7d4b9c6f5, namespace: shop}
+spec: {template: {metadata: {labels: {app: server, tier: front}}, spec: {}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: client, namespace: shop}
+spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: client-and-others, namespace: shop}
+spec: {podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}, {from: [{podSelector: {matchLabels: {tier: front}}}]}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: other, namespace: shop}
+spec:
+  podSelector: {matchExpressions: [{key: app, operator: DoesNotExist}]}
+  ingress: [{ports: [{port: 80}], from: [{podSelector: {matchLabels: {app: web}}}]}, {ports: [{port: 81}], from: [{podSelector: {matchLabels: {tier: front}}}]}]
+`)
+	n.StartAgent()
+	client, other, both := n.AddPod("shop", "client"), n.AddPod("shop", "other"), n.AddPod("shop", "web-7d4b9c6f5-x2k9p")
+	n.Serve(both.Netns, "tcp", both.IP+":80")
+	n.Serve(other.Netns, "tcp", other.IP+":80")
+	n.Serve(other.Netns, "tcp", other.IP+":81")
+	n.Reach(client, both.IP+":80", true)
+	n.Reach(other, both.IP+":80", false)
+	n.Reach(both, other.IP+":81", true)
+	n.Reach(both, other.IP+":80", false)
+	if out, err := n.Ctl("status"); err != nil || !strings.Contains(out, "fits") || !strings.Contains(out, "ReplicaSet shop/web-7d4b9c6f5") {
+		t.Errorf("the status doesn't say that the pod fits two workloads: %v\n%s", err, out)
+	}
+}
+
+// TestTwoFilesWithOneObject: no file's name decides.
+func TestTwoFilesWithOneObject(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n, server, client, other := shopNode(t)
+	open := strings.Replace(denyJSON, `"spec": {`, `"spec": {"ingress": [{}], `, 1)
+	some := strings.Replace(denyJSON, `"spec": {`, `"spec": {"ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}, {"from": [{"podSelector": {}}]}], `, 1)
+	one := strings.Replace(denyJSON, `"spec": {`, `"spec": {"ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}], `, 1)
+	for _, files := range [][2]string{{denyJSON, open}, {open, denyJSON}} {
+		put(n, "a.yaml", files[0])
+		put(n, "b.yaml", files[1])
+		n.Reach(client, server.IP+":80", false)
+		n.Eventually("the status says that two files have it", func() error {
+			out, err := n.Ctl("status")
+			if err != nil || !strings.Contains(out, "another version is in b.yaml") {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			return nil
+		})
+		n.Manifest("a.yaml", "")
+		n.Manifest("b.yaml", "")
+		n.Reach(client, server.IP+":80", true)
+	}
+	put(n, "a.yaml", some)
+	put(n, "b.yaml", one)
+	n.Reach(other, server.IP+":80", false)
+	n.Reach(client, server.IP+":80", true)
+}
+
+// TestPoliciesThatAreNotEnforced: a policy of any other kind is a warning.
+func TestPoliciesThatAreNotEnforced(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	kinds := map[string]string{
+		"CiliumNetworkPolicy": "cilium.io/v2", "AdminNetworkPolicy": "policy.networking.k8s.io/v1alpha1", "ClusterNetworkPolicy": "policy.networking.k8s.io/v1alpha2",
+		"GlobalNetworkPolicy": "crd.projectcalico.org/v1", "NetworkPolicy": "projectcalico.org/v3", "AuthorizationPolicy": "security.istio.io/v1",
+		"SomeNetworkPolicy": "example.com/v1",
+	}
+	for kind, version := range kinds {
+		n.Manifest(kind+".yaml", fmt.Sprintf("apiVersion: %s\nkind: %s\nmetadata: {name: p, namespace: shop}\nspec: {x: y}\n", version, kind))
+	}
+	n.StartAgent()
+	out, err := n.Ctl("status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served, err := metrics()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for kind, version := range kinds {
+		group, _, _ := strings.Cut(version, "/")
+		for where, text := range map[string]string{"log": n.AgentLog(), "status": out} {
+			if !strings.Contains(text, kind+"."+group) {
+				t.Errorf("the %s doesn't warn of %s of %s:\n%s", where, kind, version, text)
+			}
+		}
+		if want := fmt.Sprintf(`weir_unenforced_policies{kind="%s.%s"} 1`, kind, group); !strings.Contains(served, want) {
+			t.Errorf("no metric %s", want)
+		}
+	}
+}
+
+// TestCheck: what would be read is said without an agent, and without enforcing anything.
+func TestCheck(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	check := func() (string, error) {
+		out, err := exec.Command(filepath.Join(n.Bin, "weir-agent"), "check", "dir:"+n.Manifests).CombinedOutput()
+		return string(out), err
+	}
+	want := func(good bool, words ...string) {
+		t.Helper()
+		out, err := check()
+		var exit *exec.ExitError
+		if good != (err == nil) || !good && (!errors.As(err, &exit) || exit.ExitCode() != 1) {
+			t.Errorf("check: %v, want success: %v\n%s", err, good, out)
+		}
+		for _, w := range words {
+			if !strings.Contains(out, w) {
+				t.Errorf("check doesn't say %q:\n%s", w, out)
+			}
+		}
+	}
+	n.Manifest("shop.yaml", shop)
+	n.Manifest("values.yaml", "a: 1\n")
+	n.Manifest("cilium.yaml", "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: c}\n")
+	put(n, "sub/deny.yaml", denyJSON)
+	want(true, "shop.yaml", "Pod shop/server", "values.yaml", "sub/deny.yaml", "NetworkPolicy shop/deny", "CiliumNetworkPolicy")
+	n.Manifest("bad.yaml", strings.ReplaceAll(strings.Replace(denyJSON, `"spec": {`, `"spec": {"ingress": [{"form": []}], `, 1), "deny", "bad"))
+	want(false, "bad.yaml", "spec.ingress[0].form", "closed")
+	n.Manifest("bad.yaml", "kind: NetworkPolicy\nspec: [\n")
+	want(false, "bad.yaml", "document 1", "not be ready")
+	if _, err := os.Stat("/run/weir"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("/run/weir: %v: check has touched the node", err)
+	}
+}
+
+// TestStatusBeforeTheFirstState: an agent that knows nothing yet doesn't call closed what the rules before it let through.
+func TestStatusBeforeTheFirstState(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n, server, client, _ := shopNode(t)
+	n.StopAgent()
+	n.Manifest("policy.yaml", "kind: NetworkPolicy\nspec: [")
+	n.SpawnAgent()
+	n.Eventually("the agent has seen the broken file", func() error {
+		if out, _ := n.Ctl("status"); !strings.Contains(out, "policy.yaml") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	n.Reach(client, server.IP+":80", true)
+	out, _ := n.Ctl("status")
+	for line := range strings.Lines(out) {
+		if strings.HasPrefix(line, "shop/server ") && (strings.Contains(line, "closed") || !strings.Contains(line, "as before")) {
+			t.Errorf("the pod is reached, and the status says: %s", line)
+		}
+	}
+	if said := n.AgentLog() + out; strings.Contains(said, "last good state stays in force") {
+		t.Errorf("there never was a good state:\n%s", said)
+	}
+}
+
+// TestIdentityFromTheConfiguration: a runtime that passes no K8S_POD_* can have the configuration say which pod it is.
+func TestIdentityFromTheConfiguration(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("shop.yaml", shop)
+	n.Manifest("deny.yaml", denyJSON)
+	n.StartAgent()
+	client := n.AddPod("shop", "client")
+	attach := func(netns, args string, cni nodetest.Conf) (*nodetest.Pod, error) {
+		n.Configure(nodetest.Conf{"args": nodetest.Conf{"cni": cni}})
+		path := nodetest.NewNS(n, netns)
+		out, err := n.CNI("add", path, args)
+		_, rest, _ := strings.Cut(out, `"address": "`)
+		ip, _, _ := strings.Cut(rest, "/")
+		return &nodetest.Pod{Netns: path, IP: ip}, err
+	}
+	labels := []any{nodetest.Conf{"key": "io.kubernetes.pod.namespace", "value": "shop"}, nodetest.Conf{"key": "io.kubernetes.pod.name", "value": "server"}}
+	for name, c := range map[string]struct {
+		args string
+		cni  nodetest.Conf
+		want bool
+	}{
+		"podman":  {"IgnoreUnknown=1;K8S_POD_NAME=other", nodetest.Conf{"K8S_POD_NAMESPACE": "shop"}, true},
+		"nerdctl": {"IgnoreUnknown=1", nodetest.Conf{"K8S_POD_NAMESPACE": "shop", "K8S_POD_NAME": "server"}, false},
+		"labels":  {"IgnoreUnknown=1", nodetest.Conf{"labels": labels}, false},
+	} {
+		pod, err := attach(name, c.args, c.cni)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		n.Serve(pod.Netns, "tcp", pod.IP+":80")
+		n.Reach(client, pod.IP+":80", c.want)
+	}
+	_, err := attach("none", "IgnoreUnknown=1", nodetest.Conf{})
+	for _, words := range []string{"args.cni", "K8S_POD_NAMESPACE", "io.kubernetes.pod.name"} {
+		if err == nil || !strings.Contains(err.Error(), words) {
+			t.Errorf("%v: doesn't say what to do about it: %s", err, words)
+		}
+	}
+}
