@@ -20,16 +20,17 @@ import (
 // a second with an MTU of 900 bytes or more. Beyond it all ports share sharedFragments and sharedBytes a second: so a single
 // pod may send far more as long as no other does, and one that sends all it can takes nothing from the others' own shares.
 //
-// The memory that follows: an incomplete datagram is dropped after reassemblyTime, T = 1 s. A bucket lets through at most
-// rate x T + burst in that time: of a port 2,000 fragments and 2 MiB, of what is shared 11,000 fragments and 32 MiB. The
+// The memory that follows: an incomplete datagram is dropped after reassemblyTime, T = 2 s: one second would do for the
+// network, but a pod that waits for the processor may stop between two fragments. A bucket lets through at most rate x T + burst
+// in that time, and one of bytes holds a second's: of a port 3,000 fragments and 3 MiB, of all 21,000 and 48 MiB more. The
 // kernel charges a fragment of n bytes with about 1 KiB if it is small, and never with more than 1024 + 2n: 2.5 KiB for
-// those of 700 to 1,514 bytes, 13.5 KiB for 9,000. So a port holds less than 5 MiB whatever it sends, and what is shared less
-// than 64 MiB. reassemblyMemory, 512 MiB, is enough for some 90 pods that do their worst at the same time. It is a bound:
+// those of 700 to 1,514 bytes, 13.5 KiB for 9,000. So a port holds less than 8 MiB whatever it sends, and what is shared less
+// than 96 MiB. reassemblyMemory, 512 MiB, is enough for some 50 pods that do their worst at the same time. It is a bound:
 // without an attack it isn't used. A node with less than 4 GiB gets an eighth of its memory.
 //
 // Fragments that come from outside the node, or out of the tunnel, are not bounded by the guard. Pods of other nodes send
-// none that are incomplete: their own node reassembles them. To fill the memory, others need to send 200,000 fragments of
-// 1,500 bytes a second, or 500,000 small ones.
+// none that are incomplete: their own node reassembles them. To fill the memory, others need to send 100,000 fragments of
+// 1,500 bytes a second, or 250,000 small ones.
 const (
 	portFragments   = 1000     // a second, and at once
 	portBytes       = 1 << 20  // a second
@@ -37,7 +38,7 @@ const (
 	sharedAtOnce    = 1000     // fragments
 	sharedBytes     = 16 << 20 // a second
 
-	reassemblyTime   = 1         // seconds, of which the kernel takes whole ones only
+	reassemblyTime   = 2         // seconds, of which the kernel takes whole ones only
 	reassemblyMemory = 512 << 20 // bytes, for each family
 	memoryPart       = 8         // of the node's memory, the most for reassembly
 )
@@ -122,9 +123,9 @@ func isFragment6() []expr.Any {
 //
 // Equivalent to:
 //
-//	sysctl net.ipv4.ipfrag_time=1 net.ipv4.ipfrag_high_thresh=BYTES
-//	sysctl net.ipv6.ip6frag_time=1 net.ipv6.ip6frag_high_thresh=BYTES
-//	sysctl net.netfilter.nf_conntrack_frag6_timeout=1 net.netfilter.nf_conntrack_frag6_high_thresh=BYTES
+//	sysctl net.ipv4.ipfrag_time=2 net.ipv4.ipfrag_high_thresh=BYTES
+//	sysctl net.ipv6.ip6frag_time=2 net.ipv6.ip6frag_high_thresh=BYTES
+//	sysctl net.netfilter.nf_conntrack_frag6_timeout=2 net.netfilter.nf_conntrack_frag6_high_thresh=BYTES
 func reassembly(nodeMemory uint64) []Property {
 	memory := strconv.FormatInt(min(reassemblyMemory, int64(nodeMemory/memoryPart)), 10)
 	seconds := strconv.Itoa(reassemblyTime)
