@@ -29,6 +29,7 @@ const (
 	inputChain       = "WEIR-INPUT"
 	errorsChain      = "WEIR-ERRORS"
 	selfChain        = "WEIR-SELF"
+	portsChain       = "WEIR-PORTS"
 	acceptChain      = "WEIR-ACCEPT"
 	postroutingChain = "WEIR-POSTROUTING"
 )

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -44,12 +45,13 @@ type links struct {
 // links makes the sets, chain and rules for pods behind other plugins, if there are any.
 //
 // A link that the node routes (ptp) belongs to one pod. So what comes in by it under another address is forged, and dropped,
-// as the spoof guard does on weir's own bridge. On a bridge it isn't known who else is there; each of the bridge's ports
-// belongs to a pod, but no set goes by ports (ipset's physdev entries are matched by no rule of iptables). So a rule names
-// the port of each pod there. It is read by packets alone whose sender is their receiver.
+// as the spoof guard does on weir's own bridge. On a bridge it isn't known who else is there; a pod has a port of it, but no
+// set goes by ports (ipset's physdev entries are matched by no rule of iptables). So rules name the port of each pod there.
+// They are read by ICMP's packets, whose errors the pod sends under its own addresses alone, and by packets whose sender is
+// their receiver.
 func (c *compiler) links(state State, judge []Rule) links {
 	var chained, own, senders []Entry
-	var ports []Rule
+	var ports, foreign []Rule
 	bridges := map[string]bool{}
 	for _, e := range state.Endpoints {
 		if !e.Chained {
@@ -66,22 +68,20 @@ func (c *compiler) links(state State, judge []Rule) links {
 			chained = append(chained, Entry{Element{Prefix: address}, words})
 			switch {
 			case link.Port != "":
-				ports = append(ports, Rule{
-					Src: address, InPort: link.Port, Comment: "weir: " + words + " reaching itself through its Service", Target: Return,
-				})
+				ports = append(ports, Rule{Src: address, InPort: link.Port, Comment: "weir: from " + words + " itself", Target: Return})
 			case link.In != "":
 				senders = append(senders, Entry{Element{Prefix: address, Link: link.In}, words})
 			}
 		}
 		switch {
-		case !has:
-		case link.Port != "":
+		case link.Port != "" && has:
 			bridges[link.In] = true
-		case link.In != "":
+			foreign = append(foreign, Rule{InPort: link.Port, Comment: "weir: an ICMP error of " + words + " under a foreign name", Target: Drop})
+		case link.Port == "" && link.In != "": // of a family that the pod has no address of, all is forged
 			own = append(own, Entry{Element{Prefix: netip.PrefixFrom(unspecified[c.family], 0), Link: link.In}, words})
 		}
 	}
-	if len(chained) == 0 {
+	if len(chained)+len(own) == 0 {
 		return links{}
 	}
 	chainedSet, linksSet, sendersSet := c.family.Set(ChainedSet), c.family.Set(LinksSet), c.family.Set(SendersSet)
@@ -89,6 +89,7 @@ func (c *compiler) links(state State, judge []Rule) links {
 	c.set(Set{Name: linksSet, Type: HashNetIface, Role: Judged, Entries: own})
 	c.set(Set{Name: sendersSet, Type: HashNetIface, Role: Peers, Entries: senders})
 	slices.SortFunc(ports, func(a, b Rule) int { return a.Src.Addr().Compare(b.Src.Addr()) })
+	slices.SortFunc(foreign, func(a, b Rule) int { return cmp.Compare(a.InPort, b.InPort) })
 	c.chain("mangle", selfChain, slices.Concat([]Rule{
 		{Sets: []SetMatch{{Name: sendersSet, Dir: "src,src"}}, Comment: "weir: a pod reaching itself through its Service", Target: Return},
 	}, ports, judge)...)
@@ -104,7 +105,16 @@ func (c *compiler) links(state State, judge []Rule) links {
 		}},
 		loopback: []Rule{toLoopback(c.family, Rule{Sets: []SetMatch{{Name: linksSet, Dir: "src,src"}}})},
 	}
+	if len(bridges) > 0 {
+		c.chain("mangle", portsChain, slices.Concat(ports, []Rule{
+			{Sets: []SetMatch{{Name: chainedSet, Dir: "src"}}, Comment: "weir: ICMP under the address of a pod, but not from it", Target: Drop},
+			{Program: noError[c.family], Comment: "weir: no error", Target: Return},
+		}, foreign)...)
+	}
 	for _, name := range slices.Sorted(maps.Keys(bridges)) {
+		r.senders = append(r.senders, Rule{
+			Proto: icmp[c.family], In: name, Comment: "weir: ICMP from a bridge: under its own name?", Target: JumpTo, To: portsChain,
+		})
 		r.loopback = append(r.loopback, toLoopback(c.family, Rule{In: name}))
 	}
 	// Pods whose links weir makes know their neighbours from the start, and no others.

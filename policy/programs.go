@@ -39,10 +39,19 @@ const (
 		"32 0 0 32,7 0 0 0,32 0 0 64,29 0 5 0,32 0 0 36,7 0 0 0,32 0 0 68,29 0 1 0,6 0 0 65535,6 0 0 0"
 )
 
-// self and honest are the families' programs.
+// The NoError programs match ICMP packets that are no errors. What the Honest ones say of fragments and extension headers
+// holds for them too.
+const (
+	NoErrorIPv4 Program = "11,40 0 0 6,69 8 0 8191,177 0 0 0,80 0 0 0,21 5 0 3,21 4 0 4,21 3 0 5,21 2 0 11,21 1 0 12," +
+		"6 0 0 65535,6 0 0 0"
+	NoErrorIPv6 Program = "7,48 0 0 6,21 0 4 58,48 0 0 40,21 2 0 137,53 0 1 128,6 0 0 65535,6 0 0 0"
+)
+
+// The families' programs.
 var (
-	self   = map[conf.Family]Program{conf.IPv4: SelfIPv4, conf.IPv6: SelfIPv6}
-	honest = map[conf.Family]Program{conf.IPv4: HonestIPv4, conf.IPv6: HonestIPv6}
+	noError = map[conf.Family]Program{conf.IPv4: NoErrorIPv4, conf.IPv6: NoErrorIPv6}
+	self    = map[conf.Family]Program{conf.IPv4: SelfIPv4, conf.IPv6: SelfIPv6}
+	honest  = map[conf.Family]Program{conf.IPv4: HonestIPv4, conf.IPv6: HonestIPv6}
 )
 
 // icmp is the family's protocol of errors.
@@ -51,7 +60,7 @@ var icmp = map[conf.Family]Protocol{conf.IPv4: icmpv4, conf.IPv6: icmpv6}
 // matches says what the program says of a connection's first packet, which is no ICMP error.
 func (m Program) matches(p Packet) bool {
 	switch m {
-	case "", HonestIPv4, HonestIPv6:
+	case "", HonestIPv4, HonestIPv6, NoErrorIPv4, NoErrorIPv6:
 		return true
 	case SelfIPv4, SelfIPv6:
 		return p.Src == p.Dst

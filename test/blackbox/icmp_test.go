@@ -221,8 +221,13 @@ func (f *forgery) ethernet(a netip.Addr) *layers.Ethernet {
 // send sends an error from the pod's own address about a packet of the flow, with the words behind it.
 func (f *forgery) send(to string, k kind, about udp, words string) {
 	f.Helper()
+	f.sendAs(f.address(netip.MustParseAddr(to)), to, k, about, words)
+}
+
+// sendAs is send from another address.
+func (f *forgery) sendAs(src netip.Addr, to string, k kind, about udp, words string) {
+	f.Helper()
 	dst := netip.MustParseAddr(to)
-	src := f.address(dst)
 	outer := ip(src, dst, layers.IPProtocolICMPv4)
 	if dst.Is6() {
 		outer = ip(src, dst, layers.IPProtocolICMPv6)
@@ -348,6 +353,14 @@ func forgedErrors(t *testing.T, plugin string) {
 				f.send(x.victim, k, about, words)
 				if got := heard(atVictim, words); got != nil {
 					t.Errorf("an error that carries %q came to the victim", got)
+				}
+			}
+			// As if it came from the other end, or from a router on the way.
+			for _, src := range []string{about.dst.Addr().String(), map[bool]string{false: "192.0.2.77", true: "2001:db8::77"}[about.dst.Addr().Is6()]} {
+				words := fmt.Sprintf("under the name of %s about %s", src, about.dst)
+				f.sendAs(netip.MustParseAddr(src), x.victim, tooBig, about, words)
+				if got := heard(atVictim, words); got != nil {
+					t.Errorf("an error %q came to the victim", got)
 				}
 			}
 			if ended(conn) {
