@@ -208,13 +208,15 @@ func RepairGuard(current func() ([]Sender, error)) (lacked []Sender, fell bool, 
 	if err != nil {
 		return nil, false, fmt.Errorf("open nftables: %w", err)
 	}
-	fell = !guardStands(conn)
+	stands, unknown := guardStands(conn)
+	fell = !stands
 	has, err := allowed(conn)
 	var allow []Sender
 	if err == nil {
 		allow, err = current()
 	}
 	if err != nil {
+		err = errors.Join(err, unknown)
 		if fell {
 			err = errors.Join(err, makeGuard(nil))
 		}
@@ -237,7 +239,7 @@ func RepairGuard(current func() ([]Sender, error)) (lacked []Sender, fell bool, 
 		}
 	}
 	if len(missing) > 0 || fell {
-		if err := makeGuard(missing); err != nil {
+		if err := errors.Join(unknown, makeGuard(missing)); err != nil {
 			return nil, false, err
 		}
 	}

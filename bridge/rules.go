@@ -190,7 +190,7 @@ func makeGuard(add elements) error {
 			return fmt.Errorf("add to the guard's set %s: %w", guardSets[f], err)
 		}
 	}
-	if !guardStands(conn) {
+	if stands, err := guardStands(conn); err != nil || !stands {
 		addRules(conn, guardChains(sets))
 	}
 	err = conn.Flush()
@@ -203,17 +203,37 @@ func makeGuard(add elements) error {
 	return nil
 }
 
-// guardStands says whether the chains have their rules, by their comments: whoever edits rules by hand leaves others.
+// guardStands says whether the chains have their rules, by their comments: whoever edits rules by hand leaves others. With an
+// error it isn't known.
 //
 // Equivalent to: nft list table bridge weir; nft list table inet weir-ports; nft list table arp weir-ports
-func guardStands(conn *nftables.Conn) bool {
-	return !slices.ContainsFunc(guardChains(guardSetsOf()), func(c guardChain) bool {
+func guardStands(conn *nftables.Conn) (bool, error) {
+	for _, t := range guardTables() {
+		tables, err := conn.ListTablesOfFamily(t.Family)
+		if err != nil {
+			return false, fmt.Errorf("list the tables of the guard: %w", err)
+		}
+		// A table with flags is one that somebody has switched off ("dormant"), or taken.
+		if !slices.ContainsFunc(tables, func(o *nftables.Table) bool { return o.Name == t.Name && o.Flags == 0 }) {
+			return false, nil
+		}
+	}
+	for _, c := range guardChains(guardSetsOf()) {
 		have, err := conn.GetRules(c.Table, c.Chain)
-		return err != nil || !slices.EqualFunc(have, c.rules, func(h *nftables.Rule, w guardRule) bool {
+		if errors.Is(err, unix.ENOENT) {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("list the rules of the guard's chain %s: %w", c.Chain.Name, err)
+		}
+		if !slices.EqualFunc(have, c.rules, func(h *nftables.Rule, w guardRule) bool {
 			comment, _ := userdata.GetString(h.UserData, userdata.TypeComment)
 			return comment == w.comment && len(h.Exprs) == len(w.exprs)
-		})
-	})
+		}) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 func addRules(conn *nftables.Conn, chains []guardChain) {

@@ -1,6 +1,9 @@
 package ipam
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -27,13 +30,14 @@ type hostLocal struct {
 	booted   time.Time
 	used     map[netip.Addr]bool // in the namespaces; nil until somebody wants to know
 	unsure   bool                // not all could be looked into
+	unread   error               // why its files can't be listed: each address may be held
 }
 
 func newHostLocal() *hostLocal {
 	h := &hostLocal{}
 	entries, err := os.ReadDir(hostLocalDir)
-	if err != nil || len(entries) == 0 {
-		return h
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		h.unread = err
 	}
 	for _, e := range entries {
 		h.networks = append(h.networks, filepath.Join(hostLocalDir, e.Name()))
@@ -47,11 +51,17 @@ func newHostLocal() *hostLocal {
 
 // holds says who holds the address there; empty if nobody does.
 func (h *hostLocal) holds(a netip.Addr) string {
+	if h.unread != nil {
+		return fmt.Sprintf("host-local, perhaps (%v)", h.unread)
+	}
 	for _, dir := range h.networks {
 		path := filepath.Join(dir, a.String())
 		info, err := os.Stat(path)
-		if err != nil || info.ModTime().Before(h.booted) {
+		if errors.Is(err, fs.ErrNotExist) || err == nil && info.ModTime().Before(h.booted) {
 			continue
+		}
+		if err != nil {
+			return fmt.Sprintf("host-local, perhaps (%v)", err)
 		}
 		if h.used == nil {
 			var err error

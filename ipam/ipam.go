@@ -17,6 +17,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 )
@@ -126,8 +128,8 @@ func pick(h hint, others *hostLocal, ranges []conf.Range, asked []netip.Addr) (e
 func next(h hint, others *hostLocal, ranges []conf.Range) (endpoint.Address, bool) {
 	for _, r := range turned(runs(ranges), last(ranges)) {
 		for a := range h.free(r.IPRange) {
-			if _, err := os.Lstat(linkPath(a)); err == nil {
-				h.mark(a) // a crash came between the link and its bit
+			if _, err := os.Lstat(linkPath(a)); !errors.Is(err, fs.ErrNotExist) {
+				h.mark(a) // a crash came between the link and its bit; or it can't be known
 				continue
 			}
 			if others.holds(a) == "" {
@@ -154,7 +156,9 @@ func Take(holder string, addr netip.Addr) error {
 		return err
 	}
 	if owner != "" {
-		if e, err := endpoint.Load(owner); err == nil && !e.Chained {
+		// A record that can't be read keeps its address: its pod may run.
+		e, err := endpoint.Load(owner)
+		if gone := errors.Is(err, fs.ErrNotExist); !gone && (err != nil || !e.Chained) {
 			return &HeldError{Addr: addr, Holder: owner}
 		}
 		if err := Release(owner, addr); err != nil {
@@ -224,9 +228,14 @@ func Holders() (map[netip.Addr]string, error) {
 		if err != nil {
 			continue
 		}
-		if owner, err := os.Readlink(filepath.Join(addressesDir, e.Name())); err == nil {
-			all[addr] = owner
+		owner, err := os.Readlink(filepath.Join(addressesDir, e.Name()))
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) { // freed since it was listed, or no link: somebody else's
+			continue
 		}
+		if err != nil {
+			return nil, fmt.Errorf("look up the holder of %s: %w", addr, err)
+		}
+		all[addr] = owner
 	}
 	return all, nil
 }

@@ -164,7 +164,12 @@ func (a *agent) hold(e endpoint.Endpoint) {
 			continue
 		}
 		delete(a.endpoints, id)
-		if o, err := endpoint.Load(id); err == nil && shareAddress(e, *o) {
+		o, err := endpoint.Load(id)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			a.refuse(id, nil, err)
+		case shareAddress(e, *o):
 			a.refuse(id, o.Addresses, fmt.Errorf("endpoint record %s: its address is that of %s by now", id, e.ID()))
 		}
 	}

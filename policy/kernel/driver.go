@@ -91,6 +91,14 @@ func (d *Driver) Apply(ctx context.Context, want policy.Ruleset, verify Verify) 
 	if err := d.look(ctx, want, verify); err != nil {
 		return r, err
 	}
+	for _, f := range conf.Families {
+		woken, err := d.have.tables[f].wake(f)
+		if err != nil {
+			return r, err
+		}
+		r.Rules = r.Rules || woken
+	}
+	r.Changed, r.Closes = r.Rules, r.Rules
 	p := makePlan(*d.have, want)
 	if d.fresh {
 		for _, c := range p.strays {
@@ -108,7 +116,7 @@ func (d *Driver) Apply(ctx context.Context, want policy.Ruleset, verify Verify) 
 			}
 			return r, err
 		}
-		r.Closes, r.Rules = p.closes, p.restores()
+		r.Closes, r.Rules = r.Closes || p.closes, r.Rules || p.restores()
 		d.have = nil // until all is done
 		var err error
 		r.Left, refused, err = d.carryOut(ctx, p, have, want)
@@ -174,6 +182,9 @@ func (d *Driver) putFirst(ctx context.Context, want policy.Ruleset) (stand bool,
 			continue
 		}
 		mangle := d.readTable(ctx, f, "mangle", d.have)
+		if _, err := (tables{"mangle": mangle}).wake(f); err != nil {
+			return true, err
+		}
 		hidden := false
 		if u := mangle.unknown; u != nil {
 			why = append(why, u.why)

@@ -111,7 +111,7 @@ func usesNFT() (rules int, hint bool, err error) {
 func usesLegacy(ctx context.Context) (rules int, hint bool, err error) {
 	var errs []error
 	for _, name := range tablesUsed {
-		there, err := Legacy.exists(conf.IPv4, name)
+		there, _, err := Legacy.exists(conf.IPv4, name)
 		if err == nil && there {
 			var out string
 			if out, err = Legacy.save(ctx, conf.IPv4, name); err == nil {
@@ -173,7 +173,7 @@ func (f Flavour) clean(ctx context.Context) error {
 func (f Flavour) cleanFamily(ctx context.Context, family conf.Family) error {
 	there := false
 	for _, name := range tablesUsed {
-		exists, err := f.exists(family, name)
+		exists, _, err := f.exists(family, name)
 		if err != nil {
 			return err
 		}
@@ -206,6 +206,10 @@ func (f Flavour) cleanFamily(ctx context.Context, family conf.Family) error {
 }
 
 func (f Flavour) cleanTable(ctx context.Context, ipt *iptables.IPTables, family conf.Family, name string) error {
+	there, _, err := f.exists(family, name)
+	if err != nil || !there {
+		return err
+	}
 	t, err := f.read(ctx, family, name)
 	if err != nil {
 		return err

@@ -184,8 +184,15 @@ func (d *Driver) readSet(name string) (set, error) {
 
 // readTable reads one table. Each is read alone, so that a rule that iptables doesn't know hides no other table.
 func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, before *state) table {
-	t, err := d.Flavour.read(ctx, f, name)
+	there, dormant, err := d.Flavour.exists(f, name)
+	if err == nil && !there {
+		return withBuiltin(name, parseSave(""))
+	}
+	var t table
 	if err == nil {
+		t, err = d.Flavour.read(ctx, f, name)
+	}
+	if t.dormant = dormant; err == nil {
 		return t
 	}
 	u := &unknown{why: fmt.Errorf("table %s of %s can't be read: %w", name, d.Flavour.program(f), err)}
@@ -200,20 +207,13 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 			return table{rules: map[string][]string{}} // nothing of weir's is wanted there, nor is anything there
 		}
 	}
-	return table{unknown: u}
+	return table{unknown: u, dormant: dormant}
 }
 
 func ours(chain string) bool { return strings.HasPrefix(chain, chainPrefix) }
 
-// read reads the table. The error says what iptables-save says if it doesn't print it whole.
+// read reads the table, which is there. The error says what iptables-save says if it doesn't print it whole.
 func (f Flavour) read(ctx context.Context, family conf.Family, name string) (table, error) {
-	there, err := f.exists(family, name)
-	if err != nil {
-		return table{}, err
-	}
-	if !there {
-		return withBuiltin(name, parseSave("")), nil
-	}
 	out, err := f.save(ctx, family, name)
 	if err != nil {
 		return table{}, err

@@ -54,11 +54,11 @@ func sum(rules []seen) string {
 // nfFamilies are the families' numbers in nf_tables.
 var nfFamilies = [len(conf.Families)]uint8{conf.IPv4: unix.NFPROTO_IPV4, conf.IPv6: unix.NFPROTO_IPV6}
 
-// exists says whether the kernel has the family's table. Asking iptables would make the table in passing (legacy), or
+// exists says whether the kernel has the family's table, and whether that is switched off. Asking iptables would make the table in passing (legacy), or
 // show one that isn't there as empty (nft).
 //
 // Equivalent to: nft list tables ip | grep 'ip TABLE$'; grep '^TABLE$' /proc/net/ip_tables_names (ip6 for IPv6)
-func (f Flavour) exists(family conf.Family, name string) (bool, error) {
+func (f Flavour) exists(family conf.Family, name string) (there, dormant bool, err error) {
 	if f == Legacy {
 		path := "/proc/thread-self/net/ip_tables_names"
 		if family == conf.IPv6 {
@@ -66,25 +66,60 @@ func (f Flavour) exists(family conf.Family, name string) (bool, error) {
 		}
 		names, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) { // the kernel has no such tables
-			return false, nil
+			return false, false, nil
 		}
 		if err != nil {
-			return false, fmt.Errorf("list the tables of iptables-legacy: %w", err)
+			return false, false, fmt.Errorf("list the tables of iptables-legacy: %w", err)
 		}
-		return slices.Contains(strings.Fields(string(names)), name), nil
+		return slices.Contains(strings.Fields(string(names)), name), false, nil
 	}
-	found := false
-	err := dump(unix.NFT_MSG_GETTABLE, family, nil, func(attrs []byte) {
-		found = found || text(attributes(attrs)[unix.NFTA_TABLE_NAME]) == name
+	err = dump(unix.NFT_MSG_GETTABLE, family, nil, func(attrs []byte) {
+		if table := attributes(attrs); text(table[unix.NFTA_TABLE_NAME]) == name {
+			const isDormant = 1 // NFT_TABLE_F_DORMANT, include/uapi/linux/netfilter/nf_tables.h
+			flags := table[unix.NFTA_TABLE_FLAGS]
+			there, dormant = true, len(flags) == 4 && binary.BigEndian.Uint32(flags)&isDormant != 0
+		}
 	})
 	if errors.Is(err, unix.EINVAL) { // the kernel has no nf_tables
-		return false, nil
+		return false, false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("list the tables of nf_tables: %w", err)
+		return false, false, fmt.Errorf("list the tables of nf_tables: %w", err)
 	}
-	return found, nil
+	return there, dormant, nil
 }
+
+// wake switches a table on again.
+//
+// Equivalent to: nft add table ip TABLE (ip6 for IPv6)
+func wake(f conf.Family, name string) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	conn.AddTable(&nftables.Table{Name: name, Family: libraryFamilies[f]})
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("switch on table %s: %w", name, err)
+	}
+	return nil
+}
+
+// wake switches on all of the family's tables that are switched off, and says whether there were any.
+func (t tables) wake(f conf.Family) (any bool, err error) {
+	for _, name := range tablesUsed {
+		if this := t[name]; this.dormant {
+			if err := wake(f, name); err != nil {
+				return any, err
+			}
+			this.dormant, any = false, true
+			t[name] = this
+		}
+	}
+	return any, nil
+}
+
+// libraryFamilies are the families as the library calls them.
+var libraryFamilies = [...]nftables.TableFamily{conf.IPv4: nftables.TableFamilyIPv4, conf.IPv6: nftables.TableFamilyIPv6}
 
 // see asks the kernel for the rules of each chain of the family's table.
 //
@@ -153,12 +188,11 @@ func deleteCopies(f conf.Family, name string) error {
 	if err != nil {
 		return err
 	}
-	family := [...]nftables.TableFamily{conf.IPv4: nftables.TableFamilyIPv4, conf.IPv6: nftables.TableFamilyIPv6}[f]
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	table := &nftables.Table{Name: name, Family: family}
+	table := &nftables.Table{Name: name, Family: libraryFamilies[f]}
 	copies := 0
 	for _, chain := range builtin[name] {
 		stands := map[string]bool{}

@@ -47,6 +47,8 @@ type table struct {
 	// rules of each chain as iptables-save prints them, without "-A CHAIN"; nil if the table is unknown.
 	rules   map[string][]string
 	unknown *unknown
+	// dormant says that somebody has switched the table off: it holds its rules, and no packet passes them.
+	dormant bool
 }
 
 // unknown is a table that iptables-save can't print: a rule in it isn't iptables' own, or is of another version. What
@@ -221,7 +223,7 @@ func (s state) see(want policy.Ruleset, p plan, before uint32) error {
 					}
 				}
 			}
-			s.tables[f][name] = table{unknown: u}
+			s.tables[f][name] = table{unknown: u, dormant: t.dormant}
 			if err := deleteCopies(f, name); err != nil {
 				return err
 			}

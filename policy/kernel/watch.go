@@ -88,7 +88,7 @@ func concerns(m syscall.NetlinkMessage) bool {
 	}
 	var tableAttr, chainAttr uint16
 	switch m.Header.Type & 0xff {
-	case unix.NFT_MSG_DELTABLE:
+	case unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE: // NEWTABLE also when one is switched off
 		tableAttr = unix.NFTA_TABLE_NAME
 	case unix.NFT_MSG_DELCHAIN:
 		tableAttr, chainAttr = unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME

@@ -270,3 +270,41 @@ func TestAGuardThatCantBeMadeIsNotForgotten(t *testing.T) {
 		return nil
 	})
 }
+
+// TestATableThatIsSwitchedOff: it shows all its rules, and no packet passes them.
+func TestATableThatIsSwitchedOff(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n, a, b := denied(t)
+	n.Reach(a, b.IP+":80", false)
+	for _, table := range []string{"ip mangle", "bridge weir"} {
+		sh(t, "nft 'add table "+table+" { flags dormant; }'")
+		n.Eventually("table "+table+" is switched on again", func() error {
+			if out := sh(t, "nft list table "+table+" 2>/dev/null"); strings.Contains(out, "dormant") {
+				return errors.New(out)
+			}
+			return nil
+		})
+	}
+	n.Reach(a, b.IP+":80", false)
+	well(n)
+}
+
+// TestASetThatCantBeRead: a set under weir's name isn't of a type of weir's. Nothing is known of sets then, and weir's rule
+// gets back its place all the same.
+func TestASetThatCantBeRead(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n, a, b := denied(t)
+	n.Reach(a, b.IP+":80", false)
+	sh(t, `ipset create x hash:ip; ipset create y list:set; ipset add y x; ipset rename y weir-x`)
+	sh(t, `iptables-nft -w -t mangle -D FORWARD 1`)
+	n.Eventually("weir's rule is back", func() error { return jumps("ip mangle FORWARD", 1) })
+	n.Reach(a, b.IP+":80", false)
+	notReadyFor(n, "weir-x")
+	refused(n, "weir-x")
+	sh(t, `ipset destroy weir-x`)
+	well(n)
+}
