@@ -406,23 +406,25 @@ func unaskedAddresses(t *testing.T) (all []string) {
 	return all
 }
 
-// TestNoAddressThatNobodyAskedFor on weir0, the pods' ports and the tunnel, with and without IPv6 pods.
+// TestNoAddressThatNobodyAskedFor on weir0, the pods' ports and the tunnel, of a node without IPv6 pods.
 func TestNoAddressThatNobodyAskedFor(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
-	n, _, _, _, _ := tunnelNode(t, "192.0.2.2", "192.0.2.1")
+	tunnelNode(t, "192.0.2.2", "192.0.2.1")
 	if got := unaskedAddresses(t); len(got) > 0 {
-		t.Errorf("without IPv6 pods: %v", got)
+		t.Errorf("the node has %v", got)
 	}
-	n.Configure(dualStack)
-	n.Manifest("more.yaml", pods("more", "c"))
-	n.Eventually("a pod with both families starts", func() error {
-		_, err := n.TryAddPod("more", "c")
-		return err
-	})
+}
+
+// TestNoAddressThatNobodyAskedForWithIPv6Pods: weir0 has their gateway's, and no other.
+func TestNoAddressThatNobodyAskedForWithIPv6Pods(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	hostileNode(t, dualStack)
 	if got := unaskedAddresses(t); len(got) > 0 {
-		t.Errorf("with an IPv6 pod: %v", got)
+		t.Errorf("the node has %v", got)
 	}
 }
 
