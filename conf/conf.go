@@ -59,6 +59,14 @@ const (
 	maxMTU  = 65535 // the largest IPv4 packet.
 )
 
+// MTURange is from the least to the largest MTU of pods' links, in bytes; six: with an IPv6 address.
+func MTURange(six bool) (least, largest int) {
+	if six {
+		return minMTU6, maxMTU
+	}
+	return minMTU, maxMTU
+}
+
 // Parse reads and validates stdin of a CNI call. Errors are *types.Error with code 6 (not JSON), 2 (a key is unknown) or 7
 // (a key is missing or wrong); the message names the key and its value.
 func Parse(data []byte) (*NetConf, error) {

@@ -14,8 +14,13 @@ const (
 	EgressClasses  = "weir-eg-"
 	// Tunnel is the node's VXLAN device, over which pods on other nodes are reached.
 	Tunnel = "weir-vxlan"
-	// OverlayPort is the UDP port of the tunnels (VXLAN's own; RFC 7348, section 5).
+	// TunnelTable is the nftables table of the inet family that says which packets may be tunnels', and what may come out
+	// of them.
+	TunnelTable = "weir-tunnel"
+	// OverlayPort is the UDP port of the tunnels where none is given (VXLAN's own; RFC 7348, section 5).
 	OverlayPort = 4789
+	// OverlayVNI tells weir's network from others' on the same port, where none is given (RFC 7348, section 5: 24 bits).
+	OverlayVNI = 88
 	// CutLabel is the bit of a connection's label (conntrack has 128) that says a later change of policy cut it.
 	CutLabel = 127
 	// MaxSetEntries is how much one of weir's ipsets holds (its maxelem). A cluster of the size that Kubernetes is made for

@@ -3,6 +3,7 @@ package overlay
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -12,11 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
 )
 
 const (
-	// vni names weir's network among others' on the same port (RFC 7348, section 5: 24 bits).
-	vni = 88
 	// routeProtocol marks weir's routes, so that those of others in the same table are left alone (rtnetlink(7); below
 	// 256, not in iproute2's list).
 	routeProtocol = 88
@@ -30,81 +30,61 @@ type Overlay struct{ h netlinksafe.Handle }
 // New uses the handle.
 func New(h netlinksafe.Handle) *Overlay { return &Overlay{h} }
 
-// SameSubnet says whether the address is on one of the node's own links, by asking for the route to it.
-//
-// Equivalent to: ip route get ADDR
-func (o *Overlay) SameSubnet(addr netip.Addr) bool {
-	routes, err := o.h.RouteGet(addr.AsSlice())
-	return err == nil && len(routes) == 1 && routes[0].Gw == nil
-}
-
-// MTU that pods may use with the encapsulation, in bytes: that of the link with the node's address, less what a tunnel
-// takes.
-func (o *Overlay) MTU(local netip.Addr, e Encapsulation) (int, error) {
-	link, err := o.underlay(local)
-	if err != nil {
-		return 0, err
-	}
-	if e == Never {
-		return link.Attrs().MTU, nil
-	}
-	return link.Attrs().MTU - Overhead(local), nil
-}
-
-func (o *Overlay) underlay(local netip.Addr) (netlink.Link, error) {
-	addrs, err := o.h.AddrList(nil, netlink.FAMILY_ALL)
-	if err != nil {
-		return nil, fmt.Errorf("list the node's addresses: %w", err)
-	}
-	for _, a := range addrs {
-		if ip, ok := netip.AddrFromSlice(a.IP); ok && ip.Unmap() == local {
-			link, err := o.h.LinkByIndex(a.LinkIndex)
-			if err != nil {
-				return nil, fmt.Errorf("look up the link with address %s: %w", local, err)
-			}
-			return link, nil
-		}
-	}
-	return nil, fmt.Errorf("no link has the node's address %s", local)
-}
-
 // Apply makes the kernel's overlay the planned one: what is missing is added, what differs is replaced, and what nobody
-// plans any more is removed. That the node forwards packets at all is the plugin's doing, when it makes the bridge.
-func (o *Overlay) Apply(p Plan) error {
+// plans any more is removed. What the kernel doesn't take of one node is a problem of that node, and all else is done.
+// That the node forwards packets at all is the plugin's doing, when it makes the bridge.
+func (o *Overlay) Apply(p Plan) ([]policy.Problem, error) {
 	if !p.Local.IsValid() {
-		return o.removeRoutes(nil)
+		return nil, o.removeRoutes(nil)
 	}
 	var tunnel netlink.Link
+	refused := refusals{}
 	if slices.ContainsFunc(p.Peers, func(peer Peer) bool { return !peer.Direct }) {
 		var err error
 		if tunnel, err = o.ensureTunnel(p); err != nil {
-			return err
+			return nil, err
 		}
-		if err := o.neighbours(tunnel, p.Peers); err != nil {
-			return err
+		if err := o.neighbours(tunnel, p.Peers, refused); err != nil {
+			return refused.problems(), err
 		}
 	} else if err := o.removeTunnel(); err != nil {
-		return err
+		return nil, err
 	}
-	return o.routes(tunnel, p)
+	err := o.routes(tunnel, p, refused)
+	return refused.problems(), err
+}
+
+// refusals are what the kernel didn't take, by the name of the node.
+type refusals map[string]error
+
+func (r refusals) problems() []policy.Problem {
+	var all []policy.Problem
+	for _, node := range slices.Sorted(maps.Keys(r)) {
+		all = append(all, policy.Problem{
+			Object: "Node " + node, Field: "status.addresses",
+			Message: fmt.Sprintf("the kernel refuses the way to it, and its pods can't be reached: %v", r[node]),
+		})
+	}
+	return all
 }
 
 // ensureTunnel makes the VXLAN device, or makes it anew if the node's address has changed.
 //
 // Equivalent to:
 //
-//	ip link add weir-vxlan address MAC mtu MTU type vxlan id 88 local ADDR dstport 4789 nolearning
+//	ip link add weir-vxlan address MAC mtu MTU type vxlan id VNI local ADDR dstport PORT nolearning
 //	ip link set weir-vxlan addrgenmode none
 //	ip addr replace GATEWAY/32 dev weir-vxlan; ip link set weir-vxlan up
 func (o *Overlay) ensureTunnel(p Plan) (netlink.Link, error) {
-	under, err := o.underlay(p.Local)
-	if err != nil {
+	if err := o.has(p.Local); err != nil {
 		return nil, err
 	}
-	mtu := under.Attrs().MTU - Overhead(p.Local)
+	if p.TunnelMTU == 0 {
+		return nil, fmt.Errorf("%s: it isn't known how large packets may be", conf.Tunnel)
+	}
 	want := &netlink.Vxlan{
-		LinkAttrs: netlink.LinkAttrs{Name: conf.Tunnel, HardwareAddr: MAC(p.Local), MTU: mtu, TxQLen: -1},
-		VxlanId:   vni, SrcAddr: p.Local.AsSlice(), Port: conf.OverlayPort, Learning: false,
+		LinkAttrs: netlink.LinkAttrs{Name: conf.Tunnel, HardwareAddr: MAC(p.Local), MTU: p.TunnelMTU, TxQLen: -1},
+		VxlanId:   int(p.VNI), SrcAddr: p.Local.AsSlice(), Port: int(p.Port), Learning: false,
 	}
 	link, err := o.h.LinkByName(conf.Tunnel)
 	if err == nil && !fits(link, want) {
@@ -118,16 +98,21 @@ func (o *Overlay) ensureTunnel(p Plan) (netlink.Link, error) {
 		if !errors.As(err, &netlink.LinkNotFoundError{}) && err != nil {
 			return nil, fmt.Errorf("look up %s: %w", conf.Tunnel, err)
 		}
-		if err := o.h.LinkAdd(want); err != nil {
+		err := o.h.LinkAdd(want)
+		if errors.Is(err, unix.EEXIST) {
+			return nil, fmt.Errorf("create %s: another VXLAN device has VNI %d on port %d; --overlay-vni or --overlay-port give weir's another: %w",
+				conf.Tunnel, p.VNI, p.Port, err)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("create %s: %w", conf.Tunnel, err)
 		}
 		if link, err = o.h.LinkByName(conf.Tunnel); err != nil {
 			return nil, fmt.Errorf("look up new %s: %w", conf.Tunnel, err)
 		}
 	}
-	if link.Attrs().MTU != mtu {
-		if err := o.h.LinkSetMTU(link, mtu); err != nil {
-			return nil, fmt.Errorf("set the MTU of %s to %d: %w", conf.Tunnel, mtu, err)
+	if link.Attrs().MTU != p.TunnelMTU {
+		if err := o.h.LinkSetMTU(link, p.TunnelMTU); err != nil {
+			return nil, fmt.Errorf("set the MTU of %s to %d: %w", conf.Tunnel, p.TunnelMTU, err)
 		}
 	}
 	// Before it is up: with a link-local address the kernel would ask for routers in the tunnel.
@@ -141,6 +126,20 @@ func (o *Overlay) ensureTunnel(p Plan) (netlink.Link, error) {
 		return nil, fmt.Errorf("set %s up: %w", conf.Tunnel, err)
 	}
 	return link, nil
+}
+
+// has says whether some link has the address: a tunnel can begin nowhere else.
+func (o *Overlay) has(local netip.Addr) error {
+	addrs, err := o.h.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list the node's addresses: %w", err)
+	}
+	for _, a := range addrs {
+		if ip, ok := netip.AddrFromSlice(a.IP); ok && ip.Unmap() == local {
+			return nil
+		}
+	}
+	return fmt.Errorf("no link has the node's address %s", local)
 }
 
 func fits(link netlink.Link, want *netlink.Vxlan) bool {
@@ -191,9 +190,9 @@ func single(a netip.Addr) *net.IPNet {
 //
 //	ip neigh replace VIA lladdr MAC dev weir-vxlan nud permanent
 //	bridge fdb replace MAC dev weir-vxlan dst NODE self permanent
-func (o *Overlay) neighbours(tunnel netlink.Link, peers []Peer) error {
+func (o *Overlay) neighbours(tunnel netlink.Link, peers []Peer, refused refusals) error {
 	index := tunnel.Attrs().Index
-	want := map[string]netlink.Neigh{}
+	want, node := map[string]netlink.Neigh{}, map[string]string{}
 	for _, p := range peers {
 		if p.Direct {
 			continue
@@ -209,6 +208,7 @@ func (o *Overlay) neighbours(tunnel netlink.Link, peers []Peer) error {
 			IP: p.Address.AsSlice(), HardwareAddr: MAC(p.Address),
 		}
 		want[entry(neigh)], want[entry(fdb)] = neigh, fdb
+		node[entry(neigh)], node[entry(fdb)] = p.Node, p.Node
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6, unix.AF_BRIDGE} {
 		have, err := o.h.NeighList(index, family)
@@ -232,14 +232,14 @@ func (o *Overlay) neighbours(tunnel netlink.Link, peers []Peer) error {
 			}
 		}
 	}
-	for _, n := range want {
+	for key, n := range want {
 		// A changed node keeps its entry's key and gets another value, so what was there is gone by now.
 		set := o.h.NeighSet
 		if n.Family == unix.AF_BRIDGE {
 			set = o.h.NeighAppend
 		}
 		if err := set(&n); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("add neighbour %s (%s) to %s: %w", n.IP, n.HardwareAddr, conf.Tunnel, err)
+			refused[node[key]] = fmt.Errorf("add neighbour %s (%s) to %s: %w", n.IP, n.HardwareAddr, conf.Tunnel, err)
 		}
 	}
 	return nil
@@ -253,29 +253,54 @@ func entry(n netlink.Neigh) string { return fmt.Sprint(n.Family, n.IP, n.Hardwar
 //
 //	ip route replace NETWORK via VIA dev weir-vxlan onlink src GATEWAY proto 88
 //	ip route replace NETWORK via NODE proto 88                                   (without a tunnel)
-func (o *Overlay) routes(tunnel netlink.Link, p Plan) error {
+func (o *Overlay) routes(tunnel netlink.Link, p Plan, refused refusals) error {
+	have, err := o.ownRoutes()
+	if err != nil {
+		return err
+	}
 	want := map[string]bool{}
 	for _, peer := range p.Peers {
+		if refused[peer.Node] != nil {
+			continue
+		}
 		dst := &net.IPNet{IP: peer.Network.Addr().AsSlice(), Mask: net.CIDRMask(peer.Network.Bits(), peer.Network.Addr().BitLen())}
+		want[dst.String()] = true
 		r := &netlink.Route{Dst: dst, Protocol: routeProtocol, Gw: peer.Address.AsSlice()}
 		if !peer.Direct {
 			r.Gw, r.LinkIndex, r.Flags, r.Src = peer.Via().AsSlice(), tunnel.Attrs().Index, int(netlink.FLAG_ONLINK), p.gateway(peer.Network.Addr()).AsSlice()
+			h, ok := have[dst.String()]
+			if ok && h.LinkIndex == r.LinkIndex && h.Gw.Equal(r.Gw) && h.Src.Equal(r.Src) {
+				continue
+			}
 		}
+		// A route without a tunnel is made again each time: the link that its next hop is on may be another than before.
 		if err := o.h.RouteReplace(r); err != nil {
-			return fmt.Errorf("add the route to %s (node %s): %w", peer.Network, peer.Node, err)
+			refused[peer.Node] = fmt.Errorf("add the route to %s: %w", peer.Network, err)
 		}
-		want[dst.String()] = true
 	}
 	return o.removeRoutes(want)
 }
 
-func (o *Overlay) removeRoutes(keep map[string]bool) error {
-	have, err := o.h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
+// ownRoutes are weir's, by their destinations.
+func (o *Overlay) ownRoutes() (map[string]netlink.Route, error) {
+	list, err := o.h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
-		return fmt.Errorf("list weir's routes: %w", err)
+		return nil, fmt.Errorf("list weir's routes: %w", err)
 	}
-	for _, r := range have {
-		if keep[r.Dst.String()] {
+	own := make(map[string]netlink.Route, len(list))
+	for _, r := range list {
+		own[r.Dst.String()] = r
+	}
+	return own, nil
+}
+
+func (o *Overlay) removeRoutes(keep map[string]bool) error {
+	have, err := o.ownRoutes()
+	if err != nil {
+		return err
+	}
+	for dst, r := range have {
+		if keep[dst] {
 			continue
 		}
 		if err := o.h.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
@@ -287,9 +312,9 @@ func (o *Overlay) removeRoutes(keep map[string]bool) error {
 
 // Remove takes the whole overlay away.
 //
-// Equivalent to: ip route flush proto 88; ip link del weir-vxlan
+// Equivalent to: ip route flush proto 88; ip link del weir-vxlan; nft delete table inet weir-tunnel
 func (o *Overlay) Remove() error {
-	return errors.Join(o.removeRoutes(nil), o.removeTunnel())
+	return errors.Join(o.removeRoutes(nil), o.removeTunnel(), Gate{}.Remove())
 }
 
 func (o *Overlay) removeTunnel() error {

@@ -145,7 +145,7 @@ func TestOverlayBetweenSubnets(t *testing.T) {
 		t.Helper()
 		for name, o := range overlays {
 			for range 2 { // the second time there is nothing to do
-				if err := o.Apply(Compute(name, Always, nodes, o.SameSubnet)); err != nil {
+				if err := applied(o, planned(name, Always, nodes, o)); err != nil {
 					t.Fatalf("%s: %v", name, err)
 				}
 			}
@@ -163,9 +163,9 @@ func TestOverlayBetweenSubnets(t *testing.T) {
 		from, to, _ := strings.Cut(pair, " ")
 		reach(from, to, true)
 	}
-	mtu, err := overlays["n1"].MTU(netip.MustParseAddr("172.20.1.10"), Always)
-	if mtu != 1350 || err != nil {
-		t.Errorf("MTU %d, %v; want 1350 of 1400", mtu, err)
+	mtu := planned("n1", Always, nodes, overlays["n1"]).MTU
+	if mtu != 1350 {
+		t.Errorf("MTU %d; want 1350 of 1400", mtu)
 	}
 	const headers = 20 + 8 // IPv4 and UDP
 	if err := ask(t, "n1", "n2", mtu-headers); err != nil {
@@ -228,7 +228,7 @@ func TestOverlayOfBothFamilies(t *testing.T) {
 		for _, nodes := range [][]policy.Node{nodes, nodes[:2]} {
 			for name, o := range overlays {
 				for range 2 { // the second time there is nothing to do
-					if err := o.Apply(Compute(name, Always, nodes, o.SameSubnet)); err != nil {
+					if err := applied(o, planned(name, Always, nodes, o)); err != nil {
 						t.Fatalf("over %s, %s: %v", under.addresses, name, err)
 					}
 				}
@@ -248,9 +248,8 @@ func TestOverlayOfBothFamilies(t *testing.T) {
 					}
 				}
 			}
-			mtu, err := overlays["n1"].MTU(nodes[0].Addresses[0], Always)
-			if mtu != under.mtu || err != nil {
-				t.Errorf("over %s: MTU %d, %v; want %d", under.addresses, mtu, err, under.mtu)
+			if mtu := planned("n1", Always, nodes, overlays["n1"]).MTU; mtu != under.mtu {
+				t.Errorf("over %s: MTU %d; want %d", under.addresses, mtu, under.mtu)
 			}
 		}
 		for _, list := range []string{"-6 route", "-6 neigh"} {
@@ -295,7 +294,7 @@ func TestDirectRoutesOfBothFamilies(t *testing.T) {
 		for _, nodes := range [][]policy.Node{nodes[:1], nodes} {
 			for i := range nodes {
 				o := overlays[nodes[i].Name]
-				if err := o.Apply(Compute(nodes[i].Name, e, nodes, o.SameSubnet)); err != nil {
+				if err := applied(o, planned(nodes[i].Name, e, nodes, o)); err != nil {
 					t.Fatalf("%s: %v", e, err)
 				}
 			}

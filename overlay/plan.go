@@ -6,9 +6,11 @@ package overlay
 import (
 	"cmp"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 
 	"github.com/weir-net/weir/conf"
@@ -46,19 +48,69 @@ func Overhead(local netip.Addr) int {
 	return 40 + 8 + 8 + 14
 }
 
+// Options are what all nodes of a cluster must agree on.
+type Options struct {
+	Encapsulation Encapsulation
+	// Port is the tunnels' UDP port, and VNI the 24 bits that name weir's network there.
+	Port uint16
+	VNI  uint32
+}
+
+// Validate says what of the options can't be.
+func (o Options) Validate() error {
+	if o.Port == 0 {
+		return errors.New("the overlay's port: must be from 1 to 65535")
+	}
+	if o.VNI == 0 || o.VNI >= 1<<24 {
+		return fmt.Errorf("the overlay's VNI %d: must be from 1 to %d", o.VNI, 1<<24-1)
+	}
+	return nil
+}
+
+// Path is how packets leave the node for an address.
+type Path struct {
+	// MTU is the smallest of the links and routes that they may take, in bytes.
+	MTU int
+	// OnLink says that the address is on a link of the node's, without a router between.
+	OnLink bool
+	// Unfit says why no other node can have that address; empty if one can.
+	Unfit string
+}
+
+// Paths knows the node's routes.
+type Paths interface {
+	// To is the path to the address of what the node sends from the other one; from may be invalid.
+	To(from, to netip.Addr) (Path, error)
+	// Uplink is the path to nodes that aren't known yet, from the node's address.
+	Uplink(local netip.Addr) (Path, error)
+}
+
 // Plan is what this node's overlay should be.
 type Plan struct {
+	Options
 	// Local is the node's own address, the tunnels' near end, whose family is that of all tunnels; packets of both travel
 	// inside. Gateways are the addresses that the node has in the pods' networks, one of each family, for what it sends
 	// itself to pods elsewhere. There are none if the node isn't ready for an overlay.
 	Local    netip.Addr
 	Gateways []netip.Addr
 	Peers    []Peer
-	Problems []policy.Problem
+	// Nodes are the addresses of all nodes, this one too; Networks those of all pods, Own of this node's pods, and
+	// Tunnelled of those whose packets come out of tunnels only.
+	Nodes                    []netip.Addr
+	Networks, Own, Tunnelled []netip.Prefix
+	// MTU of the pods' links, and TunnelMTU of the VXLAN device, in bytes; 0 while no path is known.
+	MTU, TunnelMTU int
+	Problems       []policy.Problem
 }
 
 // gateway is the one of that address's family; invalid if there is none.
 func (p Plan) gateway(a netip.Addr) netip.Addr { return firstOf(conf.FamilyOf(a), p.Gateways) }
+
+// Equal says whether the plans ask the same of the kernel.
+func (p Plan) Equal(q Plan) bool {
+	p.Problems, q.Problems = nil, nil
+	return reflect.DeepEqual(p, q)
+}
 
 // Peer is another node, or one of several networks of it.
 type Peer struct {
@@ -91,100 +143,172 @@ func MAC(node netip.Addr) net.HardwareAddr {
 	return net.HardwareAddr{0x0e, 0x58, b[0], b[1], b[2], b[3]}
 }
 
-// Compute plans the overlay of the node named self. sameSubnet says whether an address is on one of the node's own
-// links. The tunnels go between the nodes' addresses of the family that this one's first is of; what goes as it is needs
-// an address of its own family at the other end. A Node without an address or a network is left out until it has one; of
-// two that claim the same addresses, the one whose name comes first has them. Both are reported. Networks of a family
-// that this node has none of are left out too: nobody here speaks it.
-func Compute(self string, e Encapsulation, nodes []policy.Node, sameSubnet func(netip.Addr) bool) Plan {
-	var plan Plan
-	report := func(node, field, format string, args ...any) {
-		plan.Problems = append(plan.Problems, policy.Problem{Object: "Node " + node, Field: field, Message: fmt.Sprintf(format, args...)})
-	}
-	type claim struct {
-		node    string
-		network netip.Prefix
-	}
-	var claims []claim
-	sorted := slices.SortedFunc(slices.Values(nodes), func(a, b policy.Node) int {
-		// The node itself comes first: its own pods' addresses are nobody else's.
-		return cmp.Or(-cmp.Compare(isSelf(a, self), isSelf(b, self)), cmp.Compare(a.Name, b.Name))
-	})
-	for _, n := range sorted {
-		if len(n.Addresses) == 0 {
-			report(n.Name, "status.addresses", "there is no InternalIP; %s", consequence(n.Name == self))
+// Compute plans the overlay of the node named self. Of the nodes only what counts is there, in the order in which they
+// were created (policy.Settle). The tunnels go between the nodes' addresses of the family that this one's first is of;
+// what goes as it is needs an address of its own family at the other end. A Node without an address or a network is left
+// out until it has one. Networks of a family that this node has none of are left out too: nobody here
+// speaks it.
+func Compute(self string, o Options, nodes []policy.Node, paths Paths) Plan {
+	c := computing{Plan: Plan{Options: o}, self: self, paths: paths, macs: map[string]string{}}
+	for _, n := range nodes {
+		c.Nodes = append(c.Nodes, n.Addresses...)
+		c.Networks = append(c.Networks, n.PodCIDRs...)
+		if n.Name != self || len(n.Addresses) == 0 || len(n.PodCIDRs) == 0 {
 			continue
 		}
-		if len(n.PodCIDRs) == 0 {
-			report(n.Name, "spec.podCIDRs", "there is no network; %s", consequence(n.Name == self))
-			continue
-		}
-		strange := 0 // networks of families that this node has none of
+		c.Local, c.Own = n.Addresses[0], n.PodCIDRs
 		for _, network := range n.PodCIDRs {
-			if i := slices.IndexFunc(claims, func(c claim) bool { return c.network.Overlaps(network) }); i >= 0 {
-				report(n.Name, "spec.podCIDRs", "%s overlaps %s of node %s, which keeps it", network, claims[i].network, claims[i].node)
-				continue
+			if !c.gateway(network.Addr()).IsValid() {
+				c.Gateways = append(c.Gateways, network.Addr())
 			}
-			claims = append(claims, claim{n.Name, network})
-			if n.Name == self {
-				plan.Local = n.Addresses[0]
-				if !plan.gateway(network.Addr()).IsValid() {
-					plan.Gateways = append(plan.Gateways, network.Addr())
-				}
-				continue
-			}
-			if plan.Local.IsValid() && !plan.gateway(network.Addr()).IsValid() {
-				strange++
-				continue
-			}
-			peer, missing := way(e, plan.Local, n, network, sameSubnet)
-			switch {
-			case missing != "":
-				report(n.Name, "status.addresses", "there is no %s InternalIP, to which packets for %s would be sent; its pods can't be reached", missing, network)
-			case peer.Address.IsValid():
-				plan.Peers = append(plan.Peers, peer)
-			}
-		}
-		if strange == len(n.PodCIDRs) {
-			report(n.Name, "spec.podCIDRs", "there is no network of a family that this node has one of; its pods can't be reached")
 		}
 	}
-	return plan
+	for _, n := range nodes {
+		if n.Name != self {
+			c.add(n)
+		}
+	}
+	c.measure()
+	return c.Plan
+}
+
+// computing is a plan on its way.
+type computing struct {
+	Plan
+	self        string
+	paths       Paths
+	macs        map[string]string // of tunnel ends, and whose they are
+	least       int               // MTU of all paths to nodes, in bytes
+	leastTunnel int               // of those that tunnels take
+}
+
+func (c *computing) report(node, field, format string, args ...any) {
+	c.Problems = append(c.Problems, policy.Problem{Object: "Node " + node, Field: field, Message: fmt.Sprintf(format, args...)})
+}
+
+// add plans the ways to the other node's networks. What this node has no way to through a tunnel has none from there
+// either, so packets under such addresses come from nobody.
+func (c *computing) add(n policy.Node) {
+	strange := 0 // networks of families that this node has none of
+	for _, network := range n.PodCIDRs {
+		if c.Local.IsValid() && !c.gateway(network.Addr()).IsValid() {
+			strange++
+			c.close(network)
+			continue
+		}
+		if len(n.Addresses) == 0 {
+			c.close(network)
+			continue
+		}
+		peer, ok := c.way(n, network)
+		if ok && peer.Address.IsValid() {
+			c.Peers = append(c.Peers, peer)
+		}
+		if !peer.Direct {
+			c.close(network)
+		}
+	}
+	if strange > 0 && strange == len(n.PodCIDRs) && len(n.Addresses) > 0 {
+		c.report(n.Name, "spec.podCIDRs", "there is no network of a family that this node has one of; its pods can't be reached")
+	}
+}
+
+// close has packets under the network's addresses come out of tunnels only.
+func (c *computing) close(network netip.Prefix) {
+	if c.Encapsulation != Never {
+		c.Tunnelled = append(c.Tunnelled, network)
+	}
 }
 
 // way is how the network of the node is reached: directly, through a tunnel from the local address, or by a way that the
-// network between the nodes knows, which is no peer. missing is the family of which the node has no address.
-func way(e Encapsulation, local netip.Addr, n policy.Node, network netip.Prefix, sameSubnet func(netip.Addr) bool) (p Peer, missing string) {
-	inner, outer := conf.FamilyOf(network.Addr()), conf.FamilyOf(cmp.Or(local, n.Addresses[0]))
-	p = Peer{Node: n.Name, Network: network}
-	direct := firstOf(inner, n.Addresses)
+// network between the nodes knows, which is no peer. It is false if there is none.
+func (c *computing) way(n policy.Node, network netip.Prefix) (Peer, bool) {
+	inner, outer := conf.FamilyOf(network.Addr()), conf.FamilyOf(cmp.Or(c.Local, n.Addresses[0]))
+	p := Peer{Node: n.Name, Network: network}
+	missing := func(f conf.Family) (Peer, bool) {
+		c.report(n.Name, "status.addresses", "there is no %s InternalIP that counts, to which packets for %s would be sent; its pods can't be reached", f, network)
+		return p, false
+	}
+	if direct := firstOf(inner, n.Addresses); c.Encapsulation != Always && direct.IsValid() {
+		path, ok := c.path(n.Name, netip.Addr{}, direct)
+		switch {
+		case ok && path.OnLink:
+			p.Address, p.Direct = direct, true
+			c.least = smallest(c.least, path.MTU)
+			return p, true
+		case c.Encapsulation == Never:
+			c.least = smallest(c.least, path.MTU)
+			return p, ok
+		}
+	} else if c.Encapsulation == Never {
+		return missing(inner)
+	}
+	if p.Address = firstOf(outer, n.Addresses); !p.Address.IsValid() {
+		return missing(outer)
+	}
+	path, ok := c.path(n.Name, c.Local, p.Address)
+	if !ok {
+		return p, false
+	}
+	mac := MAC(p.Address).String()
+	if other, taken := c.macs[mac]; taken && other != n.Name || p.Address.Is6() && c.Local.IsValid() && mac == MAC(c.Local).String() {
+		// Of IPv6 addresses a MAC holds too little to tell all apart, and two can be chosen so that it doesn't.
+		c.report(n.Name, "status.addresses", "the tunnel's end at %s has the same MAC as that of node %s; its pods can't be reached", p.Address, cmp.Or(other, c.self))
+		return p, false
+	}
+	c.macs[mac] = n.Name
+	c.least, c.leastTunnel = smallest(c.least, path.MTU), smallest(c.leastTunnel, path.MTU)
+	return p, true
+}
+
+// path asks for the path to the node's address. It is false if no other node can have that address. One that isn't known,
+// as while the node has no route yet, is a problem, and no reason to take a tunnel away.
+func (c *computing) path(node string, from, to netip.Addr) (Path, bool) {
+	path, err := c.paths.To(from, to)
 	switch {
-	case e != Always && direct.IsValid() && sameSubnet(direct):
-		p.Address, p.Direct = direct, true
-	case e == Never:
-		if !direct.IsValid() {
-			return p, inner.String()
-		}
-	default:
-		if p.Address = firstOf(outer, n.Addresses); !p.Address.IsValid() {
-			return p, outer.String()
-		}
+	case err != nil:
+		c.report(node, "status.addresses", "it isn't known how packets get to %s: %v", to, err)
+		return Path{}, true
+	case path.Unfit != "":
+		c.report(node, "status.addresses", "the InternalIP %s is %s; its pods can't be reached", to, path.Unfit)
+		return Path{}, false
 	}
-	return p, ""
+	return path, true
 }
 
-func consequence(self bool) string {
-	if self {
-		return "this node can't have pods nor reach those of others"
+// measure finds how large packets may be. Until there are other nodes, that is up to the way to them.
+func (c *computing) measure() {
+	if !c.Local.IsValid() {
+		return
 	}
-	return "its pods can't be reached"
+	if c.least == 0 {
+		path, err := c.paths.Uplink(c.Local)
+		if err != nil {
+			c.report(c.self, "status.addresses", "it isn't known how large packets may be: %v", err)
+			return
+		}
+		c.least = path.MTU
+	}
+	c.leastTunnel = cmp.Or(c.leastTunnel, c.least)
+	overhead := 0
+	if c.Encapsulation != Never {
+		overhead = Overhead(c.Local)
+	}
+	six := slices.ContainsFunc(c.Own, func(p netip.Prefix) bool { return p.Addr().Is6() })
+	least, largest := conf.MTURange(six)
+	if c.MTU = min(c.least-overhead, largest); c.MTU < least {
+		c.report(c.self, "status.addresses", "the way to other nodes takes packets of %d bytes only, so large ones of pods go in fragments", c.least)
+		c.MTU = least
+	}
+	c.TunnelMTU = max(min(c.leastTunnel-Overhead(c.Local), largest), least)
 }
 
-func isSelf(n policy.Node, self string) int {
-	if n.Name == self {
-		return 1
+// smallest is the smaller of two sizes, of which 0 is unknown.
+func smallest(a, b int) int {
+	if a == 0 || b != 0 && b < a {
+		return b
 	}
-	return 0
+	return a
 }
 
 // firstOf the addresses that is of the family; invalid if none is.

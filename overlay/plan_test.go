@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 )
 
@@ -23,10 +25,39 @@ func node(name, addresses string, cidrs ...string) policy.Node {
 	return n
 }
 
+// options are those that agents have by default.
+func options(e Encapsulation) Options {
+	return Options{Encapsulation: e, Port: conf.OverlayPort, VNI: conf.OverlayVNI}
+}
+
+// planned is the node's plan by its real routes.
+func planned(self string, e Encapsulation, nodes []policy.Node, o *Overlay) Plan {
+	settled, _ := policy.Settle(nodes, self, nil)
+	return Compute(self, options(e), settled, NewRoutes(o.h))
+}
+
+// applied brings the plan into the kernel, whose refusals are errors.
+func applied(o *Overlay, p Plan) error {
+	refused, err := o.Apply(p)
+	for _, r := range refused {
+		err = errors.Join(err, errors.New(r.String()))
+	}
+	return err
+}
+
+// paths are those of a node whose links are of these subnets.
+type paths []netip.Prefix
+
+func (p paths) To(_, to netip.Addr) (Path, error) {
+	return Path{MTU: 1500, OnLink: slices.ContainsFunc(p, func(n netip.Prefix) bool { return n.Contains(to) })}, nil
+}
+
+func (p paths) Uplink(netip.Addr) (Path, error) { return Path{MTU: 1400}, nil }
+
 func TestCompute(t *testing.T) {
 	self := node("self", "172.20.1.10", "100.96.1.0/24")
 	near, far := node("near", "172.20.1.11", "100.96.2.0/24"), node("far", "172.20.2.12", "100.96.3.0/24")
-	sameSubnet := func(a netip.Addr) bool { return netip.MustParsePrefix("172.20.1.0/24").Contains(a) }
+	subnet := paths{netip.MustParsePrefix("172.20.1.0/24")}
 	for _, tc := range []struct {
 		name     string
 		e        Encapsulation
@@ -43,13 +74,15 @@ func TestCompute(t *testing.T) {
 		{"two families, where this node has one", Always, []policy.Node{self, node("two", "172.20.1.13 fd00::1", "fd01::/64", "100.96.4.0/24")}, []string{"two 100.96.4.0/24 172.20.1.13 tunnel"}, nil},
 		{"two networks", Always, []policy.Node{self, node("two", "172.20.1.13", "100.96.4.0/24", "100.96.5.0/24")}, []string{"two 100.96.4.0/24 172.20.1.13 tunnel", "two 100.96.5.0/24 172.20.1.13 tunnel"}, nil},
 		{"another address than before", Always, []policy.Node{self, node("near", "172.20.1.91", "100.96.2.0/24")}, []string{"near 100.96.2.0/24 172.20.1.91 tunnel"}, nil},
-		{"the same address and network as a node before it", Always, []policy.Node{self, near, node("nearer", "172.20.1.11", "100.96.2.0/24")}, []string{"near 100.96.2.0/24 172.20.1.11 tunnel"}, []string{"Node nearer: spec.podCIDRs: 100.96.2.0/24 overlaps"}},
-		{"one of two networks overlaps", Always, []policy.Node{self, near, node("two", "172.20.1.13", "100.96.2.128/25", "100.96.5.0/24")}, []string{"near 100.96.2.0/24 172.20.1.11 tunnel", "two 100.96.5.0/24 172.20.1.13 tunnel"}, []string{"Node two: spec.podCIDRs: 100.96.2.128/25 overlaps"}},
-		{"overlap with another", Always, []policy.Node{self, node("z", "172.20.1.14", "100.96.2.0/25"), near}, []string{"near 100.96.2.0/24 172.20.1.11 tunnel"}, []string{"Node z: spec.podCIDRs: 100.96.2.0/25 overlaps 100.96.2.0/24 of node near"}},
-		{"overlap with the node's own", Always, []policy.Node{node("a", "172.20.1.14", "100.96.0.0/16"), self, near}, []string{"near 100.96.2.0/24 172.20.1.11 tunnel"}, []string{"Node a: spec.podCIDRs: 100.96.0.0/16 overlaps 100.96.1.0/24 of node self"}},
+		{"the same address and network as a node before it", Always, []policy.Node{self, near, node("nearer", "172.20.1.11", "100.96.2.0/24")}, []string{"near 100.96.2.0/24 172.20.1.11 tunnel"}, []string{"Node nearer: status.addresses: the InternalIP 172.20.1.11", "Node nearer: spec.podCIDRs: the network 100.96.2.0/24"}},
+		{"one of two networks overlaps", Always, []policy.Node{self, near, node("two", "172.20.1.13", "100.96.2.128/25", "100.96.5.0/24")}, []string{"near 100.96.2.0/24 172.20.1.11 tunnel", "two 100.96.5.0/24 172.20.1.13 tunnel"}, []string{"Node two: spec.podCIDRs: the network 100.96.2.128/25 doesn't count"}},
+		{"overlap with another", Always, []policy.Node{self, node("z", "172.20.1.14", "100.96.2.0/25"), near}, []string{"near 100.96.2.0/24 172.20.1.11 tunnel"}, []string{"Node z: spec.podCIDRs: the network 100.96.2.0/25"}},
+		{"overlap with the node's own", Always, []policy.Node{node("a", "172.20.1.14", "100.96.0.0/16"), self, near}, []string{"near 100.96.2.0/24 172.20.1.11 tunnel"}, []string{"Node a: spec.podCIDRs: the network 100.96.0.0/16"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			plan := Compute("self", tc.e, tc.nodes, sameSubnet)
+			settled, problems := policy.Settle(tc.nodes, "self", nil)
+			plan := Compute("self", options(tc.e), settled, subnet)
+			plan.Problems = append(plan.Problems, problems...)
 			var peers []string
 			for _, p := range plan.Peers {
 				how := map[bool]string{true: "direct", false: "tunnel"}[p.Direct]
@@ -72,12 +105,13 @@ func TestCompute(t *testing.T) {
 		})
 	}
 	for field, n := range map[string]policy.Node{"spec.podCIDRs": node("self", "172.20.1.10"), "status.addresses": node("self", "", "100.96.1.0/24")} {
-		plan := Compute("self", Always, []policy.Node{n, near}, sameSubnet)
-		if plan.Local.IsValid() || len(plan.Problems) != 1 || plan.Problems[0].Field != field || !strings.Contains(plan.Problems[0].Message, "can't have pods") {
-			t.Errorf("the node itself has no %s: %+v", field, plan)
+		settled, problems := policy.Settle([]policy.Node{n, near}, "self", nil)
+		plan := Compute("self", options(Always), settled, subnet)
+		if plan.Local.IsValid() || len(problems) != 1 || problems[0].Field != field || !strings.Contains(problems[0].Message, "can't have pods") {
+			t.Errorf("the node itself has no %s: %+v, %v", field, plan, problems)
 		}
 	}
-	if plan := Compute("who", Always, []policy.Node{near}, sameSubnet); plan.Local.IsValid() {
+	if plan := Compute("who", options(Always), []policy.Node{near}, subnet); plan.Local.IsValid() {
 		t.Error("a node that isn't in the cluster has an overlay")
 	}
 }
@@ -89,9 +123,7 @@ func TestComputeBothFamilies(t *testing.T) {
 	near := node("near", "2001:db8:1::11 172.20.1.11", "100.96.2.0/24", "fd00:96:2::/64")
 	far := node("far", "172.20.2.12 2001:db8:2::12", "100.96.3.0/24", "fd00:96:3::/64")
 	half := node("half", "172.20.1.13", "fd00:96:4::/64")
-	sameSubnet := func(a netip.Addr) bool {
-		return netip.MustParsePrefix("172.20.1.0/24").Contains(a) || netip.MustParsePrefix("2001:db8:1::/64").Contains(a)
-	}
+	subnets := paths{netip.MustParsePrefix("172.20.1.0/24"), netip.MustParsePrefix("2001:db8:1::/64")}
 	for _, tc := range []struct {
 		name, self string
 		e          Encapsulation
@@ -115,7 +147,7 @@ func TestComputeBothFamilies(t *testing.T) {
 		}, []string{"Node half: status.addresses: there is no IPv6 InternalIP"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			plan := Compute("self", tc.e, []policy.Node{near, far, half, node("self", tc.self, "fd00:96:1::/64", "100.96.1.0/24", "fd00:96:9::/64")}, sameSubnet)
+			plan := Compute("self", options(tc.e), []policy.Node{far, half, near, node("self", tc.self, "fd00:96:1::/64", "100.96.1.0/24", "fd00:96:9::/64")}, subnets)
 			var peers []string
 			for _, p := range plan.Peers {
 				how := map[bool]string{true: "direct", false: "tunnel"}[p.Direct]

@@ -43,7 +43,7 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 		node("n1", "172.20.1.10", "100.96.1.0/24"), node("n2", internal, "100.96.2.0/24"), node("n3", "172.20.3.10", "100.96.3.0/24"),
 	}
 	for name, o := range overlays {
-		if err := o.Apply(Compute(name, Always, nodes, o.SameSubnet)); err != nil {
+		if err := applied(o, planned(name, Always, nodes, o)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -61,7 +61,7 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 	}
 	enforce := func(name string, nodes ...policy.Node) {
 		t.Helper()
-		s := policy.State{Overlay: true, Objects: policy.Objects{Nodes: nodes, Namespaces: []policy.Namespace{{Name: "lab"}}, Pods: []policy.Pod{{Namespace: "lab", Name: "pod"}}}}
+		s := policy.State{Objects: policy.Objects{Nodes: nodes, Namespaces: []policy.Namespace{{Name: "lab"}}, Pods: []policy.Pod{{Namespace: "lab", Name: "pod"}}}}
 		if name == "n1" {
 			s.Endpoints = []endpoint.Endpoint{{
 				ContainerID: "pod", IfName: "eth0", Enforcement: conf.Strict, Pod: endpoint.Pod{Namespace: "lab", Name: "pod"},
@@ -69,13 +69,17 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 			}}
 		}
 		on(name, func(d *kernel.Driver) error {
-			_, err := d.Apply(t.Context(), policy.Compile(s), kernel.All)
+			_, _, err := NewGate(planned(name, Always, nodes, overlays[name]), []string{"pod"}).Apply()
+			if err == nil {
+				_, err = d.Apply(t.Context(), policy.Compile(s), kernel.All)
+			}
 			return err
 		})
 	}
 	flush := func(name string) {
 		t.Helper()
 		nodetest.Run(t, "ip", "netns", "exec", name, "iptables", "-t", "mangle", "-F")
+		nodetest.Run(t, "ip", "netns", "exec", name, "nft", "delete", "table", "inet", conf.TunnelTable)
 	}
 	arrives := func(to string, want bool) {
 		t.Helper()
@@ -165,7 +169,7 @@ func vxlan(from, to netip.Addr, src, dst netip.AddrPort) []byte {
 	}
 	sum = sum&0xffff + sum>>16
 	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum+sum>>16))
-	b := []byte{8, 0, 0, 0, 0, 0, vni, 0}
+	b := []byte{8, 0, 0, 0, 0, 0, conf.OverlayVNI, 0}
 	b = append(append(append(b, MAC(to)...), MAC(from)...), 8, 0)
 	return append(append(b, ip...), udp...)
 }

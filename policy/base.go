@@ -22,9 +22,7 @@ func families(state State) []conf.Family {
 		if n.Name != state.Node {
 			continue
 		}
-		pods := slices.ContainsFunc(n.PodCIDRs, func(p netip.Prefix) bool { return six(p.Addr()) })
-		tunnels := state.Overlay && len(n.Addresses) > 0 && six(n.Addresses[0])
-		if pods || tunnels {
+		if slices.ContainsFunc(n.PodCIDRs, func(p netip.Prefix) bool { return six(p.Addr()) }) {
 			return conf.Families[:]
 		}
 	}
@@ -70,15 +68,14 @@ func (c *compiler) base(state State) {
 	other := c.links(state, []Rule{fromPod, toPod})
 	ahead := slices.Concat([]Rule{established, cut}, other.neighbours, other.senders, []Rule{dishonest, related})
 
-	toTunnel, intoTunnel := c.tunnel(state)
-	c.chain("mangle", forwardChain, slices.Concat(toTunnel, ahead, []Rule{
+	c.chain("mangle", forwardChain, slices.Concat(ahead, []Rule{
 		{In: conf.Bridge, Program: self[c.family], Comment: "weir: a pod reaching itself through its Service", Target: Return},
 	}, other.self, []Rule{
 		fromPod, stranger, toPod,
 		{Out: conf.Bridge, Sets: []SetMatch{noPodTo}, Comment: "weir: to the bridge, but to no pod", Target: Drop},
 	})...)
 	// What a pod sends to its own node. What the node sends to its pods isn't judged: kubelet's probes always pass.
-	c.chain("mangle", inputChain, slices.Concat(intoTunnel, ahead, []Rule{toLoopback(c.family, Rule{In: conf.Bridge})}, other.loopback,
+	c.chain("mangle", inputChain, slices.Concat(ahead, []Rule{toLoopback(c.family, Rule{In: conf.Bridge})}, other.loopback,
 		[]Rule{fromPod, stranger})...)
 	c.chain("filter", acceptChain,
 		Rule{Sets: []SetMatch{from}, Comment: "weir: judged in the mangle table", Target: Accept},
@@ -125,38 +122,4 @@ func (c *compiler) global() []Rule {
 		return nil
 	}
 	return []Rule{{Src: netip.MustParsePrefix("2000::/3"), Comment: "weir: global addresses stay as they are", Target: Return}}
-}
-
-// tunnel are the rules that guard the overlay's port. What a pod sends to that port of a node would be masqueraded, look
-// like the node's own tunnel packet, and carry a forged sender past every policy. Which addresses other nodes have isn't
-// known: a Node may be too new to be heard of here, and have addresses that aren't its InternalIPs. So pods send to that
-// port of other pods only, everything else being what is masqueraded, and of no node even if some Node's podCIDRs claim
-// its address. And a node takes tunnel packets that come from and to nodes' InternalIPs only, whatever other nodes let
-// out: these rules stand before the established one, because a tunnel's packets are no connection that was ever judged.
-func (c *compiler) tunnel(state State) (forward, input []Rule) {
-	if !state.Overlay {
-		return nil, nil
-	}
-	var nodes []Entry
-	for _, n := range state.Nodes {
-		for _, a := range n.Addresses {
-			if conf.FamilyOf(a) == c.family {
-				nodes = append(nodes, Entry{Element{Prefix: hostPrefix(a)}, "node " + n.Name})
-			}
-		}
-	}
-	podsSet, networksSet, nodesSet := c.family.Set(PodsSet), c.family.Set(NetworksSet), c.family.Set(NodesSet)
-	c.set(Set{Name: nodesSet, Type: HashIP, Role: Peers, Entries: nodes})
-	tunnel := func(comment string, sets ...SetMatch) Rule {
-		return Rule{Proto: UDP, Ports: []PortRange{{conf.OverlayPort, conf.OverlayPort}}, Sets: sets, Comment: comment, Target: Drop}
-	}
-	forward = []Rule{
-		tunnel("weir: pods send nothing to the tunnels' port beyond their networks", SetMatch{podsSet, "src", false}, SetMatch{networksSet, "dst", true}),
-		tunnel("weir: pods send nothing into the tunnels between nodes", SetMatch{podsSet, "src", false}, SetMatch{nodesSet, "dst", false}),
-	}
-	input = []Rule{
-		tunnel("weir: tunnel packets come from nodes only", SetMatch{nodesSet, "src", true}),
-		tunnel("weir: tunnel packets come to the addresses that nodes know of each other", SetMatch{nodesSet, "dst", true}),
-	}
-	return forward, input
 }

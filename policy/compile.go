@@ -22,8 +22,6 @@ const (
 	LinksSet = "weir-links"
 	// SendersSet holds the addresses of the same pods, each with its link.
 	SendersSet = "weir-senders"
-	// NodesSet holds the addresses of all nodes, the only senders of tunnel packets.
-	NodesSet = "weir-nodes"
 
 	forwardChain     = "WEIR-FORWARD"
 	inputChain       = "WEIR-INPUT"

@@ -140,68 +140,6 @@ func loadAny(t testing.TB, path string) policy.State {
 	return onNode(unvalidated(t, data))
 }
 
-// TestTunnelPortIsForNodes: tunnel packets are taken from nodes only, on the addresses that nodes know of each other, and
-// pods reach the port of pods only.
-func TestTunnelPortIsForNodes(t *testing.T) {
-	state := loadAny(t, "testdata/walkthrough-1-none.yaml")
-	state.Nodes = []policy.Node{
-		{Name: "self", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.2")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.88.0.0/24")}},
-		{Name: "peer", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.3")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.88.1.0/24")}},
-	}
-	for _, overlay := range []bool{false, true} {
-		state.Overlay = overlay
-		judge, err := policy.NewJudge(policy.Compile(state))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for s, want := range map[string]bool{
-			"192.0.2.3>node:udp:4789":    true,
-			"192.0.2.9>node:udp:4789":    !overlay,
-			"busybox>node:udp:4789":      !overlay,
-			"busybox>192.0.2.3:udp:4789": !overlay,
-			"busybox>192.0.2.3:udp:4790": true,
-			"busybox>192.0.2.9:udp:4789": !overlay, // another address of a node's, for all one knows
-			"busybox>192.0.2.9:tcp:4789": true,
-			"busybox>http-echo:udp:4789": true,
-			"busybox>10.88.1.9:udp:4789": true,
-		} {
-			if got := judge.Allows(packet(t, state, s)); got != want {
-				t.Errorf("overlay %v: %s allowed %v, want %v", overlay, s, got, want)
-			}
-		}
-		six := state
-		six.Node = "self"
-		six.Nodes = []policy.Node{
-			{Name: "self", Addresses: []netip.Addr{netip.MustParseAddr("2001:db8::2"), netip.MustParseAddr("192.0.2.2")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.88.0.0/24")}},
-			{Name: "peer", Addresses: []netip.Addr{netip.MustParseAddr("2001:db8::3")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.88.1.0/24")}},
-		}
-		if judge, err = policy.NewJudge(policy.Compile(six)); err != nil {
-			t.Fatal(err)
-		}
-		for s, want := range map[string]bool{ // also where pods have IPv4 only
-			"2001:db8::3>node/6:udp:4789": true,
-			"2001:db8::9>node/6:udp:4789": !overlay,
-			"192.0.2.3>node:udp:4789":     !overlay, // no node has that one
-			"busybox>192.0.2.3:udp:4789":  !overlay,
-			"busybox>http-echo:udp:4789":  true,
-			"2001:db8::9>node/6:udp:4790": true,
-			"2001:db8::9>node/6:tcp:4789": true,
-		} {
-			if got := judge.Allows(packet(t, six, s)); got != want {
-				t.Errorf("overlay %v over IPv6: %s allowed %v, want %v", overlay, s, got, want)
-			}
-		}
-		if judge, err = policy.NewJudge(policy.Compile(state)); err != nil {
-			t.Fatal(err)
-		}
-		second := packet(t, state, "192.0.2.3>node:udp:4789")
-		second.Dst = netip.MustParseAddr("198.51.100.2")
-		if got := judge.Allows(second); got != !overlay {
-			t.Errorf("overlay %v: a node's packet to another address of this one allowed %v", overlay, got)
-		}
-	}
-}
-
 // TestChained: pods whose network another plugin made are judged as all are, and masqueraded by nobody but that plugin.
 func TestChained(t *testing.T) {
 	chained := endpoint.Endpoint{

@@ -8,6 +8,7 @@ package policy
 import (
 	"fmt"
 	"net/netip"
+	"time"
 
 	networkingv1 "k8s.io/api/networking/v1"
 
@@ -25,8 +26,6 @@ type State struct {
 	Parsed *Parsed
 	// Refused is what of earlier rulesets this node's kernel has refused.
 	Refused Refused
-	// Overlay says that pods on other nodes are reached through a tunnel, whose port then needs guarding.
-	Overlay bool
 }
 
 // Objects are what a source (the Kubernetes API, a directory of manifests) knows of the cluster.
@@ -34,7 +33,8 @@ type Objects struct {
 	Namespaces []Namespace
 	Pods       []Pod
 	Policies   []*networkingv1.NetworkPolicy
-	Nodes      []Node
+	// Nodes of a source are as they were written; those of a State only have what counts of them (Settle).
+	Nodes []Node
 	// Workloads make pods that are not among the pods.
 	Workloads []Workload
 	// Problems are parts of objects that can't be read; the rest of these objects counts.
@@ -68,6 +68,9 @@ func (o Objects) Empty() bool {
 // Node is what policy and the overlay need of a v1 Node.
 type Node struct {
 	Name string
+	// Created is when the object was made; zero if the source doesn't know. Of two Nodes that claim the same, the older
+	// one keeps it.
+	Created time.Time
 	// Addresses are its InternalIPs, in the order of its status.
 	Addresses []netip.Addr
 	// PodCIDRs hold its pods. Traffic within all nodes' is never masqueraded.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"strings"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/agent"
@@ -67,6 +69,7 @@ func excerpt(_ []string, a slog.Attr) slog.Attr {
 func runCommand() *cobra.Command {
 	var source, kubeconfig, encapsulation string
 	var ignoreBroken bool
+	var within []string
 	o := agent.Options{
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: excerpt})), Resync: 10 * time.Second, EnrolWait: 5 * time.Second,
 	}
@@ -75,7 +78,13 @@ func runCommand() *cobra.Command {
 		Short: "Keep the kernel as the policies demand, until SIGTERM; what is enforced then stays enforced",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if o.Node.Encapsulation, err = overlay.Parse(encapsulation); err != nil {
+			if o.Node.Overlay.Encapsulation, err = overlay.Parse(encapsulation); err != nil {
+				return err
+			}
+			if err := o.Node.Overlay.Validate(); err != nil {
+				return err
+			}
+			if o.Node.ClusterCIDRs, err = parseNetworks(within); err != nil {
 				return err
 			}
 			if o.Source, err = openSource(source, kubeconfig, o.Node.Name, ignoreBroken, o.Log); err != nil {
@@ -92,8 +101,23 @@ func runCommand() *cobra.Command {
 	flags.StringVar(&o.HealthAddress, "health-address", "127.0.0.1:6786", "host:port for /healthz, /readyz and /metrics")
 	flags.StringVar(&o.Node.Name, "node-name", os.Getenv("NODE_NAME"), "this node's name; with it the agent keeps the way to pods on other nodes")
 	flags.StringVar(&encapsulation, "encapsulation", string(overlay.Always), "what travels between nodes inside VXLAN: always, crossSubnet or never")
+	flags.Uint16Var(&o.Node.Overlay.Port, "overlay-port", conf.OverlayPort, "UDP port of the tunnels between nodes, the same on all of them")
+	flags.Uint32Var(&o.Node.Overlay.VNI, "overlay-vni", conf.OverlayVNI, "VXLAN network identifier of the tunnels between nodes, the same on all of them")
+	flags.StringSliceVar(&within, "cluster-cidr", nil, "networks within which all nodes' podCIDRs lie, with commas between; a Node's others don't count")
 	flags.StringVar(&o.Node.Conflist, "conflist", "", "path of the network configuration to write for the runtime once policy is enforced")
 	return cmd
+}
+
+func parseNetworks(list []string) ([]netip.Prefix, error) {
+	var all []netip.Prefix
+	for _, s := range list {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, fmt.Errorf("--cluster-cidr %q: must be networks such as 100.64.0.0/10, with commas between", s)
+		}
+		all = append(all, p.Masked())
+	}
+	return all, nil
 }
 
 func openSource(source, kubeconfig, node string, ignoreBroken bool, log *slog.Logger) (agent.Source, error) {

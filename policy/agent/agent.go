@@ -22,7 +22,6 @@ import (
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
-	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/kernel"
 	"github.com/weir-net/weir/policy/report"
@@ -81,8 +80,8 @@ type agent struct {
 	cleaned   bool           // the other iptables was looked at for leftovers
 	strays    chan []netip.Addr
 	cutting   cutting
-	plan      overlay.Plan // as it should be
-	reached   overlay.Plan // as it was last brought into the kernel
+	nodes     settled // of the Nodes that the source has told of
+	ways      ways
 	waiting   []*enrolment
 	mtu       int // of pods' links, as the conflist says; 0: it isn't known yet
 
@@ -274,7 +273,7 @@ func (a *agent) take(e event) kernel.Verify {
 
 func (a *agent) takeUpdate(objects *policy.Objects, err error) {
 	if objects != nil {
-		a.told = objects
+		a.told = a.settle(objects)
 		a.parse()
 		a.join()
 	}

@@ -120,7 +120,7 @@ func startWith(t *testing.T, c *cluster, o Options) *running {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	o.Log, o.HealthAddress = slog.New(slog.NewTextHandler(&r.log, nil)), healthAddress
-	o.Node = NodeOptions{Name: "self", Encapsulation: overlay.Always}
+	o.Node = NodeOptions{Name: "self", Overlay: overlay.Options{Encapsulation: overlay.Always, Port: conf.OverlayPort, VNI: conf.OverlayVNI}}
 	go func() { done <- Run(ctx, o) }()
 	t.Cleanup(func() {
 		cancel()

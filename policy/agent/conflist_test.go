@@ -32,9 +32,9 @@ func TestConflist(t *testing.T) {
 	}
 	defer links.Close()
 	path := filepath.Join(t.TempDir(), "10-weir.conflist")
-	a := newAgent(Options{Log: slog.New(slog.DiscardHandler), Node: NodeOptions{Name: "self", Encapsulation: overlay.Always, Conflist: path}}, driver, links)
+	a := newAgent(Options{Log: slog.New(slog.DiscardHandler), Node: NodeOptions{Name: "self", Overlay: overlay.Options{Encapsulation: overlay.Always}, Conflist: path}}, driver, links)
 	a.objects = healthy()
-	a.plan = a.computePlan()
+	a.planWays(kernel.Trust)
 	configurations := func() []string { // as libcni (ConfFiles) takes them for such
 		var names []string
 		for _, ext := range []string{".conf", ".conflist", ".json"} {
@@ -54,7 +54,7 @@ func TestConflist(t *testing.T) {
 	if err := os.Mkdir(path, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.writeConflist(overlay.New(links)); err == nil {
+	if err := a.writeConflist(); err == nil {
 		t.Error("a directory was replaced")
 	}
 	if got := configurations(); len(got) > 0 {
@@ -64,7 +64,7 @@ func TestConflist(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := a.writeConflist(overlay.New(links)); err != nil {
+		if err := a.writeConflist(); err != nil {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff([]string{"10-weir.conflist"}, configurations()); diff != "" {

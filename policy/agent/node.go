@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"reflect"
 	"slices"
 
 	"github.com/weir-net/weir/bridge"
@@ -22,8 +23,10 @@ import (
 // writes the runtime's network configuration.
 type NodeOptions struct {
 	// Name of this node's Node object; empty: there are no other nodes.
-	Name          string
-	Encapsulation overlay.Encapsulation
+	Name    string
+	Overlay overlay.Options
+	// ClusterCIDRs, if there are any, hold all networks of pods: a Node's that doesn't lie within one doesn't count.
+	ClusterCIDRs []netip.Prefix
 	// Conflist is the path that the network configuration is written to, once the first state is in the kernel; empty:
 	// somebody else writes it.
 	Conflist string
@@ -57,35 +60,149 @@ func (a *agent) publishAddresses(ctx context.Context) {
 	}
 }
 
-func (a *agent) computePlan() overlay.Plan {
-	if a.Node.Name == "" {
-		return overlay.Plan{}
-	}
-	return overlay.Compute(a.Node.Name, a.Node.Encapsulation, a.objects.Nodes, overlay.New(a.links).SameSubnet)
+// settled are the Nodes that the source has told of, and what counts of them.
+type settled struct {
+	told, nodes []policy.Node
+	problems    []policy.Problem
 }
 
-// reach keeps the way to other nodes' pods, and the runtime's configuration. Neither holds up policy: an error is
-// reported and tried again.
-func (a *agent) reach(verify kernel.Verify) error {
+// settle has the objects' Nodes be what counts of them.
+func (a *agent) settle(o *policy.Objects) *policy.Objects {
+	if !slices.EqualFunc(a.nodes.told, o.Nodes, func(a, b policy.Node) bool { return reflect.DeepEqual(a, b) }) {
+		a.nodes.told = o.Nodes
+		a.nodes.nodes, a.nodes.problems = policy.Settle(o.Nodes, a.Node.Name, a.Node.ClusterCIDRs)
+		a.ways.planned = false
+	}
+	counting := *o
+	counting.Nodes, counting.Problems = a.nodes.nodes, slices.Concat(o.Problems, a.nodes.problems)
+	return &counting
+}
+
+// ways lead to pods on other nodes.
+type ways struct {
+	planned bool
+	routes  *overlay.Routes
+	plan    overlay.Plan // as it should be
+	reached overlay.Plan // as it was last brought into the kernel
+	refused []policy.Problem
+	gate    gate
+}
+
+// gate is what of the gate was last brought into the kernel.
+type gate struct {
+	stands  bool
+	plan    overlay.Plan
+	links   []string
+	traffic overlay.Traffic
+	blocked []policy.Problem // by a firewall of the host
+}
+
+func (w ways) problems() []policy.Problem {
+	return slices.Concat(w.plan.Problems, w.refused, w.gate.blocked)
+}
+
+// planWays plans the ways anew where Nodes have changed, and the node's routes may have.
+func (a *agent) planWays(verify kernel.Verify) {
+	if a.Node.Name == "" || a.ways.planned && verify != kernel.All && a.faults.now[partNodes] == nil {
+		return
+	}
+	if a.ways.routes == nil || verify == kernel.All {
+		a.ways.routes = overlay.NewRoutes(a.links)
+	}
+	a.ways.plan, a.ways.planned = overlay.Compute(a.Node.Name, a.Node.Overlay, a.objects.Nodes, a.ways.routes), true
+}
+
+// foreignLinks are those that other plugins made for pods.
+func (a *agent) foreignLinks() []string {
+	var names []string
+	for _, e := range a.endpoints {
+		if !e.Chained {
+			continue
+		}
+		for _, name := range []string{e.HostIf, e.BridgeIf} {
+			if name != "" && !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// keepGate keeps what says which tunnel packets are believed. It comes before the ways, and without it no pod is let in.
+func (a *agent) keepGate(verify kernel.Verify) error {
 	if a.Node.Name == "" {
 		return nil
 	}
-	ways := overlay.New(a.links)
-	changed := a.plan.Local != a.reached.Local || !slices.Equal(a.plan.Gateways, a.reached.Gateways) || !slices.Equal(a.plan.Peers, a.reached.Peers)
+	g, links := &a.ways.gate, a.foreignLinks()
+	if g.stands && verify != kernel.All && g.plan.Equal(a.ways.plan) && slices.Equal(g.links, links) {
+		return nil
+	}
+	renewed, traffic, err := overlay.NewGate(a.ways.plan, links).Apply()
+	if err != nil {
+		g.stands = false
+		return err
+	}
+	if renewed && g.stands && g.plan.Options == a.ways.plan.Options && g.plan.Local == a.ways.plan.Local {
+		a.stats.Repairs++
+		a.Log.Warn("somebody had changed the nftables table inet weir-tunnel; it is as it should be again")
+	}
+	if !renewed {
+		g.blocked = blocked(a.Node, g.traffic, traffic, g.blocked)
+	}
+	if renewed {
+		traffic = overlay.Traffic{}
+	}
+	g.stands, g.plan, g.links, g.traffic = true, a.ways.plan, links, traffic
+	return nil
+}
+
+// keepGateClosed is keepGate while it isn't known which nodes there are.
+func (a *agent) keepGateClosed() error {
+	if a.Node.Name == "" {
+		return nil
+	}
+	return overlay.NewGate(overlay.Plan{Options: a.Node.Overlay}, a.foreignLinks()).Keep()
+}
+
+// fewPackets are too few to tell a firewall from bad luck.
+const fewPackets = 3
+
+// blocked says whether a firewall of the host drops what the gate has let through since. A rule that accepts tunnel packets
+// by connection state is the usual reason: they are untracked, and neither NEW nor ESTABLISHED.
+func blocked(o NodeOptions, before, now overlay.Traffic, was []policy.Problem) []policy.Problem {
+	switch {
+	case now.Arrived > before.Arrived:
+		return nil
+	case now.Believed-before.Believed < fewPackets:
+		return was
+	}
+	return []policy.Problem{{Object: "Node " + o.Name, Field: "host firewall", Message: fmt.Sprintf(
+		"tunnel packets from other nodes come in, and a firewall of this host drops all of them: it must accept UDP port %d from nodes "+
+			"without asking for a connection state, as tunnels are not tracked", o.Overlay.Port)}}
+}
+
+// reach keeps the way to other nodes' pods, and the runtime's configuration. It is false if some of it must be tried again.
+// None of it holds up policy, and what the kernel refuses of one node doesn't hold up the others.
+func (a *agent) reach(verify kernel.Verify) bool {
+	if a.Node.Name == "" {
+		return true
+	}
+	w := &a.ways
 	var err error
-	if changed || verify == kernel.All || a.faults.now[partNodes] != nil {
-		err = ways.Apply(a.plan)
+	if verify == kernel.All || a.faults.now[partNodes] != nil || len(w.refused) > 0 || !w.plan.Equal(w.reached) {
+		w.refused, err = overlay.New(a.links).Apply(w.plan)
 	}
 	if err == nil {
-		a.reportMoves(a.reached, a.plan)
-		if changed { // the tunnel may be new
+		a.reportMoves(w.reached, w.plan)
+		if !w.plan.Equal(w.reached) { // the tunnel may be new
 			err = bridge.RemoveUnasked(a.links)
 		}
-		a.reached = a.plan
-		err = errors.Join(err, a.writeConflist(ways))
+		w.reached = w.plan
+		err = errors.Join(err, a.writeConflist())
 	}
 	a.faults.set(partNodes, err)
-	return err
+	return err == nil && len(w.refused) == 0
 }
 
 // reportMoves says which nodes have another address than before.
@@ -113,20 +230,16 @@ func (a *agent) reportMoves(before, now overlay.Plan) {
 
 // writeConflist writes the configuration that makes the runtime call the plugin, whole and last: a node without it isn't
 // ready, so no pod starts where policy isn't enforced yet.
-func (a *agent) writeConflist(ways *overlay.Overlay) error {
-	if a.Node.Conflist == "" || !a.plan.Local.IsValid() {
+func (a *agent) writeConflist() error {
+	plan := a.ways.plan
+	if a.Node.Conflist == "" || !plan.Local.IsValid() || plan.MTU == 0 {
 		return nil
 	}
-	mtu, err := ways.MTU(a.plan.Local, a.Node.Encapsulation)
+	want, err := conf.Conflist(plan.Own, plan.MTU, conf.Strict)
 	if err != nil {
 		return err
 	}
-	i := slices.IndexFunc(a.objects.Nodes, func(n policy.Node) bool { return n.Name == a.Node.Name })
-	want, err := conf.Conflist(a.objects.Nodes[i].PodCIDRs, mtu, conf.Strict)
-	if err != nil {
-		return err
-	}
-	a.mtu = mtu
+	a.mtu = plan.MTU
 	if have, err := os.ReadFile(a.Node.Conflist); err == nil && bytes.Equal(have, want) {
 		return nil
 	}

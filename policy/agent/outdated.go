@@ -8,7 +8,6 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/policy"
 )
 
@@ -89,7 +88,7 @@ func (a *agent) renewConflist() {
 		return ok && (a.mtu == 0 || a.outdated(ep) != "")
 	}
 	if a.Node.Name != "" && slices.ContainsFunc(a.waiting, needed) {
-		if err := a.writeConflist(overlay.New(a.links)); err != nil {
+		if err := a.writeConflist(); err != nil {
 			a.faults.set(partNodes, err)
 		}
 	}

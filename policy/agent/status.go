@@ -19,7 +19,7 @@ type snapshot struct {
 
 // publish makes the status that is served until the next one.
 func (a *agent) publish() {
-	s := &snapshot{faults: map[part]bool{}, nodeFaults: a.nodeFaults, peers: len(a.reached.Peers)}
+	s := &snapshot{faults: map[part]bool{}, nodeFaults: a.nodeFaults, peers: len(a.ways.reached.Peers)}
 	s.Status = report.Status{
 		Ready:    a.objects != nil && !a.lastSync.IsZero() && a.faults.now[partKernel] == nil && a.faults.now[partNode] == nil && a.unsure() == nil,
 		LastSync: a.lastSync, IPTables: string(a.driver.Flavour), Stats: a.stats,

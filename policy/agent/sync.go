@@ -11,7 +11,6 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
-	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/kernel"
 )
@@ -34,11 +33,11 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 	began := time.Now()
 	defer func() { a.metrics.syncs.Observe(time.Since(began).Seconds()) }()
 	ruleset, result, verify, err := a.apply(ctx, verify)
-	a.plan = a.computePlan()
-	a.reportProblems(slices.Concat(ruleset.Problems, a.plan.Problems, a.misplacedPods()))
+	a.planWays(verify)
+	a.reportProblems(slices.Concat(ruleset.Problems, a.ways.problems(), a.misplacedPods()))
 	var unknown *kernel.UnknownError
 	brought := err == nil || errors.As(err, &unknown)
-	if guardErr := a.guard(verify); guardErr != nil {
+	if guardErr := errors.Join(a.guard(verify), a.keepGate(verify)); guardErr != nil {
 		err, unknown = errors.Join(err, guardErr), nil
 	}
 	if ctx.Err() != nil {
@@ -74,9 +73,10 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 	a.tellPlugin() // before the runtime's configuration is there and it asks
 	a.renewConflist()
 	next := a.answer(nil)
-	if err := a.reach(verify); err != nil {
+	if !a.reach(verify) {
 		next = sooner(next, retry)
 	}
+	a.reportProblems(slices.Concat(ruleset.Problems, a.ways.problems(), a.misplacedPods()))
 	a.open()
 	a.publishAddresses(ctx)
 	a.walk()
@@ -201,7 +201,7 @@ func (a *agent) keepClosed(ctx context.Context, verify kernel.Verify) time.Durat
 		return a.answer(errNotSynced)
 	}
 	closed, err := a.driver.KeepClosed(ctx, policy.Compile(a.state()))
-	err = errors.Join(err, a.guard(verify))
+	err = errors.Join(err, a.guard(verify), a.keepGateClosed())
 	if ctx.Err() != nil {
 		return 0
 	}
@@ -227,10 +227,7 @@ func sooner(a, b time.Duration) time.Duration {
 }
 
 func (a *agent) state() policy.State {
-	s := policy.State{
-		Parsed: a.parsed, Refused: a.refused, Node: a.Node.Name,
-		Overlay: a.Node.Name != "" && a.Node.Encapsulation != overlay.Never,
-	}
+	s := policy.State{Parsed: a.parsed, Refused: a.refused, Node: a.Node.Name}
 	if a.objects != nil {
 		s.Objects = *a.objects
 	}

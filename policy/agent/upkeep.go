@@ -66,7 +66,7 @@ func (a *agent) tellUpkeep() {
 		return
 	}
 	k := &nodeKnowledge{endpoints: maps.Clone(a.endpoints), classes: a.ruleset.Classes}
-	for _, gw := range a.plan.Gateways {
+	for _, gw := range a.ways.plan.Gateways {
 		k.tunnels = append(k.tunnels, conf.FamilyOf(gw))
 	}
 	before := a.upkeep.known.Swap(k)

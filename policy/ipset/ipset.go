@@ -33,8 +33,6 @@ const (
 	Prefix = "weir-"
 	// NetPrefix begins the names of those that hold networks rather than pods.
 	NetPrefix = "weir-net"
-	// NodesPrefix begins the names of those that hold nodes.
-	NodesPrefix = "weir-nodes"
 	// PortPrefix begins the names of those that hold pods with their ports.
 	PortPrefix = "weir-port-"
 	// NumbersPrefix begins the names of those that hold ports alone.
@@ -239,7 +237,7 @@ func (h *Handle) Purge(addrs ...netip.Addr) error {
 	var changes []Change
 	var errs []error
 	for _, s := range sets {
-		if strings.HasPrefix(s.Name, NetPrefix) || strings.HasPrefix(s.Name, NumbersPrefix) || strings.HasPrefix(s.Name, NodesPrefix) {
+		if strings.HasPrefix(s.Name, NetPrefix) || strings.HasPrefix(s.Name, NumbersPrefix) {
 			continue
 		}
 		held, err := h.entriesOf(s, addrs)

@@ -153,7 +153,7 @@ func TestBothFamilies(t *testing.T) {
 	}
 	one := map[conf.Family]netip.Prefix{conf.IPv4: netip.MustParsePrefix("10.88.0.2/32"), conf.IPv6: netip.MustParsePrefix("fd00:10:88::2/128")}
 	other := map[conf.Family]netip.Prefix{conf.IPv4: netip.MustParsePrefix("10.88.0.3/32"), conf.IPv6: netip.MustParsePrefix("fd00:10:88::3/128")}
-	kinds := []Header{{Name: "weir-pods", Type: HashIP}, {Name: "weir-networks", Type: HashNet}, {Name: "weir-nodes", Type: HashIP}, {Name: "weir-port-x", Type: HashIPPort}}
+	kinds := []Header{{Name: "weir-pods", Type: HashIP}, {Name: "weir-networks", Type: HashNet}, {Name: "weir-port-x", Type: HashIPPort}}
 	for _, s := range kinds {
 		for _, f := range conf.Families {
 			set := Header{f.Set(s.Name), s.Type, f}

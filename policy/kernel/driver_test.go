@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -305,7 +306,8 @@ func TestKnows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mustApply(t, d, policy.Compile(policy.State{Overlay: true}), Trust) // needs other rules
+	chained := policy.State{Endpoints: []endpoint.Endpoint{{Chained: true, Addresses: []endpoint.Address{{Addr: netip.MustParseAddr("10.88.0.9"), Subnet: netip.MustParsePrefix("10.88.0.0/24")}}}}}
+	mustApply(t, d, policy.Compile(chained), Trust) // needs other rules
 	last, err := Generation()
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
 )
 
 // Watch calls heard of every generation of nf_tables, until ctx ends, and says whether it was a change of rules where weir
@@ -110,7 +112,7 @@ func concerns(m syscall.NetlinkMessage) bool {
 	case unix.NFPROTO_BRIDGE:
 		return table == "weir"
 	case unix.NFPROTO_INET, unix.NFPROTO_ARP:
-		return table == "weir-ports"
+		return table == "weir-ports" || table == conf.TunnelTable
 	}
 	names, ours := builtin[table]
 	return ours && (chainAttr == 0 || strings.HasPrefix(chain, chainPrefix) || slices.Contains(names, chain))

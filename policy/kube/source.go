@@ -202,8 +202,10 @@ func keepNamespace(o any) (any, error) {
 
 func keepNode(o any) (any, error) {
 	if n, ok := o.(*corev1.Node); ok {
+		meta := keepMeta(n.ObjectMeta)
+		meta.CreationTimestamp = n.CreationTimestamp
 		return &corev1.Node{
-			ObjectMeta: keepMeta(n.ObjectMeta), Spec: corev1.NodeSpec{PodCIDR: n.Spec.PodCIDR, PodCIDRs: n.Spec.PodCIDRs},
+			ObjectMeta: meta, Spec: corev1.NodeSpec{PodCIDR: n.Spec.PodCIDR, PodCIDRs: n.Spec.PodCIDRs},
 			Status: corev1.NodeStatus{Addresses: n.Status.Addresses},
 		}, nil
 	}

@@ -117,17 +117,20 @@ func (r *reader) namedPorts(spec corev1.PodSpec) []policy.NamedPort {
 	return named
 }
 
-// Node of policy, without what of it can't be read.
+// Node of policy, without what of it can't be read. Which of its addresses and networks count is for policy.Settle.
 func Node(node *corev1.Node) (policy.Node, []policy.Problem) {
-	n := policy.Node{Name: node.Name}
+	n := policy.Node{Name: node.Name, Created: node.CreationTimestamp.UTC()}
 	r := reader{object: "Node " + node.Name}
 	for i, a := range node.Status.Addresses {
 		if a.Type != corev1.NodeInternalIP {
 			continue
 		}
-		if addr, ok := r.address(fmt.Sprintf("status.addresses[%d].address", i), a.Address); ok {
-			n.Addresses = append(n.Addresses, addr)
+		addr, err := netip.ParseAddr(a.Address)
+		if err != nil || addr.Zone() != "" {
+			r.report(fmt.Sprintf("status.addresses[%d].address", i), "%q is no IP address", a.Address)
+			continue
 		}
+		n.Addresses = append(n.Addresses, addr.Unmap())
 	}
 	cidrs := node.Spec.PodCIDRs
 	if len(cidrs) == 0 && node.Spec.PodCIDR != "" {
@@ -135,7 +138,7 @@ func Node(node *corev1.Node) (policy.Node, []policy.Problem) {
 	}
 	for i, c := range cidrs {
 		p, err := netip.ParsePrefix(c)
-		if err != nil || p.Bits() == 0 || p.Addr().Is4In6() {
+		if err != nil || p.Addr().Is4In6() {
 			r.report(fmt.Sprintf("spec.podCIDRs[%d]", i), "%q is no CIDR of pods", c)
 			continue
 		}

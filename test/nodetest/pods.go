@@ -63,11 +63,16 @@ func (n *Node) TryAddPod(namespace, name string, env ...string) (*Pod, error) {
 	if err != nil {
 		return p, err
 	}
+	return p, p.read(out)
+}
+
+// read takes what cnitool has printed of the pod.
+func (p *Pod) read(out string) error {
 	var result struct {
 		IPs []struct{ Address string }
 	}
 	if err := json.Unmarshal([]byte(out), &result); err != nil || len(result.IPs) == 0 {
-		return p, fmt.Errorf("cnitool add printed %q: %w", out, err)
+		return fmt.Errorf("cnitool add printed %q: %w", out, err)
 	}
 	p.Result = out
 	for _, ip := range result.IPs {
@@ -78,7 +83,7 @@ func (n *Node) TryAddPod(namespace, name string, env ...string) (*Pod, error) {
 			p.IP = addr
 		}
 	}
-	return p, nil
+	return nil
 }
 
 // DelPod detaches the pod and removes its namespace.

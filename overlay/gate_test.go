@@ -1,0 +1,145 @@
+package overlay
+
+import (
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// gatePlan is that of the node self, with one node in its subnet and one beyond it.
+func gatePlan(e Encapsulation) Plan {
+	nodes := []policy.Node{
+		node("self", "172.20.1.10 2001:db8:1::10", "100.96.1.0/24", "fd00:96:1::/64"),
+		node("near", "172.20.1.11 2001:db8:1::11", "100.96.2.0/24", "fd00:96:2::/64"),
+		node("far", "172.20.2.12", "100.96.4.0/24", "100.96.5.0/25", "fd00:96:4::/64"),
+	}
+	return Compute("self", options(e), nodes, paths{netip.MustParsePrefix("172.20.1.0/24"), netip.MustParsePrefix("2001:db8:1::/64")})
+}
+
+func TestGate(t *testing.T) {
+	for _, e := range []Encapsulation{Always, CrossSubnet, Never} {
+		path := filepath.Join("testdata", "gate-"+string(e)+".txt")
+		got := NewGate(gatePlan(e), []string{"cni0", "vethab", "cni0"}).String()
+		if *update {
+			if err := os.WriteFile(path, []byte(got), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), got); diff != "" {
+			t.Errorf("%s: %s", e, diff)
+		}
+	}
+}
+
+// TestGateIsKept: applying it again changes nothing, and whatever somebody changes in it is put right.
+func TestGateIsKept(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	apply := func(g Gate, want bool) {
+		t.Helper()
+		renewed, _, err := g.Apply()
+		if err != nil || renewed != want {
+			t.Fatalf("renewed %v, %v; want %v", renewed, err, want)
+		}
+	}
+	listing := func() string {
+		t.Helper()
+		return nodetest.Run(t, "nft", "-s", "list", "table", "inet", "weir-tunnel") // without counters
+	}
+	g := NewGate(gatePlan(Always), []string{"cni0"})
+	apply(g, true)
+	apply(g, false)
+	whole := listing()
+	for _, change := range []string{
+		"delete table inet weir-tunnel", "flush chain inet weir-tunnel way", "add rule inet weir-tunnel input accept", "insert rule inet weir-tunnel tunnel accept",
+		"add chain inet weir-tunnel more", "add set inet weir-tunnel more { type ipv4_addr; }", "flush ruleset",
+		"add chain inet weir-tunnel input { type filter hook input priority -160; policy drop; }",
+	} {
+		nodetest.Run(t, "nft", strings.Fields(change)...)
+		apply(g, true)
+		if diff := cmp.Diff(whole, listing()); diff != "" {
+			t.Errorf("after %s: %s", change, diff)
+		}
+	}
+	for _, change := range []string{
+		"flush set inet weir-tunnel nodes4", "add element inet weir-tunnel nodes4 { 192.0.2.77 }", "delete element inet weir-tunnel links { cni0 }",
+		"flush set inet weir-tunnel tunnelled4", "add element inet weir-tunnel tunnelled6 { fd00:1::/64 }", "flush set inet weir-tunnel senders4",
+		"add element inet weir-tunnel senders4 { 192.0.2.77 . 100.96.9.0-100.96.9.255 }", "add element inet weir-tunnel own4 { 100.99.0.0/16 }",
+	} {
+		nodetest.Run(t, "nft", change)
+		apply(g, false)
+		if diff := cmp.Diff(whole, listing()); diff != "" {
+			t.Errorf("after %s: %s", change, diff)
+		}
+	}
+	for _, other := range []Gate{NewGate(gatePlan(CrossSubnet), nil), NewGate(gatePlan(Never), nil), NewGate(Plan{Options: options(Always)}, nil), g} {
+		_, _, err := other.Apply()
+		if err != nil {
+			t.Fatal(err)
+		}
+		apply(other, false)
+	}
+	if diff := cmp.Diff(whole, listing()); diff != "" {
+		t.Error(diff)
+	}
+	// While nothing is known, what stands stays, and what is gone closes.
+	empty := NewGate(Plan{Options: options(Always)}, nil)
+	if err := empty.Keep(); err != nil || listing() != whole {
+		t.Errorf("%v: %s", err, listing())
+	}
+	nodetest.Run(t, "nft", "flush", "chain", "inet", "weir-tunnel", "tunnel")
+	if err := empty.Keep(); err != nil || strings.Contains(listing(), "172.20.2.12") {
+		t.Errorf("%v: %s", err, listing())
+	}
+	apply(empty, false)
+	for range 2 {
+		if err := g.Remove(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out := nodetest.Run(t, "nft", "list", "ruleset"); strings.Contains(out, "weir") {
+		t.Errorf("left:\n%s", out)
+	}
+}
+
+// TestGateOfManyNodes: of as many as Kubernetes is made for the table is made in one transaction.
+func TestGateOfManyNodes(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	p := Plan{Options: options(Always), Local: netip.MustParseAddr("172.20.255.1")}
+	for i := range 5000 {
+		a := netip.AddrFrom4([4]byte{172, 20, byte(i >> 8), byte(i)})
+		n := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64 + byte(i>>8), byte(i), 0}), 24)
+		p.Nodes = append(p.Nodes, a)
+		p.Networks = append(p.Networks, n)
+		p.Tunnelled = append(p.Tunnelled, n)
+		p.Peers = append(p.Peers, Peer{Node: a.String(), Address: a, Network: n})
+	}
+	for _, want := range []bool{true, false} {
+		if renewed, _, err := NewGate(p, nil).Apply(); renewed != want || err != nil {
+			t.Fatalf("renewed %v, %v; want %v", renewed, err, want)
+		}
+	}
+	p.Peers = p.Peers[2000:]
+	for range 2 {
+		if renewed, _, err := NewGate(p, nil).Apply(); renewed || err != nil {
+			t.Fatalf("renewed %v, %v", renewed, err)
+		}
+	}
+}

@@ -1,0 +1,173 @@
+package overlay
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+)
+
+// Routes are the node's own, as the kernel takes them. What was asked once is kept, so that a plan for thousands of
+// nodes asks only for those that are new: whoever has reason to think that routes have changed makes Routes anew.
+type Routes struct {
+	h     netlinksafe.Handle
+	links map[int]netlink.Link
+	known map[[2]netip.Addr]Path
+}
+
+// NewRoutes uses the handle.
+func NewRoutes(h netlinksafe.Handle) *Routes {
+	return &Routes{h: h, links: map[int]netlink.Link{}, known: map[[2]netip.Addr]Path{}}
+}
+
+// To implements Paths. The route itself is asked for, and not which of several next hops one packet would take.
+//
+// Equivalent to: ip route get fibmatch TO from FROM
+func (r *Routes) To(from, to netip.Addr) (Path, error) {
+	key := [2]netip.Addr{from, to}
+	if p, ok := r.known[key]; ok {
+		return p, nil
+	}
+	p, err := r.find(from, to)
+	if err == nil {
+		r.known[key] = p
+	}
+	return p, err
+}
+
+func (r *Routes) find(from, to netip.Addr) (Path, error) {
+	options := netlink.RouteGetOptions{FIBMatch: true}
+	if from.IsValid() && from.BitLen() == to.BitLen() {
+		options.SrcAddr = from.AsSlice()
+	}
+	found, err := r.h.RouteGetWithOptions(to.AsSlice(), &options)
+	if errors.Is(err, unix.EINVAL) && options.SrcAddr != nil { // no link has the node's address
+		options.SrcAddr = nil
+		found, err = r.h.RouteGetWithOptions(to.AsSlice(), &options)
+	}
+	if err != nil {
+		return Path{}, fmt.Errorf("look up the route to %s: %w", to, err)
+	}
+	if len(found) != 1 {
+		return Path{}, fmt.Errorf("look up the route to %s: the kernel tells of %d", to, len(found))
+	}
+	switch route := found[0]; route.Type {
+	case unix.RTN_UNICAST:
+		return r.path(route)
+	case unix.RTN_LOCAL:
+		return Path{Unfit: "one of this node's own"}, nil
+	case unix.RTN_BROADCAST, unix.RTN_ANYCAST, unix.RTN_MULTICAST:
+		return Path{Unfit: "no single host's"}, nil
+	default:
+		return Path{}, fmt.Errorf("the route to %s is of type %d, by which nothing is sent", to, route.Type)
+	}
+}
+
+// path is that of the route: packets may take each of its next hops.
+func (r *Routes) path(route netlink.Route) (Path, error) {
+	p := Path{OnLink: true, MTU: route.MTU}
+	hops := route.MultiPath
+	if len(hops) == 0 {
+		hops = []*netlink.NexthopInfo{{LinkIndex: route.LinkIndex, Gw: route.Gw, Via: route.Via}}
+	}
+	for _, hop := range hops {
+		if !isZero(hop.Gw) || hop.Via != nil { // Via is a router of the other family
+			p.OnLink = false
+		}
+		link, err := r.link(hop.LinkIndex)
+		if err != nil {
+			return Path{}, err
+		}
+		if name := link.Attrs().Name; name == conf.Tunnel || name == conf.Bridge {
+			return Path{Unfit: "one that this node reaches through " + name + ", as pods' addresses"}, nil
+		}
+		p.MTU = smallest(p.MTU, link.Attrs().MTU)
+	}
+	return p, nil
+}
+
+func isZero(ip net.IP) bool { return len(ip) == 0 || ip.IsUnspecified() }
+
+func (r *Routes) link(index int) (netlink.Link, error) {
+	if l, ok := r.links[index]; ok {
+		return l, nil
+	}
+	l, err := r.h.LinkByIndex(index)
+	if err != nil {
+		return nil, fmt.Errorf("look up link %d, which a route to a node takes: %w", index, err)
+	}
+	r.links[index] = l
+	return l, nil
+}
+
+// Uplink implements Paths: that of the link that has the address, unless it is lo; else of the default routes of the
+// address' family, else of the other.
+//
+// Equivalent to: ip addr show to LOCAL; ip route show default
+func (r *Routes) Uplink(local netip.Addr) (Path, error) {
+	families := []int{netlink.FAMILY_V4, netlink.FAMILY_V6}
+	if local.Is6() {
+		families = []int{netlink.FAMILY_V6, netlink.FAMILY_V4}
+	}
+	held, err := r.holding(local)
+	if err != nil || held.MTU > 0 {
+		return held, err
+	}
+	for _, family := range families {
+		routes, err := r.h.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+		if err != nil {
+			return Path{}, fmt.Errorf("list routes: %w", err)
+		}
+		var least Path
+		for _, route := range routes {
+			if ones := prefixLength(route.Dst); ones != 0 || route.Type != unix.RTN_UNICAST {
+				continue
+			}
+			p, err := r.path(route)
+			if err != nil {
+				return Path{}, err
+			}
+			least.MTU = smallest(least.MTU, p.MTU)
+		}
+		if least.MTU > 0 {
+			return least, nil
+		}
+	}
+	return Path{}, fmt.Errorf("there is no other node yet, no link but lo has the node's address %s, and there is no default route", local)
+}
+
+func prefixLength(n *net.IPNet) int {
+	if n == nil { // the default route, as some kernels tell of it
+		return 0
+	}
+	ones, _ := n.Mask.Size()
+	return ones
+}
+
+// holding is the path of the link that has the address; without an MTU if none has, or lo.
+func (r *Routes) holding(local netip.Addr) (Path, error) {
+	addrs, err := r.h.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return Path{}, fmt.Errorf("list the node's addresses: %w", err)
+	}
+	for _, a := range addrs {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		if !ok || ip.Unmap() != local {
+			continue
+		}
+		link, err := r.link(a.LinkIndex)
+		if err != nil {
+			return Path{}, err
+		}
+		if link.Attrs().Flags&net.FlagLoopback == 0 {
+			return Path{MTU: link.Attrs().MTU}, nil
+		}
+	}
+	return Path{}, nil
+}

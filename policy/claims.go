@@ -1,0 +1,191 @@
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// special are the networks whose addresses belong to no one host beyond its link (RFC 6890, sections 2.2.2 and 2.2.3;
+// RFC 4291, section 2.5.5.2): no node has an InternalIP there that others could send to, and no pod an address.
+var special = []struct {
+	network netip.Prefix
+	what    string
+}{
+	{netip.MustParsePrefix("0.0.0.0/8"), "this network"},
+	{netip.MustParsePrefix("127.0.0.0/8"), "loopback"},
+	{netip.MustParsePrefix("169.254.0.0/16"), "link-local"},
+	{netip.MustParsePrefix("224.0.0.0/4"), "multicast"},
+	{netip.MustParsePrefix("255.255.255.255/32"), "broadcast"},
+	{netip.MustParsePrefix("::/128"), "no address"},
+	{netip.MustParsePrefix("::1/128"), "loopback"},
+	{netip.MustParsePrefix("::ffff:0:0/96"), "IPv4 in IPv6"},
+	{netip.MustParsePrefix("fe80::/10"), "link-local"},
+	{netip.MustParsePrefix("ff00::/8"), "multicast"},
+}
+
+// Settle decides which addresses and networks of Nodes count, and reports the others. Whoever writes Nodes could take
+// other nodes' traffic by them, or the place of other nodes' pods in policies; so all that goes by a Node goes by what is
+// settled here: routes, tunnels, the senders that tunnels believe, and the addresses that pods are believed to have.
+//
+// Special addresses don't count; nor does a network that holds a special address or some node's InternalIP, or that
+// isn't within one of the networks in within, if there are any. Of two Nodes that claim the same, the one that was
+// created first keeps it. Where that doesn't tell, the Node named self comes first, and then the names' order decides. A
+// Node whose age isn't known comes after those whose age is.
+//
+// Where self isn't empty there are ways between nodes, and a Node without an address or a network is reported too.
+//
+// The Nodes are returned in that order. Each claim costs a look-up for every length of prefix that some Node claims.
+func Settle(nodes []Node, self string, within []netip.Prefix) ([]Node, []Problem) {
+	s := settler{exact: map[netip.Prefix]string{}, inside: map[netip.Prefix]claim{}}
+	for _, n := range nodes {
+		for _, a := range n.Addresses {
+			s.note(hostPrefix(a))
+		}
+		for _, p := range n.PodCIDRs {
+			s.note(p)
+		}
+	}
+	settled := slices.SortedFunc(slices.Values(nodes), func(a, b Node) int {
+		return cmp.Or(compareAge(a.Created, b.Created), first(a.Name == self, b.Name == self), strings.Compare(a.Name, b.Name))
+	})
+	for i := range settled {
+		n := &settled[i]
+		report := func(field, why string) { s.problems = append(s.problems, Problem{"Node " + n.Name, field, why}) }
+		var addresses []netip.Addr
+		for _, a := range n.Addresses {
+			why := s.refuses(n.Name, hostPrefix(a))
+			switch {
+			case slices.Contains(addresses, a):
+			case why != "":
+				report("status.addresses", fmt.Sprintf("the InternalIP %s doesn't count: %s", a, why))
+			default:
+				addresses = append(addresses, a)
+				s.keep(n.Name, hostPrefix(a))
+			}
+		}
+		var networks []netip.Prefix
+		for _, p := range n.PodCIDRs {
+			why := s.refuses(n.Name, p)
+			if why == "" && len(within) > 0 && !slices.ContainsFunc(within, func(w netip.Prefix) bool { return holds(w, p) }) {
+				why = "it isn't within the cluster's networks (--cluster-cidr)"
+			}
+			if why != "" {
+				report("spec.podCIDRs", fmt.Sprintf("the network %s doesn't count: %s", p, why))
+				continue
+			}
+			networks = append(networks, p)
+			s.keep(n.Name, p)
+		}
+		if len(n.Addresses) == 0 && self != "" {
+			report("status.addresses", "there is no InternalIP; "+consequence(n.Name == self))
+		}
+		if len(n.PodCIDRs) == 0 && self != "" {
+			report("spec.podCIDRs", "there is no network; "+consequence(n.Name == self))
+		}
+		n.Addresses, n.PodCIDRs = addresses, networks
+	}
+	return settled, s.problems
+}
+
+func consequence(self bool) string {
+	if self {
+		return "this node can't have pods nor reach those of others"
+	}
+	return "its pods can't be reached"
+}
+
+func compareAge(a, b time.Time) int { return cmp.Or(first(!a.IsZero(), !b.IsZero()), a.Compare(b)) }
+
+// first puts the one before the other of which that is true.
+func first(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return -1
+	}
+	return 1
+}
+
+func holds(network, p netip.Prefix) bool {
+	return network.Bits() <= p.Bits() && network.Contains(p.Addr())
+}
+
+// claim is a network, or an address as a network of one, that a Node says is its own.
+type claim struct {
+	node    string
+	network netip.Prefix
+}
+
+func (c claim) String() string {
+	if c.network.IsSingleIP() {
+		return fmt.Sprintf("the address %s of node %s", c.network.Addr(), c.node)
+	}
+	return fmt.Sprintf("%s of node %s", c.network, c.node)
+}
+
+// settler keeps the claims that count so that one that overlaps another is found without comparing it with all.
+type settler struct {
+	four     [33]bool                // the lengths of prefixes that are claimed
+	six      [129]bool               // the same of IPv6
+	exact    map[netip.Prefix]string // the claims that count, and whose they are
+	inside   map[netip.Prefix]claim  // for each claim that counts, the networks of claimed lengths that hold it
+	problems []Problem
+}
+
+func (s *settler) lengths(p netip.Prefix) []bool {
+	if p.Addr().Is4() {
+		return s.four[:]
+	}
+	return s.six[:]
+}
+
+func (s *settler) note(p netip.Prefix) { s.lengths(p)[p.Bits()] = true }
+
+// refuses says why the Node's claim doesn't count; empty if it does.
+func (s *settler) refuses(node string, p netip.Prefix) string {
+	for _, x := range special {
+		if x.network.Overlaps(p) {
+			if p.IsSingleIP() {
+				return "such addresses are special (" + x.what + ")"
+			}
+			return fmt.Sprintf("it holds special addresses (%s, %s)", x.network, x.what)
+		}
+	}
+	other, overlaps := s.inside[p]
+	for bits, claimed := range s.lengths(p)[:p.Bits()] {
+		if !claimed || overlaps {
+			continue
+		}
+		network := netip.PrefixFrom(p.Addr(), bits).Masked()
+		if owner, ok := s.exact[network]; ok {
+			other, overlaps = claim{owner, network}, true
+		}
+	}
+	switch {
+	case !overlaps:
+		return ""
+	case other.node == node:
+		return fmt.Sprintf("it overlaps %s itself", other)
+	case other.network == p:
+		return fmt.Sprintf("node %s has it, and was there before", other.node)
+	}
+	return fmt.Sprintf("it overlaps %s, which was there before", other)
+}
+
+func (s *settler) keep(node string, p netip.Prefix) {
+	s.exact[p] = node
+	for bits, claimed := range s.lengths(p)[:p.Bits()+1] {
+		if !claimed {
+			continue
+		}
+		network := netip.PrefixFrom(p.Addr(), bits).Masked()
+		if _, ok := s.inside[network]; !ok {
+			s.inside[network] = claim{node, p}
+		}
+	}
+}

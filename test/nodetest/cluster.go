@@ -1,0 +1,214 @@
+package nodetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// Cluster is several nodes, each a network namespace in a subnet of its own behind a router, with weir-agent in a mount
+// namespace of its own. They share one directory of manifests.
+type Cluster struct {
+	testing.TB
+	Bin       string
+	Manifests string
+	Nodes     []*ClusterNode
+}
+
+// ClusterNode is the I-th node of a cluster, from 1: its name is nI, its uplink eth0 has the address 172.20.I.10/24 and
+// the MAC 02:00:00:00:0I:02, and the router 172.20.I.1 the MAC 02:00:00:00:0I:01. In IPv6 they are 2001:db8:I::10/64 and
+// 2001:db8:I::1. Its MTU is 1400. The router's link to it is rI.
+type ClusterNode struct {
+	Name, Netns string
+	Conflist    string // which its agent writes
+	cluster     *Cluster
+	holder      *exec.Cmd // keeps the mount namespace
+	agent       *exec.Cmd
+	log         string
+}
+
+// RouterNS is the path of the namespace of the router between a cluster's nodes.
+const RouterNS = "/run/netns/router"
+
+// NewCluster makes a cluster of that many nodes, in the node that the test has for itself.
+func NewCluster(t testing.TB, size int) *Cluster {
+	t.Helper()
+	c := &Cluster{TB: t, Bin: os.Getenv(binEnv), Manifests: t.TempDir()}
+	// Namespaces that are made later show in the nodes' mount namespaces too.
+	if err := syscall.Mount("none", "/run", "", syscall.MS_SHARED, ""); err != nil {
+		t.Fatalf("share /run: %v", err)
+	}
+	NewNS(t, "router")
+	c.forward(RouterNS)
+	for i := 1; i <= size; i++ {
+		n := &ClusterNode{Name: fmt.Sprint("n", i), cluster: c}
+		n.Netns = NewNS(t, n.Name)
+		dir := t.TempDir()
+		n.Conflist, n.log = filepath.Join(dir, "10-weir.conflist"), filepath.Join(dir, "agent.log")
+		for _, line := range []string{
+			"ip link add eth0 address 02:00:00:00:0I:02 netns nI mtu 1400 type veth peer name rI address 02:00:00:00:0I:01 mtu 1400 netns router",
+			"ip -n router addr add 172.20.I.1/24 dev rI",
+			"ip -n router addr add 2001:db8:I::1/64 dev rI nodad",
+			"ip -n router link set rI up",
+			"ip -n nI addr add 172.20.I.10/24 dev eth0",
+			"ip -n nI addr add 2001:db8:I::10/64 dev eth0 nodad",
+			"ip -n nI link set lo up",
+			"ip -n nI link set eth0 up",
+			"ip -n nI route add default via 172.20.I.1",
+			"ip -n nI -6 route add default via 2001:db8:I::1",
+			"ip -n nI neigh add 2001:db8:I::1 lladdr 02:00:00:00:0I:01 dev eth0 nud permanent",
+			"ip -n router neigh add 2001:db8:I::10 lladdr 02:00:00:00:0I:02 dev rI nud permanent",
+		} {
+			f := strings.Fields(strings.ReplaceAll(line, "I", fmt.Sprint(i)))
+			Run(t, f[0], f[1:]...)
+		}
+		c.forward(n.Netns)
+		n.hold()
+		c.Nodes = append(c.Nodes, n)
+	}
+	return c
+}
+
+func (c *Cluster) forward(netns string) {
+	c.Helper()
+	In(c, netns, func() error {
+		return errors.Join(os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o600),
+			os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0o600))
+	})
+}
+
+// hold makes the node's mount namespace, in which its /run/weir and /var/lib/cni are its own.
+func (n *ClusterNode) hold() {
+	t := n.cluster
+	t.Helper()
+	n.holder = exec.Command("nsenter", "--net="+n.Netns, "unshare", "--mount", "--propagation=slave", "sh", "-c",
+		"mkdir -p /run/weir /var/lib/cni && mount -t tmpfs weir /run/weir && mount -t tmpfs cni /var/lib/cni && echo done && exec sleep infinity")
+	out, err := n.holder.StdoutPipe()
+	if err == nil {
+		err = n.holder.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = n.holder.Process.Kill()
+		_ = n.holder.Wait()
+	})
+	if _, err := out.Read(make([]byte, 10)); err != nil {
+		t.Fatalf("make the mount namespace of %s: %v", n.Name, err)
+	}
+}
+
+// Command is one that runs on the node.
+func (n *ClusterNode) Command(name string, args ...string) *exec.Cmd {
+	pid := fmt.Sprint(n.holder.Process.Pid)
+	return exec.CommandContext(context.Background(), "nsenter", append([]string{"--net=" + n.Netns, "--mount=/proc/" + pid + "/ns/mnt", "--", name}, args...)...)
+}
+
+// Run runs a command on the node, which must succeed.
+func (n *ClusterNode) Run(name string, args ...string) string {
+	n.cluster.Helper()
+	out, err := n.Command(name, args...).CombinedOutput()
+	if err != nil {
+		n.cluster.Fatalf("on %s: %s %s: %v\n%s", n.Name, name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// Ctl runs weirctl on the node.
+func (n *ClusterNode) Ctl(args ...string) (string, error) {
+	out, err := n.Command(filepath.Join(n.cluster.Bin, "weirctl"), args...).CombinedOutput()
+	return string(out), err
+}
+
+// StartAgent starts the node's agent, with these flags beside those that it needs, and waits until it is ready.
+func (n *ClusterNode) StartAgent(flags ...string) {
+	t := n.cluster
+	t.Helper()
+	n.SpawnAgent(flags...)
+	t.Eventually("the agent of "+n.Name+" is ready", func() error {
+		out, err := n.Ctl("status")
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+}
+
+// SpawnAgent is StartAgent that doesn't wait.
+func (n *ClusterNode) SpawnAgent(flags ...string) {
+	t := n.cluster
+	t.Helper()
+	log, err := os.OpenFile(n.log, os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.agent = n.Command(filepath.Join(t.Bin, "weir-agent"),
+		append([]string{"run", "--source", "dir:" + t.Manifests, "--node-name", n.Name, "--conflist", n.Conflist}, flags...)...)
+	n.agent.Stderr = log
+	err = errors.Join(n.agent.Start(), log.Close())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		n.StopAgent()
+		if t.Failed() {
+			data, err := os.ReadFile(n.log)
+			t.Logf("weir-agent on %s said (%v):\n%s", n.Name, err, data)
+		}
+	})
+}
+
+// StopAgent ends it as kubelet would.
+func (n *ClusterNode) StopAgent() {
+	n.cluster.Helper()
+	if n.agent == nil {
+		return
+	}
+	if err := n.agent.Process.Signal(syscall.SIGTERM); err != nil {
+		n.cluster.Fatalf("end the agent of %s: %v", n.Name, err)
+	}
+	_ = n.agent.Wait()
+	n.agent = nil
+}
+
+// AddPod makes a namespace and attaches it as the pod, with the configuration that the node's agent has written.
+func (n *ClusterNode) AddPod(namespace, name string) *Pod {
+	n.cluster.Helper()
+	p := &Pod{Namespace: namespace, Name: name, Netns: filepath.Join("/run/netns", namespace+"."+name)}
+	NewNS(n.cluster, namespace+"."+name)
+	cmd := n.Command(filepath.Join(n.cluster.Bin, "cnitool"), "add", "weir", p.Netns)
+	cmd.Env = append(os.Environ(), "CNI_PATH="+n.cluster.Bin, "NETCONFPATH="+filepath.Dir(n.Conflist), "CNI_ARGS="+Args(namespace, name, ""))
+	out, err := cmd.Output()
+	if err == nil {
+		err = p.read(string(out))
+	}
+	if err != nil {
+		n.cluster.Fatalf("add pod %s/%s to %s: %v\n%s", namespace, name, n.Name, err, out)
+	}
+	return p
+}
+
+// Eventually tries until f returns nil, for half a minute at most.
+func (c *Cluster) Eventually(what string, f func() error) {
+	c.Helper()
+	(&Node{TB: c.TB}).Eventually(what, f)
+}
+
+// Serve answers on the address in the namespace, as Node.Serve does.
+func (c *Cluster) Serve(netns, network, address string) {
+	c.Helper()
+	(&Node{TB: c.TB}).Serve(netns, network, address)
+}
+
+// Manifest writes (or with no text removes) a manifest, in one step as editors do.
+func (c *Cluster) Manifest(name, text string) {
+	c.Helper()
+	(&Node{TB: c.TB, Manifests: c.Manifests}).Manifest(name, text)
+}
