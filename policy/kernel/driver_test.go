@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io/fs"
 	"math/rand/v2"
-	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -306,8 +305,10 @@ func TestKnows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	chained := policy.State{Endpoints: []endpoint.Endpoint{{Chained: true, Addresses: []endpoint.Address{{Addr: netip.MustParseAddr("10.88.0.9"), Subnet: netip.MustParsePrefix("10.88.0.0/24")}}}}}
-	mustApply(t, d, policy.Compile(chained), Trust) // needs other rules
+	other := policy.Compile(policy.State{})
+	i := slices.IndexFunc(other.Chains, func(c policy.Chain) bool { return c.Name == "WEIR-INPUT" })
+	other.Chains[i].Rules = append(other.Chains[i].Rules, policy.Rule{In: "lo", Comment: "weir: one rule more", Target: policy.Return})
+	mustApply(t, d, other, Trust)
 	last, err := Generation()
 	if err != nil {
 		t.Fatal(err)

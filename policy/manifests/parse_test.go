@@ -187,7 +187,7 @@ func TestParseComplains(t *testing.T) {
 		{"nobody's address", pod("{name: b}") + "status: {podIP: 0.0.0.0}\n", counts, []string{`status.podIPs[0].ip: "0.0.0.0"`}},
 		{"address with a zone", pod("{name: b}") + "status: {podIP: fe80::1%eth0}\n", counts, []string{`status.podIPs[0].ip: "fe80::1%eth0"`}},
 		{"port that is no number", pod("{name: b}") + "spec: {containers: [{name: c, ports: [{name: http, containerPort: x}]}]}\n", counts, []string{`spec.containers: no port has a name`}},
-		{"CIDR of everything", "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDR: 0.0.0.0/0}\n", counts, []string{`spec.podCIDRs[0]: "0.0.0.0/0"`}},
+		{"network of a node that is none", "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDR: 10.88.1.0}\n", counts, []string{`spec.podCIDRs[0]: "10.88.1.0"`}},
 		{"workload without a template", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: b}\nspec: {}\n", left, []string{"spec.template"}},
 		{"no kind", "apiVersion: v1\nmetadata: {name: a}\n", left, []string{`it is no object`}},
 		{"neither", "{}\n", left, []string{"it is no object"}},
