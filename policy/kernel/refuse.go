@@ -104,7 +104,7 @@ func element(e ipset.Entry) policy.Element {
 
 // reason is what the kernel or the program has said, without what it was asked: it is the same each time.
 func reason(err error) string {
-	if said := (*restoreError)(nil); errors.As(err, &said) {
+	if said := (*restoreError)(nil); errors.As(err, &said) && said.said != "" {
 		lines := strings.Split(said.said, "\n")
 		i := max(slices.IndexFunc(lines, func(l string) bool { return strings.Contains(l, "fail") || strings.Contains(l, "load") }), 0)
 		return policy.Excerpt(lineNumber.ReplaceAllString(strings.TrimSpace(lines[i]), "line"))
@@ -152,6 +152,8 @@ const (
 	trialTime = 10 * time.Second
 	// trialsEach is how many trials one namespace's rules are worth.
 	trialsEach = 64
+	// maxSuspects is how many refused rules are remembered. A rule that was forgotten is tried after the change that it fails.
+	maxSuspects = 1 << 15
 )
 
 // refusedAmong finds out which of the rules the kernel refuses, in trials of a chain that no packet comes through: first
@@ -169,6 +171,9 @@ func (d *Driver) refusedAmong(ctx context.Context, f conf.Family, rules []policy
 		return slices.ContainsFunc(r.Kinds(), func(k policy.Kind) bool { return t.refused[policy.Refusal{Family: f, Kind: k.Name}] != "" })
 	})
 	t.namespaces(rules)
+	if len(d.suspects) > maxSuspects {
+		clear(d.suspects)
+	}
 	for r := range t.refused {
 		d.suspects[r] = true
 	}

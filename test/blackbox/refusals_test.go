@@ -49,19 +49,24 @@ type refusal struct {
 	// before is done before the policy comes, and after when it is there; mended when the kernel is to take it.
 	before, after, mended func(*nodetest.Node)
 	opens                 bool // port 1234, once the kernel takes it
+	legacy                bool // the node uses iptables-legacy
 }
 
-// lacking has iptables refuse what has a line with the text, as for a kernel that lacks a module, until mended is called.
-func (r refusal) lacking(text string) refusal {
+// rulesFailed is what iptables-nft says of a rule that the kernel refuses.
+const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory): rule in chain X"
+
+// lacking has iptables refuse what has a line with the text, as for a kernel that lacks a module, until mended is called. says is what
+// it says then.
+func (r refusal) lacking(text, says string) refusal {
 	r.before = func(n *nodetest.Node) {
 		n.StopAgent()
-		for _, program := range []string{"iptables-nft-restore", "ip6tables-nft-restore"} {
+		for _, program := range []string{"iptables-nft-restore", "ip6tables-nft-restore", "iptables-legacy-restore", "ip6tables-legacy-restore"} {
 			wrapped(n.TB.(*testing.T), program, fmt.Sprintf(`
 all=$(cat)
 n=$(grep -n -m1 -- '%s' <<<"$all" | cut -d: -f1)
 if [ -z "$n" ] || [ -e /run/loaded ]; then exec $real "$@" <<<"$all"; fi
-echo "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory): rule in chain X" >&2
-exit 1`, text))
+echo "%s" >&2
+exit 1`, text, says))
 		}
 		n.StartAgent()
 	}
@@ -74,7 +79,16 @@ func TestRefusedProtocol(t *testing.T) {
 	testRefused(t, refusal{
 		spec:  `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}, {port: 9, protocol: SCTP}]}]}`,
 		field: "spec.ingress[0].ports[1]",
-	}.lacking("-p sctp"))
+	}.lacking("-p sctp", rulesFailed))
+}
+
+// TestRefusedProtocolByLegacy is TestRefusedProtocol for iptables-legacy, which names the line with COMMIT.
+func TestRefusedProtocolByLegacy(t *testing.T) {
+	testRefused(t, refusal{
+		spec: `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}],
+			egress: [{}, {ports: [{port: 9, protocol: SCTP}], to: [{namespaceSelector: {}}]}]}`,
+		field: "spec.egress[1].ports[0]", legacy: true,
+	}.lacking("-p sctp", "iptables-restore: line 99 failed"))
 }
 
 // TestRefusedMultiport: a kernel without xt_multiport refuses a rule with several ports.
@@ -83,7 +97,7 @@ func TestRefusedMultiport(t *testing.T) {
 		spec: `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}, {ports: [{port: 1234}, {port: 1236}]}],
 			egress: [{}]}`,
 		field: "spec.ingress[1].ports[0]", opens: true,
-	}.lacking("-m multiport"))
+	}.lacking("-m multiport", ""))
 }
 
 // TestRefusedRule: of many rules of a kind the kernel refuses one.
@@ -95,7 +109,7 @@ func TestRefusedRule(t *testing.T) {
 	testRefused(t, refusal{
 		spec:  fmt.Sprintf(`{podSelector: {matchLabels: {app: web}}, ingress: [%s, {ports: [{port: 80}]}]}`, strings.Join(rules, ", ")),
 		field: "spec.ingress[234]", opens: true,
-	}.lacking("--dport 1234 "))
+	}.lacking("--dport 1234 ", rulesFailed))
 }
 
 const someBlocks = `{podSelector: {matchLabels: {app: web}},
@@ -163,6 +177,9 @@ func testRefused(t *testing.T, r refusal) {
 		return
 	}
 	n := nodetest.NewNode(t, nil)
+	if r.legacy {
+		nodetest.Run(t, "iptables-legacy", "-t", "mangle", "-N", "KUBE-KUBELET-CANARY")
+	}
 	n.Manifest("tenants.yaml", fmt.Sprintf(twoPolicies, harmless))
 	n.StartAgent()
 	web := n.AddPod("shop", "web")
@@ -183,6 +200,9 @@ func testRefused(t *testing.T, r refusal) {
 		}
 		return nil
 	})
+	if out, err := n.Ctl("status"); strings.Contains(out, "iptables-legacy") != r.legacy {
+		t.Errorf("the node uses another iptables than it should: %v\n%s", err, out)
+	}
 	began := time.Now()
 	server, client, shopper := n.AddPod("sane", "server"), n.AddPod("sane", "client"), n.AddPod("shop", "client")
 	if took := time.Since(began); took > 10*time.Second {
