@@ -20,14 +20,20 @@ func TestSelf(t *testing.T) {
 	for _, own := range []struct {
 		addrs []string
 		link  policy.Link
-	}{{[]string{"10.88.0.2", "fd00:10:88::2"}, ours}, {[]string{"10.88.0.3", "fd00:10:88::3"}, routed}, {[]string{"10.88.0.4", "fd00:10:88::4"}, bridged}} {
+	}{
+		{[]string{"10.88.0.2", "fd00:10:88::2"}, ours},
+		{[]string{"10.88.0.3", "fd00:10:88::3"}, routed},
+		{[]string{"10.88.0.4", "fd00:10:88::4"}, bridged},
+	} {
 		for _, addr := range own.addrs {
 			a := netip.MustParseAddr(addr)
 			for _, from := range []policy.Link{ours, routed, bridged, other, uplink} {
 				if from == ours && own.link != ours {
 					continue // the spoof guard's
 				}
-				p := policy.Packet{In: from.In, InPort: from.Port, Out: own.link.In, Src: a, Dst: a, Proto: policy.TCP, Port: 80, Translated: true}
+				p := policy.Packet{
+					In: from.In, InPort: from.Port, Out: own.link.In, Src: a, Dst: a, Proto: policy.TCP, Port: 80, Translated: true,
+				}
 				if got := judge.Allows(p); got != (from == own.link) {
 					t.Errorf("%+v passes: %v", p, got)
 				}
@@ -44,7 +50,9 @@ func TestSendersOfOtherPlugins(t *testing.T) {
 	}
 	for _, src := range []string{"10.88.0.5", "192.0.2.9", "127.0.0.1"} {
 		for _, dst := range []string{"10.88.0.5", "192.0.2.1", "192.0.2.2"} {
-			p := policy.Packet{In: "veth1", Out: "eth0", Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst), Proto: policy.UDP, Port: 53}
+			p := policy.Packet{
+				In: "veth1", Out: "eth0", Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst), Proto: policy.UDP, Port: 53,
+			}
 			if dst == "192.0.2.2" {
 				p.Out = ""
 			}
@@ -71,7 +79,10 @@ func TestLoopback(t *testing.T) {
 		{"10.88.0.3", policy.Link{In: "veth1"}}, {"fd00:10:88::3", policy.Link{In: "veth1"}},
 		{"10.88.0.4", policy.Link{In: "cni0", Port: "veth2"}}, {"192.0.2.77", policy.Link{In: "cni0", Port: "veth2"}},
 	} {
-		p := policy.Packet{In: tc.link.In, InPort: tc.link.Port, Src: netip.MustParseAddr(tc.src), Dst: netip.MustParseAddr("127.0.0.7"), Proto: policy.TCP, Port: 80}
+		p := policy.Packet{
+			In: tc.link.In, InPort: tc.link.Port, Src: netip.MustParseAddr(tc.src), Dst: netip.MustParseAddr("127.0.0.7"),
+			Proto: policy.TCP, Port: 80,
+		}
 		if p.Src.Is6() {
 			p.Dst = netip.IPv6Loopback()
 		}

@@ -5,9 +5,10 @@ import (
 	"strings"
 )
 
-// refusesAt is the number of rules ahead of the first one that refuses every packet: DROP or REJECT without conditions, or
-// a jump to a chain that does no more than that. Many images end filter FORWARD so, and leave its policy at ACCEPT. What
-// stands ahead of such a rule says what its author wants to refuse or accept in particular, and goes on holding for pods.
+// refusesAt is the number of rules ahead of the first one that refuses every packet: DROP or REJECT without
+// conditions, or a jump to a chain that does no more than that. Many images end filter FORWARD so, and leave its
+// policy at ACCEPT. What stands ahead of such a rule says what its author wants to refuse or accept in particular,
+// and goes on holding for pods.
 func (t table) refusesAt(rules []string) int {
 	for i, l := range rules {
 		if t.refuses(l, 0) {
@@ -39,21 +40,23 @@ func (t table) refuses(rule string, depth int) bool {
 	return false
 }
 
-// idle says of a rule that it does nothing with packets but tell of them: it logs, or jumps to a chain without more than that.
+// idle says of a rule that it does nothing with packets but tell of them: it logs, or jumps to a chain without more
+// than that.
 func (t table) idle(rule string, depth int) bool {
 	_, target, ok := unconditional(rule)
 	if !ok || depth > maxDepth {
 		return false
 	}
 	rules, chain := t.rules[target]
-	return slices.Contains(logs, target) || chain && !slices.ContainsFunc(rules, func(l string) bool { return !t.idle(l, depth+1) })
+	works := func(l string) bool { return !t.idle(l, depth+1) }
+	return slices.Contains(logs, target) || chain && !slices.ContainsFunc(rules, works)
 }
 
 // logs are the targets that only tell of a packet.
 var logs = []string{"LOG", "NFLOG", "ULOG"}
 
-// unconditional returns the target of a rule that holds for every packet, and the verb before it: -j or -g. A comment is no
-// condition. It reads rules as iptables-save prints them.
+// unconditional returns the target of a rule that holds for every packet, and the verb before it: -j or -g. A
+// comment is no condition. It reads rules as iptables-save prints them.
 func unconditional(rule string) (verb, target string, ok bool) {
 	if rest, has := strings.CutPrefix(rule, "-m comment --comment "); has {
 		rule = rest

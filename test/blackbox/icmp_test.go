@@ -51,7 +51,15 @@ spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 `
 
 // dual is weir's own network of both families.
-var dual = nodetest.Conf{"ranges": []any{nodetest.Conf{"subnet": "10.88.0.0/24"}, nodetest.Conf{"subnet": "fd00:10:88::/64"}}}
+var dual = rangesOf("10.88.0.0/24", "fd00:10:88::/64")
+
+func rangesOf(subnets ...string) nodetest.Conf {
+	var ranges []any
+	for _, s := range subnets {
+		ranges = append(ranges, nodetest.Conf{"subnet": s})
+	}
+	return nodetest.Conf{"ranges": ranges}
+}
 
 // otherPlugins are the official plugins' networks of both families, by the plugin's name.
 var otherPlugins = map[string]nodetest.Conf{
@@ -69,8 +77,8 @@ var hostLocal = nodetest.Conf{
 	"routes": []any{nodetest.Conf{"dst": "0.0.0.0/0"}, nodetest.Conf{"dst": "::/0"}},
 }
 
-// attachedBy makes a node whose pods weir attaches, or another plugin with weir behind it, with an agent that has read the
-// manifests. The world outside knows the way to the pods.
+// attachedBy makes a node whose pods weir attaches, or another plugin with weir behind it, with an agent that has
+// read the manifests. The world outside knows the way to the pods.
 func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 	t.Helper()
 	n := nodetest.NewNode(t, dual)
@@ -108,7 +116,8 @@ func newForgery(t *testing.T, from *nodetest.Pod) *forgery {
 	name := from.Namespace + "." + from.Name
 	f := &forgery{T: t, from: from}
 	var links []struct{ Address string }
-	if err := json.Unmarshal([]byte(nodetest.Run(t, "ip", "-n", name, "-j", "link", "show", "eth0")), &links); err != nil || len(links) != 1 {
+	out := nodetest.Run(t, "ip", "-n", name, "-j", "link", "show", "eth0")
+	if err := json.Unmarshal([]byte(out), &links); err != nil || len(links) != 1 {
 		t.Fatalf("the pod's link: %v, %v", links, err)
 	}
 	var err error
@@ -119,11 +128,19 @@ func newForgery(t *testing.T, from *nodetest.Pod) *forgery {
 	return f
 }
 
+// fromOutside builds frames that come from the host outside.
+func fromOutside(t *testing.T, n *nodetest.Node) *forgery {
+	return &forgery{
+		T: t, from: &nodetest.Pod{Netns: n.Outside}, own: net.HardwareAddr{2, 0, 0, 0, 0, 1}, gateway: net.HardwareAddr{2, 0, 0, 0, 0, 2},
+	}
+}
+
 // neighbour is the MAC of the gateway that the pod has, which it asks for if it doesn't know it.
 func neighbour(t *testing.T, name string) net.HardwareAddr {
 	t.Helper()
 	var routes []struct{ Gateway string }
-	if err := json.Unmarshal([]byte(nodetest.Run(t, "ip", "-n", name, "-j", "route", "show", "default")), &routes); err != nil || len(routes) != 1 {
+	out := nodetest.Run(t, "ip", "-n", name, "-j", "route", "show", "default")
+	if err := json.Unmarshal([]byte(out), &routes); err != nil || len(routes) != 1 {
 		t.Fatalf("the pod's default route: %v, %v", routes, err)
 	}
 	for range 100 {
@@ -199,7 +216,8 @@ func (f *forgery) icmp(outer gopacket.SerializableLayer, k kind, inside []byte) 
 	f.Helper()
 	if _, ok := outer.(*layers.IPv4); ok {
 		return []gopacket.SerializableLayer{
-			&layers.ICMPv4{TypeCode: layers.ICMPv4TypeCode(k.v4), Id: uint16(k.info4 >> 16), Seq: uint16(k.info4)}, gopacket.Payload(inside),
+			&layers.ICMPv4{TypeCode: layers.ICMPv4TypeCode(k.v4), Id: uint16(k.info4 >> 16), Seq: uint16(k.info4)},
+			gopacket.Payload(inside),
 		}
 	}
 	header := &layers.ICMPv6{TypeCode: layers.ICMPv6TypeCode(k.v6)}
@@ -295,7 +313,8 @@ func heard(s *nodetest.Sniffer, words ...string) []string {
 	return all
 }
 
-// world is what the attack is tried on: in each family, the victim speaks with an echo outside and with one of a peer's.
+// world is what the attack is tried on: in each family, the victim speaks with an echo outside and with one of a
+// peer's.
 type world struct {
 	attacker, open, victim, peer *nodetest.Pod
 }
@@ -303,7 +322,9 @@ type world struct {
 func newWorld(t *testing.T, plugin string) (*nodetest.Node, world) {
 	t.Helper()
 	n := attachedBy(t, plugin, tenants)
-	w := world{n.AddPod("attack", "attacker"), n.AddPod("shop", "open"), n.AddPod("shop", "victim"), n.AddPod("shop", "peer")}
+	w := world{
+		n.AddPod("attack", "attacker"), n.AddPod("shop", "open"), n.AddPod("shop", "victim"), n.AddPod("shop", "peer"),
+	}
 	n.Serve(n.Outside, "udp", ":53")
 	for _, p := range []*nodetest.Pod{w.open, w.victim, w.peer} {
 		n.Serve(p.Netns, "udp", ":53")
@@ -335,8 +356,8 @@ func TestForgedErrorsBehindBridge(t *testing.T) {
 	forgedErrors(t, "bridge")
 }
 
-// forgedErrors has a pod that may send nothing send ICMP errors, under its own address, about packets that never came to it:
-// connection tracking relates them to other pods' connections, by what is inside. None may arrive.
+// forgedErrors has a pod that may send nothing send ICMP errors, under its own address, about packets that never
+// came to it: connection tracking relates them to other pods' connections, by what is inside. None may arrive.
 func forgedErrors(t *testing.T, plugin string) {
 	t.Helper()
 	_, w := newWorld(t, plugin)
@@ -345,7 +366,8 @@ func forgedErrors(t *testing.T, plugin string) {
 	for _, x := range []struct{ victim, peer, outside, node string }{
 		{w.victim.IP, w.peer.IP, "192.0.2.1", "192.0.2.2"}, {w.victim.IP6, w.peer.IP6, "2001:db8::1", "2001:db8::2"},
 	} {
-		toPeer, toOutside := dial(t, w.victim.Netns, net.JoinHostPort(x.peer, "53")), dial(t, w.victim.Netns, net.JoinHostPort(x.outside, "53"))
+		toPeer := dial(t, w.victim.Netns, net.JoinHostPort(x.peer, "53"))
+		toOutside := dial(t, w.victim.Netns, net.JoinHostPort(x.outside, "53"))
 		for _, conn := range []*net.UDPConn{toPeer, toOutside} {
 			about := flow(conn.LocalAddr().String(), conn.RemoteAddr().String())
 			for i, k := range []kind{unreachable, tooBig, exceeded, problem, redirect, quench} {
@@ -356,7 +378,8 @@ func forgedErrors(t *testing.T, plugin string) {
 				}
 			}
 			// As if it came from the other end, or from a router on the way.
-			for _, src := range []string{about.dst.Addr().String(), map[bool]string{false: "192.0.2.77", true: "2001:db8::77"}[about.dst.Addr().Is6()]} {
+			router := map[bool]string{false: "192.0.2.77", true: "2001:db8::77"}[about.dst.Addr().Is6()]
+			for _, src := range []string{about.dst.Addr().String(), router} {
 				words := fmt.Sprintf("under the name of %s about %s", src, about.dst)
 				f.sendAs(netip.MustParseAddr(src), x.victim, tooBig, about, words)
 				if got := heard(atVictim, words); got != nil {
@@ -422,7 +445,8 @@ func TestForgedErrorsInDisguise(t *testing.T) {
 		pseudo := ip(from, to, layers.IPProtocolICMPv6)
 		message := nodetest.Frame(t, f.icmp(pseudo, unreachable, inside)...)
 		behind := append([]byte{byte(layers.IPProtocolICMPv6), 0, 1, 4, 0, 0, 0, 0}, message...)
-		nodetest.SendFrames(t, f.from.Netns, "eth0", nodetest.Frame(t, f.ethernet(to), ip(from, to, extension), gopacket.Payload(behind)))
+		frame := nodetest.Frame(t, f.ethernet(to), ip(from, to, extension), gopacket.Payload(behind))
+		nodetest.SendFrames(t, f.from.Netns, "eth0", frame)
 	}
 	if got := heard(at, "secret"); got != nil {
 		t.Errorf("%d errors about the victim's flow came to it", len(got))
@@ -465,8 +489,8 @@ func TestControlHonestErrorsBehindBridge(t *testing.T) {
 	honestErrors(t, "bridge")
 }
 
-// honestErrors: who sends to a closed port is told so: by a pod, be it behind a Service, and under NAT, by the node and from
-// outside; and routers outside say how large packets may be.
+// honestErrors: who sends to a closed port is told so: by a pod, be it behind a Service, and under NAT, by the node
+// and from outside; and routers outside say how large packets may be.
 func honestErrors(t *testing.T, plugin string) {
 	t.Helper()
 	n, w := newWorld(t, plugin)
@@ -513,7 +537,7 @@ func honestErrors(t *testing.T, plugin string) {
 	} {
 		conn := dial(t, w.victim.Netns, net.JoinHostPort(x.to, "53"))
 		seen := sentAs(t, conn, x.to)
-		f := &forgery{T: t, own: net.HardwareAddr{2, 0, 0, 0, 0, 1}, gateway: net.HardwareAddr{2, 0, 0, 0, 0, 2}}
+		f := fromOutside(t, n)
 		src, dst := netip.MustParseAddr(x.router), seen.src.Addr()
 		outer := ip(src, dst, layers.IPProtocolICMPv4)
 		if dst.Is6() {

@@ -24,7 +24,8 @@ func iptables(t *testing.T, commands ...string) {
 	}
 }
 
-// isolated is a tenant whose pods "server" and "client" may neither send nor receive; "other" and "attacker" are open.
+// isolated is a tenant whose pods "server" and "client" may neither send nor receive; "other" and "attacker" are
+// open.
 const isolated = `
 apiVersion: v1
 kind: Namespace
@@ -136,7 +137,7 @@ func forgedSelf(t *testing.T, plugin string) {
 		"ip6tables -t nat -I PREROUTING -d fd00:10:96::a -p udp -j DNAT --to-destination "+server.IP6,
 	)
 	inside := newForgery(t, attacker)
-	outside := &forgery{T: t, from: &nodetest.Pod{Netns: n.Outside}, own: net.HardwareAddr{2, 0, 0, 0, 0, 1}, gateway: net.HardwareAddr{2, 0, 0, 0, 0, 2}}
+	outside := fromOutside(t, n)
 	at := nodetest.Sniff(t, server.Netns, "eth0")
 	for i, f := range []*forgery{inside, outside} {
 		for j, x := range []struct{ self, service string }{{server.IP, "10.96.0.10"}, {server.IP6, "fd00:10:96::a"}} {
@@ -152,7 +153,8 @@ func forgedSelf(t *testing.T, plugin string) {
 	}
 }
 
-// TestForgedSendersBehindPtp: a link that the node routes belongs to one pod, and nothing passes by it under another address.
+// TestForgedSendersBehindPtp: a link that the node routes belongs to one pod, and nothing passes by it under another
+// address.
 func TestForgedSendersBehindPtp(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -173,12 +175,16 @@ func TestForgedSendersBehindPtp(t *testing.T) {
 	})
 	t.Cleanup(func() { _ = atNode.Close() })
 	for _, x := range []struct{ src, node, outside, other string }{
-		{"10.99.0.77", "192.0.2.2", "192.0.2.1", other.IP}, {"198.51.100.7", "192.0.2.2", "192.0.2.1", other.IP}, {"127.0.0.1", "192.0.2.2", "192.0.2.1", other.IP},
-		{"fd00:10:99::77", "2001:db8::2", "2001:db8::1", other.IP6}, {"2001:db8:7::7", "2001:db8::2", "2001:db8::1", other.IP6},
+		{"10.99.0.77", "192.0.2.2", "192.0.2.1", other.IP},
+		{"198.51.100.7", "192.0.2.2", "192.0.2.1", other.IP},
+		{"127.0.0.1", "192.0.2.2", "192.0.2.1", other.IP},
+		{"fd00:10:99::77", "2001:db8::2", "2001:db8::1", other.IP6},
+		{"2001:db8:7::7", "2001:db8::2", "2001:db8::1", other.IP6},
 	} {
 		src := net.JoinHostPort(x.src, "4000")
 		for _, to := range []string{x.outside, x.other, x.node} {
-			nodetest.SendFrames(t, client.Netns, "eth0", f.datagram(flow(src, net.JoinHostPort(to, "7000")), "forged by the client"))
+			frame := f.datagram(flow(src, net.JoinHostPort(to, "7000")), "forged by the client")
+			nodetest.SendFrames(t, client.Netns, "eth0", frame)
 		}
 		if got := append(heard(atOther, "forged"), heard(outside, "forged")...); got != nil {
 			t.Errorf("%d packets under the address %s arrived at another pod or outside", len(got), x.src)
@@ -190,8 +196,8 @@ func TestForgedSendersBehindPtp(t *testing.T) {
 	}
 }
 
-// TestNotTracked: as NodeLocal DNSCache sets it up, DNS to its address isn't tracked. It works over TCP too, as far as policies
-// let it, and nothing else opens.
+// TestNotTracked: as NodeLocal DNSCache sets it up, DNS to its address isn't tracked. It works over TCP too, as far
+// as policies let it, and nothing else opens.
 func TestNotTracked(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -246,7 +252,8 @@ spec:
 	if err := answer.SetNetworkLayerForChecksum(header.(gopacket.NetworkLayer)); err != nil {
 		t.Fatal(err)
 	}
-	nodetest.SendFrames(t, other.Netns, "eth0", nodetest.Frame(t, f.ethernet(netip.MustParseAddr(client.IP)), header, answer, gopacket.Payload("not asked for")))
+	frame := nodetest.Frame(t, f.ethernet(netip.MustParseAddr(client.IP)), header, answer, gopacket.Payload("not asked for"))
+	nodetest.SendFrames(t, other.Netns, "eth0", frame)
 	if got := heard(at, "not asked for"); got != nil {
 		t.Error("a server's untracked answer came to a client that may receive nothing")
 	}
@@ -273,8 +280,8 @@ func TestLoopbackOfTheNodeBehindBridge(t *testing.T) {
 	loopback(t, "bridge")
 }
 
-// loopback: with the first hostPort portmap has the node take packets to 127.0.0.0/8 from the pods' link. Servers that listen
-// there only aren't meant for pods. Where somebody translates an address to one of them, they are.
+// loopback: with the first hostPort portmap has the node take packets to 127.0.0.0/8 from the pods' link. Servers
+// that listen there only aren't meant for pods. Where somebody translates an address to one of them, they are.
 func loopback(t *testing.T, plugin string) {
 	t.Helper()
 	n := attachedBy(t, plugin, isolated)
@@ -319,8 +326,8 @@ func TestForwardThatRefusesAllLegacy(t *testing.T) {
 	forwardThatRefusesAll(t, "legacy")
 }
 
-// forwardThatRefusesAll: images end filter FORWARD in a rule that rejects all. What policies let through passes, and what
-// somebody refuses ahead of that rule is refused.
+// forwardThatRefusesAll: images end filter FORWARD in a rule that rejects all. What policies let through passes, and
+// what somebody refuses ahead of that rule is refused.
 func forwardThatRefusesAll(t *testing.T, flavour string) {
 	t.Helper()
 	n := nodetest.NewNode(t, dual)
@@ -354,15 +361,15 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 	reach()
 }
 
-// TestGlobalAddressesAreNotMasqueraded: pods are known outside by IPv6's global addresses, and by their node's where they have
-// unique local ones.
+// TestGlobalAddressesAreNotMasqueraded: pods are known outside by IPv6's global addresses, and by their node's where
+// they have unique local ones.
 func TestGlobalAddressesAreNotMasqueraded(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
 	for _, tc := range []struct{ subnet, sees string }{{"fd00:10:88::/64", "2001:db8::2"}, {"2001:db8:88::/64", ""}} {
 		t.Run(tc.subnet, func(t *testing.T) {
-			n := nodetest.NewNode(t, nodetest.Conf{"ranges": []any{nodetest.Conf{"subnet": "10.88.0.0/24"}, nodetest.Conf{"subnet": tc.subnet}}})
+			n := nodetest.NewNode(t, rangesOf("10.88.0.0/24", tc.subnet))
 			defer func() {
 				n.KillAgent()
 				nodetest.Run(t, "ip", "link", "del", "eth0")
@@ -391,8 +398,8 @@ func TestGlobalAddressesAreNotMasqueraded(t *testing.T) {
 	}
 }
 
-// TestControlIstioAmbient: Istio's ambient mode gives kubelet's probes a sender of their own. They reach isolated pods as all
-// does that comes from the node, and are answered.
+// TestControlIstioAmbient: Istio's ambient mode gives kubelet's probes a sender of their own. They reach isolated
+// pods as all does that comes from the node, and are answered.
 func TestControlIstioAmbient(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -404,7 +411,8 @@ func TestControlIstioAmbient(t *testing.T) {
 	iptables(t, // ISTIO_POSTRT
 		"ipset create istio-inpod-probes-v4 hash:ip", "ipset add istio-inpod-probes-v4 "+server.IP,
 		"ipset create istio-inpod-probes-v6 hash:ip family inet6", "ipset add istio-inpod-probes-v6 "+server.IP6,
-		"iptables -t nat -A POSTROUTING -m owner --socket-exists -p tcp -m set --match-set istio-inpod-probes-v4 dst -j SNAT --to-source 169.254.7.127",
+		"iptables -t nat -A POSTROUTING -m owner --socket-exists -p tcp -m set --match-set istio-inpod-probes-v4 dst "+
+			"-j SNAT --to-source 169.254.7.127",
 		"ip6tables -t nat -A POSTROUTING -m owner --socket-exists -p tcp -m set --match-set istio-inpod-probes-v6 dst "+
 			"-j SNAT --to-source fd16:9254:7127:1337:ffff:ffff:ffff:ffff",
 	)
