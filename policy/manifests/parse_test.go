@@ -264,6 +264,18 @@ func FuzzParse(f *testing.F) {
 	} {
 		f.Add([]byte(s))
 	}
+	for _, s := range []string{
+		"apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Pod, metadata: {name: a}}, 1, null]}\n",
+		`{"kind": "PodList", "apiVersion": "v1", "items": [{"metadata": {"name": "a", "name": "b"}}]}` + "\n{}\n",
+		"apiVersion: v1\nkind: Template\nmetadata: {namespace: ns-1}\nlabels: {a: b}\nparameters: [{name: X, value: 80}, {name: Y}]\nobjects:\n- " +
+			"{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {podSelector: {}, ingress: [{ports: [{port: '${{X}}'}, {port: '${Y}'}]}]}}\n",
+		"apiVersion: batch/v1\nkind: CronJob\nmetadata: {name: c}\nspec: {jobTemplate: {spec: {completionMode: Indexed, template: {metadata: {labels: {a: 1}}, spec: {}}}}}\n",
+		"apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: c, ownerReferences: [{controller: true}]}\nspec: {ordinals: {start: -1}, template: {spec: {containers: [{ports: [{containerPort: 70000, name: x}]}]}}}\n",
+		"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: 1\n", "\xff\xfea\x00:\x001\x00", "\xfe\xff\x00a", "%YAML 1.1\n--- a: b\n... # x\n---x: y\n",
+		strings.Replace(goodPolicy, "spec:", "spec: {podSelector: {}}\nspec:", 1), "a: &x {<<: *x}\n", "? [a]\n: b\n? 1\n: c\n1: d\n",
+	} {
+		f.Add([]byte(s))
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		o, err := Parse("f.yaml", data)
 		for _, e := range unjoined(err) {
@@ -280,6 +292,13 @@ func FuzzParse(f *testing.F) {
 		for _, p := range o.Pods {
 			if p.Namespace == "" || p.Name == "" {
 				t.Errorf("%+v", p)
+			}
+		}
+		for _, w := range o.Workloads {
+			for _, name := range []string{w.Name, w.Name + "-0", w.Name + "-bcdfg", w.Name + "-bcdfg-bcdfg"} {
+				if p, ok := w.Make(name); ok && (p.Name != name || p.Namespace == "") {
+					t.Errorf("%s makes %+v", w, p)
+				}
 			}
 		}
 		for _, np := range o.Policies {
