@@ -27,7 +27,8 @@ type Observed struct {
 	Fresh      map[netip.Addr]bool                  // addresses that are younger than a second
 	Learned    map[netip.Addr]bool                  // those that came with a router's advertisement
 	Neighbours map[int]map[netip.Addr]NeighbourSeen // by link
-	Forwarding map[int]map[string]bool              // by port: the MACs of its static entries
+	// Forwarding has, by port, the MACs of its static entries; of a tunnel's also "MAC ADDRESS", with the other end's.
+	Forwarding map[int]map[string]bool
 	Routes     []RouteSeen
 	// Sysctl reads one, by its path below /proc/sys.
 	Sysctl func(key string) (string, error)
@@ -258,6 +259,9 @@ func (o *Observed) readForwarding(h netlinksafe.Handle) error {
 			o.Forwarding[n.LinkIndex] = map[string]bool{}
 		}
 		o.Forwarding[n.LinkIndex][n.HardwareAddr.String()] = true
+		if n.IP != nil {
+			o.Forwarding[n.LinkIndex][n.HardwareAddr.String()+" "+n.IP.String()] = true
+		}
 	}
 	return nil
 }
@@ -302,6 +306,14 @@ func podMTU(port Link) (int, error) {
 		}
 	}
 	return 0, nil
+}
+
+// Unread says what couldn't be read.
+func (o *Observed) Unread() error {
+	if err := errors.Join(o.links, o.addresses, o.neighbours, o.forwarding, o.routes); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnknown, err)
+	}
+	return nil
 }
 
 // lacks says that the link is known not to be there.

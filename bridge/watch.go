@@ -50,10 +50,10 @@ var nodeGroups = []uint{
 }
 
 // WatchNode calls changed whenever something that properties speak of has changed, or may have, until ctx ends. It doesn't
-// know by whom.
+// know by whom. ways says that it may be part of the way to other nodes' pods.
 //
 // Equivalent to: ip monitor link address neigh route netconf | grep weir
-func WatchNode(ctx context.Context, changed func()) error {
+func WatchNode(ctx context.Context, changed func(ways bool)) error {
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, nodeGroups...)
 	if err != nil {
 		return fmt.Errorf("watch the node: %w", err)
@@ -74,55 +74,66 @@ func WatchNode(ctx context.Context, changed func()) error {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS): // messages were lost: it may have been any
-			changed()
+			changed(true)
 		case err != nil:
 			return fmt.Errorf("watch the node: %w", err)
 		}
 		for _, m := range msgs {
-			if ours.concerns(m) {
-				changed()
+			if concerns, ways := ours.concerns(m); concerns {
+				changed(ways)
 			}
 		}
 	}
 }
 
-// links are weir's own, by index.
-type links map[int]bool
+// links are the names of weir's own, by index.
+type links map[int]string
 
-func (l links) note(index int, name string) bool {
-	if name == Name || name == conf.Tunnel || strings.HasPrefix(name, PortPrefix) {
-		l[index] = true
+func (l links) note(index int, name string) {
+	if isOurs(name) {
+		l[index] = name
 	}
-	return l[index]
 }
 
-// concerns says whether the message is about one of weir's links, or about the node as a whole.
-func (l links) concerns(m syscall.NetlinkMessage) bool {
+// about says whether the link is one of weir's, and whether it is the tunnel.
+func (l links) about(index int) (ours, tunnel bool) {
+	name, ours := l[index]
+	return ours, name == conf.Tunnel
+}
+
+// concerns says whether the message is about one of weir's links, or about the node as a whole, and whether about the way to
+// other nodes' pods.
+func (l links) concerns(m syscall.NetlinkMessage) (concerns, ways bool) {
 	if len(m.Data) < unix.SizeofRtMsg {
-		return false
+		return false, false
 	}
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		at, ok := parseLink(m.Data)
-		ours := ok && l.note(at.Index, at.Name) || at.Kind == "bridge" // some of which other pods are on
+		if !ok {
+			return false, false
+		}
+		l.note(at.Index, at.Name)
+		concerns, ways = l.about(at.Index)
 		// A bridge tells in the same words of a port that leaves it.
 		if m.Header.Type == unix.RTM_DELLINK && m.Data[0] != unix.AF_BRIDGE {
 			delete(l, at.Index)
 		}
-		return ours
+		return concerns || at.Kind == "bridge", ways // of some bridges other pods are ports
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		return l[integer(m.Data[4:])] // both have the index there: struct ifaddrmsg, struct ndmsg
+		return l.about(integer(m.Data[4:])) // both have the index there: struct ifaddrmsg, struct ndmsg
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		for a := range nl.ParseAttributes(m.Data[unix.SizeofRtMsg:]) {
 			if a.Type == unix.RTA_OIF {
-				return l[integer(a.Value)]
+				concerns, ways = l.about(integer(a.Value))
 			}
 		}
-		return false
+		own := m.Data[5] == conf.RouteProtocol // rtm_protocol
+		return concerns || own, ways || own
 	case unix.RTM_NEWNETCONF:
-		return true
+		return true, false
 	}
-	return false
+	return false, false
 }
 
 func tellsOfEnd(m syscall.NetlinkMessage) bool {

@@ -21,6 +21,9 @@ const (
 	OverlayPort = 4789
 	// OverlayVNI tells weir's network from others' on the same port, where none is given (RFC 7348, section 5: 24 bits).
 	OverlayVNI = 88
+	// RouteProtocol marks weir's routes to other nodes' pods, so that those of others in the same table are left alone
+	// (rtnetlink(7); below 256, not in iproute2's list).
+	RouteProtocol = 88
 	// CutLabel is the bit of a connection's label (conntrack has 128) that says a later change of policy cut it.
 	CutLabel = 127
 	// MaxSetEntries is how much one of weir's ipsets holds (its maxelem). A cluster of the size that Kubernetes is made for

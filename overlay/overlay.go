@@ -17,9 +17,6 @@ import (
 )
 
 const (
-	// routeProtocol marks weir's routes, so that those of others in the same table are left alone (rtnetlink(7); below
-	// 256, not in iproute2's list).
-	routeProtocol = 88
 	// noGeneratedAddress is IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h).
 	noGeneratedAddress = 1
 )
@@ -265,7 +262,7 @@ func (o *Overlay) routes(tunnel netlink.Link, p Plan, refused refusals) error {
 		}
 		dst := &net.IPNet{IP: peer.Network.Addr().AsSlice(), Mask: net.CIDRMask(peer.Network.Bits(), peer.Network.Addr().BitLen())}
 		want[dst.String()] = true
-		r := &netlink.Route{Dst: dst, Protocol: routeProtocol, Gw: peer.Address.AsSlice()}
+		r := &netlink.Route{Dst: dst, Protocol: conf.RouteProtocol, Gw: peer.Address.AsSlice()}
 		if !peer.Direct {
 			r.Gw, r.LinkIndex, r.Flags, r.Src = peer.Via().AsSlice(), tunnel.Attrs().Index, int(netlink.FLAG_ONLINK), p.gateway(peer.Network.Addr()).AsSlice()
 			h, ok := have[dst.String()]
@@ -283,7 +280,7 @@ func (o *Overlay) routes(tunnel netlink.Link, p Plan, refused refusals) error {
 
 // ownRoutes are weir's, by their destinations.
 func (o *Overlay) ownRoutes() (map[string]netlink.Route, error) {
-	list, err := o.h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
+	list, err := o.h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: conf.RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
 		return nil, fmt.Errorf("list weir's routes: %w", err)
 	}

@@ -189,20 +189,39 @@ func (a *agent) reach(verify kernel.Verify) bool {
 		return true
 	}
 	w := &a.ways
+	same := w.plan.Equal(w.reached)
+	var lacks []overlay.Lack
 	var err error
-	if verify == kernel.All || a.faults.now[partNodes] != nil || len(w.refused) > 0 || !w.plan.Equal(w.reached) {
-		w.refused, err = overlay.New(a.links).Apply(w.plan)
+	if noticed := a.upkeep.ways.Swap(false); same && (noticed || verify == kernel.All) {
+		lacks, err = w.plan.Lacks(bridge.Observe(a.links))
+	}
+	if verify == kernel.All || a.faults.now[partNodes] != nil || err != nil || len(w.refused)+len(lacks) > 0 || !same {
+		var failed error
+		w.refused, failed = overlay.New(a.links).Apply(w.plan)
+		err = errors.Join(err, failed)
+	}
+	if err == nil && (!same || len(lacks) > 0) { // the tunnel may be new
+		err = bridge.RemoveUnasked(a.links)
 	}
 	if err == nil {
-		a.reportMoves(w.reached, w.plan)
-		if !w.plan.Equal(w.reached) { // the tunnel may be new
-			err = bridge.RemoveUnasked(a.links)
+		if len(w.refused) == 0 {
+			a.noteLacks(lacks)
 		}
+		a.reportMoves(w.reached, w.plan)
 		w.reached = w.plan
-		err = errors.Join(err, a.writeConflist())
+		err = a.writeConflist()
 	}
 	a.faults.set(partNodes, err)
 	return err == nil && len(w.refused) == 0
+}
+
+// noteLacks counts what of the ways somebody had taken away.
+func (a *agent) noteLacks(lacks []overlay.Lack) {
+	var all []repair
+	for _, l := range lacks {
+		all = append(all, repair{l.Was, l.Command})
+	}
+	a.noteRepair(bridge.KindOverlay, all)
 }
 
 // reportMoves says which nodes have another address than before.

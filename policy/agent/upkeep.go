@@ -39,6 +39,7 @@ const (
 type upkeep struct {
 	known   atomic.Pointer[nodeKnowledge] // by the loop
 	changed chan struct{}                 // holds one: the node may have changed, or what is known
+	ways    atomic.Bool                   // the way to other nodes' pods may have changed
 	mac     net.HardwareAddr              // that weir0 was last seen with
 }
 
@@ -93,7 +94,14 @@ func (a *agent) keepNode(ctx context.Context) error {
 	// These the agent sets up itself, before any pod comes. What fails the first look reports.
 	_ = errors.Join(bridge.SetReassembly(), bridge.RemoveUnasked(links))
 	watching := make(chan error, 1)
-	go func() { watching <- bridge.WatchNode(ctx, a.upkeep.notice) }()
+	go func() {
+		watching <- bridge.WatchNode(ctx, func(ways bool) {
+			if ways {
+				a.upkeep.ways.Store(true)
+			}
+			a.upkeep.notice()
+		})
+	}()
 	resync := time.NewTicker(a.Resync)
 	defer resync.Stop()
 	var soon <-chan time.Time
@@ -112,6 +120,9 @@ func (a *agent) keepNode(ctx context.Context) error {
 		}
 		soon, last = nil, time.Now()
 		if k := a.upkeep.known.Load(); k != nil {
+			if a.upkeep.ways.Load() { // which the loop takes back
+				a.hand(ctx, func() kernel.Verify { return kernel.Trust })
+			}
 			a.hand(ctx, a.takeUpkeep(a.upkeep.look(links, k)))
 		}
 	}

@@ -23,6 +23,7 @@ const service = "10.96.0.1:80"
 type keptNode struct {
 	*nodetest.Node
 	client, server *nodetest.Pod
+	ways           [][2]string // from a namespace to an address, that must lead there
 }
 
 const twoPods = `
@@ -52,6 +53,14 @@ func newKeptNode(t *testing.T) *keptNode {
 	n.Serve(n.Outside, "tcp", "192.0.2.1:80")
 	nodetest.Run(t, "iptables", "-t", "nat", "-A", "PREROUTING", "-d", "10.96.0.1", "-p", "tcp", "--dport", "80",
 		"-j", "DNAT", "--to-destination", n.server.IP+":80")
+	n.ways = [][2]string{
+		{n.client.Netns, n.server.IP + ":80"},
+		{n.client.Netns, "[" + n.server.IP6 + "]:80"},
+		{n.client.Netns, service},
+		{n.client.Netns, "192.0.2.1:80"},
+		{nodetest.Self, n.server.IP + ":80"},
+		{nodetest.Self, "[" + n.server.IP6 + "]:80"},
+	}
 	if err := n.traffic(); err != nil {
 		t.Fatalf("before anything is broken: %v", err)
 	}
@@ -61,16 +70,9 @@ func newKeptNode(t *testing.T) *keptNode {
 // traffic says which of the pods' ways doesn't lead where it should.
 func (n *keptNode) traffic() error {
 	n.Helper()
-	for _, way := range []struct{ from, to string }{
-		{n.client.Netns, n.server.IP + ":80"},
-		{n.client.Netns, "[" + n.server.IP6 + "]:80"},
-		{n.client.Netns, service},
-		{n.client.Netns, "192.0.2.1:80"},
-		{nodetest.Self, n.server.IP + ":80"},
-		{nodetest.Self, "[" + n.server.IP6 + "]:80"},
-	} {
-		if _, err := nodetest.Get(n, way.from, way.to); err != nil {
-			return fmt.Errorf("from %s: %w", way.from, err)
+	for _, way := range n.ways {
+		if _, err := nodetest.Get(n, way[0], way[1]); err != nil {
+			return fmt.Errorf("from %s: %w", way[0], err)
 		}
 	}
 	return nil
@@ -307,5 +309,58 @@ func TestGuardRepairsAreCounted(t *testing.T) {
 	n.comesBack([]damage{
 		{"guard", "nft flush chain bridge weir ports", "nft list chain bridge weir ports | grep drop"},
 		{"guard", "nft flush set bridge weir senders4", "nft list set bridge weir senders4 | grep " + port},
+	})
+}
+
+const twoNodes = `
+apiVersion: v1
+kind: Node
+metadata: {name: self}
+spec: {podCIDR: 10.88.0.0/24, podCIDRs: [10.88.0.0/24]}
+status: {addresses: [{type: InternalIP, address: 192.0.2.2}]}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: peer}
+spec: {podCIDR: 10.88.1.0/24, podCIDRs: [10.88.1.0/24]}
+status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
+`
+
+// TestNodeOverlayComesBack: the way to another node's pods, of which the namespace beyond the uplink stands for one.
+func TestNodeOverlayComesBack(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := &keptNode{Node: nodetest.NewNode(t, nil)}
+	n.Manifest("pods.yaml", twoPods)
+	n.Manifest("nodes.yaml", twoNodes)
+	n.SpawnAgent("--source", "dir:"+n.Manifests, "--node-name", "self")
+	n.Eventually("the agent is ready", func() error { _, err := n.Ctl("status"); return err })
+	n.client, n.server = n.AddPod("ns", "client"), n.AddPod("ns", "server")
+	n.Serve(n.server.Netns, "tcp", n.server.IP+":80")
+	for _, c := range []string{
+		"ip -n outside addr add 10.88.1.5/32 dev lo",
+		"ip -n outside link add vx address 0e:58:c0:00:02:01 mtu 1450 type vxlan id 88 local 192.0.2.1 dstport 4789 nolearning",
+		"ip -n outside link set vx up",
+		"bridge -n outside fdb add 0e:58:c0:00:02:02 dev vx dst 192.0.2.2 self permanent",
+		"ip -n outside neigh add 10.88.0.0 lladdr 0e:58:c0:00:02:02 dev vx nud permanent",
+		"ip -n outside route add 10.88.0.0/24 via 10.88.0.0 dev vx onlink src 10.88.1.5",
+	} {
+		f := strings.Fields(c)
+		nodetest.Run(t, f[0], f[1:]...)
+	}
+	n.Serve(n.Outside, "tcp", "10.88.1.5:80")
+	n.ways = [][2]string{{n.client.Netns, "10.88.1.5:80"}, {nodetest.Self, "10.88.1.5:80"}, {n.Outside, n.server.IP + ":80"}}
+	if err := within(repairTime, n.traffic); err != nil {
+		t.Fatalf("before anything is broken: %v", err)
+	}
+	n.comesBack([]damage{
+		{"overlay", "ip link set weir-vxlan down", "ip link show weir-vxlan up | grep weir-vxlan"},
+		{"overlay", "ip link del weir-vxlan", "ip link show weir-vxlan up | grep weir-vxlan"},
+		{"overlay", "ip route flush proto 88", "ip route show proto 88 | grep 10.88.1.0/24"},
+		{"overlay", "ip neigh flush dev weir-vxlan nud permanent", "ip neigh show dev weir-vxlan | grep PERMANENT"},
+		{"overlay", "bridge fdb del 0e:58:c0:00:02:01 dev weir-vxlan dst 192.0.2.1", "bridge fdb show dev weir-vxlan | grep 192.0.2.1"},
+		{"overlay", "ip addr flush dev weir-vxlan", "ip addr show dev weir-vxlan | grep inet"},
+		{"sysctl", "sysctl -w net.ipv4.conf.weir-vxlan.forwarding=0", "sysctl net.ipv4.conf.weir-vxlan.forwarding | grep '1$'"},
 	})
 }
