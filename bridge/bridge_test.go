@@ -64,7 +64,7 @@ func (n node) pod(name, addr string) Port {
 		HostIf: PortName(name), IfName: "eth0", Netns: ns, MAC: PodMAC(address(addr)),
 		Addresses: address(addr), Alias: "test/" + name,
 	}
-	if err := n.b.Add(p); err != nil {
+	if _, err := n.b.Add(p); err != nil {
 		n.Fatal(err)
 	}
 	if err := Open(p.HostIf); err != nil {
@@ -202,7 +202,7 @@ func TestTheGuardIsRepaired(t *testing.T) {
 		}
 	}
 	ports := guardChains(guardSetsOf())[2]
-	ports.rules = slices.Delete(portRules(sets), 1, 4)
+	ports.rules = slices.Delete(portRules(sets), 1, 5)
 	addRules(conn, []guardChain{ports})
 	if err := conn.Flush(); err != nil {
 		t.Fatal(err)
@@ -252,7 +252,7 @@ func TestAddLeavesNothingBehindWhenItFails(t *testing.T) {
 	before := neighbours()
 	second := first
 	second.HostIf, second.Addresses = PortName("other"), address("10.88.0.3")
-	if err := n.b.Add(second); !errors.Is(err, ErrInterfaceExists) {
+	if _, err := n.b.Add(second); !errors.Is(err, ErrInterfaceExists) {
 		t.Fatalf("second eth0 in one pod: %v, want ErrInterfaceExists", err)
 	}
 	if _, err := n.h.LinkByName(second.HostIf); err == nil {
@@ -260,7 +260,7 @@ func TestAddLeavesNothingBehindWhenItFails(t *testing.T) {
 	}
 	third := first
 	third.HostIf, third.IfName, third.Addresses = PortName("third"), "eth1", address("10.88.0.4")
-	if err := n.b.Add(third); err == nil {
+	if _, err := n.b.Add(third); err == nil {
 		t.Fatal("a second route to the gateway was added without an error")
 	}
 	if _, err := n.h.LinkByName(third.HostIf); err == nil {

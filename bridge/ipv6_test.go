@@ -116,7 +116,7 @@ func TestWithoutIPv6(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := Port{HostIf: PortName("pod"), IfName: "eth0", Netns: ns, MAC: MAC(netip.MustParseAddr("fd00:10:88::2")), Addresses: address("fd00:10:88::2")}
-	if err := n.b.Add(p); err == nil || !strings.Contains(err.Error(), "IPv6 is switched off in the pod") {
+	if _, err := n.b.Add(p); err == nil || !strings.Contains(err.Error(), "IPv6 is switched off in the pod") {
 		t.Errorf("in the pod: %v", err)
 	}
 	if _, err := n.h.LinkByName(p.HostIf); err == nil {

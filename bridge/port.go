@@ -57,6 +57,7 @@ func (p Port) Sender() Sender { return Sender{p.HostIf, p.MAC, p.Addresses} }
 //	ip link add HOSTIF mtu MTU type veth peer name IFNAME address MAC mtu MTU netns NETNS
 //	ip link set HOSTIF master weir0 addrgenmode none
 //	bridge link set dev HOSTIF isolated on learning off flood off mcast_flood off bcast_flood off
+//	ip link set HOSTIF type bridge_slave group_fwd_mask 0xfffd
 //	bridge fdb add MAC dev HOSTIF master static
 //	ip neigh replace ADDR lladdr MAC dev weir0 nud permanent
 //
@@ -71,16 +72,19 @@ func (p Port) Sender() Sender { return Sender{p.HostIf, p.MAC, p.Addresses} }
 //	ip link set IFNAME addrgenmode none; ip addr add ADDR/128 dev IFNAME nodad; ip link set IFNAME up
 //	ip neigh replace GATEWAY lladdr BRIDGEMAC dev IFNAME nud permanent
 //	ip -6 route add default via GATEWAY dev IFNAME onlink
-func (b *Bridge) Add(p Port) (err error) {
+//
+// It returns the routes that the pod has got. Where the pod has another interface with a default route, they are others: see
+// aside.
+func (b *Bridge) Add(p Port) (routes []conf.Route, err error) {
 	if bytes.Equal(p.MAC, b.MAC) {
-		return fmt.Errorf("create veth pair %s, %s in the pod, with MAC %s: %w", p.HostIf, p.IfName, p.MAC, ErrMACInUse)
+		return nil, fmt.Errorf("create veth pair %s, %s in the pod, with MAC %s: %w", p.HostIf, p.IfName, p.MAC, ErrMACInUse)
 	}
 	var pair batch.Batch
 	pair.Add(b.newPair(p), "create veth pair %s, %s in the pod", p.HostIf, p.IfName).Means = batch.As(unix.EEXIST, ErrInterfaceExists)
 	pair.Add(getLink(p.HostIf), "look up new link %s", p.HostIf)
 	replies, err := pair.Do(unix.NETLINK_ROUTE, netns.None())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -89,13 +93,16 @@ func (b *Bridge) Add(p Port) (err error) {
 	}()
 	index, peer, err := indices(replies)
 	if err != nil {
-		return fmt.Errorf("look up new link %s: %w", p.HostIf, err)
+		return nil, fmt.Errorf("look up new link %s: %w", p.HostIf, err)
 	}
 	if _, err := b.portOf(p, index).Do(unix.NETLINK_ROUTE, netns.None()); err != nil {
-		return err
+		return nil, err
 	}
-	_, err = b.podOf(p, peer).Do(unix.NETLINK_ROUTE, p.Netns)
-	return err
+	taken := taken{}
+	if _, err = b.podOf(p, peer, taken).Do(unix.NETLINK_ROUTE, p.Netns); err != nil {
+		return nil, err
+	}
+	return p.aside(peer, taken)
 }
 
 // indices of the link that the replies are about, and of its peer, which the kernel leaves out where it is the same number.
@@ -127,7 +134,7 @@ func (b *Bridge) portOf(p Port, index int) (port batch.Batch) {
 }
 
 // podOf is what makes the pair's other end the pod's interface.
-func (b *Bridge) podOf(p Port, index int) (pod batch.Batch) {
+func (b *Bridge) podOf(p Port, index int, taken taken) (pod batch.Batch) {
 	pod.Add(linkUp(loopback, ""), "set lo up in the pod")
 	for _, a := range p.Addresses {
 		if a.Addr.Is6() {
@@ -143,10 +150,15 @@ func (b *Bridge) podOf(p Port, index int) (pod batch.Batch) {
 		if a.Addr.Is4() {
 			onLink := conf.ScopeLink
 			toGateway := conf.Route{Dst: netip.PrefixFrom(a.Gateway, a.Gateway.BitLen()), Scope: &onLink}
-			pod.Add(addRoute(index, toGateway), "add the route to gateway %s in the pod", a.Gateway)
+			pod.Add(addRoute(index, toGateway), "add the route to gateway %s in the pod", a.Gateway).Means = taken.note(toGateway)
 		}
+		given := hasDefault(p.Routes, a)
 		for _, r := range conf.RoutesOf(p.Routes, conf.FamilyOf(a.Addr), a.Gateway) {
-			pod.Add(addRoute(index, r), "add the route to %s via %s in the pod", r.Dst, a.Gateway)
+			route := pod.Add(addRoute(index, r), "add the route to %s via %s in the pod", r.Dst, a.Gateway)
+			route.Means = taken.exists(r)
+			if r.IsDefault() && !given {
+				route.Means = taken.note(r)
+			}
 		}
 	}
 	return pod

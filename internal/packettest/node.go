@@ -81,7 +81,7 @@ func (n *Node) AddPod(name string, addrs ...netip.Addr) {
 	port := bridge.Port{
 		HostIf: bridge.PortName(name), IfName: "eth0", Netns: handle, MAC: bridge.PodMAC(addresses), Alias: name, Addresses: addresses,
 	}
-	if err := n.bridge.Add(port); err != nil {
+	if _, err := n.bridge.Add(port); err != nil {
 		n.Fatal(err)
 	}
 	if err := bridge.Open(port.HostIf); err != nil {

@@ -35,8 +35,9 @@ type attaching struct {
 	mac      net.HardwareAddr // and the MAC; nil: one that is derived from its address
 	netns    netns.NsHandle
 	bridge   *bridge.Bridge
-	judged   bool      // its policies, if any, are enforced on it
-	making   io.Closer // says that this ADD is on its way, to whoever looks for what is left of others
+	routes   []conf.Route // that the pod has got
+	judged   bool         // its policies, if any, are enforced on it
+	making   io.Closer    // says that this ADD is on its way, to whoever looks for what is left of others
 }
 
 // add makes the pod's link: its addresses are taken and written down first, its link comes up last, and in between policy
@@ -205,7 +206,13 @@ func (a *attaching) port() bridge.Port {
 // connect makes the link, its end on the node down (step 4).
 func (a *attaching) connect() error {
 	p := a.port()
-	if err := a.bridge.Add(p); err != nil {
+	var err error
+	if a.routes, err = a.bridge.Add(p); err != nil {
+		if errors.Is(err, bridge.ErrRouteExists) {
+			return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("routes: %v", err),
+				"give the routes of a pod's second network a priority of their own, or leave them out: without a default route among them, "+
+					"what the pod sends under this network's address leaves by it")
+		}
 		if errors.Is(err, bridge.ErrInterfaceExists) {
 			return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_IFNAME: %s: %v", p.IfName, err), "")
 		}
@@ -337,12 +344,12 @@ func (a *attaching) result() types.Result {
 			Interface: current.Int(2), Gateway: addr.Gateway.AsSlice(),
 			Address: net.IPNet{IP: addr.Addr.AsSlice(), Mask: net.CIDRMask(addr.Addr.BitLen(), addr.Addr.BitLen())},
 		})
-		for _, route := range conf.RoutesOf(a.conf.Routes, conf.FamilyOf(addr.Addr), addr.Gateway) {
-			r.Routes = append(r.Routes, &types.Route{
-				Dst: net.IPNet{IP: route.Dst.Addr().AsSlice(), Mask: net.CIDRMask(route.Dst.Bits(), route.Dst.Addr().BitLen())},
-				GW:  route.Gateway.AsSlice(), MTU: route.MTU, AdvMSS: route.AdvMSS, Priority: route.Priority, Table: route.Table, Scope: route.Scope,
-			})
-		}
+	}
+	for _, route := range a.routes {
+		r.Routes = append(r.Routes, &types.Route{
+			Dst: net.IPNet{IP: route.Dst.Addr().AsSlice(), Mask: net.CIDRMask(route.Dst.Bits(), route.Dst.Addr().BitLen())},
+			GW:  route.Gateway.AsSlice(), MTU: route.MTU, AdvMSS: route.AdvMSS, Priority: route.Priority, Table: route.Table, Scope: route.Scope,
+		})
 	}
 	return r
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/weir-net/weir/endpoint"
@@ -136,7 +137,7 @@ func (a *agent) enrol(w http.ResponseWriter, r *http.Request) reply {
 	select {
 	case answer := <-e.reply:
 		if answer.status == http.StatusOK {
-			a.awaitPublished(ctx, e.pod)
+			a.awaitPublished(ctx, e)
 		}
 		return answer
 	case <-ctx.Done():
@@ -149,14 +150,15 @@ func (a *agent) enrol(w http.ResponseWriter, r *http.Request) reply {
 // second, so waiting longer than that would gain nothing.
 const publishWait = time.Second
 
-func (a *agent) awaitPublished(ctx context.Context, pod endpoint.Pod) {
+func (a *agent) awaitPublished(ctx context.Context, e *enrolment) {
 	source, ok := a.Source.(Publisher)
-	if !ok || pod.UID == "" { // whose addresses aren't published
+	_, ifName, _ := strings.Cut(e.id, ":")
+	if !ok || e.pod.UID == "" || ifName != podInterface { // such addresses aren't published
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, publishWait)
 	defer cancel()
-	source.AwaitPublished(ctx, pod)
+	source.AwaitPublished(ctx, e.pod)
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {

@@ -40,8 +40,11 @@ type Publisher interface {
 	AwaitPublished(ctx context.Context, pod endpoint.Pod)
 }
 
+// podInterface is the interface whose addresses kubelet reports as the pod's (defaultIfName of containerd's CRI plugin).
+const podInterface = "eth0"
+
 // publishAddresses tells other nodes, before kubelet does, of the pods that were let in. One that wasn't may never start,
-// and its address may be another's soon.
+// and its address may be another's soon. Further interfaces of a pod, as Multus makes them, are no part of its status.
 func (a *agent) publishAddresses(ctx context.Context) {
 	source, ok := a.Source.(Publisher)
 	if !ok {
@@ -50,6 +53,9 @@ func (a *agent) publishAddresses(ctx context.Context) {
 	pods := map[endpoint.Pod][]netip.Addr{}
 	for _, id := range slices.Sorted(maps.Keys(a.enrolled)) {
 		e := a.endpoints[id]
+		if e.IfName != podInterface {
+			continue
+		}
 		for _, addr := range e.Addresses {
 			pods[e.Pod] = append(pods[e.Pod], addr.Addr)
 		}
