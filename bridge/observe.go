@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -48,8 +49,8 @@ type Link struct {
 	Up, Carrier   bool
 	Running       bool // the kernel has taken note of the carrier (RFC 2863: ifOperStatus is up)
 	NoARP         bool
-	Bridge        map[uint16]byte // IFLA_BR_*: those that take a byte
-	Port          map[uint16]byte // IFLA_BRPORT_*: the same
+	Bridge        map[uint16]uint16 // IFLA_BR_*: those whose value fits
+	Port          map[uint16]uint16 // IFLA_BRPORT_*: the same
 }
 
 // NeighbourSeen is a link's entry for an address.
@@ -148,9 +149,9 @@ func parseLink(m []byte) (l Link, ok bool) {
 				case nl.IFLA_INFO_KIND:
 					l.Kind = text(i.Value)
 				case nl.IFLA_INFO_DATA:
-					l.Bridge = bytesOf(i.Value)
+					l.Bridge = numbersOf(i.Value)
 				case nl.IFLA_INFO_SLAVE_DATA:
-					l.Port = bytesOf(i.Value)
+					l.Port = numbersOf(i.Value)
 				}
 			}
 		}
@@ -158,17 +159,18 @@ func parseLink(m []byte) (l Link, ok bool) {
 	return l, l.Name != ""
 }
 
-// bytesOf are the attributes whose value is one byte; of one of two or four bytes in the host's order that is small enough
-// the value, too.
-func bytesOf(data []byte) map[uint16]byte {
-	all := map[uint16]byte{}
+// numbersOf are the attributes whose value is a number of one byte, or of two or four in the host's order, that fits.
+func numbersOf(data []byte) map[uint16]uint16 {
+	all := map[uint16]uint16{}
 	for a := range nl.ParseAttributes(data) {
 		switch len(a.Value) {
 		case 1:
-			all[a.Type&nl.NLA_TYPE_MASK] = a.Value[0]
+			all[a.Type&nl.NLA_TYPE_MASK] = uint16(a.Value[0])
+		case 2:
+			all[a.Type&nl.NLA_TYPE_MASK] = binary.NativeEndian.Uint16(a.Value)
 		case 4:
-			if n := integer(a.Value); n >= 0 && n < 256 {
-				all[a.Type&nl.NLA_TYPE_MASK] = byte(n)
+			if n := integer(a.Value); n >= 0 && n <= math.MaxUint16 {
+				all[a.Type&nl.NLA_TYPE_MASK] = uint16(n)
 			}
 		}
 	}

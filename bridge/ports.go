@@ -1,7 +1,6 @@
 package bridge
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -40,7 +39,8 @@ func (p PortOnBridge) Command() string {
 	if p.Up {
 		up = " up"
 	}
-	return fmt.Sprintf("ip link set %[1]s master %[2]s%[3]s; bridge link set dev %[1]s isolated on learning off flood off mcast_flood off bcast_flood off",
+	return fmt.Sprintf("ip link set %[1]s master %[2]s%[3]s; bridge link set dev %[1]s isolated on learning off flood off mcast_flood off bcast_flood off; "+
+		"ip link set %[1]s type bridge_slave group_fwd_mask 0xfffd",
 		p.HostIf, Name, up)
 }
 
@@ -51,13 +51,14 @@ const forwardingState = 3
 var portFlags = []struct {
 	kind  uint16
 	name  string
-	value byte
+	value uint16
 }{
 	{nl.IFLA_BRPORT_ISOLATED, "isolated", 1},
 	{nl.IFLA_BRPORT_LEARNING, "learning", 0},
 	{nl.IFLA_BRPORT_UNICAST_FLOOD, "flood", 0},
 	{nl.IFLA_BRPORT_MCAST_FLOOD, "mcast_flood", 0},
 	{nl.IFLA_BRPORT_BCAST_FLOOD, "bcast_flood", 0},
+	{nl.IFLA_BRPORT_GROUP_FWD_MASK, "group_fwd_mask", linkLocalMACs},
 }
 
 // Check implements Property.
@@ -250,7 +251,7 @@ func (b FilteredBridge) Check(o *Observed) error {
 	if _, err := o.Sysctl("net/bridge/bridge-nf-call-iptables"); err != nil {
 		return fmt.Errorf("bridge %s passes packets between pods on without iptables (br_netfilter): %w", b.Name, err)
 	}
-	if !bytes.Equal([]byte{br.Bridge[nl.IFLA_BR_NF_CALL_IPTABLES], br.Bridge[nl.IFLA_BR_NF_CALL_IP6TABLES]}, []byte{1, 1}) {
+	if br.Bridge[nl.IFLA_BR_NF_CALL_IPTABLES] != 1 || br.Bridge[nl.IFLA_BR_NF_CALL_IP6TABLES] != 1 {
 		return fmt.Errorf("bridge %s passes packets between pods on without iptables (nf_call_iptables)", b.Name)
 	}
 	return nil

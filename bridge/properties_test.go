@@ -51,7 +51,7 @@ func TestProperties(t *testing.T) {
 		"ip addr replace fd00::1/128 dev weir0 nodad", "ip route replace fd00::/64 dev weir0", "ip route replace local fd00::1 dev weir0 table local",
 	}
 	port := []string{
-		"ip link set weirp1 master weir0 up; bridge link set dev weirp1 isolated on learning off flood off mcast_flood off bcast_flood off",
+		"ip link set weirp1 master weir0 up; bridge link set dev weirp1 isolated on learning off flood off mcast_flood off bcast_flood off; ip link set weirp1 type bridge_slave group_fwd_mask 0xfffd",
 		"bridge fdb replace 0a:58:0a:58:00:02 dev weirp1 master static",
 		"ip neigh replace 10.88.0.2 lladdr 0a:58:0a:58:00:02 dev weir0 nud permanent",
 	}
@@ -111,10 +111,10 @@ func whole() *Observed {
 	const br, port = 1, 2
 	return &Observed{
 		Links: map[string]Link{
-			Name: {Name: Name, Kind: "bridge", Index: br, MTU: 1500, MAC: MAC(p.Addresses[0].Gateway), Up: true, Bridge: map[uint16]byte{nl.IFLA_BR_STP_STATE: 0}},
+			Name: {Name: Name, Kind: "bridge", Index: br, MTU: 1500, MAC: MAC(p.Addresses[0].Gateway), Up: true, Bridge: map[uint16]uint16{nl.IFLA_BR_STP_STATE: 0}},
 			"weirp1": {
 				Name: "weirp1", Kind: "veth", Index: port, Master: br, Peer: 2, PeerNS: 0, MTU: 1500, Up: true, Carrier: true, Running: true,
-				Port: map[uint16]byte{nl.IFLA_BRPORT_ISOLATED: 1, nl.IFLA_BRPORT_STATE: forwardingState},
+				Port: map[uint16]uint16{nl.IFLA_BRPORT_ISOLATED: 1, nl.IFLA_BRPORT_GROUP_FWD_MASK: linkLocalMACs, nl.IFLA_BRPORT_STATE: forwardingState},
 			},
 		},
 		Addresses: map[int][]netip.Prefix{br: {netip.MustParsePrefix("10.88.0.1/24"), netip.MustParsePrefix("fd00::1/128")}},

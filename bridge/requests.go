@@ -76,13 +76,21 @@ func setAlias(index int, alias string) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, index), attr(unix.IFLA_IFALIAS, []byte(conf.Comment(alias))))
 }
 
-// Equivalent to: bridge link set isolated on learning off flood off mcast_flood off bcast_flood off
+// linkLocalMACs has a port treat frames to the link-local MACs of IEEE 802.1D as others, so that they pass the guard: a bit
+// for each of 01:80:c2:00:00:00 to :0f, but :01, which the kernel refuses (BR_GROUPFWD_MACPAUSE) and never takes. Without it
+// the kernel hands them to the node's IP stack as they came, and :0e past every hook of the bridge family; and IPv6 answers to
+// a hop-by-hop option that it doesn't know before any other hook is asked (ip6_rcv_core, net/ipv6/ip6_input.c).
+const linkLocalMACs = 0xfffd
+
+// Equivalent to: bridge link set isolated on learning off flood off mcast_flood off bcast_flood off;
+// ip link set PORT type bridge_slave group_fwd_mask 0xfffd
 func isolate(index int) *nl.NetlinkRequest {
 	flags := attr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
 	flags.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, []byte{1})
 	for _, off := range []int{nl.IFLA_BRPORT_LEARNING, nl.IFLA_BRPORT_UNICAST_FLOOD, nl.IFLA_BRPORT_MCAST_FLOOD, nl.IFLA_BRPORT_BCAST_FLOOD} {
 		flags.AddRtAttr(off, []byte{0})
 	}
+	flags.AddRtAttr(nl.IFLA_BRPORT_GROUP_FWD_MASK, nl.Uint16Attr(linkLocalMACs))
 	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_BRIDGE, index), flags)
 }
 

@@ -26,6 +26,7 @@ import (
 //	  chain ports {
 //	    type filter hook prerouting priority -300; policy accept;
 //	    iifname != "weirp*" accept
+//	    @ll,0,40 0x0180c20000 counter drop
 //	    meta protocol ip ip daddr 127.0.0.0/8 counter drop
 //	    meta protocol ip ip frag-off & 0x3fff != 0 jump fragments
 //	    meta protocol ip6 exthdr frag exists jump fragments
@@ -50,9 +51,10 @@ import (
 // inside, and no pod needs it, as all neighbours are permanent. Of a pod without an IPv6 address, no IPv6 passes. The node's
 // loopback addresses are dropped because portmap sets route_localnet on weir0, and the kernel then routes them.
 //
-// The bridge hands some frames to the node's IP stack itself, as received on the port, past that chain: those to the
-// link-local MACs of IEEE 802.1D, 01:80:c2:00:00:02 to :0f (br_handle_frame in net/bridge/br_input.c), and to :00 where the
-// bridge runs STP. The other two tables drop what comes to the IP stack from a port. An ordinary frame comes from weir0 there,
+// The bridge hands some frames to the node's IP stack itself, as received on the port, past that chain, unless the port is
+// told otherwise (linkLocalMACs): those to the link-local MACs of IEEE 802.1D, 01:80:c2:00:00:02 to :0f (br_handle_frame in
+// net/bridge/br_input.c), and to :00 where the bridge runs STP. Where somebody has told the port differently again, the other
+// two tables drop what comes to the IP stack from a port. An ordinary frame comes from weir0 there,
 // so nothing legitimate matches, whichever ports there are: no rule is added with a pod. Priority -450 is ahead of -400, where
 // connection tracking reassembles fragments. Of what comes out of the tunnel, they drop neighbour discovery and ARP, which
 // nodes don't need either: a router advertisement would give this node a default route.
@@ -152,6 +154,7 @@ func portRules(sets map[string]*nftables.Set) []guardRule {
 	count := []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: fragmentsChain}}
 	return []guardRule{
 		{"weir: not a pod's port", join(notPort(), accept)},
+		{"weir: to a MAC that is for bridges", join(toBridges(), drop)},
 		{"weir: to the node's loopback addresses", join(protocol(unix.ETH_P_IP), toLoopback(), drop)},
 		{"weir: fragments are bounded", join(protocol(unix.ETH_P_IP), isFragment4(), count)},
 		{"weir: fragments are bounded, behind other extension headers too", join(protocol(unix.ETH_P_IPV6), isFragment6(), count)},
@@ -290,6 +293,14 @@ func protocol(ethertype uint16) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: unix.NFT_REG_1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: binary.BigEndian.AppendUint16(nil, ethertype)},
+	}
+}
+
+// toBridges goes on if a frame is for one of the group addresses that IEEE 802.1D keeps for bridges, 01:80:c2:00:00:00 to :ff.
+func toBridges() []expr.Any {
+	return []expr.Any{
+		payload(expr.PayloadBaseLLHeader, 0, 5, unix.NFT_REG_1),
+		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: []byte{0x01, 0x80, 0xc2, 0, 0}},
 	}
 }
 

@@ -33,7 +33,7 @@ func (b WeirBridge) String() string { return Name + " is there, up, and passes o
 var bridgeOptions = []struct {
 	kind  uint16
 	name  string
-	value byte
+	value uint16
 }{
 	{nl.IFLA_BR_MCAST_SNOOPING, "mcast_snooping", 0},
 	{nl.IFLA_BR_STP_STATE, "stp_state", 0},
@@ -138,10 +138,10 @@ func (b WeirBridge) restore(h netlinksafe.Handle, o *Observed) error {
 }
 
 // Equivalent to: ip link set weir0 type bridge OPTION VALUE
-func setOption(index, option int, value byte) *nl.NetlinkRequest {
+func setOption(index, option int, value uint16) *nl.NetlinkRequest {
 	info := attr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("bridge"))
-	data := []byte{value}
+	data := []byte{byte(value)}
 	if option == nl.IFLA_BR_STP_STATE {
 		data = nl.Uint32Attr(uint32(value))
 	}

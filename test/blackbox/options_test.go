@@ -1,0 +1,35 @@
+package blackbox
+
+import (
+	"bytes"
+	"net"
+	"testing"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// TestHopByHopOptionsToLinkLocalMACs: IPv6 answers to an option that it doesn't know before any hook of its own is asked. A
+// frame to a MAC that no bridge passes on must not get that far: the answer goes to whom the sender names, with its words.
+func TestHopByHopOptionsToLinkLocalMACs(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	_, e, a, _ := hostileNode(t, dualStack)
+	words := []byte("words of a hostile pod")
+	// RFC 8200, section 4.2: an option whose type begins with the bits 10 is answered, also if it came to a group.
+	options := append([]byte{byte(layers.IPProtocolNoNextHeader), 0, 0x9e, 4}, make([]byte, 4)...)
+	for _, to := range []net.HardwareAddr{linkLocal(2), linkLocal(3), lldp, linkLocal(0x0f)} {
+		heard := nodetest.Sniff(t, a.Netns, "eth0")
+		nodetest.SendFrames(t, e.Netns, "eth0", nodetest.Frame(t,
+			ethernet(to, macOf(t, e.Netns, "eth0"), a.IP6), header(a.IP6, "2001:db8::2", layers.IPProtocolIPv6HopByHop, nil),
+			gopacket.Payload(options), gopacket.Payload(words)))
+		for _, frame := range heard.Frames(false, silence) {
+			if bytes.Contains(frame, words) {
+				t.Errorf("sent to %s: another pod received what the hostile one wrote:\n%x", to, frame)
+			}
+		}
+	}
+}
