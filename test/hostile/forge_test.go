@@ -1,0 +1,270 @@
+package hostile
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// frame is a thing that the hostile pod sends: one frame, or the fragments of one packet. Its number stands in its payload
+// and in its source port, so that whatever it causes is told from the effects of all others.
+type frame struct {
+	class, name string
+	// own says that it is sent under the pod's own MAC and address to the bridge, so the IP stack of the node gets it and
+	// policy judges it. All others shall not get that far.
+	own bool
+	// allowed says why the node may answer it, if it may.
+	allowed string
+	// waits says that it is a fragment whose others don't come: the IP stack holds it.
+	waits bool
+	// asks is the address that an ARP request asks for.
+	asks netip.Addr
+	data [][]byte
+}
+
+// forge builds the frames.
+type forge struct {
+	t       testing.TB
+	w       *world
+	class   string
+	allowed string
+	frames  []*frame
+}
+
+type stack []gopacket.SerializableLayer
+
+// firstPort is the source port of frame 0. The ports above it are those of the frames that follow.
+const firstPort = 20000
+
+const markerText = "weir-hostile-"
+
+// marker names the frame that is put next. With its number it fills 18 bytes.
+func (f *forge) marker() []byte { return fmt.Appendf(nil, markerText+"%05d", len(f.frames)) }
+
+func (f *forge) port() uint16 { return uint16(firstPort + len(f.frames)) }
+
+// forged puts a frame that nothing may come of. The layers of the stacks are joined, and their types, lengths and
+// checksums set.
+func (f *forge) forged(name string, stacks ...stack) { f.put(name, false, f.serialize(stacks...)) }
+
+// begin says the class of the frames that follow, and why the node may answer those that E sends under its own name.
+func (f *forge) begin(class, allowed string) { f.class, f.allowed = class, allowed }
+
+// ownName says whether the stacks are of a family that E has an address of.
+func (f *forge) ownName(stacks ...stack) bool {
+	for _, layer := range join(stacks) {
+		switch layer.(type) {
+		case *layers.IPv4:
+			return f.w.has4
+		case *layers.IPv6:
+			return f.w.has6
+		}
+	}
+	return f.w.has4 // ARP
+}
+
+// own puts a frame under the pod's own name. Where the pod has no address of the sender's family it is a forged one.
+func (f *forge) own(name string, stacks ...stack) *frame {
+	return f.put(name, f.ownName(stacks...), f.serialize(stacks...))
+}
+
+func (f *forge) put(name string, own bool, data ...[]byte) *frame {
+	one := &frame{class: f.class, name: name, own: own, data: data}
+	if own {
+		one.allowed = f.allowed
+	}
+	f.frames = append(f.frames, one)
+	return one
+}
+
+func join(stacks []stack) stack {
+	var all stack
+	for _, s := range stacks {
+		all = append(all, s...)
+	}
+	return all
+}
+
+func (f *forge) serialize(stacks ...stack) []byte {
+	f.t.Helper()
+	all := join(stacks)
+	var ip gopacket.NetworkLayer
+	for i, layer := range all {
+		next := gopacket.LayerTypeZero
+		if i+1 < len(all) {
+			next = all[i+1].LayerType()
+		}
+		switch l := layer.(type) {
+		case *layers.Ethernet: // a way is used for many frames
+			h := *l
+			setType(&h.EthernetType, next)
+			all[i] = &h
+		case *layers.Dot1Q:
+			h := *l
+			setType(&h.Type, next)
+			all[i] = &h
+		case *layers.IPv4:
+			ip = l
+			setProtocol(&l.Protocol, next)
+		case *layers.IPv6:
+			ip = l
+			setProtocol(&l.NextHeader, next)
+		case interface {
+			SetNetworkLayerForChecksum(gopacket.NetworkLayer) error
+		}:
+			if err := l.SetNetworkLayerForChecksum(ip); err != nil {
+				f.t.Fatal(err)
+			}
+		}
+	}
+	return nodetest.Frame(f.t, all...)
+}
+
+func setType(kind *layers.EthernetType, next gopacket.LayerType) {
+	types := map[gopacket.LayerType]layers.EthernetType{
+		layers.LayerTypeIPv4: layers.EthernetTypeIPv4, layers.LayerTypeIPv6: layers.EthernetTypeIPv6,
+		layers.LayerTypeARP: layers.EthernetTypeARP, layers.LayerTypeDot1Q: layers.EthernetTypeDot1Q,
+	}
+	if *kind == 0 {
+		*kind = types[next]
+	}
+}
+
+func setProtocol(protocol *layers.IPProtocol, next gopacket.LayerType) {
+	protocols := map[gopacket.LayerType]layers.IPProtocol{
+		layers.LayerTypeUDP: layers.IPProtocolUDP, layers.LayerTypeTCP: layers.IPProtocolTCP,
+		layers.LayerTypeICMPv4: layers.IPProtocolICMPv4, layers.LayerTypeICMPv6: layers.IPProtocolICMPv6,
+		layers.LayerTypeIPv4: layers.IPProtocolIPv4, layers.LayerTypeIPv6: layers.IPProtocolIPv6,
+	}
+	if *protocol == 0 {
+		*protocol = protocols[next]
+	}
+}
+
+// eth is the header of a frame from one MAC to another.
+func eth(dst, src net.HardwareAddr) stack { return stack{&layers.Ethernet{DstMAC: dst, SrcMAC: src}} }
+
+// toNode is the way that the pod's packets usually take: from its MAC to the bridge's.
+func (f *forge) toNode() stack { return eth(f.w.bridgeMAC, f.w.eMAC) }
+
+func ipHeader(src, dst netip.Addr) stack {
+	if dst.Is4() {
+		return stack{&layers.IPv4{Version: 4, TTL: 64, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}}
+	}
+	return stack{&layers.IPv6{Version: 6, HopLimit: 64, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}}
+}
+
+func (f *forge) udpTo(port uint16) stack {
+	return stack{&layers.UDP{SrcPort: layers.UDPPort(f.port()), DstPort: layers.UDPPort(port)}, gopacket.Payload(f.marker())}
+}
+
+func (f *forge) udp(src, dst netip.Addr) stack {
+	return join([]stack{ipHeader(src, dst), f.udpTo(udpPort)})
+}
+
+func (f *forge) syn(src, dst netip.Addr) stack {
+	return join([]stack{ipHeader(src, dst), {
+		&layers.TCP{SrcPort: layers.TCPPort(f.port()), DstPort: tcpPort, SYN: true, Window: 1024, Seq: 1}, gopacket.Payload(f.marker()),
+	}})
+}
+
+func (f *forge) echo(src, dst netip.Addr) stack {
+	if dst.Is4() {
+		return join([]stack{ipHeader(src, dst), {
+			&layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(layers.ICMPv4TypeEchoRequest, 0), Id: f.port()}, gopacket.Payload(f.marker()),
+		}})
+	}
+	return join([]stack{ipHeader(src, dst), {
+		&layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(layers.ICMPv6TypeEchoRequest, 0)},
+		&layers.ICMPv6Echo{Identifier: f.port()}, gopacket.Payload(f.marker()),
+	}})
+}
+
+// payload is the stack's bytes behind its IP header.
+func (f *forge) payload(s stack) []byte {
+	size := 40
+	if _, ok := s[0].(*layers.IPv4); ok {
+		size = 20
+	}
+	return f.serialize(s)[size:]
+}
+
+// fragments are a UDP packet in two parts, each with the marker: the first of eight bytes more than the header.
+func (f *forge) fragments(way stack, src, dst netip.Addr) [][]byte {
+	long := append(append(f.marker(), "      "...), append(f.marker(), "      "...)...) // twice 24 bytes
+	whole := f.payload(join([]stack{ipHeader(src, dst), {
+		&layers.UDP{SrcPort: layers.UDPPort(f.port()), DstPort: udpPort}, gopacket.Payload(long),
+	}}))
+	return [][]byte{f.fragment(way, src, dst, whole[:32], 0, true), f.fragment(way, src, dst, whole[32:], 32, false)}
+}
+
+// fragment is one part of a UDP packet, at the offset in bytes.
+func (f *forge) fragment(way stack, src, dst netip.Addr, part []byte, offset int, more bool) []byte {
+	if dst.Is4() {
+		h := ipHeader(src, dst)[0].(*layers.IPv4)
+		h.Id, h.Protocol, h.FragOffset = f.port(), layers.IPProtocolUDP, uint16(offset/8)
+		if more {
+			h.Flags = layers.IPv4MoreFragments
+		}
+		return f.serialize(way, stack{h, gopacket.Payload(part)})
+	}
+	return f.serialize(way, f.extension(src, dst, layers.IPProtocolIPv6Fragment, fragmentHeader(layers.IPProtocolUDP, offset, more, f.port()), part))
+}
+
+// fragmentHeader is that of RFC 8200, section 4.5.
+func fragmentHeader(next layers.IPProtocol, offset int, more bool, id uint16) []byte {
+	h := []byte{byte(next), 0, 0, 0, 0, 0, 0, 0}
+	binary.BigEndian.PutUint16(h[2:], uint16(offset))
+	if more {
+		h[3] |= 1
+	}
+	binary.BigEndian.PutUint16(h[6:], id)
+	return h
+}
+
+// extension is an IPv6 packet with these bytes behind its header.
+func (f *forge) extension(src, dst netip.Addr, next layers.IPProtocol, parts ...[]byte) stack {
+	h := ipHeader(src, dst)[0].(*layers.IPv6)
+	h.NextHeader = next
+	s := stack{h}
+	for _, p := range parts {
+		s = append(s, gopacket.Payload(p))
+	}
+	return s
+}
+
+// arp is a request or reply that says sender has the MAC inside, and speaks to target.
+func (f *forge) arp(op uint16, inside net.HardwareAddr, sender, target netip.Addr) stack {
+	return stack{&layers.ARP{
+		AddrType: layers.LinkTypeEthernet, Protocol: layers.EthernetTypeIPv4, HwAddressSize: 6, ProtAddressSize: 4, Operation: op,
+		SourceHwAddress: inside, SourceProtAddress: sender.AsSlice(), DstHwAddress: make([]byte, 6), DstProtAddress: target.AsSlice(),
+	}, gopacket.Payload(f.marker())}
+}
+
+// discovery is a packet of IPv6's neighbour discovery (RFC 4861), of that type, with the bytes behind its first four and an
+// option that holds the marker.
+func (f *forge) discovery(src, dst netip.Addr, kind uint8, body []byte) stack {
+	h := ipHeader(src, dst)[0].(*layers.IPv6)
+	h.HopLimit = 255
+	option := append([]byte{253, 3}, f.marker()...) // of 24 bytes; RFC 4727 has the number for experiments
+	return stack{h, &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(kind, 0)}, gopacket.Payload(body), gopacket.Payload(append(option, 0, 0, 0, 0))}
+}
+
+// linkLayer is the option that says a MAC: 1 that of the sender, 2 that of the target.
+func linkLayer(kind byte, mac net.HardwareAddr) []byte { return append([]byte{kind, 1}, mac...) }
+
+// vxlan is what another node's end of the tunnel would send: the inner packet in a frame, in UDP.
+func (f *forge) vxlan(src, dst netip.Addr, inner stack) stack {
+	return join([]stack{
+		ipHeader(src, dst),
+		{&layers.UDP{SrcPort: layers.UDPPort(f.port()), DstPort: 4789}, &layers.VXLAN{ValidIDFlag: true, VNI: 88}},
+		eth(f.w.tunnelMAC, f.w.peerTunnelMAC), inner,
+	})
+}

@@ -1,0 +1,197 @@
+// Package hostile has a pod send every kind of frame and packet that it can, first on a bridge without weir and then on
+// one with it. The pod, E, is under a policy that denies all ingress and egress, and has CAP_NET_RAW, which container
+// runtimes give by default.
+//
+// On the control, the same bridge and pairs without guard, rules and sysctls, each frame is classed:
+//
+//   - it is answered, if anybody receives anything that it brought about, or what the node or a pod knows changes;
+//   - it reaches IP, if the node takes it for itself or forwards it, or holds it as a fragment;
+//   - else the kernel drops it anyway.
+//
+// With weir, of the frames that E has no right to send none may so much as enter the IP stack, where the kernel's own checks
+// come. Of those under E's own name, which policy judges, none may be answered.
+package hostile
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+func TestMain(m *testing.M) { nodetest.Main(m) }
+
+func TestHostileIPv4(t *testing.T) { hostile(t, families{four: true}) }
+
+func TestHostileIPv6(t *testing.T) { hostile(t, families{six: true}) }
+
+func TestHostileDual(t *testing.T) { hostile(t, families{four: true, six: true}) }
+
+func hostile(t *testing.T, fam families) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	table := map[string]*row{}
+	for rp := range 3 {
+		t.Run(fmt.Sprintf("control, rp_filter=%d", rp), func(t *testing.T) {
+			w := control(t, fam, fmt.Sprintf("c%d-", rp))
+			sum := count{}
+			defer func() {
+				if sum.answered < 100 || sum.reached < 100 {
+					t.Errorf("%d frames are answered, and %d reach IP: the control shows nothing", sum.answered, sum.reached)
+				}
+			}()
+			for class, r := range attack(t, w, rp, false) {
+				sum.answered, sum.reached = sum.answered+r.count.answered, sum.reached+r.count.reached
+				if table[class] == nil {
+					table[class] = r
+				}
+				table[class].controls = append(table[class].controls, r.count)
+			}
+		})
+	}
+	w := guarded(t, fam)
+	for rp := range 3 {
+		t.Run(fmt.Sprintf("weir, rp_filter=%d", rp), func(t *testing.T) { attack(t, w, rp, true) })
+	}
+	report(t, table)
+}
+
+// count is how many frames of a class had which fate.
+type count struct{ answered, reached, dropped int }
+
+// row is what became of a class of frames.
+type row struct {
+	order    int
+	frames   int
+	count    count
+	dropped  []string // names
+	controls []count  // by rp_filter
+}
+
+// attack sends all frames, and says what became of each. With weir it fails the test for each that came through.
+func attack(t *testing.T, w *world, rp int, strict bool) map[string]*row {
+	t.Helper()
+	w.reversePath(t, rp)
+	flows := w.converse(t)
+	frames := everything(t, w, flows)
+	o, end := observe(t, w, frames)
+	s := newSender(t, w)
+	changes := map[string][]string{}
+	before := o.state()
+	for start := 0; start < len(frames); {
+		class := frames[start].class
+		stop := start
+		for stop < len(frames) && frames[stop].class == class {
+			s.sendOne(t, o, frames[stop])
+			stop++
+		}
+		if after := o.state(); len(news(before, after)) > 0 {
+			changes[class] = news(before, after)
+			before = after
+		}
+		start = stop
+	}
+	time.Sleep(1500 * time.Millisecond) // the time of fragments that wait for others is over after a second
+	o.collect(200 * time.Millisecond)
+	o.note(over, "")
+	end()
+	return judge(t, frames, o, changes, strict)
+}
+
+// sendOne sends the frame, and makes room for what it brings about.
+func (s *sender) sendOne(t *testing.T, o *observer, f *frame) {
+	t.Helper()
+	s.send(f)
+	if s.sent++; s.sent%20 == 0 {
+		o.collect(0)
+	}
+}
+
+func judge(t *testing.T, frames []*frame, o *observer, changes map[string][]string, strict bool) map[string]*row {
+	t.Helper()
+	table := map[string]*row{}
+	for i, f := range frames {
+		r := table[f.class]
+		if r == nil {
+			r = &row{order: i}
+			table[f.class] = r
+		}
+		r.frames++
+		entered, reached, answered := false, false, false
+		for what := range o.seen[i] {
+			switch what {
+			case "enters IP":
+				entered = true
+			case "taken by the node", "forwarded", "taken as ARP":
+				reached = true
+			default:
+				answered = true
+			}
+		}
+		reached = reached || entered && f.waits
+		switch {
+		case answered:
+			r.count.answered++
+		case reached:
+			r.count.reached++
+		default:
+			r.count.dropped++
+			r.dropped = append(r.dropped, f.name)
+		}
+		bad := !f.own && (entered || reached || answered) || f.own && f.allowed == "" && answered
+		if strict && bad {
+			t.Errorf("%s: %s: %s", f.class, f.name, strings.Join(slices.Sorted(maps.Keys(o.seen[i])), ", "))
+			for _, data := range f.data {
+				t.Logf("the frame: %x", data)
+			}
+		}
+	}
+	for class, lines := range changes {
+		if strict {
+			t.Errorf("%s: what is known has changed:\n\t%s", class, strings.Join(lines, "\n\t"))
+		} else {
+			t.Logf("%s: what is known has changed:\n\t%s", class, strings.Join(lines, "\n\t"))
+		}
+	}
+	for packet, times := range o.others {
+		if strict {
+			t.Errorf("%d frames came to E that answer to none of its own:\n%s", times, packet)
+		}
+	}
+	return table
+}
+
+// report prints the table, and what the kernel drops anyway. The documentation has its rows.
+func report(t *testing.T, table map[string]*row) {
+	t.Helper()
+	documented, err := os.ReadFile("../../docs/hostile-pod.md")
+	if err != nil {
+		t.Error(err)
+	}
+	classes := slices.SortedFunc(maps.Keys(table), func(a, b string) int { return table[a].order - table[b].order })
+	var text strings.Builder
+	for _, class := range classes {
+		r := table[class]
+		begin := fmt.Sprintf("| %s |", class)
+		fmt.Fprintf(&text, "%s %d |", begin, r.frames)
+		for _, c := range r.controls {
+			fmt.Fprintf(&text, " %d, %d, %d |", c.answered, c.reached, c.dropped)
+		}
+		text.WriteByte('\n')
+		if !strings.Contains(string(documented), begin) {
+			t.Errorf("docs/hostile-pod.md has no row for %q", class)
+		}
+	}
+	t.Logf("class, frames, and of these answered, reaching IP, and dropped by the kernel anyway, with rp_filter 0, 1 and 2:\n%s", text.String())
+	for _, class := range classes {
+		if dropped := table[class].dropped; len(dropped) > 0 {
+			t.Logf("dropped by the kernel anyway, with rp_filter 0: %s: %s", class, strings.Join(dropped, "; "))
+		}
+	}
+}
