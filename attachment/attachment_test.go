@@ -193,6 +193,25 @@ func TestCollect(t *testing.T) {
 	n.want("with nothing valid", map[string][]string{})
 }
 
+// TestEvict: what the agent has seen in the set of all pods may have become an attachment's, or may have ended, since.
+func TestEvict(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	e := n.add("c1", "weir")
+	stray, over := netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("203.0.113.10")
+	n.must(ipset.Apply(ipset.Change{Set: conf.PodsSet, Entry: ipset.Entry{Prefix: netip.PrefixFrom(stray, 32)}}))
+	evicted, err := Evict([]netip.Addr{e.Addresses[0].Addr, stray, over})
+	if err != nil || !slices.Equal(evicted, []netip.Addr{stray}) {
+		t.Errorf("evicted: %v, %v", evicted, err)
+	}
+	if in, err := n.sets.Has(conf.PodsSet, stray); in || err != nil {
+		t.Errorf("the stray is in the set: %v, %v", in, err)
+	}
+	n.want("evicted", map[string][]string{"c1": whole})
+}
+
 // TestLostRecords: what is there without a record is nobody's, unless the runtime says that it is somebody's.
 func TestLostRecords(t *testing.T) {
 	if !nodetest.Isolated(t) {

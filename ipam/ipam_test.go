@@ -460,3 +460,28 @@ func randomRanges(rnd *rand.Rand) []conf.Range {
 	rnd.Shuffle(len(ranges), func(i, j int) { ranges[i], ranges[j] = ranges[j], ranges[i] })
 	return ranges
 }
+
+// TestTakeLeavesAddressesOfRecordsThatCantBeRead: whose pods may run.
+func TestTakeLeavesAddressesOfRecordsThatCantBeRead(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	held := netip.MustParseAddr(reserve(t, "c1:eth0", newRange(1, 9)))
+	if err := os.MkdirAll("/run/weir/endpoints", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	record := "/run/weir/endpoints/c1:eth0.json"
+	if err := os.WriteFile(record, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var other *HeldError
+	if err := Take("c2:eth0", held); !errors.As(err, &other) {
+		t.Errorf("%v, want a HeldError", err)
+	}
+	if err := os.Remove(record); err != nil {
+		t.Fatal(err)
+	}
+	if err := Take("c2:eth0", held); err != nil {
+		t.Errorf("of a record that is gone: %v", err)
+	}
+}

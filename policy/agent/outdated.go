@@ -11,9 +11,10 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// outdated says what is wrong with an attachment whose plugin was told something else than the agent knows by now: the runtime's
-// network configuration is of a former life of the node, as after its Node was made anew with other podCIDRs. Its address
-// may then be another node's, and no way leads to it. Empty if all is well, or nothing is known to the contrary.
+// outdated says what is wrong with an attachment whose plugin was told something else than the agent knows by now:
+// the runtime's network configuration is of a former life of the node, as after its Node was made anew with other
+// podCIDRs. Its address may then be another node's, and no way leads to it. Empty if all is well, or nothing is known
+// to the contrary.
 func (a *agent) outdated(e endpoint.Endpoint) string {
 	if !a.primary(e) {
 		return ""
@@ -42,16 +43,19 @@ func (a *agent) outdated(e endpoint.Endpoint) string {
 // misplaced says which of the attachment's addresses aren't within the podCIDRs of this node.
 func (a *agent) misplaced(e endpoint.Endpoint) string {
 	cidrs := a.podCIDRs()
+	if len(cidrs) == 0 || !a.primary(e) {
+		return ""
+	}
 	for _, addr := range e.Addresses {
-		if len(cidrs) > 0 && a.primary(e) && !slices.ContainsFunc(cidrs, func(p netip.Prefix) bool { return p.Contains(addr.Addr) }) {
+		if !slices.ContainsFunc(cidrs, func(p netip.Prefix) bool { return p.Contains(addr.Addr) }) {
 			return fmt.Sprintf("the pod's address %s is outside of this node's podCIDRs %s", addr.Addr, cidrs)
 		}
 	}
 	return ""
 }
 
-// primary says of an attachment that its network is the cluster's: weir made it, and it is the one that every pod has. A pod's
-// second interface may have any address.
+// primary says of an attachment that its network is the cluster's: weir made it, and it is the one that every pod
+// has. A pod's second interface may have any address.
 func (a *agent) primary(e endpoint.Endpoint) bool {
 	return !e.Chained && (e.IfName == "eth0" || e.Network == conf.Network)
 }
@@ -74,14 +78,15 @@ func (a *agent) whyOutdated(what string) string {
 		return what + ": the network configuration is out of date; correct its ranges"
 	}
 	if err := a.faults.now[partNodes]; err != nil {
-		return fmt.Sprintf("%s: the network configuration %s is out of date, and can't be written anew: %v", what, a.Node.Conflist, err)
+		return fmt.Sprintf("%s: the network configuration %s is out of date, and can't be written anew: %v",
+			what, a.Node.Conflist, err)
 	}
-	return fmt.Sprintf("%s: the runtime goes by a network configuration that is out of date. The present one is in %s; should this go on, "+
-		"restart the runtime, and look for another configuration in that directory", what, a.Node.Conflist)
+	return fmt.Sprintf("%s: the runtime goes by a network configuration that is out of date. The present one is in %s; "+
+		"should this go on, restart the runtime, and look for another configuration in that directory", what, a.Node.Conflist)
 }
 
-// renewConflist writes the runtime's configuration before an attachment that was made by another is refused, so that the next
-// try goes by it.
+// renewConflist writes the runtime's configuration before an attachment that was made by another is refused, so that
+// the next try goes by it.
 func (a *agent) renewConflist() {
 	needed := func(e *enrolment) bool {
 		ep, ok := a.endpoints[e.id]
@@ -94,7 +99,8 @@ func (a *agent) renewConflist() {
 	}
 }
 
-// misplacedPods are problems of pods that run with addresses from before a change of the Node's podCIDRs. They go on as they are.
+// misplacedPods are problems of pods that run with addresses from before a change of the Node's podCIDRs. They go on
+// as they are.
 func (a *agent) misplacedPods() []policy.Problem {
 	var problems []policy.Problem
 	for id, e := range a.endpoints {
@@ -104,7 +110,8 @@ func (a *agent) misplacedPods() []policy.Problem {
 		}
 		problems = append(problems, policy.Problem{
 			Object: "Pod " + e.Pod.String(), Field: "status.podIPs",
-			Message: why + ": no way leads there from other nodes; once it is deleted, the pod that replaces it gets one of these",
+			Message: why + ": no way leads there from other nodes; " +
+				"once it is deleted, the pod that replaces it gets one of these",
 		})
 	}
 	return problems

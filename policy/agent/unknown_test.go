@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestWhatIsUnknown is the table of all that the agent reads of the node, and of how reading it fails. Each time the node isn't
-// ready, the status says why, no pod is let in, and the agent goes on trying until it can read it again.
+// TestWhatIsUnknown is the table of all that the agent reads of the node, and of how reading it fails. Each time the
+// node isn't ready, the status says why, no pod is let in, and the agent goes on trying until it can read it again.
 func TestWhatIsUnknown(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -93,7 +93,8 @@ func TestWhatIsUnknown(t *testing.T) {
 	}
 }
 
-// TestConnectionsThatAreUnknown: a walk through the connections fails, for the kernel doesn't tell of them, or can't mark one.
+// TestConnectionsThatAreUnknown: a walk through the connections fails, for the kernel doesn't tell of them, or can't
+// mark one.
 func TestConnectionsThatAreUnknown(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

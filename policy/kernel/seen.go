@@ -54,8 +54,8 @@ func sum(rules []seen) string {
 // nfFamilies are the families' numbers in nf_tables.
 var nfFamilies = [len(conf.Families)]uint8{conf.IPv4: unix.NFPROTO_IPV4, conf.IPv6: unix.NFPROTO_IPV6}
 
-// exists says whether the kernel has the family's table, and whether that is switched off. Asking iptables would make the table in passing (legacy), or
-// show one that isn't there as empty (nft).
+// exists says whether the kernel has the family's table, and whether that is switched off. Asking iptables would make
+// the table in passing (legacy), or show one that isn't there as empty (nft).
 //
 // Equivalent to: nft list tables ip | grep 'ip TABLE$'; grep '^TABLE$' /proc/net/ip_tables_names (ip6 for IPv6)
 func (f Flavour) exists(family conf.Family, name string) (there, dormant bool, err error) {
@@ -179,8 +179,8 @@ func targetOf(immediate []byte) string {
 	return chain
 }
 
-// deleteCopies leaves one of weir's rules to each chain in a built-in chain of a table that iptables can't print: the first,
-// which is in its place.
+// deleteCopies leaves one of weir's rules to each chain in a built-in chain of a table that iptables can't print: the
+// first, which is in its place.
 //
 // Equivalent to: nft delete rule ip TABLE CHAIN handle HANDLE (ip6 for IPv6)
 func deleteCopies(f conf.Family, name string) error {

@@ -28,8 +28,8 @@ func quoted(all []string) []string {
 	return q
 }
 
-// clustered is a node with an agent that knows its Node and writes the runtime's configuration, and a runtime that goes by
-// another: of a former life, in which this node had the podCIDR that the other has now.
+// clustered is a node with an agent that knows its Node and writes the runtime's configuration, and a runtime that
+// goes by another: of a former life, in which this node had the podCIDR that the other has now.
 func clustered(t *testing.T, former nodetest.Conf, own ...string) (n, stale *nodetest.Node) {
 	t.Helper()
 	stale = nodetest.NewNode(t, former)
@@ -48,8 +48,8 @@ func clustered(t *testing.T, former nodetest.Conf, own ...string) (n, stale *nod
 
 func conflist(n *nodetest.Node) string { return filepath.Join(n.ConfDir, "10-weir.conflist") }
 
-// TestAConfigurationOfAFormerLife: the runtime goes by a configuration that isn't this node's any more. ADD is refused, with the
-// reason, and the present configuration is written by then.
+// TestAConfigurationOfAFormerLife: the runtime goes by a configuration that isn't this node's any more. ADD is
+// refused, with the reason, and the present configuration is written by then.
 func TestAConfigurationOfAFormerLife(t *testing.T) {
 	good := []any{nodetest.Conf{"subnet": "10.99.7.0/24"}}
 	for name, tc := range map[string]struct {

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestADeletionOnItsWayIsLeftToIt: the agent takes away what is left of pods that no DEL is called for. A DEL that is still
-// at it ends its attachment itself, however long it takes.
+// TestADeletionOnItsWayIsLeftToIt: the agent takes away what is left of pods that no DEL is called for. A DEL that is
+// still at it ends its attachment itself, however long it takes.
 func TestADeletionOnItsWayIsLeftToIt(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

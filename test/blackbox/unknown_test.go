@@ -83,8 +83,8 @@ func stays(n *nodetest.Node, within time.Duration, f func() error) {
 	}
 }
 
-// TestATableThatIptablesCantPrint: somebody's rule in the nat table makes iptables-save fail. What weir has in mangle is
-// put right all the same when somebody takes it away, and no pod starts while a table is unknown.
+// TestATableThatIptablesCantPrint: somebody's rule in the nat table makes iptables-save fail. What weir has in mangle
+// is put right all the same when somebody takes it away, and no pod starts while a table is unknown.
 func TestATableThatIptablesCantPrint(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -107,8 +107,8 @@ func TestATableThatIptablesCantPrint(t *testing.T) {
 	well(n)
 }
 
-// TestATableThatIptablesCallsIncompatible: somebody's rule of nft's in mangle FORWARD makes iptables-save print nothing of the
-// table, and succeed. That is no empty table.
+// TestATableThatIptablesCallsIncompatible: somebody's rule of nft's in mangle FORWARD makes iptables-save print
+// nothing of the table, and succeed. That is no empty table.
 func TestATableThatIptablesCallsIncompatible(t *testing.T) {
 	for family, program := range map[string]string{"ip": "iptables", "ip6": "ip6tables"} {
 		t.Run(program, func(t *testing.T) {
@@ -171,8 +171,8 @@ func jumps(chain string, want int) error {
 	return nil
 }
 
-// withoutMatch gives programs that are started from now on an iptables that lacks the extension for a match: as of a rule
-// that somebody else's iptables has made. undo takes that back for one line of shell.
+// withoutMatch gives programs that are started from now on an iptables that lacks the extension for a match: as of a
+// rule that somebody else's iptables has made. undo takes that back for one line of shell.
 func withoutMatch(t *testing.T, match string) (undo string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -211,8 +211,8 @@ func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 	well(n)
 }
 
-// TestWhichIptablesIsUnknown: the rules that say which iptables the node uses can't be read. The agent doesn't choose the other
-// one for that.
+// TestWhichIptablesIsUnknown: the rules that say which iptables the node uses can't be read. The agent doesn't choose
+// the other one for that.
 func TestWhichIptablesIsUnknown(t *testing.T) {
 	t.Run("nft", func(t *testing.T) {
 		if !nodetest.IsolatedWithWeir(t) {
@@ -244,7 +244,8 @@ func TestWhichIptablesIsUnknown(t *testing.T) {
 	})
 }
 
-// TestAGuardThatCantBeMadeIsNotForgotten: what failed when all was looked at is not taken for well when the agent tries again.
+// TestAGuardThatCantBeMadeIsNotForgotten: what failed when all was looked at is not taken for well when the agent
+// tries again.
 func TestAGuardThatCantBeMadeIsNotForgotten(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -291,8 +292,8 @@ func TestATableThatIsSwitchedOff(t *testing.T) {
 	well(n)
 }
 
-// TestASetThatCantBeRead: a set under weir's name isn't of a type of weir's. Nothing is known of sets then, and weir's rule
-// gets back its place all the same.
+// TestASetThatCantBeRead: a set under weir's name isn't of a type of weir's. Nothing is known of sets then, and
+// weir's rule gets back its place all the same.
 func TestASetThatCantBeRead(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
