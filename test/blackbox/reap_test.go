@@ -49,6 +49,13 @@ func TestADeletionOnItsWayIsLeftToIt(t *testing.T) {
 	if err := unix.Kill(plugin, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	n.Eventually("DEL is stopped, and doesn't get the lock", func() error {
+		states := nodetest.Run(t, "sh", "-c", fmt.Sprintf("sed 's/.*) \\(.\\) .*/\\1/' /proc/%d/task/*/stat", plugin))
+		if strings.Trim(states, "T\n") != "" {
+			return fmt.Errorf("its threads are in the states %q", states)
+		}
+		return nil
+	})
 	if err := lock.Close(); err != nil {
 		t.Fatal(err)
 	}
