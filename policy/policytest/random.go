@@ -75,7 +75,7 @@ func State(r *rand.Rand) policy.State {
 		if i == 2 && r.IntN(10) == 0 {
 			break // pods may be told of before their namespace is
 		}
-		s.Namespaces = append(s.Namespaces, policy.Namespace{Name: name, Labels: labels(r)})
+		s.Namespaces = append(s.Namespaces, policy.Namespace{Name: name, Labels: labels(r), Unknown: unknown(r)})
 	}
 	if r.IntN(5) > 0 { // else there are none, as where manifests have none
 		s.Nodes = nodes(r, families)
@@ -130,7 +130,7 @@ func addPod(r *rand.Rand, s *policy.State, i int, families []conf.Family) {
 	if r.IntN(10) == 0 {
 		families = stack(r)
 	}
-	p := policy.Pod{Namespace: pick(r, namespaces), Name: fmt.Sprint("p", i), Labels: labels(r), HostNetwork: r.IntN(20) == 0, Finished: r.IntN(20) == 0}
+	p := policy.Pod{Namespace: pick(r, namespaces), Name: fmt.Sprint("p", i), Labels: labels(r), Unknown: unknown(r), HostNetwork: r.IntN(20) == 0, Finished: r.IntN(20) == 0}
 	p.UID = pick(r, []string{"", "one", "two"})
 	p.NodeName = here
 	elsewhere := r.IntN(4) == 0
@@ -302,6 +302,14 @@ func labels(r *rand.Rand) map[string]string {
 		}
 	}
 	return l
+}
+
+// unknown are keys of labels of which now and then nobody knows anything.
+func unknown(r *rand.Rand) []string {
+	if r.IntN(12) > 0 {
+		return nil
+	}
+	return []string{pick(r, keys)}
 }
 
 func selector(r *rand.Rand) *metav1.LabelSelector {
