@@ -68,6 +68,7 @@ func TestGateIsKept(t *testing.T) {
 	for _, change := range []string{
 		"delete table inet weir-tunnel", "flush chain inet weir-tunnel way", "add rule inet weir-tunnel input accept", "insert rule inet weir-tunnel tunnel accept",
 		"add chain inet weir-tunnel more", "add set inet weir-tunnel more { type ipv4_addr; }", "flush ruleset",
+		"add table inet weir-tunnel { flags dormant; }",
 		"add chain inet weir-tunnel input { type filter hook input priority -160; policy drop; }",
 	} {
 		nodetest.Run(t, "nft", strings.Fields(change)...)

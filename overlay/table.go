@@ -222,7 +222,8 @@ func readGate(conn *nftables.Conn, g Gate) (held, Traffic, error) {
 	if err != nil {
 		return nil, t, fmt.Errorf("list the inet family's tables: %w", err)
 	}
-	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == conf.TunnelTable }) {
+	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == conf.TunnelTable })
+	if i < 0 || tables[i].Flags != 0 { // a dormant table shows its rules, and no packet passes them
 		return nil, t, nil
 	}
 	stands, t, err := chainsStand(conn, g)

@@ -1,0 +1,215 @@
+package blackbox
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+func conflistMTU(c *nodetest.Cluster, n *nodetest.ClusterNode, want int) {
+	c.Helper()
+	c.Eventually(fmt.Sprintf("the MTU of pods of %s is %d", n.Name, want), func() error {
+		data, err := os.ReadFile(n.Conflist)
+		if err == nil && !strings.Contains(string(data), fmt.Sprintf(`"mtu": %d,`, want)) {
+			err = fmt.Errorf("the configuration is %s", data)
+		}
+		return err
+	})
+}
+
+func addressOnLo(c *nodetest.Cluster) {
+	for i := range c.Nodes {
+		for _, line := range []string{
+			"ip -n nI addr add 172.22.0.I/32 dev lo", "ip -n router route add 172.22.0.I/32 via 172.20.I.10",
+			"ip -n nI route replace default via 172.20.I.1 src 172.22.0.I",
+		} {
+			f := strings.Fields(strings.ReplaceAll(line, "I", fmt.Sprint(i+1)))
+			nodetest.Run(c, f[0], f[1:]...)
+		}
+	}
+}
+
+// TestMTUFollowsTheRoute: how large pods' packets may be comes from the routes to other nodes, and not from the link that
+// has the node's address; and it changes when they do.
+func TestMTUFollowsTheRoute(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	c := nodetest.NewCluster(t, 2)
+	addressOnLo(c)
+	nodes := nodeManifest("n1", 1, "172.22.0.1", "100.96.1.0/24") + nodeManifest("n2", 2, "172.22.0.2", "100.96.2.0/24")
+	c.Manifest("nodes.yaml", nodeManifest("n1", 1, "172.22.0.1", "100.96.1.0/24"))
+	c.Manifest("pods.yaml", labPods(2))
+	n := c.Nodes[0]
+	n.StartAgent()
+	conflistMTU(c, n, 1350) // there is no other node yet: by the default route
+	c.Manifest("nodes.yaml", nodes)
+	conflistMTU(c, n, 1350)
+	c.Nodes[1].StartAgent()
+	conflistMTU(c, c.Nodes[1], 1350)
+	p1, p2 := n.AddPod("lab", "p1"), c.Nodes[1].AddPod("lab", "p2")
+	c.Serve(p2.Netns, "tcp4", p2.IP+":80")
+	c.Eventually("p1 reaches p2", func() error { _, err := nodetest.Get(t, p1.Netns, p2.IP+":80"); return err })
+	// Another link, and two ways at once of which one is smaller.
+	for _, line := range []string{
+		"ip link add eth1 netns n1 mtu 1300 type veth peer name x1 mtu 1300 netns router", "ip -n router addr add 172.23.0.1/24 dev x1", "ip -n router link set x1 up",
+		"ip -n n1 addr add 172.23.0.10/24 dev eth1", "ip -n n1 link set eth1 up",
+		"ip -n n1 route add 172.22.0.2/32 nexthop via 172.20.1.1 nexthop via 172.23.0.1",
+	} {
+		f := strings.Fields(line)
+		nodetest.Run(t, f[0], f[1:]...)
+	}
+	conflistMTU(c, n, 1250)
+	nodetest.Run(t, "ip", "-n", "n1", "route", "replace", "172.22.0.2/32", "via", "172.20.1.1", "mtu", "1200")
+	conflistMTU(c, n, 1150)
+	nodetest.Run(t, "ip", "-n", "n1", "route", "del", "172.22.0.2/32")
+	conflistMTU(c, n, 1350)
+	c.Eventually("p1 reaches p2", func() error { _, err := nodetest.Get(t, p1.Netns, p2.IP+":80"); return err })
+}
+
+// TestNextHopOfTheOtherFamily: a node that is reached by an IPv6 router is in another subnet, in crossSubnet.
+func TestNextHopOfTheOtherFamily(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	c := nodetest.NewCluster(t, 2)
+	for i := 1; i <= 2; i++ {
+		nodetest.Run(t, "ip", "-n", fmt.Sprint("n", i), "route", "replace", "default", "via", "inet6", fmt.Sprintf("2001:db8:%d::1", i), "dev", "eth0")
+	}
+	c.Manifest("nodes.yaml", nodeManifest("n1", 1, node1, "100.96.1.0/24")+nodeManifest("n2", 2, node2, "100.96.2.0/24"))
+	c.Manifest("pods.yaml", labPods(2))
+	var pods []*nodetest.Pod
+	for i, n := range c.Nodes {
+		n.StartAgent("--encapsulation", "crossSubnet")
+		awaitConflist(c, n)
+		pods = append(pods, n.AddPod("lab", fmt.Sprint("p", i+1)))
+		c.Serve(pods[i].Netns, "tcp4", pods[i].IP+":80")
+	}
+	allReach(c, pods, "crossSubnet")
+}
+
+// TestOverlayPortAndVNI: where another overlay has VXLAN's port or weir's number, weir takes others, and its rules follow.
+func TestOverlayPortAndVNI(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	c := nodetest.NewCluster(t, 2)
+	c.Manifest("nodes.yaml", honestNodes(2, 0))
+	c.Manifest("pods.yaml", labPods(2))
+	var pods []*nodetest.Pod
+	for i, n := range c.Nodes {
+		n.Run("ip", "link", "add", "swarm", "type", "vxlan", "id", "88", "local", fmt.Sprintf("172.20.%d.10", i+1), "dstport", "4789")
+		n.StartAgent("--overlay-port", "4790", "--overlay-vni", "99")
+		awaitConflist(c, n)
+		pods = append(pods, n.AddPod("lab", fmt.Sprint("p", i+1)))
+		c.Serve(pods[i].Netns, "tcp4", pods[i].IP+":80")
+	}
+	allReach(c, pods, "another port and number")
+	heard := nodetest.Sniff(t, nodetest.RouterNS, "r1")
+	sendUDP(t, pods[0].Netns, "198.51.100.9:4790", []byte("to weir's port"))
+	sendUDP(t, pods[0].Netns, node2+":4790", []byte("to weir's port"))
+	sendUDP(t, pods[0].Netns, "198.51.100.9:4789", []byte("to another's port"))
+	var passed int
+	for _, f := range heard.Frames(false, 300_000_000) {
+		if strings.Contains(string(f), "to weir's port") {
+			t.Errorf("a pod sends to the tunnels' port: %q", f)
+		}
+		if strings.Contains(string(f), "to another's port") {
+			passed++
+		}
+	}
+	if passed == 0 {
+		t.Error("a pod sends nothing to a port that no tunnel has")
+	}
+}
+
+// TestAnotherOverlayOnThePort: an overlay whose other end is no node goes on beside weir's on the same port.
+func TestAnotherOverlayOnThePort(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	c, _ := lab(t, 2)
+	for _, line := range []string{
+		"ip -n n1 link add swarm type vxlan id 4096 local 172.20.1.10 remote 172.20.1.1 dstport 4789", "ip -n n1 addr add 10.99.0.1/24 dev swarm", "ip -n n1 link set swarm up",
+		"ip -n router link add swarm type vxlan id 4096 local 172.20.1.1 remote 172.20.1.10 dstport 4789", "ip -n router addr add 10.99.0.2/24 dev swarm", "ip -n router link set swarm up",
+	} {
+		f := strings.Fields(line)
+		nodetest.Run(t, f[0], f[1:]...)
+	}
+	c.Serve(c.Nodes[0].Netns, "tcp4", "10.99.0.1:80")
+	c.Eventually("the other overlay goes on", func() error { _, err := nodetest.Get(t, nodetest.RouterNS, "10.99.0.1:80"); return err })
+}
+
+// TestAHostFirewallByState: a firewall of the host that accepts the tunnels' port by connection state drops tunnels, which
+// aren't tracked, and the status says so.
+func TestAHostFirewallByState(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	c, pods := lab(t, 2)
+	n := c.Nodes[1]
+	c.Serve(pods[1].Netns, "tcp4", pods[1].IP+":80")
+	c.Eventually("p1 reaches p2", func() error { _, err := nodetest.Get(t, pods[0].Netns, pods[1].IP+":80"); return err })
+	n.Run("sh", "-c", "iptables -A INPUT -i eth0 -p udp --dport 4789 -m conntrack --ctstate NEW,ESTABLISHED -j ACCEPT && iptables -A INPUT -i eth0 -j DROP")
+	blocked := func(want bool) func() error {
+		return func() error {
+			_, _ = nodetest.Get(t, pods[0].Netns, pods[1].IP+":80")
+			out, err := n.Ctl("status")
+			if strings.Contains(out, "host firewall") != want {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			return nil
+		}
+	}
+	c.Eventually("the status tells of the firewall", blocked(true))
+	n.Run("iptables", "-I", "INPUT", "-p", "udp", "--dport", "4789", "-j", "ACCEPT")
+	c.Eventually("the status no longer tells of it", blocked(false))
+}
+
+// TestClusterCIDR: with it no Node takes networks beyond the cluster's.
+func TestClusterCIDR(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	c := nodetest.NewCluster(t, 1)
+	c.Manifest("nodes.yaml", honestNodes(1, 0)+nodeManifest("n2", 2, node2, "198.51.100.0/24"))
+	n := c.Nodes[0]
+	n.StartAgent("--cluster-cidr", "100.96.0.0/11,fd00:96::/32")
+	awaitConflist(c, n)
+	if out := n.Run("ip", "route"); strings.Contains(out, "198.51.100.") {
+		t.Errorf("n2 has taken a network beyond the cluster's:\n%s", out)
+	}
+	if out, _ := n.Ctl("status"); !strings.Contains(out, "198.51.100.0/24") {
+		t.Errorf("nothing is said of it:\n%s", out)
+	}
+}
+
+// TestTheGateIsRepaired: what somebody changes in the rules for tunnels is put right.
+func TestTheGateIsRepaired(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	c, pods := lab(t, 2)
+	n := c.Nodes[1]
+	whole := n.Run("nft", "-s", "list", "table", "inet", "weir-tunnel")
+	for _, change := range []string{
+		"flush chain inet weir-tunnel tunnel", "delete table inet weir-tunnel", "add table inet weir-tunnel { flags dormant; }", "flush ruleset",
+		"add element inet weir-tunnel nodes4 { 192.0.2.77 }",
+	} {
+		n.Run("nft", change)
+		c.Eventually("it is as before "+change, func() error {
+			out, err := n.Command("nft", "-s", "list", "table", "inet", "weir-tunnel").CombinedOutput()
+			if err == nil && string(out) != whole {
+				err = fmt.Errorf("it is\n%s", out)
+			}
+			return err
+		})
+	}
+	to := pods[1].IP
+	if arrives(t, pods[1].Netns, to+":9", func() { wire(t, 2, node1, node2, vxlanPort, inTunnel(t, vni, forged(t, "100.96.2.77", to, "forged"))) }, honest(t, to)) {
+		t.Error("a tunnel brings packets of pods that aren't of its node")
+	}
+}
