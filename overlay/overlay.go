@@ -248,8 +248,8 @@ func entry(n netlink.Neigh) string { return fmt.Sprint(n.Family, n.IP, n.Hardwar
 //
 // Equivalent to:
 //
-//	ip route replace NETWORK via VIA dev weir-vxlan onlink src GATEWAY proto 88
-//	ip route replace NETWORK via NODE proto 88                                   (without a tunnel)
+//	ip route add NETWORK via VIA dev weir-vxlan onlink src GATEWAY proto 88      (replace, where it is weir's already)
+//	ip route add NETWORK via NODE proto 88                                       (without a tunnel)
 func (o *Overlay) routes(tunnel netlink.Link, p Plan, refused refusals) error {
 	have, err := o.ownRoutes()
 	if err != nil {
@@ -263,15 +263,19 @@ func (o *Overlay) routes(tunnel netlink.Link, p Plan, refused refusals) error {
 		dst := &net.IPNet{IP: peer.Network.Addr().AsSlice(), Mask: net.CIDRMask(peer.Network.Bits(), peer.Network.Addr().BitLen())}
 		want[dst.String()] = true
 		r := &netlink.Route{Dst: dst, Protocol: conf.RouteProtocol, Gw: peer.Address.AsSlice()}
+		h, ok := have[dst.String()]
 		if !peer.Direct {
 			r.Gw, r.LinkIndex, r.Flags, r.Src = peer.Via().AsSlice(), tunnel.Attrs().Index, int(netlink.FLAG_ONLINK), p.gateway(peer.Network.Addr()).AsSlice()
-			h, ok := have[dst.String()]
 			if ok && h.LinkIndex == r.LinkIndex && h.Gw.Equal(r.Gw) && h.Src.Equal(r.Src) {
 				continue
 			}
 		}
 		// A route without a tunnel is made again each time: the link that its next hop is on may be another than before.
-		if err := o.h.RouteReplace(r); err != nil {
+		set := o.h.RouteReplace
+		if !ok { // one that is there is another's, such as that of a subnet on one of the node's links
+			set = o.h.RouteAdd
+		}
+		if err := set(r); err != nil {
 			refused[peer.Node] = fmt.Errorf("add the route to %s: %w", peer.Network, err)
 		}
 	}

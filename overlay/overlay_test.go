@@ -210,6 +210,32 @@ func TestOverlayBetweenSubnets(t *testing.T) {
 	}
 }
 
+// TestWhatTheKernelRefuses: one node's network is that of a link of this node's; the others are reached, and the link stays.
+func TestWhatTheKernelRefuses(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	overlays := zones(t)
+	nodetest.Run(t, "ip", "-n", "n1", "addr", "add", "10.5.0.1/24", "dev", "eth0")
+	nodes := []policy.Node{
+		node("n1", "172.20.1.10", "100.96.1.0/24"), node("n2", "172.20.2.10", "100.96.2.0/24"), node("n3", "172.20.3.10", "10.5.0.0/24"),
+	}
+	for name, o := range overlays {
+		for range 2 {
+			refused, err := o.Apply(planned(name, Always, nodes, o))
+			if err != nil || name == "n1" && (len(refused) != 1 || refused[0].Object != "Node n3") {
+				t.Fatalf("%s: refused %v, %v", name, refused, err)
+			}
+		}
+	}
+	if err := ask(t, "n1", "n2", 100); err != nil {
+		t.Errorf("n1 doesn't reach n2: %v", err)
+	}
+	if out := nodetest.Run(t, "ip", "-n", "n1", "route", "show", "10.5.0.0/24"); !strings.Contains(out, "dev eth0 proto kernel") {
+		t.Errorf("the route of the node's own link: %s", out)
+	}
+}
+
 // TestOverlayOfBothFamilies: packets of each go through tunnels over either; a node that leaves takes all of its own along,
 // and a node whose first address becomes one of the other family makes its tunnels anew.
 func TestOverlayOfBothFamilies(t *testing.T) {

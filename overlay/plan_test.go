@@ -178,6 +178,21 @@ func TestMAC(t *testing.T) {
 	}
 }
 
+// TestTwoAddressesWithOneMAC: of two nodes whose IPv6 addresses give one MAC, the one that came first keeps its tunnel.
+func TestTwoAddressesWithOneMAC(t *testing.T) {
+	seen := map[string]netip.Addr{}
+	a := netip.MustParseAddr("2001:db8:2::1")
+	for ; seen[MAC(a).String()] == (netip.Addr{}); a = a.Next() {
+		seen[MAC(a).String()] = a
+	}
+	first := seen[MAC(a).String()].String()
+	nodes := []policy.Node{node("self", "2001:db8:1::10", "fd00:96:1::/64"), node("z", first, "fd00:96:2::/64"), node("a", a.String(), "fd00:96:3::/64")}
+	plan := Compute("self", options(Always), nodes, paths{})
+	if len(plan.Peers) != 1 || plan.Peers[0].Node != "z" || len(plan.Problems) != 1 || plan.Problems[0].Object != "Node a" {
+		t.Errorf("peers %v, problems %v", plan.Peers, plan.Problems)
+	}
+}
+
 func TestParse(t *testing.T) {
 	for s, want := range map[string]Encapsulation{"": Always, "always": Always, "crossSubnet": CrossSubnet, "never": Never} {
 		if got, err := Parse(s); got != want || err != nil {

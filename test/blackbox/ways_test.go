@@ -77,7 +77,8 @@ func TestNextHopOfTheOtherFamily(t *testing.T) {
 	}
 	c := nodetest.NewCluster(t, 2)
 	for i := 1; i <= 2; i++ {
-		nodetest.Run(t, "ip", "-n", fmt.Sprint("n", i), "route", "replace", "default", "via", "inet6", fmt.Sprintf("2001:db8:%d::1", i), "dev", "eth0")
+		nodetest.Run(t, "ip", "-n", fmt.Sprint("n", i), "route", "del", "0.0.0.0/0")
+		nodetest.Run(t, "ip", "-n", fmt.Sprint("n", i), "route", "add", "0.0.0.0/0", "via", "inet6", fmt.Sprintf("2001:db8:%d::1", i), "dev", "eth0")
 	}
 	c.Manifest("nodes.yaml", nodeManifest("n1", 1, node1, "100.96.1.0/24")+nodeManifest("n2", 2, node2, "100.96.2.0/24"))
 	c.Manifest("pods.yaml", labPods(2))
@@ -87,6 +88,11 @@ func TestNextHopOfTheOtherFamily(t *testing.T) {
 		awaitConflist(c, n)
 		pods = append(pods, n.AddPod("lab", fmt.Sprint("p", i+1)))
 		c.Serve(pods[i].Netns, "tcp4", pods[i].IP+":80")
+	}
+	for _, n := range c.Nodes {
+		if out := n.Run("sh", "-c", "ip route show proto 88"); !strings.Contains(out, "dev weir-vxlan") {
+			t.Errorf("%s takes the other node for one in its subnet:\n%s", n.Name, out)
+		}
 	}
 	allReach(c, pods, "crossSubnet")
 }
