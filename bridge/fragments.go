@@ -132,7 +132,8 @@ func reassembly(nodeMemory uint64) []Property {
 	why := "incomplete datagrams leave room for others' fragments"
 	var all []Property
 	for _, family := range []struct{ time, memory string }{
-		{"ipv4/ipfrag_time", "ipv4/ipfrag_high_thresh"}, {"ipv6/ip6frag_time", "ipv6/ip6frag_high_thresh"},
+		{"ipv4/ipfrag_time", "ipv4/ipfrag_high_thresh"},
+		{"ipv6/ip6frag_time", "ipv6/ip6frag_high_thresh"},
 		{"netfilter/nf_conntrack_frag6_timeout", "netfilter/nf_conntrack_frag6_high_thresh"},
 	} {
 		all = append(all, Sysctl{Key: "net/" + family.time, Value: seconds, Bound: AtMost, IfThere: true, Why: why},
@@ -158,5 +159,5 @@ func NodeMemory() (uint64, error) {
 	if err := unix.Sysinfo(&node); err != nil {
 		return 0, fmt.Errorf("ask how much memory the node has: %w", err)
 	}
-	return uint64(node.Totalram) * uint64(node.Unit), nil
+	return node.Totalram * uint64(node.Unit), nil
 }

@@ -85,10 +85,16 @@ func TestProperties(t *testing.T) {
 		{"IPv4", Knowledge{Pods: []Pod{fourOnly(dualPod())}}, join(bridge, sysctls4, ofBridges, gateway4, port)},
 		{"both", Knowledge{Pods: []Pod{dualPod()}}, join(bridge, sysctls4, sysctls6, ofBridges, gateway4, gateway6, port, neighbour6)},
 		{"not judged yet", Knowledge{Pods: []Pod{closed}}, join(bridge, sysctls4, ofBridges, gateway4, strings.Replace(port[0], " up;", ";", 1), port[1:])},
-		{"a MAC that weir0 was seen with", Knowledge{Pods: []Pod{fourOnly(dualPod())}, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}},
-			join(strings.Replace(bridge, "0a:58:0a:58:00:01", "02:00:00:00:00:01", 1), sysctls4, ofBridges, gateway4, port)},
-		{"tunnels", Knowledge{Pods: []Pod{fourOnly(dualPod())}, Tunnels: []conf.Family{conf.IPv4, conf.IPv6}},
-			join(bridge, sysctls4, "sysctl -w net.ipv4.conf.weir-vxlan.forwarding=1", ofBridges, gateway4, port)},
+		{
+			"a MAC that weir0 was seen with",
+			Knowledge{Pods: []Pod{fourOnly(dualPod())}, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}},
+			join(strings.Replace(bridge, "0a:58:0a:58:00:01", "02:00:00:00:00:01", 1), sysctls4, ofBridges, gateway4, port),
+		},
+		{
+			"tunnels",
+			Knowledge{Pods: []Pod{fourOnly(dualPod())}, Tunnels: []conf.Family{conf.IPv4, conf.IPv6}},
+			join(bridge, sysctls4, "sysctl -w net.ipv4.conf.weir-vxlan.forwarding=1", ofBridges, gateway4, port),
+		},
 		{"behind another plugin", Knowledge{Filtered: []string{"cni0"}}, []string{"ip link set cni0 type bridge nf_call_iptables 1 nf_call_ip6tables 1"}},
 	} {
 		var got []string

@@ -227,7 +227,7 @@ func guardStands(conn *nftables.Conn) (bool, error) {
 			return false, nil
 		}
 		if err != nil {
-			return false, fmt.Errorf("list the rules of the guard's chain %s: %w", c.Chain.Name, err)
+			return false, fmt.Errorf("list the rules of the guard's chain %s: %w", c.Name, err)
 		}
 		if !slices.EqualFunc(have, c.rules, func(h *nftables.Rule, w guardRule) bool {
 			comment, _ := userdata.GetString(h.UserData, userdata.TypeComment)

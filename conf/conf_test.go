@@ -296,11 +296,15 @@ func TestIdentify(t *testing.T) {
 		{"nerdctl's", `{"K8S_POD_NAMESPACE": "lab", "K8S_POD_NAME": "a", "K8S_POD_UID": "u"}`, Args{}, Args{Namespace: "lab", Name: "a", UID: "u"}, 0, ""},
 		{
 			"labels", `{"labels": [{"key": "app", "value": "x"}, {"key": "io.kubernetes.pod.namespace", "value": "lab"}, {"key": "io.kubernetes.pod.name", "value": "a"}]}`,
-			Args{}, Args{Namespace: "lab", Name: "a"}, 0, "",
+			Args{},
+			Args{Namespace: "lab", Name: "a"},
+			0, "",
 		},
 		{
 			"labels as an object, and a key before them", `{"K8S_POD_NAME": "b", "labels": {"io.kubernetes.pod.namespace": "lab", "io.kubernetes.pod.name": "a", "io.kubernetes.pod.uid": "u"}}`,
-			Args{}, Args{Namespace: "lab", Name: "b", UID: "u"}, 0, "",
+			Args{},
+			Args{Namespace: "lab", Name: "b", UID: "u"},
+			0, "",
 		},
 		{"others' labels", `{"labels": 1}`, Args{Namespace: "ns-1", Name: "a"}, Args{Namespace: "ns-1", Name: "a"}, 0, ""},
 		{"nothing", `{}`, Args{}, Args{}, 4, "the runtime doesn't say which pod this is"},

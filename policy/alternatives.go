@@ -89,7 +89,7 @@ func (c *compiler) agreedRules(s side, a alternatives) []Rule {
 			continue
 		}
 		agreed = slices.DeleteFunc(agreed, func(r Rule) bool {
-			return !slices.ContainsFunc(rules, func(o Rule) bool { return r.matchesAs(o) })
+			return !slices.ContainsFunc(rules, r.matchesAs)
 		})
 	}
 	return agreed

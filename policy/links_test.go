@@ -75,9 +75,12 @@ func TestLoopback(t *testing.T) {
 		src  string
 		link policy.Link
 	}{
-		{"10.88.0.2", policy.Link{In: conf.Bridge}}, {"fd00:10:88::2", policy.Link{In: conf.Bridge}},
-		{"10.88.0.3", policy.Link{In: "veth1"}}, {"fd00:10:88::3", policy.Link{In: "veth1"}},
-		{"10.88.0.4", policy.Link{In: "cni0", Port: "veth2"}}, {"192.0.2.77", policy.Link{In: "cni0", Port: "veth2"}},
+		{"10.88.0.2", policy.Link{In: conf.Bridge}},
+		{"fd00:10:88::2", policy.Link{In: conf.Bridge}},
+		{"10.88.0.3", policy.Link{In: "veth1"}},
+		{"fd00:10:88::3", policy.Link{In: "veth1"}},
+		{"10.88.0.4", policy.Link{In: "cni0", Port: "veth2"}},
+		{"192.0.2.77", policy.Link{In: "cni0", Port: "veth2"}},
 	} {
 		p := policy.Packet{
 			In: tc.link.In, InPort: tc.link.Port, Src: netip.MustParseAddr(tc.src), Dst: netip.MustParseAddr("127.0.0.7"),

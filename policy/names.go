@@ -37,16 +37,17 @@ func (w Workload) read(name string) (n named, ok bool) {
 		return named{}, false
 	}
 	cut := len(base) == maxGenerated // or just as long as it may be
-	if w.Indexed {
+	switch {
+	case w.Indexed:
 		// podGenerateNameWithIndex (k8s.io/kubernetes/pkg/controller/job) cuts the job's name and keeps the index.
 		job, number, ok := cutLast(strings.TrimSuffix(base, "-"))
 		if _, isNumber := ordinal(number); !ok || !isNumber || !strings.HasSuffix(base, "-") {
 			return named{}, false
 		}
 		n.index, base = number, job
-	} else if strings.HasSuffix(base, "-") && !cut {
+	case strings.HasSuffix(base, "-") && !cut:
 		base = strings.TrimSuffix(base, "-")
-	} else if !cut {
+	case !cut:
 		return named{}, false
 	}
 	word := map[string]string{"Deployment": hashAlphabet, "CronJob": digits, "DeploymentConfig": digits}[w.Kind]

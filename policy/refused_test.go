@@ -52,27 +52,33 @@ func TestRefused(t *testing.T) {
 			"NetworkPolicy x/big: spec.ingress[0].ports[1]: the kernel refuses rules with -p sctp -m sctp --dport: why",
 		},
 		"a rule": {
-			policy.Refusal{Rule: "-p tcp -m tcp --dport 80 -j RETURN"}, "192.0.3.9>big:sctp:9 client>big:tcp:80", "192.0.3.9>big:tcp:80",
+			policy.Refusal{Rule: "-p tcp -m tcp --dport 80 -j RETURN"},
+			"192.0.3.9>big:sctp:9 client>big:tcp:80", "192.0.3.9>big:tcp:80",
 			"NetworkPolicy x/big: spec.ingress[0]: the kernel refuses the rule: why",
 		},
 		"a type of sets": {
-			policy.Refusal{Type: policy.HashNet}, "client>big:tcp:1 192.0.2.9>big:tcp:80", "192.0.2.9>big:tcp:1",
+			policy.Refusal{Type: policy.HashNet},
+			"client>big:tcp:1 192.0.2.9>big:tcp:80", "192.0.2.9>big:tcp:1",
 			"NetworkPolicy x/big: spec.ingress[1].from[1]: the kernel refuses sets of type hash:net: why",
 		},
 		"a set": {
-			policy.Refusal{Set: selector}, "192.0.2.9>big:tcp:1 client>big:tcp:80", "client>big:tcp:1",
+			policy.Refusal{Set: selector},
+			"192.0.2.9>big:tcp:1 client>big:tcp:80", "client>big:tcp:1",
 			"NetworkPolicy x/big: spec.ingress[1].from[0]: the kernel refuses the set " + selector + ": why",
 		},
 		"an entry": {
-			policy.Refusal{Set: block, Element: element("192.0.2.0/24")}, "client>big:tcp:1", "192.0.2.9>big:tcp:1",
+			policy.Refusal{Set: block, Element: element("192.0.2.0/24")},
+			"client>big:tcp:1", "192.0.2.9>big:tcp:1",
 			"NetworkPolicy x/big: spec.ingress[1].from[1]: the kernel refuses 192.0.2.0/24 in the set " + block + ": why",
 		},
 		"the set of a class": {
-			policy.Refusal{Set: class}, "", "client>big:tcp:1 client>big:tcp:80",
+			policy.Refusal{Set: class},
+			"", "client>big:tcp:1 client>big:tcp:80",
 			"NetworkPolicy x/big: spec.ingress: the kernel refuses the set " + class + ": why; what the policy lets through is closed",
 		},
 		"a pod in its class": {
-			policy.Refusal{Set: pods, Element: element("10.88.0.4/32")}, "", "client>big:tcp:1 client>big:tcp:80",
+			policy.Refusal{Set: pods, Element: element("10.88.0.4/32")},
+			"", "client>big:tcp:1 client>big:tcp:80",
 			"Pod x/big: status.podIPs: the kernel refuses 10.88.0.4 in the set " + class + ": why; the pod is closed",
 		},
 	} {

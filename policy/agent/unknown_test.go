@@ -37,17 +37,27 @@ func TestWhatIsUnknown(t *testing.T) {
 		what, unknown, known string // what makes it unknown, and known again
 		part, says           string
 	}{
-		{"a table, as iptables-save fails", `echo 'echo no >&2; exit 1' >/run/iptables-nft-save`, `rm /run/iptables-nft-save`,
-			"kernel", "table mangle of iptables-nft can't be read: iptables-nft-save -t mangle: exit status 1: no"},
-		{"a table, as iptables-save prints nothing and succeeds", `echo 'exit 0' >/run/iptables-nft-save`, `rm /run/iptables-nft-save`,
-			"kernel", "table filter of iptables-nft can't be read"},
-		{"a table, of which iptables-save prints a part and succeeds",
+		{
+			"a table, as iptables-save fails", `echo 'echo no >&2; exit 1' >/run/iptables-nft-save`, `rm /run/iptables-nft-save`,
+			"kernel", "table mangle of iptables-nft can't be read: iptables-nft-save -t mangle: exit status 1: no",
+		},
+		{
+			"a table, as iptables-save prints nothing and succeeds", `echo 'exit 0' >/run/iptables-nft-save`, `rm /run/iptables-nft-save`,
+			"kernel", "table filter of iptables-nft can't be read",
+		},
+		{
+			"a table, of which iptables-save prints a part and succeeds",
 			`echo 'echo "*$2"; echo ":FORWARD ACCEPT [0:0]"; exit 0' >/run/iptables-nft-save`, `rm /run/iptables-nft-save`,
-			"kernel", "table nat of iptables-nft can't be read"},
-		{"the sets, one of which isn't of a type of weir's", `ipset create x hash:ip; ipset create y list:set; ipset add y x; ipset rename y weir-x`,
-			`ipset destroy weir-x; ipset destroy x`, "kernel", "list ipset weir-x"},
-		{"the spoof guard", `nft 'delete table bridge weir; add table bridge weir; add set bridge weir senders4 { type ipv4_addr; }'`,
-			`nft delete table bridge weir`, "kernel", "bridge weir"},
+			"kernel", "table nat of iptables-nft can't be read",
+		},
+		{
+			"the sets, one of which isn't of a type of weir's", `ipset create x hash:ip; ipset create y list:set; ipset add y x; ipset rename y weir-x`,
+			`ipset destroy weir-x; ipset destroy x`, "kernel", "list ipset weir-x",
+		},
+		{
+			"the spoof guard", `nft 'delete table bridge weir; add table bridge weir; add set bridge weir senders4 { type ipv4_addr; }'`,
+			`nft delete table bridge weir`, "kernel", "bridge weir",
+		},
 	} {
 		t.Run(tc.what, func(t *testing.T) {
 			sh(tc.unknown)

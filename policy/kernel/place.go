@@ -59,7 +59,6 @@ var logs = []string{"LOG", "NFLOG", "ULOG"}
 // comment is no condition. It reads rules as iptables-save prints them.
 func unconditional(rule string) (verb, target string, ok bool) {
 	if rest, has := strings.CutPrefix(rule, "-m comment --comment "); has {
-		rule = rest
 		if quoted, has := strings.CutPrefix(rest, `"`); has {
 			rule = strings.ReplaceAll(quoted, `\"`, "")
 			_, rule, _ = strings.Cut(rule, `"`)

@@ -45,8 +45,9 @@ func fieldsOf(t reflect.Type) map[string]bool {
 	return all
 }
 
-// readMeta reads the metadata, whose own field is path. namespaced says whether objects of the kind are in one.
-func (o object) readMeta(raw stdjson.RawMessage, path string, namespaced bool) meta {
+// readMeta reads the metadata. namespaced says whether objects of the kind are in a namespace.
+func (o object) readMeta(raw stdjson.RawMessage, namespaced bool) meta {
+	const path = "metadata"
 	m := meta{namespace: o.namespace}
 	if m.namespace == "" {
 		m.namespace = metav1.NamespaceDefault // as kubectl does

@@ -15,7 +15,7 @@ import (
 )
 
 func (c *content) addNamespace(o object) {
-	m := o.readMeta(o.raw["metadata"], "metadata", false)
+	m := o.readMeta(o.raw["metadata"], false)
 	e := entry{where: o.where, object: "Namespace " + m.name}
 	defer func() { c.entries = append(c.entries, e) }()
 	if len(m.wrongName) == 0 && len(validation.IsDNS1123Label(m.name)) > 0 {
@@ -51,7 +51,7 @@ func whole(o object) stdjson.RawMessage {
 }
 
 func (c *content) addNode(o object) {
-	m := o.readMeta(o.raw["metadata"], "metadata", false)
+	m := o.readMeta(o.raw["metadata"], false)
 	e := entry{where: o.where, object: "Node " + m.name}
 	defer func() { c.entries = append(c.entries, e) }()
 	var node corev1.Node
@@ -78,7 +78,7 @@ func complaints(problems []policy.Problem) []complaint {
 }
 
 func (c *content) addPod(o object) {
-	m := o.readMeta(o.raw["metadata"], "metadata", true)
+	m := o.readMeta(o.raw["metadata"], true)
 	e := entry{where: o.where, object: "Pod " + m.namespace + "/" + m.name}
 	defer func() { c.entries = append(c.entries, e) }()
 	if len(m.wrongName)+len(m.wrongNamespace) > 0 || m.unreadable() {

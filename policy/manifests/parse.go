@@ -129,12 +129,12 @@ func (c *content) add(o object) {
 	case isWorkload(o):
 		c.addWorkload(o)
 	case objects.IsPolicy(o.group(), o.kind):
-		m := o.readMeta(o.raw["metadata"], "metadata", true)
+		m := o.readMeta(o.raw["metadata"], true)
 		e := entry{where: o.where, object: o.kind + " " + m.namespace + "/" + m.name}
 		e.unenforced = &policy.Unenforced{Kind: o.kind + "." + o.group(), Where: e.object, Count: 1}
 		c.entries = append(c.entries, e)
 	default:
-		m := o.readMeta(o.raw["metadata"], "metadata", true)
+		m := o.readMeta(o.raw["metadata"], true)
 		c.entries = append(c.entries, entry{where: o.where, object: o.kind + " " + m.name, fault: other})
 	}
 }
@@ -146,10 +146,10 @@ func couldBePolicy(o object) bool {
 		"Ingress", "IngressClass", "IPAddress", "ServiceCIDR", "ClusterCIDR", "Deployment", "DaemonSet", "ReplicaSet", "PodSecurityPolicy",
 		"Scale", "DeploymentRollback", "ReplicationControllerDummy", "ThirdPartyResource",
 	}
-	switch group := o.group(); {
-	case group == "networking.k8s.io" || group == "extensions":
+	switch o.group() {
+	case "networking.k8s.io", "extensions":
 		return !slices.Contains(others, strings.TrimSuffix(o.kind, "List"))
-	case group == "":
+	case "":
 		return strings.EqualFold(o.kind, "NetworkPolicy")
 	}
 	return false

@@ -30,7 +30,7 @@ type policyReader struct {
 // them and lets nothing through. If it isn't known which these are, all of its namespace's.
 func (c *content) addPolicy(o object) {
 	r := policyReader{object: o}
-	m := o.readMeta(o.raw["metadata"], "metadata", true)
+	m := o.readMeta(o.raw["metadata"], true)
 	r.np.Name, r.np.Namespace = m.name, m.namespace
 	if len(m.wrongName) > 0 {
 		r.wrong = append(r.wrong, m.wrongName...)

@@ -36,7 +36,8 @@ const maxNesting = 10
 // unfold takes the object out of the Lists and Templates that it is wrapped in. What can't be unfolded is returned as an
 // object whose kind is that of the wrapper, with the reason.
 func unfold(o object, depth int) (all []object, err error) {
-	items, field := stdjson.RawMessage(nil), ""
+	var items stdjson.RawMessage
+	var field string
 	switch {
 	case depth > maxNesting:
 		return nil, fmt.Errorf("%s: Lists are nested too deep", o.where)

@@ -33,7 +33,7 @@ type workloadSpec struct {
 
 // addWorkload reads what makes pods. One that can't be read leaves its pods unknown, and thereby closed.
 func (c *content) addWorkload(o object) {
-	m := o.readMeta(o.raw["metadata"], "metadata", true)
+	m := o.readMeta(o.raw["metadata"], true)
 	e := entry{where: o.where, object: o.kind + " " + m.namespace + "/" + m.name}
 	defer func() { c.entries = append(c.entries, e) }()
 	if len(m.wrongName)+len(m.wrongNamespace) > 0 {
@@ -61,7 +61,7 @@ func (c *content) addWorkload(o object) {
 	}
 	path += ".template"
 	in := object{namespace: m.namespace, labels: o.labels, twice: below(o.twice, path)}
-	of := in.readMeta(s.Template.Metadata, "metadata", false)
+	of := in.readMeta(s.Template.Metadata, false)
 	of.wrongName, of.name = nil, ""
 	wrong := under(path, of.wrongLabels)
 	if of.unreadable() {

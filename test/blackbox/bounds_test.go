@@ -33,7 +33,7 @@ spec:
 // TestNamespacesWithManySelectors: 17 namespaces whose policies have 4,000 selectors each want more sets than a kernel has.
 // Another namespace's pods start and are judged as if they were alone, and a change of its policies holds.
 func TestNamespacesWithManySelectors(t *testing.T) {
-	testGreedy(t, func(namespace, policy int) string {
+	testGreedy(t, func(policy int) string {
 		var peers []string
 		for i := range 1000 {
 			peers = append(peers, fmt.Sprintf(`{podSelector: {matchLabels: {n: "%d"}}}`, 1000*policy+i))
@@ -44,7 +44,7 @@ func TestNamespacesWithManySelectors(t *testing.T) {
 
 // TestNamespacesWithManyRules is the same with few sets and 4,000 rules of iptables for each namespace.
 func TestNamespacesWithManyRules(t *testing.T) {
-	testGreedy(t, func(namespace, policy int) string {
+	testGreedy(t, func(policy int) string {
 		var peers, ports []string
 		for i := range 10 {
 			peers = append(peers, fmt.Sprintf(`{podSelector: {matchLabels: {n: "%d"}}}`, i))
@@ -56,7 +56,7 @@ func TestNamespacesWithManyRules(t *testing.T) {
 	})
 }
 
-func testGreedy(t *testing.T, spec func(namespace, policy int) string) {
+func testGreedy(t *testing.T, spec func(policy int) string) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
@@ -69,7 +69,7 @@ func testGreedy(t *testing.T, spec func(namespace, policy int) string) {
 		n.Manifest(ns+".yaml", fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: %s}\n", ns))
 		for k := range 4 {
 			fmt.Fprintf(&policies, "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: np-%d, namespace: %s}\nspec: %s\n",
-				k, ns, spec(i, k))
+				k, ns, spec(k))
 		}
 	}
 	n.StartAgent()

@@ -226,8 +226,10 @@ func TestNodePortsComeBack(t *testing.T) {
 		{"port", "bridge link set dev " + port + " learning on flood on", "bridge -d link show dev " + port + " | grep 'learning off.* flood off'"},
 		{"port", "bridge link set dev " + port + " state 0", "bridge link show dev " + port + " | grep 'state forwarding'"},
 		{"port", "ip link set " + port + " mtu 1000", "ip link show " + port + " | grep 'mtu 1500'"},
-		{"forwarding", "for mac in $(bridge fdb show dev " + port + " | grep '^0a:58.* static' | cut -d' ' -f1); do bridge fdb del $mac dev " + port + " master; done",
-			"bridge fdb show dev " + port + " | grep '^0a:58.* static'"},
+		{
+			"forwarding", "for mac in $(bridge fdb show dev " + port + " | grep '^0a:58.* static' | cut -d' ' -f1); do bridge fdb del $mac dev " + port + " master; done",
+			"bridge fdb show dev " + port + " | grep '^0a:58.* static'",
+		},
 	})
 }
 

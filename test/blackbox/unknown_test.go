@@ -165,8 +165,11 @@ func TestATableThatIptablesCallsIncompatible(t *testing.T) {
 // jumps says whether that many rules in the chain lead to weir's.
 func jumps(chain string, want int) error {
 	out, err := exec.Command("sh", "-c", "nft list chain "+chain).CombinedOutput()
-	if got := strings.Count(string(out), "jump WEIR-"); got != want || err != nil {
-		return fmt.Errorf("%v: %d rules lead to weir's, want %d:\n%s", err, got, want, out)
+	if err != nil {
+		return fmt.Errorf("list chain %s: %w: %s", chain, err, out)
+	}
+	if got := strings.Count(string(out), "jump WEIR-"); got != want {
+		return fmt.Errorf("%d rules lead to weir's, want %d:\n%s", got, want, out)
 	}
 	return nil
 }
