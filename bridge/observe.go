@@ -20,8 +20,8 @@ import (
 // ErrUnknown says that a property couldn't be read. It then counts neither as right nor as wrong.
 var ErrUnknown = errors.New("it can't be read")
 
-// Observed is what the kernel was found to hold of the things that properties speak of. What couldn't be read is an error
-// in its place, and every property that needs it is unknown.
+// Observed is what the kernel was found to hold of the things that properties speak of. What couldn't be read is an
+// error in its place, and every property that needs it is unknown.
 type Observed struct {
 	Links      map[string]Link
 	Addresses  map[int][]netip.Prefix               // by link
@@ -46,8 +46,8 @@ type Link struct {
 	Peer, PeerNS  int // of a pair: the other end's index, and the number that the node has for its namespace
 	MTU           int
 	MAC           net.HardwareAddr
-	Up, Carrier   bool
-	Running       bool // the kernel has taken note of the carrier (RFC 2863: ifOperStatus is up)
+	Up            bool
+	Running       bool // it has a carrier, and the kernel has taken note of that (RFC 2863: ifOperStatus is up)
 	NoARP         bool
 	Bridge        map[uint16]uint16 // IFLA_BR_*: those whose value fits
 	Port          map[uint16]uint16 // IFLA_BRPORT_*: the same
@@ -71,7 +71,8 @@ type RouteSeen struct {
 // Equivalent to: ip -d link; ip addr; ip neigh; bridge fdb; ip route show table all; ip -6 route show table all
 func Observe(h netlinksafe.Handle) *Observed {
 	o := &Observed{
-		Links: map[string]Link{}, Addresses: map[int][]netip.Prefix{}, Fresh: map[netip.Addr]bool{}, Learned: map[netip.Addr]bool{},
+		Links: map[string]Link{}, Addresses: map[int][]netip.Prefix{},
+		Fresh: map[netip.Addr]bool{}, Learned: map[netip.Addr]bool{},
 		Neighbours: map[int]map[netip.Addr]NeighbourSeen{},
 		Forwarding: map[int]map[string]bool{}, Sysctl: readSysctl, PodMTU: podMTU,
 	}
@@ -93,7 +94,8 @@ func readSysctl(key string) (string, error) {
 
 func (o *Observed) readLinks() error {
 	messages, err := untilWhole(func() ([][]byte, error) {
-		return request(unix.RTM_GETLINK, unix.NLM_F_DUMP, ifInfo(unix.AF_UNSPEC, 0)).Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+		list := request(unix.RTM_GETLINK, unix.NLM_F_DUMP, ifInfo(unix.AF_UNSPEC, 0))
+		return list.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
 	})
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
@@ -126,7 +128,7 @@ func parseLink(m []byte) (l Link, ok bool) {
 	}
 	info := nl.DeserializeIfInfomsg(m)
 	l = Link{Index: int(info.Index), PeerNS: -1}
-	l.Up, l.Carrier, l.NoARP = info.Flags&unix.IFF_UP != 0, info.Flags&unix.IFF_LOWER_UP != 0, info.Flags&unix.IFF_NOARP != 0
+	l.Up, l.NoARP = info.Flags&unix.IFF_UP != 0, info.Flags&unix.IFF_NOARP != 0
 	for a := range nl.ParseAttributes(m[unix.SizeofIfInfomsg:]) {
 		switch a.Type & nl.NLA_TYPE_MASK {
 		case unix.IFLA_IFNAME:
@@ -187,7 +189,9 @@ func integer(b []byte) int {
 }
 
 func (o *Observed) readAddresses() error {
-	messages, err := untilWhole(func() ([][]byte, error) { return listAddresses().Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR) })
+	messages, err := untilWhole(func() ([][]byte, error) {
+		return listAddresses().Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR)
+	})
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
@@ -294,8 +298,8 @@ func podMTU(port Link) (int, error) {
 	if port.PeerNS < 0 || port.Peer <= 0 {
 		return 0, nil
 	}
-	replies, err := request(unix.RTM_GETLINK, 0, ifInfo(unix.AF_UNSPEC, port.Peer), number(unix.IFLA_TARGET_NETNSID, port.PeerNS)).
-		Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	get := request(unix.RTM_GETLINK, 0, ifInfo(unix.AF_UNSPEC, port.Peer), number(unix.IFLA_TARGET_NETNSID, port.PeerNS))
+	replies, err := get.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
 	switch {
 	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL): // its namespace is going
 		return 0, nil

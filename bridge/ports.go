@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/internal/batch"
 )
 
-// PortOnBridge is the node's end of a pod's pair, as a port of weir0. That the link is there at all is its pod's namespace's
-// doing: the kernel deletes it with that.
+// PortOnBridge is the node's end of a pod's pair, as a port of weir0. That the link is there at all is its pod's
+// namespace's doing: the kernel deletes it with that.
 type PortOnBridge struct {
 	HostIf string
 	Up     bool
@@ -39,9 +39,9 @@ func (p PortOnBridge) Command() string {
 	if p.Up {
 		up = " up"
 	}
-	return fmt.Sprintf("ip link set %[1]s master %[2]s%[3]s; bridge link set dev %[1]s isolated on learning off flood off mcast_flood off bcast_flood off; "+
-		"ip link set %[1]s type bridge_slave group_fwd_mask 0xfffd",
-		p.HostIf, Name, up)
+	return fmt.Sprintf("ip link set %[1]s master %[2]s%[3]s; bridge link set dev %[1]s "+
+		"isolated on learning off flood off mcast_flood off bcast_flood off; "+
+		"ip link set %[1]s type bridge_slave group_fwd_mask 0xfffd", p.HostIf, Name, up)
 }
 
 // forwardingState is a port's that passes packets (BR_STATE_FORWARDING, include/uapi/linux/if_bridge.h).
@@ -109,12 +109,12 @@ func (p PortOnBridge) restore(h netlinksafe.Handle, o *Observed) error {
 	var fix batch.Batch
 	if port.Master != br.Attrs().Index { // down, until it is isolated
 		fix.Add(linkDown(port.Index), "set %s down", p.HostIf)
-		fix.Add(request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, port.Index), number(unix.IFLA_MASTER, br.Attrs().Index)),
-			"make %s a port of %s", p.HostIf, Name)
+		join := request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, port.Index), number(unix.IFLA_MASTER, br.Attrs().Index))
+		fix.Add(join, "make %s a port of %s", p.HostIf, Name)
 	}
 	fix.Add(isolate(port.Index), "isolate port %s", p.HostIf)
 	if mtu, err := o.PodMTU(port); err == nil && port.MTU < mtu {
-		fix.Add(request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, port.Index), number(unix.IFLA_MTU, mtu)), "give %s the MTU %d", p.HostIf, mtu)
+		fix.Add(setMTU(port.Index, mtu), "give %s the MTU %d", p.HostIf, mtu)
 	}
 	if p.Up {
 		fix.Add(linkUp(port.Index, ""), "set %s up", p.HostIf)
@@ -132,10 +132,16 @@ func (p PortOnBridge) restore(h netlinksafe.Handle, o *Observed) error {
 func passOn(port Link) error {
 	flags := attr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
 	flags.AddRtAttr(nl.IFLA_BRPORT_STATE, []byte{forwardingState})
+	set := request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_BRIDGE, port.Index), flags)
 	var fix batch.Batch
-	fix.Add(request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_BRIDGE, port.Index), flags), "have %s pass on what port %s sends", Name, port.Name)
+	fix.Add(set, "have %s pass on what port %s sends", Name, port.Name)
 	_, err := fix.Do(unix.NETLINK_ROUTE, netns.None())
 	return err
+}
+
+// Equivalent to: ip link set mtu MTU (the link of that index)
+func setMTU(index, mtu int) *nl.NetlinkRequest {
+	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, index), number(unix.IFLA_MTU, mtu))
 }
 
 // Equivalent to: ip link set down (the link of that index)

@@ -59,8 +59,8 @@ type Knowledge struct {
 	Filtered []string
 }
 
-// Properties declares everything that weir sets up on a node outside of the packet filter, in the order in which it is to be
-// made. ADD makes it, the agent keeps it so, and CHECK looks at it.
+// Properties declares everything that weir sets up on a node outside of the packet filter, in the order in which it is
+// to be made. ADD makes it, the agent keeps it so, and CHECK looks at it.
 func Properties(k Knowledge) []Property {
 	all := append(reassembly(k.Memory), NothingUnasked{})
 	for _, link := range []string{Name, conf.Tunnel} {
@@ -119,8 +119,8 @@ func (k Knowledge) gateways() []netip.Prefix {
 	})
 }
 
-// macs are those that weir0 may have: it got its own with its first address, and of several it isn't known which was that.
-// The first of them is the likeliest.
+// macs are those that weir0 may have: it got its own with its first address, and of several it isn't known which was
+// that. The first of them is the likeliest.
 func (k Knowledge) macs(gateways []netip.Prefix) []net.HardwareAddr {
 	var all []net.HardwareAddr
 	if k.MAC != nil {
@@ -152,17 +152,18 @@ func forwards4(link string) Property {
 	return Sysctl{Key: "net/ipv4/conf/" + link + "/forwarding", Value: "1", Link: link, Why: "the node forwards IPv4 that comes by " + link}
 }
 
-// sysctls6 make the node a router for pods' IPv6. forwarding comes after the uplinks were told to go on listening (Listens).
+// sysctls6 make the node a router for pods' IPv6. forwarding comes after the uplinks were told to go on listening
+// (Listens).
 func sysctls6() []Property {
 	return []Property{
 		Sysctl{Key: "net/ipv6/conf/all/forwarding", Value: "1", Why: "the node forwards IPv6"},
 	}
 }
 
-// sysctlsOfBridges see to it that pods reach a Service whose pod is on the same node. Where br_netfilter is loaded, it runs
-// iptables for what is still being bridged, unless told otherwise; and what kube-proxy's rules have sent on to another pod
-// is then bridged there (br_nf_pre_routing_finish: "bridged_dnat"), which isolated ports don't allow. weir doesn't need it,
-// as every packet between pods is routed, and there is no setting for one bridge that says no.
+// sysctlsOfBridges see to it that pods reach a Service whose pod is on the same node. Where br_netfilter is loaded, it
+// runs iptables for what is still being bridged, unless told otherwise; and what kube-proxy's rules have sent on to
+// another pod is then bridged there (br_nf_pre_routing_finish: "bridged_dnat"), which isolated ports don't allow. weir
+// doesn't need it, as every packet between pods is routed, and there is no setting for one bridge that says no.
 func sysctlsOfBridges() []Property {
 	why := "iptables leaves alone what is still being bridged"
 	return []Property{
@@ -171,12 +172,18 @@ func sysctlsOfBridges() []Property {
 	}
 }
 
-// routesOf are those that lead to weir0 for one of its addresses. The kernel makes those of IPv4 with the address, and all
-// can be taken away alone.
+// routesOf are those that lead to weir0 for one of its addresses. The kernel makes those of IPv4 with the address, and
+// all can be taken away alone.
 func routesOf(gw netip.Prefix) []Property {
 	address := netip.PrefixFrom(gw.Addr(), gw.Addr().BitLen())
-	local := Route{Dst: address, Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL, Scope: unix.RT_SCOPE_HOST, Protocol: unix.RTPROT_KERNEL, Source: gw.Addr()}
-	subnet := Route{Dst: gw.Masked(), Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST, Scope: unix.RT_SCOPE_LINK, Protocol: unix.RTPROT_KERNEL, Source: gw.Addr()}
+	local := Route{
+		Dst: address, Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL,
+		Scope: unix.RT_SCOPE_HOST, Protocol: unix.RTPROT_KERNEL, Source: gw.Addr(),
+	}
+	subnet := Route{
+		Dst: gw.Masked(), Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST,
+		Scope: unix.RT_SCOPE_LINK, Protocol: unix.RTPROT_KERNEL, Source: gw.Addr(),
+	}
 	if gw.Addr().Is6() {
 		local.Scope, local.Source = int(netlink.SCOPE_UNIVERSE), netip.Addr{}
 		subnet.Scope, subnet.Protocol, subnet.Source = int(netlink.SCOPE_UNIVERSE), unix.RTPROT_BOOT, netip.Addr{}

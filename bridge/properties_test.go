@@ -119,7 +119,7 @@ func whole() *Observed {
 		Links: map[string]Link{
 			Name: {Name: Name, Kind: "bridge", Index: br, MTU: 1500, MAC: MAC(p.Addresses[0].Gateway), Up: true, Bridge: map[uint16]uint16{nl.IFLA_BR_STP_STATE: 0}},
 			"weirp1": {
-				Name: "weirp1", Kind: "veth", Index: port, Master: br, Peer: 2, PeerNS: 0, MTU: 1500, Up: true, Carrier: true, Running: true,
+				Name: "weirp1", Kind: "veth", Index: port, Master: br, Peer: 2, PeerNS: 0, MTU: 1500, Up: true, Running: true,
 				Port: map[uint16]uint16{nl.IFLA_BRPORT_ISOLATED: 1, nl.IFLA_BRPORT_GROUP_FWD_MASK: linkLocalMACs, nl.IFLA_BRPORT_STATE: forwardingState},
 			},
 		},
@@ -197,7 +197,7 @@ func TestCompare(t *testing.T) {
 		{"local route", func(o *Observed) { o.Routes = o.Routes[2:]; o.Routes = append(o.Routes, whole().Routes[0]) }, "local route of 10.88.0.1", false},
 		{"the pod is gone", func(o *Observed) { delete(o.Links, "weirp1") }, "", false},
 		{"port down", func(o *Observed) {
-			edit(o, "weirp1", func(l *Link) { l.Up, l.Carrier, l.Running = false, false, false })
+			edit(o, "weirp1", func(l *Link) { l.Up, l.Running = false, false })
 		}, "weirp1 is down", false},
 		{"not isolated", func(o *Observed) { o.Links["weirp1"].Port[nl.IFLA_BRPORT_ISOLATED] = 0 }, "isolated is 0", false},
 		{"off the bridge", func(o *Observed) { edit(o, "weirp1", func(l *Link) { l.Master = 0 }) }, "not on weir0", false},

@@ -14,8 +14,8 @@ type Property interface {
 	String() string
 	// Command is the shell command that makes it so.
 	Command() string
-	// Check says what of it isn't so; nil if all is. An error that is ErrUnknown says that it couldn't be read. Of a link
-	// that isn't there only the property that makes it has something to say: the others are made after it.
+	// Check says what of it isn't so; nil if all is. An error that is ErrUnknown says that it couldn't be read. Of a
+	// link that isn't there only the property that makes it has something to say: the others are made after it.
 	Check(o *Observed) error
 	// restore makes it so. What was observed may be older than the last thing that was restored.
 	restore(h netlinksafe.Handle, o *Observed) error
@@ -51,8 +51,8 @@ func Compare(all []Property, o *Observed) []Difference {
 	return differ
 }
 
-// attempts is how often one property is put right before it counts as failed: some depend on others, and some come about a
-// moment after they were asked for, as a port's state does.
+// attempts is how often one property is put right before it counts as failed: some depend on others, and some come
+// about a moment after they were asked for, as a port's state does.
 const attempts = 3
 
 // Repair puts right what isn't as the properties say, one by one: what fails holds up nothing else. It returns what was

@@ -76,8 +76,8 @@ func (s Sysctl) Check(o *Observed) error {
 func (s Sysctl) restore(netlinksafe.Handle, *Observed) error { return writeSysctl(s.Key, s.Value) }
 
 // writable are where sysctls can be written. A container that isn't privileged has /proc/sys read-only, and AppArmor's
-// usual profile for containers bars writing there whatever it is; conf/weir.yaml mounts the node's /proc/sys/net elsewhere
-// for the agent. Either shows the settings of the network namespace of who looks.
+// usual profile for containers bars writing there whatever it is; conf/weir.yaml mounts the node's /proc/sys/net
+// elsewhere for the agent. Either shows the settings of the network namespace of who looks.
 var writable = []string{"/proc/sys/", "/host/proc/sys/"}
 
 // setAll writes only those of the sysctls that differ: where /proc/sys is read-only but right, nothing is wrong.
@@ -126,8 +126,8 @@ func writeSysctl(key, value string) error {
 	return fmt.Errorf("set sysctl %s=%s: %w", strings.ReplaceAll(key, "/", "."), value, first)
 }
 
-// Listens is the property that a node that became a router goes on listening to other routers where its own default route
-// is from one: else that route would run out.
+// Listens is the property that a node that became a router goes on listening to other routers where its own default
+// route is from one: else that route would run out.
 type Listens struct{}
 
 // Kind implements Property.

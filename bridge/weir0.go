@@ -29,7 +29,8 @@ func (b WeirBridge) Kind() Kind { return KindBridge }
 
 func (b WeirBridge) String() string { return Name + " is there, up, and passes on what its ports send" }
 
-// bridgeOptions are what of the bridge's own settings differs from the kernel's defaults, or cuts off its ports if it does.
+// bridgeOptions are what of the bridge's own settings differs from the kernel's defaults, or cuts off its ports if it
+// does.
 var bridgeOptions = []struct {
 	kind  uint16
 	name  string
@@ -42,8 +43,8 @@ var bridgeOptions = []struct {
 
 // Command implements Property.
 func (b WeirBridge) Command() string {
-	return fmt.Sprintf("ip link add %[1]s type bridge; ip link set %[1]s address %[2]s arp on up type bridge mcast_snooping 0 stp_state 0 vlan_filtering 0",
-		Name, b.MACs[0])
+	return fmt.Sprintf("ip link add %[1]s type bridge; ip link set %[1]s address %[2]s arp on up "+
+		"type bridge mcast_snooping 0 stp_state 0 vlan_filtering 0", Name, b.MACs[0])
 }
 
 // Check implements Property.
@@ -123,7 +124,7 @@ func (b WeirBridge) restore(h netlinksafe.Handle, o *Observed) error {
 			"give %s the MAC %s", Name, b.MACs[0])
 	}
 	if mtu := portsMTU(o, br); mtu != br.MTU {
-		fix.Add(request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, br.Index), number(unix.IFLA_MTU, mtu)), "give %s the MTU %d", Name, mtu)
+		fix.Add(setMTU(br.Index, mtu), "give %s the MTU %d", Name, mtu)
 	}
 	for _, option := range bridgeOptions {
 		if have, ok := br.Bridge[option.kind]; ok && have != option.value {

@@ -101,6 +101,19 @@ func TestManifests(t *testing.T) {
 				continue
 			}
 			pod := ds.Spec.Template.Spec
+			if c := pod.SecurityContext; c == nil || c.SeccompProfile == nil || c.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault {
+				t.Errorf("%s: %s: the seccomp profile isn't the runtime's", path, ds.Name)
+			}
+			if on := pod.AutomountServiceAccountToken; on == nil || *on {
+				t.Errorf("%s: %s: every container gets an API token", path, ds.Name)
+			}
+			for _, c := range pod.InitContainers {
+				for _, m := range c.VolumeMounts {
+					if strings.HasPrefix(m.MountPath, "/var/run/secrets") {
+						t.Errorf("%s: container %s gets an API token, and asks the API nothing", path, c.Name)
+					}
+				}
+			}
 			for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
 				if strings.Contains(c.Image, "weir") && c.Image != image {
 					t.Errorf("%s: container %s has the image %s; want %s", path, c.Name, c.Image, image)

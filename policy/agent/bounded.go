@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// bounded is a listener whose connections are bounded in number. One more ends the one that has been open the longest, so
-// that who holds many open keeps nobody else out.
+// bounded is a listener whose connections are bounded in number. One more ends the one that has been open the longest,
+// so that who holds many open keeps nobody else out.
 type bounded struct {
 	net.Listener
 	most int

@@ -34,8 +34,8 @@ const (
 	keptRepairs = 10
 )
 
-// upkeep keeps what weir sets up on the node outside of the packet filter (bridge.Properties). It is beside the loop, so that
-// no pod's start waits for it.
+// upkeep keeps what weir sets up on the node outside of the packet filter (bridge.Properties). It is beside the loop,
+// so that no pod's start waits for it.
 type upkeep struct {
 	known   atomic.Pointer[nodeKnowledge] // by the loop
 	changed chan struct{}                 // holds one: the node may have changed, or what is known

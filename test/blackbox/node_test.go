@@ -13,7 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// repairTime is how long the agent may take to put the node right: a resync is every ten seconds, and the machine is busy.
+// repairTime is how long the agent may take to put the node right: a resync is every ten seconds, and the machine is
+// busy.
 const repairTime = 10*time.Second + 10*time.Second
 
 // service is an address that the node translates to a pod's, as kube-proxy does.
@@ -186,8 +187,8 @@ func TestNodeSysctlsComeBack(t *testing.T) {
 	n.comesBack(all)
 }
 
-// TestNodeBridgeComesBack: weir0, its addresses and the routes to it, as "network restart" scripts, systemd-networkd and
-// people take them away.
+// TestNodeBridgeComesBack: weir0, its addresses and the routes to it, as "network restart" scripts, systemd-networkd
+// and people take them away.
 func TestNodeBridgeComesBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -233,8 +234,8 @@ func TestNodePortsComeBack(t *testing.T) {
 	})
 }
 
-// TestCheckSeesTheNode: what cuts off a pod is the pod's fault to CHECK, be it made once for the whole node. There is no agent
-// to put it right.
+// TestCheckSeesTheNode: what cuts off a pod is the pod's fault to CHECK, be it made once for the whole node. There is
+// no agent to put it right.
 func TestCheckSeesTheNode(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
