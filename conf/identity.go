@@ -15,9 +15,10 @@ const (
 	uidLabel       = "io.kubernetes.pod.uid"
 )
 
-// Identify completes what CNI_ARGS say of which pod it is. Runtimes without Kubernetes pass less than all, or nothing: podman
-// the name, nerdctl nothing. What is missing comes from args.cni of the configuration, from K8S_POD_NAMESPACE, K8S_POD_NAME and
-// K8S_POD_UID there, and then from labels (CNI's CONVENTIONS.md, "args in network config").
+// Identify completes what CNI_ARGS say of which pod it is. Runtimes without Kubernetes pass less than all, or
+// nothing: podman the name, nerdctl nothing. What is missing comes from args.cni of the configuration, from
+// K8S_POD_NAMESPACE, K8S_POD_NAME and K8S_POD_UID there, and then from labels (CNI's CONVENTIONS.md, "args in network
+// config").
 func (c *NetConf) Identify(args Args) (Args, error) {
 	cni := c.identity
 	labels, err := readLabels(cni.Labels)
@@ -48,10 +49,12 @@ func (c *NetConf) Identify(args Args) (Args, error) {
 	}
 	if c.Enforcement != Off && (args.Namespace == "" || args.Name == "") {
 		return args, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf(
-			"the runtime doesn't say which pod this is: K8S_POD_NAMESPACE is %q and K8S_POD_NAME %q in CNI_ARGS, and policy goes by them "+
-				"(enforcement is %q); write both into args.cni of the network configuration, or as the labels %s and %s into args.cni.labels",
+			"the runtime doesn't say which pod this is: K8S_POD_NAMESPACE is %q and K8S_POD_NAME %q in CNI_ARGS, and "+
+				"policy goes by them (enforcement is %q); write both into args.cni of the network configuration, or as the "+
+				"labels %s and %s into args.cni.labels",
 			args.Namespace, args.Name, c.Enforcement, namespaceLabel, nameLabel),
-			"kubelet's runtimes pass both; podman passes the name alone, nerdctl neither; with enforcement off there is no policy")
+			"kubelet's runtimes pass both; podman passes the name alone, nerdctl neither; "+
+				"with enforcement off there is no policy")
 	}
 	return args, nil
 }
@@ -78,5 +81,6 @@ func readLabels(raw json.RawMessage) (map[string]string, error) {
 	return labels, nil
 }
 
-// isObjectName says whether a name is fit for records, set comments and log lines. Which pods there are the source knows.
+// isObjectName says whether a name is fit for records, set comments and log lines. Which pods there are the source
+// knows.
 func isObjectName(s string) bool { return !strings.ContainsFunc(s, unprintable) && len(s) <= 253 }

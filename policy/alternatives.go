@@ -4,8 +4,8 @@ import (
 	"slices"
 )
 
-// alternatives are the policies that isolate a pod in one direction, for each of the pods that it may be: one list, where
-// that is certain, and no two alike.
+// alternatives are the policies that isolate a pod in one direction, for each of the pods that it may be: one list,
+// where that is certain, and no two alike.
 type alternatives [][]isolation
 
 // maybeSuffix marks a policy of which it isn't known whether it selects the pod.
@@ -74,8 +74,8 @@ func (a alternatives) count() int {
 	return n
 }
 
-// agreedRules let through what each of the alternatives lets through by a rule of its own that is the same as the others'.
-// An alternative without policies is open, and agrees with any rule.
+// agreedRules let through what each of the alternatives lets through by a rule of its own that is the same as the
+// others'. An alternative without policies is open, and agrees with any rule.
 func (c *compiler) agreedRules(s side, a alternatives) []Rule {
 	var agreed []Rule
 	first := true

@@ -45,8 +45,9 @@ func (p Pod) matchedBy(s labels.Selector) answer {
 	return no
 }
 
-// matchedBy says whether the selector matches the labels of the namespace with that name. One that no source has told of
-// has at least the label with its name (KEP-2161); of its other labels nothing is known, not even that they are absent.
+// matchedBy says whether the selector matches the labels of the namespace with that name. One that no source has told
+// of has at least the label with its name (KEP-2161); of its other labels nothing is known, not even that they are
+// absent.
 func (n Namespace) matchedBy(s labels.Selector, name string) answer {
 	switch {
 	case n.Name == "":

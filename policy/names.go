@@ -7,16 +7,16 @@ import (
 
 // How Kubernetes' controllers name pods.
 const (
-	// hashAlphabet is what hashes and random endings are made of (k8s.io/apimachinery/pkg/util/rand: no vowels, and no 0, 1
-	// and 3).
+	// hashAlphabet is what hashes and random endings are made of (k8s.io/apimachinery/pkg/util/rand: no vowels, and
+	// no 0, 1 and 3).
 	hashAlphabet = "bcdfghjklmnpqrstvwxz2456789"
 	digits       = "0123456789"
 	// randomLength is how many random letters stand behind a generateName, which is cut to maxGenerated before
 	// (k8s.io/apiserver/pkg/storage/names).
 	randomLength = 5
 	maxGenerated = 58
-	// maxHash is the length of a pod template's hash at its longest: 32 bits as a decimal number, each digit replaced by
-	// a letter (k8s.io/kubernetes/pkg/controller, ComputeHash). Times and versions have no more digits either.
+	// maxHash is the length of a pod template's hash at its longest: 32 bits as a decimal number, each digit replaced
+	// by a letter (k8s.io/kubernetes/pkg/controller, ComputeHash). Times and versions have no more digits either.
 	maxHash = 10
 )
 
@@ -57,8 +57,8 @@ func (w Workload) read(name string) (n named, ok bool) {
 	return n, true
 }
 
-// after reads "NAME" or, if the word has an alphabet, "NAME-WORD". Where the text may be cut off it may end anywhere, and
-// it may end with the dash that stands behind it if there is one.
+// after reads "NAME" or, if the word has an alphabet, "NAME-WORD". Where the text may be cut off it may end anywhere,
+// and it may end with the dash that stands behind it if there is one.
 func after(text, name, alphabet string, cut, dash bool) (word string, whole, ok bool) {
 	if alphabet != "" {
 		name += "-"

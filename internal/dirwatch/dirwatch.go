@@ -25,8 +25,8 @@ var ErrGone = errors.New("the directory is gone")
 // ErrBeingWritten says that somebody has the file open for writing.
 var ErrBeingWritten = errors.New("the file is being written")
 
-// Change names the files that are new, whole and closed, or gone; in a tree by their paths below its root. Lost says that
-// the kernel dropped events: anything may have changed.
+// Change names the files that are new, whole and closed, or gone; in a tree by their paths below its root. Lost says
+// that the kernel dropped events: anything may have changed.
 type Change struct {
 	Names []string
 	Lost  bool
@@ -175,9 +175,9 @@ func (w *Watcher) begun(dir, name string) bool {
 	return info.Mode().IsRegular() && ok && stat.Nlink == 1
 }
 
-// ReadFile reads a file that nobody is writing; else its error is ErrBeingWritten. A read lease is what the kernel grants
-// only while nobody has the file open for writing, and while it is held whoever opens it so waits (fcntl(2), "Leases").
-// On filesystems without leases the file is read as it is.
+// ReadFile reads a file that nobody is writing; else its error is ErrBeingWritten. A read lease is what the kernel
+// grants only while nobody has the file open for writing, and while it is held whoever opens it so waits (fcntl(2),
+// "Leases"). On filesystems without leases the file is read as it is.
 func ReadFile(path string) (data []byte, err error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -32,10 +32,11 @@ func checkCommand() *cobra.Command {
 	var output, node string
 	cmd := &cobra.Command{
 		Use:   "check dir:PATH",
-		Short: "Say which files and objects of a directory of manifests would be read, and what is wrong with them; enforce nothing",
-		Long: "Says which files and objects of a directory of manifests \"run --source dir:PATH\" would read, which it would leave\n" +
-			"out and why. It enforces nothing, and needs neither root nor an agent. It fails if an object can't be used as it is\n" +
-			"written, or if a file would keep an agent from being ready. Policies of kinds that weir doesn't enforce are warnings.",
+		Short: "Say which manifests of a directory would be read, and what is wrong with them; enforce nothing",
+		Long: "Says which files and objects of a directory of manifests \"run --source dir:PATH\" would read, which it\n" +
+			"would leave out and why. It enforces nothing, and needs neither root nor an agent. It fails if an object\n" +
+			"can't be used as it is written, or if a file would keep an agent from being ready. Policies of kinds that\n" +
+			"weir doesn't enforce are warnings.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path, ok := strings.CutPrefix(args[0], "dir:")
@@ -63,7 +64,8 @@ func checkCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
-	cmd.Flags().StringVar(&node, "node-name", os.Getenv("NODE_NAME"), "the node's name, which kubelet puts behind those of static pods; default: the host's")
+	cmd.Flags().StringVar(&node, "node-name", os.Getenv("NODE_NAME"),
+		"the node's name, which kubelet puts behind those of static pods; default: the host's")
 	return cmd
 }
 
@@ -74,8 +76,8 @@ func check(path, node string) (checked, error) {
 		return checked{}, broken
 	}
 	c := checked{
-		Ready: objects != nil, Errors: []string{}, Problems: []policy.Problem{}, Unenforced: []policy.Unenforced{}, Policies: []string{},
-		Files: dir.Files(),
+		Ready: objects != nil, Errors: []string{}, Problems: []policy.Problem{}, Unenforced: []policy.Unenforced{},
+		Policies: []string{}, Files: dir.Files(),
 	}
 	if broken != nil {
 		c.Errors = strings.Split(broken.Error(), "\n")

@@ -17,9 +17,9 @@ import (
 )
 
 const (
-	// survey is how often the API server is asked for kinds of policy that weir doesn't enforce: one request for what it
-	// serves, and one of a few hundred bytes for each such kind. Each time it is put off by up to as much, so that the nodes
-	// of a large cluster don't ask at once.
+	// survey is how often the API server is asked for kinds of policy that weir doesn't enforce: one request for what
+	// it serves, and one of a few hundred bytes for each such kind. Each time it is put off by up to as much, so that
+	// the nodes of a large cluster don't ask at once.
 	survey = 150 * time.Second
 	// surveyAgain is how soon it is asked again if it didn't answer.
 	surveyAgain = 15 * time.Second
@@ -33,7 +33,8 @@ var notSurveyed = []policy.Unenforced{{
 // aside marks requests that are no part of a watch, and whose failure says nothing of one.
 type aside struct{}
 
-// survey keeps what is known of policies that weir doesn't enforce, until ctx ends. changed is called when that changes.
+// survey keeps what is known of policies that weir doesn't enforce, until ctx ends. changed is called when that
+// changes.
 func (s *Source) survey(ctx context.Context, changed func()) {
 	for {
 		next := survey + rand.N(survey)
@@ -46,7 +47,8 @@ func (s *Source) survey(ctx context.Context, changed func()) {
 				found = *known // the API server is away, which is said elsewhere
 			}
 		}
-		if before := s.unenforced.Swap(&found); before == nil && len(found) > 0 || before != nil && !slices.Equal(*before, found) {
+		before := s.unenforced.Swap(&found)
+		if before == nil && len(found) > 0 || before != nil && !slices.Equal(*before, found) {
 			changed()
 		}
 		select {
@@ -97,7 +99,9 @@ func (s *Source) unenforcedKinds(ctx context.Context) ([]policy.Unenforced, erro
 	}
 	slices.SortFunc(found, func(a, b policy.Unenforced) int { return strings.Compare(a.Kind, b.Kind) })
 	if err != nil {
-		found = append(found, policy.Unenforced{Where: "some of the API server's services don't say which kinds they serve; there may be policies among them"})
+		found = append(found, policy.Unenforced{
+			Where: "some of the API server's services don't say which kinds they serve; there may be policies among them",
+		})
 	}
 	return found, nil
 }

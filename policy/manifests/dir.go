@@ -28,7 +28,8 @@ type Dir struct {
 
 	files map[string]*file
 	dirs  map[string]bool
-	// started says that once there was no file of which nothing was known. Before, what such a file should forbid isn't known.
+	// started says that once there was no file of which nothing was known. Before, what such a file should forbid
+	// isn't known.
 	started bool
 	report  atomic.Pointer[[]report.File]
 }
@@ -36,12 +37,12 @@ type Dir struct {
 // grace is how long a file that is missing or empty stays in force. To take a policy away opens; that may wait.
 const grace = 250 * time.Millisecond
 
-// recheck is how soon a file is looked at again that was being written. The kernel tells of the close a little before it
-// counts the writer as gone (__fput in fs/file_table.c), so that event may come too early to read the file.
+// recheck is how soon a file is looked at again that was being written. The kernel tells of the close a little before
+// it counts the writer as gone (__fput in fs/file_table.c), so that event may come too early to read the file.
 const recheck = 10 * time.Millisecond
 
-// relist is how often the tree is listed without notice, as nobody tells when a link's target changes elsewhere, or a file
-// on another machine's disk.
+// relist is how often the tree is listed without notice, as nobody tells when a link's target changes elsewhere, or a
+// file on another machine's disk.
 const relist = 10 * time.Second
 
 // Run reads the directory, and again each file that was written and closed, until ctx ends. update gets what is in
@@ -186,8 +187,8 @@ func (d *Dir) read(change dirwatch.Change, watch func(map[string]bool) error) (c
 	return changed, nil
 }
 
-// changesTree says whether more than the file of that name may have changed: a directory, or a link to one. kubelet changes
-// all files of a mounted ConfigMap at once, by renaming the directory ..data that they link to.
+// changesTree says whether more than the file of that name may have changed: a directory, or a link to one. kubelet
+// changes all files of a mounted ConfigMap at once, by renaming the directory ..data that they link to.
 func (d *Dir) changesTree(name string) bool {
 	if !isManifest(name) || d.dirs[name] {
 		return true
@@ -208,8 +209,8 @@ func (d *Dir) fail(name string, err error) (changed bool) {
 	return len(was) != 1 || was[0].err.Error() != err.Error()
 }
 
-// readFile says whether what the file says, or what is wrong with it, has changed. changedOnly leaves out a file that looks as
-// it did when it was read.
+// readFile says whether what the file says, or what is wrong with it, has changed. changedOnly leaves out a file that
+// looks as it did when it was read.
 func (d *Dir) readFile(name string, changedOnly bool) (changed bool) {
 	path := filepath.Join(d.Path, name)
 	info, err := os.Stat(path)

@@ -94,8 +94,8 @@ func (d *Dir) addStaticPods(all *policy.Objects) {
 	}
 }
 
-// agree adds an object. Where files have different versions of it, nobody knows which is meant: what all of them agree on
-// counts.
+// agree adds an object. Where files have different versions of it, nobody knows which is meant: what all of them
+// agree on counts.
 func agree(versions []placed, all *policy.Objects) {
 	first := versions[0]
 	distinct := []placed{first}
@@ -136,8 +136,8 @@ func (e *entry) says(o *entry) bool {
 	if e.policy != nil && o.policy != nil {
 		return reflect.DeepEqual(e.policy.Spec, o.policy.Spec)
 	}
-	return reflect.DeepEqual(e.namespace, o.namespace) && reflect.DeepEqual(e.pod, o.pod) && reflect.DeepEqual(e.node, o.node) &&
-		reflect.DeepEqual(e.workload, o.workload) && (e.policy == nil) == (o.policy == nil)
+	return reflect.DeepEqual(e.namespace, o.namespace) && reflect.DeepEqual(e.pod, o.pod) &&
+		reflect.DeepEqual(e.node, o.node) && reflect.DeepEqual(e.workload, o.workload) && (e.policy == nil) == (o.policy == nil)
 }
 
 // agreeNamespaces keeps the labels that all versions have. The others are unknown.
@@ -162,8 +162,8 @@ func agreeNamespaces(versions []placed) policy.Namespace {
 	return agreed
 }
 
-// agreePolicies isolates all that one of the versions isolates, and lets through what each that isolates a direction has a
-// rule for that is the same in all of these.
+// agreePolicies isolates all that one of the versions isolates, and lets through what each that isolates a direction
+// has a rule for that is the same in all of these.
 func agreePolicies(versions []placed) []*networkingv1.NetworkPolicy {
 	agreed := networkingv1.NetworkPolicySpec{}
 	firstIngress, firstEgress := true, true
@@ -199,7 +199,8 @@ func isolates(s networkingv1.NetworkPolicySpec) (ingress, egress bool) {
 	if len(s.PolicyTypes) == 0 {
 		return true, len(s.Egress) > 0
 	}
-	return slices.Contains(s.PolicyTypes, networkingv1.PolicyTypeIngress), slices.Contains(s.PolicyTypes, networkingv1.PolicyTypeEgress)
+	return slices.Contains(s.PolicyTypes, networkingv1.PolicyTypeIngress),
+		slices.Contains(s.PolicyTypes, networkingv1.PolicyTypeEgress)
 }
 
 func common[R any](agreed, rules []R, first bool) []R {

@@ -53,7 +53,8 @@ func (o object) readMeta(raw stdjson.RawMessage, namespaced bool) meta {
 		m.namespace = metav1.NamespaceDefault // as kubectl does
 	}
 	var fields map[string]stdjson.RawMessage
-	if err := stdjson.Unmarshal(orEmpty(raw), &fields); err != nil || slices.Contains(o.twice, path) || slices.Contains(o.twice, wholeObject) {
+	err := stdjson.Unmarshal(orEmpty(raw), &fields)
+	if err != nil || slices.Contains(o.twice, path) || slices.Contains(o.twice, wholeObject) {
 		c := []complaint{{path, "is no object, or there twice"}}
 		m.wrongName, m.wrongNamespace, m.wrongLabels = c, c, c
 		return m
@@ -142,7 +143,8 @@ func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown
 		switch {
 		case len(msgs) > 0:
 			m.unknown = append(m.unknown, key)
-			m.wrongLabels = append(m.wrongLabels, complaint{field + "." + key, fmt.Sprintf("Invalid value: %s", strings.Join(msgs, "; "))})
+			why := "Invalid value: " + strings.Join(msgs, "; ")
+			m.wrongLabels = append(m.wrongLabels, complaint{field + "." + key, why})
 		case !slices.Contains(m.unknown, key):
 			m.labels[key] = value
 		}

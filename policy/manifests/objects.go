@@ -94,8 +94,8 @@ func (c *content) addPod(o object) {
 	e.partly(append(m.wrongLabels, wrong...))
 }
 
-// podSpec is what policy needs of a pod's spec. Fields that are newer than weir, or of another type than they were, don't
-// matter elsewhere in it.
+// podSpec is what policy needs of a pod's spec. Fields that are newer than weir, or of another type than they were,
+// don't matter elsewhere in it.
 type podSpec struct {
 	NodeName       string             `json:"nodeName"`
 	HostNetwork    bool               `json:"hostNetwork"`
@@ -165,7 +165,8 @@ func readContainers(raw stdjson.RawMessage) ([]corev1.Container, error) {
 	for _, c := range list {
 		out := corev1.Container{Name: c.Name, RestartPolicy: c.RestartPolicy}
 		for _, p := range c.Ports {
-			out.Ports = append(out.Ports, corev1.ContainerPort{Name: p.Name, Protocol: p.Protocol, ContainerPort: p.ContainerPort})
+			port := corev1.ContainerPort{Name: p.Name, Protocol: p.Protocol, ContainerPort: p.ContainerPort}
+			out.Ports = append(out.Ports, port)
 		}
 		all = append(all, out)
 	}

@@ -143,8 +143,8 @@ func (c *content) add(o object) {
 // something else: a typing error must not leave a policy out.
 func couldBePolicy(o object) bool {
 	others := []string{
-		"Ingress", "IngressClass", "IPAddress", "ServiceCIDR", "ClusterCIDR", "Deployment", "DaemonSet", "ReplicaSet", "PodSecurityPolicy",
-		"Scale", "DeploymentRollback", "ReplicationControllerDummy", "ThirdPartyResource",
+		"Ingress", "IngressClass", "IPAddress", "ServiceCIDR", "ClusterCIDR", "Deployment", "DaemonSet",
+		"ReplicaSet", "PodSecurityPolicy", "Scale", "DeploymentRollback", "ReplicationControllerDummy", "ThirdPartyResource",
 	}
 	switch o.group() {
 	case "networking.k8s.io", "extensions":
@@ -155,8 +155,9 @@ func couldBePolicy(o object) bool {
 	return false
 }
 
-// Parse reads the manifests of one file: what policy needs of them, and an error for each document and field that can't be
-// read, which names the file. Policies that can't be read as they are written close the pods that they select.
+// Parse reads the manifests of one file: what policy needs of them, and an error for each document and field that
+// can't be read, which names the file. Policies that can't be read as they are written close the pods that they
+// select.
 func Parse(file string, data []byte) (policy.Objects, error) {
 	c := parse(data)
 	var errs []error

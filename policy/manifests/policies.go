@@ -129,7 +129,8 @@ func (r *policyReader) readSpec() {
 	}
 	for i, t := range s.PolicyTypes {
 		if t != networkingv1.PolicyTypeIngress && t != networkingv1.PolicyTypeEgress {
-			r.wrong, r.both = append(r.wrong, complaint{fmt.Sprintf("spec.policyTypes[%d]", i), fmt.Sprintf("%q is neither Ingress nor Egress", t)}), true
+			why := fmt.Sprintf("%q is neither Ingress nor Egress", t)
+			r.wrong, r.both = append(r.wrong, complaint{fmt.Sprintf("spec.policyTypes[%d]", i), why}), true
 		}
 	}
 	r.report("spec.ingress", decodeStrict(spec["ingress"], &s.Ingress)...)

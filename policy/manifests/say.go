@@ -26,7 +26,8 @@ func (f *file) errors(name string) []error {
 	}
 	for _, e := range f.entries {
 		if e.fault == lost {
-			say(e.where, fmt.Errorf("%s: %s", e.object, e.problems[0]), "which namespace it is for isn't known, and it has never been readable")
+			say(e.where, fmt.Errorf("%s: %s", e.object, e.problems[0]),
+				"which namespace it is for isn't known, and it has never been readable")
 		}
 	}
 	return errs

@@ -79,8 +79,8 @@ func toUTF8(data []byte) []byte {
 	return []byte(string(utf16.Decode(units)))
 }
 
-// splitDocuments cuts at lines with --- or ..., as YAML's own streams do (YAML 1.2, section 9). What stands behind --- on
-// its line belongs to the document that begins there. A document without a single byte doesn't count.
+// splitDocuments cuts at lines with --- or ..., as YAML's own streams do (YAML 1.2, section 9). What stands behind
+// --- on its line belongs to the document that begins there. A document without a single byte doesn't count.
 func splitDocuments(data []byte) [][]byte {
 	var all [][]byte
 	var now []byte
@@ -145,8 +145,8 @@ func single(doc []byte) error {
 // anyKind finds what could be the kind of an object, or of one within it.
 var anyKind = regexp.MustCompile(`(?i)\bkind["']?[ \t]*:[ \t]*["']?([\w.{]*)`)
 
-// mayHoldPolicy says of text that can't be parsed whether it could hold a policy. It couldn't if it names the kinds of its
-// objects, and all of them are known to be something else.
+// mayHoldPolicy says of text that can't be parsed whether it could hold a policy. It couldn't if it names the kinds
+// of its objects, and all of them are known to be something else.
 func mayHoldPolicy(text []byte) bool {
 	kinds := anyKind.FindAllSubmatch(text, -1)
 	for _, k := range kinds {

@@ -11,9 +11,9 @@ import (
 	"syscall"
 )
 
-// isManifest says whether kubectl would read a file of that name, or would if it were written in small letters. What begins
-// with two dots is kubelet's: the versions of a mounted ConfigMap, to which its files are links. Editors lock a file by a
-// link that begins with .# and leads nowhere.
+// isManifest says whether kubectl would read a file of that name, or would if it were written in small letters. What
+// begins with two dots is kubelet's: the versions of a mounted ConfigMap, to which its files are links. Editors lock
+// a file by a link that begins with .# and leads nowhere.
 func isManifest(name string) bool {
 	base := filepath.Base(name)
 	extension := strings.ToLower(filepath.Ext(base))

@@ -33,8 +33,8 @@ func (o object) group() string {
 // maxNesting bounds Lists in Lists.
 const maxNesting = 10
 
-// unfold takes the object out of the Lists and Templates that it is wrapped in. What can't be unfolded is returned as an
-// object whose kind is that of the wrapper, with the reason.
+// unfold takes the object out of the Lists and Templates that it is wrapped in. What can't be unfolded is returned as
+// an object whose kind is that of the wrapper, with the reason.
 func unfold(o object, depth int) (all []object, err error) {
 	var items stdjson.RawMessage
 	var field string
@@ -114,7 +114,8 @@ type template struct {
 	namespace  string
 }
 
-// readTemplate reads the parameters that have a value. The others are asked for, or generated, when the template is used.
+// readTemplate reads the parameters that have a value. The others are asked for, or generated, when the template is
+// used.
 func readTemplate(o object) (t template, err error) {
 	var read struct {
 		Metadata struct {
@@ -126,7 +127,9 @@ func readTemplate(o object) (t template, err error) {
 			Value any    `json:"value"`
 		} `json:"parameters"`
 	}
-	for key, into := range map[string]any{"metadata": &read.Metadata, "labels": &read.Labels, "parameters": &read.Parameters} {
+	for key, into := range map[string]any{
+		"metadata": &read.Metadata, "labels": &read.Labels, "parameters": &read.Parameters,
+	} {
 		if raw := o.raw[key]; raw != nil {
 			d := stdjson.NewDecoder(bytes.NewReader(raw))
 			d.UseNumber()

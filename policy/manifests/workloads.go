@@ -74,7 +74,8 @@ func (c *content) addWorkload(o object) {
 		return
 	}
 	e.key, e.workload = e.object, &policy.Workload{
-		Kind: o.kind, Namespace: m.namespace, Name: m.name, Pod: *pod, Start: s.Ordinals.Start, Owner: owner(o.raw["metadata"]),
+		Kind: o.kind, Namespace: m.namespace, Name: m.name, Pod: *pod,
+		Start: s.Ordinals.Start, Owner: owner(o.raw["metadata"]),
 		Indexed: s.CompletionMode == "Indexed", ManualSelector: s.ManualSelector,
 	}
 	e.partly(append(wrong, more...))

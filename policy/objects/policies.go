@@ -2,8 +2,8 @@ package objects
 
 import "strings"
 
-// policyKinds are kinds of network policy that other engines enforce, and that don't have NetworkPolicy in their names, by
-// the end of their group.
+// policyKinds are kinds of network policy that other engines enforce, and that don't have NetworkPolicy in their
+// names, by the end of their group.
 var policyKinds = map[string][]string{
 	"cilium.io":                        {"CiliumEgressGatewayPolicy", "CiliumLocalRedirectPolicy"},
 	"k8s.ovn.org":                      {"EgressFirewall"},
