@@ -87,13 +87,13 @@ func TestPodsReachEachOtherThroughTheNode(t *testing.T) {
 			t.Fatalf("Allowed after Allow: %v, %v", ok, err)
 		}
 	}
-	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-W1", "10.88.0.3")
+	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.3")
 	// The node's FORWARD hook must see it, else there is no policy.
 	nodetest.Run(t, "iptables", "-A", "FORWARD", "-j", "DROP")
 	if out, err := runIn("a", "ping", "-c1", "-W1", "10.88.0.3"); err == nil {
 		t.Fatalf("pods meet beside the FORWARD hook:\n%s", out)
 	}
-	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-W1", "10.88.0.1")
+	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
 }
 
 // kube-proxy translates what a pod sends to a Service, and the pod behind it may be on the same bridge.
@@ -108,7 +108,7 @@ func TestTranslatedPacketsReachPodsOfTheSameNode(t *testing.T) {
 		}
 	}
 	nodetest.Run(t, "iptables", "-t", "nat", "-A", "PREROUTING", "-d", "10.99.0.1", "-j", "DNAT", "--to-destination", "10.88.0.3")
-	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-W1", "10.99.0.1")
+	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.99.0.1")
 }
 
 func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
@@ -126,7 +126,7 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 	if err := Allow(p.Sender()); err != nil {
 		t.Fatal(err)
 	}
-	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-W1", "10.88.0.1")
+	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
 	// Again, as the agent does: what it knows of stays, and what it doesn't goes.
 	leftover := Sender{PortName("gone"), p.MAC, p.Addresses}
 	if err := Allow(leftover); err != nil {
@@ -138,7 +138,7 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 	if ok, err := Allowed(leftover); ok || err != nil {
 		t.Errorf("a leftover stays in the guard: %v, %v", ok, err)
 	}
-	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-W1", "10.88.0.1")
+	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
 	for range 2 { // the second time there is nothing to forbid
 		if err := Forbid(p.Sender()); err != nil {
 			t.Fatal(err)
