@@ -63,9 +63,9 @@ cluster-down:
 e2e:
 	@scripts/e2e
 
-# ADD and DEL beside upstream's plugins and a floor, in turns.
+# ADD and DEL beside upstream's plugins and a floor, in turns; or beside another commit's: make bench-cni BEFORE=5a06764
 bench-cni:
-	@scripts/bench-cni
+	@BEFORE=$(BEFORE) scripts/bench-cni
 
 # Kubernetes' own specs on NetworkPolicy, on such a cluster: make e2e-upstream FOCUS=SCTP
 e2e-upstream:

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -88,6 +87,37 @@ func floor() contender {
 	}
 }
 
+// local is the part of a bridge's or ptp's configuration that gives addresses of these subnets.
+func local(subnets ...string) string {
+	for i, s := range subnets {
+		subnets[i] = `[{"subnet": "` + s + `"}]`
+	}
+	return `"ipam": {"type": "host-local", "dataDir": "/run/host-local", "routes": [{"dst": "0.0.0.0/0"}], "ranges": [` + strings.Join(subnets, ", ") + `]}`
+}
+
+// weirConf and bridgeConf are the plugins that are compared most.
+const weirConf = `{"type": "weir", "ranges": [{"subnet": "10.88.0.0/24"}]}`
+
+func bridgeConf() string {
+	return `{"type": "bridge", "bridge": "br0", "isGateway": true, ` + local("10.90.0.0/24") + `}`
+}
+
+// once adds a pod to the contender's network, takes it off, and says how long either took.
+func once(t *testing.T, c contender) (add, del time.Duration) {
+	t.Helper()
+	path := nodetest.NewNS(t, plain(c.name)+"-pod-0")
+	defer nodetest.DelNS(t, path)
+	began := time.Now()
+	if err := c.add(t.Context(), "pod-0", path); err != nil {
+		t.Fatalf("%s: %v", c.name, err)
+	}
+	added := time.Now()
+	if err := c.del(t.Context(), "pod-0", path); err != nil {
+		t.Fatalf("%s: %v", c.name, err)
+	}
+	return added.Sub(began), time.Since(added)
+}
+
 const policies = `
 apiVersion: v1
 kind: Namespace
@@ -116,15 +146,9 @@ func TestADD(t *testing.T) {
 	n.Manifest("bench.yaml", manifest)
 	n.StartAgent()
 
-	local := func(subnets ...string) string {
-		for i, s := range subnets {
-			subnets[i] = `[{"subnet": "` + s + `"}]`
-		}
-		return `"ipam": {"type": "host-local", "dataDir": "/run/host-local", "routes": [{"dst": "0.0.0.0/0"}], "ranges": [` + strings.Join(subnets, ", ") + `]}`
-	}
 	all := []contender{
-		plugin(t, n, "weir", `{"type": "weir", "ranges": [{"subnet": "10.88.0.0/24"}]}`),
-		plugin(t, n, "bridge", `{"type": "bridge", "bridge": "br0", "isGateway": true, `+local("10.90.0.0/24")+`}`),
+		plugin(t, n, "weir", weirConf),
+		plugin(t, n, "bridge", bridgeConf()),
 		plugin(t, n, "bridge+ipMasq", `{"type": "bridge", "bridge": "br1", "isGateway": true, "ipMasq": true, `+local("10.91.0.0/24")+`}`),
 		plugin(t, n, "bridge+dual", `{"type": "bridge", "bridge": "br2", "isGateway": true, `+local("10.92.0.0/24", "fd00:92::/64")+`}`),
 		plugin(t, n, "ptp", `{"type": "ptp", `+local("10.93.0.0/24")+`}`),
@@ -137,20 +161,10 @@ func TestADD(t *testing.T) {
 	}
 	for round := range *rounds + 1 {
 		for _, c := range all {
-			path := netns(c, "pod-0")
-			began := time.Now()
-			if err := c.add(t.Context(), "pod-0", path); err != nil {
-				t.Fatalf("%s: %v", c.name, err)
-			}
-			added := time.Now()
-			if err := c.del(t.Context(), "pod-0", path); err != nil {
-				t.Fatalf("%s: %v", c.name, err)
-			}
-			deleted := time.Now()
-			nodetest.DelNS(t, path)
+			added, deleted := once(t, c)
 			if round > 0 { // the first makes the bridges
-				note("ADD", c.name, added.Sub(began))
-				note("DEL", c.name, deleted.Sub(added))
+				note("ADD", c.name, added)
+				note("DEL", c.name, deleted)
 			}
 		}
 	}
@@ -183,18 +197,14 @@ func TestADD(t *testing.T) {
 	report(took, all)
 }
 
-// report prints the medians, and what weir's is of each other's.
+// report prints the medians, and of the ratios of weir's time to each other's in the same round the median with its interval.
 func report(took map[string][]time.Duration, all []contender) {
-	median := func(key string) time.Duration {
-		list := slices.Sorted(slices.Values(took[key]))
-		return list[len(list)/2]
-	}
 	for _, what := range []string{"ADD", "DEL", fmt.Sprintf("ADD-%d-parallel", *parallel), fmt.Sprintf("DEL-%d-parallel", *parallel)} {
 		for _, c := range all {
-			fmt.Printf("median %s %s: %.1f ms\n", what, c.name, median(what+" "+c.name).Seconds()*1000)
+			fmt.Printf("median %s %s: %.1f ms\n", what, c.name, median(took[what+" "+c.name]).Seconds()*1000)
 		}
 		for _, c := range all[1:] {
-			fmt.Printf("ratio %s weir/%s: %.2f\n", what, c.name, float64(median(what+" weir"))/float64(median(what+" "+c.name)))
+			fmt.Printf("ratio %s weir/%s: %s\n", what, c.name, estimate(ratios(took[what+" weir"], took[what+" "+c.name]), 2))
 		}
 	}
 }

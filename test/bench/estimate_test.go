@@ -1,0 +1,60 @@
+//go:build bench
+
+package bench_test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+)
+
+func median[T time.Duration | float64](list []T) T {
+	sorted := slices.Sorted(slices.Values(list))
+	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
+}
+
+// ratios of what took place in the same round, so that what the machine does to both falls out.
+func ratios(of, to []time.Duration) []float64 {
+	all := make([]float64, len(of))
+	for i := range of {
+		all[i] = float64(of[i]) / float64(to[i])
+	}
+	return all
+}
+
+// estimate is the median, and the interval that holds that of endless rounds with a probability of 95 %.
+func estimate(list []float64, digits int) string {
+	rank := intervalRank(len(list))
+	if rank < 0 {
+		return fmt.Sprintf("%.*f (%d rounds are too few for an interval)", digits, median(list), len(list))
+	}
+	sorted := slices.Sorted(slices.Values(list))
+	return fmt.Sprintf("%.*f (95 %% interval %.*f to %.*f, %d rounds)", digits, median(list), digits, sorted[rank], digits, sorted[len(sorted)-1-rank], len(list))
+}
+
+// intervalRank is how many of n values lie below the interval of their median, and above: the sign test's, which supposes
+// nothing of how they are distributed. Of n throws of a coin, at most that many show heads with a probability of 2.5 %.
+// -1: there is none.
+func intervalRank(n int) int {
+	p := 1.0
+	for range n {
+		p /= 2 // of no heads
+	}
+	rank := -1
+	for k, sum := 0, p; sum <= 0.025; k++ {
+		rank = k
+		p *= float64(n-k) / float64(k+1)
+		sum += p
+	}
+	return rank
+}
+
+func TestIntervalRank(t *testing.T) {
+	// Conover, Practical Nonparametric Statistics, and tables of the sign test.
+	for n, want := range map[int]int{5: -1, 6: 0, 10: 1, 20: 5, 30: 9, 40: 13} {
+		if got := intervalRank(n); got != want {
+			t.Errorf("of %d: %d, want %d", n, got, want)
+		}
+	}
+}
