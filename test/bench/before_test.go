@@ -29,7 +29,10 @@ func TestTurns(t *testing.T) {
 		return
 	}
 	n := nodetest.NewNode(t, nil)
-	n.Manifest("bench.yaml", policies+"---\napiVersion: v1\nkind: Pod\nmetadata: {name: pod-0, namespace: bench, labels: {app: bench}}\n")
+	n.Manifest(
+		"bench.yaml",
+		policies+"---\napiVersion: v1\nkind: Pod\nmetadata: {name: pod-0, namespace: bench, labels: {app: bench}}\n",
+	)
 	n.StartAgent()
 	other := map[string]string{"now": "before", "before": "now"}[*me]
 	pipe := func(name string) *os.File {

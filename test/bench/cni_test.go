@@ -42,7 +42,9 @@ func plain(name string) string { return strings.ReplaceAll(name, "+", "-") }
 func plugin(t *testing.T, n *nodetest.Node, name, conf string) contender {
 	t.Helper()
 	network := plain(name)
-	list, err := libcni.NetworkConfFromBytes([]byte(`{"cniVersion": "1.0.0", "name": "` + network + `", "plugins": [` + conf + `]}`))
+	list, err := libcni.NetworkConfFromBytes(
+		[]byte(`{"cniVersion": "1.0.0", "name": "` + network + `", "plugins": [` + conf + `]}`),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +94,10 @@ func local(subnets ...string) string {
 	for i, s := range subnets {
 		subnets[i] = `[{"subnet": "` + s + `"}]`
 	}
-	return `"ipam": {"type": "host-local", "dataDir": "/run/host-local", "routes": [{"dst": "0.0.0.0/0"}], "ranges": [` + strings.Join(subnets, ", ") + `]}`
+	return `"ipam": {"type": "host-local", "dataDir": "/run/host-local", "routes": [{"dst": "0.0.0.0/0"}], "ranges": [` + strings.Join(
+		subnets,
+		", ",
+	) + `]}`
 }
 
 // weirConf and bridgeConf are the plugins that are compared most.
@@ -141,7 +146,10 @@ func TestADD(t *testing.T) {
 	n := nodetest.NewNode(t, nil)
 	manifest := policies
 	for i := range *parallel {
-		manifest += fmt.Sprintf("---\napiVersion: v1\nkind: Pod\nmetadata: {name: pod-%d, namespace: bench, labels: {app: bench}}\n", i)
+		manifest += fmt.Sprintf(
+			"---\napiVersion: v1\nkind: Pod\nmetadata: {name: pod-%d, namespace: bench, labels: {app: bench}}\n",
+			i,
+		)
 	}
 	n.Manifest("bench.yaml", manifest)
 	n.StartAgent()
@@ -149,8 +157,18 @@ func TestADD(t *testing.T) {
 	all := []contender{
 		plugin(t, n, "weir", weirConf),
 		plugin(t, n, "bridge", bridgeConf()),
-		plugin(t, n, "bridge+ipMasq", `{"type": "bridge", "bridge": "br1", "isGateway": true, "ipMasq": true, `+local("10.91.0.0/24")+`}`),
-		plugin(t, n, "bridge+dual", `{"type": "bridge", "bridge": "br2", "isGateway": true, `+local("10.92.0.0/24", "fd00:92::/64")+`}`),
+		plugin(
+			t,
+			n,
+			"bridge+ipMasq",
+			`{"type": "bridge", "bridge": "br1", "isGateway": true, "ipMasq": true, `+local("10.91.0.0/24")+`}`,
+		),
+		plugin(
+			t,
+			n,
+			"bridge+dual",
+			`{"type": "bridge", "bridge": "br2", "isGateway": true, `+local("10.92.0.0/24", "fd00:92::/64")+`}`,
+		),
 		plugin(t, n, "ptp", `{"type": "ptp", `+local("10.93.0.0/24")+`}`),
 		floor(),
 	}

@@ -30,7 +30,16 @@ func estimate(list []float64, digits int) string {
 		return fmt.Sprintf("%.*f (%d rounds are too few for an interval)", digits, median(list), len(list))
 	}
 	sorted := slices.Sorted(slices.Values(list))
-	return fmt.Sprintf("%.*f (95 %% interval %.*f to %.*f, %d rounds)", digits, median(list), digits, sorted[rank], digits, sorted[len(sorted)-1-rank], len(list))
+	return fmt.Sprintf(
+		"%.*f (95 %% interval %.*f to %.*f, %d rounds)",
+		digits,
+		median(list),
+		digits,
+		sorted[rank],
+		digits,
+		sorted[len(sorted)-1-rank],
+		len(list),
+	)
 }
 
 // intervalRank is how many of n values lie below the interval of their median, and above: the sign test's, which supposes

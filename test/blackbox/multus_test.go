@@ -65,7 +65,11 @@ func TestASecondInterface(t *testing.T) {
 	n := nodetest.NewNode(t, dualStack)
 	n.Manifest("pods.yaml", pods("quiet", "server", "client"))
 	n.StartAgent()
-	secondNetwork(t, n, nodetest.Conf{"ranges": []any{nodetest.Conf{"subnet": "10.99.0.0/24"}, nodetest.Conf{"subnet": "fd00:10:99::/64"}}})
+	secondNetwork(
+		t,
+		n,
+		nodetest.Conf{"ranges": []any{nodetest.Conf{"subnet": "10.99.0.0/24"}, nodetest.Conf{"subnet": "fd00:10:99::/64"}}},
+	)
 	server, client := n.AddPod("quiet", "server"), n.AddPod("quiet", "client")
 	secondOf := map[*nodetest.Pod][]string{}
 	for _, p := range []*nodetest.Pod{server, client} {
@@ -94,7 +98,8 @@ func TestASecondInterface(t *testing.T) {
 	}
 	reached(append(secondOf[server], first...), true, outside()...)
 	// Of the second network's addresses a pod has one there, and sends under it.
-	if seen, err := nodetest.Get(t, client.Netns, net.JoinHostPort(secondOf[server][0], "80")); err != nil || seen != "hello ::ffff:"+secondOf[client][0] && seen != "hello "+secondOf[client][0] {
+	if seen, err := nodetest.Get(t, client.Netns, net.JoinHostPort(secondOf[server][0], "80")); err != nil ||
+		seen != "hello ::ffff:"+secondOf[client][0] && seen != "hello "+secondOf[client][0] {
 		t.Errorf("in the second network the client is seen as %q (%v), want its address there, %s", seen, err, secondOf[client][0])
 	}
 

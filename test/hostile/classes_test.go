@@ -84,14 +84,22 @@ func (f *forge) linkLocalMACs() {
 		f.forged("echo request over IPv6, sender the victim", way, f.echo(w.victim6, gateway6))
 		f.put("fragments over IPv6, sender the victim", false, f.fragments(way, w.victim6, gateway6)...)
 		f.put("a first fragment over IPv6", x == 0 && w.has6, f.fragments(way, w.e6, gateway6)[0]).waits = true
-		put("an unknown hop-by-hop option", way, f.extension(w.e6, gateway6, layers.IPProtocolIPv6HopByHop, hopByHop(f.marker(), 0x80)))
+		put(
+			"an unknown hop-by-hop option",
+			way,
+			f.extension(w.e6, gateway6, layers.IPProtocolIPv6HopByHop, hopByHop(f.marker(), 0x80)),
+		)
 		put("ARP request, own sender", way, f.arp(1, w.eMAC, w.e4, gateway4))
 		f.forged("ARP reply for a free address", way, f.arp(2, w.eMAC, free4, gateway4))
 		f.forged("ARP reply for the outside host", way, f.arp(2, w.eMAC, outside4, uplink4))
 		f.forged("router advertisement", way, f.routerAdvertisement(eLocal))
 		f.forged("neighbour solicitation", way, f.solicitation(eLocal, portLocal))
 		f.forged("neighbour advertisement", way, f.advertisement(eLocal, portLocal, free6))
-		f.forged("tunnel packet of another node's", way, f.vxlan(peer, f.tunnelEnd(), f.udp(f.peerPod(), f.podOf(w.victim4, w.victim6))))
+		f.forged(
+			"tunnel packet of another node's",
+			way,
+			f.vxlan(peer, f.tunnelEnd(), f.udp(f.peerPod(), f.podOf(w.victim4, w.victim6))),
+		)
 		for _, kind := range []uint16{0x0027, 0x8808, 0x8809, 0x888e, 0x88cc, 0x88b5} {
 			f.forged(fmt.Sprintf("type %#04x", kind), raw(to, w.eMAC, kind, f.marker()))
 		}
@@ -376,7 +384,11 @@ func (w *world) converse(t testing.TB) (flows []flow) {
 			t.Cleanup(func() { _ = tcp.Close() })
 			return nil
 		})
-		flows = append(flows, flow{"UDP over " + pair.text, layers.IPProtocolUDP, from, toUDP}, flow{"TCP over " + pair.text, layers.IPProtocolTCP, from, toTCP})
+		flows = append(
+			flows,
+			flow{"UDP over " + pair.text, layers.IPProtocolUDP, from, toUDP},
+			flow{"TCP over " + pair.text, layers.IPProtocolTCP, from, toTCP},
+		)
 	}
 	return flows
 }

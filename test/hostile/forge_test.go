@@ -171,14 +171,23 @@ func (f *forge) udp(src, dst netip.Addr) stack {
 
 func (f *forge) syn(src, dst netip.Addr) stack {
 	return join([]stack{ipHeader(src, dst), {
-		&layers.TCP{SrcPort: layers.TCPPort(f.port()), DstPort: tcpPort, SYN: true, Window: 1024, Seq: 1}, gopacket.Payload(f.marker()),
+		&layers.TCP{
+			SrcPort: layers.TCPPort(f.port()),
+			DstPort: tcpPort,
+			SYN:     true,
+			Window:  1024,
+			Seq:     1,
+		}, gopacket.Payload(f.marker()),
 	}})
 }
 
 func (f *forge) echo(src, dst netip.Addr) stack {
 	if dst.Is4() {
 		return join([]stack{ipHeader(src, dst), {
-			&layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(layers.ICMPv4TypeEchoRequest, 0), Id: f.port()}, gopacket.Payload(f.marker()),
+			&layers.ICMPv4{
+				TypeCode: layers.CreateICMPv4TypeCode(layers.ICMPv4TypeEchoRequest, 0),
+				Id:       f.port(),
+			}, gopacket.Payload(f.marker()),
 		}})
 	}
 	return join([]stack{ipHeader(src, dst), {
@@ -215,7 +224,10 @@ func (f *forge) fragment(way stack, src, dst netip.Addr, part []byte, offset int
 		}
 		return f.serialize(way, stack{h, gopacket.Payload(part)})
 	}
-	return f.serialize(way, f.extension(src, dst, layers.IPProtocolIPv6Fragment, fragmentHeader(layers.IPProtocolUDP, offset, more, f.port()), part))
+	return f.serialize(
+		way,
+		f.extension(src, dst, layers.IPProtocolIPv6Fragment, fragmentHeader(layers.IPProtocolUDP, offset, more, f.port()), part),
+	)
 }
 
 // fragmentHeader is that of RFC 8200, section 4.5.
@@ -254,7 +266,12 @@ func (f *forge) discovery(src, dst netip.Addr, kind uint8, body []byte) stack {
 	h := ipHeader(src, dst)[0].(*layers.IPv6)
 	h.HopLimit = 255
 	option := append([]byte{253, 3}, f.marker()...) // of 24 bytes; RFC 4727 has the number for experiments
-	return stack{h, &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(kind, 0)}, gopacket.Payload(body), gopacket.Payload(append(option, 0, 0, 0, 0))}
+	return stack{
+		h,
+		&layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(kind, 0)},
+		gopacket.Payload(body),
+		gopacket.Payload(append(option, 0, 0, 0, 0)),
+	}
 }
 
 // linkLayer is the option that says a MAC: 1 that of the sender, 2 that of the target.

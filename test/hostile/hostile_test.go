@@ -188,7 +188,10 @@ func report(t *testing.T, table map[string]*row) {
 			t.Errorf("docs/hostile-pod.md has no row for %q", class)
 		}
 	}
-	t.Logf("class, frames, and of these answered, reaching IP, and dropped by the kernel anyway, with rp_filter 0, 1 and 2:\n%s", text.String())
+	t.Logf(
+		"class, frames, and of these answered, reaching IP, and dropped by the kernel anyway, with rp_filter 0, 1 and 2:\n%s",
+		text.String(),
+	)
 	for _, class := range classes {
 		if dropped := table[class].dropped; len(dropped) > 0 {
 			t.Logf("dropped by the kernel anyway, with rp_filter 0: %s: %s", class, strings.Join(dropped, "; "))

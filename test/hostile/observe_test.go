@@ -54,7 +54,14 @@ type observer struct {
 // observe begins to listen, until the function that it returns ends it.
 func observe(t testing.TB, w *world, frames []*frame) (o *observer, end func()) {
 	t.Helper()
-	o = &observer{t: t, w: w, links: map[string]*nodetest.Sniffer{}, seen: map[int]map[string]bool{}, asked: map[netip.Addr]int{}, others: map[string]int{}}
+	o = &observer{
+		t:      t,
+		w:      w,
+		links:  map[string]*nodetest.Sniffer{},
+		seen:   map[int]map[string]bool{},
+		asked:  map[netip.Addr]int{},
+		others: map[string]int{},
+	}
 	for i, f := range frames {
 		if f.asks.IsValid() {
 			o.asked[f.asks] = i
@@ -247,7 +254,7 @@ func (o *observer) state() []string {
 			for _, n := range neighbours {
 				// The kernel keeps entries of multicast groups that it sends to, and the outside says what its MAC is.
 				if (n.State != unix.NUD_NOARP || family == unix.AF_BRIDGE) && n.HardwareAddr.String() != outsideMAC {
-					all = append(all, fmt.Sprint(where, ": neighbour ", n.LinkIndex, " ", n.IP, " ", net.HardwareAddr(n.HardwareAddr)))
+					all = append(all, fmt.Sprint(where, ": neighbour ", n.LinkIndex, " ", n.IP, " ", n.HardwareAddr))
 				}
 			}
 		}

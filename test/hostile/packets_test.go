@@ -11,7 +11,9 @@ import (
 
 func (f *forge) routerAdvertisement(src netip.Addr) stack {
 	body := []byte{64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0} // hop limit, router for 1800 s
-	prefix := append([]byte{3, 4, 64, 0xc0, 0, 1, 0x51, 0x80, 0, 0, 0x38, 0x40, 0, 0, 0, 0}, netip.MustParseAddr("2001:db8:bad::").AsSlice()...)
+	prefix := append(
+		[]byte{3, 4, 64, 0xc0, 0, 1, 0x51, 0x80, 0, 0, 0x38, 0x40, 0, 0, 0, 0},
+		netip.MustParseAddr("2001:db8:bad::").AsSlice()...)
 	body = append(append(body, prefix...), linkLayer(1, f.w.eMAC)...)
 	return f.discovery(src, netip.MustParseAddr("ff02::1"), layers.ICMPv6TypeRouterAdvertisement, body)
 }
@@ -45,7 +47,11 @@ func (f *forge) neighbourDiscovery() {
 	} {
 		for _, way := range []name[stack]{{"the bridge", f.toNode()}, {"all nodes", eth(groupMAC6, w.eMAC)}, {"the victim's MAC", eth(w.victimMAC, w.eMAC)}} {
 			to := " from " + src.text + " to " + way.text
-			f.forged("router solicitation"+to, way.value, f.discovery(src.value, netip.MustParseAddr("ff02::2"), layers.ICMPv6TypeRouterSolicitation, make([]byte, 4)))
+			f.forged(
+				"router solicitation"+to,
+				way.value,
+				f.discovery(src.value, netip.MustParseAddr("ff02::2"), layers.ICMPv6TypeRouterSolicitation, make([]byte, 4)),
+			)
 			f.forged("router advertisement"+to, way.value, f.routerAdvertisement(src.value))
 			f.forged("solicitation of the gateway"+to, way.value, f.solicitation(src.value, gateway6))
 			f.forged("solicitation of the victim"+to, way.value, f.solicitation(src.value, w.victim6))
@@ -57,10 +63,39 @@ func (f *forge) neighbourDiscovery() {
 	f.begin("neighbour discovery behind other headers", "")
 	for _, src := range []netip.Addr{w.e6, eui64(w.eMAC)} {
 		advertisement := func() []byte { return f.payload(f.routerAdvertisement(src)) }
-		f.forged("behind hop-by-hop options, "+src.String(), f.toNode(), f.extension(src, all, layers.IPProtocolIPv6HopByHop, padding(layers.IPProtocolICMPv6), advertisement()))
-		f.forged("behind destination options, "+src.String(), f.toNode(), f.extension(src, all, layers.IPProtocolIPv6Destination, padding(layers.IPProtocolICMPv6), advertisement()))
-		f.forged("behind both, "+src.String(), f.toNode(), f.extension(src, all, layers.IPProtocolIPv6HopByHop, padding(layers.IPProtocolIPv6Destination), padding(layers.IPProtocolICMPv6), advertisement()))
-		f.forged("in an atomic fragment, "+src.String(), f.toNode(), f.extension(src, all, layers.IPProtocolIPv6Fragment, fragmentHeader(layers.IPProtocolICMPv6, 0, false, f.port()), advertisement()))
+		f.forged(
+			"behind hop-by-hop options, "+src.String(),
+			f.toNode(),
+			f.extension(src, all, layers.IPProtocolIPv6HopByHop, padding(layers.IPProtocolICMPv6), advertisement()),
+		)
+		f.forged(
+			"behind destination options, "+src.String(),
+			f.toNode(),
+			f.extension(src, all, layers.IPProtocolIPv6Destination, padding(layers.IPProtocolICMPv6), advertisement()),
+		)
+		f.forged(
+			"behind both, "+src.String(),
+			f.toNode(),
+			f.extension(
+				src,
+				all,
+				layers.IPProtocolIPv6HopByHop,
+				padding(layers.IPProtocolIPv6Destination),
+				padding(layers.IPProtocolICMPv6),
+				advertisement(),
+			),
+		)
+		f.forged(
+			"in an atomic fragment, "+src.String(),
+			f.toNode(),
+			f.extension(
+				src,
+				all,
+				layers.IPProtocolIPv6Fragment,
+				fragmentHeader(layers.IPProtocolICMPv6, 0, false, f.port()),
+				advertisement(),
+			),
+		)
 	}
 }
 
@@ -69,7 +104,9 @@ func padding(next layers.IPProtocol) []byte { return []byte{byte(next), 0, 1, 4,
 
 // hopByHop is an extension header with an option of that type, and the marker.
 func hopByHop(marker []byte, option byte) []byte {
-	return append([]byte{byte(layers.IPProtocolNoNextHeader), 2, option, byte(len(marker))}, append(marker, 1, 0)...) // 24 bytes
+	return append(
+		[]byte{byte(layers.IPProtocolNoNextHeader), 2, option, byte(len(marker))},
+		append(marker, 1, 0)...) // 24 bytes
 }
 
 // errors are ICMP's, about connections of the victim's and about the tunnel between the nodes.
@@ -78,7 +115,12 @@ func (f *forge) errors(flows []flow) {
 	quote := func(protocol layers.IPProtocol, from, to netip.AddrPort) []byte {
 		if protocol == layers.IPProtocolTCP {
 			return f.serialize(ipHeader(from.Addr(), to.Addr()), stack{
-				&layers.TCP{SrcPort: layers.TCPPort(from.Port()), DstPort: layers.TCPPort(to.Port()), ACK: true, Seq: 1}, gopacket.Payload(f.marker()),
+				&layers.TCP{
+					SrcPort: layers.TCPPort(from.Port()),
+					DstPort: layers.TCPPort(to.Port()),
+					ACK:     true,
+					Seq:     1,
+				}, gopacket.Payload(f.marker()),
 			})
 		}
 		return f.serialize(ipHeader(from.Addr(), to.Addr()), stack{
@@ -92,17 +134,35 @@ func (f *forge) errors(flows []flow) {
 	}
 	var all []about
 	for _, c := range flows {
-		all = append(all, about{c.text + ", to the victim", c.protocol, c.from, c.to}, about{c.text + ", to the other end", c.protocol, c.to, c.from})
+		all = append(
+			all,
+			about{c.text + ", to the victim", c.protocol, c.from, c.to},
+			about{c.text + ", to the other end", c.protocol, c.to, c.from},
+		)
 		if c.to.Addr() == outside4 {
-			all = append(all, about{c.text + ", masqueraded, to the other end", c.protocol, c.to, netip.AddrPortFrom(uplink4, c.from.Port())})
+			all = append(
+				all,
+				about{c.text + ", masqueraded, to the other end", c.protocol, c.to, netip.AddrPortFrom(uplink4, c.from.Port())},
+			)
 		}
 		if c.to.Addr() == outside6 {
-			all = append(all, about{c.text + ", masqueraded, to the other end", c.protocol, c.to, netip.AddrPortFrom(uplink6, c.from.Port())})
+			all = append(
+				all,
+				about{c.text + ", masqueraded, to the other end", c.protocol, c.to, netip.AddrPortFrom(uplink6, c.from.Port())},
+			)
 		}
 	}
 	local, remote := w.underlay()
-	all = append(all, about{"the tunnel, to the node", layers.IPProtocolUDP, netip.AddrPortFrom(local, 50000), netip.AddrPortFrom(remote, 4789)},
-		about{"the tunnel, to the other node", layers.IPProtocolUDP, netip.AddrPortFrom(remote, 50000), netip.AddrPortFrom(local, 4789)})
+	all = append(
+		all,
+		about{"the tunnel, to the node", layers.IPProtocolUDP, netip.AddrPortFrom(local, 50000), netip.AddrPortFrom(remote, 4789)},
+		about{
+			"the tunnel, to the other node",
+			layers.IPProtocolUDP,
+			netip.AddrPortFrom(remote, 50000),
+			netip.AddrPortFrom(local, 4789),
+		},
+	)
 	for _, a := range all {
 		if a.from.Addr().Is4() {
 			f.begin("ICMPv4 errors", "")
@@ -132,7 +192,12 @@ func (f *forge) errors(flows []flow) {
 					}
 				}
 				f.own(kind.text+", "+a.text+", its own sender", f.toNode(), ipHeader(w.e4, a.from.Addr()), build())
-				f.forged(kind.text+", "+a.text+", the sender that it should have", f.toNode(), ipHeader(a.to.Addr(), a.from.Addr()), build())
+				f.forged(
+					kind.text+", "+a.text+", the sender that it should have",
+					f.toNode(),
+					ipHeader(a.to.Addr(), a.from.Addr()),
+					build(),
+				)
 				f.forged(kind.text+", "+a.text+", from the gateway", f.toNode(), ipHeader(gateway4, a.from.Addr()), build())
 			}
 			continue
@@ -158,7 +223,12 @@ func (f *forge) errors(flows []flow) {
 				}
 			}
 			f.own(kind.text+", "+a.text+", its own sender", f.toNode(), ipHeader(w.e6, a.from.Addr()), build())
-			f.forged(kind.text+", "+a.text+", the sender that it should have", f.toNode(), ipHeader(a.to.Addr(), a.from.Addr()), build())
+			f.forged(
+				kind.text+", "+a.text+", the sender that it should have",
+				f.toNode(),
+				ipHeader(a.to.Addr(), a.from.Addr()),
+				build(),
+			)
 			f.forged(kind.text+", "+a.text+", from the gateway", f.toNode(), ipHeader(gateway6, a.from.Addr()), build())
 		}
 	}
@@ -188,8 +258,17 @@ func (f *forge) fragmentClasses() {
 		overlap := f.fragment(f.toNode(), src, dst, f.marker()[:16], 16, true)
 		f.put("overlapping to "+to.text, own, first, overlap, f.fragments(f.toNode(), src, dst)[1])
 		header := f.payload(f.udp(src, dst))
-		f.put("eight bytes first to "+to.text, own, f.fragment(f.toNode(), src, dst, header[:8], 0, true), f.fragment(f.toNode(), src, dst, header[8:], 8, false))
-		f.put("beyond 65535 to "+to.text, own, f.fragment(f.toNode(), src, dst, append(f.marker(), make([]byte, 100)...), 65528, false))
+		f.put(
+			"eight bytes first to "+to.text,
+			own,
+			f.fragment(f.toNode(), src, dst, header[:8], 0, true),
+			f.fragment(f.toNode(), src, dst, header[8:], 8, false),
+		)
+		f.put(
+			"beyond 65535 to "+to.text,
+			own,
+			f.fragment(f.toNode(), src, dst, append(f.marker(), make([]byte, 100)...), 65528, false),
+		)
 		f.put("atomic to "+to.text, own, f.atomic(src, dst))
 		f.begin("fragments whose others don't come", "the node says that their time is over")
 		f.put("the first to "+to.text, own, f.fragments(f.toNode(), src, dst)[0]).waits = true
@@ -242,7 +321,11 @@ func (f *forge) options4() {
 				packet := f.serialize(stack{h}, f.udpTo(udpPort))
 				packet = withOptions(packet, o.value)
 				own := f.w.has4 && from.value == w.e4
-				one := f.put(fmt.Sprintf("%s, from %s to %s", o.text, from.text, to.text), own, f.serialize(raw(w.bridgeMAC, w.eMAC, 0x0800, packet)))
+				one := f.put(
+					fmt.Sprintf("%s, from %s to %s", o.text, from.text, to.text),
+					own,
+					f.serialize(raw(w.bridgeMAC, w.eMAC, 0x0800, packet)),
+				)
 				if own {
 					one.allowed = "the node says that the options are wrong"
 				}
@@ -339,7 +422,11 @@ func (f *forge) extensions6() {
 				parts := append([][]byte{}, x.parts...)
 				parts = append(parts, f.payload(f.udp(from.value, to.value)))
 				own := f.w.has6 && from.value == w.e6
-				one := f.put(fmt.Sprintf("%s, from %s to %s", x.text, from.text, to.text), own, f.serialize(f.toNode(), f.extension(from.value, to.value, x.next, parts...)))
+				one := f.put(
+					fmt.Sprintf("%s, from %s to %s", x.text, from.text, to.text),
+					own,
+					f.serialize(f.toNode(), f.extension(from.value, to.value, x.next, parts...)),
+				)
 				if own && x.answers {
 					one.allowed = "the node says that the option is wrong"
 				}

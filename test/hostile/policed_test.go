@@ -154,8 +154,17 @@ func (f *forge) destinations() {
 	h := ipHeader(w.e4, peerPod4)[0].(*layers.IPv4)
 	h.Flags = layers.IPv4DontFragment
 	long := func() gopacket.Payload { return append(f.marker(), make([]byte, 1430)...) }
-	f.own("to another node's pod", f.toNode(), stack{h, &layers.UDP{SrcPort: layers.UDPPort(f.port()), DstPort: udpPort}, long()})
-	f.own("to another node's pod over IPv6", f.toNode(), ipHeader(w.e6, peerPod6), stack{&layers.UDP{SrcPort: layers.UDPPort(f.port()), DstPort: udpPort}, long()})
+	f.own(
+		"to another node's pod",
+		f.toNode(),
+		stack{h, &layers.UDP{SrcPort: layers.UDPPort(f.port()), DstPort: udpPort}, long()},
+	)
+	f.own(
+		"to another node's pod over IPv6",
+		f.toNode(),
+		ipHeader(w.e6, peerPod6),
+		stack{&layers.UDP{SrcPort: layers.UDPPort(f.port()), DstPort: udpPort}, long()},
+	)
 	f.begin("other ICMP", "")
 	for kind := range 256 {
 		if kind == 3 || kind == 4 || kind == 5 || kind == 11 || kind == 12 {
@@ -171,7 +180,9 @@ func (f *forge) destinations() {
 		}
 		for _, to := range []name[netip.Addr]{{"the gateway", gateway6}, {"the victim", w.victim6}} {
 			f.own(fmt.Sprintf("ICMPv6 type %d to %s", kind, to.text), f.toNode(), ipHeader(w.e6, to.value), stack{
-				&layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(uint8(kind), 0)}, gopacket.Payload([]byte{0, 0, 0, 0}), gopacket.Payload(f.marker()),
+				&layers.ICMPv6{
+					TypeCode: layers.CreateICMPv6TypeCode(uint8(kind), 0),
+				}, gopacket.Payload([]byte{0, 0, 0, 0}), gopacket.Payload(f.marker()),
 			})
 		}
 	}
@@ -182,11 +193,30 @@ func (f *forge) destinations() {
 	for _, kind := range []byte{0x11, 0x12, 0x16, 0x17, 0x22} {
 		h := ipHeader(w.e4, netip.MustParseAddr("224.0.0.1"))[0].(*layers.IPv4)
 		h.Protocol, h.TTL = layers.IPProtocolIGMP, 1
-		f.own(fmt.Sprintf("IGMP %#x", kind), eth(groupMAC4, w.eMAC), stack{h, gopacket.Payload(igmp(kind, netip.MustParseAddr("239.1.2.3")))})
+		f.own(
+			fmt.Sprintf("IGMP %#x", kind),
+			eth(groupMAC4, w.eMAC),
+			stack{h, gopacket.Payload(igmp(kind, netip.MustParseAddr("239.1.2.3")))},
+		)
 	}
 	group := netip.MustParseAddr("ff02::16")
-	f.forged("MLD", eth(groupMAC6, w.eMAC), f.extension(eui64(w.eMAC), group, layers.IPProtocolIPv6HopByHop, []byte{58, 0, 5, 2, 0, 0, 1, 0}, f.payload(f.discovery(eui64(w.eMAC), group, 143, make([]byte, 4)))))
-	f.forged("DHCP", eth(broadcastMAC, w.eMAC), ipHeader(netip.IPv4Unspecified(), netip.MustParseAddr("255.255.255.255")), f.udpTo(67))
+	f.forged(
+		"MLD",
+		eth(groupMAC6, w.eMAC),
+		f.extension(
+			eui64(w.eMAC),
+			group,
+			layers.IPProtocolIPv6HopByHop,
+			[]byte{58, 0, 5, 2, 0, 0, 1, 0},
+			f.payload(f.discovery(eui64(w.eMAC), group, 143, make([]byte, 4))),
+		),
+	)
+	f.forged(
+		"DHCP",
+		eth(broadcastMAC, w.eMAC),
+		ipHeader(netip.IPv4Unspecified(), netip.MustParseAddr("255.255.255.255")),
+		f.udpTo(67),
+	)
 	f.forged("DHCPv6", eth(groupMAC6, w.eMAC), ipHeader(eui64(w.eMAC), netip.MustParseAddr("ff02::1:2")), f.udpTo(547))
 }
 
@@ -213,9 +243,15 @@ func (f *forge) connections(flows []flow) {
 				if src.text == "own" {
 					put = func(name string, stacks ...stack) { f.own(name, stacks...) }
 				}
-				transport := stack{&layers.UDP{SrcPort: layers.UDPPort(d.from.Port()), DstPort: layers.UDPPort(d.to.Port())}, gopacket.Payload(f.marker())}
+				transport := stack{
+					&layers.UDP{SrcPort: layers.UDPPort(d.from.Port()), DstPort: layers.UDPPort(d.to.Port())},
+					gopacket.Payload(f.marker()),
+				}
 				if c.protocol == layers.IPProtocolTCP {
-					transport = stack{&layers.TCP{SrcPort: layers.TCPPort(d.from.Port()), DstPort: layers.TCPPort(d.to.Port()), RST: true, Seq: 1}, gopacket.Payload(f.marker())}
+					transport = stack{
+						&layers.TCP{SrcPort: layers.TCPPort(d.from.Port()), DstPort: layers.TCPPort(d.to.Port()), RST: true, Seq: 1},
+						gopacket.Payload(f.marker()),
+					}
 				}
 				put(fmt.Sprintf("%s, %s, %s sender", c.text, d.text, src.text), f.toNode(), ipHeader(src.value, d.to.Addr()), transport)
 			}
@@ -276,6 +312,10 @@ func (f *forge) malformed() {
 		}
 	}
 	for size := range 64 {
-		f.put(fmt.Sprintf("IPv4's type and %d zeros", size), false, f.serialize(raw(w.bridgeMAC, w.eMAC, 0x0800, make([]byte, size))))
+		f.put(
+			fmt.Sprintf("IPv4's type and %d zeros", size),
+			false,
+			f.serialize(raw(w.bridgeMAC, w.eMAC, 0x0800, make([]byte, size))),
+		)
 	}
 }

@@ -91,7 +91,9 @@ func control(t testing.TB, fam families, prefix string) *world {
 	w := &world{
 		has4: fam.four, has6: fam.six,
 		e4: netip.MustParseAddr("10.88.0.2"), victim4: netip.MustParseAddr("10.88.0.3"), third4: netip.MustParseAddr("10.88.0.4"),
-		e6: netip.MustParseAddr("fd00:10:88::2"), victim6: netip.MustParseAddr("fd00:10:88::3"), third6: netip.MustParseAddr("fd00:10:88::4"),
+		e6: netip.MustParseAddr(
+			"fd00:10:88::2",
+		), victim6: netip.MustParseAddr("fd00:10:88::3"), third6: netip.MustParseAddr("fd00:10:88::4"),
 		bridgeMAC: hostMAC(gateway4), uplinkMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2},
 	}
 	for _, ns := range []struct {
@@ -165,11 +167,18 @@ func (w *world) controlTunnel(t testing.TB, node string) {
 	t.Helper()
 	local, remote := w.underlay()
 	w.tunnelMAC, w.peerTunnelMAC = tunnelMAC(local), tunnelMAC(remote)
-	via6 := "fe80::" + strings.ReplaceAll(fmt.Sprintf("%x:%x:%x", []byte(w.peerTunnelMAC[:2]), []byte(w.peerTunnelMAC[2:4]), []byte(w.peerTunnelMAC[4:])), " ", "")
+	via6 := "fe80::" + strings.ReplaceAll(
+		fmt.Sprintf("%x:%x:%x", []byte(w.peerTunnelMAC[:2]), []byte(w.peerTunnelMAC[2:4]), []byte(w.peerTunnelMAC[4:])),
+		" ",
+		"",
+	)
 	peer := w.peerTunnelMAC.String()
-	each(t, "ip -n "+node+" link add weir-vxlan address "+w.tunnelMAC.String()+" type vxlan id 88 local "+local.String()+" dstport 4789 nolearning",
+	each(
+		t,
+		"ip -n "+node+" link add weir-vxlan address "+w.tunnelMAC.String()+" type vxlan id 88 local "+local.String()+" dstport 4789 nolearning",
 		"ip -n "+node+" link set weir-vxlan up",
-		"bridge -n "+node+" fdb replace "+peer+" dev weir-vxlan dst "+remote.String()+" self permanent")
+		"bridge -n "+node+" fdb replace "+peer+" dev weir-vxlan dst "+remote.String()+" self permanent",
+	)
 	if w.has4 {
 		each(t, "ip -n "+node+" neigh replace 10.89.0.0 lladdr "+peer+" dev weir-vxlan nud permanent",
 			"ip -n "+node+" route add 10.89.0.0/24 via 10.89.0.0 dev weir-vxlan onlink")
@@ -242,8 +251,26 @@ func guarded(t testing.TB, fam families) *world {
 		}
 		return netip.MustParseAddr(s)
 	}
-	w.e4, w.victim4, w.third4 = addr(e.IP, netip.MustParseAddr("10.88.0.2")), addr(victim.IP, netip.MustParseAddr("10.88.0.3")), addr(third.IP, netip.MustParseAddr("10.88.0.4"))
-	w.e6, w.victim6, w.third6 = addr(e.IP6, netip.MustParseAddr("fd00:10:88::2")), addr(victim.IP6, netip.MustParseAddr("fd00:10:88::3")), addr(third.IP6, netip.MustParseAddr("fd00:10:88::4"))
+	w.e4, w.victim4, w.third4 = addr(
+		e.IP,
+		netip.MustParseAddr("10.88.0.2"),
+	), addr(
+		victim.IP,
+		netip.MustParseAddr("10.88.0.3"),
+	), addr(
+		third.IP,
+		netip.MustParseAddr("10.88.0.4"),
+	)
+	w.e6, w.victim6, w.third6 = addr(
+		e.IP6,
+		netip.MustParseAddr("fd00:10:88::2"),
+	), addr(
+		victim.IP6,
+		netip.MustParseAddr("fd00:10:88::3"),
+	), addr(
+		third.IP6,
+		netip.MustParseAddr("fd00:10:88::4"),
+	)
 	w.bridgeMAC = w.link(t, w.node, "weir0").Attrs().HardwareAddr
 	w.victimMAC, w.thirdMAC = w.link(t, w.victim, "eth0").Attrs().HardwareAddr, w.link(t, w.third, "eth0").Attrs().HardwareAddr
 	w.finish(t)
