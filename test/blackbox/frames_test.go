@@ -2,7 +2,6 @@ package blackbox
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -30,11 +29,6 @@ metadata: {name: deny-all, namespace: hostile}
 spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 `
 
-// dualStack is the plugin's configuration for pods of both families.
-var dualStack = nodetest.Conf{"ranges": []any{
-	nodetest.Conf{"subnet": "10.88.0.0/24"}, nodetest.Conf{"subnet": "fd00:10:88::/64"},
-}}
-
 // hostileNode is a node with a pod that attacks, under policies that deny it everything, and two others.
 func hostileNode(t *testing.T, conf nodetest.Conf) (n *nodetest.Node, hostile, a, b *nodetest.Pod) {
 	t.Helper()
@@ -56,55 +50,6 @@ func linkLocal(last byte) net.HardwareAddr { return net.HardwareAddr{1, 0x80, 0x
 
 // lldp is one of those that no hook of the bridge's sees.
 var lldp = linkLocal(0x0e)
-
-// macOf is that of the link in the namespace.
-func macOf(t *testing.T, netns, link string) (mac net.HardwareAddr) {
-	t.Helper()
-	nodetest.In(t, netns, func() error {
-		i, err := net.InterfaceByName(link)
-		if err == nil {
-			mac = i.HardwareAddr
-		}
-		return err
-	})
-	return mac
-}
-
-// ethernet is the header of a frame of that type.
-func ethernet(dst, src net.HardwareAddr, ip string) *layers.Ethernet {
-	kind := layers.EthernetTypeIPv4
-	if strings.Contains(ip, ":") {
-		kind = layers.EthernetTypeIPv6
-	}
-	return &layers.Ethernet{DstMAC: dst, SrcMAC: src, EthernetType: kind}
-}
-
-// datagram is a UDP packet, without an Ethernet header.
-func datagram(src, dst string, port int, payload []byte) []gopacket.SerializableLayer {
-	udp := &layers.UDP{SrcPort: 40000, DstPort: layers.UDPPort(port)}
-	ip := header(src, dst, layers.IPProtocolUDP, udp)
-	return []gopacket.SerializableLayer{ip, udp, gopacket.Payload(payload)}
-}
-
-// header is of the addresses' family. Of a transport protocol the checksum covers it.
-func header(src, dst string, protocol layers.IPProtocol, inside any) gopacket.SerializableLayer {
-	var ip gopacket.SerializableLayer
-	if strings.Contains(dst, ":") {
-		ip = &layers.IPv6{Version: 6, NextHeader: protocol, HopLimit: 255, SrcIP: net.ParseIP(src), DstIP: net.ParseIP(dst)}
-	} else {
-		ip = &layers.IPv4{Version: 4, TTL: 64, Protocol: protocol, SrcIP: net.ParseIP(src).To4(), DstIP: net.ParseIP(dst).To4()}
-	}
-	if l, ok := inside.(interface {
-		SetNetworkLayerForChecksum(gopacket.NetworkLayer) error
-	}); ok {
-		_ = l.SetNetworkLayerForChecksum(ip.(gopacket.NetworkLayer))
-	}
-	return ip
-}
-
-func layersOf(first gopacket.SerializableLayer, rest ...gopacket.SerializableLayer) []gopacket.SerializableLayer {
-	return append([]gopacket.SerializableLayer{first}, rest...)
-}
 
 // mailbox takes in what comes to a UDP address.
 type mailbox struct{ conn net.PacketConn }
@@ -298,28 +243,15 @@ func TestRouterAdvertisements(t *testing.T) {
 }
 
 // nodesOf are manifests of this node, whose InternalIP that is, and of one more, at its uplink's other end.
-func nodesOf(t *testing.T, own, other string) string {
-	t.Helper()
-	return fmt.Sprintf(`---
-apiVersion: v1
-kind: Node
-metadata: {name: self}
-spec: {podCIDRs: [10.88.0.0/24]}
-status: {addresses: [{type: InternalIP, address: "%s"}]}
----
-apiVersion: v1
-kind: Node
-metadata: {name: other}
-spec: {podCIDRs: [10.99.0.0/24]}
-status: {addresses: [{type: InternalIP, address: "%s"}]}
-`, own, other)
+func nodesOf(own, other string) string {
+	return nodeManifest("self", 0, own, "10.88.0.0/24") + nodeManifest("other", 0, other, "10.99.0.0/24")
 }
 
 // tunnelNode is hostileNode with a tunnel to another node, and returns the MACs of both ends.
 func tunnelNode(t *testing.T, own, other string) (n *nodetest.Node, e, b *nodetest.Pod, here, there net.HardwareAddr) {
 	t.Helper()
 	n = nodetest.NewNode(t, nil)
-	n.Manifest("pods.yaml", pods("hostile", "e")+"\n---\n"+pods("quiet", "b")+"\n---\n"+denyAll+nodesOf(t, own, other))
+	n.Manifest("pods.yaml", pods("hostile", "e")+"\n---\n"+pods("quiet", "b")+"\n---\n"+denyAll+nodesOf(own, other))
 	n.SpawnAgent("--source", "dir:"+n.Manifests, "--node-name", "self")
 	n.Eventually("the tunnel is there", func() error {
 		out, err := exec.Command("bridge", "fdb", "show", "dev", "weir-vxlan").CombinedOutput()
@@ -482,22 +414,6 @@ func TestThePortsTablesAreRepaired(t *testing.T) {
 			t.Errorf("after nft %s it took %v", c, took)
 		}
 	}
-}
-
-// portOf is the name of the pod's link on the node.
-func portOf(t *testing.T, p *nodetest.Pod) string {
-	t.Helper()
-	var links []struct{ Ifname, Ifalias string }
-	if err := json.Unmarshal([]byte(nodetest.Run(t, "ip", "-j", "link", "show")), &links); err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range links {
-		if strings.Contains(l.Ifalias, p.Namespace+"/"+p.Name) {
-			return l.Ifname
-		}
-	}
-	t.Fatalf("no link says that it is the pod's: %v", links)
-	return ""
 }
 
 // TestTheNodesLoopback: portmap sets route_localnet on weir0 with the first hostPort, and from then on the kernel would

@@ -3,8 +3,6 @@ package blackbox
 import (
 	"encoding/json"
 	"fmt"
-	"io"
-	"net/http"
 	"os/exec"
 	"strings"
 	"testing"
@@ -79,14 +77,14 @@ func (n *keptNode) traffic() error {
 	return nil
 }
 
-// port is the pod's link on the node.
-func (n *keptNode) port(p *nodetest.Pod) string {
-	n.Helper()
+// portOf is the name of the pod's link on the node.
+func portOf(t *testing.T, p *nodetest.Pod) string {
+	t.Helper()
 	var result struct {
 		Interfaces []struct{ Name string }
 	}
 	if err := json.Unmarshal([]byte(p.Result), &result); err != nil || len(result.Interfaces) != 3 {
-		n.Fatalf("the result of ADD: %v: %s", err, p.Result)
+		t.Fatalf("the result of ADD: %v: %s", err, p.Result)
 	}
 	return result.Interfaces[1].Name
 }
@@ -94,16 +92,11 @@ func (n *keptNode) port(p *nodetest.Pod) string {
 // metric is the sum of all series whose names and labels begin with the prefix.
 func metric(t testing.TB, prefix string) (sum float64) {
 	t.Helper()
-	answer, err := http.Get("http://127.0.0.1:6786/metrics")
+	served, err := metrics()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = answer.Body.Close() }()
-	data, err := io.ReadAll(answer.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(data)) {
+	for line := range strings.Lines(served) {
 		var v float64
 		series, value, _ := strings.Cut(strings.TrimSpace(line), " ")
 		if _, err := fmt.Sscan(value, &v); err == nil && strings.HasPrefix(series, prefix) {
@@ -218,7 +211,7 @@ func TestNodePortsComeBack(t *testing.T) {
 		return
 	}
 	n := newKeptNode(t)
-	port := n.port(n.server)
+	port := portOf(t, n.server)
 	n.comesBack([]damage{
 		{"port", "ip link set " + port + " down", "ip link show " + port + " up | grep " + port},
 		{"port", "ip link set " + port + " nomaster", "ip link show " + port + " | grep 'master weir0'"},
@@ -308,7 +301,7 @@ func TestGuardRepairsAreCounted(t *testing.T) {
 		return
 	}
 	n := newKeptNode(t)
-	port := n.port(n.server)
+	port := portOf(t, n.server)
 	n.comesBack([]damage{
 		{"guard", "nft flush chain bridge weir ports", "nft list chain bridge weir ports | grep drop"},
 		{"guard", "nft flush set bridge weir senders4", "nft list set bridge weir senders4 | grep " + port},

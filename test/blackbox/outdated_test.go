@@ -13,19 +13,7 @@ import (
 
 // nodes are manifests of this node, with these podCIDRs, and of another.
 func nodes(own ...string) string {
-	node := func(name, address string, cidrs ...string) string {
-		return fmt.Sprintf("---\napiVersion: v1\nkind: Node\nmetadata: {name: %s}\nspec: {podCIDRs: [%s]}\n"+
-			"status: {addresses: [{type: InternalIP, address: %s}]}\n", name, strings.Join(quoted(cidrs), ", "), address)
-	}
-	return node("self", "192.0.2.2", own...) + node("other", "192.0.2.1", "10.88.0.0/24")
-}
-
-func quoted(all []string) []string {
-	var q []string
-	for _, s := range all {
-		q = append(q, `"`+s+`"`)
-	}
-	return q
+	return nodeManifest("self", 0, "192.0.2.2", strings.Join(own, " ")) + nodeManifest("other", 0, "192.0.2.1", "10.88.0.0/24")
 }
 
 // clustered is a node with an agent that knows its Node and writes the runtime's configuration, and a runtime that

@@ -55,30 +55,15 @@ spec: {podSelector: {matchLabels: {tenant: isolated}}, policyTypes: [Ingress, Eg
 
 const hostPort = `CAP_ARGS={"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]}`
 
-func TestControlPodsReachThemselves(t *testing.T) {
-	if !nodetest.IsolatedWithWeir(t) {
-		return
-	}
-	podsReachThemselves(t, "weir")
-}
-
-func TestPodsReachThemselvesBehindPtp(t *testing.T) {
-	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
-		return
-	}
-	podsReachThemselves(t, "ptp")
-}
-
-func TestPodsReachThemselvesBehindBridge(t *testing.T) {
-	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
-		return
-	}
-	podsReachThemselves(t, "bridge")
-}
+func TestControlPodsReachThemselves(t *testing.T)      { podsReachThemselves(t, "weir") }
+func TestPodsReachThemselvesBehindPtp(t *testing.T)    { podsReachThemselves(t, "ptp") }
+func TestPodsReachThemselvesBehindBridge(t *testing.T) { podsReachThemselves(t, "bridge") }
 
 // podsReachThemselves: no policy forbids a pod to reach itself, be it through a Service or a hostPort.
 func podsReachThemselves(t *testing.T, plugin string) {
-	t.Helper()
+	if !isolatedBehind(t, plugin) {
+		return
+	}
 	n := attachedBy(t, plugin, isolated)
 	server := n.AddPod("shop", "server", hostPort)
 	other := n.AddPod("shop", "other")
@@ -95,41 +80,15 @@ func podsReachThemselves(t *testing.T, plugin string) {
 	}
 }
 
-func TestControlForgedSelf(t *testing.T) {
-	if !nodetest.IsolatedWithWeir(t) {
-		return
-	}
-	forgedSelf(t, "weir")
-}
-
-func TestControlForgedSelfBehindPtp(t *testing.T) {
-	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
-		return
-	}
-	forgedSelf(t, "ptp")
-}
-
-func TestControlForgedSelfBehindBridge(t *testing.T) {
-	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
-		return
-	}
-	forgedSelf(t, "bridge")
-}
-
-// datagram is a frame with a UDP packet.
-func (f *forgery) datagram(u udp, payload string) []byte {
-	f.Helper()
-	header := ip(u.src.Addr(), u.dst.Addr(), layers.IPProtocolUDP)
-	body := &layers.UDP{SrcPort: layers.UDPPort(u.src.Port()), DstPort: layers.UDPPort(u.dst.Port())}
-	if err := body.SetNetworkLayerForChecksum(header.(gopacket.NetworkLayer)); err != nil {
-		f.Fatal(err)
-	}
-	return nodetest.Frame(f, f.ethernet(u.dst.Addr()), header, body, gopacket.Payload(payload))
-}
+func TestControlForgedSelf(t *testing.T)             { forgedSelf(t, "weir") }
+func TestControlForgedSelfBehindPtp(t *testing.T)    { forgedSelf(t, "ptp") }
+func TestControlForgedSelfBehindBridge(t *testing.T) { forgedSelf(t, "bridge") }
 
 // forgedSelf: a packet whose sender is its receiver is let through where the pod itself sends it, and nowhere else.
 func forgedSelf(t *testing.T, plugin string) {
-	t.Helper()
+	if !isolatedBehind(t, plugin) {
+		return
+	}
 	n := attachedBy(t, plugin, isolated)
 	server, attacker := n.AddPod("shop", "server", hostPort), n.AddPod("shop", "attacker")
 	iptables(t,
@@ -248,10 +207,7 @@ spec:
 	at := nodetest.Sniff(t, client.Netns, "eth0")
 	f := newForgery(t, other)
 	answer := &layers.TCP{SrcPort: 80, DstPort: 4000, SYN: true, ACK: true, Window: 1000}
-	header := ip(netip.MustParseAddr(other.IP), netip.MustParseAddr(client.IP), layers.IPProtocolTCP)
-	if err := answer.SetNetworkLayerForChecksum(header.(gopacket.NetworkLayer)); err != nil {
-		t.Fatal(err)
-	}
+	header := ip(netip.MustParseAddr(other.IP), netip.MustParseAddr(client.IP), layers.IPProtocolTCP, answer)
 	frame := nodetest.Frame(t, f.ethernet(netip.MustParseAddr(client.IP)), header, answer, gopacket.Payload("not asked for"))
 	nodetest.SendFrames(t, other.Netns, "eth0", frame)
 	if got := heard(at, "not asked for"); got != nil {
@@ -259,31 +215,16 @@ spec:
 	}
 }
 
-func TestLoopbackOfTheNode(t *testing.T) {
-	if !nodetest.IsolatedWithWeir(t) {
-		return
-	}
-	loopback(t, "weir")
-}
-
-func TestLoopbackOfTheNodeBehindPtp(t *testing.T) {
-	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
-		return
-	}
-	loopback(t, "ptp")
-}
-
-func TestLoopbackOfTheNodeBehindBridge(t *testing.T) {
-	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
-		return
-	}
-	loopback(t, "bridge")
-}
+func TestLoopbackOfTheNode(t *testing.T)             { loopback(t, "weir") }
+func TestLoopbackOfTheNodeBehindPtp(t *testing.T)    { loopback(t, "ptp") }
+func TestLoopbackOfTheNodeBehindBridge(t *testing.T) { loopback(t, "bridge") }
 
 // loopback: with the first hostPort portmap has the node take packets to 127.0.0.0/8 from the pods' link. Servers
 // that listen there only aren't meant for pods. Where somebody translates an address to one of them, they are.
 func loopback(t *testing.T, plugin string) {
-	t.Helper()
+	if !isolatedBehind(t, plugin) {
+		return
+	}
 	n := attachedBy(t, plugin, isolated)
 	attacker := n.AddPod("shop", "attacker", hostPort)
 	out := nodetest.Run(t, "sh", "-c", "cat /proc/sys/net/ipv4/conf/*/route_localnet")
@@ -295,11 +236,8 @@ func loopback(t *testing.T, plugin string) {
 	at := nodetest.Sniff(t, attacker.Netns, "eth0")
 	for _, dst := range []string{"127.0.0.1", "127.1.2.3"} {
 		n.Serve(nodetest.Self, "tcp", dst+":10001")
-		header := ip(netip.MustParseAddr(attacker.IP), netip.MustParseAddr(dst), layers.IPProtocolTCP)
 		syn := &layers.TCP{SrcPort: 4000, DstPort: 10001, SYN: true, Window: 1000}
-		if err := syn.SetNetworkLayerForChecksum(header.(gopacket.NetworkLayer)); err != nil {
-			t.Fatal(err)
-		}
+		header := ip(netip.MustParseAddr(attacker.IP), netip.MustParseAddr(dst), layers.IPProtocolTCP, syn)
 		nodetest.SendFrames(t, attacker.Netns, "eth0", nodetest.Frame(t, f.ethernet(netip.MustParseAddr(dst)), header, syn))
 		for _, frame := range at.Frames(false, 100*time.Millisecond) {
 			p := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.Default)
@@ -330,7 +268,7 @@ func TestForwardThatRefusesAllLegacy(t *testing.T) {
 // what somebody refuses ahead of that rule is refused.
 func forwardThatRefusesAll(t *testing.T, flavour string) {
 	t.Helper()
-	n := nodetest.NewNode(t, dual)
+	n := nodetest.NewNode(t, dualStack)
 	nodetest.Run(t, "ip", "-n", "outside", "route", "add", "10.88.0.0/24", "via", "192.0.2.2")
 	four, six := "iptables-"+flavour, "ip6tables-"+flavour
 	iptables(t,

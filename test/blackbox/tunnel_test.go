@@ -95,28 +95,6 @@ func tunnelMAC(node string) net.HardwareAddr {
 	return net.HardwareAddr{0x0e, 0x58, b[0], b[1], b[2], b[3]}
 }
 
-// network is the IP layer of a packet between the addresses, and its EtherType.
-func network(from, to string, proto layers.IPProtocol) (gopacket.SerializableLayer, gopacket.NetworkLayer, layers.EthernetType) {
-	src, dst := net.ParseIP(from), net.ParseIP(to)
-	if strings.Contains(from, ":") {
-		ip := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: proto, SrcIP: src, DstIP: dst}
-		return ip, ip, layers.EthernetTypeIPv6
-	}
-	ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: proto, SrcIP: src, DstIP: dst}
-	return ip, ip, layers.EthernetTypeIPv4
-}
-
-// udpFrame is the frame of a UDP packet.
-func udpFrame(t *testing.T, srcMAC, dstMAC net.HardwareAddr, from, to string, port int, payload []byte) []byte {
-	t.Helper()
-	ip, below, kind := network(from, to, layers.IPProtocolUDP)
-	udp := &layers.UDP{SrcPort: 4444, DstPort: layers.UDPPort(port)}
-	if err := udp.SetNetworkLayerForChecksum(below); err != nil {
-		t.Fatal(err)
-	}
-	return nodetest.Frame(t, &layers.Ethernet{SrcMAC: srcMAC, DstMAC: dstMAC, EthernetType: kind}, ip, udp, gopacket.Payload(payload))
-}
-
 // inTunnel is the payload of a tunnel packet with the frame inside.
 func inTunnel(t *testing.T, vni uint32, inner []byte) []byte {
 	t.Helper()
@@ -218,16 +196,9 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	// The test shall see the advertisement if it comes, whatever weir sets on its device.
 	n.Run("sh", "-c", "ip link set weir-vxlan addrgenmode eui64; ip link set weir-vxlan down; ip link set weir-vxlan up; echo 2 > /proc/sys/net/ipv6/conf/weir-vxlan/accept_ra")
 	n.Run("ip", "addr", "replace", "fe80::2/64", "dev", "weir-vxlan", "nodad")
-	ip, below, kind := network("fe80::1", "ff02::1", layers.IPProtocolICMPv6)
-	ip.(*layers.IPv6).HopLimit = 255
-	icmp := &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(layers.ICMPv6TypeRouterAdvertisement, 0)}
-	if err := icmp.SetNetworkLayerForChecksum(below); err != nil {
-		t.Fatal(err)
-	}
-	advertisement := nodetest.Frame(t, &layers.Ethernet{SrcMAC: tunnelMAC(node1), DstMAC: net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, EthernetType: kind}, ip, icmp,
-		&layers.ICMPv6RouterAdvertisement{HopLimit: 64, RouterLifetime: 1800})
+	advertised := nodetest.Frame(t, advertisement(net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, tunnelMAC(node1))...)
 	for range 3 {
-		wire(t, 2, node1, node2, vxlanPort, inTunnel(t, vni, advertisement))
+		wire(t, 2, node1, node2, vxlanPort, inTunnel(t, vni, advertised))
 		time.Sleep(100 * time.Millisecond)
 	}
 	if out := n.Run("ip", "-6", "route"); strings.Contains(out, "default") {
