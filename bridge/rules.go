@@ -57,7 +57,8 @@ import (
 // two tables drop what comes to the IP stack from a port. An ordinary frame comes from weir0 there,
 // so nothing legitimate matches, whichever ports there are: no rule is added with a pod. Priority -450 is ahead of -400, where
 // connection tracking reassembles fragments. Of what comes out of the tunnel, they drop neighbour discovery and ARP, which
-// nodes don't need either: a router advertisement would give this node a default route.
+// nodes don't need either: a router advertisement would give this node a default route. The gate (package overlay) drops
+// those that no pod's address sends. These rules drop the others too, and stand from the first ADD, before there is a gate.
 //
 //	table inet weir-ports {
 //	  chain prerouting {

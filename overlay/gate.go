@@ -13,6 +13,7 @@ import (
 	"go4.org/netipx"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
 )
 
@@ -173,7 +174,7 @@ func chains(p Plan) []gateChain {
 	toPort := join(is("meta l4proto udp", &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, []byte{unix.IPPROTO_UDP}),
 		is(fmt.Sprintf("udp dport %d", p.Port), transport(2, 2, 1), binary.BigEndian.AppendUint16(nil, p.Port)))
 	weirs := join(toPort, is(fmt.Sprintf("@th,96,24 %d", p.VNI), transport(12, 3, 1), binary.BigEndian.AppendUint32(nil, p.VNI)[1:]))
-	fromPort := match{`iifname "weirp*"`, iif(expr.CmpOpEq, []byte(portPrefix))} // of weir0, though only what nobody bridges comes so
+	fromPort := match{fmt.Sprintf(`iifname "%s*"`, bridge.PortPrefix), iif(expr.CmpOpEq, []byte(bridge.PortPrefix))} // of weir0, though only what nobody bridges comes so
 	fromLinks := match{"iifname @links", []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, lookup("links", false)}}
 	fromTunnel := match{fmt.Sprintf("iifname %q", conf.Tunnel), iif(expr.CmpOpEq, ifname(conf.Tunnel))}
 
@@ -230,9 +231,6 @@ func chains(p Plan) []gateChain {
 		{name: "last", hook: nftables.ChainHookInput, priority: lastPriority, rules: []gateRule{rule(arrivedComment, weirs, counted)}},
 	}
 }
-
-// portPrefix begins the names of the node's ends of pods' links.
-const portPrefix = "weirp"
 
 // match is a condition, or a statement, in nft's words and as the kernel knows it.
 type match struct {
