@@ -69,10 +69,11 @@ func endIf(id string, ended func(string) (bool, error)) (*endpoint.Endpoint, err
 	return end(id, nil)
 }
 
-// isOver says whether the attachment is, by what the node can tell for certain: the process that was deleting it has ended
-// before it was done, or nobody is making it any more and its link on the node is gone, which the kernel deletes with the pod's namespace. The path of that
-// namespace says nothing, as whoever asks may not see the runtime's mounts. Of a record that can't be understood the link's
-// name is known too; but that there is none may mean that another plugin made it, if weir0 knows no way to its addresses.
+// isOver says whether the attachment is, by what the node can tell for certain: the process that was deleting it has
+// ended before it was done, or nobody is making it any more and its link on the node is gone, which the kernel deletes
+// with the pod's namespace. The path of that namespace says nothing, as whoever asks may not see the runtime's mounts.
+// Of a record that can't be understood the link's name is known too; but that there is none may mean that another
+// plugin made it, if weir0 knows no way to its addresses.
 func isOver(id string) (bool, error) {
 	e, ending, err := endpoint.Find(id)
 	switch {

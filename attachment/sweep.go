@@ -71,8 +71,8 @@ func sweep(valid map[string]bool) error {
 	return errors.Join(errs...)
 }
 
-// Evict takes those of the addresses that are no attachment's out of the sets of all pods, and returns them. As addresses are
-// given out, and attachments end, under the lock, none becomes one's meanwhile.
+// Evict takes those of the addresses that are no attachment's out of the sets of all pods, and returns them. As
+// addresses are given out, and attachments end, under the lock, none becomes one's meanwhile.
 func Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 	unlock, err := endpoint.Lock()
 	if err != nil {

@@ -78,8 +78,8 @@ func (b *Bridge) with(mtu int) (*Bridge, error) {
 	return b, RouteTranslated()
 }
 
-// standing is the bridge if nothing is left to be done to it, as nearly always; else nil. One that an earlier weir made has a
-// link-local address.
+// standing is the bridge if nothing is left to be done to it, as nearly always; else nil. One that an earlier weir made
+// has a link-local address.
 //
 // Equivalent to: ip link show weir0 up type bridge; ip addr show dev weir0
 func standing(gateways []netip.Prefix) (*Bridge, error) {

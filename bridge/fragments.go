@@ -12,25 +12,26 @@ import (
 )
 
 // The kernel puts the fragments of a datagram together before any policy sees it, and one memory serves the whole node:
-// 4 MiB for each family, where an incomplete datagram stays for 30 seconds (IPv6: 60). Some 6,000 small fragments fill it,
-// and then nobody's fragments arrive. So the guard bounds what each port sends, before IP sees it, and the memory is made
-// large enough for what the guard lets through.
+// 4 MiB for each family, where an incomplete datagram stays for 30 seconds (IPv6: 60). Some 6,000 small fragments fill
+// it, and then nobody's fragments arrive. So the guard bounds what each port sends, before IP sees it, and the memory
+// is made large enough for what the guard lets through.
 //
-// A port's own share is portFragments a second, and as many at once, and portBytes a second. That is 100 datagrams of 8 KB
-// a second with an MTU of 900 bytes or more. Beyond it all ports share sharedFragments and sharedBytes a second: so a single
-// pod may send far more as long as no other does, and one that sends all it can takes nothing from the others' own shares.
+// A port's own share is portFragments a second, and as many at once, and portBytes a second. That is 100 datagrams of 8
+// KB a second with an MTU of 900 bytes or more. Beyond it all ports share sharedFragments and sharedBytes a second: so
+// a single pod may send far more as long as no other does, and one that sends all it can takes nothing from the others'
+// own shares.
 //
 // The memory that follows: an incomplete datagram is dropped after reassemblyTime, T = 2 s: one second would do for the
-// network, but a pod that waits for the processor may stop between two fragments. A bucket lets through at most rate x T + burst
-// in that time, and one of bytes holds a second's: of a port 3,000 fragments and 3 MiB, of all 21,000 and 48 MiB more. The
-// kernel charges a fragment of n bytes with about 1 KiB if it is small, and never with more than 1024 + 2n: 2.5 KiB for
-// those of 700 to 1,514 bytes, 13.5 KiB for 9,000. So a port holds less than 8 MiB whatever it sends, and what is shared less
-// than 96 MiB. reassemblyMemory, 512 MiB, is enough for some 50 pods that do their worst at the same time. It is a bound:
-// without an attack it isn't used. A node with less than 4 GiB gets an eighth of its memory.
+// network, but a pod that waits for the processor may stop between two fragments. A bucket lets through at most rate x
+// T + burst in that time, and one of bytes holds a second's: of a port 3,000 fragments and 3 MiB, of all 21,000 and 48
+// MiB more. The kernel charges a fragment of n bytes with about 1 KiB if it is small, and never with more than 1024 +
+// 2n: 2.5 KiB for those of 700 to 1,514 bytes, 13.5 KiB for 9,000. So a port holds less than 8 MiB whatever it sends,
+// and what is shared less than 96 MiB. reassemblyMemory, 512 MiB, is enough for some 50 pods that do their worst at the
+// same time. It is a bound: without an attack it isn't used. A node with less than 4 GiB gets an eighth of its memory.
 //
-// Fragments that come from outside the node, or out of the tunnel, are not bounded by the guard. Pods of other nodes send
-// none that are incomplete: their own node reassembles them. To fill the memory, others need to send 100,000 fragments of
-// 1,500 bytes a second, or 250,000 small ones.
+// Fragments that come from outside the node, or out of the tunnel, are not bounded by the guard. Pods of other nodes
+// send none that are incomplete: their own node reassembles them. To fill the memory, others need to send 100,000
+// fragments of 1,500 bytes a second, or 250,000 small ones.
 const (
 	portFragments   = 1000     // a second, and at once
 	portBytes       = 1 << 20  // a second
@@ -118,8 +119,8 @@ func isFragment6() []expr.Any {
 	}
 }
 
-// reassembly is what the node's reassembly of fragments must be set to: the time at most, the memory at least. Connection
-// tracking has settings of its own for IPv6. Those of a family that the kernel hasn't loaded don't exist.
+// reassembly is what the node's reassembly of fragments must be set to: the time at most, the memory at least.
+// Connection tracking has settings of its own for IPv6. Those of a family that the kernel hasn't loaded don't exist.
 //
 // Equivalent to:
 //

@@ -65,8 +65,8 @@ func (s Sender) elements() elements {
 	return all
 }
 
-// Allow lets the port send under that name, and under no other. The guard itself is made if it isn't there, or is that of
-// an earlier weir, which had no bound on fragments: to add nothing to that set fails where there is none.
+// Allow lets the port send under that name, and under no other. The guard itself is made if it isn't there, or is that
+// of an earlier weir, which had no bound on fragments: to add nothing to that set fails where there is none.
 //
 // Equivalent to: nft add element bridge weir senders4 { HOSTIF . MAC . ADDR } (senders6 for IPv6 addresses)
 func Allow(s Sender) error {
@@ -201,8 +201,8 @@ func key(hostIf string, mac net.HardwareAddr, addr netip.Addr) []byte {
 // RepairGuard makes the guard, or puts right what somebody changed in it, in one transaction, so that no port is ever
 // without. current tells who may send; it is asked after the set was read, and because a port's record is written before
 // its entry and removed after it, an entry that nobody tells of by then is a leftover. Where nothing is to be done nothing
-// is touched: the counter goes on. If it can't be known who may send, the rules are made nevertheless, and the sets stay.
-// It returns whom the sets lacked, and whether the rules did not stand.
+// is touched: the counter goes on. If it can't be known who may send, the rules are made nevertheless, and the sets
+// stay. It returns whom the sets lacked, and whether the rules did not stand.
 func RepairGuard(current func() ([]Sender, error)) (lacked []Sender, fell bool, err error) {
 	conn, err := nftables.New()
 	if err != nil {

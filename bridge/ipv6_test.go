@@ -36,7 +36,8 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 			ports = append(ports, p)
 		}
 		ping := []string{"ping", "-6", "-c1", "-W1", "-I", a, b}
-		// The bridge forwards by a new port once the kernel has noticed its carrier: until the first answer, twenty times a second.
+		// The bridge forwards by a new port once the kernel has noticed its carrier: until the first answer, twenty
+		// times a second.
 		nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-6", "-c1", "-w5", "-i0.05", "-I", a, b)
 		if took := time.Since(began); took > time.Second {
 			t.Errorf("it took %s: the kernel has looked for duplicates", took)

@@ -73,8 +73,8 @@ func (p Port) Sender() Sender { return Sender{p.HostIf, p.MAC, p.Addresses} }
 //	ip neigh replace GATEWAY lladdr BRIDGEMAC dev IFNAME nud permanent
 //	ip -6 route add default via GATEWAY dev IFNAME onlink
 //
-// It returns the routes that the pod has got. Where the pod has another interface with a default route, they are others: see
-// aside.
+// It returns the routes that the pod has got. Where the pod has another interface with a default route, they are
+// others: see aside.
 func (b *Bridge) Add(p Port) (routes []conf.Route, err error) {
 	if bytes.Equal(p.MAC, b.MAC) {
 		return nil, fmt.Errorf("create veth pair %s, %s in the pod, with MAC %s: %w", p.HostIf, p.IfName, p.MAC, ErrMACInUse)

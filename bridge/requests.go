@@ -76,10 +76,11 @@ func setAlias(index int, alias string) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, index), attr(unix.IFLA_IFALIAS, []byte(conf.Comment(alias))))
 }
 
-// linkLocalMACs has a port treat frames to the link-local MACs of IEEE 802.1D as others, so that they pass the guard: a bit
-// for each of 01:80:c2:00:00:00 to :0f, but :01, which the kernel refuses (BR_GROUPFWD_MACPAUSE) and never takes. Without it
-// the kernel hands them to the node's IP stack as they came, and :0e past every hook of the bridge family; and IPv6 answers to
-// a hop-by-hop option that it doesn't know before any other hook is asked (ip6_rcv_core, net/ipv6/ip6_input.c).
+// linkLocalMACs has a port treat frames to the link-local MACs of IEEE 802.1D as others, so that they pass the guard: a
+// bit for each of 01:80:c2:00:00:00 to :0f, but :01, which the kernel refuses (BR_GROUPFWD_MACPAUSE) and never takes.
+// Without it the kernel hands them to the node's IP stack as they came, and :0e past every hook of the bridge family;
+// and IPv6 answers to a hop-by-hop option that it doesn't know before any other hook is asked (ip6_rcv_core,
+// net/ipv6/ip6_input.c).
 const linkLocalMACs = 0xfffd
 
 // Equivalent to: bridge link set isolated on learning off flood off mcast_flood off bcast_flood off;

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// The guard is three nftables tables. "bridge weir" sees the frames that a port hands to the bridge, and drops what is not
-// under the pod's own name:
+// The guard is three nftables tables. "bridge weir" sees the frames that a port hands to the bridge, and drops what is
+// not under the pod's own name:
 //
 //	table bridge weir {
 //	  set senders4 { typeof iifname . ether saddr . ip saddr }
@@ -46,19 +46,21 @@ import (
 //	  }
 //	}
 //
-// One lookup decides, whatever the number of pods. Neighbour discovery (RFC 4861: router and neighbour solicitations and
-// advertisements, redirects) is dropped as a whole, be it behind extension headers: whose address it speaks of stands
-// inside, and no pod needs it, as all neighbours are permanent. Of a pod without an IPv6 address, no IPv6 passes. The node's
-// loopback addresses are dropped because portmap sets route_localnet on weir0, and the kernel then routes them.
+// One lookup decides, whatever the number of pods. Neighbour discovery (RFC 4861: router and neighbour solicitations
+// and advertisements, redirects) is dropped as a whole, be it behind extension headers: whose address it speaks of
+// stands inside, and no pod needs it, as all neighbours are permanent. Of a pod without an IPv6 address, no IPv6
+// passes. The node's loopback addresses are dropped because portmap sets route_localnet on weir0, and the kernel then
+// routes them.
 //
-// The bridge hands some frames to the node's IP stack itself, as received on the port, past that chain, unless the port is
-// told otherwise (linkLocalMACs): those to the link-local MACs of IEEE 802.1D, 01:80:c2:00:00:02 to :0f (br_handle_frame in
-// net/bridge/br_input.c), and to :00 where the bridge runs STP. Where somebody has told the port differently again, the other
-// two tables drop what comes to the IP stack from a port. An ordinary frame comes from weir0 there,
-// so nothing legitimate matches, whichever ports there are: no rule is added with a pod. Priority -450 is ahead of -400, where
-// connection tracking reassembles fragments. Of what comes out of the tunnel, they drop neighbour discovery and ARP, which
-// nodes don't need either: a router advertisement would give this node a default route. The gate (package overlay) drops
-// those that no pod's address sends. These rules drop the others too, and stand from the first ADD, before there is a gate.
+// The bridge hands some frames to the node's IP stack itself, as received on the port, past that chain, unless the port
+// is told otherwise (linkLocalMACs): those to the link-local MACs of IEEE 802.1D, 01:80:c2:00:00:02 to :0f
+// (br_handle_frame in net/bridge/br_input.c), and to :00 where the bridge runs STP. Where somebody has told the port
+// differently again, the other two tables drop what comes to the IP stack from a port. An ordinary frame comes from
+// weir0 there, so nothing legitimate matches, whichever ports there are: no rule is added with a pod. Priority -450 is
+// ahead of -400, where connection tracking reassembles fragments. Of what comes out of the tunnel, they drop neighbour
+// discovery and ARP, which nodes don't need either: a router advertisement would give this node a default route. The
+// gate (package overlay) drops those that no pod's address sends. These rules drop the others too, and stand from the
+// first ADD, before there is a gate.
 //
 //	table inet weir-ports {
 //	  chain prerouting {
@@ -207,8 +209,8 @@ func makeGuard(add elements) error {
 	return nil
 }
 
-// guardStands says whether the chains have their rules, by their comments: whoever edits rules by hand leaves others. With an
-// error it isn't known.
+// guardStands says whether the chains have their rules, by their comments: whoever edits rules by hand leaves others.
+// With an error it isn't known.
 //
 // Equivalent to: nft list table bridge weir; nft list table inet weir-ports; nft list table arp weir-ports
 func guardStands(conn *nftables.Conn) (bool, error) {
@@ -297,7 +299,8 @@ func protocol(ethertype uint16) []expr.Any {
 	}
 }
 
-// toBridges goes on if a frame is for one of the group addresses that IEEE 802.1D keeps for bridges, 01:80:c2:00:00:00 to :ff.
+// toBridges goes on if a frame is for one of the group addresses that IEEE 802.1D keeps for bridges, 01:80:c2:00:00:00
+// to :ff.
 func toBridges() []expr.Any {
 	return []expr.Any{
 		payload(expr.PayloadBaseLLHeader, 0, 5, unix.NFT_REG_1),

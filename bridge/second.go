@@ -34,8 +34,8 @@ func (t taken) note(r conf.Route) func(error) error {
 	}
 }
 
-// exists has it mean ErrRouteExists. Where the way to the gateway leads out of another interface already, the kernel calls
-// the gateway unreachable.
+// exists has it mean ErrRouteExists. Where the way to the gateway leads out of another interface already, the kernel
+// calls the gateway unreachable.
 func (t taken) exists(r conf.Route) func(error) error {
 	return func(err error) error {
 		byAnother := r.Gateway.IsValid() && t[netip.PrefixFrom(r.Gateway, r.Gateway.BitLen())]
@@ -51,10 +51,10 @@ func hasDefault(given []conf.Route, a endpoint.Address) bool {
 	return slices.ContainsFunc(given, func(r conf.Route) bool { return r.IsDefault() && r.Dst.Addr().Is4() == a.Addr.Is4() })
 }
 
-// aside are the routes of a pod whose default route leads out of another interface already, as of one that Multus attaches
-// a second time. Its main table gets the way to the interface's own network instead, and what the pod sends under the
-// interface's address, answers to what came in by it for the most part, leaves by the interface: under that address the
-// guard lets no other port send.
+// aside are the routes of a pod whose default route leads out of another interface already, as of one that Multus
+// attaches a second time. Its main table gets the way to the interface's own network instead, and what the pod sends
+// under the interface's address, answers to what came in by it for the most part, leaves by the interface: under that
+// address the guard lets no other port send.
 //
 // Equivalent to, in the pod:
 //

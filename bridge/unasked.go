@@ -15,10 +15,10 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// RemoveUnasked keeps weir0 and the tunnel from IPv6 addresses and routes that nobody asked for: the kernel generates no
-// link-local address, and believes no router's advertisement (RFC 4861, section 6.3.4). Then it takes away those that are
-// there: all addresses of pods' ports, the link-local ones of weir0 and the tunnel, and on all of them those that came with
-// an advertisement. An earlier weir let them come, and a route stays for as long as its router says.
+// RemoveUnasked keeps weir0 and the tunnel from IPv6 addresses and routes that nobody asked for: the kernel generates
+// no link-local address, and believes no router's advertisement (RFC 4861, section 6.3.4). Then it takes away those
+// that are there: all addresses of pods' ports, the link-local ones of weir0 and the tunnel, and on all of them those
+// that came with an advertisement. An earlier weir let them come, and a route stays for as long as its router says.
 //
 // Equivalent to, for each such LINK:
 //
@@ -108,7 +108,8 @@ func unasked(link string, a netlink.Addr) bool {
 	return strings.HasPrefix(link, PortPrefix) || a.IP.IsLinkLocalUnicast() || a.Flags&unix.IFA_F_PERMANENT == 0
 }
 
-// NothingGenerated is the property that a link of weir's gets no address that the kernel makes up: see noGeneratedAddress.
+// NothingGenerated is the property that a link of weir's gets no address that the kernel makes up: see
+// noGeneratedAddress.
 type NothingGenerated struct{ Link string }
 
 // Kind implements Property.
@@ -135,7 +136,8 @@ func (g NothingGenerated) restore(h netlinksafe.Handle, _ *Observed) error {
 	return noAddressOf(h, link)
 }
 
-// NothingUnasked is the property that weir's links have no IPv6 address or route that nobody asked for: see RemoveUnasked.
+// NothingUnasked is the property that weir's links have no IPv6 address or route that nobody asked for: see
+// RemoveUnasked.
 type NothingUnasked struct{}
 
 // Kind implements Property.

@@ -42,15 +42,15 @@ func WatchPorts(ctx context.Context, gone func()) error {
 	}
 }
 
-// nodeGroups are those in which the kernel tells of changes to what properties speak of. It tells of whether a node forwards
-// packets (NETCONF), and of no other sysctl.
+// nodeGroups are those in which the kernel tells of changes to what properties speak of. It tells of whether a node
+// forwards packets (NETCONF), and of no other sysctl.
 var nodeGroups = []uint{
 	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
 	unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
 }
 
-// WatchNode calls changed whenever something that properties speak of has changed, or may have, until ctx ends. It doesn't
-// know by whom. ways says that it may be part of the way to other nodes' pods.
+// WatchNode calls changed whenever something that properties speak of has changed, or may have, until ctx ends. It
+// doesn't know by whom. ways says that it may be part of the way to other nodes' pods.
 //
 // Equivalent to: ip monitor link address neigh route netconf | grep weir
 func WatchNode(ctx context.Context, changed func(ways bool)) error {
@@ -101,8 +101,8 @@ func (l links) about(index int) (ours, tunnel bool) {
 	return ours, name == conf.Tunnel
 }
 
-// concerns says whether the message is about one of weir's links, or about the node as a whole, and whether about the way to
-// other nodes' pods.
+// concerns says whether the message is about one of weir's links, or about the node as a whole, and whether about the
+// way to other nodes' pods.
 func (l links) concerns(m syscall.NetlinkMessage) (concerns, ways bool) {
 	if len(m.Data) < unix.SizeofRtMsg {
 		return false, false

@@ -14,12 +14,13 @@ const (
 	EgressClasses  = "weir-eg-"
 	// Tunnel is the node's VXLAN device, over which pods on other nodes are reached.
 	Tunnel = "weir-vxlan"
-	// TunnelTable is the nftables table of the inet family that says which packets may be tunnels', and what may come out
-	// of them.
+	// TunnelTable is the nftables table of the inet family that says which packets may be tunnels', and what may come
+	// out of them.
 	TunnelTable = "weir-tunnel"
 	// OverlayPort is the UDP port of the tunnels where none is given (VXLAN's own; RFC 7348, section 5).
 	OverlayPort = 4789
-	// OverlayVNI tells weir's network from others' on the same port, where none is given (RFC 7348, section 5: 24 bits).
+	// OverlayVNI tells weir's network from others' on the same port, where none is given (RFC 7348, section 5: 24
+	// bits).
 	OverlayVNI = 88
 	// RouteProtocol marks weir's routes to other nodes' pods, so that those of others in the same table are left alone
 	// (rtnetlink(7); below 256, not in iproute2's list).
@@ -32,7 +33,8 @@ const (
 )
 
 // MaxComment is the longest text in bytes that the kernel keeps with a set's entry (IPSET_MAX_COMMENT_SIZE), a rule
-// (xt_comment: 256 with the final NUL) and a link (IFALIASZ: the same). The kernel refuses an entry or a link with more.
+// (xt_comment: 256 with the final NUL) and a link (IFALIASZ: the same). The kernel refuses an entry or a link with
+// more.
 const MaxComment = 255
 
 // Comment makes of any text one that the kernel keeps unchanged beside an object: what is read back equals what was

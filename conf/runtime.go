@@ -24,8 +24,8 @@ type runtimeConfig struct {
 	} `json:"dns"`
 }
 
-// cniArgs are "args.cni" of the configuration. They may say which pod it is; what policy goes by is what the source knows
-// of that pod.
+// cniArgs are "args.cni" of the configuration. They may say which pod it is; what policy goes by is what the source
+// knows of that pod.
 type cniArgs struct {
 	IPs       []string        `json:"ips"`
 	MAC       string          `json:"mac"`

@@ -71,8 +71,8 @@ func IDs() ([]string, error) {
 	return slices.Compact(ids), nil
 }
 
-// Hold says that a process ends the attachment: until that process closes what Hold returns, or ends, Busy is true. A record
-// that is gone, or that another process holds, is not held twice: closing does nothing then.
+// Hold says that a process ends the attachment: until that process closes what Hold returns, or ends, Busy is true. A
+// record that is gone, or that another process holds, is not held twice: closing does nothing then.
 //
 // Equivalent to: flock --nonblock RECORD
 func Hold(id string) io.Closer {

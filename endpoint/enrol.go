@@ -131,8 +131,8 @@ func CheckID(id string) error {
 // ErrTooLong says of an ID that no attachment can have it.
 var ErrTooLong = errors.New("the endpoint ID is too long")
 
-// maxID is the longest ID in bytes: a file's name has 255 (NAME_MAX), and that of a record which is being deleted has the
-// ID and a suffix. A longer one would be attached and never deleted.
+// maxID is the longest ID in bytes: a file's name has 255 (NAME_MAX), and that of a record which is being deleted has
+// the ID and a suffix. A longer one would be attached and never deleted.
 const maxID = 255 - len(endingSuffix)
 
 // IDOfFile is the ID of the endpoint whose record has that file name.

@@ -54,8 +54,8 @@ func size(ranges []conf.Range) int64 {
 	return total.Int64()
 }
 
-// noteShortage keeps the ranges for Shortage. A note that can't be written leaves ADD's own error as it is: the note only
-// serves the agent's report.
+// noteShortage keeps the ranges for Shortage. A note that can't be written leaves ADD's own error as it is: the note
+// only serves the agent's report.
 func noteShortage(ranges []conf.Range) {
 	data, err := json.Marshal(ranges)
 	if err == nil {
@@ -64,8 +64,8 @@ func noteShortage(ranges []conf.Range) {
 }
 
 // Shortage returns the error that the last pod got which found no free address, as long as there is none; nil if there
-// was no such pod, or if an address is free by now. Shortage takes no lock, so bitmaps that somebody has damaged can keep
-// the shortage until the next ADD, which makes them anew.
+// was no such pod, or if an address is free by now. Shortage takes no lock, so bitmaps that somebody has damaged can
+// keep the shortage until the next ADD, which makes them anew.
 func Shortage() (*ExhaustedError, error) {
 	data, err := os.ReadFile(shortageFile)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -15,9 +15,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestGateCost prints how much longer the kernel takes for a tunnel packet with the gate than without, with few nodes and
-// with as many as Kubernetes is made for. A veth pair delivers what is sent on one end before the sender goes on, so the
-// time to send is the time to receive.
+// TestGateCost prints how much longer the kernel takes for a tunnel packet with the gate than without, with few nodes
+// and with as many as Kubernetes is made for. A veth pair delivers what is sent on one end before the sender goes on,
+// so the time to send is the time to receive.
 func TestGateCost(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

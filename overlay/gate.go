@@ -17,20 +17,21 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Gate is the nftables table "inet weir-tunnel". It says which packets may be tunnels', and which may be those of pods on
-// other nodes. What a tunnel delivers has passed no rule of its sender's node again, so whoever could send into one, or
-// under the address of a pod elsewhere, would be taken for that pod by every policy.
+// Gate is the nftables table "inet weir-tunnel". It says which packets may be tunnels', and which may be those of pods
+// on other nodes. What a tunnel delivers has passed no rule of its sender's node again, so whoever could send into one,
+// or under the address of a pod elsewhere, would be taken for that pod by every policy.
 //
-// A tunnel packet is UDP to the tunnels' port whose destination is a node's InternalIP. Untracked, it is never translated
-// to another destination, and no ICMP error is RELATED to it. None is forwarded, be it that a Service or a hostPort has
-// translated it to a node: what a node sends to another it sends itself. It is believed if it comes by the underlay, which
-// is every link but weir's and those of pods (nodes with several NICs use them as they like), untranslated, and with a
-// sender inside that is of a network of the node that it comes from (RFC 7348, section 5: the inner Ethernet header
-// begins 16 bytes behind the UDP header's beginning). Networks of others may share the port: only those packets that name
-// weir's VNI are judged so.
+// A tunnel packet is UDP to the tunnels' port whose destination is a node's InternalIP. Untracked, it is never
+// translated to another destination, and no ICMP error is RELATED to it. None is forwarded, be it that a Service or a
+// hostPort has translated it to a node: what a node sends to another it sends itself. It is believed if it comes by the
+// underlay, which is every link but weir's and those of pods (nodes with several NICs use them as they like),
+// untranslated, and with a sender inside that is of a network of the node that it comes from (RFC 7348, section 5: the
+// inner Ethernet header begins 16 bytes behind the UDP header's beginning). Networks of others may share the port: only
+// those packets that name weir's VNI are judged so.
 //
-// Behind the tunnel, what comes out of it must be from a network whose packets travel in tunnels, and what is from such a
-// network must come out of it. Packets under the addresses of this node's own pods come from where they would be sent to.
+// Behind the tunnel, what comes out of it must be from a network whose packets travel in tunnels, and what is from such
+// a network must come out of it. Packets under the addresses of this node's own pods come from where they would be sent
+// to.
 type Gate struct {
 	sets   []gateSet
 	chains []gateChain

@@ -270,7 +270,8 @@ func (o *Overlay) routes(tunnel netlink.Link, p Plan, refused refusals) error {
 				continue
 			}
 		}
-		// A route without a tunnel is made again each time: the link that its next hop is on may be another than before.
+		// A route without a tunnel is made again each time: the link that its next hop is on may be another than
+		// before.
 		set := o.h.RouteReplace
 		if !ok { // one that is there is another's, such as that of a subnet on one of the node's links
 			set = o.h.RouteAdd

@@ -210,7 +210,8 @@ func TestOverlayBetweenSubnets(t *testing.T) {
 	}
 }
 
-// TestWhatTheKernelRefuses: one node's network is that of a link of this node's; the others are reached, and the link stays.
+// TestWhatTheKernelRefuses: one node's network is that of a link of this node's; the others are reached, and the link
+// stays.
 func TestWhatTheKernelRefuses(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

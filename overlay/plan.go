@@ -145,9 +145,8 @@ func MAC(node netip.Addr) net.HardwareAddr {
 
 // Compute plans the overlay of the node named self. Of the nodes only what counts is there, in the order in which they
 // were created (policy.Settle). The tunnels go between the nodes' addresses of the family that this one's first is of;
-// what goes as it is needs an address of its own family at the other end. A Node without an address or a network is left
-// out until it has one. Networks of a family that this node has none of are left out too: nobody here
-// speaks it.
+// what goes as it is needs an address of its own family at the other end. A Node without an address or a network is
+// left out until it has one. Networks of a family that this node has none of are left out too: nobody here speaks it.
 func Compute(self string, o Options, nodes []policy.Node, paths Paths) Plan {
 	c := computing{Plan: Plan{Options: o}, self: self, paths: paths, macs: map[string]string{}}
 	for _, n := range nodes {
@@ -220,8 +219,8 @@ func (c *computing) close(network netip.Prefix) {
 	}
 }
 
-// way is how the network of the node is reached: directly, through a tunnel from the local address, or by a way that the
-// network between the nodes knows, which is no peer. It is false if there is none.
+// way is how the network of the node is reached: directly, through a tunnel from the local address, or by a way that
+// the network between the nodes knows, which is no peer. It is false if there is none.
 func (c *computing) way(n policy.Node, network netip.Prefix) (Peer, bool) {
 	inner, outer := conf.FamilyOf(network.Addr()), conf.FamilyOf(cmp.Or(c.Local, n.Addresses[0]))
 	p := Peer{Node: n.Name, Network: network}
@@ -261,8 +260,8 @@ func (c *computing) way(n policy.Node, network netip.Prefix) (Peer, bool) {
 	return p, true
 }
 
-// path asks for the path to the node's address. It is false if no other node can have that address. One that isn't known,
-// as while the node has no route yet, is a problem, and no reason to take a tunnel away.
+// path asks for the path to the node's address. It is false if no other node can have that address. One that isn't
+// known, as while the node has no route yet, is a problem, and no reason to take a tunnel away.
 func (c *computing) path(node string, from, to netip.Addr) (Path, bool) {
 	path, err := c.paths.To(from, to)
 	switch {

@@ -63,8 +63,8 @@ func (g Gate) Apply() (renewed bool, t Traffic, err error) {
 	return have == nil, t, nil
 }
 
-// Keep makes the table only if it isn't there, or lacks the rules of a chain, for when it isn't known yet which nodes there
-// are. What else it holds stays as it is.
+// Keep makes the table only if it isn't there, or lacks the rules of a chain, for when it isn't known yet which nodes
+// there are. What else it holds stays as it is.
 func (g Gate) Keep() error {
 	conn, err := transaction()
 	if err != nil {
@@ -155,8 +155,8 @@ func elementKey(e nftables.SetElement) string {
 }
 
 // fewElements is how many are taken out of sets one by one. From a set of intervals with several parts that takes the
-// kernel a time that grows with the set: more than a millisecond each of 5,000, while the whole table is made in a fifth of
-// a second.
+// kernel a time that grows with the set: more than a millisecond each of 5,000, while the whole table is made in a
+// fifth of a second.
 const fewElements = 100
 
 // leaves counts the elements that the gate hasn't.
@@ -213,8 +213,8 @@ func (g Gate) fill(conn *nftables.Conn, have held) error {
 	return conn.Flush()
 }
 
-// readGate is what the kernel's table has in its sets if all else of it is the gate's; nil if there is no table, or it has other
-// sets, chains or rules.
+// readGate is what the kernel's table has in its sets if all else of it is the gate's; nil if there is no table, or it
+// has other sets, chains or rules.
 func readGate(conn *nftables.Conn, g Gate) (held, Traffic, error) {
 	var t Traffic
 	// The library's "not found" can't be told from its other errors, so ask for what is there.

@@ -94,15 +94,16 @@ func (c *compiler) base(state State) {
 	jump("nat", "POSTROUTING", false, postroutingChain, "weir: the way of pods to the outside")
 }
 
-// errors are the rules for ICMP errors. Connection tracking relates an error to a connection by the packet inside it, whoever
-// sent it: so a pod could end or slow down connections of others, or send data along under the name of one. A pod is the end
-// of its connections: its errors answer packets that came to it. Errors from elsewhere come from any router on the way, which
-// nobody can tell from others; they are related, or judged as what they are. The first rule also holds for errors that are
-// about no connection that the kernel knows, which would be judged as any packet: the tunnel between nodes isn't tracked, and
-// a forged error would shrink its packets.
+// errors are the rules for ICMP errors. Connection tracking relates an error to a connection by the packet inside it,
+// whoever sent it: so a pod could end or slow down connections of others, or send data along under the name of one. A
+// pod is the end of its connections: its errors answer packets that came to it. Errors from elsewhere come from any
+// router on the way, which nobody can tell from others; they are related, or judged as what they are. The first rule
+// also holds for errors that are about no connection that the kernel knows, which would be judged as any packet: the
+// tunnel between nodes isn't tracked, and a forged error would shrink its packets.
 //
-// Related packets of other protocols are connections that one of a helper's has announced (FTP's data). Their first packet
-// is judged as any: policies know nothing of announcements, and some helpers believe what a pod announces of others.
+// Related packets of other protocols are connections that one of a helper's has announced (FTP's data). Their first
+// packet is judged as any: policies know nothing of announcements, and some helpers believe what a pod announces of
+// others.
 func (c *compiler) errors() (dishonest, related Rule) {
 	proto := icmp[c.family]
 	c.chain("mangle", errorsChain,
@@ -115,8 +116,8 @@ func (c *compiler) errors() (dishonest, related Rule) {
 }
 
 // global are the rules for pods' addresses that the world knows. IPv6's global addresses (2000::/3, RFC 4291) aren't
-// masqueraded: there are enough of them, and clusters give them out so that pods are known by them (kops: "CNIs must not
-// masquerade IPv6 addresses"). Unique local ones (fc00::/7, RFC 4193) lead nowhere beyond the site, and are.
+// masqueraded: there are enough of them, and clusters give them out so that pods are known by them (kops: "CNIs must
+// not masquerade IPv6 addresses"). Unique local ones (fc00::/7, RFC 4193) lead nowhere beyond the site, and are.
 func (c *compiler) global() []Rule {
 	if c.family != conf.IPv6 {
 		return nil

@@ -16,12 +16,13 @@ const (
 	// 40,000 ipBlocks, but a few excepts can cut a block into many more networks than they are. Writing this many takes
 	// the kernel a second.
 	maxEntries = 1 << 17
-	// maxNodeRules, maxNodeSets and maxNodeEntries are how much of a node's kernel the policies of all its pods may take, the
-	// sets and chains of the pods' classes not counted, of which there are no more than pods. While one state takes another's
-	// place those of both are there.
+	// maxNodeRules, maxNodeSets and maxNodeEntries are how much of a node's kernel the policies of all its pods may
+	// take, the sets and chains of the pods' classes not counted, of which there are no more than pods. While one state
+	// takes another's place those of both are there.
 	//
-	// The kernel has room for 65,533 sets (IPSET_INVALID_ID in include/uapi/linux/netfilter/ipset/ip_set.h), others' among
-	// them. Writing so many rules takes iptables a second, and so many entries the kernel ten; an entry takes some 200 bytes.
+	// The kernel has room for 65,533 sets (IPSET_INVALID_ID in include/uapi/linux/netfilter/ipset/ip_set.h), others'
+	// among them. Writing so many rules takes iptables a second, and so many entries the kernel ten; an entry takes
+	// some 200 bytes.
 	maxNodeRules   = 1 << 15
 	maxNodeSets    = 1 << 13
 	maxNodeEntries = 1 << 20

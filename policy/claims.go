@@ -28,13 +28,13 @@ var special = []struct {
 }
 
 // Settle decides which addresses and networks of Nodes count, and reports the others. Whoever writes Nodes could take
-// other nodes' traffic by them, or the place of other nodes' pods in policies; so all that goes by a Node goes by what is
-// settled here: routes, tunnels, the senders that tunnels believe, and the addresses that pods are believed to have.
+// other nodes' traffic by them, or the place of other nodes' pods in policies; so all that goes by a Node goes by what
+// is settled here: routes, tunnels, the senders that tunnels believe, and the addresses that pods are believed to have.
 //
 // Special addresses don't count; nor does a network that holds a special address or some node's InternalIP, or that
 // isn't within one of the networks in within, if there are any. Of two Nodes that claim the same, the one that was
-// created first keeps it. Where that doesn't tell, the Node named self comes first, and then the names' order decides. A
-// Node whose age isn't known comes after those whose age is.
+// created first keeps it. Where that doesn't tell, the Node named self comes first, and then the names' order decides.
+// A Node whose age isn't known comes after those whose age is.
 //
 // Where self isn't empty there are ways between nodes, and a Node without an address or a network is reported too.
 //

@@ -223,8 +223,8 @@ func (c *compiler) classes(s side, groups []*group) {
 	to(class.Set, entries, Rule{Target: Return, Comment: fmt.Sprintf("weir: pods under no %s policy", s.direction)})
 	c.out.Classes = append(c.out.Classes, class)
 	// What belongs to no connection that the kernel knows doesn't begin one by its looks alone: a server whose client's side
-	// was forbidden and forgotten, or never seen, would open it again from its own. Packets that somebody has told the kernel
-	// not to track open no connection, and none is ever established: each is judged, in both directions.
+	// was forbidden and forgotten, or never seen, would open it again from its own. Packets that somebody has told the
+	// kernel not to track open no connection, and none is ever established: each is judged, in both directions.
 	dispatch = slices.Insert(dispatch, 0, Rule{
 		Proto: TCP, Track: Midstream, Comment: "weir: a TCP connection begins with its first packet", Target: Drop,
 	})
@@ -247,7 +247,8 @@ func contents(rules []Rule) string {
 	return b.String()
 }
 
-// canBe says whether there can be the class's set, and tells of its policies that there can't: then nothing is let through.
+// canBe says whether there can be the class's set, and tells of its policies that there can't: then nothing is let
+// through.
 func (c *compiler) canBe(g *group, s side, set string) bool {
 	why := c.refused.set(c.family, "", set)
 	if why == "" {

@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// demand is what one peer with one group of ports of a policy's rule needs in the kernel: in each family a rule in the chain
-// of each class that is under the policy, and the sets that the rule goes by. It is met whole or not at all.
+// demand is what one peer with one group of ports of a policy's rule needs in the kernel: in each family a rule in the
+// chain of each class that is under the policy, and the sets that the rule goes by. It is met whole or not at all.
 type demand struct {
 	iso     isolation
 	side    side
@@ -26,7 +26,8 @@ type familyRule struct {
 	Rule
 }
 
-// supply is a set that demands go by. It is filled when it is first looked at, since that means looking through all pods.
+// supply is a set that demands go by. It is filled when it is first looked at, since that means looking through all
+// pods.
 type supply struct {
 	Set
 	filled  bool
@@ -36,8 +37,8 @@ type supply struct {
 	users   []*tenant
 }
 
-// demands are those of the policies of the classes, in both families, a namespace's in the order of its policies. What the
-// kernel refuses is told of, and isn't among them.
+// demands are those of the policies of the classes, in both families, a namespace's in the order of its policies. What
+// the kernel refuses is told of, and isn't among them.
 func (c *compiler) demands(s side, groups []*group, fs []conf.Family) []*demand {
 	classes := map[string]int{}
 	var policies []isolation
@@ -139,12 +140,12 @@ func (c *compiler) peerSet(p peer, f conf.Family) *supply {
 	return c.supplied(s, func() []Entry { return slices.Collect(p.of(f)) })
 }
 
-// portSet is the set that ports are matched by if they are no numbers, or too many to stand in the rule; nil if they stand
-// there.
+// portSet is the set that ports are matched by if they are no numbers, or too many to stand in the rule; nil if they
+// stand there.
 //
-// A name's set has the pods that have the port, each with its number. Beside a peer's set in one rule it means that peer's
-// pods. The number is in no rule, so a pod that has another one changes the set only. Where the port is that of the pods the
-// policy selects, those of this node are enough.
+// A name's set has the pods that have the port, each with its number. Beside a peer's set in one rule it means that
+// peer's pods. The number is in no rule, so a pod that has another one changes the set only. Where the port is that of
+// the pods the policy selects, those of this node are enough.
 func (c *compiler) portSet(s side, p ports, f conf.Family) (set *supply, match SetMatch, words string) {
 	switch {
 	case p.name != "":
@@ -176,8 +177,8 @@ func (s *supply) look() (why string) {
 	return ""
 }
 
-// roughly is the number, rounded up by at most an eighth: a pod that comes or goes rarely changes what a set counts for, and
-// so which of the demands beyond the bounds are met.
+// roughly is the number, rounded up by at most an eighth: a pod that comes or goes rarely changes what a set counts
+// for, and so which of the demands beyond the bounds are met.
 func roughly(n int) int {
 	step := 1
 	for n/step >= 16 {

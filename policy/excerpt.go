@@ -11,8 +11,8 @@ import (
 // longest names of a namespace and an object (317 bytes) with a sentence about them.
 const maxExcerpt = 1024
 
-// Excerpt is the beginning of a text that others wrote: an object's field, a program's output, an error that holds either.
-// It is bounded, as a field may have megabytes, and has no character that a terminal would obey.
+// Excerpt is the beginning of a text that others wrote: an object's field, a program's output, an error that holds
+// either. It is bounded, as a field may have megabytes, and has no character that a terminal would obey.
 func Excerpt(text string) string {
 	more := 0
 	if len(text) > maxExcerpt {

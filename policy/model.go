@@ -91,8 +91,8 @@ type Pod struct {
 	// UID is empty where the source has none; it then fits every endpoint of the pod's name.
 	UID    string
 	Labels map[string]string
-	// Unknown are keys of labels whose values aren't known, or not even whether they are there. Whom a selector of such a
-	// label means is unknown: it isolates the pod, and lets nothing through to or from it.
+	// Unknown are keys of labels whose values aren't known, or not even whether they are there. Whom a selector of such
+	// a label means is unknown: it isolates the pod, and lets nothing through to or from it.
 	Unknown []string
 	// Ports are its containers' named ports, no two with the same name and protocol.
 	Ports []NamedPort

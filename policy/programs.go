@@ -2,9 +2,9 @@ package policy
 
 import "github.com/weir-net/weir/conf"
 
-// Program is a match that iptables has no words for: a program in classic BPF, which reads the packet from its IP header
-// on and says whether the rule matches (xt_bpf; "iptables -m bpf --bytecode"). One that reads beyond the packet's end
-// doesn't match (bpf(4)), so a rule with a program must let packets through, never drop them.
+// Program is a match that iptables has no words for: a program in classic BPF, which reads the packet from its IP
+// header on and says whether the rule matches (xt_bpf; "iptables -m bpf --bytecode"). One that reads beyond the
+// packet's end doesn't match (bpf(4)), so a rule with a program must let packets through, never drop them.
 type Program string
 
 // The programs for each family. An IPv6 address is compared in four parts.
@@ -15,11 +15,11 @@ const (
 		"32 0 0 16,7 0 0 0,32 0 0 32,29 0 5 0,32 0 0 20,7 0 0 0,32 0 0 36,29 0 1 0,6 0 0 65535,6 0 0 0"
 
 	// The Honest programs are for ICMP packets. They match what is no error, and errors that answer a packet of their
-	// receiver to their sender: the addresses of the packet inside are those of the packet outside, the other way round.
-	// They don't match redirects, nor fragments behind the first. The errors are those that connection tracking relates to
-	// connections: of ICMP, types 3 (destination unreachable), 4 (source quench), 11 (time exceeded) and 12 (parameter
-	// problem); of ICMPv6, all types below 128 (RFC 4443, section 2.1). IPv4's options are stepped over. Behind an IPv6
-	// extension header the program doesn't look for the type, and doesn't match.
+	// receiver to their sender: the addresses of the packet inside are those of the packet outside, the other way
+	// round. They don't match redirects, nor fragments behind the first. The errors are those that connection tracking
+	// relates to connections: of ICMP, types 3 (destination unreachable), 4 (source quench), 11 (time exceeded) and 12
+	// (parameter problem); of ICMPv6, all types below 128 (RFC 4443, section 2.1). IPv4's options are stepped over.
+	// Behind an IPv6 extension header the program doesn't look for the type, and doesn't match.
 	//
 	// The one for IPv4 is this, with P as the label that matches, and N as the one that doesn't:
 	//
@@ -39,8 +39,8 @@ const (
 		"32 0 0 32,7 0 0 0,32 0 0 64,29 0 5 0,32 0 0 36,7 0 0 0,32 0 0 68,29 0 1 0,6 0 0 65535,6 0 0 0"
 )
 
-// The NoError programs match ICMP packets that are no errors. What the Honest ones say of fragments and extension headers
-// holds for them too.
+// The NoError programs match ICMP packets that are no errors. What the Honest ones say of fragments and extension
+// headers holds for them too.
 const (
 	NoErrorIPv4 Program = "11,40 0 0 6,69 8 0 8191,177 0 0 0,80 0 0 0,21 5 0 3,21 4 0 4,21 3 0 5,21 2 0 11,21 1 0 12," +
 		"6 0 0 65535,6 0 0 0"

@@ -7,8 +7,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Refusal is a part of a ruleset that a node's kernel doesn't take, such as a match whose module it lacks. One of Kind, Rule,
-// Type and Set is given.
+// Refusal is a part of a ruleset that a node's kernel doesn't take, such as a match whose module it lacks. One of Kind,
+// Rule, Type and Set is given.
 type Refusal struct {
 	Family conf.Family
 	// Kind is what rules of policies have in common: Rule.Kinds.
@@ -22,8 +22,9 @@ type Refusal struct {
 	Element Element
 }
 
-// Refused is what a node's kernel has refused, and its reason. What a refused part would let through is closed. Only what
-// lets through by a policy, or puts a pod into its class, can be in it: without any other part the node isn't safe.
+// Refused is what a node's kernel has refused, and its reason. What a refused part would let through is closed. Only
+// what lets through by a policy, or puts a pod into its class, can be in it: without any other part the node isn't
+// safe.
 type Refused map[Refusal]string
 
 // Kind is one part of a rule, which a kernel that lacks its module refuses in whatever rule it stands.

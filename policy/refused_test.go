@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/policy/policytest"
 )
 
-// TestRefused: what the kernel has refused isn't asked of it again, is closed, and is told of with its field; what is beside
-// it in the policy and in others' holds.
+// TestRefused: what the kernel has refused isn't asked of it again, is closed, and is told of with its field; what is
+// beside it in the policy and in others' holds.
 func TestRefused(t *testing.T) {
 	sctp, port, http := corev1.ProtocolSCTP, intstr.FromInt32(9), intstr.FromInt32(80)
 	np := policytest.Letting("big", map[string]string{"app": "big"}, nil,

@@ -61,8 +61,8 @@ type Set struct {
 	Role   SetRole
 	// Dispatch is the chain that goes by the set, if its role is Members.
 	Dispatch string
-	// Opens says that the set, and each entry, is there to let something through: what it lacks is closed. So the rest of
-	// the ruleset holds if the kernel refuses it.
+	// Opens says that the set, and each entry, is there to let something through: what it lacks is closed. So the rest
+	// of the ruleset holds if the kernel refuses it.
 	Opens   bool
 	Entries []Entry // ordered
 }
@@ -73,8 +73,8 @@ type Entry struct {
 	Comment string
 }
 
-// Element is what a set holds: an address or network; in a hash:ip,port set an address with a port; in a hash:net,iface set
-// a network with a link; in a bitmap:port set a port alone.
+// Element is what a set holds: an address or network; in a hash:ip,port set an address with a port; in a hash:net,iface
+// set a network with a link; in a bitmap:port set a port alone.
 type Element struct {
 	Prefix netip.Prefix
 	Proto  Protocol
@@ -110,8 +110,8 @@ type Chain struct {
 	Rules       []Rule
 }
 
-// Jump is a rule in a built-in chain. First: nothing may come before it. Otherwise it stands last, or ahead of the rule at
-// which the chain refuses all that has come so far.
+// Jump is a rule in a built-in chain. First: nothing may come before it. Otherwise it stands last, or ahead of the rule
+// at which the chain refuses all that has come so far.
 type Jump struct {
 	Family       conf.Family
 	Table, Chain string
@@ -135,13 +135,14 @@ type Rule struct {
 	Target  Target
 	// To is the chain that JUMP and GOTO go to; for NFLOG, the prefix of what is logged.
 	To string
-	// Policy is the namespace/name of the policy that lets through by the rule; empty if the rule is of none. Without such a
-	// rule the rest of the ruleset holds, and what it would let through is closed.
+	// Policy is the namespace/name of the policy that lets through by the rule; empty if the rule is of none. Without
+	// such a rule the rest of the ruleset holds, and what it would let through is closed.
 	Policy string
 }
 
-// SetMatch asks whether the packet's source (src), destination (dst), destination with its port (dst,dst), or source with
-// the link that the packet came in by (src,src) is in the set. Where the set holds ports alone, dst is the destination's port.
+// SetMatch asks whether the packet's source (src), destination (dst), destination with its port (dst,dst), or source
+// with the link that the packet came in by (src,src) is in the set. Where the set holds ports alone, dst is the
+// destination's port.
 type SetMatch struct {
 	Name string
 	Dir  string
@@ -161,8 +162,8 @@ const (
 	Related Track = "related"
 	// Untranslated packets go to the address that their sender sent them to: no rule has translated their destination.
 	Untranslated Track = "untranslated"
-	// Midstream packets are TCP's that don't begin a connection. Packets that are not tracked (NOTRACK) are not among them:
-	// each of those is judged as if it were the first.
+	// Midstream packets are TCP's that don't begin a connection. Packets that are not tracked (NOTRACK) are not among
+	// them: each of those is judged as if it were the first.
 	Midstream Track = "midstream"
 	// Solicitation packets are how an IPv6 host asks for another on its link. They belong to no connection, and a router
 	// that had passed one on would have lowered its hop limit (RFC 4861, section 7.1).

@@ -39,11 +39,11 @@ type tenant struct {
 	afterwards float64 // its share of the node with the next demand
 }
 
-// grant decides which demands are met: all, if the node has room for them. Else each namespace in turn gets the next of its
-// demands, always the one that takes the least of the node with it (max-min fairness of whichever resource it takes most
-// of). So a namespace that needs no more than an equal part gets all of it, whatever others ask for, and what it doesn't need
-// is there for the others. A set that several namespaces' rules go by is there once, and they share what it takes. The outcome
-// depends on the demands alone, and not on which of them came first.
+// grant decides which demands are met: all, if the node has room for them. Else each namespace in turn gets the next of
+// its demands, always the one that takes the least of the node with it (max-min fairness of whichever resource it takes
+// most of). So a namespace that needs no more than an equal part gets all of it, whatever others ask for, and what it
+// doesn't need is there for the others. A set that several namespaces' rules go by is there once, and they share what
+// it takes. The outcome depends on the demands alone, and not on which of them came first.
 func (c *compiler) grant(demands []*demand) (granted []*demand) {
 	if c.fits(demands) {
 		for _, d := range demands {
@@ -118,8 +118,8 @@ func (c *compiler) possible(d *demand) bool {
 	return true
 }
 
-// next looks for the tenant's next demand for which there is room beside what is taken, and tells of those that it passes
-// over. It is false if there is none.
+// next looks for the tenant's next demand for which there is room beside what is taken, and tells of those that it
+// passes over. It is false if there is none.
 func (c *compiler) next(t *tenant, taken amount) bool {
 	for ; len(t.demands) > 0; t.demands = t.demands[1:] {
 		d := t.demands[0]

@@ -83,8 +83,9 @@ func TestGrant(t *testing.T) {
 	}
 }
 
-// TestGrantIsFair: whatever is asked for, what is granted has room; a namespace that needs no more than an equal part of the
-// node gets all of it, and so does everybody if all of it has room; and the order in which namespaces ask means nothing.
+// TestGrantIsFair: whatever is asked for, what is granted has room; a namespace that needs no more than an equal part
+// of the node gets all of it, and so does everybody if all of it has room; and the order in which namespaces ask means
+// nothing.
 func TestGrantIsFair(t *testing.T) {
 	limited := 0
 	for seed := range uint64(3000) {

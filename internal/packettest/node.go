@@ -93,7 +93,8 @@ func (n *Node) AddPod(name string, addrs ...netip.Addr) {
 }
 
 // AddPodBehind attaches a pod as another plugin would: with a veth pair whose end on the node is hostIf, which the node
-// routes (ptp), or which is on the bridge. Pods on one bridge know each other, and speak through it without the node's help.
+// routes (ptp), or which is on the bridge. Pods on one bridge know each other, and speak through it without the node's
+// help.
 func (n *Node) AddPodBehind(bridgeIf, hostIf, name string, addrs ...netip.Addr) {
 	n.Helper()
 	path := nodetest.NewNS(n, name)

@@ -502,7 +502,8 @@ func connectTCP(t *testing.T, server, client *nodetest.Pod) (conn, accepted net.
 	var l net.Listener
 	nodetest.In(t, server.Netns, func() (err error) { l, err = net.Listen("tcp4", ":0"); return err })
 	defer func() { _ = l.Close() }()
-	// A new port forwards once the kernel has noticed its carrier. On a busy machine that takes the client a second SYN.
+	// A new port forwards once the kernel has noticed its carrier. On a busy machine that takes the client a second
+	// SYN.
 	nodetest.In(t, client.Netns, func() (err error) {
 		conn, err = net.DialTimeout("tcp", fmt.Sprintf("%s:%d", server.IP, l.Addr().(*net.TCPAddr).Port), 10*time.Second)
 		return err

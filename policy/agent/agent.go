@@ -3,7 +3,8 @@
 // goroutine does all of that, in the order in which things come in. Of weir's, only the plugin changes the kernel too: it
 // puts a new pod's addresses into the set of all pods, takes those of one that goes out of all sets, and lets its port
 // through the spoof guard. A second goroutine does the same as the plugin's DEL for pods that nobody deletes, a third
-// ends connections that a change forbids, and a fourth keeps what weir sets up on the node outside of the packet filter.
+// ends connections that a change forbids, and a fourth keeps what weir sets up on the node outside of the packet
+// filter.
 package agent
 
 import (

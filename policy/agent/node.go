@@ -40,7 +40,8 @@ type Publisher interface {
 	AwaitPublished(ctx context.Context, pod endpoint.Pod)
 }
 
-// podInterface is the interface whose addresses kubelet reports as the pod's (defaultIfName of containerd's CRI plugin).
+// podInterface is the interface whose addresses kubelet reports as the pod's (defaultIfName of containerd's CRI
+// plugin).
 const podInterface = "eth0"
 
 // publishAddresses tells other nodes, before kubelet does, of the pods that were let in. One that wasn't may never start,
@@ -135,7 +136,8 @@ func (a *agent) foreignLinks() []string {
 	return names
 }
 
-// keepGate keeps what says which tunnel packets are believed. It comes before the ways, and without it no pod is let in.
+// keepGate keeps what says which tunnel packets are believed. It comes before the ways, and without it no pod is let
+// in.
 func (a *agent) keepGate(verify kernel.Verify) error {
 	if a.Node.Name == "" {
 		return nil
@@ -174,8 +176,8 @@ func (a *agent) keepGateClosed() error {
 // fewPackets are too few to tell a firewall from bad luck.
 const fewPackets = 3
 
-// blocked says whether a firewall of the host drops what the gate has let through since. A rule that accepts tunnel packets
-// by connection state is the usual reason: they are untracked, and neither NEW nor ESTABLISHED.
+// blocked says whether a firewall of the host drops what the gate has let through since. A rule that accepts tunnel
+// packets by connection state is the usual reason: they are untracked, and neither NEW nor ESTABLISHED.
 func blocked(o NodeOptions, before, now overlay.Traffic, was []policy.Problem) []policy.Problem {
 	switch {
 	case now.Arrived > before.Arrived:
@@ -188,8 +190,8 @@ func blocked(o NodeOptions, before, now overlay.Traffic, was []policy.Problem) [
 			"without asking for a connection state, as tunnels are not tracked", o.Overlay.Port)}}
 }
 
-// reach keeps the way to other nodes' pods, and the runtime's configuration. It is false if some of it must be tried again.
-// None of it holds up policy, and what the kernel refuses of one node doesn't hold up the others.
+// reach keeps the way to other nodes' pods, and the runtime's configuration. It is false if some of it must be tried
+// again. None of it holds up policy, and what the kernel refuses of one node doesn't hold up the others.
 func (a *agent) reach(verify kernel.Verify) bool {
 	if a.Node.Name == "" {
 		return true

@@ -22,7 +22,8 @@ const (
 	headerTimeout = 5 * time.Second
 	answerTimeout = 30 * time.Second
 	idleTimeout   = 10 * time.Second
-	// healthConnections is how many there may be for health checks and metrics: kubelet and a few Prometheus ask one by one.
+	// healthConnections is how many there may be for health checks and metrics: kubelet and a few Prometheus ask one by
+	// one.
 	healthConnections = 32
 )
 

@@ -121,8 +121,8 @@ func (a *agent) without(refused policy.Refused) (news bool) {
 	return news
 }
 
-// read reads what the kernel holds, if that is to be verified or isn't known, and the records after it. In this order: what
-// the plugin has changed in the kernel by then has a record by which the agent comes to the same.
+// read reads what the kernel holds, if that is to be verified or isn't known, and the records after it. In this order:
+// what the plugin has changed in the kernel by then has a record by which the agent comes to the same.
 func (a *agent) read(ctx context.Context, verify kernel.Verify) (kernel.Verify, error) {
 	if verify != kernel.All && !a.driver.Unread() {
 		return verify, nil
@@ -132,8 +132,8 @@ func (a *agent) read(ctx context.Context, verify kernel.Verify) (kernel.Verify, 
 	return kernel.All, err
 }
 
-// bring brings the ruleset into the kernel. If it isn't known what the kernel holds, only weir's rules get back their place
-// before all others.
+// bring brings the ruleset into the kernel. If it isn't known what the kernel holds, only weir's rules get back their
+// place before all others.
 func (a *agent) bring(ctx context.Context, readErr error, ruleset policy.Ruleset, verify kernel.Verify) (kernel.Result, error) {
 	if readErr != nil {
 		return kernel.Result{}, errors.Join(readErr, a.driver.PutFirst(ctx, ruleset))
@@ -144,8 +144,8 @@ func (a *agent) bring(ctx context.Context, readErr error, ruleset policy.Ruleset
 	return a.driver.Apply(ctx, ruleset, verify)
 }
 
-// noteChange takes in what the ruleset has changed in the kernel. If not all that it had held is known, it isn't known either
-// who had changed something.
+// noteChange takes in what the ruleset has changed in the kernel. If not all that it had held is known, it isn't known
+// either who had changed something.
 func (a *agent) noteChange(ruleset policy.Ruleset, result kernel.Result, verify kernel.Verify, known bool) {
 	if result.Changed {
 		a.stats.Changes++
@@ -167,8 +167,8 @@ func (a *agent) noteChange(ruleset policy.Ruleset, result kernel.Result, verify 
 	}
 }
 
-// somebodys says whether what was changed had been changed by somebody else: the agent wants what it wanted before, and of
-// sets the plugin can't have done it for an attachment that began or ended meanwhile.
+// somebodys says whether what was changed had been changed by somebody else: the agent wants what it wanted before, and
+// of sets the plugin can't have done it for an attachment that began or ended meanwhile.
 func (a *agent) somebodys(ruleset policy.Ruleset, result kernel.Result) bool {
 	if a.lastSync.IsZero() || a.faults.now[partKernel] != nil || !slices.EqualFunc(a.ruleset.Chains, ruleset.Chains, equalChain) {
 		return false

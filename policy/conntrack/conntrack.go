@@ -22,8 +22,8 @@ type Connection struct {
 	Proto    uint8
 	Port     uint16 // of Dst; 0 for protocols without ports
 	Cut      bool
-	// Assured says that both sides have spoken, and of UDP's that they went on doing so for two seconds (IPS_ASSURED). A
-	// question with its answer, which nobody goes on with, never is.
+	// Assured says that both sides have spoken, and of UDP's that they went on doing so for two seconds (IPS_ASSURED).
+	// A question with its answer, which nobody goes on with, never is.
 	Assured bool
 	// Translated says that Dst isn't where Src has sent to, or the port isn't.
 	Translated bool
@@ -140,8 +140,8 @@ func parse(msg []byte) (c Connection, ok bool) {
 	return c, c.tuple != nil && c.Src.IsValid() && c.Dst.IsValid()
 }
 
-// Bits of an entry's status (enum ip_conntrack_status, include/uapi/linux/netfilter/nf_conntrack_common.h). dstNAT says that
-// the destination was translated; iptables calls it --ctstate DNAT.
+// Bits of an entry's status (enum ip_conntrack_status, include/uapi/linux/netfilter/nf_conntrack_common.h). dstNAT says
+// that the destination was translated; iptables calls it --ctstate DNAT.
 const (
 	assured = 1 << 2
 	dstNAT  = 1 << 5
@@ -166,8 +166,9 @@ const (
 	stateClose    = 8
 )
 
-// Lives says whether the connection goes on, as far as the kernel knows. The kernel keeps an entry for up to two minutes
-// after that: of TCP in TIME_WAIT and CLOSE, of a question over UDP that was answered, of a SYN without an answer.
+// Lives says whether the connection goes on, as far as the kernel knows. The kernel keeps an entry for up to two
+// minutes after that: of TCP in TIME_WAIT and CLOSE, of a question over UDP that was answered, of a SYN without an
+// answer.
 func (c Connection) Lives() bool {
 	state, _ := c.tcp(nl.CTA_PROTOINFO_TCP_STATE)
 	return c.Assured && state != stateTimeWait && state != stateClose

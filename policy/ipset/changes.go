@@ -36,8 +36,8 @@ type Refused struct {
 	Err error
 }
 
-// ApplyEach is Apply that says of each change whether the kernel refuses it. The error is of all else, such as that a set
-// isn't there.
+// ApplyEach is Apply that says of each change whether the kernel refuses it. The error is of all else, such as that a
+// set isn't there.
 func ApplyEach(changes ...Change) (refused []Refused, err error) {
 	var errs []error
 	// The kernel answers each change that fails, and a socket holds some 200 answers (net.core.rmem_default).

@@ -47,8 +47,8 @@ var revisions = map[string]uint8{HashIP: 3, HashNet: 5, HashIPPort: 4, BitmapPor
 var ErrNotExist = errors.New("no such ipset")
 
 // Entry is an address or network in a set, with the words that "ipset list" shows beside it. In a hash:ip,port set it
-// has a protocol (tcp, udp or sctp) and a port; in a hash:net,iface set it has a link; in a bitmap:port set it is a port and
-// nothing else.
+// has a protocol (tcp, udp or sctp) and a port; in a hash:net,iface set it has a link; in a bitmap:port set it is a
+// port and nothing else.
 type Entry struct {
 	Prefix  netip.Prefix
 	Proto   string
@@ -257,8 +257,8 @@ func (h *Handle) Purge(addrs ...netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// entriesOf are what the set may hold of the addresses. A set with ports or links has to be read: an address has any number
-// of entries there, and the kernel deletes by whole entries.
+// entriesOf are what the set may hold of the addresses. A set with ports or links has to be read: an address has any
+// number of entries there, and the kernel deletes by whole entries.
 func (h *Handle) entriesOf(set Header, addrs []netip.Addr) ([]Entry, error) {
 	if set.Type == HashIPPort || set.Type == HashNetIface {
 		s, err := h.List(set.Name)

@@ -66,8 +66,8 @@ func Cut(by Judgement, newest func() (Judgement, error), own map[netip.Addr]bool
 			errs = append(errs, fmt.Errorf("label the connection from %s to %s port %d: %w", c.Src, c.Dst, c.Port, err))
 			continue
 		}
-		// An entry of a connection that is over is marked all the same: both ends may go on against TCP's rules, and the
-		// kernel takes their packets for established ones. Nobody has lost a connection by it, so it isn't counted.
+		// An entry of a connection that is over is marked all the same: both ends may go on against TCP's rules, and
+		// the kernel takes their packets for established ones. Nobody has lost a connection by it, so it isn't counted.
 		if !allowed {
 			w.Standing++
 		} else {

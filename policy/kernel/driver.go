@@ -35,12 +35,13 @@ type Driver struct {
 	own    ownChanges
 	// ahead are the programs that wait for the next change of rules.
 	ahead [len(conf.Families)]*restorer
-	// suspects are rules of policies that the kernel has refused before: they are tried before anything is changed for them.
+	// suspects are rules of policies that the kernel has refused before: they are tried before anything is changed for
+	// them.
 	suspects map[policy.Refusal]bool
 }
 
-// Open connects to the kernel and finds out which iptables the node uses. If that can't be found out, it is tried again by
-// whatever needs it, which then says so.
+// Open connects to the kernel and finds out which iptables the node uses. If that can't be found out, it is tried again
+// by whatever needs it, which then says so.
 func Open(ctx context.Context) (*Driver, error) {
 	sets, err := ipset.Open()
 	if err != nil {
@@ -79,13 +80,14 @@ type Result struct {
 	// Left are sets that nobody wants and that the kernel still holds for a rule that it is deleting; the next Apply
 	// tries again.
 	Left []string
-	// Strays are addresses that were found in the sets of all pods and that no pod is known to have. Apply leaves them there.
+	// Strays are addresses that were found in the sets of all pods and that no pod is known to have. Apply leaves them
+	// there.
 	Strays []netip.Addr
 }
 
 // Apply makes the kernel hold the ruleset. After an error the kernel holds some of the old state and some of the new, each of which closes
-// what it should; applying again goes on from there. After an UnknownError it holds the ruleset, as far as can be known. After
-// a RefusedError it is enough to leave out what the kernel refuses.
+// what it should; applying again goes on from there. After an UnknownError it holds the ruleset, as far as can be
+// known. After a RefusedError it is enough to leave out what the kernel refuses.
 func (d *Driver) Apply(ctx context.Context, want policy.Ruleset, verify Verify) (Result, error) {
 	var r Result
 	if err := d.look(ctx, want, verify); err != nil {
@@ -161,8 +163,8 @@ func (d *Driver) KeepClosed(ctx context.Context, closed policy.Ruleset) (bool, e
 	return false, err
 }
 
-// PutFirst is for when it can't be read what the kernel holds: weir's rules get back their place before everybody else's,
-// and nothing else is changed.
+// PutFirst is for when it can't be read what the kernel holds: weir's rules get back their place before everybody
+// else's, and nothing else is changed.
 func (d *Driver) PutFirst(ctx context.Context, want policy.Ruleset) error {
 	if d.Flavour == "" {
 		return nil
@@ -171,8 +173,8 @@ func (d *Driver) PutFirst(ctx context.Context, want policy.Ruleset) error {
 	return err
 }
 
-// putFirst puts weir's rules into their places in the table that drops, unless one of weir's chains is gone or was flushed.
-// Where nothing tells of the table, they stand if rules that lead to them can be made.
+// putFirst puts weir's rules into their places in the table that drops, unless one of weir's chains is gone or was
+// flushed. Where nothing tells of the table, they stand if rules that lead to them can be made.
 func (d *Driver) putFirst(ctx context.Context, want policy.Ruleset) (stand bool, err error) {
 	var p plan
 	var why []error
@@ -239,8 +241,8 @@ func (d *Driver) changeRules(ctx context.Context, p plan) error {
 	return nil
 }
 
-// prepare takes the steps of the plan after which no packet goes another way: it makes sets that no rule uses yet. have is
-// what the kernel holds, and is kept so.
+// prepare takes the steps of the plan after which no packet goes another way: it makes sets that no rule uses yet. have
+// is what the kernel holds, and is kept so.
 func (d *Driver) prepare(ctx context.Context, p plan, have state, want policy.Ruleset) error {
 	refused := policy.Refused{}
 	for _, s := range p.create {

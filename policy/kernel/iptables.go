@@ -37,8 +37,8 @@ func (f Flavour) other() Flavour {
 const lockWait = "10"
 
 // Detect finds out which flavour the node uses: that in which kubelet or kube-proxy have left their chains
-// (KUBE-IPTABLES-HINT, KUBE-KUBELET-CANARY; KEP-3178), else the one with more rules of others', else the newer. Rules that
-// can't be read may be anything's: then the flavour isn't known, and that is an error.
+// (KUBE-IPTABLES-HINT, KUBE-KUBELET-CANARY; KEP-3178), else the one with more rules of others', else the newer. Rules
+// that can't be read may be anything's: then the flavour isn't known, and that is an error.
 func Detect(ctx context.Context) (Flavour, error) {
 	used, err := detect(ctx)
 	if err == nil {

@@ -19,7 +19,8 @@ type plan struct {
 	create  []policy.Set // with their entries; no rule uses them yet
 	before  []change
 	restore [len(conf.Families)]string // for each family's iptables-restore --noflush
-	// blind are the commands for tables of which neither iptables-save nor the kernel tells what they hold, each on its own.
+	// blind are the commands for tables of which neither iptables-save nor the kernel tells what they hold, each on its
+	// own.
 	blind   []blind
 	after   []change
 	destroy []string
@@ -31,8 +32,8 @@ type plan struct {
 	closes bool
 }
 
-// blind are commands that delete weir's rules from built-in chains before they add them. Deleting what isn't there fails,
-// and the commands then have to be tried without.
+// blind are commands that delete weir's rules from built-in chains before they add them. Deleting what isn't there
+// fails, and the commands then have to be tried without.
 type blind struct {
 	family   conf.Family
 	commands string
@@ -321,8 +322,8 @@ func jumps(f conf.Family, name string, have table, want policy.Ruleset) []string
 	return commands
 }
 
-// jump is what puts weir's rule into its place. Deleting by a rule's words, iptables has to understand those before it, so
-// a copy in the wrong place is left to deleteCopies.
+// jump is what puts weir's rule into its place. Deleting by a rule's words, iptables has to understand those before it,
+// so a copy in the wrong place is left to deleteCopies.
 func (u *unknown) jump(j policy.Jump) []string {
 	add := "-A " + j.Chain + " " + j.Rule.String()
 	if j.First {

@@ -277,8 +277,8 @@ func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
 	}
 }
 
-// TestAcceptsAheadOfWhatRefusesAll: where filter FORWARD refuses whatever has come so far, weir's jump stands ahead of that, and
-// behind all else that others have there.
+// TestAcceptsAheadOfWhatRefusesAll: where filter FORWARD refuses whatever has come so far, weir's jump stands ahead of
+// that, and behind all else that others have there.
 func TestAcceptsAheadOfWhatRefusesAll(t *testing.T) {
 	want := policy.Compile(policy.State{})
 	const jump = `-m comment --comment "weir: no other default drops what policy let through" -j WEIR-ACCEPT`

@@ -218,8 +218,8 @@ func (f Flavour) read(ctx context.Context, family conf.Family, name string) (tab
 	if err != nil {
 		return table{}, err
 	}
-	// Of a table that holds what isn't iptables' own, iptables-nft-save says in a comment that it is incompatible, prints
-	// nothing else, and succeeds.
+	// Of a table that holds what isn't iptables' own, iptables-nft-save says in a comment that it is incompatible,
+	// prints nothing else, and succeeds.
 	if !strings.Contains("\n"+out, "\n*"+name+"\n") || !strings.Contains(out, "\nCOMMIT\n") {
 		return table{}, fmt.Errorf("%s-save -t %s doesn't print it: %.200s", f.program(family), name, strings.TrimSpace(out))
 	}

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/policy/ipset"
 )
 
-// RefusedError says that the kernel refuses parts of a ruleset, and that the rest holds without them: what they would let
-// through is closed then. policy.State takes them, so that the next ruleset does without.
+// RefusedError says that the kernel refuses parts of a ruleset, and that the rest holds without them: what they would
+// let through is closed then. policy.State takes them, so that the next ruleset does without.
 type RefusedError struct{ Refused policy.Refused }
 
 func (e *RefusedError) Error() string {
@@ -28,8 +28,8 @@ func (e *RefusedError) Error() string {
 	return "the kernel refuses " + strings.Join(all, "; ")
 }
 
-// make makes the set with its entries. If the kernel refuses it, or some of them, and nothing but what the set would let
-// through rests on it, that is noted in refused; no set is made then that would be refused as a whole.
+// make makes the set with its entries. If the kernel refuses it, or some of them, and nothing but what the set would
+// let through rests on it, that is noted in refused; no set is made then that would be refused as a whole.
 func (d *Driver) make(s policy.Set, refused policy.Refused) (*set, error) {
 	header := ipset.Header{Name: s.Name, Type: string(s.Type), Family: s.Family}
 	if err := d.sets.Create(header); err != nil {
@@ -69,8 +69,8 @@ func (d *Driver) tryType(h ipset.Header) error {
 	return d.sets.Destroy(h.Name)
 }
 
-// changeSets makes the changes. Entries that the kernel refuses are noted if nothing but what they would let through rests
-// on them.
+// changeSets makes the changes. Entries that the kernel refuses are noted if nothing but what they would let through
+// rests on them.
 func changeSets(changes []change, want policy.Ruleset, refused policy.Refused) error {
 	all := make([]ipset.Change, len(changes))
 	for i, c := range changes {
@@ -152,13 +152,15 @@ const (
 	trialTime = 10 * time.Second
 	// trialsEach is how many trials one namespace's rules are worth.
 	trialsEach = 64
-	// maxSuspects is how many refused rules are remembered. A rule that was forgotten is tried after the change that it fails.
+	// maxSuspects is how many refused rules are remembered. A rule that was forgotten is tried after the change that it
+	// fails.
 	maxSuspects = 1 << 15
 )
 
-// refusedAmong finds out which of the rules the kernel refuses, in trials of a chain that no packet comes through: first
-// which kinds of rules, of which there are some twenty at most; then, if there are others, whose, and which of theirs. It is
-// none if the kernel refuses the chain without any rules too, or takes all of them: then the rules are at no fault.
+// refusedAmong finds out which of the rules the kernel refuses, in trials of a chain that no packet comes through:
+// first which kinds of rules, of which there are some twenty at most; then, if there are others, whose, and which of
+// theirs. It is none if the kernel refuses the chain without any rules too, or takes all of them: then the rules are at
+// no fault.
 func (d *Driver) refusedAmong(ctx context.Context, f conf.Family, rules []policy.Rule) policy.Refused {
 	ctx, cancel := context.WithTimeout(ctx, trialTime)
 	defer cancel()
@@ -206,8 +208,8 @@ func (t *trial) kinds(rules []policy.Rule) {
 	}, func(name string, err error) { t.refused[policy.Refusal{Family: t.family, Kind: name}] = reason(err) })
 }
 
-// namespaces finds the rules that the kernel refuses, in each namespace with a number of trials of its own. Where they don't
-// suffice, more of that namespace's rules are taken for refused than are, and none of another's.
+// namespaces finds the rules that the kernel refuses, in each namespace with a number of trials of its own. Where they
+// don't suffice, more of that namespace's rules are taken for refused than are, and none of another's.
 func (t *trial) namespaces(rules []policy.Rule) {
 	by := map[string][]policy.Rule{}
 	for _, r := range rules {

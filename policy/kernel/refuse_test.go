@@ -91,8 +91,8 @@ func TestTrials(t *testing.T) {
 	}
 }
 
-// TestRefusedByTheKernel: sets and entries that the kernel refuses, and rules that iptables does, are told of as such where
-// nothing else rests on them; what the kernel has to take is an error.
+// TestRefusedByTheKernel: sets and entries that the kernel refuses, and rules that iptables does, are told of as such
+// where nothing else rests on them; what the kernel has to take is an error.
 func TestRefusedByTheKernel(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

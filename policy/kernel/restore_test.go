@@ -52,7 +52,8 @@ func TestRestorers(t *testing.T) {
 	}
 }
 
-// TestOffendingLine: of all commands an error quotes the line that the program names, and no more than an excerpt of it.
+// TestOffendingLine: of all commands an error quotes the line that the program names, and no more than an excerpt of
+// it.
 func TestOffendingLine(t *testing.T) {
 	commands := "*mangle\n:WEIR-A - [0:0]\n-A WEIR-A -p sctp -j RETURN\n-A WEIR-A " + strings.Repeat("x", 5000) + "\nCOMMIT\n"
 	for said, want := range map[string]string{

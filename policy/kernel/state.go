@@ -196,9 +196,9 @@ func (s state) after(p plan, want policy.Ruleset, left []string) state {
 	return next
 }
 
-// see looks how the kernel shows what was written into tables that iptables can't print, and deletes copies of weir's rules
-// there. before is the generation of the rules before the plan was carried out: if another has changed them since, what is
-// seen may be the other's.
+// see looks how the kernel shows what was written into tables that iptables can't print, and deletes copies of weir's
+// rules there. before is the generation of the rules before the plan was carried out: if another has changed them
+// since, what is seen may be the other's.
 func (s state) see(want policy.Ruleset, p plan, before uint32) error {
 	commits := strings.Count(strings.Join(p.restore[:], ""), "COMMIT\n")
 	for _, f := range conf.Families {

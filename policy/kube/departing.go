@@ -19,16 +19,17 @@ import (
 // policies tells that one of its policies is gone.
 const watchesDiffer = time.Minute
 
-// unknownPolicies is the name of the policy that stands for those which nobody can tell of any more. No object can have it.
+// unknownPolicies is the name of the policy that stands for those which nobody can tell of any more. No object can have
+// it.
 const unknownPolicies = "(unknown: the namespace is being deleted)"
 
-// departing holds the policies of namespaces that are being deleted. Kubernetes deletes what is in such a namespace in no
-// order, so a policy may go while the pods that it isolates still run (CVE-2024-7598). A held policy stays in force until
-// the namespace and its pods are gone.
+// departing holds the policies of namespaces that are being deleted. Kubernetes deletes what is in such a namespace in
+// no order, so a policy may go while the pods that it isolates still run (CVE-2024-7598). A held policy stays in force
+// until the namespace and its pods are gone.
 //
-// An agent that starts in that moment doesn't know which policies there were. It isolates all pods of the namespace, in both
-// directions, so they get only the traffic that the remaining policies allow. Policies only add to each other, so that is
-// never more than all of them together allowed.
+// An agent that starts in that moment doesn't know which policies there were. It isolates all pods of the namespace, in
+// both directions, so they get only the traffic that the remaining policies allow. Policies only add to each other, so
+// that is never more than all of them together allowed.
 type departing struct {
 	mu         sync.Mutex
 	namespaces map[string]*departure
@@ -55,7 +56,8 @@ func newDeparting() *departing {
 	return &departing{namespaces: map[string]*departure{}, recent: map[types.NamespacedName]removed{}}
 }
 
-// watch follows the namespaces. The returned function says whether departing knows all that there were at the beginning.
+// watch follows the namespaces. The returned function says whether departing knows all that there were at the
+// beginning.
 func (d *departing) watch(informer cache.SharedInformer, changed func()) (cache.InformerSynced, error) {
 	see := func(o any, gone bool) {
 		if tombstone, ok := o.(cache.DeletedFinalStateUnknown); ok {

@@ -53,8 +53,8 @@ type PodStatus struct {
 	// Since is when the plugin attached it.
 	Since time.Time `json:"since"`
 	// Ingress and Egress name the policies that isolate the pod; "open" if none does, "closed" if the pod isn't judged
-	// because the source doesn't know it. Until the agent has brought its first state into the kernel they are "as before" if
-	// rules of an earlier agent's judge the pod, "closed" if none do, and "unknown" if that can't be read.
+	// because the source doesn't know it. Until the agent has brought its first state into the kernel they are "as
+	// before" if rules of an earlier agent's judge the pod, "closed" if none do, and "unknown" if that can't be read.
 	Ingress string `json:"ingress"`
 	Egress  string `json:"egress"`
 }

@@ -12,8 +12,8 @@ import (
 // families are the beginnings of the programs' names, and those of extensions that are not for both.
 var families = map[string]string{"iptables": "libipt_", "ip6tables": "libip6t_"}
 
-// matches and targets are the extensions of iptables that the agent's rules use (package policy, Rule.String); matches6 are
-// those that only ip6tables has.
+// matches and targets are the extensions of iptables that the agent's rules use (package policy, Rule.String); matches6
+// are those that only ip6tables has.
 var (
 	matches  = []string{"bpf", "comment", "connlabel", "conntrack", "multiport", "physdev", "sctp", "set", "tcp", "udp"}
 	matches6 = []string{"hl", "icmp6"}

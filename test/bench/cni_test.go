@@ -215,7 +215,8 @@ func TestADD(t *testing.T) {
 	report(took, all)
 }
 
-// report prints the medians, and of the ratios of weir's time to each other's in the same round the median with its interval.
+// report prints the medians, and of the ratios of weir's time to each other's in the same round the median with its
+// interval.
 func report(took map[string][]time.Duration, all []contender) {
 	for _, what := range []string{"ADD", "DEL", fmt.Sprintf("ADD-%d-parallel", *parallel), fmt.Sprintf("DEL-%d-parallel", *parallel)} {
 		for _, c := range all {

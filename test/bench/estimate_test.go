@@ -42,9 +42,9 @@ func estimate(list []float64, digits int) string {
 	)
 }
 
-// intervalRank is how many of n values lie below the interval of their median, and above: the sign test's, which supposes
-// nothing of how they are distributed. Of n throws of a coin, at most that many show heads with a probability of 2.5 %.
-// -1: there is none.
+// intervalRank is how many of n values lie below the interval of their median, and above: the sign test's, which
+// supposes nothing of how they are distributed. Of n throws of a coin, at most that many show heads with a probability
+// of 2.5 %. -1: there is none.
 func intervalRank(n int) int {
 	p := 1.0
 	for range n {

@@ -30,8 +30,8 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
 `
 
-// TestNamespacesWithManySelectors: 17 namespaces whose policies have 4,000 selectors each want more sets than a kernel has.
-// Another namespace's pods start and are judged as if they were alone, and a change of its policies holds.
+// TestNamespacesWithManySelectors: 17 namespaces whose policies have 4,000 selectors each want more sets than a kernel
+// has. Another namespace's pods start and are judged as if they were alone, and a change of its policies holds.
 func TestNamespacesWithManySelectors(t *testing.T) {
 	testGreedy(t, func(policy int) string {
 		var peers []string

@@ -33,8 +33,8 @@ kind: Pod
 metadata: {name: web, namespace: shop, labels: {app: web}}
 `
 
-// TestErrorsOfIptablesAreShort: where iptables refuses some hundred kilobytes of rules, the log and the status say which
-// line it was, and nothing of the others.
+// TestErrorsOfIptablesAreShort: where iptables refuses some hundred kilobytes of rules, the log and the status say
+// which line it was, and nothing of the others.
 func TestErrorsOfIptablesAreShort(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

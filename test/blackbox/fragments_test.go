@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// firstFragment is that of a UDP datagram of which no more follows, with so many bytes in it. Those of IPv6 stand behind
-// destination options every other time.
+// firstFragment is that of a UDP datagram of which no more follows, with so many bytes in it. Those of IPv6 stand
+// behind destination options every other time.
 func firstFragment(t *testing.T, dstMAC, srcMAC net.HardwareAddr, src, dst string, id, size int) []byte {
 	t.Helper()
 	payload := gopacket.Payload(make([]byte, size))
@@ -63,8 +63,8 @@ func arrive(t *testing.T, from, to *nodetest.Pod, address string, count int, spr
 	return len(box.heard(t, silence))
 }
 
-// TestFragmentsOfOnePod: E sends first fragments as fast as it can, and two other pods go on sending each other datagrams
-// that are fragmented, without a loss.
+// TestFragmentsOfOnePod: E sends first fragments as fast as it can, and two other pods go on sending each other
+// datagrams that are fragmented, without a loss.
 func TestFragmentsOfOnePod(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -85,8 +85,9 @@ func (m *mailbox) heard(t *testing.T, quiet time.Duration) []string {
 	}
 }
 
-// TestFramesToLinkLocalMACs: the bridge hands them to the node's IP stack as received on the pod's port. What E sends so
-// under forged names reaches a service of the node neither over IPv4 nor over IPv6, which this node's pods don't even have.
+// TestFramesToLinkLocalMACs: the bridge hands them to the node's IP stack as received on the pod's port. What E sends
+// so under forged names reaches a service of the node neither over IPv4 nor over IPv6, which this node's pods don't
+// even have.
 func TestFramesToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -95,8 +96,8 @@ func TestFramesToLinkLocalMACs(t *testing.T) {
 	reachNoService(t, e, a)
 }
 
-// TestFramesToLinkLocalMACsWithoutAnAgent: without policies, and on a node that has never seen an agent, they reach nothing
-// either.
+// TestFramesToLinkLocalMACsWithoutAnAgent: without policies, and on a node that has never seen an agent, they reach
+// nothing either.
 func TestFramesToLinkLocalMACsWithoutAnAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -186,7 +187,8 @@ func frags(t *testing.T) (all string) {
 	return all
 }
 
-// TestFragmentsToLinkLocalMACs: they take no memory of the node's, as they are dropped before they would be put together.
+// TestFragmentsToLinkLocalMACs: they take no memory of the node's, as they are dropped before they would be put
+// together.
 func TestFragmentsToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -273,7 +275,8 @@ func tunnelPacket(t *testing.T, src, dst string, inner []byte) []gopacket.Serial
 	return datagram(src, dst, 4789, vxlan)
 }
 
-// forgesTunnel: E has a pod of another node's say something to B, in frames that come to the node's IP stack from E's port.
+// forgesTunnel: E has a pod of another node's say something to B, in frames that come to the node's IP stack from E's
+// port.
 func forgesTunnel(t *testing.T, own, other string) {
 	_, e, b, here, there := tunnelNode(t, own, other)
 	box := listen(t, b.Netns, "udp", ":9999")
@@ -360,8 +363,8 @@ func TestNoAddressThatNobodyAskedForWithIPv6Pods(t *testing.T) {
 	}
 }
 
-// TestPortsOfAnEarlierWeir: it knew nothing of all this, and its pods' ports are there when the agent is replaced. What it
-// had let come is taken away.
+// TestPortsOfAnEarlierWeir: it knew nothing of all this, and its pods' ports are there when the agent is replaced. What
+// it had let come is taken away.
 func TestPortsOfAnEarlierWeir(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -389,8 +392,8 @@ func TestPortsOfAnEarlierWeir(t *testing.T) {
 	n.Reach(a, b.IP+":80", true)
 }
 
-// TestThePortsTablesAreRepaired as soon as somebody takes them away, though the agent looks at the kernel every ten seconds
-// otherwise.
+// TestThePortsTablesAreRepaired as soon as somebody takes them away, though the agent looks at the kernel every ten
+// seconds otherwise.
 func TestThePortsTablesAreRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -1,7 +1,7 @@
-// Package blackbox tests how the built programs behave when a pod attacks, a part fails, or an object is hostile: with real
-// packets, and without weir's own packages. So these tests outlive every move of packages, and run against the programs of
-// any commit: WEIR_PROGRAMS names a directory of weir, weir-agent and weirctl. "make blackbox" shows which of them fail
-// with programs of an earlier commit.
+// Package blackbox tests how the built programs behave when a pod attacks, a part fails, or an object is hostile: with
+// real packets, and without weir's own packages. So these tests outlive every move of packages, and run against the
+// programs of any commit: WEIR_PROGRAMS names a directory of weir, weir-agent and weirctl. "make blackbox" shows which
+// of them fail with programs of an earlier commit.
 package blackbox
 
 import (

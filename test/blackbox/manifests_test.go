@@ -506,7 +506,8 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestStatusBeforeTheFirstState: an agent that knows nothing yet doesn't call closed what the rules before it let through.
+// TestStatusBeforeTheFirstState: an agent that knows nothing yet doesn't call closed what the rules before it let
+// through.
 func TestStatusBeforeTheFirstState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// secondNetwork writes the configuration of another network of weir's, as Multus has it besides the cluster's own. Keys of
-// conf are added to the plugin's.
+// secondNetwork writes the configuration of another network of weir's, as Multus has it besides the cluster's own. Keys
+// of conf are added to the plugin's.
 func secondNetwork(t *testing.T, n *nodetest.Node, conf nodetest.Conf) {
 	t.Helper()
 	plugin := nodetest.Conf{"type": "weir"}
@@ -56,8 +56,8 @@ func secondAddresses(t *testing.T, result string) (all []string) {
 	return all
 }
 
-// TestASecondInterface: a pod with a default route gets a second interface, which is reached from everywhere, as the first
-// stays; policies judge both; and when one goes the other stays.
+// TestASecondInterface: a pod with a default route gets a second interface, which is reached from everywhere, as the
+// first stays; policies judge both; and when one goes the other stays.
 func TestASecondInterface(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -110,8 +110,8 @@ func testLongestNames(t *testing.T, plugins []nodetest.Conf) {
 	}
 }
 
-// TestLongestContainerID: what can be attached can be deleted. An ID that is too long for the name of its record is refused
-// in words, and deleting it succeeds, as there is nothing to delete.
+// TestLongestContainerID: what can be attached can be deleted. An ID that is too long for the name of its record is
+// refused in words, and deleting it succeeds, as there is nothing to delete.
 func TestLongestContainerID(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

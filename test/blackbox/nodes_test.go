@@ -67,8 +67,8 @@ var hostileClaims = []struct{ name, addresses, networks string }{
 	{"all at once", "0.0.0.0 224.0.0.1 127.0.0.1 169.254.1.1 172.21.0.1 100.96.2.2 ::1", "127.0.0.0/8 0.0.0.0/0 172.20.0.0/16 100.96.2.0/24 100.96.1.2/32 100.96.0.0/11"},
 }
 
-// TestHostileNode: of five Nodes one is hostile in every field, and the other four keep their ways, in each encapsulation
-// mode; and the problems are the hostile one's.
+// TestHostileNode: of five Nodes one is hostile in every field, and the other four keep their ways, in each
+// encapsulation mode; and the problems are the hostile one's.
 func TestHostileNode(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -130,9 +130,9 @@ func TestHostileNode(t *testing.T) {
 	}
 }
 
-// shareSubnet gives n1 and n2 a link to each other, with the addresses 172.21.0.1 and 172.21.0.2 that their Nodes have, so
-// that in crossSubnet they reach each other without a tunnel, and have two NICs. What the network would have to know of
-// pods where nothing is encapsulated, the router does.
+// shareSubnet gives n1 and n2 a link to each other, with the addresses 172.21.0.1 and 172.21.0.2 that their Nodes have,
+// so that in crossSubnet they reach each other without a tunnel, and have two NICs. What the network would have to know
+// of pods where nothing is encapsulated, the router does.
 func shareSubnet(c *nodetest.Cluster) {
 	c.Helper()
 	lines := []string{

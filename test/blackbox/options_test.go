@@ -11,8 +11,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestHopByHopOptionsToLinkLocalMACs: IPv6 answers to an option that it doesn't know before any hook of its own is asked. A
-// frame to a MAC that no bridge passes on must not get that far: the answer goes to whom the sender names, with its words.
+// TestHopByHopOptionsToLinkLocalMACs: IPv6 answers to an option that it doesn't know before any hook of its own is
+// asked. A frame to a MAC that no bridge passes on must not get that far: the answer goes to whom the sender names,
+// with its words.
 func TestHopByHopOptionsToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -55,8 +55,8 @@ type refusal struct {
 // rulesFailed is what iptables-nft says of a rule that the kernel refuses.
 const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory): rule in chain X"
 
-// lacking has iptables refuse what has a line with the text, as for a kernel that lacks a module, until mended is called. says is what
-// it says then.
+// lacking has iptables refuse what has a line with the text, as for a kernel that lacks a module, until mended is
+// called. says is what it says then.
 func (r refusal) lacking(text, says string) refusal {
 	r.before = func(n *nodetest.Node) {
 		n.StopAgent()
@@ -170,8 +170,8 @@ func netSet(n *nodetest.Node) (string, error) {
 	return "", fmt.Errorf("there is no set with networks")
 }
 
-// testRefused: what is refused is told of with its object and field, and closed; all else is applied, and other pods start;
-// and it is applied when the kernel takes it.
+// testRefused: what is refused is told of with its object and field, and closed; all else is applied, and other pods
+// start; and it is applied when the kernel takes it.
 func testRefused(t *testing.T, r refusal) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -56,8 +56,8 @@ func rpFilter(t *testing.T, netns string, value int) {
 	})
 }
 
-// arrives says whether a datagram of what send sends reaches a socket at the address in the namespace. control sends one
-// that must, after it: so that nothing is waited for.
+// arrives says whether a datagram of what send sends reaches a socket at the address in the namespace. control sends
+// one that must, after it: so that nothing is waited for.
 func arrives(t *testing.T, netns, address string, send, control func()) bool {
 	t.Helper()
 	var conn *net.UDPConn
@@ -182,7 +182,8 @@ func TestForgedInsideTunnels(t *testing.T) {
 	}
 }
 
-// TestNothingElseOutOfTunnels: a router advertisement out of a tunnel makes nobody the node's router, in whatever frame.
+// TestNothingElseOutOfTunnels: a router advertisement out of a tunnel makes nobody the node's router, in whatever
+// frame.
 func TestNothingElseOutOfTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -292,8 +293,8 @@ func TestTunnelsAreNotTranslated(t *testing.T) {
 	}
 }
 
-// TestTunnelsComeByTheUnderlay: a pod behind another plugin, whose link has no spoof guard, sends under a node's address to
-// the tunnels' port of its own node.
+// TestTunnelsComeByTheUnderlay: a pod behind another plugin, whose link has no spoof guard, sends under a node's
+// address to the tunnels' port of its own node.
 func TestTunnelsComeByTheUnderlay(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "main/bridge", "ipam/host-local") {
 		return
@@ -330,8 +331,8 @@ func TestTunnelsComeByTheUnderlay(t *testing.T) {
 	}
 }
 
-// TestDirectPeersDontComeOutOfTunnels: in crossSubnet what a node in the same subnet sends as it is doesn't come out of a
-// tunnel, and what one beyond sends through the tunnel doesn't come as it is.
+// TestDirectPeersDontComeOutOfTunnels: in crossSubnet what a node in the same subnet sends as it is doesn't come out of
+// a tunnel, and what one beyond sends through the tunnel doesn't come as it is.
 func TestDirectPeersDontComeOutOfTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

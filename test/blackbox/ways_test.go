@@ -32,8 +32,8 @@ func addressOnLo(c *nodetest.Cluster) {
 	}
 }
 
-// TestMTUFollowsTheRoute: how large pods' packets may be comes from the routes to other nodes, and not from the link that
-// has the node's address; and it changes when they do.
+// TestMTUFollowsTheRoute: how large pods' packets may be comes from the routes to other nodes, and not from the link
+// that has the node's address; and it changes when they do.
 func TestMTUFollowsTheRoute(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -97,7 +97,8 @@ func TestNextHopOfTheOtherFamily(t *testing.T) {
 	allReach(c, pods, "crossSubnet")
 }
 
-// TestOverlayPortAndVNI: where another overlay has VXLAN's port or weir's number, weir takes others, and its rules follow.
+// TestOverlayPortAndVNI: where another overlay has VXLAN's port or weir's number, weir takes others, and its rules
+// follow.
 func TestOverlayPortAndVNI(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -149,8 +150,8 @@ func TestAnotherOverlayOnThePort(t *testing.T) {
 	c.Eventually("the other overlay goes on", func() error { _, err := nodetest.Get(t, nodetest.RouterNS, "10.99.0.1:80"); return err })
 }
 
-// TestAHostFirewallByState: a firewall of the host that accepts the tunnels' port by connection state drops tunnels, which
-// aren't tracked, and the status says so.
+// TestAHostFirewallByState: a firewall of the host that accepts the tunnels' port by connection state drops tunnels,
+// which aren't tracked, and the status says so.
 func TestAHostFirewallByState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

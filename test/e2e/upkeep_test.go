@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestTheNodeIsKept: a sysctl reload, a "network restart" or a person takes away what weir has set up on a node, and the agent,
-// with the privileges that conf/weir.yaml gives it, puts it right.
+// TestTheNodeIsKept: a sysctl reload, a "network restart" or a person takes away what weir has set up on a node, and
+// the agent, with the privileges that conf/weir.yaml gives it, puts it right.
 func TestTheNodeIsKept(t *testing.T) {
 	ns := namespace(t, "kept")
 	on := workers(t)[0].name

@@ -348,8 +348,8 @@ type flow struct {
 	from, to netip.AddrPort
 }
 
-// converse has the victim speak to the outside and to the third pod, by UDP and TCP, so that errors have something to be
-// about. The connections end with the test.
+// converse has the victim speak to the outside and to the third pod, by UDP and TCP, so that errors have something to
+// be about. The connections end with the test.
 func (w *world) converse(t testing.TB) (flows []flow) {
 	t.Helper()
 	for i, pair := range []struct {

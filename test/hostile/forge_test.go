@@ -13,12 +13,12 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// frame is a thing that the hostile pod sends: one frame, or the fragments of one packet. Its number stands in its payload
-// and in its source port, so that whatever it causes is told from the effects of all others.
+// frame is a thing that the hostile pod sends: one frame, or the fragments of one packet. Its number stands in its
+// payload and in its source port, so that whatever it causes is told from the effects of all others.
 type frame struct {
 	class, name string
-	// own says that it is sent under the pod's own MAC and address to the bridge, so the IP stack of the node gets it and
-	// policy judges it. All others shall not get that far.
+	// own says that it is sent under the pod's own MAC and address to the bridge, so the IP stack of the node gets it
+	// and policy judges it. All others shall not get that far.
 	own bool
 	// allowed says why the node may answer it, if it may.
 	allowed string
@@ -260,8 +260,8 @@ func (f *forge) arp(op uint16, inside net.HardwareAddr, sender, target netip.Add
 	}, gopacket.Payload(f.marker())}
 }
 
-// discovery is a packet of IPv6's neighbour discovery (RFC 4861), of that type, with the bytes behind its first four and an
-// option that holds the marker.
+// discovery is a packet of IPv6's neighbour discovery (RFC 4861), of that type, with the bytes behind its first four
+// and an option that holds the marker.
 func (f *forge) discovery(src, dst netip.Addr, kind uint8, body []byte) stack {
 	h := ipHeader(src, dst)[0].(*layers.IPv6)
 	h.HopLimit = 255

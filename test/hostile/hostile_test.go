@@ -8,8 +8,8 @@
 //   - it reaches IP, if the node takes it for itself or forwards it, or holds it as a fragment;
 //   - else the kernel drops it anyway.
 //
-// With weir, of the frames that E has no right to send none may so much as enter the IP stack, where the kernel's own checks
-// come. Of those under E's own name, which policy judges, none may be answered.
+// With weir, of the frames that E has no right to send none may so much as enter the IP stack, where the kernel's own
+// checks come. Of those under E's own name, which policy judges, none may be answered.
 package hostile
 
 import (

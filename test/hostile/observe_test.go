@@ -227,7 +227,8 @@ func (o *observer) answer(data []byte) (id int, ok bool) {
 	return 0, false
 }
 
-// groups says whether a frame is the node telling its links of groups that it is in, which it does by itself (RFC 3810).
+// groups says whether a frame is the node telling its links of groups that it is in, which it does by itself (RFC
+// 3810).
 func groups(data []byte) bool {
 	packet := gopacket.NewPacket(data, layers.LayerTypeEthernet, gopacket.NoCopy)
 	return packet.Layer(layers.LayerTypeMLDv2MulticastListenerReport) != nil || packet.Layer(layers.LayerTypeIGMP) != nil

@@ -280,7 +280,8 @@ func (f *forge) fragmentClasses() {
 	}
 }
 
-// atomic is a whole packet that says it is a fragment (RFC 6946); of IPv4, one that lets others come and doesn't say where.
+// atomic is a whole packet that says it is a fragment (RFC 6946); of IPv4, one that lets others come and doesn't say
+// where.
 func (f *forge) atomic(src, dst netip.Addr) []byte {
 	return f.fragment(f.toNode(), src, dst, f.payload(f.udp(src, dst)), 0, false)
 }

@@ -23,8 +23,8 @@ const (
 	tcpPort = 7778
 )
 
-// world is a node with the hostile pod E, two other pods, a host outside, and another node at the same place. The names of
-// paths are those of network namespaces.
+// world is a node with the hostile pod E, two other pods, a host outside, and another node at the same place. The names
+// of paths are those of network namespaces.
 type world struct {
 	node, e, victim, third, outside string
 	has4, has6                      bool // the families of the pods
@@ -56,8 +56,8 @@ func each(t testing.TB, lines ...string) {
 	}
 }
 
-// quicken has new links in the namespace use their IPv6 addresses at once, rather than when a second or two have shown that
-// nobody else has them.
+// quicken has new links in the namespace use their IPv6 addresses at once, rather than when a second or two have shown
+// that nobody else has them.
 func quicken(t testing.TB, path string) {
 	t.Helper()
 	sysctl(t, path, "ipv6/conf/default/accept_dad", "0")
@@ -84,8 +84,8 @@ func (w *world) surroundings(t testing.TB) {
 	)
 }
 
-// control makes the same bridge, isolated ports and pairs with ip alone: without guard, rules and sysctls, but that the node
-// is a router.
+// control makes the same bridge, isolated ports and pairs with ip alone: without guard, rules and sysctls, but that the
+// node is a router.
 func control(t testing.TB, fam families, prefix string) *world {
 	t.Helper()
 	w := &world{

@@ -22,8 +22,8 @@ type Cluster struct {
 }
 
 // ClusterNode is the I-th node of a cluster, from 1: its name is nI, its uplink eth0 has the address 172.20.I.10/24 and
-// the MAC 02:00:00:00:0I:02, and the router 172.20.I.1 the MAC 02:00:00:00:0I:01. In IPv6 they are 2001:db8:I::10/64 and
-// 2001:db8:I::1. Its MTU is 1400. The router's link to it is rI.
+// the MAC 02:00:00:00:0I:02, and the router 172.20.I.1 the MAC 02:00:00:00:0I:01. In IPv6 they are 2001:db8:I::10/64
+// and 2001:db8:I::1. Its MTU is 1400. The router's link to it is rI.
 type ClusterNode struct {
 	Name, Netns string
 	Conflist    string // which its agent writes

@@ -54,8 +54,8 @@ func Sniff(t testing.TB, netns, link string) *Sniffer {
 	return s
 }
 
-// Frames returns the frames heard so far and until the link was silent for the duration. outgoing says which of them are
-// wanted: those that leave by the link, or those that come in.
+// Frames returns the frames heard so far and until the link was silent for the duration. outgoing says which of them
+// are wanted: those that leave by the link, or those that come in.
 func (s *Sniffer) Frames(outgoing bool, silence time.Duration) [][]byte {
 	s.t.Helper()
 	var all [][]byte

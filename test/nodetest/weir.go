@@ -15,8 +15,8 @@ import (
 
 const (
 	binEnv = "WEIR_NODETEST_BIN"
-	// programsEnv names a directory that holds weir, weir-agent and weirctl. Tests then run these programs, which may be
-	// those of another commit, and build none of their own.
+	// programsEnv names a directory that holds weir, weir-agent and weirctl. Tests then run these programs, which may
+	// be those of another commit, and build none of their own.
 	programsEnv = "WEIR_PROGRAMS"
 )
 
