@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-func TestMain(m *testing.M) { nodetest.Main(m) }
+func TestMain(m *testing.M) { nodetest.MainAsShipped(m) }
 
 // TestControlImports shows that these tests use nothing of weir's own but the package that makes their node.
 func TestControlImports(t *testing.T) {

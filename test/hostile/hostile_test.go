@@ -24,7 +24,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-func TestMain(m *testing.M) { nodetest.Main(m) }
+func TestMain(m *testing.M) { nodetest.MainAsShipped(m) }
 
 func TestHostileIPv4(t *testing.T) { hostile(t, families{four: true}) }
 

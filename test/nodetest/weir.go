@@ -18,6 +18,8 @@ const (
 	// programsEnv names a directory that holds weir, weir-agent and weirctl. Tests then run these programs, which may
 	// be those of another commit, and build none of their own.
 	programsEnv = "WEIR_PROGRAMS"
+	// shippedEnv says that weir-agent is built without the race detector, whether the test has it or not.
+	shippedEnv = "WEIR_NODETEST_AS_SHIPPED"
 )
 
 var build = sync.OnceValues(func() (string, error) {
@@ -43,7 +45,7 @@ func buildWeir(dir string) error {
 		return errors.Join(errs...)
 	}
 	agent := []string{"github.com/weir-net/weir/plugins/weir-agent"}
-	if raceDetector {
+	if raceDetector && os.Getenv(shippedEnv) == "" {
 		agent = append([]string{"-race"}, agent...)
 	}
 	return errors.Join(goBuild(dir, "-trimpath", "-ldflags=-s -w",
@@ -90,6 +92,15 @@ func Main(m *testing.M) {
 		}
 	}
 	os.Exit(code)
+}
+
+// MainAsShipped is Main for tests of the programs as users get them. The race detector makes weir-agent several times
+// slower, and these tests want to see changes within the time that users wait.
+func MainAsShipped(m *testing.M) {
+	if err := os.Setenv(shippedEnv, "1"); err != nil {
+		panic(err)
+	}
+	Main(m)
 }
 
 // IsolatedWithWeir is Isolated for tests that run weir's real binaries on the node, and these of the official plugins.
