@@ -3,6 +3,7 @@ package kernel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -350,6 +351,7 @@ func TestKeepClosed(t *testing.T) {
 		"iptables -t mangle -F":                               false,
 		"iptables -t mangle -F WEIR-FORWARD":                  false,
 		"iptables -t mangle -F WEIR-INPUT":                    false,
+		"iptables -t mangle -F WEIR-ERRORS":                   false,
 		"iptables -t mangle -F WEIR-INGRESS":                  false,
 		"iptables -t mangle -F " + class.Chain:                false,
 		"nft flush ruleset":                                   false,
@@ -376,6 +378,27 @@ func TestKeepClosed(t *testing.T) {
 		if got := listing(t); (got == whole) != stays || (got == shut) == stays {
 			t.Errorf("after %q:\n%s", drift, got)
 		}
+	}
+}
+
+// TestKeepClosedAfterAnUpgrade: rules of a version that had fewer chains stand, and stay until it is known what should be.
+func TestKeepClosedAfterAnUpgrade(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	s := dualStack()
+	mustApply(t, driver(t, NFT), policy.Compile(s), All)
+	for _, program := range []string{"iptables", "ip6tables"} {
+		script := fmt.Sprintf("%[1]s-save -t mangle | grep -v WEIR-ERRORS | %[1]s-restore -T mangle", program)
+		nodetest.Run(t, "sh", "-c", script)
+	}
+	before := listing(t)
+	if strings.Contains(before, "WEIR-ERRORS") || !strings.Contains(before, "WEIR-INGRESS") {
+		t.Fatalf("not the rules of an earlier version:\n%s", before)
+	}
+	changed, err := driver(t, NFT).KeepClosed(t.Context(), policy.Compile(policy.State{Endpoints: s.Endpoints}))
+	if err != nil || changed || listing(t) != before {
+		t.Errorf("closed: %v, %v:\n%s", changed, err, listing(t))
 	}
 }
 

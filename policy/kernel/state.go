@@ -85,9 +85,10 @@ var tablesUsed = []string{"mangle", "filter", "nat"}
 // chainPrefix begins the names of weir's chains, and of nobody else's.
 const chainPrefix = "WEIR-"
 
-// stands says of the family's table that drops whether packets of pods' can't get past weir's chains: those that the ruleset has
-// there are there, and those that dispatch, and those of the classes that they dispatch to, end in DROP. It doesn't ask
-// what else is in them: another version's may differ.
+// stands says of the family's table that drops whether packets of pods' can't get past weir's chains: those that
+// packets enter by are there, those that dispatch, and those of the classes that they dispatch to, end in DROP, and
+// no rule leads to an empty one. It doesn't ask what else is in them: another version's may differ, and lack chains
+// that the ruleset has.
 func (t table) stands(f conf.Family, want policy.Ruleset) bool {
 	if t.unknown != nil {
 		return t.unknown.stands(f, want)
@@ -96,8 +97,17 @@ func (t table) stands(f conf.Family, want policy.Ruleset) bool {
 		rules := t.rules[chain]
 		return len(rules) > 0 && strings.HasSuffix(rules[len(rules)-1], " -j DROP")
 	}
+	needed := map[string]bool{}
+	for _, j := range want.Jumps {
+		needed[j.Rule.To] = true
+	}
+	for _, rules := range t.rules {
+		for _, l := range rules {
+			needed[split(l).target] = true
+		}
+	}
 	for _, c := range want.Chains {
-		if c.Family == f && c.Table == "mangle" && len(t.rules[c.Name]) == 0 {
+		if c.Family == f && c.Table == "mangle" && needed[c.Name] && len(t.rules[c.Name]) == 0 {
 			return false
 		}
 	}

@@ -297,6 +297,14 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 	// As a firewall's own script writes the chain anew while weir runs.
 	iptables(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP", four+" -A FORWARD -j REJECT")
 	reach()
+	// Others refuse each protocol by itself, or in a chain that also logs some of it.
+	iptables(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP",
+		four+" -A FORWARD -p tcp -j REJECT --reject-with tcp-reset", four+" -A FORWARD -j REJECT")
+	reach()
+	iptables(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP", four+" -N refuse",
+		four+" -A refuse -m limit --limit 5/min -j LOG --log-prefix refused", four+" -A refuse -p tcp -j REJECT --reject-with tcp-reset",
+		four+" -A refuse -j DROP", four+" -A FORWARD -j refuse")
+	reach()
 }
 
 // TestGlobalAddressesAreNotMasqueraded: pods are known outside by IPv6's global addresses, and by their node's where
