@@ -23,9 +23,9 @@ const watchesDiffer = time.Minute
 // it.
 const unknownPolicies = "(unknown: the namespace is being deleted)"
 
-// departing holds the policies of namespaces that are being deleted. Kubernetes deletes what is in such a namespace in
-// no order, so a policy may go while the pods that it isolates still run (CVE-2024-7598). A held policy stays in force
-// until the namespace and its pods are gone.
+// departing holds the policies of namespaces that are being deleted. Kubernetes before 1.33 deletes what is in such a
+// namespace in no order, so a policy may go while the pods that it isolates still run (CVE-2024-7598, KEP-5080). A held
+// policy stays in force until the namespace and its pods are gone.
 //
 // An agent that starts in that moment doesn't know which policies there were. It isolates all pods of the namespace, in
 // both directions, so they get only the traffic that the remaining policies allow. Policies only add to each other, so
