@@ -55,7 +55,7 @@ func (o object) readMeta(raw stdjson.RawMessage, namespaced bool) meta {
 	var fields map[string]stdjson.RawMessage
 	err := stdjson.Unmarshal(orEmpty(raw), &fields)
 	if err != nil || slices.Contains(o.twice, path) || slices.Contains(o.twice, wholeObject) {
-		c := []complaint{{path, "is no object, or there twice"}}
+		c := []complaint{{path, "is no object, or is given twice"}}
 		m.wrongName, m.wrongNamespace, m.wrongLabels = c, c, c
 		return m
 	}
@@ -87,7 +87,7 @@ func (m *meta) readName(raw stdjson.RawMessage, path string, o object, unknown [
 	case raw == nil:
 		m.wrongName = append([]complaint{{field, `"": the name is missing`}}, unknown...)
 	case err != nil, slices.Contains(o.twice, field):
-		m.name, m.wrongName = "", []complaint{{field, fmt.Sprintf("%.80s: is no name, or there twice", raw)}}
+		m.name, m.wrongName = "", []complaint{{field, fmt.Sprintf("%.80s is no string, or the field is given twice", raw)}}
 	default:
 		if msgs := validation.IsDNS1123Subdomain(m.name); len(msgs) > 0 {
 			m.wrongName = []complaint{{field, fmt.Sprintf("%q: %s", m.name, strings.Join(msgs, "; "))}}
@@ -103,7 +103,7 @@ func (m *meta) readNamespace(raw stdjson.RawMessage, path string, o object, unkn
 		m.wrongNamespace = unknown
 		return
 	case err != nil, slices.Contains(o.twice, field):
-		m.wrongNamespace = []complaint{{field, fmt.Sprintf("%.80s: is no name, or there twice", raw)}}
+		m.wrongNamespace = []complaint{{field, fmt.Sprintf("%.80s is no string, or the field is given twice", raw)}}
 		return
 	}
 	if namespace != "" {
@@ -120,7 +120,7 @@ func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown
 	field := path + ".labels"
 	var values map[string]any
 	if err := stdjson.Unmarshal(orEmpty(raw), &values); err != nil || slices.Contains(o.twice, field) {
-		m.wrongLabels = []complaint{{field, fmt.Sprintf("%.80s: are no labels, or there twice", raw)}}
+		m.wrongLabels = []complaint{{field, fmt.Sprintf("%.80s are no labels, or the field is given twice", raw)}}
 		return
 	}
 	m.wrongLabels = unknown
@@ -134,7 +134,7 @@ func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown
 		msgs := append(validation.IsQualifiedName(key), validation.IsValidLabelValue(value)...)
 		for _, f := range o.twice {
 			if f == field+"."+key {
-				msgs = append(msgs, "it is there twice")
+				msgs = append(msgs, "it is given twice")
 			}
 		}
 		if !isText {
