@@ -10,11 +10,13 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
+	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/report"
 )
 
-// TestDocumentedMetrics: docs/metrics.md has each metric there is, and no other; and each is as Prometheus wants it.
+// TestDocumentedMetrics: docs/metrics.md has each metric there is, and no other, each fault and each kind of repair; and
+// each metric is as Prometheus wants it.
 func TestDocumentedMetrics(t *testing.T) {
 	text, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {
@@ -23,6 +25,16 @@ func TestDocumentedMetrics(t *testing.T) {
 	var documented []string
 	for _, name := range regexp.MustCompile(`\bweir_[a-z_]+`).FindAllString(string(text), -1) {
 		documented = append(documented, strings.TrimSuffix(strings.TrimSuffix(name, "_bucket"), "_count"))
+	}
+	for p := range parts {
+		if !strings.Contains(string(text), "\n| `"+string(p)+"` |") {
+			t.Errorf("docs/metrics.md doesn't say what the fault %s is", p)
+		}
+	}
+	for _, kind := range bridge.Kinds {
+		if !strings.Contains(string(text), "`"+string(kind)+"`") {
+			t.Errorf("docs/metrics.md lacks the kind of repair %s", kind)
+		}
 	}
 	m := newMetrics(func() *snapshot {
 		return &snapshot{Status: report.Status{
