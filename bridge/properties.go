@@ -65,7 +65,8 @@ func Properties(k Knowledge) []Property {
 	all := append(reassembly(k.Memory), NothingUnasked{})
 	for _, link := range []string{Name, conf.Tunnel} {
 		all = append(all, NothingGenerated{link}, Sysctl{
-			Key: "net/ipv6/conf/" + link + "/accept_ra", Value: "0", Link: link, IfThere: true, Why: link + " takes no router's advertisements",
+			Key: "net/ipv6/conf/" + link + "/accept_ra", Value: "0", Link: link, IfThere: true,
+			Why: link + " takes no router's advertisements",
 		})
 	}
 	for _, name := range k.Filtered {

@@ -74,19 +74,15 @@ func (p Port) aside(index int, taken taken) (routes []conf.Route, err error) {
 			byAddress := conf.Route{Dst: r.Dst, Gateway: a.Gateway, Table: &table}
 			request := addRoute(index, byAddress)
 			pod.Add(onLink(request), "add the route to %s via %s to table %d in the pod", r.Dst, a.Gateway, table)
-			pod.Add(addRule(a.Addr, table), "have table %d asked for what the pod sends as %s", table, a.Addr).Means = batch.As(
-				unix.EEXIST,
-				nil,
-			)
+			rule := pod.Add(addRule(a.Addr, table), "have table %d asked for what the pod sends as %s", table, a.Addr)
+			rule.Means = batch.As(unix.EEXIST, nil)
 			routes = append(routes, byAddress)
 			if toGateway := netip.PrefixFrom(a.Gateway, a.Gateway.BitLen()); taken[toGateway] {
 				continue // another interface in the same network has that way
 			}
 			network := conf.Route{Dst: a.Subnet.Masked(), Gateway: a.Gateway}
-			pod.Add(addRoute(index, network), "add the route to %s via %s in the pod", network.Dst, a.Gateway).Means = batch.As(
-				unix.EEXIST,
-				nil,
-			)
+			route := pod.Add(addRoute(index, network), "add the route to %s via %s in the pod", network.Dst, a.Gateway)
+			route.Means = batch.As(unix.EEXIST, nil)
 			routes = append(routes, network)
 		}
 	}

@@ -148,7 +148,8 @@ func networkSet(f conf.Family, name, comment string, networks []netip.Prefix) ga
 	}
 	for _, r := range all.Ranges() {
 		// The end of an interval is the first address behind it. None of a pod's network is the last there is.
-		s.add(r.String(), nftables.SetElement{Key: r.From().AsSlice()}, nftables.SetElement{Key: r.To().Next().AsSlice(), IntervalEnd: true})
+		end := nftables.SetElement{Key: r.To().Next().AsSlice(), IntervalEnd: true}
+		s.add(r.String(), nftables.SetElement{Key: r.From().AsSlice()}, end)
 	}
 	return s
 }
@@ -159,7 +160,9 @@ func senders(outer, inner conf.Family, peers []Peer) gateSet {
 		name: of(inner, "senders"), comment: "weir: tunnels' ends and the networks behind each",
 		keyType: nftables.MustConcatSetType(addressType(outer), addressType(inner)), interval: true, concatenated: true,
 	}
-	tunnelled := slices.DeleteFunc(slices.Clone(peers), func(p Peer) bool { return p.Direct || conf.FamilyOf(p.Network.Addr()) != inner })
+	tunnelled := slices.DeleteFunc(slices.Clone(peers), func(p Peer) bool {
+		return p.Direct || conf.FamilyOf(p.Network.Addr()) != inner
+	})
 	slices.SortFunc(tunnelled, func(a, b Peer) int { return a.Network.Addr().Compare(b.Network.Addr()) })
 	for _, p := range tunnelled {
 		r := netipx.RangeOfPrefix(p.Network)
@@ -175,17 +178,20 @@ func chains(p Plan) []gateChain {
 	toPort := join(is("meta l4proto udp", &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, []byte{unix.IPPROTO_UDP}),
 		is(fmt.Sprintf("udp dport %d", p.Port), transport(2, 2, 1), binary.BigEndian.AppendUint16(nil, p.Port)))
 	weirs := join(toPort, is(fmt.Sprintf("@th,96,24 %d", p.VNI), transport(12, 3, 1), binary.BigEndian.AppendUint32(nil, p.VNI)[1:]))
-	fromPort := match{fmt.Sprintf(`iifname "%s*"`, bridge.PortPrefix), iif(expr.CmpOpEq, []byte(bridge.PortPrefix))} // of weir0, though only what nobody bridges comes so
+	// Of weir0's ports: only frames that the bridge hands to IP as they came have such a name here.
+	fromPort := match{fmt.Sprintf(`iifname "%s*"`, bridge.PortPrefix), iif(expr.CmpOpEq, []byte(bridge.PortPrefix))}
 	fromLinks := match{"iifname @links", []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, lookup("links", false)}}
 	fromTunnel := match{fmt.Sprintf("iifname %q", conf.Tunnel), iif(expr.CmpOpEq, ifname(conf.Tunnel))}
 
 	raw, forward := make([]gateRule, 0, 2), make([]gateRule, 0, 5)
 	for _, f := range conf.Families {
-		raw = append(raw, rule("weir: tunnels aren't tracked", join(toPort, address(f, "daddr", "nodes", false)), match{"notrack", []expr.Any{&expr.Notrack{}}}))
-		forward = append(forward, dropped("weir: a node's tunnel packets aren't another's to forward", join(toPort, address(f, "daddr", "nodes", false))))
+		toNodes := join(toPort, address(f, "daddr", "nodes", false))
+		raw = append(raw, rule("weir: tunnels aren't tracked", toNodes, match{"notrack", []expr.Any{&expr.Notrack{}}}))
+		forward = append(forward, dropped("weir: a node's tunnel packets aren't another's to forward", toNodes))
 	}
 	for _, f := range conf.Families {
-		forward = append(forward, dropped("weir: pods send to the tunnels' port of pods only", join(fromLinks, toPort, address(f, "daddr", "networks", true))))
+		toOthers := join(fromLinks, toPort, address(f, "daddr", "networks", true))
+		forward = append(forward, dropped("weir: pods send to the tunnels' port of pods only", toOthers))
 	}
 	input := []gateRule{
 		dropped("weir: pods send nothing into tunnels", join(fromLinks, toPort)),
@@ -198,12 +204,13 @@ func chains(p Plan) []gateChain {
 	var tunnel []gateRule
 	if p.Local.IsValid() {
 		outer := conf.FamilyOf(p.Local)
-		tunnel = append(tunnel, dropped("weir: a tunnel packet that was translated, or that comes to another address than InternalIPs", match{
-			"ct state != untracked", []expr.Any{
-				&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
-				&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(untracked)},
-			},
-		}), dropped("weir: tunnel packets come to the addresses that nodes know of each other", address(outer, "daddr", "nodes", true)))
+		tracked := match{"ct state != untracked", []expr.Any{
+			&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(untracked)},
+		}}
+		tunnel = append(tunnel,
+			dropped("weir: a tunnel packet that was translated, or that comes to another address than InternalIPs", tracked),
+			dropped("weir: tunnel packets come to the addresses that nodes know of each other", address(outer, "daddr", "nodes", true)))
 		for _, f := range conf.Families {
 			tunnel = append(tunnel, rule(believedComment, join(inner(outer, f), counted), verdict(expr.VerdictReturn, "")))
 		}
@@ -211,15 +218,17 @@ func chains(p Plan) []gateChain {
 	tunnel = append(tunnel, dropped("weir: a tunnel packet from no node, or under an address that isn't of that node's pods", match{}))
 	way := []gateRule{rule("weir: the node's own", match{`iifname "lo"`, iif(expr.CmpOpEq, ifname("lo"))}, verdict(expr.VerdictReturn, ""))}
 	for _, f := range conf.Families {
-		way = append(way, rule("weir: out of a tunnel", join(fromTunnel, address(f, "saddr", "tunnelled", false)), verdict(expr.VerdictReturn, "")))
+		honest := join(fromTunnel, address(f, "saddr", "tunnelled", false))
+		way = append(way, rule("weir: out of a tunnel", honest, verdict(expr.VerdictReturn, "")))
 	}
 	way = append(way, dropped("weir: out of a tunnel, under an address that doesn't travel in tunnels", fromTunnel))
 	for _, f := range conf.Families {
 		way = append(way, dropped("weir: pods elsewhere come out of tunnels", address(f, "saddr", "tunnelled", false)))
 	}
+	fromElsewhere := match{fmt.Sprintf("iifname != %q", conf.Bridge), iif(expr.CmpOpNeq, ifname(conf.Bridge))}
 	for _, f := range conf.Families {
-		way = append(way, dropped("weir: this node's pods don't come from outside", join(
-			match{fmt.Sprintf("iifname != %q", conf.Bridge), iif(expr.CmpOpNeq, ifname(conf.Bridge))}, address(f, "saddr", "own", false), noWayBack)))
+		way = append(way, dropped("weir: this node's pods don't come from outside",
+			join(fromElsewhere, address(f, "saddr", "own", false), noWayBack)))
 	}
 	jump := rule("weir: pods' packets come by the way that leads to them", match{}, verdict(expr.VerdictJump, "way"))
 	return []gateChain{
@@ -299,7 +308,8 @@ func load(f conf.Family, field string) expr.Any {
 
 // address matches packets of the family whose source or destination is in the family's set of that name, or isn't.
 func address(f conf.Family, field, set string, not bool) match {
-	words := map[conf.Family]string{conf.IPv4: "ip ", conf.IPv6: "ip6 "}[f] + field + " " + map[bool]string{true: "!= "}[not] + "@" + of(f, set)
+	protocol := map[conf.Family]string{conf.IPv4: "ip", conf.IPv6: "ip6"}[f]
+	words := fmt.Sprintf("%s %s %s@%s", protocol, field, map[bool]string{true: "!= "}[not], of(f, set))
 	return join(ofFamily(f), match{words, []expr.Any{load(f, field), lookup(of(f, set), not)}})
 }
 

@@ -97,7 +97,8 @@ func (o *Overlay) ensureTunnel(p Plan) (netlink.Link, error) {
 		}
 		err := o.h.LinkAdd(want)
 		if errors.Is(err, unix.EEXIST) {
-			return nil, fmt.Errorf("create %s: another VXLAN device has VNI %d on port %d; --overlay-vni or --overlay-port give weir's another: %w",
+			return nil, fmt.Errorf(
+				"create %s: another VXLAN device has VNI %d on port %d; --overlay-vni or --overlay-port give weir's another: %w",
 				conf.Tunnel, p.VNI, p.Port, err)
 		}
 		if err != nil {

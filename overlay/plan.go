@@ -225,7 +225,8 @@ func (c *computing) way(n policy.Node, network netip.Prefix) (Peer, bool) {
 	inner, outer := conf.FamilyOf(network.Addr()), conf.FamilyOf(cmp.Or(c.Local, n.Addresses[0]))
 	p := Peer{Node: n.Name, Network: network}
 	missing := func(f conf.Family) (Peer, bool) {
-		c.report(n.Name, "status.addresses", "there is no %s InternalIP that counts, to which packets for %s would be sent; its pods can't be reached", f, network)
+		c.report(n.Name, "status.addresses",
+			"there is no %s InternalIP that counts, to which packets for %s would be sent; its pods can't be reached", f, network)
 		return p, false
 	}
 	if direct := firstOf(inner, n.Addresses); c.Encapsulation != Always && direct.IsValid() {
@@ -252,7 +253,8 @@ func (c *computing) way(n policy.Node, network netip.Prefix) (Peer, bool) {
 	mac := MAC(p.Address).String()
 	if other, taken := c.macs[mac]; taken && other != n.Name || p.Address.Is6() && c.Local.IsValid() && mac == MAC(c.Local).String() {
 		// Of IPv6 addresses a MAC holds too little to tell all apart, and two can be chosen so that it doesn't.
-		c.report(n.Name, "status.addresses", "the tunnel's end at %s has the same MAC as that of node %s; its pods can't be reached", p.Address, cmp.Or(other, c.self))
+		c.report(n.Name, "status.addresses", "the tunnel's end at %s has the same MAC as that of node %s; its pods can't be reached",
+			p.Address, cmp.Or(other, c.self))
 		return p, false
 	}
 	c.macs[mac] = n.Name
@@ -296,7 +298,8 @@ func (c *computing) measure() {
 	six := slices.ContainsFunc(c.Own, func(p netip.Prefix) bool { return p.Addr().Is6() })
 	least, largest := conf.MTURange(six)
 	if c.MTU = min(c.least-overhead, largest); c.MTU < least {
-		c.report(c.self, "status.addresses", "the way to other nodes takes packets of %d bytes only, so large ones of pods go in fragments", c.least)
+		c.report(c.self, "status.addresses",
+			"the way to other nodes takes packets of %d bytes only, so large ones of pods go in fragments", c.least)
 		c.MTU = least
 	}
 	c.TunnelMTU = max(min(c.leastTunnel-Overhead(c.Local), largest), least)

@@ -111,7 +111,9 @@ func (c *compiler) errors() (dishonest, related Rule) {
 		Rule{Comment: "weir: an ICMP error about packets of others", Target: Drop},
 	)
 	from := []SetMatch{{Name: c.family.Set(PodsSet), Dir: "src"}}
-	dishonest = Rule{Proto: proto, Sets: from, Comment: "weir: ICMP from a pod: are its errors about its own packets?", Target: JumpTo, To: errorsChain}
+	dishonest = Rule{
+		Proto: proto, Sets: from, Comment: "weir: ICMP from a pod: are its errors about its own packets?", Target: JumpTo, To: errorsChain,
+	}
 	return dishonest, Rule{Proto: proto, Track: Related, Comment: "weir: ICMP errors about connections", Target: Return}
 }
 

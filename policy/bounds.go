@@ -48,7 +48,8 @@ func (s *size) bound(r rule, report func(field, format string, args ...any)) rul
 	}
 	switch {
 	case with.rules > maxRules:
-		report("spec."+r.field, tooLarge+"%d rules of the kernel's, and may be %d; it lets nothing through. Write it as several policies", with.rules, maxRules)
+		report("spec."+r.field, tooLarge+"%d rules of the kernel's, and may be %d; it lets nothing through. Write it as several policies",
+			with.rules, maxRules)
 	case with.entries > maxEntries:
 		report("spec."+r.field, tooLarge+"%d networks and ports, and may be %d; it lets nothing through", with.entries, maxEntries)
 	default:

@@ -32,7 +32,10 @@ type Judge struct {
 
 // NewJudge prepares the ruleset for many packets.
 func NewJudge(r Ruleset) (*Judge, error) {
-	j := &Judge{chains: map[conf.Family]map[string][]Rule{conf.IPv4: {}, conf.IPv6: {}}, sets: map[string]*netipx.IPSet{}, ports: map[Element]map[string]bool{}, links: map[string][]Element{}}
+	j := &Judge{
+		chains: map[conf.Family]map[string][]Rule{conf.IPv4: {}, conf.IPv6: {}}, sets: map[string]*netipx.IPSet{},
+		ports: map[Element]map[string]bool{}, links: map[string][]Element{},
+	}
 	for _, c := range r.Chains {
 		if c.Table == "mangle" {
 			j.chains[c.Family][c.Name] = c.Rules

@@ -71,7 +71,8 @@ func runCommand() *cobra.Command {
 	var ignoreBroken bool
 	var within []string
 	o := agent.Options{
-		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: excerpt})), Resync: 10 * time.Second, EnrolWait: 5 * time.Second,
+		Log:    slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: excerpt})),
+		Resync: 10 * time.Second, EnrolWait: 5 * time.Second,
 	}
 	cmd := &cobra.Command{
 		Use:   "run",
@@ -101,9 +102,12 @@ func runCommand() *cobra.Command {
 	flags.StringVar(&o.HealthAddress, "health-address", "127.0.0.1:6786", "host:port for /healthz, /readyz and /metrics")
 	flags.StringVar(&o.Node.Name, "node-name", os.Getenv("NODE_NAME"), "this node's name; with it the agent keeps the way to pods on other nodes")
 	flags.StringVar(&encapsulation, "encapsulation", string(overlay.Always), "what travels between nodes inside VXLAN: always, crossSubnet or never")
-	flags.Uint16Var(&o.Node.Overlay.Port, "overlay-port", conf.OverlayPort, "UDP port of the tunnels between nodes, the same on all of them")
-	flags.Uint32Var(&o.Node.Overlay.VNI, "overlay-vni", conf.OverlayVNI, "VXLAN network identifier of the tunnels between nodes, the same on all of them")
-	flags.StringSliceVar(&within, "cluster-cidr", nil, "networks within which all nodes' podCIDRs lie, with commas between; a Node's others don't count")
+	flags.Uint16Var(&o.Node.Overlay.Port, "overlay-port", conf.OverlayPort,
+		"UDP port of the tunnels between nodes, the same on all of them")
+	flags.Uint32Var(&o.Node.Overlay.VNI, "overlay-vni", conf.OverlayVNI,
+		"VXLAN network identifier of the tunnels between nodes, the same on all of them")
+	flags.StringSliceVar(&within, "cluster-cidr", nil,
+		"networks that hold all nodes' podCIDRs, with commas between; a podCIDR outside of them doesn't count; default: any")
 	flags.StringVar(&o.Node.Conflist, "conflist", "", "path of the network configuration to write for the runtime once policy is enforced")
 	return cmd
 }

@@ -65,7 +65,8 @@ func (a *agent) open() {
 		}
 		// What runs with an address from before a change of the Node's podCIDRs isn't touched.
 		if why := a.misplaced(e); why != "" && !a.up(e) {
-			a.Log.Error("a pod stays closed: the network configuration that it was made by is out of date", "pod", e.Pod.String(), "problem", why)
+			a.Log.Error("a pod stays closed: the network configuration that it was made by is out of date",
+				"pod", e.Pod.String(), "problem", why)
 			a.opened[id] = true
 			continue
 		}

@@ -83,7 +83,8 @@ func (a *agent) takeAllRecords() error {
 	for id, why := range broken {
 		a.refuse(id, before[id].Addresses, why)
 	}
-	a.moved = a.moved || a.ending || !maps.EqualFunc(before, a.endpoints, func(x, y endpoint.Endpoint) bool { return reflect.DeepEqual(x, y) })
+	same := func(x, y endpoint.Endpoint) bool { return reflect.DeepEqual(x, y) }
+	a.moved = a.moved || a.ending || !maps.EqualFunc(before, a.endpoints, same)
 	return nil
 }
 

@@ -21,7 +21,8 @@ type snapshot struct {
 func (a *agent) publish() {
 	s := &snapshot{faults: map[part]bool{}, nodeFaults: a.nodeFaults, peers: len(a.ways.reached.Peers)}
 	s.Status = report.Status{
-		Ready:    a.objects != nil && !a.lastSync.IsZero() && a.faults.now[partKernel] == nil && a.faults.now[partNode] == nil && a.unsure() == nil,
+		Ready: a.objects != nil && !a.lastSync.IsZero() && a.unsure() == nil &&
+			a.faults.now[partKernel] == nil && a.faults.now[partNode] == nil,
 		LastSync: a.lastSync, IPTables: string(a.driver.Flavour), Stats: a.stats,
 		Errors: []string{}, Pods: []report.PodStatus{}, Policies: a.policies, Sets: []report.SetStatus{},
 		Problems: append([]policy.Problem{}, a.problems...), Classes: append([]policy.Class{}, a.ruleset.Classes...),

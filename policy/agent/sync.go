@@ -87,7 +87,9 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 }
 
 // apply brings into the kernel what is known, without what the kernel refuses of it. verified is how much was read.
-func (a *agent) apply(ctx context.Context, verify kernel.Verify) (ruleset policy.Ruleset, all kernel.Result, verified kernel.Verify, err error) {
+func (a *agent) apply(ctx context.Context, verify kernel.Verify) (
+	ruleset policy.Ruleset, all kernel.Result, verified kernel.Verify, err error,
+) {
 	for {
 		read, readErr := a.read(ctx, verify)
 		verified = max(verified, read)
