@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
@@ -206,44 +205,6 @@ func TestFragmentsToLinkLocalMACs(t *testing.T) {
 	}
 }
 
-// advertisement says: I am your router, for everything, and this is your prefix.
-func advertisement(dst, src net.HardwareAddr) []gopacket.SerializableLayer {
-	prefix := append([]byte{64, 0xc0, 0, 0, 0x0e, 0x10, 0, 0, 0x0e, 0x10, 0, 0, 0, 0}, net.ParseIP("2001:db8:bad::")...)
-	icmp := &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(layers.ICMPv6TypeRouterAdvertisement, 0)}
-	return []gopacket.SerializableLayer{
-		ethernet(dst, src, "::"), header("fe80::bad", "ff02::1", layers.IPProtocolICMPv6, icmp), icmp,
-		&layers.ICMPv6RouterAdvertisement{HopLimit: 64, RouterLifetime: 1800, Options: layers.ICMPv6Options{
-			{Type: layers.ICMPv6OptSourceAddress, Data: src}, {Type: layers.ICMPv6OptPrefixInfo, Data: prefix},
-		}},
-	}
-}
-
-// believesNoRouter fails the test if the node has a route or an address from an advertisement.
-func believesNoRouter(t *testing.T) {
-	t.Helper()
-	time.Sleep(silence)
-	if got := nodetest.Run(t, "ip", "-6", "route", "show", "proto", "ra"); got != "" {
-		t.Errorf("the node believes a router:\n%s", got)
-	}
-	if got := nodetest.Run(t, "ip", "-6", "addr", "show", "to", "2001:db8:bad::/48"); got != "" {
-		t.Errorf("the node has an address of a router's prefix:\n%s", got)
-	}
-}
-
-// TestRouterAdvertisements: no pod is a router for its node, whose pods have IPv4 only.
-func TestRouterAdvertisements(t *testing.T) {
-	if !nodetest.IsolatedWithWeir(t) {
-		return
-	}
-	_, e, _, _ := hostileNode(t, nil)
-	mac := macOf(t, e.Netns, "eth0")
-	for last := range byte(16) {
-		nodetest.SendFrames(t, e.Netns, "eth0", nodetest.Frame(t, advertisement(linkLocal(last), mac)...))
-	}
-	nodetest.SendFrames(t, e.Netns, "eth0", nodetest.Frame(t, advertisement(net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, mac)...))
-	believesNoRouter(t)
-}
-
 // nodesOf are manifests of this node, whose InternalIP that is, and of one more, at its uplink's other end.
 func nodesOf(own, other string) string {
 	return nodeManifest("self", 0, own, "10.88.0.0/24") + nodeManifest("other", 0, other, "10.99.0.0/24")
@@ -306,60 +267,6 @@ func TestForgedTunnelFramesOverIPv4(t *testing.T) {
 func TestForgedTunnelFramesOverIPv6(t *testing.T) {
 	if nodetest.IsolatedWithWeir(t) {
 		forgesTunnel(t, "2001:db8::2", "2001:db8::1")
-	}
-}
-
-// TestRouterAdvertisementsOutOfTheTunnel: no node is a router for another that way. Neither does the tunnel answer ARP.
-func TestRouterAdvertisementsOutOfTheTunnel(t *testing.T) {
-	if !nodetest.IsolatedWithWeir(t) {
-		return
-	}
-	_, _, _, _, there := tunnelNode(t, "192.0.2.2", "192.0.2.1")
-	inner := nodetest.Frame(t, advertisement(net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, there)...)
-	nodetest.SendFrames(t, "/run/netns/outside", "eth0", nodetest.Frame(t, layersOf(
-		ethernet(macOf(t, nodetest.Self, "eth0"), macOf(t, "/run/netns/outside", "eth0"), "192.0.2.2"),
-		tunnelPacket(t, "192.0.2.1", "192.0.2.2", inner)...)...))
-	believesNoRouter(t)
-}
-
-// unaskedAddresses are the IPv6 addresses of weir's links that nobody asked for.
-func unaskedAddresses(t *testing.T) (all []string) {
-	t.Helper()
-	for line := range strings.Lines(nodetest.Run(t, "ip", "-6", "-o", "addr", "show")) {
-		f := strings.Fields(line)
-		if !strings.HasPrefix(f[1], "weir") {
-			continue
-		}
-		p, err := netip.ParsePrefix(f[3])
-		if err != nil {
-			t.Fatal(err)
-		}
-		if strings.HasPrefix(f[1], "weirp") || p.Addr().IsLinkLocalUnicast() || !p.Addr().IsPrivate() {
-			all = append(all, f[1]+" "+f[3])
-		}
-	}
-	return all
-}
-
-// TestNoAddressThatNobodyAskedFor on weir0, the pods' ports and the tunnel, of a node without IPv6 pods.
-func TestNoAddressThatNobodyAskedFor(t *testing.T) {
-	if !nodetest.IsolatedWithWeir(t) {
-		return
-	}
-	tunnelNode(t, "192.0.2.2", "192.0.2.1")
-	if got := unaskedAddresses(t); len(got) > 0 {
-		t.Errorf("the node has %v", got)
-	}
-}
-
-// TestNoAddressThatNobodyAskedForWithIPv6Pods: weir0 has their gateway's, and no other.
-func TestNoAddressThatNobodyAskedForWithIPv6Pods(t *testing.T) {
-	if !nodetest.IsolatedWithWeir(t) {
-		return
-	}
-	hostileNode(t, dualStack)
-	if got := unaskedAddresses(t); len(got) > 0 {
-		t.Errorf("the node has %v", got)
 	}
 }
 
