@@ -381,7 +381,8 @@ func TestKeepClosed(t *testing.T) {
 	}
 }
 
-// TestKeepClosedAfterAnUpgrade: rules of a version that had fewer chains stand, and stay until it is known what should be.
+// TestKeepClosedAfterAnUpgrade: rules of a version that had fewer chains stand, and stay until it is known what should
+// be.
 func TestKeepClosedAfterAnUpgrade(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -75,7 +75,8 @@ func (r parts) always() bool {
 	return len(c) == 0 || states && slices.Contains(strings.Split(c[3], ","), "NEW")
 }
 
-// refusesProtocol says whether the rule refuses all of one protocol, as "-p tcp -j REJECT --reject-with tcp-reset" does.
+// refusesProtocol says whether the rule refuses all of one protocol, as "-p tcp -j REJECT --reject-with tcp-reset"
+// does.
 func (r parts) refusesProtocol() bool {
 	c := r.conditions
 	whole := len(c) == 2 || len(c) == 4 && c[2] == "-m" && c[3] == c[1]

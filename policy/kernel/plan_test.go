@@ -302,7 +302,8 @@ func TestAcceptsAheadOfWhatRefusesAll(t *testing.T) {
 		"a chain that logs and refuses all":    {[]string{drop, "-g X"}, []string{"-j LOG --log-prefix x", reject}, "-I FORWARD 2 " + jump},
 		"a chain that refuses some in between": {[]string{"-j X"}, []string{drop, reject}, "-A FORWARD " + jump},
 		"refuses each protocol, and all": {
-			[]string{drop, "-p tcp -j REJECT --reject-with tcp-reset", "-p udp -m udp -j REJECT", reject}, nil, "-I FORWARD 2 " + jump,
+			[]string{drop, "-p tcp -j REJECT --reject-with tcp-reset", "-p udp -m udp -j REJECT", reject}, nil,
+			"-I FORWARD 2 " + jump,
 		},
 		"refuses a port, and all": {
 			[]string{"-p tcp -m tcp --dport 8081 -j DROP", reject}, nil, "-I FORWARD 2 " + jump,
@@ -310,7 +311,9 @@ func TestAcceptsAheadOfWhatRefusesAll(t *testing.T) {
 		"refuses whatever is new": {[]string{drop, "-m conntrack --ctstate INVALID,NEW -j REJECT"}, nil, "-I FORWARD 2 " + jump},
 		"refuses what is invalid": {[]string{"-m conntrack --ctstate INVALID -j DROP"}, nil, "-A FORWARD " + jump},
 		"a chain that logs some and refuses all": {
-			[]string{drop, "-j X"}, []string{`-m limit --limit 5/min -j LOG --log-prefix "no -j "`, "-p tcp -j REJECT", "-j DROP"}, "-I FORWARD 2 " + jump,
+			[]string{drop, "-j X"},
+			[]string{`-m limit --limit 5/min -j LOG --log-prefix "no -j "`, "-p tcp -j REJECT", "-j DROP"},
+			"-I FORWARD 2 " + jump,
 		},
 		"a chain that refuses one protocol":  {[]string{"-j X"}, []string{"-p tcp -j REJECT"}, "-A FORWARD " + jump},
 		"a comment like a target":            {[]string{"-m comment --comment -j -i eth0 -j DROP"}, nil, "-A FORWARD " + jump},

@@ -302,7 +302,8 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 		four+" -A FORWARD -p tcp -j REJECT --reject-with tcp-reset", four+" -A FORWARD -j REJECT")
 	reach()
 	iptables(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP", four+" -N refuse",
-		four+" -A refuse -m limit --limit 5/min -j LOG --log-prefix refused", four+" -A refuse -p tcp -j REJECT --reject-with tcp-reset",
+		four+" -A refuse -m limit --limit 5/min -j LOG --log-prefix refused",
+		four+" -A refuse -p tcp -j REJECT --reject-with tcp-reset",
 		four+" -A refuse -j DROP", four+" -A FORWARD -j refuse")
 	reach()
 }
