@@ -12,7 +12,8 @@ import (
 const maxExcerpt = 1024
 
 // Excerpt is the beginning of a text that others wrote: an object's field, a program's output, an error that holds
-// either. It is bounded, as a field may have megabytes, and has no character that a terminal would obey.
+// either. It is bounded, as a field may have megabytes, and has no character that isn't printed, such as those that a
+// terminal obeys or by which a text runs backwards.
 func Excerpt(text string) string {
 	more := 0
 	if len(text) > maxExcerpt {
@@ -23,7 +24,7 @@ func Excerpt(text string) string {
 		text, more = text[:kept], len(text)-kept
 	}
 	text = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) && r != '\n' {
+		if !unicode.IsPrint(r) && r != '\n' {
 			return '?'
 		}
 		return r

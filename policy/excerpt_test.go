@@ -14,6 +14,7 @@ func TestExcerpt(t *testing.T) {
 		"":                             "",
 		"spec.ports[0]: “x”\nis none":  "spec.ports[0]: “x”\nis none",
 		"a\x1b[2Jb\u009bc\rd":          "a?[2Jb?c?d",
+		"a\u202eb\u2028c\u200bd":       "a?b?c?d",
 		strings.Repeat("a", 1024):      strings.Repeat("a", 1024),
 		strings.Repeat("a", 1025):      strings.Repeat("a", 1024) + " … and 1 bytes more",
 		"a" + strings.Repeat("é", 1e6): "a" + strings.Repeat("é", 511) + " … and 1998978 bytes more",

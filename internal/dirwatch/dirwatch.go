@@ -25,6 +25,9 @@ var ErrGone = errors.New("the directory is gone")
 // ErrBeingWritten says that somebody has the file open for writing.
 var ErrBeingWritten = errors.New("the file is being written")
 
+// ErrNoFile says that it is a device, a socket or a named pipe, which might never give its end.
+var ErrNoFile = errors.New("it is no regular file")
+
 // Change names the files that are new, whole and closed, or gone; in a tree by their paths below its root. Lost says
 // that the kernel dropped events: anything may have changed.
 type Change struct {
@@ -177,13 +180,22 @@ func (w *Watcher) begun(dir, name string) bool {
 
 // ReadFile reads a file that nobody is writing; else its error is ErrBeingWritten. A read lease is what the kernel
 // grants only while nobody has the file open for writing, and while it is held whoever opens it so waits (fcntl(2),
-// "Leases"). On filesystems without leases the file is read as it is.
+// "Leases"). On filesystems without leases the file is read as it is. It never waits: to open a named pipe without
+// O_NONBLOCK waits until somebody writes to it.
 func ReadFile(path string) (data []byte, err error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if errors.Is(err, unix.ENXIO) { // a socket
+		return nil, ErrNoFile
+	}
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }() // which gives the lease back
+	if info, err := f.Stat(); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, ErrNoFile
+	}
 	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_RDLCK); errors.Is(err, unix.EAGAIN) {
 		return nil, fmt.Errorf("read %s: %w", path, ErrBeingWritten)
 	}

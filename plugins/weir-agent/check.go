@@ -110,10 +110,10 @@ func writeChecked(out io.Writer, c checked) error {
 		line("ERROR:\t%s", policy.Excerpt(e))
 	}
 	for _, p := range c.Problems {
-		line("PROBLEM:\t%s", policy.Excerpt(p.String()))
+		line("PROBLEM:\t%s", report.OneLine(p.String()))
 	}
 	for _, u := range c.Unenforced {
-		line("WARNING:\t%s", policy.Excerpt(u.String()))
+		line("WARNING:\t%s", report.OneLine(u.String()))
 	}
 	line("policies:\t%s", strings.Join(c.Policies, ", "))
 	for _, l := range report.Lines(c.Files) {

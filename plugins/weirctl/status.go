@@ -113,10 +113,10 @@ func writeText(out io.Writer, s *report.Status) error {
 		line("ERROR:\t%s", e)
 	}
 	for _, p := range s.Problems {
-		line("PROBLEM:\t%s", p)
+		line("PROBLEM:\t%s", report.OneLine(p.String()))
 	}
 	for _, u := range s.Unenforced {
-		line("WARNING:\t%s", u)
+		line("WARNING:\t%s", report.OneLine(u.String()))
 	}
 	if s.Stats.NodeRepairs > 0 {
 		line("node repairs:\t%d since start, the last of them:", s.Stats.NodeRepairs)

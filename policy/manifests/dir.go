@@ -130,8 +130,12 @@ func (d *Dir) forget(now time.Time) (changed bool, again <-chan time.Time) {
 			left = grace - now.Sub(f.gone)
 		}
 		if left <= 0 {
+			if changed = true; d.leadsNowhere(name) {
+				f.gone = time.Time{}
+				d.fail(name, errNowhere)
+				continue
+			}
 			delete(d.files, name)
-			changed = true
 		} else if next == 0 || left < next {
 			next = left
 		}
@@ -197,7 +201,21 @@ func (d *Dir) changesTree(name string) bool {
 	return err == nil && info.IsDir()
 }
 
-// fail notes what can't be read at all.
+// errNowhere says of a link that there is nothing that it leads to: maybe not yet, or not now, as before a disk is
+// mounted. That isn't known to be no policy.
+var errNowhere = errors.New("it is a link that leads nowhere")
+
+func (d *Dir) leadsNowhere(name string) bool {
+	path := filepath.Join(d.Path, name)
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode()&fs.ModeSymlink == 0 {
+		return false
+	}
+	_, err = os.Stat(path)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// fail notes what can't be read at all. A device, a socket or a pipe holds no policy.
 func (d *Dir) fail(name string, err error) (changed bool) {
 	f := d.files[name]
 	if f == nil {
@@ -205,7 +223,7 @@ func (d *Dir) fail(name string, err error) (changed bool) {
 		d.files[name] = f
 	}
 	was := f.unparsed
-	f.take(content{unparsed: []unparsed{{err: err, mayHoldPolicy: true}}})
+	f.take(content{unparsed: []unparsed{{err: err, mayHoldPolicy: !errors.Is(err, dirwatch.ErrNoFile)}}})
 	return len(was) != 1 || was[0].err.Error() != err.Error()
 }
 
@@ -223,12 +241,14 @@ func (d *Dir) readFile(name string, changedOnly bool) (changed bool) {
 	case err == nil && info.IsDir():
 		err = fs.ErrNotExist
 	case err == nil && !info.Mode().IsRegular():
-		err = errors.New("it is no regular file")
+		err = dirwatch.ErrNoFile
 	case err == nil:
 		data, err = dirwatch.ReadFile(path)
 	}
 	missing := errors.Is(err, fs.ErrNotExist) || (err == nil && len(bytes.TrimSpace(data)) == 0)
 	switch {
+	case missing && (f == nil || len(f.entries) == 0 || f.is(errNowhere)) && d.leadsNowhere(name):
+		return d.fail(name, errNowhere)
 	case missing && (f == nil || f.empty()):
 		delete(d.files, name)
 		return f != nil && f.busy

@@ -1,6 +1,7 @@
 package manifests
 
 import (
+	"errors"
 	"maps"
 	"os"
 	"slices"
@@ -98,6 +99,9 @@ func (f *file) blocks() bool {
 	}
 	return slices.ContainsFunc(f.entries, func(e entry) bool { return e.fault == lost })
 }
+
+// is says that the file as a whole can't be read, for that reason.
+func (f *file) is(err error) bool { return len(f.unparsed) == 1 && errors.Is(f.unparsed[0].err, err) }
 
 // empty says that nothing comes from it.
 func (f *file) empty() bool { return len(f.entries)+len(f.unparsed) == 0 }

@@ -21,12 +21,12 @@ type placed struct {
 	*entry
 }
 
-func (p placed) String() string { return p.file + ", " + p.where }
+func (p placed) String() string { return plain(p.file) + ", " + p.where }
 
 // merged puts the files' objects together. The objects are nil while nothing is known of a file that may hold a policy.
 func (d *Dir) merged() (*policy.Objects, error) {
 	var all policy.Objects
-	var errs []error
+	var errs, less []error // those first that keep an agent from being ready
 	blocked := false
 	by := map[string][]placed{}
 	var order []string
@@ -35,12 +35,14 @@ func (d *Dir) merged() (*policy.Objects, error) {
 		f := d.files[name]
 		if f.busy && f.empty() && !d.started {
 			blocked = true
-			errs = append(errs, fmt.Errorf("%s: %w", name, dirwatch.ErrBeingWritten))
+			errs = append(errs, fmt.Errorf("%s: %w", plain(name), dirwatch.ErrBeingWritten))
 		}
 		if f.blocks() {
 			blocked = true
+			errs = append(errs, f.errors(name)...)
+		} else {
+			less = append(less, f.errors(name)...)
 		}
-		errs = append(errs, f.errors(name)...)
 		for i := range f.entries {
 			e := &f.entries[i]
 			e.conflict, e.differs = "", false
@@ -64,6 +66,7 @@ func (d *Dir) merged() (*policy.Objects, error) {
 		all.Problems = append(all.Problems, d.files[name].problems(name)...)
 	}
 	d.report.Store(&files)
+	errs = append(errs, less...)
 	d.started = d.started || !blocked || (d.IgnoreBroken && !d.busy())
 	if !d.started {
 		return nil, errors.Join(errs...)

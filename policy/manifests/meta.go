@@ -36,6 +36,15 @@ var metaFields = func() map[string]bool {
 	return all
 }()
 
+// metaNames are these and metadata itself, in small letters: what may be meant by a field beside metadata.
+var metaNames = func() map[string]bool {
+	all := map[string]bool{"metadata": true}
+	for name := range metaFields {
+		all[strings.ToLower(name)] = true
+	}
+	return all
+}()
+
 func fieldsOf(t reflect.Type) map[string]bool {
 	all := map[string]bool{}
 	for i := range t.NumField() {
@@ -64,6 +73,12 @@ func (o object) readMeta(raw stdjson.RawMessage, namespaced bool) meta {
 		if !metaFields[key] {
 			m.ignored = append(m.ignored, path+"."+key)
 			unknown = append(unknown, complaint{path + "." + key, "there is no such field; it may be a misspelt one"})
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(o.raw)) {
+		if key != path && metaNames[strings.ToLower(key)] {
+			m.ignored = append(m.ignored, key)
+			unknown = append(unknown, complaint{key, "there is no such field; it may be metadata, or in it"})
 		}
 	}
 	m.readName(fields["name"], path, o, unknown)

@@ -3,6 +3,7 @@ package manifests
 import (
 	stdjson "encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -85,6 +86,10 @@ func (c *content) addPod(o object) {
 		e.fail(slices.Concat(m.wrongName, m.wrongNamespace, m.wrongLabels)...)
 		return
 	}
+	if twice := o.twicePod(); twice != nil {
+		e.fail(twice...)
+		return
+	}
 	pod, wrong, err := readPod(m, o.raw["metadata"], o.raw["spec"], o.raw["status"], "spec")
 	if err != nil {
 		e.fail(complaint{"spec", err.Error()})
@@ -111,6 +116,21 @@ type container struct {
 		Protocol      corev1.Protocol `json:"protocol"`
 		ContainerPort int32           `json:"containerPort"`
 	} `json:"ports"`
+}
+
+// podTwice are fields of a pod of which it must be known which is meant.
+var podTwice = regexp.MustCompile(`^(\*|spec|status|spec\.(hostNetwork|nodeName)|` +
+	`spec\.(initC|c)ontainers(\[\d+\](\.ports.*)?)?|status\.(phase|podIP|podIPs.*))$`)
+
+// twicePod are those that are there twice.
+func (o object) twicePod() []complaint {
+	var all []complaint
+	for _, f := range o.twice {
+		if podTwice.MatchString(f) {
+			all = append(all, complaint{f, "it is there twice"})
+		}
+	}
+	return all
 }
 
 // readPod reads a pod, or what a template says of its pods. What can't be read of its ports or addresses it hasn't got.

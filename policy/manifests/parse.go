@@ -5,6 +5,7 @@ package manifests
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -50,17 +51,35 @@ type entry struct {
 	conflict string // in which file it is too
 }
 
+// maxComplaints is how many problems of one object, and how many of its fields without meaning, are told: who writes a
+// file decides how many there are.
+const maxComplaints = 20
+
 // complain says each once.
 func (e *entry) complain(list ...complaint) {
 	for _, c := range list {
 		c.why, _, _ = strings.Cut(c.why, " (e.g. ") // Kubernetes' own examples are longer than the rest
-		if !slices.Contains(e.problems, c) {
+		c.field, c.why = plain(c.field), policy.Excerpt(c.why)
+		switch {
+		case len(e.problems) > maxComplaints:
+			return
+		case slices.Contains(e.problems, c):
+		case len(e.problems) == maxComplaints:
+			e.problems = append(e.problems, complaint{c.field, "there are more problems, which aren't listed"})
+		default:
 			e.problems = append(e.problems, c)
 		}
 	}
 }
 
-func (e *entry) ignore(fields []string) { e.ignored = append(e.ignored, fields...) }
+func (e *entry) ignore(fields []string) {
+	for _, f := range fields[:min(len(fields), maxComplaints)] {
+		e.ignored = append(e.ignored, plain(f))
+	}
+	if len(fields) > maxComplaints {
+		e.ignored = append(e.ignored, fmt.Sprintf("and %d more", len(fields)-maxComplaints))
+	}
+}
 
 // fail leaves the object out.
 func (e *entry) fail(c ...complaint) {
@@ -118,8 +137,11 @@ func (c *content) add(o object) {
 		c.leave(o, "it is no object")
 	case couldBePolicy(o):
 		c.addPolicy(o)
+	case slices.ContainsFunc(o.twice, func(f string) bool { return f == "apiVersion" || f == "kind" || f == wholeObject }):
+		c.unparsed = append(c.unparsed, unparsed{o.where, errors.New("apiVersion or kind is there twice"), true})
 	case o.apiVersion == "" || o.kind == "":
-		c.leave(o, fmt.Sprintf("it is no object: apiVersion is %q and kind %q, and both must be given", o.apiVersion, o.kind))
+		c.leave(o, fmt.Sprintf("it is no object: apiVersion is %.80q and kind %.80q, and both must be given",
+			o.apiVersion, o.kind))
 	case o.apiVersion == "v1" && o.kind == "Namespace":
 		c.addNamespace(o)
 	case o.apiVersion == "v1" && o.kind == "Pod":
@@ -131,11 +153,15 @@ func (c *content) add(o object) {
 	case objects.IsPolicy(o.group(), o.kind):
 		m := o.readMeta(o.raw["metadata"], true)
 		e := entry{where: o.where, object: o.kind + " " + m.namespace + "/" + m.name}
-		e.unenforced = &policy.Unenforced{Kind: o.kind + "." + o.group(), Where: e.object, Count: 1}
+		e.unenforced = &policy.Unenforced{Kind: plain(o.kind + "." + o.group()), Where: plain(e.object), Count: 1}
 		c.entries = append(c.entries, e)
 	default:
 		m := o.readMeta(o.raw["metadata"], true)
-		c.entries = append(c.entries, entry{where: o.where, object: o.kind + " " + m.name, fault: other})
+		e := entry{where: o.where, object: o.kind + " " + m.name, fault: other}
+		if kind := misspelt(o); kind != "" {
+			e.fail(complaint{"kind", fmt.Sprintf("there is no %s in %s; it may be a misspelt %s", o.kind, o.apiVersion, kind)})
+		}
+		c.entries = append(c.entries, e)
 	}
 }
 
@@ -146,13 +172,27 @@ func couldBePolicy(o object) bool {
 		"Ingress", "IngressClass", "IPAddress", "ServiceCIDR", "ClusterCIDR", "Deployment", "DaemonSet",
 		"ReplicaSet", "PodSecurityPolicy", "Scale", "DeploymentRollback", "ReplicationControllerDummy", "ThirdPartyResource",
 	}
-	switch o.group() {
+	switch strings.ToLower(o.group()) {
 	case "networking.k8s.io", "extensions":
 		return !slices.Contains(others, strings.TrimSuffix(o.kind, "List"))
 	case "":
 		return strings.EqualFold(o.kind, "NetworkPolicy")
 	}
 	return false
+}
+
+// misspelt is the kind that policy needs and that the object, which is of none, may be meant to be; empty if it is of
+// somebody else's group.
+func misspelt(o object) string {
+	if strings.Contains(o.group(), ".") {
+		return ""
+	}
+	for _, kind := range append(slices.Sorted(maps.Keys(workloadGroups)), "Namespace", "Node", "Pod") {
+		if strings.EqualFold(kind, o.kind) {
+			return kind
+		}
+	}
+	return ""
 }
 
 // Parse reads the manifests of one file: what policy needs of them, and an error for each document and field that

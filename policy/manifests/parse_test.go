@@ -92,6 +92,39 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 }
 
 // What would be dropped without a word may be the policy that closes a pod.
+// TestWrappersAsPeopleWriteThem: what is in a List or Template counts, whatever the case of the letters in its kind or
+// field. More than sigs.k8s.io/json's 100 fields that are there twice don't hide one that matters.
+func TestWrappersAsPeopleWriteThem(t *testing.T) {
+	const object = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}, "spec": {"podSelector": {}}}`
+	many := strings.Repeat(`"a": "b", `, 300)
+	hidden := strings.Replace(object, `{"name"`, `{"annotations": {`+many+`"c": "d"}, "name"`, 1)
+	hidden = strings.Replace(hidden, `"podSelector": {}`, `"ingress": [], "ingress": [{}], "podSelector": {}`, 1)
+	for name, text := range map[string]string{
+		"kind in small letters":     "apiVersion: v1\nkind: list\nitems:\n- " + object,
+		"field in capital letters":  "apiVersion: v1\nkind: List\nItems:\n- " + object,
+		"template in small letters": "apiVersion: template.openshift.io/v1\nkind: template\nobjects:\n- " + object,
+		"objects in capitals":       "apiVersion: template.openshift.io/v1\nkind: Template\nObjects:\n- " + object,
+		"JSON behind a comment":     "# two\n{}\n  # objects\n" + object + "\n# end",
+		"two directives":            "%YAML 1.1\n%TAG ! tag:a,2000:\n---\n" + object,
+		"300 fields twice":          hidden,
+		"300 fields twice, YAML":    "# YAML\n" + hidden,
+		"300 in the item before":    `{"kind": "List", "items": [{"kind": "A", ` + many + `"apiVersion": "v1"}, ` + hidden + `]}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			var policies []*networkingv1.NetworkPolicy
+			c := parse([]byte(text))
+			for _, e := range c.entries {
+				if e.policy != nil {
+					policies = append(policies, e.policy)
+				}
+			}
+			if len(policies) != 1 || len(policies[0].Spec.Ingress) > 0 {
+				t.Errorf("policies: %+v, not read: %v", policies, c.unparsed)
+			}
+		})
+	}
+}
+
 func TestNothingIsDroppedSilently(t *testing.T) {
 	const json = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": %q}, "spec": {"podSelector": {}}}` + "\n"
 	for name, text := range map[string]string{
@@ -175,6 +208,14 @@ func TestParseComplains(t *testing.T) {
 
 		{"unknown field of a pod's metadata", pod("{name: b, lables: {app: b}}"), left, []string{"metadata.lables: there is no such field"}},
 		{"unknown field of a namespace", "apiVersion: v1\nkind: Namespace\nmetadata: {nam: b}\n", left, []string{"metadata.name", "metadata.nam:"}},
+		{"labels beside metadata", pod("{name: b}") + "labels: {app: b}\n", left, []string{"labels: there is no such field; it may be metadata, or in it"}},
+		{"namespace of a policy beside metadata", strings.Replace(np("{"+selected+"}"), ", namespace: ns-1}", "}\nnamespace: ns-1", 1), left, []string{"namespace: there is no such field"}},
+		{"labels beside a template's metadata", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: b}\nspec: {template: {labels: {app: b}, spec: {}}}\n", left, []string{"spec.template.labels: there is no such field"}},
+		{"host's network twice", pod("{name: b}") + "spec: {hostNetwork: false, hostNetwork: true}\n", left, []string{"spec.hostNetwork: it is there twice"}},
+		{"ports twice", pod("{name: b}") + "spec: {containers: [{name: c, ports: [], ports: []}]}\n", left, []string{"spec.containers[0].ports: it is there twice"}},
+		{"pod in small letters", strings.Replace(pod("{name: b}"), "Pod", "pod", 1), left, []string{"kind: there is no pod in v1; it may be a misspelt Pod"}},
+		{"workload in another group", "apiVersion: v1\nkind: Deployment\nmetadata: {name: b}\n", left, []string{"kind: there is no Deployment in v1"}},
+		{"no mark between two objects", strings.TrimSuffix(np("{"+selected+"}"), "\n") + "\napiVersion: v1\nkind: Service\nmetadata: {name: b}\n", left, []string{"apiVersion or kind is there twice"}},
 		{"wrong type of a label", pod("{name: b, labels: {app: 1}}"), counts, []string{"metadata.labels.app: "}},
 		{"wrong type of labels", pod("{name: b, labels: [app]}"), left, []string{"metadata.labels"}},
 		{"no name", pod("{}"), left, []string{`metadata.name: ""`}},
@@ -193,6 +234,13 @@ func TestParseComplains(t *testing.T) {
 		{"neither", "{}\n", left, []string{"it is no object"}},
 		{"kind of a wrong type", "apiVersion: v1\nkind: [Pod]\n", left, []string{"it is no object"}},
 		{"no object", "- a\n", left, []string{"it is no object"}},
+		{"kind twice", "apiVersion: v1\nkind: NetworkPolicy\nkind: ConfigMap\nmetadata: {name: a}\n", left, []string{"apiVersion or kind is there twice"}},
+		{"version twice, in JSON", `{"apiVersion": "apps/v1", "apiVersion": "v1", "kind": "ConfigMap"}` + "\n", left, []string{"apiVersion or kind is there twice"}},
+		{"group in capital letters", strings.Replace(np("{"+selected+"}"), "networking", "Networking", 1), byLabel, []string{`apiVersion: "Networking.k8s.io/v1"`}},
+		{"misspelt items", "apiVersion: v1\nkind: List\nitmes: []\n", left, []string{`the List has no items, but a field "itmes"`}},
+		{"misspelt objects", "apiVersion: template.openshift.io/v1\nkind: Template\nobjcts: []\n", left, []string{`the Template has no objects, but a field "objcts"`}},
+		{"comment as in JavaScript", "// a\n{\"kind\":\"NetworkPolicy\"}\n", left, []string{"it is one text, in which a kind is named"}},
+		{"ends of lines in a field's name", np("{" + selected + ", \"a\\nb\\e[2J\": 1}"), byLabel2, []string{`"spec.a\nb\x1b[2J": unknown field`}},
 		{"no YAML", "foo: [\n", left, []string{"yaml: line 1"}},
 		{"no text", "\x00\x01\n", left, []string{"yaml"}},
 	} {

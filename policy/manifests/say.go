@@ -2,17 +2,29 @@ package manifests
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/report"
 )
 
+// plain is a name that others gave, as it may stand in a line of text: in quotes if it has what isn't printed, such as
+// the end of a line or what a terminal obeys.
+func plain(name string) string {
+	if !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		name = strconv.Quote(name)
+	}
+	return policy.Excerpt(name)
+}
+
 // errors are what of the file nobody knows.
 func (f *file) errors(name string) []error {
 	var errs []error
 	say := func(where string, err error, effect string) {
-		errs = append(errs, fmt.Errorf("%s: %w; %s", strings.TrimSuffix(name+": "+where, ": "), err, effect))
+		errs = append(errs, fmt.Errorf("%s: %w; %s", strings.TrimSuffix(plain(name)+": "+where, ": "), err, effect))
 	}
 	for _, u := range f.unparsed {
 		switch {
@@ -26,7 +38,7 @@ func (f *file) errors(name string) []error {
 	}
 	for _, e := range f.entries {
 		if e.fault == lost {
-			say(e.where, fmt.Errorf("%s: %s", e.object, e.problems[0]),
+			say(e.where, fmt.Errorf("%s: %s", plain(e.object), e.problems[0]),
 				"which namespace it is for isn't known, and it has never been readable")
 		}
 	}
@@ -61,12 +73,12 @@ func (f *file) problems(name string) []policy.Problem {
 	var all []policy.Problem
 	for i := range f.entries {
 		e := &f.entries[i]
-		at := fmt.Sprintf("%s (%s, %s)", e.effect(), name, e.where)
+		at := fmt.Sprintf("%s (%s, %s)", e.effect(), plain(name), e.where)
 		for _, c := range e.problems {
-			all = append(all, policy.Problem{Object: e.object, Field: c.field, Message: c.why + "; " + at})
+			all = append(all, policy.Problem{Object: plain(e.object), Field: c.field, Message: c.why + "; " + at})
 		}
 		if e.differs {
-			all = append(all, policy.Problem{Object: e.object, Field: "metadata.name", Message: e.conflict + "; " + at})
+			all = append(all, policy.Problem{Object: plain(e.object), Field: "metadata.name", Message: e.conflict + "; " + at})
 		}
 	}
 	return all
@@ -84,7 +96,7 @@ func (f *file) report(name string) report.File {
 	}
 	for i := range f.entries {
 		e := &f.entries[i]
-		o := report.FileObject{Where: e.where, Object: e.object, State: report.Read}
+		o := report.FileObject{Where: e.where, Object: plain(e.object), State: report.Read}
 		if o.Object == o.Where {
 			o.Object = ""
 		}

@@ -11,7 +11,6 @@ import (
 	"unicode/utf16"
 
 	goyaml "go.yaml.in/yaml/v2"
-	"sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 )
 
@@ -31,8 +30,7 @@ func documents(data []byte) []document {
 	var all []document
 	for i, text := range splitDocuments(toUTF8(data)) {
 		where := fmt.Sprintf("document %d", i+1)
-		trimmed := bytes.TrimSpace(text)
-		if objects, ok := jsonStream(trimmed); ok {
+		if objects, ok := jsonStream(text); ok {
 			for k, o := range objects {
 				d := document{where: where, json: o, twice: twiceInJSON(o)}
 				if len(objects) > 1 {
@@ -49,6 +47,9 @@ func documents(data []byte) []document {
 		}
 		if errors.Is(d.err, io.EOF) || (d.err == nil && string(d.json) == "null") {
 			continue // only comments
+		}
+		if d.err == nil && bytes.HasPrefix(d.json, []byte(`"`)) && anyKind.Match(text) {
+			d.err = errors.New("it is one text, in which a kind is named") // JSON with // before it is, say
 		}
 		if d.err != nil {
 			d.json, d.mayHoldPolicy = nil, mayHoldPolicy(text)
@@ -96,7 +97,7 @@ func splitDocuments(data []byte) [][]byte {
 			rest, starts = bytes.CutPrefix(line, []byte("..."))
 		}
 		if !starts || (len(rest) > 0 && !bytes.ContainsAny(rest[:1], " \t\r\n")) {
-			if line[0] == '%' && len(now) == 0 {
+			if line[0] == '%' && len(bytes.TrimSpace(now)) == 0 {
 				line = []byte("\n") // a directive, such as %YAML 1.1
 			}
 			now = append(now, line...)
@@ -111,8 +112,16 @@ func splitDocuments(data []byte) [][]byte {
 	return all
 }
 
-// jsonStream are the JSON objects that the text consists of; ok is false if it is something else.
+// jsonStream are the JSON objects that the text consists of, between which there may be lines with YAML's comments. ok
+// is false if it is something else.
 func jsonStream(text []byte) (objects [][]byte, ok bool) {
+	var lines []byte
+	for line := range bytes.Lines(text) { // no JSON string has the end of a line in it
+		if !bytes.HasPrefix(bytes.TrimSpace(line), []byte("#")) {
+			lines = append(lines, line...)
+		}
+	}
+	text = bytes.TrimSpace(lines)
 	if !bytes.HasPrefix(text, []byte("{")) {
 		return nil, false
 	}
@@ -181,41 +190,97 @@ func twiceInYAML(doc []byte) []string {
 	if err := goyaml.Unmarshal(doc, &top); err != nil {
 		return nil // no object
 	}
-	return twiceIn(top, "")
+	var t twice
+	t.find(top)
+	return t.fields
 }
 
-func twiceIn(v any, path string) (all []string) {
+// maxTwice bounds the sum, in bytes, of the paths of a document's fields that are there twice. Where they are longer,
+// any field may be there twice.
+const maxTwice = 16 << 20
+
+// twice finds the fields of a document that are there twice.
+type twice struct {
+	path   []string // of what is looked at
+	fields []string
+	size   int // of the fields' paths, in bytes
+}
+
+func (t *twice) find(v any) {
 	switch v := v.(type) {
 	case goyaml.MapSlice:
-		seen := map[string]bool{}
+		seen := make(map[string]bool, len(v))
 		for _, item := range v {
-			p := strings.TrimPrefix(fmt.Sprintf("%s.%v", path, item.Key), ".")
-			if seen[p] {
-				all = append(all, p)
+			step := fmt.Sprintf(".%v", item.Key)
+			t.path = append(t.path, step)
+			if seen[step] {
+				t.add()
 			}
-			seen[p] = true
-			all = append(all, twiceIn(item.Value, p)...)
+			seen[step] = true
+			t.find(item.Value)
+			t.path = t.path[:len(t.path)-1]
 		}
 	case []any:
 		for i, item := range v {
-			all = append(all, twiceIn(item, fmt.Sprintf("%s[%d]", path, i))...)
+			t.path = append(t.path, fmt.Sprintf("[%d]", i))
+			t.find(item)
+			t.path = t.path[:len(t.path)-1]
 		}
 	}
-	return all
 }
 
-var duplicate = regexp.MustCompile(`duplicate field "(.*)"`)
+// add notes the field at the path.
+func (t *twice) add() {
+	if t.size > maxTwice {
+		return
+	}
+	field := strings.TrimPrefix(strings.Join(t.path, ""), ".")
+	if t.size += len(field); t.size > maxTwice {
+		field = wholeObject
+	}
+	t.fields = append(t.fields, field)
+}
 
-func twiceInJSON(doc []byte) (all []string) {
-	var ignored map[string]any
-	strict, err := json.UnmarshalStrict(doc, &ignored)
+// twiceInJSON are the fields that are there twice in an object that is JSON.
+func twiceInJSON(doc []byte) []string {
+	d := stdjson.NewDecoder(bytes.NewReader(doc))
+	d.UseNumber()
+	var t twice
+	if t.findInJSON(d) != nil {
+		return nil // it was JSON before
+	}
+	return t.fields
+}
+
+func (t *twice) findInJSON(d *stdjson.Decoder) error {
+	token, err := d.Token()
 	if err != nil {
+		return err
+	}
+	open, _ := token.(stdjson.Delim)
+	if open != '{' && open != '[' {
 		return nil
 	}
-	for _, e := range strict {
-		if m := duplicate.FindStringSubmatch(e.Error()); m != nil {
-			all = append(all, m[1])
+	seen := map[string]bool{}
+	for i := 0; d.More(); i++ {
+		step := fmt.Sprintf("[%d]", i)
+		if open == '{' {
+			key, err := d.Token()
+			if err != nil {
+				return err
+			}
+			step = fmt.Sprintf(".%v", key)
 		}
+		t.path = append(t.path, step)
+		if seen[step] {
+			t.add()
+		}
+		seen[step] = true
+		if err := t.findInJSON(d); err != nil {
+			return err
+		}
+		t.path = t.path[:len(t.path)-1]
 	}
-	return all
+	_, err = d.Token() // the end
+	return err
 }

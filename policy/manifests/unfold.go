@@ -4,8 +4,10 @@ import (
 	"bytes"
 	stdjson "encoding/json"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -36,18 +38,27 @@ const maxNesting = 10
 // unfold takes the object out of the Lists and Templates that it is wrapped in. What can't be unfolded is returned as
 // an object whose kind is that of the wrapper, with the reason.
 func unfold(o object, depth int) (all []object, err error) {
-	var items stdjson.RawMessage
 	var field string
+	kind := strings.ToLower(o.kind)
+	isTemplate := kind == "template" && (o.group() == "template.openshift.io" || o.group() == "")
 	switch {
 	case depth > maxNesting:
 		return nil, fmt.Errorf("%s: Lists are nested too deep", o.where)
-	case strings.HasSuffix(o.kind, "List") && o.raw["items"] != nil:
-		items, field = o.raw["items"], "items"
-	case o.kind == "Template" && (o.group() == "template.openshift.io" || o.group() == ""):
-		items, field = o.raw["objects"], "objects"
-	default:
+	case isTemplate:
+		field = o.field("objects")
+	case strings.HasSuffix(kind, "list"):
+		field = o.field("items")
+	}
+	if field == "" {
+		if unknown := o.unknown("metadata", "message", "labels", "parameters"); isTemplate && unknown != "" {
+			return nil, fmt.Errorf("%s: the Template has no objects, but a field %.80q", o.where, unknown)
+		}
+		if unknown := o.unknown("metadata"); kind == "list" && unknown != "" {
+			return nil, fmt.Errorf("%s: the List has no items, but a field %.80q", o.where, unknown)
+		}
 		return []object{o}, nil
 	}
+	items := o.raw[field]
 	var list []stdjson.RawMessage
 	if len(items) > 0 {
 		if err := stdjson.Unmarshal(items, &list); err != nil {
@@ -55,22 +66,16 @@ func unfold(o object, depth int) (all []object, err error) {
 		}
 	}
 	var t template
-	if field == "objects" {
+	if isTemplate {
 		if t, err = readTemplate(o); err != nil {
 			return nil, fmt.Errorf("%s: %w", o.where, err)
 		}
 	}
+	twiceIn, twiceInAll := o.twiceInItems(field)
 	for i, raw := range list {
 		in := object{where: fmt.Sprintf("%s, %s[%d]", o.where, field, i), namespace: o.namespace, labels: o.labels}
-		path := fmt.Sprintf("%s[%d]", field, i)
-		for _, f := range o.twice {
-			if below, ok := strings.CutPrefix(f, path+"."); ok {
-				in.twice = append(in.twice, below)
-			} else if !strings.HasPrefix(f, field+"[") {
-				in.twice = append(in.twice, wholeObject) // the List's own items, say
-			}
-		}
-		if field == "objects" {
+		in.twice = slices.Concat(twiceInAll, twiceIn[strconv.Itoa(i)])
+		if isTemplate {
 			raw = t.substitute(raw)
 			in.labels = slices.Concat(in.labels, t.labels)
 			if t.namespace != "" {
@@ -81,8 +86,8 @@ func unfold(o object, depth int) (all []object, err error) {
 			all = append(all, in)
 			continue
 		}
-		if o.kind != "List" && field == "items" && in.kind == "" {
-			in.apiVersion, in.kind = o.apiVersion, strings.TrimSuffix(o.kind, "List")
+		if kind != "list" && !isTemplate && in.kind == "" {
+			in.apiVersion, in.kind = o.apiVersion, o.kind[:len(o.kind)-len("List")]
 		}
 		more, err := unfold(in, depth+1)
 		if err != nil {
@@ -91,6 +96,47 @@ func unfold(o object, depth int) (all []object, err error) {
 		all = append(all, more...)
 	}
 	return all, nil
+}
+
+// field is the object's field of that name as it is written there, whatever the letters' case; empty if it has none.
+func (o object) field(name string) string {
+	if o.raw[name] != nil {
+		return name
+	}
+	for _, key := range slices.Sorted(maps.Keys(o.raw)) {
+		if strings.EqualFold(key, name) {
+			return key
+		}
+	}
+	return ""
+}
+
+// unknown is a field of the object that is neither of these nor says of which kind it is; empty if it has none.
+func (o object) unknown(known ...string) string {
+	known = append(known, "apiVersion", "kind")
+	for _, key := range slices.Sorted(maps.Keys(o.raw)) {
+		if !slices.Contains(known, key) {
+			return key
+		}
+	}
+	return ""
+}
+
+// twiceInItems are the fields that are there twice in each item of the field, by its number, and in all of them: where
+// the List's own items are there twice, anything may be.
+func (o object) twiceInItems(field string) (in map[string][]string, all []string) {
+	in = map[string][]string{}
+	for _, f := range o.twice {
+		rest, ok := strings.CutPrefix(f, field+"[")
+		number, below, more := strings.Cut(rest, "]")
+		switch {
+		case !ok:
+			all = []string{wholeObject}
+		case more && strings.HasPrefix(below, "."):
+			in[number] = append(in[number], below[1:])
+		}
+	}
+	return in, all
 }
 
 // wholeObject stands among the fields that are there twice for one that could be any.

@@ -20,10 +20,7 @@ func isWorkload(o object) bool { return slices.Contains(workloadGroups[o.kind], 
 
 // workloadSpec is what policy needs of a workload's spec. A CronJob has the spec of its jobs in its jobTemplate.
 type workloadSpec struct {
-	Template struct {
-		Metadata stdjson.RawMessage `json:"metadata"`
-		Spec     stdjson.RawMessage `json:"spec"`
-	} `json:"template"`
+	Template map[string]stdjson.RawMessage `json:"template"`
 	Ordinals struct {
 		Start int `json:"start"`
 	} `json:"ordinals"`
@@ -55,20 +52,24 @@ func (c *content) addWorkload(o object) {
 		spec, path = outer.JobTemplate.Spec, "spec.jobTemplate.spec"
 	}
 	var s workloadSpec
-	if err := decode(spec, &s); err != nil || spec == nil || s.Template.Spec == nil {
+	if err := decode(spec, &s); err != nil || spec == nil || s.Template["spec"] == nil {
 		e.fail(complaint{path + ".template", fmt.Sprintf("there is none that can be read: %v", err)})
 		return
 	}
 	path += ".template"
-	in := object{namespace: m.namespace, labels: o.labels, twice: below(o.twice, path)}
-	of := in.readMeta(s.Template.Metadata, false)
+	in := object{raw: s.Template, namespace: m.namespace, labels: o.labels, twice: below(o.twice, path)}
+	of := in.readMeta(in.raw["metadata"], false)
 	of.wrongName, of.name = nil, ""
 	wrong := under(path, of.wrongLabels)
 	if of.unreadable() {
 		e.fail(wrong...)
 		return
 	}
-	pod, more, err := readPod(of, nil, s.Template.Spec, nil, path+".spec")
+	if twice := in.twicePod(); twice != nil {
+		e.fail(under(path, twice)...)
+		return
+	}
+	pod, more, err := readPod(of, nil, in.raw["spec"], nil, path+".spec")
 	if err != nil {
 		e.fail(complaint{path + ".spec", err.Error()})
 		return

@@ -122,18 +122,18 @@ func Lines(files []File) []string {
 	}
 	for _, f := range files {
 		if len(f.Objects) == 0 {
-			all = append(all, fmt.Sprintf("%s\t-\t%s\t", oneLine(f.Path), Read))
+			all = append(all, fmt.Sprintf("%s\t-\t%s\t", OneLine(f.Path), Read))
 		}
 		for _, o := range f.Objects {
 			object := o.Object
 			if object == "" {
 				object = o.Where
 			}
-			all = append(all, fmt.Sprintf("%s\t%s\t%s\t%s", oneLine(f.Path), oneLine(object), o.State, oneLine(o.Why)))
+			all = append(all, fmt.Sprintf("%s\t%s\t%s\t%s", OneLine(f.Path), OneLine(object), o.State, OneLine(o.Why)))
 		}
 	}
 	return all
 }
 
-// oneLine has a text of others' fit into a table.
-func oneLine(s string) string { return strings.ReplaceAll(policy.Excerpt(s), "\n", " ") }
+// OneLine has a text of others' fit into a table.
+func OneLine(s string) string { return strings.ReplaceAll(policy.Excerpt(s), "\n", " ") }

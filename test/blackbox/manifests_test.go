@@ -1,13 +1,19 @@
 package blackbox
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -99,6 +105,8 @@ objects:
   metadata: {name: deny, namespace: "${NAMESPACE}"}
   spec: {podSelector: {}}
 `},
+		{"small.yaml", "apiVersion: v1\nkind: list\nItems:\n- " + denyJSON + "\n"},
+		{"comments.json", "# two objects\n" + `{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}}` + "\n# the second\n" + denyJSON},
 		{"dump.yaml", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny, namespace: shop, creationTimestamp: null}\nspec: {podSelector: {}}\nstatus: {}\n"},
 	})
 }
@@ -341,6 +349,152 @@ func TestPoliciesThatAreNotEnforced(t *testing.T) {
 		if want := fmt.Sprintf(`weir_unenforced_policies{kind="%s.%s"} 1`, kind, group); !strings.Contains(served, want) {
 			t.Errorf("no metric %s", want)
 		}
+	}
+}
+
+// TestOddFiles: what can't hold a policy keeps no agent from being ready, and nobody waits for its end.
+func TestOddFiles(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("shop.yaml", shop)
+	path := func(name string) string { return filepath.Join(n.Manifests, name) }
+	socket, err := net.Listen("unix", path("socket.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = socket.Close() }()
+	put(n, "dir.yaml/deny.yaml", denyJSON)
+	if err := errors.Join(
+		unix.Mkfifo(path("pipe.yaml"), 0o600), unix.Mknod(path("zero.json"), unix.S_IFCHR|0o600, int(unix.Mkdev(1, 5))),
+		os.Symlink(".", path("loop")), os.Symlink("../dir.yaml", path("dir.yaml/loop")),
+	); err != nil {
+		t.Fatal(err)
+	}
+	n.StartAgent()
+	out, err := n.Ctl("status")
+	for _, name := range []string{"pipe.yaml", "socket.yaml", "zero.json"} {
+		if err != nil || !strings.Contains(out, name+": it is no regular file; it holds no policy, and is left out") {
+			t.Errorf("the status doesn't say that %s is left out: %v\n%s", name, err, out)
+		}
+	}
+	server, client := n.AddPod("shop", "server"), n.AddPod("shop", "client")
+	n.Serve(server.Netns, "tcp", server.IP+":80")
+	n.Reach(client, server.IP+":80", false)
+	if err := errors.Join(unix.Mkfifo(path("late.yaml"), 0o600), os.RemoveAll(path("dir.yaml"))); err != nil {
+		t.Fatal(err)
+	}
+	n.Reach(client, server.IP+":80", true)
+}
+
+// TestALinkThatLeadsNowhere: what it leads to may be a policy, on a disk that isn't mounted yet, or isn't any more.
+func TestALinkThatLeadsNowhere(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("shop.yaml", shop)
+	target := filepath.Join(t.TempDir(), "deny.yaml")
+	if err := os.Symlink(target, filepath.Join(n.Manifests, "deny.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	says := func(ready bool) {
+		t.Helper()
+		n.Eventually("the status says where the link leads", func() error {
+			out, err := n.Ctl("status")
+			if ready != (err == nil) || !strings.Contains(out, "deny.yaml: it is a link that leads nowhere") {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			return nil
+		})
+	}
+	n.SpawnAgent()
+	says(false)
+	if err := os.WriteFile(target, []byte(denyJSON), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.Eventually("the agent is ready", func() error {
+		_, err := n.Ctl("status")
+		return err
+	})
+	server, client := n.AddPod("shop", "server"), n.AddPod("shop", "client")
+	n.Serve(server.Netns, "tcp", server.IP+":80")
+	n.Reach(client, server.IP+":80", false)
+	if err := os.Remove(target); err != nil {
+		t.Fatal(err)
+	}
+	says(true)
+	n.Reach(client, server.IP+":80", false)
+}
+
+// TestNamesThatPretend: names of files and objects, and their fields, neither forge lines nor reach a terminal.
+func TestNamesThatPretend(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("shop.yaml", shop)
+	const pretended = "x\nFORGED: \x1b[31m\u202e"
+	put(n, pretended+".yaml", denyJSON)
+	put(n, "2"+pretended+".yaml", "kind: Service\nspec: [\n")
+	for i, text := range []string{
+		`{"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": {"name": %q, "namespace": %[1]q}}`,
+		`{"apiVersion": "crd.projectcalico.org/v1", "kind": "NetworkPolicy%s", "metadata": {"name": "x"}}`,
+		`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": %q}}`,
+		`{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "x"}, "spec": {"podSelector": {}, %q: 1}}`,
+	} {
+		name, _ := json.Marshal(pretended)
+		text = strings.ReplaceAll(strings.ReplaceAll(text, "%[1]q", string(name)), "%q", string(name))
+		put(n, fmt.Sprintf("o%d.json", i), strings.ReplaceAll(text, "%s", strings.Trim(string(name), `"`)))
+	}
+	n.StartAgent()
+	status, _ := n.Ctl("status")
+	check, _ := exec.Command(filepath.Join(n.Bin, "weir-agent"), "check", "dir:"+n.Manifests).CombinedOutput()
+	for by, out := range map[string]string{"status": status, "check": string(check), "the log": n.AgentLog()} {
+		if strings.ContainsAny(out, "\x1b\u202e") {
+			t.Errorf("%s has what a terminal obeys: %q", by, out)
+		}
+		for line := range strings.Lines(out) {
+			if strings.HasPrefix(strings.TrimPrefix(strings.TrimLeft(line, " "), "ERROR: "), "FORGED") {
+				t.Errorf("%s has a forged line: %s", by, line)
+			}
+		}
+	}
+	if !strings.Contains(status, "CiliumNetworkPolicy") {
+		t.Errorf("the status:\n%s", status)
+	}
+}
+
+// TestLargeManifests: what one reads takes time in proportion to its size, whatever is wrong with it.
+func TestLargeManifests(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	const size = 1 << 20
+	many := func(format string) string {
+		var b strings.Builder
+		for i := 0; b.Len() < size; i++ {
+			fmt.Fprintf(&b, format, i)
+		}
+		return b.String()
+	}
+	for what, text := range map[string]string{
+		"unknown fields": denyJSON[:len(denyJSON)-1] + many(`, "k%d": 1`) + "}",
+		"bad labels":     `{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "labels": {"a": "b"` + many(`, "k%d": 1`) + "}}}",
+		"fields twice":   "apiVersion: v1\nkind: List\nitems:\n" + many("- {apiVersion: v1, kind: ConfigMap, metadata: {name: c%d, name: d}}\n"),
+		"one field":      denyJSON[:len(denyJSON)-1] + `, "` + strings.Repeat(`x\n`, size/3) + `": 1}`,
+	} {
+		n.Manifest("large.yaml", text)
+		start := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		out, _ := exec.CommandContext(ctx, filepath.Join(n.Bin, "weir-agent"), "check", "dir:"+n.Manifests).CombinedOutput()
+		late := ctx.Err()
+		if cancel(); late != nil || !strings.Contains(string(out), "large.yaml") {
+			t.Errorf("%s: not read after %s: %.200s", what, time.Since(start), out)
+		}
+		t.Logf("%s: %s", what, time.Since(start))
 	}
 }
 
