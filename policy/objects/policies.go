@@ -19,12 +19,14 @@ var policyKinds = map[string][]string{
 	"kubearmor.com":                    {"KubeArmorPolicy", "KubeArmorClusterPolicy", "KubeArmorHostPolicy"},
 	"neuvector.com":                    {"NvSecurityRule", "NvClusterSecurityRule", "NvGroupDefinition"},
 	"otterize.com":                     {"ClientIntents"},
+	"vpcresources.k8s.aws":             {"SecurityGroupPolicy"},
 }
 
 // IsPolicy says whether objects of the kind are policies of which packets pass, other than networking.k8s.io's
 // NetworkPolicy: CiliumNetworkPolicy, AdminNetworkPolicy, GlobalNetworkPolicy, Antrea's NetworkPolicy and so on. weir
 // enforces none of them. A kind that calls itself a network policy is taken for one, whoever's it is.
 func IsPolicy(group, kind string) bool {
+	group = strings.ToLower(group)
 	if group == "networking.k8s.io" {
 		return false
 	}
@@ -36,7 +38,7 @@ func IsPolicy(group, kind string) bool {
 			continue
 		}
 		for _, k := range kinds {
-			if k == kind {
+			if strings.EqualFold(k, kind) {
 				return true
 			}
 		}
