@@ -218,14 +218,15 @@ func RepairGuard(current func() ([]Sender, error)) (lacked []Sender, fell bool, 
 	if err != nil {
 		err = errors.Join(err, unknown)
 		if fell {
-			err = errors.Join(err, makeGuard(nil))
+			err = errors.Join(err, makeGuardOf(nil, elementsOf(has)))
 		}
 		return nil, fell, err
 	}
-	missing := elements{}
+	missing, all := elements{}, elements{}
 	for _, s := range allow {
 		lacks := false
 		for f, list := range s.elements() {
+			all[f] = append(all[f], list...)
 			for _, e := range list {
 				if !has[f][string(e.Key)] {
 					missing[f] = append(missing[f], e)
@@ -239,16 +240,37 @@ func RepairGuard(current func() ([]Sender, error)) (lacked []Sender, fell bool, 
 		}
 	}
 	if len(missing) > 0 || fell {
-		if err := errors.Join(unknown, makeGuard(missing)); err != nil {
+		if err := errors.Join(unknown, makeGuardOf(missing, all)); err != nil {
 			return nil, false, err
 		}
 	}
-	for f, stale := range has {
-		for k := range stale {
-			if err := forbid(conn, f, nftables.SetElement{Key: []byte(k)}); err != nil {
+	for f, stale := range elementsOf(has) {
+		for _, e := range stale {
+			if err := forbid(conn, f, e); err != nil {
 				return lacked, fell, fmt.Errorf("clear a leftover from the guard: %w", err)
 			}
 		}
 	}
 	return lacked, fell, nil
+}
+
+// makeGuardOf makes the guard with what is missing, or, where the kernel can't make it of what is there, anew with all.
+func makeGuardOf(missing, all elements) error {
+	if makeGuard(missing) == nil {
+		return nil
+	}
+	return makeGuardAnew(all)
+}
+
+// elementsOf are the elements with these keys, of those that have the keys' length.
+func elementsOf(has map[conf.Family]map[string]bool) elements {
+	all := elements{}
+	for _, f := range conf.Families {
+		for k := range has[f] {
+			if len(k) == int(senders(f).KeyType.Bytes) {
+				all[f] = append(all[f], nftables.SetElement{Key: []byte(k)})
+			}
+		}
+	}
+	return all
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/nft"
 )
 
 // The guard is three nftables tables. "bridge weir" sees the frames that a port hands to the bridge, and drops what is
@@ -82,7 +83,7 @@ const portsTable = "weir-ports"
 // bytes: 16 for the interface's name, 8 for the MAC, 4 or 16 for the address.
 const (
 	regName = unix.NFT_REG_1
-	regMAC  = unix.NFT_REG32_04
+	regMAC  = unix.NFT_REG_2 // the fifth of the 32-bit registers; the kernel calls it so
 	regAddr = unix.NFT_REG32_06
 )
 
@@ -182,6 +183,28 @@ func makeGuard(add elements) error {
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
+	stands, err := guardStands(conn)
+	return commitGuard(conn, add, err != nil || !stands)
+}
+
+// makeGuardAnew deletes whatever has the names of the guard's tables, and makes the guard in the same transaction. Chains at
+// other hooks and sets of other types can't be changed into the guard's.
+//
+// Equivalent to: nft -f, with "delete table" of each in front of the tables
+func makeGuardAnew(all elements) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	for _, t := range guardTables() {
+		conn.AddTable(t) // what isn't there can't be deleted
+		conn.DelTable(t)
+	}
+	return commitGuard(conn, all, true)
+}
+
+// commitGuard adds the elements, and makes what isn't there; rules only if it is told to.
+func commitGuard(conn *nftables.Conn, add elements, rules bool) error {
 	for _, t := range guardTables() {
 		conn.AddTable(t)
 	}
@@ -196,10 +219,10 @@ func makeGuard(add elements) error {
 			return fmt.Errorf("add to the guard's set %s: %w", guardSets[f], err)
 		}
 	}
-	if stands, err := guardStands(conn); err != nil || !stands {
+	if rules {
 		addRules(conn, guardChains(sets))
 	}
-	err = conn.Flush()
+	err := conn.Flush()
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
 		err = fmt.Errorf("%w: the kernel needs nf_tables for these families (CONFIG_NF_TABLES_BRIDGE, _INET and _ARP)", err)
 	}
@@ -209,8 +232,7 @@ func makeGuard(add elements) error {
 	return nil
 }
 
-// guardStands says whether the chains have their rules, by their comments: whoever edits rules by hand leaves others.
-// With an error it isn't known.
+// guardStands says whether all of the guard but the elements of its sets is as it should be. With an error it isn't known.
 //
 // Equivalent to: nft list table bridge weir; nft list table inet weir-ports; nft list table arp weir-ports
 func guardStands(conn *nftables.Conn) (bool, error) {
@@ -225,6 +247,10 @@ func guardStands(conn *nftables.Conn) (bool, error) {
 		}
 	}
 	for _, c := range guardChains(guardSetsOf()) {
+		hooked, err := c.hooked(conn)
+		if err != nil || !hooked {
+			return false, err
+		}
 		have, err := conn.GetRules(c.Table, c.Chain)
 		if errors.Is(err, unix.ENOENT) {
 			return false, nil
@@ -233,13 +259,29 @@ func guardStands(conn *nftables.Conn) (bool, error) {
 			return false, fmt.Errorf("list the rules of the guard's chain %s: %w", c.Name, err)
 		}
 		if !slices.EqualFunc(have, c.rules, func(h *nftables.Rule, w guardRule) bool {
-			comment, _ := userdata.GetString(h.UserData, userdata.TypeComment)
-			return comment == w.comment && len(h.Exprs) == len(w.exprs)
+			return nft.SameRule(c.Table.Family, h, w.comment, w.exprs)
 		}) {
 			return false, nil
 		}
 	}
 	return true, nil
+}
+
+// hooked says whether the kernel has the chain at its hook, or at none if it has none.
+func (c guardChain) hooked(conn *nftables.Conn) (bool, error) {
+	chains, err := conn.ListChainsOfTableFamily(c.Table.Family)
+	if err != nil {
+		return false, fmt.Errorf("list the chains of the guard: %w", err)
+	}
+	i := slices.IndexFunc(chains, func(have *nftables.Chain) bool { return have.Table.Name == c.Table.Name && have.Name == c.Name })
+	if i < 0 {
+		return false, nil
+	}
+	var priority nftables.ChainPriority
+	if c.Priority != nil {
+		priority = *c.Priority
+	}
+	return nft.Hooked(chains[i], c.Hooknum, priority), nil
 }
 
 func addRules(conn *nftables.Conn, chains []guardChain) {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/nft"
 )
 
 // Traffic counts tunnel packets since the gate was made.
@@ -81,7 +82,7 @@ func (g Gate) Keep() error {
 			if err != nil {
 				return fmt.Errorf("list the gate's chain %s: %w", want.name, err)
 			}
-			if (len(rules) > 0 || len(want.rules) == 0) && want.hooked(chains[i]) {
+			if (len(rules) > 0 || len(want.rules) == 0) && nft.Hooked(chains[i], want.hook, want.priority) {
 				continue
 			}
 		}
@@ -264,7 +265,7 @@ func chainsStand(conn *nftables.Conn, g Gate) (stands bool, t Traffic, err error
 	stands = len(chains) == len(g.chains)
 	for _, want := range g.chains {
 		i := slices.IndexFunc(chains, func(c *nftables.Chain) bool { return c.Name == want.name })
-		if i < 0 || !want.hooked(chains[i]) {
+		if i < 0 || !nft.Hooked(chains[i], want.hook, want.priority) {
 			stands = false
 			continue
 		}
@@ -272,40 +273,14 @@ func chainsStand(conn *nftables.Conn, g Gate) (stands bool, t Traffic, err error
 		if err != nil {
 			return false, t, fmt.Errorf("list the gate's chain %s: %w", want.name, err)
 		}
-		stands = stands && slices.EqualFunc(rules, want.rules, equalRule)
+		stands = stands && slices.EqualFunc(rules, want.rules, func(have *nftables.Rule, r gateRule) bool {
+			return nft.SameRule(nftables.TableFamilyINet, have, r.comment, r.exprs)
+		})
 		for _, r := range rules {
 			t.count(r)
 		}
 	}
 	return stands, t, nil
-}
-
-func (c gateChain) hooked(k *nftables.Chain) bool {
-	if c.hook == nil {
-		return k.Hooknum == nil
-	}
-	policy := k.Policy == nil || *k.Policy == nftables.ChainPolicyAccept
-	return k.Hooknum != nil && *k.Hooknum == *c.hook && k.Priority != nil && *k.Priority == c.priority && policy
-}
-
-// equalRule compares what the rules do, and not what they have counted.
-func equalRule(have *nftables.Rule, want gateRule) bool {
-	comment, _ := userdata.GetString(have.UserData, userdata.TypeComment)
-	return comment == want.comment && slices.EqualFunc(have.Exprs, want.exprs, func(a, b expr.Any) bool {
-		x, errX := plain(a)
-		y, errY := plain(b)
-		return errX == nil && errY == nil && bytes.Equal(x, y)
-	})
-}
-
-func plain(e expr.Any) ([]byte, error) {
-	switch x := e.(type) {
-	case *expr.Counter:
-		e = &expr.Counter{}
-	case *expr.Lookup:
-		e = &expr.Lookup{SourceRegister: x.SourceRegister, SetName: x.SetName, Invert: x.Invert}
-	}
-	return expr.Marshal(byte(nftables.TableFamilyINet), e)
 }
 
 func (t *Traffic) count(r *nftables.Rule) {

@@ -308,6 +308,43 @@ func TestGuardRepairsAreCounted(t *testing.T) {
 	})
 }
 
+// TestGuardThatLooksLikeItself: the guard's tables have all their rules' comments, and do something else. nft prints
+// the numbers that it knows as words: the priority -300 of the bridge family is "dstnat".
+func TestGuardThatLooksLikeItself(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newKeptNode(t)
+	hooked := "nft list chain bridge weir ports | grep 'hook prerouting priority dstnat; policy accept'"
+	again := func(table, edit string) string {
+		list := "nft list table " + table
+		return "(echo delete table " + table + "; " + list + " | sed '" + edit + "') > /run/again.nft && nft -f /run/again.nft"
+	}
+	verdict := func(chain, comment, was, is string) string {
+		find := "nft -a list chain " + chain + " | grep '" + comment + "'"
+		return "nft replace rule " + chain + " handle $(" + find + " | sed 's/.*handle //') " +
+			"$(" + find + " | sed 's/ # handle.*//; s/packets 0 bytes 0//; s/ " + was + " / " + is + " /')"
+	}
+	n.comesBack([]damage{
+		{"guard", again("bridge weir", "s/type filter hook prerouting.*//"), hooked},
+		{"guard", again("bridge weir", "s/hook prerouting priority dstnat/hook prerouting priority 300/"), hooked},
+		{"guard", again("bridge weir", "s/hook prerouting priority dstnat/hook forward priority 0/"), hooked},
+		{"guard", "nft 'chain bridge weir ports { policy drop; }'", hooked},
+		{
+			"guard", verdict("bridge weir ports", "forged sender", "drop", "accept"),
+			"nft list chain bridge weir ports | grep 'forged sender' | grep ' drop '",
+		},
+		{
+			"guard", again("inet weir-ports", "s/type filter hook prerouting.*//"),
+			"nft list chain inet weir-ports prerouting | grep 'hook prerouting priority -450'",
+		},
+		{
+			"guard", "nft 'delete table bridge weir; add table bridge weir; add set bridge weir senders4 { type ipv4_addr; }'",
+			"nft list set bridge weir senders4 | grep " + portOf(t, n.server),
+		},
+	})
+}
+
 const twoNodes = `
 apiVersion: v1
 kind: Node
