@@ -183,10 +183,11 @@ func (d *Driver) putFirst(ctx context.Context, want policy.Ruleset) (stand bool,
 		if !d.wanted[f] {
 			continue
 		}
-		mangle := d.readTable(ctx, f, "mangle", d.have)
-		if _, err := (tables{"mangle": mangle}).wake(f); err != nil {
+		read := tables{"mangle": d.readTable(ctx, f, "mangle", d.have)}
+		if _, err := read.wake(f); err != nil {
 			return true, err
 		}
+		mangle := read["mangle"]
 		hidden := false
 		if u := mangle.unknown; u != nil {
 			why = append(why, u.why)

@@ -192,7 +192,18 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 	if err == nil {
 		t, err = d.Flavour.read(ctx, f, name)
 	}
-	if t.dormant = dormant; err == nil {
+	var away []string
+	if d.Flavour == NFT {
+		var errAway error
+		if away, errAway = misplaced(f, name); errAway == nil && len(away) > 0 {
+			errAway = others(f, name, away)
+		}
+		if errAway != nil {
+			away = nil
+			err = errors.Join(err, errAway)
+		}
+	}
+	if t.dormant, t.misplaced = dormant, away; err == nil {
 		return t
 	}
 	u := &unknown{why: fmt.Errorf("table %s of %s can't be read: %w", name, d.Flavour.program(f), err)}
@@ -207,7 +218,7 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 			return table{rules: map[string][]string{}} // nothing of weir's is wanted there, nor is anything there
 		}
 	}
-	return table{unknown: u, dormant: dormant}
+	return table{unknown: u, dormant: dormant, misplaced: away}
 }
 
 func ours(chain string) bool { return strings.HasPrefix(chain, chainPrefix) }

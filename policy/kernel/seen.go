@@ -104,16 +104,33 @@ func wake(f conf.Family, name string) error {
 	return nil
 }
 
-// wake switches on all of the family's tables that are switched off, and says whether there were any.
+// wake has packets come through the family's tables again: it switches on those that are switched off, and deletes built-in chains
+// that hang elsewhere. It says whether there were any.
 func (t tables) wake(f conf.Family) (any bool, err error) {
 	for _, name := range tablesUsed {
-		if this := t[name]; this.dormant {
+		this := t[name]
+		if !this.dormant && len(this.misplaced) == 0 {
+			continue
+		}
+		if this.dormant {
 			if err := wake(f, name); err != nil {
 				return any, err
 			}
-			this.dormant, any = false, true
-			t[name] = this
 		}
+		if len(this.misplaced) > 0 {
+			if err := deleteChains(f, name, this.misplaced); err != nil {
+				return any, err
+			}
+			for _, chain := range this.misplaced {
+				if this.unknown == nil {
+					this.rules[chain] = nil
+				} else if this.unknown.seen != nil {
+					delete(this.unknown.seen, chain)
+				}
+			}
+		}
+		this.dormant, this.misplaced, any = false, nil, true
+		t[name] = this
 	}
 	return any, nil
 }

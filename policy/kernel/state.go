@@ -49,6 +49,8 @@ type table struct {
 	unknown *unknown
 	// dormant says that somebody has switched the table off: it holds its rules, and no packet passes them.
 	dormant bool
+	// misplaced are built-in chains that packets don't come through where iptables has them do.
+	misplaced []string
 }
 
 // unknown is a table that iptables-save can't print: a rule in it isn't iptables' own, or is of another version. What

@@ -295,6 +295,47 @@ func TestATableThatIsSwitchedOff(t *testing.T) {
 	well(n)
 }
 
+// TestAChainThatHangsElsewhere: mangle FORWARD has weir's rule in its place and in its words, and packets come through
+// the chain somewhere else, or nowhere.
+func TestAChainThatHangsElsewhere(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n, a, b := denied(t)
+	for _, hook := range []string{
+		"", "type filter hook output priority -150;", "type filter hook forward priority 300;", "type filter hook forward priority -151;",
+	} {
+		n.Reach(a, b.IP+":80", false)
+		sh(t, `cat > /run/forward.nft <<END
+flush chain ip mangle FORWARD
+delete chain ip mangle FORWARD
+table ip mangle {
+	chain FORWARD {
+		`+hook+`
+		counter jump WEIR-FORWARD comment "weir: what no policy lets through to or from a pod is dropped"
+	}
+}
+END
+nft -f /run/forward.nft`)
+		n.Eventually("mangle FORWARD hangs where it belongs, after "+hook, func() error {
+			out := sh(t, "nft list chain ip mangle FORWARD 2>/dev/null || true")
+			if !strings.Contains(out, "hook forward priority mangle;") {
+				return errors.New(out)
+			}
+			return jumps("ip mangle FORWARD", 1)
+		})
+		n.Reach(a, b.IP+":80", false)
+		n.Eventually("the node is ready", func() error { _, err := n.Ctl("status"); return err })
+	}
+	// What others have there isn't deleted.
+	sh(t, "nft 'flush chain ip mangle FORWARD; delete chain ip mangle FORWARD; add chain ip mangle FORWARD; add rule ip mangle FORWARD counter'")
+	notReadyFor(n, "FORWARD")
+	refused(n, "FORWARD")
+	sh(t, "nft 'flush chain ip mangle FORWARD; delete chain ip mangle FORWARD'")
+	well(n)
+	n.Reach(a, b.IP+":80", false)
+}
+
 // TestASetThatCantBeRead: a set under weir's name isn't of a type of weir's. Nothing is known of sets then, and
 // weir's rule gets back its place all the same.
 func TestASetThatCantBeRead(t *testing.T) {
