@@ -178,12 +178,14 @@ func (d *Driver) PutFirst(ctx context.Context, want policy.Ruleset) error {
 func (d *Driver) putFirst(ctx context.Context, want policy.Ruleset) (stand bool, err error) {
 	var p plan
 	var why []error
+	reading, cancel := context.WithTimeout(ctx, readTime)
+	defer cancel()
 	for _, f := range conf.Families {
 		d.wanted[f] = want.Has(f)
 		if !d.wanted[f] {
 			continue
 		}
-		read := tables{"mangle": d.readTable(ctx, f, "mangle", d.have)}
+		read := tables{"mangle": d.readTable(reading, f, "mangle", d.have)}
 		if _, err := read.wake(f); err != nil {
 			return true, err
 		}

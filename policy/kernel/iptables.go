@@ -146,9 +146,10 @@ func (f Flavour) save(ctx context.Context, family conf.Family, table string) (st
 }
 
 func run(ctx context.Context, name string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, readTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.WaitDelay = time.Second // for what it has started itself
 	var out bytes.Buffer
 	var errOut output
 	cmd.Stdout, cmd.Stderr = &out, &errOut

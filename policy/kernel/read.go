@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
@@ -35,6 +36,10 @@ func (e *UnknownError) Error() string {
 	return fmt.Sprintf("%v (weir's own chains and rules are written there all the same)", errors.Join(e.Why...))
 }
 
+// readTime bounds one look at all tables together: while a program hangs that should print one, weir's rules may lack their
+// place in another.
+const readTime = 30 * time.Second
+
 // Read reads all that the kernel holds of weir's. Whoever computes what it should hold does so after that, from records
 // that were read after it: what the plugin has changed by then has a record that says so.
 //
@@ -45,6 +50,8 @@ func (d *Driver) Read(ctx context.Context) error {
 	if err := d.detect(ctx); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, readTime)
+	defer cancel()
 	have, err := d.read(ctx, before)
 	if err != nil {
 		return err
@@ -63,6 +70,8 @@ func (d *Driver) look(ctx context.Context, want policy.Ruleset, verify Verify) e
 	if verify == All || d.have == nil {
 		return d.Read(ctx)
 	}
+	ctx, cancel := context.WithTimeout(ctx, readTime)
+	defer cancel()
 	for _, f := range conf.Families {
 		holds := d.have.tables[f].holds()
 		if d.wanted[f] && !holds { // what others have there wasn't of interest before
