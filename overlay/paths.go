@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
 )
 
 // Routes are the node's own, as the kernel takes them. What was asked once is kept, so that a plan for thousands of
@@ -170,4 +172,54 @@ func (r *Routes) holding(local netip.Addr) (Path, error) {
 		}
 	}
 	return Path{}, nil
+}
+
+// Local are the addresses of the node's own links and of its routers, in their order. A route of weir's own to another
+// node's pods would take them away. What weir's own links and routes have isn't among them.
+//
+// Equivalent to: ip addr show; ip route show table all
+func Local(h netlinksafe.Handle) ([]policy.Local, error) {
+	links, err := h.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list the node's links: %w", err)
+	}
+	names := make(map[int]string, len(links))
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	words := map[netip.Addr]string{}
+	note := func(ip net.IP, link int, format string) {
+		a, ok := netip.AddrFromSlice(ip)
+		if name := names[link]; ok && !a.IsUnspecified() && name != conf.Bridge && name != conf.Tunnel {
+			words[a.Unmap()] = fmt.Sprintf(format, name)
+		}
+	}
+	addrs, err := h.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list the node's addresses: %w", err)
+	}
+	for _, a := range addrs {
+		note(a.IP, a.LinkIndex, "this node's address on %s")
+	}
+	routes, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	for _, route := range routes {
+		if route.Protocol == conf.RouteProtocol {
+			continue
+		}
+		for _, hop := range append(route.MultiPath, &netlink.NexthopInfo{LinkIndex: route.LinkIndex, Gw: route.Gw, Via: route.Via}) {
+			note(hop.Gw, hop.LinkIndex, "a router of this node's on %s")
+			if via, ok := hop.Via.(*netlink.Via); ok {
+				note(via.Addr, hop.LinkIndex, "a router of this node's on %s")
+			}
+		}
+	}
+	local := make([]policy.Local, 0, len(words))
+	for a, what := range words {
+		local = append(local, policy.Local{Address: a, What: what})
+	}
+	slices.SortFunc(local, func(a, b policy.Local) int { return a.Address.Compare(b.Address) })
+	return local, nil
 }

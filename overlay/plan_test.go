@@ -32,7 +32,7 @@ func options(e Encapsulation) Options {
 
 // planned is the node's plan by its real routes.
 func planned(self string, e Encapsulation, nodes []policy.Node, o *Overlay) Plan {
-	settled, _ := policy.Settle(nodes, self, nil)
+	settled, _ := policy.Settle(nodes, policy.Terms{Self: self})
 	return Compute(self, options(e), settled, NewRoutes(o.h))
 }
 
@@ -80,7 +80,7 @@ func TestCompute(t *testing.T) {
 		{"overlap with the node's own", Always, []policy.Node{node("a", "172.20.1.14", "100.96.0.0/16"), self, near}, []string{"near 100.96.2.0/24 172.20.1.11 tunnel"}, []string{"Node a: spec.podCIDRs: the network 100.96.0.0/16"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			settled, problems := policy.Settle(tc.nodes, "self", nil)
+			settled, problems := policy.Settle(tc.nodes, policy.Terms{Self: "self"})
 			plan := Compute("self", options(tc.e), settled, subnet)
 			plan.Problems = append(plan.Problems, problems...)
 			var peers []string
@@ -105,7 +105,7 @@ func TestCompute(t *testing.T) {
 		})
 	}
 	for field, n := range map[string]policy.Node{"spec.podCIDRs": node("self", "172.20.1.10"), "status.addresses": node("self", "", "100.96.1.0/24")} {
-		settled, problems := policy.Settle([]policy.Node{n, near}, "self", nil)
+		settled, problems := policy.Settle([]policy.Node{n, near}, policy.Terms{Self: "self"})
 		plan := Compute("self", options(Always), settled, subnet)
 		if plan.Local.IsValid() || len(problems) != 1 || problems[0].Field != field || !strings.Contains(problems[0].Message, "can't have pods") {
 			t.Errorf("the node itself has no %s: %+v, %v", field, plan, problems)

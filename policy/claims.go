@@ -27,20 +27,49 @@ var special = []struct {
 	{netip.MustParsePrefix("ff00::/8"), "multicast"},
 }
 
+// maxClaims is how many addresses, and how many networks, of one Node are looked at: far more than kubelet and Kubernetes
+// give a Node (two of each), and so few that one Node can't fill the others' routes and their lists of problems.
+const maxClaims = 32
+
+// Terms are what Settle goes by beside the Nodes.
+type Terms struct {
+	// Self is the name of this node; empty if there are no ways between nodes.
+	Self string
+	// Within are the networks that hold those of all Nodes; if there are none, these can be any.
+	Within []netip.Prefix
+	// Local are addresses that this node needs, in their order: no other node's network holds one.
+	Local []Local
+	// Before are the Nodes with what counted of them before.
+	Before []Node
+}
+
+// Local is an address of the node's own, or of a router of it.
+type Local struct {
+	Address netip.Addr
+	What    string // in words
+}
+
 // Settle decides which addresses and networks of Nodes count, and reports the others. Whoever writes Nodes could take
 // other nodes' traffic by them, or the place of other nodes' pods in policies; so all that goes by a Node goes by what
 // is settled here: routes, tunnels, the senders that tunnels believe, and the addresses that pods are believed to have.
 //
 // Special addresses don't count; nor does a network that holds a special address or some node's InternalIP, or that
-// isn't within one of the networks in within, if there are any. Of two Nodes that claim the same, the one that was
-// created first keeps it. Where that doesn't tell, the Node named self comes first, and then the names' order decides.
-// A Node whose age isn't known comes after those whose age is.
+// isn't within one of the networks in Within, if there are any, or another node's that holds an address that this node
+// needs itself. Of two Nodes that claim the same, the one that was created first keeps it. Where that doesn't tell, the
+// Node named Self comes first, and then the names' order decides. A Node whose age isn't known comes after those whose
+// age is. But a claim that counted before goes on counting for as long as the Node makes it: Nodes can be edited, and an
+// older one must not take what another has by then.
 //
-// Where self isn't empty there are ways between nodes, and a Node without an address or a network is reported too.
+// Where Self isn't empty there are ways between nodes, and a Node without an address or a network is reported too.
 //
 // The Nodes are returned in that order. Each claim costs a look-up for every length of prefix that some Node claims.
-func Settle(nodes []Node, self string, within []netip.Prefix) ([]Node, []Problem) {
-	s := settler{exact: map[netip.Prefix]string{}, inside: map[netip.Prefix]claim{}}
+func Settle(nodes []Node, t Terms) ([]Node, []Problem) {
+	self, within := t.Self, t.Within
+	s := settler{exact: map[netip.Prefix]string{}, inside: map[netip.Prefix]claim{}, self: self, local: t.Local}
+	nodes = slices.Clone(nodes)
+	for i := range nodes {
+		nodes[i] = s.bound(nodes[i])
+	}
 	for _, n := range nodes {
 		for _, a := range n.Addresses {
 			s.note(hostPrefix(a))
@@ -52,6 +81,7 @@ func Settle(nodes []Node, self string, within []netip.Prefix) ([]Node, []Problem
 	settled := slices.SortedFunc(slices.Values(nodes), func(a, b Node) int {
 		return cmp.Or(compareAge(a.Created, b.Created), first(a.Name == self, b.Name == self), strings.Compare(a.Name, b.Name))
 	})
+	s.goOn(settled, t.Before)
 	for i := range settled {
 		n := &settled[i]
 		report := func(field, why string) { s.problems = append(s.problems, Problem{"Node " + n.Name, field, why}) }
@@ -60,6 +90,8 @@ func Settle(nodes []Node, self string, within []netip.Prefix) ([]Node, []Problem
 			why := s.refuses(n.Name, hostPrefix(a))
 			switch {
 			case slices.Contains(addresses, a):
+			case s.goingOn[goingOn{n.Name, hostPrefix(a), false}]:
+				addresses = append(addresses, a)
 			case why != "":
 				report("status.addresses", fmt.Sprintf("the InternalIP %s doesn't count: %s", a, why))
 			default:
@@ -69,7 +101,14 @@ func Settle(nodes []Node, self string, within []netip.Prefix) ([]Node, []Problem
 		}
 		var networks []netip.Prefix
 		for _, p := range n.PodCIDRs {
+			if s.goingOn[goingOn{n.Name, p, true}] && !slices.Contains(networks, p) {
+				networks = append(networks, p)
+				continue
+			}
 			why := s.refuses(n.Name, p)
+			if why == "" && n.Name != self {
+				why = s.holdsLocal(p)
+			}
 			if why == "" && len(within) > 0 && !slices.ContainsFunc(within, func(w netip.Prefix) bool { return holds(w, p) }) {
 				why = "it isn't within the cluster's networks (--cluster-cidr)"
 			}
@@ -134,7 +173,70 @@ type settler struct {
 	six      [129]bool               // the same of IPv6
 	exact    map[netip.Prefix]string // the claims that count, and whose they are
 	inside   map[netip.Prefix]claim  // for each claim that counts, the networks of claimed lengths that hold it
+	goingOn  map[goingOn]bool
+	self     string
+	local    []Local
 	problems []Problem
+}
+
+// goingOn is a claim that counted before and still does.
+type goingOn struct {
+	node    string
+	claim   netip.Prefix
+	network bool
+}
+
+// bound leaves out what is beyond maxClaims, and tells of it.
+func (s *settler) bound(n Node) Node {
+	tell := func(field, what string, count int) {
+		why := fmt.Sprintf("there are %d %s; only the first %d are looked at", count, what, maxClaims)
+		s.problems = append(s.problems, Problem{"Node " + n.Name, field, why})
+	}
+	if count := len(n.Addresses); count > maxClaims {
+		tell("status.addresses", "InternalIPs", count)
+		n.Addresses = n.Addresses[:maxClaims:maxClaims]
+	}
+	if count := len(n.PodCIDRs); count > maxClaims {
+		tell("spec.podCIDRs", "networks", count)
+		n.PodCIDRs = n.PodCIDRs[:maxClaims:maxClaims]
+	}
+	return n
+}
+
+// goOn keeps those claims first that counted before and that the same Node makes still.
+func (s *settler) goOn(nodes, before []Node) {
+	s.goingOn = map[goingOn]bool{}
+	was := make(map[string]Node, len(before))
+	for _, n := range before {
+		was[n.Name] = n
+	}
+	for _, n := range nodes {
+		w, ok := was[n.Name]
+		if !ok || !w.Created.Equal(n.Created) { // another object of the name
+			continue
+		}
+		for _, a := range n.Addresses {
+			if slices.Contains(w.Addresses, a) && s.refuses(n.Name, hostPrefix(a)) == "" {
+				s.keep(n.Name, hostPrefix(a))
+				s.goingOn[goingOn{n.Name, hostPrefix(a), false}] = true
+			}
+		}
+		for _, p := range n.PodCIDRs {
+			if slices.Contains(w.PodCIDRs, p) && s.refuses(n.Name, p) == "" && (n.Name == s.self || s.holdsLocal(p) == "") {
+				s.keep(n.Name, p)
+				s.goingOn[goingOn{n.Name, p, true}] = true
+			}
+		}
+	}
+}
+
+// holdsLocal says which address that this node needs is in the network; empty if none is.
+func (s *settler) holdsLocal(p netip.Prefix) string {
+	i, _ := slices.BinarySearchFunc(s.local, p.Masked().Addr(), func(l Local, a netip.Addr) int { return l.Address.Compare(a) })
+	if i == len(s.local) || !p.Contains(s.local[i].Address) {
+		return ""
+	}
+	return fmt.Sprintf("it holds %s, %s", s.local[i].Address, s.local[i].What)
 }
 
 func (s *settler) lengths(p netip.Prefix) []bool {

@@ -55,7 +55,7 @@ func TestSettle(t *testing.T) {
 		{networks: "8.8.8.8/32 100.96.4.0/24 2001:db8:9::/64 100.0.0.0/8", kept: "100.96.4.0/24", within: within},
 	} {
 		for _, evil := range []Node{claimant("a-evil", 4, tc.addresses, tc.networks), claimant("z-evil", -1, tc.addresses, tc.networks)} {
-			got, problems := Settle(slices.Concat([]Node{evil}, honest), "self", tc.within)
+			got, problems := Settle(slices.Concat([]Node{evil}, honest), Terms{Self: "self", Within: tc.within})
 			if diff := cmp.Diff(honest, got[:3], cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
 				t.Errorf("%s %s harms others: %s", tc.addresses, tc.networks, diff)
 			}
@@ -111,9 +111,72 @@ func TestSettleOrder(t *testing.T) {
 		nodes := []Node{claimant(tc.names[0], tc.first, "172.20.1.10", "100.96.1.0/24"), claimant(tc.names[1], tc.second, "172.20.1.10", "100.96.1.0/24")}
 		for range 2 {
 			slices.Reverse(nodes)
-			got, problems := Settle(nodes, "self", nil)
+			got, problems := Settle(nodes, Terms{Self: "self"})
 			if got[0].Name != tc.names[tc.keeps] || len(got[0].Addresses) != 1 || len(got[1].Addresses)+len(got[1].PodCIDRs) > 0 || len(problems) != 2 {
 				t.Errorf("%v: %v, %v", tc, got, problems)
+			}
+		}
+	}
+}
+
+// TestWhatCountedBefore: a Node that is edited takes nothing from others, be it the oldest, and one that was made anew under its
+// name is another.
+func TestWhatCountedBefore(t *testing.T) {
+	const address, network = "172.20.1.10", "100.96.1.0/24"
+	victim := claimant("z", 5, address, network)
+	before, _ := Settle([]Node{claimant("a", 1, "172.20.9.10", "100.96.9.0/24"), victim}, Terms{})
+	for _, tc := range []struct {
+		minute             int
+		address, network   string
+		victim             Node
+		addresses, podCIDR int // of the victim's that count
+	}{
+		{1, address, network, victim, 1, 1},
+		{-1, address, network, victim, 1, 1},
+		{1, "172.20.9.10", "172.20.0.0/21", victim, 1, 1},
+		{1, "100.96.1.2", "100.96.1.2/32", victim, 1, 1},
+		{1, "100.96.1.2", "100.96.0.0/16", victim, 1, 1},
+		{1, address, network, claimant("z", 6, address, network), 0, 0},
+		{7, address, network, claimant("z", 6, address, network), 1, 1},
+		{1, address, network, claimant("z", 5, "172.20.1.11", network), 1, 1},
+		{1, "172.20.1.11", network, claimant("z", 5, "172.20.1.11", network), 0, 1},
+	} {
+		got, problems := Settle([]Node{claimant("a", tc.minute, tc.address, tc.network), tc.victim}, Terms{Before: before})
+		i := slices.IndexFunc(got, func(n Node) bool { return n.Name == "z" })
+		if len(got[i].Addresses) != tc.addresses || len(got[i].PodCIDRs) != tc.podCIDR {
+			t.Errorf("%v: %v, %v", tc, got, problems)
+		}
+	}
+}
+
+// TestOneNodesManyClaims: of one Node only so much counts, and so much is told.
+func TestOneNodesManyClaims(t *testing.T) {
+	evil := claimant("evil", 2, "", "")
+	for i := range 10_000 {
+		a := netip.AddrFrom4([4]byte{100, 96, byte(i >> 8), byte(i)})
+		evil.Addresses, evil.PodCIDRs = append(evil.Addresses, a), append(evil.PodCIDRs, hostPrefix(a))
+	}
+	for _, nodes := range [][]Node{{evil}, {evil, claimant("n1", 1, "172.20.1.10", "100.96.0.0/16")}} {
+		got, problems := Settle(nodes, Terms{Self: "n1"})
+		if last := got[len(got)-1]; len(last.Addresses)+len(last.PodCIDRs) > 2*maxClaims || len(problems) > 2*maxClaims+2 {
+			t.Errorf("%d addresses, %d networks and %d problems", len(last.Addresses), len(last.PodCIDRs), len(problems))
+		}
+	}
+}
+
+// TestLocalAddresses: no other node's network holds an address that this node needs.
+func TestLocalAddresses(t *testing.T) {
+	local := []Local{{netip.MustParseAddr("172.17.0.1"), "docker0's"}, {netip.MustParseAddr("172.20.1.1"), "a router's"}, {netip.MustParseAddr("2001:db8::1"), "a router's"}}
+	for network, counts := range map[string]bool{
+		"172.17.0.0/24": false, "172.17.0.1/32": false, "172.16.0.0/13": false, "172.20.1.0/29": false, "2001:db8::/64": false, "172.17.0.2/32": true,
+		"172.17.1.0/24": true, "172.20.1.2/31": true, "2001:db8:1::/64": true, "2001:db8::2/127": true, "172.20.0.0/24": true, "8.8.8.0/24": true,
+	} {
+		for _, before := range [][]Node{nil, {claimant("n", 1, "", network)}} {
+			for name, want := range map[string]bool{"n": counts, "self": true} {
+				got, problems := Settle([]Node{claimant(name, 1, "172.30.0.1", network)}, Terms{Self: "self", Local: local, Before: before})
+				if (len(got[0].PodCIDRs) == 1) != want {
+					t.Errorf("%s of %s: %v, %v", network, name, got, problems)
+				}
 			}
 		}
 	}
@@ -146,7 +209,7 @@ func TestSettleAgreesWithComparingAll(t *testing.T) {
 				take(p)
 			}
 		}
-		settled, _ := Settle(nodes, "", nil)
+		settled, _ := Settle(nodes, Terms{})
 		for _, n := range settled {
 			for _, a := range n.Addresses {
 				kept = append(kept, hostPrefix(a))
@@ -165,7 +228,7 @@ func BenchmarkSettle5000Nodes(b *testing.B) {
 		nodes = append(nodes, claimant(fmt.Sprint("n", i), i, fmt.Sprintf("172.20.%d.%d", i/250, i%250+1), fmt.Sprintf("100.%d.%d.0/24 fd00:96:%x::/64", 64+i/256, i%256, i)))
 	}
 	for b.Loop() {
-		if _, problems := Settle(nodes, "n1", nil); len(problems) > 0 {
+		if _, problems := Settle(nodes, Terms{Self: "n1"}); len(problems) > 0 {
 			b.Fatal(problems)
 		}
 	}

@@ -69,20 +69,53 @@ func (a *agent) publishAddresses(ctx context.Context) {
 
 // settled are the Nodes that the source has told of, and what counts of them.
 type settled struct {
+	source      *policy.Objects // as the source told of it last
 	told, nodes []policy.Node
 	problems    []policy.Problem
+	local       []policy.Local
+	unknown     error // of local: what was known before goes on
 }
 
 // settle has the objects' Nodes be what counts of them.
 func (a *agent) settle(o *policy.Objects) *policy.Objects {
+	if a.nodes.source == nil {
+		a.lookLocal()
+	}
+	a.nodes.source = o
 	if !slices.EqualFunc(a.nodes.told, o.Nodes, func(a, b policy.Node) bool { return reflect.DeepEqual(a, b) }) {
 		a.nodes.told = o.Nodes
-		a.nodes.nodes, a.nodes.problems = policy.Settle(o.Nodes, a.Node.Name, a.Node.ClusterCIDRs)
+		a.nodes.nodes, a.nodes.problems = policy.Settle(o.Nodes, policy.Terms{
+			Self: a.Node.Name, Within: a.Node.ClusterCIDRs, Local: a.nodes.local, Before: a.nodes.nodes,
+		})
 		a.ways.planned = false
 	}
 	counting := *o
 	counting.Nodes, counting.Problems = a.nodes.nodes, slices.Concat(o.Problems, a.nodes.problems)
 	return &counting
+}
+
+// lookLocal reads which addresses this node needs itself. It says whether they are others than before.
+func (a *agent) lookLocal() bool {
+	if a.Node.Name == "" {
+		return false
+	}
+	local, err := overlay.Local(a.links)
+	if a.nodes.unknown = err; err != nil || slices.Equal(a.nodes.local, local) {
+		return false
+	}
+	a.nodes.local = local
+	return true
+}
+
+// settleAnew settles what counts of the Nodes again if the addresses that this node needs itself have changed.
+func (a *agent) settleAnew(verify kernel.Verify) {
+	if verify != kernel.All || a.nodes.source == nil || !a.lookLocal() {
+		return
+	}
+	a.nodes.told = nil
+	a.told = a.settle(a.nodes.source)
+	a.parse()
+	a.join()
 }
 
 // ways lead to pods on other nodes.
@@ -179,6 +212,9 @@ const fewPackets = 3
 // blocked says whether a firewall of the host drops what the gate has let through since. A rule that accepts tunnel
 // packets by connection state is the usual reason: they are untracked, and neither NEW nor ESTABLISHED.
 func blocked(o NodeOptions, before, now overlay.Traffic, was []policy.Problem) []policy.Problem {
+	if now.Believed < before.Believed || now.Arrived < before.Arrived { // the table was made anew, and counts from there
+		before = overlay.Traffic{}
+	}
 	switch {
 	case now.Arrived > before.Arrived:
 		return nil
@@ -219,6 +255,7 @@ func (a *agent) reach(verify kernel.Verify) bool {
 		w.reached = w.plan
 		err = a.writeConflist()
 	}
+	err = errors.Join(err, a.nodes.unknown)
 	a.faults.set(partNodes, err)
 	return err == nil && len(w.refused) == 0
 }

@@ -30,6 +30,7 @@ func (a *agent) sync(ctx context.Context, verify kernel.Verify) time.Duration {
 	if a.objects == nil || !a.listed {
 		return a.keepClosed(ctx, verify)
 	}
+	a.settleAnew(verify)
 	began := time.Now()
 	defer func() { a.metrics.syncs.Observe(time.Since(began).Seconds()) }()
 	ruleset, result, verify, err := a.apply(ctx, verify)

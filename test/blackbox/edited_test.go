@@ -1,0 +1,124 @@
+package blackbox
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// ageless are the manifests without the Nodes' creationTimestamps.
+func ageless(manifests string) string {
+	return regexp.MustCompile(`, creationTimestamp: "[^"]*"`).ReplaceAllString(manifests, "")
+}
+
+// edited gives the cluster a Node that has been there the longest, or nobody knows since when, and is edited.
+func edited(c *nodetest.Cluster, honest, ownAddress, ownNetwork string, manifest func(addresses, networks string) string, claims [][2]string) {
+	c.Helper()
+	c.Manifest("nodes.yaml", honest)
+	c.Manifest("a-evil.yaml", manifest(ownAddress, ownNetwork))
+	c.Manifest("pods.yaml", labPods(len(c.Nodes)))
+	var pods []*nodetest.Pod
+	for i, n := range c.Nodes {
+		n.StartAgent()
+		awaitConflist(c, n)
+		pods = append(pods, n.AddPod("lab", fmt.Sprint("p", i+1)))
+		c.Serve(pods[i].Netns, "tcp4", pods[i].IP+":80")
+	}
+	allReach(c, pods, "at first")
+	for _, claim := range claims {
+		c.Manifest("a-evil.yaml", manifest(claim[0], claim[1]))
+		for _, n := range c.Nodes {
+			c.Eventually(n.Name+" tells of the claim of "+claim[0]+" and "+claim[1], func() error {
+				out, err := n.Ctl("status")
+				if !strings.Contains(out, "PROBLEM:      Node ") {
+					err = fmt.Errorf("it doesn't: %w\n%s", err, out)
+				}
+				return err
+			})
+			if out, err := n.Ctl("status"); err != nil || strings.Contains(out, "PROBLEM:      Node n") {
+				c.Errorf("an edited Node is a problem of %s's: %v\n%s", n.Name, err, out)
+			}
+			if _, err := os.Stat(n.Conflist); err != nil {
+				c.Error(err)
+			}
+		}
+		allReach(c, pods, "with the claim of "+claim[0]+" and "+claim[1])
+		c.Manifest("a-evil.yaml", manifest(ownAddress, ownNetwork))
+		for _, n := range c.Nodes {
+			c.Eventually(n.Name+" tells of nothing any more", func() error {
+				out, err := n.Ctl("status")
+				if strings.Contains(out, "PROBLEM") {
+					err = fmt.Errorf("it does: %w\n%s", err, out)
+				}
+				return err
+			})
+		}
+	}
+}
+
+// TestTheOldestNodeIsEdited: the oldest Node of all takes nothing from the others if it claims what they have by then.
+func TestTheOldestNodeIsEdited(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	edited(nodetest.NewCluster(t, 2), honestNodes(2, 0), "172.20.9.10 2001:db8:9::10", "100.96.9.0/24 fd00:96:9::/64",
+		func(addresses, networks string) string { return nodeManifest("a-evil", 0, addresses, networks) },
+		[][2]string{
+			{"172.20.2.10 2001:db8:9::10", "100.96.9.0/24"},
+			{"172.20.9.10 2001:db8:9::10", "100.96.2.0/24"},
+			{"172.20.10.10 2001:db8:9::10", "172.20.0.0/21"},
+			{"100.96.2.2 2001:db8:9::10", "100.96.1.2/32"},
+		})
+}
+
+// TestNodesWithoutAge is the same where nobody knows which Node is the oldest.
+func TestNodesWithoutAge(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	edited(nodetest.NewCluster(t, 2), ageless(honestNodes(2, 0)), "172.20.9.10 2001:db8:9::10", "100.96.9.0/24 fd00:96:9::/64",
+		func(addresses, networks string) string { return ageless(nodeManifest("a-evil", 0, addresses, networks)) },
+		[][2]string{{"172.20.2.10 2001:db8:9::10", "100.96.9.0/24"}, {"172.20.9.10 2001:db8:9::10", "100.96.0.0/13"}})
+}
+
+// TestNetworksOfOthersHoldWhatANodeNeeds: a network that holds an address of the node's own links, or of its router, doesn't
+// count there; also if the node gets that address later.
+func TestNetworksOfOthersHoldWhatANodeNeeds(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	c := nodetest.NewCluster(t, 2)
+	c.Manifest("pods.yaml", labPods(2))
+	c.Manifest("nodes.yaml", honestNodes(2, 0)+nodeManifest("n3", 3, "172.20.9.10 2001:db8:9::10",
+		"172.20.1.0/29 172.20.2.1/32 172.17.0.0/24 100.96.9.0/24 2001:db8:1::/124"))
+	for i, n := range c.Nodes {
+		n.StartAgent()
+		awaitConflist(c, n)
+		router := fmt.Sprintf("172.20.%d.1", i+1)
+		n.Run("ping", "-c1", "-W2", router)
+		if out := n.Run("ip", "route"); !strings.Contains(out, "172.17.0.0/24 via") || !strings.Contains(out, "100.96.9.0/24 via") {
+			t.Errorf("%s has no way to networks that it doesn't need itself:\n%s", n.Name, out)
+		}
+		n.Run("sh", "-c", "ip link add docker0 type bridge && ip addr add 172.17.0.1/16 dev docker0 && ip link set docker0 up")
+		c.Eventually("the network of docker0 is the node's own", func() error {
+			if out := n.Run("ip", "route", "get", "172.17.0.9"); !strings.Contains(out, "dev docker0") {
+				return fmt.Errorf("it isn't: %s", out)
+			}
+			return nil
+		})
+		out, err := n.Ctl("status")
+		for _, want := range []string{"docker0", router} {
+			if err != nil || !strings.Contains(out, want) {
+				t.Errorf("the status of %s doesn't tell of %s: %v\n%s", n.Name, want, err, out)
+			}
+		}
+	}
+	out := c.Nodes[0].Run("ip", "-6", "route")
+	if strings.Contains(out, "2001:db8:1::/124") {
+		t.Errorf("the IPv6 router's address is taken:\n%s", out)
+	}
+}
