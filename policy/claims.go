@@ -27,8 +27,9 @@ var special = []struct {
 	{netip.MustParsePrefix("ff00::/8"), "multicast"},
 }
 
-// maxClaims is how many addresses, and how many networks, of one Node are looked at: far more than kubelet and Kubernetes
-// give a Node (two of each), and so few that one Node can't fill the others' routes and their lists of problems.
+// maxClaims is how many addresses, and how many networks, of one Node are looked at: far more than kubelet and
+// Kubernetes give a Node (two of each), and so few that one Node can't fill the others' routes and their lists of
+// problems.
 const maxClaims = 32
 
 // Terms are what Settle goes by beside the Nodes.

@@ -119,8 +119,8 @@ func TestSettleOrder(t *testing.T) {
 	}
 }
 
-// TestWhatCountedBefore: a Node that is edited takes nothing from others, be it the oldest, and one that was made anew under its
-// name is another.
+// TestWhatCountedBefore: a Node that is edited takes nothing from others, be it the oldest, and one that was made anew
+// under its name is another.
 func TestWhatCountedBefore(t *testing.T) {
 	const address, network = "172.20.1.10", "100.96.1.0/24"
 	victim := claimant("z", 5, address, network)
@@ -166,7 +166,10 @@ func TestOneNodesManyClaims(t *testing.T) {
 
 // TestLocalAddresses: no other node's network holds an address that this node needs.
 func TestLocalAddresses(t *testing.T) {
-	local := []Local{{netip.MustParseAddr("172.17.0.1"), "docker0's"}, {netip.MustParseAddr("172.20.1.1"), "a router's"}, {netip.MustParseAddr("2001:db8::1"), "a router's"}}
+	var local []Local
+	for _, a := range []string{"172.17.0.1", "172.20.1.1", "2001:db8::1"} {
+		local = append(local, Local{netip.MustParseAddr(a), "an address that this node needs"})
+	}
 	for network, counts := range map[string]bool{
 		"172.17.0.0/24": false, "172.17.0.1/32": false, "172.16.0.0/13": false, "172.20.1.0/29": false, "2001:db8::/64": false, "172.17.0.2/32": true,
 		"172.17.1.0/24": true, "172.20.1.2/31": true, "2001:db8:1::/64": true, "2001:db8::2/127": true, "172.20.0.0/24": true, "8.8.8.0/24": true,

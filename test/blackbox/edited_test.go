@@ -15,8 +15,10 @@ func ageless(manifests string) string {
 	return regexp.MustCompile(`, creationTimestamp: "[^"]*"`).ReplaceAllString(manifests, "")
 }
 
-// edited gives the cluster a Node that has been there the longest, or nobody knows since when, and is edited.
-func edited(c *nodetest.Cluster, honest, ownAddress, ownNetwork string, manifest func(addresses, networks string) string, claims [][2]string) {
+// edited gives the cluster one more Node, which manifest makes, and edits it so that it has these claims in turn.
+func edited(
+	c *nodetest.Cluster, honest, ownAddress, ownNetwork string, manifest func(addresses, networks string) string, claims [][2]string,
+) {
 	c.Helper()
 	c.Manifest("nodes.yaml", honest)
 	c.Manifest("a-evil.yaml", manifest(ownAddress, ownNetwork))
@@ -75,18 +77,19 @@ func TestTheOldestNodeIsEdited(t *testing.T) {
 		})
 }
 
-// TestNodesWithoutAge is the same where nobody knows which Node is the oldest.
+// TestNodesWithoutAge is the same where it isn't known which Node is the oldest.
 func TestNodesWithoutAge(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
-	edited(nodetest.NewCluster(t, 2), ageless(honestNodes(2, 0)), "172.20.9.10 2001:db8:9::10", "100.96.9.0/24 fd00:96:9::/64",
+	honest := ageless(honestNodes(2, 0))
+	edited(nodetest.NewCluster(t, 2), honest, "172.20.9.10 2001:db8:9::10", "100.96.9.0/24 fd00:96:9::/64",
 		func(addresses, networks string) string { return ageless(nodeManifest("a-evil", 0, addresses, networks)) },
 		[][2]string{{"172.20.2.10 2001:db8:9::10", "100.96.9.0/24"}, {"172.20.9.10 2001:db8:9::10", "100.96.0.0/13"}})
 }
 
-// TestNetworksOfOthersHoldWhatANodeNeeds: a network that holds an address of the node's own links, or of its router, doesn't
-// count there; also if the node gets that address later.
+// TestNetworksOfOthersHoldWhatANodeNeeds: another node's network that holds an address of the node's own links, or of
+// its router, doesn't count there; also if the node gets that address later.
 func TestNetworksOfOthersHoldWhatANodeNeeds(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -100,10 +103,13 @@ func TestNetworksOfOthersHoldWhatANodeNeeds(t *testing.T) {
 		awaitConflist(c, n)
 		router := fmt.Sprintf("172.20.%d.1", i+1)
 		n.Run("ping", "-c1", "-W2", router)
-		if out := n.Run("ip", "route"); !strings.Contains(out, "172.17.0.0/24 via") || !strings.Contains(out, "100.96.9.0/24 via") {
+		out := n.Run("ip", "route")
+		if !strings.Contains(out, "172.17.0.0/24 via") || !strings.Contains(out, "100.96.9.0/24 via") {
 			t.Errorf("%s has no way to networks that it doesn't need itself:\n%s", n.Name, out)
 		}
-		n.Run("sh", "-c", "ip link add docker0 type bridge && ip addr add 172.17.0.1/16 dev docker0 && ip link set docker0 up")
+		n.Run("ip", "link", "add", "docker0", "type", "bridge")
+		n.Run("ip", "addr", "add", "172.17.0.1/16", "dev", "docker0")
+		n.Run("ip", "link", "set", "docker0", "up")
 		c.Eventually("the network of docker0 is the node's own", func() error {
 			if out := n.Run("ip", "route", "get", "172.17.0.9"); !strings.Contains(out, "dev docker0") {
 				return fmt.Errorf("it isn't: %s", out)
