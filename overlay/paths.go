@@ -209,9 +209,9 @@ func Local(h netlinksafe.Handle) ([]policy.Local, error) {
 		if route.Protocol == conf.RouteProtocol {
 			continue
 		}
-		hops := append(route.MultiPath, &netlink.NexthopInfo{LinkIndex: route.LinkIndex, Gw: route.Gw, Via: route.Via})
+		hops := slices.Concat(route.MultiPath, []*netlink.NexthopInfo{{LinkIndex: route.LinkIndex, Gw: route.Gw, Via: route.Via}})
 		for _, hop := range hops {
-			if prefixLength(route.Dst) > 0 && route.Dst.Contains(hop.Gw) { // stands for a tunnel's end, as flannel's and weir's do
+			if prefixLength(route.Dst) > 0 && route.Dst.Contains(hop.Gw) { // it stands for a tunnel's end, as flannel's do
 				continue
 			}
 			note(hop.Gw, hop.LinkIndex, "a router of this node's on %s")

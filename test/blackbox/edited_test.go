@@ -84,7 +84,9 @@ func TestNodesWithoutAge(t *testing.T) {
 	}
 	honest := ageless(honestNodes(2, 0))
 	edited(nodetest.NewCluster(t, 2), honest, "172.20.9.10 2001:db8:9::10", "100.96.9.0/24 fd00:96:9::/64",
-		func(addresses, networks string) string { return ageless(nodeManifest("a-evil", 0, addresses, networks)) },
+		func(addresses, networks string) string {
+			return ageless(nodeManifest("a-evil", 0, addresses, networks))
+		},
 		[][2]string{{"172.20.2.10 2001:db8:9::10", "100.96.9.0/24"}, {"172.20.9.10 2001:db8:9::10", "100.96.0.0/13"}})
 }
 
