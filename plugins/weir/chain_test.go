@@ -86,7 +86,7 @@ func TestAheadOfTheOfficialPlugins(t *testing.T) {
 	}
 	n.Manifest("policy.yaml", "# none\n")
 	n.Eventually("nothing is left", func() error {
-		if diff := cmp.Diff(before, leftovers(t)); diff != "" {
+		if diff := leftBehind(t, before); diff != "" {
 			return fmt.Errorf("before and after: %s", diff)
 		}
 		return nil
@@ -389,7 +389,7 @@ func TestPolicyThatCantHoldIsRefused(t *testing.T) {
 				t.Errorf("DEL: code %d: %s", code, msg)
 			}
 		}
-		if diff := cmp.Diff(before, leftovers(t)); diff != "" {
+		if diff := leftBehind(t, before); diff != "" {
 			t.Errorf("left behind: %s", diff)
 		}
 		nodetest.Run(t, "sh", "-c", "ip link del out 2>/dev/null; ip -n pod link del eth0 2>/dev/null; true")
@@ -507,7 +507,7 @@ func TestWhatARuntimeAsksFor(t *testing.T) {
 		if _, err := n.TryAddPod("ns-2", "other", "CAP_ARGS="+capArgs); err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("%s: %v; want %q", capArgs, err, words)
 		}
-		if diff := cmp.Diff(before, leftovers(t)); diff != "" {
+		if diff := leftBehind(t, before); diff != "" {
 			t.Errorf("%s: left behind: %s", capArgs, diff)
 		}
 	}

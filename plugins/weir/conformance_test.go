@@ -17,7 +17,6 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -167,7 +166,7 @@ func TestConformanceOfBadCalls(t *testing.T) {
 			})
 		}
 	}
-	if diff := cmp.Diff(before, leftovers(t)); diff != "" {
+	if diff := leftBehind(t, before); diff != "" {
 		t.Errorf("left behind: %s", diff)
 	}
 }

@@ -125,7 +125,7 @@ func walkthrough(t *testing.T, ranges nodetest.Conf) {
 		}
 	}
 	n.Eventually("nothing of the pods is left", func() error {
-		if diff := cmp.Diff(before, leftovers(t)); diff != "" {
+		if diff := leftBehind(t, before); diff != "" {
 			return fmt.Errorf("before and after: %s", diff)
 		}
 		return nil
@@ -278,7 +278,7 @@ func TestAnIPv6RangeNeedsIPv6(t *testing.T) {
 		t.Errorf("%v, want an error that says so", err)
 	}
 	n.Eventually("nothing is left", func() error {
-		if diff := cmp.Diff(before, leftovers(t)); diff != "" {
+		if diff := leftBehind(t, before); diff != "" {
 			return fmt.Errorf("before and after: %s", diff)
 		}
 		return nil

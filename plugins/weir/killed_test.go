@@ -14,8 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/test/nodetest"
@@ -215,7 +213,7 @@ func (k *killer) run(t *testing.T) {
 	}
 	k.call("GC", slot{}, `, "cni.dev/valid-attachments": []`, 0)
 	k.Eventually("nothing is left", func() error { // of what the agent keeps, too
-		if diff := cmp.Diff(before, leftovers(t)); diff != "" {
+		if diff := leftBehind(t, before); diff != "" {
 			return fmt.Errorf("before and after: %s", diff)
 		}
 		return nil

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/test/nodetest"
@@ -104,7 +103,7 @@ func TestTheAgentReaps(t *testing.T) {
 	gone := n.AddPod("ns-1", "busybox")
 	nodetest.DelNS(t, gone.Netns) // as when its last process ends, or a runtime has lost it
 	nothing := func() error {
-		if diff := cmp.Diff(before, leftovers(t)); diff != "" {
+		if diff := leftBehind(t, before); diff != "" {
 			return errors.New("before and after: " + diff)
 		}
 		return nil
