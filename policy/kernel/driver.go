@@ -115,6 +115,7 @@ func (d *Driver) Apply(ctx context.Context, want policy.Ruleset, verify Verify) 
 		if err := d.prepare(ctx, p, have, want); err != nil {
 			if !errors.As(err, new(*RefusedError)) { // after which it is known what the kernel holds
 				d.have = nil
+				err = errors.Join(err, d.closeAll(ctx, have, want))
 			}
 			return r, err
 		}
@@ -123,6 +124,9 @@ func (d *Driver) Apply(ctx context.Context, want policy.Ruleset, verify Verify) 
 		var err error
 		r.Left, refused, err = d.carryOut(ctx, p, have, want)
 		r.Changed = len(p.create)+len(p.before)+len(p.after)-len(refused) > 0 || r.Rules
+		if err != nil && !errors.As(err, new(*RefusedError)) {
+			err = errors.Join(err, d.closeAll(ctx, have, want))
+		}
 		if err != nil {
 			return r, err
 		}

@@ -302,7 +302,8 @@ func TestAcceptsAheadOfWhatRefusesAll(t *testing.T) {
 		"a chain that logs and refuses all":    {[]string{drop, "-g X"}, []string{"-j LOG --log-prefix x", reject}, "-I FORWARD 2 " + jump},
 		"a chain that refuses some in between": {[]string{"-j X"}, []string{drop, reject}, "-A FORWARD " + jump},
 		"refuses each protocol, and all": {
-			[]string{drop, "-p tcp -j REJECT --reject-with tcp-reset", "-p udp -m udp -j REJECT", reject}, nil,
+			[]string{drop, "-p tcp -j REJECT --reject-with tcp-reset", "-p udp -m udp -j REJECT", reject},
+			nil,
 			"-I FORWARD 2 " + jump,
 		},
 		"refuses a port, and all": {
