@@ -20,7 +20,7 @@ import (
 
 // WeirBridge is weir0 itself.
 type WeirBridge struct {
-	// MACs are those that it may have; the first is what it gets if it has none of them.
+	// MACs are the addresses that weir0 may have. If it has another one, the repair sets the first of them.
 	MACs []net.HardwareAddr
 }
 

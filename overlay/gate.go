@@ -61,8 +61,9 @@ type gateRule struct {
 	exprs          []expr.Any
 }
 
-// Priorities of the chains. raw is before connection tracking (-200) and after defragmentation (-400); judging comes
-// before all of iptables' and other tables' usual ones, and the last chain counts what the others have let through.
+// Priorities of the chains: the kernel walks the chains of a hook from the lowest to the highest. raw comes after
+// defragmentation (-400) and before connection tracking (-200). The judging chains come before those that iptables and
+// other programs usually make. The last chain counts the packets that all others have accepted.
 const (
 	rawPriority   = -300
 	judgePriority = -160

@@ -36,7 +36,7 @@ func planned(self string, e Encapsulation, nodes []policy.Node, o *Overlay) Plan
 	return Compute(self, options(e), settled, NewRoutes(o.h))
 }
 
-// applied brings the plan into the kernel, whose refusals are errors.
+// applied brings the plan into the kernel. It returns what the kernel refuses as an error.
 func applied(o *Overlay, p Plan) error {
 	refused, err := o.Apply(p)
 	for _, r := range refused {

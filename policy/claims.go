@@ -36,7 +36,7 @@ const maxClaims = 32
 type Terms struct {
 	// Self is the name of this node; empty if there are no ways between nodes.
 	Self string
-	// Within are the networks that hold those of all Nodes; if there are none, these can be any.
+	// Within are the networks that all Nodes' podCIDRs must lie in (--cluster-cidr). Empty: podCIDRs may be any network.
 	Within []netip.Prefix
 	// Local are addresses that this node needs, in their order: no other node's network holds one.
 	Local []Local

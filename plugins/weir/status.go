@@ -12,8 +12,8 @@ import (
 
 // status says whether an ADD could succeed, as far as a look at a file tells: containerd asks every five seconds, and
 // kubelet marks the node NotReady on each error. The agent isn't asked. Its heartbeat counts, so that a node stays
-// ready while its agent is being replaced. Code 51 is for a fault that limits running pods: there is none, as the
-// kernel goes on enforcing, with or without an agent.
+// ready while its agent is being replaced. Code 51 is for a fault that limits running pods. weir never reports
+// it, because the kernel goes on enforcing without an agent.
 //
 // The specification wants an error too where no address is left (CNI specification 1.1, "STATUS: Check plugin status").
 // weir deliberately reports none: kubelet would mark the node NotReady, and the control plane would then evict the pods

@@ -38,7 +38,7 @@ type NodeRepair struct {
 	What  string    `json:"what"` // as in weir_node_repairs_total
 	Count int       `json:"count"`
 	Was   string    `json:"was"` // the first of them, in words
-	// Command does by hand what the agent did to the first of them.
+	// Command is the shell command that makes the first of these repairs by hand.
 	Command string `json:"command"`
 }
 

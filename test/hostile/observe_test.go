@@ -253,7 +253,7 @@ func (o *observer) state() []string {
 				o.t.Fatal(err)
 			}
 			for _, n := range neighbours {
-				// The kernel keeps entries of multicast groups that it sends to, and the outside says what its MAC is.
+				// Two kinds don't count: the kernel's entries for multicast groups, and the outside host's own.
 				if (n.State != unix.NUD_NOARP || family == unix.AF_BRIDGE) && n.HardwareAddr.String() != outsideMAC {
 					all = append(all, fmt.Sprint(where, ": neighbour ", n.LinkIndex, " ", n.IP, " ", n.HardwareAddr))
 				}
