@@ -158,11 +158,21 @@ func In(t testing.TB, path string, f func() error) {
 // Run runs a command on the node and returns what it printed; it must succeed.
 func Run(t testing.TB, name string, args ...string) string {
 	t.Helper()
+	out, err := Try(name, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// Try is Run for a command that may fail: iptables, for one, can't list a rule while the agent replaces the rule and takes
+// its set away. The error holds what the command printed.
+func Try(name string, args ...string) (string, error) {
 	out, err := exec.CommandContext(context.Background(), name, args...).CombinedOutput()
 	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+		return "", fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out)
 	}
-	return string(out)
+	return string(out), nil
 }
 
 // Outside makes the network beyond the node: a namespace "outside" with the addresses 192.0.2.1/24 and 2001:db8::1/64,
