@@ -40,15 +40,20 @@ const MaxComment = 255
 // Comment makes of any text one that the kernel keeps unchanged beside an object: what is read back equals what was
 // written, and a terminal shows nothing but letters. A namespace and a pod's name together may have 317 bytes.
 func Comment(text string) string {
-	text = strings.Map(func(r rune) rune {
-		if r < ' ' || r > '~' || strings.ContainsRune(`"'\`, r) { // iptables-save puts a backslash before quotes
-			return '?'
-		}
-		return r
-	}, text)
+	if strings.ContainsFunc(text, unkept) {
+		text = strings.Map(func(r rune) rune {
+			if unkept(r) {
+				return '?'
+			}
+			return r
+		}, text)
+	}
 	if len(text) > MaxComment {
 		const end = " ..."
 		text = text[:MaxComment-len(end)] + end
 	}
 	return text
 }
+
+// unkept says whether the kernel, iptables or a terminal changes the letter. iptables-save puts a backslash before quotes.
+func unkept(r rune) bool { return r < ' ' || r > '~' || r == '"' || r == '\'' || r == '\\' }

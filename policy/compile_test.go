@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -166,5 +167,29 @@ func TestChained(t *testing.T) {
 	state.Endpoints[0].Chained = false
 	if without := text(); strings.Contains(without, "weir-chained") {
 		t.Errorf("a set for nobody:\n%s", without)
+	}
+}
+
+// TestEqualRules changes each field of a rule: none is left out.
+func TestEqualRules(t *testing.T) {
+	fields := reflect.TypeFor[policy.Rule]()
+	for i := range fields.NumField() {
+		var r policy.Rule
+		switch f := reflect.ValueOf(&r).Elem().Field(i).Addr().Interface().(type) {
+		case *netip.Prefix:
+			*f = netip.MustParsePrefix("192.0.2.0/24")
+		case *[]policy.SetMatch:
+			*f = []policy.SetMatch{{Name: "weir-pods", Dir: "src"}}
+		case *[]policy.PortRange:
+			*f = []policy.PortRange{{80, 80}}
+		default:
+			reflect.ValueOf(f).Elem().SetString("x")
+		}
+		if !r.Equal(r) {
+			t.Errorf("%s: a rule isn't equal to itself", fields.Field(i).Name)
+		}
+		if r.Equal(policy.Rule{}) {
+			t.Errorf("%s makes no difference", fields.Field(i).Name)
+		}
 	}
 }

@@ -260,7 +260,7 @@ func (a *agent) knows(e endpoint.Endpoint) bool {
 }
 
 func equalChain(a, b policy.Chain) bool {
-	return a.Table == b.Table && a.Name == b.Name && slices.EqualFunc(a.Rules, b.Rules, func(a, b policy.Rule) bool { return a.String() == b.String() })
+	return a.Table == b.Table && a.Name == b.Name && slices.EqualFunc(a.Rules, b.Rules, policy.Rule.Equal)
 }
 
 func equalSet(a, b policy.Set) bool { return a.Name == b.Name && slices.Equal(a.Entries, b.Entries) }
