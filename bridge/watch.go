@@ -3,8 +3,10 @@ package bridge
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"syscall"
 
@@ -24,6 +26,9 @@ func WatchPorts(ctx context.Context, gone func()) error {
 	}
 	stop := context.AfterFunc(ctx, s.Close)
 	defer stop()
+	if err := onlyEnds(s.GetFd()); err != nil {
+		return fmt.Errorf("watch links: %w", err)
+	}
 	for {
 		msgs, _, err := s.Receive()
 		switch {
@@ -40,6 +45,22 @@ func WatchPorts(ctx context.Context, gone func()) error {
 			}
 		}
 	}
+}
+
+// onlyEnds has the kernel leave out all messages but RTM_DELLINK: each new pod's link has it send half a dozen others,
+// for each of which the agent would wake up while the pod waits. The kernel sends one message at a time, and a filter reads
+// in network byte order (socket(7), SO_ATTACH_FILTER).
+func onlyEnds(fd int) error {
+	const offsetOfType = 4 // struct nlmsghdr
+	end := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.RTM_DELLINK))
+	program := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: offsetOfType},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: uint32(end), Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: math.MaxUint32},
+		{Code: unix.BPF_RET | unix.BPF_K},
+	}
+	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+		&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
 }
 
 // nodeGroups are those in which the kernel tells of changes to what properties speak of. It tells of whether a node
