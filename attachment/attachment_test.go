@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/ipam"
-	"github.com/weir-net/weir/policy/ipset"
+	"github.com/weir-net/weir/netfilter/ipset"
 	"github.com/weir-net/weir/test/nodetest"
 )
 

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/ipam"
-	"github.com/weir-net/weir/policy/conntrack"
-	"github.com/weir-net/weir/policy/ipset"
+	"github.com/weir-net/weir/netfilter/conntrack"
+	"github.com/weir-net/weir/netfilter/ipset"
 )
 
 // End takes the attachment away, as its record says. That it is gone already is no error. A record that can't be understood

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/ipam"
-	"github.com/weir-net/weir/policy/conntrack"
-	"github.com/weir-net/weir/policy/ipset"
+	"github.com/weir-net/weir/netfilter/conntrack"
+	"github.com/weir-net/weir/netfilter/ipset"
 )
 
 // found is what is there of attachments, whoever's it is.

@@ -20,7 +20,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/internal/batch"
+	"github.com/weir-net/weir/netfilter/batch"
 )
 
 const (

@@ -14,7 +14,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/internal/batch"
+	"github.com/weir-net/weir/netfilter/batch"
 )
 
 // ErrInterfaceExists says that the pod's namespace already has an interface of the wanted name.

@@ -12,7 +12,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
-	"github.com/weir-net/weir/internal/batch"
+	"github.com/weir-net/weir/netfilter/batch"
 )
 
 // PortOnBridge is the node's end of a pod's pair, as a port of weir0. That the link is there at all is its pod's

@@ -10,7 +10,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/internal/batch"
+	"github.com/weir-net/weir/netfilter/batch"
 )
 
 // ErrRouteExists says that the pod has such a route already, out of another interface.

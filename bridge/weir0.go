@@ -15,7 +15,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
-	"github.com/weir-net/weir/internal/batch"
+	"github.com/weir-net/weir/netfilter/batch"
 )
 
 // WeirBridge is weir0 itself.

@@ -26,8 +26,6 @@ import (
 const (
 	// Dir holds weir's runtime state. /run is emptied by a reboot, as are the namespaces that the state speaks of.
 	Dir = "/run/weir"
-	// Socket is where the agent answers the plugin and weirctl (HTTP over a Unix socket, mode 0600).
-	Socket = Dir + "/agent.sock"
 
 	recordsDir = Dir + "/endpoints"
 	suffix     = ".json"

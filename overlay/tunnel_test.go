@@ -13,8 +13,8 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/kernel"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -48,10 +48,10 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 		}
 	}
 
-	on := func(name string, f func(*kernel.Driver) error) {
+	on := func(name string, f func(*iptables.Driver) error) {
 		t.Helper()
 		nodetest.In(t, "/run/netns/"+name, func() error {
-			d, err := kernel.Open(t.Context())
+			d, err := iptables.Open(t.Context())
 			if err != nil {
 				return err
 			}
@@ -68,10 +68,10 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 				Addresses: []endpoint.Address{{Addr: netip.MustParseAddr("100.96.1.7"), Subnet: netip.MustParsePrefix("100.96.1.0/24"), Gateway: netip.MustParseAddr("100.96.1.1")}},
 			}}
 		}
-		on(name, func(d *kernel.Driver) error {
+		on(name, func(d *iptables.Driver) error {
 			_, _, err := NewGate(planned(name, Always, nodes, overlays[name]), []string{"pod"}).Apply()
 			if err == nil {
-				_, err = d.Apply(t.Context(), policy.Compile(s), kernel.All)
+				_, err = d.Apply(t.Context(), policy.Compile(s), iptables.All)
 			}
 			return err
 		})

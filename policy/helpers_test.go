@@ -12,7 +12,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/manifests"
+	"github.com/weir-net/weir/source/manifests"
 )
 
 // unvalidated parses documents one by one, and takes NetworkPolicies as they are.

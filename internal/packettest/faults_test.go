@@ -9,8 +9,8 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 
+	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/kernel"
 	"github.com/weir-net/weir/policy/verdict"
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -96,7 +96,7 @@ func TestFault9NobodyReadsTheLog(t *testing.T) {
 		networkPolicy(t, `{metadata: {namespace: x, name: in}, spec: {podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}]}}`),
 		networkPolicy(t, `{metadata: {namespace: x, name: out}, spec: {podSelector: {matchLabels: {app: mute}}, policyTypes: [Egress]}}`),
 	}
-	for _, flavour := range []kernel.Flavour{kernel.NFT, kernel.Legacy} {
+	for _, flavour := range []iptables.Flavour{iptables.NFT, iptables.Legacy} {
 		n.Driver.Flavour = flavour
 		n.Enforce(state)
 		pass, closed := to(web, client, 80), append(to(web, client, 81), to(client, mute, 80)...)

@@ -7,8 +7,8 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 
+	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/kernel"
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/verdict"
 	"github.com/weir-net/weir/test/nodetest"
@@ -53,7 +53,7 @@ func TestLargePolicies(t *testing.T) {
 		{"too many ipBlocks", policytest.Letting("big", app("big"), policytest.EvenAddresses(150_000)), nil, to(big, even, 1), 1},
 		{"too many selectors", policytest.Letting("big", app("big"), append(policytest.Selectors(0, 2000), policytest.EvenAddresses(1)...)), nil, to(big, even, 1), 1},
 	} {
-		flavour := []kernel.Flavour{kernel.NFT, kernel.Legacy}[i%2]
+		flavour := []iptables.Flavour{iptables.NFT, iptables.Legacy}[i%2]
 		n.Driver.Flavour = flavour
 		state.Policies = []*networkingv1.NetworkPolicy{tc.policy, sane}
 		began := time.Now()
@@ -65,7 +65,7 @@ func TestLargePolicies(t *testing.T) {
 			t.Errorf("%s: problems: %v", tc.name, want.Problems)
 		}
 		began = time.Now()
-		if r, err := n.Driver.Apply(t.Context(), want, kernel.All); err != nil || r.Changed {
+		if r, err := n.Driver.Apply(t.Context(), want, iptables.All); err != nil || r.Changed {
 			t.Errorf("%s: read again, the kernel doesn't hold what was written: %+v, %v", tc.name, r, err)
 		}
 		t.Logf("%s, iptables-%s: %s to compile, %s to apply, %s to read", tc.name, flavour, compiled.Round(time.Millisecond), applied.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))

@@ -17,15 +17,15 @@ import (
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/kernel"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
 // Node is a node with pods, and the world beyond it. The test must be nodetest.Isolated.
 type Node struct {
 	testing.TB
-	Driver *kernel.Driver
+	Driver *iptables.Driver
 	// Ports on which every host answers TCP and UDP. On all others TCP is refused, which tells as well that the packet
 	// arrived.
 	Ports    []uint16
@@ -42,7 +42,7 @@ func NewNode(t testing.TB, networks []endpoint.Address, ports ...uint16) *Node {
 	t.Helper()
 	n := &Node{TB: t, Ports: ports, outside: nodetest.Outside(t), networks: map[conf.Family]endpoint.Address{}, hosts: map[netip.Addr]*host{}, bridged: map[string][]neighbour{}}
 	var err error
-	if n.Driver, err = kernel.Open(t.Context()); err != nil {
+	if n.Driver, err = iptables.Open(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(n.Driver.Close)
@@ -196,7 +196,7 @@ func (n *Node) Hosts() []netip.Addr {
 // of a new one.
 func (n *Node) Enforce(s policy.State) {
 	n.Helper()
-	if _, err := n.Driver.Apply(n.Context(), policy.Compile(s), kernel.Trust); err != nil {
+	if _, err := n.Driver.Apply(n.Context(), policy.Compile(s), iptables.Trust); err != nil {
 		n.Fatal(err)
 	}
 	if err := netlink.ConntrackTableFlush(netlink.ConntrackTable); err != nil {

@@ -10,8 +10,8 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/kernel"
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/verdict"
 	"github.com/weir-net/weir/test/nodetest"
@@ -31,7 +31,7 @@ func TestRandomClusters(t *testing.T) {
 	}
 	n := randomNode(t)
 	sent := 0
-	for i, flavour := range []kernel.Flavour{kernel.Legacy, kernel.NFT} {
+	for i, flavour := range []iptables.Flavour{iptables.Legacy, iptables.NFT} {
 		n.Driver.Flavour = flavour
 		first, last := uint64(1+i**clusters/2), uint64((i+1)**clusters/2)
 		if *seed != 0 {

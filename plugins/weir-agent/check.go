@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/manifests"
 	"github.com/weir-net/weir/policy/report"
+	"github.com/weir-net/weir/source/manifests"
 )
 
 // checked is what check says.

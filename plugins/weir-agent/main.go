@@ -20,14 +20,14 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/weir-net/weir/agent"
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/agent"
-	"github.com/weir-net/weir/policy/kernel"
-	"github.com/weir-net/weir/policy/kube"
-	"github.com/weir-net/weir/policy/manifests"
+	"github.com/weir-net/weir/source/kube"
+	"github.com/weir-net/weir/source/manifests"
 )
 
 // What of the agent is only done for a source that can.
@@ -177,7 +177,7 @@ func cleanupCommand() *cobra.Command {
 			if err := errors.Join(overlay.New(links).Remove(), bridge.RemoveGuard()); err != nil {
 				return err
 			}
-			driver, err := kernel.Open(cmd.Context())
+			driver, err := iptables.Open(cmd.Context())
 			if err != nil {
 				return err
 			}

@@ -15,12 +15,13 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/attachment"
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/ipam"
-	"github.com/weir-net/weir/policy/ipset"
+	"github.com/weir-net/weir/netfilter/ipset"
 )
 
 // enrolTimeout bounds the wait for the agent, which itself waits for the pod to become known. kubelet gives a sandbox
@@ -276,9 +277,9 @@ func (a *attaching) makeSets() error {
 func (a *attaching) enrol() error {
 	ctx, cancel := context.WithTimeout(context.Background(), enrolTimeout)
 	defer cancel()
-	judged := func() (endpoint.Verdict, error) { return endpoint.Verdict{}, nil }
+	judged := func() (agentapi.EnrolAnswer, error) { return agentapi.EnrolAnswer{}, nil }
 	if a.conf.Enforcement != conf.Off {
-		judged = endpoint.Enrol(ctx, a.endpoint.ID())
+		judged = agentapi.Enrol(ctx, a.endpoint.ID())
 	}
 	if !a.endpoint.Chained {
 		err := a.ensureBridge()
@@ -296,7 +297,7 @@ func (a *attaching) enrol() error {
 	case err == nil:
 		a.judged = true
 		return nil
-	case errors.Is(err, endpoint.ErrOutdated): // which waiting for an agent doesn't mend
+	case errors.Is(err, agentapi.ErrOutdated): // which waiting for an agent doesn't mend
 		return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("the pod can't be reached: %v", err), "")
 	case a.conf.Enforcement == conf.Closed && a.endpoint.Chained:
 		return a.stayClosed(err)

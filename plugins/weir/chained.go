@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/ipam"
-	"github.com/weir-net/weir/policy/conntrack"
-	"github.com/weir-net/weir/policy/ipset"
+	"github.com/weir-net/weir/netfilter/conntrack"
+	"github.com/weir-net/weir/netfilter/ipset"
 )
 
 // Behind another plugin weir makes no interface, and enforces policy on the addresses that it finds in the previous

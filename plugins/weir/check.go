@@ -18,7 +18,7 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/ipam"
-	"github.com/weir-net/weir/policy/ipset"
+	"github.com/weir-net/weir/netfilter/ipset"
 )
 
 // check verifies that everything ADD made is there and right, and names what isn't. Which class the pod is in is the agent's

@@ -6,8 +6,8 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/endpoint"
 )
 
 // status says whether an ADD could succeed, as far as a look at a file tells: containerd asks every five seconds, and
@@ -33,7 +33,7 @@ func status(args *call) error {
 
 // agentIsWell says so unless none was for as long as it may take to replace one.
 func agentIsWell(now time.Time) error {
-	beat, err := endpoint.LastBeat()
+	beat, err := agentapi.LastBeat()
 	if err != nil {
 		return ioError("status", err)
 	}
@@ -41,7 +41,7 @@ func agentIsWell(now time.Time) error {
 		return types.NewError(types.ErrPluginNotAvailable, "no weir-agent has been ready since the node was started",
 			"enforcement is strict: no pod starts unless weir-agent has put it into its class")
 	}
-	if since := now.Sub(beat); since > endpoint.BeatLasts {
+	if since := now.Sub(beat); since > agentapi.BeatLasts {
 		return types.NewError(types.ErrPluginNotAvailable, fmt.Sprintf("weir-agent has not been ready for %s", since.Round(time.Second)),
 			"enforcement is strict: no pod starts unless weir-agent has put it into its class")
 	}

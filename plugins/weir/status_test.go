@@ -9,6 +9,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -37,7 +38,7 @@ func TestStatus(t *testing.T) {
 	want("with an agent", "strict", 0)
 	n.KillAgent()
 	want("just without an agent", "strict", 0)
-	long := time.Now().Add(-endpoint.BeatLasts - time.Second)
+	long := time.Now().Add(-agentapi.BeatLasts - time.Second)
 	if err := os.Chtimes("/run/weir/heartbeat", long, long); err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +49,7 @@ func TestStatus(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.Eventually("the agent renews its heartbeat", func() error {
-		if beat, err := endpoint.LastBeat(); err != nil || beat.Equal(long) {
+		if beat, err := agentapi.LastBeat(); err != nil || beat.Equal(long) {
 			return errors.New("it is of old")
 		}
 		return nil
@@ -73,7 +74,7 @@ func TestStatusIsCheap(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	if err := errors.Join(os.MkdirAll(endpoint.Dir, 0o700), endpoint.Beat()); err != nil {
+	if err := errors.Join(os.MkdirAll(endpoint.Dir, 0o700), agentapi.Beat()); err != nil {
 		t.Fatal(err)
 	}
 	stdin := []byte(`{"cniVersion": "1.1.0", "name": "weir", "type": "weir", "ranges": [{"subnet": "10.88.0.0/16"}, {"subnet": "fd00:10:88::/64"}]}`)

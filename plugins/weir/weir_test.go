@@ -15,7 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/weir-net/weir/policy/conntrack"
+	"github.com/weir-net/weir/netfilter/conntrack"
 	"github.com/weir-net/weir/test/nodetest"
 )
 

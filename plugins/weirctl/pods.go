@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy/report"
 )
@@ -29,7 +30,7 @@ func podsCommand() *cobra.Command {
 			}
 			s, err := fetch(cmd.Context())
 			pods := []report.PodStatus{} // none is a list too
-			if errors.Is(err, endpoint.ErrNoAgent) {
+			if errors.Is(err, agentapi.ErrNoAgent) {
 				pods, err = recorded()
 			} else if err == nil {
 				pods = s.Pods

@@ -12,8 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/policy/ipset"
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/netfilter/ipset"
 	"github.com/weir-net/weir/policy/report"
 )
 
@@ -31,7 +31,7 @@ func statusCommand() *cobra.Command {
 				return fmt.Errorf("-o %s: must be text or json", output)
 			}
 			s, err := fetch(cmd.Context())
-			if errors.Is(err, endpoint.ErrNoAgent) {
+			if errors.Is(err, agentapi.ErrNoAgent) {
 				s, err = fromKernel(err)
 			}
 			if err != nil {
@@ -53,7 +53,7 @@ func statusCommand() *cobra.Command {
 func fetch(ctx context.Context) (*report.Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	question, err := endpoint.Ask(ctx, "GET", endpoint.StatusPath, nil)
+	question, err := agentapi.Ask(ctx, "GET", agentapi.StatusPath, nil)
 	if err != nil {
 		return nil, fmt.Errorf("ask the agent: %w", err)
 	}

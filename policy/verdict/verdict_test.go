@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/manifests"
 	"github.com/weir-net/weir/policy/verdict"
+	"github.com/weir-net/weir/source/manifests"
 )
 
 // TestString: the verdict tells which policies, rules, peers and ports decided, in words.

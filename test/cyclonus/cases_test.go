@@ -23,7 +23,7 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/objects"
+	"github.com/weir-net/weir/source/objects"
 )
 
 // addresses are where pods live, in one family.

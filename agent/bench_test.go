@@ -1,0 +1,115 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"slices"
+	"testing"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/policy"
+)
+
+// large is a cluster of 5,000 pods in 500 namespaces on 100 nodes, of which 50 are on this one.
+func large(policies int) (*policy.Objects, map[string]endpoint.Endpoint) {
+	o, endpoints := &policy.Objects{}, map[string]endpoint.Endpoint{}
+	for i := range 500 {
+		name := fmt.Sprint("ns-", i)
+		o.Namespaces = append(o.Namespaces, policy.Namespace{Name: name, Labels: map[string]string{corev1.LabelMetadataName: name, "team": fmt.Sprint(i % 20)}})
+	}
+	for i := range 100 {
+		o.Nodes = append(o.Nodes, node(fmt.Sprint("n", i), fmt.Sprint("172.20.0.", i+1), fmt.Sprintf("100.96.%d.0/24", i)))
+	}
+	for i := range 5000 {
+		p := policy.Pod{
+			Namespace: fmt.Sprint("ns-", i/7%500), Name: fmt.Sprint("p", i), UID: fmt.Sprint(i),
+			Labels:    map[string]string{"app": fmt.Sprint("a", i%10), "pod-template-hash": "abcdef"},
+			Ports:     []policy.NamedPort{{Name: "http", Proto: policy.TCP, Number: 8080}},
+			NodeName:  fmt.Sprint("n", i%100),
+			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{100, 96, byte(i % 100), byte(2 + i/100)})},
+		}
+		o.Pods = append(o.Pods, p)
+		if i%100 == 0 {
+			e := endpoint.Endpoint{
+				ContainerID: p.Name, IfName: "eth0", MAC: "0a:58:0a:58:00:02", HostIf: "weirp" + p.UID, Enforcement: conf.Strict,
+				Pod:       endpoint.Pod{Namespace: p.Namespace, Name: p.Name, UID: p.UID},
+				Addresses: []endpoint.Address{{Addr: p.Addresses[0], Subnet: netip.MustParsePrefix("100.96.0.0/24"), Gateway: netip.MustParseAddr("100.96.0.1")}},
+			}
+			endpoints[e.ID()] = e
+		}
+	}
+	for i := range policies {
+		port := intstr.FromInt32(80)
+		if i%2 == 0 {
+			port = intstr.FromString("http")
+		}
+		np := allow(fmt.Sprint("np", i), &metav1.LabelSelector{MatchLabels: map[string]string{"app": fmt.Sprint("a", i/500%10)}},
+			networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": fmt.Sprint("a", i%10)}}},
+			networkingv1.NetworkPolicyPeer{NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"team": fmt.Sprint(i % 20)}}})
+		np.Namespace = fmt.Sprint("ns-", i%500)
+		np.Spec.Ingress[0].Ports = []networkingv1.NetworkPolicyPort{{Port: &port}}
+		o.Policies = append(o.Policies, np)
+	}
+	return o, endpoints
+}
+
+// BenchmarkPodEvent is what the agent does when a pod on another node comes or goes that this node's policies mean. It
+// needs root. Run it as: go test ./agent -run - -bench .
+func BenchmarkPodEvent(b *testing.B) {
+	for _, policies := range []int{1000, 10000} {
+		b.Run(fmt.Sprintf("pods=5000/policies=%d", policies), func(b *testing.B) {
+			runtime.LockOSThread() // the namespace ends with the thread
+			ns, err := netns.New()
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer func() { _ = ns.Close() }()
+			driver, err := iptables.Open(b.Context())
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer driver.Close()
+			links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer links.Close()
+			objects, endpoints := large(policies)
+			a := newAgent(Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}, driver, links)
+			a.endpoints, a.listed = endpoints, true
+			a.cutting.walking = true // for good: walks are beside the loop, and on a thread that isn't in the namespace
+			a.takeUpdate(objects, nil)
+			a.sync(b.Context(), iptables.All)
+			a.endpoints = endpoints // that sync has read the records, of which there are none
+			a.sync(b.Context(), iptables.Trust)
+			b.ReportAllocs()
+			changes := a.stats.Changes
+			events := 0
+			for b.Loop() {
+				next := *objects
+				next.Pods = slices.Clone(objects.Pods)
+				if events++; events%2 == 1 {
+					next.Pods = slices.Delete(next.Pods, 1, 2)
+				}
+				a.takeUpdate(&next, nil)
+				a.sync(context.Background(), iptables.Trust)
+			}
+			if err := a.faults.now[partKernel]; err != nil || a.stats.Changes-changes != events {
+				b.Errorf("%d changes after %d events, %v", a.stats.Changes-changes, events, err)
+			}
+		})
+	}
+}

@@ -1,0 +1,74 @@
+package agent
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/overlay"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// TestConflist: a runtime that lists the directory finds the configuration whole or not at all.
+func TestConflist(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	nodetest.Outside(t)
+	driver, err := iptables.Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer driver.Close()
+	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer links.Close()
+	path := filepath.Join(t.TempDir(), "10-weir.conflist")
+	a := newAgent(Options{Log: slog.New(slog.DiscardHandler), Node: NodeOptions{Name: "self", Overlay: overlay.Options{Encapsulation: overlay.Always}, Conflist: path}}, driver, links)
+	a.objects = healthy()
+	a.planWays(iptables.Trust)
+	configurations := func() []string { // as libcni (ConfFiles) takes them for such
+		var names []string
+		for _, ext := range []string{".conf", ".conflist", ".json"} {
+			entries, err := os.ReadDir(filepath.Dir(path))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range entries {
+				if filepath.Ext(e.Name()) == ext && !e.IsDir() {
+					names = append(names, e.Name())
+				}
+			}
+		}
+		return names
+	}
+	// A directory in its place: it can be written, but not put there.
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.writeConflist(); err == nil {
+		t.Error("a directory was replaced")
+	}
+	if got := configurations(); len(got) > 0 {
+		t.Errorf("half written, the runtime would take it: %v", got)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := a.writeConflist(); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]string{"10-weir.conflist"}, configurations()); diff != "" {
+			t.Error(diff)
+		}
+	}
+}

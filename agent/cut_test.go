@@ -1,0 +1,133 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/netfilter/conntrack"
+	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// TestConnectionsAreWalkedWhereSomethingIsToBeFound and nowhere else.
+func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	remote := func(name, address, app string) policy.Pod {
+		p := pod(name, address)
+		p.Labels = map[string]string{"app": app}
+		return p
+	}
+	state := func(clientApp, otherApp string) *policy.Objects {
+		o := healthy()
+		o.Pods = []policy.Pod{pod("web", ""), pod("db", ""), remote("client", "10.88.1.5", clientApp), remote("other", "10.88.1.6", otherApp)}
+		return o
+	}
+	port := 4000
+	connect := func(from string) {
+		port++
+		nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", from, "-d", "10.88.0.2", "--sport", fmt.Sprint(port), "--dport", "53", "-u", "SEEN_REPLY,ASSURED", "-t", "600")
+	}
+	s := step(t, state("none", "none"))
+	wantCut := func(when string, want int) {
+		t.Helper()
+		got := 0
+		for c, err := range conntrack.All() {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.Cut {
+				got++
+			}
+		}
+		if got != want {
+			t.Errorf("%s: %d connections are cut, want %d", when, got, want)
+		}
+	}
+	tell := func(o *policy.Objects) {
+		t.Helper()
+		s.takeUpdate(o, nil)
+		s.hear(iptables.Trust)
+	}
+	s.attach("web", "10.88.0.2")
+	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1") // there is room for labels
+	connect("10.88.1.5")
+	s.hear(iptables.All)
+	wantCut("what was there when the agent started", 1)
+	tell(state("client", "none"))
+	wantCut("the one that was cut may go on", 0)
+	connect("10.88.1.9") // by nobody whom a policy lets through: only to be seen by a walk
+	tell(state("client", "client"))
+	wantCut("nothing is cut, and another comes to be let through", 0)
+	s.hear(iptables.All)
+	wantCut("nothing has changed", 0)
+	id := s.attach("db", "10.88.0.3")
+	s.hear(iptables.Trust)
+	wantCut("a pod has come", 0)
+	if err := endpoint.Remove(id); err != nil {
+		t.Fatal(err)
+	}
+	s.hear(iptables.Trust)
+	wantCut("a pod has ended", 0)
+	nodetest.Run(t, "ipset", "flush", conf.PodsSet)
+	s.hear(iptables.All)
+	wantCut("what somebody had taken away is there again", 1)
+	tell(state("none", "client"))
+	wantCut("one is no longer let through", 2)
+	connect("10.88.1.5")
+	tell(state("none", "none"))
+	wantCut("none is let through", 3)
+	connect("10.88.1.5") // and the agent is killed before it sees it
+	s = step(t, state("none", "none"))
+	s.hear(iptables.All)
+	wantCut("an agent has started", 4)
+}
+
+// TestAWalkIsOvertaken by a change of the rules: it leaves alone what they say otherwise of.
+func TestAWalkIsOvertaken(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	s := step(t, healthy())
+	s.attach("web", "10.88.0.2")
+	s.hear(iptables.All)
+	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1") // there is room for labels
+	nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "10.88.1.5", "-d", "10.88.0.2", "--sport", "4000", "--dport", "53", "-u", "SEEN_REPLY,ASSURED", "-t", "600")
+	opens := s.cutting.newest.Load()
+	closed := healthy()
+	closed.Policies = nil
+	for _, p := range healthy().Policies {
+		p.Spec.Ingress = nil
+		closed.Policies = append(closed.Policies, p)
+	}
+	s.takeUpdate(closed, nil)
+	closes := &scene{policy.Compile(s.state()), s.pods()}
+	for i, tc := range []struct {
+		held, newest *scene
+		want         iptables.Walk
+	}{
+		{closes, opens, iptables.Walk{}},
+		{opens, closes, iptables.Walk{}},
+		{closes, closes, iptables.Walk{Cut: 1, Standing: 1}},
+		{opens, closes, iptables.Walk{Standing: 1}},
+		{closes, opens, iptables.Walk{Standing: 1}},
+		{opens, opens, iptables.Walk{Restored: 1}},
+	} {
+		s.cutting.newest.Store(tc.newest)
+		if got, err := judgeAnew(tc.held, &s.cutting.newest); got != tc.want || err != nil {
+			t.Errorf("walk %d: %+v, %v; want %+v", i, got, err, tc.want)
+		}
+	}
+	// What is owed stays so while it isn't known what the kernel holds.
+	s.faults.set(partKernel, errors.New("it wouldn't"))
+	s.cutting.owed = true
+	s.takeWalk(walked{})
+	if !s.cutting.owed || s.cutting.walking {
+		t.Error("a walk goes by rules that the kernel doesn't hold")
+	}
+}

@@ -1,0 +1,97 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/attachment"
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/netfilter/iptables"
+)
+
+const (
+	// reapEvery is how often the node is looked over for attachments that are over, should nothing have told of one.
+	reapEvery = time.Minute
+	// reapAfter is how long after a pod's link has gone the node is looked over. Nearly always DEL has deleted it and has
+	// done the rest by then, for this pod and for others that end at the same time.
+	reapAfter = time.Second
+)
+
+// reap takes away attachments whose pods' namespaces are gone though nobody has called DEL, and finishes DELs that were
+// killed: containerd never calls GC. It is apart from the loop, since it waits for the plugin's lock; the loop hears of it by
+// the records, as of any DEL. One DEL that comes after all finds nothing to do.
+func (a *agent) reap(ctx context.Context) error {
+	gone := make(chan struct{}, 1)
+	watching := make(chan error, 1)
+	go func() {
+		watching <- bridge.WatchPorts(ctx, func() {
+			select {
+			case gone <- struct{}{}:
+			default: // it will be looked at anyway
+			}
+		})
+	}()
+	every := time.NewTicker(reapEvery)
+	defer every.Stop()
+	soon := time.After(0) // what ended while there was no agent
+	for {
+		select {
+		case err := <-watching: // as it does when ctx ends
+			return err
+		case <-gone:
+			if soon == nil {
+				soon = time.After(reapAfter)
+			}
+			continue
+		case <-soon:
+			soon = nil
+		case <-every.C:
+		case strays := <-a.strays:
+			a.evict(ctx, strays)
+			continue
+		}
+		a.reapOnce()
+	}
+}
+
+func (a *agent) reapOnce() {
+	ended, err := attachment.Reap()
+	for _, e := range ended {
+		a.metrics.reaped.Inc()
+		a.Log.Info("a pod's network was taken away: its namespace is gone, or its deletion was left half done", "pod", e.Pod.String(),
+			"container", e.ContainerID, "link", e.HostIf)
+	}
+	if err != nil {
+		a.Log.Error("what pods that are gone have left behind can't be taken away; it is tried again", "error", err)
+	}
+}
+
+// evict takes addresses that somebody has put there out of the sets of all pods.
+func (a *agent) evict(ctx context.Context, strays []netip.Addr) {
+	evicted, err := attachment.Evict(strays)
+	if err != nil {
+		a.Log.Error("addresses of no pod stay among those that are judged; it is tried again", "error", err)
+	}
+	if len(evicted) == 0 {
+		return
+	}
+	a.Log.Warn("somebody had put addresses of no pod into the sets of all pods; they are out again", "addresses", evicted)
+	a.hand(ctx, func() iptables.Verify {
+		a.stats.Repairs++
+		return none
+	})
+}
+
+// tellPlugin renews the heartbeat that the plugin's STATUS goes by. Whoever calls it has just found that all is well.
+func (a *agent) tellPlugin() {
+	if time.Since(a.wellAt) < agentapi.BeatEvery {
+		return
+	}
+	if err := agentapi.Beat(); err != nil {
+		a.Log.Error("the plugin will take this node for one without an agent", "error", err)
+		return
+	}
+	a.wellAt = time.Now()
+}

@@ -1,0 +1,241 @@
+package agent
+
+import (
+	"log/slog"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"golang.org/x/sys/unix"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/dirwatch"
+	"github.com/weir-net/weir/netfilter/ipset"
+	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// stepped is an agent whose loop the test goes round itself, so that it says in which order things come in.
+type stepped struct {
+	*running
+	*agent
+	sets *ipset.Handle
+}
+
+func step(t *testing.T, objects *policy.Objects) *stepped {
+	t.Helper()
+	driver, err := iptables.Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sets, err := ipset.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := newAgent(Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}, driver, links)
+	a.takeUpdate(objects, nil)
+	return &stepped{&running{T: t}, a, sets}
+}
+
+// hear has the agent read all records, bring what is known into the kernel, and judge connections anew if that is owed.
+func (s *stepped) hear(verify iptables.Verify) {
+	s.Helper()
+	s.takeRecords(dirwatch.Change{Lost: true})
+	s.sync(s.Context(), verify)
+	for s.cutting.walking {
+		s.takeWalk(<-s.cutting.walked)
+	}
+	if err := s.faults.now[partKernel]; err != nil {
+		s.Fatal(err)
+	}
+}
+
+// add attaches a pod and enrols it as the plugin does, before the agent has heard of its record.
+func (s *stepped) add(name, uid, address string) {
+	s.Helper()
+	id := s.attachUID(name, uid, address)
+	pod := ipset.Entry{Prefix: netip.MustParsePrefix(address + "/32"), Comment: "shop/" + name}
+	if err := ipset.Apply(ipset.Change{Set: conf.PodsSet, Entry: pod}); err != nil {
+		s.Fatal(err)
+	}
+	e := &enrolment{id: id, until: time.Now().Add(time.Minute), reply: make(chan reply, 1)}
+	s.takeEnrolment(s.Context(), e)
+	s.sync(s.Context(), iptables.Rules)
+	if r := <-e.reply; r.Error != "" {
+		s.Errorf("%s is judged %+v", id, r)
+	}
+}
+
+// del takes it away again as the plugin does; the agent hasn't heard of it when it returns.
+func (s *stepped) del(name, uid, address string) {
+	s.Helper()
+	id := endpoint.ID("shop."+name+uid, "eth0")
+	if _, err := endpoint.Ending(id); err != nil {
+		s.Fatal(err)
+	}
+	if err := s.sets.Purge(netip.MustParseAddr(address)); err != nil {
+		s.Fatal(err)
+	}
+	if err := endpoint.Remove(id); err != nil {
+		s.Fatal(err)
+	}
+}
+
+// in are the words beside the address in every set that holds it, by the beginning of the sets' names.
+func (s *stepped) in(address string) []string {
+	s.Helper()
+	headers, err := s.sets.Headers()
+	if err != nil {
+		s.Fatal(err)
+	}
+	var in []string
+	for _, h := range headers {
+		set, err := s.sets.List(h.Name)
+		if err != nil {
+			s.Fatal(err)
+		}
+		for _, e := range set.Entries {
+			if e.Prefix.Addr() == netip.MustParseAddr(address) && e.Prefix.IsSingleIP() {
+				in = append(in, h.Name[:len("weir-xx")]+" "+e.Comment)
+			}
+		}
+	}
+	slices.Sort(in)
+	return in
+}
+
+// TestFault7AnAddressWhoseOldRecordWasNotHeardOf: weave-npc kept the old pod's memberships if it heard of its end
+// after the new one's beginning. Of the old pod's classes and peers nothing is the new one's.
+func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	o := shop(named("db-0", "1", "old"), named("evil", "2", "other"), named("web", "", "web"))
+	o.Policies = append(o.Policies, healthy().Policies...)
+	o.Policies[2].Spec.PodSelector.MatchLabels = map[string]string{"app": "web"}
+	o.Policies[2].Spec.Ingress[0].From[0].PodSelector.MatchLabels["app"] = "old"
+	s := step(t, o)
+	s.hear(iptables.All)
+	s.add("web", "", "10.88.0.2")
+	s.add("db-0", "1", "10.88.0.9")
+	if got, want := s.in("10.88.0.9"), []string{"weir-eg shop/db-0", "weir-in shop/db-0", "weir-po shop/db-0", "weir-se shop/db-0"}; !slices.Equal(got, want) {
+		t.Fatalf("the first pod is in %q, want %q", got, want)
+	}
+	s.del("db-0", "1", "10.88.0.9")
+	s.sync(t.Context(), iptables.Trust) // something else has come in
+	s.add("evil", "2", "10.88.0.9")
+	want := []string{"weir-eg shop/evil", "weir-in shop/evil", "weir-po shop/evil"}
+	if got := s.in("10.88.0.9"); !slices.Equal(got, want) {
+		t.Errorf("the second pod is in %q, want %q", got, want)
+	}
+	if class := class(s.ruleset.Classes, policy.Ingress, "shop/evil"); class != classOpen {
+		t.Errorf("the second pod is in class %s", class)
+	}
+	s.hear(iptables.All)
+	if got := s.in("10.88.0.9"); !slices.Equal(got, want) {
+		t.Errorf("after the kernel was read, the second pod is in %q, want %q", got, want)
+	}
+	// Should both records be on disk, the later one counts.
+	s.attachUID("db-0", "1", "10.88.0.9")
+	e, err := endpoint.Load(endpoint.ID("shop.evil2", "eth0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Created = time.Now()
+	if err := e.Save(); err != nil {
+		t.Fatal(err)
+	}
+	s.hear(iptables.All)
+	if got := s.in("10.88.0.9"); !slices.Equal(got, want) {
+		t.Errorf("with both records, the second pod is in %q, want %q", got, want)
+	}
+	if s.faults.now[partRecords] == nil {
+		t.Error("that two have one address is not reported")
+	}
+}
+
+// TestAPodThatComesAgain with the same name and address before the agent has heard that it went: what DEL took out of
+// the sets must come back, and nobody is to blame for it.
+func TestAPodThatComesAgain(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	db := named("db-0", "", "old")
+	db.Ports = []policy.NamedPort{{Name: "sql", Proto: policy.TCP, Number: 5432}}
+	o := shop(db)
+	port := intstr.FromString("sql")
+	o.Policies[0].Spec.Ingress[0] = networkingv1.NetworkPolicyIngressRule{
+		Ports: []networkingv1.NetworkPolicyPort{{Port: &port}}, From: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{}}},
+	}
+	s := step(t, o)
+	s.hear(iptables.All)
+	s.add("db-0", "", "10.88.0.9")
+	want := s.in("10.88.0.9")
+	if len(want) != 5 {
+		t.Fatalf("the pod is in %q", want)
+	}
+	for range 2 {
+		s.del("db-0", "", "10.88.0.9")
+		s.add("db-0", "", "10.88.0.9")
+		if got := s.in("10.88.0.9"); !slices.Equal(got, want) {
+			t.Errorf("when it came again, the pod is in %q, want %q", got, want)
+		}
+	}
+	if s.stats.Repairs != 0 {
+		t.Errorf("%d repairs", s.stats.Repairs)
+	}
+}
+
+// TestRecordsThatAreNotRead: while it isn't known which pods there are, what the kernel holds stays.
+func TestRecordsThatAreNotRead(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	s := step(t, healthy())
+	s.attach("web", "10.88.0.2")
+	s.hear(iptables.All)
+	held := s.in("10.88.0.2")
+	if len(held) != 3 {
+		t.Fatalf("the pod is in %q", held)
+	}
+	wantHeld := func(when string) {
+		t.Helper()
+		if got := s.in("10.88.0.2"); !slices.Equal(got, held) {
+			t.Errorf("%s, the pod is in %q, want %q", when, got, held)
+		}
+	}
+	s = step(t, healthy())
+	s.sync(t.Context(), iptables.All)
+	wantHeld("before the next agent has read the records")
+	s.hear(iptables.All)
+	wantHeld("once it has")
+	dir := "/run/weir/endpoints"
+	for _, command := range []string{"mv " + dir + " /run/away", "touch " + dir} {
+		nodetest.Run(t, "sh", "-c", command)
+	}
+	s.takeRecords(dirwatch.Change{Lost: true})
+	s.sync(t.Context(), iptables.Trust)
+	wantHeld("when the directory can't be listed")
+	if s.faults.now[partRecords] == nil {
+		t.Error("and nothing is said of it")
+	}
+	nodetest.Run(t, "sh", "-c", "rm "+dir+"; mv /run/away "+dir)
+	s.attach("client", "10.88.0.3") // of which no event tells
+	s.retryRecords()
+	s.sync(t.Context(), iptables.All)
+	wantHeld("when it can be again")
+	if s.faults.now[partRecords] != nil || len(s.in("10.88.0.3")) == 0 {
+		t.Errorf("%v; the new pod is in %q", s.faults.now[partRecords], s.in("10.88.0.3"))
+	}
+}

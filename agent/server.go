@@ -1,0 +1,141 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/endpoint"
+)
+
+const (
+	// headerTimeout bounds how long a request may take to come, answerTimeout how long its answer may take to go, and
+	// idleTimeout how long a connection is kept for the next one.
+	headerTimeout = 5 * time.Second
+	answerTimeout = 30 * time.Second
+	idleTimeout   = 10 * time.Second
+	// healthConnections is how many there may be for health checks and metrics: kubelet and a few Prometheus ask one by
+	// one.
+	healthConnections = 32
+)
+
+// servers are the agent's two: the socket for the plugin and weirctl, and health checks and metrics for kubelet and Prometheus.
+type servers struct {
+	serve []func() error
+	stop  []func()
+}
+
+func (s *servers) close() {
+	for _, stop := range s.stop {
+		stop()
+	}
+	s.stop = nil
+}
+
+// Lock makes sure that there is one agent only, and none while weir is being taken off the node. The kernel frees it
+// however its holder ends.
+//
+// Equivalent to: flock --nonblock /run/weir/agent.lock
+func Lock() (io.Closer, error) {
+	if err := os.MkdirAll(endpoint.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make %s: %w", endpoint.Dir, err)
+	}
+	lock, err := os.OpenFile(endpoint.Dir+"/agent.lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the agent's lock: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = lock.Close()
+		return nil, fmt.Errorf("another weir-agent runs on this node (it holds %s): %w", lock.Name(), err)
+	}
+	return lock, nil
+}
+
+// listen opens both.
+func (a *agent) listen(ctx context.Context) (*servers, error) {
+	s := &servers{}
+	if err := os.Remove(agentapi.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.close()
+		return nil, fmt.Errorf("remove the last agent's socket: %w", err)
+	}
+	socket, err := (&net.ListenConfig{}).Listen(ctx, "unix", agentapi.Socket)
+	if err != nil {
+		s.close()
+		return nil, fmt.Errorf("listen for the plugin: %w", err)
+	}
+	if err := os.Chmod(agentapi.Socket, 0o600); err != nil {
+		s.close()
+		return nil, fmt.Errorf("protect the agent's socket: %w", err)
+	}
+	api := http.NewServeMux()
+	api.HandleFunc("POST "+agentapi.EnrolPath, a.serveEnrol)
+	api.HandleFunc("GET "+agentapi.StatusPath, func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, a.status.Load().Status)
+	})
+	s.add(socket, &http.Server{Handler: api, ReadHeaderTimeout: headerTimeout})
+	if a.HealthAddress == "" {
+		return s, nil
+	}
+	tcp, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.HealthAddress)
+	if err != nil {
+		s.close()
+		return nil, fmt.Errorf("listen for health checks on %s: %w", a.HealthAddress, err)
+	}
+	health := http.NewServeMux()
+	health.HandleFunc("GET /healthz", a.serveHealth)
+	health.HandleFunc("GET /readyz", a.serveReady)
+	health.Handle("GET /metrics", a.metrics.handler())
+	s.add(&bounded{Listener: tcp, most: healthConnections}, &http.Server{
+		Handler: health, ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout, WriteTimeout: answerTimeout, IdleTimeout: idleTimeout,
+		MaxHeaderBytes: 8 << 10,
+	})
+	return s, nil
+}
+
+func (s *servers) add(l net.Listener, server *http.Server) {
+	s.serve = append(s.serve, func() error {
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve on %s: %w", l.Addr(), err)
+		}
+		return nil
+	})
+	s.stop = append([]func(){func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if err := server.Shutdown(ctx); err != nil {
+			_ = server.Close()
+		}
+	}}, s.stop...)
+}
+
+// serveHealth says whether the loop still comes round. It doesn't say whether all is well: a restart would mend nothing.
+func (a *agent) serveHealth(w http.ResponseWriter, _ *http.Request) {
+	since := time.Since(time.Unix(0, a.beat.Load()))
+	if since > 3*a.Resync+time.Minute {
+		http.Error(w, fmt.Sprintf("the reconciler has not come round for %s", since.Round(time.Second)), http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = fmt.Fprintln(w, "ok")
+}
+
+// serveReady says whether the kernel holds what the policies demand.
+func (a *agent) serveReady(w http.ResponseWriter, _ *http.Request) {
+	s := a.status.Load()
+	if !s.Ready {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		for _, e := range s.Errors {
+			_, _ = fmt.Fprintln(w, e)
+		}
+		return
+	}
+	_, _ = fmt.Fprintln(w, "ok")
+}

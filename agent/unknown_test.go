@@ -1,0 +1,131 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// TestWhatIsUnknown is the table of all that the agent reads of the node, and of how reading it fails. Each time the
+// node isn't ready, the status says why, no pod is let in, and the agent goes on trying until it can read it again.
+func TestWhatIsUnknown(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	dir := t.TempDir()
+	script := "#!/bin/sh\n[ -f /run/iptables-nft-save ] && . /run/iptables-nft-save\nPATH=${PATH#*:} exec iptables-nft-save \"$@\"\n"
+	if err := os.WriteFile(filepath.Join(dir, "iptables-nft-save"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	sh := func(line string) {
+		t.Helper()
+		nodetest.Run(t, "sh", "-c", line)
+	}
+	r := start(t)
+	r.attach("web", "10.88.0.2")
+	r.tell(healthy(), nil)
+	r.wantMetrics(map[string]float64{"weir_ready": 1})
+	for _, tc := range []struct {
+		what, unknown, known string // what makes it unknown, and known again
+		part, says           string
+	}{
+		{
+			"a table, as iptables-save fails", `echo 'echo no >&2; exit 1' >/run/iptables-nft-save`, `rm /run/iptables-nft-save`,
+			"kernel", "table mangle of iptables-nft can't be read: iptables-nft-save -t mangle: exit status 1: no",
+		},
+		{
+			"a table, as iptables-save prints nothing and succeeds", `echo 'exit 0' >/run/iptables-nft-save`, `rm /run/iptables-nft-save`,
+			"kernel", "table filter of iptables-nft can't be read",
+		},
+		{
+			"a table, of which iptables-save prints a part and succeeds",
+			`echo 'echo "*$2"; echo ":FORWARD ACCEPT [0:0]"; exit 0' >/run/iptables-nft-save`, `rm /run/iptables-nft-save`,
+			"kernel", "table nat of iptables-nft can't be read",
+		},
+		{
+			"the sets, one of which isn't of a type of weir's", `ipset create x hash:ip; ipset create y list:set; ipset add y x; ipset rename y weir-x`,
+			`ipset destroy weir-x; ipset destroy x`, "kernel", "list ipset weir-x",
+		},
+	} {
+		t.Run(tc.what, func(t *testing.T) {
+			sh(tc.unknown)
+			metric := `weir_fault{part="` + tc.part + `"}`
+			r.wantMetrics(map[string]float64{"weir_ready": 0, metric: 1})
+			r.eventually("the status says "+tc.says, func() error {
+				if s := status(t); s.Ready || !strings.Contains(strings.Join(s.Errors, "\n"), tc.says) {
+					return fmt.Errorf("%v, %v", s.Ready, s.Errors)
+				}
+				return nil
+			})
+			// weir's rule gets back its place all the same.
+			sh(`nft insert rule ip mangle FORWARD counter accept`)
+			r.eventually("weir's rule is first", func() error {
+				out := nodetest.Run(t, "sh", "-c", "nft list chain ip mangle FORWARD 2>/dev/null | grep counter")
+				if first, _, _ := strings.Cut(out, "\n"); !strings.Contains(first, "jump WEIR-FORWARD") || strings.Count(out, "WEIR-FORWARD") != 1 {
+					return errors.New(out)
+				}
+				return nil
+			})
+			sh(`nft delete rule ip mangle FORWARD handle $(nft -a list chain ip mangle FORWARD 2>/dev/null | sed -n 's/.* accept.* handle //p')`)
+			failures := r.metrics()["weir_kernel_failures_total"]
+			r.eventually("the agent tries again", func() error {
+				if now := r.metrics()["weir_kernel_failures_total"]; now < failures+3 {
+					return fmt.Errorf("it has failed %v times, then %v", failures, now)
+				}
+				return nil
+			})
+			id := r.attach("new", "10.88.0.9")
+			if v, err := r.enrol(id); err == nil {
+				t.Errorf("a pod was let in: %+v", v)
+			}
+			if r.metrics()["weir_ready"] != 0 {
+				t.Error("the agent takes the node for ready while it still doesn't know")
+			}
+			sh(tc.known)
+			r.wantMetrics(map[string]float64{"weir_ready": 1, metric: 0})
+			r.eventually("a pod is let in", func() error {
+				_, err := r.enrol(r.attach("web", "10.88.0.2"))
+				return err
+			})
+		})
+	}
+}
+
+// TestConnectionsThatAreUnknown: a walk through the connections fails, for the kernel doesn't tell of them, or can't
+// mark one.
+func TestConnectionsThatAreUnknown(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	s := step(t, healthy())
+	s.hear(iptables.All)
+	enrol := func() reply {
+		t.Helper()
+		e := &enrolment{id: s.attach("web", "10.88.0.2"), until: time.Now(), reply: make(chan reply, 1)}
+		s.takeEnrolment(t.Context(), e)
+		s.sync(t.Context(), iptables.Trust)
+		return <-e.reply
+	}
+	s.takeWalk(walked{err: errors.New("list connections: no")})
+	if s.status.Load().Ready || !s.status.Load().faults[partConnections] || !s.cutting.owed {
+		t.Errorf("after a walk that has failed: %+v", s.status.Load().Status)
+	}
+	if r := enrol(); r.status != 503 || !strings.Contains(r.Error, "list connections: no") {
+		t.Errorf("a pod was let in: %+v", r)
+	}
+	if !s.cutting.walking {
+		t.Fatal("the walk isn't tried again")
+	}
+	s.takeWalk(<-s.cutting.walked)
+	if r := enrol(); r.status != 200 || !s.status.Load().Ready {
+		t.Errorf("after a walk that has not failed: %+v", r)
+	}
+}

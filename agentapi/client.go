@@ -1,0 +1,123 @@
+// Package agentapi is what the plugin, the agent and weirctl say to each other: requests over the agent's socket, and the
+// heartbeat file. The plugin links it, so it links nothing of Kubernetes and no HTTP library.
+package agentapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/weir-net/weir/endpoint"
+)
+
+// Socket is where the agent answers the plugin and weirctl (HTTP over a Unix socket, mode 0600).
+const Socket = endpoint.Dir + "/agent.sock"
+
+// Paths of the agent's API on Socket.
+const (
+	EnrolPath  = "/v1/endpoints"
+	StatusPath = "/v1/status"
+)
+
+// EnrolRequest asks the agent to judge the pod of an endpoint whose record is on disk, and whose addresses are in the
+// set of all pods.
+type EnrolRequest struct {
+	ID string `json:"id"`
+}
+
+// EnrolAnswer says which policies isolate the pod in each direction now, or why the agent doesn't let it in.
+type EnrolAnswer struct {
+	Ingress string `json:"ingress,omitempty"`
+	Egress  string `json:"egress,omitempty"`
+	Error   string `json:"error,omitempty"`
+}
+
+// ErrNoAgent says that nobody answers on the socket.
+var ErrNoAgent = errors.New("no agent answers on " + Socket)
+
+// ErrOutdated says that the agent knows something else than the configuration by which the attachment was made.
+var ErrOutdated = errors.New("the configuration is out of date")
+
+// maxAnswer bounds what is read of an answer: the status of a node with thousands of pods is some megabytes.
+const maxAnswer = 64 << 20
+
+// Question is one that the agent was asked and that it hasn't answered yet.
+type Question struct {
+	what string
+	ctx  context.Context
+	conn net.Conn
+}
+
+// Ask sends the agent one request; if ctx ends before the answer is there, there is none. It writes HTTP/1.0 itself, whose
+// answer ends with the connection: with net/http the plugin would be nearly twice as large, and its start is on the path
+// of every pod.
+//
+// Equivalent to: curl --unix-socket /run/weir/agent.sock -X METHOD -d BODY http://agent/PATH
+func Ask(ctx context.Context, method, path string, body []byte) (*Question, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", Socket)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoAgent, err)
+	}
+	q := &Question{what: method + " " + path, ctx: ctx, conn: conn}
+	head := fmt.Sprintf("%s HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", q.what, len(body))
+	if _, err := conn.Write(append([]byte(head), body...)); err != nil {
+		return nil, errors.Join(q.failed(err), conn.Close())
+	}
+	return q, nil
+}
+
+// Answer waits for it. It is called once.
+func (q *Question) Answer() (status int, answer []byte, err error) {
+	defer func() { _ = q.conn.Close() }()
+	defer context.AfterFunc(q.ctx, func() { _ = q.conn.SetDeadline(time.Unix(1, 0)) })()
+	answer, err = io.ReadAll(io.LimitReader(q.conn, maxAnswer))
+	if err != nil {
+		return 0, nil, q.failed(err)
+	}
+	header, answer, ok := bytes.Cut(answer, []byte("\r\n\r\n"))
+	if _, err := fmt.Sscanf(string(header), "HTTP/%s %d", new(string), &status); !ok || err != nil {
+		return 0, nil, fmt.Errorf("%s: the agent's answer is no HTTP: %.100q", q.what, header)
+	}
+	return status, answer, nil
+}
+
+func (q *Question) failed(err error) error {
+	if q.ctx.Err() != nil {
+		err = q.ctx.Err()
+	}
+	return fmt.Errorf("%s: %w", q.what, err)
+}
+
+// Enrol asks the agent to put the endpoint's addresses into every set they belong in. The function that it returns waits
+// until the kernel enforces the policies on them, and is called once.
+func Enrol(ctx context.Context, id string) (wait func() (EnrolAnswer, error)) {
+	body, err := json.Marshal(EnrolRequest{ID: id})
+	var question *Question
+	if err == nil {
+		question, err = Ask(ctx, "POST", EnrolPath, body)
+	}
+	return func() (v EnrolAnswer, _ error) {
+		if err != nil {
+			return v, fmt.Errorf("enrol %s: %w", id, err)
+		}
+		status, answer, err := question.Answer()
+		if err != nil {
+			return v, fmt.Errorf("enrol %s: %w", id, err)
+		}
+		if err := json.Unmarshal(answer, &v); err != nil {
+			return v, fmt.Errorf("enrol %s: the agent's answer (%d): %w", id, status, err)
+		}
+		if status == 409 {
+			return v, fmt.Errorf("enrol %s: %w: %s", id, ErrOutdated, v.Error)
+		}
+		if status != 200 {
+			return v, fmt.Errorf("enrol %s: %s", id, v.Error)
+		}
+		return v, nil
+	}
+}

@@ -1,0 +1,78 @@
+package iptables
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+)
+
+// closings are the rules that drop all packets of pods, one list for each way to recognise these. Each needs less of the
+// kernel than the one before it.
+func closings(f conf.Family) [][]string {
+	set := f.Set(conf.PodsSet)
+	return [][]string{
+		{"-m set --match-set " + set + " src -j DROP", "-m set --match-set " + set + " dst -j DROP"},
+		{"-i " + conf.Bridge + " -j DROP", "-o " + conf.Bridge + " -j DROP"},
+	}
+}
+
+// closeAll drops all packets of this node's pods, where the kernel refuses weir's own rules and holds none that drop: a
+// stranger has flushed them. Established connections end too, as the rule that recognises them may be the refused one.
+// The next Apply that succeeds puts weir's rules in place of these. Where weir's chains stand, only the rules that lead
+// to them are put back.
+//
+// Equivalent to, with WEIR-INPUT in INPUT likewise, and the bridge weir0 in place of the set where sets are refused:
+//
+//	iptables -t mangle -N WEIR-FORWARD; iptables -t mangle -I FORWARD -j WEIR-FORWARD
+//	iptables -t mangle -A WEIR-FORWARD -m set --match-set weir-pods src -j DROP
+//	iptables -t mangle -A WEIR-FORWARD -m set --match-set weir-pods dst -j DROP
+func (d *Driver) closeAll(ctx context.Context, have state, want policy.Ruleset) error {
+	for _, f := range conf.Families {
+		mangle := have.tables[f]["mangle"]
+		if !want.Has(f) || mangle.unknown != nil { // of an unknown table, PutFirst puts back what can be
+			continue
+		}
+		attempts := [][]string{nil}
+		if !mangle.stands(f, want) {
+			attempts = closings(f)
+		}
+		var err error
+		for _, drops := range attempts {
+			if err = d.restore(ctx, closing(f, mangle, want, drops)); err == nil {
+				break
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("close all pods: %w", err)
+		}
+	}
+	return nil
+}
+
+// closing are the commands that fill weir's first chains with the drops, and lead to these chains first. Without drops
+// the chains stay as they are. There are none if that is so already.
+func closing(f conf.Family, mangle table, want policy.Ruleset, drops []string) (commands [len(conf.Families)]string) {
+	var lines []string
+	for _, j := range want.Jumps {
+		if j.Family != f || j.Table != "mangle" || !j.First {
+			continue
+		}
+		if drops != nil && !slices.Equal(mangle.rules[j.Rule.To], drops) {
+			lines = append(lines, ":"+j.Rule.To+" - [0:0]") // which makes it, or empties it
+			for _, rule := range drops {
+				lines = append(lines, "-A "+j.Rule.To+" "+rule)
+			}
+		}
+		if rules := mangle.rules[j.Chain]; len(rules) == 0 || split(rules[0]).target != j.Rule.To {
+			lines = append(lines, "-I "+j.Chain+" 1 -j "+j.Rule.To)
+		}
+	}
+	if len(lines) > 0 {
+		commands[f] = "*mangle\n" + strings.Join(lines, "\n") + "\nCOMMIT\n"
+	}
+	return commands
+}

@@ -1,0 +1,464 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// driver for the flavour, whatever the node seems to use.
+func driver(t *testing.T, f Flavour) *Driver {
+	t.Helper()
+	d, err := Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(d.Close)
+	d.Flavour = f
+	return d
+}
+
+func mustApply(t *testing.T, d *Driver, want policy.Ruleset, verify Verify) Result {
+	t.Helper()
+	r, err := d.Apply(t.Context(), want, verify)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestApplyLegacy(t *testing.T) { testApply(t, Legacy) }
+func TestApplyNFT(t *testing.T)    { testApply(t, NFT) }
+
+// testApply applies random rulesets one after the other. After each, a driver that knows nothing must find nothing to
+// do: the kernel lists exactly what was written.
+func testApply(t *testing.T, f Flavour) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d := driver(t, f)
+	r := rand.New(rand.NewPCG(1, 1))
+	random := func() policy.State {
+		s := policytest.State(r)
+		s.Policies = append(s.Policies, policytest.Letting("ports", nil, nil, policytest.OddPorts(100)...))
+		return s
+	}
+	s := random()
+	type kind struct {
+		t policy.SetType
+		f conf.Family
+	}
+	kinds := map[kind]bool{}
+	came, went, six := 0, 0, false // how often IPv6
+	for i := range 25 {
+		want := policy.Compile(s)
+		for _, set := range want.Sets {
+			if len(set.Entries) > 0 {
+				kinds[kind{set.Type, set.Family}] = true
+			}
+		}
+		switch now := want.Has(conf.IPv6); {
+		case now && !six:
+			came++
+		case six && !now:
+			went++
+		}
+		six = want.Has(conf.IPv6)
+		mustApply(t, d, want, Verify(i%3))
+		if got := mustApply(t, driver(t, f), want, All); got.Changed {
+			t.Fatalf("round %d: applied again by another driver, the ruleset changed something", i)
+		}
+		if s = policytest.Change(r, s); i%5 == 4 {
+			s = random() // all of it is another
+		}
+	}
+	if len(kinds) != 9 { // ports have no family
+		t.Errorf("the states don't need every type of set in each family: %v", kinds)
+	}
+	if came < 2 || went < 1 {
+		t.Errorf("IPv6 has come %d times and gone %d times only", came, went)
+	}
+	nodetest.Run(t, "iptables-"+string(f), "-t", "mangle", "-N", "SOMEBODY")
+	nodetest.Run(t, "ip6tables-"+string(f), "-t", "mangle", "-N", "SOMEBODY6")
+	nodetest.Run(t, "ipset", "create", "somebody", "hash:ip")
+	if err := d.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	save := nodetest.Run(t, "iptables-"+string(f)+"-save") + nodetest.Run(t, "ip6tables-"+string(f)+"-save")
+	sets := nodetest.Run(t, "ipset", "list", "-name")
+	if strings.Contains(save, "WEIR") || strings.Contains(sets, "weir") {
+		t.Errorf("left after Remove:\n%s%s", save, sets)
+	}
+	if !strings.Contains(save, "SOMEBODY ") || !strings.Contains(save, "SOMEBODY6") || !strings.Contains(sets, "somebody") {
+		t.Errorf("Remove took what isn't weir's:\n%s%s", save, sets)
+	}
+}
+
+func TestDriftIsRepaired(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d := driver(t, NFT)
+	want := policy.Compile(dualStack())
+	mustApply(t, d, want, All)
+	golden := listing(t)
+	for _, drift := range []string{
+		"iptables -t mangle -F WEIR-FORWARD",
+		"iptables -t mangle -D FORWARD 1",
+		"iptables -t mangle -I FORWARD 1 -j ACCEPT",
+		"iptables -t mangle -F",
+		"iptables -t nat -F WEIR-POSTROUTING",
+		"iptables -t mangle -I WEIR-INGRESS 1 -j RETURN",
+		"ipset flush weir-pods",
+		"ipset add weir-in-open 203.0.113.9",
+		"ipset del weir-networks 10.88.0.0/24",
+		"nft flush ruleset",
+		"iptables -t mangle -N WEIR-STALE",
+		"ipset create weir-stale hash:ip",
+		"ip6tables -t mangle -F WEIR-FORWARD",
+		"ip6tables -t mangle -D INPUT 1",
+		"ip6tables -t nat -F",
+		"ip6tables -t mangle -N WEIR-STALE",
+		"ipset flush weir-pods6",
+		"ipset add weir-eg-open6 2001:db8::9",
+		"nft delete table ip6 mangle",
+	} {
+		f := strings.Fields(drift)
+		nodetest.Run(t, f[0], f[1:]...)
+		mustApply(t, d, want, All)
+		if drift == "iptables -t mangle -I FORWARD 1 -j ACCEPT" {
+			nodetest.Run(t, "iptables", "-t", "mangle", "-D", "FORWARD", "-j", "ACCEPT") // a stranger's; only its place is weir's affair
+		}
+		if got := listing(t); got != golden {
+			t.Errorf("after %q:\n%s\nwant\n%s", drift, got, golden)
+		}
+	}
+}
+
+// dualStack is a state with pods of both families, of which some are in a class.
+func dualStack() policy.State {
+	r := rand.New(rand.NewPCG(5, 1))
+	for {
+		s := policytest.State(r)
+		in := map[conf.Family]bool{}
+		for _, set := range policy.Compile(s).Sets {
+			if set.Role == policy.Members && !strings.Contains(set.Name, "open") && len(set.Entries) > 0 {
+				in[set.Family] = true
+			}
+		}
+		if len(in) == 2 && len(s.Policies) > 1 && len(s.Endpoints) > 2 {
+			return s
+		}
+	}
+}
+
+// listing is what a person sees.
+func listing(t *testing.T) string {
+	var lines []string
+	for line := range strings.Lines(nodetest.Run(t, "iptables-save") + nodetest.Run(t, "ip6tables-save")) {
+		if strings.HasPrefix(line, "-A") || strings.HasPrefix(line, ":WEIR") {
+			lines = append(lines, strings.Split(line, " [")[0])
+		}
+	}
+	sets, err := exec.Command("sh", "-c", "ipset save | sort | sed 's/ initval [^ ]*//; s/ hashsize [^ ]*//'").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(lines, "") + string(sets)
+}
+
+func TestFlavour(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	want := func(f Flavour) {
+		t.Helper()
+		if got, err := Detect(t.Context()); got != f || err != nil {
+			t.Errorf("detected %q, %v; want %q", got, err, f)
+		}
+	}
+	want(NFT) // nothing there
+	mustApply(t, driver(t, Legacy), policy.Compile(policy.State{}), All)
+	want(NFT) // weir's own rules don't count
+	d := driver(t, NFT)
+	mustApply(t, d, policy.Compile(policy.State{}), All)
+	if err := d.CleanOtherFlavour(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if out := nodetest.Run(t, "iptables-legacy-save"); strings.Contains(out, "WEIR") {
+		t.Errorf("left in the other flavour:\n%s", out)
+	}
+	nodetest.Run(t, "iptables-legacy", "-A", "FORWARD", "-s", "203.0.113.1", "-j", "DROP")
+	want(Legacy)
+	nodetest.Run(t, "iptables-nft", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
+	want(NFT)
+	// No iptables at all is an error that says so.
+	if err := os.Setenv("PATH", ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Detect(t.Context()); err == nil || !strings.Contains(err.Error(), "iptables") {
+		t.Errorf("without iptables: %v", err)
+	}
+}
+
+// TestKnows: the driver knows its own changes from others', also from one that comes in the middle of them.
+func TestKnows(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	generations, done := make(chan uint32, 100), make(chan error, 1)
+	go func() {
+		done <- Watch(ctx, func(g uint32, concerned bool) {
+			if concerned {
+				generations <- g
+			}
+		})
+	}()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	d := driver(t, NFT)
+	// told are the generations that the watch tells of, up to one of a stranger's, which isn't among them.
+	told := func() (all []uint32) {
+		t.Helper()
+		for {
+			nodetest.Run(t, "iptables-nft", "-t", "mangle", "-A", "FORWARD", "-j", "ACCEPT")
+			nodetest.Run(t, "iptables-nft", "-t", "mangle", "-D", "FORWARD", "-j", "ACCEPT")
+			last, err := Generation()
+			if err != nil {
+				t.Fatal(err)
+			}
+			timeout := time.After(5 * time.Second)
+			for {
+				select {
+				case g := <-generations:
+					if g < last-1 {
+						all = append(all, g)
+					}
+					if g == last {
+						return all
+					}
+				case <-timeout:
+					t.Fatal("the watch doesn't tell of a change")
+				}
+			}
+		}
+	}
+	told() // the watch has begun
+	r := rand.New(rand.NewPCG(3, 3))
+	s := policytest.State(r)
+	own := 0
+	for range 5 {
+		mustApply(t, d, policy.Compile(s), Trust)
+		for _, g := range told() {
+			own++
+			if !d.Knows(g) {
+				t.Errorf("generation %d is the driver's own, and it doesn't know it", g)
+			}
+		}
+		s = policytest.Change(r, s)
+	}
+	if own < 3 {
+		t.Errorf("the driver has made %d changes only", own)
+	}
+	want := policy.Compile(s)
+	mustApply(t, d, want, Trust)
+	nodetest.Run(t, "iptables-nft", "-t", "mangle", "-F", "WEIR-FORWARD")
+	flushed, err := Generation()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Knows(flushed) || d.Knows(0) {
+		t.Errorf("it knows a stranger's change: %v, or one that nothing is known of: %v", d.Knows(flushed), d.Knows(0))
+	}
+	mustApply(t, d, want, All)
+	if !d.Knows(flushed) {
+		t.Error("it doesn't know a change that it has read")
+	}
+
+	// A stranger whose change falls into the driver's own.
+	dir := t.TempDir()
+	script := "#!/bin/sh\nPATH=${PATH#*:}\niptables-nft-restore \"$@\" && iptables-nft -t mangle -F WEIR-INPUT\n"
+	if err := os.WriteFile(dir+"/iptables-nft-restore", []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	d.ahead[conf.IPv4].dismiss() // which was started before
+	before, err := Generation()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := policy.Compile(policy.State{})
+	i := slices.IndexFunc(other.Chains, func(c policy.Chain) bool { return c.Name == "WEIR-INPUT" })
+	other.Chains[i].Rules = append(other.Chains[i].Rules, policy.Rule{In: "lo", Comment: "weir: one rule more", Target: policy.Return})
+	mustApply(t, d, other, Trust)
+	last, err := Generation()
+	if err != nil {
+		t.Fatal(err)
+	}
+	unknown := 0
+	for g := before + 1; g <= last; g++ {
+		if !d.Knows(g) {
+			unknown++
+		}
+	}
+	if unknown != 1 {
+		t.Errorf("of the generations %d to %d, one of which a stranger made, %d are unknown", before+1, last, unknown)
+	}
+}
+
+// TestKeepClosed: while nobody knows what should be, what stands stays, and what doesn't is closed.
+func TestKeepClosed(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	s := dualStack()
+	want, closed := policy.Compile(s), policy.Compile(policy.State{Endpoints: s.Endpoints})
+	class := want.Classes[slices.IndexFunc(want.Classes, func(c policy.Class) bool { return c.Chain != "" })]
+	class6 := want.Classes[slices.IndexFunc(want.Classes, func(c policy.Class) bool {
+		return c.Chain != "" && strings.HasSuffix(c.Set, "6") && len(c.Set) == len("weir-in-")+17
+	})]
+	mustApply(t, driver(t, NFT), want, All)
+	whole := listing(t)
+	mustApply(t, driver(t, NFT), closed, All)
+	shut := listing(t)
+	if whole == shut {
+		t.Fatal("the state has nobody in a class")
+	}
+	for drift, stays := range map[string]bool{
+		"true": true,
+		"iptables -t mangle -I FORWARD 1 -j ACCEPT":           true, // it loses its place
+		"iptables -t mangle -F FORWARD":                       true,
+		"iptables -t mangle -I " + class.Chain + " -j RETURN": true, // an older weir's may differ
+		"iptables -t mangle -F":                               false,
+		"iptables -t mangle -F WEIR-FORWARD":                  false,
+		"iptables -t mangle -F WEIR-INPUT":                    false,
+		"iptables -t mangle -F WEIR-ERRORS":                   false,
+		"iptables -t mangle -F WEIR-INGRESS":                  false,
+		"iptables -t mangle -F " + class.Chain:                false,
+		"nft flush ruleset":                                   false,
+		"ip6tables -t mangle -I FORWARD 1 -j ACCEPT":          true,
+		"ip6tables -t mangle -F INPUT":                        true,
+		"ip6tables -t mangle -F":                              false,
+		"ip6tables -t mangle -F WEIR-EGRESS":                  false,
+		"ip6tables -t mangle -F " + class6.Chain:              false,
+	} {
+		mustApply(t, driver(t, NFT), want, All)
+		f := strings.Fields(drift)
+		nodetest.Run(t, f[0], f[1:]...)
+		if changed, err := driver(t, NFT).KeepClosed(t.Context(), closed); err != nil || changed == stays {
+			t.Errorf("after %q: closed: %v, %v; want %v", drift, changed, err, !stays)
+		}
+		for _, program := range []string{"iptables", "ip6tables"} {
+			if f := nodetest.Run(t, program, "-t", "mangle", "-S", "FORWARD"); !strings.Contains(strings.Split(f, "\n")[1], "-j WEIR-FORWARD") {
+				t.Errorf("after %q weir's rules aren't first:\n%s", drift, f)
+			}
+			for _, undo := range []string{"FORWARD -j ACCEPT", class.Chain + " -j RETURN"} {
+				_ = exec.Command(program, append([]string{"-t", "mangle", "-D"}, strings.Fields(undo)...)...).Run() // if it is there
+			}
+		}
+		if got := listing(t); (got == whole) != stays || (got == shut) == stays {
+			t.Errorf("after %q:\n%s", drift, got)
+		}
+	}
+}
+
+// TestKeepClosedAfterAnUpgrade: rules of a version that had fewer chains stand, and stay until it is known what should
+// be.
+func TestKeepClosedAfterAnUpgrade(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	s := dualStack()
+	mustApply(t, driver(t, NFT), policy.Compile(s), All)
+	for _, program := range []string{"iptables", "ip6tables"} {
+		script := fmt.Sprintf("%[1]s-save -t mangle | grep -v WEIR-ERRORS | %[1]s-restore -T mangle", program)
+		nodetest.Run(t, "sh", "-c", script)
+	}
+	before := listing(t)
+	if strings.Contains(before, "WEIR-ERRORS") || !strings.Contains(before, "WEIR-INGRESS") {
+		t.Fatalf("not the rules of an earlier version:\n%s", before)
+	}
+	changed, err := driver(t, NFT).KeepClosed(t.Context(), policy.Compile(policy.State{Endpoints: s.Endpoints}))
+	if err != nil || changed || listing(t) != before {
+		t.Errorf("closed: %v, %v:\n%s", changed, err, listing(t))
+	}
+}
+
+// TestWithoutIP6tables: a node without IPv6 pods needs none, and nothing asks for it.
+func TestWithoutIP6tables(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	dir := t.TempDir()
+	for _, program := range []string{"ip6tables-nft-save", "ip6tables-nft-restore", "ip6tables-legacy-save", "ip6tables-legacy-restore"} {
+		script := "#!/bin/sh\necho $0 $* >>" + dir + "/asked\necho \"can't initialize ip6tables\" >&2\nexit 3\n"
+		if err := os.WriteFile(dir+"/"+program, []byte(script), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := os.Getenv("PATH")
+	t.Setenv("PATH", dir+":"+path)
+	d := driver(t, NFT)
+	dual := dualStack()
+	four := dual
+	four.Endpoints, four.Nodes = nil, nil
+	for _, e := range dual.Endpoints {
+		if e.Addresses = slices.DeleteFunc(slices.Clone(e.Addresses), func(a endpoint.Address) bool { return a.Addr.Is6() }); len(e.Addresses) > 0 {
+			four.Endpoints = append(four.Endpoints, e)
+		}
+	}
+	for i := range 4 {
+		mustApply(t, d, policy.Compile(four), Verify(i%3))
+	}
+	if _, err := d.KeepClosed(t.Context(), policy.Compile(policy.State{Endpoints: four.Endpoints})); err != nil {
+		t.Error(err)
+	}
+	if asked, err := os.ReadFile(dir + "/asked"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("ip6tables was asked, though the kernel has no table of its (%v):\n%s", err, asked)
+	}
+	if _, err := d.Apply(t.Context(), policy.Compile(dual), Trust); err == nil || !strings.Contains(err.Error(), "ip6tables") {
+		t.Errorf("with IPv6 pods: %v, want an error that names ip6tables", err)
+	}
+	if err := errors.Join(d.CleanOtherFlavour(t.Context()), d.Remove(t.Context())); err != nil {
+		t.Error(err)
+	}
+	// And with it all is well, though a stranger has come first meanwhile.
+	t.Setenv("PATH", path)
+	nodetest.Run(t, "ip6tables", "-t", "mangle", "-A", "FORWARD", "-j", "ACCEPT")
+	d = driver(t, NFT)
+	for range 2 { // IPv6 comes, goes, and comes again
+		mustApply(t, d, policy.Compile(four), Trust)
+		if out := nodetest.Run(t, "ip6tables-save"); strings.Contains(out, "WEIR") {
+			t.Errorf("rules for IPv6 that nobody needs:\n%s", out)
+		}
+		mustApply(t, d, policy.Compile(dual), Trust)
+		if out := nodetest.Run(t, "ip6tables", "-t", "mangle", "-S", "FORWARD"); !strings.HasPrefix(out, "-P FORWARD ACCEPT\n-A FORWARD -m comment") || strings.Count(out, "-j WEIR-FORWARD") != 1 {
+			t.Errorf("weir's rule isn't first:\n%s", out)
+		}
+		for _, hook := range []string{"mangle INPUT", "filter FORWARD", "nat POSTROUTING"} {
+			table, chain, _ := strings.Cut(hook, " ")
+			if out := nodetest.Run(t, "ip6tables", "-t", table, "-S", chain); strings.Count(out, "-j WEIR-") != 1 {
+				t.Errorf("%s has no rule of weir's:\n%s", hook, out)
+			}
+		}
+	}
+}

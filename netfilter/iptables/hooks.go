@@ -1,0 +1,87 @@
+package iptables
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+)
+
+// hook is where packets come through a chain: iptables' own chains have these, and iptables never looks at them.
+type hook struct {
+	kind     string
+	number   uint32
+	priority int32
+}
+
+// hooks are those of the built-in chains that weir has rules in (iptables/nft.c, xtables_ipv4).
+var hooks = map[string]map[string]hook{
+	"mangle": {"FORWARD": {"filter", unix.NF_INET_FORWARD, -150}, "INPUT": {"filter", unix.NF_INET_LOCAL_IN, -150}},
+	"filter": {"FORWARD": {"filter", unix.NF_INET_FORWARD, 0}},
+	"nat":    {"POSTROUTING": {"nat", unix.NF_INET_POST_ROUTING, 100}},
+}
+
+// misplaced are the table's built-in chains of nf_tables that hang at another hook, or at none. iptables prints them and
+// their rules as it does others.
+//
+// Equivalent to: nft list table ip TABLE | grep 'type .* hook' (ip6 for IPv6)
+func misplaced(family conf.Family, name string) (found []string, err error) {
+	err = dump(unix.NFT_MSG_GETCHAIN, family, nil, func(attrs []byte) {
+		chain := attributes(attrs)
+		want, ours := hooks[name][text(chain[unix.NFTA_CHAIN_NAME])]
+		if text(chain[unix.NFTA_CHAIN_TABLE]) == name && ours && readHook(chain) != want {
+			found = append(found, text(chain[unix.NFTA_CHAIN_NAME]))
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the chains of table %s: %w", name, err)
+	}
+	return found, nil
+}
+
+// readHook reads it of a chain's attributes; it is empty if there is none.
+func readHook(chain map[uint16][]byte) (h hook) {
+	at := attributes(chain[unix.NFTA_CHAIN_HOOK])
+	number, priority := at[unix.NFTA_HOOK_HOOKNUM], at[unix.NFTA_HOOK_PRIORITY]
+	if len(number) == 4 && len(priority) == 4 {
+		h = hook{text(chain[unix.NFTA_CHAIN_TYPE]), binary.BigEndian.Uint32(number), int32(binary.BigEndian.Uint32(priority))}
+	}
+	return h
+}
+
+// others says why a misplaced chain isn't deleted: there are rules of somebody else's in it.
+func others(family conf.Family, name string, chains []string) error {
+	rules, err := see(family, name)
+	if err != nil {
+		return err
+	}
+	for _, chain := range chains {
+		if slices.ContainsFunc(rules[chain], func(r seen) bool { return !ours(r.target) }) {
+			return fmt.Errorf("its chain %s hangs at another hook than iptables' own, or at none, and has others' rules: delete it", chain)
+		}
+	}
+	return nil
+}
+
+// deleteChains deletes built-in chains, which iptables makes anew where they belong as soon as a rule is added to them.
+//
+// Equivalent to: nft flush chain ip TABLE CHAIN; nft delete chain ip TABLE CHAIN (ip6 for IPv6)
+func deleteChains(f conf.Family, name string, chains []string) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	table := &nftables.Table{Name: name, Family: libraryFamilies[f]}
+	for _, chain := range chains {
+		conn.FlushChain(&nftables.Chain{Name: chain, Table: table})
+		conn.DelChain(&nftables.Chain{Name: chain, Table: table})
+	}
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("delete chains %v of table %s, which hang at other hooks than iptables' own: %w", chains, name, err)
+	}
+	return nil
+}

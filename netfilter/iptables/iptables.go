@@ -1,0 +1,246 @@
+package iptables
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-iptables/iptables"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+)
+
+// Flavour of iptables: its rules are kept by the old x_tables code (legacy) or by nf_tables (nft). Rules of both apply,
+// so a node should use one.
+type Flavour string
+
+// The flavours.
+const (
+	Legacy Flavour = "legacy"
+	NFT    Flavour = "nft"
+)
+
+func (f Flavour) other() Flavour {
+	if f == Legacy {
+		return NFT
+	}
+	return Legacy
+}
+
+// lockWait is how long iptables waits for its lock, in seconds: kube-proxy may hold it while it writes many rules.
+const lockWait = "10"
+
+// Detect finds out which flavour the node uses: that in which kubelet or kube-proxy have left their chains
+// (KUBE-IPTABLES-HINT, KUBE-KUBELET-CANARY; KEP-3178), else the one with more rules of others', else the newer. Rules
+// that can't be read may be anything's: then the flavour isn't known, and that is an error.
+func Detect(ctx context.Context) (Flavour, error) {
+	used, err := detect(ctx)
+	if err == nil {
+		for _, program := range []string{used.program(conf.IPv4) + "-save", used.program(conf.IPv4) + "-restore"} {
+			if _, missing := exec.LookPath(program); missing != nil {
+				err = missing
+			}
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("find out which iptables the node uses: %w", err)
+	}
+	return used, nil
+}
+
+func detect(ctx context.Context) (Flavour, error) {
+	nft, hint, err := usesNFT()
+	if hint || err != nil {
+		return NFT, err
+	}
+	legacy, hint, err := usesLegacy(ctx)
+	if hint {
+		return Legacy, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	if legacy > nft {
+		return Legacy, nil
+	}
+	return NFT, nil
+}
+
+// hints are chains that kubelet and kube-proxy leave in the flavour that the node uses.
+var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
+
+// usesNFT counts strangers' rules in the tables of iptables-nft, and says whether there is a hint. The kernel itself is
+// asked: there may be rules that iptables-save can't print.
+//
+// Equivalent to: nft list chains ip; iptables-nft-save | grep -c ^-A
+func usesNFT() (rules int, hint bool, err error) {
+	err = dump(unix.NFT_MSG_GETCHAIN, conf.IPv4, nil, func(attrs []byte) {
+		hint = hint || slices.Contains(hints, text(attributes(attrs)[unix.NFTA_CHAIN_NAME]))
+	})
+	if errors.Is(err, unix.EINVAL) { // the kernel has no nf_tables
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("list the chains of nf_tables: %w", err)
+	}
+	for _, name := range tablesUsed {
+		chains, err := see(conf.IPv4, name)
+		if err != nil {
+			return 0, hint, err
+		}
+		for chain, all := range chains {
+			for _, r := range all {
+				if !ours(chain) && !ours(r.target) {
+					rules++
+				}
+			}
+		}
+	}
+	return rules, hint, nil
+}
+
+// usesLegacy is usesNFT for iptables-legacy.
+//
+// Equivalent to: iptables-legacy-save | grep -c ^-A
+func usesLegacy(ctx context.Context) (rules int, hint bool, err error) {
+	var errs []error
+	for _, name := range tablesUsed {
+		there, _, err := Legacy.exists(conf.IPv4, name)
+		if err == nil && there {
+			var out string
+			if out, err = Legacy.save(ctx, conf.IPv4, name); err == nil {
+				for chain, all := range parseSave(out).rules {
+					hint = hint || slices.Contains(hints, chain)
+					for _, r := range all {
+						if !ours(chain) && !strings.Contains(r, "-j "+chainPrefix) {
+							rules++
+						}
+					}
+				}
+			}
+		}
+		errs = append(errs, err)
+	}
+	return rules, hint, errors.Join(errs...)
+}
+
+// program for the family's rules: iptables-nft, or ip6tables-nft.
+func (f Flavour) program(family conf.Family) string {
+	if family == conf.IPv6 {
+		return "ip6tables-" + string(f)
+	}
+	return "iptables-" + string(f)
+}
+
+// save prints one of the family's tables.
+//
+// Equivalent to: iptables-save -t TABLE (ip6tables-save for IPv6)
+func (f Flavour) save(ctx context.Context, family conf.Family, table string) (string, error) {
+	return run(ctx, f.program(family)+"-save", "-t", table)
+}
+
+func run(ctx context.Context, name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.WaitDelay = time.Second // for what it has started itself
+	var out bytes.Buffer
+	var errOut output
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, errOut.String())
+	}
+	return out.String(), nil
+}
+
+// clean removes weir's jumps and chains from the flavour's tables of both families.
+//
+// Equivalent to: iptables -t TABLE -D CHAIN JUMP…; iptables -t TABLE -F WEIR-…; iptables -t TABLE -X WEIR-…; and with
+// ip6tables
+func (f Flavour) clean(ctx context.Context) error {
+	var errs []error
+	for _, family := range conf.Families {
+		errs = append(errs, f.cleanFamily(ctx, family))
+	}
+	return errors.Join(errs...)
+}
+
+func (f Flavour) cleanFamily(ctx context.Context, family conf.Family) error {
+	there := false
+	for _, name := range tablesUsed {
+		exists, _, err := f.exists(family, name)
+		if err != nil {
+			return err
+		}
+		if !exists {
+			continue
+		}
+		t, err := f.read(ctx, family, name)
+		if err != nil {
+			return fmt.Errorf("look for chains of weir's in table %s of %s: %w", name, f.program(family), err)
+		}
+		there = there || tables{name: t}.holds()
+	}
+	if !there {
+		return nil // listing chains would make the tables, so it is only done where weir has been
+	}
+	protocol := iptables.ProtocolIPv4
+	if family == conf.IPv6 {
+		protocol = iptables.ProtocolIPv6
+	}
+	ipt, err := iptables.New(iptables.IPFamily(protocol), iptables.Path(f.program(family)), iptables.Timeout(10))
+	if err != nil {
+		return fmt.Errorf("open %s: %w", f.program(family), err)
+	}
+	for _, table := range tablesUsed {
+		if err := f.cleanTable(ctx, ipt, family, table); err != nil {
+			return fmt.Errorf("clean table %s of %s: %w", table, f.program(family), err)
+		}
+	}
+	return nil
+}
+
+func (f Flavour) cleanTable(ctx context.Context, ipt *iptables.IPTables, family conf.Family, name string) error {
+	there, _, err := f.exists(family, name)
+	if err != nil || !there {
+		return err
+	}
+	t, err := f.read(ctx, family, name)
+	if err != nil {
+		return err
+	}
+	var commands strings.Builder
+	have := t.rules
+	for chain, lines := range have {
+		for _, l := range lines {
+			if !strings.HasPrefix(chain, chainPrefix) && strings.Contains(l, "-j "+chainPrefix) {
+				fmt.Fprintf(&commands, "-D %s %s\n", chain, l)
+			}
+		}
+	}
+	if commands.Len() > 0 {
+		r, err := startRestorer(f, family)
+		if err == nil {
+			err = r.carryOut(ctx, "*"+name+"\n"+commands.String()+"COMMIT\n")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, remove := range []func(table, chain string) error{ipt.ClearChain, ipt.DeleteChain} {
+		for chain := range have { // all are emptied before the first is deleted: they refer to each other
+			if strings.HasPrefix(chain, chainPrefix) {
+				if err := remove(name, chain); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}

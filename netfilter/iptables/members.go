@@ -1,0 +1,38 @@
+package iptables
+
+import (
+	"net/netip"
+	"strings"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+)
+
+// Members are the addresses that some class holds, by direction: rules that were made before, by whatever agent, judge
+// them. It reads the sets alone, and says nothing of whether the chains that go by them stand.
+//
+// Equivalent to: ipset list, of the sets weir-in-* and weir-eg-*
+func (d *Driver) Members() (map[policy.Direction]map[netip.Addr]bool, error) {
+	headers, err := d.sets.Headers()
+	if err != nil {
+		return nil, err
+	}
+	members := map[policy.Direction]map[netip.Addr]bool{policy.Ingress: {}, policy.Egress: {}}
+	for _, h := range headers {
+		direction := policy.Ingress
+		switch {
+		case strings.HasPrefix(h.Name, conf.EgressClasses):
+			direction = policy.Egress
+		case !strings.HasPrefix(h.Name, conf.IngressClasses):
+			continue
+		}
+		set, err := d.sets.List(h.Name)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range set.Entries {
+			members[direction][e.Prefix.Addr()] = true
+		}
+	}
+	return members, nil
+}

@@ -1,0 +1,36 @@
+package iptables
+
+import (
+	"math"
+	"testing"
+)
+
+func TestOwnChanges(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		before, after uint32
+		changes       int
+		heard         []uint32 // of concern, in order
+		unknown       int      // of these
+	}{
+		{"all own", 10, 12, 2, []uint32{11, 12}, 0},
+		{"heard of twice", 10, 12, 2, []uint32{11, 11, 12, 12, 11}, 0},
+		{"with one of no concern between", 10, 13, 2, []uint32{11, 13}, 0},
+		{"with a stranger's between", 10, 13, 2, []uint32{11, 12, 13}, 1},
+		{"with a stranger's before and behind", 10, 12, 2, []uint32{10, 11, 12, 13}, 2},
+		{"counted around", math.MaxUint32, 1, 2, []uint32{0, 1, 2}, 1},
+		{"nothing own", 10, 11, 0, []uint32{11}, 1},
+	} {
+		var o ownChanges
+		o.note(c.before, c.after, c.changes)
+		unknown := 0
+		for _, g := range c.heard {
+			if !o.made(g) {
+				unknown++
+			}
+		}
+		if unknown != c.unknown {
+			t.Errorf("%s: %d are unknown, want %d", c.name, unknown, c.unknown)
+		}
+	}
+}

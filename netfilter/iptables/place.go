@@ -1,0 +1,121 @@
+package iptables
+
+import (
+	"slices"
+	"strings"
+)
+
+// refusesAt is the number of rules ahead of those that refuse every packet of a new connection: DROP or REJECT without
+// conditions, or a jump to a chain that does no more than that. Many images end filter FORWARD so, and leave its
+// policy at ACCEPT. Rules that refuse a whole protocol directly ahead of it belong to it: each protocol has a REJECT of
+// its own. What stands ahead of such rules says what its author wants to refuse or accept in particular, and goes on
+// holding for pods.
+func (t table) refusesAt(rules []string) int {
+	for i, l := range rules {
+		if !t.refuses(l, 0) {
+			continue
+		}
+		for i > 0 && split(rules[i-1]).refusesProtocol() {
+			i--
+		}
+		return i
+	}
+	return len(rules)
+}
+
+// maxDepth is how many jumps refuses follows. The kernel allows no loops; a text may have them.
+const maxDepth = 8
+
+func (t table) refuses(rule string, depth int) bool {
+	r := split(rule)
+	switch {
+	case !r.always() || depth > maxDepth:
+		return false
+	case r.drops():
+		return true
+	}
+	for _, l := range t.rules[r.target] {
+		if t.refuses(l, depth+1) {
+			return true
+		}
+		if !t.idle(l, depth+1) && !split(l).refusesProtocol() {
+			return false
+		}
+	}
+	return false
+}
+
+// idle says of a rule that it does nothing with packets but tell of them, or of some of them: it logs, or jumps to a
+// chain without more than that.
+func (t table) idle(rule string, depth int) bool {
+	target := split(rule).target
+	if depth > maxDepth {
+		return false
+	}
+	rules, chain := t.rules[target]
+	works := func(l string) bool { return !t.idle(l, depth+1) }
+	return slices.Contains(logs, target) || chain && !slices.ContainsFunc(rules, works)
+}
+
+// logs are the targets that only tell of a packet.
+var logs = []string{"LOG", "NFLOG", "ULOG"}
+
+// parts are those of a rule: its conditions without comments, and the target of its -j or -g.
+type parts struct {
+	conditions []string
+	target     string
+}
+
+func (r parts) drops() bool { return r.target == "DROP" || r.target == "REJECT" }
+
+// always says whether the rule holds for every packet, or for every first packet of a connection.
+func (r parts) always() bool {
+	c := r.conditions
+	states := len(c) == 4 && (c[2] == "--ctstate" || c[2] == "--state")
+	return len(c) == 0 || states && slices.Contains(strings.Split(c[3], ","), "NEW")
+}
+
+// refusesProtocol says whether the rule refuses all of one protocol, as "-p tcp -j REJECT --reject-with tcp-reset"
+// does.
+func (r parts) refusesProtocol() bool {
+	c := r.conditions
+	whole := len(c) == 2 || len(c) == 4 && c[2] == "-m" && c[3] == c[1]
+	return r.drops() && whole && c[0] == "-p"
+}
+
+// split reads a rule as iptables-save prints it.
+func split(rule string) parts {
+	var r parts
+	for words := words(rule); len(words) > 0; {
+		switch {
+		case len(words) > 3 && words[0] == "-m" && words[1] == "comment" && words[2] == "--comment":
+			words = words[4:]
+		case len(words) > 1 && (words[0] == "-j" || words[0] == "-g"):
+			r.target = words[1]
+			return r
+		default:
+			r.conditions, words = append(r.conditions, words[0]), words[1:]
+		}
+	}
+	return r
+}
+
+// words are those of a rule. Where one has a space, iptables-save puts it into quotes, and a backslash before the
+// quotes in it.
+func words(rule string) []string {
+	all, word, quoted := []string(nil), []byte(nil), false
+	for i := 0; i < len(rule); i++ {
+		switch c := rule[i]; {
+		case c == '\\' && quoted && i+1 < len(rule):
+			i++
+			word = append(word, rule[i])
+		case c == '"':
+			quoted = !quoted
+		case c == ' ' && !quoted:
+			all, word = append(all, string(word)), nil
+		default:
+			word = append(word, c)
+		}
+	}
+	return append(all, string(word))
+}

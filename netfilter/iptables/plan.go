@@ -1,0 +1,385 @@
+package iptables
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+)
+
+// plan is how to get from what the kernel holds to what it should hold. Its steps are taken in the order of its fields;
+// after each of them the node lets through nothing that neither the old nor the new state does. It doesn't matter in which
+// order the families' rules change, as a packet is judged by those of its own.
+type plan struct {
+	create  []policy.Set // with their entries; no rule uses them yet
+	before  []change
+	restore [len(conf.Families)]string // for each family's iptables-restore --noflush
+	// blind are the commands for tables of which neither iptables-save nor the kernel tells what they hold, each on its
+	// own.
+	blind   []blind
+	after   []change
+	destroy []string
+	// strays are entries of the sets of all pods that no attachment is known for. Only who ends an attachment takes its
+	// addresses out of there, as one that has just begun may be another's by now: so the plan leaves them.
+	strays []change
+	// closes says that something may be let through before and not after, of what connections can be there of. All else
+	// only opens, or is about pods that came or ended.
+	closes bool
+}
+
+// blind are commands that delete weir's rules from built-in chains before they add them. Deleting what isn't there
+// fails, and the commands then have to be tried without.
+type blind struct {
+	family   conf.Family
+	commands string
+}
+
+func (b blind) withoutDeletions() string {
+	var all strings.Builder
+	for line := range strings.Lines(b.commands) {
+		if !strings.HasPrefix(line, "-D ") {
+			all.WriteString(line)
+		}
+	}
+	return all.String()
+}
+
+// change of one entry of a set.
+type change struct {
+	set string
+	policy.Entry
+	del bool
+}
+
+func (p plan) empty() bool {
+	return len(p.create)+len(p.before)+len(p.after)+len(p.destroy) == 0 && !p.restores()
+}
+
+// restores says whether the rules of any family change.
+func (p plan) restores() bool {
+	return len(p.blind) > 0 || slices.ContainsFunc(p.restore[:], func(commands string) bool { return commands != "" })
+}
+
+// makePlan is the difference between have and want. What closes comes before the rules change, what opens after. The
+// change of rules itself is one transaction in the table that drops.
+func makePlan(have state, want policy.Ruleset) plan {
+	var p plan
+	ended := endedIn(have, want)
+	closing := func(c change) bool { return c.del && !ended[c.Prefix.Addr()] }
+	wanted := map[string]bool{}
+	type dispatch struct {
+		family conf.Family
+		chain  string
+	}
+	byDispatch := map[dispatch][]policy.Set{}
+	for _, s := range want.Sets {
+		wanted[s.Name] = true
+		old, ok := have.sets[s.Name]
+		if ok = ok && old.kind == s.Type && old.family == s.Family; !ok { // which the kernel refuses if there is one of another type
+			p.create = append(p.create, s)
+		}
+		if s.Role == policy.Members {
+			d := dispatch{s.Family, s.Dispatch}
+			byDispatch[d] = append(byDispatch[d], s)
+			continue
+		}
+		if !ok {
+			continue
+		}
+		adds, dels := diff(old, s)
+		switch s.Role {
+		case policy.Attached:
+			p.before, p.strays = append(p.before, adds...), append(p.strays, dels...)
+		case policy.Judged:
+			p.before, p.after = append(p.before, adds...), append(p.after, dels...)
+		default:
+			p.before, p.after = append(p.before, dels...), append(p.after, adds...)
+			p.closes = p.closes || slices.ContainsFunc(dels, closing)
+		}
+	}
+	for _, d := range slices.SortedFunc(maps.Keys(byDispatch), func(a, b dispatch) int {
+		return cmp.Or(cmp.Compare(a.family, b.family), cmp.Compare(a.chain, b.chain))
+	}) {
+		before, after := moves(have, d.family, d.chain, byDispatch[d], want)
+		p.before, p.after = append(p.before, before...), append(p.after, after...)
+		p.closes = p.closes || slices.ContainsFunc(slices.Concat(before, after), closing)
+	}
+	for _, name := range slices.Sorted(maps.Keys(have.sets)) {
+		if !wanted[name] {
+			p.destroy = append(p.destroy, name)
+		}
+	}
+	for _, f := range conf.Families {
+		for _, name := range tablesUsed {
+			t := have.tables[f][name]
+			switch commands := restoreTable(f, name, t, want); {
+			case commands != "" && t.unknown != nil && t.unknown.seen == nil:
+				p.blind = append(p.blind, blind{f, commands})
+			default:
+				p.restore[f] += commands
+			}
+		}
+	}
+	p.closes = p.closes || p.restores()
+	return p
+}
+
+// endedIn are the addresses whose attachments were there, and aren't any more.
+func endedIn(have state, want policy.Ruleset) map[netip.Addr]bool {
+	ended := map[netip.Addr]bool{}
+	for _, s := range want.Sets {
+		if s.Role != policy.Attached {
+			continue
+		}
+		for e := range have.sets[s.Name].entries {
+			ended[e.Prefix.Addr()] = true
+		}
+		for _, e := range s.Entries {
+			delete(ended, e.Prefix.Addr())
+		}
+	}
+	return ended
+}
+
+// moves are the changes to the classes' sets of one direction and family.
+//
+// A packet is judged twice, where it leaves and where it arrives. If one pod's change of class opened its side before
+// another's closed the other side, a packet could pass that neither the old nor the new state lets through. So whoever
+// changes class does it in the transaction that changes the rules, where the rules' order makes that possible, or else
+// is taken out of the old class before it and put into the new one after it.
+func moves(have state, f conf.Family, chain string, sets []policy.Set, want policy.Ruleset) (before, after []change) {
+	newRules, _ := want.Chain(f, "mangle", chain)
+	newOrder, oldOrder := orderOf(lines(newRules)), orderOf(have.tables[f]["mangle"].rules[chain])
+	unknown := have.tables[f]["mangle"].unknown != nil
+	old := map[policy.Element]string{} // the class that an address is dispatched to now
+	for _, name := range slices.Backward(oldOrder) {
+		for element := range have.sets[name].entries {
+			old[element] = name
+		}
+	}
+	target := map[policy.Element]string{}
+	for _, s := range sets {
+		for _, e := range s.Entries {
+			target[e.Element] = s.Name
+		}
+	}
+	for _, s := range sets {
+		held, exists := have.sets[s.Name]
+		if !exists {
+			continue // it is created with its entries
+		}
+		adds, dels := diff(held, s)
+		for _, c := range adds {
+			from := old[c.Element]
+			// Out of a class that goes with the change of rules, into one that is behind it until then.
+			atOnce := from != "" && !slices.Contains(newOrder, from) && slices.Index(oldOrder, from) < slices.Index(oldOrder, s.Name)
+			if atOnce || from == s.Name {
+				before = append(before, c)
+			} else {
+				after = append(after, c)
+			}
+		}
+		for _, c := range dels {
+			to := target[c.Element]
+			_, toExists := have.sets[to]
+			// Into a class that comes with the change of rules, ahead of this one.
+			atOnce := !unknown && to != "" && !toExists && slices.Index(newOrder, to) < slices.Index(newOrder, s.Name)
+			if atOnce {
+				after = append(after, c)
+			} else {
+				before = append(before, c)
+			}
+		}
+	}
+	return before, after
+}
+
+// orderOf are the sets that a dispatching chain goes by, in its order.
+func orderOf(rules []string) []string {
+	var names []string
+	for _, r := range rules {
+		if _, rest, ok := strings.Cut(r, "--match-set "); ok {
+			name, _, _ := strings.Cut(rest, " ")
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func lines(c policy.Chain) []string {
+	all := make([]string, len(c.Rules))
+	for i, r := range c.Rules {
+		all[i] = r.String()
+	}
+	return all
+}
+
+func diff(have set, want policy.Set) (adds, dels []change) {
+	kept := 0
+	for _, e := range want.Entries {
+		c, ok := have.entries[e.Element]
+		if ok {
+			kept++
+		}
+		if !ok || c != e.Comment {
+			adds = append(adds, change{set: want.Name, Entry: e})
+		}
+	}
+	if kept == len(have.entries) {
+		return adds, nil
+	}
+	wanted := make(map[policy.Element]bool, len(want.Entries))
+	for _, e := range want.Entries {
+		wanted[e.Element] = true
+	}
+	for element := range have.entries {
+		if !wanted[element] {
+			dels = append(dels, change{set: want.Name, Entry: policy.Entry{Element: element}, del: true})
+		}
+	}
+	slices.SortFunc(dels, func(a, b change) int { return a.Compare(b.Element) })
+	return adds, dels
+}
+
+// restoreTable is the part for one table: chains that are new or differ are written anew, jumps are put where they
+// belong, and chains that nobody wants are deleted. Empty if nothing is to be done.
+//
+// Of a table that can't be read weir's chains are written anew, unless the kernel shows them as they were written last.
+// What nobody wants there stays.
+func restoreTable(f conf.Family, name string, have table, want policy.Ruleset) string {
+	var chains, rules, drop []string
+	wanted := map[string]bool{}
+	for _, c := range want.Chains {
+		if c.Family != f || c.Table != name {
+			continue
+		}
+		wanted[c.Name] = true
+		should := lines(c)
+		if have.is(c.Name, should) {
+			continue
+		}
+		chains = append(chains, c.Name)
+		for _, l := range should {
+			rules = append(rules, "-A "+c.Name+" "+l)
+		}
+	}
+	for _, chain := range slices.Sorted(maps.Keys(have.rules)) {
+		if strings.HasPrefix(chain, chainPrefix) && !wanted[chain] {
+			chains = append(chains, chain) // naming it flushes it
+			drop = append(drop, "-X "+chain)
+		}
+	}
+	rules = append(rules, jumps(f, name, have, want)...)
+	if len(chains)+len(rules)+len(drop) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "*%s\n", name)
+	for _, c := range chains {
+		fmt.Fprintf(&b, ":%s - [0:0]\n", c)
+	}
+	for _, l := range append(rules, drop...) {
+		b.WriteString(l + "\n")
+	}
+	b.WriteString("COMMIT\n")
+	return b.String()
+}
+
+// is says whether the chain is known to hold these rules.
+func (t table) is(chain string, rules []string) bool {
+	if u := t.unknown; u != nil {
+		w, ok := u.written[chain]
+		now, seen := u.seen[chain]
+		return ok && seen && slices.Equal(w.lines, rules) && w.sum == sum(now)
+	}
+	old, ok := t.rules[chain]
+	return ok && slices.Equal(old, rules)
+}
+
+// jumps puts weir's rules in the built-in chains right: one copy of each that is wanted, the first where it must be
+// first, and none that isn't wanted. Strangers' rules are left alone.
+func jumps(f conf.Family, name string, have table, want policy.Ruleset) []string {
+	var commands []string
+	if have.unknown != nil {
+		for _, j := range want.Jumps {
+			if j.Family == f && j.Table == name {
+				commands = append(commands, have.unknown.jump(j)...)
+			}
+		}
+		return commands
+	}
+	for _, chain := range slices.Sorted(maps.Keys(have.rules)) {
+		if strings.HasPrefix(chain, chainPrefix) {
+			continue
+		}
+		commands = append(commands, jumpsIn(f, name, chain, have, want)...)
+	}
+	return commands
+}
+
+// jump is what puts weir's rule into its place. Deleting by a rule's words, iptables has to understand those before it,
+// so a copy in the wrong place is left to deleteCopies.
+func (u *unknown) jump(j policy.Jump) []string {
+	add := "-A " + j.Chain + " " + j.Rule.String()
+	if j.First {
+		add = "-I " + j.Chain + " 1 " + j.Rule.String()
+	}
+	if u.seen == nil {
+		return []string{"-D " + j.Chain + " " + j.Rule.String(), add}
+	}
+	rules := u.seen[j.Chain]
+	standsFirst := len(rules) > 0 && rules[0].jumpsTo(j.Rule.To)
+	stands := slices.ContainsFunc(rules, func(r seen) bool { return r.jumpsTo(j.Rule.To) })
+	if standsFirst || stands && !j.First {
+		return nil
+	}
+	return []string{add}
+}
+
+func jumpsIn(f conf.Family, name, chain string, t table, want policy.Ruleset) []string {
+	have := t.rules[chain]
+	var ours, others []string // ours: wanted and unwanted rules of weir's that are there
+	last := 0                 // how many others are ahead of the last of ours
+	for _, l := range have {
+		if strings.Contains(l, "-j "+chainPrefix) {
+			ours, last = append(ours, l), len(others)
+		} else {
+			others = append(others, l)
+		}
+	}
+	end := t.refusesAt(others)
+	var wanted []string
+	first := false
+	for _, j := range want.Jumps {
+		if j.Family == f && j.Table == name && j.Chain == chain {
+			wanted, first = append(wanted, j.Rule.String()), j.First
+		}
+	}
+	placed := last <= end
+	if first {
+		placed = len(have) > 0 && have[0] == wanted[0]
+	}
+	if slices.Equal(ours, wanted) && placed {
+		return nil
+	}
+	var commands []string
+	for _, l := range ours {
+		commands = append(commands, "-D "+chain+" "+l)
+	}
+	for _, l := range wanted {
+		switch {
+		case first:
+			commands = append(commands, "-I "+chain+" 1 "+l)
+		case end < len(others):
+			commands = append(commands, fmt.Sprintf("-I %s %d %s", chain, end+1, l))
+		default:
+			commands = append(commands, "-A "+chain+" "+l)
+		}
+	}
+	return commands
+}

@@ -1,0 +1,344 @@
+package iptables
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
+)
+
+// stateOf is what the kernel holds once the ruleset was applied.
+func stateOf(r policy.Ruleset) state { return state{}.after(makePlan(state{}, r), r, nil) }
+
+// TestNoStepOpens carries out plans between random states step by step. At no moment may a packet pass that neither the
+// old nor the new state lets through.
+func TestNoStepOpens(t *testing.T) {
+	for seed := range uint64(1000) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		s := policytest.State(r)
+		next := policytest.Change(r, s)
+		old, want := policy.Compile(s), policy.Compile(next)
+		packets := policytest.Packets(next)
+		before, after := judge(t, old), judge(t, want)
+		step := func(name string, now policy.Ruleset) {
+			j := judge(t, now)
+			for _, p := range packets {
+				if j.Allows(p) && !before.Allows(p) && !after.Allows(p) {
+					t.Fatalf("seed %d: after %q %+v passes, which neither the old nor the new state allows", seed, name, p)
+				}
+			}
+		}
+		now := old
+		p := makePlan(stateOf(old), want)
+		now.Sets = slices.Clone(old.Sets)
+		now.Sets = append(now.Sets, p.create...)
+		step("create", now)
+		for i, c := range p.before {
+			apply(&now, c)
+			step(fmt.Sprint("before ", i), now)
+		}
+		for _, f := range conf.Families {
+			other := func(c policy.Chain) bool { return c.Family != f }
+			now.Chains = slices.Concat(slices.DeleteFunc(slices.Clone(want.Chains), other), slices.DeleteFunc(slices.Clone(now.Chains), func(c policy.Chain) bool { return !other(c) }))
+			others := func(j policy.Jump) bool { return j.Family != f }
+			now.Jumps = slices.Concat(slices.DeleteFunc(slices.Clone(want.Jumps), others), slices.DeleteFunc(slices.Clone(now.Jumps), func(j policy.Jump) bool { return !others(j) }))
+			step(fmt.Sprint("restore ", f), now)
+		}
+		for i, c := range p.after {
+			apply(&now, c)
+			step(fmt.Sprint("after ", i), now)
+		}
+		now.Sets = slices.DeleteFunc(now.Sets, func(s policy.Set) bool { return slices.Contains(p.destroy, s.Name) })
+		if p := makePlan(stateOf(now), want); !p.empty() {
+			t.Fatalf("seed %d: carried out, the plan leaves %+v to be done", seed, p)
+		}
+	}
+}
+
+// TestDenyAllChangesSetsOnly: whoever denies all wants it at once, and rules take much longer to change than sets.
+func TestDenyAllChangesSetsOnly(t *testing.T) {
+	var open policy.State
+	for seed := uint64(0); len(open.Endpoints) == 0; seed++ {
+		open = policytest.State(rand.New(rand.NewPCG(seed, 1)))
+	}
+	open.Policies = nil
+	denied := open
+	for _, ns := range open.Namespaces {
+		denied.Policies = append(denied.Policies, &networkingv1.NetworkPolicy{
+			ObjectMeta: metav1.ObjectMeta{Namespace: ns.Name, Name: "deny-all"},
+			Spec:       networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress}},
+		})
+	}
+	before, after := policy.Compile(open), policy.Compile(denied)
+	for _, p := range []plan{makePlan(stateOf(before), after), makePlan(stateOf(after), before)} {
+		if len(p.before) == 0 || len(p.after) == 0 || len(p.create)+len(p.destroy) != 0 || p.restores() {
+			t.Errorf("between no policy and one that denies all: %+v, want changes of entries only", p)
+		}
+	}
+}
+
+// TestAPodThatIsExpectedChangesSetsOnly: the classes of a pod that is to run on this node are there before it is attached, and
+// when it is gone, as long as its object is.
+func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
+	for seed := range uint64(200) {
+		s := policytest.State(rand.New(rand.NewPCG(seed, 1)))
+		if len(s.Endpoints) == 0 {
+			continue
+		}
+		e := s.Endpoints[0]
+		before := s
+		before.Endpoints = s.Endpoints[1:]
+		before.Pods = slices.Clone(s.Pods)
+		known := false
+		for i, p := range before.Pods {
+			if p.Namespace == e.Pod.Namespace && p.Name == e.Pod.Name && policy.SameUID(p.UID, e.Pod.UID) && !p.HostNetwork && !p.Finished {
+				before.Pods[i].Addresses, before.Pods[i].NodeName = nil, s.Node
+				known = true
+			}
+		}
+		lastOfFamily := len(policy.Compile(before).Jumps) != len(policy.Compile(s).Jumps)
+		if !known || lastOfFamily || e.Enforcement == conf.Off || e.Chained { // on a bridge, a rule names its port
+			continue
+		}
+		if p := makePlan(stateOf(policy.Compile(before)), policy.Compile(s)); p.restores() {
+			t.Errorf("seed %d: attaching %s changes rules: %s", seed, e.Pod, p.restore)
+		}
+	}
+}
+
+// TestPeersCloseBeforeAndOpenAfter: a pod that becomes a peer in the same change that takes a rule away must not come
+// through the old rule.
+func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
+	set := func(addrs ...string) policy.Ruleset {
+		s := policy.Set{Name: "weir-sel-X", Type: policy.HashIP, Role: policy.Peers}
+		for _, a := range addrs {
+			s.Entries = append(s.Entries, policy.Entry{Element: policy.Element{Prefix: netip.MustParsePrefix(a + "/32")}, Comment: "ns/" + a})
+		}
+		return policy.Ruleset{Sets: []policy.Set{s}}
+	}
+	p := makePlan(stateOf(set("10.0.0.1", "10.0.0.2")), set("10.0.0.2", "10.0.0.3"))
+	if len(p.before) != 1 || !p.before[0].del || p.before[0].Prefix.String() != "10.0.0.1/32" {
+		t.Errorf("before the rules change: %+v, want 10.0.0.1 out", p.before)
+	}
+	if len(p.after) != 1 || p.after[0].del || p.after[0].Prefix.String() != "10.0.0.3/32" {
+		t.Errorf("after the rules change: %+v, want 10.0.0.3 in", p.after)
+	}
+}
+
+// TestCloses: what only opens is told from what may close, and the states of a random cluster agree.
+func TestCloses(t *testing.T) {
+	set := func(role policy.SetRole, addrs ...string) policy.Ruleset {
+		s := policy.Set{Name: fmt.Sprint("weir-", role), Type: policy.HashIP, Role: role}
+		for _, a := range addrs {
+			s.Entries = append(s.Entries, policy.Entry{Element: policy.Element{Prefix: netip.MustParsePrefix(a + "/32")}, Comment: "ns/pod"})
+		}
+		return policy.Ruleset{Sets: []policy.Set{s}}
+	}
+	join := func(a, b policy.Ruleset) policy.Ruleset { return policy.Ruleset{Sets: slices.Concat(a.Sets, b.Sets)} }
+	other := set(policy.Judged, "10.0.0.1")
+	other.Sets[0].Entries[0].Comment = "ns/other"
+	for name, tc := range map[string]struct {
+		have, want policy.Ruleset
+		closes     bool
+	}{
+		"nothing":           {set(policy.Peers, "10.0.0.1"), set(policy.Peers, "10.0.0.1"), false},
+		"a peer comes":      {set(policy.Peers), set(policy.Peers, "10.0.0.1"), false},
+		"a peer goes":       {set(policy.Peers, "10.0.0.1"), set(policy.Peers), true},
+		"a pod is judged":   {set(policy.Judged), set(policy.Judged, "10.0.0.1"), false},
+		"another's words":   {set(policy.Judged, "10.0.0.1"), other, false},
+		"a pod goes":        {set(policy.Judged, "10.0.0.1"), set(policy.Judged), false},
+		"a pod is attached": {set(policy.Attached), set(policy.Attached, "10.0.0.1"), false},
+		"a pod is let in":   {set(policy.Members), set(policy.Members, "10.0.0.1"), false},
+		"a pod is shut in":  {set(policy.Members, "10.0.0.1"), set(policy.Members), true},
+		"a pod ends":        {join(set(policy.Members, "10.0.0.1"), set(policy.Attached, "10.0.0.1")), join(set(policy.Members), set(policy.Attached)), false},
+		"one ends, one not": {join(set(policy.Peers, "10.0.0.1", "10.0.0.2"), set(policy.Attached, "10.0.0.1")), join(set(policy.Peers), set(policy.Attached)), true},
+		"a peer ends":       {join(set(policy.Peers, "10.0.0.1"), set(policy.Attached, "10.0.0.1")), join(set(policy.Peers), set(policy.Attached)), false},
+		"one stays":         {join(set(policy.Peers, "10.0.0.1"), set(policy.Attached, "10.0.0.1")), join(set(policy.Peers), set(policy.Attached, "10.0.0.1")), true},
+		"the rules change":  {policy.Ruleset{}, policy.Ruleset{Chains: []policy.Chain{{Table: "mangle", Name: "WEIR-X"}}}, true},
+		"a set nobody uses": {set(policy.Peers, "10.0.0.1"), policy.Ruleset{}, false},
+	} {
+		if p := makePlan(stateOf(tc.have), tc.want); p.closes != tc.closes {
+			t.Errorf("%s: closes is %v: %+v", name, p.closes, p)
+		}
+	}
+	opened := 0
+	for seed := range uint64(1000) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		s := policytest.State(r)
+		next := policytest.Change(r, s)
+		old, want := policy.Compile(s), policy.Compile(next)
+		p := makePlan(stateOf(old), want)
+		if p.closes || p.empty() {
+			continue
+		}
+		opened++
+		before, after := judge(t, old), judge(t, want)
+		was, is := attached(old), attached(want)
+		stays := func(a netip.Addr) bool { return was[a] == is[a] } // there is no connection of any other
+		for _, packet := range append(policytest.Packets(s), policytest.Packets(next)...) {
+			if stays(packet.Src) && stays(packet.Dst) && before.Allows(packet) && !after.Allows(packet) {
+				t.Fatalf("seed %d: the plan says that it closes nothing, and %+v passed before it only: %+v", seed, packet, p)
+			}
+		}
+	}
+	if opened < 100 {
+		t.Errorf("only %d of 1000 changes only open", opened)
+	}
+}
+
+func attached(r policy.Ruleset) map[netip.Addr]bool {
+	addrs := map[netip.Addr]bool{}
+	for _, s := range r.Sets {
+		if s.Role == policy.Attached {
+			for _, e := range s.Entries {
+				addrs[e.Prefix.Addr()] = true
+			}
+		}
+	}
+	return addrs
+}
+
+func judge(t *testing.T, r policy.Ruleset) *policy.Judge {
+	t.Helper()
+	j, err := policy.NewJudge(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return j
+}
+
+func apply(r *policy.Ruleset, c change) {
+	for i := range r.Sets {
+		s := &r.Sets[i]
+		if s.Name != c.set {
+			continue
+		}
+		s.Entries = slices.DeleteFunc(slices.Clone(s.Entries), func(e policy.Entry) bool { return e.Element == c.Element })
+		if !c.del {
+			s.Entries = append(s.Entries, c.Entry)
+		}
+	}
+}
+
+func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
+	s := policytest.State(rand.New(rand.NewPCG(7, 7)))
+	want := policy.Compile(s)
+	have := stateOf(want)
+	forward := have.tables[conf.IPv4]["mangle"].rules["FORWARD"][0]
+	for _, tc := range []struct {
+		name   string
+		change func(state)
+		want   []string // what the restore must contain; nothing: no restore at all
+		not    string
+	}{
+		{"nothing", func(state) {}, nil, ""},
+		{"a stranger's chain and rule", func(s state) {
+			s.tables[conf.IPv4]["mangle"].rules["DOCKER"] = []string{"-j ACCEPT"}
+			s.tables[conf.IPv4]["mangle"].rules["FORWARD"] = append(s.tables[conf.IPv4]["mangle"].rules["FORWARD"], "-j DOCKER")
+		}, nil, ""},
+		{"a stranger's rule before weir's", func(s state) {
+			s.tables[conf.IPv4]["mangle"].rules["FORWARD"] = []string{"-j ACCEPT", forward}
+		}, []string{"-D FORWARD " + forward, "-I FORWARD 1 " + forward}, "-j ACCEPT"},
+		{"weir's rule twice", func(s state) {
+			s.tables[conf.IPv4]["mangle"].rules["FORWARD"] = []string{forward, forward}
+		}, []string{"-D FORWARD " + forward + "\n-D FORWARD", "-I FORWARD 1"}, ":WEIR"},
+		{"weir's rule gone", func(s state) { s.tables[conf.IPv4]["mangle"].rules["FORWARD"] = nil }, []string{"-I FORWARD 1 " + forward}, "-D"},
+		{"a flushed chain", func(s state) { s.tables[conf.IPv4]["mangle"].rules["WEIR-FORWARD"] = nil }, []string{":WEIR-FORWARD - [0:0]\n-A WEIR-FORWARD"}, "WEIR-INPUT"},
+		{"an old version's chain", func(s state) {
+			s.tables[conf.IPv4]["mangle"].rules["WEIR-OLD"] = []string{"-j DROP"}
+			s.tables[conf.IPv4]["mangle"].rules["INPUT"] = append(s.tables[conf.IPv4]["mangle"].rules["INPUT"], "-j WEIR-OLD")
+		}, []string{":WEIR-OLD - [0:0]", "-D INPUT -j WEIR-OLD", "-X WEIR-OLD"}, ":WEIR-FORWARD"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := stateOf(want)
+			tc.change(s)
+			got := makePlan(s, want).restore[conf.IPv4]
+			if len(tc.want) == 0 && got != "" {
+				t.Errorf("restore:\n%s", got)
+			}
+			for _, w := range tc.want {
+				if !strings.Contains(got, w) {
+					t.Errorf("restore lacks %q:\n%s", w, got)
+				}
+			}
+			if tc.not != "" && strings.Contains(got, tc.not) {
+				t.Errorf("restore has %q:\n%s", tc.not, got)
+			}
+		})
+	}
+}
+
+// TestAcceptsAheadOfWhatRefusesAll: where filter FORWARD refuses whatever has come so far, weir's jump stands ahead of
+// that, and behind all else that others have there.
+func TestAcceptsAheadOfWhatRefusesAll(t *testing.T) {
+	want := policy.Compile(policy.State{})
+	const jump = `-m comment --comment "weir: no other default drops what policy let through" -j WEIR-ACCEPT`
+	const reject, drop = "-j REJECT --reject-with icmp-host-prohibited", "-d 169.254.169.254/32 -j DROP"
+	for name, tc := range map[string]struct {
+		forward, chain []string // chain is a stranger's
+		want           string   // the command that puts the jump there; empty: it stays where it is
+	}{
+		"an empty chain":                       {nil, nil, "-A FORWARD " + jump},
+		"a rule of somebody's":                 {[]string{drop}, nil, "-A FORWARD " + jump},
+		"ends in REJECT":                       {[]string{drop, reject}, nil, "-I FORWARD 2 " + jump},
+		"ends in DROP, with words":             {[]string{drop, `-m comment --comment "no \"more\" -j ACCEPT" -j DROP`}, nil, "-I FORWARD 2 " + jump},
+		"ends in REJECT, with a word":          {[]string{`-m comment --comment end -j REJECT`}, nil, "-I FORWARD 1 " + jump},
+		"behind the REJECT":                    {[]string{drop, reject, jump}, nil, "-I FORWARD 2 " + jump},
+		"ahead of the REJECT":                  {[]string{drop, jump, reject}, nil, ""},
+		"ahead of somebody's rules":            {[]string{jump, drop, reject}, nil, ""},
+		"twice":                                {[]string{jump, reject, jump}, nil, "-I FORWARD 1 " + jump},
+		"refuses some":                         {[]string{"-i eth0 -j REJECT"}, nil, "-A FORWARD " + jump},
+		"accepts all":                          {[]string{"-j ACCEPT"}, nil, "-A FORWARD " + jump},
+		"a chain that refuses all":             {[]string{drop, "-j X"}, []string{reject}, "-I FORWARD 2 " + jump},
+		"a chain that logs and refuses all":    {[]string{drop, "-g X"}, []string{"-j LOG --log-prefix x", reject}, "-I FORWARD 2 " + jump},
+		"a chain that refuses some in between": {[]string{"-j X"}, []string{drop, reject}, "-A FORWARD " + jump},
+		"refuses each protocol, and all": {
+			[]string{drop, "-p tcp -j REJECT --reject-with tcp-reset", "-p udp -m udp -j REJECT", reject},
+			nil,
+			"-I FORWARD 2 " + jump,
+		},
+		"refuses a port, and all": {
+			[]string{"-p tcp -m tcp --dport 8081 -j DROP", reject}, nil, "-I FORWARD 2 " + jump,
+		},
+		"refuses whatever is new": {[]string{drop, "-m conntrack --ctstate INVALID,NEW -j REJECT"}, nil, "-I FORWARD 2 " + jump},
+		"refuses what is invalid": {[]string{"-m conntrack --ctstate INVALID -j DROP"}, nil, "-A FORWARD " + jump},
+		"a chain that logs some and refuses all": {
+			[]string{drop, "-j X"},
+			[]string{`-m limit --limit 5/min -j LOG --log-prefix "no -j "`, "-p tcp -j REJECT", "-j DROP"},
+			"-I FORWARD 2 " + jump,
+		},
+		"a chain that refuses one protocol":  {[]string{"-j X"}, []string{"-p tcp -j REJECT"}, "-A FORWARD " + jump},
+		"a comment like a target":            {[]string{"-m comment --comment -j -i eth0 -j DROP"}, nil, "-A FORWARD " + jump},
+		"a chain that goes nowhere":          {[]string{"-j X"}, nil, "-A FORWARD " + jump},
+		"a chain by way of empty ones":       {[]string{"-j X"}, []string{"-j EMPTY", "-j EMPTY", "-j DROP"}, "-I FORWARD 1 " + jump},
+		"a chain by way of one that accepts": {[]string{"-j X"}, []string{"-j SOME", "-j DROP"}, "-A FORWARD " + jump},
+		"chains in a circle":                 {[]string{"-j X"}, []string{"-j X"}, "-A FORWARD " + jump},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := stateOf(want)
+			rules := s.tables[conf.IPv4]["filter"].rules
+			rules["FORWARD"], rules["X"], rules["EMPTY"], rules["SOME"] = tc.forward, tc.chain, nil, []string{"-i eth0 -j ACCEPT"}
+			got := makePlan(s, want).restore[conf.IPv4]
+			if tc.want == "" && got != "" || !strings.Contains(got, tc.want) {
+				t.Errorf("want %q:\n%s", tc.want, got)
+			}
+		})
+	}
+}
+
+func FuzzParseSave(f *testing.F) {
+	f.Add("*mangle\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j WEIR-FORWARD\nCOMMIT\n")
+	f.Add("# Warning\n:\n-A \n-A X")
+	f.Fuzz(func(_ *testing.T, out string) {
+		makePlan(state{tables: [...]tables{conf.IPv4: {"mangle": parseSave(out)}, conf.IPv6: {}}}, policy.Compile(policy.State{}))
+	})
+}

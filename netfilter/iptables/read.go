@@ -1,0 +1,260 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/ipset"
+	"github.com/weir-net/weir/policy"
+)
+
+// Verify says how much of the kernel's state Apply reads first. What it doesn't read is taken to be what the last Apply
+// left there.
+type Verify int
+
+const (
+	// Trust reads nothing.
+	Trust Verify = iota
+	// Rules reads the chains that drop: quick, but blind to the sets.
+	Rules
+	// All reads everything.
+	All
+)
+
+// UnknownError says which tables couldn't be read. All that can be written without reading them is written.
+type UnknownError struct{ Why []error }
+
+// Error names the tables and says what iptables says of them.
+func (e *UnknownError) Error() string {
+	return fmt.Sprintf("%v (weir's own chains and rules are written there all the same)", errors.Join(e.Why...))
+}
+
+// readTime bounds one look at all tables together: while a program hangs that should print one, weir's rules may lack their
+// place in another.
+const readTime = 30 * time.Second
+
+// Read reads all that the kernel holds of weir's. Whoever computes what it should hold does so after that, from records
+// that were read after it: what the plugin has changed by then has a record that says so.
+//
+// A table that can't be read is no error here. It is unknown, and Apply writes there what it can and then says so.
+func (d *Driver) Read(ctx context.Context) error {
+	before := d.have
+	d.have = nil
+	if err := d.detect(ctx); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, readTime)
+	defer cancel()
+	have, err := d.read(ctx, before)
+	if err != nil {
+		return err
+	}
+	d.have, d.fresh = &have, true
+	return nil
+}
+
+// Unread says that it isn't known what the kernel holds: Apply would have to read it.
+func (d *Driver) Unread() bool { return d.have == nil }
+
+func (d *Driver) look(ctx context.Context, want policy.Ruleset, verify Verify) error {
+	for _, f := range conf.Families {
+		d.wanted[f] = want.Has(f)
+	}
+	if verify == All || d.have == nil {
+		return d.Read(ctx)
+	}
+	ctx, cancel := context.WithTimeout(ctx, readTime)
+	defer cancel()
+	for _, f := range conf.Families {
+		holds := d.have.tables[f].holds()
+		if d.wanted[f] && !holds { // what others have there wasn't of interest before
+			d.have.tables[f] = d.readTables(ctx, f, d.have)
+			continue
+		}
+		for _, name := range tablesUsed {
+			if d.have.tables[f][name].unknown != nil || (holds && verify == Rules && name == "mangle") {
+				d.have.tables[f][name] = d.readTable(ctx, f, name, d.have)
+			}
+		}
+	}
+	return nil
+}
+
+// Reread reads anew which sets hold the addresses, and says whether it is others than the last Apply left. The plugin
+// puts a new pod's addresses into a set, and takes those of one that goes out of all: of an address that changes hands,
+// nothing can be taken to be as it was.
+func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
+	if d.have == nil {
+		return false // all is read anyway
+	}
+	changed, err := d.reread(addrs)
+	if err != nil {
+		d.have = nil // then all is read, and what is wrong is said there
+		return true
+	}
+	return changed
+}
+
+func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
+	plain := map[conf.Family][]string{}
+	for name, s := range d.have.sets {
+		switch s.kind {
+		case policy.HashIP:
+			plain[s.family] = append(plain[s.family], name)
+		case policy.HashIPPort, policy.HashNetIface: // an address may have any number of entries
+			now, err := d.readSet(name)
+			if err != nil {
+				return changed, err
+			}
+			d.have.sets[name] = now
+			changed = changed || !maps.Equal(now.entries, s.entries)
+		}
+	}
+	for _, a := range addrs {
+		e := policy.Element{Prefix: netip.PrefixFrom(a, a.BitLen())}
+		names := plain[conf.FamilyOf(a)]
+		in, err := ipset.Holding(a, names)
+		if err != nil {
+			return changed, err
+		}
+		for _, name := range names {
+			entries := d.have.sets[name].entries
+			if _, was := entries[e]; was == in[name] {
+				continue
+			}
+			changed = true
+			if delete(entries, e); in[name] {
+				entries[e] = "" // it is written again with its words
+			}
+		}
+	}
+	return changed, nil
+}
+
+// read lists weir's sets and the tables. before is what it knew last; nil: nothing.
+func (d *Driver) read(ctx context.Context, before *state) (state, error) {
+	s := state{sets: map[string]set{}}
+	d.readAt, d.own = 0, ownChanges{}
+	readAt, _ := Generation() // without nf_tables there is none
+	headers, err := d.sets.Headers()
+	if err != nil {
+		return s, err
+	}
+	for _, h := range headers {
+		got, err := d.readSet(h.Name)
+		if errors.Is(err, ipset.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return s, err
+		}
+		s.sets[h.Name] = got
+	}
+	for _, f := range conf.Families {
+		s.tables[f] = tables{}
+		if d.wanted[f] || before == nil || before.tables[f].holds() {
+			s.tables[f] = d.readTables(ctx, f, before)
+		}
+		if !d.wanted[f] && !s.tables[f].holds() { // what others have there doesn't matter
+			s.tables[f] = tables{}
+		}
+	}
+	d.readAt = readAt
+	return s, nil
+}
+
+// readTables reads the family's tables.
+func (d *Driver) readTables(ctx context.Context, f conf.Family, before *state) tables {
+	all := tables{}
+	for _, name := range tablesUsed {
+		all[name] = d.readTable(ctx, f, name, before)
+	}
+	return all
+}
+
+func (d *Driver) readSet(name string) (set, error) {
+	got, err := d.sets.List(name)
+	if err != nil {
+		return set{}, err
+	}
+	entries := make(map[policy.Element]string, len(got.Entries))
+	for _, e := range got.Entries {
+		entries[policy.Element{Prefix: e.Prefix, Proto: policy.Protocol(e.Proto), Port: e.Port, Link: e.Link}] = e.Comment
+	}
+	return set{policy.SetType(got.Type), got.Family, entries}, nil
+}
+
+// readTable reads one table. Each is read alone, so that a rule that iptables doesn't know hides no other table.
+func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, before *state) table {
+	there, dormant, err := d.Flavour.exists(f, name)
+	if err == nil && !there {
+		return withBuiltin(name, parseSave(""))
+	}
+	var t table
+	if err == nil {
+		t, err = d.Flavour.read(ctx, f, name)
+	}
+	var away []string
+	if d.Flavour == NFT {
+		var errAway error
+		if away, errAway = misplaced(f, name); errAway == nil && len(away) > 0 {
+			errAway = others(f, name, away)
+		}
+		if errAway != nil {
+			away = nil
+			err = errors.Join(err, errAway)
+		}
+	}
+	if t.dormant, t.misplaced = dormant, away; err == nil {
+		return t
+	}
+	u := &unknown{why: fmt.Errorf("table %s of %s can't be read: %w", name, d.Flavour.program(f), err)}
+	if before != nil && before.tables[f][name].unknown != nil {
+		u.written = before.tables[f][name].unknown.written
+	}
+	if d.Flavour == NFT {
+		if u.seen, err = see(f, name); err != nil {
+			u.why = errors.Join(u.why, err)
+		}
+		if err == nil && !d.wanted[f] && !slices.ContainsFunc(slices.Collect(maps.Keys(u.seen)), ours) {
+			return table{rules: map[string][]string{}} // nothing of weir's is wanted there, nor is anything there
+		}
+	}
+	return table{unknown: u, dormant: dormant, misplaced: away}
+}
+
+func ours(chain string) bool { return strings.HasPrefix(chain, chainPrefix) }
+
+// read reads the table, which is there. The error says what iptables-save says if it doesn't print it whole.
+func (f Flavour) read(ctx context.Context, family conf.Family, name string) (table, error) {
+	out, err := f.save(ctx, family, name)
+	if err != nil {
+		return table{}, err
+	}
+	// Of a table that holds what isn't iptables' own, iptables-nft-save says in a comment that it is incompatible,
+	// prints nothing else, and succeeds.
+	if !strings.Contains("\n"+out, "\n*"+name+"\n") || !strings.Contains(out, "\nCOMMIT\n") {
+		return table{}, fmt.Errorf("%s-save -t %s doesn't print it: %.200s", f.program(family), name, strings.TrimSpace(out))
+	}
+	return withBuiltin(name, parseSave(out)), nil
+}
+
+// withBuiltin adds the table's built-in chains: one that nobody has used yet is not printed, but has them.
+func withBuiltin(name string, t table) table {
+	for _, chain := range builtin[name] {
+		if _, ok := t.rules[chain]; !ok {
+			t.rules[chain] = nil
+		}
+	}
+	return t
+}
+
+// builtin chains that weir has jumps in.
+var builtin = map[string][]string{"mangle": {"FORWARD", "INPUT"}, "filter": {"FORWARD"}, "nat": {"POSTROUTING"}}

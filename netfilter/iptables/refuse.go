@@ -1,0 +1,290 @@
+package iptables
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/ipset"
+	"github.com/weir-net/weir/policy"
+)
+
+// RefusedError says that the kernel refuses parts of a ruleset, and that the rest holds without them: what they would
+// let through is closed then. policy.State takes them, so that the next ruleset does without.
+type RefusedError struct{ Refused policy.Refused }
+
+func (e *RefusedError) Error() string {
+	var all []string
+	for r, why := range e.Refused {
+		all = append(all, fmt.Sprintf("%s: %s", cmp.Or(r.Kind, r.Rule, string(r.Type), r.Set), why))
+	}
+	slices.Sort(all)
+	return "the kernel refuses " + strings.Join(all, "; ")
+}
+
+// make makes the set with its entries. If the kernel refuses it, or some of them, and nothing but what the set would
+// let through rests on it, that is noted in refused; no set is made then that would be refused as a whole.
+func (d *Driver) make(s policy.Set, refused policy.Refused) (*set, error) {
+	header := ipset.Header{Name: s.Name, Type: string(s.Type), Family: s.Family}
+	if err := d.sets.Create(header); err != nil {
+		if !s.Opens {
+			return nil, err
+		}
+		r := policy.Refusal{Family: s.Family, Set: s.Name}
+		if s.Role == policy.Peers && d.tryType(header) != nil {
+			r = policy.Refusal{Family: s.Family, Type: s.Type}
+		}
+		refused[r] = reason(err)
+		return nil, nil
+	}
+	made := &set{s.Type, s.Family, make(map[policy.Element]string, len(s.Entries))}
+	changes := make([]change, len(s.Entries))
+	for i, e := range s.Entries {
+		changes[i] = change{set: s.Name, Entry: e}
+		made.entries[e.Element] = e.Comment
+	}
+	err := changeSets(changes, policy.Ruleset{Sets: []policy.Set{s}}, refused)
+	for r := range refused {
+		if r.Set == s.Name {
+			delete(made.entries, r.Element)
+		}
+	}
+	return made, err
+}
+
+// tryType says whether the kernel has sets of the type at all.
+//
+// Equivalent to: ipset create weir-trial TYPE && ipset destroy weir-trial
+func (d *Driver) tryType(h ipset.Header) error {
+	h.Name = "weir-trial"
+	if err := d.sets.Create(h); err != nil {
+		return err
+	}
+	return d.sets.Destroy(h.Name)
+}
+
+// changeSets makes the changes. Entries that the kernel refuses are noted if nothing but what they would let through
+// rests on them.
+func changeSets(changes []change, want policy.Ruleset, refused policy.Refused) error {
+	all := make([]ipset.Change, len(changes))
+	for i, c := range changes {
+		all[i] = ipset.Change{Set: c.set, Entry: entry(c.Entry), Out: c.del}
+	}
+	err := ipset.Apply(all...)
+	if err == nil {
+		return nil
+	}
+	opens := map[string]policy.Set{}
+	for _, s := range want.Sets {
+		if s.Opens {
+			opens[s.Name] = s
+		}
+	}
+	each, err := ipset.ApplyEach(all...) // to know which
+	for _, r := range each {
+		s, ok := opens[r.Set]
+		if r.Out || !ok {
+			err = errors.Join(err, fmt.Errorf("change %s in ipset %s: %w", r.Entry, r.Set, r.Err))
+			continue
+		}
+		refused[policy.Refusal{Family: s.Family, Set: s.Name, Element: element(r.Entry)}] = reason(r.Err)
+	}
+	return err
+}
+
+func element(e ipset.Entry) policy.Element {
+	return policy.Element{Prefix: e.Prefix, Proto: policy.Protocol(e.Proto), Port: e.Port, Link: e.Link}
+}
+
+// reason is what the kernel or the program has said, without what it was asked: it is the same each time.
+func reason(err error) string {
+	if said := (*restoreError)(nil); errors.As(err, &said) && said.said != "" {
+		lines := strings.Split(said.said, "\n")
+		i := max(slices.IndexFunc(lines, func(l string) bool { return strings.Contains(l, "fail") || strings.Contains(l, "load") }), 0)
+		return policy.Excerpt(lineNumber.ReplaceAllString(strings.TrimSpace(lines[i]), "line"))
+	}
+	for {
+		next := errors.Unwrap(err)
+		if next == nil {
+			return policy.Excerpt(err.Error())
+		}
+		err = next
+	}
+}
+
+// newRules are the policies' rules of the chains that aren't there, or not so, those that match the same but once.
+func newRules(f conf.Family, have state, want policy.Ruleset) []policy.Rule {
+	var rules []policy.Rule
+	known := map[string]bool{}
+	for _, c := range want.Chains {
+		if c.Family != f || c.Table != "mangle" || slices.Equal(have.tables[f]["mangle"].rules[c.Name], lines(c)) {
+			continue
+		}
+		for _, r := range c.Rules {
+			if r.Policy != "" && !known[r.Matched()] {
+				known[r.Matched()] = true
+				rules = append(rules, r)
+			}
+		}
+	}
+	return rules
+}
+
+// suspicious says whether the kernel has refused one of the rules, or its kind, before.
+func (d *Driver) suspicious(f conf.Family, rules []policy.Rule) bool {
+	if len(d.suspects) == 0 {
+		return false
+	}
+	return slices.ContainsFunc(rules, func(r policy.Rule) bool {
+		return d.suspects[policy.Refusal{Family: f, Rule: r.Matched()}] ||
+			slices.ContainsFunc(r.Kinds(), func(k policy.Kind) bool { return d.suspects[policy.Refusal{Family: f, Kind: k.Name}] })
+	})
+}
+
+const (
+	// trialTime bounds how long is looked for the rules that the kernel refuses. What isn't known by then is closed.
+	trialTime = 10 * time.Second
+	// trialsEach is how many trials one namespace's rules are worth.
+	trialsEach = 64
+	// maxSuspects is how many refused rules are remembered. A rule that was forgotten is tried after the change that it
+	// fails.
+	maxSuspects = 1 << 15
+)
+
+// refusedAmong finds out which of the rules the kernel refuses, in trials of a chain that no packet comes through:
+// first which kinds of rules, of which there are some twenty at most; then, if there are others, whose, and which of
+// theirs. It is none if the kernel refuses the chain without any rules too, or takes all of them: then the rules are at
+// no fault.
+func (d *Driver) refusedAmong(ctx context.Context, f conf.Family, rules []policy.Rule) policy.Refused {
+	ctx, cancel := context.WithTimeout(ctx, trialTime)
+	defer cancel()
+	if len(rules) == 0 || d.try(ctx, f, nil) != nil {
+		return nil
+	}
+	t := trial{try: func(rules []policy.Rule) error { return d.try(ctx, f, rules) }, refused: policy.Refused{}, family: f}
+	t.kinds(rules)
+	rules = slices.DeleteFunc(rules, func(r policy.Rule) bool {
+		return slices.ContainsFunc(r.Kinds(), func(k policy.Kind) bool { return t.refused[policy.Refusal{Family: f, Kind: k.Name}] != "" })
+	})
+	t.namespaces(rules)
+	if len(d.suspects) > maxSuspects {
+		clear(d.suspects)
+	}
+	for r := range t.refused {
+		d.suspects[r] = true
+	}
+	return t.refused
+}
+
+// trial of rules.
+type trial struct {
+	try     func([]policy.Rule) error
+	family  conf.Family
+	refused policy.Refused
+}
+
+// kinds finds the kinds of the rules that the kernel refuses.
+func (t *trial) kinds(rules []policy.Rule) {
+	byName := map[string]policy.Rule{}
+	for _, r := range rules {
+		for _, k := range r.Kinds() {
+			if _, ok := byName[k.Name]; !ok {
+				byName[k.Name] = k.Rule
+			}
+		}
+	}
+	bisect(slices.Sorted(maps.Keys(byName)), 0, func(names []string) error {
+		examples := make([]policy.Rule, len(names))
+		for i, name := range names {
+			examples[i] = byName[name]
+		}
+		return t.try(examples)
+	}, func(name string, err error) { t.refused[policy.Refusal{Family: t.family, Kind: name}] = reason(err) })
+}
+
+// namespaces finds the rules that the kernel refuses, in each namespace with a number of trials of its own. Where they
+// don't suffice, more of that namespace's rules are taken for refused than are, and none of another's.
+func (t *trial) namespaces(rules []policy.Rule) {
+	by := map[string][]policy.Rule{}
+	for _, r := range rules {
+		namespace, _, _ := strings.Cut(r.Policy, "/")
+		by[namespace] = append(by[namespace], r)
+	}
+	bisect(slices.Sorted(maps.Keys(by)), 0, func(names []string) error {
+		var all []policy.Rule
+		for _, name := range names {
+			all = append(all, by[name]...)
+		}
+		return t.try(all)
+	}, func(name string, _ error) {
+		bisect(by[name], trialsEach, t.try, func(r policy.Rule, err error) {
+			t.refused[policy.Refusal{Family: t.family, Rule: r.Matched()}] = reason(err)
+		})
+	})
+}
+
+// bisect tells of the items that try refuses alone. trials is how many there may be, 0 being without end; after that it
+// tells of all that may be refused. It halves the largest group first, so that many items are soon known to be fine.
+func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, error)) {
+	type group struct {
+		items []T
+		err   error
+	}
+	var refused []group // in the order of their size, the largest first
+	done := 0
+	attempt := func(items []T) {
+		if len(items) == 0 {
+			return
+		}
+		done++
+		if err := try(items); err != nil {
+			refused = append(refused, group{items, err})
+		}
+	}
+	attempt(items)
+	for len(refused) > 0 {
+		g := refused[0]
+		refused = refused[1:]
+		if n := len(g.items); n > 1 && (trials == 0 || done < trials) {
+			attempt(g.items[:n/2])
+			attempt(g.items[n/2:])
+			continue
+		}
+		for _, item := range g.items {
+			tell(item, g.err)
+		}
+	}
+}
+
+// trialChain is where rules are tried. No other chain leads there.
+const trialChain = chainPrefix + "TRIAL"
+
+// try has the kernel take the rules and give them up again.
+//
+// Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…; iptables -t mangle -F
+// WEIR-TRIAL; iptables -t mangle -X WEIR-TRIAL
+func (d *Driver) try(ctx context.Context, f conf.Family, rules []policy.Rule) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	var b strings.Builder
+	head := "*mangle\n:" + trialChain + " - [0:0]\n"
+	b.WriteString(head)
+	for _, r := range rules {
+		fmt.Fprintf(&b, "-A %s %s\n", trialChain, r)
+	}
+	b.WriteString("COMMIT\n")
+	var commands [len(conf.Families)]string
+	commands[f] = b.String()
+	if err := d.restore(ctx, commands); err != nil {
+		return err
+	}
+	commands[f] = head + "-X " + trialChain + "\nCOMMIT\n"
+	return d.restore(ctx, commands)
+}

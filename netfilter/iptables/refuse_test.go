@@ -1,0 +1,148 @@
+package iptables
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// TestTrials finds out what a kernel refuses that refuses what has one of these texts.
+func TestTrials(t *testing.T) {
+	rule := func(of string, proto policy.Protocol, ports ...uint16) policy.Rule {
+		r := policy.Rule{Policy: of, Proto: proto, Target: policy.Return, Comment: "weir: " + of}
+		for _, p := range ports {
+			r.Ports = append(r.Ports, policy.PortRange{First: p, Last: p})
+		}
+		return r
+	}
+	many := func(of string, n int) (rules []policy.Rule) {
+		for i := range n {
+			rules = append(rules, rule(of, policy.TCP, uint16(1000+i)))
+		}
+		return rules
+	}
+	for name, tc := range map[string]struct {
+		rules   []policy.Rule
+		refuses []string
+		want    []string
+		trials  int // at most
+		most    int
+	}{
+		"nothing": {rules: many("a/np", 1000), trials: 2},
+		"a protocol, in many rules": {
+			rules:   append(many("a/np", 1000), rule("b/np", policy.SCTP), rule("b/np", policy.SCTP, 7), rule("c/np", policy.SCTP, 8), rule("c/np", policy.SCTP, 8, 9)),
+			refuses: []string{"-p sctp"},
+			want:    []string{"kind -p sctp", "kind -p sctp -m multiport --dports", "kind -p sctp -m sctp --dport"}, trials: 10,
+		},
+		"one rule of many": {
+			rules: many("a/np", 1024), refuses: []string{"--dport 1500 "}, want: []string{"rule -p tcp -m tcp --dport 1500 -j RETURN"}, trials: 24,
+		},
+		"more rules of one namespace than it has trials": {
+			rules:   append(many("a/np", 1024), rule("b/np", policy.UDP, 1500), rule("b/np", policy.TCP, 7)),
+			refuses: []string{"--dport 11", "--dport 12", "--dport 13", "--dport 1500", "-p udp -m udp --dport 1500"},
+			want:    []string{"rule -p udp -m udp --dport 1500 -j RETURN"}, trials: 80, most: 450,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			trials := 0
+			tr := trial{family: conf.IPv4, refused: policy.Refused{}, try: func(rules []policy.Rule) error {
+				trials++
+				for _, r := range rules {
+					if slices.ContainsFunc(tc.refuses, func(s string) bool { return strings.Contains(r.String(), s) }) {
+						return errors.New("it wouldn't")
+					}
+				}
+				return nil
+			}}
+			tr.kinds(tc.rules)
+			rules := slices.DeleteFunc(slices.Clone(tc.rules), func(r policy.Rule) bool {
+				return slices.ContainsFunc(r.Kinds(), func(k policy.Kind) bool { return tr.refused[policy.Refusal{Kind: k.Name}] != "" })
+			})
+			tr.namespaces(rules)
+			var got []string
+			for r := range tr.refused {
+				if r.Kind != "" {
+					got = append(got, "kind "+r.Kind)
+				} else {
+					got = append(got, "rule "+r.Rule)
+				}
+			}
+			slices.Sort(got)
+			if tc.most > 0 { // rules of namespace a that may be taken for refused
+				all := len(got)
+				got = slices.DeleteFunc(got, func(s string) bool { return strings.HasPrefix(s, "rule -p tcp -m tcp --dport 1") })
+				if n := all - len(got); n < 301 || n > tc.most {
+					t.Errorf("%d of a's rules are taken for refused, want 300 to %d", n, tc.most)
+				}
+			}
+			if !slices.Equal(got, tc.want) {
+				t.Errorf("got %q, want %q", got, tc.want)
+			}
+			if trials > tc.trials {
+				t.Errorf("%d trials, want %d at most", trials, tc.trials)
+			}
+		})
+	}
+}
+
+// TestRefusedByTheKernel: sets and entries that the kernel refuses, and rules that iptables does, are told of as such
+// where nothing else rests on them; what the kernel has to take is an error.
+func TestRefusedByTheKernel(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	for _, f := range []Flavour{NFT, Legacy} {
+		d := driver(t, f)
+		base := policy.Compile(policy.State{})
+		mustApply(t, d, base, All)
+		with := func(s policy.Set) policy.Ruleset {
+			r := base
+			r.Sets = append(slices.Clone(base.Sets), s)
+			return r
+		}
+		refused := func(r policy.Ruleset) policy.Refused {
+			t.Helper()
+			_, err := d.Apply(t.Context(), r, Trust)
+			var e *RefusedError
+			if !errors.As(err, &e) {
+				t.Errorf("got %v, want a refusal", err)
+				return nil
+			}
+			return e.Refused
+		}
+		if got := refused(with(policy.Set{Name: "weir-x", Type: "hash:none", Opens: true})); got[policy.Refusal{Type: "hash:none"}] == "" {
+			t.Errorf("a type that there isn't: %v", got)
+		}
+		if _, err := d.Apply(t.Context(), with(policy.Set{Name: "weir-x", Type: "hash:none"}), Trust); err == nil || errors.As(err, new(*RefusedError)) {
+			t.Errorf("a type that there isn't, of a set that must be: %v", err)
+		}
+		nodetest.Run(t, "ipset", "create", "weir-x", "list:set")
+		if got := refused(with(policy.Set{Name: "weir-x", Type: policy.HashIP, Opens: true})); got[policy.Refusal{Set: "weir-x"}] == "" {
+			t.Errorf("a set of another type: %v", got)
+		}
+		nodetest.Run(t, "ipset", "destroy", "weir-x")
+		bad := base
+		bad.Chains = append(slices.Clone(base.Chains), policy.Chain{Table: "mangle", Name: "WEIR-IN-X", Rules: []policy.Rule{
+			{Policy: "a/np", Target: policy.Return, Comment: "weir: a"},
+			{Policy: "b/np", Target: policy.Return, Comment: "weir: b", Sets: []policy.SetMatch{{Name: "weir-none", Dir: "src"}}},
+		}})
+		got := refused(bad)
+		if len(got) != 1 || got[policy.Refusal{Kind: "-m set --match-set src"}] == "" {
+			t.Errorf("%s: a rule by a set that isn't there: %v", f, got)
+		}
+		if out := nodetest.Run(t, fmt.Sprintf("iptables-%s-save", f), "-t", "mangle"); strings.Contains(out, trialChain) || strings.Contains(out, "WEIR-IN-X") {
+			t.Errorf("after the trial there is\n%s", out)
+		}
+		mustApply(t, d, base, All)
+		d.Close()
+		if err := d.Remove(t.Context()); err != nil {
+			t.Log(err)
+		}
+	}
+}

@@ -1,0 +1,87 @@
+package iptables
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// TestRestorers: one that waits keeps nobody from the tables; one that somebody has killed is replaced; what goes wrong is
+// said with the program's own words; one of the flavour that
+// the node has left isn't used.
+func TestRestorers(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d := driver(t, NFT)
+	for _, f := range []Flavour{NFT, Legacy} { // the second time a program of the first flavour waits
+		d.Flavour = f
+		chain := func(name string) error {
+			return d.restoreFamily(t.Context(), conf.IPv4, "*mangle\n:"+name+" - [0:0]\nCOMMIT\n")
+		}
+		if err := chain("WEIR-A"); err != nil {
+			t.Fatal(err)
+		}
+		waiting := d.ahead[conf.IPv4]
+		if !waiting.waits(f) {
+			t.Fatal("no program was started ahead")
+		}
+		nodetest.Run(t, "iptables-"+string(f), "-w", "1", "-t", "mangle", "-N", "SOMEBODY")
+		if err := chain("WEIR-B"); err != nil {
+			t.Fatal(err)
+		}
+		killed := d.ahead[conf.IPv4]
+		if err := killed.cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		<-killed.ended
+		if err := chain("WEIR-C"); err != nil {
+			t.Fatalf("after the waiting program was killed: %v", err)
+		}
+		if err := d.restoreFamily(t.Context(), conf.IPv4, "*mangle\n-A NOBODY -j DROP\nCOMMIT\n"); err == nil || !strings.Contains(err.Error(), "NOBODY") {
+			t.Errorf("a chain that isn't there: %v", err)
+		}
+		have := nodetest.Run(t, "iptables-"+string(f)+"-save", "-t", "mangle")
+		for _, want := range []string{"WEIR-A", "WEIR-B", "WEIR-C", "SOMEBODY"} {
+			if !strings.Contains(have, ":"+want+" ") {
+				t.Errorf("iptables-%s: no chain %s in\n%s", f, want, have)
+			}
+		}
+	}
+}
+
+// TestOffendingLine: of all commands an error quotes the line that the program names, and no more than an excerpt of
+// it.
+func TestOffendingLine(t *testing.T) {
+	commands := "*mangle\n:WEIR-A - [0:0]\n-A WEIR-A -p sctp -j RETURN\n-A WEIR-A " + strings.Repeat("x", 5000) + "\nCOMMIT\n"
+	for said, want := range map[string]string{
+		"iptables-restore: line 3 failed": "line 3 is: -A WEIR-A -p sctp -j RETURN: ",
+		"iptables-restore v1.8.9 (nf_tables): \nline 3: RULE_APPEND failed (No such file or directory): rule in chain WEIR-A": "line 3 is: -A WEIR-A -p sctp -j RETURN: ",
+		"iptables-restore v1.8.9 (nf_tables): unknown option\nError occurred at line: 3\nTry `iptables-restore -h'":           "line 3 is: -A WEIR-A -p sctp -j RETURN: ",
+		"iptables-restore: line 99 failed":                  "",
+		"line 99999999999999999999999 failed":               "",
+		"Another app is currently holding the xtables lock": "",
+		"": "",
+		"iptables-restore v1.8.9 (legacy): line 5 failed":           "line 5 is: COMMIT: ",
+		"iptables-restore v1.8.9 (nf_tables): line 0 failed":        "",
+		"iptables-restore v1.8.9 (nf_tables): outline 3 was broken": "",
+	} {
+		if got := offending(said, commands); got != want {
+			t.Errorf("%q: got %q, want %q", said, got, want)
+		}
+	}
+	if got := offending("line 4 failed", commands); len(got) > 1200 {
+		t.Errorf("a line of 5,000 bytes is quoted with %d", len(got))
+	}
+	var said output
+	for range 1000 {
+		if n, err := said.Write([]byte("line 4 failed\n")); n != 14 || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	if got := len(said.String()); got < 1000 || got > 1200 {
+		t.Errorf("of 14,000 bytes that the program said %d are kept", got)
+	}
+}

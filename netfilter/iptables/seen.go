@@ -1,0 +1,272 @@
+package iptables
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+)
+
+// seen is what the kernel tells of a rule of nf_tables, whoever wrote it and whether or not iptables knows its words.
+type seen struct {
+	handle uint64
+	// target is the chain that the rule jumps or goes to, or DROP; empty for all other rules.
+	target string
+	// always says that the rule has no condition.
+	always bool
+	sum    []byte // of all but the rule's counters
+}
+
+// outline is the end of the rule as iptables-save would print it.
+func (s seen) outline() string {
+	switch {
+	case s.target == "DROP":
+		return " -j DROP"
+	case s.target != "":
+		return " -g " + s.target
+	}
+	return ""
+}
+
+// jumpsTo says whether every packet goes on in the chain from there.
+func (s seen) jumpsTo(chain string) bool { return s.always && s.target == chain }
+
+// sum tells one content of a chain from another.
+func sum(rules []seen) string {
+	h := sha256.New()
+	for _, r := range rules {
+		h.Write(r.sum)
+	}
+	return string(h.Sum(nil))
+}
+
+// nfFamilies are the families' numbers in nf_tables.
+var nfFamilies = [len(conf.Families)]uint8{conf.IPv4: unix.NFPROTO_IPV4, conf.IPv6: unix.NFPROTO_IPV6}
+
+// exists says whether the kernel has the family's table, and whether that is switched off. Asking iptables would make
+// the table in passing (legacy), or show one that isn't there as empty (nft).
+//
+// Equivalent to: nft list tables ip | grep 'ip TABLE$'; grep '^TABLE$' /proc/net/ip_tables_names (ip6 for IPv6)
+func (f Flavour) exists(family conf.Family, name string) (there, dormant bool, err error) {
+	if f == Legacy {
+		path := "/proc/thread-self/net/ip_tables_names"
+		if family == conf.IPv6 {
+			path = "/proc/thread-self/net/ip6_tables_names"
+		}
+		names, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) { // the kernel has no such tables
+			return false, false, nil
+		}
+		if err != nil {
+			return false, false, fmt.Errorf("list the tables of iptables-legacy: %w", err)
+		}
+		return slices.Contains(strings.Fields(string(names)), name), false, nil
+	}
+	err = dump(unix.NFT_MSG_GETTABLE, family, nil, func(attrs []byte) {
+		if table := attributes(attrs); text(table[unix.NFTA_TABLE_NAME]) == name {
+			const isDormant = 1 // NFT_TABLE_F_DORMANT, include/uapi/linux/netfilter/nf_tables.h
+			flags := table[unix.NFTA_TABLE_FLAGS]
+			there, dormant = true, len(flags) == 4 && binary.BigEndian.Uint32(flags)&isDormant != 0
+		}
+	})
+	if errors.Is(err, unix.EINVAL) { // the kernel has no nf_tables
+		return false, false, nil
+	}
+	if err != nil {
+		return false, false, fmt.Errorf("list the tables of nf_tables: %w", err)
+	}
+	return there, dormant, nil
+}
+
+// wake switches a table on again.
+//
+// Equivalent to: nft add table ip TABLE (ip6 for IPv6)
+func wake(f conf.Family, name string) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	conn.AddTable(&nftables.Table{Name: name, Family: libraryFamilies[f]})
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("switch on table %s: %w", name, err)
+	}
+	return nil
+}
+
+// wake has packets come through the family's tables again: it switches on those that are switched off, and deletes built-in chains
+// that hang elsewhere. It says whether there were any.
+func (t tables) wake(f conf.Family) (any bool, err error) {
+	for _, name := range tablesUsed {
+		this := t[name]
+		if !this.dormant && len(this.misplaced) == 0 {
+			continue
+		}
+		if this.dormant {
+			if err := wake(f, name); err != nil {
+				return any, err
+			}
+		}
+		if len(this.misplaced) > 0 {
+			if err := deleteChains(f, name, this.misplaced); err != nil {
+				return any, err
+			}
+			for _, chain := range this.misplaced {
+				if this.unknown == nil {
+					this.rules[chain] = nil
+				} else if this.unknown.seen != nil {
+					delete(this.unknown.seen, chain)
+				}
+			}
+		}
+		this.dormant, this.misplaced, any = false, nil, true
+		t[name] = this
+	}
+	return any, nil
+}
+
+// libraryFamilies are the families as the library calls them.
+var libraryFamilies = [...]nftables.TableFamily{conf.IPv4: nftables.TableFamilyIPv4, conf.IPv6: nftables.TableFamilyIPv6}
+
+// see asks the kernel for the rules of each chain of the family's table.
+//
+// Equivalent to: nft -a list table ip TABLE (ip6 for IPv6)
+func see(family conf.Family, name string) (map[string][]seen, error) {
+	chains := map[string][]seen{}
+	table := nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(name))
+	err := dump(unix.NFT_MSG_GETRULE, family, table, func(attrs []byte) {
+		rule := attributes(attrs)
+		if text(rule[unix.NFTA_RULE_TABLE]) != name {
+			return
+		}
+		r := readRule(rule[unix.NFTA_RULE_EXPRESSIONS])
+		if handle := rule[unix.NFTA_RULE_HANDLE]; len(handle) == 8 {
+			r.handle = binary.BigEndian.Uint64(handle)
+		}
+		chain := text(rule[unix.NFTA_RULE_CHAIN])
+		chains[chain] = append(chains[chain], r)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the rules of table %s: %w", name, err)
+	}
+	return chains, nil
+}
+
+// readRule reads a rule's expressions, each a name and its data.
+func readRule(expressions []byte) seen {
+	r := seen{always: true}
+	h := sha256.New()
+	for element := range nl.ParseAttributes(expressions) {
+		e := attributes(element.Value)
+		name, data := text(e[unix.NFTA_EXPR_NAME]), e[unix.NFTA_EXPR_DATA]
+		if name == "counter" {
+			continue
+		}
+		_, _ = fmt.Fprintf(h, "%s %d %s", name, len(data), data)
+		switch name {
+		case "immediate":
+			r.target = targetOf(data)
+		case "match":
+			r.always = r.always && text(attributes(data)[unix.NFTA_MATCH_NAME]) == "comment"
+		default:
+			r.always = false
+		}
+	}
+	r.sum = h.Sum(nil)
+	return r
+}
+
+// targetOf is the target of an expression that decides; empty if that is another decision than one of seen.target's.
+func targetOf(immediate []byte) string {
+	verdict := attributes(attributes(attributes(immediate)[unix.NFTA_IMMEDIATE_DATA])[unix.NFTA_DATA_VERDICT])
+	code, chain := verdict[unix.NFTA_VERDICT_CODE], text(verdict[unix.NFTA_VERDICT_CHAIN])
+	if chain == "" && len(code) == 4 && binary.BigEndian.Uint32(code) == 0 { // NF_DROP
+		return "DROP"
+	}
+	return chain
+}
+
+// deleteCopies leaves one of weir's rules to each chain in a built-in chain of a table that iptables can't print: the
+// first, which is in its place.
+//
+// Equivalent to: nft delete rule ip TABLE CHAIN handle HANDLE (ip6 for IPv6)
+func deleteCopies(f conf.Family, name string) error {
+	chains, err := see(f, name)
+	if err != nil {
+		return err
+	}
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	table := &nftables.Table{Name: name, Family: libraryFamilies[f]}
+	copies := 0
+	for _, chain := range builtin[name] {
+		stands := map[string]bool{}
+		for _, r := range chains[chain] {
+			if !strings.HasPrefix(r.target, chainPrefix) {
+				continue
+			}
+			if r.always && !stands[r.target] {
+				stands[r.target] = true
+				continue
+			}
+			copies++
+			err := conn.DelRule(&nftables.Rule{Table: table, Chain: &nftables.Chain{Name: chain, Table: table}, Handle: r.handle})
+			if err != nil {
+				return fmt.Errorf("delete a copy of weir's rule in %s %s: %w", name, chain, err)
+			}
+		}
+	}
+	if copies == 0 {
+		return nil
+	}
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("delete copies of weir's rules in table %s: %w", name, err)
+	}
+	return nil
+}
+
+// dump has the kernel tell of all its objects of a kind, each by its attributes.
+func dump(kind int, family conf.Family, attr *nl.RtAttr, each func(attrs []byte)) error {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, unix.NLM_F_DUMP)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: nfFamilies[family], Version: nl.NFNETLINK_V0})
+	if attr != nil {
+		req.AddData(attr)
+	}
+	var err error
+	for range 5 { // the rules may change while they are told of
+		var msgs [][]byte
+		if msgs, err = req.Execute(unix.NETLINK_NETFILTER, 0); errors.Is(err, nl.ErrDumpInterrupted) {
+			continue
+		}
+		for _, m := range msgs {
+			if len(m) >= nl.SizeofNfgenmsg {
+				each(m[nl.SizeofNfgenmsg:])
+			}
+		}
+		break
+	}
+	return err
+}
+
+// attributes are those in b, by their types.
+func attributes(b []byte) map[uint16][]byte {
+	all := map[uint16][]byte{}
+	for a := range nl.ParseAttributes(b) {
+		all[a.Type&nl.NLA_TYPE_MASK] = a.Value
+	}
+	return all
+}
+
+func text(value []byte) string { return string(bytes.TrimRight(value, "\x00")) }

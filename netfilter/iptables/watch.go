@@ -1,0 +1,119 @@
+package iptables
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+)
+
+// Watch calls heard of every generation of nf_tables, until ctx ends, and says whether it was a change of rules where weir
+// has its own, be it weir's change, which the Driver knows, or somebody else's. What was before it began to hear is such a
+// change; what it couldn't hear is generation 0. The kernel tells of nf_tables only; of the legacy tables nothing is heard.
+//
+// Equivalent to: nft monitor
+func Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error {
+	s, err := nl.Subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
+	if err != nil {
+		return fmt.Errorf("watch the rules: %w", err)
+	}
+	stop := context.AfterFunc(ctx, s.Close)
+	defer stop()
+	before, _ := Generation() // without nf_tables there is none
+	heard(before, true)
+	concerned := false // by what the transaction that is being told of has changed
+	for {
+		msgs, _, err := s.Receive()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, unix.ENOBUFS): // messages were lost: it may have been any
+			heard(0, true)
+		case err != nil:
+			return fmt.Errorf("watch the rules: %w", err)
+		}
+		for _, m := range msgs {
+			concerned = concerned || concerns(m)
+			if generation, ok := parseGeneration(m.Header.Type, m.Data); ok { // which ends the transaction
+				heard(generation, concerned)
+				concerned = false
+			}
+		}
+	}
+}
+
+// Generation is how often nf_tables has been changed in this network namespace.
+//
+// Equivalent to: nft -j list tables | jq .nftables[0]; nft monitor shows it as "new generation"
+func Generation() (uint32, error) {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
+	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if err != nil {
+		return 0, fmt.Errorf("ask for the generation of the rules: %w", err)
+	}
+	for _, m := range msgs {
+		if g, ok := parseGeneration(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN, m); ok {
+			return g, nil
+		}
+	}
+	return 0, errors.New("ask for the generation of the rules: the kernel's answer has none")
+}
+
+// parseGeneration reads the message that ends the account of a transaction.
+func parseGeneration(kind uint16, data []byte) (generation uint32, ok bool) {
+	if kind != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN || len(data) < nl.SizeofNfgenmsg {
+		return 0, false
+	}
+	for a := range nl.ParseAttributes(data[nl.SizeofNfgenmsg:]) {
+		if a.Type&nl.NLA_TYPE_MASK == unix.NFTA_GEN_ID && len(a.Value) == 4 {
+			generation, ok = binary.BigEndian.Uint32(a.Value), true
+		}
+	}
+	return generation, ok
+}
+
+// concerns says whether the message tells of a change to a table, chain or rule that weir goes by. The elements of sets,
+// which every pod changes, are not among them.
+func concerns(m syscall.NetlinkMessage) bool {
+	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < nl.SizeofNfgenmsg {
+		return false
+	}
+	var tableAttr, chainAttr uint16
+	switch m.Header.Type & 0xff {
+	case unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE: // NEWTABLE also when one is switched off
+		tableAttr = unix.NFTA_TABLE_NAME
+	case unix.NFT_MSG_DELCHAIN:
+		tableAttr, chainAttr = unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME
+	case unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
+		tableAttr, chainAttr = unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN
+	default:
+		return false
+	}
+	var table, chain string
+	for a := range nl.ParseAttributes(m.Data[nl.SizeofNfgenmsg:]) {
+		switch value := string(bytes.TrimRight(a.Value, "\x00")); a.Type & nl.NLA_TYPE_MASK {
+		case tableAttr:
+			table = value
+		case chainAttr:
+			chain = value
+		}
+	}
+	switch m.Data[0] { // the guard's tables (package bridge)
+	case unix.NFPROTO_BRIDGE:
+		return table == "weir"
+	case unix.NFPROTO_INET, unix.NFPROTO_ARP:
+		return table == "weir-ports" || table == conf.TunnelTable
+	}
+	names, ours := builtin[table]
+	return ours && (chainAttr == 0 || strings.HasPrefix(chain, chainPrefix) || slices.Contains(names, chain))
+}

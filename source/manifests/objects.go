@@ -1,0 +1,194 @@
+package manifests
+
+import (
+	stdjson "encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/source/objects"
+)
+
+func (c *content) addNamespace(o object) {
+	m := o.readMeta(o.raw["metadata"], false)
+	e := entry{where: o.where, object: "Namespace " + m.name}
+	defer func() { c.entries = append(c.entries, e) }()
+	if len(m.wrongName) == 0 && len(validation.IsDNS1123Label(m.name)) > 0 {
+		m.wrongName = []complaint{{"metadata.name", fmt.Sprintf("%q: %v", m.name, validation.IsDNS1123Label(m.name))}}
+	}
+	if len(m.wrongName) > 0 || m.unreadable() {
+		e.fail(append(m.wrongName, m.wrongLabels...)...)
+		return
+	}
+	ns := corev1.Namespace{}
+	_ = decode(whole(o), &ns) // what policy needs of it beyond names and labels can't harm
+	ns.Name, ns.Labels = m.name, m.labels
+	read := objects.Namespace(&ns)
+	read.Unknown = slices.DeleteFunc(m.unknown, func(key string) bool { return key == corev1.LabelMetadataName })
+	e.key, e.namespace = e.object, &read
+	e.partly(m.wrongLabels)
+}
+
+// partly reports what can't be read of an object that counts all the same.
+func (e *entry) partly(c []complaint) {
+	if e.complain(c...); len(c) > 0 {
+		e.fault = partly
+	}
+}
+
+// whole is the object's JSON.
+func whole(o object) stdjson.RawMessage {
+	raw, err := stdjson.Marshal(o.raw)
+	if err != nil {
+		return nil // it was read before
+	}
+	return raw
+}
+
+func (c *content) addNode(o object) {
+	m := o.readMeta(o.raw["metadata"], false)
+	e := entry{where: o.where, object: "Node " + m.name}
+	defer func() { c.entries = append(c.entries, e) }()
+	var node corev1.Node
+	if err := decode(whole(o), &node); err != nil {
+		e.fail(complaint{"spec", err.Error()})
+		return
+	}
+	if len(m.wrongName) > 0 {
+		e.fail(m.wrongName...)
+		return
+	}
+	e.ignore(m.ignored)
+	read, problems := objects.Node(&node)
+	e.key, e.node = e.object, &read
+	e.partly(complaints(problems))
+}
+
+func complaints(problems []policy.Problem) []complaint {
+	var all []complaint
+	for _, p := range problems {
+		all = append(all, complaint{p.Field, p.Message})
+	}
+	return all
+}
+
+func (c *content) addPod(o object) {
+	m := o.readMeta(o.raw["metadata"], true)
+	e := entry{where: o.where, object: "Pod " + m.namespace + "/" + m.name}
+	defer func() { c.entries = append(c.entries, e) }()
+	if len(m.wrongName)+len(m.wrongNamespace) > 0 || m.unreadable() {
+		e.fail(slices.Concat(m.wrongName, m.wrongNamespace, m.wrongLabels)...)
+		return
+	}
+	if twice := o.twicePod(); twice != nil {
+		e.fail(twice...)
+		return
+	}
+	pod, wrong, err := readPod(m, o.raw["metadata"], o.raw["spec"], o.raw["status"], "spec")
+	if err != nil {
+		e.fail(complaint{"spec", err.Error()})
+		return
+	}
+	e.key, e.pod = e.object, pod
+	e.partly(append(m.wrongLabels, wrong...))
+}
+
+// podSpec is what policy needs of a pod's spec. Fields that are newer than weir, or of another type than they were,
+// don't matter elsewhere in it.
+type podSpec struct {
+	NodeName       string             `json:"nodeName"`
+	HostNetwork    bool               `json:"hostNetwork"`
+	Containers     stdjson.RawMessage `json:"containers"`
+	InitContainers stdjson.RawMessage `json:"initContainers"`
+}
+
+type container struct {
+	Name          string                         `json:"name"`
+	RestartPolicy *corev1.ContainerRestartPolicy `json:"restartPolicy"`
+	Ports         []struct {
+		Name          string          `json:"name"`
+		Protocol      corev1.Protocol `json:"protocol"`
+		ContainerPort int32           `json:"containerPort"`
+	} `json:"ports"`
+}
+
+// podTwice are fields of a pod of which it must be known which is meant.
+var podTwice = regexp.MustCompile(`^(\*|spec|status|spec\.(hostNetwork|nodeName)|` +
+	`spec\.(initC|c)ontainers(\[\d+\](\.ports.*)?)?|status\.(phase|podIP|podIPs.*))$`)
+
+// twicePod are those that are there twice.
+func (o object) twicePod() []complaint {
+	var all []complaint
+	for _, f := range o.twice {
+		if podTwice.MatchString(f) {
+			all = append(all, complaint{f, "it is there twice"})
+		}
+	}
+	return all
+}
+
+// readPod reads a pod, or what a template says of its pods. What can't be read of its ports or addresses it hasn't got.
+func readPod(m meta, metadata, spec, status stdjson.RawMessage, path string) (*policy.Pod, []complaint, error) {
+	var wrong []complaint
+	var s podSpec
+	if err := decode(spec, &s); err != nil {
+		return nil, nil, err
+	}
+	pod := corev1.Pod{Spec: corev1.PodSpec{NodeName: s.NodeName, HostNetwork: s.HostNetwork}}
+	var rest struct {
+		UID         string            `json:"uid"`
+		Annotations map[string]string `json:"annotations"`
+	}
+	if err := decode(metadata, &rest); err != nil {
+		wrong = append(wrong, complaint{"metadata", err.Error()})
+	}
+	pod.ObjectMeta = metav1.ObjectMeta{
+		Namespace: m.namespace, Name: m.name, UID: types.UID(rest.UID), Labels: m.labels, Annotations: rest.Annotations,
+	}
+	for _, list := range []struct {
+		field string
+		raw   stdjson.RawMessage
+		into  *[]corev1.Container
+	}{{"containers", s.Containers, &pod.Spec.Containers}, {"initContainers", s.InitContainers, &pod.Spec.InitContainers}} {
+		containers, err := readContainers(list.raw)
+		if err != nil {
+			wrong = append(wrong, complaint{path + "." + list.field, "no port has a name: " + err.Error()})
+		}
+		*list.into = containers
+	}
+	var brief struct {
+		Phase  corev1.PodPhase `json:"phase"`
+		PodIP  string          `json:"podIP"`
+		PodIPs []corev1.PodIP  `json:"podIPs"`
+	}
+	if err := decode(status, &brief); err != nil {
+		wrong = append(wrong, complaint{"status", "it has no addresses: " + err.Error()})
+	}
+	pod.Status = corev1.PodStatus{Phase: brief.Phase, PodIP: brief.PodIP, PodIPs: brief.PodIPs}
+	read, problems := objects.Pod(&pod)
+	read.Unknown = m.unknown
+	return &read, append(wrong, complaints(problems)...), nil
+}
+
+func readContainers(raw stdjson.RawMessage) ([]corev1.Container, error) {
+	var list []container
+	if err := decode(raw, &list); err != nil {
+		return nil, err
+	}
+	var all []corev1.Container
+	for _, c := range list {
+		out := corev1.Container{Name: c.Name, RestartPolicy: c.RestartPolicy}
+		for _, p := range c.Ports {
+			port := corev1.ContainerPort{Name: p.Name, Protocol: p.Protocol, ContainerPort: p.ContainerPort}
+			out.Ports = append(out.Ports, port)
+		}
+		all = append(all, out)
+	}
+	return all, nil
+}

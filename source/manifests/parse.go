@@ -1,0 +1,238 @@
+// Package manifests owns the source that needs no Kubernetes: a directory of ordinary manifests, as kubectl reads them,
+// read again whenever a file changes.
+package manifests
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/source/objects"
+)
+
+// fault is how much of an object can't be read.
+type fault int
+
+const (
+	good       fault = iota
+	partly           // it counts as far as it can be read
+	closed           // a policy that closes the pods that it selects
+	unselected       // a policy that selects nobody knows which pods
+	lost             // a policy of nobody knows which namespace
+	left             // it is left out
+	other            // of a kind that policy doesn't need
+)
+
+// entry is one object of a file.
+type entry struct {
+	where  string
+	object string // kind and name, as far as they can be read
+	key    string // the same, if it is certain which object it is
+	name   string // of a lost policy
+
+	namespace  *policy.Namespace
+	pod        *policy.Pod
+	node       *policy.Node
+	policy     *networkingv1.NetworkPolicy
+	workload   *policy.Workload
+	unenforced *policy.Unenforced
+
+	fault    fault
+	problems []complaint
+	ignored  []string // fields that mean nothing here
+
+	kept     bool   // the last good version, in place of one that can't be read
+	differs  bool   // other files have other versions
+	conflict string // in which file it is too
+}
+
+// maxComplaints is how many problems of one object, and how many of its fields without meaning, are told: who writes a
+// file decides how many there are.
+const maxComplaints = 20
+
+// complain says each once.
+func (e *entry) complain(list ...complaint) {
+	for _, c := range list {
+		c.why, _, _ = strings.Cut(c.why, " (e.g. ") // Kubernetes' own examples are longer than the rest
+		c.field, c.why = plain(c.field), policy.Excerpt(c.why)
+		switch {
+		case len(e.problems) > maxComplaints:
+			return
+		case slices.Contains(e.problems, c):
+		case len(e.problems) == maxComplaints:
+			e.problems = append(e.problems, complaint{c.field, "there are more problems, which aren't listed"})
+		default:
+			e.problems = append(e.problems, c)
+		}
+	}
+}
+
+func (e *entry) ignore(fields []string) {
+	for _, f := range fields[:min(len(fields), maxComplaints)] {
+		e.ignored = append(e.ignored, plain(f))
+	}
+	if len(fields) > maxComplaints {
+		e.ignored = append(e.ignored, fmt.Sprintf("and %d more", len(fields)-maxComplaints))
+	}
+}
+
+// fail leaves the object out.
+func (e *entry) fail(c ...complaint) {
+	e.complain(c...)
+	e.fault = left
+}
+
+// unparsed is a document in which no object can be found.
+type unparsed struct {
+	where string
+	err   error
+	// mayHoldPolicy says whether there could be a policy in it.
+	mayHoldPolicy bool
+}
+
+// content is what one file says.
+type content struct {
+	entries  []entry
+	unparsed []unparsed
+}
+
+// parse reads one file.
+func parse(data []byte) content {
+	var c content
+	for _, d := range documents(data) {
+		if d.err != nil {
+			c.unparsed = append(c.unparsed, unparsed{d.where, d.err, d.mayHoldPolicy})
+			continue
+		}
+		o := object{where: d.where, twice: d.twice}
+		if !o.read(d.json) {
+			c.leave(o, "it is no object")
+			continue
+		}
+		all, err := unfold(o, 0)
+		if err != nil {
+			c.unparsed = append(c.unparsed, unparsed{o.where, err, true})
+			continue
+		}
+		for _, o := range all {
+			c.add(o)
+		}
+	}
+	return c
+}
+
+func (c *content) leave(o object, why string) {
+	c.entries = append(c.entries, entry{where: o.where, object: o.where, fault: left, ignored: []string{why}})
+}
+
+// add takes the object if it is of a kind that policy needs.
+func (c *content) add(o object) {
+	switch {
+	case o.raw == nil:
+		c.leave(o, "it is no object")
+	case couldBePolicy(o):
+		c.addPolicy(o)
+	case slices.ContainsFunc(o.twice, func(f string) bool { return f == "apiVersion" || f == "kind" || f == wholeObject }):
+		c.unparsed = append(c.unparsed, unparsed{o.where, errors.New("apiVersion or kind is there twice"), true})
+	case o.apiVersion == "" || o.kind == "":
+		c.leave(o, fmt.Sprintf("it is no object: apiVersion is %.80q and kind %.80q, and both must be given",
+			o.apiVersion, o.kind))
+	case o.apiVersion == "v1" && o.kind == "Namespace":
+		c.addNamespace(o)
+	case o.apiVersion == "v1" && o.kind == "Pod":
+		c.addPod(o)
+	case o.apiVersion == "v1" && o.kind == "Node":
+		c.addNode(o)
+	case isWorkload(o):
+		c.addWorkload(o)
+	case objects.IsPolicy(o.group(), o.kind):
+		m := o.readMeta(o.raw["metadata"], true)
+		e := entry{where: o.where, object: o.kind + " " + m.namespace + "/" + m.name}
+		e.unenforced = &policy.Unenforced{Kind: plain(o.kind + "." + o.group()), Where: plain(e.object), Count: 1}
+		c.entries = append(c.entries, e)
+	default:
+		m := o.readMeta(o.raw["metadata"], true)
+		e := entry{where: o.where, object: o.kind + " " + m.name, fault: other}
+		if kind := misspelt(o); kind != "" {
+			e.fail(complaint{"kind", fmt.Sprintf("there is no %s in %s; it may be a misspelt %s", o.kind, o.apiVersion, kind)})
+		}
+		c.entries = append(c.entries, e)
+	}
+}
+
+// couldBePolicy holds for NetworkPolicy, and for all else in the groups that it is or was in that isn't known to be
+// something else: a typing error must not leave a policy out.
+func couldBePolicy(o object) bool {
+	others := []string{
+		"Ingress", "IngressClass", "IPAddress", "ServiceCIDR", "ClusterCIDR", "Deployment", "DaemonSet",
+		"ReplicaSet", "PodSecurityPolicy", "Scale", "DeploymentRollback", "ReplicationControllerDummy", "ThirdPartyResource",
+	}
+	switch strings.ToLower(o.group()) {
+	case "networking.k8s.io", "extensions":
+		return !slices.Contains(others, strings.TrimSuffix(o.kind, "List"))
+	case "":
+		return strings.EqualFold(o.kind, "NetworkPolicy")
+	}
+	return false
+}
+
+// misspelt is the kind that policy needs and that the object, which is of none, may be meant to be; empty if it is of
+// somebody else's group.
+func misspelt(o object) string {
+	if strings.Contains(o.group(), ".") {
+		return ""
+	}
+	for _, kind := range append(slices.Sorted(maps.Keys(workloadGroups)), "Namespace", "Node", "Pod") {
+		if strings.EqualFold(kind, o.kind) {
+			return kind
+		}
+	}
+	return ""
+}
+
+// Parse reads the manifests of one file: what policy needs of them, and an error for each document and field that
+// can't be read, which names the file. Policies that can't be read as they are written close the pods that they
+// select.
+func Parse(file string, data []byte) (policy.Objects, error) {
+	c := parse(data)
+	var errs []error
+	for _, u := range c.unparsed {
+		errs = append(errs, fmt.Errorf("%s: %s: %w", file, u.where, u.err))
+	}
+	for _, e := range c.entries {
+		for _, p := range e.problems {
+			errs = append(errs, fmt.Errorf("%s: %s: %s: %s", file, e.where, e.object, p))
+		}
+		if e.fault == left && len(e.problems) == 0 { // no object
+			errs = append(errs, fmt.Errorf("%s: %s: %s", file, e.where, strings.Join(e.ignored, ", ")))
+		}
+	}
+	var o policy.Objects
+	for _, e := range c.entries {
+		e.addTo(&o)
+	}
+	return o, errors.Join(errs...)
+}
+
+// addTo adds what the entry says.
+func (e entry) addTo(o *policy.Objects) {
+	switch {
+	case e.namespace != nil:
+		o.Namespaces = append(o.Namespaces, *e.namespace)
+	case e.pod != nil:
+		o.Pods = append(o.Pods, *e.pod)
+	case e.node != nil:
+		o.Nodes = append(o.Nodes, *e.node)
+	case e.policy != nil:
+		o.Policies = append(o.Policies, e.policy)
+	case e.workload != nil:
+		o.Workloads = append(o.Workloads, *e.workload)
+	case e.unenforced != nil:
+		o.Unenforced = append(o.Unenforced, *e.unenforced)
+	}
+}
