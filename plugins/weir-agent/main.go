@@ -23,6 +23,7 @@ import (
 	"github.com/weir-net/weir/agent"
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/version"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/policy"
@@ -46,7 +47,9 @@ func run() int {
 	defer stop()
 	root := &cobra.Command{
 		Use: "weir-agent", Short: "Enforces NetworkPolicies on the pods of this node", SilenceUsage: true, SilenceErrors: true,
+		Version: version.Of("weir-agent"),
 	}
+	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(runCommand(), checkCommand(), installCommand(), cleanupCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "weir-agent:", err)

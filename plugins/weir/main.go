@@ -11,11 +11,13 @@ import (
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
-	"github.com/containernetworking/cni/pkg/version"
+	cniversion "github.com/containernetworking/cni/pkg/version"
+
+	"github.com/weir-net/weir/internal/version"
 )
 
 // supported are the versions of the CNI specification that the plugin speaks.
-var supported = version.PluginSupports("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0").SupportedVersions()
+var supported = cniversion.PluginSupports("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0").SupportedVersions()
 
 func main() {
 	// It lives for milliseconds and does one thing after the other: threads that could help take 4 % of its time (make
@@ -26,9 +28,8 @@ func main() {
 
 // run answers in the version of the specification that the runtime speaks, also where there is no answer but an error.
 func run() int {
-	if os.Getenv("CNI_COMMAND") == "" { // by hand: nothing may be on its way to stdin
-		fmt.Fprintf(os.Stderr, "weir: pod network and network policy\nCNI protocol versions supported: %s\n", strings.Join(supported, ", "))
-		return 0
+	if os.Getenv("CNI_COMMAND") == "" { // a person runs it: stdin may be a terminal
+		return about(os.Args[1:])
 	}
 	c, err := readCall()
 	if err == nil {
@@ -42,6 +43,17 @@ func run() int {
 	_ = errors.As(err, &e)
 	printError(e, c.spoken())
 	return 1
+}
+
+// about says what the program is, on stderr as CNI plugins do; with --version it prints the version alone, on stdout.
+func about(args []string) int {
+	if len(args) > 0 && args[0] == "--version" {
+		fmt.Println(version.Of("weir"))
+		return 0
+	}
+	fmt.Fprintf(os.Stderr, "weir: pod network and network policy\n%s\nCNI protocol versions supported: %s\n",
+		version.Of("weir"), strings.Join(supported, ", "))
+	return 0
 }
 
 // printVersion answers VERSION: cniVersion is that of the question (CNI specification 1.1, "Section 5: Version").

@@ -8,6 +8,8 @@ import (
 	"os/signal"
 
 	"github.com/spf13/cobra"
+
+	"github.com/weir-net/weir/internal/version"
 )
 
 func main() { os.Exit(run()) }
@@ -17,11 +19,22 @@ func run() int {
 	defer stop()
 	root := &cobra.Command{
 		Use: "weirctl", Short: "Shows what weir does on this node", SilenceUsage: true, SilenceErrors: true,
+		Version: version.Of("weirctl"),
 	}
-	root.AddCommand(statusCommand(), podsCommand())
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.AddCommand(statusCommand(), podsCommand(), versionCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "weirctl:", err)
 		return 1
 	}
 	return 0
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "The commit that weirctl was built from, its date, and Go's version",
+		Args:  cobra.NoArgs,
+		Run:   func(cmd *cobra.Command, _ []string) { _, _ = fmt.Fprintln(cmd.OutOrStdout(), cmd.Root().Version) },
+	}
 }

@@ -1,0 +1,49 @@
+// Package version says from which commit the running program was built. The Go toolchain writes that into the program
+// when it builds in a git work tree; no linker flag and no generated file is needed. The plugin links this package, so
+// it imports nothing beyond what each Go program has.
+package version
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+)
+
+// Of returns one line for the program of that name: its commit, the commit's time, and Go's version and platform.
+//
+//	weirctl: commit 5a067641f0ab (2026-11-27T21:12:52Z), go1.26.8 linux/amd64
+//
+// The same as: go version -m bin/weirctl
+func Of(program string) string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		info = &debug.BuildInfo{}
+	}
+	return line(program, info)
+}
+
+// line is Of for that build information. Go writes no commit into a program that it builds outside of a git work tree, or
+// in a work tree that git worktree added; the line then says "commit unknown".
+func line(program string, info *debug.BuildInfo) string {
+	var commit, when, modified string
+	for _, s := range info.Settings {
+		switch s.Key {
+		case "vcs.revision":
+			commit = s.Value
+		case "vcs.time":
+			when = " (" + s.Value + ")"
+		case "vcs.modified":
+			if s.Value == "true" {
+				modified = " with changes"
+			}
+		}
+	}
+	if commit == "" {
+		commit = "unknown"
+	}
+	if len(commit) > 12 {
+		commit = commit[:12]
+	}
+	return fmt.Sprintf("%s: commit %s%s%s, %s %s/%s", program, commit, modified, when, runtime.Version(), runtime.GOOS,
+		runtime.GOARCH)
+}

@@ -1,0 +1,63 @@
+package version
+
+import (
+	"debug/buildinfo"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"testing"
+)
+
+func TestLine(t *testing.T) {
+	platform := ", " + runtime.Version() + " " + runtime.GOOS + "/" + runtime.GOARCH
+	set := func(settings ...debug.BuildSetting) *debug.BuildInfo { return &debug.BuildInfo{Settings: settings} }
+	revision := debug.BuildSetting{Key: "vcs.revision", Value: "5a067641f0ab0123456789abcdef0123456789ab"}
+	when := debug.BuildSetting{Key: "vcs.time", Value: "2026-11-27T21:12:52Z"}
+	for name, c := range map[string]struct {
+		info *debug.BuildInfo
+		want string
+	}{
+		"a commit":    {set(revision, when), "weir: commit 5a067641f0ab (2026-11-27T21:12:52Z)"},
+		"uncommitted": {set(revision, when, debug.BuildSetting{Key: "vcs.modified", Value: "true"}), "weir: commit 5a067641f0ab with changes (2026-11-27T21:12:52Z)"},
+		"clean":       {set(revision, when, debug.BuildSetting{Key: "vcs.modified", Value: "false"}), "weir: commit 5a067641f0ab (2026-11-27T21:12:52Z)"},
+		"no git":      {set(), "weir: commit unknown"},
+	} {
+		if got := line("weir", c.info); got != c.want+platform {
+			t.Errorf("%s: %q, want %q", name, got, c.want+platform)
+		}
+	}
+}
+
+// TestPrograms builds each program as make does: its version is the commit that Go wrote into it.
+func TestPrograms(t *testing.T) {
+	git, err := os.Stat("../../.git")
+	clone := err == nil && git.IsDir() // neither a copy of the sources without git, nor a linked work tree
+	for program, calls := range map[string][]string{
+		"weir": {"--version"}, "weir-agent": {"--version"}, "weirctl": {"--version", "version"},
+	} {
+		t.Run(program, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), program)
+			build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "../../plugins/"+program)
+			build.Env = append(os.Environ(), "CGO_ENABLED=0")
+			if out, err := build.CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			info, err := buildinfo.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := line(program, info) + "\n"
+			if clone && strings.Contains(want, "unknown") {
+				t.Errorf("no commit in the program: %s", want)
+			}
+			for _, call := range calls {
+				if out, err := exec.Command(path, call).Output(); err != nil || string(out) != want {
+					t.Errorf("%s %s: %v: %q, want %q", program, call, err, out, want)
+				}
+			}
+		})
+	}
+}
