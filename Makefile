@@ -1,32 +1,33 @@
-# People and CI call these; README.md says what each is for.
+# make help lists the targets: the text behind ## in the line of each.
 
 BIN := bin
 LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+D2 := oss.terrastruct.com/d2@v0.7.1
 
-all: $(BIN)/weir $(BIN)/weir-agent $(BIN)/weirctl
+all: $(BIN)/weir $(BIN)/weir-agent $(BIN)/weirctl ## build the three programs in bin/
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Go's own cache knows what is up to date. The plugin is static, so that it runs on any node.
 $(BIN)/%: FORCE
 	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $@ ./plugins/$*
 
-# The walkthrough on this machine alone, without Kubernetes.
-demo: all
+demo: all ## a policy walkthrough with real packets on this machine, without Kubernetes
 	@scripts/packages demo
 	@CGO_ENABLED=0 go build -o $(BIN)/demo/ ./scripts/http-echo \
 		github.com/containernetworking/cni/cnitool github.com/containernetworking/plugins/plugins/meta/portmap
 	@scripts/demo
 
-# The container image, for containerd, podman or Docker to import, or a registry to take; built without any of them. And
-# the manifests that name it: make image IMAGE=registry.example.com/weir:1
+# containerd, podman or Docker imports the image, or a registry takes it; none of them is needed to build it.
 IMAGE ?= weir.local/weir:dev
-image: all
+image: all ## the container image, and the manifests that name it: IMAGE=registry.example.com/weir:1
 	@cd scripts/image && go run . --name $(IMAGE) --output $(CURDIR)/$(BIN)/weir-image.tar
 	@for m in weir cleanup; do sed 's|image: weir.local/weir:dev|image: $(IMAGE)|' conf/$$m.yaml >$(BIN)/$$m.yaml; done
 
-# Every test, with the race detector, each kernel test on a node of its own. CI has the linters run too, then the proofs, and
-# on a cluster that is smaller than make e2e's, because its time is short, the end-to-end tests without the one whose figure
-# is that of a machine that does nothing else, and some of Kubernetes' own specs.
-test: packages vet $(if $(CI),lint)
+# Each kernel test runs on a node of its own. CI's time is short: its cluster is smaller than make e2e's, it leaves out
+# the end-to-end test that measures a latency on an idle machine, and it runs some of Kubernetes' own specs.
+test: packages vet $(if $(CI),lint) ## every test, with the race detector; CI=true adds lint, the proofs and a cluster
 	go test -race -timeout 20m ./...
 	cd scripts/image && go test ./...
 	@scripts/fuzz $(FUZZTIME)
@@ -37,54 +38,54 @@ e2e-ci:
 	@scripts/e2e -skip TestFirstConnection
 	@FOCUS='(named port|updated|except clause|default-deny-all|after they are deleted)' scripts/e2e-upstream
 
-# Each fuzz target for a while: make fuzz FUZZTIME=10m
 FUZZTIME ?= 5s
-fuzz:
+fuzz: ## each fuzz target for a while: FUZZTIME=10m
 	@scripts/fuzz $(FUZZTIME)
 
-# What the kernel is told to do, compared with what NetworkPolicies mean: make prove SIZE=full
 SIZE ?= ci
-prove: packages
+prove: packages ## compare what the kernel is told with what NetworkPolicies mean: SIZE=full; SIZE=ci takes two minutes
 	@SIZE=$(SIZE) scripts/prove
 
-# How the built programs behave under attack and failure, beside those of an earlier commit: make blackbox BEFORE=5a06764
 BEFORE ?= 5a06764
-blackbox: packages
+blackbox: packages ## the black-box tests with the programs of BEFORE=5a06764, which must fail, and with today's
 	@scripts/blackbox $(BEFORE)
 
-# A real Kubernetes on this machine, each node in namespaces of its own: make cluster-up N=3 CONTROL_PLANES=1 STACK=dual
-cluster-up:
-	@scripts/cluster/up
-
-cluster-down:
-	@scripts/cluster/down
-
-# What a cluster's users do, on such a cluster: make e2e N=5 CONTROL_PLANES=3
-e2e:
-	@scripts/e2e
-
-# ADD and DEL beside upstream's plugins and a floor, in turns; or beside another commit's: make bench-cni BEFORE=5a06764
-bench-cni:
+bench-cni: ## measure ADD and DEL beside upstream's plugins, or beside another commit's: BEFORE=5a06764
 	@BEFORE=$(BEFORE) scripts/bench-cni
 
-# Kubernetes' own specs on NetworkPolicy, on such a cluster: make e2e-upstream FOCUS=SCTP
-e2e-upstream:
+cluster-up: ## a real Kubernetes on this machine: N=3 CONTROL_PLANES=1 STACK=dual; the first time takes 20 minutes
+	@scripts/cluster/up
+
+cluster-down: ## end that cluster
+	@scripts/cluster/down
+
+e2e: ## what a cluster's users do, on such a cluster, in a quarter of an hour: N=5 CONTROL_PLANES=3
+	@scripts/e2e
+
+e2e-upstream: ## Kubernetes' own specs on NetworkPolicy, on such a cluster: FOCUS=SCTP; without FOCUS all
 	@scripts/e2e-upstream
+
+pictures: ## draw docs/pictures/*.svg from their sources, *.d2
+	@for p in docs/pictures/*.d2; do \
+		go run $(D2) --layout elk --theme 0 --dark-theme 200 --pad 10 $$p $${p%.d2}.svg || exit; \
+	done
 
 packages:
 	@scripts/packages test
 
-vet:
+vet: ## go vet of all modules
 	go vet ./...
 	cd scripts/image && go vet ./...
 
-lint: packages
+# A script is a file whose first line is a shebang of a shell, or names the shell for shellcheck.
+lint: packages ## golangci-lint, and shellcheck of every script that git knows
 	go run $(LINT) run
 	cd scripts/image && go run $(LINT) run
-	shellcheck scripts/demo scripts/packages scripts/fuzz scripts/prove scripts/blackbox scripts/e2e scripts/policy-latency scripts/bench-cni scripts/image/try scripts/kubernetes/build scripts/kubernetes/try .ci/run
-	shellcheck -x -P SCRIPTDIR $(filter-out %.yaml,$(wildcard scripts/cluster/*)) scripts/e2e-upstream
+	git ls-files -z | xargs -0 awk 'FNR == 1 && /^#!.*sh$$|^# shellcheck shell=/ {print FILENAME} {nextfile}' | \
+		xargs shellcheck -x -P SCRIPTDIR
 
-clean:
+clean: ## remove bin/
 	rm -rf $(BIN)
 
-.PHONY: all demo image test prove blackbox cluster-up cluster-down e2e e2e-ci e2e-upstream bench-cni fuzz packages vet lint clean FORCE
+.PHONY: all help demo image test prove blackbox cluster-up cluster-down e2e e2e-ci e2e-upstream bench-cni fuzz \
+	pictures packages vet lint clean FORCE
