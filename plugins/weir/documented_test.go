@@ -11,7 +11,10 @@ import (
 	"testing"
 )
 
-// TestDocumentedTests: each test that docs/security-windows.md names is there, in the package that it says.
+const documentedWindows = "../../docs/security-windows.md"
+
+// TestDocumentedTests checks that each test that docs/security-windows.md names exists, in the package that the page
+// says.
 func TestDocumentedTests(t *testing.T) {
 	const root = "../.."
 	packages := map[string][]string{} // by test
@@ -29,12 +32,12 @@ func TestDocumentedTests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := os.ReadFile(root + "/docs/security-windows.md")
+	text, err := os.ReadFile(documentedWindows)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Names stand one after the other, and behind the last of a package its path, in brackets.
-	named := regexp.MustCompile("((?:`Test\\w+`(?:, | and )?)+)(?:\\s*\\(([\\w/, ]+)\\))?")
+	// Tests of one package are separated by commas. The package's path comes after the last of them, in brackets.
+	named := regexp.MustCompile("((?:`Test\\w+`(?:,\\s+|\\s+and\\s+)?)+)(?:\\s*\\(([\\w/, ]+)\\))?")
 	found := 0
 	for _, m := range named.FindAllStringSubmatch(string(text), -1) {
 		for _, name := range regexp.MustCompile(`Test\w+`).FindAllString(m[1], -1) {
@@ -48,6 +51,57 @@ func TestDocumentedTests(t *testing.T) {
 	if found < 100 {
 		t.Errorf("the document names %d tests: are they still read?", found)
 	}
+}
+
+// TestDocumentedWindows checks that each window of docs/security-windows.md has the same four parts and a row in the
+// index, and that the index has no other rows.
+func TestDocumentedWindows(t *testing.T) {
+	text, err := os.ReadFile(documentedWindows)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(text)
+	var windows []string
+	for _, section := range strings.Split(page, "\n### ")[1:] {
+		title, body, _ := strings.Cut(section, "\n")
+		body, _, _ = strings.Cut(body, "\n## ")
+		windows = append(windows, title)
+		at := 0
+		for _, part := range []string{"What can happen", "How long", "Why", "Test"} {
+			i := strings.Index(body[at:], "\n- **"+part+":** ")
+			if i < 0 {
+				t.Errorf("the window %q has no part %q, or not in the place that it has in others", title, part)
+				continue
+			}
+			at += i
+		}
+	}
+	if len(windows) < 70 {
+		t.Errorf("the document has %d windows: are they still read?", len(windows))
+	}
+	// A row names the window, says the longest time, and whether traffic can pass that should not.
+	row := regexp.MustCompile(`(?m)^\| \[(.+)\]\(#(.+)\) \| [^|]+ \| (?:yes|no)\b[^|]*\|$`)
+	var rows []string
+	for _, m := range row.FindAllStringSubmatch(page, -1) {
+		rows = append(rows, m[1])
+		if anchor := anchorOf(m[1]); m[2] != anchor {
+			t.Errorf("the index links %q to #%s; its anchor is #%s", m[1], m[2], anchor)
+		}
+	}
+	if !slices.Equal(rows, windows) {
+		for _, w := range windows {
+			if !slices.Contains(rows, w) {
+				t.Errorf("the index has no row for %q", w)
+			}
+		}
+		t.Errorf("the index has %d rows, and the page %d windows; they must be the same, in the same order", len(rows), len(windows))
+	}
+}
+
+// anchorOf returns the anchor that GitHub gives a heading.
+func anchorOf(heading string) string {
+	bare := regexp.MustCompile(`[^\w\- ]`).ReplaceAllString(strings.ToLower(heading), "")
+	return strings.ReplaceAll(bare, " ", "-")
 }
 
 // TestDocumentedTargets: each "make TARGET" that a document or a script names is one that make help lists.
