@@ -121,7 +121,10 @@ func startWith(t *testing.T, c *cluster, o Options) *running {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	o.Log, o.HealthAddress = slog.New(slog.NewTextHandler(&r.log, nil)), healthAddress
-	o.Node = NodeOptions{Name: "self", Overlay: overlay.Options{Encapsulation: overlay.Always, Port: conf.OverlayPort, VNI: conf.OverlayVNI}}
+	o.Node = NodeOptions{
+		Name:    "self",
+		Overlay: overlay.Options{Encapsulation: overlay.Always, Port: conf.OverlayPort, VNI: conf.OverlayVNI},
+	}
 	go func() { done <- Run(ctx, o) }()
 	t.Cleanup(func() {
 		cancel()
@@ -253,10 +256,16 @@ func (r *running) attach(name, address string) string {
 func (r *running) attachUID(name, uid, address string) string {
 	r.Helper()
 	e := endpoint.Endpoint{
-		ContainerID: "shop." + name + uid, IfName: "eth0", Enforcement: conf.Strict, HostIf: "weir" + name, MAC: "0a:58:0a:58:00:02",
-		Pod: endpoint.Pod{Namespace: "shop", Name: name, UID: uid},
+		ContainerID: "shop." + name + uid,
+		IfName:      "eth0",
+		Enforcement: conf.Strict,
+		HostIf:      "weir" + name,
+		MAC:         "0a:58:0a:58:00:02",
+		Pod:         endpoint.Pod{Namespace: "shop", Name: name, UID: uid},
 		Addresses: []endpoint.Address{{
-			Addr: netip.MustParseAddr(address), Subnet: netip.MustParsePrefix("10.88.0.0/24"), Gateway: netip.MustParseAddr("10.88.0.1"),
+			Addr:    netip.MustParseAddr(address),
+			Subnet:  netip.MustParsePrefix("10.88.0.0/24"),
+			Gateway: netip.MustParseAddr("10.88.0.1"),
 		}},
 	}
 	making, err := e.Begin() // it never gets a link: if it weren't on its way, it would be over

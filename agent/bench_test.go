@@ -28,7 +28,8 @@ func large(policies int) (*policy.Objects, map[string]endpoint.Endpoint) {
 	o, endpoints := &policy.Objects{}, map[string]endpoint.Endpoint{}
 	for i := range 500 {
 		name := fmt.Sprint("ns-", i)
-		o.Namespaces = append(o.Namespaces, policy.Namespace{Name: name, Labels: map[string]string{corev1.LabelMetadataName: name, "team": fmt.Sprint(i % 20)}})
+		o.Namespaces = append(o.Namespaces,
+			policy.Namespace{Name: name, Labels: map[string]string{corev1.LabelMetadataName: name, "team": fmt.Sprint(i % 20)}})
 	}
 	for i := range 100 {
 		o.Nodes = append(o.Nodes, node(fmt.Sprint("n", i), fmt.Sprint("172.20.0.", i+1), fmt.Sprintf("100.96.%d.0/24", i)))
@@ -45,8 +46,12 @@ func large(policies int) (*policy.Objects, map[string]endpoint.Endpoint) {
 		if i%100 == 0 {
 			e := endpoint.Endpoint{
 				ContainerID: p.Name, IfName: "eth0", MAC: "0a:58:0a:58:00:02", HostIf: "weirp" + p.UID, Enforcement: conf.Strict,
-				Pod:       endpoint.Pod{Namespace: p.Namespace, Name: p.Name, UID: p.UID},
-				Addresses: []endpoint.Address{{Addr: p.Addresses[0], Subnet: netip.MustParsePrefix("100.96.0.0/24"), Gateway: netip.MustParseAddr("100.96.0.1")}},
+				Pod: endpoint.Pod{Namespace: p.Namespace, Name: p.Name, UID: p.UID},
+				Addresses: []endpoint.Address{{
+					Addr:    p.Addresses[0],
+					Subnet:  netip.MustParsePrefix("100.96.0.0/24"),
+					Gateway: netip.MustParseAddr("100.96.0.1"),
+				}},
 			}
 			endpoints[e.ID()] = e
 		}
@@ -56,9 +61,14 @@ func large(policies int) (*policy.Objects, map[string]endpoint.Endpoint) {
 		if i%2 == 0 {
 			port = intstr.FromString("http")
 		}
-		np := allow(fmt.Sprint("np", i), &metav1.LabelSelector{MatchLabels: map[string]string{"app": fmt.Sprint("a", i/500%10)}},
-			networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": fmt.Sprint("a", i%10)}}},
-			networkingv1.NetworkPolicyPeer{NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"team": fmt.Sprint(i % 20)}}})
+		np := allow(fmt.Sprint("np", i),
+			&metav1.LabelSelector{MatchLabels: map[string]string{"app": fmt.Sprint("a", i/500%10)}},
+			networkingv1.NetworkPolicyPeer{
+				PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": fmt.Sprint("a", i%10)}},
+			},
+			networkingv1.NetworkPolicyPeer{
+				NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"team": fmt.Sprint(i % 20)}},
+			})
 		np.Namespace = fmt.Sprint("ns-", i%500)
 		np.Spec.Ingress[0].Ports = []networkingv1.NetworkPolicyPort{{Port: &port}}
 		o.Policies = append(o.Policies, np)

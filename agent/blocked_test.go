@@ -6,7 +6,8 @@ import (
 	"github.com/weir-net/weir/overlay"
 )
 
-// TestBlocked: tunnel packets that are believed and don't arrive are a firewall's doing, unless the counters begin anew.
+// TestBlocked: tunnel packets that are believed and don't arrive are a firewall's doing, unless the counters begin
+// anew.
 func TestBlocked(t *testing.T) {
 	for _, tc := range []struct {
 		before, now overlay.Traffic

@@ -32,7 +32,10 @@ func TestConflist(t *testing.T) {
 	}
 	defer links.Close()
 	path := filepath.Join(t.TempDir(), "10-weir.conflist")
-	a := newAgent(Options{Log: slog.New(slog.DiscardHandler), Node: NodeOptions{Name: "self", Overlay: overlay.Options{Encapsulation: overlay.Always}, Conflist: path}}, driver, links)
+	a := newAgent(Options{
+		Log:  slog.New(slog.DiscardHandler),
+		Node: NodeOptions{Name: "self", Overlay: overlay.Options{Encapsulation: overlay.Always}, Conflist: path},
+	}, driver, links)
 	a.objects = healthy()
 	a.planWays(iptables.Trust)
 	configurations := func() []string { // as libcni (ConfFiles) takes them for such

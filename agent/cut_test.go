@@ -25,13 +25,17 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	}
 	state := func(clientApp, otherApp string) *policy.Objects {
 		o := healthy()
-		o.Pods = []policy.Pod{pod("web", ""), pod("db", ""), remote("client", "10.88.1.5", clientApp), remote("other", "10.88.1.6", otherApp)}
+		o.Pods = []policy.Pod{
+			pod("web", ""), pod("db", ""), remote("client", "10.88.1.5", clientApp),
+			remote("other", "10.88.1.6", otherApp),
+		}
 		return o
 	}
 	port := 4000
 	connect := func(from string) {
 		port++
-		nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", from, "-d", "10.88.0.2", "--sport", fmt.Sprint(port), "--dport", "53", "-u", "SEEN_REPLY,ASSURED", "-t", "600")
+		nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", from, "-d", "10.88.0.2", "--sport", fmt.Sprint(port),
+			"--dport", "53", "-u", "SEEN_REPLY,ASSURED", "-t", "600")
 	}
 	s := step(t, state("none", "none"))
 	wantCut := func(when string, want int) {
@@ -55,7 +59,8 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 		s.hear(iptables.Trust)
 	}
 	s.attach("web", "10.88.0.2")
-	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1") // there is room for labels
+	// there is room for labels
+	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1")
 	connect("10.88.1.5")
 	s.hear(iptables.All)
 	wantCut("what was there when the agent started", 1)
@@ -96,8 +101,10 @@ func TestAWalkIsOvertaken(t *testing.T) {
 	s := step(t, healthy())
 	s.attach("web", "10.88.0.2")
 	s.hear(iptables.All)
-	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1") // there is room for labels
-	nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "10.88.1.5", "-d", "10.88.0.2", "--sport", "4000", "--dport", "53", "-u", "SEEN_REPLY,ASSURED", "-t", "600")
+	// there is room for labels
+	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1")
+	nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "10.88.1.5", "-d", "10.88.0.2", "--sport", "4000", "--dport",
+		"53", "-u", "SEEN_REPLY,ASSURED", "-t", "600")
 	opens := s.cutting.newest.Load()
 	closed := healthy()
 	closed.Policies = nil

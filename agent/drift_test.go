@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestOwnChangesAreNotReadAgain: the kernel tells of the agent's changes as of everybody's; only those of others have it
-// read the tables.
+// TestOwnChangesAreNotReadAgain: the kernel tells of the agent's changes as of everybody's; only those of others have
+// it read the tables.
 func TestOwnChangesAreNotReadAgain(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -54,8 +54,8 @@ func TestOwnChangesAreNotReadAgain(t *testing.T) {
 	}
 }
 
-// TestEnrolmentReadsNothing: a new pod doesn't wait for the tables to be read, which takes longer than all else that the
-// agent does for it, unless somebody has changed them. Then they are repaired before it is let in.
+// TestEnrolmentReadsNothing: a new pod doesn't wait for the tables to be read, which takes longer than all else that
+// the agent does for it, unless somebody has changed them. Then they are repaired before it is let in.
 func TestEnrolmentReadsNothing(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -10,7 +10,11 @@ import (
 
 // TestAnswerLooksAgainForWhoeverGivesUpFirst: whoever waits shorter must not wait as long as another.
 func TestAnswerLooksAgainForWhoeverGivesUpFirst(t *testing.T) {
-	for _, waits := range [][]time.Duration{{time.Minute, time.Hour}, {time.Hour, time.Minute}, {time.Hour, time.Minute, time.Hour}} {
+	for _, waits := range [][]time.Duration{
+		{time.Minute, time.Hour},
+		{time.Hour, time.Minute},
+		{time.Hour, time.Minute, time.Hour},
+	} {
 		a := &agent{endpoints: map[string]endpoint.Endpoint{"c:eth0": {}}}
 		for _, wait := range waits {
 			a.waiting = append(a.waiting, &enrolment{id: "c:eth0", until: time.Now().Add(wait), reply: make(chan reply, 1)})

@@ -36,10 +36,15 @@ func healthy() *policy.Objects {
 	}
 }
 
-func allow(name string, pods *metav1.LabelSelector, from ...networkingv1.NetworkPolicyPeer) *networkingv1.NetworkPolicy {
+func allow(name string, pods *metav1.LabelSelector,
+	from ...networkingv1.NetworkPolicyPeer,
+) *networkingv1.NetworkPolicy {
 	return &networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name},
-		Spec:       networkingv1.NetworkPolicySpec{PodSelector: *pods, Ingress: []networkingv1.NetworkPolicyIngressRule{{From: from}}},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: *pods,
+			Ingress:     []networkingv1.NetworkPolicyIngressRule{{From: from}},
+		},
 	}
 }
 
@@ -57,8 +62,8 @@ func inKernel(t *testing.T) error {
 	return errors.Join(errs...)
 }
 
-// TestFaultsOfObjects: each is logged once when it comes and once when it goes, is seen in metrics and status, and leaves
-// all else as it was.
+// TestFaultsOfObjects: each is logged once when it comes and once when it goes, is seen in metrics and status, and
+// leaves all else as it was.
 func TestFaultsOfObjects(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -67,7 +72,8 @@ func TestFaultsOfObjects(t *testing.T) {
 	r.attach("web", "10.88.0.2")
 	r.tell(healthy(), nil)
 	none := map[string]float64{
-		`weir_problems{kind="Node"}`: 0, `weir_problems{kind="NetworkPolicy"}`: 0, `weir_problems{kind="Pod"}`: 0, "weir_ready": 1,
+		`weir_problems{kind="Node"}`: 0, `weir_problems{kind="NetworkPolicy"}`: 0, `weir_problems{kind="Pod"}`: 0,
+		"weir_ready":               1,
 		`weir_fault{part="nodes"}`: 0, `weir_fault{part="kernel"}`: 0,
 	}
 	r.wantMetrics(none)
@@ -83,26 +89,43 @@ func TestFaultsOfObjects(t *testing.T) {
 		{"a Node without address", "Node", "new", "status.addresses", "there is no InternalIP", func(o *policy.Objects) {
 			o.Nodes = append(o.Nodes, node("new", "", "10.88.2.0/24"))
 		}},
-		{"overlapping podCIDRs", "Node", "twin", "spec.podCIDRs", "10.88.1.128/25 doesn't count: it overlaps 10.88.1.0/24 of node peer", func(o *policy.Objects) {
-			o.Nodes = append(o.Nodes, node("twin", "192.0.2.4", "10.88.1.128/25"))
-		}},
-		{"podCIDRs that overlap this node's", "Node", "all", "spec.podCIDRs", "10.88.0.0/23 doesn't count: it overlaps 10.88.0.0/24 of node self", func(o *policy.Objects) {
-			o.Nodes = append(o.Nodes, node("all", "192.0.2.4", "10.88.0.0/23"))
-		}},
+		{
+			"overlapping podCIDRs", "Node", "twin", "spec.podCIDRs",
+			"10.88.1.128/25 doesn't count: it overlaps 10.88.1.0/24 of node peer", func(o *policy.Objects) {
+				o.Nodes = append(o.Nodes, node("twin", "192.0.2.4", "10.88.1.128/25"))
+			},
+		},
+		{
+			"podCIDRs that overlap this node's", "Node", "all", "spec.podCIDRs",
+			"10.88.0.0/23 doesn't count: it overlaps 10.88.0.0/24 of node self", func(o *policy.Objects) {
+				o.Nodes = append(o.Nodes, node("all", "192.0.2.4", "10.88.0.0/23"))
+			},
+		},
 		{"a podCIDR that the source couldn't read", "Node", "new", "spec.podCIDRs[1]", "no CIDR", func(o *policy.Objects) {
 			o.Problems = append(o.Problems, policy.Problem{Object: "Node new", Field: "spec.podCIDRs[1]", Message: "no CIDR"})
 		}},
 		{"a policy that is too large", "NetworkPolicy", "shop/x", "spec.ingress[0]", "1025 rules", func(o *policy.Objects) {
-			o.Policies = append(o.Policies, allow("x", &metav1.LabelSelector{MatchLabels: map[string]string{"app": "other"}}, policytest.Selectors(0, 1025)...))
+			o.Policies = append(o.Policies,
+				allow("x", &metav1.LabelSelector{MatchLabels: map[string]string{"app": "other"}}, policytest.Selectors(0, 1025)...))
 		}},
-		{"an invalid selector of a peer", "NetworkPolicy", "shop/x", "spec.ingress[0].from[0].podSelector", "not a valid label selector operator", func(o *policy.Objects) {
-			o.Policies = append(o.Policies, allow("x", &metav1.LabelSelector{MatchLabels: map[string]string{"app": "other"}}, networkingv1.NetworkPolicyPeer{
-				PodSelector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Is"}}},
-			}))
-		}},
-		{"an invalid podSelector", "NetworkPolicy", "shop/x", "spec.podSelector", "every pod in namespace shop is isolated", func(o *policy.Objects) {
-			o.Policies = append(o.Policies, allow("x", &metav1.LabelSelector{MatchLabels: map[string]string{"app": "a value!"}}))
-		}},
+		{
+			"an invalid selector of a peer", "NetworkPolicy", "shop/x", "spec.ingress[0].from[0].podSelector",
+			"not a valid label selector operator", func(o *policy.Objects) {
+				o.Policies = append(o.Policies,
+					allow("x", &metav1.LabelSelector{MatchLabels: map[string]string{"app": "other"}}, networkingv1.NetworkPolicyPeer{
+						PodSelector: &metav1.LabelSelector{
+							MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Is"}},
+						},
+					}))
+			},
+		},
+		{
+			"an invalid podSelector", "NetworkPolicy", "shop/x", "spec.podSelector", "every pod in namespace shop is isolated",
+			func(o *policy.Objects) {
+				o.Policies = append(o.Policies,
+					allow("x", &metav1.LabelSelector{MatchLabels: map[string]string{"app": "a value!"}}))
+			},
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			object := "\"" + tc.kind + " " + tc.object + "\""
@@ -111,7 +134,12 @@ func TestFaultsOfObjects(t *testing.T) {
 			tc.fault(broken)
 			info := fmt.Sprintf("weir_problem_info{field=%q,kind=%q,object=%q}", tc.field, tc.kind, tc.object)
 			r.tell(broken, nil)
-			r.wantMetrics(map[string]float64{info: 1, `weir_problems{kind="` + tc.kind + `"}`: 1, "weir_ready": 1, `weir_fault{part="nodes"}`: 0})
+			r.wantMetrics(map[string]float64{
+				info:                                    1,
+				`weir_problems{kind="` + tc.kind + `"}`: 1,
+				"weir_ready":                            1,
+				`weir_fault{part="nodes"}`:              0,
+			})
 			// It is met again and again, and other things go on.
 			other := fmt.Sprintf("10.88.0.%d", 10+i)
 			for range 3 {
@@ -177,7 +205,8 @@ func TestANodeThatChangesItsAddress(t *testing.T) {
 	if !strings.Contains(fdb, "dst 192.0.2.33 ") || strings.Contains(fdb, "dst 192.0.2.3 ") {
 		t.Errorf("packets for peer's pods go to\n%s", fdb)
 	}
-	if set := nodetest.Run(t, "nft", "list", "set", "inet", "weir-tunnel", "nodes4"); strings.Contains(set, "192.0.2.3,") || !strings.Contains(set, "192.0.2.33") {
+	set := nodetest.Run(t, "nft", "list", "set", "inet", "weir-tunnel", "nodes4")
+	if strings.Contains(set, "192.0.2.3,") || !strings.Contains(set, "192.0.2.33") {
 		t.Errorf("tunnel packets are still taken from the old address:\n%s", set)
 	}
 	if err := inKernel(t); err != nil {
@@ -190,13 +219,17 @@ func TestANodeThatChangesItsAddress(t *testing.T) {
 	r.tell(both, nil)
 	r.wantMetrics(map[string]float64{`weir_fault{part="nodes"}`: 1, "weir_ready": 1, moves: 1})
 	r.rounds()
-	if n := r.log.count("level=ERROR", "the way to other nodes isn't as it should be", "no link has the node's address 192.0.2.22"); n != 1 {
+	if n := r.log.count("level=ERROR", "the way to other nodes isn't as it should be",
+		"no link has the node's address 192.0.2.22"); n != 1 {
 		t.Errorf("it was logged %d times", n)
 	}
 	nodetest.Run(t, "ip", "addr", "add", "192.0.2.22/24", "dev", "eth0")
 	r.wantMetrics(map[string]float64{`weir_fault{part="nodes"}`: 0, moves: 2})
 	r.rounds()
-	for _, words := range [][]string{{"this node has another address", "before=192.0.2.2 ", "now=192.0.2.22"}, {"level=INFO", "no longer: the way to other nodes"}} {
+	for _, words := range [][]string{
+		{"this node has another address", "before=192.0.2.2 ", "now=192.0.2.22"},
+		{"level=INFO", "no longer: the way to other nodes"},
+	} {
 		if n := r.log.count(words...); n != 1 {
 			t.Errorf("%q was logged %d times", words, n)
 		}
@@ -209,8 +242,8 @@ func TestANodeThatChangesItsAddress(t *testing.T) {
 	}
 }
 
-// brittle puts programs in the place of iptables' that fail while the returned file is there. They are started ahead, so they
-// look for it when the first command comes.
+// brittle puts programs in the place of iptables' that fail while the returned file is there. They are started ahead,
+// so they look for it when the first command comes.
 func brittle(t *testing.T) string {
 	t.Helper()
 	dir, broken := t.TempDir(), "/run/broken"
@@ -250,7 +283,8 @@ func TestFaultsOfParts(t *testing.T) {
 	}
 	const badMAC = `{"containerID": "broken", "ifName": "eth0", "mac": "?", "hostInterface": "weirx", "addresses": [{"address": "10.88.0.9", "subnet": "10.88.0.0/24"}]}`
 	noAddress := strings.NewReplacer(`"?"`, `"0a:58:0a:58:00:09"`, "10.88.0.9", "0.0.0.0").Replace(badMAC)
-	absent := strings.NewReplacer(`"?"`, `"0a:58:0a:58:00:09"`, `{"address": "10.88.0.9", "subnet": "10.88.0.0/24"}`, "{}").Replace(badMAC)
+	absent := strings.NewReplacer(`"?"`, `"0a:58:0a:58:00:09"`, `{"address": "10.88.0.9", "subnet": "10.88.0.0/24"}`,
+		"{}").Replace(badMAC)
 	elsewhere := healthy()
 	elsewhere.Pods = append(elsewhere.Pods, pod("new", "10.88.1.99"))
 	elsewhere.Policies = append(elsewhere.Policies, allow("all", &metav1.LabelSelector{}))
@@ -272,8 +306,14 @@ func TestFaultsOfParts(t *testing.T) {
 		},
 		{"a record that is no JSON", partRecords, "broken:eth0", 1, func() { write("{") }, func() { remove(record) }},
 		{"a record with no MAC", partRecords, "broken:eth0", 1, func() { write(badMAC) }, func() { remove(record) }},
-		{"a record with an absent address", partRecords, "broken:eth0", 1, func() { write(absent) }, func() { remove(record) }},
-		{"a record with nobody's address", partRecords, "broken:eth0", 1, func() { write(noAddress) }, func() { remove(record) }},
+		{
+			"a record with an absent address", partRecords, "broken:eth0", 1, func() { write(absent) },
+			func() { remove(record) },
+		},
+		{
+			"a record with nobody's address", partRecords, "broken:eth0", 1, func() { write(noAddress) },
+			func() { remove(record) },
+		},
 		{
 			"iptables", partKernel, "no room", 0,
 			func() {
@@ -286,7 +326,8 @@ func TestFaultsOfParts(t *testing.T) {
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			came, gone := r.log.count("level=ERROR", parts[tc.part].meaning, tc.words), r.log.count("level=INFO", "no longer: "+parts[tc.part].meaning)
+			came, gone := r.log.count("level=ERROR", parts[tc.part].meaning, tc.words),
+				r.log.count("level=INFO", "no longer: "+parts[tc.part].meaning)
 			before := r.metrics()
 			tc.fault()
 			gauge := fmt.Sprintf("weir_fault{part=%q}", tc.part)
@@ -308,7 +349,8 @@ func TestFaultsOfParts(t *testing.T) {
 				t.Errorf("a pod is judged %+v, %v", v, err)
 			}
 			now := r.metrics()
-			if failures := now["weir_kernel_failures_total"] - before["weir_kernel_failures_total"]; (failures > 0) != (tc.part == partKernel) {
+			failures := now["weir_kernel_failures_total"] - before["weir_kernel_failures_total"]
+			if (failures > 0) != (tc.part == partKernel) {
 				t.Errorf("%v failures to change the kernel", failures)
 			}
 			tc.mend()
@@ -324,7 +366,8 @@ func TestFaultsOfParts(t *testing.T) {
 	}
 }
 
-// live makes links as those of pods that are there, or the agent would take their records for those of pods that are gone.
+// live makes links as those of pods that are there, or the agent would take their records for those of pods that are
+// gone.
 func live(t *testing.T, id, other string) {
 	t.Helper()
 	nodetest.Run(t, "ip", "link", "add", bridge.PortName(id), "type", "veth", "peer", "name", other)
@@ -355,8 +398,8 @@ func TestEachBrokenRecordIsLogged(t *testing.T) {
 	}
 }
 
-// TestABrokenRecordClosesItsPod: whoever breaks the record of a pod takes it out of its classes and of the guard. Its address
-// stays among those that are judged.
+// TestABrokenRecordClosesItsPod: whoever breaks the record of a pod takes it out of its classes and of the guard. Its
+// address stays among those that are judged.
 func TestABrokenRecordClosesItsPod(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -366,10 +409,14 @@ func TestABrokenRecordClosesItsPod(t *testing.T) {
 	r.tell(healthy(), nil)
 	entries := func(n float64) {
 		t.Helper()
-		r.wantMetrics(map[string]float64{`weir_set_entries{kind="weir-pods"}`: 1, `weir_set_entries{kind="weir-in"}`: n, `weir_set_entries{kind="weir-eg"}`: n})
+		r.wantMetrics(map[string]float64{
+			`weir_set_entries{kind="weir-pods"}`: 1, `weir_set_entries{kind="weir-in"}`: n,
+			`weir_set_entries{kind="weir-eg"}`: n,
+		})
 		r.rounds()
 		nodetest.Run(t, "ipset", "test", "weir-pods", "10.88.0.2")
-		if list := nodetest.Run(t, "nft", "list", "set", "bridge", "weir", "senders4"); strings.Contains(list, "10.88.0.2") != (n == 1) {
+		list := nodetest.Run(t, "nft", "list", "set", "bridge", "weir", "senders4")
+		if strings.Contains(list, "10.88.0.2") != (n == 1) {
 			t.Errorf("the guard: %s", list)
 		}
 	}
@@ -393,16 +440,20 @@ func TestMetrics(t *testing.T) {
 		t.Error("a pod was judged by nothing")
 	}
 	r.wantMetrics(map[string]float64{
-		"weir_ready": 0, `weir_enrolment_duration_seconds_count{result="unavailable"}`: 1, `weir_enrolment_duration_seconds_count{result="enrolled"}`: 0,
-		`weir_endpoints{direction="ingress",state="closed"}`: 1, `weir_endpoints{direction="egress",state="closed"}`: 1,
+		"weir_ready": 0, `weir_enrolment_duration_seconds_count{result="unavailable"}`: 1,
+		`weir_enrolment_duration_seconds_count{result="enrolled"}`: 0,
+		`weir_endpoints{direction="ingress",state="closed"}`:       1, `weir_endpoints{direction="egress",state="closed"}`: 1,
 	})
 	r.tell(healthy(), nil)
 	r.wantMetrics(map[string]float64{
 		"weir_ready": 1, "weir_policies": 1, `weir_info{iptables="nft"}`: 1,
-		`weir_endpoints{direction="ingress",state="isolated"}`: 1, `weir_endpoints{direction="ingress",state="closed"}`: 0, `weir_endpoints{direction="egress",state="open"}`: 1,
-		`weir_sets{kind="weir-in"}`: 3, `weir_sets{kind="weir-sel"}`: 1, `weir_set_entries{kind="weir-sel"}`: 1, `weir_set_entries{kind="weir-pods"}`: 1,
-		`weir_set_entries{kind="weir-networks"}`: 2, `weir_classes{direction="ingress"}`: 2, `weir_classes{direction="egress"}`: 1,
-		"weir_kernel_failures_total": 0, "weir_connections_cut_total": 0,
+		`weir_endpoints{direction="ingress",state="isolated"}`: 1, `weir_endpoints{direction="ingress",state="closed"}`: 0,
+		`weir_endpoints{direction="egress",state="open"}`: 1,
+		`weir_sets{kind="weir-in"}`:                       3, `weir_sets{kind="weir-sel"}`: 1,
+		`weir_set_entries{kind="weir-sel"}`: 1, `weir_set_entries{kind="weir-pods"}`: 1,
+		`weir_set_entries{kind="weir-networks"}`: 2, `weir_classes{direction="ingress"}`: 2,
+		`weir_classes{direction="egress"}`: 1,
+		"weir_kernel_failures_total":       0, "weir_connections_cut_total": 0,
 	})
 	if v, err := r.enrol(endpoint.ID("shop.web", "eth0")); err != nil || v.Egress != "open" {
 		t.Errorf("%+v, %v", v, err)
@@ -416,12 +467,15 @@ func TestMetrics(t *testing.T) {
 		t.Error("a path is no ID")
 	}
 	r.wantMetrics(map[string]float64{
-		`weir_enrolment_duration_seconds_count{result="enrolled"}`: 1, `weir_enrolment_duration_seconds_count{result="unknown"}`: 2,
-		`weir_enrolment_duration_seconds_count{result="unavailable"}`: 1, `weir_enrolment_duration_seconds_count{result="invalid"}`: 1,
-		`weir_endpoints{direction="ingress",state="closed"}`: 1,
+		`weir_enrolment_duration_seconds_count{result="enrolled"}`:    1,
+		`weir_enrolment_duration_seconds_count{result="unknown"}`:     2,
+		`weir_enrolment_duration_seconds_count{result="unavailable"}`: 1,
+		`weir_enrolment_duration_seconds_count{result="invalid"}`:     1,
+		`weir_endpoints{direction="ingress",state="closed"}`:          1,
 	})
 	m := r.metrics()
-	if m["weir_sync_duration_seconds_count"] < 1 || m["weir_sync_duration_seconds_sum"] <= 0 || m["weir_kernel_changes_total"] < 1 || m["weir_last_sync_timestamp_seconds"] < 1e9 || m["go_goroutines"] < 1 {
+	if m["weir_sync_duration_seconds_count"] < 1 || m["weir_sync_duration_seconds_sum"] <= 0 ||
+		m["weir_kernel_changes_total"] < 1 || m["weir_last_sync_timestamp_seconds"] < 1e9 || m["go_goroutines"] < 1 {
 		t.Errorf("metrics: %v", m)
 	}
 
@@ -472,7 +526,8 @@ func TestAFieldWithSeveralProblemsIsNamedOnce(t *testing.T) {
 	o.Pods = append(o.Pods, double, pod("triple", "10.88.1.6"))
 	r.tell(o, nil)
 	r.wantMetrics(map[string]float64{
-		`weir_problems{kind="Node"}`: 2, `weir_problems{kind="Pod"}`: 4, `weir_problem_info{field="spec.podCIDRs",kind="Node",object="two"}`: 1,
+		`weir_problems{kind="Node"}`: 2, `weir_problems{kind="Pod"}`: 4,
+		`weir_problem_info{field="spec.podCIDRs",kind="Node",object="two"}`:        1,
 		`weir_problem_info{field="status.podIPs",kind="Pod",object="shop/double"}`: 1,
 	})
 }

@@ -18,7 +18,8 @@ import (
 // for.
 func FuzzEnrol(f *testing.F) {
 	for _, s := range []string{
-		`{"id": "c:eth0"}`, `{"id": "../c:eth0"}`, `{"id": "c:e:0"}`, `{"id": 1}`, `{"id": "c:eth0", "id": "."}`, `{"ID": "c:eth0"}`, `{}`, `null`, `[`, ``, "\xff",
+		`{"id": "c:eth0"}`, `{"id": "../c:eth0"}`, `{"id": "c:e:0"}`, `{"id": 1}`, `{"id": "c:eth0", "id": "."}`,
+		`{"ID": "c:eth0"}`, `{}`, `null`, `[`, ``, "\xff",
 	} {
 		f.Add([]byte(s))
 	}

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/policy/report"
 )
 
-// TestDocumentedMetrics: docs/metrics.md has each metric there is, and no other, each fault and each kind of repair; and
-// each metric is as Prometheus wants it.
+// TestDocumentedMetrics: docs/metrics.md has each metric there is, and no other, each fault and each kind of repair;
+// and each metric is as Prometheus wants it.
 func TestDocumentedMetrics(t *testing.T) {
 	text, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {
@@ -38,7 +38,9 @@ func TestDocumentedMetrics(t *testing.T) {
 	}
 	m := newMetrics(func() *snapshot {
 		return &snapshot{Status: report.Status{
-			LastSync: time.Unix(1e9, 0), Sets: []report.SetStatus{{Name: "weir-pods"}}, Problems: []policy.Problem{{Object: "Node x", Field: "spec"}},
+			LastSync:   time.Unix(1e9, 0),
+			Sets:       []report.SetStatus{{Name: "weir-pods"}},
+			Problems:   []policy.Problem{{Object: "Node x", Field: "spec"}},
 			Unenforced: []policy.Unenforced{{Kind: "CiliumNetworkPolicy.cilium.io"}},
 		}}
 	})

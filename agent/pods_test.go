@@ -28,7 +28,14 @@ type server struct {
 }
 
 func newServer(pods ...policy.Pod) *server {
-	s := &server{cluster: newCluster(), pods: map[string]policy.Pod{}, asked: make(chan string, 100), answers: make(chan struct{}), published: make(chan map[endpoint.Pod][]netip.Addr, 100), awaited: make(chan endpoint.Pod, 100)}
+	s := &server{
+		cluster:   newCluster(),
+		pods:      map[string]policy.Pod{},
+		asked:     make(chan string, 100),
+		answers:   make(chan struct{}),
+		published: make(chan map[endpoint.Pod][]netip.Addr, 100),
+		awaited:   make(chan endpoint.Pod, 100),
+	}
 	close(s.answers)
 	for _, p := range pods {
 		s.pods[p.Namespace+"/"+p.Name] = p

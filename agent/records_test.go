@@ -129,7 +129,10 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	s.hear(iptables.All)
 	s.add("web", "", "10.88.0.2")
 	s.add("db-0", "1", "10.88.0.9")
-	if got, want := s.in("10.88.0.9"), []string{"weir-eg shop/db-0", "weir-in shop/db-0", "weir-po shop/db-0", "weir-se shop/db-0"}; !slices.Equal(got, want) {
+	if got, want := s.in("10.88.0.9"), []string{
+		"weir-eg shop/db-0", "weir-in shop/db-0", "weir-po shop/db-0",
+		"weir-se shop/db-0",
+	}; !slices.Equal(got, want) {
 		t.Fatalf("the first pod is in %q, want %q", got, want)
 	}
 	s.del("db-0", "1", "10.88.0.9")
@@ -176,7 +179,8 @@ func TestAPodThatComesAgain(t *testing.T) {
 	o := shop(db)
 	port := intstr.FromString("sql")
 	o.Policies[0].Spec.Ingress[0] = networkingv1.NetworkPolicyIngressRule{
-		Ports: []networkingv1.NetworkPolicyPort{{Port: &port}}, From: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{}}},
+		Ports: []networkingv1.NetworkPolicyPort{{Port: &port}},
+		From:  []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{}}},
 	}
 	s := step(t, o)
 	s.hear(iptables.All)

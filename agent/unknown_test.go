@@ -42,7 +42,8 @@ func TestWhatIsUnknown(t *testing.T) {
 			"kernel", "table mangle of iptables-nft can't be read: iptables-nft-save -t mangle: exit status 1: no",
 		},
 		{
-			"a table, as iptables-save prints nothing and succeeds", `echo 'exit 0' >/run/iptables-nft-save`, `rm /run/iptables-nft-save`,
+			"a table, as iptables-save prints nothing and succeeds", `echo 'exit 0' >/run/iptables-nft-save`,
+			`rm /run/iptables-nft-save`,
 			"kernel", "table filter of iptables-nft can't be read",
 		},
 		{
@@ -51,7 +52,8 @@ func TestWhatIsUnknown(t *testing.T) {
 			"kernel", "table nat of iptables-nft can't be read",
 		},
 		{
-			"the sets, one of which isn't of a type of weir's", `ipset create x hash:ip; ipset create y list:set; ipset add y x; ipset rename y weir-x`,
+			"the sets, one of which isn't of a type of weir's",
+			`ipset create x hash:ip; ipset create y list:set; ipset add y x; ipset rename y weir-x`,
 			`ipset destroy weir-x; ipset destroy x`, "kernel", "list ipset weir-x",
 		},
 	} {
@@ -69,7 +71,8 @@ func TestWhatIsUnknown(t *testing.T) {
 			sh(`nft insert rule ip mangle FORWARD counter accept`)
 			r.eventually("weir's rule is first", func() error {
 				out := nodetest.Run(t, "sh", "-c", "nft list chain ip mangle FORWARD 2>/dev/null | grep counter")
-				if first, _, _ := strings.Cut(out, "\n"); !strings.Contains(first, "jump WEIR-FORWARD") || strings.Count(out, "WEIR-FORWARD") != 1 {
+				if first, _, _ := strings.Cut(out, "\n"); !strings.Contains(first, "jump WEIR-FORWARD") ||
+					strings.Count(out, "WEIR-FORWARD") != 1 {
 					return errors.New(out)
 				}
 				return nil

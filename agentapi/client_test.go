@@ -54,11 +54,27 @@ func TestEnrol(t *testing.T) {
 		want   EnrolAnswer
 		err    string // "": none
 	}{
-		{"judged", answer(200, `{"ingress": "ns-1/deny", "egress": "open"}`), EnrolAnswer{Ingress: "ns-1/deny", Egress: "open"}, ""},
+		{
+			"judged", answer(200, `{"ingress": "ns-1/deny", "egress": "open"}`),
+			EnrolAnswer{Ingress: "ns-1/deny", Egress: "open"},
+			"",
+		},
 		{"fields of a later agent", answer(200, `{"ingress": "open", "more": {}}`), EnrolAnswer{Ingress: "open"}, ""},
-		{"outdated", answer(409, `{"error": "the address is another node's"}`), EnrolAnswer{Error: "the address is another node's"}, "the configuration is out of date: the address is another node's"},
-		{"refused", answer(404, `{"error": "no pod ns-1/a is known"}`), EnrolAnswer{Error: "no pod ns-1/a is known"}, "enrol c1:eth0: no pod ns-1/a is known"},
-		{"failed", answer(500, `{"error": "iptables-restore: line 3 failed"}`), EnrolAnswer{Error: "iptables-restore: line 3 failed"}, "iptables-restore: line 3 failed"},
+		{
+			"outdated", answer(409, `{"error": "the address is another node's"}`),
+			EnrolAnswer{Error: "the address is another node's"},
+			"the configuration is out of date: the address is another node's",
+		},
+		{
+			"refused", answer(404, `{"error": "no pod ns-1/a is known"}`),
+			EnrolAnswer{Error: "no pod ns-1/a is known"},
+			"enrol c1:eth0: no pod ns-1/a is known",
+		},
+		{
+			"failed", answer(500, `{"error": "iptables-restore: line 3 failed"}`),
+			EnrolAnswer{Error: "iptables-restore: line 3 failed"},
+			"iptables-restore: line 3 failed",
+		},
 		{"not JSON", answer(200, `<html>`), EnrolAnswer{}, "the agent's answer (200)"},
 		{"not ours", answer(404, "404 page not found"), EnrolAnswer{}, "the agent's answer (404)"},
 		{"nothing", answer(200, ""), EnrolAnswer{}, "the agent's answer (200)"},

@@ -80,7 +80,8 @@ func (n *node) add(container, network string) *endpoint.Endpoint {
 	n.must(bridge.Allow(bridge.Sender{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses}))
 	nodetest.Run(n, "ip", "neigh", "add", addr.String(), "lladdr", e.MAC, "dev", bridge.Name, "nud", "permanent")
 	for _, set := range []string{conf.PodsSet, conf.IngressClasses + "x", "weir-sel-x"} {
-		n.must(ipset.Apply(ipset.Change{Set: set, Entry: ipset.Entry{Prefix: netip.PrefixFrom(addr, 32), Comment: container}}))
+		n.must(ipset.Apply(
+			ipset.Change{Set: set, Entry: ipset.Entry{Prefix: netip.PrefixFrom(addr, 32), Comment: container}}))
 	}
 	n.must(making.Close())
 	return e
@@ -89,14 +90,18 @@ func (n *node) add(container, network string) *endpoint.Endpoint {
 // traces are what is there of each container, by its name.
 func (n *node) traces() map[string][]string {
 	n.Helper()
-	out := nodetest.Run(n, "sh", "-c", "ls /run/weir/endpoints /run/weir/addresses; ip -o link; ip neigh show nud permanent; ipset list; readlink /run/weir/addresses/* || :")
+	out := nodetest.Run(n, "sh", "-c",
+		"ls /run/weir/endpoints /run/weir/addresses; ip -o link; ip neigh show nud permanent; ipset list; readlink /run/weir/addresses/* || :")
 	if guard, err := exec.Command("nft", "list", "table", "bridge", "weir").Output(); err == nil {
 		out += string(guard)
 	}
 	all := map[string][]string{}
 	for _, name := range []string{"c1", "c2", "c3", "c4", "c5"} {
 		id := endpoint.ID(name, "eth0")
-		for what, sign := range map[string]string{"record": id + ".", "address": id + "\n", "link": bridge.PortName(id) + "@", "guard": bridge.PortName(id) + "\""} {
+		for what, sign := range map[string]string{
+			"record": id + ".", "address": id + "\n",
+			"link": bridge.PortName(id) + "@", "guard": bridge.PortName(id) + "\"",
+		} {
 			if strings.Contains(out, sign) {
 				all[name] = append(all[name], what)
 			}
@@ -265,8 +270,13 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	n := newNode(t)
 	n.add("c1", "weir")
 	n.add("c2", "weir")
-	n.must(os.WriteFile(record("c1", ".json"), []byte(`{"containerID": "c1", "ifName": "eth0", "hostInterface": 7`), 0o600))
-	for _, command := range []string{"link del " + bridge.PortName("c1:eth0"), "neigh flush nud permanent dev " + bridge.Name} { // as another plugin's
+	n.must(os.WriteFile(record("c1", ".json"), []byte(`{"containerID": "c1", "ifName": "eth0", "hostInterface": 7`),
+		0o600))
+	// as another plugin's
+	for _, command := range []string{
+		"link del " + bridge.PortName("c1:eth0"),
+		"neigh flush nud permanent dev " + bridge.Name,
+	} {
 		nodetest.Run(t, "ip", strings.Fields(command)...)
 	}
 	if ended, err := Reap(); len(ended) > 0 || err != nil {
@@ -288,7 +298,8 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	nodetest.Run(t, "ip", "link", "show", "lo")
 	// One that can be read, and can't be.
 	n.add("c3", "weir")
-	n.must(os.WriteFile(record("c3", ".json"), []byte(`{"containerID": "c3", "ifName": "eth0", "mac": "0a:58:0a:58:00:02", "addresses": [{}]}`), 0o600))
+	n.must(os.WriteFile(record("c3", ".json"),
+		[]byte(`{"containerID": "c3", "ifName": "eth0", "mac": "0a:58:0a:58:00:02", "addresses": [{}]}`), 0o600))
 	n.must(End("c3:eth0"))
 	n.want("ended", map[string][]string{})
 }

@@ -22,7 +22,11 @@ import (
 func address(list string) []endpoint.Address {
 	var all []endpoint.Address
 	for _, s := range strings.Fields(list) {
-		a := endpoint.Address{Addr: netip.MustParseAddr(s), Subnet: netip.MustParsePrefix("10.88.0.0/24"), Gateway: netip.MustParseAddr("10.88.0.1")}
+		a := endpoint.Address{
+			Addr:    netip.MustParseAddr(s),
+			Subnet:  netip.MustParsePrefix("10.88.0.0/24"),
+			Gateway: netip.MustParseAddr("10.88.0.1"),
+		}
 		if a.Addr.Is6() {
 			a.Subnet, a.Gateway = netip.MustParsePrefix("fd00:10:88::/64"), netip.MustParseAddr("fd00:10:88::1")
 		}
@@ -107,7 +111,8 @@ func TestTranslatedPacketsReachPodsOfTheSameNode(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	nodetest.Run(t, "iptables", "-t", "nat", "-A", "PREROUTING", "-d", "10.99.0.1", "-j", "DNAT", "--to-destination", "10.88.0.3")
+	nodetest.Run(t, "iptables", "-t", "nat", "-A", "PREROUTING", "-d", "10.99.0.1", "-j", "DNAT", "--to-destination",
+		"10.88.0.3")
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.99.0.1")
 }
 
@@ -221,7 +226,8 @@ func TestReassembly(t *testing.T) {
 		for _, b := range reassembly(node) {
 			s := b.(Sysctl)
 			holds := func(have int64) bool { return s.holds(strconv.FormatInt(have, 10)) }
-			if s.Bound == AtLeast && (s.Value != strconv.FormatInt(want, 10) || holds(want-1) || !holds(want) || !holds(want+1)) {
+			if s.Bound == AtLeast &&
+				(s.Value != strconv.FormatInt(want, 10) || holds(want-1) || !holds(want) || !holds(want+1)) {
 				t.Errorf("with %d bytes: %v", node, b)
 			}
 			if s.Bound == AtMost && (s.Value != "2" || holds(3) || !holds(2) || !holds(1)) {
@@ -236,7 +242,8 @@ func TestReassembly(t *testing.T) {
 	if err := SetReassembly(); err != nil {
 		t.Fatal(err)
 	}
-	got := nodetest.Run(t, "sh", "-c", "cd /proc/sys/net; cat ipv4/ipfrag_high_thresh ipv4/ipfrag_time ipv6/ip6frag_time netfilter/nf_conntrack_frag6_timeout")
+	got := nodetest.Run(t, "sh", "-c",
+		"cd /proc/sys/net; cat ipv4/ipfrag_high_thresh ipv4/ipfrag_time ipv6/ip6frag_time netfilter/nf_conntrack_frag6_timeout")
 	if got != "9999999999\n2\n2\n2\n" {
 		t.Errorf("the settings are %q", got)
 	}
@@ -294,7 +301,8 @@ func TestEnsureGoesOn(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	nodetest.Run(t, "sh", "-c", "ip link add weir0 type bridge; echo 0 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/weir0/send_redirects")
+	nodetest.Run(t, "sh", "-c",
+		"ip link add weir0 type bridge; echo 0 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/weir0/send_redirects")
 	newNode(t)
 	got := nodetest.Run(t, "sh", "-c", "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/weir0/send_redirects")
 	if got != "1\n0\n" {

@@ -52,7 +52,8 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 				t.Errorf("ip %s: link-local addresses:\n%s", where, out)
 			}
 		}
-		if out := nodetest.Run(t, "ip", "-6", "neigh", "show", "dev", Name, "nud", "all"); strings.Contains(out, "FAILED") || strings.Contains(out, "REACHABLE") {
+		if out := nodetest.Run(t, "ip", "-6", "neigh", "show", "dev", Name, "nud", "all"); strings.Contains(out, "FAILED") ||
+			strings.Contains(out, "REACHABLE") {
 			t.Errorf("the node has asked for neighbours:\n%s", out)
 		}
 		// The node's FORWARD hook must see it, else there is no policy.
@@ -101,7 +102,8 @@ func TestABridgeGetsItsOtherFamily(t *testing.T) {
 	nodetest.Run(t, "ip", "netns", "exec", "old", "ping", "-c1", "-w5", "-i0.05", "10.88.0.3")
 	nodetest.Run(t, "ip", "netns", "exec", "new", "ping", "-6", "-c1", "-w5", "-i0.05", "fd00:10:88::1")
 	if out := nodetest.Run(t, "ip", "-6", "addr", "show", "dev", Name, "scope", "link"); out != "" {
-		t.Errorf("%s has a link-local address, under which the node tells pods to speak to each other directly:\n%s", Name, out)
+		t.Errorf("%s has a link-local address, under which the node tells pods to speak to each other directly:\n%s", Name,
+			out)
 	}
 }
 
@@ -112,12 +114,19 @@ func TestWithoutIPv6(t *testing.T) {
 	}
 	n := newNodeFor(t, "fd00:10:88::2")
 	path := nodetest.NewNS(t, "pod")
-	nodetest.In(t, path, func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o600) })
+	nodetest.In(t, path,
+		func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o600) })
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := Port{HostIf: PortName("pod"), IfName: "eth0", Netns: ns, MAC: MAC(netip.MustParseAddr("fd00:10:88::2")), Addresses: address("fd00:10:88::2")}
+	p := Port{
+		HostIf:    PortName("pod"),
+		IfName:    "eth0",
+		Netns:     ns,
+		MAC:       MAC(netip.MustParseAddr("fd00:10:88::2")),
+		Addresses: address("fd00:10:88::2"),
+	}
 	if _, err := n.b.Add(p); err == nil || !strings.Contains(err.Error(), "IPv6 is switched off in the pod") {
 		t.Errorf("in the pod: %v", err)
 	}
@@ -127,7 +136,8 @@ func TestWithoutIPv6(t *testing.T) {
 	if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+Name+"/disable_ipv6", []byte("1"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Ensure(0, Gateways(address("fd00:10:88::2"))); err == nil || !strings.Contains(err.Error(), "IPv6 is switched off on the node") {
+	if _, err := Ensure(0, Gateways(address("fd00:10:88::2"))); err == nil ||
+		!strings.Contains(err.Error(), "IPv6 is switched off on the node") {
 		t.Errorf("on the node: %v", err)
 	}
 }

@@ -20,8 +20,16 @@ import (
 // dualPod is a pod of both families.
 func dualPod() Pod {
 	addrs := []endpoint.Address{
-		{Addr: netip.MustParseAddr("10.88.0.2"), Subnet: netip.MustParsePrefix("10.88.0.0/24"), Gateway: netip.MustParseAddr("10.88.0.1")},
-		{Addr: netip.MustParseAddr("fd00::2"), Subnet: netip.MustParsePrefix("fd00::/64"), Gateway: netip.MustParseAddr("fd00::1")},
+		{
+			Addr:    netip.MustParseAddr("10.88.0.2"),
+			Subnet:  netip.MustParsePrefix("10.88.0.0/24"),
+			Gateway: netip.MustParseAddr("10.88.0.1"),
+		},
+		{
+			Addr:    netip.MustParseAddr("fd00::2"),
+			Subnet:  netip.MustParsePrefix("fd00::/64"),
+			Gateway: netip.MustParseAddr("fd00::1"),
+		},
 	}
 	return Pod{HostIf: "weirp1", MAC: MAC(addrs[0].Addr), Addresses: addrs, Up: true}
 }
@@ -42,13 +50,17 @@ func TestProperties(t *testing.T) {
 		"sysctl -w net.ipv6.conf.weir0.disable_ipv6=0", "sysctl -w net.ipv6.conf.all.forwarding=1",
 		"sysctl -w net.ipv6.conf.UPLINK.accept_ra=2",
 	}
-	ofBridges := []string{"sysctl -w net.bridge.bridge-nf-call-iptables=0", "sysctl -w net.bridge.bridge-nf-call-ip6tables=0"}
+	ofBridges := []string{
+		"sysctl -w net.bridge.bridge-nf-call-iptables=0",
+		"sysctl -w net.bridge.bridge-nf-call-ip6tables=0",
+	}
 	gateway4 := []string{
 		"ip addr replace 10.88.0.1/24 dev weir0", "ip route replace 10.88.0.0/24 dev weir0 src 10.88.0.1",
 		"ip route replace local 10.88.0.1 dev weir0 table local",
 	}
 	gateway6 := []string{
-		"ip addr replace fd00::1/128 dev weir0 nodad", "ip route replace fd00::/64 dev weir0", "ip route replace local fd00::1 dev weir0 table local",
+		"ip addr replace fd00::1/128 dev weir0 nodad", "ip route replace fd00::/64 dev weir0",
+		"ip route replace local fd00::1 dev weir0 table local",
 	}
 	port := []string{
 		"ip link set weirp1 master weir0 up; bridge link set dev weirp1 isolated on learning off flood off mcast_flood off bcast_flood off; ip link set weirp1 type bridge_slave group_fwd_mask 0xfffd",
@@ -70,8 +82,10 @@ func TestProperties(t *testing.T) {
 	always := []string{
 		"sysctl -w net.ipv4.ipfrag_time=2", "sysctl -w net.ipv4.ipfrag_high_thresh=1048576",
 		"sysctl -w net.ipv6.ip6frag_time=2", "sysctl -w net.ipv6.ip6frag_high_thresh=1048576",
-		"sysctl -w net.netfilter.nf_conntrack_frag6_timeout=2", "sysctl -w net.netfilter.nf_conntrack_frag6_high_thresh=1048576",
-		"ip -6 addr flush dev weir0 scope link", "ip link set weir0 addrgenmode none", "sysctl -w net.ipv6.conf.weir0.accept_ra=0",
+		"sysctl -w net.netfilter.nf_conntrack_frag6_timeout=2",
+		"sysctl -w net.netfilter.nf_conntrack_frag6_high_thresh=1048576",
+		"ip -6 addr flush dev weir0 scope link", "ip link set weir0 addrgenmode none",
+		"sysctl -w net.ipv6.conf.weir0.accept_ra=0",
 		"ip link set weir-vxlan addrgenmode none", "sysctl -w net.ipv6.conf.weir-vxlan.accept_ra=0",
 	}
 	closed := fourOnly(dualPod())
@@ -83,8 +97,16 @@ func TestProperties(t *testing.T) {
 	}{
 		{"no pod", Knowledge{}, nil},
 		{"IPv4", Knowledge{Pods: []Pod{fourOnly(dualPod())}}, join(bridge, sysctls4, ofBridges, gateway4, port)},
-		{"both", Knowledge{Pods: []Pod{dualPod()}}, join(bridge, sysctls4, sysctls6, ofBridges, gateway4, gateway6, port, neighbour6)},
-		{"not judged yet", Knowledge{Pods: []Pod{closed}}, join(bridge, sysctls4, ofBridges, gateway4, strings.Replace(port[0], " up;", ";", 1), port[1:])},
+		{
+			"both",
+			Knowledge{Pods: []Pod{dualPod()}},
+			join(bridge, sysctls4, sysctls6, ofBridges, gateway4, gateway6, port, neighbour6),
+		},
+		{
+			"not judged yet",
+			Knowledge{Pods: []Pod{closed}},
+			join(bridge, sysctls4, ofBridges, gateway4, strings.Replace(port[0], " up;", ";", 1), port[1:]),
+		},
 		{
 			"a MAC that weir0 was seen with",
 			Knowledge{Pods: []Pod{fourOnly(dualPod())}, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}},
@@ -95,7 +117,11 @@ func TestProperties(t *testing.T) {
 			Knowledge{Pods: []Pod{fourOnly(dualPod())}, Tunnels: []conf.Family{conf.IPv4, conf.IPv6}},
 			join(bridge, sysctls4, "sysctl -w net.ipv4.conf.weir-vxlan.forwarding=1", ofBridges, gateway4, port),
 		},
-		{"behind another plugin", Knowledge{Filtered: []string{"cni0"}}, []string{"ip link set cni0 type bridge nf_call_iptables 1 nf_call_ip6tables 1"}},
+		{
+			"behind another plugin",
+			Knowledge{Filtered: []string{"cni0"}},
+			[]string{"ip link set cni0 type bridge nf_call_iptables 1 nf_call_ip6tables 1"},
+		},
 	} {
 		var got []string
 		tc.k.Memory = memoryPart << 20
@@ -117,10 +143,21 @@ func whole() *Observed {
 	const br, port = 1, 2
 	return &Observed{
 		Links: map[string]Link{
-			Name: {Name: Name, Kind: "bridge", Index: br, MTU: 1500, MAC: MAC(p.Addresses[0].Gateway), Up: true, Bridge: map[uint16]uint16{nl.IFLA_BR_STP_STATE: 0}},
+			Name: {
+				Name:   Name,
+				Kind:   "bridge",
+				Index:  br,
+				MTU:    1500,
+				MAC:    MAC(p.Addresses[0].Gateway),
+				Up:     true,
+				Bridge: map[uint16]uint16{nl.IFLA_BR_STP_STATE: 0},
+			},
 			"weirp1": {
 				Name: "weirp1", Kind: "veth", Index: port, Master: br, Peer: 2, PeerNS: 0, MTU: 1500, Up: true, Running: true,
-				Port: map[uint16]uint16{nl.IFLA_BRPORT_ISOLATED: 1, nl.IFLA_BRPORT_GROUP_FWD_MASK: linkLocalMACs, nl.IFLA_BRPORT_STATE: forwardingState},
+				Port: map[uint16]uint16{
+					nl.IFLA_BRPORT_ISOLATED: 1, nl.IFLA_BRPORT_GROUP_FWD_MASK: linkLocalMACs,
+					nl.IFLA_BRPORT_STATE: forwardingState,
+				},
 			},
 		},
 		Addresses: map[int][]netip.Prefix{br: {netip.MustParsePrefix("10.88.0.1/24"), netip.MustParsePrefix("fd00::1/128")}},
@@ -184,17 +221,29 @@ func TestCompare(t *testing.T) {
 			}
 		}, "", false},
 		{"no bridge", func(o *Observed) { delete(o.Links, Name) }, "weir0 isn't there", false},
-		{"another's bridge", func(o *Observed) { edit(o, Name, func(l *Link) { l.Kind = "dummy" }) }, "weir0 is a dummy", false},
+		{
+			"another's bridge", func(o *Observed) { edit(o, Name, func(l *Link) { l.Kind = "dummy" }) }, "weir0 is a dummy",
+			false,
+		},
 		{"bridge down", func(o *Observed) { edit(o, Name, func(l *Link) { l.Up = false }) }, "weir0 is down", false},
 		{"a bridge made for the other address", func(o *Observed) {
 			edit(o, Name, func(l *Link) { l.MAC = MAC(netip.MustParseAddr("fd00::1")) })
 		}, "", false},
-		{"MAC", func(o *Observed) { edit(o, Name, func(l *Link) { l.MAC = net.HardwareAddr{2, 0, 0, 0, 0, 9} }) }, "has MAC 02:00:00:00:00:09", false},
+		{
+			"MAC", func(o *Observed) { edit(o, Name, func(l *Link) { l.MAC = net.HardwareAddr{2, 0, 0, 0, 0, 9} }) },
+			"has MAC 02:00:00:00:00:09", false,
+		},
 		{"spanning tree", func(o *Observed) { o.Links[Name].Bridge[nl.IFLA_BR_STP_STATE] = 1 }, "stp_state 1", false},
-		{"link-local", func(o *Observed) { o.Addresses[1] = append(o.Addresses[1], netip.MustParsePrefix("fe80::1/64")) }, "fe80::1/64", false},
+		{
+			"link-local", func(o *Observed) { o.Addresses[1] = append(o.Addresses[1], netip.MustParsePrefix("fe80::1/64")) },
+			"fe80::1/64", false,
+		},
 		{"gateway", func(o *Observed) { o.Addresses[1] = o.Addresses[1][:1] }, "lacks the address fd00::1/128", false},
 		{"route elsewhere", func(o *Observed) { o.Routes[0].Link = 7 }, "the route to 10.88.0.0/24", false},
-		{"local route", func(o *Observed) { o.Routes = o.Routes[2:]; o.Routes = append(o.Routes, whole().Routes[0]) }, "local route of 10.88.0.1", false},
+		{
+			"local route", func(o *Observed) { o.Routes = o.Routes[2:]; o.Routes = append(o.Routes, whole().Routes[0]) },
+			"local route of 10.88.0.1", false,
+		},
 		{"the pod is gone", func(o *Observed) { delete(o.Links, "weirp1") }, "", false},
 		{"port down", func(o *Observed) {
 			edit(o, "weirp1", func(l *Link) { l.Up, l.Running = false, false })
@@ -202,9 +251,15 @@ func TestCompare(t *testing.T) {
 		{"not isolated", func(o *Observed) { o.Links["weirp1"].Port[nl.IFLA_BRPORT_ISOLATED] = 0 }, "isolated is 0", false},
 		{"off the bridge", func(o *Observed) { edit(o, "weirp1", func(l *Link) { l.Master = 0 }) }, "not on weir0", false},
 		{"disabled", func(o *Observed) { o.Links["weirp1"].Port[nl.IFLA_BRPORT_STATE] = 0 }, "its state is 0", false},
-		{"MTU of the pod's end", func(o *Observed) { o.PodMTU = func(Link) (int, error) { return 9000, nil } }, "has MTU 1500, and its other end 9000", false},
+		{
+			"MTU of the pod's end", func(o *Observed) { o.PodMTU = func(Link) (int, error) { return 9000, nil } },
+			"has MTU 1500, and its other end 9000", false,
+		},
 		{"forwarding entry", func(o *Observed) { o.Forwarding = nil }, "forwarding entry for 0a:58:0a:58:00:02", false},
-		{"neighbour", func(o *Observed) { delete(o.Neighbours[1], netip.MustParseAddr("fd00::2")) }, "neighbour fd00::2", false},
+		{
+			"neighbour", func(o *Observed) { delete(o.Neighbours[1], netip.MustParseAddr("fd00::2")) }, "neighbour fd00::2",
+			false,
+		},
 		{"another's neighbour", func(o *Observed) {
 			o.Neighbours[1][netip.MustParseAddr("10.88.0.2")] = NeighbourSeen{"02:00:00:00:00:09", true}
 		}, "neighbour 10.88.0.2", false},
@@ -241,7 +296,8 @@ func TestCompare(t *testing.T) {
 			}
 			continue
 		}
-		if (len(got) == 1) != (tc.want != "") || len(got) == 1 && (got[0].Unknown() || !strings.Contains(got[0].Was.Error(), tc.want)) {
+		if (len(got) == 1) != (tc.want != "") ||
+			len(got) == 1 && (got[0].Unknown() || !strings.Contains(got[0].Was.Error(), tc.want)) {
 			t.Errorf("%s: %v; want one difference with %q", tc.name, got, tc.want)
 		}
 	}

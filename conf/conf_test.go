@@ -28,42 +28,69 @@ func TestParse(t *testing.T) {
 	}{
 		{"defaults", `"ranges": [{"subnet": "10.88.0.0/24"}]`, NetConf{Ranges: whole, Enforcement: Strict}},
 		{
-			"null and empty are absent", `"ranges": [{"subnet": "10.88.0.0/24", "gateway": null, "rangeStart": ""}], "mtu": null, "enforcement": ""`,
+			"null and empty are absent",
+			`"ranges": [{"subnet": "10.88.0.0/24", "gateway": null, "rangeStart": ""}], "mtu": null, "enforcement": ""`,
 			NetConf{Ranges: whole, Enforcement: Strict},
 		},
 		{
-			"all given", `"ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.8", "rangeEnd": "10.88.0.9", "gateway": "10.88.0.254"}], "mtu": 1400, "enforcement": "closed"`,
-			NetConf{Ranges: []Range{newRange("10.88.0.0/24", "10.88.0.8", "10.88.0.9", "10.88.0.254")}, MTU: 1400, Enforcement: Closed},
+			"all given",
+			`"ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.8", "rangeEnd": "10.88.0.9", "gateway": "10.88.0.254"}], "mtu": 1400, "enforcement": "closed"`,
+			NetConf{
+				Ranges:      []Range{newRange("10.88.0.0/24", "10.88.0.8", "10.88.0.9", "10.88.0.254")},
+				MTU:         1400,
+				Enforcement: Closed,
+			},
 		},
 		{
-			"one address", `"ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.7", "rangeEnd": "10.88.0.7"}], "enforcement": "off"`,
+			"one address",
+			`"ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.7", "rangeEnd": "10.88.0.7"}], "enforcement": "off"`,
 			NetConf{Ranges: []Range{newRange("10.88.0.0/24", "10.88.0.7", "10.88.0.7", "10.88.0.1")}, Enforcement: Off},
 		},
 		{
 			"smallest subnet", `"ranges": [{"subnet": "10.88.0.4/30"}], "mtu": 68`,
-			NetConf{Ranges: []Range{newRange("10.88.0.4/30", "10.88.0.5", "10.88.0.6", "10.88.0.5")}, MTU: 68, Enforcement: Strict},
+			NetConf{
+				Ranges:      []Range{newRange("10.88.0.4/30", "10.88.0.5", "10.88.0.6", "10.88.0.5")},
+				MTU:         68,
+				Enforcement: Strict,
+			},
 		},
 		{
 			"largest subnet", `"ranges": [{"subnet": "0.0.0.0/0"}], "mtu": 65535`,
-			NetConf{Ranges: []Range{newRange("0.0.0.0/0", "0.0.0.1", "255.255.255.254", "0.0.0.1")}, MTU: 65535, Enforcement: Strict},
+			NetConf{
+				Ranges:      []Range{newRange("0.0.0.0/0", "0.0.0.1", "255.255.255.254", "0.0.0.1")},
+				MTU:         65535,
+				Enforcement: Strict,
+			},
 		},
 		{
 			"two subnets", `"ranges": [{"subnet": "10.88.1.0/24"}, {"subnet": "10.88.0.0/24"}]`,
-			NetConf{Ranges: []Range{newRange("10.88.1.0/24", "10.88.1.1", "10.88.1.254", "10.88.1.1"), whole[0]}, Enforcement: Strict},
+			NetConf{
+				Ranges:      []Range{newRange("10.88.1.0/24", "10.88.1.1", "10.88.1.254", "10.88.1.1"), whole[0]},
+				Enforcement: Strict,
+			},
 		},
 		{
-			"two ranges of one subnet", `"ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.10", "gateway": "10.88.0.1"}]`,
+			"two ranges of one subnet",
+			`"ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.10", "gateway": "10.88.0.1"}]`,
 			NetConf{Ranges: []Range{
-				newRange("10.88.0.0/24", "10.88.0.1", "10.88.0.9", "10.88.0.1"), newRange("10.88.0.0/24", "10.88.0.10", "10.88.0.254", "10.88.0.1"),
+				newRange("10.88.0.0/24", "10.88.0.1", "10.88.0.9", "10.88.0.1"),
+				newRange("10.88.0.0/24", "10.88.0.10", "10.88.0.254", "10.88.0.1"),
 			}, Enforcement: Strict},
 		},
 		{
 			"both families", `"ranges": [{"subnet": "10.88.0.0/24"}, {"subnet": "fd00:10:88::/64"}], "mtu": 1280`,
-			NetConf{Ranges: []Range{whole[0], newRange("fd00:10:88::/64", "fd00:10:88::1", "fd00:10:88::ffff:ffff:ffff:ffff", "fd00:10:88::1")}, MTU: 1280, Enforcement: Strict},
+			NetConf{
+				Ranges: []Range{whole[0], newRange("fd00:10:88::/64", "fd00:10:88::1", "fd00:10:88::ffff:ffff:ffff:ffff",
+					"fd00:10:88::1")}, MTU: 1280, Enforcement: Strict,
+			},
 		},
 		{
-			"IPv6, all given", `"ranges": [{"subnet": "fd00:10:88::/64", "rangeStart": "fd00:10:88::100", "rangeEnd": "fd00:10:88::1ff", "gateway": "fd00:10:88::fe"}]`,
-			NetConf{Ranges: []Range{newRange("fd00:10:88::/64", "fd00:10:88::100", "fd00:10:88::1ff", "fd00:10:88::fe")}, Enforcement: Strict},
+			"IPv6, all given",
+			`"ranges": [{"subnet": "fd00:10:88::/64", "rangeStart": "fd00:10:88::100", "rangeEnd": "fd00:10:88::1ff", "gateway": "fd00:10:88::fe"}]`,
+			NetConf{
+				Ranges:      []Range{newRange("fd00:10:88::/64", "fd00:10:88::100", "fd00:10:88::1ff", "fd00:10:88::fe")},
+				Enforcement: Strict,
+			},
 		},
 		{
 			"smallest IPv6 subnet, which has no broadcast address", `"ranges": [{"subnet": "fd00::4/126"}]`,
@@ -71,7 +98,10 @@ func TestParse(t *testing.T) {
 		},
 		{
 			"a very large one", `"ranges": [{"subnet": "fd00::/8"}]`,
-			NetConf{Ranges: []Range{newRange("fd00::/8", "fd00::1", "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "fd00::1")}, Enforcement: Strict},
+			NetConf{
+				Ranges:      []Range{newRange("fd00::/8", "fd00::1", "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "fd00::1")},
+				Enforcement: Strict,
+			},
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -129,55 +159,133 @@ func TestParseRefuses(t *testing.T) {
 		{"unknown key", `{"name": "n", "rangs": 1, ` + ranges + `}`, 2, "rangs: 1"},
 		{"first of the unknown keys", `{"name": "n", "b": 1, "a": "2", ` + ranges + `}`, 2, `a: "2"`},
 		{"key in capitals", `{"name": "n", "MTU": 1400, ` + ranges + `}`, 2, "MTU: 1400"},
-		{"long value", `{"name": "n", "x": "` + strings.Repeat("y", 1000) + `", ` + ranges + `}`, 2, `x: "` + strings.Repeat("y", 79) + "…"},
-		{"ranges of a wrong type", `{"name": "n", "ranges": {"subnet": "10.88.0.0/24"}}`, 7, `ranges: {"subnet": "10.88.0.0/24"}`},
+		{
+			"long value", `{"name": "n", "x": "` + strings.Repeat("y", 1000) + `", ` + ranges + `}`,
+			2, `x: "` + strings.Repeat("y", 79) + "…",
+		},
+		{
+			"ranges of a wrong type", `{"name": "n", "ranges": {"subnet": "10.88.0.0/24"}}`, 7,
+			`ranges: {"subnet": "10.88.0.0/24"}`,
+		},
 		{"range of a wrong type", `{"name": "n", "ranges": ["10.88.0.0/24"]}`, 7, `ranges[0]: "10.88.0.0/24"`},
-		{"unknown key in a range", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}, {"start": "x"}]}`, 2, `ranges[1].start: "x"`},
+		{
+			"unknown key in a range", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}, {"start": "x"}]}`, 2,
+			`ranges[1].start: "x"`,
+		},
 		{"no subnet", `{"name": "n", "ranges": [{}]}`, 7, "ranges[0].subnet is missing"},
 		{"empty subnet", `{"name": "n", "ranges": [{"subnet": ""}]}`, 7, "ranges[0].subnet is missing"},
 		{"null range", `{"name": "n", "ranges": [null]}`, 7, "ranges[0].subnet is missing"},
 		{"subnet of a wrong type", `{"name": "n", "ranges": [{"subnet": 10}]}`, 7, "ranges[0].subnet: 10 "},
 		{"no prefix length", `{"name": "n", "ranges": [{"subnet": "10.88.0.0"}]}`, 7, `ranges[0].subnet: "10.88.0.0"`},
 		{"bad prefix length", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/33"}]}`, 7, `ranges[0].subnet: "10.88.0.0/33"`},
-		{"host bits", `{"name": "n", "ranges": [{"subnet": "10.88.0.7/24"}]}`, 7, "ranges[0].subnet: 10.88.0.7/24 has host bits set; 10.88.0.0/24"},
-		{"link-local IPv6", `{"name": "n", "ranges": [{"subnet": "fe80::/64"}]}`, 7, "ranges[0].subnet: fe80::/64 can't be routed"},
-		{"IPv6 multicast", `{"name": "n", "ranges": [{"subnet": "ff05::/64"}]}`, 7, "ranges[0].subnet: ff05::/64 can't be routed"},
+		{
+			"host bits", `{"name": "n", "ranges": [{"subnet": "10.88.0.7/24"}]}`,
+			7, "ranges[0].subnet: 10.88.0.7/24 has host bits set; 10.88.0.0/24",
+		},
+		{
+			"link-local IPv6", `{"name": "n", "ranges": [{"subnet": "fe80::/64"}]}`, 7,
+			"ranges[0].subnet: fe80::/64 can't be routed",
+		},
+		{
+			"IPv6 multicast", `{"name": "n", "ranges": [{"subnet": "ff05::/64"}]}`,
+			7, "ranges[0].subnet: ff05::/64 can't be routed",
+		},
 		{"all of IPv6", `{"name": "n", "ranges": [{"subnet": "::/0"}]}`, 7, "ranges[0].subnet: ::/0 can't be routed"},
-		{"IPv6 host bits", `{"name": "n", "ranges": [{"subnet": "fd00::1/64"}]}`, 7, "ranges[0].subnet: fd00::1/64 has host bits set; fd00::/64"},
-		{"no room for a pod in IPv6", `{"name": "n", "ranges": [{"subnet": "fd00::/127"}]}`, 7, "ranges[0].subnet: fd00::/127 is too small"},
-		{"any router's address as gateway", `{"name": "n", "ranges": [{"subnet": "fd00::/64", "gateway": "fd00::"}]}`, 7, "ranges[0].gateway: fd00:: is outside"},
-		{"IPv4 gateway in IPv6", `{"name": "n", "ranges": [{"subnet": "fd00::/64", "gateway": "10.88.0.1"}]}`, 7, "ranges[0].gateway: 10.88.0.1 is outside"},
-		{"address with a zone", `{"name": "n", "ranges": [{"subnet": "fd00::/64", "rangeEnd": "fd00::5%eth0"}]}`, 7, "ranges[0].rangeEnd: fd00::5%eth0"},
-		{"same IPv6 subnet twice", `{"name": "n", "ranges": [{"subnet": "fd00::/64"}, {"subnet": "10.88.0.0/24"}, {"subnet": "fd00::/64"}]}`, 7, "ranges[2].rangeStart: fd00::1 overlaps ranges[0]"},
+		{
+			"IPv6 host bits", `{"name": "n", "ranges": [{"subnet": "fd00::1/64"}]}`, 7,
+			"ranges[0].subnet: fd00::1/64 has host bits set; fd00::/64",
+		},
+		{
+			"no room for a pod in IPv6", `{"name": "n", "ranges": [{"subnet": "fd00::/127"}]}`,
+			7, "ranges[0].subnet: fd00::/127 is too small",
+		},
+		{
+			"any router's address as gateway", `{"name": "n", "ranges": [{"subnet": "fd00::/64", "gateway": "fd00::"}]}`, 7,
+			"ranges[0].gateway: fd00:: is outside",
+		},
+		{
+			"IPv4 gateway in IPv6", `{"name": "n", "ranges": [{"subnet": "fd00::/64", "gateway": "10.88.0.1"}]}`,
+			7, "ranges[0].gateway: 10.88.0.1 is outside",
+		},
+		{
+			"address with a zone", `{"name": "n", "ranges": [{"subnet": "fd00::/64", "rangeEnd": "fd00::5%eth0"}]}`, 7,
+			"ranges[0].rangeEnd: fd00::5%eth0",
+		},
+		{
+			"same IPv6 subnet twice",
+			`{"name": "n", "ranges": [{"subnet": "fd00::/64"}, {"subnet": "10.88.0.0/24"}, {"subnet": "fd00::/64"}]}`,
+			7, "ranges[2].rangeStart: fd00::1 overlaps ranges[0]",
+		},
 		{"an MTU that has no IPv6", `{"name": "n", "mtu": 1279, "ranges": [{"subnet": "fd00::/64"}]}`, 7, "mtu: 1279 "},
-		{"IPv4 in IPv6", `{"name": "n", "ranges": [{"subnet": "::ffff:10.88.0.0/120"}]}`, 7, "ranges[0].subnet: ::ffff:10.88.0.0/120"},
+		{
+			"IPv4 in IPv6", `{"name": "n", "ranges": [{"subnet": "::ffff:10.88.0.0/120"}]}`, 7,
+			"ranges[0].subnet: ::ffff:10.88.0.0/120",
+		},
 		{"no room for a pod", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/31"}]}`, 7, "ranges[0].subnet: 10.88.0.0/31"},
 		{"no room at all", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/32"}]}`, 7, "ranges[0].subnet: 10.88.0.0/32"},
-		{"bad gateway", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "gw"}]}`, 7, `ranges[0].gateway: "gw"`},
-		{"gateway with a length", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.88.0.1/24"}]}`, 7, `ranges[0].gateway: "10.88.0.1/24"`},
-		{"gateway elsewhere", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.89.0.1"}]}`, 7, "ranges[0].gateway: 10.89.0.1"},
-		{"gateway of another family", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "::ffff:10.88.0.1"}]}`, 7, "ranges[0].gateway: ::ffff:10.88.0.1"},
-		{"network as gateway", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.88.0.0"}]}`, 7, "ranges[0].gateway: 10.88.0.0 "},
-		{"broadcast as gateway", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.88.0.255"}]}`, 7, "ranges[0].gateway: 10.88.0.255"},
-		{"network as start", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.0"}]}`, 7, "ranges[0].rangeStart: 10.88.0.0 "},
-		{"broadcast as end", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.255"}]}`, 7, "ranges[0].rangeEnd: 10.88.0.255"},
-		{"start of a wrong type", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeStart": 5}]}`, 7, "ranges[0].rangeStart: 5 "},
-		{"upside down", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9", "rangeEnd": "10.88.0.8"}]}`, 7, "ranges[0].rangeEnd: 10.88.0.8"},
-		{"same subnet twice", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}, {"subnet": "10.88.0.0/24"}]}`, 7, "ranges[1].rangeStart: 10.88.0.1 overlaps ranges[0]"},
 		{
-			"one address in two ranges", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9"}]}`, 7,
+			"bad gateway", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "gw"}]}`,
+			7, `ranges[0].gateway: "gw"`,
+		},
+		{
+			"gateway with a length", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.88.0.1/24"}]}`, 7,
+			`ranges[0].gateway: "10.88.0.1/24"`,
+		},
+		{
+			"gateway elsewhere", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.89.0.1"}]}`,
+			7, "ranges[0].gateway: 10.89.0.1",
+		},
+		{
+			"gateway of another family", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "::ffff:10.88.0.1"}]}`,
+			7, "ranges[0].gateway: ::ffff:10.88.0.1",
+		},
+		{
+			"network as gateway", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.88.0.0"}]}`, 7,
+			"ranges[0].gateway: 10.88.0.0 ",
+		},
+		{
+			"broadcast as gateway", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.88.0.255"}]}`,
+			7, "ranges[0].gateway: 10.88.0.255",
+		},
+		{
+			"network as start", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.0"}]}`, 7,
+			"ranges[0].rangeStart: 10.88.0.0 ",
+		},
+		{
+			"broadcast as end", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.255"}]}`, 7,
+			"ranges[0].rangeEnd: 10.88.0.255",
+		},
+		{
+			"start of a wrong type", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeStart": 5}]}`, 7,
+			"ranges[0].rangeStart: 5 ",
+		},
+		{
+			"upside down",
+			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9", "rangeEnd": "10.88.0.8"}]}`, 7,
+			"ranges[0].rangeEnd: 10.88.0.8",
+		},
+		{
+			"same subnet twice", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}, {"subnet": "10.88.0.0/24"}]}`,
+			7, "ranges[1].rangeStart: 10.88.0.1 overlaps ranges[0]",
+		},
+		{
+			"one address in two ranges",
+			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9"}]}`, 7,
 			"ranges[1].rangeStart: 10.88.0.9 overlaps ranges[0]",
 		},
 		{
-			"range within a range", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9", "rangeEnd": "10.88.0.9"}]}`, 7,
+			"range within a range",
+			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9", "rangeEnd": "10.88.0.9"}]}`, 7,
 			"ranges[1].rangeStart: 10.88.0.9 overlaps ranges[0]",
 		},
 		{
-			"subnet within a subnet", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/16"}, {"subnet": "10.99.0.0/24"}, {"subnet": "10.88.3.0/24"}]}`, 7,
+			"subnet within a subnet",
+			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/16"}, {"subnet": "10.99.0.0/24"}, {"subnet": "10.88.3.0/24"}]}`, 7,
 			"ranges[2].subnet: 10.88.3.0/24 overlaps ranges[0]",
 		},
 		{
-			"two gateways in one subnet", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.10", "gateway": "10.88.0.2"}]}`, 7,
+			"two gateways in one subnet",
+			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.10", "gateway": "10.88.0.2"}]}`, 7,
 			"ranges[1].subnet: 10.88.0.0/24 overlaps ranges[0] (10.88.0.0/24, gateway 10.88.0.1)",
 		},
 		{"small mtu", `{"name": "n", "mtu": 67, ` + ranges + `}`, 7, "mtu: 67 "},
@@ -188,35 +296,116 @@ func TestParseRefuses(t *testing.T) {
 		{"unknown enforcement", `{"name": "n", "enforcement": "lax", ` + ranges + `}`, 7, "enforcement: lax "},
 		{"enforcement in capitals", `{"name": "n", "enforcement": "Strict", ` + ranges + `}`, 7, "enforcement: Strict "},
 		{"enforcement of a wrong type", `{"name": "n", "enforcement": true, ` + ranges + `}`, 7, "enforcement: true "},
-		{"exclude of a wrong type", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": "10.88.0.9"}]}`, 7, `ranges[0].exclude: "10.88.0.9" must be a list`},
-		{"exclude that is no CIDR", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": ["10.88.0.8/29", "x"]}]}`, 7, `ranges[0].exclude[1]: "x" is no CIDR`},
-		{"exclude with host bits", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": ["10.88.0.9/29"]}]}`, 7, "ranges[0].exclude[0]: 10.88.0.9/29 has host bits set; 10.88.0.8/29"},
-		{"exclude elsewhere", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": ["10.89.0.0/29"]}]}`, 7, "ranges[0].exclude[0]: 10.89.0.0/29 is outside"},
-		{"all excluded", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.7", "exclude": ["10.88.0.0/29"]}]}`, 7, "leaves no address"},
-		{"routes of a wrong type", `{"name": "n", "routes": {"dst": "10.0.0.0/8"}, ` + ranges + `}`, 7, `routes: {"dst": "10.0.0.0/8"} must be a list`},
-		{"unknown key in a route", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "via": "10.88.0.1"}], ` + ranges + `}`, 2, `routes[0].via: "10.88.0.1"`},
+		{
+			"exclude of a wrong type", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": "10.88.0.9"}]}`,
+			7, `ranges[0].exclude: "10.88.0.9" must be a list`,
+		},
+		{
+			"exclude that is no CIDR",
+			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": ["10.88.0.8/29", "x"]}]}`, 7,
+			`ranges[0].exclude[1]: "x" is no CIDR`,
+		},
+		{
+			"exclude with host bits", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": ["10.88.0.9/29"]}]}`,
+			7, "ranges[0].exclude[0]: 10.88.0.9/29 has host bits set; 10.88.0.8/29",
+		},
+		{
+			"exclude elsewhere", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": ["10.89.0.0/29"]}]}`,
+			7, "ranges[0].exclude[0]: 10.89.0.0/29 is outside",
+		},
+		{
+			"all excluded",
+			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.7", "exclude": ["10.88.0.0/29"]}]}`, 7,
+			"leaves no address",
+		},
+		{
+			"routes of a wrong type", `{"name": "n", "routes": {"dst": "10.0.0.0/8"}, ` + ranges + `}`, 7,
+			`routes: {"dst": "10.0.0.0/8"} must be a list`,
+		},
+		{
+			"unknown key in a route", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "via": "10.88.0.1"}], ` + ranges + `}`,
+			2, `routes[0].via: "10.88.0.1"`,
+		},
 		{"route to nowhere", `{"name": "n", "routes": [{"mtu": 1400}], ` + ranges + `}`, 7, "routes[0].dst is missing"},
-		{"route with host bits", `{"name": "n", "routes": [{"dst": "10.0.0.1/8"}], ` + ranges + `}`, 7, "routes[0].dst: 10.0.0.1/8 has host bits set; 10.0.0.0/8"},
-		{"route of another family", `{"name": "n", "routes": [{"dst": "fd00::/8"}], ` + ranges + `}`, 7, "routes[0].dst: fd00::/8 is IPv6"},
-		{"route via another pod", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "gw": "10.88.0.9"}], ` + ranges + `}`, 7, "routes[0].gw: 10.88.0.9 leads nowhere"},
-		{"route twice", `{"name": "n", "routes": [{"dst": "10.0.0.0/8"}, {"dst": "10.0.0.0/8", "mtu": 1400, "table": 254}], ` + ranges + `}`, 7, "routes[1].dst: 10.0.0.0/8 is that of routes[0]"},
-		{"small route mtu", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "mtu": 67}], ` + ranges + `}`, 7, "routes[0].mtu: 67 must be"},
-		{"route advmss of a wrong type", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "advmss": "x"}], ` + ranges + `}`, 7, `routes[0].advmss: "x" is no number`},
-		{"negative priority", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "priority": -1}], ` + ranges + `}`, 7, "routes[0].priority: -1 must be"},
-		{"negative table", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "table": -1}], ` + ranges + `}`, 7, "routes[0].table: -1 must be"},
-		{"unknown scope", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "scope": 200}], ` + ranges + `}`, 7, "routes[0].scope: 200 must be"},
-		{"on-link via a gateway", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "gw": "10.88.0.1", "scope": 253}], ` + ranges + `}`, 7, "routes[0].gw: 10.88.0.1 can't be"},
-		{"requested address that is none", `{"name": "n", "runtimeConfig": {"ips": ["10.88.0.300"]}, ` + ranges + `}`, 7, `runtimeConfig.ips[0]: "10.88.0.300" is no IP`},
-		{"requested addresses of a wrong type", `{"name": "n", "runtimeConfig": {"ips": "10.88.0.3"}, ` + ranges + `}`, 7, `runtimeConfig: {"ips": "10.88.0.3"}`},
-		{"requested in args", `{"name": "n", "args": {"cni": {"ips": ["10.88.0.3", ""]}}, ` + ranges + `}`, 7, `args.cni.ips[1]: "" is no IP`},
+		{
+			"route with host bits", `{"name": "n", "routes": [{"dst": "10.0.0.1/8"}], ` + ranges + `}`, 7,
+			"routes[0].dst: 10.0.0.1/8 has host bits set; 10.0.0.0/8",
+		},
+		{
+			"route of another family", `{"name": "n", "routes": [{"dst": "fd00::/8"}], ` + ranges + `}`, 7,
+			"routes[0].dst: fd00::/8 is IPv6",
+		},
+		{
+			"route via another pod", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "gw": "10.88.0.9"}], ` + ranges + `}`,
+			7, "routes[0].gw: 10.88.0.9 leads nowhere",
+		},
+		{
+			"route twice",
+			`{"name": "n", "routes": [{"dst": "10.0.0.0/8"}, {"dst": "10.0.0.0/8", "mtu": 1400, "table": 254}], ` + ranges +
+				`}`, 7, "routes[1].dst: 10.0.0.0/8 is that of routes[0]",
+		},
+		{
+			"small route mtu", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "mtu": 67}], ` + ranges + `}`, 7,
+			"routes[0].mtu: 67 must be",
+		},
+		{
+			"route advmss of a wrong type", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "advmss": "x"}], ` + ranges + `}`,
+			7, `routes[0].advmss: "x" is no number`,
+		},
+		{
+			"negative priority", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "priority": -1}], ` + ranges + `}`, 7,
+			"routes[0].priority: -1 must be",
+		},
+		{
+			"negative table", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "table": -1}], ` + ranges + `}`, 7,
+			"routes[0].table: -1 must be",
+		},
+		{
+			"unknown scope", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "scope": 200}], ` + ranges + `}`, 7,
+			"routes[0].scope: 200 must be",
+		},
+		{"on-link via a gateway", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "gw": "10.88.0.1", "scope": 253}], ` +
+			ranges + `}`, 7, "routes[0].gw: 10.88.0.1 can't be"},
+		{
+			"requested address that is none", `{"name": "n", "runtimeConfig": {"ips": ["10.88.0.300"]}, ` + ranges + `}`, 7,
+			`runtimeConfig.ips[0]: "10.88.0.300" is no IP`,
+		},
+		{
+			"requested addresses of a wrong type", `{"name": "n", "runtimeConfig": {"ips": "10.88.0.3"}, ` + ranges + `}`, 7,
+			`runtimeConfig: {"ips": "10.88.0.3"}`,
+		},
+		{
+			"requested in args", `{"name": "n", "args": {"cni": {"ips": ["10.88.0.3", ""]}}, ` + ranges + `}`, 7,
+			`args.cni.ips[1]: "" is no IP`,
+		},
 		{"args of a wrong type", `{"name": "n", "args": {"cni": 5}, ` + ranges + `}`, 7, `args: {"cni": 5}`},
-		{"MAC that is none", `{"name": "n", "runtimeConfig": {"mac": "x"}, ` + ranges + `}`, 7, `runtimeConfig.mac: "x" is no MAC`},
-		{"MAC of a group", `{"name": "n", "args": {"cni": {"mac": "01:00:5e:00:00:01"}}, ` + ranges + `}`, 7, `args.cni.mac: "01:00:5e:00:00:01" is no MAC`},
-		{"MAC of zeros", `{"name": "n", "runtimeConfig": {"mac": "00:00:00:00:00:00"}, ` + ranges + `}`, 7, `runtimeConfig.mac: "00:00:00:00:00:00" is no MAC`},
-		{"long MAC", `{"name": "n", "runtimeConfig": {"mac": "02:00:00:00:00:00:00:01"}, ` + ranges + `}`, 7, `runtimeConfig.mac: "02:00:00:00:00:00:00:01" is no MAC`},
-		{"runtime's range", `{"name": "n", "runtimeConfig": {"ipRanges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "10.1.0.1/24"}]]}}`, 7, "runtimeConfig.ipRanges[1][0].subnet: 10.1.0.1/24 has host bits"},
-		{"unreadable prevResult", `{"name": "n", "cniVersion": "1.0.0", "prevResult": {"ips": [{"address": "x"}]}, ` + ranges + `}`, 6, "prevResult"},
-		{"prevResult of no version", `{"name": "n", "cniVersion": "9.0.0", "prevResult": {}, ` + ranges + `}`, 6, "prevResult"},
+		{
+			"MAC that is none", `{"name": "n", "runtimeConfig": {"mac": "x"}, ` + ranges + `}`,
+			7, `runtimeConfig.mac: "x" is no MAC`,
+		},
+		{
+			"MAC of a group", `{"name": "n", "args": {"cni": {"mac": "01:00:5e:00:00:01"}}, ` + ranges + `}`, 7,
+			`args.cni.mac: "01:00:5e:00:00:01" is no MAC`,
+		},
+		{
+			"MAC of zeros", `{"name": "n", "runtimeConfig": {"mac": "00:00:00:00:00:00"}, ` + ranges + `}`,
+			7, `runtimeConfig.mac: "00:00:00:00:00:00" is no MAC`,
+		},
+		{
+			"long MAC", `{"name": "n", "runtimeConfig": {"mac": "02:00:00:00:00:00:00:01"}, ` + ranges + `}`, 7,
+			`runtimeConfig.mac: "02:00:00:00:00:00:00:01" is no MAC`,
+		},
+		{
+			"runtime's range",
+			`{"name": "n", "runtimeConfig": {"ipRanges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "10.1.0.1/24"}]]}}`, 7,
+			"runtimeConfig.ipRanges[1][0].subnet: 10.1.0.1/24 has host bits",
+		},
+		{"unreadable prevResult", `{"name": "n", "cniVersion": "1.0.0", "prevResult": {"ips": [{"address": "x"}]}, ` +
+			ranges + `}`, 6, "prevResult"},
+		{
+			"prevResult of no version", `{"name": "n", "cniVersion": "9.0.0", "prevResult": {}, ` + ranges + `}`,
+			6, "prevResult",
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c, err := Parse([]byte(tc.conf))
@@ -247,7 +436,8 @@ func TestParseArgs(t *testing.T) {
 	}{
 		{"none", "", Args{}, ""},
 		{
-			"containerd's", "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns-1;K8S_POD_NAME=a.b-0;K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=u1",
+			"containerd's",
+			"IgnoreUnknown=1;K8S_POD_NAMESPACE=ns-1;K8S_POD_NAME=a.b-0;K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=u1",
 			Args{Namespace: "ns-1", Name: "a.b-0", UID: "u1"},
 			"",
 		},
@@ -291,17 +481,29 @@ func TestIdentify(t *testing.T) {
 		code      uint
 		err       string // "": none
 	}{
-		{"kubelet's", `{"K8S_POD_NAMESPACE": "x", "K8S_POD_NAME": "y"}`, Args{Namespace: "ns-1", Name: "a"}, Args{Namespace: "ns-1", Name: "a"}, 0, ""},
-		{"podman's", `{"K8S_POD_NAMESPACE": "lab"}`, Args{Name: "a"}, Args{Namespace: "lab", Name: "a"}, 0, ""},
-		{"nerdctl's", `{"K8S_POD_NAMESPACE": "lab", "K8S_POD_NAME": "a", "K8S_POD_UID": "u"}`, Args{}, Args{Namespace: "lab", Name: "a", UID: "u"}, 0, ""},
 		{
-			"labels", `{"labels": [{"key": "app", "value": "x"}, {"key": "io.kubernetes.pod.namespace", "value": "lab"}, {"key": "io.kubernetes.pod.name", "value": "a"}]}`,
+			"kubelet's", `{"K8S_POD_NAMESPACE": "x", "K8S_POD_NAME": "y"}`,
+			Args{Namespace: "ns-1", Name: "a"},
+			Args{Namespace: "ns-1", Name: "a"},
+			0, "",
+		},
+		{"podman's", `{"K8S_POD_NAMESPACE": "lab"}`, Args{Name: "a"}, Args{Namespace: "lab", Name: "a"}, 0, ""},
+		{
+			"nerdctl's", `{"K8S_POD_NAMESPACE": "lab", "K8S_POD_NAME": "a", "K8S_POD_UID": "u"}`,
+			Args{},
+			Args{Namespace: "lab", Name: "a", UID: "u"},
+			0, "",
+		},
+		{
+			"labels",
+			`{"labels": [{"key": "app", "value": "x"}, {"key": "io.kubernetes.pod.namespace", "value": "lab"}, {"key": "io.kubernetes.pod.name", "value": "a"}]}`,
 			Args{},
 			Args{Namespace: "lab", Name: "a"},
 			0, "",
 		},
 		{
-			"labels as an object, and a key before them", `{"K8S_POD_NAME": "b", "labels": {"io.kubernetes.pod.namespace": "lab", "io.kubernetes.pod.name": "a", "io.kubernetes.pod.uid": "u"}}`,
+			"labels as an object, and a key before them",
+			`{"K8S_POD_NAME": "b", "labels": {"io.kubernetes.pod.namespace": "lab", "io.kubernetes.pod.name": "a", "io.kubernetes.pod.uid": "u"}}`,
 			Args{},
 			Args{Namespace: "lab", Name: "b", UID: "u"},
 			0, "",
@@ -310,8 +512,20 @@ func TestIdentify(t *testing.T) {
 		{"nothing", `{}`, Args{}, Args{}, 4, "the runtime doesn't say which pod this is"},
 		{"half of it", `{"K8S_POD_NAME": "a"}`, Args{}, Args{}, 4, "args.cni of the network configuration"},
 		{"no labels", `{"labels": ["a"]}`, Args{}, Args{}, 7, "args.cni.labels: "},
-		{"a path", `{"K8S_POD_NAMESPACE": "../x", "K8S_POD_NAME": "a"}`, Args{}, Args{}, 7, `args.cni.K8S_POD_NAMESPACE: "../x"`},
-		{"a bad label", `{"labels": {"io.kubernetes.pod.namespace": "a b"}}`, Args{}, Args{}, 7, `args.cni.labels: io.kubernetes.pod.namespace: "a b"`},
+		{
+			"a path", `{"K8S_POD_NAMESPACE": "../x", "K8S_POD_NAME": "a"}`,
+			Args{},
+			Args{},
+			7,
+			`args.cni.K8S_POD_NAMESPACE: "../x"`,
+		},
+		{
+			"a bad label", `{"labels": {"io.kubernetes.pod.namespace": "a b"}}`,
+			Args{},
+			Args{},
+			7,
+			`args.cni.labels: io.kubernetes.pod.namespace: "a b"`,
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c, err := Parse([]byte(`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}], "args": {"cni": ` + tc.cni + `}}`))
@@ -350,12 +564,14 @@ func FuzzParse(f *testing.F) {
 		c, err := Parse(data)
 		if err != nil {
 			var e *types.Error
-			if !errors.As(err, &e) || e.Code != types.ErrUnsupportedField && e.Code != types.ErrDecodingFailure && e.Code != types.ErrInvalidNetworkConfig || e.Msg == "" {
+			if !errors.As(err, &e) || e.Code != types.ErrUnsupportedField && e.Code != types.ErrDecodingFailure &&
+				e.Code != types.ErrInvalidNetworkConfig || e.Msg == "" {
 				t.Fatalf("%#v, want a *types.Error of code 2, 6 or 7 with a message", err)
 			}
 			return
 		}
-		if c.Name == "" || c.MTU < 0 || c.MTU > maxMTU || c.Enforcement != Strict && c.Enforcement != Closed && c.Enforcement != Off {
+		if c.Name == "" || c.MTU < 0 || c.MTU > maxMTU || c.Enforcement != Strict && c.Enforcement != Closed &&
+			c.Enforcement != Off {
 			t.Fatalf("%+v", c)
 		}
 		for i, r := range c.Ranges {
@@ -387,7 +603,8 @@ func FuzzParse(f *testing.F) {
 
 func FuzzParseArgs(f *testing.F) {
 	for _, s := range []string{
-		"", ";", "=", "K8S_POD_NAME", "K8S_POD_NAME=../x", "K8S_POD_UID=\xff", "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns-1;K8S_POD_NAME=a;K8S_POD_UID=u1",
+		"", ";", "=", "K8S_POD_NAME", "K8S_POD_NAME=../x", "K8S_POD_UID=\xff",
+		"IgnoreUnknown=1;K8S_POD_NAMESPACE=ns-1;K8S_POD_NAME=a;K8S_POD_UID=u1",
 	} {
 		f.Add(s)
 	}

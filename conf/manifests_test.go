@@ -23,7 +23,8 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 )
 
-// kopsCluster is what weir's documentation uses of kops' Cluster, with kops' names (k8s.io/kops/pkg/apis/kops/v1alpha2).
+// kopsCluster is what weir's documentation uses of kops' Cluster, with kops' names
+// (k8s.io/kops/pkg/apis/kops/v1alpha2).
 type kopsCluster struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata"`
@@ -51,7 +52,8 @@ func (c *kopsCluster) DeepCopyObject() runtime.Object { d := *c; return &d }
 func manifests(t *testing.T) map[string][]runtime.Object {
 	t.Helper()
 	types := runtime.NewScheme()
-	types.AddKnownTypeWithName(schema.GroupVersionKind{Group: "kops.k8s.io", Version: "v1alpha2", Kind: "Cluster"}, &kopsCluster{})
+	types.AddKnownTypeWithName(schema.GroupVersionKind{Group: "kops.k8s.io", Version: "v1alpha2", Kind: "Cluster"},
+		&kopsCluster{})
 	if err := scheme.AddToScheme(types); err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +103,8 @@ func TestManifests(t *testing.T) {
 				continue
 			}
 			pod := ds.Spec.Template.Spec
-			if c := pod.SecurityContext; c == nil || c.SeccompProfile == nil || c.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault {
+			if c := pod.SecurityContext; c == nil || c.SeccompProfile == nil ||
+				c.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault {
 				t.Errorf("%s: %s: the seccomp profile isn't the runtime's", path, ds.Name)
 			}
 			if on := pod.AutomountServiceAccountToken; on == nil || *on {
@@ -131,7 +134,10 @@ func TestManifests(t *testing.T) {
 			}
 		}
 	}
-	want := map[string]string{"weir.yaml": "/etc/cni/net.d/10-weir.conflist", "cleanup.yaml": "/etc/cni/net.d/10-weir.conflist"}
+	want := map[string]string{
+		"weir.yaml":    "/etc/cni/net.d/10-weir.conflist",
+		"cleanup.yaml": "/etc/cni/net.d/10-weir.conflist",
+	}
 	if diff := cmp.Diff(want, conflists); diff != "" {
 		t.Errorf("what weir writes, and cleanup removes: %s", diff)
 	}

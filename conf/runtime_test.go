@@ -28,21 +28,54 @@ func TestAddresses(t *testing.T) {
 	}{
 		{name: "none"},
 		{name: "capability", conf: `"runtimeConfig": {"ips": ["10.88.0.5/24"]}, `, addrs: []string{"10.88.0.5"}},
-		{name: "args", conf: `"args": {"cni": {"ips": ["10.88.0.5", "fd00:10:88::5"]}}, `, addrs: []string{"10.88.0.5", "fd00:10:88::5"}},
+		{
+			name:  "args",
+			conf:  `"args": {"cni": {"ips": ["10.88.0.5", "fd00:10:88::5"]}}, `,
+			addrs: []string{"10.88.0.5", "fd00:10:88::5"},
+		},
 		{name: "CNI_ARGS", args: "IP=10.88.0.5", addrs: []string{"10.88.0.5"}},
-		{name: "both families in CNI_ARGS", args: "IP=fd00:10:88::5/64,10.88.0.5", addrs: []string{"fd00:10:88::5", "10.88.0.5"}},
+		{
+			name:  "both families in CNI_ARGS",
+			args:  "IP=fd00:10:88::5/64,10.88.0.5",
+			addrs: []string{"fd00:10:88::5", "10.88.0.5"},
+		},
 		{name: "IPv4 in IPv6", args: "IP=::ffff:10.88.0.5", addrs: []string{"10.88.0.5"}},
-		{name: "each a family", conf: `"args": {"cni": {"ips": ["fd00:10:88::5"]}}, `, args: "IP=10.88.0.5", addrs: []string{"fd00:10:88::5", "10.88.0.5"}},
-		{name: "the same thrice", conf: `"args": {"cni": {"ips": ["10.88.0.5"]}}, "runtimeConfig": {"ips": ["10.88.0.5"]}, `, args: "IP=10.88.0.5", addrs: []string{"10.88.0.5"}},
+		{
+			name:  "each a family",
+			conf:  `"args": {"cni": {"ips": ["fd00:10:88::5"]}}, `,
+			args:  "IP=10.88.0.5",
+			addrs: []string{"fd00:10:88::5", "10.88.0.5"},
+		},
+		{
+			name:  "the same thrice",
+			conf:  `"args": {"cni": {"ips": ["10.88.0.5"]}}, "runtimeConfig": {"ips": ["10.88.0.5"]}, `,
+			args:  "IP=10.88.0.5",
+			addrs: []string{"10.88.0.5"},
+		},
 		{name: "empty", conf: `"args": {"cni": {"ips": null}}, "runtimeConfig": {"ips": []}, `, args: "IP=;MAC="},
 		{
 			name: "two of a family", conf: `"args": {"cni": {"ips": ["10.88.0.5"]}}, "runtimeConfig": {"ips": ["10.88.0.6"]}, `,
 			code: 7, want: "runtimeConfig.ips[0]: 10.88.0.6 and args.cni.ips[0] 10.88.0.5",
 		},
 		{name: "in no range", args: "IP=10.89.0.5", code: 7, want: "CNI_ARGS: IP: 10.89.0.5 is in no range"},
-		{name: "behind the range's end", conf: `"runtimeConfig": {"ips": ["10.88.0.100"]}, `, code: 7, want: "runtimeConfig.ips[0]: 10.88.0.100 is in no range"},
-		{name: "gateway", conf: `"runtimeConfig": {"ips": ["10.88.0.1"]}, `, code: 7, want: "runtimeConfig.ips[0]: 10.88.0.1 is in no range, or a gateway"},
-		{name: "excluded", conf: `"args": {"cni": {"ips": ["10.88.0.15"]}}, `, code: 7, want: "args.cni.ips[0]: 10.88.0.15 is in no range, or a gateway, or excluded: 10.88.0.0/24 (10.88.0.1 to 10.88.0.99 without [10.88.0.8/29 10.88.0.20/32])"},
+		{
+			name: "behind the range's end",
+			conf: `"runtimeConfig": {"ips": ["10.88.0.100"]}, `,
+			code: 7,
+			want: "runtimeConfig.ips[0]: 10.88.0.100 is in no range",
+		},
+		{
+			name: "gateway",
+			conf: `"runtimeConfig": {"ips": ["10.88.0.1"]}, `,
+			code: 7,
+			want: "runtimeConfig.ips[0]: 10.88.0.1 is in no range, or a gateway",
+		},
+		{
+			name: "excluded",
+			conf: `"args": {"cni": {"ips": ["10.88.0.15"]}}, `,
+			code: 7,
+			want: "args.cni.ips[0]: 10.88.0.15 is in no range, or a gateway, or excluded: 10.88.0.0/24 (10.88.0.1 to 10.88.0.99 without [10.88.0.8/29 10.88.0.20/32])",
+		},
 		{name: "excluded alone", args: "IP=10.88.0.20", code: 7, want: "CNI_ARGS: IP: 10.88.0.20"},
 		{name: "no address", args: "IP=10.88.0", code: 4, want: `CNI_ARGS: IP="10.88.0"`},
 		{name: "zone", args: "IP=fd00:10:88::5%eth0", code: 4, want: `CNI_ARGS: IP="fd00:10:88::5%eth0"`},
@@ -73,7 +106,8 @@ func TestAddresses(t *testing.T) {
 }
 
 func TestHardwareAddr(t *testing.T) {
-	const inArgs, inRuntime = `"args": {"cni": {"mac": "02:00:00:00:00:02"}}, `, `"runtimeConfig": {"mac": "02:00:00:00:00:03"}, `
+	const inArgs, inRuntime = `"args": {"cni": {"mac": "02:00:00:00:00:02"}}, `,
+		`"runtimeConfig": {"mac": "02:00:00:00:00:03"}, `
 	for _, tc := range []struct{ conf, args, want string }{
 		{"", "", ""},
 		{"", "MAC=02-00-00-00-00-01", "02:00:00:00:00:01"},
@@ -95,11 +129,19 @@ func TestHardwareAddr(t *testing.T) {
 func TestTheRuntimesRangesAndDNS(t *testing.T) {
 	c := parse(t, `"dns": {"nameservers": ["10.0.0.1"], "domain": "d", "search": ["s"], "options": ["o"]},
 		"runtimeConfig": {"ipRanges": [[{"subnet": "10.99.0.0/24"}], [{"subnet": "fd00:99::/64"}]], "dns": {"servers": ["10.0.0.2"], "searches": ["t", "u"]}}, `+dual)
-	want := []Range{newRange("10.99.0.0/24", "10.99.0.1", "10.99.0.254", "10.99.0.1"), newRange("fd00:99::/64", "fd00:99::1", "fd00:99::ffff:ffff:ffff:ffff", "fd00:99::1")}
+	want := []Range{
+		newRange("10.99.0.0/24", "10.99.0.1", "10.99.0.254", "10.99.0.1"),
+		newRange("fd00:99::/64", "fd00:99::1", "fd00:99::ffff:ffff:ffff:ffff", "fd00:99::1"),
+	}
 	if diff := cmp.Diff(want, c.Ranges, byValue); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff(types.DNS{Nameservers: []string{"10.0.0.2"}, Domain: "d", Search: []string{"t", "u"}, Options: []string{"o"}}, c.DNS); diff != "" {
+	if diff := cmp.Diff(types.DNS{
+		Nameservers: []string{"10.0.0.2"},
+		Domain:      "d",
+		Search:      []string{"t", "u"},
+		Options:     []string{"o"},
+	}, c.DNS); diff != "" {
 		t.Error(diff)
 	}
 	if got := parse(t, `"runtimeConfig": {"ipRanges": []}, `+dual).Ranges; len(got) != 2 {

@@ -26,12 +26,20 @@ var byValue = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
 
 func newEndpoint(containerID string) Endpoint {
 	return Endpoint{
-		ContainerID: containerID, IfName: "eth0", Network: "weir", Netns: "/run/netns/" + containerID,
-		Pod: Pod{"ns-1", containerID, "uid-" + containerID},
+		ContainerID: containerID,
+		IfName:      "eth0",
+		Network:     "weir",
+		Netns:       "/run/netns/" + containerID,
+		Pod:         Pod{"ns-1", containerID, "uid-" + containerID},
 		Addresses: []Address{{
-			Addr: netip.MustParseAddr("10.88.0.2"), Subnet: netip.MustParsePrefix("10.88.0.0/24"), Gateway: netip.MustParseAddr("10.88.0.1"),
+			Addr:    netip.MustParseAddr("10.88.0.2"),
+			Subnet:  netip.MustParsePrefix("10.88.0.0/24"),
+			Gateway: netip.MustParseAddr("10.88.0.1"),
 		}},
-		MAC: "0a:58:0a:58:00:02", HostIf: "weirp0", Enforcement: conf.Strict, Created: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
+		MAC:         "0a:58:0a:58:00:02",
+		HostIf:      "weirp0",
+		Enforcement: conf.Strict,
+		Created:     time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
 	}
 }
 
@@ -118,7 +126,10 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 	}
 	wantList(t, a, c)
 
-	for name, text := range map[string]string{"b:eth0": `{"contain`, "e:eth0": "", "f:eth0": `{"addresses": [{"address": "10.88.0.300"}]}`} {
+	for name, text := range map[string]string{
+		"b:eth0": `{"contain`, "e:eth0": "",
+		"f:eth0": `{"addresses": [{"address": "10.88.0.300"}]}`,
+	} {
 		if err := os.WriteFile(path(name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -218,7 +229,8 @@ func TestCheckID(t *testing.T) {
 		strings.Repeat("c", 243) + ":eth0": true,
 		strings.Repeat("c", 244) + ":eth0": false,
 	} {
-		if err := CheckID(id); (err == nil) != want || err != nil && !strings.Contains(err.Error(), fmt.Sprintf("%.80q", id)) {
+		if err := CheckID(id); (err == nil) != want ||
+			err != nil && !strings.Contains(err.Error(), fmt.Sprintf("%.80q", id)) {
 			t.Errorf("%q: %v, want it to be an ID: %v", id, err, want)
 		}
 	}

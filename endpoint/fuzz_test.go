@@ -12,8 +12,10 @@ import (
 func FuzzLoad(f *testing.F) {
 	for _, s := range []string{
 		`{"containerID": "c", "ifName": "eth0", "pod": {"namespace": "ns", "name": "p"}, "addresses": [{"address": "10.88.0.2", "subnet": "10.88.0.0/24", "gateway": "10.88.0.1"}], "mac": "0a:58:0a:58:00:02", "hostInterface": "weirp0", "enforcement": "strict"}`,
-		`{"containerID": "../../etc", "ifName": "x"}`, `{"containerID": "c", "ifName": "eth0", "addresses": [{"address": ""}]}`,
-		`{"containerID": "c", "ifName": "e:0", "addresses": [{"address": "fe80::1%x", "subnet": "::/0"}]}`, `{`, ``, `null`, `[]`,
+		`{"containerID": "../../etc", "ifName": "x"}`,
+		`{"containerID": "c", "ifName": "eth0", "addresses": [{"address": ""}]}`,
+		`{"containerID": "c", "ifName": "e:0", "addresses": [{"address": "fe80::1%x", "subnet": "::/0"}]}`, `{`, ``, `null`,
+		`[]`,
 	} {
 		f.Add([]byte(s))
 	}
@@ -30,7 +32,10 @@ func FuzzLoad(f *testing.F) {
 
 // FuzzCheckID: what is let through names a file of the records' directory and no other.
 func FuzzCheckID(f *testing.F) {
-	for _, s := range []string{"c:eth0", "../c:eth0", "c:../eth0", ":", "c:", ".:x", "c:e:0", "c\x00:eth0", `c:\eth0`, "c"} {
+	for _, s := range []string{
+		"c:eth0", "../c:eth0", "c:../eth0", ":", "c:", ".:x", "c:e:0", "c\x00:eth0", `c:\eth0`,
+		"c",
+	} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, id string) {

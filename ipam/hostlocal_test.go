@@ -26,7 +26,8 @@ func TestAddressesThatHostLocalGave(t *testing.T) {
 		t.Helper()
 		path := filepath.Join(hostLocalDir, "cbr0", addr)
 		at := time.Now().Add(-age)
-		err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("c-"+addr+"\r\neth0"), 0o600), os.Chtimes(path, at, at))
+		err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("c-"+addr+"\r\neth0"), 0o600),
+			os.Chtimes(path, at, at))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -43,7 +44,10 @@ func TestAddressesThatHostLocalGave(t *testing.T) {
 		}
 	}
 	asked := func() error {
-		return Reserve("x", Request{Ranges: append(dual()[:1:1], r), Addresses: []netip.Addr{netip.MustParseAddr("10.88.0.2")}}, func([]endpoint.Address) error { return nil })
+		return Reserve("x", Request{
+			Ranges:    append(dual()[:1:1], r),
+			Addresses: []netip.Addr{netip.MustParseAddr("10.88.0.2")},
+		}, func([]endpoint.Address) error { return nil })
 	}
 	var held *HeldError
 	if err := asked(); !errors.As(err, &held) || !strings.Contains(err.Error(), "host-local for container c-10.88.0.2") {
@@ -55,7 +59,8 @@ func TestAddressesThatHostLocalGave(t *testing.T) {
 		t.Error(err)
 	}
 	wantHolders(t, map[string]string{
-		"10.88.0.3": "new-10.88.0.3", "10.88.0.5": "new-10.88.0.5", "10.88.0.6": "new-10.88.0.6", "10.88.0.2": "x", "fd00:10:88::2": "x",
+		"10.88.0.3": "new-10.88.0.3", "10.88.0.5": "new-10.88.0.5", "10.88.0.6": "new-10.88.0.6", "10.88.0.2": "x",
+		"fd00:10:88::2": "x",
 	})
 	small := newRange(4, 4)
 	if !full(append(dual()[:1:1], small)) {

@@ -33,7 +33,8 @@ func newRange(start, end byte) conf.Range {
 func reserve(t *testing.T, holder string, ranges ...conf.Range) string {
 	t.Helper()
 	var got endpoint.Address
-	if err := Reserve(holder, Request{Ranges: ranges}, func(a []endpoint.Address) error { got = a[0]; return nil }); err != nil {
+	if err := Reserve(holder, Request{Ranges: ranges},
+		func(a []endpoint.Address) error { got = a[0]; return nil }); err != nil {
 		t.Fatalf("reserve for %s: %v", holder, err)
 	}
 	return got.Addr.String()
@@ -111,7 +112,8 @@ func TestSeveralRangesAndExhaustion(t *testing.T) {
 	ranges := []conf.Range{newRange(1, 3), other, newRange(9, 9)}
 	var got []endpoint.Address
 	for i := range 4 {
-		if err := Reserve(fmt.Sprint("c", i), Request{Ranges: ranges}, func(a []endpoint.Address) error { got = append(got, a...); return nil }); err != nil {
+		if err := Reserve(fmt.Sprint("c", i), Request{Ranges: ranges},
+			func(a []endpoint.Address) error { got = append(got, a...); return nil }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -119,13 +121,15 @@ func TestSeveralRangesAndExhaustion(t *testing.T) {
 		return endpoint.Address{Addr: netip.MustParseAddr(a), Subnet: r.Subnet, Gateway: r.Gateway}
 	}
 	want := []endpoint.Address{
-		address("10.88.0.2", ranges[0]), address("10.88.0.3", ranges[0]), address("10.99.0.1", other), address("10.88.0.9", ranges[2]),
+		address("10.88.0.2", ranges[0]), address("10.88.0.3", ranges[0]), address("10.99.0.1", other),
+		address("10.88.0.9", ranges[2]),
 	}
 	if diff := cmp.Diff(want, got, byValue); diff != "" {
 		t.Error(diff)
 	}
 	for range 2 {
-		err := Reserve("late", Request{Ranges: ranges}, func(a []endpoint.Address) error { t.Errorf("%v was recorded", a); return nil })
+		err := Reserve("late", Request{Ranges: ranges},
+			func(a []endpoint.Address) error { t.Errorf("%v was recorded", a); return nil })
 		var exhausted *ExhaustedError
 		if !errors.As(err, &exhausted) {
 			t.Fatalf("%v, want an ExhaustedError", err)
@@ -133,7 +137,10 @@ func TestSeveralRangesAndExhaustion(t *testing.T) {
 		if diff := cmp.Diff(&ExhaustedError{Ranges: ranges}, exhausted, byValue); diff != "" {
 			t.Error(diff)
 		}
-		for _, words := range []string{"10.88.0.0/24 (10.88.0.1 to 10.88.0.3)", "10.99.0.0/30 (10.99.0.1 to 10.99.0.2)", "all 4 addresses are held"} {
+		for _, words := range []string{
+			"10.88.0.0/24 (10.88.0.1 to 10.88.0.3)", "10.99.0.0/30 (10.99.0.1 to 10.99.0.2)",
+			"all 4 addresses are held",
+		} {
 			if !strings.Contains(err.Error(), words) {
 				t.Errorf("%v: doesn't say %q", err, words)
 			}
@@ -202,7 +209,8 @@ func TestBothFamilies(t *testing.T) {
 	if got := reserve(t, "c2", dual()...); got != "fd00:10:88::4" {
 		t.Errorf("got %s, want fd00:10:88::4: what is exhausted holds up no other family's round", got)
 	}
-	if err := errors.Join(os.Remove(lastPath(dual()[:1])), os.Symlink("fd00:10:88::9%eth0", lastPath(dual()[:1]))); err != nil {
+	if err := errors.Join(os.Remove(lastPath(dual()[:1])),
+		os.Symlink("fd00:10:88::9%eth0", lastPath(dual()[:1]))); err != nil {
 		t.Fatal(err)
 	}
 	release(t, "c1", "10.88.0.3")
@@ -281,7 +289,8 @@ func TestAFailedRecordLeavesNothing(t *testing.T) {
 		}
 	}
 	wantHolders(t, map[string]string{})
-	if got := reserve(t, "b", newRange(1, 9)); got != "10.88.0.2" || recorded[0] != recorded[1] || recorded[0].String() != got {
+	if got := reserve(t, "b", newRange(1, 9)); got != "10.88.0.2" || recorded[0] != recorded[1] ||
+		recorded[0].String() != got {
 		t.Errorf("recorded %v, then got %s; want 10.88.0.2 each time", recorded, got)
 	}
 }
@@ -327,7 +336,10 @@ func TestTheLastFileIsOnlyAHint(t *testing.T) {
 		t.Errorf("without the file: got %s, want 10.88.0.4, the first that is free", a)
 	}
 	release(t, "lost", a)
-	for _, s := range []string{"/", "10.88.0", "10.88.0.4\n", "10.88.0.1", "10.88.0.3", "10.88.0.6", "10.88.0.200", "10.77.0.1", "255.255.255.255", "::ffff:10.88.0.4", "fe80::1%eth0"} {
+	for _, s := range []string{
+		"/", "10.88.0", "10.88.0.4\n", "10.88.0.1", "10.88.0.3", "10.88.0.6", "10.88.0.200",
+		"10.77.0.1", "255.255.255.255", "::ffff:10.88.0.4", "fe80::1%eth0",
+	} {
 		if err := errors.Join(os.Remove(lastPath(ranges)), os.Symlink(s, lastPath(ranges))); err != nil {
 			t.Fatal(err)
 		}

@@ -49,15 +49,17 @@ func row(ranges ...conf.Range) (all []netip.Addr) {
 	return all
 }
 
-// TestCostDoesNotGrow compares a node with 10 addresses in use with ones with 60,000, and with one that has a single free
-// address, where the next free one is as far away as can be: go test ./ipam -run CostDoesNotGrow -v prints the figures.
+// TestCostDoesNotGrow compares a node with 10 addresses in use with ones with 60,000, and with one that has a single
+// free address, where the next free one is as far away as can be: go test ./ipam -run CostDoesNotGrow -v prints the
+// figures.
 func TestCostDoesNotGrow(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
 	all := row(wide())
 	scattered := slices.Clone(all)
-	rand.New(rand.NewPCG(1, 2)).Shuffle(len(scattered), func(i, j int) { scattered[i], scattered[j] = scattered[j], scattered[i] })
+	rand.New(rand.NewPCG(1, 2)).Shuffle(len(scattered),
+		func(i, j int) { scattered[i], scattered[j] = scattered[j], scattered[i] })
 	var few time.Duration
 	for _, tc := range []struct {
 		name string
@@ -87,7 +89,8 @@ func TestCostDoesNotGrow(t *testing.T) {
 			}
 			began := time.Now()
 			var got netip.Addr
-			if err := Reserve("new:eth0", Request{Ranges: []conf.Range{wide()}}, func(a []endpoint.Address) error { got = a[0].Addr; return nil }); err != nil {
+			if err := Reserve("new:eth0", Request{Ranges: []conf.Range{wide()}},
+				func(a []endpoint.Address) error { got = a[0].Addr; return nil }); err != nil {
 				t.Fatal(err)
 			}
 			if err := Release("new:eth0", got); err != nil {
@@ -133,7 +136,8 @@ func TestFirstClear(t *testing.T) {
 		}
 	}
 	p := block(netip.MustParseAddr("fd00::1:8005"))
-	if a := at(p, index(netip.MustParseAddr("fd00::1:8005"))); a.String() != "fd00::1:8005" || p.String() != "fd00::1:8000/113" {
+	if a := at(p, index(netip.MustParseAddr("fd00::1:8005"))); a.String() != "fd00::1:8005" ||
+		p.String() != "fd00::1:8000/113" {
 		t.Errorf("%s in %s", a, p)
 	}
 }
@@ -287,7 +291,10 @@ func TestTake(t *testing.T) {
 		return
 	}
 	own, other := netip.MustParseAddr(reserve(t, "c1:eth0", newRange(1, 9))), netip.MustParseAddr("10.1.0.2")
-	for _, e := range []endpoint.Endpoint{{ContainerID: "c1", IfName: "eth0", MAC: "0a:58:0a:58:00:02"}, {ContainerID: "c2", IfName: "eth0", Chained: true}} {
+	for _, e := range []endpoint.Endpoint{
+		{ContainerID: "c1", IfName: "eth0", MAC: "0a:58:0a:58:00:02"},
+		{ContainerID: "c2", IfName: "eth0", Chained: true},
+	} {
 		if err := e.Save(); err != nil {
 			t.Fatal(err)
 		}

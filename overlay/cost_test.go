@@ -23,7 +23,10 @@ func TestGateCost(t *testing.T) {
 		return
 	}
 	o := zones(t)["n2"]
-	nodes := []policy.Node{node("n1", "172.20.1.10", "100.96.1.0/24"), node("n2", "172.20.2.10", "100.96.2.0/24"), node("n3", "172.20.3.10", "100.96.3.0/24")}
+	nodes := []policy.Node{
+		node("n1", "172.20.1.10", "100.96.1.0/24"), node("n2", "172.20.2.10", "100.96.2.0/24"),
+		node("n3", "172.20.3.10", "100.96.3.0/24"),
+	}
 	few := planned("n2", Always, nodes, o)
 	if err := applied(o, few); err != nil {
 		t.Fatal(err)
@@ -35,7 +38,8 @@ func TestGateCost(t *testing.T) {
 		many.Nodes, many.Tunnelled = append(slices.Clip(many.Nodes), address), append(slices.Clip(many.Tunnelled), network)
 		many.Peers = append(many.Peers, Peer{Node: address.String(), Address: address, Network: network})
 	}
-	payload := vxlan(netip.MustParseAddr("172.20.1.10"), netip.MustParseAddr("172.20.2.10"), netip.MustParseAddrPort("100.96.1.5:9"), netip.MustParseAddrPort("100.96.2.5:9"))
+	payload := vxlan(netip.MustParseAddr("172.20.1.10"), netip.MustParseAddr("172.20.2.10"),
+		netip.MustParseAddrPort("100.96.1.5:9"), netip.MustParseAddrPort("100.96.2.5:9"))
 	var conn *net.UDPConn
 	nodetest.In(t, "/run/netns/n1", func() (err error) {
 		conn, err = net.DialUDP("udp4", nil, &net.UDPAddr{IP: net.IPv4(172, 20, 2, 10), Port: conf.OverlayPort})
@@ -62,7 +66,8 @@ func TestGateCost(t *testing.T) {
 		return time.Since(began) / packets
 	}
 	// The kernel tracks connections with the gate or without, as on any node.
-	nodetest.Run(t, "ip", "netns", "exec", "n2", "nft", "add table ip x; add chain ip x y { type filter hook input priority 0; }; add rule ip x y ct state established")
+	nodetest.Run(t, "ip", "netns", "exec", "n2", "nft",
+		"add table ip x; add chain ip x y { type filter hook input priority 0; }; add rule ip x y ct state established")
 	gates := []*Gate{nil, new(Gate), new(Gate)}
 	*gates[1], *gates[2] = NewGate(few, nil), NewGate(many, nil)
 	// The fastest of many short rounds: whatever else the machine does only makes one slower.
@@ -75,7 +80,8 @@ func TestGateCost(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("a tunnel packet takes %v without the gate, %v with that of 3 nodes, %v with that of 5000", fastest[0], fastest[1], fastest[2])
+	t.Logf("a tunnel packet takes %v without the gate, %v with that of 3 nodes, %v with that of 5000", fastest[0],
+		fastest[1], fastest[2])
 	if more := fastest[2] - fastest[0]; more > 20*time.Microsecond {
 		t.Errorf("the gate of 5000 nodes takes %v for a packet", more)
 	}

@@ -23,7 +23,8 @@ func gatePlan(e Encapsulation) Plan {
 		node("near", "172.20.1.11 2001:db8:1::11", "100.96.2.0/24", "fd00:96:2::/64"),
 		node("far", "172.20.2.12", "100.96.4.0/24", "100.96.5.0/25", "fd00:96:4::/64"),
 	}
-	return Compute("self", options(e), nodes, paths{netip.MustParsePrefix("172.20.1.0/24"), netip.MustParsePrefix("2001:db8:1::/64")})
+	return Compute("self", options(e), nodes,
+		paths{netip.MustParsePrefix("172.20.1.0/24"), netip.MustParsePrefix("2001:db8:1::/64")})
 }
 
 func TestGate(t *testing.T) {
@@ -66,7 +67,8 @@ func TestGateIsKept(t *testing.T) {
 	apply(g, false)
 	whole := listing()
 	for _, change := range []string{
-		"delete table inet weir-tunnel", "flush chain inet weir-tunnel way", "add rule inet weir-tunnel input accept", "insert rule inet weir-tunnel tunnel accept",
+		"delete table inet weir-tunnel", "flush chain inet weir-tunnel way", "add rule inet weir-tunnel input accept",
+		"insert rule inet weir-tunnel tunnel accept",
 		"add chain inet weir-tunnel more", "add set inet weir-tunnel more { type ipv4_addr; }", "flush ruleset",
 		"add table inet weir-tunnel { flags dormant; }",
 		"add chain inet weir-tunnel input { type filter hook input priority -160; policy drop; }",
@@ -78,9 +80,12 @@ func TestGateIsKept(t *testing.T) {
 		}
 	}
 	for _, change := range []string{
-		"flush set inet weir-tunnel nodes4", "add element inet weir-tunnel nodes4 { 192.0.2.77 }", "delete element inet weir-tunnel links { cni0 }",
-		"flush set inet weir-tunnel tunnelled4", "add element inet weir-tunnel tunnelled6 { fd00:1::/64 }", "flush set inet weir-tunnel senders4",
-		"add element inet weir-tunnel senders4 { 192.0.2.77 . 100.96.9.0-100.96.9.255 }", "add element inet weir-tunnel own4 { 100.99.0.0/16 }",
+		"flush set inet weir-tunnel nodes4", "add element inet weir-tunnel nodes4 { 192.0.2.77 }",
+		"delete element inet weir-tunnel links { cni0 }",
+		"flush set inet weir-tunnel tunnelled4", "add element inet weir-tunnel tunnelled6 { fd00:1::/64 }",
+		"flush set inet weir-tunnel senders4",
+		"add element inet weir-tunnel senders4 { 192.0.2.77 . 100.96.9.0-100.96.9.255 }",
+		"add element inet weir-tunnel own4 { 100.99.0.0/16 }",
 	} {
 		nodetest.Run(t, "nft", change)
 		apply(g, false)
@@ -88,7 +93,10 @@ func TestGateIsKept(t *testing.T) {
 			t.Errorf("after %s: %s", change, diff)
 		}
 	}
-	for _, other := range []Gate{NewGate(gatePlan(CrossSubnet), nil), NewGate(gatePlan(Never), nil), NewGate(Plan{Options: options(Always)}, nil), g} {
+	for _, other := range []Gate{
+		NewGate(gatePlan(CrossSubnet), nil), NewGate(gatePlan(Never), nil),
+		NewGate(Plan{Options: options(Always)}, nil), g,
+	} {
 		_, _, err := other.Apply()
 		if err != nil {
 			t.Fatal(err)

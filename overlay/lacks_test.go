@@ -14,9 +14,17 @@ import (
 // TestLacks: each thing of a plan that the kernel lacks is named, and nothing else.
 func TestLacks(t *testing.T) {
 	far := Peer{Node: "far", Address: netip.MustParseAddr("192.0.2.2"), Network: netip.MustParsePrefix("10.88.1.0/24")}
-	near := Peer{Node: "near", Address: netip.MustParseAddr("192.0.2.3"), Network: netip.MustParsePrefix("10.88.2.0/24"), Direct: true}
+	near := Peer{
+		Node:    "near",
+		Address: netip.MustParseAddr("192.0.2.3"),
+		Network: netip.MustParsePrefix("10.88.2.0/24"),
+		Direct:  true,
+	}
 	plan := Plan{
-		Local: netip.MustParseAddr("192.0.2.1"), Gateways: []netip.Addr{netip.MustParseAddr("10.88.0.0")}, Peers: []Peer{far, near}, TunnelMTU: 1450,
+		Local:     netip.MustParseAddr("192.0.2.1"),
+		Gateways:  []netip.Addr{netip.MustParseAddr("10.88.0.0")},
+		Peers:     []Peer{far, near},
+		TunnelMTU: 1450,
 	}
 	const tunnel, uplink = 5, 2
 	mac := MAC(far.Address).String()
@@ -51,15 +59,22 @@ func TestLacks(t *testing.T) {
 		{"another's MAC", func(o *bridge.Observed) {
 			o.Neighbours[tunnel][far.Via()] = bridge.NeighbourSeen{MAC: "02:00:00:00:00:01", Permanent: true}
 		}, "neighbour 10.88.1.0"},
-		{"forwarding entry to another node", func(o *bridge.Observed) { delete(o.Forwarding[tunnel], mac+" 192.0.2.2") }, "for node far"},
+		{
+			"forwarding entry to another node", func(o *bridge.Observed) { delete(o.Forwarding[tunnel], mac+" 192.0.2.2") },
+			"for node far",
+		},
 		{"route", func(o *bridge.Observed) { o.Routes = o.Routes[1:] }, "the route to 10.88.1.0/24 (node far)"},
 		{"route elsewhere", func(o *bridge.Observed) { o.Routes[0].Link = uplink }, "the route to 10.88.1.0/24 (node far)"},
-		{"a stranger's route", func(o *bridge.Observed) { o.Routes[1].Protocol = unix.RTPROT_STATIC }, "the route to 10.88.2.0/24 (node near)"},
+		{
+			"a stranger's route", func(o *bridge.Observed) { o.Routes[1].Protocol = unix.RTPROT_STATIC },
+			"the route to 10.88.2.0/24 (node near)",
+		},
 	} {
 		o := whole()
 		tc.change(o)
 		got, err := plan.Lacks(o)
-		if err != nil || (len(got) == 1) != (tc.want != "") || len(got) == 1 && (!strings.Contains(got[0].Was, tc.want) || got[0].Command == "") {
+		if err != nil || (len(got) == 1) != (tc.want != "") ||
+			len(got) == 1 && (!strings.Contains(got[0].Was, tc.want) || got[0].Command == "") {
 			t.Errorf("%s: %v, %v; want one with %q", tc.name, got, err, tc.want)
 		}
 	}

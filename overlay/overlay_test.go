@@ -38,7 +38,8 @@ func zones(t *testing.T) map[string]*Overlay {
 		name := fmt.Sprint("n", i)
 		path := nodetest.NewNS(t, name)
 		// As ADD has it. A node that doesn't forward leaves a gateway that was slow to answer once for its default route.
-		nodetest.In(t, path, func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0o600) })
+		nodetest.In(t, path,
+			func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0o600) })
 		run("ip link add eth0 netns %s mtu 1400 type veth peer name %s mtu 1400 netns router", name, name)
 		run("ip -n router addr add 172.20.%d.1/24 dev %s", i, name)
 		run("ip -n router addr add 2001:db8:%d::1/64 dev %s nodad", i, name)
@@ -73,7 +74,8 @@ func ask(t *testing.T, from, to string, size int) error {
 
 // pod is the address of the pod on the node, with port 9.
 func pod(f conf.Family, node string) netip.AddrPort {
-	return netip.MustParseAddrPort(map[conf.Family]string{conf.IPv4: "100.96." + node[1:] + ".5:9", conf.IPv6: "[fd00:96:" + node[1:] + "::5]:9"}[f])
+	return netip.MustParseAddrPort(
+		map[conf.Family]string{conf.IPv4: "100.96." + node[1:] + ".5:9", conf.IPv6: "[fd00:96:" + node[1:] + "::5]:9"}[f])
 }
 
 func askOver(t *testing.T, f conf.Family, from, to string, size int) error {
@@ -106,7 +108,8 @@ func askOver(t *testing.T, f conf.Family, from, to string, size int) error {
 }
 
 func send(f conf.Family, from, to string, size int) error {
-	conn, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(pod(f, from).Addr(), 0)), net.UDPAddrFromAddrPort(pod(f, to)))
+	conn, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(pod(f, from).Addr(), 0)),
+		net.UDPAddrFromAddrPort(pod(f, to)))
 	if err != nil {
 		return err
 	}
@@ -139,7 +142,8 @@ func TestOverlayBetweenSubnets(t *testing.T) {
 	}
 	overlays := zones(t)
 	nodes := []policy.Node{
-		node("n1", "172.20.1.10", "100.96.1.0/24"), node("n2", "172.20.2.10", "100.96.2.0/24"), node("n3", "172.20.3.10", "100.96.3.0/24"),
+		node("n1", "172.20.1.10", "100.96.1.0/24"), node("n2", "172.20.2.10", "100.96.2.0/24"),
+		node("n3", "172.20.3.10", "100.96.3.0/24"),
 	}
 	apply := func() {
 		t.Helper()
@@ -196,7 +200,8 @@ func TestOverlayBetweenSubnets(t *testing.T) {
 			t.Errorf("ip %s has the node that left:\n%s", list, out)
 		}
 	}
-	if out := nodetest.Run(t, "bridge", "-n", "n1", "fdb", "show", "dev", "weir-vxlan"); strings.Contains(out, "172.20.3.10") || strings.Contains(out, "172.20.2.10") {
+	out := nodetest.Run(t, "bridge", "-n", "n1", "fdb", "show", "dev", "weir-vxlan")
+	if strings.Contains(out, "172.20.3.10") || strings.Contains(out, "172.20.2.10") {
 		t.Errorf("the forwarding table has addresses that are gone:\n%s", out)
 	}
 	if err := overlays["n1"].Remove(); err != nil {
@@ -219,7 +224,8 @@ func TestWhatTheKernelRefuses(t *testing.T) {
 	overlays := zones(t)
 	nodetest.Run(t, "ip", "-n", "n1", "addr", "add", "10.5.0.1/24", "dev", "eth0")
 	nodes := []policy.Node{
-		node("n1", "172.20.1.10", "100.96.1.0/24"), node("n2", "172.20.2.10", "100.96.2.0/24"), node("n3", "172.20.3.10", "10.5.0.0/24"),
+		node("n1", "172.20.1.10", "100.96.1.0/24"), node("n2", "172.20.2.10", "100.96.2.0/24"),
+		node("n3", "172.20.3.10", "10.5.0.0/24"),
 	}
 	for name, o := range overlays {
 		for range 2 {
@@ -232,13 +238,14 @@ func TestWhatTheKernelRefuses(t *testing.T) {
 	if err := ask(t, "n1", "n2", 100); err != nil {
 		t.Errorf("n1 doesn't reach n2: %v", err)
 	}
-	if out := nodetest.Run(t, "ip", "-n", "n1", "route", "show", "10.5.0.0/24"); !strings.Contains(out, "dev eth0 proto kernel") {
+	out := nodetest.Run(t, "ip", "-n", "n1", "route", "show", "10.5.0.0/24")
+	if !strings.Contains(out, "dev eth0 proto kernel") {
 		t.Errorf("the route of the node's own link: %s", out)
 	}
 }
 
-// TestOverlayOfBothFamilies: packets of each go through tunnels over either; a node that leaves takes all of its own along,
-// and a node whose first address becomes one of the other family makes its tunnels anew.
+// TestOverlayOfBothFamilies: packets of each go through tunnels over either; a node that leaves takes all of its own
+// along, and a node whose first address becomes one of the other family makes its tunnels anew.
 func TestOverlayOfBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -247,10 +254,16 @@ func TestOverlayOfBothFamilies(t *testing.T) {
 	for _, under := range []struct {
 		addresses string // of node I
 		mtu       int
-	}{{"172.20.I.10 2001:db8:I::10", 1350}, {"2001:db8:I::10 172.20.I.10", 1330}, {"172.20.I.10", 1350}, {"2001:db8:I::10", 1330}} {
+	}{
+		{"172.20.I.10 2001:db8:I::10", 1350},
+		{"2001:db8:I::10 172.20.I.10", 1330},
+		{"172.20.I.10", 1350},
+		{"2001:db8:I::10", 1330},
+	} {
 		var nodes []policy.Node
 		for _, i := range []string{"1", "2", "3"} {
-			nodes = append(nodes, node("n"+i, strings.ReplaceAll(under.addresses, "I", i), "100.96."+i+".0/24", "fd00:96:"+i+"::/64"))
+			nodes = append(nodes,
+				node("n"+i, strings.ReplaceAll(under.addresses, "I", i), "100.96."+i+".0/24", "fd00:96:"+i+"::/64"))
 		}
 		for _, nodes := range [][]policy.Node{nodes, nodes[:2]} {
 			for name, o := range overlays {
@@ -285,11 +298,13 @@ func TestOverlayOfBothFamilies(t *testing.T) {
 		}
 		for _, list := range []string{"-6 route", "-6 neigh"} {
 			out := nodetest.Run(t, "ip", append([]string{"-n", "n1"}, strings.Fields(list)...)...)
-			if strings.Contains(out, "fd00:96:3:") || strings.Count(out, "dev "+conf.Tunnel) != map[string]int{"-6 route": 2, "-6 neigh": 1}[list] {
+			if strings.Contains(out, "fd00:96:3:") ||
+				strings.Count(out, "dev "+conf.Tunnel) != map[string]int{"-6 route": 2, "-6 neigh": 1}[list] {
 				t.Errorf("over %s, after n3 has left: ip %s:\n%s", under.addresses, list, out)
 			}
 		}
-		if out := nodetest.Run(t, "ip", "-n", "n1", "-6", "addr", "show", "dev", conf.Tunnel); strings.Contains(out, "fe80:") || strings.Contains(out, "tentative") {
+		out := nodetest.Run(t, "ip", "-n", "n1", "-6", "addr", "show", "dev", conf.Tunnel)
+		if strings.Contains(out, "fe80:") || strings.Contains(out, "tentative") {
 			t.Errorf("addresses of the tunnel:\n%s", out)
 		}
 	}
@@ -307,19 +322,25 @@ func TestDirectRoutesOfBothFamilies(t *testing.T) {
 		return
 	}
 	overlays := zones(t)
-	nodes := []policy.Node{node("n1", "172.20.1.10 2001:db8:1::10", "100.96.1.0/24", "fd00:96:1::/64"), node("n2", "172.20.2.10 2001:db8:2::10", "100.96.2.0/24", "fd00:96:2::/64")}
+	nodes := []policy.Node{
+		node("n1", "172.20.1.10 2001:db8:1::10", "100.96.1.0/24", "fd00:96:1::/64"),
+		node("n2", "172.20.2.10 2001:db8:2::10", "100.96.2.0/24", "fd00:96:2::/64"),
+	}
 	for i, name := range []string{"n1", "n2"} { // one more link, in one subnet
 		for _, c := range []string{
 			"ip link add shared type bridge", "ip link set shared up",
-			fmt.Sprintf("ip link add s%d type veth peer name eth1 netns %s", i, name), fmt.Sprintf("ip link set s%d master shared up", i),
-			fmt.Sprintf("ip -n %s addr add 172.21.0.%d/24 dev eth1", name, i+1), fmt.Sprintf("ip -n %s addr add 2001:db8:21::%d/64 dev eth1 nodad", name, i+1),
+			fmt.Sprintf("ip link add s%d type veth peer name eth1 netns %s", i, name),
+			fmt.Sprintf("ip link set s%d master shared up", i),
+			fmt.Sprintf("ip -n %s addr add 172.21.0.%d/24 dev eth1", name, i+1),
+			fmt.Sprintf("ip -n %s addr add 2001:db8:21::%d/64 dev eth1 nodad", name, i+1),
 			"ip -n " + name + " link set eth1 up",
 		} {
 			if f := strings.Fields(c); i == 0 || f[2] != "add" || f[3] != "shared" {
 				nodetest.Run(t, f[0], f[1:]...)
 			}
 		}
-		nodes[i] = node(name, fmt.Sprintf("172.21.0.%d 2001:db8:21::%d", i+1, i+1), nodes[i].PodCIDRs[0].String(), nodes[i].PodCIDRs[1].String())
+		nodes[i] = node(name, fmt.Sprintf("172.21.0.%d 2001:db8:21::%d", i+1, i+1), nodes[i].PodCIDRs[0].String(),
+			nodes[i].PodCIDRs[1].String())
 	}
 	for _, e := range []Encapsulation{CrossSubnet, Always, Never} {
 		for _, nodes := range [][]policy.Node{nodes[:1], nodes} {

@@ -65,19 +65,82 @@ func TestCompute(t *testing.T) {
 		peers    []string // node network address direct
 		problems []string
 	}{
-		{"always", Always, []policy.Node{far, near, self}, []string{"far 100.96.3.0/24 172.20.2.12 tunnel", "near 100.96.2.0/24 172.20.1.11 tunnel"}, nil},
-		{"crossSubnet", CrossSubnet, []policy.Node{self, near, far}, []string{"far 100.96.3.0/24 172.20.2.12 tunnel", "near 100.96.2.0/24 172.20.1.11 direct"}, nil},
+		{
+			"always", Always,
+			[]policy.Node{far, near, self},
+			[]string{"far 100.96.3.0/24 172.20.2.12 tunnel", "near 100.96.2.0/24 172.20.1.11 tunnel"},
+			nil,
+		},
+		{
+			"crossSubnet", CrossSubnet,
+			[]policy.Node{self, near, far},
+			[]string{"far 100.96.3.0/24 172.20.2.12 tunnel", "near 100.96.2.0/24 172.20.1.11 direct"},
+			nil,
+		},
 		{"never", Never, []policy.Node{self, near, far}, []string{"near 100.96.2.0/24 172.20.1.11 direct"}, nil},
-		{"a node without podCIDR", Always, []policy.Node{self, node("new", "172.20.1.13")}, nil, []string{"Node new: spec.podCIDRs"}},
-		{"a node without address", Always, []policy.Node{self, node("new", "", "100.96.4.0/24")}, nil, []string{"Node new: status.addresses"}},
-		{"IPv6 only", Always, []policy.Node{self, node("six", "fd00::1", "fd01::/64")}, nil, []string{"Node six: spec.podCIDRs: there is no network of a family"}},
-		{"two families, where this node has one", Always, []policy.Node{self, node("two", "172.20.1.13 fd00::1", "fd01::/64", "100.96.4.0/24")}, []string{"two 100.96.4.0/24 172.20.1.13 tunnel"}, nil},
-		{"two networks", Always, []policy.Node{self, node("two", "172.20.1.13", "100.96.4.0/24", "100.96.5.0/24")}, []string{"two 100.96.4.0/24 172.20.1.13 tunnel", "two 100.96.5.0/24 172.20.1.13 tunnel"}, nil},
-		{"another address than before", Always, []policy.Node{self, node("near", "172.20.1.91", "100.96.2.0/24")}, []string{"near 100.96.2.0/24 172.20.1.91 tunnel"}, nil},
-		{"the same address and network as a node before it", Always, []policy.Node{self, near, node("nearer", "172.20.1.11", "100.96.2.0/24")}, []string{"near 100.96.2.0/24 172.20.1.11 tunnel"}, []string{"Node nearer: status.addresses: the InternalIP 172.20.1.11", "Node nearer: spec.podCIDRs: the network 100.96.2.0/24"}},
-		{"one of two networks overlaps", Always, []policy.Node{self, near, node("two", "172.20.1.13", "100.96.2.128/25", "100.96.5.0/24")}, []string{"near 100.96.2.0/24 172.20.1.11 tunnel", "two 100.96.5.0/24 172.20.1.13 tunnel"}, []string{"Node two: spec.podCIDRs: the network 100.96.2.128/25 doesn't count"}},
-		{"overlap with another", Always, []policy.Node{self, node("z", "172.20.1.14", "100.96.2.0/25"), near}, []string{"near 100.96.2.0/24 172.20.1.11 tunnel"}, []string{"Node z: spec.podCIDRs: the network 100.96.2.0/25"}},
-		{"overlap with the node's own", Always, []policy.Node{node("a", "172.20.1.14", "100.96.0.0/16"), self, near}, []string{"near 100.96.2.0/24 172.20.1.11 tunnel"}, []string{"Node a: spec.podCIDRs: the network 100.96.0.0/16"}},
+		{
+			"a node without podCIDR", Always,
+			[]policy.Node{self, node("new", "172.20.1.13")},
+			nil,
+			[]string{"Node new: spec.podCIDRs"},
+		},
+		{
+			"a node without address", Always,
+			[]policy.Node{self, node("new", "", "100.96.4.0/24")},
+			nil,
+			[]string{"Node new: status.addresses"},
+		},
+		{
+			"IPv6 only", Always,
+			[]policy.Node{self, node("six", "fd00::1", "fd01::/64")},
+			nil,
+			[]string{"Node six: spec.podCIDRs: there is no network of a family"},
+		},
+		{
+			"two families, where this node has one", Always,
+			[]policy.Node{self, node("two", "172.20.1.13 fd00::1", "fd01::/64", "100.96.4.0/24")},
+			[]string{"two 100.96.4.0/24 172.20.1.13 tunnel"},
+			nil,
+		},
+		{
+			"two networks", Always,
+			[]policy.Node{self, node("two", "172.20.1.13", "100.96.4.0/24", "100.96.5.0/24")},
+			[]string{"two 100.96.4.0/24 172.20.1.13 tunnel", "two 100.96.5.0/24 172.20.1.13 tunnel"},
+			nil,
+		},
+		{
+			"another address than before", Always,
+			[]policy.Node{self, node("near", "172.20.1.91", "100.96.2.0/24")},
+			[]string{"near 100.96.2.0/24 172.20.1.91 tunnel"},
+			nil,
+		},
+		{
+			"the same address and network as a node before it", Always,
+			[]policy.Node{self, near, node("nearer", "172.20.1.11", "100.96.2.0/24")},
+			[]string{"near 100.96.2.0/24 172.20.1.11 tunnel"},
+			[]string{
+				"Node nearer: status.addresses: the InternalIP 172.20.1.11",
+				"Node nearer: spec.podCIDRs: the network 100.96.2.0/24",
+			},
+		},
+		{
+			"one of two networks overlaps", Always,
+			[]policy.Node{self, near, node("two", "172.20.1.13", "100.96.2.128/25", "100.96.5.0/24")},
+			[]string{"near 100.96.2.0/24 172.20.1.11 tunnel", "two 100.96.5.0/24 172.20.1.13 tunnel"},
+			[]string{"Node two: spec.podCIDRs: the network 100.96.2.128/25 doesn't count"},
+		},
+		{
+			"overlap with another", Always,
+			[]policy.Node{self, node("z", "172.20.1.14", "100.96.2.0/25"), near},
+			[]string{"near 100.96.2.0/24 172.20.1.11 tunnel"},
+			[]string{"Node z: spec.podCIDRs: the network 100.96.2.0/25"},
+		},
+		{
+			"overlap with the node's own", Always,
+			[]policy.Node{node("a", "172.20.1.14", "100.96.0.0/16"), self, near},
+			[]string{"near 100.96.2.0/24 172.20.1.11 tunnel"},
+			[]string{"Node a: spec.podCIDRs: the network 100.96.0.0/16"},
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			settled, problems := policy.Settle(tc.nodes, policy.Terms{Self: "self"})
@@ -104,10 +167,14 @@ func TestCompute(t *testing.T) {
 			}
 		})
 	}
-	for field, n := range map[string]policy.Node{"spec.podCIDRs": node("self", "172.20.1.10"), "status.addresses": node("self", "", "100.96.1.0/24")} {
+	for field, n := range map[string]policy.Node{
+		"spec.podCIDRs":    node("self", "172.20.1.10"),
+		"status.addresses": node("self", "", "100.96.1.0/24"),
+	} {
 		settled, problems := policy.Settle([]policy.Node{n, near}, policy.Terms{Self: "self"})
 		plan := Compute("self", options(Always), settled, subnet)
-		if plan.Local.IsValid() || len(problems) != 1 || problems[0].Field != field || !strings.Contains(problems[0].Message, "can't have pods") {
+		if plan.Local.IsValid() || len(problems) != 1 || problems[0].Field != field ||
+			!strings.Contains(problems[0].Message, "can't have pods") {
 			t.Errorf("the node itself has no %s: %+v, %v", field, plan, problems)
 		}
 	}
@@ -116,8 +183,8 @@ func TestCompute(t *testing.T) {
 	}
 }
 
-// TestComputeBothFamilies: packets of both families go through tunnels of one, that of the node's first address; what goes
-// as it is goes to an address of its own.
+// TestComputeBothFamilies: packets of both families go through tunnels of one, that of the node's first address; what
+// goes as it is goes to an address of its own.
 func TestComputeBothFamilies(t *testing.T) {
 	const four, six = "172.20.1.10 2001:db8:1::10", "2001:db8:1::10 172.20.1.10"
 	near := node("near", "2001:db8:1::11 172.20.1.11", "100.96.2.0/24", "fd00:96:2::/64")
@@ -131,7 +198,8 @@ func TestComputeBothFamilies(t *testing.T) {
 		problems   []string
 	}{
 		{"over IPv4", four, Always, []string{
-			"far 100.96.3.0/24 172.20.2.12 tunnel", "far fd00:96:3::/64 172.20.2.12 tunnel", "half fd00:96:4::/64 172.20.1.13 tunnel",
+			"far 100.96.3.0/24 172.20.2.12 tunnel", "far fd00:96:3::/64 172.20.2.12 tunnel",
+			"half fd00:96:4::/64 172.20.1.13 tunnel",
 			"near 100.96.2.0/24 172.20.1.11 tunnel", "near fd00:96:2::/64 172.20.1.11 tunnel",
 		}, nil},
 		{"over IPv6", six, Always, []string{
@@ -139,7 +207,8 @@ func TestComputeBothFamilies(t *testing.T) {
 			"near 100.96.2.0/24 2001:db8:1::11 tunnel", "near fd00:96:2::/64 2001:db8:1::11 tunnel",
 		}, []string{"Node half: status.addresses: there is no IPv6 InternalIP"}},
 		{"crossSubnet", four, CrossSubnet, []string{
-			"far 100.96.3.0/24 172.20.2.12 tunnel", "far fd00:96:3::/64 172.20.2.12 tunnel", "half fd00:96:4::/64 172.20.1.13 tunnel",
+			"far 100.96.3.0/24 172.20.2.12 tunnel", "far fd00:96:3::/64 172.20.2.12 tunnel",
+			"half fd00:96:4::/64 172.20.1.13 tunnel",
 			"near 100.96.2.0/24 172.20.1.11 direct", "near fd00:96:2::/64 2001:db8:1::11 direct",
 		}, nil},
 		{"never", six, Never, []string{
@@ -147,7 +216,8 @@ func TestComputeBothFamilies(t *testing.T) {
 		}, []string{"Node half: status.addresses: there is no IPv6 InternalIP"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			plan := Compute("self", options(tc.e), []policy.Node{far, half, near, node("self", tc.self, "fd00:96:1::/64", "100.96.1.0/24", "fd00:96:9::/64")}, subnets)
+			plan := Compute("self", options(tc.e),
+				[]policy.Node{far, half, near, node("self", tc.self, "fd00:96:1::/64", "100.96.1.0/24", "fd00:96:9::/64")}, subnets)
 			var peers []string
 			for _, p := range plan.Peers {
 				how := map[bool]string{true: "direct", false: "tunnel"}[p.Direct]
@@ -156,11 +226,15 @@ func TestComputeBothFamilies(t *testing.T) {
 			if diff := cmp.Diff(tc.peers, peers); diff != "" {
 				t.Errorf("peers: %s", diff)
 			}
-			if len(plan.Problems) != len(tc.problems) || len(tc.problems) > 0 && !strings.HasPrefix(plan.Problems[0].String(), tc.problems[0]) {
+			if len(plan.Problems) != len(tc.problems) || len(tc.problems) > 0 &&
+				!strings.HasPrefix(plan.Problems[0].String(), tc.problems[0]) {
 				t.Errorf("problems: %v, want %v", plan.Problems, tc.problems)
 			}
 			first, _, _ := strings.Cut(tc.self, " ")
-			if want := []netip.Addr{netip.MustParseAddr("fd00:96:1::"), netip.MustParseAddr("100.96.1.0")}; plan.Local.String() != first || !slices.Equal(plan.Gateways, want) {
+			if want := []netip.Addr{
+				netip.MustParseAddr("fd00:96:1::"),
+				netip.MustParseAddr("100.96.1.0"),
+			}; plan.Local.String() != first || !slices.Equal(plan.Gateways, want) {
 				t.Errorf("local %s, gateways %s", plan.Local, plan.Gateways)
 			}
 		})
@@ -186,15 +260,22 @@ func TestTwoAddressesWithOneMAC(t *testing.T) {
 		seen[MAC(a).String()] = a
 	}
 	first := seen[MAC(a).String()].String()
-	nodes := []policy.Node{node("self", "2001:db8:1::10", "fd00:96:1::/64"), node("z", first, "fd00:96:2::/64"), node("a", a.String(), "fd00:96:3::/64")}
+	nodes := []policy.Node{
+		node("self", "2001:db8:1::10", "fd00:96:1::/64"), node("z", first, "fd00:96:2::/64"),
+		node("a", a.String(), "fd00:96:3::/64"),
+	}
 	plan := Compute("self", options(Always), nodes, paths{})
-	if len(plan.Peers) != 1 || plan.Peers[0].Node != "z" || len(plan.Problems) != 1 || plan.Problems[0].Object != "Node a" {
+	if len(plan.Peers) != 1 || plan.Peers[0].Node != "z" || len(plan.Problems) != 1 ||
+		plan.Problems[0].Object != "Node a" {
 		t.Errorf("peers %v, problems %v", plan.Peers, plan.Problems)
 	}
 }
 
 func TestParse(t *testing.T) {
-	for s, want := range map[string]Encapsulation{"": Always, "always": Always, "crossSubnet": CrossSubnet, "never": Never} {
+	for s, want := range map[string]Encapsulation{
+		"": Always, "always": Always, "crossSubnet": CrossSubnet,
+		"never": Never,
+	} {
 		if got, err := Parse(s); got != want || err != nil {
 			t.Errorf("%q: %v, %v", s, got, err)
 		}

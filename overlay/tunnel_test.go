@@ -18,8 +18,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPodsForgeNoTunnelPackets: a pod of n1 sends n2 what looks, once it is masqueraded, like a packet of n1's end of the
-// tunnel, with a sender inside that is a pod of n3. n2 has a second address, which is in no Node's status as InternalIP.
+// TestPodsForgeNoTunnelPackets: a pod of n1 sends n2 what looks, once it is masqueraded, like a packet of n1's end of
+// the tunnel, with a sender inside that is a pod of n3. n2 has a second address, which is in no Node's status as
+// InternalIP.
 func TestPodsForgeNoTunnelPackets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -33,14 +34,17 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 		"ip -n n2 addr add " + second + "/24 dev eth1", "ip -n n2 link set eth1 up",
 		"ip link add eth0 netns pod type veth peer name pod netns n1",
 		"ip -n n1 addr add 100.96.1.1/24 dev pod", "ip -n n1 link set pod up",
-		"ip -n pod addr add 100.96.1.7/24 dev eth0", "ip -n pod link set eth0 up", "ip -n pod route add default via 100.96.1.1",
+		"ip -n pod addr add 100.96.1.7/24 dev eth0", "ip -n pod link set eth0 up",
+		"ip -n pod route add default via 100.96.1.1",
 	} {
 		f := strings.Fields(c)
 		nodetest.Run(t, f[0], f[1:]...)
 	}
-	nodetest.In(t, "/run/netns/n1", func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o600) })
+	nodetest.In(t, "/run/netns/n1",
+		func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o600) })
 	nodes := []policy.Node{
-		node("n1", "172.20.1.10", "100.96.1.0/24"), node("n2", internal, "100.96.2.0/24"), node("n3", "172.20.3.10", "100.96.3.0/24"),
+		node("n1", "172.20.1.10", "100.96.1.0/24"), node("n2", internal, "100.96.2.0/24"),
+		node("n3", "172.20.3.10", "100.96.3.0/24"),
 	}
 	for name, o := range overlays {
 		if err := applied(o, planned(name, Always, nodes, o)); err != nil {
@@ -61,11 +65,19 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 	}
 	enforce := func(name string, nodes ...policy.Node) {
 		t.Helper()
-		s := policy.State{Objects: policy.Objects{Nodes: nodes, Namespaces: []policy.Namespace{{Name: "lab"}}, Pods: []policy.Pod{{Namespace: "lab", Name: "pod"}}}}
+		s := policy.State{Objects: policy.Objects{
+			Nodes:      nodes,
+			Namespaces: []policy.Namespace{{Name: "lab"}},
+			Pods:       []policy.Pod{{Namespace: "lab", Name: "pod"}},
+		}}
 		if name == "n1" {
 			s.Endpoints = []endpoint.Endpoint{{
 				ContainerID: "pod", IfName: "eth0", Enforcement: conf.Strict, Pod: endpoint.Pod{Namespace: "lab", Name: "pod"},
-				Addresses: []endpoint.Address{{Addr: netip.MustParseAddr("100.96.1.7"), Subnet: netip.MustParsePrefix("100.96.1.0/24"), Gateway: netip.MustParseAddr("100.96.1.1")}},
+				Addresses: []endpoint.Address{{
+					Addr:    netip.MustParseAddr("100.96.1.7"),
+					Subnet:  netip.MustParsePrefix("100.96.1.0/24"),
+					Gateway: netip.MustParseAddr("100.96.1.1"),
+				}},
 			}}
 		}
 		on(name, func(d *iptables.Driver) error {
@@ -107,7 +119,8 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 	broken := nodes[2]
 	broken.PodCIDRs = append(broken.PodCIDRs, netip.MustParsePrefix("172.20.0.0/16"))
 	enforce("n1", nodes[0], nodes[1], broken)
-	nodetest.Run(t, "ip", "netns", "exec", "n1", "iptables", "-t", "nat", "-A", "POSTROUTING", "-o", "eth0", "-j", "MASQUERADE")
+	nodetest.Run(t, "ip", "netns", "exec", "n1", "iptables", "-t", "nat", "-A", "POSTROUTING", "-o", "eth0", "-j",
+		"MASQUERADE")
 	arrives(internal, false)
 	// Tunnels go on.
 	enforce("n1", nodes...)
@@ -121,7 +134,8 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 // inside.
 func forge(t *testing.T, to string) (result error) {
 	t.Helper()
-	packet := vxlan(netip.MustParseAddr("172.20.3.10"), netip.MustParseAddr("172.20.2.10"), netip.MustParseAddrPort("100.96.3.99:9"), netip.MustParseAddrPort("100.96.2.5:9"))
+	packet := vxlan(netip.MustParseAddr("172.20.3.10"), netip.MustParseAddr("172.20.2.10"),
+		netip.MustParseAddrPort("100.96.3.99:9"), netip.MustParseAddrPort("100.96.2.5:9"))
 	nodetest.In(t, "/run/netns/n2", func() error {
 		server, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("100.96.2.5:9")))
 		if err != nil {
@@ -150,8 +164,8 @@ func forge(t *testing.T, to string) (result error) {
 	return result
 }
 
-// vxlan is what one tunnel end sends to another (RFC 7348, section 5), behind the outer UDP header: a UDP packet without
-// a checksum, between two addresses behind them.
+// vxlan is what one tunnel end sends to another (RFC 7348, section 5), behind the outer UDP header: a UDP packet
+// without a checksum, between two addresses behind them.
 func vxlan(from, to netip.Addr, src, dst netip.AddrPort) []byte {
 	udp := make([]byte, 8, 16)
 	binary.BigEndian.PutUint16(udp, src.Port())

@@ -46,26 +46,33 @@ spec:
 	return onNode(objects)
 }
 
-// TestLargePolicies: what is merely large works, in few rules; what is beyond a bound is reported with its field and lets
-// nothing through. Neither changes what others' policies mean.
+// TestLargePolicies: what is merely large works, in few rules; what is beyond a bound is reported with its field and
+// lets nothing through. Neither changes what others' policies mean.
 func TestLargePolicies(t *testing.T) {
 	big := map[string]string{"app": "big"}
-	let := func(from []networkingv1.NetworkPolicyPeer, ports ...networkingv1.NetworkPolicyPort) []*networkingv1.NetworkPolicy {
+	let := func(from []networkingv1.NetworkPolicyPeer,
+		ports ...networkingv1.NetworkPolicyPort,
+	) []*networkingv1.NetworkPolicy {
 		return []*networkingv1.NetworkPolicy{policytest.Letting("big", big, from, ports...)}
 	}
-	anyone := []networkingv1.NetworkPolicyPeer{{NamespaceSelector: &metav1.LabelSelector{}}, {IPBlock: &networkingv1.IPBlock{CIDR: "192.0.2.0/24"}}}
+	anyone := []networkingv1.NetworkPolicyPeer{
+		{NamespaceSelector: &metav1.LabelSelector{}},
+		{IPBlock: &networkingv1.IPBlock{CIDR: "192.0.2.0/24"}},
+	}
 	tooMany := let(policytest.Selectors(0, 1025))
 	tooMany[0].Spec.Ingress = append(tooMany[0].Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: anyone})
 	var sets []*networkingv1.NetworkPolicy
 	for i := range 9 {
 		sets = append(sets, policytest.Letting(fmt.Sprint("big-", i), big, policytest.Selectors(1000*i, 1000)))
 	}
-	sets[8].Spec.Ingress[0].From = append(sets[8].Spec.Ingress[0].From, networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "other"}}})
+	sets[8].Spec.Ingress[0].From = append(sets[8].Spec.Ingress[0].From,
+		networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "other"}}})
 	full := let(anyone)
 	full[0].Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{Ports: append(namedPorts(1), policytest.OddPorts(1)...)}}
 	broken := let(nil)
 	for range 100_000 {
-		broken[0].Spec.Ingress[0].From = append(broken[0].Spec.Ingress[0].From, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: "192.0.2.0/33"}})
+		broken[0].Spec.Ingress[0].From = append(broken[0].Spec.Ingress[0].From,
+			networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: "192.0.2.0/33"}})
 	}
 	for _, tc := range []struct {
 		name         string
@@ -77,58 +84,91 @@ func TestLargePolicies(t *testing.T) {
 		of           int
 	}{
 		{
-			name: "4,000 ports", policies: let(nil, policytest.OddPorts(4000)...), rules: 1,
-			pass: "client>big:tcp:1 client>big:tcp:7999", closed: "client>big:tcp:2 client>big:tcp:8001 client>big:udp:1 client>big:1:0",
+			name:     "4,000 ports",
+			policies: let(nil, policytest.OddPorts(4000)...),
+			rules:    1,
+			pass:     "client>big:tcp:1 client>big:tcp:7999",
+			closed:   "client>big:tcp:2 client>big:tcp:8001 client>big:udp:1 client>big:1:0",
 		},
 		{
 			name: "4,000 ports for each of two peers", policies: let(anyone, policytest.OddPorts(4000)...), rules: 2,
 			pass: "client>big:tcp:3999 192.0.2.9>big:tcp:3999", closed: "192.0.2.9>big:tcp:4000 192.0.3.9>big:tcp:3999",
 		},
 		{
-			name: "100,000 ipBlocks", policies: let(policytest.EvenAddresses(100_000), policytest.OddPorts(2)...), rules: 1,
-			pass: "172.16.0.0>big:tcp:1 172.19.13.62>big:tcp:3", closed: "172.16.0.1>big:tcp:1 172.19.13.64>big:tcp:1 172.16.0.0>big:tcp:2",
+			name:     "100,000 ipBlocks",
+			policies: let(policytest.EvenAddresses(100_000), policytest.OddPorts(2)...),
+			rules:    1,
+			pass:     "172.16.0.0>big:tcp:1 172.19.13.62>big:tcp:3",
+			closed:   "172.16.0.1>big:tcp:1 172.19.13.64>big:tcp:1 172.16.0.0>big:tcp:2",
 		},
 		{
 			name: "an ipBlock with 4,000 excepts", policies: let(policytest.AllButEven(4000)), rules: 1,
 			pass: "172.16.0.1>big:tcp:1 8.8.8.8>big:tcp:1", closed: "172.16.0.0>big:tcp:1 172.16.31.62>big:tcp:1",
 		},
 		{
-			name: "too many networks", policies: let(policytest.EvenAddresses(1<<17 + 1)), closed: "172.16.0.0>big:tcp:1 client>big:tcp:1",
-			problems: []string{"NetworkPolicy x/big: spec.ingress[0]: with it the policy is 131073 networks and ports, and may be 131072; it lets nothing through"},
+			name:     "too many networks",
+			policies: let(policytest.EvenAddresses(1<<17 + 1)),
+			closed:   "172.16.0.0>big:tcp:1 client>big:tcp:1",
+			problems: []string{
+				"NetworkPolicy x/big: spec.ingress[0]: with it the policy is 131073 networks and ports, and may be 131072; it lets nothing through",
+			},
 		},
 		{
-			name: "too many networks, made of few", policies: let(policytest.AllButEven(1 << 17)), closed: "8.8.8.8>big:tcp:1 172.16.0.1>big:tcp:1",
+			name:     "too many networks, made of few",
+			policies: let(policytest.AllButEven(1 << 17)),
+			closed:   "8.8.8.8>big:tcp:1 172.16.0.1>big:tcp:1",
 			problems: []string{"NetworkPolicy x/big: spec.ingress[0]: with it the policy is "},
 		},
 		{
 			name: "too many rules, and a rule that is not", policies: tooMany, rules: 2,
-			pass:     "client>big:tcp:1 192.0.2.9>big:tcp:1",
-			problems: []string{"NetworkPolicy x/big: spec.ingress[0]: with it the policy is 1025 rules of the kernel's, and may be 1024; it lets nothing through"},
+			pass: "client>big:tcp:1 192.0.2.9>big:tcp:1",
+			problems: []string{
+				"NetworkPolicy x/big: spec.ingress[0]: with it the policy is 1025 rules of the kernel's, and may be 1024; it lets nothing through",
+			},
 		},
 		{
-			name: "too many rules of peers and ports", policies: let(policytest.Selectors(0, 300), append(namedPorts(3), policytest.OddPorts(2)...)...),
+			name:     "too many rules of peers and ports",
+			policies: let(policytest.Selectors(0, 300), append(namedPorts(3), policytest.OddPorts(2)...)...),
 			closed:   "client>big:tcp:1",
 			problems: []string{"NetworkPolicy x/big: spec.ingress[0]: with it the policy is 1200 rules"},
 		},
 		{
-			name: "more addresses than a set holds, of peers and of pods with a port", policies: full, rules: 1,
+			name:     "more addresses than a set holds, of peers and of pods with a port",
+			policies: full,
+			rules:    1,
 			more: []policy.Pod{{
-				Namespace: "x", Name: "many", Ports: []policy.NamedPort{{Name: "port-0", Proto: policy.TCP, Number: 7}}, Addresses: addresses(conf.MaxSetEntries + 1),
+				Namespace: "x",
+				Name:      "many",
+				Ports:     []policy.NamedPort{{Name: "port-0", Proto: policy.TCP, Number: 7}},
+				Addresses: addresses(conf.MaxSetEntries + 1),
 			}},
-			pass: "192.0.2.9>big:tcp:1 big>client:tcp:1", closed: "client>big:tcp:1 11.0.0.1>big:tcp:1 big>11.0.0.1:tcp:7 big>client:tcp:7",
+			pass:   "192.0.2.9>big:tcp:1 big>client:tcp:1",
+			closed: "client>big:tcp:1 11.0.0.1>big:tcp:1 big>11.0.0.1:tcp:7 big>client:tcp:7",
 			problems: []string{
 				"NetworkPolicy x/big: spec.egress[0].ports: means 1048577 addresses, and a set holds 1048576; nobody is let through by it",
 				"NetworkPolicy x/big: spec.ingress[0].from[0]: means 1048580 addresses",
 			},
 		},
 		{
-			name: "more sets than a node has room for", policies: sets, rules: 8191, closed: "10.88.1.9>big:tcp:1 client>big:tcp:1",
-			more:     []policy.Pod{{Namespace: "x", Name: "other", Labels: map[string]string{"app": "other"}, Addresses: []netip.Addr{netip.MustParseAddr("10.88.1.9")}}},
-			problems: []string{"NetworkPolicy x/big-8: spec.ingress[0].from["}, of: 50,
+			name:     "more sets than a node has room for",
+			policies: sets,
+			rules:    8191,
+			closed:   "10.88.1.9>big:tcp:1 client>big:tcp:1",
+			more: []policy.Pod{{
+				Namespace: "x",
+				Name:      "other",
+				Labels:    map[string]string{"app": "other"},
+				Addresses: []netip.Addr{netip.MustParseAddr("10.88.1.9")},
+			}},
+			problems: []string{"NetworkPolicy x/big-8: spec.ingress[0].from["},
+			of:       50,
 		},
 		{
 			name: "100,000 broken ipBlocks", policies: broken, closed: "client>big:tcp:1 192.0.2.9>big:tcp:1",
-			problems: []string{"NetworkPolicy x/big: spec.ingress[0].from[0].ipBlock.cidr: ", "NetworkPolicy x/big: spec.ingress[0].from["}, of: 50,
+			problems: []string{
+				"NetworkPolicy x/big: spec.ingress[0].from[0].ipBlock.cidr: ",
+				"NetworkPolicy x/big: spec.ingress[0].from[",
+			}, of: 50,
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

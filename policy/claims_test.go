@@ -40,13 +40,23 @@ func TestSettle(t *testing.T) {
 		kept                string // of those
 		within              []netip.Prefix
 	}{
-		{addresses: "172.20.4.10 2001:db8:4::10", networks: "100.96.4.0/24 fd00:96:4::/64", kept: "172.20.4.10 2001:db8:4::10 100.96.4.0/24 fd00:96:4::/64"},
+		{
+			addresses: "172.20.4.10 2001:db8:4::10",
+			networks:  "100.96.4.0/24 fd00:96:4::/64",
+			kept:      "172.20.4.10 2001:db8:4::10 100.96.4.0/24 fd00:96:4::/64",
+		},
 		{addresses: "172.20.4.10 172.20.4.10", networks: "100.96.4.0/24 100.96.4.0/25", kept: "172.20.4.10 100.96.4.0/24"},
-		{addresses: "0.0.0.0 224.0.0.1 127.0.0.1 169.254.1.1 255.255.255.255 0.1.2.3 239.1.1.1 172.20.4.10", kept: "172.20.4.10"},
+		{
+			addresses: "0.0.0.0 224.0.0.1 127.0.0.1 169.254.1.1 255.255.255.255 0.1.2.3 239.1.1.1 172.20.4.10",
+			kept:      "172.20.4.10",
+		},
 		{addresses: ":: ::1 fe80::1 ff02::1 ::ffff:10.0.0.1 2001:db8:4::10", kept: "2001:db8:4::10"},
 		{addresses: "172.20.1.10 172.20.2.10 172.20.3.10 2001:db8:3::10"},
 		{addresses: "100.96.1.7 100.96.3.0 fd00:96:2::9"},
-		{networks: "0.0.0.0/0 0.0.0.0/1 127.0.0.0/8 128.0.0.0/1 224.0.0.0/24 169.254.0.0/24 255.255.255.0/24 100.96.4.0/24", kept: "100.96.4.0/24"},
+		{
+			networks: "0.0.0.0/0 0.0.0.0/1 127.0.0.0/8 128.0.0.0/1 224.0.0.0/24 169.254.0.0/24 255.255.255.0/24 100.96.4.0/24",
+			kept:     "100.96.4.0/24",
+		},
 		{networks: "::/0 8000::/1 ::/96 fe80::/64 ff00::/8 ::ffff:0:0/97 fd00:96:4::/64", kept: "fd00:96:4::/64"},
 		{networks: "172.20.0.0/16 172.20.1.0/24 172.20.1.10/32 172.20.3.10/32 2001:db8::/32 2001:db8:3::10/128"},
 		{networks: "100.96.1.0/24 100.96.2.0/32 100.96.3.128/25 100.96.0.0/16 fd00:96:1::/64 fd00:96::/32 fd00:96:3::7/128"},
@@ -54,7 +64,10 @@ func TestSettle(t *testing.T) {
 		{networks: "8.8.8.8/32 100.96.4.0/24 2001:db8:9::/64", kept: "8.8.8.8/32 100.96.4.0/24 2001:db8:9::/64"},
 		{networks: "8.8.8.8/32 100.96.4.0/24 2001:db8:9::/64 100.0.0.0/8", kept: "100.96.4.0/24", within: within},
 	} {
-		for _, evil := range []Node{claimant("a-evil", 4, tc.addresses, tc.networks), claimant("z-evil", -1, tc.addresses, tc.networks)} {
+		for _, evil := range []Node{
+			claimant("a-evil", 4, tc.addresses, tc.networks),
+			claimant("z-evil", -1, tc.addresses, tc.networks),
+		} {
 			got, problems := Settle(slices.Concat([]Node{evil}, honest), Terms{Self: "self", Within: tc.within})
 			if diff := cmp.Diff(honest, got[:3], cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
 				t.Errorf("%s %s harms others: %s", tc.addresses, tc.networks, diff)
@@ -108,11 +121,15 @@ func TestSettleOrder(t *testing.T) {
 		{-1, 9, [2]string{"a", "z"}, 1},
 		{-1, -1, [2]string{"a", "self"}, 1},
 	} {
-		nodes := []Node{claimant(tc.names[0], tc.first, "172.20.1.10", "100.96.1.0/24"), claimant(tc.names[1], tc.second, "172.20.1.10", "100.96.1.0/24")}
+		nodes := []Node{
+			claimant(tc.names[0], tc.first, "172.20.1.10", "100.96.1.0/24"),
+			claimant(tc.names[1], tc.second, "172.20.1.10", "100.96.1.0/24"),
+		}
 		for range 2 {
 			slices.Reverse(nodes)
 			got, problems := Settle(nodes, Terms{Self: "self"})
-			if got[0].Name != tc.names[tc.keeps] || len(got[0].Addresses) != 1 || len(got[1].Addresses)+len(got[1].PodCIDRs) > 0 || len(problems) != 2 {
+			if got[0].Name != tc.names[tc.keeps] || len(got[0].Addresses) != 1 ||
+				len(got[1].Addresses)+len(got[1].PodCIDRs) > 0 || len(problems) != 2 {
 				t.Errorf("%v: %v, %v", tc, got, problems)
 			}
 		}
@@ -171,12 +188,15 @@ func TestLocalAddresses(t *testing.T) {
 		local = append(local, Local{netip.MustParseAddr(a), "an address that this node needs"})
 	}
 	for network, counts := range map[string]bool{
-		"172.17.0.0/24": false, "172.17.0.1/32": false, "172.16.0.0/13": false, "172.20.1.0/29": false, "2001:db8::/64": false, "172.17.0.2/32": true,
-		"172.17.1.0/24": true, "172.20.1.2/31": true, "2001:db8:1::/64": true, "2001:db8::2/127": true, "172.20.0.0/24": true, "8.8.8.0/24": true,
+		"172.17.0.0/24": false, "172.17.0.1/32": false, "172.16.0.0/13": false, "172.20.1.0/29": false,
+		"2001:db8::/64": false, "172.17.0.2/32": true,
+		"172.17.1.0/24": true, "172.20.1.2/31": true, "2001:db8:1::/64": true, "2001:db8::2/127": true,
+		"172.20.0.0/24": true, "8.8.8.0/24": true,
 	} {
 		for _, before := range [][]Node{nil, {claimant("n", 1, "", network)}} {
 			for name, want := range map[string]bool{"n": counts, "self": true} {
-				got, problems := Settle([]Node{claimant(name, 1, "172.30.0.1", network)}, Terms{Self: "self", Local: local, Before: before})
+				got, problems := Settle([]Node{claimant(name, 1, "172.30.0.1", network)},
+					Terms{Self: "self", Local: local, Before: before})
 				if (len(got[0].PodCIDRs) == 1) != want {
 					t.Errorf("%s of %s: %v, %v", network, name, got, problems)
 				}
@@ -194,7 +214,8 @@ func TestSettleAgreesWithComparingAll(t *testing.T) {
 			n := claimant(fmt.Sprint("n", i), i, "", "")
 			for range 2 {
 				n.Addresses = append(n.Addresses, netip.AddrFrom4([4]byte{10, 0, byte(r.IntN(2)), byte(r.IntN(16))}))
-				n.PodCIDRs = append(n.PodCIDRs, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(r.IntN(2)), byte(r.IntN(256))}), 22+r.IntN(11)).Masked())
+				n.PodCIDRs = append(n.PodCIDRs,
+					netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(r.IntN(2)), byte(r.IntN(256))}), 22+r.IntN(11)).Masked())
 			}
 			nodes = append(nodes, n)
 		}
@@ -228,7 +249,8 @@ func TestSettleAgreesWithComparingAll(t *testing.T) {
 func BenchmarkSettle5000Nodes(b *testing.B) {
 	var nodes []Node
 	for i := range 5000 {
-		nodes = append(nodes, claimant(fmt.Sprint("n", i), i, fmt.Sprintf("172.20.%d.%d", i/250, i%250+1), fmt.Sprintf("100.%d.%d.0/24 fd00:96:%x::/64", 64+i/256, i%256, i)))
+		nodes = append(nodes, claimant(fmt.Sprint("n", i), i, fmt.Sprintf("172.20.%d.%d", i/250, i%250+1),
+			fmt.Sprintf("100.%d.%d.0/24 fd00:96:%x::/64", 64+i/256, i%256, i)))
 	}
 	for b.Loop() {
 		if _, problems := Settle(nodes, Terms{Self: "n1"}); len(problems) > 0 {

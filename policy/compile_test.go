@@ -27,7 +27,10 @@ func onNode(objects policy.Objects) policy.State {
 	for _, p := range objects.Pods {
 		var addresses []endpoint.Address
 		for _, a := range p.Addresses {
-			for _, subnet := range []netip.Prefix{netip.MustParsePrefix("10.88.0.0/24"), netip.MustParsePrefix("fd00:10:88::/64")} {
+			for _, subnet := range []netip.Prefix{
+				netip.MustParsePrefix("10.88.0.0/24"),
+				netip.MustParsePrefix("fd00:10:88::/64"),
+			} {
 				if subnet.Contains(a) && !p.HostNetwork {
 					addresses = append(addresses, endpoint.Address{Addr: a, Subnet: subnet, Gateway: subnet.Addr().Next()})
 				}
@@ -80,15 +83,25 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// The verdicts of one table row, of the rules and of the evaluator, are for packets FROM>TO:PROTO:PORT, where FROM and TO are pods or addresses.
+// The verdicts of one table row, of the rules and of the evaluator, are for packets FROM>TO:PROTO:PORT, where FROM
+// and TO are pods or addresses.
 func TestJudge(t *testing.T) {
 	for _, tc := range []struct {
 		file         string
 		pass, closed string
 	}{
-		{"walkthrough-1-none", "busybox>http-echo:tcp:80 192.0.2.1>http-echo:tcp:80 busybox>192.0.2.1:udp:53 busybox>node:tcp:22", ""},
-		{"walkthrough-2-deny-all", "busybox>192.0.2.1:tcp:443 busybox>busybox:tcp:80 busybox>other:tcp:80", "busybox>http-echo:tcp:80 192.0.2.1>http-echo:tcp:80 other>busybox:tcp:80"},
-		{"walkthrough-3-allow", "other>busybox:tcp:80", "busybox>http-echo:tcp:80 other>http-echo:tcp:80 192.0.2.1>http-echo:tcp:80"},
+		{
+			"walkthrough-1-none",
+			"busybox>http-echo:tcp:80 192.0.2.1>http-echo:tcp:80 busybox>192.0.2.1:udp:53 busybox>node:tcp:22", "",
+		},
+		{
+			"walkthrough-2-deny-all", "busybox>192.0.2.1:tcp:443 busybox>busybox:tcp:80 busybox>other:tcp:80",
+			"busybox>http-echo:tcp:80 192.0.2.1>http-echo:tcp:80 other>busybox:tcp:80",
+		},
+		{
+			"walkthrough-3-allow", "other>busybox:tcp:80",
+			"busybox>http-echo:tcp:80 other>http-echo:tcp:80 192.0.2.1>http-echo:tcp:80",
+		},
 		{"walkthrough-4-labelled", "busybox>http-echo:tcp:80 busybox>http-echo:udp:53", "other>http-echo:tcp:80"},
 		{
 			"peers",
@@ -144,10 +157,19 @@ func loadAny(t testing.TB, path string) policy.State {
 // TestChained: pods whose network another plugin made are judged as all are, and masqueraded by nobody but that plugin.
 func TestChained(t *testing.T) {
 	chained := endpoint.Endpoint{
-		ContainerID: "c", IfName: "eth0", Chained: true, Enforcement: conf.Strict, Pod: endpoint.Pod{Namespace: "shop", Name: "web"},
-		Addresses: []endpoint.Address{{Addr: netip.MustParseAddr("10.99.0.2"), Subnet: netip.MustParsePrefix("10.99.0.2/32")}},
+		ContainerID: "c",
+		IfName:      "eth0",
+		Chained:     true,
+		Enforcement: conf.Strict,
+		Pod:         endpoint.Pod{Namespace: "shop", Name: "web"},
+		Addresses: []endpoint.Address{
+			{Addr: netip.MustParseAddr("10.99.0.2"), Subnet: netip.MustParsePrefix("10.99.0.2/32")},
+		},
 	}
-	state := policy.State{Objects: policy.Objects{Pods: []policy.Pod{{Namespace: "shop", Name: "web"}}}, Endpoints: []endpoint.Endpoint{chained}}
+	state := policy.State{
+		Objects:   policy.Objects{Pods: []policy.Pod{{Namespace: "shop", Name: "web"}}},
+		Endpoints: []endpoint.Endpoint{chained},
+	}
 	text := func() string {
 		var b bytes.Buffer
 		if err := policy.Compile(state).Write(&b); err != nil {
@@ -161,7 +183,8 @@ func TestChained(t *testing.T) {
 			t.Errorf("no %q in\n%s", words, with)
 		}
 	}
-	if returns, masquerades := strings.Index(with, "--match-set weir-chained src"), strings.Index(with, "-j MASQUERADE"); returns > masquerades {
+	if returns, masquerades := strings.Index(with, "--match-set weir-chained src"),
+		strings.Index(with, "-j MASQUERADE"); returns > masquerades {
 		t.Errorf("masqueraded before it is left out:\n%s", with)
 	}
 	state.Endpoints[0].Chained = false

@@ -68,47 +68,139 @@ kind: Pod
 metadata: {name: new, namespace: shop, labels: {app: web}}
 `
 
-// TestCorners: what networking.k8s.io/v1 says where it is easily read otherwise. The rules and the evaluator must both say
-// so. A policy selects shop/db unless its spec says otherwise.
+// TestCorners: what networking.k8s.io/v1 says where it is easily read otherwise. The rules and the evaluator must
+// both say so. A policy selects shop/db unless its spec says otherwise.
 func TestCorners(t *testing.T) {
 	for _, tc := range []struct {
 		name, spec   string
 		pass, closed string
 	}{
-		{"no rule", "podSelector: {matchLabels: {app: db}}", "db>8.8.8.8:tcp:80 web>free:tcp:80", "web>db:tcp:80 8.8.8.8>db:udp:53 far>db:1:0"},
+		{
+			"no rule", "podSelector: {matchLabels: {app: db}}", "db>8.8.8.8:tcp:80 web>free:tcp:80",
+			"web>db:tcp:80 8.8.8.8>db:udp:53 far>db:1:0",
+		},
 		{"an empty list of rules", "{podSelector: {matchLabels: {app: db}}, ingress: []}", "db>web:tcp:80", "web>db:tcp:80"},
-		{"a rule that says nothing: everybody, all protocols", "{podSelector: {matchLabels: {app: db}}, ingress: [{}]}", "web>db:tcp:80 8.8.8.8>db:1:0 far>db:sctp:9 far>db:132:0 far>db:50:0", ""},
-		{"empty lists of peers and ports are the same", "{podSelector: {matchLabels: {app: db}}, ingress: [{from: [], ports: []}]}", "web>db:tcp:80 8.8.8.8>db:1:0", ""},
-		{"ports without peers", "{podSelector: {matchLabels: {app: db}}, ingress: [{ports: [{protocol: UDP}]}]}", "web>db:udp:1 8.8.8.8>db:udp:65535", "web>db:tcp:1 web>db:1:0 web>db:sctp:1"},
-		{"a port is TCP's", "{podSelector: {matchLabels: {app: db}}, ingress: [{ports: [{port: 80}]}]}", "web>db:tcp:80", "web>db:udp:80 web>db:sctp:80 web>db:1:0"},
-		{"peers without ports: ICMP too", "{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {}}]}]}", "web>db:1:0 web>db:tcp:80 web>db:sctp:80", "free>db:1:0"},
-		{"an absent podSelector is all pods", "{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{namespaceSelector: {}}]}]}", "web>db:tcp:80 free>db:tcp:80 far>db:tcp:80", "8.8.8.8>db:tcp:80 192.0.2.12>db:tcp:80 10.88.1.6>db:tcp:80 10.88.1.99>db:tcp:80"},
-		{"an absent namespaceSelector is the policy's namespace", "{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {}}]}]}", "web>db:tcp:80", "free>db:tcp:80 far>db:tcp:80"},
-		{"both in one peer", "{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {tier: back}}, podSelector: {matchLabels: {app: web}}}]}]}", "free>db:tcp:80", "web>db:tcp:80 far>db:tcp:80"},
-		{"the same as two peers", "{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {tier: back}}}, {podSelector: {matchLabels: {app: web}}}]}]}", "free>db:tcp:80 web>db:tcp:80 far>db:tcp:80", "8.8.8.8>db:tcp:80"},
-		{"an empty podSelector selects all pods of the namespace", "podSelector: {}", "web>free:tcp:80", "free>web:tcp:80 free>db:tcp:80"},
-		{"NotIn is true where the label is missing", "{podSelector: {matchExpressions: [{key: role, operator: NotIn, values: [x]}]}}", "web>free:tcp:80", "free>web:tcp:80 free>db:tcp:80"},
-		{"DoesNotExist and Exists", "{podSelector: {matchExpressions: [{key: role, operator: DoesNotExist}, {key: app, operator: Exists}, {key: app, operator: In, values: [db, x]}]}}", "free>web:tcp:80", "free>db:tcp:80"},
-		{"policyTypes: none, and egress rules", "{podSelector: {matchLabels: {app: db}}, egress: [{ports: [{port: 53, protocol: UDP}]}]}", "db>8.8.8.8:udp:53", "web>db:tcp:80 db>8.8.8.8:tcp:53"},
-		{"policyTypes: none, and an empty list of egress rules", "{podSelector: {matchLabels: {app: db}}, egress: []}", "db>8.8.8.8:tcp:53", "web>db:tcp:80"},
-		{"policyTypes: Ingress, and egress rules", "{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress], egress: [{ports: [{port: 53}]}]}", "db>8.8.8.8:tcp:80", "web>db:tcp:80"},
-		{"policyTypes: Egress, and ingress rules", "{podSelector: {matchLabels: {app: db}}, policyTypes: [Egress], ingress: [{ports: [{port: 53}]}]}", "web>db:tcp:80", "db>8.8.8.8:tcp:80 db>web:tcp:80 db>node:tcp:80 db>node:1:0"},
-		{"hostNetwork pods are in no peer, but in an ipBlock", "{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}, {from: [{ipBlock: {cidr: 192.0.2.12/32}}], ports: [{port: 81}]}]}", "web>db:tcp:80 192.0.2.12>db:tcp:81", "192.0.2.12>db:tcp:80"},
-		{"pods that have ended, and those without address, are in no peer", "{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]}", "web>db:tcp:80", "10.88.1.6>db:tcp:80 10.88.1.7>db:tcp:80"},
-		{"towards the own node, as one's egress rules say", "{podSelector: {matchLabels: {app: db}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 192.0.2.2/32}}], ports: [{port: 10250}]}]}", "db>node:tcp:10250", "db>node:tcp:22 db>192.0.2.12:tcp:10250"},
-		{"the node is no pod", "{podSelector: {matchLabels: {app: db}}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {}}]}]}", "db>web:tcp:80 db>far:tcp:80", "db>node:tcp:80 db>192.0.2.12:tcp:80"},
-		{"a name of a port, towards each pod's own number", "{podSelector: {matchLabels: {app: db}}, policyTypes: [Egress], egress: [{ports: [{port: http}]}]}", "db>web:tcp:8080 db>far:tcp:8081", "db>web:tcp:8081 db>far:tcp:8080 db>node:tcp:80 db>8.8.8.8:tcp:8080 db>web:udp:8080"},
-		{"a range of ports, its ends included", "{podSelector: {matchLabels: {app: db}}, ingress: [{ports: [{port: 100, endPort: 200, protocol: SCTP}]}]}", "web>db:sctp:100 web>db:sctp:200", "web>db:sctp:99 web>db:sctp:201 web>db:tcp:150"},
-		{"a block and what is excepted, though the same policy allows it elsewhere", "{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8, 10.88.0.0/16, 0.0.0.0/1]}}, {ipBlock: {cidr: 10.88.1.0/24, except: [10.88.1.0/25]}}]}]}", "192.0.2.9>db:tcp:1 255.255.255.255>db:tcp:1 10.88.1.200>db:tcp:1", "8.8.8.8>db:tcp:1 10.88.1.5>db:tcp:1 far>db:tcp:1 web>db:tcp:1"},
-		{"nothing is left of a block", "{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.0/9, 10.128.0.0/9]}}]}]}", "web>free:tcp:80", "web>db:tcp:80 8.8.8.8>db:tcp:80"},
-		{"everything", "{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0}}]}]}", "web>db:tcp:80 0.0.0.1>db:1:0 255.255.255.255>db:udp:1", ""},
+		{
+			"a rule that says nothing: everybody, all protocols", "{podSelector: {matchLabels: {app: db}}, ingress: [{}]}",
+			"web>db:tcp:80 8.8.8.8>db:1:0 far>db:sctp:9 far>db:132:0 far>db:50:0", "",
+		},
+		{
+			"empty lists of peers and ports are the same",
+			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [], ports: []}]}", "web>db:tcp:80 8.8.8.8>db:1:0", "",
+		},
+		{
+			"ports without peers", "{podSelector: {matchLabels: {app: db}}, ingress: [{ports: [{protocol: UDP}]}]}",
+			"web>db:udp:1 8.8.8.8>db:udp:65535", "web>db:tcp:1 web>db:1:0 web>db:sctp:1",
+		},
+		{
+			"a port is TCP's", "{podSelector: {matchLabels: {app: db}}, ingress: [{ports: [{port: 80}]}]}", "web>db:tcp:80",
+			"web>db:udp:80 web>db:sctp:80 web>db:1:0",
+		},
+		{
+			"peers without ports: ICMP too", "{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {}}]}]}",
+			"web>db:1:0 web>db:tcp:80 web>db:sctp:80", "free>db:1:0",
+		},
+		{
+			"an absent podSelector is all pods",
+			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{namespaceSelector: {}}]}]}",
+			"web>db:tcp:80 free>db:tcp:80 far>db:tcp:80",
+			"8.8.8.8>db:tcp:80 192.0.2.12>db:tcp:80 10.88.1.6>db:tcp:80 10.88.1.99>db:tcp:80",
+		},
+		{
+			"an absent namespaceSelector is the policy's namespace",
+			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {}}]}]}", "web>db:tcp:80",
+			"free>db:tcp:80 far>db:tcp:80",
+		},
+		{
+			"both in one peer",
+			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {tier: back}}, podSelector: {matchLabels: {app: web}}}]}]}", "free>db:tcp:80", "web>db:tcp:80 far>db:tcp:80",
+		},
+		{
+			"the same as two peers",
+			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {tier: back}}}, {podSelector: {matchLabels: {app: web}}}]}]}", "free>db:tcp:80 web>db:tcp:80 far>db:tcp:80", "8.8.8.8>db:tcp:80",
+		},
+		{
+			"an empty podSelector selects all pods of the namespace", "podSelector: {}", "web>free:tcp:80",
+			"free>web:tcp:80 free>db:tcp:80",
+		},
+		{
+			"NotIn is true where the label is missing",
+			"{podSelector: {matchExpressions: [{key: role, operator: NotIn, values: [x]}]}}", "web>free:tcp:80",
+			"free>web:tcp:80 free>db:tcp:80",
+		},
+		{
+			"DoesNotExist and Exists",
+			"{podSelector: {matchExpressions: [{key: role, operator: DoesNotExist}, {key: app, operator: Exists}, {key: app, operator: In, values: [db, x]}]}}", "free>web:tcp:80", "free>db:tcp:80",
+		},
+		{
+			"policyTypes: none, and egress rules",
+			"{podSelector: {matchLabels: {app: db}}, egress: [{ports: [{port: 53, protocol: UDP}]}]}", "db>8.8.8.8:udp:53",
+			"web>db:tcp:80 db>8.8.8.8:tcp:53",
+		},
+		{
+			"policyTypes: none, and an empty list of egress rules", "{podSelector: {matchLabels: {app: db}}, egress: []}",
+			"db>8.8.8.8:tcp:53", "web>db:tcp:80",
+		},
+		{
+			"policyTypes: Ingress, and egress rules",
+			"{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress], egress: [{ports: [{port: 53}]}]}",
+			"db>8.8.8.8:tcp:80", "web>db:tcp:80",
+		},
+		{
+			"policyTypes: Egress, and ingress rules",
+			"{podSelector: {matchLabels: {app: db}}, policyTypes: [Egress], ingress: [{ports: [{port: 53}]}]}", "web>db:tcp:80",
+			"db>8.8.8.8:tcp:80 db>web:tcp:80 db>node:tcp:80 db>node:1:0",
+		},
+		{
+			"hostNetwork pods are in no peer, but in an ipBlock",
+			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}, {from: [{ipBlock: {cidr: 192.0.2.12/32}}], ports: [{port: 81}]}]}", "web>db:tcp:80 192.0.2.12>db:tcp:81", "192.0.2.12>db:tcp:80",
+		},
+		{
+			"pods that have ended, and those without address, are in no peer",
+			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]}",
+			"web>db:tcp:80", "10.88.1.6>db:tcp:80 10.88.1.7>db:tcp:80",
+		},
+		{
+			"towards the own node, as one's egress rules say",
+			"{podSelector: {matchLabels: {app: db}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 192.0.2.2/32}}], ports: [{port: 10250}]}]}", "db>node:tcp:10250", "db>node:tcp:22 db>192.0.2.12:tcp:10250",
+		},
+		{
+			"the node is no pod",
+			"{podSelector: {matchLabels: {app: db}}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {}}]}]}",
+			"db>web:tcp:80 db>far:tcp:80", "db>node:tcp:80 db>192.0.2.12:tcp:80",
+		},
+		{
+			"a name of a port, towards each pod's own number",
+			"{podSelector: {matchLabels: {app: db}}, policyTypes: [Egress], egress: [{ports: [{port: http}]}]}",
+			"db>web:tcp:8080 db>far:tcp:8081",
+			"db>web:tcp:8081 db>far:tcp:8080 db>node:tcp:80 db>8.8.8.8:tcp:8080 db>web:udp:8080",
+		},
+		{
+			"a range of ports, its ends included",
+			"{podSelector: {matchLabels: {app: db}}, ingress: [{ports: [{port: 100, endPort: 200, protocol: SCTP}]}]}",
+			"web>db:sctp:100 web>db:sctp:200", "web>db:sctp:99 web>db:sctp:201 web>db:tcp:150",
+		},
+		{
+			"a block and what is excepted, though the same policy allows it elsewhere",
+			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8, 10.88.0.0/16, 0.0.0.0/1]}}, {ipBlock: {cidr: 10.88.1.0/24, except: [10.88.1.0/25]}}]}]}", "192.0.2.9>db:tcp:1 255.255.255.255>db:tcp:1 10.88.1.200>db:tcp:1", "8.8.8.8>db:tcp:1 10.88.1.5>db:tcp:1 far>db:tcp:1 web>db:tcp:1",
+		},
+		{
+			"nothing is left of a block",
+			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.0/9, 10.128.0.0/9]}}]}]}", "web>free:tcp:80", "web>db:tcp:80 8.8.8.8>db:tcp:80",
+		},
+		{
+			"everything", "{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0}}]}]}",
+			"web>db:tcp:80 0.0.0.1>db:1:0 255.255.255.255>db:udp:1", "",
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			spec := tc.spec
 			if !strings.HasPrefix(spec, "{") {
 				spec = "{" + spec + "}"
 			}
-			state := onNode(unvalidated(t, []byte(corners+"---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: np, namespace: shop}\nspec: "+spec)))
+			state := onNode(unvalidated(t,
+				[]byte(corners+
+					"---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: np, namespace: shop}\nspec: "+spec)))
 			ruleset := policy.Compile(state)
 			if len(ruleset.Problems) > 0 {
 				t.Error(ruleset.Problems)
@@ -124,7 +216,8 @@ func TestCorners(t *testing.T) {
 					if got := judge.Allows(p); got != want {
 						t.Errorf("%s: the rules let it through: %v, want %v", s, got, want)
 					}
-					if v := evaluator.Judge(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port}); v.AllowedHere() != want {
+					v := evaluator.Judge(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
+					if v.AllowedHere() != want {
 						t.Errorf("%s: want allowed %v, but the evaluator says:\n%s", s, want, v)
 					}
 				}
@@ -144,12 +237,27 @@ spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{namespaceSelect
 	var parsed *policy.Parsed
 	for _, tc := range []struct{ name, from, to, pass, closed string }{
 		{"at first", "", "", "free>db:tcp:80", "web>db:tcp:80"},
-		{"a peer has another label", "{name: free, namespace: lab, labels: {app: web}}", "{name: free, namespace: lab, labels: {app: other}}", "", "free>db:tcp:80"},
-		{"its namespace has another label", "{name: lab, labels: {tier: back}}", "{name: lab, labels: {tier: front}}", "", "free>db:tcp:80"},
+		{
+			"a peer has another label", "{name: free, namespace: lab, labels: {app: web}}",
+			"{name: free, namespace: lab, labels: {app: other}}", "", "free>db:tcp:80",
+		},
+		{
+			"its namespace has another label", "{name: lab, labels: {tier: back}}", "{name: lab, labels: {tier: front}}", "",
+			"free>db:tcp:80",
+		},
 		{"its namespace has no label", "{name: lab, labels: {tier: back}}", "{name: lab}", "", "free>db:tcp:80"},
-		{"its namespace isn't known", "kind: Namespace\nmetadata: {name: lab, labels: {tier: back}}", "kind: ConfigMap\nmetadata: {name: lab}", "", "free>db:tcp:80"},
-		{"the pod that was selected isn't", "labels: {app: db}}\nstatus", "labels: {app: none}}\nstatus", "free>db:tcp:80 web>db:tcp:80", ""},
-		{"another pod is selected too", "{name: web, namespace: shop, labels: {app: web}}", "{name: web, namespace: shop, labels: {app: db}}", "free>db:tcp:80 free>web:tcp:80", "db>web:tcp:80"},
+		{
+			"its namespace isn't known", "kind: Namespace\nmetadata: {name: lab, labels: {tier: back}}",
+			"kind: ConfigMap\nmetadata: {name: lab}", "", "free>db:tcp:80",
+		},
+		{
+			"the pod that was selected isn't", "labels: {app: db}}\nstatus", "labels: {app: none}}\nstatus",
+			"free>db:tcp:80 web>db:tcp:80", "",
+		},
+		{
+			"another pod is selected too", "{name: web, namespace: shop, labels: {app: web}}",
+			"{name: web, namespace: shop, labels: {app: db}}", "free>db:tcp:80 free>web:tcp:80", "db>web:tcp:80",
+		},
 		{"the policy is gone", np, "", "free>db:tcp:80 web>db:tcp:80 8.8.8.8>db:tcp:80", ""},
 		{"at last", "", "", "free>db:tcp:80", "web>db:tcp:80"},
 	} {

@@ -71,7 +71,13 @@ func faultNode(name, address string, cidrs ...string) policy.Node {
 
 // faultPod has the label of those that may reach shop/web.
 func faultPod(namespace, name, node, address string) policy.Pod {
-	return policy.Pod{Namespace: namespace, Name: name, NodeName: node, Labels: map[string]string{"app": "client"}, Addresses: []netip.Addr{netip.MustParseAddr(address)}}
+	return policy.Pod{
+		Namespace: namespace,
+		Name:      name,
+		NodeName:  node,
+		Labels:    map[string]string{"app": "client"},
+		Addresses: []netip.Addr{netip.MustParseAddr(address)},
+	}
 }
 
 // TestFaults: whatever is wrong with one object is reported once, with object and field, opens nothing, and leaves all
@@ -102,25 +108,35 @@ func TestFaults(t *testing.T) {
 		},
 		{name: "a Node without address", nodes: []policy.Node{faultNode("new", "", "10.88.3.0/24")}},
 		{
-			name: "Nodes with overlapping podCIDRs, and a pod on each with one address", nodes: []policy.Node{faultNode("twin", "192.0.2.13", "10.88.1.0/25")},
-			pods:     []policy.Pod{faultPod("lab", "double", "twin", "10.88.1.5")},
-			problems: []string{"Pod lab/double: status.podIPs: 10.88.1.5 is also said to be of shop/client;", "Pod shop/client: status.podIPs: 10.88.1.5 is also said to be of lab/double;"},
-			cut:      "client>web:tcp:80",
+			name:  "Nodes with overlapping podCIDRs, and a pod on each with one address",
+			nodes: []policy.Node{faultNode("twin", "192.0.2.13", "10.88.1.0/25")},
+			pods:  []policy.Pod{faultPod("lab", "double", "twin", "10.88.1.5")},
+			problems: []string{
+				"Pod lab/double: status.podIPs: 10.88.1.5 is also said to be of shop/client;",
+				"Pod shop/client: status.podIPs: 10.88.1.5 is also said to be of lab/double;",
+			},
+			cut: "client>web:tcp:80",
 		},
 		{
 			name: "three pods with one address, all of whom a policy means",
 			pods: []policy.Pod{
 				faultPod("shop", "double", "peer", "10.88.1.5"), faultPod("shop", "triple", "peer", "10.88.1.5"),
 			},
-			problems: []string{"Pod shop/client: status.podIPs", "Pod shop/double: status.podIPs", "Pod shop/triple: status.podIPs: 10.88.1.5 is also said to be of shop/client, shop/double;"},
+			problems: []string{
+				"Pod shop/client: status.podIPs", "Pod shop/double: status.podIPs",
+				"Pod shop/triple: status.podIPs: 10.88.1.5 is also said to be of shop/client, shop/double;",
+			},
 		},
 		{
 			name: "three pods with one address, one of whom no policy means",
 			pods: []policy.Pod{
 				faultPod("shop", "double", "peer", "10.88.1.5"), faultPod("lab", "triple", "peer", "10.88.1.5"),
 			},
-			problems: []string{"Pod lab/triple: status.podIPs", "Pod shop/client: status.podIPs", "Pod shop/double: status.podIPs"},
-			cut:      "client>web:tcp:80",
+			problems: []string{
+				"Pod lab/triple: status.podIPs", "Pod shop/client: status.podIPs",
+				"Pod shop/double: status.podIPs",
+			},
+			cut: "client>web:tcp:80",
 		},
 		{
 			name:     "a pod with the address of one on this node",
@@ -150,22 +166,29 @@ func TestFaults(t *testing.T) {
 			pass:     "10.88.1.7>web:tcp:80",
 		},
 		{
-			name:     "a pod whose Node isn't there",
-			pods:     []policy.Pod{faultPod("shop", "liar", "gone", "10.88.1.7")},
-			problems: []string{"Pod shop/liar: spec.nodeName: there is no Node \"gone\", so nobody knows whether 10.88.1.7 is the pod's address;"},
-			closed:   "liar>web:tcp:80",
+			name: "a pod whose Node isn't there",
+			pods: []policy.Pod{faultPod("shop", "liar", "gone", "10.88.1.7")},
+			problems: []string{
+				"Pod shop/liar: spec.nodeName: there is no Node \"gone\", so nobody knows whether 10.88.1.7 is the pod's address;",
+			},
+			closed: "liar>web:tcp:80",
 		},
 		{
 			name: "a pod whose Node has no podCIDRs", nodes: []policy.Node{faultNode("new", "192.0.2.13")},
-			pods:     []policy.Pod{faultPod("shop", "liar", "new", "10.88.1.7")},
-			problems: []string{"Pod shop/liar: spec.nodeName: Node new has no podCIDRs, so nobody knows whether 10.88.1.7 is the pod's address;"},
-			closed:   "liar>web:tcp:80",
+			pods: []policy.Pod{faultPod("shop", "liar", "new", "10.88.1.7")},
+			problems: []string{
+				"Pod shop/liar: spec.nodeName: Node new has no podCIDRs, so nobody knows whether 10.88.1.7 is the pod's address;",
+			},
+			closed: "liar>web:tcp:80",
 		},
 		{
-			name: "a pod elsewhere with an address that this node gives out too", nodes: []policy.Node{faultNode("twin", "192.0.2.13", "10.88.0.0/23")},
-			pods:     []policy.Pod{faultPod("shop", "liar", "twin", "10.88.0.9")},
-			problems: []string{"Pod shop/liar: status.podIPs: 10.88.0.9 is within the podCIDRs of this node, but the pod's Node is twin;"},
-			closed:   "liar>web:tcp:80",
+			name:  "a pod elsewhere with an address that this node gives out too",
+			nodes: []policy.Node{faultNode("twin", "192.0.2.13", "10.88.0.0/23")},
+			pods:  []policy.Pod{faultPod("shop", "liar", "twin", "10.88.0.9")},
+			problems: []string{
+				"Pod shop/liar: status.podIPs: 10.88.0.9 is within the podCIDRs of this node, but the pod's Node is twin;",
+			},
+			closed: "liar>web:tcp:80",
 		},
 		{
 			name:   "a pod of this node that isn't attached", // any more, or yet; it is no fault
@@ -174,7 +197,12 @@ func TestFaults(t *testing.T) {
 		},
 		{
 			name: "a pod that has its address twice", // both fields of its status, for instance
-			pods: []policy.Pod{{Namespace: "lab", Name: "twice", NodeName: "peer", Addresses: []netip.Addr{netip.MustParseAddr("10.88.1.9"), netip.MustParseAddr("10.88.1.9")}}},
+			pods: []policy.Pod{{
+				Namespace: "lab",
+				Name:      "twice",
+				NodeName:  "peer",
+				Addresses: []netip.Addr{netip.MustParseAddr("10.88.1.9"), netip.MustParseAddr("10.88.1.9")},
+			}},
 		},
 		{
 			name:     "a peer's selector with a value that no label has", // objects from before the API server validated it
@@ -214,8 +242,12 @@ func TestFaults(t *testing.T) {
 			objects := unvalidated(t, []byte(manifests))
 			objects.Pods, objects.Problems = append(objects.Pods, tc.pods...), tc.unread
 			state := onNode(objects)
-			state.Endpoints = slices.DeleteFunc(state.Endpoints, func(e endpoint.Endpoint) bool { return e.Pod.Name == "double" || e.Pod.Name == "liar" })
-			state.Nodes = append([]policy.Node{faultNode("self", "192.0.2.2", "10.88.0.0/24"), faultNode("peer", "192.0.2.12", "10.88.1.0/24")}, tc.nodes...)
+			state.Endpoints = slices.DeleteFunc(state.Endpoints,
+				func(e endpoint.Endpoint) bool { return e.Pod.Name == "double" || e.Pod.Name == "liar" })
+			state.Nodes = append([]policy.Node{
+				faultNode("self", "192.0.2.2", "10.88.0.0/24"),
+				faultNode("peer", "192.0.2.12", "10.88.1.0/24"),
+			}, tc.nodes...)
 			state.Node = "self"
 			ruleset := policy.Compile(state)
 			compareProblems(t, tc.problems, ruleset.Problems)

@@ -37,7 +37,8 @@ func FuzzPolicy(f *testing.F) {
 		}
 		evaluator := verdict.New(state)
 		for _, s := range []string{
-			"client>web:tcp:80", "client>db:tcp:80", "free>web:tcp:80", "192.0.2.9>db:udp:53", "web>client:tcp:80", "db>8.8.8.8:sctp:443", "web>node:1:0", "10.88.1.5>db:tcp:1",
+			"client>web:tcp:80", "client>db:tcp:80", "free>web:tcp:80", "192.0.2.9>db:udp:53", "web>client:tcp:80",
+			"db>8.8.8.8:sctp:443", "web>node:1:0", "10.88.1.5>db:tcp:1",
 		} {
 			p := packet(t, state, s)
 			v := evaluator.Judge(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
@@ -45,7 +46,14 @@ func FuzzPolicy(f *testing.F) {
 				t.Errorf("%s: the rules let it through: %v. But the policies say:\n%s", s, got, v)
 			}
 		}
-		if judge.Allows(policy.Packet{In: "eth0", Out: "weir0", Src: netip.MustParseAddr("192.0.2.9"), Dst: netip.MustParseAddr("10.88.0.99"), Proto: policy.TCP, Port: 80}) {
+		if judge.Allows(policy.Packet{
+			In:    "eth0",
+			Out:   "weir0",
+			Src:   netip.MustParseAddr("192.0.2.9"),
+			Dst:   netip.MustParseAddr("10.88.0.99"),
+			Proto: policy.TCP,
+			Port:  80,
+		}) {
 			t.Error("what goes to no pod is let through")
 		}
 	})

@@ -54,13 +54,15 @@ func text(t *testing.T, r policy.Ruleset) string {
 func TestManyPodsWithOneAddress(t *testing.T) {
 	var s policy.State
 	for i := range 1000 {
-		s.Pods = append(s.Pods, policy.Pod{Namespace: "ns", Name: fmt.Sprintf("p%03d", i), Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}})
+		s.Pods = append(s.Pods,
+			policy.Pod{Namespace: "ns", Name: fmt.Sprintf("p%03d", i), Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}})
 	}
 	problems := policy.Compile(s).Problems
 	if len(problems) != 1000 {
 		t.Fatalf("%d problems", len(problems))
 	}
-	if got, want := problems[1].Message, "10.0.0.1 is also said to be of ns/p000, ns/p002, ns/p003 and 996 more; it is let through only where all of them are"; got != want {
+	if got, want := problems[1].Message,
+		"10.0.0.1 is also said to be of ns/p000, ns/p002, ns/p003 and 996 more; it is let through only where all of them are"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 }

@@ -74,7 +74,8 @@ func TestRefused(t *testing.T) {
 		"the set of a class": {
 			policy.Refusal{Set: class},
 			"", "client>big:tcp:1 client>big:tcp:80",
-			"NetworkPolicy x/big: spec.ingress: the kernel refuses the set " + class + ": why; what the policy lets through is closed",
+			"NetworkPolicy x/big: spec.ingress: the kernel refuses the set " + class +
+				": why; what the policy lets through is closed",
 		},
 		"a pod in its class": {
 			policy.Refusal{Set: pods, Element: element("10.88.0.4/32")},

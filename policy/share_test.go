@@ -20,9 +20,14 @@ func granted(room amount, wishes []wish) []bool {
 	c := compiler{room: room, supplies: map[string]*supply{}, reported: map[string][]Problem{}}
 	var all []*demand
 	for _, w := range wishes {
-		d := &demand{iso: isolation{namespace: w.namespace, name: w.namespace + "/np"}, classes: w.rules, rules: make([]familyRule, 1)}
+		d := &demand{
+			iso:     isolation{namespace: w.namespace, name: w.namespace + "/np"},
+			classes: w.rules,
+			rules:   make([]familyRule, 1),
+		}
 		for _, name := range w.sets {
-			d.sets = append(d.sets, c.supplied(Set{Name: name}, func() []Entry { return numbers([]PortRange{{1, uint16(len(name))}}) }))
+			d.sets = append(d.sets,
+				c.supplied(Set{Name: name}, func() []Entry { return numbers([]PortRange{{1, uint16(len(name))}}) }))
 		}
 		all = append(all, d)
 	}
@@ -59,9 +64,12 @@ func TestGrant(t *testing.T) {
 		"what one doesn't need is the others'":      {"a:5: a:5: b:1:", "yyy"},
 		"rules":                                     {"a:5: a:4: a:3: b:6:", "ynny"},
 		"a smaller one fits where a larger doesn't": {"a:20: a:2: b:1:", "nyy"},
-		"two are greedy":                            {"a:1:a1 a:1:a2 a:1:a3 a:1:a4 b:1:b1 b:1:b2 b:1:b3 b:1:b4 z:1:", "yyynyyyny"},
-		"a set that they share counts once":         {"a:1:s a:1:a1 b:1:s b:1:b1 z:1:s z:1:z1 z:1:z2 z:1:z3 z:1:z4", "yyyyyyyyn"},
-		"more than fits, whoever asks":              {"a:13:", "n"},
+		"two are greedy": {
+			"a:1:a1 a:1:a2 a:1:a3 a:1:a4 b:1:b1 b:1:b2 b:1:b3 b:1:b4 z:1:",
+			"yyynyyyny",
+		},
+		"a set that they share counts once": {"a:1:s a:1:a1 b:1:s b:1:b1 z:1:s z:1:z1 z:1:z2 z:1:z3 z:1:z4", "yyyyyyyyn"},
+		"more than fits, whoever asks":      {"a:13:", "n"},
 	} {
 		var wishes []wish
 		for s := range strings.FieldsSeq(tc.wishes) {

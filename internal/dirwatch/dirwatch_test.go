@@ -266,15 +266,28 @@ func TestDecode(t *testing.T) {
 	}{
 		{"nothing", nil, Change{}, nil},
 		{
-			"some", slices.Concat(event(unix.IN_CLOSE_WRITE, "a"), event(unix.IN_DELETE, long), event(unix.IN_MOVED_TO, "sixteen-letters.")),
+			"some", slices.Concat(event(unix.IN_CLOSE_WRITE, "a"), event(unix.IN_DELETE, long),
+				event(unix.IN_MOVED_TO, "sixteen-letters.")),
 			Change{Names: []string{"a", long, "sixteen-letters."}},
 			nil,
 		},
-		{"lost", slices.Concat(event(unix.IN_CLOSE_WRITE, "a"), event(unix.IN_Q_OVERFLOW, "")), Change{Names: []string{"a"}, Lost: true}, nil},
-		{"removed", slices.Concat(event(unix.IN_DELETE, "a"), event(unix.IN_DELETE_SELF, ""), event(unix.IN_IGNORED, "")), Change{Names: []string{"a"}}, ErrGone},
+		{
+			"lost", slices.Concat(event(unix.IN_CLOSE_WRITE, "a"), event(unix.IN_Q_OVERFLOW, "")),
+			Change{Names: []string{"a"}, Lost: true},
+			nil,
+		},
+		{
+			"removed", slices.Concat(event(unix.IN_DELETE, "a"), event(unix.IN_DELETE_SELF, ""), event(unix.IN_IGNORED, "")),
+			Change{Names: []string{"a"}},
+			ErrGone,
+		},
 		{"moved", event(unix.IN_MOVE_SELF, ""), Change{}, ErrGone},
 		{"unmounted", event(unix.IN_UNMOUNT, ""), Change{}, ErrGone},
-		{"cut off", append(event(unix.IN_DELETE, "a"), event(unix.IN_DELETE, "b")[:20]...), Change{Names: []string{"a"}}, nil},
+		{
+			"cut off", append(event(unix.IN_DELETE, "a"), event(unix.IN_DELETE, "b")[:20]...),
+			Change{Names: []string{"a"}},
+			nil,
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := onRoot().decode(tc.b)

@@ -34,7 +34,11 @@ func attached(t *testing.T, ports []uint16, pods ...policy.Pod) (*Node, policy.S
 // pod's label app is its name.
 func pod(namespace, name, addr string, ports ...policy.NamedPort) policy.Pod {
 	return policy.Pod{
-		Namespace: namespace, Name: name, Labels: map[string]string{"app": name}, Addresses: []netip.Addr{netip.MustParseAddr(addr)}, Ports: ports,
+		Namespace: namespace,
+		Name:      name,
+		Labels:    map[string]string{"app": name},
+		Addresses: []netip.Addr{netip.MustParseAddr(addr)},
+		Ports:     ports,
 	}
 }
 

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// The faults are those of weave-npc, which weir follows, each of which was seen there. Others' tests are beside what they
-// are about: go test ./... -run TestFault -v runs them all.
+// The faults are those of weave-npc, which weir follows, each of which was seen there. Others' tests are beside what
+// they are about: go test ./... -run TestFault -v runs them all.
 
 // TestFault1SelectorsThatJoinAlike: the names of sets were made of a selector's parts with nothing between them, so two
 // selectors had one set. Pods with the label a in x, and all pods in xa, are the same letters.
@@ -29,15 +29,18 @@ func TestFault1SelectorsThatJoinAlike(t *testing.T) {
 		pod("x", "web", "10.88.0.2"), pod("xa", "web", "10.88.0.3"), pod("xa", "other", "10.88.0.4"), bare)
 	state.Namespaces = []policy.Namespace{{Name: "x"}, {Name: "xa"}}
 	state.Policies = []*networkingv1.NetworkPolicy{
-		networkPolicy(t, `{metadata: {namespace: x, name: np}, spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchExpressions: [{key: a, operator: Exists}]}}]}]}}`),
-		networkPolicy(t, `{metadata: {namespace: xa, name: np}, spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {}}]}]}}`),
+		networkPolicy(t,
+			`{metadata: {namespace: x, name: np}, spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchExpressions: [{key: a, operator: Exists}]}}]}]}}`),
+		networkPolicy(t,
+			`{metadata: {namespace: xa, name: np}, spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {}}]}]}}`),
 	}
 	n.Enforce(state)
 	x, xa, other := netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("10.88.0.3"), netip.MustParseAddr("10.88.0.4")
 	n.want("by their own selectors", to(xa, other, 80), append(to(x, other, 80), to(xa, bare.Addresses[0], 80)...))
 	state.Pods[3].Labels = map[string]string{"a": ""}
 	n.Enforce(state)
-	n.want("with the label", append(to(x, bare.Addresses[0], 80), to(xa, other, 80)...), append(to(x, other, 80), to(xa, bare.Addresses[0], 80)...))
+	n.want("with the label", append(to(x, bare.Addresses[0], 80), to(xa, other, 80)...),
+		append(to(x, other, 80), to(xa, bare.Addresses[0], 80)...))
 }
 
 // TestFault2ANamespaceLosesItsLabel: its pods stayed in the sets of peers that have both a namespaceSelector and a
@@ -66,14 +69,15 @@ spec: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {tea
 	}
 }
 
-// TestFault3NamedPortsAndRanges: a port that is a name made the whole policy void and its pod open, and endPort was read as
-// if it weren't there.
+// TestFault3NamedPortsAndRanges: a port that is a name made the whole policy void and its pod open, and endPort was
+// read as if it weren't there.
 func TestFault3NamedPortsAndRanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
 	n, state := attached(t, []uint16{79, 80, 81, 8080, 8084, 8085},
-		pod("x", "web", "10.88.0.2", policy.NamedPort{Name: "http", Proto: policy.TCP, Number: 80}), pod("x", "client", "10.88.0.3"))
+		pod("x", "web", "10.88.0.2", policy.NamedPort{Name: "http", Proto: policy.TCP, Number: 80}),
+		pod("x", "client", "10.88.0.3"))
 	web, client := state.Pods[0].Addresses[0], state.Pods[1].Addresses[0]
 	state.Policies = []*networkingv1.NetworkPolicy{networkPolicy(t, `
 metadata: {namespace: x, name: np}
@@ -83,18 +87,21 @@ spec: {podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: http}, 
 	n.want("a name and a range", to(web, client, 80, 8080, 8082, 8084), to(web, client, 79, 81, 8079, 8085))
 }
 
-// TestFault9NobodyReadsTheLog: the enforcer ended when the daemon that logged its drops did, and the log told of no pod,
-// policy or direction. Here the kernel goes on dropping whether nobody listens, or somebody who doesn't read; and what it
-// says leads to the class, which has all that.
+// TestFault9NobodyReadsTheLog: the enforcer ended when the daemon that logged its drops did, and the log told of no
+// pod, policy or direction. Here the kernel goes on dropping whether nobody listens, or somebody who doesn't read;
+// and what it says leads to the class, which has all that.
 func TestFault9NobodyReadsTheLog(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	n, state := attached(t, []uint16{80, 81}, pod("x", "web", "10.88.0.2"), pod("x", "client", "10.88.0.3"), pod("x", "mute", "10.88.0.4"))
+	n, state := attached(t, []uint16{80, 81}, pod("x", "web", "10.88.0.2"), pod("x", "client", "10.88.0.3"),
+		pod("x", "mute", "10.88.0.4"))
 	web, client, mute := state.Pods[0].Addresses[0], state.Pods[1].Addresses[0], state.Pods[2].Addresses[0]
 	state.Policies = []*networkingv1.NetworkPolicy{
-		networkPolicy(t, `{metadata: {namespace: x, name: in}, spec: {podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}]}}`),
-		networkPolicy(t, `{metadata: {namespace: x, name: out}, spec: {podSelector: {matchLabels: {app: mute}}, policyTypes: [Egress]}}`),
+		networkPolicy(t,
+			`{metadata: {namespace: x, name: in}, spec: {podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}]}}`),
+		networkPolicy(t,
+			`{metadata: {namespace: x, name: out}, spec: {podSelector: {matchLabels: {app: mute}}, policyTypes: [Egress]}}`),
 	}
 	for _, flavour := range []iptables.Flavour{iptables.NFT, iptables.Legacy} {
 		n.Driver.Flavour = flavour
@@ -112,7 +119,8 @@ func TestFault9NobodyReadsTheLog(t *testing.T) {
 				t.Errorf("iptables-%s: %q is no class's", flavour, prefix)
 				continue
 			}
-			told[string(classes[i].Direction)+" "+strings.Join(classes[i].Policies, ",")+" "+strings.Join(classes[i].Pods, ",")] = true
+			told[string(classes[i].Direction)+" "+strings.Join(classes[i].Policies, ",")+" "+
+				strings.Join(classes[i].Pods, ",")] = true
 		}
 		if want := map[string]bool{"ingress x/in x/web": true, "egress x/out x/mute": true}; !maps.Equal(told, want) {
 			t.Errorf("iptables-%s: the log tells of %v, want %v", flavour, told, want)

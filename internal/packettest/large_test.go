@@ -42,16 +42,25 @@ func TestLargePolicies(t *testing.T) {
 	}{
 		{
 			"4,000 ports", policytest.Letting("big", app("big"), nil, policytest.OddPorts(4000)...),
-			to(big, even, 1, 7999), append(to(big, even, 2, 8000), verdict.Packet{Src: even, Dst: big, Proto: policy.UDP, Port: 1}), 0,
+			to(big, even, 1, 7999),
+			append(to(big, even, 2, 8000), verdict.Packet{Src: even, Dst: big, Proto: policy.UDP, Port: 1}), 0,
 		},
 		{
-			"100,000 ipBlocks", policytest.Letting("big", app("big"), policytest.EvenAddresses(100_000), policytest.OddPorts(4000)...),
+			"100,000 ipBlocks",
+			policytest.Letting("big", app("big"), policytest.EvenAddresses(100_000), policytest.OddPorts(4000)...),
 			append(to(big, even, 1), to(big, last, 7999)...), append(to(big, odd, 1), to(big, last, 2)...), 0,
 		},
 		{"4,000 excepts", excepts, to(big, odd, 1, 2), append(to(big, even, 1), to(odd, big, 1)...), 0},
 		{"1,000 selectors", policytest.Letting("big", app("big"), policytest.Selectors(0, 1000)), nil, to(big, even, 1), 0},
-		{"too many ipBlocks", policytest.Letting("big", app("big"), policytest.EvenAddresses(150_000)), nil, to(big, even, 1), 1},
-		{"too many selectors", policytest.Letting("big", app("big"), append(policytest.Selectors(0, 2000), policytest.EvenAddresses(1)...)), nil, to(big, even, 1), 1},
+		{
+			"too many ipBlocks", policytest.Letting("big", app("big"), policytest.EvenAddresses(150_000)), nil,
+			to(big, even, 1), 1,
+		},
+		{
+			"too many selectors",
+			policytest.Letting("big", app("big"), append(policytest.Selectors(0, 2000), policytest.EvenAddresses(1)...)), nil,
+			to(big, even, 1), 1,
+		},
 	} {
 		flavour := []iptables.Flavour{iptables.NFT, iptables.Legacy}[i%2]
 		n.Driver.Flavour = flavour
@@ -68,8 +77,10 @@ func TestLargePolicies(t *testing.T) {
 		if r, err := n.Driver.Apply(t.Context(), want, iptables.All); err != nil || r.Changed {
 			t.Errorf("%s: read again, the kernel doesn't hold what was written: %+v, %v", tc.name, r, err)
 		}
-		t.Logf("%s, iptables-%s: %s to compile, %s to apply, %s to read", tc.name, flavour, compiled.Round(time.Millisecond), applied.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
-		n.want(tc.name+", iptables-"+string(flavour), append(to(web, even, 1), tc.pass...), append(append(to(web, even, 2), to(web, odd, 1)...), tc.closed...))
+		t.Logf("%s, iptables-%s: %s to compile, %s to apply, %s to read", tc.name, flavour, compiled.Round(time.Millisecond),
+			applied.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
+		n.want(tc.name+", iptables-"+string(flavour), append(to(web, even, 1), tc.pass...),
+			append(append(to(web, even, 2), to(web, odd, 1)...), tc.closed...))
 		if err := n.Driver.Remove(t.Context()); err != nil {
 			t.Fatal(err)
 		}

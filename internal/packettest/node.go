@@ -1,6 +1,6 @@
 // Package packettest sends real packets between pods whose policies are in the kernel, many at a time, and says which
-// arrived. Pods are network namespaces on weir's bridge, rules and sets are brought in by the driver; there is no plugin,
-// agent or API between a test's state and the kernel.
+// arrived. Pods are network namespaces on weir's bridge, rules and sets are brought in by the driver; there is no
+// plugin, agent or API between a test's state and the kernel.
 package packettest
 
 import (
@@ -40,7 +40,14 @@ type Node struct {
 // NewNode makes the node. networks are where its pods live, one of a family, each with its gateway.
 func NewNode(t testing.TB, networks []endpoint.Address, ports ...uint16) *Node {
 	t.Helper()
-	n := &Node{TB: t, Ports: ports, outside: nodetest.Outside(t), networks: map[conf.Family]endpoint.Address{}, hosts: map[netip.Addr]*host{}, bridged: map[string][]neighbour{}}
+	n := &Node{
+		TB:       t,
+		Ports:    ports,
+		outside:  nodetest.Outside(t),
+		networks: map[conf.Family]endpoint.Address{},
+		hosts:    map[netip.Addr]*host{},
+		bridged:  map[string][]neighbour{},
+	}
 	var err error
 	if n.Driver, err = iptables.Open(t.Context()); err != nil {
 		t.Fatal(err)
@@ -79,7 +86,12 @@ func (n *Node) AddPod(name string, addrs ...netip.Addr) {
 	defer func() { _ = handle.Close() }()
 	addresses := n.addresses(addrs)
 	port := bridge.Port{
-		HostIf: bridge.PortName(name), IfName: "eth0", Netns: handle, MAC: bridge.PodMAC(addresses), Alias: name, Addresses: addresses,
+		HostIf:    bridge.PortName(name),
+		IfName:    "eth0",
+		Netns:     handle,
+		MAC:       bridge.PodMAC(addresses),
+		Alias:     name,
+		Addresses: addresses,
 	}
 	if _, err := n.bridge.Add(port); err != nil {
 		n.Fatal(err)

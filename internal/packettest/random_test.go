@@ -22,9 +22,9 @@ var (
 	seed     = flag.Uint64("seed", 0, "only of the cluster of that seed")
 )
 
-// TestRandomClusters sends packets between the pods of random clusters and compares what arrives with what the evaluator
-// makes of the policies. Each cluster's rules take the place of the last one's, with either iptables. Replay one with:
-// go test ./internal/packettest -seed N
+// TestRandomClusters sends packets between the pods of random clusters and compares what arrives with what the
+// evaluator makes of the policies. Each cluster's rules take the place of the last one's, with either iptables.
+// Replay one with: go test ./internal/packettest -seed N
 func TestRandomClusters(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -85,7 +85,8 @@ func randomNode(t *testing.T) *Node {
 	// At the edges of the ipBlocks.
 	for _, a := range []string{
 		"10.87.255.255", "10.88.1.0", "10.88.1.1", "10.88.2.0", "128.0.0.0", "128.0.0.1",
-		"fd00:10:87:ffff:ffff:ffff:ffff:ffff", "fd00:10:88:1::", "fd00:10:88:1::1", "fd00:10:88:2::", "2001:db8:0:1::", "7fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "8000::", "8000::1",
+		"fd00:10:87:ffff:ffff:ffff:ffff:ffff", "fd00:10:88:1::", "fd00:10:88:1::1", "fd00:10:88:2::", "2001:db8:0:1::",
+		"7fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "8000::", "8000::1",
 	} {
 		n.AddOutside(netip.MustParseAddr(a))
 	}
@@ -107,7 +108,8 @@ func compare(t *testing.T, n *Node, seed uint64) (sent int) {
 	one := []policy.Packet{*difference}
 	state = policytest.Shrink(state, func(s policy.State) bool { return n.difference(s, probes(n, s, one)) != nil })
 	v := verdict.New(state).Judge(header(one[0]))
-	t.Errorf("seed %d, iptables-%s: %+v arrived: %v. But the policies say:\n%s\n%s", seed, n.Driver.Flavour, header(one[0]), !v.AllowedHere(), v, policytest.YAML(state))
+	t.Errorf("seed %d, iptables-%s: %+v arrived: %v. But the policies say:\n%s\n%s", seed, n.Driver.Flavour,
+		header(one[0]), !v.AllowedHere(), v, policytest.YAML(state))
 	return len(packets)
 }
 

@@ -43,7 +43,13 @@ func (n *Node) Send(packets []verdict.Packet, expect []bool) []bool {
 	if err != nil {
 		n.Fatal(err)
 	}
-	f := &flight{epoll: epoll, packets: packets, clients: map[int]int{}, first: n.last + 1, arrived: make([]bool, len(packets))}
+	f := &flight{
+		epoll:   epoll,
+		packets: packets,
+		clients: map[int]int{},
+		first:   n.last + 1,
+		arrived: make([]bool, len(packets)),
+	}
 	defer f.close()
 	n.last += uint32(len(packets))
 	receivers := map[int]receiver{}

@@ -20,10 +20,16 @@ func TestLine(t *testing.T) {
 		info *debug.BuildInfo
 		want string
 	}{
-		"a commit":    {set(revision, when), "weir: commit 5a067641f0ab (2026-11-27T21:12:52Z)"},
-		"uncommitted": {set(revision, when, debug.BuildSetting{Key: "vcs.modified", Value: "true"}), "weir: commit 5a067641f0ab with changes (2026-11-27T21:12:52Z)"},
-		"clean":       {set(revision, when, debug.BuildSetting{Key: "vcs.modified", Value: "false"}), "weir: commit 5a067641f0ab (2026-11-27T21:12:52Z)"},
-		"no git":      {set(), "weir: commit unknown"},
+		"a commit": {set(revision, when), "weir: commit 5a067641f0ab (2026-11-27T21:12:52Z)"},
+		"uncommitted": {
+			set(revision, when, debug.BuildSetting{Key: "vcs.modified", Value: "true"}),
+			"weir: commit 5a067641f0ab with changes (2026-11-27T21:12:52Z)",
+		},
+		"clean": {
+			set(revision, when, debug.BuildSetting{Key: "vcs.modified", Value: "false"}),
+			"weir: commit 5a067641f0ab (2026-11-27T21:12:52Z)",
+		},
+		"no git": {set(), "weir: commit unknown"},
 	} {
 		if got := line("weir", c.info); got != c.want+platform {
 			t.Errorf("%s: %q, want %q", name, got, c.want+platform)

@@ -20,7 +20,8 @@ func link(name string) *nl.NetlinkRequest {
 	return r
 }
 
-// TestErrors: the error is of the step that failed, in its words and with the meaning that it was given, wherever it stands.
+// TestErrors: the error is of the step that failed, in its words and with the meaning that it was given, wherever it
+// stands.
 func TestErrors(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -37,7 +38,8 @@ func TestErrors(t *testing.T) {
 				accepted.Add(link("lo"), "look lo up")
 			}
 		}
-		if _, err := b.Do(unix.NETLINK_ROUTE, netns.None()); !errors.Is(err, other) || !strings.Contains(err.Error(), "look none up") {
+		if _, err := b.Do(unix.NETLINK_ROUTE, netns.None()); !errors.Is(err, other) ||
+			!strings.Contains(err.Error(), "look none up") {
 			t.Errorf("failed at %d: %v", at, err)
 		}
 		if replies, err := accepted.Do(unix.NETLINK_ROUTE, netns.None()); err != nil || len(replies) != 2 {
@@ -55,7 +57,8 @@ func TestReplies(t *testing.T) {
 		t.Errorf("nothing to do: %d replies, %v", len(replies), err)
 	}
 	path := nodetest.NewNS(t, "pod")
-	nodetest.Run(t, "sh", "-c", "ip -n pod link set lo up; for i in $(seq 250); do ip -n pod addr add 10.0.$i.1/24 dev lo; done")
+	nodetest.Run(t, "sh", "-c",
+		"ip -n pod link set lo up; for i in $(seq 250); do ip -n pod addr add 10.0.$i.1/24 dev lo; done")
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
 		t.Fatal(err)

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// full gives the benchmark a connection table of its own, in a network namespace that ends with its thread, with entries
-// of 50 pods. It needs root. Run it as: go test ./netfilter/conntrack -run - -bench .
+// full gives the benchmark a connection table of its own, in a network namespace that ends with its thread, with
+// entries of 50 pods. It needs root. Run it as: go test ./netfilter/conntrack -run - -bench .
 func full(b *testing.B, entries int) {
 	b.Helper()
 	runtime.LockOSThread()
@@ -27,7 +27,8 @@ func full(b *testing.B, entries int) {
 	}
 	defer socket.Close()
 	for i := range entries {
-		pod, other := netip.AddrFrom4([4]byte{100, 96, 0, byte(2 + i%50)}), netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
+		pod, other := netip.AddrFrom4([4]byte{100, 96, 0, byte(2 + i%50)}),
+			netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
 		req := request(nl.IPCTNL_MSG_CT_NEW, unix.NLM_F_ACK|unix.NLM_F_CREATE, unix.AF_INET)
 		req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Seq: uint32(i), Socket: socket}}
 		req.AddData(udpTuple(nl.CTA_TUPLE_ORIG, pod, other, 4000, 53))

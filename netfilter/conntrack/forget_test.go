@@ -22,8 +22,9 @@ func TestForget(t *testing.T) {
 	}
 	address, six := netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("fd00:10:88::2")
 	for name, forget := range map[string]func() error{
-		"as ever":  func() error { return Forget(address, six, netip.MustParseAddr("10.88.0.99")) },
-		"at once":  func() error { return errors.Join(forgetAtOnce([]netip.Addr{address}), forget(six, nil)) }, // from Linux 6.12
+		"as ever": func() error { return Forget(address, six, netip.MustParseAddr("10.88.0.99")) },
+		// from Linux 6.12
+		"at once":  func() error { return errors.Join(forgetAtOnce([]netip.Addr{address}), forget(six, nil)) },
 		"filtered": func() error { return errors.Join(forgetTold(address), forget(six, nil)) },
 		"walked":   func() error { return errors.Join(forget(address, nil), forget(six, nil)) },
 	} {
@@ -58,12 +59,14 @@ func TestForget(t *testing.T) {
 			left = append(left, c.Src.String()+" "+c.Dst.String())
 		}
 		slices.Sort(left)
-		if diff := cmp.Diff([]string{"10.88.0.20 10.88.0.3", "10.88.0.4 10.88.0.3", "fd00:10:88::20 fd00:10:88::3"}, left); diff != "" {
+		if diff := cmp.Diff([]string{"10.88.0.20 10.88.0.3", "10.88.0.4 10.88.0.3", "fd00:10:88::20 fd00:10:88::3"},
+			left); diff != "" {
 			t.Errorf("%s: left: %s", name, diff)
 		}
 	}
 	// This kernel knows the filter, so the above doesn't pass because all entries were sent.
-	for c, err := range dump(unix.AF_INET, from(netip.MustParseAddr("10.88.0.4"), nl.CTA_TUPLE_ORIG, ctaFilterOrigFlags)...) {
+	for c, err := range dump(unix.AF_INET,
+		from(netip.MustParseAddr("10.88.0.4"), nl.CTA_TUPLE_ORIG, ctaFilterOrigFlags)...) {
 		if err != nil {
 			t.Fatal(err)
 		}

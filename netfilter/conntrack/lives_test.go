@@ -25,7 +25,8 @@ func TestLives(t *testing.T) {
 		"-p sctp --sport 10 --dport 80 --state ESTABLISHED --orig-vtag 1 --reply-vtag 2 -u SEEN_REPLY,ASSURED": true,
 	} {
 		nodetest.Run(t, "conntrack", "-F")
-		nodetest.Run(t, "conntrack", append(strings.Fields("-I -s 10.88.0.2 -d 10.88.0.3 -t 100"), strings.Fields(entry)...)...)
+		nodetest.Run(t, "conntrack",
+			append(strings.Fields("-I -s 10.88.0.2 -d 10.88.0.3 -t 100"), strings.Fields(entry)...)...)
 		n := 0
 		for c, err := range All() {
 			if err != nil {

@@ -82,7 +82,8 @@ func TestEntriesWithoutRoomForLabels(t *testing.T) {
 	// Where no rule looks at labels there is no room for one, and that is an error.
 	nodetest.Run(t, "iptables", "-F")
 	nodetest.Run(t, "conntrack", "-D", "-p", "icmp")
-	nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "10.88.0.2", "-d", "10.88.0.3", "--sport", "1", "--dport", "1", "-t", "7000")
+	nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "10.88.0.2", "-d", "10.88.0.3", "--sport", "1", "--dport", "1",
+		"-t", "7000")
 	seen, failed := 0, 0
 	for c, err := range All() {
 		if err != nil {
@@ -102,7 +103,8 @@ func TestEntriesWithoutRoomForLabels(t *testing.T) {
 func listing(t *testing.T) string {
 	t.Helper()
 	var lines []string
-	table := nodetest.Run(t, "conntrack", "-L", "-o", "extended") + nodetest.Run(t, "conntrack", "-L", "-f", "ipv6", "-o", "extended")
+	table := nodetest.Run(t, "conntrack", "-L", "-o", "extended") +
+		nodetest.Run(t, "conntrack", "-L", "-f", "ipv6", "-o", "extended")
 	for line := range strings.Lines(table) {
 		if strings.Contains(line, "src=") {
 			line = regexp.MustCompile(` (69\d\d|7000|43\d{4}) `).ReplaceAllString(line, " T ")

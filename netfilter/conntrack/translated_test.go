@@ -13,7 +13,8 @@ func TestTranslated(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	nodetest.Run(t, "iptables", "-t", "nat", "-A", "OUTPUT", "-d", "127.0.0.1", "-p", "tcp", "--dport", "81", "-j", "REDIRECT", "--to-ports", "80")
+	nodetest.Run(t, "iptables", "-t", "nat", "-A", "OUTPUT", "-d", "127.0.0.1", "-p", "tcp", "--dport", "81", "-j",
+		"REDIRECT", "--to-ports", "80")
 	l, err := net.Listen("tcp4", "127.0.0.1:80")
 	if err != nil {
 		t.Fatal(err)

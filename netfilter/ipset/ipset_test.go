@@ -62,21 +62,33 @@ func TestSets(t *testing.T) {
 	must(err)
 	byName := cmpopts.SortSlices(func(a, b Header) bool { return a.Name < b.Name })
 	if diff := cmp.Diff([]Header{
-		{"weir-networks", HashNet, 0}, {"weir-numbers-x", BitmapPort, 0}, {"weir-pods", HashIP, 0}, {"weir-port-x", HashIPPort, 0},
+		{"weir-networks", HashNet, 0},
+		{"weir-numbers-x", BitmapPort, 0},
+		{"weir-pods", HashIP, 0},
+		{"weir-port-x", HashIPPort, 0},
 	}, headers, byName); diff != "" {
 		t.Errorf("headers: %s", diff)
 	}
 	prefixes := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 	got, err := h.List("weir-networks")
 	must(err)
-	want := Set{Header{"weir-networks", HashNet, conf.IPv4}, true, []Entry{{Prefix: net, Comment: "pods of this node"}, {Prefix: pod, Comment: "one address"}}}
-	if diff := cmp.Diff(want, got, prefixes, cmpopts.SortSlices(func(a, b Entry) bool { return a.Comment > b.Comment })); diff != "" {
+	want := Set{
+		Header{"weir-networks", HashNet, conf.IPv4},
+		true,
+		[]Entry{{Prefix: net, Comment: "pods of this node"}, {Prefix: pod, Comment: "one address"}},
+	}
+	if diff := cmp.Diff(want, got, prefixes,
+		cmpopts.SortSlices(func(a, b Entry) bool { return a.Comment > b.Comment })); diff != "" {
 		t.Errorf("weir-networks: %s", diff)
 	}
 	got, err = h.List("weir-port-x")
 	must(err)
 	byText := cmpopts.SortSlices(func(a, b Entry) bool { return a.String() < b.String() })
-	want = Set{Header{"weir-port-x", HashIPPort, conf.IPv4}, true, []Entry{port("sctp", 443), port("tcp", 80), port("udp", 80), other}}
+	want = Set{
+		Header{"weir-port-x", HashIPPort, conf.IPv4},
+		true,
+		[]Entry{port("sctp", 443), port("tcp", 80), port("udp", 80), other},
+	}
 	if diff := cmp.Diff(want, got, prefixes, byText); diff != "" {
 		t.Errorf("weir-port-x: %s", diff)
 	}
@@ -90,7 +102,10 @@ func TestSets(t *testing.T) {
 		t.Errorf("10.88.0.2 in weir-pods: %v, %v", in, err)
 	}
 	shown := nodetest.Run(t, "ipset", "list")
-	for _, words := range []string{`comment "ns-1/a"`, `comment "pods of this node"`, `10.88.0.2,sctp:443 comment "port of a"`} {
+	for _, words := range []string{
+		`comment "ns-1/a"`, `comment "pods of this node"`,
+		`10.88.0.2,sctp:443 comment "port of a"`,
+	} {
 		if !strings.Contains(shown, words) {
 			t.Errorf("a person doesn't see %s in\n%s", words, shown)
 		}
@@ -151,9 +166,19 @@ func TestBothFamilies(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	one := map[conf.Family]netip.Prefix{conf.IPv4: netip.MustParsePrefix("10.88.0.2/32"), conf.IPv6: netip.MustParsePrefix("fd00:10:88::2/128")}
-	other := map[conf.Family]netip.Prefix{conf.IPv4: netip.MustParsePrefix("10.88.0.3/32"), conf.IPv6: netip.MustParsePrefix("fd00:10:88::3/128")}
-	kinds := []Header{{Name: "weir-pods", Type: HashIP}, {Name: "weir-networks", Type: HashNet}, {Name: "weir-port-x", Type: HashIPPort}}
+	one := map[conf.Family]netip.Prefix{
+		conf.IPv4: netip.MustParsePrefix("10.88.0.2/32"),
+		conf.IPv6: netip.MustParsePrefix("fd00:10:88::2/128"),
+	}
+	other := map[conf.Family]netip.Prefix{
+		conf.IPv4: netip.MustParsePrefix("10.88.0.3/32"),
+		conf.IPv6: netip.MustParsePrefix("fd00:10:88::3/128"),
+	}
+	kinds := []Header{
+		{Name: "weir-pods", Type: HashIP},
+		{Name: "weir-networks", Type: HashNet},
+		{Name: "weir-port-x", Type: HashIPPort},
+	}
 	for _, s := range kinds {
 		for _, f := range conf.Families {
 			set := Header{f.Set(s.Name), s.Type, f}
@@ -174,7 +199,10 @@ func TestBothFamilies(t *testing.T) {
 			}
 		}
 	}
-	must(Apply(Change{Set: "weir-networks6", Entry: Entry{Prefix: netip.MustParsePrefix("8000::/1"), Comment: "half of all"}}))
+	must(Apply(Change{
+		Set:   "weir-networks6",
+		Entry: Entry{Prefix: netip.MustParsePrefix("8000::/1"), Comment: "half of all"},
+	}))
 	if err := Apply(Change{Set: "weir-pods", Entry: Entry{Prefix: one[conf.IPv6]}}); err == nil {
 		t.Error("a set took an address of the other family")
 	}

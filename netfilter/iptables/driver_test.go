@@ -103,7 +103,8 @@ func testApply(t *testing.T, f Flavour) {
 	if strings.Contains(save, "WEIR") || strings.Contains(sets, "weir") {
 		t.Errorf("left after Remove:\n%s%s", save, sets)
 	}
-	if !strings.Contains(save, "SOMEBODY ") || !strings.Contains(save, "SOMEBODY6") || !strings.Contains(sets, "somebody") {
+	if !strings.Contains(save, "SOMEBODY ") || !strings.Contains(save, "SOMEBODY6") ||
+		!strings.Contains(sets, "somebody") {
 		t.Errorf("Remove took what isn't weir's:\n%s%s", save, sets)
 	}
 }
@@ -141,7 +142,8 @@ func TestDriftIsRepaired(t *testing.T) {
 		nodetest.Run(t, f[0], f[1:]...)
 		mustApply(t, d, want, All)
 		if drift == "iptables -t mangle -I FORWARD 1 -j ACCEPT" {
-			nodetest.Run(t, "iptables", "-t", "mangle", "-D", "FORWARD", "-j", "ACCEPT") // a stranger's; only its place is weir's affair
+			// a stranger's; only its place is weir's affair
+			nodetest.Run(t, "iptables", "-t", "mangle", "-D", "FORWARD", "-j", "ACCEPT")
 		}
 		if got := listing(t); got != golden {
 			t.Errorf("after %q:\n%s\nwant\n%s", drift, got, golden)
@@ -308,7 +310,8 @@ func TestKnows(t *testing.T) {
 	}
 	other := policy.Compile(policy.State{})
 	i := slices.IndexFunc(other.Chains, func(c policy.Chain) bool { return c.Name == "WEIR-INPUT" })
-	other.Chains[i].Rules = append(other.Chains[i].Rules, policy.Rule{In: "lo", Comment: "weir: one rule more", Target: policy.Return})
+	other.Chains[i].Rules = append(other.Chains[i].Rules,
+		policy.Rule{In: "lo", Comment: "weir: one rule more", Target: policy.Return})
 	mustApply(t, d, other, Trust)
 	last, err := Generation()
 	if err != nil {
@@ -368,11 +371,13 @@ func TestKeepClosed(t *testing.T) {
 			t.Errorf("after %q: closed: %v, %v; want %v", drift, changed, err, !stays)
 		}
 		for _, program := range []string{"iptables", "ip6tables"} {
-			if f := nodetest.Run(t, program, "-t", "mangle", "-S", "FORWARD"); !strings.Contains(strings.Split(f, "\n")[1], "-j WEIR-FORWARD") {
+			f := nodetest.Run(t, program, "-t", "mangle", "-S", "FORWARD")
+			if !strings.Contains(strings.Split(f, "\n")[1], "-j WEIR-FORWARD") {
 				t.Errorf("after %q weir's rules aren't first:\n%s", drift, f)
 			}
 			for _, undo := range []string{"FORWARD -j ACCEPT", class.Chain + " -j RETURN"} {
-				_ = exec.Command(program, append([]string{"-t", "mangle", "-D"}, strings.Fields(undo)...)...).Run() // if it is there
+				// if it is there
+				_ = exec.Command(program, append([]string{"-t", "mangle", "-D"}, strings.Fields(undo)...)...).Run()
 			}
 		}
 		if got := listing(t); (got == whole) != stays || (got == shut) == stays {
@@ -409,7 +414,10 @@ func TestWithoutIP6tables(t *testing.T) {
 		return
 	}
 	dir := t.TempDir()
-	for _, program := range []string{"ip6tables-nft-save", "ip6tables-nft-restore", "ip6tables-legacy-save", "ip6tables-legacy-restore"} {
+	for _, program := range []string{
+		"ip6tables-nft-save", "ip6tables-nft-restore", "ip6tables-legacy-save",
+		"ip6tables-legacy-restore",
+	} {
 		script := "#!/bin/sh\necho $0 $* >>" + dir + "/asked\necho \"can't initialize ip6tables\" >&2\nexit 3\n"
 		if err := os.WriteFile(dir+"/"+program, []byte(script), 0o700); err != nil {
 			t.Fatal(err)
@@ -422,7 +430,8 @@ func TestWithoutIP6tables(t *testing.T) {
 	four := dual
 	four.Endpoints, four.Nodes = nil, nil
 	for _, e := range dual.Endpoints {
-		if e.Addresses = slices.DeleteFunc(slices.Clone(e.Addresses), func(a endpoint.Address) bool { return a.Addr.Is6() }); len(e.Addresses) > 0 {
+		if e.Addresses = slices.DeleteFunc(slices.Clone(e.Addresses),
+			func(a endpoint.Address) bool { return a.Addr.Is6() }); len(e.Addresses) > 0 {
 			four.Endpoints = append(four.Endpoints, e)
 		}
 	}
@@ -435,7 +444,8 @@ func TestWithoutIP6tables(t *testing.T) {
 	if asked, err := os.ReadFile(dir + "/asked"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("ip6tables was asked, though the kernel has no table of its (%v):\n%s", err, asked)
 	}
-	if _, err := d.Apply(t.Context(), policy.Compile(dual), Trust); err == nil || !strings.Contains(err.Error(), "ip6tables") {
+	if _, err := d.Apply(t.Context(), policy.Compile(dual), Trust); err == nil ||
+		!strings.Contains(err.Error(), "ip6tables") {
 		t.Errorf("with IPv6 pods: %v, want an error that names ip6tables", err)
 	}
 	if err := errors.Join(d.CleanOtherFlavour(t.Context()), d.Remove(t.Context())); err != nil {
@@ -451,7 +461,8 @@ func TestWithoutIP6tables(t *testing.T) {
 			t.Errorf("rules for IPv6 that nobody needs:\n%s", out)
 		}
 		mustApply(t, d, policy.Compile(dual), Trust)
-		if out := nodetest.Run(t, "ip6tables", "-t", "mangle", "-S", "FORWARD"); !strings.HasPrefix(out, "-P FORWARD ACCEPT\n-A FORWARD -m comment") || strings.Count(out, "-j WEIR-FORWARD") != 1 {
+		out := nodetest.Run(t, "ip6tables", "-t", "mangle", "-S", "FORWARD")
+		if !strings.HasPrefix(out, "-P FORWARD ACCEPT\n-A FORWARD -m comment") || strings.Count(out, "-j WEIR-FORWARD") != 1 {
 			t.Errorf("weir's rule isn't first:\n%s", out)
 		}
 		for _, hook := range []string{"mangle INPUT", "filter FORWARD", "nat POSTROUTING"} {

@@ -17,9 +17,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestFault8OneTransactionForAllChanges: weave-npc ran ipset or iptables once for each change, and every node had all the
-// cluster's policies in one list. Here all changes to the rules are one call, pods that come and go are none, and the rules
-// are those of the node's own pods, each in the chain of who is under it.
+// TestFault8OneTransactionForAllChanges: weave-npc ran ipset or iptables once for each change, and every node had all
+// the cluster's policies in one list. Here all changes to the rules are one call, pods that come and go are none, and
+// the rules are those of the node's own pods, each in the chain of who is under it.
 func TestFault8OneTransactionForAllChanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -53,7 +53,12 @@ func TestFault8OneTransactionForAllChanges(t *testing.T) {
 	var s policy.State
 	add := func(name, addr string, here bool) {
 		a := netip.MustParseAddr(addr)
-		s.Pods = append(s.Pods, policy.Pod{Namespace: "x", Name: name, Labels: map[string]string{"app": name, "number": "7"}, Addresses: []netip.Addr{a}})
+		s.Pods = append(s.Pods, policy.Pod{
+			Namespace: "x",
+			Name:      name,
+			Labels:    map[string]string{"app": name, "number": "7"},
+			Addresses: []netip.Addr{a},
+		})
 		if here {
 			s.Endpoints = append(s.Endpoints, endpoint.Endpoint{
 				ContainerID: name, IfName: "eth0", Enforcement: conf.Strict, Pod: endpoint.Pod{Namespace: "x", Name: name},
@@ -68,14 +73,16 @@ func TestFault8OneTransactionForAllChanges(t *testing.T) {
 		if app == "" {
 			app = "elsewhere"
 		}
-		s.Policies = append(s.Policies, policytest.Letting(fmt.Sprint("np-", i), map[string]string{"app": app}, policytest.Selectors(10*i, 10)))
+		s.Policies = append(s.Policies,
+			policytest.Letting(fmt.Sprint("np-", i), map[string]string{"app": app}, policytest.Selectors(10*i, 10)))
 	}
 	if got := ran(s); got != "iptables-nft-restore" {
 		t.Errorf("100 policies came, and it ran %q", got)
 	}
 	rules := nodetest.Run(t, "iptables-nft-save", "-t", "mangle")
 	if n := strings.Count(rules, "-j RETURN"); n > 60 || n < 40 {
-		t.Errorf("%d rules let something through, want those of the two pods' own policies, 40, and weir's own:\n%s", n, rules)
+		t.Errorf("%d rules let something through, want those of the two pods' own policies, 40, and weir's own:\n%s", n,
+			rules)
 	}
 	if strings.Contains(rules, "np-4 ") {
 		t.Errorf("a policy that selects no pod here has rules:\n%s", rules)
@@ -86,7 +93,9 @@ func TestFault8OneTransactionForAllChanges(t *testing.T) {
 	if got := ran(s); got != "" {
 		t.Errorf("pods came and changed, and it ran %q", got)
 	}
-	s.Policies = []*networkingv1.NetworkPolicy{policytest.Letting("other", map[string]string{"app": "a"}, policytest.Selectors(0, 3))}
+	s.Policies = []*networkingv1.NetworkPolicy{
+		policytest.Letting("other", map[string]string{"app": "a"}, policytest.Selectors(0, 3)),
+	}
 	if got := ran(s); got != "iptables-nft-restore" {
 		t.Errorf("100 policies went and one came, and it ran %q", got)
 	}

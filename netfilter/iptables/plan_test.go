@@ -48,9 +48,11 @@ func TestNoStepOpens(t *testing.T) {
 		}
 		for _, f := range conf.Families {
 			other := func(c policy.Chain) bool { return c.Family != f }
-			now.Chains = slices.Concat(slices.DeleteFunc(slices.Clone(want.Chains), other), slices.DeleteFunc(slices.Clone(now.Chains), func(c policy.Chain) bool { return !other(c) }))
+			now.Chains = slices.Concat(slices.DeleteFunc(slices.Clone(want.Chains), other),
+				slices.DeleteFunc(slices.Clone(now.Chains), func(c policy.Chain) bool { return !other(c) }))
 			others := func(j policy.Jump) bool { return j.Family != f }
-			now.Jumps = slices.Concat(slices.DeleteFunc(slices.Clone(want.Jumps), others), slices.DeleteFunc(slices.Clone(now.Jumps), func(j policy.Jump) bool { return !others(j) }))
+			now.Jumps = slices.Concat(slices.DeleteFunc(slices.Clone(want.Jumps), others),
+				slices.DeleteFunc(slices.Clone(now.Jumps), func(j policy.Jump) bool { return !others(j) }))
 			step(fmt.Sprint("restore ", f), now)
 		}
 		for i, c := range p.after {
@@ -75,7 +77,9 @@ func TestDenyAllChangesSetsOnly(t *testing.T) {
 	for _, ns := range open.Namespaces {
 		denied.Policies = append(denied.Policies, &networkingv1.NetworkPolicy{
 			ObjectMeta: metav1.ObjectMeta{Namespace: ns.Name, Name: "deny-all"},
-			Spec:       networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress}},
+			Spec: networkingv1.NetworkPolicySpec{
+				PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress},
+			},
 		})
 	}
 	before, after := policy.Compile(open), policy.Compile(denied)
@@ -86,8 +90,8 @@ func TestDenyAllChangesSetsOnly(t *testing.T) {
 	}
 }
 
-// TestAPodThatIsExpectedChangesSetsOnly: the classes of a pod that is to run on this node are there before it is attached, and
-// when it is gone, as long as its object is.
+// TestAPodThatIsExpectedChangesSetsOnly: the classes of a pod that is to run on this node are there before it is
+// attached, and when it is gone, as long as its object is.
 func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 	for seed := range uint64(200) {
 		s := policytest.State(rand.New(rand.NewPCG(seed, 1)))
@@ -100,7 +104,8 @@ func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 		before.Pods = slices.Clone(s.Pods)
 		known := false
 		for i, p := range before.Pods {
-			if p.Namespace == e.Pod.Namespace && p.Name == e.Pod.Name && policy.SameUID(p.UID, e.Pod.UID) && !p.HostNetwork && !p.Finished {
+			if p.Namespace == e.Pod.Namespace && p.Name == e.Pod.Name && policy.SameUID(p.UID, e.Pod.UID) && !p.HostNetwork &&
+				!p.Finished {
 				before.Pods[i].Addresses, before.Pods[i].NodeName = nil, s.Node
 				known = true
 			}
@@ -121,7 +126,8 @@ func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
 	set := func(addrs ...string) policy.Ruleset {
 		s := policy.Set{Name: "weir-sel-X", Type: policy.HashIP, Role: policy.Peers}
 		for _, a := range addrs {
-			s.Entries = append(s.Entries, policy.Entry{Element: policy.Element{Prefix: netip.MustParsePrefix(a + "/32")}, Comment: "ns/" + a})
+			s.Entries = append(s.Entries,
+				policy.Entry{Element: policy.Element{Prefix: netip.MustParsePrefix(a + "/32")}, Comment: "ns/" + a})
 		}
 		return policy.Ruleset{Sets: []policy.Set{s}}
 	}
@@ -139,7 +145,8 @@ func TestCloses(t *testing.T) {
 	set := func(role policy.SetRole, addrs ...string) policy.Ruleset {
 		s := policy.Set{Name: fmt.Sprint("weir-", role), Type: policy.HashIP, Role: role}
 		for _, a := range addrs {
-			s.Entries = append(s.Entries, policy.Entry{Element: policy.Element{Prefix: netip.MustParsePrefix(a + "/32")}, Comment: "ns/pod"})
+			s.Entries = append(s.Entries,
+				policy.Entry{Element: policy.Element{Prefix: netip.MustParsePrefix(a + "/32")}, Comment: "ns/pod"})
 		}
 		return policy.Ruleset{Sets: []policy.Set{s}}
 	}
@@ -159,11 +166,27 @@ func TestCloses(t *testing.T) {
 		"a pod is attached": {set(policy.Attached), set(policy.Attached, "10.0.0.1"), false},
 		"a pod is let in":   {set(policy.Members), set(policy.Members, "10.0.0.1"), false},
 		"a pod is shut in":  {set(policy.Members, "10.0.0.1"), set(policy.Members), true},
-		"a pod ends":        {join(set(policy.Members, "10.0.0.1"), set(policy.Attached, "10.0.0.1")), join(set(policy.Members), set(policy.Attached)), false},
-		"one ends, one not": {join(set(policy.Peers, "10.0.0.1", "10.0.0.2"), set(policy.Attached, "10.0.0.1")), join(set(policy.Peers), set(policy.Attached)), true},
-		"a peer ends":       {join(set(policy.Peers, "10.0.0.1"), set(policy.Attached, "10.0.0.1")), join(set(policy.Peers), set(policy.Attached)), false},
-		"one stays":         {join(set(policy.Peers, "10.0.0.1"), set(policy.Attached, "10.0.0.1")), join(set(policy.Peers), set(policy.Attached, "10.0.0.1")), true},
-		"the rules change":  {policy.Ruleset{}, policy.Ruleset{Chains: []policy.Chain{{Table: "mangle", Name: "WEIR-X"}}}, true},
+		"a pod ends": {
+			join(set(policy.Members, "10.0.0.1"), set(policy.Attached, "10.0.0.1")),
+			join(set(policy.Members), set(policy.Attached)), false,
+		},
+		"one ends, one not": {
+			join(set(policy.Peers, "10.0.0.1", "10.0.0.2"), set(policy.Attached, "10.0.0.1")),
+			join(set(policy.Peers), set(policy.Attached)), true,
+		},
+		"a peer ends": {
+			join(set(policy.Peers, "10.0.0.1"), set(policy.Attached, "10.0.0.1")),
+			join(set(policy.Peers), set(policy.Attached)), false,
+		},
+		"one stays": {
+			join(set(policy.Peers, "10.0.0.1"), set(policy.Attached, "10.0.0.1")),
+			join(set(policy.Peers), set(policy.Attached, "10.0.0.1")), true,
+		},
+		"the rules change": {
+			policy.Ruleset{},
+			policy.Ruleset{Chains: []policy.Chain{{Table: "mangle", Name: "WEIR-X"}}},
+			true,
+		},
 		"a set nobody uses": {set(policy.Peers, "10.0.0.1"), policy.Ruleset{}, false},
 	} {
 		if p := makePlan(stateOf(tc.have), tc.want); p.closes != tc.closes {
@@ -251,8 +274,16 @@ func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
 		{"weir's rule twice", func(s state) {
 			s.tables[conf.IPv4]["mangle"].rules["FORWARD"] = []string{forward, forward}
 		}, []string{"-D FORWARD " + forward + "\n-D FORWARD", "-I FORWARD 1"}, ":WEIR"},
-		{"weir's rule gone", func(s state) { s.tables[conf.IPv4]["mangle"].rules["FORWARD"] = nil }, []string{"-I FORWARD 1 " + forward}, "-D"},
-		{"a flushed chain", func(s state) { s.tables[conf.IPv4]["mangle"].rules["WEIR-FORWARD"] = nil }, []string{":WEIR-FORWARD - [0:0]\n-A WEIR-FORWARD"}, "WEIR-INPUT"},
+		{
+			"weir's rule gone", func(s state) { s.tables[conf.IPv4]["mangle"].rules["FORWARD"] = nil },
+			[]string{"-I FORWARD 1 " + forward},
+			"-D",
+		},
+		{
+			"a flushed chain", func(s state) { s.tables[conf.IPv4]["mangle"].rules["WEIR-FORWARD"] = nil },
+			[]string{":WEIR-FORWARD - [0:0]\n-A WEIR-FORWARD"},
+			"WEIR-INPUT",
+		},
 		{"an old version's chain", func(s state) {
 			s.tables[conf.IPv4]["mangle"].rules["WEIR-OLD"] = []string{"-j DROP"}
 			s.tables[conf.IPv4]["mangle"].rules["INPUT"] = append(s.tables[conf.IPv4]["mangle"].rules["INPUT"], "-j WEIR-OLD")
@@ -287,19 +318,26 @@ func TestAcceptsAheadOfWhatRefusesAll(t *testing.T) {
 		forward, chain []string // chain is a stranger's
 		want           string   // the command that puts the jump there; empty: it stays where it is
 	}{
-		"an empty chain":                       {nil, nil, "-A FORWARD " + jump},
-		"a rule of somebody's":                 {[]string{drop}, nil, "-A FORWARD " + jump},
-		"ends in REJECT":                       {[]string{drop, reject}, nil, "-I FORWARD 2 " + jump},
-		"ends in DROP, with words":             {[]string{drop, `-m comment --comment "no \"more\" -j ACCEPT" -j DROP`}, nil, "-I FORWARD 2 " + jump},
-		"ends in REJECT, with a word":          {[]string{`-m comment --comment end -j REJECT`}, nil, "-I FORWARD 1 " + jump},
-		"behind the REJECT":                    {[]string{drop, reject, jump}, nil, "-I FORWARD 2 " + jump},
-		"ahead of the REJECT":                  {[]string{drop, jump, reject}, nil, ""},
-		"ahead of somebody's rules":            {[]string{jump, drop, reject}, nil, ""},
-		"twice":                                {[]string{jump, reject, jump}, nil, "-I FORWARD 1 " + jump},
-		"refuses some":                         {[]string{"-i eth0 -j REJECT"}, nil, "-A FORWARD " + jump},
-		"accepts all":                          {[]string{"-j ACCEPT"}, nil, "-A FORWARD " + jump},
-		"a chain that refuses all":             {[]string{drop, "-j X"}, []string{reject}, "-I FORWARD 2 " + jump},
-		"a chain that logs and refuses all":    {[]string{drop, "-g X"}, []string{"-j LOG --log-prefix x", reject}, "-I FORWARD 2 " + jump},
+		"an empty chain":       {nil, nil, "-A FORWARD " + jump},
+		"a rule of somebody's": {[]string{drop}, nil, "-A FORWARD " + jump},
+		"ends in REJECT":       {[]string{drop, reject}, nil, "-I FORWARD 2 " + jump},
+		"ends in DROP, with words": {
+			[]string{drop, `-m comment --comment "no \"more\" -j ACCEPT" -j DROP`},
+			nil, "-I FORWARD 2 " + jump,
+		},
+		"ends in REJECT, with a word": {[]string{`-m comment --comment end -j REJECT`}, nil, "-I FORWARD 1 " + jump},
+		"behind the REJECT":           {[]string{drop, reject, jump}, nil, "-I FORWARD 2 " + jump},
+		"ahead of the REJECT":         {[]string{drop, jump, reject}, nil, ""},
+		"ahead of somebody's rules":   {[]string{jump, drop, reject}, nil, ""},
+		"twice":                       {[]string{jump, reject, jump}, nil, "-I FORWARD 1 " + jump},
+		"refuses some":                {[]string{"-i eth0 -j REJECT"}, nil, "-A FORWARD " + jump},
+		"accepts all":                 {[]string{"-j ACCEPT"}, nil, "-A FORWARD " + jump},
+		"a chain that refuses all":    {[]string{drop, "-j X"}, []string{reject}, "-I FORWARD 2 " + jump},
+		"a chain that logs and refuses all": {
+			[]string{drop, "-g X"},
+			[]string{"-j LOG --log-prefix x", reject},
+			"-I FORWARD 2 " + jump,
+		},
 		"a chain that refuses some in between": {[]string{"-j X"}, []string{drop, reject}, "-A FORWARD " + jump},
 		"refuses each protocol, and all": {
 			[]string{drop, "-p tcp -j REJECT --reject-with tcp-reset", "-p udp -m udp -j REJECT", reject},
@@ -309,24 +347,37 @@ func TestAcceptsAheadOfWhatRefusesAll(t *testing.T) {
 		"refuses a port, and all": {
 			[]string{"-p tcp -m tcp --dport 8081 -j DROP", reject}, nil, "-I FORWARD 2 " + jump,
 		},
-		"refuses whatever is new": {[]string{drop, "-m conntrack --ctstate INVALID,NEW -j REJECT"}, nil, "-I FORWARD 2 " + jump},
+		"refuses whatever is new": {
+			[]string{drop, "-m conntrack --ctstate INVALID,NEW -j REJECT"},
+			nil,
+			"-I FORWARD 2 " + jump,
+		},
 		"refuses what is invalid": {[]string{"-m conntrack --ctstate INVALID -j DROP"}, nil, "-A FORWARD " + jump},
 		"a chain that logs some and refuses all": {
 			[]string{drop, "-j X"},
 			[]string{`-m limit --limit 5/min -j LOG --log-prefix "no -j "`, "-p tcp -j REJECT", "-j DROP"},
 			"-I FORWARD 2 " + jump,
 		},
-		"a chain that refuses one protocol":  {[]string{"-j X"}, []string{"-p tcp -j REJECT"}, "-A FORWARD " + jump},
-		"a comment like a target":            {[]string{"-m comment --comment -j -i eth0 -j DROP"}, nil, "-A FORWARD " + jump},
-		"a chain that goes nowhere":          {[]string{"-j X"}, nil, "-A FORWARD " + jump},
-		"a chain by way of empty ones":       {[]string{"-j X"}, []string{"-j EMPTY", "-j EMPTY", "-j DROP"}, "-I FORWARD 1 " + jump},
+		"a chain that refuses one protocol": {[]string{"-j X"}, []string{"-p tcp -j REJECT"}, "-A FORWARD " + jump},
+		"a comment like a target": {
+			[]string{"-m comment --comment -j -i eth0 -j DROP"},
+			nil,
+			"-A FORWARD " + jump,
+		},
+		"a chain that goes nowhere": {[]string{"-j X"}, nil, "-A FORWARD " + jump},
+		"a chain by way of empty ones": {
+			[]string{"-j X"},
+			[]string{"-j EMPTY", "-j EMPTY", "-j DROP"},
+			"-I FORWARD 1 " + jump,
+		},
 		"a chain by way of one that accepts": {[]string{"-j X"}, []string{"-j SOME", "-j DROP"}, "-A FORWARD " + jump},
 		"chains in a circle":                 {[]string{"-j X"}, []string{"-j X"}, "-A FORWARD " + jump},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := stateOf(want)
 			rules := s.tables[conf.IPv4]["filter"].rules
-			rules["FORWARD"], rules["X"], rules["EMPTY"], rules["SOME"] = tc.forward, tc.chain, nil, []string{"-i eth0 -j ACCEPT"}
+			rules["FORWARD"], rules["X"], rules["EMPTY"], rules["SOME"] = tc.forward, tc.chain, nil,
+				[]string{"-i eth0 -j ACCEPT"}
 			got := makePlan(s, want).restore[conf.IPv4]
 			if tc.want == "" && got != "" || !strings.Contains(got, tc.want) {
 				t.Errorf("want %q:\n%s", tc.want, got)
@@ -339,6 +390,7 @@ func FuzzParseSave(f *testing.F) {
 	f.Add("*mangle\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j WEIR-FORWARD\nCOMMIT\n")
 	f.Add("# Warning\n:\n-A \n-A X")
 	f.Fuzz(func(_ *testing.T, out string) {
-		makePlan(state{tables: [...]tables{conf.IPv4: {"mangle": parseSave(out)}, conf.IPv6: {}}}, policy.Compile(policy.State{}))
+		makePlan(state{tables: [...]tables{conf.IPv4: {"mangle": parseSave(out)}, conf.IPv6: {}}},
+			policy.Compile(policy.State{}))
 	})
 }

@@ -36,12 +36,16 @@ func TestTrials(t *testing.T) {
 	}{
 		"nothing": {rules: many("a/np", 1000), trials: 2},
 		"a protocol, in many rules": {
-			rules:   append(many("a/np", 1000), rule("b/np", policy.SCTP), rule("b/np", policy.SCTP, 7), rule("c/np", policy.SCTP, 8), rule("c/np", policy.SCTP, 8, 9)),
+			rules: append(many("a/np", 1000), rule("b/np", policy.SCTP), rule("b/np", policy.SCTP, 7),
+				rule("c/np", policy.SCTP, 8), rule("c/np", policy.SCTP, 8, 9)),
 			refuses: []string{"-p sctp"},
 			want:    []string{"kind -p sctp", "kind -p sctp -m multiport --dports", "kind -p sctp -m sctp --dport"}, trials: 10,
 		},
 		"one rule of many": {
-			rules: many("a/np", 1024), refuses: []string{"--dport 1500 "}, want: []string{"rule -p tcp -m tcp --dport 1500 -j RETURN"}, trials: 24,
+			rules:   many("a/np", 1024),
+			refuses: []string{"--dport 1500 "},
+			want:    []string{"rule -p tcp -m tcp --dport 1500 -j RETURN"},
+			trials:  24,
 		},
 		"more rules of one namespace than it has trials": {
 			rules:   append(many("a/np", 1024), rule("b/np", policy.UDP, 1500), rule("b/np", policy.TCP, 7)),
@@ -62,7 +66,8 @@ func TestTrials(t *testing.T) {
 			}}
 			tr.kinds(tc.rules)
 			rules := slices.DeleteFunc(slices.Clone(tc.rules), func(r policy.Rule) bool {
-				return slices.ContainsFunc(r.Kinds(), func(k policy.Kind) bool { return tr.refused[policy.Refusal{Kind: k.Name}] != "" })
+				return slices.ContainsFunc(r.Kinds(),
+					func(k policy.Kind) bool { return tr.refused[policy.Refusal{Kind: k.Name}] != "" })
 			})
 			tr.namespaces(rules)
 			var got []string
@@ -116,27 +121,38 @@ func TestRefusedByTheKernel(t *testing.T) {
 			}
 			return e.Refused
 		}
-		if got := refused(with(policy.Set{Name: "weir-x", Type: "hash:none", Opens: true})); got[policy.Refusal{Type: "hash:none"}] == "" {
+		if got := refused(with(policy.Set{Name: "weir-x", Type: "hash:none", Opens: true})); got[policy.Refusal{
+			Type: "hash:none",
+		}] == "" {
 			t.Errorf("a type that there isn't: %v", got)
 		}
-		if _, err := d.Apply(t.Context(), with(policy.Set{Name: "weir-x", Type: "hash:none"}), Trust); err == nil || errors.As(err, new(*RefusedError)) {
+		if _, err := d.Apply(t.Context(), with(policy.Set{Name: "weir-x", Type: "hash:none"}), Trust); err == nil ||
+			errors.As(err, new(*RefusedError)) {
 			t.Errorf("a type that there isn't, of a set that must be: %v", err)
 		}
 		nodetest.Run(t, "ipset", "create", "weir-x", "list:set")
-		if got := refused(with(policy.Set{Name: "weir-x", Type: policy.HashIP, Opens: true})); got[policy.Refusal{Set: "weir-x"}] == "" {
+		if got := refused(with(policy.Set{Name: "weir-x", Type: policy.HashIP, Opens: true})); got[policy.Refusal{
+			Set: "weir-x",
+		}] == "" {
 			t.Errorf("a set of another type: %v", got)
 		}
 		nodetest.Run(t, "ipset", "destroy", "weir-x")
 		bad := base
 		bad.Chains = append(slices.Clone(base.Chains), policy.Chain{Table: "mangle", Name: "WEIR-IN-X", Rules: []policy.Rule{
 			{Policy: "a/np", Target: policy.Return, Comment: "weir: a"},
-			{Policy: "b/np", Target: policy.Return, Comment: "weir: b", Sets: []policy.SetMatch{{Name: "weir-none", Dir: "src"}}},
+			{
+				Policy:  "b/np",
+				Target:  policy.Return,
+				Comment: "weir: b",
+				Sets:    []policy.SetMatch{{Name: "weir-none", Dir: "src"}},
+			},
 		}})
 		got := refused(bad)
 		if len(got) != 1 || got[policy.Refusal{Kind: "-m set --match-set src"}] == "" {
 			t.Errorf("%s: a rule by a set that isn't there: %v", f, got)
 		}
-		if out := nodetest.Run(t, fmt.Sprintf("iptables-%s-save", f), "-t", "mangle"); strings.Contains(out, trialChain) || strings.Contains(out, "WEIR-IN-X") {
+		if out := nodetest.Run(t, fmt.Sprintf("iptables-%s-save", f), "-t", "mangle"); strings.Contains(out, trialChain) ||
+			strings.Contains(out, "WEIR-IN-X") {
 			t.Errorf("after the trial there is\n%s", out)
 		}
 		mustApply(t, d, base, All)

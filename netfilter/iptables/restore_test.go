@@ -8,9 +8,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRestorers: one that waits keeps nobody from the tables; one that somebody has killed is replaced; what goes wrong is
-// said with the program's own words; one of the flavour that
-// the node has left isn't used.
+// TestRestorers: one that waits keeps nobody from the tables; one that somebody has killed is replaced; what goes
+// wrong is said with the program's own words; one of the flavour that the node has left isn't used.
 func TestRestorers(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -40,7 +39,8 @@ func TestRestorers(t *testing.T) {
 		if err := chain("WEIR-C"); err != nil {
 			t.Fatalf("after the waiting program was killed: %v", err)
 		}
-		if err := d.restoreFamily(t.Context(), conf.IPv4, "*mangle\n-A NOBODY -j DROP\nCOMMIT\n"); err == nil || !strings.Contains(err.Error(), "NOBODY") {
+		if err := d.restoreFamily(t.Context(), conf.IPv4, "*mangle\n-A NOBODY -j DROP\nCOMMIT\n"); err == nil ||
+			!strings.Contains(err.Error(), "NOBODY") {
 			t.Errorf("a chain that isn't there: %v", err)
 		}
 		have := nodetest.Run(t, "iptables-"+string(f)+"-save", "-t", "mangle")
@@ -55,7 +55,8 @@ func TestRestorers(t *testing.T) {
 // TestOffendingLine: of all commands an error quotes the line that the program names, and no more than an excerpt of
 // it.
 func TestOffendingLine(t *testing.T) {
-	commands := "*mangle\n:WEIR-A - [0:0]\n-A WEIR-A -p sctp -j RETURN\n-A WEIR-A " + strings.Repeat("x", 5000) + "\nCOMMIT\n"
+	commands := "*mangle\n:WEIR-A - [0:0]\n-A WEIR-A -p sctp -j RETURN\n-A WEIR-A " + strings.Repeat("x", 5000) +
+		"\nCOMMIT\n"
 	for said, want := range map[string]string{
 		"iptables-restore: line 3 failed": "line 3 is: -A WEIR-A -p sctp -j RETURN: ",
 		"iptables-restore v1.8.9 (nf_tables): \nline 3: RULE_APPEND failed (No such file or directory): rule in chain WEIR-A": "line 3 is: -A WEIR-A -p sctp -j RETURN: ",

@@ -11,7 +11,8 @@ import (
 func FuzzWatch(f *testing.F) {
 	const nft = unix.NFNL_SUBSYS_NFTABLES << 8
 	f.Add(uint16(nft|unix.NFT_MSG_NEWGEN), []byte("\x00\x00\x00\x00\x08\x00\x01\x00\x00\x00\x00\x07"))
-	f.Add(uint16(nft|unix.NFT_MSG_NEWRULE), []byte("\x02\x00\x00\x00\x0b\x00\x01\x00mangle\x00\x00\x0c\x00\x02\x00FORWARD\x00"))
+	f.Add(uint16(nft|unix.NFT_MSG_NEWRULE),
+		[]byte("\x02\x00\x00\x00\x0b\x00\x01\x00mangle\x00\x00\x0c\x00\x02\x00FORWARD\x00"))
 	f.Add(uint16(nft|unix.NFT_MSG_DELTABLE), []byte("\x07\x00\x00\x00\x09\x00\x01\x00weir\x00\x00\x00\x00"))
 	f.Add(uint16(nft|unix.NFT_MSG_DELCHAIN), []byte("\x02\x00\x00\x00\xff\xff\x01\x00m"))
 	f.Add(uint16(0), []byte{})

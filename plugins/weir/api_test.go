@@ -16,7 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// serveAPI is an API server with the objects of the manifests, which never change, until the returned function is called.
+// serveAPI is an API server with the objects of the manifests, which never change, until the returned function is
+// called.
 func serveAPI(t *testing.T, manifests string) (stop func()) {
 	t.Helper()
 	lists := map[string][]json.RawMessage{"pods": {}, "namespaces": {}, "nodes": {}, "networkpolicies": {}}
@@ -64,8 +65,8 @@ func serveAPI(t *testing.T, manifests string) (stop func()) {
 	}
 }
 
-// TestTheAPIServerIsAway: for how long ever, and even if the agent starts anew meanwhile, what is in the kernel holds, and
-// no pod starts that nobody knows.
+// TestTheAPIServerIsAway: for how long ever, and even if the agent starts anew meanwhile, what is in the kernel
+// holds, and no pod starts that nobody knows.
 func TestTheAPIServerIsAway(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

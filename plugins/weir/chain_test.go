@@ -23,8 +23,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAheadOfTheOfficialPlugins has weir make the interface, and portmap, bandwidth, tuning and sbr of the official plugins
-// do what they do with it, in one list.
+// TestAheadOfTheOfficialPlugins has weir make the interface, and portmap, bandwidth, tuning and sbr of the official
+// plugins do what they do with it, in one list.
 func TestAheadOfTheOfficialPlugins(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "meta/bandwidth", "meta/tuning", "meta/sbr") {
 		return
@@ -99,7 +99,10 @@ var others = map[string]nodetest.Conf{
 	"bridge": {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": hostLocal},
 }
 
-var hostLocal = nodetest.Conf{"type": "host-local", "ranges": []any{[]any{nodetest.Conf{"subnet": "10.99.0.0/24"}}}, "routes": []any{nodetest.Conf{"dst": "0.0.0.0/0"}}}
+var hostLocal = nodetest.Conf{
+	"type": "host-local", "ranges": []any{[]any{nodetest.Conf{"subnet": "10.99.0.0/24"}}},
+	"routes": []any{nodetest.Conf{"dst": "0.0.0.0/0"}},
+}
 
 func newNodeBehind(t *testing.T, other string, conf nodetest.Conf) *nodetest.Node {
 	t.Helper()
@@ -140,7 +143,8 @@ func ended(n *nodetest.Node, namespace, name string) {
 	}
 }
 
-// closedByItsRecord damages the record of a pod that may reach the world outside: it is closed until the record is whole again.
+// closedByItsRecord damages the record of a pod that may reach the world outside: it is closed until the record is
+// whole again.
 func closedByItsRecord(n *nodetest.Node, pod *nodetest.Pod) {
 	n.Helper()
 	records, err := filepath.Glob("/run/weir/endpoints/*:eth0.json")
@@ -183,10 +187,12 @@ func testBehind(t *testing.T, other string) {
 	n.StartAgent()
 	nothing := leftovers(t)
 	for i := range 8 { // as if somebody had found the link up before weir was asked
-		nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "192.0.2.9", "-d", fmt.Sprint("10.99.0.", 2+i), "--sport", "4000", "--dport", "53", "-t", "600")
+		nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "192.0.2.9", "-d", fmt.Sprint("10.99.0.", 2+i), "--sport",
+			"4000", "--dport", "53", "-t", "600")
 	}
 	server, client, stranger := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox"), n.AddPod("ns-2", "other")
-	if table := nodetest.Run(t, "conntrack", "-L", "-s", "192.0.2.9"); strings.Count(table, "dst=10.99.0.") != 5 || strings.Contains(table, "dst="+server.IP+" ") {
+	if table := nodetest.Run(t, "conntrack", "-L", "-s", "192.0.2.9"); strings.Count(table, "dst=10.99.0.") != 5 ||
+		strings.Contains(table, "dst="+server.IP+" ") {
 		t.Errorf("of eight connections those of three pods are to be forgotten:\n%s", table)
 	}
 	if !strings.HasPrefix(server.IP, "10.99.0.") || strings.Contains(server.Result, "weirp") {
@@ -282,7 +288,8 @@ func TestClosedBehindBridge(t *testing.T) {
 // testClosedBehind starts pods without an agent whose links weir can't hold down.
 func testClosedBehind(t *testing.T, other string) {
 	n := newNodeBehind(t, other, nodetest.Conf{"enforcement": "closed"})
-	if _, err := n.TryAddPod("ns-1", "http-echo"); err == nil || !strings.Contains(err.Error(), "no rule goes by ipset weir-pods") {
+	if _, err := n.TryAddPod("ns-1", "http-echo"); err == nil ||
+		!strings.Contains(err.Error(), "no rule goes by ipset weir-pods") {
 		t.Fatalf("no agent has ever run, so nothing closes the pod: %v", err)
 	}
 	ended(n, "ns-1", "http-echo")
@@ -305,15 +312,17 @@ func testClosedBehind(t *testing.T, other string) {
 	n.Reach(server, client.IP+":80", true)
 }
 
-// TestAnAddressThatAnotherPluginGivesAgain: the plugin ahead has freed and given again an address whose pod's end weir was
-// not told of. The new pod has none of the old one's places in the sets, though no agent is there to take them away.
+// TestAnAddressThatAnotherPluginGivesAgain: the plugin ahead has freed and given again an address whose pod's end
+// weir was not told of. The new pod has none of the old one's places in the sets, though no agent is there to take
+// them away.
 func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
 	}
 	n := newNodeBehind(t, "ptp", nodetest.Conf{"enforcement": "closed"})
 	n.ConfigureList(nodetest.Conf{"type": "ptp", "ipam": nodetest.Conf{
-		"type": "host-local", "ranges": []any{[]any{nodetest.Conf{"subnet": "10.99.0.0/24", "rangeEnd": "10.99.0.2"}}}, "routes": []any{nodetest.Conf{"dst": "0.0.0.0/0"}},
+		"type": "host-local", "ranges": []any{[]any{nodetest.Conf{"subnet": "10.99.0.0/24", "rangeEnd": "10.99.0.2"}}},
+		"routes": []any{nodetest.Conf{"dst": "0.0.0.0/0"}},
 	}}, nodetest.Conf{"type": "weir", "enforcement": "closed"})
 	n.StartAgent()
 	first := n.AddPod("ns-1", "http-echo")
@@ -358,11 +367,32 @@ func TestPolicyThatCantHoldIsRefused(t *testing.T) {
 		code        uint
 		words       string
 	}{
-		{setUp: "ip -n pod link add eth0 type bridge", ips: "10.99.0.9/24", code: 7, words: "prevResult: eth0 in the pod is of type bridge"},
-		{setUp: "ip -n pod link add eth0 type veth peer name inner", ips: "10.99.0.9/24", code: 7, words: "a veth that doesn't end on the node"},
-		{setUp: "ip link add out type veth peer name eth0 netns pod", ips: "127.0.0.1/8", code: 7, words: "prevResult.ips[0].address: 127.0.0.1"},
+		{
+			setUp: "ip -n pod link add eth0 type bridge",
+			ips:   "10.99.0.9/24",
+			code:  7,
+			words: "prevResult: eth0 in the pod is of type bridge",
+		},
+		{
+			setUp: "ip -n pod link add eth0 type veth peer name inner",
+			ips:   "10.99.0.9/24",
+			code:  7,
+			words: "a veth that doesn't end on the node",
+		},
+		{
+			setUp: "ip link add out type veth peer name eth0 netns pod",
+			ips:   "127.0.0.1/8",
+			code:  7,
+			words: "prevResult.ips[0].address: 127.0.0.1",
+		},
 		{setUp: "true", ips: "", code: 7, words: "prevResult.ips: there is no address"},
-		{setUp: "true", ips: "10.99.0.9/24", beside: `"ranges": [{"subnet": "10.88.0.0/24"}], `, code: 7, words: "ranges: weir stands behind another plugin"},
+		{
+			setUp:  "true",
+			ips:    "10.99.0.9/24",
+			beside: `"ranges": [{"subnet": "10.88.0.0/24"}], `,
+			code:   7,
+			words:  "ranges: weir stands behind another plugin",
+		},
 		{setUp: "ip link add out type veth peer name eth0 netns pod", ips: "10.99.0.9/24", code: 0, words: "/run/netns/pod"},
 	} {
 		netns := nodetest.NewNS(t, "pod")
@@ -374,10 +404,12 @@ func TestPolicyThatCantHoldIsRefused(t *testing.T) {
 		}
 		before := leftovers(t)
 		env := map[string]string{
-			"CNI_COMMAND": "ADD", "CNI_CONTAINERID": fmt.Sprint("c", i), "CNI_NETNS": netns, "CNI_IFNAME": "eth0", "CNI_PATH": n.Bin,
+			"CNI_COMMAND": "ADD", "CNI_CONTAINERID": fmt.Sprint("c", i), "CNI_NETNS": netns, "CNI_IFNAME": "eth0",
+			"CNI_PATH": n.Bin,
 			"CNI_ARGS": nodetest.Args("ns-1", "busybox", ""),
 		}
-		stdin := `{"cniVersion": "1.0.0", "name": "weir", "type": "weir", ` + tc.beside + `"prevResult": {"cniVersion": "1.0.0", ` +
+		stdin := `{"cniVersion": "1.0.0", "name": "weir", "type": "weir", ` + tc.beside +
+			`"prevResult": {"cniVersion": "1.0.0", ` +
 			`"interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:09", "sandbox": "` + netns + `"}], "ips": ` + ips + "}}"
 		code, msg := weir(t, n, env, stdin)
 		if code != tc.code || !strings.Contains(msg, tc.words) {
@@ -470,7 +502,8 @@ func TestWhatARuntimeAsksFor(t *testing.T) {
 	if err := json.Unmarshal([]byte(client.Result), &result); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(map[string]any{"nameservers": []any{"10.96.0.10"}, "search": []any{"svc.cluster.local"}}, result.DNS); diff != "" {
+	if diff := cmp.Diff(map[string]any{"nameservers": []any{"10.96.0.10"}, "search": []any{"svc.cluster.local"}},
+		result.DNS); diff != "" {
 		t.Error(diff)
 	}
 	if diff := cmp.Diff([]map[string]any{

@@ -124,7 +124,10 @@ func TestConformanceOfBadCalls(t *testing.T) {
 			{"no version", `{"name": "weir", "type": "weir"}`, full, 1, "", "1.1.0"},
 			{"a version of old", config("0.2.0"), full, 1, "", "0.2.0"},
 			{"a version to come", config("9.9.9"), full, 1, "", "9.9.9"},
-			{"the verb in small letters", config("1.0.0"), with("CNI_COMMAND", strings.ToLower(verb)), 4, "CNI_COMMAND", "1.0.0"},
+			{
+				"the verb in small letters", config("1.0.0"), with("CNI_COMMAND", strings.ToLower(verb)), 4, "CNI_COMMAND",
+				"1.0.0",
+			},
 		}
 		if i := slices.Index(specVersions, v.since); i > 0 {
 			cases = append(cases, bad{"a version before the verb", config(specVersions[i-1]), full, 1, "", specVersions[i-1]})
@@ -132,14 +135,17 @@ func TestConformanceOfBadCalls(t *testing.T) {
 		for _, key := range v.required {
 			env := with(key, "")
 			delete(env, key)
-			cases = append(cases, bad{"no " + key, config("1.1.0"), env, 4, key, "1.1.0"}, bad{"empty " + key, config("1.1.0"), with(key, ""), 4, key, "1.1.0"})
+			cases = append(cases, bad{"no " + key, config("1.1.0"), env, 4, key, "1.1.0"},
+				bad{"empty " + key, config("1.1.0"), with(key, ""), 4, key, "1.1.0"})
 		}
 		if slices.Contains(v.required, "CNI_IFNAME") {
 			for _, name := range []string{"a/b", ".", "a-name-of-17-bytes", "a b", "a:b"} {
-				cases = append(cases, bad{"CNI_IFNAME " + name, config("1.1.0"), with("CNI_IFNAME", name), 4, "CNI_IFNAME", "1.1.0"})
+				cases = append(cases,
+					bad{"CNI_IFNAME " + name, config("1.1.0"), with("CNI_IFNAME", name), 4, "CNI_IFNAME", "1.1.0"})
 			}
 			for _, id := range []string{"../x", ".", "a:b", "a b"} {
-				cases = append(cases, bad{"CNI_CONTAINERID " + id, config("1.1.0"), with("CNI_CONTAINERID", id), 4, "CNI_CONTAINERID", "1.1.0"})
+				cases = append(cases,
+					bad{"CNI_CONTAINERID " + id, config("1.1.0"), with("CNI_CONTAINERID", id), 4, "CNI_CONTAINERID", "1.1.0"})
 			}
 		}
 		cases = append(cases, bad{"a version that is none", config("one"), full, 1, "one", "1.1.0"})
@@ -150,18 +156,28 @@ func TestConformanceOfBadCalls(t *testing.T) {
 				bad{"a value that can't be", config("1.1.0", `"mtu": 7`), full, 7, "mtu: 7", "1.1.0"})
 		case "GC":
 			cases = append(cases,
-				bad{"a list that is none", config("1.1.0", `"cni.dev/valid-attachments": "c1"`), full, 6, "cni.dev/valid-attachments", "1.1.0"},
-				bad{"an attachment that is none", config("1.1.0", `"cni.dev/valid-attachments": [{"containerID": "c1"}]`), full, 7, "cni.dev/valid-attachments", "1.1.0"})
+				bad{
+					"a list that is none", config("1.1.0", `"cni.dev/valid-attachments": "c1"`), full,
+					6, "cni.dev/valid-attachments", "1.1.0",
+				},
+				bad{
+					"an attachment that is none", config("1.1.0", `"cni.dev/valid-attachments": [{"containerID": "c1"}]`), full,
+					7, "cni.dev/valid-attachments", "1.1.0",
+				})
 		}
 		if verb == "CHECK" {
 			cases = append(cases, bad{"no prevResult", config("1.1.0"), full, 7, "prevResult", "1.1.0"},
-				bad{"a container that isn't there", config("1.1.0", `"prevResult": {"cniVersion": "1.1.0"}`), full, 3, "c1:eth0", "1.1.0"})
+				bad{
+					"a container that isn't there", config("1.1.0", `"prevResult": {"cniVersion": "1.1.0"}`), full, 3, "c1:eth0",
+					"1.1.0",
+				})
 		}
 		for _, tc := range cases {
 			t.Run(verb+" "+tc.name, func(t *testing.T) {
 				got := invoke(t, n, tc.env, tc.stdin)
 				if got.exit != 1 || got.Code != tc.code || got.CNIVersion != tc.answers || !strings.Contains(got.Msg, tc.want) {
-					t.Errorf("exit code %d: %s; want 1 with code %d, cniVersion %s and %q", got.exit, got.stdout, tc.code, tc.answers, tc.want)
+					t.Errorf("exit code %d: %s; want 1 with code %d, cniVersion %s and %q", got.exit, got.stdout, tc.code, tc.answers,
+						tc.want)
 				}
 			})
 		}
@@ -237,7 +253,8 @@ func byHand(t *testing.T, n *nodetest.Node, spec, netns string) {
 	if err := json.Unmarshal([]byte(a.stdout), &result); err != nil {
 		t.Fatal(err)
 	}
-	if len(result.IPs) != 2 || len(result.Interfaces) != 3 || result.Interfaces[2].Sandbox != netns || len(result.Routes) != 2 {
+	if len(result.IPs) != 2 || len(result.Interfaces) != 3 || result.Interfaces[2].Sandbox != netns ||
+		len(result.Routes) != 2 {
 		t.Errorf("ADD: %s", a.stdout)
 	}
 	for _, ip := range result.IPs { // the family was part of it until 0.4.0
@@ -281,8 +298,13 @@ func byLibcni(t *testing.T, n *nodetest.Node, spec, netns string) {
 	cni := libcni.NewCNIConfigWithCacheDir([]string{n.Bin}, t.TempDir(), nil)
 	runtime := func(id string) *libcni.RuntimeConf {
 		return &libcni.RuntimeConf{
-			ContainerID: id, NetNS: netns, IfName: "eth0", Args: [][2]string{{"K8S_POD_NAMESPACE", "ns-1"}, {"K8S_POD_NAME", id}},
-			CapabilityArgs: map[string]any{"portMappings": []map[string]any{{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}}},
+			ContainerID: id,
+			NetNS:       netns,
+			IfName:      "eth0",
+			Args:        [][2]string{{"K8S_POD_NAMESPACE", "ns-1"}, {"K8S_POD_NAME", id}},
+			CapabilityArgs: map[string]any{
+				"portMappings": []map[string]any{{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}},
+			},
 		}
 	}
 	must := func(verb string, err error) {

@@ -122,7 +122,8 @@ func TestDocumentedTargets(t *testing.T) {
 			t.Fatal(err)
 		}
 		// As a command: in a block, or in backquotes, alone or behind settings of variables.
-		for _, m := range regexp.MustCompile("(?m)(?:^    |`)(?:[A-Z]+=\\S+ )*make ([a-z0-9-]+)").FindAllStringSubmatch(string(text), -1) {
+		for _, m := range regexp.MustCompile("(?m)(?:^    |`)(?:[A-Z]+=\\S+ )*make ([a-z0-9-]+)").FindAllStringSubmatch(
+			string(text), -1) {
 			found++
 			if !strings.Contains(string(help), "make "+m[1]+" ") {
 				t.Errorf("%s names make %s, which make help doesn't list:\n%s", filepath.Base(path), m[1], help)

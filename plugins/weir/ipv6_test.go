@@ -22,7 +22,9 @@ import (
 // ranges of IPv6 alone, and of both families.
 var (
 	onlyIPv6  = nodetest.Conf{"ranges": []any{nodetest.Conf{"subnet": "fd00:10:88::/64"}}}
-	dualStack = nodetest.Conf{"ranges": []any{nodetest.Conf{"subnet": "10.88.0.0/24"}, nodetest.Conf{"subnet": "fd00:10:88::/64"}}}
+	dualStack = nodetest.Conf{
+		"ranges": []any{nodetest.Conf{"subnet": "10.88.0.0/24"}, nodetest.Conf{"subnet": "fd00:10:88::/64"}},
+	}
 )
 
 func TestWalkthroughIPv6(t *testing.T)      { walkthrough(t, onlyIPv6) }
@@ -90,7 +92,8 @@ func walkthrough(t *testing.T, ranges nodetest.Conf) {
 	}
 	// Its own Service is always open to a pod.
 	for _, c := range []string{
-		"-A PREROUTING -d fd00:99::1 -j DNAT --to-destination " + server.IP6, "-A POSTROUTING -s " + server.IP6 + " -d " + server.IP6 + " -j MASQUERADE",
+		"-A PREROUTING -d fd00:99::1 -j DNAT --to-destination " + server.IP6,
+		"-A POSTROUTING -s " + server.IP6 + " -d " + server.IP6 + " -j MASQUERADE",
 	} {
 		nodetest.Run(t, "ip6tables", append([]string{"-t", "nat"}, strings.Fields(c)...)...)
 	}
@@ -160,7 +163,10 @@ func TestResultOfBothFamilies(t *testing.T) {
 	for _, route := range r.Routes {
 		got = append(got, route.Dst.String()+" "+route.GW.String())
 	}
-	want := []string{"10.88.0.2/32 10.88.0.1", "fd00:10:88::2/128 fd00:10:88::1", "0.0.0.0/0 10.88.0.1", "::/0 fd00:10:88::1"}
+	want := []string{
+		"10.88.0.2/32 10.88.0.1", "fd00:10:88::2/128 fd00:10:88::1", "0.0.0.0/0 10.88.0.1",
+		"::/0 fd00:10:88::1",
+	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
@@ -174,7 +180,8 @@ func TestResultOfBothFamilies(t *testing.T) {
 	} {
 		f := strings.Fields(tc.breakIt)
 		nodetest.Run(t, f[0], f[1:]...)
-		if _, err := n.CNI("check", p.Netns, nodetest.Args("ns-1", "busybox", "")); err == nil || !strings.Contains(err.Error(), tc.want) {
+		if _, err := n.CNI("check", p.Netns, nodetest.Args("ns-1", "busybox", "")); err == nil ||
+			!strings.Contains(err.Error(), tc.want) {
 			t.Errorf("after %q: %v, want an error with %q", tc.breakIt, err, tc.want)
 		}
 	}
@@ -189,9 +196,11 @@ func TestForgedIPv6SendersAreDropped(t *testing.T) {
 	victim, pod := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
 	four := n.AddPod("ns-2", "other") // its IPv6 address is taken away below
 	own, others := netip.MustParseAddr(pod.IP6), netip.MustParseAddr(victim.IP6)
-	gateway, free, local := netip.MustParseAddr("fd00:10:88::1"), netip.MustParseAddr("fd00:10:88::77"), netip.MustParseAddr("fe80::1")
+	gateway, free, local := netip.MustParseAddr("fd00:10:88::1"), netip.MustParseAddr("fd00:10:88::77"),
+		netip.MustParseAddr("fe80::1")
 	allNodes := netip.MustParseAddr("ff02::1")
-	mac := func(ip string) net.HardwareAddr { return bridge.MAC(netip.MustParseAddr(ip)) } // a pod's is that of its IPv4 address
+	// a pod's is that of its IPv4 address
+	mac := func(ip string) net.HardwareAddr { return bridge.MAC(netip.MustParseAddr(ip)) }
 	me, it, toNode := mac(pod.IP), mac(victim.IP), mac("10.88.0.1")
 	toAll := net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}
 	udp := udp6()
@@ -218,20 +227,47 @@ func TestForgedIPv6SendersAreDropped(t *testing.T) {
 		{"under a VLAN tag", tagged(ipv6(toNode, me, others, gateway, udp)), false},
 
 		{"neighbour advertisement for another", ipv6(toNode, me, own, gateway, advertisement(others, me)), false},
-		{"neighbour advertisement for the gateway, to all", ipv6(toAll, me, own, allNodes, advertisement(gateway, me)), false},
+		{
+			"neighbour advertisement for the gateway, to all", ipv6(toAll, me, own, allNodes, advertisement(gateway, me)),
+			false,
+		},
 		{"neighbour advertisement for a free address", ipv6(toNode, me, own, gateway, advertisement(free, me)), false},
 		{"neighbour advertisement as another", ipv6(toNode, me, others, gateway, advertisement(others, me)), false},
-		{"neighbour solicitation", ipv6(toNode, me, own, gateway, icmp6(135, append(make([]byte, 4), gateway.AsSlice()...))), false},
-		{"probe for a duplicate", ipv6(toAll, me, netip.IPv6Unspecified(), allNodes, icmp6(135, append(make([]byte, 4), others.AsSlice()...))), false},
+		{
+			"neighbour solicitation", ipv6(toNode, me, own, gateway, icmp6(135, append(make([]byte, 4), gateway.AsSlice()...))),
+			false,
+		},
+		{
+			"probe for a duplicate",
+			ipv6(toAll, me, netip.IPv6Unspecified(), allNodes, icmp6(135, append(make([]byte, 4), others.AsSlice()...))), false,
+		},
 		{"router solicitation", ipv6(toAll, me, own, netip.MustParseAddr("ff02::2"), icmp6(133, make([]byte, 4))), false},
-		{"router advertisement", ipv6(toAll, me, own, allNodes, icmp6(134, []byte{64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0})), false},
-		{"router advertisement of a router", ipv6(toAll, me, local, allNodes, icmp6(134, []byte{64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0})), false},
+		{
+			"router advertisement", ipv6(toAll, me, own, allNodes, icmp6(134, []byte{64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0})),
+			false,
+		},
+		{
+			"router advertisement of a router",
+			ipv6(toAll, me, local, allNodes, icmp6(134, []byte{64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0})), false,
+		},
 		{"redirect", ipv6(toNode, me, own, gateway, icmp6(137, make([]byte, 36))), false},
-		{"advertisement behind hop-by-hop options", ipv6(toNode, me, own, gateway, behind(0, advertisement(others, me))), false},
-		{"advertisement behind destination options", ipv6(toNode, me, own, gateway, behind(60, advertisement(others, me))), false},
-		{"advertisement behind both", ipv6(toNode, me, own, gateway, behind(0, behind(60, advertisement(others, me)))), false},
+		{
+			"advertisement behind hop-by-hop options", ipv6(toNode, me, own, gateway, behind(0, advertisement(others, me))),
+			false,
+		},
+		{
+			"advertisement behind destination options", ipv6(toNode, me, own, gateway, behind(60, advertisement(others, me))),
+			false,
+		},
+		{
+			"advertisement behind both", ipv6(toNode, me, own, gateway, behind(0, behind(60, advertisement(others, me)))),
+			false,
+		},
 		{"advertisement in a first fragment", ipv6(toNode, me, own, gateway, fragment(0, advertisement(others, me))), false},
-		{"router advertisement behind options in a fragment", ipv6(toAll, me, own, allNodes, fragment(0, behind(60, icmp6(134, make([]byte, 12))))), false},
+		{
+			"router advertisement behind options in a fragment",
+			ipv6(toAll, me, own, allNodes, fragment(0, behind(60, icmp6(134, make([]byte, 12))))), false,
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if got := passes(t, pod.Netns, conf.Bridge, tc.frame); got != tc.pass {
@@ -254,11 +290,13 @@ func TestForgedIPv6SendersAreDropped(t *testing.T) {
 				link = "weirp" + strings.Fields(entry)[0]
 			}
 		}
-		nodetest.Run(t, "nft", "delete", "element", "bridge", "weir", "senders6", "{", strings.Trim(link, `"`), ".", mac(four.IP).String(), ".", four.IP6, "}")
+		nodetest.Run(t, "nft", "delete", "element", "bridge", "weir", "senders6", "{", strings.Trim(link, `"`), ".",
+			mac(four.IP).String(), ".", four.IP6, "}")
 		if passes(t, four.Netns, conf.Bridge, ipv6(toNode, mac(four.IP), netip.MustParseAddr(four.IP6), gateway, udp)) {
 			t.Error("it sends IPv6")
 		}
-		if !passes(t, four.Netns, conf.Bridge, ipv4(toNode, mac(four.IP), netip.MustParseAddr(four.IP), netip.MustParseAddr("10.88.0.1"))) {
+		if !passes(t, four.Netns, conf.Bridge,
+			ipv4(toNode, mac(four.IP), netip.MustParseAddr(four.IP), netip.MustParseAddr("10.88.0.1"))) {
 			t.Error("it doesn't send IPv4 any more")
 		}
 	})
@@ -272,7 +310,8 @@ func TestAnIPv6RangeNeedsIPv6(t *testing.T) {
 	n := newNode(t, dualStack)
 	before := leftovers(t)
 	path := nodetest.NewNS(t, "ns-1.busybox")
-	nodetest.In(t, path, func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o600) })
+	nodetest.In(t, path,
+		func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o600) })
 	_, err := n.TryAddPod("ns-1", "busybox")
 	if err == nil || !strings.Contains(err.Error(), "IPv6 is switched off in the pod") {
 		t.Errorf("%v, want an error that says so", err)

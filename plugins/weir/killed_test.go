@@ -256,8 +256,8 @@ func TestKilledBesideAnAgent(t *testing.T) {
 	k.run(t)
 }
 
-// TestAfterAReboot: /run is empty and no link is there; nothing of the old life holds an address, and what comes from the
-// runtime for it is answered well.
+// TestAfterAReboot: /run is empty and no link is there; nothing of the old life holds an address, and what comes from
+// the runtime for it is answered well.
 func TestAfterAReboot(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -51,7 +51,10 @@ func TestForgedSendersAreDropped(t *testing.T) {
 		{"IPv6", frame(broadcast, mac(own), unix.ETH_P_IPV6, bytes.Repeat([]byte{0x60}, 40)), false},
 		{"another protocol", frame(broadcast, mac(own), 0x88b5, nil), false},
 		{"IPv4 under a VLAN tag", tagged(ipv4(toNode, mac(own), others, gateway)), false},
-		{"IPv6 of its MAC's", ipv6(toNode, mac(own), netip.MustParseAddr("fe80::1"), netip.MustParseAddr("fe80::2"), udp6()), false},
+		{
+			"IPv6 of its MAC's", ipv6(toNode, mac(own), netip.MustParseAddr("fe80::1"), netip.MustParseAddr("fe80::2"), udp6()),
+			false,
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got := passes(t, pod.Netns, conf.Bridge, tc.frame)
@@ -166,7 +169,8 @@ func seen(t *testing.T, fd int) bool {
 		if err != nil {
 			t.Fatal(fmt.Errorf("receive: %w", err))
 		}
-		if l, ok := from.(*unix.SockaddrLinklayer); ok && l.Pkttype != unix.PACKET_OUTGOING && bytes.Contains(buf[:k], marker) {
+		if l, ok := from.(*unix.SockaddrLinklayer); ok && l.Pkttype != unix.PACKET_OUTGOING &&
+			bytes.Contains(buf[:k], marker) {
 			return true
 		}
 	}

@@ -36,15 +36,21 @@ func TestHostState(t *testing.T) {
 		return nil
 	})
 	got := pods()
-	if got.Pod != "ns-1/busybox" || !strings.HasPrefix(got.ContainerID, "cnitool-") || !slices.Equal(got.Addresses, []string{p.IP, p.IP6}) ||
-		!strings.HasPrefix(got.HostIf, "weirp") || got.MAC != "0a:58:0a:58:00:02" || time.Since(got.Since) > time.Minute || got.Egress != "open" {
+	if got.Pod != "ns-1/busybox" || !strings.HasPrefix(got.ContainerID, "cnitool-") ||
+		!slices.Equal(got.Addresses, []string{p.IP, p.IP6}) ||
+		!strings.HasPrefix(got.HostIf, "weirp") || got.MAC != "0a:58:0a:58:00:02" || time.Since(got.Since) > time.Minute ||
+		got.Egress != "open" {
 		t.Errorf("weirctl pods: %+v", got)
 	}
-	if link := nodetest.Run(t, "ip", "-d", "link", "show", got.HostIf); !strings.Contains(link, "alias weir: ns-1/busybox eth0") {
+	link := nodetest.Run(t, "ip", "-d", "link", "show", got.HostIf)
+	if !strings.Contains(link, "alias weir: ns-1/busybox eth0") {
 		t.Errorf("the link doesn't name its pod: %s", link)
 	}
 	text, err := n.Ctl("pods")
-	for _, want := range []string{"CONTAINER", got.ContainerID[:13], "ns-1/busybox", p.IP + "," + p.IP6, got.HostIf, got.MAC, "ns-1/deny-all-by-default", "open", got.Since.Local().Format(time.RFC3339)} {
+	for _, want := range []string{
+		"CONTAINER", got.ContainerID[:13], "ns-1/busybox", p.IP + "," + p.IP6, got.HostIf,
+		got.MAC, "ns-1/deny-all-by-default", "open", got.Since.Local().Format(time.RFC3339),
+	} {
 		if err != nil || !strings.Contains(text, want) {
 			t.Errorf("weirctl pods lacks %q: %v\n%s", want, err, text)
 		}

@@ -27,7 +27,8 @@ func TestStatus(t *testing.T) {
 	}
 	want := func(when, enforcement string, code uint) {
 		t.Helper()
-		if got := invoke(t, n, map[string]string{"CNI_COMMAND": "STATUS", "CNI_PATH": n.Bin}, conf(enforcement)); got.Code != code {
+		if got := invoke(t, n, map[string]string{"CNI_COMMAND": "STATUS", "CNI_PATH": n.Bin},
+			conf(enforcement)); got.Code != code {
 			t.Errorf("%s: exit code %d: %s; want code %d", when, got.exit, got.stdout, code)
 		}
 	}

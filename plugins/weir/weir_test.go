@@ -143,12 +143,14 @@ func leftovers(t testing.TB) []string {
 		}
 	}
 	for line := range strings.Lines(nodetest.Run(t, "ipset", "list")) {
-		if strings.Contains(line, "comment") && !strings.HasPrefix(line, "Header") && !strings.Contains(line, "pods of this node") {
+		if strings.Contains(line, "comment") && !strings.HasPrefix(line, "Header") &&
+			!strings.Contains(line, "pods of this node") {
 			all = append(all, "ipset "+strings.TrimSpace(line))
 		}
 	}
 	for _, set := range []string{"senders4", "senders6"} {
-		if out, err := exec.Command("nft", "list", "set", "bridge", "weir", set).Output(); err == nil && strings.Contains(string(out), "elements") {
+		if out, err := exec.Command("nft", "list", "set", "bridge", "weir", set).Output(); err == nil &&
+			strings.Contains(string(out), "elements") {
 			add("nft ", string(out))
 		}
 	}
@@ -172,7 +174,8 @@ func TestPodsReachTheWorldAsTheirNode(t *testing.T) {
 		return
 	}
 	n := newNode(t, nil)
-	server := n.AddPod("ns-1", "http-echo", `CAP_ARGS={"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]}`)
+	server := n.AddPod("ns-1", "http-echo",
+		`CAP_ARGS={"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]}`)
 	client := n.AddPod("ns-1", "busybox")
 	n.Serve(server.Netns, "tcp", ":80")
 	n.Serve(n.Outside, "tcp", ":80")
@@ -196,7 +199,10 @@ func TestEgressPolicyHoldsTowardsTheNodeAndTheWorld(t *testing.T) {
 	}
 	n := newNode(t, nil)
 	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
-	where := map[string]string{server.IP: server.Netns, "192.0.2.1": n.Outside, "192.0.2.2": nodetest.Self, "10.88.0.1": nodetest.Self}
+	where := map[string]string{
+		server.IP: server.Netns, "192.0.2.1": n.Outside, "192.0.2.2": nodetest.Self,
+		"10.88.0.1": nodetest.Self,
+	}
 	for addr, netns := range where {
 		n.Serve(netns, "tcp", addr+":80")
 		n.Serve(netns, "udp", addr+":53")
@@ -208,7 +214,8 @@ func TestEgressPolicyHoldsTowardsTheNodeAndTheWorld(t *testing.T) {
 		n.Eventually("UDP 53 of "+addr, func() error { return askUDP(t, client.Netns, addr+":53") })
 	}
 	n.Reach(server, client.IP+":81", false) // nobody listens, but that is no timeout: ingress is open
-	if _, err := nodetest.Dial(t, server.Netns, "tcp", client.IP+":81"); err == nil || !strings.Contains(err.Error(), "refused") {
+	if _, err := nodetest.Dial(t, server.Netns, "tcp", client.IP+":81"); err == nil ||
+		!strings.Contains(err.Error(), "refused") {
 		t.Errorf("ingress of a pod under an egress policy: %v, want connection refused", err)
 	}
 }
@@ -518,8 +525,8 @@ func TestDelNeedsNothing(t *testing.T) {
 	}
 }
 
-// TestARepeatedDelLeavesTheNextHolderAlone: DEL crashed after it had freed the address, and comes again when another pod
-// has it.
+// TestARepeatedDelLeavesTheNextHolderAlone: DEL crashed after it had freed the address, and comes again when another
+// pod has it.
 func TestARepeatedDelLeavesTheNextHolderAlone(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -585,19 +592,49 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 	mac := strings.Fields(nodetest.Run(t, "ip", "neigh", "show", p.IP))[4]
 	gateway := strings.Fields(nodetest.Run(t, "ip", "-n", "ns-1.busybox", "neigh", "show", "10.88.0.1"))[4]
 	for _, tc := range []struct{ name, breakIt, mendIt, want string }{
-		{"isolation", "bridge link set dev " + link + " isolated off", "bridge link set dev " + link + " isolated on", "isolated"},
+		{
+			"isolation", "bridge link set dev " + link + " isolated off", "bridge link set dev " + link + " isolated on",
+			"isolated",
+		},
 		{"set", "ipset del weir-pods " + p.IP, "ipset add weir-pods " + p.IP, "weir-pods"},
-		{"neighbour", "ip neigh del " + p.IP + " dev weir0", "ip neigh add " + p.IP + " lladdr " + mac + " dev weir0 nud permanent", "neighbour"},
-		{"address", "ip -n ns-1.busybox addr add 10.0.0.1/32 dev eth0", "ip -n ns-1.busybox addr del 10.0.0.1/32 dev eth0", ""},
-		{"route", "ip -n ns-1.busybox route del default", "ip -n ns-1.busybox route add default via 10.88.0.1", "default route"},
+		{
+			"neighbour", "ip neigh del " + p.IP + " dev weir0",
+			"ip neigh add " + p.IP + " lladdr " + mac + " dev weir0 nud permanent", "neighbour",
+		},
+		{
+			"address", "ip -n ns-1.busybox addr add 10.0.0.1/32 dev eth0", "ip -n ns-1.busybox addr del 10.0.0.1/32 dev eth0",
+			"",
+		},
+		{
+			"route", "ip -n ns-1.busybox route del default", "ip -n ns-1.busybox route add default via 10.88.0.1",
+			"default route",
+		},
 		{"link", "ip link set " + link + " down", "ip link set " + link + " up", "is down"},
-		{"MTU", "ip link set " + link + " mtu 1400", "ip link set " + link + " mtu 1500", "has MTU 1500, and its other end 1400"},
-		{"forwarding", "bridge fdb del " + mac + " dev " + link + " master", "bridge fdb add " + mac + " dev " + link + " master static", "forwarding entry"},
+		{
+			"MTU", "ip link set " + link + " mtu 1400", "ip link set " + link + " mtu 1500",
+			"has MTU 1500, and its other end 1400",
+		},
+		{
+			"forwarding", "bridge fdb del " + mac + " dev " + link + " master",
+			"bridge fdb add " + mac + " dev " + link + " master static", "forwarding entry",
+		},
 		{"class", "ipset del weir-in-open " + p.IP, "ipset add weir-in-open " + p.IP, "no class"},
-		{"holder", "mv /run/weir/addresses/" + p.IP + " /run/weir/held", "mv /run/weir/held /run/weir/addresses/" + p.IP, "is held by"},
-		{"the pod's neighbour", "ip -n ns-1.busybox neigh del 10.88.0.1 dev eth0", "ip -n ns-1.busybox neigh add 10.88.0.1 lladdr " + gateway + " dev eth0 nud permanent", "in the pod"},
-		{"the other end", "ip -n ns-1.busybox link set eth0 name eth7", "ip -n ns-1.busybox link set eth7 name eth0", "eth0 in the pod"},
-		{"guard", "nft delete element bridge weir senders4 { " + link + " . " + mac + " . " + p.IP + " }", "nft add element bridge weir senders4 { " + link + " . " + mac + " . " + p.IP + " }", "guard"},
+		{
+			"holder", "mv /run/weir/addresses/" + p.IP + " /run/weir/held", "mv /run/weir/held /run/weir/addresses/" + p.IP,
+			"is held by",
+		},
+		{
+			"the pod's neighbour", "ip -n ns-1.busybox neigh del 10.88.0.1 dev eth0",
+			"ip -n ns-1.busybox neigh add 10.88.0.1 lladdr " + gateway + " dev eth0 nud permanent", "in the pod",
+		},
+		{
+			"the other end", "ip -n ns-1.busybox link set eth0 name eth7", "ip -n ns-1.busybox link set eth7 name eth0",
+			"eth0 in the pod",
+		},
+		{
+			"guard", "nft delete element bridge weir senders4 { " + link + " . " + mac + " . " + p.IP + " }",
+			"nft add element bridge weir senders4 { " + link + " . " + mac + " . " + p.IP + " }", "guard",
+		},
 	} {
 		f := strings.Fields(tc.breakIt)
 		nodetest.Run(t, f[0], f[1:]...)
@@ -625,7 +662,8 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 	} {
 		code, msg := weir(t, n, map[string]string{
 			"CNI_COMMAND": "CHECK", "CNI_CONTAINERID": id, "CNI_IFNAME": "eth0", "CNI_PATH": n.Bin, "CNI_NETNS": p.Netns,
-		}, `{"cniVersion": "1.0.0", "name": "weir", "type": "weir", "ranges": [{"subnet": "10.88.0.0/24"}], "prevResult": `+prev+"}")
+		}, `{"cniVersion": "1.0.0", "name": "weir", "type": "weir", "ranges": [{"subnet": "10.88.0.0/24"}], "prevResult": `+
+			prev+"}")
 		if (code == 5) != (want != "") || !strings.Contains(msg, want) {
 			t.Errorf("code %d: %s; want an error with %q", code, msg, want)
 		}
@@ -728,12 +766,30 @@ func TestBadInput(t *testing.T) {
 		{"host bits", `"ranges": [{"subnet": "10.88.0.7/24"}]`, nil, 7, "ranges[0].subnet: 10.88.0.7/24"},
 		{"too small", `"ranges": [{"subnet": "10.88.0.0/31"}]`, nil, 7, "ranges[0].subnet: 10.88.0.0/31"},
 		{"bad gateway", `"ranges": [{"subnet": "10.88.0.0/24", "gateway": "gw"}]`, nil, 7, `ranges[0].gateway: "gw"`},
-		{"gateway outside", `"ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.89.0.1"}]`, nil, 7, "ranges[0].gateway: 10.89.0.1 is outside of subnet 10.88.0.0/24"},
-		{"broadcast as gateway", `"ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.88.0.255"}]`, nil, 7, "ranges[0].gateway: 10.88.0.255"},
-		{"range outside", `"ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.1.9"}]`, nil, 7, "ranges[0].rangeEnd: 10.88.1.9"},
-		{"range upside down", `"ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9", "rangeEnd": "10.88.0.8"}]`, nil, 7, "ranges[0].rangeEnd: 10.88.0.8"},
-		{"overlapping subnets", `"ranges": [{"subnet": "10.88.0.0/16"}, {"subnet": "10.88.3.0/24"}]`, nil, 7, "ranges[1].subnet: 10.88.3.0/24 overlaps ranges[0]"},
-		{"overlapping ranges", `"ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9"}]`, nil, 7, "ranges[1].rangeStart: 10.88.0.9 overlaps"},
+		{
+			"gateway outside", `"ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.89.0.1"}]`, nil,
+			7, "ranges[0].gateway: 10.89.0.1 is outside of subnet 10.88.0.0/24",
+		},
+		{
+			"broadcast as gateway", `"ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.88.0.255"}]`, nil, 7,
+			"ranges[0].gateway: 10.88.0.255",
+		},
+		{
+			"range outside", `"ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.1.9"}]`, nil,
+			7, "ranges[0].rangeEnd: 10.88.1.9",
+		},
+		{
+			"range upside down", `"ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9", "rangeEnd": "10.88.0.8"}]`,
+			nil, 7, "ranges[0].rangeEnd: 10.88.0.8",
+		},
+		{
+			"overlapping subnets", `"ranges": [{"subnet": "10.88.0.0/16"}, {"subnet": "10.88.3.0/24"}]`, nil, 7,
+			"ranges[1].subnet: 10.88.3.0/24 overlaps ranges[0]",
+		},
+		{
+			"overlapping ranges",
+			`"ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9"}]`, nil, 7, "ranges[1].rangeStart: 10.88.0.9 overlaps",
+		},
 		{"bad mtu", `"ranges": [{"subnet": "10.88.0.0/24"}], "mtu": 10`, nil, 7, "mtu: 10"},
 		{"mtu of a wrong type", `"ranges": [{"subnet": "10.88.0.0/24"}], "mtu": "big"`, nil, 7, `mtu: "big"`},
 		{"bad enforcement", `"ranges": [{"subnet": "10.88.0.0/24"}], "enforcement": "lax"`, nil, 7, "enforcement: lax"},
@@ -741,10 +797,20 @@ func TestBadInput(t *testing.T) {
 		{"no namespace", ``, map[string]string{"CNI_NETNS": "/run/none"}, 4, "CNI_NETNS: /run/none"},
 		{"no namespace but a file", ``, map[string]string{"CNI_NETNS": "/run/nothing"}, 4, "CNI_NETNS: /run/nothing"},
 		{"the node's own namespace", ``, map[string]string{"CNI_NETNS": nodetest.Self}, 4, "CNI_NETNS"},
-		{"another kind of namespace", ``, map[string]string{"CNI_NETNS": "/proc/self/ns/mnt"}, 4, "CNI_NETNS: /proc/self/ns/mnt"},
+		{
+			"another kind of namespace", ``,
+			map[string]string{"CNI_NETNS": "/proc/self/ns/mnt"},
+			4,
+			"CNI_NETNS: /proc/self/ns/mnt",
+		},
 		{"no pod", ``, map[string]string{"CNI_ARGS": ""}, 4, "K8S_POD_NAMESPACE"},
 		{"no pair in CNI_ARGS", ``, map[string]string{"CNI_ARGS": "K8S_POD_NAME"}, 4, "CNI_ARGS"},
-		{"a name that is none", ``, map[string]string{"CNI_ARGS": "K8S_POD_NAMESPACE=../x;K8S_POD_NAME=y"}, 4, "K8S_POD_NAMESPACE"},
+		{
+			"a name that is none", ``,
+			map[string]string{"CNI_ARGS": "K8S_POD_NAMESPACE=../x;K8S_POD_NAME=y"},
+			4,
+			"K8S_POD_NAMESPACE",
+		},
 		{"interface exists", ``, map[string]string{"CNI_IFNAME": "lo"}, 4, "lo"},
 		{"unknown pod", ``, map[string]string{"CNI_ARGS": "K8S_POD_NAMESPACE=ns-1;K8S_POD_NAME=who"}, 11, "ns-1/who"},
 	} {

@@ -104,7 +104,8 @@ func TestNothingPassesWhilePodsStartAndEnd(t *testing.T) {
 		stop := flood(t, netns, server.IP+":9")
 		client := n.AddPod("ns-1", "busybox")
 		n.Eventually("the pod sends", func() error { // its link is up, and its neighbour there
-			if _, err := nodetest.Get(t, nodetest.Self, client.IP+":80"); err == nil || !strings.Contains(err.Error(), "refused") {
+			if _, err := nodetest.Get(t, nodetest.Self, client.IP+":80"); err == nil ||
+				!strings.Contains(err.Error(), "refused") {
 				return fmt.Errorf("the node reaches it: %w", err)
 			}
 			return nil
@@ -184,8 +185,8 @@ func TestFault4NothingPassesWhileTheAgentRestarts(t *testing.T) {
 	}
 }
 
-// TestFault5NothingPassesWhilePoliciesChange changes policies, labels and neighbours around an isolated pod. weave-npc took
-// the old rules away before it put in the new ones.
+// TestFault5NothingPassesWhilePoliciesChange changes policies, labels and neighbours around an isolated pod.
+// weave-npc took the old rules away before it put in the new ones.
 func TestFault5NothingPassesWhilePoliciesChange(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -207,7 +208,8 @@ func TestFault5NothingPassesWhilePoliciesChange(t *testing.T) {
 	for i := range 5 {
 		n.Manifest("more.yaml", strings.ReplaceAll(egressOnly, "name: egress", fmt.Sprint("name: egress-", i)))
 		applied(fmt.Sprint("egress-", i))
-		n.Manifest("cluster.yaml", strings.Replace(cluster, "{run: busybox}", fmt.Sprintf("{run: busybox, round: r%d}", i), 1))
+		n.Manifest("cluster.yaml",
+			strings.Replace(cluster, "{run: busybox}", fmt.Sprintf("{run: busybox, round: r%d}", i), 1))
 		n.Manifest("policy.yaml", strings.Replace(noEgress, "no-egress", fmt.Sprint("no-egress-", i), 1))
 		applied(fmt.Sprint("no-egress-", i))
 		n.Manifest("more.yaml", "")
@@ -281,7 +283,8 @@ func TestFault5AFlushIsRepaired(t *testing.T) {
 	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
 	n.Serve(server.Netns, "tcp", ":80")
 	// The server may send to the client, and so open connections the other way round.
-	n.Manifest("policy.yaml", strings.Replace(denyAll, "podSelector: {}", "podSelector: {matchLabels: {app: http-echo}}", 1))
+	n.Manifest("policy.yaml",
+		strings.Replace(denyAll, "podSelector: {}", "podSelector: {matchLabels: {app: http-echo}}", 1))
 	n.Reach(client, server.IP+":80", false)
 	for _, flush := range []string{"iptables -t mangle -F", "nft flush ruleset"} {
 		f := strings.Fields(flush)
@@ -334,7 +337,8 @@ func TestFault5AFlushIsRepaired(t *testing.T) {
 }
 
 // TestFault6PodsAreJudgedBeforeTheyStart: weave-npc let pods start before it had heard of any policy, and open; and new
-// ones stayed blocked until it had heard of them. Once ADD has returned, the first packet is judged as the policies say.
+// ones stayed blocked until it had heard of them. Once ADD has returned, the first packet is judged as the policies
+// say.
 func TestFault6PodsAreJudgedBeforeTheyStart(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -380,8 +384,8 @@ func TestFault6PodsAreJudgedBeforeTheyStart(t *testing.T) {
 	}
 }
 
-// TestACutConnectionThatIsForgotten: a client makes the kernel forget it, by a RST that is dropped or by waiting, and then
-// the server sends. Of TCP that is no way to begin a connection; of UDP it is one of the server's own.
+// TestACutConnectionThatIsForgotten: a client makes the kernel forget it, by a RST that is dropped or by waiting, and
+// then the server sends. Of TCP that is no way to begin a connection; of UDP it is one of the server's own.
 func TestACutConnectionThatIsForgotten(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

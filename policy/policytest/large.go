@@ -57,7 +57,9 @@ func Selectors(from, n int) []networkingv1.NetworkPolicyPeer {
 }
 
 // Letting is a policy in namespace x that lets these peers through to the ports of the pods that it selects.
-func Letting(name string, pods map[string]string, from []networkingv1.NetworkPolicyPeer, ports ...networkingv1.NetworkPolicyPort) *networkingv1.NetworkPolicy {
+func Letting(name string, pods map[string]string, from []networkingv1.NetworkPolicyPeer,
+	ports ...networkingv1.NetworkPolicyPort,
+) *networkingv1.NetworkPolicy {
 	return &networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: name},
 		Spec: networkingv1.NetworkPolicySpec{

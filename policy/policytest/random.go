@@ -53,8 +53,10 @@ var (
 	portNames  = []string{"http", "alt", "gone"} // no pod has the last one
 	protocols  = []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP}
 	blocks     = []string{
-		"0.0.0.0/0", "10.88.0.0/15", "10.88.0.0/24", "10.88.0.0/29", "10.88.0.4/30", "10.88.0.6/31", "10.88.1.0/24", "192.0.2.0/24", "10.88.0.2/32",
-		"128.0.0.0/1", "::/0", "fd00:10:88::/63", "fd00:10:88::/64", "fd00:10:88::/125", "fd00:10:88::4/126", "fd00:10:88::6/127", "fd00:10:88:1::/64",
+		"0.0.0.0/0", "10.88.0.0/15", "10.88.0.0/24", "10.88.0.0/29", "10.88.0.4/30", "10.88.0.6/31", "10.88.1.0/24",
+		"192.0.2.0/24", "10.88.0.2/32",
+		"128.0.0.0/1", "::/0", "fd00:10:88::/63", "fd00:10:88::/64", "fd00:10:88::/125", "fd00:10:88::4/126",
+		"fd00:10:88::6/127", "fd00:10:88:1::/64",
 		"2001:db8::/64", "fd00:10:88::2/128", "8000::/1",
 	}
 )
@@ -66,8 +68,8 @@ func stack(r *rand.Rand) []conf.Family {
 	return pick(r, [][]conf.Family{{conf.IPv4}, {conf.IPv6}, {conf.IPv4, conf.IPv6}, {conf.IPv6, conf.IPv4}})
 }
 
-// State is a cluster of three namespaces, up to eight pods and up to five policies. Most pods are on this node, and most
-// have the same families.
+// State is a cluster of three namespaces, up to eight pods and up to five policies. Most pods are on this node, and
+// most have the same families.
 func State(r *rand.Rand) policy.State {
 	var s policy.State
 	families := stack(r)
@@ -130,7 +132,14 @@ func addPod(r *rand.Rand, s *policy.State, i int, families []conf.Family) {
 	if r.IntN(10) == 0 {
 		families = stack(r)
 	}
-	p := policy.Pod{Namespace: pick(r, namespaces), Name: fmt.Sprint("p", i), Labels: labels(r), Unknown: unknown(r), HostNetwork: r.IntN(20) == 0, Finished: r.IntN(20) == 0}
+	p := policy.Pod{
+		Namespace:   pick(r, namespaces),
+		Name:        fmt.Sprint("p", i),
+		Labels:      labels(r),
+		Unknown:     unknown(r),
+		HostNetwork: r.IntN(20) == 0,
+		Finished:    r.IntN(20) == 0,
+	}
 	p.UID = pick(r, []string{"", "one", "two"})
 	p.NodeName = here
 	elsewhere := r.IntN(4) == 0
@@ -171,8 +180,11 @@ func addPod(r *rand.Rand, s *policy.State, i int, families []conf.Family) {
 		return
 	}
 	e := endpoint.Endpoint{
-		ContainerID: p.Name, IfName: "eth0", Enforcement: conf.Strict, Pod: endpoint.Pod{Namespace: p.Namespace, Name: p.Name, UID: p.UID},
-		Addresses: attached,
+		ContainerID: p.Name,
+		IfName:      "eth0",
+		Enforcement: conf.Strict,
+		Pod:         endpoint.Pod{Namespace: p.Namespace, Name: p.Name, UID: p.UID},
+		Addresses:   attached,
 	}
 	switch r.IntN(20) {
 	case 0:
@@ -271,15 +283,20 @@ func Change(r *rand.Rand, old policy.State) policy.State {
 		defer func() { seen[key] = true }()
 		return seen[key]
 	}
-	s.Policies = slices.DeleteFunc(s.Policies, func(np *networkingv1.NetworkPolicy) bool { return first(np.Namespace + "/" + np.Name) })
+	s.Policies = slices.DeleteFunc(s.Policies, func(np *networkingv1.NetworkPolicy) bool {
+		return first(np.Namespace + "/" + np.Name)
+	})
 	s.Pods = slices.DeleteFunc(s.Pods, func(p policy.Pod) bool { return first("pod " + p.Name) })
-	s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e endpoint.Endpoint) bool { return first("endpoint " + e.ContainerID) })
+	s.Endpoints = slices.DeleteFunc(s.Endpoints,
+		func(e endpoint.Endpoint) bool { return first("endpoint " + e.ContainerID) })
 	return s
 }
 
 // Policy is a random NetworkPolicy.
 func Policy(r *rand.Rand, i int) *networkingv1.NetworkPolicy {
-	np := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: pick(r, namespaces), Name: fmt.Sprint("np", i)}}
+	np := &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: pick(r, namespaces), Name: fmt.Sprint("np", i)},
+	}
 	np.Spec.PodSelector = *selector(r)
 	np.Spec.PolicyTypes = pick(r, [][]networkingv1.PolicyType{nil, {"Ingress"}, {"Egress"}, {"Ingress", "Egress"}})
 	if r.IntN(100) == 0 {

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Shrink drops policies, rules, peers, ports, endpoints, pods, addresses, nodes, namespaces and labels as long as the state
-// still fails.
+// Shrink drops policies, rules, peers, ports, endpoints, pods, addresses, nodes, namespaces and labels as long as the
+// state still fails.
 func Shrink(s policy.State, fails func(policy.State) bool) policy.State {
 	for {
 		i := slices.IndexFunc(smaller(s), fails)
@@ -150,10 +150,16 @@ func YAML(s policy.State) string {
 		docs = append(docs, string(b))
 	}
 	for _, n := range s.Namespaces {
-		add(corev1.Namespace{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: n.Labels}})
+		add(corev1.Namespace{
+			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"},
+			ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: n.Labels},
+		})
 	}
 	for _, n := range s.Nodes {
-		node := corev1.Node{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Node"}, ObjectMeta: metav1.ObjectMeta{Name: n.Name}}
+		node := corev1.Node{
+			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Node"},
+			ObjectMeta: metav1.ObjectMeta{Name: n.Name},
+		}
 		for _, p := range n.PodCIDRs {
 			node.Spec.PodCIDRs = append(node.Spec.PodCIDRs, p.String())
 		}
@@ -163,7 +169,11 @@ func YAML(s policy.State) string {
 		pod := corev1.Pod{
 			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
 			ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: types.UID(p.UID), Labels: p.Labels},
-			Spec:       corev1.PodSpec{NodeName: p.NodeName, HostNetwork: p.HostNetwork, Containers: []corev1.Container{{Name: "c"}}},
+			Spec: corev1.PodSpec{
+				NodeName:    p.NodeName,
+				HostNetwork: p.HostNetwork,
+				Containers:  []corev1.Container{{Name: "c"}},
+			},
 		}
 		for _, n := range p.Ports {
 			pod.Spec.Containers[0].Ports = append(pod.Spec.Containers[0].Ports, corev1.ContainerPort{
@@ -185,7 +195,8 @@ func YAML(s policy.State) string {
 	}
 	text := strings.Join(docs, "---\n") + fmt.Sprintf("# this node is %q\n", s.Node)
 	for _, e := range s.Endpoints {
-		text += fmt.Sprintf("# endpoint %s of pod %s %q, enforcement %s: %v\n", e.ID(), e.Pod, e.Pod.UID, e.Enforcement, e.Addresses)
+		text += fmt.Sprintf("# endpoint %s of pod %s %q, enforcement %s: %v\n", e.ID(), e.Pod, e.Pod.UID, e.Enforcement,
+			e.Addresses)
 	}
 	return text
 }

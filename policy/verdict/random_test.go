@@ -52,7 +52,8 @@ func compare(t *testing.T, seed uint64) {
 	state = policytest.Shrink(state, func(s policy.State) bool { return difference(s, packets) != nil })
 	p := difference(state, packets)
 	v := verdict.New(state).Judge(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
-	t.Errorf("seed %d: the rules let %+v pass: %v. But the policies say:\n%s\n%s", seed, *p, !v.AllowedHere(), v, policytest.YAML(state))
+	t.Errorf("seed %d: the rules let %+v pass: %v. But the policies say:\n%s\n%s", seed, *p, !v.AllowedHere(), v,
+		policytest.YAML(state))
 }
 
 // difference is a packet on which rules and policies differ.

@@ -25,7 +25,11 @@ func TestString(t *testing.T) {
 		t.Fatal(err)
 	}
 	at := func(name, addr string, e conf.Enforcement) endpoint.Endpoint {
-		return endpoint.Endpoint{Pod: endpoint.Pod{Namespace: "shop", Name: name}, Enforcement: e, Addresses: []endpoint.Address{{Addr: netip.MustParseAddr(addr)}}}
+		return endpoint.Endpoint{
+			Pod:         endpoint.Pod{Namespace: "shop", Name: name},
+			Enforcement: e,
+			Addresses:   []endpoint.Address{{Addr: netip.MustParseAddr(addr)}},
+		}
 	}
 	evaluator := verdict.New(policy.State{Objects: objects, Endpoints: []endpoint.Endpoint{
 		at("client", "10.88.0.5", conf.Strict), at("new", "10.88.0.3", conf.Strict),
@@ -68,7 +72,12 @@ egress: dropped: shop/client is isolated by
 ingress: allowed: not a pod
 `},
 	} {
-		v := evaluator.Judge(verdict.Packet{Src: netip.MustParseAddr(tc.src), Dst: netip.MustParseAddr(tc.dst), Proto: policy.TCP, Port: tc.port})
+		v := evaluator.Judge(verdict.Packet{
+			Src:   netip.MustParseAddr(tc.src),
+			Dst:   netip.MustParseAddr(tc.dst),
+			Proto: policy.TCP,
+			Port:  tc.port,
+		})
 		if diff := cmp.Diff(tc.want, v.String()); diff != "" {
 			t.Errorf("%s to %s: -want +got\n%s", tc.src, tc.dst, diff)
 		}

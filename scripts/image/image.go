@@ -24,8 +24,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// directories that the image has beside those of its files: what the manifest mounts something on, and /run for the lock
-// that iptables shares with the node.
+// directories that the image has beside those of its files: what the manifest mounts something on, and /run for the
+// lock that iptables shares with the node.
 var directories = []string{
 	"dev", "proc", "sys", "run/weir", "usr/lib64", "host/opt/cni/bin", "host/etc/cni/net.d",
 }
@@ -122,8 +122,8 @@ func layer(t tree, dirs []string) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// write makes a tar that is both an OCI layout, which containerd, podman, crane and newer Dockers read, and what "docker
-// save" writes, for older ones. containerd takes the image's name from io.containerd.image.name.
+// write makes a tar that is both an OCI layout, which containerd, podman, crane and newer Dockers read, and what
+// "docker save" writes, for older ones. containerd takes the image's name from io.containerd.image.name.
 func write(img v1.Image, name, output string) (v1.Hash, error) {
 	digest, err := img.Digest()
 	if err != nil {

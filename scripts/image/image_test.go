@@ -110,7 +110,8 @@ func TestExtensionsOfOneFamily(t *testing.T) {
 }
 
 func TestParseDepends(t *testing.T) {
-	got := parseDepends("iptables\n  Depends: libc6\n |Depends: libfoo1\n    libfoo2\n  Depends: <libbar>\nlibc6\n  PreDepends: x\n<libbar>\nlibc6:i386\nlibxtables12t64\n")
+	got := parseDepends(
+		"iptables\n  Depends: libc6\n |Depends: libfoo1\n    libfoo2\n  Depends: <libbar>\nlibc6\n  PreDepends: x\n<libbar>\nlibc6:i386\nlibxtables12t64\n")
 	if want := []string{"iptables", "libc6", "libxtables12t64"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
@@ -132,7 +133,8 @@ func TestFollow(t *testing.T) {
 		"usr/lib64/ld.so": {link: "/lib/x/ld-2.so"}, "usr/lib/x/ld-2.so": {link: "ld-3.so"}, "usr/lib/x/ld-3.so": {},
 		"loop": {link: "loop"}, "dangling": {link: "nothing"},
 	}
-	if way, err := all.follow("usr/lib64/ld.so"); err != nil || !slices.Equal(way, []string{"usr/lib64/ld.so", "usr/lib/x/ld-2.so", "usr/lib/x/ld-3.so"}) {
+	if way, err := all.follow("usr/lib64/ld.so"); err != nil ||
+		!slices.Equal(way, []string{"usr/lib64/ld.so", "usr/lib/x/ld-2.so", "usr/lib/x/ld-3.so"}) {
 		t.Errorf("got %q, %v", way, err)
 	}
 	for _, name := range []string{"loop", "dangling", "absent"} {
@@ -144,8 +146,10 @@ func TestFollow(t *testing.T) {
 
 func TestCheckName(t *testing.T) {
 	for name, want := range map[string]bool{
-		"weir.local/weir:dev": true, "registry.example:5000/a/weir:v1": true, "docker.io/a/weir:1": true, "index.docker.io/a/weir:1": true,
-		"weir": false, "weir:dev": false, "a/weir:dev": false, "weir.local/weir": false, "weir.local/Weir:dev": false, "": false,
+		"weir.local/weir:dev": true, "registry.example:5000/a/weir:v1": true, "docker.io/a/weir:1": true,
+		"index.docker.io/a/weir:1": true,
+		"weir":                     false, "weir:dev": false, "a/weir:dev": false, "weir.local/weir": false,
+		"weir.local/Weir:dev": false, "": false,
 	} {
 		if err := checkName(name); (err == nil) != want {
 			t.Errorf("%q: %v", name, err)
@@ -157,7 +161,8 @@ func TestCheckName(t *testing.T) {
 func TestWrite(t *testing.T) {
 	made := func() (string, string) {
 		img, err := assemble(time.Unix(1e9, 0).UTC(), map[string]string{"a": "b"},
-			tree{"etc/x": {mode: 0o644, data: []byte("x")}}, tree{"usr/bin/y": {mode: 0o755, data: []byte("y")}, "usr/bin/z": {link: "y"}})
+			tree{"etc/x": {mode: 0o644, data: []byte("x")}},
+			tree{"usr/bin/y": {mode: 0o755, data: []byte("y")}, "usr/bin/z": {link: "y"}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -184,7 +189,8 @@ func TestWrite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := m.Manifests[0]; got.Digest.String() != digest || got.Annotations["io.containerd.image.name"] != "weir.local/weir:test" {
+	if got := m.Manifests[0]; got.Digest.String() != digest ||
+		got.Annotations["io.containerd.image.name"] != "weir.local/weir:test" {
 		t.Errorf("the index has %+v", got)
 	}
 	img, err := index.Image(m.Manifests[0].Digest)
@@ -200,7 +206,8 @@ func TestWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	content, err := readTar(data)
-	if err != nil || string(content["usr/bin/y"].data) != "y" || content["usr/bin/y"].mode != 0o755 || content["usr/bin/z"].link != "y" {
+	if err != nil || string(content["usr/bin/y"].data) != "y" || content["usr/bin/y"].mode != 0o755 ||
+		content["usr/bin/z"].link != "y" {
 		t.Errorf("the last layer has %v, %v", content, err)
 	}
 	var docker []struct {
@@ -211,7 +218,8 @@ func TestWrite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := json.Unmarshal(saved, &docker); err != nil || len(docker) != 1 || !slices.Equal(docker[0].RepoTags, []string{"weir.local/weir:test"}) {
+	if err := json.Unmarshal(saved, &docker); err != nil || len(docker) != 1 ||
+		!slices.Equal(docker[0].RepoTags, []string{"weir.local/weir:test"}) {
 		t.Fatalf("docker's manifest: %s, %v", saved, err)
 	}
 	for _, name := range append(docker[0].Layers, docker[0].Config) {

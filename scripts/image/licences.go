@@ -55,7 +55,8 @@ func copyLicences(t tree, to, dir string) error {
 	found := false
 	for _, e := range entries {
 		name := strings.ToUpper(e.Name())
-		isLicence := slices.ContainsFunc([]string{"LICENSE", "LICENCE", "COPYING", "NOTICE", "PATENTS"}, func(p string) bool { return strings.HasPrefix(name, p) })
+		isLicence := slices.ContainsFunc([]string{"LICENSE", "LICENCE", "COPYING", "NOTICE", "PATENTS"},
+			func(p string) bool { return strings.HasPrefix(name, p) })
 		if !isLicence || !e.Type().IsRegular() {
 			continue
 		}

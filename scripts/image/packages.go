@@ -41,7 +41,8 @@ func fetch(names ...string) ([]pkg, error) {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	depends, err := output(dir, "apt-cache", append([]string{
-		"depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks", "--no-replaces", "--no-enhances",
+		"depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks", "--no-replaces",
+		"--no-enhances",
 	}, names...)...)
 	if err != nil {
 		return nil, fmt.Errorf("%w\n(this needs apt, of Debian or Ubuntu, and its index: apt-get update)", err)

@@ -61,7 +61,8 @@ func (t tree) follow(name string) ([]string, error) {
 }
 
 // wanted are the files that the image takes from Debian, beside the libraries these need. Protocols' names are there so
-// that iptables prints rules in the same words as the node's; os-release and dpkg's status tell scanners what is inside.
+// that iptables prints rules in the same words as the node's; os-release and dpkg's status tell scanners what is
+// inside.
 var wanted = []string{
 	"usr/sbin/ip*tables-nft", "usr/sbin/ip*tables-nft-restore", "usr/sbin/ip*tables-nft-save",
 	"usr/sbin/ip*tables-legacy", "usr/sbin/ip*tables-legacy-restore", "usr/sbin/ip*tables-legacy-save",
@@ -144,7 +145,8 @@ func libraries(all tree, name string) ([]string, error) {
 func withCopyrights(all, chosen tree, packages []pkg) (tree, []pkg, error) {
 	var used []pkg
 	for _, p := range packages {
-		if !slices.ContainsFunc(slices.Collect(maps.Keys(p.files)), func(name string) bool { _, ok := chosen[name]; return ok }) {
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(p.files)),
+			func(name string) bool { _, ok := chosen[name]; return ok }) {
 			continue
 		}
 		used = append(used, p)

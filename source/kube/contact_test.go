@@ -16,7 +16,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// apiServer has nothing, and answers every question about it with the status; 0: it closes the connection without a word.
+// apiServer has nothing, and answers every question about it with the status; 0: it closes the connection without a
+// word.
 func apiServer(t *testing.T, status *atomic.Int64) *httptest.Server {
 	t.Helper()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -46,7 +47,8 @@ func TestContact(t *testing.T) {
 		code int
 		want string
 	}{
-		"away": {0, "EOF"}, "forbidden": {http.StatusForbidden, "/api/v1/nodes: 403"}, "broken": {http.StatusInternalServerError, "/api/v1/pods: 500"},
+		"away": {0, "EOF"}, "forbidden": {http.StatusForbidden, "/api/v1/nodes: 403"},
+		"broken": {http.StatusInternalServerError, "/api/v1/pods: 500"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -98,7 +100,8 @@ func TestContact(t *testing.T) {
 func TestContactTakesAnOldStateForAnAnswer(t *testing.T) {
 	source := &Source{}
 	for _, code := range []int{http.StatusGone, http.StatusTooManyRequests, http.StatusOK} {
-		rt := source.Transport(roundTripper(func(*http.Request) (*http.Response, error) { return &http.Response{StatusCode: code}, nil }))
+		rt := source.Transport(
+			roundTripper(func(*http.Request) (*http.Response, error) { return &http.Response{StatusCode: code}, nil }))
 		r := httptest.NewRequest(http.MethodGet, "/api/v1/pods?watch=true", nil)
 		if _, err := rt.RoundTrip(r); err != nil { //nolint:bodyclose // there is none
 			t.Fatal(err)

@@ -14,7 +14,8 @@ import (
 // TestDeparting goes through stories of one namespace, ns-1, and its policies "deny" and "allow".
 func TestDeparting(t *testing.T) {
 	deny, allow := namedPolicy("deny"), namedPolicy("allow")
-	both, one, none := []*networkingv1.NetworkPolicy{deny, allow}, []*networkingv1.NetworkPolicy{allow}, []*networkingv1.NetworkPolicy{}
+	both, one, none := []*networkingv1.NetworkPolicy{deny, allow}, []*networkingv1.NetworkPolicy{allow},
+		[]*networkingv1.NetworkPolicy{}
 	// step is what the watches have told by a moment, and which policies then count.
 	type step struct {
 		after       time.Duration

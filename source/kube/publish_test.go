@@ -70,7 +70,8 @@ func (p *publishing) wantPatch(name, uid, ip string) {
 	p.Helper()
 	select {
 	case got := <-p.patches:
-		if got.name != name || got.subresource != "status" || got.Metadata.UID != uid || got.Status.PodIP != ip || len(got.Status.PodIPs) != 1 || got.Status.PodIPs[0].IP != ip {
+		if got.name != name || got.subresource != "status" || got.Metadata.UID != uid || got.Status.PodIP != ip ||
+			len(got.Status.PodIPs) != 1 || got.Status.PodIPs[0].IP != ip {
 			p.Errorf("patch %+v, want pod %s, which has UID %s, to have %s in its status", got, name, uid, ip)
 		}
 		// It was seen before it was carried out.
@@ -210,9 +211,12 @@ func TestPublishGivesUpQuietly(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			client := fake.NewClientset()
-			client.PrependReactor("patch", "pods", func(ktesting.Action) (bool, runtime.Object, error) { return true, nil, tc.answer })
+			client.PrependReactor("patch", "pods", func(ktesting.Action) (bool, runtime.Object, error) {
+				return true, nil, tc.answer
+			})
 			a := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns-1", Name: "a", UID: types.UID("one")}}
-			if err := (&Source{Client: client}).patch(t.Context(), a, []netip.Addr{netip.MustParseAddr("100.96.1.9")}); (err == nil) != tc.quiet {
+			if err := (&Source{Client: client}).patch(t.Context(), a,
+				[]netip.Addr{netip.MustParseAddr("100.96.1.9")}); (err == nil) != tc.quiet {
 				t.Errorf("error %v", err)
 			}
 		})

@@ -26,14 +26,19 @@ func cluster() []runtime.Object {
 		&corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "ns-1", Name: "a", UID: "one", Labels: map[string]string{"app": "a"}},
 			Spec: corev1.PodSpec{
-				NodeName:       "n1",
-				Containers:     []corev1.Container{{Image: "x", Ports: []corev1.ContainerPort{{ContainerPort: 81}, {Name: "http", ContainerPort: 80}}}, {Image: "y"}},
+				NodeName: "n1",
+				Containers: []corev1.Container{
+					{Image: "x", Ports: []corev1.ContainerPort{{ContainerPort: 81}, {Name: "http", ContainerPort: 80}}}, {Image: "y"},
+				},
 				InitContainers: []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "once", ContainerPort: 9}}}, sidecar()},
 			},
 			Status: corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: "100.96.1.2"}}},
 		},
 		&corev1.Pod{ObjectMeta: metav1.ObjectMeta{
-			Namespace: "kube-system", Name: "static-n1", UID: "api", Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "runtime"},
+			Namespace:   "kube-system",
+			Name:        "static-n1",
+			UID:         "api",
+			Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "runtime"},
 		}},
 		&corev1.Node{
 			ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: corev1.NodeSpec{PodCIDRs: []string{"100.96.1.0/24", "bad"}},
@@ -47,7 +52,10 @@ func cluster() []runtime.Object {
 
 func sidecar() corev1.Container {
 	always := corev1.ContainerRestartPolicyAlways
-	return corev1.Container{RestartPolicy: &always, Ports: []corev1.ContainerPort{{Name: "metrics", ContainerPort: 9090, Protocol: corev1.ProtocolTCP}}}
+	return corev1.Container{
+		RestartPolicy: &always,
+		Ports:         []corev1.ContainerPort{{Name: "metrics", ContainerPort: 9090, Protocol: corev1.ProtocolTCP}},
+	}
 }
 
 // TestKeepPod: of the containers stays what names of ports need, and keeping twice changes nothing more.
@@ -60,7 +68,8 @@ func TestKeepPod(t *testing.T) {
 		}
 		pod = kept.(*corev1.Pod)
 		spec := kept.(*corev1.Pod).Spec
-		if len(spec.InitContainers) != 0 || len(spec.Containers) != 2 || spec.Containers[0].Image != "" || len(spec.Containers[0].Ports) != 1 {
+		if len(spec.InitContainers) != 0 || len(spec.Containers) != 2 || spec.Containers[0].Image != "" ||
+			len(spec.Containers[0].Ports) != 1 {
 			t.Errorf("kept %+v", spec)
 		}
 	}
@@ -108,10 +117,15 @@ func TestRun(t *testing.T) {
 		}
 		return o.Pods[i]
 	}
-	if p := find(first, "a"); p.UID != "one" || !slices.Equal(p.Addresses, []netip.Addr{netip.MustParseAddr("100.96.1.2")}) || p.Labels["app"] != "a" || p.NodeName != "n1" {
+	if p := find(first, "a"); p.UID != "one" ||
+		!slices.Equal(p.Addresses, []netip.Addr{netip.MustParseAddr("100.96.1.2")}) || p.Labels["app"] != "a" ||
+		p.NodeName != "n1" {
 		t.Errorf("pod a is %+v", p)
 	}
-	ports := []policy.NamedPort{{Name: "http", Proto: policy.TCP, Number: 80}, {Name: "metrics", Proto: policy.TCP, Number: 9090}}
+	ports := []policy.NamedPort{
+		{Name: "http", Proto: policy.TCP, Number: 80},
+		{Name: "metrics", Proto: policy.TCP, Number: 9090},
+	}
 	if p := find(first, "a"); !slices.Equal(p.Ports, ports) {
 		t.Errorf("pod a's named ports are %+v, want %+v", p.Ports, ports)
 	}
@@ -136,7 +150,8 @@ func TestRun(t *testing.T) {
 		t.Fatalf("never told that %s", what)
 	}
 	pods := client.CoreV1().Pods("ns-1")
-	if _, err := pods.Create(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns-1", Name: "b"}}, metav1.CreateOptions{}); err != nil {
+	if _, err := pods.Create(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns-1", Name: "b"}},
+		metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	until("pod b came", func(o *policy.Objects) bool { return find(o, "b").Name != "" })
@@ -153,13 +168,16 @@ func TestRun(t *testing.T) {
 func TestLookup(t *testing.T) {
 	client := fake.NewClientset(cluster()...)
 	s := &Source{Client: client}
-	if p, ok, err := s.Lookup(t.Context(), endpoint.Pod{Namespace: "ns-1", Name: "a"}); !ok || err != nil || p.UID != "one" {
+	if p, ok, err := s.Lookup(t.Context(), endpoint.Pod{Namespace: "ns-1", Name: "a"}); !ok || err != nil ||
+		p.UID != "one" {
 		t.Errorf("%+v, %v, %v", p, ok, err)
 	}
 	if _, ok, err := s.Lookup(t.Context(), endpoint.Pod{Namespace: "ns-1", Name: "none"}); ok || err != nil {
 		t.Errorf("a pod that isn't: %v, %v", ok, err)
 	}
-	client.PrependReactor("get", "pods", func(ktesting.Action) (bool, runtime.Object, error) { return true, nil, errors.New("away") })
+	client.PrependReactor("get", "pods", func(ktesting.Action) (bool, runtime.Object, error) {
+		return true, nil, errors.New("away")
+	})
 	if _, _, err := s.Lookup(t.Context(), endpoint.Pod{Namespace: "ns-1", Name: "a"}); err == nil {
 		t.Error("no error while the API server is away")
 	}

@@ -49,7 +49,8 @@ func serving(t *testing.T, away *atomic.Bool, kinds map[string]string) *Source {
 		case groups[path[1:]] != nil:
 			var list []m
 			for _, kind := range groups[path[1:]] {
-				list = append(list, m{"name": strings.ToLower(kind) + "s", "kind": kind, "namespaced": true, "verbs": []string{"list"}},
+				list = append(list,
+					m{"name": strings.ToLower(kind) + "s", "kind": kind, "namespaced": true, "verbs": []string{"list"}},
 					m{"name": strings.ToLower(kind) + "s/status", "kind": kind, "namespaced": true, "verbs": []string{"get"}})
 			}
 			write(m{"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": path[1:], "resources": list})
@@ -91,8 +92,9 @@ func serving(t *testing.T, away *atomic.Bool, kinds map[string]string) *Source {
 
 func TestUnenforcedKinds(t *testing.T) {
 	s := serving(t, new(atomic.Bool), map[string]string{
-		"CiliumNetworkPolicy.cilium.io/v2": "3", "CiliumEndpoint.cilium.io/v2": "9", "AdminNetworkPolicy.policy.networking.k8s.io/v1alpha1": "0",
-		"GlobalNetworkPolicy.crd.projectcalico.org/v1": "forbidden", "NetworkPolicy.crd.antrea.io/v1beta1": "broken",
+		"CiliumNetworkPolicy.cilium.io/v2": "3", "CiliumEndpoint.cilium.io/v2": "9",
+		"AdminNetworkPolicy.policy.networking.k8s.io/v1alpha1": "0",
+		"GlobalNetworkPolicy.crd.projectcalico.org/v1":         "forbidden", "NetworkPolicy.crd.antrea.io/v1beta1": "broken",
 		"NetworkPolicy.networking.k8s.io/v1": "7", "ZNetworkPolicy.example.com/v1": "1",
 	})
 	found, err := s.unenforcedKinds(t.Context())
@@ -101,7 +103,10 @@ func TestUnenforcedKinds(t *testing.T) {
 	}
 	want := []policy.Unenforced{
 		{Kind: "CiliumNetworkPolicy.cilium.io", Where: "in the cluster", Count: 3},
-		{Kind: "GlobalNetworkPolicy.crd.projectcalico.org", Where: "the cluster serves this kind, and weir may not list how many there are"},
+		{
+			Kind:  "GlobalNetworkPolicy.crd.projectcalico.org",
+			Where: "the cluster serves this kind, and weir may not list how many there are",
+		},
 		{Kind: "NetworkPolicy.crd.antrea.io", Where: "the cluster serves this kind; how many there are can't be read"},
 		{Kind: "ZNetworkPolicy.example.com", Where: "in the cluster", Count: 1},
 	}
@@ -114,7 +119,8 @@ func TestUnenforcedKinds(t *testing.T) {
 func TestSurvey(t *testing.T) {
 	var away atomic.Bool
 	away.Store(true)
-	s := serving(t, &away, map[string]string{"CiliumNetworkPolicy.cilium.io/v2": "1", "XNetworkPolicy.example.com/v1": "forbidden"})
+	s := serving(t, &away,
+		map[string]string{"CiliumNetworkPolicy.cilium.io/v2": "1", "XNetworkPolicy.example.com/v1": "forbidden"})
 	changed := make(chan bool, 10)
 	go s.survey(t.Context(), func() { changed <- true })
 	select {

@@ -12,9 +12,15 @@ import (
 
 func newPod(change func(*corev1.Pod)) *corev1.Pod {
 	p := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "a", UID: "one", ResourceVersion: "1", Labels: map[string]string{"app": "a"}},
-		Spec:       corev1.PodSpec{NodeName: "n1"},
-		Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: "100.96.1.2"}}},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace:       "ns",
+			Name:            "a",
+			UID:             "one",
+			ResourceVersion: "1",
+			Labels:          map[string]string{"app": "a"},
+		},
+		Spec:   corev1.PodSpec{NodeName: "n1"},
+		Status: corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: "100.96.1.2"}}},
 	}
 	change(p)
 	return p
@@ -36,11 +42,14 @@ func TestViewOfPods(t *testing.T) {
 		"a label":                    {func(p *corev1.Pod) { p.Labels = map[string]string{"app": "b"} }, true},
 		"an address":                 {func(p *corev1.Pod) { p.Status.PodIPs[0].IP = "100.96.1.3" }, true},
 		"no address any more":        {func(p *corev1.Pod) { p.Status.PodIPs = nil }, false},
-		"no address, finished":       {func(p *corev1.Pod) { p.Status.PodIPs, p.Status.Phase = nil, corev1.PodSucceeded }, true},
-		"no address, another UID":    {func(p *corev1.Pod) { p.Status.PodIPs, p.UID = nil, "two" }, true},
-		"a broken address":           {func(p *corev1.Pod) { p.Status.PodIPs[0].IP = "?" }, true},
-		"another UID":                {func(p *corev1.Pod) { p.UID = "two" }, true},
-		"finished":                   {func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }, true},
+		"no address, finished": {
+			func(p *corev1.Pod) { p.Status.PodIPs, p.Status.Phase = nil, corev1.PodSucceeded },
+			true,
+		},
+		"no address, another UID": {func(p *corev1.Pod) { p.Status.PodIPs, p.UID = nil, "two" }, true},
+		"a broken address":        {func(p *corev1.Pod) { p.Status.PodIPs[0].IP = "?" }, true},
+		"another UID":             {func(p *corev1.Pod) { p.UID = "two" }, true},
+		"finished":                {func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }, true},
 	} {
 		v := newViews()
 		put := func(p *corev1.Pod) bool {

@@ -172,8 +172,10 @@ const broken = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:
 func TestDirKnowsNothingWhileAFileMayHoldAPolicy(t *testing.T) {
 	s := run(t, map[string]string{
 		"a.yaml": pod("a", "one"), "b.yaml": broken, "c.yaml": pod("c", "one"),
-		"values.yaml": "replicas: 3\n", "kustomization.yaml": "resources: [a.yaml]\n", "Chart.yaml": "apiVersion: v2\nname: x\n",
-		"service.yaml": "apiVersion: v1\nkind: Service\nmetadata: {name: {{ .Values.name }}}\n", "crd.yaml": "kind: X\napiVersion: example.com/v1\n",
+		"values.yaml": "replicas: 3\n", "kustomization.yaml": "resources: [a.yaml]\n",
+		"Chart.yaml":   "apiVersion: v2\nname: x\n",
+		"service.yaml": "apiVersion: v1\nkind: Service\nmetadata: {name: {{ .Values.name }}}\n",
+		"crd.yaml":     "kind: X\napiVersion: example.com/v1\n",
 	})
 	s.want("-", "b.yaml: document 1", "service.yaml: document 1", "it holds no policy")
 	s.write("a.yaml", pod("a", "two"))
@@ -181,9 +183,11 @@ func TestDirKnowsNothingWhileAFileMayHoldAPolicy(t *testing.T) {
 	s.write("c.yaml", "{{- if .Values.policy }}\n")
 	s.want("-", "b.yaml: document 1") // what c.yaml said before is known
 	s.write("b.yaml", pod("b", "two"))
-	s.want("Pod default/a app=two, Pod default/b app=two, Pod default/c app=one", "c.yaml: document 1", "what it said before stays in force")
+	s.want("Pod default/a app=two, Pod default/b app=two, Pod default/c app=one", "c.yaml: document 1",
+		"what it said before stays in force")
 	s.write("d.yaml", broken) // new and broken: what holds goes on, and it is reported
-	s.want("Pod default/a app=two, Pod default/b app=two, Pod default/c app=one", "d.yaml: document 1", "has never been readable")
+	s.want("Pod default/a app=two, Pod default/b app=two, Pod default/c app=one", "d.yaml: document 1",
+		"has never been readable")
 }
 
 func TestIgnoreBroken(t *testing.T) {
@@ -206,9 +210,11 @@ func TestABrokenFileKeepsWhatItSaid(t *testing.T) {
 	s := run(t, map[string]string{"a.yaml": pod("a", "one") + goodPolicy, "b.yaml": pod("b", "one")})
 	s.want("NetworkPolicy default/deny, Pod default/a app=one, Pod default/b app=one")
 	s.write("a.yaml", pod("new", "two")+broken)
-	s.want("NetworkPolicy default/deny, Pod default/a app=one, Pod default/b app=one, Pod default/new app=two", "a.yaml: document 2")
+	s.want("NetworkPolicy default/deny, Pod default/a app=one, Pod default/b app=one, Pod default/new app=two",
+		"a.yaml: document 2")
 	s.write("b.yaml", pod("b", "two"))
-	s.want("NetworkPolicy default/deny, Pod default/a app=one, Pod default/b app=two, Pod default/new app=two", "a.yaml: document 2")
+	s.want("NetworkPolicy default/deny, Pod default/a app=one, Pod default/b app=two, Pod default/new app=two",
+		"a.yaml: document 2")
 	s.write("a.yaml", pod("a", "two"))
 	s.want("Pod default/a app=two, Pod default/b app=two")
 	s.write("a.yaml", broken)
@@ -241,7 +247,8 @@ func TestWhatABadPolicyMeans(t *testing.T) {
 			t.Errorf("problems %v, want %q", u.objects.Problems, problems)
 		}
 		for i := range min(len(problems), len(u.objects.Problems)) {
-			if got := u.objects.Problems[i].String(); !strings.Contains(got, problems[i]) || !strings.Contains(got, "p.yaml, document 1") {
+			if got := u.objects.Problems[i].String(); !strings.Contains(got, problems[i]) ||
+				!strings.Contains(got, "p.yaml, document 1") {
 				t.Errorf("%s, want %s", got, problems[i])
 			}
 		}
@@ -268,7 +275,8 @@ func TestWhatABadPolicyMeans(t *testing.T) {
 // Where two files have one object, what both agree on counts.
 func TestTwoFilesWithOneObject(t *testing.T) {
 	deny := policyOf("{name: p}", "{podSelector: {}}")
-	allow := policyOf("{name: p}", "{podSelector: {matchLabels: {app: a}}, ingress: [{}], egress: [{}], policyTypes: [Ingress, Egress]}")
+	allow := policyOf("{name: p}",
+		"{podSelector: {matchLabels: {app: a}}, ingress: [{}], egress: [{}], policyTypes: [Ingress, Egress]}")
 	both := policyOf("{name: p}", "{podSelector: {matchLabels: {app: a}}, ingress: [{}]}")
 	for _, tc := range []struct {
 		a, b string
@@ -290,7 +298,8 @@ func TestTwoFilesWithOneObject(t *testing.T) {
 			if types == nil {
 				types = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
 			}
-			got = append(got, fmt.Sprintf("%s in=%d out=%d %v", metav1.FormatLabelSelector(&p.Spec.PodSelector), len(p.Spec.Ingress), len(p.Spec.Egress), types))
+			got = append(got, fmt.Sprintf("%s in=%d out=%d %v", metav1.FormatLabelSelector(&p.Spec.PodSelector),
+				len(p.Spec.Ingress), len(p.Spec.Egress), types))
 		}
 		if diff := cmp.Diff(tc.want, got); diff != "" {
 			t.Error(diff)
@@ -306,7 +315,11 @@ func TestTwoFilesWithOneObject(t *testing.T) {
 	s.want("Namespace ns-2, Pod default/x app=b")
 	s.write("d.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: ns-2, labels: {a: b, e: f}}\n")
 	u := s.next()
-	want := policy.Namespace{Name: "ns-2", Labels: map[string]string{"a": "b", "kubernetes.io/metadata.name": "ns-2"}, Unknown: []string{"c", "e"}}
+	want := policy.Namespace{
+		Name:    "ns-2",
+		Labels:  map[string]string{"a": "b", "kubernetes.io/metadata.name": "ns-2"},
+		Unknown: []string{"c", "e"},
+	}
 	if diff := cmp.Diff([]policy.Namespace{want}, u.objects.Namespaces); diff != "" {
 		t.Error(diff)
 	}
@@ -314,8 +327,9 @@ func TestTwoFilesWithOneObject(t *testing.T) {
 
 func TestWhatIsRead(t *testing.T) {
 	s := run(t, map[string]string{
-		"a.YAML": pod("a", "one"), "b.Yml": pod("b", "one"), ".c.yaml": pod("c", "one"), "d.json": `{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "d"}}`,
-		"a.txt": broken, "a.yaml.tmp": broken, "a.yaml~": broken, ".a.yaml.swp": broken, "yaml": broken, "..x.yaml": broken,
+		"a.YAML": pod("a", "one"), "b.Yml": pod("b", "one"), ".c.yaml": pod("c", "one"),
+		"d.json": `{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "d"}}`,
+		"a.txt":  broken, "a.yaml.tmp": broken, "a.yaml~": broken, ".a.yaml.swp": broken, "yaml": broken, "..x.yaml": broken,
 	})
 	s.want("Pod default/a app=one, Pod default/b app=one, Pod default/c app=one, Pod default/d app=")
 	for _, name := range []string{"a.txt", "a.yaml.tmp", "a.yaml~", ".a.yaml.swp", "yaml", "..x.yaml"} {
@@ -345,15 +359,18 @@ func TestSubdirectories(t *testing.T) {
 		}
 		t.Fatalf("never %s", want)
 	}
-	do(os.MkdirAll(s.path("one/two.yaml"), 0o700), os.WriteFile(s.path("one/two.yaml/a.yaml"), []byte(pod("a", "one")), 0o600))
+	do(os.MkdirAll(s.path("one/two.yaml"), 0o700),
+		os.WriteFile(s.path("one/two.yaml/a.yaml"), []byte(pod("a", "one")), 0o600))
 	until("Pod default/a app=one")
 	s.write("one/two.yaml/a.yaml", pod("a", "two"))
 	until("Pod default/a app=two")
-	do(os.Mkdir(elsewhere, 0o700), os.WriteFile(elsewhere+"/b.yaml", []byte(pod("b", "one")), 0o600), os.Symlink(elsewhere, s.path("link")))
+	do(os.Mkdir(elsewhere, 0o700), os.WriteFile(elsewhere+"/b.yaml", []byte(pod("b", "one")), 0o600),
+		os.Symlink(elsewhere, s.path("link")))
 	until("Pod default/a app=two, Pod default/b app=one")
 	do(os.WriteFile(elsewhere+"/b.yaml", []byte(pod("b", "two")), 0o600))
 	until("Pod default/a app=two, Pod default/b app=two")
-	do(os.Symlink("..", s.path("one/loop")), os.Symlink(elsewhere+"/b.yaml", s.path("one/c.yaml"))) // the same once more, and a circle
+	// the same once more, and a circle
+	do(os.Symlink("..", s.path("one/loop")), os.Symlink(elsewhere+"/b.yaml", s.path("one/c.yaml")))
 	until("Pod default/a app=two, Pod default/b app=two")
 	do(os.Rename(s.path("one"), s.path("other")))
 	until("Pod default/a app=two, Pod default/b app=two")
@@ -373,7 +390,8 @@ func TestAConfigMap(t *testing.T) {
 		t.Helper()
 		err := errors.Join(
 			os.MkdirAll(s.path(name+"/sub"), 0o700),
-			os.WriteFile(s.path(name+"/a.yaml"), []byte(pod("a", app)), 0o600), os.WriteFile(s.path(name+"/sub/b.yaml"), []byte(pod("b", app)), 0o600),
+			os.WriteFile(s.path(name+"/a.yaml"), []byte(pod("a", app)), 0o600),
+			os.WriteFile(s.path(name+"/sub/b.yaml"), []byte(pod("b", app)), 0o600),
 			os.Symlink(name, s.path("..tmp")), os.Rename(s.path("..tmp"), s.path("..data")))
 		if err != nil {
 			t.Fatal(err)
@@ -389,7 +407,8 @@ func TestAConfigMap(t *testing.T) {
 		t.Fatalf("never %s", want)
 	}
 	version("..1", "one")
-	if err := errors.Join(os.Symlink("..data/a.yaml", s.path("a.yaml")), os.Symlink("..data/sub", s.path("sub"))); err != nil {
+	if err := errors.Join(os.Symlink("..data/a.yaml", s.path("a.yaml")),
+		os.Symlink("..data/sub", s.path("sub"))); err != nil {
 		t.Fatal(err)
 	}
 	until("Pod default/a app=one, Pod default/b app=one")

@@ -40,11 +40,18 @@ func TestParse(t *testing.T) {
 		{"comments", "# one\n---\n# two\n---\n\n---\nnull\n", policy.Objects{}},
 		{
 			"namespace", "apiVersion: v1\nkind: Namespace\nmetadata: {name: ns-1, labels: {team: one}}\n",
-			policy.Objects{Namespaces: []policy.Namespace{{Name: "ns-1", Labels: map[string]string{"team": "one", "kubernetes.io/metadata.name": "ns-1"}}}},
+			policy.Objects{
+				Namespaces: []policy.Namespace{
+					{Name: "ns-1", Labels: map[string]string{"team": "one", "kubernetes.io/metadata.name": "ns-1"}},
+				},
+			},
 		},
 		{
-			"namespace under a false name", "apiVersion: v1\nkind: Namespace\nmetadata: {name: ns-1, labels: {kubernetes.io/metadata.name: kube-system}}\n",
-			policy.Objects{Namespaces: []policy.Namespace{{Name: "ns-1", Labels: map[string]string{"kubernetes.io/metadata.name": "ns-1"}}}},
+			"namespace under a false name",
+			"apiVersion: v1\nkind: Namespace\nmetadata: {name: ns-1, labels: {kubernetes.io/metadata.name: kube-system}}\n",
+			policy.Objects{
+				Namespaces: []policy.Namespace{{Name: "ns-1", Labels: map[string]string{"kubernetes.io/metadata.name": "ns-1"}}},
+			},
 		},
 		{"pod", `
 apiVersion: v1
@@ -54,25 +61,48 @@ spec: {hostNetwork: true, containers: [{name: c, image: i}]}
 status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00::2"}, {ip: "::ffff:10.88.0.3"}]}
 `, policy.Objects{Pods: []policy.Pod{{
 			Namespace: "ns-1", Name: "a.b-0", UID: "u1", Labels: map[string]string{"app": "a"}, HostNetwork: true,
-			Addresses: []netip.Addr{netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("fd00::2"), netip.MustParseAddr("10.88.0.3")},
+			Addresses: []netip.Addr{
+				netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("fd00::2"),
+				netip.MustParseAddr("10.88.0.3"),
+			},
 		}}}},
 		{
 			"pod with the old podIP alone", goodPod + "status: {phase: Failed, podIP: 10.88.0.2}\n",
-			policy.Objects{Pods: []policy.Pod{{Namespace: "default", Name: "a", Addresses: []netip.Addr{netip.MustParseAddr("10.88.0.2")}, Finished: true}}},
+			policy.Objects{
+				Pods: []policy.Pod{{
+					Namespace: "default",
+					Name:      "a",
+					Addresses: []netip.Addr{netip.MustParseAddr("10.88.0.2")},
+					Finished:  true,
+				}},
+			},
 		},
 		{
-			"node", "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDRs: [10.88.1.0/24]}\nstatus: {addresses: [{type: Hostname, address: n1}, {type: InternalIP, address: 192.0.2.1}]}\n",
+			"node",
+			"apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDRs: [10.88.1.0/24]}\nstatus: {addresses: [{type: Hostname, address: n1}, {type: InternalIP, address: 192.0.2.1}]}\n",
 			policy.Objects{Nodes: []policy.Node{{
-				Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.88.1.0/24")},
+				Name:      "n1",
+				Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
+				PodCIDRs:  []netip.Prefix{netip.MustParsePrefix("10.88.1.0/24")},
 			}}},
 		},
 		{"policy", goodPolicy, policies("deny")},
-		{"JSON", `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}, "spec": {"podSelector": {}}}`, policies("deny")},
-		{"CR LF", strings.ReplaceAll(goodPod+"---\n"+goodPolicy, "\n", "\r\n"), policy.Objects{Pods: pod.Pods, Policies: policies("deny").Policies}},
-		{"end-of-document marks", goodPolicy + "...\n# nothing\n---\n" + goodPod + "...\n", policy.Objects{Pods: pod.Pods, Policies: policies("deny").Policies}},
+		{
+			"JSON",
+			`{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}, "spec": {"podSelector": {}}}`, policies("deny"),
+		},
+		{
+			"CR LF", strings.ReplaceAll(goodPod+"---\n"+goodPolicy, "\n", "\r\n"),
+			policy.Objects{Pods: pod.Pods, Policies: policies("deny").Policies},
+		},
+		{
+			"end-of-document marks", goodPolicy + "...\n# nothing\n---\n" + goodPod + "...\n",
+			policy.Objects{Pods: pod.Pods, Policies: policies("deny").Policies},
+		},
 		{"byte order mark", "\ufeff" + goodPolicy, policies("deny")},
 		{
-			"several documents, in their order", "---\n" + goodPolicy + "--- # the next\n# nothing\n---\n" + strings.Replace(goodPolicy, "deny", "also", 1) + "---\n" + goodPod,
+			"several documents, in their order", "---\n" + goodPolicy + "--- # the next\n# nothing\n---\n" +
+				strings.Replace(goodPolicy, "deny", "also", 1) + "---\n" + goodPod,
 			policy.Objects{Pods: pod.Pods, Policies: policies("deny", "also").Policies},
 		},
 		// Whatever is wrong with them, they are somebody else's.
@@ -108,7 +138,8 @@ func TestWrappersAsPeopleWriteThem(t *testing.T) {
 		"two directives":            "%YAML 1.1\n%TAG ! tag:a,2000:\n---\n" + object,
 		"300 fields twice":          hidden,
 		"300 fields twice, YAML":    "# YAML\n" + hidden,
-		"300 in the item before":    `{"kind": "List", "items": [{"kind": "A", ` + many + `"apiVersion": "v1"}, ` + hidden + `]}`,
+		"300 in the item before": `{"kind": "List", "items": [{"kind": "A", ` + many + `"apiVersion": "v1"}, ` + hidden +
+			`]}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			var policies []*networkingv1.NetworkPolicy
@@ -155,7 +186,8 @@ func TestScalarsAreNotReinterpreted(t *testing.T) {
 // TestParseComplains puts the document between two good ones, and wants errors that say where it is and what is wrong.
 func TestParseComplains(t *testing.T) {
 	np := func(spec string) string {
-		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: ns-1}\nspec: " + spec + "\n"
+		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: ns-1}\nspec: " +
+			spec + "\n"
 	}
 	pod := func(meta string) string { return "apiVersion: v1\nkind: Pod\nmetadata: " + meta + "\n" }
 	const (
@@ -172,75 +204,229 @@ func TestParseComplains(t *testing.T) {
 		want      []string // one error each, in this order
 	}{
 		{"unknown field", np("{podSelectr: {}}"), all, []string{"spec.podSelectr: unknown field"}},
-		{"unknown field beside the selector", np("{" + selected + ", foo: {}}"), byLabel2, []string{"spec.foo: unknown field"}},
-		{"unknown field below", np("{" + selected + ", ingress: [{form: []}]}"), byLabel, []string{`spec.ingress[0].form: unknown field`}},
-		{"unknown field of a block", np("{" + selected + ", ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, excpet: []}}]}]}"), byLabel, []string{`spec.ingress[0].from[0].ipBlock.excpet: unknown field`}},
-		{"unknown field of a port", np("{" + selected + ", ingress: [{ports: [{prot: 80}]}]}"), byLabel, []string{`spec.ingress[0].ports[0].prot: unknown field`}},
-		{"unknown field of a selector", np("{podSelector: {matchLabel: {}}}"), all, []string{`spec.podSelector.matchLabel: unknown field`}},
+		{
+			"unknown field beside the selector", np("{" + selected + ", foo: {}}"), byLabel2,
+			[]string{"spec.foo: unknown field"},
+		},
+		{
+			"unknown field below", np("{" + selected + ", ingress: [{form: []}]}"), byLabel,
+			[]string{`spec.ingress[0].form: unknown field`},
+		},
+		{
+			"unknown field of a block",
+			np("{" + selected + ", ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, excpet: []}}]}]}"), byLabel,
+			[]string{`spec.ingress[0].from[0].ipBlock.excpet: unknown field`},
+		},
+		{
+			"unknown field of a port", np("{" + selected + ", ingress: [{ports: [{prot: 80}]}]}"), byLabel,
+			[]string{`spec.ingress[0].ports[0].prot: unknown field`},
+		},
+		{
+			"unknown field of a selector", np("{podSelector: {matchLabel: {}}}"),
+			all,
+			[]string{`spec.podSelector.matchLabel: unknown field`},
+		},
 		{"unknown field at the top", np("{"+selected+"}") + "speck: {}\n", byLabel2, []string{"speck: unknown field"}},
-		{"unknown field in place of spec", strings.Replace(np("{}"), "spec", "speck", 1), all, []string{"speck: unknown field"}},
+		{
+			"unknown field in place of spec", strings.Replace(np("{}"), "spec", "speck", 1), all,
+			[]string{"speck: unknown field"},
+		},
 		{"field in small letters", np("{podselector: {}}"), all, []string{"spec.podselector: unknown field"}},
-		{"two unknown fields", np("{podSelectr: {}, ingres: []}"), all, []string{"spec.ingres: unknown", "spec.podSelectr: unknown"}},
+		{
+			"two unknown fields", np("{podSelectr: {}, ingres: []}"),
+			all,
+			[]string{"spec.ingres: unknown", "spec.podSelectr: unknown"},
+		},
 		{"field twice", np("{podSelector: {}, podSelector: {}}"), all, []string{`"spec.podSelector" is already set`}},
 		{"spec twice", np("{podSelector: {}}") + "spec: {podSelector: {}}\n", all, []string{`"spec" is already set`}},
-		{"rules twice", np("{" + selected + ", ingress: [], ingress: [{}]}"), byLabel, []string{`"spec.ingress" is already set`}},
+		{
+			"rules twice", np("{" + selected + ", ingress: [], ingress: [{}]}"), byLabel,
+			[]string{`"spec.ingress" is already set`},
+		},
 		{"wrong type", np("{podSelector: all}"), all, []string{"spec.podSelector"}},
 		{"wrong type of a list", np("{" + selected + ", ingress: {}}"), byLabel, []string{"spec.ingress"}},
 		{"wrong type of spec", np("[]"), all, []string{"spec: "}},
-		{"bad CIDR", np("{" + selected + ", ingress: [{}, {from: [{ipBlock: {cidr: 10.0.0.0/33}}]}]}"), byLabel, []string{`NetworkPolicy ns-1/bad: spec.ingress[1].from[0].ipBlock.cidr: "10.0.0.0/33"`}},
-		{"bad except", np("{" + selected + ", egress: [], ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/8]}}]}]}"), byLabel, []string{"spec.ingress[0].from[0].ipBlock.except[0]: 11.0.0.0/8"}},
-		{"bad operator", np("{podSelector: {matchExpressions: [{key: a, operator: Is}]}}"), all, []string{"spec.podSelector"}},
-		{"bad policy type", np("{podSelector: {matchLabels: {app: a}}, policyTypes: [ingress]}"), byLabel2, []string{`spec.policyTypes[0]: "ingress"`}},
-		{"wrong type of policy types", np("{podSelector: {matchLabels: {app: a}}, policyTypes: Ingress}"), byLabel2, []string{`spec.policyTypes`}},
-		{"bad port and peer", np("{" + selected + ", ingress: [{ports: [{port: 0}], from: [{}]}]}"), byLabel, []string{"spec.ingress[0].ports[0].port: 0", "spec.ingress[0].from[0].podSelector"}},
-		{"bad name of a policy", strings.Replace(np("{"+selected+"}"), "name: bad", "name: b d", 1), byLabel, []string{`metadata.name: "b d"`}},
-		{"no name of a policy", strings.Replace(np("{"+selected+"}"), "name: bad, ", "", 1), byLabel, []string{`metadata.name: "": the name is missing`}},
-		{"bad namespace of a policy", strings.Replace(np("{}"), "ns-1", "ns_1", 1), left, []string{`metadata.namespace: "ns_1"`}},
+		{
+			"bad CIDR", np("{" + selected + ", ingress: [{}, {from: [{ipBlock: {cidr: 10.0.0.0/33}}]}]}"), byLabel,
+			[]string{`NetworkPolicy ns-1/bad: spec.ingress[1].from[0].ipBlock.cidr: "10.0.0.0/33"`},
+		},
+		{
+			"bad except",
+			np("{" + selected + ", egress: [], ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/8]}}]}]}"),
+			byLabel,
+			[]string{"spec.ingress[0].from[0].ipBlock.except[0]: 11.0.0.0/8"},
+		},
+		{
+			"bad operator", np("{podSelector: {matchExpressions: [{key: a, operator: Is}]}}"), all,
+			[]string{"spec.podSelector"},
+		},
+		{
+			"bad policy type", np("{podSelector: {matchLabels: {app: a}}, policyTypes: [ingress]}"), byLabel2,
+			[]string{`spec.policyTypes[0]: "ingress"`},
+		},
+		{
+			"wrong type of policy types", np("{podSelector: {matchLabels: {app: a}}, policyTypes: Ingress}"), byLabel2,
+			[]string{`spec.policyTypes`},
+		},
+		{
+			"bad port and peer", np("{" + selected + ", ingress: [{ports: [{port: 0}], from: [{}]}]}"), byLabel,
+			[]string{"spec.ingress[0].ports[0].port: 0", "spec.ingress[0].from[0].podSelector"},
+		},
+		{
+			"bad name of a policy", strings.Replace(np("{"+selected+"}"), "name: bad", "name: b d", 1), byLabel,
+			[]string{`metadata.name: "b d"`},
+		},
+		{
+			"no name of a policy", strings.Replace(np("{"+selected+"}"), "name: bad, ", "", 1), byLabel,
+			[]string{`metadata.name: "": the name is missing`},
+		},
+		{
+			"bad namespace of a policy", strings.Replace(np("{}"), "ns-1", "ns_1", 1), left,
+			[]string{`metadata.namespace: "ns_1"`},
+		},
 		{"namespace of a wrong type", strings.Replace(np("{}"), "ns-1", "[ns-1]", 1), left, []string{`metadata.namespace: `}},
-		{"misspelt namespace", strings.Replace(np("{}"), "namespace", "namspace", 1), left, []string{`metadata.namspace: there is no such field`}},
-		{"misspelt kind", strings.Replace(np("{"+selected+"}"), "NetworkPolicy", "NetworkPolcy", 1), byLabel, []string{`kind: "NetworkPolcy"`}},
-		{"kind in small letters", strings.Replace(np("{"+selected+"}"), "NetworkPolicy", "networkpolicy", 1), byLabel, []string{`kind: "networkpolicy"`}},
-		{"misspelt version", strings.Replace(np("{"+selected+"}"), "k8s.io/v1", "k8s.io/v1beta1", 1), byLabel, []string{`apiVersion: "networking.k8s.io/v1beta1"`}},
-		{"old version", strings.Replace(np("{"+selected+"}"), "networking.k8s.io/v1", "extensions/v1beta1", 1), byLabel, []string{`apiVersion: "extensions/v1beta1"`}},
-		{"version v1", strings.Replace(np("{"+selected+"}"), "networking.k8s.io/v1", "v1", 1), byLabel, []string{`apiVersion: "v1"`}},
-		{"no version", strings.Replace(np("{"+selected+"}"), "apiVersion: networking.k8s.io/v1\n", "", 1), byLabel, []string{`apiVersion: ""`}},
-		{"no kind of a policy", strings.Replace(np("{"+selected+"}"), "kind: NetworkPolicy\n", "", 1), byLabel, []string{`kind: ""`}},
+		{
+			"misspelt namespace", strings.Replace(np("{}"), "namespace", "namspace", 1), left,
+			[]string{`metadata.namspace: there is no such field`},
+		},
+		{
+			"misspelt kind", strings.Replace(np("{"+selected+"}"), "NetworkPolicy", "NetworkPolcy", 1), byLabel,
+			[]string{`kind: "NetworkPolcy"`},
+		},
+		{
+			"kind in small letters", strings.Replace(np("{"+selected+"}"), "NetworkPolicy", "networkpolicy", 1), byLabel,
+			[]string{`kind: "networkpolicy"`},
+		},
+		{
+			"misspelt version", strings.Replace(np("{"+selected+"}"), "k8s.io/v1", "k8s.io/v1beta1", 1), byLabel,
+			[]string{`apiVersion: "networking.k8s.io/v1beta1"`},
+		},
+		{
+			"old version", strings.Replace(np("{"+selected+"}"), "networking.k8s.io/v1", "extensions/v1beta1", 1), byLabel,
+			[]string{`apiVersion: "extensions/v1beta1"`},
+		},
+		{
+			"version v1", strings.Replace(np("{"+selected+"}"), "networking.k8s.io/v1", "v1", 1), byLabel,
+			[]string{`apiVersion: "v1"`},
+		},
+		{
+			"no version", strings.Replace(np("{"+selected+"}"), "apiVersion: networking.k8s.io/v1\n", "", 1), byLabel,
+			[]string{`apiVersion: ""`},
+		},
+		{
+			"no kind of a policy", strings.Replace(np("{"+selected+"}"), "kind: NetworkPolicy\n", "", 1), byLabel,
+			[]string{`kind: ""`},
+		},
 
-		{"unknown field of a pod's metadata", pod("{name: b, lables: {app: b}}"), left, []string{"metadata.lables: there is no such field"}},
-		{"unknown field of a namespace", "apiVersion: v1\nkind: Namespace\nmetadata: {nam: b}\n", left, []string{"metadata.name", "metadata.nam:"}},
-		{"labels beside metadata", pod("{name: b}") + "labels: {app: b}\n", left, []string{"labels: there is no such field; it may be metadata, or in it"}},
-		{"namespace of a policy beside metadata", strings.Replace(np("{"+selected+"}"), ", namespace: ns-1}", "}\nnamespace: ns-1", 1), left, []string{"namespace: there is no such field"}},
-		{"labels beside a template's metadata", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: b}\nspec: {template: {labels: {app: b}, spec: {}}}\n", left, []string{"spec.template.labels: there is no such field"}},
-		{"host's network twice", pod("{name: b}") + "spec: {hostNetwork: false, hostNetwork: true}\n", left, []string{"spec.hostNetwork: it is there twice"}},
-		{"ports twice", pod("{name: b}") + "spec: {containers: [{name: c, ports: [], ports: []}]}\n", left, []string{"spec.containers[0].ports: it is there twice"}},
-		{"pod in small letters", strings.Replace(pod("{name: b}"), "Pod", "pod", 1), left, []string{"kind: there is no pod in v1; it may be a misspelt Pod"}},
-		{"workload in another group", "apiVersion: v1\nkind: Deployment\nmetadata: {name: b}\n", left, []string{"kind: there is no Deployment in v1"}},
-		{"no mark between two objects", strings.TrimSuffix(np("{"+selected+"}"), "\n") + "\napiVersion: v1\nkind: Service\nmetadata: {name: b}\n", left, []string{"apiVersion or kind is there twice"}},
+		{
+			"unknown field of a pod's metadata", pod("{name: b, lables: {app: b}}"), left,
+			[]string{"metadata.lables: there is no such field"},
+		},
+		{
+			"unknown field of a namespace", "apiVersion: v1\nkind: Namespace\nmetadata: {nam: b}\n", left,
+			[]string{"metadata.name", "metadata.nam:"},
+		},
+		{
+			"labels beside metadata", pod("{name: b}") + "labels: {app: b}\n", left,
+			[]string{"labels: there is no such field; it may be metadata, or in it"},
+		},
+		{
+			"namespace of a policy beside metadata",
+			strings.Replace(np("{"+selected+"}"), ", namespace: ns-1}", "}\nnamespace: ns-1", 1), left,
+			[]string{"namespace: there is no such field"},
+		},
+		{
+			"labels beside a template's metadata",
+			"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: b}\nspec: {template: {labels: {app: b}, spec: {}}}\n", left,
+			[]string{"spec.template.labels: there is no such field"},
+		},
+		{
+			"host's network twice", pod("{name: b}") + "spec: {hostNetwork: false, hostNetwork: true}\n", left,
+			[]string{"spec.hostNetwork: it is there twice"},
+		},
+		{
+			"ports twice", pod("{name: b}") + "spec: {containers: [{name: c, ports: [], ports: []}]}\n", left,
+			[]string{"spec.containers[0].ports: it is there twice"},
+		},
+		{
+			"pod in small letters", strings.Replace(pod("{name: b}"), "Pod", "pod", 1), left,
+			[]string{"kind: there is no pod in v1; it may be a misspelt Pod"},
+		},
+		{
+			"workload in another group", "apiVersion: v1\nkind: Deployment\nmetadata: {name: b}\n", left,
+			[]string{"kind: there is no Deployment in v1"},
+		},
+		{"no mark between two objects", strings.TrimSuffix(np("{"+selected+"}"), "\n") +
+			"\napiVersion: v1\nkind: Service\nmetadata: {name: b}\n", left, []string{"apiVersion or kind is there twice"}},
 		{"wrong type of a label", pod("{name: b, labels: {app: 1}}"), counts, []string{"metadata.labels.app: "}},
 		{"wrong type of labels", pod("{name: b, labels: [app]}"), left, []string{"metadata.labels"}},
 		{"no name", pod("{}"), left, []string{`metadata.name: ""`}},
 		{"bad name", pod("{name: A_b}"), left, []string{`metadata.name: "A_b"`}},
-		{"bad name of a namespace", "apiVersion: v1\nkind: Namespace\nmetadata: {name: ../x}\n", left, []string{`metadata.name: "../x"`}},
+		{
+			"bad name of a namespace", "apiVersion: v1\nkind: Namespace\nmetadata: {name: ../x}\n", left,
+			[]string{`metadata.name: "../x"`},
+		},
 		{"bad namespace", pod("{name: b, namespace: a.b}"), left, []string{`metadata.namespace: "a.b"`}},
 		{"bad label key", pod("{name: b, labels: {a b: c}}"), counts, []string{`metadata.labels.a b: Invalid value`}},
 		{"bad label value", pod("{name: b, labels: {app: b c}}"), counts, []string{`metadata.labels.app: Invalid value`}},
-		{"bad address", pod("{name: b}") + "status: {podIPs: [{ip: 10.88.0.2}, {ip: 10.88.0.256}]}\n", counts, []string{`status.podIPs[1].ip: "10.88.0.256"`}},
-		{"nobody's address", pod("{name: b}") + "status: {podIP: 0.0.0.0}\n", counts, []string{`status.podIPs[0].ip: "0.0.0.0"`}},
-		{"address with a zone", pod("{name: b}") + "status: {podIP: fe80::1%eth0}\n", counts, []string{`status.podIPs[0].ip: "fe80::1%eth0"`}},
-		{"port that is no number", pod("{name: b}") + "spec: {containers: [{name: c, ports: [{name: http, containerPort: x}]}]}\n", counts, []string{`spec.containers: no port has a name`}},
-		{"network of a node that is none", "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDR: 10.88.1.0}\n", counts, []string{`spec.podCIDRs[0]: "10.88.1.0"`}},
-		{"workload without a template", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: b}\nspec: {}\n", left, []string{"spec.template"}},
+		{
+			"bad address", pod("{name: b}") + "status: {podIPs: [{ip: 10.88.0.2}, {ip: 10.88.0.256}]}\n", counts,
+			[]string{`status.podIPs[1].ip: "10.88.0.256"`},
+		},
+		{
+			"nobody's address", pod("{name: b}") + "status: {podIP: 0.0.0.0}\n", counts,
+			[]string{`status.podIPs[0].ip: "0.0.0.0"`},
+		},
+		{
+			"address with a zone", pod("{name: b}") + "status: {podIP: fe80::1%eth0}\n", counts,
+			[]string{`status.podIPs[0].ip: "fe80::1%eth0"`},
+		},
+		{
+			"port that is no number",
+			pod("{name: b}") + "spec: {containers: [{name: c, ports: [{name: http, containerPort: x}]}]}\n", counts,
+			[]string{`spec.containers: no port has a name`},
+		},
+		{
+			"network of a node that is none", "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDR: 10.88.1.0}\n",
+			counts,
+			[]string{`spec.podCIDRs[0]: "10.88.1.0"`},
+		},
+		{
+			"workload without a template", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: b}\nspec: {}\n", left,
+			[]string{"spec.template"},
+		},
 		{"no kind", "apiVersion: v1\nmetadata: {name: a}\n", left, []string{`it is no object`}},
 		{"neither", "{}\n", left, []string{"it is no object"}},
 		{"kind of a wrong type", "apiVersion: v1\nkind: [Pod]\n", left, []string{"it is no object"}},
 		{"no object", "- a\n", left, []string{"it is no object"}},
-		{"kind twice", "apiVersion: v1\nkind: NetworkPolicy\nkind: ConfigMap\nmetadata: {name: a}\n", left, []string{"apiVersion or kind is there twice"}},
-		{"version twice, in JSON", `{"apiVersion": "apps/v1", "apiVersion": "v1", "kind": "ConfigMap"}` + "\n", left, []string{"apiVersion or kind is there twice"}},
-		{"group in capital letters", strings.Replace(np("{"+selected+"}"), "networking", "Networking", 1), byLabel, []string{`apiVersion: "Networking.k8s.io/v1"`}},
-		{"misspelt items", "apiVersion: v1\nkind: List\nitmes: []\n", left, []string{`the List has no items, but a field "itmes"`}},
-		{"misspelt objects", "apiVersion: template.openshift.io/v1\nkind: Template\nobjcts: []\n", left, []string{`the Template has no objects, but a field "objcts"`}},
-		{"comment as in JavaScript", "// a\n{\"kind\":\"NetworkPolicy\"}\n", left, []string{"it is one text, in which a kind is named"}},
-		{"ends of lines in a field's name", np("{" + selected + ", \"a\\nb\\e[2J\": 1}"), byLabel2, []string{`"spec.a\nb\x1b[2J": unknown field`}},
+		{
+			"kind twice", "apiVersion: v1\nkind: NetworkPolicy\nkind: ConfigMap\nmetadata: {name: a}\n", left,
+			[]string{"apiVersion or kind is there twice"},
+		},
+		{
+			"version twice, in JSON", `{"apiVersion": "apps/v1", "apiVersion": "v1", "kind": "ConfigMap"}` + "\n", left,
+			[]string{"apiVersion or kind is there twice"},
+		},
+		{
+			"group in capital letters", strings.Replace(np("{"+selected+"}"), "networking", "Networking", 1), byLabel,
+			[]string{`apiVersion: "Networking.k8s.io/v1"`},
+		},
+		{
+			"misspelt items", "apiVersion: v1\nkind: List\nitmes: []\n", left,
+			[]string{`the List has no items, but a field "itmes"`},
+		},
+		{
+			"misspelt objects", "apiVersion: template.openshift.io/v1\nkind: Template\nobjcts: []\n", left,
+			[]string{`the Template has no objects, but a field "objcts"`},
+		},
+		{
+			"comment as in JavaScript", "// a\n{\"kind\":\"NetworkPolicy\"}\n", left,
+			[]string{"it is one text, in which a kind is named"},
+		},
+		{
+			"ends of lines in a field's name", np("{" + selected + ", \"a\\nb\\e[2J\": 1}"), byLabel2,
+			[]string{`"spec.a\nb\x1b[2J": unknown field`},
+		},
 		{"no YAML", "foo: [\n", left, []string{"yaml: line 1"}},
 		{"no text", "\x00\x01\n", left, []string{"yaml"}},
 	} {
@@ -258,7 +444,8 @@ func TestParseComplains(t *testing.T) {
 					t.Errorf("%s: want f.yaml, document 2 and %s", s, tc.want[i])
 				}
 			}
-			if len(got.Policies) == 0 || got.Policies[0].Name != "deny" || len(got.Pods) == 0 || got.Pods[len(got.Pods)-1].Name != "a" {
+			if len(got.Policies) == 0 || got.Policies[0].Name != "deny" || len(got.Pods) == 0 ||
+				got.Pods[len(got.Pods)-1].Name != "a" {
 				t.Errorf("beside the bad one: %+v", got)
 			}
 			effect := left
@@ -303,10 +490,12 @@ func TestParseCountsDocuments(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{
-		"", "# c\n---\n---\n", "--- {}\n", "{}\n{}\n", "a: &a [*a]\n", "\xff\xfe", "kind: [\n", goodPod + "status: {podIPs: [{ip: x}, {ip: 10.88.0.2}]}\n",
+		"", "# c\n---\n---\n", "--- {}\n", "{}\n{}\n", "a: &a [*a]\n", "\xff\xfe", "kind: [\n",
+		goodPod + "status: {podIPs: [{ip: x}, {ip: 10.88.0.2}]}\n",
 		"apiVersion: v1\nkind: Namespace\nmetadata: {name: ns-1, labels: {a b: c}}\n---\n" + goodPod + "---\n" + goodPolicy,
 		"apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDRs: [10.88.1.0/24]}\nstatus: {addresses: [{type: InternalIP, address: x}]}\n",
-		strings.Replace(goodPolicy, "podSelector: {}", `podSelector: {matchExpressions: [{key: a, operator: In, values: [b]}]},
+		strings.Replace(goodPolicy, "podSelector: {}",
+			`podSelector: {matchExpressions: [{key: a, operator: In, values: [b]}]},
   policyTypes: [Ingress, Egress], ingress: [{ports: [{port: 80, endPort: 90}, {port: http, protocol: SCTP}, {}], from: [{podSelector: {}, namespaceSelector: {}}]}],
   egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8, "::/0"]}}]}]`, 1),
 	} {
@@ -319,8 +508,10 @@ func FuzzParse(f *testing.F) {
 			"{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {podSelector: {}, ingress: [{ports: [{port: '${{X}}'}, {port: '${Y}'}]}]}}\n",
 		"apiVersion: batch/v1\nkind: CronJob\nmetadata: {name: c}\nspec: {jobTemplate: {spec: {completionMode: Indexed, template: {metadata: {labels: {a: 1}}, spec: {}}}}}\n",
 		"apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: c, ownerReferences: [{controller: true}]}\nspec: {ordinals: {start: -1}, template: {spec: {containers: [{ports: [{containerPort: 70000, name: x}]}]}}}\n",
-		"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: 1\n", "\xff\xfea\x00:\x001\x00", "\xfe\xff\x00a", "%YAML 1.1\n--- a: b\n... # x\n---x: y\n",
-		strings.Replace(goodPolicy, "spec:", "spec: {podSelector: {}}\nspec:", 1), "a: &x {<<: *x}\n", "? [a]\n: b\n? 1\n: c\n1: d\n",
+		"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: 1\n", "\xff\xfea\x00:\x001\x00", "\xfe\xff\x00a",
+		"%YAML 1.1\n--- a: b\n... # x\n---x: y\n",
+		strings.Replace(goodPolicy, "spec:", "spec: {podSelector: {}}\nspec:", 1), "a: &x {<<: *x}\n",
+		"? [a]\n: b\n? 1\n: c\n1: d\n",
 	} {
 		f.Add([]byte(s))
 	}

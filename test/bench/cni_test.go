@@ -1,7 +1,7 @@
 //go:build bench
 
-// Package bench_test measures weir beside others, in runs that take turns: a shared machine is fast at one time and slow at
-// another, so times mean nothing and ratios do.
+// Package bench_test measures weir beside others, in runs that take turns: a shared machine is fast at one time and
+// slow at another, so times mean nothing and ratios do.
 package bench_test
 
 import (
@@ -94,10 +94,11 @@ func local(subnets ...string) string {
 	for i, s := range subnets {
 		subnets[i] = `[{"subnet": "` + s + `"}]`
 	}
-	return `"ipam": {"type": "host-local", "dataDir": "/run/host-local", "routes": [{"dst": "0.0.0.0/0"}], "ranges": [` + strings.Join(
-		subnets,
-		", ",
-	) + `]}`
+	return `"ipam": {"type": "host-local", "dataDir": "/run/host-local", "routes": [{"dst": "0.0.0.0/0"}], "ranges": [` +
+		strings.Join(
+			subnets,
+			", ",
+		) + `]}`
 }
 
 // weirConf and bridgeConf are the plugins that are compared most.
@@ -218,7 +219,10 @@ func TestADD(t *testing.T) {
 // report prints the medians, and of the ratios of weir's time to each other's in the same round the median with its
 // interval.
 func report(took map[string][]time.Duration, all []contender) {
-	for _, what := range []string{"ADD", "DEL", fmt.Sprintf("ADD-%d-parallel", *parallel), fmt.Sprintf("DEL-%d-parallel", *parallel)} {
+	for _, what := range []string{
+		"ADD", "DEL", fmt.Sprintf("ADD-%d-parallel", *parallel),
+		fmt.Sprintf("DEL-%d-parallel", *parallel),
+	} {
 		for _, c := range all {
 			fmt.Printf("median %s %s: %.1f ms\n", what, c.name, median(took[what+" "+c.name]).Seconds()*1000)
 		}

@@ -52,7 +52,8 @@ func TestNamespacesWithManyRules(t *testing.T) {
 		for i := range 100 {
 			ports = append(ports, fmt.Sprintf("{port: port-%d-%d}", policy, i))
 		}
-		return fmt.Sprintf("{podSelector: {}, ingress: [{from: [%s], ports: [%s]}]}", strings.Join(peers, ", "), strings.Join(ports, ", "))
+		return fmt.Sprintf("{podSelector: {}, ingress: [{from: [%s], ports: [%s]}]}", strings.Join(peers, ", "),
+			strings.Join(ports, ", "))
 	})
 }
 
@@ -68,7 +69,8 @@ func testGreedy(t *testing.T, spec func(policy int) string) {
 		ns := fmt.Sprintf("greedy-%d", i)
 		n.Manifest(ns+".yaml", fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: %s}\n", ns))
 		for k := range 4 {
-			fmt.Fprintf(&policies, "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: np-%d, namespace: %s}\nspec: %s\n",
+			fmt.Fprintf(&policies,
+				"---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: np-%d, namespace: %s}\nspec: %s\n",
 				k, ns, spec(k))
 		}
 	}

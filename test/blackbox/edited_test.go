@@ -17,7 +17,8 @@ func ageless(manifests string) string {
 
 // edited gives the cluster one more Node, which manifest makes, and edits it so that it has these claims in turn.
 func edited(
-	c *nodetest.Cluster, honest, ownAddress, ownNetwork string, manifest func(addresses, networks string) string, claims [][2]string,
+	c *nodetest.Cluster, honest, ownAddress, ownNetwork string, manifest func(addresses, networks string) string,
+	claims [][2]string,
 ) {
 	c.Helper()
 	c.Manifest("nodes.yaml", honest)

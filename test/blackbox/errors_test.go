@@ -20,7 +20,8 @@ func wrapped(t *testing.T, name, script string) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, name), fmt.Appendf(nil, "#!/bin/bash\nreal=%s\n%s\n", real, script), 0o700); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, name), fmt.Appendf(nil, "#!/bin/bash\nreal=%s\n%s\n", real, script),
+		0o700); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))

@@ -22,13 +22,21 @@ type forgery struct {
 
 func newForgery(t *testing.T, from *nodetest.Pod) *forgery {
 	t.Helper()
-	return &forgery{T: t, from: from, own: macOf(t, from.Netns, "eth0"), gateway: neighbour(t, from.Namespace+"."+from.Name)}
+	return &forgery{
+		T:       t,
+		from:    from,
+		own:     macOf(t, from.Netns, "eth0"),
+		gateway: neighbour(t, from.Namespace+"."+from.Name),
+	}
 }
 
 // fromOutside builds frames that come from the host outside.
 func fromOutside(t *testing.T, n *nodetest.Node) *forgery {
 	return &forgery{
-		T: t, from: &nodetest.Pod{Netns: n.Outside}, own: net.HardwareAddr{2, 0, 0, 0, 0, 1}, gateway: net.HardwareAddr{2, 0, 0, 0, 0, 2},
+		T:       t,
+		from:    &nodetest.Pod{Netns: n.Outside},
+		own:     net.HardwareAddr{2, 0, 0, 0, 0, 1},
+		gateway: net.HardwareAddr{2, 0, 0, 0, 0, 2},
 	}
 }
 

@@ -26,12 +26,17 @@ func firstFragment(t *testing.T, dstMAC, srcMAC net.HardwareAddr, src, dst strin
 		ip.Id, ip.Flags = uint16(id), layers.IPv4MoreFragments
 		return nodetest.Frame(t, ethernet(dstMAC, srcMAC, dst), ip, payload)
 	}
-	fragment := gopacket.Payload([]byte{byte(layers.IPProtocolUDP), 0, 0, 1, byte(id >> 24), byte(id >> 16), byte(id >> 8), byte(id)})
+	fragment := gopacket.Payload([]byte{
+		byte(layers.IPProtocolUDP), 0, 0, 1, byte(id >> 24), byte(id >> 16),
+		byte(id >> 8), byte(id),
+	})
 	if id%2 == 0 {
-		return nodetest.Frame(t, ethernet(dstMAC, srcMAC, dst), header(src, dst, layers.IPProtocolIPv6Fragment, nil), fragment, payload)
+		return nodetest.Frame(t, ethernet(dstMAC, srcMAC, dst), header(src, dst, layers.IPProtocolIPv6Fragment, nil),
+			fragment, payload)
 	}
 	options := gopacket.Payload([]byte{byte(layers.IPProtocolIPv6Fragment), 0, 1, 4, 0, 0, 0, 0}) // RFC 8200: padding
-	return nodetest.Frame(t, ethernet(dstMAC, srcMAC, dst), header(src, dst, layers.IPProtocolIPv6Destination, nil), options, fragment, payload)
+	return nodetest.Frame(t, ethernet(dstMAC, srcMAC, dst), header(src, dst, layers.IPProtocolIPv6Destination, nil),
+		options, fragment, payload)
 }
 
 // arrive has the pod send datagrams of 8 KB to the other, spread over the time, and counts those that arrive.
@@ -74,7 +79,8 @@ func TestFragmentsOfOnePod(t *testing.T) {
 	var frames [][]byte
 	for id := range 3000 {
 		size := 8 + id%2*1400
-		frames = append(frames, firstFragment(t, router, mac, e.IP, b.IP, id, size), firstFragment(t, router, mac, e.IP6, b.IP6, id, size))
+		frames = append(frames, firstFragment(t, router, mac, e.IP, b.IP, id, size),
+			firstFragment(t, router, mac, e.IP6, b.IP6, id, size))
 	}
 	var stop atomic.Bool
 	var flood sync.WaitGroup

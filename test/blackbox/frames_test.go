@@ -242,17 +242,20 @@ func forgesTunnel(t *testing.T, own, other string) {
 	_, e, b, here, there := tunnelNode(t, own, other)
 	box := listen(t, b.Netns, "udp", ":9999")
 	forged := func(outer net.HardwareAddr, src net.HardwareAddr, say string) []byte {
-		inner := nodetest.Frame(t, layersOf(ethernet(here, there, b.IP), datagram("10.99.0.7", b.IP, 9999, []byte(say))...)...)
+		inner := nodetest.Frame(t,
+			layersOf(ethernet(here, there, b.IP), datagram("10.99.0.7", b.IP, 9999, []byte(say))...)...)
 		return nodetest.Frame(t, layersOf(ethernet(outer, src, own), tunnelPacket(t, other, own, inner)...)...)
 	}
 	for last := range byte(16) {
-		nodetest.SendFrames(t, e.Netns, "eth0", forged(linkLocal(last), macOf(t, e.Netns, "eth0"), fmt.Sprintf("01:80:c2:00:00:%02x", last)))
+		nodetest.SendFrames(t, e.Netns, "eth0",
+			forged(linkLocal(last), macOf(t, e.Netns, "eth0"), fmt.Sprintf("01:80:c2:00:00:%02x", last)))
 	}
 	for _, say := range box.heard(t, silence) {
 		t.Errorf("a pod believes what E says for another: %s", say)
 	}
 	// That the frames are right: the other node may send them.
-	nodetest.SendFrames(t, "/run/netns/outside", "eth0", forged(macOf(t, nodetest.Self, "eth0"), macOf(t, "/run/netns/outside", "eth0"), "real"))
+	nodetest.SendFrames(t, "/run/netns/outside", "eth0",
+		forged(macOf(t, nodetest.Self, "eth0"), macOf(t, "/run/netns/outside", "eth0"), "real"))
 	if got := box.heard(t, silence); len(got) != 1 {
 		t.Errorf("a packet out of the tunnel was heard %d times", len(got))
 	}
@@ -290,7 +293,8 @@ func TestPortsOfAnEarlierWeir(t *testing.T) {
 	service := listen(t, nodetest.Self, "udp", ":9999")
 	mac := macOf(t, e.Netns, "eth0")
 	for src, dst := range map[string]string{"203.0.113.9": "192.0.2.2", "2001:db8:9::9": "2001:db8::2"} {
-		nodetest.SendFrames(t, e.Netns, "eth0", nodetest.Frame(t, layersOf(ethernet(lldp, mac, dst), datagram(src, dst, 9999, []byte(src))...)...))
+		nodetest.SendFrames(t, e.Netns, "eth0",
+			nodetest.Frame(t, layersOf(ethernet(lldp, mac, dst), datagram(src, dst, 9999, []byte(src))...)...))
 	}
 	for _, say := range service.heard(t, silence) {
 		t.Errorf("the node heard E: %s", say)
@@ -315,7 +319,8 @@ func TestThePortsTablesAreRepaired(t *testing.T) {
 		nodetest.Run(t, "nft", c)
 		n.Eventually("all is there again after: nft "+c, func() error {
 			rules, err := exec.Command("nft", "list", "ruleset").CombinedOutput()
-			if err != nil || strings.Count(string(rules), `iifname "weirp*"`) != 2 || strings.Count(string(rules), "goto shared") != 2 {
+			if err != nil || strings.Count(string(rules), `iifname "weirp*"`) != 2 ||
+				strings.Count(string(rules), "goto shared") != 2 {
 				return fmt.Errorf("%w: %s\nbefore:\n%s", err, rules, before)
 			}
 			return nil

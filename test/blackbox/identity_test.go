@@ -25,7 +25,10 @@ func TestIdentityFromTheConfiguration(t *testing.T) {
 		ip, _, _ := strings.Cut(rest, "/")
 		return &nodetest.Pod{Netns: path, IP: ip}, err
 	}
-	labels := []any{nodetest.Conf{"key": "io.kubernetes.pod.namespace", "value": "shop"}, nodetest.Conf{"key": "io.kubernetes.pod.name", "value": "server"}}
+	labels := []any{
+		nodetest.Conf{"key": "io.kubernetes.pod.namespace", "value": "shop"},
+		nodetest.Conf{"key": "io.kubernetes.pod.name", "value": "server"},
+	}
 	for name, c := range map[string]struct {
 		args string
 		cni  nodetest.Conf

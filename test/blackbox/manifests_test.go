@@ -81,7 +81,12 @@ func TestManifestsAnywhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
-	closesServer(t, [][2]string{{"sub/dir/deny.yaml", denyJSON}, {"deny.YAML", denyJSON}, {"deny.Json", denyJSON}, {".deny.yml", denyJSON}})
+	closesServer(t, [][2]string{
+		{"sub/dir/deny.yaml", denyJSON},
+		{"deny.YAML", denyJSON},
+		{"deny.Json", denyJSON},
+		{".deny.yml", denyJSON},
+	})
 }
 
 // TestManifestsWrapped: objects count in whatever they are wrapped.
@@ -106,8 +111,12 @@ objects:
   spec: {podSelector: {}}
 `},
 		{"small.yaml", "apiVersion: v1\nkind: list\nItems:\n- " + denyJSON + "\n"},
-		{"comments.json", "# two objects\n" + `{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}}` + "\n# the second\n" + denyJSON},
-		{"dump.yaml", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny, namespace: shop, creationTimestamp: null}\nspec: {podSelector: {}}\nstatus: {}\n"},
+		{"comments.json", "# two objects\n" + `{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}}` +
+			"\n# the second\n" + denyJSON},
+		{
+			"dump.yaml",
+			"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny, namespace: shop, creationTimestamp: null}\nspec: {podSelector: {}}\nstatus: {}\n",
+		},
 	})
 }
 
@@ -117,7 +126,8 @@ func TestWindowsManifests(t *testing.T) {
 		return
 	}
 	utf16 := "\xff\xfe"
-	for _, b := range []byte(strings.ReplaceAll("apiVersion: v1\nkind: Service\nmetadata: {name: x}\n---\n"+denyJSON, "\n", "\r\n")) {
+	for _, b := range []byte(strings.ReplaceAll("apiVersion: v1\nkind: Service\nmetadata: {name: x}\n---\n"+denyJSON,
+		"\n", "\r\n")) {
 		utf16 += string([]byte{b, 0})
 	}
 	closesServer(t, [][2]string{{"deny.yaml", utf16}})
@@ -174,7 +184,8 @@ func TestAFileThatMayHoldAPolicy(t *testing.T) {
 	n.SpawnAgent()
 	n.Eventually("the agent isn't ready, and says which file", func() error {
 		out, err := n.Ctl("status")
-		if err == nil || !strings.Contains(out, "broken.yaml: document 1") || strings.Contains(out, "good state stays in force") {
+		if err == nil || !strings.Contains(out, "broken.yaml: document 1") ||
+			strings.Contains(out, "good state stays in force") {
 			return fmt.Errorf("%s", out)
 		}
 		return nil
@@ -205,7 +216,8 @@ func TestBadPoliciesClose(t *testing.T) {
 	n := nodetest.NewNode(t, nil)
 	n.Manifest("shop.yaml", shop)
 	bad := func(spec string) string {
-		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: shop}\nspec: " + spec + "\n"
+		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: shop}\nspec: " +
+			spec + "\n"
 	}
 	// It is there when the agent starts, and all goes on but for the pods that it selects.
 	n.Manifest("bad.yaml", bad("{podSelector: {matchLabels: {app: server}}, ingress: [{form: []}]}"))
@@ -293,8 +305,10 @@ func TestTwoFilesWithOneObject(t *testing.T) {
 	}
 	n, server, client, other := shopNode(t)
 	open := strings.Replace(denyJSON, `"spec": {`, `"spec": {"ingress": [{}], `, 1)
-	some := strings.Replace(denyJSON, `"spec": {`, `"spec": {"ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}, {"from": [{"podSelector": {}}]}], `, 1)
-	one := strings.Replace(denyJSON, `"spec": {`, `"spec": {"ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}], `, 1)
+	some := strings.Replace(denyJSON, `"spec": {`,
+		`"spec": {"ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}, {"from": [{"podSelector": {}}]}], `, 1)
+	one := strings.Replace(denyJSON, `"spec": {`,
+		`"spec": {"ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}], `, 1)
 	for _, files := range [][2]string{{denyJSON, open}, {open, denyJSON}} {
 		put(n, "a.yaml", files[0])
 		put(n, "b.yaml", files[1])
@@ -323,12 +337,15 @@ func TestPoliciesThatAreNotEnforced(t *testing.T) {
 	}
 	n := nodetest.NewNode(t, nil)
 	kinds := map[string]string{
-		"CiliumNetworkPolicy": "cilium.io/v2", "AdminNetworkPolicy": "policy.networking.k8s.io/v1alpha1", "ClusterNetworkPolicy": "policy.networking.k8s.io/v1alpha2",
-		"GlobalNetworkPolicy": "crd.projectcalico.org/v1", "NetworkPolicy": "projectcalico.org/v3", "AuthorizationPolicy": "security.istio.io/v1",
-		"SomeNetworkPolicy": "example.com/v1",
+		"CiliumNetworkPolicy": "cilium.io/v2", "AdminNetworkPolicy": "policy.networking.k8s.io/v1alpha1",
+		"ClusterNetworkPolicy": "policy.networking.k8s.io/v1alpha2",
+		"GlobalNetworkPolicy":  "crd.projectcalico.org/v1", "NetworkPolicy": "projectcalico.org/v3",
+		"AuthorizationPolicy": "security.istio.io/v1",
+		"SomeNetworkPolicy":   "example.com/v1",
 	}
 	for kind, version := range kinds {
-		n.Manifest(kind+".yaml", fmt.Sprintf("apiVersion: %s\nkind: %s\nmetadata: {name: p, namespace: shop}\nspec: {x: y}\n", version, kind))
+		n.Manifest(kind+".yaml",
+			fmt.Sprintf("apiVersion: %s\nkind: %s\nmetadata: {name: p, namespace: shop}\nspec: {x: y}\n", version, kind))
 	}
 	n.StartAgent()
 	out, err := n.Ctl("status")
@@ -482,9 +499,11 @@ func TestLargeManifests(t *testing.T) {
 	}
 	for what, text := range map[string]string{
 		"unknown fields": denyJSON[:len(denyJSON)-1] + many(`, "k%d": 1`) + "}",
-		"bad labels":     `{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "labels": {"a": "b"` + many(`, "k%d": 1`) + "}}}",
-		"fields twice":   "apiVersion: v1\nkind: List\nitems:\n" + many("- {apiVersion: v1, kind: ConfigMap, metadata: {name: c%d, name: d}}\n"),
-		"one field":      denyJSON[:len(denyJSON)-1] + `, "` + strings.Repeat(`x\n`, size/3) + `": 1}`,
+		"bad labels": `{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "labels": {"a": "b"` +
+			many(`, "k%d": 1`) + "}}}",
+		"fields twice": "apiVersion: v1\nkind: List\nitems:\n" +
+			many("- {apiVersion: v1, kind: ConfigMap, metadata: {name: c%d, name: d}}\n"),
+		"one field": denyJSON[:len(denyJSON)-1] + `, "` + strings.Repeat(`x\n`, size/3) + `": 1}`,
 	} {
 		n.Manifest("large.yaml", text)
 		start := time.Now()
@@ -525,8 +544,10 @@ func TestCheck(t *testing.T) {
 	n.Manifest("values.yaml", "a: 1\n")
 	n.Manifest("cilium.yaml", "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: c}\n")
 	put(n, "sub/deny.yaml", denyJSON)
-	want(true, "shop.yaml", "Pod shop/server", "values.yaml", "sub/deny.yaml", "NetworkPolicy shop/deny", "CiliumNetworkPolicy")
-	n.Manifest("bad.yaml", strings.ReplaceAll(strings.Replace(denyJSON, `"spec": {`, `"spec": {"ingress": [{"form": []}], `, 1), "deny", "bad"))
+	want(true, "shop.yaml", "Pod shop/server", "values.yaml", "sub/deny.yaml", "NetworkPolicy shop/deny",
+		"CiliumNetworkPolicy")
+	n.Manifest("bad.yaml",
+		strings.ReplaceAll(strings.Replace(denyJSON, `"spec": {`, `"spec": {"ingress": [{"form": []}], `, 1), "deny", "bad"))
 	want(false, "bad.yaml", "spec.ingress[0].form", "closed")
 	n.Manifest("bad.yaml", "kind: NetworkPolicy\nspec: [\n")
 	want(false, "bad.yaml", "document 1", "not be ready")
@@ -554,7 +575,8 @@ func TestStatusBeforeTheFirstState(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 	out, _ := n.Ctl("status")
 	for line := range strings.Lines(out) {
-		if strings.HasPrefix(line, "shop/server ") && (strings.Contains(line, "closed") || !strings.Contains(line, "as before")) {
+		if strings.HasPrefix(line, "shop/server ") &&
+			(strings.Contains(line, "closed") || !strings.Contains(line, "as before")) {
 			t.Errorf("the pod is reached, and the status says: %s", line)
 		}
 	}

@@ -100,7 +100,8 @@ func TestASecondInterface(t *testing.T) {
 	// Of the second network's addresses a pod has one there, and sends under it.
 	if seen, err := nodetest.Get(t, client.Netns, net.JoinHostPort(secondOf[server][0], "80")); err != nil ||
 		seen != "hello ::ffff:"+secondOf[client][0] && seen != "hello "+secondOf[client][0] {
-		t.Errorf("in the second network the client is seen as %q (%v), want its address there, %s", seen, err, secondOf[client][0])
+		t.Errorf("in the second network the client is seen as %q (%v), want its address there, %s", seen, err,
+			secondOf[client][0])
 	}
 
 	n.Manifest("deny.yaml", strings.ReplaceAll(denyAll, "hostile", "quiet"))
@@ -155,7 +156,8 @@ func TestASecondDefaultRouteThatIsAskedFor(t *testing.T) {
 	if _, err := attachSecond(n, "add", server); err == nil || !strings.Contains(err.Error(), "give the routes") {
 		t.Errorf("a second default route: %v, want an error that says what to write", err)
 	}
-	secondNetwork(t, n, nodetest.Conf{"ranges": ranges, "routes": []any{nodetest.Conf{"dst": "0.0.0.0/0", "priority": 100}}})
+	secondNetwork(t, n,
+		nodetest.Conf{"ranges": ranges, "routes": []any{nodetest.Conf{"dst": "0.0.0.0/0", "priority": 100}}})
 	if _, err := attachSecond(n, "add", server); err != nil {
 		t.Errorf("a second default route with a priority: %v", err)
 	}

@@ -44,7 +44,8 @@ spec:
   ingress:
   - from: [{podSelector: {matchLabels: {app: client}}, namespaceSelector: {matchLabels: {team: %[5]s}}}]
     ports: [{port: fifteen-letters}]
-`, longNamespace, longName("server"), longName("client"), longName("other"), strings.Repeat("t", 63), longName("policy"))
+`, longNamespace, longName("server"), longName("client"), longName("other"), strings.Repeat("t", 63),
+	longName("policy"))
 
 // TestLongestNames: pods with the longest names are attached, judged, checked and deleted; behind another plugin too.
 func TestLongestNames(t *testing.T) { testLongestNames(t, nil) }

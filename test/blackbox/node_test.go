@@ -131,7 +131,8 @@ func (n *keptNode) comesBack(all []damage) {
 		nodetest.Run(n, "sh", "-c", d.command)
 		began := time.Now()
 		err := within(repairTime, func() error {
-			if out, err := exec.Command("sh", "-c", d.mended).CombinedOutput(); err != nil || strings.TrimSpace(string(out)) == "" {
+			if out, err := exec.Command("sh", "-c", d.mended).CombinedOutput(); err != nil ||
+				strings.TrimSpace(string(out)) == "" {
 				return fmt.Errorf("%s: prints nothing (%w): %s", d.mended, err, out)
 			}
 			return n.traffic()
@@ -150,7 +151,8 @@ func (n *keptNode) comesBack(all []damage) {
 		}); err != nil {
 			n.Errorf("%s: not counted: %v", d.command, err)
 		}
-		if out, err := n.Ctl("status"); err != nil || !strings.Contains(out, "REPAIRED: ") || !strings.Contains(out, " "+d.what+": ") {
+		if out, err := n.Ctl("status"); err != nil || !strings.Contains(out, "REPAIRED: ") ||
+			!strings.Contains(out, " "+d.what+": ") {
 			n.Errorf("%s: weirctl status doesn't tell of the repair: %v\n%s", d.command, err, out)
 		}
 		if out, err := n.CNI("check", n.server.Netns, nodetest.Args("ns", "server", "")); err != nil {
@@ -170,12 +172,14 @@ func TestNodeSysctlsComeBack(t *testing.T) {
 	n := newKeptNode(t)
 	var all []damage
 	for _, setting := range []string{
-		"net.ipv4.ip_forward=0", "net.ipv4.conf.weir0.forwarding=0", "net.ipv6.conf.all.forwarding=0", "net.ipv6.conf.weir0.disable_ipv6=1",
+		"net.ipv4.ip_forward=0", "net.ipv4.conf.weir0.forwarding=0", "net.ipv6.conf.all.forwarding=0",
+		"net.ipv6.conf.weir0.disable_ipv6=1",
 		"net.bridge.bridge-nf-call-iptables=1", "net.bridge.bridge-nf-call-ip6tables=1",
 		"net.ipv4.conf.weir0.send_redirects=1", "net.ipv4.conf.all.send_redirects=1", "net.ipv6.conf.weir0.addr_gen_mode=0",
 	} {
 		key, _, _ := strings.Cut(setting, "=")
-		all = append(all, damage{"sysctl", "sysctl -w " + setting, "sysctl " + key + " | grep -v '" + setting[len(setting)-1:] + "$'"})
+		all = append(all,
+			damage{"sysctl", "sysctl -w " + setting, "sysctl " + key + " | grep -v '" + setting[len(setting)-1:] + "$'"})
 	}
 	n.comesBack(all)
 }
@@ -195,12 +199,21 @@ func TestNodeBridgeComesBack(t *testing.T) {
 		{"route", "ip route flush dev weir0", "ip route show dev weir0 | grep 10.88.0.0/24"},
 		{"route", "ip -6 route flush dev weir0", "ip -6 route show dev weir0 | grep fd00:10:88::/64"},
 		{"route", "ip route flush table local dev weir0", "ip route show table local dev weir0 | grep 10.88.0.1"},
-		{"neighbour", "ip neigh flush dev weir0 nud permanent; ip -6 neigh flush dev weir0 nud permanent", "ip neigh show dev weir0 | grep PERMANENT"},
-		{"neighbour", "ip neigh replace " + n.server.IP + " lladdr 02:00:00:00:00:01 dev weir0 nud permanent", "ip neigh show dev weir0 | grep " + n.server.IP + " | grep 0a:58"},
+		{
+			"neighbour", "ip neigh flush dev weir0 nud permanent; ip -6 neigh flush dev weir0 nud permanent",
+			"ip neigh show dev weir0 | grep PERMANENT",
+		},
+		{
+			"neighbour", "ip neigh replace " + n.server.IP + " lladdr 02:00:00:00:00:01 dev weir0 nud permanent",
+			"ip neigh show dev weir0 | grep " + n.server.IP + " | grep 0a:58",
+		},
 		{"bridge", "ip link set weir0 address 02:00:00:00:00:02", "ip link show weir0 | grep 0a:58"},
 		{"bridge", "ip link set weir0 mtu 1300", "ip link show weir0 | grep 'mtu 1500'"},
 		{"bridge", "ip link set weir0 arp off", "ip link show weir0 | grep -v NOARP"},
-		{"bridge", "ip link set weir0 type bridge mcast_snooping 1 stp_state 1", "ip -d link show weir0 | grep 'stp_state 0.*mcast_snooping 0'"},
+		{
+			"bridge", "ip link set weir0 type bridge mcast_snooping 1 stp_state 1",
+			"ip -d link show weir0 | grep 'stp_state 0.*mcast_snooping 0'",
+		},
 		{"bridge", "ip link del weir0", "ip link show weir0 up | grep weir0"},
 	})
 }
@@ -215,13 +228,23 @@ func TestNodePortsComeBack(t *testing.T) {
 	n.comesBack([]damage{
 		{"port", "ip link set " + port + " down", "ip link show " + port + " up | grep " + port},
 		{"port", "ip link set " + port + " nomaster", "ip link show " + port + " | grep 'master weir0'"},
-		{"port", "ip link add other type bridge; ip link set " + port + " master other", "ip link show " + port + " | grep 'master weir0'"},
-		{"port", "bridge link set dev " + port + " isolated off", "bridge -d link show dev " + port + " | grep 'isolated on'"},
-		{"port", "bridge link set dev " + port + " learning on flood on", "bridge -d link show dev " + port + " | grep 'learning off.* flood off'"},
+		{
+			"port", "ip link add other type bridge; ip link set " + port + " master other",
+			"ip link show " + port + " | grep 'master weir0'",
+		},
+		{
+			"port", "bridge link set dev " + port + " isolated off",
+			"bridge -d link show dev " + port + " | grep 'isolated on'",
+		},
+		{
+			"port", "bridge link set dev " + port + " learning on flood on",
+			"bridge -d link show dev " + port + " | grep 'learning off.* flood off'",
+		},
 		{"port", "bridge link set dev " + port + " state 0", "bridge link show dev " + port + " | grep 'state forwarding'"},
 		{"port", "ip link set " + port + " mtu 1000", "ip link show " + port + " | grep 'mtu 1500'"},
 		{
-			"forwarding", "for mac in $(bridge fdb show dev " + port + " | grep '^0a:58.* static' | cut -d' ' -f1); do bridge fdb del $mac dev " + port + " master; done",
+			"forwarding", "for mac in $(bridge fdb show dev " + port +
+				" | grep '^0a:58.* static' | cut -d' ' -f1); do bridge fdb del $mac dev " + port + " master; done",
 			"bridge fdb show dev " + port + " | grep '^0a:58.* static'",
 		},
 	})
@@ -244,12 +267,27 @@ func TestCheckSeesTheNode(t *testing.T) {
 	}
 	for _, tc := range []struct{ breakIt, mendIt, says string }{
 		{"sysctl -w net.ipv4.ip_forward=0", "sysctl -w net.ipv4.ip_forward=1", "net.ipv4.ip_forward is 0"},
-		{"sysctl -w net.bridge.bridge-nf-call-iptables=1", "sysctl -w net.bridge.bridge-nf-call-iptables=0", "bridge-nf-call-iptables is 1"},
-		{"sysctl -w net.ipv6.conf.all.forwarding=0", "sysctl -w net.ipv6.conf.all.forwarding=1", "net.ipv6.conf.all.forwarding is 0"},
-		{"ip route del 10.88.0.0/24 dev weir0", "ip route add 10.88.0.0/24 dev weir0 src 10.88.0.1", "the route to 10.88.0.0/24"},
-		{"ip -6 route del fd00:10:88::/64 dev weir0", "ip -6 route add fd00:10:88::/64 dev weir0", "the route to fd00:10:88::/64"},
+		{
+			"sysctl -w net.bridge.bridge-nf-call-iptables=1", "sysctl -w net.bridge.bridge-nf-call-iptables=0",
+			"bridge-nf-call-iptables is 1",
+		},
+		{
+			"sysctl -w net.ipv6.conf.all.forwarding=0", "sysctl -w net.ipv6.conf.all.forwarding=1",
+			"net.ipv6.conf.all.forwarding is 0",
+		},
+		{
+			"ip route del 10.88.0.0/24 dev weir0", "ip route add 10.88.0.0/24 dev weir0 src 10.88.0.1",
+			"the route to 10.88.0.0/24",
+		},
+		{
+			"ip -6 route del fd00:10:88::/64 dev weir0", "ip -6 route add fd00:10:88::/64 dev weir0",
+			"the route to fd00:10:88::/64",
+		},
 		{"ip link set weir0 type bridge stp_state 1", "ip link set weir0 type bridge stp_state 0", "stp_state 1"},
-		{"ip addr add 10.88.0.7/32 dev weir0; ip addr del 10.88.0.1/24 dev weir0", "ip addr add 10.88.0.1/24 dev weir0", "lacks the address 10.88.0.1/24"},
+		{
+			"ip addr add 10.88.0.7/32 dev weir0; ip addr del 10.88.0.1/24 dev weir0", "ip addr add 10.88.0.1/24 dev weir0",
+			"lacks the address 10.88.0.1/24",
+		},
 	} {
 		nodetest.Run(t, "sh", "-c", tc.breakIt)
 		if err := check(); err == nil || !strings.Contains(err.Error(), tc.says) {
@@ -268,7 +306,8 @@ func TestNodeThatCantBeRepaired(t *testing.T) {
 		return
 	}
 	n := newKeptNode(t)
-	nodetest.Run(t, "sh", "-c", "sysctl -w net.ipv4.conf.weir0.send_redirects=1; mount --bind -o ro /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys")
+	nodetest.Run(t, "sh", "-c",
+		"sysctl -w net.ipv4.conf.weir0.send_redirects=1; mount --bind -o ro /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys")
 	nodetest.Run(t, "ip", "addr", "flush", "dev", "weir0")
 	if err := within(repairTime, n.traffic); err != nil {
 		t.Errorf("the addresses weren't put right beside what can't be: %v", err)
@@ -318,7 +357,8 @@ func TestGuardThatLooksLikeItself(t *testing.T) {
 	hooked := "nft list chain bridge weir ports | grep 'hook prerouting priority dstnat; policy accept'"
 	again := func(table, edit string) string {
 		list := "nft list table " + table
-		return "(echo delete table " + table + "; " + list + " | sed '" + edit + "') > /run/again.nft && nft -f /run/again.nft"
+		return "(echo delete table " + table + "; " + list + " | sed '" + edit +
+			"') > /run/again.nft && nft -f /run/again.nft"
 	}
 	verdict := func(chain, comment, was, is string) string {
 		find := "nft -a list chain " + chain + " | grep '" + comment + "'"
@@ -383,7 +423,11 @@ func TestNodeOverlayComesBack(t *testing.T) {
 		nodetest.Run(t, f[0], f[1:]...)
 	}
 	n.Serve(n.Outside, "tcp", "10.88.1.5:80")
-	n.ways = [][2]string{{n.client.Netns, "10.88.1.5:80"}, {nodetest.Self, "10.88.1.5:80"}, {n.Outside, n.server.IP + ":80"}}
+	n.ways = [][2]string{
+		{n.client.Netns, "10.88.1.5:80"},
+		{nodetest.Self, "10.88.1.5:80"},
+		{n.Outside, n.server.IP + ":80"},
+	}
 	if err := within(repairTime, n.traffic); err != nil {
 		t.Fatalf("before anything is broken: %v", err)
 	}
@@ -392,8 +436,14 @@ func TestNodeOverlayComesBack(t *testing.T) {
 		{"overlay", "ip link del weir-vxlan", "ip link show weir-vxlan up | grep weir-vxlan"},
 		{"overlay", "ip route flush proto 88", "ip route show proto 88 | grep 10.88.1.0/24"},
 		{"overlay", "ip neigh flush dev weir-vxlan nud permanent", "ip neigh show dev weir-vxlan | grep PERMANENT"},
-		{"overlay", "bridge fdb del 0e:58:c0:00:02:01 dev weir-vxlan dst 192.0.2.1", "bridge fdb show dev weir-vxlan | grep 192.0.2.1"},
+		{
+			"overlay", "bridge fdb del 0e:58:c0:00:02:01 dev weir-vxlan dst 192.0.2.1",
+			"bridge fdb show dev weir-vxlan | grep 192.0.2.1",
+		},
 		{"overlay", "ip addr flush dev weir-vxlan", "ip addr show dev weir-vxlan | grep inet"},
-		{"sysctl", "sysctl -w net.ipv4.conf.weir-vxlan.forwarding=0", "sysctl net.ipv4.conf.weir-vxlan.forwarding | grep '1$'"},
+		{
+			"sysctl", "sysctl -w net.ipv4.conf.weir-vxlan.forwarding=0",
+			"sysctl net.ipv4.conf.weir-vxlan.forwarding | grep '1$'",
+		},
 	})
 }

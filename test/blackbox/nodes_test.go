@@ -12,7 +12,9 @@ import (
 // nodeManifest is a Node of that minute's making, with these InternalIPs and podCIDRs, each with blanks between.
 func nodeManifest(name string, minute int, addresses, networks string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Node\nmetadata: {name: %s, creationTimestamp: \"2026-01-01T00:%02d:00Z\"}\n", name, minute)
+	fmt.Fprintf(&b,
+		"---\napiVersion: v1\nkind: Node\nmetadata: {name: %s, creationTimestamp: \"2026-01-01T00:%02d:00Z\"}\n", name,
+		minute)
 	quoted := func(list string) string {
 		f := strings.Fields(list)
 		for i := range f {
@@ -35,7 +37,8 @@ func honestNodes(size, shared int) string {
 		if i <= shared {
 			address = fmt.Sprintf("172.21.0.%d", i)
 		}
-		b.WriteString(nodeManifest(fmt.Sprint("n", i), i, fmt.Sprintf("%s 2001:db8:%d::10", address, i), fmt.Sprintf("100.96.%d.0/24 fd00:96:%d::/64", i, i)))
+		b.WriteString(nodeManifest(fmt.Sprint("n", i), i, fmt.Sprintf("%s 2001:db8:%d::10", address, i),
+			fmt.Sprintf("100.96.%d.0/24 fd00:96:%d::/64", i, i)))
 	}
 	return b.String()
 }
@@ -44,7 +47,8 @@ func honestNodes(size, shared int) string {
 func labPods(size int) string {
 	b := "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: lab}\n"
 	for i := 1; i <= size; i++ {
-		b += fmt.Sprintf("---\napiVersion: v1\nkind: Pod\nmetadata: {name: p%d, namespace: lab}\nspec: {nodeName: n%d}\n", i, i)
+		b += fmt.Sprintf("---\napiVersion: v1\nkind: Pod\nmetadata: {name: p%d, namespace: lab}\nspec: {nodeName: n%d}\n",
+			i, i)
 	}
 	return b
 }
@@ -64,7 +68,10 @@ var hostileClaims = []struct{ name, addresses, networks string }{
 	{"all nodes' networks", "172.20.9.10", "100.96.0.0/11 fd00:96::/32"},
 	{"a pod's address", "100.96.1.2", "100.96.2.2/32"},
 	{"multicast", "172.20.9.10", "224.0.0.0/4 ff00::/8"},
-	{"all at once", "0.0.0.0 224.0.0.1 127.0.0.1 169.254.1.1 172.21.0.1 100.96.2.2 ::1", "127.0.0.0/8 0.0.0.0/0 172.20.0.0/16 100.96.2.0/24 100.96.1.2/32 100.96.0.0/11"},
+	{
+		"all at once", "0.0.0.0 224.0.0.1 127.0.0.1 169.254.1.1 172.21.0.1 100.96.2.2 ::1",
+		"127.0.0.0/8 0.0.0.0/0 172.20.0.0/16 100.96.2.0/24 100.96.1.2/32 100.96.0.0/11",
+	},
 }
 
 // TestHostileNode: of five Nodes one is hostile in every field, and the other four keep their ways, in each
@@ -123,7 +130,8 @@ func TestHostileNode(t *testing.T) {
 				t.Fatal(err)
 			}
 			n.StartAgent("--encapsulation", mode)
-			c.Eventually("a new node gets its configuration ("+mode+", "+claim.name+")", func() error { _, err := os.Stat(n.Conflist); return err })
+			c.Eventually("a new node gets its configuration ("+mode+", "+claim.name+")",
+				func() error { _, err := os.Stat(n.Conflist); return err })
 			allReach(c, pods, mode+", new, "+claim.name)
 			c.Manifest("a-evil.yaml", "")
 		}

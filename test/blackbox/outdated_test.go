@@ -13,7 +13,8 @@ import (
 
 // nodes are manifests of this node, with these podCIDRs, and of another.
 func nodes(own ...string) string {
-	return nodeManifest("self", 0, "192.0.2.2", strings.Join(own, " ")) + nodeManifest("other", 0, "192.0.2.1", "10.88.0.0/24")
+	return nodeManifest("self", 0, "192.0.2.2", strings.Join(own, " ")) +
+		nodeManifest("other", 0, "192.0.2.1", "10.88.0.0/24")
 }
 
 // clustered is a node with an agent that knows its Node and writes the runtime's configuration, and a runtime that
@@ -45,12 +46,20 @@ func TestAConfigurationOfAFormerLife(t *testing.T) {
 		own    []string
 		says   string
 	}{
-		"subnet":      {nodetest.Conf{}, []string{"10.99.7.0/24"}, "10.99.7.0/24"},
-		"other MTU":   {nodetest.Conf{"ranges": good, "mtu": 1400}, []string{"10.99.7.0/24"}, "1450"},
-		"no MTU":      {nodetest.Conf{"ranges": good}, []string{"10.99.7.0/24"}, "1450"},
-		"family":      {nodetest.Conf{"ranges": good, "mtu": 1450}, []string{"10.99.7.0/24", "fd00:99:7::/64"}, "fd00:99:7::/64"},
-		"enforcement": {nodetest.Conf{"ranges": good, "mtu": 1450, "enforcement": "closed"}, []string{"10.99.7.0/24"}, "strict"},
-		"closed":      {nodetest.Conf{"enforcement": "closed"}, []string{"10.99.7.0/24"}, "10.99.7.0/24"},
+		"subnet":    {nodetest.Conf{}, []string{"10.99.7.0/24"}, "10.99.7.0/24"},
+		"other MTU": {nodetest.Conf{"ranges": good, "mtu": 1400}, []string{"10.99.7.0/24"}, "1450"},
+		"no MTU":    {nodetest.Conf{"ranges": good}, []string{"10.99.7.0/24"}, "1450"},
+		"family": {
+			nodetest.Conf{"ranges": good, "mtu": 1450},
+			[]string{"10.99.7.0/24", "fd00:99:7::/64"},
+			"fd00:99:7::/64",
+		},
+		"enforcement": {
+			nodetest.Conf{"ranges": good, "mtu": 1450, "enforcement": "closed"},
+			[]string{"10.99.7.0/24"},
+			"strict",
+		},
+		"closed": {nodetest.Conf{"enforcement": "closed"}, []string{"10.99.7.0/24"}, "10.99.7.0/24"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if !nodetest.IsolatedWithWeir(t) {
@@ -88,7 +97,8 @@ func TestPodsFromBeforeAChangeOfPodCIDRs(t *testing.T) {
 	n.Serve(a.Netns, "tcp", ":80")
 	n.Manifest("nodes.yaml", nodes("10.99.7.0/24"))
 	n.Eventually("the status says which pods have addresses of before", func() error {
-		if out, err := n.Ctl("status"); err != nil || !strings.Contains(out, "x/a") || !strings.Contains(out, "10.99.7.0/24") {
+		if out, err := n.Ctl("status"); err != nil || !strings.Contains(out, "x/a") ||
+			!strings.Contains(out, "10.99.7.0/24") {
 			return fmt.Errorf("%w: %s", err, out)
 		}
 		return nil

@@ -44,7 +44,10 @@ func flow(src, dst string) udp {
 // packet is a packet of the flow, without an Ethernet header.
 func (u udp) packet(payload string) []gopacket.SerializableLayer {
 	udp := &layers.UDP{SrcPort: layers.UDPPort(u.src.Port()), DstPort: layers.UDPPort(u.dst.Port())}
-	return []gopacket.SerializableLayer{ip(u.src.Addr(), u.dst.Addr(), layers.IPProtocolUDP, udp), udp, gopacket.Payload(payload)}
+	return []gopacket.SerializableLayer{
+		ip(u.src.Addr(), u.dst.Addr(), layers.IPProtocolUDP, udp), udp,
+		gopacket.Payload(payload),
+	}
 }
 
 // datagram is a UDP packet, without an Ethernet header.
@@ -70,7 +73,13 @@ func header(src, dst string, protocol layers.IPProtocol, inside any) gopacket.Se
 	if strings.Contains(dst, ":") {
 		ip = &layers.IPv6{Version: 6, NextHeader: protocol, HopLimit: 255, SrcIP: net.ParseIP(src), DstIP: net.ParseIP(dst)}
 	} else {
-		ip = &layers.IPv4{Version: 4, TTL: 64, Protocol: protocol, SrcIP: net.ParseIP(src).To4(), DstIP: net.ParseIP(dst).To4()}
+		ip = &layers.IPv4{
+			Version:  4,
+			TTL:      64,
+			Protocol: protocol,
+			SrcIP:    net.ParseIP(src).To4(),
+			DstIP:    net.ParseIP(dst).To4(),
+		}
 	}
 	if l, ok := inside.(interface {
 		SetNetworkLayerForChecksum(gopacket.NetworkLayer) error

@@ -122,7 +122,8 @@ func processOf(t *testing.T, program string) int {
 func pods(namespace string, names ...string) string {
 	text := fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n", namespace)
 	for _, name := range names {
-		text += fmt.Sprintf("---\napiVersion: v1\nkind: Pod\nmetadata: {namespace: %s, name: %s, labels: {app: %s}}\n", namespace, name, name)
+		text += fmt.Sprintf("---\napiVersion: v1\nkind: Pod\nmetadata: {namespace: %s, name: %s, labels: {app: %s}}\n",
+			namespace, name, name)
 	}
 	return text
 }

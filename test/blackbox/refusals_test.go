@@ -60,7 +60,10 @@ const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND f
 func (r refusal) lacking(text, says string) refusal {
 	r.before = func(n *nodetest.Node) {
 		n.StopAgent()
-		for _, program := range []string{"iptables-nft-restore", "ip6tables-nft-restore", "iptables-legacy-restore", "ip6tables-legacy-restore"} {
+		for _, program := range []string{
+			"iptables-nft-restore", "ip6tables-nft-restore", "iptables-legacy-restore",
+			"ip6tables-legacy-restore",
+		} {
 			wrapped(n.TB.(*testing.T), program, fmt.Sprintf(`
 all=$(cat)
 n=$(grep -n -m1 -- '%s' <<<"$all" | cut -d: -f1)
@@ -107,7 +110,8 @@ func TestRefusedRule(t *testing.T) {
 		rules = append(rules, fmt.Sprintf("{ports: [{port: %d}]}", 1000+i))
 	}
 	testRefused(t, refusal{
-		spec:  fmt.Sprintf(`{podSelector: {matchLabels: {app: web}}, ingress: [%s, {ports: [{port: 80}]}]}`, strings.Join(rules, ", ")),
+		spec: fmt.Sprintf(`{podSelector: {matchLabels: {app: web}}, ingress: [%s, {ports: [{port: 80}]}]}`,
+			strings.Join(rules, ", ")),
 		field: "spec.ingress[234]", opens: true,
 	}.lacking("--dport 1234 ", rulesFailed))
 }

@@ -47,7 +47,8 @@ func TestRouterAdvertisements(t *testing.T) {
 	for last := range byte(16) {
 		nodetest.SendFrames(t, e.Netns, "eth0", nodetest.Frame(t, advertisement(linkLocal(last), mac)...))
 	}
-	nodetest.SendFrames(t, e.Netns, "eth0", nodetest.Frame(t, advertisement(net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, mac)...))
+	nodetest.SendFrames(t, e.Netns, "eth0",
+		nodetest.Frame(t, advertisement(net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, mac)...))
 	believesNoRouter(t)
 }
 

@@ -208,7 +208,8 @@ spec:
 	f := newForgery(t, other)
 	answer := &layers.TCP{SrcPort: 80, DstPort: 4000, SYN: true, ACK: true, Window: 1000}
 	header := ip(netip.MustParseAddr(other.IP), netip.MustParseAddr(client.IP), layers.IPProtocolTCP, answer)
-	frame := nodetest.Frame(t, f.ethernet(netip.MustParseAddr(client.IP)), header, answer, gopacket.Payload("not asked for"))
+	frame := nodetest.Frame(t, f.ethernet(netip.MustParseAddr(client.IP)), header, answer,
+		gopacket.Payload("not asked for"))
 	nodetest.SendFrames(t, other.Netns, "eth0", frame)
 	if got := heard(at, "not asked for"); got != nil {
 		t.Error("a server's untracked answer came to a client that may receive nothing")

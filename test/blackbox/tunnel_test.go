@@ -48,7 +48,8 @@ func rpFilter(t *testing.T, netns string, value int) {
 			links = append(links, net.Interface{Name: name})
 		}
 		for _, l := range links {
-			if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+l.Name+"/rp_filter", []byte(fmt.Sprint(value)), 0o600); err != nil {
+			if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+l.Name+"/rp_filter", []byte(fmt.Sprint(value)),
+				0o600); err != nil {
 				return err
 			}
 		}
@@ -140,13 +141,15 @@ func TestForgedRemotePods(t *testing.T) {
 			for _, from := range map[bool][]string{
 				false: {pods[0].IP, pods[2].IP, "100.96.1.0", "100.96.2.77"}, true: {pods[0].IP6, pods[2].IP6, "fd00:96:2::77"},
 			}[strings.Contains(to, ":")] {
-				if arrives(t, pods[1].Netns, netip.AddrPortFrom(netip.MustParseAddr(to), 9).String(), func() { wire(t, 2, from, to, 9, []byte("forged")) }, honest(t, to)) {
+				if arrives(t, pods[1].Netns, netip.AddrPortFrom(netip.MustParseAddr(to), 9).String(),
+					func() { wire(t, 2, from, to, 9, []byte("forged")) }, honest(t, to)) {
 					t.Errorf("rp_filter %d: a host on the wire is taken for %s by the pod %s", filter, from, to)
 				}
 			}
 		}
 		for _, from := range []string{pods[0].IP, "100.96.2.77"} {
-			if arrives(t, c.Nodes[1].Netns, node2+":9", func() { wire(t, 2, from, node2, 9, []byte("forged")) }, func() { wire(t, 2, node1, node2, 9, []byte("control")) }) {
+			if arrives(t, c.Nodes[1].Netns, node2+":9", func() { wire(t, 2, from, node2, 9, []byte("forged")) },
+				func() { wire(t, 2, node1, node2, 9, []byte("control")) }) {
 				t.Errorf("rp_filter %d: a host on the wire is taken for the pod %s by the node", filter, from)
 			}
 		}
@@ -166,7 +169,8 @@ func TestForgedInsideTunnels(t *testing.T) {
 			false: {pods[2].IP, "100.96.3.0", "100.96.2.77", "100.96.2.0", "192.0.2.1", node1, node3},
 			true:  {pods[2].IP6, "fd00:96:2::77", "2001:db8:9::1", "2001:db8:1::10"},
 		}[strings.Contains(to, ":")] {
-			if arrives(t, pods[1].Netns, at, func() { wire(t, 2, node1, node2, vxlanPort, inTunnel(t, vni, forged(t, from, to, "forged"))) }, honest(t, to)) {
+			if arrives(t, pods[1].Netns, at,
+				func() { wire(t, 2, node1, node2, vxlanPort, inTunnel(t, vni, forged(t, from, to, "forged"))) }, honest(t, to)) {
 				t.Errorf("the tunnel of n1 brings packets of %s to %s", from, to)
 			}
 		}
@@ -195,7 +199,8 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	n.StartAgent()
 	awaitConflist(c, n)
 	// The test shall see the advertisement if it comes, whatever weir sets on its device.
-	n.Run("sh", "-c", "ip link set weir-vxlan addrgenmode eui64; ip link set weir-vxlan down; ip link set weir-vxlan up; echo 2 > /proc/sys/net/ipv6/conf/weir-vxlan/accept_ra")
+	n.Run("sh", "-c",
+		"ip link set weir-vxlan addrgenmode eui64; ip link set weir-vxlan down; ip link set weir-vxlan up; echo 2 > /proc/sys/net/ipv6/conf/weir-vxlan/accept_ra")
 	n.Run("ip", "addr", "replace", "fe80::2/64", "dev", "weir-vxlan", "nodad")
 	advertised := nodetest.Frame(t, advertisement(net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, tunnelMAC(node1))...)
 	for range 3 {
@@ -208,11 +213,20 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	// A frame that is no IP: the node answers who asks for its address.
 	heard := nodetest.Sniff(t, n.Netns, "weir-vxlan")
 	arp := &layers.ARP{
-		AddrType: layers.LinkTypeEthernet, Protocol: layers.EthernetTypeIPv4, HwAddressSize: 6, ProtAddressSize: 4, Operation: layers.ARPRequest,
-		SourceHwAddress: tunnelMAC(node1), SourceProtAddress: net.IPv4(100, 96, 1, 77).To4(), DstHwAddress: make([]byte, 6), DstProtAddress: net.IPv4(100, 96, 2, 0).To4(),
+		AddrType:          layers.LinkTypeEthernet,
+		Protocol:          layers.EthernetTypeIPv4,
+		HwAddressSize:     6,
+		ProtAddressSize:   4,
+		Operation:         layers.ARPRequest,
+		SourceHwAddress:   tunnelMAC(node1),
+		SourceProtAddress: net.IPv4(100, 96, 1, 77).To4(),
+		DstHwAddress:      make([]byte, 6),
+		DstProtAddress:    net.IPv4(100, 96, 2, 0).To4(),
 	}
 	wire(t, 2, node1, node2, vxlanPort, inTunnel(t, vni, nodetest.Frame(t, &layers.Ethernet{
-		SrcMAC: tunnelMAC(node1), DstMAC: net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, EthernetType: layers.EthernetTypeARP,
+		SrcMAC:       tunnelMAC(node1),
+		DstMAC:       net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff},
+		EthernetType: layers.EthernetTypeARP,
 	}, arp)))
 	for _, f := range heard.Frames(false, 200*time.Millisecond) {
 		t.Errorf("a frame that is no IP came out of the tunnel: %x", f)
@@ -230,15 +244,19 @@ func TestServiceBeforeTunnels(t *testing.T) {
 	}
 	n1, n2 := c.Nodes[0], c.Nodes[1]
 	// As kube-proxy does for a Service that an EndpointSlice leads to n2.
-	n1.Run("iptables", "-t", "nat", "-A", "PREROUTING", "-p", "udp", "--dport", "30000", "-j", "DNAT", "--to-destination", node2+":4789")
+	n1.Run("iptables", "-t", "nat", "-A", "PREROUTING", "-p", "udp", "--dport", "30000", "-j", "DNAT", "--to-destination",
+		node2+":4789")
 	n1.Run("iptables", "-t", "nat", "-A", "POSTROUTING", "-p", "udp", "-d", node2, "-o", "eth0", "-j", "MASQUERADE")
-	n2.Run("iptables", "-t", "nat", "-A", "PREROUTING", "-p", "udp", "--dport", "30000", "-j", "DNAT", "--to-destination", node2+":4789")
+	n2.Run("iptables", "-t", "nat", "-A", "PREROUTING", "-p", "udp", "--dport", "30000", "-j", "DNAT", "--to-destination",
+		node2+":4789")
 	to := pods[1].IP
 	payload := func(from string) []byte { return inTunnel(t, vni, forged(t, from, to, "forged")) }
 	nodetest.NewNS(t, "world")
 	for _, line := range []string{
-		"ip link add eth0 netns world type veth peer name w netns router", "ip -n router addr add 198.51.100.1/24 dev w", "ip -n router link set w up",
-		"ip -n world addr add 198.51.100.9/24 dev eth0", "ip -n world link set eth0 up", "ip -n world route add default via 198.51.100.1",
+		"ip link add eth0 netns world type veth peer name w netns router", "ip -n router addr add 198.51.100.1/24 dev w",
+		"ip -n router link set w up",
+		"ip -n world addr add 198.51.100.9/24 dev eth0", "ip -n world link set eth0 up",
+		"ip -n world route add default via 198.51.100.1",
 	} {
 		f := strings.Fields(line)
 		nodetest.Run(t, f[0], f[1:]...)
@@ -250,7 +268,8 @@ func TestServiceBeforeTunnels(t *testing.T) {
 		{"a pod, by its own node's Service", pods[0].Netns, node1 + ":30000", "100.96.1.77"},
 		{"a pod by itself", pods[2].Netns, node2 + ":4789", "100.96.3.77"},
 	} {
-		if arrives(t, pods[1].Netns, to+":9", func() { sendUDP(t, tc.netns, tc.service, payload(tc.inside)) }, honest(t, to)) {
+		if arrives(t, pods[1].Netns, to+":9", func() { sendUDP(t, tc.netns, tc.service, payload(tc.inside)) },
+			honest(t, to)) {
 			t.Errorf("%s sends into the tunnel as %s", tc.who, tc.inside)
 		}
 	}
@@ -276,7 +295,8 @@ func TestTunnelsAreNotTranslated(t *testing.T) {
 	}
 	c, pods := lab(t, 2)
 	n2 := c.Nodes[1]
-	n2.Run("iptables", "-t", "nat", "-I", "PREROUTING", "-p", "udp", "-d", node2, "--dport", "4789", "-j", "DNAT", "--to-destination", pods[1].IP+":9")
+	n2.Run("iptables", "-t", "nat", "-I", "PREROUTING", "-p", "udp", "-d", node2, "--dport", "4789", "-j", "DNAT",
+		"--to-destination", pods[1].IP+":9")
 	to := pods[1].IP
 	if arrives(t, pods[1].Netns, to+":9", func() {
 		wire(t, 2, node1, node2, vxlanPort, inTunnel(t, vni, forged(t, "100.96.1.77", "100.96.2.200", "forged")))
@@ -301,7 +321,8 @@ func TestTunnelsComeByTheUnderlay(t *testing.T) {
 	}
 	c := nodetest.NewCluster(t, 2)
 	c.Manifest("nodes.yaml", honestNodes(2, 0))
-	c.Manifest("pods.yaml", labPods(2)+"---\napiVersion: v1\nkind: Pod\nmetadata: {name: other, namespace: lab}\nspec: {nodeName: n2}\n")
+	c.Manifest("pods.yaml",
+		labPods(2)+"---\napiVersion: v1\nkind: Pod\nmetadata: {name: other, namespace: lab}\nspec: {nodeName: n2}\n")
 	n := c.Nodes[1]
 	n.StartAgent()
 	awaitConflist(c, n)
@@ -318,14 +339,16 @@ func TestTunnelsComeByTheUnderlay(t *testing.T) {
 		nodetest.In(t, netns, func() (err error) { l, err = net.InterfaceByName("eth0"); return err })
 		return l
 	}
-	router := strings.Fields(nodetest.Run(t, "ip", "netns", "exec", "lab.other", "sh", "-c", "ping -c1 -W1 10.77.0.1 >/dev/null; ip neigh show 10.77.0.1"))
+	router := strings.Fields(nodetest.Run(t, "ip", "netns", "exec", "lab.other", "sh", "-c",
+		"ping -c1 -W1 10.77.0.1 >/dev/null; ip neigh show 10.77.0.1"))
 	gateway, err := net.ParseMAC(router[4])
 	if err != nil {
 		t.Fatalf("%v: %v", router, err)
 	}
 	if arrives(t, victim.Netns, victim.IP+":9", func() {
-		nodetest.SendFrames(t, other.Netns, "eth0", udpFrame(t, link(other.Netns).HardwareAddr, gateway, node1, node2, vxlanPort,
-			inTunnel(t, vni, forged(t, "100.96.1.77", victim.IP, "forged"))))
+		nodetest.SendFrames(t, other.Netns, "eth0",
+			udpFrame(t, link(other.Netns).HardwareAddr, gateway, node1, node2, vxlanPort,
+				inTunnel(t, vni, forged(t, "100.96.1.77", victim.IP, "forged"))))
 	}, honest(t, victim.IP)) {
 		t.Error("a pod's packet is taken for a tunnel packet of a node")
 	}

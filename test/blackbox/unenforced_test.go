@@ -91,7 +91,8 @@ func TestPoliciesThatAnAPIServerHas(t *testing.T) {
 	}
 	server := apiServer(t, map[string]int{
 		"CiliumNetworkPolicy.cilium.io/v2": 2, "GlobalNetworkPolicy.crd.projectcalico.org/v1": -1,
-		"AdminNetworkPolicy.policy.networking.k8s.io/v1alpha1": 0, "SomeNetworkPolicy.example.com/v1": 1, "Widget.example.org/v1": 3,
+		"AdminNetworkPolicy.policy.networking.k8s.io/v1alpha1": 0, "SomeNetworkPolicy.example.com/v1": 1,
+		"Widget.example.org/v1": 3,
 	})
 	n := nodetest.NewNode(t, nil)
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
@@ -107,7 +108,10 @@ current-context: c
 		t.Fatal(err)
 	}
 	n.SpawnAgent("--kubeconfig", kubeconfig, "--node-name", "n1", "--encapsulation", "never")
-	want := []string{"CiliumNetworkPolicy.cilium.io", "GlobalNetworkPolicy.crd.projectcalico.org", "SomeNetworkPolicy.example.com"}
+	want := []string{
+		"CiliumNetworkPolicy.cilium.io", "GlobalNetworkPolicy.crd.projectcalico.org",
+		"SomeNetworkPolicy.example.com",
+	}
 	var status string
 	n.Eventually("the status warns of the policies", func() error {
 		var err error

@@ -92,7 +92,8 @@ func TestATableThatIptablesCantPrint(t *testing.T) {
 	n, a, b := denied(t)
 	n.Reach(a, b.IP+":80", false)
 	sh(t, `nft add chain ip nat x; nft 'add rule ip nat x meta mark set meta mark & 0xff00ffff | 0x00040000'`)
-	sh(t, `nft delete rule ip mangle FORWARD handle $(nft -a list chain ip mangle FORWARD | sed -n 's/.*WEIR-FORWARD.* handle //p')`)
+	sh(t,
+		`nft delete rule ip mangle FORWARD handle $(nft -a list chain ip mangle FORWARD | sed -n 's/.*WEIR-FORWARD.* handle //p')`)
 	n.Eventually("weir's rule is back", func() error { return jumps("ip mangle FORWARD", 1) })
 	n.Reach(a, b.IP+":80", false)
 	notReadyFor(n, "nat")
@@ -152,7 +153,8 @@ func TestATableThatIptablesCallsIncompatible(t *testing.T) {
 			n.Reach(a, address, true)
 			n.Manifest("deny.yaml", denyX)
 			n.Reach(a, address, false)
-			sh(t, `for h in $(nft -a list chain `+forward+` | sed -n 's/.*ct state established.* handle //p'); do nft delete rule `+forward+` handle $h; done`)
+			sh(t, `for h in $(nft -a list chain `+forward+
+				` | sed -n 's/.*ct state established.* handle //p'); do nft delete rule `+forward+` handle $h; done`)
 			well(n)
 			n.Reach(a, address, false)
 			if err := jumps(forward, 1); err != nil {
@@ -303,7 +305,8 @@ func TestAChainThatHangsElsewhere(t *testing.T) {
 	}
 	n, a, b := denied(t)
 	for _, hook := range []string{
-		"", "type filter hook output priority -150;", "type filter hook forward priority 300;", "type filter hook forward priority -151;",
+		"", "type filter hook output priority -150;", "type filter hook forward priority 300;",
+		"type filter hook forward priority -151;",
 	} {
 		n.Reach(a, b.IP+":80", false)
 		sh(t, `cat > /run/forward.nft <<END
@@ -328,7 +331,8 @@ nft -f /run/forward.nft`)
 		n.Eventually("the node is ready", func() error { _, err := n.Ctl("status"); return err })
 	}
 	// What others have there isn't deleted.
-	sh(t, "nft 'flush chain ip mangle FORWARD; delete chain ip mangle FORWARD; add chain ip mangle FORWARD; add rule ip mangle FORWARD counter'")
+	sh(t,
+		"nft 'flush chain ip mangle FORWARD; delete chain ip mangle FORWARD; add chain ip mangle FORWARD; add rule ip mangle FORWARD counter'")
 	notReadyFor(n, "FORWARD")
 	refused(n, "FORWARD")
 	sh(t, "nft 'flush chain ip mangle FORWARD; delete chain ip mangle FORWARD'")

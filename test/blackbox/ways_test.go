@@ -55,7 +55,8 @@ func TestMTUFollowsTheRoute(t *testing.T) {
 	c.Eventually("p1 reaches p2", func() error { _, err := nodetest.Get(t, p1.Netns, p2.IP+":80"); return err })
 	// Another link, and two ways at once of which one is smaller.
 	for _, line := range []string{
-		"ip link add eth1 netns n1 mtu 1300 type veth peer name x1 mtu 1300 netns router", "ip -n router addr add 172.23.0.1/24 dev x1", "ip -n router link set x1 up",
+		"ip link add eth1 netns n1 mtu 1300 type veth peer name x1 mtu 1300 netns router",
+		"ip -n router addr add 172.23.0.1/24 dev x1", "ip -n router link set x1 up",
 		"ip -n n1 addr add 172.23.0.10/24 dev eth1", "ip -n n1 link set eth1 up",
 		"ip -n n1 route add 172.22.0.2/32 nexthop via 172.20.1.1 nexthop via 172.23.0.1",
 	} {
@@ -78,7 +79,8 @@ func TestNextHopOfTheOtherFamily(t *testing.T) {
 	c := nodetest.NewCluster(t, 2)
 	for i := 1; i <= 2; i++ {
 		nodetest.Run(t, "ip", "-n", fmt.Sprint("n", i), "route", "del", "0.0.0.0/0")
-		nodetest.Run(t, "ip", "-n", fmt.Sprint("n", i), "route", "add", "0.0.0.0/0", "via", "inet6", fmt.Sprintf("2001:db8:%d::1", i), "dev", "eth0")
+		nodetest.Run(t, "ip", "-n", fmt.Sprint("n", i), "route", "add", "0.0.0.0/0", "via", "inet6",
+			fmt.Sprintf("2001:db8:%d::1", i), "dev", "eth0")
 	}
 	c.Manifest("nodes.yaml", nodeManifest("n1", 1, node1, "100.96.1.0/24")+nodeManifest("n2", 2, node2, "100.96.2.0/24"))
 	c.Manifest("pods.yaml", labPods(2))
@@ -108,7 +110,8 @@ func TestOverlayPortAndVNI(t *testing.T) {
 	c.Manifest("pods.yaml", labPods(2))
 	var pods []*nodetest.Pod
 	for i, n := range c.Nodes {
-		n.Run("ip", "link", "add", "swarm", "type", "vxlan", "id", "88", "local", fmt.Sprintf("172.20.%d.10", i+1), "dstport", "4789")
+		n.Run("ip", "link", "add", "swarm", "type", "vxlan", "id", "88", "local", fmt.Sprintf("172.20.%d.10", i+1),
+			"dstport", "4789")
 		n.StartAgent("--overlay-port", "4790", "--overlay-vni", "99")
 		awaitConflist(c, n)
 		pods = append(pods, n.AddPod("lab", fmt.Sprint("p", i+1)))
@@ -140,14 +143,17 @@ func TestAnotherOverlayOnThePort(t *testing.T) {
 	}
 	c, _ := lab(t, 2)
 	for _, line := range []string{
-		"ip -n n1 link add swarm type vxlan id 4096 local 172.20.1.10 remote 172.20.1.1 dstport 4789", "ip -n n1 addr add 10.99.0.1/24 dev swarm", "ip -n n1 link set swarm up",
-		"ip -n router link add swarm type vxlan id 4096 local 172.20.1.1 remote 172.20.1.10 dstport 4789", "ip -n router addr add 10.99.0.2/24 dev swarm", "ip -n router link set swarm up",
+		"ip -n n1 link add swarm type vxlan id 4096 local 172.20.1.10 remote 172.20.1.1 dstport 4789",
+		"ip -n n1 addr add 10.99.0.1/24 dev swarm", "ip -n n1 link set swarm up",
+		"ip -n router link add swarm type vxlan id 4096 local 172.20.1.1 remote 172.20.1.10 dstport 4789",
+		"ip -n router addr add 10.99.0.2/24 dev swarm", "ip -n router link set swarm up",
 	} {
 		f := strings.Fields(line)
 		nodetest.Run(t, f[0], f[1:]...)
 	}
 	c.Serve(c.Nodes[0].Netns, "tcp4", "10.99.0.1:80")
-	c.Eventually("the other overlay goes on", func() error { _, err := nodetest.Get(t, nodetest.RouterNS, "10.99.0.1:80"); return err })
+	c.Eventually("the other overlay goes on",
+		func() error { _, err := nodetest.Get(t, nodetest.RouterNS, "10.99.0.1:80"); return err })
 }
 
 // TestAHostFirewallByState: a firewall of the host that accepts the tunnels' port by connection state drops tunnels,
@@ -160,7 +166,8 @@ func TestAHostFirewallByState(t *testing.T) {
 	n := c.Nodes[1]
 	c.Serve(pods[1].Netns, "tcp4", pods[1].IP+":80")
 	c.Eventually("p1 reaches p2", func() error { _, err := nodetest.Get(t, pods[0].Netns, pods[1].IP+":80"); return err })
-	n.Run("sh", "-c", "iptables -A INPUT -i eth0 -p udp --dport 4789 -m conntrack --ctstate NEW,ESTABLISHED -j ACCEPT && iptables -A INPUT -i eth0 -j DROP")
+	n.Run("sh", "-c",
+		"iptables -A INPUT -i eth0 -p udp --dport 4789 -m conntrack --ctstate NEW,ESTABLISHED -j ACCEPT && iptables -A INPUT -i eth0 -j DROP")
 	blocked := func(want bool) func() error {
 		return func() error {
 			_, _ = nodetest.Get(t, pods[0].Netns, pods[1].IP+":80")
@@ -203,7 +210,8 @@ func TestTheGateIsRepaired(t *testing.T) {
 	n := c.Nodes[1]
 	whole := n.Run("nft", "-s", "list", "table", "inet", "weir-tunnel")
 	for _, change := range []string{
-		"flush chain inet weir-tunnel tunnel", "delete table inet weir-tunnel", "add table inet weir-tunnel { flags dormant; }", "flush ruleset",
+		"flush chain inet weir-tunnel tunnel", "delete table inet weir-tunnel",
+		"add table inet weir-tunnel { flags dormant; }", "flush ruleset",
 		"add element inet weir-tunnel nodes4 { 192.0.2.77 }",
 	} {
 		n.Run("nft", change)
@@ -216,7 +224,9 @@ func TestTheGateIsRepaired(t *testing.T) {
 		})
 	}
 	to := pods[1].IP
-	if arrives(t, pods[1].Netns, to+":9", func() { wire(t, 2, node1, node2, vxlanPort, inTunnel(t, vni, forged(t, "100.96.2.77", to, "forged"))) }, honest(t, to)) {
+	if arrives(t, pods[1].Netns, to+":9", func() {
+		wire(t, 2, node1, node2, vxlanPort, inTunnel(t, vni, forged(t, "100.96.2.77", to, "forged")))
+	}, honest(t, to)) {
 		t.Error("a tunnel brings packets of pods that aren't of its node")
 	}
 }

@@ -59,7 +59,8 @@ func TestPodsOfWorkloads(t *testing.T) {
 		return err
 	})
 	web, db0, db1 := n.AddPod("shop", "web-7d4b9c6f5-x2k9p"), n.AddPod("shop", "db-0"), n.AddPod("shop", "db-1")
-	client, static, other := n.AddPod("shop", "tick-28000000-bcdfg"), n.AddPod("shop", "static-node-1"), n.AddPod("shop", "other-zzzzz")
+	client, static, other := n.AddPod("shop", "tick-28000000-bcdfg"), n.AddPod("shop", "static-node-1"),
+		n.AddPod("shop", "other-zzzzz")
 	for _, p := range []*nodetest.Pod{web, db0, db1} {
 		n.Serve(p.Netns, "tcp", p.IP+":80")
 	}
@@ -127,7 +128,8 @@ spec:
 	n.Reach(other, both.IP+":80", false)
 	n.Reach(both, other.IP+":81", true)
 	n.Reach(both, other.IP+":80", false)
-	if out, err := n.Ctl("status"); err != nil || !strings.Contains(out, "fits") || !strings.Contains(out, "ReplicaSet shop/web-7d4b9c6f5") {
+	if out, err := n.Ctl("status"); err != nil || !strings.Contains(out, "fits") ||
+		!strings.Contains(out, "ReplicaSet shop/web-7d4b9c6f5") {
 		t.Errorf("the status doesn't say that the pod fits two workloads: %v\n%s", err, out)
 	}
 }

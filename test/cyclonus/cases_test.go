@@ -55,7 +55,8 @@ func newWorld(t *testing.T, in addresses) *world {
 	t.Helper()
 	logrus.SetOutput(io.Discard)
 	k := kube.NewMockKubernetes(1)
-	resources, err := probe.NewDefaultResources(k, namespaces, []string{"a", "b", "c"}, []int{80, 81}, protocols, nil, 60, false, "registry.k8s.io")
+	resources, err := probe.NewDefaultResources(k, namespaces, []string{"a", "b", "c"}, []int{80, 81}, protocols, nil,
+		60, false, "registry.k8s.io")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,8 +82,8 @@ func (w *world) assign() {
 	}
 }
 
-// cases are all of Cyclonus' test cases. Some have an ipBlock around the address of pod z/c, and some mean everybody, or
-// nobody who is there, by an IPv4 block: with IPv6 pods, by the same of IPv6.
+// cases are all of Cyclonus' test cases. Some have an ipBlock around the address of pod z/c, and some mean everybody,
+// or nobody who is there, by an IPv4 block: with IPv6 pods, by the same of IPv6.
 func (w *world) cases() []*generator.TestCase {
 	cases := generator.NewTestCaseGenerator(true, w.ips["z/c"].String(), namespaces, nil, nil).GenerateAllTestCases()
 	if w.gateway.Is4() {

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestModel compares, for each step of each test case, what Cyclonus says of every packet with what weir's evaluator says,
-// direction by direction, and with what the compiled rules do.
+// TestModel compares, for each step of each test case, what Cyclonus says of every packet with what weir's evaluator
+// says, direction by direction, and with what the compiled rules do.
 func TestModel(t *testing.T) {
 	passed, packets, unresolved := 0, 0, 0
 	cases := newWorld(t, ipv4).cases()
@@ -56,9 +56,9 @@ func TestModel(t *testing.T) {
 	fmt.Printf("cyclonus-model: %d/%d\n", passed, len(cases))
 }
 
-// compare says where the verdicts differ. Of a pod that reaches itself, the two agree on what the policies say, but weir
-// lets it: "a pod cannot block access to itself" (kubernetes.io, Network Policies). Cyclonus leaves these packets out
-// when asked to (--ignore-loopback).
+// compare says where the verdicts differ. Of a pod that reaches itself, the two agree on what the policies say, but
+// weir lets it: "a pod cannot block access to itself" (kubernetes.io, Network Policies). Cyclonus leaves these
+// packets out when asked to (--ignore-loopback).
 func compare(v verdict.Verdict, want *probe.JobResult) string {
 	self := want.Job.FromKey == want.Job.ToKey
 	switch {
@@ -82,5 +82,10 @@ func packet(t *testing.T, j *probe.Job) verdict.Packet {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return verdict.Packet{Src: src, Dst: dst, Proto: policy.Protocol(strings.ToLower(string(j.Protocol))), Port: uint16(j.ResolvedPort)}
+	return verdict.Packet{
+		Src:   src,
+		Dst:   dst,
+		Proto: policy.Protocol(strings.ToLower(string(j.Protocol))),
+		Port:  uint16(j.ResolvedPort),
+	}
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPacketsIPv4 carries out each step of each test case on a node, and sends every packet that it probes with from pod
-// to pod.
+// TestPacketsIPv4 carries out each step of each test case on a node, and sends every packet that it probes with from
+// pod to pod.
 func TestPacketsIPv4(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

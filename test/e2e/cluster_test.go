@@ -1,7 +1,7 @@
 //go:build e2e
 
-// Package e2e_test does with a real cluster (scripts/cluster/up) what its users do, and what must not help those who mean
-// it ill. kubectl is the real one, called as a person would.
+// Package e2e_test does with a real cluster (scripts/cluster/up) what its users do, and what must not help those who
+// mean it ill. kubectl is the real one, called as a person would.
 package e2e_test
 
 import (
@@ -106,8 +106,8 @@ func eventually(t *testing.T, within time.Duration, what string, check func() er
 	}
 }
 
-// namespace that the test has for itself. Pods can be made in it once its service account is there, which takes as long as the
-// controllers need to find each other again where the API server was away.
+// namespace that the test has for itself. Pods can be made in it once its service account is there, which takes as
+// long as the controllers need to find each other again where the API server was away.
 func namespace(t *testing.T, name string) string {
 	t.Helper()
 	kubectl(t, "create", "namespace", name)
@@ -141,7 +141,8 @@ func workers(t *testing.T) []node {
 			} `json:"status"`
 		} `json:"items"`
 	}
-	if err := json.Unmarshal([]byte(kubectl(t, "get", "nodes", "-l", "node-role.kubernetes.io/node", "-o", "json")), &list); err != nil {
+	if err := json.Unmarshal([]byte(kubectl(t, "get", "nodes", "-l", "node-role.kubernetes.io/node", "-o", "json")),
+		&list); err != nil {
 		t.Fatal(err)
 	}
 	var all []node

@@ -58,7 +58,8 @@ func TestANamespaceThatIsBeingDeleted(t *testing.T) {
 	closed("the policy is deleted, the pod is not")
 	running()
 
-	agent := kubectl(t, "-n", "kube-system", "get", "pods", "-l", "k8s-app=weir", "--field-selector", "spec.nodeName="+on, "-o", "name")
+	agent := kubectl(t, "-n", "kube-system", "get", "pods", "-l", "k8s-app=weir", "--field-selector", "spec.nodeName="+on,
+		"-o", "name")
 	kubectl(t, "-n", "kube-system", "delete", strings.TrimSpace(agent), "--grace-period=0", "--force")
 	closed("the agent is killed")
 	kubectl(t, "-n", "kube-system", "rollout", "status", "ds/weir", "--timeout=60s")

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// TestBothFamilies is the walkthrough over IPv4 and IPv6, with client and server placed in each way that matters, and what
-// else differs between the families, on a cluster that has both (STACK=dual).
+// TestBothFamilies is the walkthrough over IPv4 and IPv6, with client and server placed in each way that matters, and
+// what else differs between the families, on a cluster that has both (STACK=dual).
 func TestBothFamilies(t *testing.T) {
 	if cidrs := nodeCIDRs(t, workers(t)[0].name); len(cidrs) != 2 {
 		if os.Getenv("CI") != "" {
@@ -76,7 +76,14 @@ spec:
 func bothFamilies(t *testing.T, client, server node) {
 	ns := namespace(t, "families")
 	start(t,
-		pod{Namespace: ns, Name: "server", Node: server.name, Labels: "app: server", Image: probe, Command: `[probe, listen, ":9000"]`},
+		pod{
+			Namespace: ns,
+			Name:      "server",
+			Node:      server.name,
+			Labels:    "app: server",
+			Image:     probe,
+			Command:   `[probe, listen, ":9000"]`,
+		},
 		pod{Namespace: ns, Name: "client", Node: client.name, Labels: "app: client", Image: probe, Command: idle})
 	apply(t, dualService, ns)
 	ips := podIPs(t, ns, "server")
@@ -88,7 +95,10 @@ func bothFamilies(t *testing.T, client, server node) {
 	}
 	want := func(what string, reached ...bool) {
 		t.Helper()
-		for i, to := range []string{net.JoinHostPort(ips[0], "9000"), net.JoinHostPort(ips[1], "9000"), net.JoinHostPort(services[0], "80"), net.JoinHostPort(services[1], "80")} {
+		for i, to := range []string{
+			net.JoinHostPort(ips[0], "9000"), net.JoinHostPort(ips[1], "9000"),
+			net.JoinHostPort(services[0], "80"), net.JoinHostPort(services[1], "80"),
+		} {
 			eventually(t, 10*time.Second, fmt.Sprint(what, ": ", to), func() error {
 				if got := reaches(t, ns, "client", to); got != reached[i%2] {
 					return fmt.Errorf("reached: %v, want %v", got, reached[i%2])
@@ -100,7 +110,8 @@ func bothFamilies(t *testing.T, client, server node) {
 	policy := func(ingress string) { apply(t, fmt.Sprintf(policies, ns, ingress), nil) }
 	want("without a policy", true, true)
 	for _, ip := range ips {
-		if out, err := execIn(t.Context(), ns, "client", "probe", "datagram", "--size=1400", net.JoinHostPort(ip, "9000")); err != nil {
+		if out, err := execIn(t.Context(), ns, "client", "probe", "datagram", "--size=1400",
+			net.JoinHostPort(ip, "9000")); err != nil {
 			t.Errorf("a large packet to %s: %v %s", ip, err, out)
 		}
 	}

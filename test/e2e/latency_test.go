@@ -14,7 +14,14 @@ func TestPolicyLatency(t *testing.T) {
 	const times = 20
 	ns := namespace(t, "latency")
 	a, _, remote := apart(t)
-	start(t, pod{Namespace: ns, Name: "server", Node: remote.name, Labels: "app: server", Image: probe, Command: `[probe, listen, ":9000"]`})
+	start(t, pod{
+		Namespace: ns,
+		Name:      "server",
+		Node:      remote.name,
+		Labels:    "app: server",
+		Image:     probe,
+		Command:   `[probe, listen, ":9000"]`,
+	})
 	api := newAPI(t)
 	// A pod that does nothing else: the output of kubectl exec passes the API server, which would have that to do too.
 	start(t, pod{
@@ -58,7 +65,8 @@ func TestPolicyLatency(t *testing.T) {
 		slices.Sort(took)
 		slices.Sort(answered)
 		median, worst := took[len(took)/2], took[len(took)-1]
-		t.Logf("from the policy's %s: median %.1f ms, worst of %d %.1f ms; the API server's own answer: median %.1f ms", map[bool]string{false: "creation to the first refused connection", true: "deletion to the first accepted one"}[open],
+		t.Logf("from the policy's %s: median %.1f ms, worst of %d %.1f ms; the API server's own answer: median %.1f ms",
+			map[bool]string{false: "creation to the first refused connection", true: "deletion to the first accepted one"}[open],
 			median.Seconds()*1000, times, worst.Seconds()*1000, answered[times/2].Seconds()*1000)
 		if median > 20*time.Millisecond || worst > 100*time.Millisecond {
 			t.Fail()

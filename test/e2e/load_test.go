@@ -21,16 +21,30 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]
 `
 
-// underLoad has a friend and a stranger, who a policy keeps from the servers, open 200 connections a second to servers on
-// their own node and on another while something is done, and fails for each that went the wrong way. They are pods that do
-// nothing else, as `kubectl exec` needs the API server all the time.
+// underLoad has a friend and a stranger, who a policy keeps from the servers, open 200 connections a second to
+// servers on their own node and on another while something is done, and fails for each that went the wrong way. They
+// are pods that do nothing else, as `kubectl exec` needs the API server all the time.
 func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	t.Helper()
 	a, _, remote := apart(t)
 	namespace(t, ns)
 	start(t,
-		pod{Namespace: ns, Name: "near", Node: a.name, Labels: "app: server", Image: probe, Command: `[probe, listen, ":9000"]`},
-		pod{Namespace: ns, Name: "far", Node: remote.name, Labels: "app: server", Image: probe, Command: `[probe, listen, ":9000"]`})
+		pod{
+			Namespace: ns,
+			Name:      "near",
+			Node:      a.name,
+			Labels:    "app: server",
+			Image:     probe,
+			Command:   `[probe, listen, ":9000"]`,
+		},
+		pod{
+			Namespace: ns,
+			Name:      "far",
+			Node:      remote.name,
+			Labels:    "app: server",
+			Image:     probe,
+			Command:   `[probe, listen, ":9000"]`,
+		})
 	apply(t, labelled, ns)
 	for _, n := range []node{a, remote} {
 		eventually(t, 10*time.Second, "the policy is known on "+n.name, func() error {
@@ -55,7 +69,8 @@ func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	for _, who := range clients {
 		kubectl(t, "-n", ns, "wait", "pod/"+who, "--for=jsonpath={.status.phase}=Succeeded", "--timeout=120s")
 		all := attempts(t, kubectl(t, "-n", ns, "logs", who))
-		wrong := slices.DeleteFunc(slices.Clone(all), func(a attempt) bool { return a.OK == (who == "friend") && a.Retransmitted == 0 })
+		wrong := slices.DeleteFunc(slices.Clone(all),
+			func(a attempt) bool { return a.OK == (who == "friend") && a.Retransmitted == 0 })
 		for _, a := range wrong[:min(3, len(wrong))] {
 			t.Errorf("%s: %+v", who, a)
 		}
@@ -76,7 +91,8 @@ func TestRollingUpdate(t *testing.T) {
 
 // TestAPIServerAway: nodes go on with what they know, and reconnect.
 func TestAPIServerAway(t *testing.T) {
-	controlPlanes := strings.Fields(kubectl(t, "get", "nodes", "-l", "node-role.kubernetes.io/control-plane", "-o", "jsonpath={.items[*].metadata.name}"))
+	controlPlanes := strings.Fields(kubectl(t, "get", "nodes", "-l", "node-role.kubernetes.io/control-plane", "-o",
+		"jsonpath={.items[*].metadata.name}"))
 	each := func(signal string) {
 		for _, cp := range controlPlanes {
 			enter(t, cp, "pkill", signal, "kube-apiserver")
@@ -89,7 +105,14 @@ func TestAPIServerAway(t *testing.T) {
 	})
 	ns := namespace(t, "api-back")
 	server := workers(t)[0].name
-	start(t, pod{Namespace: ns, Name: "server", Node: server, Labels: "app: server", Image: probe, Command: `[probe, listen, ":9000"]`})
+	start(t, pod{
+		Namespace: ns,
+		Name:      "server",
+		Node:      server,
+		Labels:    "app: server",
+		Image:     probe,
+		Command:   `[probe, listen, ":9000"]`,
+	})
 	apply(t, denyAll, ns)
 	eventually(t, 10*time.Second, "the agent has heard of a new policy", func() error {
 		out, err := run(t.Context(), "", scripts+"enter", server, "weirctl", "status")
@@ -107,7 +130,14 @@ func TestFirstConnection(t *testing.T) {
 	a, _, remote := apart(t)
 	first := func(t *testing.T, ns string) (clean, late, failed int, slowest time.Duration) {
 		namespace(t, ns)
-		start(t, pod{Namespace: ns, Name: "server", Node: remote.name, Labels: "app: server", Image: probe, Command: `[probe, listen, ":9000"]`})
+		start(t, pod{
+			Namespace: ns,
+			Name:      "server",
+			Node:      remote.name,
+			Labels:    "app: server",
+			Image:     probe,
+			Command:   `[probe, listen, ":9000"]`,
+		})
 		apply(t, labelled, ns)
 		server := podIP(t, ns, "server") + ":9000"
 		var manifests strings.Builder
@@ -149,7 +179,8 @@ spec:
 	if err := json.Unmarshal([]byte(rules), &role); err != nil {
 		t.Fatal(err)
 	}
-	role["rules"] = slices.DeleteFunc(role["rules"].([]any), func(r any) bool { return strings.Contains(fmt.Sprint(r), "pods/status") })
+	role["rules"] = slices.DeleteFunc(role["rules"].([]any),
+		func(r any) bool { return strings.Contains(fmt.Sprint(r), "pods/status") })
 	delete(role, "metadata")
 	role["metadata"] = map[string]any{"name": "weir"}
 	without, err := json.Marshal(role)

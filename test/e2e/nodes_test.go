@@ -23,8 +23,8 @@ func reaches(t *testing.T, ns, pod, address string) bool {
 	return attempts(t, out)[0].OK
 }
 
-// TestNodeJoinsAndLeaves: pods of a node that joins are reached and judged, and when it leaves nothing of it is left on the
-// others.
+// TestNodeJoinsAndLeaves: pods of a node that joins are reached and judged, and when it leaves nothing of it is left
+// on the others.
 func TestNodeJoinsAndLeaves(t *testing.T) {
 	all := workers(t)
 	name := "w" + strconv.Itoa(len(all)+1)
@@ -41,7 +41,14 @@ func TestNodeJoinsAndLeaves(t *testing.T) {
 	ns := namespace(t, "joins")
 	apply(t, labelled, ns)
 	start(t,
-		pod{Namespace: ns, Name: "server", Node: name, Labels: "app: server", Image: probe, Command: `[probe, listen, ":9000"]`},
+		pod{
+			Namespace: ns,
+			Name:      "server",
+			Node:      name,
+			Labels:    "app: server",
+			Image:     probe,
+			Command:   `[probe, listen, ":9000"]`,
+		},
 		pod{Namespace: ns, Name: "friend", Node: all[0].name, Labels: "app: friend", Image: probe, Command: idle},
 		pod{Namespace: ns, Name: "stranger", Node: all[0].name, Labels: "app: stranger", Image: probe, Command: idle})
 	server := podIP(t, ns, "server") + ":9000"
@@ -54,12 +61,14 @@ func TestNodeJoinsAndLeaves(t *testing.T) {
 	if reaches(t, ns, "stranger", server) {
 		t.Error("the new node's pod is reached by whom its policy doesn't mean")
 	}
-	its := strings.Fields(kubectl(t, "get", "node", name, "-o", `jsonpath={.spec.podCIDRs[*]} {.status.addresses[?(@.type=="InternalIP")].address}`))
+	its := strings.Fields(kubectl(t, "get", "node", name, "-o",
+		`jsonpath={.spec.podCIDRs[*]} {.status.addresses[?(@.type=="InternalIP")].address}`))
 	must(t, "", scripts+"node-down", name, "--forget")
 	up = false
 	kubectl(t, "delete", "node", name)
 	eventually(t, 10*time.Second, "nothing of the node that left is on the others", func() error {
-		out, err := run(t.Context(), "", scripts+"enter", all[0].name, "sh", "-c", "ip route; ip -6 route; ip neighbour; bridge fdb; ipset save")
+		out, err := run(t.Context(), "", scripts+"enter", all[0].name, "sh", "-c",
+			"ip route; ip -6 route; ip neighbour; bridge fdb; ipset save")
 		for line := range strings.Lines(out) {
 			if slices.ContainsFunc(strings.Fields(line), func(word string) bool { return slices.Contains(its, word) }) {
 				return fmt.Errorf("%s", line)
@@ -75,7 +84,14 @@ func TestReboot(t *testing.T) {
 	ns := namespace(t, "reboot")
 	apply(t, labelled, ns)
 	start(t,
-		pod{Namespace: ns, Name: "server", Node: neighbour.name, Labels: "app: server", Image: probe, Command: `[probe, listen, ":9000"]`},
+		pod{
+			Namespace: ns,
+			Name:      "server",
+			Node:      neighbour.name,
+			Labels:    "app: server",
+			Image:     probe,
+			Command:   `[probe, listen, ":9000"]`,
+		},
 		pod{Namespace: ns, Name: "friend", Node: a.name, Labels: "app: friend", Image: probe, Command: idle},
 		pod{Namespace: ns, Name: "stranger", Node: a.name, Labels: "app: stranger", Image: probe, Command: idle})
 	before := podIP(t, ns, "server")
@@ -98,7 +114,8 @@ func TestReboot(t *testing.T) {
 		if err := json.Unmarshal([]byte(out), &pod); err != nil {
 			return err
 		}
-		if s := pod.Status; len(s.ContainerStatuses) != 1 || !s.ContainerStatuses[0].Ready || s.ContainerStatuses[0].RestartCount == 0 || s.PodIP == before {
+		if s := pod.Status; len(s.ContainerStatuses) != 1 || !s.ContainerStatuses[0].Ready ||
+			s.ContainerStatuses[0].RestartCount == 0 || s.PodIP == before {
 			return fmt.Errorf("%+v", s)
 		}
 		return nil
@@ -145,7 +162,14 @@ func TestNodesThatAreWrong(t *testing.T) {
 	ns := namespace(t, "wrong-nodes")
 	apply(t, labelled, ns)
 	start(t,
-		pod{Namespace: ns, Name: "server", Node: remote.name, Labels: "app: server", Image: probe, Command: `[probe, listen, ":9000"]`},
+		pod{
+			Namespace: ns,
+			Name:      "server",
+			Node:      remote.name,
+			Labels:    "app: server",
+			Image:     probe,
+			Command:   `[probe, listen, ":9000"]`,
+		},
 		pod{Namespace: ns, Name: "friend", Node: a.name, Labels: "app: friend", Image: probe, Command: idle},
 		pod{Namespace: ns, Name: "stranger", Node: a.name, Labels: "app: stranger", Image: probe, Command: idle})
 	server := podIP(t, ns, "server") + ":9000"
@@ -160,7 +184,8 @@ func TestNodesThatAreWrong(t *testing.T) {
 			_, _ = run(context.WithoutCancel(t.Context()), "", scripts+"kubectl", "delete", "node", n.Name)
 		})
 		if n.Address != "" {
-			kubectl(t, "patch", "node", n.Name, "--subresource=status", "-p", `{"status":{"addresses":[{"type":"InternalIP","address":"`+n.Address+`"}]}}`)
+			kubectl(t, "patch", "node", n.Name, "--subresource=status", "-p",
+				`{"status":{"addresses":[{"type":"InternalIP","address":"`+n.Address+`"}]}}`)
 		}
 		eventually(t, 10*time.Second, n.Name+" is named in the status", func() error {
 			out, err := run(t.Context(), "", scripts+"enter", a.name, "weirctl", "status")
@@ -180,10 +205,12 @@ func TestNodesThatAreWrong(t *testing.T) {
 		_, _ = run(context.WithoutCancel(t.Context()), "", scripts+"kubectl", "delete", "node", moved.Name)
 	})
 	for _, address := range []string{"10.200.0.251", "10.200.1.252"} {
-		kubectl(t, "patch", "node", moved.Name, "--subresource=status", "-p", `{"status":{"addresses":[{"type":"InternalIP","address":"`+address+`"}]}}`)
+		kubectl(t, "patch", "node", moved.Name, "--subresource=status", "-p",
+			`{"status":{"addresses":[{"type":"InternalIP","address":"`+address+`"}]}}`)
 		eventually(t, 10*time.Second, "the tunnel leads to "+address, func() error {
 			out, err := run(t.Context(), "", scripts+"enter", a.name, "bridge", "fdb")
-			if err == nil && (!strings.Contains(out, address) || (address == "10.200.1.252" && strings.Contains(out, "10.200.0.251"))) {
+			if err == nil &&
+				(!strings.Contains(out, address) || (address == "10.200.1.252" && strings.Contains(out, "10.200.0.251"))) {
 				err = fmt.Errorf("%s", out)
 			}
 			return err

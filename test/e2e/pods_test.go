@@ -18,11 +18,13 @@ func TestProbesPass(t *testing.T) {
     readinessProbe: {httpGet: {port: 80}, periodSeconds: 1}
     livenessProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 1}
     startupProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 20}`})
-	if n := kubectl(t, "-n", ns, "get", "pod", "probed", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"); n != "0" {
+	if n := kubectl(t, "-n", ns, "get", "pod", "probed", "-o",
+		"jsonpath={.status.containerStatuses[0].restartCount}"); n != "0" {
 		t.Errorf("the container was started %s times again", n)
 	}
 	// The program may not be there yet, which refuses the connection; what policy drops would time out.
-	failed := kubectl(t, "-n", ns, "get", "events", "--field-selector", "reason=Unhealthy", "-o", "jsonpath={range .items[*]}{.message}{\"\\n\"}{end}")
+	failed := kubectl(t, "-n", ns, "get", "events", "--field-selector", "reason=Unhealthy", "-o",
+		"jsonpath={range .items[*]}{.message}{\"\\n\"}{end}")
 	for line := range strings.Lines(failed) {
 		if strings.HasPrefix(line, "Startup probe failed") && !strings.Contains(line, "connection refused") {
 			t.Error(line)
@@ -35,11 +37,26 @@ func TestHostPort(t *testing.T) {
 	ns := namespace(t, "host-port")
 	a, _, remote := apart(t)
 	start(t,
-		pod{Namespace: ns, Name: "server", Node: a.name, Labels: "app: server", Image: httpEcho, More: "    ports: [{containerPort: 80, hostPort: 8080}]"},
-		pod{Namespace: ns, Name: "client", Node: remote.name, Labels: "app: client", Image: probe, Command: `[sleep, infinity]`})
+		pod{
+			Namespace: ns,
+			Name:      "server",
+			Node:      a.name,
+			Labels:    "app: server",
+			Image:     httpEcho,
+			More:      "    ports: [{containerPort: 80, hostPort: 8080}]",
+		},
+		pod{
+			Namespace: ns,
+			Name:      "client",
+			Node:      remote.name,
+			Labels:    "app: client",
+			Image:     probe,
+			Command:   `[sleep, infinity]`,
+		})
 	from := map[string]func() error{
 		"the world": func() error {
-			_, err := run(t.Context(), "", scripts+"enter", "router", "curl", "-sS", "--max-time", "1", fmt.Sprintf("http://%s:8080/", a.address))
+			_, err := run(t.Context(), "", scripts+"enter", "router", "curl", "-sS", "--max-time", "1",
+				fmt.Sprintf("http://%s:8080/", a.address))
 			return err
 		},
 		"a pod on another node": func() error {
@@ -64,14 +81,15 @@ func TestHostPort(t *testing.T) {
 	}
 }
 
-// TestPodReachesItselfThroughItsService: the packet leaves the pod and comes back to it, which needs the bridge's hairpin or
-// the node's masquerade; no policy forbids a pod itself.
+// TestPodReachesItselfThroughItsService: the packet leaves the pod and comes back to it, which needs the bridge's
+// hairpin or the node's masquerade; no policy forbids a pod itself.
 func TestPodReachesItselfThroughItsService(t *testing.T) {
 	ns := namespace(t, "ns-1") // the manifest of the Service names it
 	start(t, pod{Namespace: ns, Name: "http-echo", Node: workers(t)[0].name, Labels: "app: http-echo", Image: httpEcho})
 	apply(t, service, nil)
 	calls := func() error {
-		_, err := execIn(t.Context(), ns, "http-echo", "timeout", "2", "wget", "-q", "-O", "-", "http://http-echo.ns-1.svc.cluster.local/")
+		_, err := execIn(t.Context(), ns, "http-echo", "timeout", "2", "wget", "-q", "-O",
+			"-", "http://http-echo.ns-1.svc.cluster.local/")
 		return err
 	}
 	eventually(t, 15*time.Second, "the pod reaches itself", calls)
@@ -84,13 +102,15 @@ spec:
   policyTypes: [Ingress, Egress]
   egress: [{ports: [{port: 53, protocol: UDP}]}]
 `, nil)
-	eventually(t, 10*time.Second, "the pod reaches itself under a policy that lets only its questions to the DNS through", calls)
+	eventually(t, 10*time.Second, "the pod reaches itself under a policy that lets only its questions to the DNS through",
+		calls)
 }
 
 // TestPodsReachTheWorldAsTheirNode: the router drops what comes from addresses that no node has.
 func TestPodsReachTheWorldAsTheirNode(t *testing.T) {
 	ns := namespace(t, "world")
-	start(t, pod{Namespace: ns, Name: "client", Node: workers(t)[0].name, Labels: "app: client", Image: busybox, Command: idle})
+	start(t,
+		pod{Namespace: ns, Name: "client", Node: workers(t)[0].name, Labels: "app: client", Image: busybox, Command: idle})
 	out, err := execIn(t.Context(), ns, "client", "timeout", "3", "wget", "-q", "-O", "-", "http://203.0.113.1/")
 	if err != nil || strings.TrimSpace(out) == "" {
 		t.Fatalf("%q, %v", out, err)

@@ -17,7 +17,14 @@ func TestFullSizePackets(t *testing.T) {
 	client := pod{Namespace: ns, Name: "client", Node: a.name, Labels: "app: client", Image: probe, Command: idle}
 	pods := []pod{client}
 	for _, n := range []node{a, neighbour, remote} {
-		pods = append(pods, pod{Namespace: ns, Name: "on-" + n.name, Node: n.name, Labels: "app: server", Image: probe, Command: `[probe, listen, ":9000"]`})
+		pods = append(pods, pod{
+			Namespace: ns,
+			Name:      "on-" + n.name,
+			Node:      n.name,
+			Labels:    "app: server",
+			Image:     probe,
+			Command:   `[probe, listen, ":9000"]`,
+		})
 	}
 	start(t, pods...)
 	out, err := execIn(t.Context(), ns, "client", "cat", "/sys/class/net/eth0/mtu")
@@ -34,15 +41,30 @@ func TestFullSizePackets(t *testing.T) {
 	}
 }
 
-// TestForgedTunnelPackets: a tunnel packet's inner sender is believed, so a node takes such packets from nodes alone, and
-// no pod may send one.
+// TestForgedTunnelPackets: a tunnel packet's inner sender is believed, so a node takes such packets from nodes alone,
+// and no pod may send one.
 func TestForgedTunnelPackets(t *testing.T) {
 	ns := namespace(t, "forged")
 	a, neighbour, remote := apart(t)
 	start(t,
-		pod{Namespace: ns, Name: "victim", Node: remote.name, Labels: "app: victim", Image: probe, Command: `[probe, listen, ":9000"]`},
+		pod{
+			Namespace: ns,
+			Name:      "victim",
+			Node:      remote.name,
+			Labels:    "app: victim",
+			Image:     probe,
+			Command:   `[probe, listen, ":9000"]`,
+		},
 		pod{Namespace: ns, Name: "friend", Node: neighbour.name, Labels: "app: friend", Image: probe, Command: idle},
-		pod{Namespace: ns, Name: "attacker", Node: a.name, Labels: "app: attacker", Image: probe, Command: idle, More: "    securityContext: {privileged: true}"})
+		pod{
+			Namespace: ns,
+			Name:      "attacker",
+			Node:      a.name,
+			Labels:    "app: attacker",
+			Image:     probe,
+			Command:   idle,
+			More:      "    securityContext: {privileged: true}",
+		})
 	// The friend may, the attacker may not.
 	apply(t, `
 kind: NetworkPolicy
@@ -60,11 +82,15 @@ spec:
 	var links []struct {
 		Address string `json:"address"`
 	}
-	if err := json.Unmarshal([]byte(enter(t, remote.name, "ip", "-j", "link", "show", "type", "vxlan")), &links); err != nil || len(links) != 1 {
+	if err := json.Unmarshal([]byte(enter(t, remote.name, "ip", "-j", "link", "show", "type", "vxlan")),
+		&links); err != nil || len(links) != 1 {
 		t.Fatalf("the tunnel device of %s: %v %v", remote.name, links, err)
 	}
 	forge := func(tag, to string) []string {
-		return []string{"probe", "forge", "--mac=" + links[0].Address, "--from=" + friend, "--to=" + victim, "--port=9000", "--text=" + tag, to}
+		return []string{
+			"probe", "forge", "--mac=" + links[0].Address, "--from=" + friend, "--to=" + victim, "--port=9000",
+			"--text=" + tag, to,
+		}
 	}
 	enter(t, "router", "sh", "-ec", `
 		ip netns add stranger
@@ -75,13 +101,15 @@ spec:
 		ip -n stranger route add default via 10.200.0.1
 		nft add element bridge check nodes "{ stranger . 10.200.0.99 }"`)
 	t.Cleanup(func() {
-		_, _ = run(t.Context(), "", scripts+"enter", "router", "sh", "-c", `ip netns del stranger; nft delete element bridge check nodes "{ stranger . 10.200.0.99 }"`)
+		_, _ = run(t.Context(), "", scripts+"enter", "router", "sh", "-c",
+			`ip netns del stranger; nft delete element bridge check nodes "{ stranger . 10.200.0.99 }"`)
 	})
 
 	if _, err := execIn(t.Context(), ns, "attacker", forge("from-a-pod", remote.address.String())...); err != nil {
 		t.Logf("the attacker isn't even let send: %v", err)
 	}
-	enter(t, "router", append([]string{"ip", "netns", "exec", "stranger", probeBinary}, forge("from-a-stranger", remote.address.String())[1:]...)...)
+	enter(t, "router", append([]string{"ip", "netns", "exec", "stranger", probeBinary},
+		forge("from-a-stranger", remote.address.String())[1:]...)...)
 	// A node may: it shows that the packets are well made, and comes last, so that the others would have been there.
 	enter(t, neighbour.name, append([]string{probeBinary}, forge("from-a-node", remote.address.String())[1:]...)...)
 	eventually(t, 10*time.Second, "what a node sends arrives", func() error {
@@ -90,7 +118,8 @@ spec:
 		}
 		return nil
 	})
-	if log := kubectl(t, "-n", ns, "logs", "victim"); strings.Contains(log, "from-a-pod") || strings.Contains(log, "from-a-stranger") {
+	if log := kubectl(t, "-n", ns, "logs", "victim"); strings.Contains(log, "from-a-pod") ||
+		strings.Contains(log, "from-a-stranger") {
 		t.Fatalf("the victim has seen %s", log)
 	}
 }

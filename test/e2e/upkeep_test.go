@@ -15,7 +15,14 @@ func TestTheNodeIsKept(t *testing.T) {
 	ns := namespace(t, "kept")
 	on := workers(t)[0].name
 	start(t,
-		pod{Namespace: ns, Name: "server", Node: on, Labels: "app: server", Image: probe, Command: `[probe, listen, ":9000"]`},
+		pod{
+			Namespace: ns,
+			Name:      "server",
+			Node:      on,
+			Labels:    "app: server",
+			Image:     probe,
+			Command:   `[probe, listen, ":9000"]`,
+		},
 		pod{Namespace: ns, Name: "client", Node: on, Labels: "app: client", Image: probe, Command: idle})
 	server := podIP(t, ns, "server")
 	answers := func() error {

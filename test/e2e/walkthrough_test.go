@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestWalkthrough is what a reader of a workshop's chapter on network policies does, with client and server placed in each
-// way that matters.
+// TestWalkthrough is what a reader of a workshop's chapter on network policies does, with client and server placed in
+// each way that matters.
 func TestWalkthrough(t *testing.T) {
 	kubectl(t, "-n", "kube-system", "rollout", "status", "ds/weir", "--timeout=120s")
 	first, neighbour, remote := apart(t)
@@ -57,7 +57,8 @@ func walkthrough(t *testing.T, client, server node) {
 	apply(t, service, nil)
 	wget := func(seconds string) (string, error) {
 		return run(t.Context(), "", scripts+"kubectl", "-n", "ns-1", "exec", "busybox", "--", "sh", "-c",
-			`timeout `+seconds+` wget -S http://http-echo.ns-1.svc.cluster.local/test --post-data '{"message":"hello"}' -O test 2>&1`)
+			`timeout `+seconds+
+				` wget -S http://http-echo.ns-1.svc.cluster.local/test --post-data '{"message":"hello"}' -O test 2>&1`)
 	}
 	answers := func(step string) {
 		t.Helper()
@@ -77,7 +78,8 @@ func walkthrough(t *testing.T, client, server node) {
 	}
 
 	answers("without a policy")
-	if log := kubectl(t, "-n", "ns-1", "logs", "http-echo"); !strings.Contains(log, `POST /test`) || !strings.Contains(log, `{"message":"hello"}`) {
+	if log := kubectl(t, "-n", "ns-1", "logs", "http-echo"); !strings.Contains(log, `POST /test`) ||
+		!strings.Contains(log, `{"message":"hello"}`) {
 		t.Fatalf("the server has logged %q", log)
 	}
 	apply(t, denyAll, "ns-1")
@@ -91,7 +93,10 @@ func walkthrough(t *testing.T, client, server node) {
 	kubectl(t, "delete", "ns", "ns-1")
 	for _, n := range []node{client, server} {
 		eventually(t, 10*time.Second, "nothing is left on "+n.name, func() error {
-			for _, command := range []string{"ipset save", "iptables-save", "ip neighbour show dev weir0", "nft list ruleset", "ls /run/weir/endpoints", "conntrack -L"} {
+			for _, command := range []string{
+				"ipset save", "iptables-save", "ip neighbour show dev weir0", "nft list ruleset",
+				"ls /run/weir/endpoints", "conntrack -L",
+			} {
 				out, err := run(t.Context(), "", scripts+"enter", n.name, "sh", "-c", command+" 2>/dev/null")
 				if err != nil {
 					return err

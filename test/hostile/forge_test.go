@@ -162,7 +162,10 @@ func ipHeader(src, dst netip.Addr) stack {
 }
 
 func (f *forge) udpTo(port uint16) stack {
-	return stack{&layers.UDP{SrcPort: layers.UDPPort(f.port()), DstPort: layers.UDPPort(port)}, gopacket.Payload(f.marker())}
+	return stack{
+		&layers.UDP{SrcPort: layers.UDPPort(f.port()), DstPort: layers.UDPPort(port)},
+		gopacket.Payload(f.marker()),
+	}
 }
 
 func (f *forge) udp(src, dst netip.Addr) stack {
@@ -226,7 +229,8 @@ func (f *forge) fragment(way stack, src, dst netip.Addr, part []byte, offset int
 	}
 	return f.serialize(
 		way,
-		f.extension(src, dst, layers.IPProtocolIPv6Fragment, fragmentHeader(layers.IPProtocolUDP, offset, more, f.port()), part),
+		f.extension(src, dst, layers.IPProtocolIPv6Fragment, fragmentHeader(layers.IPProtocolUDP, offset, more, f.port()),
+			part),
 	)
 }
 
@@ -255,8 +259,15 @@ func (f *forge) extension(src, dst netip.Addr, next layers.IPProtocol, parts ...
 // arp is a request or reply that says sender has the MAC inside, and speaks to target.
 func (f *forge) arp(op uint16, inside net.HardwareAddr, sender, target netip.Addr) stack {
 	return stack{&layers.ARP{
-		AddrType: layers.LinkTypeEthernet, Protocol: layers.EthernetTypeIPv4, HwAddressSize: 6, ProtAddressSize: 4, Operation: op,
-		SourceHwAddress: inside, SourceProtAddress: sender.AsSlice(), DstHwAddress: make([]byte, 6), DstProtAddress: target.AsSlice(),
+		AddrType:          layers.LinkTypeEthernet,
+		Protocol:          layers.EthernetTypeIPv4,
+		HwAddressSize:     6,
+		ProtAddressSize:   4,
+		Operation:         op,
+		SourceHwAddress:   inside,
+		SourceProtAddress: sender.AsSlice(),
+		DstHwAddress:      make([]byte, 6),
+		DstProtAddress:    target.AsSlice(),
 	}, gopacket.Payload(f.marker())}
 }
 

@@ -70,7 +70,12 @@ func observe(t testing.TB, w *world, frames []*frame) (o *observer, end func()) 
 	fd := o.listen()
 	done := make(chan error, 1)
 	go func() { done <- o.readLog(fd) }()
-	for where, path := range map[string]string{toE: w.e, "at the victim": w.victim, "at a third pod": w.third, "outside": w.outside} {
+	for where, path := range map[string]string{
+		toE:              w.e,
+		"at the victim":  w.victim,
+		"at a third pod": w.third,
+		"outside":        w.outside,
+	} {
 		o.links[where] = nodetest.Sniff(t, path, "eth0")
 	}
 	return o, func() {
@@ -215,7 +220,8 @@ func marked(data []byte) (int, bool) {
 // answer finds the number of the frame that TCP or ARP answers to.
 func (o *observer) answer(data []byte) (id int, ok bool) {
 	packet := gopacket.NewPacket(data, layers.LayerTypeEthernet, gopacket.NoCopy)
-	if tcp, ok := packet.Layer(layers.LayerTypeTCP).(*layers.TCP); ok && tcp.DstPort >= firstPort && int(tcp.DstPort) < 32768 {
+	if tcp, ok := packet.Layer(layers.LayerTypeTCP).(*layers.TCP); ok && tcp.DstPort >= firstPort &&
+		int(tcp.DstPort) < 32768 {
 		return int(tcp.DstPort) - firstPort, true
 	}
 	if arp, ok := packet.Layer(layers.LayerTypeARP).(*layers.ARP); ok {

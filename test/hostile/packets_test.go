@@ -45,7 +45,11 @@ func (f *forge) neighbourDiscovery() {
 		{"no address", netip.IPv6Unspecified()},
 		{"the router outside", outside6},
 	} {
-		for _, way := range []name[stack]{{"the bridge", f.toNode()}, {"all nodes", eth(groupMAC6, w.eMAC)}, {"the victim's MAC", eth(w.victimMAC, w.eMAC)}} {
+		for _, way := range []name[stack]{
+			{"the bridge", f.toNode()},
+			{"all nodes", eth(groupMAC6, w.eMAC)},
+			{"the victim's MAC", eth(w.victimMAC, w.eMAC)},
+		} {
 			to := " from " + src.text + " to " + way.text
 			f.forged(
 				"router solicitation"+to,
@@ -155,7 +159,10 @@ func (f *forge) errors(flows []flow) {
 	local, remote := w.underlay()
 	all = append(
 		all,
-		about{"the tunnel, to the node", layers.IPProtocolUDP, netip.AddrPortFrom(local, 50000), netip.AddrPortFrom(remote, 4789)},
+		about{
+			"the tunnel, to the node", layers.IPProtocolUDP, netip.AddrPortFrom(local, 50000),
+			netip.AddrPortFrom(remote, 4789),
+		},
 		about{
 			"the tunnel, to the other node",
 			layers.IPProtocolUDP,
@@ -317,7 +324,11 @@ func (f *forge) options4() {
 		{"an end, and more", []byte{0, 0x83, 7, 4}},
 	} {
 		for _, from := range []name[netip.Addr]{{"itself", w.e4}, {"the victim", w.victim4}} {
-			for _, to := range []name[netip.Addr]{{"the gateway", gateway4}, {"the victim", w.victim4}, {"the outside", outside4}} {
+			for _, to := range []name[netip.Addr]{
+				{"the gateway", gateway4},
+				{"the victim", w.victim4},
+				{"the outside", outside4},
+			} {
 				h := ipHeader(from.value, to.value)[0].(*layers.IPv4)
 				packet := f.serialize(stack{h}, f.udpTo(udpPort))
 				packet = withOptions(packet, o.value)
@@ -364,8 +375,9 @@ func sumHeader(p []byte) {
 func (f *forge) extensions6() {
 	w := f.w
 	const (
-		hop, dest, routing, noNext = layers.IPProtocolIPv6HopByHop, layers.IPProtocolIPv6Destination, layers.IPProtocolIPv6Routing, layers.IPProtocolNoNextHeader
-		udp                        = layers.IPProtocolUDP
+		hop, dest, routing, noNext = layers.IPProtocolIPv6HopByHop, layers.IPProtocolIPv6Destination,
+			layers.IPProtocolIPv6Routing, layers.IPProtocolNoNextHeader
+		udp = layers.IPProtocolUDP
 	)
 	routeBy := func(kind byte, hops ...netip.Addr) []byte {
 		h := []byte{byte(udp), byte(2 * len(hops)), kind, byte(len(hops)), 0, 0, 0, 0}
@@ -408,17 +420,32 @@ func (f *forge) extensions6() {
 		{"routing header 4 to the victim", routing, [][]byte{routeBy(4, w.victim6)}, false},
 		{"routing header 4 by three", routing, [][]byte{routeBy(4, w.victim6, outside6, w.third6)}, false},
 		{"unknown routing header", routing, [][]byte{routeBy(200, w.victim6)}, false},
-		{"eight destination options", dest, [][]byte{padding(dest), padding(dest), padding(dest), padding(dest), padding(dest), padding(dest), padding(dest), padding(udp)}, false},
+		{"eight destination options", dest, [][]byte{
+			padding(dest), padding(dest), padding(dest), padding(dest),
+			padding(dest), padding(dest), padding(dest), padding(udp),
+		}, false},
 		{"hop-by-hop options that don't come first", dest, [][]byte{padding(hop), padding(udp)}, false},
-		{"authentication header", layers.IPProtocolAH, [][]byte{{byte(udp), 4, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}, false},
+		{
+			"authentication header", layers.IPProtocolAH,
+			[][]byte{{byte(udp), 4, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}},
+			false,
+		},
 		{"mobility header", layers.IPProtocol(135), [][]byte{{byte(udp), 0, 1, 0, 0, 0, 0, 0}}, false},
 		{"HIP", layers.IPProtocol(139), [][]byte{padding(udp)}, false},
 		{"shim6", layers.IPProtocol(140), [][]byte{padding(udp)}, false},
 		{"an experimental header", layers.IPProtocol(253), [][]byte{padding(udp)}, false},
 		{"no next header", noNext, nil, false},
 	} {
-		for _, from := range []name[netip.Addr]{{"itself", w.e6}, {"the victim", w.victim6}, {"its link-local address", eui64(w.eMAC)}} {
-			for _, to := range []name[netip.Addr]{{"the gateway", gateway6}, {"the victim", w.victim6}, {"the outside", outside6}} {
+		for _, from := range []name[netip.Addr]{
+			{"itself", w.e6},
+			{"the victim", w.victim6},
+			{"its link-local address", eui64(w.eMAC)},
+		} {
+			for _, to := range []name[netip.Addr]{
+				{"the gateway", gateway6},
+				{"the victim", w.victim6},
+				{"the outside", outside6},
+			} {
 				f.begin("IPv6 extension headers", "")
 				parts := append([][]byte{}, x.parts...)
 				parts = append(parts, f.payload(f.udp(from.value, to.value)))

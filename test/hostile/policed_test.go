@@ -13,7 +13,11 @@ func (f *forge) tunnels() {
 	w := f.w
 	local, remote := w.underlay()
 	f.begin("tunnels between nodes", "")
-	for _, src := range []name[netip.Addr]{{"itself", f.podOf(w.e4, w.e6)}, {"another node", remote}, {"this node", local}} {
+	for _, src := range []name[netip.Addr]{
+		{"itself", f.podOf(w.e4, w.e6)},
+		{"another node", remote},
+		{"this node", local},
+	} {
 		for _, dst := range []name[netip.Addr]{
 			{"this node", local},
 			{"another node", remote},
@@ -21,16 +25,26 @@ func (f *forge) tunnels() {
 			{"the victim", f.podOf(w.victim4, w.victim6)},
 		} {
 			for _, in := range []name[func() stack]{
-				{"UDP of another node's pod to the victim", func() stack { return f.udp(f.peerPod(), f.podOf(w.victim4, w.victim6)) }},
-				{"SYN of another node's pod to the victim", func() stack { return f.syn(f.peerPod(), f.podOf(w.victim4, w.victim6)) }},
-				{"UDP of the victim to another node's pod", func() stack { return f.udp(f.podOf(w.victim4, w.victim6), f.peerPod()) }},
+				{
+					"UDP of another node's pod to the victim",
+					func() stack { return f.udp(f.peerPod(), f.podOf(w.victim4, w.victim6)) },
+				},
+				{
+					"SYN of another node's pod to the victim",
+					func() stack { return f.syn(f.peerPod(), f.podOf(w.victim4, w.victim6)) },
+				},
+				{
+					"UDP of the victim to another node's pod",
+					func() stack { return f.udp(f.podOf(w.victim4, w.victim6), f.peerPod()) },
+				},
 				{"router advertisement", func() stack { return f.routerAdvertisement(eui64(w.peerTunnelMAC)) }},
 			} {
 				put := f.forged
 				if src.text == "itself" {
 					put = func(name string, stacks ...stack) { f.own(name, stacks...) }
 				}
-				put(fmt.Sprintf("from %s to %s: %s", src.text, dst.text, in.text), f.toNode(), f.vxlan(src.value, dst.value, in.value()))
+				put(fmt.Sprintf("from %s to %s: %s", src.text, dst.text, in.text), f.toNode(),
+					f.vxlan(src.value, dst.value, in.value()))
 			}
 		}
 	}
@@ -40,7 +54,12 @@ func (f *forge) tunnels() {
 	behind := func(inside func() []byte, header ...byte) func() []byte {
 		return func() []byte { return append(header[:len(header):len(header)], inside()...) }
 	}
-	for _, dst4 := range []name[netip.Addr]{{"the gateway", gateway4}, {"the uplink", uplink4}, {"another node", peer4}, {"the victim", w.victim4}} {
+	for _, dst4 := range []name[netip.Addr]{
+		{"the gateway", gateway4},
+		{"the uplink", uplink4},
+		{"another node", peer4},
+		{"the victim", w.victim4},
+	} {
 		for _, x := range []struct {
 			text     string
 			protocol layers.IPProtocol
@@ -71,7 +90,12 @@ func (f *forge) tunnels() {
 			f.own(fmt.Sprintf("UDP port %d to %s", port, dst4.text), f.toNode(), ipHeader(w.e4, dst4.value), f.udpTo(port))
 		}
 	}
-	for _, dst := range []name[netip.Addr]{{"the gateway", gateway6}, {"the uplink", uplink6}, {"another node", peer6}, {"the victim", w.victim6}} {
+	for _, dst := range []name[netip.Addr]{
+		{"the gateway", gateway6},
+		{"the uplink", uplink6},
+		{"another node", peer6},
+		{"the victim", w.victim6},
+	} {
 		for _, x := range []struct {
 			text     string
 			protocol layers.IPProtocol
@@ -253,7 +277,8 @@ func (f *forge) connections(flows []flow) {
 						gopacket.Payload(f.marker()),
 					}
 				}
-				put(fmt.Sprintf("%s, %s, %s sender", c.text, d.text, src.text), f.toNode(), ipHeader(src.value, d.to.Addr()), transport)
+				put(fmt.Sprintf("%s, %s, %s sender", c.text, d.text, src.text), f.toNode(), ipHeader(src.value, d.to.Addr()),
+					transport)
 			}
 		}
 	}

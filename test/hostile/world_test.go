@@ -89,12 +89,18 @@ func (w *world) surroundings(t testing.TB) {
 func control(t testing.TB, fam families, prefix string) *world {
 	t.Helper()
 	w := &world{
-		has4: fam.four, has6: fam.six,
-		e4: netip.MustParseAddr("10.88.0.2"), victim4: netip.MustParseAddr("10.88.0.3"), third4: netip.MustParseAddr("10.88.0.4"),
+		has4:    fam.four,
+		has6:    fam.six,
+		e4:      netip.MustParseAddr("10.88.0.2"),
+		victim4: netip.MustParseAddr("10.88.0.3"),
+		third4:  netip.MustParseAddr("10.88.0.4"),
 		e6: netip.MustParseAddr(
 			"fd00:10:88::2",
-		), victim6: netip.MustParseAddr("fd00:10:88::3"), third6: netip.MustParseAddr("fd00:10:88::4"),
-		bridgeMAC: hostMAC(gateway4), uplinkMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2},
+		),
+		victim6:   netip.MustParseAddr("fd00:10:88::3"),
+		third6:    netip.MustParseAddr("fd00:10:88::4"),
+		bridgeMAC: hostMAC(gateway4),
+		uplinkMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2},
 	}
 	for _, ns := range []struct {
 		path *string
@@ -115,7 +121,8 @@ func control(t testing.TB, fam families, prefix string) *world {
 	ip("node link set lo up", "outside link set lo up",
 		"node link add eth0 address 02:00:00:00:00:02 type veth peer name eth0 address 02:00:00:00:00:01 netns outside",
 		"node addr add 192.0.2.2/24 dev eth0", "node addr add 2001:db8::2/64 dev eth0 nodad", "node link set eth0 up",
-		"outside addr add 192.0.2.1/24 dev eth0", "outside addr add 2001:db8::1/64 dev eth0 nodad", "outside link set eth0 up",
+		"outside addr add 192.0.2.1/24 dev eth0", "outside addr add 2001:db8::1/64 dev eth0 nodad",
+		"outside link set eth0 up",
 		"node route add default via 192.0.2.1", "node -6 route add default via 2001:db8::1",
 		"node link add weir0 address "+w.bridgeMAC.String()+" type bridge mcast_snooping 0", "node link set weir0 up",
 	)
@@ -175,7 +182,8 @@ func (w *world) controlTunnel(t testing.TB, node string) {
 	peer := w.peerTunnelMAC.String()
 	each(
 		t,
-		"ip -n "+node+" link add weir-vxlan address "+w.tunnelMAC.String()+" type vxlan id 88 local "+local.String()+" dstport 4789 nolearning",
+		"ip -n "+node+" link add weir-vxlan address "+w.tunnelMAC.String()+" type vxlan id 88 local "+local.String()+
+			" dstport 4789 nolearning",
 		"ip -n "+node+" link set weir-vxlan up",
 		"bridge -n "+node+" fdb replace "+peer+" dev weir-vxlan dst "+remote.String()+" self permanent",
 	)
@@ -272,7 +280,8 @@ func guarded(t testing.TB, fam families) *world {
 		netip.MustParseAddr("fd00:10:88::4"),
 	)
 	w.bridgeMAC = w.link(t, w.node, "weir0").Attrs().HardwareAddr
-	w.victimMAC, w.thirdMAC = w.link(t, w.victim, "eth0").Attrs().HardwareAddr, w.link(t, w.third, "eth0").Attrs().HardwareAddr
+	w.victimMAC, w.thirdMAC = w.link(t, w.victim, "eth0").Attrs().HardwareAddr,
+		w.link(t, w.third, "eth0").Attrs().HardwareAddr
 	w.finish(t)
 	// The tunnel is there once the agent has heard of the nodes.
 	n.Eventually("the node has its end of the tunnel", func() error {

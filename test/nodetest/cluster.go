@@ -108,7 +108,8 @@ func (n *ClusterNode) hold() {
 // Command is one that runs on the node.
 func (n *ClusterNode) Command(name string, args ...string) *exec.Cmd {
 	pid := fmt.Sprint(n.holder.Process.Pid)
-	return exec.CommandContext(context.Background(), "nsenter", append([]string{"--net=" + n.Netns, "--mount=/proc/" + pid + "/ns/mnt", "--", name}, args...)...)
+	return exec.CommandContext(context.Background(), "nsenter",
+		append([]string{"--net=" + n.Netns, "--mount=/proc/" + pid + "/ns/mnt", "--", name}, args...)...)
 }
 
 // Run runs a command on the node, which must succeed.
@@ -150,7 +151,8 @@ func (n *ClusterNode) SpawnAgent(flags ...string) {
 		t.Fatal(err)
 	}
 	n.agent = n.Command(filepath.Join(t.Bin, "weir-agent"),
-		append([]string{"run", "--source", "dir:" + t.Manifests, "--node-name", n.Name, "--conflist", n.Conflist}, flags...)...)
+		append([]string{"run", "--source", "dir:" + t.Manifests, "--node-name", n.Name, "--conflist", n.Conflist},
+			flags...)...)
 	n.agent.Stderr = log
 	err = errors.Join(n.agent.Start(), log.Close())
 	if err != nil {
@@ -184,7 +186,8 @@ func (n *ClusterNode) AddPod(namespace, name string) *Pod {
 	p := &Pod{Namespace: namespace, Name: name, Netns: filepath.Join("/run/netns", namespace+"."+name)}
 	NewNS(n.cluster, namespace+"."+name)
 	cmd := n.Command(filepath.Join(n.cluster.Bin, "cnitool"), "add", "weir", p.Netns)
-	cmd.Env = append(os.Environ(), "CNI_PATH="+n.cluster.Bin, "NETCONFPATH="+filepath.Dir(n.Conflist), "CNI_ARGS="+Args(namespace, name, ""))
+	cmd.Env = append(os.Environ(), "CNI_PATH="+n.cluster.Bin, "NETCONFPATH="+filepath.Dir(n.Conflist),
+		"CNI_ARGS="+Args(namespace, name, ""))
 	out, err := cmd.Output()
 	if err == nil {
 		err = p.read(string(out))

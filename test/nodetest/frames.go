@@ -17,7 +17,8 @@ const everyProtocol = unix.ETH_P_ALL>>8 | unix.ETH_P_ALL&0xff<<8
 func Frame(t testing.TB, layers ...gopacket.SerializableLayer) []byte {
 	t.Helper()
 	buf := gopacket.NewSerializeBuffer()
-	if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, layers...); err != nil {
+	if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true},
+		layers...); err != nil {
 		t.Fatalf("build a frame: %v", err)
 	}
 	return buf.Bytes()

@@ -1,6 +1,6 @@
 // Package nodetest gives a test a node of its own: a process in fresh network, mount and PID namespaces with an empty
-// /run and /var/lib, in which the test may make bridges, sets and rules as it likes. The kernel takes all of it away when
-// the process ends, however it ends.
+// /run and /var/lib, in which the test may make bridges, sets and rules as it likes. The kernel takes all of it away
+// when the process ends, however it ends.
 package nodetest
 
 import (
@@ -116,8 +116,8 @@ func setUp(t *testing.T) {
 func NewNS(t testing.TB, name string) string {
 	t.Helper()
 	path := filepath.Join("/run/netns", name)
-	// The thread goes back to its namespace: ending it with its goroutine would do for any but the process's first, which the
-	// runtime parks instead, and the namespace would outlive DelNS.
+	// The thread goes back to its namespace: ending it with its goroutine would do for any but the process's first,
+	// which the runtime parks instead, and the namespace would outlive DelNS.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	own, err := netns.Get()
@@ -165,8 +165,8 @@ func Run(t testing.TB, name string, args ...string) string {
 	return out
 }
 
-// Try is Run for a command that may fail: iptables, for one, can't list a rule while the agent replaces the rule and takes
-// its set away. The error holds what the command printed.
+// Try is Run for a command that may fail: iptables, for one, can't list a rule while the agent replaces the rule and
+// takes its set away. The error holds what the command printed.
 func Try(name string, args ...string) (string, error) {
 	out, err := exec.CommandContext(context.Background(), name, args...).CombinedOutput()
 	if err != nil {

@@ -35,7 +35,8 @@ func (n *Node) CNI(verb, netns, args string, env ...string) (string, error) {
 
 // Args are the CNI_ARGS that containerd gives for a pod.
 func Args(namespace, name, uid string) string {
-	args := fmt.Sprintf("IgnoreUnknown=1;K8S_POD_NAMESPACE=%s;K8S_POD_NAME=%s;K8S_POD_INFRA_CONTAINER_ID=x", namespace, name)
+	args := fmt.Sprintf("IgnoreUnknown=1;K8S_POD_NAMESPACE=%s;K8S_POD_NAME=%s;K8S_POD_INFRA_CONTAINER_ID=x", namespace,
+		name)
 	if uid != "" {
 		args += ";K8S_POD_UID=" + uid
 	}
@@ -157,7 +158,8 @@ func echo(conn net.Conn) {
 	}
 }
 
-// Dial connects from the namespace, and gives up after a quarter of a second: packets that are dropped are not answered.
+// Dial connects from the namespace, and gives up after a quarter of a second: packets that are dropped are not
+// answered.
 func Dial(t testing.TB, netns, network, address string) (conn net.Conn, err error) {
 	t.Helper()
 	In(t, netns, func() error {

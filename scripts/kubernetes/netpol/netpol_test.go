@@ -1,5 +1,5 @@
-// Package netpol_test is Kubernetes' own end-to-end suite, of which the specs on NetworkPolicy are chosen: what they check is
-// written there (k8s.io/kubernetes/test/e2e/network/netpol), not here.
+// Package netpol_test is Kubernetes' own end-to-end suite, of which the specs on NetworkPolicy are chosen: what they
+// check is written there (k8s.io/kubernetes/test/e2e/network/netpol), not here.
 package netpol_test
 
 import (

@@ -1,5 +1,5 @@
-// Command floor does what no plugin can do without: a veth pair into the pod's namespace, an address, a default route, the
-// way to it, and the end of all that. It reads no configuration, remembers nothing and checks nothing.
+// Command floor does what no plugin can do without: a veth pair into the pod's namespace, an address, a default
+// route, the way to it, and the end of all that. It reads no configuration, remembers nothing and checks nothing.
 //
 //	floor add NETNS IFNAME HOSTIF ADDRESS GATEWAY
 //	floor del HOSTIF
@@ -42,7 +42,11 @@ func add(path, ifName, hostIf string, address, gateway net.IP) error {
 	if err := netlink.LinkAdd(veth); err != nil {
 		return err
 	}
-	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: veth.Index, Scope: netlink.SCOPE_LINK, Dst: host(address)}); err != nil {
+	if err := netlink.RouteAdd(&netlink.Route{
+		LinkIndex: veth.Index,
+		Scope:     netlink.SCOPE_LINK,
+		Dst:       host(address),
+	}); err != nil {
 		return err
 	}
 	pod, err := netlink.NewHandleAt(fd)

@@ -188,7 +188,8 @@ func datagram() *cobra.Command {
 	return cmd
 }
 
-// forge sends a UDP datagram inside a VXLAN packet that it makes itself, as somebody would who wants to come from a node.
+// forge sends a UDP datagram inside a VXLAN packet that it makes itself, as somebody would who wants to come from a
+// node.
 func forge() *cobra.Command {
 	var mac, from, to, text string
 	var port, count int
@@ -238,7 +239,8 @@ func forge() *cobra.Command {
 // network is the VXLAN network identifier of weir's tunnels.
 const network = 88
 
-// vxlan is a packet of that network (RFC 7348) with an Ethernet frame that holds IPv4, UDP (without checksum) and the text.
+// vxlan is a packet of that network (RFC 7348) with an Ethernet frame that holds IPv4, UDP (without checksum) and the
+// text.
 func vxlan(mac net.HardwareAddr, src, dst netip.Addr, port uint16, text string) []byte {
 	b := []byte{0x08, 0, 0, 0, 0, 0, network, 0}
 	b = append(b, mac...)
