@@ -13,12 +13,12 @@ func TestBlocked(t *testing.T) {
 		before, now overlay.Traffic
 		blocked     bool
 	}{
-		{overlay.Traffic{Believed: 10, Arrived: 10}, overlay.Traffic{Believed: 20, Arrived: 20}, false},
-		{overlay.Traffic{Believed: 10, Arrived: 10}, overlay.Traffic{Believed: 20, Arrived: 10}, true},
-		{overlay.Traffic{Believed: 10, Arrived: 10}, overlay.Traffic{Believed: 11, Arrived: 10}, false},
-		{overlay.Traffic{Believed: 10, Arrived: 10}, overlay.Traffic{}, false},
-		{overlay.Traffic{Believed: 10, Arrived: 10}, overlay.Traffic{Believed: 4, Arrived: 4}, false},
-		{overlay.Traffic{Believed: 10, Arrived: 10}, overlay.Traffic{Believed: 4}, true},
+		{overlay.Traffic{Accepted: 10, Delivered: 10}, overlay.Traffic{Accepted: 20, Delivered: 20}, false},
+		{overlay.Traffic{Accepted: 10, Delivered: 10}, overlay.Traffic{Accepted: 20, Delivered: 10}, true},
+		{overlay.Traffic{Accepted: 10, Delivered: 10}, overlay.Traffic{Accepted: 11, Delivered: 10}, false},
+		{overlay.Traffic{Accepted: 10, Delivered: 10}, overlay.Traffic{}, false},
+		{overlay.Traffic{Accepted: 10, Delivered: 10}, overlay.Traffic{Accepted: 4, Delivered: 4}, false},
+		{overlay.Traffic{Accepted: 10, Delivered: 10}, overlay.Traffic{Accepted: 4}, true},
 	} {
 		if got := blocked(NodeOptions{Name: "n1"}, tc.before, tc.now, nil); len(got) > 0 != tc.blocked {
 			t.Errorf("%+v, then %+v: %v", tc.before, tc.now, got)

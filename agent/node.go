@@ -99,7 +99,7 @@ func (a *agent) lookLocal() bool {
 	if a.Node.Name == "" {
 		return false
 	}
-	local, err := overlay.Local(a.links)
+	local, err := overlay.UnderlayAddresses(a.links)
 	if a.nodes.unknown = err; err != nil || slices.Equal(a.nodes.local, local) {
 		return false
 	}
@@ -184,7 +184,7 @@ func (a *agent) keepGate(verify iptables.Verify) error {
 		g.stands = false
 		return err
 	}
-	if renewed && g.stands && g.plan.Options == a.ways.plan.Options && g.plan.Local == a.ways.plan.Local {
+	if renewed && g.stands && g.plan.Options == a.ways.plan.Options && g.plan.NodeAddress == a.ways.plan.NodeAddress {
 		a.stats.Repairs++
 		a.Log.Warn("somebody had changed the nftables table inet weir-tunnel; it is as it should be again")
 	}
@@ -203,7 +203,7 @@ func (a *agent) keepGateClosed() error {
 	if a.Node.Name == "" {
 		return nil
 	}
-	return overlay.NewGate(overlay.Plan{Options: a.Node.Overlay}, a.foreignLinks()).Keep()
+	return overlay.NewGate(overlay.Plan{Options: a.Node.Overlay}, a.foreignLinks()).EnsureExists()
 }
 
 // fewPackets are too few to tell a firewall from bad luck.
@@ -212,13 +212,13 @@ const fewPackets = 3
 // blocked says whether a firewall of the host drops what the gate has let through since. A rule that accepts tunnel
 // packets by connection state is the usual reason: they are untracked, and neither NEW nor ESTABLISHED.
 func blocked(o NodeOptions, before, now overlay.Traffic, was []policy.Problem) []policy.Problem {
-	if now.Believed < before.Believed || now.Arrived < before.Arrived { // the table was made anew, and counts from there
+	if now.Accepted < before.Accepted || now.Delivered < before.Delivered { // the table was made anew, and counts from there
 		before = overlay.Traffic{}
 	}
 	switch {
-	case now.Arrived > before.Arrived:
+	case now.Delivered > before.Delivered:
 		return nil
-	case now.Believed-before.Believed < fewPackets:
+	case now.Accepted-before.Accepted < fewPackets:
 		return was
 	}
 	return []policy.Problem{{Object: "Node " + o.Name, Field: "host firewall", Message: fmt.Sprintf(
@@ -245,7 +245,7 @@ func (a *agent) reach(verify iptables.Verify) bool {
 		err = errors.Join(err, failed)
 	}
 	if err == nil && (!same || len(lacks) > 0) { // the tunnel may be new
-		err = bridge.RemoveUnasked(a.links)
+		err = bridge.RemoveAutoconfigured(a.links)
 	}
 	if err == nil {
 		if len(w.refused) == 0 {
@@ -271,8 +271,8 @@ func (a *agent) noteLacks(lacks []overlay.Lack) {
 
 // reportMoves says which nodes have another address than before.
 func (a *agent) reportMoves(before, now overlay.Plan) {
-	if before.Local.IsValid() && now.Local.IsValid() && before.Local != now.Local {
-		a.Log.Info("this node has another address; its tunnels begin there now", "node", a.Node.Name, "before", before.Local, "now", now.Local)
+	if before.NodeAddress.IsValid() && now.NodeAddress.IsValid() && before.NodeAddress != now.NodeAddress {
+		a.Log.Info("this node has another address; its tunnels begin there now", "node", a.Node.Name, "before", before.NodeAddress, "now", now.NodeAddress)
 		a.metrics.moves.Inc()
 	}
 	type end struct {
@@ -280,10 +280,10 @@ func (a *agent) reportMoves(before, now overlay.Plan) {
 		family conf.Family // of the pods
 	}
 	addresses, moved := map[end]netip.Addr{}, map[string]bool{}
-	for _, p := range before.Peers {
+	for _, p := range before.Remotes {
 		addresses[end{p.Node, conf.FamilyOf(p.Network.Addr())}] = p.Address
 	}
-	for _, p := range now.Peers {
+	for _, p := range now.Remotes {
 		if was, ok := addresses[end{p.Node, conf.FamilyOf(p.Network.Addr())}]; ok && was != p.Address && !moved[p.Node] {
 			a.Log.Info("a node has another address; the way to its pods leads there now", "node", p.Node, "before", was, "now", p.Address)
 			a.metrics.moves.Inc()
@@ -296,7 +296,7 @@ func (a *agent) reportMoves(before, now overlay.Plan) {
 // ready, so no pod starts where policy isn't enforced yet.
 func (a *agent) writeConflist() error {
 	plan := a.ways.plan
-	if a.Node.Conflist == "" || !plan.Local.IsValid() || plan.MTU == 0 {
+	if a.Node.Conflist == "" || !plan.NodeAddress.IsValid() || plan.MTU == 0 {
 		return nil
 	}
 	want, err := conf.Conflist(plan.Own, plan.MTU, conf.Strict)

@@ -71,7 +71,7 @@ func (a *agent) open() {
 			continue
 		}
 		// A link that isn't there yet is the plugin's to bring up; it asks to enrol first.
-		if err := bridge.Open(e.HostIf); err == nil {
+		if err := bridge.SetLinkUp(e.HostIf); err == nil {
 			a.opened[id], a.enrolled[id] = true, true
 		} else if !errors.As(err, &netlink.LinkNotFoundError{}) {
 			a.Log.Error("a pod stays closed: its link can't be brought up", "pod", e.Pod.String(), "error", err)

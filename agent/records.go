@@ -140,7 +140,7 @@ func (a *agent) takeRecord(id string) {
 func (a *agent) refuse(id string, known []endpoint.Address, why error) {
 	container, ifName, _ := strings.Cut(id, ":")
 	e := endpoint.Endpoint{ContainerID: container, IfName: ifName, Enforcement: conf.Strict, Pod: endpoint.Pod{Namespace: "unknown", Name: id}}
-	held, err := ipam.Holders()
+	held, err := ipam.Assignments()
 	for addr, holder := range held {
 		if holder == id {
 			e.Addresses = append(e.Addresses, endpoint.Address{Addr: addr, Subnet: netip.PrefixFrom(addr, addr.BitLen())})

@@ -39,7 +39,7 @@ func step(t *testing.T, objects *policy.Objects) *stepped {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sets, err := ipset.Open()
+	sets, err := ipset.New()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func (s *stepped) add(name, uid, address string) {
 func (s *stepped) del(name, uid, address string) {
 	s.Helper()
 	id := endpoint.ID("shop."+name+uid, "eth0")
-	if _, err := endpoint.Ending(id); err != nil {
+	if _, err := endpoint.MarkEnding(id); err != nil {
 		s.Fatal(err)
 	}
 	if err := s.sets.Purge(netip.MustParseAddr(address)); err != nil {

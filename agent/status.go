@@ -19,7 +19,7 @@ type snapshot struct {
 
 // publish makes the status that is served until the next one.
 func (a *agent) publish() {
-	s := &snapshot{faults: map[part]bool{}, nodeFaults: a.nodeFaults, peers: len(a.ways.reached.Peers)}
+	s := &snapshot{faults: map[part]bool{}, nodeFaults: a.nodeFaults, peers: len(a.ways.reached.Remotes)}
 	s.Status = report.Status{
 		Ready: a.objects != nil && !a.lastSync.IsZero() && a.unsure() == nil &&
 			a.faults.now[partKernel] == nil && a.faults.now[partNode] == nil,

@@ -92,7 +92,7 @@ func (a *agent) keepNode(ctx context.Context) error {
 	}
 	defer links.Close()
 	// These the agent sets up itself, before any pod comes. What fails the first look reports.
-	_ = errors.Join(bridge.SetReassembly(), bridge.RemoveUnasked(links))
+	_ = errors.Join(bridge.SetReassembly(), bridge.RemoveAutoconfigured(links))
 	watching := make(chan error, 1)
 	go func() {
 		watching <- bridge.WatchNode(ctx, func(ways bool) {

@@ -29,7 +29,7 @@ type node struct {
 
 func newNode(t *testing.T) *node {
 	t.Helper()
-	sets, err := ipset.Open()
+	sets, err := ipset.New()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +61,7 @@ func (n *node) begin(container, network string) (e *endpoint.Endpoint, making io
 		Subnet: netip.MustParsePrefix("10.88.0.0/24"), Gateway: netip.MustParseAddr("10.88.0.1"),
 		RangeStart: netip.MustParseAddr("10.88.0.2"), RangeEnd: netip.MustParseAddr("10.88.0.99"),
 	}}
-	n.must(ipam.Reserve(e.ID(), ipam.Request{Ranges: ranges}, func(a []endpoint.Address) (err error) {
+	n.must(ipam.Assign(e.ID(), ipam.Request{Ranges: ranges}, func(a []endpoint.Address) (err error) {
 		e.Addresses, e.MAC = a, bridge.PodMAC(a).String()
 		making, err = e.Begin()
 		return err
@@ -77,7 +77,7 @@ func (n *node) add(container, network string) *endpoint.Endpoint {
 	addr := e.Addresses[0].Addr
 	mac, err := net.ParseMAC(e.MAC)
 	n.must(err)
-	n.must(bridge.Allow(bridge.Sender{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses}))
+	n.must(bridge.AllowSender(bridge.Sender{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses}))
 	nodetest.Run(n, "ip", "neigh", "add", addr.String(), "lladdr", e.MAC, "dev", bridge.Name, "nud", "permanent")
 	for _, set := range []string{conf.PodsSet, conf.IngressClasses + "x", "weir-sel-x"} {
 		n.must(ipset.Apply(
@@ -159,7 +159,7 @@ func TestReap(t *testing.T) {
 	reap()
 	nodetest.Run(t, "ip", "link", "del", "c1") // as the kernel does with the pod's namespace
 	reap("c1")
-	ending := endpoint.Hold("c2:eth0")
+	ending := endpoint.MarkBusy("c2:eth0")
 	n.must(os.Rename(record("c2", ".json"), record("c2", ".ending"))) // a DEL that is on its way
 	reap()
 	n.must(ending.Close()) // the DEL was killed

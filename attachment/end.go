@@ -23,7 +23,7 @@ import (
 // ends too: what goes by its name alone is taken away, and so are the addresses that it holds.
 func End(id string) error {
 	// Reap takes what is left half done, and a deletion that still goes on is not.
-	defer func(held io.Closer) { _ = held.Close() }(endpoint.Hold(id))
+	defer func(held io.Closer) { _ = held.Close() }(endpoint.MarkBusy(id))
 	begun, err := begin(id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // nothing is made before the record, and it goes last: there was nothing left but perhaps the link
@@ -42,7 +42,7 @@ func End(id string) error {
 
 // Detach is End for who has the record's content: of a record that is gone, or was never written, too.
 func Detach(e *endpoint.Endpoint) error {
-	defer func(held io.Closer) { _ = held.Close() }(endpoint.Hold(e.ID()))
+	defer func(held io.Closer) { _ = held.Close() }(endpoint.MarkBusy(e.ID()))
 	begun, err := begin(e.ID())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -59,7 +59,7 @@ func Detach(e *endpoint.Endpoint) error {
 // puts the pod into nothing, its port sends nothing, and its link is gone, which is known by the ID alone. It returns the
 // record of whom it did that for; nil if that can't be understood, and with the error fs.ErrNotExist if there is none.
 func begin(id string) (*endpoint.Endpoint, error) {
-	e, err := endpoint.Ending(id)
+	e, err := endpoint.MarkEnding(id)
 	if err == nil {
 		if e.Chained { // another plugin's port, which only that can end
 			return e, nil
@@ -84,7 +84,7 @@ func begin(id string) (*endpoint.Endpoint, error) {
 // away, and the runtime have made another of the same ID. It returns what was there; nil if nothing was. begun is what
 // begin has returned; nil if it wasn't called.
 func end(id string, begun *endpoint.Endpoint) (*endpoint.Endpoint, error) {
-	e, err := endpoint.Ending(id)
+	e, err := endpoint.MarkEnding(id)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
@@ -101,7 +101,7 @@ func end(id string, begun *endpoint.Endpoint) (*endpoint.Endpoint, error) {
 func salvage(id string) (*endpoint.Endpoint, error) {
 	container, ifName, _ := strings.Cut(id, ":")
 	e := &endpoint.Endpoint{ContainerID: container, IfName: ifName, HostIf: bridge.PortName(id)}
-	held, err := ipam.Holders()
+	held, err := ipam.Assignments()
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +119,7 @@ func salvage(id string) (*endpoint.Endpoint, error) {
 func detach(e, begun *endpoint.Endpoint) error {
 	var addresses []endpoint.Address
 	for _, a := range e.Addresses {
-		holder, err := ipam.Holder(a.Addr)
+		holder, err := ipam.AssignedTo(a.Addr)
 		if err != nil {
 			return err
 		}
@@ -136,10 +136,10 @@ func detach(e, begun *endpoint.Endpoint) error {
 		return err
 	}
 	// The link that weir made for the attachment, and no other, whatever a record says is the node's end.
-	if err := bridge.Remove(bridge.PortName(e.ID()), addresses); err != nil {
+	if err := bridge.RemovePort(bridge.PortName(e.ID()), addresses); err != nil {
 		return err
 	}
-	if err := conntrack.Forget(addrsOf(addresses)...); err != nil {
+	if err := conntrack.Delete(addrsOf(addresses)...); err != nil {
 		return err
 	}
 	for _, a := range addresses {
@@ -155,7 +155,7 @@ func forbid(e *endpoint.Endpoint) error {
 	if err != nil { // of a record that can't be understood
 		return bridge.ForbidPort(s.HostIf)
 	}
-	return bridge.Forbid(s)
+	return bridge.ForbidSender(s)
 }
 
 // sender goes by the name of weir's own link, whatever a record says is the node's end.
@@ -169,7 +169,7 @@ func purge(addrs []netip.Addr) error {
 	if len(addrs) == 0 {
 		return nil
 	}
-	sets, err := ipset.Open()
+	sets, err := ipset.New()
 	if err != nil {
 		return err
 	}

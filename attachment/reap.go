@@ -21,7 +21,7 @@ func Collect(network string, valid map[string]bool) error {
 		if valid[id] {
 			return false, nil
 		}
-		e, _, err := endpoint.Find(id)
+		e, _, err := endpoint.LoadAny(id)
 		if errors.Is(err, endpoint.ErrBroken) { // of which network isn't known
 			return isOver(id)
 		}
@@ -75,7 +75,7 @@ func endIf(id string, ended func(string) (bool, error)) (*endpoint.Endpoint, err
 // Of a record that can't be understood the link's name is known too; but that there is none may mean that another
 // plugin made it, if weir0 knows no way to its addresses.
 func isOver(id string) (bool, error) {
-	e, ending, err := endpoint.Find(id)
+	e, ending, err := endpoint.LoadAny(id)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return false, nil

@@ -52,17 +52,17 @@ func sweep(valid map[string]bool) error {
 	var errs []error
 	for _, s := range f.senders {
 		if !k.ports[s.HostIf] {
-			errs = append(errs, bridge.Forbid(s))
+			errs = append(errs, bridge.ForbidSender(s))
 		}
 	}
 	stale := k.stale(f)
 	errs = append(errs, purge(addrsOf(stale)))
 	for _, name := range f.ports {
 		if !k.ports[name] {
-			errs = append(errs, bridge.Remove(name, nil))
+			errs = append(errs, bridge.RemovePort(name, nil))
 		}
 	}
-	errs = append(errs, bridge.RemoveNeighbours(stale), conntrack.Forget(addrsOf(stale)...))
+	errs = append(errs, bridge.RemoveNeighbours(stale), conntrack.Delete(addrsOf(stale)...))
 	if errors.Join(errs...) == nil { // an address is freed when nothing refers to it any more
 		for _, a := range stale {
 			errs = append(errs, ipam.Release(f.held[a.Addr], a.Addr))
@@ -79,7 +79,7 @@ func Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 		return nil, err
 	}
 	defer unlock()
-	held, err := ipam.Holders()
+	held, err := ipam.Assignments()
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +91,7 @@ func Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 	var changes []ipset.Change
 	for _, a := range addrs {
 		set := conf.FamilyOf(a).Set(conf.PodsSet)
-		in, err := ipset.Holding(a, []string{set})
+		in, err := ipset.SetsContaining(a, []string{set})
 		if err != nil {
 			return nil, err
 		}
@@ -99,7 +99,7 @@ func Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 			continue
 		}
 		evicted = append(evicted, a)
-		changes = append(changes, ipset.Change{Set: set, Entry: ipset.Entry{Prefix: netip.PrefixFrom(a, a.BitLen())}, Out: true})
+		changes = append(changes, ipset.Change{Set: set, Entry: ipset.Entry{Prefix: netip.PrefixFrom(a, a.BitLen())}, Delete: true})
 	}
 	return evicted, ipset.Apply(changes...)
 }
@@ -133,13 +133,13 @@ func find() (f found, err error) {
 	if f.addrs, err = pods(); err != nil {
 		return f, err
 	}
-	f.held, err = ipam.Holders()
+	f.held, err = ipam.Assignments()
 	return f, err
 }
 
 // pods are the addresses in the sets that hold pods of this node alone.
 func pods() ([]netip.Addr, error) {
-	sets, err := ipset.Open()
+	sets, err := ipset.New()
 	if err != nil {
 		return nil, err
 	}
@@ -179,7 +179,7 @@ func know(held map[netip.Addr]string, valid map[string]bool) (known, error) {
 		return k, err
 	}
 	for _, id := range ids {
-		e, _, err := endpoint.Find(id)
+		e, _, err := endpoint.LoadAny(id)
 		if errors.Is(err, endpoint.ErrBroken) {
 			e, err = nil, nil
 		}

@@ -44,12 +44,12 @@ type Bridge struct {
 //
 // Equivalent to:
 //
-//	ip link add weir0 address MAC mtu MTU type bridge mcast_snooping 0  (see also SetReassembly and RemoveUnasked)
+//	ip link add weir0 address MAC mtu MTU type bridge mcast_snooping 0  (see also SetReassembly and RemoveAutoconfigured)
 //	sysctl net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.weir0.send_redirects=0
 //	ip addr add GATEWAY/LEN dev weir0; ip link set weir0 up            (IPv4; see ensureIPv6)
 //	sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0
 func Ensure(mtu int, gateways []netip.Prefix) (*Bridge, error) {
-	if b := Find(mtu, gateways); b != nil {
+	if b := FindReady(mtu, gateways); b != nil {
 		return b, nil
 	}
 	b, err := build(mtu, gateways)
@@ -60,7 +60,7 @@ func Ensure(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 }
 
 // Find is weir0 if Ensure would have nothing to do, as nearly always; else nil. It needs no lock.
-func Find(mtu int, gateways []netip.Prefix) *Bridge {
+func FindReady(mtu int, gateways []netip.Prefix) *Bridge {
 	b, err := standing(gateways)
 	if err == nil && b != nil {
 		b, err = b.with(mtu)
@@ -75,7 +75,7 @@ func (b *Bridge) with(mtu int) (*Bridge, error) {
 	if mtu != 0 {
 		b.MTU = mtu
 	}
-	return b, RouteTranslated()
+	return b, DisableBridgeNetfilter()
 }
 
 // standing is the bridge if nothing is left to be done to it, as nearly always; else nil. One that an earlier weir made
@@ -143,7 +143,7 @@ func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 		return nil, fmt.Errorf("%s is a %s, not a bridge: remove or rename it", Name, link.Type())
 	}
 	// What keeps the node from what comes by the link stands before the link is up.
-	if err := errors.Join(SetReassembly(), RemoveUnasked(h)); err != nil {
+	if err := errors.Join(SetReassembly(), RemoveAutoconfigured(h)); err != nil {
 		return nil, err
 	}
 	if err := ensureIPv4(h, link, ofFamily(conf.IPv4, gateways)); err != nil {
@@ -216,10 +216,10 @@ func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, 
 	return link, nil
 }
 
-// RouteTranslated sees to it that pods reach a Service whose pod is on the same node: see sysctlsOfBridges.
+// DisableBridgeNetfilter sees to it that pods reach a Service whose pod is on the same node: see sysctlsOfBridges.
 //
 //	sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0
-func RouteTranslated() error { return setAll(sysctlsOfBridges()) }
+func DisableBridgeNetfilter() error { return setAll(sysctlsOfBridges()) }
 
 // underlayMTU is the MTU of the link that the default route goes out of, IPv4's if there is one; 1500 without any.
 //

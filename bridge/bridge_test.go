@@ -68,10 +68,10 @@ func (n node) pod(name, addr string) Port {
 		HostIf: PortName(name), IfName: "eth0", Netns: ns, MAC: PodMAC(address(addr)),
 		Addresses: address(addr), Alias: "test/" + name,
 	}
-	if _, err := n.b.Add(p); err != nil {
+	if _, err := n.b.AddPort(p); err != nil {
 		n.Fatal(err)
 	}
-	if err := Open(p.HostIf); err != nil {
+	if err := SetLinkUp(p.HostIf); err != nil {
 		n.Fatal(err)
 	}
 	return p
@@ -84,10 +84,10 @@ func TestPodsReachEachOtherThroughTheNode(t *testing.T) {
 	n := newNode(t)
 	for name, addr := range map[string]string{"a": "10.88.0.2", "b": "10.88.0.3"} {
 		p := n.pod(name, addr)
-		if err := Allow(p.Sender()); err != nil {
+		if err := AllowSender(p.Sender()); err != nil {
 			t.Fatal(err)
 		}
-		if ok, err := Allowed(p.Sender()); !ok || err != nil {
+		if ok, err := SenderAllowed(p.Sender()); !ok || err != nil {
 			t.Fatalf("Allowed after Allow: %v, %v", ok, err)
 		}
 	}
@@ -107,7 +107,7 @@ func TestTranslatedPacketsReachPodsOfTheSameNode(t *testing.T) {
 	}
 	n := newNode(t)
 	for name, addr := range map[string]string{"a": "10.88.0.2", "b": "10.88.0.3"} {
-		if err := Allow(n.pod(name, addr).Sender()); err != nil {
+		if err := AllowSender(n.pod(name, addr).Sender()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -128,24 +128,24 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 	if out, err := runIn("a", "ping", "-c1", "-W1", "10.88.0.1"); err == nil {
 		t.Fatalf("a port that the guard doesn't know got through:\n%s", out)
 	}
-	if err := Allow(p.Sender()); err != nil {
+	if err := AllowSender(p.Sender()); err != nil {
 		t.Fatal(err)
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
 	// Again, as the agent does: what it knows of stays, and what it doesn't goes.
 	leftover := Sender{PortName("gone"), p.MAC, p.Addresses}
-	if err := Allow(leftover); err != nil {
+	if err := AllowSender(leftover); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := RepairGuard(func() ([]Sender, error) { return []Sender{p.Sender()}, nil }); err != nil {
 		t.Fatal(err)
 	}
-	if ok, err := Allowed(leftover); ok || err != nil {
+	if ok, err := SenderAllowed(leftover); ok || err != nil {
 		t.Errorf("a leftover stays in the guard: %v, %v", ok, err)
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
 	for range 2 { // the second time there is nothing to forbid
-		if err := Forbid(p.Sender()); err != nil {
+		if err := ForbidSender(p.Sender()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -165,7 +165,7 @@ func TestTheGuardIsRepaired(t *testing.T) {
 		slices.Sort(lines) // what was made later is listed later
 		return strings.Join(lines, "\n")
 	}
-	if err := Allow(p); err != nil {
+	if err := AllowSender(p); err != nil {
 		t.Fatal(err)
 	}
 	whole := rules()
@@ -182,7 +182,7 @@ func TestTheGuardIsRepaired(t *testing.T) {
 			t.Errorf("after %s:\n%s\nwant\n%s", c, got, whole)
 		}
 	}
-	if err := Forbid(p); err != nil {
+	if err := ForbidSender(p); err != nil {
 		t.Fatal(err)
 	}
 	closed := rules()
@@ -212,7 +212,7 @@ func TestTheGuardIsRepaired(t *testing.T) {
 	if err := conn.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	if err := Allow(p); err != nil {
+	if err := AllowSender(p); err != nil {
 		t.Fatal(err)
 	}
 	if got := rules(); got != whole {
@@ -259,7 +259,7 @@ func TestAddLeavesNothingBehindWhenItFails(t *testing.T) {
 	before := neighbours()
 	second := first
 	second.HostIf, second.Addresses = PortName("other"), address("10.88.0.3")
-	if _, err := n.b.Add(second); !errors.Is(err, ErrInterfaceExists) {
+	if _, err := n.b.AddPort(second); !errors.Is(err, ErrInterfaceExists) {
 		t.Fatalf("second eth0 in one pod: %v, want ErrInterfaceExists", err)
 	}
 	if _, err := n.h.LinkByName(second.HostIf); err == nil {
@@ -267,7 +267,7 @@ func TestAddLeavesNothingBehindWhenItFails(t *testing.T) {
 	}
 	third := first
 	third.HostIf, third.IfName, third.Addresses = PortName("third"), "eth1", address("10.88.0.4")
-	if _, err := n.b.Add(third); err == nil {
+	if _, err := n.b.AddPort(third); err == nil {
 		t.Fatal("a second route to the gateway was added without an error")
 	}
 	if _, err := n.h.LinkByName(third.HostIf); err == nil {
@@ -277,7 +277,7 @@ func TestAddLeavesNothingBehindWhenItFails(t *testing.T) {
 		t.Errorf("neighbours:\n%s\nand before\n%s", after, before)
 	}
 	for range 2 {
-		if err := Remove(first.HostIf, first.Addresses); err != nil {
+		if err := RemovePort(first.HostIf, first.Addresses); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -13,15 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrPassesBy says that a pod's packets don't pass the node's FORWARD hook, where policy is enforced.
-var ErrPassesBy = errors.New("policy can't be enforced on its packets")
+// ErrBypassesForward says that a pod's packets don't pass the node's FORWARD hook, where policy is enforced.
+var ErrBypassesForward = errors.New("policy can't be enforced on its packets")
 
 // Foreign finds out how a pod whose interface another plugin made is connected: its link on the node, and the bridge that
 // it is on; "" if the node routes for it, as with ptp. Anything but a veth pair that ends on the node passes its FORWARD hook by
 // (macvlan, ipvlan, a device of the host's), or isn't known not to.
 //
 // Equivalent to: ip -n NETNS -d link show IFNAME; ip -d link show PEER
-func Foreign(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, bridgeIf string, err error) {
+func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, bridgeIf string, err error) {
 	pod, err := netlinksafe.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return "", "", fmt.Errorf("open netlink in the pod's namespace: %w", err)
@@ -32,7 +32,7 @@ func Foreign(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, br
 		return "", "", fmt.Errorf("look up %s in the pod: %w", ifName, err)
 	}
 	if inside.Type() != "veth" {
-		return "", "", fmt.Errorf("%s in the pod is of type %s, not a veth that ends on the node: %w", ifName, inside.Type(), ErrPassesBy)
+		return "", "", fmt.Errorf("%s in the pod is of type %s, not a veth that ends on the node: %w", ifName, inside.Type(), ErrBypassesForward)
 	}
 	id, err := h.GetNetNsIdByFd(int(ns))
 	if err != nil {
@@ -43,7 +43,7 @@ func Foreign(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, br
 		return "", "", fmt.Errorf("look up the peer of %s: %w", ifName, err)
 	}
 	if err != nil || peer.Type() != "veth" || peer.Attrs().NetNsID != id || peer.Attrs().ParentIndex != inside.Attrs().Index {
-		return "", "", fmt.Errorf("%s in the pod is a veth that doesn't end on the node: %w", ifName, ErrPassesBy)
+		return "", "", fmt.Errorf("%s in the pod is a veth that doesn't end on the node: %w", ifName, ErrBypassesForward)
 	}
 	if peer.Attrs().MasterIndex == 0 {
 		return peer.Attrs().Name, "", nil
@@ -58,17 +58,17 @@ func Foreign(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, br
 	case "vrf": // which routes
 		return peer.Attrs().Name, "", nil
 	}
-	return "", "", fmt.Errorf("%s belongs to %s, a %s: %w", peer.Attrs().Name, master.Attrs().Name, master.Type(), ErrPassesBy)
+	return "", "", fmt.Errorf("%s belongs to %s, a %s: %w", peer.Attrs().Name, master.Attrs().Name, master.Type(), ErrBypassesForward)
 }
 
-// FilterBridged has what another plugin's bridge passes on between its ports go through iptables, where else it would
+// EnableBridgeNetfilter has what another plugin's bridge passes on between its ports go through iptables, where else it would
 // go past policy. It sets what the bridge has of its own for that: net.bridge.bridge-nf-call-iptables, which is for all
-// bridges, must be off for weir0 (see RouteTranslated). Both work only with br_netfilter, which the plugin doesn't load.
+// bridges, must be off for weir0 (see DisableBridgeNetfilter). Both work only with br_netfilter, which the plugin doesn't load.
 //
 // Equivalent to: ip link set BRIDGE type bridge nf_call_iptables 1 nf_call_ip6tables 1
-func FilterBridged(h netlinksafe.Handle, name string) error {
+func EnableBridgeNetfilter(h netlinksafe.Handle, name string) error {
 	if _, err := os.Stat("/proc/sys/net/bridge/bridge-nf-call-iptables"); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("bridge %s passes packets between pods on without the node's FORWARD hook, as br_netfilter isn't loaded (modprobe br_netfilter): %w", name, ErrPassesBy)
+		return fmt.Errorf("bridge %s passes packets between pods on without the node's FORWARD hook, as br_netfilter isn't loaded (modprobe br_netfilter): %w", name, ErrBypassesForward)
 	}
 	link, err := h.LinkByName(name)
 	if err != nil {
@@ -90,10 +90,10 @@ func FilterBridged(h netlinksafe.Handle, name string) error {
 	return nil
 }
 
-// FiltersBridged says whether it does.
+// BridgeNetfilterEnabled says whether it does.
 //
 // Equivalent to: ip -d link show BRIDGE | grep 'nf_call_iptables 1'
-func FiltersBridged(name string) (bool, error) {
+func BridgeNetfilterEnabled(name string) (bool, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_ACK)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))

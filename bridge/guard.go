@@ -69,7 +69,7 @@ func (s Sender) elements() elements {
 // of an earlier weir, which had no bound on fragments: to add nothing to that set fails where there is none.
 //
 // Equivalent to: nft add element bridge weir senders4 { HOSTIF . MAC . ADDR } (senders6 for IPv6 addresses)
-func Allow(s Sender) error {
+func AllowSender(s Sender) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
@@ -95,7 +95,7 @@ func Allow(s Sender) error {
 // Forbid takes back what Allow gave; that it is gone already is no error. From here the port sends nothing.
 //
 // Equivalent to: nft delete element bridge weir senders4 { HOSTIF . MAC . ADDR } (senders6 for IPv6 addresses)
-func Forbid(s Sender) error {
+func ForbidSender(s Sender) error {
 	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
@@ -141,7 +141,7 @@ func forbid(conn *nftables.Conn, f conf.Family, e nftables.SetElement) error {
 }
 
 // Allowed says whether the port may send under that name.
-func Allowed(s Sender) (bool, error) {
+func SenderAllowed(s Sender) (bool, error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return false, fmt.Errorf("open nftables: %w", err)

@@ -59,7 +59,7 @@ func ensureIPv6(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 func forwardIPv6(h netlinksafe.Handle) error {
 	o := &Observed{Links: map[string]Link{}, Sysctl: readSysctl}
 	o.links, o.routes = o.readLinks(), o.readRoutes(h, netlink.FAMILY_V6)
-	if err := (Listens{}).restore(h, o); err != nil {
+	if err := (UplinksAcceptRA{}).restore(h, o); err != nil {
 		return err
 	}
 	return withoutIPv6(setAll(sysctls6()), "on the node")

@@ -24,10 +24,10 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 		var ports []Port
 		for name, addr := range addrs {
 			p := n.pod(name, addr)
-			if err := Allow(p.Sender()); err != nil {
+			if err := AllowSender(p.Sender()); err != nil {
 				t.Fatal(err)
 			}
-			if ok, err := Allowed(p.Sender()); !ok || err != nil {
+			if ok, err := SenderAllowed(p.Sender()); !ok || err != nil {
 				t.Fatalf("Allowed after Allow: %v, %v", ok, err)
 			}
 			if err := Check(n.h, p, 0); err != nil {
@@ -63,7 +63,7 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 		}
 		nodetest.Run(t, "ip6tables", "-F", "FORWARD")
 		for _, p := range ports {
-			if err := Forbid(p.Sender()); err != nil {
+			if err := ForbidSender(p.Sender()); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -88,7 +88,7 @@ func TestABridgeGetsItsOtherFamily(t *testing.T) {
 		return
 	}
 	n := newNode(t)
-	if err := Allow(n.pod("old", "10.88.0.2").Sender()); err != nil {
+	if err := AllowSender(n.pod("old", "10.88.0.2").Sender()); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 { // the second time there is nothing to do
@@ -96,7 +96,7 @@ func TestABridgeGetsItsOtherFamily(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := Allow(n.pod("new", "10.88.0.3 fd00:10:88::3").Sender()); err != nil {
+	if err := AllowSender(n.pod("new", "10.88.0.3 fd00:10:88::3").Sender()); err != nil {
 		t.Fatal(err)
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "old", "ping", "-c1", "-w5", "-i0.05", "10.88.0.3")
@@ -127,7 +127,7 @@ func TestWithoutIPv6(t *testing.T) {
 		MAC:       MAC(netip.MustParseAddr("fd00:10:88::2")),
 		Addresses: address("fd00:10:88::2"),
 	}
-	if _, err := n.b.Add(p); err == nil || !strings.Contains(err.Error(), "IPv6 is switched off in the pod") {
+	if _, err := n.b.AddPort(p); err == nil || !strings.Contains(err.Error(), "IPv6 is switched off in the pod") {
 		t.Errorf("in the pod: %v", err)
 	}
 	if _, err := n.h.LinkByName(p.HostIf); err == nil {

@@ -92,7 +92,7 @@ func ForbidPort(hostIf string) error {
 	}
 	for _, s := range all {
 		if s.HostIf == hostIf {
-			if err := Forbid(s); err != nil {
+			if err := ForbidSender(s); err != nil {
 				return err
 			}
 		}

@@ -315,7 +315,7 @@ func podMTU(port Link) (int, error) {
 }
 
 // Unread says what couldn't be read.
-func (o *Observed) Unread() error {
+func (o *Observed) ReadError() error {
 	if err := errors.Join(o.links, o.addresses, o.neighbours, o.forwarding, o.routes); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnknown, err)
 	}

@@ -75,12 +75,12 @@ func (p Port) Sender() Sender { return Sender{p.HostIf, p.MAC, p.Addresses} }
 //
 // It returns the routes that the pod has got. Where the pod has another interface with a default route, they are
 // others: see aside.
-func (b *Bridge) Add(p Port) (routes []conf.Route, err error) {
+func (b *Bridge) AddPort(p Port) (routes []conf.Route, err error) {
 	if bytes.Equal(p.MAC, b.MAC) {
 		return nil, fmt.Errorf("create veth pair %s, %s in the pod, with MAC %s: %w", p.HostIf, p.IfName, p.MAC, ErrMACInUse)
 	}
 	var pair batch.Batch
-	pair.Add(b.newPair(p), "create veth pair %s, %s in the pod", p.HostIf, p.IfName).Means = batch.As(unix.EEXIST, ErrInterfaceExists)
+	pair.Add(b.newPair(p), "create veth pair %s, %s in the pod", p.HostIf, p.IfName).MapError = batch.MapError(unix.EEXIST, ErrInterfaceExists)
 	pair.Add(getLink(p.HostIf), "look up new link %s", p.HostIf)
 	replies, err := pair.Do(unix.NETLINK_ROUTE, netns.None())
 	if err != nil {
@@ -88,7 +88,7 @@ func (b *Bridge) Add(p Port) (routes []conf.Route, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, Remove(p.HostIf, p.Addresses))
+			err = errors.Join(err, RemovePort(p.HostIf, p.Addresses))
 		}
 	}()
 	index, peer, err := indices(replies)
@@ -124,9 +124,9 @@ func indices(replies [][]byte) (index, peer int, err error) {
 // portOf is what makes the pair's end on the node the pod's port.
 func (b *Bridge) portOf(p Port, index int) (port batch.Batch) {
 	port.Add(isolate(index), "isolate port %s", p.HostIf)
-	port.Add(noGenerated(index), "keep %s from a link-local address", p.HostIf).Means = batch.As(unix.EAFNOSUPPORT, nil)
+	port.Add(noGenerated(index), "keep %s from a link-local address", p.HostIf).MapError = batch.MapError(unix.EAFNOSUPPORT, nil)
 	port.Add(setAlias(index, p.Alias), "name %s's pod in its alias", p.HostIf)
-	port.Add(addForwarding(index, p.MAC), "add forwarding entry %s to %s", p.MAC, p.HostIf).Means = batch.As(unix.EEXIST, ErrMACInUse)
+	port.Add(addForwarding(index, p.MAC), "add forwarding entry %s to %s", p.MAC, p.HostIf).MapError = batch.MapError(unix.EEXIST, ErrMACInUse)
 	for _, a := range p.Addresses {
 		port.Add(setNeighbour(b.Index, a.Addr, p.MAC), "add neighbour %s to %s", a.Addr, Name)
 	}
@@ -138,8 +138,8 @@ func (b *Bridge) podOf(p Port, index int, taken taken) (pod batch.Batch) {
 	pod.Add(linkUp(loopback, ""), "set lo up in the pod")
 	for _, a := range p.Addresses {
 		if a.Addr.Is6() {
-			pod.Add(noGenerated(index), "keep %s in the pod from a link-local address", p.IfName).Means = withoutIPv6InPod
-			pod.Add(addAddress(index, a.Addr), "add address %s to %s in the pod", a.Addr, p.IfName).Means = withoutIPv6InPod
+			pod.Add(noGenerated(index), "keep %s in the pod from a link-local address", p.IfName).MapError = withoutIPv6InPod
+			pod.Add(addAddress(index, a.Addr), "add address %s to %s in the pod", a.Addr, p.IfName).MapError = withoutIPv6InPod
 		} else {
 			pod.Add(addAddress(index, a.Addr), "add address %s to %s in the pod", a.Addr, p.IfName)
 		}
@@ -150,14 +150,14 @@ func (b *Bridge) podOf(p Port, index int, taken taken) (pod batch.Batch) {
 		if a.Addr.Is4() {
 			onLink := conf.ScopeLink
 			toGateway := conf.Route{Dst: netip.PrefixFrom(a.Gateway, a.Gateway.BitLen()), Scope: &onLink}
-			pod.Add(addRoute(index, toGateway), "add the route to gateway %s in the pod", a.Gateway).Means = taken.note(toGateway)
+			pod.Add(addRoute(index, toGateway), "add the route to gateway %s in the pod", a.Gateway).MapError = taken.note(toGateway)
 		}
 		given := hasDefault(p.Routes, a)
 		for _, r := range conf.RoutesOf(p.Routes, conf.FamilyOf(a.Addr), a.Gateway) {
 			route := pod.Add(addRoute(index, r), "add the route to %s via %s in the pod", r.Dst, a.Gateway)
-			route.Means = taken.exists(r)
+			route.MapError = taken.exists(r)
 			if r.IsDefault() && !given {
-				route.Means = taken.note(r)
+				route.MapError = taken.note(r)
 			}
 		}
 	}
@@ -167,7 +167,7 @@ func (b *Bridge) podOf(p Port, index int, taken taken) (pod batch.Batch) {
 // Open brings the link's end on the node up: from here packets pass.
 //
 // Equivalent to: ip link set HOSTIF up
-func Open(hostIf string) error {
+func SetLinkUp(hostIf string) error {
 	var up batch.Batch
 	up.Add(linkUp(0, hostIf), "set %s up", hostIf)
 	_, err := up.Do(unix.NETLINK_ROUTE, netns.None())
@@ -175,7 +175,7 @@ func Open(hostIf string) error {
 }
 
 // Remove deletes the pair, and the node's neighbour entries for the addresses. What is gone already is no error.
-func Remove(hostIf string, addrs []endpoint.Address) error {
+func RemovePort(hostIf string, addrs []endpoint.Address) error {
 	if err := RemoveLink(hostIf); err != nil {
 		return err
 	}
@@ -207,7 +207,7 @@ func RemoveNeighbours(addrs []endpoint.Address) error {
 	}
 	var del batch.Batch
 	for _, a := range addrs {
-		del.Add(delNeighbour(link.Attrs().Index, a.Addr), "delete neighbour %s of %s", a.Addr, Name).Means = batch.As(unix.ENOENT, nil)
+		del.Add(delNeighbour(link.Attrs().Index, a.Addr), "delete neighbour %s of %s", a.Addr, Name).MapError = batch.MapError(unix.ENOENT, nil)
 	}
 	_, err = del.Do(unix.NETLINK_ROUTE, netns.None())
 	return err

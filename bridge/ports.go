@@ -232,7 +232,7 @@ func (n Neighbour) restore(h netlinksafe.Handle, _ *Observed) error {
 	return err
 }
 
-// FilteredBridge is a bridge of another plugin's with weir's pods on it: see FilterBridged.
+// FilteredBridge is a bridge of another plugin's with weir's pods on it: see EnableBridgeNetfilter.
 type FilteredBridge struct{ Name string }
 
 // Kind implements Property.
@@ -264,7 +264,7 @@ func (b FilteredBridge) Check(o *Observed) error {
 }
 
 func (b FilteredBridge) restore(h netlinksafe.Handle, _ *Observed) error {
-	err := FilterBridged(h, b.Name)
+	err := EnableBridgeNetfilter(h, b.Name)
 	if errors.Is(err, unix.ENODEV) {
 		return nil
 	}

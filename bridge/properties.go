@@ -62,9 +62,9 @@ type Knowledge struct {
 // Properties declares everything that weir sets up on a node outside of the packet filter, in the order in which it is
 // to be made. ADD makes it, the agent keeps it so, and CHECK looks at it.
 func Properties(k Knowledge) []Property {
-	all := append(reassembly(k.Memory), NothingUnasked{})
+	all := append(reassembly(k.Memory), NoAutoconfigured{})
 	for _, link := range []string{Name, conf.Tunnel} {
-		all = append(all, NothingGenerated{link}, Sysctl{
+		all = append(all, NoLinkLocal{link}, Sysctl{
 			Key: "net/ipv6/conf/" + link + "/accept_ra", Value: "0", Link: link, IfThere: true,
 			Why: link + " takes no router's advertisements",
 		})
@@ -85,7 +85,7 @@ func Properties(k Knowledge) []Property {
 		// ADD fails where IPv6 is off, and doesn't switch it on.
 		all = append(all, Sysctl{Key: "net/ipv6/conf/" + Name + "/disable_ipv6", Value: "0", Link: Name, Why: "there is IPv6 on " + Name})
 		all = append(all, sysctls6()...)
-		all = append(all, Listens{})
+		all = append(all, UplinksAcceptRA{})
 	}
 	for _, f := range k.Tunnels {
 		if f == conf.IPv4 {

@@ -75,14 +75,14 @@ func (p Port) aside(index int, taken taken) (routes []conf.Route, err error) {
 			request := addRoute(index, byAddress)
 			pod.Add(onLink(request), "add the route to %s via %s to table %d in the pod", r.Dst, a.Gateway, table)
 			rule := pod.Add(addRule(a.Addr, table), "have table %d asked for what the pod sends as %s", table, a.Addr)
-			rule.Means = batch.As(unix.EEXIST, nil)
+			rule.MapError = batch.MapError(unix.EEXIST, nil)
 			routes = append(routes, byAddress)
 			if toGateway := netip.PrefixFrom(a.Gateway, a.Gateway.BitLen()); taken[toGateway] {
 				continue // another interface in the same network has that way
 			}
 			network := conf.Route{Dst: a.Subnet.Masked(), Gateway: a.Gateway}
 			route := pod.Add(addRoute(index, network), "add the route to %s via %s in the pod", network.Dst, a.Gateway)
-			route.Means = batch.As(unix.EEXIST, nil)
+			route.MapError = batch.MapError(unix.EEXIST, nil)
 			routes = append(routes, network)
 		}
 	}

@@ -128,22 +128,22 @@ func writeSysctl(key, value string) error {
 
 // Listens is the property that a node that became a router goes on listening to other routers where its own default
 // route is from one: else that route would run out.
-type Listens struct{}
+type UplinksAcceptRA struct{}
 
 // Kind implements Property.
-func (Listens) Kind() Kind { return KindSysctl }
+func (UplinksAcceptRA) Kind() Kind { return KindSysctl }
 
-func (Listens) String() string {
+func (UplinksAcceptRA) String() string {
 	return "the node goes on listening to the router that its default route is from"
 }
 
 // Command implements Property.
-func (Listens) Command() string {
+func (UplinksAcceptRA) Command() string {
 	return "sysctl -w net.ipv6.conf.UPLINK.accept_ra=2"
 }
 
 // links are those that must listen and don't.
-func (Listens) links(o *Observed) (deaf []string, err error) {
+func (UplinksAcceptRA) links(o *Observed) (deaf []string, err error) {
 	if err := errors.Join(o.routes, o.links); err != nil {
 		return nil, fmt.Errorf("routes from router advertisements: %w: %w", ErrUnknown, err)
 	}
@@ -169,7 +169,7 @@ func (Listens) links(o *Observed) (deaf []string, err error) {
 }
 
 // Check implements Property.
-func (l Listens) Check(o *Observed) error {
+func (l UplinksAcceptRA) Check(o *Observed) error {
 	deaf, err := l.links(o)
 	if err == nil && len(deaf) > 0 {
 		err = fmt.Errorf("accept_ra is 1 on %s", strings.Join(deaf, ", "))
@@ -177,7 +177,7 @@ func (l Listens) Check(o *Observed) error {
 	return err
 }
 
-func (l Listens) restore(_ netlinksafe.Handle, o *Observed) error {
+func (l UplinksAcceptRA) restore(_ netlinksafe.Handle, o *Observed) error {
 	deaf, err := l.links(o)
 	for _, name := range deaf {
 		err = errors.Join(err, writeSysctl("net/ipv6/conf/"+name+"/accept_ra", "2"))

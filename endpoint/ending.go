@@ -15,7 +15,7 @@ import (
 // Ending says that the attachment is being deleted, and returns its record: from here the agent puts it into nothing
 // any more. Called again after a crash it returns the record again, until Remove. The error is fs.ErrNotExist if there
 // is none.
-func Ending(id string) (*Endpoint, error) {
+func MarkEnding(id string) (*Endpoint, error) {
 	if err := os.Rename(path(id), endingPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("mark endpoint record %s as ending: %w", id, err)
 	}
@@ -44,7 +44,7 @@ func Exists(id string) bool {
 
 // Find reads the record with that ID, be it of an attachment that is being deleted. The error is fs.ErrNotExist if there
 // is none, and ErrBroken if it can't be understood.
-func Find(id string) (e *Endpoint, ending bool, err error) {
+func LoadAny(id string) (e *Endpoint, ending bool, err error) {
 	e, err = load(path(id), id)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return e, false, err
@@ -75,7 +75,7 @@ func IDs() ([]string, error) {
 // record that is gone, or that another process holds, is not held twice: closing does nothing then.
 //
 // Equivalent to: flock --nonblock RECORD
-func Hold(id string) io.Closer {
+func MarkBusy(id string) io.Closer {
 	f, err := open(id)
 	if err != nil {
 		return io.NopCloser(nil)

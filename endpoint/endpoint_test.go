@@ -165,7 +165,7 @@ func TestEnding(t *testing.T) {
 	}
 	wantNone := func() {
 		t.Helper()
-		if _, err := Ending("a:eth0"); !errors.Is(err, fs.ErrNotExist) || Exists("a:eth0") {
+		if _, err := MarkEnding("a:eth0"); !errors.Is(err, fs.ErrNotExist) || Exists("a:eth0") {
 			t.Errorf("%v, exists: %v; want that there is no record", err, Exists("a:eth0"))
 		}
 	}
@@ -177,7 +177,7 @@ func TestEnding(t *testing.T) {
 		}
 	}
 	for range 2 { // DEL crashed and comes again
-		got, err := Ending("a:eth0")
+		got, err := MarkEnding("a:eth0")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -198,7 +198,7 @@ func TestEnding(t *testing.T) {
 	if err := os.WriteFile(path("a:eth0"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Ending("a:eth0"); err == nil || errors.Is(err, fs.ErrNotExist) {
+	if _, err := MarkEnding("a:eth0"); err == nil || errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("end what can't be read: %v", err)
 	}
 	if !Exists("a:eth0") {

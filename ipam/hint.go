@@ -169,7 +169,7 @@ func (hint) rebuild() error {
 	if err := errors.Join(os.RemoveAll(tmp), os.MkdirAll(tmp, 0o700), write(madeFile, nil)); err != nil {
 		return fmt.Errorf("make the bitmaps of held addresses: %w", err)
 	}
-	held, err := Holders()
+	held, err := Assignments()
 	if err != nil {
 		return err
 	}

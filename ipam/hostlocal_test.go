@@ -44,12 +44,12 @@ func TestAddressesThatHostLocalGave(t *testing.T) {
 		}
 	}
 	asked := func() error {
-		return Reserve("x", Request{
+		return Assign("x", Request{
 			Ranges:    append(dual()[:1:1], r),
 			Addresses: []netip.Addr{netip.MustParseAddr("10.88.0.2")},
 		}, func([]endpoint.Address) error { return nil })
 	}
-	var held *HeldError
+	var held *AssignedError
 	if err := asked(); !errors.As(err, &held) || !strings.Contains(err.Error(), "host-local for container c-10.88.0.2") {
 		t.Errorf("asked for an address of host-local's: %v", err)
 	}

@@ -36,14 +36,14 @@ type Request struct {
 	Addresses []netip.Addr
 }
 
-// HeldError says that an address which was asked for is another's.
-type HeldError struct {
-	Addr   netip.Addr
-	Holder string
+// AssignedError says that an address which was asked for is another's.
+type AssignedError struct {
+	Addr  netip.Addr
+	Owner string
 }
 
-func (e *HeldError) Error() string {
-	return fmt.Sprintf("address %s was asked for and is held by %s", e.Addr, e.Holder)
+func (e *AssignedError) Error() string {
+	return fmt.Sprintf("address %s was asked for and is held by %s", e.Addr, e.Owner)
 }
 
 // Reserve picks a free address of each family that the ranges hold, in the order in which they do, and makes holder their
@@ -51,7 +51,7 @@ func (e *HeldError) Error() string {
 // look after a crash, so no address can be held by nobody. The caller holds endpoint.Lock. Addresses are given out
 // round-robin, so a freed one rests as long as possible before it is used again: connections of its last owner have time
 // to die. One that was asked for doesn't turn the round.
-func Reserve(holder string, want Request, record func([]endpoint.Address) error) error {
+func Assign(holder string, want Request, record func([]endpoint.Address) error) error {
 	for _, dir := range []string{addressesDir, lastDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("make %s: %w", dir, err)
@@ -98,7 +98,7 @@ func pick(h hint, others *hostLocal, ranges []conf.Range, asked []netip.Addr) (e
 		if i < 0 {
 			continue
 		}
-		holder, err := Holder(a)
+		holder, err := AssignedTo(a)
 		if err != nil {
 			return endpoint.Address{}, err
 		}
@@ -106,7 +106,7 @@ func pick(h hint, others *hostLocal, ranges []conf.Range, asked []netip.Addr) (e
 			holder = others.holds(a)
 		}
 		if holder != "" {
-			return endpoint.Address{}, &HeldError{Addr: a, Holder: holder}
+			return endpoint.Address{}, &AssignedError{Addr: a, Owner: holder}
 		}
 		return endpoint.Address{Addr: a, Subnet: ranges[i].Subnet, Gateway: ranges[i].Gateway}, nil
 	}
@@ -143,7 +143,7 @@ func next(h hint, others *hostLocal, ranges []conf.Range) (endpoint.Address, boo
 // Take makes holder the owner of an address that another plugin gave its pod. An owner of before that another plugin's
 // address was is one whose end nobody told of: the address is the new pod's by now. That it is one of weir's own is an
 // error: two pods would have it. The caller holds endpoint.Lock.
-func Take(holder string, addr netip.Addr) error {
+func AssignExternal(holder string, addr netip.Addr) error {
 	if err := os.MkdirAll(addressesDir, 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", addressesDir, err)
 	}
@@ -151,7 +151,7 @@ func Take(holder string, addr netip.Addr) error {
 	if err := h.ensure(); err != nil {
 		return err
 	}
-	owner, err := Holder(addr)
+	owner, err := AssignedTo(addr)
 	if err != nil || owner == holder {
 		return err
 	}
@@ -159,7 +159,7 @@ func Take(holder string, addr netip.Addr) error {
 		// A record that can't be read keeps its address: its pod may run.
 		e, err := endpoint.Load(owner)
 		if gone := errors.Is(err, fs.ErrNotExist); !gone && (err != nil || !e.Chained) {
-			return &HeldError{Addr: addr, Holder: owner}
+			return &AssignedError{Addr: addr, Owner: owner}
 		}
 		if err := Release(owner, addr); err != nil {
 			return err
@@ -193,7 +193,7 @@ func byFamily(ranges []conf.Range) [][]conf.Range {
 }
 
 // Holder is who holds the address; empty if nobody does.
-func Holder(addr netip.Addr) (string, error) {
+func AssignedTo(addr netip.Addr) (string, error) {
 	holder, err := os.Readlink(linkPath(addr))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("look up the holder of %s: %w", addr, err)
@@ -204,7 +204,7 @@ func Holder(addr netip.Addr) (string, error) {
 // Release frees the address if holder holds it; otherwise it is left alone and that is no error. The caller holds
 // endpoint.Lock. The bit goes before the link: a crash between them leaves what one in hold does.
 func Release(holder string, addr netip.Addr) error {
-	if owner, err := Holder(addr); err != nil || owner != holder {
+	if owner, err := AssignedTo(addr); err != nil || owner != holder {
 		return err
 	}
 	if err := (hint{}).unmark(addr); err != nil {
@@ -217,7 +217,7 @@ func Release(holder string, addr netip.Addr) error {
 }
 
 // Holders are the held addresses with their owners.
-func Holders() (map[netip.Addr]string, error) {
+func Assignments() (map[netip.Addr]string, error) {
 	entries, err := os.ReadDir(addressesDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("list held addresses: %w", err)

@@ -33,7 +33,7 @@ func newRange(start, end byte) conf.Range {
 func reserve(t *testing.T, holder string, ranges ...conf.Range) string {
 	t.Helper()
 	var got endpoint.Address
-	if err := Reserve(holder, Request{Ranges: ranges},
+	if err := Assign(holder, Request{Ranges: ranges},
 		func(a []endpoint.Address) error { got = a[0]; return nil }); err != nil {
 		t.Fatalf("reserve for %s: %v", holder, err)
 	}
@@ -49,7 +49,7 @@ func release(t *testing.T, holder, addr string) {
 
 func wantHolders(t *testing.T, want map[string]string) {
 	t.Helper()
-	held, err := Holders()
+	held, err := Assignments()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +112,7 @@ func TestSeveralRangesAndExhaustion(t *testing.T) {
 	ranges := []conf.Range{newRange(1, 3), other, newRange(9, 9)}
 	var got []endpoint.Address
 	for i := range 4 {
-		if err := Reserve(fmt.Sprint("c", i), Request{Ranges: ranges},
+		if err := Assign(fmt.Sprint("c", i), Request{Ranges: ranges},
 			func(a []endpoint.Address) error { got = append(got, a...); return nil }); err != nil {
 			t.Fatal(err)
 		}
@@ -128,7 +128,7 @@ func TestSeveralRangesAndExhaustion(t *testing.T) {
 		t.Error(diff)
 	}
 	for range 2 {
-		err := Reserve("late", Request{Ranges: ranges},
+		err := Assign("late", Request{Ranges: ranges},
 			func(a []endpoint.Address) error { t.Errorf("%v was recorded", a); return nil })
 		var exhausted *ExhaustedError
 		if !errors.As(err, &exhausted) {
@@ -182,7 +182,7 @@ func TestBothFamilies(t *testing.T) {
 	var got []string
 	for i := range 3 {
 		holder := fmt.Sprint("c", i)
-		err := Reserve(holder, Request{Ranges: dual()}, func(addrs []endpoint.Address) error {
+		err := Assign(holder, Request{Ranges: dual()}, func(addrs []endpoint.Address) error {
 			for _, a := range addrs {
 				got = append(got, fmt.Sprintf("%s %s %s", a.Addr, a.Subnet, a.Gateway))
 			}
@@ -229,7 +229,7 @@ func TestAllAddressesOrNone(t *testing.T) {
 			t.Fatal(err)
 		}
 		recorded := false
-		err := Reserve("a", Request{Ranges: dual()}, func([]endpoint.Address) error { recorded = true; return nil })
+		err := Assign("a", Request{Ranges: dual()}, func([]endpoint.Address) error { recorded = true; return nil })
 		if err == nil || !recorded {
 			t.Errorf("%s can't be held: %v, and it was recorded: %v", family, err, recorded)
 		}
@@ -280,7 +280,7 @@ func TestAFailedRecordLeavesNothing(t *testing.T) {
 	full := errors.New("no space left on device")
 	var recorded []netip.Addr
 	for range 2 {
-		err := Reserve("a", Request{Ranges: []conf.Range{newRange(1, 9)}}, func(a []endpoint.Address) error {
+		err := Assign("a", Request{Ranges: []conf.Range{newRange(1, 9)}}, func(a []endpoint.Address) error {
 			recorded = append(recorded, a[0].Addr)
 			return full
 		})
@@ -305,7 +305,7 @@ func TestACrashAfterTheRecord(t *testing.T) {
 	var recorded netip.Addr
 	func() {
 		defer func() { _ = recover() }()
-		_ = Reserve("crashed", Request{Ranges: ranges}, func(a []endpoint.Address) error {
+		_ = Assign("crashed", Request{Ranges: ranges}, func(a []endpoint.Address) error {
 			recorded = a[0].Addr
 			panic("the process ends here")
 		})
@@ -392,7 +392,7 @@ func TestParallel(t *testing.T) {
 			for range 10 {
 				var got netip.Addr
 				locked(func() error {
-					return Reserve(holder, Request{Ranges: ranges}, func(a []endpoint.Address) error { got = a[0].Addr; return nil })
+					return Assign(holder, Request{Ranges: ranges}, func(a []endpoint.Address) error { got = a[0].Addr; return nil })
 				})
 				if other, taken := owners.LoadOrStore(got, holder); taken {
 					t.Errorf("%s is %s's and %s's", got, other, holder)
@@ -486,14 +486,14 @@ func TestTakeLeavesAddressesOfRecordsThatCantBeRead(t *testing.T) {
 	if err := os.WriteFile(record, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var other *HeldError
-	if err := Take("c2:eth0", held); !errors.As(err, &other) {
-		t.Errorf("%v, want a HeldError", err)
+	var other *AssignedError
+	if err := AssignExternal("c2:eth0", held); !errors.As(err, &other) {
+		t.Errorf("%v, want a AssignedError", err)
 	}
 	if err := os.Remove(record); err != nil {
 		t.Fatal(err)
 	}
-	if err := Take("c2:eth0", held); err != nil {
+	if err := AssignExternal("c2:eth0", held); err != nil {
 		t.Errorf("of a record that is gone: %v", err)
 	}
 }

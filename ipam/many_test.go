@@ -89,7 +89,7 @@ func TestCostDoesNotGrow(t *testing.T) {
 			}
 			began := time.Now()
 			var got netip.Addr
-			if err := Reserve("new:eth0", Request{Ranges: []conf.Range{wide()}},
+			if err := Assign("new:eth0", Request{Ranges: []conf.Range{wide()}},
 				func(a []endpoint.Address) error { got = a[0].Addr; return nil }); err != nil {
 				t.Fatal(err)
 			}
@@ -185,7 +185,7 @@ func TestTheBitmapsAreOnlyAHint(t *testing.T) {
 			held[a] = true
 		}
 		for range 2 {
-			err := Reserve("late", Request{Ranges: ranges}, func([]endpoint.Address) error { return nil })
+			err := Assign("late", Request{Ranges: ranges}, func([]endpoint.Address) error { return nil })
 			if exhausted := (*ExhaustedError)(nil); !errors.As(err, &exhausted) {
 				t.Errorf("%s: all are held, but %v", name, err)
 			}
@@ -260,7 +260,7 @@ func TestAskedFor(t *testing.T) {
 			r.Addresses = append(r.Addresses, netip.MustParseAddr(s))
 		}
 		var got []string
-		err := Reserve(holder, r, func(addrs []endpoint.Address) error {
+		err := Assign(holder, r, func(addrs []endpoint.Address) error {
 			for _, a := range addrs {
 				got = append(got, a.Addr.String())
 			}
@@ -280,8 +280,8 @@ func TestAskedFor(t *testing.T) {
 		}
 	}
 	got, err := want("b", "10.88.0.3")
-	var held *HeldError
-	if !errors.As(err, &held) || held.Holder != "a" || len(got) > 0 {
+	var held *AssignedError
+	if !errors.As(err, &held) || held.Owner != "a" || len(got) > 0 {
 		t.Errorf("asked for one that a holds: %v, %v", got, err)
 	}
 }
@@ -299,12 +299,12 @@ func TestTake(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := Take("c2:eth0", own); err == nil {
+	if err := AssignExternal("c2:eth0", own); err == nil {
 		t.Error("it took an address that one of weir's own pods has")
 	}
 	for range 2 {
 		for _, holder := range []string{"c2:eth0", "c3:eth0"} {
-			if err := Take(holder, other); err != nil {
+			if err := AssignExternal(holder, other); err != nil {
 				t.Fatal(err)
 			}
 			wantHolders(t, map[string]string{own.String(): "c1:eth0", other.String(): holder})

@@ -36,7 +36,7 @@ func TestGateCost(t *testing.T) {
 		address := netip.AddrFrom4([4]byte{172, 24 + byte(i>>12), byte(i >> 4), byte(i)})
 		network := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 100 + byte(i>>8), byte(i), 0}), 24)
 		many.Nodes, many.Tunnelled = append(slices.Clip(many.Nodes), address), append(slices.Clip(many.Tunnelled), network)
-		many.Peers = append(many.Peers, Peer{Node: address.String(), Address: address, Network: network})
+		many.Remotes = append(many.Remotes, Remote{Node: address.String(), Address: address, Network: network})
 	}
 	payload := vxlan(netip.MustParseAddr("172.20.1.10"), netip.MustParseAddr("172.20.2.10"),
 		netip.MustParseAddrPort("100.96.1.5:9"), netip.MustParseAddrPort("100.96.2.5:9"))

@@ -106,9 +106,9 @@ func NewGate(p Plan, links []string) Gate {
 			networkSet(f, "tunnelled", "weir: networks of pods whose packets come out of tunnels only", p.Tunnelled),
 			networkSet(f, "own", "weir: networks of this node's pods", p.Own))
 	}
-	if p.Local.IsValid() {
+	if p.NodeAddress.IsValid() {
 		for _, f := range conf.Families {
-			g.sets = append(g.sets, senders(conf.FamilyOf(p.Local), f, p.Peers))
+			g.sets = append(g.sets, senders(conf.FamilyOf(p.NodeAddress), f, p.Remotes))
 		}
 	}
 	g.chains = chains(p)
@@ -156,15 +156,15 @@ func networkSet(f conf.Family, name, comment string, networks []netip.Prefix) ga
 }
 
 // senders are the tunnels' ends, of the outer family, each with its networks of the inner one.
-func senders(outer, inner conf.Family, peers []Peer) gateSet {
+func senders(outer, inner conf.Family, peers []Remote) gateSet {
 	s := gateSet{
 		name: of(inner, "senders"), comment: "weir: tunnels' ends and the networks behind each",
 		keyType: nftables.MustConcatSetType(addressType(outer), addressType(inner)), interval: true, concatenated: true,
 	}
-	tunnelled := slices.DeleteFunc(slices.Clone(peers), func(p Peer) bool {
+	tunnelled := slices.DeleteFunc(slices.Clone(peers), func(p Remote) bool {
 		return p.Direct || conf.FamilyOf(p.Network.Addr()) != inner
 	})
-	slices.SortFunc(tunnelled, func(a, b Peer) int { return a.Network.Addr().Compare(b.Network.Addr()) })
+	slices.SortFunc(tunnelled, func(a, b Remote) int { return a.Network.Addr().Compare(b.Network.Addr()) })
 	for _, p := range tunnelled {
 		r := netipx.RangeOfPrefix(p.Network)
 		end := p.Address.AsSlice()
@@ -203,8 +203,8 @@ func chains(p Plan) []gateChain {
 		raw, forward, input = nil, nil, nil
 	}
 	var tunnel []gateRule
-	if p.Local.IsValid() {
-		outer := conf.FamilyOf(p.Local)
+	if p.NodeAddress.IsValid() {
+		outer := conf.FamilyOf(p.NodeAddress)
 		tracked := match{"ct state != untracked", []expr.Any{
 			&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
 			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(untracked)},

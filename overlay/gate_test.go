@@ -108,11 +108,11 @@ func TestGateIsKept(t *testing.T) {
 	}
 	// While nothing is known, what stands stays, and what is gone closes.
 	empty := NewGate(Plan{Options: options(Always)}, nil)
-	if err := empty.Keep(); err != nil || listing() != whole {
+	if err := empty.EnsureExists(); err != nil || listing() != whole {
 		t.Errorf("%v: %s", err, listing())
 	}
 	nodetest.Run(t, "nft", "flush", "chain", "inet", "weir-tunnel", "tunnel")
-	if err := empty.Keep(); err != nil || strings.Contains(listing(), "172.20.2.12") {
+	if err := empty.EnsureExists(); err != nil || strings.Contains(listing(), "172.20.2.12") {
 		t.Errorf("%v: %s", err, listing())
 	}
 	apply(empty, false)
@@ -131,21 +131,21 @@ func TestGateOfManyNodes(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	p := Plan{Options: options(Always), Local: netip.MustParseAddr("172.20.255.1")}
+	p := Plan{Options: options(Always), NodeAddress: netip.MustParseAddr("172.20.255.1")}
 	for i := range 5000 {
 		a := netip.AddrFrom4([4]byte{172, 20, byte(i >> 8), byte(i)})
 		n := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64 + byte(i>>8), byte(i), 0}), 24)
 		p.Nodes = append(p.Nodes, a)
 		p.Networks = append(p.Networks, n)
 		p.Tunnelled = append(p.Tunnelled, n)
-		p.Peers = append(p.Peers, Peer{Node: a.String(), Address: a, Network: n})
+		p.Remotes = append(p.Remotes, Remote{Node: a.String(), Address: a, Network: n})
 	}
 	for _, want := range []bool{true, false} {
 		if renewed, _, err := NewGate(p, nil).Apply(); renewed != want || err != nil {
 			t.Fatalf("renewed %v, %v; want %v", renewed, err, want)
 		}
 	}
-	p.Peers = p.Peers[2000:]
+	p.Remotes = p.Remotes[2000:]
 	for range 2 {
 		if renewed, _, err := NewGate(p, nil).Apply(); renewed || err != nil {
 			t.Fatalf("renewed %v, %v", renewed, err)

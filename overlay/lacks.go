@@ -20,10 +20,10 @@ type Lack struct {
 
 // Lacks says what of the plan the kernel was found to lack. Without its device no more than that is said.
 func (p Plan) Lacks(o *bridge.Observed) ([]Lack, error) {
-	if err := o.Unread(); err != nil {
+	if err := o.ReadError(); err != nil {
 		return nil, err
 	}
-	if !p.Local.IsValid() {
+	if !p.NodeAddress.IsValid() {
 		return nil, nil
 	}
 	var all []Lack
@@ -31,7 +31,7 @@ func (p Plan) Lacks(o *bridge.Observed) ([]Lack, error) {
 		all = append(all, Lack{was, fmt.Sprintf(command, args...)})
 	}
 	tunnel, ok := o.Links[conf.Tunnel]
-	tunnelled := slices.ContainsFunc(p.Peers, func(p Peer) bool { return !p.Direct })
+	tunnelled := slices.ContainsFunc(p.Remotes, func(p Remote) bool { return !p.Direct })
 	switch {
 	case tunnelled && !ok:
 		add(conf.Tunnel+" isn't there", "ip link add %s type vxlan", conf.Tunnel)
@@ -47,7 +47,7 @@ func (p Plan) Lacks(o *bridge.Observed) ([]Lack, error) {
 			add(fmt.Sprintf("%s lacks the address %s", conf.Tunnel, gw), "ip addr replace %s dev %s", gw, conf.Tunnel)
 		}
 	}
-	for _, peer := range p.Peers {
+	for _, peer := range p.Remotes {
 		link := 0 // any
 		if !peer.Direct {
 			link = tunnel.Index
@@ -69,7 +69,7 @@ func (p Plan) Lacks(o *bridge.Observed) ([]Lack, error) {
 }
 
 // lacks says what the tunnel lacks of the peer.
-func (p Peer) lacks(o *bridge.Observed, tunnel int) []Lack {
+func (p Remote) lacks(o *bridge.Observed, tunnel int) []Lack {
 	var all []Lack
 	mac := MAC(p.Address).String()
 	if have := o.Neighbours[tunnel][p.Via()]; !have.Permanent || have.MAC != mac {

@@ -13,18 +13,18 @@ import (
 
 // TestLacks: each thing of a plan that the kernel lacks is named, and nothing else.
 func TestLacks(t *testing.T) {
-	far := Peer{Node: "far", Address: netip.MustParseAddr("192.0.2.2"), Network: netip.MustParsePrefix("10.88.1.0/24")}
-	near := Peer{
+	far := Remote{Node: "far", Address: netip.MustParseAddr("192.0.2.2"), Network: netip.MustParsePrefix("10.88.1.0/24")}
+	near := Remote{
 		Node:    "near",
 		Address: netip.MustParseAddr("192.0.2.3"),
 		Network: netip.MustParsePrefix("10.88.2.0/24"),
 		Direct:  true,
 	}
 	plan := Plan{
-		Local:     netip.MustParseAddr("192.0.2.1"),
-		Gateways:  []netip.Addr{netip.MustParseAddr("10.88.0.0")},
-		Peers:     []Peer{far, near},
-		TunnelMTU: 1450,
+		NodeAddress: netip.MustParseAddr("192.0.2.1"),
+		Gateways:    []netip.Addr{netip.MustParseAddr("10.88.0.0")},
+		Remotes:     []Remote{far, near},
+		TunnelMTU:   1450,
 	}
 	const tunnel, uplink = 5, 2
 	mac := MAC(far.Address).String()

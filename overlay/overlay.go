@@ -31,17 +31,17 @@ func New(h netlinksafe.Handle) *Overlay { return &Overlay{h} }
 // plans any more is removed. What the kernel doesn't take of one node is a problem of that node, and all else is done.
 // That the node forwards packets at all is the plugin's doing, when it makes the bridge.
 func (o *Overlay) Apply(p Plan) ([]policy.Problem, error) {
-	if !p.Local.IsValid() {
+	if !p.NodeAddress.IsValid() {
 		return nil, o.removeRoutes(nil)
 	}
 	var tunnel netlink.Link
 	refused := refusals{}
-	if slices.ContainsFunc(p.Peers, func(peer Peer) bool { return !peer.Direct }) {
+	if slices.ContainsFunc(p.Remotes, func(peer Remote) bool { return !peer.Direct }) {
 		var err error
 		if tunnel, err = o.ensureTunnel(p); err != nil {
 			return nil, err
 		}
-		if err := o.neighbours(tunnel, p.Peers, refused); err != nil {
+		if err := o.neighbours(tunnel, p.Remotes, refused); err != nil {
 			return refused.problems(), err
 		}
 	} else if err := o.removeTunnel(); err != nil {
@@ -73,15 +73,15 @@ func (r refusals) problems() []policy.Problem {
 //	ip link set weir-vxlan addrgenmode none
 //	ip addr replace GATEWAY/32 dev weir-vxlan; ip link set weir-vxlan up
 func (o *Overlay) ensureTunnel(p Plan) (netlink.Link, error) {
-	if err := o.has(p.Local); err != nil {
+	if err := o.has(p.NodeAddress); err != nil {
 		return nil, err
 	}
 	if p.TunnelMTU == 0 {
 		return nil, fmt.Errorf("%s: it isn't known how large packets may be", conf.Tunnel)
 	}
 	want := &netlink.Vxlan{
-		LinkAttrs: netlink.LinkAttrs{Name: conf.Tunnel, HardwareAddr: MAC(p.Local), MTU: p.TunnelMTU, TxQLen: -1},
-		VxlanId:   int(p.VNI), SrcAddr: p.Local.AsSlice(), Port: int(p.Port), Learning: false,
+		LinkAttrs: netlink.LinkAttrs{Name: conf.Tunnel, HardwareAddr: MAC(p.NodeAddress), MTU: p.TunnelMTU, TxQLen: -1},
+		VxlanId:   int(p.VNI), SrcAddr: p.NodeAddress.AsSlice(), Port: int(p.Port), Learning: false,
 	}
 	link, err := o.h.LinkByName(conf.Tunnel)
 	if err == nil && !fits(link, want) {
@@ -188,7 +188,7 @@ func single(a netip.Addr) *net.IPNet {
 //
 //	ip neigh replace VIA lladdr MAC dev weir-vxlan nud permanent
 //	bridge fdb replace MAC dev weir-vxlan dst NODE self permanent
-func (o *Overlay) neighbours(tunnel netlink.Link, peers []Peer, refused refusals) error {
+func (o *Overlay) neighbours(tunnel netlink.Link, peers []Remote, refused refusals) error {
 	index := tunnel.Attrs().Index
 	want, node := map[string]netlink.Neigh{}, map[string]string{}
 	for _, p := range peers {
@@ -257,7 +257,7 @@ func (o *Overlay) routes(tunnel netlink.Link, p Plan, refused refusals) error {
 		return err
 	}
 	want := map[string]bool{}
-	for _, peer := range p.Peers {
+	for _, peer := range p.Remotes {
 		if refused[peer.Node] != nil {
 			continue
 		}

@@ -178,7 +178,7 @@ func (r *Routes) holding(local netip.Addr) (Path, error) {
 // node's pods would take them away. What weir's own links and routes have isn't among them.
 //
 // Equivalent to: ip addr show; ip route show table all
-func Local(h netlinksafe.Handle) ([]policy.Local, error) {
+func UnderlayAddresses(h netlinksafe.Handle) ([]policy.Local, error) {
 	links, err := h.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("list the node's links: %w", err)

@@ -31,7 +31,7 @@ const (
 )
 
 // Parse reads an encapsulation; empty means Always.
-func Parse(s string) (Encapsulation, error) {
+func ParseEncapsulation(s string) (Encapsulation, error) {
 	switch e := Encapsulation(cmp.Or(s, string(Always))); e {
 	case Always, CrossSubnet, Never:
 		return e, nil
@@ -91,9 +91,9 @@ type Plan struct {
 	// Local is the node's own address, the tunnels' near end, whose family is that of all tunnels; packets of both travel
 	// inside. Gateways are the addresses that the node has in the pods' networks, one of each family, for what it sends
 	// itself to pods elsewhere. There are none if the node isn't ready for an overlay.
-	Local    netip.Addr
-	Gateways []netip.Addr
-	Peers    []Peer
+	NodeAddress netip.Addr
+	Gateways    []netip.Addr
+	Remotes     []Remote
 	// Nodes are the addresses of all nodes, this one too; Networks those of all pods, Own of this node's pods, and
 	// Tunnelled of those whose packets come out of tunnels only.
 	Nodes                    []netip.Addr
@@ -113,7 +113,7 @@ func (p Plan) Equal(q Plan) bool {
 }
 
 // Peer is another node, or one of several networks of it.
-type Peer struct {
+type Remote struct {
 	Node    string
 	Address netip.Addr
 	Network netip.Prefix
@@ -124,7 +124,7 @@ type Peer struct {
 // Via is the address that stands for the peer's tunnel end inside: in IPv4 its network's first, which no pod has; in IPv6
 // a link-local one that ends as the tunnel end's MAC. There the kernel takes no other that some route leads elsewhere, be
 // it the one that is to be replaced.
-func (p Peer) Via() netip.Addr {
+func (p Remote) Via() netip.Addr {
 	if p.Network.Addr().Is4() {
 		return p.Network.Addr()
 	}
@@ -155,7 +155,7 @@ func Compute(self string, o Options, nodes []policy.Node, paths Paths) Plan {
 		if n.Name != self || len(n.Addresses) == 0 || len(n.PodCIDRs) == 0 {
 			continue
 		}
-		c.Local, c.Own = n.Addresses[0], n.PodCIDRs
+		c.NodeAddress, c.Own = n.Addresses[0], n.PodCIDRs
 		for _, network := range n.PodCIDRs {
 			if !c.gateway(network.Addr()).IsValid() {
 				c.Gateways = append(c.Gateways, network.Addr())
@@ -190,7 +190,7 @@ func (c *computing) report(node, field, format string, args ...any) {
 func (c *computing) add(n policy.Node) {
 	strange := 0 // networks of families that this node has none of
 	for _, network := range n.PodCIDRs {
-		if c.Local.IsValid() && !c.gateway(network.Addr()).IsValid() {
+		if c.NodeAddress.IsValid() && !c.gateway(network.Addr()).IsValid() {
 			strange++
 			c.close(network)
 			continue
@@ -201,7 +201,7 @@ func (c *computing) add(n policy.Node) {
 		}
 		peer, ok := c.way(n, network)
 		if ok && peer.Address.IsValid() {
-			c.Peers = append(c.Peers, peer)
+			c.Remotes = append(c.Remotes, peer)
 		}
 		if !peer.Direct {
 			c.close(network)
@@ -221,10 +221,10 @@ func (c *computing) close(network netip.Prefix) {
 
 // way is how the network of the node is reached: directly, through a tunnel from the local address, or by a way that
 // the network between the nodes knows, which is no peer. It is false if there is none.
-func (c *computing) way(n policy.Node, network netip.Prefix) (Peer, bool) {
-	inner, outer := conf.FamilyOf(network.Addr()), conf.FamilyOf(cmp.Or(c.Local, n.Addresses[0]))
-	p := Peer{Node: n.Name, Network: network}
-	missing := func(f conf.Family) (Peer, bool) {
+func (c *computing) way(n policy.Node, network netip.Prefix) (Remote, bool) {
+	inner, outer := conf.FamilyOf(network.Addr()), conf.FamilyOf(cmp.Or(c.NodeAddress, n.Addresses[0]))
+	p := Remote{Node: n.Name, Network: network}
+	missing := func(f conf.Family) (Remote, bool) {
 		c.report(n.Name, "status.addresses",
 			"there is no %s InternalIP that counts, to which packets for %s would be sent; its pods can't be reached", f, network)
 		return p, false
@@ -246,12 +246,12 @@ func (c *computing) way(n policy.Node, network netip.Prefix) (Peer, bool) {
 	if p.Address = firstOf(outer, n.Addresses); !p.Address.IsValid() {
 		return missing(outer)
 	}
-	path, ok := c.path(n.Name, c.Local, p.Address)
+	path, ok := c.path(n.Name, c.NodeAddress, p.Address)
 	if !ok {
 		return p, false
 	}
 	mac := MAC(p.Address).String()
-	if other, taken := c.macs[mac]; taken && other != n.Name || p.Address.Is6() && c.Local.IsValid() && mac == MAC(c.Local).String() {
+	if other, taken := c.macs[mac]; taken && other != n.Name || p.Address.Is6() && c.NodeAddress.IsValid() && mac == MAC(c.NodeAddress).String() {
 		// Of IPv6 addresses a MAC holds too little to tell all apart, and two can be chosen so that it doesn't.
 		c.report(n.Name, "status.addresses", "the tunnel's end at %s has the same MAC as that of node %s; its pods can't be reached",
 			p.Address, cmp.Or(other, c.self))
@@ -279,11 +279,11 @@ func (c *computing) path(node string, from, to netip.Addr) (Path, bool) {
 
 // measure finds how large packets may be. Until there are other nodes, that is up to the way to them.
 func (c *computing) measure() {
-	if !c.Local.IsValid() {
+	if !c.NodeAddress.IsValid() {
 		return
 	}
 	if c.least == 0 {
-		path, err := c.paths.Uplink(c.Local)
+		path, err := c.paths.Uplink(c.NodeAddress)
 		if err != nil {
 			c.report(c.self, "status.addresses", "it isn't known how large packets may be: %v", err)
 			return
@@ -293,7 +293,7 @@ func (c *computing) measure() {
 	c.leastTunnel = cmp.Or(c.leastTunnel, c.least)
 	overhead := 0
 	if c.Encapsulation != Never {
-		overhead = Overhead(c.Local)
+		overhead = Overhead(c.NodeAddress)
 	}
 	six := slices.ContainsFunc(c.Own, func(p netip.Prefix) bool { return p.Addr().Is6() })
 	least, largest := conf.MTURange(six)
@@ -302,7 +302,7 @@ func (c *computing) measure() {
 			"the way to other nodes takes packets of %d bytes only, so large ones of pods go in fragments", c.least)
 		c.MTU = least
 	}
-	c.TunnelMTU = max(min(c.leastTunnel-Overhead(c.Local), largest), least)
+	c.TunnelMTU = max(min(c.leastTunnel-Overhead(c.NodeAddress), largest), least)
 }
 
 // smallest is the smaller of two sizes, of which 0 is unknown.

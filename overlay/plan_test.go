@@ -147,7 +147,7 @@ func TestCompute(t *testing.T) {
 			plan := Compute("self", options(tc.e), settled, subnet)
 			plan.Problems = append(plan.Problems, problems...)
 			var peers []string
-			for _, p := range plan.Peers {
+			for _, p := range plan.Remotes {
 				how := map[bool]string{true: "direct", false: "tunnel"}[p.Direct]
 				peers = append(peers, strings.Join([]string{p.Node, p.Network.String(), p.Address.String(), how}, " "))
 			}
@@ -162,8 +162,8 @@ func TestCompute(t *testing.T) {
 					t.Errorf("problem %q, want %q", p, tc.problems[i])
 				}
 			}
-			if plan.Local != self.Addresses[0] || !slices.Equal(plan.Gateways, []netip.Addr{self.PodCIDRs[0].Addr()}) {
-				t.Errorf("local %s, gateways %s", plan.Local, plan.Gateways)
+			if plan.NodeAddress != self.Addresses[0] || !slices.Equal(plan.Gateways, []netip.Addr{self.PodCIDRs[0].Addr()}) {
+				t.Errorf("local %s, gateways %s", plan.NodeAddress, plan.Gateways)
 			}
 		})
 	}
@@ -173,12 +173,12 @@ func TestCompute(t *testing.T) {
 	} {
 		settled, problems := policy.Settle([]policy.Node{n, near}, policy.Terms{Self: "self"})
 		plan := Compute("self", options(Always), settled, subnet)
-		if plan.Local.IsValid() || len(problems) != 1 || problems[0].Field != field ||
+		if plan.NodeAddress.IsValid() || len(problems) != 1 || problems[0].Field != field ||
 			!strings.Contains(problems[0].Message, "can't have pods") {
 			t.Errorf("the node itself has no %s: %+v, %v", field, plan, problems)
 		}
 	}
-	if plan := Compute("who", options(Always), []policy.Node{near}, subnet); plan.Local.IsValid() {
+	if plan := Compute("who", options(Always), []policy.Node{near}, subnet); plan.NodeAddress.IsValid() {
 		t.Error("a node that isn't in the cluster has an overlay")
 	}
 }
@@ -219,7 +219,7 @@ func TestComputeBothFamilies(t *testing.T) {
 			plan := Compute("self", options(tc.e),
 				[]policy.Node{far, half, near, node("self", tc.self, "fd00:96:1::/64", "100.96.1.0/24", "fd00:96:9::/64")}, subnets)
 			var peers []string
-			for _, p := range plan.Peers {
+			for _, p := range plan.Remotes {
 				how := map[bool]string{true: "direct", false: "tunnel"}[p.Direct]
 				peers = append(peers, strings.Join([]string{p.Node, p.Network.String(), p.Address.String(), how}, " "))
 			}
@@ -234,8 +234,8 @@ func TestComputeBothFamilies(t *testing.T) {
 			if want := []netip.Addr{
 				netip.MustParseAddr("fd00:96:1::"),
 				netip.MustParseAddr("100.96.1.0"),
-			}; plan.Local.String() != first || !slices.Equal(plan.Gateways, want) {
-				t.Errorf("local %s, gateways %s", plan.Local, plan.Gateways)
+			}; plan.NodeAddress.String() != first || !slices.Equal(plan.Gateways, want) {
+				t.Errorf("local %s, gateways %s", plan.NodeAddress, plan.Gateways)
 			}
 		})
 	}
@@ -265,9 +265,9 @@ func TestTwoAddressesWithOneMAC(t *testing.T) {
 		node("a", a.String(), "fd00:96:3::/64"),
 	}
 	plan := Compute("self", options(Always), nodes, paths{})
-	if len(plan.Peers) != 1 || plan.Peers[0].Node != "z" || len(plan.Problems) != 1 ||
+	if len(plan.Remotes) != 1 || plan.Remotes[0].Node != "z" || len(plan.Problems) != 1 ||
 		plan.Problems[0].Object != "Node a" {
-		t.Errorf("peers %v, problems %v", plan.Peers, plan.Problems)
+		t.Errorf("peers %v, problems %v", plan.Remotes, plan.Problems)
 	}
 }
 
@@ -276,11 +276,11 @@ func TestParse(t *testing.T) {
 		"": Always, "always": Always, "crossSubnet": CrossSubnet,
 		"never": Never,
 	} {
-		if got, err := Parse(s); got != want || err != nil {
+		if got, err := ParseEncapsulation(s); got != want || err != nil {
 			t.Errorf("%q: %v, %v", s, got, err)
 		}
 	}
-	if _, err := Parse("vxlan"); err == nil {
+	if _, err := ParseEncapsulation("vxlan"); err == nil {
 		t.Error("vxlan is no encapsulation")
 	}
 }

@@ -18,8 +18,8 @@ import (
 
 // Traffic counts tunnel packets since the gate was made.
 type Traffic struct {
-	Believed uint64 // by the gate
-	Arrived  uint64 // at the tunnel, past all firewalls of the host
+	Accepted  uint64 // by the gate
+	Delivered uint64 // at the tunnel, past all firewalls of the host
 }
 
 func gateTable() *nftables.Table {
@@ -66,7 +66,7 @@ func (g Gate) Apply() (renewed bool, t Traffic, err error) {
 
 // Keep makes the table only if it isn't there, or lacks the rules of a chain, for when it isn't known yet which nodes
 // there are. What else it holds stays as it is.
-func (g Gate) Keep() error {
+func (g Gate) EnsureExists() error {
 	conn, err := transaction()
 	if err != nil {
 		return err
@@ -289,9 +289,9 @@ func (t *Traffic) count(r *nftables.Rule) {
 		c, ok := e.(*expr.Counter)
 		switch {
 		case ok && comment == believedComment:
-			t.Believed += c.Packets
+			t.Accepted += c.Packets
 		case ok && comment == arrivedComment:
-			t.Arrived += c.Packets
+			t.Delivered += c.Packets
 		}
 	}
 }

@@ -46,7 +46,7 @@ const (
 	// after.
 	Judged
 	// Attached are judged, and the addresses of this node's attachments. One that comes has no connections, and those of
-	// one that has left are forgotten before anybody else has the address (conntrack.Forget).
+	// one that has left are forgotten before anybody else has the address (conntrack.Delete).
 	Attached
 	// Members are dispatched to a class by the first rule of Set.Dispatch that finds them in its set. Those that change
 	// class do so in one step, or are in none in between.

@@ -93,10 +93,10 @@ func (n *Node) AddPod(name string, addrs ...netip.Addr) {
 		Alias:     name,
 		Addresses: addresses,
 	}
-	if _, err := n.bridge.Add(port); err != nil {
+	if _, err := n.bridge.AddPort(port); err != nil {
 		n.Fatal(err)
 	}
-	if err := bridge.Open(port.HostIf); err != nil {
+	if err := bridge.SetLinkUp(port.HostIf); err != nil {
 		n.Fatal(err)
 	}
 	for _, addr := range addrs {
@@ -107,7 +107,7 @@ func (n *Node) AddPod(name string, addrs ...netip.Addr) {
 // AddPodBehind attaches a pod as another plugin would: with a veth pair whose end on the node is hostIf, which the node
 // routes (ptp), or which is on the bridge. Pods on one bridge know each other, and speak through it without the node's
 // help.
-func (n *Node) AddPodBehind(bridgeIf, hostIf, name string, addrs ...netip.Addr) {
+func (n *Node) AddChainedPod(bridgeIf, hostIf, name string, addrs ...netip.Addr) {
 	n.Helper()
 	path := nodetest.NewNS(n, name)
 	mac := bridge.PodMAC(n.addresses(addrs)).String()
@@ -171,7 +171,7 @@ func (n *Node) DelPod(name string, addrs ...netip.Addr) {
 		n.hosts[addr].close()
 		delete(n.hosts, addr)
 	}
-	if err := bridge.Remove(bridge.PortName(name), n.addresses(addrs)); err != nil {
+	if err := bridge.RemovePort(bridge.PortName(name), n.addresses(addrs)); err != nil {
 		n.Fatal(err)
 	}
 	nodetest.DelNS(n, "/run/netns/"+name)

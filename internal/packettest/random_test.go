@@ -69,9 +69,9 @@ func randomNode(t *testing.T) *Node {
 		case policytest.OnWeir:
 			n.AddPod(name, here[conf.IPv4], here[conf.IPv6])
 		case policytest.OnLink:
-			n.AddPodBehind("", hostIf, name, here[conf.IPv4], here[conf.IPv6])
+			n.AddChainedPod("", hostIf, name, here[conf.IPv4], here[conf.IPv6])
 		case policytest.OnBridge:
-			n.AddPodBehind(policytest.Bridge, hostIf, name, here[conf.IPv4], here[conf.IPv6])
+			n.AddChainedPod(policytest.Bridge, hostIf, name, here[conf.IPv4], here[conf.IPv6])
 		}
 		for _, f := range conf.Families {
 			n.AddOutside(elsewhere[f])

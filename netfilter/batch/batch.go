@@ -25,7 +25,7 @@ type Step struct {
 	request *nl.NetlinkRequest
 	doing   string
 	// Means says what the kernel's error means, if not what it says; nil: nothing.
-	Means func(error) error
+	MapError func(error) error
 }
 
 // Add puts the request, made without NLM_F_ACK, at the end.
@@ -36,7 +36,7 @@ func (b *Batch) Add(r *nl.NetlinkRequest, doing string, args ...any) *Step {
 }
 
 // As has an error of the kernel's mean another.
-func As(kernels, other error) func(error) error {
+func MapError(kernels, other error) func(error) error {
 	return func(err error) error {
 		if errors.Is(err, kernels) {
 			return other
@@ -150,8 +150,8 @@ func (b Batch) failed(m syscall.NetlinkMessage) error {
 	}
 	st := b[m.Header.Seq]
 	var err error = unix.Errno(-code)
-	if st.Means != nil {
-		err = st.Means(err)
+	if st.MapError != nil {
+		err = st.MapError(err)
 	}
 	if err == nil {
 		return nil

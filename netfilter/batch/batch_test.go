@@ -31,8 +31,8 @@ func TestErrors(t *testing.T) {
 		var b, accepted Batch
 		for i := range 3 {
 			if i == at {
-				b.Add(link("none"), "look %s up", "none").Means = As(unix.ENODEV, other)
-				accepted.Add(link("none"), "look none up").Means = As(unix.ENODEV, nil)
+				b.Add(link("none"), "look %s up", "none").MapError = MapError(unix.ENODEV, other)
+				accepted.Add(link("none"), "look none up").MapError = MapError(unix.ENODEV, nil)
 			} else {
 				b.Add(link("lo"), "look lo up")
 				accepted.Add(link("lo"), "look lo up")

@@ -75,7 +75,7 @@ func BenchmarkForget200000(b *testing.B) {
 	full(b, 200_000)
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := Forget(netip.MustParseAddr("100.96.99.99")); err != nil {
+		if err := Delete(netip.MustParseAddr("100.96.99.99")); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -169,7 +169,7 @@ const (
 // Lives says whether the connection goes on, as far as the kernel knows. The kernel keeps an entry for up to two
 // minutes after that: of TCP in TIME_WAIT and CLOSE, of a question over UDP that was answered, of a SYN without an
 // answer.
-func (c Connection) Lives() bool {
+func (c Connection) Alive() bool {
 	state, _ := c.tcp(nl.CTA_PROTOINFO_TCP_STATE)
 	return c.Assured && state != stateTimeWait && state != stateClose
 }

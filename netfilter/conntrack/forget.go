@@ -29,7 +29,7 @@ const (
 // on 6.18).
 //
 // Equivalent to: conntrack -D -s ADDR; conntrack -D -r ADDR
-func Forget(addrs ...netip.Addr) error {
+func Delete(addrs ...netip.Addr) error {
 	var errs []error
 	var four []netip.Addr
 	for _, a := range addrs {

@@ -22,7 +22,7 @@ func TestForget(t *testing.T) {
 	}
 	address, six := netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("fd00:10:88::2")
 	for name, forget := range map[string]func() error{
-		"as ever": func() error { return Forget(address, six, netip.MustParseAddr("10.88.0.99")) },
+		"as ever": func() error { return Delete(address, six, netip.MustParseAddr("10.88.0.99")) },
 		// from Linux 6.12
 		"at once":  func() error { return errors.Join(forgetAtOnce([]netip.Addr{address}), forget(six, nil)) },
 		"filtered": func() error { return errors.Join(forgetTold(address), forget(six, nil)) },

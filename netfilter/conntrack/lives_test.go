@@ -32,8 +32,8 @@ func TestLives(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if n++; c.Lives() != want {
-				t.Errorf("%s: lives: %v, want %v", entry, c.Lives(), want)
+			if n++; c.Alive() != want {
+				t.Errorf("%s: lives: %v, want %v", entry, c.Alive(), want)
 			}
 		}
 		if n != 1 {

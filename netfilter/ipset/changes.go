@@ -16,9 +16,9 @@ import (
 
 // Change puts an entry into a set, or renews its comment there; or takes it out.
 type Change struct {
-	Set   string
-	Entry Entry
-	Out   bool
+	Set    string
+	Entry  Entry
+	Delete bool
 }
 
 // Apply makes the changes, in order, with few calls of the kernel. What is so already is no error. Where one fails, the
@@ -46,7 +46,7 @@ func ApplyEach(changes ...Change) (refused []Refused, err error) {
 		var b batch.Batch
 		for _, c := range some {
 			r, doing := c.request()
-			b.Add(r, "%s", doing).Means = func(err error) error {
+			b.Add(r, "%s", doing).MapError = func(err error) error {
 				if err = means(err); errors.Is(err, ErrNotExist) {
 					return err
 				}
@@ -62,7 +62,7 @@ func ApplyEach(changes ...Change) (refused []Refused, err error) {
 
 // request is how the change is asked for, and in words.
 func (c Change) request() (r *nl.NetlinkRequest, doing string) {
-	if c.Out {
+	if c.Delete {
 		return request(nl.IPSET_CMD_DEL, c.Set, c.Entry), fmt.Sprintf("delete %s from ipset %s", c.Entry, c.Set)
 	}
 	return request(nl.IPSET_CMD_ADD, c.Set, c.Entry), fmt.Sprintf("add %s to ipset %s", c.Entry, c.Set)
@@ -74,7 +74,7 @@ func apply(changes []Change, means func(error) error) error {
 		var b batch.Batch
 		for _, c := range some {
 			r, doing := c.request()
-			b.Add(r, "%s", doing).Means = means
+			b.Add(r, "%s", doing).MapError = means
 		}
 		_, err := b.Do(unix.NETLINK_NETFILTER, netns.None())
 		errs = append(errs, err)
@@ -85,14 +85,14 @@ func apply(changes []Change, means func(error) error) error {
 // Holding are those of the sets that hold the address, asked with few calls of the kernel. All must be of its family.
 //
 // Equivalent to: for set in SETS; do ipset test $set ADDR; done
-func Holding(a netip.Addr, sets []string) (map[string]bool, error) {
+func SetsContaining(a netip.Addr, sets []string) (map[string]bool, error) {
 	in := map[string]bool{}
 	for some := range slices.Chunk(sets, atOnce) {
 		var b batch.Batch
 		for _, name := range some {
 			in[name] = true
 			e := Entry{Prefix: netip.PrefixFrom(a, a.BitLen())}
-			b.Add(request(nl.IPSET_CMD_TEST, name, e), "test %s in ipset %s", a, name).Means = func(err error) error {
+			b.Add(request(nl.IPSET_CMD_TEST, name, e), "test %s in ipset %s", a, name).MapError = func(err error) error {
 				if err = means(err); errors.Is(err, nl.IPSetError(nl.IPSET_ERR_EXIST)) { // it isn't in
 					delete(in, name)
 					return nil

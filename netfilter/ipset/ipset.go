@@ -101,7 +101,7 @@ var families = map[uint8]conf.Family{unix.AF_INET: conf.IPv4, unix.AF_INET6: con
 type Handle struct{ h *netlink.Handle }
 
 // Open connects.
-func Open() (*Handle, error) {
+func New() (*Handle, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink for ipsets: %w", err)
@@ -138,7 +138,7 @@ func (h *Handle) Create(s Header) error {
 //
 // Equivalent to: ipset test NAME ADDR
 func (h *Handle) Has(name string, a netip.Addr) (bool, error) {
-	in, err := Holding(a, []string{name})
+	in, err := SetsContaining(a, []string{name})
 	return in[name], err
 }
 
@@ -245,7 +245,7 @@ func (h *Handle) Purge(addrs ...netip.Addr) error {
 			errs = append(errs, err)
 		}
 		for _, e := range held {
-			changes = append(changes, Change{Set: s.Name, Entry: e, Out: true})
+			changes = append(changes, Change{Set: s.Name, Entry: e, Delete: true})
 		}
 	}
 	errs = append(errs, apply(changes, func(err error) error {

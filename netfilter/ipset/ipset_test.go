@@ -18,7 +18,7 @@ func TestSets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	h, err := Open()
+	h, err := New()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,14 +46,14 @@ func TestSets(t *testing.T) {
 		for _, e := range []Entry{port("tcp", 80), port("udp", 80), port("sctp", 443), port("tcp", 81), other} {
 			must(Apply(Change{Set: "weir-port-x", Entry: e}))
 		}
-		must(Apply(Change{Set: "weir-port-x", Entry: port("tcp", 81), Out: true}))
+		must(Apply(Change{Set: "weir-port-x", Entry: port("tcp", 81), Delete: true}))
 	}
 	for range 2 {
 		must(h.Create(Header{"weir-numbers-x", BitmapPort, conf.IPv4}))
 		for _, n := range []uint16{1, 80, 65535, 81} {
 			must(Apply(Change{Set: "weir-numbers-x", Entry: Entry{Port: n}}))
 		}
-		must(Apply(Change{Set: "weir-numbers-x", Entry: Entry{Port: 81}, Out: true}))
+		must(Apply(Change{Set: "weir-numbers-x", Entry: Entry{Port: 81}, Delete: true}))
 	}
 	nodetest.Run(t, "ipset", "create", "somebody-elses", "hash:ip")
 	nodetest.Run(t, "ipset", "add", "somebody-elses", "10.88.0.2")
@@ -155,7 +155,7 @@ func TestBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	h, err := Open()
+	h, err := New()
 	if err != nil {
 		t.Fatal(err)
 	}

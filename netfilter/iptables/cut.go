@@ -74,7 +74,7 @@ func Cut(by Judgement, newest func() (Judgement, error), own map[netip.Addr]bool
 			w.Standing--
 		}
 		switch {
-		case !c.Lives():
+		case !c.Alive():
 		case allowed:
 			w.Restored++
 		default:

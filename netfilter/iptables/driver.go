@@ -43,7 +43,7 @@ type Driver struct {
 // Open connects to the kernel and finds out which iptables the node uses. If that can't be found out, it is tried again
 // by whatever needs it, which then says so.
 func Open(ctx context.Context) (*Driver, error) {
-	sets, err := ipset.Open()
+	sets, err := ipset.New()
 	if err != nil {
 		return nil, err
 	}

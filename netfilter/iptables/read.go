@@ -120,7 +120,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 	for _, a := range addrs {
 		e := policy.Element{Prefix: netip.PrefixFrom(a, a.BitLen())}
 		names := plain[conf.FamilyOf(a)]
-		in, err := ipset.Holding(a, names)
+		in, err := ipset.SetsContaining(a, names)
 		if err != nil {
 			return changed, err
 		}

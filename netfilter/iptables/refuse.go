@@ -74,7 +74,7 @@ func (d *Driver) tryType(h ipset.Header) error {
 func changeSets(changes []change, want policy.Ruleset, refused policy.Refused) error {
 	all := make([]ipset.Change, len(changes))
 	for i, c := range changes {
-		all[i] = ipset.Change{Set: c.set, Entry: entry(c.Entry), Out: c.del}
+		all[i] = ipset.Change{Set: c.set, Entry: entry(c.Entry), Delete: c.del}
 	}
 	err := ipset.Apply(all...)
 	if err == nil {
@@ -89,7 +89,7 @@ func changeSets(changes []change, want policy.Ruleset, refused policy.Refused) e
 	each, err := ipset.ApplyEach(all...) // to know which
 	for _, r := range each {
 		s, ok := opens[r.Set]
-		if r.Out || !ok {
+		if r.Delete || !ok {
 			err = errors.Join(err, fmt.Errorf("change %s in ipset %s: %w", r.Entry, r.Set, r.Err))
 			continue
 		}

@@ -82,7 +82,7 @@ func runCommand() *cobra.Command {
 		Short: "Keep the kernel as the policies demand, until SIGTERM; what is enforced then stays enforced",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if o.Node.Overlay.Encapsulation, err = overlay.Parse(encapsulation); err != nil {
+			if o.Node.Overlay.Encapsulation, err = overlay.ParseEncapsulation(encapsulation); err != nil {
 				return err
 			}
 			if err := o.Node.Overlay.Validate(); err != nil {

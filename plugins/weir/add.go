@@ -150,7 +150,7 @@ func (a *attaching) reserve() error {
 	}
 	defer unlock()
 	e := &a.endpoint
-	err = ipam.Reserve(e.ID(), ipam.Request{Ranges: a.conf.Ranges, Addresses: a.asked}, func(addrs []endpoint.Address) error {
+	err = ipam.Assign(e.ID(), ipam.Request{Ranges: a.conf.Ranges, Addresses: a.asked}, func(addrs []endpoint.Address) error {
 		e.Addresses = addrs
 		if a.mac == nil {
 			a.mac = bridge.PodMAC(addrs)
@@ -169,7 +169,7 @@ func (a *attaching) reserve() error {
 // ensureBridge makes the bridge if need be (step 3).
 func (a *attaching) ensureBridge() error {
 	mtu, gateways := a.conf.MTU, bridge.Gateways(a.endpoint.Addresses)
-	if a.bridge = bridge.Find(mtu, gateways); a.bridge != nil {
+	if a.bridge = bridge.FindReady(mtu, gateways); a.bridge != nil {
 		return nil
 	}
 	unlock, err := endpoint.Lock()
@@ -186,7 +186,7 @@ func (a *attaching) ensureBridge() error {
 // held is CNI error code 11 if another holds the address, or all of them; else code 5.
 func held(doing string, err error) error {
 	var exhausted *ipam.ExhaustedError
-	var held *ipam.HeldError
+	var held *ipam.AssignedError
 	switch {
 	case errors.As(err, &exhausted):
 		return types.NewError(types.ErrTryAgainLater, err.Error(), exhausted.Remedy())
@@ -208,7 +208,7 @@ func (a *attaching) port() bridge.Port {
 func (a *attaching) connect() error {
 	p := a.port()
 	var err error
-	if a.routes, err = a.bridge.Add(p); err != nil {
+	if a.routes, err = a.bridge.AddPort(p); err != nil {
 		if errors.Is(err, bridge.ErrRouteExists) {
 			return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("routes: %v", err),
 				"give the routes of a pod's second network a priority of their own, or leave them out: without a default route among them, "+
@@ -227,7 +227,7 @@ func (a *attaching) connect() error {
 
 // guard lets the port send under its own name, and closes the pod (step 5).
 func (a *attaching) guard() error {
-	if err := bridge.Allow(a.port().Sender()); err != nil {
+	if err := bridge.AllowSender(a.port().Sender()); err != nil {
 		return ioError("guard the pod's port", err)
 	}
 	return a.close()
@@ -258,7 +258,7 @@ func (a *attaching) close() error {
 
 // makeSets makes the sets of all pods.
 func (a *attaching) makeSets() error {
-	sets, err := ipset.Open()
+	sets, err := ipset.New()
 	if err != nil {
 		return err
 	}
@@ -313,7 +313,7 @@ func (a *attaching) open() error {
 	if !a.judged {
 		return nil
 	}
-	if err := bridge.Open(a.endpoint.HostIf); err != nil {
+	if err := bridge.SetLinkUp(a.endpoint.HostIf); err != nil {
 		return ioError("open the pod's link", err)
 	}
 	return nil

@@ -47,11 +47,11 @@ func (a *attaching) findChained() error {
 		return ioError("open netlink", err)
 	}
 	defer links.Close()
-	e.HostIf, e.BridgeIf, err = bridge.Foreign(links, a.netns, e.IfName)
+	e.HostIf, e.BridgeIf, err = bridge.FindPeer(links, a.netns, e.IfName)
 	if err == nil && e.BridgeIf != "" {
-		err = bridge.FilterBridged(links, e.BridgeIf)
+		err = bridge.EnableBridgeNetfilter(links, e.BridgeIf)
 	}
-	if errors.Is(err, bridge.ErrPassesBy) {
+	if errors.Is(err, bridge.ErrBypassesForward) {
 		return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("prevResult: %v", err), "")
 	}
 	if err != nil {
@@ -95,9 +95,9 @@ func (a *attaching) take() error {
 	}
 	var inherited []netip.Addr
 	for _, addr := range a.endpoint.Addresses {
-		before, err := ipam.Holder(addr.Addr)
+		before, err := ipam.AssignedTo(addr.Addr)
 		if err == nil {
-			err = ipam.Take(a.endpoint.ID(), addr.Addr)
+			err = ipam.AssignExternal(a.endpoint.ID(), addr.Addr)
 		}
 		if err != nil {
 			return held("take the pod's addresses", err)
@@ -109,7 +109,7 @@ func (a *attaching) take() error {
 	if len(inherited) == 0 {
 		return nil
 	}
-	sets, err := ipset.Open()
+	sets, err := ipset.New()
 	if err != nil {
 		return ioError("take the pod's addresses from who had them", err)
 	}
@@ -127,7 +127,7 @@ func (a *attaching) forget() error {
 	for _, addr := range a.endpoint.Addresses {
 		addrs = append(addrs, addr.Addr)
 	}
-	if err := conntrack.Forget(addrs...); err != nil {
+	if err := conntrack.Delete(addrs...); err != nil {
 		return ioError("forget connections of the pod's addresses", err)
 	}
 	return nil
@@ -136,7 +136,7 @@ func (a *attaching) forget() error {
 // stayClosed accepts a pod that no agent has judged, as enforcement "closed" does, if rules stand that go by the sets of
 // all pods and so drop its packets. Where no agent has ever run there are none.
 func (a *attaching) stayClosed(noAgent error) error {
-	sets, err := ipset.Open()
+	sets, err := ipset.New()
 	if err != nil {
 		return ioError("close the pod", err)
 	}
@@ -172,7 +172,7 @@ func checkChained(e *endpoint.Endpoint, c *conf.NetConf) error {
 		}
 	}
 	if e.BridgeIf != "" {
-		if on, err := bridge.FiltersBridged(e.BridgeIf); err != nil || !on {
+		if on, err := bridge.BridgeNetfilterEnabled(e.BridgeIf); err != nil || !on {
 			errs = append(errs, errors.Join(fmt.Errorf("bridge %s passes packets between pods on without iptables (nf_call_iptables)", e.BridgeIf), err))
 		}
 	}

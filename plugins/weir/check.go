@@ -72,7 +72,7 @@ func check(args *call) error {
 }
 
 func checkGuard(p bridge.Port) error {
-	ok, err := bridge.Allowed(p.Sender())
+	ok, err := bridge.SenderAllowed(p.Sender())
 	if err == nil && !ok {
 		return fmt.Errorf("the spoof guard does not let %s send as %s", p.HostIf, p.MAC)
 	}
@@ -83,7 +83,7 @@ func checkGuard(p bridge.Port) error {
 func checkHolder(e *endpoint.Endpoint) error {
 	var errs []error
 	for _, a := range e.Addresses {
-		holder, err := ipam.Holder(a.Addr)
+		holder, err := ipam.AssignedTo(a.Addr)
 		if err == nil && holder != e.ID() {
 			err = fmt.Errorf("%s is held by %q, not by %s", a.Addr, holder, e.ID())
 		}
@@ -96,7 +96,7 @@ func checkSets(e *endpoint.Endpoint) error {
 	if e.Enforcement == conf.Off {
 		return nil
 	}
-	sets, err := ipset.Open()
+	sets, err := ipset.New()
 	if err != nil {
 		return err
 	}

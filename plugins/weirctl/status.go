@@ -76,7 +76,7 @@ func fromKernel(noAgent error) (*report.Status, error) {
 		s.Errors = append(s.Errors, err.Error())
 	}
 	s.Pods = pods
-	sets, err := ipset.Open()
+	sets, err := ipset.New()
 	if err != nil {
 		return nil, err
 	}

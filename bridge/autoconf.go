@@ -15,7 +15,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// RemoveUnasked keeps weir0 and the tunnel from IPv6 addresses and routes that nobody asked for: the kernel generates
+// RemoveAutoconfigured keeps weir0 and the tunnel from IPv6 addresses and routes that nobody asked for: the kernel generates
 // no link-local address, and believes no router's advertisement (RFC 4861, section 6.3.4). Then it takes away those
 // that are there: all addresses of pods' ports, the link-local ones of weir0 and the tunnel, and on all of them those
 // that came with an advertisement. An earlier weir let them come, and a route stays for as long as its router says.
@@ -24,7 +24,7 @@ import (
 //
 //	ip link set LINK addrgenmode none; sysctl net.ipv6.conf.LINK.accept_ra=0          (weir0 and weir-vxlan)
 //	ip -6 addr del ADDRESS dev LINK; ip -6 route flush dev LINK proto ra
-func RemoveUnasked(h netlinksafe.Handle) error {
+func RemoveAutoconfigured(h netlinksafe.Handle) error {
 	if err := errors.Join(keepUnasked(h, Name), keepUnasked(h, conf.Tunnel)); err != nil {
 		return err
 	}
@@ -108,27 +108,27 @@ func unasked(link string, a netlink.Addr) bool {
 	return strings.HasPrefix(link, PortPrefix) || a.IP.IsLinkLocalUnicast() || a.Flags&unix.IFA_F_PERMANENT == 0
 }
 
-// NothingGenerated is the property that a link of weir's gets no address that the kernel makes up: see
+// NoLinkLocal is the property that a link of weir's gets no address that the kernel makes up: see
 // noGeneratedAddress.
-type NothingGenerated struct{ Link string }
+type NoLinkLocal struct{ Link string }
 
 // Kind implements Property.
-func (NothingGenerated) Kind() Kind { return KindSysctl }
+func (NoLinkLocal) Kind() Kind { return KindSysctl }
 
-func (g NothingGenerated) String() string {
+func (g NoLinkLocal) String() string {
 	return "the kernel gives " + g.Link + " no link-local address"
 }
 
 // Command implements Property.
-func (g NothingGenerated) Command() string { return "ip link set " + g.Link + " addrgenmode none" }
+func (g NoLinkLocal) Command() string { return "ip link set " + g.Link + " addrgenmode none" }
 
 // Check implements Property.
-func (g NothingGenerated) Check(o *Observed) error {
+func (g NoLinkLocal) Check(o *Observed) error {
 	s := Sysctl{Key: "net/ipv6/conf/" + g.Link + "/addr_gen_mode", Value: strconv.Itoa(noGeneratedAddress), Link: g.Link, IfThere: true}
 	return s.Check(o)
 }
 
-func (g NothingGenerated) restore(h netlinksafe.Handle, _ *Observed) error {
+func (g NoLinkLocal) restore(h netlinksafe.Handle, _ *Observed) error {
 	link, err := h.LinkByName(g.Link)
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", g.Link, err)
@@ -136,22 +136,22 @@ func (g NothingGenerated) restore(h netlinksafe.Handle, _ *Observed) error {
 	return noAddressOf(h, link)
 }
 
-// NothingUnasked is the property that weir's links have no IPv6 address or route that nobody asked for: see
-// RemoveUnasked.
-type NothingUnasked struct{}
+// NoAutoconfigured is the property that weir's links have no IPv6 address or route that nobody asked for: see
+// RemoveAutoconfigured.
+type NoAutoconfigured struct{}
 
 // Kind implements Property.
-func (NothingUnasked) Kind() Kind { return KindAddress }
+func (NoAutoconfigured) Kind() Kind { return KindAddress }
 
-func (NothingUnasked) String() string {
+func (NoAutoconfigured) String() string {
 	return "weir's links have no IPv6 address or route that nobody asked for"
 }
 
 // Command implements Property.
-func (NothingUnasked) Command() string { return "ip -6 addr flush dev " + Name + " scope link" }
+func (NoAutoconfigured) Command() string { return "ip -6 addr flush dev " + Name + " scope link" }
 
 // Check implements Property.
-func (NothingUnasked) Check(o *Observed) error {
+func (NoAutoconfigured) Check(o *Observed) error {
 	if err := errors.Join(o.links, o.addresses, o.routes); err != nil {
 		return fmt.Errorf("IPv6 addresses of weir's links: %w: %w", ErrUnknown, err)
 	}
@@ -178,4 +178,6 @@ func (NothingUnasked) Check(o *Observed) error {
 	return nil
 }
 
-func (NothingUnasked) restore(h netlinksafe.Handle, _ *Observed) error { return RemoveUnasked(h) }
+func (NoAutoconfigured) restore(h netlinksafe.Handle, _ *Observed) error {
+	return RemoveAutoconfigured(h)
+}
