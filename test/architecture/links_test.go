@@ -1,0 +1,65 @@
+package architecture
+
+import (
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// promises says what a package must not link, be it by others' packages: import paths, and those below them.
+var promises = []struct {
+	pkg, why string
+	never    []string
+}{
+	{
+		"plugins/weir", "its start is on the path of every pod",
+		[]string{"k8s.io", "sigs.k8s.io", "net/http", module + "policy"},
+	},
+	{
+		"policy", "it says what should be, and can't touch anything",
+		[]string{"github.com/vishvananda", "github.com/google/nftables", "github.com/mdlayher", "k8s.io/client-go"},
+	},
+}
+
+// TestLinks: go list -deps of a package shows nothing that it mustn't link.
+func TestLinks(t *testing.T) {
+	for _, p := range promises {
+		deps := dependencies(t, p.pkg)
+		complain(t, linked(p.pkg, deps, p.never))
+		t.Logf("%s links %d packages: %s", p.pkg, len(deps), p.why)
+	}
+}
+
+// dependencies is go list -deps ./PKG.
+func dependencies(t *testing.T, pkg string) []string {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-deps", "./"+pkg)
+	cmd.Dir = root
+	var errors strings.Builder
+	cmd.Stderr = &errors
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list -deps ./%s: %v: %s", pkg, err, errors.String())
+	}
+	return strings.Fields(string(out))
+}
+
+func linked(pkg string, deps, never []string) (wrong []string) {
+	for _, d := range deps {
+		if slices.ContainsFunc(never, func(n string) bool { return within(d, n) }) {
+			wrong = append(wrong, fmt.Sprintf("%s links %s", pkg, d))
+		}
+	}
+	return wrong
+}
+
+func TestLinksFindsWhatMustNotBeLinked(t *testing.T) {
+	deps := []string{
+		"fmt", "net", "net/http", "net/http/internal", "k8s.io/api/core/v1", "k8s.iota",
+		module + "policy/ruleset",
+	}
+	wants(t, linked("plugins/weir", deps, []string{"k8s.io", "net/http"}), "plugins/weir links net/http",
+		"plugins/weir links net/http/internal", "plugins/weir links k8s.io/api/core/v1")
+}

@@ -1,0 +1,135 @@
+// Package architecture tests what the project promises of its own layout: which room may import which, what the
+// plugin and the policy core link, how long files, functions and lines may be. With -v it prints the figures:
+//
+//	go test ./test/architecture -v
+//
+// Each rule is a function from what was read to what is wrong, so that a second test can break it on made-up input.
+package architecture
+
+import (
+	"bytes"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const (
+	root   = "../.."
+	module = "github.com/weir-net/weir/"
+)
+
+// testOnly are the folders that hold code for tests in files that aren't named _test.go.
+var testOnly = []string{"test", "internal/packettest", "policy/policytest"}
+
+// file is a text of the project, by its path from the root.
+type file struct {
+	path string
+	text []byte
+}
+
+// goFile is a Go file that is no test, parsed.
+type goFile struct {
+	file
+	fset *token.FileSet
+	ast  *ast.File
+}
+
+// pkg is the folder of the file's package.
+func (f goFile) pkg() string { return path.Dir(f.path) }
+
+// lines is the number of the file's lines.
+func (f file) lines() int { return bytes.Count(f.text, []byte("\n")) }
+
+// at is where a node of the file is, for a message.
+func (f goFile) at(n ast.Node) string { return f.path + ":" + f.line(n.Pos()) }
+
+func (f goFile) line(p token.Pos) string {
+	_, line, _ := strings.Cut(f.fset.Position(p).String(), ":")
+	line, _, _ = strings.Cut(line, ":")
+	return line
+}
+
+// tree reads all files of the project, without those that git ignores, testdata and generated ones.
+func tree(t *testing.T) []file {
+	t.Helper()
+	var files []file
+	err := filepath.WalkDir(root, func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err = filepath.Rel(root, name)
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (name == ".git" || name == "bin" || d.Name() == "testdata"):
+			return filepath.SkipDir
+		case !d.Type().IsRegular() || d.Name() == "go.sum" || d.Name() == "LICENSE" || path.Ext(name) == ".svg":
+			return nil
+		}
+		text, err := os.ReadFile(filepath.Join(root, name))
+		files = append(files, file{name, text})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+// production is the parsed Go code that isn't only for tests.
+func production(t *testing.T, files []file) []goFile {
+	t.Helper()
+	var code []goFile
+	for _, f := range files {
+		if path.Ext(f.path) == ".go" && !strings.HasSuffix(f.path, "_test.go") && !forTests(path.Dir(f.path)) {
+			code = append(code, parse(t, f))
+		}
+	}
+	return code
+}
+
+func parse(t *testing.T, f file) goFile {
+	t.Helper()
+	fset := token.NewFileSet()
+	tree, err := parser.ParseFile(fset, f.path, f.text, parser.ParseComments|parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return goFile{f, fset, tree}
+}
+
+func forTests(pkg string) bool {
+	return slices.ContainsFunc(testOnly, func(folder string) bool { return within(pkg, folder) })
+}
+
+// within reports whether a package is in a folder or below it.
+func within(pkg, folder string) bool { return pkg == folder || strings.HasPrefix(pkg, folder+"/") }
+
+// room is the top-level folder of a package.
+func room(pkg string) string {
+	top, _, _ := strings.Cut(pkg, "/")
+	return top
+}
+
+// complain fails the test with each of the things that are wrong.
+func complain(t *testing.T, wrong []string) {
+	t.Helper()
+	for _, w := range wrong {
+		t.Error(w)
+	}
+}
+
+// wants checks that a rule finds in made-up input what is wrong, and nothing else.
+func wants(t *testing.T, got []string, want ...string) {
+	t.Helper()
+	if !slices.Equal(got, want) {
+		t.Errorf("the rule complains of\n\t%s\nand not of\n\t%s", strings.Join(got, "\n\t"), strings.Join(want, "\n\t"))
+	}
+}
