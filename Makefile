@@ -67,8 +67,9 @@ e2e-upstream: ## Kubernetes' own specs on NetworkPolicy, on such a cluster: FOCU
 
 pictures: ## draw docs/pictures/*.svg from their sources, *.d2
 	@for p in docs/pictures/*.d2; do \
-		go run $(D2) --layout elk --theme 0 --dark-theme 200 --pad 10 $$p $${p%.d2}.svg || exit; \
+		go run $(D2) --theme 0 --dark-theme 200 --pad 10 $$p $${p%.d2}.svg || exit; \
 	done
+	@chmod 644 docs/pictures/*.svg
 
 packages:
 	@scripts/packages test
