@@ -146,10 +146,10 @@ func (f *forge) forgedSenders() {
 		{"the gateway's MAC", w.bridgeMAC},
 		{"its port's MAC", w.portMAC},
 		{"the uplink's MAC", w.uplinkMAC},
-		{"a strange MAC", strangeMAC},
-		{"a broadcast MAC", broadcastMAC},
-		{"a group's MAC", groupMAC4},
-		{"no MAC", zeroMAC},
+		{"an unused MAC", strangeMAC},
+		{"the broadcast MAC", broadcastMAC},
+		{"a multicast MAC", groupMAC4},
+		{"the zero MAC", zeroMAC},
 	}
 	senders := map[string][]name[netip.Addr]{
 		"IPv4": {
@@ -320,11 +320,11 @@ func (f *forge) etherTypes() {
 // addressResolution is ARP, to the gateway and to all.
 func (f *forge) addressResolution() {
 	w := f.w
-	f.begin("ARP under its own name", "the node says its MAC, which the pod knows")
+	f.begin("ARP, own sender", "the node tells its MAC, which the pod knows")
 	f.own("request for the gateway", eth(broadcastMAC, w.eMAC), f.arp(1, w.eMAC, w.e4, gateway4)).asks = gateway4
 	f.own("request for the gateway, to its MAC", f.toNode(), f.arp(1, w.eMAC, w.e4, gateway4)).asks = gateway4
 	f.own("request for the uplink's address", eth(broadcastMAC, w.eMAC), f.arp(1, w.eMAC, w.e4, uplink4)).asks = uplink4
-	f.begin("ARP under its own name for others", "")
+	f.begin("ARP, own sender, for other addresses", "")
 	f.own("request for the victim", eth(broadcastMAC, w.eMAC), f.arp(1, w.eMAC, w.e4, w.victim4)).asks = w.victim4
 	f.own("request for itself", eth(broadcastMAC, w.eMAC), f.arp(1, w.eMAC, w.e4, w.e4))
 	f.own("request for the outside", eth(broadcastMAC, w.eMAC), f.arp(1, w.eMAC, w.e4, outside4)).asks = outside4

@@ -277,7 +277,7 @@ func (f *forge) fragmentClasses() {
 			f.fragment(f.toNode(), src, dst, append(f.marker(), make([]byte, 100)...), 65528, false),
 		)
 		f.put("atomic to "+to.text, own, f.atomic(src, dst))
-		f.begin("fragments whose others don't come", "the node says that their time is over")
+		f.begin("incomplete datagrams", "the node answers that the other fragments did not come in time")
 		f.put("the first to "+to.text, own, f.fragments(f.toNode(), src, dst)[0]).waits = true
 		f.put("the last to "+to.text, own, f.fragments(f.toNode(), src, dst)[1]).waits = true
 		f.begin("forged fragments", "")

@@ -153,18 +153,18 @@ func (f *forge) destinations() {
 	}
 	for _, to := range all {
 		src, dst := to.value[0], to.value[1]
-		f.begin("own sender, where it may not send", "")
+		f.begin("own sender, a destination that is denied", "")
 		if src == dst {
 			f.begin("own sender, to itself", "a pod may reach itself through its Service")
 		}
 		if dst.IsLinkLocalUnicast() && dst.Is6() {
-			f.begin("own sender, where no way leads", "the node says that there is no way")
+			f.begin("own sender, a destination without a route", "the node answers that there is no route")
 		}
 		f.own("UDP to "+to.text, f.toNode(), f.udp(src, dst))
 		f.own("SYN to "+to.text, f.toNode(), f.syn(src, dst))
 		f.own("echo request to "+to.text, f.toNode(), f.echo(src, dst))
 		f.own("UDP to the closed port 9 of "+to.text, f.toNode(), ipHeader(src, dst), f.udpTo(9))
-		f.begin("own sender, whose time is over", "the node says that the time is over")
+		f.begin("own sender, TTL or hop limit used up", "the node answers that the time is exceeded")
 		hops := ipHeader(src, dst)
 		switch h := hops[0].(type) {
 		case *layers.IPv4:
@@ -174,7 +174,7 @@ func (f *forge) destinations() {
 		}
 		f.own("UDP to "+to.text, f.toNode(), hops, f.udpTo(udpPort))
 	}
-	f.begin("own sender, too big for the way", "the node says how big a packet may be")
+	f.begin("own sender, larger than the route's MTU", "the node answers how large a packet may be")
 	h := ipHeader(w.e4, peerPod4)[0].(*layers.IPv4)
 	h.Flags = layers.IPv4DontFragment
 	long := func() gopacket.Payload { return append(f.marker(), make([]byte, 1430)...) }
@@ -210,7 +210,7 @@ func (f *forge) destinations() {
 			})
 		}
 	}
-	f.begin("groups' membership and DHCP", "")
+	f.begin("IGMP, MLD and DHCP", "")
 	igmp := func(kind byte, group netip.Addr) []byte {
 		return append(append([]byte{kind, 0, 0, 0}, group.AsSlice()...), f.marker()...)
 	}
@@ -256,7 +256,7 @@ func (f *forge) connections(flows []flow) {
 			}, gopacket.Payload(f.marker())})
 		}
 	}
-	f.begin("packets into others' connections", "")
+	f.begin("packets into connections of others", "")
 	for _, c := range flows {
 		for _, d := range []struct {
 			text     string
