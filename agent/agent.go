@@ -26,6 +26,7 @@ import (
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/report"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // Source tells what the cluster looks like.
@@ -72,9 +73,9 @@ type agent struct {
 	enrolled  map[string]bool              // endpoints that were let in
 	published map[endpoint.Pod][]netip.Addr
 	kept      bool            // while there are no objects: the kernel was looked at
-	ruleset   policy.Ruleset  // as it was last brought into the kernel
+	ruleset   ruleset.Ruleset // as it was last brought into the kernel
 	purged    bool            // the plugin has changed sets since
-	refused   policy.Refused  // by the kernel, since the last resync
+	refused   ruleset.Refused // by the kernel, since the last resync
 	moved     bool            // attachments have begun or ended since the kernel was read last
 	ending    bool            // attachments are being deleted
 	owed      iptables.Verify // what must be read for the next sync, as the last one failed
@@ -87,7 +88,7 @@ type agent struct {
 	mtu       int // of pods' links, as the conflist says; 0: it isn't known yet
 
 	faults   faults
-	problems []policy.Problem
+	problems []ruleset.Problem
 	// nodeFaults are what of the node isn't as it should be, and nodeRepairs the last ones.
 	nodeFaults  map[bridge.Kind]int
 	nodeRepairs []report.NodeRepair

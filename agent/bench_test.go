@@ -21,6 +21,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // large is a cluster of 5,000 pods in 500 namespaces on 100 nodes, of which 50 are on this one.
@@ -38,7 +39,7 @@ func large(policies int) (*policy.Objects, map[string]endpoint.Endpoint) {
 		p := policy.Pod{
 			Namespace: fmt.Sprint("ns-", i/7%500), Name: fmt.Sprint("p", i), UID: fmt.Sprint(i),
 			Labels:    map[string]string{"app": fmt.Sprint("a", i%10), "pod-template-hash": "abcdef"},
-			Ports:     []policy.NamedPort{{Name: "http", Proto: policy.TCP, Number: 8080}},
+			Ports:     []policy.NamedPort{{Name: "http", Proto: ruleset.TCP, Number: 8080}},
 			NodeName:  fmt.Sprint("n", i%100),
 			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{100, 96, byte(i % 100), byte(2 + i/100)})},
 		}

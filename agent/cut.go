@@ -10,6 +10,7 @@ import (
 
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // cutting ends connections that are no longer let through, and lets those go on that are again. It walks through all
@@ -26,12 +27,12 @@ type cutting struct {
 
 // scene is what the kernel holds, or is about to.
 type scene struct {
-	ruleset policy.Ruleset
-	pods    map[netip.Addr]policy.Link
+	ruleset ruleset.Ruleset
+	pods    map[netip.Addr]ruleset.Link
 }
 
 func (s *scene) judgement() (iptables.Judgement, error) {
-	judge, err := policy.NewJudge(s.ruleset)
+	judge, err := ruleset.NewSimulator(s.ruleset)
 	return iptables.Judgement{Judge: judge, Pods: s.pods}, err
 }
 
@@ -41,8 +42,8 @@ type walked struct {
 }
 
 // pods are the addresses of the node's pods, with their links.
-func (a *agent) pods() map[netip.Addr]policy.Link {
-	pods := map[netip.Addr]policy.Link{}
+func (a *agent) pods() map[netip.Addr]ruleset.Link {
+	pods := map[netip.Addr]ruleset.Link{}
 	for _, e := range a.attached() {
 		link := policy.LinkOf(e)
 		for _, addr := range e.Addresses {

@@ -15,6 +15,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // errNotSynced refuses pods before the first good state is in the kernel.
@@ -98,7 +99,7 @@ func (a *agent) verdict(id string, err error) (r reply, final bool) {
 	}
 	pod := ep.Pod.String()
 	return reply{http.StatusOK, agentapi.EnrolAnswer{
-		Ingress: class(a.ruleset.Classes, policy.Ingress, pod), Egress: class(a.ruleset.Classes, policy.Egress, pod),
+		Ingress: class(a.ruleset.Classes, ruleset.Ingress, pod), Egress: class(a.ruleset.Classes, ruleset.Egress, pod),
 	}}, true
 }
 

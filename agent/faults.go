@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // part of the agent's work, in which something can stand in the way.
@@ -86,18 +87,18 @@ func (f *faults) set(p part, err error) {
 }
 
 // reportProblems logs those that are new and those that are gone, and keeps them for the status and the metrics.
-func (a *agent) reportProblems(problems []policy.Problem) {
+func (a *agent) reportProblems(problems []ruleset.Problem) {
 	for i, p := range problems { // a field of an object may have a megabyte
-		problems[i] = policy.Problem{Object: policy.Excerpt(p.Object), Field: policy.Excerpt(p.Field), Message: policy.Excerpt(p.Message)}
+		problems[i] = ruleset.Problem{Object: policy.Excerpt(p.Object), Field: policy.Excerpt(p.Field), Message: policy.Excerpt(p.Message)}
 	}
-	slices.SortFunc(problems, func(a, b policy.Problem) int {
+	slices.SortFunc(problems, func(a, b ruleset.Problem) int {
 		return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.Field, b.Field), strings.Compare(a.Message, b.Message))
 	})
 	if slices.Equal(problems, a.problems) {
 		return
 	}
-	log := func(say func(string, ...any), msg string, list, except []policy.Problem) {
-		others := make(map[policy.Problem]bool, len(except))
+	log := func(say func(string, ...any), msg string, list, except []ruleset.Problem) {
+		others := make(map[ruleset.Problem]bool, len(except))
 		for _, p := range except {
 			others[p] = true
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/report"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -102,7 +103,7 @@ func TestFaultsOfObjects(t *testing.T) {
 			},
 		},
 		{"a podCIDR that the source couldn't read", "Node", "new", "spec.podCIDRs[1]", "no CIDR", func(o *policy.Objects) {
-			o.Problems = append(o.Problems, policy.Problem{Object: "Node new", Field: "spec.podCIDRs[1]", Message: "no CIDR"})
+			o.Problems = append(o.Problems, ruleset.Problem{Object: "Node new", Field: "spec.podCIDRs[1]", Message: "no CIDR"})
 		}},
 		{"a policy that is too large", "NetworkPolicy", "shop/x", "spec.ingress[0]", "1025 rules", func(o *policy.Objects) {
 			o.Policies = append(o.Policies,

@@ -13,8 +13,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/weir-net/weir/bridge"
-	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/report"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // metrics are what Prometheus asks for: counted where it happens, or read from the status, so that the two never differ.
@@ -148,7 +148,7 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	gauges(unenforcedDesc, unenforced)
 	c.endpoints(s.Pods, gauge)
 	gauge(policiesDesc, len(s.Policies))
-	classes := map[string]int{string(policy.Ingress): 0, string(policy.Egress): 0}
+	classes := map[string]int{string(ruleset.Ingress): 0, string(ruleset.Egress): 0}
 	seen := map[string]bool{} // one that has sets in both families is one
 	for _, class := range s.Classes {
 		if k := string(class.Direction) + " " + strings.Join(class.Policies, " "); !seen[k] {
@@ -173,7 +173,7 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	send(prometheus.CounterValue, cutDesc, s.Stats.Cut)
 }
 
-func (c statusCollector) problems(all []policy.Problem, gauge func(*prometheus.Desc, int, ...string), gauges func(*prometheus.Desc, map[string]int)) {
+func (c statusCollector) problems(all []ruleset.Problem, gauge func(*prometheus.Desc, int, ...string), gauges func(*prometheus.Desc, map[string]int)) {
 	counts := map[string]int{"NetworkPolicy": 0, "Node": 0, "Pod": 0}
 	named := map[[2]string]bool{} // one field may have several problems
 	for _, p := range all {
@@ -188,9 +188,9 @@ func (c statusCollector) problems(all []policy.Problem, gauge func(*prometheus.D
 }
 
 func (c statusCollector) endpoints(pods []report.PodStatus, gauge func(*prometheus.Desc, int, ...string)) {
-	counts := map[policy.Direction]map[string]int{policy.Ingress: {}, policy.Egress: {}}
+	counts := map[ruleset.Direction]map[string]int{ruleset.Ingress: {}, ruleset.Egress: {}}
 	for _, p := range pods {
-		for d, class := range map[policy.Direction]string{policy.Ingress: p.Ingress, policy.Egress: p.Egress} {
+		for d, class := range map[ruleset.Direction]string{ruleset.Ingress: p.Ingress, ruleset.Egress: p.Egress} {
 			if !slices.Contains([]string{classOpen, classClosed, classBefore, classUnknown}, class) {
 				class = "isolated"
 			}

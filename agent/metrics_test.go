@@ -13,6 +13,7 @@ import (
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/report"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // TestDocumentedMetrics: docs/metrics.md has each metric there is, and no other, each fault and each kind of repair;
@@ -40,7 +41,7 @@ func TestDocumentedMetrics(t *testing.T) {
 		return &snapshot{Status: report.Status{
 			LastSync:   time.Unix(1e9, 0),
 			Sets:       []report.SetStatus{{Name: "weir-pods"}},
-			Problems:   []policy.Problem{{Object: "Node x", Field: "spec"}},
+			Problems:   []ruleset.Problem{{Object: "Node x", Field: "spec"}},
 			Unenforced: []policy.Unenforced{{Kind: "CiliumNetworkPolicy.cilium.io"}},
 		}}
 	})

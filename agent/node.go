@@ -17,6 +17,7 @@ import (
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // NodeOptions are for an agent whose source knows the cluster's nodes: it then keeps the way to other nodes' pods, and
@@ -71,7 +72,7 @@ func (a *agent) publishAddresses(ctx context.Context) {
 type settled struct {
 	source      *policy.Objects // as the source told of it last
 	told, nodes []policy.Node
-	problems    []policy.Problem
+	problems    []ruleset.Problem
 	local       []policy.Local
 	unknown     error // of local: what was known before goes on
 }
@@ -124,7 +125,7 @@ type ways struct {
 	routes  *overlay.Routes
 	plan    overlay.Plan // as it should be
 	reached overlay.Plan // as it was last brought into the kernel
-	refused []policy.Problem
+	refused []ruleset.Problem
 	gate    gate
 }
 
@@ -134,10 +135,10 @@ type gate struct {
 	plan    overlay.Plan
 	links   []string
 	traffic overlay.Traffic
-	blocked []policy.Problem // by a firewall of the host
+	blocked []ruleset.Problem // by a firewall of the host
 }
 
-func (w ways) problems() []policy.Problem {
+func (w ways) problems() []ruleset.Problem {
 	return slices.Concat(w.plan.Problems, w.refused, w.gate.blocked)
 }
 
@@ -211,7 +212,7 @@ const fewPackets = 3
 
 // blocked says whether a firewall of the host drops what the gate has let through since. A rule that accepts tunnel
 // packets by connection state is the usual reason: they are untracked, and neither NEW nor ESTABLISHED.
-func blocked(o NodeOptions, before, now overlay.Traffic, was []policy.Problem) []policy.Problem {
+func blocked(o NodeOptions, before, now overlay.Traffic, was []ruleset.Problem) []ruleset.Problem {
 	if now.Accepted < before.Accepted || now.Delivered < before.Delivered { // the table was made anew, and counts from there
 		before = overlay.Traffic{}
 	}
@@ -221,7 +222,7 @@ func blocked(o NodeOptions, before, now overlay.Traffic, was []policy.Problem) [
 	case now.Accepted-before.Accepted < fewPackets:
 		return was
 	}
-	return []policy.Problem{{Object: "Node " + o.Name, Field: "host firewall", Message: fmt.Sprintf(
+	return []ruleset.Problem{{Object: "Node " + o.Name, Field: "host firewall", Message: fmt.Sprintf(
 		"tunnel packets from other nodes come in, and a firewall of this host drops all of them: it must accept UDP port %d from nodes "+
 			"without asking for a connection state, as tunnels are not tracked", o.Overlay.Port)}}
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // outdated says what is wrong with an attachment whose plugin was told something else than the agent knows by now:
@@ -101,14 +102,14 @@ func (a *agent) renewConflist() {
 
 // misplacedPods are problems of pods that run with addresses from before a change of the Node's podCIDRs. They go on
 // as they are.
-func (a *agent) misplacedPods() []policy.Problem {
-	var problems []policy.Problem
+func (a *agent) misplacedPods() []ruleset.Problem {
+	var problems []ruleset.Problem
 	for id, e := range a.endpoints {
 		why := a.misplaced(e)
 		if why == "" || slices.ContainsFunc(a.waiting, func(w *enrolment) bool { return w.id == id }) {
 			continue
 		}
-		problems = append(problems, policy.Problem{
+		problems = append(problems, ruleset.Problem{
 			Object: "Pod " + e.Pod.String(), Field: "status.podIPs",
 			Message: why + ": no way leads there from other nodes; " +
 				"once it is deleted, the pod that replaces it gets one of these",

@@ -19,6 +19,7 @@ import (
 	"github.com/weir-net/weir/netfilter/ipset"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -142,7 +143,7 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	if got := s.in("10.88.0.9"); !slices.Equal(got, want) {
 		t.Errorf("the second pod is in %q, want %q", got, want)
 	}
-	if class := class(s.ruleset.Classes, policy.Ingress, "shop/evil"); class != classOpen {
+	if class := class(s.ruleset.Classes, ruleset.Ingress, "shop/evil"); class != classOpen {
 		t.Errorf("the second pod is in class %s", class)
 	}
 	s.hear(iptables.All)
@@ -175,7 +176,7 @@ func TestAPodThatComesAgain(t *testing.T) {
 		return
 	}
 	db := named("db-0", "", "old")
-	db.Ports = []policy.NamedPort{{Name: "sql", Proto: policy.TCP, Number: 5432}}
+	db.Ports = []policy.NamedPort{{Name: "sql", Proto: ruleset.TCP, Number: 5432}}
 	o := shop(db)
 	port := intstr.FromString("sql")
 	o.Policies[0].Spec.Ingress[0] = networkingv1.NetworkPolicyIngressRule{

@@ -7,6 +7,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/report"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // What is said of a pod in place of its policies' names.
@@ -21,7 +22,7 @@ const (
 
 // earlier is what the kernel held for the pods when it was last looked at before the first sync.
 type earlier struct {
-	members map[policy.Direction]map[netip.Addr]bool // nil: it couldn't be read
+	members map[ruleset.Direction]map[netip.Addr]bool // nil: it couldn't be read
 	looked  bool
 }
 
@@ -38,7 +39,7 @@ func (a *agent) lookBefore() {
 }
 
 // enforced says what judges the endpoint's pod in that direction: the names of policies, or one of the words above.
-func (a *agent) enforced(d policy.Direction, e endpoint.Endpoint) string {
+func (a *agent) enforced(d ruleset.Direction, e endpoint.Endpoint) string {
 	held := func(addr endpoint.Address) bool { return a.earlier.members[d][addr.Addr] }
 	switch {
 	case len(a.ruleset.Sets) > 0: // this agent's own

@@ -7,6 +7,7 @@ import (
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/report"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // snapshot is the status with what only metrics tell of it.
@@ -25,7 +26,7 @@ func (a *agent) publish() {
 			a.faults.now[partKernel] == nil && a.faults.now[partNode] == nil,
 		LastSync: a.lastSync, IPTables: string(a.driver.Flavour), Stats: a.stats,
 		Errors: []string{}, Pods: []report.PodStatus{}, Policies: a.policies, Sets: []report.SetStatus{},
-		Problems: append([]policy.Problem{}, a.problems...), Classes: append([]policy.Class{}, a.ruleset.Classes...),
+		Problems: append([]ruleset.Problem{}, a.problems...), Classes: append([]ruleset.Class{}, a.ruleset.Classes...),
 		Unenforced: append([]policy.Unenforced{}, a.unenforced...), Files: a.files, NodeRepairs: slices.Clone(a.nodeRepairs),
 	}
 	for p, err := range a.faults.now {
@@ -37,11 +38,11 @@ func (a *agent) publish() {
 	}
 	for _, e := range a.endpoints {
 		p := report.Pod(e)
-		p.Ingress, p.Egress = a.enforced(policy.Ingress, e), a.enforced(policy.Egress, e)
+		p.Ingress, p.Egress = a.enforced(ruleset.Ingress, e), a.enforced(ruleset.Egress, e)
 		s.Pods = append(s.Pods, p)
 	}
 	for _, set := range a.ruleset.Sets {
-		s.Sets = append(s.Sets, report.SetStatus{Name: set.Name, Type: string(set.Type), Entries: len(set.Entries)})
+		s.Sets = append(s.Sets, report.SetStatus{Name: set.Name, Type: string(set.Kind), Entries: len(set.Entries)})
 	}
 	s.sort()
 	a.status.Store(s)

@@ -13,6 +13,7 @@ import (
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // retry is how soon a failed change is tried again.
@@ -33,9 +34,9 @@ func (a *agent) sync(ctx context.Context, verify iptables.Verify) time.Duration 
 	a.settleAnew(verify)
 	began := time.Now()
 	defer func() { a.metrics.syncs.Observe(time.Since(began).Seconds()) }()
-	ruleset, result, verify, err := a.apply(ctx, verify)
+	want, result, verify, err := a.apply(ctx, verify)
 	a.planWays(verify)
-	a.reportProblems(slices.Concat(ruleset.Problems, a.ways.problems(), a.misplacedPods()))
+	a.reportProblems(slices.Concat(want.Problems, a.ways.problems(), a.misplacedPods()))
 	var unknown *iptables.UnknownError
 	brought := err == nil || errors.As(err, &unknown)
 	if guardErr := errors.Join(a.guard(verify), a.keepGate(verify)); guardErr != nil {
@@ -45,7 +46,7 @@ func (a *agent) sync(ctx context.Context, verify iptables.Verify) time.Duration 
 		return 0
 	}
 	if brought {
-		a.noteChange(ruleset, result, verify, err == nil)
+		a.noteChange(want, result, verify, err == nil)
 	} else {
 		a.cutting.owed = true // some of it may be done
 		a.lookBefore()
@@ -77,7 +78,7 @@ func (a *agent) sync(ctx context.Context, verify iptables.Verify) time.Duration 
 	if !a.reach(verify) {
 		next = sooner(next, retry)
 	}
-	a.reportProblems(slices.Concat(ruleset.Problems, a.ways.problems(), a.misplacedPods()))
+	a.reportProblems(slices.Concat(want.Problems, a.ways.problems(), a.misplacedPods()))
 	a.open()
 	a.publishAddresses(ctx)
 	a.walk()
@@ -89,32 +90,32 @@ func (a *agent) sync(ctx context.Context, verify iptables.Verify) time.Duration 
 
 // apply brings into the kernel what is known, without what the kernel refuses of it. verified is how much was read.
 func (a *agent) apply(ctx context.Context, verify iptables.Verify) (
-	ruleset policy.Ruleset, all iptables.Result, verified iptables.Verify, err error,
+	want ruleset.Ruleset, all iptables.Result, verified iptables.Verify, err error,
 ) {
 	for {
 		read, readErr := a.read(ctx, verify)
 		verified = max(verified, read)
-		ruleset = policy.Compile(a.state())
-		a.cutting.newest.Store(&scene{ruleset, a.pods()})
+		want = policy.Compile(a.state())
+		a.cutting.newest.Store(&scene{want, a.pods()})
 		var result iptables.Result
-		result, err = a.bring(ctx, readErr, ruleset, read)
+		result, err = a.bring(ctx, readErr, want, read)
 		all.Changed, all.Closes, all.Rules = all.Changed || result.Changed, all.Closes || result.Closes, all.Rules || result.Rules
 		all.Left, all.Strays = result.Left, append(all.Strays, result.Strays...)
 		var refused *iptables.RefusedError
 		if !errors.As(err, &refused) || !a.without(refused.Refused) {
-			return ruleset, all, verified, err
+			return want, all, verified, err
 		}
 		verify = iptables.Trust // it is read again if it isn't known
 	}
 }
 
 // without takes note of what the kernel refuses. It is false if all of that was known.
-func (a *agent) without(refused policy.Refused) (news bool) {
+func (a *agent) without(refused ruleset.Refused) (news bool) {
 	for r, why := range refused {
 		if _, ok := a.refused[r]; !ok {
 			news = true
 			if a.refused == nil {
-				a.refused = policy.Refused{}
+				a.refused = ruleset.Refused{}
 			}
 			a.refused[r] = why
 		}
@@ -137,27 +138,27 @@ func (a *agent) read(ctx context.Context, verify iptables.Verify) (iptables.Veri
 
 // bring brings the ruleset into the kernel. If it isn't known what the kernel holds, only weir's rules get back their
 // place before all others.
-func (a *agent) bring(ctx context.Context, readErr error, ruleset policy.Ruleset, verify iptables.Verify) (iptables.Result, error) {
+func (a *agent) bring(ctx context.Context, readErr error, want ruleset.Ruleset, verify iptables.Verify) (iptables.Result, error) {
 	if readErr != nil {
-		return iptables.Result{}, errors.Join(readErr, a.driver.PutFirst(ctx, ruleset))
+		return iptables.Result{}, errors.Join(readErr, a.driver.PutFirst(ctx, want))
 	}
 	if verify == iptables.All { // which was read already
 		verify = iptables.Trust
 	}
-	return a.driver.Apply(ctx, ruleset, verify)
+	return a.driver.Apply(ctx, want, verify)
 }
 
 // noteChange takes in what the ruleset has changed in the kernel. If not all that it had held is known, it isn't known
 // either who had changed something.
-func (a *agent) noteChange(ruleset policy.Ruleset, result iptables.Result, verify iptables.Verify, known bool) {
+func (a *agent) noteChange(want ruleset.Ruleset, result iptables.Result, verify iptables.Verify, known bool) {
 	if result.Changed {
 		a.stats.Changes++
-		if known && a.somebodys(ruleset, result) {
+		if known && a.somebodys(want, result) {
 			a.stats.Repairs++
 			a.Log.Warn("somebody had changed weir's sets or rules; they are as they should be again")
 		}
 	}
-	a.ruleset, a.purged = ruleset, false
+	a.ruleset, a.purged = want, false
 	if verify == iptables.All {
 		a.moved = a.ending
 	}
@@ -172,11 +173,11 @@ func (a *agent) noteChange(ruleset policy.Ruleset, result iptables.Result, verif
 
 // somebodys says whether what was changed had been changed by somebody else: the agent wants what it wanted before, and
 // of sets the plugin can't have done it for an attachment that began or ended meanwhile.
-func (a *agent) somebodys(ruleset policy.Ruleset, result iptables.Result) bool {
-	if a.lastSync.IsZero() || a.faults.now[partKernel] != nil || !slices.EqualFunc(a.ruleset.Chains, ruleset.Chains, equalChain) {
+func (a *agent) somebodys(want ruleset.Ruleset, result iptables.Result) bool {
+	if a.lastSync.IsZero() || a.faults.now[partKernel] != nil || !slices.EqualFunc(a.ruleset.Chains, want.Chains, equalChain) {
 		return false
 	}
-	return result.Rules || (!a.purged && !a.moved && slices.EqualFunc(a.ruleset.Sets, ruleset.Sets, equalSet))
+	return result.Rules || (!a.purged && !a.moved && slices.EqualFunc(a.ruleset.Sets, want.Sets, equalSet))
 }
 
 // unsure says why no pod is let in though the kernel holds what the agent knows: it doesn't know all.
@@ -259,14 +260,14 @@ func (a *agent) knows(e endpoint.Endpoint) bool {
 	return len(a.madeBy(e)) > 0
 }
 
-func equalChain(a, b policy.Chain) bool {
-	return a.Table == b.Table && a.Name == b.Name && slices.EqualFunc(a.Rules, b.Rules, policy.Rule.Equal)
+func equalChain(a, b ruleset.Chain) bool {
+	return a.Table == b.Table && a.Name == b.Name && slices.EqualFunc(a.Rules, b.Rules, ruleset.Rule.Equal)
 }
 
-func equalSet(a, b policy.Set) bool { return a.Name == b.Name && slices.Equal(a.Entries, b.Entries) }
+func equalSet(a, b ruleset.Set) bool { return a.Name == b.Name && slices.Equal(a.Entries, b.Entries) }
 
 // class is the name of the class that holds the pod in that direction.
-func class(classes []policy.Class, d policy.Direction, pod string) string {
+func class(classes []ruleset.Class, d ruleset.Direction, pod string) string {
 	for _, c := range classes {
 		if c.Direction != d || !slices.Contains(c.Pods, pod) {
 			continue

@@ -18,8 +18,8 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/netfilter/iptables"
-	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/report"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 const (
@@ -46,7 +46,7 @@ type upkeep struct {
 // nodeKnowledge is what the loop knows of that goes into the node's properties.
 type nodeKnowledge struct {
 	endpoints map[string]endpoint.Endpoint
-	classes   []policy.Class // as they are enforced
+	classes   []ruleset.Class // as they are enforced
 	tunnels   []conf.Family
 }
 

@@ -6,12 +6,6 @@ import "strings"
 const (
 	// Bridge is the node's bridge.
 	Bridge = "weir0"
-	// PodsSet is the ipset with the IPv4 addresses of every pod on the node: what is in it is dropped unless a class lets
-	// it through. That of the IPv6 addresses is IPv6.Set(PodsSet).
-	PodsSet = "weir-pods"
-	// IngressClasses and EgressClasses begin the names of the sets of this node's pods to which the same policies apply.
-	IngressClasses = "weir-in-"
-	EgressClasses  = "weir-eg-"
 	// Tunnel is the node's VXLAN device, over which pods on other nodes are reached.
 	Tunnel = "weir-vxlan"
 	// TunnelTable is the nftables table of the inet family that says which packets may be tunnels', and what may come

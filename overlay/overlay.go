@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 const (
@@ -30,7 +30,7 @@ func New(h netlinksafe.Handle) *Overlay { return &Overlay{h} }
 // Apply makes the kernel's overlay the planned one: what is missing is added, what differs is replaced, and what nobody
 // plans any more is removed. What the kernel doesn't take of one node is a problem of that node, and all else is done.
 // That the node forwards packets at all is the plugin's doing, when it makes the bridge.
-func (o *Overlay) Apply(p Plan) ([]policy.Problem, error) {
+func (o *Overlay) Apply(p Plan) ([]ruleset.Problem, error) {
 	if !p.NodeAddress.IsValid() {
 		return nil, o.removeRoutes(nil)
 	}
@@ -54,10 +54,10 @@ func (o *Overlay) Apply(p Plan) ([]policy.Problem, error) {
 // refusals are what the kernel didn't take, by the name of the node.
 type refusals map[string]error
 
-func (r refusals) problems() []policy.Problem {
-	var all []policy.Problem
+func (r refusals) problems() []ruleset.Problem {
+	var all []ruleset.Problem
 	for _, node := range slices.Sorted(maps.Keys(r)) {
-		all = append(all, policy.Problem{
+		all = append(all, ruleset.Problem{
 			Object: "Node " + node, Field: "status.addresses",
 			Message: fmt.Sprintf("the kernel refuses the way to it, and its pods can't be reached: %v", r[node]),
 		})

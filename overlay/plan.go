@@ -15,6 +15,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // Encapsulation says which packets between nodes travel inside the nodes' own UDP packets.
@@ -100,7 +101,7 @@ type Plan struct {
 	Networks, Own, Tunnelled []netip.Prefix
 	// MTU of the pods' links, and TunnelMTU of the VXLAN device, in bytes; 0 while no path is known.
 	MTU, TunnelMTU int
-	Problems       []policy.Problem
+	Problems       []ruleset.Problem
 }
 
 // gateway is the one of that address's family; invalid if there is none.
@@ -182,7 +183,7 @@ type computing struct {
 }
 
 func (c *computing) report(node, field, format string, args ...any) {
-	c.Problems = append(c.Problems, policy.Problem{Object: "Node " + node, Field: field, Message: fmt.Sprintf(format, args...)})
+	c.Problems = append(c.Problems, ruleset.Problem{Object: "Node " + node, Field: field, Message: fmt.Sprintf(format, args...)})
 }
 
 // add plans the ways to the other node's networks. What this node has no way to through a tunnel has none from there

@@ -2,6 +2,8 @@ package policy
 
 import (
 	"slices"
+
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // alternatives are the policies that isolate a pod in one direction, for each of the pods that it may be: one list,
@@ -13,7 +15,7 @@ const maybeSuffix = " (may select it)"
 
 // applied are the policies of the namespace that isolate the pod. A policy that may select it, or may not, isolates it
 // and lets nothing through.
-func applied(d Direction, policies []isolation, pods ...Pod) alternatives {
+func applied(d ruleset.Direction, policies []isolation, pods ...Pod) alternatives {
 	var all alternatives
 	for _, p := range pods {
 		var list []isolation
@@ -26,7 +28,7 @@ func applied(d Direction, policies []isolation, pods ...Pod) alternatives {
 				list = append(list, iso)
 			case maybe:
 				iso.name += maybeSuffix
-				iso.rules = map[Direction][]rule{d: {}}
+				iso.rules = map[ruleset.Direction][]rule{d: {}}
 				list = append(list, iso)
 			}
 		}
@@ -76,8 +78,8 @@ func (a alternatives) count() int {
 
 // agreedRules let through what each of the alternatives lets through by a rule of its own that is the same as the
 // others'. An alternative without policies is open, and agrees with any rule.
-func (c *compiler) agreedRules(s side, a alternatives) []Rule {
-	var agreed []Rule
+func (c *compiler) agreedRules(s side, a alternatives) []ruleset.Rule {
+	var agreed []ruleset.Rule
 	first := true
 	for _, policies := range a {
 		if len(policies) == 0 {
@@ -88,15 +90,9 @@ func (c *compiler) agreedRules(s side, a alternatives) []Rule {
 			agreed, first = rules, false
 			continue
 		}
-		agreed = slices.DeleteFunc(agreed, func(r Rule) bool {
-			return !slices.ContainsFunc(rules, r.matchesAs)
+		agreed = slices.DeleteFunc(agreed, func(r ruleset.Rule) bool {
+			return !slices.ContainsFunc(rules, r.MatchesAs)
 		})
 	}
 	return agreed
-}
-
-// matchesAs says whether both rules do the same, whatever their comments say.
-func (r Rule) matchesAs(o Rule) bool {
-	r.Comment, o.Comment = "", ""
-	return r.String() == o.String()
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // families that the node needs rules for. Most nodes have no IPv6 pods, and a change shall not cost them twice: until
@@ -31,12 +32,12 @@ func families(state State) []conf.Family {
 
 // base is what doesn't depend on any policy.
 func (c *compiler) base(state State) {
-	var pods []Entry
-	networks := map[netip.Prefix]Entry{}
+	var pods []ruleset.Entry
+	networks := map[netip.Prefix]ruleset.Entry{}
 	for _, n := range state.Nodes {
 		for _, p := range n.PodCIDRs {
 			if conf.FamilyOf(p.Addr()) == c.family {
-				networks[p] = Entry{Element{Prefix: p}, "pods of node " + n.Name}
+				networks[p] = ruleset.Entry{Element: ruleset.Element{Prefix: p}, Comment: "pods of node " + n.Name}
 			}
 		}
 	}
@@ -45,53 +46,53 @@ func (c *compiler) base(state State) {
 			if conf.FamilyOf(a.Addr) != c.family {
 				continue
 			}
-			pods = append(pods, Entry{Element{Prefix: hostPrefix(a.Addr)}, e.Pod.String()})
+			pods = append(pods, ruleset.Entry{Element: ruleset.Element{Prefix: hostPrefix(a.Addr)}, Comment: e.Pod.String()})
 			if _, ok := networks[a.Subnet]; !ok {
-				networks[a.Subnet] = Entry{Element{Prefix: a.Subnet}, "pods of this node"}
+				networks[a.Subnet] = ruleset.Entry{Element: ruleset.Element{Prefix: a.Subnet}, Comment: "pods of this node"}
 			}
 		}
 	}
-	podsSet, networksSet := c.family.Set(PodsSet), c.family.Set(NetworksSet)
-	c.set(Set{Name: podsSet, Type: HashIP, Role: Attached, Entries: pods})
-	c.set(Set{Name: networksSet, Type: HashNet, Role: Judged, Entries: slices.Collect(maps.Values(networks))})
+	podsSet, networksSet := c.family.Set(conf.PodsSet), c.family.Set(conf.NetworksSet)
+	c.set(ruleset.Set{Name: podsSet, Kind: ruleset.Addresses, Role: ruleset.Attached, Entries: pods})
+	c.set(ruleset.Set{Name: networksSet, Kind: ruleset.Networks, Role: ruleset.Checked, Entries: slices.Collect(maps.Values(networks))})
 
-	from, to := SetMatch{Name: podsSet, Dir: "src"}, SetMatch{Name: podsSet, Dir: "dst"}
-	noPodFrom, noPodTo := SetMatch{podsSet, "src", true}, SetMatch{podsSet, "dst", true}
-	established := Rule{Track: Established, Comment: "weir: connections that were let through", Target: Return}
-	cut := Rule{Track: Cut, Comment: "weir: connections cut by a later change of policy", Target: Drop}
-	fromPod := Rule{Sets: []SetMatch{from}, Comment: "weir: from a pod: its egress policies", Target: JumpTo, To: egress.dispatch}
-	stranger := Rule{In: conf.Bridge, Sets: []SetMatch{noPodFrom}, Comment: "weir: from the bridge, but from no pod", Target: Drop}
+	from, to := ruleset.SetMatch{Name: podsSet, Dir: "src"}, ruleset.SetMatch{Name: podsSet, Dir: "dst"}
+	noPodFrom, noPodTo := ruleset.SetMatch{Name: podsSet, Dir: "src", Not: true}, ruleset.SetMatch{Name: podsSet, Dir: "dst", Not: true}
+	established := ruleset.Rule{Track: ruleset.Established, Comment: "weir: connections that were let through", Action: ruleset.Return}
+	cut := ruleset.Rule{Track: ruleset.Cut, Comment: "weir: connections cut by a later change of policy", Action: ruleset.Drop}
+	fromPod := ruleset.Rule{Sets: []ruleset.SetMatch{from}, Comment: "weir: from a pod: its egress policies", Action: ruleset.JumpTo, To: egress.dispatch}
+	stranger := ruleset.Rule{In: conf.Bridge, Sets: []ruleset.SetMatch{noPodFrom}, Comment: "weir: from the bridge, but from no pod", Action: ruleset.Drop}
 
-	toPod := Rule{Sets: []SetMatch{to}, Comment: "weir: to a pod: its ingress policies", Target: JumpTo, To: ingress.dispatch}
+	toPod := ruleset.Rule{Sets: []ruleset.SetMatch{to}, Comment: "weir: to a pod: its ingress policies", Action: ruleset.JumpTo, To: ingress.dispatch}
 	// What follows a connection's own packets: errors, whose senders are looked at, and packets of a pod to itself.
 	dishonest, related := c.errors()
-	other := c.links(state, []Rule{fromPod, toPod})
-	ahead := slices.Concat([]Rule{established, cut}, other.neighbours, other.senders, []Rule{dishonest, related})
+	other := c.links(state, []ruleset.Rule{fromPod, toPod})
+	ahead := slices.Concat([]ruleset.Rule{established, cut}, other.neighbours, other.senders, []ruleset.Rule{dishonest, related})
 
-	c.chain("mangle", forwardChain, slices.Concat(ahead, []Rule{
-		{In: conf.Bridge, Program: self[c.family], Comment: "weir: a pod reaching itself through its Service", Target: Return},
-	}, other.self, []Rule{
+	c.chain("mangle", conf.ForwardChain, slices.Concat(ahead, []ruleset.Rule{
+		{In: conf.Bridge, Program: ruleset.Self[c.family], Comment: "weir: a pod reaching itself through its Service", Action: ruleset.Return},
+	}, other.self, []ruleset.Rule{
 		fromPod, stranger, toPod,
-		{Out: conf.Bridge, Sets: []SetMatch{noPodTo}, Comment: "weir: to the bridge, but to no pod", Target: Drop},
+		{Out: conf.Bridge, Sets: []ruleset.SetMatch{noPodTo}, Comment: "weir: to the bridge, but to no pod", Action: ruleset.Drop},
 	})...)
 	// What a pod sends to its own node. What the node sends to its pods isn't judged: kubelet's probes always pass.
-	c.chain("mangle", inputChain, slices.Concat(ahead, []Rule{toLoopback(c.family, Rule{In: conf.Bridge})}, other.loopback,
-		[]Rule{fromPod, stranger})...)
-	c.chain("filter", acceptChain,
-		Rule{Sets: []SetMatch{from}, Comment: "weir: judged in the mangle table", Target: Accept},
-		Rule{Sets: []SetMatch{to}, Comment: "weir: judged in the mangle table", Target: Accept},
+	c.chain("mangle", conf.InputChain, slices.Concat(ahead, []ruleset.Rule{toLoopback(c.family, ruleset.Rule{In: conf.Bridge})}, other.loopback,
+		[]ruleset.Rule{fromPod, stranger})...)
+	c.chain("filter", conf.AcceptChain,
+		ruleset.Rule{Sets: []ruleset.SetMatch{from}, Comment: "weir: judged in the mangle table", Action: ruleset.Accept},
+		ruleset.Rule{Sets: []ruleset.SetMatch{to}, Comment: "weir: judged in the mangle table", Action: ruleset.Accept},
 	)
-	c.chain("nat", postroutingChain, slices.Concat(other.masquerade, c.global(), []Rule{{
-		Sets:    []SetMatch{from, {networksSet, "dst", true}},
-		Comment: "weir: pods reach the world beyond their networks as their node", Target: Masquerade,
+	c.chain("nat", conf.PostroutingChain, slices.Concat(other.masquerade, c.global(), []ruleset.Rule{{
+		Sets:    []ruleset.SetMatch{from, {Name: networksSet, Dir: "dst", Not: true}},
+		Comment: "weir: pods reach the world beyond their networks as their node", Action: ruleset.Masquerade,
 	}})...)
 	jump := func(table, chain string, first bool, to, comment string) {
-		c.out.Jumps = append(c.out.Jumps, Jump{c.family, table, chain, first, Rule{Comment: comment, Target: JumpTo, To: to}})
+		c.out.Jumps = append(c.out.Jumps, ruleset.Jump{Family: c.family, Table: table, Chain: chain, First: first, Rule: ruleset.Rule{Comment: comment, Action: ruleset.JumpTo, To: to}})
 	}
-	jump("mangle", "FORWARD", true, forwardChain, "weir: what no policy lets through to or from a pod is dropped")
-	jump("mangle", "INPUT", true, inputChain, "weir: egress policies hold towards this node too")
-	jump("filter", "FORWARD", false, acceptChain, "weir: no other default drops what policy let through")
-	jump("nat", "POSTROUTING", false, postroutingChain, "weir: the way of pods to the outside")
+	jump("mangle", "FORWARD", true, conf.ForwardChain, "weir: what no policy lets through to or from a pod is dropped")
+	jump("mangle", "INPUT", true, conf.InputChain, "weir: egress policies hold towards this node too")
+	jump("filter", "FORWARD", false, conf.AcceptChain, "weir: no other default drops what policy let through")
+	jump("nat", "POSTROUTING", false, conf.PostroutingChain, "weir: the way of pods to the outside")
 }
 
 // errors are the rules for ICMP errors. Connection tracking relates an error to a connection by the packet inside it,
@@ -104,25 +105,25 @@ func (c *compiler) base(state State) {
 // Related packets of other protocols are connections that one of a helper's has announced (FTP's data). Their first
 // packet is judged as any: policies know nothing of announcements, and some helpers believe what a pod announces of
 // others.
-func (c *compiler) errors() (dishonest, related Rule) {
-	proto := icmp[c.family]
-	c.chain("mangle", errorsChain,
-		Rule{Program: honest[c.family], Comment: "weir: no error, or about a packet to the pod", Target: Return},
-		Rule{Comment: "weir: an ICMP error about packets of others", Target: Drop},
+func (c *compiler) errors() (dishonest, related ruleset.Rule) {
+	proto := ruleset.ErrorProtocol[c.family]
+	c.chain("mangle", conf.ErrorsChain,
+		ruleset.Rule{Program: ruleset.Honest[c.family], Comment: "weir: no error, or about a packet to the pod", Action: ruleset.Return},
+		ruleset.Rule{Comment: "weir: an ICMP error about packets of others", Action: ruleset.Drop},
 	)
-	from := []SetMatch{{Name: c.family.Set(PodsSet), Dir: "src"}}
-	dishonest = Rule{
-		Proto: proto, Sets: from, Comment: "weir: ICMP from a pod: are its errors about its own packets?", Target: JumpTo, To: errorsChain,
+	from := []ruleset.SetMatch{{Name: c.family.Set(conf.PodsSet), Dir: "src"}}
+	dishonest = ruleset.Rule{
+		Proto: proto, Sets: from, Comment: "weir: ICMP from a pod: are its errors about its own packets?", Action: ruleset.JumpTo, To: conf.ErrorsChain,
 	}
-	return dishonest, Rule{Proto: proto, Track: Related, Comment: "weir: ICMP errors about connections", Target: Return}
+	return dishonest, ruleset.Rule{Proto: proto, Track: ruleset.Related, Comment: "weir: ICMP errors about connections", Action: ruleset.Return}
 }
 
 // global are the rules for pods' addresses that the world knows. IPv6's global addresses (2000::/3, RFC 4291) aren't
 // masqueraded: there are enough of them, and clusters give them out so that pods are known by them (kops: "CNIs must
 // not masquerade IPv6 addresses"). Unique local ones (fc00::/7, RFC 4193) lead nowhere beyond the site, and are.
-func (c *compiler) global() []Rule {
+func (c *compiler) global() []ruleset.Rule {
 	if c.family != conf.IPv6 {
 		return nil
 	}
-	return []Rule{{Src: netip.MustParsePrefix("2000::/3"), Comment: "weir: global addresses stay as they are", Target: Return}}
+	return []ruleset.Rule{{Src: netip.MustParsePrefix("2000::/3"), Comment: "weir: global addresses stay as they are", Action: ruleset.Return}}
 }

@@ -3,6 +3,8 @@ package policy
 import (
 	"slices"
 	"strings"
+
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // Bounds of what the kernel is given. They are far above what people write, and keep one object from costing a node so
@@ -62,7 +64,7 @@ func (s *size) bound(r rule, report func(field, format string, args ...any)) rul
 
 // report says it of a policy once, however many classes the policy is in.
 func (c *compiler) report(iso isolation, field, why string) {
-	p := Problem{"NetworkPolicy " + strings.TrimSuffix(iso.name, maybeSuffix), "spec." + field, why}
+	p := ruleset.Problem{Object: "NetworkPolicy " + strings.TrimSuffix(iso.name, maybeSuffix), Field: "spec." + field, Message: why}
 	if told := c.reported[iso.name]; len(told) < maxProblems && !slices.Contains(told, p) {
 		c.reported[iso.name] = append(told, p)
 		c.out.Problems = append(c.out.Problems, p)

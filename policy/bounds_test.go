@@ -14,6 +14,7 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // large is a state in which sane/web may be reached by sane/client alone, and x/big by whom the policies let through.
@@ -139,7 +140,7 @@ func TestLargePolicies(t *testing.T) {
 			more: []policy.Pod{{
 				Namespace: "x",
 				Name:      "many",
-				Ports:     []policy.NamedPort{{Name: "port-0", Proto: policy.TCP, Number: 7}},
+				Ports:     []policy.NamedPort{{Name: "port-0", Proto: ruleset.TCP, Number: 7}},
 				Addresses: addresses(conf.MaxSetEntries + 1),
 			}},
 			pass:   "192.0.2.9>big:tcp:1 big>client:tcp:1",
@@ -174,22 +175,22 @@ func TestLargePolicies(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			state := large(t, tc.policies...)
 			state.Pods = append(state.Pods, tc.more...)
-			ruleset := policy.Compile(state)
-			for i, p := range ruleset.Problems {
+			got := policy.Compile(state)
+			for i, p := range got.Problems {
 				if want := tc.problems[min(i, len(tc.problems)-1)]; !strings.HasPrefix(p.String(), want) {
 					t.Errorf("problem %.200s, want %s", p, want)
 				}
 			}
-			if want := max(tc.of, len(tc.problems)); len(ruleset.Problems) != want {
-				t.Errorf("%d problems, want %d: %.1000s", len(ruleset.Problems), want, fmt.Sprint(ruleset.Problems))
+			if want := max(tc.of, len(tc.problems)); len(got.Problems) != want {
+				t.Errorf("%d problems, want %d: %.1000s", len(got.Problems), want, fmt.Sprint(got.Problems))
 			}
-			class := slices.IndexFunc(ruleset.Classes, func(c policy.Class) bool {
-				return slices.Contains(c.Pods, "x/big") && c.Direction == policy.Ingress
+			class := slices.IndexFunc(got.Classes, func(c ruleset.Class) bool {
+				return slices.Contains(c.Pods, "x/big") && c.Direction == ruleset.Ingress
 			})
-			if chain, _ := ruleset.Chain(conf.IPv4, "mangle", ruleset.Classes[class].Chain); len(chain.Rules) != tc.rules+2 {
+			if chain, _ := got.Chain(conf.IPv4, "mangle", got.Classes[class].Chain); len(chain.Rules) != tc.rules+2 {
 				t.Errorf("%d rules, want %d", len(chain.Rules)-2, tc.rules)
 			}
-			judge, err := policy.NewJudge(ruleset)
+			judge, err := ruleset.NewSimulator(got)
 			if err != nil {
 				t.Fatal(err)
 			}

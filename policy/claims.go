@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // special are the networks whose addresses belong to no one host beyond its link (RFC 6890, sections 2.2.2 and 2.2.3;
@@ -64,7 +66,7 @@ type Local struct {
 // Where Self isn't empty there are ways between nodes, and a Node without an address or a network is reported too.
 //
 // The Nodes are returned in that order. Each claim costs a look-up for every length of prefix that some Node claims.
-func Settle(nodes []Node, t Terms) ([]Node, []Problem) {
+func Settle(nodes []Node, t Terms) ([]Node, []ruleset.Problem) {
 	self, within := t.Self, t.Within
 	s := settler{exact: map[netip.Prefix]string{}, inside: map[netip.Prefix]claim{}, self: self, local: t.Local}
 	nodes = slices.Clone(nodes)
@@ -85,7 +87,9 @@ func Settle(nodes []Node, t Terms) ([]Node, []Problem) {
 	s.goOn(settled, t.Before)
 	for i := range settled {
 		n := &settled[i]
-		report := func(field, why string) { s.problems = append(s.problems, Problem{"Node " + n.Name, field, why}) }
+		report := func(field, why string) {
+			s.problems = append(s.problems, ruleset.Problem{Object: "Node " + n.Name, Field: field, Message: why})
+		}
 		var addresses []netip.Addr
 		for _, a := range n.Addresses {
 			why := s.refuses(n.Name, hostPrefix(a))
@@ -177,7 +181,7 @@ type settler struct {
 	goingOn  map[goingOn]bool
 	self     string
 	local    []Local
-	problems []Problem
+	problems []ruleset.Problem
 }
 
 // goingOn is a claim that counted before and still does.
@@ -191,7 +195,7 @@ type goingOn struct {
 func (s *settler) bound(n Node) Node {
 	tell := func(field, what string, count int) {
 		why := fmt.Sprintf("there are %d %s; only the first %d are looked at", count, what, maxClaims)
-		s.problems = append(s.problems, Problem{"Node " + n.Name, field, why})
+		s.problems = append(s.problems, ruleset.Problem{Object: "Node " + n.Name, Field: field, Message: why})
 	}
 	if count := len(n.Addresses); count > maxClaims {
 		tell("status.addresses", "InternalIPs", count)

@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // claimant is a Node made at that minute; -1: nobody knows when. Its addresses and networks have blanks between.
@@ -84,7 +86,7 @@ func TestSettle(t *testing.T) {
 			}
 			if tc.addresses == "" || tc.networks == "" {
 				missing := map[bool]string{true: "status.addresses", false: "spec.podCIDRs"}[tc.addresses == ""]
-				i := slices.IndexFunc(problems, func(p Problem) bool {
+				i := slices.IndexFunc(problems, func(p ruleset.Problem) bool {
 					return p.Field == missing && strings.Contains(p.Message, "its pods can't be reached")
 				})
 				if i < 0 {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // cluster is the state, joined: who has which addresses, and which endpoint is which pod.
@@ -23,9 +24,9 @@ type cluster struct {
 	// unknown.
 	shared map[netip.Addr][]member
 	// disbelieved are what pods elsewhere say of their addresses and can't be.
-	disbelieved []Problem
+	disbelieved []ruleset.Problem
 	// ambiguous are pods of this node that may be one or another.
-	ambiguous []Problem
+	ambiguous []ruleset.Problem
 }
 
 // member is a pod with the addresses that are really its own.
@@ -158,7 +159,7 @@ func shared(pods []member) map[netip.Addr][]member {
 
 // problems are the addresses that can't be believed, and those that several pods are said to have, as nodes with
 // overlapping podCIDRs give them.
-func (c cluster) problems() []Problem {
+func (c cluster) problems() []ruleset.Problem {
 	all := slices.Concat(c.disbelieved, c.ambiguous)
 	for _, a := range slices.SortedFunc(maps.Keys(c.shared), netip.Addr.Compare) {
 		names := make([]string, len(c.shared[a]))
@@ -170,7 +171,7 @@ func (c cluster) problems() []Problem {
 			continue // one pod that may be one or another
 		}
 		for i, name := range names {
-			all = append(all, Problem{"Pod " + name, "status.podIPs", fmt.Sprintf("%s is also said to be of %s; it is let through only where all of them are", a, others(names, i))})
+			all = append(all, ruleset.Problem{Object: "Pod " + name, Field: "status.podIPs", Message: fmt.Sprintf("%s is also said to be of %s; it is let through only where all of them are", a, others(names, i))})
 		}
 	}
 	return all
@@ -218,8 +219,8 @@ func SameUID(source, endpoint string) bool {
 
 // selected are the family's addresses of the pods that the selector means. One that several pods are said to have is there if all
 // of them are meant.
-func (c cluster) selected(s selector, f conf.Family) []Entry {
-	var entries []Entry
+func (c cluster) selected(s selector, f conf.Family) []ruleset.Entry {
+	var entries []ruleset.Entry
 	agreed := c.agreed(func(p member) bool { return s.matches(p.namespace, p.Pod) })
 	for _, members := range c.in {
 		if first := c.pods[members[0]]; !s.matchesNamespace(first.Namespace, first.namespace) {
@@ -232,7 +233,7 @@ func (c cluster) selected(s selector, f conf.Family) []Entry {
 			}
 			for _, a := range p.addresses {
 				if conf.FamilyOf(a) == f && agreed(a) {
-					entries = append(entries, Entry{Element{Prefix: hostPrefix(a)}, p.Namespace + "/" + p.Name})
+					entries = append(entries, ruleset.Entry{Element: ruleset.Element{Prefix: hostPrefix(a)}, Comment: p.Namespace + "/" + p.Name})
 				}
 			}
 		}
@@ -242,8 +243,8 @@ func (c cluster) selected(s selector, f conf.Family) []Entry {
 
 // named are the family's addresses of pods, with the number that the named port has in each of them; local asks for the pods of
 // this node only. An address that several pods are said to have is there if the port is the same in all of them.
-func (c cluster) named(name string, proto Protocol, local bool, f conf.Family) []Entry {
-	var entries []Entry
+func (c cluster) named(name string, proto ruleset.Protocol, local bool, f conf.Family) []ruleset.Entry {
+	var entries []ruleset.Entry
 	agreed := map[NamedPort]func(netip.Addr) bool{}
 	for i := range c.pods {
 		p := &c.pods[i]
@@ -256,7 +257,7 @@ func (c cluster) named(name string, proto Protocol, local bool, f conf.Family) [
 			}
 			for _, a := range p.addresses {
 				if conf.FamilyOf(a) == f && agreed[port](a) {
-					entries = append(entries, Entry{Element{Prefix: hostPrefix(a), Proto: proto, Port: port.Number}, p.Namespace + "/" + p.Name})
+					entries = append(entries, ruleset.Entry{Element: ruleset.Element{Prefix: hostPrefix(a), Proto: proto, Port: port.Number}, Comment: p.Namespace + "/" + p.Name})
 				}
 			}
 		}

@@ -8,33 +8,12 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/conf"
-)
-
-// Names of the sets and chains that are always there. The sets are IPv4's; those of IPv6 have a 6 behind their names.
-const (
-	// PodsSet holds the addresses of every pod on the node. The plugin puts a pod in before its link comes up.
-	PodsSet = conf.PodsSet
-	// NetworksSet holds the networks that pods' addresses come from.
-	NetworksSet = "weir-networks"
-	// ChainedSet holds the addresses of pods whose network another plugin made.
-	ChainedSet = "weir-chained"
-	// LinksSet holds links that belong to one pod each, which another plugin made, for any address.
-	LinksSet = "weir-links"
-	// SendersSet holds the addresses of the same pods, each with its link.
-	SendersSet = "weir-senders"
-
-	forwardChain     = "WEIR-FORWARD"
-	inputChain       = "WEIR-INPUT"
-	errorsChain      = "WEIR-ERRORS"
-	selfChain        = "WEIR-SELF"
-	portsChain       = "WEIR-PORTS"
-	acceptChain      = "WEIR-ACCEPT"
-	postroutingChain = "WEIR-POSTROUTING"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // side is what differs between the directions.
 type side struct {
-	direction Direction
+	direction ruleset.Direction
 	local     string // where the pod that is judged stands in a packet: src or dst
 	remote    string
 	dispatch  string // the chain that sends a packet to its class
@@ -43,30 +22,20 @@ type side struct {
 }
 
 var (
-	egress  = side{Egress, "src", "dst", "WEIR-EGRESS", "WEIR-EG-", conf.EgressClasses}
-	ingress = side{Ingress, "dst", "src", "WEIR-INGRESS", "WEIR-IN-", conf.IngressClasses}
+	egress  = side{ruleset.Egress, "src", "dst", conf.EgressChain, conf.EgressClassChains, conf.EgressClasses}
+	ingress = side{ruleset.Ingress, "dst", "src", conf.IngressChain, conf.IngressClassChains, conf.IngressClasses}
 )
-
-// Class is the pods of this node to which the same policies apply in one direction. There is one for each family that
-// they have addresses of.
-type Class struct {
-	Direction Direction `json:"direction"`
-	Policies  []string  `json:"policies"` // none: the open class
-	Set       string    `json:"set"`
-	Chain     string    `json:"chain,omitempty"`
-	Pods      []string  `json:"pods"`
-}
 
 // Compile turns what is known into what should be in the kernel. It is a pure function, and the specification of weir's
 // enforcement.
-func Compile(state State) Ruleset {
+func Compile(state State) ruleset.Ruleset {
 	policies := Parse(state.Policies, state.Parsed)
 	c := compiler{
-		cluster: index(state), refused: state.Refused, room: nodeRoom(), sets: map[string]Set{}, supplies: map[string]*supply{},
-		rules: map[rulesOf][]Rule{}, reported: map[string][]Problem{},
+		cluster: index(state), refused: state.Refused, room: nodeRoom(), sets: map[string]ruleset.Set{}, supplies: map[string]*supply{},
+		rules: map[rulesOf][]ruleset.Rule{}, reported: map[string][]ruleset.Problem{},
 	}
 	c.out.Problems = slices.Concat(state.Problems, policies.problems, c.cluster.problems())
-	groups := map[Direction][]*group{}
+	groups := map[ruleset.Direction][]*group{}
 	var demands []*demand
 	for _, s := range []side{egress, ingress} {
 		groups[s.direction] = c.groups(s, policies.in)
@@ -80,7 +49,7 @@ func Compile(state State) Ruleset {
 			c.classes(s, groups[s.direction])
 		}
 	}
-	slices.SortFunc(c.out.Chains, func(a, b Chain) int {
+	slices.SortFunc(c.out.Chains, func(a, b ruleset.Chain) int {
 		return cmp.Or(cmp.Compare(a.Family, b.Family), cmp.Compare(a.Table, b.Table), cmp.Compare(a.Name, b.Name))
 	})
 	for _, name := range slices.Sorted(maps.Keys(c.sets)) {
@@ -91,19 +60,19 @@ func Compile(state State) Ruleset {
 
 type compiler struct {
 	cluster  cluster
-	refused  Refused
+	refused  ruleset.Refused
 	room     amount
 	family   conf.Family // that is being compiled
-	sets     map[string]Set
-	supplies map[string]*supply   // that policies' rules would go by, by name
-	rules    map[rulesOf][]Rule   // that let through
-	reported map[string][]Problem // by policy
-	out      Ruleset
+	sets     map[string]ruleset.Set
+	supplies map[string]*supply           // that policies' rules would go by, by name
+	rules    map[rulesOf][]ruleset.Rule   // that let through
+	reported map[string][]ruleset.Problem // by policy
+	out      ruleset.Ruleset
 }
 
 // rulesOf names what a policy lets through in one direction and family.
 type rulesOf struct {
-	direction Direction
+	direction ruleset.Direction
 	family    conf.Family
 	policy    string
 }
@@ -116,7 +85,7 @@ func (c *compiler) supply(granted []*demand) {
 			c.rules[k] = append(c.rules[k], r.Rule)
 		}
 		for _, s := range d.sets {
-			set := c.refused.without(s.Set, func(_ Entry, why string) { c.report(d.iso, d.field(s), why) })
+			set := c.refused.Without(s.Set, func(_ ruleset.Entry, why string) { c.report(d.iso, d.field(s), why) })
 			if _, ok := c.sets[s.Name]; !ok {
 				c.sets[s.Name] = worded(set)
 			}
@@ -166,13 +135,13 @@ func (c *compiler) groups(s side, policies map[string][]isolation) []*group {
 }
 
 // members are the pods of the group in the set, which is one of the family's.
-func (c *compiler) members(g *group, set string) (entries []Entry, pods []string) {
+func (c *compiler) members(g *group, set string) (entries []ruleset.Entry, pods []string) {
 	for _, e := range g.pods {
 		in := false
 		for _, a := range e.of(c.family) {
-			entry := Entry{Element{Prefix: hostPrefix(a)}, e.Pod.String()}
-			if why, refused := c.refused[Refusal{Family: c.family, Set: set, Element: entry.Element}]; refused {
-				c.out.Problems = append(c.out.Problems, Problem{"Pod " + e.Pod.String(), "status.podIPs", fmt.Sprintf(
+			entry := ruleset.Entry{Element: ruleset.Element{Prefix: hostPrefix(a)}, Comment: e.Pod.String()}
+			if why, refused := c.refused[ruleset.Refusal{Family: c.family, Set: set, Element: entry.Element}]; refused {
+				c.out.Problems = append(c.out.Problems, ruleset.Problem{Object: "Pod " + e.Pod.String(), Field: "status.podIPs", Message: fmt.Sprintf(
 					"the kernel refuses %s in the set %s: %s; the pod is closed", a, set, why)})
 				continue
 			}
@@ -187,26 +156,26 @@ func (c *compiler) members(g *group, set string) (entries []Entry, pods []string
 
 // classes makes one set and one chain for each class of the side, and the chain that dispatches to them.
 func (c *compiler) classes(s side, groups []*group) {
-	var dispatch []Rule
-	to := func(set string, entries []Entry, r Rule) {
-		c.set(Set{Name: set, Type: HashIP, Role: Members, Dispatch: s.dispatch, Opens: true, Entries: entries})
-		r.Sets = []SetMatch{{Name: set, Dir: s.local}}
+	var dispatch []ruleset.Rule
+	to := func(set string, entries []ruleset.Entry, r ruleset.Rule) {
+		c.set(ruleset.Set{Name: set, Kind: ruleset.Addresses, Role: ruleset.Members, Dispatch: s.dispatch, Opens: true, Entries: entries})
+		r.Sets = []ruleset.SetMatch{{Name: set, Dir: s.local}}
 		dispatch = append(dispatch, r)
 	}
-	none := Class{Direction: s.direction, Set: c.family.Set(s.setPrefix + "none"), Chain: s.prefix + "NONE"}
-	var closed []Entry
+	none := ruleset.Class{Direction: s.direction, Set: c.family.Set(s.setPrefix + "none"), Chain: s.prefix + "NONE"}
+	var closed []ruleset.Entry
 	for _, g := range groups[:len(groups)-1] {
 		class := none
 		class.Policies = g.policies.all()
 		rules := c.agreedRules(s, g.policies)
 		id := hash(g.key + "\n" + contents(rules))
 		set := c.family.Set(s.setPrefix + id)
-		var entries []Entry
+		var entries []ruleset.Entry
 		if len(rules) > 0 && c.canBe(g, s, set) {
 			class.Set, class.Chain = set, s.prefix+id
 			entries, class.Pods = c.members(g, set)
 			c.chain("mangle", class.Chain, dropRest(rules, class.Chain, "what none of the policies lets through")...)
-			to(class.Set, entries, Rule{Target: GoTo, To: class.Chain, Comment: "weir: pods under " + strings.Join(class.Policies, ", ")})
+			to(class.Set, entries, ruleset.Rule{Action: ruleset.GoTo, To: class.Chain, Comment: "weir: pods under " + strings.Join(class.Policies, ", ")})
 		} else {
 			entries, class.Pods = c.members(g, none.Set)
 			closed = append(closed, entries...)
@@ -216,29 +185,29 @@ func (c *compiler) classes(s side, groups []*group) {
 	// Pods whose policies let nothing through share a class that is there even if it is empty. So a policy that denies all,
 	// which people want to hold at once, changes sets and no rules.
 	c.chain("mangle", none.Chain, dropRest(nil, none.Chain, "their policies let nothing through")...)
-	to(none.Set, closed, Rule{Target: GoTo, To: none.Chain, Comment: "weir: pods whose policies let nothing through"})
-	class := Class{Direction: s.direction, Policies: []string{}, Set: c.family.Set(s.setPrefix + "open")}
-	var entries []Entry
+	to(none.Set, closed, ruleset.Rule{Action: ruleset.GoTo, To: none.Chain, Comment: "weir: pods whose policies let nothing through"})
+	class := ruleset.Class{Direction: s.direction, Policies: []string{}, Set: c.family.Set(s.setPrefix + "open")}
+	var entries []ruleset.Entry
 	entries, class.Pods = c.members(groups[len(groups)-1], class.Set)
-	to(class.Set, entries, Rule{Target: Return, Comment: fmt.Sprintf("weir: pods under no %s policy", s.direction)})
+	to(class.Set, entries, ruleset.Rule{Action: ruleset.Return, Comment: fmt.Sprintf("weir: pods under no %s policy", s.direction)})
 	c.out.Classes = append(c.out.Classes, class)
 	// What belongs to no connection that the kernel knows doesn't begin one by its looks alone: a server whose client's side
 	// was forbidden and forgotten, or never seen, would open it again from its own. Packets that somebody has told the
 	// kernel not to track open no connection, and none is ever established: each is judged, in both directions.
-	dispatch = slices.Insert(dispatch, 0, Rule{
-		Proto: TCP, Track: Midstream, Comment: "weir: a TCP connection begins with its first packet", Target: Drop,
+	dispatch = slices.Insert(dispatch, 0, ruleset.Rule{
+		Proto: ruleset.TCP, Track: ruleset.Midstream, Comment: "weir: a TCP connection begins with its first packet", Action: ruleset.Drop,
 	})
 	c.chain("mangle", s.dispatch, dropRest(dispatch, s.dispatch, "pods that were not judged yet")...)
 }
 
 // dropRest are the chain's rules with an end at which what has come so far is logged and dropped.
-func dropRest(rules []Rule, chain, why string) []Rule {
-	return append(rules, Rule{Comment: "weir: " + why, Target: Log, To: "weir drop " + chain}, Rule{Comment: "weir: " + why, Target: Drop})
+func dropRest(rules []ruleset.Rule, chain, why string) []ruleset.Rule {
+	return append(rules, ruleset.Rule{Comment: "weir: " + why, Action: ruleset.Log, To: "weir drop " + chain}, ruleset.Rule{Comment: "weir: " + why, Action: ruleset.Drop})
 }
 
 // contents is what a class's chain does. It is part of the chain's name, so a chain never changes under its members:
 // new rules are a new chain with a new set, and one transaction replaces one by the other.
-func contents(rules []Rule) string {
+func contents(rules []ruleset.Rule) string {
 	var b strings.Builder
 	for _, r := range rules {
 		b.WriteString(r.String())
@@ -250,7 +219,7 @@ func contents(rules []Rule) string {
 // canBe says whether there can be the class's set, and tells of its policies that there can't: then nothing is let
 // through.
 func (c *compiler) canBe(g *group, s side, set string) bool {
-	why := c.refused.set(c.family, "", set)
+	why := c.refused.Set(c.family, "", set)
 	if why == "" {
 		return true
 	}
@@ -261,38 +230,31 @@ func (c *compiler) canBe(g *group, s side, set string) bool {
 }
 
 // classRules are what the policies let through: one rule for each peer and group of ports.
-func (c *compiler) classRules(s side, policies []isolation) []Rule {
-	var rules []Rule
+func (c *compiler) classRules(s side, policies []isolation) []ruleset.Rule {
+	var rules []ruleset.Rule
 	for _, iso := range policies {
 		rules = append(rules, c.rules[rulesOf{s.direction, c.family, iso.name}]...)
 	}
 	return rules
 }
 
-func (c *compiler) chain(table, name string, rules ...Rule) {
-	c.out.Chains = append(c.out.Chains, Chain{c.family, table, name, rules})
+func (c *compiler) chain(table, name string, rules ...ruleset.Rule) {
+	c.out.Chains = append(c.out.Chains, ruleset.Chain{Family: c.family, Table: table, Name: name, Rules: rules})
 }
 
 // set adds a set of the family, its entries in order. Where one address has several words the first ones stay.
-func (c *compiler) set(s Set) {
-	if s.Type != BitmapPort { // ports have no family
+func (c *compiler) set(s ruleset.Set) {
+	if s.Kind != ruleset.Ports { // ports have no family
 		s.Family = c.family
 	}
 	c.sets[s.Name] = worded(s)
 }
 
 // worded is the set with its entries in order, their words as the kernel keeps them.
-func worded(s Set) Set {
+func worded(s ruleset.Set) ruleset.Set {
 	for i := range s.Entries {
 		s.Entries[i].Comment = conf.Comment(s.Entries[i].Comment)
 	}
-	s.Entries = order(s.Entries)
+	s.Entries = ruleset.Order(s.Entries)
 	return s
-}
-
-func order(entries []Entry) []Entry {
-	slices.SortFunc(entries, func(a, b Entry) int {
-		return cmp.Or(a.Compare(b.Element), cmp.Compare(a.Comment, b.Comment))
-	})
-	return slices.CompactFunc(entries, func(a, b Entry) bool { return a.Element == b.Element })
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
 )
 
@@ -124,7 +125,7 @@ func TestJudge(t *testing.T) {
 	} {
 		t.Run(tc.file, func(t *testing.T) {
 			state := loadAny(t, "testdata/"+tc.file+".yaml")
-			judge, err := policy.NewJudge(policy.Compile(state))
+			judge, err := ruleset.NewSimulator(policy.Compile(state))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -195,23 +196,23 @@ func TestChained(t *testing.T) {
 
 // TestEqualRules changes each field of a rule: none is left out.
 func TestEqualRules(t *testing.T) {
-	fields := reflect.TypeFor[policy.Rule]()
+	fields := reflect.TypeFor[ruleset.Rule]()
 	for i := range fields.NumField() {
-		var r policy.Rule
+		var r ruleset.Rule
 		switch f := reflect.ValueOf(&r).Elem().Field(i).Addr().Interface().(type) {
 		case *netip.Prefix:
 			*f = netip.MustParsePrefix("192.0.2.0/24")
-		case *[]policy.SetMatch:
-			*f = []policy.SetMatch{{Name: "weir-pods", Dir: "src"}}
-		case *[]policy.PortRange:
-			*f = []policy.PortRange{{80, 80}}
+		case *[]ruleset.SetMatch:
+			*f = []ruleset.SetMatch{{Name: "weir-pods", Dir: "src"}}
+		case *[]ruleset.PortRange:
+			*f = []ruleset.PortRange{{First: 80, Last: 80}}
 		default:
 			reflect.ValueOf(f).Elem().SetString("x")
 		}
 		if same := r; !r.Equal(same) {
 			t.Errorf("%s: a rule isn't equal to itself", fields.Field(i).Name)
 		}
-		if r.Equal(policy.Rule{}) {
+		if r.Equal(ruleset.Rule{}) {
 			t.Errorf("%s makes no difference", fields.Field(i).Name)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
 )
 
@@ -201,11 +202,11 @@ func TestCorners(t *testing.T) {
 			state := onNode(unvalidated(t,
 				[]byte(corners+
 					"---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: np, namespace: shop}\nspec: "+spec)))
-			ruleset := policy.Compile(state)
-			if len(ruleset.Problems) > 0 {
-				t.Error(ruleset.Problems)
+			want := policy.Compile(state)
+			if len(want.Problems) > 0 {
+				t.Error(want.Problems)
 			}
-			judge, err := policy.NewJudge(ruleset)
+			judge, err := ruleset.NewSimulator(want)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -271,7 +272,7 @@ spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{namespaceSelect
 		state := onNode(unvalidated(t, []byte(text)))
 		parsed = policy.Parse(state.Policies, parsed)
 		state.Parsed = parsed
-		judge, err := policy.NewJudge(policy.Compile(state))
+		judge, err := ruleset.NewSimulator(policy.Compile(state))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // demand is what one peer with one group of ports of a policy's rule needs in the kernel: in each family a rule in the
@@ -23,15 +24,15 @@ type demand struct {
 
 type familyRule struct {
 	family conf.Family
-	Rule
+	ruleset.Rule
 }
 
 // supply is a set that demands go by. It is filled when it is first looked at, since that means looking through all
 // pods.
 type supply struct {
-	Set
+	ruleset.Set
 	filled  bool
-	fill    func() []Entry
+	fill    func() []ruleset.Entry
 	entries float64 // that it counts for
 	why     string  // there can't be such a set
 	users   []*tenant
@@ -77,21 +78,21 @@ func (c *compiler) fit(d *demand, fs []conf.Family) bool {
 		if !d.peer.means(f) {
 			continue
 		}
-		rule := Rule{
-			Proto: d.ports.proto, Ports: d.ports.ranges, Target: Return, Policy: d.iso.name,
+		rule := ruleset.Rule{
+			Proto: d.ports.proto, Ports: d.ports.ranges, Action: ruleset.Return, Policy: d.iso.name,
 			Comment: fmt.Sprintf("weir: %s %s: %s", d.iso.name, d.peer.field, d.peer.words),
 		}
 		if !d.peer.everyone {
 			s := c.peerSet(d.peer, f)
-			if why := c.refused.set(f, s.Type, s.Name); why != "" {
+			if why := c.refused.Set(f, s.Kind, s.Name); why != "" {
 				c.report(d.iso, d.peer.field, why)
 				return false
 			}
-			rule.Sets = append(rule.Sets, SetMatch{Name: s.Name, Dir: d.side.remote})
+			rule.Sets = append(rule.Sets, ruleset.SetMatch{Name: s.Name, Dir: d.side.remote})
 			d.sets = append(d.sets, s)
 		}
 		if s, match, words := c.portSet(d.side, d.ports, f); s != nil {
-			if why := c.refused.set(s.Family, s.Type, s.Name); why != "" {
+			if why := c.refused.Set(s.Family, s.Kind, s.Name); why != "" {
 				c.reportPorts(d, why)
 				return false
 			}
@@ -101,7 +102,7 @@ func (c *compiler) fit(d *demand, fs []conf.Family) bool {
 				d.sets = append(d.sets, s)
 			}
 		}
-		if why, ports := c.refused.rule(f, rule); why != "" {
+		if why, ports := c.refused.Rule(f, rule); why != "" {
 			if ports && len(d.ports.fields) > 0 {
 				c.reportPorts(d, why)
 			} else {
@@ -121,7 +122,7 @@ func (c *compiler) reportPorts(d *demand, why string) {
 }
 
 // supplied is the set of that name, for which several demands may ask.
-func (c *compiler) supplied(s Set, fill func() []Entry) *supply {
+func (c *compiler) supplied(s ruleset.Set, fill func() []ruleset.Entry) *supply {
 	if c.supplies[s.Name] == nil {
 		s.Opens = true
 		c.supplies[s.Name] = &supply{Set: s, fill: fill}
@@ -131,13 +132,13 @@ func (c *compiler) supplied(s Set, fill func() []Entry) *supply {
 
 // peerSet is the set that the peer is matched by.
 func (c *compiler) peerSet(p peer, f conf.Family) *supply {
-	s := Set{Name: f.Set(p.set), Family: f, Role: Peers}
+	s := ruleset.Set{Name: f.Set(p.set), Family: f, Role: ruleset.Peers}
 	if p.selector != nil {
-		s.Type = HashIP
-		return c.supplied(s, func() []Entry { return c.cluster.selected(*p.selector, f) })
+		s.Kind = ruleset.Addresses
+		return c.supplied(s, func() []ruleset.Entry { return c.cluster.selected(*p.selector, f) })
 	}
-	s.Type = HashNet
-	return c.supplied(s, func() []Entry { return slices.Collect(p.of(f)) })
+	s.Kind = ruleset.Networks
+	return c.supplied(s, func() []ruleset.Entry { return slices.Collect(p.of(f)) })
 }
 
 // portSet is the set that ports are matched by if they are no numbers, or too many to stand in the rule; nil if they
@@ -146,19 +147,19 @@ func (c *compiler) peerSet(p peer, f conf.Family) *supply {
 // A name's set has the pods that have the port, each with its number. Beside a peer's set in one rule it means that
 // peer's pods. The number is in no rule, so a pod that has another one changes the set only. Where the port is that of
 // the pods the policy selects, those of this node are enough.
-func (c *compiler) portSet(s side, p ports, f conf.Family) (set *supply, match SetMatch, words string) {
+func (c *compiler) portSet(s side, p ports, f conf.Family) (set *supply, match ruleset.SetMatch, words string) {
 	switch {
 	case p.name != "":
-		name := f.Set("weir-port-" + hash(key(string(s.direction), p.name, string(p.proto))))
-		set = c.supplied(Set{Name: name, Family: f, Type: HashIPPort, Role: Peers}, func() []Entry {
-			return c.cluster.named(p.name, p.proto, s.direction == Ingress, f)
+		name := f.Set(conf.NamedPortSets + hash(key(string(s.direction), p.name, string(p.proto))))
+		set = c.supplied(ruleset.Set{Name: name, Family: f, Kind: ruleset.AddressPorts, Role: ruleset.Peers}, func() []ruleset.Entry {
+			return c.cluster.named(p.name, p.proto, s.direction == ruleset.Ingress, f)
 		})
-		return set, SetMatch{Name: name, Dir: "dst,dst"}, ", port " + p.name
+		return set, ruleset.SetMatch{Name: name, Dir: "dst,dst"}, ", port " + p.name
 	case p.set != "":
-		set = c.supplied(Set{Name: p.set, Type: BitmapPort, Role: Peers}, func() []Entry { return numbers(p.numbers) })
-		return set, SetMatch{Name: p.set, Dir: "dst"}, fmt.Sprintf(", %d ports", count(p.numbers))
+		set = c.supplied(ruleset.Set{Name: p.set, Kind: ruleset.Ports, Role: ruleset.Peers}, func() []ruleset.Entry { return numbers(p.numbers) })
+		return set, ruleset.SetMatch{Name: p.set, Dir: "dst"}, fmt.Sprintf(", %d ports", count(p.numbers))
 	}
-	return nil, SetMatch{}, ""
+	return nil, ruleset.SetMatch{}, ""
 }
 
 // look fills the set if nobody has. It says why there can't be such a set; nobody is let through by it then.
@@ -167,7 +168,7 @@ func (s *supply) look() (why string) {
 		return s.why
 	}
 	s.filled = true
-	s.Entries = order(s.fill())
+	s.Entries = ruleset.Order(s.fill())
 	if n := len(s.Entries); n > conf.MaxSetEntries {
 		s.why = fmt.Sprintf("means %d addresses, and a set holds %d; nobody is let through by it", n, conf.MaxSetEntries)
 		s.Entries = nil
@@ -189,7 +190,7 @@ func roughly(n int) int {
 
 // field is that which the set stands for in the demand.
 func (d *demand) field(s *supply) string {
-	if holdsPorts(s.Name) {
+	if ruleset.HoldsPorts(s.Name) {
 		return d.rule.field + ".ports"
 	}
 	return d.peer.field

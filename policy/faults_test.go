@@ -9,6 +9,7 @@ import (
 
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // shop is a cluster in which shop/web may be reached by shop/client on port 80, and shop/db by nobody; lab/free is
@@ -93,7 +94,7 @@ func TestFaults(t *testing.T) {
 		more     string        // manifests
 		nodes    []policy.Node // beside self
 		pods     []policy.Pod  // beside the manifests'
-		unread   []policy.Problem
+		unread   []ruleset.Problem
 		problems []string // how they begin
 		pass     string   // beside what passes otherwise
 		cut      string   // of what passes otherwise, this doesn't
@@ -103,7 +104,7 @@ func TestFaults(t *testing.T) {
 		{name: "a Node without podCIDR", nodes: []policy.Node{faultNode("new", "192.0.2.13")}},
 		{
 			name: "a Node with a podCIDR that the source can't read", nodes: []policy.Node{faultNode("new", "192.0.2.13")},
-			unread:   []policy.Problem{{Object: "Node new", Field: "spec.podCIDRs[0]", Message: "is no CIDR"}},
+			unread:   []ruleset.Problem{{Object: "Node new", Field: "spec.podCIDRs[0]", Message: "is no CIDR"}},
 			problems: []string{"Node new: spec.podCIDRs[0]: is no CIDR"},
 		},
 		{name: "a Node without address", nodes: []policy.Node{faultNode("new", "", "10.88.3.0/24")}},
@@ -249,9 +250,9 @@ func TestFaults(t *testing.T) {
 				faultNode("peer", "192.0.2.12", "10.88.1.0/24"),
 			}, tc.nodes...)
 			state.Node = "self"
-			ruleset := policy.Compile(state)
-			compareProblems(t, tc.problems, ruleset.Problems)
-			judge, err := policy.NewJudge(ruleset)
+			want := policy.Compile(state)
+			compareProblems(t, tc.problems, want.Problems)
+			judge, err := ruleset.NewSimulator(want)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -270,7 +271,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-func compareProblems(t *testing.T, want []string, got []policy.Problem) {
+func compareProblems(t *testing.T, want []string, got []ruleset.Problem) {
 	t.Helper()
 	ok := len(want) == len(got)
 	for i := 0; ok && i < len(want); i++ {

@@ -8,6 +8,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
 )
 
@@ -31,7 +32,7 @@ func FuzzPolicy(f *testing.F) {
 		objects := unvalidated(t, []byte(shop))
 		objects.Policies = append(objects.Policies, np)
 		state := onNode(objects)
-		judge, err := policy.NewJudge(policy.Compile(state))
+		judge, err := ruleset.NewSimulator(policy.Compile(state))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -46,12 +47,12 @@ func FuzzPolicy(f *testing.F) {
 				t.Errorf("%s: the rules let it through: %v. But the policies say:\n%s", s, got, v)
 			}
 		}
-		if judge.Allows(policy.Packet{
+		if judge.Allows(ruleset.Packet{
 			In:    "eth0",
 			Out:   "weir0",
 			Src:   netip.MustParseAddr("192.0.2.9"),
 			Dst:   netip.MustParseAddr("10.88.0.99"),
-			Proto: policy.TCP,
+			Proto: ruleset.TCP,
 			Port:  80,
 		}) {
 			t.Error("what goes to no pod is let through")

@@ -12,6 +12,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/source/manifests"
 )
 
@@ -36,7 +37,7 @@ func unvalidated(t testing.TB, data []byte) policy.Objects {
 }
 
 // packet parses "from>to:proto:port". A name means the first address of a pod, or node; NAME/6 its IPv6 address.
-func packet(t testing.TB, state policy.State, s string) policy.Packet {
+func packet(t testing.TB, state policy.State, s string) ruleset.Packet {
 	t.Helper()
 	from, rest, _ := strings.Cut(s, ">")
 	var parts [3]string // to, proto, port
@@ -52,7 +53,7 @@ func packet(t testing.TB, state policy.State, s string) policy.Packet {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := policy.Packet{In: "eth0", Out: "eth0", Proto: policy.Protocol(parts[1]), Port: uint16(port)}
+	p := ruleset.Packet{In: "eth0", Out: "eth0", Proto: ruleset.Protocol(parts[1]), Port: uint16(port)}
 	where := func(name string, addr *netip.Addr, inter *string) {
 		name, six := strings.CutSuffix(name, "/6")
 		fits := func(a netip.Addr) bool { return !six || a.Is6() }

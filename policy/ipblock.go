@@ -9,6 +9,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // parseIPBlock returns the prefixes that are in cidr and in none of the excepts, as few as possible. ipset's hash:net
@@ -76,16 +77,16 @@ func join(list string, blocks []block) peer {
 	for i, b := range blocks {
 		words[i] = b.words
 		for _, prefix := range b.prefixes {
-			p.networks = append(p.networks, Entry{Element{Prefix: prefix}, conf.Comment(b.words)})
+			p.networks = append(p.networks, ruleset.Entry{Element: ruleset.Element{Prefix: prefix}, Comment: conf.Comment(b.words)})
 		}
 	}
-	p.words, p.networks = few(words), order(p.networks)
+	p.words, p.networks = few(words), ruleset.Order(p.networks)
 	if len(p.networks) > 0 {
 		parts := make([]string, len(p.networks))
 		for i, e := range p.networks {
 			parts[i] = e.Prefix.String()
 		}
-		p.set = "weir-net-" + hash(key(parts...))
+		p.set = conf.BlockSets + hash(key(parts...))
 	}
 	return p
 }

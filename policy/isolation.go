@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // isolation is a NetworkPolicy, parsed: which pods it isolates in which directions, and what it lets through.
@@ -19,8 +20,8 @@ type isolation struct {
 	name      string // namespace/name
 	namespace string
 	pods      labels.Selector
-	rules     map[Direction][]rule // a direction that is absent isn't isolated
-	problems  []Problem            // what of it can't be read
+	rules     map[ruleset.Direction][]rule // a direction that is absent isn't isolated
+	problems  []ruleset.Problem            // what of it can't be read
 }
 
 // rule lets through what comes from (goes to) any of the peers on any of the ports.
@@ -35,8 +36,8 @@ type peer struct {
 	field    string
 	everyone bool
 	selector *selector
-	networks []Entry // of the ipBlocks; those of one list are one peer
-	set      string  // its name in IPv4; empty if nobody can ever be in it
+	networks []ruleset.Entry // of the ipBlocks; those of one list are one peer
+	set      string          // its name in IPv4; empty if nobody can ever be in it
 	words    string
 }
 
@@ -49,8 +50,8 @@ func (p peer) means(f conf.Family) bool {
 }
 
 // of are the networks of the family.
-func (p peer) of(f conf.Family) iter.Seq[Entry] {
-	return func(yield func(Entry) bool) {
+func (p peer) of(f conf.Family) iter.Seq[ruleset.Entry] {
+	return func(yield func(ruleset.Entry) bool) {
 		for _, e := range p.networks {
 			if conf.FamilyOf(e.Prefix.Addr()) == f && !yield(e) {
 				return
@@ -64,7 +65,7 @@ type Parsed struct {
 	list     []*networkingv1.NetworkPolicy
 	each     map[*networkingv1.NetworkPolicy]isolation
 	in       map[string][]isolation // by namespace, in the order of their names
-	problems []Problem              // what can't be read of them
+	problems []ruleset.Problem      // what can't be read of them
 }
 
 // Parse reads the policies. Those that before holds were read then, so that each is read once however often a state
@@ -95,10 +96,10 @@ func Parse(list []*networkingv1.NetworkPolicy, before *Parsed) *Parsed {
 // isolates every pod of its namespace and lets nothing through, since whom its rules were meant for is unknown; a
 // policyType that doesn't exist isolates both directions; a peer or port that doesn't parse lets nothing through.
 func parse(np *networkingv1.NetworkPolicy) isolation {
-	iso := isolation{name: np.Namespace + "/" + np.Name, namespace: np.Namespace, rules: map[Direction][]rule{}}
+	iso := isolation{name: np.Namespace + "/" + np.Name, namespace: np.Namespace, rules: map[ruleset.Direction][]rule{}}
 	report := func(field, format string, args ...any) {
 		if len(iso.problems) < maxProblems {
-			iso.problems = append(iso.problems, Problem{"NetworkPolicy " + iso.name, field, fmt.Sprintf(format, args...)})
+			iso.problems = append(iso.problems, ruleset.Problem{Object: "NetworkPolicy " + iso.name, Field: field, Message: fmt.Sprintf(format, args...)})
 		}
 	}
 	var err error
@@ -113,15 +114,15 @@ func parse(np *networkingv1.NetworkPolicy) isolation {
 		return iso
 	}
 	var size size
-	add := func(d Direction, r rule) { iso.rules[d] = append(iso.rules[d], size.bound(r, report)) }
-	if _, ok := iso.rules[Ingress]; ok {
+	add := func(d ruleset.Direction, r rule) { iso.rules[d] = append(iso.rules[d], size.bound(r, report)) }
+	if _, ok := iso.rules[ruleset.Ingress]; ok {
 		for i, r := range np.Spec.Ingress {
-			add(Ingress, parseRule(np.Namespace, fmt.Sprintf("ingress[%d]", i), "from", r.From, r.Ports, report))
+			add(ruleset.Ingress, parseRule(np.Namespace, fmt.Sprintf("ingress[%d]", i), "from", r.From, r.Ports, report))
 		}
 	}
-	if _, ok := iso.rules[Egress]; ok {
+	if _, ok := iso.rules[ruleset.Egress]; ok {
 		for i, r := range np.Spec.Egress {
-			add(Egress, parseRule(np.Namespace, fmt.Sprintf("egress[%d]", i), "to", r.To, r.Ports, report))
+			add(ruleset.Egress, parseRule(np.Namespace, fmt.Sprintf("egress[%d]", i), "to", r.To, r.Ports, report))
 		}
 	}
 	return iso
@@ -130,23 +131,23 @@ func parse(np *networkingv1.NetworkPolicy) isolation {
 // directions that the policy isolates (NetworkPolicySpec.policyTypes: "If this field is not specified, it will default
 // based on the existence of ingress or egress rules; policies that contain an egress section are assumed to affect
 // egress, and all policies […] are assumed to affect ingress").
-func directions(spec networkingv1.NetworkPolicySpec, report func(field, format string, args ...any)) []Direction {
+func directions(spec networkingv1.NetworkPolicySpec, report func(field, format string, args ...any)) []ruleset.Direction {
 	if len(spec.PolicyTypes) == 0 {
 		if len(spec.Egress) > 0 {
-			return []Direction{Ingress, Egress}
+			return []ruleset.Direction{ruleset.Ingress, ruleset.Egress}
 		}
-		return []Direction{Ingress}
+		return []ruleset.Direction{ruleset.Ingress}
 	}
-	var ds []Direction
+	var ds []ruleset.Direction
 	for i, t := range spec.PolicyTypes {
 		switch t {
 		case networkingv1.PolicyTypeIngress:
-			ds = append(ds, Ingress)
+			ds = append(ds, ruleset.Ingress)
 		case networkingv1.PolicyTypeEgress:
-			ds = append(ds, Egress)
+			ds = append(ds, ruleset.Egress)
 		default:
 			report(fmt.Sprintf("spec.policyTypes[%d]", i), "%q is neither Ingress nor Egress; both are isolated", t)
-			return []Direction{Ingress, Egress}
+			return []ruleset.Direction{ruleset.Ingress, ruleset.Egress}
 		}
 	}
 	return ds
@@ -179,7 +180,7 @@ func parseRule(namespace, field, verb string, peers []networkingv1.NetworkPolicy
 		default:
 			var s selector
 			if s, wrong, err = parseSelector(namespace, np); err == nil {
-				p.selector, p.set, p.words = &s, "weir-sel-"+hash(s.key()), s.String()
+				p.selector, p.set, p.words = &s, conf.SelectorSets+hash(s.key()), s.String()
 			}
 		}
 		if err != nil {

@@ -9,23 +9,20 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Link is where the packets of an endpoint come in: by which link, as a rule's -i says it, and by which port of that
-// link if it is a bridge of another plugin.
-type Link struct{ In, Port string }
-
 // LinkOf is the link of an endpoint; empty if it isn't known, or has a name that a rule can't say.
-func LinkOf(e endpoint.Endpoint) Link {
+func LinkOf(e endpoint.Endpoint) ruleset.Link {
 	switch {
 	case !e.Chained:
-		return Link{In: conf.Bridge}
+		return ruleset.Link{In: conf.Bridge}
 	case strings.ContainsFunc(e.BridgeIf+e.HostIf, odd):
-		return Link{}
+		return ruleset.Link{}
 	case e.BridgeIf != "":
-		return Link{In: e.BridgeIf, Port: e.HostIf}
+		return ruleset.Link{In: e.BridgeIf, Port: e.HostIf}
 	}
-	return Link{In: e.HostIf}
+	return ruleset.Link{In: e.HostIf}
 }
 
 // odd holds for characters that a link's name may have, and iptables takes for something else: a + at the end is any
@@ -36,11 +33,11 @@ func odd(r rune) bool {
 
 // links are the rules for pods whose links other plugins made, and the spoof guard doesn't see.
 type links struct {
-	neighbours []Rule // ahead of what judges
-	senders    []Rule // drop forged senders
-	self       []Rule // let a pod reach itself
-	loopback   []Rule // in INPUT
-	masquerade []Rule
+	neighbours []ruleset.Rule // ahead of what judges
+	senders    []ruleset.Rule // drop forged senders
+	self       []ruleset.Rule // let a pod reach itself
+	loopback   []ruleset.Rule // in INPUT
+	masquerade []ruleset.Rule
 }
 
 // links makes the sets, chain and rules for pods behind other plugins, if there are any.
@@ -50,9 +47,9 @@ type links struct {
 // port of it, but no set goes by ports (ipset's physdev entries are matched by no rule of iptables). So rules name
 // the port of each pod there. They are read by ICMP's packets, whose errors the pod sends under its own addresses
 // alone, and by packets whose sender is their receiver.
-func (c *compiler) links(state State, judge []Rule) links {
-	var chained, own, senders []Entry
-	var ports, foreign []Rule
+func (c *compiler) links(state State, judge []ruleset.Rule) links {
+	var chained, own, senders []ruleset.Entry
+	var ports, foreign []ruleset.Rule
 	bridges := map[string]bool{}
 	for _, e := range state.Endpoints {
 		if !e.Chained {
@@ -66,74 +63,74 @@ func (c *compiler) links(state State, judge []Rule) links {
 			}
 			has = true
 			address := hostPrefix(a.Addr)
-			chained = append(chained, Entry{Element{Prefix: address}, words})
+			chained = append(chained, ruleset.Entry{Element: ruleset.Element{Prefix: address}, Comment: words})
 			switch {
 			case link.Port != "":
-				ports = append(ports, Rule{
-					Src: address, InPort: link.Port, Comment: "weir: from " + words + " itself", Target: Return,
+				ports = append(ports, ruleset.Rule{
+					Src: address, InPort: link.Port, Comment: "weir: from " + words + " itself", Action: ruleset.Return,
 				})
 			case link.In != "":
-				senders = append(senders, Entry{Element{Prefix: address, Link: link.In}, words})
+				senders = append(senders, ruleset.Entry{Element: ruleset.Element{Prefix: address, Link: link.In}, Comment: words})
 			}
 		}
 		switch {
 		case link.Port != "" && has:
 			bridges[link.In] = true
-			foreign = append(foreign, Rule{
-				InPort: link.Port, Comment: "weir: an ICMP error of " + words + " under a foreign name", Target: Drop,
+			foreign = append(foreign, ruleset.Rule{
+				InPort: link.Port, Comment: "weir: an ICMP error of " + words + " under a foreign name", Action: ruleset.Drop,
 			})
 		case link.Port == "" && link.In != "": // of a family that the pod has no address of, all is forged
-			own = append(own, Entry{Element{Prefix: netip.PrefixFrom(unspecified[c.family], 0), Link: link.In}, words})
+			own = append(own, ruleset.Entry{Element: ruleset.Element{Prefix: netip.PrefixFrom(unspecified[c.family], 0), Link: link.In}, Comment: words})
 		}
 	}
 	if len(chained)+len(own) == 0 {
 		return links{}
 	}
-	chainedSet, linksSet, sendersSet := c.family.Set(ChainedSet), c.family.Set(LinksSet), c.family.Set(SendersSet)
-	c.set(Set{Name: chainedSet, Type: HashIP, Role: Judged, Entries: chained})
-	c.set(Set{Name: linksSet, Type: HashNetIface, Role: Judged, Entries: own})
-	c.set(Set{Name: sendersSet, Type: HashNetIface, Role: Peers, Entries: senders})
-	slices.SortFunc(ports, func(a, b Rule) int { return a.Src.Addr().Compare(b.Src.Addr()) })
-	slices.SortFunc(foreign, func(a, b Rule) int { return cmp.Compare(a.InPort, b.InPort) })
-	c.chain("mangle", selfChain, slices.Concat([]Rule{{
-		Sets:    []SetMatch{{Name: sendersSet, Dir: "src,src"}},
-		Comment: "weir: a pod reaching itself through its Service", Target: Return,
+	chainedSet, linksSet, sendersSet := c.family.Set(conf.ChainedSet), c.family.Set(conf.LinksSet), c.family.Set(conf.SendersSet)
+	c.set(ruleset.Set{Name: chainedSet, Kind: ruleset.Addresses, Role: ruleset.Checked, Entries: chained})
+	c.set(ruleset.Set{Name: linksSet, Kind: ruleset.AddressLinks, Role: ruleset.Checked, Entries: own})
+	c.set(ruleset.Set{Name: sendersSet, Kind: ruleset.AddressLinks, Role: ruleset.Peers, Entries: senders})
+	slices.SortFunc(ports, func(a, b ruleset.Rule) int { return a.Src.Addr().Compare(b.Src.Addr()) })
+	slices.SortFunc(foreign, func(a, b ruleset.Rule) int { return cmp.Compare(a.InPort, b.InPort) })
+	c.chain("mangle", conf.SelfChain, slices.Concat([]ruleset.Rule{{
+		Sets:    []ruleset.SetMatch{{Name: sendersSet, Dir: "src,src"}},
+		Comment: "weir: a pod reaching itself through its Service", Action: ruleset.Return,
 	}}, ports, judge)...)
 	r := links{
-		senders: []Rule{{
-			Sets:    []SetMatch{{Name: linksSet, Dir: "src,src"}, {Name: sendersSet, Dir: "src,src", Not: true}},
-			Comment: "weir: from the link of a pod, but under another address", Target: Drop,
+		senders: []ruleset.Rule{{
+			Sets:    []ruleset.SetMatch{{Name: linksSet, Dir: "src,src"}, {Name: sendersSet, Dir: "src,src", Not: true}},
+			Comment: "weir: from the link of a pod, but under another address", Action: ruleset.Drop,
 		}},
-		self: []Rule{{
-			Program: self[c.family], Comment: "weir: to its own sender: a pod itself?", Target: GoTo, To: selfChain,
+		self: []ruleset.Rule{{
+			Program: ruleset.Self[c.family], Comment: "weir: to its own sender: a pod itself?", Action: ruleset.GoTo, To: conf.SelfChain,
 		}},
-		masquerade: []Rule{{
-			Sets:    []SetMatch{{Name: chainedSet, Dir: "src"}},
-			Comment: "weir: pods whose network another plugin made, and sees to", Target: Return,
+		masquerade: []ruleset.Rule{{
+			Sets:    []ruleset.SetMatch{{Name: chainedSet, Dir: "src"}},
+			Comment: "weir: pods whose network another plugin made, and sees to", Action: ruleset.Return,
 		}},
-		loopback: []Rule{toLoopback(c.family, Rule{Sets: []SetMatch{{Name: linksSet, Dir: "src,src"}}})},
+		loopback: []ruleset.Rule{toLoopback(c.family, ruleset.Rule{Sets: []ruleset.SetMatch{{Name: linksSet, Dir: "src,src"}}})},
 	}
 	if len(bridges) > 0 {
-		c.chain("mangle", portsChain, slices.Concat(ports, []Rule{
+		c.chain("mangle", conf.PortsChain, slices.Concat(ports, []ruleset.Rule{
 			{
-				Sets:    []SetMatch{{Name: chainedSet, Dir: "src"}},
-				Comment: "weir: ICMP under the address of a pod, but not from it", Target: Drop,
+				Sets:    []ruleset.SetMatch{{Name: chainedSet, Dir: "src"}},
+				Comment: "weir: ICMP under the address of a pod, but not from it", Action: ruleset.Drop,
 			},
-			{Program: noError[c.family], Comment: "weir: no error", Target: Return},
+			{Program: ruleset.NoError[c.family], Comment: "weir: no error", Action: ruleset.Return},
 		}, foreign)...)
 	}
 	for _, name := range slices.Sorted(maps.Keys(bridges)) {
-		r.senders = append(r.senders, Rule{
-			Proto: icmp[c.family], In: name,
-			Comment: "weir: ICMP from a bridge: under its own name?", Target: JumpTo, To: portsChain,
+		r.senders = append(r.senders, ruleset.Rule{
+			Proto: ruleset.ErrorProtocol[c.family], In: name,
+			Comment: "weir: ICMP from a bridge: under its own name?", Action: ruleset.JumpTo, To: conf.PortsChain,
 		})
-		r.loopback = append(r.loopback, toLoopback(c.family, Rule{In: name}))
+		r.loopback = append(r.loopback, toLoopback(c.family, ruleset.Rule{In: name}))
 	}
 	// Pods whose links weir makes know their neighbours from the start, and no others.
 	if c.family == conf.IPv6 {
-		for _, kind := range []Track{Solicitation, Advertisement} {
-			r.neighbours = append(r.neighbours, Rule{
-				Proto: icmpv6, Track: kind, Comment: "weir: hosts on one link find each other", Target: Return,
+		for _, kind := range []ruleset.Track{ruleset.Solicitation, ruleset.Advertisement} {
+			r.neighbours = append(r.neighbours, ruleset.Rule{
+				Proto: ruleset.ICMPv6, Track: kind, Comment: "weir: hosts on one link find each other", Action: ruleset.Return,
 			})
 		}
 	}
@@ -151,8 +148,8 @@ var loopback = map[conf.Family]netip.Prefix{
 // loopback address it drops in any case. A rule of somebody's that translates a destination to a loopback address
 // means it to be reached; policies judge it. It is the rule that kubelet has in filter INPUT (KUBE-FIREWALL;
 // CVE-2020-8558).
-func toLoopback(f conf.Family, r Rule) Rule {
-	r.Dst, r.Track, r.Target = loopback[f], Untranslated, Drop
+func toLoopback(f conf.Family, r ruleset.Rule) ruleset.Rule {
+	r.Dst, r.Track, r.Action = loopback[f], ruleset.Untranslated, ruleset.Drop
 	r.Comment = "weir: no pod reaches the loopback of its node"
 	return r
 }

@@ -6,20 +6,21 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // TestSelf: an isolated pod reaches itself, however it is attached, and nobody gets to it by pretending to be it.
 func TestSelf(t *testing.T) {
-	judge, err := policy.NewJudge(policy.Compile(loadAny(t, "testdata/other-plugins.yaml")))
+	judge, err := ruleset.NewSimulator(policy.Compile(loadAny(t, "testdata/other-plugins.yaml")))
 	if err != nil {
 		t.Fatal(err)
 	}
-	uplink := policy.Link{In: "eth0"}
-	ours, routed := policy.Link{In: conf.Bridge}, policy.Link{In: "veth1"}
-	bridged, other := policy.Link{In: "cni0", Port: "veth2"}, policy.Link{In: "cni0", Port: "veth3"}
+	uplink := ruleset.Link{In: "eth0"}
+	ours, routed := ruleset.Link{In: conf.Bridge}, ruleset.Link{In: "veth1"}
+	bridged, other := ruleset.Link{In: "cni0", Port: "veth2"}, ruleset.Link{In: "cni0", Port: "veth3"}
 	for _, own := range []struct {
 		addrs []string
-		link  policy.Link
+		link  ruleset.Link
 	}{
 		{[]string{"10.88.0.2", "fd00:10:88::2"}, ours},
 		{[]string{"10.88.0.3", "fd00:10:88::3"}, routed},
@@ -27,12 +28,12 @@ func TestSelf(t *testing.T) {
 	} {
 		for _, addr := range own.addrs {
 			a := netip.MustParseAddr(addr)
-			for _, from := range []policy.Link{ours, routed, bridged, other, uplink} {
+			for _, from := range []ruleset.Link{ours, routed, bridged, other, uplink} {
 				if from == ours && own.link != ours {
 					continue // the spoof guard's
 				}
-				p := policy.Packet{
-					In: from.In, InPort: from.Port, Out: own.link.In, Src: a, Dst: a, Proto: policy.TCP, Port: 80, Translated: true,
+				p := ruleset.Packet{
+					In: from.In, InPort: from.Port, Out: own.link.In, Src: a, Dst: a, Proto: ruleset.TCP, Port: 80, Translated: true,
 				}
 				if got := judge.Allows(p); got != (from == own.link) {
 					t.Errorf("%+v passes: %v", p, got)
@@ -44,14 +45,14 @@ func TestSelf(t *testing.T) {
 
 // TestSendersOfOtherPlugins: by a link that belongs to one pod only that pod sends.
 func TestSendersOfOtherPlugins(t *testing.T) {
-	judge, err := policy.NewJudge(policy.Compile(loadAny(t, "testdata/other-plugins.yaml")))
+	judge, err := ruleset.NewSimulator(policy.Compile(loadAny(t, "testdata/other-plugins.yaml")))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, src := range []string{"10.88.0.5", "192.0.2.9", "127.0.0.1"} {
 		for _, dst := range []string{"10.88.0.5", "192.0.2.1", "192.0.2.2"} {
-			p := policy.Packet{
-				In: "veth1", Out: "eth0", Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst), Proto: policy.UDP, Port: 53,
+			p := ruleset.Packet{
+				In: "veth1", Out: "eth0", Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst), Proto: ruleset.UDP, Port: 53,
 			}
 			if dst == "192.0.2.2" {
 				p.Out = ""
@@ -67,24 +68,24 @@ func TestSendersOfOtherPlugins(t *testing.T) {
 func TestLoopback(t *testing.T) {
 	state := loadAny(t, "testdata/other-plugins.yaml")
 	state.Policies = nil
-	judge, err := policy.NewJudge(policy.Compile(state))
+	judge, err := ruleset.NewSimulator(policy.Compile(state))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, tc := range []struct {
 		src  string
-		link policy.Link
+		link ruleset.Link
 	}{
-		{"10.88.0.2", policy.Link{In: conf.Bridge}},
-		{"fd00:10:88::2", policy.Link{In: conf.Bridge}},
-		{"10.88.0.3", policy.Link{In: "veth1"}},
-		{"fd00:10:88::3", policy.Link{In: "veth1"}},
-		{"10.88.0.4", policy.Link{In: "cni0", Port: "veth2"}},
-		{"192.0.2.77", policy.Link{In: "cni0", Port: "veth2"}},
+		{"10.88.0.2", ruleset.Link{In: conf.Bridge}},
+		{"fd00:10:88::2", ruleset.Link{In: conf.Bridge}},
+		{"10.88.0.3", ruleset.Link{In: "veth1"}},
+		{"fd00:10:88::3", ruleset.Link{In: "veth1"}},
+		{"10.88.0.4", ruleset.Link{In: "cni0", Port: "veth2"}},
+		{"192.0.2.77", ruleset.Link{In: "cni0", Port: "veth2"}},
 	} {
-		p := policy.Packet{
+		p := ruleset.Packet{
 			In: tc.link.In, InPort: tc.link.Port, Src: netip.MustParseAddr(tc.src), Dst: netip.MustParseAddr("127.0.0.7"),
-			Proto: policy.TCP, Port: 80,
+			Proto: ruleset.TCP, Port: 80,
 		}
 		if p.Src.Is6() {
 			p.Dst = netip.IPv6Loopback()

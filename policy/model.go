@@ -1,8 +1,8 @@
 // Package policy is weir's heart: what NetworkPolicies mean, and which sets and rules make the kernel do it.
 //
-// It is pure. State is what is known of the cluster and of this node; Compile turns it into a Ruleset, the sets and
-// chains that should be in the kernel; Ruleset.Judge says what these do with a packet. Nothing here knows netlink, the
-// Kubernetes API or a file: the packages below policy/ bring states in and rulesets out.
+// It is pure. State is what is known of the cluster and of this node; Compile turns it into a ruleset.Ruleset, the sets
+// and chains that should be in the kernel; ruleset.Simulator says what these do with a packet. Nothing here knows
+// netlink, the Kubernetes API or a file: others bring states in and rulesets out.
 package policy
 
 import (
@@ -13,6 +13,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // State is all that policy depends on.
@@ -25,7 +26,7 @@ type State struct {
 	// Parsed are policies that were read before; it only saves time, and may be nil.
 	Parsed *Parsed
 	// Refused is what of earlier rulesets this node's kernel has refused.
-	Refused Refused
+	Refused ruleset.Refused
 }
 
 // Objects are what a source (the Kubernetes API, a directory of manifests) knows of the cluster.
@@ -38,7 +39,7 @@ type Objects struct {
 	// Workloads make pods that are not among the pods.
 	Workloads []Workload
 	// Problems are parts of objects that can't be read; the rest of these objects counts.
-	Problems []Problem
+	Problems []ruleset.Problem
 	// Unenforced are policies of other kinds, which weir doesn't enforce.
 	Unenforced []Unenforced
 }
@@ -110,25 +111,6 @@ type Pod struct {
 // NamedPort is what a policy's port that is a name means for one pod.
 type NamedPort struct {
 	Name   string
-	Proto  Protocol
+	Proto  ruleset.Protocol
 	Number uint16
 }
-
-// Direction of traffic, as seen from the pod that a policy selects.
-type Direction string
-
-// The directions of networking.k8s.io/v1 policyTypes.
-const (
-	Ingress Direction = "ingress"
-	Egress  Direction = "egress"
-)
-
-// Problem is an object, or part of one, that can't be enforced as written. What it would have opened stays closed.
-type Problem struct {
-	Object  string `json:"object"` // kind namespace/name
-	Field   string `json:"field"`
-	Message string `json:"message"`
-}
-
-// String is one line for a log.
-func (p Problem) String() string { return p.Object + ": " + p.Field + ": " + p.Message }

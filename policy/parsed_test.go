@@ -11,6 +11,7 @@ import (
 
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // TestParsedSavesNothingButTime: whatever was read before, a state means what it says.
@@ -41,7 +42,7 @@ func TestParsedSavesNothingButTime(t *testing.T) {
 }
 
 // text is all that the ruleset says.
-func text(t *testing.T, r policy.Ruleset) string {
+func text(t *testing.T, r ruleset.Ruleset) string {
 	t.Helper()
 	var b bytes.Buffer
 	if err := r.Write(&b); err != nil {

@@ -9,17 +9,20 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // ports is what one rule matches of the layer above IP: a protocol and its destination ports, or one port that the
 // destination pod has given a name; none given means all.
 type ports struct {
-	proto   Protocol
-	ranges  []PortRange
+	proto   ruleset.Protocol
+	ranges  []ruleset.PortRange
 	name    string
-	numbers []PortRange // too many for ranges: a set has them
-	fields  []string    // of the rule, which have these ports
-	set     string      // the name in IPv4 of the set that has them, if one has
+	numbers []ruleset.PortRange // too many for ranges: a set has them
+	fields  []string            // of the rule, which have these ports
+	set     string              // the name in IPv4 of the set that has them, if one has
 }
 
 // maxFields is how many fields a problem with ports is told of one by one.
@@ -43,7 +46,7 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 	if len(list) == 0 {
 		return []ports{{}}
 	}
-	byProto, fields := map[Protocol][]PortRange{}, map[Protocol][]string{}
+	byProto, fields := map[ruleset.Protocol][]ruleset.PortRange{}, map[ruleset.Protocol][]string{}
 	var named []ports
 	for i, p := range list {
 		proto, err := parseProtocol(p.Protocol)
@@ -65,7 +68,7 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 		}
 	}
 	var grouped []ports
-	for _, proto := range []Protocol{TCP, UDP, SCTP} {
+	for _, proto := range []ruleset.Protocol{ruleset.TCP, ruleset.UDP, ruleset.SCTP} {
 		ranges := merge(byProto[proto])
 		switch {
 		case len(ranges) == 0:
@@ -75,7 +78,7 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 			chunks := multiport(ranges)
 			if len(chunks) > maxPortRules {
 				// Both families go by the set: ports have no family.
-				set := "weir-numbers-" + hash(key(fmt.Sprint(ranges)))
+				set := conf.NumberSets + hash(key(fmt.Sprint(ranges)))
 				grouped = append(grouped, ports{proto: proto, numbers: ranges, fields: fields[proto], set: set})
 				continue
 			}
@@ -88,20 +91,20 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 }
 
 // everyPort includes 0, which no API object can name: it stands for a port that is absent.
-var everyPort = PortRange{0, 65535}
+var everyPort = ruleset.PortRange{First: 0, Last: 65535}
 
-func parseProtocol(p *corev1.Protocol) (Protocol, error) {
+func parseProtocol(p *corev1.Protocol) (ruleset.Protocol, error) {
 	if p == nil { // NetworkPolicyPort: "If not specified, this field defaults to TCP."
-		return TCP, nil
+		return ruleset.TCP, nil
 	}
 	switch *p {
 	case corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP:
-		return Protocol(strings.ToLower(string(*p))), nil
+		return ruleset.Protocol(strings.ToLower(string(*p))), nil
 	}
 	return "", fmt.Errorf("%q is neither TCP, UDP nor SCTP", *p)
 }
 
-func parsePort(p networkingv1.NetworkPolicyPort) (r PortRange, name, field string, err error) {
+func parsePort(p networkingv1.NetworkPolicyPort) (r ruleset.PortRange, name, field string, err error) {
 	switch {
 	case p.Port == nil && p.EndPort != nil:
 		return r, "", "endPort", fmt.Errorf("%d is given without port", *p.EndPort)
@@ -117,17 +120,17 @@ func parsePort(p networkingv1.NetworkPolicyPort) (r PortRange, name, field strin
 	case p.Port.IntVal < 1 || p.Port.IntVal > 65535:
 		return r, "", "port", fmt.Errorf("%d is not from 1 to 65535", p.Port.IntVal)
 	case p.EndPort == nil:
-		return PortRange{uint16(p.Port.IntVal), uint16(p.Port.IntVal)}, "", "", nil
+		return ruleset.PortRange{First: uint16(p.Port.IntVal), Last: uint16(p.Port.IntVal)}, "", "", nil
 	case *p.EndPort < p.Port.IntVal || *p.EndPort > 65535:
 		return r, "", "endPort", fmt.Errorf("%d is not from port %d to 65535", *p.EndPort, p.Port.IntVal)
 	}
-	return PortRange{uint16(p.Port.IntVal), uint16(*p.EndPort)}, "", "", nil
+	return ruleset.PortRange{First: uint16(p.Port.IntVal), Last: uint16(*p.EndPort)}, "", "", nil
 }
 
 // merge orders the ranges and joins those that touch.
-func merge(ranges []PortRange) []PortRange {
-	slices.SortFunc(ranges, func(a, b PortRange) int { return int(a.First) - int(b.First) })
-	var merged []PortRange
+func merge(ranges []ruleset.PortRange) []ruleset.PortRange {
+	slices.SortFunc(ranges, func(a, b ruleset.PortRange) int { return int(a.First) - int(b.First) })
+	var merged []ruleset.PortRange
 	for _, r := range ranges {
 		if n := len(merged); n > 0 && int(r.First) <= int(merged[n-1].Last)+1 {
 			merged[n-1].Last = max(merged[n-1].Last, r.Last)
@@ -139,7 +142,7 @@ func merge(ranges []PortRange) []PortRange {
 }
 
 // count is how many ports are in the ranges.
-func count(ranges []PortRange) (n int) {
+func count(ranges []ruleset.PortRange) (n int) {
 	for _, r := range ranges {
 		n += int(r.Last-r.First) + 1
 	}
@@ -147,19 +150,22 @@ func count(ranges []PortRange) (n int) {
 }
 
 // numbers are the ports in the ranges, as a set's entries.
-func numbers(ranges []PortRange) []Entry {
-	var all []Entry
+func numbers(ranges []ruleset.PortRange) []ruleset.Entry {
+	var all []ruleset.Entry
 	for _, r := range ranges {
 		for n := int(r.First); n <= int(r.Last); n++ {
-			all = append(all, Entry{Element: Element{Port: uint16(n)}})
+			all = append(all, ruleset.Entry{Element: ruleset.Element{Port: uint16(n)}})
 		}
 	}
 	return all
 }
 
+// maxMultiport is how many ports one multiport match takes; a range counts as two (xt_multiport, XT_MULTI_PORTS).
+const maxMultiport = 15
+
 // multiport cuts the ranges into pieces that one multiport match takes.
-func multiport(ranges []PortRange) [][]PortRange {
-	var chunks [][]PortRange
+func multiport(ranges []ruleset.PortRange) [][]ruleset.PortRange {
+	var chunks [][]ruleset.PortRange
 	room := 0
 	for _, r := range ranges {
 		need := 1

@@ -13,6 +13,7 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // TestRefused: what the kernel has refused isn't asked of it again, is closed, and is told of with its field; what is
@@ -36,70 +37,70 @@ func TestRefused(t *testing.T) {
 		}
 	}
 	for _, c := range whole.Classes {
-		if c.Direction == policy.Ingress && strings.Join(c.Pods, " ") == "x/big" {
+		if c.Direction == ruleset.Ingress && strings.Join(c.Pods, " ") == "x/big" {
 			class, pods = c.Set, c.Set
 		}
 	}
-	element := func(s string) policy.Element { return policy.Element{Prefix: netip.MustParsePrefix(s)} }
+	element := func(s string) ruleset.Element { return ruleset.Element{Prefix: netip.MustParsePrefix(s)} }
 	for name, tc := range map[string]struct {
-		refusal      policy.Refusal
+		refusal      ruleset.Refusal
 		pass, closed string
 		problem      string
 	}{
 		"a kind of ports": {
-			policy.Refusal{Kind: "-p sctp -m sctp --dport"},
+			ruleset.Refusal{Kind: "-p sctp -m sctp --dport"},
 			"192.0.3.9>big:tcp:80 client>big:tcp:1 192.0.2.9>big:tcp:1", "192.0.3.9>big:sctp:9",
 			"NetworkPolicy x/big: spec.ingress[0].ports[1]: the kernel refuses rules with -p sctp -m sctp --dport: why",
 		},
 		"a rule": {
-			policy.Refusal{Rule: "-p tcp -m tcp --dport 80 -j RETURN"},
+			ruleset.Refusal{Rule: "-p tcp -m tcp --dport 80 -j RETURN"},
 			"192.0.3.9>big:sctp:9 client>big:tcp:80", "192.0.3.9>big:tcp:80",
 			"NetworkPolicy x/big: spec.ingress[0]: the kernel refuses the rule: why",
 		},
 		"a type of sets": {
-			policy.Refusal{Type: policy.HashNet},
+			ruleset.Refusal{SetKind: ruleset.Networks},
 			"client>big:tcp:1 192.0.2.9>big:tcp:80", "192.0.2.9>big:tcp:1",
 			"NetworkPolicy x/big: spec.ingress[1].from[1]: the kernel refuses sets of type hash:net: why",
 		},
 		"a set": {
-			policy.Refusal{Set: selector},
+			ruleset.Refusal{Set: selector},
 			"192.0.2.9>big:tcp:1 client>big:tcp:80", "client>big:tcp:1",
 			"NetworkPolicy x/big: spec.ingress[1].from[0]: the kernel refuses the set " + selector + ": why",
 		},
 		"an entry": {
-			policy.Refusal{Set: block, Element: element("192.0.2.0/24")},
+			ruleset.Refusal{Set: block, Element: element("192.0.2.0/24")},
 			"client>big:tcp:1", "192.0.2.9>big:tcp:1",
 			"NetworkPolicy x/big: spec.ingress[1].from[1]: the kernel refuses 192.0.2.0/24 in the set " + block + ": why",
 		},
 		"the set of a class": {
-			policy.Refusal{Set: class},
+			ruleset.Refusal{Set: class},
 			"", "client>big:tcp:1 client>big:tcp:80",
 			"NetworkPolicy x/big: spec.ingress: the kernel refuses the set " + class +
 				": why; what the policy lets through is closed",
 		},
 		"a pod in its class": {
-			policy.Refusal{Set: pods, Element: element("10.88.0.4/32")},
+			ruleset.Refusal{Set: pods, Element: element("10.88.0.4/32")},
 			"", "client>big:tcp:1 client>big:tcp:80",
 			"Pod x/big: status.podIPs: the kernel refuses 10.88.0.4 in the set " + class + ": why; the pod is closed",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			state := state
-			state.Refused = policy.Refused{tc.refusal: "why"}
-			ruleset := policy.Compile(state)
-			if len(ruleset.Problems) != 1 || !strings.HasPrefix(ruleset.Problems[0].String(), tc.problem) {
-				t.Errorf("problems %q, want %q", ruleset.Problems, tc.problem)
+			state.Refused = ruleset.Refused{tc.refusal: "why"}
+			want := policy.Compile(state)
+			if len(want.Problems) != 1 || !strings.HasPrefix(want.Problems[0].String(), tc.problem) {
+				t.Errorf("problems %q, want %q", want.Problems, tc.problem)
 			}
 			var text strings.Builder
-			if err := ruleset.Write(&text); err != nil {
+			if err := want.Write(&text); err != nil {
 				t.Fatal(err)
 			}
 			if r := tc.refusal; r.Rule != "" && strings.Contains(text.String(), "--dport 80 -m") {
 				t.Errorf("the rule is asked for again:\n%s", text.String())
-			} else if r.Set != "" && r.Element == (policy.Element{}) && strings.Contains(text.String(), "set "+r.Set+" ") {
+			} else if r.Set != "" && r.Element == (ruleset.Element{}) && strings.Contains(text.String(), "set "+r.Set+" ") {
 				t.Errorf("the set is asked for again:\n%s", text.String())
 			}
-			judge, err := policy.NewJudge(ruleset)
+			judge, err := ruleset.NewSimulator(want)
 			if err != nil {
 				t.Fatal(err)
 			}

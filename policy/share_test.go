@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // wish is a demand in short: rules, and the names of the sets, of which each has as many entries as it has letters.
@@ -17,7 +19,7 @@ type wish struct {
 
 // granted says which of the wishes are granted, in their order.
 func granted(room amount, wishes []wish) []bool {
-	c := compiler{room: room, supplies: map[string]*supply{}, reported: map[string][]Problem{}}
+	c := compiler{room: room, supplies: map[string]*supply{}, reported: map[string][]ruleset.Problem{}}
 	var all []*demand
 	for _, w := range wishes {
 		d := &demand{
@@ -27,7 +29,7 @@ func granted(room amount, wishes []wish) []bool {
 		}
 		for _, name := range w.sets {
 			d.sets = append(d.sets,
-				c.supplied(Set{Name: name}, func() []Entry { return numbers([]PortRange{{1, uint16(len(name))}}) }))
+				c.supplied(ruleset.Set{Name: name}, func() []ruleset.Entry { return numbers([]ruleset.PortRange{{First: 1, Last: uint16(len(name))}}) }))
 		}
 		all = append(all, d)
 	}

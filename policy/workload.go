@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // Workload is an object that makes pods: what they will be is known, their names only by a pattern.
@@ -118,7 +120,7 @@ func MadeBy(workloads []Workload, namespace, name string) (pods []Pod, by []Work
 }
 
 // ambiguous reports a pod that may be several, with what each of them goes by.
-func ambiguous(pods []Pod, by []Workload) Problem {
+func ambiguous(pods []Pod, by []Workload) ruleset.Problem {
 	var words []string
 	for _, w := range by {
 		words = append(words, w.String())
@@ -127,7 +129,7 @@ func ambiguous(pods []Pod, by []Workload) Problem {
 	if len(words) > 1 {
 		why = "its name fits " + strings.Join(words, " and ") + ", which differ"
 	}
-	return Problem{
+	return ruleset.Problem{
 		Object: "Pod " + pods[0].Namespace + "/" + pods[0].Name, Field: "metadata.name",
 		Message: fmt.Sprintf("%s: nothing passes but packets that each of them lets through", why),
 	}

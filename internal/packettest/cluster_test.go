@@ -11,6 +11,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
 )
 
@@ -55,7 +56,7 @@ func networkPolicy(t *testing.T, text string) *networkingv1.NetworkPolicy {
 // to are TCP packets to the ports.
 func to(dst, src netip.Addr, ports ...uint16) (all []verdict.Packet) {
 	for _, port := range ports {
-		all = append(all, verdict.Packet{Src: src, Dst: dst, Proto: policy.TCP, Port: port})
+		all = append(all, verdict.Packet{Src: src, Dst: dst, Proto: ruleset.TCP, Port: port})
 	}
 	return all
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -76,7 +77,7 @@ func TestFault3NamedPortsAndRanges(t *testing.T) {
 		return
 	}
 	n, state := attached(t, []uint16{79, 80, 81, 8080, 8084, 8085},
-		pod("x", "web", "10.88.0.2", policy.NamedPort{Name: "http", Proto: policy.TCP, Number: 80}),
+		pod("x", "web", "10.88.0.2", policy.NamedPort{Name: "http", Proto: ruleset.TCP, Number: 80}),
 		pod("x", "client", "10.88.0.3"))
 	web, client := state.Pods[0].Addresses[0], state.Pods[1].Addresses[0]
 	state.Policies = []*networkingv1.NetworkPolicy{networkPolicy(t, `
@@ -114,7 +115,7 @@ func TestFault9NobodyReadsTheLog(t *testing.T) {
 		told := map[string]bool{}
 		for prefix := range log.read(t) {
 			chain, ok := strings.CutPrefix(prefix, "weir drop ")
-			i := slices.IndexFunc(classes, func(c policy.Class) bool { return c.Chain == chain })
+			i := slices.IndexFunc(classes, func(c ruleset.Class) bool { return c.Chain == chain })
 			if !ok || i < 0 {
 				t.Errorf("iptables-%s: %q is no class's", flavour, prefix)
 				continue
@@ -127,7 +128,7 @@ func TestFault9NobodyReadsTheLog(t *testing.T) {
 		}
 		var many []verdict.Packet // more than its socket holds
 		for range 3000 {
-			many = append(many, verdict.Packet{Src: client, Dst: web, Proto: policy.UDP, Port: 81})
+			many = append(many, verdict.Packet{Src: client, Dst: web, Proto: ruleset.UDP, Port: 81})
 		}
 		n.want("nobody reads", pass, append(many, closed...))
 		if !log.overrun(t) {

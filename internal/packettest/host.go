@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -19,27 +19,27 @@ import (
 type host struct {
 	netns   string
 	addr    netip.Addr
-	raw     map[policy.Protocol]int // sockets that send, and see what arrives
+	raw     map[ruleset.Protocol]int // sockets that send, and see what arrives
 	servers []io.Closer
 }
 
 // ICMP of either family stands for all protocols without ports.
 const (
-	icmp   policy.Protocol = "1"
-	icmpv6 policy.Protocol = "58"
+	icmp   ruleset.Protocol = "1"
+	icmpv6 ruleset.Protocol = "58"
 )
 
 // rawProtocols are sent as whole packets: for SCTP the kernel may have no sockets.
-func rawProtocols(a netip.Addr) map[policy.Protocol]int {
+func rawProtocols(a netip.Addr) map[ruleset.Protocol]int {
 	if a.Is4() {
-		return map[policy.Protocol]int{policy.SCTP: unix.IPPROTO_SCTP, icmp: unix.IPPROTO_ICMP}
+		return map[ruleset.Protocol]int{ruleset.SCTP: unix.IPPROTO_SCTP, icmp: unix.IPPROTO_ICMP}
 	}
-	return map[policy.Protocol]int{policy.SCTP: unix.IPPROTO_SCTP, icmpv6: unix.IPPROTO_ICMPV6}
+	return map[ruleset.Protocol]int{ruleset.SCTP: unix.IPPROTO_SCTP, icmpv6: unix.IPPROTO_ICMPV6}
 }
 
 func (n *Node) addHost(path string, addr netip.Addr) {
 	n.Helper()
-	h := &host{netns: path, addr: addr, raw: map[policy.Protocol]int{}}
+	h := &host{netns: path, addr: addr, raw: map[ruleset.Protocol]int{}}
 	n.hosts[addr] = h
 	n.Cleanup(h.close)
 	nodetest.In(n, path, func() error {
@@ -125,7 +125,7 @@ func sockaddr(a netip.Addr, port uint16) unix.Sockaddr {
 // does to ports.
 func payload(p verdict.Packet, number uint32) []byte {
 	switch p.Proto {
-	case policy.SCTP: // RFC 9260: common header and INIT chunk
+	case ruleset.SCTP: // RFC 9260: common header and INIT chunk
 		b := make([]byte, 32)
 		binary.BigEndian.PutUint16(b, 40000+uint16(number%20000))
 		binary.BigEndian.PutUint16(b[2:], p.Port)
@@ -137,7 +137,7 @@ func payload(p verdict.Packet, number uint32) []byte {
 		return b
 	case icmp, icmpv6: // RFC 792, RFC 4443: echo; of ICMPv6 the kernel makes the checksum
 		b := make([]byte, 12)
-		b[0] = map[policy.Protocol]byte{icmp: 8, icmpv6: 128}[p.Proto]
+		b[0] = map[ruleset.Protocol]byte{icmp: 8, icmpv6: 128}[p.Proto]
 		binary.BigEndian.PutUint16(b[4:], uint16(number))
 		binary.BigEndian.PutUint32(b[8:], number)
 		var sum uint32
@@ -158,7 +158,7 @@ func numberOf(r receiver, b []byte) uint32 {
 		b = b[header:]
 	}
 	switch {
-	case proto == policy.SCTP && len(b) >= 20 && b[12] == 1:
+	case proto == ruleset.SCTP && len(b) >= 20 && b[12] == 1:
 		return binary.BigEndian.Uint32(b[16:])
 	case (proto == icmp && len(b) >= 12 && b[0] == 8) || (proto == icmpv6 && len(b) >= 12 && b[0] == 128):
 		return binary.BigEndian.Uint32(b[8:])

@@ -10,6 +10,7 @@ import (
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -43,7 +44,7 @@ func TestLargePolicies(t *testing.T) {
 		{
 			"4,000 ports", policytest.Letting("big", app("big"), nil, policytest.OddPorts(4000)...),
 			to(big, even, 1, 7999),
-			append(to(big, even, 2, 8000), verdict.Packet{Src: even, Dst: big, Proto: policy.UDP, Port: 1}), 0,
+			append(to(big, even, 2, 8000), verdict.Packet{Src: even, Dst: big, Proto: ruleset.UDP, Port: 1}), 0,
 		},
 		{
 			"100,000 ipBlocks",

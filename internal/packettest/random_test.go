@@ -13,6 +13,7 @@ import (
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -105,7 +106,7 @@ func compare(t *testing.T, n *Node, seed uint64) (sent int) {
 	if difference == nil {
 		return len(packets)
 	}
-	one := []policy.Packet{*difference}
+	one := []ruleset.Packet{*difference}
 	state = policytest.Shrink(state, func(s policy.State) bool { return n.difference(s, probes(n, s, one)) != nil })
 	v := verdict.New(state).Judge(header(one[0]))
 	t.Errorf("seed %d, iptables-%s: %+v arrived: %v. But the policies say:\n%s\n%s", seed, n.Driver.Flavour,
@@ -115,7 +116,7 @@ func compare(t *testing.T, n *Node, seed uint64) (sent int) {
 
 // probes are the packets that can be sent in that state: addresses of pods' networks lead somewhere only if they are
 // attached, and somebody must answer.
-func probes(n *Node, s policy.State, packets []policy.Packet) []policy.Packet {
+func probes(n *Node, s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	attached := func(a netip.Addr) bool {
 		if !policytest.Of[conf.FamilyOf(a)].Subnet.Contains(a) {
 			return n.hosts[a] != nil
@@ -124,18 +125,18 @@ func probes(n *Node, s policy.State, packets []policy.Packet) []policy.Packet {
 			return slices.ContainsFunc(e.Addresses, func(x endpoint.Address) bool { return x.Addr == a })
 		})
 	}
-	return slices.DeleteFunc(policytest.At(s, packets), func(p policy.Packet) bool {
-		answers := p.Proto != policy.TCP && p.Proto != policy.UDP || slices.Contains(n.Ports, p.Port)
+	return slices.DeleteFunc(policytest.At(s, packets), func(p ruleset.Packet) bool {
+		answers := p.Proto != ruleset.TCP && p.Proto != ruleset.UDP || slices.Contains(n.Ports, p.Port)
 		return !attached(p.Src) || !attached(p.Dst) || !answers
 	})
 }
 
-func header(p policy.Packet) verdict.Packet {
+func header(p ruleset.Packet) verdict.Packet {
 	return verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port}
 }
 
 // difference is a packet that arrives though the policies forbid it, or doesn't though they allow it.
-func (n *Node) difference(s policy.State, packets []policy.Packet) *policy.Packet {
+func (n *Node) difference(s policy.State, packets []ruleset.Packet) *ruleset.Packet {
 	n.Enforce(s)
 	evaluator := verdict.New(s)
 	headers, expect := make([]verdict.Packet, len(packets)), make([]bool, len(packets))

@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -22,7 +22,7 @@ const (
 
 // receiver is what a raw socket sees.
 type receiver struct {
-	proto  policy.Protocol
+	proto  ruleset.Protocol
 	family int
 }
 
@@ -121,7 +121,7 @@ func (f *flight) send(n *Node, h *host, i int) error {
 		return unix.Sendto(fd, payload(p, number), 0, sockaddr(p.Dst, 0))
 	}
 	kind := unix.SOCK_STREAM
-	if p.Proto == policy.UDP {
+	if p.Proto == ruleset.UDP {
 		kind = unix.SOCK_DGRAM
 	}
 	fd, err := unix.Socket(family(p.Src), kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
@@ -132,7 +132,7 @@ func (f *flight) send(n *Node, h *host, i int) error {
 	if err := unix.Bind(fd, sockaddr(p.Src, 0)); err != nil {
 		return err
 	}
-	if p.Proto == policy.UDP {
+	if p.Proto == ruleset.UDP {
 		if err := unix.Connect(fd, sockaddr(p.Dst, p.Port)); err != nil {
 			return err
 		}

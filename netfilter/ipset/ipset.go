@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -26,17 +25,6 @@ const (
 	BitmapPort = "bitmap:port"
 	// HashNetIface sets hold addresses and networks, each with a link.
 	HashNetIface = "hash:net,iface"
-)
-
-const (
-	// Prefix begins the names of weir's sets, and of nobody else's.
-	Prefix = "weir-"
-	// NetPrefix begins the names of those that hold networks rather than pods.
-	NetPrefix = "weir-net"
-	// PortPrefix begins the names of those that hold pods with their ports.
-	PortPrefix = "weir-port-"
-	// NumbersPrefix begins the names of those that hold ports alone.
-	NumbersPrefix = "weir-numbers-"
 )
 
 // revisions of the types: of the first kernel that has their comments and all else that weir needs (3.14). The ipset
@@ -225,7 +213,7 @@ func parseHeader(msg []byte) (s Header, ok bool) {
 			}
 		}
 	}
-	return s, strings.HasPrefix(s.Name, Prefix)
+	return s, conf.OwnSet(s.Name)
 }
 
 // Purge takes the addresses out of every weir set that holds pods; those of networks, nodes and ports are left alone.
@@ -237,7 +225,7 @@ func (h *Handle) Purge(addrs ...netip.Addr) error {
 	var changes []Change
 	var errs []error
 	for _, s := range sets {
-		if strings.HasPrefix(s.Name, NetPrefix) || strings.HasPrefix(s.Name, NumbersPrefix) {
+		if !conf.HoldsPods(s.Name) {
 			continue
 		}
 		held, err := h.entriesOf(s, addrs)

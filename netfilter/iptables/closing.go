@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // closings are the rules that drop all packets of pods, one list for each way to recognise these. Each needs less of the
@@ -30,7 +30,7 @@ func closings(f conf.Family) [][]string {
 //	iptables -t mangle -N WEIR-FORWARD; iptables -t mangle -I FORWARD -j WEIR-FORWARD
 //	iptables -t mangle -A WEIR-FORWARD -m set --match-set weir-pods src -j DROP
 //	iptables -t mangle -A WEIR-FORWARD -m set --match-set weir-pods dst -j DROP
-func (d *Driver) closeAll(ctx context.Context, have state, want policy.Ruleset) error {
+func (d *Driver) closeAll(ctx context.Context, have state, want ruleset.Ruleset) error {
 	for _, f := range conf.Families {
 		mangle := have.tables[f]["mangle"]
 		if !want.Has(f) || mangle.unknown != nil { // of an unknown table, PutFirst puts back what can be
@@ -55,7 +55,7 @@ func (d *Driver) closeAll(ctx context.Context, have state, want policy.Ruleset) 
 
 // closing are the commands that fill weir's first chains with the drops, and lead to these chains first. Without drops
 // the chains stay as they are. There are none if that is so already.
-func closing(f conf.Family, mangle table, want policy.Ruleset, drops []string) (commands [len(conf.Families)]string) {
+func closing(f conf.Family, mangle table, want ruleset.Ruleset, drops []string) (commands [len(conf.Families)]string) {
 	var lines []string
 	for _, j := range want.Jumps {
 		if j.Family != f || j.Table != "mangle" || !j.First {

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/netfilter/conntrack"
-	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // Walk is what a walk through the connections came to.
@@ -20,8 +20,8 @@ type Walk struct {
 
 // Judgement is what connections are judged by.
 type Judgement struct {
-	Judge *policy.Judge
-	Pods  map[netip.Addr]policy.Link // addresses of the node's pods
+	Judge *ruleset.Simulator
+	Pods  map[netip.Addr]ruleset.Link // addresses of the node's pods
 }
 
 // allows says whether the connection would be let through if it were opened now. Whose connection it is that nobody saw
@@ -85,17 +85,17 @@ func Cut(by Judgement, newest func() (Judgement, error), own map[netip.Addr]bool
 }
 
 // packet is the first packet of the connection, as the FORWARD hook saw it; or INPUT, if the node answers.
-func packet(c conntrack.Connection, pods map[netip.Addr]policy.Link, own map[netip.Addr]bool) policy.Packet {
-	p := policy.Packet{Src: c.Src, Dst: c.Dst, Port: c.Port, In: "-", Out: "-", Translated: c.Translated}
+func packet(c conntrack.Connection, pods map[netip.Addr]ruleset.Link, own map[netip.Addr]bool) ruleset.Packet {
+	p := ruleset.Packet{Src: c.Src, Dst: c.Dst, Port: c.Port, In: "-", Out: "-", Translated: c.Translated}
 	switch c.Proto {
 	case unix.IPPROTO_TCP:
-		p.Proto = policy.TCP
+		p.Proto = ruleset.TCP
 	case unix.IPPROTO_UDP:
-		p.Proto = policy.UDP
+		p.Proto = ruleset.UDP
 	case unix.IPPROTO_SCTP:
-		p.Proto = policy.SCTP
+		p.Proto = ruleset.SCTP
 	default:
-		p.Proto, p.Port = policy.Protocol(fmt.Sprint(c.Proto)), 0
+		p.Proto, p.Port = ruleset.Protocol(fmt.Sprint(c.Proto)), 0
 	}
 	if link, ok := pods[c.Src]; ok {
 		p.In, p.InPort = link.In, link.Port

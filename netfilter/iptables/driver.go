@@ -16,7 +16,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter/ipset"
-	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // Driver brings rulesets into the kernel. It is not safe for concurrent use.
@@ -37,7 +37,7 @@ type Driver struct {
 	ahead [len(conf.Families)]*restorer
 	// suspects are rules of policies that the kernel has refused before: they are tried before anything is changed for
 	// them.
-	suspects map[policy.Refusal]bool
+	suspects map[ruleset.Refusal]bool
 }
 
 // Open connects to the kernel and finds out which iptables the node uses. If that can't be found out, it is tried again
@@ -47,7 +47,7 @@ func Open(ctx context.Context) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{sets: sets, suspects: map[policy.Refusal]bool{}}
+	d := &Driver{sets: sets, suspects: map[ruleset.Refusal]bool{}}
 	_ = d.detect(ctx)
 	return d, nil
 }
@@ -88,7 +88,7 @@ type Result struct {
 // Apply makes the kernel hold the ruleset. After an error the kernel holds some of the old state and some of the new, each of which closes
 // what it should; applying again goes on from there. After an UnknownError it holds the ruleset, as far as can be
 // known. After a RefusedError it is enough to leave out what the kernel refuses.
-func (d *Driver) Apply(ctx context.Context, want policy.Ruleset, verify Verify) (Result, error) {
+func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify Verify) (Result, error) {
 	var r Result
 	if err := d.look(ctx, want, verify); err != nil {
 		return r, err
@@ -109,7 +109,7 @@ func (d *Driver) Apply(ctx context.Context, want policy.Ruleset, verify Verify) 
 	}
 	d.fresh = false
 	have := *d.have
-	var refused policy.Refused
+	var refused ruleset.Refused
 	if !p.empty() {
 		before, _ := Generation()
 		if err := d.prepare(ctx, p, have, want); err != nil {
@@ -155,7 +155,7 @@ func (d *Driver) Apply(ctx context.Context, want policy.Ruleset, verify Verify) 
 // KeepClosed is for when nobody knows yet what the kernel should hold. If weir's chains stand, they stay as they are, and
 // only get back their place before everybody else's rules. If one is gone or was flushed, so is what it forbade: the
 // kernel then gets the ruleset, in which no pod is in any class, and KeepClosed says so.
-func (d *Driver) KeepClosed(ctx context.Context, closed policy.Ruleset) (bool, error) {
+func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (bool, error) {
 	if err := d.detect(ctx); err != nil {
 		return false, err
 	}
@@ -169,7 +169,7 @@ func (d *Driver) KeepClosed(ctx context.Context, closed policy.Ruleset) (bool, e
 
 // PutFirst is for when it can't be read what the kernel holds: weir's rules get back their place before everybody
 // else's, and nothing else is changed.
-func (d *Driver) PutFirst(ctx context.Context, want policy.Ruleset) error {
+func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {
 	if d.Flavour == "" {
 		return nil
 	}
@@ -179,7 +179,7 @@ func (d *Driver) PutFirst(ctx context.Context, want policy.Ruleset) error {
 
 // putFirst puts weir's rules into their places in the table that drops, unless one of weir's chains is gone or was
 // flushed. Where nothing tells of the table, they stand if rules that lead to them can be made.
-func (d *Driver) putFirst(ctx context.Context, want policy.Ruleset) (stand bool, err error) {
+func (d *Driver) putFirst(ctx context.Context, want ruleset.Ruleset) (stand bool, err error) {
 	var p plan
 	var why []error
 	reading, cancel := context.WithTimeout(ctx, readTime)
@@ -250,8 +250,8 @@ func (d *Driver) changeRules(ctx context.Context, p plan) error {
 
 // prepare takes the steps of the plan after which no packet goes another way: it makes sets that no rule uses yet. have
 // is what the kernel holds, and is kept so.
-func (d *Driver) prepare(ctx context.Context, p plan, have state, want policy.Ruleset) error {
-	refused := policy.Refused{}
+func (d *Driver) prepare(ctx context.Context, p plan, have state, want ruleset.Ruleset) error {
+	refused := ruleset.Refused{}
 	for _, s := range p.create {
 		made, err := d.make(s, refused)
 		if err != nil {
@@ -272,8 +272,8 @@ func (d *Driver) prepare(ctx context.Context, p plan, have state, want policy.Ru
 	return nil
 }
 
-func (d *Driver) carryOut(ctx context.Context, p plan, have state, want policy.Ruleset) (left []string, refused policy.Refused, err error) {
-	refused = policy.Refused{}
+func (d *Driver) carryOut(ctx context.Context, p plan, have state, want ruleset.Ruleset) (left []string, refused ruleset.Refused, err error) {
+	refused = ruleset.Refused{}
 	if err := changeSets(p.before, want, refused); err != nil {
 		return nil, nil, err
 	}
@@ -352,7 +352,7 @@ func (d *Driver) Knows(generation uint32) bool {
 	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.made(generation))
 }
 
-func entry(e policy.Entry) ipset.Entry {
+func entry(e ruleset.Entry) ipset.Entry {
 	return ipset.Entry{Prefix: e.Prefix, Proto: string(e.Proto), Port: e.Port, Link: e.Link, Comment: e.Comment}
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -32,7 +33,7 @@ func driver(t *testing.T, f Flavour) *Driver {
 	return d
 }
 
-func mustApply(t *testing.T, d *Driver, want policy.Ruleset, verify Verify) Result {
+func mustApply(t *testing.T, d *Driver, want ruleset.Ruleset, verify Verify) Result {
 	t.Helper()
 	r, err := d.Apply(t.Context(), want, verify)
 	if err != nil {
@@ -59,7 +60,7 @@ func testApply(t *testing.T, f Flavour) {
 	}
 	s := random()
 	type kind struct {
-		t policy.SetType
+		t ruleset.SetKind
 		f conf.Family
 	}
 	kinds := map[kind]bool{}
@@ -68,7 +69,7 @@ func testApply(t *testing.T, f Flavour) {
 		want := policy.Compile(s)
 		for _, set := range want.Sets {
 			if len(set.Entries) > 0 {
-				kinds[kind{set.Type, set.Family}] = true
+				kinds[kind{set.Kind, set.Family}] = true
 			}
 		}
 		switch now := want.Has(conf.IPv6); {
@@ -158,7 +159,7 @@ func dualStack() policy.State {
 		s := policytest.State(r)
 		in := map[conf.Family]bool{}
 		for _, set := range policy.Compile(s).Sets {
-			if set.Role == policy.Members && !strings.Contains(set.Name, "open") && len(set.Entries) > 0 {
+			if set.Role == ruleset.Members && !strings.Contains(set.Name, "open") && len(set.Entries) > 0 {
 				in[set.Family] = true
 			}
 		}
@@ -309,9 +310,9 @@ func TestKnows(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := policy.Compile(policy.State{})
-	i := slices.IndexFunc(other.Chains, func(c policy.Chain) bool { return c.Name == "WEIR-INPUT" })
+	i := slices.IndexFunc(other.Chains, func(c ruleset.Chain) bool { return c.Name == "WEIR-INPUT" })
 	other.Chains[i].Rules = append(other.Chains[i].Rules,
-		policy.Rule{In: "lo", Comment: "weir: one rule more", Target: policy.Return})
+		ruleset.Rule{In: "lo", Comment: "weir: one rule more", Action: ruleset.Return})
 	mustApply(t, d, other, Trust)
 	last, err := Generation()
 	if err != nil {
@@ -335,8 +336,8 @@ func TestKeepClosed(t *testing.T) {
 	}
 	s := dualStack()
 	want, closed := policy.Compile(s), policy.Compile(policy.State{Endpoints: s.Endpoints})
-	class := want.Classes[slices.IndexFunc(want.Classes, func(c policy.Class) bool { return c.Chain != "" })]
-	class6 := want.Classes[slices.IndexFunc(want.Classes, func(c policy.Class) bool {
+	class := want.Classes[slices.IndexFunc(want.Classes, func(c ruleset.Class) bool { return c.Chain != "" })]
+	class6 := want.Classes[slices.IndexFunc(want.Classes, func(c ruleset.Class) bool {
 		return c.Chain != "" && strings.HasSuffix(c.Set, "6") && len(c.Set) == len("weir-in-")+17
 	})]
 	mustApply(t, driver(t, NFT), want, All)

@@ -5,24 +5,24 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // Members are the addresses that some class holds, by direction: rules that were made before, by whatever agent, judge
 // them. It reads the sets alone, and says nothing of whether the chains that go by them stand.
 //
 // Equivalent to: ipset list, of the sets weir-in-* and weir-eg-*
-func (d *Driver) Members() (map[policy.Direction]map[netip.Addr]bool, error) {
+func (d *Driver) Members() (map[ruleset.Direction]map[netip.Addr]bool, error) {
 	headers, err := d.sets.Headers()
 	if err != nil {
 		return nil, err
 	}
-	members := map[policy.Direction]map[netip.Addr]bool{policy.Ingress: {}, policy.Egress: {}}
+	members := map[ruleset.Direction]map[netip.Addr]bool{ruleset.Ingress: {}, ruleset.Egress: {}}
 	for _, h := range headers {
-		direction := policy.Ingress
+		direction := ruleset.Ingress
 		switch {
 		case strings.HasPrefix(h.Name, conf.EgressClasses):
-			direction = policy.Egress
+			direction = ruleset.Egress
 		case !strings.HasPrefix(h.Name, conf.IngressClasses):
 			continue
 		}

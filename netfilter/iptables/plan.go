@@ -9,14 +9,14 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // plan is how to get from what the kernel holds to what it should hold. Its steps are taken in the order of its fields;
 // after each of them the node lets through nothing that neither the old nor the new state does. It doesn't matter in which
 // order the families' rules change, as a packet is judged by those of its own.
 type plan struct {
-	create  []policy.Set // with their entries; no rule uses them yet
+	create  []ruleset.Set // with their entries; no rule uses them yet
 	before  []change
 	restore [len(conf.Families)]string // for each family's iptables-restore --noflush
 	// blind are the commands for tables of which neither iptables-save nor the kernel tells what they hold, each on its
@@ -52,7 +52,7 @@ func (b blind) withoutDeletions() string {
 // change of one entry of a set.
 type change struct {
 	set string
-	policy.Entry
+	ruleset.Entry
 	del bool
 }
 
@@ -67,7 +67,7 @@ func (p plan) restores() bool {
 
 // makePlan is the difference between have and want. What closes comes before the rules change, what opens after. The
 // change of rules itself is one transaction in the table that drops.
-func makePlan(have state, want policy.Ruleset) plan {
+func makePlan(have state, want ruleset.Ruleset) plan {
 	var p plan
 	ended := endedIn(have, want)
 	closing := func(c change) bool { return c.del && !ended[c.Prefix.Addr()] }
@@ -76,14 +76,14 @@ func makePlan(have state, want policy.Ruleset) plan {
 		family conf.Family
 		chain  string
 	}
-	byDispatch := map[dispatch][]policy.Set{}
+	byDispatch := map[dispatch][]ruleset.Set{}
 	for _, s := range want.Sets {
 		wanted[s.Name] = true
 		old, ok := have.sets[s.Name]
-		if ok = ok && old.kind == s.Type && old.family == s.Family; !ok { // which the kernel refuses if there is one of another type
+		if ok = ok && old.kind == s.Kind && old.family == s.Family; !ok { // which the kernel refuses if there is one of another type
 			p.create = append(p.create, s)
 		}
-		if s.Role == policy.Members {
+		if s.Role == ruleset.Members {
 			d := dispatch{s.Family, s.Dispatch}
 			byDispatch[d] = append(byDispatch[d], s)
 			continue
@@ -93,9 +93,9 @@ func makePlan(have state, want policy.Ruleset) plan {
 		}
 		adds, dels := diff(old, s)
 		switch s.Role {
-		case policy.Attached:
+		case ruleset.Attached:
 			p.before, p.strays = append(p.before, adds...), append(p.strays, dels...)
-		case policy.Judged:
+		case ruleset.Checked:
 			p.before, p.after = append(p.before, adds...), append(p.after, dels...)
 		default:
 			p.before, p.after = append(p.before, dels...), append(p.after, adds...)
@@ -130,10 +130,10 @@ func makePlan(have state, want policy.Ruleset) plan {
 }
 
 // endedIn are the addresses whose attachments were there, and aren't any more.
-func endedIn(have state, want policy.Ruleset) map[netip.Addr]bool {
+func endedIn(have state, want ruleset.Ruleset) map[netip.Addr]bool {
 	ended := map[netip.Addr]bool{}
 	for _, s := range want.Sets {
-		if s.Role != policy.Attached {
+		if s.Role != ruleset.Attached {
 			continue
 		}
 		for e := range have.sets[s.Name].entries {
@@ -152,17 +152,17 @@ func endedIn(have state, want policy.Ruleset) map[netip.Addr]bool {
 // another's closed the other side, a packet could pass that neither the old nor the new state lets through. So whoever
 // changes class does it in the transaction that changes the rules, where the rules' order makes that possible, or else
 // is taken out of the old class before it and put into the new one after it.
-func moves(have state, f conf.Family, chain string, sets []policy.Set, want policy.Ruleset) (before, after []change) {
+func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want ruleset.Ruleset) (before, after []change) {
 	newRules, _ := want.Chain(f, "mangle", chain)
 	newOrder, oldOrder := orderOf(lines(newRules)), orderOf(have.tables[f]["mangle"].rules[chain])
 	unknown := have.tables[f]["mangle"].unknown != nil
-	old := map[policy.Element]string{} // the class that an address is dispatched to now
+	old := map[ruleset.Element]string{} // the class that an address is dispatched to now
 	for _, name := range slices.Backward(oldOrder) {
 		for element := range have.sets[name].entries {
 			old[element] = name
 		}
 	}
-	target := map[policy.Element]string{}
+	target := map[ruleset.Element]string{}
 	for _, s := range sets {
 		for _, e := range s.Entries {
 			target[e.Element] = s.Name
@@ -211,7 +211,7 @@ func orderOf(rules []string) []string {
 	return names
 }
 
-func lines(c policy.Chain) []string {
+func lines(c ruleset.Chain) []string {
 	all := make([]string, len(c.Rules))
 	for i, r := range c.Rules {
 		all[i] = r.String()
@@ -219,7 +219,7 @@ func lines(c policy.Chain) []string {
 	return all
 }
 
-func diff(have set, want policy.Set) (adds, dels []change) {
+func diff(have set, want ruleset.Set) (adds, dels []change) {
 	kept := 0
 	for _, e := range want.Entries {
 		c, ok := have.entries[e.Element]
@@ -233,13 +233,13 @@ func diff(have set, want policy.Set) (adds, dels []change) {
 	if kept == len(have.entries) {
 		return adds, nil
 	}
-	wanted := make(map[policy.Element]bool, len(want.Entries))
+	wanted := make(map[ruleset.Element]bool, len(want.Entries))
 	for _, e := range want.Entries {
 		wanted[e.Element] = true
 	}
 	for element := range have.entries {
 		if !wanted[element] {
-			dels = append(dels, change{set: want.Name, Entry: policy.Entry{Element: element}, del: true})
+			dels = append(dels, change{set: want.Name, Entry: ruleset.Entry{Element: element}, del: true})
 		}
 	}
 	slices.SortFunc(dels, func(a, b change) int { return a.Compare(b.Element) })
@@ -251,7 +251,7 @@ func diff(have set, want policy.Set) (adds, dels []change) {
 //
 // Of a table that can't be read weir's chains are written anew, unless the kernel shows them as they were written last.
 // What nobody wants there stays.
-func restoreTable(f conf.Family, name string, have table, want policy.Ruleset) string {
+func restoreTable(f conf.Family, name string, have table, want ruleset.Ruleset) string {
 	var chains, rules, drop []string
 	wanted := map[string]bool{}
 	for _, c := range want.Chains {
@@ -303,7 +303,7 @@ func (t table) is(chain string, rules []string) bool {
 
 // jumps puts weir's rules in the built-in chains right: one copy of each that is wanted, the first where it must be
 // first, and none that isn't wanted. Strangers' rules are left alone.
-func jumps(f conf.Family, name string, have table, want policy.Ruleset) []string {
+func jumps(f conf.Family, name string, have table, want ruleset.Ruleset) []string {
 	var commands []string
 	if have.unknown != nil {
 		for _, j := range want.Jumps {
@@ -324,7 +324,7 @@ func jumps(f conf.Family, name string, have table, want policy.Ruleset) []string
 
 // jump is what puts weir's rule into its place. Deleting by a rule's words, iptables has to understand those before it,
 // so a copy in the wrong place is left to deleteCopies.
-func (u *unknown) jump(j policy.Jump) []string {
+func (u *unknown) jump(j ruleset.Jump) []string {
 	add := "-A " + j.Chain + " " + j.Rule.String()
 	if j.First {
 		add = "-I " + j.Chain + " 1 " + j.Rule.String()
@@ -341,7 +341,7 @@ func (u *unknown) jump(j policy.Jump) []string {
 	return []string{add}
 }
 
-func jumpsIn(f conf.Family, name, chain string, t table, want policy.Ruleset) []string {
+func jumpsIn(f conf.Family, name, chain string, t table, want ruleset.Ruleset) []string {
 	have := t.rules[chain]
 	var ours, others []string // ours: wanted and unwanted rules of weir's that are there
 	last := 0                 // how many others are ahead of the last of ours

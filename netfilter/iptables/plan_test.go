@@ -14,10 +14,11 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // stateOf is what the kernel holds once the ruleset was applied.
-func stateOf(r policy.Ruleset) state { return state{}.after(makePlan(state{}, r), r, nil) }
+func stateOf(r ruleset.Ruleset) state { return state{}.after(makePlan(state{}, r), r, nil) }
 
 // TestNoStepOpens carries out plans between random states step by step. At no moment may a packet pass that neither the
 // old nor the new state lets through.
@@ -29,7 +30,7 @@ func TestNoStepOpens(t *testing.T) {
 		old, want := policy.Compile(s), policy.Compile(next)
 		packets := policytest.Packets(next)
 		before, after := judge(t, old), judge(t, want)
-		step := func(name string, now policy.Ruleset) {
+		step := func(name string, now ruleset.Ruleset) {
 			j := judge(t, now)
 			for _, p := range packets {
 				if j.Allows(p) && !before.Allows(p) && !after.Allows(p) {
@@ -47,19 +48,19 @@ func TestNoStepOpens(t *testing.T) {
 			step(fmt.Sprint("before ", i), now)
 		}
 		for _, f := range conf.Families {
-			other := func(c policy.Chain) bool { return c.Family != f }
+			other := func(c ruleset.Chain) bool { return c.Family != f }
 			now.Chains = slices.Concat(slices.DeleteFunc(slices.Clone(want.Chains), other),
-				slices.DeleteFunc(slices.Clone(now.Chains), func(c policy.Chain) bool { return !other(c) }))
-			others := func(j policy.Jump) bool { return j.Family != f }
+				slices.DeleteFunc(slices.Clone(now.Chains), func(c ruleset.Chain) bool { return !other(c) }))
+			others := func(j ruleset.Jump) bool { return j.Family != f }
 			now.Jumps = slices.Concat(slices.DeleteFunc(slices.Clone(want.Jumps), others),
-				slices.DeleteFunc(slices.Clone(now.Jumps), func(j policy.Jump) bool { return !others(j) }))
+				slices.DeleteFunc(slices.Clone(now.Jumps), func(j ruleset.Jump) bool { return !others(j) }))
 			step(fmt.Sprint("restore ", f), now)
 		}
 		for i, c := range p.after {
 			apply(&now, c)
 			step(fmt.Sprint("after ", i), now)
 		}
-		now.Sets = slices.DeleteFunc(now.Sets, func(s policy.Set) bool { return slices.Contains(p.destroy, s.Name) })
+		now.Sets = slices.DeleteFunc(now.Sets, func(s ruleset.Set) bool { return slices.Contains(p.destroy, s.Name) })
 		if p := makePlan(stateOf(now), want); !p.empty() {
 			t.Fatalf("seed %d: carried out, the plan leaves %+v to be done", seed, p)
 		}
@@ -123,13 +124,13 @@ func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 // TestPeersCloseBeforeAndOpenAfter: a pod that becomes a peer in the same change that takes a rule away must not come
 // through the old rule.
 func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
-	set := func(addrs ...string) policy.Ruleset {
-		s := policy.Set{Name: "weir-sel-X", Type: policy.HashIP, Role: policy.Peers}
+	set := func(addrs ...string) ruleset.Ruleset {
+		s := ruleset.Set{Name: "weir-sel-X", Kind: ruleset.Addresses, Role: ruleset.Peers}
 		for _, a := range addrs {
 			s.Entries = append(s.Entries,
-				policy.Entry{Element: policy.Element{Prefix: netip.MustParsePrefix(a + "/32")}, Comment: "ns/" + a})
+				ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix(a + "/32")}, Comment: "ns/" + a})
 		}
-		return policy.Ruleset{Sets: []policy.Set{s}}
+		return ruleset.Ruleset{Sets: []ruleset.Set{s}}
 	}
 	p := makePlan(stateOf(set("10.0.0.1", "10.0.0.2")), set("10.0.0.2", "10.0.0.3"))
 	if len(p.before) != 1 || !p.before[0].del || p.before[0].Prefix.String() != "10.0.0.1/32" {
@@ -142,52 +143,54 @@ func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
 
 // TestCloses: what only opens is told from what may close, and the states of a random cluster agree.
 func TestCloses(t *testing.T) {
-	set := func(role policy.SetRole, addrs ...string) policy.Ruleset {
-		s := policy.Set{Name: fmt.Sprint("weir-", role), Type: policy.HashIP, Role: role}
+	set := func(role ruleset.SetRole, addrs ...string) ruleset.Ruleset {
+		s := ruleset.Set{Name: fmt.Sprint("weir-", role), Kind: ruleset.Addresses, Role: role}
 		for _, a := range addrs {
 			s.Entries = append(s.Entries,
-				policy.Entry{Element: policy.Element{Prefix: netip.MustParsePrefix(a + "/32")}, Comment: "ns/pod"})
+				ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix(a + "/32")}, Comment: "ns/pod"})
 		}
-		return policy.Ruleset{Sets: []policy.Set{s}}
+		return ruleset.Ruleset{Sets: []ruleset.Set{s}}
 	}
-	join := func(a, b policy.Ruleset) policy.Ruleset { return policy.Ruleset{Sets: slices.Concat(a.Sets, b.Sets)} }
-	other := set(policy.Judged, "10.0.0.1")
+	join := func(a, b ruleset.Ruleset) ruleset.Ruleset {
+		return ruleset.Ruleset{Sets: slices.Concat(a.Sets, b.Sets)}
+	}
+	other := set(ruleset.Checked, "10.0.0.1")
 	other.Sets[0].Entries[0].Comment = "ns/other"
 	for name, tc := range map[string]struct {
-		have, want policy.Ruleset
+		have, want ruleset.Ruleset
 		closes     bool
 	}{
-		"nothing":           {set(policy.Peers, "10.0.0.1"), set(policy.Peers, "10.0.0.1"), false},
-		"a peer comes":      {set(policy.Peers), set(policy.Peers, "10.0.0.1"), false},
-		"a peer goes":       {set(policy.Peers, "10.0.0.1"), set(policy.Peers), true},
-		"a pod is judged":   {set(policy.Judged), set(policy.Judged, "10.0.0.1"), false},
-		"another's words":   {set(policy.Judged, "10.0.0.1"), other, false},
-		"a pod goes":        {set(policy.Judged, "10.0.0.1"), set(policy.Judged), false},
-		"a pod is attached": {set(policy.Attached), set(policy.Attached, "10.0.0.1"), false},
-		"a pod is let in":   {set(policy.Members), set(policy.Members, "10.0.0.1"), false},
-		"a pod is shut in":  {set(policy.Members, "10.0.0.1"), set(policy.Members), true},
+		"nothing":           {set(ruleset.Peers, "10.0.0.1"), set(ruleset.Peers, "10.0.0.1"), false},
+		"a peer comes":      {set(ruleset.Peers), set(ruleset.Peers, "10.0.0.1"), false},
+		"a peer goes":       {set(ruleset.Peers, "10.0.0.1"), set(ruleset.Peers), true},
+		"a pod is judged":   {set(ruleset.Checked), set(ruleset.Checked, "10.0.0.1"), false},
+		"another's words":   {set(ruleset.Checked, "10.0.0.1"), other, false},
+		"a pod goes":        {set(ruleset.Checked, "10.0.0.1"), set(ruleset.Checked), false},
+		"a pod is attached": {set(ruleset.Attached), set(ruleset.Attached, "10.0.0.1"), false},
+		"a pod is let in":   {set(ruleset.Members), set(ruleset.Members, "10.0.0.1"), false},
+		"a pod is shut in":  {set(ruleset.Members, "10.0.0.1"), set(ruleset.Members), true},
 		"a pod ends": {
-			join(set(policy.Members, "10.0.0.1"), set(policy.Attached, "10.0.0.1")),
-			join(set(policy.Members), set(policy.Attached)), false,
+			join(set(ruleset.Members, "10.0.0.1"), set(ruleset.Attached, "10.0.0.1")),
+			join(set(ruleset.Members), set(ruleset.Attached)), false,
 		},
 		"one ends, one not": {
-			join(set(policy.Peers, "10.0.0.1", "10.0.0.2"), set(policy.Attached, "10.0.0.1")),
-			join(set(policy.Peers), set(policy.Attached)), true,
+			join(set(ruleset.Peers, "10.0.0.1", "10.0.0.2"), set(ruleset.Attached, "10.0.0.1")),
+			join(set(ruleset.Peers), set(ruleset.Attached)), true,
 		},
 		"a peer ends": {
-			join(set(policy.Peers, "10.0.0.1"), set(policy.Attached, "10.0.0.1")),
-			join(set(policy.Peers), set(policy.Attached)), false,
+			join(set(ruleset.Peers, "10.0.0.1"), set(ruleset.Attached, "10.0.0.1")),
+			join(set(ruleset.Peers), set(ruleset.Attached)), false,
 		},
 		"one stays": {
-			join(set(policy.Peers, "10.0.0.1"), set(policy.Attached, "10.0.0.1")),
-			join(set(policy.Peers), set(policy.Attached, "10.0.0.1")), true,
+			join(set(ruleset.Peers, "10.0.0.1"), set(ruleset.Attached, "10.0.0.1")),
+			join(set(ruleset.Peers), set(ruleset.Attached, "10.0.0.1")), true,
 		},
 		"the rules change": {
-			policy.Ruleset{},
-			policy.Ruleset{Chains: []policy.Chain{{Table: "mangle", Name: "WEIR-X"}}},
+			ruleset.Ruleset{},
+			ruleset.Ruleset{Chains: []ruleset.Chain{{Table: "mangle", Name: "WEIR-X"}}},
 			true,
 		},
-		"a set nobody uses": {set(policy.Peers, "10.0.0.1"), policy.Ruleset{}, false},
+		"a set nobody uses": {set(ruleset.Peers, "10.0.0.1"), ruleset.Ruleset{}, false},
 	} {
 		if p := makePlan(stateOf(tc.have), tc.want); p.closes != tc.closes {
 			t.Errorf("%s: closes is %v: %+v", name, p.closes, p)
@@ -218,10 +221,10 @@ func TestCloses(t *testing.T) {
 	}
 }
 
-func attached(r policy.Ruleset) map[netip.Addr]bool {
+func attached(r ruleset.Ruleset) map[netip.Addr]bool {
 	addrs := map[netip.Addr]bool{}
 	for _, s := range r.Sets {
-		if s.Role == policy.Attached {
+		if s.Role == ruleset.Attached {
 			for _, e := range s.Entries {
 				addrs[e.Prefix.Addr()] = true
 			}
@@ -230,22 +233,22 @@ func attached(r policy.Ruleset) map[netip.Addr]bool {
 	return addrs
 }
 
-func judge(t *testing.T, r policy.Ruleset) *policy.Judge {
+func judge(t *testing.T, r ruleset.Ruleset) *ruleset.Simulator {
 	t.Helper()
-	j, err := policy.NewJudge(r)
+	j, err := ruleset.NewSimulator(r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return j
 }
 
-func apply(r *policy.Ruleset, c change) {
+func apply(r *ruleset.Ruleset, c change) {
 	for i := range r.Sets {
 		s := &r.Sets[i]
 		if s.Name != c.set {
 			continue
 		}
-		s.Entries = slices.DeleteFunc(slices.Clone(s.Entries), func(e policy.Entry) bool { return e.Element == c.Element })
+		s.Entries = slices.DeleteFunc(slices.Clone(s.Entries), func(e ruleset.Entry) bool { return e.Element == c.Element })
 		if !c.del {
 			s.Entries = append(s.Entries, c.Entry)
 		}

@@ -12,7 +12,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter/ipset"
-	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // Verify says how much of the kernel's state Apply reads first. What it doesn't read is taken to be what the last Apply
@@ -63,7 +63,7 @@ func (d *Driver) Read(ctx context.Context) error {
 // Unread says that it isn't known what the kernel holds: Apply would have to read it.
 func (d *Driver) Unread() bool { return d.have == nil }
 
-func (d *Driver) look(ctx context.Context, want policy.Ruleset, verify Verify) error {
+func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify Verify) error {
 	for _, f := range conf.Families {
 		d.wanted[f] = want.Has(f)
 	}
@@ -106,9 +106,9 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 	plain := map[conf.Family][]string{}
 	for name, s := range d.have.sets {
 		switch s.kind {
-		case policy.HashIP:
+		case ruleset.Addresses:
 			plain[s.family] = append(plain[s.family], name)
-		case policy.HashIPPort, policy.HashNetIface: // an address may have any number of entries
+		case ruleset.AddressPorts, ruleset.AddressLinks: // an address may have any number of entries
 			now, err := d.readSet(name)
 			if err != nil {
 				return changed, err
@@ -118,7 +118,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 		}
 	}
 	for _, a := range addrs {
-		e := policy.Element{Prefix: netip.PrefixFrom(a, a.BitLen())}
+		e := ruleset.Element{Prefix: netip.PrefixFrom(a, a.BitLen())}
 		names := plain[conf.FamilyOf(a)]
 		in, err := ipset.SetsContaining(a, names)
 		if err != nil {
@@ -184,11 +184,11 @@ func (d *Driver) readSet(name string) (set, error) {
 	if err != nil {
 		return set{}, err
 	}
-	entries := make(map[policy.Element]string, len(got.Entries))
+	entries := make(map[ruleset.Element]string, len(got.Entries))
 	for _, e := range got.Entries {
-		entries[policy.Element{Prefix: e.Prefix, Proto: policy.Protocol(e.Proto), Port: e.Port, Link: e.Link}] = e.Comment
+		entries[ruleset.Element{Prefix: e.Prefix, Proto: ruleset.Protocol(e.Proto), Port: e.Port, Link: e.Link}] = e.Comment
 	}
-	return set{policy.SetType(got.Type), got.Family, entries}, nil
+	return set{ruleset.SetKind(got.Type), got.Family, entries}, nil
 }
 
 // readTable reads one table. Each is read alone, so that a rule that iptables doesn't know hides no other table.

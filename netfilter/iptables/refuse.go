@@ -13,16 +13,17 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter/ipset"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // RefusedError says that the kernel refuses parts of a ruleset, and that the rest holds without them: what they would
 // let through is closed then. policy.State takes them, so that the next ruleset does without.
-type RefusedError struct{ Refused policy.Refused }
+type RefusedError struct{ Refused ruleset.Refused }
 
 func (e *RefusedError) Error() string {
 	var all []string
 	for r, why := range e.Refused {
-		all = append(all, fmt.Sprintf("%s: %s", cmp.Or(r.Kind, r.Rule, string(r.Type), r.Set), why))
+		all = append(all, fmt.Sprintf("%s: %s", cmp.Or(r.Kind, r.Rule, string(r.SetKind), r.Set), why))
 	}
 	slices.Sort(all)
 	return "the kernel refuses " + strings.Join(all, "; ")
@@ -30,26 +31,26 @@ func (e *RefusedError) Error() string {
 
 // make makes the set with its entries. If the kernel refuses it, or some of them, and nothing but what the set would
 // let through rests on it, that is noted in refused; no set is made then that would be refused as a whole.
-func (d *Driver) make(s policy.Set, refused policy.Refused) (*set, error) {
-	header := ipset.Header{Name: s.Name, Type: string(s.Type), Family: s.Family}
+func (d *Driver) make(s ruleset.Set, refused ruleset.Refused) (*set, error) {
+	header := ipset.Header{Name: s.Name, Type: string(s.Kind), Family: s.Family}
 	if err := d.sets.Create(header); err != nil {
 		if !s.Opens {
 			return nil, err
 		}
-		r := policy.Refusal{Family: s.Family, Set: s.Name}
-		if s.Role == policy.Peers && d.tryType(header) != nil {
-			r = policy.Refusal{Family: s.Family, Type: s.Type}
+		r := ruleset.Refusal{Family: s.Family, Set: s.Name}
+		if s.Role == ruleset.Peers && d.tryType(header) != nil {
+			r = ruleset.Refusal{Family: s.Family, SetKind: s.Kind}
 		}
 		refused[r] = reason(err)
 		return nil, nil
 	}
-	made := &set{s.Type, s.Family, make(map[policy.Element]string, len(s.Entries))}
+	made := &set{s.Kind, s.Family, make(map[ruleset.Element]string, len(s.Entries))}
 	changes := make([]change, len(s.Entries))
 	for i, e := range s.Entries {
 		changes[i] = change{set: s.Name, Entry: e}
 		made.entries[e.Element] = e.Comment
 	}
-	err := changeSets(changes, policy.Ruleset{Sets: []policy.Set{s}}, refused)
+	err := changeSets(changes, ruleset.Ruleset{Sets: []ruleset.Set{s}}, refused)
 	for r := range refused {
 		if r.Set == s.Name {
 			delete(made.entries, r.Element)
@@ -71,7 +72,7 @@ func (d *Driver) tryType(h ipset.Header) error {
 
 // changeSets makes the changes. Entries that the kernel refuses are noted if nothing but what they would let through
 // rests on them.
-func changeSets(changes []change, want policy.Ruleset, refused policy.Refused) error {
+func changeSets(changes []change, want ruleset.Ruleset, refused ruleset.Refused) error {
 	all := make([]ipset.Change, len(changes))
 	for i, c := range changes {
 		all[i] = ipset.Change{Set: c.set, Entry: entry(c.Entry), Delete: c.del}
@@ -80,7 +81,7 @@ func changeSets(changes []change, want policy.Ruleset, refused policy.Refused) e
 	if err == nil {
 		return nil
 	}
-	opens := map[string]policy.Set{}
+	opens := map[string]ruleset.Set{}
 	for _, s := range want.Sets {
 		if s.Opens {
 			opens[s.Name] = s
@@ -93,13 +94,13 @@ func changeSets(changes []change, want policy.Ruleset, refused policy.Refused) e
 			err = errors.Join(err, fmt.Errorf("change %s in ipset %s: %w", r.Entry, r.Set, r.Err))
 			continue
 		}
-		refused[policy.Refusal{Family: s.Family, Set: s.Name, Element: element(r.Entry)}] = reason(r.Err)
+		refused[ruleset.Refusal{Family: s.Family, Set: s.Name, Element: element(r.Entry)}] = reason(r.Err)
 	}
 	return err
 }
 
-func element(e ipset.Entry) policy.Element {
-	return policy.Element{Prefix: e.Prefix, Proto: policy.Protocol(e.Proto), Port: e.Port, Link: e.Link}
+func element(e ipset.Entry) ruleset.Element {
+	return ruleset.Element{Prefix: e.Prefix, Proto: ruleset.Protocol(e.Proto), Port: e.Port, Link: e.Link}
 }
 
 // reason is what the kernel or the program has said, without what it was asked: it is the same each time.
@@ -119,8 +120,8 @@ func reason(err error) string {
 }
 
 // newRules are the policies' rules of the chains that aren't there, or not so, those that match the same but once.
-func newRules(f conf.Family, have state, want policy.Ruleset) []policy.Rule {
-	var rules []policy.Rule
+func newRules(f conf.Family, have state, want ruleset.Ruleset) []ruleset.Rule {
+	var rules []ruleset.Rule
 	known := map[string]bool{}
 	for _, c := range want.Chains {
 		if c.Family != f || c.Table != "mangle" || slices.Equal(have.tables[f]["mangle"].rules[c.Name], lines(c)) {
@@ -137,13 +138,13 @@ func newRules(f conf.Family, have state, want policy.Ruleset) []policy.Rule {
 }
 
 // suspicious says whether the kernel has refused one of the rules, or its kind, before.
-func (d *Driver) suspicious(f conf.Family, rules []policy.Rule) bool {
+func (d *Driver) suspicious(f conf.Family, rules []ruleset.Rule) bool {
 	if len(d.suspects) == 0 {
 		return false
 	}
-	return slices.ContainsFunc(rules, func(r policy.Rule) bool {
-		return d.suspects[policy.Refusal{Family: f, Rule: r.Matched()}] ||
-			slices.ContainsFunc(r.Kinds(), func(k policy.Kind) bool { return d.suspects[policy.Refusal{Family: f, Kind: k.Name}] })
+	return slices.ContainsFunc(rules, func(r ruleset.Rule) bool {
+		return d.suspects[ruleset.Refusal{Family: f, Rule: r.Matched()}] ||
+			slices.ContainsFunc(r.Kinds(), func(k ruleset.Kind) bool { return d.suspects[ruleset.Refusal{Family: f, Kind: k.Name}] })
 	})
 }
 
@@ -161,16 +162,16 @@ const (
 // first which kinds of rules, of which there are some twenty at most; then, if there are others, whose, and which of
 // theirs. It is none if the kernel refuses the chain without any rules too, or takes all of them: then the rules are at
 // no fault.
-func (d *Driver) refusedAmong(ctx context.Context, f conf.Family, rules []policy.Rule) policy.Refused {
+func (d *Driver) refusedAmong(ctx context.Context, f conf.Family, rules []ruleset.Rule) ruleset.Refused {
 	ctx, cancel := context.WithTimeout(ctx, trialTime)
 	defer cancel()
 	if len(rules) == 0 || d.try(ctx, f, nil) != nil {
 		return nil
 	}
-	t := trial{try: func(rules []policy.Rule) error { return d.try(ctx, f, rules) }, refused: policy.Refused{}, family: f}
+	t := trial{try: func(rules []ruleset.Rule) error { return d.try(ctx, f, rules) }, refused: ruleset.Refused{}, family: f}
 	t.kinds(rules)
-	rules = slices.DeleteFunc(rules, func(r policy.Rule) bool {
-		return slices.ContainsFunc(r.Kinds(), func(k policy.Kind) bool { return t.refused[policy.Refusal{Family: f, Kind: k.Name}] != "" })
+	rules = slices.DeleteFunc(rules, func(r ruleset.Rule) bool {
+		return slices.ContainsFunc(r.Kinds(), func(k ruleset.Kind) bool { return t.refused[ruleset.Refusal{Family: f, Kind: k.Name}] != "" })
 	})
 	t.namespaces(rules)
 	if len(d.suspects) > maxSuspects {
@@ -184,14 +185,14 @@ func (d *Driver) refusedAmong(ctx context.Context, f conf.Family, rules []policy
 
 // trial of rules.
 type trial struct {
-	try     func([]policy.Rule) error
+	try     func([]ruleset.Rule) error
 	family  conf.Family
-	refused policy.Refused
+	refused ruleset.Refused
 }
 
 // kinds finds the kinds of the rules that the kernel refuses.
-func (t *trial) kinds(rules []policy.Rule) {
-	byName := map[string]policy.Rule{}
+func (t *trial) kinds(rules []ruleset.Rule) {
+	byName := map[string]ruleset.Rule{}
 	for _, r := range rules {
 		for _, k := range r.Kinds() {
 			if _, ok := byName[k.Name]; !ok {
@@ -200,31 +201,31 @@ func (t *trial) kinds(rules []policy.Rule) {
 		}
 	}
 	bisect(slices.Sorted(maps.Keys(byName)), 0, func(names []string) error {
-		examples := make([]policy.Rule, len(names))
+		examples := make([]ruleset.Rule, len(names))
 		for i, name := range names {
 			examples[i] = byName[name]
 		}
 		return t.try(examples)
-	}, func(name string, err error) { t.refused[policy.Refusal{Family: t.family, Kind: name}] = reason(err) })
+	}, func(name string, err error) { t.refused[ruleset.Refusal{Family: t.family, Kind: name}] = reason(err) })
 }
 
 // namespaces finds the rules that the kernel refuses, in each namespace with a number of trials of its own. Where they
 // don't suffice, more of that namespace's rules are taken for refused than are, and none of another's.
-func (t *trial) namespaces(rules []policy.Rule) {
-	by := map[string][]policy.Rule{}
+func (t *trial) namespaces(rules []ruleset.Rule) {
+	by := map[string][]ruleset.Rule{}
 	for _, r := range rules {
 		namespace, _, _ := strings.Cut(r.Policy, "/")
 		by[namespace] = append(by[namespace], r)
 	}
 	bisect(slices.Sorted(maps.Keys(by)), 0, func(names []string) error {
-		var all []policy.Rule
+		var all []ruleset.Rule
 		for _, name := range names {
 			all = append(all, by[name]...)
 		}
 		return t.try(all)
 	}, func(name string, _ error) {
-		bisect(by[name], trialsEach, t.try, func(r policy.Rule, err error) {
-			t.refused[policy.Refusal{Family: t.family, Rule: r.Matched()}] = reason(err)
+		bisect(by[name], trialsEach, t.try, func(r ruleset.Rule, err error) {
+			t.refused[ruleset.Refusal{Family: t.family, Rule: r.Matched()}] = reason(err)
 		})
 	})
 }
@@ -269,7 +270,7 @@ const trialChain = chainPrefix + "TRIAL"
 //
 // Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…; iptables -t mangle -F
 // WEIR-TRIAL; iptables -t mangle -X WEIR-TRIAL
-func (d *Driver) try(ctx context.Context, f conf.Family, rules []policy.Rule) error {
+func (d *Driver) try(ctx context.Context, f conf.Family, rules []ruleset.Rule) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}

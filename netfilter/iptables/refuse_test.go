@@ -9,26 +9,27 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
 // TestTrials finds out what a kernel refuses that refuses what has one of these texts.
 func TestTrials(t *testing.T) {
-	rule := func(of string, proto policy.Protocol, ports ...uint16) policy.Rule {
-		r := policy.Rule{Policy: of, Proto: proto, Target: policy.Return, Comment: "weir: " + of}
+	rule := func(of string, proto ruleset.Protocol, ports ...uint16) ruleset.Rule {
+		r := ruleset.Rule{Policy: of, Proto: proto, Action: ruleset.Return, Comment: "weir: " + of}
 		for _, p := range ports {
-			r.Ports = append(r.Ports, policy.PortRange{First: p, Last: p})
+			r.Ports = append(r.Ports, ruleset.PortRange{First: p, Last: p})
 		}
 		return r
 	}
-	many := func(of string, n int) (rules []policy.Rule) {
+	many := func(of string, n int) (rules []ruleset.Rule) {
 		for i := range n {
-			rules = append(rules, rule(of, policy.TCP, uint16(1000+i)))
+			rules = append(rules, rule(of, ruleset.TCP, uint16(1000+i)))
 		}
 		return rules
 	}
 	for name, tc := range map[string]struct {
-		rules   []policy.Rule
+		rules   []ruleset.Rule
 		refuses []string
 		want    []string
 		trials  int // at most
@@ -36,8 +37,8 @@ func TestTrials(t *testing.T) {
 	}{
 		"nothing": {rules: many("a/np", 1000), trials: 2},
 		"a protocol, in many rules": {
-			rules: append(many("a/np", 1000), rule("b/np", policy.SCTP), rule("b/np", policy.SCTP, 7),
-				rule("c/np", policy.SCTP, 8), rule("c/np", policy.SCTP, 8, 9)),
+			rules: append(many("a/np", 1000), rule("b/np", ruleset.SCTP), rule("b/np", ruleset.SCTP, 7),
+				rule("c/np", ruleset.SCTP, 8), rule("c/np", ruleset.SCTP, 8, 9)),
 			refuses: []string{"-p sctp"},
 			want:    []string{"kind -p sctp", "kind -p sctp -m multiport --dports", "kind -p sctp -m sctp --dport"}, trials: 10,
 		},
@@ -48,14 +49,14 @@ func TestTrials(t *testing.T) {
 			trials:  24,
 		},
 		"more rules of one namespace than it has trials": {
-			rules:   append(many("a/np", 1024), rule("b/np", policy.UDP, 1500), rule("b/np", policy.TCP, 7)),
+			rules:   append(many("a/np", 1024), rule("b/np", ruleset.UDP, 1500), rule("b/np", ruleset.TCP, 7)),
 			refuses: []string{"--dport 11", "--dport 12", "--dport 13", "--dport 1500", "-p udp -m udp --dport 1500"},
 			want:    []string{"rule -p udp -m udp --dport 1500 -j RETURN"}, trials: 80, most: 450,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			trials := 0
-			tr := trial{family: conf.IPv4, refused: policy.Refused{}, try: func(rules []policy.Rule) error {
+			tr := trial{family: conf.IPv4, refused: ruleset.Refused{}, try: func(rules []ruleset.Rule) error {
 				trials++
 				for _, r := range rules {
 					if slices.ContainsFunc(tc.refuses, func(s string) bool { return strings.Contains(r.String(), s) }) {
@@ -65,9 +66,9 @@ func TestTrials(t *testing.T) {
 				return nil
 			}}
 			tr.kinds(tc.rules)
-			rules := slices.DeleteFunc(slices.Clone(tc.rules), func(r policy.Rule) bool {
+			rules := slices.DeleteFunc(slices.Clone(tc.rules), func(r ruleset.Rule) bool {
 				return slices.ContainsFunc(r.Kinds(),
-					func(k policy.Kind) bool { return tr.refused[policy.Refusal{Kind: k.Name}] != "" })
+					func(k ruleset.Kind) bool { return tr.refused[ruleset.Refusal{Kind: k.Name}] != "" })
 			})
 			tr.namespaces(rules)
 			var got []string
@@ -106,12 +107,12 @@ func TestRefusedByTheKernel(t *testing.T) {
 		d := driver(t, f)
 		base := policy.Compile(policy.State{})
 		mustApply(t, d, base, All)
-		with := func(s policy.Set) policy.Ruleset {
+		with := func(s ruleset.Set) ruleset.Ruleset {
 			r := base
 			r.Sets = append(slices.Clone(base.Sets), s)
 			return r
 		}
-		refused := func(r policy.Ruleset) policy.Refused {
+		refused := func(r ruleset.Ruleset) ruleset.Refused {
 			t.Helper()
 			_, err := d.Apply(t.Context(), r, Trust)
 			var e *RefusedError
@@ -121,34 +122,34 @@ func TestRefusedByTheKernel(t *testing.T) {
 			}
 			return e.Refused
 		}
-		if got := refused(with(policy.Set{Name: "weir-x", Type: "hash:none", Opens: true})); got[policy.Refusal{
-			Type: "hash:none",
+		if got := refused(with(ruleset.Set{Name: "weir-x", Kind: "hash:none", Opens: true})); got[ruleset.Refusal{
+			SetKind: "hash:none",
 		}] == "" {
 			t.Errorf("a type that there isn't: %v", got)
 		}
-		if _, err := d.Apply(t.Context(), with(policy.Set{Name: "weir-x", Type: "hash:none"}), Trust); err == nil ||
+		if _, err := d.Apply(t.Context(), with(ruleset.Set{Name: "weir-x", Kind: "hash:none"}), Trust); err == nil ||
 			errors.As(err, new(*RefusedError)) {
 			t.Errorf("a type that there isn't, of a set that must be: %v", err)
 		}
 		nodetest.Run(t, "ipset", "create", "weir-x", "list:set")
-		if got := refused(with(policy.Set{Name: "weir-x", Type: policy.HashIP, Opens: true})); got[policy.Refusal{
+		if got := refused(with(ruleset.Set{Name: "weir-x", Kind: ruleset.Addresses, Opens: true})); got[ruleset.Refusal{
 			Set: "weir-x",
 		}] == "" {
 			t.Errorf("a set of another type: %v", got)
 		}
 		nodetest.Run(t, "ipset", "destroy", "weir-x")
 		bad := base
-		bad.Chains = append(slices.Clone(base.Chains), policy.Chain{Table: "mangle", Name: "WEIR-IN-X", Rules: []policy.Rule{
-			{Policy: "a/np", Target: policy.Return, Comment: "weir: a"},
+		bad.Chains = append(slices.Clone(base.Chains), ruleset.Chain{Table: "mangle", Name: "WEIR-IN-X", Rules: []ruleset.Rule{
+			{Policy: "a/np", Action: ruleset.Return, Comment: "weir: a"},
 			{
 				Policy:  "b/np",
-				Target:  policy.Return,
+				Action:  ruleset.Return,
 				Comment: "weir: b",
-				Sets:    []policy.SetMatch{{Name: "weir-none", Dir: "src"}},
+				Sets:    []ruleset.SetMatch{{Name: "weir-none", Dir: "src"}},
 			},
 		}})
 		got := refused(bad)
-		if len(got) != 1 || got[policy.Refusal{Kind: "-m set --match-set src"}] == "" {
+		if len(got) != 1 || got[ruleset.Refusal{Kind: "-m set --match-set src"}] == "" {
 			t.Errorf("%s: a rule by a set that isn't there: %v", f, got)
 		}
 		if out := nodetest.Run(t, fmt.Sprintf("iptables-%s-save", f), "-t", "mangle"); strings.Contains(out, trialChain) ||

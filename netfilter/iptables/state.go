@@ -5,7 +5,7 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // state is what the kernel holds of weir's.
@@ -71,7 +71,7 @@ type written struct {
 
 // stands is table.stands for a table that iptables can't print: the kernel tells enough of it. It is false where the
 // kernel tells nothing.
-func (u *unknown) stands(f conf.Family, want policy.Ruleset) bool {
+func (u *unknown) stands(f conf.Family, want ruleset.Ruleset) bool {
 	t := table{rules: map[string][]string{}}
 	for chain, rules := range u.seen {
 		for _, r := range rules {
@@ -91,7 +91,7 @@ const chainPrefix = "WEIR-"
 // packets enter by are there, those that dispatch, and those of the classes that they dispatch to, end in DROP, and
 // no rule leads to an empty one. It doesn't ask what else is in them: another version's may differ, and lack chains
 // that the ruleset has.
-func (t table) stands(f conf.Family, want policy.Ruleset) bool {
+func (t table) stands(f conf.Family, want ruleset.Ruleset) bool {
 	if t.unknown != nil {
 		return t.unknown.stands(f, want)
 	}
@@ -114,7 +114,7 @@ func (t table) stands(f conf.Family, want policy.Ruleset) bool {
 		}
 	}
 	for _, s := range want.Sets {
-		if s.Family != f || s.Role != policy.Members {
+		if s.Family != f || s.Role != ruleset.Members {
 			continue
 		}
 		if !drops(s.Dispatch) {
@@ -147,7 +147,7 @@ func parseSave(out string) table {
 	return t
 }
 
-func tablesOf(f conf.Family, want policy.Ruleset) tables {
+func tablesOf(f conf.Family, want ruleset.Ruleset) tables {
 	all := tables{}
 	for _, name := range tablesUsed {
 		all[name] = table{rules: map[string][]string{}}
@@ -167,23 +167,23 @@ func tablesOf(f conf.Family, want policy.Ruleset) tables {
 
 // set is an ipset: its type and family, and its entries with their comments.
 type set struct {
-	kind    policy.SetType
+	kind    ruleset.SetKind
 	family  conf.Family
-	entries map[policy.Element]string
+	entries map[ruleset.Element]string
 }
 
 // after is the state once the plan has been carried out. Sets that it doesn't change are the same maps as before.
-func (s state) after(p plan, want policy.Ruleset, left []string) state {
+func (s state) after(p plan, want ruleset.Ruleset, left []string) state {
 	next := state{sets: make(map[string]set, len(want.Sets))}
 	for _, w := range want.Sets {
 		next.sets[w.Name] = s.sets[w.Name]
 	}
 	for _, w := range p.create {
-		entries := make(map[policy.Element]string, len(w.Entries))
+		entries := make(map[ruleset.Element]string, len(w.Entries))
 		for _, e := range w.Entries {
 			entries[e.Element] = e.Comment
 		}
-		next.sets[w.Name] = set{w.Type, w.Family, entries}
+		next.sets[w.Name] = set{w.Kind, w.Family, entries}
 	}
 	for _, c := range slices.Concat(p.before, p.after, p.strays) {
 		if c.del {
@@ -211,7 +211,7 @@ func (s state) after(p plan, want policy.Ruleset, left []string) state {
 // see looks how the kernel shows what was written into tables that iptables can't print, and deletes copies of weir's
 // rules there. before is the generation of the rules before the plan was carried out: if another has changed them
 // since, what is seen may be the other's.
-func (s state) see(want policy.Ruleset, p plan, before uint32) error {
+func (s state) see(want ruleset.Ruleset, p plan, before uint32) error {
 	commits := strings.Count(strings.Join(p.restore[:], ""), "COMMIT\n")
 	for _, f := range conf.Families {
 		for name, t := range s.tables[f] {

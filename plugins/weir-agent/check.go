@@ -14,6 +14,7 @@ import (
 
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/report"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/source/manifests"
 )
 
@@ -22,7 +23,7 @@ type checked struct {
 	// Ready says that an agent would start with these files.
 	Ready      bool                `json:"ready"`
 	Errors     []string            `json:"errors"`
-	Problems   []policy.Problem    `json:"problems"`
+	Problems   []ruleset.Problem   `json:"problems"`
 	Unenforced []policy.Unenforced `json:"unenforced"`
 	Policies   []string            `json:"policies"`
 	Files      []report.File       `json:"files"`
@@ -76,7 +77,7 @@ func check(path, node string) (checked, error) {
 		return checked{}, broken
 	}
 	c := checked{
-		Ready: objects != nil, Errors: []string{}, Problems: []policy.Problem{}, Unenforced: []policy.Unenforced{},
+		Ready: objects != nil, Errors: []string{}, Problems: []ruleset.Problem{}, Unenforced: []policy.Unenforced{},
 		Policies: []string{}, Files: dir.Files(),
 	}
 	if broken != nil {

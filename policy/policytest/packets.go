@@ -11,15 +11,16 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // uplink is where everybody is who is neither the node nor a pod of it.
-var uplink = policy.Link{In: "eth0"}
+var uplink = ruleset.Link{In: "eth0"}
 
 // interfaces says behind which interface each address of the state is, for all whose packets are judged at all: pods,
 // the node, an address outside. The node's own has none.
-func interfaces(s policy.State) map[netip.Addr]policy.Link {
-	where := map[netip.Addr]policy.Link{}
+func interfaces(s policy.State) map[netip.Addr]ruleset.Link {
+	where := map[netip.Addr]ruleset.Link{}
 	for _, a := range Of {
 		where[a.Outside] = uplink
 	}
@@ -29,7 +30,7 @@ func interfaces(s policy.State) map[netip.Addr]policy.Link {
 		}
 	}
 	for _, a := range Of {
-		where[a.Node] = policy.Link{}
+		where[a.Node] = ruleset.Link{}
 	}
 	for _, e := range s.Endpoints {
 		for _, a := range e.Addresses {
@@ -40,11 +41,11 @@ func interfaces(s policy.State) map[netip.Addr]policy.Link {
 }
 
 // between calls f for every pair of addresses between which packets are judged.
-func between(where map[netip.Addr]policy.Link, f func(policy.Packet)) {
+func between(where map[netip.Addr]ruleset.Link, f func(ruleset.Packet)) {
 	all := slices.SortedFunc(maps.Keys(where), netip.Addr.Compare)
 	for _, src := range all {
 		for _, dst := range all {
-			p := policy.Packet{In: where[src].In, InPort: where[src].Port, Out: where[dst].In, Src: src, Dst: dst}
+			p := ruleset.Packet{In: where[src].In, InPort: where[src].Port, Out: where[dst].In, Src: src, Dst: dst}
 			if judged(p) {
 				f(p)
 			}
@@ -53,14 +54,14 @@ func between(where map[netip.Addr]policy.Link, f func(policy.Packet)) {
 }
 
 // judged are not the node's own packets, nor those that concern no pod of it. None has ends of two families.
-func judged(p policy.Packet) bool {
+func judged(p ruleset.Packet) bool {
 	return p.Src.BitLen() == p.Dst.BitLen() && p.In != "" && (p.In != uplink.In || p.Out != uplink.In)
 }
 
 // At are the packets as they go through the state's node, without those that it wouldn't judge.
-func At(s policy.State, packets []policy.Packet) []policy.Packet {
+func At(s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	where := interfaces(s)
-	var all []policy.Packet
+	var all []ruleset.Packet
 	for _, p := range packets {
 		p.In, p.InPort, p.Out = uplink.In, "", uplink.In
 		if in, ok := where[p.Src]; ok {
@@ -77,11 +78,11 @@ func At(s policy.State, packets []policy.Packet) []policy.Packet {
 }
 
 // Packets are first packets between all pairs of pods, the node and an address outside, on all ports and protocols.
-func Packets(s policy.State) []policy.Packet {
-	var all []policy.Packet
-	between(interfaces(s), func(p policy.Packet) {
+func Packets(s policy.State) []ruleset.Packet {
+	var all []ruleset.Packet
+	between(interfaces(s), func(p ruleset.Packet) {
 		for _, p.Port = range []uint16{80, 81, 82, 443} {
-			for _, p.Proto = range []policy.Protocol{policy.TCP, policy.UDP, policy.SCTP, icmp(p.Dst)} {
+			for _, p.Proto = range []ruleset.Protocol{ruleset.TCP, ruleset.UDP, ruleset.SCTP, icmp(p.Dst)} {
 				all = append(all, p)
 			}
 		}
@@ -90,7 +91,7 @@ func Packets(s policy.State) []policy.Packet {
 }
 
 // icmp stands for all protocols without ports.
-func icmp(dst netip.Addr) policy.Protocol {
+func icmp(dst netip.Addr) ruleset.Protocol {
 	if dst.Is4() {
 		return "1"
 	}
@@ -100,7 +101,7 @@ func icmp(dst netip.Addr) policy.Protocol {
 // Probes are a sample of the packets on which something may depend: between all pairs of pods, the node, an address
 // outside and the edges of the policies' ipBlocks, each with some protocols and ports at the edges of what policies and
 // pods name.
-func Probes(r *rand.Rand, s policy.State, each int) []policy.Packet {
+func Probes(r *rand.Rand, s policy.State, each int) []ruleset.Packet {
 	where := interfaces(s)
 	for _, text := range blocks {
 		if r.IntN(4) > 0 {
@@ -114,8 +115,8 @@ func Probes(r *rand.Rand, s policy.State, each int) []policy.Packet {
 		}
 	}
 	edges, anything := ofState(s), ofNumbers()
-	var all []policy.Packet
-	between(where, func(p policy.Packet) {
+	var all []ruleset.Packet
+	between(where, func(p ruleset.Packet) {
 		for range each {
 			to := pick(r, anything)
 			if len(edges) > 0 && r.IntN(4) > 0 {
@@ -132,7 +133,7 @@ func Probes(r *rand.Rand, s policy.State, each int) []policy.Packet {
 
 // target is what a packet is sent to of a host; without a protocol, one that has no ports.
 type target struct {
-	proto policy.Protocol
+	proto ruleset.Protocol
 	port  uint16
 }
 
@@ -148,9 +149,9 @@ func ofState(s policy.State) []target {
 			named = append(named, r.Ports...)
 		}
 		for _, p := range named {
-			proto := policy.TCP
+			proto := ruleset.TCP
 			if p.Protocol != nil {
-				proto = policy.Protocol(strings.ToLower(string(*p.Protocol)))
+				proto = ruleset.Protocol(strings.ToLower(string(*p.Protocol)))
 			}
 			switch {
 			case p.Port == nil || !slices.Contains(protos, proto):
@@ -176,7 +177,7 @@ func ofState(s policy.State) []target {
 	return all
 }
 
-var protos = []policy.Protocol{policy.TCP, policy.UDP, policy.SCTP}
+var protos = []ruleset.Protocol{ruleset.TCP, ruleset.UDP, ruleset.SCTP}
 
 // ofNumbers are all ports that a random policy or pod may name, those beside them, and a protocol without ports.
 func ofNumbers() []target {

@@ -16,6 +16,7 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // Addresses are those of one family.
@@ -236,7 +237,7 @@ func KindOf(number int) Kind {
 func named(r *rand.Rand) []policy.NamedPort {
 	var ports []policy.NamedPort
 	for _, name := range portNames[:2] {
-		for _, proto := range []policy.Protocol{policy.TCP, policy.UDP, policy.SCTP} {
+		for _, proto := range []ruleset.Protocol{ruleset.TCP, ruleset.UDP, ruleset.SCTP} {
 			if r.IntN(3) == 0 {
 				ports = append(ports, policy.NamedPort{Name: name, Proto: proto, Number: uint16(pick(r, numbers))})
 			}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // Status is what GET /v1/status answers: what is enforced now.
@@ -17,17 +18,17 @@ type Status struct {
 	LastSync time.Time `json:"lastSync,omitzero"`
 	IPTables string    `json:"iptables"`
 	// Errors are what stands in the way now; empty if all is well.
-	Errors   []string         `json:"errors"`
-	Problems []policy.Problem `json:"problems"`
+	Errors   []string          `json:"errors"`
+	Problems []ruleset.Problem `json:"problems"`
 	// Unenforced are policies that are there and that weir doesn't enforce.
 	Unenforced []policy.Unenforced `json:"unenforced"`
 	// Files are those of a directory of manifests, with what became of each object.
-	Files    []File         `json:"files,omitempty"`
-	Pods     []PodStatus    `json:"pods"`
-	Policies []string       `json:"policies"`
-	Classes  []policy.Class `json:"classes"`
-	Sets     []SetStatus    `json:"sets"`
-	Stats    Stats          `json:"stats"`
+	Files    []File          `json:"files,omitempty"`
+	Pods     []PodStatus     `json:"pods"`
+	Policies []string        `json:"policies"`
+	Classes  []ruleset.Class `json:"classes"`
+	Sets     []SetStatus     `json:"sets"`
+	Stats    Stats           `json:"stats"`
 	// NodeRepairs are the last changes by somebody else to what weir sets up on the node that were undone.
 	NodeRepairs []NodeRepair `json:"nodeRepairs"`
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // Evaluator knows one state. What of a policy can't be understood opens nothing.
@@ -65,7 +66,7 @@ func (p pod) unknownOfNamespace(key string) bool {
 type isolating struct {
 	name    string
 	selects func(pod) (certainly, possibly bool)
-	rules   map[policy.Direction][]rule // for each direction that it isolates
+	rules   map[ruleset.Direction][]rule // for each direction that it isolates
 }
 
 type rule struct {
@@ -81,7 +82,7 @@ type named[M any] struct {
 
 type (
 	peerMatch func(end) bool
-	portMatch func(proto policy.Protocol, port uint16, dst end) bool
+	portMatch func(proto ruleset.Protocol, port uint16, dst end) bool
 )
 
 // New prepares the state for many packets.
@@ -188,7 +189,7 @@ func subjects(np *networkingv1.NetworkPolicy) func(pod) (certainly, possibly boo
 // egress, and all policies (whether or not they contain an ingress section) are assumed to affect ingress". Both
 // directions if there is a type that doesn't exist. Of a policy whose podSelector can't be understood no rule counts, as
 // nobody knows whom they were meant for.
-func rules(np *networkingv1.NetworkPolicy) map[policy.Direction][]rule {
+func rules(np *networkingv1.NetworkPolicy) map[ruleset.Direction][]rule {
 	has := func(t networkingv1.PolicyType) bool { return slices.Contains(np.Spec.PolicyTypes, t) }
 	ingress, egress := has(networkingv1.PolicyTypeIngress), has(networkingv1.PolicyTypeEgress)
 	if len(np.Spec.PolicyTypes) == 0 {
@@ -203,17 +204,17 @@ func rules(np *networkingv1.NetworkPolicy) map[policy.Direction][]rule {
 	if _, err := metav1.LabelSelectorAsSelector(&np.Spec.PodSelector); err != nil {
 		spec.Ingress, spec.Egress = nil, nil
 	}
-	isolated := map[policy.Direction][]rule{}
+	isolated := map[ruleset.Direction][]rule{}
 	if ingress {
-		isolated[policy.Ingress] = nil
+		isolated[ruleset.Ingress] = nil
 		for i, r := range spec.Ingress {
-			isolated[policy.Ingress] = append(isolated[policy.Ingress], newRule(np, fmt.Sprintf("ingress[%d]", i), "from", r.From, r.Ports))
+			isolated[ruleset.Ingress] = append(isolated[ruleset.Ingress], newRule(np, fmt.Sprintf("ingress[%d]", i), "from", r.From, r.Ports))
 		}
 	}
 	if egress {
-		isolated[policy.Egress] = nil
+		isolated[ruleset.Egress] = nil
 		for i, r := range spec.Egress {
-			isolated[policy.Egress] = append(isolated[policy.Egress], newRule(np, fmt.Sprintf("egress[%d]", i), "to", r.To, r.Ports))
+			isolated[ruleset.Egress] = append(isolated[ruleset.Egress], newRule(np, fmt.Sprintf("egress[%d]", i), "to", r.To, r.Ports))
 		}
 	}
 	return isolated
@@ -229,7 +230,7 @@ func newRule(np *networkingv1.NetworkPolicy, field, verb string, peers []network
 		r.peers = append(r.peers, named[peerMatch]{fmt.Sprintf("%s.%s[%d]", field, verb, i), matchPeer(np.Namespace, p)})
 	}
 	if len(ports) == 0 {
-		r.ports = []named[portMatch]{{EveryPort, func(policy.Protocol, uint16, end) bool { return true }}}
+		r.ports = []named[portMatch]{{EveryPort, func(ruleset.Protocol, uint16, end) bool { return true }}}
 	}
 	for i, p := range ports {
 		r.ports = append(r.ports, named[portMatch]{fmt.Sprintf("%s.ports[%d]", field, i), matchPort(p)})
@@ -330,7 +331,7 @@ func matchPort(p networkingv1.NetworkPolicyPort) portMatch {
 	}
 	// No protocol but these has ports that a policy could mean.
 	known := slices.Contains([]corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP}, protocol)
-	return func(proto policy.Protocol, port uint16, dst end) bool {
+	return func(proto ruleset.Protocol, port uint16, dst end) bool {
 		return known && strings.EqualFold(string(proto), string(protocol)) && isPort(port, dst)
 	}
 }

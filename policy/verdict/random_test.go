@@ -12,6 +12,7 @@ import (
 
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
 )
 
@@ -57,14 +58,14 @@ func compare(t *testing.T, seed uint64) {
 }
 
 // difference is a packet on which rules and policies differ.
-func difference(s policy.State, packets []policy.Packet) *policy.Packet {
+func difference(s policy.State, packets []ruleset.Packet) *ruleset.Packet {
 	packets = policytest.At(s, packets)
-	judge, err := policy.NewJudge(policy.Compile(s))
+	judge, err := ruleset.NewSimulator(policy.Compile(s))
 	if err != nil {
 		panic(err)
 	}
 	evaluator := verdict.New(s)
-	i := slices.IndexFunc(packets, func(p policy.Packet) bool {
+	i := slices.IndexFunc(packets, func(p ruleset.Packet) bool {
 		v := evaluator.Judge(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
 		return judge.Allows(p) != v.AllowedHere()
 	})

@@ -12,15 +12,15 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // Packet is the first one of a connection, after Services have been translated.
 type Packet struct {
-	Src   netip.Addr      `json:"source"`
-	Dst   netip.Addr      `json:"destination"`
-	Proto policy.Protocol `json:"protocol"`
-	Port  uint16          `json:"port"` // of the destination; 0 for protocols without ports
+	Src   netip.Addr       `json:"source"`
+	Dst   netip.Addr       `json:"destination"`
+	Proto ruleset.Protocol `json:"protocol"`
+	Port  uint16           `json:"port"` // of the destination; 0 for protocols without ports
 }
 
 // Verdict on a packet. It passes if both of its ends let it.
@@ -104,9 +104,9 @@ func (v Verdict) String() string {
 		return b.String()
 	}
 	for _, d := range []struct {
-		policy.Direction
+		ruleset.Direction
 		Side
-	}{{policy.Egress, v.Egress}, {policy.Ingress, v.Ingress}} {
+	}{{ruleset.Egress, v.Egress}, {ruleset.Ingress, v.Ingress}} {
 		fmt.Fprintf(&b, "%s: %s", d.Direction, word[d.Allowed()])
 		switch {
 		case len(d.Either) > 0:
@@ -151,15 +151,15 @@ func (e *Evaluator) Judge(p Packet) Verdict {
 	return Verdict{
 		Packet:  p,
 		Self:    p.Src == p.Dst,
-		Egress:  e.side(policy.Egress, src, dst, p, dst),
-		Ingress: e.side(policy.Ingress, dst, src, p, dst),
+		Egress:  e.side(ruleset.Egress, src, dst, p, dst),
+		Ingress: e.side(ruleset.Ingress, dst, src, p, dst),
 	}
 }
 
 // side: "By default, a pod is non-isolated […]; all connections are allowed. A pod is isolated […] if there is any
 // NetworkPolicy that both selects the pod and has [the direction] in its policyTypes"; then the allowed connections are
 // the union of what those policies allow (kubernetes.io, Network Policies, "The two sorts of pod isolation").
-func (e *Evaluator) side(d policy.Direction, subject, peer end, p Packet, dst end) Side {
+func (e *Evaluator) side(d ruleset.Direction, subject, peer end, p Packet, dst end) Side {
 	s := Side{Pod: subject.name, Here: subject.here, Off: subject.enforcement == conf.Off}
 	s.Unknown = s.Here && len(subject.pods) == 0 && !s.Off
 	if s.Off || s.Unknown {

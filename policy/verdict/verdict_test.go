@@ -10,6 +10,7 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
 	"github.com/weir-net/weir/source/manifests"
 )
@@ -75,7 +76,7 @@ ingress: allowed: not a pod
 		v := evaluator.Judge(verdict.Packet{
 			Src:   netip.MustParseAddr(tc.src),
 			Dst:   netip.MustParseAddr(tc.dst),
-			Proto: policy.TCP,
+			Proto: ruleset.TCP,
 			Port:  tc.port,
 		})
 		if diff := cmp.Diff(tc.want, v.String()); diff != "" {

@@ -12,7 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 
-	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // watchesDiffer is how much later the watch on namespaces may tell that a namespace is being deleted than the watch on
@@ -102,14 +102,14 @@ func (d *departing) see(ns *corev1.Namespace, gone bool) bool {
 // inhabited says whether the namespace has pods.
 func (d *departing) policies(
 	now time.Time, live []*networkingv1.NetworkPolicy, inhabited func(namespace string) bool,
-) ([]*networkingv1.NetworkPolicy, []policy.Problem) {
+) ([]*networkingv1.NetworkPolicy, []ruleset.Problem) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.noteRemoved(now, live)
 	if d.began.IsZero() {
 		d.began = now
 	}
-	var problems []policy.Problem
+	var problems []ruleset.Problem
 	all := slices.Clip(live)
 	for _, name := range slices.Sorted(maps.Keys(d.namespaces)) {
 		departure := d.namespaces[name]
@@ -129,7 +129,7 @@ func (d *departing) policies(
 		}
 		all = slices.AppendSeq(all, maps.Values(departure.held))
 		if _, unknown := departure.held[unknownPolicies]; unknown && inhabited(name) {
-			problems = append(problems, policy.Problem{
+			problems = append(problems, ruleset.Problem{
 				Object: "Namespace " + name, Field: "metadata.deletionTimestamp",
 				Message: "the namespace was being deleted as this agent started, so policies may be gone that still count; " +
 					"its pods get only the traffic that the remaining policies allow",

@@ -22,6 +22,7 @@ import (
 
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/source/objects"
 )
 
@@ -54,11 +55,11 @@ func newViews() views {
 	v := views{
 		departing: newDeparting(),
 		pods:      newView(objects.Pod),
-		namespaces: newView(func(n *corev1.Namespace) (policy.Namespace, []policy.Problem) {
+		namespaces: newView(func(n *corev1.Namespace) (policy.Namespace, []ruleset.Problem) {
 			return objects.Namespace(n), nil
 		}),
 		nodes: newView(objects.Node),
-		policies: newView(func(p *networkingv1.NetworkPolicy) (*networkingv1.NetworkPolicy, []policy.Problem) {
+		policies: newView(func(p *networkingv1.NetworkPolicy) (*networkingv1.NetworkPolicy, []ruleset.Problem) {
 			return &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name}, Spec: p.Spec}, nil
 		}),
 	}
@@ -79,7 +80,7 @@ func keepAddresses(was, now policy.Pod) policy.Pod {
 // objects as they are now. One of which something can't be read is used as far as it can, and reported.
 func (v views) objects() *policy.Objects {
 	var o policy.Objects
-	var ofPods, ofNodes []policy.Problem
+	var ofPods, ofNodes []ruleset.Problem
 	o.Pods, ofPods = v.pods.all()
 	o.Nodes, ofNodes = v.nodes.all()
 	o.Namespaces, _ = v.namespaces.all()
@@ -87,7 +88,7 @@ func (v views) objects() *policy.Objects {
 	inhabited := func(namespace string) bool {
 		return slices.ContainsFunc(o.Pods, func(p policy.Pod) bool { return p.Namespace == namespace })
 	}
-	var ofNamespaces []policy.Problem
+	var ofNamespaces []ruleset.Problem
 	o.Policies, ofNamespaces = v.departing.policies(time.Now(), live, inhabited)
 	o.Problems = slices.Concat(ofPods, ofNodes, ofNamespaces)
 	return &o

@@ -18,6 +18,7 @@ import (
 
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 func cluster() []runtime.Object {
@@ -123,8 +124,8 @@ func TestRun(t *testing.T) {
 		t.Errorf("pod a is %+v", p)
 	}
 	ports := []policy.NamedPort{
-		{Name: "http", Proto: policy.TCP, Number: 80},
-		{Name: "metrics", Proto: policy.TCP, Number: 9090},
+		{Name: "http", Proto: ruleset.TCP, Number: 80},
+		{Name: "metrics", Proto: ruleset.TCP, Number: 9090},
 	}
 	if p := find(first, "a"); !slices.Equal(p.Ports, ports) {
 		t.Errorf("pod a's named ports are %+v, want %+v", p.Ports, ports)

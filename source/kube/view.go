@@ -8,24 +8,24 @@ import (
 
 	"k8s.io/client-go/tools/cache"
 
-	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // view is what policy needs of the objects of one kind, kept up as a watch tells of them. Most of what a watch tells,
 // such as heartbeats, changes nothing of it.
 type view[O, T any] struct {
-	read func(O) (T, []policy.Problem)
+	read func(O) (T, []ruleset.Problem)
 	// follow, if not nil, says what an object is that was something else before.
 	follow func(was, now T) T
 
 	mu      sync.Mutex
 	objects map[string]T // by namespace/name
-	broken  map[string][]policy.Problem
+	broken  map[string][]ruleset.Problem
 	list    []T // of the objects, once it was asked for; nobody changes it
 }
 
-func newView[O, T any](read func(O) (T, []policy.Problem)) *view[O, T] {
-	return &view[O, T]{read: read, objects: map[string]T{}, broken: map[string][]policy.Problem{}}
+func newView[O, T any](read func(O) (T, []ruleset.Problem)) *view[O, T] {
+	return &view[O, T]{read: read, objects: map[string]T{}, broken: map[string][]ruleset.Problem{}}
 }
 
 // watch has the view follow the informer; changed is called whenever something of it has changed. The returned function
@@ -93,7 +93,7 @@ func (v *view[O, T]) remove(o any) bool {
 }
 
 // all are the objects, in no order, and what of them can't be read.
-func (v *view[O, T]) all() ([]T, []policy.Problem) {
+func (v *view[O, T]) all() ([]T, []ruleset.Problem) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.list == nil {

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/source/objects"
 )
 
@@ -70,7 +71,7 @@ func (c *content) addNode(o object) {
 	e.partly(complaints(problems))
 }
 
-func complaints(problems []policy.Problem) []complaint {
+func complaints(problems []ruleset.Problem) []complaint {
 	var all []complaint
 	for _, p := range problems {
 		all = append(all, complaint{p.Field, p.Message})

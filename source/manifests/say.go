@@ -9,6 +9,7 @@ import (
 
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/report"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // plain is a name that others gave, as it may stand in a line of text: in quotes if it has what isn't printed, such as
@@ -69,16 +70,16 @@ func (e *entry) effect() string {
 }
 
 // problems are those of the file's objects.
-func (f *file) problems(name string) []policy.Problem {
-	var all []policy.Problem
+func (f *file) problems(name string) []ruleset.Problem {
+	var all []ruleset.Problem
 	for i := range f.entries {
 		e := &f.entries[i]
 		at := fmt.Sprintf("%s (%s, %s)", e.effect(), plain(name), e.where)
 		for _, c := range e.problems {
-			all = append(all, policy.Problem{Object: plain(e.object), Field: c.field, Message: c.why + "; " + at})
+			all = append(all, ruleset.Problem{Object: plain(e.object), Field: c.field, Message: c.why + "; " + at})
 		}
 		if e.differs {
-			all = append(all, policy.Problem{Object: plain(e.object), Field: "metadata.name", Message: e.conflict + "; " + at})
+			all = append(all, ruleset.Problem{Object: plain(e.object), Field: "metadata.name", Message: e.conflict + "; " + at})
 		}
 	}
 	return all

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // mirror is the annotation in which a static pod's API object carries the UID that its runtime knows it by.
@@ -31,11 +32,11 @@ func Namespace(ns *corev1.Namespace) policy.Namespace {
 // reader notes what of an object can't be read.
 type reader struct {
 	object   string
-	problems []policy.Problem
+	problems []ruleset.Problem
 }
 
 func (r *reader) report(field, format string, args ...any) {
-	r.problems = append(r.problems, policy.Problem{Object: r.object, Field: field, Message: fmt.Sprintf(format, args...)})
+	r.problems = append(r.problems, ruleset.Problem{Object: r.object, Field: field, Message: fmt.Sprintf(format, args...)})
 }
 
 // address reads an address of a pod or node. 0.0.0.0 is nobody's, and no ipset takes it.
@@ -49,7 +50,7 @@ func (r *reader) address(field, s string) (netip.Addr, bool) {
 }
 
 // Error is the problems as one error, nil if there are none.
-func Error(problems []policy.Problem) error {
+func Error(problems []ruleset.Problem) error {
 	var errs []error
 	for _, p := range problems {
 		errs = append(errs, errors.New(p.Field+": "+p.Message))
@@ -58,7 +59,7 @@ func Error(problems []policy.Problem) error {
 }
 
 // Pod of policy, without what of it can't be read.
-func Pod(pod *corev1.Pod) (policy.Pod, []policy.Problem) {
+func Pod(pod *corev1.Pod) (policy.Pod, []ruleset.Problem) {
 	p := policy.Pod{
 		Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID), Labels: pod.Labels,
 		NodeName: pod.Spec.NodeName, HostNetwork: pod.Spec.HostNetwork,
@@ -101,9 +102,9 @@ func (r *reader) namedPorts(spec corev1.PodSpec) []policy.NamedPort {
 			if port.Name == "" {
 				continue
 			}
-			n := policy.NamedPort{Name: port.Name, Proto: policy.Protocol(strings.ToLower(string(port.Protocol))), Number: uint16(port.ContainerPort)}
+			n := policy.NamedPort{Name: port.Name, Proto: ruleset.Protocol(strings.ToLower(string(port.Protocol))), Number: uint16(port.ContainerPort)}
 			if n.Proto == "" { // ContainerPort.protocol: "Defaults to TCP"
-				n.Proto = policy.TCP
+				n.Proto = ruleset.TCP
 			}
 			if port.ContainerPort < 1 || port.ContainerPort > 65535 {
 				r.report(fmt.Sprintf("spec.containers[%s].ports[%d].containerPort", c.Name, i), "%d is not from 1 to 65535", port.ContainerPort)
@@ -118,7 +119,7 @@ func (r *reader) namedPorts(spec corev1.PodSpec) []policy.NamedPort {
 }
 
 // Node of policy, without what of it can't be read. Which of its addresses and networks count is for policy.Settle.
-func Node(node *corev1.Node) (policy.Node, []policy.Problem) {
+func Node(node *corev1.Node) (policy.Node, []ruleset.Problem) {
 	n := policy.Node{Name: node.Name, Created: node.CreationTimestamp.UTC()}
 	r := reader{object: "Node " + node.Name}
 	for i, a := range node.Status.Addresses {

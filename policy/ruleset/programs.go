@@ -1,4 +1,4 @@
-package policy
+package ruleset
 
 import "github.com/weir-net/weir/conf"
 
@@ -49,13 +49,13 @@ const (
 
 // The families' programs.
 var (
-	noError = map[conf.Family]Program{conf.IPv4: NoErrorIPv4, conf.IPv6: NoErrorIPv6}
-	self    = map[conf.Family]Program{conf.IPv4: SelfIPv4, conf.IPv6: SelfIPv6}
-	honest  = map[conf.Family]Program{conf.IPv4: HonestIPv4, conf.IPv6: HonestIPv6}
+	NoError = map[conf.Family]Program{conf.IPv4: NoErrorIPv4, conf.IPv6: NoErrorIPv6}
+	Self    = map[conf.Family]Program{conf.IPv4: SelfIPv4, conf.IPv6: SelfIPv6}
+	Honest  = map[conf.Family]Program{conf.IPv4: HonestIPv4, conf.IPv6: HonestIPv6}
 )
 
-// icmp is the family's protocol of errors.
-var icmp = map[conf.Family]Protocol{conf.IPv4: icmpv4, conf.IPv6: icmpv6}
+// ErrorProtocol is the family's protocol of errors.
+var ErrorProtocol = map[conf.Family]Protocol{conf.IPv4: ICMP, conf.IPv6: ICMPv6}
 
 // matches says what the program says of a connection's first packet, which is no ICMP error.
 func (m Program) matches(p Packet) bool {

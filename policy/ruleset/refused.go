@@ -1,4 +1,4 @@
-package policy
+package ruleset
 
 import (
 	"fmt"
@@ -15,8 +15,8 @@ type Refusal struct {
 	Kind string
 	// Rule is one rule of a policy's, as iptables-save prints it without its comment.
 	Rule string
-	// Type is that of the sets that there can't be.
-	Type SetType
+	// SetKind is the kind of the sets that there can't be.
+	SetKind SetKind
 	// Set is the name of one, of which the kernel refuses the element; all of it if that is the zero Element.
 	Set     string
 	Element Element
@@ -36,10 +36,10 @@ type Kind struct {
 // Kinds are the parts of a policy's rule: how it matches the peer, and how the port. A rule may have none.
 func (r Rule) Kinds() []Kind {
 	var kinds []Kind
-	peer, port := Rule{Target: Return, Comment: "weir: a trial"}, Rule{Target: Return, Comment: "weir: a trial", Proto: r.Proto}
+	peer, port := Rule{Action: Return, Comment: "weir: a trial"}, Rule{Action: Return, Comment: "weir: a trial", Proto: r.Proto}
 	var peers, ports strings.Builder
 	for _, s := range r.Sets {
-		if holdsPorts(s.Name) {
+		if HoldsPorts(s.Name) {
 			fmt.Fprintf(&ports, " -m set --match-set %s", s.Dir)
 			port.Sets = append(port.Sets, s)
 		} else {
@@ -72,13 +72,13 @@ func (r Rule) Matched() string {
 	return r.String()
 }
 
-func holdsPorts(set string) bool {
-	return strings.HasPrefix(set, "weir-port-") || strings.HasPrefix(set, "weir-numbers-")
+func HoldsPorts(set string) bool {
+	return strings.HasPrefix(set, conf.NamedPortSets) || strings.HasPrefix(set, conf.NumberSets)
 }
 
-// set says why the kernel refuses the set; empty if it doesn't.
-func (r Refused) set(f conf.Family, t SetType, name string) string {
-	if why, ok := r[Refusal{Family: f, Type: t}]; ok {
+// Set says why the kernel refuses the set; empty if it doesn't.
+func (r Refused) Set(f conf.Family, t SetKind, name string) string {
+	if why, ok := r[Refusal{Family: f, SetKind: t}]; ok {
 		return fmt.Sprintf("the kernel refuses sets of type %s: %s", t, why)
 	}
 	if why, ok := r[Refusal{Family: f, Set: name}]; ok {
@@ -87,8 +87,8 @@ func (r Refused) set(f conf.Family, t SetType, name string) string {
 	return ""
 }
 
-// rule says why the kernel refuses the rule, and whether it does so for the way in which it matches ports.
-func (r Refused) rule(f conf.Family, rule Rule) (why string, ports bool) {
+// Rule says why the kernel refuses the rule, and whether it does so for the way in which it matches ports.
+func (r Refused) Rule(f conf.Family, rule Rule) (why string, ports bool) {
 	if len(r) == 0 {
 		return "", false
 	}
@@ -103,8 +103,8 @@ func (r Refused) rule(f conf.Family, rule Rule) (why string, ports bool) {
 	return "", false
 }
 
-// without leaves out the entries of the set that the kernel refuses, and tells of each.
-func (r Refused) without(s Set, tell func(e Entry, why string)) Set {
+// Without leaves out the entries of the set that the kernel refuses, and tells of each.
+func (r Refused) Without(s Set, tell func(e Entry, why string)) Set {
 	if len(r) == 0 {
 		return s
 	}

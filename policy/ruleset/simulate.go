@@ -1,4 +1,4 @@
-package policy
+package ruleset
 
 import (
 	"net/netip"
@@ -21,18 +21,18 @@ type Packet struct {
 	Translated bool
 }
 
-// Judge says what a Ruleset does with packets; one of a family that it has nothing for passes. It walks the rules as the kernel does, so it can tell which of the
+// Simulator says what a Ruleset does with packets; one of a family that it has nothing for passes. It walks the rules as the kernel does, so it can tell which of the
 // connections that are open would not be let through if they were opened now.
-type Judge struct {
+type Simulator struct {
 	chains map[conf.Family]map[string][]Rule
 	sets   map[string]*netipx.IPSet
 	ports  map[Element]map[string]bool // the sets with ports that hold it
 	links  map[string][]Element        // of the sets with links
 }
 
-// NewJudge prepares the ruleset for many packets.
-func NewJudge(r Ruleset) (*Judge, error) {
-	j := &Judge{
+// NewSimulator prepares the ruleset for many packets.
+func NewSimulator(r Ruleset) (*Simulator, error) {
+	j := &Simulator{
 		chains: map[conf.Family]map[string][]Rule{conf.IPv4: {}, conf.IPv6: {}}, sets: map[string]*netipx.IPSet{},
 		ports: map[Element]map[string]bool{}, links: map[string][]Element{},
 	}
@@ -42,7 +42,7 @@ func NewJudge(r Ruleset) (*Judge, error) {
 		}
 	}
 	for _, s := range r.Sets {
-		if s.Type == HashNetIface {
+		if s.Kind == AddressLinks {
 			for _, e := range s.Entries {
 				j.links[s.Name] = append(j.links[s.Name], e.Element)
 			}
@@ -59,7 +59,7 @@ func NewJudge(r Ruleset) (*Judge, error) {
 			}
 			b.AddPrefix(e.Prefix)
 		}
-		if s.Type == BitmapPort {
+		if s.Kind == Ports {
 			continue
 		}
 		set, err := b.IPSet()
@@ -72,27 +72,27 @@ func NewJudge(r Ruleset) (*Judge, error) {
 }
 
 // Allows says whether the packet passes.
-func (j *Judge) Allows(p Packet) bool {
-	start := forwardChain
+func (s *Simulator) Allows(p Packet) bool {
+	start := conf.ForwardChain
 	if p.Out == "" {
-		start = inputChain
+		start = conf.InputChain
 	}
-	return j.walk(start, p) != Drop
+	return s.walk(start, p) != Drop
 }
 
 // walk returns Drop, or Return where the chain lets the packet go on.
-func (j *Judge) walk(chain string, p Packet) Target {
-	for _, r := range j.chains[conf.FamilyOf(p.Dst)][chain] {
-		if !j.matches(r, p) {
+func (s *Simulator) walk(chain string, p Packet) Action {
+	for _, r := range s.chains[conf.FamilyOf(p.Dst)][chain] {
+		if !s.matches(r, p) {
 			continue
 		}
-		switch r.Target {
+		switch r.Action {
 		case Drop, Return:
-			return r.Target
+			return r.Action
 		case GoTo:
-			return j.walk(r.To, p)
+			return s.walk(r.To, p)
 		case JumpTo:
-			if j.walk(r.To, p) == Drop {
+			if s.walk(r.To, p) == Drop {
 				return Drop
 			}
 		}
@@ -100,7 +100,7 @@ func (j *Judge) walk(chain string, p Packet) Target {
 	return Return
 }
 
-func (j *Judge) matches(r Rule, p Packet) bool {
+func (s *Simulator) matches(r Rule, p Packet) bool {
 	// A first packet belongs to no connection yet.
 	if r.Track != "" && (r.Track != Untranslated || p.Translated) {
 		return false
@@ -114,8 +114,8 @@ func (j *Judge) matches(r Rule, p Packet) bool {
 	if r.Proto != "" && r.Proto != byName(p.Proto) {
 		return false
 	}
-	for _, s := range r.Sets {
-		if j.contains(s, p) == s.Not {
+	for _, set := range r.Sets {
+		if s.contains(set, p) == set.Not {
 			return false
 		}
 	}
@@ -134,25 +134,29 @@ func (j *Judge) matches(r Rule, p Packet) bool {
 func byName(p Protocol) Protocol {
 	switch p {
 	case "1":
-		return icmpv4
+		return ICMP
 	case "58":
-		return icmpv6
+		return ICMPv6
 	}
 	return p
 }
 
-func (j *Judge) contains(s SetMatch, p Packet) bool {
+func (s *Simulator) contains(m SetMatch, p Packet) bool {
 	addr := p.Src
-	switch s.Dir {
+	switch m.Dir {
 	case "src,src":
-		return slices.ContainsFunc(j.links[s.Name], func(e Element) bool { return e.Link == p.In && e.Prefix.Contains(p.Src) })
+		return slices.ContainsFunc(s.links[m.Name], func(e Element) bool { return e.Link == p.In && e.Prefix.Contains(p.Src) })
 	case "dst,dst":
-		return j.ports[Element{Prefix: hostPrefix(p.Dst), Proto: p.Proto, Port: p.Port}][s.Name]
+		return s.ports[Element{Prefix: netip.PrefixFrom(p.Dst, p.Dst.BitLen()), Proto: p.Proto, Port: p.Port}][m.Name]
 	case "dst":
 		addr = p.Dst
 	}
-	if set := j.sets[s.Name]; set != nil {
+	if set := s.sets[m.Name]; set != nil {
 		return set.Contains(addr)
 	}
-	return j.ports[Element{Port: p.Port}][s.Name] // it holds ports alone
+	return s.ports[Element{Port: p.Port}][m.Name] // it holds ports alone
 }
+
+// Link is where the packets of an endpoint come in: by which link, and by which port of that link if it is a bridge of
+// another plugin's.
+type Link struct{ In, Port string }

@@ -1,4 +1,4 @@
-package policy
+package ruleset
 
 import (
 	"cmp"
@@ -22,17 +22,17 @@ type Ruleset struct {
 	Problems []Problem
 }
 
-// SetType is the ipset type of a set.
-type SetType string
+// SetKind is the ipset type of a set.
+type SetKind string
 
 // The types that weir uses.
 const (
-	HashIP     SetType = "hash:ip"
-	HashNet    SetType = "hash:net"
-	HashIPPort SetType = "hash:ip,port"
-	BitmapPort SetType = "bitmap:port"
-	// HashNetIface sets hold addresses and networks, each with the link that its packets come in by.
-	HashNetIface SetType = "hash:net,iface"
+	Addresses    SetKind = "hash:ip"
+	Networks     SetKind = "hash:net"
+	AddressPorts SetKind = "hash:ip,port"
+	Ports        SetKind = "bitmap:port"
+	// AddressLinks sets hold addresses and networks, each with the link that its packets come in by.
+	AddressLinks SetKind = "hash:net,iface"
 )
 
 // SetRole says in which order a set and the rules that use it may change without opening anything on the way.
@@ -42,9 +42,9 @@ const (
 	// Peers are let through by some rule: what leaves is taken out before the rules change, what comes is put in
 	// after.
 	Peers SetRole = iota
-	// Judged are subject to the rules at all: what comes is put in before the rules change, what leaves is taken out
+	// Checked are subject to the rules at all: what comes is put in before the rules change, what leaves is taken out
 	// after.
-	Judged
+	Checked
 	// Attached are judged, and the addresses of this node's attachments. One that comes has no connections, and those of
 	// one that has left are forgotten before anybody else has the address (conntrack.Delete).
 	Attached
@@ -56,7 +56,7 @@ const (
 // Set is an ipset.
 type Set struct {
 	Name   string
-	Type   SetType
+	Kind   SetKind
 	Family conf.Family // of all its entries
 	Role   SetRole
 	// Dispatch is the chain that goes by the set, if its role is Members.
@@ -132,7 +132,7 @@ type Rule struct {
 	Track   Track
 	Program Program
 	Comment string
-	Target  Target
+	Action  Action
 	// To is the chain that JUMP and GOTO go to; for NFLOG, the prefix of what is logged.
 	To string
 	// Policy is the namespace/name of the policy that lets through by the rule; empty if the rule is of none. Without
@@ -149,7 +149,7 @@ type SetMatch struct {
 	Not  bool
 }
 
-// Track asks what connection tracking knows of the packet. The first packet of a connection, which is what Judge knows,
+// Track asks what connection tracking knows of the packet. The first packet of a connection, which is what Simulator knows,
 // belongs to none.
 type Track string
 
@@ -175,18 +175,18 @@ const (
 // LogGroup is the netlink log group (NFLOG) that dropped packets are copied to.
 const LogGroup = 88
 
-// Target of a rule.
-type Target string
+// Action of a rule.
+type Action string
 
 // The targets weir uses.
 const (
-	Accept     Target = "ACCEPT"
-	Drop       Target = "DROP"
-	Return     Target = "RETURN"
-	JumpTo     Target = "JUMP"
-	GoTo       Target = "GOTO"
-	Log        Target = "NFLOG"
-	Masquerade Target = "MASQUERADE"
+	Accept     Action = "ACCEPT"
+	Drop       Action = "DROP"
+	Return     Action = "RETURN"
+	JumpTo     Action = "JUMP"
+	GoTo       Action = "GOTO"
+	Log        Action = "NFLOG"
+	Masquerade Action = "MASQUERADE"
 )
 
 // Protocol above IP, in the kernel's lower-case name; empty for any.
@@ -201,8 +201,8 @@ const (
 
 // The protocols of errors, and of IPv6's neighbour discovery.
 const (
-	icmpv4 Protocol = "icmp"
-	icmpv6 Protocol = "ipv6-icmp"
+	ICMP   Protocol = "icmp"
+	ICMPv6 Protocol = "ipv6-icmp"
 )
 
 // PortRange is first to last, both included.
@@ -215,9 +215,6 @@ func (p PortRange) String() string {
 	}
 	return fmt.Sprintf("%d:%d", p.First, p.Last)
 }
-
-// maxMultiport is how many ports one multiport match takes; a range counts as two (xt_multiport, XT_MULTI_PORTS).
-const maxMultiport = 15
 
 // String is the rule as iptables-save prints it, without "-A CHAIN": what is in the kernel can be compared as text. Each
 // change of a pod has all rules printed, so it does without package fmt, which takes several times as long.
@@ -290,7 +287,7 @@ func (r Rule) String() string {
 	if r.Comment != "" {
 		add(`-m comment --comment "`, conf.Comment(r.Comment), `"`) // it holds a space, so iptables-save quotes it
 	}
-	switch r.Target {
+	switch r.Action {
 	case JumpTo:
 		add("-j ", r.To)
 	case GoTo:
@@ -300,7 +297,7 @@ func (r Rule) String() string {
 	case Masquerade:
 		add("-j MASQUERADE --random-fully")
 	default:
-		add("-j ", string(r.Target))
+		add("-j ", string(r.Action))
 	}
 	return b.String()
 }
@@ -309,7 +306,7 @@ func (r Rule) String() string {
 func (r Rule) Equal(o Rule) bool {
 	return r.Src == o.Src && r.Dst == o.Dst && r.In == o.In && r.Out == o.Out && r.Proto == o.Proto && r.InPort == o.InPort &&
 		slices.Equal(r.Sets, o.Sets) && slices.Equal(r.Ports, o.Ports) && r.Track == o.Track && r.Program == o.Program &&
-		r.Comment == o.Comment && r.Target == o.Target && r.To == o.To && r.Policy == o.Policy
+		r.Comment == o.Comment && r.Action == o.Action && r.To == o.To && r.Policy == o.Policy
 }
 
 // Write prints the ruleset as a person would list it: sets, then chains, IPv6's behind IPv4's. The golden files hold this
@@ -318,7 +315,7 @@ func (r Ruleset) Write(w io.Writer) error {
 	var b strings.Builder
 	six := func(f conf.Family, words string) string { return map[conf.Family]string{conf.IPv6: words}[f] }
 	for _, s := range r.Sets {
-		fmt.Fprintf(&b, "set %s %s%s\n", s.Name, s.Type, six(s.Family, " family inet6"))
+		fmt.Fprintf(&b, "set %s %s%s\n", s.Name, s.Kind, six(s.Family, " family inet6"))
 		for _, e := range s.Entries {
 			fmt.Fprintf(&b, "  %s # %s\n", e.Element, e.Comment)
 		}
@@ -352,4 +349,44 @@ func (r Ruleset) Chain(f conf.Family, table, name string) (Chain, bool) {
 		return Chain{}, false
 	}
 	return r.Chains[i], true
+}
+
+// Order puts the entries of a set into order. Of several with one element the first one stays, by the order of their words.
+func Order(entries []Entry) []Entry {
+	slices.SortFunc(entries, func(a, b Entry) int {
+		return cmp.Or(a.Compare(b.Element), cmp.Compare(a.Comment, b.Comment))
+	})
+	return slices.CompactFunc(entries, func(a, b Entry) bool { return a.Element == b.Element })
+}
+
+// MatchesAs says whether both rules do the same, whatever their comments say.
+func (r Rule) MatchesAs(o Rule) bool { return r.Matched() == o.Matched() }
+
+// Direction of traffic, as seen from the pod that a policy selects.
+type Direction string
+
+// The directions of networking.k8s.io/v1 policyTypes.
+const (
+	Ingress Direction = "ingress"
+	Egress  Direction = "egress"
+)
+
+// Problem is an object, or part of one, that can't be enforced as written. What it would have opened stays closed.
+type Problem struct {
+	Object  string `json:"object"` // kind namespace/name
+	Field   string `json:"field"`
+	Message string `json:"message"`
+}
+
+// String is one line for a log.
+func (p Problem) String() string { return p.Object + ": " + p.Field + ": " + p.Message }
+
+// Class is the pods of this node that the same policies isolate in one direction. There is one for each family that
+// they have addresses of.
+type Class struct {
+	Direction Direction `json:"direction"`
+	Policies  []string  `json:"policies"` // none: the open class
+	Set       string    `json:"set"`
+	Chain     string    `json:"chain,omitempty"`
+	Pods      []string  `json:"pods"`
 }
