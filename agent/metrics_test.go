@@ -19,7 +19,7 @@ import (
 // TestDocumentedMetrics: docs/metrics.md has each metric there is, and no other, each fault and each kind of repair;
 // and each metric is as Prometheus wants it.
 func TestDocumentedMetrics(t *testing.T) {
-	text, err := os.ReadFile("../../docs/metrics.md")
+	text, err := os.ReadFile("../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
