@@ -3,7 +3,6 @@ package main
 import (
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -102,35 +101,4 @@ func TestDocumentedWindows(t *testing.T) {
 func anchorOf(heading string) string {
 	bare := regexp.MustCompile(`[^\w\- ]`).ReplaceAllString(strings.ToLower(heading), "")
 	return strings.ReplaceAll(bare, " ", "-")
-}
-
-// TestDocumentedTargets: each "make TARGET" that a document or a script names is one that make help lists.
-func TestDocumentedTargets(t *testing.T) {
-	const root = "../.."
-	help, err := exec.Command("make", "--no-print-directory", "-C", root, "help").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	documents, err := filepath.Glob(root + "/docs/*.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	found := 0
-	for _, path := range append(documents, root+"/README.md", root+"/CONTRIBUTING.md") {
-		text, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		// As a command: in a block, or in backquotes, alone or behind settings of variables.
-		for _, m := range regexp.MustCompile("(?m)(?:^    |`)(?:[A-Z]+=\\S+ )*make ([a-z0-9-]+)").FindAllStringSubmatch(
-			string(text), -1) {
-			found++
-			if !strings.Contains(string(help), "make "+m[1]+" ") {
-				t.Errorf("%s names make %s, which make help doesn't list:\n%s", filepath.Base(path), m[1], help)
-			}
-		}
-	}
-	if found < 20 {
-		t.Errorf("the documents name %d targets: are they still read?", found)
-	}
 }
