@@ -100,12 +100,12 @@ func BenchmarkPodEvent(b *testing.B) {
 			defer links.Close()
 			objects, endpoints := large(policies)
 			a := newAgent(Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}, driver, links)
-			a.endpoints, a.listed = endpoints, true
+			a.records.endpoints, a.records.complete = endpoints, true
 			a.cutting.walking = true // for good: walks are beside the loop, and on a thread that isn't in the namespace
 			a.takeUpdate(objects, nil)
-			a.sync(b.Context(), iptables.All)
-			a.endpoints = endpoints // that sync has read the records, of which there are none
-			a.sync(b.Context(), iptables.Trust)
+			a.reconcile(b.Context(), iptables.All)
+			a.records.endpoints = endpoints // that sync has read the records, of which there are none
+			a.reconcile(b.Context(), iptables.Trust)
 			b.ReportAllocs()
 			changes := a.stats.Changes
 			events := 0
@@ -116,7 +116,7 @@ func BenchmarkPodEvent(b *testing.B) {
 					next.Pods = slices.Delete(next.Pods, 1, 2)
 				}
 				a.takeUpdate(&next, nil)
-				a.sync(context.Background(), iptables.Trust)
+				a.reconcile(context.Background(), iptables.Trust)
 			}
 			if err := a.faults.now[partKernel]; err != nil || a.stats.Changes-changes != events {
 				b.Errorf("%d changes after %d events, %v", a.stats.Changes-changes, events, err)

@@ -36,7 +36,7 @@ func TestConflist(t *testing.T) {
 		Log:  slog.New(slog.DiscardHandler),
 		Node: NodeOptions{Name: "self", Overlay: overlay.Options{Encapsulation: overlay.Always}, Conflist: path},
 	}, driver, links)
-	a.objects = healthy()
+	a.cluster.objects = healthy()
 	a.planWays(iptables.Trust)
 	configurations := func() []string { // as libcni (ConfFiles) takes them for such
 		var names []string

@@ -13,97 +13,118 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// cutting ends connections that are no longer let through, and lets those go on that are again. It walks through all
-// connections for that, which takes a quarter of a second where there are 200,000, and ten milliseconds in an empty table,
-// since that has as many buckets. So it does that beside the loop, which no pod's start and no policy waits for then, and
-// not where nothing is to be found.
+// cutting cuts connections that the rules no longer allow, and restores those that they allow again. For that it walks
+// through all connections. That takes a quarter of a second with 200,000 of them, and ten milliseconds in an empty table,
+// which has as many buckets. So the walk runs beside the loop, where no pod's start and no policy waits for it, and only
+// when it may find something. Invariants:
+//   - At most one walk runs. While one runs, walking is true, and its result will come through results.
+//   - If due is false and no walk runs, no connection is to be cut or restored.
 type cutting struct {
-	owed     bool // connections may be open that aren't let through any more, or cut that are again
-	standing int  // connections that are cut
+	due      bool
+	standing int // connections that are cut, as of the last walk
 	walking  bool
-	walked   chan walked // holds one
-	newest   atomic.Pointer[scene]
+	results  chan walkResult // holds one
 }
 
-// scene is what the kernel holds, or is about to.
-type scene struct {
-	ruleset ruleset.Ruleset
-	pods    map[netip.Addr]ruleset.Link
-}
-
-func (s *scene) judgement() (iptables.Judgement, error) {
-	judge, err := ruleset.NewSimulator(s.ruleset)
-	return iptables.Judgement{Judge: judge, Pods: s.pods}, err
-}
-
-type walked struct {
+// walkResult is what a walk came to.
+type walkResult struct {
 	iptables.Walk
 	err error
 }
 
-// pods are the addresses of the node's pods, with their links.
-func (a *agent) pods() map[netip.Addr]ruleset.Link {
-	pods := map[netip.Addr]ruleset.Link{}
-	for _, e := range a.attached() {
+// newCutting owes a walk: the rules may have changed while there was no agent.
+func newCutting() cutting { return cutting{due: true, results: make(chan walkResult, 1)} }
+
+// judgement is what connections are evaluated by under the snapshot.
+func (s *snapshot) judgement() (iptables.Judgement, error) {
+	judge, err := ruleset.NewSimulator(s.ruleset)
+	return iptables.Judgement{Judge: judge, Pods: s.links()}, err
+}
+
+// links are the addresses of the node's pods, with their links.
+func (s *snapshot) links() map[netip.Addr]ruleset.Link {
+	all := map[netip.Addr]ruleset.Link{}
+	for _, e := range s.state.Endpoints {
 		link := policy.LinkOf(e)
 		for _, addr := range e.Addresses {
-			pods[addr.Addr] = link
+			all[addr.Addr] = link
 		}
 	}
-	return pods
+	return all
 }
 
-// note says what has changed in the kernel. What only opens concerns connections that are cut alone, or may be by a walk
-// that is on its way.
+// note takes note of a change of the kernel. A change that only allows more concerns connections that are cut, or that a
+// walk on its way may cut.
 func (c *cutting) note(r iptables.Result, verify iptables.Verify) {
 	opens := r.Changed && (c.standing > 0 || c.walking)
-	// Connections may have been opened while something was not there that the last sync had left.
+	// Connections may have begun while something was missing that the last reconcile had left there.
 	repaired := r.Changed && verify == iptables.All
-	c.owed = c.owed || r.Closes || opens || repaired
+	c.due = c.due || r.Closes || opens || repaired
 }
 
-// walk starts the walk that is owed, unless one is on its way: the next comes after it. The kernel holds what it goes by.
+// walk starts the walk that is due, unless one runs: the next comes after it. The kernel must hold the target's rules.
 func (a *agent) walk() {
 	c := &a.cutting
-	if !c.owed || c.walking {
+	if !c.due || c.walking {
 		return
 	}
-	c.owed, c.walking = false, true
-	held := c.newest.Load()
+	c.due, c.walking = false, true
+	by := a.snapshots.target.Load()
 	go func() {
-		walk, err := judgeAnew(held, &c.newest)
-		c.walked <- walked{walk, err}
+		walk, err := walkConnections(by, &a.snapshots.target)
+		c.results <- walkResult{walk, err}
 	}()
 }
 
-// takeWalk takes what a walk came to. What was owed meanwhile is walked for at once, if the kernel holds what it should;
-// else, and if the walk failed, after the next sync.
-func (a *agent) takeWalk(w walked) {
-	defer a.publish()
+// takeWalk takes the result of a walk. If another became due meanwhile, it starts that at once, unless the kernel doesn't
+// hold all that it should: then, and if the walk failed, the next comes after a reconcile. It says whether to reconcile
+// now: plugins may have waited until connections can be cut again.
+func (a *agent) takeWalk(w walkResult) (reconcile bool) {
+	defer a.publishStatus()
 	a.cutting.walking, a.cutting.standing = false, w.Standing
 	a.stats.Cut += w.Cut
 	if w.Cut+w.Restored > 0 {
 		a.Log.Info("connections judged anew", "cut", w.Cut, "restored", w.Restored)
 	}
+	unknown := a.faults.now[partConnections] != nil
 	a.faults.set(partConnections, w.err)
 	if w.err != nil {
-		a.cutting.owed = true
-		return
+		a.cutting.due = true
+		return false
 	}
 	if a.faults.now[partKernel] == nil {
 		a.walk()
 	}
+	return unknown
 }
 
-// judgeAnew walks by what the kernel holds when it begins.
-func judgeAnew(held *scene, newest *atomic.Pointer[scene]) (iptables.Walk, error) {
-	by, err := held.judgement()
+// walkConnections evaluates all connections by the snapshot, which the kernel holds as it begins. A connection on which
+// the target has come to differ stays as it is: another walk is due for it.
+func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (iptables.Walk, error) {
+	judgement, err := by.judgement()
 	if err != nil {
 		return iptables.Walk{}, err
 	}
+	own, err := ownAddresses()
+	if err != nil {
+		return iptables.Walk{}, err
+	}
+	last, now := by, judgement
+	return iptables.Cut(judgement, func() (iptables.Judgement, error) {
+		var err error
+		if s := target.Load(); s != last {
+			last = s
+			now, err = s.judgement()
+		}
+		return now, err
+	}, own)
+}
+
+// ownAddresses are the node's addresses.
+func ownAddresses() (map[netip.Addr]bool, error) {
 	addrs, err := netlinksafe.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
-		return iptables.Walk{}, fmt.Errorf("list the node's addresses: %w", err)
+		return nil, fmt.Errorf("list the node's addresses: %w", err)
 	}
 	own := map[netip.Addr]bool{}
 	for _, addr := range addrs {
@@ -111,13 +132,5 @@ func judgeAnew(held *scene, newest *atomic.Pointer[scene]) (iptables.Walk, error
 			own[ip.Unmap()] = true
 		}
 	}
-	last, now := held, by
-	return iptables.Cut(by, func() (iptables.Judgement, error) {
-		var err error
-		if s := newest.Load(); s != last {
-			last = s
-			now, err = s.judgement()
-		}
-		return now, err
-	}, own)
+	return own, nil
 }

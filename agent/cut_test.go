@@ -105,7 +105,7 @@ func TestAWalkIsOvertaken(t *testing.T) {
 	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1")
 	nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "10.88.1.5", "-d", "10.88.0.2", "--sport", "4000", "--dport",
 		"53", "-u", "SEEN_REPLY,ASSURED", "-t", "600")
-	opens := s.cutting.newest.Load()
+	opens := s.snapshots.target.Load()
 	closed := healthy()
 	closed.Policies = nil
 	for _, p := range healthy().Policies {
@@ -113,9 +113,9 @@ func TestAWalkIsOvertaken(t *testing.T) {
 		closed.Policies = append(closed.Policies, p)
 	}
 	s.takeUpdate(closed, nil)
-	closes := &scene{policy.Compile(s.state()), s.pods()}
+	closes := s.snapshots.compile(s.state())
 	for i, tc := range []struct {
-		held, newest *scene
+		held, newest *snapshot
 		want         iptables.Walk
 	}{
 		{closes, opens, iptables.Walk{}},
@@ -125,16 +125,16 @@ func TestAWalkIsOvertaken(t *testing.T) {
 		{closes, opens, iptables.Walk{Standing: 1}},
 		{opens, opens, iptables.Walk{Restored: 1}},
 	} {
-		s.cutting.newest.Store(tc.newest)
-		if got, err := judgeAnew(tc.held, &s.cutting.newest); got != tc.want || err != nil {
+		s.snapshots.target.Store(tc.newest)
+		if got, err := walkConnections(tc.held, &s.snapshots.target); got != tc.want || err != nil {
 			t.Errorf("walk %d: %+v, %v; want %+v", i, got, err, tc.want)
 		}
 	}
 	// What is owed stays so while it isn't known what the kernel holds.
 	s.faults.set(partKernel, errors.New("it wouldn't"))
-	s.cutting.owed = true
-	s.takeWalk(walked{})
-	if !s.cutting.owed || s.cutting.walking {
+	s.cutting.due = true
+	s.takeWalk(walkResult{})
+	if !s.cutting.due || s.cutting.walking {
 		t.Error("a walk goes by rules that the kernel doesn't hold")
 	}
 }

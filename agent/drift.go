@@ -11,7 +11,7 @@ import (
 // drift is what was noticed of changes to the rules, whoever made them. Noticing never waits for the loop: what the
 // kernel tells would be lost meanwhile.
 type drift struct {
-	noticed chan struct{} // holds one
+	news chan struct{} // holds one: generations has some
 
 	mu          sync.Mutex
 	generations []uint32      // of the rules that were not looked at yet
@@ -19,9 +19,9 @@ type drift struct {
 	more        chan struct{} // closed when it tells of another
 }
 
-func newDrift() *drift { return &drift{noticed: make(chan struct{}, 1), more: make(chan struct{})} }
+func newDrift() *drift { return &drift{news: make(chan struct{}, 1), more: make(chan struct{})} }
 
-func (d *drift) notice(generation uint32, concerned bool) {
+func (d *drift) hear(generation uint32, concerned bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.heard = generation
@@ -32,7 +32,7 @@ func (d *drift) notice(generation uint32, concerned bool) {
 	}
 	d.generations = append(d.generations, generation)
 	select {
-	case d.noticed <- struct{}{}:
+	case d.news <- struct{}{}:
 	default: // it will be looked at anyway
 	}
 }

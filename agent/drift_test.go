@@ -41,7 +41,7 @@ func TestOwnChangesAreNotReadAgain(t *testing.T) {
 		o.Policies = append(o.Policies, allow(more, &metav1.LabelSelector{}))
 		r.tell(o, nil)
 		r.eventually("web is under policy "+more, func() error {
-			if s := status(t); len(s.Pods) != 1 || s.Pods[0].Ingress != "shop/"+more+", shop/web" {
+			if s := statusNow(t); len(s.Pods) != 1 || s.Pods[0].Ingress != "shop/"+more+", shop/web" {
 				return fmt.Errorf("%+v", s.Pods)
 			}
 			return nil

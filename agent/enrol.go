@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/weir-net/weir/agentapi"
@@ -18,27 +17,67 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// errNotSynced refuses pods before the first good state is in the kernel.
+// errNotSynced is the answer to enrolments before the first usable state is in the kernel.
 var errNotSynced = errors.New("the agent has no good state of the policies yet (weirctl status says why)")
 
-// enrolment is a plugin's request to judge a new pod, and the answer it waits for.
-type enrolment struct {
-	id    string
-	pod   endpoint.Pod // once it was let in
-	until time.Time
-	reply chan reply // buffered: who asked may have gone
+// enrolments are the plugins that wait for an answer, and the endpoints that are enrolled. Invariant: each waiting
+// enrolment gets one answer, at its deadline at the latest.
+type enrolments struct {
+	waiting []*enrolment
+	done    map[string]bool // by endpoint ID
 }
 
-type reply struct {
+// enrolment is a plugin's request to put a new pod into its classes.
+type enrolment struct {
+	id       string
+	pod      endpoint.Pod // set once it is enrolled
+	deadline time.Time
+	answer   chan answer // holds one: the plugin may have gone
+}
+
+// answer is an HTTP status and the body.
+type answer struct {
 	status int
 	agentapi.EnrolAnswer
 }
 
+// refusal is an answer that says why the pod isn't enrolled.
+func refusal(status int, why string) answer { return answer{status, agentapi.EnrolAnswer{Error: why}} }
+
+func newEnrolments() enrolments { return enrolments{done: map[string]bool{}} }
+
+// waits says whether the endpoint's plugin waits for an answer.
+func (e *enrolments) waits(id string) bool {
+	return slices.ContainsFunc(e.waiting, func(w *enrolment) bool { return w.id == id })
+}
+
+// answer answers those of which decide says that its answer is final, and those whose deadline is over. It returns how
+// soon the next deadline is; 0 if no plugin waits.
+func (e *enrolments) answer(decide func(id string) (r answer, final bool), podOf func(id string) endpoint.Pod) time.Duration {
+	var next time.Duration
+	e.waiting = slices.DeleteFunc(e.waiting, func(w *enrolment) bool {
+		r, final := decide(w.id)
+		if left := time.Until(w.deadline); !final && left > 0 {
+			next = sooner(next, left)
+			return false
+		}
+		if r.status == http.StatusOK {
+			e.done[w.id], w.pod = true, podOf(w.id)
+		}
+		w.answer <- r
+		return true
+	})
+	return next
+}
+
+// takeEnrolment reads the endpoint's record and the sets that contain its addresses, both of which the plugin has
+// changed, and asks the source for the pod if its objects don't have it yet.
 func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
-	a.takeRecord(e.id)
-	a.moved = true
-	a.waiting = append(a.waiting, e)
-	ep, ok := a.endpoints[e.id]
+	walk := a.records.read(e.id)
+	a.cutting.due = a.cutting.due || walk
+	a.records.churn = true
+	a.enrolments.waiting = append(a.enrolments.waiting, e)
+	ep, ok := a.records.endpoints[e.id]
 	if !ok {
 		return
 	}
@@ -46,66 +85,57 @@ func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
 	for _, addr := range ep.Addresses {
 		addrs = append(addrs, addr.Addr)
 	}
-	a.purged = a.driver.Reread(addrs...) || a.purged
-	if a.objects == nil {
+	a.kernel.pluginChanged = a.driver.Reread(addrs...) || a.kernel.pluginChanged
+	if a.cluster.objects == nil {
 		return
 	}
-	if !a.knows(ep) {
+	if !a.cluster.knows(ep) {
 		a.lookup(ctx, ep)
 	}
 }
 
-// chainsStand says what must be read to be sure that the chains a new pod is let in by are there. Reading is most of what
-// an enrolment takes, and isn't needed where the kernel tells of all changes and has told of none.
-func (a *agent) chainsStand(ctx context.Context) iptables.Verify {
+// chainsToVerify says what must be read before a pod is enrolled, so that the chains that check its packets are there.
+// Reading is most of an enrolment's work, and isn't needed where the kernel tells of every change and has told of none.
+func (a *agent) chainsToVerify(ctx context.Context) iptables.Verify {
 	if a.driver.Flavour == iptables.NFT && a.drift.none(ctx, a.driver) {
 		return iptables.Trust
 	}
 	return iptables.Rules
 }
 
-// answer tells those whose pods are in their classes now, and gives up on those who have waited long enough; while
-// err is not nil, nobody's is. It returns how soon the first of those who still wait gives up; 0 if nobody waits.
+// answer answers the plugins whose pods are in their classes now, and those that have waited long enough. While err is
+// not nil, no pod is enrolled. It returns how soon the next deadline is; 0 if no plugin waits.
 func (a *agent) answer(err error) time.Duration {
-	var next time.Duration
-	a.waiting = slices.DeleteFunc(a.waiting, func(e *enrolment) bool {
-		r, final := a.verdict(e.id, err)
-		if left := time.Until(e.until); !final && left > 0 {
-			next = sooner(next, left)
-			return false
-		}
-		if r.status == http.StatusOK {
-			a.enrolled[e.id], e.pod = true, a.endpoints[e.id].Pod
-		}
-		e.reply <- r
-		return true
-	})
-	return next
+	return a.enrolments.answer(
+		func(id string) (answer, bool) { return a.answerFor(id, err) },
+		func(id string) endpoint.Pod { return a.records.endpoints[id].Pod })
 }
 
-// verdict is what can be said of the endpoint now. It is not final if waiting may change it.
-func (a *agent) verdict(id string, err error) (r reply, final bool) {
-	ep, ok := a.endpoints[id]
+// answerFor is the answer for the endpoint now. It is not final if waiting may change it.
+func (a *agent) answerFor(id string, err error) (r answer, final bool) {
+	ep, ok := a.records.endpoints[id]
 	switch {
 	case !ok:
-		return reply{http.StatusNotFound, agentapi.EnrolAnswer{Error: "there is no endpoint record " + id}}, true
+		return refusal(http.StatusNotFound, "there is no endpoint record "+id), true
 	case err != nil:
-		return reply{http.StatusServiceUnavailable, agentapi.EnrolAnswer{Error: policy.Excerpt(err.Error())}}, false
-	case !a.knows(ep):
-		return reply{http.StatusNotFound, agentapi.EnrolAnswer{Error: a.whyUnknown(ep)}}, false
+		return refusal(http.StatusServiceUnavailable, policy.Excerpt(err.Error())), false
+	case !a.cluster.knows(ep):
+		return refusal(http.StatusNotFound, a.cluster.whyUnknown(ep)), false
 	}
 	if what := a.outdated(ep); what != "" {
-		return reply{http.StatusConflict, agentapi.EnrolAnswer{Error: a.whyOutdated(what)}}, true
+		return refusal(http.StatusConflict, a.whyOutdated(what)), true
 	}
-	pod := ep.Pod.String()
-	return reply{http.StatusOK, agentapi.EnrolAnswer{
-		Ingress: class(a.ruleset.Classes, ruleset.Ingress, pod), Egress: class(a.ruleset.Classes, ruleset.Egress, pod),
+	pod, enforced := ep.Pod.String(), a.snapshots.enforced.Load()
+	return answer{http.StatusOK, agentapi.EnrolAnswer{
+		Ingress: enforced.class(ruleset.Ingress, pod), Egress: enforced.class(ruleset.Egress, pod),
 	}}, true
 }
 
-func (a *agent) whyUnknown(e endpoint.Endpoint) string {
-	if p, _ := find(a.objects.Pods, e.Pod); p.Name != "" {
-		return fmt.Sprintf("pod %s has UID %s, but the runtime starts one with UID %s: a namesake's labels are not used", e.Pod, p.UID, e.Pod.UID)
+// whyUnknown says why the endpoint's pod can't be put into its classes.
+func (c *clusterView) whyUnknown(e endpoint.Endpoint) string {
+	if p, _ := findPod(c.objects.Pods, e.Pod); p.Name != "" {
+		return fmt.Sprintf("pod %s has UID %s, but the runtime starts one with UID %s: a namesake's labels are not used",
+			e.Pod, p.UID, e.Pod.UID)
 	}
 	return fmt.Sprintf("the source knows no pod %s", e.Pod)
 }
@@ -118,26 +148,23 @@ func (a *agent) serveEnrol(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, answer.status, answer.EnrolAnswer)
 }
 
-func (a *agent) enrol(w http.ResponseWriter, r *http.Request) reply {
+func (a *agent) enrol(w http.ResponseWriter, r *http.Request) answer {
 	var req agentapi.EnrolRequest
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<10)).Decode(&req); err != nil {
-		return reply{http.StatusBadRequest, agentapi.EnrolAnswer{Error: "request: " + err.Error()}}
+		return refusal(http.StatusBadRequest, "request: "+err.Error())
 	}
 	if err := endpoint.CheckID(req.ID); err != nil {
-		return reply{http.StatusBadRequest, agentapi.EnrolAnswer{Error: err.Error()}}
+		return refusal(http.StatusBadRequest, err.Error())
 	}
-	busy := reply{http.StatusServiceUnavailable, agentapi.EnrolAnswer{Error: "the agent is busy"}}
-	e := &enrolment{id: req.ID, until: time.Now().Add(a.EnrolWait), reply: make(chan reply, 1)}
+	busy := refusal(http.StatusServiceUnavailable, "the agent is busy")
+	e := &enrolment{id: req.ID, deadline: time.Now().Add(a.EnrolWait), answer: make(chan answer, 1)}
 	ctx, cancel := context.WithTimeout(r.Context(), a.EnrolWait+10*time.Second)
 	defer cancel()
-	if !a.hand(ctx, func() iptables.Verify {
-		a.takeEnrolment(ctx, e)
-		return a.chainsStand(ctx)
-	}) {
+	if !a.send(ctx, enrolRequest{ctx, e}) {
 		return busy
 	}
 	select {
-	case answer := <-e.reply:
+	case answer := <-e.answer:
 		if answer.status == http.StatusOK {
 			a.awaitPublished(ctx, e)
 		}
@@ -147,24 +174,8 @@ func (a *agent) enrol(w http.ResponseWriter, r *http.Request) reply {
 	}
 }
 
-// publishWait bounds how long a pod's start is held up until other nodes can know it. That takes one answer of the API
-// server's, some milliseconds; without it the pod's first packet may be dropped there, and TCP sends the next after a
-// second, so waiting longer than that would gain nothing.
-const publishWait = time.Second
-
-func (a *agent) awaitPublished(ctx context.Context, e *enrolment) {
-	source, ok := a.Source.(Publisher)
-	_, ifName, _ := strings.Cut(e.id, ":")
-	if !ok || e.pod.UID == "" || ifName != podInterface { // such addresses aren't published
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, publishWait)
-	defer cancel()
-	source.AwaitPublished(ctx, e.pod)
-}
-
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // who asked has gone
+	_ = json.NewEncoder(w).Encode(v) // the client has gone
 }

@@ -15,9 +15,10 @@ func TestAnswerLooksAgainForWhoeverGivesUpFirst(t *testing.T) {
 		{time.Hour, time.Minute},
 		{time.Hour, time.Minute, time.Hour},
 	} {
-		a := &agent{endpoints: map[string]endpoint.Endpoint{"c:eth0": {}}}
+		a := &agent{records: records{endpoints: map[string]endpoint.Endpoint{"c:eth0": {}}}}
 		for _, wait := range waits {
-			a.waiting = append(a.waiting, &enrolment{id: "c:eth0", until: time.Now().Add(wait), reply: make(chan reply, 1)})
+			e := &enrolment{id: "c:eth0", deadline: time.Now().Add(wait), answer: make(chan answer, 1)}
+			a.enrolments.waiting = append(a.enrolments.waiting, e)
 		}
 		if next := a.answer(errors.New("not yet")); next <= 0 || next > time.Minute {
 			t.Errorf("with %v to wait, the next look is in %v", waits, next)

@@ -158,7 +158,7 @@ func TestFaultsOfObjects(t *testing.T) {
 			if err := inKernel(t); err != nil {
 				t.Error(err)
 			}
-			if s := status(t); len(s.Problems) != 1 || s.Problems[0].Object != tc.kind+" "+tc.object || len(s.Errors) != 0 {
+			if s := statusNow(t); len(s.Problems) != 1 || s.Problems[0].Object != tc.kind+" "+tc.object || len(s.Errors) != 0 {
 				t.Errorf("the status has problems %v, errors %v", s.Problems, s.Errors)
 			}
 			over := r.log.count(gone, object, tc.field)
@@ -173,7 +173,7 @@ func TestFaultsOfObjects(t *testing.T) {
 	}
 }
 
-func status(t *testing.T) *report.Status {
+func statusNow(t *testing.T) *report.Status {
 	t.Helper()
 	s, err := fetchStatus()
 	if err != nil {
@@ -337,7 +337,7 @@ func TestFaultsOfParts(t *testing.T) {
 			if n := r.log.count("level=ERROR", parts[tc.part].meaning, tc.words) - came; n != 1 {
 				t.Errorf("it was logged %d times", n)
 			}
-			if s := status(t); !slices.ContainsFunc(s.Errors, func(e string) bool {
+			if s := statusNow(t); !slices.ContainsFunc(s.Errors, func(e string) bool {
 				return strings.HasPrefix(e, parts[tc.part].name+": ") && strings.Contains(e, tc.words)
 			}) {
 				t.Errorf("the status has errors %q", s.Errors)

@@ -29,7 +29,7 @@ func FuzzEnrol(f *testing.F) {
 		go func() { // the loop, which knows no record
 			defer close(done)
 			for e := range a.events {
-				e()
+				a.handle(e)
 				a.answer(nil)
 			}
 		}()

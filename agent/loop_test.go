@@ -1,26 +1,33 @@
 package agent
 
 import (
+	"log/slog"
 	"testing"
 	"testing/synctest"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 
 	"github.com/weir-net/weir/netfilter/iptables"
 )
 
-// TestTakeTakesAllThatWaits, so that one look at the kernel is enough, and the closest that any of them asks for.
-func TestTakeTakesAllThatWaits(t *testing.T) {
+// TestHandleAllHandlesAllThatWait, so that one reconcile is enough, and reads what any of them needs.
+func TestHandleAllHandlesAllThatWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := &agent{events: make(chan event)}
-		taken := 0
-		for i := range 10 {
-			go a.hand(t.Context(), func() iptables.Verify {
-				taken++
-				return []iptables.Verify{iptables.Trust, iptables.Rules}[i/9]
-			})
+		a := newAgent(Options{Log: slog.New(slog.DiscardHandler)}, &iptables.Driver{}, netlinksafe.Handle{})
+		for range 9 {
+			go a.send(t.Context(), straysEvicted{})
 		}
+		go a.send(t.Context(), enrolRequest{t.Context(), &enrolment{id: "c:eth0"}})
 		synctest.Wait()
-		if verify := a.take(<-a.events); taken != 10 || verify != iptables.Rules {
-			t.Errorf("%d of 10 events were taken, and the kernel is to be read as %v says", taken, verify)
+		todo := a.handleAll(<-a.events)
+		if want := (work{true, iptables.Rules}); a.stats.Repairs != 9 || len(a.enrolments.waiting) != 1 || todo != want {
+			t.Errorf("of 10 events, %d and %d were handled, which leaves %+v to do",
+				a.stats.Repairs, len(a.enrolments.waiting), todo)
+		}
+		go a.send(t.Context(), straysEvicted{})
+		synctest.Wait()
+		if todo := a.handleAll(<-a.events); todo != (work{}) {
+			t.Errorf("an event that changes nothing in the kernel leaves %+v to do", todo)
 		}
 	})
 }

@@ -35,7 +35,7 @@ var results = map[int]string{
 	http.StatusConflict: "outdated",
 }
 
-func newMetrics(status func() *snapshot) *metrics {
+func newMetrics(status func() *status) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		syncs: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -76,7 +76,7 @@ func (m *metrics) handler() http.Handler {
 }
 
 // statusCollector turns the status into metrics whenever they are asked for.
-type statusCollector func() *snapshot
+type statusCollector func() *status
 
 // maxProblems is how many problems are named in metrics; all are counted, and all are in the status.
 const maxProblems = 50
@@ -118,7 +118,8 @@ func (c statusCollector) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
-	s := c()
+	now := c()
+	s := now.report()
 	send := func(t prometheus.ValueType, d *prometheus.Desc, v int, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, t, float64(v), labels...)
 	}
@@ -135,10 +136,10 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(lastSyncDesc, prometheus.GaugeValue, float64(s.LastSync.UnixMilli())/1000)
 	}
 	for p := range parts {
-		gauge(faultDesc, ready[s.faults[p]], string(p))
+		gauge(faultDesc, ready[now.faults[p] != nil], string(p))
 	}
 	for _, kind := range bridge.Kinds {
-		gauge(nodeDesc, s.nodeFaults[kind], string(kind))
+		gauge(nodeDesc, now.nodeFaults[kind], string(kind))
 	}
 	c.problems(s.Problems, gauge, gauges)
 	unenforced := map[string]int{}
@@ -166,7 +167,7 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauges(setsDesc, sets)
 	gauges(entriesDesc, entries)
-	gauge(peersDesc, s.peers)
+	gauge(peersDesc, now.networks)
 	send(prometheus.CounterValue, changesDesc, s.Stats.Changes)
 	send(prometheus.CounterValue, failuresDesc, s.Stats.Failures)
 	send(prometheus.CounterValue, repairsDesc, s.Stats.Repairs)

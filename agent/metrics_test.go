@@ -12,7 +12,6 @@ import (
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/report"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -37,13 +36,13 @@ func TestDocumentedMetrics(t *testing.T) {
 			t.Errorf("docs/metrics.md lacks the kind of repair %s", kind)
 		}
 	}
-	m := newMetrics(func() *snapshot {
-		return &snapshot{Status: report.Status{
-			LastSync:   time.Unix(1e9, 0),
-			Sets:       []report.SetStatus{{Name: "weir-pods"}},
-			Problems:   []ruleset.Problem{{Object: "Node x", Field: "spec"}},
-			Unenforced: []policy.Unenforced{{Kind: "CiliumNetworkPolicy.cilium.io"}},
-		}}
+	m := newMetrics(func() *status {
+		sets := []ruleset.Set{{Name: "weir-pods"}}
+		return &status{
+			enforced: &snapshot{ruleset: ruleset.Ruleset{Sets: sets}}, lastSync: time.Unix(1e9, 0),
+			problems:   []ruleset.Problem{{Object: "Node x", Field: "spec"}},
+			unenforced: []policy.Unenforced{{Kind: "CiliumNetworkPolicy.cilium.io"}},
+		}
 	})
 	families, err := m.registry.Gather()
 	if err != nil {

@@ -2,13 +2,11 @@ package agent
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -17,7 +15,7 @@ import (
 // podCIDRs. Its address may then be another node's, and no way leads to it. Empty if all is well, or nothing is known
 // to the contrary.
 func (a *agent) outdated(e endpoint.Endpoint) string {
-	if !a.primary(e) {
+	if !primary(e) {
 		return ""
 	}
 	if why := a.misplaced(e); why != "" {
@@ -26,7 +24,7 @@ func (a *agent) outdated(e endpoint.Endpoint) string {
 	if a.Node.Conflist == "" || a.mtu == 0 { // somebody else says what the plugin is told
 		return ""
 	}
-	for _, p := range a.podCIDRs() {
+	for _, p := range a.cluster.podCIDRs(a.Node.Name) {
 		of := func(addr endpoint.Address) bool { return conf.FamilyOf(addr.Addr) == conf.FamilyOf(p.Addr()) }
 		if !slices.ContainsFunc(e.Addresses, of) {
 			return fmt.Sprintf("the pod has no address within this node's podCIDR %s", p)
@@ -43,8 +41,8 @@ func (a *agent) outdated(e endpoint.Endpoint) string {
 
 // misplaced says which of the attachment's addresses aren't within the podCIDRs of this node.
 func (a *agent) misplaced(e endpoint.Endpoint) string {
-	cidrs := a.podCIDRs()
-	if len(cidrs) == 0 || !a.primary(e) {
+	cidrs := a.cluster.podCIDRs(a.Node.Name)
+	if len(cidrs) == 0 || !primary(e) {
 		return ""
 	}
 	for _, addr := range e.Addresses {
@@ -57,20 +55,8 @@ func (a *agent) misplaced(e endpoint.Endpoint) string {
 
 // primary says of an attachment that its network is the cluster's: weir made it, and it is the one that every pod
 // has. A pod's second interface may have any address.
-func (a *agent) primary(e endpoint.Endpoint) bool {
+func primary(e endpoint.Endpoint) bool {
 	return !e.Chained && (e.IfName == "eth0" || e.Network == conf.Network)
-}
-
-// podCIDRs of this node's Node; none if it isn't known, or has none.
-func (a *agent) podCIDRs() []netip.Prefix {
-	if a.Node.Name == "" || a.objects == nil {
-		return nil
-	}
-	i := slices.IndexFunc(a.objects.Nodes, func(n policy.Node) bool { return n.Name == a.Node.Name })
-	if i < 0 {
-		return nil
-	}
-	return a.objects.Nodes[i].PodCIDRs
 }
 
 // whyOutdated is the answer to the plugin.
@@ -86,27 +72,13 @@ func (a *agent) whyOutdated(what string) string {
 		"should this go on, restart the runtime, and look for another configuration in that directory", what, a.Node.Conflist)
 }
 
-// renewConflist writes the runtime's configuration before an attachment that was made by another is refused, so that
-// the next try goes by it.
-func (a *agent) renewConflist() {
-	needed := func(e *enrolment) bool {
-		ep, ok := a.endpoints[e.id]
-		return ok && (a.mtu == 0 || a.outdated(ep) != "")
-	}
-	if a.Node.Name != "" && slices.ContainsFunc(a.waiting, needed) {
-		if err := a.writeConflist(); err != nil {
-			a.faults.set(partNodes, err)
-		}
-	}
-}
-
 // misplacedPods are problems of pods that run with addresses from before a change of the Node's podCIDRs. They go on
 // as they are.
 func (a *agent) misplacedPods() []ruleset.Problem {
 	var problems []ruleset.Problem
-	for id, e := range a.endpoints {
+	for id, e := range a.records.endpoints {
 		why := a.misplaced(e)
-		if why == "" || slices.ContainsFunc(a.waiting, func(w *enrolment) bool { return w.id == id }) {
+		if why == "" || a.enrolments.waits(id) {
 			continue
 		}
 		problems = append(problems, ruleset.Problem{
@@ -116,10 +88,4 @@ func (a *agent) misplacedPods() []ruleset.Problem {
 		})
 	}
 	return problems
-}
-
-// up says whether the attachment's link is.
-func (a *agent) up(e endpoint.Endpoint) bool {
-	link, err := a.links.LinkByName(e.HostIf)
-	return err == nil && link.Attrs().Flags&net.FlagUp != 0
 }

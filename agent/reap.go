@@ -5,10 +5,8 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/attachment"
 	"github.com/weir-net/weir/bridge"
-	"github.com/weir-net/weir/netfilter/iptables"
 )
 
 const (
@@ -18,6 +16,26 @@ const (
 	// done the rest by then, for this pod and for others that end at the same time.
 	reapAfter = time.Second
 )
+
+// reaper ends attachments whose pods are gone.
+type reaper struct {
+	// strays are addresses in the sets of all pods that are no pod's. It holds one list.
+	strays chan []netip.Addr
+}
+
+func newReaper() reaper { return reaper{make(chan []netip.Addr, 1)} }
+
+// offer gives the reaper strays to evict. It doesn't wait: what the reaper doesn't take, the next look at the kernel
+// finds again.
+func (r *reaper) offer(strays []netip.Addr) {
+	if len(strays) == 0 {
+		return
+	}
+	select {
+	case r.strays <- strays:
+	default:
+	}
+}
 
 // reap takes away attachments whose pods' namespaces are gone though nobody has called DEL, and finishes DELs that were
 // killed: containerd never calls GC. It is apart from the loop, since it waits for the plugin's lock; the loop hears of it by
@@ -48,7 +66,7 @@ func (a *agent) reap(ctx context.Context) error {
 		case <-soon:
 			soon = nil
 		case <-every.C:
-		case strays := <-a.strays:
+		case strays := <-a.reaper.strays:
 			a.evict(ctx, strays)
 			continue
 		}
@@ -78,20 +96,5 @@ func (a *agent) evict(ctx context.Context, strays []netip.Addr) {
 		return
 	}
 	a.Log.Warn("somebody had put addresses of no pod into the sets of all pods; they are out again", "addresses", evicted)
-	a.hand(ctx, func() iptables.Verify {
-		a.stats.Repairs++
-		return none
-	})
-}
-
-// tellPlugin renews the heartbeat that the plugin's STATUS goes by. Whoever calls it has just found that all is well.
-func (a *agent) tellPlugin() {
-	if time.Since(a.wellAt) < agentapi.BeatEvery {
-		return
-	}
-	if err := agentapi.Beat(); err != nil {
-		a.Log.Error("the plugin will take this node for one without an agent", "error", err)
-		return
-	}
-	a.wellAt = time.Now()
+	a.send(ctx, straysEvicted{})
 }

@@ -15,14 +15,181 @@ import (
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/ipam"
-	"github.com/weir-net/weir/netfilter/iptables"
 )
 
+// records are the endpoint records on disk, as they were last read. Invariants:
+//   - An ID is a key of endpoints or of broken, never of both.
+//   - closed has the same keys as broken.
+//   - No two of endpoints have an address in common: the newer record keeps it, and the older one becomes broken.
+type records struct {
+	endpoints map[string]endpoint.Endpoint
+	// broken are the records that can't be read, with the reason. Their pods are closed.
+	broken endpoint.BrokenRecords
+	// closed stand in for the broken records: they have the addresses that are known to be the attachment's.
+	closed map[string]endpoint.Endpoint
+	// complete says that the directory was read once. Until then no pod may be taken for gone.
+	complete bool
+	// stale says that the directory could not be listed when that was last tried; what was read before is kept.
+	stale bool
+	// churn says that attachments have begun or ended since the kernel was last read: the plugin may have changed sets.
+	churn bool
+	// ending says that a DEL was on its way when the directory was last listed.
+	ending bool
+}
+
+func newRecords() records {
+	return records{
+		endpoints: map[string]endpoint.Endpoint{}, broken: endpoint.BrokenRecords{}, closed: map[string]endpoint.Endpoint{},
+	}
+}
+
+// attached are the attachments of this node in the order of their IDs, followed by those whose records are broken.
+func (r *records) attached() []endpoint.Endpoint {
+	all := make([]endpoint.Endpoint, 0, len(r.endpoints)+len(r.closed))
+	for _, of := range []map[string]endpoint.Endpoint{r.endpoints, r.closed} {
+		for _, id := range slices.Sorted(maps.Keys(of)) {
+			all = append(all, of[id])
+		}
+	}
+	return all
+}
+
+// readAll reads all records. If they can't be listed, it keeps what was known and returns the error. walk says that
+// connections must be walked: a record was broken, so its pod's connections were evaluated without its classes.
+func (r *records) readAll() (walk bool, err error) {
+	all, err := endpoint.List()
+	var broken endpoint.BrokenRecords
+	if err != nil && !errors.As(err, &broken) {
+		r.stale = true
+		return false, err
+	}
+	ids, err := endpoint.IDs()
+	if err != nil {
+		r.stale = true
+		return false, err
+	}
+	r.stale, r.complete, r.ending = false, true, len(ids) > len(all)+len(broken)
+	walk = len(r.broken) > 0
+	before := maps.Clone(r.endpoints)
+	maps.Copy(before, r.closed)
+	r.endpoints, r.broken, r.closed = map[string]endpoint.Endpoint{}, endpoint.BrokenRecords{}, map[string]endpoint.Endpoint{}
+	slices.SortFunc(all, func(a, b endpoint.Endpoint) int { return a.Created.Compare(b.Created) })
+	for _, e := range all {
+		r.add(e)
+	}
+	for id, why := range broken {
+		r.close(id, before[id].Addresses, why)
+	}
+	same := func(x, y endpoint.Endpoint) bool { return reflect.DeepEqual(x, y) }
+	r.churn = r.churn || r.ending || !maps.EqualFunc(before, r.endpoints, same)
+	return walk, nil
+}
+
+// read reads one record. If that fails, its pod is closed: it is in no class. walk is as for readAll.
+func (r *records) read(id string) (walk bool) {
+	known := slices.Concat(r.endpoints[id].Addresses, r.closed[id].Addresses)
+	walk = r.broken[id] != nil
+	delete(r.endpoints, id)
+	delete(r.broken, id)
+	delete(r.closed, id)
+	e, err := endpoint.Load(id)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		r.close(id, known, err)
+	default:
+		r.add(*e)
+	}
+	return walk
+}
+
+// reread reads one record that may have changed, and says whether the kernel needs a change for it now. It needs none
+// while an ADD is on its way that will ask to enrol its pod: the ADD would wait for the change that is made before.
+func (r *records) reread(id string) (changed, walk bool) {
+	before, had := r.endpoints[id]
+	walk = r.read(id)
+	e, has := r.endpoints[id]
+	r.churn = r.churn || had != has
+	switch {
+	case walk || r.broken[id] != nil: // it was broken, or is
+		return true, walk
+	case had == has && reflect.DeepEqual(before, e):
+		return false, walk
+	case !had && !e.Chained && e.Enforcement != conf.Off: // the link is down; a chained plugin's link isn't
+		if busy, err := endpoint.Busy(id); busy && err == nil {
+			return false, walk
+		}
+	}
+	return true, walk
+}
+
+// close takes note that a record can't be used. The attachment stays in the set of all pods, since a pod whose link
+// another plugin made would otherwise be open. Its addresses are those that IPAM has assigned to it, and the known ones
+// that are assigned to no other attachment.
+func (r *records) close(id string, known []endpoint.Address, why error) {
+	container, ifName, _ := strings.Cut(id, ":")
+	e := endpoint.Endpoint{
+		ContainerID: container, IfName: ifName, Enforcement: conf.Strict, Pod: endpoint.Pod{Namespace: "unknown", Name: id},
+	}
+	assigned, err := ipam.Assignments()
+	for addr, owner := range assigned {
+		if owner == id {
+			e.Addresses = append(e.Addresses, endpoint.Address{Addr: addr, Subnet: netip.PrefixFrom(addr, addr.BitLen())})
+		}
+	}
+	for _, addr := range known {
+		alone := endpoint.Endpoint{Addresses: []endpoint.Address{addr}}
+		others := slices.ContainsFunc(r.attached(), func(o endpoint.Endpoint) bool { return shareAddress(o, alone) })
+		if assigned[addr.Addr] == "" && !others {
+			e.Addresses = append(e.Addresses, addr)
+		}
+	}
+	r.broken[id], r.closed[id] = errors.Join(why, err), e
+}
+
+// add takes a record as it is. An address is assigned to one attachment: an older record with the same address belongs
+// to an attachment that has ended, and the agent hasn't read that yet. With both records, the new pod would also be
+// allowed what is allowed to the old one.
+func (r *records) add(e endpoint.Endpoint) {
+	r.endpoints[e.ID()] = e
+	for id, o := range r.endpoints {
+		if id == e.ID() || !shareAddress(e, o) {
+			continue
+		}
+		delete(r.endpoints, id)
+		o, err := endpoint.Load(id)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			r.close(id, nil, err)
+		case shareAddress(e, *o):
+			r.close(id, o.Addresses, fmt.Errorf("endpoint record %s: its address is assigned to %s now", id, e.ID()))
+		}
+	}
+}
+
+// kernelRead takes note that the kernel was read, and so shows all that the plugin had changed.
+func (r *records) kernelRead() { r.churn = r.ending }
+
+// fault is what is wrong with the records themselves; nil if all can be read.
+func (r *records) fault() error {
+	if len(r.broken) == 0 {
+		return nil
+	}
+	return maps.Clone(r.broken)
+}
+
+func shareAddress(a, b endpoint.Endpoint) bool {
+	return slices.ContainsFunc(a.Addresses, func(x endpoint.Address) bool {
+		return slices.ContainsFunc(b.Addresses, func(y endpoint.Address) bool { return x.Addr == y.Addr })
+	})
+}
+
+// watchRecords sends an event for each change in the directory of endpoint records.
 func (a *agent) watchRecords(ctx context.Context, w *dirwatch.Watcher) error {
 	change := dirwatch.Change{Lost: true}
 	for {
-		taken := change
-		if !a.hand(ctx, func() iptables.Verify { return a.takeRecords(taken) }) {
+		if !a.send(ctx, recordsChanged{change}) {
 			return nil
 		}
 		var err error
@@ -34,150 +201,37 @@ func (a *agent) watchRecords(ctx context.Context, w *dirwatch.Watcher) error {
 }
 
 // takeRecords reads the records that have changed.
-func (a *agent) takeRecords(c dirwatch.Change) iptables.Verify {
-	verify := none
+func (a *agent) takeRecords(c dirwatch.Change) work {
+	var todo work
 	var err error
 	if c.Lost {
-		verify, err = iptables.Trust, a.takeAllRecords()
+		todo.reconcile = true
+		walk, readErr := a.records.readAll()
+		err, a.cutting.due = readErr, a.cutting.due || walk
 	}
 	for _, name := range c.Names {
 		if id, ok := endpoint.IDOfFile(name); ok {
-			verify = max(verify, a.noticeRecord(id))
+			changed, walk := a.records.reread(id)
+			todo.reconcile = todo.reconcile || changed
+			a.cutting.due = a.cutting.due || walk
 		}
 	}
-	for _, of := range []map[string]bool{a.opened, a.enrolled} {
-		maps.DeleteFunc(of, func(id string, _ bool) bool { _, ok := a.endpoints[id]; return !ok })
+	for _, of := range []map[string]bool{a.links.done, a.enrolments.done} {
+		maps.DeleteFunc(of, func(id string, _ bool) bool { _, ok := a.records.endpoints[id]; return !ok })
 	}
-	if len(a.found) > 0 {
-		a.join()
+	if len(a.cluster.lookups) > 0 {
+		a.cluster.join(a.records.endpoints)
 	}
-	if err == nil && len(a.broken) > 0 {
-		err = maps.Clone(a.broken)
+	if err == nil {
+		err = a.records.fault()
 	}
 	a.faults.set(partRecords, err)
-	return verify
+	return todo
 }
 
-// takeAllRecords reads all of them. What was known stays if they can't be listed.
-func (a *agent) takeAllRecords() error {
-	all, err := endpoint.List()
-	var broken endpoint.BrokenRecords
-	if err != nil && !errors.As(err, &broken) {
-		a.unlisted = true
-		return err
-	}
-	ids, err := endpoint.IDs()
-	if err != nil {
-		a.unlisted = true
-		return err
-	}
-	a.unlisted, a.ending = false, len(ids) > len(all)+len(broken)
-	a.cutting.owed = a.cutting.owed || len(a.broken) > 0
-	before := maps.Clone(a.endpoints)
-	maps.Copy(before, a.shut)
-	a.endpoints, a.broken, a.shut, a.listed = map[string]endpoint.Endpoint{}, endpoint.BrokenRecords{}, map[string]endpoint.Endpoint{}, true
-	slices.SortFunc(all, func(a, b endpoint.Endpoint) int { return a.Created.Compare(b.Created) })
-	for _, e := range all {
-		a.hold(e)
-	}
-	for id, why := range broken {
-		a.refuse(id, before[id].Addresses, why)
-	}
-	same := func(x, y endpoint.Endpoint) bool { return reflect.DeepEqual(x, y) }
-	a.moved = a.moved || a.ending || !maps.EqualFunc(before, a.endpoints, same)
-	return nil
-}
-
-// retryRecords reads once more what couldn't be read.
+// retryRecords reads again the records that could not be read.
 func (a *agent) retryRecords() {
-	if again := (dirwatch.Change{Lost: a.unlisted || len(a.broken) > 0}); again.Lost {
-		a.takeRecords(again)
+	if a.records.stale || len(a.records.broken) > 0 {
+		a.takeRecords(dirwatch.Change{Lost: true})
 	}
-}
-
-// noticeRecord reads a record that may have changed, and says whether the kernel is to hold something else for it now. Not if an
-// ADD is on its way that will ask for its pod to be let in: it would wait for what is done before.
-func (a *agent) noticeRecord(id string) iptables.Verify {
-	before, had := a.endpoints[id]
-	broken := a.broken[id] != nil
-	a.takeRecord(id)
-	e, has := a.endpoints[id]
-	a.moved = a.moved || had != has
-	switch broken = broken || a.broken[id] != nil; {
-	case broken:
-		return iptables.Trust
-	case had == has && reflect.DeepEqual(before, e):
-		return none
-	case !had && !e.Chained && e.Enforcement != conf.Off: // whose link is down, where another plugin's isn't
-		if busy, err := endpoint.Busy(id); busy && err == nil {
-			return none
-		}
-	}
-	return iptables.Trust
-}
-
-// takeRecord reads one record. If that fails its pod is closed: it is in no class.
-func (a *agent) takeRecord(id string) {
-	known := slices.Concat(a.endpoints[id].Addresses, a.shut[id].Addresses)
-	if a.broken[id] != nil {
-		a.cutting.owed = true // nobody judged it meanwhile
-	}
-	delete(a.endpoints, id)
-	delete(a.broken, id)
-	delete(a.shut, id)
-	e, err := endpoint.Load(id)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		a.refuse(id, known, err)
-	default:
-		a.hold(*e)
-	}
-}
-
-// refuse closes an attachment whose record says nothing. Its addresses stay among those that are judged, as a pod whose link is
-// another plugin's would be open without: those that it holds, and those that it was known to have if nobody else holds them.
-func (a *agent) refuse(id string, known []endpoint.Address, why error) {
-	container, ifName, _ := strings.Cut(id, ":")
-	e := endpoint.Endpoint{ContainerID: container, IfName: ifName, Enforcement: conf.Strict, Pod: endpoint.Pod{Namespace: "unknown", Name: id}}
-	held, err := ipam.Assignments()
-	for addr, holder := range held {
-		if holder == id {
-			e.Addresses = append(e.Addresses, endpoint.Address{Addr: addr, Subnet: netip.PrefixFrom(addr, addr.BitLen())})
-		}
-	}
-	for _, addr := range known {
-		alone := endpoint.Endpoint{Addresses: []endpoint.Address{addr}}
-		others := slices.ContainsFunc(a.attached(), func(o endpoint.Endpoint) bool { return shareAddress(o, alone) })
-		if held[addr.Addr] == "" && !others {
-			e.Addresses = append(e.Addresses, addr)
-		}
-	}
-	a.broken[id], a.shut[id] = errors.Join(why, err), e
-}
-
-// hold takes a record as it is. An address has one holder: whose record has it too has ended, and it is only not known
-// yet. Were both kept, the new pod would have what is allowed to the old one.
-func (a *agent) hold(e endpoint.Endpoint) {
-	a.endpoints[e.ID()] = e
-	for id, o := range a.endpoints {
-		if id == e.ID() || !shareAddress(e, o) {
-			continue
-		}
-		delete(a.endpoints, id)
-		o, err := endpoint.Load(id)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-		case err != nil:
-			a.refuse(id, nil, err)
-		case shareAddress(e, *o):
-			a.refuse(id, o.Addresses, fmt.Errorf("endpoint record %s: its address is that of %s by now", id, e.ID()))
-		}
-	}
-}
-
-func shareAddress(a, b endpoint.Endpoint) bool {
-	return slices.ContainsFunc(a.Addresses, func(x endpoint.Address) bool {
-		return slices.ContainsFunc(b.Addresses, func(y endpoint.Address) bool { return x.Addr == y.Addr })
-	})
 }

@@ -53,9 +53,9 @@ func step(t *testing.T, objects *policy.Objects) *stepped {
 func (s *stepped) hear(verify iptables.Verify) {
 	s.Helper()
 	s.takeRecords(dirwatch.Change{Lost: true})
-	s.sync(s.Context(), verify)
+	s.reconcile(s.Context(), verify)
 	for s.cutting.walking {
-		s.takeWalk(<-s.cutting.walked)
+		s.takeWalk(<-s.cutting.results)
 	}
 	if err := s.faults.now[partKernel]; err != nil {
 		s.Fatal(err)
@@ -70,10 +70,10 @@ func (s *stepped) add(name, uid, address string) {
 	if err := ipset.Apply(ipset.Change{Set: conf.PodsSet, Entry: pod}); err != nil {
 		s.Fatal(err)
 	}
-	e := &enrolment{id: id, until: time.Now().Add(time.Minute), reply: make(chan reply, 1)}
+	e := &enrolment{id: id, deadline: time.Now().Add(time.Minute), answer: make(chan answer, 1)}
 	s.takeEnrolment(s.Context(), e)
-	s.sync(s.Context(), iptables.Rules)
-	if r := <-e.reply; r.Error != "" {
+	s.reconcile(s.Context(), iptables.Rules)
+	if r := <-e.answer; r.Error != "" {
 		s.Errorf("%s is judged %+v", id, r)
 	}
 }
@@ -137,13 +137,13 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 		t.Fatalf("the first pod is in %q, want %q", got, want)
 	}
 	s.del("db-0", "1", "10.88.0.9")
-	s.sync(t.Context(), iptables.Trust) // something else has come in
+	s.reconcile(t.Context(), iptables.Trust) // something else has come in
 	s.add("evil", "2", "10.88.0.9")
 	want := []string{"weir-eg shop/evil", "weir-in shop/evil", "weir-po shop/evil"}
 	if got := s.in("10.88.0.9"); !slices.Equal(got, want) {
 		t.Errorf("the second pod is in %q, want %q", got, want)
 	}
-	if class := class(s.ruleset.Classes, ruleset.Ingress, "shop/evil"); class != classOpen {
+	if class := s.snapshots.enforced.Load().class(ruleset.Ingress, "shop/evil"); class != classOpen {
 		t.Errorf("the second pod is in class %s", class)
 	}
 	s.hear(iptables.All)
@@ -221,7 +221,7 @@ func TestRecordsThatAreNotRead(t *testing.T) {
 		}
 	}
 	s = step(t, healthy())
-	s.sync(t.Context(), iptables.All)
+	s.reconcile(t.Context(), iptables.All)
 	wantHeld("before the next agent has read the records")
 	s.hear(iptables.All)
 	wantHeld("once it has")
@@ -230,7 +230,7 @@ func TestRecordsThatAreNotRead(t *testing.T) {
 		nodetest.Run(t, "sh", "-c", command)
 	}
 	s.takeRecords(dirwatch.Change{Lost: true})
-	s.sync(t.Context(), iptables.Trust)
+	s.reconcile(t.Context(), iptables.Trust)
 	wantHeld("when the directory can't be listed")
 	if s.faults.now[partRecords] == nil {
 		t.Error("and nothing is said of it")
@@ -238,7 +238,7 @@ func TestRecordsThatAreNotRead(t *testing.T) {
 	nodetest.Run(t, "sh", "-c", "rm "+dir+"; mv /run/away "+dir)
 	s.attach("client", "10.88.0.3") // of which no event tells
 	s.retryRecords()
-	s.sync(t.Context(), iptables.All)
+	s.reconcile(t.Context(), iptables.All)
 	wantHeld("when it can be again")
 	if s.faults.now[partRecords] != nil || len(s.in("10.88.0.3")) == 0 {
 		t.Errorf("%v; the new pod is in %q", s.faults.now[partRecords], s.in("10.88.0.3"))

@@ -79,7 +79,7 @@ func (a *agent) listen(ctx context.Context) (*servers, error) {
 	api := http.NewServeMux()
 	api.HandleFunc("POST "+agentapi.EnrolPath, a.serveEnrol)
 	api.HandleFunc("GET "+agentapi.StatusPath, func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, http.StatusOK, a.status.Load().Status)
+		writeJSON(w, http.StatusOK, a.status.Load().report())
 	})
 	s.add(socket, &http.Server{Handler: api, ReadHeaderTimeout: headerTimeout})
 	if a.HealthAddress == "" {
@@ -119,7 +119,7 @@ func (s *servers) add(l net.Listener, server *http.Server) {
 
 // serveHealth says whether the loop still comes round. It doesn't say whether all is well: a restart would mend nothing.
 func (a *agent) serveHealth(w http.ResponseWriter, _ *http.Request) {
-	since := time.Since(time.Unix(0, a.beat.Load()))
+	since := time.Since(time.Unix(0, a.lastRound.Load()))
 	if since > 3*a.Resync+time.Minute {
 		http.Error(w, fmt.Sprintf("the reconciler has not come round for %s", since.Round(time.Second)), http.StatusServiceUnavailable)
 		return
@@ -130,9 +130,9 @@ func (a *agent) serveHealth(w http.ResponseWriter, _ *http.Request) {
 // serveReady says whether the kernel holds what the policies demand.
 func (a *agent) serveReady(w http.ResponseWriter, _ *http.Request) {
 	s := a.status.Load()
-	if !s.Ready {
+	if !s.ready {
 		w.WriteHeader(http.StatusServiceUnavailable)
-		for _, e := range s.Errors {
+		for _, e := range s.errors() {
 			_, _ = fmt.Fprintln(w, e)
 		}
 		return

@@ -6,12 +6,6 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// Announcer is a Source that can show an event on this node's Node object.
-type Announcer interface {
-	// Announce makes a warning event with the reason (CamelCase) and the message. It doesn't wait.
-	Announce(ctx context.Context, reason, message string)
-}
-
 // reportShortage says while no address is left for a new pod: in the log, the status, the metric weir_fault and, as it
 // begins, an event on the Node. The plugin's STATUS stays silent, because its error would have running pods evicted.
 func (a *agent) reportShortage(ctx context.Context) {

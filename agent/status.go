@@ -2,55 +2,116 @@ package agent
 
 import (
 	"cmp"
+	"maps"
+	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/report"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// snapshot is the status with what only metrics tell of it.
-type snapshot struct {
-	report.Status
-	faults     map[part]bool
+// The words in place of policies' names, for a pod's direction in which no policy isolates it, or in which that isn't
+// known.
+const (
+	classOpen   = "open"
+	classClosed = "closed"
+	// classBefore: the pod is in classes of an earlier agent's, and this one hasn't brought its own into the kernel yet.
+	classBefore = "as before"
+	// classUnknown: whether there are such classes can't be read.
+	classUnknown = "unknown"
+)
+
+// status is what the agent says of itself at one moment. It is immutable: the server and the metrics make of it what
+// they need, so that the loop doesn't wait for that.
+type status struct {
+	// enforced is the snapshot that the kernel was last brought to.
+	enforced  *snapshot
+	ready     bool
+	lastSync  time.Time
+	backend   string
+	endpoints []endpoint.Endpoint // but those whose records are broken
+	earlier   earlierRules
+	// stateless says that the source has given no usable state yet.
+	stateless  bool
+	policies   []string
+	faults     map[part]error
+	problems   []ruleset.Problem
+	unenforced []policy.Unenforced
+	files      []report.File
+	// nodeFaults counts the node settings that could not be read or repaired.
 	nodeFaults map[bridge.Kind]int
-	peers      int
+	repairs    []report.NodeRepair
+	networks   int // of other nodes' pods, to which there are ways
+	stats      report.Stats
 }
 
-// publish makes the status that is served until the next one.
-func (a *agent) publish() {
-	s := &snapshot{faults: map[part]bool{}, nodeFaults: a.nodeFaults, peers: len(a.ways.reached.Remotes)}
-	s.Status = report.Status{
-		Ready: a.objects != nil && !a.lastSync.IsZero() && a.unsure() == nil &&
+// publishStatus replaces the status that is served.
+func (a *agent) publishStatus() {
+	a.status.Store(&status{
+		enforced: a.snapshots.enforced.Load(),
+		ready: a.cluster.objects != nil && !a.kernel.lastSync.IsZero() && a.unknown() == nil &&
 			a.faults.now[partKernel] == nil && a.faults.now[partNode] == nil,
-		LastSync: a.lastSync, IPTables: string(a.driver.Flavour), Stats: a.stats,
-		Errors: []string{}, Pods: []report.PodStatus{}, Policies: a.policies, Sets: []report.SetStatus{},
-		Problems: append([]ruleset.Problem{}, a.problems...), Classes: append([]ruleset.Class{}, a.ruleset.Classes...),
-		Unenforced: append([]policy.Unenforced{}, a.unenforced...), Files: a.files, NodeRepairs: slices.Clone(a.nodeRepairs),
-	}
-	for p, err := range a.faults.now {
-		s.faults[p] = true
-		s.Errors = append(s.Errors, parts[p].name+": "+err.Error())
-	}
-	if a.objects == nil {
-		s.Errors = append(s.Errors, "no good state of the policies has been seen yet: what the kernel holds stays, what it lacks is closed, and no pod is let in")
-	}
-	for _, e := range a.endpoints {
-		p := report.Pod(e)
-		p.Ingress, p.Egress = a.enforced(ruleset.Ingress, e), a.enforced(ruleset.Egress, e)
-		s.Pods = append(s.Pods, p)
-	}
-	for _, set := range a.ruleset.Sets {
-		s.Sets = append(s.Sets, report.SetStatus{Name: set.Name, Type: string(set.Kind), Entries: len(set.Entries)})
-	}
-	s.sort()
-	a.status.Store(s)
-}
-
-func (s *snapshot) sort() {
-	slices.Sort(s.Errors)
-	slices.SortFunc(s.Pods, func(a, b report.PodStatus) int {
-		return cmp.Or(cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.ContainerID, b.ContainerID))
+		lastSync: a.kernel.lastSync, backend: string(a.driver.Flavour),
+		endpoints: slices.Collect(maps.Values(a.records.endpoints)), earlier: a.kernel.earlier,
+		stateless: a.cluster.objects == nil, policies: a.cluster.names,
+		faults: maps.Clone(a.faults.now), problems: a.problems, unenforced: a.source.unenforced, files: a.source.files,
+		nodeFaults: a.repairs.failures, repairs: slices.Clone(a.repairs.last), networks: len(a.ways.kernel.Remotes),
+		stats: a.stats,
 	})
 }
+
+// report is the status as GET /v1/status answers it.
+func (s *status) report() report.Status {
+	r := report.Status{
+		Ready: s.ready, LastSync: s.lastSync, IPTables: s.backend, Stats: s.stats,
+		Errors: s.errors(), Pods: []report.PodStatus{}, Policies: s.policies, Sets: []report.SetStatus{},
+		Problems: append([]ruleset.Problem{}, s.problems...), Classes: append([]ruleset.Class{}, s.enforced.ruleset.Classes...),
+		Unenforced: append([]policy.Unenforced{}, s.unenforced...), Files: s.files, NodeRepairs: s.repairs,
+	}
+	for _, e := range s.endpoints {
+		p := report.Pod(e)
+		p.Ingress, p.Egress = s.class(ruleset.Ingress, e), s.class(ruleset.Egress, e)
+		r.Pods = append(r.Pods, p)
+	}
+	slices.SortFunc(r.Pods, func(a, b report.PodStatus) int {
+		return cmp.Or(cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.ContainerID, b.ContainerID))
+	})
+	for _, set := range s.enforced.ruleset.Sets {
+		r.Sets = append(r.Sets, report.SetStatus{Name: set.Name, Type: string(set.Kind), Entries: len(set.Entries)})
+	}
+	return r
+}
+
+// errors are the faults, and that there is no state yet, in order.
+func (s *status) errors() []string {
+	all := []string{}
+	for p, err := range s.faults {
+		all = append(all, parts[p].name+": "+err.Error())
+	}
+	if s.stateless {
+		all = append(all, "no good state of the policies has been seen yet: what the kernel holds stays, what it lacks is "+
+			"closed, and no pod is let in")
+	}
+	slices.Sort(all)
+	return all
+}
+
+// class is what is enforced on the endpoint's pod in that direction: the names of policies, or one of the words above.
+func (s *status) class(d ruleset.Direction, e endpoint.Endpoint) string {
+	switch {
+	case len(s.enforced.ruleset.Sets) > 0: // this agent's own
+		return s.enforced.class(d, e.Pod.String())
+	case !s.earlier.read || s.earlier.members == nil:
+		return classUnknown
+	case slices.ContainsFunc(e.Addresses, func(a endpoint.Address) bool { return s.earlier.has(d, a.Addr) }):
+		return classBefore
+	}
+	return classClosed
+}
+
+// has says whether an earlier agent's class of that direction has the address.
+func (e *earlierRules) has(d ruleset.Direction, addr netip.Addr) bool { return e.members[d][addr] }

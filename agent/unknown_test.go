@@ -62,7 +62,7 @@ func TestWhatIsUnknown(t *testing.T) {
 			metric := `weir_fault{part="` + tc.part + `"}`
 			r.wantMetrics(map[string]float64{"weir_ready": 0, metric: 1})
 			r.eventually("the status says "+tc.says, func() error {
-				if s := status(t); s.Ready || !strings.Contains(strings.Join(s.Errors, "\n"), tc.says) {
+				if s := statusNow(t); s.Ready || !strings.Contains(strings.Join(s.Errors, "\n"), tc.says) {
 					return fmt.Errorf("%v, %v", s.Ready, s.Errors)
 				}
 				return nil
@@ -110,16 +110,16 @@ func TestConnectionsThatAreUnknown(t *testing.T) {
 	}
 	s := step(t, healthy())
 	s.hear(iptables.All)
-	enrol := func() reply {
+	enrol := func() answer {
 		t.Helper()
-		e := &enrolment{id: s.attach("web", "10.88.0.2"), until: time.Now(), reply: make(chan reply, 1)}
+		e := &enrolment{id: s.attach("web", "10.88.0.2"), deadline: time.Now(), answer: make(chan answer, 1)}
 		s.takeEnrolment(t.Context(), e)
-		s.sync(t.Context(), iptables.Trust)
-		return <-e.reply
+		s.reconcile(t.Context(), iptables.Trust)
+		return <-e.answer
 	}
-	s.takeWalk(walked{err: errors.New("list connections: no")})
-	if s.status.Load().Ready || !s.status.Load().faults[partConnections] || !s.cutting.owed {
-		t.Errorf("after a walk that has failed: %+v", s.status.Load().Status)
+	s.takeWalk(walkResult{err: errors.New("list connections: no")})
+	if s.status.Load().ready || s.status.Load().faults[partConnections] == nil || !s.cutting.due {
+		t.Errorf("after a walk that has failed: %+v", s.status.Load().report())
 	}
 	if r := enrol(); r.status != 503 || !strings.Contains(r.Error, "list connections: no") {
 		t.Errorf("a pod was let in: %+v", r)
@@ -127,8 +127,8 @@ func TestConnectionsThatAreUnknown(t *testing.T) {
 	if !s.cutting.walking {
 		t.Fatal("the walk isn't tried again")
 	}
-	s.takeWalk(<-s.cutting.walked)
-	if r := enrol(); r.status != 200 || !s.status.Load().Ready {
+	s.takeWalk(<-s.cutting.results)
+	if r := enrol(); r.status != 200 || !s.status.Load().ready {
 		t.Errorf("after a walk that has not failed: %+v", r)
 	}
 }

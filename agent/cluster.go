@@ -1,0 +1,156 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/policy"
+)
+
+// clusterView is the cluster as the agent knows it. Invariants, while source is not nil:
+//   - source are the newest objects that the source gave, with those of their Nodes that the agent accepts.
+//   - objects are source with the pods of lookups in the place of pods of the same names.
+//   - parsed are the policies of source, and names their names in order.
+//
+// Nothing that it points to is ever changed: a new state is a new value, so snapshots may share it.
+type clusterView struct {
+	source  *policy.Objects
+	lookups map[string]lookup // by endpoint ID
+	objects *policy.Objects
+	parsed  *policy.Parsed
+	names   []string
+	nodes   nodeClaims
+}
+
+// lookup is a pod that the source was asked for, because its objects didn't have it.
+type lookup struct {
+	pod policy.Pod
+	// namesake is the pod of that name that the source's objects had when it was asked.
+	namesake policy.Pod
+}
+
+func newClusterView() clusterView {
+	return clusterView{lookups: map[string]lookup{}, names: []string{}}
+}
+
+// update takes a new state of the source's objects, whose Nodes are the accepted ones.
+func (c *clusterView) update(o *policy.Objects, endpoints map[string]endpoint.Endpoint) {
+	c.source = o
+	c.parse()
+	c.join(endpoints)
+}
+
+// parse reads the policies that are new.
+func (c *clusterView) parse() {
+	parsed := policy.Parse(c.source.Policies, c.parsed)
+	if parsed == c.parsed {
+		return
+	}
+	c.parsed, c.names = parsed, make([]string, 0, len(c.source.Policies))
+	for _, p := range c.source.Policies {
+		c.names = append(c.names, p.Namespace+"/"+p.Name)
+	}
+	slices.Sort(c.names)
+}
+
+// addLookup takes the answer to a Lookup.
+func (c *clusterView) addLookup(id string, l lookup, endpoints map[string]endpoint.Endpoint) {
+	c.lookups[id] = l
+	c.join(endpoints)
+}
+
+// join puts the looked-up pods beside those of the source's objects, which may still be older than the answer. A lookup
+// ends with its endpoint, or when the source's objects have another pod of that name than when it was asked: that is the
+// looked-up pod, or one that came after it.
+func (c *clusterView) join(endpoints map[string]endpoint.Endpoint) {
+	if c.source == nil {
+		return
+	}
+	maps.DeleteFunc(c.lookups, func(id string, l lookup) bool {
+		e, ok := endpoints[id]
+		if !ok {
+			return true
+		}
+		p, _ := findPod(c.source.Pods, e.Pod)
+		return p.Name != "" && p.UID != l.namesake.UID
+	})
+	joined := *c.source
+	if len(c.lookups) > 0 {
+		joined.Pods = slices.Clone(joined.Pods)
+	}
+	for _, id := range slices.Sorted(maps.Keys(c.lookups)) {
+		pod := c.lookups[id].pod
+		namesake := func(p policy.Pod) bool { return p.Namespace == pod.Namespace && p.Name == pod.Name }
+		joined.Pods = append(slices.DeleteFunc(joined.Pods, namesake), pod)
+	}
+	c.objects = &joined
+}
+
+// knows says whether the endpoint's pod can be put into its classes: it is among the objects, a workload of the objects
+// makes such pods, or no policy is enforced on it.
+func (c *clusterView) knows(e endpoint.Endpoint) bool {
+	if e.Enforcement == conf.Off {
+		return true
+	}
+	p, ok := findPod(c.objects.Pods, e.Pod)
+	if ok || p.Name != "" {
+		return ok
+	}
+	made, _ := policy.MadeBy(c.objects.Workloads, e.Pod.Namespace, e.Pod.Name)
+	return len(made) > 0
+}
+
+// findPod returns the pod of the name, and whether it is the one with that UID.
+func findPod(pods []policy.Pod, p endpoint.Pod) (policy.Pod, bool) {
+	i := slices.IndexFunc(pods, func(o policy.Pod) bool { return o.Namespace == p.Namespace && o.Name == p.Name })
+	if i < 0 {
+		return policy.Pod{}, false
+	}
+	return pods[i], policy.SameUID(pods[i].UID, p.UID)
+}
+
+// runSource sends an event for each new state of the source's objects.
+func (a *agent) runSource(ctx context.Context) error {
+	err := a.Source.Run(ctx, func(o *policy.Objects, err error) { a.send(ctx, sourceUpdate{o, err}) })
+	if err != nil {
+		return fmt.Errorf("source of policies: %w", err)
+	}
+	return nil
+}
+
+// takeUpdate takes a new state of the source's objects; nil if there is none that can be used.
+func (a *agent) takeUpdate(objects *policy.Objects, err error) {
+	if objects != nil {
+		if a.cluster.nodes.latest == nil {
+			a.cluster.nodes.readLocal(a.netlink, a.Node)
+		}
+		a.acceptNodes(objects)
+	}
+	a.reportFiles()
+	a.reportUnenforced()
+	a.faults.nothingKnown = a.cluster.source == nil
+	a.faults.set(partSource, err)
+}
+
+// lookup asks the source for the pod of an endpoint whose plugin waits, since the source's objects don't have it.
+func (a *agent) lookup(ctx context.Context, e endpoint.Endpoint) {
+	source, ok := a.Source.(Lookup)
+	if !ok {
+		return
+	}
+	namesake, _ := findPod(a.cluster.source.Pods, e.Pod)
+	go func() {
+		pod, ok, err := source.Lookup(ctx, e.Pod)
+		if err != nil {
+			a.Log.Warn("a new pod isn't known yet, and the API server can't be asked", "pod", e.Pod.String(), "error", err)
+		}
+		if !ok || !policy.SameUID(pod.UID, e.Pod.UID) {
+			return
+		}
+		a.send(ctx, podLookedUp{e.ID(), lookup{pod, namesake}})
+	}()
+}

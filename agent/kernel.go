@@ -1,0 +1,201 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/weir-net/weir/internal/dirwatch"
+	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// kernelView is what the agent knows of weir's sets and rules in the kernel.
+type kernelView struct {
+	// refused are the parts of rulesets that the kernel has refused since the last resync. The value is replaced, never
+	// changed: snapshots share it.
+	refused ruleset.Refused
+	// debt is how much the next reconcile must read at least, as the last one failed.
+	debt iptables.Verify
+	// pluginChanged says that the plugin has changed sets since the last apply.
+	pluginChanged bool
+	// closed says that, while there is no state yet, the kernel was found to close the pods or made to.
+	closed bool
+	// tidy says that no rules of weir's are left in the iptables flavour that the node doesn't use.
+	tidy bool
+	// lastSync is when the kernel last held all that it should; zero if it never did.
+	lastSync time.Time
+	earlier  earlierRules
+}
+
+// refuse adds to what the kernel refuses. It says whether any of it is new.
+func (k *kernelView) refuse(refused ruleset.Refused) (news bool) {
+	all := maps.Clone(k.refused)
+	for r, why := range refused {
+		if _, ok := all[r]; ok {
+			continue
+		}
+		if news = true; all == nil {
+			all = ruleset.Refused{}
+		}
+		all[r] = why
+	}
+	k.refused = all
+	return news
+}
+
+// changedByAnother says whether another program had made the difference that the result has undone: the agent wants
+// what it wanted before, and the plugin can't have changed sets for an attachment that began or ended.
+func (k *kernelView) changedByAnother(before, now ruleset.Ruleset, result iptables.Result, churn bool) bool {
+	if k.lastSync.IsZero() || !slices.EqualFunc(before.Chains, now.Chains, equalChain) {
+		return false
+	}
+	return result.Rules || (!k.pluginChanged && !churn && slices.EqualFunc(before.Sets, now.Sets, equalSet))
+}
+
+func equalChain(a, b ruleset.Chain) bool {
+	return a.Table == b.Table && a.Name == b.Name && slices.EqualFunc(a.Rules, b.Rules, ruleset.Rule.Equal)
+}
+
+func equalSet(a, b ruleset.Set) bool { return a.Name == b.Name && slices.Equal(a.Entries, b.Entries) }
+
+// earlierRules is what the kernel held of an earlier agent's rules, before this agent has brought in its own.
+type earlierRules struct {
+	members map[ruleset.Direction]map[netip.Addr]bool // nil: it couldn't be read
+	read    bool
+}
+
+// readEarlier reads which addresses an earlier agent's rules are enforced on, until this agent has brought in its own.
+func (a *agent) readEarlier() {
+	if len(a.snapshots.enforced.Load().ruleset.Sets) > 0 {
+		return
+	}
+	members, err := a.driver.Members()
+	if err != nil {
+		a.Log.Warn("which pods the rules of the agent before judge can't be read", "error", err)
+	}
+	a.kernel.earlier = earlierRules{members, true}
+}
+
+// applied is what bringing a ruleset into the kernel came to.
+type applied struct {
+	*snapshot
+	iptables.Result
+	// verify is how much of the kernel was read.
+	verify iptables.Verify
+	err    error
+}
+
+// done says that the kernel holds the ruleset, as far as its tables can be read.
+func (p *applied) done() bool { return p.err == nil || p.unknown() }
+
+// unknown says that some tables could not be read. All else is in the kernel.
+func (p *applied) unknown() bool { return errors.As(p.err, new(*iptables.UnknownError)) }
+
+// apply brings the ruleset of what is known into the kernel, without the parts that the kernel refuses.
+func (a *agent) apply(ctx context.Context, verify iptables.Verify) (all applied) {
+	for {
+		read, readErr := a.readKernel(ctx, verify)
+		s := a.snapshots.compile(a.state())
+		result, err := a.bring(ctx, readErr, s.ruleset, read)
+		all.snapshot, all.verify, all.err = s, max(all.verify, read), err
+		all.Changed, all.Closes = all.Changed || result.Changed, all.Closes || result.Closes
+		all.Rules = all.Rules || result.Rules
+		all.Left, all.Strays = result.Left, append(all.Strays, result.Strays...)
+		var refused *iptables.RefusedError
+		if !errors.As(err, &refused) {
+			return all
+		}
+		// A walk that is on its way may have left connections alone that the refused part would have allowed.
+		a.cutting.due = a.cutting.due || a.cutting.walking
+		if !a.kernel.refuse(refused.Refused) {
+			return all
+		}
+		verify = iptables.Trust // what isn't known any more is read all the same
+	}
+}
+
+// readKernel reads what the kernel holds, if it is to be verified or isn't known, and the records after it. In this
+// order, each change by the plugin that was read has a record by which the agent computes the same.
+func (a *agent) readKernel(ctx context.Context, verify iptables.Verify) (iptables.Verify, error) {
+	if verify != iptables.All && !a.driver.Unread() {
+		return verify, nil
+	}
+	err := a.driver.Read(ctx)
+	a.takeRecords(dirwatch.Change{Lost: true})
+	return iptables.All, err
+}
+
+// bring brings the ruleset into the kernel. If the kernel could not be read, it only puts weir's rules back before all
+// others.
+func (a *agent) bring(
+	ctx context.Context, readErr error, want ruleset.Ruleset, verify iptables.Verify,
+) (iptables.Result, error) {
+	if readErr != nil {
+		return iptables.Result{}, errors.Join(readErr, a.driver.PutFirst(ctx, want))
+	}
+	if verify == iptables.All { // which was read already
+		verify = iptables.Trust
+	}
+	return a.driver.Apply(ctx, want, verify)
+}
+
+// takeApplied takes note of what was changed in the kernel. Unless all is well, it isn't known whether another program
+// had changed what was changed back.
+func (a *agent) takeApplied(p applied, well bool) {
+	if p.Changed {
+		a.stats.Changes++
+		before := a.snapshots.enforced.Load().ruleset
+		if well && a.faults.now[partKernel] == nil &&
+			a.kernel.changedByAnother(before, p.ruleset, p.Result, a.records.churn) {
+			a.stats.Repairs++
+			a.Log.Warn("somebody had changed weir's sets or rules; they are as they should be again")
+		}
+	}
+	a.snapshots.enforced.Store(p.snapshot)
+	a.kernel.pluginChanged = false
+	if p.verify == iptables.All {
+		a.records.kernelRead()
+	}
+	a.cutting.note(p.Result, p.verify)
+	a.reaper.offer(p.Strays)
+}
+
+// cleanOther removes what weir may have left in the iptables flavour that the node doesn't use.
+func (a *agent) cleanOther(ctx context.Context, verify iptables.Verify) {
+	if a.kernel.tidy || verify != iptables.All {
+		return
+	}
+	err := a.driver.CleanOtherFlavour(ctx)
+	a.kernel.tidy = err == nil
+	a.faults.set(partLeftovers, err)
+}
+
+// keepClosed is the reconcile while there is no usable state yet. What the kernel holds stays as it is, unless it holds
+// too little to close the pods.
+func (a *agent) keepClosed(ctx context.Context, verify iptables.Verify) time.Duration {
+	if verify != iptables.All && a.kernel.closed {
+		return a.answer(errNotSynced)
+	}
+	closed, err := a.driver.KeepClosed(ctx, policy.Compile(a.state()))
+	err = errors.Join(err, a.keepGuard(verify), a.keepGateClosed())
+	if ctx.Err() != nil {
+		return 0
+	}
+	a.faults.set(partKernel, err)
+	a.kernel.closed = err == nil
+	a.readEarlier()
+	if err != nil {
+		a.stats.Failures++
+		return sooner(a.answer(errors.Join(errNotSynced, err)), retry)
+	}
+	if closed {
+		a.Log.Warn("weir's rules were not there, or not all of them, and there is no good state of the policies yet: " +
+			"the pods of this node are closed")
+	}
+	return a.answer(errNotSynced)
+}

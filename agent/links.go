@@ -1,0 +1,53 @@
+package agent
+
+import (
+	"errors"
+	"net"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+)
+
+// links are those of pods with enforcement "closed", which may start while there is no agent: their links stay down until
+// the agent brings them up.
+type links struct {
+	// done are the endpoints, by ID, of which the agent has brought up the link, or has said why it doesn't.
+	done map[string]bool
+}
+
+func newLinks() links { return links{done: map[string]bool{}} }
+
+// bringUpLinks brings up the links of pods with enforcement "closed" that are in their classes now.
+func (a *agent) bringUpLinks() {
+	for id, e := range a.records.endpoints {
+		if e.Enforcement != conf.Closed || a.links.done[id] || !a.cluster.knows(e) {
+			continue
+		}
+		if e.Chained { // its link was never down
+			a.links.done[id], a.enrolments.done[id] = true, true
+			continue
+		}
+		// A pod that runs with an address from before a change of the Node's podCIDRs is left alone.
+		if why := a.misplaced(e); why != "" && !a.isUp(e) {
+			a.Log.Error("a pod stays closed: the network configuration that it was made by is out of date",
+				"pod", e.Pod.String(), "problem", why)
+			a.links.done[id] = true
+			continue
+		}
+		// If there is no link yet, the plugin will bring it up; it asks to enrol first.
+		if err := bridge.SetLinkUp(e.HostIf); err == nil {
+			a.links.done[id], a.enrolments.done[id] = true, true
+		} else if !errors.As(err, &netlink.LinkNotFoundError{}) {
+			a.Log.Error("a pod stays closed: its link can't be brought up", "pod", e.Pod.String(), "error", err)
+		}
+	}
+}
+
+// isUp says whether the attachment's link is up.
+func (a *agent) isUp(e endpoint.Endpoint) bool {
+	link, err := a.netlink.LinkByName(e.HostIf)
+	return err == nil && link.Attrs().Flags&net.FlagUp != 0
+}

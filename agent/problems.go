@@ -1,0 +1,47 @@
+package agent
+
+import (
+	"cmp"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// problems are the faults in objects that are known now, in order, and each bounded in length.
+type problems []ruleset.Problem
+
+// report logs the problems that are new and those that are gone, and keeps the list for the status and the metrics. It
+// may change the list that it is given.
+func (p *problems) report(log *slog.Logger, now []ruleset.Problem) {
+	for i, n := range now { // a field of an object may have a megabyte
+		now[i] = ruleset.Problem{
+			Object: policy.Excerpt(n.Object), Field: policy.Excerpt(n.Field), Message: policy.Excerpt(n.Message),
+		}
+	}
+	slices.SortFunc(now, func(a, b ruleset.Problem) int {
+		return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.Field, b.Field),
+			strings.Compare(a.Message, b.Message))
+	})
+	if slices.Equal(now, *p) {
+		return
+	}
+	logMissing(log.Error, "part of an object can't be used as written, and opens nothing", now, *p)
+	logMissing(log.Info, "no longer: part of an object can't be used as written", *p, now)
+	*p = now
+}
+
+// logMissing logs the problems of the list that others lack.
+func logMissing(log func(string, ...any), msg string, list, others []ruleset.Problem) {
+	have := make(map[ruleset.Problem]bool, len(others))
+	for _, o := range others {
+		have[o] = true
+	}
+	for _, p := range list {
+		if !have[p] {
+			log(msg, "object", p.Object, "field", p.Field, "problem", p.Message)
+		}
+	}
+}

@@ -1,0 +1,63 @@
+package agent
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weir-net/weir/endpoint"
+)
+
+const (
+	// podInterface is the interface whose addresses kubelet reports as the pod's (defaultIfName of containerd's CRI
+	// plugin).
+	podInterface = "eth0"
+	// publishWait bounds how long an ADD waits until other nodes can know its pod. That takes one answer of the API
+	// server, some milliseconds. Without it other nodes may drop the pod's first packet; TCP sends the next after a
+	// second, so a longer wait would gain nothing.
+	publishWait = time.Second
+)
+
+// publisher publishes the addresses of enrolled pods to other nodes, before kubelet does. Invariant: addresses are what
+// the source was last called with.
+type publisher struct {
+	addresses map[endpoint.Pod][]netip.Addr
+}
+
+// publish publishes the addresses of the enrolled endpoints, if they have changed. A pod that isn't enrolled may never
+// start, and its address may soon be assigned to another. Further interfaces of a pod, as Multus makes them, are no part
+// of its status.
+func (p *publisher) publish(
+	ctx context.Context, source Publisher, enrolled map[string]bool, endpoints map[string]endpoint.Endpoint,
+) {
+	pods := map[endpoint.Pod][]netip.Addr{}
+	for _, id := range slices.Sorted(maps.Keys(enrolled)) {
+		e := endpoints[id]
+		if e.IfName != podInterface {
+			continue
+		}
+		for _, addr := range e.Addresses {
+			pods[e.Pod] = append(pods[e.Pod], addr.Addr)
+		}
+	}
+	if !maps.EqualFunc(pods, p.addresses, slices.Equal) {
+		p.addresses = pods
+		source.Publish(ctx, pods)
+	}
+}
+
+// awaitPublished waits until other nodes can know the pod, if its addresses are published at all. It runs beside the
+// loop.
+func (a *agent) awaitPublished(ctx context.Context, e *enrolment) {
+	source, ok := a.Source.(Publisher)
+	_, ifName, _ := strings.Cut(e.id, ":")
+	if !ok || e.pod.UID == "" || ifName != podInterface {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, publishWait)
+	defer cancel()
+	source.AwaitPublished(ctx, e.pod)
+}

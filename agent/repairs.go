@@ -1,0 +1,51 @@
+package agent
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/policy/report"
+)
+
+const (
+	// namedRepairs is how many repairs of one kind a log line names.
+	namedRepairs = 5
+	// keptRepairs is how many repairs the status tells of.
+	keptRepairs = 10
+)
+
+// repairs are what the agent has repaired of the node settings, and what it could not repair.
+type repairs struct {
+	last []report.NodeRepair // at most keptRepairs, the newest at the end
+	// failures counts the settings that could not be read or repaired at the last check. The value is replaced, never
+	// changed.
+	failures map[bridge.Kind]int
+}
+
+// repair is one thing that was repaired: how it was found, and the command that does the same.
+type repair struct{ was, command string }
+
+// countRepairs counts and logs repairs of that kind.
+func (a *agent) countRepairs(kind bridge.Kind, repaired []repair) {
+	if len(repaired) == 0 {
+		return
+	}
+	a.metrics.nodeRepairs.WithLabelValues(string(kind)).Add(float64(len(repaired)))
+	a.stats.NodeRepairs += len(repaired)
+	var was []string
+	for _, d := range repaired[:min(len(repaired), namedRepairs)] {
+		was = append(was, d.was)
+	}
+	if more := len(repaired) - namedRepairs; more > 0 {
+		was = append(was, fmt.Sprintf("and %d more", more))
+	}
+	r := report.NodeRepair{
+		Time: time.Now(), What: string(kind), Count: len(repaired), Was: strings.Join(was, ", "), Command: repaired[0].command,
+	}
+	a.repairs.last = append(a.repairs.last, r)
+	a.repairs.last = a.repairs.last[max(0, len(a.repairs.last)-keptRepairs):]
+	a.Log.Warn("somebody had changed what weir sets up on the node; it is as it should be again",
+		"what", r.What, "count", r.Count, "was", r.Was, "command", r.Command)
+}

@@ -1,0 +1,63 @@
+package agent
+
+import (
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// snapshot is one view of the node: what was known, and the ruleset that was compiled from it. It is immutable, and so
+// is all that it points to: any goroutine may read it.
+type snapshot struct {
+	// revision counts the snapshots of this agent from 1; 0 is the empty one that it starts with.
+	revision uint64
+	state    policy.State
+	ruleset  ruleset.Ruleset
+}
+
+// snapshots are the newest two that matter. The loop stores them; any goroutine may load them. Neither is ever nil.
+type snapshots struct {
+	// target is what the kernel holds or is about to hold: the loop stores it before it changes the kernel.
+	target atomic.Pointer[snapshot]
+	// enforced is what the kernel was last brought to. It is older than target while the kernel can't be changed.
+	enforced atomic.Pointer[snapshot]
+}
+
+func (s *snapshots) init() {
+	s.target.Store(&snapshot{})
+	s.enforced.Store(&snapshot{})
+}
+
+// compile makes the next target of the state.
+func (s *snapshots) compile(state policy.State) *snapshot {
+	next := &snapshot{s.target.Load().revision + 1, state, policy.Compile(state)}
+	s.target.Store(next)
+	return next
+}
+
+// class is the name of the class that the pod is in, in that direction.
+func (s *snapshot) class(d ruleset.Direction, pod string) string {
+	for _, c := range s.ruleset.Classes {
+		if c.Direction != d || !slices.Contains(c.Pods, pod) {
+			continue
+		}
+		if len(c.Policies) == 0 {
+			return classOpen
+		}
+		return strings.Join(c.Policies, ", ")
+	}
+	return classClosed
+}
+
+// state is all that a ruleset is compiled from.
+func (a *agent) state() policy.State {
+	s := policy.State{Parsed: a.cluster.parsed, Refused: a.kernel.refused, Node: a.Node.Name}
+	if a.cluster.objects != nil {
+		s.Objects = *a.cluster.objects
+	}
+	s.Endpoints = a.records.attached()
+	return s
+}

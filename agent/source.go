@@ -1,0 +1,51 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/report"
+)
+
+// Source says what the cluster looks like. A source may implement Lookup, Publisher, Contact, Files and Announcer too:
+// the agent asks for each by type assertion, so whoever implements one asserts it at compile time.
+type Source interface {
+	// Run calls update with each new state of the objects until ctx ends. The objects are nil until there is a first
+	// usable state; the error says what is wrong with the newest one. If Run returns, the agent ends.
+	Run(ctx context.Context, update func(*policy.Objects, error)) error
+}
+
+// Lookup is a Source that can be asked for one pod.
+type Lookup interface {
+	// Lookup returns the pod of that namespace and name, and false if there is none.
+	Lookup(ctx context.Context, p endpoint.Pod) (pod policy.Pod, ok bool, err error)
+}
+
+// Publisher is a Source that can publish the addresses of this node's pods to other nodes.
+type Publisher interface {
+	// Publish replaces the published addresses of this node's pods. It doesn't wait.
+	Publish(ctx context.Context, pods map[endpoint.Pod][]netip.Addr)
+	// AwaitPublished returns when other nodes can know the pod's addresses, or when ctx ends. Publish was called with
+	// the pod, or will be at once.
+	AwaitPublished(ctx context.Context, pod endpoint.Pod)
+}
+
+// Contact is a Source that knows whether the server that it asks answers.
+type Contact interface {
+	// Contact returns why the server doesn't answer; nil if it answers.
+	Contact() error
+}
+
+// Files is a Source that reads files, and knows the result for each.
+type Files interface {
+	// Files may be called at any time. Callers don't change the result.
+	Files() []report.File
+}
+
+// Announcer is a Source that can show an event on this node's Node object.
+type Announcer interface {
+	// Announce makes a warning event with the reason (CamelCase) and the message. It doesn't wait.
+	Announce(ctx context.Context, reason, message string)
+}

@@ -1,0 +1,63 @@
+package agent
+
+import (
+	"slices"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/report"
+)
+
+// sourceReport is what was last logged about the source's files, and about policies that weir doesn't enforce.
+type sourceReport struct {
+	files []report.File
+	// omissions are the documents that were left out.
+	omissions  map[omission]bool
+	unenforced []policy.Unenforced
+}
+
+// omission is a document of a file that was left out.
+type omission struct{ path, where, why string }
+
+// reportFiles logs the documents that were left out, once for each state of the files.
+func (a *agent) reportFiles() {
+	source, ok := a.Source.(Files)
+	if !ok {
+		return
+	}
+	was := a.source.omissions
+	a.source.omissions = map[omission]bool{}
+	a.source.files = source.Files()
+	for _, f := range a.source.files {
+		for _, o := range f.Objects {
+			key := omission{f.Path, o.Where, o.Why}
+			if o.State != report.LeftOut || o.Object != "" { // objects are problems
+				continue
+			}
+			if a.source.omissions[key] = true; !was[key] {
+				a.Log.Info("a document is left out", "file", f.Path, "where", o.Where, "why", policy.Excerpt(o.Why))
+			}
+		}
+	}
+}
+
+// reportUnenforced logs the policies that weir doesn't enforce, when they come and when they go.
+func (a *agent) reportUnenforced() {
+	if a.cluster.objects == nil {
+		return
+	}
+	var now []policy.Unenforced
+	for _, u := range a.cluster.objects.Unenforced {
+		now = append(now, policy.Unenforced{Kind: policy.Excerpt(u.Kind), Where: policy.Excerpt(u.Where), Count: u.Count})
+	}
+	log := func(say func(string, ...any), msg string, list, except []policy.Unenforced) {
+		for _, u := range list {
+			same := func(o policy.Unenforced) bool { return o.Kind == u.Kind && o.Where == u.Where }
+			if !slices.ContainsFunc(except, same) {
+				say(msg, "kind", u.Kind, "where", u.Where)
+			}
+		}
+	}
+	log(a.Log.Warn, "there may be a policy that weir doesn't enforce", now, a.source.unenforced)
+	log(a.Log.Info, "no longer: there may be a policy that weir doesn't enforce", a.source.unenforced, now)
+	a.source.unenforced = now
+}

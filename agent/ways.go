@@ -1,0 +1,111 @@
+package agent
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/overlay"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// ways are the routes and tunnels to pods on other nodes. Without a name of this node's Node there are none.
+type ways struct {
+	// current says that plan goes by the newest accepted Nodes.
+	current bool
+	routes  *overlay.Routes
+	plan    overlay.Plan // as it should be
+	kernel  overlay.Plan // as it was last brought into the kernel
+	refused []ruleset.Problem
+	gate    gate
+}
+
+// problems are those of Nodes to which there is no way, and of the host's firewall.
+func (w *ways) problems() []ruleset.Problem {
+	return slices.Concat(w.plan.Problems, w.refused, w.gate.blocked)
+}
+
+// planWays plans the ways anew if Nodes have changed, or the node's routes may have.
+func (a *agent) planWays(verify iptables.Verify) {
+	w := &a.ways
+	if a.Node.Name == "" || w.current && verify != iptables.All && a.faults.now[partNodes] == nil {
+		return
+	}
+	if w.routes == nil || verify == iptables.All {
+		w.routes = overlay.NewRoutes(a.netlink)
+	}
+	w.plan, w.current = overlay.Compute(a.Node.Name, a.Node.Overlay, a.cluster.objects.Nodes, w.routes), true
+}
+
+// reach brings the ways to other nodes' pods into the kernel, and writes the runtime's configuration. It returns false
+// if some of that must be tried again. Policy doesn't wait for it, and a node that the kernel refuses holds up no other.
+func (a *agent) reach(verify iptables.Verify) bool {
+	if a.Node.Name == "" {
+		return true
+	}
+	w := &a.ways
+	same := w.plan.Equal(w.kernel)
+	var lacks []overlay.Lack
+	var err error
+	if changed := a.upkeep.ways.Swap(false); same && (changed || verify == iptables.All) {
+		lacks, err = w.plan.Lacks(bridge.Observe(a.netlink))
+	}
+	if verify == iptables.All || a.faults.now[partNodes] != nil || err != nil || len(w.refused)+len(lacks) > 0 || !same {
+		var failed error
+		w.refused, failed = overlay.New(a.netlink).Apply(w.plan)
+		err = errors.Join(err, failed)
+	}
+	if err == nil && (!same || len(lacks) > 0) { // the tunnel may be new
+		err = bridge.RemoveAutoconfigured(a.netlink)
+	}
+	if err == nil {
+		if len(w.refused) == 0 {
+			a.countLacks(lacks)
+		}
+		a.reportMoves(w.kernel, w.plan)
+		w.kernel = w.plan
+		err = a.writeConflist()
+	}
+	err = errors.Join(err, a.cluster.nodes.err)
+	a.faults.set(partNodes, err)
+	return err == nil && len(w.refused) == 0
+}
+
+// countLacks counts as repairs what another program had removed of the ways.
+func (a *agent) countLacks(lacks []overlay.Lack) {
+	var all []repair
+	for _, l := range lacks {
+		all = append(all, repair{l.Was, l.Command})
+	}
+	a.countRepairs(bridge.KindOverlay, all)
+}
+
+// reportMoves logs and counts nodes that have another address than before.
+func (a *agent) reportMoves(before, now overlay.Plan) {
+	if before.NodeAddress.IsValid() && now.NodeAddress.IsValid() && before.NodeAddress != now.NodeAddress {
+		a.Log.Info("this node has another address; its tunnels begin there now",
+			"node", a.Node.Name, "before", before.NodeAddress, "now", now.NodeAddress)
+		a.metrics.moves.Inc()
+	}
+	type end struct {
+		node   string
+		family conf.Family // of the pods
+	}
+	addresses, moved := map[end]netip.Addr{}, map[string]bool{}
+	for _, p := range before.Remotes {
+		addresses[end{p.Node, conf.FamilyOf(p.Network.Addr())}] = p.Address
+	}
+	for _, p := range now.Remotes {
+		was, ok := addresses[end{p.Node, conf.FamilyOf(p.Network.Addr())}]
+		if !ok || was == p.Address || moved[p.Node] {
+			continue
+		}
+		a.Log.Info("a node has another address; the way to its pods leads there now",
+			"node", p.Node, "before", was, "now", p.Address)
+		a.metrics.moves.Inc()
+		moved[p.Node] = true // a node with several networks counts once
+	}
+}
