@@ -282,7 +282,8 @@ func TestFaultsOfParts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	const badMAC = `{"containerID": "broken", "ifName": "eth0", "mac": "?", "hostInterface": "weirx", "addresses": [{"address": "10.88.0.9", "subnet": "10.88.0.0/24"}]}`
+	const badMAC = `{"containerID": "broken", "ifName": "eth0", "mac": "?", "hostInterface": "weirx", ` +
+		`"addresses": [{"address": "10.88.0.9", "subnet": "10.88.0.0/24"}]}`
 	noAddress := strings.NewReplacer(`"?"`, `"0a:58:0a:58:00:09"`, "10.88.0.9", "0.0.0.0").Replace(badMAC)
 	absent := strings.NewReplacer(`"?"`, `"0a:58:0a:58:00:09"`, `{"address": "10.88.0.9", "subnet": "10.88.0.0/24"}`,
 		"{}").Replace(badMAC)

@@ -20,7 +20,8 @@ func TestWhatIsUnknown(t *testing.T) {
 		return
 	}
 	dir := t.TempDir()
-	script := "#!/bin/sh\n[ -f /run/iptables-nft-save ] && . /run/iptables-nft-save\nPATH=${PATH#*:} exec iptables-nft-save \"$@\"\n"
+	script := "#!/bin/sh\n[ -f /run/iptables-nft-save ] && . /run/iptables-nft-save\n" +
+		"PATH=${PATH#*:} exec iptables-nft-save \"$@\"\n"
 	if err := os.WriteFile(filepath.Join(dir, "iptables-nft-save"), []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +78,8 @@ func TestWhatIsUnknown(t *testing.T) {
 				}
 				return nil
 			})
-			sh(`nft delete rule ip mangle FORWARD handle $(nft -a list chain ip mangle FORWARD 2>/dev/null | sed -n 's/.* accept.* handle //p')`)
+			sh(`nft delete rule ip mangle FORWARD handle $(nft -a list chain ip mangle FORWARD 2>/dev/null ` +
+				`| sed -n 's/.* accept.* handle //p')`)
 			failures := r.metrics()["weir_kernel_failures_total"]
 			r.eventually("the agent tries again", func() error {
 				if now := r.metrics()["weir_kernel_failures_total"]; now < failures+3 {

@@ -91,7 +91,8 @@ func (n *node) add(container, network string) *endpoint.Endpoint {
 func (n *node) traces() map[string][]string {
 	n.Helper()
 	out := nodetest.Run(n, "sh", "-c",
-		"ls /run/weir/endpoints /run/weir/addresses; ip -o link; ip neigh show nud permanent; ipset list; readlink /run/weir/addresses/* || :")
+		"ls /run/weir/endpoints /run/weir/addresses; ip -o link; ip neigh show nud permanent; ipset list; "+
+			"readlink /run/weir/addresses/* || :")
 	if guard, err := exec.Command("nft", "list", "table", "bridge", "weir").Output(); err == nil {
 		out += string(guard)
 	}

@@ -243,7 +243,8 @@ func TestReassembly(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := nodetest.Run(t, "sh", "-c",
-		"cd /proc/sys/net; cat ipv4/ipfrag_high_thresh ipv4/ipfrag_time ipv6/ip6frag_time netfilter/nf_conntrack_frag6_timeout")
+		"cd /proc/sys/net; cat ipv4/ipfrag_high_thresh ipv4/ipfrag_time ipv6/ip6frag_time "+
+			"netfilter/nf_conntrack_frag6_timeout")
 	if got != "9999999999\n2\n2\n2\n" {
 		t.Errorf("the settings are %q", got)
 	}
@@ -302,7 +303,8 @@ func TestEnsureGoesOn(t *testing.T) {
 		return
 	}
 	nodetest.Run(t, "sh", "-c",
-		"ip link add weir0 type bridge; echo 0 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/weir0/send_redirects")
+		"ip link add weir0 type bridge; echo 0 >/proc/sys/net/ipv4/ip_forward; "+
+			"echo 1 >/proc/sys/net/ipv4/conf/weir0/send_redirects")
 	newNode(t)
 	got := nodetest.Run(t, "sh", "-c", "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/weir0/send_redirects")
 	if got != "1\n0\n" {

@@ -41,7 +41,8 @@ func fourOnly(p Pod) Pod {
 
 // TestProperties: what a node is to be, as the commands that make it so.
 func TestProperties(t *testing.T) {
-	bridge := "ip link add weir0 type bridge; ip link set weir0 address 0a:58:0a:58:00:01 arp on up type bridge mcast_snooping 0 stp_state 0 vlan_filtering 0"
+	bridge := "ip link add weir0 type bridge; ip link set weir0 address 0a:58:0a:58:00:01 arp on up type bridge " +
+		"mcast_snooping 0 stp_state 0 vlan_filtering 0"
 	sysctls4 := []string{
 		"sysctl -w net.ipv4.ip_forward=1", "sysctl -w net.ipv4.conf.weir0.forwarding=1",
 		"sysctl -w net.ipv4.conf.all.send_redirects=0", "sysctl -w net.ipv4.conf.weir0.send_redirects=0",
@@ -63,7 +64,8 @@ func TestProperties(t *testing.T) {
 		"ip route replace local fd00::1 dev weir0 table local",
 	}
 	port := []string{
-		"ip link set weirp1 master weir0 up; bridge link set dev weirp1 isolated on learning off flood off mcast_flood off bcast_flood off; ip link set weirp1 type bridge_slave group_fwd_mask 0xfffd",
+		"ip link set weirp1 master weir0 up; bridge link set dev weirp1 isolated on learning off flood off mcast_flood " +
+			"off bcast_flood off; ip link set weirp1 type bridge_slave group_fwd_mask 0xfffd",
 		"bridge fdb replace 0a:58:0a:58:00:02 dev weirp1 master static",
 		"ip neigh replace 10.88.0.2 lladdr 0a:58:0a:58:00:02 dev weir0 nud permanent",
 	}

@@ -34,7 +34,8 @@ func TestParse(t *testing.T) {
 		},
 		{
 			"all given",
-			`"ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.8", "rangeEnd": "10.88.0.9", "gateway": "10.88.0.254"}], "mtu": 1400, "enforcement": "closed"`,
+			`"ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.8", "rangeEnd": "10.88.0.9", ` +
+				`"gateway": "10.88.0.254"}], "mtu": 1400, "enforcement": "closed"`,
 			NetConf{
 				Ranges:      []Range{newRange("10.88.0.0/24", "10.88.0.8", "10.88.0.9", "10.88.0.254")},
 				MTU:         1400,
@@ -71,7 +72,8 @@ func TestParse(t *testing.T) {
 		},
 		{
 			"two ranges of one subnet",
-			`"ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.10", "gateway": "10.88.0.1"}]`,
+			`"ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", ` +
+				`"rangeStart": "10.88.0.10", "gateway": "10.88.0.1"}]`,
 			NetConf{Ranges: []Range{
 				newRange("10.88.0.0/24", "10.88.0.1", "10.88.0.9", "10.88.0.1"),
 				newRange("10.88.0.0/24", "10.88.0.10", "10.88.0.254", "10.88.0.1"),
@@ -86,7 +88,8 @@ func TestParse(t *testing.T) {
 		},
 		{
 			"IPv6, all given",
-			`"ranges": [{"subnet": "fd00:10:88::/64", "rangeStart": "fd00:10:88::100", "rangeEnd": "fd00:10:88::1ff", "gateway": "fd00:10:88::fe"}]`,
+			`"ranges": [{"subnet": "fd00:10:88::/64", "rangeStart": "fd00:10:88::100", "rangeEnd": "fd00:10:88::1ff", ` +
+				`"gateway": "fd00:10:88::fe"}]`,
 			NetConf{
 				Ranges:      []Range{newRange("fd00:10:88::/64", "fd00:10:88::100", "fd00:10:88::1ff", "fd00:10:88::fe")},
 				Enforcement: Strict,
@@ -270,12 +273,14 @@ func TestParseRefuses(t *testing.T) {
 		},
 		{
 			"one address in two ranges",
-			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9"}]}`, 7,
+			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", ` +
+				`"rangeStart": "10.88.0.9"}]}`, 7,
 			"ranges[1].rangeStart: 10.88.0.9 overlaps ranges[0]",
 		},
 		{
 			"range within a range",
-			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9", "rangeEnd": "10.88.0.9"}]}`, 7,
+			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9", ` +
+				`"rangeEnd": "10.88.0.9"}]}`, 7,
 			"ranges[1].rangeStart: 10.88.0.9 overlaps ranges[0]",
 		},
 		{
@@ -285,7 +290,8 @@ func TestParseRefuses(t *testing.T) {
 		},
 		{
 			"two gateways in one subnet",
-			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.10", "gateway": "10.88.0.2"}]}`, 7,
+			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", ` +
+				`"rangeStart": "10.88.0.10", "gateway": "10.88.0.2"}]}`, 7,
 			"ranges[1].subnet: 10.88.0.0/24 overlaps ranges[0] (10.88.0.0/24, gateway 10.88.0.1)",
 		},
 		{"small mtu", `{"name": "n", "mtu": 67, ` + ranges + `}`, 7, "mtu: 67 "},
@@ -496,14 +502,16 @@ func TestIdentify(t *testing.T) {
 		},
 		{
 			"labels",
-			`{"labels": [{"key": "app", "value": "x"}, {"key": "io.kubernetes.pod.namespace", "value": "lab"}, {"key": "io.kubernetes.pod.name", "value": "a"}]}`,
+			`{"labels": [{"key": "app", "value": "x"}, {"key": "io.kubernetes.pod.namespace", "value": "lab"}, ` +
+				`{"key": "io.kubernetes.pod.name", "value": "a"}]}`,
 			Args{},
 			Args{Namespace: "lab", Name: "a"},
 			0, "",
 		},
 		{
 			"labels as an object, and a key before them",
-			`{"K8S_POD_NAME": "b", "labels": {"io.kubernetes.pod.namespace": "lab", "io.kubernetes.pod.name": "a", "io.kubernetes.pod.uid": "u"}}`,
+			`{"K8S_POD_NAME": "b", "labels": {"io.kubernetes.pod.namespace": "lab", "io.kubernetes.pod.name": "a", ` +
+				`"io.kubernetes.pod.uid": "u"}}`,
 			Args{},
 			Args{Namespace: "lab", Name: "b", UID: "u"},
 			0, "",
@@ -548,15 +556,26 @@ func FuzzParse(f *testing.F) {
 	for _, s := range []string{
 		``, `null`, `[]`, `{}`, `{"name": "n", "ranges": [null, {}, 1]}`,
 		`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}]}`,
-		`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.10"}], "mtu": 1400}`,
-		`{"name": "n", "ranges": [{"subnet": "10.88.0.0/30", "rangeStart": "10.88.0.2", "gateway": "10.88.0.1"}, {"subnet": "255.255.255.252/30"}, {"subnet": "0.0.0.0/30"}]}`,
-		`{"name": "n", "ranges": [{"subnet": "0.0.0.0/0", "rangeStart": "::1%eth0", "gateway": "::ffff:10.0.0.1"}], "enforcement": "off"}`,
-		`{"name": "n", "ranges": [{"subnet": "fd00::/64", "rangeStart": "fd00::9%eth0"}, {"subnet": "fd00::4/126"}, {"subnet": "10.88.0.0/24"}], "mtu": 1280}`,
-		`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": ["10.88.0.8/29", "10.88.0.2"]}], "routes": [{"dst": "10.0.0.0/8", "mtu": 1400, "table": 100, "scope": 253}, {"dst": "0.0.0.0/0", "gw": "10.88.0.1"}]}`,
-		`{"name": "n", "runtimeConfig": {"ips": ["10.88.0.9/24"], "mac": "0a:58:00:00:00:01", "ipRanges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "fd00::/64"}]], "dns": {"servers": ["::1"]}}, "args": {"cni": {"ips": ["fd00::9"]}}}`,
+		`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", ` +
+			`"rangeStart": "10.88.0.10"}], "mtu": 1400}`,
+		`{"name": "n", "ranges": [{"subnet": "10.88.0.0/30", "rangeStart": "10.88.0.2", "gateway": "10.88.0.1"}, ` +
+			`{"subnet": "255.255.255.252/30"}, {"subnet": "0.0.0.0/30"}]}`,
+		`{"name": "n", "ranges": [{"subnet": "0.0.0.0/0", "rangeStart": "::1%eth0", "gateway": "::ffff:10.0.0.1"}], ` +
+			`"enforcement": "off"}`,
+		`{"name": "n", "ranges": [{"subnet": "fd00::/64", "rangeStart": "fd00::9%eth0"}, {"subnet": "fd00::4/126"}, ` +
+			`{"subnet": "10.88.0.0/24"}], "mtu": 1280}`,
+		`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": ["10.88.0.8/29", "10.88.0.2"]}], ` +
+			`"routes": [{"dst": "10.0.0.0/8", "mtu": 1400, "table": 100, "scope": 253}, {"dst": "0.0.0.0/0", ` +
+			`"gw": "10.88.0.1"}]}`,
+		`{"name": "n", "runtimeConfig": {"ips": ["10.88.0.9/24"], "mac": "0a:58:00:00:00:01", ` +
+			`"ipRanges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "fd00::/64"}]], "dns": {"servers": ["::1"]}}, ` +
+			`"args": {"cni": {"ips": ["fd00::9"]}}}`,
 		`{"name": "n", "ranges": [{"subnet": "::/0"}], "dns": {"nameservers": 1}, "cni.dev/valid-attachments": [{}]}`,
-		`{"cniVersion": "1.1.0", "name": "n", "prevResult": {"interfaces": [{"name": "eth0"}], "ips": [{"address": "10.1.0.2/24", "interface": 7}], "routes": [{"dst": "0.0.0.0/0"}]}, "ranges": [{"subnet": "10.88.0.0/24"}]}`,
-		`{"cniVersion": "0.2.0", "name": "n", "prevResult": {"ip4": {"ip": "10.1.0.2/24", "routes": null}}, "ranges": [{"subnet": "10.88.0.0/24"}]}`,
+		`{"cniVersion": "1.1.0", "name": "n", "prevResult": {"interfaces": [{"name": "eth0"}], ` +
+			`"ips": [{"address": "10.1.0.2/24", "interface": 7}], "routes": [{"dst": "0.0.0.0/0"}]}, ` +
+			`"ranges": [{"subnet": "10.88.0.0/24"}]}`,
+		`{"cniVersion": "0.2.0", "name": "n", "prevResult": {"ip4": {"ip": "10.1.0.2/24", "routes": null}}, ` +
+			`"ranges": [{"subnet": "10.88.0.0/24"}]}`,
 	} {
 		f.Add([]byte(s))
 	}

@@ -17,7 +17,8 @@ func parse(t *testing.T, beside string) *NetConf {
 	return c
 }
 
-const dual = `"ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.99", "exclude": ["10.88.0.8/29", "10.88.0.20"]}, {"subnet": "fd00:10:88::/64"}]`
+const dual = `"ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.99", "exclude": ["10.88.0.8/29", ` +
+	`"10.88.0.20"]}, {"subnet": "fd00:10:88::/64"}]`
 
 func TestAddresses(t *testing.T) {
 	for _, tc := range []struct {
@@ -74,7 +75,8 @@ func TestAddresses(t *testing.T) {
 			name: "excluded",
 			conf: `"args": {"cni": {"ips": ["10.88.0.15"]}}, `,
 			code: 7,
-			want: "args.cni.ips[0]: 10.88.0.15 is in no range, or a gateway, or excluded: 10.88.0.0/24 (10.88.0.1 to 10.88.0.99 without [10.88.0.8/29 10.88.0.20/32])",
+			want: "args.cni.ips[0]: 10.88.0.15 is in no range, or a gateway, or excluded: 10.88.0.0/24 (10.88.0.1 to " +
+				"10.88.0.99 without [10.88.0.8/29 10.88.0.20/32])",
 		},
 		{name: "excluded alone", args: "IP=10.88.0.20", code: 7, want: "CNI_ARGS: IP: 10.88.0.20"},
 		{name: "no address", args: "IP=10.88.0", code: 4, want: `CNI_ARGS: IP="10.88.0"`},
@@ -128,7 +130,8 @@ func TestHardwareAddr(t *testing.T) {
 
 func TestTheRuntimesRangesAndDNS(t *testing.T) {
 	c := parse(t, `"dns": {"nameservers": ["10.0.0.1"], "domain": "d", "search": ["s"], "options": ["o"]},
-		"runtimeConfig": {"ipRanges": [[{"subnet": "10.99.0.0/24"}], [{"subnet": "fd00:99::/64"}]], "dns": {"servers": ["10.0.0.2"], "searches": ["t", "u"]}}, `+dual)
+		"runtimeConfig": {"ipRanges": [[{"subnet": "10.99.0.0/24"}], [{"subnet": "fd00:99::/64"}]],
+			"dns": {"servers": ["10.0.0.2"], "searches": ["t", "u"]}}, `+dual)
 	want := []Range{
 		newRange("10.99.0.0/24", "10.99.0.1", "10.99.0.254", "10.99.0.1"),
 		newRange("fd00:99::/64", "fd00:99::1", "fd00:99::ffff:ffff:ffff:ffff", "fd00:99::1"),
@@ -175,7 +178,8 @@ func TestForAdd(t *testing.T) {
 
 func TestRoutesOf(t *testing.T) {
 	c := parse(t, `"routes": [
-		{"dst": "10.0.0.0/8", "mtu": 1400, "advmss": 1360, "priority": 5}, {"dst": "10.88.0.1/32", "scope": 253, "table": 100},
+		{"dst": "10.0.0.0/8", "mtu": 1400, "advmss": 1360, "priority": 5},
+		{"dst": "10.88.0.1/32", "scope": 253, "table": 100},
 		{"dst": "0.0.0.0/0", "table": 100}, {"dst": "::/0", "gw": "fd00:10:88::1", "mtu": 1300}], `+dual)
 	table, link := 100, ScopeLink
 	p, gw4, gw6 := netip.MustParsePrefix, netip.MustParseAddr("10.88.0.1"), netip.MustParseAddr("fd00:10:88::1")

@@ -11,7 +11,9 @@ import (
 // named after.
 func FuzzLoad(f *testing.F) {
 	for _, s := range []string{
-		`{"containerID": "c", "ifName": "eth0", "pod": {"namespace": "ns", "name": "p"}, "addresses": [{"address": "10.88.0.2", "subnet": "10.88.0.0/24", "gateway": "10.88.0.1"}], "mac": "0a:58:0a:58:00:02", "hostInterface": "weirp0", "enforcement": "strict"}`,
+		`{"containerID": "c", "ifName": "eth0", "pod": {"namespace": "ns", "name": "p"}, ` +
+			`"addresses": [{"address": "10.88.0.2", "subnet": "10.88.0.0/24", "gateway": "10.88.0.1"}], ` +
+			`"mac": "0a:58:0a:58:00:02", "hostInterface": "weirp0", "enforcement": "strict"}`,
 		`{"containerID": "../../etc", "ifName": "x"}`,
 		`{"containerID": "c", "ifName": "eth0", "addresses": [{"address": ""}]}`,
 		`{"containerID": "c", "ifName": "e:0", "addresses": [{"address": "fe80::1%x", "subnet": "::/0"}]}`, `{`, ``, `null`,

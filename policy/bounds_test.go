@@ -111,7 +111,8 @@ func TestLargePolicies(t *testing.T) {
 			policies: let(policytest.EvenAddresses(1<<17 + 1)),
 			closed:   "172.16.0.0>big:tcp:1 client>big:tcp:1",
 			problems: []string{
-				"NetworkPolicy x/big: spec.ingress[0]: with it the policy is 131073 networks and ports, and may be 131072; it lets nothing through",
+				"NetworkPolicy x/big: spec.ingress[0]: with it the policy is 131073 networks and ports, and may be 131072; " +
+					"it lets nothing through",
 			},
 		},
 		{
@@ -124,7 +125,8 @@ func TestLargePolicies(t *testing.T) {
 			name: "too many rules, and a rule that is not", policies: tooMany, rules: 2,
 			pass: "client>big:tcp:1 192.0.2.9>big:tcp:1",
 			problems: []string{
-				"NetworkPolicy x/big: spec.ingress[0]: with it the policy is 1025 rules of the kernel's, and may be 1024; it lets nothing through",
+				"NetworkPolicy x/big: spec.ingress[0]: with it the policy is 1025 rules of the kernel's, and may be 1024; " +
+					"it lets nothing through",
 			},
 		},
 		{
@@ -146,7 +148,8 @@ func TestLargePolicies(t *testing.T) {
 			pass:   "192.0.2.9>big:tcp:1 big>client:tcp:1",
 			closed: "client>big:tcp:1 11.0.0.1>big:tcp:1 big>11.0.0.1:tcp:7 big>client:tcp:7",
 			problems: []string{
-				"NetworkPolicy x/big: spec.egress[0].ports: means 1048577 addresses, and a set holds 1048576; nobody is let through by it",
+				"NetworkPolicy x/big: spec.egress[0].ports: means 1048577 addresses, and a set holds 1048576; " +
+					"nobody is let through by it",
 				"NetworkPolicy x/big: spec.ingress[0].from[0]: means 1048580 addresses",
 			},
 		},

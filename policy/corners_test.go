@@ -114,11 +114,13 @@ func TestCorners(t *testing.T) {
 		},
 		{
 			"both in one peer",
-			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {tier: back}}, podSelector: {matchLabels: {app: web}}}]}]}", "free>db:tcp:80", "web>db:tcp:80 far>db:tcp:80",
+			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {tier: back}}, " +
+				"podSelector: {matchLabels: {app: web}}}]}]}", "free>db:tcp:80", "web>db:tcp:80 far>db:tcp:80",
 		},
 		{
 			"the same as two peers",
-			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {tier: back}}}, {podSelector: {matchLabels: {app: web}}}]}]}", "free>db:tcp:80 web>db:tcp:80 far>db:tcp:80", "8.8.8.8>db:tcp:80",
+			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {tier: back}}}, " +
+				"{podSelector: {matchLabels: {app: web}}}]}]}", "free>db:tcp:80 web>db:tcp:80 far>db:tcp:80", "8.8.8.8>db:tcp:80",
 		},
 		{
 			"an empty podSelector selects all pods of the namespace", "podSelector: {}", "web>free:tcp:80",
@@ -131,7 +133,8 @@ func TestCorners(t *testing.T) {
 		},
 		{
 			"DoesNotExist and Exists",
-			"{podSelector: {matchExpressions: [{key: role, operator: DoesNotExist}, {key: app, operator: Exists}, {key: app, operator: In, values: [db, x]}]}}", "free>web:tcp:80", "free>db:tcp:80",
+			"{podSelector: {matchExpressions: [{key: role, operator: DoesNotExist}, {key: app, operator: Exists}, " +
+				"{key: app, operator: In, values: [db, x]}]}}", "free>web:tcp:80", "free>db:tcp:80",
 		},
 		{
 			"policyTypes: none, and egress rules",
@@ -154,7 +157,9 @@ func TestCorners(t *testing.T) {
 		},
 		{
 			"hostNetwork pods are in no peer, but in an ipBlock",
-			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}, {from: [{ipBlock: {cidr: 192.0.2.12/32}}], ports: [{port: 81}]}]}", "web>db:tcp:80 192.0.2.12>db:tcp:81", "192.0.2.12>db:tcp:80",
+			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}, " +
+				"{from: [{ipBlock: {cidr: 192.0.2.12/32}}], ports: [{port: 81}]}]}", "web>db:tcp:80 192.0.2.12>db:tcp:81",
+			"192.0.2.12>db:tcp:80",
 		},
 		{
 			"pods that have ended, and those without address, are in no peer",
@@ -163,7 +168,8 @@ func TestCorners(t *testing.T) {
 		},
 		{
 			"towards the own node, as one's egress rules say",
-			"{podSelector: {matchLabels: {app: db}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 192.0.2.2/32}}], ports: [{port: 10250}]}]}", "db>node:tcp:10250", "db>node:tcp:22 db>192.0.2.12:tcp:10250",
+			"{podSelector: {matchLabels: {app: db}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 192.0.2.2/32}}], " +
+				"ports: [{port: 10250}]}]}", "db>node:tcp:10250", "db>node:tcp:22 db>192.0.2.12:tcp:10250",
 		},
 		{
 			"the node is no pod",
@@ -183,11 +189,15 @@ func TestCorners(t *testing.T) {
 		},
 		{
 			"a block and what is excepted, though the same policy allows it elsewhere",
-			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8, 10.88.0.0/16, 0.0.0.0/1]}}, {ipBlock: {cidr: 10.88.1.0/24, except: [10.88.1.0/25]}}]}]}", "192.0.2.9>db:tcp:1 255.255.255.255>db:tcp:1 10.88.1.200>db:tcp:1", "8.8.8.8>db:tcp:1 10.88.1.5>db:tcp:1 far>db:tcp:1 web>db:tcp:1",
+			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8, " +
+				"10.88.0.0/16, 0.0.0.0/1]}}, {ipBlock: {cidr: 10.88.1.0/24, except: [10.88.1.0/25]}}]}]}",
+			"192.0.2.9>db:tcp:1 255.255.255.255>db:tcp:1 10.88.1.200>db:tcp:1",
+			"8.8.8.8>db:tcp:1 10.88.1.5>db:tcp:1 far>db:tcp:1 web>db:tcp:1",
 		},
 		{
 			"nothing is left of a block",
-			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.0/9, 10.128.0.0/9]}}]}]}", "web>free:tcp:80", "web>db:tcp:80 8.8.8.8>db:tcp:80",
+			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.0/9, " +
+				"10.128.0.0/9]}}]}]}", "web>free:tcp:80", "web>db:tcp:80 8.8.8.8>db:tcp:80",
 		},
 		{
 			"everything", "{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0}}]}]}",
@@ -233,7 +243,8 @@ func TestChangesOfObjects(t *testing.T) {
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: np, namespace: shop}
-spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {tier: back}}, podSelector: {matchLabels: {app: web}}}]}]}
+spec: {podSelector: {matchLabels: {app: db}},
+  ingress: [{from: [{namespaceSelector: {matchLabels: {tier: back}}, podSelector: {matchLabels: {app: web}}}]}]}
 `
 	var parsed *policy.Parsed
 	for _, tc := range []struct{ name, from, to, pass, closed string }{

@@ -206,24 +206,29 @@ func TestFaults(t *testing.T) {
 			}},
 		},
 		{
-			name:     "a peer's selector with a value that no label has", // objects from before the API server validated it
-			more:     "metadata: {name: x, namespace: shop}\nspec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: 'no such value!'}}}]}]}",
+			name: "a peer's selector with a value that no label has", // objects from before the API server validated it
+			more: "metadata: {name: x, namespace: shop}\nspec: {podSelector: {matchLabels: {app: db}}, " +
+				"ingress: [{from: [{podSelector: {matchLabels: {app: 'no such value!'}}}]}]}",
 			problems: []string{"NetworkPolicy shop/x: spec.ingress[0].from[0].podSelector: "},
 		},
 		{
-			name:     "one of two peers can't be read",
-			more:     "metadata: {name: x, namespace: shop}\nspec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{namespaceSelector: {matchExpressions: [{key: a, operator: Is}]}}, {ipBlock: {cidr: 203.0.113.0/24}}]}]}",
+			name: "one of two peers can't be read",
+			more: "metadata: {name: x, namespace: shop}\nspec: {podSelector: {matchLabels: {app: db}}, " +
+				"ingress: [{from: [{namespaceSelector: {matchExpressions: [{key: a, operator: Is}]}}, " +
+				"{ipBlock: {cidr: 203.0.113.0/24}}]}]}",
 			problems: []string{"NetworkPolicy shop/x: spec.ingress[0].from[0].namespaceSelector: "},
 		},
 		{
-			name:     "a podSelector that can't be read, in a policy that lets everybody in",
-			more:     "metadata: {name: x, namespace: shop}\nspec: {podSelector: {matchLabels: {app: 'no such value!'}}, ingress: [{}], egress: [{}], policyTypes: [Ingress, Egress]}",
+			name: "a podSelector that can't be read, in a policy that lets everybody in",
+			more: "metadata: {name: x, namespace: shop}\nspec: {podSelector: {matchLabels: {app: 'no such value!'}}, " +
+				"ingress: [{}], egress: [{}], policyTypes: [Ingress, Egress]}",
 			problems: []string{"NetworkPolicy shop/x: spec.podSelector: "},
 			cut:      "web>client:tcp:9 web>free:tcp:80",
 		},
 		{
-			name:     "a podSelector that can't be read isolates its namespace only",
-			more:     "metadata: {name: x, namespace: lab}\nspec: {podSelector: {matchExpressions: [{key: app, operator: In}]}, ingress: [{}]}",
+			name: "a podSelector that can't be read isolates its namespace only",
+			more: "metadata: {name: x, namespace: lab}\nspec: {podSelector: {matchExpressions: [{key: app, " +
+				"operator: In}]}, ingress: [{}]}",
 			problems: []string{"NetworkPolicy lab/x: spec.podSelector: "},
 			cut:      "web>free:tcp:80 client>free:tcp:80 192.0.2.9>free:tcp:80",
 		},

@@ -15,11 +15,16 @@ import (
 // FuzzPolicy compiles whatever the API server may hand out, and holds what the rules let through against the evaluator.
 func FuzzPolicy(f *testing.F) {
 	for _, s := range []string{
-		`{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8, 10.88.0.0/16]}}], ports: [{port: 80, endPort: 90}]}]}`,
-		`{podSelector: {matchExpressions: [{key: app, operator: NotIn, values: [web]}]}, policyTypes: [Egress], egress: [{to: [{podSelector: {}}], ports: [{port: http}]}]}`,
-		`{podSelector: {}, ingress: [{from: [{namespaceSelector: {}, podSelector: {matchLabels: {app: client}}}, {ipBlock: {cidr: "::/0"}}, {}]}], egress: [{}]}`,
-		`{podSelector: {matchLabels: {app: "a b"}}, ingress: [{ports: [{port: 70000}, {endPort: 1}, {port: x, endPort: 2}, {protocol: ICMP}]}]}`,
-		`{podSelector: {}, policyTypes: [Ingres, ""], ingress: [{from: [{ipBlock: {cidr: 10.88.1.5/32}}, {ipBlock: {cidr: 10.88.1.4/31, except: [10.88.1.5/32]}}]}]}`,
+		`{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8, 10.88.0.0/16]}}], ` +
+			`ports: [{port: 80, endPort: 90}]}]}`,
+		`{podSelector: {matchExpressions: [{key: app, operator: NotIn, values: [web]}]}, policyTypes: [Egress], ` +
+			`egress: [{to: [{podSelector: {}}], ports: [{port: http}]}]}`,
+		`{podSelector: {}, ingress: [{from: [{namespaceSelector: {}, podSelector: {matchLabels: {app: client}}}, ` +
+			`{ipBlock: {cidr: "::/0"}}, {}]}], egress: [{}]}`,
+		`{podSelector: {matchLabels: {app: "a b"}}, ingress: [{ports: [{port: 70000}, {endPort: 1}, ` +
+			`{port: x, endPort: 2}, {protocol: ICMP}]}]}`,
+		`{podSelector: {}, policyTypes: [Ingres, ""], ingress: [{from: [{ipBlock: {cidr: 10.88.1.5/32}}, ` +
+			`{ipBlock: {cidr: 10.88.1.4/31, except: [10.88.1.5/32]}}]}]}`,
 	} {
 		f.Add([]byte(s))
 	}

@@ -31,9 +31,11 @@ func TestFault1SelectorsThatJoinAlike(t *testing.T) {
 	state.Namespaces = []policy.Namespace{{Name: "x"}, {Name: "xa"}}
 	state.Policies = []*networkingv1.NetworkPolicy{
 		networkPolicy(t,
-			`{metadata: {namespace: x, name: np}, spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchExpressions: [{key: a, operator: Exists}]}}]}]}}`),
+			`{metadata: {namespace: x, name: np}, spec: {podSelector: {matchLabels: {app: web}}, `+
+				`ingress: [{from: [{podSelector: {matchExpressions: [{key: a, operator: Exists}]}}]}]}}`),
 		networkPolicy(t,
-			`{metadata: {namespace: xa, name: np}, spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {}}]}]}}`),
+			`{metadata: {namespace: xa, name: np}, spec: {podSelector: {matchLabels: {app: web}}, `+
+				`ingress: [{from: [{podSelector: {}}]}]}}`),
 	}
 	n.Enforce(state)
 	x, xa, other := netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("10.88.0.3"), netip.MustParseAddr("10.88.0.4")
@@ -54,7 +56,8 @@ func TestFault2ANamespaceLosesItsLabel(t *testing.T) {
 	web, client := state.Pods[0].Addresses[0], state.Pods[1].Addresses[0]
 	state.Policies = []*networkingv1.NetworkPolicy{networkPolicy(t, `
 metadata: {namespace: x, name: np}
-spec: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: one}}, podSelector: {matchLabels: {app: client}}}]}]}
+spec: {podSelector: {},
+  ingress: [{from: [{namespaceSelector: {matchLabels: {team: one}}, podSelector: {matchLabels: {app: client}}}]}]}
 `)}
 	for _, label := range []string{"one", "two", "one", ""} {
 		state.Namespaces = []policy.Namespace{{Name: "x"}, {Name: "y", Labels: map[string]string{"team": label}}}
@@ -82,7 +85,8 @@ func TestFault3NamedPortsAndRanges(t *testing.T) {
 	web, client := state.Pods[0].Addresses[0], state.Pods[1].Addresses[0]
 	state.Policies = []*networkingv1.NetworkPolicy{networkPolicy(t, `
 metadata: {namespace: x, name: np}
-spec: {podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: http}, {port: none-has-it}]}, {ports: [{port: 8080, endPort: 8084}]}]}
+spec: {podSelector: {matchLabels: {app: web}},
+  ingress: [{ports: [{port: http}, {port: none-has-it}]}, {ports: [{port: 8080, endPort: 8084}]}]}
 `)}
 	n.Enforce(state)
 	n.want("a name and a range", to(web, client, 80, 8080, 8082, 8084), to(web, client, 79, 81, 8079, 8085))
@@ -100,7 +104,8 @@ func TestFault9NobodyReadsTheLog(t *testing.T) {
 	web, client, mute := state.Pods[0].Addresses[0], state.Pods[1].Addresses[0], state.Pods[2].Addresses[0]
 	state.Policies = []*networkingv1.NetworkPolicy{
 		networkPolicy(t,
-			`{metadata: {namespace: x, name: in}, spec: {podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}]}}`),
+			`{metadata: {namespace: x, name: in}, spec: {podSelector: {matchLabels: {app: web}}, `+
+				`ingress: [{ports: [{port: 80}]}]}}`),
 		networkPolicy(t,
 			`{metadata: {namespace: x, name: out}, spec: {podSelector: {matchLabels: {app: mute}}, policyTypes: [Egress]}}`),
 	}

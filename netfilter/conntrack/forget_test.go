@@ -37,13 +37,17 @@ func TestForget(t *testing.T) {
 		for _, entry := range append([]string{
 			"-p udp -s 10.88.0.2 -d 10.88.0.3 --sport 4000 --dport 53 -t 7000",
 			"-p tcp -s 10.88.0.3 -d 10.88.0.2 --sport 4000 --dport 80 --state ESTABLISHED -t 7000",
-			"-p tcp -s 192.0.2.1 -d 192.0.2.2 -r 10.88.0.2 -q 192.0.2.1 --sport 4001 --dport 80 --reply-port-src 8080 --reply-port-dst 4001 --state ESTABLISHED -t 7000",
+			"-p tcp -s 192.0.2.1 -d 192.0.2.2 -r 10.88.0.2 -q 192.0.2.1 --sport 4001 --dport 80 --reply-port-src 8080 " +
+				"--reply-port-dst 4001 --state ESTABLISHED -t 7000",
 			"-p icmp -s 10.88.0.2 -d 192.0.2.1 --icmp-type 8 --icmp-code 0 --icmp-id 7 -t 7000",
 			"-p udp -s fd00:10:88::2 -d fd00:10:88::3 --sport 4000 --dport 53 -t 7000",
 			"-p tcp -s fd00:10:88::3 -d fd00:10:88::2 --sport 4000 --dport 80 --state ESTABLISHED -t 7000",
-			"-p tcp -s 2001:db8::1 -d 2001:db8::2 -r fd00:10:88::2 -q 2001:db8::1 --sport 4001 --dport 80 --reply-port-src 8080 --reply-port-dst 4001 --state ESTABLISHED -t 7000",
-			"-p tcp -s fd00:10:88::2 -d fd00:99::1 -r fd00:10:88::2 -q fd00:10:88::1 --sport 4002 --dport 80 --reply-port-src 80 --reply-port-dst 4002 --state TIME_WAIT -t 7000",
-			"-p tcp -s 10.88.0.2 -d 10.99.0.1 -r 10.88.0.2 -q 10.88.0.1 --sport 4002 --dport 80 --reply-port-src 80 --reply-port-dst 4002 --state TIME_WAIT -t 7000",
+			"-p tcp -s 2001:db8::1 -d 2001:db8::2 -r fd00:10:88::2 -q 2001:db8::1 --sport 4001 --dport 80 " +
+				"--reply-port-src 8080 --reply-port-dst 4001 --state ESTABLISHED -t 7000",
+			"-p tcp -s fd00:10:88::2 -d fd00:99::1 -r fd00:10:88::2 -q fd00:10:88::1 --sport 4002 --dport 80 " +
+				"--reply-port-src 80 --reply-port-dst 4002 --state TIME_WAIT -t 7000",
+			"-p tcp -s 10.88.0.2 -d 10.99.0.1 -r 10.88.0.2 -q 10.88.0.1 --sport 4002 --dport 80 --reply-port-src 80 " +
+				"--reply-port-dst 4002 --state TIME_WAIT -t 7000",
 			"-p icmpv6 -s fd00:10:88::2 -d 2001:db8::1 --icmpv6-type 128 --icmpv6-code 0 --icmpv6-id 7 -t 7000",
 		}, keep...) {
 			nodetest.Run(t, "conntrack", append([]string{"-I"}, strings.Fields(entry)...)...)

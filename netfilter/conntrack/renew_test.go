@@ -20,13 +20,17 @@ func TestEntriesWithoutRoomForLabels(t *testing.T) {
 	}
 	for _, entry := range []string{
 		"-p tcp -s 10.88.0.2 -d 10.88.0.3 --sport 4000 --dport 80 --state ESTABLISHED -u SEEN_REPLY,ASSURED -t 7000",
-		"-p tcp -s 10.88.0.2 -d 10.96.0.1 -r 10.88.0.3 -q 10.88.0.2 --sport 4001 --dport 80 --reply-port-src 8080 --reply-port-dst 4001 --state ESTABLISHED -u SEEN_REPLY,ASSURED -t 7000",
+		"-p tcp -s 10.88.0.2 -d 10.96.0.1 -r 10.88.0.3 -q 10.88.0.2 --sport 4001 --dport 80 --reply-port-src 8080 " +
+			"--reply-port-dst 4001 --state ESTABLISHED -u SEEN_REPLY,ASSURED -t 7000",
 		"-p udp -s 10.88.0.2 -d 10.88.0.3 --sport 4000 --dport 53 -u SEEN_REPLY,ASSURED -t 7000",
-		"-p sctp -s 10.88.0.2 -d 10.88.0.3 --sport 4000 --dport 80 --state ESTABLISHED --orig-vtag 1 --reply-vtag 2 -u SEEN_REPLY,ASSURED -t 7000",
+		"-p sctp -s 10.88.0.2 -d 10.88.0.3 --sport 4000 --dport 80 --state ESTABLISHED --orig-vtag 1 --reply-vtag 2 " +
+			"-u SEEN_REPLY,ASSURED -t 7000",
 		"-p icmp -s 10.88.0.2 -d 10.88.0.3 --icmp-type 8 --icmp-code 0 --icmp-id 7 -u SEEN_REPLY,ASSURED -t 7000",
-		"-p tcp -s fd00:10:88::2 -d fd00:10:96::1 -r fd00:10:88::3 -q fd00:10:88::2 --sport 4001 --dport 80 --reply-port-src 8080 --reply-port-dst 4001 --state ESTABLISHED -u SEEN_REPLY,ASSURED -t 7000",
+		"-p tcp -s fd00:10:88::2 -d fd00:10:96::1 -r fd00:10:88::3 -q fd00:10:88::2 --sport 4001 --dport 80 " +
+			"--reply-port-src 8080 --reply-port-dst 4001 --state ESTABLISHED -u SEEN_REPLY,ASSURED -t 7000",
 		"-p udp -s fd00:10:88::2 -d fd00:10:88::3 --sport 4000 --dport 53 -u SEEN_REPLY,ASSURED -t 7000",
-		"-p icmpv6 -s fd00:10:88::2 -d fd00:10:88::3 --icmpv6-type 128 --icmpv6-code 0 --icmpv6-id 7 -u SEEN_REPLY,ASSURED -t 7000",
+		"-p icmpv6 -s fd00:10:88::2 -d fd00:10:88::3 --icmpv6-type 128 --icmpv6-code 0 --icmpv6-id 7 " +
+			"-u SEEN_REPLY,ASSURED -t 7000",
 	} {
 		nodetest.Run(t, "conntrack", append([]string{"-I"}, strings.Fields(entry)...)...)
 	}

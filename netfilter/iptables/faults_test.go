@@ -28,7 +28,8 @@ func TestFault8OneTransactionForAllChanges(t *testing.T) {
 	for _, program := range []string{"iptables-nft", "iptables-nft-save", "iptables-nft-restore", "ipset"} {
 		script := fmt.Sprintf("#!/bin/sh\necho %s >>%s\nPATH=${PATH#*:} exec %s \"$@\"\n", program, calls, program)
 		if program == "iptables-nft-restore" { // which is started ahead, and counts when it is told to do something
-			script = fmt.Sprintf("#!/bin/sh\nread -r first || exit 0\necho %s >>%s\n{ printf '%%s\\n' \"$first\"; cat; } | PATH=${PATH#*:} %s \"$@\"\n",
+			script = fmt.Sprintf("#!/bin/sh\nread -r first || exit 0\necho %s >>%s\n{ printf '%%s\\n' \"$first\"; cat; } "+
+				"| PATH=${PATH#*:} %s \"$@\"\n",
 				program, calls, program)
 		}
 		if err := os.WriteFile(filepath.Join(dir, program), []byte(script), 0o700); err != nil {

@@ -59,8 +59,10 @@ func TestOffendingLine(t *testing.T) {
 		"\nCOMMIT\n"
 	for said, want := range map[string]string{
 		"iptables-restore: line 3 failed": "line 3 is: -A WEIR-A -p sctp -j RETURN: ",
-		"iptables-restore v1.8.9 (nf_tables): \nline 3: RULE_APPEND failed (No such file or directory): rule in chain WEIR-A": "line 3 is: -A WEIR-A -p sctp -j RETURN: ",
-		"iptables-restore v1.8.9 (nf_tables): unknown option\nError occurred at line: 3\nTry `iptables-restore -h'":           "line 3 is: -A WEIR-A -p sctp -j RETURN: ",
+		"iptables-restore v1.8.9 (nf_tables): \nline 3: RULE_APPEND failed (No such file or directory): rule in " +
+			"chain WEIR-A": "line 3 is: -A WEIR-A -p sctp -j RETURN: ",
+		"iptables-restore v1.8.9 (nf_tables): unknown option\nError occurred at line: 3\n" +
+			"Try `iptables-restore -h'": "line 3 is: -A WEIR-A -p sctp -j RETURN: ",
 		"iptables-restore: line 99 failed":                  "",
 		"line 99999999999999999999999 failed":               "",
 		"Another app is currently holding the xtables lock": "",

@@ -82,7 +82,8 @@ status: {addresses: [{type: InternalIP, address: 192.0.2.2}]}
 	n := nodetest.NewNode(t, nil)
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
 	err := os.WriteFile(kubeconfig, []byte(`{"apiVersion": "v1", "kind": "Config", "current-context": "x",
-"clusters": [{"name": "x", "cluster": {"server": "http://127.0.0.1:8080"}}], "contexts": [{"name": "x", "context": {"cluster": "x"}}]}`), 0o600)
+"clusters": [{"name": "x", "cluster": {"server": "http://127.0.0.1:8080"}}],
+"contexts": [{"name": "x", "context": {"cluster": "x"}}]}`), 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -479,7 +479,8 @@ func TestWhatARuntimeAsksFor(t *testing.T) {
 	})
 	server := n.AddPod("ns-1", "http-echo")
 	client := n.AddPod("ns-1", "busybox",
-		`CAP_ARGS={"ips": ["10.88.0.99/24"], "mac": "02:00:00:00:00:99", "dns": {"servers": ["10.96.0.10"], "searches": ["svc.cluster.local"]}}`)
+		`CAP_ARGS={"ips": ["10.88.0.99/24"], "mac": "02:00:00:00:00:99", "dns": {"servers": ["10.96.0.10"], `+
+			`"searches": ["svc.cluster.local"]}}`)
 	if server.IP != "10.88.0.4" || client.IP != "10.88.0.99" {
 		t.Errorf("got %s and %s; want the first that isn't excluded, and what was asked for", server.IP, client.IP)
 	}
@@ -535,7 +536,8 @@ func TestWhatARuntimeAsksFor(t *testing.T) {
 		`{"ips": ["10.89.0.2"]}`:       "runtimeConfig.ips[0]: 10.89.0.2 is in no range",
 		`{"mac": "02:00:00:00:00:99"}`: "mac: 02:00:00:00:00:99: ",
 		`{"mac": "` + bridge.MAC(netip.MustParseAddr("10.88.0.1")).String() + `"}`: "another on the bridge has this MAC",
-		`{"ipRanges": [[{"subnet": "10.77.0.0/24"}]], "ips": ["10.88.0.50"]}`:      "is in no range, or a gateway, or excluded: 10.77.0.0/24",
+		`{"ipRanges": [[{"subnet": "10.77.0.0/24"}]], "ips": ["10.88.0.50"]}`: "is in no range, or a gateway, " +
+			"or excluded: 10.77.0.0/24",
 	} {
 		if _, err := n.TryAddPod("ns-2", "other", "CAP_ARGS="+capArgs); err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("%s: %v; want %q", capArgs, err, words)

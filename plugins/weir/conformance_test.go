@@ -90,7 +90,8 @@ func container(n *nodetest.Node, verb, id, netns string) map[string]string {
 
 // config is the plugin's configuration, with more keys beside.
 func config(spec string, more ...string) string {
-	return fmt.Sprintf(`{"cniVersion": %q, "name": "weir", "type": "weir", "enforcement": "off", "ranges": [{"subnet": "10.88.0.0/24"}, {"subnet": "fd00:10:88::/64"}]%s}`,
+	return fmt.Sprintf(`{"cniVersion": %q, "name": "weir", "type": "weir", "enforcement": "off", `+
+		`"ranges": [{"subnet": "10.88.0.0/24"}, {"subnet": "fd00:10:88::/64"}]%s}`,
 		spec, strings.Join(append([]string{""}, more...), ", "))
 }
 
@@ -287,7 +288,8 @@ func byLibcni(t *testing.T, n *nodetest.Node, spec, netns string) {
 	t.Helper()
 	ctx := context.Background()
 	list, err := libcni.NetworkConfFromBytes([]byte(fmt.Sprintf(
-		`{"cniVersion": "0.3.1", "cniVersions": ["0.3.1", %q], "name": "weir", "plugins": [%s, {"type": "portmap", "capabilities": {"portMappings": true}}]}`,
+		`{"cniVersion": "0.3.1", "cniVersions": ["0.3.1", %q], "name": "weir", "plugins": [%s, {"type": "portmap", `+
+			`"capabilities": {"portMappings": true}}]}`,
 		spec, config(spec))))
 	if err != nil {
 		t.Fatal(err)

@@ -93,7 +93,8 @@ func TestDocumentedWindows(t *testing.T) {
 				t.Errorf("the index has no row for %q", w)
 			}
 		}
-		t.Errorf("the index has %d rows, and the page %d windows; they must be the same, in the same order", len(rows), len(windows))
+		t.Errorf("the index has %d rows, and the page %d windows; they must be the same, in the same order", len(rows),
+			len(windows))
 	}
 }
 

@@ -78,7 +78,8 @@ func TestStatusIsCheap(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(endpoint.Dir, 0o700), agentapi.Beat()); err != nil {
 		t.Fatal(err)
 	}
-	stdin := []byte(`{"cniVersion": "1.1.0", "name": "weir", "type": "weir", "ranges": [{"subnet": "10.88.0.0/16"}, {"subnet": "fd00:10:88::/64"}]}`)
+	stdin := []byte(`{"cniVersion": "1.1.0", "name": "weir", "type": "weir", "ranges": [{"subnet": "10.88.0.0/16"}, ` +
+		`{"subnet": "fd00:10:88::/64"}]}`)
 	var took []time.Duration
 	for range 101 {
 		began := time.Now()

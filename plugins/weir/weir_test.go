@@ -788,7 +788,8 @@ func TestBadInput(t *testing.T) {
 		},
 		{
 			"overlapping ranges",
-			`"ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9"}]`, nil, 7, "ranges[1].rangeStart: 10.88.0.9 overlaps",
+			`"ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", ` +
+				`"rangeStart": "10.88.0.9"}]`, nil, 7, "ranges[1].rangeStart: 10.88.0.9 overlaps",
 		},
 		{"bad mtu", `"ranges": [{"subnet": "10.88.0.0/24"}], "mtu": 10`, nil, 7, "mtu: 10"},
 		{"mtu of a wrong type", `"ranges": [{"subnet": "10.88.0.0/24"}], "mtu": "big"`, nil, 7, `mtu: "big"`},

@@ -111,7 +111,8 @@ func TestExtensionsOfOneFamily(t *testing.T) {
 
 func TestParseDepends(t *testing.T) {
 	got := parseDepends(
-		"iptables\n  Depends: libc6\n |Depends: libfoo1\n    libfoo2\n  Depends: <libbar>\nlibc6\n  PreDepends: x\n<libbar>\nlibc6:i386\nlibxtables12t64\n")
+		"iptables\n  Depends: libc6\n |Depends: libfoo1\n    libfoo2\n  Depends: <libbar>\nlibc6\n  PreDepends: x\n" +
+			"<libbar>\nlibc6:i386\nlibxtables12t64\n")
 	if want := []string{"iptables", "libc6", "libxtables12t64"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}

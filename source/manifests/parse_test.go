@@ -79,7 +79,8 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 		},
 		{
 			"node",
-			"apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDRs: [10.88.1.0/24]}\nstatus: {addresses: [{type: Hostname, address: n1}, {type: InternalIP, address: 192.0.2.1}]}\n",
+			"apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDRs: [10.88.1.0/24]}\n" +
+				"status: {addresses: [{type: Hostname, address: n1}, {type: InternalIP, address: 192.0.2.1}]}\n",
 			policy.Objects{Nodes: []policy.Node{{
 				Name:      "n1",
 				Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
@@ -89,7 +90,8 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 		{"policy", goodPolicy, policies("deny")},
 		{
 			"JSON",
-			`{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}, "spec": {"podSelector": {}}}`, policies("deny"),
+			`{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}, ` +
+				`"spec": {"podSelector": {}}}`, policies("deny"),
 		},
 		{
 			"CR LF", strings.ReplaceAll(goodPod+"---\n"+goodPolicy, "\n", "\r\n"),
@@ -107,7 +109,8 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 		},
 		// Whatever is wrong with them, they are somebody else's.
 		{"other kinds", "apiVersion: v1\nkind: Service\nmetadata: {name: NO}\nspeck: 1\n---\n" + goodPod +
-			"---\napiVersion: apps/v1\nkind: ControllerRevision\nspec: {template: {kind: NetworkPolicy}}\n---\napiVersion: networking.k8s.io/v1\nkind: Ingress\n", pod},
+			"---\napiVersion: apps/v1\nkind: ControllerRevision\nspec: {template: {kind: NetworkPolicy}}\n---\n" +
+			"apiVersion: networking.k8s.io/v1\nkind: Ingress\n", pod},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := Parse("f.yaml", []byte(tc.text))
@@ -125,7 +128,8 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 // TestWrappersAsPeopleWriteThem: what is in a List or Template counts, whatever the case of the letters in its kind or
 // field. More than sigs.k8s.io/json's 100 fields that are there twice don't hide one that matters.
 func TestWrappersAsPeopleWriteThem(t *testing.T) {
-	const object = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}, "spec": {"podSelector": {}}}`
+	const object = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}, ` +
+		`"spec": {"podSelector": {}}}`
 	many := strings.Repeat(`"a": "b", `, 300)
 	hidden := strings.Replace(object, `{"name"`, `{"annotations": {`+many+`"c": "d"}, "name"`, 1)
 	hidden = strings.Replace(hidden, `"podSelector": {}`, `"ingress": [], "ingress": [{}], "podSelector": {}`, 1)
@@ -157,7 +161,8 @@ func TestWrappersAsPeopleWriteThem(t *testing.T) {
 }
 
 func TestNothingIsDroppedSilently(t *testing.T) {
-	const json = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": %q}, "spec": {"podSelector": {}}}` + "\n"
+	const json = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": %q}, ` +
+		`"spec": {"podSelector": {}}}` + "\n"
 	for name, text := range map[string]string{
 		"JSON objects in a row": fmt.Sprintf(json+json, "a", "b"),
 		"end-of-document mark":  goodPod + "...\n" + goodPolicy,
@@ -493,21 +498,28 @@ func FuzzParse(f *testing.F) {
 		"", "# c\n---\n---\n", "--- {}\n", "{}\n{}\n", "a: &a [*a]\n", "\xff\xfe", "kind: [\n",
 		goodPod + "status: {podIPs: [{ip: x}, {ip: 10.88.0.2}]}\n",
 		"apiVersion: v1\nkind: Namespace\nmetadata: {name: ns-1, labels: {a b: c}}\n---\n" + goodPod + "---\n" + goodPolicy,
-		"apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDRs: [10.88.1.0/24]}\nstatus: {addresses: [{type: InternalIP, address: x}]}\n",
+		"apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDRs: [10.88.1.0/24]}\n" +
+			"status: {addresses: [{type: InternalIP, address: x}]}\n",
 		strings.Replace(goodPolicy, "podSelector: {}",
 			`podSelector: {matchExpressions: [{key: a, operator: In, values: [b]}]},
-  policyTypes: [Ingress, Egress], ingress: [{ports: [{port: 80, endPort: 90}, {port: http, protocol: SCTP}, {}], from: [{podSelector: {}, namespaceSelector: {}}]}],
+  policyTypes: [Ingress, Egress], ingress: [{ports: [{port: 80, endPort: 90}, {port: http, protocol: SCTP}, {}],
+    from: [{podSelector: {}, namespaceSelector: {}}]}],
   egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8, "::/0"]}}]}]`, 1),
 	} {
 		f.Add([]byte(s))
 	}
 	for _, s := range []string{
-		"apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Pod, metadata: {name: a}}, 1, null]}\n",
+		"apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Pod, " +
+			"metadata: {name: a}}, 1, null]}\n",
 		`{"kind": "PodList", "apiVersion": "v1", "items": [{"metadata": {"name": "a", "name": "b"}}]}` + "\n{}\n",
-		"apiVersion: v1\nkind: Template\nmetadata: {namespace: ns-1}\nlabels: {a: b}\nparameters: [{name: X, value: 80}, {name: Y}]\nobjects:\n- " +
-			"{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {podSelector: {}, ingress: [{ports: [{port: '${{X}}'}, {port: '${Y}'}]}]}}\n",
-		"apiVersion: batch/v1\nkind: CronJob\nmetadata: {name: c}\nspec: {jobTemplate: {spec: {completionMode: Indexed, template: {metadata: {labels: {a: 1}}, spec: {}}}}}\n",
-		"apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: c, ownerReferences: [{controller: true}]}\nspec: {ordinals: {start: -1}, template: {spec: {containers: [{ports: [{containerPort: 70000, name: x}]}]}}}\n",
+		"apiVersion: v1\nkind: Template\nmetadata: {namespace: ns-1}\nlabels: {a: b}\nparameters: [{name: X, value: 80}, " +
+			"{name: Y}]\nobjects:\n- " +
+			"{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {podSelector: {}, " +
+			"ingress: [{ports: [{port: '${{X}}'}, {port: '${Y}'}]}]}}\n",
+		"apiVersion: batch/v1\nkind: CronJob\nmetadata: {name: c}\nspec: {jobTemplate: {spec: {completionMode: Indexed, " +
+			"template: {metadata: {labels: {a: 1}}, spec: {}}}}}\n",
+		"apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: c, ownerReferences: [{controller: true}]}\n" +
+			"spec: {ordinals: {start: -1}, template: {spec: {containers: [{ports: [{containerPort: 70000, name: x}]}]}}}\n",
 		"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: 1\n", "\xff\xfea\x00:\x001\x00", "\xfe\xff\x00a",
 		"%YAML 1.1\n--- a: b\n... # x\n---x: y\n",
 		strings.Replace(goodPolicy, "spec:", "spec: {podSelector: {}}\nspec:", 1), "a: &x {<<: *x}\n",

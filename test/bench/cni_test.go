@@ -135,7 +135,8 @@ metadata: {name: both, namespace: bench}
 spec:
   podSelector: {}
   policyTypes: [Ingress, Egress]
-  ingress: [{from: [{podSelector: {matchLabels: {app: bench}}}, {ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: 80}, {port: 443}]}]
+  ingress: [{from: [{podSelector: {matchLabels: {app: bench}}}, {ipBlock: {cidr: 192.0.2.0/24}}],
+    ports: [{port: 80}, {port: 443}]}]
   egress: [{to: [{namespaceSelector: {}}], ports: [{port: 53, protocol: UDP}]}, {to: [{podSelector: {}}]}]
 `
 

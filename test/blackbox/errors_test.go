@@ -45,7 +45,9 @@ func TestErrorsOfIptablesAreShort(t *testing.T) {
 all=$(cat)
 n=$(grep -n -m1 -- '-A WEIR-POSTROUTING' <<<"$all" | cut -d: -f1)
 if [ -z "$n" ]; then exec $real "$@" <<<"$all"; fi
-for ((i = 0; i < 10000; i++)); do echo "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory)"; done >&2
+for ((i = 0; i < 10000; i++)); do
+  echo "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory)"
+done >&2
 exit 1`)
 	var peers []string
 	for i := range 900 {

@@ -39,7 +39,8 @@ metadata: {name: other, namespace: shop}
 `
 
 // denyJSON is a policy that closes the server.
-const denyJSON = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny", "namespace": "shop"},
+const denyJSON = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+  "metadata": {"name": "deny", "namespace": "shop"},
   "spec": {"podSelector": {"matchLabels": {"app": "server"}}}}`
 
 // shopNode has the shop's pods, and an agent that goes by its manifests.
@@ -115,7 +116,8 @@ objects:
 			"\n# the second\n" + denyJSON},
 		{
 			"dump.yaml",
-			"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny, namespace: shop, creationTimestamp: null}\nspec: {podSelector: {}}\nstatus: {}\n",
+			"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny, namespace: shop, " +
+				"creationTimestamp: null}\nspec: {podSelector: {}}\nstatus: {}\n",
 		},
 	})
 }
@@ -234,7 +236,8 @@ func TestBadPoliciesClose(t *testing.T) {
 	reach(false, true)
 	for _, spec := range []string{
 		"{podSelector: {matchLabels: {app: server}}, ingress: [{}, {from: [{ipBlock: {cidr: 10.0.0.0/33}}]}]}",
-		"{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, excpet: [10.0.0.0/8]}}]}]}",
+		"{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, " +
+			"excpet: [10.0.0.0/8]}}]}]}",
 		"{podSelector: {matchLabels: {app: server}}, ingress: [{}], newField: {}}",
 	} {
 		n.Manifest("bad.yaml", bad("{podSelector: {matchLabels: {app: server}}, ingress: [{}]}"))
@@ -306,7 +309,8 @@ func TestTwoFilesWithOneObject(t *testing.T) {
 	n, server, client, other := shopNode(t)
 	open := strings.Replace(denyJSON, `"spec": {`, `"spec": {"ingress": [{}], `, 1)
 	some := strings.Replace(denyJSON, `"spec": {`,
-		`"spec": {"ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}, {"from": [{"podSelector": {}}]}], `, 1)
+		`"spec": {"ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}, `+
+			`{"from": [{"podSelector": {}}]}], `, 1)
 	one := strings.Replace(denyJSON, `"spec": {`,
 		`"spec": {"ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}], `, 1)
 	for _, files := range [][2]string{{denyJSON, open}, {open, denyJSON}} {
@@ -459,7 +463,8 @@ func TestNamesThatPretend(t *testing.T) {
 		`{"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": {"name": %q, "namespace": %[1]q}}`,
 		`{"apiVersion": "crd.projectcalico.org/v1", "kind": "NetworkPolicy%s", "metadata": {"name": "x"}}`,
 		`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": %q}}`,
-		`{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "x"}, "spec": {"podSelector": {}, %q: 1}}`,
+		`{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "x"}, ` +
+			`"spec": {"podSelector": {}, %q: 1}}`,
 	} {
 		name, _ := json.Marshal(pretended)
 		text = strings.ReplaceAll(strings.ReplaceAll(text, "%[1]q", string(name)), "%q", string(name))

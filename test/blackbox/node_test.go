@@ -307,7 +307,8 @@ func TestNodeThatCantBeRepaired(t *testing.T) {
 	}
 	n := newKeptNode(t)
 	nodetest.Run(t, "sh", "-c",
-		"sysctl -w net.ipv4.conf.weir0.send_redirects=1; mount --bind -o ro /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys")
+		"sysctl -w net.ipv4.conf.weir0.send_redirects=1; mount --bind -o ro /proc/sys /proc/sys; "+
+			"mount -o remount,bind,ro /proc/sys")
 	nodetest.Run(t, "ip", "addr", "flush", "dev", "weir0")
 	if err := within(repairTime, n.traffic); err != nil {
 		t.Errorf("the addresses weren't put right beside what can't be: %v", err)
@@ -413,7 +414,8 @@ func TestNodeOverlayComesBack(t *testing.T) {
 	n.Serve(n.server.Netns, "tcp", n.server.IP+":80")
 	for _, c := range []string{
 		"ip -n outside addr add 10.88.1.5/32 dev lo",
-		"ip -n outside link add vx address 0e:58:c0:00:02:01 mtu 1450 type vxlan id 88 local 192.0.2.1 dstport 4789 nolearning",
+		"ip -n outside link add vx address 0e:58:c0:00:02:01 mtu 1450 type vxlan id 88 local 192.0.2.1 dstport 4789 " +
+			"nolearning",
 		"ip -n outside link set vx up",
 		"bridge -n outside fdb add 0e:58:c0:00:02:02 dev vx dst 192.0.2.2 self permanent",
 		"ip -n outside neigh add 10.88.0.0 lladdr 0e:58:c0:00:02:02 dev vx nud permanent",

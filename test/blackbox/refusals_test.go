@@ -53,7 +53,8 @@ type refusal struct {
 }
 
 // rulesFailed is what iptables-nft says of a rule that the kernel refuses.
-const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory): rule in chain X"
+const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory): " +
+	"rule in chain X"
 
 // lacking has iptables refuse what has a line with the text, as for a kernel that lacks a module, until mended is
 // called. says is what it says then.
@@ -97,7 +98,8 @@ func TestRefusedProtocolByLegacy(t *testing.T) {
 // TestRefusedMultiport: a kernel without xt_multiport refuses a rule with several ports.
 func TestRefusedMultiport(t *testing.T) {
 	testRefused(t, refusal{
-		spec: `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}, {ports: [{port: 1234}, {port: 1236}]}],
+		spec: `{podSelector: {matchLabels: {app: web}},
+			ingress: [{ports: [{port: 80}]}, {ports: [{port: 1234}, {port: 1236}]}],
 			egress: [{}]}`,
 		field: "spec.ingress[1].ports[0]", opens: true,
 	}.lacking("-m multiport", ""))
@@ -117,7 +119,8 @@ func TestRefusedRule(t *testing.T) {
 }
 
 const someBlocks = `{podSelector: {matchLabels: {app: web}},
-	ingress: [{from: [{ipBlock: {cidr: 10.88.0.0/25}}, {ipBlock: {cidr: 172.16.7.0/24}}], ports: [{port: 1234}]}, {ports: [{port: 80}]}]}`
+	ingress: [{from: [{ipBlock: {cidr: 10.88.0.0/25}}, {ipBlock: {cidr: 172.16.7.0/24}}],
+		ports: [{port: 1234}]}, {ports: [{port: 80}]}]}`
 
 // TestRefusedSet: the kernel refuses a set, since somebody's rule uses one of that name and another type.
 func TestRefusedSet(t *testing.T) {

@@ -200,7 +200,8 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	awaitConflist(c, n)
 	// The test shall see the advertisement if it comes, whatever weir sets on its device.
 	n.Run("sh", "-c",
-		"ip link set weir-vxlan addrgenmode eui64; ip link set weir-vxlan down; ip link set weir-vxlan up; echo 2 > /proc/sys/net/ipv6/conf/weir-vxlan/accept_ra")
+		"ip link set weir-vxlan addrgenmode eui64; ip link set weir-vxlan down; ip link set weir-vxlan up; "+
+			"echo 2 > /proc/sys/net/ipv6/conf/weir-vxlan/accept_ra")
 	n.Run("ip", "addr", "replace", "fe80::2/64", "dev", "weir-vxlan", "nodad")
 	advertised := nodetest.Frame(t, advertisement(net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, tunnelMAC(node1))...)
 	for range 3 {
@@ -329,7 +330,8 @@ func TestTunnelsComeByTheUnderlay(t *testing.T) {
 	victim := n.AddPod("lab", "p2")
 	n.Conflist = filepath.Join(t.TempDir(), "10-weir.conflist")
 	if err := os.WriteFile(n.Conflist, []byte(`{"cniVersion": "1.0.0", "name": "weir", "plugins": [
-		{"type": "ptp", "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.77.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}, {"type": "weir"}]}`), 0o600); err != nil {
+		{"type": "ptp", "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.77.0.0/24"}]],
+			"routes": [{"dst": "0.0.0.0/0"}]}}, {"type": "weir"}]}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	other := n.AddPod("lab", "other")

@@ -20,7 +20,8 @@ func apiServer(t *testing.T, served map[string]int) *httptest.Server {
 		"/api/v1/pods": "PodList", "/api/v1/namespaces": "NamespaceList", "/api/v1/nodes": "NodeList",
 		"/apis/networking.k8s.io/v1/networkpolicies": "NetworkPolicyList",
 	}
-	const node = `{"metadata": {"name": "n1", "uid": "n1", "resourceVersion": "1"}, "spec": {"podCIDR": "10.88.0.0/24", "podCIDRs": ["10.88.0.0/24"]},
+	const node = `{"metadata": {"name": "n1", "uid": "n1", "resourceVersion": "1"},
+		"spec": {"podCIDR": "10.88.0.0/24", "podCIDRs": ["10.88.0.0/24"]},
 		"status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.2"}]}}`
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")

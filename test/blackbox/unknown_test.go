@@ -93,7 +93,8 @@ func TestATableThatIptablesCantPrint(t *testing.T) {
 	n.Reach(a, b.IP+":80", false)
 	sh(t, `nft add chain ip nat x; nft 'add rule ip nat x meta mark set meta mark & 0xff00ffff | 0x00040000'`)
 	sh(t,
-		`nft delete rule ip mangle FORWARD handle $(nft -a list chain ip mangle FORWARD | sed -n 's/.*WEIR-FORWARD.* handle //p')`)
+		`nft delete rule ip mangle FORWARD handle $(nft -a list chain ip mangle FORWARD `+
+			`| sed -n 's/.*WEIR-FORWARD.* handle //p')`)
 	n.Eventually("weir's rule is back", func() error { return jumps("ip mangle FORWARD", 1) })
 	n.Reach(a, b.IP+":80", false)
 	notReadyFor(n, "nat")
@@ -332,7 +333,8 @@ nft -f /run/forward.nft`)
 	}
 	// What others have there isn't deleted.
 	sh(t,
-		"nft 'flush chain ip mangle FORWARD; delete chain ip mangle FORWARD; add chain ip mangle FORWARD; add rule ip mangle FORWARD counter'")
+		"nft 'flush chain ip mangle FORWARD; delete chain ip mangle FORWARD; add chain ip mangle FORWARD; "+
+			"add rule ip mangle FORWARD counter'")
 	notReadyFor(n, "FORWARD")
 	refused(n, "FORWARD")
 	sh(t, "nft 'flush chain ip mangle FORWARD; delete chain ip mangle FORWARD'")

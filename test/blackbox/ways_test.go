@@ -167,7 +167,8 @@ func TestAHostFirewallByState(t *testing.T) {
 	c.Serve(pods[1].Netns, "tcp4", pods[1].IP+":80")
 	c.Eventually("p1 reaches p2", func() error { _, err := nodetest.Get(t, pods[0].Netns, pods[1].IP+":80"); return err })
 	n.Run("sh", "-c",
-		"iptables -A INPUT -i eth0 -p udp --dport 4789 -m conntrack --ctstate NEW,ESTABLISHED -j ACCEPT && iptables -A INPUT -i eth0 -j DROP")
+		"iptables -A INPUT -i eth0 -p udp --dport 4789 -m conntrack --ctstate NEW,ESTABLISHED -j ACCEPT "+
+			"&& iptables -A INPUT -i eth0 -j DROP")
 	blocked := func(want bool) func() error {
 		return func() error {
 			_, _ = nodetest.Get(t, pods[0].Netns, pods[1].IP+":80")

@@ -43,7 +43,8 @@ spec:
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: first, namespace: shop}
-spec: {podSelector: {matchLabels: {statefulset.kubernetes.io/pod-name: db-0}}, ingress: [{from: [{podSelector: {matchLabels: {app: other}}}]}]}
+spec: {podSelector: {matchLabels: {statefulset.kubernetes.io/pod-name: db-0}},
+  ingress: [{from: [{podSelector: {matchLabels: {app: other}}}]}]}
 `
 
 // TestPodsOfWorkloads: a pod is known by the template that its name fits.
@@ -110,14 +111,17 @@ spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: client-and-others, namespace: shop}
-spec: {podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}, {from: [{podSelector: {matchLabels: {tier: front}}}]}]}
+spec: {podSelector: {matchLabels: {app: server}},
+  ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]},
+    {from: [{podSelector: {matchLabels: {tier: front}}}]}]}
 ---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: other, namespace: shop}
 spec:
   podSelector: {matchExpressions: [{key: app, operator: DoesNotExist}]}
-  ingress: [{ports: [{port: 80}], from: [{podSelector: {matchLabels: {app: web}}}]}, {ports: [{port: 81}], from: [{podSelector: {matchLabels: {tier: front}}}]}]
+  ingress: [{ports: [{port: 80}], from: [{podSelector: {matchLabels: {app: web}}}]},
+    {ports: [{port: 81}], from: [{podSelector: {matchLabels: {tier: front}}}]}]
 `)
 	n.StartAgent()
 	client, other, both := n.AddPod("shop", "client"), n.AddPod("shop", "other"), n.AddPod("shop", "web-7d4b9c6f5-x2k9p")

@@ -42,7 +42,8 @@ func TestPolicyLatency(t *testing.T) {
 				api.send("DELETE", "/apis/networking.k8s.io/v1/namespaces/"+ns+"/networkpolicies/deny", "")
 			} else {
 				api.send("POST", "/apis/networking.k8s.io/v1/namespaces/"+ns+"/networkpolicies",
-					`{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"deny"},"spec":{"podSelector":{}}}`)
+					`{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"deny"},
+					"spec":{"podSelector":{}}}`)
 			}
 			changes = append(changes, change{began, open, time.Since(began)})
 		}

@@ -170,7 +170,8 @@ spec:
 		return clean, late, failed, slowest
 	}
 	clean, late, failed, slowest := first(t, "first-connection")
-	t.Logf("first connections, with publishing: %d of %d at once, %d after a retransmitted SYN, %d not at all; the slowest took %v", clean, fresh, late, failed, slowest)
+	t.Logf("first connections, with publishing: %d of %d at once, %d after a retransmitted SYN, %d not at all; "+
+		"the slowest took %v", clean, fresh, late, failed, slowest)
 	if clean != fresh {
 		t.Fail()
 	}
@@ -190,7 +191,8 @@ spec:
 	must(t, string(without), scripts+"kubectl", "replace", "-f", "-")
 	defer must(t, "", scripts+"kubectl", "apply", "-f", "../../conf/weir.yaml")
 	clean, late, failed, slowest = first(t, "first-connection-unpublished")
-	t.Logf("first connections, without: %d of %d at once, %d after a retransmitted SYN, %d not at all; the slowest took %v", clean, fresh, late, failed, slowest)
+	t.Logf("first connections, without: %d of %d at once, %d after a retransmitted SYN, %d not at all; "+
+		"the slowest took %v", clean, fresh, late, failed, slowest)
 	if clean == fresh {
 		t.Error("nothing was late, so the test can't tell whether publishing works")
 	}

@@ -30,9 +30,18 @@ import (
 // chain "tracks" has the kernel track connections in the control too.
 const hooks = `
 table inet hostile {
-  chain enters { type filter hook prerouting priority -410; log prefix "enters IP" group 99 snaplen 1600 queue-threshold 1; }
-  chain taken { type filter hook input priority -500; log prefix "taken by the node" group 99 snaplen 1600 queue-threshold 1; }
-  chain passes { type filter hook forward priority -500; log prefix "forwarded" group 99 snaplen 1600 queue-threshold 1; }
+  chain enters {
+    type filter hook prerouting priority -410
+    log prefix "enters IP" group 99 snaplen 1600 queue-threshold 1
+  }
+  chain taken {
+    type filter hook input priority -500
+    log prefix "taken by the node" group 99 snaplen 1600 queue-threshold 1
+  }
+  chain passes {
+    type filter hook forward priority -500
+    log prefix "forwarded" group 99 snaplen 1600 queue-threshold 1
+  }
   chain tracks { type filter hook prerouting priority -100; ct state established counter; }
 }
 table arp hostile {

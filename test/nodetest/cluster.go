@@ -52,7 +52,8 @@ func NewCluster(t testing.TB, size int) *Cluster {
 		dir := t.TempDir()
 		n.Conflist, n.log = filepath.Join(dir, "10-weir.conflist"), filepath.Join(dir, "agent.log")
 		for _, line := range []string{
-			"ip link add eth0 address 02:00:00:00:0I:02 netns nI mtu 1400 type veth peer name rI address 02:00:00:00:0I:01 mtu 1400 netns router",
+			"ip link add eth0 address 02:00:00:00:0I:02 netns nI mtu 1400 type veth peer name rI address 02:00:00:00:0I:01 " +
+				"mtu 1400 netns router",
 			"ip -n router addr add 172.20.I.1/24 dev rI",
 			"ip -n router addr add 2001:db8:I::1/64 dev rI nodad",
 			"ip -n router link set rI up",
@@ -88,7 +89,8 @@ func (n *ClusterNode) hold() {
 	t := n.cluster
 	t.Helper()
 	n.holder = exec.Command("nsenter", "--net="+n.Netns, "unshare", "--mount", "--propagation=slave", "sh", "-c",
-		"mkdir -p /run/weir /var/lib/cni && mount -t tmpfs weir /run/weir && mount -t tmpfs cni /var/lib/cni && echo done && exec sleep infinity")
+		"mkdir -p /run/weir /var/lib/cni && mount -t tmpfs weir /run/weir && mount -t tmpfs cni /var/lib/cni && echo done "+
+			"&& exec sleep infinity")
 	out, err := n.holder.StdoutPipe()
 	if err == nil {
 		err = n.holder.Start()

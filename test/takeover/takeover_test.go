@@ -1,7 +1,7 @@
 //go:build takeover
 
-// Package takeover_test lets today's agent take over a node of an earlier commit's: its records, sets, chains, guard and
-// pods, while packets flow. scripts/blackbox builds the earlier programs and runs it.
+// Package takeover_test lets today's agent take over a node of an earlier commit's: its records, sets, chains, guard
+// and pods, while packets flow. scripts/blackbox builds the earlier programs and runs it.
 package takeover_test
 
 import (
@@ -45,7 +45,9 @@ spec:
   podSelector: {matchLabels: {app: server}}
   policyTypes: [Ingress, Egress]
   ingress:
-  - from: [{podSelector: {matchLabels: {app: client}}}, {namespaceSelector: {matchLabels: {team: shop}}, podSelector: {matchLabels: {app: late}}}]
+  - from:
+    - {podSelector: {matchLabels: {app: client}}}
+    - {namespaceSelector: {matchLabels: {team: shop}}, podSelector: {matchLabels: {app: late}}}
     ports: [{port: web}, {port: 8000, endPort: 8010}]
   - from: [{ipBlock: {cidr: 192.0.2.0/24, except: [192.0.2.128/25]}}]
   egress: []
@@ -65,11 +67,13 @@ spec: {podSelector: {matchLabels: {app: server}}, ingress: [{}]}
 `
 
 func pod(namespace, name, labels, more string) string {
-	return fmt.Sprintf("---\napiVersion: v1\nkind: Pod\nmetadata: {name: %s, namespace: %s, labels: {%s}}\n%s", name, namespace, labels, more)
+	return fmt.Sprintf("---\napiVersion: v1\nkind: Pod\nmetadata: {name: %s, namespace: %s, labels: {%s}}\n%s", name,
+		namespace, labels, more)
 }
 
 func pods() string {
-	return pod("shop", "server", "app: server", "spec: {containers: [{name: c, ports: [{name: web, containerPort: 80}]}]}\n") +
+	return pod("shop", "server", "app: server",
+		"spec: {containers: [{name: c, ports: [{name: web, containerPort: 80}]}]}\n") +
 		pod("shop", "client", "app: client", "") + pod("shop", "late", "app: late", "") +
 		pod("lab", "stranger", "app: stranger", "") + pod("lab", "locked", "app: locked", "")
 }
