@@ -25,7 +25,7 @@ import (
 //	ip link set LINK addrgenmode none; sysctl net.ipv6.conf.LINK.accept_ra=0          (weir0 and weir-vxlan)
 //	ip -6 addr del ADDRESS dev LINK; ip -6 route flush dev LINK proto ra
 func RemoveAutoconfigured(h netlinksafe.Handle) error {
-	if err := errors.Join(keepUnasked(h, Name), keepUnasked(h, conf.Tunnel)); err != nil {
+	if err := errors.Join(disableAutoconf(h, Name), disableAutoconf(h, conf.Tunnel)); err != nil {
 		return err
 	}
 	addrs, err := h.AddrList(nil, netlink.FAMILY_V6)
@@ -41,7 +41,7 @@ func RemoveAutoconfigured(h netlinksafe.Handle) error {
 	ours := func(index int) netlink.Link {
 		link, known := links[index]
 		if !known && index != 0 {
-			if found, err := h.LinkByIndex(index); err == nil && isOurs(found.Attrs().Name) { // else it is gone
+			if found, err := h.LinkByIndex(index); err == nil && isWeirLink(found.Attrs().Name) { // else it is gone
 				link = found
 			}
 			links[index] = link
@@ -50,10 +50,10 @@ func RemoveAutoconfigured(h netlinksafe.Handle) error {
 	}
 	for _, a := range addrs {
 		link := ours(a.LinkIndex)
-		if link == nil || !unasked(link.Attrs().Name, a) {
+		if link == nil || !isAutoconfigured(link.Attrs().Name, a) {
 			continue
 		}
-		if err := noAddressOf(h, link); err != nil {
+		if err := disableLinkLocal(h, link); err != nil {
 			errs = append(errs, err)
 		}
 		if err := h.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
@@ -73,7 +73,7 @@ func RemoveAutoconfigured(h netlinksafe.Handle) error {
 }
 
 // keepUnasked does nothing where there is no such link, or no IPv6 on it.
-func keepUnasked(h netlinksafe.Handle, name string) error {
+func disableAutoconf(h netlinksafe.Handle, name string) error {
 	link, err := h.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		return nil
@@ -81,7 +81,7 @@ func keepUnasked(h netlinksafe.Handle, name string) error {
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", name, err)
 	}
-	if err := noAddressOf(h, link); err != nil {
+	if err := disableLinkLocal(h, link); err != nil {
 		return err
 	}
 	err = writeSysctl("net/ipv6/conf/"+name+"/accept_ra", "0")
@@ -91,20 +91,20 @@ func keepUnasked(h netlinksafe.Handle, name string) error {
 	return nil
 }
 
-func noAddressOf(h netlinksafe.Handle, link netlink.Link) error {
-	err := h.LinkSetIP6AddrGenMode(link, noGeneratedAddress)
+func disableLinkLocal(h netlinksafe.Handle, link netlink.Link) error {
+	err := h.LinkSetIP6AddrGenMode(link, addrGenModeNone)
 	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("keep %s from a link-local address: %w", link.Attrs().Name, err)
 	}
 	return nil
 }
 
-func isOurs(name string) bool {
+func isWeirLink(name string) bool {
 	return name == Name || name == conf.Tunnel || strings.HasPrefix(name, PortPrefix)
 }
 
 // unasked says whether nobody asked for the address. What came with an advertisement isn't permanent (linux/if_addr.h).
-func unasked(link string, a netlink.Addr) bool {
+func isAutoconfigured(link string, a netlink.Addr) bool {
 	return strings.HasPrefix(link, PortPrefix) || a.IP.IsLinkLocalUnicast() || a.Flags&unix.IFA_F_PERMANENT == 0
 }
 
@@ -124,7 +124,7 @@ func (g NoLinkLocal) Command() string { return "ip link set " + g.Link + " addrg
 
 // Check implements Property.
 func (g NoLinkLocal) Check(o *Observed) error {
-	s := Sysctl{Key: "net/ipv6/conf/" + g.Link + "/addr_gen_mode", Value: strconv.Itoa(noGeneratedAddress), Link: g.Link, IfThere: true}
+	s := Sysctl{Key: "net/ipv6/conf/" + g.Link + "/addr_gen_mode", Value: strconv.Itoa(addrGenModeNone), Link: g.Link, IfThere: true}
 	return s.Check(o)
 }
 
@@ -133,7 +133,7 @@ func (g NoLinkLocal) restore(h netlinksafe.Handle, _ *Observed) error {
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", g.Link, err)
 	}
-	return noAddressOf(h, link)
+	return disableLinkLocal(h, link)
 }
 
 // NoAutoconfigured is the property that weir's links have no IPv6 address or route that nobody asked for: see
@@ -157,7 +157,7 @@ func (NoAutoconfigured) Check(o *Observed) error {
 	}
 	var found []string
 	for name, l := range o.Links {
-		if !isOurs(name) {
+		if !isWeirLink(name) {
 			continue
 		}
 		for _, a := range o.Addresses[l.Index] {

@@ -56,14 +56,14 @@ func Ensure(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	if err != nil {
 		return nil, err
 	}
-	return b.with(mtu)
+	return b.withMTU(mtu)
 }
 
 // Find is weir0 if Ensure would have nothing to do, as nearly always; else nil. It needs no lock.
 func FindReady(mtu int, gateways []netip.Prefix) *Bridge {
-	b, err := standing(gateways)
+	b, err := readReady(gateways)
 	if err == nil && b != nil {
-		b, err = b.with(mtu)
+		b, err = b.withMTU(mtu)
 	}
 	if err != nil { // what is wrong Ensure says
 		return nil
@@ -71,7 +71,7 @@ func FindReady(mtu int, gateways []netip.Prefix) *Bridge {
 	return b
 }
 
-func (b *Bridge) with(mtu int) (*Bridge, error) {
+func (b *Bridge) withMTU(mtu int) (*Bridge, error) {
 	if mtu != 0 {
 		b.MTU = mtu
 	}
@@ -82,7 +82,7 @@ func (b *Bridge) with(mtu int) (*Bridge, error) {
 // has a link-local address.
 //
 // Equivalent to: ip link show weir0 up type bridge; ip addr show dev weir0
-func standing(gateways []netip.Prefix) (*Bridge, error) {
+func readReady(gateways []netip.Prefix) (*Bridge, error) {
 	var look batch.Batch
 	look.Add(getLink(Name), "look up %s", Name)
 	look.Add(listAddresses(), "list addresses")
@@ -108,7 +108,7 @@ func standing(gateways []netip.Prefix) (*Bridge, error) {
 		}
 	}
 	for _, gw := range gateways {
-		if !has[onBridge(gw)] {
+		if !has[bridgeAddress(gw)] {
 			return nil, nil
 		}
 	}
@@ -116,7 +116,7 @@ func standing(gateways []netip.Prefix) (*Bridge, error) {
 }
 
 // onBridge is how the bridge has a gateway's address (see ensureIPv6).
-func onBridge(gw netip.Prefix) netip.Prefix {
+func bridgeAddress(gw netip.Prefix) netip.Prefix {
 	if gw.Addr().Is6() {
 		return netip.PrefixFrom(gw.Addr(), gw.Addr().BitLen())
 	}
@@ -190,7 +190,7 @@ func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 	return nil
 }
 
-func forwardIPv4() error { return setAll(sysctls4()) }
+func forwardIPv4() error { return setAll(sysctlsIPv4()) }
 
 func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, error) {
 	if mtu == 0 {
@@ -283,4 +283,4 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-func host(a netip.Addr) *net.IPNet { return ipNet(netip.PrefixFrom(a, a.BitLen())) }
+func hostNet(a netip.Addr) *net.IPNet { return ipNet(netip.PrefixFrom(a, a.BitLen())) }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/nft"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -199,16 +200,16 @@ func TestTheGuardIsRepaired(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sets := map[string]*nftables.Set{guardSets[conf.IPv4]: senders(conf.IPv4), guardSets[conf.IPv6]: senders(conf.IPv6)}
-	conn.AddTable(table())
+	sets := map[string]*nftables.Set{guardSets[conf.IPv4]: sendersSet(conf.IPv4), guardSets[conf.IPv6]: sendersSet(conf.IPv6)}
+	conn.AddTable(bridgeTable())
 	for _, s := range sets {
 		if err := conn.AddSet(s, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
-	ports := guardChains(guardSetsOf())[2]
-	ports.rules = slices.Delete(portRules(sets), 1, 5)
-	addRules(conn, []guardChain{ports})
+	ports := guardChains(guardSetsByName())[2]
+	ports.Rules = slices.Delete(portRules(sets), 1, 5)
+	nft.AddChains(conn, []nft.Chain{ports})
 	if err := conn.Flush(); err != nil {
 		t.Fatal(err)
 	}
@@ -225,7 +226,7 @@ func TestReassembly(t *testing.T) {
 	for node, want := range map[uint64]int64{gib: gib / 8, 4 * gib: gib / 2, 64 * gib: gib / 2} {
 		for _, b := range reassembly(node) {
 			s := b.(Sysctl)
-			holds := func(have int64) bool { return s.holds(strconv.FormatInt(have, 10)) }
+			holds := func(have int64) bool { return s.satisfiedBy(strconv.FormatInt(have, 10)) }
 			if s.Bound == AtLeast &&
 				(s.Value != strconv.FormatInt(want, 10) || holds(want-1) || !holds(want) || !holds(want+1)) {
 				t.Errorf("with %d bytes: %v", node, b)

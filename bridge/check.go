@@ -84,7 +84,7 @@ func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu i
 		errs = append(errs, fmt.Errorf("addresses of %s: %w", name, err))
 	}
 	for _, a := range p.Addresses {
-		if !hasAddress(addrs, host(a.Addr)) {
+		if !hasAddress(addrs, hostNet(a.Addr)) {
 			errs = append(errs, fmt.Errorf("%s lacks address %s", name, a.Addr))
 		}
 		errs = append(errs, checkRoutes(pod, index, conf.RoutesOf(p.Routes, conf.FamilyOf(a.Addr), a.Gateway)))

@@ -15,35 +15,37 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// guardTable is the name of the table that has the sets of who may send what (see rules.go).
+// guardTable is the name of the table with the sets of allowed senders (see rules.go).
 const guardTable = "weir"
 
-// guardSets are the names of the families' sets.
+// guardSets has the names of the sets of allowed senders.
 var guardSets = map[conf.Family]string{conf.IPv4: "senders4", conf.IPv6: "senders6"}
 
-func table() *nftables.Table {
+// bridgeTable returns the guard's table of the bridge family.
+func bridgeTable() *nftables.Table {
 	return &nftables.Table{Name: guardTable, Family: nftables.TableFamilyBridge}
 }
 
-func senders(f conf.Family) *nftables.Set {
+// sendersSet returns the set of allowed senders of the family. An element is a link's name, a MAC and an address.
+func sendersSet(f conf.Family) *nftables.Set {
 	address := nftables.TypeIPAddr
 	if f == conf.IPv6 {
 		address = nftables.TypeIP6Addr
 	}
 	return &nftables.Set{
-		Table: table(), Name: guardSets[f], Concatenation: true,
+		Table: bridgeTable(), Name: guardSets[f], Concatenation: true,
 		KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeEtherAddr, address),
 	}
 }
 
-// Sender is who a port may send as.
+// Sender is a port with the MAC and the addresses that it may send from.
 type Sender struct {
 	HostIf    string
 	MAC       net.HardwareAddr
 	Addresses []endpoint.Address
 }
 
-// Command is the shell command that lets the port send under its name.
+// Command returns the shell command that adds the sender to the guard's sets.
 func (s Sender) Command() string {
 	var all []string
 	for _, a := range s.Addresses {
@@ -53,20 +55,25 @@ func (s Sender) Command() string {
 	return strings.Join(all, "; ")
 }
 
-// elements of the families' sets.
+// senderKeys are the keys of elements in the senders' sets, by family.
+type senderKeys map[conf.Family]map[string]bool
+
+// elements are set elements by the family of their address.
 type elements map[conf.Family][]nftables.SetElement
 
+// elements returns the elements that allow the sender, one for each address.
 func (s Sender) elements() elements {
 	all := elements{}
 	for _, a := range s.Addresses {
 		f := conf.FamilyOf(a.Addr)
-		all[f] = append(all[f], nftables.SetElement{Key: key(s.HostIf, s.MAC, a.Addr)})
+		all[f] = append(all[f], nftables.SetElement{Key: senderKey(s.HostIf, s.MAC, a.Addr)})
 	}
 	return all
 }
 
-// Allow lets the port send under that name, and under no other. The guard itself is made if it isn't there, or is that
-// of an earlier weir, which had no bound on fragments: to add nothing to that set fails where there is none.
+// AllowSender adds the sender to the guard's sets: the port may send from the sender's MAC and addresses, and from no
+// others. It makes the guard if there is none, or if an earlier weir made it without bounds on fragments. Adding no
+// element to the set of fragments tells: that fails where the set is missing.
 //
 // Equivalent to: nft add element bridge weir senders4 { HOSTIF . MAC . ADDR } (senders6 for IPv6 addresses)
 func AllowSender(s Sender) error {
@@ -75,12 +82,12 @@ func AllowSender(s Sender) error {
 		return fmt.Errorf("open nftables: %w", err)
 	}
 	for f, list := range s.elements() {
-		if err := conn.SetAddElements(senders(f), list); err != nil {
+		if err := conn.SetAddElements(sendersSet(f), list); err != nil {
 			return fmt.Errorf("let port %s send as %s: %w", s.HostIf, s.MAC, err)
 		}
 	}
 	if err := conn.SetAddElements(fragmentSet(fragmentsSet), nil); err != nil {
-		return fmt.Errorf("look for the guard: %w", err)
+		return fmt.Errorf("check that the guard exists: %w", err)
 	}
 	err = conn.Flush()
 	if errors.Is(err, unix.ENOENT) {
@@ -92,7 +99,8 @@ func AllowSender(s Sender) error {
 	return nil
 }
 
-// Forbid takes back what Allow gave; that it is gone already is no error. From here the port sends nothing.
+// ForbidSender removes the sender from the guard's sets; the port can then send nothing. It returns nil if the sender
+// is in no set.
 //
 // Equivalent to: nft delete element bridge weir senders4 { HOSTIF . MAC . ADDR } (senders6 for IPv6 addresses)
 func ForbidSender(s Sender) error {
@@ -101,27 +109,29 @@ func ForbidSender(s Sender) error {
 		return fmt.Errorf("open nftables: %w", err)
 	}
 	defer func() { _ = conn.CloseLasting() }()
-	return s.forbid(conn)
+	return s.deleteElements(conn)
 }
 
-// Unplug is Forbid, and deletes the port's pair. Closing a socket waits until nothing that was deleted from nf_tables is in
-// use any more (nft_rcv_nl_event in net/netfilter/nf_tables_api.c), tens of milliseconds, and deleting a link waits as
-// long, so they do it at the same time.
+// Unplug removes the sender from the guard's sets and deletes the port's pair. Both take tens of milliseconds: deleting
+// a link does, and so does closing a socket that has deleted from nf_tables, until the kernel no longer uses the
+// element (nft_rcv_nl_event in net/netfilter/nf_tables_api.c). Unplug keeps the socket until the link is deleted, so
+// that both waits run at the same time.
 //
-// Equivalent to: Forbid's command; ip link del HOSTIF
+// Equivalent to: the command of ForbidSender; ip link del HOSTIF
 func Unplug(s Sender) error {
 	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
 	defer func() { _ = conn.CloseLasting() }()
-	return errors.Join(s.forbid(conn), RemoveLink(s.HostIf))
+	return errors.Join(s.deleteElements(conn), RemoveLink(s.HostIf))
 }
 
-func (s Sender) forbid(conn *nftables.Conn) error {
+// deleteElements deletes the sender's elements; those that are absent are no error.
+func (s Sender) deleteElements(conn *nftables.Conn) error {
 	for f, list := range s.elements() {
 		for _, e := range list {
-			if err := forbid(conn, f, e); err != nil {
+			if err := deleteElement(conn, f, e); err != nil {
 				return fmt.Errorf("forbid port %s to send as %s: %w", s.HostIf, s.MAC, err)
 			}
 		}
@@ -129,9 +139,10 @@ func (s Sender) forbid(conn *nftables.Conn) error {
 	return nil
 }
 
-// forbid deletes one element, in a transaction of its own: an absent one fails the transaction as a whole.
-func forbid(conn *nftables.Conn, f conf.Family, e nftables.SetElement) error {
-	if err := conn.SetDeleteElements(senders(f), []nftables.SetElement{e}); err != nil {
+// deleteElement deletes one element in a transaction of its own, since an absent element fails the whole transaction.
+// It returns nil if the element is absent.
+func deleteElement(conn *nftables.Conn, f conf.Family, e nftables.SetElement) error {
+	if err := conn.SetDeleteElements(sendersSet(f), []nftables.SetElement{e}); err != nil {
 		return err
 	}
 	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -140,13 +151,13 @@ func forbid(conn *nftables.Conn, f conf.Family, e nftables.SetElement) error {
 	return nil
 }
 
-// Allowed says whether the port may send under that name.
+// SenderAllowed reports whether the guard's sets have all elements of the sender.
 func SenderAllowed(s Sender) (bool, error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return false, fmt.Errorf("open nftables: %w", err)
 	}
-	has, err := allowed(conn)
+	has, err := readSenders(conn)
 	if err != nil {
 		return false, err
 	}
@@ -160,27 +171,27 @@ func SenderAllowed(s Sender) (bool, error) {
 	return true, nil
 }
 
-// allowed are the keys in the guard's sets; none if there is no guard.
-func allowed(conn *nftables.Conn) (map[conf.Family]map[string]bool, error) {
+// readSenders returns the keys of the elements in the guard's sets; none if there is no guard.
+func readSenders(conn *nftables.Conn) (senderKeys, error) {
 	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyBridge)
 	if err != nil {
 		return nil, fmt.Errorf("list the bridge family's tables: %w", err)
 	}
-	// The library's "no such set" can't be told from its other errors, so ask for what is there.
+	// The library's "no such set" can't be told from its other errors, so list the tables and sets first.
 	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == guardTable }) {
 		return nil, nil
 	}
-	sets, err := conn.GetSets(table())
+	sets, err := conn.GetSets(bridgeTable())
 	if err != nil {
 		return nil, fmt.Errorf("list the guard's sets: %w", err)
 	}
-	has := map[conf.Family]map[string]bool{}
+	has := senderKeys{}
 	for _, f := range conf.Families {
 		has[f] = map[string]bool{}
 		if !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == guardSets[f] }) {
 			continue
 		}
-		list, err := conn.GetSetElements(senders(f))
+		list, err := conn.GetSetElements(sendersSet(f))
 		if err != nil {
 			return nil, fmt.Errorf("list the guard's set %s: %w", guardSets[f], err)
 		}
@@ -191,83 +202,98 @@ func allowed(conn *nftables.Conn) (map[conf.Family]map[string]bool, error) {
 	return has, nil
 }
 
-func key(hostIf string, mac net.HardwareAddr, addr netip.Addr) []byte {
+// senderKey returns the key of an element of the senders' sets: the link's name padded to 16 bytes, the MAC padded to
+// 8, and the address.
+func senderKey(hostIf string, mac net.HardwareAddr, addr netip.Addr) []byte {
 	k := make([]byte, 16+8, 16+8+4)
 	copy(k, hostIf)
 	copy(k[16:], mac)
 	return append(k, addr.AsSlice()...)
 }
 
-// RepairGuard makes the guard, or puts right what somebody changed in it, in one transaction, so that no port is ever
-// without. current tells who may send; it is asked after the set was read, and because a port's record is written before
-// its entry and removed after it, an entry that nobody tells of by then is a leftover. Where nothing is to be done nothing
-// is touched: the counter goes on. If it can't be known who may send, the rules are made nevertheless, and the sets
-// stay. It returns whom the sets lacked, and whether the rules did not stand.
-func RepairGuard(current func() ([]Sender, error)) (lacked []Sender, fell bool, err error) {
+// RepairGuard makes the guard if it is missing, and undoes changes that another program made to it, in one transaction,
+// so that the guard is in force throughout. It returns the senders that the sets lacked, and whether the rules were
+// damaged. An intact guard isn't touched: its counters go on.
+//
+// RepairGuard calls current for the senders that should be in the sets, after it has read the sets. A port's record is
+// written before its entry and removed after it, so an entry that current doesn't name is a leftover and is deleted.
+// If the sets or the senders can't be read, the rules are repaired, the sets stay as they are, and RepairGuard returns
+// the error.
+func RepairGuard(current func() ([]Sender, error)) (missing []Sender, damaged bool, err error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return nil, false, fmt.Errorf("open nftables: %w", err)
 	}
-	stands, unknown := guardStands(conn)
-	fell = !stands
-	has, err := allowed(conn)
-	var allow []Sender
+	intact, unreadable := guardIntact(conn)
+	damaged = !intact
+	present, err := readSenders(conn)
+	var want []Sender
 	if err == nil {
-		allow, err = current()
+		want, err = current()
 	}
 	if err != nil {
-		err = errors.Join(err, unknown)
-		if fell {
-			err = errors.Join(err, makeGuardOf(nil, elementsOf(has)))
+		err = errors.Join(err, unreadable)
+		if damaged {
+			err = errors.Join(err, makeOrReplaceGuard(nil, elementsOf(present)))
 		}
-		return nil, fell, err
+		return nil, damaged, err
 	}
-	missing, all := elements{}, elements{}
-	for _, s := range allow {
-		lacks := false
-		for f, list := range s.elements() {
-			all[f] = append(all[f], list...)
-			for _, e := range list {
-				if !has[f][string(e.Key)] {
-					missing[f] = append(missing[f], e)
-					lacks = true
-				}
-				delete(has[f], string(e.Key))
-			}
-		}
-		if lacks {
-			lacked = append(lacked, s)
-		}
-	}
-	if len(missing) > 0 || fell {
-		if err := errors.Join(unknown, makeGuardOf(missing, all)); err != nil {
+	missing, add, all := compareSenders(want, present)
+	if len(add) > 0 || damaged {
+		if err := errors.Join(unreadable, makeOrReplaceGuard(add, all)); err != nil {
 			return nil, false, err
 		}
 	}
-	for f, stale := range elementsOf(has) {
-		for _, e := range stale {
-			if err := forbid(conn, f, e); err != nil {
-				return lacked, fell, fmt.Errorf("clear a leftover from the guard: %w", err)
+	for f, leftovers := range elementsOf(present) {
+		for _, e := range leftovers {
+			if err := deleteElement(conn, f, e); err != nil {
+				return missing, damaged, fmt.Errorf("delete a leftover from the guard: %w", err)
 			}
 		}
 	}
-	return lacked, fell, nil
+	return missing, damaged, nil
 }
 
-// makeGuardOf makes the guard with what is missing, or, where the kernel can't make it of what is there, anew with all.
-func makeGuardOf(missing, all elements) error {
-	if makeGuard(missing) == nil {
+// compareSenders compares the senders that should be in the sets with the keys that are present. It returns the senders
+// and the elements that are missing, and all elements that should be in the sets. It removes the wanted keys from
+// present, so that the leftovers remain there.
+func compareSenders(want []Sender, present senderKeys) (missing []Sender, add, all elements) {
+	add, all = elements{}, elements{}
+	for _, s := range want {
+		complete := true
+		for f, list := range s.elements() {
+			all[f] = append(all[f], list...)
+			for _, e := range list {
+				if !present[f][string(e.Key)] {
+					add[f] = append(add[f], e)
+					complete = false
+				}
+				delete(present[f], string(e.Key))
+			}
+		}
+		if !complete {
+			missing = append(missing, s)
+		}
+	}
+	return missing, add, all
+}
+
+// makeOrReplaceGuard adds what is missing to the guard. Where the kernel refuses to change what is there, it replaces
+// the guard, with all elements.
+func makeOrReplaceGuard(add, all elements) error {
+	if makeGuard(add) == nil {
 		return nil
 	}
-	return makeGuardAnew(all)
+	return replaceGuard(all)
 }
 
-// elementsOf are the elements with these keys, of those that have the keys' length.
-func elementsOf(has map[conf.Family]map[string]bool) elements {
+// elementsOf returns the elements with these keys. It leaves out keys of another length, which a set of another type
+// may have.
+func elementsOf(keys senderKeys) elements {
 	all := elements{}
 	for _, f := range conf.Families {
-		for k := range has[f] {
-			if len(k) == int(senders(f).KeyType.Bytes) {
+		for k := range keys[f] {
+			if len(k) == int(sendersSet(f).KeyType.Bytes) {
 				all[f] = append(all[f], nftables.SetElement{Key: []byte(k)})
 			}
 		}

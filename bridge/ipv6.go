@@ -16,7 +16,7 @@ import (
 // noGeneratedAddress is the mode in which a link gets no link-local address (IN6_ADDR_GEN_MODE_NONE,
 // include/uapi/linux/if_link.h). With none the kernel probes for no duplicate, which would hold up a pod for two seconds,
 // asks for no router and, on weir0, tells no pod to speak to another directly: unlike IPv4's, redirects can't be switched off.
-const noGeneratedAddress = 1
+const addrGenModeNone = 1
 
 // ensureIPv6 gives weir0, which is up, the gateways' IPv6 addresses, and sends what goes to their subnets there. The
 // addresses are /128: with the subnet's prefix the node would answer to its first address too, which is any router's, and
@@ -36,7 +36,7 @@ func ensureIPv6(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 		has[a.IPNet.String()] = true
 	}
 	for _, gw := range gateways {
-		if has[host(gw.Addr()).String()] {
+		if has[hostNet(gw.Addr()).String()] {
 			continue
 		}
 		if err := forwardIPv6(h); err != nil {
@@ -44,10 +44,10 @@ func ensureIPv6(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 		}
 		route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(gw.Masked())}
 		if err := h.RouteReplace(route); err != nil {
-			return withoutIPv6(fmt.Errorf("add the route to %s on %s: %w", gw.Masked(), Name, err), "on the node")
+			return explainNoIPv6(fmt.Errorf("add the route to %s on %s: %w", gw.Masked(), Name, err), "on the node")
 		}
-		if err := h.AddrReplace(link, &netlink.Addr{IPNet: host(gw.Addr()), Flags: unix.IFA_F_NODAD}); err != nil {
-			return withoutIPv6(fmt.Errorf("add gateway address %s to %s: %w", gw.Addr(), Name, err), "on the node")
+		if err := h.AddrReplace(link, &netlink.Addr{IPNet: hostNet(gw.Addr()), Flags: unix.IFA_F_NODAD}); err != nil {
+			return explainNoIPv6(fmt.Errorf("add gateway address %s to %s: %w", gw.Addr(), Name, err), "on the node")
 		}
 	}
 	return nil
@@ -62,11 +62,11 @@ func forwardIPv6(h netlinksafe.Handle) error {
 	if err := (UplinksAcceptRA{}).restore(h, o); err != nil {
 		return err
 	}
-	return withoutIPv6(setAll(sysctls6()), "on the node")
+	return explainNoIPv6(setAll(sysctlsIPv6()), "on the node")
 }
 
 // withoutIPv6 says what the kernel means by these errors.
-func withoutIPv6(err error, where string) error {
+func explainNoIPv6(err error, where string) error {
 	for _, e := range []error{unix.EACCES, unix.EAFNOSUPPORT, unix.EOPNOTSUPP, fs.ErrNotExist} {
 		if errors.Is(err, e) {
 			return fmt.Errorf("%w: IPv6 is switched off %s (sysctl net.ipv6.conf.all.disable_ipv6, or ipv6.disable on the kernel's command line), and there is an IPv6 range", err, where)
@@ -75,7 +75,7 @@ func withoutIPv6(err error, where string) error {
 	return err
 }
 
-func withoutIPv6InPod(err error) error { return withoutIPv6(err, "in the pod") }
+func explainNoIPv6InPod(err error) error { return explainNoIPv6(err, "in the pod") }
 
 // ofFamily are the prefixes of the family.
 func ofFamily(f conf.Family, prefixes []netip.Prefix) []netip.Prefix {

@@ -59,7 +59,7 @@ func Senders() ([]Sender, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open nftables: %w", err)
 	}
-	has, err := allowed(conn)
+	has, err := readSenders(conn)
 	if err != nil {
 		return nil, err
 	}

@@ -93,7 +93,7 @@ func readSysctl(key string) (string, error) {
 }
 
 func (o *Observed) readLinks() error {
-	messages, err := untilWhole(func() ([][]byte, error) {
+	messages, err := retryInterrupted(func() ([][]byte, error) {
 		list := request(unix.RTM_GETLINK, unix.NLM_F_DUMP, ifInfo(unix.AF_UNSPEC, 0))
 		return list.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
 	})
@@ -112,7 +112,7 @@ func (o *Observed) readLinks() error {
 const operUp = 6
 
 // untilWhole lists once more if what is listed changed meanwhile.
-func untilWhole[T any](list func() ([]T, error)) (all []T, err error) {
+func retryInterrupted[T any](list func() ([]T, error)) (all []T, err error) {
 	for range 5 {
 		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
 			break
@@ -151,9 +151,9 @@ func parseLink(m []byte) (l Link, ok bool) {
 				case nl.IFLA_INFO_KIND:
 					l.Kind = text(i.Value)
 				case nl.IFLA_INFO_DATA:
-					l.Bridge = numbersOf(i.Value)
+					l.Bridge = smallNumbers(i.Value)
 				case nl.IFLA_INFO_SLAVE_DATA:
-					l.Port = numbersOf(i.Value)
+					l.Port = smallNumbers(i.Value)
 				}
 			}
 		}
@@ -162,7 +162,7 @@ func parseLink(m []byte) (l Link, ok bool) {
 }
 
 // numbersOf are the attributes whose value is a number of one byte, or of two or four in the host's order, that fits.
-func numbersOf(data []byte) map[uint16]uint16 {
+func smallNumbers(data []byte) map[uint16]uint16 {
 	all := map[uint16]uint16{}
 	for a := range nl.ParseAttributes(data) {
 		switch len(a.Value) {
@@ -189,7 +189,7 @@ func integer(b []byte) int {
 }
 
 func (o *Observed) readAddresses() error {
-	messages, err := untilWhole(func() ([][]byte, error) {
+	messages, err := retryInterrupted(func() ([][]byte, error) {
 		return listAddresses().Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR)
 	})
 	if err != nil {
@@ -208,7 +208,7 @@ func (o *Observed) readAddresses() error {
 		for p := range addressesOf(index, [][]byte{m}) {
 			o.Addresses[index] = append(o.Addresses[index], p)
 			o.Learned[p.Addr()] = at.Flags&unix.IFA_F_PERMANENT == 0
-			o.Fresh[p.Addr()] = time.Duration(now.Nano())-madeAt(m) < time.Second
+			o.Fresh[p.Addr()] = time.Duration(now.Nano())-createdAt(m) < time.Second
 		}
 	}
 	return nil
@@ -216,7 +216,7 @@ func (o *Observed) readAddresses() error {
 
 // madeAt is when the address was made, since the node was started: the third number of struct ifa_cacheinfo
 // (linux/if_addr.h), in hundredths of seconds.
-func madeAt(m []byte) time.Duration {
+func createdAt(m []byte) time.Duration {
 	for a := range nl.ParseAttributes(m[unix.SizeofIfAddrmsg:]) {
 		if a.Type == unix.IFA_CACHEINFO && len(a.Value) >= 12 {
 			return time.Duration(binary.NativeEndian.Uint32(a.Value[8:])) * 10 * time.Millisecond
@@ -235,7 +235,7 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 }
 
 func (o *Observed) readNeighbours(h netlinksafe.Handle, family int) error {
-	all, err := untilWhole(func() ([]netlink.Neigh, error) { return h.NeighList(0, family) })
+	all, err := retryInterrupted(func() ([]netlink.Neigh, error) { return h.NeighList(0, family) })
 	if err != nil {
 		return fmt.Errorf("list neighbours: %w", err)
 	}
@@ -253,7 +253,7 @@ func (o *Observed) readNeighbours(h netlinksafe.Handle, family int) error {
 }
 
 func (o *Observed) readForwarding(h netlinksafe.Handle) error {
-	all, err := untilWhole(func() ([]netlink.Neigh, error) { return h.NeighList(0, unix.AF_BRIDGE) })
+	all, err := retryInterrupted(func() ([]netlink.Neigh, error) { return h.NeighList(0, unix.AF_BRIDGE) })
 	if err != nil {
 		return fmt.Errorf("list forwarding entries: %w", err)
 	}
@@ -323,7 +323,7 @@ func (o *Observed) ReadError() error {
 }
 
 // lacks says that the link is known not to be there.
-func (o *Observed) lacks(name string) bool {
+func (o *Observed) isMissing(name string) bool {
 	_, ok := o.Links[name]
 	return o.links == nil && !ok
 }

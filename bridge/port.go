@@ -95,14 +95,14 @@ func (b *Bridge) AddPort(p Port) (routes []conf.Route, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("look up new link %s: %w", p.HostIf, err)
 	}
-	if _, err := b.portOf(p, index).Do(unix.NETLINK_ROUTE, netns.None()); err != nil {
+	if _, err := b.portBatch(p, index).Do(unix.NETLINK_ROUTE, netns.None()); err != nil {
 		return nil, err
 	}
-	taken := taken{}
-	if _, err = b.podOf(p, peer, taken).Do(unix.NETLINK_ROUTE, p.Netns); err != nil {
+	existing := existingRoutes{}
+	if _, err = b.podBatch(p, peer, existing).Do(unix.NETLINK_ROUTE, p.Netns); err != nil {
 		return nil, err
 	}
-	return p.aside(peer, taken)
+	return p.addSecondaryRoutes(peer, existing)
 }
 
 // indices of the link that the replies are about, and of its peer, which the kernel leaves out where it is the same number.
@@ -122,9 +122,9 @@ func indices(replies [][]byte) (index, peer int, err error) {
 }
 
 // portOf is what makes the pair's end on the node the pod's port.
-func (b *Bridge) portOf(p Port, index int) (port batch.Batch) {
+func (b *Bridge) portBatch(p Port, index int) (port batch.Batch) {
 	port.Add(isolate(index), "isolate port %s", p.HostIf)
-	port.Add(noGenerated(index), "keep %s from a link-local address", p.HostIf).MapError = batch.MapError(unix.EAFNOSUPPORT, nil)
+	port.Add(noLinkLocal(index), "keep %s from a link-local address", p.HostIf).MapError = batch.MapError(unix.EAFNOSUPPORT, nil)
 	port.Add(setAlias(index, p.Alias), "name %s's pod in its alias", p.HostIf)
 	port.Add(addForwarding(index, p.MAC), "add forwarding entry %s to %s", p.MAC, p.HostIf).MapError = batch.MapError(unix.EEXIST, ErrMACInUse)
 	for _, a := range p.Addresses {
@@ -134,12 +134,12 @@ func (b *Bridge) portOf(p Port, index int) (port batch.Batch) {
 }
 
 // podOf is what makes the pair's other end the pod's interface.
-func (b *Bridge) podOf(p Port, index int, taken taken) (pod batch.Batch) {
+func (b *Bridge) podBatch(p Port, index int, existing existingRoutes) (pod batch.Batch) {
 	pod.Add(linkUp(loopback, ""), "set lo up in the pod")
 	for _, a := range p.Addresses {
 		if a.Addr.Is6() {
-			pod.Add(noGenerated(index), "keep %s in the pod from a link-local address", p.IfName).MapError = withoutIPv6InPod
-			pod.Add(addAddress(index, a.Addr), "add address %s to %s in the pod", a.Addr, p.IfName).MapError = withoutIPv6InPod
+			pod.Add(noLinkLocal(index), "keep %s in the pod from a link-local address", p.IfName).MapError = explainNoIPv6InPod
+			pod.Add(addAddress(index, a.Addr), "add address %s to %s in the pod", a.Addr, p.IfName).MapError = explainNoIPv6InPod
 		} else {
 			pod.Add(addAddress(index, a.Addr), "add address %s to %s in the pod", a.Addr, p.IfName)
 		}
@@ -150,14 +150,14 @@ func (b *Bridge) podOf(p Port, index int, taken taken) (pod batch.Batch) {
 		if a.Addr.Is4() {
 			onLink := conf.ScopeLink
 			toGateway := conf.Route{Dst: netip.PrefixFrom(a.Gateway, a.Gateway.BitLen()), Scope: &onLink}
-			pod.Add(addRoute(index, toGateway), "add the route to gateway %s in the pod", a.Gateway).MapError = taken.note(toGateway)
+			pod.Add(addRoute(index, toGateway), "add the route to gateway %s in the pod", a.Gateway).MapError = existing.tolerate(toGateway)
 		}
 		given := hasDefault(p.Routes, a)
 		for _, r := range conf.RoutesOf(p.Routes, conf.FamilyOf(a.Addr), a.Gateway) {
 			route := pod.Add(addRoute(index, r), "add the route to %s via %s in the pod", r.Dst, a.Gateway)
-			route.MapError = taken.exists(r)
+			route.MapError = existing.refuse(r)
 			if r.IsDefault() && !given {
-				route.MapError = taken.note(r)
+				route.MapError = existing.tolerate(r)
 			}
 		}
 	}

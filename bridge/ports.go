@@ -121,7 +121,7 @@ func (p PortOnBridge) restore(h netlinksafe.Handle, o *Observed) error {
 	}
 	_, err = fix.Do(unix.NETLINK_ROUTE, netns.None())
 	if err == nil && p.Up && port.Running && port.Port[nl.IFLA_BRPORT_STATE] != forwardingState {
-		err = passOn(port)
+		err = setForwardingState(port)
 	}
 	return err
 }
@@ -129,7 +129,7 @@ func (p PortOnBridge) restore(h netlinksafe.Handle, o *Observed) error {
 // passOn has the bridge take what the port sends. The kernel refuses it while a port has no carrier.
 //
 // Equivalent to: bridge link set dev HOSTIF state 3
-func passOn(port Link) error {
+func setForwardingState(port Link) error {
 	flags := attr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
 	flags.AddRtAttr(nl.IFLA_BRPORT_STATE, []byte{forwardingState})
 	set := request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_BRIDGE, port.Index), flags)
@@ -172,7 +172,7 @@ func (f ForwardingEntry) Command() string {
 // Check implements Property.
 func (f ForwardingEntry) Check(o *Observed) error {
 	port, ok, err := o.link(f.HostIf, o.forwarding)
-	if err != nil || !ok || o.lacks(Name) {
+	if err != nil || !ok || o.isMissing(Name) {
 		return err
 	}
 	if !o.Forwarding[port.Index][f.MAC.String()] {
@@ -212,7 +212,7 @@ func (n Neighbour) Command() string {
 // Check implements Property.
 func (n Neighbour) Check(o *Observed) error {
 	br, ok, err := o.link(Name, o.neighbours)
-	if err != nil || !ok || o.lacks(n.HostIf) {
+	if err != nil || !ok || o.isMissing(n.HostIf) {
 		return err
 	}
 	if have := o.Neighbours[br.Index][n.Addr]; !have.Permanent || have.MAC != n.MAC.String() {

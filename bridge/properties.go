@@ -79,17 +79,17 @@ func Properties(k Knowledge) []Property {
 	four, six := len(ofFamily(conf.IPv4, gateways)) > 0, len(ofFamily(conf.IPv6, gateways)) > 0
 	all = append(all, WeirBridge{MACs: k.macs(gateways)})
 	if four {
-		all = append(all, sysctls4()...)
+		all = append(all, sysctlsIPv4()...)
 	}
 	if six {
 		// ADD fails where IPv6 is off, and doesn't switch it on.
 		all = append(all, Sysctl{Key: "net/ipv6/conf/" + Name + "/disable_ipv6", Value: "0", Link: Name, Why: "there is IPv6 on " + Name})
-		all = append(all, sysctls6()...)
+		all = append(all, sysctlsIPv6()...)
 		all = append(all, UplinksAcceptRA{})
 	}
 	for _, f := range k.Tunnels {
 		if f == conf.IPv4 {
-			all = append(all, forwards4(conf.Tunnel))
+			all = append(all, forwardingIPv4(conf.Tunnel))
 		}
 	}
 	all = append(all, sysctlsOfBridges()...)
@@ -114,8 +114,8 @@ func (k Knowledge) gateways() []netip.Prefix {
 	}
 	seen := map[netip.Prefix]bool{}
 	return slices.DeleteFunc(all, func(p netip.Prefix) bool {
-		again := seen[onBridge(p)]
-		seen[onBridge(p)] = true
+		again := seen[bridgeAddress(p)]
+		seen[bridgeAddress(p)] = true
 		return again
 	})
 }
@@ -134,10 +134,10 @@ func (k Knowledge) macs(gateways []netip.Prefix) []net.HardwareAddr {
 }
 
 // sysctls4 make the node a router for pods' IPv4.
-func sysctls4() []Property {
+func sysctlsIPv4() []Property {
 	return []Property{
 		Sysctl{Key: "net/ipv4/ip_forward", Value: "1", Why: "the node forwards IPv4"},
-		forwards4(Name),
+		forwardingIPv4(Name),
 		// A packet between two pods leaves by the link it came in, so the kernel would tell the sender to speak to the
 		// other directly, which isolated ports don't let it. The kernel sends redirects if either of the two is on.
 		Sysctl{Key: "net/ipv4/conf/all/send_redirects", Value: "0", Why: "the node tells no pod to speak to another directly"},
@@ -149,13 +149,13 @@ func sysctls4() []Property {
 }
 
 // forwards4 is set by ip_forward for all links at once, and can be unset for each.
-func forwards4(link string) Property {
+func forwardingIPv4(link string) Property {
 	return Sysctl{Key: "net/ipv4/conf/" + link + "/forwarding", Value: "1", Link: link, Why: "the node forwards IPv4 that comes by " + link}
 }
 
 // sysctls6 make the node a router for pods' IPv6. forwarding comes after the uplinks were told to go on listening
 // (Listens).
-func sysctls6() []Property {
+func sysctlsIPv6() []Property {
 	return []Property{
 		Sysctl{Key: "net/ipv6/conf/all/forwarding", Value: "1", Why: "the node forwards IPv6"},
 	}

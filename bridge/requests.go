@@ -117,9 +117,9 @@ func delNeighbour(index int, addr netip.Addr) *nl.NetlinkRequest {
 // noGenerated keeps the link from an address of its own (see noGeneratedAddress).
 //
 // Equivalent to: ip link set addrgenmode none
-func noGenerated(index int) *nl.NetlinkRequest {
+func noLinkLocal(index int) *nl.NetlinkRequest {
 	spec := attr(unix.IFLA_AF_SPEC, nil)
-	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{noGeneratedAddress})
+	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{addrGenModeNone})
 	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, index), spec)
 }
 

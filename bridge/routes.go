@@ -28,7 +28,7 @@ func checkRoutes(pod netlinksafe.Handle, index int, routes []conf.Route) error {
 		}
 		has := false
 		for _, h := range have {
-			has = has || same(h, r)
+			has = has || matchesRoute(h, r)
 		}
 		switch {
 		case has:
@@ -42,7 +42,7 @@ func checkRoutes(pod netlinksafe.Handle, index int, routes []conf.Route) error {
 }
 
 // same says whether the kernel's route is the one that was to be; what was left to the kernel is its own choice.
-func same(have netlink.Route, r conf.Route) bool {
+func matchesRoute(have netlink.Route, r conf.Route) bool {
 	dst := netip.PrefixFrom(r.Dst.Addr(), 0).Masked() // which the kernel may leave out
 	if have.Dst != nil {
 		addr, _ := netip.AddrFromSlice(have.Dst.IP)

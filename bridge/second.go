@@ -17,14 +17,14 @@ import (
 var ErrRouteExists = errors.New("the pod has such a route out of another interface")
 
 // asideTable and the number of the pod's link give the table that has the default route of a second interface.
-const asideTable = 88_000
+const firstSecondaryTable = 88_000
 
 // taken are the routes that the pod has already, out of another interface.
-type taken map[netip.Prefix]bool
+type existingRoutes map[netip.Prefix]bool
 
 // note has the kernel's answer that the route is there already mean that.
-func (t taken) note(r conf.Route) func(error) error {
-	exists := t.exists(r)
+func (t existingRoutes) tolerate(r conf.Route) func(error) error {
+	exists := t.refuse(r)
 	return func(err error) error {
 		if err = exists(err); errors.Is(err, ErrRouteExists) {
 			t[r.Dst] = true
@@ -36,7 +36,7 @@ func (t taken) note(r conf.Route) func(error) error {
 
 // exists has it mean ErrRouteExists. Where the way to the gateway leads out of another interface already, the kernel
 // calls the gateway unreachable.
-func (t taken) exists(r conf.Route) func(error) error {
+func (t existingRoutes) refuse(r conf.Route) func(error) error {
 	return func(err error) error {
 		byAnother := r.Gateway.IsValid() && t[netip.PrefixFrom(r.Gateway, r.Gateway.BitLen())]
 		if errors.Is(err, unix.EEXIST) || byAnother && errors.Is(err, unix.ENETUNREACH) {
@@ -61,23 +61,23 @@ func hasDefault(given []conf.Route, a endpoint.Address) bool {
 //	ip route add SUBNET via GATEWAY dev IFNAME
 //	ip route add default via GATEWAY dev IFNAME onlink table TABLE
 //	ip rule add from ADDR table TABLE
-func (p Port) aside(index int, taken taken) (routes []conf.Route, err error) {
+func (p Port) addSecondaryRoutes(index int, existing existingRoutes) (routes []conf.Route, err error) {
 	var pod batch.Batch
 	for _, a := range p.Addresses {
 		family := conf.FamilyOf(a.Addr)
 		for _, r := range conf.RoutesOf(p.Routes, family, a.Gateway) {
-			if !r.IsDefault() || hasDefault(p.Routes, a) || !taken[r.Dst] {
+			if !r.IsDefault() || hasDefault(p.Routes, a) || !existing[r.Dst] {
 				routes = append(routes, r)
 				continue
 			}
-			table := asideTable + index
+			table := firstSecondaryTable + index
 			byAddress := conf.Route{Dst: r.Dst, Gateway: a.Gateway, Table: &table}
 			request := addRoute(index, byAddress)
 			pod.Add(onLink(request), "add the route to %s via %s to table %d in the pod", r.Dst, a.Gateway, table)
 			rule := pod.Add(addRule(a.Addr, table), "have table %d asked for what the pod sends as %s", table, a.Addr)
 			rule.MapError = batch.MapError(unix.EEXIST, nil)
 			routes = append(routes, byAddress)
-			if toGateway := netip.PrefixFrom(a.Gateway, a.Gateway.BitLen()); taken[toGateway] {
+			if toGateway := netip.PrefixFrom(a.Gateway, a.Gateway.BitLen()); existing[toGateway] {
 				continue // another interface in the same network has that way
 			}
 			network := conf.Route{Dst: a.Subnet.Masked(), Gateway: a.Gateway}

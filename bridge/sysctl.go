@@ -35,7 +35,7 @@ const (
 )
 
 // holds says whether the setting is as it should be with this value.
-func (s Sysctl) holds(have string) bool {
+func (s Sysctl) satisfiedBy(have string) bool {
 	if s.Bound == Exactly || have == s.Value {
 		return have == s.Value
 	}
@@ -56,7 +56,7 @@ func (s Sysctl) Command() string { return "sysctl -w " + s.name() + "=" + s.Valu
 
 // Check implements Property.
 func (s Sysctl) Check(o *Observed) error {
-	if s.Link != "" && o.lacks(s.Link) {
+	if s.Link != "" && o.isMissing(s.Link) {
 		return nil
 	}
 	have, err := o.Sysctl(s.Key)
@@ -67,7 +67,7 @@ func (s Sysctl) Check(o *Observed) error {
 		return fmt.Errorf("%s isn't there", s.name())
 	case err != nil:
 		return fmt.Errorf("%s: %w: %w", s.name(), ErrUnknown, err)
-	case !s.holds(have):
+	case !s.satisfiedBy(have):
 		return fmt.Errorf("%s is %s", s.name(), have)
 	}
 	return nil
@@ -78,7 +78,7 @@ func (s Sysctl) restore(netlinksafe.Handle, *Observed) error { return writeSysct
 // writable are where sysctls can be written. A container that isn't privileged has /proc/sys read-only, and AppArmor's
 // usual profile for containers bars writing there whatever it is; conf/weir.yaml mounts the node's /proc/sys/net
 // elsewhere for the agent. Either shows the settings of the network namespace of who looks.
-var writable = []string{"/proc/sys/", "/host/proc/sys/"}
+var sysctlDirs = []string{"/proc/sys/", "/host/proc/sys/"}
 
 // setAll writes only those of the sysctls that differ: where /proc/sys is read-only but right, nothing is wrong.
 //
@@ -91,7 +91,7 @@ func setAll(all []Property) error {
 			continue
 		}
 		have, err := readSysctl(s.Key)
-		if s.IfThere && errors.Is(err, fs.ErrNotExist) || err == nil && s.holds(have) {
+		if s.IfThere && errors.Is(err, fs.ErrNotExist) || err == nil && s.satisfiedBy(have) {
 			continue
 		}
 		errs = append(errs, writeSysctl(s.Key, s.Value))
@@ -107,7 +107,7 @@ func writeSysctl(key, value string) error {
 		return nil
 	}
 	var first error
-	for _, dir := range writable {
+	for _, dir := range sysctlDirs {
 		f, err := os.OpenFile(dir+key, os.O_WRONLY, 0)
 		if err == nil {
 			_, err = f.WriteString(value)
@@ -143,7 +143,7 @@ func (UplinksAcceptRA) Command() string {
 }
 
 // links are those that must listen and don't.
-func (UplinksAcceptRA) links(o *Observed) (deaf []string, err error) {
+func (UplinksAcceptRA) wrongUplinks(o *Observed) (wrong []string, err error) {
 	if err := errors.Join(o.routes, o.links); err != nil {
 		return nil, fmt.Errorf("routes from router advertisements: %w: %w", ErrUnknown, err)
 	}
@@ -162,24 +162,24 @@ func (UplinksAcceptRA) links(o *Observed) (deaf []string, err error) {
 			return nil, fmt.Errorf("accept_ra of %s: %w: %w", l.Name, ErrUnknown, err)
 		}
 		if have == "1" { // which doesn't hold for routers; 0 is somebody's decision
-			deaf = append(deaf, l.Name)
+			wrong = append(wrong, l.Name)
 		}
 	}
-	return deaf, nil
+	return wrong, nil
 }
 
 // Check implements Property.
 func (l UplinksAcceptRA) Check(o *Observed) error {
-	deaf, err := l.links(o)
-	if err == nil && len(deaf) > 0 {
-		err = fmt.Errorf("accept_ra is 1 on %s", strings.Join(deaf, ", "))
+	wrong, err := l.wrongUplinks(o)
+	if err == nil && len(wrong) > 0 {
+		err = fmt.Errorf("accept_ra is 1 on %s", strings.Join(wrong, ", "))
 	}
 	return err
 }
 
 func (l UplinksAcceptRA) restore(_ netlinksafe.Handle, o *Observed) error {
-	deaf, err := l.links(o)
-	for _, name := range deaf {
+	wrong, err := l.wrongUplinks(o)
+	for _, name := range wrong {
 		err = errors.Join(err, writeSysctl("net/ipv6/conf/"+name+"/accept_ra", "2"))
 	}
 	return err

@@ -26,7 +26,7 @@ func WatchPorts(ctx context.Context, gone func()) error {
 	}
 	stop := context.AfterFunc(ctx, s.Close)
 	defer stop()
-	if err := onlyEnds(s.GetFd()); err != nil {
+	if err := receiveOnlyDellink(s.GetFd()); err != nil {
 		return fmt.Errorf("watch links: %w", err)
 	}
 	for {
@@ -40,7 +40,7 @@ func WatchPorts(ctx context.Context, gone func()) error {
 			return fmt.Errorf("watch links: %w", err)
 		}
 		for _, m := range msgs {
-			if tellsOfEnd(m) {
+			if isPortRemoval(m) {
 				gone()
 			}
 		}
@@ -50,7 +50,7 @@ func WatchPorts(ctx context.Context, gone func()) error {
 // onlyEnds has the kernel leave out all messages but RTM_DELLINK: each new pod's link has it send half a dozen others,
 // for each of which the agent would wake up while the pod waits. The kernel sends one message at a time, and a filter reads
 // in network byte order (socket(7), SO_ATTACH_FILTER).
-func onlyEnds(fd int) error {
+func receiveOnlyDellink(fd int) error {
 	const offsetOfType = 4 // struct nlmsghdr
 	end := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.RTM_DELLINK))
 	program := []unix.SockFilter{
@@ -87,7 +87,7 @@ func WatchNode(ctx context.Context, changed func(ways bool)) error {
 	}
 	ours := links{}
 	for name, l := range o.Links {
-		ours.note(l.Index, name)
+		ours.add(l.Index, name)
 	}
 	for {
 		msgs, _, err := s.Receive()
@@ -110,14 +110,14 @@ func WatchNode(ctx context.Context, changed func(ways bool)) error {
 // links are the names of weir's own, by index.
 type links map[int]string
 
-func (l links) note(index int, name string) {
-	if isOurs(name) {
+func (l links) add(index int, name string) {
+	if isWeirLink(name) {
 		l[index] = name
 	}
 }
 
 // about says whether the link is one of weir's, and whether it is the tunnel.
-func (l links) about(index int) (ours, tunnel bool) {
+func (l links) lookUp(index int) (ours, tunnel bool) {
 	name, ours := l[index]
 	return ours, name == conf.Tunnel
 }
@@ -134,19 +134,19 @@ func (l links) concerns(m syscall.NetlinkMessage) (concerns, ways bool) {
 		if !ok {
 			return false, false
 		}
-		l.note(at.Index, at.Name)
-		concerns, ways = l.about(at.Index)
+		l.add(at.Index, at.Name)
+		concerns, ways = l.lookUp(at.Index)
 		// A bridge tells in the same words of a port that leaves it.
 		if m.Header.Type == unix.RTM_DELLINK && m.Data[0] != unix.AF_BRIDGE {
 			delete(l, at.Index)
 		}
 		return concerns || at.Kind == "bridge", ways // of some bridges other pods are ports
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		return l.about(integer(m.Data[4:])) // both have the index there: struct ifaddrmsg, struct ndmsg
+		return l.lookUp(integer(m.Data[4:])) // both have the index there: struct ifaddrmsg, struct ndmsg
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		for a := range nl.ParseAttributes(m.Data[unix.SizeofRtMsg:]) {
 			if a.Type == unix.RTA_OIF {
-				concerns, ways = l.about(integer(a.Value))
+				concerns, ways = l.lookUp(integer(a.Value))
 			}
 		}
 		own := m.Data[5] == conf.RouteProtocol // rtm_protocol
@@ -157,7 +157,7 @@ func (l links) concerns(m syscall.NetlinkMessage) (concerns, ways bool) {
 	return false, false
 }
 
-func tellsOfEnd(m syscall.NetlinkMessage) bool {
+func isPortRemoval(m syscall.NetlinkMessage) bool {
 	if m.Header.Type != unix.RTM_DELLINK || len(m.Data) < unix.SizeofIfInfomsg {
 		return false
 	}

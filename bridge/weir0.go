@@ -66,7 +66,7 @@ func (b WeirBridge) Check(o *Observed) error {
 	if br.NoARP {
 		wrong = append(wrong, "has arp off")
 	}
-	if !b.mayHave(o, br) {
+	if !b.acceptsMAC(o, br) {
 		wrong = append(wrong, fmt.Sprintf("has MAC %s, not %s", br.MAC, b.MACs[0]))
 	}
 	if mtu := portsMTU(o, br); mtu != br.MTU {
@@ -84,7 +84,7 @@ func (b WeirBridge) Check(o *Observed) error {
 }
 
 // mayHave: it got its MAC with its first address, which may be that of pods that are gone.
-func (b WeirBridge) mayHave(o *Observed, br Link) bool {
+func (b WeirBridge) acceptsMAC(o *Observed, br Link) bool {
 	if slices.ContainsFunc(b.MACs, func(m net.HardwareAddr) bool { return bytes.Equal(m, br.MAC) }) {
 		return true
 	}
@@ -119,7 +119,7 @@ func (b WeirBridge) restore(h netlinksafe.Handle, o *Observed) error {
 		return errors.New("another link has its name")
 	}
 	var fix batch.Batch
-	if !b.mayHave(o, br) {
+	if !b.acceptsMAC(o, br) {
 		fix.Add(request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, br.Index), attr(unix.IFLA_ADDRESS, b.MACs[0])),
 			"give %s the MAC %s", Name, b.MACs[0])
 	}
@@ -157,7 +157,7 @@ type Address struct{ Gateway netip.Prefix }
 func (a Address) Kind() Kind { return KindAddress }
 
 func (a Address) String() string {
-	return fmt.Sprintf("%s has the gateway's address %s", Name, onBridge(a.Gateway))
+	return fmt.Sprintf("%s has the gateway's address %s", Name, bridgeAddress(a.Gateway))
 }
 
 // Command implements Property.
@@ -166,7 +166,7 @@ func (a Address) Command() string {
 	if a.Gateway.Addr().Is6() {
 		nodad = " nodad"
 	}
-	return fmt.Sprintf("ip addr replace %s dev %s%s", onBridge(a.Gateway), Name, nodad)
+	return fmt.Sprintf("ip addr replace %s dev %s%s", bridgeAddress(a.Gateway), Name, nodad)
 }
 
 // Check implements Property.
@@ -175,8 +175,8 @@ func (a Address) Check(o *Observed) error {
 	if err != nil || !ok {
 		return err
 	}
-	if !slices.Contains(o.Addresses[br.Index], onBridge(a.Gateway)) {
-		return fmt.Errorf("%s lacks the address %s", Name, onBridge(a.Gateway))
+	if !slices.Contains(o.Addresses[br.Index], bridgeAddress(a.Gateway)) {
+		return fmt.Errorf("%s lacks the address %s", Name, bridgeAddress(a.Gateway))
 	}
 	return nil
 }
@@ -186,12 +186,12 @@ func (a Address) restore(h netlinksafe.Handle, _ *Observed) error {
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", Name, err)
 	}
-	addr := &netlink.Addr{IPNet: ipNet(onBridge(a.Gateway))}
+	addr := &netlink.Addr{IPNet: ipNet(bridgeAddress(a.Gateway))}
 	if a.Gateway.Addr().Is6() {
 		addr.Flags = unix.IFA_F_NODAD
 	}
 	if err := h.AddrReplace(link, addr); err != nil {
-		return withoutIPv6(fmt.Errorf("add gateway address %s to %s: %w", onBridge(a.Gateway), Name, err), "on the node")
+		return explainNoIPv6(fmt.Errorf("add gateway address %s to %s: %w", bridgeAddress(a.Gateway), Name, err), "on the node")
 	}
 	return nil
 }
@@ -260,7 +260,7 @@ func (r Route) restore(h netlinksafe.Handle, _ *Observed) error {
 		route.Src = r.Source.AsSlice()
 	}
 	if err := h.RouteReplace(route); err != nil {
-		return withoutIPv6(fmt.Errorf("add the route to %s on %s: %w", r.Dst, Name, err), "on the node")
+		return explainNoIPv6(fmt.Errorf("add the route to %s on %s: %w", r.Dst, Name, err), "on the node")
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/nft"
 )
 
 // Gate is the nftables table "inet weir-tunnel". It says which packets may be tunnels', and which may be those of pods
@@ -55,10 +56,10 @@ type gateChain struct {
 	rules    []gateRule
 }
 
-// gateRule is a rule in nft's words, and as the kernel knows it.
+// gateRule is a rule, with its text in nft's words.
 type gateRule struct {
-	words, comment string
-	exprs          []expr.Any
+	nft.Rule
+	words string
 }
 
 // Priorities of the chains: the kernel walks the chains of a hook from the lowest to the highest. raw comes after
@@ -66,7 +67,7 @@ type gateRule struct {
 // other programs usually make. The last chain counts the packets that all others have accepted.
 const (
 	rawPriority   = -300
-	judgePriority = -160
+	filterPriority = -160
 	lastPriority  = 300
 )
 
@@ -75,8 +76,8 @@ const untracked = 1 << 6
 
 // Comments of the rules whose counters are read.
 const (
-	believedComment = "weir: from a network of the node whose tunnel it is"
-	arrivedComment  = "weir: let in by all firewalls of the host"
+	acceptedComment = "weir: from a network of the node whose tunnel it is"
+	deliveredComment  = "weir: let in by all firewalls of the host"
 )
 
 // NewGate is the gate for the plan. links are those that other plugins made for pods.
@@ -91,11 +92,11 @@ func NewGate(p Plan, links []string) Gate {
 	slices.Sort(names)
 	pods := gateSet{name: "links", comment: "weir: links that no tunnel packet comes by", keyType: nftables.TypeIFName}
 	for _, l := range names {
-		pods.add(fmt.Sprintf("%q", l), nftables.SetElement{Key: ifname(l)})
+		pods.add(fmt.Sprintf("%q", l), nftables.SetElement{Key: nft.LinkName(l)})
 	}
 	g.sets = append(g.sets, pods)
 	for _, f := range conf.Families {
-		nodes := gateSet{name: of(f, "nodes"), comment: "weir: InternalIPs of nodes", keyType: addressType(f)}
+		nodes := gateSet{name: setName(f, "nodes"), comment: "weir: InternalIPs of nodes", keyType: addressType(f)}
 		addrs := slices.DeleteFunc(slices.Clone(p.Nodes), func(a netip.Addr) bool { return conf.FamilyOf(a) != f })
 		slices.SortFunc(addrs, netip.Addr.Compare)
 		for _, a := range slices.Compact(addrs) {
@@ -108,14 +109,14 @@ func NewGate(p Plan, links []string) Gate {
 	}
 	if p.NodeAddress.IsValid() {
 		for _, f := range conf.Families {
-			g.sets = append(g.sets, senders(conf.FamilyOf(p.NodeAddress), f, p.Remotes))
+			g.sets = append(g.sets, sendersSet(conf.FamilyOf(p.NodeAddress), f, p.Remotes))
 		}
 	}
 	g.chains = chains(p)
 	return g
 }
 
-func of(f conf.Family, name string) string {
+func setName(f conf.Family, name string) string {
 	return name + map[conf.Family]string{conf.IPv4: "4", conf.IPv6: "6"}[f]
 }
 
@@ -126,8 +127,6 @@ func addressType(f conf.Family) nftables.SetDatatype {
 	return nftables.TypeIPAddr
 }
 
-func ifname(name string) []byte { return append([]byte(name), make([]byte, 16-len(name))...) }
-
 func (s *gateSet) add(words string, elements ...nftables.SetElement) {
 	s.words = append(s.words, words)
 	s.elements = append(s.elements, elements...)
@@ -136,7 +135,7 @@ func (s *gateSet) add(words string, elements ...nftables.SetElement) {
 // networkSet holds the family's networks. Adjacent ones are put together, as one that ends where another begins is not
 // what every kernel takes.
 func networkSet(f conf.Family, name, comment string, networks []netip.Prefix) gateSet {
-	s := gateSet{name: of(f, name), comment: comment, keyType: addressType(f), interval: true}
+	s := gateSet{name: setName(f, name), comment: comment, keyType: addressType(f), interval: true}
 	var b netipx.IPSetBuilder
 	for _, n := range networks {
 		if conf.FamilyOf(n.Addr()) == f {
@@ -156,9 +155,9 @@ func networkSet(f conf.Family, name, comment string, networks []netip.Prefix) ga
 }
 
 // senders are the tunnels' ends, of the outer family, each with its networks of the inner one.
-func senders(outer, inner conf.Family, peers []Remote) gateSet {
+func sendersSet(outer, inner conf.Family, peers []Remote) gateSet {
 	s := gateSet{
-		name: of(inner, "senders"), comment: "weir: tunnels' ends and the networks behind each",
+		name: setName(inner, "senders"), comment: "weir: tunnels' ends and the networks behind each",
 		keyType: nftables.MustConcatSetType(addressType(outer), addressType(inner)), interval: true, concatenated: true,
 	}
 	tunnelled := slices.DeleteFunc(slices.Clone(peers), func(p Remote) bool {
@@ -176,13 +175,13 @@ func senders(outer, inner conf.Family, peers []Remote) gateSet {
 }
 
 func chains(p Plan) []gateChain {
-	toPort := join(is("meta l4proto udp", &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, []byte{unix.IPPROTO_UDP}),
+	toPort := join(is("meta l4proto udp", nft.LoadMeta(expr.MetaKeyL4PROTO, 1), []byte{unix.IPPROTO_UDP}),
 		is(fmt.Sprintf("udp dport %d", p.Port), transport(2, 2, 1), binary.BigEndian.AppendUint16(nil, p.Port)))
 	weirs := join(toPort, is(fmt.Sprintf("@th,96,24 %d", p.VNI), transport(12, 3, 1), binary.BigEndian.AppendUint32(nil, p.VNI)[1:]))
 	// Of weir0's ports: only frames that the bridge hands to IP as they came have such a name here.
-	fromPort := match{fmt.Sprintf(`iifname "%s*"`, bridge.PortPrefix), iif(expr.CmpOpEq, []byte(bridge.PortPrefix))}
-	fromLinks := match{"iifname @links", []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, lookup("links", false)}}
-	fromTunnel := match{fmt.Sprintf("iifname %q", conf.Tunnel), iif(expr.CmpOpEq, ifname(conf.Tunnel))}
+	fromPort := match{fmt.Sprintf(`iifname "%s*"`, bridge.PortPrefix), nft.IIFName(expr.CmpOpEq, []byte(bridge.PortPrefix))}
+	fromLinks := match{"iifname @links", []expr.Any{nft.LoadIIFName(1), lookup("links", false)}}
+	fromTunnel := match{fmt.Sprintf("iifname %q", conf.Tunnel), nft.IIFName(expr.CmpOpEq, nft.LinkName(conf.Tunnel))}
 
 	raw, forward := make([]gateRule, 0, 2), make([]gateRule, 0, 5)
 	for _, f := range conf.Families {
@@ -213,11 +212,11 @@ func chains(p Plan) []gateChain {
 			dropped("weir: a tunnel packet that was translated, or that comes to another address than InternalIPs", tracked),
 			dropped("weir: tunnel packets come to the addresses that nodes know of each other", address(outer, "daddr", "nodes", true)))
 		for _, f := range conf.Families {
-			tunnel = append(tunnel, rule(believedComment, join(inner(outer, f), counted), verdict(expr.VerdictReturn, "")))
+			tunnel = append(tunnel, rule(acceptedComment, join(inner(outer, f), counted), verdict(expr.VerdictReturn, "")))
 		}
 	}
 	tunnel = append(tunnel, dropped("weir: a tunnel packet from no node, or under an address that isn't of that node's pods", match{}))
-	way := []gateRule{rule("weir: the node's own", match{`iifname "lo"`, iif(expr.CmpOpEq, ifname("lo"))}, verdict(expr.VerdictReturn, ""))}
+	way := []gateRule{rule("weir: the node's own", match{`iifname "lo"`, nft.IIFName(expr.CmpOpEq, nft.LinkName("lo"))}, verdict(expr.VerdictReturn, ""))}
 	for _, f := range conf.Families {
 		honest := join(fromTunnel, address(f, "saddr", "tunnelled", false))
 		way = append(way, rule("weir: out of a tunnel", honest, verdict(expr.VerdictReturn, "")))
@@ -226,10 +225,10 @@ func chains(p Plan) []gateChain {
 	for _, f := range conf.Families {
 		way = append(way, dropped("weir: pods elsewhere come out of tunnels", address(f, "saddr", "tunnelled", false)))
 	}
-	fromElsewhere := match{fmt.Sprintf("iifname != %q", conf.Bridge), iif(expr.CmpOpNeq, ifname(conf.Bridge))}
+	fromElsewhere := match{fmt.Sprintf("iifname != %q", conf.Bridge), nft.IIFName(expr.CmpOpNeq, nft.LinkName(conf.Bridge))}
 	for _, f := range conf.Families {
 		way = append(way, dropped("weir: this node's pods don't come from outside",
-			join(fromElsewhere, address(f, "saddr", "own", false), noWayBack)))
+			join(fromElsewhere, address(f, "saddr", "own", false), wrongLink)))
 	}
 	jump := rule("weir: pods' packets come by the way that leads to them", match{}, verdict(expr.VerdictJump, "way"))
 	return []gateChain{
@@ -237,9 +236,9 @@ func chains(p Plan) []gateChain {
 		{name: "output", hook: nftables.ChainHookOutput, priority: rawPriority, rules: raw},
 		{name: "tunnel", rules: tunnel},
 		{name: "way", rules: way},
-		{name: "forward", hook: nftables.ChainHookForward, priority: judgePriority, rules: append(forward, jump)},
-		{name: "input", hook: nftables.ChainHookInput, priority: judgePriority, rules: append(input, jump)},
-		{name: "last", hook: nftables.ChainHookInput, priority: lastPriority, rules: []gateRule{rule(arrivedComment, weirs, counted)}},
+		{name: "forward", hook: nftables.ChainHookForward, priority: filterPriority, rules: append(forward, jump)},
+		{name: "input", hook: nftables.ChainHookInput, priority: filterPriority, rules: append(input, jump)},
+		{name: "last", hook: nftables.ChainHookInput, priority: lastPriority, rules: []gateRule{rule(deliveredComment, weirs, counted)}},
 	}
 }
 
@@ -260,31 +259,28 @@ func join(matches ...match) match {
 
 func rule(comment string, matches ...match) gateRule {
 	m := join(matches...)
-	return gateRule{words: m.words, comment: comment, exprs: m.exprs}
+	return gateRule{nft.Rule{Comment: comment, Exprs: m.exprs}, m.words}
 }
 
 func dropped(comment string, m match) gateRule {
 	return rule(comment, m, counted, verdict(expr.VerdictDrop, ""))
 }
 
-var counted = match{"counter", []expr.Any{&expr.Counter{}}}
+var counted = match{"counter", nft.Counter()}
 
 func verdict(kind expr.VerdictKind, chain string) match {
-	words := map[expr.VerdictKind]string{expr.VerdictDrop: "drop", expr.VerdictReturn: "return", expr.VerdictJump: "jump " + chain}[kind]
-	return match{words, []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}}
+	words := map[expr.VerdictKind]string{
+		expr.VerdictDrop: "drop", expr.VerdictReturn: "return", expr.VerdictJump: "jump " + chain,
+	}[kind]
+	return match{words, nft.Verdict(kind, chain)}
 }
 
 func is(words string, load expr.Any, value []byte) match {
-	return match{words, []expr.Any{load, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: value}}}
-}
-
-// iif compares as many bytes of the incoming link's name as are given: fewer than 16 are its beginning.
-func iif(op expr.CmpOp, name []byte) []expr.Any {
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, &expr.Cmp{Op: op, Register: 1, Data: name}}
+	return match{words, nft.Equal(load, value)}
 }
 
 func transport(offset, length, register uint32) expr.Any {
-	return &expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: length, DestRegister: register}
+	return nft.LoadPayload(expr.PayloadBaseTransportHeader, offset, length, register)
 }
 
 func lookup(set string, not bool) expr.Any {
@@ -293,9 +289,9 @@ func lookup(set string, not bool) expr.Any {
 
 func ofFamily(f conf.Family) match {
 	if f == conf.IPv6 {
-		return is("meta nfproto ipv6", &expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, []byte{unix.NFPROTO_IPV6})
+		return is("meta nfproto ipv6", nft.LoadMeta(expr.MetaKeyNFPROTO, 1), []byte{unix.NFPROTO_IPV6})
 	}
-	return is("meta nfproto ipv4", &expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, []byte{unix.NFPROTO_IPV4})
+	return is("meta nfproto ipv4", nft.LoadMeta(expr.MetaKeyNFPROTO, 1), []byte{unix.NFPROTO_IPV4})
 }
 
 // load puts the source or destination address into register 1 and those behind it.
@@ -304,14 +300,14 @@ func load(f conf.Family, field string) expr.Any {
 	if f == conf.IPv6 {
 		offset, length = map[string]uint32{"saddr": 8, "daddr": 24}[field], 16
 	}
-	return &expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length, DestRegister: 1}
+	return nft.LoadPayload(expr.PayloadBaseNetworkHeader, offset, length, 1)
 }
 
 // address matches packets of the family whose source or destination is in the family's set of that name, or isn't.
 func address(f conf.Family, field, set string, not bool) match {
 	protocol := map[conf.Family]string{conf.IPv4: "ip", conf.IPv6: "ip6"}[f]
-	words := fmt.Sprintf("%s %s %s@%s", protocol, field, map[bool]string{true: "!= "}[not], of(f, set))
-	return join(ofFamily(f), match{words, []expr.Any{load(f, field), lookup(of(f, set), not)}})
+	words := fmt.Sprintf("%s %s %s@%s", protocol, field, map[bool]string{true: "!= "}[not], setName(f, set))
+	return join(ofFamily(f), match{words, []expr.Any{load(f, field), lookup(setName(f, set), not)}})
 }
 
 // inner matches tunnel packets whose sender and the sender inside, of the inner family, are in the set of senders
@@ -326,13 +322,13 @@ func inner(outer, inside conf.Family) match {
 		name, behind = "ip6", unix.NFT_REG_2
 	}
 	return join(ofFamily(outer), is(words, transport(28, 2, 1), binary.BigEndian.AppendUint16(nil, ethertype)), match{
-		fmt.Sprintf("%s saddr . @th,%d,%d @%s", name, at*8, length*8, of(inside, "senders")),
-		[]expr.Any{load(outer, "saddr"), transport(at, length, behind), lookup(of(inside, "senders"), false)},
+		fmt.Sprintf("%s saddr . @th,%d,%d @%s", name, at*8, length*8, setName(inside, "senders")),
+		[]expr.Any{load(outer, "saddr"), transport(at, length, behind), lookup(setName(inside, "senders"), false)},
 	})
 }
 
 // noWayBack matches packets to whose source the node would send by another link than the one that they came by.
-var noWayBack = match{"fib saddr . iif oif 0", []expr.Any{
+var wrongLink = match{"fib saddr . iif oif 0", []expr.Any{
 	&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
 	&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},
 }}
@@ -350,7 +346,7 @@ func (g Gate) String() string {
 		}
 		b.WriteByte('\n')
 		for _, r := range c.rules {
-			fmt.Fprintf(&b, "  %s # %s\n", r.words, r.comment)
+			fmt.Fprintf(&b, "  %s # %s\n", r.words, r.Comment)
 		}
 	}
 	return b.String()

@@ -51,7 +51,7 @@ func (p Plan) Lacks(o *bridge.Observed) ([]Lack, error) {
 		link := 0 // any
 		if !peer.Direct {
 			link = tunnel.Index
-			all = append(all, peer.lacks(o, tunnel.Index)...)
+			all = append(all, peer.missingIn(o, tunnel.Index)...)
 		}
 		has := func(r bridge.RouteSeen) bool {
 			return r.Dst == peer.Network && r.Protocol == conf.RouteProtocol && r.Table == unix.RT_TABLE_MAIN && (link == 0 || r.Link == link)
@@ -69,7 +69,7 @@ func (p Plan) Lacks(o *bridge.Observed) ([]Lack, error) {
 }
 
 // lacks says what the tunnel lacks of the peer.
-func (p Remote) lacks(o *bridge.Observed, tunnel int) []Lack {
+func (p Remote) missingIn(o *bridge.Observed, tunnel int) []Lack {
 	var all []Lack
 	mac := MAC(p.Address).String()
 	if have := o.Neighbours[tunnel][p.Via()]; !have.Permanent || have.MAC != mac {

@@ -18,7 +18,7 @@ import (
 
 const (
 	// noGeneratedAddress is IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h).
-	noGeneratedAddress = 1
+	addrGenModeNone = 1
 )
 
 // Overlay brings plans into the kernel.
@@ -41,13 +41,13 @@ func (o *Overlay) Apply(p Plan) ([]ruleset.Problem, error) {
 		if tunnel, err = o.ensureTunnel(p); err != nil {
 			return nil, err
 		}
-		if err := o.neighbours(tunnel, p.Remotes, refused); err != nil {
+		if err := o.setNeighbours(tunnel, p.Remotes, refused); err != nil {
 			return refused.problems(), err
 		}
 	} else if err := o.removeTunnel(); err != nil {
 		return nil, err
 	}
-	err := o.routes(tunnel, p, refused)
+	err := o.setRoutes(tunnel, p, refused)
 	return refused.problems(), err
 }
 
@@ -73,7 +73,7 @@ func (r refusals) problems() []ruleset.Problem {
 //	ip link set weir-vxlan addrgenmode none
 //	ip addr replace GATEWAY/32 dev weir-vxlan; ip link set weir-vxlan up
 func (o *Overlay) ensureTunnel(p Plan) (netlink.Link, error) {
-	if err := o.has(p.NodeAddress); err != nil {
+	if err := o.checkNodeAddress(p.NodeAddress); err != nil {
 		return nil, err
 	}
 	if p.TunnelMTU == 0 {
@@ -84,7 +84,7 @@ func (o *Overlay) ensureTunnel(p Plan) (netlink.Link, error) {
 		VxlanId:   int(p.VNI), SrcAddr: p.NodeAddress.AsSlice(), Port: int(p.Port), Learning: false,
 	}
 	link, err := o.h.LinkByName(conf.Tunnel)
-	if err == nil && !fits(link, want) {
+	if err == nil && !sameTunnel(link, want) {
 		if err := o.h.LinkDel(link); err != nil {
 			return nil, fmt.Errorf("delete %s, which has other properties: %w", conf.Tunnel, err)
 		}
@@ -114,10 +114,10 @@ func (o *Overlay) ensureTunnel(p Plan) (netlink.Link, error) {
 		}
 	}
 	// Before it is up: with a link-local address the kernel would ask for routers in the tunnel.
-	if err := o.h.LinkSetIP6AddrGenMode(link, noGeneratedAddress); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+	if err := o.h.LinkSetIP6AddrGenMode(link, addrGenModeNone); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
 		return nil, fmt.Errorf("keep %s from a link-local address: %w", conf.Tunnel, err)
 	}
-	if err := o.onlyAddresses(link, p.Gateways); err != nil {
+	if err := o.setAddresses(link, p.Gateways); err != nil {
 		return nil, err
 	}
 	if err := o.h.LinkSetUp(link); err != nil {
@@ -127,7 +127,7 @@ func (o *Overlay) ensureTunnel(p Plan) (netlink.Link, error) {
 }
 
 // has says whether some link has the address: a tunnel can begin nowhere else.
-func (o *Overlay) has(local netip.Addr) error {
+func (o *Overlay) checkNodeAddress(local netip.Addr) error {
 	addrs, err := o.h.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("list the node's addresses: %w", err)
@@ -140,14 +140,14 @@ func (o *Overlay) has(local netip.Addr) error {
 	return fmt.Errorf("no link has the node's address %s", local)
 }
 
-func fits(link netlink.Link, want *netlink.Vxlan) bool {
+func sameTunnel(link netlink.Link, want *netlink.Vxlan) bool {
 	have, ok := link.(*netlink.Vxlan)
 	return ok && have.VxlanId == want.VxlanId && have.SrcAddr.Equal(want.SrcAddr) && have.Port == want.Port &&
 		!have.Learning && have.HardwareAddr.String() == want.HardwareAddr.String()
 }
 
 // onlyAddresses makes these the device's only ones.
-func (o *Overlay) onlyAddresses(link netlink.Link, want []netip.Addr) error {
+func (o *Overlay) setAddresses(link netlink.Link, want []netip.Addr) error {
 	have, err := o.h.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", conf.Tunnel, err)
@@ -155,7 +155,7 @@ func (o *Overlay) onlyAddresses(link netlink.Link, want []netip.Addr) error {
 	has := map[string]bool{}
 	for _, a := range have {
 		has[a.IPNet.String()] = true
-		wanted := slices.ContainsFunc(want, func(w netip.Addr) bool { return single(w).String() == a.IPNet.String() })
+		wanted := slices.ContainsFunc(want, func(w netip.Addr) bool { return hostNet(w).String() == a.IPNet.String() })
 		if wanted {
 			continue
 		}
@@ -164,10 +164,10 @@ func (o *Overlay) onlyAddresses(link netlink.Link, want []netip.Addr) error {
 		}
 	}
 	for _, w := range want {
-		if has[single(w).String()] {
+		if has[hostNet(w).String()] {
 			continue
 		}
-		addr := &netlink.Addr{IPNet: single(w)}
+		addr := &netlink.Addr{IPNet: hostNet(w)}
 		if w.Is6() {
 			addr.Flags = unix.IFA_F_NODAD
 		}
@@ -178,7 +178,7 @@ func (o *Overlay) onlyAddresses(link netlink.Link, want []netip.Addr) error {
 	return nil
 }
 
-func single(a netip.Addr) *net.IPNet {
+func hostNet(a netip.Addr) *net.IPNet {
 	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
 }
 
@@ -188,7 +188,7 @@ func single(a netip.Addr) *net.IPNet {
 //
 //	ip neigh replace VIA lladdr MAC dev weir-vxlan nud permanent
 //	bridge fdb replace MAC dev weir-vxlan dst NODE self permanent
-func (o *Overlay) neighbours(tunnel netlink.Link, peers []Remote, refused refusals) error {
+func (o *Overlay) setNeighbours(tunnel netlink.Link, peers []Remote, refused refusals) error {
 	index := tunnel.Attrs().Index
 	want, node := map[string]netlink.Neigh{}, map[string]string{}
 	for _, p := range peers {
@@ -251,8 +251,8 @@ func entry(n netlink.Neigh) string { return fmt.Sprint(n.Family, n.IP, n.Hardwar
 //
 //	ip route add NETWORK via VIA dev weir-vxlan onlink src GATEWAY proto 88      (replace, where it is weir's already)
 //	ip route add NETWORK via NODE proto 88                                       (without a tunnel)
-func (o *Overlay) routes(tunnel netlink.Link, p Plan, refused refusals) error {
-	have, err := o.ownRoutes()
+func (o *Overlay) setRoutes(tunnel netlink.Link, p Plan, refused refusals) error {
+	have, err := o.weirRoutes()
 	if err != nil {
 		return err
 	}
@@ -285,7 +285,7 @@ func (o *Overlay) routes(tunnel netlink.Link, p Plan, refused refusals) error {
 }
 
 // ownRoutes are weir's, by their destinations.
-func (o *Overlay) ownRoutes() (map[string]netlink.Route, error) {
+func (o *Overlay) weirRoutes() (map[string]netlink.Route, error) {
 	list, err := o.h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: conf.RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
 		return nil, fmt.Errorf("list weir's routes: %w", err)
@@ -298,7 +298,7 @@ func (o *Overlay) ownRoutes() (map[string]netlink.Route, error) {
 }
 
 func (o *Overlay) removeRoutes(keep map[string]bool) error {
-	have, err := o.ownRoutes()
+	have, err := o.weirRoutes()
 	if err != nil {
 		return err
 	}

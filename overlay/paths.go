@@ -36,14 +36,14 @@ func (r *Routes) To(from, to netip.Addr) (Path, error) {
 	if p, ok := r.known[key]; ok {
 		return p, nil
 	}
-	p, err := r.find(from, to)
+	p, err := r.lookUp(from, to)
 	if err == nil {
 		r.known[key] = p
 	}
 	return p, err
 }
 
-func (r *Routes) find(from, to netip.Addr) (Path, error) {
+func (r *Routes) lookUp(from, to netip.Addr) (Path, error) {
 	options := netlink.RouteGetOptions{FIBMatch: true}
 	if from.IsValid() && from.BitLen() == to.BitLen() {
 		options.SrcAddr = from.AsSlice()
@@ -117,7 +117,7 @@ func (r *Routes) Uplink(local netip.Addr) (Path, error) {
 	if local.Is6() {
 		families = []int{netlink.FAMILY_V6, netlink.FAMILY_V4}
 	}
-	held, err := r.holding(local)
+	held, err := r.addressLink(local)
 	if err != nil || held.MTU > 0 {
 		return held, err
 	}
@@ -153,7 +153,7 @@ func prefixLength(n *net.IPNet) int {
 }
 
 // holding is the path of the link that has the address; without an MTU if none has, or lo.
-func (r *Routes) holding(local netip.Addr) (Path, error) {
+func (r *Routes) addressLink(local netip.Addr) (Path, error) {
 	addrs, err := r.h.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return Path{}, fmt.Errorf("list the node's addresses: %w", err)

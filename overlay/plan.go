@@ -149,7 +149,7 @@ func MAC(node netip.Addr) net.HardwareAddr {
 // what goes as it is needs an address of its own family at the other end. A Node without an address or a network is
 // left out until it has one. Networks of a family that this node has none of are left out too: nobody here speaks it.
 func Compute(self string, o Options, nodes []policy.Node, paths Paths) Plan {
-	c := computing{Plan: Plan{Options: o}, self: self, paths: paths, macs: map[string]string{}}
+	c := planner{Plan: Plan{Options: o}, self: self, paths: paths, macs: map[string]string{}}
 	for _, n := range nodes {
 		c.Nodes = append(c.Nodes, n.Addresses...)
 		c.Networks = append(c.Networks, n.PodCIDRs...)
@@ -168,44 +168,44 @@ func Compute(self string, o Options, nodes []policy.Node, paths Paths) Plan {
 			c.add(n)
 		}
 	}
-	c.measure()
+	c.setMTUs()
 	return c.Plan
 }
 
 // computing is a plan on its way.
-type computing struct {
+type planner struct {
 	Plan
 	self        string
 	paths       Paths
 	macs        map[string]string // of tunnel ends, and whose they are
-	least       int               // MTU of all paths to nodes, in bytes
-	leastTunnel int               // of those that tunnels take
+	leastMTU       int               // MTU of all paths to nodes, in bytes
+	leastTunnelMTU int               // of those that tunnels take
 }
 
-func (c *computing) report(node, field, format string, args ...any) {
+func (c *planner) report(node, field, format string, args ...any) {
 	c.Problems = append(c.Problems, ruleset.Problem{Object: "Node " + node, Field: field, Message: fmt.Sprintf(format, args...)})
 }
 
 // add plans the ways to the other node's networks. What this node has no way to through a tunnel has none from there
 // either, so packets under such addresses come from nobody.
-func (c *computing) add(n policy.Node) {
+func (c *planner) add(n policy.Node) {
 	strange := 0 // networks of families that this node has none of
 	for _, network := range n.PodCIDRs {
 		if c.NodeAddress.IsValid() && !c.gateway(network.Addr()).IsValid() {
 			strange++
-			c.close(network)
+			c.requireTunnel(network)
 			continue
 		}
 		if len(n.Addresses) == 0 {
-			c.close(network)
+			c.requireTunnel(network)
 			continue
 		}
-		peer, ok := c.way(n, network)
+		peer, ok := c.route(n, network)
 		if ok && peer.Address.IsValid() {
 			c.Remotes = append(c.Remotes, peer)
 		}
 		if !peer.Direct {
-			c.close(network)
+			c.requireTunnel(network)
 		}
 	}
 	if strange > 0 && strange == len(n.PodCIDRs) && len(n.Addresses) > 0 {
@@ -214,7 +214,7 @@ func (c *computing) add(n policy.Node) {
 }
 
 // close has packets under the network's addresses come out of tunnels only.
-func (c *computing) close(network netip.Prefix) {
+func (c *planner) requireTunnel(network netip.Prefix) {
 	if c.Encapsulation != Never {
 		c.Tunnelled = append(c.Tunnelled, network)
 	}
@@ -222,7 +222,7 @@ func (c *computing) close(network netip.Prefix) {
 
 // way is how the network of the node is reached: directly, through a tunnel from the local address, or by a way that
 // the network between the nodes knows, which is no peer. It is false if there is none.
-func (c *computing) way(n policy.Node, network netip.Prefix) (Remote, bool) {
+func (c *planner) route(n policy.Node, network netip.Prefix) (Remote, bool) {
 	inner, outer := conf.FamilyOf(network.Addr()), conf.FamilyOf(cmp.Or(c.NodeAddress, n.Addresses[0]))
 	p := Remote{Node: n.Name, Network: network}
 	missing := func(f conf.Family) (Remote, bool) {
@@ -235,10 +235,10 @@ func (c *computing) way(n policy.Node, network netip.Prefix) (Remote, bool) {
 		switch {
 		case ok && path.OnLink:
 			p.Address, p.Direct = direct, true
-			c.least = smallest(c.least, path.MTU)
+			c.leastMTU = smallest(c.leastMTU, path.MTU)
 			return p, true
 		case c.Encapsulation == Never:
-			c.least = smallest(c.least, path.MTU)
+			c.leastMTU = smallest(c.leastMTU, path.MTU)
 			return p, ok
 		}
 	} else if c.Encapsulation == Never {
@@ -259,13 +259,13 @@ func (c *computing) way(n policy.Node, network netip.Prefix) (Remote, bool) {
 		return p, false
 	}
 	c.macs[mac] = n.Name
-	c.least, c.leastTunnel = smallest(c.least, path.MTU), smallest(c.leastTunnel, path.MTU)
+	c.leastMTU, c.leastTunnelMTU = smallest(c.leastMTU, path.MTU), smallest(c.leastTunnelMTU, path.MTU)
 	return p, true
 }
 
 // path asks for the path to the node's address. It is false if no other node can have that address. One that isn't
 // known, as while the node has no route yet, is a problem, and no reason to take a tunnel away.
-func (c *computing) path(node string, from, to netip.Addr) (Path, bool) {
+func (c *planner) path(node string, from, to netip.Addr) (Path, bool) {
 	path, err := c.paths.To(from, to)
 	switch {
 	case err != nil:
@@ -279,31 +279,31 @@ func (c *computing) path(node string, from, to netip.Addr) (Path, bool) {
 }
 
 // measure finds how large packets may be. Until there are other nodes, that is up to the way to them.
-func (c *computing) measure() {
+func (c *planner) setMTUs() {
 	if !c.NodeAddress.IsValid() {
 		return
 	}
-	if c.least == 0 {
+	if c.leastMTU == 0 {
 		path, err := c.paths.Uplink(c.NodeAddress)
 		if err != nil {
 			c.report(c.self, "status.addresses", "it isn't known how large packets may be: %v", err)
 			return
 		}
-		c.least = path.MTU
+		c.leastMTU = path.MTU
 	}
-	c.leastTunnel = cmp.Or(c.leastTunnel, c.least)
+	c.leastTunnelMTU = cmp.Or(c.leastTunnelMTU, c.leastMTU)
 	overhead := 0
 	if c.Encapsulation != Never {
 		overhead = Overhead(c.NodeAddress)
 	}
 	six := slices.ContainsFunc(c.Own, func(p netip.Prefix) bool { return p.Addr().Is6() })
 	least, largest := conf.MTURange(six)
-	if c.MTU = min(c.least-overhead, largest); c.MTU < least {
+	if c.MTU = min(c.leastMTU-overhead, largest); c.MTU < least {
 		c.report(c.self, "status.addresses",
-			"the way to other nodes takes packets of %d bytes only, so large ones of pods go in fragments", c.least)
+			"the way to other nodes takes packets of %d bytes only, so large ones of pods go in fragments", c.leastMTU)
 		c.MTU = least
 	}
-	c.TunnelMTU = max(min(c.leastTunnel-Overhead(c.NodeAddress), largest), least)
+	c.TunnelMTU = max(min(c.leastTunnelMTU-Overhead(c.NodeAddress), largest), least)
 }
 
 // smallest is the smaller of two sizes, of which 0 is unknown.

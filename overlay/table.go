@@ -53,10 +53,10 @@ func (g Gate) Apply() (renewed bool, t Traffic, err error) {
 	if err != nil {
 		return false, t, err
 	}
-	if have == nil || g.leaves(have) > fewElements {
-		err = g.make(conn)
+	if have == nil || g.countStale(have) > fewElements {
+		err = g.replace(conn)
 	} else {
-		err = g.fill(conn, have)
+		err = g.updateElements(conn, have)
 	}
 	if err != nil {
 		return have == nil, t, fmt.Errorf("make the gate (nftables table inet %s): %w", conf.TunnelTable, err)
@@ -113,7 +113,7 @@ func (s gateSet) kernel() *nftables.Set {
 	}
 }
 
-func (g Gate) make(conn *nftables.Conn) error {
+func (g Gate) replace(conn *nftables.Conn) error {
 	conn.AddTable(gateTable()) // what isn't there can't be deleted
 	conn.DelTable(gateTable())
 	table := conn.AddTable(gateTable())
@@ -145,7 +145,7 @@ func (g Gate) make(conn *nftables.Conn) error {
 }
 
 // held are the elements of the table's sets, by the names of the sets.
-type held map[string]map[string]nftables.SetElement
+type gateElements map[string]map[string]nftables.SetElement
 
 func elementKey(e nftables.SetElement) string {
 	end := e.KeyEnd
@@ -161,7 +161,7 @@ func elementKey(e nftables.SetElement) string {
 const fewElements = 100
 
 // leaves counts the elements that the gate hasn't.
-func (g Gate) leaves(have held) (n int) {
+func (g Gate) countStale(have gateElements) (n int) {
 	for _, s := range g.sets {
 		n += len(have[s.name])
 		for _, e := range s.elements {
@@ -176,7 +176,7 @@ func (g Gate) leaves(have held) (n int) {
 // fill makes the elements of the sets those of the gate.
 //
 // Equivalent to: nft delete element inet weir-tunnel SET { … }; nft add element inet weir-tunnel SET { … }
-func (g Gate) fill(conn *nftables.Conn, have held) error {
+func (g Gate) updateElements(conn *nftables.Conn, have gateElements) error {
 	changed := false
 	for _, s := range g.sets {
 		set, stale := s.kernel(), have[s.name]
@@ -216,7 +216,7 @@ func (g Gate) fill(conn *nftables.Conn, have held) error {
 
 // readGate is what the kernel's table has in its sets if all else of it is the gate's; nil if there is no table, or it
 // has other sets, chains or rules.
-func readGate(conn *nftables.Conn, g Gate) (held, Traffic, error) {
+func readGate(conn *nftables.Conn, g Gate) (gateElements, Traffic, error) {
 	var t Traffic
 	// The library's "not found" can't be told from its other errors, so ask for what is there.
 	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
@@ -238,7 +238,7 @@ func readGate(conn *nftables.Conn, g Gate) (held, Traffic, error) {
 	if len(sets) != len(g.sets) {
 		return nil, t, nil
 	}
-	have := held{}
+	have := gateElements{}
 	for _, want := range g.sets {
 		i := slices.IndexFunc(sets, func(s *nftables.Set) bool { return s.Name == want.name })
 		if i < 0 || sets[i].KeyType.Bytes != want.keyType.Bytes || sets[i].Interval != want.interval {
@@ -288,9 +288,9 @@ func (t *Traffic) count(r *nftables.Rule) {
 	for _, e := range r.Exprs {
 		c, ok := e.(*expr.Counter)
 		switch {
-		case ok && comment == believedComment:
+		case ok && comment == acceptedComment:
 			t.Accepted += c.Packets
-		case ok && comment == arrivedComment:
+		case ok && comment == deliveredComment:
 			t.Delivered += c.Packets
 		}
 	}

@@ -1,27 +1,134 @@
-// Package nft compares what the kernel holds of nf_tables with what it should hold.
+// Package nft holds what the guard (package bridge) and the gate (package overlay) have in common as nftables tables:
+// how a rule is written, how chains are added, and how the kernel's chains are compared with those that should be there.
+// It owns no kernel object: the caller passes the connection and names the tables.
 package nft
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
 )
 
-// SameRule compares what the rules of a family do, and their comments, and not what they have counted.
-func SameRule(family nftables.TableFamily, have *nftables.Rule, comment string, exprs []expr.Any) bool {
-	has, _ := userdata.GetString(have.UserData, userdata.TypeComment)
-	return has == comment && slices.EqualFunc(have.Exprs, exprs, func(a, b expr.Any) bool {
-		x, errX := plain(family, a)
-		y, errY := plain(family, b)
+// Rule is a rule as it should be. nft lists the comment behind the rule.
+type Rule struct {
+	Comment string
+	Exprs   []expr.Any
+}
+
+// Chain is a chain as it should be, with its rules in order.
+type Chain struct {
+	*nftables.Chain
+	Rules []Rule
+}
+
+// BaseChain returns a filter chain at a hook, with the policy accept.
+//
+// Equivalent to: nft add chain FAMILY TABLE NAME { type filter hook HOOK priority PRIORITY; policy accept; }
+func BaseChain(
+	t *nftables.Table, name string, hook *nftables.ChainHook, priority nftables.ChainPriority,
+) *nftables.Chain {
+	accept := nftables.ChainPolicyAccept
+	return &nftables.Chain{
+		Name: name, Table: t, Type: nftables.ChainTypeFilter, Policy: &accept, Hooknum: hook, Priority: &priority,
+	}
+}
+
+// AddChains adds the chains to the connection's transaction, and replaces the rules of those that are there already.
+// It adds all chains before the first rule, so that each rule can jump to each chain.
+//
+// Equivalent to: nft add chain …; nft flush chain …; nft add rule … for each
+func AddChains(conn *nftables.Conn, chains []Chain) {
+	for _, c := range chains {
+		conn.AddChain(c.Chain)
+		conn.FlushChain(c.Chain)
+	}
+	for _, c := range chains {
+		for _, r := range c.Rules {
+			conn.AddRule(&nftables.Rule{
+				Table: c.Table, Chain: c.Chain, Exprs: r.Exprs,
+				UserData: userdata.AppendString(nil, userdata.TypeComment, r.Comment),
+			})
+		}
+	}
+}
+
+// Listed is a chain as the kernel has it, with its rules.
+type Listed struct {
+	*nftables.Chain
+	Rules []*nftables.Rule
+}
+
+// ListChains returns the table's chains by name; none if there is no such table.
+//
+// Equivalent to: nft list table FAMILY TABLE
+func ListChains(conn *nftables.Conn, t *nftables.Table) (map[string]Listed, error) {
+	chains, err := conn.ListChainsOfTableFamily(t.Family)
+	if err != nil {
+		return nil, fmt.Errorf("list the chains of nftables table %s: %w", t.Name, err)
+	}
+	all := map[string]Listed{}
+	for _, c := range chains {
+		if c.Table.Name != t.Name {
+			continue
+		}
+		rules, err := conn.GetRules(t, c)
+		if errors.Is(err, unix.ENOENT) { // deleted since the chains were listed
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list the rules of nftables chain %s %s: %w", t.Name, c.Name, err)
+		}
+		all[c.Name] = Listed{c, rules}
+	}
+	return all, nil
+}
+
+// Same reports whether the kernel's chain is at the wanted hook and has the wanted rules. It ignores what the rules have
+// counted.
+func (want Chain) Same(have Listed) bool {
+	return want.SameHook(have) && slices.EqualFunc(have.Rules, want.Rules, func(h *nftables.Rule, w Rule) bool {
+		return w.same(want.Table.Family, h)
+	})
+}
+
+// SameHook reports whether packets reach the kernel's chain at the wanted hook and priority, and are accepted at its
+// end. A wanted chain without a hook must have none in the kernel either: packets reach it by jumps only.
+func (want Chain) SameHook(have Listed) bool {
+	if have.Chain == nil {
+		return false
+	}
+	if want.Hooknum == nil {
+		return have.Hooknum == nil
+	}
+	accepts := have.Policy == nil || *have.Policy == nftables.ChainPolicyAccept
+	return have.Hooknum != nil && *have.Hooknum == *want.Hooknum && have.Priority != nil &&
+		*have.Priority == *want.Priority && accepts
+}
+
+// same compares the rule's comment and expressions with those of the kernel's rule, in a table of that family.
+func (want Rule) same(family nftables.TableFamily, have *nftables.Rule) bool {
+	return Comment(have) == want.Comment && slices.EqualFunc(have.Exprs, want.Exprs, func(a, b expr.Any) bool {
+		x, errX := comparable(family, a)
+		y, errY := comparable(family, b)
 		return errX == nil && errY == nil && bytes.Equal(x, y)
 	})
 }
 
-// plain is the expression without what the kernel counts, and without the number that a set had when it was made.
-func plain(family nftables.TableFamily, e expr.Any) ([]byte, error) {
+// Comment returns the comment of a rule that the kernel has; empty if it has none.
+func Comment(r *nftables.Rule) string {
+	comment, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+	return comment
+}
+
+// comparable encodes the expression without the parts that only the kernel sets: counts, and the numbers that sets had
+// when the rule was made.
+func comparable(family nftables.TableFamily, e expr.Any) ([]byte, error) {
 	switch x := e.(type) {
 	case *expr.Counter:
 		e = &expr.Counter{}
@@ -35,12 +142,17 @@ func plain(family nftables.TableFamily, e expr.Any) ([]byte, error) {
 	return expr.Marshal(byte(family), e)
 }
 
-// Hooked says whether packets come through the kernel's chain at that hook, in that order, and go on from its end; with
-// a hook of nil, whether they come through it only where a rule sends them.
-func Hooked(have *nftables.Chain, hook *nftables.ChainHook, priority nftables.ChainPriority) bool {
-	if hook == nil {
-		return have.Hooknum == nil
+// TableExists reports whether the kernel has the table and its rules are in use. A table with flags counts as absent:
+// another program has switched it off ("dormant"), or owns it.
+//
+// Equivalent to: nft list tables FAMILY
+func TableExists(conn *nftables.Conn, t *nftables.Table) (bool, error) {
+	// The library's "not found" can't be told from its other errors, so list the tables.
+	tables, err := conn.ListTablesOfFamily(t.Family)
+	if err != nil {
+		return false, fmt.Errorf("list nftables tables: %w", err)
 	}
-	accepts := have.Policy == nil || *have.Policy == nftables.ChainPolicyAccept
-	return have.Hooknum != nil && *have.Hooknum == *hook && have.Priority != nil && *have.Priority == priority && accepts
+	return slices.ContainsFunc(tables, func(have *nftables.Table) bool {
+		return have.Name == t.Name && have.Flags == 0
+	}), nil
 }

@@ -1,0 +1,116 @@
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/internal/nft"
+)
+
+// makeGuard adds the elements to the guard's sets, and makes the tables, sets and chains that are missing, in one
+// transaction. It replaces the rules unless the guard is intact.
+func makeGuard(add elements) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	intact, err := guardIntact(conn)
+	return commitGuard(conn, add, err != nil || !intact)
+}
+
+// replaceGuard deletes all tables that have the names of the guard's, and makes the guard in the same transaction.
+// It is needed where a chain is at another hook or a set has another type: the kernel can't change either.
+//
+// Equivalent to: nft -f, with "delete table" for each table before the tables
+func replaceGuard(all elements) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	for _, t := range guardTables() {
+		conn.AddTable(t) // deleting a table that is absent would fail
+		conn.DelTable(t)
+	}
+	return commitGuard(conn, all, true)
+}
+
+// commitGuard adds the elements and what is missing of the tables and sets to the connection's transaction, the rules
+// too if rules is true, and commits the transaction.
+func commitGuard(conn *nftables.Conn, add elements, rules bool) error {
+	for _, t := range guardTables() {
+		conn.AddTable(t)
+	}
+	sets := guardSetsByName()
+	for _, name := range slices.Sorted(maps.Keys(sets)) {
+		if err := conn.AddSet(sets[name], nil); err != nil {
+			return fmt.Errorf("make the guard's set %s: %w", name, err)
+		}
+	}
+	for f, list := range add {
+		if err := conn.SetAddElements(sets[guardSets[f]], list); err != nil {
+			return fmt.Errorf("add to the guard's set %s: %w", guardSets[f], err)
+		}
+	}
+	if rules {
+		nft.AddChains(conn, guardChains(sets))
+	}
+	err := conn.Flush()
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
+		err = fmt.Errorf("%w: the kernel needs nf_tables for these families (CONFIG_NF_TABLES_BRIDGE, _INET and _ARP)", err)
+	}
+	if err != nil {
+		return fmt.Errorf("make the guard (nftables tables bridge %s, inet %s and arp %s): %w",
+			guardTable, portsTable, portsTable, err)
+	}
+	return nil
+}
+
+// guardIntact reports whether the kernel has the guard's tables, chains and rules as they should be. It doesn't look at
+// the sets' elements. With an error the guard's state is unknown.
+//
+// Equivalent to: nft list table bridge weir; nft list table inet weir-ports; nft list table arp weir-ports
+func guardIntact(conn *nftables.Conn) (bool, error) {
+	chains := guardChains(guardSetsByName())
+	for _, t := range guardTables() {
+		exists, err := nft.TableExists(conn, t)
+		if err != nil || !exists {
+			return false, err
+		}
+		have, err := nft.ListChains(conn, t)
+		if err != nil {
+			return false, err
+		}
+		for _, c := range chains {
+			if sameTable(c.Table, t) && !c.Same(have[c.Name]) {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
+}
+
+func sameTable(a, b *nftables.Table) bool { return a.Name == b.Name && a.Family == b.Family }
+
+// RemoveGuard deletes the guard's tables with their sets and rules. It returns nil if they are gone already.
+//
+// Equivalent to: nft delete table bridge weir; nft delete table inet weir-ports; nft delete table arp weir-ports
+func RemoveGuard() error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	var errs []error
+	for _, t := range guardTables() {
+		// One transaction for each table: an absent table fails the whole transaction.
+		conn.DelTable(t)
+		if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("delete the guard's table %s: %w", t.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,52 @@
+package nft
+
+import (
+	"slices"
+
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Counter returns the statement "counter".
+func Counter() []expr.Any { return []expr.Any{&expr.Counter{}} }
+
+// Drop returns the statements "counter drop".
+func Drop() []expr.Any { return append(Counter(), Verdict(expr.VerdictDrop, "")...) }
+
+// Verdict returns a verdict statement; chain is the one that a jump or goto leads to.
+func Verdict(kind expr.VerdictKind, chain string) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}
+}
+
+// IIFName returns a match of the incoming link's name. It compares as many bytes as name has, so a name that isn't
+// padded (see LinkName) matches all links that begin with it, as nft's "weirp*" does.
+func IIFName(op expr.CmpOp, name []byte) []expr.Any {
+	return []expr.Any{LoadIIFName(unix.NFT_REG_1), &expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: name}}
+}
+
+// LinkName returns a link's whole name as the kernel compares it: padded with zeros to 16 bytes.
+func LinkName(name string) []byte {
+	return append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...)
+}
+
+// Equal returns a match of what load puts into register 1 with value.
+func Equal(load expr.Any, value []byte) []expr.Any {
+	return []expr.Any{load, &expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: value}}
+}
+
+// LoadIIFName puts the incoming link's name into a register.
+func LoadIIFName(register uint32) expr.Any { return LoadMeta(expr.MetaKeyIIFNAME, register) }
+
+// LoadMeta puts a property of the packet into a register.
+func LoadMeta(key expr.MetaKey, register uint32) expr.Any {
+	return &expr.Meta{Key: key, Register: register}
+}
+
+// LoadPayload puts length bytes of the packet into a register: those from offset on behind the beginning of the header
+// that base names.
+func LoadPayload(base expr.PayloadBase, offset, length, register uint32) expr.Any {
+	return &expr.Payload{Base: base, Offset: offset, Len: length, DestRegister: register}
+}
+
+// Join returns the expressions of all parts in one rule: the packet must match each.
+func Join(parts ...[]expr.Any) []expr.Any { return slices.Concat(parts...) }
