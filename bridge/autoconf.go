@@ -15,10 +15,13 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// RemoveAutoconfigured keeps weir0 and the tunnel from IPv6 addresses and routes that nobody asked for: the kernel generates
-// no link-local address, and believes no router's advertisement (RFC 4861, section 6.3.4). Then it takes away those
-// that are there: all addresses of pods' ports, the link-local ones of weir0 and the tunnel, and on all of them those
-// that came with an advertisement. An earlier weir let them come, and a route stays for as long as its router says.
+// RemoveAutoconfigured makes sure that weir's links have no IPv6 addresses and routes from autoconfiguration.
+//
+//   - It sets weir0 and the tunnel so that the kernel generates no link-local address and ignores router advertisements
+//     (RFC 4861, section 6.3.4).
+//   - It deletes all IPv6 addresses of pods' ports, link-local addresses of weir0 and the tunnel, and addresses and
+//     routes from router advertisements on all of them. An earlier weir let the kernel make them, and a route stays for
+//     as long as the router's advertisement says.
 //
 // Equivalent to, for each such LINK:
 //
@@ -32,16 +35,17 @@ func RemoveAutoconfigured(h netlinksafe.Handle) error {
 	if err != nil {
 		return fmt.Errorf("list IPv6 addresses: %w", err)
 	}
-	routes, err := h.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
+	routes, err := h.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: unix.RTPROT_RA},
+		netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
 		return fmt.Errorf("list routes from router advertisements: %w", err)
 	}
 	var errs []error
 	links := map[int]netlink.Link{}
-	ours := func(index int) netlink.Link {
+	weirLink := func(index int) netlink.Link { // nil if it isn't weir's, or is gone
 		link, known := links[index]
 		if !known && index != 0 {
-			if found, err := h.LinkByIndex(index); err == nil && isWeirLink(found.Attrs().Name) { // else it is gone
+			if found, err := h.LinkByIndex(index); err == nil && isWeirLink(found.Attrs().Name) {
 				link = found
 			}
 			links[index] = link
@@ -49,7 +53,7 @@ func RemoveAutoconfigured(h netlinksafe.Handle) error {
 		return link
 	}
 	for _, a := range addrs {
-		link := ours(a.LinkIndex)
+		link := weirLink(a.LinkIndex)
 		if link == nil || !isAutoconfigured(link.Attrs().Name, a) {
 			continue
 		}
@@ -61,18 +65,20 @@ func RemoveAutoconfigured(h netlinksafe.Handle) error {
 		}
 	}
 	for _, r := range routes {
-		link := ours(r.LinkIndex)
+		link := weirLink(r.LinkIndex)
 		if link == nil {
 			continue
 		}
 		if err := h.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
-			errs = append(errs, fmt.Errorf("delete the route to %s that a router advertised on %s: %w", r.Dst, link.Attrs().Name, err))
+			errs = append(errs, fmt.Errorf("delete the route to %s that a router advertised on %s: %w",
+				r.Dst, link.Attrs().Name, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// keepUnasked does nothing where there is no such link, or no IPv6 on it.
+// disableAutoconf switches off link-local addresses and router advertisements on the link. It returns nil if there is
+// no such link, or no IPv6 on it.
 func disableAutoconf(h netlinksafe.Handle, name string) error {
 	link, err := h.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
@@ -91,6 +97,7 @@ func disableAutoconf(h netlinksafe.Handle, name string) error {
 	return nil
 }
 
+// disableLinkLocal sets the link so that the kernel generates no link-local address.
 func disableLinkLocal(h netlinksafe.Handle, link netlink.Link) error {
 	err := h.LinkSetIP6AddrGenMode(link, addrGenModeNone)
 	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
@@ -99,17 +106,19 @@ func disableLinkLocal(h netlinksafe.Handle, link netlink.Link) error {
 	return nil
 }
 
+// isWeirLink reports whether the link is weir0, the tunnel or a pod's port.
 func isWeirLink(name string) bool {
 	return name == Name || name == conf.Tunnel || strings.HasPrefix(name, PortPrefix)
 }
 
-// unasked says whether nobody asked for the address. What came with an advertisement isn't permanent (linux/if_addr.h).
+// isAutoconfigured reports whether the address is one that weir's link must not have. An address from a router
+// advertisement isn't permanent (linux/if_addr.h).
 func isAutoconfigured(link string, a netlink.Addr) bool {
 	return strings.HasPrefix(link, PortPrefix) || a.IP.IsLinkLocalUnicast() || a.Flags&unix.IFA_F_PERMANENT == 0
 }
 
-// NoLinkLocal is the property that a link of weir's gets no address that the kernel makes up: see
-// noGeneratedAddress.
+// NoLinkLocal is the property that the kernel generates no link-local address for a link of weir's (see
+// addrGenModeNone).
 type NoLinkLocal struct{ Link string }
 
 // Kind implements Property.
@@ -124,8 +133,9 @@ func (g NoLinkLocal) Command() string { return "ip link set " + g.Link + " addrg
 
 // Check implements Property.
 func (g NoLinkLocal) Check(o *Observed) error {
-	s := Sysctl{Key: "net/ipv6/conf/" + g.Link + "/addr_gen_mode", Value: strconv.Itoa(addrGenModeNone), Link: g.Link, IfThere: true}
-	return s.Check(o)
+	return Sysctl{
+		Key: "net/ipv6/conf/" + g.Link + "/addr_gen_mode", Value: strconv.Itoa(addrGenModeNone), Link: g.Link, IfThere: true,
+	}.Check(o)
 }
 
 func (g NoLinkLocal) restore(h netlinksafe.Handle, _ *Observed) error {
@@ -136,8 +146,8 @@ func (g NoLinkLocal) restore(h netlinksafe.Handle, _ *Observed) error {
 	return disableLinkLocal(h, link)
 }
 
-// NoAutoconfigured is the property that weir's links have no IPv6 address or route that nobody asked for: see
-// RemoveAutoconfigured.
+// NoAutoconfigured is the property that weir's links have no autoconfigured IPv6 address or route (see
+// RemoveAutoconfigured).
 type NoAutoconfigured struct{}
 
 // Kind implements Property.
@@ -161,7 +171,10 @@ func (NoAutoconfigured) Check(o *Observed) error {
 			continue
 		}
 		for _, a := range o.Addresses[l.Index] {
-			if a.Addr().Is6() && (strings.HasPrefix(name, PortPrefix) || a.Addr().IsLinkLocalUnicast() || o.Learned[a.Addr()]) {
+			if !a.Addr().Is6() {
+				continue
+			}
+			if strings.HasPrefix(name, PortPrefix) || a.Addr().IsLinkLocalUnicast() || o.Learned[a.Addr()] {
 				found = append(found, fmt.Sprintf("%s has the address %s", name, a))
 			}
 		}

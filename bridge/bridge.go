@@ -1,9 +1,18 @@
-// Package bridge owns the node's Linux bridge weir0, the veth pairs that hang pods on it, what is configured inside
-// the pods, and the guard that keeps a pod from sending under another's name. Everything is done over netlink.
+// Package bridge connects pods to the node. It makes, checks and repairs everything over netlink. It owns:
 //
-// The ports are isolated: pods never meet at layer 2, so each packet between them is routed by the node and passes the
-// FORWARD hook, where policy is enforced. No address is ever asked for: both ends have permanent neighbour entries and
-// the bridge a static forwarding entry for each port.
+//   - the Linux bridge weir0 with its addresses and routes
+//   - a veth pair for each pod: one end, weirp..., is a port of weir0, the other is the pod's interface
+//   - the addresses, routes and neighbour entries of that interface
+//   - the guard: nftables tables that keep a pod from sending from another pod's addresses
+//   - the sysctls that these need
+//
+// Invariants:
+//
+//   - The ports are isolated, so pods exchange no frames through the bridge. The node routes each packet between pods,
+//     and the packet passes the FORWARD hook, where policy is enforced.
+//   - Nothing is resolved or learned: neighbour entries are permanent, and the bridge has a static forwarding entry for
+//     each port.
+//   - A port's link stays down until SetLinkUp.
 package bridge
 
 import (
@@ -24,27 +33,28 @@ import (
 )
 
 const (
-	// Name of the bridge.
+	// Name is the name of the bridge.
 	Name = conf.Bridge
-	// PortPrefix begins the names of the pods' links on the node, and of nothing else: the guard goes by it.
+	// PortPrefix begins the names of the pods' links on the node, and of no others: the guard matches it.
 	PortPrefix = "weirp"
 
 	defaultMTU = 1500
 )
 
-// Bridge is weir0 as it stands.
+// Bridge is weir0 as it is now.
 type Bridge struct {
 	Index int
 	MAC   net.HardwareAddr
 	MTU   int
 }
 
-// Ensure makes weir0 if it isn't there, gives it the gateways' addresses and brings it up. The caller holds
-// endpoint.Lock. mtu 0 means: that of the link with the default route.
+// Ensure returns weir0. It first makes what is missing: the bridge, the gateways' addresses, the sysctls; and brings
+// the link up. With mtu 0, a new bridge gets the MTU of the link with the default route. The caller holds
+// endpoint.Lock.
 //
 // Equivalent to:
 //
-//	ip link add weir0 address MAC mtu MTU type bridge mcast_snooping 0  (see also SetReassembly and RemoveAutoconfigured)
+//	ip link add weir0 address MAC mtu MTU type bridge mcast_snooping 0  (see also SetReassembly, RemoveAutoconfigured)
 //	sysctl net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.weir0.send_redirects=0
 //	ip addr add GATEWAY/LEN dev weir0; ip link set weir0 up            (IPv4; see ensureIPv6)
 //	sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0
@@ -59,18 +69,19 @@ func Ensure(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	return b.withMTU(mtu)
 }
 
-// Find is weir0 if Ensure would have nothing to do, as nearly always; else nil. It needs no lock.
+// FindReady returns weir0 if Ensure would have nothing to do, as is nearly always the case; else nil. It needs no lock.
 func FindReady(mtu int, gateways []netip.Prefix) *Bridge {
 	b, err := readReady(gateways)
 	if err == nil && b != nil {
 		b, err = b.withMTU(mtu)
 	}
-	if err != nil { // what is wrong Ensure says
+	if err != nil { // Ensure returns the same error
 		return nil
 	}
 	return b
 }
 
+// withMTU sets the MTU for new pairs, unless it is 0, and disables br_netfilter.
 func (b *Bridge) withMTU(mtu int) (*Bridge, error) {
 	if mtu != 0 {
 		b.MTU = mtu
@@ -78,8 +89,8 @@ func (b *Bridge) withMTU(mtu int) (*Bridge, error) {
 	return b, DisableBridgeNetfilter()
 }
 
-// standing is the bridge if nothing is left to be done to it, as nearly always; else nil. One that an earlier weir made
-// has a link-local address.
+// readReady returns the bridge if it is up and has the gateways' addresses; else nil. A link-local address, which
+// earlier versions of weir left there, also makes it return nil.
 //
 // Equivalent to: ip link show weir0 up type bridge; ip addr show dev weir0
 func readReady(gateways []netip.Prefix) (*Bridge, error) {
@@ -115,7 +126,7 @@ func readReady(gateways []netip.Prefix) (*Bridge, error) {
 	return &Bridge{Index: at.Index, MAC: at.HardwareAddr, MTU: at.MTU}, nil
 }
 
-// onBridge is how the bridge has a gateway's address (see ensureIPv6).
+// bridgeAddress returns the gateway's address as weir0 has it (see ensureIPv6).
 func bridgeAddress(gw netip.Prefix) netip.Prefix {
 	if gw.Addr().Is6() {
 		return netip.PrefixFrom(gw.Addr(), gw.Addr().BitLen())
@@ -123,7 +134,7 @@ func bridgeAddress(gw netip.Prefix) netip.Prefix {
 	return gw
 }
 
-// build makes what is missing of the bridge.
+// build makes what is missing of the bridge, and returns it.
 func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -142,7 +153,7 @@ func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	if link.Type() != "bridge" {
 		return nil, fmt.Errorf("%s is a %s, not a bridge: remove or rename it", Name, link.Type())
 	}
-	// What keeps the node from what comes by the link stands before the link is up.
+	// Before the link is up: these protect the node from packets that come by the link.
 	if err := errors.Join(SetReassembly(), RemoveAutoconfigured(h)); err != nil {
 		return nil, err
 	}
@@ -162,8 +173,8 @@ func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	return &Bridge{Index: link.Attrs().Index, MAC: link.Attrs().HardwareAddr, MTU: link.Attrs().MTU}, nil
 }
 
-// ensureIPv4 gives weir0 the gateways' IPv4 addresses. An address comes last, and says that all before it is done: who made
-// the bridge may have been killed on the way.
+// ensureIPv4 adds the gateways' IPv4 addresses to weir0. An address is added after all else is done. So if the process
+// is killed on the way, the address is missing, and the next call goes on.
 func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix) error {
 	if len(gateways) == 0 {
 		return nil
@@ -190,8 +201,10 @@ func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 	return nil
 }
 
+// forwardIPv4 makes the node a router for IPv4.
 func forwardIPv4() error { return setAll(sysctlsIPv4()) }
 
+// create makes the bridge.
 func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, error) {
 	if mtu == 0 {
 		var err error
@@ -201,8 +214,8 @@ func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, 
 	}
 	noSnooping := false
 	br := &netlink.Bridge{
-		// Without an address of its own a bridge takes the lowest of its ports', and the pods' permanent neighbour
-		// entries for the gateway would become wrong when a port goes.
+		// Without a MAC of its own, a bridge uses the lowest MAC of its ports. When that port is deleted the MAC
+		// changes, and the pods' permanent neighbour entries for the gateway are wrong.
 		LinkAttrs:         netlink.LinkAttrs{Name: Name, HardwareAddr: mac, MTU: mtu, TxQLen: -1},
 		MulticastSnooping: &noSnooping,
 	}
@@ -216,12 +229,14 @@ func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, 
 	return link, nil
 }
 
-// DisableBridgeNetfilter sees to it that pods reach a Service whose pod is on the same node: see sysctlsOfBridges.
+// DisableBridgeNetfilter sets br_netfilter's sysctls so that pods reach a Service whose pod is on the same node (see
+// sysctlsOfBridges).
 //
-//	sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0
+// Equivalent to: sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0
 func DisableBridgeNetfilter() error { return setAll(sysctlsOfBridges()) }
 
-// underlayMTU is the MTU of the link that the default route goes out of, IPv4's if there is one; 1500 without any.
+// underlayMTU returns the MTU of the link with the IPv4 default route, else of that with the IPv6 default route, else
+// 1500.
 //
 // Equivalent to: ip route show default; ip -6 route show default
 func underlayMTU(h netlinksafe.Handle) (int, error) {
@@ -244,15 +259,16 @@ func underlayMTU(h netlinksafe.Handle) (int, error) {
 	return defaultMTU, nil
 }
 
-// MAC is derived from the address, so it is known before the link exists and unique where the address is; of IPv6
-// addresses, among those that have all but the last four bytes in common, and by all likelihood among others. The prefix
-// 0a:58 (locally administered) is the one that CNI plugins have long used for this.
+// MAC returns the MAC for the pod or gateway with that address. It follows from the address, so it is known before the
+// link exists, and no two IPv4 addresses have the same. Two IPv6 addresses have different MACs if they differ in the
+// last four bytes only, and very likely otherwise. CNI plugins have long used the prefix 0a:58 (locally administered)
+// for this.
 func MAC(addr netip.Addr) net.HardwareAddr {
 	b := addr.As16()
 	mac := net.HardwareAddr{0x0a, 0x58, b[12], b[13], b[14], b[15]}
 	if addr.Is6() {
 		h := fnv.New32a()
-		_, _ = h.Write(b[:12]) // which never fails
+		_, _ = h.Write(b[:12]) // never fails
 		for i, n := range h.Sum(nil) {
 			mac[2+i] ^= n
 		}
@@ -260,7 +276,7 @@ func MAC(addr netip.Addr) net.HardwareAddr {
 	return mac
 }
 
-// PodMAC is that of the pod's link: of its IPv4 address, if it has one.
+// PodMAC returns the MAC of a pod's interface: that of its IPv4 address, if it has one, else of its first address.
 func PodMAC(addrs []endpoint.Address) net.HardwareAddr {
 	for _, a := range addrs {
 		if a.Addr.Is4() {
@@ -270,7 +286,7 @@ func PodMAC(addrs []endpoint.Address) net.HardwareAddr {
 	return MAC(addrs[0].Addr)
 }
 
-// Gateways are the bridge's addresses for the subnets that the addresses come from.
+// Gateways returns weir0's addresses for the subnets of the addresses.
 func Gateways(addrs []endpoint.Address) []netip.Prefix {
 	var gws []netip.Prefix
 	for _, a := range addrs {
@@ -283,4 +299,5 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
+// hostNet returns the network of that address alone.
 func hostNet(a netip.Addr) *net.IPNet { return ipNet(netip.PrefixFrom(a, a.BitLen())) }

@@ -13,12 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrBypassesForward says that a pod's packets don't pass the node's FORWARD hook, where policy is enforced.
+// ErrBypassesForward means that a pod's packets bypass the node's FORWARD hook, where policy is enforced.
 var ErrBypassesForward = errors.New("policy can't be enforced on its packets")
 
-// Foreign finds out how a pod whose interface another plugin made is connected: its link on the node, and the bridge that
-// it is on; "" if the node routes for it, as with ptp. Anything but a veth pair that ends on the node passes its FORWARD hook by
-// (macvlan, ipvlan, a device of the host's), or isn't known not to.
+// FindPeer finds out how a pod is connected whose interface another plugin made. It returns the pod's link on the node,
+// and the bridge that this link is a port of; "" if the node routes the pod's packets, as with ptp. It returns
+// ErrBypassesForward unless the interface is a veth pair that ends on the node: packets of a macvlan, an ipvlan or a
+// host's device bypass the node's FORWARD hook, and of other types weir can't know.
 //
 // Equivalent to: ip -n NETNS -d link show IFNAME; ip -d link show PEER
 func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, bridgeIf string, err error) {
@@ -32,7 +33,8 @@ func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, b
 		return "", "", fmt.Errorf("look up %s in the pod: %w", ifName, err)
 	}
 	if inside.Type() != "veth" {
-		return "", "", fmt.Errorf("%s in the pod is of type %s, not a veth that ends on the node: %w", ifName, inside.Type(), ErrBypassesForward)
+		return "", "", fmt.Errorf("%s in the pod is of type %s, not a veth that ends on the node: %w",
+			ifName, inside.Type(), ErrBypassesForward)
 	}
 	id, err := h.GetNetNsIdByFd(int(ns))
 	if err != nil {
@@ -42,7 +44,8 @@ func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, b
 	if err != nil && !errors.As(err, &netlink.LinkNotFoundError{}) {
 		return "", "", fmt.Errorf("look up the peer of %s: %w", ifName, err)
 	}
-	if err != nil || peer.Type() != "veth" || peer.Attrs().NetNsID != id || peer.Attrs().ParentIndex != inside.Attrs().Index {
+	if err != nil || peer.Type() != "veth" || peer.Attrs().NetNsID != id ||
+		peer.Attrs().ParentIndex != inside.Attrs().Index {
 		return "", "", fmt.Errorf("%s in the pod is a veth that doesn't end on the node: %w", ifName, ErrBypassesForward)
 	}
 	if peer.Attrs().MasterIndex == 0 {
@@ -50,25 +53,28 @@ func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, b
 	}
 	master, err := h.LinkByIndex(peer.Attrs().MasterIndex)
 	if err != nil {
-		return "", "", fmt.Errorf("look up what %s belongs to: %w", peer.Attrs().Name, err)
+		return "", "", fmt.Errorf("look up the master of %s: %w", peer.Attrs().Name, err)
 	}
 	switch master.Type() {
 	case "bridge":
 		return peer.Attrs().Name, master.Attrs().Name, nil
-	case "vrf": // which routes
+	case "vrf": // a VRF routes
 		return peer.Attrs().Name, "", nil
 	}
-	return "", "", fmt.Errorf("%s belongs to %s, a %s: %w", peer.Attrs().Name, master.Attrs().Name, master.Type(), ErrBypassesForward)
+	return "", "", fmt.Errorf("%s belongs to %s, a %s: %w",
+		peer.Attrs().Name, master.Attrs().Name, master.Type(), ErrBypassesForward)
 }
 
-// EnableBridgeNetfilter has what another plugin's bridge passes on between its ports go through iptables, where else it would
-// go past policy. It sets what the bridge has of its own for that: net.bridge.bridge-nf-call-iptables, which is for all
-// bridges, must be off for weir0 (see DisableBridgeNetfilter). Both work only with br_netfilter, which the plugin doesn't load.
+// EnableBridgeNetfilter makes packets between the ports of another plugin's bridge pass through iptables; else they
+// bypass policy. It sets the bridge's own option: the sysctl net.bridge.bridge-nf-call-iptables is for all bridges, and
+// must be off for weir0 (see DisableBridgeNetfilter). Both need the module br_netfilter, which the plugin doesn't load;
+// if it is missing, EnableBridgeNetfilter returns ErrBypassesForward.
 //
 // Equivalent to: ip link set BRIDGE type bridge nf_call_iptables 1 nf_call_ip6tables 1
 func EnableBridgeNetfilter(h netlinksafe.Handle, name string) error {
 	if _, err := os.Stat("/proc/sys/net/bridge/bridge-nf-call-iptables"); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("bridge %s passes packets between pods on without the node's FORWARD hook, as br_netfilter isn't loaded (modprobe br_netfilter): %w", name, ErrBypassesForward)
+		return fmt.Errorf("bridge %s passes packets between pods on without the node's FORWARD hook, "+
+			"as br_netfilter isn't loaded (modprobe br_netfilter): %w", name, ErrBypassesForward)
 	}
 	link, err := h.LinkByName(name)
 	if err != nil {
@@ -85,12 +91,12 @@ func EnableBridgeNetfilter(h netlinksafe.Handle, name string) error {
 	data.AddRtAttr(nl.IFLA_BR_NF_CALL_IP6TABLES, []byte{1})
 	req.AddData(info)
 	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
-		return fmt.Errorf("have iptables see what bridge %s passes on (nf_call_iptables): %w", name, err)
+		return fmt.Errorf("make packets of bridge %s pass through iptables (nf_call_iptables): %w", name, err)
 	}
 	return nil
 }
 
-// BridgeNetfilterEnabled says whether it does.
+// BridgeNetfilterEnabled reports whether packets of the bridge pass through iptables.
 //
 // Equivalent to: ip -d link show BRIDGE | grep 'nf_call_iptables 1'
 func BridgeNetfilterEnabled(name string) (bool, error) {

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Check verifies that the port is as Add and Open left it, and the node as Ensure did; its error names everything that
-// isn't, or can't be read. mtu 0 means: whatever the end on the node has.
+// Check verifies that the port is as AddPort and SetLinkUp left it, and the node as Ensure left it. It returns an error
+// that names everything that is wrong or can't be read. With mtu 0, the MTU of the node's end counts as right.
 func Check(h netlinksafe.Handle, p Port, mtu int) error {
 	br, err := h.LinkByName(Name)
 	if err != nil {
@@ -48,7 +48,8 @@ func Check(h netlinksafe.Handle, p Port, mtu int) error {
 	return errors.Join(append(errs, checkPod(pod, p, br.Attrs().HardwareAddr, mtu))...)
 }
 
-// checkCarrier of one end of a pair, which has one when both are up.
+// checkCarrier returns an error if the link, one end of a pair, is up without a carrier. A pair has a carrier when both
+// ends are up.
 func checkCarrier(link netlink.Link, name string) error {
 	if flags := link.Attrs().RawFlags; flags&unix.IFF_UP != 0 && flags&unix.IFF_LOWER_UP == 0 {
 		return fmt.Errorf("%s has no carrier", name)
@@ -56,7 +57,7 @@ func checkCarrier(link netlink.Link, name string) error {
 	return nil
 }
 
-// checkUp of the pair's end in the pod.
+// checkUp returns an error if the pod's end of the pair is down or has no carrier.
 func checkUp(link netlink.Link, name string) error {
 	if link.Attrs().RawFlags&unix.IFF_UP == 0 {
 		return fmt.Errorf("%s is down", name)
@@ -64,6 +65,7 @@ func checkUp(link netlink.Link, name string) error {
 	return checkCarrier(link, name)
 }
 
+// checkPod verifies the pod's end of the pair.
 func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu int) error {
 	link, err := pod.LinkByName(p.IfName)
 	if err != nil {
@@ -72,7 +74,8 @@ func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu i
 	name := p.IfName + " in the pod"
 	errs := []error{checkUp(link, name)}
 	index := link.Attrs().Index
-	// A plugin after weir may have made it smaller, as tuning does; what is larger than the other end takes gets lost.
+	// A later plugin may have made the MTU smaller, as tuning does. Packets larger than the other end's MTU are
+	// dropped.
 	if have := link.Attrs().MTU; have > mtu {
 		errs = append(errs, fmt.Errorf("%s has MTU %d, and its other end %d", name, have, mtu))
 	}
@@ -93,7 +96,7 @@ func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu i
 	return errors.Join(errs...)
 }
 
-// Interface is one of a CNI result's.
+// Interface is an interface of a CNI result.
 type Interface struct {
 	Name      string
 	MAC       string // empty: any
@@ -101,7 +104,8 @@ type Interface struct {
 	Addresses []*net.IPNet
 }
 
-// CheckInterfaces verifies that the interfaces are there, in the namespace that the handle was opened in, as a result says.
+// CheckInterfaces verifies that the namespace of the handle has the interfaces, with their MACs, MTUs and addresses.
+// where names the namespace in errors.
 func CheckInterfaces(h netlinksafe.Handle, where string, all []Interface) error {
 	var errs []error
 	for _, i := range all {
@@ -114,7 +118,8 @@ func CheckInterfaces(h netlinksafe.Handle, where string, all []Interface) error 
 			errs = append(errs, fmt.Errorf("prevResult has MAC %s for %s %s, which has %s", i.MAC, i.Name, where, mac))
 		}
 		if i.MTU != 0 && link.Attrs().MTU != i.MTU {
-			errs = append(errs, fmt.Errorf("prevResult has MTU %d for %s %s, which has %d", i.MTU, i.Name, where, link.Attrs().MTU))
+			errs = append(errs, fmt.Errorf("prevResult has MTU %d for %s %s, which has %d",
+				i.MTU, i.Name, where, link.Attrs().MTU))
 		}
 		if len(i.Addresses) == 0 {
 			continue
@@ -136,6 +141,7 @@ func hasAddress(addrs []netlink.Addr, want *net.IPNet) bool {
 	return slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IPNet.String() == want.String() })
 }
 
+// hasNeighbour returns an error unless the link has the permanent neighbour entry.
 func hasNeighbour(h netlinksafe.Handle, index int, want *netlink.Neigh, where string) error {
 	all, err := h.NeighList(index, want.Family)
 	if err != nil {

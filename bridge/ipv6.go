@@ -13,14 +13,19 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// noGeneratedAddress is the mode in which a link gets no link-local address (IN6_ADDR_GEN_MODE_NONE,
-// include/uapi/linux/if_link.h). With none the kernel probes for no duplicate, which would hold up a pod for two seconds,
-// asks for no router and, on weir0, tells no pod to speak to another directly: unlike IPv4's, redirects can't be switched off.
+// addrGenModeNone is the mode in which the kernel generates no link-local address for a link (IN6_ADDR_GEN_MODE_NONE,
+// include/uapi/linux/if_link.h). Without a link-local address the kernel
+//
+//   - doesn't check for duplicate addresses, which would delay a pod by two seconds;
+//   - solicits no router;
+//   - sends no redirects from weir0, which would tell pods to send to each other directly. Unlike IPv4's, IPv6's
+//     redirects can't be switched off.
 const addrGenModeNone = 1
 
-// ensureIPv6 gives weir0, which is up, the gateways' IPv6 addresses, and sends what goes to their subnets there. The
-// addresses are /128: with the subnet's prefix the node would answer to its first address too, which is any router's, and
-// which the overlay has another use for. An address comes last, and says that all before it is done.
+// ensureIPv6 adds the gateways' IPv6 addresses to weir0, which is up, and routes to their subnets. The addresses are
+// /128. With the subnet's prefix length, the node would also answer for the subnet's first address, which is the
+// anycast address of its routers, and which the overlay uses otherwise. An address is added after all else is done, as
+// in ensureIPv4.
 //
 // Equivalent to:
 //
@@ -53,9 +58,9 @@ func ensureIPv6(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 	return nil
 }
 
-// forwardIPv6 makes the node a router that goes on listening to others (Listens).
+// forwardIPv6 makes the node a router for IPv6 that still accepts other routers' advertisements (see UplinksAcceptRA).
 //
-//	sysctl net.ipv6.conf.UPLINK.accept_ra=2 net.ipv6.conf.all.forwarding=1
+// Equivalent to: sysctl net.ipv6.conf.UPLINK.accept_ra=2 net.ipv6.conf.all.forwarding=1
 func forwardIPv6(h netlinksafe.Handle) error {
 	o := &Observed{Links: map[string]Link{}, Sysctl: readSysctl}
 	o.links, o.routes = o.readLinks(), o.readRoutes(h, netlink.FAMILY_V6)
@@ -65,11 +70,12 @@ func forwardIPv6(h netlinksafe.Handle) error {
 	return explainNoIPv6(setAll(sysctlsIPv6()), "on the node")
 }
 
-// withoutIPv6 says what the kernel means by these errors.
+// explainNoIPv6 adds to the error that IPv6 is switched off, if that is what the kernel's error means.
 func explainNoIPv6(err error, where string) error {
 	for _, e := range []error{unix.EACCES, unix.EAFNOSUPPORT, unix.EOPNOTSUPP, fs.ErrNotExist} {
 		if errors.Is(err, e) {
-			return fmt.Errorf("%w: IPv6 is switched off %s (sysctl net.ipv6.conf.all.disable_ipv6, or ipv6.disable on the kernel's command line), and there is an IPv6 range", err, where)
+			return fmt.Errorf("%w: IPv6 is switched off %s (sysctl net.ipv6.conf.all.disable_ipv6, or ipv6.disable on the "+
+				"kernel's command line), and there is an IPv6 range", err, where)
 		}
 	}
 	return err
@@ -77,7 +83,7 @@ func explainNoIPv6(err error, where string) error {
 
 func explainNoIPv6InPod(err error) error { return explainNoIPv6(err, "in the pod") }
 
-// ofFamily are the prefixes of the family.
+// ofFamily returns the prefixes of the family.
 func ofFamily(f conf.Family, prefixes []netip.Prefix) []netip.Prefix {
 	var all []netip.Prefix
 	for _, p := range prefixes {

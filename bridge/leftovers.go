@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// Ports are the names of the pods' links on the node.
+// Ports returns the names of the pods' links on the node.
 //
 // Equivalent to: ls -d /sys/class/net/weirp*
 func Ports() ([]string, error) {
@@ -33,7 +33,8 @@ func Ports() ([]string, error) {
 	return names, nil
 }
 
-// HasNeighbour says whether weir0 knows the way to one of the addresses: it is that of a pod whose link weir made.
+// HasNeighbour reports whether weir0 has a neighbour entry for one of the addresses. Then weir made the link of the pod
+// that has the address.
 //
 // Equivalent to: ip neigh show ADDR dev weir0 nud permanent
 func HasNeighbour(addrs []endpoint.Address) (bool, error) {
@@ -47,11 +48,12 @@ func HasNeighbour(addrs []endpoint.Address) (bool, error) {
 	}
 	return slices.ContainsFunc(all, func(n netlink.Neigh) bool {
 		known, _ := netip.AddrFromSlice(n.IP)
-		return n.State == netlink.NUD_PERMANENT && slices.ContainsFunc(addrs, func(a endpoint.Address) bool { return a.Addr == known.Unmap() })
+		return n.State == netlink.NUD_PERMANENT &&
+			slices.ContainsFunc(addrs, func(a endpoint.Address) bool { return a.Addr == known.Unmap() })
 	}), nil
 }
 
-// Senders are who may send, one for each entry of the guard's sets.
+// Senders returns the allowed senders, one for each element of the guard's sets.
 //
 // Equivalent to: nft list set bridge weir senders4; nft list set bridge weir senders6
 func Senders() ([]Sender, error) {
@@ -74,17 +76,20 @@ func Senders() ([]Sender, error) {
 	return all, nil
 }
 
-// senderOf is what key was made from.
+// senderOf is the inverse of senderKey; false if the key isn't one.
 func senderOf(k []byte) (Sender, bool) {
 	if len(k) < 16+8 {
 		return Sender{}, false
 	}
 	addr, ok := netip.AddrFromSlice(k[16+8:])
 	name, _, _ := bytes.Cut(k[:16], []byte{0})
-	return Sender{HostIf: string(name), MAC: net.HardwareAddr(k[16 : 16+6]), Addresses: []endpoint.Address{{Addr: addr}}}, ok
+	return Sender{
+		HostIf: string(name), MAC: net.HardwareAddr(k[16 : 16+6]), Addresses: []endpoint.Address{{Addr: addr}},
+	}, ok
 }
 
-// ForbidPort is Forbid for who doesn't know as whom the port may send.
+// ForbidPort removes all elements of the port from the guard's sets. It is for callers that don't know the port's MAC
+// and addresses.
 func ForbidPort(hostIf string) error {
 	all, err := Senders()
 	if err != nil {
@@ -100,7 +105,8 @@ func ForbidPort(hostIf string) error {
 	return nil
 }
 
-// PortExists says whether the link is on the node. The kernel deletes a pod's with the namespace that its other end is in.
+// PortExists reports whether the link is on the node. The kernel deletes a pod's link together with the network
+// namespace of its other end.
 //
 // Equivalent to: ip link show HOSTIF
 func PortExists(hostIf string) (bool, error) {

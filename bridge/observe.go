@@ -17,56 +17,57 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrUnknown says that a property couldn't be read. It then counts neither as right nor as wrong.
+// ErrUnknown means that a property couldn't be read. Such a property counts neither as right nor as wrong.
 var ErrUnknown = errors.New("it can't be read")
 
-// Observed is what the kernel was found to hold of the things that properties speak of. What couldn't be read is an
-// error in its place, and every property that needs it is unknown.
+// Observed is what the kernel has of the things that properties are about. If a part couldn't be read, its error is
+// kept, and each property that needs the part is unknown.
 type Observed struct {
 	Links      map[string]Link
 	Addresses  map[int][]netip.Prefix               // by link
 	Fresh      map[netip.Addr]bool                  // addresses that are younger than a second
-	Learned    map[netip.Addr]bool                  // those that came with a router's advertisement
+	Learned    map[netip.Addr]bool                  // addresses from router advertisements
 	Neighbours map[int]map[netip.Addr]NeighbourSeen // by link
-	// Forwarding has, by port, the MACs of its static entries; of a tunnel's also "MAC ADDRESS", with the other end's.
+	// Forwarding has the MACs of each port's static entries. For an entry of a tunnel it also has "MAC ADDRESS", with
+	// the address of the tunnel's other end.
 	Forwarding map[int]map[string]bool
 	Routes     []RouteSeen
-	// Sysctl reads one, by its path below /proc/sys.
+	// Sysctl reads a sysctl by its path below /proc/sys.
 	Sysctl func(key string) (string, error)
-	// PodMTU reads the MTU of a pair's end in the pod; 0 if the pod is gone.
+	// PodMTU reads the MTU of the pod's end of a pair. It returns 0 if the pod is gone.
 	PodMTU func(port Link) (int, error)
 
 	links, addresses, neighbours, forwarding, routes error
 }
 
-// Link is what was read of a link.
+// Link is a link of the node.
 type Link struct {
 	Name, Kind    string
 	Index, Master int
-	Peer, PeerNS  int // of a pair: the other end's index, and the number that the node has for its namespace
+	Peer, PeerNS  int // of a pair: the other end's index, and the node's number for the namespace of that end
 	MTU           int
 	MAC           net.HardwareAddr
 	Up            bool
-	Running       bool // it has a carrier, and the kernel has taken note of that (RFC 2863: ifOperStatus is up)
+	Running       bool // it has a carrier, and its operational state is up (RFC 2863, ifOperStatus)
 	NoARP         bool
-	Bridge        map[uint16]uint16 // IFLA_BR_*: those whose value fits
-	Port          map[uint16]uint16 // IFLA_BRPORT_*: the same
+	Bridge        map[uint16]uint16 // options of a bridge, by IFLA_BR_*; only values of at most 16 bits
+	Port          map[uint16]uint16 // options of a bridge's port, by IFLA_BRPORT_*; the same
 }
 
-// NeighbourSeen is a link's entry for an address.
+// NeighbourSeen is a link's neighbour entry for an address.
 type NeighbourSeen struct {
 	MAC       string
 	Permanent bool
 }
 
-// RouteSeen is a route that leaves by a link.
+// RouteSeen is a route, with the link by which it leaves.
 type RouteSeen struct {
 	Link, Table, Type int
 	Dst               netip.Prefix
 	Protocol          int
 }
 
-// Observe reads the kernel.
+// Observe reads the kernel's state. It returns no error: parts that couldn't be read are unknown (see Observed).
 //
 // Equivalent to: ip -d link; ip addr; ip neigh; bridge fdb; ip route show table all; ip -6 route show table all
 func Observe(h netlinksafe.Handle) *Observed {
@@ -86,7 +87,7 @@ func Observe(h netlinksafe.Handle) *Observed {
 	return o
 }
 
-// readSysctl reads one of the caller's network namespace.
+// readSysctl reads a sysctl of the caller's network namespace.
 func readSysctl(key string) (string, error) {
 	data, err := os.ReadFile("/proc/sys/" + key)
 	return strings.TrimSuffix(string(data), "\n"), err
@@ -111,7 +112,7 @@ func (o *Observed) readLinks() error {
 // operUp is IF_OPER_UP (include/uapi/linux/if.h).
 const operUp = 6
 
-// untilWhole lists once more if what is listed changed meanwhile.
+// retryInterrupted lists again if the kernel reports that the list changed while it was read.
 func retryInterrupted[T any](list func() ([]T, error)) (all []T, err error) {
 	for range 5 {
 		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
@@ -121,7 +122,7 @@ func retryInterrupted[T any](list func() ([]T, error)) (all []T, err error) {
 	return all, err
 }
 
-// parseLink reads a message of type RTM_NEWLINK (rtnetlink(7)).
+// parseLink reads a message of type RTM_NEWLINK (rtnetlink(7)). It returns false if the message has no link name.
 func parseLink(m []byte) (l Link, ok bool) {
 	if len(m) < unix.SizeofIfInfomsg {
 		return l, false
@@ -161,7 +162,7 @@ func parseLink(m []byte) (l Link, ok bool) {
 	return l, l.Name != ""
 }
 
-// numbersOf are the attributes whose value is a number of one byte, or of two or four in the host's order, that fits.
+// smallNumbers returns the attributes that are numbers of one, two or four bytes in the host's order, and fit 16 bits.
 func smallNumbers(data []byte) map[uint16]uint16 {
 	all := map[uint16]uint16{}
 	for a := range nl.ParseAttributes(data) {
@@ -214,8 +215,8 @@ func (o *Observed) readAddresses() error {
 	return nil
 }
 
-// madeAt is when the address was made, since the node was started: the third number of struct ifa_cacheinfo
-// (linux/if_addr.h), in hundredths of seconds.
+// createdAt returns when the address was created, as time since the node's start. It is the third number of struct
+// ifa_cacheinfo (linux/if_addr.h), in hundredths of seconds.
 func createdAt(m []byte) time.Duration {
 	for a := range nl.ParseAttributes(m[unix.SizeofIfAddrmsg:]) {
 		if a.Type == unix.IFA_CACHEINFO && len(a.Value) >= 12 {
@@ -225,6 +226,7 @@ func createdAt(m []byte) time.Duration {
 	return 0
 }
 
+// prefixOf converts the network; false if n is nil or invalid.
 func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 	if n == nil {
 		return netip.Prefix{}, false
@@ -280,7 +282,7 @@ func (o *Observed) readRoutes(h netlinksafe.Handle, family int) error {
 	for _, r := range all {
 		seen := RouteSeen{Link: r.LinkIndex, Table: r.Table, Type: r.Type, Protocol: int(r.Protocol)}
 		var ok bool
-		if seen.Dst, ok = prefixOf(r.Dst); !ok { // a default route, which the kernel may tell of without a destination
+		if seen.Dst, ok = prefixOf(r.Dst); !ok { // the kernel may report a default route without a destination
 			seen.Dst = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 			if family == netlink.FAMILY_V6 {
 				seen.Dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
@@ -291,7 +293,7 @@ func (o *Observed) readRoutes(h netlinksafe.Handle, family int) error {
 	return nil
 }
 
-// podMTU asks for the pair's other end, in the namespace that the kernel says it is in.
+// podMTU reads the MTU of the pair's other end, in the namespace in which that end is.
 //
 // Equivalent to: ip -n NETNS -d link show IFNAME
 func podMTU(port Link) (int, error) {
@@ -301,7 +303,7 @@ func podMTU(port Link) (int, error) {
 	get := request(unix.RTM_GETLINK, 0, ifInfo(unix.AF_UNSPEC, port.Peer), number(unix.IFLA_TARGET_NETNSID, port.PeerNS))
 	replies, err := get.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
 	switch {
-	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL): // its namespace is going
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL): // its namespace is being deleted
 		return 0, nil
 	case err != nil:
 		return 0, fmt.Errorf("look up the other end of %s: %w", port.Name, err)
@@ -314,7 +316,7 @@ func podMTU(port Link) (int, error) {
 	return 0, nil
 }
 
-// Unread says what couldn't be read.
+// ReadError returns an error, which wraps ErrUnknown, if a part couldn't be read; else nil.
 func (o *Observed) ReadError() error {
 	if err := errors.Join(o.links, o.addresses, o.neighbours, o.forwarding, o.routes); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnknown, err)
@@ -322,13 +324,14 @@ func (o *Observed) ReadError() error {
 	return nil
 }
 
-// lacks says that the link is known not to be there.
+// isMissing reports whether the links were read and the link isn't among them.
 func (o *Observed) isMissing(name string) bool {
 	_, ok := o.Links[name]
 	return o.links == nil && !ok
 }
 
-// link is the link of the name, and whether it is there. It is unknown if the links are, or what else was to be read.
+// link returns the link of that name, and whether it exists. It returns an error, which wraps ErrUnknown, if the links
+// couldn't be read, or if one of reads is an error.
 func (o *Observed) link(name string, reads ...error) (Link, bool, error) {
 	if err := errors.Join(append(reads, o.links)...); err != nil {
 		return Link{}, false, fmt.Errorf("%s: %w: %w", name, ErrUnknown, err)

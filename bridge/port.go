@@ -17,40 +17,42 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// ErrInterfaceExists says that the pod's namespace already has an interface of the wanted name.
+// ErrInterfaceExists means that the pod's namespace already has an interface of that name.
 var ErrInterfaceExists = errors.New("the interface exists already")
 
-// loopback is the index of lo in every namespace.
+// loopback is the index of lo in each namespace.
 const loopback = 1
 
-// ErrMACInUse says that another port, or the bridge, has the MAC: what is for one would go to the other.
-var ErrMACInUse = errors.New("another on the bridge has this MAC")
+// ErrMACInUse means that another port, or the bridge, has the MAC. Frames for one would go to the other.
+var ErrMACInUse = errors.New("another port or the bridge has this MAC")
 
-// PortName is the name of an attachment's link on the node: 15 characters, the most that the kernel takes, of which 10
-// come from a hash of the attachment's ID.
+// PortName returns the name of an attachment's link on the node: PortPrefix and 10 characters from a hash of the
+// attachment's ID. That is 15 characters, the kernel's maximum.
 func PortName(id string) string {
 	h := fnv.New64a()
-	_, _ = h.Write([]byte(id)) // which never fails
+	_, _ = h.Write([]byte(id)) // never fails
 	sum := h.Sum64()
 	return fmt.Sprintf("%s%010x", PortPrefix, (sum^sum>>40)&(1<<40-1))
 }
 
-// Port is a veth pair to be made: one end on the bridge, one in the pod.
+// Port is a veth pair to be made: one end on the bridge, the other in the pod.
 type Port struct {
 	HostIf    string
 	IfName    string // in the pod
 	Netns     netns.NsHandle
 	MAC       net.HardwareAddr // of the pod's end
 	Addresses []endpoint.Address
-	Routes    []conf.Route // that the pod gets besides the default routes, or in their place
-	Alias     string       // says on the node whose link it is
+	Routes    []conf.Route // added to the default routes; a default route among them replaces that of its family
+	Alias     string       // names the pod on the node's end
 }
 
-// Sender is who the port may send as.
+// Sender returns the MAC and addresses that the port may send from.
 func (p Port) Sender() Sender { return Sender{p.HostIf, p.MAC, p.Addresses} }
 
-// Add makes the pair with its end on the node down, so that no packet passes yet: Open lets them. What it made is
-// taken away again if it fails.
+// AddPort makes the pair and configures the pod's end. The node's end stays down, so no packet passes until SetLinkUp.
+// If AddPort fails, it removes what it made. Its errors wrap ErrInterfaceExists, ErrMACInUse or ErrRouteExists where
+// these apply. It returns the routes that the pod's interface has; addSecondaryRoutes says which they are where another
+// interface has the pod's default route.
 //
 // Equivalent to:
 //
@@ -67,20 +69,19 @@ func (p Port) Sender() Sender { return Sender{p.HostIf, p.MAC, p.Addresses} }
 //	ip neigh replace GATEWAY lladdr BRIDGEMAC dev IFNAME nud permanent
 //	ip route add GATEWAY dev IFNAME scope link; ip route add default via GATEWAY dev IFNAME; and the other routes
 //
-// of an IPv6 address:
+// for an IPv6 address:
 //
 //	ip link set IFNAME addrgenmode none; ip addr add ADDR/128 dev IFNAME nodad; ip link set IFNAME up
 //	ip neigh replace GATEWAY lladdr BRIDGEMAC dev IFNAME nud permanent
 //	ip -6 route add default via GATEWAY dev IFNAME onlink
-//
-// It returns the routes that the pod has got. Where the pod has another interface with a default route, they are
-// others: see aside.
 func (b *Bridge) AddPort(p Port) (routes []conf.Route, err error) {
 	if bytes.Equal(p.MAC, b.MAC) {
-		return nil, fmt.Errorf("create veth pair %s, %s in the pod, with MAC %s: %w", p.HostIf, p.IfName, p.MAC, ErrMACInUse)
+		return nil, fmt.Errorf("create veth pair %s, %s in the pod, with MAC %s: %w",
+			p.HostIf, p.IfName, p.MAC, ErrMACInUse)
 	}
 	var pair batch.Batch
-	pair.Add(b.newPair(p), "create veth pair %s, %s in the pod", p.HostIf, p.IfName).MapError = batch.MapError(unix.EEXIST, ErrInterfaceExists)
+	create := pair.Add(b.newPair(p), "create veth pair %s, %s in the pod", p.HostIf, p.IfName)
+	create.MapError = batch.MapError(unix.EEXIST, ErrInterfaceExists)
 	pair.Add(getLink(p.HostIf), "look up new link %s", p.HostIf)
 	replies, err := pair.Do(unix.NETLINK_ROUTE, netns.None())
 	if err != nil {
@@ -105,7 +106,8 @@ func (b *Bridge) AddPort(p Port) (routes []conf.Route, err error) {
 	return p.addSecondaryRoutes(peer, existing)
 }
 
-// indices of the link that the replies are about, and of its peer, which the kernel leaves out where it is the same number.
+// indices returns the index of the link that the replies are about, and that of its peer. If both are the same number,
+// the kernel leaves out the peer's.
 func indices(replies [][]byte) (index, peer int, err error) {
 	if len(replies) != 1 || len(replies[0]) < unix.SizeofIfInfomsg {
 		return 0, 0, batch.ErrNoAnswer
@@ -121,27 +123,32 @@ func indices(replies [][]byte) (index, peer int, err error) {
 	return index, peer, nil
 }
 
-// portOf is what makes the pair's end on the node the pod's port.
+// portBatch returns the requests that make the node's end of the pair a port of the bridge.
 func (b *Bridge) portBatch(p Port, index int) (port batch.Batch) {
 	port.Add(isolate(index), "isolate port %s", p.HostIf)
-	port.Add(noLinkLocal(index), "keep %s from a link-local address", p.HostIf).MapError = batch.MapError(unix.EAFNOSUPPORT, nil)
+	mode := port.Add(noLinkLocal(index), "keep %s from a link-local address", p.HostIf)
+	mode.MapError = batch.MapError(unix.EAFNOSUPPORT, nil)
 	port.Add(setAlias(index, p.Alias), "name %s's pod in its alias", p.HostIf)
-	port.Add(addForwarding(index, p.MAC), "add forwarding entry %s to %s", p.MAC, p.HostIf).MapError = batch.MapError(unix.EEXIST, ErrMACInUse)
+	entry := port.Add(addForwarding(index, p.MAC), "add forwarding entry %s to %s", p.MAC, p.HostIf)
+	entry.MapError = batch.MapError(unix.EEXIST, ErrMACInUse)
 	for _, a := range p.Addresses {
 		port.Add(setNeighbour(b.Index, a.Addr, p.MAC), "add neighbour %s to %s", a.Addr, Name)
 	}
 	return port
 }
 
-// podOf is what makes the pair's other end the pod's interface.
+// podBatch returns the requests that configure the pod's end of the pair. It collects in existing the routes that the
+// pod has already.
 func (b *Bridge) podBatch(p Port, index int, existing existingRoutes) (pod batch.Batch) {
 	pod.Add(linkUp(loopback, ""), "set lo up in the pod")
 	for _, a := range p.Addresses {
 		if a.Addr.Is6() {
-			pod.Add(noLinkLocal(index), "keep %s in the pod from a link-local address", p.IfName).MapError = explainNoIPv6InPod
-			pod.Add(addAddress(index, a.Addr), "add address %s to %s in the pod", a.Addr, p.IfName).MapError = explainNoIPv6InPod
-		} else {
-			pod.Add(addAddress(index, a.Addr), "add address %s to %s in the pod", a.Addr, p.IfName)
+			mode := pod.Add(noLinkLocal(index), "keep %s in the pod from a link-local address", p.IfName)
+			mode.MapError = explainNoIPv6InPod
+		}
+		address := pod.Add(addAddress(index, a.Addr), "add address %s to %s in the pod", a.Addr, p.IfName)
+		if a.Addr.Is6() {
+			address.MapError = explainNoIPv6InPod
 		}
 	}
 	pod.Add(linkUp(index, ""), "set %s up in the pod", p.IfName)
@@ -150,7 +157,8 @@ func (b *Bridge) podBatch(p Port, index int, existing existingRoutes) (pod batch
 		if a.Addr.Is4() {
 			onLink := conf.ScopeLink
 			toGateway := conf.Route{Dst: netip.PrefixFrom(a.Gateway, a.Gateway.BitLen()), Scope: &onLink}
-			pod.Add(addRoute(index, toGateway), "add the route to gateway %s in the pod", a.Gateway).MapError = existing.tolerate(toGateway)
+			route := pod.Add(addRoute(index, toGateway), "add the route to gateway %s in the pod", a.Gateway)
+			route.MapError = existing.tolerate(toGateway)
 		}
 		given := hasDefault(p.Routes, a)
 		for _, r := range conf.RoutesOf(p.Routes, conf.FamilyOf(a.Addr), a.Gateway) {
@@ -164,7 +172,7 @@ func (b *Bridge) podBatch(p Port, index int, existing existingRoutes) (pod batch
 	return pod
 }
 
-// Open brings the link's end on the node up: from here packets pass.
+// SetLinkUp sets the node's end of the pair up. From here on packets pass.
 //
 // Equivalent to: ip link set HOSTIF up
 func SetLinkUp(hostIf string) error {
@@ -174,7 +182,8 @@ func SetLinkUp(hostIf string) error {
 	return err
 }
 
-// Remove deletes the pair, and the node's neighbour entries for the addresses. What is gone already is no error.
+// RemovePort deletes the pair, and the node's neighbour entries for the addresses. It returns nil if they are gone
+// already.
 func RemovePort(hostIf string, addrs []endpoint.Address) error {
 	if err := RemoveLink(hostIf); err != nil {
 		return err
@@ -182,7 +191,7 @@ func RemovePort(hostIf string, addrs []endpoint.Address) error {
 	return RemoveNeighbours(addrs)
 }
 
-// RemoveLink deletes the pair alone; that it is gone already is no error.
+// RemoveLink deletes the pair and nothing else. It returns nil if it is gone already.
 //
 // Equivalent to: ip link del HOSTIF
 func RemoveLink(hostIf string) error {
@@ -194,7 +203,7 @@ func RemoveLink(hostIf string) error {
 	return nil
 }
 
-// RemoveNeighbours deletes the node's neighbour entries for the addresses; that there are none is no error.
+// RemoveNeighbours deletes the node's neighbour entries for the addresses. It returns nil if there are none.
 //
 // Equivalent to: ip neigh del ADDR dev weir0
 func RemoveNeighbours(addrs []endpoint.Address) error {
@@ -207,13 +216,14 @@ func RemoveNeighbours(addrs []endpoint.Address) error {
 	}
 	var del batch.Batch
 	for _, a := range addrs {
-		del.Add(delNeighbour(link.Attrs().Index, a.Addr), "delete neighbour %s of %s", a.Addr, Name).MapError = batch.MapError(unix.ENOENT, nil)
+		entry := del.Add(delNeighbour(link.Attrs().Index, a.Addr), "delete neighbour %s of %s", a.Addr, Name)
+		entry.MapError = batch.MapError(unix.ENOENT, nil)
 	}
 	_, err = del.Do(unix.NETLINK_ROUTE, netns.None())
 	return err
 }
 
-// lookUp is the link of that name on the node; nil if there is none.
+// lookUp returns the node's link of that name; nil if there is none.
 func lookUp(name string) (netlink.Link, error) {
 	var look batch.Batch
 	look.Add(getLink(name), "look up %s", name)
@@ -234,8 +244,8 @@ func lookUp(name string) (netlink.Link, error) {
 	return link, nil
 }
 
-// RemoveAll deletes the pairs of all pods, and then the bridge. A pair that outlived the bridge would still lead from its
-// pod to the node.
+// RemoveAll deletes the pairs of all pods, then the bridge. In this order no pair is left without the bridge: such a
+// pair would still connect its pod with the node.
 //
 // Equivalent to: for link in $(ls -d /sys/class/net/weirp* /sys/class/net/weir0); do ip link del ${link##*/}; done
 func RemoveAll() error {
@@ -251,10 +261,13 @@ func RemoveAll() error {
 	return nil
 }
 
+// neighbour returns a permanent neighbour entry.
 func neighbour(index int, addr netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
 	family := netlink.FAMILY_V4
 	if addr.Is6() {
 		family = netlink.FAMILY_V6
 	}
-	return &netlink.Neigh{LinkIndex: index, Family: family, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: mac}
+	return &netlink.Neigh{
+		LinkIndex: index, Family: family, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: mac,
+	}
 }

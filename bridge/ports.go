@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// PortOnBridge is the node's end of a pod's pair, as a port of weir0. That the link is there at all is its pod's
-// namespace's doing: the kernel deletes it with that.
+// PortOnBridge is the property that the node's end of a pod's pair is an isolated port of weir0. A missing link isn't
+// wrong: the kernel deletes it with the pod's network namespace.
 type PortOnBridge struct {
 	HostIf string
 	Up     bool
@@ -44,10 +44,10 @@ func (p PortOnBridge) Command() string {
 		"ip link set %[1]s type bridge_slave group_fwd_mask 0xfffd", p.HostIf, Name, up)
 }
 
-// forwardingState is a port's that passes packets (BR_STATE_FORWARDING, include/uapi/linux/if_bridge.h).
+// forwardingState is the state of a port that passes packets on (BR_STATE_FORWARDING, include/uapi/linux/if_bridge.h).
 const forwardingState = 3
 
-// portFlags are what isolate sets, in words.
+// portFlags are the options that the request isolate sets.
 var portFlags = []struct {
 	kind  uint16
 	name  string
@@ -88,7 +88,7 @@ func (p PortOnBridge) Check(o *Observed) error {
 		}
 	}
 	mtu, err := o.PodMTU(port)
-	if port.MTU < mtu { // what is larger gets lost
+	if port.MTU < mtu { // larger packets would be dropped
 		wrong = append(wrong, fmt.Sprintf("has MTU %d, and its other end %d", port.MTU, mtu))
 	}
 	if len(wrong) > 0 {
@@ -107,10 +107,10 @@ func (p PortOnBridge) restore(h netlinksafe.Handle, o *Observed) error {
 		return fmt.Errorf("look up %s: %w", Name, err)
 	}
 	var fix batch.Batch
-	if port.Master != br.Attrs().Index { // down, until it is isolated
+	if port.Master != br.Attrs().Index { // the link stays down until it is isolated
 		fix.Add(linkDown(port.Index), "set %s down", p.HostIf)
-		join := request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, port.Index), number(unix.IFLA_MASTER, br.Attrs().Index))
-		fix.Add(join, "make %s a port of %s", p.HostIf, Name)
+		setMaster := request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, port.Index), number(unix.IFLA_MASTER, br.Attrs().Index))
+		fix.Add(setMaster, "make %s a port of %s", p.HostIf, Name)
 	}
 	fix.Add(isolate(port.Index), "isolate port %s", p.HostIf)
 	if mtu, err := o.PodMTU(port); err == nil && port.MTU < mtu {
@@ -126,7 +126,8 @@ func (p PortOnBridge) restore(h netlinksafe.Handle, o *Observed) error {
 	return err
 }
 
-// passOn has the bridge take what the port sends. The kernel refuses it while a port has no carrier.
+// setForwardingState sets the port's state so that the bridge passes on what the port sends. The kernel refuses that
+// while a port has no carrier.
 //
 // Equivalent to: bridge link set dev HOSTIF state 3
 func setForwardingState(port Link) error {
@@ -139,19 +140,23 @@ func setForwardingState(port Link) error {
 	return err
 }
 
-// Equivalent to: ip link set mtu MTU (the link of that index)
+// setMTU sets the MTU of the link with that index.
+//
+// Equivalent to: ip link set LINK mtu MTU
 func setMTU(index, mtu int) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, index), number(unix.IFLA_MTU, mtu))
 }
 
-// Equivalent to: ip link set down (the link of that index)
+// linkDown sets the link with that index down.
+//
+// Equivalent to: ip link set LINK down
 func linkDown(index int) *nl.NetlinkRequest {
 	m := ifInfo(unix.AF_UNSPEC, index)
 	m.Change = unix.IFF_UP
 	return request(unix.RTM_SETLINK, 0, m)
 }
 
-// ForwardingEntry is the bridge's static entry for a pod's MAC.
+// ForwardingEntry is the property that the bridge has a static forwarding entry for a pod's MAC.
 type ForwardingEntry struct {
 	HostIf string
 	MAC    net.HardwareAddr
@@ -190,11 +195,12 @@ func (f ForwardingEntry) restore(_ netlinksafe.Handle, o *Observed) error {
 	return err
 }
 
-// Neighbour is weir0's permanent entry for a pod's address: nobody is asked for it.
+// Neighbour is the property that weir0 has a permanent neighbour entry for a pod's address. With it the node sends no
+// ARP request or neighbour solicitation.
 type Neighbour struct {
 	Addr   netip.Addr
 	MAC    net.HardwareAddr
-	HostIf string // the pod's; it goes with the link
+	HostIf string // the pod's link on the node; without it the entry isn't checked
 }
 
 // Kind implements Property.
@@ -232,7 +238,8 @@ func (n Neighbour) restore(h netlinksafe.Handle, _ *Observed) error {
 	return err
 }
 
-// FilteredBridge is a bridge of another plugin's with weir's pods on it: see EnableBridgeNetfilter.
+// FilteredBridge is the property that iptables sees packets between the ports of another plugin's bridge, which has
+// pods that weir enforces policy on (see EnableBridgeNetfilter).
 type FilteredBridge struct{ Name string }
 
 // Kind implements Property.
@@ -250,10 +257,10 @@ func (b FilteredBridge) Command() string {
 // Check implements Property.
 func (b FilteredBridge) Check(o *Observed) error {
 	br, ok, err := o.link(b.Name)
-	if err != nil || !ok { // its pods have ended with it
+	if err != nil || !ok { // without the bridge its pods are gone too
 		return err
 	}
-	// The bridge has the setting whether or not the module is there that goes by it.
+	// The bridge has the option even if br_netfilter, which reads the option, isn't loaded.
 	if _, err := o.Sysctl("net/bridge/bridge-nf-call-iptables"); err != nil {
 		return fmt.Errorf("bridge %s passes packets between pods on without iptables (br_netfilter): %w", b.Name, err)
 	}

@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// Kind of a property, by which repairs are counted.
+// Kind is a kind of property. Repairs are counted by it.
 type Kind string
 
 // The kinds.
@@ -24,43 +24,45 @@ const (
 	KindPort       Kind = "port"
 	KindForwarding Kind = "forwarding"
 	KindNeighbour  Kind = "neighbour"
-	KindGuard      Kind = "guard" // RepairGuard's
+	KindGuard      Kind = "guard" // counted for RepairGuard; no Property has it
 	KindOverlay    Kind = "overlay"
 )
 
-// Kinds are all of them.
-var Kinds = []Kind{KindSysctl, KindBridge, KindAddress, KindRoute, KindPort, KindForwarding, KindNeighbour, KindGuard, KindOverlay}
+// Kinds are all kinds.
+var Kinds = []Kind{
+	KindSysctl, KindBridge, KindAddress, KindRoute, KindPort, KindForwarding, KindNeighbour, KindGuard, KindOverlay,
+}
 
-// Pod is an attachment of weir's own whose pair is made.
+// Pod is an attachment whose pair weir has made.
 type Pod struct {
 	HostIf    string
 	MAC       net.HardwareAddr
 	Addresses []endpoint.Address
-	// Up says that the port should be up: the pod's policies are enforced on it.
+	// Up means that the port should be up: the agent has put the pod into its classes.
 	Up bool
 }
 
-// PodOf is what the record says of the attachment; false of one that another plugin made.
+// PodOf returns the Pod of an endpoint record; false if another plugin made the interface, or the record has no MAC.
 func PodOf(e endpoint.Endpoint) (Pod, bool) {
 	mac, err := net.ParseMAC(e.MAC)
 	return Pod{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses}, err == nil && !e.Chained
 }
 
-// Knowledge is what the properties of a node follow from.
+// Knowledge is the input of Properties.
 type Knowledge struct {
 	Pods []Pod
-	// MAC is that which weir0 is known to have had; nil if it isn't.
+	// MAC is the MAC that weir0 is known to have had; nil if that is unknown.
 	MAC net.HardwareAddr
-	// Tunnels says that there is a way to other nodes' pods; nil: none.
+	// Tunnels are the families of pods' packets that travel to other nodes; nil if none do.
 	Tunnels []conf.Family
-	// Memory is how much the node has, in bytes.
+	// Memory is the size of the node's memory in bytes.
 	Memory uint64
-	// Filtered are the bridges of other plugins' whose packets pass iptables.
+	// Filtered are the bridges of other plugins whose packets must pass through iptables.
 	Filtered []string
 }
 
-// Properties declares everything that weir sets up on a node outside of the packet filter, in the order in which it is
-// to be made. ADD makes it, the agent keeps it so, and CHECK looks at it.
+// Properties returns everything that weir sets up on a node besides the packet filter, in the order in which it must be
+// made. ADD makes it, the agent repairs it, and CHECK verifies it.
 func Properties(k Knowledge) []Property {
 	all := append(reassembly(k.Memory), NoAutoconfigured{})
 	for _, link := range []string{Name, conf.Tunnel} {
@@ -82,8 +84,10 @@ func Properties(k Knowledge) []Property {
 		all = append(all, sysctlsIPv4()...)
 	}
 	if six {
-		// ADD fails where IPv6 is off, and doesn't switch it on.
-		all = append(all, Sysctl{Key: "net/ipv6/conf/" + Name + "/disable_ipv6", Value: "0", Link: Name, Why: "there is IPv6 on " + Name})
+		// For the agent only: ADD fails where IPv6 is off, and doesn't switch it on.
+		all = append(all, Sysctl{
+			Key: "net/ipv6/conf/" + Name + "/disable_ipv6", Value: "0", Link: Name, Why: "there is IPv6 on " + Name,
+		})
 		all = append(all, sysctlsIPv6()...)
 		all = append(all, UplinksAcceptRA{})
 	}
@@ -106,7 +110,7 @@ func Properties(k Knowledge) []Property {
 	return all
 }
 
-// gateways are weir0's addresses, each once.
+// gateways returns weir0's addresses, each once.
 func (k Knowledge) gateways() []netip.Prefix {
 	var all []netip.Prefix
 	for _, p := range k.Pods {
@@ -120,8 +124,8 @@ func (k Knowledge) gateways() []netip.Prefix {
 	})
 }
 
-// macs are those that weir0 may have: it got its own with its first address, and of several it isn't known which was
-// that. The first of them is the likeliest.
+// macs returns the MACs that weir0 may have, the likeliest first. weir0 got its MAC with its first address; of several
+// addresses it isn't known which was the first.
 func (k Knowledge) macs(gateways []netip.Prefix) []net.HardwareAddr {
 	var all []net.HardwareAddr
 	if k.MAC != nil {
@@ -133,38 +137,40 @@ func (k Knowledge) macs(gateways []netip.Prefix) []net.HardwareAddr {
 	return all
 }
 
-// sysctls4 make the node a router for pods' IPv4.
+// sysctlsIPv4 make the node a router for pods' IPv4 packets.
 func sysctlsIPv4() []Property {
+	const noRedirects = "the node tells no pod to speak to another directly"
 	return []Property{
 		Sysctl{Key: "net/ipv4/ip_forward", Value: "1", Why: "the node forwards IPv4"},
 		forwardingIPv4(Name),
-		// A packet between two pods leaves by the link it came in, so the kernel would tell the sender to speak to the
-		// other directly, which isolated ports don't let it. The kernel sends redirects if either of the two is on.
-		Sysctl{Key: "net/ipv4/conf/all/send_redirects", Value: "0", Why: "the node tells no pod to speak to another directly"},
-		Sysctl{
-			Key: "net/ipv4/conf/" + Name + "/send_redirects", Value: "0", Link: Name,
-			Why: "the node tells no pod to speak to another directly",
-		},
+		// A packet between two pods leaves by the link by which it came, so the kernel would send the sender a
+		// redirect. Isolated ports can't follow it. The kernel sends redirects if either of these two sysctls is on.
+		Sysctl{Key: "net/ipv4/conf/all/send_redirects", Value: "0", Why: noRedirects},
+		Sysctl{Key: "net/ipv4/conf/" + Name + "/send_redirects", Value: "0", Link: Name, Why: noRedirects},
 	}
 }
 
-// forwards4 is set by ip_forward for all links at once, and can be unset for each.
+// forwardingIPv4 makes the node forward IPv4 packets from the link. ip_forward sets this sysctl for all links at once;
+// it can be unset for each.
 func forwardingIPv4(link string) Property {
-	return Sysctl{Key: "net/ipv4/conf/" + link + "/forwarding", Value: "1", Link: link, Why: "the node forwards IPv4 that comes by " + link}
+	return Sysctl{
+		Key: "net/ipv4/conf/" + link + "/forwarding", Value: "1", Link: link,
+		Why: "the node forwards IPv4 that comes by " + link,
+	}
 }
 
-// sysctls6 make the node a router for pods' IPv6. forwarding comes after the uplinks were told to go on listening
-// (Listens).
+// sysctlsIPv6 make the node a router for pods' IPv6 packets. forwarding is set after UplinksAcceptRA.
 func sysctlsIPv6() []Property {
 	return []Property{
 		Sysctl{Key: "net/ipv6/conf/all/forwarding", Value: "1", Why: "the node forwards IPv6"},
 	}
 }
 
-// sysctlsOfBridges see to it that pods reach a Service whose pod is on the same node. Where br_netfilter is loaded, it
-// runs iptables for what is still being bridged, unless told otherwise; and what kube-proxy's rules have sent on to
-// another pod is then bridged there (br_nf_pre_routing_finish: "bridged_dnat"), which isolated ports don't allow. weir
-// doesn't need it, as every packet between pods is routed, and there is no setting for one bridge that says no.
+// sysctlsOfBridges make sure that pods reach a Service whose pod is on the same node. The module br_netfilter, if it is
+// loaded, runs iptables on packets before the bridge has passed them up. A packet that kube-proxy's rules send to
+// another pod is then bridged there (br_nf_pre_routing_finish: "bridged_dnat"), and isolated ports refuse that. weir
+// doesn't need br_netfilter, since the node routes every packet between pods. No setting switches it off for one
+// bridge.
 func sysctlsOfBridges() []Property {
 	why := "iptables leaves alone what is still being bridged"
 	return []Property{
@@ -173,8 +179,8 @@ func sysctlsOfBridges() []Property {
 	}
 }
 
-// routesOf are those that lead to weir0 for one of its addresses. The kernel makes those of IPv4 with the address, and
-// all can be taken away alone.
+// routesOf returns the routes to weir0 that belong to one of its addresses. The kernel makes IPv4's with the address,
+// but each can be deleted alone.
 func routesOf(gw netip.Prefix) []Property {
 	address := netip.PrefixFrom(gw.Addr(), gw.Addr().BitLen())
 	local := Route{

@@ -7,30 +7,31 @@ import (
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 )
 
-// Property is one thing that weir sets up on a node, and that is to stay so.
+// Property is one thing that weir sets up on a node and keeps so.
 type Property interface {
 	Kind() Kind
-	// String says in words what is to be so.
+	// String says in words how it should be.
 	String() string
 	// Command is the shell command that makes it so.
 	Command() string
-	// Check says what of it isn't so; nil if all is. An error that is ErrUnknown says that it couldn't be read. Of a
-	// link that isn't there only the property that makes it has something to say: the others are made after it.
+	// Check returns an error that says what is wrong; nil if nothing is. The error wraps ErrUnknown if the property
+	// couldn't be read. If a link is missing, only the property that makes the link reports it: the others are restored
+	// after it.
 	Check(o *Observed) error
-	// restore makes it so. What was observed may be older than the last thing that was restored.
+	// restore makes it so. o may be older than the properties that were restored before.
 	restore(h netlinksafe.Handle, o *Observed) error
 }
 
-// Difference is a property that isn't as it should be.
+// Difference is a property that is wrong or unknown.
 type Difference struct {
 	Property Property
-	// Was says how it was found.
+	// Was is Check's error before the repair.
 	Was error
-	// Failed says why it isn't put right; nil if it is.
+	// Failed is the error of the repair; nil if the property is right now.
 	Failed error
 }
 
-// Unknown says that the property couldn't be read.
+// Unknown reports whether the property couldn't be read.
 func (d Difference) Unknown() bool { return errors.Is(d.Was, ErrUnknown) }
 
 func (d Difference) Error() string {
@@ -40,7 +41,7 @@ func (d Difference) Error() string {
 	return d.Was.Error()
 }
 
-// Compare names the properties that differ from what was observed, or are unknown.
+// Compare returns the properties that differ from what was observed, or are unknown.
 func Compare(all []Property, o *Observed) []Difference {
 	var differ []Difference
 	for _, p := range all {
@@ -51,17 +52,17 @@ func Compare(all []Property, o *Observed) []Difference {
 	return differ
 }
 
-// attempts is how often one property is put right before it counts as failed: some depend on others, and some come
-// about a moment after they were asked for, as a port's state does.
+// attempts is how often Repair restores one property before it counts as failed. Some properties depend on others, and
+// some become right a moment after they were restored, such as a port's state.
 const attempts = 3
 
-// Repair puts right what isn't as the properties say, one by one: what fails holds up nothing else. It returns what was
-// found to differ, and of each whether it is right now. The caller holds endpoint.Lock, so that no attachment is made
-// or freed meanwhile, and has taken the properties from records that it read under it.
+// Repair restores the properties that are wrong, one by one, and goes on if one fails. It returns the properties that
+// were wrong or unknown, each with the error of its repair. The caller holds endpoint.Lock, so that no attachment is
+// made or ended meanwhile, and must have derived the properties from records that it read under that lock.
 func Repair(h netlinksafe.Handle, all []Property) []Difference {
 	var found []Difference
 	var tried []int
-	at := map[string]int{} // where each is in these two
+	at := map[string]int{} // indices in found and tried, by the property's command
 	for {
 		for i := range found {
 			found[i].Failed = nil

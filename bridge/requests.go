@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Flags of requests (netlink(7)): make what isn't there, and then either fail or replace if it is.
+// Flags of requests that create an object (netlink(7)): if it exists, ifNew fails and orReplace replaces it.
 const (
 	ifNew     = unix.NLM_F_CREATE | unix.NLM_F_EXCL
 	orReplace = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
@@ -35,7 +35,7 @@ func ifInfo(family, index int) *nl.IfInfomsg {
 	return m
 }
 
-// newPair makes the pair with one end on the bridge and the other in the pod's namespace.
+// newPair makes the pair, with one end on the bridge and the other in the pod's namespace.
 //
 // Equivalent to: ip link add HOSTIF mtu MTU master weir0 type veth peer name IFNAME address MAC mtu MTU netns NETNS
 func (b *Bridge) newPair(p Port) *nl.NetlinkRequest {
@@ -51,17 +51,23 @@ func (b *Bridge) newPair(p Port) *nl.NetlinkRequest {
 		number(unix.IFLA_MTU, b.MTU), number(unix.IFLA_MASTER, b.Index), info)
 }
 
+// getLink returns the link of that name.
+//
 // Equivalent to: ip link show NAME
 func getLink(name string) *nl.NetlinkRequest {
 	return request(unix.RTM_GETLINK, 0, ifInfo(unix.AF_UNSPEC, 0), attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 }
 
+// delLink deletes the link of that name.
+//
 // Equivalent to: ip link del NAME
 func delLink(name string) *nl.NetlinkRequest {
 	return request(unix.RTM_DELLINK, 0, ifInfo(unix.AF_UNSPEC, 0), attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 }
 
-// Equivalent to: ip link set up (the link of that index, or name if index is 0)
+// linkUp sets a link up: that of the index, or that of the name if index is 0.
+//
+// Equivalent to: ip link set LINK up
 func linkUp(index int, name string) *nl.NetlinkRequest {
 	m := ifInfo(unix.AF_UNSPEC, index)
 	m.Change, m.Flags = unix.IFF_UP, unix.IFF_UP
@@ -71,30 +77,42 @@ func linkUp(index int, name string) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, m, attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 }
 
+// setAlias sets the text that "ip link" shows beside the link.
+//
 // Equivalent to: ip link set LINK alias ALIAS
 func setAlias(index int, alias string) *nl.NetlinkRequest {
-	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, index), attr(unix.IFLA_IFALIAS, []byte(conf.Comment(alias))))
+	text := attr(unix.IFLA_IFALIAS, []byte(conf.Comment(alias)))
+	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, index), text)
 }
 
-// linkLocalMACs has a port treat frames to the link-local MACs of IEEE 802.1D as others, so that they pass the guard: a
-// bit for each of 01:80:c2:00:00:00 to :0f, but :01, which the kernel refuses (BR_GROUPFWD_MACPAUSE) and never takes.
-// Without it the kernel hands them to the node's IP stack as they came, and :0e past every hook of the bridge family;
-// and IPv6 answers to a hop-by-hop option that it doesn't know before any other hook is asked (ip6_rcv_core,
-// net/ipv6/ip6_input.c).
+// linkLocalMACs makes a port treat frames to the link-local MACs of IEEE 802.1D like others, so that they pass the
+// guard. It has a bit for each of 01:80:c2:00:00:00 to :0f. :01 is missing: the kernel refuses its bit
+// (BR_GROUPFWD_MACPAUSE) and never accepts such a frame. Without these bits
+//
+//   - the kernel hands the frames to the node's IP stack as if the port had received them, those to :0e past every hook
+//     of the bridge family;
+//   - IPv6 answers to an unknown hop-by-hop option before any other hook sees the packet (ip6_rcv_core,
+//     net/ipv6/ip6_input.c).
 const linkLocalMACs = 0xfffd
 
-// Equivalent to: bridge link set isolated on learning off flood off mcast_flood off bcast_flood off;
-// ip link set PORT type bridge_slave group_fwd_mask 0xfffd
+// isolate isolates the port with that index.
+//
+// Equivalent to: bridge link set dev PORT isolated on learning off flood off mcast_flood off bcast_flood off; ip link
+// set PORT type bridge_slave group_fwd_mask 0xfffd
 func isolate(index int) *nl.NetlinkRequest {
 	flags := attr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
 	flags.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, []byte{1})
-	for _, off := range []int{nl.IFLA_BRPORT_LEARNING, nl.IFLA_BRPORT_UNICAST_FLOOD, nl.IFLA_BRPORT_MCAST_FLOOD, nl.IFLA_BRPORT_BCAST_FLOOD} {
+	for _, off := range []int{
+		nl.IFLA_BRPORT_LEARNING, nl.IFLA_BRPORT_UNICAST_FLOOD, nl.IFLA_BRPORT_MCAST_FLOOD, nl.IFLA_BRPORT_BCAST_FLOOD,
+	} {
 		flags.AddRtAttr(off, []byte{0})
 	}
 	flags.AddRtAttr(nl.IFLA_BRPORT_GROUP_FWD_MASK, nl.Uint16Attr(linkLocalMACs))
 	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_BRIDGE, index), flags)
 }
 
+// addForwarding adds a static forwarding entry for the MAC to the port with that index.
+//
 // Equivalent to: bridge fdb add MAC dev HOSTIF master static
 func addForwarding(index int, mac net.HardwareAddr) *nl.NetlinkRequest {
 	return request(unix.RTM_NEWNEIGH, ifNew, &netlink.Ndmsg{
@@ -102,6 +120,8 @@ func addForwarding(index int, mac net.HardwareAddr) *nl.NetlinkRequest {
 	}, attr(netlink.NDA_LLADDR, mac))
 }
 
+// setNeighbour adds or replaces a permanent neighbour entry of the link with that index.
+//
 // Equivalent to: ip neigh replace ADDR lladdr MAC dev IFNAME nud permanent
 func setNeighbour(index int, addr netip.Addr, mac net.HardwareAddr) *nl.NetlinkRequest {
 	return request(unix.RTM_NEWNEIGH, orReplace, &netlink.Ndmsg{
@@ -109,36 +129,44 @@ func setNeighbour(index int, addr netip.Addr, mac net.HardwareAddr) *nl.NetlinkR
 	}, attr(netlink.NDA_DST, addr.AsSlice()), attr(netlink.NDA_LLADDR, mac))
 }
 
-// Equivalent to: ip neigh del ADDR
+// delNeighbour deletes the neighbour entry for the address.
+//
+// Equivalent to: ip neigh del ADDR dev IFNAME
 func delNeighbour(index int, addr netip.Addr) *nl.NetlinkRequest {
-	return request(unix.RTM_DELNEIGH, 0, &netlink.Ndmsg{Family: familyOf(addr), Index: uint32(index)}, attr(netlink.NDA_DST, addr.AsSlice()))
+	entry := &netlink.Ndmsg{Family: familyOf(addr), Index: uint32(index)}
+	return request(unix.RTM_DELNEIGH, 0, entry, attr(netlink.NDA_DST, addr.AsSlice()))
 }
 
-// noGenerated keeps the link from an address of its own (see noGeneratedAddress).
+// noLinkLocal sets the link so that the kernel generates no link-local address (see addrGenModeNone).
 //
-// Equivalent to: ip link set addrgenmode none
+// Equivalent to: ip link set LINK addrgenmode none
 func noLinkLocal(index int) *nl.NetlinkRequest {
 	spec := attr(unix.IFLA_AF_SPEC, nil)
 	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{addrGenModeNone})
 	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, index), spec)
 }
 
-// Equivalent to: ip addr add ADDR dev IFNAME (of IPv6: nodad)
+// addAddress adds the address to the link with that index.
+//
+// Equivalent to: ip addr add ADDR dev IFNAME (with nodad for IPv6)
 func addAddress(index int, addr netip.Addr) *nl.NetlinkRequest {
 	m := nl.NewIfAddrmsg(int(familyOf(addr)))
 	m.Index, m.Prefixlen = uint32(index), uint8(addr.BitLen())
 	if addr.Is6() {
 		m.Flags = unix.IFA_F_NODAD
 	}
-	return request(unix.RTM_NEWADDR, ifNew, m, attr(unix.IFA_LOCAL, addr.AsSlice()), attr(unix.IFA_ADDRESS, addr.AsSlice()))
+	return request(unix.RTM_NEWADDR, ifNew, m,
+		attr(unix.IFA_LOCAL, addr.AsSlice()), attr(unix.IFA_ADDRESS, addr.AsSlice()))
 }
 
+// listAddresses lists the addresses of all links.
+//
 // Equivalent to: ip addr show
 func listAddresses() *nl.NetlinkRequest {
 	return request(unix.RTM_GETADDR, unix.NLM_F_DUMP, nl.NewIfAddrmsg(unix.AF_UNSPEC))
 }
 
-// addressesOf are the link's among the replies to listAddresses.
+// addressesOf returns the link's addresses from the replies to listAddresses.
 func addressesOf(index int, replies [][]byte) map[netip.Prefix]bool {
 	all := map[netip.Prefix]bool{}
 	for _, r := range replies {
@@ -151,7 +179,8 @@ func addressesOf(index int, replies [][]byte) map[netip.Prefix]bool {
 		}
 		for a := range nl.ParseAttributes(r[unix.SizeofIfAddrmsg:]) {
 			// Of IPv4, IFA_LOCAL is the address and IFA_ADDRESS that of its peer, if there is one (linux/if_addr.h).
-			if addr, ok := netip.AddrFromSlice(a.Value); ok && (a.Type == unix.IFA_LOCAL || a.Type == unix.IFA_ADDRESS && addr.Is6()) {
+			addr, ok := netip.AddrFromSlice(a.Value)
+			if ok && (a.Type == unix.IFA_LOCAL || a.Type == unix.IFA_ADDRESS && addr.Is6()) {
 				all[netip.PrefixFrom(addr, int(m.Prefixlen))] = true
 			}
 		}
@@ -159,10 +188,10 @@ func addressesOf(index int, replies [][]byte) map[netip.Prefix]bool {
 	return all
 }
 
-// addRoute is the pod's route out of its link.
+// addRoute adds a route out of the pod's link.
 //
-// Equivalent to: ip route add DST via GATEWAY dev IFNAME mtu MTU advmss MSS metric PRIORITY table TABLE (IPv6: onlink), or
-// without via, scope link
+// Equivalent to: ip route add DST via GATEWAY dev IFNAME mtu MTU advmss MSS metric PRIORITY table TABLE (onlink for
+// IPv6; without via: scope link)
 func addRoute(index int, r conf.Route) *nl.NetlinkRequest {
 	m := nl.NewRtMsg()
 	m.Family, m.Dst_len = familyOf(r.Dst.Addr()), uint8(r.Dst.Bits())
@@ -184,7 +213,8 @@ func addRoute(index int, r conf.Route) *nl.NetlinkRequest {
 	if r.Priority != 0 {
 		parts = append(parts, number(unix.RTA_PRIORITY, r.Priority))
 	}
-	if metrics := attr(unix.RTA_METRICS, nil); r.MTU != 0 || r.AdvMSS != 0 {
+	if r.MTU != 0 || r.AdvMSS != 0 {
+		metrics := attr(unix.RTA_METRICS, nil)
 		if r.MTU != 0 {
 			metrics.AddRtAttr(unix.RTAX_MTU, nl.Uint32Attr(uint32(r.MTU)))
 		}

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// checkRoutes verifies that the pod has the routes out of its link, in whatever table: a plugin behind weir may have moved
-// them, as sbr does.
+// checkRoutes returns an error for each route that the pod's link lacks. It accepts a route in any table: a plugin
+// behind weir may have moved it, as sbr does.
 func checkRoutes(pod netlinksafe.Handle, index int, routes []conf.Route) error {
 	var errs []error
 	for _, r := range routes {
@@ -22,7 +22,8 @@ func checkRoutes(pod netlinksafe.Handle, index int, routes []conf.Route) error {
 		if r.Dst.Addr().Is6() {
 			family = netlink.FAMILY_V6
 		}
-		have, err := pod.RouteListFiltered(family, &netlink.Route{LinkIndex: index, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+		have, err := pod.RouteListFiltered(family, &netlink.Route{LinkIndex: index, Table: unix.RT_TABLE_UNSPEC},
+			netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
 		if err != nil {
 			return fmt.Errorf("routes in the pod: %w", err)
 		}
@@ -41,9 +42,9 @@ func checkRoutes(pod netlinksafe.Handle, index int, routes []conf.Route) error {
 	return errors.Join(errs...)
 }
 
-// same says whether the kernel's route is the one that was to be; what was left to the kernel is its own choice.
+// matchesRoute reports whether the kernel's route is the wanted one. It compares only what the wanted route specifies.
 func matchesRoute(have netlink.Route, r conf.Route) bool {
-	dst := netip.PrefixFrom(r.Dst.Addr(), 0).Masked() // which the kernel may leave out
+	dst := netip.PrefixFrom(r.Dst.Addr(), 0).Masked() // the kernel may leave out the destination of a default route
 	if have.Dst != nil {
 		addr, _ := netip.AddrFromSlice(have.Dst.IP)
 		ones, _ := have.Dst.Mask.Size()

@@ -47,8 +47,8 @@ import (
 //
 //   - A frame takes one set lookup, whatever the number of pods.
 //   - Neighbour discovery (RFC 4861: router and neighbour solicitations and advertisements, redirects) is dropped, also
-//     behind extension headers. The addresses that such a message is about stand inside the message, where no set lookup
-//     reaches. Pods don't need it: all neighbours are permanent.
+//     behind extension headers. The addresses that such a message is about stand inside the message, where no set
+//     lookup reaches. Pods don't need it: all neighbours are permanent.
 //   - A pod without an IPv6 address can't send IPv6: senders6 has no entry for its port.
 //   - Packets to the node's loopback addresses are dropped because portmap sets route_localnet on weir0, and the kernel
 //     then routes them.
@@ -59,9 +59,10 @@ import (
 //   - frames to the link-local MACs of IEEE 802.1D, 01:80:c2:00:00:02 to :0f (br_handle_frame in net/bridge/br_input.c)
 //   - frames to 01:80:c2:00:00:00 where the bridge runs STP
 //
-// If another program changes that setting of a port, the tables drop what reaches the IP stack from the port. An ordinary
-// frame reaches the IP stack from weir0, so the rules match no legitimate packet, need no change when a pod comes or
-// goes, and hold for all ports. Priority -450 comes before -400, where connection tracking reassembles fragments.
+// If another program changes that setting of a port, the tables drop what reaches the IP stack from the port. An
+// ordinary frame reaches the IP stack from weir0, so the rules match no legitimate packet, need no change when a pod
+// comes or goes, and hold for all ports. Priority -450 comes before -400, where connection tracking reassembles
+// fragments.
 //
 // These tables also drop neighbour discovery and ARP that comes out of the tunnel. Nodes don't need them, and a router
 // advertisement would give this node a default route. The gate (package overlay) drops such packets too unless a pod's

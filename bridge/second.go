@@ -13,16 +13,17 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// ErrRouteExists says that the pod has such a route already, out of another interface.
+// ErrRouteExists means that the pod already has such a route out of another interface.
 var ErrRouteExists = errors.New("the pod has such a route out of another interface")
 
-// asideTable and the number of the pod's link give the table that has the default route of a second interface.
+// firstSecondaryTable plus the index of the pod's link is the number of the routing table with the default route of a
+// second interface.
 const firstSecondaryTable = 88_000
 
-// taken are the routes that the pod has already, out of another interface.
+// existingRoutes are the destinations to which the pod already has routes out of another interface.
 type existingRoutes map[netip.Prefix]bool
 
-// note has the kernel's answer that the route is there already mean that.
+// tolerate returns a Step.MapError for the route: if the pod has the route already, it records that and returns nil.
 func (t existingRoutes) tolerate(r conf.Route) func(error) error {
 	exists := t.refuse(r)
 	return func(err error) error {
@@ -34,8 +35,8 @@ func (t existingRoutes) tolerate(r conf.Route) func(error) error {
 	}
 }
 
-// exists has it mean ErrRouteExists. Where the way to the gateway leads out of another interface already, the kernel
-// calls the gateway unreachable.
+// refuse returns a Step.MapError for the route: if the pod has the route already, it returns ErrRouteExists. The kernel
+// also answers "unreachable" for a gateway if the route to the gateway leads out of another interface.
 func (t existingRoutes) refuse(r conf.Route) func(error) error {
 	return func(err error) error {
 		byAnother := r.Gateway.IsValid() && t[netip.PrefixFrom(r.Gateway, r.Gateway.BitLen())]
@@ -46,15 +47,21 @@ func (t existingRoutes) refuse(r conf.Route) func(error) error {
 	}
 }
 
-// hasDefault says whether a default route of the address's family is among those given.
+// hasDefault reports whether given has a default route of the address's family.
 func hasDefault(given []conf.Route, a endpoint.Address) bool {
-	return slices.ContainsFunc(given, func(r conf.Route) bool { return r.IsDefault() && r.Dst.Addr().Is4() == a.Addr.Is4() })
+	return slices.ContainsFunc(given, func(r conf.Route) bool {
+		return r.IsDefault() && r.Dst.Addr().Is4() == a.Addr.Is4()
+	})
 }
 
-// aside are the routes of a pod whose default route leads out of another interface already, as of one that Multus
-// attaches a second time. Its main table gets the way to the interface's own network instead, and what the pod sends
-// under the interface's address, answers to what came in by it for the most part, leaves by the interface: under that
-// address the guard lets no other port send.
+// addSecondaryRoutes adds routes for an interface that isn't the pod's first, such as a second one by Multus, and
+// returns all routes of the interface. existing has the routes that the pod had before.
+//
+// If the pod's default route leads out of another interface:
+//
+//   - The main table gets the route to the interface's own network instead of a default route.
+//   - Packets from the interface's address, mostly answers to packets that came in by it, leave by the interface: a
+//     rule sends them to a table of their own. No other port may send from that address (see the guard).
 //
 // Equivalent to, in the pod:
 //
@@ -78,7 +85,7 @@ func (p Port) addSecondaryRoutes(index int, existing existingRoutes) (routes []c
 			rule.MapError = batch.MapError(unix.EEXIST, nil)
 			routes = append(routes, byAddress)
 			if toGateway := netip.PrefixFrom(a.Gateway, a.Gateway.BitLen()); existing[toGateway] {
-				continue // another interface in the same network has that way
+				continue // another interface in the same network has the route to it
 			}
 			network := conf.Route{Dst: a.Subnet.Masked(), Gateway: a.Gateway}
 			route := pod.Add(addRoute(index, network), "add the route to %s via %s in the pod", network.Dst, a.Gateway)
@@ -90,7 +97,7 @@ func (p Port) addSecondaryRoutes(index int, existing existingRoutes) (routes []c
 	return routes, err
 }
 
-// onLink has the kernel believe that the gateway of the route is on the link.
+// onLink sets the route's flag that tells the kernel that the gateway is on the link.
 func onLink(r *nl.NetlinkRequest) *nl.NetlinkRequest {
 	for _, part := range r.Data {
 		if m, ok := part.(*nl.RtMsg); ok {
@@ -100,10 +107,13 @@ func onLink(r *nl.NetlinkRequest) *nl.NetlinkRequest {
 	return r
 }
 
+// addRule makes the pod use the table for packets from the address.
+//
 // Equivalent to: ip rule add from ADDR table TABLE
 func addRule(from netip.Addr, table int) *nl.NetlinkRequest {
 	m := nl.NewRtMsg() // a struct fib_rule_hdr has the same fields (linux/fib_rules.h)
 	m.Family, m.Src_len = familyOf(from), uint8(from.BitLen())
-	m.Table, m.Protocol, m.Scope, m.Type = unix.RT_TABLE_UNSPEC, unix.RTPROT_UNSPEC, unix.RT_SCOPE_UNIVERSE, nl.FR_ACT_TO_TBL
+	m.Table, m.Protocol = unix.RT_TABLE_UNSPEC, unix.RTPROT_UNSPEC
+	m.Scope, m.Type = unix.RT_SCOPE_UNIVERSE, nl.FR_ACT_TO_TBL
 	return request(unix.RTM_NEWRULE, ifNew, m, attr(nl.FRA_SRC, from.AsSlice()), number(nl.FRA_TABLE, table))
 }

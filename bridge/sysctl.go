@@ -12,19 +12,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Sysctl is a setting of the node's network namespace.
+// Sysctl is the property that a sysctl of the node's network namespace has a value.
 type Sysctl struct {
 	Key   string // below /proc/sys
 	Value string
 	Bound Bound
-	Why   string
-	// Link is whose setting it is; empty: the node's. It goes with the link.
+	Why   string // what it is for
+	// Link is the link that the sysctl belongs to; empty if it is the node's. A sysctl of a link that is missing isn't
+	// checked.
 	Link string
-	// IfThere says that without the kernel module that the setting belongs to nothing is wrong.
+	// IfThere means that a missing sysctl isn't wrong: the kernel module that it belongs to isn't loaded.
 	IfThere bool
 }
 
-// Bound says how a setting's value is meant.
+// Bound says how a sysctl's value compares with the wanted one.
 type Bound int
 
 // The bounds.
@@ -34,7 +35,7 @@ const (
 	AtLeast
 )
 
-// holds says whether the setting is as it should be with this value.
+// satisfiedBy reports whether the value is one that the sysctl may have.
 func (s Sysctl) satisfiedBy(have string) bool {
 	if s.Bound == Exactly || have == s.Value {
 		return have == s.Value
@@ -75,12 +76,14 @@ func (s Sysctl) Check(o *Observed) error {
 
 func (s Sysctl) restore(netlinksafe.Handle, *Observed) error { return writeSysctl(s.Key, s.Value) }
 
-// writable are where sysctls can be written. A container that isn't privileged has /proc/sys read-only, and AppArmor's
-// usual profile for containers bars writing there whatever it is; conf/weir.yaml mounts the node's /proc/sys/net
-// elsewhere for the agent. Either shows the settings of the network namespace of who looks.
+// sysctlDirs are the directories through which sysctls can be written. A container that isn't privileged has /proc/sys
+// mounted read-only, and AppArmor's usual profile for containers forbids writing there. For the agent, conf/weir.yaml
+// mounts the node's /proc/sys/net elsewhere. Both show the sysctls of the network namespace of the process that reads
+// them.
 var sysctlDirs = []string{"/proc/sys/", "/host/proc/sys/"}
 
-// setAll writes only those of the sysctls that differ: where /proc/sys is read-only but right, nothing is wrong.
+// setAll writes the sysctls among the properties whose values are wrong. It writes no others: where /proc/sys is
+// read-only and the values are right, it succeeds.
 //
 // Equivalent to: sysctl -w KEY=VALUE for each
 func setAll(all []Property) error {
@@ -99,7 +102,8 @@ func setAll(all []Property) error {
 	return errors.Join(errs...)
 }
 
-// writeSysctl writes only what differs.
+// writeSysctl sets the sysctl, unless it has the value already. It tries all directories, and returns the error of the
+// first.
 //
 // Equivalent to: sysctl -w KEY=VALUE
 func writeSysctl(key, value string) error {
@@ -126,8 +130,8 @@ func writeSysctl(key, value string) error {
 	return fmt.Errorf("set sysctl %s=%s: %w", strings.ReplaceAll(key, "/", "."), value, first)
 }
 
-// Listens is the property that a node that became a router goes on listening to other routers where its own default
-// route is from one: else that route would run out.
+// UplinksAcceptRA is the property that a link accepts router advertisements if the node's default route came from one.
+// A node that forwards packets ignores advertisements unless accept_ra is 2, and the default route would expire.
 type UplinksAcceptRA struct{}
 
 // Kind implements Property.
@@ -142,7 +146,7 @@ func (UplinksAcceptRA) Command() string {
 	return "sysctl -w net.ipv6.conf.UPLINK.accept_ra=2"
 }
 
-// links are those that must listen and don't.
+// wrongUplinks returns the links that have routes from advertisements and ignore further ones.
 func (UplinksAcceptRA) wrongUplinks(o *Observed) (wrong []string, err error) {
 	if err := errors.Join(o.routes, o.links); err != nil {
 		return nil, fmt.Errorf("routes from router advertisements: %w: %w", ErrUnknown, err)
@@ -161,7 +165,7 @@ func (UplinksAcceptRA) wrongUplinks(o *Observed) (wrong []string, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("accept_ra of %s: %w: %w", l.Name, ErrUnknown, err)
 		}
-		if have == "1" { // which doesn't hold for routers; 0 is somebody's decision
+		if have == "1" { // has no effect on routers; 0 is the administrator's decision
 			wrong = append(wrong, l.Name)
 		}
 	}

@@ -16,7 +16,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// WatchPorts calls gone whenever a pod's link on the node has gone, or may have, until ctx ends.
+// WatchPorts calls gone whenever a pod's link on the node was deleted, or may have been, until ctx ends. It returns an
+// error if the kernel's messages can't be received.
 //
 // Equivalent to: ip monitor link | grep "Deleted .* weirp"
 func WatchPorts(ctx context.Context, gone func()) error {
@@ -34,7 +35,7 @@ func WatchPorts(ctx context.Context, gone func()) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, unix.ENOBUFS): // messages were lost: it may have been any
+		case errors.Is(err, unix.ENOBUFS): // messages were lost, perhaps one about a pod's link
 			gone()
 		case err != nil:
 			return fmt.Errorf("watch links: %w", err)
@@ -47,9 +48,9 @@ func WatchPorts(ctx context.Context, gone func()) error {
 	}
 }
 
-// onlyEnds has the kernel leave out all messages but RTM_DELLINK: each new pod's link has it send half a dozen others,
-// for each of which the agent would wake up while the pod waits. The kernel sends one message at a time, and a filter reads
-// in network byte order (socket(7), SO_ATTACH_FILTER).
+// receiveOnlyDellink makes the kernel send only messages of type RTM_DELLINK. It sends half a dozen others for each new
+// pod's link, and each would wake the agent while the pod waits for it. The kernel sends one message at a time, and a
+// filter reads numbers in network byte order (socket(7), SO_ATTACH_FILTER).
 func receiveOnlyDellink(fd int) error {
 	const offsetOfType = 4 // struct nlmsghdr
 	end := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.RTM_DELLINK))
@@ -63,15 +64,16 @@ func receiveOnlyDellink(fd int) error {
 		&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
 }
 
-// nodeGroups are those in which the kernel tells of changes to what properties speak of. It tells of whether a node
-// forwards packets (NETCONF), and of no other sysctl.
+// nodeGroups are the multicast groups in which the kernel announces changes to things that properties are about. Of the
+// sysctls, it announces only those that switch forwarding (NETCONF).
 var nodeGroups = []uint{
 	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
 	unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
 }
 
-// WatchNode calls changed whenever something that properties speak of has changed, or may have, until ctx ends. It
-// doesn't know by whom. ways says that it may be part of the way to other nodes' pods.
+// WatchNode calls changed whenever something that properties are about has changed, or may have, until ctx ends. weir's
+// own changes count too. ways means that the change may concern the routes to other nodes' pods. It returns an error if
+// the kernel's messages can't be received.
 //
 // Equivalent to: ip monitor link address neigh route netconf | grep weir
 func WatchNode(ctx context.Context, changed func(ways bool)) error {
@@ -94,7 +96,7 @@ func WatchNode(ctx context.Context, changed func(ways bool)) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, unix.ENOBUFS): // messages were lost: it may have been any
+		case errors.Is(err, unix.ENOBUFS): // messages were lost, perhaps about any of these
 			changed(true)
 		case err != nil:
 			return fmt.Errorf("watch the node: %w", err)
@@ -107,23 +109,24 @@ func WatchNode(ctx context.Context, changed func(ways bool)) error {
 	}
 }
 
-// links are the names of weir's own, by index.
+// links are the names of weir's links, by index.
 type links map[int]string
 
+// add adds the link if it is weir's.
 func (l links) add(index int, name string) {
 	if isWeirLink(name) {
 		l[index] = name
 	}
 }
 
-// about says whether the link is one of weir's, and whether it is the tunnel.
+// lookUp reports whether the link is one of weir's, and whether it is the tunnel.
 func (l links) lookUp(index int) (ours, tunnel bool) {
 	name, ours := l[index]
 	return ours, name == conf.Tunnel
 }
 
-// concerns says whether the message is about one of weir's links, or about the node as a whole, and whether about the
-// way to other nodes' pods.
+// concerns reports whether the message is about one of weir's links or the node as a whole, and whether it is about the
+// routes to other nodes' pods. It keeps l up to date.
 func (l links) concerns(m syscall.NetlinkMessage) (concerns, ways bool) {
 	if len(m.Data) < unix.SizeofRtMsg {
 		return false, false
@@ -136,11 +139,11 @@ func (l links) concerns(m syscall.NetlinkMessage) (concerns, ways bool) {
 		}
 		l.add(at.Index, at.Name)
 		concerns, ways = l.lookUp(at.Index)
-		// A bridge tells in the same words of a port that leaves it.
+		// A bridge sends the same message, with its own family, when a port leaves it.
 		if m.Header.Type == unix.RTM_DELLINK && m.Data[0] != unix.AF_BRIDGE {
 			delete(l, at.Index)
 		}
-		return concerns || at.Kind == "bridge", ways // of some bridges other pods are ports
+		return concerns || at.Kind == "bridge", ways // it may be another plugin's, with pods as ports
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		return l.lookUp(integer(m.Data[4:])) // both have the index there: struct ifaddrmsg, struct ndmsg
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
@@ -157,6 +160,7 @@ func (l links) concerns(m syscall.NetlinkMessage) (concerns, ways bool) {
 	return false, false
 }
 
+// isPortRemoval reports whether the message says that a pod's link was deleted.
 func isPortRemoval(m syscall.NetlinkMessage) bool {
 	if m.Header.Type != unix.RTM_DELLINK || len(m.Data) < unix.SizeofIfInfomsg {
 		return false

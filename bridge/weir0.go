@@ -18,7 +18,7 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// WeirBridge is weir0 itself.
+// WeirBridge is the property that weir0 exists, is up and has the right options.
 type WeirBridge struct {
 	// MACs are the addresses that weir0 may have. If it has another one, the repair sets the first of them.
 	MACs []net.HardwareAddr
@@ -29,8 +29,8 @@ func (b WeirBridge) Kind() Kind { return KindBridge }
 
 func (b WeirBridge) String() string { return Name + " is there, up, and passes on what its ports send" }
 
-// bridgeOptions are what of the bridge's own settings differs from the kernel's defaults, or cuts off its ports if it
-// does.
+// bridgeOptions are the bridge's own options that must have these values: they differ from the kernel's defaults, or
+// the bridge passes nothing on with other values.
 var bridgeOptions = []struct {
 	kind  uint16
 	name  string
@@ -60,7 +60,7 @@ func (b WeirBridge) Check(o *Observed) error {
 		return fmt.Errorf("%s is a %s, not a bridge: remove or rename it", Name, br.Kind)
 	}
 	var wrong []string
-	if !br.Up { // its carrier comes a moment after its port's
+	if !br.Up { // not its carrier, which comes a moment after its port's
 		wrong = append(wrong, "is down")
 	}
 	if br.NoARP {
@@ -83,16 +83,19 @@ func (b WeirBridge) Check(o *Observed) error {
 	return nil
 }
 
-// mayHave: it got its MAC with its first address, which may be that of pods that are gone.
+// acceptsMAC reports whether weir0 may have its MAC. weir0 got it with its first address, which may have been the
+// gateway of pods that are gone.
 func (b WeirBridge) acceptsMAC(o *Observed, br Link) bool {
 	if slices.ContainsFunc(b.MACs, func(m net.HardwareAddr) bool { return bytes.Equal(m, br.MAC) }) {
 		return true
 	}
-	return slices.ContainsFunc(o.Addresses[br.Index], func(p netip.Prefix) bool { return bytes.Equal(MAC(p.Addr()), br.MAC) })
+	return slices.ContainsFunc(o.Addresses[br.Index], func(p netip.Prefix) bool {
+		return bytes.Equal(MAC(p.Addr()), br.MAC)
+	})
 }
 
-// portsMTU is the least of the ports', which the kernel gives a bridge too unless somebody has set another by hand
-// (br_mtu_auto_adjust, net/bridge/br_if.c); without ports the bridge's own.
+// portsMTU returns the smallest MTU of the ports; the bridge's own if it has none. The kernel sets a bridge's MTU to
+// that, unless somebody has set another MTU (br_mtu_auto_adjust, net/bridge/br_if.c).
 func portsMTU(o *Observed, br Link) int {
 	least := 0
 	for _, l := range o.Links {
@@ -138,6 +141,8 @@ func (b WeirBridge) restore(h netlinksafe.Handle, o *Observed) error {
 	return err
 }
 
+// setOption sets an option of weir0.
+//
 // Equivalent to: ip link set weir0 type bridge OPTION VALUE
 func setOption(index, option int, value uint16) *nl.NetlinkRequest {
 	info := attr(unix.IFLA_LINKINFO, nil)
@@ -150,7 +155,7 @@ func setOption(index, option int, value uint16) *nl.NetlinkRequest {
 	return request(unix.RTM_NEWLINK, 0, ifInfo(unix.AF_UNSPEC, index), info)
 }
 
-// Address is one of weir0's: the gateway of its pods.
+// Address is the property that weir0 has a gateway's address.
 type Address struct{ Gateway netip.Prefix }
 
 // Kind implements Property.
@@ -191,16 +196,17 @@ func (a Address) restore(h netlinksafe.Handle, _ *Observed) error {
 		addr.Flags = unix.IFA_F_NODAD
 	}
 	if err := h.AddrReplace(link, addr); err != nil {
-		return explainNoIPv6(fmt.Errorf("add gateway address %s to %s: %w", bridgeAddress(a.Gateway), Name, err), "on the node")
+		err = fmt.Errorf("add gateway address %s to %s: %w", bridgeAddress(a.Gateway), Name, err)
+		return explainNoIPv6(err, "on the node")
 	}
 	return nil
 }
 
-// Route is one that leads to weir0.
+// Route is the property that a route leads to weir0.
 type Route struct {
 	Dst                          netip.Prefix
 	Table, Type, Scope, Protocol int
-	Source                       netip.Addr // what the node sends under; invalid: the kernel's choice
+	Source                       netip.Addr // source address for the node's own packets; invalid: the kernel chooses
 }
 
 // Kind implements Property.
@@ -232,14 +238,14 @@ func (r Route) Check(o *Observed) error {
 		return err
 	}
 	for _, have := range o.Routes {
-		// Older kernels have IPv6's local routes on lo.
+		// In older kernels IPv6's local routes leave by lo.
 		leads := have.Link == br.Index || r.Type == unix.RTN_LOCAL && r.Dst.Addr().Is6()
 		if have.Dst == r.Dst && have.Table == r.Table && have.Type == r.Type && leads {
 			return nil
 		}
 	}
 	if r.Type == unix.RTN_LOCAL && o.Fresh[r.Dst.Addr()] {
-		return nil // IPv6's the kernel makes a moment after the address (addrconf_dad_work, net/ipv6/addrconf.c)
+		return nil // the kernel makes IPv6's a moment after the address (addrconf_dad_work, net/ipv6/addrconf.c)
 	}
 	if r.Type == unix.RTN_LOCAL {
 		return fmt.Errorf("the local route of %s is missing", r.Dst.Addr())

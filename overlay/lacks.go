@@ -11,14 +11,16 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Lack is one thing of a plan that the kernel lacks.
+// Lack is one thing that a plan has and the kernel lacks.
 type Lack struct {
+	// Was says what is missing or wrong.
 	Was string
 	// Command is the shell command that makes it.
 	Command string
 }
 
-// Lacks says what of the plan the kernel was found to lack. Without its device no more than that is said.
+// Lacks returns what the kernel lacks of the plan, according to what was observed. If the VXLAN device is missing, it
+// returns only that. It returns an error if something couldn't be read.
 func (p Plan) Lacks(o *bridge.Observed) ([]Lack, error) {
 	if err := o.ReadError(); err != nil {
 		return nil, err
@@ -40,35 +42,38 @@ func (p Plan) Lacks(o *bridge.Observed) ([]Lack, error) {
 		add(conf.Tunnel+" is down", "ip link set %s up", conf.Tunnel)
 	}
 	if tunnelled && p.TunnelMTU != 0 && tunnel.MTU != p.TunnelMTU {
-		add(fmt.Sprintf("%s has MTU %d, not %d", conf.Tunnel, tunnel.MTU, p.TunnelMTU), "ip link set %s mtu %d", conf.Tunnel, p.TunnelMTU)
+		add(fmt.Sprintf("%s has MTU %d, not %d", conf.Tunnel, tunnel.MTU, p.TunnelMTU),
+			"ip link set %s mtu %d", conf.Tunnel, p.TunnelMTU)
 	}
 	for _, gw := range p.Gateways {
 		if tunnelled && !slices.Contains(o.Addresses[tunnel.Index], netip.PrefixFrom(gw, gw.BitLen())) {
 			add(fmt.Sprintf("%s lacks the address %s", conf.Tunnel, gw), "ip addr replace %s dev %s", gw, conf.Tunnel)
 		}
 	}
-	for _, peer := range p.Remotes {
+	for _, remote := range p.Remotes {
 		link := 0 // any
-		if !peer.Direct {
+		if !remote.Direct {
 			link = tunnel.Index
-			all = append(all, peer.missingIn(o, tunnel.Index)...)
+			all = append(all, remote.missingIn(o, tunnel.Index)...)
 		}
 		has := func(r bridge.RouteSeen) bool {
-			return r.Dst == peer.Network && r.Protocol == conf.RouteProtocol && r.Table == unix.RT_TABLE_MAIN && (link == 0 || r.Link == link)
+			return r.Dst == remote.Network && r.Protocol == conf.RouteProtocol && r.Table == unix.RT_TABLE_MAIN &&
+				(link == 0 || r.Link == link)
 		}
 		if !slices.ContainsFunc(o.Routes, has) {
-			was := fmt.Sprintf("the route to %s (node %s) is missing", peer.Network, peer.Node)
-			if peer.Direct {
-				add(was, "ip route replace %s via %s proto %d", peer.Network, peer.Address, conf.RouteProtocol)
+			was := fmt.Sprintf("the route to %s (node %s) is missing", remote.Network, remote.Node)
+			if remote.Direct {
+				add(was, "ip route replace %s via %s proto %d", remote.Network, remote.Address, conf.RouteProtocol)
 			} else {
-				add(was, "ip route replace %s via %s dev %s onlink proto %d", peer.Network, peer.Via(), conf.Tunnel, conf.RouteProtocol)
+				add(was, "ip route replace %s via %s dev %s onlink proto %d",
+					remote.Network, remote.Via(), conf.Tunnel, conf.RouteProtocol)
 			}
 		}
 	}
 	return all, nil
 }
 
-// lacks says what the tunnel lacks of the peer.
+// missingIn returns which of the remote's neighbour and forwarding entries the tunnel with that index lacks.
 func (p Remote) missingIn(o *bridge.Observed, tunnel int) []Lack {
 	var all []Lack
 	mac := MAC(p.Address).String()

@@ -16,27 +16,25 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-const (
-	// noGeneratedAddress is IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h).
-	addrGenModeNone = 1
-)
+// addrGenModeNone is IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h).
+const addrGenModeNone = 1
 
-// Overlay brings plans into the kernel.
+// Overlay writes plans to the kernel.
 type Overlay struct{ h netlinksafe.Handle }
 
-// New uses the handle.
+// New returns an Overlay that uses the handle.
 func New(h netlinksafe.Handle) *Overlay { return &Overlay{h} }
 
-// Apply makes the kernel's overlay the planned one: what is missing is added, what differs is replaced, and what nobody
-// plans any more is removed. What the kernel doesn't take of one node is a problem of that node, and all else is done.
-// That the node forwards packets at all is the plugin's doing, when it makes the bridge.
+// Apply makes the kernel's overlay equal to the plan: it adds what is missing, replaces what differs, and removes what
+// the plan doesn't have. If the kernel refuses something of one node, Apply returns that as a problem of the node and
+// does all the rest. It doesn't switch on IP forwarding: the plugin does when it makes the bridge.
 func (o *Overlay) Apply(p Plan) ([]ruleset.Problem, error) {
 	if !p.NodeAddress.IsValid() {
 		return nil, o.removeRoutes(nil)
 	}
 	var tunnel netlink.Link
 	refused := refusals{}
-	if slices.ContainsFunc(p.Remotes, func(peer Remote) bool { return !peer.Direct }) {
+	if slices.ContainsFunc(p.Remotes, func(remote Remote) bool { return !remote.Direct }) {
 		var err error
 		if tunnel, err = o.ensureTunnel(p); err != nil {
 			return nil, err
@@ -51,7 +49,7 @@ func (o *Overlay) Apply(p Plan) ([]ruleset.Problem, error) {
 	return refused.problems(), err
 }
 
-// refusals are what the kernel didn't take, by the name of the node.
+// refusals are the kernel's errors by the name of the node that they concern.
 type refusals map[string]error
 
 func (r refusals) problems() []ruleset.Problem {
@@ -65,7 +63,8 @@ func (r refusals) problems() []ruleset.Problem {
 	return all
 }
 
-// ensureTunnel makes the VXLAN device, or makes it anew if the node's address has changed.
+// ensureTunnel makes the VXLAN device if it is missing, and makes it anew if its properties differ, as after a change
+// of the node's address. It returns the device.
 //
 // Equivalent to:
 //
@@ -77,7 +76,7 @@ func (o *Overlay) ensureTunnel(p Plan) (netlink.Link, error) {
 		return nil, err
 	}
 	if p.TunnelMTU == 0 {
-		return nil, fmt.Errorf("%s: it isn't known how large packets may be", conf.Tunnel)
+		return nil, fmt.Errorf("%s: the MTU of the paths to other nodes is unknown", conf.Tunnel)
 	}
 	want := &netlink.Vxlan{
 		LinkAttrs: netlink.LinkAttrs{Name: conf.Tunnel, HardwareAddr: MAC(p.NodeAddress), MTU: p.TunnelMTU, TxQLen: -1},
@@ -113,7 +112,7 @@ func (o *Overlay) ensureTunnel(p Plan) (netlink.Link, error) {
 			return nil, fmt.Errorf("set the MTU of %s to %d: %w", conf.Tunnel, p.TunnelMTU, err)
 		}
 	}
-	// Before it is up: with a link-local address the kernel would ask for routers in the tunnel.
+	// Before the link is up: with a link-local address the kernel would solicit routers through the tunnel.
 	if err := o.h.LinkSetIP6AddrGenMode(link, addrGenModeNone); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
 		return nil, fmt.Errorf("keep %s from a link-local address: %w", conf.Tunnel, err)
 	}
@@ -126,7 +125,7 @@ func (o *Overlay) ensureTunnel(p Plan) (netlink.Link, error) {
 	return link, nil
 }
 
-// has says whether some link has the address: a tunnel can begin nowhere else.
+// checkNodeAddress returns an error unless a link has the address: a tunnel can't begin elsewhere.
 func (o *Overlay) checkNodeAddress(local netip.Addr) error {
 	addrs, err := o.h.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -140,13 +139,14 @@ func (o *Overlay) checkNodeAddress(local netip.Addr) error {
 	return fmt.Errorf("no link has the node's address %s", local)
 }
 
+// sameTunnel reports whether the link has the properties that only a new device can get.
 func sameTunnel(link netlink.Link, want *netlink.Vxlan) bool {
 	have, ok := link.(*netlink.Vxlan)
 	return ok && have.VxlanId == want.VxlanId && have.SrcAddr.Equal(want.SrcAddr) && have.Port == want.Port &&
 		!have.Learning && have.HardwareAddr.String() == want.HardwareAddr.String()
 }
 
-// onlyAddresses makes these the device's only ones.
+// setAddresses makes the device's addresses equal to want.
 func (o *Overlay) setAddresses(link netlink.Link, want []netip.Addr) error {
 	have, err := o.h.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
@@ -178,25 +178,27 @@ func (o *Overlay) setAddresses(link netlink.Link, want []netip.Addr) error {
 	return nil
 }
 
+// hostNet returns the network of that address alone.
 func hostNet(a netip.Addr) *net.IPNet {
 	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
 }
 
-// neighbours makes the neighbour and forwarding entries of the peers behind the tunnel the device's only ones.
+// setNeighbours makes the device's neighbour and forwarding entries those of the remotes behind the tunnel.
 //
 // Equivalent to:
 //
 //	ip neigh replace VIA lladdr MAC dev weir-vxlan nud permanent
 //	bridge fdb replace MAC dev weir-vxlan dst NODE self permanent
-func (o *Overlay) setNeighbours(tunnel netlink.Link, peers []Remote, refused refusals) error {
+func (o *Overlay) setNeighbours(tunnel netlink.Link, remotes []Remote, refused refusals) error {
 	index := tunnel.Attrs().Index
 	want, node := map[string]netlink.Neigh{}, map[string]string{}
-	for _, p := range peers {
+	for _, p := range remotes {
 		if p.Direct {
 			continue
 		}
 		neigh := netlink.Neigh{
-			LinkIndex: index, Family: netlink.FAMILY_V4, State: netlink.NUD_PERMANENT, IP: p.Via().AsSlice(), HardwareAddr: MAC(p.Address),
+			LinkIndex: index, Family: netlink.FAMILY_V4, State: netlink.NUD_PERMANENT,
+			IP: p.Via().AsSlice(), HardwareAddr: MAC(p.Address),
 		}
 		if p.Via().Is6() {
 			neigh.Family = netlink.FAMILY_V6
@@ -231,7 +233,7 @@ func (o *Overlay) setNeighbours(tunnel netlink.Link, peers []Remote, refused ref
 		}
 	}
 	for key, n := range want {
-		// A changed node keeps its entry's key and gets another value, so what was there is gone by now.
+		// If a node's address has changed, its old entries are deleted by now and not in the way of the new ones.
 		set := o.h.NeighSet
 		if n.Family == unix.AF_BRIDGE {
 			set = o.h.NeighAppend
@@ -243,50 +245,53 @@ func (o *Overlay) setNeighbours(tunnel netlink.Link, peers []Remote, refused ref
 	return nil
 }
 
+// entry returns a key for the neighbour or forwarding entry.
 func entry(n netlink.Neigh) string { return fmt.Sprint(n.Family, n.IP, n.HardwareAddr) }
 
-// routes makes weir's routes to the peers' networks the planned ones.
+// setRoutes makes weir's routes to the remote networks equal to the plan's.
 //
 // Equivalent to:
 //
-//	ip route add NETWORK via VIA dev weir-vxlan onlink src GATEWAY proto 88      (replace, where it is weir's already)
-//	ip route add NETWORK via NODE proto 88                                       (without a tunnel)
+//	ip route add NETWORK via VIA dev weir-vxlan onlink src GATEWAY proto 88  (replace, if weir has a route there already)
+//	ip route add NETWORK via NODE proto 88                                   (without a tunnel)
 func (o *Overlay) setRoutes(tunnel netlink.Link, p Plan, refused refusals) error {
 	have, err := o.weirRoutes()
 	if err != nil {
 		return err
 	}
 	want := map[string]bool{}
-	for _, peer := range p.Remotes {
-		if refused[peer.Node] != nil {
+	for _, remote := range p.Remotes {
+		if refused[remote.Node] != nil {
 			continue
 		}
-		dst := &net.IPNet{IP: peer.Network.Addr().AsSlice(), Mask: net.CIDRMask(peer.Network.Bits(), peer.Network.Addr().BitLen())}
+		network := remote.Network.Addr()
+		dst := &net.IPNet{IP: network.AsSlice(), Mask: net.CIDRMask(remote.Network.Bits(), network.BitLen())}
 		want[dst.String()] = true
-		r := &netlink.Route{Dst: dst, Protocol: conf.RouteProtocol, Gw: peer.Address.AsSlice()}
+		r := &netlink.Route{Dst: dst, Protocol: conf.RouteProtocol, Gw: remote.Address.AsSlice()}
 		h, ok := have[dst.String()]
-		if !peer.Direct {
-			r.Gw, r.LinkIndex, r.Flags, r.Src = peer.Via().AsSlice(), tunnel.Attrs().Index, int(netlink.FLAG_ONLINK), p.gateway(peer.Network.Addr()).AsSlice()
+		if !remote.Direct {
+			r.Gw, r.LinkIndex, r.Flags = remote.Via().AsSlice(), tunnel.Attrs().Index, int(netlink.FLAG_ONLINK)
+			r.Src = p.gateway(network).AsSlice()
 			if ok && h.LinkIndex == r.LinkIndex && h.Gw.Equal(r.Gw) && h.Src.Equal(r.Src) {
 				continue
 			}
 		}
-		// A route without a tunnel is made again each time: the link that its next hop is on may be another than
-		// before.
+		// A route without a tunnel is always made again, as its next hop may be on another link by now.
 		set := o.h.RouteReplace
-		if !ok { // one that is there is another's, such as that of a subnet on one of the node's links
+		if !ok { // fails if another program has a route there, such as that of a subnet on one of the node's links
 			set = o.h.RouteAdd
 		}
 		if err := set(r); err != nil {
-			refused[peer.Node] = fmt.Errorf("add the route to %s: %w", peer.Network, err)
+			refused[remote.Node] = fmt.Errorf("add the route to %s: %w", remote.Network, err)
 		}
 	}
 	return o.removeRoutes(want)
 }
 
-// ownRoutes are weir's, by their destinations.
+// weirRoutes returns the routes of weir's protocol by destination.
 func (o *Overlay) weirRoutes() (map[string]netlink.Route, error) {
-	list, err := o.h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: conf.RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+	list, err := o.h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: conf.RouteProtocol},
+		netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
 		return nil, fmt.Errorf("list weir's routes: %w", err)
 	}
@@ -297,6 +302,7 @@ func (o *Overlay) weirRoutes() (map[string]netlink.Route, error) {
 	return own, nil
 }
 
+// removeRoutes deletes weir's routes, but for those to the destinations in keep.
 func (o *Overlay) removeRoutes(keep map[string]bool) error {
 	have, err := o.weirRoutes()
 	if err != nil {
@@ -313,7 +319,7 @@ func (o *Overlay) removeRoutes(keep map[string]bool) error {
 	return nil
 }
 
-// Remove takes the whole overlay away.
+// Remove deletes the whole overlay: routes, device and gate.
 //
 // Equivalent to: ip route flush proto 88; ip link del weir-vxlan; nft delete table inet weir-tunnel
 func (o *Overlay) Remove() error {

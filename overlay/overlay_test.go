@@ -37,7 +37,8 @@ func zones(t *testing.T) map[string]*Overlay {
 	for i := 1; i <= 3; i++ {
 		name := fmt.Sprint("n", i)
 		path := nodetest.NewNS(t, name)
-		// As ADD has it. A node that doesn't forward leaves a gateway that was slow to answer once for its default route.
+		// As ADD has it. A node that doesn't forward leaves a gateway that was slow to answer once for its default
+		// route.
 		nodetest.In(t, path,
 			func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0o600) })
 		run("ip link add eth0 netns %s mtu 1400 type veth peer name %s mtu 1400 netns router", name, name)

@@ -15,20 +15,20 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Routes are the node's own, as the kernel takes them. What was asked once is kept, so that a plan for thousands of
-// nodes asks only for those that are new: whoever has reason to think that routes have changed makes Routes anew.
+// Routes implements Paths with the node's routing tables. It remembers each answer, so a plan for thousands of nodes
+// asks the kernel only about new addresses. When routes may have changed, make a new Routes.
 type Routes struct {
 	h     netlinksafe.Handle
 	links map[int]netlink.Link
 	known map[[2]netip.Addr]Path
 }
 
-// NewRoutes uses the handle.
+// NewRoutes returns Routes that use the handle and remember nothing yet.
 func NewRoutes(h netlinksafe.Handle) *Routes {
 	return &Routes{h: h, links: map[int]netlink.Link{}, known: map[[2]netip.Addr]Path{}}
 }
 
-// To implements Paths. The route itself is asked for, and not which of several next hops one packet would take.
+// To implements Paths. It asks for the route itself, not for the one of several next hops that a packet would take.
 //
 // Equivalent to: ip route get fibmatch TO from FROM
 func (r *Routes) To(from, to netip.Addr) (Path, error) {
@@ -43,23 +43,24 @@ func (r *Routes) To(from, to netip.Addr) (Path, error) {
 	return p, err
 }
 
+// lookUp asks the kernel for the path.
 func (r *Routes) lookUp(from, to netip.Addr) (Path, error) {
 	options := netlink.RouteGetOptions{FIBMatch: true}
 	if from.IsValid() && from.BitLen() == to.BitLen() {
 		options.SrcAddr = from.AsSlice()
 	}
-	found, err := r.h.RouteGetWithOptions(to.AsSlice(), &options)
+	routes, err := r.h.RouteGetWithOptions(to.AsSlice(), &options)
 	if errors.Is(err, unix.EINVAL) && options.SrcAddr != nil { // no link has the node's address
 		options.SrcAddr = nil
-		found, err = r.h.RouteGetWithOptions(to.AsSlice(), &options)
+		routes, err = r.h.RouteGetWithOptions(to.AsSlice(), &options)
 	}
 	if err != nil {
 		return Path{}, fmt.Errorf("look up the route to %s: %w", to, err)
 	}
-	if len(found) != 1 {
-		return Path{}, fmt.Errorf("look up the route to %s: the kernel tells of %d", to, len(found))
+	if len(routes) != 1 {
+		return Path{}, fmt.Errorf("look up the route to %s: the kernel reports %d routes", to, len(routes))
 	}
-	switch route := found[0]; route.Type {
+	switch route := routes[0]; route.Type {
 	case unix.RTN_UNICAST:
 		return r.path(route)
 	case unix.RTN_LOCAL:
@@ -67,11 +68,11 @@ func (r *Routes) lookUp(from, to netip.Addr) (Path, error) {
 	case unix.RTN_BROADCAST, unix.RTN_ANYCAST, unix.RTN_MULTICAST:
 		return Path{Unfit: "no single host's"}, nil
 	default:
-		return Path{}, fmt.Errorf("the route to %s is of type %d, by which nothing is sent", to, route.Type)
+		return Path{}, fmt.Errorf("the route to %s is of type %d, which sends no packets", to, route.Type)
 	}
 }
 
-// path is that of the route: packets may take each of its next hops.
+// path returns the path of the route. Packets may take each of its next hops, so all of them count.
 func (r *Routes) path(route netlink.Route) (Path, error) {
 	p := Path{OnLink: true, MTU: route.MTU}
 	hops := route.MultiPath
@@ -96,6 +97,7 @@ func (r *Routes) path(route netlink.Route) (Path, error) {
 
 func isZero(ip net.IP) bool { return len(ip) == 0 || ip.IsUnspecified() }
 
+// link returns the link with that index.
 func (r *Routes) link(index int) (netlink.Link, error) {
 	if l, ok := r.links[index]; ok {
 		return l, nil
@@ -108,8 +110,8 @@ func (r *Routes) link(index int) (netlink.Link, error) {
 	return l, nil
 }
 
-// Uplink implements Paths: that of the link that has the address, unless it is lo; else of the default routes of the
-// address' family, else of the other.
+// Uplink implements Paths. It returns the path of the link that has the address, unless that link is lo. Else it
+// returns the path of the default routes of the address's family, else of the other family.
 //
 // Equivalent to: ip addr show to LOCAL; ip route show default
 func (r *Routes) Uplink(local netip.Addr) (Path, error) {
@@ -117,9 +119,9 @@ func (r *Routes) Uplink(local netip.Addr) (Path, error) {
 	if local.Is6() {
 		families = []int{netlink.FAMILY_V6, netlink.FAMILY_V4}
 	}
-	held, err := r.addressLink(local)
-	if err != nil || held.MTU > 0 {
-		return held, err
+	own, err := r.addressLink(local)
+	if err != nil || own.MTU > 0 {
+		return own, err
 	}
 	for _, family := range families {
 		routes, err := r.h.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
@@ -141,18 +143,21 @@ func (r *Routes) Uplink(local netip.Addr) (Path, error) {
 			return least, nil
 		}
 	}
-	return Path{}, fmt.Errorf("there is no other node yet, no link but lo has the node's address %s, and there is no default route", local)
+	return Path{}, fmt.Errorf(
+		"there is no other node yet, no link but lo has the node's address %s, and there is no default route", local)
 }
 
+// prefixLength returns the number of bits of the network's prefix; 0 for the default route.
 func prefixLength(n *net.IPNet) int {
-	if n == nil { // the default route, as some kernels tell of it
+	if n == nil { // how some kernels report the default route
 		return 0
 	}
 	ones, _ := n.Mask.Size()
 	return ones
 }
 
-// holding is the path of the link that has the address; without an MTU if none has, or lo.
+// addressLink returns the path of the link that has the address. The path has no MTU if no link has the address, or if
+// lo has it.
 func (r *Routes) addressLink(local netip.Addr) (Path, error) {
 	addrs, err := r.h.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -174,8 +179,9 @@ func (r *Routes) addressLink(local netip.Addr) (Path, error) {
 	return Path{}, nil
 }
 
-// Local are the addresses of the node's own links and of its routers, in their order. A route of weir's own to another
-// node's pods would take them away. What weir's own links and routes have isn't among them.
+// UnderlayAddresses returns the addresses of the node's links and of its routers, sorted. A route of weir's to another
+// node's pods must not lead to them: the node would lose its own network. Addresses of weir's own links and routes are
+// left out.
 //
 // Equivalent to: ip addr show; ip route show table all
 func UnderlayAddresses(h netlinksafe.Handle) ([]policy.Local, error) {
@@ -188,7 +194,7 @@ func UnderlayAddresses(h netlinksafe.Handle) ([]policy.Local, error) {
 		names[l.Attrs().Index] = l.Attrs().Name
 	}
 	words := map[netip.Addr]string{}
-	note := func(ip net.IP, link int, format string) {
+	add := func(ip net.IP, link int, format string) {
 		a, ok := netip.AddrFromSlice(ip)
 		if name := names[link]; ok && !a.IsUnspecified() && name != conf.Bridge && name != conf.Tunnel {
 			words[a.Unmap()] = fmt.Sprintf(format, name)
@@ -199,9 +205,10 @@ func UnderlayAddresses(h netlinksafe.Handle) ([]policy.Local, error) {
 		return nil, fmt.Errorf("list the node's addresses: %w", err)
 	}
 	for _, a := range addrs {
-		note(a.IP, a.LinkIndex, "this node's address on %s")
+		add(a.IP, a.LinkIndex, "this node's address on %s")
 	}
-	routes, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	routes, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC},
+		netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -209,14 +216,16 @@ func UnderlayAddresses(h netlinksafe.Handle) ([]policy.Local, error) {
 		if route.Protocol == conf.RouteProtocol {
 			continue
 		}
-		hops := slices.Concat(route.MultiPath, []*netlink.NexthopInfo{{LinkIndex: route.LinkIndex, Gw: route.Gw, Via: route.Via}})
+		only := &netlink.NexthopInfo{LinkIndex: route.LinkIndex, Gw: route.Gw, Via: route.Via}
+		hops := slices.Concat(route.MultiPath, []*netlink.NexthopInfo{only})
 		for _, hop := range hops {
-			if prefixLength(route.Dst) > 0 && route.Dst.Contains(hop.Gw) { // it stands for a tunnel's end, as flannel's do
+			// A next hop inside the destination stands for a tunnel's end, as in flannel's routes.
+			if prefixLength(route.Dst) > 0 && route.Dst.Contains(hop.Gw) {
 				continue
 			}
-			note(hop.Gw, hop.LinkIndex, "a router of this node's on %s")
+			add(hop.Gw, hop.LinkIndex, "a router of this node's on %s")
 			if via, ok := hop.Via.(*netlink.Via); ok {
-				note(via.Addr, hop.LinkIndex, "a router of this node's on %s")
+				add(via.Addr, hop.LinkIndex, "a router of this node's on %s")
 			}
 		}
 	}

@@ -1,6 +1,18 @@
-// Package overlay owns the way to pods on other nodes: one VXLAN device, and for each node a route, a neighbour and a
-// forwarding entry, all made from the Node objects alone. Nothing is learned from the network and nothing is written to
-// the Kubernetes API: a tunnel end's MAC follows from its node's address.
+// Package overlay owns the way to pods on other nodes. Compute plans it from the Node objects alone; Overlay and Gate
+// write it to the kernel.
+//
+// Its kernel objects:
+//
+//   - the VXLAN device weir-vxlan with its addresses; none where no node needs a tunnel
+//   - for each network of another node a route of protocol 88, and if it is reached through the tunnel, a neighbour and
+//     a forwarding entry of weir-vxlan
+//   - the nftables table "inet weir-tunnel", the gate
+//
+// Invariants:
+//
+//   - Nothing is learned from the network, and nothing is written to the Kubernetes API. The MAC of a tunnel's end
+//     follows from the address of its node.
+//   - Routes of other protocols are never changed.
 package overlay
 
 import (
@@ -22,16 +34,17 @@ import (
 type Encapsulation string
 
 const (
-	// Always is the default: it needs nothing of the network but that nodes reach each other, and works with EC2's
+	// Always encapsulates all packets. It is the default: it works wherever nodes reach each other, also with EC2's
 	// source/destination check on.
 	Always Encapsulation = "always"
-	// CrossSubnet encapsulates between subnets only; within one, packets go as they are.
+	// CrossSubnet encapsulates packets between subnets only. Within a subnet packets travel as they are.
 	CrossSubnet Encapsulation = "crossSubnet"
-	// Never encapsulates nothing: packets go as they are within a subnet, and beyond it the network must know the way.
+	// Never encapsulates nothing. Within a subnet packets travel as they are; beyond it the network must have routes to
+	// the pods' networks.
 	Never Encapsulation = "never"
 )
 
-// Parse reads an encapsulation; empty means Always.
+// ParseEncapsulation reads an encapsulation; empty means Always. It returns an error for an unknown one.
 func ParseEncapsulation(s string) (Encapsulation, error) {
 	switch e := Encapsulation(cmp.Or(s, string(Always))); e {
 	case Always, CrossSubnet, Never:
@@ -40,8 +53,8 @@ func ParseEncapsulation(s string) (Encapsulation, error) {
 	return "", fmt.Errorf("encapsulation %q: must be always, crossSubnet or never", s)
 }
 
-// Overhead is what a tunnel from the address takes of a packet's size: outer IPv4 or IPv6, UDP, VXLAN and inner Ethernet
-// headers (RFC 7348, section 4), in bytes.
+// Overhead returns the size in bytes of the headers that a tunnel from the address adds to a packet: outer IPv4 or
+// IPv6, UDP, VXLAN and inner Ethernet (RFC 7348, section 4).
 func Overhead(local netip.Addr) int {
 	if local.Is4() {
 		return 20 + 8 + 8 + 14
@@ -49,7 +62,7 @@ func Overhead(local netip.Addr) int {
 	return 40 + 8 + 8 + 14
 }
 
-// Options are what all nodes of a cluster must agree on.
+// Options must be the same on all nodes of a cluster.
 type Options struct {
 	Encapsulation Encapsulation
 	// Port is the tunnels' UDP port, and VNI the 24 bits that name weir's network there.
@@ -57,7 +70,7 @@ type Options struct {
 	VNI  uint32
 }
 
-// Validate says what of the options can't be.
+// Validate returns an error for the first option that is out of range.
 func (o Options) Validate() error {
 	if o.Port == 0 {
 		return errors.New("the overlay's port: must be from 1 to 65535")
@@ -68,63 +81,66 @@ func (o Options) Validate() error {
 	return nil
 }
 
-// Path is how packets leave the node for an address.
+// Path is the path by which packets leave the node for an address.
 type Path struct {
-	// MTU is the smallest of the links and routes that they may take, in bytes.
+	// MTU is the smallest MTU of the links and routes that packets may take, in bytes.
 	MTU int
-	// OnLink says that the address is on a link of the node's, without a router between.
+	// OnLink means that the address is on one of the node's links, without a router between.
 	OnLink bool
-	// Unfit says why no other node can have that address; empty if one can.
+	// Unfit says why the address can't be another node's; empty if it can.
 	Unfit string
 }
 
 // Paths knows the node's routes.
 type Paths interface {
-	// To is the path to the address of what the node sends from the other one; from may be invalid.
+	// To returns the path to an address for packets that the node sends from the other address; from may be invalid.
 	To(from, to netip.Addr) (Path, error)
-	// Uplink is the path to nodes that aren't known yet, from the node's address.
+	// Uplink returns the path from the node's address to nodes that aren't known yet.
 	Uplink(local netip.Addr) (Path, error)
 }
 
-// Plan is what this node's overlay should be.
+// Plan is the overlay as it should be on this node.
 type Plan struct {
 	Options
-	// Local is the node's own address, the tunnels' near end, whose family is that of all tunnels; packets of both travel
-	// inside. Gateways are the addresses that the node has in the pods' networks, one of each family, for what it sends
-	// itself to pods elsewhere. There are none if the node isn't ready for an overlay.
+	// NodeAddress is the node's own address, the near end of all tunnels. Its family is that of all tunnels; packets of
+	// both families travel inside. Gateways are the node's addresses in the pods' networks, one of each family: the
+	// node sends from them to pods on other nodes. NodeAddress is invalid while the node can't have an overlay.
 	NodeAddress netip.Addr
 	Gateways    []netip.Addr
 	Remotes     []Remote
-	// Nodes are the addresses of all nodes, this one too; Networks those of all pods, Own of this node's pods, and
-	// Tunnelled of those whose packets come out of tunnels only.
+	// Nodes has the addresses of all nodes, with this one. Networks has the networks of all pods, Own those of this
+	// node's pods, and Tunnelled those whose packets come out of tunnels only.
 	Nodes                    []netip.Addr
 	Networks, Own, Tunnelled []netip.Prefix
-	// MTU of the pods' links, and TunnelMTU of the VXLAN device, in bytes; 0 while no path is known.
+	// MTU is that of the pods' links, and TunnelMTU that of the VXLAN device, in bytes. They are 0 while no path is
+	// known.
 	MTU, TunnelMTU int
 	Problems       []ruleset.Problem
 }
 
-// gateway is the one of that address's family; invalid if there is none.
+// gateway returns the gateway of that address's family; invalid if there is none.
 func (p Plan) gateway(a netip.Addr) netip.Addr { return firstOf(conf.FamilyOf(a), p.Gateways) }
 
-// Equal says whether the plans ask the same of the kernel.
+// Equal reports whether both plans ask the same of the kernel. It ignores their problems.
 func (p Plan) Equal(q Plan) bool {
 	p.Problems, q.Problems = nil, nil
 	return reflect.DeepEqual(p, q)
 }
 
-// Peer is another node, or one of several networks of it.
+// Remote is a network of another node. A node with several networks has a Remote for each.
 type Remote struct {
 	Node    string
 	Address netip.Addr
 	Network netip.Prefix
-	// Direct packets go as they are; others through the tunnel.
+	// Direct means that packets travel as they are, without the tunnel.
 	Direct bool
 }
 
-// Via is the address that stands for the peer's tunnel end inside: in IPv4 its network's first, which no pod has; in IPv6
-// a link-local one that ends as the tunnel end's MAC. There the kernel takes no other that some route leads elsewhere, be
-// it the one that is to be replaced.
+// Via returns the address that stands for the tunnel's far end as the next hop of the route.
+//
+//   - IPv4: the first address of the remote network, which no pod has.
+//   - IPv6: a link-local address that ends as the MAC of the tunnel's end. The kernel refuses as a next hop any other
+//     address to which a route leads elsewhere, even if that route is about to be replaced.
 func (p Remote) Via() netip.Addr {
 	if p.Network.Addr().Is4() {
 		return p.Network.Addr()
@@ -134,7 +150,7 @@ func (p Remote) Via() netip.Addr {
 	return netip.AddrFrom16(local)
 }
 
-// MAC of the tunnel end at that address. Of IPv6 addresses it is made from all of it.
+// MAC returns the MAC of the tunnel's end on the node with that address. For IPv6 it is a hash of the address.
 func MAC(node netip.Addr) net.HardwareAddr {
 	b := node.AsSlice()
 	if node.Is6() {
@@ -144,10 +160,13 @@ func MAC(node netip.Addr) net.HardwareAddr {
 	return net.HardwareAddr{0x0e, 0x58, b[0], b[1], b[2], b[3]}
 }
 
-// Compute plans the overlay of the node named self. Of the nodes only what counts is there, in the order in which they
-// were created (policy.Settle). The tunnels go between the nodes' addresses of the family that this one's first is of;
-// what goes as it is needs an address of its own family at the other end. A Node without an address or a network is
-// left out until it has one. Networks of a family that this node has none of are left out too: nobody here speaks it.
+// Compute plans the overlay of the node self. nodes are in the order of their creation, and without the addresses and
+// networks that don't count (see policy.Settle).
+//
+//   - Tunnels go between the nodes' addresses of one family: that of this node's first address.
+//   - Packets that travel as they are need an address of their own family at the other node.
+//   - A Node without an address or a network is left out until it has one.
+//   - A network of a family that this node has no network of is left out: this node has no addresses of that family.
 func Compute(self string, o Options, nodes []policy.Node, paths Paths) Plan {
 	c := planner{Plan: Plan{Options: o}, self: self, paths: paths, macs: map[string]string{}}
 	for _, n := range nodes {
@@ -172,27 +191,28 @@ func Compute(self string, o Options, nodes []policy.Node, paths Paths) Plan {
 	return c.Plan
 }
 
-// computing is a plan on its way.
+// planner is a plan while it is computed.
 type planner struct {
 	Plan
-	self        string
-	paths       Paths
-	macs        map[string]string // of tunnel ends, and whose they are
-	leastMTU       int               // MTU of all paths to nodes, in bytes
-	leastTunnelMTU int               // of those that tunnels take
+	self           string
+	paths          Paths
+	macs           map[string]string // node by the MAC of its tunnel's end
+	leastMTU       int               // smallest MTU of all paths to nodes, in bytes
+	leastTunnelMTU int               // smallest MTU of the paths that tunnels take, in bytes
 }
 
 func (c *planner) report(node, field, format string, args ...any) {
-	c.Problems = append(c.Problems, ruleset.Problem{Object: "Node " + node, Field: field, Message: fmt.Sprintf(format, args...)})
+	message := fmt.Sprintf(format, args...)
+	c.Problems = append(c.Problems, ruleset.Problem{Object: "Node " + node, Field: field, Message: message})
 }
 
-// add plans the ways to the other node's networks. What this node has no way to through a tunnel has none from there
-// either, so packets under such addresses come from nobody.
+// add plans how the other node's networks are reached. A network without a tunnel from here has none to here either, so
+// packets from its addresses are forged, and requireTunnel makes the gate drop them.
 func (c *planner) add(n policy.Node) {
-	strange := 0 // networks of families that this node has none of
+	foreign := 0 // networks of families that this node has none of
 	for _, network := range n.PodCIDRs {
 		if c.NodeAddress.IsValid() && !c.gateway(network.Addr()).IsValid() {
-			strange++
+			foreign++
 			c.requireTunnel(network)
 			continue
 		}
@@ -200,34 +220,39 @@ func (c *planner) add(n policy.Node) {
 			c.requireTunnel(network)
 			continue
 		}
-		peer, ok := c.route(n, network)
-		if ok && peer.Address.IsValid() {
-			c.Remotes = append(c.Remotes, peer)
+		remote, ok := c.route(n, network)
+		if ok && remote.Address.IsValid() {
+			c.Remotes = append(c.Remotes, remote)
 		}
-		if !peer.Direct {
+		if !remote.Direct {
 			c.requireTunnel(network)
 		}
 	}
-	if strange > 0 && strange == len(n.PodCIDRs) && len(n.Addresses) > 0 {
-		c.report(n.Name, "spec.podCIDRs", "there is no network of a family that this node has one of; its pods can't be reached")
+	if foreign > 0 && foreign == len(n.PodCIDRs) && len(n.Addresses) > 0 {
+		c.report(n.Name, "spec.podCIDRs",
+			"there is no network of a family that this node has one of; its pods can't be reached")
 	}
 }
 
-// close has packets under the network's addresses come out of tunnels only.
+// requireTunnel plans that packets from the network's addresses come out of tunnels only.
 func (c *planner) requireTunnel(network netip.Prefix) {
 	if c.Encapsulation != Never {
 		c.Tunnelled = append(c.Tunnelled, network)
 	}
 }
 
-// way is how the network of the node is reached: directly, through a tunnel from the local address, or by a way that
-// the network between the nodes knows, which is no peer. It is false if there is none.
+// route plans how the network of the node is reached. It returns false if there is no way. There are three ways:
+//
+//   - directly
+//   - through a tunnel from this node's address
+//   - by routers between the nodes; then the Remote has no address, and weir makes no route
 func (c *planner) route(n policy.Node, network netip.Prefix) (Remote, bool) {
 	inner, outer := conf.FamilyOf(network.Addr()), conf.FamilyOf(cmp.Or(c.NodeAddress, n.Addresses[0]))
 	p := Remote{Node: n.Name, Network: network}
 	missing := func(f conf.Family) (Remote, bool) {
 		c.report(n.Name, "status.addresses",
-			"there is no %s InternalIP that counts, to which packets for %s would be sent; its pods can't be reached", f, network)
+			"there is no %s InternalIP that counts, to which packets for %s would be sent; its pods can't be reached",
+			f, network)
 		return p, false
 	}
 	if direct := firstOf(inner, n.Addresses); c.Encapsulation != Always && direct.IsValid() {
@@ -252,9 +277,12 @@ func (c *planner) route(n policy.Node, network netip.Prefix) (Remote, bool) {
 		return p, false
 	}
 	mac := MAC(p.Address).String()
-	if other, taken := c.macs[mac]; taken && other != n.Name || p.Address.Is6() && c.NodeAddress.IsValid() && mac == MAC(c.NodeAddress).String() {
-		// Of IPv6 addresses a MAC holds too little to tell all apart, and two can be chosen so that it doesn't.
-		c.report(n.Name, "status.addresses", "the tunnel's end at %s has the same MAC as that of node %s; its pods can't be reached",
+	other, used := c.macs[mac]
+	own := p.Address.Is6() && c.NodeAddress.IsValid() && mac == MAC(c.NodeAddress).String()
+	if used && other != n.Name || own {
+		// A MAC is shorter than an IPv6 address, so somebody can choose two addresses that have the same MAC.
+		c.report(n.Name, "status.addresses",
+			"the tunnel's end at %s has the same MAC as that of node %s; its pods can't be reached",
 			p.Address, cmp.Or(other, c.self))
 		return p, false
 	}
@@ -263,8 +291,8 @@ func (c *planner) route(n policy.Node, network netip.Prefix) (Remote, bool) {
 	return p, true
 }
 
-// path asks for the path to the node's address. It is false if no other node can have that address. One that isn't
-// known, as while the node has no route yet, is a problem, and no reason to take a tunnel away.
+// path returns the path to the node's address, and false if the address can't be another node's. An unknown path is
+// reported as a problem and counts as a path: the node may have no route yet, and an existing tunnel must stay.
 func (c *planner) path(node string, from, to netip.Addr) (Path, bool) {
 	path, err := c.paths.To(from, to)
 	switch {
@@ -278,7 +306,7 @@ func (c *planner) path(node string, from, to netip.Addr) (Path, bool) {
 	return path, true
 }
 
-// measure finds how large packets may be. Until there are other nodes, that is up to the way to them.
+// setMTUs sets the plan's MTUs. Until there are other nodes, the uplink's MTU counts.
 func (c *planner) setMTUs() {
 	if !c.NodeAddress.IsValid() {
 		return
@@ -306,7 +334,7 @@ func (c *planner) setMTUs() {
 	c.TunnelMTU = max(min(c.leastTunnelMTU-Overhead(c.NodeAddress), largest), least)
 }
 
-// smallest is the smaller of two sizes, of which 0 is unknown.
+// smallest returns the smaller of two sizes. A size of 0 is unknown.
 func smallest(a, b int) int {
 	if a == 0 || b != 0 && b < a {
 		return b
@@ -314,7 +342,7 @@ func smallest(a, b int) int {
 	return a
 }
 
-// firstOf the addresses that is of the family; invalid if none is.
+// firstOf returns the first of the addresses that is of the family; invalid if there is none.
 func firstOf(f conf.Family, addrs []netip.Addr) netip.Addr {
 	i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return conf.FamilyOf(a) == f })
 	if i < 0 {

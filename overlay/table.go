@@ -8,7 +8,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
@@ -19,18 +18,20 @@ import (
 // Traffic counts tunnel packets since the gate was made.
 type Traffic struct {
 	Accepted  uint64 // by the gate
-	Delivered uint64 // at the tunnel, past all firewalls of the host
+	Delivered uint64 // to the tunnel, behind all firewalls of the host
 }
 
 func gateTable() *nftables.Table {
 	return &nftables.Table{Name: conf.TunnelTable, Family: nftables.TableFamilyINet}
 }
 
-// maxElements of one message: an attribute's length has 16 bits, and an element takes less than a hundred bytes.
+// maxElements is how many elements one message carries: the length of an attribute has 16 bits, and an element takes
+// less than a hundred bytes.
 const maxElements = 500
 
-// transaction has room for the elements of thousands of nodes, as the kernel takes all of it or nothing.
-func transaction() (*nftables.Conn, error) {
+// openTransaction returns a connection whose buffers hold the elements of thousands of nodes: the kernel takes a
+// transaction as a whole.
+func openTransaction() (*nftables.Conn, error) {
 	conn, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
 		return errors.Join(c.SetWriteBuffer(16<<20), c.SetReadBuffer(1<<20))
 	}))
@@ -40,12 +41,13 @@ func transaction() (*nftables.Conn, error) {
 	return conn, nil
 }
 
-// Apply makes the kernel's table the gate, in one transaction, or only changes what is in its sets if the rest is as it
-// should be. It says whether it found the rules otherwise, and how many tunnel packets there were before.
+// Apply makes the kernel's table equal to the gate. If the chains and rules are right, it changes only the sets'
+// elements; else it replaces the table, in one transaction. It returns whether the chains or rules were wrong, and the
+// number of tunnel packets that the table had counted.
 //
-// Equivalent to: nft -f, with the table that String prints
-func (g Gate) Apply() (renewed bool, t Traffic, err error) {
-	conn, err := transaction()
+// Equivalent to: nft -f, with the table that String returns
+func (g Gate) Apply() (replaced bool, t Traffic, err error) {
+	conn, err := openTransaction()
 	if err != nil {
 		return false, t, err
 	}
@@ -53,7 +55,7 @@ func (g Gate) Apply() (renewed bool, t Traffic, err error) {
 	if err != nil {
 		return false, t, err
 	}
-	if have == nil || g.countStale(have) > fewElements {
+	if have == nil || g.countStale(have) > maxDeletions {
 		err = g.replace(conn)
 	} else {
 		err = g.updateElements(conn, have)
@@ -64,35 +66,27 @@ func (g Gate) Apply() (renewed bool, t Traffic, err error) {
 	return have == nil, t, nil
 }
 
-// Keep makes the table only if it isn't there, or lacks the rules of a chain, for when it isn't known yet which nodes
-// there are. What else it holds stays as it is.
+// EnsureExists makes the table if it is missing, or if one of its chains is missing, at another hook or without rules.
+// It leaves other tables as they are. The agent calls it while it doesn't know yet which nodes there are.
 func (g Gate) EnsureExists() error {
-	conn, err := transaction()
+	conn, err := openTransaction()
 	if err != nil {
 		return err
 	}
-	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	have, err := nft.ListChains(conn, gateTable())
 	if err != nil {
-		return fmt.Errorf("list the inet family's chains: %w", err)
+		return err
 	}
-	for _, want := range g.chains {
-		i := slices.IndexFunc(chains, func(c *nftables.Chain) bool { return c.Table.Name == conf.TunnelTable && c.Name == want.name })
-		if i >= 0 {
-			rules, err := conn.GetRules(gateTable(), chains[i])
-			if err != nil {
-				return fmt.Errorf("list the gate's chain %s: %w", want.name, err)
-			}
-			if (len(rules) > 0 || len(want.rules) == 0) && nft.Hooked(chains[i], want.hook, want.priority) {
-				continue
-			}
+	for _, c := range g.chains {
+		if !c.kernel().SameHook(have[c.name]) || (len(have[c.name].Rules) == 0 && len(c.rules) > 0) {
+			_, _, err := g.Apply()
+			return err
 		}
-		_, _, err := g.Apply()
-		return err
 	}
 	return nil
 }
 
-// Remove deletes the table with all that is in it.
+// Remove deletes the gate. It returns nil if there is none.
 //
 // Equivalent to: nft delete table inet weir-tunnel
 func (Gate) Remove() error {
@@ -107,16 +101,19 @@ func (Gate) Remove() error {
 	return nil
 }
 
+// kernel returns the set, without its elements, as the kernel is to have it.
 func (s gateSet) kernel() *nftables.Set {
 	return &nftables.Set{
-		Table: gateTable(), Name: s.name, KeyType: s.keyType, Interval: s.interval, Concatenation: s.concatenated, Comment: s.comment,
+		Table: gateTable(), Name: s.name, KeyType: s.keyType, Interval: s.interval, Concatenation: s.concatenated,
+		Comment: s.comment,
 	}
 }
 
+// replace deletes the kernel's table and makes the gate, in one transaction.
 func (g Gate) replace(conn *nftables.Conn) error {
-	conn.AddTable(gateTable()) // what isn't there can't be deleted
+	conn.AddTable(gateTable()) // deleting a table that is absent would fail
 	conn.DelTable(gateTable())
-	table := conn.AddTable(gateTable())
+	conn.AddTable(gateTable())
 	for _, s := range g.sets {
 		set := s.kernel()
 		if err := conn.AddSet(set, nil); err != nil {
@@ -128,23 +125,15 @@ func (g Gate) replace(conn *nftables.Conn) error {
 			}
 		}
 	}
-	accept := nftables.ChainPolicyAccept
+	var chains []nft.Chain
 	for _, c := range g.chains {
-		chain := &nftables.Chain{Name: c.name, Table: table}
-		if c.hook != nil {
-			chain.Type, chain.Hooknum, chain.Priority, chain.Policy = nftables.ChainTypeFilter, c.hook, &c.priority, &accept
-		}
-		conn.AddChain(chain)
-		for _, r := range c.rules {
-			conn.AddRule(&nftables.Rule{
-				Table: table, Chain: chain, Exprs: r.exprs, UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment),
-			})
-		}
+		chains = append(chains, c.kernel())
 	}
+	nft.AddChains(conn, chains)
 	return conn.Flush()
 }
 
-// held are the elements of the table's sets, by the names of the sets.
+// gateElements are the elements of the kernel's sets, by the name of the set and by elementKey.
 type gateElements map[string]map[string]nftables.SetElement
 
 func elementKey(e nftables.SetElement) string {
@@ -155,12 +144,12 @@ func elementKey(e nftables.SetElement) string {
 	return fmt.Sprintf("%x %x %v", e.Key, end, e.IntervalEnd)
 }
 
-// fewElements is how many are taken out of sets one by one. From a set of intervals with several parts that takes the
-// kernel a time that grows with the set: more than a millisecond each of 5,000, while the whole table is made in a
-// fifth of a second.
-const fewElements = 100
+// maxDeletions is how many elements Apply deletes one by one. In a set of intervals with several parts, the time for a
+// deletion grows with the set: with 5,000 elements each takes more than a millisecond, while the whole table is made in
+// 200 milliseconds.
+const maxDeletions = 100
 
-// leaves counts the elements that the gate hasn't.
+// countStale counts the kernel's elements that the gate lacks.
 func (g Gate) countStale(have gateElements) (n int) {
 	for _, s := range g.sets {
 		n += len(have[s.name])
@@ -173,31 +162,24 @@ func (g Gate) countStale(have gateElements) (n int) {
 	return n
 }
 
-// fill makes the elements of the sets those of the gate.
+// updateElements makes the elements of the kernel's sets equal to the gate's.
 //
 // Equivalent to: nft delete element inet weir-tunnel SET { … }; nft add element inet weir-tunnel SET { … }
 func (g Gate) updateElements(conn *nftables.Conn, have gateElements) error {
 	changed := false
 	for _, s := range g.sets {
-		set, stale := s.kernel(), have[s.name]
-		var missing []nftables.SetElement
-		for _, e := range s.elements {
-			if _, ok := stale[elementKey(e)]; !ok {
-				missing = append(missing, e)
-			}
-			delete(stale, elementKey(e))
+		missing, stale := s.compare(have[s.name])
+		if len(missing)+len(stale) == 0 {
+			continue
 		}
-		var gone []nftables.SetElement
-		for _, e := range stale {
-			gone = append(gone, nftables.SetElement{Key: e.Key, KeyEnd: e.KeyEnd, IntervalEnd: e.IntervalEnd})
-		}
-		changed = changed || len(gone)+len(missing) > 0
-		if s.interval && !s.concatenated && len(gone)+len(missing) > 0 {
-			// An interval is two elements here. Such sets are small, and made anew they have no halves.
+		changed = true
+		set := s.kernel()
+		if s.interval && !s.concatenated {
+			// An interval is two elements here. Such sets are small, so they are filled anew: no interval loses an end.
 			conn.FlushSet(set)
-			gone, missing = nil, s.elements
+			stale, missing = nil, s.elements
 		}
-		for part := range slices.Chunk(gone, maxElements) {
+		for part := range slices.Chunk(stale, maxElements) {
 			if err := conn.SetDeleteElements(set, part); err != nil {
 				return err
 			}
@@ -214,22 +196,36 @@ func (g Gate) updateElements(conn *nftables.Conn, have gateElements) error {
 	return conn.Flush()
 }
 
-// readGate is what the kernel's table has in its sets if all else of it is the gate's; nil if there is no table, or it
-// has other sets, chains or rules.
+// compare returns the elements that the kernel's set lacks, and those that it should not have. It removes the wanted
+// elements from have.
+func (s gateSet) compare(have map[string]nftables.SetElement) (missing, stale []nftables.SetElement) {
+	for _, e := range s.elements {
+		if _, ok := have[elementKey(e)]; !ok {
+			missing = append(missing, e)
+		}
+		delete(have, elementKey(e))
+	}
+	for _, e := range have {
+		stale = append(stale, nftables.SetElement{Key: e.Key, KeyEnd: e.KeyEnd, IntervalEnd: e.IntervalEnd})
+	}
+	return missing, stale
+}
+
+// readGate returns the elements of the kernel's sets, and the tunnel packets that the kernel's rules have counted. The
+// elements are nil if there is no table, or if its sets, chains or rules differ from the gate's.
 func readGate(conn *nftables.Conn, g Gate) (gateElements, Traffic, error) {
-	var t Traffic
-	// The library's "not found" can't be told from its other errors, so ask for what is there.
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	exists, err := nft.TableExists(conn, gateTable())
+	if err != nil || !exists {
+		return nil, Traffic{}, err
+	}
+	chains, err := nft.ListChains(conn, gateTable())
 	if err != nil {
-		return nil, t, fmt.Errorf("list the inet family's tables: %w", err)
+		return nil, Traffic{}, err
 	}
-	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == conf.TunnelTable })
-	if i < 0 || tables[i].Flags != 0 { // a dormant table shows its rules, and no packet passes them
+	t := trafficOf(chains)
+	differs := func(c gateChain) bool { return !c.kernel().Same(chains[c.name]) }
+	if len(chains) != len(g.chains) || slices.ContainsFunc(g.chains, differs) {
 		return nil, t, nil
-	}
-	stands, t, err := chainsStand(conn, g)
-	if err != nil || !stands {
-		return nil, t, err
 	}
 	sets, err := conn.GetSets(gateTable())
 	if err != nil {
@@ -256,42 +252,23 @@ func readGate(conn *nftables.Conn, g Gate) (gateElements, Traffic, error) {
 	return have, t, nil
 }
 
-func chainsStand(conn *nftables.Conn, g Gate) (stands bool, t Traffic, err error) {
-	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return false, t, fmt.Errorf("list the inet family's chains: %w", err)
-	}
-	chains = slices.DeleteFunc(chains, func(c *nftables.Chain) bool { return c.Table.Name != conf.TunnelTable })
-	stands = len(chains) == len(g.chains)
-	for _, want := range g.chains {
-		i := slices.IndexFunc(chains, func(c *nftables.Chain) bool { return c.Name == want.name })
-		if i < 0 || !nft.Hooked(chains[i], want.hook, want.priority) {
-			stands = false
-			continue
-		}
-		rules, err := conn.GetRules(gateTable(), chains[i])
-		if err != nil {
-			return false, t, fmt.Errorf("list the gate's chain %s: %w", want.name, err)
-		}
-		stands = stands && slices.EqualFunc(rules, want.rules, func(have *nftables.Rule, r gateRule) bool {
-			return nft.SameRule(nftables.TableFamilyINet, have, r.comment, r.exprs)
-		})
-		for _, r := range rules {
-			t.count(r)
+// trafficOf reads the counters of the chains' rules.
+func trafficOf(chains map[string]nft.Listed) (t Traffic) {
+	for _, c := range chains {
+		for _, r := range c.Rules {
+			for _, e := range r.Exprs {
+				counter, ok := e.(*expr.Counter)
+				if !ok {
+					continue
+				}
+				switch nft.Comment(r) {
+				case acceptedComment:
+					t.Accepted += counter.Packets
+				case deliveredComment:
+					t.Delivered += counter.Packets
+				}
+			}
 		}
 	}
-	return stands, t, nil
-}
-
-func (t *Traffic) count(r *nftables.Rule) {
-	comment, _ := userdata.GetString(r.UserData, userdata.TypeComment)
-	for _, e := range r.Exprs {
-		c, ok := e.(*expr.Counter)
-		switch {
-		case ok && comment == acceptedComment:
-			t.Accepted += c.Packets
-		case ok && comment == deliveredComment:
-			t.Delivered += c.Packets
-		}
-	}
+	return t
 }

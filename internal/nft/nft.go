@@ -1,6 +1,6 @@
 // Package nft holds what the guard (package bridge) and the gate (package overlay) have in common as nftables tables:
-// how a rule is written, how chains are added, and how the kernel's chains are compared with those that should be there.
-// It owns no kernel object: the caller passes the connection and names the tables.
+// how a rule is written, how chains are added, and how the kernel's chains are compared with those that should be
+// there. It owns no kernel object: the caller passes the connection and names the tables.
 package nft
 
 import (
@@ -89,8 +89,8 @@ func ListChains(conn *nftables.Conn, t *nftables.Table) (map[string]Listed, erro
 	return all, nil
 }
 
-// Same reports whether the kernel's chain is at the wanted hook and has the wanted rules. It ignores what the rules have
-// counted.
+// Same reports whether the kernel's chain is at the wanted hook and has the wanted rules. It ignores what the rules
+// have counted.
 func (want Chain) Same(have Listed) bool {
 	return want.SameHook(have) && slices.EqualFunc(have.Rules, want.Rules, func(h *nftables.Rule, w Rule) bool {
 		return w.same(want.Table.Family, h)
@@ -114,8 +114,8 @@ func (want Chain) SameHook(have Listed) bool {
 // same compares the rule's comment and expressions with those of the kernel's rule, in a table of that family.
 func (want Rule) same(family nftables.TableFamily, have *nftables.Rule) bool {
 	return Comment(have) == want.Comment && slices.EqualFunc(have.Exprs, want.Exprs, func(a, b expr.Any) bool {
-		x, errX := comparable(family, a)
-		y, errY := comparable(family, b)
+		x, errX := encode(family, a)
+		y, errY := encode(family, b)
 		return errX == nil && errY == nil && bytes.Equal(x, y)
 	})
 }
@@ -126,9 +126,9 @@ func Comment(r *nftables.Rule) string {
 	return comment
 }
 
-// comparable encodes the expression without the parts that only the kernel sets: counts, and the numbers that sets had
+// encode encodes the expression without the parts that only the kernel sets: counts, and the numbers that sets had
 // when the rule was made.
-func comparable(family nftables.TableFamily, e expr.Any) ([]byte, error) {
+func encode(family nftables.TableFamily, e expr.Any) ([]byte, error) {
 	switch x := e.(type) {
 	case *expr.Counter:
 		e = &expr.Counter{}
