@@ -75,7 +75,7 @@ func (a *agent) reap(ctx context.Context) error {
 }
 
 func (a *agent) reapOnce() {
-	ended, err := attachment.Reap()
+	ended, err := attachment.NewNode().Reap()
 	for _, e := range ended {
 		a.metrics.reaped.Inc()
 		a.Log.Info("a pod's network was taken away: its namespace is gone, or its deletion was left half done", "pod", e.Pod.String(),
@@ -88,7 +88,7 @@ func (a *agent) reapOnce() {
 
 // evict takes addresses that somebody has put there out of the sets of all pods.
 func (a *agent) evict(ctx context.Context, strays []netip.Addr) {
-	evicted, err := attachment.Evict(strays)
+	evicted, err := attachment.NewNode().Evict(strays)
 	if err != nil {
 		a.Log.Error("addresses of no pod stay among those that are judged; it is tried again", "error", err)
 	}

@@ -146,7 +146,7 @@ func TestReap(t *testing.T) {
 	all := map[string][]string{"c1": whole, "c2": whole, "c3": whole, "c4": held}
 	reap := func(want ...string) {
 		t.Helper()
-		ended, err := Reap()
+		ended, err := NewNode().Reap()
 		var got []string
 		for _, e := range ended {
 			got = append(got, e.ContainerID)
@@ -171,7 +171,7 @@ func TestReap(t *testing.T) {
 	reap("c3")
 	n.must(making.Close()) // the ADD was killed
 	reap("c4")
-	n.must(End("c1:eth0")) // a DEL that comes after all
+	n.must(NewNode().End("c1:eth0")) // a DEL that comes after all
 }
 
 func TestCollect(t *testing.T) {
@@ -188,14 +188,14 @@ func TestCollect(t *testing.T) {
 	n.must(os.WriteFile(record("c4", ".json"), []byte("{"), 0o600)) // of whichever network
 	valid := map[string]bool{"c1:eth0": true, "c9:eth0": true}
 	for range 2 {
-		n.must(Collect("weir", valid))
+		n.must(NewNode().Collect("weir", valid))
 		n.want("collected", map[string][]string{"c1": whole, "c3": over, "c4": whole, "c5": {"address", "record"}})
 	}
 	n.must(making.Close())
-	n.must(Collect("other", nil))
+	n.must(NewNode().Collect("other", nil))
 	n.want("the other network's", map[string][]string{"c1": whole, "c4": whole, "c5": {"address", "record"}})
 	nodetest.Run(t, "ip", "link", "del", "c4")
-	n.must(Collect("weir", nil))
+	n.must(NewNode().Collect("weir", nil))
 	n.want("with nothing valid", map[string][]string{})
 }
 
@@ -208,7 +208,7 @@ func TestEvict(t *testing.T) {
 	e := n.add("c1", "weir")
 	stray, over := netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("203.0.113.10")
 	n.must(ipset.Apply(ipset.Change{Set: conf.PodsSet, Entry: ipset.Entry{Prefix: netip.PrefixFrom(stray, 32)}}))
-	evicted, err := Evict([]netip.Addr{e.Addresses[0].Addr, stray, over})
+	evicted, err := NewNode().Evict([]netip.Addr{e.Addresses[0].Addr, stray, over})
 	if err != nil || !slices.Equal(evicted, []netip.Addr{stray}) {
 		t.Errorf("evicted: %v, %v", evicted, err)
 	}
@@ -231,9 +231,9 @@ func TestLostRecords(t *testing.T) {
 	n.must(ipset.Apply(ipset.Change{Set: "weir-sel-x", Entry: stranger}))
 	n.must(os.RemoveAll("/run/weir/endpoints"))
 	n.must(os.Mkdir("/run/weir/endpoints", 0o700))
-	n.must(Collect("weir", map[string]bool{"c1:eth0": true}))
+	n.must(NewNode().Collect("weir", map[string]bool{"c1:eth0": true}))
 	n.want("collected", map[string][]string{"c1": {"3 sets", "address", "guard", "link"}})
-	n.must(Collect("weir", nil))
+	n.must(NewNode().Collect("weir", nil))
 	n.want("with nothing valid", map[string][]string{})
 	if neighbours := nodetest.Run(t, "ip", "neigh", "show", "nud", "permanent"); neighbours != "" {
 		t.Errorf("neighbours left: %s", neighbours)
@@ -251,7 +251,7 @@ func TestAnIDThatCameBack(t *testing.T) {
 	n := newNode(t)
 	n.add("c1", "weir")
 	looks := 0
-	ended, err := endEach(func(id string) (bool, error) {
+	ended, err := NewNode().endEach(func(id string) (bool, error) {
 		looks++
 		if looks == 1 {
 			return true, nil
@@ -280,13 +280,13 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	} {
 		nodetest.Run(t, "ip", strings.Fields(command)...)
 	}
-	if ended, err := Reap(); len(ended) > 0 || err != nil {
+	if ended, err := NewNode().Reap(); len(ended) > 0 || err != nil {
 		t.Errorf("%v, %v: reaped", ended, err)
 	}
-	n.must(Collect("weir", map[string]bool{"c2:eth0": true}))
+	n.must(NewNode().Collect("weir", map[string]bool{"c2:eth0": true}))
 	n.want("collected", map[string][]string{"c1": {"3 sets", "address", "guard", "record"}, "c2": whole})
 	for range 2 {
-		n.must(End("c1:eth0"))
+		n.must(NewNode().End("c1:eth0"))
 		n.want("ended", map[string][]string{"c2": whole})
 	}
 	// A record that names another's link: it isn't touched.
@@ -294,13 +294,13 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	n.must(err)
 	e.HostIf = "lo"
 	n.must(e.Save())
-	n.must(End("c2:eth0"))
+	n.must(NewNode().End("c2:eth0"))
 	n.want("ended", map[string][]string{})
 	nodetest.Run(t, "ip", "link", "show", "lo")
 	// One that can be read, and can't be.
 	n.add("c3", "weir")
 	n.must(os.WriteFile(record("c3", ".json"),
 		[]byte(`{"containerID": "c3", "ifName": "eth0", "mac": "0a:58:0a:58:00:02", "addresses": [{}]}`), 0o600))
-	n.must(End("c3:eth0"))
+	n.must(NewNode().End("c3:eth0"))
 	n.want("ended", map[string][]string{})
 }

@@ -1,7 +1,3 @@
-// Package attachment owns how attachments end: because the runtime deletes them, because making them failed, or because
-// they are over and nobody says so. What an attachment has on the node is its record, guard entry, places in sets, link,
-// neighbour entries, connections and addresses. The record is written before all of these and removed after them, and each
-// step can be repeated, so whatever is killed on the way leaves what is found again.
 package attachment
 
 import (
@@ -16,17 +12,29 @@ import (
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/ipam"
 	"github.com/weir-net/weir/netfilter/conntrack"
-	"github.com/weir-net/weir/netfilter/ipset"
 )
 
-// End takes the attachment away, as its record says. That it is gone already is no error. A record that can't be understood
-// ends too: what goes by its name alone is taken away, and so are the addresses that it holds.
-func End(id string) error {
-	// Reap takes what is left half done, and a deletion that still goes on is not.
-	defer func(held io.Closer) { _ = held.Close() }(endpoint.MarkBusy(id))
-	begun, err := begin(id)
+// ending is an attachment that is being taken away. It is handed from one part of the way to the next.
+type ending struct {
+	id string
+	// record is the endpoint record; nil if there is none, or if it is broken.
+	record *endpoint.Endpoint
+	// sender is what the guard lets the attachment's port send. Its port is the link that weir made for the attachment,
+	// whatever the record names. Its MAC is nil where the record tells none.
+	sender bridge.Sender
+	// begun says that the port of this record's attachment sends nothing any more, or is another plugin's.
+	begun bool
+}
+
+// End takes the attachment with that ID away, as its record says. It returns nil if there is no record. If the record is
+// broken, End takes away what the ID alone tells, and the addresses that are assigned to the attachment.
+func (n Node) End(id string) error {
+	// Reap ends the attachments whose deletion has stopped halfway: the lock says that this one goes on.
+	defer func(lock io.Closer) { _ = lock.Close() }(endpoint.MarkBusy(id))
+	x := &ending{id: id}
+	err := x.begin()
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // nothing is made before the record, and it goes last: there was nothing left but perhaps the link
+		return nil // the record is written first and removed last: without one at most the link was left
 	}
 	if err != nil {
 		return err
@@ -36,15 +44,16 @@ func End(id string) error {
 		return err
 	}
 	defer unlock()
-	_, err = end(id, begun)
+	_, err = n.endLocked(x)
 	return err
 }
 
-// Detach is End for who has the record's content: of a record that is gone, or was never written, too.
-func Detach(e *endpoint.Endpoint) error {
-	defer func(held io.Closer) { _ = held.Close() }(endpoint.MarkBusy(e.ID()))
-	begun, err := begin(e.ID())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+// TakeBack is End for an attachment whose making has failed. It goes by what ADD knows of the attachment, whether or not
+// ADD has come as far as writing the record.
+func (n Node) TakeBack(e *endpoint.Endpoint) error {
+	defer func(lock io.Closer) { _ = lock.Close() }(endpoint.MarkBusy(e.ID()))
+	x := &ending{id: e.ID()}
+	if err := x.begin(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	unlock, err := endpoint.Lock()
@@ -52,129 +61,139 @@ func Detach(e *endpoint.Endpoint) error {
 		return err
 	}
 	defer unlock()
-	return detach(e, begun)
+	x.goOnWith(e)
+	return n.detach(x)
 }
 
-// begin is what is done before the lock is waited for, as it takes the kernel longer than all the rest: from here the agent
-// puts the pod into nothing, its port sends nothing, and its link is gone, which is known by the ID alone. It returns the
-// record of whom it did that for; nil if that can't be understood, and with the error fs.ErrNotExist if there is none.
-func begin(id string) (*endpoint.Endpoint, error) {
-	e, err := endpoint.MarkEnding(id)
-	if err == nil {
-		if e.Chained { // another plugin's port, which only that can end
-			return e, nil
+// begin does what needs no lock, as it takes the kernel longer than all the rest: it marks the record as ending, so that
+// the agent puts the addresses into no set any more, forbids the port to send, and deletes the link, whose name follows
+// from the ID. It returns fs.ErrNotExist if there is no record.
+func (x *ending) begin() error {
+	e, err := endpoint.MarkEnding(x.id)
+	switch {
+	case err == nil:
+		x.setRecord(e)
+		x.begun = true
+		if e.Chained { // only the other plugin can end its port
+			return nil
 		}
-		if s, err := sender(e); err == nil {
-			return e, bridge.Unplug(s)
-		}
+		return bridge.Unplug(x.sender)
+	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, endpoint.ErrBroken):
+		return err
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, endpoint.ErrBroken) {
-		return nil, err
-	}
-	if err := bridge.RemoveLink(bridge.PortName(id)); err != nil {
-		return nil, err
+	if err := bridge.RemoveLink(bridge.PortName(x.id)); err != nil {
+		return err
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+		return err
 	}
-	return nil, nil
+	return nil
 }
 
-// end is End for who holds the lock. The record is read under it: whoever had it before may have taken the attachment
-// away, and the runtime have made another of the same ID. It returns what was there; nil if nothing was. begun is what
-// begin has returned; nil if it wasn't called.
-func end(id string, begun *endpoint.Endpoint) (*endpoint.Endpoint, error) {
-	e, err := endpoint.MarkEnding(id)
+// goOnWith sets the record that was read under the lock. Before that, another process may have ended the attachment that
+// begin has found, and the runtime may have made another with the same ID: then nothing of it is begun.
+func (x *ending) goOnWith(e *endpoint.Endpoint) {
+	if x.begun && x.record.Created.Equal(e.Created) {
+		x.record = e
+		return
+	}
+	x.begun = false
+	x.setRecord(e)
+}
+
+func (x *ending) setRecord(e *endpoint.Endpoint) {
+	x.record = e
+	x.sender = bridge.Sender{HostIf: bridge.PortName(x.id), Addresses: e.Addresses}
+	if mac, err := net.ParseMAC(e.MAC); err == nil {
+		x.sender.MAC = mac
+	}
+}
+
+// endLocked ends the attachment from where begin has come to; begin may not have been called. The caller holds the
+// node's lock. It returns the record, and nil if there is none any more.
+func (n Node) endLocked(x *ending) (*endpoint.Endpoint, error) {
+	e, err := endpoint.MarkEnding(x.id)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
 	case errors.Is(err, endpoint.ErrBroken):
-		e, err = salvage(id)
+		e, err = salvage(x.id)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return e, detach(e, begun)
+	x.goOnWith(e)
+	return e, n.detach(x)
 }
 
-// salvage is what can be known of an attachment whose record can't be understood.
+// salvage returns what can be known of an attachment whose record is broken.
 func salvage(id string) (*endpoint.Endpoint, error) {
 	container, ifName, _ := strings.Cut(id, ":")
 	e := &endpoint.Endpoint{ContainerID: container, IfName: ifName, HostIf: bridge.PortName(id)}
-	held, err := ipam.Assignments()
+	owners, err := ipam.Assignments()
 	if err != nil {
 		return nil, err
 	}
-	for addr, holder := range held {
-		if holder == id {
+	for addr, owner := range owners {
+		if owner == id {
 			e.Addresses = append(e.Addresses, endpoint.Address{Addr: addr})
 		}
 	}
 	return e, nil
 }
 
-// detach takes everything away, step by step so that nothing opens: the port is forbidden to send, if begin hasn't done
-// that, the addresses leave every set, and only what nothing refers to any more is freed. What goes by addresses leaves out those that another holds
-// by now: whoever detached it before has come as far as freeing them. The lock keeps others from taking them meanwhile.
-func detach(e, begun *endpoint.Endpoint) error {
-	var addresses []endpoint.Address
-	for _, a := range e.Addresses {
-		holder, err := ipam.AssignedTo(a.Addr)
-		if err != nil {
-			return err
-		}
-		if holder == "" || holder == e.ID() {
-			addresses = append(addresses, a)
-		}
-	}
-	if begun == nil || !begun.Created.Equal(e.Created) {
-		if err := forbid(e); err != nil {
-			return err
-		}
-	}
-	if err := purge(addrsOf(addresses)); err != nil {
+// detach takes everything away, in an order in which nothing is allowed on the way: the port is forbidden to send, unless
+// begin has done that, then the addresses leave every set, and an address is released only when nothing refers to it any
+// more. The caller holds the node's lock, which keeps the addresses from being assigned meanwhile.
+func (n Node) detach(x *ending) error {
+	addresses, err := x.addresses()
+	if err != nil {
 		return err
 	}
-	// The link that weir made for the attachment, and no other, whatever a record says is the node's end.
-	if err := bridge.RemovePort(bridge.PortName(e.ID()), addresses); err != nil {
+	if !x.begun {
+		if err := x.forbid(); err != nil {
+			return err
+		}
+	}
+	if err := n.Sets.Purge(addrsOf(addresses)...); err != nil {
+		return err
+	}
+	if err := bridge.RemovePort(x.sender.HostIf, addresses); err != nil {
 		return err
 	}
 	if err := conntrack.Delete(addrsOf(addresses)...); err != nil {
 		return err
 	}
 	for _, a := range addresses {
-		if err := ipam.Release(e.ID(), a.Addr); err != nil {
+		if err := ipam.Release(x.id, a.Addr); err != nil {
 			return err
 		}
 	}
-	return endpoint.Remove(e.ID())
+	return endpoint.Remove(x.id)
 }
 
-func forbid(e *endpoint.Endpoint) error {
-	s, err := sender(e)
-	if err != nil { // of a record that can't be understood
-		return bridge.ForbidPort(s.HostIf)
+// addresses returns the record's addresses without those that are assigned to another attachment by now: an earlier
+// attempt to end this one has come as far as releasing them.
+func (x *ending) addresses() ([]endpoint.Address, error) {
+	var own []endpoint.Address
+	for _, a := range x.record.Addresses {
+		owner, err := ipam.AssignedTo(a.Addr)
+		if err != nil {
+			return nil, err
+		}
+		if owner == "" || owner == x.id {
+			own = append(own, a)
+		}
 	}
-	return bridge.ForbidSender(s)
+	return own, nil
 }
 
-// sender goes by the name of weir's own link, whatever a record says is the node's end.
-func sender(e *endpoint.Endpoint) (bridge.Sender, error) {
-	mac, err := net.ParseMAC(e.MAC)
-	return bridge.Sender{HostIf: bridge.PortName(e.ID()), MAC: mac, Addresses: e.Addresses}, err
-}
-
-// purge takes the addresses out of every set.
-func purge(addrs []netip.Addr) error {
-	if len(addrs) == 0 {
-		return nil
+// forbid takes back what the guard lets the port send.
+func (x *ending) forbid() error {
+	if x.sender.MAC == nil {
+		return bridge.ForbidPort(x.sender.HostIf)
 	}
-	sets, err := ipset.New()
-	if err != nil {
-		return err
-	}
-	defer sets.Close()
-	return sets.Purge(addrs...)
+	return bridge.ForbidSender(x.sender)
 }
 
 func addrsOf(addresses []endpoint.Address) []netip.Addr {

@@ -9,20 +9,19 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// Reap ends every attachment that is over though nobody deletes it, and returns those: for runtimes that never call GC.
-func Reap() ([]endpoint.Endpoint, error) {
-	return endEach(isOver)
-}
+// Reap ends every attachment whose pod is gone though no runtime has deleted it, and returns the records of those. It is
+// for runtimes that never call GC.
+func (n Node) Reap() ([]endpoint.Endpoint, error) { return n.endEach(isOver) }
 
-// Collect is CNI's GC: it ends every attachment of the network whose ID isn't in valid, and takes away what else is there
-// of attachments that have no record. What it can't take away doesn't keep it from the rest.
-func Collect(network string, valid map[string]bool) error {
-	_, err := endEach(func(id string) (bool, error) {
+// Collect is CNI's GC: it ends every attachment to the network whose ID isn't in valid, and takes away what else is there
+// of attachments without a record. An error for one attachment doesn't keep it from the others.
+func (n Node) Collect(network string, valid map[string]bool) error {
+	_, err := n.endEach(func(id string) (bool, error) {
 		if valid[id] {
 			return false, nil
 		}
 		e, _, err := endpoint.LoadAny(id)
-		if errors.Is(err, endpoint.ErrBroken) { // of which network isn't known
+		if errors.Is(err, endpoint.ErrBroken) { // the record doesn't tell its network
 			return isOver(id)
 		}
 		if err != nil || e.Network != network {
@@ -31,12 +30,12 @@ func Collect(network string, valid map[string]bool) error {
 		busy, err := endpoint.Busy(id)
 		return !busy, err
 	})
-	return errors.Join(err, sweep(valid))
+	return errors.Join(err, n.sweep(valid))
 }
 
-// endEach ends the attachments for which ended holds. Each is asked for once more under the lock: between the two it may
-// have been deleted, and another of its ID be on its way.
-func endEach(ended func(id string) (bool, error)) (done []endpoint.Endpoint, err error) {
+// endEach ends the attachments for which ended returns true. It asks once more under the lock: in between the attachment
+// may have been deleted, and another with the same ID may be in the making.
+func (n Node) endEach(ended func(id string) (bool, error)) (done []endpoint.Endpoint, err error) {
 	ids, err := endpoint.IDs()
 	if err != nil {
 		return nil, err
@@ -46,7 +45,7 @@ func endEach(ended func(id string) (bool, error)) (done []endpoint.Endpoint, err
 		yes, err := ended(id)
 		if yes && err == nil {
 			var e *endpoint.Endpoint
-			if e, err = endIf(id, ended); e != nil && err == nil {
+			if e, err = n.endIf(id, ended); e != nil && err == nil {
 				done = append(done, *e)
 			}
 		}
@@ -57,7 +56,7 @@ func endEach(ended func(id string) (bool, error)) (done []endpoint.Endpoint, err
 	return done, errors.Join(errs...)
 }
 
-func endIf(id string, ended func(string) (bool, error)) (*endpoint.Endpoint, error) {
+func (n Node) endIf(id string, ended func(string) (bool, error)) (*endpoint.Endpoint, error) {
 	unlock, err := endpoint.Lock()
 	if err != nil {
 		return nil, err
@@ -66,20 +65,23 @@ func endIf(id string, ended func(string) (bool, error)) (*endpoint.Endpoint, err
 	if yes, err := ended(id); !yes || err != nil {
 		return nil, err
 	}
-	return end(id, nil)
+	return n.endLocked(&ending{id: id})
 }
 
-// isOver says whether the attachment is, by what the node can tell for certain: the process that was deleting it has
-// ended before it was done, or nobody is making it any more and its link on the node is gone, which the kernel deletes
-// with the pod's namespace. The path of that namespace says nothing, as whoever asks may not see the runtime's mounts.
-// Of a record that can't be understood the link's name is known too; but that there is none may mean that another
-// plugin made it, if weir0 knows no way to its addresses.
+// isOver reports whether the attachment has ended, by what the node can tell for certain:
+//
+//   - A process has begun to delete the attachment, and has ended before it was done.
+//   - No process is making the attachment, and its link on the node is gone: the kernel deletes it with the pod's
+//     namespace. The namespace's path says nothing, as the agent may not see the runtime's mounts.
+//
+// The missing link of a broken record counts only if weir0 has a neighbour entry for one of the attachment's addresses:
+// without an entry, another plugin may have made the interface, under a link name that the record doesn't tell any more.
 func isOver(id string) (bool, error) {
 	e, ending, err := endpoint.LoadAny(id)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return false, nil
-	case ending: // unless the process that deletes it is still at it
+	case ending:
 		busy, err := endpoint.Busy(id)
 		return !busy, err
 	case errors.Is(err, endpoint.ErrBroken):
@@ -92,10 +94,10 @@ func isOver(id string) (bool, error) {
 	case err != nil:
 		return false, err
 	}
-	if e.HostIf == "" { // there is nothing to tell it by
+	if e.HostIf == "" { // a chained attachment whose link is not known: there is nothing to tell by
 		return false, nil
 	}
-	// In this order: whoever was making it has made the link before that ended.
+	// In this order: a process that was making the attachment has made the link before it ended.
 	if busy, err := endpoint.Busy(id); busy || err != nil {
 		return false, err
 	}

@@ -4,179 +4,140 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/weir-net/weir/bridge"
-	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/ipam"
 	"github.com/weir-net/weir/netfilter/conntrack"
-	"github.com/weir-net/weir/netfilter/ipset"
 )
 
-// found is what is there of attachments, whoever's it is.
-type found struct {
+// traces is what the node has of attachments, with a record or without.
+type traces struct {
 	ports   []string
 	senders []bridge.Sender
-	addrs   []netip.Addr // in sets of this node's pods
-	held    map[netip.Addr]string
+	denied  []netip.Addr // in sets that hold pods of this node and no other pods
+	owners  map[netip.Addr]string
 }
 
-// known is what belongs to attachments that are there.
-type known struct {
+// recorded is what belongs to attachments that have a record.
+type recorded struct {
 	ids   map[string]bool
 	ports map[string]bool
 	addrs map[netip.Addr]bool
 }
 
-// sweep takes away what belongs to no attachment: whoever lost its record, by hand or by a fault of the disk, left it
-// behind. An ID in valid is an attachment without a record too: the runtime says so. A record that can't be understood
-// keeps what goes by its name; its pod is closed by the agent.
+// sweep takes away what belongs to no attachment. It is left behind where a record was deleted by hand or by a fault of
+// the disk. An ID in valid is an attachment too, though it has no record: the runtime says so. A broken record keeps what
+// follows from its ID; the agent closes its pod.
 //
-// What is there is read first, and the records after it. As a record is written before all else, what has none by then is
-// nobody's; and as addresses are given out under the lock, it becomes nobody else's meanwhile.
-func sweep(valid map[string]bool) error {
+// sweep reads the traces first and the records after them. A record is written before all else, so what has none by then
+// belongs to no attachment; and addresses are assigned under the lock, so it comes to belong to none meanwhile.
+func (n Node) sweep(valid map[string]bool) error {
 	unlock, err := endpoint.Lock()
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	f, err := find()
+	t, err := n.readTraces()
 	if err != nil {
 		return err
 	}
-	k, err := know(f.held, valid)
+	r, err := readRecords(t.owners, valid)
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, s := range f.senders {
-		if !k.ports[s.HostIf] {
+	for _, s := range t.senders {
+		if !r.ports[s.HostIf] {
 			errs = append(errs, bridge.ForbidSender(s))
 		}
 	}
-	stale := k.stale(f)
-	errs = append(errs, purge(addrsOf(stale)))
-	for _, name := range f.ports {
-		if !k.ports[name] {
+	stale := r.stale(t)
+	errs = append(errs, n.Sets.Purge(addrsOf(stale)...))
+	for _, name := range t.ports {
+		if !r.ports[name] {
 			errs = append(errs, bridge.RemovePort(name, nil))
 		}
 	}
 	errs = append(errs, bridge.RemoveNeighbours(stale), conntrack.Delete(addrsOf(stale)...))
-	if errors.Join(errs...) == nil { // an address is freed when nothing refers to it any more
+	if errors.Join(errs...) == nil { // an address is released when nothing refers to it any more
 		for _, a := range stale {
-			errs = append(errs, ipam.Release(f.held[a.Addr], a.Addr))
+			errs = append(errs, ipam.Release(t.owners[a.Addr], a.Addr))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// Evict takes those of the addresses that are no attachment's out of the sets of all pods, and returns them. As
-// addresses are given out, and attachments end, under the lock, none becomes one's meanwhile.
-func Evict(addrs []netip.Addr) ([]netip.Addr, error) {
+// Evict takes those of the addresses that belong to no attachment out of the sets of all pods, and returns them. It holds
+// the node's lock: addresses are assigned, and attachments end, under it.
+func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 	unlock, err := endpoint.Lock()
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	held, err := ipam.Assignments()
+	owners, err := ipam.Assignments()
 	if err != nil {
 		return nil, err
 	}
-	k, err := know(held, nil)
+	r, err := readRecords(owners, nil)
 	if err != nil {
 		return nil, err
 	}
 	var evicted []netip.Addr
-	var changes []ipset.Change
 	for _, a := range addrs {
-		set := conf.FamilyOf(a).Set(conf.PodsSet)
-		in, err := ipset.SetsContaining(a, []string{set})
+		denied, err := n.Sets.Holds(a)
 		if err != nil {
 			return nil, err
 		}
-		if held[a] != "" || k.addrs[a] || !in[set] { // an attachment's, or of one that has ended since it was seen
+		// It may have been assigned since the caller has seen it; or its attachment has ended.
+		if owners[a] != "" || r.addrs[a] || !denied {
 			continue
 		}
 		evicted = append(evicted, a)
-		changes = append(changes, ipset.Change{Set: set, Entry: ipset.Entry{Prefix: netip.PrefixFrom(a, a.BitLen())}, Delete: true})
 	}
-	return evicted, ipset.Apply(changes...)
+	return evicted, n.Sets.Remove(evicted...)
 }
 
-// stale are the addresses that are no attachment's.
-func (k known) stale(f found) []endpoint.Address {
+// stale returns the addresses that belong to no attachment.
+func (r recorded) stale(t traces) []endpoint.Address {
 	var all []endpoint.Address
 	add := func(a netip.Addr) {
-		if !k.addrs[a] && !slices.ContainsFunc(all, func(o endpoint.Address) bool { return o.Addr == a }) {
+		if !r.addrs[a] && !slices.ContainsFunc(all, func(o endpoint.Address) bool { return o.Addr == a }) {
 			all = append(all, endpoint.Address{Addr: a})
 		}
 	}
-	for _, a := range f.addrs {
+	for _, a := range t.denied {
 		add(a)
 	}
-	for a, holder := range f.held {
-		if !k.ids[holder] {
+	for a, owner := range t.owners {
+		if !r.ids[owner] {
 			add(a)
 		}
 	}
 	return all
 }
 
-func find() (f found, err error) {
-	if f.ports, err = bridge.Ports(); err != nil {
-		return f, err
+func (n Node) readTraces() (t traces, err error) {
+	if t.ports, err = bridge.Ports(); err != nil {
+		return t, err
 	}
-	if f.senders, err = bridge.Senders(); err != nil {
-		return f, err
+	if t.senders, err = bridge.Senders(); err != nil {
+		return t, err
 	}
-	if f.addrs, err = pods(); err != nil {
-		return f, err
+	if t.denied, err = n.Sets.Addresses(); err != nil {
+		return t, err
 	}
-	f.held, err = ipam.Assignments()
-	return f, err
+	t.owners, err = ipam.Assignments()
+	return t, err
 }
 
-// pods are the addresses in the sets that hold pods of this node alone.
-func pods() ([]netip.Addr, error) {
-	sets, err := ipset.New()
-	if err != nil {
-		return nil, err
-	}
-	defer sets.Close()
-	headers, err := sets.Headers()
-	if err != nil {
-		return nil, err
-	}
-	var all []netip.Addr
-	for _, h := range headers {
-		if !local(h) {
-			continue
-		}
-		s, err := sets.List(h.Name)
-		if errors.Is(err, ipset.ErrNotExist) { // gone since it was listed
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range s.Entries {
-			all = append(all, e.Prefix.Addr())
-		}
-	}
-	return all, nil
-}
-
-func local(h ipset.Header) bool {
-	return h.Type == ipset.HashIP && (h.Name == h.Family.Set(conf.PodsSet) ||
-		strings.HasPrefix(h.Name, conf.IngressClasses) || strings.HasPrefix(h.Name, conf.EgressClasses))
-}
-
-func know(held map[netip.Addr]string, valid map[string]bool) (known, error) {
-	k := known{ids: map[string]bool{}, ports: map[string]bool{}, addrs: map[netip.Addr]bool{}}
+// readRecords returns what belongs to the attachments that have a record, and to those whose IDs are in valid.
+func readRecords(owners map[netip.Addr]string, valid map[string]bool) (recorded, error) {
+	r := recorded{ids: map[string]bool{}, ports: map[string]bool{}, addrs: map[netip.Addr]bool{}}
 	ids, err := endpoint.IDs()
 	if err != nil {
-		return k, err
+		return r, err
 	}
 	for _, id := range ids {
 		e, _, err := endpoint.LoadAny(id)
@@ -184,27 +145,27 @@ func know(held map[netip.Addr]string, valid map[string]bool) (known, error) {
 			e, err = nil, nil
 		}
 		if err := ignoreNotExist(err); err != nil {
-			return k, err
+			return r, err
 		}
-		k.ids[id] = true
+		r.ids[id] = true
 		if e == nil {
 			continue
 		}
-		k.ports[e.HostIf] = true
+		r.ports[e.HostIf] = true
 		for _, a := range e.Addresses {
-			k.addrs[a.Addr] = true
+			r.addrs[a.Addr] = true
 		}
 	}
 	for id := range valid {
-		k.ids[id] = true
+		r.ids[id] = true
 	}
-	for id := range k.ids {
-		k.ports[bridge.PortName(id)] = true
+	for id := range r.ids {
+		r.ports[bridge.PortName(id)] = true
 	}
-	for a, holder := range held {
-		if k.ids[holder] {
-			k.addrs[a] = true
+	for a, owner := range owners {
+		if r.ids[owner] {
+			r.addrs[a] = true
 		}
 	}
-	return k, nil
+	return r, nil
 }

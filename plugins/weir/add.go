@@ -321,7 +321,7 @@ func (a *attaching) open() error {
 
 // rollBack takes back what was done, as DEL would, and adds to the error what couldn't be.
 func (a *attaching) rollBack(cause error) error {
-	err := attachment.Detach(&a.endpoint)
+	err := attachment.NewNode().TakeBack(&a.endpoint)
 	var e *types.Error
 	if err != nil && errors.As(cause, &e) {
 		return types.NewError(e.Code, e.Msg, fmt.Sprintf("%s; left behind until DEL: %v", e.Details, err))

@@ -21,7 +21,7 @@ func del(args *call) error {
 	if err != nil {
 		return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_CONTAINERID, CNI_IFNAME: %v", err), "")
 	}
-	if err := attachment.End(id); err != nil {
+	if err := attachment.NewNode().End(id); err != nil {
 		return ioError("delete", err)
 	}
 	return nil

@@ -35,7 +35,7 @@ func gc(args *call) error {
 		}
 		valid[id] = true
 	}
-	if err := attachment.Collect(c.Name, valid); err != nil {
+	if err := attachment.NewNode().Collect(c.Name, valid); err != nil {
 		return ioError("collect what is left of attachments", err)
 	}
 	return nil

@@ -1,0 +1,39 @@
+package attachment
+
+import (
+	"net/netip"
+
+	"github.com/weir-net/weir/netfilter/ipset"
+)
+
+// Node makes, checks and ends the attachments of the node that the process runs on.
+type Node struct {
+	// Sets are those that the node's packet filter uses.
+	Sets PodSets
+}
+
+// NewNode returns the node that the process runs on. The choice of PodSets stands here and nowhere else.
+func NewNode() Node { return Node{Sets: ipset.PodSets{}} }
+
+// PodSets are the packet filter's sets of this node's pods. The rules drop a new connection of a pod in the set of all
+// pods unless a class of the pod allows it. The agent fills the sets; attachment writes to them too, as an attachment's
+// addresses must be in the set of all pods before its link is up, and in no set after it has ended. Each backend of the
+// packet filter has an implementation. All methods can be repeated.
+type PodSets interface {
+	// Name returns the name of the set of all pods of the address's family, for messages.
+	Name(addr netip.Addr) string
+	// Deny puts the addresses into the sets of all pods, and makes those that are not there. pod is a comment.
+	Deny(pod string, addrs ...netip.Addr) error
+	// Remove takes the addresses out of the sets of all pods, and out of no other set.
+	Remove(addrs ...netip.Addr) error
+	// Purge takes the addresses out of every set that holds pods.
+	Purge(addrs ...netip.Addr) error
+	// Holds reports whether the set of all pods holds the address.
+	Holds(addr netip.Addr) (bool, error)
+	// InUse reports whether a rule looks addresses up in the set of all pods of this address's family.
+	InUse(addr netip.Addr) (bool, error)
+	// Check returns an error that names each set that should hold one of the addresses of an enrolled pod and does not.
+	Check(addrs ...netip.Addr) error
+	// Addresses lists the contents of all sets that hold pods of this node and no other pods.
+	Addresses() ([]netip.Addr, error)
+}

@@ -1,0 +1,182 @@
+package ipset
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/weir-net/weir/conf"
+)
+
+// PodSets implements attachment.PodSets with ipsets. Each method opens its own connection to the kernel.
+type PodSets struct{}
+
+// Name returns the name of the set of all pods of the address's family, as messages give it.
+func (PodSets) Name(addr netip.Addr) string { return "ipset " + podsSet(addr) }
+
+// podsSet returns the name of the set of all pods of the address's family.
+func podsSet(addr netip.Addr) string { return conf.FamilyOf(addr).Set(conf.PodsSet) }
+
+// Deny puts the addresses into the sets of all pods, with the pod's name beside them. It makes a set that is not there,
+// because no agent has run since the node was started.
+//
+// Equivalent to: ipset add -exist weir-pods ADDR comment POD (weir-pods6 for IPv6)
+func (PodSets) Deny(pod string, addrs ...netip.Addr) error {
+	var changes []Change
+	for _, a := range addrs {
+		changes = append(changes, Change{Set: podsSet(a), Entry: Entry{
+			Prefix: netip.PrefixFrom(a, a.BitLen()), Comment: conf.Comment(pod),
+		}})
+	}
+	err := Apply(changes...)
+	if !errors.Is(err, ErrNotExist) {
+		return err
+	}
+	if err := createPodsSets(addrs); err != nil {
+		return err
+	}
+	return Apply(changes...)
+}
+
+// createPodsSets makes the set of all pods of each address's family.
+func createPodsSets(addrs []netip.Addr) error {
+	h, err := New()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	for _, a := range addrs {
+		if err := h.Create(Header{Name: podsSet(a), Type: HashIP, Family: conf.FamilyOf(a)}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Remove takes the addresses out of the sets of all pods.
+//
+// Equivalent to: ipset del -exist weir-pods ADDR (weir-pods6 for IPv6)
+func (PodSets) Remove(addrs ...netip.Addr) error {
+	var changes []Change
+	for _, a := range addrs {
+		changes = append(changes, Change{Set: podsSet(a), Entry: Entry{Prefix: netip.PrefixFrom(a, a.BitLen())}, Delete: true})
+	}
+	return Apply(changes...)
+}
+
+// Purge takes the addresses out of every set that holds pods.
+//
+// Equivalent to: for set in $(ipset list -name | grep ^weir-); do ipset del -exist $set ADDR; done
+func (PodSets) Purge(addrs ...netip.Addr) error {
+	if len(addrs) == 0 {
+		return nil
+	}
+	h, err := New()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return h.Purge(addrs...)
+}
+
+// Holds reports whether the set of all pods holds the address.
+//
+// Equivalent to: ipset test weir-pods ADDR (weir-pods6 for IPv6)
+func (PodSets) Holds(addr netip.Addr) (bool, error) {
+	set := podsSet(addr)
+	in, err := SetsContaining(addr, []string{set})
+	return in[set], err
+}
+
+// InUse reports whether a rule looks addresses up in the set of all pods of this address's family.
+//
+// Equivalent to: ipset list -terse weir-pods | grep References (weir-pods6 for IPv6)
+func (PodSets) InUse(addr netip.Addr) (bool, error) {
+	h, err := New()
+	if err != nil {
+		return false, err
+	}
+	defer h.Close()
+	return h.InUse(podsSet(addr))
+}
+
+// Check returns an error that names each set that should hold one of the addresses and does not: the set of all pods,
+// and a class set for each direction.
+func (PodSets) Check(addrs ...netip.Addr) error {
+	h, err := New()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	headers, err := h.Headers()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, a := range addrs {
+		if in, err := h.Has(podsSet(a), a); err != nil || !in {
+			errs = append(errs, errors.Join(fmt.Errorf("%s is not in ipset %s", a, podsSet(a)), err))
+		}
+		for _, classes := range []string{conf.IngressClasses, conf.EgressClasses} {
+			if in, err := h.inClass(headers, classes, a); err != nil || !in {
+				errs = append(errs, errors.Join(fmt.Errorf(
+					"%s is in no class (ipset %s…): nothing passes until weir-agent has judged the pod", a, classes), err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// inClass reports whether one of the class sets whose names begin with the prefix holds the address.
+func (h *Handle) inClass(headers []Header, prefix string, addr netip.Addr) (bool, error) {
+	for _, s := range headers {
+		if s.Family != conf.FamilyOf(addr) || !strings.HasPrefix(s.Name, prefix) {
+			continue
+		}
+		// A set that was deleted since it was listed holds nothing.
+		if in, err := h.Has(s.Name, addr); in || err != nil && !errors.Is(err, ErrNotExist) {
+			return in, err
+		}
+	}
+	return false, nil
+}
+
+// Addresses lists what the sets hold that have pods of this node and no other pods: the sets of all pods and the class
+// sets.
+//
+// Equivalent to: for set in weir-pods weir-in-… weir-eg-…; do ipset list $set; done
+func (PodSets) Addresses() ([]netip.Addr, error) {
+	h, err := New()
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	headers, err := h.Headers()
+	if err != nil {
+		return nil, err
+	}
+	var all []netip.Addr
+	for _, s := range headers {
+		if !onlyThisNodes(s) {
+			continue
+		}
+		set, err := h.List(s.Name)
+		if errors.Is(err, ErrNotExist) { // deleted since it was listed
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range set.Entries {
+			all = append(all, e.Prefix.Addr())
+		}
+	}
+	return all, nil
+}
+
+// onlyThisNodes reports whether all pods in the set are on this node.
+func onlyThisNodes(s Header) bool {
+	return s.Type == HashIP && (s.Name == s.Family.Set(conf.PodsSet) ||
+		strings.HasPrefix(s.Name, conf.IngressClasses) || strings.HasPrefix(s.Name, conf.EgressClasses))
+}
