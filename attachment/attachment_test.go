@@ -199,7 +199,8 @@ func TestCollect(t *testing.T) {
 	n.want("with nothing valid", map[string][]string{})
 }
 
-// TestEvict: what the agent has seen in the set of all pods may have become an attachment's, or may have ended, since.
+// TestEvict: what the agent has seen in the set of all pods may have become an attachment's, or may have ended,
+// since.
 func TestEvict(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -19,16 +19,19 @@ type ending struct {
 	id string
 	// record is the endpoint record; nil if there is none, or if it is broken.
 	record *endpoint.Endpoint
-	// sender is what the guard lets the attachment's port send. Its port is the link that weir made for the attachment,
-	// whatever the record names. Its MAC is nil where the record tells none.
+	// sender is what the guard lets the attachment's port send. Its port is the link that weir made for the
+	// attachment, whatever the record names. Its MAC is nil where the record tells none.
 	sender bridge.Sender
 	// begun says that the port of this record's attachment sends nothing any more, or is another plugin's.
 	begun bool
 }
 
-// End takes the attachment with that ID away, as its record says. It returns nil if there is no record. If the record is
-// broken, End takes away what the ID alone tells, and the addresses that are assigned to the attachment.
-func (n Node) End(id string) error {
+// End takes the attachment with that ID away, as its record says. It returns nil if there is no record. If the record
+// is broken, End takes away what the ID alone tells, and the addresses that are assigned to the attachment. The error
+// is a *StepError.
+func (n Node) End(id string) error { return failed("delete", n.end(id)) }
+
+func (n Node) end(id string) error {
 	// Reap ends the attachments whose deletion has stopped halfway: the lock says that this one goes on.
 	defer func(lock io.Closer) { _ = lock.Close() }(endpoint.MarkBusy(id))
 	x := &ending{id: id}
@@ -48,9 +51,9 @@ func (n Node) End(id string) error {
 	return err
 }
 
-// TakeBack is End for an attachment whose making has failed. It goes by what ADD knows of the attachment, whether or not
-// ADD has come as far as writing the record.
-func (n Node) TakeBack(e *endpoint.Endpoint) error {
+// takeBack is End for an attachment whose making has failed. It goes by what ADD knows of the attachment, whether or
+// not ADD has come as far as writing the record.
+func (n Node) takeBack(e *endpoint.Endpoint) error {
 	defer func(lock io.Closer) { _ = lock.Close() }(endpoint.MarkBusy(e.ID()))
 	x := &ending{id: e.ID()}
 	if err := x.begin(); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -65,9 +68,9 @@ func (n Node) TakeBack(e *endpoint.Endpoint) error {
 	return n.detach(x)
 }
 
-// begin does what needs no lock, as it takes the kernel longer than all the rest: it marks the record as ending, so that
-// the agent puts the addresses into no set any more, forbids the port to send, and deletes the link, whose name follows
-// from the ID. It returns fs.ErrNotExist if there is no record.
+// begin does what needs no lock, as it takes the kernel longer than all the rest: it marks the record as ending, so
+// that the agent puts the addresses into no set any more, forbids the port to send, and deletes the link, whose name
+// follows from the ID. It returns fs.ErrNotExist if there is no record.
 func (x *ending) begin() error {
 	e, err := endpoint.MarkEnding(x.id)
 	switch {
@@ -90,8 +93,8 @@ func (x *ending) begin() error {
 	return nil
 }
 
-// goOnWith sets the record that was read under the lock. Before that, another process may have ended the attachment that
-// begin has found, and the runtime may have made another with the same ID: then nothing of it is begun.
+// goOnWith sets the record that was read under the lock. Before that, another process may have ended the attachment
+// that begin has found, and the runtime may have made another with the same ID: then nothing of it is begun.
 func (x *ending) goOnWith(e *endpoint.Endpoint) {
 	if x.begun && x.record.Created.Equal(e.Created) {
 		x.record = e
@@ -142,9 +145,9 @@ func salvage(id string) (*endpoint.Endpoint, error) {
 	return e, nil
 }
 
-// detach takes everything away, in an order in which nothing is allowed on the way: the port is forbidden to send, unless
-// begin has done that, then the addresses leave every set, and an address is released only when nothing refers to it any
-// more. The caller holds the node's lock, which keeps the addresses from being assigned meanwhile.
+// detach takes everything away, in an order in which nothing is allowed on the way: the port is forbidden to send,
+// unless begin has done that, then the addresses leave every set, and an address is released only when nothing refers
+// to it any more. The caller holds the node's lock, which keeps the addresses from being assigned meanwhile.
 func (n Node) detach(x *ending) error {
 	addresses, err := x.addresses()
 	if err != nil {

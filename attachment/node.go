@@ -1,3 +1,15 @@
+// Package attachment makes, checks and ends attachments: ADD, CHECK, DEL, GC, and the ending of attachments that no
+// runtime deletes. It knows no CNI types: the plugin translates calls, results and errors.
+//
+// On the node an attachment has its record, guard entry, places in sets, link, neighbour entries, connections and
+// addresses. These hold at all times:
+//
+//   - The record is written before all of these and removed after them, and each step can be repeated. So wherever a
+//     process is killed, Reap, GC or a second DEL finds what is left.
+//   - Packets pass the link only after the addresses are in the set of all pods and the agent has enrolled the pod,
+//     unless no policy is to be enforced on it.
+//   - An address is released only after the port is forbidden to send and no set holds the address any more.
+//   - Addresses are assigned and released, and attachments end, under the node's lock.
 package attachment
 
 import (
@@ -15,10 +27,10 @@ type Node struct {
 // NewNode returns the node that the process runs on. The choice of PodSets stands here and nowhere else.
 func NewNode() Node { return Node{Sets: ipset.PodSets{}} }
 
-// PodSets are the packet filter's sets of this node's pods. The rules drop a new connection of a pod in the set of all
-// pods unless a class of the pod allows it. The agent fills the sets; attachment writes to them too, as an attachment's
-// addresses must be in the set of all pods before its link is up, and in no set after it has ended. Each backend of the
-// packet filter has an implementation. All methods can be repeated.
+// PodSets are the packet filter's sets of this node's pods. The rules drop a new connection of a pod in the set of
+// all pods unless a class of the pod allows it. The agent fills the sets; attachment writes to them too, as an
+// attachment's addresses must be in the set of all pods before its link is up, and in no set after it has ended. Each
+// backend of the packet filter has an implementation. All methods can be repeated.
 type PodSets interface {
 	// Name returns the name of the set of all pods of the address's family, for messages.
 	Name(addr netip.Addr) string
@@ -32,7 +44,8 @@ type PodSets interface {
 	Holds(addr netip.Addr) (bool, error)
 	// InUse reports whether a rule looks addresses up in the set of all pods of this address's family.
 	InUse(addr netip.Addr) (bool, error)
-	// Check returns an error that names each set that should hold one of the addresses of an enrolled pod and does not.
+	// Check returns an error that names each set that should hold one of the addresses of an enrolled pod and does
+	// not.
 	Check(addrs ...netip.Addr) error
 	// Addresses lists the contents of all sets that hold pods of this node and no other pods.
 	Addresses() ([]netip.Addr, error)

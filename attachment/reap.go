@@ -9,12 +9,13 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// Reap ends every attachment whose pod is gone though no runtime has deleted it, and returns the records of those. It is
-// for runtimes that never call GC.
+// Reap ends every attachment whose pod is gone though no runtime has deleted it, and returns the records of those. It
+// is for runtimes that never call GC.
 func (n Node) Reap() ([]endpoint.Endpoint, error) { return n.endEach(isOver) }
 
-// Collect is CNI's GC: it ends every attachment to the network whose ID isn't in valid, and takes away what else is there
-// of attachments without a record. An error for one attachment doesn't keep it from the others.
+// Collect is CNI's GC: it ends every attachment to the network whose ID isn't in valid, and takes away what else is
+// there of attachments without a record. An error for one attachment doesn't keep it from the others. The error is a
+// *StepError.
 func (n Node) Collect(network string, valid map[string]bool) error {
 	_, err := n.endEach(func(id string) (bool, error) {
 		if valid[id] {
@@ -30,11 +31,11 @@ func (n Node) Collect(network string, valid map[string]bool) error {
 		busy, err := endpoint.Busy(id)
 		return !busy, err
 	})
-	return errors.Join(err, n.sweep(valid))
+	return failed("collect what is left of attachments", errors.Join(err, n.sweep(valid)))
 }
 
-// endEach ends the attachments for which ended returns true. It asks once more under the lock: in between the attachment
-// may have been deleted, and another with the same ID may be in the making.
+// endEach ends the attachments for which ended returns true. It asks once more under the lock: in between the
+// attachment may have been deleted, and another with the same ID may be in the making.
 func (n Node) endEach(ended func(id string) (bool, error)) (done []endpoint.Endpoint, err error) {
 	ids, err := endpoint.IDs()
 	if err != nil {
@@ -74,8 +75,9 @@ func (n Node) endIf(id string, ended func(string) (bool, error)) (*endpoint.Endp
 //   - No process is making the attachment, and its link on the node is gone: the kernel deletes it with the pod's
 //     namespace. The namespace's path says nothing, as the agent may not see the runtime's mounts.
 //
-// The missing link of a broken record counts only if weir0 has a neighbour entry for one of the attachment's addresses:
-// without an entry, another plugin may have made the interface, under a link name that the record doesn't tell any more.
+// The missing link of a broken record counts only if weir0 has a neighbour entry for one of the attachment's
+// addresses: without an entry, another plugin may have made the interface, under a link name that the record doesn't
+// tell any more.
 func isOver(id string) (bool, error) {
 	e, ending, err := endpoint.LoadAny(id)
 	switch {

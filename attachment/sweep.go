@@ -26,12 +26,12 @@ type recorded struct {
 	addrs map[netip.Addr]bool
 }
 
-// sweep takes away what belongs to no attachment. It is left behind where a record was deleted by hand or by a fault of
-// the disk. An ID in valid is an attachment too, though it has no record: the runtime says so. A broken record keeps what
-// follows from its ID; the agent closes its pod.
+// sweep takes away what belongs to no attachment. It is left behind where a record was deleted by hand or by a fault
+// of the disk. An ID in valid is an attachment too, though it has no record: the runtime says so. A broken record
+// keeps what follows from its ID; the agent closes its pod.
 //
-// sweep reads the traces first and the records after them. A record is written before all else, so what has none by then
-// belongs to no attachment; and addresses are assigned under the lock, so it comes to belong to none meanwhile.
+// sweep reads the traces first and the records after them. A record is written before all else, so what has none by
+// then belongs to no attachment; and addresses are assigned under the lock, so it comes to belong to none meanwhile.
 func (n Node) sweep(valid map[string]bool) error {
 	unlock, err := endpoint.Lock()
 	if err != nil {
@@ -68,8 +68,8 @@ func (n Node) sweep(valid map[string]bool) error {
 	return errors.Join(errs...)
 }
 
-// Evict takes those of the addresses that belong to no attachment out of the sets of all pods, and returns them. It holds
-// the node's lock: addresses are assigned, and attachments end, under it.
+// Evict takes those of the addresses that belong to no attachment out of the sets of all pods, and returns them. It
+// holds the node's lock: addresses are assigned, and attachments end, under it.
 func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 	unlock, err := endpoint.Lock()
 	if err != nil {

@@ -18,8 +18,8 @@ func (PodSets) Name(addr netip.Addr) string { return "ipset " + podsSet(addr) }
 // podsSet returns the name of the set of all pods of the address's family.
 func podsSet(addr netip.Addr) string { return conf.FamilyOf(addr).Set(conf.PodsSet) }
 
-// Deny puts the addresses into the sets of all pods, with the pod's name beside them. It makes a set that is not there,
-// because no agent has run since the node was started.
+// Deny puts the addresses into the sets of all pods, with the pod's name beside them. It makes a set that is not
+// there, because no agent has run since the node was started.
 //
 // Equivalent to: ipset add -exist weir-pods ADDR comment POD (weir-pods6 for IPv6)
 func (PodSets) Deny(pod string, addrs ...netip.Addr) error {
@@ -142,8 +142,8 @@ func (h *Handle) inClass(headers []Header, prefix string, addr netip.Addr) (bool
 	return false, nil
 }
 
-// Addresses lists what the sets hold that have pods of this node and no other pods: the sets of all pods and the class
-// sets.
+// Addresses lists what the sets hold that have pods of this node and no other pods: the sets of all pods and the
+// class sets.
 //
 // Equivalent to: for set in weir-pods weir-in-… weir-eg-…; do ipset list $set; done
 func (PodSets) Addresses() ([]netip.Addr, error) {

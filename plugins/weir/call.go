@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -11,10 +10,13 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/weir-net/weir/endpoint"
 )
 
-// call is one of the runtime's (CNI specification 1.1, "Section 2: Execution Protocol"). It is read here and not by the
-// specification's own library, whose regular expressions and second and third look at stdin are 5 % of ADD (make bench-cni).
+// call is one of the runtime's (CNI specification 1.1, "Section 2: Execution Protocol"). It is read here and not by
+// the specification's own library, whose regular expressions and second and third look at stdin are 5 % of ADD (make
+// bench-cni).
 type call struct {
 	command                          string
 	ContainerID, Netns, IfName, Args string
@@ -24,6 +26,9 @@ type call struct {
 		Name       string `json:"name"`
 	}
 }
+
+// id of the attachment that the call is about.
+func (c *call) id() string { return endpoint.ID(c.ContainerID, c.IfName) }
 
 // verb is what a CNI_COMMAND stands for.
 type verb struct {
@@ -43,8 +48,8 @@ func allVerbs() []verb {
 	}
 }
 
-// readCall reads all that the runtime passes, and says what is wrong only afterwards, in do, when it is known in which
-// version of the specification to say it. Who asks for the version from a terminal gives no stdin.
+// readCall reads all that the runtime passes, and says what is wrong only afterwards, in do, when it is known in
+// which version of the specification to say it. Who asks for the version from a terminal gives no stdin.
 func readCall() (*call, error) {
 	c := &call{
 		command: os.Getenv("CNI_COMMAND"), ContainerID: os.Getenv("CNI_CONTAINERID"), Netns: os.Getenv("CNI_NETNS"),
@@ -55,13 +60,13 @@ func readCall() (*call, error) {
 	}
 	var err error
 	if c.StdinData, err = io.ReadAll(os.Stdin); err != nil {
-		return c, types.NewError(types.ErrIOFailure, fmt.Sprintf("read the network configuration from stdin: %v", err), "")
+		return c, refuse(types.ErrIOFailure, "read the network configuration from stdin: %v", err)
 	}
 	if len(c.StdinData) == 0 && c.command == "VERSION" {
 		return c, nil
 	}
 	if err := json.Unmarshal(c.StdinData, &c.config); err != nil {
-		return c, types.NewError(types.ErrDecodingFailure, fmt.Sprintf("the network configuration on stdin can't be read: %v", err), "")
+		return c, refuse(types.ErrDecodingFailure, "the network configuration on stdin can't be read: %v", err)
 	}
 	return c, nil
 }
@@ -81,26 +86,29 @@ func (c *call) do() error {
 	all := allVerbs()
 	i := slices.IndexFunc(all, func(v verb) bool { return v.name == c.command })
 	if i < 0 {
-		return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_COMMAND: %q is no verb of CNI's", c.command), "")
+		return refuse(types.ErrInvalidEnvironmentVariables, "CNI_COMMAND: %q is no verb of CNI's", c.command)
 	}
 	v := all[i]
 	if err := checkEnvironment(v.required); err != nil {
 		return err
 	}
 	if !isName(c.config.Name) {
-		return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("name: %q: must be of letters, digits, _, . and -, the first a letter or digit", c.config.Name), "")
+		return refuse(types.ErrInvalidNetworkConfig,
+			"name: %q: must be of letters, digits, _, . and -, the first a letter or digit", c.config.Name)
 	}
 	if !slices.Contains(supported, c.config.CNIVersion) {
-		return types.NewError(types.ErrIncompatibleCNIVersion, fmt.Sprintf("cniVersion: %q: must be one of %s", c.config.CNIVersion, strings.Join(supported, ", ")), "")
+		return refuse(types.ErrIncompatibleCNIVersion, "cniVersion: %q: must be one of %s",
+			c.config.CNIVersion, strings.Join(supported, ", "))
 	}
 	if knows, err := version.GreaterThanOrEqualTo(c.config.CNIVersion, v.since); err != nil || !knows {
-		return types.NewError(types.ErrIncompatibleCNIVersion, fmt.Sprintf("cniVersion: %q: has no %s yet: must be %s at least", c.config.CNIVersion, v.name, v.since), "")
+		return refuse(types.ErrIncompatibleCNIVersion,
+			"cniVersion: %q: has no %s yet: must be %s at least", c.config.CNIVersion, v.name, v.since)
 	}
 	return v.do(c)
 }
 
-// checkEnvironment says which variables are missing, or what is wrong with them: all that are required or known to be names
-// must be such.
+// checkEnvironment says which variables are missing, or what is wrong with them: all that are required or known to be
+// names must be such.
 func checkEnvironment(required []string) error {
 	var missing []string
 	for _, key := range append([]string{"CNI_PATH"}, required...) {
@@ -109,7 +117,7 @@ func checkEnvironment(required []string) error {
 		}
 	}
 	if len(missing) > 0 {
-		return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("%s: missing", strings.Join(missing, ", ")), "")
+		return refuse(types.ErrInvalidEnvironmentVariables, "%s: missing", strings.Join(missing, ", "))
 	}
 	for key, is := range map[string]struct {
 		valid func(string) bool
@@ -119,14 +127,14 @@ func checkEnvironment(required []string) error {
 		"CNI_IFNAME":      {isIfName, "must be of 15 bytes at most, without blanks, / and :, and neither . nor .."},
 	} {
 		if value := os.Getenv(key); slices.Contains(required, key) && !is.valid(value) {
-			return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("%s: %q: %s", key, value, is.must), "")
+			return refuse(types.ErrInvalidEnvironmentVariables, "%s: %q: %s", key, value, is.must)
 		}
 	}
 	return nil
 }
 
-// isName goes by the CNI specification 1.1, "Section 1: Plugin configuration objects" (name) and "Section 2: Parameters"
-// (CNI_CONTAINERID).
+// isName goes by the CNI specification 1.1, "Section 1: Plugin configuration objects" (name) and "Section 2:
+// Parameters" (CNI_CONTAINERID).
 func isName(s string) bool {
 	for i, r := range s {
 		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'

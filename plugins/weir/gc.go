@@ -11,16 +11,16 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// gc takes away every attachment to this network that the runtime doesn't list as valid; none is, if it lists none, as
-// when cnitool calls. Like DEL it needs no configuration that is still valid, and it can be repeated. It frees what it can
-// and then says what it couldn't.
+// gc takes away every attachment to this network that the runtime doesn't list as valid. If the runtime lists none,
+// as cnitool does, none is valid. Like DEL it needs no configuration that is still valid, and it can be repeated. It
+// takes away what it can, and then returns an error for the rest.
 func gc(args *call) error {
 	var c struct {
 		Name  string               `json:"name"`
 		Valid []types.GCAttachment `json:"cni.dev/valid-attachments"`
 	}
 	if err := json.Unmarshal(args.StdinData, &c); err != nil {
-		return types.NewError(types.ErrDecodingFailure, fmt.Sprintf("cni.dev/valid-attachments can't be read: %v", err), "")
+		return refuse(types.ErrDecodingFailure, "cni.dev/valid-attachments can't be read: %v", err)
 	}
 	valid := make(map[string]bool, len(c.Valid))
 	for _, a := range c.Valid {
@@ -35,8 +35,5 @@ func gc(args *call) error {
 		}
 		valid[id] = true
 	}
-	if err := attachment.NewNode().Collect(c.Name, valid); err != nil {
-		return ioError("collect what is left of attachments", err)
-	}
-	return nil
+	return cniError(attachment.NewNode().Collect(c.Name, valid))
 }

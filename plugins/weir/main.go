@@ -20,13 +20,14 @@ import (
 var supported = cniversion.PluginSupports("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0").SupportedVersions()
 
 func main() {
-	// It lives for milliseconds and does one thing after the other: threads that could help take 4 % of its time (make
-	// bench-cni).
+	// It lives for milliseconds and does one thing after the other: threads that could help take 4 % of its time
+	// (make bench-cni).
 	runtime.GOMAXPROCS(1)
 	os.Exit(run())
 }
 
-// run answers in the version of the specification that the runtime speaks, also where there is no answer but an error.
+// run answers in the version of the specification that the runtime speaks, also where there is no answer but an
+// error.
 func run() int {
 	if os.Getenv("CNI_COMMAND") == "" { // a person runs it: stdin may be a terminal
 		return about(os.Args[1:])

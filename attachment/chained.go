@@ -1,0 +1,123 @@
+package attachment
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/ipam"
+	"github.com/weir-net/weir/netfilter/conntrack"
+)
+
+// Behind another plugin weir makes no interface, and enforces policy on the addresses that the other plugin has
+// assigned. The pod's link is up already, so nothing but its place in the sets of all pods denies its connections
+// until the agent has enrolled it.
+
+// Chained is an interface that another plugin has made.
+type Chained struct {
+	Addresses []endpoint.Address
+	MAC       string // empty: not known
+}
+
+// chainedSteps lists what Make does behind another plugin, in the order in which it happens.
+func (m *making) chainedSteps() []func() error {
+	return []func() error{
+		m.assign,
+		m.denyUntilEnrolled,
+		m.forgetConnections,
+		m.startEnrol,
+		m.awaitEnrol,
+	}
+}
+
+// findChained finds the pod's link on the node, and makes sure that its packets pass the hook where policy is
+// enforced. The agent goes by the link's name: an attachment whose link is gone is over.
+func (m *making) findChained(c *Chained) error {
+	e := &m.record
+	e.Addresses, e.MAC = c.Addresses, c.MAC
+	if e.Enforcement == conf.Off {
+		return nil
+	}
+	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return &StepError{"open netlink", err}
+	}
+	defer links.Close()
+	e.HostIf, e.BridgeIf, err = bridge.FindPeer(links, m.netns, e.IfName)
+	if err == nil && e.BridgeIf != "" {
+		err = bridge.EnableBridgeNetfilter(links, e.BridgeIf)
+	}
+	if errors.Is(err, bridge.ErrBypassesForward) {
+		return err
+	}
+	return failed("find the pod's link", err)
+}
+
+// assign writes the record and assigns the addresses to the attachment. If an address was assigned to another
+// attachment, whose DEL weir has missed, it leaves every set that it is in by that.
+func (m *making) assign() error {
+	const step = "take the pod's addresses"
+	unlock, err := endpoint.Lock()
+	if err != nil {
+		return &StepError{step, err}
+	}
+	defer unlock()
+	if m.lock, err = m.record.Begin(); err != nil {
+		return &StepError{step, err}
+	}
+	var inherited []netip.Addr
+	for _, addr := range m.record.Addresses {
+		before, err := ipam.AssignedTo(addr.Addr)
+		if err == nil {
+			err = ipam.AssignExternal(m.record.ID(), addr.Addr)
+		}
+		if err != nil {
+			return assignError(step, err)
+		}
+		if before != "" {
+			inherited = append(inherited, addr.Addr)
+		}
+	}
+	return failed("take the pod's addresses from who had them", m.Sets.Purge(inherited...))
+}
+
+// forgetConnections deletes what connection tracking knows of the addresses: it was established before
+// denyUntilEnrolled, by an earlier owner of an address or over the pod's link, and no policy has allowed it.
+func (m *making) forgetConnections() error {
+	return failed("forget connections of the pod's addresses", conntrack.Delete(addrsOf(m.record.Addresses)...))
+}
+
+// checkDenied returns nil if a rule drops what the pod sends and gets, though no agent has enrolled it. Where no
+// agent has ever run on the node there is no rule.
+func (m *making) checkDenied(noAgent error) error {
+	for _, addr := range m.record.Addresses {
+		if used, err := m.Sets.InUse(addr.Addr); err != nil || !used {
+			return &NoRuleError{Set: m.Sets.Name(addr.Addr), Err: errors.Join(noAgent, err)}
+		}
+	}
+	return nil
+}
+
+// checkChained returns an error for each difference between a chained attachment and what ADD left of it.
+func checkChained(e *endpoint.Endpoint, prevResult []endpoint.Address) error {
+	var errs []error
+	same := func(a, b endpoint.Address) bool { return a.Addr == b.Addr }
+	if !slices.EqualFunc(e.Addresses, prevResult, same) {
+		errs = append(errs, fmt.Errorf(
+			"prevResult has the addresses %v, but the pod was added with %v", prevResult, e.Addresses))
+	}
+	if e.BridgeIf != "" {
+		if on, err := bridge.BridgeNetfilterEnabled(e.BridgeIf); err != nil || !on {
+			errs = append(errs, errors.Join(fmt.Errorf(
+				"bridge %s passes packets between pods on without iptables (nf_call_iptables)", e.BridgeIf), err))
+		}
+	}
+	return errors.Join(errs...)
+}

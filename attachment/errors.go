@@ -1,0 +1,114 @@
+package attachment
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/weir-net/weir/ipam"
+)
+
+// StepError says that the kernel or the disk has refused a step.
+type StepError struct {
+	Step string // such as "reserve addresses"
+	Err  error
+}
+
+func (e *StepError) Error() string { return e.Step + ": " + e.Err.Error() }
+
+func (e *StepError) Unwrap() error { return e.Err }
+
+// failed returns a *StepError, and nil if err is nil.
+func failed(step string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &StepError{step, err}
+}
+
+// assignError is failed, but returns ipam's own types of errors as they are.
+func assignError(step string, err error) error {
+	var exhausted *ipam.ExhaustedError
+	var other *ipam.AssignedError
+	if errors.As(err, &exhausted) || errors.As(err, &other) {
+		return err
+	}
+	return failed(step, err)
+}
+
+// ExistsError says that there is an attachment with this ID.
+type ExistsError struct{ ID string }
+
+func (e *ExistsError) Error() string { return e.ID + " is attached already; it must be deleted first" }
+
+// NoRecordError says that there is no attachment with this ID.
+type NoRecordError struct{ ID string }
+
+func (e *NoRecordError) Error() string { return "there is no endpoint record " + e.ID }
+
+// NetnsError says that the path is no network namespace, or the node's own.
+type NetnsError struct {
+	Path string
+	Err  error
+}
+
+func (e *NetnsError) Error() string { return e.Path + " is no network namespace" }
+
+func (e *NetnsError) Unwrap() error { return e.Err }
+
+// LinkError says that the pod's interface could not be made. Err is bridge.ErrInterfaceExists, ErrMACInUse,
+// ErrRouteExists, or another failure.
+type LinkError struct {
+	IfName string
+	MAC    net.HardwareAddr
+	Err    error
+}
+
+func (e *LinkError) Error() string { return "attach the pod: " + e.Err.Error() }
+
+func (e *LinkError) Unwrap() error { return e.Err }
+
+// EnrolError says that the agent has not put the pod into its classes: agentapi.ErrNoAgent, ErrOutdated, or another
+// failure.
+type EnrolError struct{ Err error }
+
+func (e *EnrolError) Error() string { return "policy can't be enforced on the pod: " + e.Err.Error() }
+
+func (e *EnrolError) Unwrap() error { return e.Err }
+
+// NoRuleError says that no rule looks the addresses of the set of all pods up, so a pod that is up can't be denied.
+type NoRuleError struct {
+	Set string
+	Err error // why the agent has not enrolled the pod
+}
+
+func (e *NoRuleError) Error() string {
+	return fmt.Sprintf(
+		"the pod can't be closed: no rule goes by %s yet, and its link is another plugin's: %v", e.Set, e.Err)
+}
+
+func (e *NoRuleError) Unwrap() error { return e.Err }
+
+// LeftoverError says that making an attachment has failed, and that not everything was taken back.
+type LeftoverError struct {
+	Cause error
+	Err   error // why something is left
+}
+
+func (e *LeftoverError) Error() string {
+	return fmt.Sprintf("%v; left behind until DEL: %v", e.Cause, e.Err)
+}
+
+// Unwrap returns the cause: what is left is no reason why the attachment was not made.
+func (e *LeftoverError) Unwrap() error { return e.Cause }
+
+// NoAgentError says that no agent has been ready for a while, or since the node was started if For is 0.
+type NoAgentError struct{ For time.Duration }
+
+func (e *NoAgentError) Error() string {
+	if e.For == 0 {
+		return "no weir-agent has been ready since the node was started"
+	}
+	return fmt.Sprintf("weir-agent has not been ready for %s", e.For.Round(time.Second))
+}

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/attachment"
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/ipam"
+)
+
+// Details of errors: what a person can do.
+const (
+	strictDetails = "enforcement is strict: no pod starts unless weir-agent has put it into its class"
+	freeDetails   = "it is free again when a pod goes"
+	routesDetails = "give the routes of a pod's second network a priority of their own, or leave them out: without a " +
+		"default route among them, what the pod sends under this network's address leaves by it"
+)
+
+// refuse returns the CNI error of that code, without details.
+func refuse(code uint, format string, args ...any) error {
+	return types.NewError(code, fmt.Sprintf(format, args...), "")
+}
+
+// cniError gives an error of package attachment its CNI code. The specification's own codes are for what the caller
+// has passed, 11 ("try again later") for what is expected to pass, 50 for STATUS, and 5 (I/O) for all else.
+func cniError(err error) error {
+	var (
+		left      *attachment.LeftoverError
+		exists    *attachment.ExistsError
+		noRecord  *attachment.NoRecordError
+		netns     *attachment.NetnsError
+		link      *attachment.LinkError
+		enrol     *attachment.EnrolError
+		noRule    *attachment.NoRuleError
+		noAgent   *attachment.NoAgentError
+		exhausted *ipam.ExhaustedError
+		other     *ipam.AssignedError
+		cni       *types.Error
+	)
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &left):
+		if errors.As(cniError(left.Cause), &cni) {
+			return types.NewError(cni.Code, cni.Msg, fmt.Sprintf("%s; left behind until DEL: %v", cni.Details, left.Err))
+		}
+	case errors.As(err, &exists):
+		return refuse(types.ErrInvalidEnvironmentVariables, "CNI_CONTAINERID, CNI_IFNAME: %v", exists)
+	case errors.As(err, &netns):
+		return types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_NETNS: "+netns.Error(), netns.Err.Error())
+	case errors.As(err, &noRecord):
+		return refuse(types.ErrUnknownContainer, "%v", noRecord)
+	case errors.As(err, &exhausted):
+		return types.NewError(types.ErrTryAgainLater, exhausted.Error(), exhausted.Remedy())
+	case errors.As(err, &other):
+		return types.NewError(types.ErrTryAgainLater, other.Error(), freeDetails)
+	case errors.As(err, &link):
+		return linkError(link)
+	case errors.Is(err, bridge.ErrBypassesForward):
+		return refuse(types.ErrInvalidNetworkConfig, "prevResult: %v", err)
+	case errors.As(err, &enrol) && errors.Is(enrol, agentapi.ErrOutdated):
+		return refuse(types.ErrTryAgainLater, "the pod can't be reached: %v", enrol.Err)
+	case errors.As(err, &enrol):
+		return types.NewError(types.ErrTryAgainLater, enrol.Error(), strictDetails)
+	case errors.As(err, &noRule):
+		return types.NewError(types.ErrTryAgainLater, noRule.Error(), "weir-agent makes the rules when it starts")
+	case errors.As(err, &noAgent):
+		return types.NewError(types.ErrPluginNotAvailable, noAgent.Error(), strictDetails)
+	}
+	return refuse(types.ErrIOFailure, "%v", err)
+}
+
+// linkError names what the caller has passed, if that is why the pod's interface could not be made.
+func linkError(e *attachment.LinkError) error {
+	switch {
+	case errors.Is(e.Err, bridge.ErrRouteExists):
+		return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("routes: %v", e.Err), routesDetails)
+	case errors.Is(e.Err, bridge.ErrInterfaceExists):
+		return refuse(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME: %s: %v", e.IfName, e.Err)
+	case errors.Is(e.Err, bridge.ErrMACInUse):
+		return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("mac: %s: %v", e.MAC, e.Err), freeDetails)
+	}
+	return refuse(types.ErrIOFailure, "%v", e)
+}
