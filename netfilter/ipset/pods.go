@@ -60,7 +60,8 @@ func createPodsSets(addrs []netip.Addr) error {
 func (PodSets) Remove(addrs ...netip.Addr) error {
 	var changes []Change
 	for _, a := range addrs {
-		changes = append(changes, Change{Set: podsSet(a), Entry: Entry{Prefix: netip.PrefixFrom(a, a.BitLen())}, Delete: true})
+		e := Entry{Prefix: netip.PrefixFrom(a, a.BitLen())}
+		changes = append(changes, Change{Set: podsSet(a), Entry: e, Delete: true})
 	}
 	return Apply(changes...)
 }
