@@ -33,12 +33,13 @@ func checkCommand() *cobra.Command {
 	var output, node string
 	cmd := &cobra.Command{
 		Use:   "check dir:PATH",
-		Short: "Say which manifests of a directory would be read, and what is wrong with them; enforce nothing",
+		Short: "Say which manifests of a directory would be read, and what is wrong with them",
 		Long: "Says which files and objects of a directory of manifests \"run --source dir:PATH\" would read, which it\n" +
-			"would leave out and why. It enforces nothing, and needs neither root nor an agent. It fails if an object\n" +
-			"can't be used as it is written, or if a file would keep an agent from being ready. Policies of kinds that\n" +
-			"weir doesn't enforce are warnings.",
-		Args: cobra.ExactArgs(1),
+			"would leave out, and why. It enforces nothing, and needs neither root nor an agent.\n\n" +
+			"It fails if an object can't be used as it is written, or if a file would keep an agent from being ready.\n" +
+			"Policies of kinds that weir doesn't enforce are warnings.",
+		Example: "  weir-agent check dir:/etc/weir/manifests",
+		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path, ok := strings.CutPrefix(args[0], "dir:")
 			if !ok || path == "" {
@@ -66,7 +67,7 @@ func checkCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	cmd.Flags().StringVar(&node, "node-name", os.Getenv("NODE_NAME"),
-		"the node's name, which kubelet puts behind those of static pods; default: the host's")
+		"the node's name, which kubelet appends to the names of static pods; default: the host's name")
 	return cmd
 }
 

@@ -12,8 +12,11 @@ import (
 func installCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "install DIRECTORY",
-		Short: "Copy the plugin into the runtime's directory of plugins, each file whole or not at all",
-		Args:  cobra.ExactArgs(1),
+		Short: "Copy the CNI plugin to the directory where the runtime looks for plugins",
+		Long: "Copies the CNI plugin to DIRECTORY, where the runtime looks for plugins. It replaces an older plugin in\n" +
+			"one step: the runtime finds the old or the new one, and never a part.",
+		Example: "  weir-agent install /opt/cni/bin",
+		Args:    cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			self, err := os.Executable()
 			if err != nil {

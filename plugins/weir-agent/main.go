@@ -46,8 +46,8 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	root := &cobra.Command{
-		Use: "weir-agent", Short: "Enforces NetworkPolicies on the pods of this node", SilenceUsage: true, SilenceErrors: true,
-		Version: version.Of("weir-agent"),
+		Use: "weir-agent", Short: "Enforces NetworkPolicies on the pods of this node",
+		SilenceUsage: true, SilenceErrors: true, Version: version.Of("weir-agent"),
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(runCommand(), checkCommand(), installCommand(), cleanupCommand())
@@ -79,8 +79,12 @@ func runCommand() *cobra.Command {
 	}
 	cmd := &cobra.Command{
 		Use:   "run",
-		Short: "Keep the kernel as the policies demand, until SIGTERM; what is enforced then stays enforced",
-		Args:  cobra.NoArgs,
+		Short: "Enforce NetworkPolicies on this node until SIGTERM",
+		Long: "Keeps the kernel's sets and rules as the NetworkPolicies demand, until SIGTERM. Sets and rules stay in the\n" +
+			"kernel when the agent stops: what is enforced stays enforced.",
+		Example: "  weir-agent run --node-name node-1                 # policies from the Kubernetes API\n" +
+			"  weir-agent run --source dir:/etc/weir/manifests   # policies from files",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if o.Node.Overlay.Encapsulation, err = overlay.ParseEncapsulation(encapsulation); err != nil {
 				return err
@@ -98,20 +102,26 @@ func runCommand() *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&source, "source", "kubernetes", "where policies, pods, namespaces and nodes come from: kubernetes, or dir:PATH, a directory of manifests")
+	flags.StringVar(&source, "source", "kubernetes",
+		"where policies, pods, namespaces and nodes come from: kubernetes, or dir:PATH, a directory of manifests")
 	flags.BoolVar(&ignoreBroken, "ignore-broken", false,
-		"with --source dir:PATH: start without files that can't be read and may hold a policy, whose pods may be open then")
-	flags.StringVar(&kubeconfig, "kubeconfig", "", "how to reach the API server from outside a cluster; default: as a pod does")
-	flags.StringVar(&o.HealthAddress, "health-address", "127.0.0.1:6786", "host:port for /healthz, /readyz and /metrics")
-	flags.StringVar(&o.Node.Name, "node-name", os.Getenv("NODE_NAME"), "this node's name; with it the agent keeps the way to pods on other nodes")
-	flags.StringVar(&encapsulation, "encapsulation", string(overlay.Always), "what travels between nodes inside VXLAN: always, crossSubnet or never")
+		"with --source dir:PATH: start although a file that may hold a policy can't be read; the policy's pods may be open")
+	flags.StringVar(&kubeconfig, "kubeconfig", "",
+		"kubeconfig file to reach the API server from outside of the cluster; default: as a pod does")
+	flags.StringVar(&o.HealthAddress, "health-address", "127.0.0.1:6786",
+		"host:port where /healthz, /readyz and /metrics are answered")
+	flags.StringVar(&o.Node.Name, "node-name", os.Getenv("NODE_NAME"),
+		"this node's name; with a name, the agent keeps the routes and tunnels to pods on other nodes")
+	flags.StringVar(&encapsulation, "encapsulation", string(overlay.Always),
+		"which packets between nodes travel in VXLAN: always, crossSubnet (those to another subnet) or never")
 	flags.Uint16Var(&o.Node.Overlay.Port, "overlay-port", conf.OverlayPort,
 		"UDP port of the tunnels between nodes, the same on all of them")
 	flags.Uint32Var(&o.Node.Overlay.VNI, "overlay-vni", conf.OverlayVNI,
 		"VXLAN network identifier of the tunnels between nodes, the same on all of them")
 	flags.StringSliceVar(&within, "cluster-cidr", nil,
-		"networks that hold all nodes' podCIDRs, with commas between; a podCIDR outside of them doesn't count; default: any")
-	flags.StringVar(&o.Node.Conflist, "conflist", "", "path of the network configuration to write for the runtime once policy is enforced")
+		"networks that hold all podCIDRs, separated by commas; a podCIDR outside of them doesn't count; default: any")
+	flags.StringVar(&o.Node.Conflist, "conflist", "",
+		"where to write the runtime's network configuration once policy is enforced; default: none is written")
 	return cmd
 }
 
@@ -120,7 +130,7 @@ func parseNetworks(list []string) ([]netip.Prefix, error) {
 	for _, s := range list {
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
-			return nil, fmt.Errorf("--cluster-cidr %q: must be networks such as 100.64.0.0/10, with commas between", s)
+			return nil, fmt.Errorf("--cluster-cidr %q: must be networks such as 100.64.0.0/10, separated by commas", s)
 		}
 		all = append(all, p.Masked())
 	}
@@ -157,8 +167,10 @@ func cleanupCommand() *cobra.Command {
 	var conflist string
 	cmd := &cobra.Command{
 		Use:   "cleanup",
-		Short: "Take weir's links, overlay, rules, sets and spoof guard out of the kernel; pods that still run lose their network",
-		Args:  cobra.NoArgs,
+		Short: "Take weir off this node",
+		Long: "Removes weir's links, overlay, rules, sets and guard from the kernel. Pods that still run lose their\n" +
+			"network. It refuses to do so while an agent runs.",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			lock, err := agent.Lock() // an agent would put all of it back
 			if err != nil {
@@ -188,6 +200,7 @@ func cleanupCommand() *cobra.Command {
 			return driver.Remove(cmd.Context())
 		},
 	}
-	cmd.Flags().StringVar(&conflist, "conflist", "", "path of the network configuration that run wrote, to be removed first: the runtime then starts no pods with weir")
+	cmd.Flags().StringVar(&conflist, "conflist", "",
+		"network configuration that run wrote; it is removed first, so that the runtime starts no more pods with weir")
 	return cmd
 }

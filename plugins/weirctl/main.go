@@ -18,7 +18,7 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	root := &cobra.Command{
-		Use: "weirctl", Short: "Shows what weir does on this node", SilenceUsage: true, SilenceErrors: true,
+		Use: "weirctl", Short: "Show what weir does on this node", SilenceUsage: true, SilenceErrors: true,
 		Version: version.Of("weirctl"),
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
@@ -33,7 +33,7 @@ func run() int {
 func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
-		Short: "The commit that weirctl was built from, its date, and Go's version",
+		Short: "Show the commit that weirctl was built from, its date, and Go's version",
 		Args:  cobra.NoArgs,
 		Run:   func(cmd *cobra.Command, _ []string) { _, _ = fmt.Fprintln(cmd.OutOrStdout(), cmd.Root().Version) },
 	}

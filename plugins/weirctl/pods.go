@@ -19,12 +19,14 @@ func podsCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "pods",
-		Short: "The pods that weir has attached on this node: container, addresses, link, class, since when",
-		Long: "The pods that weir has attached on this node. Without an agent it shows what their records on disk say; which\n" +
-			"policies apply to them, only an agent knows.",
+		Short: "Show the pods that weir attached on this node: container, addresses, link, policies, since when",
+		Long: "Shows the pods that weir attached on this node, with container, addresses, link, MAC, and the policies\n" +
+			"that isolate them. Without an agent it shows their endpoint records, and ? for policies.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			write := map[string]func(io.Writer, []report.PodStatus) error{"text": writePods, "json": writeJSON[[]report.PodStatus]}[output]
+			write := map[string]func(io.Writer, []report.PodStatus) error{
+				"text": writePods, "json": writeJSON[[]report.PodStatus],
+			}[output]
 			if write == nil {
 				return fmt.Errorf("-o %s: must be text or json", output)
 			}

@@ -21,12 +21,14 @@ func statusCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "What is enforced now: pods, classes, policies, sets, the last sync, errors",
-		Long: "What is enforced now: pods, classes, policies, sets, the last sync, errors.\n" +
-			"Without an agent it shows what the kernel holds, and fails.",
+		Short: "Show what is enforced: faults, problems, policies, pods, classes and sets",
+		Long: "Shows what is enforced on this node: faults (ERROR), problems, policies, pods, classes and sets.\n" +
+			"It fails if the node isn't ready. Without an agent it shows the sets that the kernel still enforces, and fails.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			write := map[string]func(io.Writer, *report.Status) error{"text": writeText, "json": writeJSON[*report.Status]}[output]
+			write := map[string]func(io.Writer, *report.Status) error{
+				"text": writeText, "json": writeJSON[*report.Status],
+			}[output]
 			if write == nil {
 				return fmt.Errorf("-o %s: must be text or json", output)
 			}
@@ -106,8 +108,10 @@ func writeText(out io.Writer, s *report.Status) error {
 	line := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) } // Flush reports errors
 	line("ready:\t%v", s.Ready)
 	if !s.LastSync.IsZero() {
-		line("last sync:\t%s (%s ago), iptables-%s", s.LastSync.Format(time.RFC3339), time.Since(s.LastSync).Round(time.Millisecond), s.IPTables)
-		line("since start:\t%d changes, %d failures, %d repairs, %d connections cut", s.Stats.Changes, s.Stats.Failures, s.Stats.Repairs, s.Stats.Cut)
+		line("last sync:\t%s (%s ago), iptables-%s", s.LastSync.Format(time.RFC3339),
+			time.Since(s.LastSync).Round(time.Millisecond), s.IPTables)
+		line("since start:\t%d changes, %d failures, %d repairs, %d connections cut", s.Stats.Changes, s.Stats.Failures,
+			s.Stats.Repairs, s.Stats.Cut)
 	}
 	for _, e := range s.Errors {
 		line("ERROR:\t%s", e)
