@@ -29,14 +29,13 @@ import (
 
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
-	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy/report"
 )
 
 // agent is the reconciler. Each type of its state stands in the file that owns it, with its invariants.
 type agent struct {
 	Options
-	driver  *iptables.Driver
+	backend Backend
 	netlink netlinksafe.Handle
 	metrics *metrics
 
@@ -75,17 +74,17 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer func() { _ = lock.Close() }()
-	driver, err := iptables.Open(ctx)
+	backend, err := o.OpenBackend(ctx)
 	if err != nil {
 		return err
 	}
-	defer driver.Close()
+	defer backend.Close()
 	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	defer links.Close()
-	a := newAgent(o, driver, links)
+	a := newAgent(o, backend, links)
 
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -108,7 +107,7 @@ func Run(ctx context.Context, o Options) error {
 	parts = append(parts,
 		func() error { return a.runSource(ctx) },
 		func() error { return a.watchRecords(ctx, watcher) },
-		func() error { return iptables.Watch(ctx, a.drift.hear) },
+		func() error { return a.backend.Watch(ctx, a.drift.hear) },
 		func() error { return a.loop(ctx) },
 		func() error { return a.keepNode(ctx) },
 		func() error { return a.reap(ctx) })
@@ -130,9 +129,9 @@ func Run(ctx context.Context, o Options) error {
 	return errors.Join(errs...)
 }
 
-func newAgent(o Options, driver *iptables.Driver, links netlinksafe.Handle) *agent {
+func newAgent(o Options, backend Backend, links netlinksafe.Handle) *agent {
 	a := &agent{
-		Options: o, driver: driver, netlink: links,
+		Options: o, backend: backend, netlink: links,
 		events: make(chan event), drift: newDrift(), upkeep: newUpkeep(), reaper: newReaper(),
 		records: newRecords(), cluster: newClusterView(), enrolments: newEnrolments(), links: newLinks(),
 		cutting: newCutting(), faults: newFaults(o.Log),

@@ -19,6 +19,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/report"
@@ -125,6 +126,7 @@ func startWith(t *testing.T, c *cluster, o Options) *running {
 		Name:    "self",
 		Overlay: overlay.Options{Encapsulation: overlay.Always, Port: conf.OverlayPort, VNI: conf.OverlayVNI},
 	}
+	o.OpenBackend = func(ctx context.Context) (Backend, error) { return iptables.Open(ctx) }
 	go func() { done <- Run(ctx, o) }()
 	t.Cleanup(func() {
 		cancel()

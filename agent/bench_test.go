@@ -19,6 +19,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -103,9 +104,9 @@ func BenchmarkPodEvent(b *testing.B) {
 			a.records.endpoints, a.records.complete = endpoints, true
 			a.cutting.walking = true // for good: walks are beside the loop, and on a thread that isn't in the namespace
 			a.takeUpdate(objects, nil)
-			a.reconcile(b.Context(), iptables.All)
+			a.reconcile(b.Context(), netfilter.All)
 			a.records.endpoints = endpoints // that sync has read the records, of which there are none
-			a.reconcile(b.Context(), iptables.Trust)
+			a.reconcile(b.Context(), netfilter.Trust)
 			b.ReportAllocs()
 			changes := a.stats.Changes
 			events := 0
@@ -116,7 +117,7 @@ func BenchmarkPodEvent(b *testing.B) {
 					next.Pods = slices.Delete(next.Pods, 1, 2)
 				}
 				a.takeUpdate(&next, nil)
-				a.reconcile(context.Background(), iptables.Trust)
+				a.reconcile(context.Background(), netfilter.Trust)
 			}
 			if err := a.faults.now[partKernel]; err != nil || a.stats.Changes-changes != events {
 				b.Errorf("%d changes after %d events, %v", a.stats.Changes-changes, events, err)

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/test/nodetest"
@@ -37,7 +38,7 @@ func TestConflist(t *testing.T) {
 		Node: NodeOptions{Name: "self", Overlay: overlay.Options{Encapsulation: overlay.Always}, Conflist: path},
 	}, driver, links)
 	a.cluster.objects = healthy()
-	a.planWays(iptables.Trust)
+	a.planWays(netfilter.Trust)
 	configurations := func() []string { // as libcni (ConfFiles) takes them for such
 		var names []string
 		for _, ext := range []string{".conf", ".conflist", ".json"} {

@@ -8,7 +8,8 @@ import (
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 
-	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/netfilter/cut"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -28,17 +29,17 @@ type cutting struct {
 
 // walkResult is what a walk came to.
 type walkResult struct {
-	iptables.Walk
+	cut.Result
 	err error
 }
 
 // newCutting owes a walk: the rules may have changed while there was no agent.
 func newCutting() cutting { return cutting{due: true, results: make(chan walkResult, 1)} }
 
-// judgement is what connections are evaluated by under the snapshot.
-func (s *snapshot) judgement() (iptables.Judgement, error) {
-	judge, err := ruleset.NewSimulator(s.ruleset)
-	return iptables.Judgement{Judge: judge, Pods: s.links()}, err
+// evaluator evaluates connections by the snapshot.
+func (s *snapshot) evaluator() (cut.Evaluator, error) {
+	simulator, err := ruleset.NewSimulator(s.ruleset)
+	return cut.Evaluator{Simulator: simulator, Links: s.links()}, err
 }
 
 // links are the addresses of the node's pods, with their links.
@@ -55,10 +56,10 @@ func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 
 // note takes note of a change of the kernel. A change that only allows more concerns connections that are cut, or that a
 // walk on its way may cut.
-func (c *cutting) note(r iptables.Result, verify iptables.Verify) {
+func (c *cutting) note(r netfilter.Result, verify netfilter.Verify) {
 	opens := r.Changed && (c.standing > 0 || c.walking)
 	// Connections may have begun while something was missing that the last reconcile had left there.
-	repaired := r.Changed && verify == iptables.All
+	repaired := r.Changed && verify == netfilter.All
 	c.due = c.due || r.Closes || opens || repaired
 }
 
@@ -100,21 +101,21 @@ func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 
 // walkConnections evaluates all connections by the snapshot, which the kernel holds as it begins. A connection on which
 // the target has come to differ stays as it is: another walk is due for it.
-func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (iptables.Walk, error) {
-	judgement, err := by.judgement()
+func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result, error) {
+	evaluator, err := by.evaluator()
 	if err != nil {
-		return iptables.Walk{}, err
+		return cut.Result{}, err
 	}
 	own, err := ownAddresses()
 	if err != nil {
-		return iptables.Walk{}, err
+		return cut.Result{}, err
 	}
-	last, now := by, judgement
-	return iptables.Cut(judgement, func() (iptables.Judgement, error) {
+	last, now := by, evaluator
+	return cut.Walk(evaluator, func() (cut.Evaluator, error) {
 		var err error
 		if s := target.Load(); s != last {
 			last = s
-			now, err = s.judgement()
+			now, err = s.evaluator()
 		}
 		return now, err
 	}, own)

@@ -7,8 +7,9 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/conntrack"
-	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/netfilter/cut"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -56,31 +57,31 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	tell := func(o *policy.Objects) {
 		t.Helper()
 		s.takeUpdate(o, nil)
-		s.hear(iptables.Trust)
+		s.hear(netfilter.Trust)
 	}
 	s.attach("web", "10.88.0.2")
 	// there is room for labels
 	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1")
 	connect("10.88.1.5")
-	s.hear(iptables.All)
+	s.hear(netfilter.All)
 	wantCut("what was there when the agent started", 1)
 	tell(state("client", "none"))
 	wantCut("the one that was cut may go on", 0)
 	connect("10.88.1.9") // by nobody whom a policy lets through: only to be seen by a walk
 	tell(state("client", "client"))
 	wantCut("nothing is cut, and another comes to be let through", 0)
-	s.hear(iptables.All)
+	s.hear(netfilter.All)
 	wantCut("nothing has changed", 0)
 	id := s.attach("db", "10.88.0.3")
-	s.hear(iptables.Trust)
+	s.hear(netfilter.Trust)
 	wantCut("a pod has come", 0)
 	if err := endpoint.Remove(id); err != nil {
 		t.Fatal(err)
 	}
-	s.hear(iptables.Trust)
+	s.hear(netfilter.Trust)
 	wantCut("a pod has ended", 0)
 	nodetest.Run(t, "ipset", "flush", conf.PodsSet)
-	s.hear(iptables.All)
+	s.hear(netfilter.All)
 	wantCut("what somebody had taken away is there again", 1)
 	tell(state("none", "client"))
 	wantCut("one is no longer let through", 2)
@@ -89,7 +90,7 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	wantCut("none is let through", 3)
 	connect("10.88.1.5") // and the agent is killed before it sees it
 	s = step(t, state("none", "none"))
-	s.hear(iptables.All)
+	s.hear(netfilter.All)
 	wantCut("an agent has started", 4)
 }
 
@@ -100,7 +101,7 @@ func TestAWalkIsOvertaken(t *testing.T) {
 	}
 	s := step(t, healthy())
 	s.attach("web", "10.88.0.2")
-	s.hear(iptables.All)
+	s.hear(netfilter.All)
 	// there is room for labels
 	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1")
 	nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "10.88.1.5", "-d", "10.88.0.2", "--sport", "4000", "--dport",
@@ -116,14 +117,14 @@ func TestAWalkIsOvertaken(t *testing.T) {
 	closes := s.snapshots.compile(s.state())
 	for i, tc := range []struct {
 		held, newest *snapshot
-		want         iptables.Walk
+		want         cut.Result
 	}{
-		{closes, opens, iptables.Walk{}},
-		{opens, closes, iptables.Walk{}},
-		{closes, closes, iptables.Walk{Cut: 1, Standing: 1}},
-		{opens, closes, iptables.Walk{Standing: 1}},
-		{closes, opens, iptables.Walk{Standing: 1}},
-		{opens, opens, iptables.Walk{Restored: 1}},
+		{closes, opens, cut.Result{}},
+		{opens, closes, cut.Result{}},
+		{closes, closes, cut.Result{Cut: 1, Standing: 1}},
+		{opens, closes, cut.Result{Standing: 1}},
+		{closes, opens, cut.Result{Standing: 1}},
+		{opens, opens, cut.Result{Restored: 1}},
 	} {
 		s.snapshots.target.Store(tc.newest)
 		if got, err := walkConnections(tc.held, &s.snapshots.target); got != tc.want || err != nil {

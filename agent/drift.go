@@ -4,8 +4,6 @@ import (
 	"context"
 	"sync"
 	"time"
-
-	"github.com/weir-net/weir/netfilter/iptables"
 )
 
 // drift is what was noticed of changes to the rules, whoever made them. Noticing never waits for the loop: what the
@@ -50,8 +48,8 @@ const hearing = 20 * time.Millisecond
 
 // none says that the rules are those that the driver knows: the kernel has told of all that has happened to them, and
 // what concerned weir was the driver's own doing.
-func (d *drift) none(ctx context.Context, driver *iptables.Driver) bool {
-	now, err := iptables.Generation()
+func (d *drift) none(ctx context.Context, backend Backend) bool {
+	now, err := backend.Generation()
 	if err != nil {
 		return false
 	}
@@ -62,7 +60,7 @@ func (d *drift) none(ctx context.Context, driver *iptables.Driver) bool {
 		heard, more, generations := d.heard, d.more, d.generations
 		d.mu.Unlock()
 		for _, g := range generations {
-			if !driver.Knows(g) {
+			if !backend.Knows(g) {
 				return false
 			}
 		}

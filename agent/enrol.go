@@ -12,7 +12,7 @@ import (
 
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -85,7 +85,7 @@ func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
 	for _, addr := range ep.Addresses {
 		addrs = append(addrs, addr.Addr)
 	}
-	a.kernel.pluginChanged = a.driver.Reread(addrs...) || a.kernel.pluginChanged
+	a.kernel.pluginChanged = a.backend.Reread(addrs...) || a.kernel.pluginChanged
 	if a.cluster.objects == nil {
 		return
 	}
@@ -96,11 +96,11 @@ func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
 
 // chainsToVerify says what must be read before a pod is enrolled, so that the chains that check its packets are there.
 // Reading is most of an enrolment's work, and isn't needed where the kernel tells of every change and has told of none.
-func (a *agent) chainsToVerify(ctx context.Context) iptables.Verify {
-	if a.driver.Flavour == iptables.NFT && a.drift.none(ctx, a.driver) {
-		return iptables.Trust
+func (a *agent) chainsToVerify(ctx context.Context) netfilter.Verify {
+	if a.backend.TellsOfChanges() && a.drift.none(ctx, a.backend) {
+		return netfilter.Trust
 	}
-	return iptables.Rules
+	return netfilter.Rules
 }
 
 // answer answers the plugins whose pods are in their classes now, and those that have waited long enough. While err is

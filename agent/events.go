@@ -5,7 +5,7 @@ import (
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/internal/dirwatch"
-	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
 )
 
@@ -53,7 +53,7 @@ func (straysEvicted) isEvent()  {}
 type work struct {
 	reconcile bool
 	// verify is how much of the kernel the reconcile reads at least.
-	verify iptables.Verify
+	verify netfilter.Verify
 }
 
 // and is the work of two events together.

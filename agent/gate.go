@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -21,12 +21,12 @@ type gate struct {
 }
 
 // keepGate keeps the gate, which says from which nodes tunnel packets are accepted. Without it no pod is enrolled.
-func (a *agent) keepGate(verify iptables.Verify) error {
+func (a *agent) keepGate(verify netfilter.Verify) error {
 	if a.Node.Name == "" {
 		return nil
 	}
 	g, plan, links := &a.ways.gate, a.ways.plan, a.foreignLinks()
-	if g.inKernel && verify != iptables.All && g.plan.Equal(plan) && slices.Equal(g.links, links) {
+	if g.inKernel && verify != netfilter.All && g.plan.Equal(plan) && slices.Equal(g.links, links) {
 		return nil
 	}
 	renewed, traffic, err := overlay.NewGate(plan, links).Apply()

@@ -6,12 +6,12 @@ import (
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/netfilter"
 )
 
 // keepGuard repairs the spoof guard when the kernel is verified.
-func (a *agent) keepGuard(verify iptables.Verify) error {
-	if verify != iptables.All && !a.kernel.lastSync.IsZero() {
+func (a *agent) keepGuard(verify netfilter.Verify) error {
+	if verify != netfilter.All && !a.kernel.lastSync.IsZero() {
 		return nil
 	}
 	attaching := map[string]bool{} // ports that an ADD is making: it puts their entries in

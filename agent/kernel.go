@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/weir-net/weir/internal/dirwatch"
-	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -20,7 +20,7 @@ type kernelView struct {
 	// changed: snapshots share it.
 	refused ruleset.Refused
 	// debt is how much the next reconcile must read at least, as the last one failed.
-	debt iptables.Verify
+	debt netfilter.Verify
 	// pluginChanged says that the plugin has changed sets since the last apply.
 	pluginChanged bool
 	// closed says that, while there is no state yet, the kernel was found to close the pods or made to.
@@ -50,7 +50,7 @@ func (k *kernelView) refuse(refused ruleset.Refused) (news bool) {
 
 // changedByAnother says whether another program had made the difference that the result has undone: the agent wants
 // what it wanted before, and the plugin can't have changed sets for an attachment that began or ended.
-func (k *kernelView) changedByAnother(before, now ruleset.Ruleset, result iptables.Result, churn bool) bool {
+func (k *kernelView) changedByAnother(before, now ruleset.Ruleset, result netfilter.Result, churn bool) bool {
 	if k.lastSync.IsZero() || !slices.EqualFunc(before.Chains, now.Chains, equalChain) {
 		return false
 	}
@@ -74,7 +74,7 @@ func (a *agent) readEarlier() {
 	if len(a.snapshots.enforced.Load().ruleset.Sets) > 0 {
 		return
 	}
-	members, err := a.driver.Members()
+	members, err := a.backend.Members()
 	if err != nil {
 		a.Log.Warn("which pods the rules of the agent before judge can't be read", "error", err)
 	}
@@ -84,9 +84,9 @@ func (a *agent) readEarlier() {
 // applied is what bringing a ruleset into the kernel came to.
 type applied struct {
 	*snapshot
-	iptables.Result
+	netfilter.Result
 	// verify is how much of the kernel was read.
-	verify iptables.Verify
+	verify netfilter.Verify
 	err    error
 }
 
@@ -94,10 +94,10 @@ type applied struct {
 func (p *applied) done() bool { return p.err == nil || p.unknown() }
 
 // unknown says that some tables could not be read. All else is in the kernel.
-func (p *applied) unknown() bool { return errors.As(p.err, new(*iptables.UnknownError)) }
+func (p *applied) unknown() bool { return errors.As(p.err, new(*netfilter.UnknownError)) }
 
 // apply brings the ruleset of what is known into the kernel, without the parts that the kernel refuses.
-func (a *agent) apply(ctx context.Context, verify iptables.Verify) (all applied) {
+func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied) {
 	for {
 		read, readErr := a.readKernel(ctx, verify)
 		s := a.snapshots.compile(a.state())
@@ -106,7 +106,7 @@ func (a *agent) apply(ctx context.Context, verify iptables.Verify) (all applied)
 		all.Changed, all.Closes = all.Changed || result.Changed, all.Closes || result.Closes
 		all.Rules = all.Rules || result.Rules
 		all.Left, all.Strays = result.Left, append(all.Strays, result.Strays...)
-		var refused *iptables.RefusedError
+		var refused *netfilter.RefusedError
 		if !errors.As(err, &refused) {
 			return all
 		}
@@ -115,33 +115,33 @@ func (a *agent) apply(ctx context.Context, verify iptables.Verify) (all applied)
 		if !a.kernel.refuse(refused.Refused) {
 			return all
 		}
-		verify = iptables.Trust // what isn't known any more is read all the same
+		verify = netfilter.Trust // what isn't known any more is read all the same
 	}
 }
 
 // readKernel reads what the kernel holds, if it is to be verified or isn't known, and the records after it. In this
 // order, each change by the plugin that was read has a record by which the agent computes the same.
-func (a *agent) readKernel(ctx context.Context, verify iptables.Verify) (iptables.Verify, error) {
-	if verify != iptables.All && !a.driver.Unread() {
+func (a *agent) readKernel(ctx context.Context, verify netfilter.Verify) (netfilter.Verify, error) {
+	if verify != netfilter.All && !a.backend.Unread() {
 		return verify, nil
 	}
-	err := a.driver.Read(ctx)
+	err := a.backend.Read(ctx)
 	a.takeRecords(dirwatch.Change{Lost: true})
-	return iptables.All, err
+	return netfilter.All, err
 }
 
 // bring brings the ruleset into the kernel. If the kernel could not be read, it only puts weir's rules back before all
 // others.
 func (a *agent) bring(
-	ctx context.Context, readErr error, want ruleset.Ruleset, verify iptables.Verify,
-) (iptables.Result, error) {
+	ctx context.Context, readErr error, want ruleset.Ruleset, verify netfilter.Verify,
+) (netfilter.Result, error) {
 	if readErr != nil {
-		return iptables.Result{}, errors.Join(readErr, a.driver.PutFirst(ctx, want))
+		return netfilter.Result{}, errors.Join(readErr, a.backend.PutFirst(ctx, want))
 	}
-	if verify == iptables.All { // which was read already
-		verify = iptables.Trust
+	if verify == netfilter.All { // which was read already
+		verify = netfilter.Trust
 	}
-	return a.driver.Apply(ctx, want, verify)
+	return a.backend.Apply(ctx, want, verify)
 }
 
 // takeApplied takes note of what was changed in the kernel. Unless all is well, it isn't known whether another program
@@ -158,7 +158,7 @@ func (a *agent) takeApplied(p applied, well bool) {
 	}
 	a.snapshots.enforced.Store(p.snapshot)
 	a.kernel.pluginChanged = false
-	if p.verify == iptables.All {
+	if p.verify == netfilter.All {
 		a.records.kernelRead()
 	}
 	a.cutting.note(p.Result, p.verify)
@@ -166,22 +166,22 @@ func (a *agent) takeApplied(p applied, well bool) {
 }
 
 // cleanOther removes what weir may have left in the iptables flavour that the node doesn't use.
-func (a *agent) cleanOther(ctx context.Context, verify iptables.Verify) {
-	if a.kernel.tidy || verify != iptables.All {
+func (a *agent) cleanOther(ctx context.Context, verify netfilter.Verify) {
+	if a.kernel.tidy || verify != netfilter.All {
 		return
 	}
-	err := a.driver.CleanOtherFlavour(ctx)
+	err := a.backend.CleanOtherFlavour(ctx)
 	a.kernel.tidy = err == nil
 	a.faults.set(partLeftovers, err)
 }
 
 // keepClosed is the reconcile while there is no usable state yet. What the kernel holds stays as it is, unless it holds
 // too little to close the pods.
-func (a *agent) keepClosed(ctx context.Context, verify iptables.Verify) time.Duration {
-	if verify != iptables.All && a.kernel.closed {
+func (a *agent) keepClosed(ctx context.Context, verify netfilter.Verify) time.Duration {
+	if verify != netfilter.All && a.kernel.closed {
 		return a.answer(errNotSynced)
 	}
-	closed, err := a.driver.KeepClosed(ctx, policy.Compile(a.state()))
+	closed, err := a.backend.KeepClosed(ctx, policy.Compile(a.state()))
 	err = errors.Join(err, a.keepGuard(verify), a.keepGateClosed())
 	if ctx.Err() != nil {
 		return 0

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/netfilter"
 )
 
 // loop waits for events, and reconciles after each, at each resync, and when something is to be tried again.
@@ -28,7 +28,7 @@ func (a *agent) loop(ctx context.Context) error {
 			todo = a.heedDrift()
 		case <-resync.C:
 			a.prepareResync(ctx)
-			todo.verify = iptables.All
+			todo.verify = netfilter.All
 		case <-again.C:
 		case w := <-a.cutting.results:
 			todo.reconcile = a.takeWalk(w)
@@ -49,10 +49,10 @@ func (a *agent) loop(ctx context.Context) error {
 
 // heedDrift looks at the changes of rules that the kernel has told of. Those that the agent made itself need no work.
 func (a *agent) heedDrift() work {
-	if !slices.ContainsFunc(a.drift.take(), func(g uint32) bool { return !a.driver.Knows(g) }) {
+	if !slices.ContainsFunc(a.drift.take(), func(g uint32) bool { return !a.backend.Knows(g) }) {
 		return work{}
 	}
-	return work{true, iptables.All}
+	return work{true, netfilter.All}
 }
 
 // prepareResync tries again what has failed before, as a resync is to read everything.

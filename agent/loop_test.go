@@ -7,6 +7,7 @@ import (
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/iptables"
 )
 
@@ -20,7 +21,7 @@ func TestHandleAllHandlesAllThatWait(t *testing.T) {
 		go a.send(t.Context(), enrolRequest{t.Context(), &enrolment{id: "c:eth0"}})
 		synctest.Wait()
 		todo := a.handleAll(<-a.events)
-		if want := (work{true, iptables.Rules}); a.stats.Repairs != 9 || len(a.enrolments.waiting) != 1 || todo != want {
+		if want := (work{true, netfilter.Rules}); a.stats.Repairs != 9 || len(a.enrolments.waiting) != 1 || todo != want {
 			t.Errorf("of 10 events, %d and %d were handled, which leaves %+v to do",
 				a.stats.Repairs, len(a.enrolments.waiting), todo)
 		}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -11,7 +12,9 @@ import (
 // Options of an agent.
 type Options struct {
 	Source Source
-	Log    *slog.Logger
+	// OpenBackend connects to the kernel's packet filter. Run calls it once, when no other agent runs.
+	OpenBackend func(context.Context) (Backend, error)
+	Log         *slog.Logger
 	// HealthAddress is where /healthz, /readyz and /metrics are served, host:port; empty: nowhere.
 	HealthAddress string
 	// Resync is how often the kernel is read and repaired if nothing else happens.

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/netfilter"
 )
 
 // retry is how soon a failed change is tried again.
@@ -16,7 +16,7 @@ const retry = time.Second
 type round struct {
 	*agent
 	// verify is how much of the kernel is read; once the ruleset is applied, how much was.
-	verify  iptables.Verify
+	verify  netfilter.Verify
 	applied applied
 	// guardErr says that the guard or the gate isn't as it should be.
 	guardErr error
@@ -54,7 +54,7 @@ var steps = []func(*round, context.Context) bool{
 
 // reconcile brings what is known into the kernel and answers the plugins that wait. It returns how soon it should be
 // called again even if nothing happens; 0 if there is no need.
-func (a *agent) reconcile(ctx context.Context, verify iptables.Verify) time.Duration {
+func (a *agent) reconcile(ctx context.Context, verify netfilter.Verify) time.Duration {
 	defer a.publishStatus()
 	defer a.tellUpkeep()
 	if source, ok := a.Source.(Contact); ok {
@@ -77,7 +77,7 @@ func (a *agent) reconcile(ctx context.Context, verify iptables.Verify) time.Dura
 // settleNodes evaluates the Nodes' claims again if the addresses that this node needs itself have changed.
 func (r *round) settleNodes(context.Context) bool {
 	n := &r.cluster.nodes
-	if r.verify == iptables.All && n.latest != nil && n.readLocal(r.netlink, r.Node) {
+	if r.verify == netfilter.All && n.latest != nil && n.readLocal(r.netlink, r.Node) {
 		n.stated = nil
 		r.acceptNodes(n.latest)
 	}
@@ -127,14 +127,14 @@ func (r *round) concludeKernel(ctx context.Context) bool {
 	}
 	r.faults.set(partKernel, err)
 	if err == nil {
-		r.kernel.lastSync, r.kernel.debt = time.Now(), iptables.Trust
+		r.kernel.lastSync, r.kernel.debt = time.Now(), netfilter.Trust
 		r.cleanOther(ctx, r.verify)
 		return true
 	}
 	r.stats.Failures++
-	r.kernel.debt = iptables.All
+	r.kernel.debt = netfilter.All
 	if r.guardErr == nil && r.applied.unknown() { // tables that are unknown are read each time
-		r.kernel.debt = iptables.Trust
+		r.kernel.debt = netfilter.Trust
 	}
 	if done {
 		r.walk()
@@ -150,7 +150,7 @@ func (r *round) concludeUnknown(context.Context) bool {
 		return true
 	}
 	if r.records.stale {
-		r.kernel.debt = iptables.All
+		r.kernel.debt = netfilter.All
 	}
 	r.walk()
 	r.next = sooner(r.answer(err), retry)

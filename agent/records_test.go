@@ -16,6 +16,7 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/ipset"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
@@ -50,7 +51,7 @@ func step(t *testing.T, objects *policy.Objects) *stepped {
 }
 
 // hear has the agent read all records, bring what is known into the kernel, and judge connections anew if that is owed.
-func (s *stepped) hear(verify iptables.Verify) {
+func (s *stepped) hear(verify netfilter.Verify) {
 	s.Helper()
 	s.takeRecords(dirwatch.Change{Lost: true})
 	s.reconcile(s.Context(), verify)
@@ -72,7 +73,7 @@ func (s *stepped) add(name, uid, address string) {
 	}
 	e := &enrolment{id: id, deadline: time.Now().Add(time.Minute), answer: make(chan answer, 1)}
 	s.takeEnrolment(s.Context(), e)
-	s.reconcile(s.Context(), iptables.Rules)
+	s.reconcile(s.Context(), netfilter.Rules)
 	if r := <-e.answer; r.Error != "" {
 		s.Errorf("%s is judged %+v", id, r)
 	}
@@ -127,7 +128,7 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	o.Policies[2].Spec.PodSelector.MatchLabels = map[string]string{"app": "web"}
 	o.Policies[2].Spec.Ingress[0].From[0].PodSelector.MatchLabels["app"] = "old"
 	s := step(t, o)
-	s.hear(iptables.All)
+	s.hear(netfilter.All)
 	s.add("web", "", "10.88.0.2")
 	s.add("db-0", "1", "10.88.0.9")
 	if got, want := s.in("10.88.0.9"), []string{
@@ -137,7 +138,7 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 		t.Fatalf("the first pod is in %q, want %q", got, want)
 	}
 	s.del("db-0", "1", "10.88.0.9")
-	s.reconcile(t.Context(), iptables.Trust) // something else has come in
+	s.reconcile(t.Context(), netfilter.Trust) // something else has come in
 	s.add("evil", "2", "10.88.0.9")
 	want := []string{"weir-eg shop/evil", "weir-in shop/evil", "weir-po shop/evil"}
 	if got := s.in("10.88.0.9"); !slices.Equal(got, want) {
@@ -146,7 +147,7 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	if class := s.snapshots.enforced.Load().class(ruleset.Ingress, "shop/evil"); class != classOpen {
 		t.Errorf("the second pod is in class %s", class)
 	}
-	s.hear(iptables.All)
+	s.hear(netfilter.All)
 	if got := s.in("10.88.0.9"); !slices.Equal(got, want) {
 		t.Errorf("after the kernel was read, the second pod is in %q, want %q", got, want)
 	}
@@ -160,7 +161,7 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	if err := e.Save(); err != nil {
 		t.Fatal(err)
 	}
-	s.hear(iptables.All)
+	s.hear(netfilter.All)
 	if got := s.in("10.88.0.9"); !slices.Equal(got, want) {
 		t.Errorf("with both records, the second pod is in %q, want %q", got, want)
 	}
@@ -184,7 +185,7 @@ func TestAPodThatComesAgain(t *testing.T) {
 		From:  []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{}}},
 	}
 	s := step(t, o)
-	s.hear(iptables.All)
+	s.hear(netfilter.All)
 	s.add("db-0", "", "10.88.0.9")
 	want := s.in("10.88.0.9")
 	if len(want) != 5 {
@@ -209,7 +210,7 @@ func TestRecordsThatAreNotRead(t *testing.T) {
 	}
 	s := step(t, healthy())
 	s.attach("web", "10.88.0.2")
-	s.hear(iptables.All)
+	s.hear(netfilter.All)
 	held := s.in("10.88.0.2")
 	if len(held) != 3 {
 		t.Fatalf("the pod is in %q", held)
@@ -221,16 +222,16 @@ func TestRecordsThatAreNotRead(t *testing.T) {
 		}
 	}
 	s = step(t, healthy())
-	s.reconcile(t.Context(), iptables.All)
+	s.reconcile(t.Context(), netfilter.All)
 	wantHeld("before the next agent has read the records")
-	s.hear(iptables.All)
+	s.hear(netfilter.All)
 	wantHeld("once it has")
 	dir := "/run/weir/endpoints"
 	for _, command := range []string{"mv " + dir + " /run/away", "touch " + dir} {
 		nodetest.Run(t, "sh", "-c", command)
 	}
 	s.takeRecords(dirwatch.Change{Lost: true})
-	s.reconcile(t.Context(), iptables.Trust)
+	s.reconcile(t.Context(), netfilter.Trust)
 	wantHeld("when the directory can't be listed")
 	if s.faults.now[partRecords] == nil {
 		t.Error("and nothing is said of it")
@@ -238,7 +239,7 @@ func TestRecordsThatAreNotRead(t *testing.T) {
 	nodetest.Run(t, "sh", "-c", "rm "+dir+"; mv /run/away "+dir)
 	s.attach("client", "10.88.0.3") // of which no event tells
 	s.retryRecords()
-	s.reconcile(t.Context(), iptables.All)
+	s.reconcile(t.Context(), netfilter.All)
 	wantHeld("when it can be again")
 	if s.faults.now[partRecords] != nil || len(s.in("10.88.0.3")) == 0 {
 		t.Errorf("%v; the new pod is in %q", s.faults.now[partRecords], s.in("10.88.0.3"))

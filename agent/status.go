@@ -55,7 +55,7 @@ func (a *agent) publishStatus() {
 		enforced: a.snapshots.enforced.Load(),
 		ready: a.cluster.objects != nil && !a.kernel.lastSync.IsZero() && a.unknown() == nil &&
 			a.faults.now[partKernel] == nil && a.faults.now[partNode] == nil,
-		lastSync: a.kernel.lastSync, backend: string(a.driver.Flavour),
+		lastSync: a.kernel.lastSync, backend: a.backend.Name(),
 		endpoints: slices.Collect(maps.Values(a.records.endpoints)), earlier: a.kernel.earlier,
 		stateless: a.cluster.objects == nil, policies: a.cluster.names,
 		faults: maps.Clone(a.faults.now), problems: a.problems, unenforced: a.source.unenforced, files: a.source.files,

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -111,12 +111,12 @@ func TestConnectionsThatAreUnknown(t *testing.T) {
 		return
 	}
 	s := step(t, healthy())
-	s.hear(iptables.All)
+	s.hear(netfilter.All)
 	enrol := func() answer {
 		t.Helper()
 		e := &enrolment{id: s.attach("web", "10.88.0.2"), deadline: time.Now(), answer: make(chan answer, 1)}
 		s.takeEnrolment(t.Context(), e)
-		s.reconcile(t.Context(), iptables.Trust)
+		s.reconcile(t.Context(), netfilter.Trust)
 		return <-e.answer
 	}
 	s.takeWalk(walkResult{err: errors.New("list connections: no")})

@@ -7,7 +7,7 @@ import (
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -29,12 +29,12 @@ func (w *ways) problems() []ruleset.Problem {
 }
 
 // planWays plans the ways anew if Nodes have changed, or the node's routes may have.
-func (a *agent) planWays(verify iptables.Verify) {
+func (a *agent) planWays(verify netfilter.Verify) {
 	w := &a.ways
-	if a.Node.Name == "" || w.current && verify != iptables.All && a.faults.now[partNodes] == nil {
+	if a.Node.Name == "" || w.current && verify != netfilter.All && a.faults.now[partNodes] == nil {
 		return
 	}
-	if w.routes == nil || verify == iptables.All {
+	if w.routes == nil || verify == netfilter.All {
 		w.routes = overlay.NewRoutes(a.netlink)
 	}
 	w.plan, w.current = overlay.Compute(a.Node.Name, a.Node.Overlay, a.cluster.objects.Nodes, w.routes), true
@@ -42,7 +42,7 @@ func (a *agent) planWays(verify iptables.Verify) {
 
 // reach brings the ways to other nodes' pods into the kernel, and writes the runtime's configuration. It returns false
 // if some of that must be tried again. Policy doesn't wait for it, and a node that the kernel refuses holds up no other.
-func (a *agent) reach(verify iptables.Verify) bool {
+func (a *agent) reach(verify netfilter.Verify) bool {
 	if a.Node.Name == "" {
 		return true
 	}
@@ -50,10 +50,10 @@ func (a *agent) reach(verify iptables.Verify) bool {
 	same := w.plan.Equal(w.kernel)
 	var lacks []overlay.Lack
 	var err error
-	if changed := a.upkeep.ways.Swap(false); same && (changed || verify == iptables.All) {
+	if changed := a.upkeep.ways.Swap(false); same && (changed || verify == netfilter.All) {
 		lacks, err = w.plan.Lacks(bridge.Observe(a.netlink))
 	}
-	if verify == iptables.All || a.faults.now[partNodes] != nil || err != nil || len(w.refused)+len(lacks) > 0 || !same {
+	if verify == netfilter.All || a.faults.now[partNodes] != nil || err != nil || len(w.refused)+len(lacks) > 0 || !same {
 		var failed error
 		w.refused, failed = overlay.New(a.netlink).Apply(w.plan)
 		err = errors.Join(err, failed)

@@ -7,6 +7,7 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
@@ -75,7 +76,7 @@ func TestLargePolicies(t *testing.T) {
 			t.Errorf("%s: problems: %v", tc.name, want.Problems)
 		}
 		began = time.Now()
-		if r, err := n.Driver.Apply(t.Context(), want, iptables.All); err != nil || r.Changed {
+		if r, err := n.Driver.Apply(t.Context(), want, netfilter.All); err != nil || r.Changed {
 			t.Errorf("%s: read again, the kernel doesn't hold what was written: %+v, %v", tc.name, r, err)
 		}
 		t.Logf("%s, iptables-%s: %s to compile, %s to apply, %s to read", tc.name, flavour, compiled.Round(time.Millisecond),

@@ -17,6 +17,7 @@ import (
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/test/nodetest"
@@ -208,7 +209,7 @@ func (n *Node) Hosts() []netip.Addr {
 // of a new one.
 func (n *Node) Enforce(s policy.State) {
 	n.Helper()
-	if _, err := n.Driver.Apply(n.Context(), policy.Compile(s), iptables.Trust); err != nil {
+	if _, err := n.Driver.Apply(n.Context(), policy.Compile(s), netfilter.Trust); err != nil {
 		n.Fatal(err)
 	}
 	if err := netlink.ConntrackTableFlush(netlink.ConntrackTable); err != nil {

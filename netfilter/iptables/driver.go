@@ -8,13 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/ipset"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -68,28 +68,11 @@ func (d *Driver) Close() {
 	d.sets.Close()
 }
 
-// Result of an Apply.
-type Result struct {
-	// Changed says that the kernel did not hold the ruleset already; sets that nobody uses don't count.
-	Changed bool
-	// Closes says that what was let through before may not be any more; without it, a change only opens, or is about pods
-	// that came or ended, which have no connections.
-	Closes bool
-	// Rules says that rules were changed, and not only sets.
-	Rules bool
-	// Left are sets that nobody wants and that the kernel still holds for a rule that it is deleting; the next Apply
-	// tries again.
-	Left []string
-	// Strays are addresses that were found in the sets of all pods and that no pod is known to have. Apply leaves them
-	// there.
-	Strays []netip.Addr
-}
-
 // Apply makes the kernel hold the ruleset. After an error the kernel holds some of the old state and some of the new, each of which closes
 // what it should; applying again goes on from there. After an UnknownError it holds the ruleset, as far as can be
 // known. After a RefusedError it is enough to leave out what the kernel refuses.
-func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify Verify) (Result, error) {
-	var r Result
+func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
+	var r netfilter.Result
 	if err := d.look(ctx, want, verify); err != nil {
 		return r, err
 	}
@@ -111,9 +94,9 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify Verify)
 	have := *d.have
 	var refused ruleset.Refused
 	if !p.empty() {
-		before, _ := Generation()
+		before, _ := generation()
 		if err := d.prepare(ctx, p, have, want); err != nil {
-			if !errors.As(err, new(*RefusedError)) { // after which it is known what the kernel holds
+			if !errors.As(err, new(*netfilter.RefusedError)) { // after which it is known what the kernel holds
 				d.have = nil
 				err = errors.Join(err, d.closeAll(ctx, have, want))
 			}
@@ -124,7 +107,7 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify Verify)
 		var err error
 		r.Left, refused, err = d.carryOut(ctx, p, have, want)
 		r.Changed = len(p.create)+len(p.before)+len(p.after)-len(refused) > 0 || r.Rules
-		if err != nil && !errors.As(err, new(*RefusedError)) {
+		if err != nil && !errors.As(err, new(*netfilter.RefusedError)) {
 			err = errors.Join(err, d.closeAll(ctx, have, want))
 		}
 		if err != nil {
@@ -140,14 +123,14 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify Verify)
 	}
 	d.have = &next
 	if len(refused) > 0 {
-		return r, &RefusedError{refused}
+		return r, &netfilter.RefusedError{Refused: refused}
 	}
 	var why []error
 	for _, f := range conf.Families {
 		why = append(why, next.tables[f].unknown()...)
 	}
 	if len(why) > 0 {
-		return r, &UnknownError{why}
+		return r, &netfilter.UnknownError{Why: why}
 	}
 	return r, nil
 }
@@ -161,7 +144,7 @@ func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (bool, 
 	}
 	stand, err := d.putFirst(ctx, closed)
 	if !stand {
-		_, err := d.Apply(ctx, closed, All)
+		_, err := d.Apply(ctx, closed, netfilter.All)
 		return true, err
 	}
 	return false, err
@@ -226,7 +209,7 @@ func (d *Driver) putFirst(ctx context.Context, want ruleset.Ruleset) (stand bool
 		}
 	}
 	if len(why) > 0 {
-		return true, &UnknownError{why}
+		return true, &netfilter.UnknownError{Why: why}
 	}
 	return true, nil
 }
@@ -267,7 +250,7 @@ func (d *Driver) prepare(ctx context.Context, p plan, have state, want ruleset.R
 		}
 	}
 	if len(refused) > 0 {
-		return &RefusedError{refused}
+		return &netfilter.RefusedError{Refused: refused}
 	}
 	return nil
 }
@@ -284,7 +267,7 @@ func (d *Driver) carryOut(ctx context.Context, p plan, have state, want ruleset.
 		}
 		if rules := d.refusedAmong(ctx, e.family, newRules(e.family, have, want)); len(rules) > 0 {
 			maps.Copy(refused, rules)
-			return nil, nil, &RefusedError{refused}
+			return nil, nil, &netfilter.RefusedError{Refused: refused}
 		}
 		return nil, nil, err
 	}
@@ -309,7 +292,7 @@ func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]strin
 	if commands == [len(conf.Families)]string{} {
 		return nil
 	}
-	before, err := Generation() // without nf_tables there is none
+	before, err := generation() // without nf_tables there is none
 	tables := 0
 	for _, f := range conf.Families {
 		if commands[f] == "" {
@@ -320,7 +303,7 @@ func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]strin
 		}
 		tables += strings.Count(commands[f], "COMMIT\n")
 	}
-	after, errAfter := Generation()
+	after, errAfter := generation()
 	if err == nil && errAfter == nil {
 		d.own.note(before, after, tables)
 	}

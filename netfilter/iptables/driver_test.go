@@ -15,6 +15,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -33,7 +34,7 @@ func driver(t *testing.T, f Flavour) *Driver {
 	return d
 }
 
-func mustApply(t *testing.T, d *Driver, want ruleset.Ruleset, verify Verify) Result {
+func mustApply(t *testing.T, d *Driver, want ruleset.Ruleset, verify netfilter.Verify) netfilter.Result {
 	t.Helper()
 	r, err := d.Apply(t.Context(), want, verify)
 	if err != nil {
@@ -79,8 +80,8 @@ func testApply(t *testing.T, f Flavour) {
 			went++
 		}
 		six = want.Has(conf.IPv6)
-		mustApply(t, d, want, Verify(i%3))
-		if got := mustApply(t, driver(t, f), want, All); got.Changed {
+		mustApply(t, d, want, netfilter.Verify(i%3))
+		if got := mustApply(t, driver(t, f), want, netfilter.All); got.Changed {
 			t.Fatalf("round %d: applied again by another driver, the ruleset changed something", i)
 		}
 		if s = policytest.Change(r, s); i%5 == 4 {
@@ -116,7 +117,7 @@ func TestDriftIsRepaired(t *testing.T) {
 	}
 	d := driver(t, NFT)
 	want := policy.Compile(dualStack())
-	mustApply(t, d, want, All)
+	mustApply(t, d, want, netfilter.All)
 	golden := listing(t)
 	for _, drift := range []string{
 		"iptables -t mangle -F WEIR-FORWARD",
@@ -141,7 +142,7 @@ func TestDriftIsRepaired(t *testing.T) {
 	} {
 		f := strings.Fields(drift)
 		nodetest.Run(t, f[0], f[1:]...)
-		mustApply(t, d, want, All)
+		mustApply(t, d, want, netfilter.All)
 		if drift == "iptables -t mangle -I FORWARD 1 -j ACCEPT" {
 			// a stranger's; only its place is weir's affair
 			nodetest.Run(t, "iptables", "-t", "mangle", "-D", "FORWARD", "-j", "ACCEPT")
@@ -195,10 +196,10 @@ func TestFlavour(t *testing.T) {
 		}
 	}
 	want(NFT) // nothing there
-	mustApply(t, driver(t, Legacy), policy.Compile(policy.State{}), All)
+	mustApply(t, driver(t, Legacy), policy.Compile(policy.State{}), netfilter.All)
 	want(NFT) // weir's own rules don't count
 	d := driver(t, NFT)
-	mustApply(t, d, policy.Compile(policy.State{}), All)
+	mustApply(t, d, policy.Compile(policy.State{}), netfilter.All)
 	if err := d.CleanOtherFlavour(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +227,7 @@ func TestKnows(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	generations, done := make(chan uint32, 100), make(chan error, 1)
 	go func() {
-		done <- Watch(ctx, func(g uint32, concerned bool) {
+		done <- watch(ctx, func(g uint32, concerned bool) {
 			if concerned {
 				generations <- g
 			}
@@ -245,7 +246,7 @@ func TestKnows(t *testing.T) {
 		for {
 			nodetest.Run(t, "iptables-nft", "-t", "mangle", "-A", "FORWARD", "-j", "ACCEPT")
 			nodetest.Run(t, "iptables-nft", "-t", "mangle", "-D", "FORWARD", "-j", "ACCEPT")
-			last, err := Generation()
+			last, err := generation()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -270,7 +271,7 @@ func TestKnows(t *testing.T) {
 	s := policytest.State(r)
 	own := 0
 	for range 5 {
-		mustApply(t, d, policy.Compile(s), Trust)
+		mustApply(t, d, policy.Compile(s), netfilter.Trust)
 		for _, g := range told() {
 			own++
 			if !d.Knows(g) {
@@ -283,16 +284,16 @@ func TestKnows(t *testing.T) {
 		t.Errorf("the driver has made %d changes only", own)
 	}
 	want := policy.Compile(s)
-	mustApply(t, d, want, Trust)
+	mustApply(t, d, want, netfilter.Trust)
 	nodetest.Run(t, "iptables-nft", "-t", "mangle", "-F", "WEIR-FORWARD")
-	flushed, err := Generation()
+	flushed, err := generation()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if d.Knows(flushed) || d.Knows(0) {
 		t.Errorf("it knows a stranger's change: %v, or one that nothing is known of: %v", d.Knows(flushed), d.Knows(0))
 	}
-	mustApply(t, d, want, All)
+	mustApply(t, d, want, netfilter.All)
 	if !d.Knows(flushed) {
 		t.Error("it doesn't know a change that it has read")
 	}
@@ -305,7 +306,7 @@ func TestKnows(t *testing.T) {
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	d.ahead[conf.IPv4].dismiss() // which was started before
-	before, err := Generation()
+	before, err := generation()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -313,8 +314,8 @@ func TestKnows(t *testing.T) {
 	i := slices.IndexFunc(other.Chains, func(c ruleset.Chain) bool { return c.Name == "WEIR-INPUT" })
 	other.Chains[i].Rules = append(other.Chains[i].Rules,
 		ruleset.Rule{In: "lo", Comment: "weir: one rule more", Action: ruleset.Return})
-	mustApply(t, d, other, Trust)
-	last, err := Generation()
+	mustApply(t, d, other, netfilter.Trust)
+	last, err := generation()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -340,9 +341,9 @@ func TestKeepClosed(t *testing.T) {
 	class6 := want.Classes[slices.IndexFunc(want.Classes, func(c ruleset.Class) bool {
 		return c.Chain != "" && strings.HasSuffix(c.Set, "6") && len(c.Set) == len("weir-in-")+17
 	})]
-	mustApply(t, driver(t, NFT), want, All)
+	mustApply(t, driver(t, NFT), want, netfilter.All)
 	whole := listing(t)
-	mustApply(t, driver(t, NFT), closed, All)
+	mustApply(t, driver(t, NFT), closed, netfilter.All)
 	shut := listing(t)
 	if whole == shut {
 		t.Fatal("the state has nobody in a class")
@@ -365,7 +366,7 @@ func TestKeepClosed(t *testing.T) {
 		"ip6tables -t mangle -F WEIR-EGRESS":                  false,
 		"ip6tables -t mangle -F " + class6.Chain:              false,
 	} {
-		mustApply(t, driver(t, NFT), want, All)
+		mustApply(t, driver(t, NFT), want, netfilter.All)
 		f := strings.Fields(drift)
 		nodetest.Run(t, f[0], f[1:]...)
 		if changed, err := driver(t, NFT).KeepClosed(t.Context(), closed); err != nil || changed == stays {
@@ -394,7 +395,7 @@ func TestKeepClosedAfterAnUpgrade(t *testing.T) {
 		return
 	}
 	s := dualStack()
-	mustApply(t, driver(t, NFT), policy.Compile(s), All)
+	mustApply(t, driver(t, NFT), policy.Compile(s), netfilter.All)
 	for _, program := range []string{"iptables", "ip6tables"} {
 		script := fmt.Sprintf("%[1]s-save -t mangle | grep -v WEIR-ERRORS | %[1]s-restore -T mangle", program)
 		nodetest.Run(t, "sh", "-c", script)
@@ -437,7 +438,7 @@ func TestWithoutIP6tables(t *testing.T) {
 		}
 	}
 	for i := range 4 {
-		mustApply(t, d, policy.Compile(four), Verify(i%3))
+		mustApply(t, d, policy.Compile(four), netfilter.Verify(i%3))
 	}
 	if _, err := d.KeepClosed(t.Context(), policy.Compile(policy.State{Endpoints: four.Endpoints})); err != nil {
 		t.Error(err)
@@ -445,7 +446,7 @@ func TestWithoutIP6tables(t *testing.T) {
 	if asked, err := os.ReadFile(dir + "/asked"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("ip6tables was asked, though the kernel has no table of its (%v):\n%s", err, asked)
 	}
-	if _, err := d.Apply(t.Context(), policy.Compile(dual), Trust); err == nil ||
+	if _, err := d.Apply(t.Context(), policy.Compile(dual), netfilter.Trust); err == nil ||
 		!strings.Contains(err.Error(), "ip6tables") {
 		t.Errorf("with IPv6 pods: %v, want an error that names ip6tables", err)
 	}
@@ -457,11 +458,11 @@ func TestWithoutIP6tables(t *testing.T) {
 	nodetest.Run(t, "ip6tables", "-t", "mangle", "-A", "FORWARD", "-j", "ACCEPT")
 	d = driver(t, NFT)
 	for range 2 { // IPv6 comes, goes, and comes again
-		mustApply(t, d, policy.Compile(four), Trust)
+		mustApply(t, d, policy.Compile(four), netfilter.Trust)
 		if out := nodetest.Run(t, "ip6tables-save"); strings.Contains(out, "WEIR") {
 			t.Errorf("rules for IPv6 that nobody needs:\n%s", out)
 		}
-		mustApply(t, d, policy.Compile(dual), Trust)
+		mustApply(t, d, policy.Compile(dual), netfilter.Trust)
 		out := nodetest.Run(t, "ip6tables", "-t", "mangle", "-S", "FORWARD")
 		if !strings.HasPrefix(out, "-P FORWARD ACCEPT\n-A FORWARD -m comment") || strings.Count(out, "-j WEIR-FORWARD") != 1 {
 			t.Errorf("weir's rule isn't first:\n%s", out)

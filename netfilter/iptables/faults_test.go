@@ -12,6 +12,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/test/nodetest"
@@ -38,13 +39,13 @@ func TestFault8OneTransactionForAllChanges(t *testing.T) {
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	d := driver(t, NFT)
-	mustApply(t, d, policy.Compile(policy.State{}), All)
+	mustApply(t, d, policy.Compile(policy.State{}), netfilter.All)
 	ran := func(s policy.State) string {
 		t.Helper()
 		if err := os.WriteFile(calls, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		mustApply(t, d, policy.Compile(s), Trust)
+		mustApply(t, d, policy.Compile(s), netfilter.Trust)
 		data, err := os.ReadFile(calls)
 		if err != nil {
 			t.Fatal(err)

@@ -11,30 +11,10 @@ import (
 	"time"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/ipset"
 	"github.com/weir-net/weir/policy/ruleset"
 )
-
-// Verify says how much of the kernel's state Apply reads first. What it doesn't read is taken to be what the last Apply
-// left there.
-type Verify int
-
-const (
-	// Trust reads nothing.
-	Trust Verify = iota
-	// Rules reads the chains that drop: quick, but blind to the sets.
-	Rules
-	// All reads everything.
-	All
-)
-
-// UnknownError says which tables couldn't be read. All that can be written without reading them is written.
-type UnknownError struct{ Why []error }
-
-// Error names the tables and says what iptables says of them.
-func (e *UnknownError) Error() string {
-	return fmt.Sprintf("%v (weir's own chains and rules are written there all the same)", errors.Join(e.Why...))
-}
 
 // readTime bounds one look at all tables together: while a program hangs that should print one, weir's rules may lack their
 // place in another.
@@ -63,11 +43,11 @@ func (d *Driver) Read(ctx context.Context) error {
 // Unread says that it isn't known what the kernel holds: Apply would have to read it.
 func (d *Driver) Unread() bool { return d.have == nil }
 
-func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify Verify) error {
+func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) error {
 	for _, f := range conf.Families {
 		d.wanted[f] = want.Has(f)
 	}
-	if verify == All || d.have == nil {
+	if verify == netfilter.All || d.have == nil {
 		return d.Read(ctx)
 	}
 	ctx, cancel := context.WithTimeout(ctx, readTime)
@@ -79,7 +59,7 @@ func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify Verify) 
 			continue
 		}
 		for _, name := range tablesUsed {
-			if d.have.tables[f][name].unknown != nil || (holds && verify == Rules && name == "mangle") {
+			if d.have.tables[f][name].unknown != nil || (holds && verify == netfilter.Rules && name == "mangle") {
 				d.have.tables[f][name] = d.readTable(ctx, f, name, d.have)
 			}
 		}
@@ -142,7 +122,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 	s := state{sets: map[string]set{}}
 	d.readAt, d.own = 0, ownChanges{}
-	readAt, _ := Generation() // without nf_tables there is none
+	readAt, _ := generation() // without nf_tables there is none
 	headers, err := d.sets.Headers()
 	if err != nil {
 		return s, err

@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,19 +14,6 @@ import (
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
-
-// RefusedError says that the kernel refuses parts of a ruleset, and that the rest holds without them: what they would
-// let through is closed then. policy.State takes them, so that the next ruleset does without.
-type RefusedError struct{ Refused ruleset.Refused }
-
-func (e *RefusedError) Error() string {
-	var all []string
-	for r, why := range e.Refused {
-		all = append(all, fmt.Sprintf("%s: %s", cmp.Or(r.Kind, r.Rule, string(r.SetKind), r.Set), why))
-	}
-	slices.Sort(all)
-	return "the kernel refuses " + strings.Join(all, "; ")
-}
 
 // make makes the set with its entries. If the kernel refuses it, or some of them, and nothing but what the set would
 // let through rests on it, that is noted in refused; no set is made then that would be refused as a whole.

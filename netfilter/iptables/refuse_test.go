@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/nodetest"
@@ -106,7 +107,7 @@ func TestRefusedByTheKernel(t *testing.T) {
 	for _, f := range []Flavour{NFT, Legacy} {
 		d := driver(t, f)
 		base := policy.Compile(policy.State{})
-		mustApply(t, d, base, All)
+		mustApply(t, d, base, netfilter.All)
 		with := func(s ruleset.Set) ruleset.Ruleset {
 			r := base
 			r.Sets = append(slices.Clone(base.Sets), s)
@@ -114,8 +115,8 @@ func TestRefusedByTheKernel(t *testing.T) {
 		}
 		refused := func(r ruleset.Ruleset) ruleset.Refused {
 			t.Helper()
-			_, err := d.Apply(t.Context(), r, Trust)
-			var e *RefusedError
+			_, err := d.Apply(t.Context(), r, netfilter.Trust)
+			var e *netfilter.RefusedError
 			if !errors.As(err, &e) {
 				t.Errorf("got %v, want a refusal", err)
 				return nil
@@ -127,8 +128,8 @@ func TestRefusedByTheKernel(t *testing.T) {
 		}] == "" {
 			t.Errorf("a type that there isn't: %v", got)
 		}
-		if _, err := d.Apply(t.Context(), with(ruleset.Set{Name: "weir-x", Kind: "hash:none"}), Trust); err == nil ||
-			errors.As(err, new(*RefusedError)) {
+		if _, err := d.Apply(t.Context(), with(ruleset.Set{Name: "weir-x", Kind: "hash:none"}), netfilter.Trust); err == nil ||
+			errors.As(err, new(*netfilter.RefusedError)) {
 			t.Errorf("a type that there isn't, of a set that must be: %v", err)
 		}
 		nodetest.Run(t, "ipset", "create", "weir-x", "list:set")
@@ -156,7 +157,7 @@ func TestRefusedByTheKernel(t *testing.T) {
 			strings.Contains(out, "WEIR-IN-X") {
 			t.Errorf("after the trial there is\n%s", out)
 		}
-		mustApply(t, d, base, All)
+		mustApply(t, d, base, netfilter.All)
 		d.Close()
 		if err := d.Remove(t.Context()); err != nil {
 			t.Log(err)

@@ -222,7 +222,7 @@ func (s state) see(want ruleset.Ruleset, p plan, before uint32) error {
 			if err != nil {
 				return err
 			}
-			after, err := Generation()
+			after, err := generation()
 			if err != nil {
 				return err
 			}

@@ -16,19 +16,15 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Watch calls heard of every generation of nf_tables, until ctx ends, and says whether it was a change of rules where weir
-// has its own, be it weir's change, which the Driver knows, or somebody else's. What was before it began to hear is such a
-// change; what it couldn't hear is generation 0. The kernel tells of nf_tables only; of the legacy tables nothing is heard.
-//
-// Equivalent to: nft monitor
-func Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error {
+// watch is Driver.Watch. The kernel tells of nf_tables only, and of no change to the legacy tables.
+func watch(ctx context.Context, heard func(generation uint32, concerned bool)) error {
 	s, err := nl.Subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
 	if err != nil {
 		return fmt.Errorf("watch the rules: %w", err)
 	}
 	stop := context.AfterFunc(ctx, s.Close)
 	defer stop()
-	before, _ := Generation() // without nf_tables there is none
+	before, _ := generation() // without nf_tables there is none
 	heard(before, true)
 	concerned := false // by what the transaction that is being told of has changed
 	for {
@@ -51,10 +47,8 @@ func Watch(ctx context.Context, heard func(generation uint32, concerned bool)) e
 	}
 }
 
-// Generation is how often nf_tables has been changed in this network namespace.
-//
-// Equivalent to: nft -j list tables | jq .nftables[0]; nft monitor shows it as "new generation"
-func Generation() (uint32, error) {
+// generation is Driver.Generation.
+func generation() (uint32, error) {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
 	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)

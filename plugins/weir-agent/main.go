@@ -31,13 +31,19 @@ import (
 	"github.com/weir-net/weir/source/manifests"
 )
 
-// What of the agent is only done for a source that can.
+// The agent asks for what a source can do by type assertion: without these, a changed signature would silently switch it
+// off.
 var (
+	_ agent.Source    = (*kube.Source)(nil)
+	_ agent.Lookup    = (*kube.Source)(nil)
 	_ agent.Publisher = (*kube.Source)(nil)
 	_ agent.Contact   = (*kube.Source)(nil)
-	_ agent.Files     = (*manifests.Dir)(nil)
 	_ agent.Announcer = (*kube.Source)(nil)
-	_ agent.Lookup    = (*kube.Source)(nil)
+
+	_ agent.Source = (*manifests.Dir)(nil)
+	_ agent.Files  = (*manifests.Dir)(nil)
+
+	_ agent.Backend = (*iptables.Driver)(nil)
 )
 
 func main() { os.Exit(run()) }
@@ -76,6 +82,7 @@ func runCommand() *cobra.Command {
 	o := agent.Options{
 		Log:    slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: excerpt})),
 		Resync: 10 * time.Second, EnrolWait: 5 * time.Second,
+		OpenBackend: func(ctx context.Context) (agent.Backend, error) { return iptables.Open(ctx) },
 	}
 	cmd := &cobra.Command{
 		Use:   "run",

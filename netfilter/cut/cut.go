@@ -1,0 +1,115 @@
+// Package cut ends connections that rules no longer allow. It marks them with a conntrack label, which a rule ahead of
+// all others drops in both directions; a connection that is allowed again loses the label. Deleting the entry would not
+// do: the server's next packet would begin the connection anew, the other way round.
+package cut
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/netfilter/conntrack"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Result is what a walk through the connections came to.
+type Result struct {
+	Cut, Restored int // connections that lived
+	Standing      int // entries of connections that are cut when the walk ends
+}
+
+// Evaluator evaluates connections by a ruleset.
+type Evaluator struct {
+	Simulator *ruleset.Simulator
+	Links     map[netip.Addr]ruleset.Link // by the addresses of the node's pods
+}
+
+// allows says whether the connection would be allowed if it began now. If its first packet was not seen, it isn't known
+// which side began it, so no policy allows it.
+func (e Evaluator) allows(c conntrack.Connection, own map[netip.Addr]bool) bool {
+	return !c.Midstream() && e.Simulator.Allows(packet(c, e.Links, own))
+}
+
+// Walk goes through the connections of the node's pods, cuts those that would not be allowed if they began now, and
+// restores those that are cut and would be. own are the node's addresses: what the node itself begins isn't evaluated.
+//
+// The kernel's rules may change meanwhile. newest evaluates by the rules that they are becoming. A connection on which it
+// differs stays as it is: another walk follows.
+func Walk(by Evaluator, newest func() (Evaluator, error), own map[netip.Addr]bool) (r Result, err error) {
+	var errs []error
+	for c, err := range conntrack.All() {
+		if err != nil {
+			errs = append(errs, err)
+			break
+		}
+		_, from := by.Links[c.Src]
+		if _, to := by.Links[c.Dst]; own[c.Src] || (!from && !to) {
+			continue
+		}
+		if c.Cut {
+			r.Standing++
+		}
+		allowed := by.allows(c, own)
+		if allowed == !c.Cut {
+			continue
+		}
+		now, err := newest()
+		if err == nil && now.allows(c, own) != allowed {
+			continue
+		}
+		if err == nil {
+			err = c.SetCut(!allowed)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("label the connection from %s to %s port %d: %w", c.Src, c.Dst, c.Port, err))
+			continue
+		}
+		r.count(c, allowed)
+	}
+	return r, errors.Join(errs...)
+}
+
+// count counts a connection that was cut or restored. The entry of a connection that is over is labelled too: both ends
+// may go on against TCP's rules, and the kernel takes their packets for established ones. It isn't counted as cut, as
+// neither end has lost a connection.
+func (r *Result) count(c conntrack.Connection, allowed bool) {
+	if !allowed {
+		r.Standing++
+	} else {
+		r.Standing--
+	}
+	switch {
+	case !c.Alive():
+	case allowed:
+		r.Restored++
+	default:
+		r.Cut++
+	}
+}
+
+// packet is the first packet of the connection, as the FORWARD hook saw it; or INPUT, if the node answers.
+func packet(c conntrack.Connection, pods map[netip.Addr]ruleset.Link, own map[netip.Addr]bool) ruleset.Packet {
+	p := ruleset.Packet{Src: c.Src, Dst: c.Dst, Port: c.Port, In: "-", Out: "-", Translated: c.Translated}
+	switch c.Proto {
+	case unix.IPPROTO_TCP:
+		p.Proto = ruleset.TCP
+	case unix.IPPROTO_UDP:
+		p.Proto = ruleset.UDP
+	case unix.IPPROTO_SCTP:
+		p.Proto = ruleset.SCTP
+	default:
+		p.Proto, p.Port = ruleset.Protocol(fmt.Sprint(c.Proto)), 0
+	}
+	if link, ok := pods[c.Src]; ok {
+		p.In, p.InPort = link.In, link.Port
+	}
+	if link, ok := pods[c.Dst]; ok {
+		p.Out = cmp.Or(link.In, "-")
+	} else if own[c.Dst] {
+		p.Out = ""
+	}
+	return p
+}
