@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Ending says that the attachment is being deleted, and returns its record: from here the agent puts it into nothing
-// any more. Called again after a crash it returns the record again, until Remove. The error is fs.ErrNotExist if there
-// is none.
+// MarkEnding marks the attachment as being deleted, and returns its record. From then on the agent adds the endpoint to
+// no set. A second call, such as after a crash, returns the record again, until Remove. It returns fs.ErrNotExist if
+// there is no record, and ErrBroken if the record can't be understood.
 func MarkEnding(id string) (*Endpoint, error) {
 	if err := os.Rename(path(id), endingPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("mark endpoint record %s as ending: %w", id, err)
@@ -22,7 +22,7 @@ func MarkEnding(id string) (*Endpoint, error) {
 	return load(endingPath(id), id)
 }
 
-// Remove deletes the record; that there is none is no error.
+// Remove deletes the record. It returns nil if there is none.
 func Remove(id string) error {
 	for _, p := range []string{path(id), endingPath(id)} {
 		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -32,7 +32,7 @@ func Remove(id string) error {
 	return nil
 }
 
-// Exists says whether there is a record with that ID, be it of an attachment that is being deleted.
+// Exists reports whether the attachment has a record, ending or not.
 func Exists(id string) bool {
 	for _, p := range []string{path(id), endingPath(id)} {
 		if _, err := os.Lstat(p); !errors.Is(err, fs.ErrNotExist) {
@@ -42,8 +42,8 @@ func Exists(id string) bool {
 	return false
 }
 
-// Find reads the record with that ID, be it of an attachment that is being deleted. The error is fs.ErrNotExist if there
-// is none, and ErrBroken if it can't be understood.
+// LoadAny reads the attachment's record, and reports whether it is ending. It returns fs.ErrNotExist if there is none,
+// and ErrBroken if it can't be understood.
 func LoadAny(id string) (e *Endpoint, ending bool, err error) {
 	e, err = load(path(id), id)
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -53,7 +53,7 @@ func LoadAny(id string) (e *Endpoint, ending bool, err error) {
 	return e, true, err
 }
 
-// IDs are those of all records, in order: also of the broken ones, and of attachments that are being deleted.
+// IDs returns the IDs of all records in order, with those of ending and broken records.
 func IDs() ([]string, error) {
 	files, err := os.ReadDir(recordsDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -71,12 +71,12 @@ func IDs() ([]string, error) {
 	return slices.Compact(ids), nil
 }
 
-// Hold says that a process ends the attachment: until that process closes what Hold returns, or ends, Busy is true. A
-// record that is gone, or that another process holds, is not held twice: closing does nothing then.
+// MarkBusy locks the record, so that Busy reports true until the lock is closed or the process ends. It does nothing if
+// there is no record, or another process has locked it.
 //
 // Equivalent to: flock --nonblock RECORD
 func MarkBusy(id string) io.Closer {
-	f, err := open(id)
+	f, err := openRecord(id)
 	if err != nil {
 		return io.NopCloser(nil)
 	}
@@ -87,11 +87,11 @@ func MarkBusy(id string) io.Closer {
 	return f
 }
 
-// Busy says whether a process is making or ending the attachment.
+// Busy reports whether a process is making or ending the attachment: whether the record is locked.
 //
 // Equivalent to: ! flock --nonblock --shared RECORD true
 func Busy(id string) (bool, error) {
-	f, err := open(id)
+	f, err := openRecord(id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -99,11 +99,11 @@ func Busy(id string) (bool, error) {
 		return false, fmt.Errorf("open endpoint record %s: %w", id, err)
 	}
 	defer func() { _ = f.Close() }()
-	return locked(f)
+	return isLocked(f)
 }
 
-// open opens the record, also that of an attachment that is being deleted. Renaming a record keeps its lock.
-func open(id string) (*os.File, error) {
+// openRecord opens the attachment's record, ending or not. A record that is renamed stays locked.
+func openRecord(id string) (*os.File, error) {
 	f, err := os.Open(path(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		f, err = os.Open(endingPath(id))
@@ -111,7 +111,8 @@ func open(id string) (*os.File, error) {
 	return f, err
 }
 
-func locked(f *os.File) (bool, error) {
+// isLocked reports whether another process has locked the file.
+func isLocked(f *os.File) (bool, error) {
 	err := flock(f, unix.LOCK_SH|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return true, nil

@@ -1,6 +1,15 @@
-// Package endpoint owns what a node knows of its pods' attachments: one record per attachment, on disk under
-// /run/weir, so that it outlives every process and dies with the boot that it describes. The plugin writes records on
-// ADD and removes them on DEL; the agent and weirctl read them.
+// Package endpoint owns the endpoint records and the node's lock. The plugin writes a record on ADD and removes it on
+// DEL; the agent and weirctl read records. The files:
+//
+//   - /run/weir/endpoints/ID.json: the record of an attachment
+//   - /run/weir/endpoints/ID.ending: the same record while the attachment is being deleted
+//   - /run/weir/lock: the node's lock
+//
+// Invariants:
+//
+//   - A record is whole: it is written beside the directory and renamed into it.
+//   - Records outlive all processes, and no reboot: /run is emptied.
+//   - A record that can't be understood is reported (ErrBroken) and never taken for absent.
 package endpoint
 
 import (
@@ -24,19 +33,20 @@ import (
 )
 
 const (
-	// Dir holds weir's runtime state. /run is emptied by a reboot, as are the namespaces that the state speaks of.
+	// Dir has weir's runtime state. A reboot empties /run and ends the network namespaces that the state describes.
 	Dir = "/run/weir"
 
 	recordsDir = Dir + "/endpoints"
 	suffix     = ".json"
-	// endingSuffix is that of records whose attachment is being deleted. Nobody reads them but who deletes it.
+	// endingSuffix ends the name of a record whose attachment is being deleted. Only the process that deletes it reads
+	// it.
 	endingSuffix = ".ending"
-	// unfinished is a record that isn't whole yet. It is beside the directory, where nobody is told of it, and there is one
-	// only, since who writes one holds Lock: what a crash left is overwritten.
-	unfinished = Dir + "/endpoint.tmp"
+	// tempFile is a record that is being written. It is outside of the records' directory, so the agent, which watches
+	// the directory, isn't woken. There is only one, as the writer holds Lock; a file that a crash left is overwritten.
+	tempFile = Dir + "/endpoint.tmp"
 )
 
-// ErrBroken says that a record is there and can't be understood.
+// ErrBroken means that a record exists and can't be understood.
 var ErrBroken = errors.New("the record is broken")
 
 // Endpoint is the record of one attachment: one interface of one container (CNI specification 1.1, "Attachment").
@@ -51,44 +61,44 @@ type Endpoint struct {
 	HostIf      string           `json:"hostInterface"`
 	Enforcement conf.Enforcement `json:"enforcement"`
 	Created     time.Time        `json:"created"`
-	// Chained says that another plugin made the interface and gave the addresses: HostIf is its link then. Where it isn't
-	// known HostIf is empty, and so may MAC be.
+	// Chained means that another plugin made the interface and gave the addresses. HostIf is then that plugin's link on
+	// the node; HostIf and MAC are empty if they are unknown.
 	Chained bool `json:"chained,omitempty"`
-	// MTU that the plugin was told to give the pod's link, in bytes; 0: none. nil where that isn't known.
+	// MTU of the pod's link in bytes, as configured; 0 if none was configured, nil if that is unknown.
 	MTU *int `json:"mtu,omitempty"`
-	// BridgeIf is the bridge of another plugin's that a chained attachment's link is on; empty if it is on none.
+	// BridgeIf is the other plugin's bridge that the link of a chained attachment is a port of; empty if there is none.
 	BridgeIf string `json:"bridgeInterface,omitempty"`
 }
 
-// Pod says whose the attachment is. UID is empty where the runtime passed none.
+// Pod is the pod that the attachment belongs to. UID is empty if the runtime passed none.
 type Pod struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	UID       string `json:"uid,omitempty"`
 }
 
-// String is namespace/name.
+// String returns NAMESPACE/NAME.
 func (p Pod) String() string { return p.Namespace + "/" + p.Name }
 
-// Address is one of the pod's addresses with the subnet it was taken from.
+// Address is one of the pod's addresses, with the subnet that it was assigned from.
 type Address struct {
 	Addr    netip.Addr   `json:"address"`
 	Subnet  netip.Prefix `json:"subnet"`
 	Gateway netip.Addr   `json:"gateway"`
 }
 
-// ID names the attachment; it is unique on the node. Neither part may hold a colon (CNI specification 1.1,
-// "Parameters": container IDs are alphanumeric with _ . -, interface names have no colon).
+// ID returns the attachment's ID, which is unique on the node. Neither of its parts contains a colon (CNI specification
+// 1.1, "Parameters": container IDs are alphanumeric with _ . -, interface names have no colon).
 func (e *Endpoint) ID() string { return ID(e.ContainerID, e.IfName) }
 
-// ID of the attachment of ifName in containerID.
+// ID returns the ID of the attachment of the interface ifName in the container.
 func ID(containerID, ifName string) string { return containerID + ":" + ifName }
 
 func path(id string) string { return filepath.Join(recordsDir, id+suffix) }
 
 func endingPath(id string) string { return filepath.Join(recordsDir, id+endingSuffix) }
 
-// Save writes the record, whole or not at all. The caller holds Lock.
+// Save writes the record. After a crash the record is whole, or the one before. The caller holds Lock.
 func (e *Endpoint) Save() error {
 	making, err := e.Begin()
 	if err != nil {
@@ -98,8 +108,8 @@ func (e *Endpoint) Save() error {
 	return nil
 }
 
-// Begin is Save for who goes on to make the attachment: until it closes what it gets, or ends, however it ends, Busy says
-// that somebody is at it. So what a crash left is told from what is still on its way, without waiting for either.
+// Begin saves the record and returns a lock on it. Busy reports true until the lock is closed or the process ends. So a
+// record that a crash left can be told from that of an ADD on its way, without waiting. The caller holds Lock.
 func (e *Endpoint) Begin() (making io.Closer, err error) {
 	if err := os.MkdirAll(recordsDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of endpoint records: %w", err)
@@ -108,24 +118,26 @@ func (e *Endpoint) Begin() (making io.Closer, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode endpoint record %s: %w", e.ID(), err)
 	}
-	if err := os.WriteFile(unfinished, data, 0o600); err != nil {
+	if err := os.WriteFile(tempFile, data, 0o600); err != nil {
 		return nil, fmt.Errorf("write endpoint record %s: %w", e.ID(), err)
 	}
-	// Opened anew: who watches the directory is told when a file that was open for writing is closed, and that is now.
-	f, err := os.Open(unfinished)
+	// Opened again, for reading: closing a file that was opened for writing would wake the agent, which watches for
+	// that.
+	f, err := os.Open(tempFile)
 	if err != nil {
 		return nil, fmt.Errorf("open endpoint record %s: %w", e.ID(), err)
 	}
 	if err := flock(f, unix.LOCK_EX); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock endpoint record %s: %w", e.ID(), err), f.Close())
 	}
-	if err := os.Rename(unfinished, path(e.ID())); err != nil {
+	if err := os.Rename(tempFile, path(e.ID())); err != nil {
 		return nil, errors.Join(fmt.Errorf("write endpoint record %s: %w", e.ID(), err), f.Close())
 	}
 	return f, nil
 }
 
-// Load reads the record with that ID; the error is fs.ErrNotExist if there is none.
+// Load reads the record of an attachment that isn't ending. It returns fs.ErrNotExist if there is none, and ErrBroken
+// if it can't be understood.
 func Load(id string) (*Endpoint, error) { return load(path(id), id) }
 
 func load(path, id string) (*Endpoint, error) {
@@ -140,7 +152,7 @@ func load(path, id string) (*Endpoint, error) {
 	if err := CheckID(e.ID()); err != nil {
 		return nil, fmt.Errorf("endpoint record %s: %w: %w", path, ErrBroken, err)
 	}
-	if e.ID() != id { // a copy would outlive what it is a copy of
+	if e.ID() != id { // a copied file: DEL wouldn't remove it
 		return nil, fmt.Errorf("endpoint record %s: %w: it is of %s", path, ErrBroken, e.ID())
 	}
 	if err := e.check(); err != nil {
@@ -149,10 +161,10 @@ func load(path, id string) (*Endpoint, error) {
 	return e, nil
 }
 
-// check says what the kernel would not take: one record of it would hold up every other pod.
+// check returns an error for values that the kernel would refuse: one such record would hold up all other pods.
 func (e *Endpoint) check() error {
 	var err error
-	if !e.Chained { // else it is nothing that weir goes by
+	if !e.Chained { // weir doesn't use the MAC of other plugins' interfaces
 		_, err = net.ParseMAC(e.MAC)
 	}
 	for _, a := range e.Addresses {
@@ -164,7 +176,7 @@ func (e *Endpoint) check() error {
 	return err
 }
 
-// BrokenRecords are records that can't be read, and why, by ID.
+// BrokenRecords are the errors of records that can't be read, by ID.
 type BrokenRecords map[string]error
 
 func (b BrokenRecords) Error() string {
@@ -175,8 +187,8 @@ func (b BrokenRecords) Error() string {
 	return strings.Join(all, "; ")
 }
 
-// List reads all records, ordered by ID. Records that can't be read are reported beside the others, as BrokenRecords: one
-// broken file must not hide every other pod.
+// List reads the records of all attachments that aren't ending, in the order of their IDs. If records can't be read, it
+// returns the others, and BrokenRecords as the error: one broken file must not hide all other pods.
 func List() ([]Endpoint, error) {
 	entries, err := os.ReadDir(recordsDir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -194,7 +206,7 @@ func List() ([]Endpoint, error) {
 		}
 		e, err := Load(id)
 		switch {
-		case errors.Is(err, fs.ErrNotExist): // a DEL came between
+		case errors.Is(err, fs.ErrNotExist): // deleted since the directory was listed
 		case err != nil:
 			broken[id] = err
 		default:
@@ -208,7 +220,7 @@ func List() ([]Endpoint, error) {
 	return all, nil
 }
 
-// WatchDir makes the directory of records, if need be, and returns its path for whoever watches it for changes.
+// WatchDir returns the directory of records for callers that watch it. It makes the directory if it is missing.
 func WatchDir() (string, error) {
 	if err := os.MkdirAll(recordsDir, 0o700); err != nil {
 		return "", fmt.Errorf("make the directory of endpoint records: %w", err)
@@ -216,8 +228,8 @@ func WatchDir() (string, error) {
 	return recordsDir, nil
 }
 
-// Lock takes the node-wide lock that guards the choice of addresses and the making of the bridge, and waits for it
-// as long as it takes: its holders do a few system calls. The kernel frees it when the process ends, however it ends.
+// Lock takes the node's lock, which guards the assignment of addresses and the making of the bridge. It waits without a
+// time limit: processes keep the lock for a few system calls. The kernel releases it when the process ends.
 //
 // Equivalent to: flock /run/weir/lock
 func Lock() (unlock func(), err error) {

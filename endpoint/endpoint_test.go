@@ -115,7 +115,7 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 		}
 	}
 	// What a crash in Save leaves, and what isn't weir's.
-	for _, name := range []string{unfinished, dir + "/a:eth0.json.tmp", dir + "/notes"} {
+	for _, name := range []string{tempFile, dir + "/a:eth0.json.tmp", dir + "/notes"} {
 		if err := os.WriteFile(name, []byte(`{"contain`), 0o600); err != nil {
 			t.Fatal(err)
 		}

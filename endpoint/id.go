@@ -6,10 +6,12 @@ import (
 	"strings"
 )
 
-// CheckID refuses what is no ID, so that no request can name a file elsewhere.
+// CheckID returns an error if id isn't an attachment's ID. A request can then name no file outside of the records'
+// directory. The error wraps ErrTooLong if the ID is too long for a file name.
 func CheckID(id string) error {
 	container, ifName, ok := strings.Cut(id, ":")
-	if !ok || container == "" || ifName == "" || strings.ContainsAny(id, "/\\\x00") || strings.Contains(ifName, ":") || strings.HasPrefix(id, ".") {
+	if !ok || container == "" || ifName == "" || strings.Contains(ifName, ":") ||
+		strings.ContainsAny(id, "/\\\x00") || strings.HasPrefix(id, ".") {
 		return fmt.Errorf("%q is no endpoint ID (CONTAINER:INTERFACE)", id)
 	}
 	if len(id) > maxID {
@@ -18,14 +20,14 @@ func CheckID(id string) error {
 	return nil
 }
 
-// ErrTooLong says of an ID that no attachment can have it.
+// ErrTooLong means that an ID is too long for the name of a record.
 var ErrTooLong = errors.New("the endpoint ID is too long")
 
-// maxID is the longest ID in bytes: a file's name has 255 (NAME_MAX), and that of a record which is being deleted has
-// the ID and a suffix. A longer one would be attached and never deleted.
+// maxID is the length of the longest ID in bytes. A file's name has at most 255 bytes (NAME_MAX), and the name of an
+// ending record is the ID and a suffix. An attachment with a longer ID could be made and never be deleted.
 const maxID = 255 - len(endingSuffix)
 
-// IDOfFile is the ID of the endpoint whose record has that file name.
+// IDOfFile returns the ID of the attachment whose record has that file name; false if the name isn't that of a record.
 func IDOfFile(name string) (id string, ok bool) {
 	id, ok = strings.CutSuffix(name, suffix)
 	return id, ok && CheckID(id) == nil

@@ -17,9 +17,10 @@ import (
 )
 
 const (
-	// mapsDir holds the bitmaps: a file for each block of addresses of which one is or was held, named by its first address.
+	// mapsDir has a bitmap for each block of addresses: a file whose name is the block's first address. A block in
+	// which no address was ever assigned has none.
 	mapsDir = endpoint.Dir + "/addresses.maps"
-	// madeFile there is from when they were made from the links.
+	// madeFile is as old as the last rebuild of the bitmaps from the links.
 	madeFile = "made"
 
 	blockBits  = 15
@@ -27,18 +28,19 @@ const (
 	blockBytes = blockSize / 8
 )
 
-// hint says where to look for a free address without a look at every held one: a bit for each address, set if it is held.
+// hint is the bitmaps of assigned addresses: one bit for each address. They say where to look for a free address, so
+// that next doesn't read every link.
 //
-// A link is made before its bit is set, and a bit cleared before its link is removed, so whatever is killed between the
-// two leaves a held address whose bit is clear: it is found to be held when it is picked (next), and the bit set. The other
-// way round, a free address whose bit is set, would be lost. No crash brings it about, but somebody's rm in the
-// directory of links may, or a damaged file. So when no address is free, and the directory has changed since the bitmaps
-// were made, they are made anew. What can't be written is deleted as a whole, and made anew by the next ADD.
+// A link is made before its bit is set, and a bit is cleared before its link is removed. If a process is killed between
+// the two, an assigned address has a clear bit: next finds the link and sets the bit. The opposite, a free address
+// whose bit is set, would never be assigned again. No crash causes it, but deleting links by hand can, or a damaged
+// file. So if no address is free, and the directory of links has changed since the last rebuild, the bitmaps are
+// rebuilt. If a bit can't be cleared, all bitmaps are deleted, and the next ADD rebuilds them.
 type hint struct {
-	readOnly bool // by who doesn't hold the lock
+	readOnly bool // for callers that don't hold endpoint.Lock
 }
 
-// ensure makes the bitmaps if they aren't there.
+// ensure makes the bitmaps if there are none.
 func (h hint) ensure() error {
 	if _, err := os.Lstat(mapsDir); err == nil {
 		return nil
@@ -46,20 +48,20 @@ func (h hint) ensure() error {
 	return h.rebuild()
 }
 
-// block is the row of addresses with all but the last 15 bits in common.
+// block returns the block of the address: all addresses that differ in the last 15 bits only.
 func block(a netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(a, a.BitLen()-blockBits).Masked()
 }
 
 func blockPath(p netip.Prefix) string { return filepath.Join(mapsDir, p.Addr().String()) }
 
-// index of the address in its block.
+// index returns the address's index in its block.
 func index(a netip.Addr) int {
 	b := a.AsSlice()
 	return int(binary.BigEndian.Uint16(b[len(b)-2:])) & (blockSize - 1)
 }
 
-// at is the address with that index in the block.
+// at returns the address with index i in the block.
 func at(p netip.Prefix, i int) netip.Addr {
 	b := p.Addr().AsSlice()
 	end := b[len(b)-2:]
@@ -68,8 +70,8 @@ func at(p netip.Prefix, i int) netip.Addr {
 	return a
 }
 
-// free are the addresses of the range whose bits are clear, in order. A block is read once, and a block that isn't there
-// has none that is held.
+// free yields the addresses of the range whose bits are clear, in order. It reads each block's file once; a missing
+// file counts as all clear.
 func (hint) free(r netipx.IPRange) iter.Seq[netip.Addr] {
 	return func(yield func(netip.Addr) bool) {
 		for from := r.From(); from.IsValid() && !r.To().Less(from); {
@@ -92,10 +94,10 @@ func (hint) free(r netipx.IPRange) iter.Seq[netip.Addr] {
 	}
 }
 
-// firstClear is the first bit from i on that is clear; blockSize if none is.
+// firstClear returns the index of the first clear bit from i on; blockSize if there is none.
 func firstClear(data []byte, i int) int {
 	for i < blockSize {
-		word := binary.LittleEndian.Uint64(data[i/64*8:]) | (1<<(i%64) - 1) // as if those before i were set
+		word := binary.LittleEndian.Uint64(data[i/64*8:]) | (1<<(i%64) - 1) // with the bits before i set
 		if free := bits.TrailingZeros64(^word); free < 64 {
 			return i/64*64 + free
 		}
@@ -104,14 +106,14 @@ func firstClear(data []byte, i int) int {
 	return blockSize
 }
 
-// mark sets the address's bit. That it can't be set costs a look at the link each time, nothing else.
+// mark sets the address's bit. If that fails, the only cost is that next reads the link each time.
 func (h hint) mark(a netip.Addr) {
 	if !h.readOnly {
 		_ = change(a, true)
 	}
 }
 
-// unmark clears it. That it can't be cleared would lose the address, so then there is no bitmap.
+// unmark clears the address's bit. If that fails, it deletes all bitmaps: the address would never be assigned again.
 func (hint) unmark(a netip.Addr) error {
 	if change(a, false) != nil {
 		return os.RemoveAll(mapsDir)
@@ -119,7 +121,7 @@ func (hint) unmark(a netip.Addr) error {
 	return nil
 }
 
-// change one bit, in one byte of the block's file. Clearing one makes no file.
+// change sets or clears one bit in the block's file. To clear a bit it makes no file.
 func change(a netip.Addr, set bool) error {
 	flags := os.O_RDWR
 	if set {
@@ -127,14 +129,14 @@ func change(a netip.Addr, set bool) error {
 	}
 	f, err := os.OpenFile(blockPath(block(a)), flags, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // nothing is set there, or the bitmaps are to be made anew
+		return nil // no bit of the block is set, or there are no bitmaps
 	}
 	if err != nil {
-		return fmt.Errorf("bitmap of held addresses: %w", err)
+		return fmt.Errorf("bitmap of assigned addresses: %w", err)
 	}
 	i := index(a)
 	b := make([]byte, 1)
-	_, _ = f.ReadAt(b, int64(i/8)) // behind the file's end all are clear
+	_, _ = f.ReadAt(b, int64(i/8)) // behind the file's end all bits are clear
 	if set {
 		b[0] |= 1 << (i % 8)
 	} else {
@@ -142,39 +144,40 @@ func change(a netip.Addr, set bool) error {
 	}
 	_, err = f.WriteAt(b, int64(i/8))
 	if err = errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("bitmap of held addresses: %w", err)
+		return fmt.Errorf("bitmap of assigned addresses: %w", err)
 	}
 	return nil
 }
 
-// older says whether addresses have come or gone since the bitmaps were last made from them.
-func (hint) older() bool {
+// isStale reports whether links may have come or gone since the last rebuild.
+func (hint) isStale() bool {
 	links, err1 := os.Stat(addressesDir)
 	made, err2 := os.Stat(filepath.Join(mapsDir, madeFile))
 	return err1 != nil || err2 != nil || !made.ModTime().After(links.ModTime())
 }
 
-func (h hint) rebuildIfOlder() (bool, error) {
-	if !h.older() {
+// rebuildIfStale reports whether it has rebuilt the bitmaps.
+func (h hint) rebuildIfStale() (bool, error) {
+	if !h.isStale() {
 		return false, nil
 	}
 	return true, h.rebuild()
 }
 
-// rebuild makes the bitmaps from the links: beside the old ones, and in their place when they are whole.
+// rebuild makes new bitmaps from the links beside the old ones, and then replaces the old ones.
 func (hint) rebuild() error {
 	tmp := mapsDir + ".tmp"
 	write := func(name string, data []byte) error { return os.WriteFile(filepath.Join(tmp, name), data, 0o600) }
-	// What comes or goes while the links are listed is later than madeFile, or as late.
+	// Before the links are listed: a link that comes or goes meanwhile is then younger than madeFile, or as old.
 	if err := errors.Join(os.RemoveAll(tmp), os.MkdirAll(tmp, 0o700), write(madeFile, nil)); err != nil {
-		return fmt.Errorf("make the bitmaps of held addresses: %w", err)
+		return fmt.Errorf("make the bitmaps of assigned addresses: %w", err)
 	}
-	held, err := Assignments()
+	assigned, err := Assignments()
 	if err != nil {
 		return err
 	}
 	blocks := map[netip.Prefix][]byte{}
-	for a := range held {
+	for a := range assigned {
 		b := block(a)
 		if blocks[b] == nil {
 			blocks[b] = make([]byte, blockBytes)
@@ -188,7 +191,7 @@ func (hint) rebuild() error {
 		err = errors.Join(os.RemoveAll(mapsDir), os.Rename(tmp, mapsDir))
 	}
 	if err != nil {
-		return fmt.Errorf("make the bitmaps of held addresses: %w", err)
+		return fmt.Errorf("make the bitmaps of assigned addresses: %w", err)
 	}
 	return nil
 }

@@ -13,24 +13,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hostLocalDir is where upstream's host-local keeps its addresses: a directory for each network, in it a file for each
-// address, named by it, with the container's ID and the interface's name on two lines.
+// hostLocalDir has the addresses of the IPAM plugin host-local: a directory for each network, and in it a file for each
+// address. The file's name is the address; its two lines are the container's ID and the interface's name.
 const hostLocalDir = "/var/lib/cni/networks"
 
-// settling is how long an address may be host-local's before the plugin that called it has given it to the pod.
-const settling = time.Minute
+// settleTime is how long an address may be in host-local's files before the plugin that called host-local gives it to
+// the pod.
+const settleTime = time.Minute
 
-// hostLocal tells which addresses are still used by pods that a plugin with host-local attached: on a node that has gone
-// over to weir they live on, but the runtime speaks to weir alone from there, so nobody frees their files any more. Nor
-// does a reboot, which ends the pods. So a file says that an address may be used; that it is, the pod itself says: some
-// network namespace of the node has the address. Without files nothing is looked at, and of files older than this boot
-// neither.
+// hostLocal finds addresses that pods with host-local still use. A node that changes to weir keeps its pods, but the
+// runtime calls only weir from then on: no DEL and no reboot removes host-local's files. So
+//
+//   - a file means that its address may be in use;
+//   - the address is in use if a network namespace of the node has it;
+//   - files from before the node's start don't count, and without other files no namespace is read.
 type hostLocal struct {
 	networks []string
 	booted   time.Time
-	used     map[netip.Addr]bool // in the namespaces; nil until somebody wants to know
-	unsure   bool                // not all could be looked into
-	unread   error               // why its files can't be listed: each address may be held
+	used     map[netip.Addr]bool // addresses of all namespaces; nil until they are needed
+	unsure   bool                // not all namespaces could be read
+	unread   error               // why the files can't be listed; then each address may be in use
 }
 
 func newHostLocal() *hostLocal {
@@ -49,8 +51,8 @@ func newHostLocal() *hostLocal {
 	return h
 }
 
-// holds says who holds the address there; empty if nobody does.
-func (h *hostLocal) holds(a netip.Addr) string {
+// owner says in words who uses the address; empty if host-local has no pod with it.
+func (h *hostLocal) owner(a netip.Addr) string {
 	if h.unread != nil {
 		return fmt.Sprintf("host-local, perhaps (%v)", h.unread)
 	}
@@ -68,7 +70,7 @@ func (h *hostLocal) holds(a netip.Addr) string {
 			h.used, err = usedAddresses()
 			h.unsure = err != nil
 		}
-		if h.unsure || h.used[a] || time.Since(info.ModTime()) < settling {
+		if h.unsure || h.used[a] || time.Since(info.ModTime()) < settleTime {
 			data, _ := os.ReadFile(path)
 			container, _, _ := strings.Cut(strings.TrimSpace(string(data)), "\r\n")
 			return "host-local for container " + container + " (" + path + ")"

@@ -32,8 +32,8 @@ func TestAddressesThatHostLocalGave(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	file("10.88.0.2", 2*settling)          // of a pod that lives
-	file("10.88.0.3", 2*settling)          // of one that has ended
+	file("10.88.0.2", 2*settleTime)        // of a pod that lives
+	file("10.88.0.3", 2*settleTime)        // of one that has ended
 	file("10.88.0.4", 0)                   // of one that has no address yet
 	file("10.88.0.5", 10*365*24*time.Hour) // of one of another boot; whoever has the address, it isn't that pod
 	file("last_reserved_ip.0", 0)
@@ -49,8 +49,8 @@ func TestAddressesThatHostLocalGave(t *testing.T) {
 			Addresses: []netip.Addr{netip.MustParseAddr("10.88.0.2")},
 		}, func([]endpoint.Address) error { return nil })
 	}
-	var held *AssignedError
-	if err := asked(); !errors.As(err, &held) || !strings.Contains(err.Error(), "host-local for container c-10.88.0.2") {
+	var assigned *AssignedError
+	if err := asked(); !errors.As(err, &assigned) || !strings.Contains(err.Error(), "host-local for container c-10.88.0.2") {
 		t.Errorf("asked for an address of host-local's: %v", err)
 	}
 	// The pod ends. (Its namespace may stay: some thread of the test's may have been the one that made it.)
@@ -63,7 +63,7 @@ func TestAddressesThatHostLocalGave(t *testing.T) {
 		"fd00:10:88::2": "x",
 	})
 	small := newRange(4, 4)
-	if !full(append(dual()[:1:1], small)) {
+	if !exhausted(append(dual()[:1:1], small)) {
 		t.Error("host-local holds the only address, but the ranges aren't full")
 	}
 }

@@ -1,11 +1,18 @@
-// Package ipam owns the node's pod addresses: which are free, who holds which. A held address is a symbolic link
-// /run/weir/addresses/ADDRESS whose target names the holder: made by one system call, so a crash leaves it there or
-// not there, never half. A reboot frees all of them, as the pods are gone. Which address was given out last is kept apart,
-// where it outlives a reboot: other nodes may know the pods that were here for some time yet, and what they let through
-// to one of these must not be let through to whom its address goes next.
+// Package ipam assigns addresses to attachments on this node. It owns these files:
 //
-// So that neither ADD nor DEL takes longer the more addresses are held, bitmaps beside the links say where to look for a
-// free one (type hint). Only the links decide: the bitmaps may be lost, or wrong, at any time.
+//   - /run/weir/addresses/ADDRESS: a symbolic link for each assigned address. Its target is the attachment's ID.
+//   - /run/weir/addresses.maps: bitmaps of the assigned addresses (see hint)
+//   - /var/lib/cni/weir/last: for each list of ranges, the address that was assigned last
+//   - /run/weir/shortage.json: the ranges that had no free address (see Shortage)
+//
+// Invariants:
+//
+//   - One system call makes or removes a link, so a crash leaves an address assigned or free.
+//   - Only the links decide. The bitmaps make ADD and DEL equally fast with few and many addresses; they may be lost or
+//     wrong at any time.
+//   - A reboot releases all addresses: /run is emptied, and the pods are gone.
+//   - The address that was assigned last outlives a reboot. Other nodes may still allow traffic to pods from before the
+//     reboot, so their addresses must not be the first to be assigned again.
 package ipam
 
 import (
@@ -28,30 +35,35 @@ const (
 	lastDir      = "/var/lib/cni/weir/last"
 )
 
-// Request is what a pod is to get.
+// Request says which addresses a pod is to get.
 type Request struct {
-	// Ranges that it gets an address of each family of, in the order in which they have them.
+	// Ranges to assign from. The pod gets one address of each family, in the order in which the families first appear.
 	Ranges []conf.Range
-	// Addresses that it shall have, one of a family at most, each one that a range gives out (conf.NetConf.Addresses).
+	// Addresses that the runtime requests, at most one of each family. A range must contain each (see
+	// conf.NetConf.Addresses).
 	Addresses []netip.Addr
 }
 
-// AssignedError says that an address which was asked for is another's.
+// AssignedError means that a requested address is assigned to another attachment, or in use by host-local.
 type AssignedError struct {
 	Addr  netip.Addr
-	Owner string
+	Owner string // an attachment's ID, or words about host-local
 }
 
 func (e *AssignedError) Error() string {
-	return fmt.Sprintf("address %s was asked for and is held by %s", e.Addr, e.Owner)
+	return fmt.Sprintf("address %s was requested, but is assigned to %s", e.Addr, e.Owner)
 }
 
-// Reserve picks a free address of each family that the ranges hold, in the order in which they do, and makes holder their
-// owner: of all or of none. record is called with the choice before it takes effect: what it writes down says where to
-// look after a crash, so no address can be held by nobody. The caller holds endpoint.Lock. Addresses are given out
-// round-robin, so a freed one rests as long as possible before it is used again: connections of its last owner have time
-// to die. One that was asked for doesn't turn the round.
-func Assign(holder string, want Request, record func([]endpoint.Address) error) error {
+// Assign picks a free address of each family of the ranges and assigns them to the attachment id. It assigns all or
+// none. Its errors are AssignedError for a requested address, and ExhaustedError if a family has no free address. The
+// caller holds endpoint.Lock.
+//
+// Before the addresses are assigned, Assign calls record with them. The record that record writes says, after a crash,
+// which attachment the addresses belong to.
+//
+// Addresses are assigned round-robin, so a released address stays free for as long as possible, and connections to the
+// pod that had it can end. A requested address doesn't advance the round.
+func Assign(id string, want Request, record func([]endpoint.Address) error) error {
 	for _, dir := range []string{addressesDir, lastDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("make %s: %w", dir, err)
@@ -75,15 +87,15 @@ func Assign(holder string, want Request, record func([]endpoint.Address) error) 
 		return err
 	}
 	for i, a := range picked {
-		err := hold(h, holder, a.Addr)
+		err := assign(h, id, a.Addr)
 		if err == nil && !slices.Contains(want.Addresses, a.Addr) {
-			if err = note(lastPath(families[i]), a.Addr); err != nil {
-				err = errors.Join(fmt.Errorf("note %s as the last address: %w", a.Addr, err), Release(holder, a.Addr))
+			if err = recordLast(lastPath(families[i]), a.Addr); err != nil {
+				err = errors.Join(fmt.Errorf("record %s as the last address: %w", a.Addr, err), Release(id, a.Addr))
 			}
 		}
 		if err != nil {
 			for _, before := range picked[:i] {
-				err = errors.Join(err, Release(holder, before.Addr))
+				err = errors.Join(err, Release(id, before.Addr))
 			}
 			return err
 		}
@@ -91,48 +103,48 @@ func Assign(holder string, want Request, record func([]endpoint.Address) error) 
 	return nil
 }
 
-// pick is the family's address for a pod: that which was asked for, or the next that is free.
+// pick returns the requested address among the ranges, all of one family; else the next free address.
 func pick(h hint, others *hostLocal, ranges []conf.Range, asked []netip.Addr) (endpoint.Address, error) {
 	for _, a := range asked {
 		i := slices.IndexFunc(ranges, func(r conf.Range) bool { return r.Gives(a) })
 		if i < 0 {
 			continue
 		}
-		holder, err := AssignedTo(a)
+		owner, err := AssignedTo(a)
 		if err != nil {
 			return endpoint.Address{}, err
 		}
-		if holder == "" {
-			holder = others.holds(a)
+		if owner == "" {
+			owner = others.owner(a)
 		}
-		if holder != "" {
-			return endpoint.Address{}, &AssignedError{Addr: a, Owner: holder}
+		if owner != "" {
+			return endpoint.Address{}, &AssignedError{Addr: a, Owner: owner}
 		}
 		return endpoint.Address{Addr: a, Subnet: ranges[i].Subnet, Gateway: ranges[i].Gateway}, nil
 	}
 	if a, ok := next(h, others, ranges); ok {
 		return a, nil
 	}
-	rebuilt, err := h.rebuildIfOlder()
+	rebuilt, err := h.rebuildIfStale()
 	if err != nil {
 		return endpoint.Address{}, err
 	}
 	if a, ok := next(h, others, ranges); rebuilt && ok {
 		return a, nil
 	}
-	noteShortage(ranges)
+	recordShortage(ranges)
 	return endpoint.Address{}, &ExhaustedError{Ranges: ranges}
 }
 
-// next is the first address, round-robin, that nobody holds.
+// next returns the next free address in the round; false if there is none.
 func next(h hint, others *hostLocal, ranges []conf.Range) (endpoint.Address, bool) {
-	for _, r := range turned(runs(ranges), last(ranges)) {
+	for _, r := range rotate(runs(ranges), lastAssigned(ranges)) {
 		for a := range h.free(r.IPRange) {
 			if _, err := os.Lstat(linkPath(a)); !errors.Is(err, fs.ErrNotExist) {
-				h.mark(a) // a crash came between the link and its bit; or it can't be known
+				h.mark(a) // a crash came between the link and its bit, or the link can't be read
 				continue
 			}
-			if others.holds(a) == "" {
+			if others.owner(a) == "" {
 				return endpoint.Address{Addr: a, Subnet: r.subnet, Gateway: r.gateway}, true
 			}
 		}
@@ -140,10 +152,15 @@ func next(h hint, others *hostLocal, ranges []conf.Range) (endpoint.Address, boo
 	return endpoint.Address{}, false
 }
 
-// Take makes holder the owner of an address that another plugin gave its pod. An owner of before that another plugin's
-// address was is one whose end nobody told of: the address is the new pod's by now. That it is one of weir's own is an
-// error: two pods would have it. The caller holds endpoint.Lock.
-func AssignExternal(holder string, addr netip.Addr) error {
+// AssignExternal assigns the attachment id an address that another plugin gave the pod. The caller holds endpoint.Lock.
+//
+// The address may still be assigned to another attachment:
+//
+//   - If another plugin gave that attachment the address too, weir has missed its DEL, and AssignExternal releases the
+//     address first.
+//   - If weir gave it the address, two pods would have the same address: AssignExternal returns an AssignedError. It
+//     does so too if the attachment's record can't be read, since its pod may be running.
+func AssignExternal(id string, addr netip.Addr) error {
 	if err := os.MkdirAll(addressesDir, 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", addressesDir, err)
 	}
@@ -152,11 +169,11 @@ func AssignExternal(holder string, addr netip.Addr) error {
 		return err
 	}
 	owner, err := AssignedTo(addr)
-	if err != nil || owner == holder {
+	if err != nil || owner == id {
 		return err
 	}
 	if owner != "" {
-		// A record that can't be read keeps its address: its pod may run.
+		// If the record can't be read, the pod may be running.
 		e, err := endpoint.Load(owner)
 		if gone := errors.Is(err, fs.ErrNotExist); !gone && (err != nil || !e.Chained) {
 			return &AssignedError{Addr: addr, Owner: owner}
@@ -165,24 +182,26 @@ func AssignExternal(holder string, addr netip.Addr) error {
 			return err
 		}
 	}
-	return hold(h, holder, addr)
+	return assign(h, id, addr)
 }
 
-// hold makes holder the address's owner. The link comes before the bit: a crash between them leaves a held address that
-// looks free, which is found to be held when it is picked.
-func hold(h hint, holder string, addr netip.Addr) error {
-	if err := os.Symlink(holder, linkPath(addr)); err != nil {
-		return fmt.Errorf("reserve %s for %s: %w", addr, holder, err)
+// assign makes the address's link, then sets its bit. A crash between them leaves an assigned address that looks free;
+// next finds the link when it picks the address.
+func assign(h hint, id string, addr netip.Addr) error {
+	if err := os.Symlink(id, linkPath(addr)); err != nil {
+		return fmt.Errorf("assign %s to %s: %w", addr, id, err)
 	}
 	h.mark(addr)
 	return nil
 }
 
-// byFamily are the ranges of each family, that of the first range first.
+// byFamily returns the ranges of each family, in the order in which the families first appear.
 func byFamily(ranges []conf.Range) [][]conf.Range {
 	var families [][]conf.Range
 	for _, r := range ranges {
-		i := slices.IndexFunc(families, func(f []conf.Range) bool { return conf.FamilyOf(f[0].Gateway) == conf.FamilyOf(r.Gateway) })
+		i := slices.IndexFunc(families, func(f []conf.Range) bool {
+			return conf.FamilyOf(f[0].Gateway) == conf.FamilyOf(r.Gateway)
+		})
 		if i < 0 {
 			families = append(families, []conf.Range{r})
 		} else {
@@ -192,35 +211,36 @@ func byFamily(ranges []conf.Range) [][]conf.Range {
 	return families
 }
 
-// Holder is who holds the address; empty if nobody does.
+// AssignedTo returns the ID of the attachment that the address is assigned to; empty if the address is free.
 func AssignedTo(addr netip.Addr) (string, error) {
-	holder, err := os.Readlink(linkPath(addr))
+	id, err := os.Readlink(linkPath(addr))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("look up the holder of %s: %w", addr, err)
+		return "", fmt.Errorf("look up what %s is assigned to: %w", addr, err)
 	}
-	return holder, nil
+	return id, nil
 }
 
-// Release frees the address if holder holds it; otherwise it is left alone and that is no error. The caller holds
-// endpoint.Lock. The bit goes before the link: a crash between them leaves what one in hold does.
-func Release(holder string, addr netip.Addr) error {
-	if owner, err := AssignedTo(addr); err != nil || owner != holder {
+// Release releases the address if it is assigned to the attachment id; else it does nothing and returns nil. It clears
+// the bit, then removes the link: a crash between them leaves the same as one in assign. The caller holds
+// endpoint.Lock.
+func Release(id string, addr netip.Addr) error {
+	if owner, err := AssignedTo(addr); err != nil || owner != id {
 		return err
 	}
 	if err := (hint{}).unmark(addr); err != nil {
-		return fmt.Errorf("free %s: %w", addr, err)
+		return fmt.Errorf("release %s: %w", addr, err)
 	}
 	if err := os.Remove(linkPath(addr)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("free %s: %w", addr, err)
+		return fmt.Errorf("release %s: %w", addr, err)
 	}
 	return nil
 }
 
-// Holders are the held addresses with their owners.
+// Assignments returns the ID of the attachment for each assigned address.
 func Assignments() (map[netip.Addr]string, error) {
 	entries, err := os.ReadDir(addressesDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("list held addresses: %w", err)
+		return nil, fmt.Errorf("list assigned addresses: %w", err)
 	}
 	all := make(map[netip.Addr]string, len(entries))
 	for _, e := range entries {
@@ -229,11 +249,11 @@ func Assignments() (map[netip.Addr]string, error) {
 			continue
 		}
 		owner, err := os.Readlink(filepath.Join(addressesDir, e.Name()))
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) { // freed since it was listed, or no link: somebody else's
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) { // released since, or another program's file
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("look up the holder of %s: %w", addr, err)
+			return nil, fmt.Errorf("look up what %s is assigned to: %w", addr, err)
 		}
 		all[addr] = owner
 	}

@@ -30,32 +30,32 @@ func newRange(start, end byte) conf.Range {
 }
 
 // reserve returns the address that the holder got.
-func reserve(t *testing.T, holder string, ranges ...conf.Range) string {
+func reserve(t *testing.T, id string, ranges ...conf.Range) string {
 	t.Helper()
 	var got endpoint.Address
-	if err := Assign(holder, Request{Ranges: ranges},
+	if err := Assign(id, Request{Ranges: ranges},
 		func(a []endpoint.Address) error { got = a[0]; return nil }); err != nil {
-		t.Fatalf("reserve for %s: %v", holder, err)
+		t.Fatalf("reserve for %s: %v", id, err)
 	}
 	return got.Addr.String()
 }
 
-func release(t *testing.T, holder, addr string) {
+func release(t *testing.T, id, addr string) {
 	t.Helper()
-	if err := Release(holder, netip.MustParseAddr(addr)); err != nil {
-		t.Fatalf("release %s by %s: %v", addr, holder, err)
+	if err := Release(id, netip.MustParseAddr(addr)); err != nil {
+		t.Fatalf("release %s by %s: %v", addr, id, err)
 	}
 }
 
 func wantHolders(t *testing.T, want map[string]string) {
 	t.Helper()
-	held, err := Assignments()
+	assigned, err := Assignments()
 	if err != nil {
 		t.Fatal(err)
 	}
 	got := map[string]string{}
-	for a, holder := range held {
-		got[a.String()] = holder
+	for a, id := range assigned {
+		got[a.String()] = id
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("holders: %s", diff)
@@ -93,8 +93,8 @@ func TestAReboot(t *testing.T) {
 	}
 	wantHolders(t, map[string]string{})
 	var got []string
-	for _, holder := range []string{"c", "d", "e", "f"} {
-		got = append(got, reserve(t, holder, r))
+	for _, id := range []string{"c", "d", "e", "f"} {
+		got = append(got, reserve(t, id, r))
 	}
 	if diff := cmp.Diff([]string{"10.88.0.4", "10.88.0.5", "10.88.0.6", "10.88.0.2"}, got); diff != "" {
 		t.Error(diff)
@@ -139,7 +139,7 @@ func TestSeveralRangesAndExhaustion(t *testing.T) {
 		}
 		for _, words := range []string{
 			"10.88.0.0/24 (10.88.0.1 to 10.88.0.3)", "10.99.0.0/30 (10.99.0.1 to 10.99.0.2)",
-			"all 4 addresses are held",
+			"all 4 addresses are assigned",
 		} {
 			if !strings.Contains(err.Error(), words) {
 				t.Errorf("%v: doesn't say %q", err, words)
@@ -181,8 +181,8 @@ func TestBothFamilies(t *testing.T) {
 	}
 	var got []string
 	for i := range 3 {
-		holder := fmt.Sprint("c", i)
-		err := Assign(holder, Request{Ranges: dual()}, func(addrs []endpoint.Address) error {
+		id := fmt.Sprint("c", i)
+		err := Assign(id, Request{Ranges: dual()}, func(addrs []endpoint.Address) error {
 			for _, a := range addrs {
 				got = append(got, fmt.Sprintf("%s %s %s", a.Addr, a.Subnet, a.Gateway))
 			}
@@ -324,9 +324,9 @@ func TestTheLastFileIsOnlyAHint(t *testing.T) {
 		return
 	}
 	ranges := []conf.Range{newRange(1, 6)}
-	held := map[string]string{}
-	for _, holder := range []string{"a", "b"} {
-		held[reserve(t, holder, ranges...)] = holder
+	assigned := map[string]string{}
+	for _, id := range []string{"a", "b"} {
+		assigned[reserve(t, id, ranges...)] = id
 	}
 	if err := os.Remove(lastPath(ranges)); err != nil {
 		t.Fatal(err)
@@ -344,12 +344,12 @@ func TestTheLastFileIsOnlyAHint(t *testing.T) {
 			t.Fatal(err)
 		}
 		a := reserve(t, "c", ranges...)
-		if held[a] != "" || a == "10.88.0.1" || !ranges[0].Subnet.Contains(netip.MustParseAddr(a)) {
+		if assigned[a] != "" || a == "10.88.0.1" || !ranges[0].Subnet.Contains(netip.MustParseAddr(a)) {
 			t.Errorf("after %q: got %s", s, a)
 		}
 		release(t, "c", a)
 	}
-	wantHolders(t, held)
+	wantHolders(t, assigned)
 	for range 2 { // a file of somebody else's, and what a crash left of writing it
 		for _, path := range []string{lastPath(ranges), lastPath(ranges) + ".tmp"} {
 			if err := os.WriteFile(path+".new", []byte("10.88.0.5"), 0o600); err != nil {
@@ -388,17 +388,17 @@ func TestParallel(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range pods {
 		wg.Go(func() {
-			holder := fmt.Sprintf("c%d:eth0", i)
+			id := fmt.Sprintf("c%d:eth0", i)
 			for range 10 {
 				var got netip.Addr
 				locked(func() error {
-					return Assign(holder, Request{Ranges: ranges}, func(a []endpoint.Address) error { got = a[0].Addr; return nil })
+					return Assign(id, Request{Ranges: ranges}, func(a []endpoint.Address) error { got = a[0].Addr; return nil })
 				})
-				if other, taken := owners.LoadOrStore(got, holder); taken {
-					t.Errorf("%s is %s's and %s's", got, other, holder)
+				if other, taken := owners.LoadOrStore(got, id); taken {
+					t.Errorf("%s is %s's and %s's", got, other, id)
 				}
 				owners.Delete(got)
-				locked(func() error { return Release(holder, got) })
+				locked(func() error { return Release(id, got) })
 			}
 		})
 	}
@@ -433,7 +433,7 @@ func TestTurned(t *testing.T) {
 		next := slices.IndexFunc(row, func(a endpoint.Address) bool { return a.Addr == last }) + 1
 		want := slices.Concat(row[next:], row[:next])
 		var got []endpoint.Address
-		for _, r := range turned(runs(ranges), last) {
+		for _, r := range rotate(runs(ranges), last) {
 			for a := r.From(); a.IsValid() && !r.To().Less(a); a = a.Next() {
 				got = append(got, endpoint.Address{Addr: a, Subnet: r.subnet, Gateway: r.gateway})
 			}
@@ -478,7 +478,7 @@ func TestTakeLeavesAddressesOfRecordsThatCantBeRead(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	held := netip.MustParseAddr(reserve(t, "c1:eth0", newRange(1, 9)))
+	assigned := netip.MustParseAddr(reserve(t, "c1:eth0", newRange(1, 9)))
 	if err := os.MkdirAll("/run/weir/endpoints", 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -487,13 +487,13 @@ func TestTakeLeavesAddressesOfRecordsThatCantBeRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	var other *AssignedError
-	if err := AssignExternal("c2:eth0", held); !errors.As(err, &other) {
+	if err := AssignExternal("c2:eth0", assigned); !errors.As(err, &other) {
 		t.Errorf("%v, want a AssignedError", err)
 	}
 	if err := os.Remove(record); err != nil {
 		t.Fatal(err)
 	}
-	if err := AssignExternal("c2:eth0", held); err != nil {
+	if err := AssignExternal("c2:eth0", assigned); err != nil {
 		t.Errorf("of a record that is gone: %v", err)
 	}
 }

@@ -103,7 +103,7 @@ func TestCostDoesNotGrow(t *testing.T) {
 		slices.Sort(took)
 		median := took[len(took)/2]
 		began := time.Now()
-		if full([]conf.Range{wide()}) {
+		if exhausted([]conf.Range{wide()}) {
 			t.Errorf("%s: the range is full", tc.name)
 		}
 		t.Logf("%s: reserve and release %s (median), full %s", tc.name, median, time.Since(began))
@@ -164,25 +164,25 @@ func TestTheBitmapsAreOnlyAHint(t *testing.T) {
 		if err := errors.Join(os.RemoveAll(endpoint.Dir), os.RemoveAll(lastDir)); err != nil {
 			t.Fatal(err)
 		}
-		held := map[string]bool{}
+		assigned := map[string]bool{}
 		for i := range 4 {
-			held[reserve(t, fmt.Sprint("before", i), ranges...)] = true
+			assigned[reserve(t, fmt.Sprint("before", i), ranges...)] = true
 		}
 		if err := harm(); err != nil {
 			t.Fatal(err)
 		}
 		want := 8
 		if name == "a link was lost" {
-			delete(held, "10.88.0.3")
+			delete(assigned, "10.88.0.3")
 		}
 		release(t, "before0", "10.88.0.2")
-		delete(held, "10.88.0.2")
-		for i := 0; len(held) < want; i++ {
+		delete(assigned, "10.88.0.2")
+		for i := 0; len(assigned) < want; i++ {
 			a := reserve(t, fmt.Sprint("after", i), ranges...)
-			if held[a] {
+			if assigned[a] {
 				t.Fatalf("%s: %s is given out twice", name, a)
 			}
-			held[a] = true
+			assigned[a] = true
 		}
 		for range 2 {
 			err := Assign("late", Request{Ranges: ranges}, func([]endpoint.Address) error { return nil })
@@ -254,13 +254,13 @@ func TestAskedFor(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	want := func(holder string, asked ...string) ([]string, error) {
+	want := func(id string, asked ...string) ([]string, error) {
 		r := Request{Ranges: dual()}
 		for _, s := range asked {
 			r.Addresses = append(r.Addresses, netip.MustParseAddr(s))
 		}
 		var got []string
-		err := Assign(holder, r, func(addrs []endpoint.Address) error {
+		err := Assign(id, r, func(addrs []endpoint.Address) error {
 			for _, a := range addrs {
 				got = append(got, a.Addr.String())
 			}
@@ -280,8 +280,8 @@ func TestAskedFor(t *testing.T) {
 		}
 	}
 	got, err := want("b", "10.88.0.3")
-	var held *AssignedError
-	if !errors.As(err, &held) || held.Owner != "a" || len(got) > 0 {
+	var assigned *AssignedError
+	if !errors.As(err, &assigned) || assigned.Owner != "a" || len(got) > 0 {
 		t.Errorf("asked for one that a holds: %v, %v", got, err)
 	}
 }
@@ -303,11 +303,11 @@ func TestTake(t *testing.T) {
 		t.Error("it took an address that one of weir's own pods has")
 	}
 	for range 2 {
-		for _, holder := range []string{"c2:eth0", "c3:eth0"} {
-			if err := AssignExternal(holder, other); err != nil {
+		for _, id := range []string{"c2:eth0", "c3:eth0"} {
+			if err := AssignExternal(id, other); err != nil {
 				t.Fatal(err)
 			}
-			wantHolders(t, map[string]string{own.String(): "c1:eth0", other.String(): holder})
+			wantHolders(t, map[string]string{own.String(): "c1:eth0", other.String(): id})
 		}
 	}
 	release(t, "c2:eth0", other.String())

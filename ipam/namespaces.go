@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// usedAddresses are those of all network namespaces of the node but its own.
+// usedAddresses returns the addresses in all network namespaces of the node but its own.
 //
 // Equivalent to: for ns in $(lsns -t net -o NS); do nsenter --net=… ip addr; done
 func usedAddresses() (map[netip.Addr]bool, error) {
@@ -26,15 +26,15 @@ func usedAddresses() (map[netip.Addr]bool, error) {
 	}
 	used := map[netip.Addr]bool{}
 	for _, path := range paths {
-		if err := addressesIn(path, used); err != nil && !errors.Is(err, fs.ErrNotExist) { // it has ended
+		if err := addressesIn(path, used); err != nil && !errors.Is(err, fs.ErrNotExist) { // it is gone
 			return used, fmt.Errorf("addresses in %s: %w", path, err)
 		}
 	}
 	return used, nil
 }
 
-// namespaces are paths of all network namespaces but the node's own: those that are mounted, as a runtime's are, and those
-// that only processes keep.
+// namespaces returns the paths of all network namespaces but the node's own: of mounted ones, as runtimes make them,
+// and of those that exist only because processes run in them.
 func namespaces() ([]string, error) {
 	own, err := os.Readlink("/proc/thread-self/ns/net")
 	if err != nil {
@@ -54,7 +54,8 @@ func namespaces() ([]string, error) {
 	}
 	defer func() { _ = f.Close() }()
 	for lines := bufio.NewScanner(f); lines.Scan(); {
-		// ID PARENT MAJOR:MINOR ROOT MOUNTPOINT …; of a namespace the root is net:[NUMBER] (proc_pid_mountinfo(5)).
+		// ID PARENT MAJOR:MINOR ROOT MOUNTPOINT …; for a network namespace ROOT is net:[NUMBER]
+		// (proc_pid_mountinfo(5)).
 		if fields := strings.Fields(lines.Text()); len(fields) > 4 && strings.HasPrefix(fields[3], "net:[") {
 			add(fields[3], fields[4])
 		}
@@ -71,6 +72,7 @@ func namespaces() ([]string, error) {
 	return paths, nil
 }
 
+// addressesIn adds the addresses of the namespace at path.
 func addressesIn(path string, into map[netip.Addr]bool) error {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {

@@ -14,14 +14,14 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// run is a row of addresses that may be given out.
+// run is an unbroken row of addresses of one range.
 type run struct {
 	netipx.IPRange
 	subnet  netip.Prefix
 	gateway netip.Addr
 }
 
-// runs are the rows of all ranges, in the ranges' order.
+// runs returns the rows of all ranges, in the order of the ranges.
 func runs(ranges []conf.Range) []run {
 	var all []run
 	for _, r := range ranges {
@@ -32,9 +32,9 @@ func runs(ranges []conf.Range) []run {
 	return all
 }
 
-// turned are the rows from the address after last round to last, each address once. One that is in no row, because the
-// ranges have changed since, turns nothing.
-func turned(rows []run, last netip.Addr) []run {
+// rotate returns the rows that begin with the address after last and end with last, each address once. If last is in no
+// row, as after a change of the ranges, it returns the rows as they are.
+func rotate(rows []run, last netip.Addr) []run {
 	i := slices.IndexFunc(rows, func(r run) bool { return r.Contains(last) })
 	if i < 0 {
 		return rows
@@ -49,12 +49,14 @@ func turned(rows []run, last netip.Addr) []run {
 	return slices.Concat([]run{behind}, all)
 }
 
+// lastPath returns the path of the link that has the address which was assigned last.
 func lastPath(ranges []conf.Range) string {
 	return filepath.Join(lastDir, strings.ReplaceAll(ranges[0].Subnet.String(), "/", "_"))
 }
 
-// note keeps the address in a symbolic link too: a file could be empty after a crash of the machine.
-func note(path string, addr netip.Addr) error {
+// recordLast records the address in the target of a symbolic link. The content of a file could be lost in a crash of
+// the machine.
+func recordLast(path string, addr netip.Addr) error {
 	tmp := path + ".tmp"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -65,8 +67,9 @@ func note(path string, addr netip.Addr) error {
 	return os.Rename(tmp, path)
 }
 
-// last is the address that was given out last, or no address: losing it costs the round robin, nothing else.
-func last(ranges []conf.Range) netip.Addr {
+// lastAssigned returns the address that was assigned last; the zero Addr if that can't be read, which costs the round
+// robin and nothing else.
+func lastAssigned(ranges []conf.Range) netip.Addr {
 	target, err := os.Readlink(lastPath(ranges))
 	if err != nil {
 		return netip.Addr{}
@@ -75,5 +78,5 @@ func last(ranges []conf.Range) netip.Addr {
 	if err != nil {
 		return netip.Addr{}
 	}
-	return addr.WithZone("") // or all that follow it would be in that zone
+	return addr.WithZone("") // Next would keep the zone
 }

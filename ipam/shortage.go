@@ -16,11 +16,11 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// shortageFile names the ranges of which the last pod that needed an address got none. It is there for the agent, which
-// knows no ranges: the runtime passes them to the plugin alone.
+// shortageFile has the ranges in which the last pod that needed an address found none. The agent reads it: the runtime
+// passes the ranges to the plugin alone.
 const shortageFile = endpoint.Dir + "/shortage.json"
 
-// ExhaustedError says that every address of one family's ranges is held.
+// ExhaustedError means that no address of the ranges, all of one family, is free.
 type ExhaustedError struct {
 	Ranges []conf.Range
 }
@@ -30,16 +30,17 @@ func (e *ExhaustedError) Error() string {
 	for i, r := range e.Ranges {
 		names[i] = r.String()
 	}
-	return fmt.Sprintf("ranges: no free address in %s: all %d addresses are held", strings.Join(names, ", "), size(e.Ranges))
+	return fmt.Sprintf("ranges: no free address in %s: all %d addresses are assigned",
+		strings.Join(names, ", "), size(e.Ranges))
 }
 
-// Remedy is a sentence for the person who reads the error.
+// Remedy returns a sentence that says what the reader of the error can do.
 func (e *ExhaustedError) Remedy() string {
-	return "an address is free again when its pod is deleted; \"weirctl pods\" lists the pods that hold addresses. " +
+	return "an address is free again when its pod is deleted; \"weirctl pods\" lists the pods and their addresses. " +
 		"For more pods, give the node a larger range, or lower kubelet's maxPods to the number of addresses"
 }
 
-// size is the number of addresses that the ranges give out, at most math.MaxInt64.
+// size returns the number of addresses that the ranges can assign, at most math.MaxInt64.
 func size(ranges []conf.Range) int64 {
 	total := new(big.Int)
 	for _, r := range ranges {
@@ -54,18 +55,18 @@ func size(ranges []conf.Range) int64 {
 	return total.Int64()
 }
 
-// noteShortage keeps the ranges for Shortage. A note that can't be written leaves ADD's own error as it is: the note
-// only serves the agent's report.
-func noteShortage(ranges []conf.Range) {
+// recordShortage records the ranges for Shortage. A failure isn't returned: ADD has its own error already, and the
+// record only serves the agent's report.
+func recordShortage(ranges []conf.Range) {
 	data, err := json.Marshal(ranges)
 	if err == nil {
 		_ = os.WriteFile(shortageFile, data, 0o600)
 	}
 }
 
-// Shortage returns the error that the last pod got which found no free address, as long as there is none; nil if there
-// was no such pod, or if an address is free by now. Shortage takes no lock, so bitmaps that somebody has damaged can
-// keep the shortage until the next ADD, which makes them anew.
+// Shortage returns the error of the last pod that found no free address, as long as there is none. It returns nil if
+// there was no such pod, or an address is free by now. It takes no lock, so it doesn't rebuild damaged bitmaps: it may
+// then report a shortage until the next ADD rebuilds them.
 func Shortage() (*ExhaustedError, error) {
 	data, err := os.ReadFile(shortageFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -76,10 +77,10 @@ func Shortage() (*ExhaustedError, error) {
 	}
 	var ranges []conf.Range
 	if err := json.Unmarshal(data, &ranges); err != nil || len(ranges) == 0 {
-		// A half-written note says nothing; the next pod that finds no address writes it again.
+		// A half-written record is useless; the next pod that finds no address writes it again.
 		return nil, os.Remove(shortageFile)
 	}
-	if full(ranges) {
+	if exhausted(ranges) {
 		return &ExhaustedError{Ranges: ranges}, nil
 	}
 	if err := os.Remove(shortageFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -88,8 +89,8 @@ func Shortage() (*ExhaustedError, error) {
 	return nil, nil
 }
 
-// full says whether some family of the ranges has no free address.
-func full(ranges []conf.Range) bool {
+// exhausted reports whether a family of the ranges has no free address.
+func exhausted(ranges []conf.Range) bool {
 	others := newHostLocal()
 	return slices.ContainsFunc(byFamily(ranges), func(f []conf.Range) bool {
 		_, ok := next(hint{readOnly: true}, others, f)

@@ -1,6 +1,6 @@
-// Package batch has the kernel do several things with one system call. ADD is on the path of every pod's start, and what it
-// costs are system calls and memory that wasn't touched before: the netlink library, which the requests are made with, takes
-// some four calls and 64 KB of stack for each of them.
+// Package batch sends several netlink requests with one system call. Every pod waits for ADD, and ADD's time is system
+// calls and first touches of memory: the netlink library takes about four calls and 64 KB of stack for each request.
+// Package batch owns no kernel object, and uses the library to build the requests.
 package batch
 
 import (
@@ -15,48 +15,48 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Batch is a row of netlink requests that are sent together. The kernel does them in order, goes on after one that has
-// failed, and acknowledges the last and whatever fails (netlink_rcv_skb, net/netlink/af_netlink.c). Only the last may be one
-// that asks for a list.
+// Batch is a list of netlink requests that are sent together. The kernel handles them in order, goes on after one that
+// fails, and acknowledges the last one and each that fails (netlink_rcv_skb, net/netlink/af_netlink.c). Only the last
+// may ask for a list.
 type Batch []*Step
 
-// Step is a request, and what it does in words.
+// Step is a request, with words for errors that say what it does.
 type Step struct {
 	request *nl.NetlinkRequest
 	doing   string
-	// Means says what the kernel's error means, if not what it says; nil: nothing.
+	// MapError, if not nil, replaces the kernel's error. It returns nil if the error doesn't matter.
 	MapError func(error) error
 }
 
-// Add puts the request, made without NLM_F_ACK, at the end.
+// Add appends the request, which must be made without NLM_F_ACK. doing and args say what the request does.
 func (b *Batch) Add(r *nl.NetlinkRequest, doing string, args ...any) *Step {
 	s := &Step{request: r, doing: fmt.Sprintf(doing, args...)}
 	*b = append(*b, s)
 	return s
 }
 
-// As has an error of the kernel's mean another.
-func MapError(kernels, other error) func(error) error {
+// MapError returns a Step.MapError that replaces one error of the kernel by another, which may be nil.
+func MapError(from, to error) func(error) error {
 	return func(err error) error {
-		if errors.Is(err, kernels) {
-			return other
+		if errors.Is(err, from) {
+			return to
 		}
 		return err
 	}
 }
 
 var (
-	// ErrNoAnswer says that the kernel had no room for its answer, or has given another than it should.
+	// ErrNoAnswer means that the kernel had no room for its answer, or that the answer isn't what it should be.
 	ErrNoAnswer = errors.New("the kernel doesn't answer")
-	// errChanged says that what was being listed changed meanwhile.
+	// errChanged means that the list changed while the kernel sent it.
 	errChanged = errors.New("the list changed while it was read")
 )
 
-// largestReply is more than any of the kernel's on one link, in bytes.
+// largestReply is more bytes than the kernel's largest reply about one link has.
 const largestReply = 32 << 10
 
-// Do has the kernel do all of it in the namespace, or the caller's own if that is netns.None(), and returns the replies that
-// are no acknowledgements, without their headers. The error is that of the first step that fails. protocol is one of
+// Do sends the requests in the namespace, or in the caller's own if ns is netns.None(). It returns the replies without
+// their headers and without acknowledgements, and the error of the first step that fails. protocol is one of
 // netlink(7), such as NETLINK_ROUTE.
 func (b Batch) Do(protocol int, ns netns.NsHandle) (replies [][]byte, err error) {
 	if len(b) == 0 {
@@ -79,7 +79,7 @@ func (b Batch) Do(protocol int, ns netns.NsHandle) (replies [][]byte, err error)
 	if err := unix.Sendto(fd, all, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, fmt.Errorf("%s: %w", b[0].doing, err)
 	}
-	// The kernel has done its work, and put its replies into the socket, before the call returns.
+	// The kernel has handled the requests, and put its replies into the socket, before Sendto returns.
 	buf := make([]byte, largestReply)
 	for {
 		n, _, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT)
@@ -111,7 +111,8 @@ func (b Batch) Do(protocol int, ns netns.NsHandle) (replies [][]byte, err error)
 	}
 }
 
-// openIn opens a socket in the namespace. Where the thread can't go back it is never used again.
+// openIn opens a socket in the namespace. If the thread can't return to its own namespace, it stays locked, so that Go
+// never uses it again.
 func openIn(protocol int, ns netns.NsHandle) (fd int, err error) {
 	open := func() (int, error) {
 		return unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
@@ -138,8 +139,8 @@ func openIn(protocol int, ns netns.NsHandle) (fd int, err error) {
 	return fd, err
 }
 
-// failed is what a message of type NLMSG_ERROR, or NLMSG_DONE at a list's end, says: nothing, if all went well (RFC 3549,
-// section 2.3.2.2).
+// failed returns the error in a message of type NLMSG_ERROR, or NLMSG_DONE at the end of a list; nil if the step
+// succeeded (RFC 3549, section 2.3.2.2).
 func (b Batch) failed(m syscall.NetlinkMessage) error {
 	if len(m.Data) < 4 || int(m.Header.Seq) >= len(b) {
 		return ErrNoAnswer

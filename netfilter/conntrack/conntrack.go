@@ -1,5 +1,6 @@
-// Package conntrack owns weir's use of the kernel's connection table: marking connections as cut, and deleting those of
-// addresses that change hands. It knows nothing of policy.
+// Package conntrack is weir's use of the kernel's connection table. It lists connections, marks them as cut, and
+// deletes the connections of an address that is about to be assigned to another pod. Of an entry it changes only the
+// cut bit in the label, unless the entry must be made anew (see SetCut). It knows nothing of policy.
 package conntrack
 
 import (
@@ -15,29 +16,30 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Connection is an entry of the table.
+// Connection is an entry of the connection table.
 type Connection struct {
-	// Src opened the connection; Dst is who answers, behind any translation of the destination.
+	// Src opened the connection. Dst answers; if the destination was translated, it is the translated one.
 	Src, Dst netip.Addr
 	Proto    uint8
 	Port     uint16 // of Dst; 0 for protocols without ports
 	Cut      bool
-	// Assured says that both sides have spoken, and of UDP's that they went on doing so for two seconds (IPS_ASSURED).
-	// A question with its answer, which nobody goes on with, never is.
+	// Assured means that both sides have sent packets, and for UDP that they went on for two seconds (IPS_ASSURED). A
+	// UDP query with one answer is never assured.
 	Assured bool
-	// Translated says that Dst isn't where Src has sent to, or the port isn't.
+	// Translated means that Src sent to another address or port than Dst and Port.
 	Translated bool
-	// family and tuple (the original direction's) are as the kernel wrote them: they name the entry when they are sent back.
+	// family and tuple (of the original direction) are as the kernel wrote them. Sent back, they name the entry.
 	family uint8
 	tuple  []byte
-	info   []byte // on the protocol's state
+	info   []byte // the protocol's state, such as TCP's
 }
 
 // labelBytes is the size of a connection's label (NF_CT_LABELS_MAX_SIZE).
 const labelBytes = 16
 
-// SetCut sets or clears the cut bit. An entry without room for labels was made while no rule looked at labels: before
-// weir's first, or since somebody flushed them. It is made anew.
+// SetCut sets or clears the cut bit. It returns nil if the connection has ended. An entry has no room for a label if no
+// rule used labels when the connection began: before weir's first rules, or after somebody flushed them. To set the
+// bit, SetCut then deletes the entry and makes it anew.
 //
 // Equivalent to: conntrack -U TUPLE --label-add 127 (or --label-del)
 func (c Connection) SetCut(on bool) error {
@@ -50,7 +52,7 @@ func (c Connection) SetCut(on bool) error {
 	labels := []*nl.RtAttr{nl.NewRtAttr(ctaLabels, value), nl.NewRtAttr(ctaLabelsMask, mask)}
 	err := c.send(nl.IPCTNL_MSG_CT_NEW, labels...)
 	if on && errors.Is(err, unix.ENOSPC) {
-		err = c.renew(labels...)
+		err = c.recreate(labels...)
 	}
 	if errors.Is(err, unix.ENOENT) { // it has ended
 		return nil
@@ -74,44 +76,45 @@ const (
 	ctaLabelsMask = 23
 )
 
-// request concerns entries of the family; AF_UNSPEC: of all.
+// request returns a request about entries of the family, or of all families for AF_UNSPEC.
 func request(operation, flags int, family uint8) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|operation, flags)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
 	return req
 }
 
-// All goes through the table, of which it holds no more than the kernel sends at once. An error comes last. The library's
-// own reading of the table keeps too little of an entry to name it again.
+// All yields the entries of the table. It keeps only as many in memory as the kernel sends at once. An error comes
+// last. The netlink library can list the table too, but what it keeps of an entry isn't enough to name the entry later.
 //
 // Equivalent to: conntrack -L -o labels; conntrack -L -f ipv6 -o labels
 func All() iter.Seq2[Connection, error] { return dump(unix.AF_UNSPEC) }
 
-// dump goes through the family's entries that the filter lets through, if the kernel knows it, or else through all of them.
+// dump yields the family's entries that match the filter. A kernel that doesn't know filters sends all entries.
 func dump(family uint8, filter ...*nl.RtAttr) iter.Seq2[Connection, error] {
 	return func(yield func(Connection, error) bool) {
 		req := request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP, family)
 		for _, attr := range filter {
 			req.AddData(attr)
 		}
-		goOn, unread := true, 0
+		more, unread := true, 0
 		err := req.ExecuteIter(unix.NETLINK_NETFILTER, 0, func(msg []byte) bool {
 			if c, ok := parse(msg); ok {
-				goOn = yield(c, nil)
+				more = yield(c, nil)
 			} else {
 				unread++
 			}
-			return goOn
+			return more
 		})
-		if err == nil && unread > 0 { // whether a policy lets them through isn't known
+		if err == nil && unread > 0 { // it is unknown whether a policy allows them
 			err = fmt.Errorf("%d of them can't be understood", unread)
 		}
-		if err != nil && goOn {
+		if err != nil && more {
 			yield(Connection{}, fmt.Errorf("list connections: %w", err))
 		}
 	}
 }
 
+// parse reads an entry; false if the message isn't a complete one.
 func parse(msg []byte) (c Connection, ok bool) {
 	for kind, value := range attributes(msg[min(nl.SizeofNfgenmsg, len(msg)):]) {
 		switch kind {
@@ -153,8 +156,9 @@ const (
 	flagLiberal     = 0x08
 )
 
-// Midstream says of a TCP connection that it was under way when the kernel first saw it, so that it isn't known who opened
-// it. tcp_new (net/netfilter/nf_conntrack_proto_tcp.c) then writes down that any window will do, and its scale isn't known.
+// Midstream reports whether the kernel first saw the TCP connection after it had begun, so that it is unknown which
+// side opened it. tcp_new (net/netfilter/nf_conntrack_proto_tcp.c) then records that any window is valid and that the
+// window scale is unknown.
 func (c Connection) Midstream() bool {
 	flags, ok := c.tcp(nl.CTA_PROTOINFO_TCP_FLAGS_ORIGINAL)
 	return ok && flags&(flagLiberal|flagWindowScale) == flagLiberal
@@ -166,15 +170,15 @@ const (
 	stateClose    = 8
 )
 
-// Lives says whether the connection goes on, as far as the kernel knows. The kernel keeps an entry for up to two
-// minutes after that: of TCP in TIME_WAIT and CLOSE, of a question over UDP that was answered, of a SYN without an
+// Alive reports whether the connection goes on, as far as the kernel knows. The kernel keeps the entry of a connection
+// that has ended for up to two minutes: TCP in TIME_WAIT or CLOSE, a UDP query that was answered, a SYN without an
 // answer.
 func (c Connection) Alive() bool {
 	state, _ := c.tcp(nl.CTA_PROTOINFO_TCP_STATE)
 	return c.Assured && state != stateTimeWait && state != stateClose
 }
 
-// tcp is the first byte of one of the attributes that TCP's entries have.
+// tcp returns the first byte of an attribute of TCP's state; false if the entry has none.
 func (c Connection) tcp(kind uint16) (value byte, ok bool) {
 	if c.Proto != unix.IPPROTO_TCP {
 		return 0, false
@@ -211,8 +215,8 @@ func parseTuple(b []byte) (t tuple) {
 	return t
 }
 
-// attributes are those in b, by their types. The library's walk through them starts a goroutine each time, which takes
-// ten times as long as all else.
+// attributes yields the attributes in b with their types. The netlink library's iterator starts a goroutine each time,
+// which takes ten times as long as the rest of the work.
 func attributes(b []byte) iter.Seq2[uint16, []byte] {
 	return func(yield func(uint16, []byte) bool) {
 		for len(b) >= unix.SizeofNlAttr {

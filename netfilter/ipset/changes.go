@@ -14,40 +14,41 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// Change puts an entry into a set, or renews its comment there; or takes it out.
+// Change adds an entry to a set or replaces its comment; or deletes the entry, if Delete is true.
 type Change struct {
 	Set    string
 	Entry  Entry
 	Delete bool
 }
 
-// Apply makes the changes, in order, with few calls of the kernel. What is so already is no error. Where one fails, the
-// others are made all the same, so one that opens something must not rest on one before it that closes.
+// Apply makes the changes, in order, with few system calls. Adding an entry that is there, or deleting one that isn't,
+// is no error. If one change fails, Apply makes the others and returns the error: a change that allows traffic must not
+// depend on an earlier one that denies it.
 //
 // Equivalent to: ipset add -exist SET ENTRY comment "COMMENT"; ipset del -exist SET ENTRY
-func Apply(changes ...Change) error { return apply(changes, means) }
+func Apply(changes ...Change) error { return apply(changes, mapError) }
 
-// atOnce is how many changes are sent together: fewer bytes than a socket takes (net.core.wmem_default).
-const atOnce = 256
+// batchSize is how many changes are sent together. They fit a socket's buffer (net.core.wmem_default).
+const batchSize = 256
 
-// Refused is a change that the kernel doesn't make, and why.
+// Refused is a change that the kernel refused.
 type Refused struct {
 	Change
 	Err error
 }
 
-// ApplyEach is Apply that says of each change whether the kernel refuses it. The error is of all else, such as that a
-// set isn't there.
+// ApplyEach makes the changes like Apply, and returns those that the kernel refused. The error is for all other
+// failures, such as ErrNotExist for a missing set.
 func ApplyEach(changes ...Change) (refused []Refused, err error) {
 	var errs []error
-	// The kernel answers each change that fails, and a socket holds some 200 answers (net.core.rmem_default).
+	// The kernel answers each change that fails, and a socket's buffer holds about 200 answers (net.core.rmem_default).
 	const answered = 64
 	for some := range slices.Chunk(changes, answered) {
 		var b batch.Batch
 		for _, c := range some {
 			r, doing := c.request()
 			b.Add(r, "%s", doing).MapError = func(err error) error {
-				if err = means(err); errors.Is(err, ErrNotExist) {
+				if err = mapError(err); errors.Is(err, ErrNotExist) {
 					return err
 				}
 				refused = append(refused, Refused{c, err})
@@ -60,7 +61,7 @@ func ApplyEach(changes ...Change) (refused []Refused, err error) {
 	return refused, errors.Join(errs...)
 }
 
-// request is how the change is asked for, and in words.
+// request returns the netlink request for the change, and words for errors that say what it does.
 func (c Change) request() (r *nl.NetlinkRequest, doing string) {
 	if c.Delete {
 		return request(nl.IPSET_CMD_DEL, c.Set, c.Entry), fmt.Sprintf("delete %s from ipset %s", c.Entry, c.Set)
@@ -68,9 +69,10 @@ func (c Change) request() (r *nl.NetlinkRequest, doing string) {
 	return request(nl.IPSET_CMD_ADD, c.Set, c.Entry), fmt.Sprintf("add %s to ipset %s", c.Entry, c.Set)
 }
 
+// apply sends the changes; mapError replaces the kernel's errors.
 func apply(changes []Change, means func(error) error) error {
 	var errs []error
-	for some := range slices.Chunk(changes, atOnce) {
+	for some := range slices.Chunk(changes, batchSize) {
 		var b batch.Batch
 		for _, c := range some {
 			r, doing := c.request()
@@ -82,18 +84,20 @@ func apply(changes []Change, means func(error) error) error {
 	return errors.Join(errs...)
 }
 
-// Holding are those of the sets that hold the address, asked with few calls of the kernel. All must be of its family.
+// SetsContaining returns which of the sets contain the address, with few system calls. All sets must be of the
+// address's family.
 //
 // Equivalent to: for set in SETS; do ipset test $set ADDR; done
 func SetsContaining(a netip.Addr, sets []string) (map[string]bool, error) {
 	in := map[string]bool{}
-	for some := range slices.Chunk(sets, atOnce) {
+	for some := range slices.Chunk(sets, batchSize) {
 		var b batch.Batch
 		for _, name := range some {
 			in[name] = true
 			e := Entry{Prefix: netip.PrefixFrom(a, a.BitLen())}
-			b.Add(request(nl.IPSET_CMD_TEST, name, e), "test %s in ipset %s", a, name).MapError = func(err error) error {
-				if err = means(err); errors.Is(err, nl.IPSetError(nl.IPSET_ERR_EXIST)) { // it isn't in
+			test := b.Add(request(nl.IPSET_CMD_TEST, name, e), "test %s in ipset %s", a, name)
+			test.MapError = func(err error) error {
+				if err = mapError(err); errors.Is(err, nl.IPSetError(nl.IPSET_ERR_EXIST)) { // not in the set
 					delete(in, name)
 					return nil
 				}
@@ -107,8 +111,9 @@ func SetsContaining(a netip.Addr, sets []string) (map[string]bool, error) {
 	return in, nil
 }
 
-// means reads errors that are ipset's own (include/uapi/linux/netfilter/ipset/ip_set.h).
-func means(err error) error {
+// mapError replaces error numbers of ipset's own (include/uapi/linux/netfilter/ipset/ip_set.h) by errors with text, and
+// ENOENT by ErrNotExist.
+func mapError(err error) error {
 	if errno := unix.Errno(0); errors.As(err, &errno) && errno >= nl.IPSET_ERR_PRIVATE {
 		return nl.IPSetError(errno)
 	}
@@ -118,8 +123,8 @@ func means(err error) error {
 	return err
 }
 
-// request concerns one entry. Beside a port of a bitmap:port set there is nothing: the library sends a protocol along, which
-// sets of that type refuse since kernels read attributes strictly (5.2).
+// request returns the netlink request for a command on one entry. It sends a port of a bitmap:port set without anything
+// else: since Linux 5.2 such sets refuse the protocol that the netlink library sends along.
 func request(command int, name string, e Entry) *nl.NetlinkRequest {
 	data := nl.NewRtAttr(nl.IPSET_ATTR_DATA|int(nl.NLA_F_NESTED), nil)
 	number := func() {

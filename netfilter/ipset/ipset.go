@@ -1,5 +1,6 @@
-// Package ipset owns the way to the kernel's IP sets: weir's verbs on them, over netlink, each safe to repeat. The
-// plugin uses it for the sets a pod is in, the driver for all of them. It knows nothing of policy.
+// Package ipset creates, changes, lists and deletes the kernel's IP sets whose names begin with weir's prefix, over
+// netlink. Each operation can be repeated. The plugin uses it for the sets that have a pod's addresses, the iptables
+// backend for all sets. It knows nothing of policy.
 package ipset
 
 import (
@@ -27,16 +28,18 @@ const (
 	HashNetIface = "hash:net,iface"
 )
 
-// revisions of the types: of the first kernel that has their comments and all else that weir needs (3.14). The ipset
-// command goes by them; of a set of an older revision it wouldn't show the comments.
+// revisions are those of the types that the first kernel with all that weir needs has (3.14). The ipset command formats
+// sets by their revision: it wouldn't show comments in a set of an older one.
 var revisions = map[string]uint8{HashIP: 3, HashNet: 5, HashIPPort: 4, BitmapPort: 2, HashNetIface: 4}
 
-// ErrNotExist says that there is no such set.
+// ErrNotExist means that the set doesn't exist.
 var ErrNotExist = errors.New("no such ipset")
 
-// Entry is an address or network in a set, with the words that "ipset list" shows beside it. In a hash:ip,port set it
-// has a protocol (tcp, udp or sctp) and a port; in a hash:net,iface set it has a link; in a bitmap:port set it is a
-// port and nothing else.
+// Entry is an address or network in a set, with the comment that "ipset list" shows beside it.
+//
+//   - In a hash:ip,port set it also has a protocol (tcp, udp or sctp) and a port.
+//   - In a hash:net,iface set it also has a link.
+//   - In a bitmap:port set it is a port and nothing else.
 type Entry struct {
 	Prefix  netip.Prefix
 	Proto   string
@@ -61,17 +64,17 @@ func (e Entry) String() string {
 // Set is a set as the kernel has it.
 type Set struct {
 	Header
-	Comments bool // it was made to hold comments
+	Comments bool // the set was created with room for comments
 	Entries  []Entry
 }
 
-// Header of a set is what it was made as.
+// Header is what a set was created with.
 type Header struct {
 	Name, Type string
-	Family     conf.Family // of its entries; the kernel takes none of the other
+	Family     conf.Family // of its entries; the kernel refuses others
 }
 
-// InUse says whether a rule goes by the set.
+// InUse reports whether a rule uses the set.
 //
 // Equivalent to: ipset list -terse NAME | grep References
 func (h *Handle) InUse(name string) (bool, error) {
@@ -82,13 +85,13 @@ func (h *Handle) InUse(name string) (bool, error) {
 	return s.References > 0, nil
 }
 
-// families by their numbers in the kernel.
+// families maps the kernel's numbers.
 var families = map[uint8]conf.Family{unix.AF_INET: conf.IPv4, unix.AF_INET6: conf.IPv6}
 
-// Handle is a connection to the kernel, in the network namespace it was opened in.
+// Handle is a connection to the kernel, in the network namespace in which it was opened.
 type Handle struct{ h *netlink.Handle }
 
-// Open connects.
+// New opens a connection. Close closes it.
 func New() (*Handle, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
 	if err != nil {
@@ -97,20 +100,20 @@ func New() (*Handle, error) {
 	return &Handle{h}, nil
 }
 
-// Close disconnects.
+// Close closes the connection.
 func (h *Handle) Close() { h.h.Close() }
 
-// Create makes the set if it isn't there. If there is one of another type, its error says so; one of the
-// other family is found when an entry doesn't fit.
+// Create makes the set if it doesn't exist. It returns an error if a set of that name has another type. A set of the
+// other family is found only when an entry is added.
 //
-// Equivalent to: ipset create -exist NAME TYPE family inet comment maxelem 1048576 (inet6 for IPv6);
-// ipset create -exist NAME bitmap:port range 0-65535
+// Equivalent to: ipset create -exist NAME TYPE family inet comment maxelem 1048576 (inet6 for IPv6); ipset create
+// -exist NAME bitmap:port range 0-65535
 func (h *Handle) Create(s Header) error {
 	options := netlink.IpsetCreateOptions{Replace: true, Revision: revisions[s.Type], Family: unix.AF_INET}
 	if s.Family == conf.IPv6 {
 		options.Family = unix.AF_INET6
 	}
-	if s.Type == BitmapPort { // of 8 KB; comments would make it 512. The kernel has it for both families
+	if s.Type == BitmapPort { // 8 KB; with comments it would be 512 KB. It serves both families
 		options.PortTo = 65535
 	} else {
 		options.Comments, options.MaxElements = true, conf.MaxSetEntries
@@ -122,7 +125,7 @@ func (h *Handle) Create(s Header) error {
 	return wrap(err, "create ipset %s (%s, %s)", s.Name, s.Type, s.Family)
 }
 
-// Has says whether the address is in the set.
+// Has reports whether the address is in the set.
 //
 // Equivalent to: ipset test NAME ADDR
 func (h *Handle) Has(name string, a netip.Addr) (bool, error) {
@@ -130,7 +133,7 @@ func (h *Handle) Has(name string, a netip.Addr) (bool, error) {
 	return in[name], err
 }
 
-// Destroy deletes the set; that it isn't there is no error. A set that a rule still uses stays, and that is one.
+// Destroy deletes the set. It returns nil if there is none, and an error if a rule uses the set.
 //
 // Equivalent to: ipset destroy NAME
 func (h *Handle) Destroy(name string) error {
@@ -141,7 +144,7 @@ func (h *Handle) Destroy(name string) error {
 	return err
 }
 
-// List reads one set.
+// List reads the set. It returns ErrNotExist if there is none.
 //
 // Equivalent to: ipset list NAME
 func (h *Handle) List(name string) (Set, error) {
@@ -149,7 +152,9 @@ func (h *Handle) List(name string) (Set, error) {
 	if err != nil {
 		return Set{}, wrap(err, "list ipset %s", name)
 	}
-	s := Set{Header: Header{name, r.TypeName, families[r.Family]}, Comments: r.CadtFlags&nl.IPSET_FLAG_WITH_COMMENT != 0}
+	s := Set{
+		Header: Header{name, r.TypeName, families[r.Family]}, Comments: r.CadtFlags&nl.IPSET_FLAG_WITH_COMMENT != 0,
+	}
 	for _, e := range r.Entries {
 		if s.Type == BitmapPort && e.Port != nil {
 			s.Entries = append(s.Entries, Entry{Port: *e.Port})
@@ -160,7 +165,7 @@ func (h *Handle) List(name string) (Set, error) {
 			return Set{}, fmt.Errorf("list ipset %s: entry %v is no address", name, e.IP)
 		}
 		bits := addr.BitLen()
-		// Of a whole network, /0, there is a size of 0; beside an address alone the kernel sends none.
+		// The kernel sends a prefix length of 0 for /0, and none for a single address.
 		if e.CIDR != 0 || (s.Type == HashNetIface && addr.IsUnspecified()) {
 			bits = int(e.CIDR)
 		}
@@ -173,7 +178,7 @@ func (h *Handle) List(name string) (Set, error) {
 	return s, nil
 }
 
-// Headers are those of weir's sets. They are read without the sets' entries.
+// Headers returns the headers of weir's sets, without reading their entries.
 //
 // Equivalent to: ipset list -terse
 func (h *Handle) Headers() ([]Header, error) {
@@ -195,7 +200,7 @@ func (h *Handle) Headers() ([]Header, error) {
 	return all, nil
 }
 
-// parseHeader reads what a set of weir's is.
+// parseHeader reads a set's header; false if the set isn't weir's.
 func parseHeader(msg []byte) (s Header, ok bool) {
 	if len(msg) < nl.SizeofNfgenmsg {
 		return Header{}, false
@@ -216,7 +221,7 @@ func parseHeader(msg []byte) (s Header, ok bool) {
 	return s, conf.OwnSet(s.Name)
 }
 
-// Purge takes the addresses out of every weir set that holds pods; those of networks, nodes and ports are left alone.
+// Purge deletes the addresses from each of weir's sets that has pods; not from sets of networks, nodes and ports.
 func (h *Handle) Purge(addrs ...netip.Addr) error {
 	sets, err := h.Headers()
 	if err != nil {
@@ -228,16 +233,16 @@ func (h *Handle) Purge(addrs ...netip.Addr) error {
 		if !conf.HoldsPods(s.Name) {
 			continue
 		}
-		held, err := h.entriesOf(s, addrs)
+		present, err := h.entriesOf(s, addrs)
 		if !errors.Is(err, ErrNotExist) { // gone since it was listed
 			errs = append(errs, err)
 		}
-		for _, e := range held {
+		for _, e := range present {
 			changes = append(changes, Change{Set: s.Name, Entry: e, Delete: true})
 		}
 	}
 	errs = append(errs, apply(changes, func(err error) error {
-		if err = means(err); errors.Is(err, ErrNotExist) {
+		if err = mapError(err); errors.Is(err, ErrNotExist) {
 			return nil
 		}
 		return err
@@ -245,8 +250,9 @@ func (h *Handle) Purge(addrs ...netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// entriesOf are what the set may hold of the addresses. A set with ports or links has to be read: an address has any
-// number of entries there, and the kernel deletes by whole entries.
+// entriesOf returns the set's entries that have one of the addresses. A set with ports or links must be read: an
+// address may have several entries there, and the kernel deletes only whole entries. In other sets each address is one
+// entry, which may be absent.
 func (h *Handle) entriesOf(set Header, addrs []netip.Addr) ([]Entry, error) {
 	if set.Type == HashIPPort || set.Type == HashNetIface {
 		s, err := h.List(set.Name)

@@ -531,12 +531,13 @@ func TestWhatARuntimeAsksFor(t *testing.T) {
 
 	before := leftovers(t)
 	for capArgs, words := range map[string]string{
-		`{"ips": ["10.88.0.99"]}`:      "10.88.0.99 was asked for and is held by",
+		`{"ips": ["10.88.0.99"]}`:      "10.88.0.99 was requested, but is assigned to",
 		`{"ips": ["10.88.0.2"]}`:       "runtimeConfig.ips[0]: 10.88.0.2 is in no range, or a gateway, or excluded",
 		`{"ips": ["10.89.0.2"]}`:       "runtimeConfig.ips[0]: 10.89.0.2 is in no range",
 		`{"mac": "02:00:00:00:00:99"}`: "mac: 02:00:00:00:00:99: ",
 		`{"mac": "` + bridge.MAC(netip.MustParseAddr("10.88.0.1")).String() + `"}`: "another port or the bridge has this MAC",
-		`{"ipRanges": [[{"subnet": "10.77.0.0/24"}]], "ips": ["10.88.0.50"]}`:      "is in no range, or a gateway, or excluded: 10.77.0.0/24",
+		`{"ipRanges": [[{"subnet": "10.77.0.0/24"}]], "ips": ["10.88.0.50"]}`: "is in no range, or a gateway, " +
+			"or excluded: 10.77.0.0/24",
 	} {
 		if _, err := n.TryAddPod("ns-2", "other", "CAP_ARGS="+capArgs); err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("%s: %v; want %q", capArgs, err, words)

@@ -57,7 +57,7 @@ func TestNoAddressIsLeft(t *testing.T) {
 	if err == nil {
 		t.Fatal("a second pod got an address of a range that has one")
 	}
-	for _, words := range []string{`"code": 11`, "all 1 addresses are held", "weirctl pods"} {
+	for _, words := range []string{`"code": 11`, "all 1 addresses are assigned", "weirctl pods"} {
 		if !strings.Contains(out, words) {
 			t.Errorf("the error of ADD lacks %q: %v", words, out)
 		}
@@ -75,7 +75,7 @@ func TestNoAddressIsLeft(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		inStatus := strings.Contains(out, "10.88.0.0/24") && strings.Contains(out, "all 1 addresses are held")
+		inStatus := strings.Contains(out, "10.88.0.0/24") && strings.Contains(out, "all 1 addresses are assigned")
 		inMetrics := strings.Contains(metrics, `weir_fault{part="addresses"} 1`)
 		if inStatus != want || inMetrics != want {
 			return fmt.Errorf("reported in the status: %v, in the metrics: %v", inStatus, inMetrics)
@@ -83,7 +83,7 @@ func TestNoAddressIsLeft(t *testing.T) {
 		return nil
 	}
 	n.Eventually("the agent reports the shortage", func() error { return reported(true) })
-	if !strings.Contains(n.AgentLog(), "all 1 addresses are held") {
+	if !strings.Contains(n.AgentLog(), "all 1 addresses are assigned") {
 		t.Error("the log doesn't name the shortage")
 	}
 	n.DelPod(one)

@@ -24,9 +24,9 @@ func TestForget(t *testing.T) {
 	for name, forget := range map[string]func() error{
 		"as ever": func() error { return Delete(address, six, netip.MustParseAddr("10.88.0.99")) },
 		// from Linux 6.12
-		"at once":  func() error { return errors.Join(forgetAtOnce([]netip.Addr{address}), forget(six, nil)) },
-		"filtered": func() error { return errors.Join(forgetTold(address), forget(six, nil)) },
-		"walked":   func() error { return errors.Join(forget(address, nil), forget(six, nil)) },
+		"at once":  func() error { return errors.Join(deleteByFilter([]netip.Addr{address}), deleteByList(six, nil)) },
+		"filtered": func() error { return errors.Join(deleteByFilteredList(address), deleteByList(six, nil)) },
+		"walked":   func() error { return errors.Join(deleteByList(address, nil), deleteByList(six, nil)) },
 	} {
 		nodetest.Run(t, "conntrack", "-F")
 		keep := []string{
@@ -70,7 +70,7 @@ func TestForget(t *testing.T) {
 	}
 	// This kernel knows the filter, so the above doesn't pass because all entries were sent.
 	for c, err := range dump(unix.AF_INET,
-		from(netip.MustParseAddr("10.88.0.4"), nl.CTA_TUPLE_ORIG, ctaFilterOrigFlags)...) {
+		sourceFilter(netip.MustParseAddr("10.88.0.4"), nl.CTA_TUPLE_ORIG, ctaFilterOrigFlags)...) {
 		if err != nil {
 			t.Fatal(err)
 		}

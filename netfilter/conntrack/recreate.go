@@ -8,21 +8,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// renewals is how often making an entry anew is tried if packets of the connection's keep coming between.
-const renewals = 100
+// maxRecreations is how often recreate tries again if a packet of the connection makes an entry in between.
+const maxRecreations = 100
 
-// renew makes the entry anew, with room for labels and with these. It stays the same connection, opened from the same
-// side: deleting it alone would let the next packet of the server's open it the other way round, where another policy
-// decides. Translated addresses are no longer translated, which matters only if the connection is to go on one day.
+// recreate deletes the entry and makes it anew, with room for a label and with these labels. The direction stays the
+// same. If the entry were only deleted, the server's next packet would open the connection from the other side, and
+// another policy would decide. Addresses are no longer translated, which matters only if the connection is to go on
+// later.
 //
 // Equivalent to: conntrack -D TUPLE; conntrack -I TUPLE -r REPLY -t TIMEOUT -u ASSURED,SEEN_REPLY -l 127
-func (c Connection) renew(labels ...*nl.RtAttr) error {
+func (c Connection) recreate(labels ...*nl.RtAttr) error {
 	reply, kept, err := c.read()
 	if err != nil {
 		return err
 	}
-	for range renewals {
-		for _, tuple := range [][]byte{c.tuple, reply} { // the latter is that of an entry which has come between
+	for range maxRecreations {
+		for _, tuple := range [][]byte{c.tuple, reply} { // a packet in between may have made an entry either way round
 			err := Connection{family: c.family, tuple: tuple}.send(nl.IPCTNL_MSG_CT_DELETE)
 			if err != nil && !errors.Is(err, unix.ENOENT) {
 				return fmt.Errorf("delete: %w", err)
@@ -41,15 +42,16 @@ func (c Connection) renew(labels ...*nl.RtAttr) error {
 	if err != nil {
 		return fmt.Errorf("make anew: %w", err)
 	}
-	// If there was no room for labels this time either, the kernel has said nothing.
+	// The kernel doesn't report if the new entry has no room for labels either; setting them again does.
 	return c.send(nl.IPCTNL_MSG_CT_NEW, labels...)
 }
 
-// read returns the tuple of the replies, and what a new entry takes over from this one.
+// read returns the tuple of the replies, and the attributes that a new entry copies from this one.
 //
 // Equivalent to: conntrack -G TUPLE
 func (c Connection) read() (reply []byte, kept []*nl.RtAttr, err error) {
-	req := request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_ACK, c.family) // the entry comes as if others were to follow, and the ACK ends it
+	// The kernel marks the entry as one of several, so only the acknowledgement ends the answer.
+	req := request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_ACK, c.family)
 	req.AddData(nl.NewRtAttr(nl.CTA_TUPLE_ORIG|unix.NLA_F_NESTED, c.tuple))
 	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
 	if err != nil {
@@ -66,21 +68,21 @@ func (c Connection) read() (reply []byte, kept []*nl.RtAttr, err error) {
 			kept = append(kept, nl.NewRtAttr(nl.CTA_TIMEOUT, a.Value))
 		case nl.CTA_PROTOINFO:
 			if c.Proto == unix.IPPROTO_TCP {
-				kept = append(kept, anyTCP(c.Midstream()))
+				kept = append(kept, looseTCP(c.Midstream()))
 			} else {
 				kept = append(kept, nl.NewRtAttr(nl.CTA_PROTOINFO|unix.NLA_F_NESTED, a.Value))
 			}
 		}
 	}
-	// Assured entries aren't thrown out when the table is full.
+	// The kernel keeps assured entries when the table is full.
 	const confirmed, seenReply, assured = 1 << 3, 1 << 1, 1 << 2 // enum ip_conntrack_status
 	return reply, append(kept, nl.NewRtAttr(nl.CTA_STATUS, nl.BEUint32Attr(confirmed|seenReply|assured))), nil
 }
 
-// anyTCP is the state of a TCP connection that every packet fits in: the window that the old entry knew isn't told, and a
-// packet that doesn't fit would belong to no connection, nor to one that was cut. It stays known whether somebody has seen
-// the connection begin.
-func anyTCP(midstream bool) *nl.RtAttr {
+// looseTCP returns a TCP state that every packet of the connection fits. The old entry's window isn't readable, and a
+// packet outside of the window would be INVALID: it would match neither established nor cut connections. midstream is
+// kept, as Connection.Midstream reads it.
+func looseTCP(midstream bool) *nl.RtAttr {
 	info := nl.NewRtAttr(nl.CTA_PROTOINFO|unix.NLA_F_NESTED, nil)
 	tcp := info.AddRtAttr(nl.CTA_PROTOINFO_TCP|unix.NLA_F_NESTED, nil)
 	const established = 3 // enum tcp_conntrack

@@ -1,0 +1,121 @@
+package conntrack
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/netfilter/batch"
+)
+
+// Attributes and flags of a filter (Linux 5.8 and later): enum ctattr_filter of
+// include/uapi/linux/netfilter/nfnetlink_conntrack.h, and CTA_FILTER_F_CTA_IP_SRC of net/netfilter/nf_internals.h.
+const (
+	ctaFilter           = 25
+	ctaFilterOrigFlags  = 1
+	ctaFilterReplyFlags = 2
+	ctaFilterSrc        = 1 << 0
+)
+
+// Delete deletes the connections of addresses that are about to be assigned to another pod. Else packets of the
+// previous pod's connections would pass as established. How, depends on the kernel and the family:
+//
+//   - IPv4, Linux 6.12 and later: the kernel finds and deletes the connections in one pass.
+//   - IPv4, Linux 5.8 and later: the kernel lists the address's connections, and each is deleted. A list takes ten
+//     milliseconds even if it is empty.
+//   - Older kernels, and IPv6 on all kernels: the kernel lists all connections of the family. Its filter for IPv6
+//     addresses matches all but the wanted ones (ctnetlink_filter_match_tuple in net/netfilter/nf_conntrack_netlink.c
+//     mistakes the 0 of ipv6_addr_cmp for a difference; seen on 6.18).
+//
+// Equivalent to: conntrack -D -s ADDR; conntrack -D -r ADDR
+func Delete(addrs ...netip.Addr) error {
+	var errs []error
+	var four []netip.Addr
+	for _, a := range addrs {
+		if a.Is6() {
+			errs = append(errs, deleteByList(a, nil))
+		} else {
+			four = append(four, a)
+		}
+	}
+	err := deleteByFilter(four)
+	if errors.Is(err, unix.EINVAL) {
+		err = nil
+		for _, a := range four {
+			errs = append(errs, deleteByFilteredList(a))
+		}
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+// deleteByFilter lets the kernel delete the connections of the IPv4 addresses. It returns EINVAL if the kernel can't.
+func deleteByFilter(addrs []netip.Addr) error {
+	var b batch.Batch
+	for _, a := range addrs {
+		for _, filter := range addressFilters(a) {
+			b.Add(deletion(filter), "delete the connections of %s", a)
+		}
+	}
+	_, err := b.Do(unix.NETLINK_NETFILTER, netns.None())
+	return err
+}
+
+// deletion returns a request that deletes the entries that match the filter. A kernel that doesn't know filters takes
+// the filter's address for an incomplete tuple, and deletes nothing.
+func deletion(filter []*nl.RtAttr) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|nl.IPCTNL_MSG_CT_DELETE, 0)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_INET, Version: 1}) // the kernel reads the family from version 1 on
+	for _, attr := range filter {
+		req.AddData(attr)
+	}
+	return req
+}
+
+// deleteByFilteredList deletes the connections of an IPv4 address one by one, from lists that the kernel filters if it
+// can.
+func deleteByFilteredList(a netip.Addr) error {
+	var errs []error
+	for _, filter := range addressFilters(a) {
+		errs = append(errs, deleteByList(a, filter))
+	}
+	return errors.Join(errs...)
+}
+
+// addressFilters returns filters for the connections that the IPv4 address opened, and for those that it answers.
+func addressFilters(a netip.Addr) [2][]*nl.RtAttr {
+	return [2][]*nl.RtAttr{
+		sourceFilter(a, nl.CTA_TUPLE_ORIG, ctaFilterOrigFlags), sourceFilter(a, nl.CTA_TUPLE_REPLY, ctaFilterReplyFlags),
+	}
+}
+
+// deleteByList lists the connections that match the filter, and deletes those of the address: a kernel that doesn't
+// know filters lists all.
+func deleteByList(a netip.Addr, filter []*nl.RtAttr) error {
+	var errs []error
+	family := uint8(unix.AF_INET)
+	if a.Is6() {
+		family = unix.AF_INET6
+	}
+	for c, err := range dump(family, filter...) {
+		if err == nil && (c.Src == a || c.Dst == a) {
+			err = c.send(nl.IPCTNL_MSG_CT_DELETE)
+		}
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("delete the connections of %s: %w", a, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// sourceFilter returns a filter for connections whose packets in one direction come from the IPv4 address.
+func sourceFilter(a netip.Addr, tuple, flags int) []*nl.RtAttr {
+	t := nl.NewRtAttr(tuple|unix.NLA_F_NESTED, nil)
+	t.AddRtAttr(nl.CTA_TUPLE_IP|unix.NLA_F_NESTED, nil).AddRtAttr(nl.CTA_IP_V4_SRC, a.AsSlice())
+	f := nl.NewRtAttr(ctaFilter|unix.NLA_F_NESTED, nil)
+	f.AddRtAttr(flags, nl.Uint32Attr(ctaFilterSrc))
+	return []*nl.RtAttr{t, f}
+}
