@@ -13,6 +13,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/test/nodetest"
@@ -83,7 +84,7 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 		on(name, func(d *iptables.Driver) error {
 			_, _, err := NewGate(planned(name, Always, nodes, overlays[name]), []string{"pod"}).Apply()
 			if err == nil {
-				_, err = d.Apply(t.Context(), policy.Compile(s), iptables.All)
+				_, err = d.Apply(t.Context(), policy.Compile(s), netfilter.All)
 			}
 			return err
 		})
