@@ -101,7 +101,8 @@ func unknownPaths(name, text string, paths []string) (wrong []string) {
 		for word := range strings.FieldsSeq(strings.Trim(span, "`")) {
 			word = strings.TrimSuffix(strings.TrimPrefix(strings.Trim(word, ",;:()"), "./"), "/")
 			top, rest, deep := strings.Cut(word, "/")
-			if !deep || strings.ContainsAny(rest, "*{$<…") || strings.Contains(rest, "...") || top == "bin" || !slices.Contains(paths, top) {
+			if !deep || strings.ContainsAny(rest, "*{$<…") || strings.Contains(rest, "...") || top == "bin" ||
+				!slices.Contains(paths, top) {
 				continue
 			}
 			if !slices.Contains(paths, word) {
@@ -200,8 +201,10 @@ func TestDocumentsFindWhatIsNotThere(t *testing.T) {
 	wants(t, unknownRuns("a.md", "`go test ./policy -run Golden`, `go test -race ./policy -run 'TestGolden/x' -v`,\n"+
 		"`go test ./... -run Random`, `go test ./policy ./policy/verdict -run TestRandom`", tests),
 		"a.md: go test ./policy -run TestRandom finds no test")
-	wants(t, brokenLinks("docs/a.md", "[b](b.md#what-isnt-there) [c](../c.md) [d](d.md) [e](#x) [f](https://f) [g](b.md#gone)",
-		map[string][]string{"docs/b.md": headings("# B\n\n## What isn't there?\n"), "docs/a.md": nil}, []string{"docs/b.md", "c.md"}),
+	wants(t,
+		brokenLinks("docs/a.md", "[b](b.md#what-isnt-there) [c](../c.md) [d](d.md) [e](#x) [f](https://f) [g](b.md#gone)",
+			map[string][]string{"docs/b.md": headings("# B\n\n## What isn't there?\n"), "docs/a.md": nil},
+			[]string{"docs/b.md", "c.md"}),
 		"docs/a.md links to d.md, which isn't there", "docs/a.md links to #x, which isn't there",
 		"docs/a.md links to b.md#gone, which isn't there")
 }

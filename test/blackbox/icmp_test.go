@@ -94,13 +94,10 @@ func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 		n.ConfigureList(otherPlugins[plugin], nodetest.Conf{"type": "weir"},
 			nodetest.Conf{"type": "portmap", "snat": true, "capabilities": nodetest.Conf{"portMappings": true}})
 	}
-	for _, c := range []string{
+	nodetest.RunEach(t,
 		"ip -n outside route add 10.99.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:99::/64 via 2001:db8::2",
 		"ip -n outside route add 10.88.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:88::/64 via 2001:db8::2",
-	} {
-		f := strings.Fields(c)
-		nodetest.Run(t, f[0], f[1:]...)
-	}
+	)
 	// Package net finds out once which families there are, by binding to ::1: not in a pod whose loopback is down.
 	l, err := net.Listen("tcp", ":0")
 	if err != nil {
@@ -314,14 +311,11 @@ func honestErrors(t *testing.T, plugin string) {
 		return
 	}
 	n, w := newWorld(t, plugin)
-	for _, c := range []string{
-		"iptables -t nat -A PREROUTING -d 10.96.0.10 -p udp -j DNAT --to-destination " + w.peer.IP,
-		"ip6tables -t nat -A PREROUTING -d fd00:10:96::a -p udp -j DNAT --to-destination " + w.peer.IP6,
-		"iptables -t nat -A POSTROUTING -s 192.0.2.1 -d " + w.victim.IP + " -j MASQUERADE",
-	} {
-		f := strings.Fields(c)
-		nodetest.Run(t, f[0], f[1:]...)
-	}
+	nodetest.RunEach(t,
+		"iptables -t nat -A PREROUTING -d 10.96.0.10 -p udp -j DNAT --to-destination "+w.peer.IP,
+		"ip6tables -t nat -A PREROUTING -d fd00:10:96::a -p udp -j DNAT --to-destination "+w.peer.IP6,
+		"iptables -t nat -A POSTROUTING -s 192.0.2.1 -d "+w.victim.IP+" -j MASQUERADE",
+	)
 	refused := func(what, netns, address string) {
 		t.Helper()
 		n.Eventually(what, func() error {

@@ -412,18 +412,15 @@ func TestNodeOverlayComesBack(t *testing.T) {
 	n.Eventually("the agent is ready", func() error { _, err := n.Ctl("status"); return err })
 	n.client, n.server = n.AddPod("ns", "client"), n.AddPod("ns", "server")
 	n.Serve(n.server.Netns, "tcp", n.server.IP+":80")
-	for _, c := range []string{
+	nodetest.RunEach(t,
 		"ip -n outside addr add 10.88.1.5/32 dev lo",
-		"ip -n outside link add vx address 0e:58:c0:00:02:01 mtu 1450 type vxlan id 88 local 192.0.2.1 dstport 4789 " +
+		"ip -n outside link add vx address 0e:58:c0:00:02:01 mtu 1450 type vxlan id 88 local 192.0.2.1 dstport 4789 "+
 			"nolearning",
 		"ip -n outside link set vx up",
 		"bridge -n outside fdb add 0e:58:c0:00:02:02 dev vx dst 192.0.2.2 self permanent",
 		"ip -n outside neigh add 10.88.0.0 lladdr 0e:58:c0:00:02:02 dev vx nud permanent",
 		"ip -n outside route add 10.88.0.0/24 via 10.88.0.0 dev vx onlink src 10.88.1.5",
-	} {
-		f := strings.Fields(c)
-		nodetest.Run(t, f[0], f[1:]...)
-	}
+	)
 	n.Serve(n.Outside, "tcp", "10.88.1.5:80")
 	n.ways = [][2]string{
 		{n.client.Netns, "10.88.1.5:80"},

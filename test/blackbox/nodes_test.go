@@ -152,10 +152,7 @@ func shareSubnet(c *nodetest.Cluster) {
 	for i := range c.Nodes {
 		lines = append(lines, fmt.Sprintf("ip -n router route add 100.96.%d.0/24 via 172.20.%d.10", i+1, i+1))
 	}
-	for _, line := range lines {
-		f := strings.Fields(line)
-		nodetest.Run(c, f[0], f[1:]...)
-	}
+	nodetest.RunEach(c, lines...)
 }
 
 // allReach connects from each of the pods to each other.

@@ -15,15 +15,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// iptables runs each command with iptables or ip6tables.
-func iptables(t *testing.T, commands ...string) {
-	t.Helper()
-	for _, c := range commands {
-		f := strings.Fields(c)
-		nodetest.Run(t, f[0], f[1:]...)
-	}
-}
-
 // isolated is a tenant whose pods "server" and "client" may neither send nor receive; "other" and "attacker" are
 // open.
 const isolated = `
@@ -68,7 +59,7 @@ func podsReachThemselves(t *testing.T, plugin string) {
 	server := n.AddPod("shop", "server", hostPort)
 	other := n.AddPod("shop", "other")
 	n.Serve(server.Netns, "tcp", ":80")
-	iptables(t, // as kube-proxy does it
+	nodetest.RunEach(t, // as kube-proxy does it
 		"iptables -t nat -I PREROUTING -d 10.96.0.10 -p tcp -j DNAT --to-destination "+server.IP,
 		"iptables -t nat -I POSTROUTING -s "+server.IP+" -d "+server.IP+" -j MASQUERADE",
 		"ip6tables -t nat -I PREROUTING -d fd00:10:96::a -p tcp -j DNAT --to-destination "+server.IP6,
@@ -91,7 +82,7 @@ func forgedSelf(t *testing.T, plugin string) {
 	}
 	n := attachedBy(t, plugin, isolated)
 	server, attacker := n.AddPod("shop", "server", hostPort), n.AddPod("shop", "attacker")
-	iptables(t,
+	nodetest.RunEach(t,
 		"iptables -t nat -I PREROUTING -d 10.96.0.10 -p udp -j DNAT --to-destination "+server.IP,
 		"ip6tables -t nat -I PREROUTING -d fd00:10:96::a -p udp -j DNAT --to-destination "+server.IP6,
 	)
@@ -175,7 +166,7 @@ spec:
   policyTypes: [Ingress, Egress]
   egress: [{to: [{ipBlock: {cidr: 169.254.20.10/32}}], ports: [{protocol: TCP, port: 53}, {protocol: UDP, port: 53}]}]
 `)
-	iptables(t,
+	nodetest.RunEach(t,
 		"ip addr add 169.254.20.10/32 dev lo",
 		"iptables -t raw -A PREROUTING -d 169.254.20.10/32 -p udp -m udp --dport 53 -j NOTRACK",
 		"iptables -t raw -A PREROUTING -d 169.254.20.10/32 -p tcp -m tcp --dport 53 -j NOTRACK",
@@ -195,7 +186,7 @@ spec:
 	n.Reach(client, "169.254.20.10:53", false)
 
 	// Where what goes between pods isn't tracked either, policy holds for each packet in both directions.
-	iptables(t,
+	nodetest.RunEach(t,
 		"iptables -t raw -A PREROUTING -p tcp -m tcp --dport 80 -j NOTRACK",
 		"iptables -t raw -A PREROUTING -p tcp -m tcp --sport 80 -j NOTRACK",
 	)
@@ -247,7 +238,8 @@ func loopback(t *testing.T, plugin string) {
 			}
 		}
 	}
-	iptables(t, "iptables -t nat -I PREROUTING -d 10.96.0.99 -p tcp --dport 80 -j DNAT --to-destination 127.0.0.1:10000")
+	nodetest.RunEach(t,
+		"iptables -t nat -I PREROUTING -d 10.96.0.99 -p tcp --dport 80 -j DNAT --to-destination 127.0.0.1:10000")
 	n.Reach(attacker, "10.96.0.99:80", true)
 }
 
@@ -272,7 +264,7 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 	n := nodetest.NewNode(t, dualStack)
 	nodetest.Run(t, "ip", "-n", "outside", "route", "add", "10.88.0.0/24", "via", "192.0.2.2")
 	four, six := "iptables-"+flavour, "ip6tables-"+flavour
-	iptables(t,
+	nodetest.RunEach(t,
 		four+" -A FORWARD -p tcp --dport 8081 -j DROP",
 		four+" -A FORWARD -j REJECT --reject-with icmp-host-prohibited",
 		six+" -N ufw-reject-forward", six+" -A ufw-reject-forward -j REJECT",
@@ -296,13 +288,13 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 	}
 	reach()
 	// As a firewall's own script writes the chain anew while weir runs.
-	iptables(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP", four+" -A FORWARD -j REJECT")
+	nodetest.RunEach(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP", four+" -A FORWARD -j REJECT")
 	reach()
 	// Others refuse each protocol by itself, or in a chain that also logs some of it.
-	iptables(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP",
+	nodetest.RunEach(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP",
 		four+" -A FORWARD -p tcp -j REJECT --reject-with tcp-reset", four+" -A FORWARD -j REJECT")
 	reach()
-	iptables(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP", four+" -N refuse",
+	nodetest.RunEach(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP", four+" -N refuse",
 		four+" -A refuse -m limit --limit 5/min -j LOG --log-prefix refused",
 		four+" -A refuse -p tcp -j REJECT --reject-with tcp-reset",
 		four+" -A refuse -j DROP", four+" -A FORWARD -j refuse")
@@ -356,7 +348,7 @@ func TestControlIstioAmbient(t *testing.T) {
 	server := n.AddPod("shop", "server")
 	n.Serve(server.Netns, "tcp", ":80")
 	n.Reach(n.AddPod("shop", "other"), server.IP+":80", false)
-	iptables(t, // ISTIO_POSTRT
+	nodetest.RunEach(t, // ISTIO_POSTRT
 		"ipset create istio-inpod-probes-v4 hash:ip", "ipset add istio-inpod-probes-v4 "+server.IP,
 		"ipset create istio-inpod-probes-v6 hash:ip family inet6", "ipset add istio-inpod-probes-v6 "+server.IP6,
 		"iptables -t nat -A POSTROUTING -m owner --socket-exists -p tcp -m set --match-set istio-inpod-probes-v4 dst "+

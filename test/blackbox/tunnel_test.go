@@ -253,15 +253,12 @@ func TestServiceBeforeTunnels(t *testing.T) {
 	to := pods[1].IP
 	payload := func(from string) []byte { return inTunnel(t, vni, forged(t, from, to, "forged")) }
 	nodetest.NewNS(t, "world")
-	for _, line := range []string{
+	nodetest.RunEach(t,
 		"ip link add eth0 netns world type veth peer name w netns router", "ip -n router addr add 198.51.100.1/24 dev w",
 		"ip -n router link set w up",
 		"ip -n world addr add 198.51.100.9/24 dev eth0", "ip -n world link set eth0 up",
 		"ip -n world route add default via 198.51.100.1",
-	} {
-		f := strings.Fields(line)
-		nodetest.Run(t, f[0], f[1:]...)
-	}
+	)
 	for _, tc := range []struct{ who, netns, service, inside string }{
 		{"a host beyond the nodes, by another node's Service", "/run/netns/world", node1 + ":30000", "100.96.1.77"},
 		{"a pod, by another node's Service", pods[2].Netns, node1 + ":30000", "100.96.1.77"},

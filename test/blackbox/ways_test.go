@@ -54,15 +54,12 @@ func TestMTUFollowsTheRoute(t *testing.T) {
 	c.Serve(p2.Netns, "tcp4", p2.IP+":80")
 	c.Eventually("p1 reaches p2", func() error { _, err := nodetest.Get(t, p1.Netns, p2.IP+":80"); return err })
 	// Another link, and two ways at once of which one is smaller.
-	for _, line := range []string{
+	nodetest.RunEach(t,
 		"ip link add eth1 netns n1 mtu 1300 type veth peer name x1 mtu 1300 netns router",
 		"ip -n router addr add 172.23.0.1/24 dev x1", "ip -n router link set x1 up",
 		"ip -n n1 addr add 172.23.0.10/24 dev eth1", "ip -n n1 link set eth1 up",
 		"ip -n n1 route add 172.22.0.2/32 nexthop via 172.20.1.1 nexthop via 172.23.0.1",
-	} {
-		f := strings.Fields(line)
-		nodetest.Run(t, f[0], f[1:]...)
-	}
+	)
 	conflistMTU(c, n, 1250)
 	nodetest.Run(t, "ip", "-n", "n1", "route", "replace", "172.22.0.2/32", "via", "172.20.1.1", "mtu", "1200")
 	conflistMTU(c, n, 1150)
@@ -142,15 +139,12 @@ func TestAnotherOverlayOnThePort(t *testing.T) {
 		return
 	}
 	c, _ := lab(t, 2)
-	for _, line := range []string{
+	nodetest.RunEach(t,
 		"ip -n n1 link add swarm type vxlan id 4096 local 172.20.1.10 remote 172.20.1.1 dstport 4789",
 		"ip -n n1 addr add 10.99.0.1/24 dev swarm", "ip -n n1 link set swarm up",
 		"ip -n router link add swarm type vxlan id 4096 local 172.20.1.1 remote 172.20.1.10 dstport 4789",
 		"ip -n router addr add 10.99.0.2/24 dev swarm", "ip -n router link set swarm up",
-	} {
-		f := strings.Fields(line)
-		nodetest.Run(t, f[0], f[1:]...)
-	}
+	)
 	c.Serve(c.Nodes[0].Netns, "tcp4", "10.99.0.1:80")
 	c.Eventually("the other overlay goes on",
 		func() error { _, err := nodetest.Get(t, nodetest.RouterNS, "10.99.0.1:80"); return err })

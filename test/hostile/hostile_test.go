@@ -202,7 +202,8 @@ func report(t *testing.T, table map[string]*row, documentedFrames bool) {
 			t.Errorf("docs/hostile-pod.md has no row for %q with %d frames", class, r.frames)
 		}
 	}
-	if sum := fmt.Sprintf("%d,%03d frames", total/1000, total%1000); documentedFrames && !strings.Contains(string(documented), sum) {
+	if sum := fmt.Sprintf("%d,%03d frames", total/1000, total%1000); documentedFrames &&
+		!strings.Contains(string(documented), sum) {
 		t.Errorf("docs/hostile-pod.md doesn't say that there are %s", sum)
 	}
 	t.Logf(

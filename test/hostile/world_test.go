@@ -47,15 +47,6 @@ var (
 // families of the three tests.
 type families struct{ four, six bool }
 
-// each runs "ip" with each line.
-func each(t testing.TB, lines ...string) {
-	t.Helper()
-	for _, l := range lines {
-		f := strings.Fields(l)
-		nodetest.Run(t, f[0], f[1:]...)
-	}
-}
-
 // quicken has new links in the namespace use their IPv6 addresses at once, rather than when a second or two have shown
 // that nobody else has them.
 func quicken(t testing.TB, path string) {
@@ -74,9 +65,9 @@ func (w *world) surroundings(t testing.TB) {
 		node = " -n " + node
 	}
 	for _, a := range []netip.Addr{outside4, outside6, peer4, peer6} {
-		each(t, "ip"+node+" neigh replace "+a.String()+" lladdr "+outsideMAC+" dev eth0 nud permanent")
+		nodetest.RunEach(t, "ip"+node+" neigh replace "+a.String()+" lladdr "+outsideMAC+" dev eth0 nud permanent")
 	}
-	each(t,
+	nodetest.RunEach(t,
 		"ip -n "+name+" addr add 192.0.2.3/24 dev eth0",
 		"ip -n "+name+" addr add 2001:db8::3/64 dev eth0 nodad preferred_lft 0", // no sender of its own accord,
 		"ip -n "+name+" route add 10.88.0.0/24 via 192.0.2.2",
@@ -112,7 +103,7 @@ func control(t testing.TB, fam families, prefix string) *world {
 	ip := func(lines ...string) {
 		t.Helper()
 		for _, l := range lines {
-			each(t, "ip -n "+prefix+strings.ReplaceAll(l, "netns ", "netns "+prefix))
+			nodetest.RunEach(t, "ip -n "+prefix+strings.ReplaceAll(l, "netns ", "netns "+prefix))
 		}
 	}
 	for _, path := range []string{w.node, w.e, w.victim, w.third} {
@@ -152,7 +143,7 @@ func control(t testing.TB, fam families, prefix string) *world {
 			"node link set "+port+" master weir0",
 			"node link set "+port+" type bridge_slave isolated on learning off flood off mcast_flood off bcast_flood off",
 			"node link set "+port+" up")
-		each(t, "bridge -n "+prefix+"node fdb add "+mac+" dev "+port+" master static")
+		nodetest.RunEach(t, "bridge -n "+prefix+"node fdb add "+mac+" dev "+port+" master static")
 		for i, wanted := range []bool{fam.four, fam.six} {
 			if !wanted {
 				continue
@@ -180,19 +171,18 @@ func (w *world) controlTunnel(t testing.TB, node string) {
 		"",
 	)
 	peer := w.peerTunnelMAC.String()
-	each(
-		t,
+	nodetest.RunEach(t,
 		"ip -n "+node+" link add weir-vxlan address "+w.tunnelMAC.String()+" type vxlan id 88 local "+local.String()+
 			" dstport 4789 nolearning",
 		"ip -n "+node+" link set weir-vxlan up",
 		"bridge -n "+node+" fdb replace "+peer+" dev weir-vxlan dst "+remote.String()+" self permanent",
 	)
 	if w.has4 {
-		each(t, "ip -n "+node+" neigh replace 10.89.0.0 lladdr "+peer+" dev weir-vxlan nud permanent",
+		nodetest.RunEach(t, "ip -n "+node+" neigh replace 10.89.0.0 lladdr "+peer+" dev weir-vxlan nud permanent",
 			"ip -n "+node+" route add 10.89.0.0/24 via 10.89.0.0 dev weir-vxlan onlink")
 	}
 	if w.has6 {
-		each(t, "ip -n "+node+" neigh replace "+via6+" lladdr "+peer+" dev weir-vxlan nud permanent",
+		nodetest.RunEach(t, "ip -n "+node+" neigh replace "+via6+" lladdr "+peer+" dev weir-vxlan nud permanent",
 			"ip -n "+node+" -6 route add fd00:10:89::/64 via "+via6+" dev weir-vxlan onlink")
 	}
 }

@@ -165,6 +165,15 @@ func Run(t testing.TB, name string, args ...string) string {
 	return out
 }
 
+// RunEach runs one command after the other. Their words are separated by spaces.
+func RunEach(t testing.TB, commands ...string) {
+	t.Helper()
+	for _, c := range commands {
+		f := strings.Fields(c)
+		Run(t, f[0], f[1:]...)
+	}
+}
+
 // Try is Run for a command that may fail: iptables, for one, can't list a rule while the agent replaces the rule and
 // takes its set away. The error holds what the command printed.
 func Try(name string, args ...string) (string, error) {
@@ -181,7 +190,7 @@ func Try(name string, args ...string) (string, error) {
 func Outside(t testing.TB) string {
 	t.Helper()
 	path := NewNS(t, "outside")
-	for _, c := range []string{
+	RunEach(t,
 		"ip link add eth0 address 02:00:00:00:00:02 type veth peer name eth0 address 02:00:00:00:00:01 netns outside",
 		"ip addr add 192.0.2.2/24 dev eth0",
 		"ip addr add 2001:db8::2/64 dev eth0 nodad",
@@ -195,9 +204,6 @@ func Outside(t testing.TB) string {
 		// The links' first seconds go by with probes for duplicates.
 		"ip neigh add 2001:db8::1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent",
 		"ip -n outside neigh add 2001:db8::2 lladdr 02:00:00:00:00:02 dev eth0 nud permanent",
-	} {
-		f := strings.Fields(c)
-		Run(t, f[0], f[1:]...)
-	}
+	)
 	return path
 }
