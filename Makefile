@@ -78,11 +78,12 @@ vet: ## go vet of all modules
 	go vet ./...
 	cd scripts/image && go vet ./...
 
-# A script is a file whose first line is a shebang of a shell, or names the shell for shellcheck.
+# A script is a file named .sh, or one whose first line is a shebang of a shell or names the shell for shellcheck.
 lint: packages ## golangci-lint, and shellcheck of every script that git knows
 	go run $(LINT) run
 	cd scripts/image && go run $(LINT) run
-	git ls-files -z | xargs -0 awk 'FNR == 1 && /^#!.*sh$$|^# shellcheck shell=/ {print FILENAME} {nextfile}' | \
+	git ls-files -z | \
+		xargs -0 awk 'FILENAME ~ /[.]sh$$/ || /^#!.*sh$$|^# shellcheck shell=/ {print FILENAME} {nextfile}' | \
 		xargs shellcheck -x -P SCRIPTDIR
 
 clean: ## remove bin/
