@@ -13,6 +13,8 @@ import (
 type Backend interface {
 	// Name of what it writes rules with; empty while that isn't known.
 	Name() string
+	// SetType is how the backend's tools name the kind of sets, such as "hash:ip".
+	SetType(kind ruleset.SetKind) string
 	// TellsOfChanges says whether Watch hears of every change of the rules, whoever makes it.
 	TellsOfChanges() bool
 

@@ -51,14 +51,10 @@ func (k *kernelView) refuse(refused ruleset.Refused) (news bool) {
 // changedByAnother says whether another program had made the difference that the result has undone: the agent wants
 // what it wanted before, and the plugin can't have changed sets for an attachment that began or ended.
 func (k *kernelView) changedByAnother(before, now ruleset.Ruleset, result netfilter.Result, churn bool) bool {
-	if k.lastSync.IsZero() || !slices.EqualFunc(before.Chains, now.Chains, equalChain) {
+	if k.lastSync.IsZero() || !slices.EqualFunc(before.Chains, now.Chains, ruleset.Chain.Equal) {
 		return false
 	}
 	return result.Rules || (!k.pluginChanged && !churn && slices.EqualFunc(before.Sets, now.Sets, equalSet))
-}
-
-func equalChain(a, b ruleset.Chain) bool {
-	return a.Table == b.Table && a.Name == b.Name && slices.EqualFunc(a.Rules, b.Rules, ruleset.Rule.Equal)
 }
 
 func equalSet(a, b ruleset.Set) bool { return a.Name == b.Name && slices.Equal(a.Entries, b.Entries) }

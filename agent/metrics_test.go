@@ -40,6 +40,7 @@ func TestDocumentedMetrics(t *testing.T) {
 		sets := []ruleset.Set{{Name: "weir-pods"}}
 		return &status{
 			enforced: &snapshot{ruleset: ruleset.Ruleset{Sets: sets}}, lastSync: time.Unix(1e9, 0),
+			setType:    func(k ruleset.SetKind) string { return string(k) },
 			problems:   []ruleset.Problem{{Object: "Node x", Field: "spec"}},
 			unenforced: []policy.Unenforced{{Kind: "CiliumNetworkPolicy.cilium.io"}},
 		}

@@ -33,7 +33,8 @@ type status struct {
 	ready     bool
 	lastSync  time.Time
 	backend   string
-	endpoints []endpoint.Endpoint // but those whose records are broken
+	setType   func(ruleset.SetKind) string // as the backend names a kind of sets
+	endpoints []endpoint.Endpoint          // but those whose records are broken
 	earlier   earlierRules
 	// stateless says that the source has given no usable state yet.
 	stateless  bool
@@ -55,7 +56,7 @@ func (a *agent) publishStatus() {
 		enforced: a.snapshots.enforced.Load(),
 		ready: a.cluster.objects != nil && !a.kernel.lastSync.IsZero() && a.unknown() == nil &&
 			a.faults.now[partKernel] == nil && a.faults.now[partNode] == nil,
-		lastSync: a.kernel.lastSync, backend: a.backend.Name(),
+		lastSync: a.kernel.lastSync, backend: a.backend.Name(), setType: a.backend.SetType,
 		endpoints: slices.Collect(maps.Values(a.records.endpoints)), earlier: a.kernel.earlier,
 		stateless: a.cluster.objects == nil, policies: a.cluster.names,
 		faults: maps.Clone(a.faults.now), problems: a.problems, unenforced: a.source.unenforced, files: a.source.files,
@@ -81,7 +82,7 @@ func (s *status) report() report.Status {
 		return cmp.Or(cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.ContainerID, b.ContainerID))
 	})
 	for _, set := range s.enforced.ruleset.Sets {
-		r.Sets = append(r.Sets, report.SetStatus{Name: set.Name, Type: string(set.Kind), Entries: len(set.Entries)})
+		r.Sets = append(r.Sets, report.SetStatus{Name: set.Name, Type: s.setType(set.Kind), Entries: len(set.Entries)})
 	}
 	return r
 }

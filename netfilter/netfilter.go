@@ -4,9 +4,9 @@
 package netfilter
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -57,10 +57,5 @@ type RefusedError struct{ Refused ruleset.Refused }
 
 // Error names the parts and the kernel's reasons, in order.
 func (e *RefusedError) Error() string {
-	var all []string
-	for r, why := range e.Refused {
-		all = append(all, fmt.Sprintf("%s: %s", cmp.Or(r.Kind, r.Rule, string(r.SetKind), r.Set), why))
-	}
-	slices.Sort(all)
-	return "the kernel refuses " + strings.Join(all, "; ")
+	return "the kernel refuses " + strings.Join(slices.Sorted(maps.Values(e.Refused)), "; ")
 }

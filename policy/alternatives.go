@@ -91,7 +91,7 @@ func (c *compiler) agreedRules(s side, a alternatives) []ruleset.Rule {
 			continue
 		}
 		agreed = slices.DeleteFunc(agreed, func(r ruleset.Rule) bool {
-			return !slices.ContainsFunc(rules, r.MatchesAs)
+			return !slices.ContainsFunc(rules, r.SameAs)
 		})
 	}
 	return agreed

@@ -30,14 +30,64 @@ func families(state State) []conf.Family {
 	return conf.Families[:1]
 }
 
-// base is what doesn't depend on any policy.
+// base compiles the sets, chains and rules that don't depend on any policy.
 func (c *compiler) base(state State) {
+	c.podSets(state)
+	fromPods := ruleset.SetMatch{Name: c.family.Set(conf.PodsSet), By: ruleset.Source}
+	toPods := ruleset.SetMatch{Name: c.family.Set(conf.PodsSet), By: ruleset.Destination}
+	noPodFrom, noPodTo := fromPods, toPods
+	noPodFrom.Not, noPodTo.Not = true, true
+	fromPod := ruleset.Rule{
+		Sets: []ruleset.SetMatch{fromPods}, Comment: "weir: from a pod: its egress policies",
+		Action: ruleset.Jump, To: egress.dispatch,
+	}
+	toPod := ruleset.Rule{
+		Sets: []ruleset.SetMatch{toPods}, Comment: "weir: to a pod: its ingress policies",
+		Action: ruleset.Jump, To: ingress.dispatch,
+	}
+	stranger := ruleset.Rule{
+		In: conf.Bridge, Sets: []ruleset.SetMatch{noPodFrom}, Comment: "weir: from the bridge, but from no pod",
+		Action: ruleset.Drop,
+	}
+	other := c.links(state, []ruleset.Rule{fromPod, toPod})
+	ahead := c.ahead(other)
+	c.hook(ruleset.CheckForwarded, conf.ForwardChain, "weir: what no policy lets through to or from a pod is dropped",
+		ahead,
+		[]ruleset.Rule{{
+			In: conf.Bridge, Shape: ruleset.ToItself,
+			Comment: "weir: a pod reaching itself through its Service", Action: ruleset.Return,
+		}},
+		other.self,
+		[]ruleset.Rule{fromPod, stranger, toPod, {
+			Out: conf.Bridge, Sets: []ruleset.SetMatch{noPodTo}, Comment: "weir: to the bridge, but to no pod",
+			Action: ruleset.Drop,
+		}})
+	// These are the packets that a pod sends to its own node. Packets from the node to its pods pass no hook of weir's:
+	// kubelet's probes always pass.
+	c.hook(ruleset.CheckToNode, conf.InputChain, "weir: egress policies hold towards this node too",
+		ahead, []ruleset.Rule{toLoopback(c.family, ruleset.Rule{In: conf.Bridge})}, other.loopback,
+		[]ruleset.Rule{fromPod, stranger})
+	checked := ruleset.Rule{Comment: "weir: judged in the mangle table", Action: ruleset.Accept}
+	from, to := checked, checked
+	from.Sets, to.Sets = []ruleset.SetMatch{fromPods}, []ruleset.SetMatch{toPods}
+	c.hook(ruleset.AcceptForwarded, conf.AcceptChain, "weir: no other default drops what policy let through",
+		[]ruleset.Rule{from, to})
+	elsewhere := ruleset.SetMatch{Name: c.family.Set(conf.NetworksSet), By: ruleset.Destination, Not: true}
+	c.hook(ruleset.TranslateSource, conf.PostroutingChain, "weir: the way of pods to the outside",
+		other.masquerade, c.global(), []ruleset.Rule{{
+			Sets:    []ruleset.SetMatch{fromPods, elsewhere},
+			Comment: "weir: pods reach the world beyond their networks as their node", Action: ruleset.Masquerade,
+		}})
+}
+
+// podSets compiles the set of this node's pods and that of all networks with pods.
+func (c *compiler) podSets(state State) {
 	var pods []ruleset.Entry
 	networks := map[netip.Prefix]ruleset.Entry{}
 	for _, n := range state.Nodes {
 		for _, p := range n.PodCIDRs {
 			if conf.FamilyOf(p.Addr()) == c.family {
-				networks[p] = ruleset.Entry{Element: ruleset.Element{Prefix: p}, Comment: "pods of node " + n.Name}
+				networks[p] = entry(p, "pods of node "+n.Name)
 			}
 		}
 	}
@@ -46,53 +96,33 @@ func (c *compiler) base(state State) {
 			if conf.FamilyOf(a.Addr) != c.family {
 				continue
 			}
-			pods = append(pods, ruleset.Entry{Element: ruleset.Element{Prefix: hostPrefix(a.Addr)}, Comment: e.Pod.String()})
+			pods = append(pods, entry(hostPrefix(a.Addr), e.Pod.String()))
 			if _, ok := networks[a.Subnet]; !ok {
-				networks[a.Subnet] = ruleset.Entry{Element: ruleset.Element{Prefix: a.Subnet}, Comment: "pods of this node"}
+				networks[a.Subnet] = entry(a.Subnet, "pods of this node")
 			}
 		}
 	}
-	podsSet, networksSet := c.family.Set(conf.PodsSet), c.family.Set(conf.NetworksSet)
-	c.set(ruleset.Set{Name: podsSet, Kind: ruleset.Addresses, Role: ruleset.Attached, Entries: pods})
-	c.set(ruleset.Set{Name: networksSet, Kind: ruleset.Networks, Role: ruleset.Checked, Entries: slices.Collect(maps.Values(networks))})
+	c.set(ruleset.Set{
+		Name: c.family.Set(conf.PodsSet), Kind: ruleset.Addresses, Role: ruleset.Attached, Entries: pods,
+	})
+	c.set(ruleset.Set{
+		Name: c.family.Set(conf.NetworksSet), Kind: ruleset.Networks, Role: ruleset.Checked,
+		Entries: slices.Collect(maps.Values(networks)),
+	})
+}
 
-	from, to := ruleset.SetMatch{Name: podsSet, Dir: "src"}, ruleset.SetMatch{Name: podsSet, Dir: "dst"}
-	noPodFrom, noPodTo := ruleset.SetMatch{Name: podsSet, Dir: "src", Not: true}, ruleset.SetMatch{Name: podsSet, Dir: "dst", Not: true}
-	established := ruleset.Rule{Track: ruleset.Established, Comment: "weir: connections that were let through", Action: ruleset.Return}
-	cut := ruleset.Rule{Track: ruleset.Cut, Comment: "weir: connections cut by a later change of policy", Action: ruleset.Drop}
-	fromPod := ruleset.Rule{Sets: []ruleset.SetMatch{from}, Comment: "weir: from a pod: its egress policies", Action: ruleset.JumpTo, To: egress.dispatch}
-	stranger := ruleset.Rule{In: conf.Bridge, Sets: []ruleset.SetMatch{noPodFrom}, Comment: "weir: from the bridge, but from no pod", Action: ruleset.Drop}
-
-	toPod := ruleset.Rule{Sets: []ruleset.SetMatch{to}, Comment: "weir: to a pod: its ingress policies", Action: ruleset.JumpTo, To: ingress.dispatch}
-	// What follows a connection's own packets: errors, whose senders are looked at, and packets of a pod to itself.
-	dishonest, related := c.errors()
-	other := c.links(state, []ruleset.Rule{fromPod, toPod})
-	ahead := slices.Concat([]ruleset.Rule{established, cut}, other.neighbours, other.senders, []ruleset.Rule{dishonest, related})
-
-	c.chain("mangle", conf.ForwardChain, slices.Concat(ahead, []ruleset.Rule{
-		{In: conf.Bridge, Program: ruleset.Self[c.family], Comment: "weir: a pod reaching itself through its Service", Action: ruleset.Return},
-	}, other.self, []ruleset.Rule{
-		fromPod, stranger, toPod,
-		{Out: conf.Bridge, Sets: []ruleset.SetMatch{noPodTo}, Comment: "weir: to the bridge, but to no pod", Action: ruleset.Drop},
-	})...)
-	// What a pod sends to its own node. What the node sends to its pods isn't judged: kubelet's probes always pass.
-	c.chain("mangle", conf.InputChain, slices.Concat(ahead, []ruleset.Rule{toLoopback(c.family, ruleset.Rule{In: conf.Bridge})}, other.loopback,
-		[]ruleset.Rule{fromPod, stranger})...)
-	c.chain("filter", conf.AcceptChain,
-		ruleset.Rule{Sets: []ruleset.SetMatch{from}, Comment: "weir: judged in the mangle table", Action: ruleset.Accept},
-		ruleset.Rule{Sets: []ruleset.SetMatch{to}, Comment: "weir: judged in the mangle table", Action: ruleset.Accept},
-	)
-	c.chain("nat", conf.PostroutingChain, slices.Concat(other.masquerade, c.global(), []ruleset.Rule{{
-		Sets:    []ruleset.SetMatch{from, {Name: networksSet, Dir: "dst", Not: true}},
-		Comment: "weir: pods reach the world beyond their networks as their node", Action: ruleset.Masquerade,
-	}})...)
-	jump := func(table, chain string, first bool, to, comment string) {
-		c.out.Jumps = append(c.out.Jumps, ruleset.Jump{Family: c.family, Table: table, Chain: chain, First: first, Rule: ruleset.Rule{Comment: comment, Action: ruleset.JumpTo, To: to}})
+// ahead returns the rules ahead of those that send packets to classes: packets of connections leave here, then ICMP
+// errors, whose senders the kernel checks.
+func (c *compiler) ahead(other links) []ruleset.Rule {
+	established := ruleset.Rule{
+		Track: ruleset.Established, Comment: "weir: connections that were let through", Action: ruleset.Return,
 	}
-	jump("mangle", "FORWARD", true, conf.ForwardChain, "weir: what no policy lets through to or from a pod is dropped")
-	jump("mangle", "INPUT", true, conf.InputChain, "weir: egress policies hold towards this node too")
-	jump("filter", "FORWARD", false, conf.AcceptChain, "weir: no other default drops what policy let through")
-	jump("nat", "POSTROUTING", false, conf.PostroutingChain, "weir: the way of pods to the outside")
+	cut := ruleset.Rule{
+		Track: ruleset.Cut, Comment: "weir: connections cut by a later change of policy", Action: ruleset.Drop,
+	}
+	dishonest, related := c.errors()
+	return slices.Concat([]ruleset.Rule{established, cut}, other.neighbours, other.senders,
+		[]ruleset.Rule{dishonest, related})
 }
 
 // errors are the rules for ICMP errors. Connection tracking relates an error to a connection by the packet inside it,
@@ -106,14 +136,14 @@ func (c *compiler) base(state State) {
 // packet is judged as any: policies know nothing of announcements, and some helpers believe what a pod announces of
 // others.
 func (c *compiler) errors() (dishonest, related ruleset.Rule) {
-	proto := ruleset.ErrorProtocol[c.family]
-	c.chain("mangle", conf.ErrorsChain,
-		ruleset.Rule{Program: ruleset.Honest[c.family], Comment: "weir: no error, or about a packet to the pod", Action: ruleset.Return},
+	proto := icmp(c.family)
+	c.chain(conf.ErrorsChain,
+		ruleset.Rule{Shape: ruleset.HonestICMP, Comment: "weir: no error, or about a packet to the pod", Action: ruleset.Return},
 		ruleset.Rule{Comment: "weir: an ICMP error about packets of others", Action: ruleset.Drop},
 	)
-	from := []ruleset.SetMatch{{Name: c.family.Set(conf.PodsSet), Dir: "src"}}
+	from := []ruleset.SetMatch{{Name: c.family.Set(conf.PodsSet), By: ruleset.Source}}
 	dishonest = ruleset.Rule{
-		Proto: proto, Sets: from, Comment: "weir: ICMP from a pod: are its errors about its own packets?", Action: ruleset.JumpTo, To: conf.ErrorsChain,
+		Proto: proto, Sets: from, Comment: "weir: ICMP from a pod: are its errors about its own packets?", Action: ruleset.Jump, To: conf.ErrorsChain,
 	}
 	return dishonest, ruleset.Rule{Proto: proto, Track: ruleset.Related, Comment: "weir: ICMP errors about connections", Action: ruleset.Return}
 }
@@ -126,4 +156,12 @@ func (c *compiler) global() []ruleset.Rule {
 		return nil
 	}
 	return []ruleset.Rule{{Src: netip.MustParsePrefix("2000::/3"), Comment: "weir: global addresses stay as they are", Action: ruleset.Return}}
+}
+
+// icmp returns the family's protocol of errors.
+func icmp(f conf.Family) ruleset.Protocol {
+	if f == conf.IPv6 {
+		return ruleset.ICMPv6
+	}
+	return ruleset.ICMP
 }

@@ -1,12 +1,5 @@
 package policy
 
-import (
-	"slices"
-	"strings"
-
-	"github.com/weir-net/weir/policy/ruleset"
-)
-
 // Bounds of what the kernel is given. They are far above what people write, and keep one object from costing a node so
 // much that all others' changes wait for it. What is beyond lets nothing through and is reported; no part of it is let
 // through by chance.
@@ -28,6 +21,11 @@ const (
 	maxNodeRules   = 1 << 15
 	maxNodeSets    = 1 << 13
 	maxNodeEntries = 1 << 20
+	// maxPortRules is how many of the kernel's rules one protocol's ports may take. A packet walks through all of them, so
+	// more ports than that are a set, which costs the same whatever it has.
+	maxPortRules = 4
+	// portsPerRule is how many ports the bounds take one of the kernel's rules to match. A range counts as two.
+	portsPerRule = 15
 	// maxProblems is how many problems are told of one policy: who sees these knows enough, and 100,000 lines would
 	// hide those of other objects.
 	maxProblems = 50
@@ -41,11 +39,12 @@ type size struct{ rules, entries int }
 
 // bound takes the rule's peers away if the policy would be too large with it.
 func (s *size) bound(r rule, report func(field, format string, args ...any)) rule {
-	with := size{s.rules + len(r.peers)*len(r.ports), s.entries}
+	with := size{s.rules, s.entries}
 	for _, p := range r.peers {
 		with.entries += len(p.networks)
 	}
 	for _, p := range r.ports {
+		with.rules += len(r.peers) * p.rules()
 		with.entries += count(p.numbers)
 	}
 	switch {
@@ -62,11 +61,18 @@ func (s *size) bound(r rule, report func(field, format string, args ...any)) rul
 	return r
 }
 
-// report says it of a policy once, however many classes the policy is in.
-func (c *compiler) report(iso isolation, field, why string) {
-	p := ruleset.Problem{Object: "NetworkPolicy " + strings.TrimSuffix(iso.name, maybeSuffix), Field: "spec." + field, Message: why}
-	if told := c.reported[iso.name]; len(told) < maxProblems && !slices.Contains(told, p) {
-		c.reported[iso.name] = append(told, p)
-		c.out.Problems = append(c.out.Problems, p)
+// rules returns how many of the kernel's rules match the ports.
+func (p ports) rules() int {
+	rules, room := 0, 0
+	for _, r := range p.ranges {
+		need := 1
+		if r.First != r.Last {
+			need = 2
+		}
+		if room < need {
+			rules, room = rules+1, portsPerRule
+		}
+		room -= need
 	}
+	return max(rules, 1)
 }

@@ -15,12 +15,13 @@ import (
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/test/golden"
 )
 
 // large is a state in which sane/web may be reached by sane/client alone, and x/big by whom the policies let through.
 func large(t testing.TB, policies ...*networkingv1.NetworkPolicy) policy.State {
 	t.Helper()
-	objects := unvalidated(t, []byte(`
+	objects := golden.Objects(t, []byte(`
 apiVersion: v1
 kind: Pod
 metadata: {name: web, namespace: sane}
@@ -44,7 +45,7 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
 `))
 	objects.Policies = append(policies, objects.Policies...)
-	return onNode(objects)
+	return golden.OnNode(objects)
 }
 
 // TestLargePolicies: what is merely large works, in few rules; what is beyond a bound is reported with its field and
@@ -190,7 +191,7 @@ func TestLargePolicies(t *testing.T) {
 			class := slices.IndexFunc(got.Classes, func(c ruleset.Class) bool {
 				return slices.Contains(c.Pods, "x/big") && c.Direction == ruleset.Ingress
 			})
-			if chain, _ := got.Chain(conf.IPv4, "mangle", got.Classes[class].Chain); len(chain.Rules) != tc.rules+2 {
+			if chain, _ := got.Chain(conf.IPv4, got.Classes[class].Chain); len(chain.Rules) != tc.rules+2 {
 				t.Errorf("%d rules, want %d", len(chain.Rules)-2, tc.rules)
 			}
 			judge, err := ruleset.NewSimulator(got)

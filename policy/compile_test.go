@@ -2,86 +2,23 @@ package policy_test
 
 import (
 	"bytes"
-	"flag"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"reflect"
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
+	"github.com/weir-net/weir/test/golden"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
-
-// onNode is a state in which every pod with an address in 10.88.0.0/24 or fd00:10:88::/64 is on this node. The label
-// "attached" of a pod says that another plugin has attached it: by which link, or BRIDGE.PORT.
-func onNode(objects policy.Objects) policy.State {
-	state := policy.State{Objects: objects}
-	for _, p := range objects.Pods {
-		var addresses []endpoint.Address
-		for _, a := range p.Addresses {
-			for _, subnet := range []netip.Prefix{
-				netip.MustParsePrefix("10.88.0.0/24"),
-				netip.MustParsePrefix("fd00:10:88::/64"),
-			} {
-				if subnet.Contains(a) && !p.HostNetwork {
-					addresses = append(addresses, endpoint.Address{Addr: a, Subnet: subnet, Gateway: subnet.Addr().Next()})
-				}
-			}
-		}
-		if len(addresses) > 0 {
-			e := endpoint.Endpoint{
-				ContainerID: p.Namespace + "." + p.Name, IfName: "eth0", Enforcement: conf.Strict,
-				Pod: endpoint.Pod{Namespace: p.Namespace, Name: p.Name, UID: p.UID}, Addresses: addresses,
-			}
-			if attached, ok := p.Labels["attached"]; ok {
-				e.Chained, e.HostIf = true, attached
-				if bridge, port, ok := strings.Cut(attached, "."); ok {
-					e.BridgeIf, e.HostIf = bridge, port
-				}
-			}
-			state.Endpoints = append(state.Endpoints, e)
-		}
-	}
-	return state
-}
-
-// TestGolden compares rulesets with testdata/NAME.rules; go test -update writes them.
+// TestGolden compares rulesets with testdata/NAME.ruleset; go test ./policy -update writes them.
 func TestGolden(t *testing.T) {
-	cases, err := filepath.Glob("testdata/*.yaml")
-	if err != nil || len(cases) == 0 {
-		t.Fatalf("no cases: %v", err)
-	}
-	for _, path := range cases {
-		t.Run(strings.TrimSuffix(filepath.Base(path), ".yaml"), func(t *testing.T) {
-			var got bytes.Buffer
-			if err := policy.Compile(loadAny(t, path)).Write(&got); err != nil {
-				t.Fatal(err)
-			}
-			golden := strings.TrimSuffix(path, ".yaml") + ".rules"
-			if *update {
-				if err := os.WriteFile(golden, got.Bytes(), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got.String()); diff != "" {
-				t.Errorf("-%s +Compile (go test ./policy -update accepts it)\n%s", golden, diff)
-			}
-		})
-	}
+	golden.Each(t, "..", func(t *testing.T, name string, state policy.State) {
+		golden.Compare(t, "testdata/"+name+".ruleset", text(t, policy.Compile(state)))
+	})
 }
 
 // The verdicts of one table row, of the rules and of the evaluator, are for packets FROM>TO:PROTO:PORT, where FROM
@@ -133,7 +70,7 @@ func TestJudge(t *testing.T) {
 		{"broken", "other>open:tcp:80", "other>closed:tcp:80 closed>other:tcp:80 other>half:tcp:80 other>half:tcp:81"},
 	} {
 		t.Run(tc.file, func(t *testing.T) {
-			state := loadAny(t, "testdata/"+tc.file+".yaml")
+			state := golden.Load(t, "testdata/"+tc.file+".yaml")
 			judge, err := ruleset.NewSimulator(policy.Compile(state))
 			if err != nil {
 				t.Fatal(err)
@@ -152,16 +89,6 @@ func TestJudge(t *testing.T) {
 			}
 		})
 	}
-}
-
-// loadAny reads manifests even if they don't validate, as the API server would hand them out.
-func loadAny(t testing.TB, path string) policy.State {
-	t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return onNode(unvalidated(t, data))
 }
 
 // TestChained: pods whose network another plugin made are judged as all are, and masqueraded by nobody but that plugin.
@@ -188,41 +115,17 @@ func TestChained(t *testing.T) {
 		return b.String()
 	}
 	with := text()
-	for _, words := range []string{"weir-chained", "-m set --match-set weir-chained src"} {
+	for _, words := range []string{"weir-chained", "source in weir-chained"} {
 		if !strings.Contains(with, words) {
 			t.Errorf("no %q in\n%s", words, with)
 		}
 	}
-	if returns, masquerades := strings.Index(with, "--match-set weir-chained src"),
-		strings.Index(with, "-j MASQUERADE"); returns > masquerades {
+	if returns, masquerades := strings.Index(with, "source in weir-chained"),
+		strings.Index(with, ": masquerade"); returns > masquerades {
 		t.Errorf("masqueraded before it is left out:\n%s", with)
 	}
 	state.Endpoints[0].Chained = false
 	if without := text(); strings.Contains(without, "weir-chained") {
 		t.Errorf("a set for nobody:\n%s", without)
-	}
-}
-
-// TestEqualRules changes each field of a rule: none is left out.
-func TestEqualRules(t *testing.T) {
-	fields := reflect.TypeFor[ruleset.Rule]()
-	for i := range fields.NumField() {
-		var r ruleset.Rule
-		switch f := reflect.ValueOf(&r).Elem().Field(i).Addr().Interface().(type) {
-		case *netip.Prefix:
-			*f = netip.MustParsePrefix("192.0.2.0/24")
-		case *[]ruleset.SetMatch:
-			*f = []ruleset.SetMatch{{Name: "weir-pods", Dir: "src"}}
-		case *[]ruleset.PortRange:
-			*f = []ruleset.PortRange{{First: 80, Last: 80}}
-		default:
-			reflect.ValueOf(f).Elem().SetString("x")
-		}
-		if same := r; !r.Equal(same) {
-			t.Errorf("%s: a rule isn't equal to itself", fields.Field(i).Name)
-		}
-		if r.Equal(ruleset.Rule{}) {
-			t.Errorf("%s makes no difference", fields.Field(i).Name)
-		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
+	"github.com/weir-net/weir/test/golden"
 )
 
 // corners has pods of this node (web and db in shop, free in lab) and of others, of which some have no address, their
@@ -209,7 +210,7 @@ func TestCorners(t *testing.T) {
 			if !strings.HasPrefix(spec, "{") {
 				spec = "{" + spec + "}"
 			}
-			state := onNode(unvalidated(t,
+			state := golden.OnNode(golden.Objects(t,
 				[]byte(corners+
 					"---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: np, namespace: shop}\nspec: "+spec)))
 			want := policy.Compile(state)
@@ -280,7 +281,7 @@ spec: {podSelector: {matchLabels: {app: db}},
 		if tc.from != "" {
 			text = strings.Replace(text, tc.from, tc.to, 1)
 		}
-		state := onNode(unvalidated(t, []byte(text)))
+		state := golden.OnNode(golden.Objects(t, []byte(text)))
 		parsed = policy.Parse(state.Policies, parsed)
 		state.Parsed = parsed
 		judge, err := ruleset.NewSimulator(policy.Compile(state))

@@ -27,6 +27,9 @@ type familyRule struct {
 	ruleset.Rule
 }
 
+// cost returns how many of the kernel's rules the demand takes.
+func (d *demand) cost() float64 { return float64(d.classes * len(d.rules) * d.ports.rules()) }
+
 // supply is a set that demands go by. It is filled when it is first looked at, since that means looking through all
 // pods.
 type supply struct {
@@ -85,15 +88,15 @@ func (c *compiler) fit(d *demand, fs []conf.Family) bool {
 		if !d.peer.everyone {
 			s := c.peerSet(d.peer, f)
 			if why := c.refused.Set(f, s.Kind, s.Name); why != "" {
-				c.report(d.iso, d.peer.field, why)
+				c.report(d.iso, d.peer.field, refusedByKernel(why))
 				return false
 			}
-			rule.Sets = append(rule.Sets, ruleset.SetMatch{Name: s.Name, Dir: d.side.remote})
+			rule.Sets = append(rule.Sets, ruleset.SetMatch{Name: s.Name, By: d.side.peer})
 			d.sets = append(d.sets, s)
 		}
 		if s, match, words := c.portSet(d.side, d.ports, f); s != nil {
 			if why := c.refused.Set(s.Family, s.Kind, s.Name); why != "" {
-				c.reportPorts(d, why)
+				c.reportPorts(d, refusedByKernel(why))
 				return false
 			}
 			rule.Sets = append(rule.Sets, match)
@@ -104,9 +107,9 @@ func (c *compiler) fit(d *demand, fs []conf.Family) bool {
 		}
 		if why, ports := c.refused.Rule(f, rule); why != "" {
 			if ports && len(d.ports.fields) > 0 {
-				c.reportPorts(d, why)
+				c.reportPorts(d, refusedByKernel(why))
 			} else {
-				c.report(d.iso, d.peer.field, why)
+				c.report(d.iso, d.peer.field, refusedByKernel(why))
 			}
 			return false
 		}
@@ -150,14 +153,14 @@ func (c *compiler) peerSet(p peer, f conf.Family) *supply {
 func (c *compiler) portSet(s side, p ports, f conf.Family) (set *supply, match ruleset.SetMatch, words string) {
 	switch {
 	case p.name != "":
-		name := f.Set(conf.NamedPortSets + hash(key(string(s.direction), p.name, string(p.proto))))
+		name := f.Set(conf.NamedPortSets + ruleset.Hash(key(string(s.direction), p.name, string(p.proto))))
 		set = c.supplied(ruleset.Set{Name: name, Family: f, Kind: ruleset.AddressPorts, Role: ruleset.Peers}, func() []ruleset.Entry {
 			return c.cluster.named(p.name, p.proto, s.direction == ruleset.Ingress, f)
 		})
-		return set, ruleset.SetMatch{Name: name, Dir: "dst,dst"}, ", port " + p.name
+		return set, ruleset.SetMatch{Name: name, By: ruleset.DestinationPair}, ", port " + p.name
 	case p.set != "":
 		set = c.supplied(ruleset.Set{Name: p.set, Kind: ruleset.Ports, Role: ruleset.Peers}, func() []ruleset.Entry { return numbers(p.numbers) })
-		return set, ruleset.SetMatch{Name: p.set, Dir: "dst"}, fmt.Sprintf(", %d ports", count(p.numbers))
+		return set, ruleset.SetMatch{Name: p.set, By: ruleset.DestinationPort}, fmt.Sprintf(", %d ports", count(p.numbers))
 	}
 	return nil, ruleset.SetMatch{}, ""
 }
@@ -190,7 +193,7 @@ func roughly(n int) int {
 
 // field is that which the set stands for in the demand.
 func (d *demand) field(s *supply) string {
-	if ruleset.HoldsPorts(s.Name) {
+	if s.Kind == ruleset.AddressPorts || s.Kind == ruleset.Ports {
 		return d.rule.field + ".ports"
 	}
 	return d.peer.field

@@ -10,6 +10,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/test/golden"
 )
 
 // shop is a cluster in which shop/web may be reached by shop/client on port 80, and shop/db by nobody; lab/free is
@@ -245,9 +246,9 @@ func TestFaults(t *testing.T) {
 			if tc.more != "" {
 				manifests += "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n" + tc.more
 			}
-			objects := unvalidated(t, []byte(manifests))
+			objects := golden.Objects(t, []byte(manifests))
 			objects.Pods, objects.Problems = append(objects.Pods, tc.pods...), tc.unread
-			state := onNode(objects)
+			state := golden.OnNode(objects)
 			state.Endpoints = slices.DeleteFunc(state.Endpoints,
 				func(e endpoint.Endpoint) bool { return e.Pod.Name == "double" || e.Pod.Name == "liar" })
 			state.Nodes = append([]policy.Node{

@@ -10,6 +10,7 @@ import (
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
+	"github.com/weir-net/weir/test/golden"
 )
 
 // FuzzPolicy compiles whatever the API server may hand out, and holds what the rules let through against the evaluator.
@@ -34,9 +35,9 @@ func FuzzPolicy(f *testing.F) {
 		if yaml.Unmarshal(data, &np.Spec) != nil || len(data) > 1<<11 {
 			return
 		}
-		objects := unvalidated(t, []byte(shop))
+		objects := golden.Objects(t, []byte(shop))
 		objects.Policies = append(objects.Policies, np)
-		state := onNode(objects)
+		state := golden.OnNode(objects)
 		judge, err := ruleset.NewSimulator(policy.Compile(state))
 		if err != nil {
 			t.Fatal(err)

@@ -1,40 +1,15 @@
 package policy_test
 
 import (
-	"bytes"
 	"net/netip"
 	"strconv"
 	"strings"
 	"testing"
 
-	networkingv1 "k8s.io/api/networking/v1"
-	"sigs.k8s.io/yaml"
-
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
-	"github.com/weir-net/weir/source/manifests"
 )
-
-// unvalidated parses documents one by one, and takes NetworkPolicies as they are.
-func unvalidated(t testing.TB, data []byte) policy.Objects {
-	t.Helper()
-	var all policy.Objects
-	for _, doc := range bytes.Split(data, []byte("\n---\n")) {
-		var np networkingv1.NetworkPolicy
-		if err := yaml.Unmarshal(doc, &np); err == nil && np.Kind == "NetworkPolicy" {
-			all.Policies = append(all.Policies, &np)
-			continue
-		}
-		o, err := manifests.Parse("test", doc)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all.Namespaces = append(all.Namespaces, o.Namespaces...)
-		all.Pods = append(all.Pods, o.Pods...)
-	}
-	return all
-}
 
 // packet parses "from>to:proto:port". A name means the first address of a pod, or node; NAME/6 its IPv6 address.
 func packet(t testing.TB, state policy.State, s string) ruleset.Packet {

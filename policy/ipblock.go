@@ -12,10 +12,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// parseIPBlock returns the prefixes that are in cidr and in none of the excepts, as few as possible. ipset's hash:net
-// has no /0, so that one comes in two halves. All are of one family. IPv4 addresses in IPv6's clothes (::ffff:0:0/96) are
-// left out where they stand alone: no packet comes from there or goes there (RFC 4291, section 2.5.5.2), and ipset would
-// take them for IPv4.
+// parseIPBlock returns the prefixes that are in cidr and in none of the excepts, as few as possible. All are of one
+// family. It leaves out IPv4-mapped IPv6 addresses (::ffff:0:0/96): no packet comes from there or goes there (RFC 4291,
+// section 2.5.5.2).
 func parseIPBlock(block networkingv1.IPBlock) (prefixes []netip.Prefix, field string, err error) {
 	cidr, err := netip.ParsePrefix(block.CIDR)
 	if err != nil {
@@ -40,11 +39,6 @@ func parseIPBlock(block networkingv1.IPBlock) (prefixes []netip.Prefix, field st
 	}
 	for _, p := range set.Prefixes() {
 		if p.Addr().Is4In6() {
-			continue
-		}
-		if p.Bits() == 0 {
-			half := netip.PrefixFrom(p.Addr(), 1)
-			prefixes = append(prefixes, half, netip.PrefixFrom(netipx.PrefixLastIP(half).Next(), 1))
 			continue
 		}
 		prefixes = append(prefixes, p)
@@ -77,7 +71,7 @@ func join(list string, blocks []block) peer {
 	for i, b := range blocks {
 		words[i] = b.words
 		for _, prefix := range b.prefixes {
-			p.networks = append(p.networks, ruleset.Entry{Element: ruleset.Element{Prefix: prefix}, Comment: conf.Comment(b.words)})
+			p.networks = append(p.networks, entry(prefix, b.words))
 		}
 	}
 	p.words, p.networks = few(words), ruleset.Order(p.networks)
@@ -86,7 +80,7 @@ func join(list string, blocks []block) peer {
 		for i, e := range p.networks {
 			parts[i] = e.Prefix.String()
 		}
-		p.set = conf.BlockSets + hash(key(parts...))
+		p.set = conf.BlockSets + ruleset.Hash(key(parts...))
 	}
 	return p
 }

@@ -180,7 +180,7 @@ func parseRule(namespace, field, verb string, peers []networkingv1.NetworkPolicy
 		default:
 			var s selector
 			if s, wrong, err = parseSelector(namespace, np); err == nil {
-				p.selector, p.set, p.words = &s, conf.SelectorSets+hash(s.key()), s.String()
+				p.selector, p.set, p.words = &s, conf.SelectorSets+ruleset.Hash(s.key()), s.String()
 			}
 		}
 		if err != nil {

@@ -92,45 +92,45 @@ func (c *compiler) links(state State, judge []ruleset.Rule) links {
 	c.set(ruleset.Set{Name: sendersSet, Kind: ruleset.AddressLinks, Role: ruleset.Peers, Entries: senders})
 	slices.SortFunc(ports, func(a, b ruleset.Rule) int { return a.Src.Addr().Compare(b.Src.Addr()) })
 	slices.SortFunc(foreign, func(a, b ruleset.Rule) int { return cmp.Compare(a.InPort, b.InPort) })
-	c.chain("mangle", conf.SelfChain, slices.Concat([]ruleset.Rule{{
-		Sets:    []ruleset.SetMatch{{Name: sendersSet, Dir: "src,src"}},
+	c.chain(conf.SelfChain, slices.Concat([]ruleset.Rule{{
+		Sets:    []ruleset.SetMatch{{Name: sendersSet, By: ruleset.SourceLink}},
 		Comment: "weir: a pod reaching itself through its Service", Action: ruleset.Return,
 	}}, ports, judge)...)
 	r := links{
 		senders: []ruleset.Rule{{
-			Sets:    []ruleset.SetMatch{{Name: linksSet, Dir: "src,src"}, {Name: sendersSet, Dir: "src,src", Not: true}},
+			Sets:    []ruleset.SetMatch{{Name: linksSet, By: ruleset.SourceLink}, {Name: sendersSet, By: ruleset.SourceLink, Not: true}},
 			Comment: "weir: from the link of a pod, but under another address", Action: ruleset.Drop,
 		}},
 		self: []ruleset.Rule{{
-			Program: ruleset.Self[c.family], Comment: "weir: to its own sender: a pod itself?", Action: ruleset.GoTo, To: conf.SelfChain,
+			Shape: ruleset.ToItself, Comment: "weir: to its own sender: a pod itself?", Action: ruleset.GoTo, To: conf.SelfChain,
 		}},
 		masquerade: []ruleset.Rule{{
-			Sets:    []ruleset.SetMatch{{Name: chainedSet, Dir: "src"}},
+			Sets:    []ruleset.SetMatch{{Name: chainedSet, By: ruleset.Source}},
 			Comment: "weir: pods whose network another plugin made, and sees to", Action: ruleset.Return,
 		}},
-		loopback: []ruleset.Rule{toLoopback(c.family, ruleset.Rule{Sets: []ruleset.SetMatch{{Name: linksSet, Dir: "src,src"}}})},
+		loopback: []ruleset.Rule{toLoopback(c.family, ruleset.Rule{Sets: []ruleset.SetMatch{{Name: linksSet, By: ruleset.SourceLink}}})},
 	}
 	if len(bridges) > 0 {
-		c.chain("mangle", conf.PortsChain, slices.Concat(ports, []ruleset.Rule{
+		c.chain(conf.PortsChain, slices.Concat(ports, []ruleset.Rule{
 			{
-				Sets:    []ruleset.SetMatch{{Name: chainedSet, Dir: "src"}},
+				Sets:    []ruleset.SetMatch{{Name: chainedSet, By: ruleset.Source}},
 				Comment: "weir: ICMP under the address of a pod, but not from it", Action: ruleset.Drop,
 			},
-			{Program: ruleset.NoError[c.family], Comment: "weir: no error", Action: ruleset.Return},
+			{Shape: ruleset.NoICMPError, Comment: "weir: no error", Action: ruleset.Return},
 		}, foreign)...)
 	}
 	for _, name := range slices.Sorted(maps.Keys(bridges)) {
 		r.senders = append(r.senders, ruleset.Rule{
-			Proto: ruleset.ErrorProtocol[c.family], In: name,
-			Comment: "weir: ICMP from a bridge: under its own name?", Action: ruleset.JumpTo, To: conf.PortsChain,
+			Proto: icmp(c.family), In: name,
+			Comment: "weir: ICMP from a bridge: under its own name?", Action: ruleset.Jump, To: conf.PortsChain,
 		})
 		r.loopback = append(r.loopback, toLoopback(c.family, ruleset.Rule{In: name}))
 	}
 	// Pods whose links weir makes know their neighbours from the start, and no others.
 	if c.family == conf.IPv6 {
-		for _, kind := range []ruleset.Track{ruleset.Solicitation, ruleset.Advertisement} {
+		for _, shape := range []ruleset.Shape{ruleset.Solicitation, ruleset.Advertisement} {
 			r.neighbours = append(r.neighbours, ruleset.Rule{
-				Proto: ruleset.ICMPv6, Track: kind, Comment: "weir: hosts on one link find each other", Action: ruleset.Return,
+				Proto: ruleset.ICMPv6, Shape: shape, Comment: "weir: hosts on one link find each other", Action: ruleset.Return,
 			})
 		}
 	}

@@ -7,11 +7,12 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/test/golden"
 )
 
 // TestSelf: an isolated pod reaches itself, however it is attached, and nobody gets to it by pretending to be it.
 func TestSelf(t *testing.T) {
-	judge, err := ruleset.NewSimulator(policy.Compile(loadAny(t, "testdata/other-plugins.yaml")))
+	judge, err := ruleset.NewSimulator(policy.Compile(golden.Load(t, "testdata/other-plugins.yaml")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +46,7 @@ func TestSelf(t *testing.T) {
 
 // TestSendersOfOtherPlugins: by a link that belongs to one pod only that pod sends.
 func TestSendersOfOtherPlugins(t *testing.T) {
-	judge, err := ruleset.NewSimulator(policy.Compile(loadAny(t, "testdata/other-plugins.yaml")))
+	judge, err := ruleset.NewSimulator(policy.Compile(golden.Load(t, "testdata/other-plugins.yaml")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +67,7 @@ func TestSendersOfOtherPlugins(t *testing.T) {
 
 // TestLoopback: no pod reaches the node's loopback but where somebody has translated a destination to it.
 func TestLoopback(t *testing.T) {
-	state := loadAny(t, "testdata/other-plugins.yaml")
+	state := golden.Load(t, "testdata/other-plugins.yaml")
 	state.Policies = nil
 	judge, err := ruleset.NewSimulator(policy.Compile(state))
 	if err != nil {

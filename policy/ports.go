@@ -36,11 +36,7 @@ func (p ports) told() []string {
 	return p.fields
 }
 
-// maxPortRules is how many rules one protocol's ports may take. A packet walks through all of them, so more ports than that
-// are a set, which costs the same whatever it holds.
-const maxPortRules = 4
-
-// parsePorts reads a rule's ports and groups them as iptables can match them in one rule each. An empty list means any
+// parsePorts reads a rule's ports and groups them so that one rule matches each group. An empty list means any
 // protocol and port: one element without either. What can't be parsed is reported and opens nothing.
 func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format string, args ...any)) []ports {
 	if len(list) == 0 {
@@ -75,16 +71,13 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 		case ranges[0] == everyPort:
 			grouped = append(grouped, ports{proto: proto, fields: fields[proto]})
 		default:
-			chunks := multiport(ranges)
-			if len(chunks) > maxPortRules {
+			group := ports{proto: proto, ranges: ranges, fields: fields[proto]}
+			if group.rules() > maxPortRules {
 				// Both families go by the set: ports have no family.
-				set := conf.NumberSets + hash(key(fmt.Sprint(ranges)))
-				grouped = append(grouped, ports{proto: proto, numbers: ranges, fields: fields[proto], set: set})
-				continue
+				group.ranges, group.numbers = nil, ranges
+				group.set = conf.NumberSets + ruleset.Hash(key(listed(ranges)))
 			}
-			for _, chunk := range chunks {
-				grouped = append(grouped, ports{proto: proto, ranges: chunk, fields: fields[proto]})
-			}
+			grouped = append(grouped, group)
 		}
 	}
 	return append(grouped, named...)
@@ -160,24 +153,7 @@ func numbers(ranges []ruleset.PortRange) []ruleset.Entry {
 	return all
 }
 
-// maxMultiport is how many ports one multiport match takes; a range counts as two (xt_multiport, XT_MULTI_PORTS).
-const maxMultiport = 15
-
-// multiport cuts the ranges into pieces that one multiport match takes.
-func multiport(ranges []ruleset.PortRange) [][]ruleset.PortRange {
-	var chunks [][]ruleset.PortRange
-	room := 0
-	for _, r := range ranges {
-		need := 1
-		if r.First != r.Last {
-			need = 2
-		}
-		if room < need {
-			chunks, room = append(chunks, nil), maxMultiport
-		}
-		last := len(chunks) - 1
-		chunks[last] = append(chunks[last], r)
-		room -= need
-	}
-	return chunks
+// listed writes the ranges as the name of their set is made of: "[80 8080:8090]".
+func listed(ranges []ruleset.PortRange) string {
+	return strings.ReplaceAll(fmt.Sprint(ranges), "-", ":")
 }

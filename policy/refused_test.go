@@ -30,9 +30,9 @@ func TestRefused(t *testing.T) {
 	var selector, block, class, pods string
 	for _, s := range whole.Sets {
 		switch {
-		case strings.HasPrefix(s.Name, "weir-net-"):
+		case s.Kind == ruleset.Networks && s.Name != conf.NetworksSet:
 			block = s.Name
-		case strings.HasPrefix(s.Name, "weir-sel-") && len(s.Entries) == 3:
+		case strings.HasPrefix(s.Name, conf.SelectorSets) && len(s.Entries) == 3:
 			selector = s.Name
 		}
 	}
@@ -42,51 +42,52 @@ func TestRefused(t *testing.T) {
 		}
 	}
 	element := func(s string) ruleset.Element { return ruleset.Element{Prefix: netip.MustParsePrefix(s)} }
+	port80 := ruleset.Rule{Proto: ruleset.TCP, Ports: []ruleset.PortRange{{First: 80, Last: 80}}, Action: ruleset.Return}
 	for name, tc := range map[string]struct {
 		refusal      ruleset.Refusal
 		pass, closed string
 		problem      string
 	}{
 		"a kind of ports": {
-			ruleset.Refusal{Kind: "-p sctp -m sctp --dport"},
+			ruleset.Refusal{Kind: "sctp, one port"},
 			"192.0.3.9>big:tcp:80 client>big:tcp:1 192.0.2.9>big:tcp:1", "192.0.3.9>big:sctp:9",
-			"NetworkPolicy x/big: spec.ingress[0].ports[1]: the kernel refuses rules with -p sctp -m sctp --dport: why",
+			"NetworkPolicy x/big: spec.ingress[0].ports[1]: the kernel refuses it: why",
 		},
 		"a rule": {
-			ruleset.Refusal{Rule: "-p tcp -m tcp --dport 80 -j RETURN"},
+			ruleset.Refusal{Rule: port80.Key()},
 			"192.0.3.9>big:sctp:9 client>big:tcp:80", "192.0.3.9>big:tcp:80",
-			"NetworkPolicy x/big: spec.ingress[0]: the kernel refuses the rule: why",
+			"NetworkPolicy x/big: spec.ingress[0]: the kernel refuses it: why",
 		},
 		"a type of sets": {
 			ruleset.Refusal{SetKind: ruleset.Networks},
 			"client>big:tcp:1 192.0.2.9>big:tcp:80", "192.0.2.9>big:tcp:1",
-			"NetworkPolicy x/big: spec.ingress[1].from[1]: the kernel refuses sets of type hash:net: why",
+			"NetworkPolicy x/big: spec.ingress[1].from[1]: the kernel refuses it: why",
 		},
 		"a set": {
 			ruleset.Refusal{Set: selector},
 			"192.0.2.9>big:tcp:1 client>big:tcp:80", "client>big:tcp:1",
-			"NetworkPolicy x/big: spec.ingress[1].from[0]: the kernel refuses the set " + selector + ": why",
+			"NetworkPolicy x/big: spec.ingress[1].from[0]: the kernel refuses it: why",
 		},
 		"an entry": {
 			ruleset.Refusal{Set: block, Element: element("192.0.2.0/24")},
 			"client>big:tcp:1", "192.0.2.9>big:tcp:1",
-			"NetworkPolicy x/big: spec.ingress[1].from[1]: the kernel refuses 192.0.2.0/24 in the set " + block + ": why",
+			"NetworkPolicy x/big: spec.ingress[1].from[1]: the kernel refuses it: why",
 		},
 		"the set of a class": {
 			ruleset.Refusal{Set: class},
 			"", "client>big:tcp:1 client>big:tcp:80",
-			"NetworkPolicy x/big: spec.ingress: the kernel refuses the set " + class +
-				": why; what the policy lets through is closed",
+			"NetworkPolicy x/big: spec.ingress: the kernel refuses it: why" +
+				"; what the policy lets through is closed",
 		},
 		"a pod in its class": {
 			ruleset.Refusal{Set: pods, Element: element("10.88.0.4/32")},
 			"", "client>big:tcp:1 client>big:tcp:80",
-			"Pod x/big: status.podIPs: the kernel refuses 10.88.0.4 in the set " + class + ": why; the pod is closed",
+			"Pod x/big: status.podIPs: the kernel refuses it: why; the pod is closed",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			state := state
-			state.Refused = ruleset.Refused{tc.refusal: "why"}
+			state.Refused = ruleset.Refused{tc.refusal: "it: why"}
 			want := policy.Compile(state)
 			if len(want.Problems) != 1 || !strings.HasPrefix(want.Problems[0].String(), tc.problem) {
 				t.Errorf("problems %q, want %q", want.Problems, tc.problem)
@@ -95,9 +96,9 @@ func TestRefused(t *testing.T) {
 			if err := want.Write(&text); err != nil {
 				t.Fatal(err)
 			}
-			if r := tc.refusal; r.Rule != "" && strings.Contains(text.String(), "--dport 80 -m") {
+			if r := tc.refusal; r.Rule != "" && strings.Contains(text.String(), "port 80:") {
 				t.Errorf("the rule is asked for again:\n%s", text.String())
-			} else if r.Set != "" && r.Element == (ruleset.Element{}) && strings.Contains(text.String(), "set "+r.Set+" ") {
+			} else if r.Set != "" && r.Element == (ruleset.Element{}) && strings.Contains(text.String(), "set "+r.Set+":") {
 				t.Errorf("the set is asked for again:\n%s", text.String())
 			}
 			judge, err := ruleset.NewSimulator(want)

@@ -1,8 +1,6 @@
 package policy
 
 import (
-	"crypto/sha256"
-	"encoding/base32"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -85,12 +83,6 @@ func key(parts ...string) string {
 		panic(err) // a list of strings can always be encoded
 	}
 	return string(b)
-}
-
-// hash shortens a key to 16 letters and digits (80 bits), for the names of sets (31 characters at most) and chains (28).
-func hash(key string) string {
-	sum := sha256.Sum256([]byte(key))
-	return base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:10])
 }
 
 func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

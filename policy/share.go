@@ -90,7 +90,7 @@ func (c *compiler) fits(demands []*demand) bool {
 	var taken amount
 	counted := map[*supply]bool{}
 	for _, d := range demands {
-		taken.rules += float64(d.classes * len(d.rules))
+		taken.rules += d.cost()
 		for _, s := range d.sets {
 			if counted[s] {
 				continue
@@ -123,7 +123,7 @@ func (c *compiler) possible(d *demand) bool {
 func (c *compiler) next(t *tenant, taken amount) bool {
 	for ; len(t.demands) > 0; t.demands = t.demands[1:] {
 		d := t.demands[0]
-		whole, part := amount{rules: float64(d.classes * len(d.rules))}, amount{rules: float64(d.classes * len(d.rules))}
+		whole, part := amount{rules: d.cost()}, amount{rules: d.cost()}
 		for _, s := range d.sets {
 			if len(s.users) == 0 {
 				whole.sets++
@@ -157,7 +157,7 @@ func (s *supply) part(users int) amount {
 
 // take counts the demand as the tenant's, and returns what it takes of the node.
 func (t *tenant) take(d *demand) amount {
-	whole := amount{rules: float64(d.classes * len(d.rules))}
+	whole := amount{rules: d.cost()}
 	t.usage.rules += whole.rules
 	for _, s := range d.sets {
 		if slices.Contains(s.users, t) {

@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // closings are the rules that drop all packets of pods, one list for each way to recognise these. Each needs less of the
@@ -30,10 +29,10 @@ func closings(f conf.Family) [][]string {
 //	iptables -t mangle -N WEIR-FORWARD; iptables -t mangle -I FORWARD -j WEIR-FORWARD
 //	iptables -t mangle -A WEIR-FORWARD -m set --match-set weir-pods src -j DROP
 //	iptables -t mangle -A WEIR-FORWARD -m set --match-set weir-pods dst -j DROP
-func (d *Driver) closeAll(ctx context.Context, have state, want ruleset.Ruleset) error {
+func (d *Driver) closeAll(ctx context.Context, have state, want *lowered) error {
 	for _, f := range conf.Families {
-		mangle := have.tables[f]["mangle"]
-		if !want.Has(f) || mangle.unknown != nil { // of an unknown table, PutFirst puts back what can be
+		mangle := have.tables[f][checks]
+		if !want.has(f) || mangle.unknown != nil { // of an unknown table, PutFirst puts back what can be
 			continue
 		}
 		attempts := [][]string{nil}
@@ -55,24 +54,24 @@ func (d *Driver) closeAll(ctx context.Context, have state, want ruleset.Ruleset)
 
 // closing are the commands that fill weir's first chains with the drops, and lead to these chains first. Without drops
 // the chains stay as they are. There are none if that is so already.
-func closing(f conf.Family, mangle table, want ruleset.Ruleset, drops []string) (commands [len(conf.Families)]string) {
+func closing(f conf.Family, mangle table, want *lowered, drops []string) (commands [len(conf.Families)]string) {
 	var lines []string
-	for _, j := range want.Jumps {
-		if j.Family != f || j.Table != "mangle" || !j.First {
+	for _, j := range want.jumps {
+		if j.family != f || j.table != checks || !j.first {
 			continue
 		}
-		if drops != nil && !slices.Equal(mangle.rules[j.Rule.To], drops) {
-			lines = append(lines, ":"+j.Rule.To+" - [0:0]") // which makes it, or empties it
+		if drops != nil && !slices.Equal(mangle.rules[j.to], drops) {
+			lines = append(lines, ":"+j.to+" - [0:0]") // which makes it, or empties it
 			for _, rule := range drops {
-				lines = append(lines, "-A "+j.Rule.To+" "+rule)
+				lines = append(lines, "-A "+j.to+" "+rule)
 			}
 		}
-		if rules := mangle.rules[j.Chain]; len(rules) == 0 || split(rules[0]).target != j.Rule.To {
-			lines = append(lines, "-I "+j.Chain+" 1 -j "+j.Rule.To)
+		if rules := mangle.rules[j.chain]; len(rules) == 0 || split(rules[0]).target != j.to {
+			lines = append(lines, "-I "+j.chain+" 1 -j "+j.to)
 		}
 	}
 	if len(lines) > 0 {
-		commands[f] = "*mangle\n" + strings.Join(lines, "\n") + "\nCOMMIT\n"
+		commands[f] = "*" + checks + "\n" + strings.Join(lines, "\n") + "\nCOMMIT\n"
 	}
 	return commands
 }

@@ -72,6 +72,10 @@ func (d *Driver) Close() {
 // what it should; applying again goes on from there. After an UnknownError it holds the ruleset, as far as can be
 // known. After a RefusedError it is enough to leave out what the kernel refuses.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
+	return d.apply(ctx, lower(want), verify)
+}
+
+func (d *Driver) apply(ctx context.Context, want *lowered, verify netfilter.Verify) (netfilter.Result, error) {
 	var r netfilter.Result
 	if err := d.look(ctx, want, verify); err != nil {
 		return r, err
@@ -123,7 +127,7 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 	}
 	d.have = &next
 	if len(refused) > 0 {
-		return r, &netfilter.RefusedError{Refused: refused}
+		return r, &netfilter.RefusedError{Refused: want.raise(refused)}
 	}
 	var why []error
 	for _, f := range conf.Families {
@@ -142,9 +146,10 @@ func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (bool, 
 	if err := d.detect(ctx); err != nil {
 		return false, err
 	}
-	stand, err := d.putFirst(ctx, closed)
+	want := lower(closed)
+	stand, err := d.putFirst(ctx, want)
 	if !stand {
-		_, err := d.Apply(ctx, closed, netfilter.All)
+		_, err := d.apply(ctx, want, netfilter.All)
 		return true, err
 	}
 	return false, err
@@ -156,27 +161,27 @@ func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {
 	if d.Flavour == "" {
 		return nil
 	}
-	_, err := d.putFirst(ctx, want)
+	_, err := d.putFirst(ctx, lower(want))
 	return err
 }
 
 // putFirst puts weir's rules into their places in the table that drops, unless one of weir's chains is gone or was
 // flushed. Where nothing tells of the table, they stand if rules that lead to them can be made.
-func (d *Driver) putFirst(ctx context.Context, want ruleset.Ruleset) (stand bool, err error) {
+func (d *Driver) putFirst(ctx context.Context, want *lowered) (stand bool, err error) {
 	var p plan
 	var why []error
 	reading, cancel := context.WithTimeout(ctx, readTime)
 	defer cancel()
 	for _, f := range conf.Families {
-		d.wanted[f] = want.Has(f)
+		d.wanted[f] = want.has(f)
 		if !d.wanted[f] {
 			continue
 		}
-		read := tables{"mangle": d.readTable(reading, f, "mangle", d.have)}
+		read := tables{checks: d.readTable(reading, f, checks, d.have)}
 		if _, err := read.wake(f); err != nil {
 			return true, err
 		}
-		mangle := read["mangle"]
+		mangle := read[checks]
 		hidden := false
 		if u := mangle.unknown; u != nil {
 			why = append(why, u.why)
@@ -185,12 +190,12 @@ func (d *Driver) putFirst(ctx context.Context, want ruleset.Ruleset) (stand bool
 		if !hidden && !mangle.stands(f, want) {
 			return false, nil
 		}
-		places := jumps(f, "mangle", mangle, want)
+		places := jumps(f, checks, mangle, want)
 		if len(places) == 0 {
 			continue
 		}
 		d.have = nil
-		commands := "*mangle\n" + strings.Join(places, "\n") + "\nCOMMIT\n"
+		commands := "*" + checks + "\n" + strings.Join(places, "\n") + "\nCOMMIT\n"
 		if hidden {
 			p.blind = append(p.blind, blind{f, commands})
 		} else {
@@ -204,7 +209,7 @@ func (d *Driver) putFirst(ctx context.Context, want ruleset.Ruleset) (stand bool
 		if len(why) == 0 || commands == "" {
 			continue
 		}
-		if err := deleteCopies(conf.Family(f), "mangle"); err != nil {
+		if err := deleteCopies(conf.Family(f), checks); err != nil {
 			return true, err
 		}
 	}
@@ -233,7 +238,7 @@ func (d *Driver) changeRules(ctx context.Context, p plan) error {
 
 // prepare takes the steps of the plan after which no packet goes another way: it makes sets that no rule uses yet. have
 // is what the kernel holds, and is kept so.
-func (d *Driver) prepare(ctx context.Context, p plan, have state, want ruleset.Ruleset) error {
+func (d *Driver) prepare(ctx context.Context, p plan, have state, want *lowered) error {
 	refused := ruleset.Refused{}
 	for _, s := range p.create {
 		made, err := d.make(s, refused)
@@ -250,12 +255,12 @@ func (d *Driver) prepare(ctx context.Context, p plan, have state, want ruleset.R
 		}
 	}
 	if len(refused) > 0 {
-		return &netfilter.RefusedError{Refused: refused}
+		return &netfilter.RefusedError{Refused: want.raise(refused)}
 	}
 	return nil
 }
 
-func (d *Driver) carryOut(ctx context.Context, p plan, have state, want ruleset.Ruleset) (left []string, refused ruleset.Refused, err error) {
+func (d *Driver) carryOut(ctx context.Context, p plan, have state, want *lowered) (left []string, refused ruleset.Refused, err error) {
 	refused = ruleset.Refused{}
 	if err := changeSets(p.before, want, refused); err != nil {
 		return nil, nil, err
@@ -267,7 +272,7 @@ func (d *Driver) carryOut(ctx context.Context, p plan, have state, want ruleset.
 		}
 		if rules := d.refusedAmong(ctx, e.family, newRules(e.family, have, want)); len(rules) > 0 {
 			maps.Copy(refused, rules)
-			return nil, nil, &netfilter.RefusedError{Refused: refused}
+			return nil, nil, &netfilter.RefusedError{Refused: want.raise(refused)}
 		}
 		return nil, nil, err
 	}

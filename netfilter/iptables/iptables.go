@@ -118,7 +118,7 @@ func usesLegacy(ctx context.Context) (rules int, hint bool, err error) {
 				for chain, all := range parseSave(out).rules {
 					hint = hint || slices.Contains(hints, chain)
 					for _, r := range all {
-						if !ours(chain) && !strings.Contains(r, "-j "+chainPrefix) {
+						if !ours(chain) && !split(r).own() {
 							rules++
 						}
 					}
@@ -219,7 +219,7 @@ func (f Flavour) cleanTable(ctx context.Context, ipt *iptables.IPTables, family 
 	have := t.rules
 	for chain, lines := range have {
 		for _, l := range lines {
-			if !strings.HasPrefix(chain, chainPrefix) && strings.Contains(l, "-j "+chainPrefix) {
+			if !conf.OwnChain(chain) && split(l).own() {
 				fmt.Fprintf(&commands, "-D %s %s\n", chain, l)
 			}
 		}
@@ -235,7 +235,7 @@ func (f Flavour) cleanTable(ctx context.Context, ipt *iptables.IPTables, family 
 	}
 	for _, remove := range []func(table, chain string) error{ipt.ClearChain, ipt.DeleteChain} {
 		for chain := range have { // all are emptied before the first is deleted: they refer to each other
-			if strings.HasPrefix(chain, chainPrefix) {
+			if conf.OwnChain(chain) {
 				if err := remove(name, chain); err != nil {
 					return err
 				}

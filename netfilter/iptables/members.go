@@ -2,7 +2,6 @@ package iptables
 
 import (
 	"net/netip"
-	"strings"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -21,9 +20,9 @@ func (d *Driver) Members() (map[ruleset.Direction]map[netip.Addr]bool, error) {
 	for _, h := range headers {
 		direction := ruleset.Ingress
 		switch {
-		case strings.HasPrefix(h.Name, conf.EgressClasses):
+		case conf.EgressClass(h.Name):
 			direction = ruleset.Egress
-		case !strings.HasPrefix(h.Name, conf.IngressClasses):
+		case !conf.IngressClass(h.Name):
 			continue
 		}
 		set, err := d.sets.List(h.Name)

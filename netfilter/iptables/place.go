@@ -3,6 +3,8 @@ package iptables
 import (
 	"slices"
 	"strings"
+
+	"github.com/weir-net/weir/conf"
 )
 
 // refusesAt is the number of rules ahead of those that refuse every packet of a new connection: DROP or REJECT without
@@ -64,6 +66,20 @@ var logs = []string{"LOG", "NFLOG", "ULOG"}
 type parts struct {
 	conditions []string
 	target     string
+	goes       bool     // the target is that of a -g
+	sets       []string // that the conditions name
+}
+
+// own reports whether the rule leads to one of weir's chains.
+func (r parts) own() bool { return conf.OwnChain(r.target) }
+
+// dispatchOf returns the sets that the rules of a chain go by, in the order of the rules.
+func dispatchOf(rules []string) []string {
+	var names []string
+	for _, l := range rules {
+		names = append(names, split(l).sets...)
+	}
+	return names
 }
 
 func (r parts) drops() bool { return r.target == "DROP" || r.target == "REJECT" }
@@ -91,8 +107,11 @@ func split(rule string) parts {
 		case len(words) > 3 && words[0] == "-m" && words[1] == "comment" && words[2] == "--comment":
 			words = words[4:]
 		case len(words) > 1 && (words[0] == "-j" || words[0] == "-g"):
-			r.target = words[1]
+			r.target, r.goes = words[1], words[0] == "-g"
 			return r
+		case len(words) > 1 && words[0] == "--match-set":
+			r.sets = append(r.sets, words[1])
+			fallthrough
 		default:
 			r.conditions, words = append(r.conditions, words[0]), words[1:]
 		}

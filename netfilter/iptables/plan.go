@@ -67,7 +67,7 @@ func (p plan) restores() bool {
 
 // makePlan is the difference between have and want. What closes comes before the rules change, what opens after. The
 // change of rules itself is one transaction in the table that drops.
-func makePlan(have state, want ruleset.Ruleset) plan {
+func makePlan(have state, want *lowered) plan {
 	var p plan
 	ended := endedIn(have, want)
 	closing := func(c change) bool { return c.del && !ended[c.Prefix.Addr()] }
@@ -77,7 +77,7 @@ func makePlan(have state, want ruleset.Ruleset) plan {
 		chain  string
 	}
 	byDispatch := map[dispatch][]ruleset.Set{}
-	for _, s := range want.Sets {
+	for _, s := range want.sets {
 		wanted[s.Name] = true
 		old, ok := have.sets[s.Name]
 		if ok = ok && old.kind == s.Kind && old.family == s.Family; !ok { // which the kernel refuses if there is one of another type
@@ -130,9 +130,9 @@ func makePlan(have state, want ruleset.Ruleset) plan {
 }
 
 // endedIn are the addresses whose attachments were there, and aren't any more.
-func endedIn(have state, want ruleset.Ruleset) map[netip.Addr]bool {
+func endedIn(have state, want *lowered) map[netip.Addr]bool {
 	ended := map[netip.Addr]bool{}
-	for _, s := range want.Sets {
+	for _, s := range want.sets {
 		if s.Role != ruleset.Attached {
 			continue
 		}
@@ -152,10 +152,9 @@ func endedIn(have state, want ruleset.Ruleset) map[netip.Addr]bool {
 // another's closed the other side, a packet could pass that neither the old nor the new state lets through. So whoever
 // changes class does it in the transaction that changes the rules, where the rules' order makes that possible, or else
 // is taken out of the old class before it and put into the new one after it.
-func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want ruleset.Ruleset) (before, after []change) {
-	newRules, _ := want.Chain(f, "mangle", chain)
-	newOrder, oldOrder := orderOf(lines(newRules)), orderOf(have.tables[f]["mangle"].rules[chain])
-	unknown := have.tables[f]["mangle"].unknown != nil
+func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lowered) (before, after []change) {
+	newOrder, oldOrder := want.chain(f, checks, chain).dispatch, dispatchOf(have.tables[f][checks].rules[chain])
+	unknown := have.tables[f][checks].unknown != nil
 	old := map[ruleset.Element]string{} // the class that an address is dispatched to now
 	for _, name := range slices.Backward(oldOrder) {
 		for element := range have.sets[name].entries {
@@ -199,26 +198,6 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want rul
 	return before, after
 }
 
-// orderOf are the sets that a dispatching chain goes by, in its order.
-func orderOf(rules []string) []string {
-	var names []string
-	for _, r := range rules {
-		if _, rest, ok := strings.Cut(r, "--match-set "); ok {
-			name, _, _ := strings.Cut(rest, " ")
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
-func lines(c ruleset.Chain) []string {
-	all := make([]string, len(c.Rules))
-	for i, r := range c.Rules {
-		all[i] = r.String()
-	}
-	return all
-}
-
 func diff(have set, want ruleset.Set) (adds, dels []change) {
 	kept := 0
 	for _, e := range want.Entries {
@@ -251,25 +230,24 @@ func diff(have set, want ruleset.Set) (adds, dels []change) {
 //
 // Of a table that can't be read weir's chains are written anew, unless the kernel shows them as they were written last.
 // What nobody wants there stays.
-func restoreTable(f conf.Family, name string, have table, want ruleset.Ruleset) string {
+func restoreTable(f conf.Family, name string, have table, want *lowered) string {
 	var chains, rules, drop []string
 	wanted := map[string]bool{}
-	for _, c := range want.Chains {
-		if c.Family != f || c.Table != name {
+	for _, c := range want.chains {
+		if c.family != f || c.table != name {
 			continue
 		}
-		wanted[c.Name] = true
-		should := lines(c)
-		if have.is(c.Name, should) {
+		wanted[c.name] = true
+		if have.is(c.name, c.lines) {
 			continue
 		}
-		chains = append(chains, c.Name)
-		for _, l := range should {
-			rules = append(rules, "-A "+c.Name+" "+l)
+		chains = append(chains, c.name)
+		for _, l := range c.lines {
+			rules = append(rules, "-A "+c.name+" "+l)
 		}
 	}
 	for _, chain := range slices.Sorted(maps.Keys(have.rules)) {
-		if strings.HasPrefix(chain, chainPrefix) && !wanted[chain] {
+		if conf.OwnChain(chain) && !wanted[chain] {
 			chains = append(chains, chain) // naming it flushes it
 			drop = append(drop, "-X "+chain)
 		}
@@ -303,18 +281,18 @@ func (t table) is(chain string, rules []string) bool {
 
 // jumps puts weir's rules in the built-in chains right: one copy of each that is wanted, the first where it must be
 // first, and none that isn't wanted. Strangers' rules are left alone.
-func jumps(f conf.Family, name string, have table, want ruleset.Ruleset) []string {
+func jumps(f conf.Family, name string, have table, want *lowered) []string {
 	var commands []string
 	if have.unknown != nil {
-		for _, j := range want.Jumps {
-			if j.Family == f && j.Table == name {
+		for _, j := range want.jumps {
+			if j.family == f && j.table == name {
 				commands = append(commands, have.unknown.jump(j)...)
 			}
 		}
 		return commands
 	}
 	for _, chain := range slices.Sorted(maps.Keys(have.rules)) {
-		if strings.HasPrefix(chain, chainPrefix) {
+		if conf.OwnChain(chain) {
 			continue
 		}
 		commands = append(commands, jumpsIn(f, name, chain, have, want)...)
@@ -324,29 +302,29 @@ func jumps(f conf.Family, name string, have table, want ruleset.Ruleset) []strin
 
 // jump is what puts weir's rule into its place. Deleting by a rule's words, iptables has to understand those before it,
 // so a copy in the wrong place is left to deleteCopies.
-func (u *unknown) jump(j ruleset.Jump) []string {
-	add := "-A " + j.Chain + " " + j.Rule.String()
-	if j.First {
-		add = "-I " + j.Chain + " 1 " + j.Rule.String()
+func (u *unknown) jump(j jump) []string {
+	add := "-A " + j.chain + " " + j.line
+	if j.first {
+		add = "-I " + j.chain + " 1 " + j.line
 	}
 	if u.seen == nil {
-		return []string{"-D " + j.Chain + " " + j.Rule.String(), add}
+		return []string{"-D " + j.chain + " " + j.line, add}
 	}
-	rules := u.seen[j.Chain]
-	standsFirst := len(rules) > 0 && rules[0].jumpsTo(j.Rule.To)
-	stands := slices.ContainsFunc(rules, func(r seen) bool { return r.jumpsTo(j.Rule.To) })
-	if standsFirst || stands && !j.First {
+	rules := u.seen[j.chain]
+	standsFirst := len(rules) > 0 && rules[0].jumpsTo(j.to)
+	stands := slices.ContainsFunc(rules, func(r seen) bool { return r.jumpsTo(j.to) })
+	if standsFirst || stands && !j.first {
 		return nil
 	}
 	return []string{add}
 }
 
-func jumpsIn(f conf.Family, name, chain string, t table, want ruleset.Ruleset) []string {
+func jumpsIn(f conf.Family, name, chain string, t table, want *lowered) []string {
 	have := t.rules[chain]
 	var ours, others []string // ours: wanted and unwanted rules of weir's that are there
 	last := 0                 // how many others are ahead of the last of ours
 	for _, l := range have {
-		if strings.Contains(l, "-j "+chainPrefix) {
+		if split(l).own() {
 			ours, last = append(ours, l), len(others)
 		} else {
 			others = append(others, l)
@@ -355,9 +333,9 @@ func jumpsIn(f conf.Family, name, chain string, t table, want ruleset.Ruleset) [
 	end := t.refusesAt(others)
 	var wanted []string
 	first := false
-	for _, j := range want.Jumps {
-		if j.Family == f && j.Table == name && j.Chain == chain {
-			wanted, first = append(wanted, j.Rule.String()), j.First
+	for _, j := range want.jumps {
+		if j.family == f && j.table == name && j.chain == chain {
+			wanted, first = append(wanted, j.line), j.first
 		}
 	}
 	placed := last <= end

@@ -43,9 +43,9 @@ func (d *Driver) Read(ctx context.Context) error {
 // Unread says that it isn't known what the kernel holds: Apply would have to read it.
 func (d *Driver) Unread() bool { return d.have == nil }
 
-func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) error {
+func (d *Driver) look(ctx context.Context, want *lowered, verify netfilter.Verify) error {
 	for _, f := range conf.Families {
-		d.wanted[f] = want.Has(f)
+		d.wanted[f] = want.has(f)
 	}
 	if verify == netfilter.All || d.have == nil {
 		return d.Read(ctx)
@@ -168,7 +168,7 @@ func (d *Driver) readSet(name string) (set, error) {
 	for _, e := range got.Entries {
 		entries[ruleset.Element{Prefix: e.Prefix, Proto: ruleset.Protocol(e.Proto), Port: e.Port, Link: e.Link}] = e.Comment
 	}
-	return set{ruleset.SetKind(got.Type), got.Family, entries}, nil
+	return set{kindOf(got.Type), got.Family, entries}, nil
 }
 
 // readTable reads one table. Each is read alone, so that a rule that iptables doesn't know hides no other table.
@@ -210,7 +210,7 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 	return table{unknown: u, dormant: dormant, misplaced: away}
 }
 
-func ours(chain string) bool { return strings.HasPrefix(chain, chainPrefix) }
+func ours(chain string) bool { return conf.OwnChain(chain) }
 
 // read reads the table, which is there. The error says what iptables-save says if it doesn't print it whole.
 func (f Flavour) read(ctx context.Context, family conf.Family, name string) (table, error) {

@@ -18,16 +18,17 @@ import (
 // make makes the set with its entries. If the kernel refuses it, or some of them, and nothing but what the set would
 // let through rests on it, that is noted in refused; no set is made then that would be refused as a whole.
 func (d *Driver) make(s ruleset.Set, refused ruleset.Refused) (*set, error) {
-	header := ipset.Header{Name: s.Name, Type: string(s.Kind), Family: s.Family}
+	header := ipset.Header{Name: s.Name, Type: setType(s.Kind), Family: s.Family}
 	if err := d.sets.Create(header); err != nil {
 		if !s.Opens {
 			return nil, err
 		}
-		r := ruleset.Refusal{Family: s.Family, Set: s.Name}
 		if s.Role == ruleset.Peers && d.tryType(header) != nil {
-			r = ruleset.Refusal{Family: s.Family, SetKind: s.Kind}
+			what := "sets of type " + header.Type
+			refused[ruleset.Refusal{Family: s.Family, SetKind: s.Kind}] = because(what, err)
+		} else {
+			refused[ruleset.Refusal{Family: s.Family, Set: s.Name}] = because("the set "+s.Name, err)
 		}
-		refused[r] = reason(err)
 		return nil, nil
 	}
 	made := &set{s.Kind, s.Family, make(map[ruleset.Element]string, len(s.Entries))}
@@ -36,7 +37,7 @@ func (d *Driver) make(s ruleset.Set, refused ruleset.Refused) (*set, error) {
 		changes[i] = change{set: s.Name, Entry: e}
 		made.entries[e.Element] = e.Comment
 	}
-	err := changeSets(changes, ruleset.Ruleset{Sets: []ruleset.Set{s}}, refused)
+	err := changeSets(changes, &lowered{sets: []ruleset.Set{s}}, refused)
 	for r := range refused {
 		if r.Set == s.Name {
 			delete(made.entries, r.Element)
@@ -49,7 +50,7 @@ func (d *Driver) make(s ruleset.Set, refused ruleset.Refused) (*set, error) {
 //
 // Equivalent to: ipset create weir-trial TYPE && ipset destroy weir-trial
 func (d *Driver) tryType(h ipset.Header) error {
-	h.Name = "weir-trial"
+	h.Name = conf.TrialSet
 	if err := d.sets.Create(h); err != nil {
 		return err
 	}
@@ -58,7 +59,7 @@ func (d *Driver) tryType(h ipset.Header) error {
 
 // changeSets makes the changes. Entries that the kernel refuses are noted if nothing but what they would let through
 // rests on them.
-func changeSets(changes []change, want ruleset.Ruleset, refused ruleset.Refused) error {
+func changeSets(changes []change, want *lowered, refused ruleset.Refused) error {
 	all := make([]ipset.Change, len(changes))
 	for i, c := range changes {
 		all[i] = ipset.Change{Set: c.set, Entry: entry(c.Entry), Delete: c.del}
@@ -68,7 +69,7 @@ func changeSets(changes []change, want ruleset.Ruleset, refused ruleset.Refused)
 		return nil
 	}
 	opens := map[string]ruleset.Set{}
-	for _, s := range want.Sets {
+	for _, s := range want.sets {
 		if s.Opens {
 			opens[s.Name] = s
 		}
@@ -80,7 +81,8 @@ func changeSets(changes []change, want ruleset.Ruleset, refused ruleset.Refused)
 			err = errors.Join(err, fmt.Errorf("change %s in ipset %s: %w", r.Entry, r.Set, r.Err))
 			continue
 		}
-		refused[ruleset.Refusal{Family: s.Family, Set: s.Name, Element: element(r.Entry)}] = reason(r.Err)
+		refusal := ruleset.Refusal{Family: s.Family, Set: s.Name, Element: element(r.Entry)}
+		refused[refusal] = because(fmt.Sprintf("%s in the set %s", refusal.Element, s.Name), r.Err)
 	}
 	return err
 }
@@ -88,6 +90,9 @@ func changeSets(changes []change, want ruleset.Ruleset, refused ruleset.Refused)
 func element(e ipset.Entry) ruleset.Element {
 	return ruleset.Element{Prefix: e.Prefix, Proto: ruleset.Protocol(e.Proto), Port: e.Port, Link: e.Link}
 }
+
+// because says what the kernel refuses and why, as a value of ruleset.Refused.
+func because(what string, err error) string { return what + ": " + reason(err) }
 
 // reason is what the kernel or the program has said, without what it was asked: it is the same each time.
 func reason(err error) string {
@@ -105,17 +110,17 @@ func reason(err error) string {
 	}
 }
 
-// newRules are the policies' rules of the chains that aren't there, or not so, those that match the same but once.
-func newRules(f conf.Family, have state, want ruleset.Ruleset) []ruleset.Rule {
+// newRules returns the policies' rules of the chains that aren't there, or not so; of rules that do the same one.
+func newRules(f conf.Family, have state, want *lowered) []ruleset.Rule {
 	var rules []ruleset.Rule
 	known := map[string]bool{}
-	for _, c := range want.Chains {
-		if c.Family != f || c.Table != "mangle" || slices.Equal(have.tables[f]["mangle"].rules[c.Name], lines(c)) {
+	for _, c := range want.chains {
+		if c.family != f || c.table != checks || slices.Equal(have.tables[f][checks].rules[c.name], c.lines) {
 			continue
 		}
-		for _, r := range c.Rules {
-			if r.Policy != "" && !known[r.Matched()] {
-				known[r.Matched()] = true
+		for _, r := range c.rules {
+			if key := r.Key(); r.Policy != "" && !known[key] {
+				known[key] = true
 				rules = append(rules, r)
 			}
 		}
@@ -129,7 +134,7 @@ func (d *Driver) suspicious(f conf.Family, rules []ruleset.Rule) bool {
 		return false
 	}
 	return slices.ContainsFunc(rules, func(r ruleset.Rule) bool {
-		return d.suspects[ruleset.Refusal{Family: f, Rule: r.Matched()}] ||
+		return d.suspects[ruleset.Refusal{Family: f, Rule: r.Key()}] ||
 			slices.ContainsFunc(r.Kinds(), func(k ruleset.Kind) bool { return d.suspects[ruleset.Refusal{Family: f, Kind: k.Name}] })
 	})
 }
@@ -178,21 +183,24 @@ type trial struct {
 
 // kinds finds the kinds of the rules that the kernel refuses.
 func (t *trial) kinds(rules []ruleset.Rule) {
-	byName := map[string]ruleset.Rule{}
+	byName := map[string]ruleset.Kind{}
 	for _, r := range rules {
 		for _, k := range r.Kinds() {
 			if _, ok := byName[k.Name]; !ok {
-				byName[k.Name] = k.Rule
+				byName[k.Name] = k
 			}
 		}
 	}
 	bisect(slices.Sorted(maps.Keys(byName)), 0, func(names []string) error {
 		examples := make([]ruleset.Rule, len(names))
 		for i, name := range names {
-			examples[i] = byName[name]
+			examples[i] = byName[name].Rule
 		}
 		return t.try(examples)
-	}, func(name string, err error) { t.refused[ruleset.Refusal{Family: t.family, Kind: name}] = reason(err) })
+	}, func(name string, err error) {
+		what := "rules with " + kindText(byName[name])
+		t.refused[ruleset.Refusal{Family: t.family, Kind: name}] = because(what, err)
+	})
 }
 
 // namespaces finds the rules that the kernel refuses, in each namespace with a number of trials of its own. Where they
@@ -211,7 +219,7 @@ func (t *trial) namespaces(rules []ruleset.Rule) {
 		return t.try(all)
 	}, func(name string, _ error) {
 		bisect(by[name], trialsEach, t.try, func(r ruleset.Rule, err error) {
-			t.refused[ruleset.Refusal{Family: t.family, Rule: r.Matched()}] = reason(err)
+			t.refused[ruleset.Refusal{Family: t.family, Rule: r.Key()}] = because("the rule", err)
 		})
 	})
 }
@@ -249,9 +257,6 @@ func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, erro
 	}
 }
 
-// trialChain is where rules are tried. No other chain leads there.
-const trialChain = chainPrefix + "TRIAL"
-
 // try has the kernel take the rules and give them up again.
 //
 // Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…; iptables -t mangle -F
@@ -261,10 +266,12 @@ func (d *Driver) try(ctx context.Context, f conf.Family, rules []ruleset.Rule) e
 		return err
 	}
 	var b strings.Builder
-	head := "*mangle\n:" + trialChain + " - [0:0]\n"
+	head := "*" + checks + "\n:" + conf.TrialChain + " - [0:0]\n"
 	b.WriteString(head)
 	for _, r := range rules {
-		fmt.Fprintf(&b, "-A %s %s\n", trialChain, r)
+		for _, l := range lowerRule(r, f) {
+			fmt.Fprintf(&b, "-A %s %s\n", conf.TrialChain, l)
+		}
 	}
 	b.WriteString("COMMIT\n")
 	var commands [len(conf.Families)]string
@@ -272,6 +279,6 @@ func (d *Driver) try(ctx context.Context, f conf.Family, rules []ruleset.Rule) e
 	if err := d.restore(ctx, commands); err != nil {
 		return err
 	}
-	commands[f] = head + "-X " + trialChain + "\nCOMMIT\n"
+	commands[f] = head + "-X " + conf.TrialChain + "\nCOMMIT\n"
 	return d.restore(ctx, commands)
 }

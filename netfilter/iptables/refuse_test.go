@@ -41,7 +41,7 @@ func TestTrials(t *testing.T) {
 			rules: append(many("a/np", 1000), rule("b/np", ruleset.SCTP), rule("b/np", ruleset.SCTP, 7),
 				rule("c/np", ruleset.SCTP, 8), rule("c/np", ruleset.SCTP, 8, 9)),
 			refuses: []string{"-p sctp"},
-			want:    []string{"kind -p sctp", "kind -p sctp -m multiport --dports", "kind -p sctp -m sctp --dport"}, trials: 10,
+			want:    []string{"rules with -p sctp", "rules with -p sctp -m multiport --dports", "rules with -p sctp -m sctp --dport"}, trials: 10,
 		},
 		"one rule of many": {
 			rules:   many("a/np", 1024),
@@ -60,7 +60,7 @@ func TestTrials(t *testing.T) {
 			tr := trial{family: conf.IPv4, refused: ruleset.Refused{}, try: func(rules []ruleset.Rule) error {
 				trials++
 				for _, r := range rules {
-					if slices.ContainsFunc(tc.refuses, func(s string) bool { return strings.Contains(r.String(), s) }) {
+					if slices.ContainsFunc(tc.refuses, func(s string) bool { return strings.Contains(ruleText(r, conf.IPv4), s) }) {
 						return errors.New("it wouldn't")
 					}
 				}
@@ -73,11 +73,15 @@ func TestTrials(t *testing.T) {
 			})
 			tr.namespaces(rules)
 			var got []string
-			for r := range tr.refused {
+			for r, why := range tr.refused {
 				if r.Kind != "" {
-					got = append(got, "kind "+r.Kind)
-				} else {
-					got = append(got, "rule "+r.Rule)
+					got = append(got, strings.TrimSuffix(why, ": it wouldn't"))
+				}
+			}
+			for _, r := range tc.rules {
+				if tr.refused[ruleset.Refusal{Rule: r.Key()}] != "" {
+					r.Comment = ""
+					got = append(got, "rule "+ruleText(r, conf.IPv4))
 				}
 			}
 			slices.Sort(got)
@@ -140,20 +144,20 @@ func TestRefusedByTheKernel(t *testing.T) {
 		}
 		nodetest.Run(t, "ipset", "destroy", "weir-x")
 		bad := base
-		bad.Chains = append(slices.Clone(base.Chains), ruleset.Chain{Table: "mangle", Name: "WEIR-IN-X", Rules: []ruleset.Rule{
+		bad.Chains = append(slices.Clone(base.Chains), ruleset.Chain{Name: "WEIR-IN-X", Rules: []ruleset.Rule{
 			{Policy: "a/np", Action: ruleset.Return, Comment: "weir: a"},
 			{
 				Policy:  "b/np",
 				Action:  ruleset.Return,
 				Comment: "weir: b",
-				Sets:    []ruleset.SetMatch{{Name: "weir-none", Dir: "src"}},
+				Sets:    []ruleset.SetMatch{{Name: "weir-none", By: ruleset.Source}},
 			},
 		}})
 		got := refused(bad)
-		if len(got) != 1 || got[ruleset.Refusal{Kind: "-m set --match-set src"}] == "" {
+		if len(got) != 1 || !strings.HasPrefix(got[ruleset.Refusal{Kind: "source in a set"}], "rules with -m set --match-set src: ") {
 			t.Errorf("%s: a rule by a set that isn't there: %v", f, got)
 		}
-		if out := nodetest.Run(t, fmt.Sprintf("iptables-%s-save", f), "-t", "mangle"); strings.Contains(out, trialChain) ||
+		if out := nodetest.Run(t, fmt.Sprintf("iptables-%s-save", f), "-t", "mangle"); strings.Contains(out, conf.TrialChain) ||
 			strings.Contains(out, "WEIR-IN-X") {
 			t.Errorf("after the trial there is\n%s", out)
 		}

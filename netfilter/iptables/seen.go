@@ -28,15 +28,9 @@ type seen struct {
 	sum    []byte // of all but the rule's counters
 }
 
-// outline is the end of the rule as iptables-save would print it.
-func (s seen) outline() string {
-	switch {
-	case s.target == "DROP":
-		return " -j DROP"
-	case s.target != "":
-		return " -g " + s.target
-	}
-	return ""
+// parts returns of the rule what the kernel tells: its target.
+func (s seen) parts() parts {
+	return parts{target: s.target, goes: s.target != "" && s.target != "DROP"}
 }
 
 // jumpsTo says whether every packet goes on in the chain from there.
@@ -214,7 +208,7 @@ func deleteCopies(f conf.Family, name string) error {
 	for _, chain := range builtin[name] {
 		stands := map[string]bool{}
 		for _, r := range chains[chain] {
-			if !strings.HasPrefix(r.target, chainPrefix) {
+			if !conf.OwnChain(r.target) {
 				continue
 			}
 			if r.always && !stands[r.target] {

@@ -24,7 +24,7 @@ func (t tables) holds() bool {
 			return true
 		}
 		for chain := range t[name].rules {
-			if strings.HasPrefix(chain, chainPrefix) {
+			if conf.OwnChain(chain) {
 				return true
 			}
 		}
@@ -69,59 +69,60 @@ type written struct {
 	sum   string
 }
 
-// stands is table.stands for a table that iptables can't print: the kernel tells enough of it. It is false where the
-// kernel tells nothing.
-func (u *unknown) stands(f conf.Family, want ruleset.Ruleset) bool {
-	t := table{rules: map[string][]string{}}
-	for chain, rules := range u.seen {
-		for _, r := range rules {
-			t.rules[chain] = append(t.rules[chain], r.outline())
-		}
-	}
-	return t.stands(f, want)
-}
-
 // tablesUsed in the order in which they change: what drops comes before what accepts.
 var tablesUsed = []string{"mangle", "filter", "nat"}
 
-// chainPrefix begins the names of weir's chains, and of nobody else's.
-const chainPrefix = "WEIR-"
-
-// stands says of the family's table that drops whether packets of pods' can't get past weir's chains: those that
-// packets enter by are there, those that dispatch, and those of the classes that they dispatch to, end in DROP, and
-// no rule leads to an empty one. It doesn't ask what else is in them: another version's may differ, and lack chains
-// that the ruleset has.
-func (t table) stands(f conf.Family, want ruleset.Ruleset) bool {
+// stands reports of the family's table that checks packets whether no packet of a pod can get past weir's chains: the
+// chains that packets enter by are there, those that send packets to classes, and those of the classes, end in DROP, and no
+// rule leads to an empty chain. It doesn't look at what else is in them: another version's may differ, and lack chains that
+// the ruleset has. Of a table that iptables can't print the kernel tells enough for that; where the kernel tells nothing,
+// stands is false.
+func (t table) stands(f conf.Family, want *lowered) bool {
+	chains := map[string][]parts{}
 	if t.unknown != nil {
-		return t.unknown.stands(f, want)
-	}
-	drops := func(chain string) bool {
-		rules := t.rules[chain]
-		return len(rules) > 0 && strings.HasSuffix(rules[len(rules)-1], " -j DROP")
-	}
-	needed := map[string]bool{}
-	for _, j := range want.Jumps {
-		needed[j.Rule.To] = true
-	}
-	for _, rules := range t.rules {
-		for _, l := range rules {
-			needed[split(l).target] = true
+		for chain, rules := range t.unknown.seen {
+			for _, r := range rules {
+				chains[chain] = append(chains[chain], r.parts())
+			}
 		}
 	}
-	for _, c := range want.Chains {
-		if c.Family == f && c.Table == "mangle" && needed[c.Name] && len(t.rules[c.Name]) == 0 {
+	for chain, rules := range t.rules {
+		for _, l := range rules {
+			chains[chain] = append(chains[chain], split(l))
+		}
+	}
+	return stand(chains, f, want)
+}
+
+// stand is table.stands of the table's rules, by their chains.
+func stand(chains map[string][]parts, f conf.Family, want *lowered) bool {
+	drops := func(chain string) bool {
+		rules := chains[chain]
+		return len(rules) > 0 && rules[len(rules)-1].target == "DROP"
+	}
+	needed := map[string]bool{}
+	for _, j := range want.jumps {
+		needed[j.to] = true
+	}
+	for _, rules := range chains {
+		for _, r := range rules {
+			needed[r.target] = true
+		}
+	}
+	for _, c := range want.chains {
+		if c.family == f && c.table == checks && needed[c.name] && len(chains[c.name]) == 0 {
 			return false
 		}
 	}
-	for _, s := range want.Sets {
+	for _, s := range want.sets {
 		if s.Family != f || s.Role != ruleset.Members {
 			continue
 		}
 		if !drops(s.Dispatch) {
 			return false
 		}
-		for _, rule := range t.rules[s.Dispatch] {
-			if _, class, ok := strings.Cut(rule, " -g "); ok && !drops(class) {
+		for _, r := range chains[s.Dispatch] {
+			if r.goes && !drops(r.target) {
 				return false
 			}
 		}
@@ -147,25 +148,25 @@ func parseSave(out string) table {
 	return t
 }
 
-func tablesOf(f conf.Family, want ruleset.Ruleset) tables {
+func tablesOf(f conf.Family, want *lowered) tables {
 	all := tables{}
 	for _, name := range tablesUsed {
 		all[name] = table{rules: map[string][]string{}}
 	}
-	for _, c := range want.Chains {
-		if c.Family == f {
-			all[c.Table].rules[c.Name] = lines(c)
+	for _, c := range want.chains {
+		if c.family == f {
+			all[c.table].rules[c.name] = c.lines
 		}
 	}
-	for _, j := range want.Jumps {
-		if j.Family == f {
-			all[j.Table].rules[j.Chain] = append(all[j.Table].rules[j.Chain], j.Rule.String())
+	for _, j := range want.jumps {
+		if j.family == f {
+			all[j.table].rules[j.chain] = append(all[j.table].rules[j.chain], j.line)
 		}
 	}
 	return all
 }
 
-// set is an ipset: its type and family, and its entries with their comments.
+// set is an ipset: its kind and family, and its entries with their comments.
 type set struct {
 	kind    ruleset.SetKind
 	family  conf.Family
@@ -173,9 +174,9 @@ type set struct {
 }
 
 // after is the state once the plan has been carried out. Sets that it doesn't change are the same maps as before.
-func (s state) after(p plan, want ruleset.Ruleset, left []string) state {
-	next := state{sets: make(map[string]set, len(want.Sets))}
-	for _, w := range want.Sets {
+func (s state) after(p plan, want *lowered, left []string) state {
+	next := state{sets: make(map[string]set, len(want.sets))}
+	for _, w := range want.sets {
 		next.sets[w.Name] = s.sets[w.Name]
 	}
 	for _, w := range p.create {
@@ -211,7 +212,7 @@ func (s state) after(p plan, want ruleset.Ruleset, left []string) state {
 // see looks how the kernel shows what was written into tables that iptables can't print, and deletes copies of weir's
 // rules there. before is the generation of the rules before the plan was carried out: if another has changed them
 // since, what is seen may be the other's.
-func (s state) see(want ruleset.Ruleset, p plan, before uint32) error {
+func (s state) see(want *lowered, p plan, before uint32) error {
 	commits := strings.Count(strings.Join(p.restore[:], ""), "COMMIT\n")
 	for _, f := range conf.Families {
 		for name, t := range s.tables[f] {
@@ -229,9 +230,9 @@ func (s state) see(want ruleset.Ruleset, p plan, before uint32) error {
 			u := &unknown{why: t.unknown.why, seen: chains, written: t.unknown.written}
 			if alone := int(after-before) == commits; alone {
 				u.written = map[string]written{}
-				for _, c := range want.Chains {
-					if c.Family == f && c.Table == name {
-						u.written[c.Name] = written{lines(c), sum(chains[c.Name])}
+				for _, c := range want.chains {
+					if c.family == f && c.table == name {
+						u.written[c.name] = written{c.lines, sum(chains[c.name])}
 					}
 				}
 			}

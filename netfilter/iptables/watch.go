@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"syscall"
 
 	"github.com/vishvananda/netlink/nl"
@@ -109,5 +108,5 @@ func concerns(m syscall.NetlinkMessage) bool {
 		return table == "weir-ports" || table == conf.TunnelTable
 	}
 	names, ours := builtin[table]
-	return ours && (chainAttr == 0 || strings.HasPrefix(chain, chainPrefix) || slices.Contains(names, chain))
+	return ours && (chainAttr == 0 || conf.OwnChain(chain) || slices.Contains(names, chain))
 }

@@ -1,122 +1,107 @@
 package ruleset
 
 import (
-	"fmt"
-	"strings"
-
 	"github.com/weir-net/weir/conf"
 )
 
-// Refusal is a part of a ruleset that a node's kernel doesn't take, such as a match whose module it lacks. One of Kind,
-// Rule, Type and Set is given.
+// Refusal names a part of a ruleset that a node's kernel refuses, such as a match whose module it lacks. One of Kind, Rule,
+// SetKind and Set is given.
 type Refusal struct {
 	Family conf.Family
-	// Kind is what rules of policies have in common: Rule.Kinds.
+	// Kind is the name of a Kind: a part that rules of policies have in common.
 	Kind string
-	// Rule is one rule of a policy's, as iptables-save prints it without its comment.
+	// Rule is the Key of one rule of a policy.
 	Rule string
-	// SetKind is the kind of the sets that there can't be.
+	// SetKind is the kind of the sets that the kernel can't make.
 	SetKind SetKind
-	// Set is the name of one, of which the kernel refuses the element; all of it if that is the zero Element.
+	// Set is the name of a set, of which the kernel refuses the element; all of it if that is the zero Element.
 	Set     string
 	Element Element
 }
 
-// Refused is what a node's kernel has refused, and its reason. What a refused part would let through is closed. Only
-// what lets through by a policy, or puts a pod into its class, can be in it: without any other part the node isn't
-// safe.
+// Refused is what a node's kernel has refused. Each value says, in the backend's words, what that is and why: "the set
+// weir-sel-X: REASON". The ruleset drops the packets that a refused part would allow. Only parts that allow packets by a
+// policy, or put a pod into its class, are in it: without any other part the node isn't safe.
 type Refused map[Refusal]string
 
-// Kind is one part of a rule, which a kernel that lacks its module refuses in whatever rule it stands.
+// Kind is one part of a rule, which a kernel that lacks it refuses in whatever rule it stands.
 type Kind struct {
-	Name string // the options, without their values
-	Rule Rule   // an example that has no other part
+	Name string
+	Rule Rule // an example that has no other part
 }
 
-// Kinds are the parts of a policy's rule: how it matches the peer, and how the port. A rule may have none.
+// Kinds returns the parts of a policy's rule: how it matches the peer, and how the port. A rule may have none.
 func (r Rule) Kinds() []Kind {
 	var kinds []Kind
-	peer, port := Rule{Action: Return, Comment: "weir: a trial"}, Rule{Action: Return, Comment: "weir: a trial", Proto: r.Proto}
-	var peers, ports strings.Builder
-	for _, s := range r.Sets {
-		if HoldsPorts(s.Name) {
-			fmt.Fprintf(&ports, " -m set --match-set %s", s.Dir)
-			port.Sets = append(port.Sets, s)
+	example := Rule{Action: Return, Comment: "weir: a trial"}
+	peer, port := example, example
+	port.Proto = r.Proto
+	peerName, portName := "", string(r.Proto)
+	for _, m := range r.Sets {
+		if m.ports() {
+			portName += ", " + string(m.By) + " in a set"
+			port.Sets = append(port.Sets, m)
 		} else {
-			fmt.Fprintf(&peers, "-m set --match-set %s", s.Dir)
-			peer.Sets = append(peer.Sets, s)
+			peerName += string(m.By) + " in a set"
+			peer.Sets = append(peer.Sets, m)
 		}
 	}
-	if peers.Len() > 0 {
-		kinds = append(kinds, Kind{peers.String(), peer})
+	if peerName != "" {
+		kinds = append(kinds, Kind{peerName, peer})
 	}
 	if r.Proto == "" {
 		return kinds
 	}
-	name := fmt.Sprintf("-p %s%s", r.Proto, ports.String())
 	switch len(r.Ports) {
 	case 0:
 	case 1: // its number is none that a kernel would refuse
-		name += fmt.Sprintf(" -m %s --dport", r.Proto)
+		portName += ", one port"
 		port.Ports = []PortRange{{1, 1}}
 	default:
-		name += " -m multiport --dports"
+		portName += ", several ports"
 		port.Ports = []PortRange{{1, 1}, {3, 3}}
 	}
-	return append(kinds, Kind{name, port})
+	return append(kinds, Kind{portName, port})
 }
 
-// Matched is the rule without its words: what the kernel refuses or takes, whatever the policy is called.
-func (r Rule) Matched() string {
-	r.Comment = ""
-	return r.String()
-}
+// ByPort reports whether the kind is a way to match ports.
+func (k Kind) ByPort() bool { return k.Rule.Proto != "" }
 
-func HoldsPorts(set string) bool {
-	return strings.HasPrefix(set, conf.NamedPortSets) || strings.HasPrefix(set, conf.NumberSets)
-}
-
-// Set says why the kernel refuses the set; empty if it doesn't.
-func (r Refused) Set(f conf.Family, t SetKind, name string) string {
-	if why, ok := r[Refusal{Family: f, SetKind: t}]; ok {
-		return fmt.Sprintf("the kernel refuses sets of type %s: %s", t, why)
+// Set returns what the kernel has refused of the set, and why; empty if nothing.
+func (r Refused) Set(f conf.Family, k SetKind, name string) string {
+	if why, ok := r[Refusal{Family: f, SetKind: k}]; ok && k != "" {
+		return why
 	}
-	if why, ok := r[Refusal{Family: f, Set: name}]; ok {
-		return fmt.Sprintf("the kernel refuses the set %s: %s", name, why)
-	}
-	return ""
+	return r[Refusal{Family: f, Set: name}]
 }
 
-// Rule says why the kernel refuses the rule, and whether it does so for the way in which it matches ports.
+// Rule returns what the kernel has refused of the rule and why, and whether that is the way in which it matches ports. The
+// text is empty if nothing.
 func (r Refused) Rule(f conf.Family, rule Rule) (why string, ports bool) {
 	if len(r) == 0 {
 		return "", false
 	}
 	for _, k := range rule.Kinds() {
 		if why, ok := r[Refusal{Family: f, Kind: k.Name}]; ok {
-			return fmt.Sprintf("the kernel refuses rules with %s: %s", k.Name, why), k.Rule.Proto != ""
+			return why, k.ByPort()
 		}
 	}
-	if why, ok := r[Refusal{Family: f, Rule: rule.Matched()}]; ok {
-		return "the kernel refuses the rule: " + why, false
-	}
-	return "", false
+	return r[Refusal{Family: f, Rule: rule.Key()}], false
 }
 
-// Without leaves out the entries of the set that the kernel refuses, and tells of each.
-func (r Refused) Without(s Set, tell func(e Entry, why string)) Set {
+// Without leaves out the entries of the set that the kernel refuses, and reports each with what the backend says of it.
+func (r Refused) Without(s Set, report func(e Entry, why string)) Set {
 	if len(r) == 0 {
 		return s
 	}
-	var taken []Entry
+	var kept []Entry
 	for _, e := range s.Entries {
-		why, refused := r[Refusal{Family: s.Family, Set: s.Name, Element: e.Element}]
-		if refused {
-			tell(e, fmt.Sprintf("the kernel refuses %s in the set %s: %s", e.Element, s.Name, why))
+		if why, refused := r[Refusal{Family: s.Family, Set: s.Name, Element: e.Element}]; refused {
+			report(e, why)
 			continue
 		}
-		taken = append(taken, e)
+		kept = append(kept, e)
 	}
-	s.Entries = taken
+	s.Entries = kept
 	return s
 }

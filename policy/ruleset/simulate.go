@@ -9,80 +9,86 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Packet is the first packet of a connection as the FORWARD hook sees it: after the destination was translated, before
-// the source is.
+// Packet is the first packet of a connection as the hooks that check it see it: after its destination was translated,
+// before its source is.
 type Packet struct {
-	In, Out  string // interfaces; Out is empty for a packet to the node itself
-	InPort   string // if In is a bridge of another plugin's, the port of it
+	In, Out  string // links; Out is empty for a packet to the node itself
+	InPort   string // the port of In that the packet came in by, if In is a bridge of another plugin's
 	Src, Dst netip.Addr
-	Proto    Protocol
-	Port     uint16 // of the destination; 0 for protocols without ports
+	Proto    Protocol // a name or a number
+	Port     uint16   // of the destination; 0 for protocols without ports
 	// Translated says that Dst isn't where the sender sent the packet to.
 	Translated bool
 }
 
-// Simulator says what a Ruleset does with packets; one of a family that it has nothing for passes. It walks the rules as the kernel does, so it can tell which of the
-// connections that are open would not be let through if they were opened now.
+// Link is where the packets of an endpoint come in: the link, and the port of that link if it is a bridge of another
+// plugin's.
+type Link struct{ In, Port string }
+
+// Simulator runs packets through a ruleset in memory, as the kernel does. So it can tell which of the established
+// connections would be dropped if they began now. A packet of a family that the ruleset has no chains for passes.
 type Simulator struct {
 	chains map[conf.Family]map[string][]Rule
+	hooks  map[conf.Family]map[Hook][]Rule
 	sets   map[string]*netipx.IPSet
-	ports  map[Element]map[string]bool // the sets with ports that hold it
+	ports  map[Element]map[string]bool // the sets with ports that have it
 	links  map[string][]Element        // of the sets with links
 }
 
 // NewSimulator prepares the ruleset for many packets.
 func NewSimulator(r Ruleset) (*Simulator, error) {
-	j := &Simulator{
-		chains: map[conf.Family]map[string][]Rule{conf.IPv4: {}, conf.IPv6: {}}, sets: map[string]*netipx.IPSet{},
-		ports: map[Element]map[string]bool{}, links: map[string][]Element{},
+	s := &Simulator{
+		chains: map[conf.Family]map[string][]Rule{conf.IPv4: {}, conf.IPv6: {}},
+		hooks:  map[conf.Family]map[Hook][]Rule{conf.IPv4: {}, conf.IPv6: {}},
+		sets:   map[string]*netipx.IPSet{}, ports: map[Element]map[string]bool{}, links: map[string][]Element{},
 	}
 	for _, c := range r.Chains {
-		if c.Table == "mangle" {
-			j.chains[c.Family][c.Name] = c.Rules
+		s.chains[c.Family][c.Name] = c.Rules
+		if c.Hook != "" {
+			s.hooks[c.Family][c.Hook] = c.Rules
 		}
 	}
-	for _, s := range r.Sets {
-		if s.Kind == AddressLinks {
-			for _, e := range s.Entries {
-				j.links[s.Name] = append(j.links[s.Name], e.Element)
-			}
-			continue
-		}
-		var b netipx.IPSetBuilder
-		for _, e := range s.Entries {
-			if e.Port != 0 {
-				if j.ports[e.Element] == nil {
-					j.ports[e.Element] = map[string]bool{}
-				}
-				j.ports[e.Element][s.Name] = true
-				continue
-			}
-			b.AddPrefix(e.Prefix)
-		}
-		if s.Kind == Ports {
-			continue
-		}
-		set, err := b.IPSet()
-		if err != nil {
+	for _, set := range r.Sets {
+		if err := s.add(set); err != nil {
 			return nil, err
 		}
-		j.sets[s.Name] = set
 	}
-	return j, nil
+	return s, nil
 }
 
-// Allows says whether the packet passes.
+func (s *Simulator) add(set Set) error {
+	var addresses netipx.IPSetBuilder
+	for _, e := range set.Entries {
+		switch set.Kind {
+		case AddressLinks:
+			s.links[set.Name] = append(s.links[set.Name], e.Element)
+		case AddressPorts, Ports:
+			if s.ports[e.Element] == nil {
+				s.ports[e.Element] = map[string]bool{}
+			}
+			s.ports[e.Element][set.Name] = true
+		default:
+			addresses.AddPrefix(e.Prefix)
+		}
+	}
+	var err error
+	s.sets[set.Name], err = addresses.IPSet()
+	return err
+}
+
+// Allows reports whether the packet passes the hook that checks it.
 func (s *Simulator) Allows(p Packet) bool {
-	start := conf.ForwardChain
+	hook := CheckForwarded
 	if p.Out == "" {
-		start = conf.InputChain
+		hook = CheckToNode
 	}
-	return s.walk(start, p) != Drop
+	return s.walk(s.hooks[conf.FamilyOf(p.Dst)][hook], p) != Drop
 }
 
-// walk returns Drop, or Return where the chain lets the packet go on.
-func (s *Simulator) walk(chain string, p Packet) Action {
-	for _, r := range s.chains[conf.FamilyOf(p.Dst)][chain] {
+// walk returns Drop, or Return where the rules let the packet go on.
+func (s *Simulator) walk(rules []Rule, p Packet) Action {
+	chains := s.chains[conf.FamilyOf(p.Dst)]
+	for _, r := range rules {
 		if !s.matches(r, p) {
 			continue
 		}
@@ -90,9 +96,9 @@ func (s *Simulator) walk(chain string, p Packet) Action {
 		case Drop, Return:
 			return r.Action
 		case GoTo:
-			return s.walk(r.To, p)
-		case JumpTo:
-			if s.walk(r.To, p) == Drop {
+			return s.walk(chains[r.To], p)
+		case Jump:
+			if s.walk(chains[r.To], p) == Drop {
 				return Drop
 			}
 		}
@@ -101,36 +107,35 @@ func (s *Simulator) walk(chain string, p Packet) Action {
 }
 
 func (s *Simulator) matches(r Rule, p Packet) bool {
-	// A first packet belongs to no connection yet.
-	if r.Track != "" && (r.Track != Untranslated || p.Translated) {
+	is := func(want, have string) bool { return want == "" || want == have }
+	within := func(want netip.Prefix, have netip.Addr) bool { return !want.IsValid() || want.Contains(have) }
+	switch {
+	case r.Track != "" && (r.Track != Untranslated || p.Translated): // a first packet belongs to no connection yet
+		return false
+	case !is(r.In, p.In), !is(r.Out, p.Out), !is(r.InPort, p.InPort), !is(string(r.Proto), string(byName(p.Proto))):
+		return false
+	case !within(r.Src, p.Src), !within(r.Dst, p.Dst), !r.Shape.matches(p):
+		return false
+	case slices.ContainsFunc(r.Sets, func(m SetMatch) bool { return s.contains(m, p) == m.Not }):
 		return false
 	}
-	if (r.In != "" && r.In != p.In) || (r.Out != "" && r.Out != p.Out) || (r.InPort != "" && r.InPort != p.InPort) {
-		return false
-	}
-	if (r.Src.IsValid() && !r.Src.Contains(p.Src)) || (r.Dst.IsValid() && !r.Dst.Contains(p.Dst)) || !r.Program.matches(p) {
-		return false
-	}
-	if r.Proto != "" && r.Proto != byName(p.Proto) {
-		return false
-	}
-	for _, set := range r.Sets {
-		if s.contains(set, p) == set.Not {
-			return false
-		}
-	}
-	if len(r.Ports) == 0 {
+	in := func(ports PortRange) bool { return ports.First <= p.Port && p.Port <= ports.Last }
+	return len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, in)
+}
+
+// matches reports whether the first packet of a connection, which is no ICMP error and no neighbour discovery, has the
+// shape.
+func (s Shape) matches(p Packet) bool {
+	switch s {
+	case "", HonestICMP, NoICMPError:
 		return true
-	}
-	for _, ports := range r.Ports {
-		if ports.First <= p.Port && p.Port <= ports.Last {
-			return true
-		}
+	case ToItself:
+		return p.Src == p.Dst
 	}
 	return false
 }
 
-// byName is the protocol by its name, where a rule may speak of it.
+// byName returns the protocol's name, for those that rules have names for.
 func byName(p Protocol) Protocol {
 	switch p {
 	case "1":
@@ -142,21 +147,19 @@ func byName(p Protocol) Protocol {
 }
 
 func (s *Simulator) contains(m SetMatch, p Packet) bool {
-	addr := p.Src
-	switch m.Dir {
-	case "src,src":
-		return slices.ContainsFunc(s.links[m.Name], func(e Element) bool { return e.Link == p.In && e.Prefix.Contains(p.Src) })
-	case "dst,dst":
+	switch m.By {
+	case SourceLink:
+		here := func(e Element) bool { return e.Link == p.In && e.Prefix.Contains(p.Src) }
+		return slices.ContainsFunc(s.links[m.Name], here)
+	case DestinationPair:
 		return s.ports[Element{Prefix: netip.PrefixFrom(p.Dst, p.Dst.BitLen()), Proto: p.Proto, Port: p.Port}][m.Name]
-	case "dst":
+	case DestinationPort:
+		return s.ports[Element{Port: p.Port}][m.Name]
+	}
+	addr := p.Src
+	if m.By == Destination {
 		addr = p.Dst
 	}
-	if set := s.sets[m.Name]; set != nil {
-		return set.Contains(addr)
-	}
-	return s.ports[Element{Port: p.Port}][m.Name] // it holds ports alone
+	set := s.sets[m.Name]
+	return set != nil && set.Contains(addr)
 }
-
-// Link is where the packets of an endpoint come in: by which link, and by which port of that link if it is a bridge of
-// another plugin's.
-type Link struct{ In, Port string }

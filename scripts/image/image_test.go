@@ -21,7 +21,7 @@ import (
 // TestRulesHaveTheirExtensions reads the rules that the compiler's golden files hold, and demands of the check each
 // extension they use.
 func TestRulesHaveTheirExtensions(t *testing.T) {
-	files, err := filepath.Glob("../../policy/testdata/*.rules")
+	files, err := filepath.Glob("../../netfilter/iptables/testdata/*.rules")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("golden files: %v, %v", files, err)
 	}

@@ -1,0 +1,168 @@
+package iptables
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"go4.org/netipx"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/ipset"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// lowered is a ruleset in the words and within the limits of ipset and iptables.
+type lowered struct {
+	sets   []ruleset.Set
+	chains []chain
+	jumps  []jump
+	// whole are the sets that have all addresses as one of their entries, which is two of ipset's.
+	whole map[string]bool
+}
+
+// chain is one of weir's chains in a table. Each family has tables of its own.
+type chain struct {
+	family      conf.Family
+	table, name string
+	lines       []string
+	rules       []ruleset.Rule // that the lines are made of
+	dispatch    []string       // the sets that they go by, in their order
+}
+
+// jump is a rule in a built-in chain that leads to one of weir's. First: nothing may come before it. Otherwise it stands
+// last, or ahead of the rule at which the chain refuses all packets that come so far.
+type jump struct {
+	family       conf.Family
+	table, chain string
+	first        bool
+	to           string
+	line         string
+}
+
+// place is where iptables has a hook.
+type place struct {
+	table, chain string
+	first        bool
+}
+
+var places = map[ruleset.Hook]place{
+	ruleset.CheckForwarded:  {"mangle", "FORWARD", true},
+	ruleset.CheckToNode:     {"mangle", "INPUT", true},
+	ruleset.AcceptForwarded: {"filter", "FORWARD", false},
+	ruleset.TranslateSource: {"nat", "POSTROUTING", false},
+}
+
+// checks is the table of the hooks that check packets, and of all chains that they lead to.
+const checks = "mangle"
+
+// lower returns the ruleset in the words of ipset and iptables.
+func lower(r ruleset.Ruleset) *lowered {
+	l := &lowered{whole: map[string]bool{}}
+	for _, s := range r.Sets {
+		l.sets = append(l.sets, l.lowerSet(s))
+	}
+	for _, c := range r.Chains {
+		at := chain{family: c.Family, table: checks, name: c.Name, rules: c.Rules, dispatch: c.Dispatch()}
+		for _, rule := range c.Rules {
+			at.lines = append(at.lines, lowerRule(rule, c.Family)...)
+		}
+		if c.Hook != "" {
+			p := places[c.Hook]
+			at.table = p.table
+			line := ruleText(ruleset.Rule{Comment: c.Comment, Action: ruleset.Jump, To: c.Name}, c.Family)
+			l.jumps = append(l.jumps, jump{c.Family, p.table, p.chain, p.first, c.Name, line})
+		}
+		l.chains = append(l.chains, at)
+	}
+	slices.SortStableFunc(l.chains, func(a, b chain) int {
+		return cmp.Or(cmp.Compare(a.family, b.family), cmp.Compare(a.table, b.table), cmp.Compare(a.name, b.name))
+	})
+	slices.SortStableFunc(l.jumps, func(a, b jump) int {
+		return cmp.Or(cmp.Compare(a.family, b.family), inOrder(a.table)-inOrder(b.table), cmp.Compare(a.chain, b.chain))
+	})
+	return l
+}
+
+func inOrder(table string) int { return slices.Index(tablesUsed, table) }
+
+// has reports whether there is anything for the family's packets.
+func (l *lowered) has(f conf.Family) bool {
+	return slices.ContainsFunc(l.chains, func(c chain) bool { return c.family == f })
+}
+
+// chain returns the chain of that family, table and name; an empty one if there is none.
+func (l *lowered) chain(f conf.Family, table, name string) chain {
+	for _, c := range l.chains {
+		if c.family == f && c.table == table && c.name == name {
+			return c
+		}
+	}
+	return chain{}
+}
+
+// lowerSet returns the set with entries as ipset has them: comments that the kernel keeps unchanged, and all addresses in
+// two halves, as there is no /0 in sets of type hash:net. A set that needs no change keeps its list of entries.
+func (l *lowered) lowerSet(s ruleset.Set) ruleset.Set {
+	for i, e := range s.Entries {
+		comment := conf.Comment(e.Comment)
+		halves := s.Kind == ruleset.Networks && e.Prefix.Bits() == 0
+		if comment == e.Comment && !halves {
+			continue
+		}
+		s.Entries = slices.Clone(s.Entries)
+		s.Entries[i].Comment = comment
+		for j := i + 1; j < len(s.Entries); j++ {
+			s.Entries[j].Comment = conf.Comment(s.Entries[j].Comment)
+		}
+		if halves { // it is the first entry, and the only one of its address and size
+			l.whole[s.Name] = true
+			all := s.Entries[i]
+			s.Entries = append(s.Entries[:i], s.Entries[i+1:]...)
+			for _, half := range halvesOf(all.Prefix) {
+				s.Entries = append(s.Entries, ruleset.Entry{Element: ruleset.Element{Prefix: half}, Comment: all.Comment})
+			}
+			s.Entries = ruleset.Order(s.Entries)
+		}
+		break
+	}
+	return s
+}
+
+func halvesOf(all netip.Prefix) [2]netip.Prefix {
+	lower := netip.PrefixFrom(all.Addr(), 1)
+	return [2]netip.Prefix{lower, netip.PrefixFrom(netipx.PrefixLastIP(lower).Next(), 1)}
+}
+
+// raise returns what the kernel refuses as parts of the ruleset.
+func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
+	raised := ruleset.Refused{}
+	for r, why := range refused {
+		if p := r.Element.Prefix; l.whole[r.Set] && p.IsValid() && p.Bits() == 1 {
+			r.Element.Prefix = netip.PrefixFrom(p.Addr(), 0).Masked()
+		}
+		raised[r] = why
+	}
+	return raised
+}
+
+// types are ipset's types for the kinds of sets.
+var types = map[ruleset.SetKind]string{
+	ruleset.Addresses: ipset.HashIP, ruleset.Networks: ipset.HashNet, ruleset.AddressPorts: ipset.HashIPPort,
+	ruleset.Ports: ipset.BitmapPort, ruleset.AddressLinks: ipset.HashNetIface,
+}
+
+// SetType returns ipset's type for sets of the kind.
+func (d *Driver) SetType(k ruleset.SetKind) string { return setType(k) }
+
+func setType(k ruleset.SetKind) string { return cmp.Or(types[k], string(k)) }
+
+// kindOf returns the kind that ipset's type stands for; one of no kind is a kind of its own.
+func kindOf(setType string) ruleset.SetKind {
+	for k, t := range types {
+		if t == setType {
+			return k
+		}
+	}
+	return ruleset.SetKind(setType)
+}

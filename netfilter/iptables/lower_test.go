@@ -1,0 +1,123 @@
+package iptables
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/test/golden"
+)
+
+// TestGolden compares what rulesets are lowered to with testdata/NAME.rules; go test ./netfilter/iptables -update writes
+// them.
+func TestGolden(t *testing.T) {
+	golden.Each(t, "../..", func(t *testing.T, name string, state policy.State) {
+		r := policy.Compile(state)
+		golden.Compare(t, "testdata/"+name+".rules", listed(lower(r), r.Problems))
+	})
+}
+
+// listed prints sets, rules and jumps as a person would list them, IPv6's behind IPv4's.
+func listed(l *lowered, problems []ruleset.Problem) string {
+	var b strings.Builder
+	six := func(f conf.Family, words string) string {
+		if f == conf.IPv6 {
+			return words
+		}
+		return ""
+	}
+	for _, s := range l.sets {
+		fmt.Fprintf(&b, "set %s %s%s\n", s.Name, setType(s.Kind), six(s.Family, " family inet6"))
+		for _, e := range s.Entries {
+			fmt.Fprintf(&b, "  %s # %s\n", e.Element, e.Comment)
+		}
+	}
+	for _, c := range l.chains {
+		fmt.Fprintf(&b, "%schain %s %s\n", six(c.family, "IPv6 "), c.table, c.name)
+		for _, line := range c.lines {
+			fmt.Fprintf(&b, "  %s\n", line)
+		}
+	}
+	for _, j := range l.jumps {
+		where := "last"
+		if j.first {
+			where = "first"
+		}
+		fmt.Fprintf(&b, "%s%s in %s %s\n  %s\n", six(j.family, "IPv6 "), where, j.table, j.chain, j.line)
+	}
+	for _, p := range problems {
+		fmt.Fprintf(&b, "problem %s\n", p)
+	}
+	return b.String()
+}
+
+// TestLimits: entries that ipset hasn't become those that it has, and refusals of these name the former.
+func TestLimits(t *testing.T) {
+	entry := func(p, words string) ruleset.Entry {
+		return ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix(p)}, Comment: words}
+	}
+	long := strings.Repeat("x", 300)
+	for name, tc := range map[string]struct {
+		kind       ruleset.SetKind
+		have, want []ruleset.Entry
+	}{
+		"as they are": {
+			ruleset.Networks, []ruleset.Entry{entry("10.0.0.0/8", "a"), entry("10.0.0.0/9", "b")},
+			[]ruleset.Entry{entry("10.0.0.0/8", "a"), entry("10.0.0.0/9", "b")},
+		},
+		"all addresses": {
+			ruleset.Networks, []ruleset.Entry{entry("0.0.0.0/0", "a"), entry("10.0.0.0/9", "b")},
+			[]ruleset.Entry{entry("0.0.0.0/1", "a"), entry("10.0.0.0/9", "b"), entry("128.0.0.0/1", "a")},
+		},
+		"all addresses of IPv6": {
+			ruleset.Networks, []ruleset.Entry{entry("::/0", long)},
+			[]ruleset.Entry{entry("::/1", conf.Comment(long)), entry("8000::/1", conf.Comment(long))},
+		},
+		"all addresses of a link": {
+			ruleset.AddressLinks, []ruleset.Entry{entry("0.0.0.0/0", "a")}, []ruleset.Entry{entry("0.0.0.0/0", "a")},
+		},
+		"long comments": {
+			ruleset.Addresses, []ruleset.Entry{entry("10.0.0.1/32", "a"), entry("10.0.0.2/32", long), entry("10.0.0.3/32", `"`)},
+			[]ruleset.Entry{entry("10.0.0.1/32", "a"), entry("10.0.0.2/32", conf.Comment(long)), entry("10.0.0.3/32", "?")},
+		},
+	} {
+		have := slices.Clone(tc.have)
+		l := lower(ruleset.Ruleset{Sets: []ruleset.Set{{Name: "weir-x", Kind: tc.kind, Entries: tc.have}}})
+		if got := l.sets[0].Entries; !slices.Equal(got, tc.want) {
+			t.Errorf("%s: got %v, want %v", name, got, tc.want)
+		}
+		if !slices.Equal(tc.have, have) {
+			t.Errorf("%s: the ruleset has become %v", name, tc.have)
+		}
+		for _, e := range l.sets[0].Entries {
+			raised := l.raise(ruleset.Refused{{Set: "weir-x", Element: e.Element}: "why"})
+			for r := range raised {
+				in := func(e ruleset.Entry) bool { return e.Element == r.Element }
+				if !slices.ContainsFunc(tc.have, in) {
+					t.Errorf("%s: a refusal of %s is one of %s, which the ruleset hasn't", name, e.Element, r.Element)
+				}
+			}
+		}
+	}
+}
+
+// TestMultiport: a rule with many ports becomes several, each with no more than iptables takes.
+func TestMultiport(t *testing.T) {
+	r := ruleset.Rule{Proto: ruleset.TCP, Action: ruleset.Return}
+	for i := range uint16(8) {
+		r.Ports = append(r.Ports, ruleset.PortRange{First: 10 * i, Last: 10*i + 5}) // of which 7 fit
+	}
+	r.Ports = append(r.Ports, ruleset.PortRange{First: 99, Last: 99})
+	want := []string{
+		"-p tcp -m multiport --dports 0:5,10:15,20:25,30:35,40:45,50:55,60:65 -j RETURN",
+		"-p tcp -m multiport --dports 70:75,99 -j RETURN",
+	}
+	if got := lowerRule(r, conf.IPv4); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}

@@ -1,0 +1,186 @@
+package iptables
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// maxMultiport is how many ports one multiport match takes; a range counts as two (xt_multiport, XT_MULTI_PORTS).
+const maxMultiport = 15
+
+// LogGroup is the netlink log group (NFLOG) that dropped packets are copied to.
+const LogGroup = 88
+
+// lowerRule returns the rule as iptables-save prints it, without "-A CHAIN": so what the kernel has can be compared as
+// text. A rule with many ports becomes several, one for each multiport match.
+func lowerRule(r ruleset.Rule, f conf.Family) []string {
+	if len(r.Ports) < 2 {
+		return []string{ruleText(r, f)}
+	}
+	chunks := multiport(r.Ports)
+	lines := make([]string, len(chunks))
+	for i, ports := range chunks {
+		r.Ports = ports
+		lines[i] = ruleText(r, f)
+	}
+	return lines
+}
+
+// multiport cuts the ranges into pieces that one multiport match takes.
+func multiport(ranges []ruleset.PortRange) [][]ruleset.PortRange {
+	var chunks [][]ruleset.PortRange
+	room := 0
+	for _, r := range ranges {
+		need := 1
+		if r.First != r.Last {
+			need = 2
+		}
+		if room < need {
+			chunks, room = append(chunks, nil), maxMultiport
+		}
+		last := len(chunks) - 1
+		chunks[last] = append(chunks[last], r)
+		room -= need
+	}
+	return chunks
+}
+
+// rule is a rule's text that grows option by option.
+type rule struct{ strings.Builder }
+
+// add adds an option, behind a space.
+func (t *rule) add(words ...string) {
+	if t.Len() > 0 {
+		t.WriteByte(' ')
+	}
+	for _, w := range words {
+		t.WriteString(w)
+	}
+}
+
+// ruleText writes a rule with no more ports than one match takes. Each change of a pod has all rules written, so it does
+// without package fmt, which takes several times as long.
+func ruleText(r ruleset.Rule, f conf.Family) string {
+	var t rule
+	t.Grow(128)
+	if r.Src.IsValid() {
+		t.add("-s ", r.Src.String())
+	}
+	if r.Dst.IsValid() {
+		t.add("-d ", r.Dst.String())
+	}
+	if r.In != "" {
+		t.add("-i ", r.In)
+	}
+	if r.Out != "" {
+		t.add("-o ", r.Out)
+	}
+	if r.Proto != "" {
+		t.add("-p ", string(r.Proto))
+	}
+	if r.Track != "" {
+		t.add(tracks[r.Track])
+	}
+	if words := discovery[r.Shape]; words != "" {
+		t.add(words)
+	}
+	if r.InPort != "" {
+		t.add("-m physdev --physdev-in ", r.InPort)
+	}
+	if program := programs[f][r.Shape]; program != "" {
+		t.add(`-m bpf --bytecode "`, program, `"`)
+	}
+	for _, m := range r.Sets {
+		t.add(matchText(m), " ", m.Name, " ", flags[m.By])
+	}
+	switch len(r.Ports) {
+	case 0:
+	case 1:
+		t.add("-m ", string(r.Proto), " --dport ", portText(r.Ports[0]))
+	default:
+		list := make([]string, len(r.Ports))
+		for i, p := range r.Ports {
+			list[i] = portText(p)
+		}
+		t.add("-m multiport --dports ", strings.Join(list, ","))
+	}
+	if r.Comment != "" {
+		t.add(`-m comment --comment "`, conf.Comment(r.Comment), `"`) // it has a space, so iptables-save quotes it
+	}
+	t.target(r)
+	return t.String()
+}
+
+func (t *rule) target(r ruleset.Rule) {
+	switch r.Action {
+	case ruleset.Jump:
+		t.add("-j ", r.To)
+	case ruleset.GoTo:
+		t.add("-g ", r.To)
+	case ruleset.Log:
+		t.add(`-j NFLOG --nflog-prefix "`, r.To, `" --nflog-group `, strconv.Itoa(LogGroup))
+	case ruleset.Masquerade:
+		t.add("-j MASQUERADE --random-fully")
+	default:
+		t.add("-j ", strings.ToUpper(string(r.Action)))
+	}
+}
+
+// tracks are the options for what connection tracking knows.
+var tracks = map[ruleset.Track]string{
+	ruleset.Established:  fmt.Sprintf(`-m conntrack --ctstate ESTABLISHED -m connlabel ! --label "%d"`, conf.CutLabel),
+	ruleset.Cut:          fmt.Sprintf(`-m connlabel --label "%d"`, conf.CutLabel),
+	ruleset.Related:      "-m conntrack --ctstate RELATED",
+	ruleset.Untranslated: "-m conntrack ! --ctstate DNAT",
+	ruleset.Midstream:    "-m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack ! --ctstate UNTRACKED",
+}
+
+// discovery are the options for IPv6's neighbour discovery.
+var discovery = map[ruleset.Shape]string{
+	ruleset.Solicitation:  "-m icmp6 --icmpv6-type 135 -m hl --hl-eq 255",
+	ruleset.Advertisement: "-m icmp6 --icmpv6-type 136 -m hl --hl-eq 255",
+}
+
+// flags are how the match "set" calls parts of a packet.
+var flags = map[ruleset.Part]string{
+	ruleset.Source: "src", ruleset.Destination: "dst", ruleset.DestinationPort: "dst",
+	ruleset.DestinationPair: "dst,dst", ruleset.SourceLink: "src,src",
+}
+
+func matchText(m ruleset.SetMatch) string {
+	if m.Not {
+		return "-m set ! --match-set"
+	}
+	return "-m set --match-set"
+}
+
+// portText writes the range as iptables does: "80" or "80:90".
+func portText(p ruleset.PortRange) string {
+	if p.First == p.Last {
+		return strconv.Itoa(int(p.First))
+	}
+	return strconv.Itoa(int(p.First)) + ":" + strconv.Itoa(int(p.Last))
+}
+
+// kindText is the options of a kind of rules, without their values.
+func kindText(k ruleset.Kind) string {
+	var t rule
+	if k.ByPort() {
+		t.add("-p ", string(k.Rule.Proto))
+	}
+	for _, m := range k.Rule.Sets {
+		t.add(matchText(m), " ", flags[m.By])
+	}
+	switch len(k.Rule.Ports) {
+	case 0:
+	case 1:
+		t.add("-m ", string(k.Rule.Proto), " --dport")
+	default:
+		t.add("-m multiport --dports")
+	}
+	return t.String()
+}

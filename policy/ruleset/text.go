@@ -1,0 +1,93 @@
+package ruleset
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/weir-net/weir/conf"
+)
+
+// Write prints the ruleset as a person would list it: sets, then chains, IPv6's behind IPv4's. policy/testdata holds such
+// texts.
+func (r Ruleset) Write(w io.Writer) error {
+	var b strings.Builder
+	for _, s := range r.Sets {
+		fmt.Fprintf(&b, "set %s: %s%s\n", s.Name, ofFamily(s.Family), s.Kind)
+		for _, e := range s.Entries {
+			fmt.Fprintf(&b, "  %s%s\n", e.Element, remark(e.Comment))
+		}
+	}
+	for _, c := range r.Chains {
+		fmt.Fprintf(&b, "%schain %s\n", ofFamily(c.Family), c.Name)
+		if c.Hook != "" {
+			fmt.Fprintf(&b, "  hook: %s%s\n", c.Hook, remark(c.Comment))
+		}
+		for _, rule := range c.Rules {
+			fmt.Fprintf(&b, "  %s\n", rule)
+		}
+	}
+	for _, p := range r.Problems {
+		fmt.Fprintf(&b, "problem %s\n", p)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// String writes the rule as "CONDITION, CONDITION: ACTION # COMMENT".
+func (r Rule) String() string {
+	var conditions []string
+	add := func(format string, args ...any) { conditions = append(conditions, fmt.Sprintf(format, args...)) }
+	if r.Src.IsValid() {
+		add("source %s", r.Src)
+	}
+	if r.Dst.IsValid() {
+		add("destination %s", r.Dst)
+	}
+	for _, link := range []struct{ where, name string }{{"in", r.In}, {"out", r.Out}, {"in port", r.InPort}} {
+		if link.name != "" {
+			add("%s %s", link.where, link.name)
+		}
+	}
+	for _, word := range []string{string(r.Proto), string(r.Track), string(r.Shape)} {
+		if word != "" {
+			add("%s", word)
+		}
+	}
+	for _, m := range r.Sets {
+		in := "in"
+		if m.Not {
+			in = "not in"
+		}
+		add("%s %s %s", m.By, in, m.Name)
+	}
+	if len(r.Ports) > 0 {
+		add("port %s", strings.Trim(fmt.Sprint(r.Ports), "[]"))
+	}
+	all := strings.Join(conditions, ", ")
+	if all == "" {
+		all = "any"
+	}
+	action := string(r.Action)
+	switch r.Action {
+	case Jump, GoTo:
+		action += " " + r.To
+	case Log:
+		action += fmt.Sprintf(" %q", r.To)
+	}
+	return all + ": " + action + remark(r.Comment)
+}
+
+func remark(comment string) string {
+	if comment == "" {
+		return ""
+	}
+	return " # " + comment
+}
+
+func ofFamily(f conf.Family) string {
+	if f == conf.IPv6 {
+		return "IPv6 "
+	}
+	return ""
+}
