@@ -15,21 +15,22 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// host is an address in a network namespace, with its servers and the sockets that see protocols without servers.
+// host is an address in a network namespace, with servers for TCP and UDP and raw sockets for the other protocols.
 type host struct {
 	netns   string
 	addr    netip.Addr
-	raw     map[ruleset.Protocol]int // sockets that send, and see what arrives
+	raw     map[ruleset.Protocol]int // sockets that send, and receive what arrives
 	servers []io.Closer
 }
 
-// ICMP of either family stands for all protocols without ports.
+// ICMP of each family stands for all protocols without ports.
 const (
 	icmp   ruleset.Protocol = "1"
 	icmpv6 ruleset.Protocol = "58"
 )
 
-// rawProtocols are sent as whole packets: for SCTP the kernel may have no sockets.
+// rawProtocols returns the protocols that tests send by raw sockets. SCTP is one, as a kernel may have no sockets for
+// it.
 func rawProtocols(a netip.Addr) map[ruleset.Protocol]int {
 	if a.Is4() {
 		return map[ruleset.Protocol]int{ruleset.SCTP: unix.IPPROTO_SCTP, icmp: unix.IPPROTO_ICMP}
@@ -121,8 +122,8 @@ func sockaddr(a netip.Addr, port uint16) unix.Sockaddr {
 	return &unix.SockaddrInet6{Addr: a.As16(), Port: int(port)}
 }
 
-// payload is the packet's content behind the IP header. It carries the packet's number, whatever an address translation
-// does to ports.
+// payload returns the packet's content after the IP header. It carries the packet's number, which survives the
+// translation of addresses and ports.
 func payload(p verdict.Packet, number uint32) []byte {
 	switch p.Proto {
 	case ruleset.SCTP: // RFC 9260: common header and INIT chunk
@@ -135,7 +136,7 @@ func payload(p verdict.Packet, number uint32) []byte {
 		b[25], b[27] = 1, 1                       // streams
 		binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
 		return b
-	case icmp, icmpv6: // RFC 792, RFC 4443: echo; of ICMPv6 the kernel makes the checksum
+	case icmp, icmpv6: // RFC 792, RFC 4443: echo; for ICMPv6 the kernel computes the checksum
 		b := make([]byte, 12)
 		b[0] = map[ruleset.Protocol]byte{icmp: 8, icmpv6: 128}[p.Proto]
 		binary.BigEndian.PutUint16(b[4:], uint16(number))
@@ -151,10 +152,11 @@ func payload(p verdict.Packet, number uint32) []byte {
 	return binary.BigEndian.AppendUint32(nil, number)
 }
 
-// numberOf is the number of the packet that a raw socket has seen; 0 if it is none of ours.
+// numberOf returns the number of a packet that a raw socket has received, or 0 if no test has sent the packet.
 func numberOf(r receiver, b []byte) uint32 {
 	proto := r.proto
-	if header := int(b[0]&15) * 4; r.family == unix.AF_INET && header < len(b) { // of IPv4, raw sockets see the header too
+	// raw sockets of IPv4 receive the header too
+	if header := int(b[0]&15) * 4; r.family == unix.AF_INET && header < len(b) {
 		b = b[header:]
 	}
 	switch {

@@ -1,6 +1,6 @@
-// Package packettest sends real packets between pods whose policies are in the kernel, many at a time, and says which
-// arrived. Pods are network namespaces on weir's bridge, rules and sets are brought in by the driver; there is no
-// plugin, agent or API between a test's state and the kernel.
+// Package packettest sends real packets between pods, many at a time, and returns which of them arrived. Pods are
+// network namespaces on weir's bridge. The test writes rules and sets to the kernel through the backend: there is no
+// plugin, agent or API server between a test's state and the kernel.
 package packettest
 
 import (
@@ -23,22 +23,22 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// Node is a node with pods, and the world beyond it. The test must be nodetest.Isolated.
+// Node is a node with pods, and hosts outside. The test must be nodetest.Isolated.
 type Node struct {
 	testing.TB
 	Driver *iptables.Driver
-	// Ports on which every host answers TCP and UDP. On all others TCP is refused, which tells as well that the packet
-	// arrived.
+	// Ports are those on which each host answers TCP and UDP. On all others a host refuses TCP, which also shows that the
+	// packet arrived.
 	Ports    []uint16
 	outside  string
 	bridge   *bridge.Bridge
 	networks map[conf.Family]endpoint.Address // without Addr
 	hosts    map[netip.Addr]*host
-	bridged  map[string][]neighbour // by the bridge of another plugin's
+	bridged  map[string][]neighbour // by the name of another plugin's bridge
 	last     uint32                 // number of the last packet
 }
 
-// NewNode makes the node. networks are where its pods live, one of a family, each with its gateway.
+// NewNode makes the node. networks holds the subnet and gateway of its pods, at most one for each family.
 func NewNode(t testing.TB, networks []endpoint.Address, ports ...uint16) *Node {
 	t.Helper()
 	n := &Node{
@@ -105,9 +105,9 @@ func (n *Node) AddPod(name string, addrs ...netip.Addr) {
 	}
 }
 
-// AddPodBehind attaches a pod as another plugin would: with a veth pair whose end on the node is hostIf, which the node
-// routes (ptp), or which is on the bridge. Pods on one bridge know each other, and speak through it without the node's
-// help.
+// AddChainedPod attaches a pod as another plugin does: by a veth pair whose end on the node is hostIf. The node routes
+// hostIf (ptp), or hostIf is a port of bridgeIf. Pods on one bridge reach each other through the bridge, without the
+// node's routing.
 func (n *Node) AddChainedPod(bridgeIf, hostIf, name string, addrs ...netip.Addr) {
 	n.Helper()
 	path := nodetest.NewNS(n, name)
@@ -159,7 +159,7 @@ func (n *Node) AddChainedPod(bridgeIf, hostIf, name string, addrs ...netip.Addr)
 	}
 }
 
-// neighbour is an address on a bridge.
+// neighbour is a pod's address on another plugin's bridge.
 type neighbour struct {
 	netns, mac string
 	addr       netip.Addr
@@ -178,7 +178,7 @@ func (n *Node) DelPod(name string, addrs ...netip.Addr) {
 	nodetest.DelNS(n, "/run/netns/"+name)
 }
 
-// AddOutside gives the world beyond the node one more address, which may be that of a pod on another node.
+// AddOutside gives the host outside one more address, for instance that of a pod on another node.
 func (n *Node) AddOutside(addr netip.Addr) {
 	n.Helper()
 	args := []string{"-n", "outside", "addr", "replace", addr.String(), "dev", "lo"}
@@ -189,13 +189,13 @@ func (n *Node) AddOutside(addr netip.Addr) {
 	n.addHost(n.outside, addr)
 }
 
-// AddSelf makes the node itself, under its own address, a host that pods can send to.
+// AddSelf makes the node itself a host that pods can send to, under the node's address.
 func (n *Node) AddSelf(addr netip.Addr) {
 	n.Helper()
 	n.addHost(nodetest.Self, addr)
 }
 
-// Hosts are the addresses that packets can be sent between.
+// Hosts returns the addresses between which a test can send packets.
 func (n *Node) Hosts() []netip.Addr {
 	var all []netip.Addr
 	for a := range n.hosts {
@@ -205,8 +205,8 @@ func (n *Node) Hosts() []netip.Addr {
 	return all
 }
 
-// Enforce brings the state's rules and sets into the kernel, and forgets all connections: each packet is then the first
-// of a new one.
+// Enforce writes the state's rules and sets to the kernel, and removes all entries of connection tracking, so that each
+// packet is the first of a new connection.
 func (n *Node) Enforce(s policy.State) {
 	n.Helper()
 	if _, err := n.Driver.Apply(n.Context(), policy.Compile(s), netfilter.Trust); err != nil {

@@ -13,20 +13,20 @@ import (
 )
 
 const (
-	// late is how long a packet that should arrive is waited for: much longer than it ever takes.
+	// late is how long Send waits for a packet that should arrive: much longer than it ever takes.
 	late = 3 * time.Second
-	// silence is how long packets that should not arrive are waited for, once all others have. The kernel carries a
-	// packet from namespace to namespace while it is sent, so they would have come before.
+	// silence is how long Send waits for packets that should not arrive, once all others have arrived. The kernel delivers
+	// a packet to the other namespace within the system call that sends it, so such packets would have arrived before.
 	silence = 30 * time.Millisecond
 )
 
-// receiver is what a raw socket sees.
+// receiver is what a raw socket receives.
 type receiver struct {
 	proto  ruleset.Protocol
 	family int
 }
 
-// flight is a number of packets on their way.
+// flight is a batch of packets that are on their way.
 type flight struct {
 	epoll   int
 	packets []verdict.Packet
@@ -35,8 +35,8 @@ type flight struct {
 	arrived []bool
 }
 
-// Send sends the packets all at once and says which arrived. TCP's and UDP's count when they were answered, so that the
-// way back is open too. expect says which should arrive: it decides how long to wait, not what is said.
+// Send sends all packets at once and returns which arrived. One of TCP or UDP counts only if it was answered, so the
+// way back works too. expect tells which should arrive; it only decides how long Send waits.
 func (n *Node) Send(packets []verdict.Packet, expect []bool) []bool {
 	n.Helper()
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
@@ -56,7 +56,7 @@ func (n *Node) Send(packets []verdict.Packet, expect []bool) []bool {
 	for _, h := range n.hosts {
 		for proto, fd := range h.raw {
 			receivers[fd] = receiver{proto, family(h.addr)}
-			f.drain(fd, receivers[fd]) // what another flight left
+			f.drain(fd, receivers[fd]) // what is left of another flight
 			f.watch(n, fd, unix.EPOLLIN)
 		}
 	}
@@ -113,7 +113,7 @@ func (f *flight) watch(n *Node, fd int, events uint32) {
 	}
 }
 
-// send is called in the source's namespace.
+// send sends packet number i. The caller is in the namespace of its source.
 func (f *flight) send(n *Node, h *host, i int) error {
 	p := f.packets[i]
 	number := f.first + uint32(i)
@@ -142,12 +142,12 @@ func (f *flight) send(n *Node, h *host, i int) error {
 		f.watch(n, fd, unix.EPOLLIN)
 		return nil
 	}
-	// The end of a connection leaves nothing behind.
+	// Closing the socket then resets the connection, and no state of it stays.
 	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
 		return err
 	}
 	if err := unix.Connect(fd, sockaddr(p.Dst, p.Port)); errors.Is(err, unix.ECONNREFUSED) {
-		f.arrived[i] = true // by the host's own loopback
+		f.arrived[i] = true // at the host itself, by its loopback
 		return nil
 	} else if err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		return err
@@ -156,7 +156,7 @@ func (f *flight) send(n *Node, h *host, i int) error {
 	return nil
 }
 
-// receive waits for what comes, and says whether anything did.
+// receive waits for packets and answers, and reports whether any came.
 func (f *flight) receive(n *Node, receivers map[int]receiver, wait time.Duration) bool {
 	n.Helper()
 	events := make([]unix.EpollEvent, 256)
@@ -174,7 +174,7 @@ func (f *flight) receive(n *Node, receivers map[int]receiver, wait time.Duration
 		if err != nil {
 			n.Fatal(err)
 		}
-		// Refused or reset by who listens not: the packet was there. Anything else means that it wasn't.
+		// A host without a server refuses or resets: the packet arrived. Any other error means that it didn't.
 		f.arrived[f.clients[fd]] = code == 0 || unix.Errno(code) == unix.ECONNREFUSED || unix.Errno(code) == unix.ECONNRESET
 		if err := unix.EpollCtl(f.epoll, unix.EPOLL_CTL_DEL, fd, nil); err != nil {
 			n.Fatal(err)

@@ -9,9 +9,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// Large parts of policies, of which nothing can be joined.
+// Here are large parts of policies. No two of their ports, addresses or selectors can be merged into one.
 
-// OddPorts are the first n odd ones.
+// OddPorts returns the first n odd port numbers.
 func OddPorts(n int) []networkingv1.NetworkPolicyPort {
 	list := make([]networkingv1.NetworkPolicyPort, n)
 	for i := range list {
@@ -21,7 +21,7 @@ func OddPorts(n int) []networkingv1.NetworkPolicyPort {
 	return list
 }
 
-// EvenAddresses are the first n even ones from 172.16.0.0 on, each an ipBlock.
+// EvenAddresses returns an ipBlock for each of the first n even addresses from 172.16.0.0 on.
 func EvenAddresses(n int) []networkingv1.NetworkPolicyPeer {
 	list := make([]networkingv1.NetworkPolicyPeer, n)
 	for i, a := range everyOther(n) {
@@ -30,7 +30,7 @@ func EvenAddresses(n int) []networkingv1.NetworkPolicyPeer {
 	return list
 }
 
-// AllButEven is everything but these, as one ipBlock.
+// AllButEven returns one ipBlock of all addresses except those of EvenAddresses.
 func AllButEven(n int) []networkingv1.NetworkPolicyPeer {
 	b := &networkingv1.IPBlock{CIDR: "0.0.0.0/0"}
 	for _, a := range everyOther(n) {
@@ -47,7 +47,7 @@ func everyOther(n int) []string {
 	return all
 }
 
-// Selectors are n that mean no pod, and no two of which are alike; others where from is another.
+// Selectors returns n different selectors, numbered from "from" on. They select no pod.
 func Selectors(from, n int) []networkingv1.NetworkPolicyPeer {
 	list := make([]networkingv1.NetworkPolicyPeer, n)
 	for i := range list {
@@ -56,7 +56,7 @@ func Selectors(from, n int) []networkingv1.NetworkPolicyPeer {
 	return list
 }
 
-// Letting is a policy in namespace x that lets these peers through to the ports of the pods that it selects.
+// Letting returns a policy in namespace x that allows the peers to reach the ports of the selected pods.
 func Letting(name string, pods map[string]string, from []networkingv1.NetworkPolicyPeer,
 	ports ...networkingv1.NetworkPolicyPort,
 ) *networkingv1.NetworkPolicy {

@@ -14,11 +14,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// uplink is where everybody is who is neither the node nor a pod of it.
+// uplink is the link to all addresses that are neither the node's nor its pods'.
 var uplink = ruleset.Link{In: "eth0"}
 
-// interfaces says behind which interface each address of the state is, for all whose packets are judged at all: pods,
-// the node, an address outside. The node's own has none.
+// interfaces returns the link behind which each address is: those of pods, of the node, and one outside. The node's own
+// addresses have no link.
 func interfaces(s policy.State) map[netip.Addr]ruleset.Link {
 	where := map[netip.Addr]ruleset.Link{}
 	for _, a := range Of {
@@ -40,25 +40,27 @@ func interfaces(s policy.State) map[netip.Addr]ruleset.Link {
 	return where
 }
 
-// between calls f for every pair of addresses between which packets are judged.
+// between calls f with a packet for each pair of addresses, if weir's rules check packets between them.
 func between(where map[netip.Addr]ruleset.Link, f func(ruleset.Packet)) {
 	all := slices.SortedFunc(maps.Keys(where), netip.Addr.Compare)
 	for _, src := range all {
 		for _, dst := range all {
 			p := ruleset.Packet{In: where[src].In, InPort: where[src].Port, Out: where[dst].In, Src: src, Dst: dst}
-			if judged(p) {
+			if checked(p) {
 				f(p)
 			}
 		}
 	}
 }
 
-// judged are not the node's own packets, nor those that concern no pod of it. None has ends of two families.
-func judged(p ruleset.Packet) bool {
+// checked reports whether weir's rules check the packet. They don't check what the node itself sends, and what comes
+// from the uplink and leaves by it. No packet has two families.
+func checked(p ruleset.Packet) bool {
 	return p.Src.BitLen() == p.Dst.BitLen() && p.In != "" && (p.In != uplink.In || p.Out != uplink.In)
 }
 
-// At are the packets as they go through the state's node, without those that it wouldn't judge.
+// At returns the packets with the links by which they go through the state's node, without those that weir doesn't
+// check.
 func At(s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	where := interfaces(s)
 	var all []ruleset.Packet
@@ -70,14 +72,15 @@ func At(s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 		if out, ok := where[p.Dst]; ok {
 			p.Out = out.In
 		}
-		if judged(p) {
+		if checked(p) {
 			all = append(all, p)
 		}
 	}
 	return all
 }
 
-// Packets are first packets between all pairs of pods, the node and an address outside, on all ports and protocols.
+// Packets returns the first packets of connections between all pairs of pods, the node and an address outside: some
+// ports of each protocol.
 func Packets(s policy.State) []ruleset.Packet {
 	var all []ruleset.Packet
 	between(interfaces(s), func(p ruleset.Packet) {
@@ -90,7 +93,7 @@ func Packets(s policy.State) []ruleset.Packet {
 	return all
 }
 
-// icmp stands for all protocols without ports.
+// icmp returns the family's ICMP, which stands for all protocols without ports.
 func icmp(dst netip.Addr) ruleset.Protocol {
 	if dst.Is4() {
 		return "1"
@@ -98,9 +101,9 @@ func icmp(dst netip.Addr) ruleset.Protocol {
 	return "58"
 }
 
-// Probes are a sample of the packets on which something may depend: between all pairs of pods, the node, an address
-// outside and the edges of the policies' ipBlocks, each with some protocols and ports at the edges of what policies and
-// pods name.
+// Probes draws packets that are near a boundary of some policy: between all pairs of pods, the node, an address
+// outside and addresses at the edges of ipBlocks. Each pair gets "each" packets, with ports that policies or pods
+// name or neighbours of those.
 func Probes(r *rand.Rand, s policy.State, each int) []ruleset.Packet {
 	where := interfaces(s)
 	for _, text := range blocks {
@@ -131,13 +134,13 @@ func Probes(r *rand.Rand, s policy.State, each int) []ruleset.Packet {
 	return all
 }
 
-// target is what a packet is sent to of a host; without a protocol, one that has no ports.
+// target is a host's port. Without a protocol it stands for a protocol that has no ports.
 type target struct {
 	proto ruleset.Protocol
 	port  uint16
 }
 
-// ofState are the ports that the state's policies name, and those beside them.
+// ofState returns the ports that the state's policies name, and their neighbours.
 func ofState(s policy.State) []target {
 	var all []target
 	for _, np := range s.Policies {
@@ -179,7 +182,7 @@ func ofState(s policy.State) []target {
 
 var protos = []ruleset.Protocol{ruleset.TCP, ruleset.UDP, ruleset.SCTP}
 
-// ofNumbers are all ports that a random policy or pod may name, those beside them, and a protocol without ports.
+// ofNumbers returns all ports that a random policy or pod may name, their neighbours, and a protocol without ports.
 func ofNumbers() []target {
 	all := []target{{"", 0}}
 	for _, proto := range protos {

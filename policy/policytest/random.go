@@ -1,5 +1,6 @@
-// Package policytest makes random clusters for tests: small enough to be read when one fails, and drawn from few names,
-// labels and ports, so that policies, pods and packets meet often.
+// Package policytest makes random clusters for tests. They are small enough to read when a test fails, and use few
+// names, labels and ports, so that policies often select pods and rules often match packets. Shrink makes a failing
+// one smaller.
 package policytest
 
 import (
@@ -10,8 +11,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
@@ -21,14 +20,14 @@ import (
 
 // Addresses are those of one family.
 type Addresses struct {
-	// Outside is an address beyond the node, Node its own.
+	// Outside is an address that no pod and no node has; Node is this node's own.
 	Outside, Node netip.Addr
-	// Subnet is where the pods of this node have their addresses; Elsewhere, those of other nodes.
+	// Subnet has the addresses of this node's pods, Elsewhere those of the other node's.
 	Subnet, Elsewhere netip.Prefix
-	both, third       netip.Prefix
+	both, third       netip.Prefix // both contains Subnet and Elsewhere; third is a network of no node
 }
 
-// Of are the addresses of each family.
+// Of holds the addresses of each family.
 var Of = [...]Addresses{
 	conf.IPv4: {
 		netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"),
@@ -42,16 +41,16 @@ var Of = [...]Addresses{
 	},
 }
 
-// local says whether the address is one of this node's pods'.
+// local reports whether the address is in the subnet of this node's pods.
 func local(a netip.Addr) bool { return Of[conf.FamilyOf(a)].Subnet.Contains(a) }
 
-// Some names are others written one behind the other: what joins names carelessly takes two things for one.
+// Some names are two others joined (x and a, a and b): code that joins names without a separator confuses them.
 var (
 	namespaces = []string{"x", "xa", "z"}
 	keys       = []string{"a", "b", "ab"}
 	values     = []string{"1", "2", ""}
 	numbers    = []int32{80, 81, 83, 443}
-	portNames  = []string{"http", "alt", "gone"} // no pod has the last one
+	portNames  = []string{"http", "alt", "gone"} // no pod has a port "gone"
 	protocols  = []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP}
 	blocks     = []string{
 		"0.0.0.0/0", "10.88.0.0/15", "10.88.0.0/24", "10.88.0.0/29", "10.88.0.4/30", "10.88.0.6/31", "10.88.1.0/24",
@@ -64,23 +63,23 @@ var (
 
 func pick[T any](r *rand.Rand, list []T) T { return list[r.IntN(len(list))] }
 
-// stack are the families of a cluster: either, or both.
+// stack draws the families of a cluster: one of them, or both in either order.
 func stack(r *rand.Rand) []conf.Family {
 	return pick(r, [][]conf.Family{{conf.IPv4}, {conf.IPv6}, {conf.IPv4, conf.IPv6}, {conf.IPv6, conf.IPv4}})
 }
 
-// State is a cluster of three namespaces, up to eight pods and up to five policies. Most pods are on this node, and
-// most have the same families.
+// State draws a cluster of three namespaces, up to eight pods and up to five policies. Most pods are on this node,
+// and most have the cluster's families.
 func State(r *rand.Rand) policy.State {
 	var s policy.State
 	families := stack(r)
 	for i, name := range namespaces {
 		if i == 2 && r.IntN(10) == 0 {
-			break // pods may be told of before their namespace is
+			break // the agent may hear of pods before it hears of their namespace
 		}
 		s.Namespaces = append(s.Namespaces, policy.Namespace{Name: name, Labels: labels(r), Unknown: unknown(r)})
 	}
-	if r.IntN(5) > 0 { // else there are none, as where manifests have none
+	if r.IntN(5) > 0 { // else there are none, as in a directory of manifests without Nodes
 		s.Nodes = nodes(r, families)
 	}
 	if r.IntN(4) > 0 {
@@ -95,9 +94,10 @@ func State(r *rand.Rand) policy.State {
 	return s
 }
 
-// Nodes have the pods of Subnet and of Elsewhere. Now and then one's podCIDRs aren't known yet, or overlap the other's.
 const here, there = "here", "there"
 
+// nodes draws this node, with podCIDR Subnet, and another one, with podCIDR Elsewhere. Sometimes a node's podCIDRs
+// are not known yet, or overlap the other node's.
 func nodes(r *rand.Rand, families []conf.Family) []policy.Node {
 	cidrs := func(usual func(Addresses) netip.Prefix) (all []netip.Prefix) {
 		for _, f := range families {
@@ -121,7 +121,7 @@ func nodes(r *rand.Rand, families []conf.Family) []policy.Node {
 	return all[r.IntN(10)/9:]
 }
 
-// at is the address with that number in the network.
+// at returns the network's address with that number in its last byte.
 func at(network netip.Prefix, n int) netip.Addr {
 	b := network.Addr().AsSlice()
 	b[len(b)-1] = byte(n)
@@ -129,6 +129,7 @@ func at(network netip.Prefix, n int) netip.Addr {
 	return a
 }
 
+// addPod adds a pod and, for most pods of this node, its endpoint. Sometimes pod and endpoint contradict each other.
 func addPod(r *rand.Rand, s *policy.State, i int, families []conf.Family) {
 	if r.IntN(10) == 0 {
 		families = stack(r)
@@ -160,7 +161,7 @@ func addPod(r *rand.Rand, s *policy.State, i int, families []conf.Family) {
 		attached = append(attached, endpoint.Address{Addr: at(network, 2+i), Subnet: network, Gateway: at(network, 1)})
 	}
 	p.Ports = named(r)
-	// The status may lag behind: no address yet, one family's only, one that another pod has by now, or that of the node.
+	// The pod's status may be out of date: it may lack addresses, or have one that is another pod's by now.
 	switch r.IntN(20) {
 	case 0:
 		p.Addresses = nil
@@ -202,27 +203,27 @@ func addPod(r *rand.Rand, s *policy.State, i int, families []conf.Family) {
 		if kind == OnBridge {
 			e.BridgeIf = Bridge
 		}
-		for i, a := range e.Addresses { // as the plugin writes them down
+		for i, a := range e.Addresses { // as the plugin records them for a chained attachment
 			e.Addresses[i] = endpoint.Address{Addr: a.Addr, Subnet: netip.PrefixFrom(a.Addr, a.Addr.BitLen())}
 		}
 	}
 	s.Endpoints = append(s.Endpoints, e)
 }
 
-// Kind of a pod's attachment.
+// Kind is the kind of a pod's attachment.
 type Kind int
 
-// The kinds: on weir's own bridge, on a link of its own that another plugin made (ptp), and on another plugin's bridge.
+// A pod is on weir's own bridge, on a link of its own that another plugin made (ptp), or on another plugin's bridge.
 const (
 	OnWeir Kind = iota
 	OnLink
 	OnBridge
 )
 
-// Bridge is another plugin's. The pod of number n is behind the link "vethN" of the node.
+// Bridge is the name of another plugin's bridge. Pod number n is behind the node's link vethN.
 const Bridge = "cni0"
 
-// KindOf says how the pod of that number is attached.
+// KindOf returns the kind of attachment of the pod with that number.
 func KindOf(number int) Kind {
 	switch number % 4 {
 	case 2:
@@ -233,7 +234,7 @@ func KindOf(number int) Kind {
 	return OnWeir
 }
 
-// named are the ports of a pod: the same name may be another number in each pod and for each protocol.
+// named draws the named ports of a pod. The same name may mean another number in each pod and for each protocol.
 func named(r *rand.Rand) []policy.NamedPort {
 	var ports []policy.NamedPort
 	for _, name := range portNames[:2] {
@@ -246,8 +247,7 @@ func named(r *rand.Rand) []policy.NamedPort {
 	return ports
 }
 
-// Change is the state after one to six things happened to it: labels changed, policies came, went or changed, pods
-// came or went, Nodes changed.
+// Change returns the state after one to six random changes: of labels, policies, pods and Nodes.
 func Change(r *rand.Rand, old policy.State) policy.State {
 	s := old
 	s.Namespaces, s.Pods = slices.Clone(old.Namespaces), slices.Clone(old.Pods)
@@ -278,7 +278,7 @@ func Change(r *rand.Rand, old policy.State) policy.State {
 			}
 		}
 	}
-	// Two policies of one name, or pods of one address, are no state of a cluster.
+	// A cluster never has two policies, pods or endpoints of one name.
 	seen := map[string]bool{}
 	first := func(key string) bool {
 		defer func() { seen[key] = true }()
@@ -291,142 +291,4 @@ func Change(r *rand.Rand, old policy.State) policy.State {
 	s.Endpoints = slices.DeleteFunc(s.Endpoints,
 		func(e endpoint.Endpoint) bool { return first("endpoint " + e.ContainerID) })
 	return s
-}
-
-// Policy is a random NetworkPolicy.
-func Policy(r *rand.Rand, i int) *networkingv1.NetworkPolicy {
-	np := &networkingv1.NetworkPolicy{
-		ObjectMeta: metav1.ObjectMeta{Namespace: pick(r, namespaces), Name: fmt.Sprint("np", i)},
-	}
-	np.Spec.PodSelector = *selector(r)
-	np.Spec.PolicyTypes = pick(r, [][]networkingv1.PolicyType{nil, {"Ingress"}, {"Egress"}, {"Ingress", "Egress"}})
-	if r.IntN(100) == 0 {
-		np.Spec.PolicyTypes = []networkingv1.PolicyType{"Ingres"}
-	}
-	for range r.IntN(3) {
-		np.Spec.Ingress = append(np.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: peers(r), Ports: ports(r)})
-	}
-	for range r.IntN(3) {
-		np.Spec.Egress = append(np.Spec.Egress, networkingv1.NetworkPolicyEgressRule{To: peers(r), Ports: ports(r)})
-	}
-	return np
-}
-
-func labels(r *rand.Rand) map[string]string {
-	l := map[string]string{}
-	for _, k := range keys {
-		if r.IntN(2) == 0 {
-			l[k] = pick(r, values)
-		}
-	}
-	return l
-}
-
-// unknown are keys of labels of which now and then nobody knows anything.
-func unknown(r *rand.Rand) []string {
-	if r.IntN(12) > 0 {
-		return nil
-	}
-	return []string{pick(r, keys)}
-}
-
-func selector(r *rand.Rand) *metav1.LabelSelector {
-	s := &metav1.LabelSelector{}
-	switch r.IntN(10) {
-	case 0, 1:
-		return s // everybody
-	case 2: // its text is a key and nothing else, which may be the end of another name
-		s.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: pick(r, keys), Operator: metav1.LabelSelectorOpExists}}
-		return s
-	}
-	for range r.IntN(2) {
-		s.MatchLabels = map[string]string{pick(r, keys): pick(r, values)}
-	}
-	for range r.IntN(3) {
-		op := pick(r, []metav1.LabelSelectorOperator{"In", "NotIn", "Exists", "DoesNotExist"})
-		req := metav1.LabelSelectorRequirement{Key: pick(r, keys), Operator: op}
-		if op == "In" || op == "NotIn" {
-			req.Values = values[:1+r.IntN(len(values))]
-		}
-		if r.IntN(100) == 0 {
-			req.Operator = "Like" // what can't be understood must close
-		}
-		s.MatchExpressions = append(s.MatchExpressions, req)
-	}
-	return s
-}
-
-func peers(r *rand.Rand) []networkingv1.NetworkPolicyPeer {
-	var list []networkingv1.NetworkPolicyPeer
-	for range r.IntN(3) {
-		var p networkingv1.NetworkPolicyPeer
-		switch r.IntN(4) {
-		case 0:
-			p.IPBlock = block(r)
-		case 1:
-			p.PodSelector = selector(r)
-		case 2:
-			p.NamespaceSelector = selector(r)
-		case 3:
-			p.PodSelector, p.NamespaceSelector = selector(r), selector(r)
-		}
-		switch r.IntN(100) {
-		case 0:
-			p = networkingv1.NetworkPolicyPeer{}
-		case 1:
-			p.IPBlock = block(r)
-		}
-		list = append(list, p)
-	}
-	return list
-}
-
-// block has excepts that may overlap each other, or be all of it; now and then one lies outside, which is an error.
-func block(r *rand.Rand) *networkingv1.IPBlock {
-	b := &networkingv1.IPBlock{CIDR: pick(r, blocks)}
-	outer := netip.MustParsePrefix(b.CIDR)
-	for _, except := range blocks {
-		inner := netip.MustParsePrefix(except)
-		within := inner.Bits() >= outer.Bits() && outer.Contains(inner.Addr())
-		if (within && r.IntN(4) == 0) || r.IntN(300) == 0 {
-			b.Except = append(b.Except, except)
-		}
-	}
-	return b
-}
-
-func ports(r *rand.Rand) []networkingv1.NetworkPolicyPort {
-	var list []networkingv1.NetworkPolicyPort
-	for range r.IntN(3) {
-		var p networkingv1.NetworkPolicyPort
-		if r.IntN(3) > 0 {
-			proto := pick(r, protocols)
-			p.Protocol = &proto
-		}
-		switch r.IntN(5) {
-		case 0:
-			port := intstr.FromString(pick(r, portNames))
-			p.Port = &port
-		case 1, 2, 3:
-			n := pick(r, numbers)
-			port := intstr.FromInt32(n)
-			p.Port = &port
-			if r.IntN(3) == 0 {
-				end := pick(r, []int32{n, n + 1, n + 2, 65535, n - 1})
-				p.EndPort = &end
-			}
-		}
-		if r.IntN(100) == 0 {
-			icmp := corev1.Protocol("ICMP")
-			p.Protocol = &icmp
-		}
-		list = append(list, p)
-	}
-	if r.IntN(40) == 0 { // more than one rule takes, or more than stand in rules
-		for i := range pick(r, []int32{20, 80}) {
-			port := intstr.FromInt32(446 + 2*i)
-			list = append(list, networkingv1.NetworkPolicyPort{Port: &port})
-		}
-	}
-	return list
 }

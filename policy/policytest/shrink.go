@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Shrink drops policies, rules, peers, ports, endpoints, pods, addresses, nodes, namespaces and labels as long as the
-// state still fails.
+// Shrink returns a smaller state that still fails. It leaves out policies, rules, peers, ports, endpoints, pods,
+// addresses, nodes, namespaces and labels, one after the other, until each that is left is needed for the failure.
 func Shrink(s policy.State, fails func(policy.State) bool) policy.State {
 	for {
 		i := slices.IndexFunc(smaller(s), fails)
@@ -26,7 +26,7 @@ func Shrink(s policy.State, fails func(policy.State) bool) policy.State {
 	}
 }
 
-// smaller are the states with one thing less.
+// smaller returns the states with one thing less.
 func smaller(s policy.State) []policy.State {
 	var all []policy.State
 	with := func(change func(*policy.State)) {
@@ -91,6 +91,7 @@ func smaller(s policy.State) []policy.State {
 	return all
 }
 
+// smallerPolicies returns the policies with one rule, peer or port less.
 func smallerPolicies(np *networkingv1.NetworkPolicy) []*networkingv1.NetworkPolicy {
 	var all []*networkingv1.NetworkPolicy
 	with := func(change func(*networkingv1.NetworkPolicy)) {
@@ -104,7 +105,7 @@ func smallerPolicies(np *networkingv1.NetworkPolicy) []*networkingv1.NetworkPoli
 	for _, list := range without(np.Spec.Egress) {
 		with(func(c *networkingv1.NetworkPolicy) { c.Spec.Egress = list })
 	}
-	// One peer or port less only while one is left: none would mean everybody.
+	// The last peer or port of a rule stays: a rule without any means all.
 	for i, r := range np.Spec.Ingress {
 		for _, list := range fewer(r.From) {
 			with(func(c *networkingv1.NetworkPolicy) { c.Spec.Ingress[i].From = list })
@@ -124,6 +125,7 @@ func smallerPolicies(np *networkingv1.NetworkPolicy) []*networkingv1.NetworkPoli
 	return all
 }
 
+// without returns the lists with one element less.
 func without[T any](list []T) [][]T {
 	var all [][]T
 	for i := range list {
@@ -132,6 +134,7 @@ func without[T any](list []T) [][]T {
 	return all
 }
 
+// fewer returns the lists with one element less, as long as one is left.
 func fewer[T any](list []T) [][]T {
 	if len(list) < 2 {
 		return nil
@@ -139,7 +142,7 @@ func fewer[T any](list []T) [][]T {
 	return without(list)
 }
 
-// YAML is the state as manifests, and its endpoints as comments.
+// YAML returns the state as manifests, with its endpoints as comments.
 func YAML(s policy.State) string {
 	var docs []string
 	add := func(o any) {
