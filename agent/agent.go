@@ -6,10 +6,10 @@
 // cut connections that a change forbids (cut.go), and keep the node settings outside of the packet filter (upkeep.go).
 //
 // Invariants:
-//   - The loop's goroutine alone reads and writes the loop's state and calls the backend. Other goroutines share with it
-//     channels, atomic values, and snapshots, which never change.
-//   - A plugin gets its answer only after the kernel enforces on the pod what the answer says. As long as the kernel, the
-//     records or the connections could not be read, no pod is enrolled.
+//   - The loop's goroutine alone reads and writes the loop's state and calls the backend. Other goroutines share with
+//     it channels, atomic values, and snapshots, which never change.
+//   - A plugin gets its answer only after the kernel enforces on the pod what the answer says. As long as the kernel,
+//     the records or the connections could not be read, no pod is enrolled.
 //   - What could not be read is neither empty nor unchanged: the loop keeps what it knew and tries again.
 //   - Nothing is flushed first: a new agent takes over what an earlier one made.
 //

@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Backend writes rulesets to the kernel. It remembers what the kernel holds, as it has read or written it. The loop calls
-// all methods but Watch, one at a time; Watch runs beside them.
+// Backend writes rulesets to the kernel. It remembers what the kernel holds, as it has read or written it. The loop
+// calls all methods but Watch, one at a time; Watch runs beside them.
 type Backend interface {
 	// Name of what it writes rules with; empty while that isn't known.
 	Name() string

@@ -63,9 +63,9 @@ func (c *clusterView) addLookup(id string, l lookup, endpoints map[string]endpoi
 	c.join(endpoints)
 }
 
-// join puts the looked-up pods beside those of the source's objects, which may still be older than the answer. A lookup
-// ends with its endpoint, or when the source's objects have another pod of that name than when it was asked: that is the
-// looked-up pod, or one that came after it.
+// join puts the looked-up pods beside those of the source's objects, which may still be older than the answer. A
+// lookup ends with its endpoint, or when the source's objects have another pod of that name than when it was asked:
+// that is the looked-up pod, or one that came after it.
 func (c *clusterView) join(endpoints map[string]endpoint.Endpoint) {
 	if c.source == nil {
 		return
@@ -146,7 +146,7 @@ func (a *agent) lookup(ctx context.Context, e endpoint.Endpoint) {
 	go func() {
 		pod, ok, err := source.Lookup(ctx, e.Pod)
 		if err != nil {
-			a.Log.Warn("a new pod isn't known yet, and the API server can't be asked", "pod", e.Pod.String(), "error", err)
+			a.Log.Warn("a new pod isn't known yet, and asking the API server has failed", "pod", e.Pod.String(), "error", err)
 		}
 		if !ok || !policy.SameUID(pod.UID, e.Pod.UID) {
 			return

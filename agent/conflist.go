@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// writeConflist writes the configuration that makes the runtime call the plugin, whole and last: a node without it isn't
-// ready, so no pod starts where policy isn't enforced yet.
+// writeConflist writes the configuration that makes the runtime call the plugin, whole and last: a node without it
+// isn't ready, so no pod starts where policy isn't enforced yet.
 func (a *agent) writeConflist() error {
 	plan := a.ways.plan
 	if a.Node.Conflist == "" || !plan.NodeAddress.IsValid() || plan.MTU == 0 {

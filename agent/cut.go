@@ -14,10 +14,10 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// cutting cuts connections that the rules no longer allow, and restores those that they allow again. For that it walks
-// through all connections. That takes a quarter of a second with 200,000 of them, and ten milliseconds in an empty table,
-// which has as many buckets. So the walk runs beside the loop, where no pod's start and no policy waits for it, and only
-// when it may find something. Invariants:
+// cutting cuts connections that the rules no longer allow, and restores those that they allow again. For that it
+// walks through all connections. That takes a quarter of a second with 200,000 of them, and ten milliseconds in an
+// empty table, which has as many buckets. So the walk runs beside the loop, where no pod's start and no policy waits
+// for it, and only when it may find something. Invariants:
 //   - At most one walk runs. While one runs, walking is true, and its result will come through results.
 //   - If due is false and no walk runs, no connection is to be cut or restored.
 type cutting struct {
@@ -54,8 +54,8 @@ func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 	return all
 }
 
-// note takes note of a change of the kernel. A change that only allows more concerns connections that are cut, or that a
-// walk on its way may cut.
+// note takes note of a change of the kernel. A change that only allows more concerns connections that are cut, or
+// that a walk on its way may cut.
 func (c *cutting) note(r netfilter.Result, verify netfilter.Verify) {
 	opens := r.Changed && (c.standing > 0 || c.walking)
 	// Connections may have begun while something was missing that the last reconcile had left there.
@@ -77,15 +77,15 @@ func (a *agent) walk() {
 	}()
 }
 
-// takeWalk takes the result of a walk. If another became due meanwhile, it starts that at once, unless the kernel doesn't
-// hold all that it should: then, and if the walk failed, the next comes after a reconcile. It says whether to reconcile
-// now: plugins may have waited until connections can be cut again.
+// takeWalk takes the result of a walk. If another became due meanwhile, it starts that at once, unless the kernel
+// doesn't hold all that it should: then, and if the walk failed, the next comes after a reconcile. It says whether to
+// reconcile now: plugins may have waited until connections can be cut again.
 func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	defer a.publishStatus()
 	a.cutting.walking, a.cutting.standing = false, w.Standing
 	a.stats.Cut += w.Cut
 	if w.Cut+w.Restored > 0 {
-		a.Log.Info("connections judged anew", "cut", w.Cut, "restored", w.Restored)
+		a.Log.Info("connections evaluated anew", "cut", w.Cut, "restored", w.Restored)
 	}
 	unknown := a.faults.now[partConnections] != nil
 	a.faults.set(partConnections, w.err)

@@ -53,7 +53,9 @@ func (e *enrolments) waits(id string) bool {
 
 // answer answers those of which decide says that its answer is final, and those whose deadline is over. It returns how
 // soon the next deadline is; 0 if no plugin waits.
-func (e *enrolments) answer(decide func(id string) (r answer, final bool), podOf func(id string) endpoint.Pod) time.Duration {
+func (e *enrolments) answer(
+	decide func(id string) (r answer, final bool), podOf func(id string) endpoint.Pod,
+) time.Duration {
 	var next time.Duration
 	e.waiting = slices.DeleteFunc(e.waiting, func(w *enrolment) bool {
 		r, final := decide(w.id)

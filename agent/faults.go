@@ -7,7 +7,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// part of the agent's work, in which something can stand in the way.
+// part of the agent's work or of the node that can have a fault.
 type part string
 
 const (
@@ -22,17 +22,23 @@ const (
 	partAddresses   part = "addresses"
 )
 
-// parts are what each is called in the status, and what it means that something stands in its way.
+// parts have the name of each in the status, and what a fault of it means.
 var parts = map[part]struct{ name, meaning string }{
-	partSource:      {"source", "the source has errors; what of it can be read is in force"},
-	partAPI:         {"API server", "the API server doesn't answer; what is known of the cluster stays in force"},
-	partRecords:     {"endpoint records", "endpoint records can't be read; their pods stay closed"},
-	partKernel:      {"kernel", "the kernel does not hold what it should, or it isn't known what it holds; no pod is let in"},
-	partConnections: {"connections", "connections can't be read or ended, and may go on though a policy forbids them; no pod is let in"},
-	partLeftovers:   {"leftovers", "rules of weir's may be left in the iptables that the node doesn't use; they open nothing"},
-	partAddresses:   {"addresses", "no address is left for a new pod of this node; running pods are not affected"},
-	partNode:        {"this node", "what weir sets up on the node isn't as it should be"},
-	partNodes:       {"other nodes", "the way to other nodes isn't as it should be"},
+	partSource:    {"source", "the source has errors; everything that can be read is in force"},
+	partAPI:       {"API server", "the API server doesn't answer; the last known state of the cluster stays in force"},
+	partRecords:   {"endpoint records", "endpoint records can't be read; their pods stay closed"},
+	partAddresses: {"addresses", "no address is left for a new pod of this node; running pods are not affected"},
+	partNode:      {"this node", "some node settings can't be read or repaired"},
+	partNodes:     {"other nodes", "routes or tunnels to other nodes can't be set up or checked"},
+	partKernel: {
+		"kernel", "weir's sets or rules can't be applied or read; those in the kernel stay in force, and no pod is enrolled",
+	},
+	partConnections: {
+		"connections", "connections can't be read or cut, so some may go on that a policy forbids; no pod is enrolled",
+	},
+	partLeftovers: {
+		"leftovers", "weir's rules may be left in the iptables flavour that the node doesn't use; they allow nothing",
+	},
 }
 
 // faults are what doesn't work now. Each is logged when it begins and when it ends, however often it is met in between.
@@ -51,8 +57,8 @@ func newFaults(log *slog.Logger) faults {
 
 // firstMeanings are the meanings of faults that keep the source from giving its first usable state.
 var firstMeanings = map[part]string{
-	partSource: "the source has errors, and nothing of it is known yet; no pod is let in",
-	partAPI:    "the API server doesn't answer, and nothing is known of the cluster yet; no pod is let in",
+	partSource: "the source has errors and has given no good state yet; no pod is enrolled",
+	partAPI:    "the API server doesn't answer, and the state of the cluster is not known yet; no pod is enrolled",
 }
 
 func (f *faults) meaning(p part) string {

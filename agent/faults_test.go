@@ -220,7 +220,7 @@ func TestANodeThatChangesItsAddress(t *testing.T) {
 	r.tell(both, nil)
 	r.wantMetrics(map[string]float64{`weir_fault{part="nodes"}`: 1, "weir_ready": 1, moves: 1})
 	r.rounds()
-	if n := r.log.count("level=ERROR", "the way to other nodes isn't as it should be",
+	if n := r.log.count("level=ERROR", "routes or tunnels to other nodes can't be set up or checked",
 		"no link has the node's address 192.0.2.22"); n != 1 {
 		t.Errorf("it was logged %d times", n)
 	}
@@ -229,7 +229,7 @@ func TestANodeThatChangesItsAddress(t *testing.T) {
 	r.rounds()
 	for _, words := range [][]string{
 		{"this node has another address", "before=192.0.2.2 ", "now=192.0.2.22"},
-		{"level=INFO", "no longer: the way to other nodes"},
+		{"level=INFO", "no longer: routes or tunnels to other nodes"},
 	} {
 		if n := r.log.count(words...); n != 1 {
 			t.Errorf("%q was logged %d times", words, n)

@@ -36,7 +36,7 @@ func (a *agent) keepGate(verify netfilter.Verify) error {
 	}
 	if renewed && g.inKernel && g.plan.Options == plan.Options && g.plan.NodeAddress == plan.NodeAddress {
 		a.stats.Repairs++
-		a.Log.Warn("somebody had changed the nftables table inet weir-tunnel; it is as it should be again")
+		a.Log.Warn("another program changed the nftables table inet weir-tunnel; weir has restored it")
 	}
 	if renewed { // the counters begin anew
 		traffic = overlay.Traffic{}

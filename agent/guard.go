@@ -18,11 +18,11 @@ func (a *agent) keepGuard(verify netfilter.Verify) error {
 	lacked, fell, err := bridge.RepairGuard(func() ([]bridge.Sender, error) { return senders(attaching) })
 	var repaired []repair
 	if fell {
-		repaired = append(repaired, repair{"the guard's rules were not as they should be", "weir-agent run"})
+		repaired = append(repaired, repair{"the guard's rules were changed", "weir-agent run"})
 	}
 	for _, s := range lacked {
 		if !attaching[s.HostIf] {
-			was := "the guard did not let port " + s.HostIf + " send as " + s.MAC.String()
+			was := "the guard did not allow port " + s.HostIf + " to send as " + s.MAC.String()
 			repaired = append(repaired, repair{was, s.Command()})
 		}
 	}
@@ -33,8 +33,8 @@ func (a *agent) keepGuard(verify netfilter.Verify) error {
 }
 
 // senders are what each port may send as, by the records on disk: a pod may have come that the loop hasn't read of. A
-// record that can't be read is reported elsewhere, and its pod may send nothing. attaching gets the ports that an ADD is
-// making.
+// record that can't be read is reported elsewhere, and its pod may send nothing. attaching gets the ports that an ADD
+// is making.
 func senders(attaching map[string]bool) ([]bridge.Sender, error) {
 	records, err := endpoint.List()
 	if err != nil && !errors.As(err, &endpoint.BrokenRecords{}) {

@@ -18,7 +18,7 @@ func (h *heartbeat) renew(log *slog.Logger) {
 		return
 	}
 	if err := agentapi.Beat(); err != nil {
-		log.Error("the plugin will take this node for one without an agent", "error", err)
+		log.Error("the heartbeat can't be written; the plugin will report that no agent runs", "error", err)
 		return
 	}
 	h.last = time.Now()

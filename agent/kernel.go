@@ -72,7 +72,7 @@ func (a *agent) readEarlier() {
 	}
 	members, err := a.backend.Members()
 	if err != nil {
-		a.Log.Warn("which pods the rules of the agent before judge can't be read", "error", err)
+		a.Log.Warn("can't read which pods an earlier agent's rules are enforced on", "error", err)
 	}
 	a.kernel.earlier = earlierRules{members, true}
 }
@@ -149,7 +149,7 @@ func (a *agent) takeApplied(p applied, well bool) {
 		if well && a.faults.now[partKernel] == nil &&
 			a.kernel.changedByAnother(before, p.ruleset, p.Result, a.records.churn) {
 			a.stats.Repairs++
-			a.Log.Warn("somebody had changed weir's sets or rules; they are as they should be again")
+			a.Log.Warn("another program changed weir's sets or rules; weir has restored them")
 		}
 	}
 	a.snapshots.enforced.Store(p.snapshot)
@@ -190,7 +190,7 @@ func (a *agent) keepClosed(ctx context.Context, verify netfilter.Verify) time.Du
 		return sooner(a.answer(errors.Join(errNotSynced, err)), retry)
 	}
 	if closed {
-		a.Log.Warn("weir's rules were not there, or not all of them, and there is no good state of the policies yet: " +
+		a.Log.Warn("weir's rules were missing or incomplete, and there is no good state of the policies yet: " +
 			"the pods of this node are closed")
 	}
 	return a.answer(errNotSynced)

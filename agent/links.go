@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// links are those of pods with enforcement "closed", which may start while there is no agent: their links stay down until
-// the agent brings them up.
+// links are those of pods with enforcement "closed", which may start while there is no agent: their links stay down
+// until the agent brings them up.
 type links struct {
 	// done are the endpoints, by ID, of which the agent has brought up the link, or has said why it doesn't.
 	done map[string]bool

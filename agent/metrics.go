@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// metrics are what Prometheus asks for: counted where it happens, or read from the status, so that the two never differ.
-// docs/metrics.md explains each.
+// metrics are what Prometheus reads. They count events where they happen; all else they read from the status, so that
+// the two never differ. docs/metrics.md explains each.
 type metrics struct {
 	registry   *prometheus.Registry
 	syncs      prometheus.Histogram
@@ -31,30 +31,32 @@ type metrics struct {
 
 // results of an enrolment, by the answer's status.
 var results = map[int]string{
-	http.StatusOK: "enrolled", http.StatusNotFound: "unknown", http.StatusServiceUnavailable: "unavailable", http.StatusBadRequest: "invalid",
-	http.StatusConflict: "outdated",
+	http.StatusOK: "enrolled", http.StatusNotFound: "unknown", http.StatusServiceUnavailable: "unavailable",
+	http.StatusBadRequest: "invalid", http.StatusConflict: "outdated",
 }
 
 func newMetrics(status func() *status) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		syncs: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "weir_sync_duration_seconds", Help: "How long it took to bring what is known into the kernel.",
+			Name: "weir_sync_duration_seconds", Help: "How long a reconcile took.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 15),
 		}),
 		enrolments: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "weir_enrolment_duration_seconds", Help: "How long the plugin waited for a new pod to be judged, by result.",
+			Name:    "weir_enrolment_duration_seconds",
+			Help:    "How long the plugin waited for the answer about a new pod, by result.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 15),
 		}, []string{"result"}),
 		moves: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "weir_node_moves_total", Help: "Nodes that were found to have another address than before.",
+			Name: "weir_node_moves_total", Help: "Nodes whose address has changed.",
 		}),
 		reaped: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "weir_attachments_reaped_total", Help: "Attachments taken away because their pods' namespaces were gone and nobody had them deleted.",
+			Name: "weir_attachments_reaped_total",
+			Help: "Attachments that the agent removed, as the pod's network namespace was gone without a DEL.",
 		}),
 	}
 	m.nodeRepairs = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "weir_node_repairs_total", Help: "Changes by somebody else to what weir sets up on the node that were undone, by what it was.",
+		Name: "weir_node_repairs_total", Help: "Changes of other programs to node settings that were undone, by kind.",
 	}, []string{"what"})
 	for _, kind := range bridge.Kinds {
 		m.nodeRepairs.WithLabelValues(string(kind))
@@ -63,7 +65,8 @@ func newMetrics(status func() *status) *metrics {
 		m.enrolments.WithLabelValues(result)
 	}
 	m.registry.MustRegister(m.syncs, m.enrolments, m.moves, m.reaped, m.nodeRepairs, statusCollector(status),
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewBuildInfoCollector())
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		collectors.NewBuildInfoCollector())
 	return m
 }
 
@@ -86,31 +89,38 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
-	readyDesc      = desc("weir_ready", "1 if the kernel holds what the policies demand, and what weir sets up on the node.")
-	nodeDesc       = desc("weir_node_faults", "What weir sets up on the node and couldn't put right, or couldn't read.", "what")
-	infoDesc       = desc("weir_info", "Always 1; the label says which iptables the node uses.", "iptables")
-	lastSyncDesc   = desc("weir_last_sync_timestamp_seconds", "When the kernel was last found or brought as it should be, Unix time.")
-	faultDesc      = desc("weir_fault", "1 while something stands in the way of this part of the agent's work; weirctl status says what.", "part")
-	problemsDesc   = desc("weir_problems", "Parts of objects that can't be used as written, by kind of object.", "kind")
-	problemDesc    = desc("weir_problem_info", "Always 1, for each of the first "+strconv.Itoa(maxProblems)+" problems.", "kind", "object", "field")
-	unenforcedDesc = desc("weir_unenforced_policies", "Policies that are there and that weir doesn't enforce, by kind; 1 where their number isn't known.", "kind")
-	endpointsDesc  = desc("weir_endpoints", "Pods' attachments to this node, by what policies let through to (ingress) or from (egress) them: all (open), what isolating policies say (isolated), nothing yet (closed), what the agent before said (as before), or nobody knows what (unknown).", "direction", "state")
-	policiesDesc   = desc("weir_policies", "NetworkPolicies in the cluster.")
-	classesDesc    = desc("weir_classes", "Groups of this node's pods to which the same policies apply.", "direction")
-	setsDesc       = desc("weir_sets", "IP sets, by the beginning of their names.", "kind")
-	entriesDesc    = desc("weir_set_entries", "Entries of IP sets, by the beginning of the sets' names.", "kind")
-	peersDesc      = desc("weir_node_networks", "Networks of other nodes' pods to which this node keeps a way.")
-	changesDesc    = desc("weir_kernel_changes_total", "Changes made to sets and rules.")
-	failuresDesc   = desc("weir_kernel_failures_total", "Attempts to bring sets and rules into the kernel that failed.")
-	repairsDesc    = desc("weir_kernel_repairs_total", "Changes by somebody else to weir's sets and rules that were undone.")
-	cutDesc        = desc("weir_connections_cut_total", "Connections that were ended because a changed policy forbids them.")
+	readyDesc = desc("weir_ready", "1 if the kernel holds the rules of the policies, and the node settings are right.")
+	nodeDesc  = desc("weir_node_faults", "Node settings that can't be read or repaired, by kind.", "what")
+	infoDesc  = desc("weir_info", "Always 1; the label says which iptables the node uses.", "iptables")
+
+	lastSyncDesc = desc("weir_last_sync_timestamp_seconds", "When the kernel last held all that it should, Unix time.")
+
+	faultDesc    = desc("weir_fault", "1 while this part of the agent or of the node doesn't work.", "part")
+	problemsDesc = desc("weir_problems", "Parts of objects that can't be used as written, by kind of object.", "kind")
+	problemDesc  = desc("weir_problem_info", "Always 1, for each of the first "+strconv.Itoa(maxProblems)+" problems.",
+		"kind", "object", "field")
+	unenforcedDesc = desc("weir_unenforced_policies",
+		"Policies that weir doesn't enforce, by kind; 1 where their number isn't known.", "kind")
+
+	endpointsDesc = desc("weir_endpoints", "Attachments of this node's pods, by direction and state: no policy isolates "+
+		"the pod (open), policies do (isolated), it is in no class (closed), an earlier agent's rules are enforced "+
+		"(as before), or it can't be read whether they are (unknown).", "direction", "state")
+	policiesDesc = desc("weir_policies", "NetworkPolicies in the cluster.")
+	classesDesc  = desc("weir_classes", "Classes: groups of this node's pods that the same policies isolate.", "direction")
+	setsDesc     = desc("weir_sets", "IP sets, by the beginning of their names.", "kind")
+	entriesDesc  = desc("weir_set_entries", "Entries of IP sets, by the beginning of the sets' names.", "kind")
+	networksDesc = desc("weir_node_networks", "Pod networks of other nodes to which this node has a route.")
+	changesDesc  = desc("weir_kernel_changes_total", "Changes that the agent has made to sets and rules.")
+	failuresDesc = desc("weir_kernel_failures_total", "Attempts to change sets and rules that failed.")
+	repairsDesc  = desc("weir_kernel_repairs_total", "Changes by other programs to sets and rules that were undone.")
+	cutDesc      = desc("weir_connections_cut_total", "Connections that were cut, because a changed policy forbids them.")
 )
 
 // Describe implements prometheus.Collector.
 func (c statusCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		readyDesc, nodeDesc, infoDesc, lastSyncDesc, faultDesc, problemsDesc, problemDesc, unenforcedDesc, endpointsDesc, policiesDesc, classesDesc,
-		setsDesc, entriesDesc, peersDesc, changesDesc, failuresDesc, repairsDesc, cutDesc,
+		readyDesc, nodeDesc, infoDesc, lastSyncDesc, faultDesc, problemsDesc, problemDesc, unenforcedDesc, endpointsDesc,
+		policiesDesc, classesDesc, setsDesc, entriesDesc, networksDesc, changesDesc, failuresDesc, repairsDesc, cutDesc,
 	} {
 		ch <- d
 	}
@@ -129,14 +139,14 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 			gauge(d, v, label)
 		}
 	}
-	ready := map[bool]int{true: 1}
-	gauge(readyDesc, ready[s.Ready])
+	gauge(readyDesc, oneIf(s.Ready))
 	gauge(infoDesc, 1, s.IPTables)
 	if !s.LastSync.IsZero() {
-		ch <- prometheus.MustNewConstMetric(lastSyncDesc, prometheus.GaugeValue, float64(s.LastSync.UnixMilli())/1000)
+		at := float64(s.LastSync.UnixMilli()) / 1000
+		ch <- prometheus.MustNewConstMetric(lastSyncDesc, prometheus.GaugeValue, at)
 	}
 	for p := range parts {
-		gauge(faultDesc, ready[now.faults[p] != nil], string(p))
+		gauge(faultDesc, oneIf(now.faults[p] != nil), string(p))
 	}
 	for _, kind := range bridge.Kinds {
 		gauge(nodeDesc, now.nodeFaults[kind], string(kind))
@@ -149,32 +159,52 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	gauges(unenforcedDesc, unenforced)
 	c.endpoints(s.Pods, gauge)
 	gauge(policiesDesc, len(s.Policies))
-	classes := map[string]int{string(ruleset.Ingress): 0, string(ruleset.Egress): 0}
-	seen := map[string]bool{} // one that has sets in both families is one
-	for _, class := range s.Classes {
-		if k := string(class.Direction) + " " + strings.Join(class.Policies, " "); !seen[k] {
-			seen[k] = true
-			classes[string(class.Direction)]++
-		}
-	}
-	gauges(classesDesc, classes)
-	sets, entries := map[string]int{}, map[string]int{}
-	for _, set := range s.Sets {
-		kind := strings.Join(strings.SplitN(set.Name, "-", 3)[:2], "-") // what follows is a hash
-		kind = strings.TrimSuffix(kind, "6")                            // of IPv6
-		sets[kind]++
-		entries[kind] += set.Entries
-	}
+	gauges(classesDesc, countClasses(s.Classes))
+	sets, entries := countSets(s.Sets)
 	gauges(setsDesc, sets)
 	gauges(entriesDesc, entries)
-	gauge(peersDesc, now.networks)
+	gauge(networksDesc, now.networks)
 	send(prometheus.CounterValue, changesDesc, s.Stats.Changes)
 	send(prometheus.CounterValue, failuresDesc, s.Stats.Failures)
 	send(prometheus.CounterValue, repairsDesc, s.Stats.Repairs)
 	send(prometheus.CounterValue, cutDesc, s.Stats.Cut)
 }
 
-func (c statusCollector) problems(all []ruleset.Problem, gauge func(*prometheus.Desc, int, ...string), gauges func(*prometheus.Desc, map[string]int)) {
+func oneIf(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// countClasses counts the classes by direction. A class that has sets of both families counts once.
+func countClasses(all []ruleset.Class) map[string]int {
+	counts := map[string]int{string(ruleset.Ingress): 0, string(ruleset.Egress): 0}
+	seen := map[string]bool{}
+	for _, c := range all {
+		if k := string(c.Direction) + " " + strings.Join(c.Policies, " "); !seen[k] {
+			seen[k] = true
+			counts[string(c.Direction)]++
+		}
+	}
+	return counts
+}
+
+// countSets counts the sets and their entries by the beginning of the sets' names.
+func countSets(all []report.SetStatus) (sets, entries map[string]int) {
+	sets, entries = map[string]int{}, map[string]int{}
+	for _, set := range all {
+		kind := strings.Join(strings.SplitN(set.Name, "-", 3)[:2], "-") // a hash follows
+		kind = strings.TrimSuffix(kind, "6")                            // of IPv6
+		sets[kind]++
+		entries[kind] += set.Entries
+	}
+	return sets, entries
+}
+
+func (c statusCollector) problems(
+	all []ruleset.Problem, gauge func(*prometheus.Desc, int, ...string), gauges func(*prometheus.Desc, map[string]int),
+) {
 	counts := map[string]int{"NetworkPolicy": 0, "Node": 0, "Pod": 0}
 	named := map[[2]string]bool{} // one field may have several problems
 	for _, p := range all {

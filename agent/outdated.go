@@ -65,11 +65,12 @@ func (a *agent) whyOutdated(what string) string {
 		return what + ": the network configuration is out of date; correct its ranges"
 	}
 	if err := a.faults.now[partNodes]; err != nil {
-		return fmt.Sprintf("%s: the network configuration %s is out of date, and can't be written anew: %v",
+		return fmt.Sprintf("%s: the network configuration %s is out of date, and can't be replaced: %v",
 			what, a.Node.Conflist, err)
 	}
-	return fmt.Sprintf("%s: the runtime goes by a network configuration that is out of date. The present one is in %s; "+
-		"should this go on, restart the runtime, and look for another configuration in that directory", what, a.Node.Conflist)
+	return fmt.Sprintf("%s: the runtime uses a network configuration that is out of date. The present one is in %s. "+
+		"If this error comes again, restart the runtime, and look for another configuration in that directory",
+		what, a.Node.Conflist)
 }
 
 // misplacedPods are problems of pods that run with addresses from before a change of the Node's podCIDRs. They go on
@@ -83,8 +84,8 @@ func (a *agent) misplacedPods() []ruleset.Problem {
 		}
 		problems = append(problems, ruleset.Problem{
 			Object: "Pod " + e.Pod.String(), Field: "status.podIPs",
-			Message: why + ": no way leads there from other nodes; " +
-				"once it is deleted, the pod that replaces it gets one of these",
+			Message: why + ": other nodes have no route to it; " +
+				"delete the pod, and its replacement gets an address within them",
 		})
 	}
 	return problems

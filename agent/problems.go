@@ -28,7 +28,7 @@ func (p *problems) report(log *slog.Logger, now []ruleset.Problem) {
 	if slices.Equal(now, *p) {
 		return
 	}
-	logMissing(log.Error, "part of an object can't be used as written, and opens nothing", now, *p)
+	logMissing(log.Error, "part of an object can't be used as written, and allows nothing", now, *p)
 	logMissing(log.Info, "no longer: part of an object can't be used as written", *p, now)
 	*p = now
 }

@@ -27,9 +27,9 @@ type publisher struct {
 	addresses map[endpoint.Pod][]netip.Addr
 }
 
-// publish publishes the addresses of the enrolled endpoints, if they have changed. A pod that isn't enrolled may never
-// start, and its address may soon be assigned to another. Further interfaces of a pod, as Multus makes them, are no part
-// of its status.
+// publish publishes the addresses of the enrolled endpoints, if they have changed. A pod that isn't enrolled may
+// never start, and its address may soon be assigned to another. Further interfaces of a pod, as Multus makes them,
+// are no part of its status.
 func (p *publisher) publish(
 	ctx context.Context, source Publisher, enrolled map[string]bool, endpoints map[string]endpoint.Endpoint,
 ) {

@@ -37,9 +37,9 @@ func (r *reaper) offer(strays []netip.Addr) {
 	}
 }
 
-// reap takes away attachments whose pods' namespaces are gone though nobody has called DEL, and finishes DELs that were
-// killed: containerd never calls GC. It is apart from the loop, since it waits for the plugin's lock; the loop hears of it by
-// the records, as of any DEL. One DEL that comes after all finds nothing to do.
+// reap takes away attachments whose pods' namespaces are gone though nobody has called DEL, and finishes DELs that
+// were killed: containerd never calls GC. It is apart from the loop, since it waits for the plugin's lock; the loop
+// hears of it by the records, as of any DEL. One DEL that comes after all finds nothing to do.
 func (a *agent) reap(ctx context.Context) error {
 	gone := make(chan struct{}, 1)
 	watching := make(chan error, 1)
@@ -78,11 +78,11 @@ func (a *agent) reapOnce() {
 	ended, err := attachment.NewNode().Reap()
 	for _, e := range ended {
 		a.metrics.reaped.Inc()
-		a.Log.Info("a pod's network was taken away: its namespace is gone, or its deletion was left half done", "pod", e.Pod.String(),
-			"container", e.ContainerID, "link", e.HostIf)
+		a.Log.Info("an attachment was removed: its pod's namespace is gone, or its DEL had stopped halfway",
+			"pod", e.Pod.String(), "container", e.ContainerID, "link", e.HostIf)
 	}
 	if err != nil {
-		a.Log.Error("what pods that are gone have left behind can't be taken away; it is tried again", "error", err)
+		a.Log.Error("attachments of pods that are gone can't be removed; the agent tries again", "error", err)
 	}
 }
 
@@ -90,11 +90,12 @@ func (a *agent) reapOnce() {
 func (a *agent) evict(ctx context.Context, strays []netip.Addr) {
 	evicted, err := attachment.NewNode().Evict(strays)
 	if err != nil {
-		a.Log.Error("addresses of no pod stay among those that are judged; it is tried again", "error", err)
+		a.Log.Error("addresses of no pod can't be removed from the sets of all pods; the agent tries again", "error", err)
 	}
 	if len(evicted) == 0 {
 		return
 	}
-	a.Log.Warn("somebody had put addresses of no pod into the sets of all pods; they are out again", "addresses", evicted)
+	a.Log.Warn("another program added addresses of no pod to the sets of all pods; weir has removed them",
+		"addresses", evicted)
 	a.send(ctx, straysEvicted{})
 }

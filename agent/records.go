@@ -72,7 +72,8 @@ func (r *records) readAll() (walk bool, err error) {
 	walk = len(r.broken) > 0
 	before := maps.Clone(r.endpoints)
 	maps.Copy(before, r.closed)
-	r.endpoints, r.broken, r.closed = map[string]endpoint.Endpoint{}, endpoint.BrokenRecords{}, map[string]endpoint.Endpoint{}
+	r.endpoints, r.closed = map[string]endpoint.Endpoint{}, map[string]endpoint.Endpoint{}
+	r.broken = endpoint.BrokenRecords{}
 	slices.SortFunc(all, func(a, b endpoint.Endpoint) int { return a.Created.Compare(b.Created) })
 	for _, e := range all {
 		r.add(e)

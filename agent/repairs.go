@@ -42,10 +42,11 @@ func (a *agent) countRepairs(kind bridge.Kind, repaired []repair) {
 		was = append(was, fmt.Sprintf("and %d more", more))
 	}
 	r := report.NodeRepair{
-		Time: time.Now(), What: string(kind), Count: len(repaired), Was: strings.Join(was, ", "), Command: repaired[0].command,
+		Time: time.Now(), What: string(kind), Count: len(repaired),
+		Was: strings.Join(was, ", "), Command: repaired[0].command,
 	}
 	a.repairs.last = append(a.repairs.last, r)
 	a.repairs.last = a.repairs.last[max(0, len(a.repairs.last)-keptRepairs):]
-	a.Log.Warn("somebody had changed what weir sets up on the node; it is as it should be again",
+	a.Log.Warn("another program changed node settings of weir; weir has restored them",
 		"what", r.What, "count", r.Count, "was", r.Was, "command", r.Command)
 }

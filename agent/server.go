@@ -28,7 +28,8 @@ const (
 	healthConnections = 32
 )
 
-// servers are the agent's two: the socket for the plugin and weirctl, and health checks and metrics for kubelet and Prometheus.
+// servers are the agent's two: the socket for the plugin and weirctl, and health checks and metrics for kubelet and
+// Prometheus.
 type servers struct {
 	serve []func() error
 	stop  []func()
@@ -41,8 +42,8 @@ func (s *servers) close() {
 	s.stop = nil
 }
 
-// Lock makes sure that there is one agent only, and none while weir is being taken off the node. The kernel frees it
-// however its holder ends.
+// Lock makes sure that only one agent runs, and none while weir is being removed from the node. It returns an error
+// if the lock is taken. The kernel releases the lock however the process ends.
 //
 // Equivalent to: flock --nonblock /run/weir/agent.lock
 func Lock() (io.Closer, error) {
@@ -95,8 +96,8 @@ func (a *agent) listen(ctx context.Context) (*servers, error) {
 	health.HandleFunc("GET /readyz", a.serveReady)
 	health.Handle("GET /metrics", a.metrics.handler())
 	s.add(&bounded{Listener: tcp, most: healthConnections}, &http.Server{
-		Handler: health, ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout, WriteTimeout: answerTimeout, IdleTimeout: idleTimeout,
-		MaxHeaderBytes: 8 << 10,
+		Handler: health, ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout, WriteTimeout: answerTimeout,
+		IdleTimeout: idleTimeout, MaxHeaderBytes: 8 << 10,
 	})
 	return s, nil
 }
@@ -117,11 +118,13 @@ func (s *servers) add(l net.Listener, server *http.Server) {
 	}}, s.stop...)
 }
 
-// serveHealth says whether the loop still comes round. It doesn't say whether all is well: a restart would mend nothing.
+// serveHealth says whether the loop still reconciles. It doesn't say whether all is well, as a restart mends nothing
+// else.
 func (a *agent) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	since := time.Since(time.Unix(0, a.lastRound.Load()))
 	if since > 3*a.Resync+time.Minute {
-		http.Error(w, fmt.Sprintf("the reconciler has not come round for %s", since.Round(time.Second)), http.StatusServiceUnavailable)
+		why := fmt.Sprintf("the agent has not reconciled for %s", since.Round(time.Second))
+		http.Error(w, why, http.StatusServiceUnavailable)
 		return
 	}
 	_, _ = fmt.Fprintln(w, "ok")

@@ -70,7 +70,8 @@ func (s *status) report() report.Status {
 	r := report.Status{
 		Ready: s.ready, LastSync: s.lastSync, IPTables: s.backend, Stats: s.stats,
 		Errors: s.errors(), Pods: []report.PodStatus{}, Policies: s.policies, Sets: []report.SetStatus{},
-		Problems: append([]ruleset.Problem{}, s.problems...), Classes: append([]ruleset.Class{}, s.enforced.ruleset.Classes...),
+		Problems:   append([]ruleset.Problem{}, s.problems...),
+		Classes:    append([]ruleset.Class{}, s.enforced.ruleset.Classes...),
 		Unenforced: append([]policy.Unenforced{}, s.unenforced...), Files: s.files, NodeRepairs: s.repairs,
 	}
 	for _, e := range s.endpoints {
@@ -94,8 +95,8 @@ func (s *status) errors() []string {
 		all = append(all, parts[p].name+": "+err.Error())
 	}
 	if s.stateless {
-		all = append(all, "no good state of the policies has been seen yet: what the kernel holds stays, what it lacks is "+
-			"closed, and no pod is let in")
+		all = append(all, "there is no good state of the policies yet: rules in the kernel stay in force, pods "+
+			"without rules are closed, and no pod is enrolled")
 	}
 	slices.Sort(all)
 	return all

@@ -124,8 +124,8 @@ func (a *agent) keepNode(ctx context.Context) error {
 	}
 }
 
-// check compares the node settings with what they should be, and repairs them. It returns the differences that it found.
-// Nearly always there are none; then nothing waits for it.
+// check compares the node settings with what they should be, and repairs them. It returns the differences that it
+// found. Nearly always there are none; then nothing waits for it.
 func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Difference, error) {
 	memory, err := bridge.NodeMemory()
 	if err != nil {

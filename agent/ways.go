@@ -40,8 +40,9 @@ func (a *agent) planWays(verify netfilter.Verify) {
 	w.plan, w.current = overlay.Compute(a.Node.Name, a.Node.Overlay, a.cluster.objects.Nodes, w.routes), true
 }
 
-// reach brings the ways to other nodes' pods into the kernel, and writes the runtime's configuration. It returns false
-// if some of that must be tried again. Policy doesn't wait for it, and a node that the kernel refuses holds up no other.
+// reach brings the ways to other nodes' pods into the kernel, and writes the runtime's configuration. It returns
+// false if some of that must be tried again. Policy doesn't wait for it, and a node that the kernel refuses holds up
+// no other.
 func (a *agent) reach(verify netfilter.Verify) bool {
 	if a.Node.Name == "" {
 		return true

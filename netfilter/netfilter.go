@@ -51,8 +51,8 @@ func (e *UnknownError) Error() string {
 	return fmt.Sprintf("%v (weir's own chains and rules are written there all the same)", errors.Join(e.Why...))
 }
 
-// RefusedError says that the kernel refuses parts of a ruleset, and accepts the rest without them. What they would allow
-// is closed then. policy.State takes them, so that the next ruleset is compiled without them.
+// RefusedError says that the kernel refuses parts of a ruleset, and accepts the rest without them. What they would
+// allow is closed then. policy.State takes them, so that the next ruleset is compiled without them.
 type RefusedError struct{ Refused ruleset.Refused }
 
 // Error names the parts and the kernel's reasons, in order.

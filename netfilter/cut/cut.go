@@ -36,8 +36,8 @@ func (e Evaluator) allows(c conntrack.Connection, own map[netip.Addr]bool) bool 
 // Walk goes through the connections of the node's pods, cuts those that would not be allowed if they began now, and
 // restores those that are cut and would be. own are the node's addresses: what the node itself begins isn't evaluated.
 //
-// The kernel's rules may change meanwhile. newest evaluates by the rules that they are becoming. A connection on which it
-// differs stays as it is: another walk follows.
+// The kernel's rules may change meanwhile. newest evaluates by the rules that they are becoming. A connection on
+// which it differs stays as it is: another walk follows.
 func Walk(by Evaluator, newest func() (Evaluator, error), own map[netip.Addr]bool) (r Result, err error) {
 	var errs []error
 	for c, err := range conntrack.All() {

@@ -31,8 +31,8 @@ import (
 	"github.com/weir-net/weir/source/manifests"
 )
 
-// The agent asks for what a source can do by type assertion: without these, a changed signature would silently switch it
-// off.
+// The agent asks for what a source can do by type assertion: without these, a changed signature would silently switch
+// it off.
 var (
 	_ agent.Source    = (*kube.Source)(nil)
 	_ agent.Lookup    = (*kube.Source)(nil)

@@ -159,7 +159,7 @@ func (n *keptNode) comesBack(all []damage) {
 			n.Errorf("%s: CHECK after the repair: %v%s", d.command, err, out)
 		}
 	}
-	if !strings.Contains(n.AgentLog(), "somebody had changed what weir sets up on the node") {
+	if !strings.Contains(n.AgentLog(), "another program changed node settings of weir") {
 		n.Errorf("the log doesn't tell of repairs")
 	}
 }
