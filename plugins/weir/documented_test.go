@@ -103,3 +103,59 @@ func anchorOf(heading string) string {
 	bare := regexp.MustCompile(`[^\w\- ]`).ReplaceAllString(strings.ToLower(heading), "")
 	return strings.ReplaceAll(bare, " ", "-")
 }
+
+// TestDocumentedMessages checks that the code has each message that docs/troubleshooting.md and docs/metrics.md explain:
+// those in the first column of their tables of errors and messages, and the log lines that they show.
+func TestDocumentedMessages(t *testing.T) {
+	const root = "../.."
+	var code strings.Builder
+	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		code.Write(text)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	joined := regexp.MustCompile(`" \+\s*"`).ReplaceAllString(code.String(), "") // strings of several lines
+	table := regexp.MustCompile(`(?m)^\| (?:message|error) \|.*\n\|---.*\n((?:\|.*\n)+)`)
+	logged := regexp.MustCompile(`msg="([^"]+)"`)
+	found := 0
+	for _, page := range []string{"troubleshooting.md", "metrics.md"} {
+		text, err := os.ReadFile(root + "/docs/" + page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var messages []string
+		for _, m := range table.FindAllStringSubmatch(string(text), -1) {
+			for _, row := range strings.Split(strings.TrimSpace(m[1]), "\n") {
+				cell, _, _ := strings.Cut(strings.TrimPrefix(row, "| "), " |")
+				messages = append(messages, cell)
+			}
+		}
+		for _, m := range logged.FindAllStringSubmatch(string(text), -1) {
+			messages = append(messages, m[1])
+		}
+		for _, message := range messages {
+			if message == "`cni plugin not initialized`" { // containerd's
+				continue
+			}
+			// An ellipsis stands for what differs; a colon, for an error within another.
+			for _, part := range regexp.MustCompile("…|; |: ").Split(strings.Trim(message, "`"), -1) {
+				if part = strings.Trim(part, " :"); len(part) < 6 {
+					continue
+				}
+				found++
+				if !strings.Contains(joined, part) {
+					t.Errorf("docs/%s explains %q, and the code has no %q", page, message, part)
+				}
+			}
+		}
+	}
+	if found < 45 {
+		t.Errorf("the documents explain %d parts of messages: are they still read?", found)
+	}
+}
