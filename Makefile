@@ -9,8 +9,8 @@ all: $(BIN)/weir $(BIN)/weir-agent $(BIN)/weirctl ## build the three programs in
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Where git reads the clone, Go writes the commit into the programs (weirctl version), whatever GOFLAGS says.
-VCS := $(if $(shell git rev-parse HEAD 2>/dev/null),-buildvcs=auto)
+# Go writes the commit into the programs (weirctl version), unless git can't or won't read these sources.
+VCS := -buildvcs=$(if $(shell git rev-parse HEAD 2>/dev/null),auto,false)
 
 # Go's own cache knows what is up to date. The plugin is static, so that it runs on any node.
 $(BIN)/%: FORCE
