@@ -200,7 +200,10 @@ func TestTheGuardIsRepaired(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sets := map[string]*nftables.Set{guardSets[conf.IPv4]: sendersSet(conf.IPv4), guardSets[conf.IPv6]: sendersSet(conf.IPv6)}
+	sets := map[string]*nftables.Set{
+		guardSets[conf.IPv4]: sendersSet(conf.IPv4),
+		guardSets[conf.IPv6]: sendersSet(conf.IPv6),
+	}
 	conn.AddTable(bridgeTable())
 	for _, s := range sets {
 		if err := conn.AddSet(s, nil); err != nil {

@@ -50,7 +50,8 @@ func TestAddressesThatHostLocalGave(t *testing.T) {
 		}, func([]endpoint.Address) error { return nil })
 	}
 	var assigned *AssignedError
-	if err := asked(); !errors.As(err, &assigned) || !strings.Contains(err.Error(), "host-local for container c-10.88.0.2") {
+	if err := asked(); !errors.As(err, &assigned) ||
+		!strings.Contains(err.Error(), "host-local for container c-10.88.0.2") {
 		t.Errorf("asked for an address of host-local's: %v", err)
 	}
 	// The pod ends. (Its namespace may stay: some thread of the test's may have been the one that made it.)

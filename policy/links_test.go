@@ -53,7 +53,12 @@ func TestSendersOfOtherPlugins(t *testing.T) {
 	for _, src := range []string{"10.88.0.5", "192.0.2.9", "127.0.0.1"} {
 		for _, dst := range []string{"10.88.0.5", "192.0.2.1", "192.0.2.2"} {
 			p := ruleset.Packet{
-				In: "veth1", Out: "eth0", Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst), Proto: ruleset.UDP, Port: 53,
+				In:    "veth1",
+				Out:   "eth0",
+				Src:   netip.MustParseAddr(src),
+				Dst:   netip.MustParseAddr(dst),
+				Proto: ruleset.UDP,
+				Port:  53,
 			}
 			if dst == "192.0.2.2" {
 				p.Out = ""

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// TestGolden compares what rulesets are lowered to with testdata/NAME.rules; go test ./netfilter/iptables -update writes
-// them.
+// TestGolden compares what rulesets are lowered to with testdata/NAME.rules; go test ./netfilter/iptables -update
+// writes them.
 func TestGolden(t *testing.T) {
 	golden.Each(t, "../..", func(t *testing.T, name string, state policy.State) {
 		r := policy.Compile(state)
@@ -67,22 +67,26 @@ func TestLimits(t *testing.T) {
 		have, want []ruleset.Entry
 	}{
 		"as they are": {
-			ruleset.Networks, []ruleset.Entry{entry("10.0.0.0/8", "a"), entry("10.0.0.0/9", "b")},
+			ruleset.Networks,
+			[]ruleset.Entry{entry("10.0.0.0/8", "a"), entry("10.0.0.0/9", "b")},
 			[]ruleset.Entry{entry("10.0.0.0/8", "a"), entry("10.0.0.0/9", "b")},
 		},
 		"all addresses": {
-			ruleset.Networks, []ruleset.Entry{entry("0.0.0.0/0", "a"), entry("10.0.0.0/9", "b")},
+			ruleset.Networks,
+			[]ruleset.Entry{entry("0.0.0.0/0", "a"), entry("10.0.0.0/9", "b")},
 			[]ruleset.Entry{entry("0.0.0.0/1", "a"), entry("10.0.0.0/9", "b"), entry("128.0.0.0/1", "a")},
 		},
 		"all addresses of IPv6": {
-			ruleset.Networks, []ruleset.Entry{entry("::/0", long)},
+			ruleset.Networks,
+			[]ruleset.Entry{entry("::/0", long)},
 			[]ruleset.Entry{entry("::/1", conf.Comment(long)), entry("8000::/1", conf.Comment(long))},
 		},
 		"all addresses of a link": {
 			ruleset.AddressLinks, []ruleset.Entry{entry("0.0.0.0/0", "a")}, []ruleset.Entry{entry("0.0.0.0/0", "a")},
 		},
 		"long comments": {
-			ruleset.Addresses, []ruleset.Entry{entry("10.0.0.1/32", "a"), entry("10.0.0.2/32", long), entry("10.0.0.3/32", `"`)},
+			ruleset.Addresses,
+			[]ruleset.Entry{entry("10.0.0.1/32", "a"), entry("10.0.0.2/32", long), entry("10.0.0.3/32", `"`)},
 			[]ruleset.Entry{entry("10.0.0.1/32", "a"), entry("10.0.0.2/32", conf.Comment(long)), entry("10.0.0.3/32", "?")},
 		},
 	} {

@@ -41,7 +41,10 @@ func TestTrials(t *testing.T) {
 			rules: append(many("a/np", 1000), rule("b/np", ruleset.SCTP), rule("b/np", ruleset.SCTP, 7),
 				rule("c/np", ruleset.SCTP, 8), rule("c/np", ruleset.SCTP, 8, 9)),
 			refuses: []string{"-p sctp"},
-			want:    []string{"rules with -p sctp", "rules with -p sctp -m multiport --dports", "rules with -p sctp -m sctp --dport"}, trials: 10,
+			want: []string{
+				"rules with -p sctp", "rules with -p sctp -m multiport --dports",
+				"rules with -p sctp -m sctp --dport",
+			}, trials: 10,
 		},
 		"one rule of many": {
 			rules:   many("a/np", 1024),
@@ -132,7 +135,8 @@ func TestRefusedByTheKernel(t *testing.T) {
 		}] == "" {
 			t.Errorf("a type that there isn't: %v", got)
 		}
-		if _, err := d.Apply(t.Context(), with(ruleset.Set{Name: "weir-x", Kind: "hash:none"}), netfilter.Trust); err == nil ||
+		if _, err := d.Apply(t.Context(), with(ruleset.Set{Name: "weir-x", Kind: "hash:none"}),
+			netfilter.Trust); err == nil ||
 			errors.As(err, new(*netfilter.RefusedError)) {
 			t.Errorf("a type that there isn't, of a set that must be: %v", err)
 		}
@@ -154,10 +158,12 @@ func TestRefusedByTheKernel(t *testing.T) {
 			},
 		}})
 		got := refused(bad)
-		if len(got) != 1 || !strings.HasPrefix(got[ruleset.Refusal{Kind: "source in a set"}], "rules with -m set --match-set src: ") {
+		if len(got) != 1 ||
+			!strings.HasPrefix(got[ruleset.Refusal{Kind: "source in a set"}], "rules with -m set --match-set src: ") {
 			t.Errorf("%s: a rule by a set that isn't there: %v", f, got)
 		}
-		if out := nodetest.Run(t, fmt.Sprintf("iptables-%s-save", f), "-t", "mangle"); strings.Contains(out, conf.TrialChain) ||
+		if out := nodetest.Run(t, fmt.Sprintf("iptables-%s-save", f), "-t", "mangle"); strings.Contains(out,
+			conf.TrialChain) ||
 			strings.Contains(out, "WEIR-IN-X") {
 			t.Errorf("after the trial there is\n%s", out)
 		}

@@ -46,11 +46,20 @@ func TestRules(t *testing.T) {
 func TestKeysDontRunTogether(t *testing.T) {
 	match := func(name string) ruleset.SetMatch { return ruleset.SetMatch{Name: name, By: ruleset.Source} }
 	rules := []ruleset.Rule{
-		{In: "ab"}, {In: "a", Out: "b"}, {In: "a1:b"}, {Out: "ab"}, {In: "ao1:b"}, {Src: netip.MustParsePrefix("::/0")},
-		{Src: netip.MustParsePrefix("0.0.0.0/0")}, {Dst: netip.MustParsePrefix("::/0")},
-		{Sets: []ruleset.SetMatch{match("a"), match("b")}}, {Sets: []ruleset.SetMatch{match("b"), match("a")}},
-		{Sets: []ruleset.SetMatch{{Name: "a", By: ruleset.Source, Not: true}}}, {Sets: []ruleset.SetMatch{match("a")}},
-		{Ports: []ruleset.PortRange{{First: 1, Last: 1}, {First: 2, Last: 2}}}, {Ports: []ruleset.PortRange{{First: 1, Last: 2}}},
+		{In: "ab"},
+		{In: "a", Out: "b"},
+		{In: "a1:b"},
+		{Out: "ab"},
+		{In: "ao1:b"},
+		{Src: netip.MustParsePrefix("::/0")},
+		{Src: netip.MustParsePrefix("0.0.0.0/0")},
+		{Dst: netip.MustParsePrefix("::/0")},
+		{Sets: []ruleset.SetMatch{match("a"), match("b")}},
+		{Sets: []ruleset.SetMatch{match("b"), match("a")}},
+		{Sets: []ruleset.SetMatch{{Name: "a", By: ruleset.Source, Not: true}}},
+		{Sets: []ruleset.SetMatch{match("a")}},
+		{Ports: []ruleset.PortRange{{First: 1, Last: 1}, {First: 2, Last: 2}}},
+		{Ports: []ruleset.PortRange{{First: 1, Last: 2}}},
 	}
 	keys := map[string]ruleset.Rule{}
 	for _, r := range rules {

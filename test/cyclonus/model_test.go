@@ -10,6 +10,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
 )
 
@@ -25,7 +26,7 @@ func TestModel(t *testing.T) {
 				w.step(t, s)
 				state := w.state(t)
 				evaluator := verdict.New(state)
-				rules, err := policy.NewJudge(policy.Compile(state))
+				rules, err := ruleset.NewSimulator(policy.Compile(state))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -38,7 +39,7 @@ func TestModel(t *testing.T) {
 					p := packet(t, want.Job)
 					v := evaluator.Judge(p)
 					difference := compare(v, want)
-					forward := policy.Packet{In: conf.Bridge, Out: conf.Bridge, Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port}
+					forward := ruleset.Packet{In: conf.Bridge, Out: conf.Bridge, Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port}
 					if passes := rules.Allows(forward); passes != v.Allowed() {
 						difference += fmt.Sprintf(" the rules let it pass: %v", passes)
 					}
@@ -85,7 +86,7 @@ func packet(t *testing.T, j *probe.Job) verdict.Packet {
 	return verdict.Packet{
 		Src:   src,
 		Dst:   dst,
-		Proto: policy.Protocol(strings.ToLower(string(j.Protocol))),
+		Proto: ruleset.Protocol(strings.ToLower(string(j.Protocol))),
 		Port:  uint16(j.ResolvedPort),
 	}
 }
