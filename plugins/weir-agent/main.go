@@ -53,9 +53,18 @@ func run() int {
 	defer stop()
 	root := &cobra.Command{
 		Use: "weir-agent", Short: "Enforces NetworkPolicies on the pods of this node",
-		SilenceUsage: true, SilenceErrors: true, Version: version.Of("weir-agent"),
+		SilenceUsage: true, SilenceErrors: true,
 	}
-	root.SetVersionTemplate("{{.Version}}\n")
+	// Not cobra's Version: its own line has other words, and a template for it would have the linker keep every method
+	// of every type, which nearly doubles the program.
+	showVersion := root.Flags().Bool("version", false, "print the commit of this program, its date, and Go's version")
+	root.RunE = func(cmd *cobra.Command, _ []string) error {
+		if !*showVersion {
+			return cmd.Help()
+		}
+		_, err := fmt.Fprintln(cmd.OutOrStdout(), version.Of("weir-agent"))
+		return err
+	}
 	root.AddCommand(runCommand(), checkCommand(), installCommand(), cleanupCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "weir-agent:", err)

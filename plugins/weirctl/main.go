@@ -19,9 +19,17 @@ func run() int {
 	defer stop()
 	root := &cobra.Command{
 		Use: "weirctl", Short: "Show what weir does on this node", SilenceUsage: true, SilenceErrors: true,
-		Version: version.Of("weirctl"),
 	}
-	root.SetVersionTemplate("{{.Version}}\n")
+	// Not cobra's Version: its own line has other words, and a template for it would have the linker keep every method
+	// of every type, which nearly doubles the program.
+	showVersion := root.Flags().Bool("version", false, "print the commit of this program, its date, and Go's version")
+	root.RunE = func(cmd *cobra.Command, _ []string) error {
+		if !*showVersion {
+			return cmd.Help()
+		}
+		_, err := fmt.Fprintln(cmd.OutOrStdout(), version.Of("weirctl"))
+		return err
+	}
 	root.AddCommand(statusCommand(), podsCommand(), versionCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "weirctl:", err)
@@ -35,6 +43,6 @@ func versionCommand() *cobra.Command {
 		Use:   "version",
 		Short: "Show the commit that weirctl was built from, its date, and Go's version",
 		Args:  cobra.NoArgs,
-		Run:   func(cmd *cobra.Command, _ []string) { _, _ = fmt.Fprintln(cmd.OutOrStdout(), cmd.Root().Version) },
+		Run:   func(cmd *cobra.Command, _ []string) { _, _ = fmt.Fprintln(cmd.OutOrStdout(), version.Of("weirctl")) },
 	}
 }
