@@ -21,6 +21,10 @@ var promises = []struct {
 		"policy", "it says what should be, and can't touch anything",
 		[]string{"github.com/vishvananda", "github.com/google/nftables", "github.com/mdlayher", "k8s.io/client-go"},
 	},
+	{
+		"plugins/weirctl/client", "it runs on machines that are no nodes",
+		[]string{"github.com/vishvananda", "github.com/google/nftables", "k8s.io/client-go", module + "netfilter"},
+	},
 }
 
 // TestLinks: go list -deps of a package shows nothing that it mustn't link.

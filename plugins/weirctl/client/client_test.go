@@ -1,0 +1,73 @@
+package client
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weir-net/weir/policy/report"
+)
+
+// TestBuildsElsewhere: a person may ask and read answers on a machine that is no node.
+func TestBuildsElsewhere(t *testing.T) {
+	build := exec.Command("go", "build", ".")
+	build.Env = append(os.Environ(), "GOOS=darwin", "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func TestParseFormat(t *testing.T) {
+	for _, s := range []string{"text", "json"} {
+		if f, err := ParseFormat(s); err != nil || string(f) != s {
+			t.Errorf("%s: %q, %v", s, f, err)
+		}
+	}
+	if _, err := ParseFormat("xml"); err == nil || err.Error() != "-o xml: must be text or json" {
+		t.Errorf("xml: %v", err)
+	}
+}
+
+func TestPrint(t *testing.T) {
+	pods := []report.PodStatus{{
+		Pod: "ns-1/a", ContainerID: "0123456789abcdef", Addresses: []string{"10.88.0.2", "fd00::2"}, MAC: "0a:58:0a:58:00:02",
+		HostIf: "weirp0123456789", Since: time.Unix(0, 0), Ingress: "ns-1/deny", Egress: "open",
+	}}
+	text, json := &strings.Builder{}, &strings.Builder{}
+	if err := PrintPods(text, Text, pods); err != nil {
+		t.Fatal(err)
+	}
+	since := time.Unix(0, 0).Format(time.RFC3339)
+	want := "" +
+		"CONTAINER      POD     ADDRESSES          LINK             MAC                INGRESS    EGRESS  SINCE\n" +
+		"0123456789abc  ns-1/a  10.88.0.2,fd00::2  weirp0123456789  0a:58:0a:58:00:02  ns-1/deny  open    " + since + "\n"
+	if diff := cmp.Diff(want, text.String()); diff != "" {
+		t.Error(diff)
+	}
+	text.Reset()
+	sets := []report.SetStatus{{Name: "weir-pods", Type: "hash:ip"}}
+	s := &report.Status{Errors: []string{"no agent"}, Pods: pods, Sets: sets}
+	if err := PrintStatus(text, Text, s); err != nil {
+		t.Fatal(err)
+	}
+	want = "" +
+		"ready:     false\n" +
+		"ERROR:     no agent\n" +
+		"policies:  \n" +
+		"\n" +
+		"POD     ADDRESS            LINK             INGRESS    EGRESS\n" +
+		"ns-1/a  10.88.0.2,fd00::2  weirp0123456789  ns-1/deny  open\n" +
+		"\n" +
+		"SET        TYPE     ENTRIES\n" +
+		"weir-pods  hash:ip  0\n"
+	if diff := cmp.Diff(want, text.String()); diff != "" {
+		t.Error(diff)
+	}
+	if err := PrintPods(json, JSON, []report.PodStatus{}); err != nil || json.String() != "[]\n" {
+		t.Errorf("no pods: %q, %v", json, err)
+	}
+}

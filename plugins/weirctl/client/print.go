@@ -1,0 +1,115 @@
+package client
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/weir-net/weir/policy/report"
+)
+
+// Format is how an answer is printed.
+type Format string
+
+// The formats.
+const (
+	Text Format = "text"
+	JSON Format = "json"
+)
+
+// ParseFormat reads the value of the flag -o.
+func ParseFormat(s string) (Format, error) {
+	if f := Format(s); f == Text || f == JSON {
+		return f, nil
+	}
+	return "", fmt.Errorf("-o %s: must be text or json", s)
+}
+
+// PrintStatus prints the status; as text it is a list of what is wrong, and tables of pods, classes and sets.
+func PrintStatus(out io.Writer, f Format, s *report.Status) error {
+	if f == JSON {
+		return printJSON(out, s)
+	}
+	return printTable(out, func(line printLine) { statusLines(line, s) })
+}
+
+// PrintPods prints the pods, as text one a line.
+func PrintPods(out io.Writer, f Format, pods []report.PodStatus) error {
+	if f == JSON {
+		return printJSON(out, pods)
+	}
+	return printTable(out, func(line printLine) { podLines(line, pods) })
+}
+
+func printJSON(out io.Writer, v any) error {
+	enc := json.NewEncoder(out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// printLine prints a line of a table, whose columns are separated by tabs.
+type printLine func(format string, args ...any)
+
+func printTable(out io.Writer, lines func(printLine)) error {
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	lines(func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) }) // Flush reports errors
+	return w.Flush()
+}
+
+func podLines(line printLine, pods []report.PodStatus) {
+	line("CONTAINER\tPOD\tADDRESSES\tLINK\tMAC\tINGRESS\tEGRESS\tSINCE")
+	for _, p := range pods {
+		line("%.13s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", p.ContainerID, p.Pod, strings.Join(p.Addresses, ","), p.HostIf, p.MAC,
+			p.Ingress, p.Egress, p.Since.Local().Format(time.RFC3339))
+	}
+}
+
+func statusLines(line printLine, s *report.Status) {
+	line("ready:\t%v", s.Ready)
+	if !s.LastSync.IsZero() {
+		ago := time.Since(s.LastSync).Round(time.Millisecond)
+		line("last sync:\t%s (%s ago), iptables-%s", s.LastSync.Format(time.RFC3339), ago, s.IPTables)
+		line("since start:\t%d changes, %d failures, %d repairs, %d connections cut",
+			s.Stats.Changes, s.Stats.Failures, s.Stats.Repairs, s.Stats.Cut)
+	}
+	for _, e := range s.Errors {
+		line("ERROR:\t%s", e)
+	}
+	for _, p := range s.Problems {
+		line("PROBLEM:\t%s", report.OneLine(p.String()))
+	}
+	for _, u := range s.Unenforced {
+		line("WARNING:\t%s", report.OneLine(u.String()))
+	}
+	if s.Stats.NodeRepairs > 0 {
+		line("node repairs:\t%d since start, the last of them:", s.Stats.NodeRepairs)
+	}
+	for _, r := range s.NodeRepairs {
+		line("REPAIRED:\t%s %s: %s (%s)", r.Time.Format(time.RFC3339), r.What, r.Was, r.Command)
+	}
+	line("policies:\t%s", strings.Join(s.Policies, ", "))
+	for _, l := range report.Lines(s.Files) {
+		line("%s", l)
+	}
+	line("\nPOD\tADDRESS\tLINK\tINGRESS\tEGRESS")
+	for _, p := range s.Pods {
+		line("%s\t%s\t%s\t%s\t%s", p.Pod, strings.Join(p.Addresses, ","), p.HostIf, p.Ingress, p.Egress)
+	}
+	if len(s.Classes) > 0 {
+		line("\nCLASS\tDIRECTION\tPODS\tPOLICIES")
+	}
+	for _, c := range s.Classes {
+		policies := strings.Join(c.Policies, ", ")
+		if policies == "" {
+			policies = "none: open"
+		}
+		line("%s\t%s\t%d\t%s", c.Set, c.Direction, len(c.Pods), policies)
+	}
+	line("\nSET\tTYPE\tENTRIES")
+	for _, set := range s.Sets {
+		line("%s\t%s\t%d", set.Name, set.Type, set.Entries)
+	}
+}
