@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -58,6 +59,20 @@ func (a *agent) state() policy.State {
 	if a.cluster.objects != nil {
 		s.Objects = *a.cluster.objects
 	}
-	s.Endpoints = a.records.attached()
+	for _, e := range a.records.attached() {
+		s.Endpoints = append(s.Endpoints, policyEndpoint(e))
+	}
 	return s
+}
+
+// policyEndpoint is what policy needs of an endpoint record.
+func policyEndpoint(e endpoint.Endpoint) policy.Endpoint {
+	p := policy.Endpoint{
+		ID: e.ID(), Pod: policy.PodRef(e.Pod), Enforcement: e.Enforcement,
+		Chained: e.Chained, HostIf: e.HostIf, BridgeIf: e.BridgeIf,
+	}
+	for _, a := range e.Addresses {
+		p.Addresses = append(p.Addresses, policy.Address{Addr: a.Addr, Subnet: a.Subnet})
+	}
+	return p
 }

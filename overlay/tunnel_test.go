@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
@@ -72,12 +71,11 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 			Pods:       []policy.Pod{{Namespace: "lab", Name: "pod"}},
 		}}
 		if name == "n1" {
-			s.Endpoints = []endpoint.Endpoint{{
-				ContainerID: "pod", IfName: "eth0", Enforcement: conf.Strict, Pod: endpoint.Pod{Namespace: "lab", Name: "pod"},
-				Addresses: []endpoint.Address{{
-					Addr:    netip.MustParseAddr("100.96.1.7"),
-					Subnet:  netip.MustParsePrefix("100.96.1.0/24"),
-					Gateway: netip.MustParseAddr("100.96.1.1"),
+			s.Endpoints = []policy.Endpoint{{
+				ID: "pod:eth0", Enforcement: conf.Strict, Pod: policy.PodRef{Namespace: "lab", Name: "pod"},
+				Addresses: []policy.Address{{
+					Addr:   netip.MustParseAddr("100.96.1.7"),
+					Subnet: netip.MustParsePrefix("100.96.1.0/24"),
 				}},
 			}}
 		}

@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -15,7 +14,7 @@ import (
 func families(state State) []conf.Family {
 	six := func(a netip.Addr) bool { return conf.FamilyOf(a) == conf.IPv6 }
 	for _, e := range state.Endpoints {
-		if slices.ContainsFunc(e.Addresses, func(a endpoint.Address) bool { return six(a.Addr) }) {
+		if slices.ContainsFunc(e.Addresses, func(a Address) bool { return six(a.Addr) }) {
 			return conf.Families[:]
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -39,7 +38,7 @@ type member struct {
 
 // local is an endpoint with its pod, if the source knows it.
 type local struct {
-	endpoint.Endpoint
+	Endpoint
 	known bool
 	// pods is the pod; several if it isn't certain which of them it is.
 	pods []Pod
@@ -96,7 +95,7 @@ func index(state State) cluster {
 	}
 	taken := map[netip.Addr]bool{}
 	addresses := map[name][]netip.Addr{}
-	for _, e := range slices.SortedFunc(slices.Values(state.Endpoints), func(a, b endpoint.Endpoint) int { return cmp.Compare(a.ID(), b.ID()) }) {
+	for _, e := range slices.SortedFunc(slices.Values(state.Endpoints), func(a, b Endpoint) int { return cmp.Compare(a.ID, b.ID) }) {
 		k := name{e.Pod.Namespace, e.Pod.Name}
 		l := local{Endpoint: e}
 		for _, pod := range pods[k] {

@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
@@ -93,19 +92,18 @@ func TestJudge(t *testing.T) {
 
 // TestChained: pods whose network another plugin made are judged as all are, and masqueraded by nobody but that plugin.
 func TestChained(t *testing.T) {
-	chained := endpoint.Endpoint{
-		ContainerID: "c",
-		IfName:      "eth0",
+	chained := policy.Endpoint{
+		ID:          "c:eth0",
 		Chained:     true,
 		Enforcement: conf.Strict,
-		Pod:         endpoint.Pod{Namespace: "shop", Name: "web"},
-		Addresses: []endpoint.Address{
+		Pod:         policy.PodRef{Namespace: "shop", Name: "web"},
+		Addresses: []policy.Address{
 			{Addr: netip.MustParseAddr("10.99.0.2"), Subnet: netip.MustParsePrefix("10.99.0.2/32")},
 		},
 	}
 	state := policy.State{
 		Objects:   policy.Objects{Pods: []policy.Pod{{Namespace: "shop", Name: "web"}}},
-		Endpoints: []endpoint.Endpoint{chained},
+		Endpoints: []policy.Endpoint{chained},
 	}
 	text := func() string {
 		var b bytes.Buffer

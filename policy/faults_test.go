@@ -7,7 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/golden"
@@ -250,7 +249,7 @@ func TestFaults(t *testing.T) {
 			objects.Pods, objects.Problems = append(objects.Pods, tc.pods...), tc.unread
 			state := golden.OnNode(objects)
 			state.Endpoints = slices.DeleteFunc(state.Endpoints,
-				func(e endpoint.Endpoint) bool { return e.Pod.Name == "double" || e.Pod.Name == "liar" })
+				func(e policy.Endpoint) bool { return e.Pod.Name == "double" || e.Pod.Name == "liar" })
 			state.Nodes = append([]policy.Node{
 				faultNode("self", "192.0.2.2", "10.88.0.0/24"),
 				faultNode("peer", "192.0.2.12", "10.88.1.0/24"),

@@ -8,12 +8,11 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // LinkOf is the link of an endpoint; empty if it isn't known, or has a name that a rule can't say.
-func LinkOf(e endpoint.Endpoint) ruleset.Link {
+func LinkOf(e Endpoint) ruleset.Link {
 	switch {
 	case !e.Chained:
 		return ruleset.Link{In: conf.Bridge}

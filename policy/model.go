@@ -12,7 +12,6 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 
-	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -20,7 +19,7 @@ import (
 type State struct {
 	Objects
 	// Endpoints are the attachments on this node.
-	Endpoints []endpoint.Endpoint
+	Endpoints []Endpoint
 	// Node is the name of this node's Node; empty if it isn't known.
 	Node string
 	// Parsed are policies that were read before; it only saves time, and may be nil.

@@ -24,9 +24,9 @@ func attached(t *testing.T, ports []uint16, pods ...policy.Pod) (*Node, policy.S
 	for _, p := range pods {
 		name := p.Namespace + "." + p.Name
 		n.AddPod(name, p.Addresses[0])
-		s.Endpoints = append(s.Endpoints, endpoint.Endpoint{
-			ContainerID: name, IfName: "eth0", Enforcement: conf.Strict, Pod: endpoint.Pod{Namespace: p.Namespace, Name: p.Name},
-			Addresses: n.addresses(p.Addresses),
+		s.Endpoints = append(s.Endpoints, policy.Endpoint{
+			ID: name + ":eth0", Enforcement: conf.Strict, Pod: policy.PodRef{Namespace: p.Namespace, Name: p.Name},
+			Addresses: []policy.Address{{Addr: p.Addresses[0], Subnet: subnet}},
 		})
 	}
 	return n, s

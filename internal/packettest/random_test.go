@@ -121,8 +121,8 @@ func probes(n *Node, s policy.State, packets []ruleset.Packet) []ruleset.Packet 
 		if !policytest.Of[conf.FamilyOf(a)].Subnet.Contains(a) {
 			return n.hosts[a] != nil
 		}
-		return slices.ContainsFunc(s.Endpoints, func(e endpoint.Endpoint) bool {
-			return slices.ContainsFunc(e.Addresses, func(x endpoint.Address) bool { return x.Addr == a })
+		return slices.ContainsFunc(s.Endpoints, func(e policy.Endpoint) bool {
+			return slices.ContainsFunc(e.Addresses, func(x policy.Address) bool { return x.Addr == a })
 		})
 	}
 	return slices.DeleteFunc(policytest.At(s, packets), func(p ruleset.Packet) bool {

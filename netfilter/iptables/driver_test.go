@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
@@ -433,7 +432,7 @@ func TestWithoutIP6tables(t *testing.T) {
 	four.Endpoints, four.Nodes = nil, nil
 	for _, e := range dual.Endpoints {
 		if e.Addresses = slices.DeleteFunc(slices.Clone(e.Addresses),
-			func(a endpoint.Address) bool { return a.Addr.Is6() }); len(e.Addresses) > 0 {
+			func(a policy.Address) bool { return a.Addr.Is6() }); len(e.Addresses) > 0 {
 			four.Endpoints = append(four.Endpoints, e)
 		}
 	}

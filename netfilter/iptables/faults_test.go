@@ -11,7 +11,6 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
@@ -62,9 +61,9 @@ func TestFault8OneTransactionForAllChanges(t *testing.T) {
 			Addresses: []netip.Addr{a},
 		})
 		if here {
-			s.Endpoints = append(s.Endpoints, endpoint.Endpoint{
-				ContainerID: name, IfName: "eth0", Enforcement: conf.Strict, Pod: endpoint.Pod{Namespace: "x", Name: name},
-				Addresses: []endpoint.Address{{Addr: a, Subnet: policytest.Of[conf.IPv4].Subnet}},
+			s.Endpoints = append(s.Endpoints, policy.Endpoint{
+				ID: name + ":eth0", Enforcement: conf.Strict, Pod: policy.PodRef{Namespace: "x", Name: name},
+				Addresses: []policy.Address{{Addr: a, Subnet: policytest.Of[conf.IPv4].Subnet}},
 			})
 		}
 	}

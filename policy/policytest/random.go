@@ -13,7 +13,6 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -151,14 +150,14 @@ func addPod(r *rand.Rand, s *policy.State, i int, families []conf.Family) {
 	if r.IntN(10) == 0 {
 		p.NodeName = pick(r, []string{here, there, "gone", ""})
 	}
-	var attached []endpoint.Address
+	var attached []policy.Address
 	for _, f := range families {
 		network := Of[f].Subnet
 		if elsewhere {
 			network = Of[f].Elsewhere
 		}
 		p.Addresses = append(p.Addresses, at(network, 2+i))
-		attached = append(attached, endpoint.Address{Addr: at(network, 2+i), Subnet: network, Gateway: at(network, 1)})
+		attached = append(attached, policy.Address{Addr: at(network, 2+i), Subnet: network})
 	}
 	p.Ports = named(r)
 	// The pod's status may be out of date: it may lack addresses, or have one that is another pod's by now.
@@ -181,11 +180,10 @@ func addPod(r *rand.Rand, s *policy.State, i int, families []conf.Family) {
 	if elsewhere || p.HostNetwork || r.IntN(10) == 0 {
 		return
 	}
-	e := endpoint.Endpoint{
-		ContainerID: p.Name,
-		IfName:      "eth0",
+	e := policy.Endpoint{
+		ID:          p.Name + ":eth0",
 		Enforcement: conf.Strict,
-		Pod:         endpoint.Pod{Namespace: p.Namespace, Name: p.Name, UID: p.UID},
+		Pod:         policy.PodRef{Namespace: p.Namespace, Name: p.Name, UID: p.UID},
 		Addresses:   attached,
 	}
 	switch r.IntN(20) {
@@ -204,7 +202,7 @@ func addPod(r *rand.Rand, s *policy.State, i int, families []conf.Family) {
 			e.BridgeIf = Bridge
 		}
 		for i, a := range e.Addresses { // as the plugin records them for a chained attachment
-			e.Addresses[i] = endpoint.Address{Addr: a.Addr, Subnet: netip.PrefixFrom(a.Addr, a.Addr.BitLen())}
+			e.Addresses[i] = policy.Address{Addr: a.Addr, Subnet: netip.PrefixFrom(a.Addr, a.Addr.BitLen())}
 		}
 	}
 	s.Endpoints = append(s.Endpoints, e)
@@ -289,6 +287,6 @@ func Change(r *rand.Rand, old policy.State) policy.State {
 	})
 	s.Pods = slices.DeleteFunc(s.Pods, func(p policy.Pod) bool { return first("pod " + p.Name) })
 	s.Endpoints = slices.DeleteFunc(s.Endpoints,
-		func(e endpoint.Endpoint) bool { return first("endpoint " + e.ContainerID) })
+		func(e policy.Endpoint) bool { return first("endpoint " + e.ID) })
 	return s
 }

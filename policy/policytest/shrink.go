@@ -198,7 +198,7 @@ func YAML(s policy.State) string {
 	}
 	text := strings.Join(docs, "---\n") + fmt.Sprintf("# this node is %q\n", s.Node)
 	for _, e := range s.Endpoints {
-		text += fmt.Sprintf("# endpoint %s of pod %s %q, enforcement %s: %v\n", e.ID(), e.Pod, e.Pod.UID, e.Enforcement,
+		text += fmt.Sprintf("# endpoint %s of pod %s %q, enforcement %s: %v\n", e.ID, e.Pod, e.Pod.UID, e.Enforcement,
 			e.Addresses)
 	}
 	return text

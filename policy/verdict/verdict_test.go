@@ -8,7 +8,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
@@ -25,14 +24,14 @@ func TestString(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := func(name, addr string, e conf.Enforcement) endpoint.Endpoint {
-		return endpoint.Endpoint{
-			Pod:         endpoint.Pod{Namespace: "shop", Name: name},
+	at := func(name, addr string, e conf.Enforcement) policy.Endpoint {
+		return policy.Endpoint{
+			Pod:         policy.PodRef{Namespace: "shop", Name: name},
 			Enforcement: e,
-			Addresses:   []endpoint.Address{{Addr: netip.MustParseAddr(addr)}},
+			Addresses:   []policy.Address{{Addr: netip.MustParseAddr(addr)}},
 		}
 	}
-	evaluator := verdict.New(policy.State{Objects: objects, Endpoints: []endpoint.Endpoint{
+	evaluator := verdict.New(policy.State{Objects: objects, Endpoints: []policy.Endpoint{
 		at("client", "10.88.0.5", conf.Strict), at("new", "10.88.0.3", conf.Strict),
 		at("off", "10.88.0.8", conf.Off), at("nobody", "10.88.0.9", conf.Strict),
 	}})

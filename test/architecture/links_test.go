@@ -17,6 +17,7 @@ var promises = []struct {
 		"plugins/weir", "its start is on the path of every pod",
 		[]string{"k8s.io", "sigs.k8s.io", "net/http", module + "policy"},
 	},
+	{"policy/ruleset", "the plugin's side and every backend link it", []string{"k8s.io", "sigs.k8s.io"}},
 	{
 		"policy", "it says what should be, and can't touch anything",
 		[]string{"github.com/vishvananda", "github.com/google/nftables", "github.com/mdlayher", "k8s.io/client-go"},
@@ -34,6 +35,44 @@ func TestLinks(t *testing.T) {
 		complain(t, linked(p.pkg, deps, p.never))
 		t.Logf("%s links %d packages: %s", p.pkg, len(deps), p.why)
 	}
+}
+
+// pure are the packages that touch no file, no socket and no part of the kernel: all that they need comes in as a value.
+// They link only each other of weir's own packages.
+var pure = []string{"conf", "policy", "policy/ruleset", "policy/verdict"}
+
+// touching are packages that a pure package must not import itself. Its dependencies may: Kubernetes' types link
+// net/http and os.
+var touching = []string{"os", "os/exec", "io/fs", "net/http", "syscall", "golang.org/x/sys", "unsafe"}
+
+// TestPure: of weir's own packages the pure ones link only each other, and import nothing that touches anything.
+func TestPure(t *testing.T) {
+	for _, p := range pure {
+		complain(t, impure(p, dependencies(t, p)))
+	}
+	for _, f := range production(t, tree(t)) {
+		if !slices.Contains(pure, f.pkg()) {
+			continue
+		}
+		for _, i := range f.ast.Imports {
+			complain(t, linked(f.at(i), []string{imported(i)}, touching))
+		}
+	}
+}
+
+// impure lists the packages of weir's own among the dependencies that aren't pure.
+func impure(pkg string, deps []string) (wrong []string) {
+	for _, d := range deps {
+		if own, ok := strings.CutPrefix(d, module); ok && !slices.Contains(pure, own) {
+			wrong = append(wrong, fmt.Sprintf("%s links %s, which isn't pure", pkg, own))
+		}
+	}
+	return wrong
+}
+
+func TestPureFindsWhatIsNot(t *testing.T) {
+	wants(t, impure("policy", []string{"os", module + "conf", module + "endpoint", module + "policy/ruleset"}),
+		"policy links endpoint, which isn't pure")
 }
 
 // dependencies is go list -deps ./PKG.

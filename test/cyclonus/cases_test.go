@@ -21,7 +21,6 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/source/objects"
 )
@@ -182,10 +181,10 @@ func (w *world) state(t *testing.T) policy.State {
 			t.Fatal(err)
 		}
 		s.Pods = append(s.Pods, known)
-		s.Endpoints = append(s.Endpoints, endpoint.Endpoint{
-			ContainerID: p.Namespace + "." + p.Name, IfName: "eth0", Enforcement: conf.Strict,
-			Pod:       endpoint.Pod{Namespace: p.Namespace, Name: p.Name},
-			Addresses: []endpoint.Address{{Addr: known.Addresses[0], Subnet: w.subnet, Gateway: w.gateway}},
+		s.Endpoints = append(s.Endpoints, policy.Endpoint{
+			ID: p.Namespace + "." + p.Name + ":eth0", Enforcement: conf.Strict,
+			Pod:       policy.PodRef{Namespace: p.Namespace, Name: p.Name},
+			Addresses: []policy.Address{{Addr: known.Addresses[0], Subnet: w.subnet}},
 		})
 	}
 	return s

@@ -16,7 +16,6 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/source/manifests"
 )
@@ -89,21 +88,21 @@ func Objects(t testing.TB, data []byte) policy.Objects {
 func OnNode(objects policy.Objects) policy.State {
 	state := policy.State{Objects: objects}
 	for _, p := range objects.Pods {
-		var addresses []endpoint.Address
+		var addresses []policy.Address
 		for _, a := range p.Addresses {
 			for _, subnet := range []netip.Prefix{
 				netip.MustParsePrefix("10.88.0.0/24"),
 				netip.MustParsePrefix("fd00:10:88::/64"),
 			} {
 				if subnet.Contains(a) && !p.HostNetwork {
-					addresses = append(addresses, endpoint.Address{Addr: a, Subnet: subnet, Gateway: subnet.Addr().Next()})
+					addresses = append(addresses, policy.Address{Addr: a, Subnet: subnet})
 				}
 			}
 		}
 		if len(addresses) > 0 {
-			e := endpoint.Endpoint{
-				ContainerID: p.Namespace + "." + p.Name, IfName: "eth0", Enforcement: conf.Strict,
-				Pod: endpoint.Pod{Namespace: p.Namespace, Name: p.Name, UID: p.UID}, Addresses: addresses,
+			e := policy.Endpoint{
+				ID: p.Namespace + "." + p.Name + ":eth0", Enforcement: conf.Strict,
+				Pod: policy.PodRef{Namespace: p.Namespace, Name: p.Name, UID: p.UID}, Addresses: addresses,
 			}
 			if attached, ok := p.Labels["attached"]; ok {
 				e.Chained, e.HostIf = true, attached
