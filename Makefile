@@ -85,7 +85,7 @@ vet: ## go vet of all modules
 lint: packages ## golangci-lint, and shellcheck of every script that git knows
 	go run $(LINT) run
 	cd scripts/image && go run $(LINT) run
-	git ls-files -z | \
+	git -c 'safe.directory=*' ls-files -z | \
 		xargs -0 awk 'FILENAME ~ /[.]sh$$/ || /^#!.*sh$$|^# shellcheck shell=/ {print FILENAME} {nextfile}' | \
 		xargs shellcheck -x -P SCRIPTDIR
 
