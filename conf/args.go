@@ -9,15 +9,16 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// Args are the CNI_ARGS that weir uses: who the pod is, which containerd sets (K8S_POD_*), and what it shall have (IP, MAC:
-// CNI's CONVENTIONS.md, "CNI_ARGS"). cnitool passes all of them on.
+// Args are the CNI_ARGS that weir reads: the pod's identity, which containerd sets (K8S_POD_*), and requested addresses
+// (IP, MAC: CNI's CONVENTIONS.md, "CNI_ARGS"). cnitool passes all of them on.
 type Args struct {
 	Namespace, Name, UID string
-	IPs                  []netip.Addr // one, or several with commas between
+	IPs                  []netip.Addr // one, or several separated by commas
 	MAC                  net.HardwareAddr
 }
 
-// ParseArgs reads CNI_ARGS, "KEY=VALUE;KEY=VALUE". Keys that weir doesn't know are left to whom they concern.
+// ParseArgs reads CNI_ARGS, "KEY=VALUE;KEY=VALUE". It ignores keys that weir doesn't know. It returns a *types.Error
+// with code 4 for a value that is wrong.
 func ParseArgs(s string) (Args, error) {
 	var a Args
 	for pair := range strings.SplitSeq(s, ";") {
@@ -26,13 +27,10 @@ func ParseArgs(s string) (Args, error) {
 		}
 		key, value, ok := strings.Cut(pair, "=")
 		if !ok {
-			return Args{}, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_ARGS: %q is no KEY=VALUE pair", pair), "")
+			return Args{}, invalidArgs("%q is no KEY=VALUE pair", pair)
 		}
-		switch key {
-		case "IP", "MAC":
-			if value == "" {
-				continue
-			}
+		if value == "" && (key == "IP" || key == "MAC") {
+			continue
 		}
 		switch key {
 		case "K8S_POD_NAMESPACE":
@@ -45,14 +43,14 @@ func ParseArgs(s string) (Args, error) {
 			for s := range strings.SplitSeq(value, ",") {
 				ip, ok := parseAddress(s)
 				if !ok {
-					return Args{}, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_ARGS: IP=%.80q is no IP address", value), "")
+					return Args{}, invalidArgs("IP=%.80q is no IP address", value)
 				}
 				a.IPs = append(a.IPs, ip)
 			}
 		case "MAC":
 			mac, ok := parseMAC(value)
 			if !ok {
-				return Args{}, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_ARGS: MAC=%.80q is no MAC address that one host can have", value), "")
+				return Args{}, invalidArgs("MAC=%.80q is no MAC address that one host can have", value)
 			}
 			a.MAC = mac
 		}
@@ -61,14 +59,19 @@ func ParseArgs(s string) (Args, error) {
 		{"K8S_POD_NAMESPACE", a.Namespace}, {"K8S_POD_NAME", a.Name}, {"K8S_POD_UID", a.UID},
 	} {
 		if !isObjectName(v.value) {
-			return Args{}, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_ARGS: %s=%.80q is no Kubernetes name", v.key, v.value), "")
+			return Args{}, invalidArgs("%s=%.80q is no Kubernetes name", v.key, v.value)
 		}
 	}
 	return a, nil
 }
 
-// unprintable holds for what a Kubernetes object name (RFC 1123 subdomain) can't contain and a file name, a set
-// comment or a log line shouldn't.
-func unprintable(r rune) bool {
+// invalidArgs returns an error with CNI's code 4.
+func invalidArgs(format string, args ...any) error {
+	return types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS: "+fmt.Sprintf(format, args...), "")
+}
+
+// isUnsafe reports whether the character can't be in the name of a Kubernetes object (RFC 1123 subdomain), and would be
+// unsafe in a file name, a set's comment or a log line.
+func isUnsafe(r rune) bool {
 	return r <= ' ' || r > '~' || strings.ContainsRune(`/\"'`, r)
 }

@@ -1,6 +1,7 @@
-// Package conf owns weir's network configuration: its types, how the JSON that a runtime hands to the plugin is
-// parsed, and every rule that it must satisfy before anything is touched. It is pure: it reads no file and asks no
-// kernel. Beside it lie the conflist and manifests that people install.
+// Package conf owns weir's network configuration: its types, the parser of the JSON that a runtime passes to the
+// plugin, and the checks that it must pass before the plugin changes anything. It also has the names of kernel objects
+// that the plugin and the agent share. The package is pure: it reads no file and makes no call of the kernel. The
+// folder also has the manifests that people install.
 package conf
 
 import (
@@ -16,37 +17,37 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 )
 
-// Enforcement says what ADD does with a pod that no agent has judged.
+// Enforcement says what ADD does for a pod if the agent doesn't answer.
 type Enforcement string
 
 const (
-	// Strict refuses the pod: no answer from the agent, no pod. The default.
+	// Strict fails ADD: without the agent's answer there is no pod. It is the default.
 	Strict Enforcement = "strict"
-	// Closed lets the pod start and leaves its link down until the agent has put it into its class.
+	// Closed lets the pod start. Its link stays down until the agent has enrolled the pod.
 	Closed Enforcement = "closed"
-	// Off makes the network only; no agent is asked and no policy is enforced on the pod.
+	// Off makes the network only: ADD asks no agent, and no policy is enforced on the pod.
 	Off Enforcement = "off"
 )
 
 // NetConf is weir's part of a CNI network configuration.
 type NetConf struct {
 	types.NetConf
-	// Ranges are the pools that addresses come from. A pod gets one address of each family that they hold; several of one
-	// family are alternatives.
+	// Ranges to assign addresses from. A pod gets one address of each family. Several ranges of one family are
+	// alternatives.
 	Ranges []Range `json:"-"`
-	// Routes that pods get; RoutesOf has all of a pod's.
+	// Routes that pods get. RoutesOf returns a pod's routes, with the default route.
 	Routes []Route `json:"-"`
-	// MTU of the pods' links in bytes. 0: that of the link with the node's default route.
+	// MTU of the pods' links in bytes. 0 means the MTU of the link with the node's default route.
 	MTU         int         `json:"mtu,omitempty"`
 	Enforcement Enforcement `json:"enforcement,omitempty"`
 
-	wantedIPs []wanted[netip.Addr]
-	wantedMAC wanted[net.HardwareAddr]
-	identity  cniArgs
+	requestedIPs []requested[netip.Addr]
+	requestedMAC requested[net.HardwareAddr]
+	identity     cniArgs
 }
 
-// knownKeys are what a configuration may hold: weir's own, and what the CNI specification 1.1, "Section 1" and the
-// runtime's "cni.dev/" keys put beside them.
+// knownKeys are the keys that a configuration may have: those of the CNI specification 1.1, "Section 1", and weir's
+// own.
 var knownKeys = []string{
 	"cniVersion", "cniVersions", "name", "type", "disableCheck", "disableGC", "loadOnlyInlinedPlugins",
 	"capabilities", "dns", "args", "runtimeConfig", "prevResult",
@@ -59,7 +60,7 @@ const (
 	maxMTU  = 65535 // the largest IPv4 packet.
 )
 
-// MTURange is from the least to the largest MTU of pods' links, in bytes; six: with an IPv6 address.
+// MTURange returns the least and the largest MTU of pods' links, in bytes. six: the pods have IPv6 addresses.
 func MTURange(six bool) (least, largest int) {
 	if six {
 		return minMTU6, maxMTU
@@ -67,14 +68,14 @@ func MTURange(six bool) (least, largest int) {
 	return minMTU, maxMTU
 }
 
-// Parse reads and validates stdin of a CNI call. Errors are *types.Error with code 6 (not JSON), 2 (a key is unknown) or 7
-// (a key is missing or wrong); the message names the key and its value.
+// Parse reads and validates the network configuration of a CNI call. Errors are *types.Error with code 6 (not JSON), 2
+// (an unknown key) or 7 (a key is missing or its value is wrong). The message names the key and its value.
 func Parse(data []byte) (*NetConf, error) {
 	var raw map[string]json.RawMessage
 	if err := json.Unmarshal(data, &raw); err != nil {
 		return nil, types.NewError(types.ErrDecodingFailure, "the network configuration is no JSON object", err.Error())
 	}
-	if err := unknown("", raw, knownKeys); err != nil {
+	if err := checkKeys("", raw, knownKeys); err != nil {
 		return nil, err
 	}
 	c := &NetConf{}
@@ -115,10 +116,10 @@ func (c *NetConf) validate() error {
 	if c.Name == "" {
 		return types.NewError(types.ErrInvalidNetworkConfig, "name is missing", "a network configuration needs a name")
 	}
-	if err := disjoint(c.Ranges); err != nil {
+	if err := checkDisjoint(c.Ranges); err != nil {
 		return err
 	}
-	if err := routesFit(c.Routes, c.Ranges); err != nil {
+	if err := checkRoutes(c.Routes, c.Ranges); err != nil {
 		return err
 	}
 	if c.MTU != 0 && (c.MTU < minMTU || c.MTU > maxMTU) {
@@ -138,9 +139,9 @@ func (c *NetConf) validate() error {
 	return nil
 }
 
-// unknown reports the first key that isn't in known. A key that the plugin doesn't know may be a typing error in one
-// that matters, so it is refused; what runtimes add under "cni.dev/" passes.
-func unknown(path string, raw map[string]json.RawMessage, known []string) error {
+// checkKeys returns an error for the first key that isn't known. An unknown key may be a misspelt one that matters, so
+// it is refused. Keys that begin with "cni.dev/" pass: runtimes add them.
+func checkKeys(path string, raw map[string]json.RawMessage, known []string) error {
 	var keys []string
 	for k := range raw {
 		if !slices.Contains(known, k) && !strings.HasPrefix(k, "cni.dev/") {
@@ -151,22 +152,24 @@ func unknown(path string, raw map[string]json.RawMessage, known []string) error 
 		return nil
 	}
 	slices.Sort(keys)
-	return refuse(types.ErrUnsupportedField, path+keys[0], string(raw[keys[0]]), "is no key of weir's; known are "+strings.Join(known, ", "))
+	return keyError(types.ErrUnsupportedField, path+keys[0], string(raw[keys[0]]),
+		"is no key of weir's; known are "+strings.Join(known, ", "))
 }
 
-// invalid is CNI error code 7 for a key with a wrong value.
+// invalid returns an error with CNI's code 7 for a key with a wrong value.
 func invalid(key, value, why string) error {
-	return refuse(types.ErrInvalidNetworkConfig, key, value, why)
+	return keyError(types.ErrInvalidNetworkConfig, key, value, why)
 }
 
-func refuse(code uint, key, value, why string) error {
+// keyError returns an error with that code, which names the key and its value.
+func keyError(code uint, key, value, why string) error {
 	if len(value) > 80 {
 		value = value[:80] + "…"
 	}
 	return types.NewError(code, fmt.Sprintf("%s: %s %s", key, value, why), "")
 }
 
-// decodeError turns encoding/json's errors into one that names the key.
+// decodeError turns an error of encoding/json into one that names the key.
 func decodeError(raw map[string]json.RawMessage, err error) error {
 	var wrong *json.UnmarshalTypeError
 	if errors.As(err, &wrong) {

@@ -6,12 +6,11 @@ import (
 	"net/netip"
 )
 
-// Network is the name of the network that Conflist describes.
+// Network is the name of the network in Conflist.
 const Network = "weir"
 
-// Conflist is the network configuration list that the agent writes for the node's runtime: weir, with the node's own
-// networks as ranges, and portmap for hostPort. Its first line of versions is for libcni before 1.1, which reads
-// cniVersion alone.
+// Conflist returns the network configuration list that the agent writes for the node's runtime: weir, with the node's
+// networks as ranges, and portmap for hostPort. cniVersion is for libcni before 1.1, which doesn't read cniVersions.
 func Conflist(networks []netip.Prefix, mtu int, enforcement Enforcement) ([]byte, error) {
 	type subnet struct {
 		Subnet netip.Prefix `json:"subnet"`

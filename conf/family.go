@@ -2,7 +2,7 @@ package conf
 
 import "net/netip"
 
-// Family of IP. A packet is of one, and each has sets, tables and chains of its own in the kernel.
+// Family is an IP family. The kernel has sets, tables and chains for each.
 type Family uint8
 
 // The families.
@@ -11,10 +11,10 @@ const (
 	IPv6
 )
 
-// Families are both, in the order in which they are gone through.
+// Families has both families, in the order in which weir handles them.
 var Families = [...]Family{IPv4, IPv6}
 
-// FamilyOf the address.
+// FamilyOf returns the address's family.
 func FamilyOf(a netip.Addr) Family {
 	if a.Is4() {
 		return IPv4
@@ -22,7 +22,7 @@ func FamilyOf(a netip.Addr) Family {
 	return IPv6
 }
 
-// String is the family's name.
+// String returns the family's name.
 func (f Family) String() string { return [...]string{"IPv4", "IPv6"}[f] }
 
 // Set is the name of the family's own set, of which there is one for each family: weir-pods and weir-pods6.

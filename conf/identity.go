@@ -8,17 +8,18 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// Labels by which the Container Runtime Interface tells a pod's containers (k8s.io/kubelet, pkg/types/labels.go).
+// The labels with which the Container Runtime Interface identifies a pod's containers (k8s.io/kubelet,
+// pkg/types/labels.go).
 const (
 	namespaceLabel = "io.kubernetes.pod.namespace"
 	nameLabel      = "io.kubernetes.pod.name"
 	uidLabel       = "io.kubernetes.pod.uid"
 )
 
-// Identify completes what CNI_ARGS say of which pod it is. Runtimes without Kubernetes pass less than all, or
-// nothing: podman the name, nerdctl nothing. What is missing comes from args.cni of the configuration, from
-// K8S_POD_NAMESPACE, K8S_POD_NAME and K8S_POD_UID there, and then from labels (CNI's CONVENTIONS.md, "args in network
-// config").
+// Identify completes the pod's identity from CNI_ARGS. Runtimes without Kubernetes pass only a part of it there: podman
+// the name, nerdctl nothing. Missing parts come from args.cni of the configuration: first from K8S_POD_NAMESPACE,
+// K8S_POD_NAME and K8S_POD_UID, then from labels (CNI's CONVENTIONS.md, "args in network config"). Identify returns an
+// error if the identity is incomplete and enforcement isn't off, as policy needs it.
 func (c *NetConf) Identify(args Args) (Args, error) {
 	cni := c.identity
 	labels, err := readLabels(cni.Labels)
@@ -59,7 +60,7 @@ func (c *NetConf) Identify(args Args) (Args, error) {
 	return args, nil
 }
 
-// readLabels reads a list of {"key", "value"}, as CNI's conventions have it, or an object.
+// readLabels reads labels: a list of {"key", "value"}, which CNI's conventions specify, or an object.
 func readLabels(raw json.RawMessage) (map[string]string, error) {
 	labels := map[string]string{}
 	if len(raw) == 0 {
@@ -81,6 +82,6 @@ func readLabels(raw json.RawMessage) (map[string]string, error) {
 	return labels, nil
 }
 
-// isObjectName says whether a name is fit for records, set comments and log lines. Which pods there are the source
-// knows.
-func isObjectName(s string) bool { return !strings.ContainsFunc(s, unprintable) && len(s) <= 253 }
+// isObjectName reports whether the name is fit for records, comments of sets and log lines. It doesn't check that there
+// is such a pod.
+func isObjectName(s string) bool { return !strings.ContainsFunc(s, isUnsafe) && len(s) <= 253 }

@@ -10,23 +10,24 @@ import (
 	"go4.org/netipx"
 )
 
-// Range is a run of addresses within a subnet.
+// Range is a range of addresses within a subnet.
 type Range struct {
 	Subnet netip.Prefix `json:"subnet"`
-	// RangeStart and RangeEnd bound the addresses handed out, both included. Default: the whole subnet without its
-	// first address, which is the network's (in IPv6 any router's, RFC 4291, section 2.6.1), and in IPv4 without the last,
-	// the broadcast address.
+	// RangeStart and RangeEnd are the first and the last address that the range assigns. Default: the first and the
+	// last address of the subnet that a host can have. The subnet's first address isn't one (in IPv6 it is the routers'
+	// anycast address, RFC 4291, section 2.6.1), nor is IPv4's last address, the broadcast address.
 	RangeStart netip.Addr `json:"rangeStart,omitzero"`
 	RangeEnd   netip.Addr `json:"rangeEnd,omitzero"`
-	// Gateway is the bridge's own address in the subnet; never handed out. Default: the first that can be a host's.
+	// Gateway is the bridge's own address in the subnet, which is never assigned. Default: the first that a host can
+	// have.
 	Gateway netip.Addr `json:"gateway,omitzero"`
-	// Exclude are addresses within the range that are somebody else's: never handed out, even if they are asked for.
+	// Exclude has addresses of the range that other hosts use. They are never assigned, not even on request.
 	Exclude []netip.Prefix `json:"exclude,omitempty"`
 }
 
 var knownRangeKeys = []string{"subnet", "rangeStart", "rangeEnd", "gateway", "exclude"}
 
-// parseRanges reads the list of ranges under that key; each comes back complete.
+// parseRanges reads the list of ranges under that key, and fills in their defaults.
 func parseRanges(key string, list []json.RawMessage) ([]Range, error) {
 	ranges := make([]Range, 0, len(list))
 	for i, item := range list {
@@ -35,7 +36,7 @@ func parseRanges(key string, list []json.RawMessage) ([]Range, error) {
 		if err := json.Unmarshal(item, &fields); err != nil {
 			return nil, invalid(path, string(item), "must be an object with a subnet")
 		}
-		if err := unknown(path+".", fields, knownRangeKeys); err != nil {
+		if err := checkKeys(path+".", fields, knownRangeKeys); err != nil {
 			return nil, err
 		}
 		var r Range
@@ -65,24 +66,27 @@ func parseRanges(key string, list []json.RawMessage) ([]Range, error) {
 	return ranges, nil
 }
 
-// complete fills in a range's defaults and checks that its parts fit together.
+// complete fills in the range's defaults and checks that its parts fit together.
 func (r *Range) complete(path string) error {
 	if !r.Subnet.IsValid() {
-		return types.NewError(types.ErrInvalidNetworkConfig, path+".subnet is missing", "each range needs a subnet, for instance 10.88.0.0/24")
+		return types.NewError(types.ErrInvalidNetworkConfig, path+".subnet is missing",
+			"each range needs a subnet, for instance 10.88.0.0/24")
 	}
 	if r.Subnet != r.Subnet.Masked() {
-		return invalid(path+".subnet", r.Subnet.String(), "has host bits set; "+r.Subnet.Masked().String()+" is meant?")
+		return invalid(path+".subnet", r.Subnet.String(), "has host bits set; did you mean "+r.Subnet.Masked().String()+"?")
 	}
 	if r.Subnet.Addr().Is4In6() {
-		return invalid(path+".subnet", r.Subnet.String(), "is IPv4 in IPv6; "+r.Subnet.Addr().Unmap().String()+" is meant?")
+		return invalid(path+".subnet", r.Subnet.String(), "is IPv4 in IPv6; did you mean "+r.Subnet.Addr().Unmap().String()+"?")
 	}
-	if a := r.Subnet.Addr(); a.Is6() && (a.IsMulticast() || a.IsLinkLocalUnicast() || a.IsLoopback() || a.IsUnspecified()) {
-		return invalid(path+".subnet", r.Subnet.String(), "can't be routed: pods need unique local (fd00::/8) or global addresses")
+	a := r.Subnet.Addr()
+	if a.Is6() && (a.IsMulticast() || a.IsLinkLocalUnicast() || a.IsLoopback() || a.IsUnspecified()) {
+		return invalid(path+".subnet", r.Subnet.String(),
+			"can't be routed: pods need unique local (fd00::/8) or global addresses")
 	}
 	if r.Subnet.Bits() > r.Subnet.Addr().BitLen()-2 {
 		return invalid(path+".subnet", r.Subnet.String(), "is too small: it must hold a gateway and a pod")
 	}
-	first, last := hosts(r.Subnet)
+	first, last := hostRange(r.Subnet)
 	if !r.Gateway.IsValid() {
 		r.Gateway = first
 	}
@@ -97,7 +101,8 @@ func (r *Range) complete(path string) error {
 		addr netip.Addr
 	}{{"gateway", r.Gateway}, {"rangeStart", r.RangeStart}, {"rangeEnd", r.RangeEnd}} {
 		if !r.Subnet.Contains(a.addr) || a.addr.Less(first) || last.Less(a.addr) { // an address with a zone is in no subnet
-			return invalid(path+"."+a.key, a.addr.String(), fmt.Sprintf("is outside of subnet %s (%s to %s)", r.Subnet, first, last))
+			return invalid(path+"."+a.key, a.addr.String(),
+				fmt.Sprintf("is outside of subnet %s (%s to %s)", r.Subnet, first, last))
 		}
 	}
 	if r.RangeEnd.Less(r.RangeStart) {
@@ -109,7 +114,7 @@ func (r *Range) complete(path string) error {
 	return nil
 }
 
-// parseExclude reads the list of networks, or single addresses, that are left out.
+// parseExclude reads the list of excluded networks and single addresses.
 func (r *Range) parseExclude(path string, data json.RawMessage) error {
 	var list []string
 	if data == nil {
@@ -128,7 +133,7 @@ func (r *Range) parseExclude(path string, data json.RawMessage) error {
 		case err != nil:
 			return invalid(at, fmt.Sprintf("%q", s), "is no CIDR")
 		case p != p.Masked():
-			return invalid(at, s, "has host bits set; "+p.Masked().String()+" is meant?")
+			return invalid(at, s, "has host bits set; did you mean "+p.Masked().String()+"?")
 		case !p.Overlaps(r.Subnet):
 			return invalid(at, s, "is outside of subnet "+r.Subnet.String())
 		}
@@ -140,7 +145,7 @@ func (r *Range) parseExclude(path string, data json.RawMessage) error {
 	return nil
 }
 
-// Runs are the addresses that the range gives out, in order: without the gateway and what is excluded.
+// Runs returns the addresses that the range assigns, in order: all but the gateway and the excluded ones.
 func (r Range) Runs() []netipx.IPRange {
 	var b netipx.IPSetBuilder
 	b.AddRange(netipx.IPRangeFrom(r.RangeStart, r.RangeEnd))
@@ -149,19 +154,19 @@ func (r Range) Runs() []netipx.IPRange {
 		b.RemovePrefix(p)
 	}
 	set, err := b.IPSet()
-	if err != nil { // a range that was not completed
+	if err != nil { // only for a Range that parseRanges didn't return
 		return nil
 	}
 	return set.Ranges()
 }
 
-// Gives says whether the address is one that the range gives out.
-func (r Range) Gives(a netip.Addr) bool {
+// CanAssign reports whether the range assigns the address.
+func (r Range) CanAssign(a netip.Addr) bool {
 	return !a.Less(r.RangeStart) && !r.RangeEnd.Less(a) && a != r.Gateway &&
 		!slices.ContainsFunc(r.Exclude, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// String is the range as a person reads it.
+// String returns the range in words.
 func (r Range) String() string {
 	s := fmt.Sprintf("%s (%s to %s", r.Subnet, r.RangeStart, r.RangeEnd)
 	if len(r.Exclude) > 0 {
@@ -170,8 +175,9 @@ func (r Range) String() string {
 	return s + ")"
 }
 
-// disjoint checks that no address is in two ranges. Ranges may share a subnet, if they agree on its gateway.
-func disjoint(ranges []Range) error {
+// checkDisjoint returns an error if an address is in two ranges. Ranges may share a subnet if they have the same
+// gateway.
+func checkDisjoint(ranges []Range) error {
 	for i, r := range ranges {
 		for j, other := range ranges[:i] {
 			same := r.Subnet == other.Subnet && r.Gateway == other.Gateway
@@ -188,8 +194,8 @@ func disjoint(ranges []Range) error {
 	return nil
 }
 
-// hosts are the first and the last address of the subnet that a host can have.
-func hosts(subnet netip.Prefix) (first, last netip.Addr) {
+// hostRange returns the first and the last address of the subnet that a host can have.
+func hostRange(subnet netip.Prefix) (first, last netip.Addr) {
 	first, last = subnet.Addr().Next(), lastAddr(subnet)
 	if FamilyOf(first) == IPv4 {
 		last = last.Prev()
@@ -197,5 +203,5 @@ func hosts(subnet netip.Prefix) (first, last netip.Addr) {
 	return first, last
 }
 
-// lastAddr is the highest address of a prefix; in IPv4 the broadcast address.
+// lastAddr returns the last address of the prefix; in IPv4 the broadcast address.
 func lastAddr(p netip.Prefix) netip.Addr { return netipx.RangeOfPrefix(p).To() }

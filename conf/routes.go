@@ -11,20 +11,20 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// Route is one that pods get besides the default route of each family; one to everything replaces that (CNI specification
-// 1.1, "Success": routes).
+// Route is a route of a pod besides the default route of each family. A route to everything replaces that default route
+// (CNI specification 1.1, "Success": routes).
 type Route struct {
 	Dst netip.Prefix `json:"dst"`
-	// Gateway is that of the range which the pod's address is from, whatever else could be written there: pods reach
-	// nobody else on their link.
+	// Gateway is the gateway of the range from which the pod has its address. No other is possible: pods reach no other
+	// host on their link.
 	Gateway netip.Addr `json:"gw,omitzero"`
-	// MTU, AdvMSS and Priority are the kernel's to choose where they are 0.
+	// MTU, AdvMSS and Priority are chosen by the kernel if they are 0.
 	MTU      int `json:"mtu,omitempty"`
 	AdvMSS   int `json:"advmss,omitempty"`
 	Priority int `json:"priority,omitempty"`
-	// Table is the main one, unless given.
+	// Table is the routing table; nil means the main table.
 	Table *int `json:"table,omitempty"`
-	// Scope is ScopeGlobal, unless given: via the gateway. A route with ScopeLink has none.
+	// Scope is ScopeGlobal, via the gateway, or ScopeLink, without a gateway; nil means ScopeGlobal.
 	Scope *int `json:"scope,omitempty"`
 }
 
@@ -37,13 +37,13 @@ const (
 
 var knownRouteKeys = []string{"dst", "gw", "mtu", "advmss", "priority", "table", "scope"}
 
-// IsDefault says whether the route stands in for the default route of its family.
+// IsDefault reports whether the route replaces the default route of its family.
 func (r Route) IsDefault() bool { return r.Dst.Bits() == 0 && r.TableID() == mainTable && !r.OnLink() }
 
-// OnLink says whether it has no gateway.
+// OnLink reports whether the route has no gateway.
 func (r Route) OnLink() bool { return r.Scope != nil && *r.Scope == ScopeLink }
 
-// TableID is the number of its table.
+// TableID returns the number of the routing table.
 func (r Route) TableID() int {
 	if r.Table == nil || *r.Table == 0 {
 		return mainTable
@@ -64,7 +64,7 @@ func parseRoutes(data json.RawMessage) ([]Route, error) {
 		if err := json.Unmarshal(item, &fields); err != nil {
 			return nil, invalid(path, string(item), "must be an object with a dst")
 		}
-		if err := unknown(path+".", fields, knownRouteKeys); err != nil {
+		if err := checkKeys(path+".", fields, knownRouteKeys); err != nil {
 			return nil, err
 		}
 		var r Route
@@ -96,10 +96,12 @@ func parseRoutes(data json.RawMessage) ([]Route, error) {
 
 func (r Route) validate(path string) error {
 	if !r.Dst.IsValid() {
-		return types.NewError(types.ErrInvalidNetworkConfig, path+".dst is missing", "each route needs a dst, for instance 10.0.0.0/8")
+		return types.NewError(types.ErrInvalidNetworkConfig, path+".dst is missing",
+			"each route needs a dst, for instance 10.0.0.0/8")
 	}
 	if r.Dst != r.Dst.Masked() || r.Dst.Addr().Is4In6() {
-		return invalid(path+".dst", r.Dst.String(), "has host bits set; "+netip.PrefixFrom(r.Dst.Masked().Addr().Unmap(), r.Dst.Bits()).String()+" is meant?")
+		network := netip.PrefixFrom(r.Dst.Masked().Addr().Unmap(), r.Dst.Bits())
+		return invalid(path+".dst", r.Dst.String(), "has host bits set; did you mean "+network.String()+"?")
 	}
 	type number struct {
 		key      string
@@ -119,7 +121,8 @@ func (r Route) validate(path string) error {
 		}
 	}
 	if s := r.Scope; s != nil && *s != ScopeGlobal && *s != ScopeLink {
-		return invalid(path+".scope", fmt.Sprint(*s), fmt.Sprintf("must be %d (via the gateway) or %d (on the link)", ScopeGlobal, ScopeLink))
+		return invalid(path+".scope", fmt.Sprint(*s),
+			fmt.Sprintf("must be %d (via the gateway) or %d (on the link)", ScopeGlobal, ScopeLink))
 	}
 	if r.OnLink() && r.Gateway.IsValid() {
 		return invalid(path+".gw", r.Gateway.String(), "can't be with scope 253, which is on the link")
@@ -127,9 +130,9 @@ func (r Route) validate(path string) error {
 	return nil
 }
 
-// routesFit checks that each route is of a family that pods have addresses of, leads where pods can send to, and is
-// there once.
-func routesFit(routes []Route, ranges []Range) error {
+// checkRoutes checks that each route is of a family that pods have addresses of, that its gateway is reachable, and
+// that no route is given twice.
+func checkRoutes(routes []Route, ranges []Range) error {
 	for i, r := range routes {
 		path := fmt.Sprintf("routes[%d]", i)
 		family := FamilyOf(r.Dst.Addr())
@@ -143,20 +146,21 @@ func routesFit(routes []Route, ranges []Range) error {
 			return invalid(path+".dst", r.Dst.String(), fmt.Sprintf("is %s, and there is no range of that family", family))
 		}
 		if r.Gateway.IsValid() && (len(gateways) != 1 || gateways[0] != r.Gateway.String()) {
-			return invalid(path+".gw", r.Gateway.String(), "leads nowhere: a pod reaches nobody on its link but the gateway of its range, which is "+
-				strings.Join(gateways, " or ")+"; leave gw out")
+			return invalid(path+".gw", r.Gateway.String(), "can't be reached: the only host on a pod's link is the gateway "+
+				"of its range, which is "+strings.Join(gateways, " or ")+"; leave gw out")
 		}
 		for j, o := range routes[:i] {
 			if r.Dst == o.Dst && r.TableID() == o.TableID() && r.Priority == o.Priority {
-				return invalid(path+".dst", r.Dst.String(), fmt.Sprintf("is that of routes[%d], in the same table and with the same priority", j))
+				return invalid(path+".dst", r.Dst.String(),
+					fmt.Sprintf("is that of routes[%d], in the same table and with the same priority", j))
 			}
 		}
 	}
 	return nil
 }
 
-// RoutesOf are those of the pod with an address of that family and that gateway: those given for the family, and the
-// default route unless it is among them.
+// RoutesOf returns the routes of a pod with an address of that family and that gateway: those given for the family, and
+// the default route unless they have one.
 func RoutesOf(given []Route, family Family, gateway netip.Addr) []Route {
 	var routes []Route
 	for _, r := range given {

@@ -11,8 +11,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// runtimeConfig is what a runtime passes for the capabilities that the conflist says weir has (CNI's CONVENTIONS.md,
-// "Dynamic Plugin specific fields"). portMappings and bandwidth are for the plugins behind weir.
+// runtimeConfig is what a runtime passes for weir's capabilities in the conflist (CNI's CONVENTIONS.md, "Dynamic Plugin
+// specific fields"). The plugins behind weir read portMappings and bandwidth.
 type runtimeConfig struct {
 	IPs      []string            `json:"ips"`
 	MAC      string              `json:"mac"`
@@ -24,8 +24,8 @@ type runtimeConfig struct {
 	} `json:"dns"`
 }
 
-// cniArgs are "args.cni" of the configuration. They may say which pod it is; what policy goes by is what the source
-// knows of that pod.
+// cniArgs is "args.cni" of the configuration. The labels can name the pod (see Identify); policy uses the labels that
+// the source has for that pod, not these.
 type cniArgs struct {
 	IPs       []string        `json:"ips"`
 	MAC       string          `json:"mac"`
@@ -35,13 +35,13 @@ type cniArgs struct {
 	UID       string          `json:"K8S_POD_UID"`
 }
 
-// wanted is a value that somebody asks for, and the key that it stands under.
-type wanted[T any] struct {
+// requested is a requested value, with the key that it was requested under.
+type requested[T any] struct {
 	key   string
 	value T
 }
 
-// parseRuntime reads runtimeConfig and args. The runtime's ranges stand in for the configuration's.
+// parseRuntime reads runtimeConfig and args. The runtime's ranges replace the configuration's.
 func (c *NetConf) parseRuntime(raw map[string]json.RawMessage) error {
 	var rt runtimeConfig
 	if err := decode("runtimeConfig", raw["runtimeConfig"], &rt); err != nil {
@@ -64,17 +64,17 @@ func (c *NetConf) parseRuntime(raw map[string]json.RawMessage) error {
 			c.Ranges = append(c.Ranges, ranges...)
 		}
 	}
-	for _, list := range []wanted[[]string]{{"args.cni.ips", args.CNI.IPs}, {"runtimeConfig.ips", rt.IPs}} {
+	for _, list := range []requested[[]string]{{"args.cni.ips", args.CNI.IPs}, {"runtimeConfig.ips", rt.IPs}} {
 		for i, s := range list.value {
 			key := fmt.Sprintf("%s[%d]", list.key, i)
 			a, ok := parseAddress(s)
 			if !ok {
 				return invalid(key, fmt.Sprintf("%q", s), "is no IP address")
 			}
-			c.wantedIPs = append(c.wantedIPs, wanted[netip.Addr]{key, a})
+			c.requestedIPs = append(c.requestedIPs, requested[netip.Addr]{key, a})
 		}
 	}
-	for _, m := range []wanted[string]{{"args.cni.mac", args.CNI.MAC}, {"runtimeConfig.mac", rt.MAC}} {
+	for _, m := range []requested[string]{{"args.cni.mac", args.CNI.MAC}, {"runtimeConfig.mac", rt.MAC}} {
 		if m.value == "" {
 			continue
 		}
@@ -82,7 +82,7 @@ func (c *NetConf) parseRuntime(raw map[string]json.RawMessage) error {
 		if !ok {
 			return invalid(m.key, fmt.Sprintf("%q", m.value), "is no MAC address that one host can have")
 		}
-		c.wantedMAC = wanted[net.HardwareAddr]{m.key, mac}
+		c.requestedMAC = requested[net.HardwareAddr]{m.key, mac}
 	}
 	if rt.DNS != nil {
 		for _, f := range []struct {
@@ -97,42 +97,43 @@ func (c *NetConf) parseRuntime(raw map[string]json.RawMessage) error {
 	return nil
 }
 
-// Addresses are those that the pod shall have, one of a family at most; a family without one gets what is free. They may
-// be asked for in the configuration ("args", "runtimeConfig") and in CNI_ARGS (IP); all must agree, and each be one that
-// a range can give.
+// Addresses returns the addresses that the runtime requests for the pod, at most one of each family. In a family
+// without one the pod gets any free address. Addresses can be requested in the configuration ("args", "runtimeConfig")
+// and in CNI_ARGS (IP). Addresses returns an error if these disagree, or if a range can't assign an address.
 func (c *NetConf) Addresses(args Args) ([]netip.Addr, error) {
-	all := slices.Clone(c.wantedIPs)
+	all := slices.Clone(c.requestedIPs)
 	for _, a := range args.IPs {
-		all = append(all, wanted[netip.Addr]{"CNI_ARGS: IP", a})
+		all = append(all, requested[netip.Addr]{"CNI_ARGS: IP", a})
 	}
 	var addrs []netip.Addr
-	from := map[Family]wanted[netip.Addr]{}
+	from := map[Family]requested[netip.Addr]{}
 	for _, w := range all {
 		f := FamilyOf(w.value)
 		if other, ok := from[f]; ok {
 			if other.value != w.value {
-				return nil, invalid(w.key, w.value.String(), fmt.Sprintf("and %s %s: a pod has one %s address", other.key, other.value, f))
+				return nil, invalid(w.key, w.value.String(),
+					fmt.Sprintf("and %s %s: a pod has one %s address", other.key, other.value, f))
 			}
 			continue
 		}
-		if !slices.ContainsFunc(c.Ranges, func(r Range) bool { return r.Gives(w.value) }) {
-			return nil, invalid(w.key, w.value.String(), "is in no range, or a gateway, or excluded: "+words(c.Ranges))
+		if !slices.ContainsFunc(c.Ranges, func(r Range) bool { return r.CanAssign(w.value) }) {
+			return nil, invalid(w.key, w.value.String(), "is in no range, or a gateway, or excluded: "+describe(c.Ranges))
 		}
 		from[f], addrs = w, append(addrs, w.value)
 	}
 	return addrs, nil
 }
 
-// HardwareAddr is the MAC that the pod shall have; nil if nobody asks for one. The runtime's counts before that of
-// CNI_ARGS.
+// HardwareAddr returns the MAC that the runtime requests for the pod; nil if it requests none. The configuration has
+// precedence over CNI_ARGS.
 func (c *NetConf) HardwareAddr(args Args) net.HardwareAddr {
-	if c.wantedMAC.value != nil {
-		return c.wantedMAC.value
+	if c.requestedMAC.value != nil {
+		return c.requestedMAC.value
 	}
 	return args.MAC
 }
 
-// decode reads one of the keys whose content isn't weir's alone: what it doesn't know in there is somebody else's.
+// decode reads a key whose value other programs use too, so it ignores unknown fields.
 func decode(key string, data json.RawMessage, into any) error {
 	if data == nil {
 		return nil
@@ -143,7 +144,7 @@ func decode(key string, data json.RawMessage, into any) error {
 	return nil
 }
 
-// parseAddress reads an address. Some runtimes write its subnet's length behind it; which subnet it is in the ranges say.
+// parseAddress reads an address. It ignores a prefix length, which some runtimes append: the ranges say the subnet.
 func parseAddress(s string) (netip.Addr, bool) {
 	a, err := netip.ParseAddr(s)
 	if err != nil {
@@ -156,7 +157,8 @@ func parseAddress(s string) (netip.Addr, bool) {
 	return a.Unmap(), a.Zone() == ""
 }
 
-// parseMAC reads the MAC of one host: 48 bits, and no group's (IEEE 802: the lowest bit of the first byte).
+// parseMAC reads the MAC of a single host: 48 bits, and not a group address (IEEE 802: the lowest bit of the first
+// byte).
 func parseMAC(s string) (net.HardwareAddr, bool) {
 	mac, err := net.ParseMAC(s)
 	if err != nil || len(mac) != 6 || mac[0]&1 != 0 || mac.String() == "00:00:00:00:00:00" {
@@ -165,8 +167,8 @@ func parseMAC(s string) (net.HardwareAddr, bool) {
 	return mac, true
 }
 
-// words are the ranges as a person reads them.
-func words(ranges []Range) string {
+// describe lists the ranges in words.
+func describe(ranges []Range) string {
 	all := make([]string, len(ranges))
 	for i, r := range ranges {
 		all[i] = r.String()
@@ -174,29 +176,30 @@ func words(ranges []Range) string {
 	return strings.Join(all, ", ")
 }
 
-// behind reports the first key that has no effect where another plugin has made the interface.
-func (c *NetConf) behind() error {
+// checkChained returns an error for the first key that has no effect because another plugin has made the interface.
+func (c *NetConf) checkChained() error {
 	for _, k := range []struct {
 		key string
 		set bool
 	}{{"ranges", len(c.Ranges) > 0}, {"routes", len(c.Routes) > 0}, {"mtu", c.MTU != 0}} {
 		if k.set {
-			return types.NewError(types.ErrInvalidNetworkConfig, k.key+": weir stands behind another plugin (there is a prevResult)"+
-				" and only enforces policy there: leave "+k.key+" out, or put weir first", "")
+			return types.NewError(types.ErrInvalidNetworkConfig, k.key+": weir stands behind another plugin "+
+				"(there is a prevResult) and only enforces policy there: leave "+k.key+" out, or put weir first", "")
 		}
 	}
 	return nil
 }
 
-// ForAdd checks what only ADD can: whether weir is to make the interface, or another plugin has, which is what a
-// prevResult says.
+// ForAdd checks what only ADD requires. It reports whether another plugin has made the interface: then there is a
+// prevResult, and weir only enforces policy.
 func (c *NetConf) ForAdd() (chained bool, err error) {
 	if c.PrevResult != nil {
-		return true, c.behind()
+		return true, c.checkChained()
 	}
 	if len(c.Ranges) == 0 {
 		return false, types.NewError(types.ErrInvalidNetworkConfig, "ranges is missing",
-			`one range at least, for instance [{"subnet": "10.88.0.0/24"}], unless weir stands behind the plugin that makes the interface`)
+			`at least one range is needed, for instance [{"subnet": "10.88.0.0/24"}], `+
+				`unless weir stands behind the plugin that makes the interface`)
 	}
 	return false, nil
 }

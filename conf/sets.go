@@ -2,15 +2,15 @@ package conf
 
 import "strings"
 
-// This file is the one home of the names of weir's sets and chains: they are what the plugin, the agent, each backend and
-// a newer version of weir have in common. The kernel takes 31 bytes for the name of a set and 28 for that of a chain of
-// iptables, so a name has room for a hash of 16 letters. The names of sets are those of IPv4's sets; Family.Set makes
-// IPv6's of them.
+// This file is the one home of the names of weir's sets and chains: they are what the plugin, the agent, each backend
+// and a newer version of weir have in common. The kernel takes 31 bytes for the name of a set and 28 for that of a
+// chain of iptables, so a name has room for a hash of 16 letters. The names of sets are those of IPv4's sets;
+// Family.Set makes IPv6's of them.
 
 // Sets that are always there, or as soon as a pod needs them.
 const (
-	// PodsSet holds the addresses of every pod on the node: the kernel drops what comes from there or goes there unless a
-	// class accepts it. The plugin puts a pod in before its link is up.
+	// PodsSet holds the addresses of every pod on the node: the kernel drops what comes from there or goes there unless
+	// a class accepts it. The plugin puts a pod in before its link is up.
 	PodsSet = ownSet + "pods"
 	// NetworksSet holds the networks that pods' addresses come from.
 	NetworksSet = ownSet + "networks"
@@ -24,8 +24,8 @@ const (
 	TrialSet = ownSet + "trial"
 )
 
-// Beginnings of the names of sets. What follows is a hash of what the set means, except for the two sets of classes that
-// are always there: none (the policies let nothing through) and open (no policy isolates the pods).
+// Beginnings of the names of sets. What follows is a hash of what the set means, except for the two sets of classes
+// that are always there: none (the policies let nothing through) and open (no policy isolates the pods).
 const (
 	ownSet = "weir-"
 	// IngressClasses and EgressClasses are class sets: the pods of this node that the same policies isolate.
@@ -73,8 +73,8 @@ const (
 // OwnSet reports whether a set of that name is weir's.
 func OwnSet(name string) bool { return strings.HasPrefix(name, ownSet) }
 
-// HoldsPods reports whether the set of that name is weir's and has addresses of pods as its entries: a pod that ends leaves
-// it. All of weir's sets do but those of networks and those of port numbers.
+// HoldsPods reports whether the set of that name is weir's and has addresses of pods as its entries: a pod that ends
+// leaves it. All of weir's sets do but those of networks and those of port numbers.
 func HoldsPods(name string) bool {
 	return OwnSet(name) && !strings.HasPrefix(name, NetworksSet) && !strings.HasPrefix(name, BlockSets) &&
 		!strings.HasPrefix(name, NumberSets)

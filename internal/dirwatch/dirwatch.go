@@ -1,7 +1,7 @@
-// Package dirwatch tells when the files in a directory, or in a tree of directories, have changed, and reads them whole
-// or not at all. It speaks to inotify itself because it must know when a writer has *closed* a file: a manifest that is
-// read while it is being written may lack the very policy that closes a pod, and the portable watchers only tell that a
-// write has begun.
+// Package dirwatch reports when files in a directory, or in a tree of directories, have changed, and reads files that
+// are whole. It uses inotify directly because it must know when a writer has *closed* a file. A manifest that is read
+// while it is being written may lack the policy that isolates a pod, and the portable watchers report only that a write
+// has begun.
 package dirwatch
 
 import (
@@ -19,23 +19,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrGone says that the directory itself was removed, moved or unmounted.
+// ErrGone means that the directory itself was removed, moved or unmounted.
 var ErrGone = errors.New("the directory is gone")
 
-// ErrBeingWritten says that somebody has the file open for writing.
+// ErrBeingWritten means that a process has the file open for writing.
 var ErrBeingWritten = errors.New("the file is being written")
 
-// ErrNoFile says that it is a device, a socket or a named pipe, which might never give its end.
+// ErrNoFile means that the file is a device, a socket or a named pipe. Reading it might never end.
 var ErrNoFile = errors.New("it is no regular file")
 
-// Change names the files that are new, whole and closed, or gone; in a tree by their paths below its root. Lost says
-// that the kernel dropped events: anything may have changed.
+// Change names the files that were written and closed, or have come or gone. In a tree, names are paths below the root.
+// Lost means that the kernel dropped events: any file may have changed.
 type Change struct {
 	Names []string
 	Lost  bool
 }
 
-// Watcher of one directory, or of a tree.
+// Watcher watches one directory, or a tree.
 type Watcher struct {
 	f    *os.File
 	dir  string
@@ -49,19 +49,19 @@ type Watcher struct {
 //
 // Equivalent to: inotifywait -m -e close_write,moved_to,moved_from,delete,delete_self,move_self DIR
 func New(dir string) (*Watcher, error) {
-	return open(dir, unix.IN_CLOSE_WRITE|unix.IN_MOVED_TO|unix.IN_MOVED_FROM|unix.IN_DELETE|
+	return newWatcher(dir, unix.IN_CLOSE_WRITE|unix.IN_MOVED_TO|unix.IN_MOVED_FROM|unix.IN_DELETE|
 		unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_ONLYDIR)
 }
 
-// NewTree also tells of links and directories that are made in dir. Watch adds the directories below it.
+// NewTree watches dir like New, and also for new links and directories. Watch adds the directories below dir.
 //
 // Equivalent to: inotifywait -m -e close_write,create,moved_to,moved_from,delete,delete_self,move_self DIR
 func NewTree(dir string) (*Watcher, error) {
-	return open(dir, unix.IN_CLOSE_WRITE|unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_MOVED_FROM|unix.IN_DELETE|
+	return newWatcher(dir, unix.IN_CLOSE_WRITE|unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_MOVED_FROM|unix.IN_DELETE|
 		unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_ONLYDIR)
 }
 
-func open(dir string, mask uint32) (*Watcher, error) {
+func newWatcher(dir string, mask uint32) (*Watcher, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("watch %s: %w", dir, os.NewSyscallError("inotify_init1", err))
@@ -81,13 +81,13 @@ func (w *Watcher) watch(dir string) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if was, ok := w.dirs[int32(wd)]; !ok || was != "." { // the root stays the root, should a link lead back to it
+	if was, ok := w.dirs[int32(wd)]; !ok || was != "." { // unless a link below the root leads back to the root
 		w.dirs[int32(wd)] = dir
 	}
 	return nil
 }
 
-// control calls inotify on the file's descriptor, without having reads block from then on, as Fd would.
+// control calls f with inotify's descriptor. os.File.Fd isn't used, since reads would block afterwards.
 func (w *Watcher) control(f func(fd int) (int, error)) (n int, err error) {
 	raw, err := w.f.SyscallConn()
 	if err != nil {
@@ -97,7 +97,7 @@ func (w *Watcher) control(f func(fd int) (int, error)) (n int, err error) {
 	return n, errors.Join(outer, err)
 }
 
-// Watch also watches these directories, named by their paths below the root, from now on, and no others any more.
+// Watch sets the directories below the root that are watched, by their paths below the root. It stops watching others.
 func (w *Watcher) Watch(dirs map[string]bool) error {
 	var errs []error
 	w.mu.Lock()
@@ -107,12 +107,13 @@ func (w *Watcher) Watch(dirs map[string]bool) error {
 		}
 		if !dirs[dir] {
 			delete(w.dirs, wd)
-			_, _ = w.control(func(fd int) (int, error) { return unix.InotifyRmWatch(fd, uint32(wd)) }) // it may be gone
+			// Fails if the directory is gone.
+			_, _ = w.control(func(fd int) (int, error) { return unix.InotifyRmWatch(fd, uint32(wd)) })
 		}
 	}
 	w.mu.Unlock()
 	for dir := range dirs {
-		// One that is watched is watched again: another may have taken its place.
+		// Also directories that are watched already: another may have taken their place.
 		if err := w.watch(dir); err != nil {
 			errs = append(errs, err)
 		}
@@ -120,10 +121,11 @@ func (w *Watcher) Watch(dirs map[string]bool) error {
 	return errors.Join(errs...)
 }
 
-// Close ends a Next that waits.
+// Close stops watching. A waiting Next returns.
 func (w *Watcher) Close() error { return w.f.Close() }
 
-// Next waits for changes and returns all that have come by then. After Close its error is fs.ErrClosed.
+// Next waits for changes and returns all that have come meanwhile. After Close it returns fs.ErrClosed, and ErrGone if
+// the root is gone.
 func (w *Watcher) Next() (Change, error) {
 	var buf [64 << 10]byte
 	n, err := w.f.Read(buf[:])
@@ -136,7 +138,7 @@ func (w *Watcher) Next() (Change, error) {
 	return w.decode(buf[:n])
 }
 
-// decode reads struct inotify_event: watch, mask, cookie, length of the name, and the name, padded with NULs.
+// decode reads events, struct inotify_event: watch, mask, cookie, length of the name, and the name padded with NULs.
 func (w *Watcher) decode(b []byte) (Change, error) {
 	var c Change
 	for len(b) >= unix.SizeofInotifyEvent {
@@ -155,12 +157,12 @@ func (w *Watcher) decode(b []byte) (Change, error) {
 		switch {
 		case mask&unix.IN_Q_OVERFLOW != 0:
 			c.Lost = true
-		case !known, mask&unix.IN_IGNORED != 0 && dir != ".": // it was told before why
+		case !known, mask&unix.IN_IGNORED != 0 && dir != ".": // an earlier event told why
 		case gone && dir == ".":
 			return c, ErrGone
 		case gone:
 			c.Names = append(c.Names, dir)
-		case name == "", mask&unix.IN_CREATE != 0 && w.begun(dir, name):
+		case name == "", mask&unix.IN_CREATE != 0 && w.isUnfinished(dir, name):
 		default:
 			c.Names = append(c.Names, filepath.Join(dir, name))
 		}
@@ -168,20 +170,22 @@ func (w *Watcher) decode(b []byte) (Change, error) {
 	return c, nil
 }
 
-// begun says that what was created is a file that is yet to be written and closed. A link has no such end.
-func (w *Watcher) begun(dir, name string) bool {
+// isUnfinished reports whether a name that was created is a file that its writer will still close. A link is never
+// written.
+func (w *Watcher) isUnfinished(dir, name string) bool {
 	info, err := os.Lstat(filepath.Join(w.dir, dir, name))
 	if err != nil {
-		return errors.Is(err, fs.ErrNotExist) // its end is told too
+		return errors.Is(err, fs.ErrNotExist) // its deletion is an event too
 	}
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	return info.Mode().IsRegular() && ok && stat.Nlink == 1
 }
 
-// ReadFile reads a file that nobody is writing; else its error is ErrBeingWritten. A read lease is what the kernel
-// grants only while nobody has the file open for writing, and while it is held whoever opens it so waits (fcntl(2),
-// "Leases"). On filesystems without leases the file is read as it is. It never waits: to open a named pipe without
-// O_NONBLOCK waits until somebody writes to it.
+// ReadFile reads a file; it returns ErrBeingWritten if a process has the file open for writing, and ErrNoFile if it
+// isn't a regular file. It takes a read lease, which the kernel grants only if no process has the file open for
+// writing, and which makes processes wait that want to open it so (fcntl(2), "Leases"). On filesystems without leases
+// it reads the file without that check. ReadFile never waits: opening a named pipe without O_NONBLOCK would wait for a
+// writer.
 func ReadFile(path string) (data []byte, err error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if errors.Is(err, unix.ENXIO) { // a socket
@@ -190,7 +194,7 @@ func ReadFile(path string) (data []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }() // which gives the lease back
+	defer func() { err = errors.Join(err, f.Close()) }() // also ends the lease
 	if info, err := f.Stat(); err != nil {
 		return nil, err
 	} else if !info.Mode().IsRegular() {

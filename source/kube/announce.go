@@ -10,23 +10,23 @@ import (
 	"k8s.io/client-go/tools/record"
 )
 
-// Announce makes a warning event on this node's Node. client-go's recorder sends it from a queue, tries again while the
-// API server is away, and counts repeated events instead of making new ones.
+// Announce makes a warning event on this node's Node. It doesn't wait: client-go's recorder sends events from a queue,
+// tries again while the API server is away, and counts repeated events instead of sending new ones.
 //
-// Equivalent to: kubectl get events --field-selector involvedObject.kind=Node shows it
+// To see it: kubectl get events --field-selector involvedObject.kind=Node
 func (s *Source) Announce(ctx context.Context, reason, message string) {
 	s.announcing.Do(func() {
 		broadcaster := record.NewBroadcaster(record.WithContext(ctx))
 		broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: s.Client.CoreV1().Events("")})
 		s.recorder = broadcaster.NewRecorder(scheme(), corev1.EventSource{Component: "weir-agent", Host: s.Node})
 	})
-	// Kubelet's events carry the node's name as UID too, and "kubectl describe node" looks for that.
+	// Kubelet's events have the node's name as UID too, and "kubectl describe node" searches for it.
 	node := &corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: s.Node, UID: types.UID(s.Node)}
 	s.recorder.Event(node, corev1.EventTypeWarning, reason, message)
 }
 
 func scheme() *runtime.Scheme {
 	s := runtime.NewScheme()
-	_ = corev1.AddToScheme(s) // its error would be two types of one name, which these aren't
+	_ = corev1.AddToScheme(s) // fails only if two types have one name
 	return s
 }

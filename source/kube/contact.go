@@ -9,18 +9,19 @@ import (
 	"sync"
 )
 
-// contact is what the last request of each watch ended with. Informers say nothing while the API server is away: they
-// try again by themselves, and what they know grows old.
+// contact has the result of the last request of each watch. Informers report nothing while the API server is away: they
+// try again by themselves, and the objects that they have grow old.
 type contact struct {
 	mu   sync.Mutex
 	errs map[string]error // by path
 }
 
-// Transport is for the client's configuration (rest.Config.Wrap): it follows whether watches are answered.
+// Transport wraps the client's transport (rest.Config.Wrap). It records for Contact whether the API server answers
+// watches.
 func (s *Source) Transport(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(r *http.Request) (*http.Response, error) {
 		resp, err := next.RoundTrip(r)
-		if r.Context().Value(aside{}) != nil {
+		if r.Context().Value(noWatch{}) != nil {
 			return resp, err
 		}
 		q := r.URL.Query()
@@ -37,8 +38,8 @@ func (s *Source) Transport(next http.RoundTripper) http.RoundTripper {
 	})
 }
 
-// recovers says of an answer that the watch goes on from it: the state that it began at is too old, or the server has
-// too much to do right now.
+// recovers reports whether the watch goes on by itself after this answer: its state was too old, or the server is
+// overloaded.
 func recovers(status int) bool {
 	return status == http.StatusGone || status == http.StatusTooManyRequests
 }
@@ -59,15 +60,15 @@ func (c *contact) set(path string, err error) {
 	}
 }
 
-// Contact is nil while all watches are answered.
+// Contact returns an error if the API server doesn't answer all watches; nil while it does.
 func (s *Source) Contact() error {
 	s.contact.mu.Lock()
 	defer s.contact.mu.Unlock()
 	var errs []error
-	said := map[string]bool{} // the same of each watch, if nobody answers at all
+	seen := map[string]bool{} // without an answer the error is the same for each watch
 	for _, path := range slices.Sorted(maps.Keys(s.contact.errs)) {
-		if err := s.contact.errs[path]; !said[err.Error()] {
-			said[err.Error()] = true
+		if err := s.contact.errs[path]; !seen[err.Error()] {
+			seen[err.Error()] = true
 			errs = append(errs, err)
 		}
 	}

@@ -51,13 +51,13 @@ func TestDeparting(t *testing.T) {
 			{namespace: departed("one"), live: both, want: []string{"allow", "deny"}},
 		},
 		"the agent starts in that moment": {
-			{namespace: departed("one"), live: one, want: []string{unknownPolicies, "allow"}},
-			{after: time.Hour, live: none, want: []string{unknownPolicies, "allow"}},
+			{namespace: departed("one"), live: one, want: []string{unknownPolicy, "allow"}},
+			{after: time.Hour, live: none, want: []string{unknownPolicy, "allow"}},
 			{namespace: departed("one"), gone: true, live: none, uninhabited: true, want: nil},
 		},
 		"the agent starts just before the watch tells of it": {
 			{live: one, want: []string{"allow"}},
-			{after: time.Second, namespace: departed("one"), live: one, want: []string{unknownPolicies, "allow"}},
+			{after: time.Second, namespace: departed("one"), live: one, want: []string{unknownPolicy, "allow"}},
 		},
 		"another namespace gets the name": {
 			{live: both, want: []string{"allow", "deny"}},
@@ -71,7 +71,7 @@ func TestDeparting(t *testing.T) {
 			for i, s := range steps {
 				now = now.Add(s.after)
 				if s.namespace != nil {
-					d.see(s.namespace, s.gone)
+					d.update(s.namespace, s.gone)
 				}
 				all, problems := d.policies(now, s.live, func(string) bool { return !s.uninhabited })
 				var got []string
@@ -82,7 +82,7 @@ func TestDeparting(t *testing.T) {
 				if !slices.Equal(got, s.want) {
 					t.Errorf("step %d: %q count, want %q", i, got, s.want)
 				}
-				if unknown := slices.Contains(got, unknownPolicies); unknown != (len(problems) > 0) {
+				if unknown := slices.Contains(got, unknownPolicy); unknown != (len(problems) > 0) {
 					t.Errorf("step %d: problems %v, want one if and only if policies are unknown", i, problems)
 				}
 			}

@@ -19,39 +19,39 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// published is what others are told of this node's pods, and where it is seen what they were told.
+// published has the addresses of this node's pods that Publish writes, and the pods for which they have been written.
 type published struct {
 	mu        sync.Mutex
 	addresses map[endpoint.Pod][]netip.Addr
-	pods      cache.Store                    // nil until Run
-	told      map[endpoint.Pod]chan struct{} // closed once others can know of the pod
+	pods      cache.Store                    // the watch's pods; nil until Run
+	done      map[endpoint.Pod]chan struct{} // closed once others can know of the pod
 }
 
-// done is the channel of the pod. The caller holds the lock.
-func (p *published) done(pod endpoint.Pod) chan struct{} {
-	if p.told == nil {
-		p.told = map[endpoint.Pod]chan struct{}{}
+// doneChannel returns the channel that is closed when the pod's addresses are written. The caller holds the lock.
+func (p *published) doneChannel(pod endpoint.Pod) chan struct{} {
+	if p.done == nil {
+		p.done = map[endpoint.Pod]chan struct{}{}
 	}
-	if p.told[pod] == nil {
-		p.told[pod] = make(chan struct{})
+	if p.done[pod] == nil {
+		p.done[pod] = make(chan struct{})
 	}
-	return p.told[pod]
+	return p.done[pod]
 }
 
-// tell lets those go on who wait for the pod. The caller holds the lock.
-func (p *published) tell(pod endpoint.Pod) {
+// markDone wakes those who wait for the pod. The caller holds the lock.
+func (p *published) markDone(pod endpoint.Pod) {
 	select {
-	case <-p.done(pod):
+	case <-p.doneChannel(pod):
 	default:
-		close(p.told[pod])
+		close(p.done[pod])
 	}
 }
 
-// AwaitPublished returns when the API server has the addresses of a pod that Publish was, or is about to be, called with; or
-// won't have them, or ctx ends.
+// AwaitPublished waits until the API server has the pod's addresses, or writing them has failed, or ctx ends. Publish
+// must have been called with the pod, or be called soon.
 func (s *Source) AwaitPublished(ctx context.Context, pod endpoint.Pod) {
 	s.published.mu.Lock()
-	done := s.published.done(pod)
+	done := s.published.doneChannel(pod)
 	s.published.mu.Unlock()
 	select {
 	case <-done:
@@ -59,19 +59,20 @@ func (s *Source) AwaitPublished(ctx context.Context, pod endpoint.Pod) {
 	}
 }
 
-// Publish has the pods' addresses written into their status, where kubelet would write them seconds later: agents on
-// other nodes then know a pod before its first packet comes. The status is used because nobody who may only make pods can
-// write it, as they could an annotation. Kubelet takes the addresses away again whenever it compares the status with
-// its own, every ten seconds or so, until the pod's first container has started; they are written again as soon as that
-// is seen. Pods without UID are left to kubelet: they could be a namesake by now.
+// Publish writes the pods' addresses into their status, so that agents on other nodes know a pod before its first
+// packet arrives. Kubelet would write them seconds later. Publish doesn't wait, and forgets the pods of earlier calls
+// that aren't in this one.
 //
-// It doesn't wait, and pods of an earlier call that aren't in this one are forgotten.
+//   - Addresses are in the status, as a person who may only create pods can't write it. An annotation could be forged.
+//   - Kubelet removes the addresses whenever it compares the status with its own, about every ten seconds, until the
+//     pod's first container has started. They are then written again at once.
+//   - A pod without a UID is left to kubelet: another pod of that name may exist by now.
 func (s *Source) Publish(ctx context.Context, pods map[endpoint.Pod][]netip.Addr) {
 	s.published.mu.Lock()
 	defer s.published.mu.Unlock()
 	before := s.published.addresses
 	s.published.addresses = pods
-	maps.DeleteFunc(s.published.told, func(p endpoint.Pod, _ chan struct{}) bool { _, ok := pods[p]; return !ok })
+	maps.DeleteFunc(s.published.done, func(p endpoint.Pod, _ chan struct{}) bool { _, ok := pods[p]; return !ok })
 	if s.published.pods == nil {
 		return
 	}
@@ -79,14 +80,14 @@ func (s *Source) Publish(ctx context.Context, pods map[endpoint.Pod][]netip.Addr
 		if slices.Equal(before[p], addrs) {
 			continue
 		}
-		// One that isn't known yet is written when the watch tells of it.
+		// A pod that isn't known yet is written when the watch reports it.
 		if o, ok, err := s.published.pods.GetByKey(p.String()); ok && err == nil {
 			s.write(ctx, o)
 		}
 	}
 }
 
-// watchPublished is called once, with what the watch knows; seePod with each state that it tells of a pod.
+// watchPublished sets the store of the watch's pods. Run calls it once, and seePod for each update of a pod.
 func (s *Source) watchPublished(pods cache.Store) {
 	s.published.mu.Lock()
 	defer s.published.mu.Unlock()
@@ -99,7 +100,7 @@ func (s *Source) seePod(ctx context.Context, o any) {
 	s.write(ctx, o)
 }
 
-// write starts to write what the pod lacks of its addresses. That it fails costs only time: kubelet writes them too.
+// write starts to write the addresses that the pod's status lacks. A failure costs only time: kubelet writes them too.
 func (s *Source) write(ctx context.Context, o any) {
 	pod, ok := o.(*corev1.Pod)
 	if !ok {
@@ -115,25 +116,27 @@ func (s *Source) write(ctx context.Context, o any) {
 		return
 	}
 	if !slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !slices.Contains(known.Addresses, a) }) {
-		s.published.tell(key)
+		s.published.markDone(key)
 		return
 	}
 	go func() {
 		if err := s.patch(ctx, pod, addrs); err != nil {
-			s.Log.Warn("other nodes hear of a pod's address from kubelet only", "pod", pod.Namespace+"/"+pod.Name, "error", err)
+			s.Log.Warn("other nodes hear of a pod's address from kubelet only",
+				"pod", pod.Namespace+"/"+pod.Name, "error", err)
 		}
 		s.published.mu.Lock()
 		defer s.published.mu.Unlock()
 		if _, ok := s.published.addresses[key]; ok {
-			s.published.tell(key)
+			s.published.markDone(key)
 		}
 	}()
 }
 
-// patch writes the addresses. The object's own UID, which for a static pod isn't the one that the runtime knows, makes
-// sure that no namesake gets them.
+// patch writes the addresses. The patch has the object's own UID, which for a static pod isn't the runtime's, so that
+// no other pod of the same name gets them.
 //
-// Equivalent to: kubectl patch pod NAME --subresource=status --type=merge -p '{"metadata": {"uid": …}, "status": {"podIPs": …}}'
+//	Equivalent to: kubectl patch pod NAME --subresource=status --type=merge \
+//		  -p '{"metadata": {"uid": …}, "status": {"podIPs": …}}'
 func (s *Source) patch(ctx context.Context, pod *corev1.Pod, addrs []netip.Addr) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -148,8 +151,9 @@ func (s *Source) patch(ctx context.Context, pod *corev1.Pod, addrs []netip.Addr)
 	if err != nil {
 		return fmt.Errorf("publish the addresses of pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
-	_, err = s.Client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
-	// Another UID is a conflict, or invalid because a UID can't be changed. Either way the pod isn't this one any more.
+	pods := s.Client.CoreV1().Pods(pod.Namespace)
+	_, err = pods.Patch(ctx, pod.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
+	// Another UID is a conflict, or invalid because a UID can't be changed. Either way the pod is gone.
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && !apierrors.IsInvalid(err) {
 		return fmt.Errorf("publish the addresses of pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}

@@ -1,5 +1,8 @@
-// Package kube owns the source that is a Kubernetes cluster: watches on pods, namespaces, nodes and NetworkPolicies,
-// of which it keeps what policy needs and no more.
+// Package kube is the source that watches a Kubernetes cluster: its pods, namespaces, nodes and NetworkPolicies. It
+// keeps only what policy needs of them. It also writes to the API server:
+//
+//   - pods' addresses into their status (Publish)
+//   - events about this node (Announce)
 package kube
 
 import (
@@ -33,7 +36,7 @@ type Source struct {
 	// Node is the name of this node's Node.
 	Node string
 
-	// unenforced are policies of other kinds; nil until somebody has looked.
+	// unenforced has the policies of other kinds; nil before the first survey.
 	unenforced atomic.Pointer[[]policy.Unenforced]
 
 	contact    contact
@@ -42,7 +45,7 @@ type Source struct {
 	recorder   record.EventRecorder
 }
 
-// views are what policy needs of all objects.
+// views has what policy needs of all objects.
 type views struct {
 	pods       *view[*corev1.Pod, policy.Pod]
 	namespaces *view[*corev1.Namespace, policy.Namespace]
@@ -60,16 +63,17 @@ func newViews() views {
 		}),
 		nodes: newView(objects.Node),
 		policies: newView(func(p *networkingv1.NetworkPolicy) (*networkingv1.NetworkPolicy, []ruleset.Problem) {
-			return &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name}, Spec: p.Spec}, nil
+			meta := metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name}
+			return &networkingv1.NetworkPolicy{ObjectMeta: meta, Spec: p.Spec}, nil
 		}),
 	}
-	v.pods.follow = keepAddresses
+	v.pods.merge = keepAddresses
 	return v
 }
 
-// keepAddresses has a pod keep its addresses when its status loses them while it lives: kubelet takes away what it doesn't
-// know yet, and that is what the pod's own node has just published. Should another pod have one of them by then, packets
-// from there are let through only where both are meant.
+// keepAddresses keeps a pod's addresses if its status loses them while it runs. Kubelet removes addresses that it
+// doesn't know yet, such as those that the pod's own node has just published. If another pod has such an address by
+// then, packets from it are allowed only if both pods are.
 func keepAddresses(was, now policy.Pod) policy.Pod {
 	if len(now.Addresses) == 0 && now.UID == was.UID && !now.Finished {
 		now.Addresses = was.Addresses
@@ -77,7 +81,7 @@ func keepAddresses(was, now policy.Pod) policy.Pod {
 	return now
 }
 
-// objects as they are now. One of which something can't be read is used as far as it can, and reported.
+// objects returns the objects as they are now. It uses an object as far as it can be read, and reports the rest.
 func (v views) objects() *policy.Objects {
 	var o policy.Objects
 	var ofPods, ofNodes []ruleset.Problem
@@ -94,9 +98,9 @@ func (v views) objects() *policy.Objects {
 	return &o
 }
 
-// Run watches until ctx ends. update gets the first state when all watches have synced, and then one for each change, or
-// several that have come by then. While the API server is away nothing is told, and the watches come back by
-// themselves; Contact says that it is.
+// Run watches until ctx ends. It calls update with the first state when all watches have synced, and then once for each
+// change or several together. While the API server doesn't answer, Run calls nothing; Contact reports that. The watches
+// resume by themselves.
 func (s *Source) Run(ctx context.Context, update func(*policy.Objects, error)) error {
 	factory := informers.NewSharedInformerFactory(s.Client, 0)
 	pods := factory.Core().V1().Pods().Informer()
@@ -107,7 +111,7 @@ func (s *Source) Run(ctx context.Context, update func(*policy.Objects, error)) e
 	notify := func() {
 		select {
 		case changed <- struct{}{}:
-		default: // it will be looked at anyway
+		default: // a notification is waiting already
 		}
 	}
 	var all []cache.InformerSynced
@@ -143,7 +147,7 @@ func (s *Source) Run(ctx context.Context, update func(*policy.Objects, error)) e
 	if !cache.WaitForCacheSync(ctx.Done(), all...) {
 		return nil // ctx has ended
 	}
-	notify() // there may be nothing at all
+	notify() // also if the cluster has no objects
 	go s.survey(ctx, notify)
 	for {
 		select {
@@ -159,10 +163,13 @@ func (s *Source) Run(ctx context.Context, update func(*policy.Objects, error)) e
 	}
 }
 
-// The caches keep of each object what policy needs: in a large cluster the rest is most of the agent's memory.
+// The informers' caches keep only what policy needs of each object. In a large cluster the rest would be most of the
+// agent's memory.
 
 func keepMeta(m metav1.ObjectMeta) metav1.ObjectMeta {
-	kept := metav1.ObjectMeta{Name: m.Name, Namespace: m.Namespace, UID: m.UID, ResourceVersion: m.ResourceVersion, Labels: m.Labels}
+	kept := metav1.ObjectMeta{
+		Name: m.Name, Namespace: m.Namespace, UID: m.UID, ResourceVersion: m.ResourceVersion, Labels: m.Labels,
+	}
 	if uid, ok := m.Annotations[corev1.MirrorPodAnnotationKey]; ok {
 		kept.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: uid}
 	}
@@ -173,14 +180,16 @@ func keepPod(o any) (any, error) {
 	if p, ok := o.(*corev1.Pod); ok {
 		return &corev1.Pod{
 			ObjectMeta: keepMeta(p.ObjectMeta),
-			Spec:       corev1.PodSpec{NodeName: p.Spec.NodeName, HostNetwork: p.Spec.HostNetwork, Containers: keepPorts(p.Spec)},
-			Status:     corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs},
+			Spec: corev1.PodSpec{
+				NodeName: p.Spec.NodeName, HostNetwork: p.Spec.HostNetwork, Containers: keepPorts(p.Spec),
+			},
+			Status: corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs},
 		}, nil
 	}
 	return o, nil // a tombstone
 }
 
-// keepPorts are containers with the ports that a policy can name, and nothing else.
+// keepPorts returns the containers with their named ports, and nothing else.
 func keepPorts(spec corev1.PodSpec) []corev1.Container {
 	var kept []corev1.Container
 	for _, c := range objects.PortContainers(spec) {
@@ -223,7 +232,7 @@ func keepPolicy(o any) (any, error) {
 // requestTimeout bounds a single request to the API server.
 const requestTimeout = 5 * time.Second
 
-// Lookup asks the API server for one pod, past the watch; ok is false if there is none.
+// Lookup asks the API server for one pod, without the watch. It returns false if there is none.
 func (s *Source) Lookup(ctx context.Context, p endpoint.Pod) (pod policy.Pod, ok bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -234,6 +243,6 @@ func (s *Source) Lookup(ctx context.Context, p endpoint.Pod) (pod policy.Pod, ok
 	if err != nil {
 		return policy.Pod{}, false, fmt.Errorf("ask for pod %s: %w", p, err)
 	}
-	pod, _ = objects.Pod(got) // what can't be read of it, the watch reports
+	pod, _ = objects.Pod(got) // the watch reports the problems
 	return pod, true, nil
 }

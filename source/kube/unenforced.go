@@ -17,34 +17,34 @@ import (
 )
 
 const (
-	// survey is how often the API server is asked for kinds of policy that weir doesn't enforce: one request for what
-	// it serves, and one of a few hundred bytes for each such kind. Each time it is put off by up to as much, so that
-	// the nodes of a large cluster don't ask at once.
-	survey = 150 * time.Second
-	// surveyAgain is how soon it is asked again if it didn't answer.
-	surveyAgain = 15 * time.Second
+	// surveyInterval is how often the source asks the API server for kinds of policy that weir doesn't enforce. That is
+	// one request for the kinds that it serves, and one of a few hundred bytes for each such kind. Each time a random
+	// delay of up to the same length is added, so that the nodes of a large cluster don't ask at once.
+	surveyInterval = 150 * time.Second
+	// surveyRetry is how soon it asks again if the API server didn't answer.
+	surveyRetry = 15 * time.Second
 )
 
-// notSurveyed is said until the API server has answered.
+// notSurveyed is reported until the API server has answered.
 var notSurveyed = []policy.Unenforced{{
 	Where: "which policies of other kinds the cluster has isn't known: the API server doesn't say which kinds it serves",
 }}
 
-// aside marks requests that are no part of a watch, and whose failure says nothing of one.
-type aside struct{}
+// noWatch marks the context of requests that aren't part of a watch, and whose failure says nothing about watches.
+type noWatch struct{}
 
-// survey keeps what is known of policies that weir doesn't enforce, until ctx ends. changed is called when that
+// survey keeps the list of policies that weir doesn't enforce up to date until ctx ends. It calls changed when the list
 // changes.
 func (s *Source) survey(ctx context.Context, changed func()) {
 	for {
-		next := survey + rand.N(survey)
+		next := surveyInterval + rand.N(surveyInterval)
 		found, err := s.unenforcedKinds(ctx)
 		if err != nil {
-			next = surveyAgain
+			next = surveyRetry
 			if known := s.unenforced.Load(); known == nil {
 				found = notSurveyed
 			} else {
-				found = *known // the API server is away, which is said elsewhere
+				found = *known // the API server is away; Contact reports that
 			}
 		}
 		before := s.unenforced.Swap(&found)
@@ -59,13 +59,13 @@ func (s *Source) survey(ctx context.Context, changed func()) {
 	}
 }
 
-// unenforcedKinds are the kinds of policy that the API server serves, that weir doesn't enforce, and of which there are
-// objects or may be.
+// unenforcedKinds returns the kinds of policy that the API server serves and weir doesn't enforce, if there are objects
+// or may be.
 //
 // Equivalent to: kubectl api-resources; kubectl get RESOURCE --all-namespaces --limit 1, for each
 func (s *Source) unenforcedKinds(ctx context.Context) ([]policy.Unenforced, error) {
-	ctx = context.WithValue(ctx, aside{}, true)
-	// What an API service that is down would serve is unknown; the others are told all the same.
+	ctx = context.WithValue(ctx, noWatch{}, true)
+	// The kinds of an API service that is down are unknown; the others are returned.
 	_, lists, err := s.Client.Discovery().ServerGroupsAndResources()
 	if len(lists) == 0 {
 		return nil, fmt.Errorf("ask the API server what it serves: %w", err)
@@ -106,12 +106,13 @@ func (s *Source) unenforcedKinds(ctx context.Context) ([]policy.Unenforced, erro
 	return found, nil
 }
 
-// count is how many objects there are of a resource. Of these the API server sends one, and of that the metadata.
+// count returns the number of a resource's objects. The API server sends only one of them, and of that the metadata.
 func (s *Source) count(ctx context.Context, r schema.GroupVersionResource) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	raw, err := s.Client.CoreV1().RESTClient().Get().AbsPath("/apis", r.Group, r.Version, r.Resource).Param("limit", "1").
-		SetHeader("Accept", "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json").DoRaw(ctx)
+	get := s.Client.CoreV1().RESTClient().Get().AbsPath("/apis", r.Group, r.Version, r.Resource).Param("limit", "1")
+	const metadataOnly = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+	raw, err := get.SetHeader("Accept", metadataOnly).DoRaw(ctx)
 	if err != nil {
 		return 0, err
 	}

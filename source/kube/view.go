@@ -11,25 +11,25 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// view is what policy needs of the objects of one kind, kept up as a watch tells of them. Most of what a watch tells,
-// such as heartbeats, changes nothing of it.
+// view has what policy needs of the objects of one kind, and follows a watch. Most updates of a watch, such as
+// heartbeats, don't change that.
 type view[O, T any] struct {
 	read func(O) (T, []ruleset.Problem)
-	// follow, if not nil, says what an object is that was something else before.
-	follow func(was, now T) T
+	// merge, if not nil, returns what an object counts as, from what it counted as before and what it is now.
+	merge func(was, now T) T
 
 	mu      sync.Mutex
 	objects map[string]T // by namespace/name
 	broken  map[string][]ruleset.Problem
-	list    []T // of the objects, once it was asked for; nobody changes it
+	list    []T // the objects, made when it is first needed; never changed
 }
 
 func newView[O, T any](read func(O) (T, []ruleset.Problem)) *view[O, T] {
 	return &view[O, T]{read: read, objects: map[string]T{}, broken: map[string][]ruleset.Problem{}}
 }
 
-// watch has the view follow the informer; changed is called whenever something of it has changed. The returned function
-// says whether the view holds all that there was at the beginning.
+// watch makes the view follow the informer. It calls changed whenever the view has changed. The returned function
+// reports whether the view has all objects that existed at the beginning.
 func (v *view[O, T]) watch(informer cache.SharedInformer, changed func()) (synced cache.InformerSynced, err error) {
 	put := func(o any) {
 		if v.put(o) {
@@ -50,19 +50,19 @@ func (v *view[O, T]) watch(informer cache.SharedInformer, changed func()) (synce
 	return registration.HasSynced, nil
 }
 
-// put takes the object as it is now, and says whether that changes anything.
+// put stores the object as it is now, and reports whether the view has changed.
 func (v *view[O, T]) put(o any) bool {
 	key, err := cache.MetaNamespaceKeyFunc(o)
 	object, ok := o.(O)
 	if err != nil || !ok {
-		return false // no informer tells of such things
+		return false // no informer sends this
 	}
 	now, problems := v.read(object)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if was, ok := v.objects[key]; ok {
-		if v.follow != nil {
-			now = v.follow(was, now)
+		if v.merge != nil {
+			now = v.merge(was, now)
 		}
 		if reflect.DeepEqual(was, now) && slices.Equal(v.broken[key], problems) {
 			return false
@@ -76,6 +76,7 @@ func (v *view[O, T]) put(o any) bool {
 	return true
 }
 
+// remove drops the object, and reports whether the view had it.
 func (v *view[O, T]) remove(o any) bool {
 	key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(o)
 	if err != nil {
@@ -92,7 +93,7 @@ func (v *view[O, T]) remove(o any) bool {
 	return true
 }
 
-// all are the objects, in no order, and what of them can't be read.
+// all returns the objects, in no order, and their problems.
 func (v *view[O, T]) all() ([]T, []ruleset.Problem) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -35,15 +35,15 @@ type Dir struct {
 }
 
 // grace is how long a file that is missing or empty stays in force. To take a policy away opens; that may wait.
-const grace = 250 * time.Millisecond
+const graceTime = 250 * time.Millisecond
 
 // recheck is how soon a file is looked at again that was being written. The kernel tells of the close a little before
 // it counts the writer as gone (__fput in fs/file_table.c), so that event may come too early to read the file.
-const recheck = 10 * time.Millisecond
+const recheckTime = 10 * time.Millisecond
 
 // relist is how often the tree is listed without notice, as nobody tells when a link's target changes elsewhere, or a
 // file on another machine's disk.
-const relist = 10 * time.Second
+const relistInterval = 10 * time.Second
 
 // Run reads the directory, and again each file that was written and closed, until ctx ends. update gets what is in
 // force after each change, and what is wrong with files that don't count as they are; while the objects are nil there
@@ -71,7 +71,7 @@ func (d *Dir) Run(ctx context.Context, update func(*policy.Objects, error)) erro
 			}
 		}
 	}()
-	listing := time.NewTicker(relist)
+	listing := time.NewTicker(relistInterval)
 	defer listing.Stop()
 	first, change := true, dirwatch.Change{Lost: true}
 	for {
@@ -79,9 +79,9 @@ func (d *Dir) Run(ctx context.Context, update func(*policy.Objects, error)) erro
 		if err != nil {
 			return err
 		}
-		forgotten, left := d.forget(time.Now())
+		forgotten, left := d.dropGone(time.Now())
 		if first || changed || forgotten {
-			update(d.merged())
+			update(d.merge())
 		}
 		first, change = false, dirwatch.Change{}
 		select {
@@ -107,7 +107,7 @@ func (d *Dir) Check() (*policy.Objects, error) {
 	if _, err := d.read(dirwatch.Change{Lost: true}, func(map[string]bool) error { return nil }); err != nil {
 		return nil, err
 	}
-	return d.merged()
+	return d.merge()
 }
 
 // Files says what was read last, and what was left out and why.
@@ -119,20 +119,20 @@ func (d *Dir) Files() []report.File {
 }
 
 // forget drops the files that were gone for long enough, and returns when to look again; nil, never, if none is gone.
-func (d *Dir) forget(now time.Time) (changed bool, again <-chan time.Time) {
+func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 	var next time.Duration
 	for name, f := range d.files {
-		left := recheck
+		left := recheckTime
 		if !f.busy {
 			if f.gone.IsZero() {
 				continue
 			}
-			left = grace - now.Sub(f.gone)
+			left = graceTime - now.Sub(f.gone)
 		}
 		if left <= 0 {
-			if changed = true; d.leadsNowhere(name) {
+			if changed = true; d.isBrokenLink(name) {
 				f.gone = time.Time{}
-				d.fail(name, errNowhere)
+				d.setUnreadable(name, errBrokenLink)
 				continue
 			}
 			delete(d.files, name)
@@ -181,7 +181,7 @@ func (d *Dir) read(change dirwatch.Change, watch func(map[string]bool) error) (c
 	}
 	for name, err := range t.errs {
 		here[name] = true
-		changed = d.fail(name, err) || changed
+		changed = d.setUnreadable(name, err) || changed
 	}
 	for name := range d.files {
 		if !here[name] {
@@ -203,9 +203,9 @@ func (d *Dir) changesTree(name string) bool {
 
 // errNowhere says of a link that there is nothing that it leads to: maybe not yet, or not now, as before a disk is
 // mounted. That isn't known to be no policy.
-var errNowhere = errors.New("it is a link that leads nowhere")
+var errBrokenLink = errors.New("it is a link that leads nowhere")
 
-func (d *Dir) leadsNowhere(name string) bool {
+func (d *Dir) isBrokenLink(name string) bool {
 	path := filepath.Join(d.Path, name)
 	info, err := os.Lstat(path)
 	if err != nil || info.Mode()&fs.ModeSymlink == 0 {
@@ -216,14 +216,14 @@ func (d *Dir) leadsNowhere(name string) bool {
 }
 
 // fail notes what can't be read at all. A device, a socket or a pipe holds no policy.
-func (d *Dir) fail(name string, err error) (changed bool) {
+func (d *Dir) setUnreadable(name string, err error) (changed bool) {
 	f := d.files[name]
 	if f == nil {
 		f = &file{}
 		d.files[name] = f
 	}
 	was := f.unparsed
-	f.take(content{unparsed: []unparsed{{err: err, mayHoldPolicy: !errors.Is(err, dirwatch.ErrNoFile)}}})
+	f.update(content{unparsed: []unparsed{{err: err, mayHoldPolicy: !errors.Is(err, dirwatch.ErrNoFile)}}})
 	return len(was) != 1 || was[0].err.Error() != err.Error()
 }
 
@@ -247,8 +247,8 @@ func (d *Dir) readFile(name string, changedOnly bool) (changed bool) {
 	}
 	missing := errors.Is(err, fs.ErrNotExist) || (err == nil && len(bytes.TrimSpace(data)) == 0)
 	switch {
-	case missing && (f == nil || len(f.entries) == 0 || f.is(errNowhere)) && d.leadsNowhere(name):
-		return d.fail(name, errNowhere)
+	case missing && (f == nil || len(f.entries) == 0 || f.failedWith(errBrokenLink)) && d.isBrokenLink(name):
+		return d.setUnreadable(name, errBrokenLink)
 	case missing && (f == nil || f.empty()):
 		delete(d.files, name)
 		return f != nil && f.busy
@@ -271,9 +271,9 @@ func (d *Dir) readFile(name string, changedOnly bool) (changed bool) {
 	f.gone = time.Time{}
 	if err != nil {
 		f.stat = stat{}
-		return d.fail(name, err)
+		return d.setUnreadable(name, err)
 	}
 	f.stat = statOf(info)
-	f.take(parse(data))
+	f.update(parse(data))
 	return true
 }

@@ -42,7 +42,7 @@ func statOf(info os.FileInfo) stat {
 }
 
 // take has the file say what was read. Of an object that can't be told from what was read, its last good version holds.
-func (f *file) take(c content) {
+func (f *file) update(c content) {
 	present := map[string]bool{}
 	for _, e := range c.entries {
 		present[e.key] = true
@@ -57,11 +57,11 @@ func (f *file) take(c content) {
 		next[key] = f.last[key]
 	}
 	for _, e := range c.entries {
-		if _, known := f.last[e.key]; known && e.fault == unselected {
+		if _, known := f.last[e.key]; known && e.damage == noSelector {
 			keep(e.key, e)
 			continue
 		}
-		if e.fault == lost {
+		if e.damage == noNamespace {
 			found := false
 			for _, key := range slices.Sorted(maps.Keys(f.last)) {
 				if was := f.last[key]; was.policy != nil && was.policy.Name == e.name && !present[key] {
@@ -74,10 +74,10 @@ func (f *file) take(c content) {
 			}
 		}
 		inForce = append(inForce, e)
-		if was, known := f.last[e.key]; known && e.fault == closed {
+		if was, known := f.last[e.key]; known && e.damage == denying {
 			next[e.key] = was
 		}
-		if e.key != "" && (e.fault == good || e.fault == partly) {
+		if e.key != "" && (e.damage == intact || e.damage == partly) {
 			next[e.key] = e
 		}
 	}
@@ -91,17 +91,19 @@ func (f *file) take(c content) {
 }
 
 // blocks says that the file may hold a policy of which nothing is known.
-func (f *file) blocks() bool {
+func (f *file) mayHidePolicy() bool {
 	for _, u := range f.unparsed {
 		if u.mayHoldPolicy && !f.seen {
 			return true
 		}
 	}
-	return slices.ContainsFunc(f.entries, func(e entry) bool { return e.fault == lost })
+	return slices.ContainsFunc(f.entries, func(e entry) bool { return e.damage == noNamespace })
 }
 
 // is says that the file as a whole can't be read, for that reason.
-func (f *file) is(err error) bool { return len(f.unparsed) == 1 && errors.Is(f.unparsed[0].err, err) }
+func (f *file) failedWith(err error) bool {
+	return len(f.unparsed) == 1 && errors.Is(f.unparsed[0].err, err)
+}
 
 // empty says that nothing comes from it.
 func (f *file) empty() bool { return len(f.entries)+len(f.unparsed) == 0 }

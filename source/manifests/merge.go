@@ -21,10 +21,10 @@ type placed struct {
 	*entry
 }
 
-func (p placed) String() string { return plain(p.file) + ", " + p.where }
+func (p placed) String() string { return printable(p.file) + ", " + p.where }
 
 // merged puts the files' objects together. The objects are nil while nothing is known of a file that may hold a policy.
-func (d *Dir) merged() (*policy.Objects, error) {
+func (d *Dir) merge() (*policy.Objects, error) {
 	var all policy.Objects
 	var errs, less []error // those first that keep an agent from being ready
 	blocked := false
@@ -35,9 +35,9 @@ func (d *Dir) merged() (*policy.Objects, error) {
 		f := d.files[name]
 		if f.busy && f.empty() && !d.started {
 			blocked = true
-			errs = append(errs, fmt.Errorf("%s: %w", plain(name), dirwatch.ErrBeingWritten))
+			errs = append(errs, fmt.Errorf("%s: %w", printable(name), dirwatch.ErrBeingWritten))
 		}
-		if f.blocks() {
+		if f.mayHidePolicy() {
 			blocked = true
 			errs = append(errs, f.errors(name)...)
 		} else {
@@ -57,7 +57,7 @@ func (d *Dir) merged() (*policy.Objects, error) {
 		}
 	}
 	for _, key := range order {
-		agree(by[key], &all)
+		mergeVersions(by[key], &all)
 	}
 	d.addStaticPods(&all)
 	var files []report.File
@@ -99,11 +99,11 @@ func (d *Dir) addStaticPods(all *policy.Objects) {
 
 // agree adds an object. Where files have different versions of it, nobody knows which is meant: what all of them
 // agree on counts.
-func agree(versions []placed, all *policy.Objects) {
+func mergeVersions(versions []placed, all *policy.Objects) {
 	first := versions[0]
 	distinct := []placed{first}
 	for _, v := range versions[1:] {
-		same := func(o placed) bool { return o.says(v.entry) }
+		same := func(o placed) bool { return o.equal(v.entry) }
 		if i := slices.IndexFunc(distinct, same); i >= 0 {
 			v.conflict = "the same is in " + distinct[i].String()
 			continue
@@ -124,9 +124,9 @@ func agree(versions []placed, all *policy.Objects) {
 	case len(distinct) == 1 || first.node != nil:
 		first.addTo(all)
 	case first.policy != nil:
-		all.Policies = append(all.Policies, agreePolicies(distinct)...)
+		all.Policies = append(all.Policies, mergePolicies(distinct)...)
 	case first.namespace != nil:
-		all.Namespaces = append(all.Namespaces, agreeNamespaces(distinct))
+		all.Namespaces = append(all.Namespaces, mergeNamespaces(distinct))
 	default: // pods: what several identities of a pod agree on, policy knows
 		for _, v := range distinct {
 			v.addTo(all)
@@ -135,7 +135,7 @@ func agree(versions []placed, all *policy.Objects) {
 }
 
 // says says whether both entries say the same of their object.
-func (e *entry) says(o *entry) bool {
+func (e *entry) equal(o *entry) bool {
 	if e.policy != nil && o.policy != nil {
 		return reflect.DeepEqual(e.policy.Spec, o.policy.Spec)
 	}
@@ -144,7 +144,7 @@ func (e *entry) says(o *entry) bool {
 }
 
 // agreeNamespaces keeps the labels that all versions have. The others are unknown.
-func agreeNamespaces(versions []placed) policy.Namespace {
+func mergeNamespaces(versions []placed) policy.Namespace {
 	agreed := policy.Namespace{Name: versions[0].namespace.Name, Labels: map[string]string{}}
 	unknown := map[string]bool{}
 	for _, v := range versions {
@@ -167,17 +167,17 @@ func agreeNamespaces(versions []placed) policy.Namespace {
 
 // agreePolicies isolates all that one of the versions isolates, and lets through what each that isolates a direction
 // has a rule for that is the same in all of these.
-func agreePolicies(versions []placed) []*networkingv1.NetworkPolicy {
+func mergePolicies(versions []placed) []*networkingv1.NetworkPolicy {
 	agreed := networkingv1.NetworkPolicySpec{}
 	firstIngress, firstEgress := true, true
 	for _, v := range versions {
 		s := v.policy.Spec
 		ingress, egress := isolates(s)
 		if ingress {
-			agreed.Ingress, firstIngress = common(agreed.Ingress, s.Ingress, firstIngress), false
+			agreed.Ingress, firstIngress = intersect(agreed.Ingress, s.Ingress, firstIngress), false
 		}
 		if egress {
-			agreed.Egress, firstEgress = common(agreed.Egress, s.Egress, firstEgress), false
+			agreed.Egress, firstEgress = intersect(agreed.Egress, s.Egress, firstEgress), false
 		}
 	}
 	if !firstIngress {
@@ -206,7 +206,7 @@ func isolates(s networkingv1.NetworkPolicySpec) (ingress, egress bool) {
 		slices.Contains(s.PolicyTypes, networkingv1.PolicyTypeEgress)
 }
 
-func common[R any](agreed, rules []R, first bool) []R {
+func intersect[R any](agreed, rules []R, first bool) []R {
 	if first {
 		return rules
 	}

@@ -63,7 +63,7 @@ func (o object) readMeta(raw stdjson.RawMessage, namespaced bool) meta {
 	}
 	var fields map[string]stdjson.RawMessage
 	err := stdjson.Unmarshal(orEmpty(raw), &fields)
-	if err != nil || slices.Contains(o.twice, path) || slices.Contains(o.twice, wholeObject) {
+	if err != nil || slices.Contains(o.duplicates, path) || slices.Contains(o.duplicates, wholeObject) {
 		c := []complaint{{path, "is no object, or is given twice"}}
 		m.wrongName, m.wrongNamespace, m.wrongLabels = c, c, c
 		return m
@@ -101,7 +101,7 @@ func (m *meta) readName(raw stdjson.RawMessage, path string, o object, unknown [
 	switch err := stdjson.Unmarshal(raw, &m.name); {
 	case raw == nil:
 		m.wrongName = append([]complaint{{field, `"": the name is missing`}}, unknown...)
-	case err != nil, slices.Contains(o.twice, field):
+	case err != nil, slices.Contains(o.duplicates, field):
 		m.name, m.wrongName = "", []complaint{{field, fmt.Sprintf("%.80s is no string, or the field is given twice", raw)}}
 	default:
 		if msgs := validation.IsDNS1123Subdomain(m.name); len(msgs) > 0 {
@@ -117,7 +117,7 @@ func (m *meta) readNamespace(raw stdjson.RawMessage, path string, o object, unkn
 	case raw == nil:
 		m.wrongNamespace = unknown
 		return
-	case err != nil, slices.Contains(o.twice, field):
+	case err != nil, slices.Contains(o.duplicates, field):
 		m.wrongNamespace = []complaint{{field, fmt.Sprintf("%.80s is no string, or the field is given twice", raw)}}
 		return
 	}
@@ -134,7 +134,7 @@ func (m *meta) readNamespace(raw stdjson.RawMessage, path string, o object, unkn
 func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown []complaint) {
 	field := path + ".labels"
 	var values map[string]any
-	if err := stdjson.Unmarshal(orEmpty(raw), &values); err != nil || slices.Contains(o.twice, field) {
+	if err := stdjson.Unmarshal(orEmpty(raw), &values); err != nil || slices.Contains(o.duplicates, field) {
 		m.wrongLabels = []complaint{{field, fmt.Sprintf("%.80s are no labels, or the field is given twice", raw)}}
 		return
 	}
@@ -147,7 +147,7 @@ func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown
 			isText = true
 		}
 		msgs := append(validation.IsQualifiedName(key), validation.IsValidLabelValue(value)...)
-		for _, f := range o.twice {
+		for _, f := range o.duplicates {
 			if f == field+"."+key {
 				msgs = append(msgs, "it is given twice")
 			}

@@ -24,27 +24,27 @@ func (c *content) addNamespace(o object) {
 		m.wrongName = []complaint{{"metadata.name", fmt.Sprintf("%q: %v", m.name, validation.IsDNS1123Label(m.name))}}
 	}
 	if len(m.wrongName) > 0 || m.unreadable() {
-		e.fail(append(m.wrongName, m.wrongLabels...)...)
+		e.leaveOut(append(m.wrongName, m.wrongLabels...)...)
 		return
 	}
 	ns := corev1.Namespace{}
-	_ = decode(whole(o), &ns) // what policy needs of it beyond names and labels can't harm
+	_ = decode(toJSON(o), &ns) // what policy needs of it beyond names and labels can't harm
 	ns.Name, ns.Labels = m.name, m.labels
 	read := objects.Namespace(&ns)
 	read.Unknown = slices.DeleteFunc(m.unknown, func(key string) bool { return key == corev1.LabelMetadataName })
 	e.key, e.namespace = e.object, &read
-	e.partly(m.wrongLabels)
+	e.reportPartly(m.wrongLabels)
 }
 
 // partly reports what can't be read of an object that counts all the same.
-func (e *entry) partly(c []complaint) {
+func (e *entry) reportPartly(c []complaint) {
 	if e.complain(c...); len(c) > 0 {
-		e.fault = partly
+		e.damage = partly
 	}
 }
 
 // whole is the object's JSON.
-func whole(o object) stdjson.RawMessage {
+func toJSON(o object) stdjson.RawMessage {
 	raw, err := stdjson.Marshal(o.raw)
 	if err != nil {
 		return nil // it was read before
@@ -57,18 +57,18 @@ func (c *content) addNode(o object) {
 	e := entry{where: o.where, object: "Node " + m.name}
 	defer func() { c.entries = append(c.entries, e) }()
 	var node corev1.Node
-	if err := decode(whole(o), &node); err != nil {
-		e.fail(complaint{"spec", err.Error()})
+	if err := decode(toJSON(o), &node); err != nil {
+		e.leaveOut(complaint{"spec", err.Error()})
 		return
 	}
 	if len(m.wrongName) > 0 {
-		e.fail(m.wrongName...)
+		e.leaveOut(m.wrongName...)
 		return
 	}
 	e.ignore(m.ignored)
 	read, problems := objects.Node(&node)
 	e.key, e.node = e.object, &read
-	e.partly(complaints(problems))
+	e.reportPartly(complaints(problems))
 }
 
 func complaints(problems []ruleset.Problem) []complaint {
@@ -84,20 +84,20 @@ func (c *content) addPod(o object) {
 	e := entry{where: o.where, object: "Pod " + m.namespace + "/" + m.name}
 	defer func() { c.entries = append(c.entries, e) }()
 	if len(m.wrongName)+len(m.wrongNamespace) > 0 || m.unreadable() {
-		e.fail(slices.Concat(m.wrongName, m.wrongNamespace, m.wrongLabels)...)
+		e.leaveOut(slices.Concat(m.wrongName, m.wrongNamespace, m.wrongLabels)...)
 		return
 	}
-	if twice := o.twicePod(); twice != nil {
-		e.fail(twice...)
+	if twice := o.duplicatePodFields(); twice != nil {
+		e.leaveOut(twice...)
 		return
 	}
 	pod, wrong, err := readPod(m, o.raw["metadata"], o.raw["spec"], o.raw["status"], "spec")
 	if err != nil {
-		e.fail(complaint{"spec", err.Error()})
+		e.leaveOut(complaint{"spec", err.Error()})
 		return
 	}
 	e.key, e.pod = e.object, pod
-	e.partly(append(m.wrongLabels, wrong...))
+	e.reportPartly(append(m.wrongLabels, wrong...))
 }
 
 // podSpec is what policy needs of a pod's spec. Fields that are newer than weir, or of another type than they were,
@@ -120,14 +120,14 @@ type container struct {
 }
 
 // podTwice are fields of a pod of which it must be known which is meant.
-var podTwice = regexp.MustCompile(`^(\*|spec|status|spec\.(hostNetwork|nodeName)|` +
+var podFieldsThatMatter = regexp.MustCompile(`^(\*|spec|status|spec\.(hostNetwork|nodeName)|` +
 	`spec\.(initC|c)ontainers(\[\d+\](\.ports.*)?)?|status\.(phase|podIP|podIPs.*))$`)
 
 // twicePod are those that are there twice.
-func (o object) twicePod() []complaint {
+func (o object) duplicatePodFields() []complaint {
 	var all []complaint
-	for _, f := range o.twice {
-		if podTwice.MatchString(f) {
+	for _, f := range o.duplicates {
+		if podFieldsThatMatter.MatchString(f) {
 			all = append(all, complaint{f, "it is there twice"})
 		}
 	}

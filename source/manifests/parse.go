@@ -16,16 +16,16 @@ import (
 )
 
 // fault is how much of an object can't be read.
-type fault int
+type damage int
 
 const (
-	good       fault = iota
-	partly           // it counts as far as it can be read
-	closed           // a policy that closes the pods that it selects
-	unselected       // a policy that selects nobody knows which pods
-	lost             // a policy of nobody knows which namespace
-	left             // it is left out
-	other            // of a kind that policy doesn't need
+	intact      damage = iota
+	partly             // it counts as far as it can be read
+	denying            // a policy that closes the pods that it selects
+	noSelector         // a policy that selects nobody knows which pods
+	noNamespace        // a policy of nobody knows which namespace
+	leftOut            // it is left out
+	notNeeded          // of a kind that policy doesn't need
 )
 
 // entry is one object of a file.
@@ -42,7 +42,7 @@ type entry struct {
 	workload   *policy.Workload
 	unenforced *policy.Unenforced
 
-	fault    fault
+	damage   damage
 	problems []complaint
 	ignored  []string // fields that mean nothing here
 
@@ -59,7 +59,7 @@ const maxComplaints = 20
 func (e *entry) complain(list ...complaint) {
 	for _, c := range list {
 		c.why, _, _ = strings.Cut(c.why, " (e.g. ") // Kubernetes' own examples are longer than the rest
-		c.field, c.why = plain(c.field), policy.Excerpt(c.why)
+		c.field, c.why = printable(c.field), policy.Excerpt(c.why)
 		switch {
 		case len(e.problems) > maxComplaints:
 			return
@@ -74,7 +74,7 @@ func (e *entry) complain(list ...complaint) {
 
 func (e *entry) ignore(fields []string) {
 	for _, f := range fields[:min(len(fields), maxComplaints)] {
-		e.ignored = append(e.ignored, plain(f))
+		e.ignored = append(e.ignored, printable(f))
 	}
 	if len(fields) > maxComplaints {
 		e.ignored = append(e.ignored, fmt.Sprintf("and %d more", len(fields)-maxComplaints))
@@ -82,9 +82,9 @@ func (e *entry) ignore(fields []string) {
 }
 
 // fail leaves the object out.
-func (e *entry) fail(c ...complaint) {
+func (e *entry) leaveOut(c ...complaint) {
 	e.complain(c...)
-	e.fault = left
+	e.damage = leftOut
 }
 
 // unparsed is a document in which no object can be found.
@@ -109,9 +109,9 @@ func parse(data []byte) content {
 			c.unparsed = append(c.unparsed, unparsed{d.where, d.err, d.mayHoldPolicy})
 			continue
 		}
-		o := object{where: d.where, twice: d.twice}
+		o := object{where: d.where, duplicates: d.duplicates}
 		if !o.read(d.json) {
-			c.leave(o, "it is no object")
+			c.addLeftOut(o, "it is no object")
 			continue
 		}
 		all, err := unfold(o, 0)
@@ -126,21 +126,21 @@ func parse(data []byte) content {
 	return c
 }
 
-func (c *content) leave(o object, why string) {
-	c.entries = append(c.entries, entry{where: o.where, object: o.where, fault: left, ignored: []string{why}})
+func (c *content) addLeftOut(o object, why string) {
+	c.entries = append(c.entries, entry{where: o.where, object: o.where, damage: leftOut, ignored: []string{why}})
 }
 
 // add takes the object if it is of a kind that policy needs.
 func (c *content) add(o object) {
 	switch {
 	case o.raw == nil:
-		c.leave(o, "it is no object")
+		c.addLeftOut(o, "it is no object")
 	case couldBePolicy(o):
 		c.addPolicy(o)
-	case slices.ContainsFunc(o.twice, func(f string) bool { return f == "apiVersion" || f == "kind" || f == wholeObject }):
+	case slices.ContainsFunc(o.duplicates, func(f string) bool { return f == "apiVersion" || f == "kind" || f == wholeObject }):
 		c.unparsed = append(c.unparsed, unparsed{o.where, errors.New("apiVersion or kind is there twice"), true})
 	case o.apiVersion == "" || o.kind == "":
-		c.leave(o, fmt.Sprintf("it is no object: apiVersion is %.80q and kind %.80q, and both must be given",
+		c.addLeftOut(o, fmt.Sprintf("it is no object: apiVersion is %.80q and kind %.80q, and both must be given",
 			o.apiVersion, o.kind))
 	case o.apiVersion == "v1" && o.kind == "Namespace":
 		c.addNamespace(o)
@@ -153,13 +153,13 @@ func (c *content) add(o object) {
 	case objects.IsPolicy(o.group(), o.kind):
 		m := o.readMeta(o.raw["metadata"], true)
 		e := entry{where: o.where, object: o.kind + " " + m.namespace + "/" + m.name}
-		e.unenforced = &policy.Unenforced{Kind: plain(o.kind + "." + o.group()), Where: plain(e.object), Count: 1}
+		e.unenforced = &policy.Unenforced{Kind: printable(o.kind + "." + o.group()), Where: printable(e.object), Count: 1}
 		c.entries = append(c.entries, e)
 	default:
 		m := o.readMeta(o.raw["metadata"], true)
-		e := entry{where: o.where, object: o.kind + " " + m.name, fault: other}
+		e := entry{where: o.where, object: o.kind + " " + m.name, damage: notNeeded}
 		if kind := misspelt(o); kind != "" {
-			e.fail(complaint{"kind", fmt.Sprintf("there is no %s in %s; it may be a misspelt %s", o.kind, o.apiVersion, kind)})
+			e.leaveOut(complaint{"kind", fmt.Sprintf("there is no %s in %s; it may be a misspelt %s", o.kind, o.apiVersion, kind)})
 		}
 		c.entries = append(c.entries, e)
 	}
@@ -208,7 +208,7 @@ func Parse(file string, data []byte) (policy.Objects, error) {
 		for _, p := range e.problems {
 			errs = append(errs, fmt.Errorf("%s: %s: %s: %s", file, e.where, e.object, p))
 		}
-		if e.fault == left && len(e.problems) == 0 { // no object
+		if e.damage == leftOut && len(e.problems) == 0 { // no object
 			errs = append(errs, fmt.Errorf("%s: %s: %s", file, e.where, strings.Join(e.ignored, ", ")))
 		}
 	}

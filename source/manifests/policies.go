@@ -20,10 +20,10 @@ const nameless = "nameless"
 // policyReader reads one NetworkPolicy, field by field, so that one that can't be read doesn't take the others along.
 type policyReader struct {
 	object
-	np       networkingv1.NetworkPolicy
-	wrong    []complaint
-	both     bool // it may isolate both directions
-	selector bool // podSelector can't be read
+	np           networkingv1.NetworkPolicy
+	wrong        []complaint
+	anyDirection bool // it may isolate both directions
+	noSelector   bool // podSelector can't be read
 }
 
 // addPolicy reads a NetworkPolicy. One that can't be read as it is written closes the pods that it selects: it isolates
@@ -39,7 +39,7 @@ func (c *content) addPolicy(o object) {
 	e := entry{where: o.where, object: "NetworkPolicy " + r.np.Namespace + "/" + r.np.Name}
 	if len(m.wrongNamespace) > 0 {
 		e.object, e.name = fmt.Sprintf("NetworkPolicy %.80q", m.name), m.name
-		e.fault = lost
+		e.damage = noNamespace
 		e.complain(append(m.wrongNamespace, m.wrongName...)...)
 		c.entries = append(c.entries, e)
 		return
@@ -58,16 +58,16 @@ func (c *content) addPolicy(o object) {
 		}
 	}
 	switch {
-	case r.selector:
-		e.fault = unselected
+	case r.noSelector:
+		e.damage = noSelector
 		r.np.Spec = networkingv1.NetworkPolicySpec{}
-		r.both = true
+		r.anyDirection = true
 	case len(r.wrong) > 0:
-		e.fault = closed
+		e.damage = denying
 	}
-	if e.fault != good {
+	if e.damage != intact {
 		r.np.Spec.Ingress, r.np.Spec.Egress = nil, nil
-		if r.both || len(r.np.Spec.PolicyTypes) == 0 {
+		if r.anyDirection || len(r.np.Spec.PolicyTypes) == 0 {
 			r.np.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress}
 		}
 	}
@@ -80,16 +80,16 @@ func (r *policyReader) report(field string, errs ...error) {
 	for _, err := range errs {
 		// sigs.k8s.io/json names the field within what it was given.
 		why := err.Error()
-		if m := inside.FindStringSubmatch(why); m != nil {
-			field, why = field+joint(m[2])+m[2], m[1]+" field"
+		if m := fieldInError.FindStringSubmatch(why); m != nil {
+			field, why = field+joinPath(m[2])+m[2], m[1]+" field"
 		}
 		r.wrong = append(r.wrong, complaint{field, why})
 	}
 }
 
-var inside = regexp.MustCompile(`^(unknown|duplicate) field "(.*)"$`)
+var fieldInError = regexp.MustCompile(`^(unknown|duplicate) field "(.*)"$`)
 
-func joint(path string) string {
+func joinPath(path string) string {
 	if strings.HasPrefix(path, "[") {
 		return ""
 	}
@@ -100,37 +100,37 @@ func joint(path string) string {
 func (r *policyReader) readSpec() {
 	for _, key := range slices.Sorted(maps.Keys(r.raw)) {
 		if !slices.Contains([]string{"apiVersion", "kind", "metadata", "spec", "status"}, key) {
-			r.wrong, r.both = append(r.wrong, complaint{key, "unknown field"}), true
-			r.selector = r.selector || r.raw["spec"] == nil // it may be meant
+			r.wrong, r.anyDirection = append(r.wrong, complaint{key, "unknown field"}), true
+			r.noSelector = r.noSelector || r.raw["spec"] == nil // it may be meant
 		}
 	}
 	var spec map[string]stdjson.RawMessage
 	if err := stdjson.Unmarshal(orEmpty(r.raw["spec"]), &spec); err != nil {
-		r.wrong, r.selector = append(r.wrong, complaint{"spec", err.Error()}), true
+		r.wrong, r.noSelector = append(r.wrong, complaint{"spec", err.Error()}), true
 		return
 	}
 	for _, key := range slices.Sorted(maps.Keys(spec)) {
 		if !slices.Contains([]string{"podSelector", "policyTypes", "ingress", "egress"}, key) {
-			r.wrong, r.both = append(r.wrong, complaint{"spec." + key, "unknown field"}), true
-			r.selector = r.selector || spec["podSelector"] == nil
+			r.wrong, r.anyDirection = append(r.wrong, complaint{"spec." + key, "unknown field"}), true
+			r.noSelector = r.noSelector || spec["podSelector"] == nil
 		}
 	}
-	r.readTwice()
+	r.reportDuplicates()
 	s := &r.np.Spec
 	errs := decodeStrict(spec["podSelector"], &s.PodSelector)
 	if _, err := metav1.LabelSelectorAsSelector(&s.PodSelector); err != nil {
 		errs = append(errs, err)
 	}
 	r.report("spec.podSelector", errs...)
-	r.selector = r.selector || len(errs) > 0
+	r.noSelector = r.noSelector || len(errs) > 0
 	if errs := decodeStrict(spec["policyTypes"], &s.PolicyTypes); len(errs) > 0 {
 		r.report("spec.policyTypes", errs...)
-		r.both = true
+		r.anyDirection = true
 	}
 	for i, t := range s.PolicyTypes {
 		if t != networkingv1.PolicyTypeIngress && t != networkingv1.PolicyTypeEgress {
 			why := fmt.Sprintf("%q is neither Ingress nor Egress", t)
-			r.wrong, r.both = append(r.wrong, complaint{fmt.Sprintf("spec.policyTypes[%d]", i), why}), true
+			r.wrong, r.anyDirection = append(r.wrong, complaint{fmt.Sprintf("spec.policyTypes[%d]", i), why}), true
 		}
 	}
 	r.report("spec.ingress", decodeStrict(spec["ingress"], &s.Ingress)...)
@@ -139,8 +139,8 @@ func (r *policyReader) readSpec() {
 
 // readTwice reports fields that are there twice. Below a rule it doesn't matter which is meant: the rule lets nothing
 // through. Elsewhere it does.
-func (r *policyReader) readTwice() {
-	for _, f := range r.twice {
+func (r *policyReader) reportDuplicates() {
+	for _, f := range r.duplicates {
 		if strings.HasPrefix(f, "status.") || f == "status" || strings.HasPrefix(f, "metadata.") {
 			continue // those that matter were read with the metadata
 		}
@@ -148,9 +148,9 @@ func (r *policyReader) readTwice() {
 		switch {
 		case strings.HasPrefix(f, "spec.ingress"), strings.HasPrefix(f, "spec.egress"):
 		case f == "spec.policyTypes":
-			r.both = true
+			r.anyDirection = true
 		default:
-			r.selector = true
+			r.noSelector = true
 		}
 	}
 }

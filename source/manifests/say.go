@@ -14,7 +14,7 @@ import (
 
 // plain is a name that others gave, as it may stand in a line of text: in quotes if it has what isn't printed, such as
 // the end of a line or what a terminal obeys.
-func plain(name string) string {
+func printable(name string) string {
 	if !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		name = strconv.Quote(name)
 	}
@@ -25,7 +25,7 @@ func plain(name string) string {
 func (f *file) errors(name string) []error {
 	var errs []error
 	say := func(where string, err error, effect string) {
-		errs = append(errs, fmt.Errorf("%s: %w; %s", strings.TrimSuffix(plain(name)+": "+where, ": "), err, effect))
+		errs = append(errs, fmt.Errorf("%s: %w; %s", strings.TrimSuffix(printable(name)+": "+where, ": "), err, effect))
 	}
 	for _, u := range f.unparsed {
 		switch {
@@ -38,8 +38,8 @@ func (f *file) errors(name string) []error {
 		}
 	}
 	for _, e := range f.entries {
-		if e.fault == lost {
-			say(e.where, fmt.Errorf("%s: %s", plain(e.object), e.problems[0]),
+		if e.damage == noNamespace {
+			say(e.where, fmt.Errorf("%s: %s", printable(e.object), e.problems[0]),
 				"which namespace it is for isn't known, and it has never been readable")
 		}
 	}
@@ -57,13 +57,13 @@ func (e *entry) effect() string {
 		return "the first in the order of the files' names counts"
 	case e.differs:
 		return "what all versions agree on counts"
-	case e.fault == closed:
+	case e.damage == denying:
 		return "the pods that it selects are closed"
-	case e.fault == unselected:
+	case e.damage == noSelector:
 		return "all pods of namespace " + e.policy.Namespace + " are closed"
-	case e.fault == lost:
+	case e.damage == noNamespace:
 		return "it is left out: which namespace it is for isn't known"
-	case e.fault == left:
+	case e.damage == leftOut:
 		return "it is left out"
 	}
 	return "the rest of it counts"
@@ -74,12 +74,12 @@ func (f *file) problems(name string) []ruleset.Problem {
 	var all []ruleset.Problem
 	for i := range f.entries {
 		e := &f.entries[i]
-		at := fmt.Sprintf("%s (%s, %s)", e.effect(), plain(name), e.where)
+		at := fmt.Sprintf("%s (%s, %s)", e.effect(), printable(name), e.where)
 		for _, c := range e.problems {
-			all = append(all, ruleset.Problem{Object: plain(e.object), Field: c.field, Message: c.why + "; " + at})
+			all = append(all, ruleset.Problem{Object: printable(e.object), Field: c.field, Message: c.why + "; " + at})
 		}
 		if e.differs {
-			all = append(all, ruleset.Problem{Object: plain(e.object), Field: "metadata.name", Message: e.conflict + "; " + at})
+			all = append(all, ruleset.Problem{Object: printable(e.object), Field: "metadata.name", Message: e.conflict + "; " + at})
 		}
 	}
 	return all
@@ -97,22 +97,22 @@ func (f *file) report(name string) report.File {
 	}
 	for i := range f.entries {
 		e := &f.entries[i]
-		o := report.FileObject{Where: e.where, Object: plain(e.object), State: report.Read}
+		o := report.FileObject{Where: e.where, Object: printable(e.object), State: report.Read}
 		if o.Object == o.Where {
 			o.Object = ""
 		}
 		switch {
 		case e.kept:
 			o.State = report.Kept
-		case e.fault == other:
+		case e.damage == notNeeded:
 			o.State = report.NotNeeded
-		case e.fault == left || e.fault == lost:
+		case e.damage == leftOut || e.damage == noNamespace:
 			o.State = report.LeftOut
-		case e.fault == closed || e.fault == unselected:
+		case e.damage == denying || e.damage == noSelector:
 			o.State = report.Closes
 		case e.unenforced != nil:
 			o.State = report.NotEnforced
-		case e.fault == partly || e.differs:
+		case e.damage == partly || e.differs:
 			o.State = report.Partly
 		}
 		var why []string
@@ -127,7 +127,7 @@ func (f *file) report(name string) report.File {
 		}
 		if len(e.ignored) > 0 {
 			words := strings.Join(e.ignored, ", ")
-			if e.fault != left {
+			if e.damage != leftOut {
 				words = "fields without meaning here: " + words
 			}
 			why = append(why, words)

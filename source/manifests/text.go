@@ -16,9 +16,9 @@ import (
 
 // document is what of a file is meant to be one object.
 type document struct {
-	where string // "document 2"
-	json  []byte // nil if it can't be parsed, or if there is nothing in it
-	twice []string
+	where      string // "document 2"
+	json       []byte // nil if it can't be parsed, or if there is nothing in it
+	duplicates []string
 	// err says why it can't be parsed.
 	err error
 	// mayHoldPolicy says of one that can't be parsed whether there could be a policy in it.
@@ -30,9 +30,9 @@ func documents(data []byte) []document {
 	var all []document
 	for i, text := range splitDocuments(toUTF8(data)) {
 		where := fmt.Sprintf("document %d", i+1)
-		if objects, ok := jsonStream(text); ok {
+		if objects, ok := splitJSON(text); ok {
 			for k, o := range objects {
-				d := document{where: where, json: o, twice: twiceInJSON(o)}
+				d := document{where: where, json: o, duplicates: duplicatesInJSON(o)}
 				if len(objects) > 1 {
 					d.where = fmt.Sprintf("%s, object %d", where, k+1)
 				}
@@ -41,9 +41,9 @@ func documents(data []byte) []document {
 			continue
 		}
 		d := document{where: where}
-		if d.err = single(text); d.err == nil {
+		if d.err = checkSingle(text); d.err == nil {
 			d.json, d.err = yaml.YAMLToJSON(text)
-			d.twice = twiceInYAML(text)
+			d.duplicates = duplicatesInYAML(text)
 		}
 		if errors.Is(d.err, io.EOF) || (d.err == nil && string(d.json) == "null") {
 			continue // only comments
@@ -114,7 +114,7 @@ func splitDocuments(data []byte) [][]byte {
 
 // jsonStream are the JSON objects that the text consists of, between which there may be lines with YAML's comments. ok
 // is false if it is something else.
-func jsonStream(text []byte) (objects [][]byte, ok bool) {
+func splitJSON(text []byte) (objects [][]byte, ok bool) {
 	var lines []byte
 	for line := range bytes.Lines(text) { // no JSON string has the end of a line in it
 		if !bytes.HasPrefix(bytes.TrimSpace(line), []byte("#")) {
@@ -139,7 +139,7 @@ func jsonStream(text []byte) (objects [][]byte, ok bool) {
 
 // single makes sure that nothing stands behind the first YAML document: readers of one document leave the rest out
 // without a word. Its error is io.EOF if there is none.
-func single(doc []byte) error {
+func checkSingle(doc []byte) error {
 	d := goyaml.NewDecoder(bytes.NewReader(doc))
 	var ignored any
 	if err := d.Decode(&ignored); err != nil {
@@ -159,7 +159,7 @@ var anyKind = regexp.MustCompile(`(?i)\bkind["']?[ \t]*:[ \t]*["']?([\w.{]*)`)
 func mayHoldPolicy(text []byte) bool {
 	kinds := anyKind.FindAllSubmatch(text, -1)
 	for _, k := range kinds {
-		if !harmless[string(k[1])] {
+		if !harmlessKinds[string(k[1])] {
 			return true
 		}
 	}
@@ -167,7 +167,7 @@ func mayHoldPolicy(text []byte) bool {
 }
 
 // harmless are kinds of which no policy is one, nor holds one.
-var harmless = func() map[string]bool {
+var harmlessKinds = func() map[string]bool {
 	all := map[string]bool{}
 	for kind := range strings.FieldsSeq(`ClusterRole ClusterRoleBinding ConfigMap CronJob CustomResourceDefinition DaemonSet
 		Deployment Endpoints EndpointSlice HorizontalPodAutoscaler Ingress IngressClass Issuer Job LimitRange Namespace Node
@@ -181,7 +181,7 @@ var harmless = func() map[string]bool {
 var alreadySet = regexp.MustCompile(`already set`)
 
 // twiceInYAML are the fields that are there twice, of which readers take the last.
-func twiceInYAML(doc []byte) []string {
+func duplicatesInYAML(doc []byte) []string {
 	var ignored any
 	if err := goyaml.UnmarshalStrict(doc, &ignored); err == nil || !alreadySet.MatchString(err.Error()) {
 		return nil
@@ -190,23 +190,23 @@ func twiceInYAML(doc []byte) []string {
 	if err := goyaml.Unmarshal(doc, &top); err != nil {
 		return nil // no object
 	}
-	var t twice
-	t.find(top)
+	var t duplicateFinder
+	t.findInYAML(top)
 	return t.fields
 }
 
 // maxTwice bounds the sum, in bytes, of the paths of a document's fields that are there twice. Where they are longer,
 // any field may be there twice.
-const maxTwice = 16 << 20
+const maxDuplicates = 16 << 20
 
 // twice finds the fields of a document that are there twice.
-type twice struct {
+type duplicateFinder struct {
 	path   []string // of what is looked at
 	fields []string
 	size   int // of the fields' paths, in bytes
 }
 
-func (t *twice) find(v any) {
+func (t *duplicateFinder) findInYAML(v any) {
 	switch v := v.(type) {
 	case goyaml.MapSlice:
 		seen := make(map[string]bool, len(v))
@@ -217,42 +217,42 @@ func (t *twice) find(v any) {
 				t.add()
 			}
 			seen[step] = true
-			t.find(item.Value)
+			t.findInYAML(item.Value)
 			t.path = t.path[:len(t.path)-1]
 		}
 	case []any:
 		for i, item := range v {
 			t.path = append(t.path, fmt.Sprintf("[%d]", i))
-			t.find(item)
+			t.findInYAML(item)
 			t.path = t.path[:len(t.path)-1]
 		}
 	}
 }
 
 // add notes the field at the path.
-func (t *twice) add() {
-	if t.size > maxTwice {
+func (t *duplicateFinder) add() {
+	if t.size > maxDuplicates {
 		return
 	}
 	field := strings.TrimPrefix(strings.Join(t.path, ""), ".")
-	if t.size += len(field); t.size > maxTwice {
+	if t.size += len(field); t.size > maxDuplicates {
 		field = wholeObject
 	}
 	t.fields = append(t.fields, field)
 }
 
 // twiceInJSON are the fields that are there twice in an object that is JSON.
-func twiceInJSON(doc []byte) []string {
+func duplicatesInJSON(doc []byte) []string {
 	d := stdjson.NewDecoder(bytes.NewReader(doc))
 	d.UseNumber()
-	var t twice
+	var t duplicateFinder
 	if t.findInJSON(d) != nil {
 		return nil // it was JSON before
 	}
 	return t.fields
 }
 
-func (t *twice) findInJSON(d *stdjson.Decoder) error {
+func (t *duplicateFinder) findInJSON(d *stdjson.Decoder) error {
 	token, err := d.Token()
 	if err != nil {
 		return err

@@ -16,7 +16,7 @@ type object struct {
 	where            string // "document 2, items[3]"
 	apiVersion, kind string
 	raw              map[string]stdjson.RawMessage
-	twice            []string // fields that are there twice
+	duplicates       []string // fields that are there twice
 	// namespace is where the object is if it doesn't say.
 	namespace string
 	// labels are keys that its Template gives its objects labels of.
@@ -71,10 +71,10 @@ func unfold(o object, depth int) (all []object, err error) {
 			return nil, fmt.Errorf("%s: %w", o.where, err)
 		}
 	}
-	twiceIn, twiceInAll := o.twiceInItems(field)
+	twiceIn, twiceInAll := o.duplicatesInItems(field)
 	for i, raw := range list {
 		in := object{where: fmt.Sprintf("%s, %s[%d]", o.where, field, i), namespace: o.namespace, labels: o.labels}
-		in.twice = slices.Concat(twiceInAll, twiceIn[strconv.Itoa(i)])
+		in.duplicates = slices.Concat(twiceInAll, twiceIn[strconv.Itoa(i)])
 		if isTemplate {
 			raw = t.substitute(raw)
 			in.labels = slices.Concat(in.labels, t.labels)
@@ -124,9 +124,9 @@ func (o object) unknown(known ...string) string {
 
 // twiceInItems are the fields that are there twice in each item of the field, by its number, and in all of them: where
 // the List's own items are there twice, anything may be.
-func (o object) twiceInItems(field string) (in map[string][]string, all []string) {
+func (o object) duplicatesInItems(field string) (in map[string][]string, all []string) {
 	in = map[string][]string{}
-	for _, f := range o.twice {
+	for _, f := range o.duplicates {
 		rest, ok := strings.CutPrefix(f, field+"[")
 		number, below, more := strings.Cut(rest, "]")
 		switch {
@@ -198,8 +198,8 @@ func readTemplate(o object) (t template, err error) {
 }
 
 var (
-	parameter    = regexp.MustCompile(`\$\{([a-zA-Z0-9_]+)\}`)
-	nonStringish = regexp.MustCompile(`^\$\{\{([a-zA-Z0-9_]+)\}\}$`)
+	parameter      = regexp.MustCompile(`\$\{([a-zA-Z0-9_]+)\}`)
+	wholeParameter = regexp.MustCompile(`^\$\{\{([a-zA-Z0-9_]+)\}\}$`)
 )
 
 // substitute puts the parameters' values in: ${NAME} anywhere in a string, and ${{NAME}}, alone, also for what is no
@@ -211,28 +211,28 @@ func (t template) substitute(raw []byte) []byte {
 	if d.Decode(&v) != nil {
 		return raw
 	}
-	out, err := stdjson.Marshal(t.in(v))
+	out, err := stdjson.Marshal(t.substituteIn(v))
 	if err != nil {
 		return raw
 	}
 	return out
 }
 
-func (t template) in(v any) any {
+func (t template) substituteIn(v any) any {
 	switch v := v.(type) {
 	case map[string]any:
 		replaced := make(map[string]any, len(v))
 		for key, value := range v {
-			replaced[t.text(key)] = t.in(value)
+			replaced[t.substituteText(key)] = t.substituteIn(value)
 		}
 		return replaced
 	case []any:
 		for i := range v {
-			v[i] = t.in(v[i])
+			v[i] = t.substituteIn(v[i])
 		}
 		return v
 	case string:
-		if m := nonStringish.FindStringSubmatch(v); m != nil {
+		if m := wholeParameter.FindStringSubmatch(v); m != nil {
 			value, ok := t.parameters[m[1]]
 			if !ok {
 				return v
@@ -245,12 +245,12 @@ func (t template) in(v any) any {
 			}
 			return value
 		}
-		return t.text(v)
+		return t.substituteText(v)
 	}
 	return v
 }
 
-func (t template) text(s string) string {
+func (t template) substituteText(s string) string {
 	return parameter.ReplaceAllStringFunc(s, func(m string) string {
 		if value, ok := t.parameters[m[2:len(m)-1]]; ok {
 			return value

@@ -34,7 +34,7 @@ func (c *content) addWorkload(o object) {
 	e := entry{where: o.where, object: o.kind + " " + m.namespace + "/" + m.name}
 	defer func() { c.entries = append(c.entries, e) }()
 	if len(m.wrongName)+len(m.wrongNamespace) > 0 {
-		e.fail(append(m.wrongName, m.wrongNamespace...)...)
+		e.leaveOut(append(m.wrongName, m.wrongNamespace...)...)
 		return
 	}
 	e.ignore(m.ignored)
@@ -46,32 +46,32 @@ func (c *content) addWorkload(o object) {
 			} `json:"jobTemplate"`
 		}
 		if err := decode(spec, &outer); err != nil {
-			e.fail(complaint{path, err.Error()})
+			e.leaveOut(complaint{path, err.Error()})
 			return
 		}
 		spec, path = outer.JobTemplate.Spec, "spec.jobTemplate.spec"
 	}
 	var s workloadSpec
 	if err := decode(spec, &s); err != nil || spec == nil || s.Template["spec"] == nil {
-		e.fail(complaint{path + ".template", fmt.Sprintf("there is none that can be read: %v", err)})
+		e.leaveOut(complaint{path + ".template", fmt.Sprintf("there is none that can be read: %v", err)})
 		return
 	}
 	path += ".template"
-	in := object{raw: s.Template, namespace: m.namespace, labels: o.labels, twice: below(o.twice, path)}
+	in := object{raw: s.Template, namespace: m.namespace, labels: o.labels, duplicates: fieldsBelow(o.duplicates, path)}
 	of := in.readMeta(in.raw["metadata"], false)
 	of.wrongName, of.name = nil, ""
-	wrong := under(path, of.wrongLabels)
+	wrong := prefixFields(path, of.wrongLabels)
 	if of.unreadable() {
-		e.fail(wrong...)
+		e.leaveOut(wrong...)
 		return
 	}
-	if twice := in.twicePod(); twice != nil {
-		e.fail(under(path, twice)...)
+	if twice := in.duplicatePodFields(); twice != nil {
+		e.leaveOut(prefixFields(path, twice)...)
 		return
 	}
 	pod, more, err := readPod(of, nil, in.raw["spec"], nil, path+".spec")
 	if err != nil {
-		e.fail(complaint{path + ".spec", err.Error()})
+		e.leaveOut(complaint{path + ".spec", err.Error()})
 		return
 	}
 	e.key, e.workload = e.object, &policy.Workload{
@@ -79,7 +79,7 @@ func (c *content) addWorkload(o object) {
 		Start: s.Ordinals.Start, Owner: owner(o.raw["metadata"]),
 		Indexed: s.CompletionMode == "Indexed", ManualSelector: s.ManualSelector,
 	}
-	e.partly(append(wrong, more...))
+	e.reportPartly(append(wrong, more...))
 }
 
 // owner is the workload that made this one, as "Deployment web"; empty if none did.
@@ -103,7 +103,7 @@ func owner(metadata stdjson.RawMessage) string {
 }
 
 // below are those of the fields that are below the path, as seen from there.
-func below(fields []string, path string) (all []string) {
+func fieldsBelow(fields []string, path string) (all []string) {
 	for _, f := range fields {
 		if rest, ok := strings.CutPrefix(f, path+"."); ok {
 			all = append(all, rest)
@@ -115,7 +115,7 @@ func below(fields []string, path string) (all []string) {
 }
 
 // under has the complaints name their fields below the path.
-func under(path string, list []complaint) []complaint {
+func prefixFields(path string, list []complaint) []complaint {
 	var all []complaint
 	for _, c := range list {
 		all = append(all, complaint{path + "." + c.field, c.why})

@@ -1,5 +1,5 @@
-// Package objects takes from Kubernetes' own types what policy needs of them. Every source goes through it, so that a
-// pod means the same wherever it was read.
+// Package objects converts Kubernetes' types to those of package policy. All sources use it, so that a pod means the
+// same wherever it was read. A field that can't be read is reported as a problem of the object, and left out.
 package objects
 
 import (
@@ -16,10 +16,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// mirror is the annotation in which a static pod's API object carries the UID that its runtime knows it by.
-const mirror = corev1.MirrorPodAnnotationKey
+// mirrorAnnotation is the annotation of a static pod's API object with the UID that the runtime knows.
+const mirrorAnnotation = corev1.MirrorPodAnnotationKey
 
-// Namespace of policy. The label with its name, which the API server sets and policies select by, is always there.
+// Namespace converts a namespace. It adds the label with the namespace's name: the API server sets it, and policies
+// select by it.
 func Namespace(ns *corev1.Namespace) policy.Namespace {
 	labels := maps.Clone(ns.Labels)
 	if labels == nil {
@@ -29,17 +30,18 @@ func Namespace(ns *corev1.Namespace) policy.Namespace {
 	return policy.Namespace{Name: ns.Name, Labels: labels}
 }
 
-// reader notes what of an object can't be read.
+// reader collects the problems of an object.
 type reader struct {
 	object   string
 	problems []ruleset.Problem
 }
 
 func (r *reader) report(field, format string, args ...any) {
-	r.problems = append(r.problems, ruleset.Problem{Object: r.object, Field: field, Message: fmt.Sprintf(format, args...)})
+	message := fmt.Sprintf(format, args...)
+	r.problems = append(r.problems, ruleset.Problem{Object: r.object, Field: field, Message: message})
 }
 
-// address reads an address of a pod or node. 0.0.0.0 is nobody's, and no ipset takes it.
+// address reads an address of a pod or node. It refuses 0.0.0.0, which no host has and no ipset takes.
 func (r *reader) address(field, s string) (netip.Addr, bool) {
 	addr, err := netip.ParseAddr(s)
 	if err != nil || addr.IsUnspecified() || addr.Zone() != "" {
@@ -49,7 +51,7 @@ func (r *reader) address(field, s string) (netip.Addr, bool) {
 	return addr.Unmap(), true
 }
 
-// Error is the problems as one error, nil if there are none.
+// Error returns the problems as one error; nil if there are none.
 func Error(problems []ruleset.Problem) error {
 	var errs []error
 	for _, p := range problems {
@@ -58,14 +60,14 @@ func Error(problems []ruleset.Problem) error {
 	return errors.Join(errs...)
 }
 
-// Pod of policy, without what of it can't be read.
+// Pod converts a pod, and returns the problems of fields that can't be read.
 func Pod(pod *corev1.Pod) (policy.Pod, []ruleset.Problem) {
 	p := policy.Pod{
 		Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID), Labels: pod.Labels,
 		NodeName: pod.Spec.NodeName, HostNetwork: pod.Spec.HostNetwork,
 		Finished: pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed,
 	}
-	if uid := pod.Annotations[mirror]; uid != "" {
+	if uid := pod.Annotations[mirrorAnnotation]; uid != "" {
 		p.UID = uid
 	}
 	ips := pod.Status.PodIPs
@@ -82,9 +84,9 @@ func Pod(pod *corev1.Pod) (policy.Pod, []ruleset.Problem) {
 	return p, r.problems
 }
 
-// PortContainers are the containers whose ports can be meant by name: the ordinary ones, then the init containers that go
-// on running beside them (sidecars). The order matters, as for Services (k8s.io/kubernetes/pkg/api/v1/pod, FindPort):
-// of two ports with the same name and protocol the first counts.
+// PortContainers returns the containers whose ports can be named: ordinary ones, then init containers that go on
+// running beside them (sidecars). Their order matters, as for Services (k8s.io/kubernetes/pkg/api/v1/pod, FindPort): of
+// two ports with the same name and protocol the first counts.
 func PortContainers(spec corev1.PodSpec) []corev1.Container {
 	all := slices.Clone(spec.Containers)
 	for _, c := range spec.InitContainers {
@@ -95,6 +97,7 @@ func PortContainers(spec corev1.PodSpec) []corev1.Container {
 	return all
 }
 
+// namedPorts returns the pod's named ports.
 func (r *reader) namedPorts(spec corev1.PodSpec) []policy.NamedPort {
 	var named []policy.NamedPort
 	for _, c := range PortContainers(spec) {
@@ -102,12 +105,14 @@ func (r *reader) namedPorts(spec corev1.PodSpec) []policy.NamedPort {
 			if port.Name == "" {
 				continue
 			}
-			n := policy.NamedPort{Name: port.Name, Proto: ruleset.Protocol(strings.ToLower(string(port.Protocol))), Number: uint16(port.ContainerPort)}
+			proto := ruleset.Protocol(strings.ToLower(string(port.Protocol)))
+			n := policy.NamedPort{Name: port.Name, Proto: proto, Number: uint16(port.ContainerPort)}
 			if n.Proto == "" { // ContainerPort.protocol: "Defaults to TCP"
 				n.Proto = ruleset.TCP
 			}
 			if port.ContainerPort < 1 || port.ContainerPort > 65535 {
-				r.report(fmt.Sprintf("spec.containers[%s].ports[%d].containerPort", c.Name, i), "%d is not from 1 to 65535", port.ContainerPort)
+				r.report(fmt.Sprintf("spec.containers[%s].ports[%d].containerPort", c.Name, i),
+					"%d is not from 1 to 65535", port.ContainerPort)
 				continue
 			}
 			if !slices.ContainsFunc(named, func(o policy.NamedPort) bool { return o.Name == n.Name && o.Proto == n.Proto }) {
@@ -118,7 +123,8 @@ func (r *reader) namedPorts(spec corev1.PodSpec) []policy.NamedPort {
 	return named
 }
 
-// Node of policy, without what of it can't be read. Which of its addresses and networks count is for policy.Settle.
+// Node converts a node, and returns the problems of fields that can't be read. policy.Settle decides which of the
+// addresses and networks count.
 func Node(node *corev1.Node) (policy.Node, []ruleset.Problem) {
 	n := policy.Node{Name: node.Name, Created: node.CreationTimestamp.UTC()}
 	r := reader{object: "Node " + node.Name}

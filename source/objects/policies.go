@@ -2,8 +2,8 @@ package objects
 
 import "strings"
 
-// policyKinds are kinds of network policy that other engines enforce, and that don't have NetworkPolicy in their
-// names, by the end of their group.
+// policyKinds are kinds of network policy that other engines enforce and that don't have NetworkPolicy in their names,
+// by the end of their group.
 var policyKinds = map[string][]string{
 	"cilium.io":                        {"CiliumEgressGatewayPolicy", "CiliumLocalRedirectPolicy"},
 	"k8s.ovn.org":                      {"EgressFirewall"},
@@ -22,9 +22,9 @@ var policyKinds = map[string][]string{
 	"vpcresources.k8s.aws":             {"SecurityGroupPolicy"},
 }
 
-// IsPolicy says whether objects of the kind are policies of which packets pass, other than networking.k8s.io's
-// NetworkPolicy: CiliumNetworkPolicy, AdminNetworkPolicy, GlobalNetworkPolicy, Antrea's NetworkPolicy and so on. weir
-// enforces none of them. A kind that calls itself a network policy is taken for one, whoever's it is.
+// IsPolicy reports whether objects of the kind are network policies, other than NetworkPolicy of networking.k8s.io:
+// CiliumNetworkPolicy, AdminNetworkPolicy, GlobalNetworkPolicy, Antrea's NetworkPolicy and so on. weir enforces none of
+// them. A kind with NetworkPolicy in its name counts, whatever its group.
 func IsPolicy(group, kind string) bool {
 	group = strings.ToLower(group)
 	if group == "networking.k8s.io" {
