@@ -21,33 +21,34 @@ import (
 // Dir is a directory of manifests, with all directories below it: the files that "kubectl apply -R -f" reads.
 type Dir struct {
 	Path string
-	// IgnoreBroken has the first state be known though there are files of which nothing is known.
+	// IgnoreBroken makes the first state known even if nothing is known of some files.
 	IgnoreBroken bool
-	// Node is this node's name, which kubelet puts behind those of static pods; empty if there is no kubelet.
+	// Node is this node's name. Kubelet appends it to the names of static pods. Empty: there is no kubelet.
 	Node string
 
 	files map[string]*file
 	dirs  map[string]bool
-	// started says that once there was no file of which nothing was known. Before, what such a file should forbid
-	// isn't known.
+	// started means that at one time nothing was unknown. Before, a file that can't be read may have a policy that
+	// isn't in force.
 	started bool
 	report  atomic.Pointer[[]report.File]
 }
 
-// grace is how long a file that is missing or empty stays in force. To take a policy away opens; that may wait.
+// graceTime is how long the objects of a file that is missing or empty stay in force. Removing a policy allows more
+// traffic, so it may wait.
 const graceTime = 250 * time.Millisecond
 
-// recheck is how soon a file is looked at again that was being written. The kernel tells of the close a little before
-// it counts the writer as gone (__fput in fs/file_table.c), so that event may come too early to read the file.
+// recheckTime is how soon a file that was being written is read again. The kernel reports the close a little before it
+// counts the writer as gone (__fput in fs/file_table.c), so the file can't always be read at that event.
 const recheckTime = 10 * time.Millisecond
 
-// relist is how often the tree is listed without notice, as nobody tells when a link's target changes elsewhere, or a
-// file on another machine's disk.
+// relistInterval is how often the tree is listed without an event. Some changes cause none: of a link's target
+// elsewhere, or of a file on another machine's disk.
 const relistInterval = 10 * time.Second
 
-// Run reads the directory, and again each file that was written and closed, until ctx ends. update gets what is in
-// force after each change, and what is wrong with files that don't count as they are; while the objects are nil there
-// has been no good state. Run's error says that the directory can't be watched (any more).
+// Run reads the directory, and then each file that is written and closed, until ctx ends. It calls update after each
+// change with the objects in force, and with an error for files that can't be read as they are written. The objects are
+// nil while there has been no good state. Run returns an error if the directory can't be watched.
 func (d *Dir) Run(ctx context.Context, update func(*policy.Objects, error)) error {
 	w, err := dirwatch.NewTree(d.Path)
 	if err != nil {
@@ -102,7 +103,7 @@ func (d *Dir) Run(ctx context.Context, update func(*policy.Objects, error)) erro
 	}
 }
 
-// Check reads the directory once. The objects are nil if an agent would not start with them.
+// Check reads the directory once. The objects are nil if an agent could not start with them.
 func (d *Dir) Check() (*policy.Objects, error) {
 	if _, err := d.read(dirwatch.Change{Lost: true}, func(map[string]bool) error { return nil }); err != nil {
 		return nil, err
@@ -110,7 +111,7 @@ func (d *Dir) Check() (*policy.Objects, error) {
 	return d.merge()
 }
 
-// Files says what was read last, and what was left out and why.
+// Files returns what was read last: each file with its objects, and what was left out and why.
 func (d *Dir) Files() []report.File {
 	if r := d.report.Load(); r != nil {
 		return *r
@@ -118,7 +119,8 @@ func (d *Dir) Files() []report.File {
 	return nil
 }
 
-// forget drops the files that were gone for long enough, and returns when to look again; nil, never, if none is gone.
+// dropGone drops the files that have been missing for graceTime, and returns a channel that says when to look again:
+// nil if no file is missing.
 func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 	var next time.Duration
 	for name, f := range d.files {
@@ -130,7 +132,8 @@ func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 			left = graceTime - now.Sub(f.gone)
 		}
 		if left <= 0 {
-			if changed = true; d.isBrokenLink(name) {
+			changed = true
+			if d.isBrokenLink(name) {
 				f.gone = time.Time{}
 				d.setUnreadable(name, errBrokenLink)
 				continue
@@ -146,7 +149,8 @@ func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 	return changed, time.After(next)
 }
 
-// read reads what has changed. watch is told which directories there are.
+// read reads the files that have changed, and reports whether an object or an error has. It calls watch with the
+// directories that exist.
 func (d *Dir) read(change dirwatch.Change, watch func(map[string]bool) error) (changed bool, err error) {
 	if d.files == nil {
 		d.files = map[string]*file{}
@@ -164,7 +168,7 @@ func (d *Dir) read(change dirwatch.Change, watch func(map[string]bool) error) (c
 	if err != nil {
 		return changed, err
 	}
-	// What comes into a new directory before it is watched is told by nobody: it is listed once more.
+	// Files that come into a new directory before it is watched cause no event, so list the tree once more.
 	for !maps.Equal(t.dirs, d.dirs) {
 		d.dirs = t.dirs
 		if err := watch(d.dirs); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -191,8 +195,8 @@ func (d *Dir) read(change dirwatch.Change, watch func(map[string]bool) error) (c
 	return changed, nil
 }
 
-// changesTree says whether more than the file of that name may have changed: a directory, or a link to one. kubelet
-// changes all files of a mounted ConfigMap at once, by renaming the directory ..data that they link to.
+// changesTree reports whether the name may be more than a file: a directory, or a link to one. kubelet changes all
+// files of a mounted ConfigMap at once, by renaming the directory ..data, to which they link.
 func (d *Dir) changesTree(name string) bool {
 	if !isManifest(name) || d.dirs[name] {
 		return true
@@ -201,8 +205,8 @@ func (d *Dir) changesTree(name string) bool {
 	return err == nil && info.IsDir()
 }
 
-// errNowhere says of a link that there is nothing that it leads to: maybe not yet, or not now, as before a disk is
-// mounted. That isn't known to be no policy.
+// errBrokenLink means that a link's target doesn't exist, perhaps not yet, such as before a disk is mounted. The target
+// may be a policy.
 var errBrokenLink = errors.New("it is a link that leads nowhere")
 
 func (d *Dir) isBrokenLink(name string) bool {
@@ -215,7 +219,8 @@ func (d *Dir) isBrokenLink(name string) bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// fail notes what can't be read at all. A device, a socket or a pipe holds no policy.
+// setUnreadable records that the file can't be read at all, and reports whether that is new. A device, a socket or a
+// pipe holds no policy.
 func (d *Dir) setUnreadable(name string, err error) (changed bool) {
 	f := d.files[name]
 	if f == nil {
@@ -227,8 +232,8 @@ func (d *Dir) setUnreadable(name string, err error) (changed bool) {
 	return len(was) != 1 || was[0].err.Error() != err.Error()
 }
 
-// readFile says whether what the file says, or what is wrong with it, has changed. changedOnly leaves out a file that
-// looks as it did when it was read.
+// readFile reads the file, and reports whether its objects or errors have changed. With changedOnly it skips a file
+// that looks as it did when it was last read.
 func (d *Dir) readFile(name string, changedOnly bool) (changed bool) {
 	path := filepath.Join(d.Path, name)
 	info, err := os.Stat(path)
@@ -258,7 +263,7 @@ func (d *Dir) readFile(name string, changedOnly bool) (changed bool) {
 	}
 	was := f.busy
 	if f.busy = errors.Is(err, dirwatch.ErrBeingWritten); f.busy {
-		return !d.started && f.empty() && !was // what it said before holds
+		return !d.started && f.empty() && !was // its earlier objects stay in force
 	}
 	if missing {
 		if f.gone.IsZero() {

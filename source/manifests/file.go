@@ -9,24 +9,25 @@ import (
 	"time"
 )
 
-// file is what one file says.
+// file is one file of the directory.
 type file struct {
-	// entries are its objects that are in force, or would be, and what there is to say of them.
+	// entries are its objects, those in force and those that aren't.
 	entries  []entry
 	unparsed []unparsed
-	// last are the good versions of its objects, newest first seen last, by key.
+	// last has the last good version of each of its objects, by key.
 	last map[string]entry
-	// seen says that all of it could be parsed once: what it holds is known then, be it as it was.
+	// seen means that the whole file could be parsed once, so its objects are known, though perhaps in an older
+	// version.
 	seen bool
-	// gone is when the file was found missing or empty. Editors save by moving the old file away before they write the
-	// new one, so what it said stays in force for a while.
+	// gone is when the file was found missing or empty. Its objects stay in force for a while, since editors save by
+	// moving the old file away before they write the new one.
 	gone time.Time
-	// busy says that somebody had it open for writing when it was to be read.
+	// busy means that a process had it open for writing when it was to be read.
 	busy bool
 	stat stat
 }
 
-// stat tells whether a file has changed since.
+// stat tells whether a file has changed.
 type stat struct {
 	dev, ino     uint64
 	size         int64
@@ -41,7 +42,7 @@ func statOf(info os.FileInfo) stat {
 	return stat{s.Dev, s.Ino, s.Size, s.Mtim, s.Ctim}
 }
 
-// take has the file say what was read. Of an object that can't be told from what was read, its last good version holds.
+// update replaces the file's content. For an object that can't be read, its last good version stays in force.
 func (f *file) update(c content) {
 	present := map[string]bool{}
 	for _, e := range c.entries {
@@ -90,7 +91,7 @@ func (f *file) update(c content) {
 	f.seen = f.seen || len(c.unparsed) == 0
 }
 
-// blocks says that the file may hold a policy of which nothing is known.
+// mayHidePolicy reports whether the file may have a policy of which nothing is known.
 func (f *file) mayHidePolicy() bool {
 	for _, u := range f.unparsed {
 		if u.mayHoldPolicy && !f.seen {
@@ -100,10 +101,10 @@ func (f *file) mayHidePolicy() bool {
 	return slices.ContainsFunc(f.entries, func(e entry) bool { return e.damage == noNamespace })
 }
 
-// is says that the file as a whole can't be read, for that reason.
+// failedWith reports whether the file as a whole can't be read, with that error.
 func (f *file) failedWith(err error) bool {
 	return len(f.unparsed) == 1 && errors.Is(f.unparsed[0].err, err)
 }
 
-// empty says that nothing comes from it.
+// empty reports whether the file has no objects and no errors.
 func (f *file) empty() bool { return len(f.entries)+len(f.unparsed) == 0 }

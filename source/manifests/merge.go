@@ -23,10 +23,11 @@ type placed struct {
 
 func (p placed) String() string { return printable(p.file) + ", " + p.where }
 
-// merged puts the files' objects together. The objects are nil while nothing is known of a file that may hold a policy.
+// merge returns the objects of all files, and an error for what can't be read. The objects are nil while nothing is
+// known of a file that may hold a policy.
 func (d *Dir) merge() (*policy.Objects, error) {
 	var all policy.Objects
-	var errs, less []error // those first that keep an agent from being ready
+	var errs, less []error // errs come first: they keep an agent from being ready
 	blocked := false
 	by := map[string][]placed{}
 	var order []string
@@ -74,6 +75,7 @@ func (d *Dir) merge() (*policy.Objects, error) {
 	return &all, errors.Join(errs...)
 }
 
+// busy reports whether a file is being written of which nothing is known.
 func (d *Dir) busy() bool {
 	for _, f := range d.files {
 		if f.busy && f.empty() {
@@ -83,10 +85,10 @@ func (d *Dir) busy() bool {
 	return false
 }
 
-// addStaticPods adds what kubelet makes of each pod if its manifest is one of those that it runs itself.
+// addStaticPods adds, for each pod, the pod that kubelet makes of it if the manifest is one that kubelet runs itself.
 func (d *Dir) addStaticPods(all *policy.Objects) {
 	for _, p := range all.Pods {
-		if d.Node == "" || p.NodeName != "" { // one that an API server has placed
+		if d.Node == "" || p.NodeName != "" { // with a NodeName, an API server has placed the pod
 			continue
 		}
 		of := p
@@ -97,8 +99,7 @@ func (d *Dir) addStaticPods(all *policy.Objects) {
 	}
 }
 
-// agree adds an object. Where files have different versions of it, nobody knows which is meant: what all of them
-// agree on counts.
+// mergeVersions adds an object. If files have different versions of it, the part counts that all of them agree on.
 func mergeVersions(versions []placed, all *policy.Objects) {
 	first := versions[0]
 	distinct := []placed{first}
@@ -127,23 +128,24 @@ func mergeVersions(versions []placed, all *policy.Objects) {
 		all.Policies = append(all.Policies, mergePolicies(distinct)...)
 	case first.namespace != nil:
 		all.Namespaces = append(all.Namespaces, mergeNamespaces(distinct))
-	default: // pods: what several identities of a pod agree on, policy knows
+	default: // pods: package policy keeps the part that several identities of a pod agree on
 		for _, v := range distinct {
 			v.addTo(all)
 		}
 	}
 }
 
-// says says whether both entries say the same of their object.
+// equal reports whether both entries have the same version of their object.
 func (e *entry) equal(o *entry) bool {
 	if e.policy != nil && o.policy != nil {
 		return reflect.DeepEqual(e.policy.Spec, o.policy.Spec)
 	}
 	return reflect.DeepEqual(e.namespace, o.namespace) && reflect.DeepEqual(e.pod, o.pod) &&
-		reflect.DeepEqual(e.node, o.node) && reflect.DeepEqual(e.workload, o.workload) && (e.policy == nil) == (o.policy == nil)
+		reflect.DeepEqual(e.node, o.node) && reflect.DeepEqual(e.workload, o.workload) &&
+		(e.policy == nil) == (o.policy == nil)
 }
 
-// agreeNamespaces keeps the labels that all versions have. The others are unknown.
+// mergeNamespaces keeps the labels that all versions have. The others are unknown.
 func mergeNamespaces(versions []placed) policy.Namespace {
 	agreed := policy.Namespace{Name: versions[0].namespace.Name, Labels: map[string]string{}}
 	unknown := map[string]bool{}
@@ -165,8 +167,8 @@ func mergeNamespaces(versions []placed) policy.Namespace {
 	return agreed
 }
 
-// agreePolicies isolates all that one of the versions isolates, and lets through what each that isolates a direction
-// has a rule for that is the same in all of these.
+// mergePolicies returns policies that isolate all pods that a version isolates. For each direction they allow the rules
+// that all versions have which isolate that direction.
 func mergePolicies(versions []placed) []*networkingv1.NetworkPolicy {
 	agreed := networkingv1.NetworkPolicySpec{}
 	firstIngress, firstEgress := true, true
@@ -197,7 +199,7 @@ func mergePolicies(versions []placed) []*networkingv1.NetworkPolicy {
 	return all
 }
 
-// isolates goes by NetworkPolicySpec.policyTypes, whose default depends on the rules.
+// isolates returns the directions that the policy isolates: its policyTypes, whose default depends on the rules.
 func isolates(s networkingv1.NetworkPolicySpec) (ingress, egress bool) {
 	if len(s.PolicyTypes) == 0 {
 		return true, len(s.Egress) > 0
@@ -206,6 +208,7 @@ func isolates(s networkingv1.NetworkPolicySpec) (ingress, egress bool) {
 		slices.Contains(s.PolicyTypes, networkingv1.PolicyTypeEgress)
 }
 
+// intersect returns the rules that are in both lists; with first, it returns rules.
 func intersect[R any](agreed, rules []R, first bool) []R {
 	if first {
 		return rules

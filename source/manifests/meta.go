@@ -13,14 +13,14 @@ import (
 	"sigs.k8s.io/json"
 )
 
-// meta is what an object's metadata says, as far as it can be read.
+// meta is an object's metadata, as far as it can be read.
 type meta struct {
 	name, namespace string
 	labels          map[string]string
 	unknown         []string // keys of labels whose values can't be read
-	// wrong is what can't be read: of the name, of the namespace, of the labels.
+	// The complaints about the name, the namespace and the labels.
 	wrongName, wrongNamespace, wrongLabels []complaint
-	// ignored are fields that Kubernetes doesn't know, as far as it is known here.
+	// ignored are fields that Kubernetes' metadata doesn't have.
 	ignored []string
 }
 
@@ -29,14 +29,15 @@ type complaint struct{ field, why string }
 
 func (c complaint) String() string { return c.field + ": " + c.why }
 
-// metaFields are the fields of ObjectMeta, with two that Kubernetes has had.
+// metaFields are the fields of ObjectMeta, and two that it had in earlier versions.
 var metaFields = func() map[string]bool {
 	all := fieldsOf(reflect.TypeFor[metav1.ObjectMeta]())
 	all["clusterName"], all["initializers"] = true, true
 	return all
 }()
 
-// metaNames are these and metadata itself, in small letters: what may be meant by a field beside metadata.
+// metaNames are metaFields and metadata itself in small letters. A field of such a name beside metadata may be
+// misplaced.
 var metaNames = func() map[string]bool {
 	all := map[string]bool{"metadata": true}
 	for name := range metaFields {
@@ -102,7 +103,8 @@ func (m *meta) readName(raw stdjson.RawMessage, path string, o object, unknown [
 	case raw == nil:
 		m.wrongName = append([]complaint{{field, `"": the name is missing`}}, unknown...)
 	case err != nil, slices.Contains(o.duplicates, field):
-		m.name, m.wrongName = "", []complaint{{field, fmt.Sprintf("%.80s is no string, or the field is given twice", raw)}}
+		why := fmt.Sprintf("%.80s is no string, or the field is given twice", raw)
+		m.name, m.wrongName = "", []complaint{{field, why}}
 	default:
 		if msgs := validation.IsDNS1123Subdomain(m.name); len(msgs) > 0 {
 			m.wrongName = []complaint{{field, fmt.Sprintf("%q: %s", m.name, strings.Join(msgs, "; "))}}
@@ -129,8 +131,8 @@ func (m *meta) readNamespace(raw stdjson.RawMessage, path string, o object, unkn
 	}
 }
 
-// readLabels reads the labels one by one. The value of one that can't be read is unknown; so are those that a Template
-// gives its objects.
+// readLabels reads the labels one by one. The value of a label that can't be read is unknown, and so is that of a label
+// that a Template adds.
 func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown []complaint) {
 	field := path + ".labels"
 	var values map[string]any
@@ -166,10 +168,10 @@ func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown
 	}
 }
 
-// unreadable says that not even which labels there are is known.
+// unreadable reports whether it is unknown which labels the object has.
 func (m meta) unreadable() bool { return m.labels == nil || len(m.ignored) > 0 }
 
-// decode takes from the JSON what the type has; fields that it doesn't have are left alone. Letters' case counts.
+// decode reads the fields that the type has, and ignores others. The case of letters counts.
 func decode(raw stdjson.RawMessage, into any) error {
 	if raw == nil {
 		return nil
@@ -177,7 +179,7 @@ func decode(raw stdjson.RawMessage, into any) error {
 	return json.UnmarshalCaseSensitivePreserveInts(raw, into)
 }
 
-// decodeStrict also says which fields the type doesn't have, or that are there twice.
+// decodeStrict also returns an error for each field that the type doesn't have, and for each that is given twice.
 func decodeStrict(raw stdjson.RawMessage, into any) []error {
 	if raw == nil {
 		return nil

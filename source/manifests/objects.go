@@ -28,7 +28,7 @@ func (c *content) addNamespace(o object) {
 		return
 	}
 	ns := corev1.Namespace{}
-	_ = decode(toJSON(o), &ns) // what policy needs of it beyond names and labels can't harm
+	_ = decode(toJSON(o), &ns) // policy needs nothing beyond names and labels, so errors don't matter
 	ns.Name, ns.Labels = m.name, m.labels
 	read := objects.Namespace(&ns)
 	read.Unknown = slices.DeleteFunc(m.unknown, func(key string) bool { return key == corev1.LabelMetadataName })
@@ -36,18 +36,19 @@ func (c *content) addNamespace(o object) {
 	e.reportPartly(m.wrongLabels)
 }
 
-// partly reports what can't be read of an object that counts all the same.
+// reportPartly adds complaints about an object that counts as far as it can be read.
 func (e *entry) reportPartly(c []complaint) {
-	if e.complain(c...); len(c) > 0 {
+	e.complain(c...)
+	if len(c) > 0 {
 		e.damage = partly
 	}
 }
 
-// whole is the object's JSON.
+// toJSON returns the object's JSON.
 func toJSON(o object) stdjson.RawMessage {
 	raw, err := stdjson.Marshal(o.raw)
 	if err != nil {
-		return nil // it was read before
+		return nil // impossible: it was read from JSON
 	}
 	return raw
 }
@@ -100,8 +101,7 @@ func (c *content) addPod(o object) {
 	e.reportPartly(append(m.wrongLabels, wrong...))
 }
 
-// podSpec is what policy needs of a pod's spec. Fields that are newer than weir, or of another type than they were,
-// don't matter elsewhere in it.
+// podSpec is what policy needs of a pod's spec. Other fields may be newer than weir or have another type.
 type podSpec struct {
 	NodeName       string             `json:"nodeName"`
 	HostNetwork    bool               `json:"hostNetwork"`
@@ -119,11 +119,11 @@ type container struct {
 	} `json:"ports"`
 }
 
-// podTwice are fields of a pod of which it must be known which is meant.
+// podFieldsThatMatter are a pod's fields that policy needs: if one is given twice, the pod is left out.
 var podFieldsThatMatter = regexp.MustCompile(`^(\*|spec|status|spec\.(hostNetwork|nodeName)|` +
 	`spec\.(initC|c)ontainers(\[\d+\](\.ports.*)?)?|status\.(phase|podIP|podIPs.*))$`)
 
-// twicePod are those that are there twice.
+// duplicatePodFields returns complaints about fields of the pod that are given twice and matter.
 func (o object) duplicatePodFields() []complaint {
 	var all []complaint
 	for _, f := range o.duplicates {
@@ -134,7 +134,8 @@ func (o object) duplicatePodFields() []complaint {
 	return all
 }
 
-// readPod reads a pod, or what a template says of its pods. What can't be read of its ports or addresses it hasn't got.
+// readPod reads a pod, or the pod in a workload's template. Ports or addresses that can't be read are left out, with a
+// complaint.
 func readPod(m meta, metadata, spec, status stdjson.RawMessage, path string) (*policy.Pod, []complaint, error) {
 	var wrong []complaint
 	var s podSpec
@@ -156,7 +157,10 @@ func readPod(m meta, metadata, spec, status stdjson.RawMessage, path string) (*p
 		field string
 		raw   stdjson.RawMessage
 		into  *[]corev1.Container
-	}{{"containers", s.Containers, &pod.Spec.Containers}, {"initContainers", s.InitContainers, &pod.Spec.InitContainers}} {
+	}{
+		{"containers", s.Containers, &pod.Spec.Containers},
+		{"initContainers", s.InitContainers, &pod.Spec.InitContainers},
+	} {
 		containers, err := readContainers(list.raw)
 		if err != nil {
 			wrong = append(wrong, complaint{path + "." + list.field, "no port has a name: " + err.Error()})

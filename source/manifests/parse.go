@@ -1,5 +1,9 @@
-// Package manifests owns the source that needs no Kubernetes: a directory of ordinary manifests, as kubectl reads them,
-// read again whenever a file changes.
+// Package manifests is the source that needs no Kubernetes: it reads a directory of ordinary manifests, as kubectl
+// does, and reads a file again whenever it changes. Its invariants:
+//
+//   - What can't be read never opens a pod: a policy that can't be read closes the pods that it selects.
+//   - Of an object that can't be read any more, the last good version stays in force.
+//   - Until each file that may hold a policy could be read once, there is no state at all.
 package manifests
 
 import (
@@ -15,25 +19,25 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// fault is how much of an object can't be read.
+// damage says how much of an object can't be read.
 type damage int
 
 const (
 	intact      damage = iota
-	partly             // it counts as far as it can be read
-	denying            // a policy that closes the pods that it selects
-	noSelector         // a policy that selects nobody knows which pods
-	noNamespace        // a policy of nobody knows which namespace
-	leftOut            // it is left out
-	notNeeded          // of a kind that policy doesn't need
+	partly             // the part that can be read counts
+	denying            // a policy that can't be read: the pods that it selects are closed
+	noSelector         // a policy: it is unknown which pods it selects
+	noNamespace        // a policy: it is unknown in which namespace it is
+	leftOut            // the object is left out
+	notNeeded          // policy doesn't need objects of this kind
 )
 
 // entry is one object of a file.
 type entry struct {
-	where  string
+	where  string // such as "document 2, items[3]"
 	object string // kind and name, as far as they can be read
-	key    string // the same, if it is certain which object it is
-	name   string // of a lost policy
+	key    string // the same; empty if it is uncertain which object it is
+	name   string // of a policy with the damage noNamespace
 
 	namespace  *policy.Namespace
 	pod        *policy.Pod
@@ -44,18 +48,18 @@ type entry struct {
 
 	damage   damage
 	problems []complaint
-	ignored  []string // fields that mean nothing here
+	ignored  []string // fields that have no meaning, or the reason for leaving out what is no object
 
-	kept     bool   // the last good version, in place of one that can't be read
+	kept     bool   // this is the last good version of an object that can't be read any more
 	differs  bool   // other files have other versions
-	conflict string // in which file it is too
+	conflict string // says in which other file the object is
 }
 
-// maxComplaints is how many problems of one object, and how many of its fields without meaning, are told: who writes a
-// file decides how many there are.
+// maxComplaints is the largest number of complaints that are reported for an object, and of its fields without meaning.
+// The author of a file could otherwise make any number.
 const maxComplaints = 20
 
-// complain says each once.
+// complain adds the complaints, each once.
 func (e *entry) complain(list ...complaint) {
 	for _, c := range list {
 		c.why, _, _ = strings.Cut(c.why, " (e.g. ") // Kubernetes' own examples are longer than the rest
@@ -72,6 +76,7 @@ func (e *entry) complain(list ...complaint) {
 	}
 }
 
+// ignore records fields that have no meaning.
 func (e *entry) ignore(fields []string) {
 	for _, f := range fields[:min(len(fields), maxComplaints)] {
 		e.ignored = append(e.ignored, printable(f))
@@ -81,7 +86,7 @@ func (e *entry) ignore(fields []string) {
 	}
 }
 
-// fail leaves the object out.
+// leaveOut leaves the object out, for these complaints.
 func (e *entry) leaveOut(c ...complaint) {
 	e.complain(c...)
 	e.damage = leftOut
@@ -91,11 +96,11 @@ func (e *entry) leaveOut(c ...complaint) {
 type unparsed struct {
 	where string
 	err   error
-	// mayHoldPolicy says whether there could be a policy in it.
+	// mayHoldPolicy says whether the document could have a policy.
 	mayHoldPolicy bool
 }
 
-// content is what one file says.
+// content is what one file contains.
 type content struct {
 	entries  []entry
 	unparsed []unparsed
@@ -126,18 +131,21 @@ func parse(data []byte) content {
 	return c
 }
 
+// addLeftOut adds an object that is left out, for that reason.
 func (c *content) addLeftOut(o object, why string) {
 	c.entries = append(c.entries, entry{where: o.where, object: o.where, damage: leftOut, ignored: []string{why}})
 }
 
-// add takes the object if it is of a kind that policy needs.
+// add adds the object, according to its kind.
 func (c *content) add(o object) {
 	switch {
 	case o.raw == nil:
 		c.addLeftOut(o, "it is no object")
 	case couldBePolicy(o):
 		c.addPolicy(o)
-	case slices.ContainsFunc(o.duplicates, func(f string) bool { return f == "apiVersion" || f == "kind" || f == wholeObject }):
+	case slices.ContainsFunc(o.duplicates, func(f string) bool {
+		return f == "apiVersion" || f == "kind" || f == wholeObject
+	}):
 		c.unparsed = append(c.unparsed, unparsed{o.where, errors.New("apiVersion or kind is there twice"), true})
 	case o.apiVersion == "" || o.kind == "":
 		c.addLeftOut(o, fmt.Sprintf("it is no object: apiVersion is %.80q and kind %.80q, and both must be given",
@@ -159,14 +167,16 @@ func (c *content) add(o object) {
 		m := o.readMeta(o.raw["metadata"], true)
 		e := entry{where: o.where, object: o.kind + " " + m.name, damage: notNeeded}
 		if kind := misspelt(o); kind != "" {
-			e.leaveOut(complaint{"kind", fmt.Sprintf("there is no %s in %s; it may be a misspelt %s", o.kind, o.apiVersion, kind)})
+			why := fmt.Sprintf("there is no %s in %s; it may be a misspelt %s", o.kind, o.apiVersion, kind)
+			e.leaveOut(complaint{"kind", why})
 		}
 		c.entries = append(c.entries, e)
 	}
 }
 
-// couldBePolicy holds for NetworkPolicy, and for all else in the groups that it is or was in that isn't known to be
-// something else: a typing error must not leave a policy out.
+// couldBePolicy reports whether the object is a NetworkPolicy, or may be meant as one: all objects in the groups in
+// which NetworkPolicy is or was count, unless their kind is known to be another. A misspelt kind must not leave a
+// policy out.
 func couldBePolicy(o object) bool {
 	others := []string{
 		"Ingress", "IngressClass", "IPAddress", "ServiceCIDR", "ClusterCIDR", "Deployment", "DaemonSet",
@@ -181,8 +191,8 @@ func couldBePolicy(o object) bool {
 	return false
 }
 
-// misspelt is the kind that policy needs and that the object, which is of none, may be meant to be; empty if it is of
-// somebody else's group.
+// misspelt returns the kind that the object's kind may be a misspelling of; empty if there is none, or the object's
+// group isn't one of Kubernetes' own.
 func misspelt(o object) string {
 	if strings.Contains(o.group(), ".") {
 		return ""
@@ -195,9 +205,9 @@ func misspelt(o object) string {
 	return ""
 }
 
-// Parse reads the manifests of one file: what policy needs of them, and an error for each document and field that
-// can't be read, which names the file. Policies that can't be read as they are written close the pods that they
-// select.
+// Parse reads the manifests of one file. It returns the objects that policy needs, and an error that names the file,
+// with each document and field that can't be read. A policy that can't be read as it is written closes the pods that it
+// selects.
 func Parse(file string, data []byte) (policy.Objects, error) {
 	c := parse(data)
 	var errs []error
@@ -219,7 +229,7 @@ func Parse(file string, data []byte) (policy.Objects, error) {
 	return o, errors.Join(errs...)
 }
 
-// addTo adds what the entry says.
+// addTo adds the entry's object.
 func (e entry) addTo(o *policy.Objects) {
 	switch {
 	case e.namespace != nil:

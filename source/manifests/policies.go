@@ -14,10 +14,10 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// nameless is the name of a policy that has none that could be read.
+// nameless is the name of a policy whose name can't be read.
 const nameless = "nameless"
 
-// policyReader reads one NetworkPolicy, field by field, so that one that can't be read doesn't take the others along.
+// policyReader reads one NetworkPolicy field by field, so that one that can't be read doesn't hide the others.
 type policyReader struct {
 	object
 	np           networkingv1.NetworkPolicy
@@ -26,8 +26,8 @@ type policyReader struct {
 	noSelector   bool // podSelector can't be read
 }
 
-// addPolicy reads a NetworkPolicy. One that can't be read as it is written closes the pods that it selects: it isolates
-// them and lets nothing through. If it isn't known which these are, all of its namespace's.
+// addPolicy reads a NetworkPolicy. If it can't be read as it is written, the pods that it selects are closed: it
+// isolates them and allows nothing. If it is unknown which pods it selects, all pods of its namespace are.
 func (c *content) addPolicy(o object) {
 	r := policyReader{object: o}
 	m := o.readMeta(o.raw["metadata"], true)
@@ -78,7 +78,7 @@ func (c *content) addPolicy(o object) {
 
 func (r *policyReader) report(field string, errs ...error) {
 	for _, err := range errs {
-		// sigs.k8s.io/json names the field within what it was given.
+		// sigs.k8s.io/json names the field relative to the value that it was given.
 		why := err.Error()
 		if m := fieldInError.FindStringSubmatch(why); m != nil {
 			field, why = field+joinPath(m[2])+m[2], m[1]+" field"
@@ -96,12 +96,12 @@ func joinPath(path string) string {
 	return "."
 }
 
-// readSpec reads the policy but for its metadata.
+// readSpec reads the policy without its metadata.
 func (r *policyReader) readSpec() {
 	for _, key := range slices.Sorted(maps.Keys(r.raw)) {
 		if !slices.Contains([]string{"apiVersion", "kind", "metadata", "spec", "status"}, key) {
 			r.wrong, r.anyDirection = append(r.wrong, complaint{key, "unknown field"}), true
-			r.noSelector = r.noSelector || r.raw["spec"] == nil // it may be meant
+			r.noSelector = r.noSelector || r.raw["spec"] == nil // the unknown field may be a misspelt spec
 		}
 	}
 	var spec map[string]stdjson.RawMessage
@@ -137,12 +137,12 @@ func (r *policyReader) readSpec() {
 	r.report("spec.egress", decodeStrict(spec["egress"], &s.Egress)...)
 }
 
-// readTwice reports fields that are there twice. Below a rule it doesn't matter which is meant: the rule lets nothing
-// through. Elsewhere it does.
+// reportDuplicates reports fields that are given twice. Within a rule it doesn't matter which one is meant: the policy
+// allows nothing. Elsewhere it does.
 func (r *policyReader) reportDuplicates() {
 	for _, f := range r.duplicates {
 		if strings.HasPrefix(f, "status.") || f == "status" || strings.HasPrefix(f, "metadata.") {
-			continue // those that matter were read with the metadata
+			continue // readMeta reports those that matter
 		}
 		r.wrong = append(r.wrong, complaint{f, fmt.Sprintf("%q is already set: it is there twice", f)})
 		switch {

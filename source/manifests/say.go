@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// plain is a name that others gave, as it may stand in a line of text: in quotes if it has what isn't printed, such as
-// the end of a line or what a terminal obeys.
+// printable returns a name that others chose, safe for a line of text: in quotes if it has characters that aren't
+// printable, such as a line's end or a terminal's control characters.
 func printable(name string) string {
 	if !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		name = strconv.Quote(name)
@@ -21,7 +21,7 @@ func printable(name string) string {
 	return policy.Excerpt(name)
 }
 
-// errors are what of the file nobody knows.
+// errors returns the parts of the file of which nothing is known.
 func (f *file) errors(name string) []error {
 	var errs []error
 	say := func(where string, err error, effect string) {
@@ -69,7 +69,7 @@ func (e *entry) effect() string {
 	return "the rest of it counts"
 }
 
-// problems are those of the file's objects.
+// problems returns the problems of the file's objects.
 func (f *file) problems(name string) []ruleset.Problem {
 	var all []ruleset.Problem
 	for i := range f.entries {
@@ -85,7 +85,7 @@ func (f *file) problems(name string) []ruleset.Problem {
 	return all
 }
 
-// report says of each object what became of it.
+// report returns the file's objects with their states and the reasons.
 func (f *file) report(name string) report.File {
 	out := report.File{Path: name, Objects: []report.FileObject{}}
 	for _, u := range f.unparsed {

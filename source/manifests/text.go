@@ -14,18 +14,19 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// document is what of a file is meant to be one object.
+// document is a part of a file that should be one object.
 type document struct {
 	where      string // "document 2"
-	json       []byte // nil if it can't be parsed, or if there is nothing in it
+	json       []byte // nil if it can't be parsed, or is empty
 	duplicates []string
-	// err says why it can't be parsed.
+	// err says why it can't be parsed; nil if it can.
 	err error
-	// mayHoldPolicy says of one that can't be parsed whether there could be a policy in it.
+	// mayHoldPolicy says whether a document that can't be parsed could have a policy.
 	mayHoldPolicy bool
 }
 
-// documents reads YAML documents, and JSON objects one after the other, as kubectl does.
+// documents splits the file into its YAML documents, and these into JSON objects that follow each other, as kubectl
+// does.
 func documents(data []byte) []document {
 	var all []document
 	for i, text := range splitDocuments(toUTF8(data)) {
@@ -49,7 +50,7 @@ func documents(data []byte) []document {
 			continue // only comments
 		}
 		if d.err == nil && bytes.HasPrefix(d.json, []byte(`"`)) && anyKind.Match(text) {
-			d.err = errors.New("it is one text, in which a kind is named") // JSON with // before it is, say
+			d.err = errors.New("it is one text, in which a kind is named") // such as JSON behind a line with //
 		}
 		if d.err != nil {
 			d.json, d.mayHoldPolicy = nil, mayHoldPolicy(text)
@@ -59,7 +60,7 @@ func documents(data []byte) []document {
 	return all
 }
 
-// toUTF8 reads UTF-16 too, in which PowerShell writes files, and takes the byte order mark away.
+// toUTF8 also reads UTF-16, in which PowerShell writes files, and removes the byte order mark.
 func toUTF8(data []byte) []byte {
 	var bigEndian bool
 	switch {
@@ -80,8 +81,8 @@ func toUTF8(data []byte) []byte {
 	return []byte(string(utf16.Decode(units)))
 }
 
-// splitDocuments cuts at lines with --- or ..., as YAML's own streams do (YAML 1.2, section 9). What stands behind
-// --- on its line belongs to the document that begins there. A document without a single byte doesn't count.
+// splitDocuments splits at lines with --- or ..., as YAML streams are (YAML 1.2, section 9). The rest of a line behind
+// --- belongs to the next document. An empty document doesn't count.
 func splitDocuments(data []byte) [][]byte {
 	var all [][]byte
 	var now []byte
@@ -112,11 +113,11 @@ func splitDocuments(data []byte) [][]byte {
 	return all
 }
 
-// jsonStream are the JSON objects that the text consists of, between which there may be lines with YAML's comments. ok
-// is false if it is something else.
+// splitJSON returns the JSON objects of the text, between which there may be lines with YAML comments. ok is false if
+// the text is something else.
 func splitJSON(text []byte) (objects [][]byte, ok bool) {
 	var lines []byte
-	for line := range bytes.Lines(text) { // no JSON string has the end of a line in it
+	for line := range bytes.Lines(text) { // a JSON string contains no end of line
 		if !bytes.HasPrefix(bytes.TrimSpace(line), []byte("#")) {
 			lines = append(lines, line...)
 		}
@@ -131,14 +132,14 @@ func splitJSON(text []byte) (objects [][]byte, ok bool) {
 		if err := d.Decode(&o); errors.Is(err, io.EOF) {
 			return objects, true
 		} else if err != nil || !bytes.HasPrefix(o, []byte("{")) {
-			return nil, false // maybe it is YAML
+			return nil, false // perhaps YAML
 		}
 		objects = append(objects, o)
 	}
 }
 
-// single makes sure that nothing stands behind the first YAML document: readers of one document leave the rest out
-// without a word. Its error is io.EOF if there is none.
+// checkSingle returns an error if there is text behind the first YAML document, which readers of one document skip
+// silently. It returns io.EOF if there is no document.
 func checkSingle(doc []byte) error {
 	d := goyaml.NewDecoder(bytes.NewReader(doc))
 	var ignored any
@@ -151,11 +152,11 @@ func checkSingle(doc []byte) error {
 	return nil
 }
 
-// anyKind finds what could be the kind of an object, or of one within it.
+// anyKind finds text that could be the kind of an object, or of one within it.
 var anyKind = regexp.MustCompile(`(?i)\bkind["']?[ \t]*:[ \t]*["']?([\w.{]*)`)
 
-// mayHoldPolicy says of text that can't be parsed whether it could hold a policy. It couldn't if it names the kinds
-// of its objects, and all of them are known to be something else.
+// mayHoldPolicy reports whether text that can't be parsed could have a policy. It couldn't if it names the kinds of its
+// objects, and all of these are harmless.
 func mayHoldPolicy(text []byte) bool {
 	kinds := anyKind.FindAllSubmatch(text, -1)
 	for _, k := range kinds {
@@ -166,7 +167,7 @@ func mayHoldPolicy(text []byte) bool {
 	return len(kinds) == 0
 }
 
-// harmless are kinds of which no policy is one, nor holds one.
+// harmlessKinds are kinds that aren't policies and contain none.
 var harmlessKinds = func() map[string]bool {
 	all := map[string]bool{}
 	for kind := range strings.FieldsSeq(`ClusterRole ClusterRoleBinding ConfigMap CronJob CustomResourceDefinition DaemonSet
@@ -180,7 +181,7 @@ var harmlessKinds = func() map[string]bool {
 
 var alreadySet = regexp.MustCompile(`already set`)
 
-// twiceInYAML are the fields that are there twice, of which readers take the last.
+// duplicatesInYAML returns the fields that are given twice. YAML readers use the last one.
 func duplicatesInYAML(doc []byte) []string {
 	var ignored any
 	if err := goyaml.UnmarshalStrict(doc, &ignored); err == nil || !alreadySet.MatchString(err.Error()) {
@@ -195,13 +196,13 @@ func duplicatesInYAML(doc []byte) []string {
 	return t.fields
 }
 
-// maxTwice bounds the sum, in bytes, of the paths of a document's fields that are there twice. Where they are longer,
-// any field may be there twice.
+// maxDuplicates is the largest sum, in bytes, of the paths of a document's fields that are given twice. Beyond it, any
+// field counts as given twice.
 const maxDuplicates = 16 << 20
 
-// twice finds the fields of a document that are there twice.
+// duplicateFinder finds the fields of a document that are given twice.
 type duplicateFinder struct {
-	path   []string // of what is looked at
+	path   []string // of the current field
 	fields []string
 	size   int // of the fields' paths, in bytes
 }
@@ -229,25 +230,26 @@ func (t *duplicateFinder) findInYAML(v any) {
 	}
 }
 
-// add notes the field at the path.
+// add records the current field.
 func (t *duplicateFinder) add() {
 	if t.size > maxDuplicates {
 		return
 	}
 	field := strings.TrimPrefix(strings.Join(t.path, ""), ".")
-	if t.size += len(field); t.size > maxDuplicates {
+	t.size += len(field)
+	if t.size > maxDuplicates {
 		field = wholeObject
 	}
 	t.fields = append(t.fields, field)
 }
 
-// twiceInJSON are the fields that are there twice in an object that is JSON.
+// duplicatesInJSON returns the fields of a JSON object that are given twice.
 func duplicatesInJSON(doc []byte) []string {
 	d := stdjson.NewDecoder(bytes.NewReader(doc))
 	d.UseNumber()
 	var t duplicateFinder
 	if t.findInJSON(d) != nil {
-		return nil // it was JSON before
+		return nil // impossible: it was parsed before
 	}
 	return t.fields
 }
@@ -281,6 +283,6 @@ func (t *duplicateFinder) findInJSON(d *stdjson.Decoder) error {
 		}
 		t.path = t.path[:len(t.path)-1]
 	}
-	_, err = d.Token() // the end
+	_, err = d.Token() // the closing bracket
 	return err
 }

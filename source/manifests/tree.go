@@ -11,9 +11,9 @@ import (
 	"syscall"
 )
 
-// isManifest says whether kubectl would read a file of that name, or would if it were written in small letters. What
-// begins with two dots is kubelet's: the versions of a mounted ConfigMap, to which its files are links. Editors lock
-// a file by a link that begins with .# and leads nowhere.
+// isManifest reports whether kubectl would read a file of that name; the case of the extension's letters doesn't
+// matter. Names that begin with two dots are kubelet's: the versions of a mounted ConfigMap, to which its files are
+// links. Names that begin with .# are links by which editors lock a file; they lead nowhere.
 func isManifest(name string) bool {
 	base := filepath.Base(name)
 	extension := strings.ToLower(filepath.Ext(base))
@@ -21,15 +21,15 @@ func isManifest(name string) bool {
 		slices.Contains([]string{".yaml", ".yml", ".json"}, extension)
 }
 
-// tree is what is in a directory and below it.
+// tree is the content of a directory and of those below it.
 type tree struct {
-	files []string         // that may be manifests, by their paths below the directory
-	dirs  map[string]bool  // without the directory itself
+	files []string         // those that may be manifests, by their paths below the directory
+	dirs  map[string]bool  // those below the directory
 	errs  map[string]error // directories that can't be read
 }
 
-// walk lists the tree. It follows links to directories, since that is how kubelet mounts a ConfigMap's subdirectories,
-// unless they lead back to where they are.
+// walk lists the tree. It follows links to directories, as kubelet mounts a ConfigMap's subdirectories as links, unless
+// a link leads back to a directory above.
 //
 // Equivalent to: find -L ROOT -iname '*.yaml' -o -iname '*.yml' -o -iname '*.json'
 func walk(root string) (tree, error) {
@@ -42,7 +42,7 @@ func walk(root string) (tree, error) {
 	return t, nil
 }
 
-// inode tells directories apart.
+// inode identifies a directory.
 type inode struct{ dev, ino uint64 }
 
 func (t *tree) walk(root, dir string, above []inode) error {

@@ -11,19 +11,19 @@ import (
 	"strings"
 )
 
-// object is one object of a file, whatever it is wrapped in.
+// object is one object of a file, without the Lists and Templates that contain it.
 type object struct {
 	where            string // "document 2, items[3]"
 	apiVersion, kind string
 	raw              map[string]stdjson.RawMessage
-	duplicates       []string // fields that are there twice
-	// namespace is where the object is if it doesn't say.
+	duplicates       []string // fields that are given twice
+	// namespace is the namespace of the object if its metadata names none.
 	namespace string
-	// labels are keys that its Template gives its objects labels of.
+	// labels are the keys of labels that its Template adds.
 	labels []string
 }
 
-// group of the object's apiVersion; empty for v1.
+// group returns the group of the object's apiVersion; empty for v1.
 func (o object) group() string {
 	group, _, ok := strings.Cut(o.apiVersion, "/")
 	if !ok {
@@ -32,11 +32,11 @@ func (o object) group() string {
 	return group
 }
 
-// maxNesting bounds Lists in Lists.
+// maxNesting is how deep Lists may be nested.
 const maxNesting = 10
 
-// unfold takes the object out of the Lists and Templates that it is wrapped in. What can't be unfolded is returned as
-// an object whose kind is that of the wrapper, with the reason.
+// unfold returns the objects within the Lists and Templates of o, or o itself. It returns an error if they can't be
+// unfolded.
 func unfold(o object, depth int) (all []object, err error) {
 	var field string
 	kind := strings.ToLower(o.kind)
@@ -98,7 +98,8 @@ func unfold(o object, depth int) (all []object, err error) {
 	return all, nil
 }
 
-// field is the object's field of that name as it is written there, whatever the letters' case; empty if it has none.
+// field returns the name of the object's field as it is written, whatever the case of its letters; empty if there is
+// none.
 func (o object) field(name string) string {
 	if o.raw[name] != nil {
 		return name
@@ -111,7 +112,7 @@ func (o object) field(name string) string {
 	return ""
 }
 
-// unknown is a field of the object that is neither of these nor says of which kind it is; empty if it has none.
+// unknown returns a field of the object that isn't among the known ones, apiVersion or kind; empty if there is none.
 func (o object) unknown(known ...string) string {
 	known = append(known, "apiVersion", "kind")
 	for _, key := range slices.Sorted(maps.Keys(o.raw)) {
@@ -122,8 +123,8 @@ func (o object) unknown(known ...string) string {
 	return ""
 }
 
-// twiceInItems are the fields that are there twice in each item of the field, by its number, and in all of them: where
-// the List's own items are there twice, anything may be.
+// duplicatesInItems returns the fields that are given twice in the items of the field, by the item's number, and those
+// of all items. If the List's items themselves are given twice, any field may be.
 func (o object) duplicatesInItems(field string) (in map[string][]string, all []string) {
 	in = map[string][]string{}
 	for _, f := range o.duplicates {
@@ -139,29 +140,29 @@ func (o object) duplicatesInItems(field string) (in map[string][]string, all []s
 	return in, all
 }
 
-// wholeObject stands among the fields that are there twice for one that could be any.
+// wholeObject stands for any field, in a list of fields that are given twice.
 const wholeObject = "*"
 
-// read takes the object's fields; false if it is no object.
+// read reads the object's fields; it returns false if raw is no object.
 func (o *object) read(raw []byte) bool {
 	if stdjson.Unmarshal(raw, &o.raw) != nil {
 		o.raw = nil
 		return false
 	}
-	_ = stdjson.Unmarshal(o.raw["apiVersion"], &o.apiVersion) // of another type: there is none
+	_ = stdjson.Unmarshal(o.raw["apiVersion"], &o.apiVersion) // a value of another type counts as none
 	_ = stdjson.Unmarshal(o.raw["kind"], &o.kind)
 	return true
 }
 
-// template is what an OpenShift Template (template.openshift.io/v1) says of its objects.
+// template is what an OpenShift Template (template.openshift.io/v1) sets in its objects.
 type template struct {
 	parameters map[string]string
 	labels     []string
 	namespace  string
 }
 
-// readTemplate reads the parameters that have a value. The others are asked for, or generated, when the template is
-// used.
+// readTemplate reads a Template, with the parameters that have values. Values of others are entered or generated when
+// the template is used.
 func readTemplate(o object) (t template, err error) {
 	var read struct {
 		Metadata struct {
@@ -202,8 +203,8 @@ var (
 	wholeParameter = regexp.MustCompile(`^\$\{\{([a-zA-Z0-9_]+)\}\}$`)
 )
 
-// substitute puts the parameters' values in: ${NAME} anywhere in a string, and ${{NAME}}, alone, also for what is no
-// string. A parameter that has no value stays as it is written, which no name, label or number can be.
+// substitute replaces parameters by their values: ${NAME} within a string, and ${{NAME}} as a whole string, which may
+// become another type. A parameter without a value stays as it is; no name, label or number can look like it.
 func (t template) substitute(raw []byte) []byte {
 	d := stdjson.NewDecoder(bytes.NewReader(raw))
 	d.UseNumber()

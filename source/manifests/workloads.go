@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// workloadGroups are the groups that each kind of workload is or was in.
+// workloadGroups are the groups in which each kind of workload is or was.
 var workloadGroups = map[string][]string{
 	"Deployment": {"apps", "extensions"}, "ReplicaSet": {"apps", "extensions"}, "DaemonSet": {"apps", "extensions"},
 	"StatefulSet": {"apps"}, "ReplicationController": {""}, "Job": {"batch"}, "CronJob": {"batch"},
@@ -18,7 +18,7 @@ var workloadGroups = map[string][]string{
 
 func isWorkload(o object) bool { return slices.Contains(workloadGroups[o.kind], o.group()) }
 
-// workloadSpec is what policy needs of a workload's spec. A CronJob has the spec of its jobs in its jobTemplate.
+// workloadSpec is what policy needs of a workload's spec. The jobTemplate of a CronJob has the spec of its jobs.
 type workloadSpec struct {
 	Template map[string]stdjson.RawMessage `json:"template"`
 	Ordinals struct {
@@ -28,7 +28,7 @@ type workloadSpec struct {
 	ManualSelector bool   `json:"manualSelector"`
 }
 
-// addWorkload reads what makes pods. One that can't be read leaves its pods unknown, and thereby closed.
+// addWorkload reads an object that makes pods. If it can't be read, its pods are unknown, and so they are closed.
 func (c *content) addWorkload(o object) {
 	m := o.readMeta(o.raw["metadata"], true)
 	e := entry{where: o.where, object: o.kind + " " + m.namespace + "/" + m.name}
@@ -82,7 +82,7 @@ func (c *content) addWorkload(o object) {
 	e.reportPartly(append(wrong, more...))
 }
 
-// owner is the workload that made this one, as "Deployment web"; empty if none did.
+// owner returns the workload that made this one, as "Deployment web"; empty if there is none.
 func owner(metadata stdjson.RawMessage) string {
 	var read struct {
 		OwnerReferences []struct {
@@ -102,7 +102,7 @@ func owner(metadata stdjson.RawMessage) string {
 	return ""
 }
 
-// below are those of the fields that are below the path, as seen from there.
+// fieldsBelow returns the fields that are below the path, relative to it.
 func fieldsBelow(fields []string, path string) (all []string) {
 	for _, f := range fields {
 		if rest, ok := strings.CutPrefix(f, path+"."); ok {
@@ -114,7 +114,7 @@ func fieldsBelow(fields []string, path string) (all []string) {
 	return all
 }
 
-// under has the complaints name their fields below the path.
+// prefixFields prepends the path to the fields of the complaints.
 func prefixFields(path string, list []complaint) []complaint {
 	var all []complaint
 	for _, c := range list {
