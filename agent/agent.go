@@ -1,5 +1,5 @@
 // Package agent owns the node's reconciler: from a source of Kubernetes objects and the node's endpoint records it
-// computes what the kernel should hold, brings it there, and answers the plugin that asks to enrol a new pod.
+// computes what the kernel should have, brings it there, and answers the plugin that asks to enrol a new pod.
 //
 // One goroutine, the loop, does that. All others send it events (events.go), and after each the loop reconciles
 // (reconcile.go lists the steps). Further goroutines end the attachments of pods that are gone without a DEL (reap.go),

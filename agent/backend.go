@@ -8,20 +8,20 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Backend writes rulesets to the kernel. It remembers what the kernel holds, as it has read or written it. The loop
+// Backend writes rulesets to the kernel. It remembers what the kernel has, as it was last read or written. The loop
 // calls all methods but Watch, one at a time; Watch runs beside them.
 type Backend interface {
 	// Name of what it writes rules with; empty while that isn't known.
 	Name() string
 	// SetType is how the backend's tools name the kind of sets, such as "hash:ip".
 	SetType(kind ruleset.SetKind) string
-	// TellsOfChanges says whether Watch hears of every change of the rules, whoever makes it.
+	// TellsOfChanges says whether Watch hears of every change of the rules, by any program.
 	TellsOfChanges() bool
 
-	// Read reads all that the kernel holds of weir's. The caller computes what it should hold after that, from records
+	// Read reads all that the kernel has of weir's. The caller computes what it should have after that, from records
 	// that were read after it: each change by the plugin that was read then has a record.
 	Read(ctx context.Context) error
-	// Unread says that it isn't known what the kernel holds: Apply would read it.
+	// Unread says that it isn't known what the kernel has: Apply would read it.
 	Unread() bool
 	// Reread reads which sets contain the addresses, and says whether they are others than the last Apply left: the
 	// plugin has changed them.
@@ -29,12 +29,12 @@ type Backend interface {
 	// Members are the addresses in classes of each direction, as the kernel has them, whichever agent put them there.
 	Members() (map[ruleset.Direction]map[netip.Addr]bool, error)
 
-	// Apply makes the kernel hold the ruleset, in an order that allows nothing on the way that neither the old nor the
-	// new one allows. After a *netfilter.UnknownError the kernel holds it as far as its tables can be read. After a
-	// *netfilter.RefusedError the ruleset must do without the refused parts. After any other error the kernel holds
+	// Apply brings the ruleset into the kernel, in an order that allows nothing on the way that neither the old nor the
+	// new one allows. After a *netfilter.UnknownError the kernel has it as far as its tables can be read. After a
+	// *netfilter.RefusedError the ruleset must do without the refused parts. After any other error the kernel has
 	// some of the old state and some of the new, and applying again goes on from there.
 	Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error)
-	// PutFirst puts weir's rules back before all others and changes nothing else: it isn't known what the kernel holds.
+	// PutFirst puts weir's rules back before all others and changes nothing else: it isn't known what the kernel has.
 	PutFirst(ctx context.Context, want ruleset.Ruleset) error
 	// KeepClosed is for when no state is known yet. Weir's chains stay as they are and are put first; if one is gone or
 	// was flushed, the kernel gets the ruleset, in which no pod is in a class, and changed is true.

@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// bounded is a listener whose connections are bounded in number. One more ends the one that has been open the longest,
-// so that who holds many open keeps nobody else out.
+// bounded is a listener with a bounded number of connections. One more ends the oldest, so a client with many
+// connections keeps no other client out.
 type bounded struct {
 	net.Listener
 	most int
@@ -36,7 +36,7 @@ func (b *bounded) Accept() (net.Conn, error) {
 	}
 	b.mu.Unlock()
 	if oldest != nil {
-		_ = oldest.Close() // its server notices, and has no answer to give any more
+		_ = oldest.Close() // its server notices that
 	}
 	return c, nil
 }

@@ -24,7 +24,7 @@ type cutting struct {
 	due      bool
 	standing int // connections that are cut, as of the last walk
 	walking  bool
-	results  chan walkResult // holds one
+	results  chan walkResult // has room for one
 }
 
 // walkResult is what a walk came to.
@@ -63,7 +63,7 @@ func (c *cutting) note(r netfilter.Result, verify netfilter.Verify) {
 	c.due = c.due || r.Closes || opens || repaired
 }
 
-// walk starts the walk that is due, unless one runs: the next comes after it. The kernel must hold the target's rules.
+// walk starts the walk that is due, unless one runs: the next comes after it. The kernel must have the target's rules.
 func (a *agent) walk() {
 	c := &a.cutting
 	if !c.due || c.walking {
@@ -99,7 +99,7 @@ func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	return unknown
 }
 
-// walkConnections evaluates all connections by the snapshot, which the kernel holds as it begins. A connection on which
+// walkConnections evaluates all connections by the snapshot, which the kernel has as it begins. A connection on which
 // the target has come to differ stays as it is: another walk is due for it.
 func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result, error) {
 	evaluator, err := by.evaluator()

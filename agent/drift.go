@@ -6,19 +6,20 @@ import (
 	"time"
 )
 
-// drift is what was noticed of changes to the rules, whoever made them. Noticing never waits for the loop: what the
-// kernel tells would be lost meanwhile.
+// drift are the changes of rules, by any program, that the kernel has told of. Hearing never waits for the loop: the
+// kernel drops messages that aren't read in time. Any goroutine may use it.
 type drift struct {
-	news chan struct{} // holds one: generations has some
+	news chan struct{} // has room for one: generations has some
 
 	mu          sync.Mutex
-	generations []uint32      // of the rules that were not looked at yet
+	generations []uint32      // that concern weir's rules, and that the loop hasn't looked at yet
 	heard       uint32        // the newest generation that the kernel has told of
 	more        chan struct{} // closed when it tells of another
 }
 
 func newDrift() *drift { return &drift{news: make(chan struct{}, 1), more: make(chan struct{})} }
 
+// hear takes a generation that the kernel has told of.
 func (d *drift) hear(generation uint32, concerned bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -31,10 +32,11 @@ func (d *drift) hear(generation uint32, concerned bool) {
 	d.generations = append(d.generations, generation)
 	select {
 	case d.news <- struct{}{}:
-	default: // it will be looked at anyway
+	default: // the loop will look at it anyway
 	}
 }
 
+// take returns the generations that the loop hasn't looked at yet.
 func (d *drift) take() []uint32 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -43,11 +45,11 @@ func (d *drift) take() []uint32 {
 	return taken
 }
 
-// hearing bounds the wait for what the kernel has told already.
+// hearing bounds the wait for messages that the kernel has sent already.
 const hearing = 20 * time.Millisecond
 
-// none says that the rules are those that the driver knows: the kernel has told of all that has happened to them, and
-// what concerned weir was the driver's own doing.
+// none says that no other program has changed weir's rules: the kernel has told of every generation up to the newest,
+// and the backend knows those that concern weir.
 func (d *drift) none(ctx context.Context, backend Backend) bool {
 	now, err := backend.Generation()
 	if err != nil {

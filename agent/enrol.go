@@ -32,7 +32,7 @@ type enrolment struct {
 	id       string
 	pod      endpoint.Pod // set once it is enrolled
 	deadline time.Time
-	answer   chan answer // holds one: the plugin may have gone
+	answer   chan answer // has room for one: the plugin may have gone
 }
 
 // answer is an HTTP status and the body.

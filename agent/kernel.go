@@ -27,7 +27,7 @@ type kernelView struct {
 	closed bool
 	// tidy says that no rules of weir's are left in the iptables flavour that the node doesn't use.
 	tidy bool
-	// lastSync is when the kernel last held all that it should; zero if it never did.
+	// lastSync is when the kernel last had all that it should; zero if it never had.
 	lastSync time.Time
 	earlier  earlierRules
 }
@@ -59,7 +59,7 @@ func (k *kernelView) changedByAnother(before, now ruleset.Ruleset, result netfil
 
 func equalSet(a, b ruleset.Set) bool { return a.Name == b.Name && slices.Equal(a.Entries, b.Entries) }
 
-// earlierRules is what the kernel held of an earlier agent's rules, before this agent has brought in its own.
+// earlierRules is what the kernel had of an earlier agent's rules, before this agent has brought in its own.
 type earlierRules struct {
 	members map[ruleset.Direction]map[netip.Addr]bool // nil: it couldn't be read
 	read    bool
@@ -86,7 +86,7 @@ type applied struct {
 	err    error
 }
 
-// done says that the kernel holds the ruleset, as far as its tables can be read.
+// done says that the kernel has the ruleset, as far as its tables can be read.
 func (p *applied) done() bool { return p.err == nil || p.unknown() }
 
 // unknown says that some tables could not be read. All else is in the kernel.
@@ -115,7 +115,7 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 	}
 }
 
-// readKernel reads what the kernel holds, if it is to be verified or isn't known, and the records after it. In this
+// readKernel reads what the kernel has, if it is to be verified or isn't known, and the records after it. In this
 // order, each change by the plugin that was read has a record by which the agent computes the same.
 func (a *agent) readKernel(ctx context.Context, verify netfilter.Verify) (netfilter.Verify, error) {
 	if verify != netfilter.All && !a.backend.Unread() {
@@ -171,8 +171,8 @@ func (a *agent) cleanOther(ctx context.Context, verify netfilter.Verify) {
 	a.faults.set(partLeftovers, err)
 }
 
-// keepClosed is the reconcile while there is no usable state yet. What the kernel holds stays as it is, unless it holds
-// too little to close the pods.
+// keepClosed is the reconcile while there is no usable state yet. The kernel keeps what it has, unless that is too
+// little to close the pods.
 func (a *agent) keepClosed(ctx context.Context, verify netfilter.Verify) time.Duration {
 	if verify != netfilter.All && a.kernel.closed {
 		return a.answer(errNotSynced)

@@ -89,11 +89,11 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
-	readyDesc = desc("weir_ready", "1 if the kernel holds the rules of the policies, and the node settings are right.")
+	readyDesc = desc("weir_ready", "1 if the kernel has the rules of the policies, and the node settings are right.")
 	nodeDesc  = desc("weir_node_faults", "Node settings that can't be read or repaired, by kind.", "what")
 	infoDesc  = desc("weir_info", "Always 1; the label says which iptables the node uses.", "iptables")
 
-	lastSyncDesc = desc("weir_last_sync_timestamp_seconds", "When the kernel last held all that it should, Unix time.")
+	lastSyncDesc = desc("weir_last_sync_timestamp_seconds", "When the kernel last had all that it should, Unix time.")
 
 	faultDesc    = desc("weir_fault", "1 while this part of the agent or of the node doesn't work.", "part")
 	problemsDesc = desc("weir_problems", "Parts of objects that can't be used as written, by kind of object.", "kind")

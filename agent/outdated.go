@@ -21,7 +21,7 @@ func (a *agent) outdated(e endpoint.Endpoint) string {
 	if why := a.misplaced(e); why != "" {
 		return why
 	}
-	if a.Node.Conflist == "" || a.mtu == 0 { // somebody else says what the plugin is told
+	if a.Node.Conflist == "" || a.mtu == 0 { // another program writes the plugin's configuration
 		return ""
 	}
 	for _, p := range a.cluster.podCIDRs(a.Node.Name) {

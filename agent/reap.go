@@ -10,16 +10,16 @@ import (
 )
 
 const (
-	// reapEvery is how often the node is looked over for attachments that are over, should nothing have told of one.
+	// reapEvery is how often the node is searched for attachments that are over, in case no message told of one.
 	reapEvery = time.Minute
-	// reapAfter is how long after a pod's link has gone the node is looked over. Nearly always DEL has deleted it and has
-	// done the rest by then, for this pod and for others that end at the same time.
+	// reapAfter is how long after a pod's link has gone the node is searched. Nearly always DEL has deleted the link and
+	// has done the rest by then, for this pod and for others that end at the same time.
 	reapAfter = time.Second
 )
 
 // reaper ends attachments whose pods are gone.
 type reaper struct {
-	// strays are addresses in the sets of all pods that are no pod's. It holds one list.
+	// strays are addresses in the sets of all pods that are assigned to no pod. It has room for one list.
 	strays chan []netip.Addr
 }
 
@@ -37,9 +37,9 @@ func (r *reaper) offer(strays []netip.Addr) {
 	}
 }
 
-// reap takes away attachments whose pods' namespaces are gone though nobody has called DEL, and finishes DELs that
-// were killed: containerd never calls GC. It is apart from the loop, since it waits for the plugin's lock; the loop
-// hears of it by the records, as of any DEL. One DEL that comes after all finds nothing to do.
+// reap ends attachments whose pods' namespaces are gone without a DEL, and finishes DELs that were killed: containerd
+// never calls GC. It is apart from the loop, since it waits for the plugin's lock. The loop learns of it from the
+// records, as of any DEL. A DEL that comes later finds nothing to do.
 func (a *agent) reap(ctx context.Context) error {
 	gone := make(chan struct{}, 1)
 	watching := make(chan error, 1)
@@ -47,7 +47,7 @@ func (a *agent) reap(ctx context.Context) error {
 		watching <- bridge.WatchPorts(ctx, func() {
 			select {
 			case gone <- struct{}{}:
-			default: // it will be looked at anyway
+			default: // the node will be searched anyway
 			}
 		})
 	}()
@@ -74,6 +74,7 @@ func (a *agent) reap(ctx context.Context) error {
 	}
 }
 
+// reapOnce ends the attachments that are over now.
 func (a *agent) reapOnce() {
 	ended, err := attachment.NewNode().Reap()
 	for _, e := range ended {
@@ -86,7 +87,7 @@ func (a *agent) reapOnce() {
 	}
 }
 
-// evict takes addresses that somebody has put there out of the sets of all pods.
+// evict removes addresses that another program added from the sets of all pods.
 func (a *agent) evict(ctx context.Context, strays []netip.Addr) {
 	evicted, err := attachment.NewNode().Evict(strays)
 	if err != nil {

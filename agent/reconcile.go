@@ -109,7 +109,7 @@ func (r *round) keepGuardAndGate(context.Context) bool {
 	return true
 }
 
-// concludeKernel takes note of whether the kernel holds all that it should. If it doesn't, no pod is enrolled.
+// concludeKernel takes note of whether the kernel has all that it should. If it doesn't, no pod is enrolled.
 func (r *round) concludeKernel(ctx context.Context) bool {
 	if ctx.Err() != nil {
 		return false
@@ -143,7 +143,7 @@ func (r *round) concludeKernel(ctx context.Context) bool {
 	return false
 }
 
-// concludeUnknown ends the round if the kernel holds all that the agent knows, but the agent doesn't know all.
+// concludeUnknown ends the round if the kernel has all that the agent knows, but the agent doesn't know all.
 func (r *round) concludeUnknown(context.Context) bool {
 	err := r.unknown()
 	if err == nil {
@@ -213,7 +213,7 @@ func (r *round) publishAddresses(ctx context.Context) bool {
 	return true
 }
 
-// walkConnections starts a walk through the connections, if one is due: the kernel holds the rules that it goes by.
+// walkConnections starts a walk through the connections, if one is due: the kernel has the rules that it goes by.
 func (r *round) walkConnections(context.Context) bool {
 	r.walk()
 	return true

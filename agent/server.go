@@ -61,7 +61,7 @@ func Lock() (io.Closer, error) {
 	return lock, nil
 }
 
-// listen opens both.
+// listen opens the socket, and the address for health checks if there is one.
 func (a *agent) listen(ctx context.Context) (*servers, error) {
 	s := &servers{}
 	if err := os.Remove(agentapi.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -130,7 +130,7 @@ func (a *agent) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	_, _ = fmt.Fprintln(w, "ok")
 }
 
-// serveReady says whether the kernel holds what the policies demand.
+// serveReady says whether the kernel has the rules of the policies, or else why not.
 func (a *agent) serveReady(w http.ResponseWriter, _ *http.Request) {
 	s := a.status.Load()
 	if !s.ready {

@@ -21,7 +21,7 @@ type snapshot struct {
 
 // snapshots are the newest two that matter. The loop stores them; any goroutine may load them. Neither is ever nil.
 type snapshots struct {
-	// target is what the kernel holds or is about to hold: the loop stores it before it changes the kernel.
+	// target is what the kernel has or is about to have: the loop stores it before it changes the kernel.
 	target atomic.Pointer[snapshot]
 	// enforced is what the kernel was last brought to. It is older than target while the kernel can't be changed.
 	enforced atomic.Pointer[snapshot]

@@ -9,8 +9,9 @@ import (
 	"github.com/weir-net/weir/policy/report"
 )
 
-// Source says what the cluster looks like. A source may implement Lookup, Publisher, Contact, Files and Announcer too:
-// the agent asks for each by type assertion, so whoever implements one asserts it at compile time.
+// Source says what the cluster looks like. A source may implement Lookup, Publisher, Contact, Files and Announcer
+// too: the agent asks for each by type assertion, so the program that wires them asserts at compile time what each
+// implements.
 type Source interface {
 	// Run calls update with each new state of the objects until ctx ends. The objects are nil until there is a first
 	// usable state; the error says what is wrong with the newest one. If Run returns, the agent ends.

@@ -31,7 +31,7 @@ const (
 // beside the loop, so that no pod's start waits for it. Its goroutine alone uses mac; all else may be used by any.
 type upkeep struct {
 	known   atomic.Pointer[nodeKnowledge] // stored by the loop
-	changed chan struct{}                 // holds one: the node may have changed, or what is known
+	changed chan struct{}                 // has room for one: the node may have changed, or what is known
 	ways    atomic.Bool                   // links, addresses or routes to other nodes may have changed
 	mac     net.HardwareAddr              // of weir0, as last seen
 }

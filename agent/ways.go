@@ -41,7 +41,7 @@ func (a *agent) planWays(verify netfilter.Verify) {
 }
 
 // reach brings the ways to other nodes' pods into the kernel, and writes the runtime's configuration. It returns
-// false if some of that must be tried again. Policy doesn't wait for it, and a node that the kernel refuses holds up
+// false if some of that must be tried again. Policy doesn't wait for it, and a node that the kernel refuses delays
 // no other.
 func (a *agent) reach(verify netfilter.Verify) bool {
 	if a.Node.Name == "" {

@@ -1,0 +1,148 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/internal/dirwatch"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// memory is a Backend that writes nothing. It keeps which methods the agent called, and Apply fails as a test says.
+type memory struct {
+	calls []string
+	// fails are the errors of the next calls of Apply.
+	fails []error
+	last  ruleset.Ruleset
+}
+
+var _ Backend = (*memory)(nil)
+
+func (m *memory) call(name string) { m.calls = append(m.calls, name) }
+
+func (m *memory) Name() string                            { return "memory" }
+func (m *memory) SetType(kind ruleset.SetKind) string     { return string(kind) }
+func (m *memory) TellsOfChanges() bool                    { return false }
+func (m *memory) Unread() bool                            { return false }
+func (m *memory) Reread(...netip.Addr) bool               { return false }
+func (m *memory) Knows(uint32) bool                       { return true }
+func (m *memory) Generation() (uint32, error)             { return 1, nil }
+func (m *memory) Close()                                  {}
+func (m *memory) CleanOtherFlavour(context.Context) error { m.call("CleanOtherFlavour"); return nil }
+func (m *memory) Read(context.Context) error              { m.call("Read"); return nil }
+
+func (m *memory) Members() (map[ruleset.Direction]map[netip.Addr]bool, error) {
+	return map[ruleset.Direction]map[netip.Addr]bool{}, nil
+}
+
+func (m *memory) Watch(ctx context.Context, _ func(uint32, bool)) error {
+	<-ctx.Done()
+	return nil
+}
+
+func (m *memory) PutFirst(context.Context, ruleset.Ruleset) error {
+	m.call("PutFirst")
+	return nil
+}
+
+func (m *memory) KeepClosed(context.Context, ruleset.Ruleset) (bool, error) {
+	m.call("KeepClosed")
+	return false, nil
+}
+
+func (m *memory) Apply(
+	_ context.Context, want ruleset.Ruleset, _ netfilter.Verify,
+) (r netfilter.Result, err error) {
+	m.call("Apply")
+	m.last = want
+	if len(m.fails) > 0 {
+		err, m.fails = m.fails[0], m.fails[1:]
+	}
+	return r, err
+}
+
+// TestReconcileAndItsBackend: what the agent asks of a backend, in which order, and what it answers to plugins then.
+func TestReconcileAndItsBackend(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &memory{}
+	a := newAgent(Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}, m, links)
+	r := &running{T: t}
+	id := r.attach("web", "10.88.0.2")
+	enrol := func() *enrolment {
+		e := &enrolment{id: id, deadline: time.Now().Add(time.Minute), answer: make(chan answer, 1)}
+		a.takeEnrolment(t.Context(), e)
+		return e
+	}
+	reconcile := func(verify netfilter.Verify, want ...string) {
+		t.Helper()
+		m.calls = nil
+		a.reconcile(t.Context(), verify)
+		if !slices.Equal(m.calls, want) {
+			t.Errorf("the agent called %q, want %q", m.calls, want)
+		}
+	}
+	reconcile(netfilter.All, "KeepClosed")
+	reconcile(netfilter.Trust)
+	a.takeRecords(dirwatch.Change{Lost: true})
+	a.takeUpdate(healthy(), nil)
+
+	waits := enrol()
+	m.fails = []error{errors.New("no room")}
+	reconcile(netfilter.Trust, "Apply")
+	if len(waits.answer) > 0 || a.status.Load().ready {
+		t.Error("the kernel lacks what it should have, and a plugin was answered, or the agent is ready")
+	}
+	reconcile(netfilter.Trust, "Read", "Apply", "CleanOtherFlavour") // after a failure all is read
+	if r := <-waits.answer; r.status != http.StatusOK || r.Ingress != "shop/web" {
+		t.Errorf("the plugin was answered %+v", r)
+	}
+	reconcile(netfilter.Trust, "Apply")
+
+	// What the kernel refuses is left out at once; what it refuses once more is a failure.
+	refusal := ruleset.Refused{ruleset.Refusal{Set: "weir-x"}: "no such type"}
+	m.fails = []error{&netfilter.RefusedError{Refused: refusal}}
+	reconcile(netfilter.Trust, "Apply", "Apply")
+	if len(a.snapshots.enforced.Load().state.Refused) != 1 || !a.status.Load().ready {
+		t.Error("the ruleset was not compiled without what the kernel refuses")
+	}
+	m.fails = []error{&netfilter.RefusedError{Refused: refusal}}
+	reconcile(netfilter.Trust, "Apply")
+	if err := a.faults.now[partKernel]; err == nil || !strings.Contains(err.Error(), "no such type") {
+		t.Errorf("the fault of the kernel is %v", err)
+	}
+	enforced, target := a.snapshots.enforced.Load(), a.snapshots.target.Load()
+	if enforced.revision >= target.revision {
+		t.Errorf("revision %d is taken for enforced, of %d", enforced.revision, target.revision)
+	}
+
+	// Tables that are unknown are read each time anyway: the next reconcile needn't read all.
+	m.fails = []error{nil, &netfilter.UnknownError{Why: []error{errors.New("table nat can't be read")}}}
+	reconcile(netfilter.Trust, "Read", "Apply")
+	waits = enrol()
+	reconcile(netfilter.Trust, "Apply")
+	if len(waits.answer) > 0 {
+		t.Error("a table is unknown, and a plugin was answered")
+	}
+	reconcile(netfilter.Trust, "Apply")
+	if r := <-waits.answer; r.status != http.StatusOK {
+		t.Errorf("the plugin was answered %+v", r)
+	}
+}

@@ -1,0 +1,142 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// TestClusterViewJoinsLookups: a looked-up pod stands in for its namesake until the source's objects have another one, or
+// its endpoint ends; and what was given out before never changes.
+func TestClusterViewJoinsLookups(t *testing.T) {
+	web := endpoint.Endpoint{ContainerID: "c", IfName: "eth0", Pod: endpoint.Pod{Namespace: "shop", Name: "web", UID: "2"}}
+	endpoints := map[string]endpoint.Endpoint{web.ID(): web}
+	uids := func(o *policy.Objects) (all []string) {
+		for _, p := range o.Pods {
+			all = append(all, p.UID)
+		}
+		return all
+	}
+	pod := func(uid string) policy.Pod { return policy.Pod{Namespace: "shop", Name: "web", UID: uid} }
+	c := newClusterView()
+	c.update(&policy.Objects{Pods: []policy.Pod{pod("1")}}, endpoints)
+	before := c.objects
+	if c.knows(web) {
+		t.Error("a namesake is taken for the pod")
+	}
+	c.addLookup(web.ID(), lookup{pod("2"), pod("1")}, endpoints)
+	if got := uids(c.objects); !slices.Equal(got, []string{"2"}) || !c.knows(web) {
+		t.Errorf("after the lookup the pods are %q", got)
+	}
+	if got := uids(before); !slices.Equal(got, []string{"1"}) {
+		t.Errorf("what was given out before has changed to %q", got)
+	}
+	c.update(&policy.Objects{Pods: []policy.Pod{pod("3")}}, endpoints)
+	if got := uids(c.objects); !slices.Equal(got, []string{"3"}) || len(c.lookups) > 0 {
+		t.Errorf("after another pod of the name the pods are %q, and %d lookups are kept", got, len(c.lookups))
+	}
+	c.addLookup(web.ID(), lookup{pod("2"), pod("3")}, map[string]endpoint.Endpoint{})
+	if got := uids(c.objects); !slices.Equal(got, []string{"3"}) {
+		t.Errorf("after the endpoint's end the pods are %q", got)
+	}
+}
+
+// publications counts calls of Publish.
+type publications struct {
+	Source
+	calls []map[endpoint.Pod][]netip.Addr
+}
+
+func (p *publications) Publish(_ context.Context, pods map[endpoint.Pod][]netip.Addr) {
+	p.calls = append(p.calls, pods)
+}
+
+func (p *publications) AwaitPublished(context.Context, endpoint.Pod) {}
+
+// TestPublisher publishes the first interface of enrolled pods, and only changes.
+func TestPublisher(t *testing.T) {
+	at := func(ifName, address string) endpoint.Endpoint {
+		return endpoint.Endpoint{
+			ContainerID: "c", IfName: ifName, Pod: endpoint.Pod{Namespace: "shop", Name: "web"},
+			Addresses: []endpoint.Address{{Addr: netip.MustParseAddr(address)}},
+		}
+	}
+	endpoints := map[string]endpoint.Endpoint{"c:eth0": at("eth0", "10.0.0.1"), "c:net1": at("net1", "10.0.0.2")}
+	var p publisher
+	source := &publications{}
+	for _, enrolled := range []map[string]bool{{}, {"c:eth0": true, "c:net1": true}, {"c:eth0": true}, {}} {
+		p.publish(t.Context(), source, enrolled, endpoints)
+	}
+	if len(source.calls) != 2 || len(source.calls[0]) != 1 || len(source.calls[1]) != 0 {
+		t.Errorf("published: %v", source.calls)
+	}
+	for _, addrs := range source.calls[0] {
+		if len(addrs) != 1 || addrs[0] != netip.MustParseAddr("10.0.0.1") {
+			t.Errorf("published: %v", addrs)
+		}
+	}
+}
+
+// TestFaultsAreLoggedWhenTheyChange, with the meaning that they began with.
+func TestFaultsAreLoggedWhenTheyChange(t *testing.T) {
+	var log journal
+	f := newFaults(slog.New(slog.NewTextHandler(&log, nil)))
+	for range 3 {
+		f.set(partSource, errors.New("no YAML"))
+	}
+	f.nothingKnown = false
+	f.set(partSource, nil)
+	f.set(partSource, nil)
+	first := firstMeanings[partSource]
+	if n := log.count("level=ERROR", first, "no YAML"); n != 1 || log.count("level=INFO", "no longer: "+first) != 1 {
+		t.Errorf("the fault was logged as\n%s", log.String())
+	}
+	f.set(partSource, errors.New("no YAML"))
+	if log.count("level=ERROR", parts[partSource].meaning) != 1 {
+		t.Errorf("the fault was logged as\n%s", log.String())
+	}
+}
+
+// TestCuttingIsDue where a walk may find something, and nowhere else.
+func TestCuttingIsDue(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		before cutting
+		result netfilter.Result
+		verify netfilter.Verify
+		due    bool
+	}{
+		{"nothing has changed", cutting{standing: 1}, netfilter.Result{}, netfilter.All, false},
+		{"more is allowed", cutting{}, netfilter.Result{Changed: true}, netfilter.Trust, false},
+		{"more is allowed, and a connection is cut", cutting{standing: 1}, netfilter.Result{Changed: true}, 0, true},
+		{"more is allowed, and a walk runs", cutting{walking: true}, netfilter.Result{Changed: true}, 0, true},
+		{"less is allowed", cutting{}, netfilter.Result{Changed: true, Closes: true}, netfilter.Trust, true},
+		{"something was missing in the kernel", cutting{}, netfilter.Result{Changed: true}, netfilter.All, true},
+		{"a walk was due", cutting{due: true}, netfilter.Result{}, netfilter.Trust, true},
+	} {
+		if tc.before.note(tc.result, tc.verify); tc.before.due != tc.due {
+			t.Errorf("%s: a walk is due: %v", tc.name, tc.before.due)
+		}
+	}
+}
+
+// TestRefusalsAreReplaced, never changed: snapshots share them.
+func TestRefusalsAreReplaced(t *testing.T) {
+	var k kernelView
+	one, two := ruleset.Refusal{Set: "one"}, ruleset.Refusal{Set: "two"}
+	if !k.refuse(ruleset.Refused{one: "no"}) || k.refuse(ruleset.Refused{one: "no"}) {
+		t.Error("what is new isn't told from what isn't")
+	}
+	shared := k.refused
+	if !k.refuse(ruleset.Refused{two: "no"}) || len(k.refused) != 2 || len(shared) != 1 {
+		t.Errorf("%v, and what was shared is %v", k.refused, shared)
+	}
+}
