@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// small is a namespace that needs little: its server may be reached by its client and nobody else.
+// small is a namespace with few policies: only the client may reach the server.
 const small = `
 apiVersion: v1
 kind: Pod
@@ -31,7 +31,7 @@ spec:
 `
 
 // TestNamespacesWithManySelectors: 17 namespaces whose policies have 4,000 selectors each want more sets than a kernel
-// has. Another namespace's pods start and are judged as if they were alone, and a change of its policies holds.
+// has. Another namespace's pods start, its policies apply as if it were alone, and so does a change of its policies.
 func TestNamespacesWithManySelectors(t *testing.T) {
 	testGreedy(t, func(policy int) string {
 		var peers []string
@@ -42,7 +42,7 @@ func TestNamespacesWithManySelectors(t *testing.T) {
 	})
 }
 
-// TestNamespacesWithManyRules is the same with few sets and 4,000 rules of iptables for each namespace.
+// TestNamespacesWithManyRules does the same with few sets and 4,000 iptables rules for each namespace.
 func TestNamespacesWithManyRules(t *testing.T) {
 	testGreedy(t, func(policy int) string {
 		var peers, ports []string

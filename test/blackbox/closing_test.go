@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAFlushWhileTheKernelRefuses: the kernel refuses one of weir's own rules, and somebody flushes the table. The pods
-// that a policy isolates stay closed, and the node says that it isn't ready, until the kernel takes the rule.
+// TestAFlushWhileTheKernelRefuses: the kernel refuses one of weir's own rules, and then another program flushes the
+// table. Isolated pods stay closed, and the node isn't ready, until the kernel accepts the rule.
 func TestAFlushWhileTheKernelRefuses(t *testing.T) {
 	for _, refused := range []string{"connlabel", "comment", "match-set"} {
 		t.Run(refused, func(t *testing.T) { testFlushWhileRefused(t, refused) })

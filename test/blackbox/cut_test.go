@@ -18,8 +18,8 @@ metadata: {name: deny, namespace: quiet}
 spec: {podSelector: {}, policyTypes: [Ingress]}
 `
 
-// TestConnectionsThatAreOverAreNotCut: a policy that comes and goes in a quiet cluster cuts the connections that live,
-// and tells of no others, whatever the kernel still remembers.
+// TestConnectionsThatAreOverAreNotCut: a new policy cuts the connections that are alive. It neither cuts nor reports
+// those that have ended, though connection tracking still has entries for them.
 func TestConnectionsThatAreOverAreNotCut(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

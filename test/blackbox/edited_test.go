@@ -10,12 +10,12 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// ageless are the manifests without the Nodes' creationTimestamps.
+// ageless returns the manifests without the Nodes' creationTimestamps.
 func ageless(manifests string) string {
 	return regexp.MustCompile(`, creationTimestamp: "[^"]*"`).ReplaceAllString(manifests, "")
 }
 
-// edited gives the cluster one more Node, which manifest makes, and edits it so that it has these claims in turn.
+// edited adds a Node to the cluster, which manifest makes, and edits it so that it states each of the claims in turn.
 func edited(
 	c *nodetest.Cluster, honest, ownAddress, ownNetwork string, manifest func(addresses, networks string) string,
 	claims [][2]string,
@@ -63,7 +63,7 @@ func edited(
 	}
 }
 
-// TestTheOldestNodeIsEdited: the oldest Node of all takes nothing from the others if it claims what they have by then.
+// TestTheOldestNodeIsEdited: the oldest Node starts to claim what other Nodes claim already. They keep it.
 func TestTheOldestNodeIsEdited(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -78,7 +78,7 @@ func TestTheOldestNodeIsEdited(t *testing.T) {
 		})
 }
 
-// TestNodesWithoutAge is the same where it isn't known which Node is the oldest.
+// TestNodesWithoutAge does the same where it is unknown which Node is the oldest.
 func TestNodesWithoutAge(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -91,8 +91,8 @@ func TestNodesWithoutAge(t *testing.T) {
 		[][2]string{{"172.20.2.10 2001:db8:9::10", "100.96.9.0/24"}, {"172.20.9.10 2001:db8:9::10", "100.96.0.0/13"}})
 }
 
-// TestNetworksOfOthersHoldWhatANodeNeeds: another node's network that holds an address of the node's own links, or of
-// its router, doesn't count there; also if the node gets that address later.
+// TestNetworksOfOthersHoldWhatANodeNeeds: a node ignores another node's network that contains an address of its own
+// links or its router, even if it gets that address later.
 func TestNetworksOfOthersHoldWhatANodeNeeds(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

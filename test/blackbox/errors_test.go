@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// wrapped puts a program of that name first in PATH, a shell script in which $real is the program's own path.
+// wrapped puts a shell script of that name first in PATH. In the script, $real is the path of the real program.
 func wrapped(t *testing.T, name, script string) {
 	t.Helper()
 	real, err := exec.LookPath(name)
@@ -34,8 +34,8 @@ kind: Pod
 metadata: {name: web, namespace: shop, labels: {app: web}}
 `
 
-// TestErrorsOfIptablesAreShort: where iptables refuses some hundred kilobytes of rules, the log and the status say
-// which line it was, and nothing of the others.
+// TestErrorsOfIptablesAreShort: iptables refuses one of several hundred kilobytes of rules. The log and the status show
+// that line and no others.
 func TestErrorsOfIptablesAreShort(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -77,7 +77,7 @@ spec: {podSelector: {}, ingress: [{from: [%s]}]}
 	}
 }
 
-// TestFieldsOfAMegabyteAreCut: an object's field of a megabyte doesn't fill the log, the status or the metrics.
+// TestFieldsOfAMegabyteAreCut: a field of a megabyte appears shortened in the log, the status and the metrics.
 func TestFieldsOfAMegabyteAreCut(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

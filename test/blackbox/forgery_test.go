@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// forgery builds ICMP errors and other packets that come out of a pod.
+// forgery builds ICMP errors and other packets that a pod sends.
 type forgery struct {
 	*testing.T
 	from         *nodetest.Pod
@@ -30,7 +30,7 @@ func newForgery(t *testing.T, from *nodetest.Pod) *forgery {
 	}
 }
 
-// fromOutside builds frames that come from the host outside.
+// fromOutside returns a forgery whose frames come from the host outside.
 func fromOutside(t *testing.T, n *nodetest.Node) *forgery {
 	return &forgery{
 		T:       t,
@@ -40,7 +40,7 @@ func fromOutside(t *testing.T, n *nodetest.Node) *forgery {
 	}
 }
 
-// neighbour is the MAC of the gateway that the pod has, which it asks for if it doesn't know it.
+// neighbour returns the MAC of the pod's gateway. If the pod doesn't know it, it asks for it.
 func neighbour(t *testing.T, name string) net.HardwareAddr {
 	t.Helper()
 	var routes []struct{ Gateway string }
@@ -76,19 +76,19 @@ func neighbour(t *testing.T, name string) net.HardwareAddr {
 	return nil
 }
 
-// inside is the beginning of the packet of the flow that an error is about.
+// inside returns the beginning of the flow's packet that an error is about.
 func (f *forgery) inside(u udp, payload string) []byte {
 	f.Helper()
 	return nodetest.Frame(f, u.packet(payload)...)
 }
 
-// datagram is a frame with a packet of the flow.
+// datagram returns a frame with a packet of the flow.
 func (f *forgery) datagram(u udp, payload string) []byte {
 	f.Helper()
 	return nodetest.Frame(f, layersOf(f.ethernet(u.dst.Addr()), u.packet(payload)...)...)
 }
 
-// kind of an error: ICMP's type and code in either family, and its second word.
+// kind is a kind of ICMP error: its type and code in each family, and the second word of its header.
 type kind struct {
 	v4, v6     uint16 // type<<8 | code
 	info4, mtu uint32
@@ -103,7 +103,7 @@ var (
 	quench      = kind{v4: 4 << 8, v6: 2 << 8, mtu: 1280}
 )
 
-// icmp is the error's message: ICMP's header, and the beginning of the packet that it is about.
+// icmp returns the error's layers: ICMP's header, and the beginning of the packet that it is about.
 func (f *forgery) icmp(outer gopacket.SerializableLayer, k kind, inside []byte) []gopacket.SerializableLayer {
 	f.Helper()
 	if _, ok := outer.(*layers.IPv4); ok {
@@ -124,13 +124,13 @@ func (f *forgery) ethernet(to netip.Addr) *layers.Ethernet {
 	return ethernet(f.gateway, f.own, to.String())
 }
 
-// send sends an error from the pod's own address about a packet of the flow, with the words behind it.
+// send sends an error about a packet of the flow from the pod's own address, with the words at its end.
 func (f *forgery) send(to string, k kind, about udp, words string) {
 	f.Helper()
 	f.sendAs(f.address(netip.MustParseAddr(to)), to, k, about, words)
 }
 
-// sendAs is send from another address.
+// sendAs does the same as send, from another address.
 func (f *forgery) sendAs(src netip.Addr, to string, k kind, about udp, words string) {
 	f.Helper()
 	dst := netip.MustParseAddr(to)
@@ -142,7 +142,7 @@ func (f *forgery) sendAs(src netip.Addr, to string, k kind, about udp, words str
 	nodetest.SendFrames(f, f.from.Netns, "eth0", nodetest.Frame(f, all...))
 }
 
-// address of the pod, of the family of the other one.
+// address returns the pod's address of the same family as the other address.
 func (f *forgery) address(of netip.Addr) netip.Addr {
 	if of.Is6() {
 		return netip.MustParseAddr(f.from.IP6)

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// firstFragment is that of a UDP datagram of which no more follows, with so many bytes in it. Those of IPv6 stand
-// behind destination options every other time.
+// firstFragment returns the first fragment of a UDP datagram, with size bytes in it. In IPv6 every other one has
+// destination options.
 func firstFragment(t *testing.T, dstMAC, srcMAC net.HardwareAddr, src, dst string, id, size int) []byte {
 	t.Helper()
 	payload := gopacket.Payload(make([]byte, size))
@@ -39,7 +39,7 @@ func firstFragment(t *testing.T, dstMAC, srcMAC net.HardwareAddr, src, dst strin
 		options, fragment, payload)
 }
 
-// arrive has the pod send datagrams of 8 KB to the other, spread over the time, and counts those that arrive.
+// arrive sends datagrams of 8 KB from one pod to the other, evenly over the duration, and counts those that arrive.
 func arrive(t *testing.T, from, to *nodetest.Pod, address string, count int, spread time.Duration) int {
 	t.Helper()
 	box := listen(t, to.Netns, "udp", net.JoinHostPort(address, "9999"))
@@ -68,8 +68,8 @@ func arrive(t *testing.T, from, to *nodetest.Pod, address string, count int, spr
 	return len(box.heard(t, silence))
 }
 
-// TestFragmentsOfOnePod: E sends first fragments as fast as it can, and two other pods go on sending each other
-// datagrams that are fragmented, without a loss.
+// TestFragmentsOfOnePod: pod E sends first fragments as fast as it can. Two other pods still exchange fragmented
+// datagrams without a loss.
 func TestFragmentsOfOnePod(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -102,7 +102,7 @@ func TestFragmentsOfOnePod(t *testing.T) {
 	}
 }
 
-// TestControlOwnFragments: what a pod needs itself is well within its share, sent evenly or all at once.
+// TestControlOwnFragments: a pod's own fragments arrive, sent evenly or all at once, as its share is large enough.
 func TestControlOwnFragments(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

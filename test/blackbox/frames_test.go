@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// silence is how long a test waits for what must not come.
+// silence is how long a test waits for a packet that must not arrive.
 const silence = 300 * time.Millisecond
 
 // denyAll isolates all pods of the namespace "hostile", in both directions.
@@ -28,7 +28,7 @@ metadata: {name: deny-all, namespace: hostile}
 spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 `
 
-// hostileNode is a node with a pod that attacks, under policies that deny it everything, and two others.
+// hostileNode makes a node with two pods and a hostile one, which policies allow nothing.
 func hostileNode(t *testing.T, conf nodetest.Conf) (n *nodetest.Node, hostile, a, b *nodetest.Pod) {
 	t.Helper()
 	n = nodetest.NewNode(t, conf)
@@ -38,19 +38,19 @@ func hostileNode(t *testing.T, conf nodetest.Conf) (n *nodetest.Node, hostile, a
 	return n, n.AddPod("hostile", "e"), n.AddPod("quiet", "a"), n.AddPod("quiet", "b")
 }
 
-// noReversePath switches off the one check that the kernel makes of IPv4 senders, as it is by default.
+// noReversePath turns off rp_filter, the only check of IPv4 senders that the kernel makes. Off is its default.
 func noReversePath(t *testing.T) {
 	t.Helper()
 	nodetest.Run(t, "sh", "-c", "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done")
 }
 
-// linkLocal is an address that IEEE 802.1D, table 7-10, keeps from being bridged.
+// linkLocal returns a MAC that bridges don't forward (IEEE 802.1D, table 7-10).
 func linkLocal(last byte) net.HardwareAddr { return net.HardwareAddr{1, 0x80, 0xc2, 0, 0, last} }
 
-// lldp is one of those that no hook of the bridge's sees.
+// lldp is such a MAC. No hook of the bridge sees frames to it.
 var lldp = linkLocal(0x0e)
 
-// mailbox takes in what comes to a UDP address.
+// mailbox receives the datagrams that arrive at a UDP address.
 type mailbox struct{ conn net.PacketConn }
 
 func listen(t *testing.T, netns, network, address string) *mailbox {
@@ -64,7 +64,7 @@ func listen(t *testing.T, netns, network, address string) *mailbox {
 	return m
 }
 
-// heard are the payloads that have come, and come until none does for the duration.
+// heard returns the payloads that arrive until none does for the duration.
 func (m *mailbox) heard(t *testing.T, quiet time.Duration) []string {
 	t.Helper()
 	var all []string
@@ -84,9 +84,9 @@ func (m *mailbox) heard(t *testing.T, quiet time.Duration) []string {
 	}
 }
 
-// TestFramesToLinkLocalMACs: the bridge hands them to the node's IP stack as received on the pod's port. What E sends
-// so under forged names reaches a service of the node neither over IPv4 nor over IPv6, which this node's pods don't
-// even have.
+// TestFramesToLinkLocalMACs: the bridge passes such frames to the node's IP stack as received on the pod's port.
+// Packets in them with forged senders reach no service of the node, neither over IPv4 nor over IPv6, which this
+// node's pods don't use.
 func TestFramesToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -95,8 +95,7 @@ func TestFramesToLinkLocalMACs(t *testing.T) {
 	reachNoService(t, e, a)
 }
 
-// TestFramesToLinkLocalMACsWithoutAnAgent: without policies, and on a node that has never seen an agent, they reach
-// nothing either.
+// TestFramesToLinkLocalMACsWithoutAnAgent does the same without policies, on a node that never had an agent.
 func TestFramesToLinkLocalMACsWithoutAnAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -107,7 +106,7 @@ func TestFramesToLinkLocalMACsWithoutAnAgent(t *testing.T) {
 	reachNoService(t, e, a)
 }
 
-// reachNoService has the pod send to a service of the node in each such way, and the other in an ordinary one.
+// reachNoService sends packets from pod e to a service of the node in such frames, and from pod a in ordinary ones.
 func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	t.Helper()
 	service := listen(t, nodetest.Self, "udp", ":9999")
@@ -139,7 +138,7 @@ func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	}
 }
 
-// TestARPToLinkLocalMACs: the node neither answers E, nor keeps what E claims.
+// TestARPToLinkLocalMACs: the node neither answers E, nor learns a neighbour from E.
 func TestARPToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -166,7 +165,7 @@ func TestARPToLinkLocalMACs(t *testing.T) {
 	}
 }
 
-// frags is how many bytes the node's reassembly of fragments holds, IPv4's and IPv6's.
+// frags returns how many bytes of fragments the node keeps for reassembly, of IPv4 and of IPv6.
 func frags(t *testing.T) (all string) {
 	t.Helper()
 	nodetest.In(t, nodetest.Self, func() error {
@@ -186,8 +185,7 @@ func frags(t *testing.T) (all string) {
 	return all
 }
 
-// TestFragmentsToLinkLocalMACs: they take no memory of the node's, as they are dropped before they would be put
-// together.
+// TestFragmentsToLinkLocalMACs: such fragments take none of the node's memory, as they are dropped before reassembly.
 func TestFragmentsToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -205,12 +203,12 @@ func TestFragmentsToLinkLocalMACs(t *testing.T) {
 	}
 }
 
-// nodesOf are manifests of this node, whose InternalIP that is, and of one more, at its uplink's other end.
+// nodesOf returns manifests of two Nodes: this one, with InternalIP own, and one at the other end of its uplink.
 func nodesOf(own, other string) string {
 	return nodeManifest("self", 0, own, "10.88.0.0/24") + nodeManifest("other", 0, other, "10.99.0.0/24")
 }
 
-// tunnelNode is hostileNode with a tunnel to another node, and returns the MACs of both ends.
+// tunnelNode makes a hostileNode with a tunnel to another node. It also returns the MACs of the tunnel's ends.
 func tunnelNode(t *testing.T, own, other string) (n *nodetest.Node, e, b *nodetest.Pod, here, there net.HardwareAddr) {
 	t.Helper()
 	n = nodetest.NewNode(t, nil)
@@ -229,15 +227,14 @@ func tunnelNode(t *testing.T, own, other string) (n *nodetest.Node, e, b *nodete
 	return n, e, b, macOf(t, nodetest.Self, "weir-vxlan"), there
 }
 
-// tunnelPacket carries the frame from a node to another.
+// tunnelPacket returns a tunnel packet that carries the frame from one node to another.
 func tunnelPacket(t *testing.T, src, dst string, inner []byte) []gopacket.SerializableLayer {
 	t.Helper()
 	vxlan := append([]byte{8, 0, 0, 0, 0, 0, 88, 0}, inner...)
 	return datagram(src, dst, 4789, vxlan)
 }
 
-// forgesTunnel: E has a pod of another node's say something to B, in frames that come to the node's IP stack from E's
-// port.
+// forgesTunnel sends tunnel packets from E to the node's IP stack. In them, a pod of another node seems to speak to B.
 func forgesTunnel(t *testing.T, own, other string) {
 	_, e, b, here, there := tunnelNode(t, own, other)
 	box := listen(t, b.Netns, "udp", ":9999")
@@ -273,8 +270,8 @@ func TestForgedTunnelFramesOverIPv6(t *testing.T) {
 	}
 }
 
-// TestPortsOfAnEarlierWeir: it knew nothing of all this, and its pods' ports are there when the agent is replaced. What
-// it had let come is taken away.
+// TestPortsOfAnEarlierWeir: an earlier weir attached the pods. It did not check these frames, and let router
+// advertisements of pods set addresses and routes. The new agent removes both, and checks frames from these ports too.
 func TestPortsOfAnEarlierWeir(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -303,8 +300,8 @@ func TestPortsOfAnEarlierWeir(t *testing.T) {
 	n.Reach(a, b.IP+":80", true)
 }
 
-// TestThePortsTablesAreRepaired as soon as somebody takes them away, though the agent looks at the kernel every ten
-// seconds otherwise.
+// TestThePortsTablesAreRepaired: the agent repairs these tables as soon as another program removes them, not only at
+// the next resync after up to ten seconds.
 func TestThePortsTablesAreRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -331,8 +328,8 @@ func TestThePortsTablesAreRepaired(t *testing.T) {
 	}
 }
 
-// TestTheNodesLoopback: portmap sets route_localnet on weir0 with the first hostPort, and from then on the kernel would
-// route there what a pod sends to 127.0.0.1.
+// TestTheNodesLoopback: with the first hostPort, portmap sets route_localnet on weir0. From then on the kernel would
+// route packets from pods to 127.0.0.1.
 func TestTheNodesLoopback(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

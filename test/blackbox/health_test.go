@@ -15,7 +15,7 @@ import (
 
 const healthAddress = "127.0.0.1:6786"
 
-// asked is a connection on which one question was answered, and which was kept open.
+// asked returns an idle connection on which the agent has answered one request.
 func asked(t *testing.T) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("tcp", healthAddress)
@@ -37,7 +37,7 @@ func asked(t *testing.T) net.Conn {
 	return conn
 }
 
-// hungUp says whether the agent has ended the connection, or does so within that time.
+// hungUp reports whether the agent ends the connection within that time.
 func hungUp(t *testing.T, conn net.Conn, within time.Duration) bool {
 	t.Helper()
 	if err := conn.SetReadDeadline(time.Now().Add(within)); err != nil {
@@ -47,7 +47,7 @@ func hungUp(t *testing.T, conn net.Conn, within time.Duration) bool {
 	return err != nil && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// TestIdleHealthConnectionsEnd: who asks and then says nothing doesn't hold a connection for good.
+// TestIdleHealthConnectionsEnd: the agent closes connections that stay idle after an answer.
 func TestIdleHealthConnectionsEnd(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -59,7 +59,7 @@ func TestIdleHealthConnectionsEnd(t *testing.T) {
 	}
 }
 
-// TestHealthConnectionsAreBounded: however many are opened, few stay, and kubelet's probe is answered beside them.
+// TestHealthConnectionsAreBounded: the agent keeps few of many connections, and still answers kubelet's probe.
 func TestHealthConnectionsAreBounded(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

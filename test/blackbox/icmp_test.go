@@ -60,7 +60,7 @@ func rangesOf(subnets ...string) nodetest.Conf {
 	return nodetest.Conf{"ranges": ranges}
 }
 
-// otherPlugins are the official plugins' networks of both families, by the plugin's name.
+// otherPlugins maps the names of upstream's plugins to networks of both families.
 var otherPlugins = map[string]nodetest.Conf{
 	"ptp": {"type": "ptp", "ipam": hostLocal},
 	"bridge": {
@@ -76,7 +76,7 @@ var hostLocal = nodetest.Conf{
 	"routes": []any{nodetest.Conf{"dst": "0.0.0.0/0"}, nodetest.Conf{"dst": "::/0"}},
 }
 
-// isolatedBehind is nodetest.IsolatedWithWeir with what attaches pods: weir, or the official plugin ptp or bridge.
+// isolatedBehind is nodetest.IsolatedWithWeir for a test whose pods weir attaches, or upstream's ptp or bridge.
 func isolatedBehind(t *testing.T, plugin string) bool {
 	t.Helper()
 	if plugin == "weir" {
@@ -85,8 +85,8 @@ func isolatedBehind(t *testing.T, plugin string) bool {
 	return nodetest.IsolatedWithWeir(t, "main/"+plugin, "ipam/host-local")
 }
 
-// attachedBy makes a node whose pods weir attaches, or another plugin with weir behind it, with an agent that has
-// read the manifests. The world outside knows the way to the pods.
+// attachedBy makes a node with an agent that has read the manifests. weir attaches its pods, or another plugin with
+// weir chained to it. The host outside has routes to the pods.
 func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 	t.Helper()
 	n := nodetest.NewNode(t, dualStack)
@@ -98,7 +98,8 @@ func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 		"ip -n outside route add 10.99.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:99::/64 via 2001:db8::2",
 		"ip -n outside route add 10.88.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:88::/64 via 2001:db8::2",
 	)
-	// Package net finds out once which families there are, by binding to ::1: not in a pod whose loopback is down.
+	// Package net finds out once which families there are, by binding to ::1. It must not do so in a pod whose loopback
+	// is down.
 	l, err := net.Listen("tcp", ":0")
 	if err != nil {
 		t.Fatal(err)
@@ -109,7 +110,7 @@ func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 	return n
 }
 
-// dial opens a UDP flow from the namespace and has a packet answered by the echo at the other end.
+// dial starts a UDP flow from the namespace, and gets one packet echoed by the other end.
 func dial(t *testing.T, netns, address string) *net.UDPConn {
 	t.Helper()
 	conn, err := nodetest.Dial(t, netns, "udp", address)
@@ -123,7 +124,7 @@ func dial(t *testing.T, netns, address string) *net.UDPConn {
 	return conn.(*net.UDPConn)
 }
 
-// speak has one packet answered.
+// speak sends a packet and waits for its answer.
 func speak(conn net.Conn) error {
 	var err error
 	for range 20 { // the machine may be busy
@@ -140,14 +141,14 @@ func speak(conn net.Conn) error {
 	return err
 }
 
-// ended says whether an error has ended the flow.
+// ended reports whether an ICMP error has ended the flow.
 func ended(conn net.Conn) bool {
 	_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	_, err := conn.Read(make([]byte, 100))
 	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.EPROTO)
 }
 
-// heard says which of the words came in on the link.
+// heard returns the words that came in on the link.
 func heard(s *nodetest.Sniffer, words ...string) []string {
 	var all []string
 	for _, frame := range s.Frames(false, 100*time.Millisecond) {
@@ -160,8 +161,8 @@ func heard(s *nodetest.Sniffer, words ...string) []string {
 	return all
 }
 
-// world is what the attack is tried on: in each family, the victim speaks with an echo outside and with one of a
-// peer's.
+// world is the scene of an attack. In each family the victim has a flow to a server outside and one to a server of
+// the pod "peer".
 type world struct {
 	attacker, open, victim, peer *nodetest.Pod
 }
@@ -186,8 +187,8 @@ func TestForgedErrors(t *testing.T)             { forgedErrors(t, "weir") }
 func TestForgedErrorsBehindPtp(t *testing.T)    { forgedErrors(t, "ptp") }
 func TestForgedErrorsBehindBridge(t *testing.T) { forgedErrors(t, "bridge") }
 
-// forgedErrors has a pod that may send nothing send ICMP errors, under its own address, about packets that never
-// came to it: connection tracking relates them to other pods' connections, by what is inside. None may arrive.
+// forgedErrors: a pod that may send nothing sends ICMP errors, under its own address, about packets that it never
+// received. By the packet inside, connection tracking relates them to connections of other pods. None may arrive.
 func forgedErrors(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -246,7 +247,7 @@ func forgedErrors(t *testing.T, plugin string) {
 	}
 }
 
-// TestForgedErrorsInDisguise: what would lead past a look at fixed places of the packet.
+// TestForgedErrorsInDisguise: no header moves the forged error past a check of fixed offsets in the packet.
 func TestForgedErrorsInDisguise(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -285,7 +286,7 @@ func TestForgedErrorsInDisguise(t *testing.T) {
 	}
 }
 
-// TestRedirectsOfPods: a pod is nobody's router, and redirects nobody, not even about packets that came to it.
+// TestRedirectsOfPods: no ICMP redirect of a pod arrives, even about packets that it received, as pods are no routers.
 func TestRedirectsOfPods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -304,8 +305,8 @@ func TestControlHonestErrors(t *testing.T)             { honestErrors(t, "weir")
 func TestControlHonestErrorsBehindPtp(t *testing.T)    { honestErrors(t, "ptp") }
 func TestControlHonestErrorsBehindBridge(t *testing.T) { honestErrors(t, "bridge") }
 
-// honestErrors: who sends to a closed port is told so: by a pod, be it behind a Service, and under NAT, by the node
-// and from outside; and routers outside say how large packets may be.
+// honestErrors: a sender to a port without a server gets the ICMP error: from a pod, also behind a Service and under
+// NAT, from the node, and from outside. Errors of routers outside about the size of packets arrive too.
 func honestErrors(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -368,7 +369,8 @@ func honestErrors(t *testing.T, plugin string) {
 	}
 }
 
-// sentAs is the flow of the connection as the world outside sees it: its source may be the node's.
+// sentAs returns the connection's flow as the host outside sees it: with the node's source address if that is
+// translated.
 func sentAs(t *testing.T, conn *net.UDPConn, to string) udp {
 	t.Helper()
 	local := conn.LocalAddr().(*net.UDPAddr).AddrPort()

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// isolated is a tenant whose pods "server" and "client" may neither send nor receive; "other" and "attacker" are
-// open.
+// isolated has the pods "server" and "client", which may neither send nor receive, and the pods "other" and "attacker",
+// which no policy isolates.
 const isolated = `
 apiVersion: v1
 kind: Namespace
@@ -50,7 +50,7 @@ func TestControlPodsReachThemselves(t *testing.T)      { podsReachThemselves(t, 
 func TestPodsReachThemselvesBehindPtp(t *testing.T)    { podsReachThemselves(t, "ptp") }
 func TestPodsReachThemselvesBehindBridge(t *testing.T) { podsReachThemselves(t, "bridge") }
 
-// podsReachThemselves: no policy forbids a pod to reach itself, be it through a Service or a hostPort.
+// podsReachThemselves: a pod reaches itself through a Service or a hostPort whatever its policies say.
 func podsReachThemselves(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -75,7 +75,7 @@ func TestControlForgedSelf(t *testing.T)             { forgedSelf(t, "weir") }
 func TestControlForgedSelfBehindPtp(t *testing.T)    { forgedSelf(t, "ptp") }
 func TestControlForgedSelfBehindBridge(t *testing.T) { forgedSelf(t, "bridge") }
 
-// forgedSelf: a packet whose sender is its receiver is let through where the pod itself sends it, and nowhere else.
+// forgedSelf: a packet whose source is its destination is allowed only if that pod itself sends it.
 func forgedSelf(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -103,8 +103,8 @@ func forgedSelf(t *testing.T, plugin string) {
 	}
 }
 
-// TestForgedSendersBehindPtp: a link that the node routes belongs to one pod, and nothing passes by it under another
-// address.
+// TestForgedSendersBehindPtp: a link that the node routes belongs to one pod. Packets from it under other addresses are
+// dropped.
 func TestForgedSendersBehindPtp(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -146,8 +146,8 @@ func TestForgedSendersBehindPtp(t *testing.T) {
 	}
 }
 
-// TestNotTracked: as NodeLocal DNSCache sets it up, DNS to its address isn't tracked. It works over TCP too, as far
-// as policies let it, and nothing else opens.
+// TestNotTracked: NodeLocal DNSCache turns off connection tracking for DNS to its address. Pods reach it over UDP and
+// TCP if their policies allow that, and nothing else becomes reachable.
 func TestNotTracked(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -185,7 +185,7 @@ spec:
 	n.Reach(resolves, "169.254.20.10:54", false)
 	n.Reach(client, "169.254.20.10:53", false)
 
-	// Where what goes between pods isn't tracked either, policy holds for each packet in both directions.
+	// Without connection tracking between pods, policies apply to each packet in both directions.
 	nodetest.RunEach(t,
 		"iptables -t raw -A PREROUTING -p tcp -m tcp --dport 80 -j NOTRACK",
 		"iptables -t raw -A PREROUTING -p tcp -m tcp --sport 80 -j NOTRACK",
@@ -211,8 +211,8 @@ func TestLoopbackOfTheNode(t *testing.T)             { loopback(t, "weir") }
 func TestLoopbackOfTheNodeBehindPtp(t *testing.T)    { loopback(t, "ptp") }
 func TestLoopbackOfTheNodeBehindBridge(t *testing.T) { loopback(t, "bridge") }
 
-// loopback: with the first hostPort portmap has the node take packets to 127.0.0.0/8 from the pods' link. Servers
-// that listen there only aren't meant for pods. Where somebody translates an address to one of them, they are.
+// loopback: with the first hostPort, portmap makes the node accept packets to 127.0.0.0/8 from the pods' link. Pods
+// don't reach servers that listen there only, unless a rule of the node translates an address to one of them.
 func loopback(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -257,8 +257,8 @@ func TestForwardThatRefusesAllLegacy(t *testing.T) {
 	forwardThatRefusesAll(t, "legacy")
 }
 
-// forwardThatRefusesAll: images end filter FORWARD in a rule that rejects all. What policies let through passes, and
-// what somebody refuses ahead of that rule is refused.
+// forwardThatRefusesAll: some node images end the chain FORWARD of table filter with a rule that rejects all. Packets
+// that policies allow pass nevertheless; packets that an earlier rule there rejects don't.
 func forwardThatRefusesAll(t *testing.T, flavour string) {
 	t.Helper()
 	n := nodetest.NewNode(t, dualStack)
@@ -301,8 +301,8 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 	reach()
 }
 
-// TestGlobalAddressesAreNotMasqueraded: pods are known outside by IPv6's global addresses, and by their node's where
-// they have unique local ones.
+// TestGlobalAddressesAreNotMasqueraded: hosts outside see a pod's own IPv6 address if it is a global one, and the
+// node's address if the pod's is a unique local one.
 func TestGlobalAddressesAreNotMasqueraded(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -338,8 +338,8 @@ func TestGlobalAddressesAreNotMasqueraded(t *testing.T) {
 	}
 }
 
-// TestControlIstioAmbient: Istio's ambient mode gives kubelet's probes a sender of their own. They reach isolated
-// pods as all does that comes from the node, and are answered.
+// TestControlIstioAmbient: Istio's ambient mode translates the source of kubelet's probes. The probes reach isolated
+// pods, as all packets from the node do, and get answers.
 func TestControlIstioAmbient(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

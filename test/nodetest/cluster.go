@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// Cluster is several nodes, each a network namespace in a subnet of its own behind a router, with weir-agent in a mount
-// namespace of its own. They share one directory of manifests.
+// Cluster is several nodes behind a router. Each is a network namespace with a subnet of its own, and its weir-agent
+// runs in a mount namespace of its own. They share one directory of manifests.
 type Cluster struct {
 	testing.TB
 	Bin       string
@@ -36,11 +36,11 @@ type ClusterNode struct {
 // RouterNS is the path of the namespace of the router between a cluster's nodes.
 const RouterNS = "/run/netns/router"
 
-// NewCluster makes a cluster of that many nodes, in the node that the test has for itself.
+// NewCluster makes a cluster of size nodes. The test must be Isolated.
 func NewCluster(t testing.TB, size int) *Cluster {
 	t.Helper()
 	c := &Cluster{TB: t, Bin: os.Getenv(binEnv), Manifests: t.TempDir()}
-	// Namespaces that are made later show in the nodes' mount namespaces too.
+	// The nodes' mount namespaces also show network namespaces that are made later.
 	if err := syscall.Mount("none", "/run", "", syscall.MS_SHARED, ""); err != nil {
 		t.Fatalf("share /run: %v", err)
 	}
@@ -84,7 +84,7 @@ func (c *Cluster) forward(netns string) {
 	})
 }
 
-// hold makes the node's mount namespace, in which its /run/weir and /var/lib/cni are its own.
+// hold makes the node's mount namespace, with a /run/weir and /var/lib/cni of its own.
 func (n *ClusterNode) hold() {
 	t := n.cluster
 	t.Helper()
@@ -107,7 +107,7 @@ func (n *ClusterNode) hold() {
 	}
 }
 
-// Command is one that runs on the node.
+// Command returns a command that runs on the node.
 func (n *ClusterNode) Command(name string, args ...string) *exec.Cmd {
 	pid := fmt.Sprint(n.holder.Process.Pid)
 	return exec.CommandContext(context.Background(), "nsenter",
@@ -130,7 +130,7 @@ func (n *ClusterNode) Ctl(args ...string) (string, error) {
 	return string(out), err
 }
 
-// StartAgent starts the node's agent, with these flags beside those that it needs, and waits until it is ready.
+// StartAgent starts the node's agent with additional flags, and waits until it is ready.
 func (n *ClusterNode) StartAgent(flags ...string) {
 	t := n.cluster
 	t.Helper()
@@ -144,7 +144,7 @@ func (n *ClusterNode) StartAgent(flags ...string) {
 	})
 }
 
-// SpawnAgent is StartAgent that doesn't wait.
+// SpawnAgent does the same as StartAgent, but doesn't wait.
 func (n *ClusterNode) SpawnAgent(flags ...string) {
 	t := n.cluster
 	t.Helper()
@@ -169,7 +169,7 @@ func (n *ClusterNode) SpawnAgent(flags ...string) {
 	})
 }
 
-// StopAgent ends it as kubelet would.
+// StopAgent ends the agent as kubelet does, with SIGTERM.
 func (n *ClusterNode) StopAgent() {
 	n.cluster.Helper()
 	if n.agent == nil {
@@ -200,19 +200,19 @@ func (n *ClusterNode) AddPod(namespace, name string) *Pod {
 	return p
 }
 
-// Eventually tries until f returns nil, for half a minute at most.
+// Eventually calls f until it returns nil, for at most half a minute.
 func (c *Cluster) Eventually(what string, f func() error) {
 	c.Helper()
 	(&Node{TB: c.TB}).Eventually(what, f)
 }
 
-// Serve answers on the address in the namespace, as Node.Serve does.
+// Serve serves on the address in the namespace, as Node.Serve does.
 func (c *Cluster) Serve(netns, network, address string) {
 	c.Helper()
 	(&Node{TB: c.TB}).Serve(netns, network, address)
 }
 
-// Manifest writes (or with no text removes) a manifest, in one step as editors do.
+// Manifest writes a manifest in one step, as editors do. Without a text it removes the manifest.
 func (c *Cluster) Manifest(name, text string) {
 	c.Helper()
 	(&Node{TB: c.TB, Manifests: c.Manifests}).Manifest(name, text)

@@ -13,7 +13,7 @@ import (
 // everyProtocol is ETH_P_ALL in network byte order (packet(7)).
 const everyProtocol = unix.ETH_P_ALL>>8 | unix.ETH_P_ALL&0xff<<8
 
-// Frame puts the layers together, with their lengths and checksums.
+// Frame builds a frame of the layers, with their lengths and checksums.
 func Frame(t testing.TB, layers ...gopacket.SerializableLayer) []byte {
 	t.Helper()
 	buf := gopacket.NewSerializeBuffer()
@@ -24,8 +24,8 @@ func Frame(t testing.TB, layers ...gopacket.SerializableLayer) []byte {
 	return buf.Bytes()
 }
 
-// SendFrames puts the frames on the wire as they are, out of the link in the namespace. It needs CAP_NET_RAW, which
-// container runtimes give to pods.
+// SendFrames sends the frames unchanged by the link in the namespace. It needs CAP_NET_RAW, which container runtimes
+// give to pods.
 func SendFrames(t testing.TB, netns, link string, frames ...[]byte) {
 	t.Helper()
 	fd := packetSocket(t, netns, link)
@@ -41,13 +41,13 @@ func SendFrames(t testing.TB, netns, link string, frames ...[]byte) {
 	}
 }
 
-// Sniffer hears the frames that come in or go out on a link.
+// Sniffer receives the frames that come in or go out on a link.
 type Sniffer struct {
 	t  testing.TB
 	fd int
 }
 
-// Sniff begins to listen. Frames that come before Seen is called are kept, as far as the socket's buffer holds them.
+// Sniff begins to listen. The socket's buffer keeps frames until Frames reads them.
 func Sniff(t testing.TB, netns, link string) *Sniffer {
 	t.Helper()
 	s := &Sniffer{t, packetSocket(t, netns, link)}
@@ -55,8 +55,8 @@ func Sniff(t testing.TB, netns, link string) *Sniffer {
 	return s
 }
 
-// Frames returns the frames heard so far and until the link was silent for the duration. outgoing says which of them
-// are wanted: those that leave by the link, or those that come in.
+// Frames returns all frames until the link is silent for the duration: those that leave by the link if outgoing is set,
+// else those that come in.
 func (s *Sniffer) Frames(outgoing bool, silence time.Duration) [][]byte {
 	s.t.Helper()
 	var all [][]byte

@@ -1,6 +1,6 @@
 // Package nodetest gives a test a node of its own: a process in fresh network, mount and PID namespaces with an empty
-// /run and /var/lib, in which the test may make bridges, sets and rules as it likes. The kernel takes all of it away
-// when the process ends, however it ends.
+// /run and /var/lib. There the test may make any bridges, sets and rules. The kernel removes all of them when the
+// process ends, even if it is killed.
 package nodetest
 
 import (
@@ -28,14 +28,14 @@ const inside = "WEIR_NODETEST"
 // Self is the path of the node's own network namespace.
 const Self = "/run/node.netns"
 
-// Isolated runs the calling test once more in a node of its own and reports false; in there it reports true:
+// Isolated runs the calling test once more on a node of its own and returns false. On that node it returns true:
 //
 //	func TestX(t *testing.T) {
 //		if !nodetest.Isolated(t) {
 //			return
 //		}
 //
-// A machine on which that doesn't work fails the test: it never skips.
+// If the machine can't make such a node, the test fails. It is never skipped.
 func Isolated(t *testing.T) bool {
 	t.Helper()
 	if os.Getenv(inside) == t.Name() {
@@ -45,7 +45,7 @@ func Isolated(t *testing.T) bool {
 	t.Parallel()
 	args := []string{"-test.run=^" + regexp.QuoteMeta(t.Name()) + "$", "-test.v", "-test.count=1"}
 	for _, a := range os.Args[1:] {
-		// The test's own flags, and go test's that a test can see.
+		// The test's own flags, and those of go test.
 		if !strings.HasPrefix(a, "-test.") || strings.HasPrefix(a, "-test.timeout") || strings.HasPrefix(a, "-test.short") {
 			args = append(args, a)
 		}
@@ -110,14 +110,14 @@ func setUp(t *testing.T) {
 	}
 }
 
-// NewNS makes a named network namespace and returns its path; it lives as long as the node.
+// NewNS makes a named network namespace and returns its path. The namespace lives as long as the node.
 //
 // Equivalent to: ip netns add NAME
 func NewNS(t testing.TB, name string) string {
 	t.Helper()
 	path := filepath.Join("/run/netns", name)
-	// The thread goes back to its namespace: ending it with its goroutine would do for any but the process's first,
-	// which the runtime parks instead, and the namespace would outlive DelNS.
+	// The thread goes back to its namespace. Ending the goroutine locked to it would end any thread but the process's
+	// first, which the runtime parks instead; the namespace would then outlive DelNS.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	own, err := netns.Get()
@@ -147,7 +147,7 @@ func DelNS(t testing.TB, path string) {
 	}
 }
 
-// In runs f on a thread that is in the namespace.
+// In runs f on a thread in the namespace.
 func In(t testing.TB, path string, f func() error) {
 	t.Helper()
 	if err := ns.WithNetNSPath(path, func(ns.NetNS) error { return f() }); err != nil {
@@ -155,7 +155,7 @@ func In(t testing.TB, path string, f func() error) {
 	}
 }
 
-// Run runs a command on the node and returns what it printed; it must succeed.
+// Run runs a command on the node and returns its output. The command must succeed.
 func Run(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := Try(name, args...)
@@ -165,7 +165,7 @@ func Run(t testing.TB, name string, args ...string) string {
 	return out
 }
 
-// RunEach runs one command after the other. Their words are separated by spaces.
+// RunEach runs the commands one after the other. Spaces separate a command's words; there is no quoting.
 func RunEach(t testing.TB, commands ...string) {
 	t.Helper()
 	for _, c := range commands {
@@ -174,8 +174,8 @@ func RunEach(t testing.TB, commands ...string) {
 	}
 }
 
-// Try is Run for a command that may fail: iptables, for one, can't list a rule while the agent replaces the rule and
-// takes its set away. The error holds what the command printed.
+// Try runs a command that may fail, and returns its output, which the error contains too. iptables, for instance, can't
+// list a rule whose set the agent is just removing.
 func Try(name string, args ...string) (string, error) {
 	out, err := exec.CommandContext(context.Background(), name, args...).CombinedOutput()
 	if err != nil {
@@ -184,9 +184,9 @@ func Try(name string, args ...string) (string, error) {
 	return string(out), nil
 }
 
-// Outside makes the network beyond the node: a namespace "outside" with the addresses 192.0.2.1/24 and 2001:db8::1/64,
-// joined by a veth pair to the node's uplink eth0 (192.0.2.2/24 and 2001:db8::2/64), which carries the node's default
-// routes. It returns its path.
+// Outside makes the network outside the node, and returns its path: a namespace "outside" with the addresses
+// 192.0.2.1/24 and 2001:db8::1/64. A veth pair joins it to the node's uplink eth0 (192.0.2.2/24 and 2001:db8::2/64),
+// by which the node's default routes go.
 func Outside(t testing.TB) string {
 	t.Helper()
 	path := NewNS(t, "outside")

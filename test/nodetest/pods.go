@@ -21,7 +21,7 @@ type Pod struct {
 	Result          string // JSON
 }
 
-// CNI runs cnitool on the pod's namespace and returns what it printed.
+// CNI runs cnitool for the pod's namespace and returns its output.
 func (n *Node) CNI(verb, netns, args string, env ...string) (string, error) {
 	cmd := exec.Command(filepath.Join(n.Bin, "cnitool"), verb, "weir", netns)
 	cmd.Env = append(append(os.Environ(), "CNI_PATH="+n.Bin, "NETCONFPATH="+n.ConfDir, "CNI_ARGS="+args), env...)
@@ -33,7 +33,7 @@ func (n *Node) CNI(verb, netns, args string, env ...string) (string, error) {
 	return string(out), err
 }
 
-// Args are the CNI_ARGS that containerd gives for a pod.
+// Args returns the CNI_ARGS that containerd passes for a pod.
 func Args(namespace, name, uid string) string {
 	args := fmt.Sprintf("IgnoreUnknown=1;K8S_POD_NAMESPACE=%s;K8S_POD_NAME=%s;K8S_POD_INFRA_CONTAINER_ID=x", namespace,
 		name)
@@ -43,7 +43,7 @@ func Args(namespace, name, uid string) string {
 	return args
 }
 
-// AddPod makes a namespace and attaches it as the pod.
+// AddPod makes a network namespace and attaches it as the pod's.
 func (n *Node) AddPod(namespace, name string, env ...string) *Pod {
 	n.Helper()
 	p, err := n.TryAddPod(namespace, name, env...)
@@ -53,7 +53,7 @@ func (n *Node) AddPod(namespace, name string, env ...string) *Pod {
 	return p
 }
 
-// TryAddPod is AddPod for pods that may be refused.
+// TryAddPod does the same as AddPod, but returns the error if the plugin refuses.
 func (n *Node) TryAddPod(namespace, name string, env ...string) (*Pod, error) {
 	n.Helper()
 	p := &Pod{Namespace: namespace, Name: name, Netns: filepath.Join("/run/netns", namespace+"."+name)}
@@ -67,7 +67,7 @@ func (n *Node) TryAddPod(namespace, name string, env ...string) (*Pod, error) {
 	return p, p.read(out)
 }
 
-// read takes what cnitool has printed of the pod.
+// read fills in the pod from the output of cnitool.
 func (p *Pod) read(out string) error {
 	var result struct {
 		IPs []struct{ Address string }
@@ -96,11 +96,11 @@ func (n *Node) DelPod(p *Pod) {
 	DelNS(n, p.Netns)
 }
 
-// wait is how long a test waits for what must not come, and longer than what must come ever takes.
+// wait is how long a test waits for a packet that must not arrive. It is longer than any packet takes that must arrive.
 const wait = 250 * time.Millisecond
 
-// Serve answers on the address in the namespace: TCP connections with "hello", UDP packets with themselves, and goes on
-// echoing. It ends with the test.
+// Serve runs a server on the address in the namespace, until the test ends. It greets TCP connections with "hello"
+// and the client's address, and then echoes, as it does with UDP packets.
 func (n *Node) Serve(netns, network, address string) {
 	n.Helper()
 	In(n, netns, func() error {
@@ -158,8 +158,7 @@ func echo(conn net.Conn) {
 	}
 }
 
-// Dial connects from the namespace, and gives up after a quarter of a second: packets that are dropped are not
-// answered.
+// Dial connects from the namespace. It gives up after a quarter of a second, as dropped packets get no answer.
 func Dial(t testing.TB, netns, network, address string) (conn net.Conn, err error) {
 	t.Helper()
 	In(t, netns, func() error {
@@ -169,7 +168,7 @@ func Dial(t testing.TB, netns, network, address string) (conn net.Conn, err erro
 	return conn, err
 }
 
-// Get connects and returns the greeting, in which the server says whom it sees.
+// Get connects and returns the greeting, which contains the client's address as the server sees it.
 func Get(t testing.TB, netns, address string) (string, error) {
 	t.Helper()
 	conn, err := Dial(t, netns, "tcp", address)
@@ -185,14 +184,14 @@ func Get(t testing.TB, netns, address string) (string, error) {
 	return strings.TrimSpace(string(buf[:k])), err
 }
 
-// Reach fails the test unless a connection to the address succeeds (or fails, as wanted). A connection that a change of
-// policy decides may take until the agent has seen the change, so it is tried for some time.
+// Reach fails the test unless a connection to the address succeeds, or fails if want is false. It retries for some
+// time, as the agent may not have seen the latest change of policy yet.
 func (n *Node) Reach(from *Pod, address string, want bool) {
 	n.Helper()
 	n.ReachFrom(from.Netns, address, want)
 }
 
-// ReachFrom is Reach from any namespace.
+// ReachFrom does the same as Reach, from any namespace.
 func (n *Node) ReachFrom(netns, address string, want bool) {
 	n.Helper()
 	n.Eventually(fmt.Sprintf("%s reaches %s: %v", filepath.Base(netns), address, want), func() error {
@@ -204,7 +203,7 @@ func (n *Node) ReachFrom(netns, address string, want bool) {
 	})
 }
 
-// Eventually tries until f returns nil, for half a minute at most: the machine may be busy.
+// Eventually calls f until it returns nil, for at most half a minute, as the machine may be busy.
 func (n *Node) Eventually(what string, f func() error) {
 	n.Helper()
 	deadline := time.Now().Add(30 * time.Second)

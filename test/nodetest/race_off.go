@@ -2,5 +2,5 @@
 
 package nodetest
 
-// raceDetector says whether the test runs with it; weir-agent then does too.
+// raceDetector tells whether the test runs with the race detector. weir-agent is then built with it too.
 const raceDetector = false

@@ -31,7 +31,7 @@ var build = sync.OnceValues(func() (string, error) {
 		"github.com/containernetworking/cni/cnitool", "github.com/containernetworking/plugins/plugins/meta/portmap"))
 })
 
-// buildWeir puts weir's own programs into the directory: it builds them, or links those of WEIR_PROGRAMS.
+// buildWeir builds weir's own programs in the directory, or links those of the directory WEIR_PROGRAMS there.
 func buildWeir(dir string) error {
 	if given := os.Getenv(programsEnv); given != "" {
 		var errs []error
@@ -52,14 +52,14 @@ func buildWeir(dir string) error {
 		"github.com/weir-net/weir/plugins/weir", "github.com/weir-net/weir/plugins/weirctl"), goBuild(dir, agent...))
 }
 
-// official remembers which of the official plugins were built.
+// official remembers which of upstream's plugins are built.
 var official = struct {
 	sync.Mutex
 	built map[string]bool
 }{built: map[string]bool{}}
 
-// buildOfficial builds those plugins of github.com/containernetworking/plugins, of go.mod's version, beside weir's
-// programs: "main/ptp", "ipam/host-local", "meta/sbr".
+// buildOfficial builds plugins of github.com/containernetworking/plugins in the directory, in the version of go.mod.
+// A name is, for instance, "main/ptp" or "ipam/host-local".
 func buildOfficial(dir string, names []string) error {
 	official.Lock()
 	defer official.Unlock()
@@ -83,7 +83,7 @@ func goBuild(dir string, args ...string) error {
 	return nil
 }
 
-// Main is for TestMain of packages whose tests use a Node: it removes the binaries that were built for them.
+// Main is the TestMain of packages whose tests use a Node. It removes the programs that were built for them.
 func Main(m *testing.M) {
 	code := m.Run()
 	if os.Getenv(inside) == "" {
@@ -94,8 +94,8 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// MainAsShipped is Main for tests of the programs as users get them. The race detector makes weir-agent several times
-// slower, and these tests want to see changes within the time that users wait.
+// MainAsShipped is the TestMain of packages that test the programs as users get them, without the race detector: it
+// makes weir-agent several times slower, and these tests check how long changes take.
 func MainAsShipped(m *testing.M) {
 	if err := os.Setenv(shippedEnv, "1"); err != nil {
 		panic(err)
@@ -103,7 +103,7 @@ func MainAsShipped(m *testing.M) {
 	Main(m)
 }
 
-// IsolatedWithWeir is Isolated for tests that run weir's real binaries on the node, and these of the official plugins.
+// IsolatedWithWeir is Isolated for tests that run weir's programs on the node, and the named plugins of upstream.
 func IsolatedWithWeir(t *testing.T, plugins ...string) bool {
 	t.Helper()
 	if os.Getenv(inside) == "" {
@@ -121,21 +121,22 @@ func IsolatedWithWeir(t *testing.T, plugins ...string) bool {
 	return Isolated(t)
 }
 
-// Node is a node with weir installed: a conflist of weir and portmap, a directory of manifests, and the world outside.
+// Node is a node with weir installed: a conflist of weir and portmap, a directory of manifests, and a network outside.
 type Node struct {
 	testing.TB
 	Bin       string
 	ConfDir   string
 	Manifests string
-	Outside   string // path of the namespace beyond the node's uplink
+	Outside   string // path of the namespace at the other end of the node's uplink
 	agent     *exec.Cmd
 	agentLog  *os.File
 }
 
-// Conf is the plugin's part of the conflist; tests change it before they add pods.
+// Conf is a plugin's part of the conflist. Tests change it before they add pods.
 type Conf map[string]any
 
-// NewNode sets weir up on the node that the test has for itself. Keys of conf are added to, or replace, the plugin's.
+// NewNode installs weir on the test's own node. Keys of conf are added to the plugin's configuration, or replace its
+// keys.
 func NewNode(t testing.TB, conf Conf) *Node {
 	t.Helper()
 	n := &Node{TB: t, Bin: os.Getenv(binEnv), ConfDir: t.TempDir(), Manifests: t.TempDir(), Outside: Outside(t)}
@@ -153,7 +154,7 @@ func (n *Node) Configure(conf Conf) {
 	n.ConfigureList(plugin, Conf{"type": "portmap", "capabilities": Conf{"portMappings": true}})
 }
 
-// ConfigureList writes the conflist of these plugins.
+// ConfigureList writes a conflist of these plugins.
 func (n *Node) ConfigureList(plugins ...Conf) {
 	n.Helper()
 	list, err := json.Marshal(Conf{"cniVersion": "1.0.0", "name": "weir", "plugins": plugins})
@@ -175,7 +176,7 @@ func (n *Node) StartAgent() {
 	})
 }
 
-// Ctl runs weirctl and returns what it printed.
+// Ctl runs weirctl and returns its output.
 func (n *Node) Ctl(args ...string) (string, error) {
 	out, err := exec.Command(filepath.Join(n.Bin, "weirctl"), args...).CombinedOutput()
 	if err != nil {
@@ -184,7 +185,7 @@ func (n *Node) Ctl(args ...string) (string, error) {
 	return string(out), err
 }
 
-// SpawnAgent starts weir-agent and doesn't wait. Without flags it goes by the node's manifests.
+// SpawnAgent starts weir-agent and doesn't wait. Without flags the agent reads the node's manifests.
 func (n *Node) SpawnAgent(flags ...string) {
 	n.Helper()
 	if len(flags) == 0 {
@@ -212,7 +213,7 @@ func (n *Node) SpawnAgent(flags ...string) {
 	})
 }
 
-// AgentLog is what the agent has logged.
+// AgentLog returns the agent's log.
 func (n *Node) AgentLog() string {
 	n.Helper()
 	data, err := os.ReadFile(n.agentLog.Name())
@@ -222,10 +223,10 @@ func (n *Node) AgentLog() string {
 	return string(data)
 }
 
-// KillAgent ends it at once, as a crash would.
+// KillAgent ends the agent at once, as a crash does.
 func (n *Node) KillAgent() { n.signal(syscall.SIGKILL) }
 
-// StopAgent ends it as kubelet would.
+// StopAgent ends the agent as kubelet does, with SIGTERM.
 func (n *Node) StopAgent() { n.signal(syscall.SIGTERM) }
 
 func (n *Node) signal(s os.Signal) {
@@ -244,7 +245,7 @@ func (n *Node) signal(s os.Signal) {
 	}
 }
 
-// Manifest writes (or with no text removes) a manifest, in one step as editors do.
+// Manifest writes a manifest in one step, as editors do. Without a text it removes the manifest.
 func (n *Node) Manifest(name, text string) {
 	n.Helper()
 	path := filepath.Join(n.Manifests, name)
