@@ -63,7 +63,7 @@ func (m *making) findChained(c *Chained) error {
 // assign writes the record and assigns the addresses to the attachment. If an address was assigned to another
 // attachment, whose DEL weir has missed, it leaves every set that it is in by that.
 func (m *making) assign() error {
-	const step = "take the pod's addresses"
+	const step = "assign the pod's addresses"
 	unlock, err := endpoint.Lock()
 	if err != nil {
 		return &StepError{step, err}
@@ -85,13 +85,13 @@ func (m *making) assign() error {
 			inherited = append(inherited, addr.Addr)
 		}
 	}
-	return failed("take the pod's addresses from who had them", m.Sets.Purge(inherited...))
+	return failed("take the pod's addresses out of the sets of their last pod", m.Sets.Purge(inherited...))
 }
 
 // forgetConnections deletes what connection tracking knows of the addresses: it was established before
 // denyUntilEnrolled, by an earlier owner of an address or over the pod's link, and no policy has allowed it.
 func (m *making) forgetConnections() error {
-	return failed("forget connections of the pod's addresses", conntrack.Delete(addrsOf(m.record.Addresses)...))
+	return failed("delete the connections of the pod's addresses", conntrack.Delete(addrsOf(m.record.Addresses)...))
 }
 
 // checkDenied returns nil if a rule drops what the pod sends and gets, though no agent has enrolled it. Where no

@@ -80,7 +80,7 @@ func checkOwner(e *endpoint.Endpoint) error {
 	for _, a := range e.Addresses {
 		owner, err := ipam.AssignedTo(a.Addr)
 		if err == nil && owner != e.ID() {
-			err = fmt.Errorf("%s is held by %q, not by %s", a.Addr, owner, e.ID())
+			err = fmt.Errorf("%s is assigned to %q, not to %s", a.Addr, owner, e.ID())
 		}
 		errs = append(errs, err)
 	}

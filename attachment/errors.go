@@ -85,7 +85,8 @@ type NoRuleError struct {
 
 func (e *NoRuleError) Error() string {
 	return fmt.Sprintf(
-		"the pod can't be closed: no rule goes by %s yet, and its link is another plugin's: %v", e.Set, e.Err)
+		"the pod's connections can't be denied: no rule uses %s yet, and another plugin has set its link up: %v",
+		e.Set, e.Err)
 }
 
 func (e *NoRuleError) Unwrap() error { return e.Err }

@@ -78,8 +78,8 @@ type enrolment struct {
 // back.
 //
 // Errors are *ExistsError, *NetnsError, *LinkError, *EnrolError, *NoRuleError, bridge.ErrBypassesForward, and of ipam
-// *ExhaustedError and *AssignedError; any other failure of the kernel or the disk is a *StepError. A *LeftoverError has
-// one of them, and says that not everything was taken back.
+// *ExhaustedError and *AssignedError; any other failure of the kernel or the disk is a *StepError. A *LeftoverError
+// has one of them, and says that not everything was taken back.
 func (n Node) Make(r Request, report func(Made) error) (err error) {
 	m, err := n.prepare(r)
 	if err != nil {
@@ -207,7 +207,7 @@ func (m *making) denyUntilEnrolled() error {
 	if m.record.Enforcement == conf.Off {
 		return nil
 	}
-	return failed("close the pod", m.Sets.Deny(m.record.Pod.String(), addrsOf(m.record.Addresses)...))
+	return failed("deny the pod's connections", m.Sets.Deny(m.record.Pod.String(), addrsOf(m.record.Addresses)...))
 }
 
 // startEnrol asks the agent to put the addresses into their classes, and doesn't wait for the answer.
@@ -273,5 +273,5 @@ func (m *making) setLinkUp() error {
 	if !m.enrolled {
 		return nil
 	}
-	return failed("open the pod's link", bridge.SetLinkUp(m.record.HostIf))
+	return failed("set the pod's link up", bridge.SetLinkUp(m.record.HostIf))
 }

@@ -122,7 +122,8 @@ func (PodSets) Check(addrs ...netip.Addr) error {
 		for _, classes := range []string{conf.IngressClasses, conf.EgressClasses} {
 			if in, err := h.inClass(headers, classes, a); err != nil || !in {
 				errs = append(errs, errors.Join(fmt.Errorf(
-					"%s is in no class (ipset %s…): nothing passes until weir-agent has judged the pod", a, classes), err))
+					"%s is in no class (ipset %s…): its new connections are dropped until weir-agent enrols the pod",
+					a, classes), err))
 			}
 		}
 	}

@@ -26,7 +26,7 @@ func add(args *call) error {
 	}))
 }
 
-// parseAdd reads what the call asks for. Its errors have CNI's codes.
+// parseAdd validates the call and returns the attachment that it requests. Its errors have CNI's codes.
 func parseAdd(args *call) (*conf.NetConf, attachment.Request, error) {
 	var r attachment.Request
 	c, err := conf.Parse(args.StdinData)
@@ -61,12 +61,12 @@ func parseAdd(args *call) (*conf.NetConf, attachment.Request, error) {
 	return c, r, err
 }
 
-// badID is CNI error code 4 for an ID that can't be a file's name.
+// badID returns CNI error code 4 for an ID that can't be a file's name.
 func badID(err error) error {
 	return refuse(types.ErrInvalidEnvironmentVariables, "CNI_CONTAINERID, CNI_IFNAME: %v", err)
 }
 
-// result is that of ADD (CNI specification 1.1, "ADD Success").
+// result returns the result of ADD for an interface that weir made (CNI specification 1.1, "ADD Success").
 func result(made attachment.Made, dns types.DNS) *current.Result {
 	e := made.Record
 	r := &current.Result{

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// call is one of the runtime's (CNI specification 1.1, "Section 2: Execution Protocol"). It is read here and not by
-// the specification's own library, whose regular expressions and second and third look at stdin are 5 % of ADD (make
+// call is what the runtime passes (CNI specification 1.1, "Section 2: Execution Protocol"). weir parses it without the
+// specification's library, which compiles regular expressions and parses stdin three times: 5 % of ADD's time (make
 // bench-cni).
 type call struct {
 	command                          string
@@ -27,14 +27,14 @@ type call struct {
 	}
 }
 
-// id of the attachment that the call is about.
+// id returns the ID of the attachment that the call names.
 func (c *call) id() string { return endpoint.ID(c.ContainerID, c.IfName) }
 
-// verb is what a CNI_COMMAND stands for.
+// verb is a value of CNI_COMMAND.
 type verb struct {
 	name     string
-	since    string   // the version of the specification that brought it
-	required []string // variables, beside CNI_PATH
+	since    string   // the first version of the specification that has it
+	required []string // environment variables, besides CNI_PATH
 	do       func(*call) error
 }
 
@@ -48,8 +48,8 @@ func allVerbs() []verb {
 	}
 }
 
-// readCall reads all that the runtime passes, and says what is wrong only afterwards, in do, when it is known in
-// which version of the specification to say it. Who asks for the version from a terminal gives no stdin.
+// readCall reads environment and stdin. It validates neither: do does, when the version of the specification is known
+// in which to print an error. For VERSION it doesn't wait for stdin from a terminal.
 func readCall() (*call, error) {
 	c := &call{
 		command: os.Getenv("CNI_COMMAND"), ContainerID: os.Getenv("CNI_CONTAINERID"), Netns: os.Getenv("CNI_NETNS"),
@@ -71,7 +71,7 @@ func readCall() (*call, error) {
 	return c, nil
 }
 
-// spoken is the version of the specification that the runtime speaks; the newest where that can't be told.
+// spoken returns the runtime's version of the specification, and the newest version if the configuration has none.
 func (c *call) spoken() string {
 	if _, _, _, err := version.ParseVersion(c.config.CNIVersion); err != nil || c.config.CNIVersion == "" {
 		return version.Current()
@@ -79,6 +79,7 @@ func (c *call) spoken() string {
 	return c.config.CNIVersion
 }
 
+// do validates the call and runs its verb.
 func (c *call) do() error {
 	if c.command == "VERSION" {
 		return printVersion(c)
@@ -107,8 +108,7 @@ func (c *call) do() error {
 	return v.do(c)
 }
 
-// checkEnvironment says which variables are missing, or what is wrong with them: all that are required or known to be
-// names must be such.
+// checkEnvironment returns an error that names the required variables that are missing, or one that is invalid.
 func checkEnvironment(required []string) error {
 	var missing []string
 	for _, key := range append([]string{"CNI_PATH"}, required...) {
@@ -119,22 +119,23 @@ func checkEnvironment(required []string) error {
 	if len(missing) > 0 {
 		return refuse(types.ErrInvalidEnvironmentVariables, "%s: missing", strings.Join(missing, ", "))
 	}
-	for key, is := range map[string]struct {
+	for _, v := range []struct {
+		key   string
 		valid func(string) bool
 		must  string
 	}{
-		"CNI_CONTAINERID": {isName, "must be of letters, digits, _, . and -, the first a letter or digit"},
-		"CNI_IFNAME":      {isIfName, "must be of 15 bytes at most, without blanks, / and :, and neither . nor .."},
+		{"CNI_CONTAINERID", isName, "must be of letters, digits, _, . and -, the first a letter or digit"},
+		{"CNI_IFNAME", isIfName, "must be of 15 bytes at most, without blanks, / and :, and neither . nor .."},
 	} {
-		if value := os.Getenv(key); slices.Contains(required, key) && !is.valid(value) {
-			return refuse(types.ErrInvalidEnvironmentVariables, "%s: %q: %s", key, value, is.must)
+		if value := os.Getenv(v.key); slices.Contains(required, v.key) && !v.valid(value) {
+			return refuse(types.ErrInvalidEnvironmentVariables, "%s: %q: %s", v.key, value, v.must)
 		}
 	}
 	return nil
 }
 
-// isName goes by the CNI specification 1.1, "Section 1: Plugin configuration objects" (name) and "Section 2:
-// Parameters" (CNI_CONTAINERID).
+// isName reports whether the specification allows s as a network's name or a container's ID (CNI specification 1.1,
+// "Section 1: Plugin configuration objects" and "Section 2: Parameters").
 func isName(s string) bool {
 	for i, r := range s {
 		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
@@ -145,7 +146,8 @@ func isName(s string) bool {
 	return s != ""
 }
 
-// isIfName goes by the kernel (dev_valid_name, net/core/dev.c).
+// isIfName reports whether the kernel allows s as a link's name (dev_valid_name, net/core/dev.c), and the specification
+// too, which allows no colon.
 func isIfName(s string) bool {
 	bad := func(r rune) bool { return r == '/' || r == ':' || unicode.IsSpace(r) }
 	return s != "" && len(s) <= 15 && s != "." && s != ".." && !strings.ContainsFunc(s, bad)

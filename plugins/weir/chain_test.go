@@ -289,7 +289,7 @@ func TestClosedBehindBridge(t *testing.T) {
 func testClosedBehind(t *testing.T, other string) {
 	n := newNodeBehind(t, other, nodetest.Conf{"enforcement": "closed"})
 	if _, err := n.TryAddPod("ns-1", "http-echo"); err == nil ||
-		!strings.Contains(err.Error(), "no rule goes by ipset weir-pods") {
+		!strings.Contains(err.Error(), "no rule uses ipset weir-pods") {
 		t.Fatalf("no agent has ever run, so nothing closes the pod: %v", err)
 	}
 	ended(n, "ns-1", "http-echo")

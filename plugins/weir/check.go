@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// check verifies that everything that ADD has made is there and right, and names what isn't.
+// check returns an error that names everything of the attachment that is missing or differs from what ADD made.
 func check(args *call) error {
 	c, err := conf.Parse(args.StdinData)
 	if err != nil {
@@ -16,7 +16,7 @@ func check(args *call) error {
 	}
 	if c.PrevResult == nil {
 		return types.NewError(types.ErrInvalidNetworkConfig, "prevResult is missing",
-			"CHECK goes by the result of the last ADD")
+			"CHECK compares the node with the result of the last ADD")
 	}
 	if err := endpoint.CheckID(args.id()); err != nil {
 		return badID(err)

@@ -7,8 +7,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// del takes the attachment away. It goes by the endpoint record alone, so it needs neither the namespace nor the
-// agent nor a configuration that is still valid, and it can be repeated.
+// del ends the attachment. It needs only the endpoint record: no namespace, no agent and no valid configuration. It
+// can be repeated.
 func del(args *call) error {
 	err := endpoint.CheckID(args.id())
 	if errors.Is(err, endpoint.ErrTooLong) {

@@ -12,10 +12,10 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// Details of errors: what a person can do.
+// Details of errors: the reason, or the remedy.
 const (
 	strictDetails = "enforcement is strict: no pod starts unless weir-agent has put it into its class"
-	freeDetails   = "it is free again when a pod goes"
+	freeDetails   = "it is free again when the pod that has it is deleted"
 	routesDetails = "give the routes of a pod's second network a priority of their own, or leave them out: without a " +
 		"default route among them, what the pod sends under this network's address leaves by it"
 )
@@ -25,8 +25,12 @@ func refuse(code uint, format string, args ...any) error {
 	return types.NewError(code, fmt.Sprintf(format, args...), "")
 }
 
-// cniError gives an error of package attachment its CNI code. The specification's own codes are for what the caller
-// has passed, 11 ("try again later") for what is expected to pass, 50 for STATUS, and 5 (I/O) for all else.
+// cniError returns the CNI error for an error of package attachment; it is the only place that chooses their codes.
+//
+//   - 3, 4 and 7: the runtime or the configuration has passed something wrong.
+//   - 11 ("try again later"): an address, a MAC or the agent is not available now.
+//   - 50: STATUS has found no agent.
+//   - 5 (I/O): the kernel or the disk has refused a step.
 func cniError(err error) error {
 	var (
 		left      *attachment.LeftoverError
@@ -74,7 +78,8 @@ func cniError(err error) error {
 	return refuse(types.ErrIOFailure, "%v", err)
 }
 
-// linkError names what the caller has passed, if that is why the pod's interface could not be made.
+// linkError is cniError for an interface that could not be made. Its message begins with the key or variable that has
+// the wrong value, if one is the reason.
 func linkError(e *attachment.LinkError) error {
 	switch {
 	case errors.Is(e.Err, bridge.ErrRouteExists):

@@ -78,8 +78,8 @@ func TestErrors(t *testing.T) {
 		},
 		{&attachment.NoRuleError{Set: "ipset weir-pods", Err: agentapi.ErrNoAgent}, types.Error{
 			Code: 11,
-			Msg: "the pod can't be closed: no rule goes by ipset weir-pods yet, and its link is another plugin's: " +
-				agentapi.ErrNoAgent.Error(),
+			Msg: "the pod's connections can't be denied: no rule uses ipset weir-pods yet, and " +
+				"another plugin has set its link up: " + agentapi.ErrNoAgent.Error(),
 			Details: "weir-agent makes the rules when it starts",
 		}},
 		{

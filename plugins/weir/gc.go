@@ -11,9 +11,9 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// gc takes away every attachment to this network that the runtime doesn't list as valid. If the runtime lists none,
-// as cnitool does, none is valid. Like DEL it needs no configuration that is still valid, and it can be repeated. It
-// takes away what it can, and then returns an error for the rest.
+// gc ends every attachment to this network that the runtime doesn't list as valid. If the runtime lists none, as
+// cnitool does, gc ends all of them. Like DEL it needs no valid configuration, and can be repeated. It removes what
+// it can, and then returns an error for the rest.
 func gc(args *call) error {
 	var c struct {
 		Name  string               `json:"name"`
@@ -31,7 +31,7 @@ func gc(args *call) error {
 		}
 		if err != nil {
 			return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("cni.dev/valid-attachments: %v", err),
-				"nothing was taken away: whose attachment that should be isn't known")
+				"nothing was removed: it isn't known which attachment this entry keeps")
 		}
 		valid[id] = true
 	}

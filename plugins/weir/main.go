@@ -1,5 +1,5 @@
-// Command weir is the CNI plugin: it gives a container its link to the node's bridge, its addresses, and its place in
-// the sets that policy is enforced by. The runtime calls it; see the CNI specification, "Section 2".
+// Command weir is the CNI plugin. The container runtime runs it once for each call (CNI specification 1.1, "Section 2:
+// Execution Protocol"): it reads the call, has package attachment do the work, and prints the result or the error.
 package main
 
 import (
@@ -16,18 +16,18 @@ import (
 	"github.com/weir-net/weir/internal/version"
 )
 
-// supported are the versions of the CNI specification that the plugin speaks.
+// supported lists the versions of the CNI specification that the plugin implements.
 var supported = cniversion.PluginSupports("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0").SupportedVersions()
 
 func main() {
-	// It lives for milliseconds and does one thing after the other: threads that could help take 4 % of its time
-	// (make bench-cni).
+	// The process lives for milliseconds and does one thing after the other. More threads don't help, and making them
+	// takes 4 % of its time (make bench-cni).
 	runtime.GOMAXPROCS(1)
 	os.Exit(run())
 }
 
-// run answers in the version of the specification that the runtime speaks, also where there is no answer but an
-// error.
+// run serves one call and returns the exit code. It prints result and error in the runtime's version of the
+// specification.
 func run() int {
 	if os.Getenv("CNI_COMMAND") == "" { // a person runs it: stdin may be a terminal
 		return about(os.Args[1:])
@@ -39,14 +39,15 @@ func run() int {
 	if err == nil {
 		return 0
 	}
-	// Whatever can be said of the caller's input has a code of the specification's; the rest is an I/O failure.
+	// Errors without a code of the specification are I/O failures.
 	e := types.NewError(types.ErrIOFailure, err.Error(), "")
 	_ = errors.As(err, &e)
 	printError(e, c.spoken())
 	return 1
 }
 
-// about says what the program is, on stderr as CNI plugins do; with --version it prints the version alone, on stdout.
+// about serves a person who runs the program. It prints what the program is to stderr, as CNI plugins do; with
+// --version it prints only the version, to stdout.
 func about(args []string) int {
 	if len(args) > 0 && args[0] == "--version" {
 		fmt.Println(version.Of("weir"))
@@ -57,7 +58,8 @@ func about(args []string) int {
 	return 0
 }
 
-// printVersion answers VERSION: cniVersion is that of the question (CNI specification 1.1, "Section 5: Version").
+// printVersion prints the result of VERSION. Its cniVersion is that of the call (CNI specification 1.1, "Section 5:
+// Version").
 func printVersion(c *call) error {
 	return printJSON(struct {
 		CNIVersion string   `json:"cniVersion"`
@@ -65,14 +67,14 @@ func printVersion(c *call) error {
 	}{c.spoken(), supported})
 }
 
-// printError answers with the error (CNI specification 1.1, "Section 5: Error").
+// printError prints the error as JSON (CNI specification 1.1, "Section 5: Error").
 func printError(e *types.Error, spoken string) {
 	err := printJSON(struct {
 		CNIVersion string `json:"cniVersion"`
 		*types.Error
 	}{spoken, e})
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "weir: %v, while answering with %v\n", err, e)
+		fmt.Fprintf(os.Stderr, "weir: %v, while printing the error %v\n", err, e)
 	}
 }
 
@@ -80,7 +82,7 @@ func printJSON(v any) error {
 	enc := json.NewEncoder(os.Stdout)
 	enc.SetIndent("", "  ")
 	if err := enc.Encode(v); err != nil {
-		return types.NewError(types.ErrIOFailure, fmt.Sprintf("write the answer to stdout: %v", err), "")
+		return refuse(types.ErrIOFailure, "write the answer to stdout: %v", err)
 	}
 	return nil
 }

@@ -12,7 +12,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// readPrevResult converts the result of the plugin before weir, or of the last ADD for CHECK, to the newest version.
+// readPrevResult converts a result to the newest version of the specification. For ADD it is the result of the plugin
+// before weir, for CHECK that of the last ADD.
 func readPrevResult(prev types.Result) (*current.Result, error) {
 	r, err := current.NewResultFromResult(prev)
 	if err != nil {
@@ -21,7 +22,7 @@ func readPrevResult(prev types.Result) (*current.Result, error) {
 	return r, nil
 }
 
-// chainedLink returns what the previous plugin's result says of the pod's interface.
+// chainedLink returns addresses and MAC of the pod's interface, as the previous plugin's result has them.
 func chainedLink(prev types.Result, ifName string) (*attachment.Chained, error) {
 	r, err := readPrevResult(prev)
 	if err != nil {
@@ -39,7 +40,8 @@ func chainedLink(prev types.Result, ifName string) (*attachment.Chained, error) 
 	return c, nil
 }
 
-// addressesOf returns the pod's addresses: those of interfaces in the pod, and those that name no interface.
+// addressesOf returns the pod's addresses in the result: those of interfaces in the pod, and those without an
+// interface.
 func addressesOf(r *current.Result) ([]endpoint.Address, error) {
 	var all []endpoint.Address
 	for i, ip := range r.IPs {
@@ -50,7 +52,7 @@ func addressesOf(r *current.Result) ([]endpoint.Address, error) {
 		addr = addr.Unmap()
 		if !ok || addr.IsUnspecified() || addr.IsMulticast() || addr.IsLoopback() {
 			return nil, refuse(types.ErrInvalidNetworkConfig,
-				"prevResult.ips[%d].address: %v can't be a pod's", i, ip.Address.IP)
+				"prevResult.ips[%d].address: %v can't be a pod's address", i, ip.Address.IP)
 		}
 		if !slices.ContainsFunc(all, func(a endpoint.Address) bool { return a.Addr == addr }) {
 			all = append(all, endpoint.Address{Addr: addr, Subnet: netip.PrefixFrom(addr, addr.BitLen())})
@@ -58,7 +60,7 @@ func addressesOf(r *current.Result) ([]endpoint.Address, error) {
 	}
 	if len(all) == 0 {
 		return nil, refuse(types.ErrInvalidNetworkConfig,
-			"prevResult.ips: there is no address of the pod's, which policy could go by")
+			"prevResult.ips: there is no address of the pod, so policy can't be enforced on it")
 	}
 	return all, nil
 }

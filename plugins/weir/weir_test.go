@@ -621,7 +621,7 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 		{"class", "ipset del weir-in-open " + p.IP, "ipset add weir-in-open " + p.IP, "no class"},
 		{
 			"holder", "mv /run/weir/addresses/" + p.IP + " /run/weir/held", "mv /run/weir/held /run/weir/addresses/" + p.IP,
-			"is held by",
+			"is assigned to",
 		},
 		{
 			"the pod's neighbour", "ip -n ns-1.busybox neigh del 10.88.0.1 dev eth0",
