@@ -27,9 +27,9 @@ import (
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
-	"github.com/weir-net/weir/policy/report"
 )
 
 // agent is the reconciler. Each type of its state stands in the file that owns it, with its invariants.
@@ -64,7 +64,7 @@ type agent struct {
 	problems problems
 	source   sourceReport
 	repairs  repairs
-	stats    report.Stats
+	stats    agentapi.Stats
 }
 
 // Run runs the agent until ctx ends. What is in the kernel stays when it returns.

@@ -22,7 +22,6 @@ import (
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/report"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -285,7 +284,7 @@ func (r *running) enrol(id string) (agentapi.EnrolAnswer, error) {
 	return agentapi.Enrol(ctx, id)()
 }
 
-func fetchStatus() (*report.Status, error) {
+func fetchStatus() (*agentapi.Status, error) {
 	question, err := agentapi.Ask(context.Background(), "GET", agentapi.StatusPath, nil)
 	if err != nil {
 		return nil, err
@@ -294,6 +293,6 @@ func fetchStatus() (*report.Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &report.Status{}
+	s := &agentapi.Status{}
 	return s, json.Unmarshal(answer, s)
 }

@@ -12,8 +12,8 @@ import (
 
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/netfilter"
-	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -120,7 +120,7 @@ func (a *agent) answerFor(id string, err error) (r answer, final bool) {
 	case !ok:
 		return refusal(http.StatusNotFound, "there is no endpoint record "+id), true
 	case err != nil:
-		return refusal(http.StatusServiceUnavailable, policy.Excerpt(err.Error())), false
+		return refusal(http.StatusServiceUnavailable, excerpt.Of(err.Error())), false
 	case !a.cluster.knows(ep):
 		return refusal(http.StatusNotFound, a.cluster.whyUnknown(ep)), false
 	}

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"log/slog"
 
-	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/internal/excerpt"
 )
 
 // part of the agent's work or of the node that can have a fault.
@@ -76,7 +76,7 @@ func (f *faults) set(p part, err error) {
 		delete(f.now, p)
 		f.log.Info("no longer: " + f.logged[p])
 	case err != nil:
-		err = errors.New(policy.Excerpt(err.Error()))
+		err = errors.New(excerpt.Of(err.Error()))
 		f.now[p] = err
 		if was == nil || was.Error() != err.Error() {
 			f.logged[p] = f.meaning(p)

@@ -14,11 +14,11 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
-	"github.com/weir-net/weir/policy/report"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -173,7 +173,7 @@ func TestFaultsOfObjects(t *testing.T) {
 	}
 }
 
-func statusNow(t *testing.T) *report.Status {
+func statusNow(t *testing.T) *agentapi.Status {
 	t.Helper()
 	s, err := fetchStatus()
 	if err != nil {

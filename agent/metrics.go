@@ -12,8 +12,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/bridge"
-	"github.com/weir-net/weir/policy/report"
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -108,7 +109,7 @@ var (
 	policiesDesc = desc("weir_policies", "NetworkPolicies in the cluster.")
 	classesDesc  = desc("weir_classes", "Classes: groups of this node's pods that the same policies isolate.", "direction")
 	setsDesc     = desc("weir_sets", "IP sets, by the beginning of their names.", "kind")
-	entriesDesc  = desc("weir_set_entries", "Entries of IP sets, by the beginning of the sets' names.", "kind")
+	entriesDesc  = desc("weir_set_entries", "Entries of IP sets, by what the sets are for.", "kind")
 	networksDesc = desc("weir_node_networks", "Pod networks of other nodes to which this node has a route.")
 	changesDesc  = desc("weir_kernel_changes_total", "Changes that the agent has made to sets and rules.")
 	failuresDesc = desc("weir_kernel_failures_total", "Attempts to change sets and rules that failed.")
@@ -178,24 +179,23 @@ func oneIf(b bool) int {
 }
 
 // countClasses counts the classes by direction. A class that has sets of both families counts once.
-func countClasses(all []ruleset.Class) map[string]int {
+func countClasses(all []agentapi.Class) map[string]int {
 	counts := map[string]int{string(ruleset.Ingress): 0, string(ruleset.Egress): 0}
 	seen := map[string]bool{}
 	for _, c := range all {
-		if k := string(c.Direction) + " " + strings.Join(c.Policies, " "); !seen[k] {
+		if k := c.Direction + " " + strings.Join(c.Policies, " "); !seen[k] {
 			seen[k] = true
-			counts[string(c.Direction)]++
+			counts[c.Direction]++
 		}
 	}
 	return counts
 }
 
-// countSets counts the sets and their entries by the beginning of the sets' names.
-func countSets(all []report.SetStatus) (sets, entries map[string]int) {
+// countSets counts the sets and their entries by what the sets are for.
+func countSets(all []agentapi.SetStatus) (sets, entries map[string]int) {
 	sets, entries = map[string]int{}, map[string]int{}
 	for _, set := range all {
-		kind := strings.Join(strings.SplitN(set.Name, "-", 3)[:2], "-") // a hash follows
-		kind = strings.TrimSuffix(kind, "6")                            // of IPv6
+		kind := conf.SetGroup(set.Name)
 		sets[kind]++
 		entries[kind] += set.Entries
 	}
@@ -203,7 +203,7 @@ func countSets(all []report.SetStatus) (sets, entries map[string]int) {
 }
 
 func (c statusCollector) problems(
-	all []ruleset.Problem, gauge func(*prometheus.Desc, int, ...string), gauges func(*prometheus.Desc, map[string]int),
+	all []agentapi.Problem, gauge func(*prometheus.Desc, int, ...string), gauges func(*prometheus.Desc, map[string]int),
 ) {
 	counts := map[string]int{"NetworkPolicy": 0, "Node": 0, "Pod": 0}
 	named := map[[2]string]bool{} // one field may have several problems
@@ -218,7 +218,7 @@ func (c statusCollector) problems(
 	gauges(problemsDesc, counts)
 }
 
-func (c statusCollector) endpoints(pods []report.PodStatus, gauge func(*prometheus.Desc, int, ...string)) {
+func (c statusCollector) endpoints(pods []agentapi.PodStatus, gauge func(*prometheus.Desc, int, ...string)) {
 	counts := map[ruleset.Direction]map[string]int{ruleset.Ingress: {}, ruleset.Egress: {}}
 	for _, p := range pods {
 		for d, class := range map[ruleset.Direction]string{ruleset.Ingress: p.Ingress, ruleset.Egress: p.Egress} {

@@ -11,9 +11,9 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/report"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -153,7 +153,7 @@ func (r *running) wantClass(name, want string) {
 		if err != nil {
 			return err
 		}
-		i := slices.IndexFunc(s.Pods, func(p report.PodStatus) bool { return p.Pod == "shop/"+name })
+		i := slices.IndexFunc(s.Pods, func(p agentapi.PodStatus) bool { return p.Pod == "shop/"+name })
 		if i < 0 || s.Pods[i].Ingress != want {
 			return fmt.Errorf("%s is not in class %s: %+v", name, want, s.Pods)
 		}

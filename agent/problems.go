@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -18,7 +18,7 @@ type problems []ruleset.Problem
 func (p *problems) report(log *slog.Logger, now []ruleset.Problem) {
 	for i, n := range now { // a field of an object may have a megabyte
 		now[i] = ruleset.Problem{
-			Object: policy.Excerpt(n.Object), Field: policy.Excerpt(n.Field), Message: policy.Excerpt(n.Message),
+			Object: excerpt.Of(n.Object), Field: excerpt.Of(n.Field), Message: excerpt.Of(n.Message),
 		}
 	}
 	slices.SortFunc(now, func(a, b ruleset.Problem) int {

@@ -5,8 +5,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/bridge"
-	"github.com/weir-net/weir/policy/report"
 )
 
 const (
@@ -18,7 +18,7 @@ const (
 
 // repairs are what the agent has repaired of the node settings, and what it could not repair.
 type repairs struct {
-	last []report.NodeRepair // at most keptRepairs, the newest at the end
+	last []agentapi.NodeRepair // at most keptRepairs, the newest at the end
 	// failures counts the settings that could not be read or repaired at the last check. The value is replaced, never
 	// changed.
 	failures map[bridge.Kind]int
@@ -41,7 +41,7 @@ func (a *agent) countRepairs(kind bridge.Kind, repaired []repair) {
 	if more := len(repaired) - namedRepairs; more > 0 {
 		was = append(was, fmt.Sprintf("and %d more", more))
 	}
-	r := report.NodeRepair{
+	r := agentapi.NodeRepair{
 		Time: time.Now(), What: string(kind), Count: len(repaired),
 		Was: strings.Join(was, ", "), Command: repaired[0].command,
 	}

@@ -4,9 +4,9 @@ import (
 	"context"
 	"net/netip"
 
+	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/report"
 )
 
 // Source says what the cluster looks like. A source may implement Lookup, Publisher, Contact, Files and Announcer
@@ -42,7 +42,7 @@ type Contact interface {
 // Files is a Source that reads files, and knows the result for each.
 type Files interface {
 	// Files may be called at any time. Callers don't change the result.
-	Files() []report.File
+	Files() []agentapi.File
 }
 
 // Announcer is a Source that can show an event on this node's Node object.

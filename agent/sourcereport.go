@@ -3,13 +3,14 @@ package agent
 import (
 	"slices"
 
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/report"
 )
 
 // sourceReport is what was last logged about the source's files, and about policies that weir doesn't enforce.
 type sourceReport struct {
-	files []report.File
+	files []agentapi.File
 	// omissions are the documents that were left out.
 	omissions  map[omission]bool
 	unenforced []policy.Unenforced
@@ -30,11 +31,11 @@ func (a *agent) reportFiles() {
 	for _, f := range a.source.files {
 		for _, o := range f.Objects {
 			key := omission{f.Path, o.Where, o.Why}
-			if o.State != report.LeftOut || o.Object != "" { // objects are problems
+			if o.State != agentapi.FileLeftOut || o.Object != "" { // objects are problems
 				continue
 			}
 			if a.source.omissions[key] = true; !was[key] {
-				a.Log.Info("a document is left out", "file", f.Path, "where", o.Where, "why", policy.Excerpt(o.Why))
+				a.Log.Info("a document is left out", "file", f.Path, "where", o.Where, "why", excerpt.Of(o.Why))
 			}
 		}
 	}
@@ -47,7 +48,7 @@ func (a *agent) reportUnenforced() {
 	}
 	var now []policy.Unenforced
 	for _, u := range a.cluster.objects.Unenforced {
-		now = append(now, policy.Unenforced{Kind: policy.Excerpt(u.Kind), Where: policy.Excerpt(u.Where), Count: u.Count})
+		now = append(now, policy.Unenforced{Kind: excerpt.Of(u.Kind), Where: excerpt.Of(u.Where), Count: u.Count})
 	}
 	log := func(say func(string, ...any), msg string, list, except []policy.Unenforced) {
 		for _, u := range list {

@@ -7,10 +7,10 @@ import (
 	"slices"
 	"time"
 
+	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/report"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -42,12 +42,12 @@ type status struct {
 	faults     map[part]error
 	problems   []ruleset.Problem
 	unenforced []policy.Unenforced
-	files      []report.File
+	files      []agentapi.File
 	// nodeFaults counts the node settings that could not be read or repaired.
 	nodeFaults map[bridge.Kind]int
-	repairs    []report.NodeRepair
+	repairs    []agentapi.NodeRepair
 	networks   int // of other nodes' pods, to which there are ways
-	stats      report.Stats
+	stats      agentapi.Stats
 }
 
 // publishStatus replaces the status that is served.
@@ -66,24 +66,34 @@ func (a *agent) publishStatus() {
 }
 
 // report is the status as GET /v1/status answers it.
-func (s *status) report() report.Status {
-	r := report.Status{
+func (s *status) report() agentapi.Status {
+	r := agentapi.Status{
 		Ready: s.ready, LastSync: s.lastSync, IPTables: s.backend, Stats: s.stats,
-		Errors: s.errors(), Pods: []report.PodStatus{}, Policies: s.policies, Sets: []report.SetStatus{},
-		Problems:   append([]ruleset.Problem{}, s.problems...),
-		Classes:    append([]ruleset.Class{}, s.enforced.ruleset.Classes...),
-		Unenforced: append([]policy.Unenforced{}, s.unenforced...), Files: s.files, NodeRepairs: s.repairs,
+		Errors: s.errors(), Pods: []agentapi.PodStatus{}, Policies: s.policies, Sets: []agentapi.SetStatus{},
+		Problems: []agentapi.Problem{}, Classes: []agentapi.Class{}, Unenforced: []agentapi.Unenforced{},
+		Files: s.files, NodeRepairs: s.repairs,
+	}
+	for _, p := range s.problems {
+		r.Problems = append(r.Problems, agentapi.Problem(p))
+	}
+	for _, u := range s.unenforced {
+		r.Unenforced = append(r.Unenforced, agentapi.Unenforced(u))
+	}
+	for _, c := range s.enforced.ruleset.Classes {
+		r.Classes = append(r.Classes, agentapi.Class{
+			Direction: string(c.Direction), Policies: c.Policies, Set: c.Set, Chain: c.Chain, Pods: c.Pods,
+		})
 	}
 	for _, e := range s.endpoints {
-		p := report.Pod(e)
+		p := agentapi.PodOf(e)
 		p.Ingress, p.Egress = s.class(ruleset.Ingress, e), s.class(ruleset.Egress, e)
 		r.Pods = append(r.Pods, p)
 	}
-	slices.SortFunc(r.Pods, func(a, b report.PodStatus) int {
+	slices.SortFunc(r.Pods, func(a, b agentapi.PodStatus) int {
 		return cmp.Or(cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.ContainerID, b.ContainerID))
 	})
 	for _, set := range s.enforced.ruleset.Sets {
-		r.Sets = append(r.Sets, report.SetStatus{Name: set.Name, Type: s.setType(set.Kind), Entries: len(set.Entries)})
+		r.Sets = append(r.Sets, agentapi.SetStatus{Name: set.Name, Type: s.setType(set.Kind), Entries: len(set.Entries)})
 	}
 	return r
 }

@@ -1,5 +1,5 @@
-// Package agentapi is what the plugin, the agent and weirctl say to each other: requests over the agent's socket, and the
-// heartbeat file. The plugin links it, so it links nothing of Kubernetes and no HTTP library.
+// Package agentapi is what the plugin, the agent and weirctl say to each other: requests over the agent's socket, the
+// status that it answers with, and the heartbeat file. The plugin links it, so it links nothing of Kubernetes and no HTTP library.
 package agentapi
 
 import (

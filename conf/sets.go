@@ -80,6 +80,14 @@ func HoldsPods(name string) bool {
 		!strings.HasPrefix(name, NumberSets)
 }
 
+// SetGroup returns the beginning that the names of sets with one purpose have in common, such as weir-sel, for both
+// families.
+func SetGroup(name string) string {
+	parts := strings.SplitN(name, "-", 3) // weir, the purpose, a hash
+	group := strings.Join(parts[:min(len(parts), 2)], "-")
+	return strings.TrimSuffix(group, "6") // of IPv6's sets without a hash
+}
+
 // IngressClass reports whether the set of that name is a class set of the ingress direction, of either family.
 func IngressClass(name string) bool { return strings.HasPrefix(name, IngressClasses) }
 

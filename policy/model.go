@@ -45,11 +45,12 @@ type Objects struct {
 
 // Unenforced are policies that are there and that weir doesn't enforce.
 type Unenforced struct {
-	Kind string `json:"kind"` // with its group, such as CiliumNetworkPolicy.cilium.io; empty if it isn't known which there are
+	// Kind with its group, such as CiliumNetworkPolicy.cilium.io; empty if it isn't known which kinds there are.
+	Kind string
 	// Where says which they are: a file's document, or an API server.
-	Where string `json:"where"`
+	Where string
 	// Count is how many there are; 0 if that isn't known.
-	Count int `json:"count"`
+	Count int
 }
 
 // String is one line for a log.

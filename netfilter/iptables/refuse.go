@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/netfilter/ipset"
-	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -99,12 +99,12 @@ func reason(err error) string {
 	if said := (*restoreError)(nil); errors.As(err, &said) && said.said != "" {
 		lines := strings.Split(said.said, "\n")
 		i := max(slices.IndexFunc(lines, func(l string) bool { return strings.Contains(l, "fail") || strings.Contains(l, "load") }), 0)
-		return policy.Excerpt(lineNumber.ReplaceAllString(strings.TrimSpace(lines[i]), "line"))
+		return excerpt.Of(lineNumber.ReplaceAllString(strings.TrimSpace(lines[i]), "line"))
 	}
 	for {
 		next := errors.Unwrap(err)
 		if next == nil {
-			return policy.Excerpt(err.Error())
+			return excerpt.Of(err.Error())
 		}
 		err = next
 	}

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/internal/excerpt"
 )
 
 // restorer is an iptables-restore that has been started and waits for its commands. It reads nothing of the kernel and takes
@@ -109,7 +109,7 @@ func (o *output) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (o *output) String() string { return policy.Excerpt(strings.TrimSpace(o.kept.String())) }
+func (o *output) String() string { return excerpt.Of(strings.TrimSpace(o.kept.String())) }
 
 // lineNumber is how iptables-restore says which of its lines is wrong: "line 2 failed", "Error occurred at line: 2", or
 // "line 2: RULE_APPEND failed". The legacy one names the line with COMMIT where the kernel refuses the table.
@@ -128,7 +128,7 @@ func offending(said, commands string) string {
 	n := 0
 	for line := range strings.Lines(commands) {
 		if n++; n == wanted {
-			return fmt.Sprintf("line %d is: %s: ", n, policy.Excerpt(strings.TrimSpace(line)))
+			return fmt.Sprintf("line %d is: %s: ", n, excerpt.Of(strings.TrimSpace(line)))
 		}
 	}
 	return ""

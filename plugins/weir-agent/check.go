@@ -12,21 +12,21 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/report"
-	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/source/manifests"
 )
 
 // checked is what check says.
 type checked struct {
 	// Ready says that an agent would start with these files.
-	Ready      bool                `json:"ready"`
-	Errors     []string            `json:"errors"`
-	Problems   []ruleset.Problem   `json:"problems"`
-	Unenforced []policy.Unenforced `json:"unenforced"`
-	Policies   []string            `json:"policies"`
-	Files      []report.File       `json:"files"`
+	Ready      bool                  `json:"ready"`
+	Errors     []string              `json:"errors"`
+	Problems   []agentapi.Problem    `json:"problems"`
+	Unenforced []agentapi.Unenforced `json:"unenforced"`
+	Policies   []string              `json:"policies"`
+	Files      []agentapi.File       `json:"files"`
 }
 
 func checkCommand() *cobra.Command {
@@ -78,7 +78,7 @@ func check(path, node string) (checked, error) {
 		return checked{}, broken
 	}
 	c := checked{
-		Ready: objects != nil, Errors: []string{}, Problems: []ruleset.Problem{}, Unenforced: []policy.Unenforced{},
+		Ready: objects != nil, Errors: []string{}, Problems: []agentapi.Problem{}, Unenforced: []agentapi.Unenforced{},
 		Policies: []string{}, Files: dir.Files(),
 	}
 	if broken != nil {
@@ -90,8 +90,12 @@ func check(path, node string) (checked, error) {
 			return c, nil // a file is being written
 		}
 	}
-	c.Problems = append(c.Problems, policy.Compile(policy.State{Objects: *objects}).Problems...)
-	c.Unenforced = append(c.Unenforced, objects.Unenforced...)
+	for _, p := range policy.Compile(policy.State{Objects: *objects}).Problems {
+		c.Problems = append(c.Problems, agentapi.Problem(p))
+	}
+	for _, u := range objects.Unenforced {
+		c.Unenforced = append(c.Unenforced, agentapi.Unenforced(u))
+	}
 	for _, p := range objects.Policies {
 		c.Policies = append(c.Policies, p.Namespace+"/"+p.Name)
 	}
@@ -109,16 +113,16 @@ func writeChecked(out io.Writer, c checked) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	line := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) } // Flush reports errors
 	for _, e := range c.Errors {
-		line("ERROR:\t%s", policy.Excerpt(e))
+		line("ERROR:\t%s", excerpt.Of(e))
 	}
 	for _, p := range c.Problems {
-		line("PROBLEM:\t%s", report.OneLine(p.String()))
+		line("PROBLEM:\t%s", agentapi.OneLine(p.String()))
 	}
 	for _, u := range c.Unenforced {
-		line("WARNING:\t%s", report.OneLine(u.String()))
+		line("WARNING:\t%s", agentapi.OneLine(u.String()))
 	}
 	line("policies:\t%s", strings.Join(c.Policies, ", "))
-	for _, l := range report.Lines(c.Files) {
+	for _, l := range agentapi.FileLines(c.Files) {
 		line("%s", l)
 	}
 	return w.Flush()

@@ -23,10 +23,10 @@ import (
 	"github.com/weir-net/weir/agent"
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/internal/version"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/overlay"
-	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/source/kube"
 	"github.com/weir-net/weir/source/manifests"
 )
@@ -73,13 +73,13 @@ func run() int {
 	return 0
 }
 
-// excerpt bounds what a line of the log carries of others' text, such as an error that quotes an object's field.
-func excerpt(_ []string, a slog.Attr) slog.Attr {
+// bounded bounds what a line of the log carries of others' text, such as an error that quotes an object's field.
+func bounded(_ []string, a slog.Attr) slog.Attr {
 	switch v := a.Value.Any().(type) {
 	case string:
-		a.Value = slog.StringValue(policy.Excerpt(v))
+		a.Value = slog.StringValue(excerpt.Of(v))
 	case error:
-		a.Value = slog.StringValue(policy.Excerpt(v.Error()))
+		a.Value = slog.StringValue(excerpt.Of(v.Error()))
 	}
 	return a
 }
@@ -89,7 +89,7 @@ func runCommand() *cobra.Command {
 	var ignoreBroken bool
 	var within []string
 	o := agent.Options{
-		Log:    slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: excerpt})),
+		Log:    slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: bounded})),
 		Resync: 10 * time.Second, EnrolWait: 5 * time.Second,
 		OpenBackend: func(ctx context.Context) (agent.Backend, error) { return iptables.Open(ctx) },
 	}

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weir-net/weir/policy/report"
+	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -20,10 +20,10 @@ func TestHostState(t *testing.T) {
 	n := newNode(t, dualStack)
 	n.Manifest("policy.yaml", denyAll)
 	p := n.AddPod("ns-1", "busybox")
-	pods := func() report.PodStatus {
+	pods := func() agentapi.PodStatus {
 		t.Helper()
 		out, _ := n.Ctl("pods", "-o", "json")
-		var all []report.PodStatus
+		var all []agentapi.PodStatus
 		if err := json.NewDecoder(strings.NewReader(out)).Decode(&all); err != nil || len(all) != 1 {
 			t.Fatalf("%v: %s", err, out)
 		}

@@ -8,7 +8,6 @@ import (
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/plugins/weirctl/client"
-	"github.com/weir-net/weir/policy/report"
 )
 
 func podsCommand() *cobra.Command {
@@ -25,7 +24,7 @@ func podsCommand() *cobra.Command {
 				return err
 			}
 			s, err := client.Status(cmd.Context())
-			pods := []report.PodStatus{} // none is a list too
+			pods := []agentapi.PodStatus{} // none is a list too
 			if errors.Is(err, agentapi.ErrNoAgent) {
 				pods, err = recorded()
 			} else if err == nil {
@@ -39,11 +38,11 @@ func podsCommand() *cobra.Command {
 }
 
 // recorded are the pods whose records are on disk; the error says which of them can't be read.
-func recorded() ([]report.PodStatus, error) {
+func recorded() ([]agentapi.PodStatus, error) {
 	endpoints, err := endpoint.List()
-	pods := []report.PodStatus{}
+	pods := []agentapi.PodStatus{}
 	for _, e := range endpoints {
-		p := report.Pod(e)
+		p := agentapi.PodOf(e)
 		p.Ingress, p.Egress = "?", "?"
 		pods = append(pods, p)
 	}

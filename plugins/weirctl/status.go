@@ -10,7 +10,6 @@ import (
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/netfilter/ipset"
 	"github.com/weir-net/weir/plugins/weirctl/client"
-	"github.com/weir-net/weir/policy/report"
 )
 
 func statusCommand() *cobra.Command {
@@ -47,8 +46,8 @@ func statusCommand() *cobra.Command {
 }
 
 // fromKernel is what can be said without an agent: enforcement goes on with the sets and rules that it left.
-func fromKernel(noAgent error) (*report.Status, error) {
-	s := &report.Status{Errors: []string{noAgent.Error() + "; the kernel goes on enforcing what it holds"}}
+func fromKernel(noAgent error) (*agentapi.Status, error) {
+	s := &agentapi.Status{Errors: []string{noAgent.Error() + "; the kernel goes on enforcing what it holds"}}
 	pods, err := recorded()
 	if err != nil {
 		s.Errors = append(s.Errors, err.Error())
@@ -68,7 +67,7 @@ func fromKernel(noAgent error) (*report.Status, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.Sets = append(s.Sets, report.SetStatus{Name: h.Name, Type: set.Type, Entries: len(set.Entries)})
+		s.Sets = append(s.Sets, agentapi.SetStatus{Name: h.Name, Type: set.Type, Entries: len(set.Entries)})
 	}
 	return s, nil
 }

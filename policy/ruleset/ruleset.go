@@ -105,18 +105,18 @@ const (
 // Class is the pods of this node that the same policies isolate in one direction. There is one for each family that
 // they have addresses of.
 type Class struct {
-	Direction Direction `json:"direction"`
-	Policies  []string  `json:"policies"` // none: no policy isolates the pods
-	Set       string    `json:"set"`
-	Chain     string    `json:"chain,omitempty"`
-	Pods      []string  `json:"pods"`
+	Direction Direction
+	Policies  []string // none: no policy isolates the pods
+	Set       string
+	Chain     string
+	Pods      []string
 }
 
 // Problem is an object, or part of one, that can't be enforced as written. The ruleset drops what it would have allowed.
 type Problem struct {
-	Object  string `json:"object"` // kind namespace/name
-	Field   string `json:"field"`
-	Message string `json:"message"`
+	Object  string // kind namespace/name
+	Field   string
+	Message string
 }
 
 // String is one line for a log.

@@ -13,9 +13,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/report"
 )
 
 // Dir is a directory of manifests, with all directories below it: the files that "kubectl apply -R -f" reads.
@@ -31,7 +31,7 @@ type Dir struct {
 	// started means that at one time nothing was unknown. Before, a file that can't be read may have a policy that
 	// isn't in force.
 	started bool
-	report  atomic.Pointer[[]report.File]
+	report  atomic.Pointer[[]agentapi.File]
 }
 
 // graceTime is how long the objects of a file that is missing or empty stay in force. Removing a policy allows more
@@ -112,7 +112,7 @@ func (d *Dir) Check() (*policy.Objects, error) {
 }
 
 // Files returns what was read last: each file with its objects, and what was left out and why.
-func (d *Dir) Files() []report.File {
+func (d *Dir) Files() []agentapi.File {
 	if r := d.report.Load(); r != nil {
 		return *r
 	}

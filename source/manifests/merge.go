@@ -10,9 +10,9 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 
+	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/report"
 )
 
 // placed is an entry with the file that it is in.
@@ -61,7 +61,7 @@ func (d *Dir) merge() (*policy.Objects, error) {
 		mergeVersions(by[key], &all)
 	}
 	d.addStaticPods(&all)
-	var files []report.File
+	var files []agentapi.File
 	for _, name := range names {
 		files = append(files, d.files[name].report(name))
 		all.Problems = append(all.Problems, d.files[name].problems(name)...)

@@ -15,6 +15,7 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/source/objects"
 )
@@ -63,7 +64,7 @@ const maxComplaints = 20
 func (e *entry) complain(list ...complaint) {
 	for _, c := range list {
 		c.why, _, _ = strings.Cut(c.why, " (e.g. ") // Kubernetes' own examples are longer than the rest
-		c.field, c.why = printable(c.field), policy.Excerpt(c.why)
+		c.field, c.why = printable(c.field), excerpt.Of(c.why)
 		switch {
 		case len(e.problems) > maxComplaints:
 			return

@@ -7,8 +7,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/report"
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -18,7 +18,7 @@ func printable(name string) string {
 	if !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		name = strconv.Quote(name)
 	}
-	return policy.Excerpt(name)
+	return excerpt.Of(name)
 }
 
 // errors returns the parts of the file of which nothing is known.
@@ -86,34 +86,34 @@ func (f *file) problems(name string) []ruleset.Problem {
 }
 
 // report returns the file's objects with their states and the reasons.
-func (f *file) report(name string) report.File {
-	out := report.File{Path: name, Objects: []report.FileObject{}}
+func (f *file) report(name string) agentapi.File {
+	out := agentapi.File{Path: name, Objects: []agentapi.FileObject{}}
 	for _, u := range f.unparsed {
 		why := u.err.Error()
 		if f.seen {
 			why += "; what it said before stays in force"
 		}
-		out.Objects = append(out.Objects, report.FileObject{Where: u.where, State: report.Unreadable, Why: why})
+		out.Objects = append(out.Objects, agentapi.FileObject{Where: u.where, State: agentapi.FileUnreadable, Why: why})
 	}
 	for i := range f.entries {
 		e := &f.entries[i]
-		o := report.FileObject{Where: e.where, Object: printable(e.object), State: report.Read}
+		o := agentapi.FileObject{Where: e.where, Object: printable(e.object), State: agentapi.FileRead}
 		if o.Object == o.Where {
 			o.Object = ""
 		}
 		switch {
 		case e.kept:
-			o.State = report.Kept
+			o.State = agentapi.FileKept
 		case e.damage == notNeeded:
-			o.State = report.NotNeeded
+			o.State = agentapi.FileNotNeeded
 		case e.damage == leftOut || e.damage == noNamespace:
-			o.State = report.LeftOut
+			o.State = agentapi.FileLeftOut
 		case e.damage == denying || e.damage == noSelector:
-			o.State = report.Closes
+			o.State = agentapi.FileCloses
 		case e.unenforced != nil:
-			o.State = report.NotEnforced
+			o.State = agentapi.FileNotEnforced
 		case e.damage == partly || e.differs:
-			o.State = report.Partly
+			o.State = agentapi.FilePartly
 		}
 		var why []string
 		for _, c := range e.problems {

@@ -17,7 +17,9 @@ var promises = []struct {
 		"plugins/weir", "its start is on the path of every pod",
 		[]string{"k8s.io", "sigs.k8s.io", "net/http", module + "policy"},
 	},
-	{"policy/ruleset", "the plugin's side and every backend link it", []string{"k8s.io", "sigs.k8s.io"}},
+	{"agentapi", "the plugin links it", []string{"k8s.io", "sigs.k8s.io", "net/http"}},
+	{"netfilter/iptables", "no backend needs the compiler", []string{"k8s.io", "sigs.k8s.io"}},
+	{"policy/ruleset", "every backend links it", []string{"k8s.io", "sigs.k8s.io"}},
 	{
 		"policy", "it says what should be, and can't touch anything",
 		[]string{"github.com/vishvananda", "github.com/google/nftables", "github.com/mdlayher", "k8s.io/client-go"},

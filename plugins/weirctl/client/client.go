@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/weir-net/weir/agentapi"
-	"github.com/weir-net/weir/policy/report"
 )
 
 // answersWithin bounds how long the client waits for an answer.
@@ -18,8 +17,8 @@ const answersWithin = 10 * time.Second
 // Status asks the agent what it enforces now. The error is agentapi.ErrNoAgent if no agent answers.
 //
 // Equivalent to: curl --unix-socket /run/weir/agent.sock http://agent/v1/status
-func Status(ctx context.Context) (*report.Status, error) {
-	s := &report.Status{}
+func Status(ctx context.Context) (*agentapi.Status, error) {
+	s := &agentapi.Status{}
 	if err := get(ctx, agentapi.StatusPath, s); err != nil {
 		return nil, err
 	}

@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/weir-net/weir/policy/report"
+	"github.com/weir-net/weir/agentapi"
 )
 
 // TestBuildsElsewhere: a person may ask and read answers on a machine that is no node.
@@ -33,7 +33,7 @@ func TestParseFormat(t *testing.T) {
 }
 
 func TestPrint(t *testing.T) {
-	pods := []report.PodStatus{{
+	pods := []agentapi.PodStatus{{
 		Pod: "ns-1/a", ContainerID: "0123456789abcdef", Addresses: []string{"10.88.0.2", "fd00::2"}, MAC: "0a:58:0a:58:00:02",
 		HostIf: "weirp0123456789", Since: time.Unix(0, 0), Ingress: "ns-1/deny", Egress: "open",
 	}}
@@ -49,8 +49,8 @@ func TestPrint(t *testing.T) {
 		t.Error(diff)
 	}
 	text.Reset()
-	sets := []report.SetStatus{{Name: "weir-pods", Type: "hash:ip"}}
-	s := &report.Status{Errors: []string{"no agent"}, Pods: pods, Sets: sets}
+	sets := []agentapi.SetStatus{{Name: "weir-pods", Type: "hash:ip"}}
+	s := &agentapi.Status{Errors: []string{"no agent"}, Pods: pods, Sets: sets}
 	if err := PrintStatus(text, Text, s); err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func TestPrint(t *testing.T) {
 	if diff := cmp.Diff(want, text.String()); diff != "" {
 		t.Error(diff)
 	}
-	if err := PrintPods(json, JSON, []report.PodStatus{}); err != nil || json.String() != "[]\n" {
+	if err := PrintPods(json, JSON, []agentapi.PodStatus{}); err != nil || json.String() != "[]\n" {
 		t.Errorf("no pods: %q, %v", json, err)
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/weir-net/weir/policy/report"
+	"github.com/weir-net/weir/agentapi"
 )
 
 // Format is how an answer is printed.
@@ -29,7 +29,7 @@ func ParseFormat(s string) (Format, error) {
 }
 
 // PrintStatus prints the status; as text it is a list of what is wrong, and tables of pods, classes and sets.
-func PrintStatus(out io.Writer, f Format, s *report.Status) error {
+func PrintStatus(out io.Writer, f Format, s *agentapi.Status) error {
 	if f == JSON {
 		return printJSON(out, s)
 	}
@@ -37,7 +37,7 @@ func PrintStatus(out io.Writer, f Format, s *report.Status) error {
 }
 
 // PrintPods prints the pods, as text one a line.
-func PrintPods(out io.Writer, f Format, pods []report.PodStatus) error {
+func PrintPods(out io.Writer, f Format, pods []agentapi.PodStatus) error {
 	if f == JSON {
 		return printJSON(out, pods)
 	}
@@ -59,7 +59,7 @@ func printTable(out io.Writer, lines func(printLine)) error {
 	return w.Flush()
 }
 
-func podLines(line printLine, pods []report.PodStatus) {
+func podLines(line printLine, pods []agentapi.PodStatus) {
 	line("CONTAINER\tPOD\tADDRESSES\tLINK\tMAC\tINGRESS\tEGRESS\tSINCE")
 	for _, p := range pods {
 		line("%.13s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", p.ContainerID, p.Pod, strings.Join(p.Addresses, ","), p.HostIf, p.MAC,
@@ -67,7 +67,7 @@ func podLines(line printLine, pods []report.PodStatus) {
 	}
 }
 
-func statusLines(line printLine, s *report.Status) {
+func statusLines(line printLine, s *agentapi.Status) {
 	line("ready:\t%v", s.Ready)
 	if !s.LastSync.IsZero() {
 		ago := time.Since(s.LastSync).Round(time.Millisecond)
@@ -79,10 +79,10 @@ func statusLines(line printLine, s *report.Status) {
 		line("ERROR:\t%s", e)
 	}
 	for _, p := range s.Problems {
-		line("PROBLEM:\t%s", report.OneLine(p.String()))
+		line("PROBLEM:\t%s", agentapi.OneLine(p.String()))
 	}
 	for _, u := range s.Unenforced {
-		line("WARNING:\t%s", report.OneLine(u.String()))
+		line("WARNING:\t%s", agentapi.OneLine(u.String()))
 	}
 	if s.Stats.NodeRepairs > 0 {
 		line("node repairs:\t%d since start, the last of them:", s.Stats.NodeRepairs)
@@ -91,7 +91,7 @@ func statusLines(line printLine, s *report.Status) {
 		line("REPAIRED:\t%s %s: %s (%s)", r.Time.Format(time.RFC3339), r.What, r.Was, r.Command)
 	}
 	line("policies:\t%s", strings.Join(s.Policies, ", "))
-	for _, l := range report.Lines(s.Files) {
+	for _, l := range agentapi.FileLines(s.Files) {
 		line("%s", l)
 	}
 	line("\nPOD\tADDRESS\tLINK\tINGRESS\tEGRESS")

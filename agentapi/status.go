@@ -1,6 +1,4 @@
-// Package report is what the agent says of itself to whoever asks on its socket. It is apart from the agent so that those
-// who ask don't link it.
-package report
+package agentapi
 
 import (
 	"fmt"
@@ -8,8 +6,7 @@ import (
 	"time"
 
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/internal/excerpt"
 )
 
 // Status is what GET /v1/status answers: what is enforced now.
@@ -18,19 +15,57 @@ type Status struct {
 	LastSync time.Time `json:"lastSync,omitzero"`
 	IPTables string    `json:"iptables"`
 	// Errors are what stands in the way now; empty if all is well.
-	Errors   []string          `json:"errors"`
-	Problems []ruleset.Problem `json:"problems"`
+	Errors   []string  `json:"errors"`
+	Problems []Problem `json:"problems"`
 	// Unenforced are policies that are there and that weir doesn't enforce.
-	Unenforced []policy.Unenforced `json:"unenforced"`
+	Unenforced []Unenforced `json:"unenforced"`
 	// Files are those of a directory of manifests, with what became of each object.
-	Files    []File          `json:"files,omitempty"`
-	Pods     []PodStatus     `json:"pods"`
-	Policies []string        `json:"policies"`
-	Classes  []ruleset.Class `json:"classes"`
-	Sets     []SetStatus     `json:"sets"`
-	Stats    Stats           `json:"stats"`
+	Files    []File      `json:"files,omitempty"`
+	Pods     []PodStatus `json:"pods"`
+	Policies []string    `json:"policies"`
+	Classes  []Class     `json:"classes"`
+	Sets     []SetStatus `json:"sets"`
+	Stats    Stats       `json:"stats"`
 	// NodeRepairs are the last changes by somebody else to what weir sets up on the node that were undone.
 	NodeRepairs []NodeRepair `json:"nodeRepairs"`
+}
+
+// Problem is an object, or part of one, that can't be enforced as written. What it would have allowed is dropped.
+type Problem struct {
+	Object  string `json:"object"` // kind namespace/name
+	Field   string `json:"field"`
+	Message string `json:"message"`
+}
+
+// String is one line for a log.
+func (p Problem) String() string { return p.Object + ": " + p.Field + ": " + p.Message }
+
+// Unenforced are policies that are there and that weir doesn't enforce.
+type Unenforced struct {
+	// Kind with its group, such as CiliumNetworkPolicy.cilium.io; empty if it isn't known which kinds there are.
+	Kind string `json:"kind"`
+	// Where says which they are: a file's document, or an API server.
+	Where string `json:"where"`
+	// Count is how many there are; 0 if that isn't known.
+	Count int `json:"count"`
+}
+
+// String is one line for a log.
+func (u Unenforced) String() string {
+	if u.Kind == "" {
+		return u.Where
+	}
+	return fmt.Sprintf("%s is a kind of policy that weir doesn't enforce: %s", u.Kind, u.Where)
+}
+
+// Class is the pods of this node that the same policies isolate in one direction. There is one for each family that
+// they have addresses of.
+type Class struct {
+	Direction string   `json:"direction"` // ingress or egress
+	Policies  []string `json:"policies"`  // none: no policy isolates the pods
+	Set       string   `json:"set"`
+	Chain     string   `json:"chain,omitempty"`
+	Pods      []string `json:"pods"`
 }
 
 // NodeRepair is what was put right at one time of what weir sets up on the node.
@@ -60,8 +95,8 @@ type PodStatus struct {
 	Egress  string `json:"egress"`
 }
 
-// Pod is what the record alone says of the attachment: Ingress and Egress are left to the caller.
-func Pod(e endpoint.Endpoint) PodStatus {
+// PodOf is what the record alone says of the attachment: Ingress and Egress are left to the caller.
+func PodOf(e endpoint.Endpoint) PodStatus {
 	p := PodStatus{Pod: e.Pod.String(), UID: e.Pod.UID, ContainerID: e.ContainerID, MAC: e.MAC, HostIf: e.HostIf, Since: e.Created}
 	for _, a := range e.Addresses {
 		p.Addresses = append(p.Addresses, a.Addr.String())
@@ -88,14 +123,14 @@ type FileState string
 
 // The states.
 const (
-	Read        FileState = "read"
-	Partly      FileState = "read in part"
-	Closes      FileState = "closes its pods"
-	Kept        FileState = "last good version"
-	NotNeeded   FileState = "no part of policy"
-	LeftOut     FileState = "left out"
-	NotEnforced FileState = "not enforced"
-	Unreadable  FileState = "unreadable"
+	FileRead        FileState = "read"
+	FilePartly      FileState = "read in part"
+	FileCloses      FileState = "closes its pods"
+	FileKept        FileState = "last good version"
+	FileNotNeeded   FileState = "no part of policy"
+	FileLeftOut     FileState = "left out"
+	FileNotEnforced FileState = "not enforced"
+	FileUnreadable  FileState = "unreadable"
 )
 
 // SetStatus is one ipset.
@@ -115,15 +150,15 @@ type Stats struct {
 	NodeRepairs int `json:"nodeRepairs"`
 }
 
-// Lines are a table of what became of the files' objects, its columns separated by tabs.
-func Lines(files []File) []string {
+// FileLines are a table of what became of the files' objects, its columns separated by tabs.
+func FileLines(files []File) []string {
 	var all []string
 	if len(files) > 0 {
 		all = append(all, "", "FILE\tOBJECT\tSTATE\tWHY")
 	}
 	for _, f := range files {
 		if len(f.Objects) == 0 {
-			all = append(all, fmt.Sprintf("%s\t-\t%s\t", OneLine(f.Path), Read))
+			all = append(all, fmt.Sprintf("%s\t-\t%s\t", OneLine(f.Path), FileRead))
 		}
 		for _, o := range f.Objects {
 			object := o.Object
@@ -137,4 +172,4 @@ func Lines(files []File) []string {
 }
 
 // OneLine has a text of others' fit into a table.
-func OneLine(s string) string { return strings.ReplaceAll(policy.Excerpt(s), "\n", " ") }
+func OneLine(s string) string { return strings.ReplaceAll(excerpt.Of(s), "\n", " ") }

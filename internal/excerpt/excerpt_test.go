@@ -1,15 +1,15 @@
-package policy_test
+package excerpt_test
 
 import (
 	"strings"
 	"testing"
 	"unicode/utf8"
 
-	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// TestExcerpt: what is short stays, what is long is cut between characters, and what a terminal would obey is gone.
-func TestExcerpt(t *testing.T) {
+// TestOf: what is short stays, what is long is cut between characters, and what a terminal would obey is gone.
+func TestOf(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                             "",
 		"spec.ports[0]: “x”\nis none":  "spec.ports[0]: “x”\nis none",
@@ -19,7 +19,7 @@ func TestExcerpt(t *testing.T) {
 		strings.Repeat("a", 1025):      strings.Repeat("a", 1024) + " … and 1 bytes more",
 		"a" + strings.Repeat("é", 1e6): "a" + strings.Repeat("é", 511) + " … and 1998978 bytes more",
 	} {
-		got := policy.Excerpt(text)
+		got := excerpt.Of(text)
 		if got != want || !utf8.ValidString(got) {
 			t.Errorf("%.40q… (%d bytes): got %.60q… (%d bytes), want %.60q…", text, len(text), got, len(got), want)
 		}
