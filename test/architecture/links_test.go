@@ -39,8 +39,8 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// pure are the packages that touch no file, no socket and no part of the kernel: all that they need comes in as a value.
-// They link only each other of weir's own packages.
+// pure are the packages that touch no file, no socket and no part of the kernel: all that they need comes in as a
+// value. They link only each other of weir's own packages.
 var pure = []string{"conf", "policy", "policy/ruleset", "policy/verdict"}
 
 // touching are packages that a pure package must not import itself. Its dependencies may: Kubernetes' types link

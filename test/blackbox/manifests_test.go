@@ -18,7 +18,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// shop are a server, its client and another pod.
+// shop has a server, its client and another pod.
 const shop = `
 apiVersion: v1
 kind: Namespace
@@ -38,12 +38,12 @@ metadata: {name: other, namespace: shop}
 ---
 `
 
-// denyJSON is a policy that closes the server.
+// denyJSON is a policy that allows the server nothing.
 const denyJSON = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
   "metadata": {"name": "deny", "namespace": "shop"},
   "spec": {"podSelector": {"matchLabels": {"app": "server"}}}}`
 
-// shopNode has the shop's pods, and an agent that goes by its manifests.
+// shopNode makes a node with the shop's pods, and an agent that reads its manifests.
 func shopNode(t *testing.T) (n *nodetest.Node, server, client, other *nodetest.Pod) {
 	n = nodetest.NewNode(t, nil)
 	n.Manifest("shop.yaml", shop)
@@ -54,7 +54,7 @@ func shopNode(t *testing.T) (n *nodetest.Node, server, client, other *nodetest.P
 	return n, server, client, other
 }
 
-// put writes a file of the manifests' directory, its directories too.
+// put writes a file into the directory of manifests, and makes its subdirectories.
 func put(n *nodetest.Node, name, text string) {
 	n.Helper()
 	path := filepath.Join(n.Manifests, name)
@@ -63,7 +63,7 @@ func put(n *nodetest.Node, name, text string) {
 	}
 }
 
-// closesServer puts each file, which must close the server, and takes it away.
+// closesServer writes each file, checks that nobody then reaches the server, and removes the file.
 func closesServer(t *testing.T, files [][2]string) {
 	n, server, client, _ := shopNode(t)
 	for _, f := range files {
@@ -77,7 +77,7 @@ func closesServer(t *testing.T, files [][2]string) {
 	}
 }
 
-// TestManifestsAnywhere: files count in subdirectories, behind links, and whatever the case of their names.
+// TestManifestsAnywhere: the agent reads files in subdirectories, behind links, and with upper-case extensions.
 func TestManifestsAnywhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -90,7 +90,7 @@ func TestManifestsAnywhere(t *testing.T) {
 	})
 }
 
-// TestManifestsWrapped: objects count in whatever they are wrapped.
+// TestManifestsWrapped: the agent finds objects inside lists, templates and streams.
 func TestManifestsWrapped(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -122,7 +122,7 @@ objects:
 	})
 }
 
-// TestWindowsManifests: PowerShell writes UTF-16.
+// TestWindowsManifests: the agent reads UTF-16, which PowerShell writes.
 func TestWindowsManifests(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -135,7 +135,7 @@ func TestWindowsManifests(t *testing.T) {
 	closesServer(t, [][2]string{{"deny.yaml", utf16}})
 }
 
-// TestFieldsNewerThanWeir: what other objects have beyond what is known of them means nothing.
+// TestFieldsNewerThanWeir: fields that weir doesn't know have no effect in objects other than policies.
 func TestFieldsNewerThanWeir(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -152,7 +152,7 @@ status: {newerField: {}, podIP: 10.88.0.200}
 	n.AddPod("shop", "server")
 }
 
-// TestFilesThatAreNoManifests: what lies beside manifests stops nothing, and is in the status.
+// TestFilesThatAreNoManifests: other files beside the manifests stop nothing, and the status lists them.
 func TestFilesThatAreNoManifests(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -175,7 +175,7 @@ func TestFilesThatAreNoManifests(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestAFileThatMayHoldAPolicy: nobody knows what such a file should forbid.
+// TestAFileThatMayHoldAPolicy: an unreadable file may contain a policy, so what it should forbid is unknown.
 func TestAFileThatMayHoldAPolicy(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -210,7 +210,7 @@ func TestAFileThatMayHoldAPolicy(t *testing.T) {
 	n.AddPod("shop", "server")
 }
 
-// TestBadPoliciesClose goes through docs/manifests.md, "What a bad file means".
+// TestBadPoliciesClose checks docs/manifests.md, "What a bad file means".
 func TestBadPoliciesClose(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -265,7 +265,7 @@ func TestBadPoliciesClose(t *testing.T) {
 	reach(false, false)
 }
 
-// TestNamespacesHaveTheirName: the label kubernetes.io/metadata.name is always there, without a manifest too.
+// TestNamespacesHaveTheirName: each namespace has the label kubernetes.io/metadata.name, even without a manifest.
 func TestNamespacesHaveTheirName(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -301,7 +301,7 @@ spec:
 	n.Reach(three, server.IP+":80", false) // whether its namespace has the label team nobody knows
 }
 
-// TestTwoFilesWithOneObject: no file's name decides.
+// TestTwoFilesWithOneObject: if two files have the same object, the names of the files don't decide which one counts.
 func TestTwoFilesWithOneObject(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -334,7 +334,7 @@ func TestTwoFilesWithOneObject(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestPoliciesThatAreNotEnforced: a policy of any other kind is a warning.
+// TestPoliciesThatAreNotEnforced: each policy of a kind that weir doesn't enforce is a warning.
 func TestPoliciesThatAreNotEnforced(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -373,7 +373,7 @@ func TestPoliciesThatAreNotEnforced(t *testing.T) {
 	}
 }
 
-// TestOddFiles: what can't hold a policy keeps no agent from being ready, and nobody waits for its end.
+// TestOddFiles: files that can't contain a policy, such as pipes, neither block the agent nor keep it from being ready.
 func TestOddFiles(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -409,7 +409,7 @@ func TestOddFiles(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestALinkThatLeadsNowhere: what it leads to may be a policy, on a disk that isn't mounted yet, or isn't any more.
+// TestALinkThatLeadsNowhere: a dangling link may lead to a policy on a disk that isn't mounted at the moment.
 func TestALinkThatLeadsNowhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -449,7 +449,7 @@ func TestALinkThatLeadsNowhere(t *testing.T) {
 	n.Reach(client, server.IP+":80", false)
 }
 
-// TestNamesThatPretend: names of files and objects, and their fields, neither forge lines nor reach a terminal.
+// TestNamesThatPretend: names and fields with control characters neither forge lines of logs nor reach a terminal.
 func TestNamesThatPretend(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -488,7 +488,7 @@ func TestNamesThatPretend(t *testing.T) {
 	}
 }
 
-// TestLargeManifests: what one reads takes time in proportion to its size, whatever is wrong with it.
+// TestLargeManifests: the time to read a file is proportional to its size, whatever is wrong with it.
 func TestLargeManifests(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -522,7 +522,7 @@ func TestLargeManifests(t *testing.T) {
 	}
 }
 
-// TestCheck: what would be read is said without an agent, and without enforcing anything.
+// TestCheck: the check of manifests needs no agent and enforces nothing.
 func TestCheck(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -561,8 +561,8 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestStatusBeforeTheFirstState: an agent that knows nothing yet doesn't call closed what the rules before it let
-// through.
+// TestStatusBeforeTheFirstState: an agent that knows no policies yet doesn't report pods as closed that the rules in
+// the kernel still allow traffic.
 func TestStatusBeforeTheFirstState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

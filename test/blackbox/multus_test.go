@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// secondNetwork writes the configuration of another network of weir's, as Multus has it besides the cluster's own. Keys
-// of conf are added to the plugin's.
+// secondNetwork writes the configuration of a second network of weir's, which Multus attaches in addition to the
+// cluster's. Keys of conf are added to the plugin's configuration.
 func secondNetwork(t *testing.T, n *nodetest.Node, conf nodetest.Conf) {
 	t.Helper()
 	plugin := nodetest.Conf{"type": "weir"}
@@ -30,7 +30,7 @@ func secondNetwork(t *testing.T, n *nodetest.Node, conf nodetest.Conf) {
 	}
 }
 
-// attachSecond calls the plugin for the pod's interface net1, and returns what it printed.
+// attachSecond calls the plugin for the pod's interface net1, and returns its output.
 func attachSecond(n *nodetest.Node, verb string, p *nodetest.Pod) (string, error) {
 	cmd := exec.Command(filepath.Join(n.Bin, "cnitool"), verb, "second", p.Netns)
 	cmd.Env = append(os.Environ(), "CNI_PATH="+n.Bin, "NETCONFPATH="+n.ConfDir, "CNI_IFNAME=net1",
@@ -42,7 +42,7 @@ func attachSecond(n *nodetest.Node, verb string, p *nodetest.Pod) (string, error
 	return string(out), err
 }
 
-// secondAddresses are those of the pod's net1.
+// secondAddresses returns the addresses of the pod's net1.
 func secondAddresses(t *testing.T, result string) (all []string) {
 	t.Helper()
 	var r struct{ IPs []struct{ Address string } }
@@ -56,8 +56,8 @@ func secondAddresses(t *testing.T, result string) (all []string) {
 	return all
 }
 
-// TestASecondInterface: a pod with a default route gets a second interface, which is reached from everywhere, as the
-// first stays; policies judge both; and when one goes the other stays.
+// TestASecondInterface: a pod with a default route gets a second interface. Both are reachable from everywhere,
+// policies apply to both, and DEL of one leaves the other.
 func TestASecondInterface(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -122,7 +122,7 @@ func TestASecondInterface(t *testing.T) {
 	reached(first, true, outside()...)
 }
 
-// TestASecondInterfaceInTheSameNetwork: the way to the gateway leads out of the first interface already.
+// TestASecondInterfaceInTheSameNetwork: the pod's route to the gateway already goes by the first interface.
 func TestASecondInterfaceInTheSameNetwork(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -142,7 +142,7 @@ func TestASecondInterfaceInTheSameNetwork(t *testing.T) {
 	}
 }
 
-// TestASecondDefaultRouteThatIsAskedFor is refused with a sentence that says what to write.
+// TestASecondDefaultRouteThatIsAskedFor: ADD refuses it with a message that says what to configure instead.
 func TestASecondDefaultRouteThatIsAskedFor(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

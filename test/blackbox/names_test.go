@@ -11,13 +11,13 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// The longest names that Kubernetes has: a namespace's is a label of DNS (63 bytes), a pod's or policy's a name (253).
+// The longest names that Kubernetes allows: 63 bytes for a namespace, which is a DNS label, 253 for a pod or policy.
 var (
 	longNamespace = strings.Repeat("n", 63)
 	longName      = func(first string) string { return first + strings.Repeat("x", 253-len(first)) }
 )
 
-// longest are a server that a client may reach and nobody else, all with the longest names.
+// longest has a server that only a client may reach, all with the longest names.
 var longest = fmt.Sprintf(`
 apiVersion: v1
 kind: Namespace
@@ -47,10 +47,10 @@ spec:
 `, longNamespace, longName("server"), longName("client"), longName("other"), strings.Repeat("t", 63),
 	longName("policy"))
 
-// TestLongestNames: pods with the longest names are attached, judged, checked and deleted; behind another plugin too.
+// TestLongestNames: ADD, CHECK, DEL and policies work for pods with the longest names.
 func TestLongestNames(t *testing.T) { testLongestNames(t, nil) }
 
-// TestLongestNamesBehindPtp is TestLongestNames for pods whose link the plugin ptp makes.
+// TestLongestNamesBehindPtp does the same for pods that the plugin ptp attaches.
 func TestLongestNamesBehindPtp(t *testing.T) {
 	testLongestNames(t, []nodetest.Conf{
 		{"type": "ptp", "ipam": nodetest.Conf{"type": "host-local", "subnet": "10.88.0.0/24"}},
@@ -111,8 +111,8 @@ func testLongestNames(t *testing.T, plugins []nodetest.Conf) {
 	}
 }
 
-// TestLongestContainerID: what can be attached can be deleted. An ID that is too long for the name of its record is
-// refused in words, and deleting it succeeds, as there is nothing to delete.
+// TestLongestContainerID: an attachment with the longest possible ID can be deleted. ADD refuses an ID that is too
+// long for the file name of its record, with the reason; DEL of it succeeds, as there is nothing to delete.
 func TestLongestContainerID(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -11,8 +11,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// repairTime is how long the agent may take to put the node right: a resync is every ten seconds, and the machine is
-// busy.
+// repairTime is how long the agent may take to repair the node: it resyncs every ten seconds, and the machine is busy.
 const repairTime = 10*time.Second + 10*time.Second
 
 // service is an address that the node translates to a pod's, as kube-proxy does.
@@ -66,7 +65,7 @@ func newKeptNode(t *testing.T) *keptNode {
 	return n
 }
 
-// traffic says which of the pods' ways doesn't lead where it should.
+// traffic returns an error if a connection from or to the pods doesn't work as it should.
 func (n *keptNode) traffic() error {
 	n.Helper()
 	for _, way := range n.ways {
@@ -77,7 +76,7 @@ func (n *keptNode) traffic() error {
 	return nil
 }
 
-// portOf is the name of the pod's link on the node.
+// portOf returns the name of the pod's link on the node.
 func portOf(t *testing.T, p *nodetest.Pod) string {
 	t.Helper()
 	var result struct {
@@ -89,7 +88,7 @@ func portOf(t *testing.T, p *nodetest.Pod) string {
 	return result.Interfaces[1].Name
 }
 
-// metric is the sum of all series whose names and labels begin with the prefix.
+// metric returns the sum of all series whose names and labels begin with the prefix.
 func metric(t testing.TB, prefix string) (sum float64) {
 	t.Helper()
 	served, err := metrics()
@@ -106,7 +105,7 @@ func metric(t testing.TB, prefix string) (sum float64) {
 	return sum
 }
 
-// within tries until f returns nil.
+// within calls f until it returns nil, for at most that time.
 func within(d time.Duration, f func() error) error {
 	for deadline := time.Now().Add(d); ; time.Sleep(20 * time.Millisecond) {
 		err := f()
@@ -116,14 +115,14 @@ func within(d time.Duration, f func() error) error {
 	}
 }
 
-// damage is what somebody does to the node.
+// damage is a change to the node by another program.
 type damage struct {
 	what    string // as the metric counts its repair
 	command string // of a shell
 	mended  string // a command that prints yes once it is mended
 }
 
-// comesBack breaks the node in each way, and waits until it is whole again.
+// comesBack does each damage, and waits until the agent has repaired it.
 func (n *keptNode) comesBack(all []damage) {
 	n.Helper()
 	for _, d := range all {
@@ -164,7 +163,7 @@ func (n *keptNode) comesBack(all []damage) {
 	}
 }
 
-// TestNodeSysctlsComeBack: a reload of /etc/sysctl.d, or an administrator, sets them back.
+// TestNodeSysctlsComeBack: a reload of /etc/sysctl.d or an administrator resets sysctls.
 func TestNodeSysctlsComeBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -184,8 +183,8 @@ func TestNodeSysctlsComeBack(t *testing.T) {
 	n.comesBack(all)
 }
 
-// TestNodeBridgeComesBack: weir0, its addresses and the routes to it, as "network restart" scripts, systemd-networkd
-// and people take them away.
+// TestNodeBridgeComesBack: scripts like "network restart", systemd-networkd and people remove weir0, its addresses
+// and the routes to it.
 func TestNodeBridgeComesBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -218,7 +217,7 @@ func TestNodeBridgeComesBack(t *testing.T) {
 	})
 }
 
-// TestNodePortsComeBack: the pods' ports.
+// TestNodePortsComeBack: other programs change the pods' ports.
 func TestNodePortsComeBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -250,8 +249,8 @@ func TestNodePortsComeBack(t *testing.T) {
 	})
 }
 
-// TestCheckSeesTheNode: what cuts off a pod is the pod's fault to CHECK, be it made once for the whole node. There is
-// no agent to put it right.
+// TestCheckSeesTheNode: CHECK of a pod fails for each fault that cuts it off, including faults of the node's shared
+// parts. No agent runs that would repair them.
 func TestCheckSeesTheNode(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -300,7 +299,7 @@ func TestCheckSeesTheNode(t *testing.T) {
 	}
 }
 
-// TestNodeThatCantBeRepaired: what the agent may not put right is reported by its name, and all else is put right.
+// TestNodeThatCantBeRepaired: the agent reports by name the settings that it may not change, and repairs all others.
 func TestNodeThatCantBeRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -335,7 +334,7 @@ func TestNodeThatCantBeRepaired(t *testing.T) {
 	}
 }
 
-// TestGuardRepairsAreCounted: the spoof guard's rules and entries are among what weir sets up on a node.
+// TestGuardRepairsAreCounted: the metrics count repairs of the guard's rules and entries.
 func TestGuardRepairsAreCounted(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -348,8 +347,8 @@ func TestGuardRepairsAreCounted(t *testing.T) {
 	})
 }
 
-// TestGuardThatLooksLikeItself: the guard's tables have all their rules' comments, and do something else. nft prints
-// the numbers that it knows as words: the priority -300 of the bridge family is "dstnat".
+// TestGuardThatLooksLikeItself: another program changes the guard's rules and keeps their comments. nft prints some
+// numbers as words: in the bridge family, "dstnat" is priority -300.
 func TestGuardThatLooksLikeItself(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -400,7 +399,8 @@ spec: {podCIDR: 10.88.1.0/24, podCIDRs: [10.88.1.0/24]}
 status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
 `
 
-// TestNodeOverlayComesBack: the way to another node's pods, of which the namespace beyond the uplink stands for one.
+// TestNodeOverlayComesBack: other programs change the tunnel to another node. The namespace outside stands for that
+// node.
 func TestNodeOverlayComesBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// nodeManifest is a Node of that minute's making, with these InternalIPs and podCIDRs, each with blanks between.
+// nodeManifest returns a Node that was created in that minute. Blanks separate its InternalIPs, and its podCIDRs.
 func nodeManifest(name string, minute int, addresses, networks string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b,
@@ -29,7 +29,7 @@ func nodeManifest(name string, minute int, addresses, networks string) string {
 	return b.String()
 }
 
-// honestNodes are the Nodes n1 to nSIZE of a cluster, of which the first so many share a subnet.
+// honestNodes returns the Nodes n1 to nSIZE of a cluster. The first of them, as many as shared, share a subnet.
 func honestNodes(size, shared int) string {
 	var b strings.Builder
 	for i := 1; i <= size; i++ {
@@ -43,7 +43,7 @@ func honestNodes(size, shared int) string {
 	return b.String()
 }
 
-// labPods are pods of the namespace lab, one on each node.
+// labPods returns pods of the namespace lab, one on each node.
 func labPods(size int) string {
 	b := "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: lab}\n"
 	for i := 1; i <= size; i++ {
@@ -53,7 +53,7 @@ func labPods(size int) string {
 	return b
 }
 
-// hostileClaims are what a Node can say of itself that must harm nobody else.
+// hostileClaims are false claims of a Node that must not harm other nodes.
 var hostileClaims = []struct{ name, addresses, networks string }{
 	{"no host's addresses", "0.0.0.0 224.0.0.1 255.255.255.255", "100.96.77.0/24"},
 	{"multicast first", "224.0.0.1", "100.96.77.0/24"},
@@ -74,8 +74,8 @@ var hostileClaims = []struct{ name, addresses, networks string }{
 	},
 }
 
-// TestHostileNode: of five Nodes one is hostile in every field, and the other four keep their ways, in each
-// encapsulation mode; and the problems are the hostile one's.
+// TestHostileNode: one of five Nodes states false claims, field by field, in each encapsulation mode. The pods of the
+// other four still reach each other, and the reported problems name the hostile Node.
 func TestHostileNode(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -138,9 +138,9 @@ func TestHostileNode(t *testing.T) {
 	}
 }
 
-// shareSubnet gives n1 and n2 a link to each other, with the addresses 172.21.0.1 and 172.21.0.2 that their Nodes have,
-// so that in crossSubnet they reach each other without a tunnel, and have two NICs. What the network would have to know
-// of pods where nothing is encapsulated, the router does.
+// shareSubnet gives n1 and n2 a second link, to each other, with the addresses 172.21.0.1 and 172.21.0.2 that their
+// Nodes have. So in crossSubnet they reach each other without a tunnel. The router gets routes to all pods, which a
+// network without encapsulation needs.
 func shareSubnet(c *nodetest.Cluster) {
 	c.Helper()
 	lines := []string{
@@ -155,7 +155,7 @@ func shareSubnet(c *nodetest.Cluster) {
 	nodetest.RunEach(c, lines...)
 }
 
-// allReach connects from each of the pods to each other.
+// allReach checks that each pod reaches each other pod.
 func allReach(c *nodetest.Cluster, pods []*nodetest.Pod, when string) {
 	c.Helper()
 	for _, from := range pods {

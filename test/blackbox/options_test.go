@@ -11,9 +11,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestHopByHopOptionsToLinkLocalMACs: IPv6 answers to an option that it doesn't know before any hook of its own is
-// asked. A frame to a MAC that no bridge passes on must not get that far: the answer goes to whom the sender names,
-// with its words.
+// TestHopByHopOptionsToLinkLocalMACs: the kernel's IPv6 answers an unknown option before any of its hooks sees the
+// packet. The answer goes to the forged sender and contains the packet. So frames to a MAC that bridges don't forward
+// must be dropped before.
 func TestHopByHopOptionsToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

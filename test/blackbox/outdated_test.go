@@ -11,14 +11,14 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// nodes are manifests of this node, with these podCIDRs, and of another.
+// nodes returns manifests of this Node, with these podCIDRs, and of another one.
 func nodes(own ...string) string {
 	return nodeManifest("self", 0, "192.0.2.2", strings.Join(own, " ")) +
 		nodeManifest("other", 0, "192.0.2.1", "10.88.0.0/24")
 }
 
-// clustered is a node with an agent that knows its Node and writes the runtime's configuration, and a runtime that
-// goes by another: of a former life, in which this node had the podCIDR that the other has now.
+// clustered makes a node whose agent knows its Node and writes the runtime's configuration. The runtime of "stale"
+// uses an outdated configuration, from when this node had the podCIDR that the other node has now.
 func clustered(t *testing.T, former nodetest.Conf, own ...string) (n, stale *nodetest.Node) {
 	t.Helper()
 	stale = nodetest.NewNode(t, former)
@@ -37,8 +37,8 @@ func clustered(t *testing.T, former nodetest.Conf, own ...string) (n, stale *nod
 
 func conflist(n *nodetest.Node) string { return filepath.Join(n.ConfDir, "10-weir.conflist") }
 
-// TestAConfigurationOfAFormerLife: the runtime goes by a configuration that isn't this node's any more. ADD is
-// refused, with the reason, and the present configuration is written by then.
+// TestAConfigurationOfAFormerLife: the runtime uses an outdated configuration. ADD fails with the reason, and the
+// current configuration has been written by then.
 func TestAConfigurationOfAFormerLife(t *testing.T) {
 	good := []any{nodetest.Conf{"subnet": "10.99.7.0/24"}}
 	for name, tc := range map[string]struct {
@@ -87,7 +87,7 @@ func TestAConfigurationOfAFormerLife(t *testing.T) {
 	}
 }
 
-// TestPodsFromBeforeAChangeOfPodCIDRs: pods that run go on, and the status says which these are.
+// TestPodsFromBeforeAChangeOfPodCIDRs: running pods keep their connections, and the status lists them.
 func TestPodsFromBeforeAChangeOfPodCIDRs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -122,7 +122,7 @@ func TestPodsFromBeforeAChangeOfPodCIDRs(t *testing.T) {
 	n.Reach(b, a.IP+":80", true)
 }
 
-// TestControlAddressesOfAnotherPlugin: a pod behind another plugin may have any address.
+// TestControlAddressesOfAnotherPlugin: a pod that another plugin attaches may have any address.
 func TestControlAddressesOfAnotherPlugin(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return

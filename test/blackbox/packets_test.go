@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// macOf is the MAC of the link in the namespace.
+// macOf returns the MAC of the link in the namespace.
 func macOf(t *testing.T, netns, link string) (mac net.HardwareAddr) {
 	t.Helper()
 	nodetest.In(t, netns, func() error {
@@ -25,7 +25,7 @@ func macOf(t *testing.T, netns, link string) (mac net.HardwareAddr) {
 	return mac
 }
 
-// ethernet is the header of a frame that carries a packet of the address's family.
+// ethernet returns the header of a frame that carries a packet of the address's family.
 func ethernet(dst, src net.HardwareAddr, ip string) *layers.Ethernet {
 	kind := layers.EthernetTypeIPv4
 	if strings.Contains(ip, ":") {
@@ -34,14 +34,14 @@ func ethernet(dst, src net.HardwareAddr, ip string) *layers.Ethernet {
 	return &layers.Ethernet{DstMAC: dst, SrcMAC: src, EthernetType: kind}
 }
 
-// udp names a UDP flow.
+// udp is a UDP flow.
 type udp struct{ src, dst netip.AddrPort }
 
 func flow(src, dst string) udp {
 	return udp{netip.MustParseAddrPort(src), netip.MustParseAddrPort(dst)}
 }
 
-// packet is a packet of the flow, without an Ethernet header.
+// packet returns a packet of the flow, without an Ethernet header.
 func (u udp) packet(payload string) []gopacket.SerializableLayer {
 	udp := &layers.UDP{SrcPort: layers.UDPPort(u.src.Port()), DstPort: layers.UDPPort(u.dst.Port())}
 	return []gopacket.SerializableLayer{
@@ -50,24 +50,24 @@ func (u udp) packet(payload string) []gopacket.SerializableLayer {
 	}
 }
 
-// datagram is a UDP packet, without an Ethernet header.
+// datagram returns a UDP packet, without an Ethernet header.
 func datagram(src, dst string, port int, payload []byte) []gopacket.SerializableLayer {
 	from, to := netip.MustParseAddr(src), netip.MustParseAddr(dst)
 	return udp{netip.AddrPortFrom(from, 40000), netip.AddrPortFrom(to, uint16(port))}.packet(string(payload))
 }
 
-// udpFrame is a frame with a UDP packet.
+// udpFrame returns a frame with a UDP packet.
 func udpFrame(t *testing.T, srcMAC, dstMAC net.HardwareAddr, from, to string, port int, payload []byte) []byte {
 	t.Helper()
 	return nodetest.Frame(t, layersOf(ethernet(dstMAC, srcMAC, to), datagram(from, to, port, payload)...)...)
 }
 
-// ip is header of parsed addresses.
+// ip does the same as header, for parsed addresses.
 func ip(src, dst netip.Addr, protocol layers.IPProtocol, inside any) gopacket.SerializableLayer {
 	return header(src.String(), dst.String(), protocol, inside)
 }
 
-// header is the IP header between the addresses. The checksum of the transport protocol inside covers it.
+// header returns the IP header of a packet from src to dst. The checksum of the transport protocol inside covers it.
 func header(src, dst string, protocol layers.IPProtocol, inside any) gopacket.SerializableLayer {
 	var ip gopacket.SerializableLayer
 	if strings.Contains(dst, ":") {

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestADeletionOnItsWayIsLeftToIt: the agent takes away what is left of pods that no DEL is called for. A DEL that is
-// still at it ends its attachment itself, however long it takes.
+// TestADeletionOnItsWayIsLeftToIt: the agent reaps attachments whose DEL was never called. It leaves those alone
+// whose DEL is still running, however long that takes.
 func TestADeletionOnItsWayIsLeftToIt(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -88,13 +88,13 @@ func TestADeletionOnItsWayIsLeftToIt(t *testing.T) {
 	}
 }
 
-// addresses are those that attachments hold.
+// addresses lists the addresses that are assigned to attachments.
 func addresses(t *testing.T) string {
 	t.Helper()
 	return strings.TrimSpace(nodetest.Run(t, "sh", "-c", "ls /run/weir/addresses 2>/dev/null || :"))
 }
 
-// processOf is the ID of the one process that runs the program.
+// processOf returns the PID of the only process that runs the program.
 func processOf(t *testing.T, program string) int {
 	t.Helper()
 	program, err := filepath.EvalSymlinks(program)

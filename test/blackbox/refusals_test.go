@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// twoPolicies are two namespaces with a policy each. That of shop is put in.
+// twoPolicies is two namespaces with a policy each. The spec of shop's is a parameter.
 const twoPolicies = `
 apiVersion: v1
 kind: Pod
@@ -42,7 +42,7 @@ spec: %s
 
 const harmless = "{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}]}"
 
-// refusal is something that a kernel refuses of one tenant's policy.
+// refusal is a part of one tenant's policy that the kernel refuses.
 type refusal struct {
 	spec  string // of the tenant's policy
 	field string // that the refusal is told of
@@ -52,12 +52,12 @@ type refusal struct {
 	legacy                bool // the node uses iptables-legacy
 }
 
-// rulesFailed is what iptables-nft says of a rule that the kernel refuses.
+// rulesFailed is the message of iptables-nft about a rule that the kernel refuses.
 const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory): " +
 	"rule in chain X"
 
-// lacking has iptables refuse what has a line with the text, as for a kernel that lacks a module, until mended is
-// called. says is what it says then.
+// lacking makes iptables refuse input that has a line with the text, as if the kernel lacked a module, until mended is
+// called. says is the message with which it refuses.
 func (r refusal) lacking(text, says string) refusal {
 	r.before = func(n *nodetest.Node) {
 		n.StopAgent()
@@ -86,7 +86,7 @@ func TestRefusedProtocol(t *testing.T) {
 	}.lacking("-p sctp", rulesFailed))
 }
 
-// TestRefusedProtocolByLegacy is TestRefusedProtocol for iptables-legacy, which names the line with COMMIT.
+// TestRefusedProtocolByLegacy does the same with iptables-legacy, whose message names the line with COMMIT.
 func TestRefusedProtocolByLegacy(t *testing.T) {
 	testRefused(t, refusal{
 		spec: `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}],
@@ -105,7 +105,7 @@ func TestRefusedMultiport(t *testing.T) {
 	}.lacking("-m multiport", ""))
 }
 
-// TestRefusedRule: of many rules of a kind the kernel refuses one.
+// TestRefusedRule: the kernel refuses one of many similar rules.
 func TestRefusedRule(t *testing.T) {
 	var rules []string
 	for i := range 300 {
@@ -122,7 +122,7 @@ const someBlocks = `{podSelector: {matchLabels: {app: web}},
 	ingress: [{from: [{ipBlock: {cidr: 10.88.0.0/25}}, {ipBlock: {cidr: 172.16.7.0/24}}],
 		ports: [{port: 1234}]}, {ports: [{port: 80}]}]}`
 
-// TestRefusedSet: the kernel refuses a set, since somebody's rule uses one of that name and another type.
+// TestRefusedSet: the kernel refuses a set, as another program's rule uses a set of that name with another type.
 func TestRefusedSet(t *testing.T) {
 	testRefused(t, refusal{
 		spec: someBlocks, field: "spec.ingress[0].from", opens: true,
@@ -167,7 +167,7 @@ func TestRefusedEntry(t *testing.T) {
 	})
 }
 
-// netSet is the name of the set with networks.
+// netSet returns the name of the set of networks.
 func netSet(n *nodetest.Node) (string, error) {
 	for name := range strings.Lines(nodetest.Run(n, "ipset", "list", "-name")) {
 		if strings.HasPrefix(name, "weir-net-") {
@@ -177,8 +177,8 @@ func netSet(n *nodetest.Node) (string, error) {
 	return "", fmt.Errorf("there is no set with networks")
 }
 
-// testRefused: what is refused is told of with its object and field, and closed; all else is applied, and other pods
-// start; and it is applied when the kernel takes it.
+// testRefused: weir reports the refused part by its object and field, and allows nothing by it. It applies all else,
+// and other pods start. Once the kernel accepts the part, weir applies it.
 func testRefused(t *testing.T, r refusal) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// advertisement says: I am your router, for everything, and this is your prefix.
+// advertisement returns a router advertisement with a default route and a prefix.
 func advertisement(dst, src net.HardwareAddr) []gopacket.SerializableLayer {
 	prefix := append([]byte{64, 0xc0, 0, 0, 0x0e, 0x10, 0, 0, 0x0e, 0x10, 0, 0, 0, 0}, net.ParseIP("2001:db8:bad::")...)
 	icmp := &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(layers.ICMPv6TypeRouterAdvertisement, 0)}
@@ -37,7 +37,7 @@ func believesNoRouter(t *testing.T) {
 	}
 }
 
-// TestRouterAdvertisements: no pod is a router for its node, whose pods have IPv4 only.
+// TestRouterAdvertisements: a node whose pods have IPv4 only accepts no router advertisement from a pod.
 func TestRouterAdvertisements(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -52,7 +52,7 @@ func TestRouterAdvertisements(t *testing.T) {
 	believesNoRouter(t)
 }
 
-// TestRouterAdvertisementsOutOfTheTunnel: no node is a router for another that way. Neither does the tunnel answer ARP.
+// TestRouterAdvertisementsOutOfTheTunnel: a node accepts none out of its tunnel, and answers no ARP there.
 func TestRouterAdvertisementsOutOfTheTunnel(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -65,7 +65,7 @@ func TestRouterAdvertisementsOutOfTheTunnel(t *testing.T) {
 	believesNoRouter(t)
 }
 
-// unaskedAddresses are the IPv6 addresses of weir's links that nobody asked for.
+// unaskedAddresses returns the IPv6 addresses of weir's links that weir did not set.
 func unaskedAddresses(t *testing.T) (all []string) {
 	t.Helper()
 	for line := range strings.Lines(nodetest.Run(t, "ip", "-6", "-o", "addr", "show")) {
@@ -84,7 +84,8 @@ func unaskedAddresses(t *testing.T) (all []string) {
 	return all
 }
 
-// TestNoAddressThatNobodyAskedFor on weir0, the pods' ports and the tunnel, of a node without IPv6 pods.
+// TestNoAddressThatNobodyAskedFor: on a node without IPv6 pods, weir0, the pods' ports and the tunnel have no IPv6
+// address.
 func TestNoAddressThatNobodyAskedFor(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -95,7 +96,7 @@ func TestNoAddressThatNobodyAskedFor(t *testing.T) {
 	}
 }
 
-// TestNoAddressThatNobodyAskedForWithIPv6Pods: weir0 has their gateway's, and no other.
+// TestNoAddressThatNobodyAskedForWithIPv6Pods: with IPv6 pods, weir0 has their gateway's address and no other.
 func TestNoAddressThatNobodyAskedForWithIPv6Pods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -11,9 +11,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAddsAndDelsAreNobodysTampering: pods come and go while the agent compares the kernel with what should be there,
-// again and again. It doesn't take what ADD and DEL do to sets for somebody's tampering, and doesn't undo it: a pod
-// behind another plugin, whose link is up from the start, stays in the set of judged pods.
+// TestAddsAndDelsAreNobodysTampering: pods start and end while the agent resyncs again and again. It doesn't mistake
+// the changes that ADD and DEL make to sets for another program's, and doesn't undo them: a pod behind another
+// plugin, whose link is up from the start, stays in the set of pods that policies apply to.
 func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -92,8 +92,7 @@ func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	})
 }
 
-// watchMember looks whether the pod stays in the set of judged pods from when it is there first until its ADD has
-// ended.
+// watchMember checks that the pod stays in the set of pods, from when it is first in it until its ADD has ended.
 func watchMember(t *testing.T, pod string, ended <-chan struct{}) {
 	was := false
 	for {

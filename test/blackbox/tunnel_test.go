@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// lab is a cluster whose agents run with these flags, and a pod on each node, with both families.
+// lab makes a dual-stack cluster whose agents run with these flags, and a pod on each node.
 func lab(t *testing.T, size int, flags ...string) (*nodetest.Cluster, []*nodetest.Pod) {
 	t.Helper()
 	c := nodetest.NewCluster(t, size)
@@ -36,7 +36,7 @@ func awaitConflist(c *nodetest.Cluster, n *nodetest.ClusterNode) {
 	c.Eventually("the configuration of "+n.Name, func() error { _, err := os.Stat(n.Conflist); return err })
 }
 
-// rpFilter sets it for all links of the node, those to come too.
+// rpFilter sets rp_filter for all links of the node, present and future.
 func rpFilter(t *testing.T, netns string, value int) {
 	t.Helper()
 	nodetest.In(t, netns, func() error {
@@ -57,8 +57,8 @@ func rpFilter(t *testing.T, netns string, value int) {
 	})
 }
 
-// arrives says whether a datagram of what send sends reaches a socket at the address in the namespace. control sends
-// one that must, after it: so that nothing is waited for.
+// arrives reports whether a datagram that send sends reaches a socket at the address in the namespace. Afterwards,
+// control sends one that must arrive, so that the test need not wait for a timeout.
 func arrives(t *testing.T, netns, address string, send, control func()) bool {
 	t.Helper()
 	var conn *net.UDPConn
@@ -90,19 +90,19 @@ func arrives(t *testing.T, netns, address string, send, control func()) bool {
 	return came
 }
 
-// tunnelMAC is that of weir's tunnel end at the IPv4 address.
+// tunnelMAC returns the MAC of weir's tunnel end on the node with that IPv4 address.
 func tunnelMAC(node string) net.HardwareAddr {
 	b := netip.MustParseAddr(node).As4()
 	return net.HardwareAddr{0x0e, 0x58, b[0], b[1], b[2], b[3]}
 }
 
-// inTunnel is the payload of a tunnel packet with the frame inside.
+// inTunnel returns the payload of a tunnel packet with the frame inside.
 func inTunnel(t *testing.T, vni uint32, inner []byte) []byte {
 	t.Helper()
 	return nodetest.Frame(t, &layers.VXLAN{ValidIDFlag: true, VNI: vni}, gopacket.Payload(inner))
 }
 
-// wire is where a host beside the router stands that sends to the node as the router does.
+// wire sends a datagram to the node from the router's place, as a host next to the router can.
 func wire(t *testing.T, node int, from, to string, port int, payload []byte) {
 	t.Helper()
 	mac := func(last byte) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, byte(node), last} }
@@ -114,13 +114,13 @@ const (
 	vni, vxlanPort      = 88, 4789
 )
 
-// forged is the frame inside of a tunnel packet from n1 to n2.
+// forged returns the frame inside a tunnel packet from n1 to n2.
 func forged(t *testing.T, from, to, payload string) []byte {
 	t.Helper()
 	return udpFrame(t, tunnelMAC(node1), tunnelMAC(node2), from, to, 9, []byte(payload))
 }
 
-// honest sends what n1 sends for a pod of its own to the pod on n2, through the tunnel.
+// honest returns a function that sends a packet through the tunnel as n1 does for one of its pods, to the pod on n2.
 func honest(t *testing.T, to string) func() {
 	from := "100.96.1.77"
 	if strings.Contains(to, ":") {
@@ -129,7 +129,8 @@ func honest(t *testing.T, to string) func() {
 	return func() { wire(t, 2, node1, node2, vxlanPort, inTunnel(t, vni, forged(t, from, to, "control"))) }
 }
 
-// TestForgedRemotePods: a host on the wire sends under the address of a pod elsewhere, without a tunnel.
+// TestForgedRemotePods: a host between the nodes sends packets under the address of another node's pod, without a
+// tunnel.
 func TestForgedRemotePods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -156,7 +157,7 @@ func TestForgedRemotePods(t *testing.T) {
 	}
 }
 
-// TestForgedInsideTunnels: what comes out of a node's tunnel is from a network of that node.
+// TestForgedInsideTunnels: a packet from a node's tunnel is dropped unless its source is in a network of that node.
 func TestForgedInsideTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -186,8 +187,7 @@ func TestForgedInsideTunnels(t *testing.T) {
 	}
 }
 
-// TestNothingElseOutOfTunnels: a router advertisement out of a tunnel makes nobody the node's router, in whatever
-// frame.
+// TestNothingElseOutOfTunnels: the node accepts no router advertisement from a tunnel, in whatever frame it comes.
 func TestNothingElseOutOfTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -234,7 +234,8 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	}
 }
 
-// TestServiceBeforeTunnels: what a node translates to the tunnels' port of a node, for whomever, is no tunnel packet.
+// TestServiceBeforeTunnels: a packet whose destination the node translates to a node's tunnel port is no tunnel packet,
+// whoever sent it.
 func TestServiceBeforeTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -285,8 +286,8 @@ func sendUDP(t *testing.T, netns, to string, payload []byte) {
 	}
 }
 
-// TestTunnelsAreNotTranslated: a rule that translates the tunnels' port of a node, as a hostPort or a Service with the
-// node's address as externalIP makes one, gets no tunnel packet; and none is tracked.
+// TestTunnelsAreNotTranslated: no rule translates tunnel packets, even if a hostPort or a Service with the node's
+// address as externalIP has one for the tunnel port. Tunnel packets are not tracked, either.
 func TestTunnelsAreNotTranslated(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -311,8 +312,8 @@ func TestTunnelsAreNotTranslated(t *testing.T) {
 	}
 }
 
-// TestTunnelsComeByTheUnderlay: a pod behind another plugin, whose link has no spoof guard, sends under a node's
-// address to the tunnels' port of its own node.
+// TestTunnelsComeByTheUnderlay: a pod behind another plugin, whose link has no spoof guard, sends packets to the
+// tunnel port of its node under another node's address. They are dropped.
 func TestTunnelsComeByTheUnderlay(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "main/bridge", "ipam/host-local") {
 		return
@@ -353,8 +354,8 @@ func TestTunnelsComeByTheUnderlay(t *testing.T) {
 	}
 }
 
-// TestDirectPeersDontComeOutOfTunnels: in crossSubnet what a node in the same subnet sends as it is doesn't come out of
-// a tunnel, and what one beyond sends through the tunnel doesn't come as it is.
+// TestDirectPeersDontComeOutOfTunnels: in crossSubnet, packets from nodes of the same subnet must come without a
+// tunnel, and those from other subnets through it. The other way round they are dropped.
 func TestDirectPeersDontComeOutOfTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

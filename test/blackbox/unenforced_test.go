@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// apiServer answers what an agent asks: of the core kinds there is one Node, and beside them the kinds in served, with
-// so many objects each; -1: the agent may not list them.
+// apiServer answers an agent's requests. It has one Node, and the kinds in served with that many objects each; -1 means
+// that the agent may not list the kind.
 func apiServer(t *testing.T, served map[string]int) *httptest.Server {
 	t.Helper()
 	lists := map[string]string{
@@ -84,8 +84,8 @@ func apiServer(t *testing.T, served map[string]int) *httptest.Server {
 	return server
 }
 
-// TestPoliciesThatAnAPIServerHas: what isn't enforced of them is a warning, and of a kind without objects there is
-// none.
+// TestPoliciesThatAnAPIServerHas: each kind of policy that weir doesn't enforce is a warning, if there are objects of
+// it.
 func TestPoliciesThatAnAPIServerHas(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

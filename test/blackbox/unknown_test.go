@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// denied is a node with an agent, pods x/a and x/b, of which b serves TCP port 80, and a policy that denies all.
+// denied makes a node with an agent, the pods x/a and x/b, and a policy that denies all. x/b serves TCP port 80.
 func denied(t *testing.T) (n *nodetest.Node, a, b *nodetest.Pod) {
 	t.Helper()
 	n = nodetest.NewNode(t, nil)
@@ -32,13 +32,13 @@ metadata: {namespace: x, name: deny}
 spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 `
 
-// sh runs a line of shell on the node; it must succeed.
+// sh runs a line of shell on the node. It must succeed.
 func sh(t testing.TB, line string) string {
 	t.Helper()
 	return nodetest.Run(t, "sh", "-c", line)
 }
 
-// notReadyFor waits until the status says that the node isn't ready, and why.
+// notReadyFor waits until the status says that the node isn't ready, with this reason.
 func notReadyFor(n *nodetest.Node, why string) {
 	n.Helper()
 	n.Eventually("the status says what is wrong with "+why, func() error {
@@ -53,7 +53,7 @@ func notReadyFor(n *nodetest.Node, why string) {
 	})
 }
 
-// refused attaches x/c, which must not succeed.
+// refused tries to attach x/c, which must fail with this reason.
 func refused(n *nodetest.Node, why string) {
 	n.Helper()
 	if _, err := n.TryAddPod("x", "c"); err == nil || !strings.Contains(err.Error(), why) {
@@ -61,7 +61,7 @@ func refused(n *nodetest.Node, why string) {
 	}
 }
 
-// well waits until the node is ready and pods start again.
+// well waits until the node is ready, and then checks that pods start again.
 func well(n *nodetest.Node) {
 	n.Helper()
 	n.Eventually("the node is ready again", func() error {
@@ -73,7 +73,7 @@ func well(n *nodetest.Node) {
 	}
 }
 
-// stays fails the test if f does within the time.
+// stays fails the test if f returns an error within that time.
 func stays(n *nodetest.Node, within time.Duration, f func() error) {
 	n.Helper()
 	for end := time.Now().Add(within); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
@@ -83,8 +83,8 @@ func stays(n *nodetest.Node, within time.Duration, f func() error) {
 	}
 }
 
-// TestATableThatIptablesCantPrint: somebody's rule in the nat table makes iptables-save fail. What weir has in mangle
-// is put right all the same when somebody takes it away, and no pod starts while a table is unknown.
+// TestATableThatIptablesCantPrint: another program's rule in table nat makes iptables-save fail. weir still repairs
+// its rules in table mangle, and no pod starts while a table is unknown.
 func TestATableThatIptablesCantPrint(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -109,8 +109,8 @@ func TestATableThatIptablesCantPrint(t *testing.T) {
 	well(n)
 }
 
-// TestATableThatIptablesCallsIncompatible: somebody's rule of nft's in mangle FORWARD makes iptables-save print
-// nothing of the table, and succeed. That is no empty table.
+// TestATableThatIptablesCallsIncompatible: a rule that nft added to mangle FORWARD makes iptables-save succeed without
+// printing the table. weir doesn't take the table for empty.
 func TestATableThatIptablesCallsIncompatible(t *testing.T) {
 	for family, program := range map[string]string{"ip": "iptables", "ip6": "ip6tables"} {
 		t.Run(program, func(t *testing.T) {
@@ -165,7 +165,7 @@ func TestATableThatIptablesCallsIncompatible(t *testing.T) {
 	}
 }
 
-// jumps says whether that many rules in the chain lead to weir's.
+// jumps returns an error unless that many rules of the chain jump to weir's.
 func jumps(chain string, want int) error {
 	out, err := exec.Command("sh", "-c", "nft list chain "+chain).CombinedOutput()
 	if err != nil {
@@ -177,8 +177,9 @@ func jumps(chain string, want int) error {
 	return nil
 }
 
-// withoutMatch gives programs that are started from now on an iptables that lacks the extension for a match: as of a
-// rule that somebody else's iptables has made. undo takes that back for one line of shell.
+// withoutMatch gives programs that start from now on an iptables without the extension for the match, as if another
+// program's iptables had made a rule that this one doesn't know. A line of shell that begins with undo has the
+// extension.
 func withoutMatch(t *testing.T, match string) (undo string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -188,7 +189,7 @@ func withoutMatch(t *testing.T, match string) (undo string) {
 	return "XTABLES_LIBDIR=" + lib + " "
 }
 
-// TestALegacyTableThatIptablesCantPrint: as above, where the kernel tells nothing of its rules but through iptables.
+// TestALegacyTableThatIptablesCantPrint does the same with legacy tables, which only iptables can list.
 func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -217,8 +218,8 @@ func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 	well(n)
 }
 
-// TestWhichIptablesIsUnknown: the rules that say which iptables the node uses can't be read. The agent doesn't choose
-// the other one for that.
+// TestWhichIptablesIsUnknown: the rules that show which iptables the node uses can't be read. The agent doesn't
+// switch to the other one.
 func TestWhichIptablesIsUnknown(t *testing.T) {
 	t.Run("nft", func(t *testing.T) {
 		if !nodetest.IsolatedWithWeir(t) {
@@ -250,8 +251,8 @@ func TestWhichIptablesIsUnknown(t *testing.T) {
 	})
 }
 
-// TestAGuardThatCantBeMadeIsNotForgotten: what failed when all was looked at is not taken for well when the agent
-// tries again.
+// TestAGuardThatCantBeMadeIsNotForgotten: writing the guard failed in a resync. The next reconcile doesn't take the
+// guard for written.
 func TestAGuardThatCantBeMadeIsNotForgotten(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -278,7 +279,7 @@ func TestAGuardThatCantBeMadeIsNotForgotten(t *testing.T) {
 	})
 }
 
-// TestATableThatIsSwitchedOff: it shows all its rules, and no packet passes them.
+// TestATableThatIsSwitchedOff: a dormant table lists all its rules, and checks no packet.
 func TestATableThatIsSwitchedOff(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -298,8 +299,7 @@ func TestATableThatIsSwitchedOff(t *testing.T) {
 	well(n)
 }
 
-// TestAChainThatHangsElsewhere: mangle FORWARD has weir's rule in its place and in its words, and packets come through
-// the chain somewhere else, or nowhere.
+// TestAChainThatHangsElsewhere: chain mangle FORWARD has weir's rule in its place, but is at another hook, or at none.
 func TestAChainThatHangsElsewhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -342,8 +342,8 @@ nft -f /run/forward.nft`)
 	n.Reach(a, b.IP+":80", false)
 }
 
-// TestASetThatCantBeRead: a set under weir's name isn't of a type of weir's. Nothing is known of sets then, and
-// weir's rule gets back its place all the same.
+// TestASetThatCantBeRead: a set with a name of weir's has a type that weir doesn't use. weir then knows nothing of
+// sets, but still repairs the place of its rule.
 func TestASetThatCantBeRead(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

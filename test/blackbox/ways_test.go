@@ -32,8 +32,8 @@ func addressOnLo(c *nodetest.Cluster) {
 	}
 }
 
-// TestMTUFollowsTheRoute: how large pods' packets may be comes from the routes to other nodes, and not from the link
-// that has the node's address; and it changes when they do.
+// TestMTUFollowsTheRoute: the MTU of pods comes from the routes to other nodes, not from the link with the node's
+// address. It changes with the routes.
 func TestMTUFollowsTheRoute(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -68,7 +68,7 @@ func TestMTUFollowsTheRoute(t *testing.T) {
 	c.Eventually("p1 reaches p2", func() error { _, err := nodetest.Get(t, p1.Netns, p2.IP+":80"); return err })
 }
 
-// TestNextHopOfTheOtherFamily: a node that is reached by an IPv6 router is in another subnet, in crossSubnet.
+// TestNextHopOfTheOtherFamily: in crossSubnet, a node behind an IPv6 router counts as being in another subnet.
 func TestNextHopOfTheOtherFamily(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -96,8 +96,8 @@ func TestNextHopOfTheOtherFamily(t *testing.T) {
 	allReach(c, pods, "crossSubnet")
 }
 
-// TestOverlayPortAndVNI: where another overlay has VXLAN's port or weir's number, weir takes others, and its rules
-// follow.
+// TestOverlayPortAndVNI: if another overlay uses the port of VXLAN or weir's VNI, flags give weir another port and
+// VNI, and the gate's rules use them.
 func TestOverlayPortAndVNI(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -133,7 +133,7 @@ func TestOverlayPortAndVNI(t *testing.T) {
 	}
 }
 
-// TestAnotherOverlayOnThePort: an overlay whose other end is no node goes on beside weir's on the same port.
+// TestAnotherOverlayOnThePort: another overlay, whose other end is no node, works beside weir's on the same port.
 func TestAnotherOverlayOnThePort(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -150,8 +150,8 @@ func TestAnotherOverlayOnThePort(t *testing.T) {
 		func() error { _, err := nodetest.Get(t, nodetest.RouterNS, "10.99.0.1:80"); return err })
 }
 
-// TestAHostFirewallByState: a firewall of the host that accepts the tunnels' port by connection state drops tunnels,
-// which aren't tracked, and the status says so.
+// TestAHostFirewallByState: a host firewall that accepts the tunnel port by connection state drops tunnel packets, as
+// these are not tracked. The status says so.
 func TestAHostFirewallByState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -178,7 +178,7 @@ func TestAHostFirewallByState(t *testing.T) {
 	c.Eventually("the status no longer tells of it", blocked(false))
 }
 
-// TestClusterCIDR: with it no Node takes networks beyond the cluster's.
+// TestClusterCIDR: with the flag, weir ignores networks of Nodes outside the cluster's CIDR.
 func TestClusterCIDR(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -196,7 +196,7 @@ func TestClusterCIDR(t *testing.T) {
 	}
 }
 
-// TestTheGateIsRepaired: what somebody changes in the rules for tunnels is put right.
+// TestTheGateIsRepaired: the agent repairs the gate after another program's changes.
 func TestTheGateIsRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -7,7 +7,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// workloads are those of a shop, and a policy that lets its client reach its web servers and its database.
+// workloads is a shop's workloads, and policies that allow its client to reach its web servers and its database.
 const workloads = `
 apiVersion: apps/v1
 kind: Deployment
@@ -47,7 +47,7 @@ spec: {podSelector: {matchLabels: {statefulset.kubernetes.io/pod-name: db-0}},
   ingress: [{from: [{podSelector: {matchLabels: {app: other}}}]}]}
 `
 
-// TestPodsOfWorkloads: a pod is known by the template that its name fits.
+// TestPodsOfWorkloads: a pod gets the labels of the workload whose pods have names like its own.
 func TestPodsOfWorkloads(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -86,7 +86,7 @@ func TestPodsOfWorkloads(t *testing.T) {
 	}
 }
 
-// TestAPodThatFitsTwoWorkloads gets only what both agree on.
+// TestAPodThatFitsTwoWorkloads: such a pod gets only the labels that both workloads have.
 func TestAPodThatFitsTwoWorkloads(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
