@@ -74,7 +74,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer func() { _ = lock.Close() }()
-	backend, err := o.OpenBackend(ctx)
+	backend, err := o.NewBackend(ctx)
 	if err != nil {
 		return err
 	}

@@ -89,7 +89,7 @@ func BenchmarkPodEvent(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer func() { _ = ns.Close() }()
-			driver, err := iptables.Open(b.Context())
+			driver, err := iptables.New(b.Context())
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -22,7 +22,7 @@ func TestConflist(t *testing.T) {
 		return
 	}
 	nodetest.Outside(t)
-	driver, err := iptables.Open(t.Context())
+	driver, err := iptables.New(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

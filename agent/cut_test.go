@@ -67,7 +67,7 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	wantCut("what was there when the agent started", 1)
 	tell(state("client", "none"))
 	wantCut("the one that was cut may go on", 0)
-	connect("10.88.1.9") // by nobody whom a policy lets through: only to be seen by a walk
+	connect("10.88.1.9") // no policy allows it: only a walk sees it
 	tell(state("client", "client"))
 	wantCut("nothing is cut, and another comes to be let through", 0)
 	s.hear(netfilter.All)
@@ -82,7 +82,7 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	wantCut("a pod has ended", 0)
 	nodetest.Run(t, "ipset", "flush", conf.PodsSet)
 	s.hear(netfilter.All)
-	wantCut("what somebody had taken away is there again", 1)
+	wantCut("what another program had removed is there again", 1)
 	tell(state("none", "client"))
 	wantCut("one is no longer let through", 2)
 	connect("10.88.1.5")

@@ -25,7 +25,7 @@ func TestOwnChangesAreNotReadAgain(t *testing.T) {
 	r.attach("web", "10.88.0.2")
 	r.tell(healthy(), nil)
 	r.wantMetrics(map[string]float64{"weir_ready": 1, `weir_endpoints{direction="ingress",state="isolated"}`: 1})
-	// What somebody else changes is repaired, and all that came before it was heard of then.
+	// What another program changes is repaired, and the agent has heard of all changes before it then.
 	flush := func() {
 		t.Helper()
 		repairs := r.metrics()["weir_kernel_repairs_total"]
@@ -55,7 +55,7 @@ func TestOwnChangesAreNotReadAgain(t *testing.T) {
 }
 
 // TestEnrolmentReadsNothing: a new pod doesn't wait for the tables to be read, which takes longer than all else that
-// the agent does for it, unless somebody has changed them. Then they are repaired before it is let in.
+// the agent does for it, unless another program has changed them. Then they are repaired before it is enrolled.
 func TestEnrolmentReadsNothing(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -91,7 +91,7 @@ func TestEnrolmentReadsNothing(t *testing.T) {
 	nodetest.Run(t, "iptables-nft", "-w", "-t", "mangle", "-F", "WEIR-INGRESS")
 	enrol(ids[7])
 	if have := nodetest.Run(t, "iptables-nft-save", "-t", "mangle"); !strings.Contains(have, "-A WEIR-INGRESS ") {
-		t.Errorf("a pod was let in while its chains were flushed:\n%s", have)
+		t.Errorf("a pod was enrolled while its chains were flushed:\n%s", have)
 	}
 }
 

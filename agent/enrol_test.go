@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// TestAnswerLooksAgainForWhoeverGivesUpFirst: whoever waits shorter must not wait as long as another.
-func TestAnswerLooksAgainForWhoeverGivesUpFirst(t *testing.T) {
+// TestAnswerLooksAgainAtTheFirstDeadline: a plugin must not wait longer than its own deadline.
+func TestAnswerLooksAgainAtTheFirstDeadline(t *testing.T) {
 	for _, waits := range [][]time.Duration{
 		{time.Minute, time.Hour},
 		{time.Hour, time.Minute},
@@ -25,6 +25,6 @@ func TestAnswerLooksAgainForWhoeverGivesUpFirst(t *testing.T) {
 		}
 	}
 	if next := (&agent{}).answer(nil); next != 0 {
-		t.Errorf("with nobody waiting, the next look is in %v", next)
+		t.Errorf("with no plugin waiting, the next look is in %v", next)
 	}
 }

@@ -153,7 +153,7 @@ func TestFaultsOfObjects(t *testing.T) {
 				t.Errorf("it was logged %d times", n)
 			}
 			if v, err := r.enrol(r.attach("more", other)); err != nil || !strings.Contains(v.Ingress, "shop/web") {
-				t.Errorf("another pod is not judged as it should be: %+v, %v", v, err)
+				t.Errorf("another pod is not enrolled as it should be: %+v, %v", v, err)
 			}
 			if err := inKernel(t); err != nil {
 				t.Error(err)
@@ -313,7 +313,7 @@ func TestFaultsOfParts(t *testing.T) {
 			func() { remove(record) },
 		},
 		{
-			"a record with nobody's address", partRecords, "broken:eth0", 1, func() { write(noAddress) },
+			"a record with an address of no pod", partRecords, "broken:eth0", 1, func() { write(noAddress) },
 			func() { remove(record) },
 		},
 		{
@@ -348,7 +348,7 @@ func TestFaultsOfParts(t *testing.T) {
 			}
 			id := r.attach("web", "10.88.0.2")
 			if v, err := r.enrol(id); (err == nil) != (tc.ready == 1) {
-				t.Errorf("a pod is judged %+v, %v", v, err)
+				t.Errorf("the answer for a pod is %+v, %v", v, err)
 			}
 			now := r.metrics()
 			failures := now["weir_kernel_failures_total"] - before["weir_kernel_failures_total"]
@@ -362,7 +362,7 @@ func TestFaultsOfParts(t *testing.T) {
 				t.Errorf("its end was logged %d times", n)
 			}
 			if v, err := r.enrol(id); err != nil {
-				t.Errorf("a pod is judged %+v, %v", v, err)
+				t.Errorf("the answer for a pod is %+v, %v", v, err)
 			}
 		})
 	}
@@ -400,8 +400,8 @@ func TestEachBrokenRecordIsLogged(t *testing.T) {
 	}
 }
 
-// TestABrokenRecordClosesItsPod: whoever breaks the record of a pod takes it out of its classes and of the guard. Its
-// address stays among those that are judged.
+// TestABrokenRecordClosesItsPod: a pod whose record breaks leaves its classes and the guard. Its address stays in the
+// set of all pods.
 func TestABrokenRecordClosesItsPod(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -437,9 +437,9 @@ func TestMetrics(t *testing.T) {
 		return
 	}
 	r := start(t)
-	// Before there is a state, nobody is enrolled.
+	// Before there is a state, no pod is enrolled.
 	if _, err := r.enrol(r.attach("web", "10.88.0.2")); err == nil {
-		t.Error("a pod was judged by nothing")
+		t.Error("a pod was enrolled without a state")
 	}
 	r.wantMetrics(map[string]float64{
 		"weir_ready": 0, `weir_enrolment_duration_seconds_count{result="unavailable"}`: 1,
@@ -462,7 +462,7 @@ func TestMetrics(t *testing.T) {
 	}
 	for _, id := range []string{r.attach("stranger", "10.88.0.3"), "nobody:eth0"} { // no such pod; no such record
 		if _, err := r.enrol(id); err == nil {
-			t.Errorf("%s was judged", id)
+			t.Errorf("%s was enrolled", id)
 		}
 	}
 	if _, err := r.enrol("../x:eth0"); err == nil {

@@ -12,8 +12,8 @@ import (
 // Options of an agent.
 type Options struct {
 	Source Source
-	// OpenBackend connects to the kernel's packet filter. Run calls it once, when no other agent runs.
-	OpenBackend func(context.Context) (Backend, error)
+	// NewBackend connects to the kernel's packet filter. Run calls it once, when no other agent runs.
+	NewBackend func(context.Context) (Backend, error)
 	Log         *slog.Logger
 	// HealthAddress is where /healthz, /readyz and /metrics are served, host:port; empty: nowhere.
 	HealthAddress string

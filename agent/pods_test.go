@@ -68,7 +68,7 @@ func TestEnrolWaitsUntilPublished(t *testing.T) {
 	r.tell(shop(named("a", "1", "new"), named("b", "", "new")), nil)
 	for _, id := range []string{r.attachUID("a", "1", "10.88.0.9"), r.attachUID("b", "", "10.88.0.10")} {
 		if v, err := r.enrol(id); err != nil || v.Ingress != "shop/new" {
-			t.Errorf("%s is judged %+v, %v", id, v, err)
+			t.Errorf("the answer for %s is %+v, %v", id, v, err)
 		}
 	}
 	if got := <-api.awaited; got != (endpoint.Pod{Namespace: "shop", Name: "a", UID: "1"}) {
@@ -99,7 +99,7 @@ func (s *server) wantPublished(t *testing.T, want map[string]string) {
 }
 
 // TestEnrolWithTheAPI: a pod that the source hasn't told of is asked for; the addresses of those that were let in are
-// published, and of nobody else.
+// published, and no others.
 func TestEnrolWithTheAPI(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -112,11 +112,11 @@ func TestEnrolWithTheAPI(t *testing.T) {
 	r.attach("more", "10.88.0.10") // on its way: it has a record, and hasn't asked
 	web := r.attach("web", "10.88.0.2")
 	if v, err := r.enrol(web); err != nil || v.Ingress != "shop/web" {
-		t.Errorf("web is judged %+v, %v", v, err)
+		t.Errorf("the answer for web is %+v, %v", v, err)
 	}
 	api.wantPublished(t, map[string]string{"shop/web": "[10.88.0.2]"})
 	if v, err := r.enrol(r.attach("new", "10.88.0.9")); err != nil || v.Ingress != "shop/web" {
-		t.Errorf("new is judged %+v, %v", v, err)
+		t.Errorf("the answer for new is %+v, %v", v, err)
 	}
 	api.wantPublished(t, map[string]string{"shop/web": "[10.88.0.2]", "shop/new": "[10.88.0.9]"})
 	if err := endpoint.Remove(web); err != nil {
@@ -177,7 +177,7 @@ func TestAPodThatWasFoundStays(t *testing.T) {
 	r.tell(shop(before), nil)
 	id := r.attachUID("db-0", "2", "10.88.0.9")
 	if v, err := r.enrol(id); err != nil || v.Ingress != "shop/new" {
-		t.Errorf("judged %+v, %v", v, err)
+		t.Errorf("the answer is %+v, %v", v, err)
 	}
 	for _, older := range []*policy.Objects{shop(before, pod("other", "10.88.1.9")), shop()} { // than the answer
 		r.tell(older, nil)

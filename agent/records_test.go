@@ -33,7 +33,7 @@ type stepped struct {
 
 func step(t *testing.T, objects *policy.Objects) *stepped {
 	t.Helper()
-	driver, err := iptables.Open(t.Context())
+	driver, err := iptables.New(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,7 @@ func (s *stepped) add(name, uid, address string) {
 	s.takeEnrolment(s.Context(), e)
 	s.reconcile(s.Context(), netfilter.Rules)
 	if r := <-e.answer; r.Error != "" {
-		s.Errorf("%s is judged %+v", id, r)
+		s.Errorf("the answer for %s is %+v", id, r)
 	}
 }
 
@@ -171,7 +171,7 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 }
 
 // TestAPodThatComesAgain with the same name and address before the agent has heard that it went: what DEL took out of
-// the sets must come back, and nobody is to blame for it.
+// the sets must come back, and counts as no repair.
 func TestAPodThatComesAgain(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestClusterViewJoinsLookups: a looked-up pod stands in for its namesake until the source's objects have another one, or
-// its endpoint ends; and what was given out before never changes.
+// TestClusterViewJoinsLookups: a looked-up pod stands in for its namesake until the source's objects have another
+// one, or its endpoint ends; and what was given out before never changes.
 func TestClusterViewJoinsLookups(t *testing.T) {
 	web := endpoint.Endpoint{ContainerID: "c", IfName: "eth0", Pod: endpoint.Pod{Namespace: "shop", Name: "web", UID: "2"}}
 	endpoints := map[string]endpoint.Endpoint{web.ID(): web}

@@ -14,7 +14,7 @@ import (
 )
 
 // TestWhatIsUnknown is the table of all that the agent reads of the node, and of how reading it fails. Each time the
-// node isn't ready, the status says why, no pod is let in, and the agent goes on trying until it can read it again.
+// node isn't ready, the status says why, no pod is enrolled, and the agent goes on trying until it can read it again.
 func TestWhatIsUnknown(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -89,14 +89,14 @@ func TestWhatIsUnknown(t *testing.T) {
 			})
 			id := r.attach("new", "10.88.0.9")
 			if v, err := r.enrol(id); err == nil {
-				t.Errorf("a pod was let in: %+v", v)
+				t.Errorf("a pod was enrolled: %+v", v)
 			}
 			if r.metrics()["weir_ready"] != 0 {
 				t.Error("the agent takes the node for ready while it still doesn't know")
 			}
 			sh(tc.known)
 			r.wantMetrics(map[string]float64{"weir_ready": 1, metric: 0})
-			r.eventually("a pod is let in", func() error {
+			r.eventually("a pod is enrolled", func() error {
 				_, err := r.enrol(r.attach("web", "10.88.0.2"))
 				return err
 			})
@@ -124,7 +124,7 @@ func TestConnectionsThatAreUnknown(t *testing.T) {
 		t.Errorf("after a walk that has failed: %+v", s.status.Load().report())
 	}
 	if r := enrol(); r.status != 503 || !strings.Contains(r.Error, "list connections: no") {
-		t.Errorf("a pod was let in: %+v", r)
+		t.Errorf("a pod was enrolled: %+v", r)
 	}
 	if !s.cutting.walking {
 		t.Fatal("the walk isn't tried again")

@@ -55,7 +55,7 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 	on := func(name string, f func(*iptables.Driver) error) {
 		t.Helper()
 		nodetest.In(t, "/run/netns/"+name, func() error {
-			d, err := iptables.Open(t.Context())
+			d, err := iptables.New(t.Context())
 			if err != nil {
 				return err
 			}

@@ -50,7 +50,7 @@ func NewNode(t testing.TB, networks []endpoint.Address, ports ...uint16) *Node {
 		bridged:  map[string][]neighbour{},
 	}
 	var err error
-	if n.Driver, err = iptables.Open(t.Context()); err != nil {
+	if n.Driver, err = iptables.New(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(n.Driver.Close)

@@ -40,9 +40,9 @@ type Driver struct {
 	suspects map[ruleset.Refusal]bool
 }
 
-// Open connects to the kernel and finds out which iptables the node uses. If that can't be found out, it is tried again
-// by whatever needs it, which then says so.
-func Open(ctx context.Context) (*Driver, error) {
+// New connects to the kernel and finds out which iptables the node uses. If it can't find out, the first method that
+// needs to know tries again, and returns the error.
+func New(ctx context.Context) (*Driver, error) {
 	sets, err := ipset.New()
 	if err != nil {
 		return nil, err
@@ -68,9 +68,9 @@ func (d *Driver) Close() {
 	d.sets.Close()
 }
 
-// Apply makes the kernel hold the ruleset. After an error the kernel holds some of the old state and some of the new, each of which closes
-// what it should; applying again goes on from there. After an UnknownError it holds the ruleset, as far as can be
-// known. After a RefusedError it is enough to leave out what the kernel refuses.
+// Apply makes the kernel hold the ruleset. After an error the kernel holds some of the old state and some of the new,
+// each of which closes what it should; applying again goes on from there. After an UnknownError it holds the ruleset,
+// as far as can be known. After a RefusedError it is enough to leave out what the kernel refuses.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	return d.apply(ctx, lower(want), verify)
 }
@@ -139,9 +139,9 @@ func (d *Driver) apply(ctx context.Context, want *lowered, verify netfilter.Veri
 	return r, nil
 }
 
-// KeepClosed is for when nobody knows yet what the kernel should hold. If weir's chains stand, they stay as they are, and
-// only get back their place before everybody else's rules. If one is gone or was flushed, so is what it forbade: the
-// kernel then gets the ruleset, in which no pod is in any class, and KeepClosed says so.
+// KeepClosed is for when nobody knows yet what the kernel should hold. If weir's chains stand, they stay as they are,
+// and only get back their place before everybody else's rules. If one is gone or was flushed, so is what it forbade:
+// the kernel then gets the ruleset, in which no pod is in any class, and KeepClosed says so.
 func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (bool, error) {
 	if err := d.detect(ctx); err != nil {
 		return false, err
@@ -291,8 +291,8 @@ func (d *Driver) carryOut(ctx context.Context, p plan, have state, want *lowered
 	return left, refused, nil
 }
 
-// restore carries out the families' commands, one after the other: both at once take longer, as the kernel lets only one
-// change its tables. It notes between which generations of the rules that was: it makes one for each table.
+// restore carries out the families' commands, one after the other: both at once take longer, as the kernel lets only
+// one change its tables. It notes between which generations of the rules that was: it makes one for each table.
 func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]string) error {
 	if commands == [len(conf.Families)]string{} {
 		return nil
@@ -333,9 +333,8 @@ func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands stri
 	return nil
 }
 
-// Knows says whether the tables of that generation, of which Watch has said that it changed something where weir has its
-// own, have been read since, or were the driver's own making: then nobody else's change is in it that isn't known. It is
-// asked about each in turn.
+// Knows reports whether a generation that Watch called concerned is accounted for: the tables were read at it or
+// after it, or the driver made it. It is called once for each such generation, in order.
 func (d *Driver) Knows(generation uint32) bool {
 	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.made(generation))
 }

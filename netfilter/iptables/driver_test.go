@@ -24,7 +24,7 @@ import (
 // driver for the flavour, whatever the node seems to use.
 func driver(t *testing.T, f Flavour) *Driver {
 	t.Helper()
-	d, err := Open(t.Context())
+	d, err := New(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

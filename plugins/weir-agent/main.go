@@ -91,7 +91,7 @@ func runCommand() *cobra.Command {
 	o := agent.Options{
 		Log:    slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: bounded})),
 		Resync: 10 * time.Second, EnrolWait: 5 * time.Second,
-		OpenBackend: func(ctx context.Context) (agent.Backend, error) { return iptables.Open(ctx) },
+		NewBackend: func(ctx context.Context) (agent.Backend, error) { return iptables.New(ctx) },
 	}
 	cmd := &cobra.Command{
 		Use:   "run",
@@ -111,7 +111,7 @@ func runCommand() *cobra.Command {
 			if o.Node.ClusterCIDRs, err = parseNetworks(within); err != nil {
 				return err
 			}
-			if o.Source, err = openSource(source, kubeconfig, o.Node.Name, ignoreBroken, o.Log); err != nil {
+			if o.Source, err = newSource(source, kubeconfig, o.Node.Name, ignoreBroken, o.Log); err != nil {
 				return err
 			}
 			return agent.Run(cmd.Context(), o)
@@ -153,7 +153,7 @@ func parseNetworks(list []string) ([]netip.Prefix, error) {
 	return all, nil
 }
 
-func openSource(source, kubeconfig, node string, ignoreBroken bool, log *slog.Logger) (agent.Source, error) {
+func newSource(source, kubeconfig, node string, ignoreBroken bool, log *slog.Logger) (agent.Source, error) {
 	if path, ok := strings.CutPrefix(source, "dir:"); ok && path != "" {
 		return &manifests.Dir{Path: path, IgnoreBroken: ignoreBroken, Node: kubeletName(node)}, nil
 	}
@@ -167,7 +167,7 @@ func openSource(source, kubeconfig, node string, ignoreBroken bool, log *slog.Lo
 	if err != nil {
 		return nil, fmt.Errorf("configure the API client: %w", err)
 	}
-	// One agent asks little; what matters is that a new pod's question isn't held up behind others.
+	// An agent asks little, but the lookup of a new pod must not wait behind other requests.
 	config.QPS, config.Burst = 50, 100
 	config.ContentType = "application/vnd.kubernetes.protobuf"
 	config.UserAgent = "weir-agent"
@@ -196,7 +196,7 @@ func cleanupCommand() *cobra.Command {
 			if err := os.Remove(conflist); conflist != "" && err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("remove the network configuration: %w", err)
 			}
-			// The links go before the rules: without its own no pod reaches anybody, so taking the rules away opens nothing.
+			// The links go before the rules: a pod without its link reaches nothing, so removing the rules allows nothing.
 			if err := bridge.RemoveAll(); err != nil {
 				return err
 			}
@@ -208,7 +208,7 @@ func cleanupCommand() *cobra.Command {
 			if err := errors.Join(overlay.New(links).Remove(), bridge.RemoveGuard()); err != nil {
 				return err
 			}
-			driver, err := iptables.Open(cmd.Context())
+			driver, err := iptables.New(cmd.Context())
 			if err != nil {
 				return err
 			}
