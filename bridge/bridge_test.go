@@ -19,7 +19,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// address is that, in its family's subnet; or several, with blanks between.
+// address returns the address, or several separated by blanks, with the subnet and gateway of its family.
 func address(list string) []endpoint.Address {
 	var all []endpoint.Address
 	for _, s := range strings.Fields(list) {
@@ -44,7 +44,7 @@ type node struct {
 
 func newNode(t *testing.T) node { return newNodeFor(t, "10.88.0.2") }
 
-// newNodeFor makes the bridge that pods with these addresses need.
+// newNodeFor makes the bridge for pods with these addresses.
 func newNodeFor(t *testing.T, addrs string) node {
 	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -93,7 +93,7 @@ func TestPodsReachEachOtherThroughTheNode(t *testing.T) {
 		}
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.3")
-	// The node's FORWARD hook must see it, else there is no policy.
+	// The packet must pass the node's FORWARD hook, else no policy is enforced.
 	nodetest.Run(t, "iptables", "-A", "FORWARD", "-j", "DROP")
 	if out, err := runIn("a", "ping", "-c1", "-W1", "10.88.0.3"); err == nil {
 		t.Fatalf("pods meet beside the FORWARD hook:\n%s", out)
@@ -101,7 +101,8 @@ func TestPodsReachEachOtherThroughTheNode(t *testing.T) {
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
 }
 
-// kube-proxy translates what a pod sends to a Service, and the pod behind it may be on the same bridge.
+// TestTranslatedPacketsReachPodsOfTheSameNode: kube-proxy translates a packet to a Service, and the Service's pod may
+// be on the same bridge.
 func TestTranslatedPacketsReachPodsOfTheSameNode(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -133,7 +134,7 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 		t.Fatal(err)
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
-	// Again, as the agent does: what it knows of stays, and what it doesn't goes.
+	// Again, as the agent repairs it: entries of known senders stay, and others are deleted.
 	leftover := Sender{PortName("gone"), p.MAC, p.Addresses}
 	if err := AllowSender(leftover); err != nil {
 		t.Fatal(err)
@@ -145,7 +146,7 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 		t.Errorf("a leftover stays in the guard: %v, %v", ok, err)
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
-	for range 2 { // the second time there is nothing to forbid
+	for range 2 { // the second time the sender is in no set
 		if err := ForbidSender(p.Sender()); err != nil {
 			t.Fatal(err)
 		}
@@ -155,7 +156,8 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 	}
 }
 
-// TestTheGuardIsRepaired whatever is taken out of it, and ADD alone makes what an earlier weir's guard lacked.
+// TestTheGuardIsRepaired: RepairGuard restores each part that is removed, and ADD alone restores what an earlier weir's
+// guard lacked.
 func TestTheGuardIsRepaired(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -163,7 +165,7 @@ func TestTheGuardIsRepaired(t *testing.T) {
 	p := Sender{PortName("a"), MAC(netip.MustParseAddr("10.88.0.2")), address("10.88.0.2")}
 	rules := func() string {
 		lines := strings.Split(nodetest.Run(t, "nft", "-s", "list", "ruleset"), "\n")
-		slices.Sort(lines) // what was made later is listed later
+		slices.Sort(lines) // the kernel lists elements in the order in which they were made
 		return strings.Join(lines, "\n")
 	}
 	if err := AllowSender(p); err != nil {
@@ -301,7 +303,7 @@ func TestEnsureRefusesAStrangersLink(t *testing.T) {
 	}
 }
 
-// TestEnsureGoesOn where an ADD was killed just after it had made the bridge.
+// TestEnsureGoesOn: Ensure completes a bridge whose ADD was killed just after making the link.
 func TestEnsureGoesOn(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestIPv6PodsReachEachOtherThroughTheNode: pods of one family and of both, from the first moment.
+// TestIPv6PodsReachEachOtherThroughTheNode: pods with addresses of one family or both reach each other at once.
 func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -36,8 +36,8 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 			ports = append(ports, p)
 		}
 		ping := []string{"ping", "-6", "-c1", "-W1", "-I", a, b}
-		// The bridge forwards by a new port once the kernel has noticed its carrier: until the first answer, twenty
-		// times a second.
+		// The bridge forwards to a new port once the kernel has noticed its carrier. Until the first answer, ping
+		// twenty times a second.
 		nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-6", "-c1", "-w5", "-i0.05", "-I", a, b)
 		if took := time.Since(began); took > time.Second {
 			t.Errorf("it took %s: the kernel has looked for duplicates", took)
@@ -56,7 +56,7 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 			strings.Contains(out, "REACHABLE") {
 			t.Errorf("the node has asked for neighbours:\n%s", out)
 		}
-		// The node's FORWARD hook must see it, else there is no policy.
+		// The packet must pass the node's FORWARD hook, else no policy is enforced.
 		nodetest.Run(t, "ip6tables", "-A", "FORWARD", "-j", "DROP")
 		if out, err := runIn("a", ping...); err == nil {
 			t.Fatalf("pods meet beside the FORWARD hook:\n%s", out)
@@ -82,7 +82,7 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 	}
 }
 
-// TestABridgeGetsItsOtherFamily: IPv6 comes to a node whose pods have IPv4 only, and what they have stays.
+// TestABridgeGetsItsOtherFamily: a node whose pods have IPv4 only gets IPv6, and the pods keep their network.
 func TestABridgeGetsItsOtherFamily(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -107,7 +107,7 @@ func TestABridgeGetsItsOtherFamily(t *testing.T) {
 	}
 }
 
-// TestWithoutIPv6 the error says what is wrong and where, and nothing is left behind.
+// TestWithoutIPv6: without IPv6 the error says what is wrong and where, and AddPort leaves nothing behind.
 func TestWithoutIPv6(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -142,7 +142,7 @@ func TestWithoutIPv6(t *testing.T) {
 	}
 }
 
-// TestTheNodesOwnRouterStays: where the node's default route is from a router's advertisement, it goes on listening.
+// TestTheNodesOwnRouterStays: a node whose default route is from a router advertisement accepts further ones.
 func TestTheNodesOwnRouterStays(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -158,7 +158,7 @@ func TestTheNodesOwnRouterStays(t *testing.T) {
 	}
 }
 
-// TestMACsAreUnique: of addresses in one network, whatever its size, and across networks.
+// TestMACsAreUnique: addresses have different MACs, within a network of any size and across networks.
 func TestMACsAreUnique(t *testing.T) {
 	seen := map[string]string{}
 	for _, network := range []string{"fd00:10:88::", "fd00:10:89::", "2001:db8:0:1::", "10.88.0."} {

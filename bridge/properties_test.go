@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// dualPod is a pod of both families.
+// dualPod has addresses of both families.
 func dualPod() Pod {
 	addrs := []endpoint.Address{
 		{
@@ -39,7 +39,7 @@ func fourOnly(p Pod) Pod {
 	return p
 }
 
-// TestProperties: what a node is to be, as the commands that make it so.
+// TestProperties compares the commands of a node's properties with the wanted ones.
 func TestProperties(t *testing.T) {
 	bridge := "ip link add weir0 type bridge; ip link set weir0 address 0a:58:0a:58:00:01 arp on up type bridge " +
 		"mcast_snooping 0 stp_state 0 vlan_filtering 0"
@@ -139,7 +139,7 @@ func TestProperties(t *testing.T) {
 	}
 }
 
-// whole is a node that is as it should be with dualPod.
+// whole returns the observation of a node that is right, with dualPod.
 func whole() *Observed {
 	p := dualPod()
 	const br, port = 1, 2
@@ -194,13 +194,13 @@ func edit(o *Observed, name string, f func(*Link)) {
 	o.Links[name] = l
 }
 
-// TestCompare: each thing that is wrong is named, and nothing else; what can't be read is unknown.
+// TestCompare: Compare names each thing that is wrong, and nothing else; what can't be read is unknown.
 func TestCompare(t *testing.T) {
 	broken := errors.New("the kernel is busy")
 	for _, tc := range []struct {
 		name    string
 		change  func(*Observed)
-		want    string // in what one difference says; empty: there is none
+		want    string // part of the only difference's text; empty: there is no difference
 		unknown bool
 	}{
 		{"nothing", func(*Observed) {}, "", false},

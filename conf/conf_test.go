@@ -23,7 +23,7 @@ func newRange(subnet, start, end, gateway string) Range {
 func TestParse(t *testing.T) {
 	whole := []Range{newRange("10.88.0.0/24", "10.88.0.1", "10.88.0.254", "10.88.0.1")}
 	for _, tc := range []struct {
-		name, conf string // conf: what stands beside the name
+		name, conf string // conf: the keys besides name
 		want       NetConf
 	}{
 		{"defaults", `"ranges": [{"subnet": "10.88.0.0/24"}]`, NetConf{Ranges: whole, Enforcement: Strict}},
@@ -120,7 +120,7 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// What runtimes put beside a plugin's own keys must not be taken for a typing error.
+// TestParseTakesTheRuntimesKeys: keys that runtimes add to a plugin's own aren't typing errors.
 func TestParseTakesTheRuntimesKeys(t *testing.T) {
 	c, err := Parse([]byte(`{
 		"cniVersion": "1.1.0", "cniVersions": ["1.0.0", "1.1.0"], "name": "weir", "type": "weir",
@@ -142,7 +142,7 @@ func TestParseTakesTheRuntimesKeys(t *testing.T) {
 	}
 }
 
-// TestParseRefuses wants each message to name the key, where it stands, and the value.
+// TestParseRefuses: each message names the key with its path, and the value.
 func TestParseRefuses(t *testing.T) {
 	const ranges = `"ranges": [{"subnet": "10.88.0.0/24"}]`
 	for _, tc := range []struct {
@@ -479,7 +479,7 @@ func TestParseArgs(t *testing.T) {
 	}
 }
 
-// TestIdentify: what CNI_ARGS say counts, then args.cni, then its labels.
+// TestIdentify: CNI_ARGS have precedence over args.cni, and these over its labels.
 func TestIdentify(t *testing.T) {
 	for _, tc := range []struct {
 		name, cni string

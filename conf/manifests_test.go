@@ -23,8 +23,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 )
 
-// kopsCluster is what weir's documentation uses of kops' Cluster, with kops' names
-// (k8s.io/kops/pkg/apis/kops/v1alpha2).
+// kopsCluster has the fields of kops' Cluster that weir's documentation uses (k8s.io/kops/pkg/apis/kops/v1alpha2).
 type kopsCluster struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata"`
@@ -47,8 +46,8 @@ type kopsCluster struct {
 
 func (c *kopsCluster) DeepCopyObject() runtime.Object { d := *c; return &d }
 
-// manifests reads the YAML files that people apply as an API server with strict field validation does: a field that the
-// API doesn't have, or that is there twice, is an error.
+// manifests reads the YAML files that people apply, as an API server with strict field validation does: an unknown
+// field, or one that is given twice, is an error.
 func manifests(t *testing.T) map[string][]runtime.Object {
 	t.Helper()
 	types := runtime.NewScheme()
@@ -88,7 +87,7 @@ func manifests(t *testing.T) map[string][]runtime.Object {
 	return all
 }
 
-// image is what the manifests call it; people replace it with their registry's (Makefile, IMAGE).
+// image is the image's name in the manifests; people replace it with that in their registry (Makefile, IMAGE).
 const image = "weir.local/weir:dev"
 
 func TestManifests(t *testing.T) {

@@ -23,8 +23,8 @@ const dual = `"ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.99", "e
 func TestAddresses(t *testing.T) {
 	for _, tc := range []struct {
 		name, conf, args string
-		want             string   // "" or the error's words
-		addrs            []string // else
+		want             string   // part of the error; "" for none
+		addrs            []string // without an error
 		code             uint
 	}{
 		{name: "none"},
@@ -188,7 +188,7 @@ func TestRoutesOf(t *testing.T) {
 			{Dst: p("0.0.0.0/0"), Gateway: gw4},
 			{Dst: p("10.0.0.0/8"), Gateway: gw4, MTU: 1400, AdvMSS: 1360, Priority: 5},
 			{Dst: p("10.88.0.1/32"), Table: &table, Scope: &link},
-			{Dst: p("0.0.0.0/0"), Gateway: gw4, Table: &table}, // of another table: the main one's stays
+			{Dst: p("0.0.0.0/0"), Gateway: gw4, Table: &table}, // in another table: the main table's default route stays
 		},
 		IPv6: {{Dst: p("::/0"), Gateway: gw6, MTU: 1300}},
 	} {

@@ -64,7 +64,7 @@ func TestRecords(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	must(Remove("a:eth0")) // nothing is there yet, not even the directory
+	must(Remove("a:eth0")) // not even the directory exists yet
 	wantList(t)
 	b, a := newEndpoint("b"), newEndpoint("a")
 	must(b.Save())
@@ -114,7 +114,7 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// What a crash in Save leaves, and what isn't weir's.
+	// Files that a crash in Save leaves, and files of other programs.
 	for _, name := range []string{tempFile, dir + "/a:eth0.json.tmp", dir + "/notes"} {
 		if err := os.WriteFile(name, []byte(`{"contain`), 0o600); err != nil {
 			t.Fatal(err)
@@ -136,12 +136,12 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 	}
 	record, err := os.ReadFile(path("a:eth0"))
 	if err == nil {
-		err = os.WriteFile(path("h:eth0"), record, 0o600) // a copy, which a's DEL would leave behind
+		err = os.WriteFile(path("h:eth0"), record, 0o600) // a copy, which the DEL of a:eth0 would leave behind
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink("nowhere", path("g:eth0")); err != nil { // as if a DEL came between listing and reading
+	if err := os.Symlink("nowhere", path("g:eth0")); err != nil { // like a DEL between listing and reading
 		t.Fatal(err)
 	}
 	got, err := List()
@@ -158,7 +158,7 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 	}
 }
 
-// A record that is ending is DEL's alone, until it is removed; the ID stays taken for as long.
+// TestEnding: only DEL reads an ending record, until it removes the record; Exists reports the ID until then.
 func TestEnding(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -176,7 +176,7 @@ func TestEnding(t *testing.T) {
 			t.Fatalf("save: %v, exists: %v", err, Exists(e.ID()))
 		}
 	}
-	for range 2 { // DEL crashed and comes again
+	for range 2 { // DEL crashed and is called again
 		got, err := MarkEnding("a:eth0")
 		if err != nil {
 			t.Fatal(err)
@@ -212,7 +212,7 @@ func TestCheckID(t *testing.T) {
 		"c1:eth0":                          true,
 		ID("c1", "eth0.10"):                true,
 		"c.1_2-3:net1":                     true,
-		"c1:..":                            true, // a strange name, but of no other directory
+		"c1:..":                            true, // a strange name, but no other directory's
 		"":                                 false,
 		":":                                false,
 		"c1":                               false,
@@ -303,7 +303,7 @@ func TestLockEndsWithItsProcess(t *testing.T) {
 		return
 	}
 	lock(t)()
-	// -o: the lock is flock's alone, its child doesn't inherit it.
+	// -o: the child of flock doesn't inherit the lock.
 	cmd := exec.Command("flock", "-o", Dir+"/lock", "sh", "-c", "echo locked; exec sleep infinity")
 	out, err := cmd.StdoutPipe()
 	if err != nil {

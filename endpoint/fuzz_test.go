@@ -7,8 +7,7 @@ import (
 	"testing"
 )
 
-// FuzzLoad reads records that anything may have been written into. Whatever is read is of the endpoint that the file is
-// named after.
+// FuzzLoad reads records with random content. A record that can be read has the ID that its file is named after.
 func FuzzLoad(f *testing.F) {
 	for _, s := range []string{
 		`{"containerID": "c", "ifName": "eth0", "pod": {"namespace": "ns", "name": "p"}, ` +
@@ -32,7 +31,7 @@ func FuzzLoad(f *testing.F) {
 	})
 }
 
-// FuzzCheckID: what is let through names a file of the records' directory and no other.
+// FuzzCheckID: an ID that CheckID accepts names a file in the records' directory.
 func FuzzCheckID(f *testing.F) {
 	for _, s := range []string{
 		"c:eth0", "../c:eth0", "c:../eth0", ":", "c:", ".:x", "c:e:0", "c\x00:eth0", `c:\eth0`,

@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAddressesThatHostLocalGave: a node goes over from bridge+host-local to weir while pods run.
+// TestAddressesThatHostLocalGave: a node changes from bridge+host-local to weir while pods run.
 func TestAddressesThatHostLocalGave(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -32,10 +32,10 @@ func TestAddressesThatHostLocalGave(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	file("10.88.0.2", 2*settleTime)        // of a pod that lives
-	file("10.88.0.3", 2*settleTime)        // of one that has ended
-	file("10.88.0.4", 0)                   // of one that has no address yet
-	file("10.88.0.5", 10*365*24*time.Hour) // of one of another boot; whoever has the address, it isn't that pod
+	file("10.88.0.2", 2*settleTime)        // of a pod that runs
+	file("10.88.0.3", 2*settleTime)        // of a pod that has ended
+	file("10.88.0.4", 0)                   // of a pod that has no address yet
+	file("10.88.0.5", 10*365*24*time.Hour) // from before the node's start: the address isn't that pod's
 	file("last_reserved_ip.0", 0)
 	r := newRange(1, 9)
 	for _, want := range []string{"10.88.0.3", "10.88.0.5", "10.88.0.6"} {
@@ -54,7 +54,7 @@ func TestAddressesThatHostLocalGave(t *testing.T) {
 		!strings.Contains(err.Error(), "host-local for container c-10.88.0.2") {
 		t.Errorf("asked for an address of host-local's: %v", err)
 	}
-	// The pod ends. (Its namespace may stay: some thread of the test's may have been the one that made it.)
+	// The pod ends. Its namespace may stay, if a thread of the test made it.
 	nodetest.Run(t, "ip", "-n", "old", "addr", "del", "10.88.0.2/24", "dev", "lo")
 	if err := asked(); err != nil {
 		t.Error(err)

@@ -29,7 +29,7 @@ func newRange(start, end byte) conf.Range {
 	}
 }
 
-// reserve returns the address that the holder got.
+// reserve assigns an address to the attachment and returns it.
 func reserve(t *testing.T, id string, ranges ...conf.Range) string {
 	t.Helper()
 	var got endpoint.Address
@@ -71,7 +71,7 @@ func TestAFreedAddressRests(t *testing.T) {
 	got = append(got, reserve(t, "a", r), reserve(t, "b", r))
 	release(t, "a", got[0])
 	got = append(got, reserve(t, "c", r), reserve(t, "d", r))
-	release(t, "d", got[3]) // the last of the range: the next is the first that is free, not this one
+	release(t, "d", got[3]) // the range's last address; the next one is the first free address, not this one
 	got = append(got, reserve(t, "e", r), reserve(t, "f", r))
 	want := []string{"10.88.0.2", "10.88.0.3", "10.88.0.4", "10.88.0.5", "10.88.0.2", "10.88.0.5"}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -80,7 +80,7 @@ func TestAFreedAddressRests(t *testing.T) {
 	wantHolders(t, map[string]string{"10.88.0.2": "e", "10.88.0.3": "b", "10.88.0.4": "c", "10.88.0.5": "f"})
 }
 
-// TestAReboot: nobody holds an address any more, but other nodes may still know the pods that had them.
+// TestAReboot: all addresses are free, but the round goes on: other nodes may still know the pods from before.
 func TestAReboot(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -166,7 +166,7 @@ func TestSeveralRangesAndExhaustion(t *testing.T) {
 	}
 }
 
-// dual are small ranges of both families, IPv6 first.
+// dual returns small ranges of both families, IPv6 first.
 func dual() []conf.Range {
 	return []conf.Range{{
 		Subnet: netip.MustParsePrefix("fd00:10:88::/64"), Gateway: netip.MustParseAddr("fd00:10:88::1"),
@@ -174,7 +174,7 @@ func dual() []conf.Range {
 	}, newRange(1, 3)}
 }
 
-// TestBothFamilies: a pod gets one address of each, and each family goes round by itself.
+// TestBothFamilies: a pod gets one address of each family, and each family has a round of its own.
 func TestBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -219,7 +219,7 @@ func TestBothFamilies(t *testing.T) {
 	}
 }
 
-// TestAllAddressesOrNone: one that can't be held gives the others back.
+// TestAllAddressesOrNone: if one address can't be assigned, the others are released.
 func TestAllAddressesOrNone(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -256,7 +256,7 @@ func TestOnlyTheHolderReleases(t *testing.T) {
 	wantHolders(t, map[string]string{})
 }
 
-// The addresses' directory may hold what isn't weir's.
+// The directory of addresses may have files of other programs.
 func TestHoldersLeavesStrangersOut(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -295,8 +295,8 @@ func TestAFailedRecordLeavesNothing(t *testing.T) {
 	}
 }
 
-// A crash between the record and the reservation leaves a record that speaks of an address which nobody, or by now
-// somebody else, holds. Whoever clears up after it must not take that address away.
+// A crash between the record and the assignment leaves a record with an address that is free, or by now assigned to
+// another attachment. Releasing the record's address must not release it there.
 func TestACrashAfterTheRecord(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -350,7 +350,7 @@ func TestTheLastFileIsOnlyAHint(t *testing.T) {
 		release(t, "c", a)
 	}
 	wantHolders(t, assigned)
-	for range 2 { // a file of somebody else's, and what a crash left of writing it
+	for range 2 { // a file of another program, then what a crash left of writing it
 		for _, path := range []string{lastPath(ranges), lastPath(ranges) + ".tmp"} {
 			if err := os.WriteFile(path+".new", []byte("10.88.0.5"), 0o600); err != nil {
 				t.Fatal(err)
@@ -406,9 +406,9 @@ func TestParallel(t *testing.T) {
 	wantHolders(t, map[string]string{})
 }
 
-// TestTurned compares with the plain way to say it: all addresses in one row, turned until the one after last is in
+// TestRotate compares rotate with a plain version: all addresses in one row, rotated until the one after last is in
 // front.
-func TestTurned(t *testing.T) {
+func TestRotate(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 5000 {
 		ranges := randomRanges(rnd)
@@ -444,7 +444,7 @@ func TestTurned(t *testing.T) {
 	}
 }
 
-// randomRanges are one to four ranges as conf.Parse lets them through: disjoint, in small subnets that some share.
+// randomRanges returns one to four ranges that conf.Parse would accept: disjoint, in small subnets that some share.
 func randomRanges(rnd *rand.Rand) []conf.Range {
 	gateways := map[netip.Prefix]netip.Addr{}
 	ends := map[netip.Prefix]int{}
@@ -473,8 +473,8 @@ func randomRanges(rnd *rand.Rand) []conf.Range {
 	return ranges
 }
 
-// TestTakeLeavesAddressesOfRecordsThatCantBeRead: whose pods may run.
-func TestTakeLeavesAddressesOfRecordsThatCantBeRead(t *testing.T) {
+// TestAssignExternalLeavesAddressesOfUnreadableRecords: their pods may be running.
+func TestAssignExternalLeavesAddressesOfUnreadableRecords(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}

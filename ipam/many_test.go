@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// wide is 10.88.0.0/16 as a whole: 65,533 addresses.
+// wide returns the whole of 10.88.0.0/16: 65,533 addresses.
 func wide() conf.Range {
 	return conf.Range{
 		Subnet: netip.MustParsePrefix("10.88.0.0/16"), Gateway: netip.MustParseAddr("10.88.0.1"),
@@ -24,7 +24,7 @@ func wide() conf.Range {
 	}
 }
 
-// take holds the addresses.
+// take assigns the addresses.
 func take(t testing.TB, addrs []netip.Addr) {
 	t.Helper()
 	if err := errors.Join(os.MkdirAll(addressesDir, 0o700), os.MkdirAll(lastDir, 0o700)); err != nil {
@@ -82,7 +82,7 @@ func TestCostDoesNotGrow(t *testing.T) {
 			if err := os.Remove(last); err != nil && !os.IsNotExist(err) {
 				t.Fatal(err)
 			}
-			if tc.last.IsValid() { // the round stands where it is farthest
+			if tc.last.IsValid() { // the round is as far from the free address as can be
 				if err := os.Symlink(tc.last.String(), last); err != nil {
 					t.Fatal(err)
 				}
@@ -110,7 +110,7 @@ func TestCostDoesNotGrow(t *testing.T) {
 		if few == 0 {
 			few = median
 		}
-		if median > 3*few+100*time.Microsecond { // looking at each of 60,000 takes 60 ms
+		if median > 3*few+100*time.Microsecond { // reading 60,000 links takes 60 ms
 			t.Errorf("%s: %s, but %s with 10 in use", tc.name, median, few)
 		}
 	}
@@ -142,7 +142,7 @@ func TestFirstClear(t *testing.T) {
 	}
 }
 
-// TestTheBitmapsAreOnlyAHint: whatever happens to them, no address is given out twice and none is lost.
+// TestTheBitmapsAreOnlyAHint: whatever happens to the bitmaps, no address is assigned twice and none is lost.
 func TestTheBitmapsAreOnlyAHint(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -196,8 +196,8 @@ func TestTheBitmapsAreOnlyAHint(t *testing.T) {
 	}
 }
 
-// TestKilledAnywhere kills Reserve and Release between any two of the steps that change something on disk, by doing the
-// first of them only, and wants each address to be held or free after that.
+// TestKilledAnywhere ends Assign and Release between any two of their changes on disk, by making only the first ones.
+// Each address must be assigned or free afterwards.
 func TestKilledAnywhere(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -228,7 +228,7 @@ func TestKilledAnywhere(t *testing.T) {
 	}
 }
 
-// TestTheBitmapsFollow: what is held is marked and what is freed isn't, so neither is looked for in vain.
+// TestTheBitmapsFollow: assigned addresses have a set bit and released ones a clear bit.
 func TestTheBitmapsFollow(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -272,7 +272,7 @@ func TestAskedFor(t *testing.T) {
 		asked, got []string
 	}{
 		{[]string{"10.88.0.3", "fd00:10:88::99"}, []string{"fd00:10:88::99", "10.88.0.3"}},
-		{nil, []string{"fd00:10:88::2", "10.88.0.2"}}, // the round doesn't go on from what was asked for
+		{nil, []string{"fd00:10:88::2", "10.88.0.2"}}, // a requested address doesn't advance the round
 	} {
 		got, err := want("a", tc.asked...)
 		if err != nil || !slices.Equal(got, tc.got) {

@@ -16,8 +16,8 @@ import (
 )
 
 // TestGateCost prints how much longer the kernel takes for a tunnel packet with the gate than without, with few nodes
-// and with as many as Kubernetes is made for. A veth pair delivers what is sent on one end before the sender goes on,
-// so the time to send is the time to receive.
+// and with as many as Kubernetes supports. A veth pair delivers a packet before the sender's call returns, so the time
+// to send is the time to receive.
 func TestGateCost(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -65,12 +65,12 @@ func TestGateCost(t *testing.T) {
 		}
 		return time.Since(began) / packets
 	}
-	// The kernel tracks connections with the gate or without, as on any node.
+	// The kernel tracks connections with the gate and without, as on any node.
 	nodetest.Run(t, "ip", "netns", "exec", "n2", "nft",
 		"add table ip x; add chain ip x y { type filter hook input priority 0; }; add rule ip x y ct state established")
 	gates := []*Gate{nil, new(Gate), new(Gate)}
 	*gates[1], *gates[2] = NewGate(few, nil), NewGate(many, nil)
-	// The fastest of many short rounds: whatever else the machine does only makes one slower.
+	// The fastest of many short rounds counts: other work of the machine only makes rounds slower.
 	fastest := [3]time.Duration{time.Hour, time.Hour, time.Hour}
 	for range 3 {
 		for i, g := range gates {

@@ -16,7 +16,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// gatePlan is that of the node self, with one node in its subnet and one beyond it.
+// gatePlan returns the plan of the node self, with one node in its subnet and one beyond it.
 func gatePlan(e Encapsulation) Plan {
 	nodes := []policy.Node{
 		node("self", "172.20.1.10 2001:db8:1::10", "100.96.1.0/24", "fd00:96:1::/64"),
@@ -46,7 +46,7 @@ func TestGate(t *testing.T) {
 	}
 }
 
-// TestGateIsKept: applying it again changes nothing, and whatever somebody changes in it is put right.
+// TestGateIsKept: Apply changes nothing the second time, and undoes each change of another program.
 func TestGateIsKept(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -106,7 +106,7 @@ func TestGateIsKept(t *testing.T) {
 	if diff := cmp.Diff(whole, listing()); diff != "" {
 		t.Error(diff)
 	}
-	// While nothing is known, what stands stays, and what is gone closes.
+	// While no node is known, an existing gate stays, and a missing one becomes a gate that drops all tunnel packets.
 	empty := NewGate(Plan{Options: options(Always)}, nil)
 	if err := empty.EnsureExists(); err != nil || listing() != whole {
 		t.Errorf("%v: %s", err, listing())
@@ -126,7 +126,7 @@ func TestGateIsKept(t *testing.T) {
 	}
 }
 
-// TestGateOfManyNodes: of as many as Kubernetes is made for the table is made in one transaction.
+// TestGateOfManyNodes: one transaction makes the table for as many nodes as Kubernetes supports.
 func TestGateOfManyNodes(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

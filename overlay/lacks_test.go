@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// TestLacks: each thing of a plan that the kernel lacks is named, and nothing else.
+// TestLacks: Lacks names each thing of a plan that the kernel lacks, and nothing else.
 func TestLacks(t *testing.T) {
 	far := Remote{Node: "far", Address: netip.MustParseAddr("192.0.2.2"), Network: netip.MustParsePrefix("10.88.1.0/24")}
 	near := Remote{
@@ -48,7 +48,7 @@ func TestLacks(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		change func(*bridge.Observed)
-		want   string // in what one lack says; empty: there is none
+		want   string // part of the only lack's text; empty: nothing is missing
 	}{
 		{"nothing", func(*bridge.Observed) {}, ""},
 		{"the device", func(o *bridge.Observed) { o.Links = nil }, "weir-vxlan isn't there"},

@@ -37,8 +37,8 @@ func zones(t *testing.T) map[string]*Overlay {
 	for i := 1; i <= 3; i++ {
 		name := fmt.Sprint("n", i)
 		path := nodetest.NewNS(t, name)
-		// As ADD has it. A node that doesn't forward leaves a gateway that was slow to answer once for its default
-		// route.
+		// ADD sets this. Without it, a node whose gateway once was slow to answer would use its default route
+		// instead.
 		nodetest.In(t, path,
 			func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0o600) })
 		run("ip link add eth0 netns %s mtu 1400 type veth peer name %s mtu 1400 netns router", name, name)
@@ -180,7 +180,7 @@ func TestOverlayBetweenSubnets(t *testing.T) {
 		t.Error("a packet larger than the MTU passed unfragmented")
 	}
 
-	// n2 gets another address, as an instance that was replaced.
+	// n2 gets another address, like an instance that was replaced.
 	nodetest.Run(t, "ip", "-n", "n2", "addr", "del", "172.20.2.10/24", "dev", "eth0")
 	nodetest.Run(t, "ip", "-n", "n2", "addr", "add", "172.20.2.20/24", "dev", "eth0")
 	nodetest.Run(t, "ip", "-n", "n2", "route", "replace", "default", "via", "172.20.2.1")
@@ -189,7 +189,7 @@ func TestOverlayBetweenSubnets(t *testing.T) {
 	reach("n1", "n2", true)
 	reach("n2", "n3", true)
 
-	// n3 leaves: nothing of it is left.
+	// n3 leaves, and weir removes its routes and entries.
 	nodes = nodes[:2]
 	delete(overlays, "n3")
 	apply()
@@ -216,8 +216,8 @@ func TestOverlayBetweenSubnets(t *testing.T) {
 	}
 }
 
-// TestWhatTheKernelRefuses: one node's network is that of a link of this node's; the others are reached, and the link
-// stays.
+// TestWhatTheKernelRefuses: if a node's network is that of one of this node's links, the kernel refuses the route. The
+// other nodes are reached, and the link's own route stays.
 func TestWhatTheKernelRefuses(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -245,8 +245,8 @@ func TestWhatTheKernelRefuses(t *testing.T) {
 	}
 }
 
-// TestOverlayOfBothFamilies: packets of each go through tunnels over either; a node that leaves takes all of its own
-// along, and a node whose first address becomes one of the other family makes its tunnels anew.
+// TestOverlayOfBothFamilies: packets of each family go through tunnels of either family. All routes of a node that
+// leaves are removed. A node whose first address changes to the other family makes its tunnels anew.
 func TestOverlayOfBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -317,7 +317,7 @@ func TestOverlayOfBothFamilies(t *testing.T) {
 	}
 }
 
-// TestDirectRoutesOfBothFamilies: nodes in one subnet, and nothing encapsulated.
+// TestDirectRoutesOfBothFamilies: nodes in one subnet reach each other's pods without encapsulation.
 func TestDirectRoutesOfBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

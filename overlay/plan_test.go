@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// node has the addresses, of which there may be several with blanks between.
+// node returns a node with the addresses, which are separated by blanks.
 func node(name, addresses string, cidrs ...string) policy.Node {
 	n := policy.Node{Name: name}
 	for _, a := range strings.Fields(addresses) {
@@ -25,18 +25,18 @@ func node(name, addresses string, cidrs ...string) policy.Node {
 	return n
 }
 
-// options are those that agents have by default.
+// options returns an agent's default options.
 func options(e Encapsulation) Options {
 	return Options{Encapsulation: e, Port: conf.OverlayPort, VNI: conf.OverlayVNI}
 }
 
-// planned is the node's plan by its real routes.
+// planned returns the node's plan, from its real routes.
 func planned(self string, e Encapsulation, nodes []policy.Node, o *Overlay) Plan {
 	settled, _ := policy.Settle(nodes, policy.Terms{Self: self})
 	return Compute(self, options(e), settled, NewRoutes(o.h))
 }
 
-// applied brings the plan into the kernel. It returns what the kernel refuses as an error.
+// applied writes the plan to the kernel. It returns what the kernel refuses as an error.
 func applied(o *Overlay, p Plan) error {
 	refused, err := o.Apply(p)
 	for _, r := range refused {
@@ -45,7 +45,7 @@ func applied(o *Overlay, p Plan) error {
 	return err
 }
 
-// paths are those of a node whose links are of these subnets.
+// paths are the paths of a node with links in these subnets.
 type paths []netip.Prefix
 
 func (p paths) To(_, to netip.Addr) (Path, error) {
@@ -183,8 +183,8 @@ func TestCompute(t *testing.T) {
 	}
 }
 
-// TestComputeBothFamilies: packets of both families go through tunnels of one, that of the node's first address; what
-// goes as it is goes to an address of its own.
+// TestComputeBothFamilies: packets of both families go through tunnels of one family, that of the node's first address.
+// Packets without a tunnel go to an address of their own family.
 func TestComputeBothFamilies(t *testing.T) {
 	const four, six = "172.20.1.10 2001:db8:1::10", "2001:db8:1::10 172.20.1.10"
 	near := node("near", "2001:db8:1::11 172.20.1.11", "100.96.2.0/24", "fd00:96:2::/64")
@@ -245,14 +245,14 @@ func TestMAC(t *testing.T) {
 	if got := MAC(netip.MustParseAddr("172.20.1.10")).String(); got != "0e:58:ac:14:01:0a" {
 		t.Errorf("172.20.1.10: %s", got)
 	}
-	// Nodes of two subnets may have the same last four bytes.
+	// Nodes of two subnets may have addresses with the same last four bytes.
 	a, b := MAC(netip.MustParseAddr("2001:db8:1::1")).String(), MAC(netip.MustParseAddr("2001:db8:2::1")).String()
 	if a == b || !strings.HasPrefix(a, "0e:58:") || !strings.HasPrefix(b, "0e:58:") {
 		t.Errorf("two IPv6 addresses have MACs %s and %s", a, b)
 	}
 }
 
-// TestTwoAddressesWithOneMAC: of two nodes whose IPv6 addresses give one MAC, the one that came first keeps its tunnel.
+// TestTwoAddressesWithOneMAC: if the IPv6 addresses of two nodes give the same MAC, the older node keeps its tunnel.
 func TestTwoAddressesWithOneMAC(t *testing.T) {
 	seen := map[string]netip.Addr{}
 	a := netip.MustParseAddr("2001:db8:2::1")

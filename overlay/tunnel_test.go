@@ -18,9 +18,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPodsForgeNoTunnelPackets: a pod of n1 sends n2 what looks, once it is masqueraded, like a packet of n1's end of
-// the tunnel, with a sender inside that is a pod of n3. n2 has a second address, which is in no Node's status as
-// InternalIP.
+// TestPodsForgeNoTunnelPackets: a pod of n1 sends packets to n2. Once masqueraded, they look like packets of n1's end
+// of the tunnel; the sender inside is a pod of n3. n2 has a second address, which is the InternalIP of no Node.
 func TestPodsForgeNoTunnelPackets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -99,29 +98,29 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 		}
 	}
 
-	// What the test is about is possible, where n1 does nothing but masquerade.
+	// The forgery works if n1 only masquerades and there is no gate.
 	enforce("n1", nodes...)
 	flush("n1")
 	arrives(internal, true)
 	arrives(second, true)
-	// n2 alone protects the address that no tunnel packet has to come to.
+	// With the gate on n2 alone, n2's second address is protected.
 	enforce("n2", nodes...)
 	arrives(second, false)
-	// n1 alone protects all, even those of a node that it hasn't heard of.
+	// With the gate on n1 alone, all addresses are protected, even those of a node that n1 doesn't know.
 	flush("n2")
 	for _, known := range [][]policy.Node{nodes, {nodes[0], nodes[2]}} {
 		enforce("n1", known...)
 		arrives(internal, false)
 		arrives(second, false)
 	}
-	// Or that lies, so some Node says, among its pods.
+	// Even an address that a Node claims as one of its pods'.
 	broken := nodes[2]
 	broken.PodCIDRs = append(broken.PodCIDRs, netip.MustParsePrefix("172.20.0.0/16"))
 	enforce("n1", nodes[0], nodes[1], broken)
 	nodetest.Run(t, "ip", "netns", "exec", "n1", "iptables", "-t", "nat", "-A", "POSTROUTING", "-o", "eth0", "-j",
 		"MASQUERADE")
 	arrives(internal, false)
-	// Tunnels go on.
+	// Real tunnel packets still arrive.
 	enforce("n1", nodes...)
 	enforce("n2", nodes...)
 	if err := ask(t, "n3", "n2", 100); err != nil {
@@ -129,7 +128,7 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 	}
 }
 
-// forge sends from the pod to the tunnel port of the address, and says whether a socket on n2 was told of the packet
+// forge sends from the pod to the tunnels' port at the address, and reports whether a socket on n2 received the packet
 // inside.
 func forge(t *testing.T, to string) (result error) {
 	t.Helper()
@@ -163,8 +162,8 @@ func forge(t *testing.T, to string) (result error) {
 	return result
 }
 
-// vxlan is what one tunnel end sends to another (RFC 7348, section 5), behind the outer UDP header: a UDP packet
-// without a checksum, between two addresses behind them.
+// vxlan returns the payload of a tunnel packet behind the outer UDP header (RFC 7348, section 5): a frame with a UDP
+// packet, without a checksum, between two addresses behind the tunnel's ends.
 func vxlan(from, to netip.Addr, src, dst netip.AddrPort) []byte {
 	udp := make([]byte, 8, 16)
 	binary.BigEndian.PutUint16(udp, src.Port())

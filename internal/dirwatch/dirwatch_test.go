@@ -87,7 +87,7 @@ func TestAFileIsReportedWhenItIsClosed(t *testing.T) {
 	if _, err := os.ReadFile(f.Name()); err != nil {
 		t.Fatal(err)
 	}
-	wantNames(t, w, dir) // to read a file doesn't change it
+	wantNames(t, w, dir) // reading a file is no change
 }
 
 func TestRenamesAndDeletes(t *testing.T) {
@@ -104,7 +104,7 @@ func TestRenamesAndDeletes(t *testing.T) {
 		{func() error { return os.WriteFile(dir+"/c", nil, 0o600) }, []string{"c"}},
 		{func() error { return os.Remove(dir + "/c") }, []string{"c"}},
 		{func() error { return os.MkdirAll(dir+"/d/e", 0o700) }, nil},
-		{func() error { return os.WriteFile(dir+"/d/f", nil, 0o600) }, nil}, // only what is directly in the directory
+		{func() error { return os.WriteFile(dir+"/d/f", nil, 0o600) }, nil}, // only files directly in the directory count
 	} {
 		if err := step.do(); err != nil {
 			t.Fatal(err)
@@ -186,10 +186,10 @@ func TestTree(t *testing.T) {
 		{func() error { return os.Symlink("b/c", dir+"/a/link") }, []string{"a/link"}},
 		{func() error { return os.Link(dir+"/a/b/c", dir+"/hard") }, []string{"hard"}},
 		{func() error { return os.Mkdir(dir+"/new", 0o700) }, []string{"new"}},
-		{func() error { return os.WriteFile(dir+"/new/x", nil, 0o600) }, nil}, // nobody has had it watched
+		{func() error { return os.WriteFile(dir+"/new/x", nil, 0o600) }, nil}, // this directory isn't watched yet
 		{func() error { return w.Watch(map[string]bool{"a": true, "new": true}) }, nil},
 		{func() error { return os.WriteFile(dir+"/new/x", nil, 0o600) }, []string{"new/x"}},
-		{func() error { return os.WriteFile(dir+"/a/b/c", nil, 0o600) }, nil}, // not any more
+		{func() error { return os.WriteFile(dir+"/a/b/c", nil, 0o600) }, nil}, // this directory isn't watched any more
 		{func() error { return os.RemoveAll(dir + "/new") }, []string{"new/x", "new", "new"}},
 		{func() error { return os.Rename(dir+"/a", dir+"/d") }, []string{"a", "d", "a"}},
 	} {
@@ -209,7 +209,7 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// More happens than the kernel keeps for a reader who is away.
+// TestLost makes more events than the kernel's queue holds while nobody reads.
 func TestLost(t *testing.T) {
 	data, err := os.ReadFile("/proc/sys/fs/inotify/max_queued_events")
 	if err != nil {
@@ -237,7 +237,7 @@ func TestLost(t *testing.T) {
 			break
 		}
 	}
-	wantNames(t, w, dir) // and it goes on
+	wantNames(t, w, dir) // later events are reported
 }
 
 // event is a struct inotify_event as the kernel writes it: the name padded with NULs to a multiple of its size.
@@ -253,7 +253,7 @@ func event(mask uint32, name string) []byte {
 	return append(b, padded...)
 }
 
-// onRoot is a watcher whose only watch is that of its root.
+// onRoot returns a watcher that watches only its root.
 func onRoot() *Watcher { return &Watcher{dirs: map[int32]string{0: "."}} }
 
 func TestDecode(t *testing.T) {
@@ -307,7 +307,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(slices.Concat(event(unix.IN_MOVED_FROM, "a"), event(unix.IN_MOVED_TO, "b"), event(unix.IN_Q_OVERFLOW, "")))
 	f.Add(slices.Concat(event(unix.IN_DELETE_SELF, ""), event(unix.IN_IGNORED, "")))
 	f.Add(event(unix.IN_DELETE, "cut off")[:17])
-	f.Add(slices.Repeat([]byte{0xff}, 2*unix.SizeofInotifyEvent)) // a name longer than anything
+	f.Add(slices.Repeat([]byte{0xff}, 2*unix.SizeofInotifyEvent)) // a name longer than the buffer
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c, err := onRoot().decode(b)
 		if err != nil && !errors.Is(err, ErrGone) {

@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// link asks for the link of that name.
+// link returns a request for the link of that name.
 func link(name string) *nl.NetlinkRequest {
 	r := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
 	r.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
@@ -20,8 +20,8 @@ func link(name string) *nl.NetlinkRequest {
 	return r
 }
 
-// TestErrors: the error is of the step that failed, in its words and with the meaning that it was given, wherever it
-// stands.
+// TestErrors: the error names the step that failed, wherever it is in the batch, and MapError has replaced the
+// kernel's.
 func TestErrors(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -48,7 +48,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// TestReplies: of each step in order, and all of a list that is asked for last, in the namespace that was named.
+// TestReplies: Do returns each step's reply in order, and all entries of a list that is last, from the given namespace.
 func TestReplies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -7,8 +7,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestLives: of the kernel's entries those live whose connection was seen from both sides and hasn't ended.
-func TestLives(t *testing.T) {
+// TestAlive: a connection is alive if both sides have sent packets and it hasn't ended.
+func TestAlive(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestEntriesWithoutRoomForLabels: they are cut as all others are, and stay what they were.
+// TestEntriesWithoutRoomForLabels: such entries are cut like all others, and keep their state.
 func TestEntriesWithoutRoomForLabels(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -34,7 +34,7 @@ func TestEntriesWithoutRoomForLabels(t *testing.T) {
 	} {
 		nodetest.Run(t, "conntrack", append([]string{"-I"}, strings.Fields(entry)...)...)
 	}
-	// And one that the kernel has seen begin; of the others, conntrack says that it hasn't.
+	// This connection's beginning the kernel has seen; the others are midstream.
 	nodetest.Run(t, "iptables", "-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW")
 	l, err := net.Listen("tcp4", "127.0.0.1:80")
 	if err != nil {
@@ -83,7 +83,7 @@ func TestEntriesWithoutRoomForLabels(t *testing.T) {
 	if diff := cmp.Diff(before, listing(t)); diff != "" {
 		t.Errorf("restored: %s", diff)
 	}
-	// Where no rule looks at labels there is no room for one, and that is an error.
+	// If no rule uses labels, an entry has no room for one, and SetCut returns an error.
 	nodetest.Run(t, "iptables", "-F")
 	nodetest.Run(t, "conntrack", "-D", "-p", "icmp")
 	nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "10.88.0.2", "-d", "10.88.0.3", "--sport", "1", "--dport", "1",
@@ -103,7 +103,7 @@ func TestEntriesWithoutRoomForLabels(t *testing.T) {
 	}
 }
 
-// listing is the table without labels, counters and times.
+// listing returns the table without labels, counters and times.
 func listing(t *testing.T) string {
 	t.Helper()
 	var lines []string

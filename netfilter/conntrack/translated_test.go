@@ -7,8 +7,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestTranslated: a connection whose destination, or its port alone, was translated is told from one that went where it
-// was sent to.
+// TestTranslated: a connection whose destination address or port was translated is told from one without translation.
 func TestTranslated(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -138,7 +138,7 @@ func TestSets(t *testing.T) {
 	}
 }
 
-// FuzzParseHeader reads what the kernel may answer when it is asked for sets.
+// FuzzParseHeader reads random answers to a request for sets.
 func FuzzParseHeader(f *testing.F) {
 	f.Add([]byte("\x02\x00\x00\x00\x05\x00\x01\x00\x06\x00\x00\x00\x0e\x00\x02\x00weir-pods\x00\x00\x00"))
 	f.Add([]byte("\x02\x00\x00\x00\x04\x00\x02\x00"))
@@ -150,7 +150,7 @@ func FuzzParseHeader(f *testing.F) {
 	})
 }
 
-// TestBothFamilies: the twins of two families hold what is theirs, and an address is taken out of its own.
+// TestBothFamilies: each family's set has its own addresses, and an address is deleted from the set of its family.
 func TestBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
