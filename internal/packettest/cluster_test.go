@@ -15,7 +15,7 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// attached is a node with these pods, each of whose addresses is in the subnet, and the state that has them.
+// attached returns a node with these pods, whose addresses are in the subnet, and the state with them.
 func attached(t *testing.T, ports []uint16, pods ...policy.Pod) (*Node, policy.State) {
 	t.Helper()
 	subnet := policytest.Of[conf.IPv4].Subnet
@@ -43,7 +43,7 @@ func pod(namespace, name, addr string, ports ...policy.NamedPort) policy.Pod {
 	}
 }
 
-// networkPolicy is the one that the manifest's metadata and spec say.
+// networkPolicy returns the policy with this metadata and spec.
 func networkPolicy(t *testing.T, text string) *networkingv1.NetworkPolicy {
 	t.Helper()
 	var np networkingv1.NetworkPolicy
@@ -53,7 +53,7 @@ func networkPolicy(t *testing.T, text string) *networkingv1.NetworkPolicy {
 	return &np
 }
 
-// to are TCP packets to the ports.
+// to returns TCP packets to the ports.
 func to(dst, src netip.Addr, ports ...uint16) (all []verdict.Packet) {
 	for _, port := range ports {
 		all = append(all, verdict.Packet{Src: src, Dst: dst, Proto: ruleset.TCP, Port: port})
@@ -61,7 +61,7 @@ func to(dst, src netip.Addr, ports ...uint16) (all []verdict.Packet) {
 	return all
 }
 
-// want sends the packets of both lists: the first should pass, the second should not.
+// want sends the packets of both lists: those of the first should arrive, those of the second should not.
 func (n *Node) want(what string, pass, closed []verdict.Packet) {
 	n.Helper()
 	packets := append(append([]verdict.Packet{}, pass...), closed...)

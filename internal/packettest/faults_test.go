@@ -16,11 +16,11 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// The faults are those of weave-npc, which weir follows, each of which was seen there. Others' tests are beside what
-// they are about: go test ./... -run TestFault -v runs them all.
+// These tests are about faults that were seen in weave-npc, which weir follows. Tests of other such faults are in the
+// packages that they concern: go test ./... -run TestFault -v runs all.
 
-// TestFault1SelectorsThatJoinAlike: the names of sets were made of a selector's parts with nothing between them, so two
-// selectors had one set. Pods with the label a in x, and all pods in xa, are the same letters.
+// TestFault1SelectorsThatJoinAlike: the names of sets were a selector's parts without a separator, so two selectors
+// shared a set. Pods with the label a in namespace x, and all pods in namespace xa, gave the same letters.
 func TestFault1SelectorsThatJoinAlike(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -73,8 +73,8 @@ spec: {podSelector: {},
 	}
 }
 
-// TestFault3NamedPortsAndRanges: a port that is a name made the whole policy void and its pod open, and endPort was
-// read as if it weren't there.
+// TestFault3NamedPortsAndRanges: a named port made the whole policy void, so that its pod accepted all, and endPort was
+// ignored.
 func TestFault3NamedPortsAndRanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -92,9 +92,9 @@ spec: {podSelector: {matchLabels: {app: web}},
 	n.want("a name and a range", to(web, client, 80, 8080, 8082, 8084), to(web, client, 79, 81, 8079, 8085))
 }
 
-// TestFault9NobodyReadsTheLog: the enforcer ended when the daemon that logged its drops did, and the log told of no
-// pod, policy or direction. Here the kernel goes on dropping whether nobody listens, or somebody who doesn't read;
-// and what it says leads to the class, which has all that.
+// TestFault9NobodyReadsTheLog: the enforcer ended together with the daemon that logged its drops, and the log named no
+// pod, policy or direction. weir's kernel rules go on dropping without a listener, and with one that doesn't read. The
+// log names the class, which leads to all three.
 func TestFault9NobodyReadsTheLog(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -131,7 +131,7 @@ func TestFault9NobodyReadsTheLog(t *testing.T) {
 		if want := map[string]bool{"ingress x/in x/web": true, "egress x/out x/mute": true}; !maps.Equal(told, want) {
 			t.Errorf("iptables-%s: the log tells of %v, want %v", flavour, told, want)
 		}
-		var many []verdict.Packet // more than its socket holds
+		var many []verdict.Packet // more than the socket's buffer holds
 		for range 3000 {
 			many = append(many, verdict.Packet{Src: client, Dst: web, Proto: ruleset.UDP, Port: 81})
 		}

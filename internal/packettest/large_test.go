@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestLargePolicies brings policies into the kernel that are as large as they may be, or too large, beside one that is
-// neither, and sends packets. What is too large lets nothing through; the others hold.
+// TestLargePolicies writes policies to the kernel that are as large as they may be, or too large, and a small one, and
+// sends packets. A policy that is too large allows nothing; the others are enforced.
 func TestLargePolicies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/netfilter/iptables"
 )
 
-// nflog is somebody who listens to what the kernel logs.
+// nflog is a socket that receives what the kernel logs.
 type nflog struct{ fd int }
 
 // Of include/uapi/linux/netfilter/nfnetlink_log.h.
@@ -19,11 +19,11 @@ const (
 	nfulnlMsgConfig  = 1
 	nfulaCfgCmd      = 1
 	nfulnlCfgCmdBind = 1
-	nfulaCfgQthresh  = 5 // how many packets are told of at once
+	nfulaCfgQthresh  = 5 // how many packets one message has
 	nfulaPrefix      = 10
 )
 
-// listen binds to the log group of weir's rules, with little room for what isn't read.
+// listen binds to the log group of weir's rules, with a small receive buffer.
 //
 // Equivalent to: tcpdump -ni nflog:88
 func listen(t *testing.T) nflog {
@@ -47,7 +47,7 @@ func listen(t *testing.T) nflog {
 
 func (l nflog) close() { _ = unix.Close(l.fd) }
 
-// read returns the prefixes of what was logged until now.
+// read returns the prefixes of the packets that were logged until now.
 func (l nflog) read(t *testing.T) map[string]bool {
 	t.Helper()
 	prefixes := map[string]bool{}
@@ -72,7 +72,7 @@ func (l nflog) read(t *testing.T) map[string]bool {
 	}
 }
 
-// overrun says whether something was lost because it wasn't read.
+// overrun reports whether messages were lost because they weren't read.
 func (l nflog) overrun(t *testing.T) bool {
 	t.Helper()
 	_, _, err := unix.Recvfrom(l.fd, make([]byte, 64<<10), 0)

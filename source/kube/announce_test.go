@@ -16,7 +16,7 @@ import (
 func TestAnnounce(t *testing.T) {
 	client := fake.NewClientset()
 	s := &Source{Client: client, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Node: "node-1"}
-	s.Announce(t.Context(), "NoPodAddresses", "all 253 are held")
+	s.Announce(t.Context(), "NoPodAddresses", "all 253 are assigned")
 	find := func() error {
 		list, err := client.CoreV1().Events(corev1.NamespaceAll).List(t.Context(), metav1.ListOptions{})
 		if err != nil {
@@ -24,7 +24,7 @@ func TestAnnounce(t *testing.T) {
 		}
 		for _, e := range list.Items {
 			if o := e.InvolvedObject; o.Kind == "Node" && o.Name == "node-1" && o.UID == "node-1" &&
-				e.Type == corev1.EventTypeWarning && e.Reason == "NoPodAddresses" && e.Message == "all 253 are held" {
+				e.Type == corev1.EventTypeWarning && e.Reason == "NoPodAddresses" && e.Message == "all 253 are assigned" {
 				return nil
 			}
 		}

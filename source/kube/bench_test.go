@@ -9,7 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// BenchmarkPodEvent is what a change of one pod costs before the agent hears of it.
+// BenchmarkPodEvent measures a change of one pod until update is called.
 func BenchmarkPodEvent(b *testing.B) {
 	v := newViews()
 	pod := func(i, version int) *corev1.Pod {

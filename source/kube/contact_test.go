@@ -16,8 +16,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// apiServer has nothing, and answers every question about it with the status; 0: it closes the connection without a
-// word.
+// apiServer has no objects, and answers each list and watch with the status. With 0 it closes the connection.
 func apiServer(t *testing.T, status *atomic.Int64) *httptest.Server {
 	t.Helper()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -31,9 +30,9 @@ func apiServer(t *testing.T, status *atomic.Int64) *httptest.Server {
 		case code != http.StatusOK:
 			w.WriteHeader(code)
 		case watch && r.URL.Query().Has("sendInitialEvents"):
-			w.WriteHeader(http.StatusUnprocessableEntity) // it lists first
+			w.WriteHeader(http.StatusUnprocessableEntity) // makes the client list first
 		case watch:
-			w.(http.Flusher).Flush() // and ends at once: the source watches again
+			w.(http.Flusher).Flush() // the watch ends at once, and the source begins another
 		default:
 			_, _ = w.Write([]byte(`{"metadata": {"resourceVersion": "1"}, "items": []}`))
 		}
@@ -79,7 +78,7 @@ func TestContact(t *testing.T) {
 			contact("")
 			status.Store(int64(tc.code))
 			contact(tc.want)
-			// That one question is answered doesn't mean that the watches are.
+			// An answer to a request for one pod doesn't mean that the watches are answered.
 			if _, _, err := source.Lookup(ctx, endpoint.Pod{Namespace: "ns-1", Name: "a"}); err != nil {
 				t.Error(err)
 			}
@@ -103,7 +102,7 @@ func TestContactTakesAnOldStateForAnAnswer(t *testing.T) {
 		rt := source.Transport(
 			roundTripper(func(*http.Request) (*http.Response, error) { return &http.Response{StatusCode: code}, nil }))
 		r := httptest.NewRequest(http.MethodGet, "/api/v1/pods?watch=true", nil)
-		if _, err := rt.RoundTrip(r); err != nil { //nolint:bodyclose // there is none
+		if _, err := rt.RoundTrip(r); err != nil { //nolint:bodyclose // no body
 			t.Fatal(err)
 		}
 		if err := source.Contact(); err != nil {

@@ -11,15 +11,15 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// TestDeparting goes through stories of one namespace, ns-1, and its policies "deny" and "allow".
+// TestDeparting goes through sequences of events of one namespace, ns-1, with the policies "deny" and "allow".
 func TestDeparting(t *testing.T) {
 	deny, allow := namedPolicy("deny"), namedPolicy("allow")
 	both, one, none := []*networkingv1.NetworkPolicy{deny, allow}, []*networkingv1.NetworkPolicy{allow},
 		[]*networkingv1.NetworkPolicy{}
-	// step is what the watches have told by a moment, and which policies then count.
+	// step is the state that the watches have reported, and the policies that then count.
 	type step struct {
 		after       time.Duration
-		namespace   *corev1.Namespace // of which the watch tells; nil: nothing new
+		namespace   *corev1.Namespace // reported by the watch; nil: no event
 		gone        bool
 		live        []*networkingv1.NetworkPolicy
 		uninhabited bool

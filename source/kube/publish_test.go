@@ -23,7 +23,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// publishing is a source that runs, and what it writes.
+// publishing is a running source, with the patches that it sends.
 type publishing struct {
 	*testing.T
 	*fake.Clientset
@@ -50,7 +50,7 @@ func publish(t *testing.T) *publishing {
 			t.Error(err)
 		}
 		p.patches <- got
-		return false, nil, nil // it is carried out
+		return false, nil, nil // go on: the patch is applied
 	})
 	p.source = &Source{Client: p.Clientset, Log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -74,7 +74,7 @@ func (p *publishing) wantPatch(name, uid, ip string) {
 			len(got.Status.PodIPs) != 1 || got.Status.PodIPs[0].IP != ip {
 			p.Errorf("patch %+v, want pod %s, which has UID %s, to have %s in its status", got, name, uid, ip)
 		}
-		// It was seen before it was carried out.
+		// The reactor saw the patch before it was applied.
 		for deadline := time.Now().Add(10 * time.Second); !p.hasIP(name, ip); {
 			if time.Now().After(deadline) {
 				p.Fatalf("pod %s has not got %s", name, ip)
@@ -94,7 +94,7 @@ func (p *publishing) hasIP(name, ip string) bool {
 	return slices.ContainsFunc(pods.Items, func(o corev1.Pod) bool { return o.Name == name && o.Status.PodIP == ip })
 }
 
-// wantNone makes sure that nothing was written: what is wanted of another pod after it comes next.
+// wantNone makes sure that nothing was written: the next patch is one for another pod.
 func (p *publishing) wantNone() {
 	p.Helper()
 	p.source.Publish(p.Context(), addresses("ns-1", "b", "two", "100.96.1.99"))
@@ -102,7 +102,7 @@ func (p *publishing) wantNone() {
 	p.wantPatch("b", "two", "100.96.1.99")
 }
 
-// setIP is what kubelet does; with no address it takes away what is there.
+// setIP sets the pod's address as kubelet does; an empty address removes it.
 func (p *publishing) setIP(name, ip string) {
 	p.Helper()
 	var status corev1.PodStatus
@@ -127,7 +127,7 @@ func addresses(namespace, name, uid, ip string) map[endpoint.Pod][]netip.Addr {
 	return map[endpoint.Pod][]netip.Addr{{Namespace: namespace, Name: name, UID: uid}: {netip.MustParseAddr(ip)}}
 }
 
-// TestPublish: kubelet takes the addresses away until the pod's first container runs, and they are written again.
+// TestPublish: kubelet removes the addresses until the pod's first container runs, and Publish writes them again.
 func TestPublish(t *testing.T) {
 	p := publish(t)
 	p.source.Publish(t.Context(), addresses("ns-1", "a", "one", "100.96.1.9"))
@@ -139,11 +139,11 @@ func TestPublish(t *testing.T) {
 	p.setIP("a", "100.96.1.9")
 	p.source.Publish(t.Context(), addresses("ns-1", "a", "one", "100.96.1.9"))
 	p.wantNone()
-	p.setIP("a", "") // its addresses are nobody's affair any more
+	p.setIP("a", "") // Publish doesn't know the pod any more
 	p.wantNone()
 }
 
-// TestAwaitPublished: whoever waits goes on when the API server has the address, whether it has to be written or not.
+// TestAwaitPublished: AwaitPublished returns when the API server has the address, whether it had to be written or not.
 func TestAwaitPublished(t *testing.T) {
 	for name, before := range map[string]string{"to be written": "", "there already": "100.96.1.9"} {
 		t.Run(name, func(t *testing.T) {
@@ -170,7 +170,7 @@ func TestAwaitPublished(t *testing.T) {
 	publish(t).source.AwaitPublished(ctx, endpoint.Pod{Namespace: "ns-1", Name: "nobody", UID: "x"})
 }
 
-// TestPublishBeforeThePodIsKnown: the watch may tell of the pod after it was let in.
+// TestPublishBeforeThePodIsKnown: the watch may report the pod after it was enrolled.
 func TestPublishBeforeThePodIsKnown(t *testing.T) {
 	p := publish(t)
 	p.source.Publish(t.Context(), addresses("ns-1", "late", "two", "100.96.1.9"))
@@ -178,7 +178,7 @@ func TestPublishBeforeThePodIsKnown(t *testing.T) {
 	p.wantPatch("late", "two", "100.96.1.9")
 }
 
-// TestPublishAStaticPod: the runtime knows it by another UID than the API server does.
+// TestPublishAStaticPod: the runtime and the API server have different UIDs for the pod.
 func TestPublishAStaticPod(t *testing.T) {
 	p := publish(t)
 	p.source.Publish(t.Context(), addresses("kube-system", "static-n1", "runtime", "100.96.1.9"))
@@ -197,7 +197,7 @@ func TestPublishNoNamesake(t *testing.T) {
 	}
 }
 
-// TestPublishGivesUpQuietly where the pod is another by now; anything else is worth a word.
+// TestPublishGivesUpQuietly: if the pod is gone, Publish logs nothing; other failures are logged.
 func TestPublishGivesUpQuietly(t *testing.T) {
 	pods := schema.GroupResource{Resource: "pods"}
 	for name, tc := range map[string]struct {

@@ -59,7 +59,7 @@ func sidecar() corev1.Container {
 	}
 }
 
-// TestKeepPod: of the containers stays what names of ports need, and keeping twice changes nothing more.
+// TestKeepPod: only the named ports of containers are kept, and keeping a pod twice changes nothing more.
 func TestKeepPod(t *testing.T) {
 	pod := cluster()[1]
 	for range 2 {
@@ -140,7 +140,7 @@ func TestRun(t *testing.T) {
 		t.Error("the namespace lacks the label with its name")
 	}
 
-	// until takes updates until one is as wanted: several changes may come as one.
+	// until takes updates until one is as wanted: one update may have several changes.
 	until := func(what string, ok func(*policy.Objects) bool) {
 		t.Helper()
 		for range 10 {

@@ -18,7 +18,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// serving has an API server serve kinds, and objects of some of them: as many as it says, "forbidden", or "broken".
+// serving makes an API server serve kinds, with a number of objects for some of them; "forbidden" and "broken" are
+// errors.
 func serving(t *testing.T, away *atomic.Bool, kinds map[string]string) *Source {
 	t.Helper()
 	groups := map[string][]string{} // kinds by group/version
@@ -115,7 +116,7 @@ func TestUnenforcedKinds(t *testing.T) {
 	}
 }
 
-// TestSurvey: what isn't known is said, and that a survey fails says nothing of the watches.
+// TestSurvey: unknown kinds are reported, and a failed survey doesn't affect Contact.
 func TestSurvey(t *testing.T) {
 	var away atomic.Bool
 	away.Store(true)

@@ -26,7 +26,7 @@ func newPod(change func(*corev1.Pod)) *corev1.Pod {
 	return p
 }
 
-// TestViewOfPods: only what policy needs is a change.
+// TestViewOfPods: only fields that policy needs count as a change.
 func TestViewOfPods(t *testing.T) {
 	same := func(*corev1.Pod) {}
 	for name, tc := range map[string]struct {
@@ -87,7 +87,7 @@ func TestViewOfPods(t *testing.T) {
 	}
 }
 
-// TestViewOfPolicies: what isn't changed stays the same object, which is read once.
+// TestViewOfPolicies: an unchanged policy stays the same object, so it is parsed once.
 func TestViewOfPolicies(t *testing.T) {
 	v := newViews()
 	np := func(name, version string, types ...networkingv1.PolicyType) *networkingv1.NetworkPolicy {

@@ -25,7 +25,7 @@ type update struct {
 	err     error
 }
 
-// String lists what is in force, "-" for nothing known.
+// String lists the objects in force; "-" means that nothing is known.
 func (u update) String() string {
 	if u.objects == nil {
 		return "-"
@@ -44,7 +44,7 @@ func (u update) String() string {
 	return strings.Join(all, ", ")
 }
 
-// source is a Dir that runs on a directory of its own. It waits with each update until the test has taken it.
+// source is a Dir that runs on a directory of its own. Each update waits until the test has received it.
 type source struct {
 	*testing.T
 	dir     string
@@ -53,7 +53,7 @@ type source struct {
 	stop    context.CancelFunc
 }
 
-// run starts with the files there.
+// run starts a source with the files.
 func run(t *testing.T, files map[string]string) *source {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -79,7 +79,7 @@ func run(t *testing.T, files map[string]string) *source {
 
 func (s *source) path(name string) string { return filepath.Join(s.dir, name) }
 
-// write makes one event: the file is closed.
+// write makes one event: the close of the file.
 func (s *source) write(name, text string) {
 	s.Helper()
 	if err := os.WriteFile(s.path(name), []byte(text), 0o600); err != nil {
@@ -94,20 +94,19 @@ func (s *source) remove(name string) {
 	}
 }
 
-// want compares the next update: the objects in force, and the words that its error has. An error with none of these
-// must be nil.
+// want compares the next update: the objects in force, and the words in its error. Without words the error must be nil.
 func (s *source) want(objects string, words ...string) {
 	s.Helper()
 	s.compare(s.next(), objects, words...)
 }
 
-// next is the next update.
+// next returns the next update.
 func (s *source) next() update {
 	s.Helper()
 	for {
 		select {
 		case u := <-s.updates:
-			if errors.Is(u.err, dirwatch.ErrBeingWritten) { // before the first good state that is told; its close comes next
+			if errors.Is(u.err, dirwatch.ErrBeingWritten) { // reported before the first good state; the file's close comes next
 				continue
 			}
 			return u
@@ -166,7 +165,7 @@ func TestDirFollowsItsFiles(t *testing.T) {
 	s.want("Namespace ns-1")
 }
 
-// What nobody can read may hold a policy.
+// broken is no YAML. A file that can't be read may have a policy.
 const broken = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: x\n"
 
 func TestDirKnowsNothingWhileAFileMayHoldAPolicy(t *testing.T) {
@@ -181,11 +180,11 @@ func TestDirKnowsNothingWhileAFileMayHoldAPolicy(t *testing.T) {
 	s.write("a.yaml", pod("a", "two"))
 	s.want("-", "b.yaml: document 1")
 	s.write("c.yaml", "{{- if .Values.policy }}\n")
-	s.want("-", "b.yaml: document 1") // what c.yaml said before is known
+	s.want("-", "b.yaml: document 1") // the earlier objects of c.yaml are known
 	s.write("b.yaml", pod("b", "two"))
 	s.want("Pod default/a app=two, Pod default/b app=two, Pod default/c app=one", "c.yaml: document 1",
 		"what it said before stays in force")
-	s.write("d.yaml", broken) // new and broken: what holds goes on, and it is reported
+	s.write("d.yaml", broken) // new and broken: the state stays in force, and the error is reported
 	s.want("Pod default/a app=two, Pod default/b app=two, Pod default/c app=one", "d.yaml: document 1",
 		"has never been readable")
 }
@@ -220,7 +219,7 @@ func TestABrokenFileKeepsWhatItSaid(t *testing.T) {
 	s.write("a.yaml", broken)
 	s.want("Pod default/a app=two, Pod default/b app=two", "a.yaml: document 1")
 	s.remove("a.yaml")
-	s.want("Pod default/a app=two, Pod default/b app=two") // nothing is wrong any more; what it said holds for the grace
+	s.want("Pod default/a app=two, Pod default/b app=two") // no error any more; the file's objects stay in force for graceTime
 	s.want("Pod default/b app=two")
 }
 
@@ -272,7 +271,7 @@ func TestWhatABadPolicyMeans(t *testing.T) {
 	s.want("", "p.yaml: document 1", "which namespace it is for isn't known")
 }
 
-// Where two files have one object, what both agree on counts.
+// TestTwoFilesWithOneObject: if two files have the same object, the part counts that both agree on.
 func TestTwoFilesWithOneObject(t *testing.T) {
 	deny := policyOf("{name: p}", "{podSelector: {}}")
 	allow := policyOf("{name: p}",
@@ -282,7 +281,7 @@ func TestTwoFilesWithOneObject(t *testing.T) {
 		a, b string
 		want []string
 	}{
-		{deny, deny, []string{"<none> in=0 out=0 [Ingress]"}}, // as it is written: nothing differs
+		{deny, deny, []string{"<none> in=0 out=0 [Ingress]"}}, // as it is written: both are equal
 		{deny, allow, []string{"<none> in=0 out=1 [Ingress Egress]", "app=a in=0 out=1 [Ingress Egress]"}},
 		{allow, deny, []string{"app=a in=0 out=1 [Ingress Egress]", "<none> in=0 out=1 [Ingress Egress]"}},
 		{both, allow, []string{"app=a in=1 out=1 [Ingress Egress]"}},
@@ -339,7 +338,7 @@ func TestWhatIsRead(t *testing.T) {
 	s.want("Pod default/a app=two, Pod default/b app=one, Pod default/c app=one, Pod default/d app=")
 }
 
-// Subdirectories come and go, and links too.
+// TestSubdirectories: subdirectories and links come and go.
 func TestSubdirectories(t *testing.T) {
 	s := run(t, nil)
 	s.want("")
@@ -369,7 +368,7 @@ func TestSubdirectories(t *testing.T) {
 	until("Pod default/a app=two, Pod default/b app=one")
 	do(os.WriteFile(elsewhere+"/b.yaml", []byte(pod("b", "two")), 0o600))
 	until("Pod default/a app=two, Pod default/b app=two")
-	// the same once more, and a circle
+	// a second link to the directory, and a circle of links
 	do(os.Symlink("..", s.path("one/loop")), os.Symlink(elsewhere+"/b.yaml", s.path("one/c.yaml")))
 	until("Pod default/a app=two, Pod default/b app=two")
 	do(os.Rename(s.path("one"), s.path("other")))
@@ -382,7 +381,7 @@ func TestSubdirectories(t *testing.T) {
 	until("")
 }
 
-// kubelet mounts a ConfigMap as links through ..data, which it replaces in one step.
+// TestAConfigMap: kubelet mounts a ConfigMap as links through ..data, which it replaces in one step.
 func TestAConfigMap(t *testing.T) {
 	s := run(t, nil)
 	s.want("")
@@ -416,7 +415,8 @@ func TestAConfigMap(t *testing.T) {
 	until("Pod default/a app=two, Pod default/b app=two")
 }
 
-// A manifest that is read while it is being written may lack the very policy that closes a pod.
+// TestAFileThatIsBeingWrittenIsNotRead: a manifest that is read while it is being written may lack the policy that
+// isolates a pod.
 func TestAFileThatIsBeingWrittenIsNotRead(t *testing.T) {
 	s := run(t, map[string]string{"a.yaml": pod("a", "one") + goodPolicy, "b.yaml": pod("b", "one")})
 	s.want("NetworkPolicy default/deny, Pod default/a app=one, Pod default/b app=one")
@@ -440,7 +440,7 @@ func TestAFileThatIsBeingWrittenIsNotRead(t *testing.T) {
 	s.want("NetworkPolicy default/still, Pod default/a app=two, Pod default/b app=three")
 }
 
-// What happens while an update is being applied comes with the next one.
+// TestChangesDuringAnUpdate: changes that happen while an update is applied come with the next one.
 func TestChangesDuringAnUpdate(t *testing.T) {
 	s := run(t, nil)
 	s.write("a.yaml", pod("a", "one"))
@@ -451,7 +451,7 @@ func TestChangesDuringAnUpdate(t *testing.T) {
 		select {
 		case u := <-s.updates:
 			if errors.Is(u.err, dirwatch.ErrBeingWritten) {
-				continue // it was, when the directory was first read
+				continue // the file was still open when the directory was first read
 			}
 			if u.err != nil {
 				t.Fatal(u.err)
@@ -473,7 +473,7 @@ func TestRunEndsWithItsDirectory(t *testing.T) {
 	}
 	for {
 		select {
-		case <-s.updates: // a.yaml went first
+		case <-s.updates: // a.yaml was removed first
 		case err := <-s.ended:
 			if !errors.Is(err, dirwatch.ErrGone) || !strings.Contains(err.Error(), s.dir) {
 				t.Errorf("%v, want that %s is gone", err, s.dir)
@@ -502,7 +502,8 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// Editors save by moving the old file away before they write the new one: the policy must hold in between.
+// TestASavedFileIsNeverGone: editors move the old file away before they write the new one. The policy must stay in
+// force.
 func TestASavedFileIsNeverGone(t *testing.T) {
 	s := run(t, map[string]string{"a.yaml": goodPolicy})
 	s.want("NetworkPolicy default/deny")
@@ -513,7 +514,7 @@ func TestASavedFileIsNeverGone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.write("b.yaml", pod("b", "one")) // has the directory looked at meanwhile
+	s.write("b.yaml", pod("b", "one")) // makes Run read the directory meanwhile
 	s.want("NetworkPolicy default/deny, Pod default/b app=one")
 	if _, err := f.WriteString(strings.Replace(goodPolicy, "deny", "still", 1)); err != nil {
 		t.Fatal(err)

@@ -107,7 +107,7 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 				strings.Replace(goodPolicy, "deny", "also", 1) + "---\n" + goodPod,
 			policy.Objects{Pods: pod.Pods, Policies: policies("deny", "also").Policies},
 		},
-		// Whatever is wrong with them, they are somebody else's.
+		// Objects of other programs count as good, whatever is wrong with them.
 		{"other kinds", "apiVersion: v1\nkind: Service\nmetadata: {name: NO}\nspeck: 1\n---\n" + goodPod +
 			"---\napiVersion: apps/v1\nkind: ControllerRevision\nspec: {template: {kind: NetworkPolicy}}\n---\n" +
 			"apiVersion: networking.k8s.io/v1\nkind: Ingress\n", pod},
@@ -124,9 +124,9 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 	}
 }
 
-// What would be dropped without a word may be the policy that closes a pod.
-// TestWrappersAsPeopleWriteThem: what is in a List or Template counts, whatever the case of the letters in its kind or
-// field. More than sigs.k8s.io/json's 100 fields that are there twice don't hide one that matters.
+// TestWrappersAsPeopleWriteThem: objects in a List or Template count, whatever the case of the letters in its kind or
+// field; one that was skipped silently could be a policy. sigs.k8s.io/json reports at most 100 fields that are given
+// twice; more of them don't hide one that matters.
 func TestWrappersAsPeopleWriteThem(t *testing.T) {
 	const object = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}, ` +
 		`"spec": {"podSelector": {}}}`
@@ -177,8 +177,8 @@ func TestNothingIsDroppedSilently(t *testing.T) {
 	}
 }
 
-// A label that isn't what the manifest says matches selectors that it shouldn't. YAML 1.1 takes these for
-// booleans, a number, and one in octal; kubectl has them refused.
+// TestScalarsAreNotReinterpreted: YAML 1.1 reads these labels as booleans, a number, and an octal number. With such a value a
+// label would match other selectors than the manifest says; the API server refuses them.
 func TestScalarsAreNotReinterpreted(t *testing.T) {
 	for _, value := range []string{"y", "no", "1.10", "010"} {
 		got, err := Parse("f.yaml", []byte("apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {app: "+value+"}}\n"))
@@ -188,7 +188,7 @@ func TestScalarsAreNotReinterpreted(t *testing.T) {
 	}
 }
 
-// TestParseComplains puts the document between two good ones, and wants errors that say where it is and what is wrong.
+// TestParseComplains puts the document between two good ones. The errors must say where it is and what is wrong.
 func TestParseComplains(t *testing.T) {
 	np := func(spec string) string {
 		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: ns-1}\nspec: " +
@@ -196,11 +196,11 @@ func TestParseComplains(t *testing.T) {
 	}
 	pod := func(meta string) string { return "apiVersion: v1\nkind: Pod\nmetadata: " + meta + "\n" }
 	const (
-		left     = ""                            // nothing is made of it
-		byLabel  = "ns-1: app=a"                 // closes the pods that it selects
+		left     = ""                            // it is left out
+		byLabel  = "ns-1: app=a"                 // denies all traffic of the pods that it selects
 		byLabel2 = "ns-1: app=a Ingress Egress"  // in both directions
-		all      = "ns-1: <none> Ingress Egress" // closes all pods of its namespace
-		counts   = "counts"                      // the rest of it counts
+		all      = "ns-1: <none> Ingress Egress" // denies all traffic of its namespace's pods
+		counts   = "counts"                      // the part that can be read counts
 	)
 	selected := "podSelector: {matchLabels: {app: a}}, policyTypes: [Ingress]"
 	for _, tc := range []struct {
@@ -473,7 +473,7 @@ func TestParseComplains(t *testing.T) {
 	}
 }
 
-// unjoined are the errors that were joined.
+// unjoined returns the errors that were joined.
 func unjoined(err error) []error {
 	var many interface{ Unwrap() []error }
 	if errors.As(err, &many) {
@@ -534,7 +534,7 @@ func FuzzParse(f *testing.F) {
 				t.Errorf("%v: doesn't say where", e)
 			}
 		}
-		// What comes back is fit for use, be there errors beside it or not.
+		// The objects that Parse returns are usable, with or without errors.
 		for _, n := range o.Namespaces {
 			if n.Name == "" || n.Labels["kubernetes.io/metadata.name"] != n.Name {
 				t.Errorf("%+v", n)
