@@ -1,5 +1,6 @@
 // Package agentapi is what the plugin, the agent and weirctl say to each other: requests over the agent's socket, the
-// status that it answers with, and the heartbeat file. The plugin links it, so it links nothing of Kubernetes and no HTTP library.
+// status that it answers with, and the heartbeat file. The plugin links it, so it links nothing of Kubernetes and no
+// HTTP library.
 package agentapi
 
 import (
@@ -53,9 +54,9 @@ type Question struct {
 	conn net.Conn
 }
 
-// Ask sends the agent one request; if ctx ends before the answer is there, there is none. It writes HTTP/1.0 itself, whose
-// answer ends with the connection: with net/http the plugin would be nearly twice as large, and its start is on the path
-// of every pod.
+// Ask sends the agent one request; if ctx ends before the answer is there, there is none. It writes HTTP/1.0 itself,
+// whose answer ends with the connection: with net/http the plugin would be nearly twice as large, and its start is on
+// the path of every pod.
 //
 // Equivalent to: curl --unix-socket /run/weir/agent.sock -X METHOD -d BODY http://agent/PATH
 func Ask(ctx context.Context, method, path string, body []byte) (*Question, error) {
@@ -93,8 +94,8 @@ func (q *Question) failed(err error) error {
 	return fmt.Errorf("%s: %w", q.what, err)
 }
 
-// Enrol asks the agent to put the endpoint's addresses into every set they belong in. The function that it returns waits
-// until the kernel enforces the policies on them, and is called once.
+// Enrol asks the agent to put the endpoint's addresses into every set they belong in. The function that it returns
+// waits until the kernel enforces the policies on them, and is called once.
 func Enrol(ctx context.Context, id string) (wait func() (EnrolAnswer, error)) {
 	body, err := json.Marshal(EnrolRequest{ID: id})
 	var question *Question

@@ -15,8 +15,8 @@ const (
 	heartbeat = endpoint.Dir + "/heartbeat"
 	// BeatEvery is how often the agent renews its heartbeat, as soon as its loop comes round after that.
 	BeatEvery = 5 * time.Second
-	// BeatLasts is how long a heartbeat counts. kubelet has a node whose plugin's STATUS fails be not ready, so it is longer
-	// than it takes to replace an agent.
+	// BeatLasts is how long a heartbeat counts. kubelet has a node whose plugin's STATUS fails be not ready, so it is
+	// longer than it takes to replace an agent.
 	BeatLasts = time.Minute
 )
 

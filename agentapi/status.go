@@ -97,7 +97,14 @@ type PodStatus struct {
 
 // PodOf is what the record alone says of the attachment: Ingress and Egress are left to the caller.
 func PodOf(e endpoint.Endpoint) PodStatus {
-	p := PodStatus{Pod: e.Pod.String(), UID: e.Pod.UID, ContainerID: e.ContainerID, MAC: e.MAC, HostIf: e.HostIf, Since: e.Created}
+	p := PodStatus{
+		Pod:         e.Pod.String(),
+		UID:         e.Pod.UID,
+		ContainerID: e.ContainerID,
+		MAC:         e.MAC,
+		HostIf:      e.HostIf,
+		Since:       e.Created,
+	}
 	for _, a := range e.Addresses {
 		p.Addresses = append(p.Addresses, a.Addr.String())
 	}

@@ -109,7 +109,8 @@ func (p PortOnBridge) restore(h netlinksafe.Handle, o *Observed) error {
 	var fix batch.Batch
 	if port.Master != br.Attrs().Index { // the link stays down until it is isolated
 		fix.Add(linkDown(port.Index), "set %s down", p.HostIf)
-		setMaster := request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, port.Index), number(unix.IFLA_MASTER, br.Attrs().Index))
+		setMaster := request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, port.Index),
+			number(unix.IFLA_MASTER, br.Attrs().Index))
 		fix.Add(setMaster, "make %s a port of %s", p.HostIf, Name)
 	}
 	fix.Add(isolate(port.Index), "isolate port %s", p.HostIf)

@@ -76,7 +76,8 @@ func (r *Range) complete(path string) error {
 		return invalid(path+".subnet", r.Subnet.String(), "has host bits set; did you mean "+r.Subnet.Masked().String()+"?")
 	}
 	if r.Subnet.Addr().Is4In6() {
-		return invalid(path+".subnet", r.Subnet.String(), "is IPv4 in IPv6; did you mean "+r.Subnet.Addr().Unmap().String()+"?")
+		return invalid(path+".subnet", r.Subnet.String(),
+			"is IPv4 in IPv6; did you mean "+r.Subnet.Addr().Unmap().String()+"?")
 	}
 	a := r.Subnet.Addr()
 	if a.Is6() && (a.IsMulticast() || a.IsLinkLocalUnicast() || a.IsLoopback() || a.IsUnspecified()) {

@@ -12,9 +12,9 @@ import (
 // longest names of a namespace and an object (317 bytes) with a sentence about them.
 const maxLength = 1024
 
-// Of returns the beginning of a text that others wrote: an object's field, a program's output, an error that has either.
-// It is bounded, as a field may have megabytes. Characters that aren't printed, such as those that a terminal obeys or that
-// reverse a text, become question marks.
+// Of returns the beginning of a text that others wrote: an object's field, a program's output, an error that has
+// either. It is bounded, as a field may have megabytes. Characters that aren't printed, such as those that a terminal
+// obeys or that reverse a text, become question marks.
 func Of(text string) string {
 	more := 0
 	if len(text) > maxLength {

@@ -104,8 +104,8 @@ func anchorOf(heading string) string {
 	return strings.ReplaceAll(bare, " ", "-")
 }
 
-// TestDocumentedMessages checks that the code has each message that docs/troubleshooting.md and docs/metrics.md explain:
-// those in the first column of their tables of errors and messages, and the log lines that they show.
+// TestDocumentedMessages checks that the code has each message that docs/troubleshooting.md and docs/metrics.md
+// explain: those in the first column of their tables of errors and messages, and the log lines that they show.
 func TestDocumentedMessages(t *testing.T) {
 	const root = "../.."
 	var code strings.Builder

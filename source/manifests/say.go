@@ -79,7 +79,9 @@ func (f *file) problems(name string) []ruleset.Problem {
 			all = append(all, ruleset.Problem{Object: printable(e.object), Field: c.field, Message: c.why + "; " + at})
 		}
 		if e.differs {
-			all = append(all, ruleset.Problem{Object: printable(e.object), Field: "metadata.name", Message: e.conflict + "; " + at})
+			all = append(all, ruleset.Problem{
+				Object: printable(e.object), Field: "metadata.name", Message: e.conflict + "; " + at,
+			})
 		}
 	}
 	return all
