@@ -57,7 +57,7 @@ type agent struct {
 	publisher  publisher
 	ways       ways
 	cutting    cutting
-	mtu        int // of pods' links, as the conflist states it; 0: not known yet
+	conflist   conflist
 	heartbeat  heartbeat
 
 	faults   faults

@@ -8,8 +8,13 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// writeConflist writes the configuration that makes the runtime call the plugin, whole and last: a node without it
-// isn't ready, so no pod starts where policy isn't enforced yet.
+// conflist is the network configuration that makes the runtime call the plugin, as far as the agent writes it.
+type conflist struct {
+	mtu int // of pods' links; 0: not known yet
+}
+
+// writeConflist writes the runtime's network configuration, whole and last: a node without it isn't ready, so no pod
+// starts where policy isn't enforced yet.
 func (a *agent) writeConflist() error {
 	plan := a.ways.plan
 	if a.Node.Conflist == "" || !plan.NodeAddress.IsValid() || plan.MTU == 0 {
@@ -19,11 +24,11 @@ func (a *agent) writeConflist() error {
 	if err != nil {
 		return err
 	}
-	a.mtu = plan.MTU
+	a.conflist.mtu = plan.MTU
 	if have, err := os.ReadFile(a.Node.Conflist); err == nil && bytes.Equal(have, want) {
 		return nil
 	}
-	tmp := a.Node.Conflist + ".tmp" // which no runtime takes for a configuration
+	tmp := a.Node.Conflist + ".tmp" // no runtime takes a file of this name for a configuration
 	if err := os.WriteFile(tmp, want, 0o600); err != nil {
 		return fmt.Errorf("write the network configuration: %w", err)
 	}

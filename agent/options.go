@@ -14,7 +14,7 @@ type Options struct {
 	Source Source
 	// NewBackend connects to the kernel's packet filter. Run calls it once, when no other agent runs.
 	NewBackend func(context.Context) (Backend, error)
-	Log         *slog.Logger
+	Log        *slog.Logger
 	// HealthAddress is where /healthz, /readyz and /metrics are served, host:port; empty: nowhere.
 	HealthAddress string
 	// Resync is how often the kernel is read and repaired if nothing else happens.

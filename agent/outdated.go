@@ -21,7 +21,7 @@ func (a *agent) outdated(e endpoint.Endpoint) string {
 	if why := a.misplaced(e); why != "" {
 		return why
 	}
-	if a.Node.Conflist == "" || a.mtu == 0 { // another program writes the plugin's configuration
+	if a.Node.Conflist == "" || a.conflist.mtu == 0 { // another program writes the plugin's configuration
 		return ""
 	}
 	for _, p := range a.cluster.podCIDRs(a.Node.Name) {
@@ -31,8 +31,8 @@ func (a *agent) outdated(e endpoint.Endpoint) string {
 		}
 	}
 	switch {
-	case e.MTU != nil && *e.MTU != a.mtu:
-		return fmt.Sprintf("the pod's link has MTU %d, and this node's pods have %d (0: none was given)", *e.MTU, a.mtu)
+	case e.MTU != nil && *e.MTU != a.conflist.mtu:
+		return fmt.Sprintf("the pod's link has MTU %d, and this node's pods have %d (0: none was given)", *e.MTU, a.conflist.mtu)
 	case e.Enforcement != conf.Strict:
 		return fmt.Sprintf("enforcement is %q, and %q on this node", e.Enforcement, conf.Strict)
 	}

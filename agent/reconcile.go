@@ -175,7 +175,7 @@ func (r *round) renewHeartbeat(context.Context) bool {
 func (r *round) renewConflist(context.Context) bool {
 	needed := func(e *enrolment) bool {
 		ep, ok := r.records.endpoints[e.id]
-		return ok && (r.mtu == 0 || r.outdated(ep) != "")
+		return ok && (r.conflist.mtu == 0 || r.outdated(ep) != "")
 	}
 	if r.Node.Name != "" && slices.ContainsFunc(r.enrolments.waiting, needed) {
 		if err := r.writeConflist(); err != nil {
