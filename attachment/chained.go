@@ -16,11 +16,11 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// Behind another plugin weir makes no interface, and enforces policy on the addresses that the other plugin has
-// assigned. The pod's link is up already, so nothing but its place in the sets of all pods denies its connections
-// until the agent has enrolled it.
+// Behind another plugin weir makes no interface: it enforces policy on the addresses that the other plugin has
+// assigned. The pod's link is up already. So only the set of all pods denies the pod's connections until the agent
+// has enrolled it.
 
-// Chained is an interface that another plugin has made.
+// Chained describes an interface that another plugin has made.
 type Chained struct {
 	Addresses []endpoint.Address
 	MAC       string // empty: not known
@@ -29,16 +29,16 @@ type Chained struct {
 // chainedSteps lists what Make does behind another plugin, in the order in which it happens.
 func (m *making) chainedSteps() []func() error {
 	return []func() error{
-		m.assign,
-		m.denyUntilEnrolled,
-		m.forgetConnections,
-		m.startEnrol,
-		m.awaitEnrol,
+		m.assign,            // write the record, and assign the other plugin's addresses to the attachment
+		m.denyUntilEnrolled, // put the addresses into the set of all pods
+		m.deleteConnections, // that began while no policy was enforced
+		m.startEnrol,        // ask the agent to enrol the pod
+		m.awaitEnrol,        // wait for the agent's answer
 	}
 }
 
 // findChained finds the pod's link on the node, and makes sure that its packets pass the hook where policy is
-// enforced. The agent goes by the link's name: an attachment whose link is gone is over.
+// enforced. The record names the link, so that Reap can tell when the attachment is over.
 func (m *making) findChained(c *Chained) error {
 	e := &m.record
 	e.Addresses, e.MAC = c.Addresses, c.MAC
@@ -60,8 +60,8 @@ func (m *making) findChained(c *Chained) error {
 	return failed("find the pod's link", err)
 }
 
-// assign writes the record and assigns the addresses to the attachment. If an address was assigned to another
-// attachment, whose DEL weir has missed, it leaves every set that it is in by that.
+// assign writes the record and assigns the addresses to the attachment. If one was assigned to an earlier attachment,
+// whose DEL weir has missed, assign takes it out of every set that it is still in.
 func (m *making) assign() error {
 	const step = "assign the pod's addresses"
 	unlock, err := endpoint.Lock()
@@ -88,14 +88,14 @@ func (m *making) assign() error {
 	return failed("take the pod's addresses out of the sets of their last pod", m.Sets.Purge(inherited...))
 }
 
-// forgetConnections deletes what connection tracking knows of the addresses: it was established before
-// denyUntilEnrolled, by an earlier owner of an address or over the pod's link, and no policy has allowed it.
-func (m *making) forgetConnections() error {
+// deleteConnections deletes the connections of the addresses that began before denyUntilEnrolled: those of an earlier
+// pod, and those over the pod's link. No policy has allowed them.
+func (m *making) deleteConnections() error {
 	return failed("delete the connections of the pod's addresses", conntrack.Delete(addrsOf(m.record.Addresses)...))
 }
 
-// checkDenied returns nil if a rule drops what the pod sends and gets, though no agent has enrolled it. Where no
-// agent has ever run on the node there is no rule.
+// checkDenied returns nil if a rule denies the pod's connections until an agent enrols it. There is no such rule if
+// no agent has run on the node since it was started.
 func (m *making) checkDenied(noAgent error) error {
 	for _, addr := range m.record.Addresses {
 		if used, err := m.Sets.InUse(addr.Addr); err != nil || !used {
@@ -105,7 +105,7 @@ func (m *making) checkDenied(noAgent error) error {
 	return nil
 }
 
-// checkChained returns an error for each difference between a chained attachment and what ADD left of it.
+// checkChained compares a chained attachment with its record, and returns an error for each difference.
 func checkChained(e *endpoint.Endpoint, prevResult []endpoint.Address) error {
 	var errs []error
 	same := func(a, b endpoint.Address) bool { return a.Addr == b.Addr }

@@ -18,14 +18,14 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// Expected is what CHECK knows of an attachment besides its record.
+// Expected is what CHECK compares an attachment with, besides its record.
 type Expected struct {
 	Netns  string // path of the pod's network namespace
 	MTU    int    // 0: whatever the link's end on the node has
 	Routes []conf.Route
-	// OnNode and InPod are the interfaces of the last result, also those that other plugins made after weir.
+	// OnNode and InPod are the interfaces of the last result, those of plugins after weir included.
 	OnNode, InPod []bridge.Interface
-	// Addresses are those of the last result; they count for a chained attachment.
+	// Addresses are those of the last result. Check compares those of a chained attachment with them.
 	Addresses []endpoint.Address
 }
 
@@ -38,9 +38,9 @@ func Load(id string) (*endpoint.Endpoint, error) {
 	return e, failed("check", err)
 }
 
-// Check verifies that everything that Make has made is there and right. Its *StepError names all that isn't; it is a
-// *NetnsError if there is no such namespace. The agent alone knows which class a pod is in; from the sets follows
-// that it is in one for each direction.
+// Check returns a *StepError that names everything that is missing or differs from what Make made, and a *NetnsError
+// if there is no such namespace. Only the agent knows which class a pod belongs in, so Check looks whether it is in
+// any, for each direction.
 func (n Node) Check(e *endpoint.Endpoint, want Expected) error {
 	fd, err := openNetns(want.Netns)
 	if err != nil {
@@ -65,7 +65,7 @@ func (n Node) Check(e *endpoint.Endpoint, want Expected) error {
 	))
 }
 
-// checkGuard verifies that the guard lets the port send.
+// checkGuard returns an error unless the guard lets the port send.
 func checkGuard(p bridge.Port) error {
 	ok, err := bridge.SenderAllowed(p.Sender())
 	if err == nil && !ok {
@@ -74,7 +74,7 @@ func checkGuard(p bridge.Port) error {
 	return err
 }
 
-// checkOwner verifies that the addresses are assigned to the attachment: otherwise another pod could get them.
+// checkOwner returns an error for each address that is not assigned to the attachment: another pod could get it.
 func checkOwner(e *endpoint.Endpoint) error {
 	var errs []error
 	for _, a := range e.Addresses {
@@ -94,8 +94,7 @@ func (n Node) checkSets(e *endpoint.Endpoint) error {
 	return n.Sets.Check(addrsOf(e.Addresses)...)
 }
 
-// checkInterfaces verifies that the interfaces of the last result are there. Plugins after weir check theirs in
-// detail.
+// checkInterfaces returns an error for each interface of the last result that is missing or differs.
 func checkInterfaces(links netlinksafe.Handle, fd netns.NsHandle, want Expected) error {
 	pod, err := netlinksafe.NewHandleAt(fd, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -108,9 +107,8 @@ func checkInterfaces(links netlinksafe.Handle, fd netns.NsHandle, want Expected)
 	)
 }
 
-// CheckAgent returns nil if an agent has been ready lately, so that an ADD with enforcement "strict" can succeed. It
-// looks at the heartbeat file and doesn't ask the agent, so that a node stays ready while its agent is being
-// replaced. The error is *NoAgentError or *StepError.
+// CheckAgent returns nil if the heartbeat file says that an agent was ready within agentapi.BeatLasts. The error is
+// *NoAgentError or *StepError.
 func CheckAgent(now time.Time) error {
 	beat, err := agentapi.LastBeat()
 	if err != nil {

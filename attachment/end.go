@@ -14,30 +14,30 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// ending is an attachment that is being taken away. It is handed from one part of the way to the next.
+// ending is an attachment that is being removed. begin fills it, and detach uses it, so that neither looks up again
+// what the other knows.
 type ending struct {
 	id string
-	// record is the endpoint record; nil if there is none, or if it is broken.
+	// record is the endpoint record; nil if there is none or it is broken.
 	record *endpoint.Endpoint
-	// sender is what the guard lets the attachment's port send. Its port is the link that weir made for the
-	// attachment, whatever the record names. Its MAC is nil where the record tells none.
+	// sender is what the guard lets the attachment's port send. The port is the link whose name follows from the ID,
+	// even if the record names another. The MAC is nil if the record has none.
 	sender bridge.Sender
-	// begun says that the port of this record's attachment sends nothing any more, or is another plugin's.
+	// begun is true if begin has stopped the port from sending, or has left it to another plugin.
 	begun bool
 }
 
-// End takes the attachment with that ID away, as its record says. It returns nil if there is no record. If the record
-// is broken, End takes away what the ID alone tells, and the addresses that are assigned to the attachment. The error
-// is a *StepError.
+// End removes the attachment with that ID. It returns nil if there is no record. If the record is broken, End removes
+// what it can find by the ID, and the addresses that are assigned to the attachment. The error is a *StepError.
 func (n Node) End(id string) error { return failed("delete", n.end(id)) }
 
 func (n Node) end(id string) error {
-	// Reap ends the attachments whose deletion has stopped halfway: the lock says that this one goes on.
+	// This lock tells Reap that the deletion still goes on: Reap ends attachments whose deletion has stopped halfway.
 	defer func(lock io.Closer) { _ = lock.Close() }(endpoint.MarkBusy(id))
 	x := &ending{id: id}
 	err := x.begin()
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // the record is written first and removed last: without one at most the link was left
+		return nil // the record is written first and removed last: at most the link was left
 	}
 	if err != nil {
 		return err
@@ -51,9 +51,9 @@ func (n Node) end(id string) error {
 	return err
 }
 
-// takeBack is End for an attachment whose making has failed. It goes by what ADD knows of the attachment, whether or
-// not ADD has come as far as writing the record.
-func (n Node) takeBack(e *endpoint.Endpoint) error {
+// endUnfinished removes an attachment that Make could not finish. It uses the record in memory, because the record
+// may not be on disk yet.
+func (n Node) endUnfinished(e *endpoint.Endpoint) error {
 	defer func(lock io.Closer) { _ = lock.Close() }(endpoint.MarkBusy(e.ID()))
 	x := &ending{id: e.ID()}
 	if err := x.begin(); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -64,20 +64,20 @@ func (n Node) takeBack(e *endpoint.Endpoint) error {
 		return err
 	}
 	defer unlock()
-	x.goOnWith(e)
+	x.resume(e)
 	return n.detach(x)
 }
 
-// begin does what needs no lock, as it takes the kernel longer than all the rest: it marks the record as ending, so
-// that the agent puts the addresses into no set any more, forbids the port to send, and deletes the link, whose name
-// follows from the ID. It returns fs.ErrNotExist if there is no record.
+// begin does the steps that need no lock, as they take the kernel longer than all others: it marks the record as
+// ending, so that the agent puts the addresses into no set any more, forbids the port to send, and deletes the link.
+// It returns fs.ErrNotExist if there is no record.
 func (x *ending) begin() error {
 	e, err := endpoint.MarkEnding(x.id)
 	switch {
 	case err == nil:
 		x.setRecord(e)
 		x.begun = true
-		if e.Chained { // only the other plugin can end its port
+		if e.Chained { // only the other plugin may delete its port
 			return nil
 		}
 		return bridge.Unplug(x.sender)
@@ -93,9 +93,10 @@ func (x *ending) begin() error {
 	return nil
 }
 
-// goOnWith sets the record that was read under the lock. Before that, another process may have ended the attachment
-// that begin has found, and the runtime may have made another with the same ID: then nothing of it is begun.
-func (x *ending) goOnWith(e *endpoint.Endpoint) {
+// resume sets the record that was read under the lock. It may belong to another attachment with the same ID than the
+// one that begin has found: another process may have ended that, and the runtime may have made a new one. Nothing of
+// the new one is begun.
+func (x *ending) resume(e *endpoint.Endpoint) {
 	if x.begun && x.record.Created.Equal(e.Created) {
 		x.record = e
 		return
@@ -112,8 +113,8 @@ func (x *ending) setRecord(e *endpoint.Endpoint) {
 	}
 }
 
-// endLocked ends the attachment from where begin has come to; begin may not have been called. The caller holds the
-// node's lock. It returns the record, and nil if there is none any more.
+// endLocked does what begin has left to do, or everything if begin was not called. It returns the record, and nil if
+// there is none any more. The caller holds the node's lock.
 func (n Node) endLocked(x *ending) (*endpoint.Endpoint, error) {
 	e, err := endpoint.MarkEnding(x.id)
 	switch {
@@ -125,11 +126,11 @@ func (n Node) endLocked(x *ending) (*endpoint.Endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	x.goOnWith(e)
+	x.resume(e)
 	return e, n.detach(x)
 }
 
-// salvage returns what can be known of an attachment whose record is broken.
+// salvage makes a record for an attachment whose record is broken, with the ID, the link and the assigned addresses.
 func salvage(id string) (*endpoint.Endpoint, error) {
 	container, ifName, _ := strings.Cut(id, ":")
 	e := &endpoint.Endpoint{ContainerID: container, IfName: ifName, HostIf: bridge.PortName(id)}
@@ -145,9 +146,9 @@ func salvage(id string) (*endpoint.Endpoint, error) {
 	return e, nil
 }
 
-// detach takes everything away, in an order in which nothing is allowed on the way: the port is forbidden to send,
-// unless begin has done that, then the addresses leave every set, and an address is released only when nothing refers
-// to it any more. The caller holds the node's lock, which keeps the addresses from being assigned meanwhile.
+// detach removes everything, in an order that allows no packet on the way: it forbids the port to send, unless begin
+// has done that, takes the addresses out of every set, and releases an address when nothing refers to it any more.
+// The caller holds the node's lock, so no other attachment gets the addresses meanwhile.
 func (n Node) detach(x *ending) error {
 	addresses, err := x.addresses()
 	if err != nil {
@@ -175,8 +176,8 @@ func (n Node) detach(x *ending) error {
 	return endpoint.Remove(x.id)
 }
 
-// addresses returns the record's addresses without those that are assigned to another attachment by now: an earlier
-// attempt to end this one has come as far as releasing them.
+// addresses returns the record's addresses without those that are assigned to another attachment now: an earlier
+// attempt to end this one had released them already.
 func (x *ending) addresses() ([]endpoint.Address, error) {
 	var own []endpoint.Address
 	for _, a := range x.record.Addresses {
@@ -191,7 +192,7 @@ func (x *ending) addresses() ([]endpoint.Address, error) {
 	return own, nil
 }
 
-// forbid takes back what the guard lets the port send.
+// forbid removes the port's entries from the guard.
 func (x *ending) forbid() error {
 	if x.sender.MAC == nil {
 		return bridge.ForbidPort(x.sender.HostIf)

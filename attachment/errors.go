@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// StepError says that the kernel or the disk has refused a step.
+// StepError says that a step has failed, because the kernel or the disk has refused it.
 type StepError struct {
 	Step string // such as "reserve addresses"
 	Err  error
@@ -27,7 +27,7 @@ func failed(step string, err error) error {
 	return &StepError{step, err}
 }
 
-// assignError is failed, but returns ipam's own types of errors as they are.
+// assignError is failed, but it returns errors of ipam's own types unchanged.
 func assignError(step string, err error) error {
 	var exhausted *ipam.ExhaustedError
 	var other *ipam.AssignedError
@@ -77,7 +77,8 @@ func (e *EnrolError) Error() string { return "policy can't be enforced on the po
 
 func (e *EnrolError) Unwrap() error { return e.Err }
 
-// NoRuleError says that no rule looks the addresses of the set of all pods up, so a pod that is up can't be denied.
+// NoRuleError says that no rule uses the set of all pods, so the connections of a pod whose link is up can't be
+// denied.
 type NoRuleError struct {
 	Set string
 	Err error // why the agent has not enrolled the pod
@@ -91,17 +92,17 @@ func (e *NoRuleError) Error() string {
 
 func (e *NoRuleError) Unwrap() error { return e.Err }
 
-// LeftoverError says that making an attachment has failed, and that not everything was taken back.
+// LeftoverError says that making an attachment has failed, and that a step could not be undone.
 type LeftoverError struct {
 	Cause error
-	Err   error // why something is left
+	Err   error // why the step could not be undone
 }
 
 func (e *LeftoverError) Error() string {
 	return fmt.Sprintf("%v; left behind until DEL: %v", e.Cause, e.Err)
 }
 
-// Unwrap returns the cause: what is left is no reason why the attachment was not made.
+// Unwrap returns the cause, and not Err: Err is no reason why the attachment was not made.
 func (e *LeftoverError) Unwrap() error { return e.Cause }
 
 // NoAgentError says that no agent has been ready for a while, or since the node was started if For is 0.

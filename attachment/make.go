@@ -17,69 +17,66 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// enrolTimeout bounds the wait for the agent, which itself waits for the pod to become known. kubelet gives a sandbox
-// minutes.
+// enrolTimeout bounds the wait for the agent's answer. The agent itself waits until its source knows the pod. kubelet
+// gives a sandbox minutes.
 const enrolTimeout = 30 * time.Second
 
-// Request is the attachment that ADD asks for.
+// Request describes the attachment that ADD requests.
 type Request struct {
-	ContainerID, IfName string // together its ID
+	ContainerID, IfName string // together the attachment's ID
 	Network             string
 	Netns               string // path of the pod's network namespace
 	Pod                 endpoint.Pod
 	Enforcement         conf.Enforcement
-	// Link is the interface that weir makes; it counts where Chained is nil.
+	// Link is the interface that weir makes. It is used if Chained is nil.
 	Link Link
-	// Chained is the interface that another plugin has made.
+	// Chained is the interface that another plugin has made; nil if weir makes it.
 	Chained *Chained
 }
 
-// Link is an interface to be made.
+// Link describes an interface that weir makes.
 type Link struct {
 	Ranges []conf.Range
-	// Addresses that the pod asks for, one of a family at most; a family without one gets a free address of the
-	// ranges.
+	// Addresses are requested, at most one of each family. A family without one gets a free address of its ranges.
 	Addresses []netip.Addr
-	MAC       net.HardwareAddr // nil: one that is derived from an address
+	MAC       net.HardwareAddr // nil: derived from an address
 	MTU       int              // 0: that of the link with the node's default route
 	Routes    []conf.Route
 }
 
-// Made is an attachment that Make has made.
+// Made describes the attachment that Make has made.
 type Made struct {
-	Record endpoint.Endpoint
-	// BridgeMAC and Routes, those that the pod has got, are empty for a chained attachment.
-	BridgeMAC net.HardwareAddr
-	Routes    []conf.Route
+	Record    endpoint.Endpoint
+	BridgeMAC net.HardwareAddr // empty for a chained attachment
+	Routes    []conf.Route     // in the pod; empty for a chained attachment
 }
 
-// making is an attachment on its way.
+// making is an attachment that Make works on.
 type making struct {
 	Node
-	asked     Link
+	requested Link
 	record    endpoint.Endpoint
 	netns     netns.NsHandle
 	mac       net.HardwareAddr
 	bridge    *bridge.Bridge
 	routes    []conf.Route
-	enrolment *enrolment // that awaits the agent's answer
-	enrolled  bool       // the agent has answered, or no policy is to be enforced on the pod
-	lock      io.Closer  // on the record: it tells other processes that this attachment is on its way
+	enrolment *enrolment // nil if no answer of the agent is awaited
+	enrolled  bool       // the agent has enrolled the pod, or enforcement is off
+	lock      io.Closer  // on the record: tells other processes that this process still makes the attachment
 }
 
-// enrolment is a request to the agent that is not answered yet.
+// enrolment is a request that the agent has not answered yet.
 type enrolment struct {
 	wait   func() (agentapi.EnrolAnswer, error)
 	cancel context.CancelFunc
 }
 
-// Make makes an attachment: it writes the record first and sets the link up last, when the agent has answered that
-// the kernel enforces the pod's policies. It then calls report. If a step or report fails, Make takes everything
-// back.
+// Make makes an attachment, by the steps that the method steps lists, and then calls report. If a step or report
+// fails, Make undoes all steps.
 //
-// Errors are *ExistsError, *NetnsError, *LinkError, *EnrolError, *NoRuleError, bridge.ErrBypassesForward, and of ipam
-// *ExhaustedError and *AssignedError; any other failure of the kernel or the disk is a *StepError. A *LeftoverError
-// has one of them, and says that not everything was taken back.
+// Errors are *ExistsError, *NetnsError, *LinkError, *EnrolError, *NoRuleError, bridge.ErrBypassesForward, and ipam's
+// *ExhaustedError and *AssignedError. A *StepError is any other failure of the kernel or the disk. A *LeftoverError
+// wraps one of these, and says that a step could not be undone.
 func (n Node) Make(r Request, report func(Made) error) (err error) {
 	m, err := n.prepare(r)
 	if err != nil {
@@ -103,21 +100,21 @@ func (n Node) Make(r Request, report func(Made) error) (err error) {
 	return report(made)
 }
 
-// steps lists what Make does, in the order in which it happens. Nothing passes the link before setLinkUp, so the
-// agent works on the enrolment while the bridge and the link are made.
+// steps lists what Make does, in the order in which it happens. No packet passes the link before setLinkUp, so the
+// agent can enrol the pod while Make makes the bridge and the link.
 func (m *making) steps() []func() error {
 	if m.record.Chained {
 		return m.chainedSteps()
 	}
 	return []func() error{
-		m.reserve,
-		m.allowSender,
-		m.denyUntilEnrolled,
-		m.startEnrol,
-		m.ensureBridge,
-		m.createLink,
-		m.awaitEnrol,
-		m.setLinkUp,
+		m.reserve,           // assign free addresses, and write the record
+		m.allowSender,       // let the port send through the guard under its own name
+		m.denyUntilEnrolled, // put the addresses into the set of all pods
+		m.startEnrol,        // ask the agent to enrol the pod
+		m.ensureBridge,      // make weir0, unless it is ready
+		m.createLink,        // make the veth pair, its end on the node down, and configure the pod's end
+		m.awaitEnrol,        // wait for the agent's answer
+		m.setLinkUp,         // from here packets pass
 	}
 }
 
@@ -132,14 +129,14 @@ func (n Node) prepare(r Request) (*making, error) {
 		return nil, err
 	}
 	m := &making{
-		Node: n, netns: fd, asked: r.Link, mac: r.Link.MAC,
+		Node: n, netns: fd, requested: r.Link, mac: r.Link.MAC,
 		record: endpoint.Endpoint{
 			ContainerID: r.ContainerID, IfName: r.IfName, Network: r.Network, Netns: r.Netns, Pod: r.Pod,
 			Chained: r.Chained != nil, Enforcement: r.Enforcement, Created: time.Now().UTC(),
 		},
 	}
 	if r.Chained == nil {
-		m.record.HostIf, m.record.MTU = bridge.PortName(id), &m.asked.MTU
+		m.record.HostIf, m.record.MTU = bridge.PortName(id), &m.requested.MTU
 		return m, nil
 	}
 	if err := m.findChained(r.Chained); err != nil {
@@ -155,13 +152,13 @@ func (m *making) close() {
 	_ = m.netns.Close()
 }
 
-// undo takes back what was made, as DEL would.
+// undo undoes all steps, as DEL would, and returns the cause.
 func (m *making) undo(cause error) error {
 	if m.enrolment != nil {
 		m.enrolment.cancel()
-		_, _ = m.enrolment.wait() // the answer doesn't matter any more
+		_, _ = m.enrolment.wait() // the answer has no effect any more
 	}
-	if err := m.takeBack(&m.record); err != nil {
+	if err := m.endUnfinished(&m.record); err != nil {
 		return &LeftoverError{Cause: cause, Err: err}
 	}
 	return cause
@@ -176,7 +173,7 @@ func (m *making) reserve() error {
 	}
 	defer unlock()
 	e := &m.record
-	want := ipam.Request{Ranges: m.asked.Ranges, Addresses: m.asked.Addresses}
+	want := ipam.Request{Ranges: m.requested.Ranges, Addresses: m.requested.Addresses}
 	return assignError(step, ipam.Assign(e.ID(), want, func(addrs []endpoint.Address) (err error) {
 		e.Addresses = addrs
 		if m.mac == nil {
@@ -191,18 +188,18 @@ func (m *making) reserve() error {
 func (m *making) port() bridge.Port {
 	e := m.record
 	return bridge.Port{
-		HostIf: e.HostIf, IfName: e.IfName, Netns: m.netns, MAC: m.mac, Addresses: e.Addresses, Routes: m.asked.Routes,
+		HostIf: e.HostIf, IfName: e.IfName, Netns: m.netns, MAC: m.mac, Addresses: e.Addresses, Routes: m.requested.Routes,
 		Alias: "weir: " + e.Pod.String() + " " + e.IfName,
 	}
 }
 
-// allowSender has the guard let the port send under its own name.
+// allowSender lets the port send through the guard under the attachment's MAC and addresses.
 func (m *making) allowSender() error {
 	return failed("guard the pod's port", bridge.AllowSender(m.port().Sender()))
 }
 
-// denyUntilEnrolled puts the addresses into the sets of all pods: from here the kernel drops each new connection of
-// the pod, until the agent puts them into a class.
+// denyUntilEnrolled puts the addresses into the sets of all pods. From then on the kernel drops each new connection
+// of the pod, until the agent has put the addresses into their classes.
 func (m *making) denyUntilEnrolled() error {
 	if m.record.Enforcement == conf.Off {
 		return nil
@@ -220,9 +217,9 @@ func (m *making) startEnrol() error {
 	return nil
 }
 
-// ensureBridge makes the bridge if it is not as it should be, under the node's lock.
+// ensureBridge makes the bridge, under the node's lock, unless it is ready.
 func (m *making) ensureBridge() error {
-	mtu, gateways := m.asked.MTU, bridge.Gateways(m.record.Addresses)
+	mtu, gateways := m.requested.MTU, bridge.Gateways(m.record.Addresses)
 	if m.bridge = bridge.FindReady(mtu, gateways); m.bridge != nil {
 		return nil
 	}
@@ -234,7 +231,7 @@ func (m *making) ensureBridge() error {
 	return failed("make the bridge", err)
 }
 
-// createLink makes the veth pair, its end on the node down.
+// createLink makes the veth pair, with its end on the node down, and configures the pod's end.
 func (m *making) createLink() error {
 	p := m.port()
 	var err error
@@ -244,8 +241,8 @@ func (m *making) createLink() error {
 	return nil
 }
 
-// awaitEnrol waits for the agent's answer. With enforcement "closed" the attachment is made without an answer too:
-// the link stays down, or a chained pod denied, and the agent enrols the pod when it is there.
+// awaitEnrol waits for the agent's answer. With enforcement "closed" Make succeeds without an answer too: the link
+// stays down, and a chained pod's connections stay denied, until an agent has enrolled the pod.
 func (m *making) awaitEnrol() error {
 	if m.enrolment == nil {
 		m.enrolled = true
@@ -268,7 +265,7 @@ func (m *making) awaitEnrol() error {
 	return nil
 }
 
-// setLinkUp sets the link up if the pod is enrolled: from here packets pass.
+// setLinkUp sets the link up if the pod is enrolled. From then on packets pass.
 func (m *making) setLinkUp() error {
 	if !m.enrolled {
 		return nil

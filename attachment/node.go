@@ -1,14 +1,14 @@
-// Package attachment makes, checks and ends attachments: ADD, CHECK, DEL, GC, and the ending of attachments that no
-// runtime deletes. It knows no CNI types: the plugin translates calls, results and errors.
+// Package attachment makes, checks and ends attachments: ADD, CHECK, DEL, GC, and the end of attachments that no
+// runtime deletes. It uses no CNI types: the plugin translates calls, results and errors.
 //
 // On the node an attachment has its record, guard entry, places in sets, link, neighbour entries, connections and
 // addresses. These hold at all times:
 //
-//   - The record is written before all of these and removed after them, and each step can be repeated. So wherever a
-//     process is killed, Reap, GC or a second DEL finds what is left.
+//   - The record is written before everything else and removed after it, and each step can be repeated. So whenever a
+//     process is killed, Reap, GC or a second DEL finds the rest and removes it.
 //   - Packets pass the link only after the addresses are in the set of all pods and the agent has enrolled the pod,
-//     unless no policy is to be enforced on it.
-//   - An address is released only after the port is forbidden to send and no set holds the address any more.
+//     unless enforcement is off.
+//   - An address is released only after the guard forbids the port to send and no set holds the address any more.
 //   - Addresses are assigned and released, and attachments end, under the node's lock.
 package attachment
 
@@ -20,17 +20,17 @@ import (
 
 // Node makes, checks and ends the attachments of the node that the process runs on.
 type Node struct {
-	// Sets are those that the node's packet filter uses.
+	// Sets gives access to the sets of the node's packet filter.
 	Sets PodSets
 }
 
-// NewNode returns the node that the process runs on. The choice of PodSets stands here and nowhere else.
+// NewNode returns the node that the process runs on. It is the only place that chooses an implementation of PodSets.
 func NewNode() Node { return Node{Sets: ipset.PodSets{}} }
 
 // PodSets are the packet filter's sets of this node's pods. The rules drop a new connection of a pod in the set of
-// all pods unless a class of the pod allows it. The agent fills the sets; attachment writes to them too, as an
-// attachment's addresses must be in the set of all pods before its link is up, and in no set after it has ended. Each
-// backend of the packet filter has an implementation. All methods can be repeated.
+// all pods unless the pod's class allows it. The agent fills most sets. Package attachment writes to them too,
+// because an attachment's addresses must be in the set of all pods before its link is up, and in no set after its
+// end. Each backend of the packet filter has an implementation. All methods can be repeated.
 type PodSets interface {
 	// Name returns the name of the set of all pods of the address's family, for messages.
 	Name(addr netip.Addr) string

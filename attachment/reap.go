@@ -13,16 +13,15 @@ import (
 // is for runtimes that never call GC.
 func (n Node) Reap() ([]endpoint.Endpoint, error) { return n.endEach(isOver) }
 
-// Collect is CNI's GC: it ends every attachment to the network whose ID isn't in valid, and takes away what else is
-// there of attachments without a record. An error for one attachment doesn't keep it from the others. The error is a
-// *StepError.
+// Collect is CNI's GC: it ends every attachment to the network whose ID isn't in valid, and then removes everything
+// that belongs to no attachment. It goes on after an error. The error is a *StepError.
 func (n Node) Collect(network string, valid map[string]bool) error {
 	_, err := n.endEach(func(id string) (bool, error) {
 		if valid[id] {
 			return false, nil
 		}
 		e, _, err := endpoint.LoadAny(id)
-		if errors.Is(err, endpoint.ErrBroken) { // the record doesn't tell its network
+		if errors.Is(err, endpoint.ErrBroken) { // its network is unknown
 			return isOver(id)
 		}
 		if err != nil || e.Network != network {
@@ -34,8 +33,8 @@ func (n Node) Collect(network string, valid map[string]bool) error {
 	return failed("collect what is left of attachments", errors.Join(err, n.sweep(valid)))
 }
 
-// endEach ends the attachments for which ended returns true. It asks once more under the lock: in between the
-// attachment may have been deleted, and another with the same ID may be in the making.
+// endEach ends the attachments for which ended returns true. It calls ended once more under the lock, because in
+// between the runtime may have deleted the attachment and begun to make another with the same ID.
 func (n Node) endEach(ended func(id string) (bool, error)) (done []endpoint.Endpoint, err error) {
 	ids, err := endpoint.IDs()
 	if err != nil {
@@ -69,15 +68,13 @@ func (n Node) endIf(id string, ended func(string) (bool, error)) (*endpoint.Endp
 	return n.endLocked(&ending{id: id})
 }
 
-// isOver reports whether the attachment has ended, by what the node can tell for certain:
+// isOver reports whether the attachment is over though no runtime has deleted it. One of these must be certain:
 //
-//   - A process has begun to delete the attachment, and has ended before it was done.
+//   - A process has begun to delete the attachment, and has exited before it was done.
 //   - No process is making the attachment, and its link on the node is gone: the kernel deletes it with the pod's
-//     namespace. The namespace's path says nothing, as the agent may not see the runtime's mounts.
-//
-// The missing link of a broken record counts only if weir0 has a neighbour entry for one of the attachment's
-// addresses: without an entry, another plugin may have made the interface, under a link name that the record doesn't
-// tell any more.
+//     namespace. The path of the namespace proves nothing, because the agent may not see the runtime's mounts. If the
+//     record is broken, a missing link counts only if weir0 has a neighbour entry for one of the addresses. Without
+//     an entry another plugin may have made the interface, and the link's name is unknown.
 func isOver(id string) (bool, error) {
 	e, ending, err := endpoint.LoadAny(id)
 	switch {
@@ -96,10 +93,10 @@ func isOver(id string) (bool, error) {
 	case err != nil:
 		return false, err
 	}
-	if e.HostIf == "" { // a chained attachment whose link is not known: there is nothing to tell by
+	if e.HostIf == "" { // a chained attachment whose link is unknown
 		return false, nil
 	}
-	// In this order: a process that was making the attachment has made the link before it ended.
+	// The order matters: a process that makes the attachment makes the link before it exits.
 	if busy, err := endpoint.Busy(id); busy || err != nil {
 		return false, err
 	}

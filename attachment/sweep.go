@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// traces is what the node has of attachments, with a record or without.
+// traces are what the node has of attachments, with a record or without.
 type traces struct {
 	ports   []string
 	senders []bridge.Sender
@@ -26,12 +26,13 @@ type recorded struct {
 	addrs map[netip.Addr]bool
 }
 
-// sweep takes away what belongs to no attachment. It is left behind where a record was deleted by hand or by a fault
-// of the disk. An ID in valid is an attachment too, though it has no record: the runtime says so. A broken record
-// keeps what follows from its ID; the agent closes its pod.
+// sweep removes traces that belong to no attachment: their record was deleted by hand, or lost by a fault of the
+// disk. An ID in valid is an attachment even without a record, because the runtime says so. The attachment of a
+// broken record keeps its link, guard entries and addresses.
 //
-// sweep reads the traces first and the records after them. A record is written before all else, so what has none by
-// then belongs to no attachment; and addresses are assigned under the lock, so it comes to belong to none meanwhile.
+// sweep reads the traces first and the records after them. A record is written before everything else, so a trace
+// without a record then belongs to no attachment. It can't become part of a new one meanwhile, because addresses are
+// assigned under the lock.
 func (n Node) sweep(valid map[string]bool) error {
 	unlock, err := endpoint.Lock()
 	if err != nil {
@@ -68,8 +69,8 @@ func (n Node) sweep(valid map[string]bool) error {
 	return errors.Join(errs...)
 }
 
-// Evict takes those of the addresses that belong to no attachment out of the sets of all pods, and returns them. It
-// holds the node's lock: addresses are assigned, and attachments end, under it.
+// Evict removes the addresses that belong to no attachment from the sets of all pods, and returns those. It holds the
+// node's lock, so no address becomes an attachment's meanwhile.
 func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 	unlock, err := endpoint.Lock()
 	if err != nil {
@@ -90,7 +91,7 @@ func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 		if err != nil {
 			return nil, err
 		}
-		// It may have been assigned since the caller has seen it; or its attachment has ended.
+		// Since the caller has seen the address, it may have been assigned, or its attachment may have ended.
 		if owners[a] != "" || r.addrs[a] || !denied {
 			continue
 		}
@@ -132,7 +133,7 @@ func (n Node) readTraces() (t traces, err error) {
 	return t, err
 }
 
-// readRecords returns what belongs to the attachments that have a record, and to those whose IDs are in valid.
+// readRecords returns what belongs to attachments with a record, and to those whose IDs are in valid.
 func readRecords(owners map[netip.Addr]string, valid map[string]bool) (recorded, error) {
 	r := recorded{ids: map[string]bool{}, ports: map[string]bool{}, addrs: map[netip.Addr]bool{}}
 	ids, err := endpoint.IDs()

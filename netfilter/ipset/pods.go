@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 
 	"github.com/weir-net/weir/conf"
 )
@@ -119,21 +118,24 @@ func (PodSets) Check(addrs ...netip.Addr) error {
 		if in, err := h.Has(podsSet(a), a); err != nil || !in {
 			errs = append(errs, errors.Join(fmt.Errorf("%s is not in ipset %s", a, podsSet(a)), err))
 		}
-		for _, classes := range []string{conf.IngressClasses, conf.EgressClasses} {
-			if in, err := h.inClass(headers, classes, a); err != nil || !in {
+		for _, of := range []struct {
+			prefix string
+			class  func(name string) bool
+		}{{conf.IngressClasses, conf.IngressClass}, {conf.EgressClasses, conf.EgressClass}} {
+			if in, err := h.inClass(headers, of.class, a); err != nil || !in {
 				errs = append(errs, errors.Join(fmt.Errorf(
 					"%s is in no class (ipset %s…): its new connections are dropped until weir-agent enrols the pod",
-					a, classes), err))
+					a, of.prefix), err))
 			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// inClass reports whether one of the class sets whose names begin with the prefix holds the address.
-func (h *Handle) inClass(headers []Header, prefix string, addr netip.Addr) (bool, error) {
+// inClass reports whether a class set of one direction, as class tells by the set's name, holds the address.
+func (h *Handle) inClass(headers []Header, class func(name string) bool, addr netip.Addr) (bool, error) {
 	for _, s := range headers {
-		if s.Family != conf.FamilyOf(addr) || !strings.HasPrefix(s.Name, prefix) {
+		if s.Family != conf.FamilyOf(addr) || !class(s.Name) {
 			continue
 		}
 		// A set that was deleted since it was listed holds nothing.
@@ -179,6 +181,6 @@ func (PodSets) Addresses() ([]netip.Addr, error) {
 
 // onlyThisNodes reports whether all pods in the set are on this node.
 func onlyThisNodes(s Header) bool {
-	return s.Type == HashIP && (s.Name == s.Family.Set(conf.PodsSet) ||
-		strings.HasPrefix(s.Name, conf.IngressClasses) || strings.HasPrefix(s.Name, conf.EgressClasses))
+	return s.Type == HashIP &&
+		(s.Name == s.Family.Set(conf.PodsSet) || conf.IngressClass(s.Name) || conf.EgressClass(s.Name))
 }
