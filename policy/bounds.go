@@ -32,7 +32,7 @@ const (
 )
 
 // tooLarge begins what is said of a policy that is larger than the bounds.
-const tooLarge = "with it the policy is "
+const tooLarge = "with it the policy needs "
 
 // size is what a policy makes of rules and of sets' entries.
 type size struct{ rules, entries int }
@@ -49,10 +49,10 @@ func (s *size) bound(r rule, report func(field, format string, args ...any)) rul
 	}
 	switch {
 	case with.rules > maxRules:
-		report("spec."+r.field, tooLarge+"%d rules of the kernel's, and may be %d; it lets nothing through. Write it as several policies",
+		report("spec."+r.field, tooLarge+"%d rules in the kernel, and the limit is %d; it allows nothing. Write it as several policies",
 			with.rules, maxRules)
 	case with.entries > maxEntries:
-		report("spec."+r.field, tooLarge+"%d networks and ports, and may be %d; it lets nothing through", with.entries, maxEntries)
+		report("spec."+r.field, tooLarge+"%d networks and ports, and the limit is %d; it allows nothing", with.entries, maxEntries)
 	default:
 		*s = with
 		return r

@@ -112,29 +112,29 @@ func TestLargePolicies(t *testing.T) {
 			policies: let(policytest.EvenAddresses(1<<17 + 1)),
 			closed:   "172.16.0.0>big:tcp:1 client>big:tcp:1",
 			problems: []string{
-				"NetworkPolicy x/big: spec.ingress[0]: with it the policy is 131073 networks and ports, and may be 131072; " +
-					"it lets nothing through",
+				"NetworkPolicy x/big: spec.ingress[0]: with it the policy needs 131073 networks and ports, and the limit is 131072; " +
+					"it allows nothing",
 			},
 		},
 		{
 			name:     "too many networks, made of few",
 			policies: let(policytest.AllButEven(1 << 17)),
 			closed:   "8.8.8.8>big:tcp:1 172.16.0.1>big:tcp:1",
-			problems: []string{"NetworkPolicy x/big: spec.ingress[0]: with it the policy is "},
+			problems: []string{"NetworkPolicy x/big: spec.ingress[0]: with it the policy needs "},
 		},
 		{
 			name: "too many rules, and a rule that is not", policies: tooMany, rules: 2,
 			pass: "client>big:tcp:1 192.0.2.9>big:tcp:1",
 			problems: []string{
-				"NetworkPolicy x/big: spec.ingress[0]: with it the policy is 1025 rules of the kernel's, and may be 1024; " +
-					"it lets nothing through",
+				"NetworkPolicy x/big: spec.ingress[0]: with it the policy needs 1025 rules in the kernel, and the limit is 1024; " +
+					"it allows nothing",
 			},
 		},
 		{
 			name:     "too many rules of peers and ports",
 			policies: let(policytest.Selectors(0, 300), append(namedPorts(3), policytest.OddPorts(2)...)...),
 			closed:   "client>big:tcp:1",
-			problems: []string{"NetworkPolicy x/big: spec.ingress[0]: with it the policy is 1200 rules"},
+			problems: []string{"NetworkPolicy x/big: spec.ingress[0]: with it the policy needs 1200 rules"},
 		},
 		{
 			name:     "more addresses than a set holds, of peers and of pods with a port",
@@ -149,9 +149,9 @@ func TestLargePolicies(t *testing.T) {
 			pass:   "192.0.2.9>big:tcp:1 big>client:tcp:1",
 			closed: "client>big:tcp:1 11.0.0.1>big:tcp:1 big>11.0.0.1:tcp:7 big>client:tcp:7",
 			problems: []string{
-				"NetworkPolicy x/big: spec.egress[0].ports: means 1048577 addresses, and a set holds 1048576; " +
-					"nobody is let through by it",
-				"NetworkPolicy x/big: spec.ingress[0].from[0]: means 1048580 addresses",
+				"NetworkPolicy x/big: spec.egress[0].ports: matches 1048577 addresses, and a set can have 1048576; " +
+					"it allows nothing",
+				"NetworkPolicy x/big: spec.ingress[0].from[0]: matches 1048580 addresses",
 			},
 		},
 		{

@@ -173,7 +173,7 @@ func (s *supply) look() (why string) {
 	s.filled = true
 	s.Entries = ruleset.Order(s.fill())
 	if n := len(s.Entries); n > conf.MaxSetEntries {
-		s.why = fmt.Sprintf("means %d addresses, and a set holds %d; nobody is let through by it", n, conf.MaxSetEntries)
+		s.why = fmt.Sprintf("matches %d addresses, and a set can have %d; it allows nothing", n, conf.MaxSetEntries)
 		s.Entries = nil
 		return s.why
 	}

@@ -113,8 +113,8 @@ func TestFaults(t *testing.T) {
 			nodes: []policy.Node{faultNode("twin", "192.0.2.13", "10.88.1.0/25")},
 			pods:  []policy.Pod{faultPod("lab", "double", "twin", "10.88.1.5")},
 			problems: []string{
-				"Pod lab/double: status.podIPs: 10.88.1.5 is also said to be of shop/client;",
-				"Pod shop/client: status.podIPs: 10.88.1.5 is also said to be of lab/double;",
+				"Pod lab/double: status.podIPs: 10.88.1.5 is also claimed by shop/client;",
+				"Pod shop/client: status.podIPs: 10.88.1.5 is also claimed by lab/double;",
 			},
 			cut: "client>web:tcp:80",
 		},
@@ -125,7 +125,7 @@ func TestFaults(t *testing.T) {
 			},
 			problems: []string{
 				"Pod shop/client: status.podIPs", "Pod shop/double: status.podIPs",
-				"Pod shop/triple: status.podIPs: 10.88.1.5 is also said to be of shop/client, shop/double;",
+				"Pod shop/triple: status.podIPs: 10.88.1.5 is also claimed by shop/client, shop/double;",
 			},
 		},
 		{
@@ -170,7 +170,7 @@ func TestFaults(t *testing.T) {
 			name: "a pod whose Node isn't there",
 			pods: []policy.Pod{faultPod("shop", "liar", "gone", "10.88.1.7")},
 			problems: []string{
-				"Pod shop/liar: spec.nodeName: there is no Node \"gone\", so nobody knows whether 10.88.1.7 is the pod's address;",
+				"Pod shop/liar: spec.nodeName: there is no Node \"gone\", so it is unknown whether 10.88.1.7 is the pod's address;",
 			},
 			closed: "liar>web:tcp:80",
 		},
@@ -178,7 +178,7 @@ func TestFaults(t *testing.T) {
 			name: "a pod whose Node has no podCIDRs", nodes: []policy.Node{faultNode("new", "192.0.2.13")},
 			pods: []policy.Pod{faultPod("shop", "liar", "new", "10.88.1.7")},
 			problems: []string{
-				"Pod shop/liar: spec.nodeName: Node new has no podCIDRs, so nobody knows whether 10.88.1.7 is the pod's address;",
+				"Pod shop/liar: spec.nodeName: Node new has no podCIDRs, so it is unknown whether 10.88.1.7 is the pod's address;",
 			},
 			closed: "liar>web:tcp:80",
 		},

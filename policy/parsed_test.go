@@ -63,8 +63,8 @@ func TestManyPodsWithOneAddress(t *testing.T) {
 		t.Fatalf("%d problems", len(problems))
 	}
 	if got, want := problems[1].Message,
-		"10.0.0.1 is also said to be of ns/p000, ns/p002, ns/p003 and 996 more; it is let through only where all of "+
-			"them are"; got != want {
+		"10.0.0.1 is also claimed by ns/p000, ns/p002, ns/p003 and 996 more; its packets pass only where all of "+
+			"them are allowed"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 }

@@ -28,7 +28,7 @@ func (a amount) share(room amount) float64 {
 func nodeRoom() amount { return amount{maxNodeRules, maxNodeSets, maxNodeEntries} }
 
 var noRoom = fmt.Sprintf("there is no room for it on this node: the policies of its pods would be more than %d rules of the kernel's, "+
-	"%d sets, or %d addresses, networks and ports in them, and this namespace has its equal part; nobody is let through by it",
+	"%d sets, or %d addresses, networks and ports in them, and this namespace has used its equal share; it allows nothing",
 	maxNodeRules, maxNodeSets, maxNodeEntries)
 
 // tenant is a namespace with what its policies need on this node.
