@@ -45,8 +45,8 @@ func RemoveAutoconfigured(h netlinksafe.Handle) error {
 	weirLink := func(index int) netlink.Link { // nil if it isn't weir's, or is gone
 		link, known := links[index]
 		if !known && index != 0 {
-			if found, err := h.LinkByIndex(index); err == nil && isWeirLink(found.Attrs().Name) {
-				link = found
+			if l, err := h.LinkByIndex(index); err == nil && isWeirLink(l.Attrs().Name) {
+				link = l
 			}
 			links[index] = link
 		}
@@ -165,7 +165,7 @@ func (NoAutoconfigured) Check(o *Observed) error {
 	if err := errors.Join(o.links, o.addresses, o.routes); err != nil {
 		return fmt.Errorf("IPv6 addresses of weir's links: %w: %w", ErrUnknown, err)
 	}
-	var found []string
+	var wrong []string
 	for name, l := range o.Links {
 		if !isWeirLink(name) {
 			continue
@@ -175,18 +175,18 @@ func (NoAutoconfigured) Check(o *Observed) error {
 				continue
 			}
 			if strings.HasPrefix(name, PortPrefix) || a.Addr().IsLinkLocalUnicast() || o.Learned[a.Addr()] {
-				found = append(found, fmt.Sprintf("%s has the address %s", name, a))
+				wrong = append(wrong, fmt.Sprintf("%s has the address %s", name, a))
 			}
 		}
 		for _, r := range o.Routes {
 			if r.Link == l.Index && r.Protocol == unix.RTPROT_RA {
-				found = append(found, fmt.Sprintf("a router has advertised a route to %s on %s", r.Dst, name))
+				wrong = append(wrong, fmt.Sprintf("a router has advertised a route to %s on %s", r.Dst, name))
 			}
 		}
 	}
-	if len(found) > 0 {
-		slices.Sort(found)
-		return errors.New(strings.Join(found, ", "))
+	if len(wrong) > 0 {
+		slices.Sort(wrong)
+		return errors.New(strings.Join(wrong, ", "))
 	}
 	return nil
 }

@@ -60,34 +60,34 @@ const attempts = 3
 // were wrong or unknown, each with the error of its repair. The caller holds endpoint.Lock, so that no attachment is
 // made or ended meanwhile, and must have derived the properties from records that it read under that lock.
 func Repair(h netlinksafe.Handle, all []Property) []Difference {
-	var found []Difference
+	var wrong []Difference
 	var tried []int
-	at := map[string]int{} // indices in found and tried, by the property's command
+	at := map[string]int{} // indices in wrong and tried, by the property's command
 	for {
-		for i := range found {
-			found[i].Failed = nil
+		for i := range wrong {
+			wrong[i].Failed = nil
 		}
 		o := Observe(h)
 		again := false
 		for _, d := range Compare(all, o) {
 			i, ok := at[d.Property.Command()]
 			if !ok {
-				i = len(found)
+				i = len(wrong)
 				at[d.Property.Command()] = i
-				found, tried = append(found, d), append(tried, 0)
+				wrong, tried = append(wrong, d), append(tried, 0)
 			}
-			found[i].Failed = d.Was
+			wrong[i].Failed = d.Was
 			if d.Unknown() || tried[i] == attempts {
 				continue
 			}
 			tried[i]++
 			again = true
 			if err := d.Property.restore(h, o); err != nil {
-				found[i].Failed = err
+				wrong[i].Failed = err
 			}
 		}
 		if !again {
-			return found
+			return wrong
 		}
 	}
 }

@@ -39,24 +39,24 @@ func TestAddressesThatHostLocalGave(t *testing.T) {
 	file("last_reserved_ip.0", 0)
 	r := newRange(1, 9)
 	for _, want := range []string{"10.88.0.3", "10.88.0.5", "10.88.0.6"} {
-		if got := reserve(t, "new-"+want, r); got != want {
+		if got := assignOne(t, "new-"+want, r); got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 	}
-	asked := func() error {
+	request := func() error {
 		return Assign("x", Request{
 			Ranges:    append(dual()[:1:1], r),
 			Addresses: []netip.Addr{netip.MustParseAddr("10.88.0.2")},
 		}, func([]endpoint.Address) error { return nil })
 	}
 	var assigned *AssignedError
-	if err := asked(); !errors.As(err, &assigned) ||
+	if err := request(); !errors.As(err, &assigned) ||
 		!strings.Contains(err.Error(), "host-local for container c-10.88.0.2") {
 		t.Errorf("asked for an address of host-local's: %v", err)
 	}
 	// The pod ends. Its namespace may stay, if a thread of the test made it.
 	nodetest.Run(t, "ip", "-n", "old", "addr", "del", "10.88.0.2/24", "dev", "lo")
-	if err := asked(); err != nil {
+	if err := request(); err != nil {
 		t.Error(err)
 	}
 	wantHolders(t, map[string]string{

@@ -104,8 +104,8 @@ func Assign(id string, want Request, record func([]endpoint.Address) error) erro
 }
 
 // pick returns the requested address among the ranges, all of one family; else the next free address.
-func pick(h hint, others *hostLocal, ranges []conf.Range, asked []netip.Addr) (endpoint.Address, error) {
-	for _, a := range asked {
+func pick(h hint, others *hostLocal, ranges []conf.Range, requested []netip.Addr) (endpoint.Address, error) {
+	for _, a := range requested {
 		i := slices.IndexFunc(ranges, func(r conf.Range) bool { return r.CanAssign(a) })
 		if i < 0 {
 			continue

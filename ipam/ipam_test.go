@@ -29,13 +29,13 @@ func newRange(start, end byte) conf.Range {
 	}
 }
 
-// reserve assigns an address to the attachment and returns it.
-func reserve(t *testing.T, id string, ranges ...conf.Range) string {
+// assignOne assigns an address to the attachment and returns it.
+func assignOne(t *testing.T, id string, ranges ...conf.Range) string {
 	t.Helper()
 	var got endpoint.Address
 	if err := Assign(id, Request{Ranges: ranges},
 		func(a []endpoint.Address) error { got = a[0]; return nil }); err != nil {
-		t.Fatalf("reserve for %s: %v", id, err)
+		t.Fatalf("assign to %s: %v", id, err)
 	}
 	return got.Addr.String()
 }
@@ -68,11 +68,11 @@ func TestAFreedAddressRests(t *testing.T) {
 	}
 	r := newRange(1, 5)
 	var got []string
-	got = append(got, reserve(t, "a", r), reserve(t, "b", r))
+	got = append(got, assignOne(t, "a", r), assignOne(t, "b", r))
 	release(t, "a", got[0])
-	got = append(got, reserve(t, "c", r), reserve(t, "d", r))
+	got = append(got, assignOne(t, "c", r), assignOne(t, "d", r))
 	release(t, "d", got[3]) // the range's last address; the next one is the first free address, not this one
-	got = append(got, reserve(t, "e", r), reserve(t, "f", r))
+	got = append(got, assignOne(t, "e", r), assignOne(t, "f", r))
 	want := []string{"10.88.0.2", "10.88.0.3", "10.88.0.4", "10.88.0.5", "10.88.0.2", "10.88.0.5"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -86,15 +86,15 @@ func TestAReboot(t *testing.T) {
 		return
 	}
 	r := newRange(1, 6)
-	reserve(t, "a", r)
-	reserve(t, "b", r)
+	assignOne(t, "a", r)
+	assignOne(t, "b", r)
 	if err := os.RemoveAll(endpoint.Dir); err != nil {
 		t.Fatal(err)
 	}
 	wantHolders(t, map[string]string{})
 	var got []string
 	for _, id := range []string{"c", "d", "e", "f"} {
-		got = append(got, reserve(t, id, r))
+		got = append(got, assignOne(t, id, r))
 	}
 	if diff := cmp.Diff([]string{"10.88.0.4", "10.88.0.5", "10.88.0.6", "10.88.0.2"}, got); diff != "" {
 		t.Error(diff)
@@ -161,7 +161,7 @@ func TestSeveralRangesAndExhaustion(t *testing.T) {
 	if s := shortage(); s != nil {
 		t.Errorf("10.99.0.1 is free, and the shortage goes on: %v", s)
 	}
-	if a := reserve(t, "late", ranges...); a != "10.99.0.1" {
+	if a := assignOne(t, "late", ranges...); a != "10.99.0.1" {
 		t.Errorf("got %s, only 10.99.0.1 is free", a)
 	}
 }
@@ -206,7 +206,7 @@ func TestBothFamilies(t *testing.T) {
 	}
 	wantHolders(t, map[string]string{"fd00:10:88::2": "c0", "10.88.0.2": "c0", "fd00:10:88::3": "c1", "10.88.0.3": "c1"})
 	release(t, "c0", "10.88.0.2")
-	if got := reserve(t, "c2", dual()...); got != "fd00:10:88::4" {
+	if got := assignOne(t, "c2", dual()...); got != "fd00:10:88::4" {
 		t.Errorf("got %s, want fd00:10:88::4: what is exhausted holds up no other family's round", got)
 	}
 	if err := errors.Join(os.Remove(lastPath(dual()[:1])),
@@ -214,7 +214,7 @@ func TestBothFamilies(t *testing.T) {
 		t.Fatal(err)
 	}
 	release(t, "c1", "10.88.0.3")
-	if got := reserve(t, "c3", dual()...); got != "fd00:10:88::a" {
+	if got := assignOne(t, "c3", dual()...); got != "fd00:10:88::a" {
 		t.Errorf("after one with a zone: got %s, want fd00:10:88::a", got)
 	}
 }
@@ -231,7 +231,7 @@ func TestAllAddressesOrNone(t *testing.T) {
 		recorded := false
 		err := Assign("a", Request{Ranges: dual()}, func([]endpoint.Address) error { recorded = true; return nil })
 		if err == nil || !recorded {
-			t.Errorf("%s can't be held: %v, and it was recorded: %v", family, err, recorded)
+			t.Errorf("%s can't be assigned: %v, and it was recorded: %v", family, err, recorded)
 		}
 		wantHolders(t, map[string]string{})
 		if err := os.RemoveAll(last + ".tmp"); err != nil {
@@ -246,7 +246,7 @@ func TestOnlyTheHolderReleases(t *testing.T) {
 	}
 	release(t, "a", "10.88.0.2") // nothing is there yet, not even the directory
 	wantHolders(t, map[string]string{})
-	a := reserve(t, "a", newRange(1, 9))
+	a := assignOne(t, "a", newRange(1, 9))
 	release(t, "b", a)
 	release(t, "", a)
 	wantHolders(t, map[string]string{a: "a"})
@@ -261,7 +261,7 @@ func TestHoldersLeavesStrangersOut(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	a := reserve(t, "a", newRange(1, 9))
+	a := assignOne(t, "a", newRange(1, 9))
 	for name, make := range map[string]func(string) error{
 		"notes":     func(p string) error { return os.Symlink("x", p) },
 		"10.88.0.7": func(p string) error { return os.WriteFile(p, nil, 0o600) },
@@ -289,7 +289,7 @@ func TestAFailedRecordLeavesNothing(t *testing.T) {
 		}
 	}
 	wantHolders(t, map[string]string{})
-	if got := reserve(t, "b", newRange(1, 9)); got != "10.88.0.2" || recorded[0] != recorded[1] ||
+	if got := assignOne(t, "b", newRange(1, 9)); got != "10.88.0.2" || recorded[0] != recorded[1] ||
 		recorded[0].String() != got {
 		t.Errorf("recorded %v, then got %s; want 10.88.0.2 each time", recorded, got)
 	}
@@ -312,7 +312,7 @@ func TestACrashAfterTheRecord(t *testing.T) {
 	}()
 	wantHolders(t, map[string]string{})
 	release(t, "crashed", recorded.String())
-	if got := reserve(t, "next", ranges...); got != recorded.String() {
+	if got := assignOne(t, "next", ranges...); got != recorded.String() {
 		t.Errorf("got %s, want %s, which is free", got, recorded)
 	}
 	release(t, "crashed", recorded.String())
@@ -326,12 +326,12 @@ func TestTheLastFileIsOnlyAHint(t *testing.T) {
 	ranges := []conf.Range{newRange(1, 6)}
 	assigned := map[string]string{}
 	for _, id := range []string{"a", "b"} {
-		assigned[reserve(t, id, ranges...)] = id
+		assigned[assignOne(t, id, ranges...)] = id
 	}
 	if err := os.Remove(lastPath(ranges)); err != nil {
 		t.Fatal(err)
 	}
-	a := reserve(t, "lost", ranges...)
+	a := assignOne(t, "lost", ranges...)
 	if a != "10.88.0.4" {
 		t.Errorf("without the file: got %s, want 10.88.0.4, the first that is free", a)
 	}
@@ -343,7 +343,7 @@ func TestTheLastFileIsOnlyAHint(t *testing.T) {
 		if err := errors.Join(os.Remove(lastPath(ranges)), os.Symlink(s, lastPath(ranges))); err != nil {
 			t.Fatal(err)
 		}
-		a := reserve(t, "c", ranges...)
+		a := assignOne(t, "c", ranges...)
 		if assigned[a] != "" || a == "10.88.0.1" || !ranges[0].Subnet.Contains(netip.MustParseAddr(a)) {
 			t.Errorf("after %q: got %s", s, a)
 		}
@@ -359,12 +359,12 @@ func TestTheLastFileIsOnlyAHint(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		release(t, "c", reserve(t, "c", ranges...))
+		release(t, "c", assignOne(t, "c", ranges...))
 	}
 	if err := os.RemoveAll(lastDir); err != nil {
 		t.Fatal(err)
 	}
-	reserve(t, "d", ranges...)
+	assignOne(t, "d", ranges...)
 }
 
 func TestParallel(t *testing.T) {
@@ -394,7 +394,7 @@ func TestParallel(t *testing.T) {
 				locked(func() error {
 					return Assign(id, Request{Ranges: ranges}, func(a []endpoint.Address) error { got = a[0].Addr; return nil })
 				})
-				if other, taken := owners.LoadOrStore(got, id); taken {
+				if other, loaded := owners.LoadOrStore(got, id); loaded {
 					t.Errorf("%s is %s's and %s's", got, other, id)
 				}
 				owners.Delete(got)
@@ -478,7 +478,7 @@ func TestAssignExternalLeavesAddressesOfUnreadableRecords(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	assigned := netip.MustParseAddr(reserve(t, "c1:eth0", newRange(1, 9)))
+	assigned := netip.MustParseAddr(assignOne(t, "c1:eth0", newRange(1, 9)))
 	if err := os.MkdirAll("/run/weir/endpoints", 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -24,8 +24,8 @@ func wide() conf.Range {
 	}
 }
 
-// take assigns the addresses.
-func take(t testing.TB, addrs []netip.Addr) {
+// assignAll assigns the addresses.
+func assignAll(t testing.TB, addrs []netip.Addr) {
 	t.Helper()
 	if err := errors.Join(os.MkdirAll(addressesDir, 0o700), os.MkdirAll(lastDir, 0o700)); err != nil {
 		t.Fatal(err)
@@ -63,7 +63,7 @@ func TestCostDoesNotGrow(t *testing.T) {
 	var few time.Duration
 	for _, tc := range []struct {
 		name string
-		held []netip.Addr
+		used []netip.Addr
 		last netip.Addr
 	}{
 		{"10 in use", all[:10], all[9]},
@@ -75,7 +75,7 @@ func TestCostDoesNotGrow(t *testing.T) {
 		if err := errors.Join(os.RemoveAll(endpoint.Dir), os.RemoveAll(lastDir)); err != nil {
 			t.Fatal(err)
 		}
-		take(t, tc.held)
+		assignAll(t, tc.used)
 		last := lastPath([]conf.Range{wide()})
 		var took []time.Duration
 		for range 501 {
@@ -150,23 +150,23 @@ func TestTheBitmapsAreOnlyAHint(t *testing.T) {
 	ranges := []conf.Range{newRange(1, 9)} // eight addresses
 	path := blockPath(block(ranges[0].RangeStart))
 	for name, harm := range map[string]func() error{
-		"none":            func() error { return nil },
-		"lost":            func() error { return os.RemoveAll(mapsDir) },
-		"one lost":        func() error { return os.Remove(path) },
-		"cut off":         func() error { return os.Truncate(path, 0) },
-		"all look held":   func() error { return os.WriteFile(path, slices.Repeat([]byte{0xff}, blockBytes), 0o600) },
-		"too long":        func() error { return os.WriteFile(path, slices.Repeat([]byte{0xff}, 3*blockBytes), 0o600) },
-		"a directory":     func() error { return errors.Join(os.Remove(path), os.MkdirAll(path+"/x", 0o700)) },
-		"no directory":    func() error { return errors.Join(os.RemoveAll(mapsDir), os.WriteFile(mapsDir, nil, 0o600)) },
-		"half made":       func() error { return errors.Join(os.RemoveAll(mapsDir), os.MkdirAll(mapsDir+".tmp/x", 0o700)) },
-		"a link was lost": func() error { return os.Remove(linkPath(netip.MustParseAddr("10.88.0.3"))) },
+		"none":              func() error { return nil },
+		"lost":              func() error { return os.RemoveAll(mapsDir) },
+		"one lost":          func() error { return os.Remove(path) },
+		"cut off":           func() error { return os.Truncate(path, 0) },
+		"all look assigned": func() error { return os.WriteFile(path, slices.Repeat([]byte{0xff}, blockBytes), 0o600) },
+		"too long":          func() error { return os.WriteFile(path, slices.Repeat([]byte{0xff}, 3*blockBytes), 0o600) },
+		"a directory":       func() error { return errors.Join(os.Remove(path), os.MkdirAll(path+"/x", 0o700)) },
+		"no directory":      func() error { return errors.Join(os.RemoveAll(mapsDir), os.WriteFile(mapsDir, nil, 0o600)) },
+		"half made":         func() error { return errors.Join(os.RemoveAll(mapsDir), os.MkdirAll(mapsDir+".tmp/x", 0o700)) },
+		"a link was lost":   func() error { return os.Remove(linkPath(netip.MustParseAddr("10.88.0.3"))) },
 	} {
 		if err := errors.Join(os.RemoveAll(endpoint.Dir), os.RemoveAll(lastDir)); err != nil {
 			t.Fatal(err)
 		}
 		assigned := map[string]bool{}
 		for i := range 4 {
-			assigned[reserve(t, fmt.Sprint("before", i), ranges...)] = true
+			assigned[assignOne(t, fmt.Sprint("before", i), ranges...)] = true
 		}
 		if err := harm(); err != nil {
 			t.Fatal(err)
@@ -178,7 +178,7 @@ func TestTheBitmapsAreOnlyAHint(t *testing.T) {
 		release(t, "before0", "10.88.0.2")
 		delete(assigned, "10.88.0.2")
 		for i := 0; len(assigned) < want; i++ {
-			a := reserve(t, fmt.Sprint("after", i), ranges...)
+			a := assignOne(t, fmt.Sprint("after", i), ranges...)
 			if assigned[a] {
 				t.Fatalf("%s: %s is given out twice", name, a)
 			}
@@ -187,10 +187,10 @@ func TestTheBitmapsAreOnlyAHint(t *testing.T) {
 		for range 2 {
 			err := Assign("late", Request{Ranges: ranges}, func([]endpoint.Address) error { return nil })
 			if exhausted := (*ExhaustedError)(nil); !errors.As(err, &exhausted) {
-				t.Errorf("%s: all are held, but %v", name, err)
+				t.Errorf("%s: all are assigned, but %v", name, err)
 			}
 			if shortage, err := Shortage(); err != nil || shortage == nil {
-				t.Errorf("%s: all are held, but the shortage is: %v, %v", name, shortage, err)
+				t.Errorf("%s: all are assigned, but the shortage is: %v, %v", name, shortage, err)
 			}
 		}
 	}
@@ -207,7 +207,7 @@ func TestKilledAnywhere(t *testing.T) {
 	for name, killed := range map[string]func(){
 		"Reserve, before the bit": func() { _ = os.Symlink("killed", linkPath(a)) },
 		"Release, before the link": func() {
-			reserve(t, "killed", ranges...)
+			assignOne(t, "killed", ranges...)
 			if err := (hint{}).unmark(a); err != nil {
 				t.Fatal(err)
 			}
@@ -216,13 +216,13 @@ func TestKilledAnywhere(t *testing.T) {
 		if err := errors.Join(os.RemoveAll(endpoint.Dir), os.RemoveAll(lastDir)); err != nil {
 			t.Fatal(err)
 		}
-		release(t, "x", reserve(t, "x", newRange(9, 9))) // so that all directories are there
+		release(t, "x", assignOne(t, "x", newRange(9, 9))) // so that all directories are there
 		killed()
-		if got := reserve(t, "next", ranges...); got != "10.88.0.3" {
-			t.Errorf("%s: got %s, which is held", name, got)
+		if got := assignOne(t, "next", ranges...); got != "10.88.0.3" {
+			t.Errorf("%s: got %s, which is assigned", name, got)
 		}
 		release(t, "killed", a.String())
-		if got := reserve(t, "last", ranges...); got != a.String() {
+		if got := assignOne(t, "last", ranges...); got != a.String() {
 			t.Errorf("%s: got %s, want %s, which was freed", name, got, a)
 		}
 	}
@@ -240,9 +240,9 @@ func TestTheBitmapsFollow(t *testing.T) {
 		}
 		return all
 	}
-	a, b := reserve(t, "a", r), reserve(t, "b", r)
+	a, b := assignOne(t, "a", r), assignOne(t, "b", r)
 	if got := free(); !slices.Equal(got, []string{"10.88.0.4"}) {
-		t.Errorf("with %s and %s held: %v look free", a, b, got)
+		t.Errorf("with %s and %s assigned: %v look free", a, b, got)
 	}
 	release(t, "a", a)
 	if got := free(); !slices.Equal(got, []string{a, "10.88.0.4"}) {
@@ -254,9 +254,9 @@ func TestAskedFor(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	want := func(id string, asked ...string) ([]string, error) {
+	want := func(id string, requested ...string) ([]string, error) {
 		r := Request{Ranges: dual()}
-		for _, s := range asked {
+		for _, s := range requested {
 			r.Addresses = append(r.Addresses, netip.MustParseAddr(s))
 		}
 		var got []string
@@ -290,7 +290,7 @@ func TestTake(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	own, other := netip.MustParseAddr(reserve(t, "c1:eth0", newRange(1, 9))), netip.MustParseAddr("10.1.0.2")
+	own, other := netip.MustParseAddr(assignOne(t, "c1:eth0", newRange(1, 9))), netip.MustParseAddr("10.1.0.2")
 	for _, e := range []endpoint.Endpoint{
 		{ContainerID: "c1", IfName: "eth0", MAC: "0a:58:0a:58:00:02"},
 		{ContainerID: "c2", IfName: "eth0", Chained: true},

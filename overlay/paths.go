@@ -229,10 +229,10 @@ func UnderlayAddresses(h netlinksafe.Handle) ([]policy.Local, error) {
 			}
 		}
 	}
-	local := make([]policy.Local, 0, len(words))
+	own := make([]policy.Local, 0, len(words))
 	for a, what := range words {
-		local = append(local, policy.Local{Address: a, What: what})
+		own = append(own, policy.Local{Address: a, What: what})
 	}
-	slices.SortFunc(local, func(a, b policy.Local) int { return a.Address.Compare(b.Address) })
-	return local, nil
+	slices.SortFunc(own, func(a, b policy.Local) int { return a.Address.Compare(b.Address) })
+	return own, nil
 }

@@ -114,11 +114,11 @@ func (b Batch) Do(protocol int, ns netns.NsHandle) (replies [][]byte, err error)
 // openIn opens a socket in the namespace. If the thread can't return to its own namespace, it stays locked, so that Go
 // never uses it again.
 func openIn(protocol int, ns netns.NsHandle) (fd int, err error) {
-	open := func() (int, error) {
+	openSocket := func() (int, error) {
 		return unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 	}
 	if !ns.IsOpen() {
-		return open()
+		return openSocket()
 	}
 	runtime.LockOSThread()
 	own, err := netns.Get()
@@ -131,7 +131,7 @@ func openIn(protocol int, ns netns.NsHandle) (fd int, err error) {
 		runtime.UnlockOSThread()
 		return -1, err
 	}
-	fd, err = open()
+	fd, err = openSocket()
 	if back := netns.Set(own); back != nil {
 		return -1, errors.Join(err, back, unix.Close(fd))
 	}

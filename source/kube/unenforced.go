@@ -38,17 +38,17 @@ type noWatch struct{}
 func (s *Source) survey(ctx context.Context, changed func()) {
 	for {
 		next := surveyInterval + rand.N(surveyInterval)
-		found, err := s.unenforcedKinds(ctx)
+		kinds, err := s.unenforcedKinds(ctx)
 		if err != nil {
 			next = surveyRetry
 			if known := s.unenforced.Load(); known == nil {
-				found = notSurveyed
+				kinds = notSurveyed
 			} else {
-				found = *known // the API server is away; Contact reports that
+				kinds = *known // the API server is away; Contact reports that
 			}
 		}
-		before := s.unenforced.Swap(&found)
-		if before == nil && len(found) > 0 || before != nil && !slices.Equal(*before, found) {
+		before := s.unenforced.Swap(&kinds)
+		if before == nil && len(kinds) > 0 || before != nil && !slices.Equal(*before, kinds) {
 			changed()
 		}
 		select {
@@ -59,8 +59,8 @@ func (s *Source) survey(ctx context.Context, changed func()) {
 	}
 }
 
-// unenforcedKinds returns the kinds of policy that the API server serves and weir doesn't enforce, if there are objects
-// or may be.
+// unenforcedKinds returns the kinds of policy that the API server serves, that weir doesn't enforce, and of which there
+// are objects or may be.
 //
 // Equivalent to: kubectl api-resources; kubectl get RESOURCE --all-namespaces --limit 1, for each
 func (s *Source) unenforcedKinds(ctx context.Context) ([]policy.Unenforced, error) {
@@ -70,7 +70,7 @@ func (s *Source) unenforcedKinds(ctx context.Context) ([]policy.Unenforced, erro
 	if len(lists) == 0 {
 		return nil, fmt.Errorf("ask the API server what it serves: %w", err)
 	}
-	found := []policy.Unenforced{}
+	kinds := []policy.Unenforced{}
 	seen := map[string]bool{}
 	for _, list := range lists {
 		version, bad := schema.ParseGroupVersion(list.GroupVersion)
@@ -94,16 +94,16 @@ func (s *Source) unenforcedKinds(ctx context.Context) ([]policy.Unenforced, erro
 			case uncounted != nil:
 				u.Where = "the cluster serves this kind; how many there are can't be read"
 			}
-			found = append(found, u)
+			kinds = append(kinds, u)
 		}
 	}
-	slices.SortFunc(found, func(a, b policy.Unenforced) int { return strings.Compare(a.Kind, b.Kind) })
+	slices.SortFunc(kinds, func(a, b policy.Unenforced) int { return strings.Compare(a.Kind, b.Kind) })
 	if err != nil {
-		found = append(found, policy.Unenforced{
+		kinds = append(kinds, policy.Unenforced{
 			Where: "some of the API server's services don't say which kinds they serve; there may be policies among them",
 		})
 	}
-	return found, nil
+	return kinds, nil
 }
 
 // count returns the number of a resource's objects. The API server sends only one of them, and of that the metadata.

@@ -98,7 +98,7 @@ func TestUnenforcedKinds(t *testing.T) {
 		"GlobalNetworkPolicy.crd.projectcalico.org/v1":         "forbidden", "NetworkPolicy.crd.antrea.io/v1beta1": "broken",
 		"NetworkPolicy.networking.k8s.io/v1": "7", "ZNetworkPolicy.example.com/v1": "1",
 	})
-	found, err := s.unenforcedKinds(t.Context())
+	kinds, err := s.unenforcedKinds(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +111,7 @@ func TestUnenforcedKinds(t *testing.T) {
 		{Kind: "NetworkPolicy.crd.antrea.io", Where: "the cluster serves this kind; how many there are can't be read"},
 		{Kind: "ZNetworkPolicy.example.com", Where: "in the cluster", Count: 1},
 	}
-	if diff := cmp.Diff(want, found); diff != "" {
+	if diff := cmp.Diff(want, kinds); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -63,14 +63,14 @@ func (f *file) update(c content) {
 			continue
 		}
 		if e.damage == noNamespace {
-			found := false
+			known := false
 			for _, key := range slices.Sorted(maps.Keys(f.last)) {
 				if was := f.last[key]; was.policy != nil && was.policy.Name == e.name && !present[key] {
 					keep(key, e)
-					found = true
+					known = true
 				}
 			}
-			if found {
+			if known {
 				continue
 			}
 		}

@@ -259,14 +259,14 @@ func (t *duplicateFinder) findInJSON(d *stdjson.Decoder) error {
 	if err != nil {
 		return err
 	}
-	open, _ := token.(stdjson.Delim)
-	if open != '{' && open != '[' {
+	delim, _ := token.(stdjson.Delim)
+	if delim != '{' && delim != '[' {
 		return nil
 	}
 	seen := map[string]bool{}
 	for i := 0; d.More(); i++ {
 		step := fmt.Sprintf("[%d]", i)
-		if open == '{' {
+		if delim == '{' {
 			key, err := d.Token()
 			if err != nil {
 				return err
