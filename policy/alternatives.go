@@ -8,38 +8,38 @@ import (
 
 // alternatives are the policies that isolate a pod in one direction, for each of the pods that it may be: one list,
 // where that is certain, and no two alike.
-type alternatives [][]isolation
+type alternatives [][]parsedPolicy
 
 // maybeSuffix marks a policy of which it isn't known whether it selects the pod.
 const maybeSuffix = " (may select it)"
 
 // applied are the policies of the namespace that isolate the pod. A policy that may select it, or may not, isolates it
 // and lets nothing through.
-func applied(d ruleset.Direction, policies []isolation, pods ...Pod) alternatives {
+func applied(d ruleset.Direction, policies []parsedPolicy, pods ...Pod) alternatives {
 	var all alternatives
 	for _, p := range pods {
-		var list []isolation
-		for _, iso := range policies {
-			if _, isolates := iso.rules[d]; !isolates {
+		var list []parsedPolicy
+		for _, policy := range policies {
+			if _, isolates := policy.rules[d]; !isolates {
 				continue
 			}
-			switch iso.selects(p) {
+			switch policy.selects(p) {
 			case yes:
-				list = append(list, iso)
+				list = append(list, policy)
 			case maybe:
-				iso.name += maybeSuffix
-				iso.rules = map[ruleset.Direction][]rule{d: {}}
-				list = append(list, iso)
+				policy.name += maybeSuffix
+				policy.rules = map[ruleset.Direction][]rule{d: {}}
+				list = append(list, policy)
 			}
 		}
-		if !slices.ContainsFunc(all, func(o []isolation) bool { return slices.EqualFunc(o, list, sameName) }) {
+		if !slices.ContainsFunc(all, func(o []parsedPolicy) bool { return slices.EqualFunc(o, list, sameName) }) {
 			all = append(all, list)
 		}
 	}
 	return all
 }
 
-func sameName(a, b isolation) bool { return a.name == b.name }
+func sameName(a, b parsedPolicy) bool { return a.name == b.name }
 
 // names tell different alternatives apart: equal names mean equal rules.
 func (a alternatives) names() []string {
@@ -48,8 +48,8 @@ func (a alternatives) names() []string {
 		if i > 0 {
 			names = append(names, "or")
 		}
-		for _, iso := range list {
-			names = append(names, iso.name)
+		for _, policy := range list {
+			names = append(names, policy.name)
 		}
 	}
 	return names
@@ -59,9 +59,9 @@ func (a alternatives) names() []string {
 func (a alternatives) all() []string {
 	var names []string
 	for _, list := range a {
-		for _, iso := range list {
-			if !slices.Contains(names, iso.name) {
-				names = append(names, iso.name)
+		for _, policy := range list {
+			if !slices.Contains(names, policy.name) {
+				names = append(names, policy.name)
 			}
 		}
 	}

@@ -66,11 +66,12 @@ func (c *compiler) base(state State) {
 	c.hook(ruleset.CheckToNode, conf.InputChain, "weir: egress policies hold towards this node too",
 		ahead, []ruleset.Rule{toLoopback(c.family, ruleset.Rule{In: conf.Bridge})}, other.loopback,
 		[]ruleset.Rule{fromPod, stranger})
-	checked := ruleset.Rule{Comment: "weir: judged in the mangle table", Action: ruleset.Accept}
-	from, to := checked, checked
-	from.Sets, to.Sets = []ruleset.SetMatch{fromPods}, []ruleset.SetMatch{toPods}
+	// These packets were checked before. The backend says in the rules' comments where.
 	c.hook(ruleset.AcceptForwarded, conf.AcceptChain, "weir: no other default drops what policy let through",
-		[]ruleset.Rule{from, to})
+		[]ruleset.Rule{
+			{Sets: []ruleset.SetMatch{fromPods}, Action: ruleset.Accept},
+			{Sets: []ruleset.SetMatch{toPods}, Action: ruleset.Accept},
+		})
 	elsewhere := ruleset.SetMatch{Name: c.family.Set(conf.NetworksSet), By: ruleset.Destination, Not: true}
 	c.hook(ruleset.TranslateSource, conf.PostroutingChain, "weir: the way of pods to the outside",
 		other.masquerade, c.global(), []ruleset.Rule{{
@@ -137,14 +138,20 @@ func (c *compiler) ahead(other links) []ruleset.Rule {
 func (c *compiler) errors() (dishonest, related ruleset.Rule) {
 	proto := icmp(c.family)
 	c.chain(conf.ErrorsChain,
-		ruleset.Rule{Shape: ruleset.HonestICMP, Comment: "weir: no error, or about a packet to the pod", Action: ruleset.Return},
+		ruleset.Rule{
+			Shape: ruleset.HonestICMP, Comment: "weir: no error, or about a packet to the pod", Action: ruleset.Return,
+		},
 		ruleset.Rule{Comment: "weir: an ICMP error about packets of others", Action: ruleset.Drop},
 	)
 	from := []ruleset.SetMatch{{Name: c.family.Set(conf.PodsSet), By: ruleset.Source}}
 	dishonest = ruleset.Rule{
-		Proto: proto, Sets: from, Comment: "weir: ICMP from a pod: are its errors about its own packets?", Action: ruleset.Jump, To: conf.ErrorsChain,
+		Proto: proto, Sets: from, Comment: "weir: ICMP from a pod: are its errors about its own packets?",
+		Action: ruleset.Jump, To: conf.ErrorsChain,
 	}
-	return dishonest, ruleset.Rule{Proto: proto, Track: ruleset.Related, Comment: "weir: ICMP errors about connections", Action: ruleset.Return}
+	related = ruleset.Rule{
+		Proto: proto, Track: ruleset.Related, Comment: "weir: ICMP errors about connections", Action: ruleset.Return,
+	}
+	return dishonest, related
 }
 
 // global are the rules for pods' addresses that the world knows. IPv6's global addresses (2000::/3, RFC 4291) aren't
@@ -154,7 +161,10 @@ func (c *compiler) global() []ruleset.Rule {
 	if c.family != conf.IPv6 {
 		return nil
 	}
-	return []ruleset.Rule{{Src: netip.MustParsePrefix("2000::/3"), Comment: "weir: global addresses stay as they are", Action: ruleset.Return}}
+	return []ruleset.Rule{{
+		Src: netip.MustParsePrefix("2000::/3"), Comment: "weir: global addresses stay as they are",
+		Action: ruleset.Return,
+	}}
 }
 
 // icmp returns the family's protocol of errors.

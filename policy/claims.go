@@ -57,11 +57,11 @@ type Local struct {
 // is settled here: routes, tunnels, the senders that tunnels believe, and the addresses that pods are believed to have.
 //
 // Special addresses don't count; nor does a network that holds a special address or some node's InternalIP, or that
-// isn't within one of the networks in Within, if there are any, or another node's that holds an address that this node
-// needs itself. Of two Nodes that claim the same, the one that was created first keeps it. Where that doesn't tell, the
-// Node named Self comes first, and then the names' order decides. A Node whose age isn't known comes after those whose
-// age is. But a claim that counted before goes on counting for as long as the Node makes it: Nodes can be edited, and an
-// older one must not take what another has by then.
+// isn't within one of the networks in Within, if there are any, or another node's that holds an address that this
+// node needs itself. Of two Nodes that claim the same, the one that was created first keeps it. Where that doesn't
+// tell, the Node named Self comes first, and then the names' order decides. A Node whose age isn't known comes after
+// those whose age is. But a claim that counted before goes on counting for as long as the Node makes it: Nodes can be
+// edited, and an older one must not take what another has by then.
 //
 // Where Self isn't empty there are ways between nodes, and a Node without an address or a network is reported too.
 //
@@ -82,7 +82,8 @@ func Settle(nodes []Node, t Terms) ([]Node, []ruleset.Problem) {
 		}
 	}
 	settled := slices.SortedFunc(slices.Values(nodes), func(a, b Node) int {
-		return cmp.Or(compareAge(a.Created, b.Created), first(a.Name == self, b.Name == self), strings.Compare(a.Name, b.Name))
+		return cmp.Or(
+			compareAge(a.Created, b.Created), first(a.Name == self, b.Name == self), strings.Compare(a.Name, b.Name))
 	})
 	s.goOn(settled, t.Before)
 	for i := range settled {
@@ -237,7 +238,8 @@ func (s *settler) goOn(nodes, before []Node) {
 
 // holdsLocal says which address that this node needs is in the network; empty if none is.
 func (s *settler) holdsLocal(p netip.Prefix) string {
-	i, _ := slices.BinarySearchFunc(s.local, p.Masked().Addr(), func(l Local, a netip.Addr) int { return l.Address.Compare(a) })
+	compare := func(l Local, a netip.Addr) int { return l.Address.Compare(a) }
+	i, _ := slices.BinarySearchFunc(s.local, p.Masked().Addr(), compare)
 	if i == len(s.local) || !p.Contains(s.local[i].Address) {
 		return ""
 	}

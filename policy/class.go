@@ -36,14 +36,14 @@ var (
 type group struct {
 	key      string
 	policies alternatives
-	pods     []local
+	pods     []joined
 }
 
 // groups returns the endpoints by the policies that isolate them. The last group is of those that no policy isolates.
 //
 // Classes with more policies come first. A policy that comes moves pods to classes further ahead, and one that goes
 // takes its classes with it, so either way all its pods change class in the transaction that changes the rules.
-func (c *compiler) groups(s side, policies map[string][]isolation) []*group {
+func (c *compiler) groups(s side, policies map[string][]parsedPolicy) []*group {
 	byPolicies := map[string]*group{}
 	at := func(applied alternatives) *group {
 		names := applied.names()
@@ -110,8 +110,8 @@ func (k *classes) add(set string, entries []ruleset.Entry, r ruleset.Rule) {
 	k.dispatch = append(k.dispatch, r)
 }
 
-// isolated adds the class of pods that policies isolate. Where the policies allow nothing, it adds none, and returns the
-// pods for the class none.
+// isolated adds the class of pods that policies isolate. Where the policies allow nothing, it adds none, and returns
+// the pods for the class none.
 func (k *classes) isolated(g *group) (closed []ruleset.Entry) {
 	class := ruleset.Class{Direction: k.direction, Policies: g.policies.all()}
 	rules := k.agreedRules(k.side, g.policies)
@@ -191,15 +191,15 @@ func (c *compiler) members(g *group, set string) (entries []ruleset.Entry, pods 
 	return entries, pods
 }
 
-// canBe reports whether the kernel takes the class's set. If not, it reports a problem of each of the class's policies: the
-// ruleset then drops what they allow.
+// canBe reports whether the kernel takes the class's set. If not, it reports a problem of each of the class's
+// policies: the ruleset then drops what they allow.
 func (k *classes) canBe(g *group, set string) bool {
 	why := k.refused.Set(k.family, "", set)
 	if why == "" {
 		return true
 	}
-	for _, iso := range slices.Concat(g.policies...) {
-		k.report(iso, string(k.direction), refusedByKernel(why)+
+	for _, policy := range slices.Concat(g.policies...) {
+		k.report(policy, string(k.direction), refusedByKernel(why)+
 			"; what the policy lets through is closed to pods that are under the same policies")
 	}
 	return false

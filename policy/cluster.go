@@ -16,7 +16,7 @@ import (
 type cluster struct {
 	pods      []member
 	in        map[string][]int // which of the pods are in each namespace
-	endpoints []local
+	endpoints []joined
 	// expected are the pods that are to run on this node and have no address yet.
 	expected []Pod
 	// shared are the addresses that several pods are said to have, and these pods. Whose packets come from there is then
@@ -32,12 +32,12 @@ type cluster struct {
 type member struct {
 	Pod
 	namespace Namespace
-	local     bool // on this node
+	here      bool // on this node
 	addresses []netip.Addr
 }
 
-// local is an endpoint with its pod, if the source knows it.
-type local struct {
+// joined is an endpoint with its pod, if the source knows it.
+type joined struct {
 	Endpoint
 	known bool
 	// pods is the pod; several if it isn't certain which of them it is.
@@ -45,7 +45,7 @@ type local struct {
 }
 
 // of are the endpoint's addresses of the family.
-func (l local) of(f conf.Family) []netip.Addr {
+func (l joined) of(f conf.Family) []netip.Addr {
 	var addrs []netip.Addr
 	for _, a := range l.Addresses {
 		if conf.FamilyOf(a.Addr) == f {
@@ -56,11 +56,11 @@ func (l local) of(f conf.Family) []netip.Addr {
 }
 
 // selects says whether the policy isolates the pod.
-func (iso isolation) selects(p Pod) answer {
-	if p.Namespace != iso.namespace {
+func (policy parsedPolicy) selects(p Pod) answer {
+	if p.Namespace != policy.namespace {
 		return no
 	}
-	return p.matchedBy(iso.pods)
+	return p.matchedBy(policy.pods)
 }
 
 func index(state State) cluster {
@@ -95,9 +95,10 @@ func index(state State) cluster {
 	}
 	taken := map[netip.Addr]bool{}
 	addresses := map[name][]netip.Addr{}
-	for _, e := range slices.SortedFunc(slices.Values(state.Endpoints), func(a, b Endpoint) int { return cmp.Compare(a.ID, b.ID) }) {
+	byID := func(a, b Endpoint) int { return cmp.Compare(a.ID, b.ID) }
+	for _, e := range slices.SortedFunc(slices.Values(state.Endpoints), byID) {
 		k := name{e.Pod.Namespace, e.Pod.Name}
-		l := local{Endpoint: e}
+		l := joined{Endpoint: e}
 		for _, pod := range pods[k] {
 			if SameUID(pod.UID, e.Pod.UID) {
 				l.pods = append(l.pods, pod)
@@ -116,8 +117,8 @@ func index(state State) cluster {
 	places := newPlaces(state)
 	for _, p := range state.Pods {
 		m := member{Pod: p, namespace: namespaces[p.Namespace], addresses: addresses[name{p.Namespace, p.Name}]}
-		m.local = m.addresses != nil
-		if !m.local && !p.Finished && !p.HostNetwork {
+		m.here = m.addresses != nil
+		if !m.here && !p.Finished && !p.HostNetwork {
 			believed, problems := places.believed(p)
 			c.disbelieved = append(c.disbelieved, problems...)
 			for _, a := range believed {
@@ -127,7 +128,8 @@ func index(state State) cluster {
 				}
 			}
 		}
-		if p.NodeName == state.Node && len(p.Addresses) == 0 && !attached[name{p.Namespace, p.Name}] && !p.HostNetwork && !p.Finished {
+		if p.NodeName == state.Node && len(p.Addresses) == 0 && !attached[name{p.Namespace, p.Name}] &&
+			!p.HostNetwork && !p.Finished {
 			c.expected = append(c.expected, p)
 		}
 		if !p.HostNetwork {
@@ -192,8 +194,8 @@ func others(names []string, i int) string {
 	return said
 }
 
-// agreed says of addresses whether all pods that are said to have one are meant. Each address is asked about once, however
-// many pods share it.
+// agreed says of addresses whether all pods that are said to have one are meant. Each address is asked about once,
+// however many pods share it.
 func (c cluster) agreed(means func(member) bool) func(netip.Addr) bool {
 	known := map[netip.Addr]bool{}
 	return func(a netip.Addr) bool {
@@ -216,8 +218,8 @@ func SameUID(source, endpoint string) bool {
 	return source == "" || endpoint == "" || source == endpoint
 }
 
-// selected are the family's addresses of the pods that the selector means. One that several pods are said to have is there if all
-// of them are meant.
+// selected are the family's addresses of the pods that the selector means. One that several pods are said to have is
+// there if all of them are meant.
 func (c cluster) selected(s selector, f conf.Family) []ruleset.Entry {
 	var entries []ruleset.Entry
 	agreed := c.agreed(func(p member) bool { return s.matches(p.namespace, p.Pod) })
@@ -232,7 +234,7 @@ func (c cluster) selected(s selector, f conf.Family) []ruleset.Entry {
 			}
 			for _, a := range p.addresses {
 				if conf.FamilyOf(a) == f && agreed(a) {
-					entries = append(entries, ruleset.Entry{Element: ruleset.Element{Prefix: hostPrefix(a)}, Comment: p.Namespace + "/" + p.Name})
+					entries = append(entries, entry(hostPrefix(a), p.Namespace+"/"+p.Name))
 				}
 			}
 		}
@@ -240,15 +242,16 @@ func (c cluster) selected(s selector, f conf.Family) []ruleset.Entry {
 	return entries
 }
 
-// named are the family's addresses of pods, with the number that the named port has in each of them; local asks for the pods of
-// this node only. An address that several pods are said to have is there if the port is the same in all of them.
-func (c cluster) named(name string, proto ruleset.Protocol, local bool, f conf.Family) []ruleset.Entry {
+// named are the family's addresses of pods, with the number that the named port has in each of them; here asks for
+// the pods of this node only. An address that several pods are said to have is there if the port is the same in all
+// of them.
+func (c cluster) named(name string, proto ruleset.Protocol, here bool, f conf.Family) []ruleset.Entry {
 	var entries []ruleset.Entry
 	agreed := map[NamedPort]func(netip.Addr) bool{}
 	for i := range c.pods {
 		p := &c.pods[i]
 		for _, port := range p.Ports {
-			if port.Name != name || port.Proto != proto || (local && !p.local) {
+			if port.Name != name || port.Proto != proto || (here && !p.here) {
 				continue
 			}
 			if agreed[port] == nil {
@@ -256,7 +259,9 @@ func (c cluster) named(name string, proto ruleset.Protocol, local bool, f conf.F
 			}
 			for _, a := range p.addresses {
 				if conf.FamilyOf(a) == f && agreed[port](a) {
-					entries = append(entries, ruleset.Entry{Element: ruleset.Element{Prefix: hostPrefix(a), Proto: proto, Port: port.Number}, Comment: p.Namespace + "/" + p.Name})
+					e := entry(hostPrefix(a), p.Namespace+"/"+p.Name)
+					e.Proto, e.Port = proto, port.Number
+					entries = append(entries, e)
 				}
 			}
 		}

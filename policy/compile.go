@@ -16,7 +16,8 @@ import (
 func Compile(state State) ruleset.Ruleset {
 	policies := Parse(state.Policies, state.Parsed)
 	c := compiler{
-		cluster: index(state), refused: state.Refused, room: nodeRoom(), sets: map[string]ruleset.Set{}, supplies: map[string]*supply{},
+		cluster: index(state), refused: state.Refused, room: nodeRoom(),
+		sets: map[string]ruleset.Set{}, supplies: map[string]*supply{},
 		rules: map[rulesOf][]ruleset.Rule{}, reported: map[string][]ruleset.Problem{},
 	}
 	c.out.Problems = slices.Concat(state.Problems, policies.problems, c.cluster.problems())
@@ -26,7 +27,7 @@ func Compile(state State) ruleset.Ruleset {
 		groups[s.direction] = c.groups(s, policies.in)
 		demands = append(demands, c.demands(s, groups[s.direction], families(state))...)
 	}
-	slices.SortStableFunc(demands, func(a, b *demand) int { return cmp.Compare(a.iso.name, b.iso.name) })
+	slices.SortStableFunc(demands, func(a, b *demand) int { return cmp.Compare(a.policy.name, b.policy.name) })
 	c.supply(c.grant(demands))
 	for _, c.family = range families(state) {
 		c.base(state)
@@ -64,12 +65,12 @@ type rulesOf struct {
 func (c *compiler) supply(granted []*demand) {
 	for _, d := range granted {
 		for _, r := range d.rules {
-			k := rulesOf{d.side.direction, r.family, d.iso.name}
+			k := rulesOf{d.side.direction, r.family, d.policy.name}
 			c.rules[k] = append(c.rules[k], r.Rule)
 		}
 		for _, s := range d.sets {
 			set := c.refused.Without(s.Set, func(_ ruleset.Entry, why string) {
-				c.report(d.iso, d.field(s), refusedByKernel(why))
+				c.report(d.policy, d.field(s), refusedByKernel(why))
 			})
 			if _, ok := c.sets[s.Name]; !ok {
 				c.sets[s.Name] = set
@@ -79,19 +80,20 @@ func (c *compiler) supply(granted []*demand) {
 }
 
 // classRules are what the policies let through: one rule for each peer and group of ports.
-func (c *compiler) classRules(s side, policies []isolation) []ruleset.Rule {
+func (c *compiler) classRules(s side, policies []parsedPolicy) []ruleset.Rule {
 	var rules []ruleset.Rule
-	for _, iso := range policies {
-		rules = append(rules, c.rules[rulesOf{s.direction, c.family, iso.name}]...)
+	for _, policy := range policies {
+		rules = append(rules, c.rules[rulesOf{s.direction, c.family, policy.name}]...)
 	}
 	return rules
 }
 
 // report says it of a policy once, however many classes the policy is in.
-func (c *compiler) report(iso isolation, field, why string) {
-	p := ruleset.Problem{Object: "NetworkPolicy " + strings.TrimSuffix(iso.name, maybeSuffix), Field: "spec." + field, Message: why}
-	if told := c.reported[iso.name]; len(told) < maxProblems && !slices.Contains(told, p) {
-		c.reported[iso.name] = append(told, p)
+func (c *compiler) report(policy parsedPolicy, field, why string) {
+	name := strings.TrimSuffix(policy.name, maybeSuffix)
+	p := ruleset.Problem{Object: "NetworkPolicy " + name, Field: "spec." + field, Message: why}
+	if told := c.reported[policy.name]; len(told) < maxProblems && !slices.Contains(told, p) {
+		c.reported[policy.name] = append(told, p)
 		c.out.Problems = append(c.out.Problems, p)
 	}
 }

@@ -12,7 +12,7 @@ import (
 // demand is what one peer with one group of ports of a policy's rule needs in the kernel: in each family a rule in the
 // chain of each class that is under the policy, and the sets that the rule goes by. It is met whole or not at all.
 type demand struct {
-	iso     isolation
+	policy  parsedPolicy
 	side    side
 	rule    rule
 	peer    peer
@@ -45,26 +45,26 @@ type supply struct {
 // the kernel refuses is told of, and isn't among them.
 func (c *compiler) demands(s side, groups []*group, fs []conf.Family) []*demand {
 	classes := map[string]int{}
-	var policies []isolation
+	var policies []parsedPolicy
 	for _, g := range groups {
 		seen := map[string]bool{}
-		for _, iso := range slices.Concat(g.policies...) {
-			if seen[iso.name] { // of each pod that this one may be
+		for _, policy := range slices.Concat(g.policies...) {
+			if seen[policy.name] { // of each pod that this one may be
 				continue
 			}
-			seen[iso.name] = true
-			if classes[iso.name]++; classes[iso.name] == 1 {
-				policies = append(policies, iso)
+			seen[policy.name] = true
+			if classes[policy.name]++; classes[policy.name] == 1 {
+				policies = append(policies, policy)
 			}
 		}
 	}
-	slices.SortFunc(policies, func(a, b isolation) int { return cmp.Compare(a.name, b.name) })
+	slices.SortFunc(policies, func(a, b parsedPolicy) int { return cmp.Compare(a.name, b.name) })
 	var all []*demand
-	for _, iso := range policies {
-		for _, r := range iso.rules[s.direction] {
+	for _, policy := range policies {
+		for _, r := range policy.rules[s.direction] {
 			for _, p := range r.peers {
 				for _, ports := range r.ports {
-					d := &demand{iso: iso, side: s, rule: r, peer: p, ports: ports, classes: classes[iso.name]}
+					d := &demand{policy: policy, side: s, rule: r, peer: p, ports: ports, classes: classes[policy.name]}
 					if c.fit(d, fs) {
 						all = append(all, d)
 					}
@@ -82,13 +82,13 @@ func (c *compiler) fit(d *demand, fs []conf.Family) bool {
 			continue
 		}
 		rule := ruleset.Rule{
-			Proto: d.ports.proto, Ports: d.ports.ranges, Action: ruleset.Return, Policy: d.iso.name,
-			Comment: fmt.Sprintf("weir: %s %s: %s", d.iso.name, d.peer.field, d.peer.words),
+			Proto: d.ports.proto, Ports: d.ports.ranges, Action: ruleset.Return, Policy: d.policy.name,
+			Comment: fmt.Sprintf("weir: %s %s: %s", d.policy.name, d.peer.field, d.peer.words),
 		}
 		if !d.peer.everyone {
 			s := c.peerSet(d.peer, f)
 			if why := c.refused.Set(f, s.Kind, s.Name); why != "" {
-				c.report(d.iso, d.peer.field, refusedByKernel(why))
+				c.report(d.policy, d.peer.field, refusedByKernel(why))
 				return false
 			}
 			rule.Sets = append(rule.Sets, ruleset.SetMatch{Name: s.Name, By: d.side.peer})
@@ -109,7 +109,7 @@ func (c *compiler) fit(d *demand, fs []conf.Family) bool {
 			if ports && len(d.ports.fields) > 0 {
 				c.reportPorts(d, refusedByKernel(why))
 			} else {
-				c.report(d.iso, d.peer.field, refusedByKernel(why))
+				c.report(d.policy, d.peer.field, refusedByKernel(why))
 			}
 			return false
 		}
@@ -120,7 +120,7 @@ func (c *compiler) fit(d *demand, fs []conf.Family) bool {
 
 func (c *compiler) reportPorts(d *demand, why string) {
 	for _, field := range d.ports.told() {
-		c.report(d.iso, d.rule.field+"."+field, why)
+		c.report(d.policy, d.rule.field+"."+field, why)
 	}
 }
 
@@ -154,12 +154,12 @@ func (c *compiler) portSet(s side, p ports, f conf.Family) (set *supply, match r
 	switch {
 	case p.name != "":
 		name := f.Set(conf.NamedPortSets + ruleset.Hash(key(string(s.direction), p.name, string(p.proto))))
-		set = c.supplied(ruleset.Set{Name: name, Family: f, Kind: ruleset.AddressPorts, Role: ruleset.Peers}, func() []ruleset.Entry {
-			return c.cluster.named(p.name, p.proto, s.direction == ruleset.Ingress, f)
-		})
+		fill := func() []ruleset.Entry { return c.cluster.named(p.name, p.proto, s.direction == ruleset.Ingress, f) }
+		set = c.supplied(ruleset.Set{Name: name, Family: f, Kind: ruleset.AddressPorts, Role: ruleset.Peers}, fill)
 		return set, ruleset.SetMatch{Name: name, By: ruleset.DestinationPair}, ", port " + p.name
 	case p.set != "":
-		set = c.supplied(ruleset.Set{Name: p.set, Kind: ruleset.Ports, Role: ruleset.Peers}, func() []ruleset.Entry { return numbers(p.numbers) })
+		fill := func() []ruleset.Entry { return numbers(p.numbers) }
+		set = c.supplied(ruleset.Set{Name: p.set, Kind: ruleset.Ports, Role: ruleset.Peers}, fill)
 		return set, ruleset.SetMatch{Name: p.set, By: ruleset.DestinationPort}, fmt.Sprintf(", %d ports", count(p.numbers))
 	}
 	return nil, ruleset.SetMatch{}, ""

@@ -28,7 +28,8 @@ func parseIPBlock(block networkingv1.IPBlock) (prefixes []netip.Prefix, field st
 		if err != nil {
 			return nil, field, fmt.Errorf("%q is no CIDR", s)
 		}
-		if except.Addr().BitLen() != cidr.Addr().BitLen() || !cidr.Masked().Contains(except.Addr()) || except.Bits() < cidr.Bits() {
+		if except.Addr().BitLen() != cidr.Addr().BitLen() || !cidr.Masked().Contains(except.Addr()) ||
+			except.Bits() < cidr.Bits() {
 			return nil, field, fmt.Errorf("%s is not within %s", s, block.CIDR)
 		}
 		b.RemovePrefix(except.Masked())
@@ -60,8 +61,8 @@ type block struct {
 	prefixes []netip.Prefix
 }
 
-// join makes one peer of the ipBlocks in a list: however many there are, the kernel has one rule and one set for them. In
-// the set each network carries the words of the block that it is of.
+// join makes one peer of the ipBlocks in a list: however many there are, the kernel has one rule and one set for
+// them. In the set each network carries the words of the block that it is of.
 func join(list string, blocks []block) peer {
 	p := peer{field: blocks[0].field}
 	if len(blocks) > 1 {

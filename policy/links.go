@@ -79,13 +79,16 @@ func (c *compiler) links(state State, judge []ruleset.Rule) links {
 				InPort: link.Port, Comment: "weir: an ICMP error of " + words + " under a foreign name", Action: ruleset.Drop,
 			})
 		case link.Port == "" && link.In != "": // of a family that the pod has no address of, all is forged
-			own = append(own, ruleset.Entry{Element: ruleset.Element{Prefix: netip.PrefixFrom(unspecified[c.family], 0), Link: link.In}, Comment: words})
+			any := entry(netip.PrefixFrom(unspecified[c.family], 0), words)
+			any.Link = link.In
+			own = append(own, any)
 		}
 	}
 	if len(chained)+len(own) == 0 {
 		return links{}
 	}
-	chainedSet, linksSet, sendersSet := c.family.Set(conf.ChainedSet), c.family.Set(conf.LinksSet), c.family.Set(conf.SendersSet)
+	chainedSet, linksSet := c.family.Set(conf.ChainedSet), c.family.Set(conf.LinksSet)
+	sendersSet := c.family.Set(conf.SendersSet)
 	c.set(ruleset.Set{Name: chainedSet, Kind: ruleset.Addresses, Role: ruleset.Checked, Entries: chained})
 	c.set(ruleset.Set{Name: linksSet, Kind: ruleset.AddressLinks, Role: ruleset.Checked, Entries: own})
 	c.set(ruleset.Set{Name: sendersSet, Kind: ruleset.AddressLinks, Role: ruleset.Peers, Entries: senders})
@@ -97,7 +100,9 @@ func (c *compiler) links(state State, judge []ruleset.Rule) links {
 	}}, ports, judge)...)
 	r := links{
 		senders: []ruleset.Rule{{
-			Sets:    []ruleset.SetMatch{{Name: linksSet, By: ruleset.SourceLink}, {Name: sendersSet, By: ruleset.SourceLink, Not: true}},
+			Sets: []ruleset.SetMatch{
+				{Name: linksSet, By: ruleset.SourceLink}, {Name: sendersSet, By: ruleset.SourceLink, Not: true},
+			},
 			Comment: "weir: from the link of a pod, but under another address", Action: ruleset.Drop,
 		}},
 		self: []ruleset.Rule{{
@@ -107,7 +112,9 @@ func (c *compiler) links(state State, judge []ruleset.Rule) links {
 			Sets:    []ruleset.SetMatch{{Name: chainedSet, By: ruleset.Source}},
 			Comment: "weir: pods whose network another plugin made, and sees to", Action: ruleset.Return,
 		}},
-		loopback: []ruleset.Rule{toLoopback(c.family, ruleset.Rule{Sets: []ruleset.SetMatch{{Name: linksSet, By: ruleset.SourceLink}}})},
+		loopback: []ruleset.Rule{toLoopback(c.family, ruleset.Rule{
+			Sets: []ruleset.SetMatch{{Name: linksSet, By: ruleset.SourceLink}},
+		})},
 	}
 	if len(bridges) > 0 {
 		c.chain(conf.PortsChain, slices.Concat(ports, []ruleset.Rule{

@@ -8,8 +8,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// places says where pods' addresses can be. A pod's status is written by its kubelet, and by whoever else may: what it
-// claims is believed only as far as the Nodes bear it out, or else one node could give its pods the place of any other's.
+// places says where pods' addresses can be. A pod's status is written by its kubelet, and by whoever else may: what
+// it claims is believed only as far as the Nodes bear it out, or else one node could give its pods the place of any
+// other's.
 type places struct {
 	nodes map[string]Node
 	self  string
@@ -25,15 +26,17 @@ func newPlaces(s State) places {
 	return p
 }
 
-// believed are the addresses of a pod that isn't attached to this node, as far as they can be its own: they lie within
-// its Node's podCIDRs, and not within this node's, whose pods' addresses are those of its endpoints. What isn't believed
-// is reported, unless the pod is one of this node's that has come or gone and is no endpoint.
+// believed are the addresses of a pod that isn't attached to this node, as far as they can be its own: they lie
+// within its Node's podCIDRs, and not within this node's, whose pods' addresses are those of its endpoints. What
+// isn't believed is reported, unless the pod is one of this node's that has come or gone and is no endpoint.
 func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem) {
 	if w.unknown || len(p.Addresses) == 0 {
 		return p.Addresses, nil
 	}
 	report := func(field, format string, args ...any) {
-		problems = append(problems, ruleset.Problem{Object: "Pod " + p.Namespace + "/" + p.Name, Field: field, Message: fmt.Sprintf(format, args...)})
+		problems = append(problems, ruleset.Problem{
+			Object: "Pod " + p.Namespace + "/" + p.Name, Field: field, Message: fmt.Sprintf(format, args...),
+		})
 	}
 	node, ok := w.nodes[p.NodeName]
 	switch {

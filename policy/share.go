@@ -56,9 +56,9 @@ func (c *compiler) grant(demands []*demand) (granted []*demand) {
 	by := map[string]*tenant{}
 	var queue tenants
 	for _, d := range demands {
-		t := by[d.iso.namespace]
+		t := by[d.policy.namespace]
 		if t == nil {
-			t = &tenant{namespace: d.iso.namespace}
+			t = &tenant{namespace: d.policy.namespace}
 			by[t.namespace], queue = t, append(queue, t)
 		}
 		t.demands = append(t.demands, d)
@@ -111,7 +111,7 @@ func (c *compiler) fits(demands []*demand) bool {
 func (c *compiler) possible(d *demand) bool {
 	for _, s := range d.sets {
 		if why := s.look(); why != "" {
-			c.report(d.iso, d.field(s), why)
+			c.report(d.policy, d.field(s), why)
 			return false
 		}
 	}
@@ -145,7 +145,7 @@ func (c *compiler) next(t *tenant, taken amount) bool {
 			t.afterwards = t.usage.plus(part).share(c.room)
 			return true
 		}
-		c.report(d.iso, d.peer.field, noRoom)
+		c.report(d.policy, d.peer.field, noRoom)
 	}
 	return false
 }

@@ -23,7 +23,7 @@ func granted(room amount, wishes []wish) []bool {
 	var all []*demand
 	for _, w := range wishes {
 		d := &demand{
-			iso:     isolation{namespace: w.namespace, name: w.namespace + "/np"},
+			policy:  parsedPolicy{namespace: w.namespace, name: w.namespace + "/np"},
 			classes: w.rules,
 			rules:   make([]familyRule, 1),
 		}

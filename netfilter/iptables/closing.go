@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// closings are the rules that drop all packets of pods, one list for each way to recognise these. Each needs less of the
-// kernel than the one before it.
+// closings are the rules that drop all packets of pods, one list for each way to recognise these. Each needs less of
+// the kernel than the one before it.
 func closings(f conf.Family) [][]string {
 	set := f.Set(conf.PodsSet)
 	return [][]string{

@@ -260,7 +260,9 @@ func (d *Driver) prepare(ctx context.Context, p plan, have state, want *lowered)
 	return nil
 }
 
-func (d *Driver) carryOut(ctx context.Context, p plan, have state, want *lowered) (left []string, refused ruleset.Refused, err error) {
+func (d *Driver) carryOut(ctx context.Context, p plan, have state, want *lowered) (
+	left []string, refused ruleset.Refused, err error,
+) {
 	refused = ruleset.Refused{}
 	if err := changeSets(p.before, want, refused); err != nil {
 		return nil, nil, err

@@ -25,8 +25,8 @@ var hooks = map[string]map[string]hook{
 	"nat":    {"POSTROUTING": {"nat", unix.NF_INET_POST_ROUTING, 100}},
 }
 
-// misplaced are the table's built-in chains of nf_tables that hang at another hook, or at none. iptables prints them and
-// their rules as it does others.
+// misplaced are the table's built-in chains of nf_tables that hang at another hook, or at none. iptables prints them
+// and their rules as it does others.
 //
 // Equivalent to: nft list table ip TABLE | grep 'type .* hook' (ip6 for IPv6)
 func misplaced(family conf.Family, name string) (found []string, err error) {
@@ -61,7 +61,8 @@ func others(family conf.Family, name string, chains []string) error {
 	}
 	for _, chain := range chains {
 		if slices.ContainsFunc(rules[chain], func(r seen) bool { return !ours(r.target) }) {
-			return fmt.Errorf("its chain %s hangs at another hook than iptables' own, or at none, and has others' rules: delete it", chain)
+			return fmt.Errorf("its chain %s hangs at another hook than iptables' own, or at none, "+
+				"and has others' rules: delete it", chain)
 		}
 	}
 	return nil

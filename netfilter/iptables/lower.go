@@ -30,8 +30,8 @@ type chain struct {
 	dispatch    []string       // the sets that they go by, in their order
 }
 
-// jump is a rule in a built-in chain that leads to one of weir's. First: nothing may come before it. Otherwise it stands
-// last, or ahead of the rule at which the chain refuses all packets that come so far.
+// jump is a rule in a built-in chain that leads to one of weir's. First: nothing may come before it. Otherwise it
+// stands last, or ahead of the rule at which the chain refuses all packets that come so far.
 type jump struct {
 	family       conf.Family
 	table, chain string
@@ -65,6 +65,9 @@ func lower(r ruleset.Ruleset) *lowered {
 	for _, c := range r.Chains {
 		at := chain{family: c.Family, table: checks, name: c.Name, rules: c.Rules, dispatch: c.Dispatch()}
 		for _, rule := range c.Rules {
+			if c.Hook == ruleset.AcceptForwarded {
+				rule.Comment = "weir: judged in the " + checks + " table"
+			}
 			at.lines = append(at.lines, lowerRule(rule, c.Family)...)
 		}
 		if c.Hook != "" {
@@ -101,8 +104,9 @@ func (l *lowered) chain(f conf.Family, table, name string) chain {
 	return chain{}
 }
 
-// lowerSet returns the set with entries as ipset has them: comments that the kernel keeps unchanged, and all addresses in
-// two halves, as there is no /0 in sets of type hash:net. A set that needs no change keeps its list of entries.
+// lowerSet returns the set with entries as ipset has them: comments that the kernel keeps unchanged, and all
+// addresses in two halves, as there is no /0 in sets of type hash:net. A set that needs no change keeps its list of
+// entries.
 func (l *lowered) lowerSet(s ruleset.Set) ruleset.Set {
 	for i, e := range s.Entries {
 		comment := conf.Comment(e.Comment)

@@ -2,10 +2,11 @@ package iptables
 
 import "slices"
 
-// ownChanges are the driver's own changes of rules, by the generations of nf_tables that they made. Which these are can't be
-// seen; but others' that fall between them are rarely of concern: mostly they are the plugin's, which lets a new pod's port
-// through the spoof guard. So of those that concern weir as many are taken for the driver's own as it has made. If one
-// was somebody else's after all, one of the driver's own isn't known for its own, and everything is read.
+// ownChanges are the driver's own changes of rules, by the generations of nf_tables that they made. Which these are
+// can't be seen; but others' that fall between them are rarely of concern: mostly they are the plugin's, which lets a
+// new pod's port through the spoof guard. So of those that concern weir as many are taken for the driver's own as it
+// has made. If one was somebody else's after all, one of the driver's own isn't known for its own, and everything is
+// read.
 type ownChanges struct {
 	spans []span
 	known []uint32 // that were found to be its own

@@ -12,9 +12,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// plan is how to get from what the kernel holds to what it should hold. Its steps are taken in the order of its fields;
-// after each of them the node lets through nothing that neither the old nor the new state does. It doesn't matter in which
-// order the families' rules change, as a packet is judged by those of its own.
+// plan is how to get from what the kernel holds to what it should hold. Its steps are taken in the order of its
+// fields; after each of them the node lets through nothing that neither the old nor the new state does. It doesn't
+// matter in which order the families' rules change, as a packet is judged by those of its own.
 type plan struct {
 	create  []ruleset.Set // with their entries; no rule uses them yet
 	before  []change
@@ -80,7 +80,8 @@ func makePlan(have state, want *lowered) plan {
 	for _, s := range want.sets {
 		wanted[s.Name] = true
 		old, ok := have.sets[s.Name]
-		if ok = ok && old.kind == s.Kind && old.family == s.Family; !ok { // which the kernel refuses if there is one of another type
+		// The kernel refuses to make a set if there is one of another type.
+		if ok = ok && old.kind == s.Kind && old.family == s.Family; !ok {
 			p.create = append(p.create, s)
 		}
 		if s.Role == ruleset.Members {
@@ -176,7 +177,8 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 		for _, c := range adds {
 			from := old[c.Element]
 			// Out of a class that goes with the change of rules, into one that is behind it until then.
-			atOnce := from != "" && !slices.Contains(newOrder, from) && slices.Index(oldOrder, from) < slices.Index(oldOrder, s.Name)
+			atOnce := from != "" && !slices.Contains(newOrder, from) &&
+				slices.Index(oldOrder, from) < slices.Index(oldOrder, s.Name)
 			if atOnce || from == s.Name {
 				before = append(before, c)
 			} else {

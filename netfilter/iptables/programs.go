@@ -5,8 +5,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// programs match packets of shapes that iptables has no options for: programs in classic BPF, which read the packet from
-// its IP header on and say whether the rule matches. One that reads beyond the packet's end doesn't match (bpf(4)).
+// programs match packets of shapes that iptables has no options for: programs in classic BPF, which read the packet
+// from its IP header on and say whether the rule matches. One that reads beyond the packet's end doesn't match
+// (bpf(4)).
 //
 // Equivalent to: iptables -m bpf --bytecode "PROGRAM"
 var programs = [len(conf.Families)]map[ruleset.Shape]string{

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// readTime bounds one look at all tables together: while a program hangs that should print one, weir's rules may lack their
-// place in another.
+// readTime bounds one look at all tables together: while a program hangs that should print one, weir's rules may lack
+// their place in another.
 const readTime = 30 * time.Second
 
 // Read reads all that the kernel holds of weir's. Whoever computes what it should hold does so after that, from records

@@ -98,7 +98,8 @@ func because(what string, err error) string { return what + ": " + reason(err) }
 func reason(err error) string {
 	if said := (*restoreError)(nil); errors.As(err, &said) && said.said != "" {
 		lines := strings.Split(said.said, "\n")
-		i := max(slices.IndexFunc(lines, func(l string) bool { return strings.Contains(l, "fail") || strings.Contains(l, "load") }), 0)
+		tells := func(l string) bool { return strings.Contains(l, "fail") || strings.Contains(l, "load") }
+		i := max(slices.IndexFunc(lines, tells), 0)
 		return excerpt.Of(lineNumber.ReplaceAllString(strings.TrimSpace(lines[i]), "line"))
 	}
 	for {
@@ -135,7 +136,9 @@ func (d *Driver) suspicious(f conf.Family, rules []ruleset.Rule) bool {
 	}
 	return slices.ContainsFunc(rules, func(r ruleset.Rule) bool {
 		return d.suspects[ruleset.Refusal{Family: f, Rule: r.Key()}] ||
-			slices.ContainsFunc(r.Kinds(), func(k ruleset.Kind) bool { return d.suspects[ruleset.Refusal{Family: f, Kind: k.Name}] })
+			slices.ContainsFunc(r.Kinds(), func(k ruleset.Kind) bool {
+				return d.suspects[ruleset.Refusal{Family: f, Kind: k.Name}]
+			})
 	})
 }
 
@@ -159,10 +162,15 @@ func (d *Driver) refusedAmong(ctx context.Context, f conf.Family, rules []rulese
 	if len(rules) == 0 || d.try(ctx, f, nil) != nil {
 		return nil
 	}
-	t := trial{try: func(rules []ruleset.Rule) error { return d.try(ctx, f, rules) }, refused: ruleset.Refused{}, family: f}
+	t := trial{
+		try:     func(rules []ruleset.Rule) error { return d.try(ctx, f, rules) },
+		refused: ruleset.Refused{}, family: f,
+	}
 	t.kinds(rules)
 	rules = slices.DeleteFunc(rules, func(r ruleset.Rule) bool {
-		return slices.ContainsFunc(r.Kinds(), func(k ruleset.Kind) bool { return t.refused[ruleset.Refusal{Family: f, Kind: k.Name}] != "" })
+		return slices.ContainsFunc(r.Kinds(), func(k ruleset.Kind) bool {
+			return t.refused[ruleset.Refusal{Family: f, Kind: k.Name}] != ""
+		})
 	})
 	t.namespaces(rules)
 	if len(d.suspects) > maxSuspects {

@@ -15,9 +15,9 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// restorer is an iptables-restore that has been started and waits for its commands. It reads nothing of the kernel and takes
-// no lock before the first of them comes, and does nothing if none does. Starting the program is most of what a change of
-// rules costs, so the next one's is started ahead.
+// restorer is an iptables-restore that has been started and waits for its commands. It reads nothing of the kernel
+// and takes no lock before the first of them comes, and does nothing if none does. Starting the program is most of
+// what a change of rules costs, so the next one's is started ahead.
 //
 // Equivalent to: iptables-restore --wait 10 --noflush (ip6tables-restore for IPv6)
 type restorer struct {
@@ -77,7 +77,8 @@ func (r *restorer) carryOut(ctx context.Context, commands string) error {
 		err = r.err
 	}
 	if err != nil {
-		return &restoreError{r.family, strings.Join(r.cmd.Args, " "), err, r.output.String(), offending(r.output.String(), commands)}
+		said := r.output.String()
+		return &restoreError{r.family, strings.Join(r.cmd.Args, " "), err, said, offending(said, commands)}
 	}
 	return nil
 }

@@ -98,8 +98,8 @@ func wake(f conf.Family, name string) error {
 	return nil
 }
 
-// wake has packets come through the family's tables again: it switches on those that are switched off, and deletes built-in chains
-// that hang elsewhere. It says whether there were any.
+// wake has packets come through the family's tables again: it switches on those that are switched off, and deletes
+// built-in chains that hang elsewhere. It says whether there were any.
 func (t tables) wake(f conf.Family) (any bool, err error) {
 	for _, name := range tablesUsed {
 		this := t[name]
@@ -130,7 +130,9 @@ func (t tables) wake(f conf.Family) (any bool, err error) {
 }
 
 // libraryFamilies are the families as the library calls them.
-var libraryFamilies = [...]nftables.TableFamily{conf.IPv4: nftables.TableFamilyIPv4, conf.IPv6: nftables.TableFamilyIPv6}
+var libraryFamilies = [...]nftables.TableFamily{
+	conf.IPv4: nftables.TableFamilyIPv4, conf.IPv6: nftables.TableFamilyIPv6,
+}
 
 // see asks the kernel for the rules of each chain of the family's table.
 //
@@ -216,7 +218,9 @@ func deleteCopies(f conf.Family, name string) error {
 				continue
 			}
 			copies++
-			err := conn.DelRule(&nftables.Rule{Table: table, Chain: &nftables.Chain{Name: chain, Table: table}, Handle: r.handle})
+			err := conn.DelRule(&nftables.Rule{
+				Table: table, Chain: &nftables.Chain{Name: chain, Table: table}, Handle: r.handle,
+			})
 			if err != nil {
 				return fmt.Errorf("delete a copy of weir's rule in %s %s: %w", name, chain, err)
 			}

@@ -73,10 +73,10 @@ type written struct {
 var tablesUsed = []string{"mangle", "filter", "nat"}
 
 // stands reports of the family's table that checks packets whether no packet of a pod can get past weir's chains: the
-// chains that packets enter by are there, those that send packets to classes, and those of the classes, end in DROP, and no
-// rule leads to an empty chain. It doesn't look at what else is in them: another version's may differ, and lack chains that
-// the ruleset has. Of a table that iptables can't print the kernel tells enough for that; where the kernel tells nothing,
-// stands is false.
+// chains that packets enter by are there, those that send packets to classes, and those of the classes, end in DROP,
+// and no rule leads to an empty chain. It doesn't look at what else is in them: another version's may differ, and
+// lack chains that the ruleset has. Of a table that iptables can't print the kernel tells enough for that; where the
+// kernel tells nothing, stands is false.
 func (t table) stands(f conf.Family, want *lowered) bool {
 	chains := map[string][]parts{}
 	if t.unknown != nil {

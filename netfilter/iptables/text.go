@@ -62,8 +62,8 @@ func (t *rule) add(words ...string) {
 	}
 }
 
-// ruleText writes a rule with no more ports than one match takes. Each change of a pod has all rules written, so it does
-// without package fmt, which takes several times as long.
+// ruleText writes a rule with no more ports than one match takes. Each change of a pod has all rules written, so it
+// does without package fmt, which takes several times as long.
 func ruleText(r ruleset.Rule, f conf.Family) string {
 	var t rule
 	t.Grow(128)

@@ -75,8 +75,8 @@ func parseGeneration(kind uint16, data []byte) (generation uint32, ok bool) {
 	return generation, ok
 }
 
-// concerns says whether the message tells of a change to a table, chain or rule that weir goes by. The elements of sets,
-// which every pod changes, are not among them.
+// concerns says whether the message tells of a change to a table, chain or rule that weir goes by. The elements of
+// sets, which every pod changes, are not among them.
 func concerns(m syscall.NetlinkMessage) bool {
 	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < nl.SizeofNfgenmsg {
 		return false

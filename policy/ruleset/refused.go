@@ -4,8 +4,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Refusal names a part of a ruleset that a node's kernel refuses, such as a match whose module it lacks. One of Kind, Rule,
-// SetKind and Set is given.
+// Refusal names a part of a ruleset that a node's kernel refuses, such as a match whose module it lacks. One of Kind,
+// Rule, SetKind and Set is given.
 type Refusal struct {
 	Family conf.Family
 	// Kind is the name of a Kind: a part that rules of policies have in common.
@@ -19,9 +19,9 @@ type Refusal struct {
 	Element Element
 }
 
-// Refused is what a node's kernel has refused. Each value says, in the backend's words, what that is and why: "the set
-// weir-sel-X: REASON". The ruleset drops the packets that a refused part would allow. Only parts that allow packets by a
-// policy, or put a pod into its class, are in it: without any other part the node isn't safe.
+// Refused is what a node's kernel has refused. Each value says, in the backend's words, what that is and why: "the
+// set weir-sel-X: REASON". The ruleset drops the packets that a refused part would allow. Only parts that allow
+// packets by a policy, or put a pod into its class, are in it: without any other part the node isn't safe.
 type Refused map[Refusal]string
 
 // Kind is one part of a rule, which a kernel that lacks it refuses in whatever rule it stands.
@@ -75,8 +75,8 @@ func (r Refused) Set(f conf.Family, k SetKind, name string) string {
 	return r[Refusal{Family: f, Set: name}]
 }
 
-// Rule returns what the kernel has refused of the rule and why, and whether that is the way in which it matches ports. The
-// text is empty if nothing.
+// Rule returns what the kernel has refused of the rule and why, and whether that is the way in which it matches
+// ports. The text is empty if nothing.
 func (r Refused) Rule(f conf.Family, rule Rule) (why string, ports bool) {
 	if len(r) == 0 {
 		return "", false

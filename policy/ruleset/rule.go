@@ -54,8 +54,8 @@ const (
 // ports reports whether the match is by the destination's port, alone or with its address.
 func (m SetMatch) ports() bool { return m.By == DestinationPort || m.By == DestinationPair }
 
-// Track matches by what connection tracking knows of the packet. The first packet of a connection, which is the one that
-// a Simulator knows, belongs to no connection.
+// Track matches by what connection tracking knows of the packet. The first packet of a connection, which is the one
+// that a Simulator knows, belongs to no connection.
 type Track string
 
 const (
@@ -198,8 +198,8 @@ func (r Rule) encode(b *strings.Builder) {
 	put('c', r.To)
 }
 
-// Identity returns a name for these rules, a hash of their fields and comments: 16 letters and digits (80 bits). context
-// tells apart chains with equal rules that are to be different chains.
+// Identity returns a name for these rules, a hash of their fields and comments: 16 letters and digits (80 bits).
+// context tells apart chains with equal rules that are to be different chains.
 func Identity(context string, rules []Rule) string {
 	var b strings.Builder
 	b.WriteString(context)

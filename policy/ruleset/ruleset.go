@@ -1,10 +1,11 @@
 // Package ruleset is what a node's packet filter should enforce, as data: sets, chains of rules, and the hooks where
-// packets enter the chains. It says what should be; a backend (netfilter/iptables) lowers it to its own words, tables and
-// limits, and writes it to the kernel. A Simulator runs packets through a ruleset in memory.
+// packets enter the chains. It says what should be; a backend (netfilter/iptables) lowers it to its own words, tables
+// and limits, and writes it to the kernel. A Simulator runs packets through a ruleset in memory.
 //
 // The package links no kernel interface and nothing of Kubernetes, and touches nothing. Its invariants:
 //
-//   - Sets are ordered by name, chains by family and name, entries by Element.Compare: equal states give equal rulesets.
+//   - Sets are ordered by name, chains by family and name, entries by Element.Compare: equal states give equal
+//     rulesets.
 //   - A set is of one family and holds no entry of another, and no IPv4-mapped IPv6 address (::ffff:0:0/96).
 //   - A class's set and chain are named by what the chain's rules say (Identity): new rules are a new chain with a new
 //     set, and never change under a set's members.
@@ -54,8 +55,8 @@ type Chain struct {
 	Rules   []Rule
 }
 
-// Dispatch returns the names of the sets that the chain's rules go by, in the order of the rules: a packet whose pod is in
-// several of them goes to the class of the first.
+// Dispatch returns the names of the sets that the chain's rules go by, in the order of the rules: a packet whose pod
+// is in several of them goes to the class of the first.
 func (c Chain) Dispatch() []string {
 	var names []string
 	for _, r := range c.Rules {
@@ -112,7 +113,8 @@ type Class struct {
 	Pods      []string
 }
 
-// Problem is an object, or part of one, that can't be enforced as written. The ruleset drops what it would have allowed.
+// Problem is an object, or part of one, that can't be enforced as written. The ruleset drops what it would have
+// allowed.
 type Problem struct {
 	Object  string // kind namespace/name
 	Field   string

@@ -62,8 +62,8 @@ type Entry struct {
 	Comment string
 }
 
-// Element of a set: an address or network; with a port in AddressPorts, with a link in AddressLinks. In Ports it is a port
-// alone.
+// Element of a set: an address or network; with a port in AddressPorts, with a link in AddressLinks. In Ports it is a
+// port alone.
 type Element struct {
 	Prefix netip.Prefix
 	Proto  Protocol

@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Write prints the ruleset as a person would list it: sets, then chains, IPv6's behind IPv4's. policy/testdata holds such
-// texts.
+// Write prints the ruleset as a person would list it: sets, then chains, IPv6's behind IPv4's. policy/testdata holds
+// such texts.
 func (r Ruleset) Write(w io.Writer) error {
 	var b strings.Builder
 	for _, s := range r.Sets {

@@ -23,7 +23,8 @@ type Evaluator struct {
 	ends     map[netip.Addr]end
 }
 
-// end of a connection: an address, and whose it is. Nobody's: it is outside, or a node, or a pod with its node's address.
+// end of a connection: an address, and whose it is. Nobody's: it is outside, or a node, or a pod with its node's
+// address.
 type end struct {
 	addr        netip.Addr
 	name        string // namespace/name
@@ -155,9 +156,9 @@ func ends(s policy.State) map[netip.Addr]end {
 	return by
 }
 
-// givenBy says whether the Node can have given the address to a pod that isn't attached here: each Node gives out those in
-// its podCIDRs, and this one has given none to pods that aren't attached. Where no Node is known at all, each can have
-// given any.
+// givenBy says whether the Node can have given the address to a pod that isn't attached here: each Node gives out
+// those in its podCIDRs, and this one has given none to pods that aren't attached. Where no Node is known at all,
+// each can have given any.
 func givenBy(s policy.State, name string, a netip.Addr) bool {
 	if s.Node == "" && len(s.Nodes) == 0 {
 		return true
@@ -185,10 +186,10 @@ func subjects(np *networkingv1.NetworkPolicy) func(pod) (certainly, possibly boo
 	}
 }
 
-// rules for each direction in policyTypes; without any, "policies that contain an egress section are assumed to affect
-// egress, and all policies (whether or not they contain an ingress section) are assumed to affect ingress". Both
-// directions if there is a type that doesn't exist. Of a policy whose podSelector can't be understood no rule counts, as
-// nobody knows whom they were meant for.
+// rules for each direction in policyTypes; without any, "policies that contain an egress section are assumed to
+// affect egress, and all policies (whether or not they contain an ingress section) are assumed to affect ingress".
+// Both directions if there is a type that doesn't exist. Of a policy whose podSelector can't be understood no rule
+// counts, as nobody knows whom they were meant for.
 func rules(np *networkingv1.NetworkPolicy) map[ruleset.Direction][]rule {
 	has := func(t networkingv1.PolicyType) bool { return slices.Contains(np.Spec.PolicyTypes, t) }
 	ingress, egress := has(networkingv1.PolicyTypeIngress), has(networkingv1.PolicyTypeEgress)
@@ -208,20 +209,25 @@ func rules(np *networkingv1.NetworkPolicy) map[ruleset.Direction][]rule {
 	if ingress {
 		isolated[ruleset.Ingress] = nil
 		for i, r := range spec.Ingress {
-			isolated[ruleset.Ingress] = append(isolated[ruleset.Ingress], newRule(np, fmt.Sprintf("ingress[%d]", i), "from", r.From, r.Ports))
+			rule := newRule(np, fmt.Sprintf("ingress[%d]", i), "from", r.From, r.Ports)
+			isolated[ruleset.Ingress] = append(isolated[ruleset.Ingress], rule)
 		}
 	}
 	if egress {
 		isolated[ruleset.Egress] = nil
 		for i, r := range spec.Egress {
-			isolated[ruleset.Egress] = append(isolated[ruleset.Egress], newRule(np, fmt.Sprintf("egress[%d]", i), "to", r.To, r.Ports))
+			rule := newRule(np, fmt.Sprintf("egress[%d]", i), "to", r.To, r.Ports)
+			isolated[ruleset.Egress] = append(isolated[ruleset.Egress], rule)
 		}
 	}
 	return isolated
 }
 
 // newRule: of from, to and ports alike, "if this field is empty or missing, this rule matches all".
-func newRule(np *networkingv1.NetworkPolicy, field, verb string, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) rule {
+func newRule(
+	np *networkingv1.NetworkPolicy, field, verb string, peers []networkingv1.NetworkPolicyPeer,
+	ports []networkingv1.NetworkPolicyPort,
+) rule {
 	r := rule{field: field}
 	if len(peers) == 0 {
 		r.peers = []named[peerMatch]{{Everyone, func(end) bool { return true }}}
@@ -246,8 +252,8 @@ func all(pods []pod, so func(pod) bool) bool {
 	return len(pods) > 0 && !slices.ContainsFunc(pods, func(p pod) bool { return !so(p) })
 }
 
-// matchPeer: an ipBlock stands alone; of the selectors, a missing namespaceSelector means the policy's own namespace, and
-// a missing podSelector all pods. At least one must be there.
+// matchPeer: an ipBlock stands alone; of the selectors, a missing namespaceSelector means the policy's own namespace,
+// and a missing podSelector all pods. At least one must be there.
 func matchPeer(namespace string, p networkingv1.NetworkPolicyPeer) peerMatch {
 	switch {
 	case p.IPBlock != nil && p.PodSelector == nil && p.NamespaceSelector == nil:

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// isolation is a NetworkPolicy, parsed: which pods it isolates in which directions, and what it lets through.
-type isolation struct {
+// parsedPolicy is a NetworkPolicy, parsed: which pods it isolates in which directions, and what it lets through.
+type parsedPolicy struct {
 	name      string // namespace/name
 	namespace string
 	pods      labels.Selector
@@ -63,9 +63,9 @@ func (p peer) of(f conf.Family) iter.Seq[ruleset.Entry] {
 // Parsed are policies that were read.
 type Parsed struct {
 	list     []*networkingv1.NetworkPolicy
-	each     map[*networkingv1.NetworkPolicy]isolation
-	in       map[string][]isolation // by namespace, in the order of their names
-	problems []ruleset.Problem      // what can't be read of them
+	each     map[*networkingv1.NetworkPolicy]parsedPolicy
+	in       map[string][]parsedPolicy // by namespace, in the order of their names
+	problems []ruleset.Problem         // what can't be read of them
 }
 
 // Parse reads the policies. Those that before holds were read then, so that each is read once however often a state
@@ -77,61 +77,72 @@ func Parse(list []*networkingv1.NetworkPolicy, before *Parsed) *Parsed {
 	if slices.Equal(list, before.list) {
 		return before
 	}
-	p := &Parsed{list: slices.Clone(list), each: make(map[*networkingv1.NetworkPolicy]isolation, len(list)), in: map[string][]isolation{}}
+	p := &Parsed{
+		list: slices.Clone(list), each: make(map[*networkingv1.NetworkPolicy]parsedPolicy, len(list)),
+		in: map[string][]parsedPolicy{},
+	}
 	for _, np := range slices.SortedFunc(slices.Values(list), func(a, b *networkingv1.NetworkPolicy) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	}) {
-		iso, ok := before.each[np]
+		policy, ok := before.each[np]
 		if !ok {
-			iso = parse(np)
+			policy = parse(np)
 		}
-		p.each[np] = iso
-		p.in[iso.namespace] = append(p.in[iso.namespace], iso)
-		p.problems = append(p.problems, iso.problems...)
+		p.each[np] = policy
+		p.in[policy.namespace] = append(p.in[policy.namespace], policy)
+		p.problems = append(p.problems, policy.problems...)
 	}
 	return p
 }
 
+// reporter takes problems with fields of one policy.
+type reporter func(field, format string, args ...any)
+
 // parse reads a policy. What can't be read is reported, and closes rather than opens: a podSelector that doesn't parse
 // isolates every pod of its namespace and lets nothing through, since whom its rules were meant for is unknown; a
 // policyType that doesn't exist isolates both directions; a peer or port that doesn't parse lets nothing through.
-func parse(np *networkingv1.NetworkPolicy) isolation {
-	iso := isolation{name: np.Namespace + "/" + np.Name, namespace: np.Namespace, rules: map[ruleset.Direction][]rule{}}
+func parse(np *networkingv1.NetworkPolicy) parsedPolicy {
+	policy := parsedPolicy{
+		name: np.Namespace + "/" + np.Name, namespace: np.Namespace, rules: map[ruleset.Direction][]rule{},
+	}
 	report := func(field, format string, args ...any) {
-		if len(iso.problems) < maxProblems {
-			iso.problems = append(iso.problems, ruleset.Problem{Object: "NetworkPolicy " + iso.name, Field: field, Message: fmt.Sprintf(format, args...)})
+		if len(policy.problems) < maxProblems {
+			policy.problems = append(policy.problems, ruleset.Problem{
+				Object: "NetworkPolicy " + policy.name, Field: field, Message: fmt.Sprintf(format, args...),
+			})
 		}
 	}
 	var err error
-	if iso.pods, err = metav1.LabelSelectorAsSelector(&np.Spec.PodSelector); err != nil {
-		report("spec.podSelector", "%v; every pod in namespace %s is isolated, and the policy lets nothing through", err, np.Namespace)
-		iso.pods = labels.Everything()
+	if policy.pods, err = metav1.LabelSelectorAsSelector(&np.Spec.PodSelector); err != nil {
+		report("spec.podSelector", "%v; every pod in namespace %s is isolated, and the policy lets nothing through",
+			err, np.Namespace)
+		policy.pods = labels.Everything()
 	}
 	for _, d := range directions(np.Spec, report) {
-		iso.rules[d] = []rule{}
+		policy.rules[d] = []rule{}
 	}
 	if err != nil {
-		return iso
+		return policy
 	}
 	var size size
-	add := func(d ruleset.Direction, r rule) { iso.rules[d] = append(iso.rules[d], size.bound(r, report)) }
-	if _, ok := iso.rules[ruleset.Ingress]; ok {
+	add := func(d ruleset.Direction, r rule) { policy.rules[d] = append(policy.rules[d], size.bound(r, report)) }
+	if _, ok := policy.rules[ruleset.Ingress]; ok {
 		for i, r := range np.Spec.Ingress {
 			add(ruleset.Ingress, parseRule(np.Namespace, fmt.Sprintf("ingress[%d]", i), "from", r.From, r.Ports, report))
 		}
 	}
-	if _, ok := iso.rules[ruleset.Egress]; ok {
+	if _, ok := policy.rules[ruleset.Egress]; ok {
 		for i, r := range np.Spec.Egress {
 			add(ruleset.Egress, parseRule(np.Namespace, fmt.Sprintf("egress[%d]", i), "to", r.To, r.Ports, report))
 		}
 	}
-	return iso
+	return policy
 }
 
 // directions that the policy isolates (NetworkPolicySpec.policyTypes: "If this field is not specified, it will default
 // based on the existence of ingress or egress rules; policies that contain an egress section are assumed to affect
 // egress, and all policies […] are assumed to affect ingress").
-func directions(spec networkingv1.NetworkPolicySpec, report func(field, format string, args ...any)) []ruleset.Direction {
+func directions(spec networkingv1.NetworkPolicySpec, report reporter) []ruleset.Direction {
 	if len(spec.PolicyTypes) == 0 {
 		if len(spec.Egress) > 0 {
 			return []ruleset.Direction{ruleset.Ingress, ruleset.Egress}
@@ -153,8 +164,9 @@ func directions(spec networkingv1.NetworkPolicySpec, report func(field, format s
 	return ds
 }
 
-func parseRule(namespace, field, verb string, peers []networkingv1.NetworkPolicyPeer, list []networkingv1.NetworkPolicyPort,
-	report func(field, format string, args ...any),
+func parseRule(
+	namespace, field, verb string, peers []networkingv1.NetworkPolicyPeer, list []networkingv1.NetworkPolicyPort,
+	report reporter,
 ) rule {
 	r := rule{field: field}
 	r.ports = parsePorts(list, func(f, format string, args ...any) { report("spec."+field+"."+f, format, args...) })
