@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"github.com/weir-net/weir/bridge"
@@ -15,8 +16,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestDocumentedMetrics: docs/metrics.md has each metric there is, and no other, each fault and each kind of repair;
-// and each metric is as Prometheus wants it.
+// TestDocumentedMetrics: docs/metrics.md has each metric that this status yields, and no other, each fault and each kind
+// of repair. Each metric is described, and named by Prometheus' rules.
 func TestDocumentedMetrics(t *testing.T) {
 	text, err := os.ReadFile("../docs/metrics.md")
 	if err != nil {
@@ -36,7 +37,7 @@ func TestDocumentedMetrics(t *testing.T) {
 			t.Errorf("docs/metrics.md lacks the kind of repair %s", kind)
 		}
 	}
-	m := newMetrics(func() *status {
+	state := func() *status {
 		sets := []ruleset.Set{{Name: "weir-pods"}}
 		return &status{
 			enforced: &snapshot{ruleset: ruleset.Ruleset{Sets: sets}}, lastSync: time.Unix(1e9, 0),
@@ -44,7 +45,13 @@ func TestDocumentedMetrics(t *testing.T) {
 			problems:   []ruleset.Problem{{Object: "Node x", Field: "spec"}},
 			unenforced: []policy.Unenforced{{Kind: "CiliumNetworkPolicy.cilium.io"}},
 		}
-	})
+	}
+	pedantic := prometheus.NewPedanticRegistry()
+	pedantic.MustRegister(statusCollector(state))
+	if _, err := pedantic.Gather(); err != nil {
+		t.Errorf("Describe and Collect differ: %v", err)
+	}
+	m := newMetrics(state)
 	families, err := m.registry.Gather()
 	if err != nil {
 		t.Fatal(err)
