@@ -1,4 +1,4 @@
-// Package excerpt bounds texts that others wrote, for logs, problems and errors.
+// Package excerpt shortens texts from outside weir and makes them safe to print in logs, problems and errors.
 package excerpt
 
 import (
@@ -8,13 +8,13 @@ import (
 	"unicode/utf8"
 )
 
-// maxLength is how many bytes of a text of others' a log line, a problem or an error carries. That is enough for the
-// longest names of a namespace and an object (317 bytes) with a sentence about them.
+// maxLength is the length in bytes to which a text is shortened. The longest names of a namespace and an object (317
+// bytes) fit, with a sentence about them.
 const maxLength = 1024
 
-// Of returns the beginning of a text that others wrote: an object's field, a program's output, an error that has
-// either. It is bounded, as a field may have megabytes. Characters that aren't printed, such as those that a terminal
-// obeys or that reverse a text, become question marks.
+// Of returns the beginning of a text from outside weir: an object's field, a program's output, or an error that
+// contains either. A field may have megabytes. Characters that aren't printable, such as a terminal's control
+// characters or those that reverse a text, become question marks.
 func Of(text string) string {
 	more := 0
 	if len(text) > maxLength {
