@@ -219,7 +219,8 @@ func TestABrokenFileKeepsWhatItSaid(t *testing.T) {
 	s.write("a.yaml", broken)
 	s.want("Pod default/a app=two, Pod default/b app=two", "a.yaml: document 1")
 	s.remove("a.yaml")
-	s.want("Pod default/a app=two, Pod default/b app=two") // no error any more; the file's objects stay in force for graceTime
+	// no error any more; the file's objects stay in force for graceTime
+	s.want("Pod default/a app=two, Pod default/b app=two")
 	s.want("Pod default/b app=two")
 }
 

@@ -177,8 +177,8 @@ func TestNothingIsDroppedSilently(t *testing.T) {
 	}
 }
 
-// TestScalarsAreNotReinterpreted: YAML 1.1 reads these labels as booleans, a number, and an octal number. With such a value a
-// label would match other selectors than the manifest says; the API server refuses them.
+// TestScalarsAreNotReinterpreted: YAML 1.1 reads these labels as booleans, a number, and an octal number. With such a
+// value a label would match other selectors than the manifest says; the API server refuses them.
 func TestScalarsAreNotReinterpreted(t *testing.T) {
 	for _, value := range []string{"y", "no", "1.10", "010"} {
 		got, err := Parse("f.yaml", []byte("apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {app: "+value+"}}\n"))

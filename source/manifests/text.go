@@ -172,8 +172,9 @@ var harmlessKinds = func() map[string]bool {
 	all := map[string]bool{}
 	for kind := range strings.FieldsSeq(`ClusterRole ClusterRoleBinding ConfigMap CronJob CustomResourceDefinition
 		DaemonSet Deployment Endpoints EndpointSlice HorizontalPodAutoscaler Ingress IngressClass Issuer Job LimitRange
-		Namespace Node PersistentVolume PersistentVolumeClaim Pod PodDisruptionBudget PriorityClass ReplicaSet ReplicationController
-		ResourceQuota Role RoleBinding Secret Service ServiceAccount ServiceMonitor StatefulSet StorageClass User Group`) {
+		Namespace Node PersistentVolume PersistentVolumeClaim Pod PodDisruptionBudget PriorityClass ReplicaSet
+		ReplicationController ResourceQuota Role RoleBinding Secret Service ServiceAccount ServiceMonitor StatefulSet
+		StorageClass User Group`) {
 		all[kind] = true
 	}
 	return all
