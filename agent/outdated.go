@@ -32,7 +32,8 @@ func (a *agent) outdated(e endpoint.Endpoint) string {
 	}
 	switch {
 	case e.MTU != nil && *e.MTU != a.conflist.mtu:
-		return fmt.Sprintf("the pod's link has MTU %d, and this node's pods have %d (0: none was given)", *e.MTU, a.conflist.mtu)
+		return fmt.Sprintf("the pod's link has MTU %d, and this node's pods have %d (0: none was given)", *e.MTU,
+			a.conflist.mtu)
 	case e.Enforcement != conf.Strict:
 		return fmt.Sprintf("enforcement is %q, and %q on this node", e.Enforcement, conf.Strict)
 	}
