@@ -49,10 +49,12 @@ func (s *size) bound(r rule, report func(field, format string, args ...any)) rul
 	}
 	switch {
 	case with.rules > maxRules:
-		report("spec."+r.field, tooLarge+"%d rules in the kernel, and the limit is %d; it allows nothing. Write it as several policies",
+		report("spec."+r.field,
+			tooLarge+"%d rules in the kernel, and the limit is %d; it allows nothing. Write it as several policies",
 			with.rules, maxRules)
 	case with.entries > maxEntries:
-		report("spec."+r.field, tooLarge+"%d networks and ports, and the limit is %d; it allows nothing", with.entries, maxEntries)
+		report("spec."+r.field, tooLarge+"%d networks and ports, and the limit is %d; it allows nothing", with.entries,
+			maxEntries)
 	default:
 		*s = with
 		return r

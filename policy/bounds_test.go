@@ -112,7 +112,8 @@ func TestLargePolicies(t *testing.T) {
 			policies: let(policytest.EvenAddresses(1<<17 + 1)),
 			closed:   "172.16.0.0>big:tcp:1 client>big:tcp:1",
 			problems: []string{
-				"NetworkPolicy x/big: spec.ingress[0]: with it the policy needs 131073 networks and ports, and the limit is 131072; " +
+				"NetworkPolicy x/big: spec.ingress[0]: with it the policy needs 131073 networks and ports, and the limit is " +
+					"131072; " +
 					"it allows nothing",
 			},
 		},

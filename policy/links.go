@@ -39,17 +39,19 @@ type links struct {
 	masquerade []ruleset.Rule
 }
 
-// links makes the sets, chain and rules for pods behind other plugins, if there are any.
-//
-// A link that the node routes (ptp) belongs to one pod. So what comes in by it under another address is forged, and
-// dropped, as the spoof guard does on weir's own bridge. On a bridge it isn't known who else is there; a pod has a
-// port of it, but no set goes by ports (ipset's physdev entries are matched by no rule of iptables). So rules name
-// the port of each pod there. They are read by ICMP's packets, whose errors the pod sends under its own addresses
-// alone, and by packets whose sender is their receiver.
-func (c *compiler) links(state State, judge []ruleset.Rule) links {
-	var chained, own, senders []ruleset.Entry
-	var ports, foreign []ruleset.Rule
-	bridges := map[string]bool{}
+// chainedPods is what the rules state of the pods behind other plugins, in one family.
+type chainedPods struct {
+	addresses []ruleset.Entry // all of these pods
+	own       []ruleset.Entry // all addresses, on each link that belongs to one pod
+	senders   []ruleset.Entry // the pod's own addresses on such a link
+	ports     []ruleset.Rule  // from a pod's port of a bridge, under the pod's address
+	foreign   []ruleset.Rule  // from such a port, under any address
+	bridges   map[string]bool // with such ports
+}
+
+// chainedPods lists what the rules state of each pod behind another plugin.
+func (c *compiler) chainedPods(state State) chainedPods {
+	p := chainedPods{bridges: map[string]bool{}}
 	for _, e := range state.Endpoints {
 		if !e.Chained {
 			continue
@@ -62,42 +64,55 @@ func (c *compiler) links(state State, judge []ruleset.Rule) links {
 			}
 			has = true
 			address := hostPrefix(a.Addr)
-			chained = append(chained, ruleset.Entry{Element: ruleset.Element{Prefix: address}, Comment: words})
+			p.addresses = append(p.addresses, ruleset.Entry{Element: ruleset.Element{Prefix: address}, Comment: words})
 			switch {
 			case link.Port != "":
-				ports = append(ports, ruleset.Rule{
+				p.ports = append(p.ports, ruleset.Rule{
 					Src: address, InPort: link.Port, Comment: "weir: from " + words + " itself", Action: ruleset.Return,
 				})
 			case link.In != "":
-				senders = append(senders, ruleset.Entry{Element: ruleset.Element{Prefix: address, Link: link.In}, Comment: words})
+				p.senders = append(p.senders,
+					ruleset.Entry{Element: ruleset.Element{Prefix: address, Link: link.In}, Comment: words})
 			}
 		}
 		switch {
 		case link.Port != "" && has:
-			bridges[link.In] = true
-			foreign = append(foreign, ruleset.Rule{
+			p.bridges[link.In] = true
+			p.foreign = append(p.foreign, ruleset.Rule{
 				InPort: link.Port, Comment: "weir: an ICMP error of " + words + " under a foreign name", Action: ruleset.Drop,
 			})
 		case link.Port == "" && link.In != "": // of a family that the pod has no address of, all is forged
 			any := entry(netip.PrefixFrom(unspecified[c.family], 0), words)
 			any.Link = link.In
-			own = append(own, any)
+			p.own = append(p.own, any)
 		}
 	}
-	if len(chained)+len(own) == 0 {
+	slices.SortFunc(p.ports, func(a, b ruleset.Rule) int { return a.Src.Addr().Compare(b.Src.Addr()) })
+	slices.SortFunc(p.foreign, func(a, b ruleset.Rule) int { return cmp.Compare(a.InPort, b.InPort) })
+	return p
+}
+
+// links makes the sets, chain and rules for pods behind other plugins, if there are any.
+//
+// A link that the node routes (ptp) belongs to one pod. So what comes in by it under another address is forged, and
+// dropped, as the spoof guard does on weir's own bridge. On a bridge it isn't known who else is there; a pod has a
+// port of it, but no set goes by ports (ipset's physdev entries are matched by no rule of iptables). So rules name
+// the port of each pod there. They are read by ICMP's packets, whose errors the pod sends under its own addresses
+// alone, and by packets whose sender is their receiver.
+func (c *compiler) links(state State, judge []ruleset.Rule) links {
+	pods := c.chainedPods(state)
+	if len(pods.addresses)+len(pods.own) == 0 {
 		return links{}
 	}
 	chainedSet, linksSet := c.family.Set(conf.ChainedSet), c.family.Set(conf.LinksSet)
 	sendersSet := c.family.Set(conf.SendersSet)
-	c.set(ruleset.Set{Name: chainedSet, Kind: ruleset.Addresses, Role: ruleset.Checked, Entries: chained})
-	c.set(ruleset.Set{Name: linksSet, Kind: ruleset.AddressLinks, Role: ruleset.Checked, Entries: own})
-	c.set(ruleset.Set{Name: sendersSet, Kind: ruleset.AddressLinks, Role: ruleset.Peers, Entries: senders})
-	slices.SortFunc(ports, func(a, b ruleset.Rule) int { return a.Src.Addr().Compare(b.Src.Addr()) })
-	slices.SortFunc(foreign, func(a, b ruleset.Rule) int { return cmp.Compare(a.InPort, b.InPort) })
+	c.set(ruleset.Set{Name: chainedSet, Kind: ruleset.Addresses, Role: ruleset.Checked, Entries: pods.addresses})
+	c.set(ruleset.Set{Name: linksSet, Kind: ruleset.AddressLinks, Role: ruleset.Checked, Entries: pods.own})
+	c.set(ruleset.Set{Name: sendersSet, Kind: ruleset.AddressLinks, Role: ruleset.Peers, Entries: pods.senders})
 	c.chain(conf.SelfChain, slices.Concat([]ruleset.Rule{{
 		Sets:    []ruleset.SetMatch{{Name: sendersSet, By: ruleset.SourceLink}},
 		Comment: "weir: a pod reaching itself through its Service", Action: ruleset.Return,
-	}}, ports, judge)...)
+	}}, pods.ports, judge)...)
 	r := links{
 		senders: []ruleset.Rule{{
 			Sets: []ruleset.SetMatch{
@@ -116,16 +131,16 @@ func (c *compiler) links(state State, judge []ruleset.Rule) links {
 			Sets: []ruleset.SetMatch{{Name: linksSet, By: ruleset.SourceLink}},
 		})},
 	}
-	if len(bridges) > 0 {
-		c.chain(conf.PortsChain, slices.Concat(ports, []ruleset.Rule{
+	if len(pods.bridges) > 0 {
+		c.chain(conf.PortsChain, slices.Concat(pods.ports, []ruleset.Rule{
 			{
 				Sets:    []ruleset.SetMatch{{Name: chainedSet, By: ruleset.Source}},
 				Comment: "weir: ICMP under the address of a pod, but not from it", Action: ruleset.Drop,
 			},
 			{Shape: ruleset.NoICMPError, Comment: "weir: no error", Action: ruleset.Return},
-		}, foreign)...)
+		}, pods.foreign)...)
 	}
-	for _, name := range slices.Sorted(maps.Keys(bridges)) {
+	for _, name := range slices.Sorted(maps.Keys(pods.bridges)) {
 		r.senders = append(r.senders, ruleset.Rule{
 			Proto: icmp(c.family), In: name,
 			Comment: "weir: ICMP from a bridge: under its own name?", Action: ruleset.Jump, To: conf.PortsChain,

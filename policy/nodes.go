@@ -41,20 +41,26 @@ func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem)
 	node, ok := w.nodes[p.NodeName]
 	switch {
 	case !ok:
-		report("spec.nodeName", "there is no Node %q, so it is unknown whether %s is the pod's address; no policy uses it for the pod", p.NodeName, p.Addresses[0])
+		report("spec.nodeName",
+			"there is no Node %q, so it is unknown whether %s is the pod's address; no policy uses it for the pod", p.NodeName,
+			p.Addresses[0])
 		return nil, problems
 	case len(node.PodCIDRs) == 0:
-		report("spec.nodeName", "Node %s has no podCIDRs, so it is unknown whether %s is the pod's address; no policy uses it for the pod", node.Name, p.Addresses[0])
+		report("spec.nodeName",
+			"Node %s has no podCIDRs, so it is unknown whether %s is the pod's address; no policy uses it for the pod",
+			node.Name, p.Addresses[0])
 		return nil, problems
 	}
 	for _, a := range p.Addresses {
 		switch {
 		case !contains(node.PodCIDRs, a):
-			report("status.podIPs", "%s is outside of the podCIDRs of the pod's Node %s; no policy uses it for the pod", a, node.Name)
+			report("status.podIPs", "%s is outside of the podCIDRs of the pod's Node %s; no policy uses it for the pod", a,
+				node.Name)
 		case !contains(w.nodes[w.self].PodCIDRs, a):
 			addrs = append(addrs, a)
 		case node.Name != w.self:
-			report("status.podIPs", "%s is within the podCIDRs of this node, but the pod's Node is %s; no policy uses it for the pod", a, node.Name)
+			report("status.podIPs",
+				"%s is within the podCIDRs of this node, but the pod's Node is %s; no policy uses it for the pod", a, node.Name)
 		}
 	}
 	return addrs, problems
