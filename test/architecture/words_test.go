@@ -1,0 +1,63 @@
+package architecture
+
+import (
+	"fmt"
+	"go/ast"
+	"go/token"
+	"regexp"
+	"testing"
+)
+
+// backend is the only package that speaks iptables; others hold rules as data (policy/ruleset).
+const backend = "netfilter/iptables"
+
+// itsWords are iptables' options and the name of a table of its: git grep -nE -- '-j |--match-set|mangle'
+var itsWords = regexp.MustCompile(`-j |--match-set|mangle`)
+
+// TestWordsOfIptables: a second backend fits, since no code beside the first one's knows iptables' words. Comments
+// may show the equivalent command.
+func TestWordsOfIptables(t *testing.T) {
+	complain(t, iptablesWords(production(t, tree(t))))
+}
+
+func iptablesWords(code []goFile) (wrong []string) {
+	for _, f := range code {
+		if within(f.pkg(), backend) {
+			continue
+		}
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			text := ""
+			switch n := n.(type) {
+			case *ast.BasicLit:
+				if n.Kind == token.STRING {
+					text = n.Value
+				}
+			case *ast.Ident:
+				text = n.Name
+			}
+			if w := itsWords.FindString(text); w != "" {
+				wrong = append(wrong, fmt.Sprintf("%s: %q is a word of iptables', in a package beside %s", f.at(n), w, backend))
+			}
+			return true
+		})
+	}
+	return wrong
+}
+
+func TestWordsOfIptablesFindsThem(t *testing.T) {
+	source := []byte(`package a
+
+// iptables -t mangle -A WEIR -j DROP
+var (
+	a, mangled = "-A x -j y", "" // -t mangle
+	c          = "--matches"
+	d          = "" +
+		"--match-set x"
+)
+`)
+	wants(t, iptablesWords([]goFile{
+		parse(t, file{"a/a.go", source}), parse(t, file{backend + "/a.go", source}),
+	}), `a/a.go:5: "mangle" is a word of iptables', in a package beside netfilter/iptables`,
+		`a/a.go:5: "-j " is a word of iptables', in a package beside netfilter/iptables`,
+		`a/a.go:8: "--match-set" is a word of iptables', in a package beside netfilter/iptables`)
+}
