@@ -172,13 +172,11 @@ func (c cluster) problems() []ruleset.Problem {
 			continue // one pod that may be one or another
 		}
 		for i, name := range names {
-			all = append(all,
-				ruleset.Problem{
-					Object: "Pod " + name,
-					Field:  "status.podIPs",
-					Message: fmt.Sprintf("%s is also claimed by %s; its packets pass only where all of them are allowed", a,
-						others(names, i)),
-				})
+			all = append(all, ruleset.Problem{
+				Object: "Pod " + name, Field: "status.podIPs",
+				Message: fmt.Sprintf("%s is also claimed by %s; its packets pass only where all of them are allowed",
+					a, others(names, i)),
+			})
 		}
 	}
 	return all

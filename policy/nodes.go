@@ -42,8 +42,8 @@ func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem)
 	switch {
 	case !ok:
 		report("spec.nodeName",
-			"there is no Node %q, so it is unknown whether %s is the pod's address; no policy uses it for the pod", p.NodeName,
-			p.Addresses[0])
+			"there is no Node %q, so it is unknown whether %s is the pod's address; no policy uses it for the pod",
+			p.NodeName, p.Addresses[0])
 		return nil, problems
 	case len(node.PodCIDRs) == 0:
 		report("spec.nodeName",
@@ -54,8 +54,8 @@ func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem)
 	for _, a := range p.Addresses {
 		switch {
 		case !contains(node.PodCIDRs, a):
-			report("status.podIPs", "%s is outside of the podCIDRs of the pod's Node %s; no policy uses it for the pod", a,
-				node.Name)
+			report("status.podIPs", "%s is outside of the podCIDRs of the pod's Node %s; no policy uses it for the pod",
+				a, node.Name)
 		case !contains(w.nodes[w.self].PodCIDRs, a):
 			addrs = append(addrs, a)
 		case node.Name != w.self:

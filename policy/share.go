@@ -27,8 +27,8 @@ func (a amount) share(room amount) float64 {
 // nodeRoom is what all policies together may take of a node.
 func nodeRoom() amount { return amount{maxNodeRules, maxNodeSets, maxNodeEntries} }
 
-var noRoom = fmt.Sprintf("there is no room for it on this node: the policies of its pods would be more than %d "+
-	"rules of the kernel's, "+
+var noRoom = fmt.Sprintf("there is no room for it on this node: the policies of its pods "+
+	"would be more than %d rules of the kernel's, "+
 	"%d sets, or %d addresses, networks and ports in them, and this namespace has used its equal share; it allows nothing",
 	maxNodeRules, maxNodeSets, maxNodeEntries)
 
