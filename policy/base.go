@@ -128,12 +128,12 @@ func (c *compiler) ahead(other links) []ruleset.Rule {
 // errors are the rules for ICMP errors. Connection tracking relates an error to a connection by the packet inside it,
 // whoever sent it: so a pod could end or slow down connections of others, or send data along under the name of one. A
 // pod is the end of its connections: its errors answer packets that came to it. Errors from elsewhere come from any
-// router on the way, which nobody can tell from others; they are related, or judged as what they are. The first rule
-// also holds for errors that are about no connection that the kernel knows, which would be judged as any packet: the
+// router on the way, which nobody can tell from others; they are related, or checked as what they are. The first rule
+// also holds for errors that are about no connection that the kernel knows, which would be checked like any packet: the
 // tunnel between nodes isn't tracked, and a forged error would shrink its packets.
 //
 // Related packets of other protocols are connections that one of a helper's has announced (FTP's data). Their first
-// packet is judged as any: policies know nothing of announcements, and some helpers believe what a pod announces of
+// packet is checked like any other: policies know nothing of announcements, and some helpers believe what a pod announces of
 // others.
 func (c *compiler) errors() (dishonest, related ruleset.Rule) {
 	proto := icmp(c.family)

@@ -80,7 +80,7 @@ func TestJudge(t *testing.T) {
 					if got := judge.Allows(p); got != want {
 						t.Errorf("%s: allowed %v, want %v", s, got, want)
 					}
-					v := verdict.New(state).Judge(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
+					v := verdict.New(state).Evaluate(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
 					if v.AllowedHere() != want {
 						t.Errorf("%s: want allowed %v, but the evaluator says:\n%s", s, want, v)
 					}

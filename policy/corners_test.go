@@ -228,7 +228,7 @@ func TestCorners(t *testing.T) {
 					if got := judge.Allows(p); got != want {
 						t.Errorf("%s: the rules let it through: %v, want %v", s, got, want)
 					}
-					v := evaluator.Judge(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
+					v := evaluator.Evaluate(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
 					if v.AllowedHere() != want {
 						t.Errorf("%s: want allowed %v, but the evaluator says:\n%s", s, want, v)
 					}

@@ -48,7 +48,7 @@ func FuzzPolicy(f *testing.F) {
 			"db>8.8.8.8:sctp:443", "web>node:1:0", "10.88.1.5>db:tcp:1",
 		} {
 			p := packet(t, state, s)
-			v := evaluator.Judge(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
+			v := evaluator.Evaluate(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
 			if got := judge.Allows(p); got != v.AllowedHere() {
 				t.Errorf("%s: the rules let it through: %v. But the policies say:\n%s", s, got, v)
 			}

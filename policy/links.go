@@ -32,7 +32,7 @@ func odd(r rune) bool {
 
 // links are the rules for pods whose links other plugins made, and the spoof guard doesn't see.
 type links struct {
-	neighbours []ruleset.Rule // ahead of what judges
+	neighbours []ruleset.Rule // ahead of the rules that send packets to classes
 	senders    []ruleset.Rule // drop forged senders
 	self       []ruleset.Rule // let a pod reach itself
 	loopback   []ruleset.Rule // in INPUT
@@ -167,7 +167,7 @@ var loopback = map[conf.Family]netip.Prefix{
 // toLoopback drops packets to the node's loopback addresses from the links that the rule means. The kernel drops
 // them too, until somebody sets route_localnet, as portmap does with the first hostPort; what claims to come from a
 // loopback address it drops in any case. A rule of somebody's that translates a destination to a loopback address
-// means it to be reached; policies judge it. It is the rule that kubelet has in filter INPUT (KUBE-FIREWALL;
+// means it to be reached; policies decide on it. It is the rule that kubelet has in filter INPUT (KUBE-FIREWALL;
 // CVE-2020-8558).
 func toLoopback(f conf.Family, r ruleset.Rule) ruleset.Rule {
 	r.Dst, r.Track, r.Action = loopback[f], ruleset.Untranslated, ruleset.Drop

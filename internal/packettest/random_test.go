@@ -108,7 +108,7 @@ func compare(t *testing.T, n *Node, seed uint64) (sent int) {
 	}
 	one := []ruleset.Packet{*difference}
 	state = policytest.Shrink(state, func(s policy.State) bool { return n.difference(s, probes(n, s, one)) != nil })
-	v := verdict.New(state).Judge(header(one[0]))
+	v := verdict.New(state).Evaluate(header(one[0]))
 	t.Errorf("seed %d, iptables-%s: %+v arrived: %v. But the policies say:\n%s\n%s", seed, n.Driver.Flavour,
 		header(one[0]), !v.AllowedHere(), v, policytest.YAML(state))
 	return len(packets)
@@ -142,7 +142,7 @@ func (n *Node) difference(s policy.State, packets []ruleset.Packet) *ruleset.Pac
 	headers, expect := make([]verdict.Packet, len(packets)), make([]bool, len(packets))
 	for i, p := range packets {
 		headers[i] = header(p)
-		expect[i] = evaluator.Judge(headers[i]).AllowedHere()
+		expect[i] = evaluator.Evaluate(headers[i]).AllowedHere()
 	}
 	for i, got := range n.Send(headers, expect) {
 		if got != expect[i] {

@@ -7,7 +7,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Members are the addresses that some class holds, by direction: rules that were made before, by whatever agent, judge
+// Members are the addresses that some class holds, by direction: rules that were made before, by whichever agent, check
 // them. It reads the sets alone, and says nothing of whether the chains that go by them stand.
 //
 // Equivalent to: ipset list, of the sets weir-in-* and weir-eg-*

@@ -14,7 +14,7 @@ import (
 
 // plan is how to get from what the kernel holds to what it should hold. Its steps are taken in the order of its
 // fields; after each of them the node lets through nothing that neither the old nor the new state does. It doesn't
-// matter in which order the families' rules change, as a packet is judged by those of its own.
+// matter in which order the families' rules change, as a packet is checked by those of its own.
 type plan struct {
 	create  []ruleset.Set // with their entries; no rule uses them yet
 	before  []change
@@ -149,7 +149,7 @@ func endedIn(have state, want *lowered) map[netip.Addr]bool {
 
 // moves are the changes to the classes' sets of one direction and family.
 //
-// A packet is judged twice, where it leaves and where it arrives. If one pod's change of class opened its side before
+// A packet is checked twice, where it leaves and where it arrives. If one pod's change of class opened its side before
 // another's closed the other side, a packet could pass that neither the old nor the new state lets through. So whoever
 // changes class does it in the transaction that changes the rules, where the rules' order makes that possible, or else
 // is taken out of the old class before it and put into the new one after it.

@@ -52,7 +52,7 @@ func compare(t *testing.T, seed uint64) {
 	}
 	state = policytest.Shrink(state, func(s policy.State) bool { return difference(s, packets) != nil })
 	p := difference(state, packets)
-	v := verdict.New(state).Judge(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
+	v := verdict.New(state).Evaluate(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
 	t.Errorf("seed %d: the rules let %+v pass: %v. But the policies say:\n%s\n%s", seed, *p, !v.AllowedHere(), v,
 		policytest.YAML(state))
 }
@@ -66,7 +66,7 @@ func difference(s policy.State, packets []ruleset.Packet) *ruleset.Packet {
 	}
 	evaluator := verdict.New(s)
 	i := slices.IndexFunc(packets, func(p ruleset.Packet) bool {
-		v := evaluator.Judge(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
+		v := evaluator.Evaluate(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
 		return judge.Allows(p) != v.AllowedHere()
 	})
 	if i < 0 {

@@ -35,7 +35,7 @@ type Verdict struct {
 // Side is the verdict of the policies at one end of the packet.
 type Side struct {
 	Pod string `json:"pod,omitempty"` // namespace/name; empty: it is not a pod's end, and nobody's policies apply
-	// Here: the pod is on this node, whose rules judge it. Elsewhere its own node does.
+	// Here: the pod is on this node, whose rules check it. Elsewhere its own node does.
 	Here bool `json:"here"`
 	// Unknown pods are closed, whatever the policies say; those with enforcement off are open.
 	Unknown bool `json:"unknown"`
@@ -145,8 +145,8 @@ func (r Rule) String() string {
 	return fmt.Sprintf("%s: %s matches, but no port", r.Field, r.Peer)
 }
 
-// Judge gives the verdict on the packet.
-func (e *Evaluator) Judge(p Packet) Verdict {
+// Evaluate returns the verdict on the packet.
+func (e *Evaluator) Evaluate(p Packet) Verdict {
 	src, dst := e.end(p.Src), e.end(p.Dst)
 	return Verdict{
 		Packet:  p,

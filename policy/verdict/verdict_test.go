@@ -72,7 +72,7 @@ egress: dropped: shop/client is isolated by
 ingress: allowed: not a pod
 `},
 	} {
-		v := evaluator.Judge(verdict.Packet{
+		v := evaluator.Evaluate(verdict.Packet{
 			Src:   netip.MustParseAddr(tc.src),
 			Dst:   netip.MustParseAddr(tc.dst),
 			Proto: ruleset.TCP,

@@ -37,7 +37,7 @@ func TestModel(t *testing.T) {
 					}
 					packets++
 					p := packet(t, want.Job)
-					v := evaluator.Judge(p)
+					v := evaluator.Evaluate(p)
 					difference := compare(v, want)
 					forward := ruleset.Packet{In: conf.Bridge, Out: conf.Bridge, Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port}
 					if passes := rules.Allows(forward); passes != v.Allowed() {
