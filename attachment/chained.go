@@ -114,7 +114,7 @@ func checkChained(e *endpoint.Endpoint, prevResult []endpoint.Address) error {
 			"prevResult has the addresses %v, but the pod was added with %v", prevResult, e.Addresses))
 	}
 	if e.BridgeIf != "" {
-		if on, err := bridge.BridgeNetfilterEnabled(e.BridgeIf); err != nil || !on {
+		if on, err := bridge.NetfilterEnabled(e.BridgeIf); err != nil || !on {
 			errs = append(errs, errors.Join(fmt.Errorf(
 				"bridge %s passes packets between pods on without iptables (nf_call_iptables)", e.BridgeIf), err))
 		}

@@ -96,10 +96,10 @@ func EnableBridgeNetfilter(h netlinksafe.Handle, name string) error {
 	return nil
 }
 
-// BridgeNetfilterEnabled reports whether packets of the bridge pass through iptables.
+// NetfilterEnabled reports whether packets of the bridge pass through iptables.
 //
 // Equivalent to: ip -d link show BRIDGE | grep 'nf_call_iptables 1'
-func BridgeNetfilterEnabled(name string) (bool, error) {
+func NetfilterEnabled(name string) (bool, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_ACK)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))

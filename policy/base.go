@@ -133,8 +133,8 @@ func (c *compiler) ahead(other links) []ruleset.Rule {
 // tunnel between nodes isn't tracked, and a forged error would shrink its packets.
 //
 // Related packets of other protocols are connections that one of a helper's has announced (FTP's data). Their first
-// packet is checked like any other: policies know nothing of announcements, and some helpers believe what a pod announces of
-// others.
+// packet is checked like any other: policies know nothing of announcements, and some helpers believe what a pod
+// announces of others.
 func (c *compiler) errors() (dishonest, related ruleset.Rule) {
 	proto := icmp(c.family)
 	c.chain(conf.ErrorsChain,
