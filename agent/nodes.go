@@ -19,7 +19,7 @@ type nodeClaims struct {
 	stated   []policy.Node
 	accepted []policy.Node
 	problems []ruleset.Problem
-	local    []policy.Local // addresses that this node needs itself
+	local    []policy.UnderlayAddress // addresses that this node needs itself
 	// err says why local could not be read; the value from before is kept.
 	err error
 }

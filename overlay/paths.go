@@ -184,7 +184,7 @@ func (r *Routes) addressLink(local netip.Addr) (Path, error) {
 // left out.
 //
 // Equivalent to: ip addr show; ip route show table all
-func UnderlayAddresses(h netlinksafe.Handle) ([]policy.Local, error) {
+func UnderlayAddresses(h netlinksafe.Handle) ([]policy.UnderlayAddress, error) {
 	links, err := h.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("list the node's links: %w", err)
@@ -229,10 +229,10 @@ func UnderlayAddresses(h netlinksafe.Handle) ([]policy.Local, error) {
 			}
 		}
 	}
-	own := make([]policy.Local, 0, len(words))
+	own := make([]policy.UnderlayAddress, 0, len(words))
 	for a, what := range words {
-		own = append(own, policy.Local{Address: a, What: what})
+		own = append(own, policy.UnderlayAddress{Address: a, What: what})
 	}
-	slices.SortFunc(own, func(a, b policy.Local) int { return a.Address.Compare(b.Address) })
+	slices.SortFunc(own, func(a, b policy.UnderlayAddress) int { return a.Address.Compare(b.Address) })
 	return own, nil
 }

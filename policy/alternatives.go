@@ -6,16 +6,17 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// alternatives are the policies that isolate a pod in one direction, for each of the pods that it may be: one list,
-// where that is certain, and no two alike.
+// alternatives are lists of the policies that isolate an endpoint in one direction. An endpoint that may be one of
+// several pods has a list for each of these pods; equal lists count once. An endpoint whose pod is certain has one
+// list.
 type alternatives [][]parsedPolicy
 
-// maybeSuffix marks a policy of which it isn't known whether it selects the pod.
+// maybeSuffix marks the name of a policy that may select the pod or may not, because a label of the pod is unknown.
 const maybeSuffix = " (may select it)"
 
-// applied are the policies of the namespace that isolate the pod. A policy that may select it, or may not, isolates it
-// and lets nothing through.
-func applied(d ruleset.Direction, policies []parsedPolicy, pods ...Pod) alternatives {
+// isolatingPolicies returns the policies that isolate an endpoint, for each of the pods that it may be. A policy that
+// may select the pod or may not isolates the pod and allows nothing.
+func isolatingPolicies(d ruleset.Direction, policies []parsedPolicy, pods ...Pod) alternatives {
 	var all alternatives
 	for _, p := range pods {
 		var list []parsedPolicy
@@ -39,9 +40,10 @@ func applied(d ruleset.Direction, policies []parsedPolicy, pods ...Pod) alternat
 	return all
 }
 
+// sameName reports whether two policies have the same name.
 func sameName(a, b parsedPolicy) bool { return a.name == b.name }
 
-// names tell different alternatives apart: equal names mean equal rules.
+// names returns the policies' names, with "or" between two lists. Alternatives with equal names have equal rules.
 func (a alternatives) names() []string {
 	var names []string
 	for i, list := range a {
@@ -55,7 +57,7 @@ func (a alternatives) names() []string {
 	return names
 }
 
-// all are the names of all the policies, each once.
+// all returns the names of all policies, each once.
 func (a alternatives) all() []string {
 	var names []string
 	for _, list := range a {
@@ -68,6 +70,7 @@ func (a alternatives) all() []string {
 	return names
 }
 
+// count returns how many policies all lists have.
 func (a alternatives) count() int {
 	n := 0
 	for _, list := range a {
@@ -76,8 +79,8 @@ func (a alternatives) count() int {
 	return n
 }
 
-// agreedRules let through what each of the alternatives lets through by a rule of its own that is the same as the
-// others'. An alternative without policies is open, and agrees with any rule.
+// agreedRules returns the rules that the policies of every alternative have. So the pod accepts only packets that each
+// of the alternatives allows. An alternative without policies allows everything, and so agrees with every rule.
 func (c *compiler) agreedRules(s side, a alternatives) []ruleset.Rule {
 	var agreed []ruleset.Rule
 	first := true

@@ -9,8 +9,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// families that the node needs rules for. Most nodes have no IPv6 pods, and a change shall not cost them twice: until
-// one of this node's pods has an IPv6 address, or it may get one, the spoof guard drops all IPv6 of pods'.
+// families returns the families that the node needs rules for. IPv6 is among them if one of the node's pods has an IPv6
+// address, or can get one from the node's podCIDRs. Most nodes have no IPv6 pods, and rules for both families would
+// double the cost of each change. Without rules for IPv6, the guard drops all IPv6 packets from pods.
 func families(state State) []conf.Family {
 	six := func(a netip.Addr) bool { return conf.FamilyOf(a) == conf.IPv6 }
 	for _, e := range state.Endpoints {
@@ -61,12 +62,12 @@ func (c *compiler) base(state State) {
 			Out: conf.Bridge, Sets: []ruleset.SetMatch{noPodTo}, Comment: "weir: to the bridge, but to no pod",
 			Action: ruleset.Drop,
 		}})
-	// These are the packets that a pod sends to its own node. Packets from the node to its pods pass no hook of weir's:
-	// kubelet's probes always pass.
+	// This hook has the packets that a pod sends to its own node. Packets from the node to its pods pass none of weir's
+	// hooks, so kubelet's probes always pass.
 	c.hook(ruleset.CheckToNode, conf.InputChain, "weir: egress policies hold towards this node too",
 		ahead, []ruleset.Rule{toLoopback(c.family, ruleset.Rule{In: conf.Bridge})}, other.loopback,
 		[]ruleset.Rule{fromPod, stranger})
-	// These packets were checked before. The backend says in the rules' comments where.
+	// These packets were checked at an earlier hook. The backend names that hook in the rules' comments.
 	c.hook(ruleset.AcceptForwarded, conf.AcceptChain, "weir: no other default drops what policy let through",
 		[]ruleset.Rule{
 			{Sets: []ruleset.SetMatch{fromPods}, Action: ruleset.Accept},
@@ -80,7 +81,7 @@ func (c *compiler) base(state State) {
 		}})
 }
 
-// podSets compiles the set of this node's pods and that of all networks with pods.
+// podSets compiles two sets: the addresses of this node's pods, and the networks of the pods of all nodes.
 func (c *compiler) podSets(state State) {
 	var pods []ruleset.Entry
 	networks := map[netip.Prefix]ruleset.Entry{}
@@ -111,8 +112,8 @@ func (c *compiler) podSets(state State) {
 	})
 }
 
-// ahead returns the rules ahead of those that send packets to classes: packets of connections leave here, then ICMP
-// errors, whose senders the kernel checks.
+// ahead returns the rules that stand before the rules that send packets to classes. Packets of established connections
+// leave the chain here. ICMP errors leave it after the kernel has checked their senders.
 func (c *compiler) ahead(other links) []ruleset.Rule {
 	established := ruleset.Rule{
 		Track: ruleset.Established, Comment: "weir: connections that were let through", Action: ruleset.Return,
@@ -120,22 +121,27 @@ func (c *compiler) ahead(other links) []ruleset.Rule {
 	cut := ruleset.Rule{
 		Track: ruleset.Cut, Comment: "weir: connections cut by a later change of policy", Action: ruleset.Drop,
 	}
-	dishonest, related := c.errors()
+	icmpFromPods, related := c.icmpErrors()
 	return slices.Concat([]ruleset.Rule{established, cut}, other.neighbours, other.senders,
-		[]ruleset.Rule{dishonest, related})
+		[]ruleset.Rule{icmpFromPods, related})
 }
 
-// errors are the rules for ICMP errors. Connection tracking relates an error to a connection by the packet inside it,
-// whoever sent it: so a pod could end or slow down connections of others, or send data along under the name of one. A
-// pod is the end of its connections: its errors answer packets that came to it. Errors from elsewhere come from any
-// router on the way, which nobody can tell from others; they are related, or checked as what they are. The first rule
-// also holds for errors that are about no connection that the kernel knows, which would be checked like any packet: the
-// tunnel between nodes isn't tracked, and a forged error would shrink its packets.
+// icmpErrors adds the chain that checks ICMP errors from pods, and returns two rules for ICMP.
 //
-// Related packets of other protocols are connections that one of a helper's has announced (FTP's data). Their first
-// packet is checked like any other: policies know nothing of announcements, and some helpers believe what a pod
-// announces of others.
-func (c *compiler) errors() (dishonest, related ruleset.Rule) {
+// The rule icmpFromPods sends all ICMP packets from pods to that chain, which drops the errors about packets of others.
+// Connection tracking relates an error to a connection by the packet inside the error, and ignores the error's sender.
+// So a pod could end or slow down connections of others, or send data as part of such a connection. An honest error
+// from a pod answers a packet that came to the pod. The rule also matches errors that belong to no connection that the
+// kernel knows: the tunnel between nodes isn't tracked, and a forged error would shrink its packets.
+//
+// The rule related accepts errors that connection tracking relates to a connection. Any router on the way may send such
+// an error, and the kernel can't tell routers from other senders. An error without a connection is checked like any
+// other packet.
+//
+// Related packets of other protocols begin connections that another connection has announced to a helper of connection
+// tracking (FTP's data). They are checked like any first packet: policies don't mention announcements, and some helpers
+// accept announcements about addresses that are not the pod's.
+func (c *compiler) icmpErrors() (icmpFromPods, related ruleset.Rule) {
 	proto := icmp(c.family)
 	c.chain(conf.ErrorsChain,
 		ruleset.Rule{
@@ -144,19 +150,19 @@ func (c *compiler) errors() (dishonest, related ruleset.Rule) {
 		ruleset.Rule{Comment: "weir: an ICMP error about packets of others", Action: ruleset.Drop},
 	)
 	from := []ruleset.SetMatch{{Name: c.family.Set(conf.PodsSet), By: ruleset.Source}}
-	dishonest = ruleset.Rule{
+	icmpFromPods = ruleset.Rule{
 		Proto: proto, Sets: from, Comment: "weir: ICMP from a pod: are its errors about its own packets?",
 		Action: ruleset.Jump, To: conf.ErrorsChain,
 	}
 	related = ruleset.Rule{
 		Proto: proto, Track: ruleset.Related, Comment: "weir: ICMP errors about connections", Action: ruleset.Return,
 	}
-	return dishonest, related
+	return icmpFromPods, related
 }
 
-// global are the rules for pods' addresses that the world knows. IPv6's global addresses (2000::/3, RFC 4291) aren't
-// masqueraded: there are enough of them, and clusters give them out so that pods are known by them (kops: "CNIs must
-// not masquerade IPv6 addresses"). Unique local ones (fc00::/7, RFC 4193) lead nowhere beyond the site, and are.
+// global returns the rules that keep pods' global IPv6 addresses (2000::/3, RFC 4291) from being masqueraded. Clusters
+// assign such addresses so that other hosts see them (kops: "CNIs must not masquerade IPv6 addresses"). Unique local
+// addresses (fc00::/7, RFC 4193) are not routed beyond the site, so they are masqueraded. IPv4 has no such rules.
 func (c *compiler) global() []ruleset.Rule {
 	if c.family != conf.IPv6 {
 		return nil
@@ -167,7 +173,7 @@ func (c *compiler) global() []ruleset.Rule {
 	}}
 }
 
-// icmp returns the family's protocol of errors.
+// icmp returns the protocol of the family's errors: ICMP or ICMPv6.
 func icmp(f conf.Family) ruleset.Protocol {
 	if f == conf.IPv6 {
 		return ruleset.ICMPv6

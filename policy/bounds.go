@@ -1,43 +1,44 @@
 package policy
 
-// Bounds of what the kernel is given. They are far above what people write, and keep one object from costing a node so
-// much that all others' changes wait for it. What is beyond lets nothing through and is reported; no part of it is let
-// through by chance.
+// Bounds of the rules, sets and entries that a node's kernel gets. They are far above the sizes that people write. They
+// keep one object from costing a node so much time that the changes of all other objects wait. A part of a policy that
+// exceeds a bound allows nothing, and is reported as a problem.
 const (
-	// maxRules is how many rules of the kernel's one policy may become. Each new connection of its pods may walk through
-	// all of them, and for each selector among them all pods are looked through whenever something changes.
+	// maxRules is the highest number of kernel rules for one policy. The first packet of each connection of its pods
+	// may be compared with all of them. On each change, each of the policy's selectors is compared with all pods.
 	maxRules = 1 << 10
-	// maxEntries is how many networks and ports one policy's sets may hold. The API server takes objects of 1.5 MB, some
-	// 40,000 ipBlocks, but a few excepts can cut a block into many more networks than they are. Writing this many takes
-	// the kernel a second.
+	// maxEntries is the highest number of networks and ports in the sets of one policy. The API server accepts objects
+	// of 1.5 MB, which have room for some 40,000 ipBlocks. But a few excepts can cut a block into a much larger number
+	// of networks. The kernel needs a second to write this many entries.
 	maxEntries = 1 << 17
-	// maxNodeRules, maxNodeSets and maxNodeEntries are how much of a node's kernel the policies of all its pods may
-	// take, the sets and chains of the pods' classes not counted, of which there are no more than pods. While one state
-	// takes another's place those of both are there.
+	// maxNodeRules, maxNodeSets and maxNodeEntries are the highest numbers for the policies of all pods of a node. The
+	// sets and chains of classes don't count: there are no more classes than pods. While a new ruleset replaces an old
+	// one, the kernel has the sets and chains of both.
 	//
-	// The kernel has room for 65,533 sets (IPSET_INVALID_ID in include/uapi/linux/netfilter/ipset/ip_set.h), others'
-	// among them. Writing so many rules takes iptables a second, and so many entries the kernel ten; an entry takes
-	// some 200 bytes.
+	// The kernel has room for 65,533 sets (IPSET_INVALID_ID in include/uapi/linux/netfilter/ipset/ip_set.h), including
+	// those of other programs. iptables needs a second to write maxNodeRules rules. The kernel needs ten seconds to
+	// write maxNodeEntries entries, and some 200 bytes for each.
 	maxNodeRules   = 1 << 15
 	maxNodeSets    = 1 << 13
 	maxNodeEntries = 1 << 20
-	// maxPortRules is how many of the kernel's rules one protocol's ports may take. A packet walks through all of them, so
-	// more ports than that are a set, which costs the same whatever it has.
+	// maxPortRules is the highest number of kernel rules for one protocol's ports. The kernel compares a packet with
+	// each rule. Ports that need more rules become a port set, where a look-up costs the same for any number of ports.
 	maxPortRules = 4
-	// portsPerRule is how many ports the bounds take one of the kernel's rules to match. A range counts as two.
+	// portsPerRule is how many ports one kernel rule can match. A range counts as two ports.
 	portsPerRule = 15
-	// maxProblems is how many problems are told of one policy: who sees these knows enough, and 100,000 lines would
-	// hide those of other objects.
+	// maxProblems is the highest number of problems that are reported for one policy. More of them would hide the
+	// problems of other objects.
 	maxProblems = 50
 )
 
-// tooLarge begins what is said of a policy that is larger than the bounds.
+// tooLarge begins the message of a problem about a policy that exceeds a bound.
 const tooLarge = "with it the policy needs "
 
-// size is what a policy makes of rules and of sets' entries.
+// size is how many kernel rules and set entries a policy needs.
 type size struct{ rules, entries int }
 
-// bound takes the rule's peers away if the policy would be too large with it.
+// bound adds the rule's size and returns the rule. If the policy would then exceed a bound, bound reports a problem and
+// returns the rule without peers.
 func (s *size) bound(r rule, report func(field, format string, args ...any)) rule {
 	with := size{s.rules, s.entries}
 	for _, p := range r.peers {
@@ -63,7 +64,7 @@ func (s *size) bound(r rule, report func(field, format string, args ...any)) rul
 	return r
 }
 
-// rules returns how many of the kernel's rules match the ports.
+// rules returns how many kernel rules the ports need.
 func (p ports) rules() int {
 	rules, room := 0, 0
 	for _, r := range p.ranges {

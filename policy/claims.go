@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// special are the networks whose addresses belong to no one host beyond its link (RFC 6890, sections 2.2.2 and 2.2.3;
-// RFC 4291, section 2.5.5.2): no node has an InternalIP there that others could send to, and no pod an address.
+// special are the networks without addresses that identify one host beyond its link (RFC 6890, sections 2.2.2 and
+// 2.2.3; RFC 4291, section 2.5.5.2). Neither a node's InternalIP nor a pod's address can be in them.
 var special = []struct {
 	network netip.Prefix
 	what    string
@@ -29,43 +29,52 @@ var special = []struct {
 	{netip.MustParsePrefix("ff00::/8"), "multicast"},
 }
 
-// maxClaims is how many addresses, and how many networks, of one Node are looked at: far more than kubelet and
-// Kubernetes give a Node (two of each), and so few that one Node can't fill the others' routes and their lists of
-// problems.
+// maxClaims is how many addresses, and how many networks, of one Node are read. Kubernetes gives a Node two of each.
+// The bound keeps one Node from filling other nodes' routing tables and lists of problems.
 const maxClaims = 32
 
-// Terms are what Settle goes by beside the Nodes.
+// Terms are the inputs of Settle other than the Nodes.
 type Terms struct {
-	// Self is the name of this node; empty if there are no ways between nodes.
+	// Self is the name of this node. It is empty if weir makes no routes or tunnels between nodes.
 	Self string
-	// Within are the networks that all Nodes' podCIDRs must lie in (--cluster-cidr). Empty: podCIDRs may be any network.
+	// Within are the networks that all Nodes' podCIDRs must lie in (--cluster-cidr). If there are none, a podCIDR may
+	// be any network.
 	Within []netip.Prefix
-	// Local are addresses that this node needs, in their order: no other node's network holds one.
-	Local []Local
-	// Before are the Nodes with what counted of them before.
+	// Local are the addresses that this node needs itself, sorted. A network of another node that contains one of them
+	// doesn't count.
+	Local []UnderlayAddress
+	// Before are the Nodes that Settle returned last, with the claims that counted then.
 	Before []Node
 }
 
-// Local is an address of the node's own, or of a router of it.
-type Local struct {
+// UnderlayAddress is an address of this node on the underlay, or the address of a router that this node's routes go
+// through.
+type UnderlayAddress struct {
 	Address netip.Addr
-	What    string // in words
+	What    string // a description of the address for messages
 }
 
-// Settle decides which addresses and networks of Nodes count, and reports the others. Whoever writes Nodes could take
-// other nodes' traffic by them, or the place of other nodes' pods in policies; so all that goes by a Node goes by what
-// is settled here: routes, tunnels, the senders that tunnels believe, and the addresses that pods are believed to have.
+// Settle decides which claims of Nodes count. It returns the Nodes with the claims that count, and a problem for each
+// other claim. A forged Node object could draw the traffic of other nodes, or give one pod the rights of another. So
+// routes, tunnels, the senders that tunnels accept, and the addresses of pods on other nodes all come from claims that
+// count.
 //
-// Special addresses don't count; nor does a network that holds a special address or some node's InternalIP, or that
-// isn't within one of the networks in Within, if there are any, or another node's that holds an address that this
-// node needs itself. Of two Nodes that claim the same, the one that was created first keeps it. Where that doesn't
-// tell, the Node named Self comes first, and then the names' order decides. A Node whose age isn't known comes after
-// those whose age is. But a claim that counted before goes on counting for as long as the Node makes it: Nodes can be
-// edited, and an older one must not take what another has by then.
+// A claim doesn't count if
 //
-// Where Self isn't empty there are ways between nodes, and a Node without an address or a network is reported too.
+//   - it is a special address, or a network that contains one
+//   - it overlaps a claim that counts, such as another node's InternalIP
+//   - it is a network outside of all networks in Within, and Within isn't empty
+//   - it is another node's network that contains an address in Local.
 //
-// The Nodes are returned in that order. Each claim costs a look-up for every length of prefix that some Node claims.
+// If two Nodes make overlapping claims, the claim of the older Node counts. A Node with a creation time counts as older
+// than one without. Of Nodes of the same age the Node named Self is first, then the names' order decides. A claim that
+// counted before goes on counting as long as its Node makes it: Nodes can be edited, and an older Node must not get a
+// claim that already counts for another.
+//
+// If Self isn't empty, a Node without an address or a network is a problem too.
+//
+// Settle returns the Nodes from the oldest to the youngest. Each claim costs a look-up for every prefix length that
+// some Node claims.
 func Settle(nodes []Node, t Terms) ([]Node, []ruleset.Problem) {
 	self, within := t.Self, t.Within
 	s := settler{exact: map[netip.Prefix]string{}, inside: map[netip.Prefix]claim{}, self: self, local: t.Local}
@@ -136,6 +145,7 @@ func Settle(nodes []Node, t Terms) ([]Node, []ruleset.Problem) {
 	return settled, s.problems
 }
 
+// consequence returns what a Node without an address or network can't do: this node's if self, another's otherwise.
 func consequence(self bool) string {
 	if self {
 		return "this node can't have pods nor reach those of others"
@@ -143,9 +153,10 @@ func consequence(self bool) string {
 	return "its pods can't be reached"
 }
 
+// compareAge orders creation times from the oldest to the youngest. A zero time comes last.
 func compareAge(a, b time.Time) int { return cmp.Or(first(!a.IsZero(), !b.IsZero()), a.Compare(b)) }
 
-// first puts the one before the other of which that is true.
+// first compares two conditions: one that is true comes before one that is false.
 func first(a, b bool) int {
 	switch {
 	case a == b:
@@ -156,11 +167,12 @@ func first(a, b bool) int {
 	return 1
 }
 
+// holds reports whether the network contains all of p.
 func holds(network, p netip.Prefix) bool {
 	return network.Bits() <= p.Bits() && network.Contains(p.Addr())
 }
 
-// claim is a network, or an address as a network of one, that a Node says is its own.
+// claim is a network that a Node states as its own. An address is a network of one address.
 type claim struct {
 	node    string
 	network netip.Prefix
@@ -173,15 +185,15 @@ func (c claim) String() string {
 	return fmt.Sprintf("%s of node %s", c.network, c.node)
 }
 
-// settler keeps the claims that count so that one that overlaps another is found without comparing it with all.
+// settler keeps the claims that count. It finds overlapping claims without comparing each claim with all others.
 type settler struct {
-	four     [33]bool                // the lengths of prefixes that are claimed
-	six      [129]bool               // the same of IPv6
-	exact    map[netip.Prefix]string // the claims that count, and whose they are
-	inside   map[netip.Prefix]claim  // for each claim that counts, the networks of claimed lengths that hold it
+	four     [33]bool                // the lengths of the IPv4 prefixes that Nodes claim
+	six      [129]bool               // the same for IPv6
+	exact    map[netip.Prefix]string // the claims that count, each with its Node's name
+	inside   map[netip.Prefix]claim  // the networks that contain a claim that counts, each with that claim
 	goingOn  map[goingOn]bool
 	self     string
-	local    []Local
+	local    []UnderlayAddress
 	problems []ruleset.Problem
 }
 
@@ -192,7 +204,7 @@ type goingOn struct {
 	network bool
 }
 
-// bound leaves out what is beyond maxClaims, and tells of it.
+// bound returns the Node with its first maxClaims addresses and networks, and reports a problem if it has more.
 func (s *settler) bound(n Node) Node {
 	tell := func(field, what string, count int) {
 		why := fmt.Sprintf("there are %d %s; only the first %d are looked at", count, what, maxClaims)
@@ -209,7 +221,7 @@ func (s *settler) bound(n Node) Node {
 	return n
 }
 
-// goOn keeps those claims first that counted before and that the same Node makes still.
+// goOn keeps the claims that counted before, if the same Node still makes them. It runs before any new claim is kept.
 func (s *settler) goOn(nodes, before []Node) {
 	s.goingOn = map[goingOn]bool{}
 	was := make(map[string]Node, len(before))
@@ -218,7 +230,7 @@ func (s *settler) goOn(nodes, before []Node) {
 	}
 	for _, n := range nodes {
 		w, ok := was[n.Name]
-		if !ok || !w.Created.Equal(n.Created) { // another object of the name
+		if !ok || !w.Created.Equal(n.Created) { // another object of the same name
 			continue
 		}
 		for _, a := range n.Addresses {
@@ -236,9 +248,10 @@ func (s *settler) goOn(nodes, before []Node) {
 	}
 }
 
-// holdsLocal says which address that this node needs is in the network; empty if none is.
+// holdsLocal returns the reason why the network doesn't count: it contains an address that this node needs. The reason
+// is empty if it contains none.
 func (s *settler) holdsLocal(p netip.Prefix) string {
-	compare := func(l Local, a netip.Addr) int { return l.Address.Compare(a) }
+	compare := func(l UnderlayAddress, a netip.Addr) int { return l.Address.Compare(a) }
 	i, _ := slices.BinarySearchFunc(s.local, p.Masked().Addr(), compare)
 	if i == len(s.local) || !p.Contains(s.local[i].Address) {
 		return ""
@@ -246,6 +259,7 @@ func (s *settler) holdsLocal(p netip.Prefix) string {
 	return fmt.Sprintf("it holds %s, %s", s.local[i].Address, s.local[i].What)
 }
 
+// lengths returns which prefix lengths Nodes claim in the family of p.
 func (s *settler) lengths(p netip.Prefix) []bool {
 	if p.Addr().Is4() {
 		return s.four[:]
@@ -253,9 +267,10 @@ func (s *settler) lengths(p netip.Prefix) []bool {
 	return s.six[:]
 }
 
+// note adds the length of p to the prefix lengths that Nodes claim.
 func (s *settler) note(p netip.Prefix) { s.lengths(p)[p.Bits()] = true }
 
-// refuses says why the Node's claim doesn't count; empty if it does.
+// refuses returns the reason why the Node's claim doesn't count; empty if it counts.
 func (s *settler) refuses(node string, p netip.Prefix) string {
 	for _, x := range special {
 		if x.network.Overlaps(p) {
@@ -286,6 +301,7 @@ func (s *settler) refuses(node string, p netip.Prefix) string {
 	return fmt.Sprintf("it overlaps %s, which was there before", other)
 }
 
+// keep records that the Node's claim counts.
 func (s *settler) keep(node string, p netip.Prefix) {
 	s.exact[p] = node
 	for bits, claimed := range s.lengths(p)[:p.Bits()+1] {

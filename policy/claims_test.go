@@ -185,9 +185,9 @@ func TestOneNodesManyClaims(t *testing.T) {
 
 // TestLocalAddresses: no other node's network holds an address that this node needs.
 func TestLocalAddresses(t *testing.T) {
-	var local []Local
+	var local []UnderlayAddress
 	for _, a := range []string{"172.17.0.1", "172.20.1.1", "2001:db8::1"} {
-		local = append(local, Local{netip.MustParseAddr(a), "an address that this node needs"})
+		local = append(local, UnderlayAddress{netip.MustParseAddr(a), "an address that this node needs"})
 	}
 	for network, counts := range map[string]bool{
 		"172.17.0.0/24": false, "172.17.0.1/32": false, "172.16.0.0/13": false, "172.20.1.0/29": false,

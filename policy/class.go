@@ -11,14 +11,14 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// side is what differs between the directions.
+// side holds the values that differ between the directions.
 type side struct {
 	direction ruleset.Direction
-	own       ruleset.Part // where the pod that policies isolate stands in a packet
-	peer      ruleset.Part // where its peer stands
+	own       ruleset.Part // the part of a packet that has the address of the isolated pod
+	peer      ruleset.Part // the part of a packet that has the peer's address
 	dispatch  string       // the chain that sends a packet to its class
-	chains    string       // the beginning of the names of the classes' chains
-	sets      string       // the beginning of the names of the classes' sets
+	chains    string       // the prefix of the names of class chains
+	sets      string       // the prefix of the names of class sets
 }
 
 var (
@@ -32,39 +32,40 @@ var (
 	}
 )
 
-// group is the pods of a class, of both families.
+// group is the pods of a class, in both families.
 type group struct {
 	key      string
 	policies alternatives
 	pods     []joined
 }
 
-// groups returns the endpoints by the policies that isolate them. The last group is of those that no policy isolates.
+// groups returns the endpoints, grouped by the policies that isolate them. The last group has the endpoints that no
+// policy isolates.
 //
-// Classes with more policies come first. A policy that comes moves pods to classes further ahead, and one that goes
-// takes its classes with it, so either way all its pods change class in the transaction that changes the rules.
+// Classes with more policies come first. A new policy moves pods to classes that come earlier, and a deleted policy's
+// classes are deleted. In both cases all its pods change their class in the transaction that changes the rules.
 func (c *compiler) groups(s side, policies map[string][]parsedPolicy) []*group {
 	byPolicies := map[string]*group{}
-	at := func(applied alternatives) *group {
-		names := applied.names()
-		k := strings.Join(names, "\n") // no name has one, and it is quicker than key, for every pod
+	at := func(isolating alternatives) *group {
+		names := isolating.names()
+		k := strings.Join(names, "\n") // no name contains a newline, and Join is quicker than key
 		if byPolicies[k] == nil {
-			byPolicies[k] = &group{key: key(names...), policies: applied}
+			byPolicies[k] = &group{key: key(names...), policies: isolating}
 		}
 		return byPolicies[k]
 	}
-	at(alternatives{nil}) // this class is there even if it is empty
-	// And so are the classes of pods that are still to come. ADD must not take long, so it is to change sets only.
+	at(alternatives{nil}) // the class of pods that no policy isolates exists even if it is empty
+	// The classes of expected pods exist too. So enrolling such a pod changes sets only, and ADD takes less time.
 	for _, p := range c.cluster.expected {
-		at(applied(s.direction, policies[p.Namespace], p))
+		at(isolatingPolicies(s.direction, policies[p.Namespace], p))
 	}
 	for _, e := range c.cluster.endpoints {
-		if !e.known { // closed: in no class
+		if !e.known { // the pod is closed: it is in no class
 			continue
 		}
 		g := at(alternatives{nil})
 		if e.Enforcement != conf.Off {
-			g = at(applied(s.direction, policies[e.Pod.Namespace], e.pods...))
+			g = at(isolatingPolicies(s.direction, policies[e.Pod.Namespace], e.pods...))
 		}
 		g.pods = append(g.pods, e)
 	}
@@ -77,30 +78,30 @@ func (c *compiler) groups(s side, policies map[string][]parsedPolicy) []*group {
 type classes struct {
 	*compiler
 	side
-	dispatch []ruleset.Rule // the rules that send packets to classes, in their order
+	dispatch []ruleset.Rule // the rules that send packets to class chains, in order
 }
 
 // classes adds one set and one chain for each class of the side, and the chain that sends packets to them.
 func (c *compiler) classes(s side, groups []*group) {
 	k := classes{compiler: c, side: s}
-	// What belongs to no connection that the kernel knows doesn't begin one by its looks alone: a server whose client's
-	// side was forbidden and forgotten, or never seen, would open it again from its own. Packets that somebody has told
-	// the kernel not to track open no connection, and none is ever established: each is checked, in both directions.
+	// A TCP packet in the middle of a connection must not begin a new entry in connection tracking. Otherwise a server
+	// could revive a connection from its side after the client's side was cut or was never seen. Packets that are not
+	// tracked (NOTRACK) belong to no connection, so the kernel checks each of them in both directions.
 	k.dispatch = []ruleset.Rule{{
 		Proto: ruleset.TCP, Track: ruleset.Midstream,
 		Comment: "weir: a TCP connection begins with its first packet", Action: ruleset.Drop,
 	}}
-	isolated, open := groups[:len(groups)-1], groups[len(groups)-1]
-	var closed []ruleset.Entry
+	isolated, notIsolated := groups[:len(groups)-1], groups[len(groups)-1]
+	var allowNothing []ruleset.Entry
 	for _, g := range isolated {
-		closed = append(closed, k.isolated(g)...)
+		allowNothing = append(allowNothing, k.isolated(g)...)
 	}
-	k.none(closed)
-	k.open(open)
+	k.none(allowNothing)
+	k.notIsolated(notIsolated)
 	c.chain(s.dispatch, dropRest(k.dispatch, s.dispatch, "pods that were not judged yet")...)
 }
 
-// add makes the class's set. Packets of the pods in it are sent on by the rule.
+// add adds the class set, and the rule that decides on packets of the pods in it.
 func (k *classes) add(set string, entries []ruleset.Entry, r ruleset.Rule) {
 	k.set(ruleset.Set{
 		Name: set, Kind: ruleset.Addresses, Role: ruleset.Members, Dispatch: k.side.dispatch, Opens: true,
@@ -110,18 +111,18 @@ func (k *classes) add(set string, entries []ruleset.Entry, r ruleset.Rule) {
 	k.dispatch = append(k.dispatch, r)
 }
 
-// isolated adds the class of pods that policies isolate. Where the policies allow nothing, it adds none, and returns
-// the pods for the class none.
-func (k *classes) isolated(g *group) (closed []ruleset.Entry) {
+// isolated adds the class of pods that policies isolate. If the policies allow nothing, it adds no set and no chain,
+// and returns the pods' entries for the shared class "none".
+func (k *classes) isolated(g *group) (allowNothing []ruleset.Entry) {
 	class := ruleset.Class{Direction: k.direction, Policies: g.policies.all()}
 	rules := k.agreedRules(k.side, g.policies)
 	id := ruleset.Identity(g.key, rules)
 	set := k.family.Set(k.side.sets + id)
 	if len(rules) == 0 || !k.canBe(g, set) {
 		class.Set, class.Chain = k.noneNames()
-		closed, class.Pods = k.members(g, class.Set)
+		allowNothing, class.Pods = k.members(g, class.Set)
 		k.out.Classes = append(k.out.Classes, class)
-		return closed
+		return allowNothing
 	}
 	class.Set, class.Chain = set, k.chains+id
 	var entries []ruleset.Entry
@@ -134,8 +135,8 @@ func (k *classes) isolated(g *group) (closed []ruleset.Entry) {
 	return nil
 }
 
-// none adds the class that pods share whose policies allow nothing. It is there even if it is empty: so a policy that
-// denies all, which people want to hold at once, changes sets and no rules.
+// none adds the class "none". It has all pods that are isolated by policies which allow nothing. The class exists even
+// if it is empty: so a new policy that denies everything changes sets only, and takes effect quickly.
 func (k *classes) none(pods []ruleset.Entry) {
 	set, chain := k.noneNames()
 	k.chain(chain, dropRest(nil, chain, "their policies let nothing through")...)
@@ -144,12 +145,13 @@ func (k *classes) none(pods []ruleset.Entry) {
 	})
 }
 
+// noneNames returns the names of the set and chain of the class "none".
 func (k *classes) noneNames() (set, chain string) {
 	return k.family.Set(k.side.sets + conf.NoneClass), k.chains + strings.ToUpper(conf.NoneClass)
 }
 
-// open adds the class of pods that no policy isolates.
-func (k *classes) open(g *group) {
+// notIsolated adds the class of pods that no policy isolates.
+func (k *classes) notIsolated(g *group) {
 	class := ruleset.Class{
 		Direction: k.direction, Policies: []string{}, Set: k.family.Set(k.side.sets + conf.OpenClass),
 	}
@@ -161,14 +163,15 @@ func (k *classes) open(g *group) {
 	k.out.Classes = append(k.out.Classes, class)
 }
 
-// dropRest returns the chain's rules with an end that logs and drops all packets that come so far.
+// dropRest returns the chain's rules, followed by two rules that log and drop all packets that no rule has matched.
 func dropRest(rules []ruleset.Rule, chain, why string) []ruleset.Rule {
 	return append(rules,
 		ruleset.Rule{Comment: "weir: " + why, Action: ruleset.Log, To: "weir drop " + chain},
 		ruleset.Rule{Comment: "weir: " + why, Action: ruleset.Drop})
 }
 
-// members returns the pods of the group as entries of the set, which is one of the family's, and their names.
+// members returns the group's addresses of the current family as entries of the set, and the names of their pods. It
+// leaves out entries that the kernel refuses, and reports a problem for each.
 func (c *compiler) members(g *group, set string) (entries []ruleset.Entry, pods []string) {
 	for _, e := range g.pods {
 		in := false
@@ -191,8 +194,8 @@ func (c *compiler) members(g *group, set string) (entries []ruleset.Entry, pods 
 	return entries, pods
 }
 
-// canBe reports whether the kernel takes the class's set. If not, it reports a problem of each of the class's
-// policies: the ruleset then drops what they allow.
+// canBe reports whether the kernel accepts the class set. If it doesn't, canBe reports a problem for each of the
+// class's policies: the ruleset then drops the packets that they allow.
 func (k *classes) canBe(g *group, set string) bool {
 	why := k.refused.Set(k.family, "", set)
 	if why == "" {
@@ -205,5 +208,5 @@ func (k *classes) canBe(g *group, set string) bool {
 	return false
 }
 
-// refusedByKernel says in a problem what a value of Refused says.
+// refusedByKernel returns the message of a problem for a value of ruleset.Refused.
 func refusedByKernel(why string) string { return "the kernel refuses " + why }

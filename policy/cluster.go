@@ -12,23 +12,24 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// cluster is the state, joined: who has which addresses, and which endpoint is which pod.
+// cluster joins the objects of a state: each pod with its addresses, and each endpoint with its pod.
 type cluster struct {
 	pods      []member
-	in        map[string][]int // which of the pods are in each namespace
+	in        map[string][]int // by namespace: the indexes of its pods in pods
 	endpoints []joined
-	// expected are the pods that are to run on this node and have no address yet.
+	// expected are the pods that will run on this node and have no address yet.
 	expected []Pod
-	// shared are the addresses that several pods are said to have, and these pods. Whose packets come from there is then
-	// unknown.
+	// shared are the addresses that more than one pod states as its own, each with these pods. Which of the pods sends
+	// packets from such an address is unknown.
 	shared map[netip.Addr][]member
-	// disbelieved are what pods elsewhere say of their addresses and can't be.
+	// disbelieved are problems of pods on other nodes: each states an address that can't be the pod's.
 	disbelieved []ruleset.Problem
-	// ambiguous are pods of this node that may be one or another.
+	// ambiguous are problems of endpoints that may be one of several pods.
 	ambiguous []ruleset.Problem
 }
 
-// member is a pod with the addresses that are really its own.
+// member is a pod with the addresses that policy uses for it: those of its endpoint on this node, or those in its
+// status that its Node can assign.
 type member struct {
 	Pod
 	namespace Namespace
@@ -36,15 +37,15 @@ type member struct {
 	addresses []netip.Addr
 }
 
-// joined is an endpoint with its pod, if the source knows it.
+// joined is an endpoint with its pod, if the source has the pod.
 type joined struct {
 	Endpoint
-	known bool
-	// pods is the pod; several if it isn't certain which of them it is.
+	known bool // the pod is in the source, or enforcement is off
+	// pods has the endpoint's pod, or several pods if it is uncertain which of them the endpoint is.
 	pods []Pod
 }
 
-// of are the endpoint's addresses of the family.
+// of returns the endpoint's addresses of the family.
 func (l joined) of(f conf.Family) []netip.Addr {
 	var addrs []netip.Addr
 	for _, a := range l.Addresses {
@@ -55,7 +56,7 @@ func (l joined) of(f conf.Family) []netip.Addr {
 	return addrs
 }
 
-// selects says whether the policy isolates the pod.
+// selects returns yes if the policy selects the pod, and maybe if that depends on a label that is unknown.
 func (policy parsedPolicy) selects(p Pod) answer {
 	if p.Namespace != policy.namespace {
 		return no
@@ -63,6 +64,7 @@ func (policy parsedPolicy) selects(p Pod) answer {
 	return p.matchedBy(policy.pods)
 }
 
+// index joins the objects of the state.
 func index(state State) cluster {
 	namespaces := map[string]Namespace{}
 	for _, n := range state.Namespaces {
@@ -122,7 +124,7 @@ func index(state State) cluster {
 			believed, problems := places.believed(p)
 			c.disbelieved = append(c.disbelieved, problems...)
 			for _, a := range believed {
-				// The address of a pod that is being torn down may have an endpoint of another pod's by now.
+				// The address of a pod that is being deleted may already be assigned to another pod's endpoint.
 				if !taken[a] {
 					m.addresses = append(m.addresses, a)
 				}
@@ -141,6 +143,7 @@ func index(state State) cluster {
 	return c
 }
 
+// shared returns the addresses that more than one of the pods has, each with these pods.
 func shared(pods []member) map[netip.Addr][]member {
 	first, by := make(map[netip.Addr]int, len(pods)), map[netip.Addr][]member{}
 	for i, p := range pods {
@@ -158,8 +161,8 @@ func shared(pods []member) map[netip.Addr][]member {
 	return by
 }
 
-// problems are the addresses that can't be believed, and those that several pods are said to have, as nodes with
-// overlapping podCIDRs give them.
+// problems returns the problems with pods' addresses and identities. They include each address that more than one pod
+// states as its own, which happens if the podCIDRs of nodes overlap.
 func (c cluster) problems() []ruleset.Problem {
 	all := slices.Concat(c.disbelieved, c.ambiguous)
 	for _, a := range slices.SortedFunc(maps.Keys(c.shared), netip.Addr.Compare) {
@@ -169,7 +172,7 @@ func (c cluster) problems() []ruleset.Problem {
 		}
 		slices.Sort(names)
 		if names = slices.Compact(names); len(names) == 1 {
-			continue // one pod that may be one or another
+			continue // one endpoint that may be one of several pods of the same name
 		}
 		for i, name := range names {
 			all = append(all, ruleset.Problem{
@@ -182,8 +185,8 @@ func (c cluster) problems() []ruleset.Problem {
 	return all
 }
 
-// others names a few other than the one at i, and says how many more there are: all of them in each one's problem would
-// be the square of their number.
+// others returns up to three of the names without the one at i, and the number of the rest. Listing all names in the
+// problem of each of them would make the problems' total length grow with the square of their number.
 func others(names []string, i int) string {
 	var some []string
 	for j := 0; j < len(names) && len(some) < 3; j++ {
@@ -198,8 +201,8 @@ func others(names []string, i int) string {
 	return said
 }
 
-// agreed says of addresses whether all pods that are said to have one are meant. Each address is asked about once,
-// however many pods share it.
+// agreed returns a function that reports whether means is true for all pods that share an address. For an address that
+// is not shared the function returns true. It evaluates each address once, however many pods share the address.
 func (c cluster) agreed(means func(member) bool) func(netip.Addr) bool {
 	known := map[netip.Addr]bool{}
 	return func(a netip.Addr) bool {
@@ -216,14 +219,14 @@ func (c cluster) agreed(means func(member) bool) func(netip.Addr) bool {
 	}
 }
 
-// SameUID says whether an endpoint's pod is the one that the source knows; where either side has no UID, the name
-// decides.
+// SameUID reports whether the UIDs of an endpoint's pod and of the source's pod of the same name agree. If either UID
+// is empty, the pods count as the same.
 func SameUID(source, endpoint string) bool {
 	return source == "" || endpoint == "" || source == endpoint
 }
 
-// selected are the family's addresses of the pods that the selector means. One that several pods are said to have is
-// there if all of them are meant.
+// selected returns the addresses of the family of the pods that the selector matches, as a set's entries. An address
+// that several pods share is among them if the selector matches all of these pods.
 func (c cluster) selected(s selector, f conf.Family) []ruleset.Entry {
 	var entries []ruleset.Entry
 	agreed := c.agreed(func(p member) bool { return s.matches(p.namespace, p.Pod) })
@@ -246,9 +249,9 @@ func (c cluster) selected(s selector, f conf.Family) []ruleset.Entry {
 	return entries
 }
 
-// named are the family's addresses of pods, with the number that the named port has in each of them; here asks for
-// the pods of this node only. An address that several pods are said to have is there if the port is the same in all
-// of them.
+// named returns the addresses of the family of the pods that have the named port, each with that port's number, as a
+// set's entries. If here is true, only pods of this node are among them. An address that several pods share is among
+// them if the port has the same number in all of these pods.
 func (c cluster) named(name string, proto ruleset.Protocol, here bool, f conf.Family) []ruleset.Entry {
 	var entries []ruleset.Entry
 	agreed := map[NamedPort]func(netip.Addr) bool{}

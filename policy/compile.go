@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Compile turns what is known into what should be in the kernel. It is a pure function, and the specification of weir's
-// enforcement.
+// Compile turns a state into the ruleset that the kernel should have. It is a pure function, and the specification of
+// weir's enforcement.
 func Compile(state State) ruleset.Ruleset {
 	policies := Parse(state.Policies, state.Parsed)
 	c := compiler{
@@ -28,7 +28,7 @@ func Compile(state State) ruleset.Ruleset {
 		demands = append(demands, c.demands(s, groups[s.direction], families(state))...)
 	}
 	slices.SortStableFunc(demands, func(a, b *demand) int { return cmp.Compare(a.policy.name, b.policy.name) })
-	c.supply(c.grant(demands))
+	c.addGranted(c.grant(demands))
 	for _, c.family = range families(state) {
 		c.base(state)
 		for _, s := range []side{egress, ingress} {
@@ -42,27 +42,28 @@ func Compile(state State) ruleset.Ruleset {
 	return c.out
 }
 
+// compiler is the state of one Compile.
 type compiler struct {
 	cluster  cluster
 	refused  ruleset.Refused
 	room     amount
-	family   conf.Family // that is being compiled
+	family   conf.Family // the family that is being compiled
 	sets     map[string]ruleset.Set
-	supplies map[string]*supply           // that policies' rules would go by, by name
-	rules    map[rulesOf][]ruleset.Rule   // that let through
-	reported map[string][]ruleset.Problem // by policy
+	supplies map[string]*supply           // by name: the sets that policies' rules need
+	rules    map[rulesOf][]ruleset.Rule   // the rules that allow packets
+	reported map[string][]ruleset.Problem // by policy: the problems that were reported already
 	out      ruleset.Ruleset
 }
 
-// rulesOf names what a policy lets through in one direction and family.
+// rulesOf is the key of the rules by which a policy allows packets in one direction and family.
 type rulesOf struct {
 	direction ruleset.Direction
 	family    conf.Family
 	policy    string
 }
 
-// supply puts the rules and sets that the granted demands need where they are taken from.
-func (c *compiler) supply(granted []*demand) {
+// addGranted adds the rules and sets of the granted demands.
+func (c *compiler) addGranted(granted []*demand) {
 	for _, d := range granted {
 		for _, r := range d.rules {
 			k := rulesOf{d.side.direction, r.family, d.policy.name}
@@ -79,7 +80,7 @@ func (c *compiler) supply(granted []*demand) {
 	}
 }
 
-// classRules are what the policies let through: one rule for each peer and group of ports.
+// classRules returns the rules by which the policies allow packets: one for each peer and group of ports.
 func (c *compiler) classRules(s side, policies []parsedPolicy) []ruleset.Rule {
 	var rules []ruleset.Rule
 	for _, policy := range policies {
@@ -88,7 +89,7 @@ func (c *compiler) classRules(s side, policies []parsedPolicy) []ruleset.Rule {
 	return rules
 }
 
-// report says it of a policy once, however many classes the policy is in.
+// report reports a problem of a policy once, however many classes the policy isolates.
 func (c *compiler) report(policy parsedPolicy, field, why string) {
 	name := strings.TrimSuffix(policy.name, maybeSuffix)
 	p := ruleset.Problem{Object: "NetworkPolicy " + name, Field: "spec." + field, Message: why}
@@ -98,12 +99,12 @@ func (c *compiler) report(policy parsedPolicy, field, why string) {
 	}
 }
 
-// chain adds a chain that other chains lead to.
+// chain adds a chain that rules of other chains jump or go to.
 func (c *compiler) chain(name string, rules ...ruleset.Rule) {
 	c.out.Chains = append(c.out.Chains, ruleset.Chain{Family: c.family, Name: name, Rules: rules})
 }
 
-// hook adds a chain that packets enter by a hook.
+// hook adds a chain that packets enter at a hook.
 func (c *compiler) hook(h ruleset.Hook, name, comment string, rules ...[]ruleset.Rule) {
 	c.out.Chains = append(c.out.Chains, ruleset.Chain{
 		Family: c.family, Name: name, Hook: h, Comment: comment, Rules: slices.Concat(rules...),
@@ -117,7 +118,7 @@ func (c *compiler) set(s ruleset.Set) {
 	c.sets[s.Name] = s
 }
 
-// entry is an address or network as a set's entry.
+// entry returns a set's entry for an address or network.
 func entry(p netip.Prefix, comment string) ruleset.Entry {
 	return ruleset.Entry{Element: ruleset.Element{Prefix: p}, Comment: comment}
 }

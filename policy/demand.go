@@ -9,47 +9,49 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// demand is what one peer with one group of ports of a policy's rule needs in the kernel: in each family a rule in the
-// chain of each class that is under the policy, and the sets that the rule goes by. It is met whole or not at all.
+// demand is the kernel's rules and sets that a policy's rule needs for one peer and one group of ports. In each family
+// these are one rule in the chain of each class that the policy isolates, and the sets that this rule matches. The
+// compiler grants all of a demand or nothing.
 type demand struct {
 	policy  parsedPolicy
 	side    side
 	rule    rule
 	peer    peer
 	ports   ports
-	classes int
+	classes int // how many classes the policy isolates
 	rules   []familyRule
 	sets    []*supply
 }
 
+// familyRule is a rule of one family.
 type familyRule struct {
 	family conf.Family
 	ruleset.Rule
 }
 
-// cost returns how many of the kernel's rules the demand takes.
+// cost returns how many kernel rules the demand needs.
 func (d *demand) cost() float64 { return float64(d.classes * len(d.rules) * d.ports.rules()) }
 
-// supply is a set that demands go by. It is filled when it is first looked at, since that means looking through all
-// pods.
+// supply is a set that one or more demands need. Its entries are computed when they are first needed, as computing them
+// means comparing all pods with a selector.
 type supply struct {
 	ruleset.Set
 	filled  bool
 	fill    func() []ruleset.Entry
-	entries float64 // that it counts for
-	why     string  // there can't be such a set
-	users   []*tenant
+	entries float64   // how many entries the set counts for
+	why     string    // the reason why the set can't exist; empty if it can
+	users   []*tenant // the namespaces that have a granted demand for the set
 }
 
-// demands are those of the policies of the classes, in both families, a namespace's in the order of its policies. What
-// the kernel refuses is told of, and isn't among them.
+// demands returns the demands of the policies that isolate the groups, for all given families, sorted by policy. It
+// leaves out demands with a part that the kernel refuses, and reports a problem for each.
 func (c *compiler) demands(s side, groups []*group, fs []conf.Family) []*demand {
 	classes := map[string]int{}
 	var policies []parsedPolicy
 	for _, g := range groups {
 		seen := map[string]bool{}
 		for _, policy := range slices.Concat(g.policies...) {
-			if seen[policy.name] { // of each pod that this one may be
+			if seen[policy.name] { // an alternative of the same group has the policy too
 				continue
 			}
 			seen[policy.name] = true
@@ -65,7 +67,7 @@ func (c *compiler) demands(s side, groups []*group, fs []conf.Family) []*demand 
 			for _, p := range r.peers {
 				for _, ports := range r.ports {
 					d := &demand{policy: policy, side: s, rule: r, peer: p, ports: ports, classes: classes[policy.name]}
-					if c.fit(d, fs) {
+					if c.complete(d, fs) {
 						all = append(all, d)
 					}
 				}
@@ -75,8 +77,9 @@ func (c *compiler) demands(s side, groups []*group, fs []conf.Family) []*demand 
 	return all
 }
 
-// fit makes the rules and names the sets of the demand. It is false if the kernel refuses one of them.
-func (c *compiler) fit(d *demand, fs []conf.Family) bool {
+// complete adds the rules and sets to the demand. It reports whether the demand has rules and the kernel refuses none
+// of its parts.
+func (c *compiler) complete(d *demand, fs []conf.Family) bool {
 	for _, f := range fs {
 		if !d.peer.means(f) {
 			continue
@@ -101,7 +104,7 @@ func (c *compiler) fit(d *demand, fs []conf.Family) bool {
 			}
 			rule.Sets = append(rule.Sets, match)
 			rule.Comment += words
-			if !slices.Contains(d.sets, s) { // that of port numbers is both families'
+			if !slices.Contains(d.sets, s) { // both families use the same set of port numbers
 				d.sets = append(d.sets, s)
 			}
 		}
@@ -118,14 +121,15 @@ func (c *compiler) fit(d *demand, fs []conf.Family) bool {
 	return len(d.rules) > 0
 }
 
+// reportPorts reports a problem for each field that has the demand's ports.
 func (c *compiler) reportPorts(d *demand, why string) {
-	for _, field := range d.ports.told() {
+	for _, field := range d.ports.reportFields() {
 		c.report(d.policy, d.rule.field+"."+field, why)
 	}
 }
 
-// supplied is the set of that name, for which several demands may ask.
-func (c *compiler) supplied(s ruleset.Set, fill func() []ruleset.Entry) *supply {
+// supplyFor returns the supply with the set's name, and makes it if there is none. Several demands can share a supply.
+func (c *compiler) supplyFor(s ruleset.Set, fill func() []ruleset.Entry) *supply {
 	if c.supplies[s.Name] == nil {
 		s.Opens = true
 		c.supplies[s.Name] = &supply{Set: s, fill: fill}
@@ -133,40 +137,42 @@ func (c *compiler) supplied(s ruleset.Set, fill func() []ruleset.Entry) *supply 
 	return c.supplies[s.Name]
 }
 
-// peerSet is the set that the peer is matched by.
+// peerSet returns the supply of the set that matches the peer: a selector set or a block set.
 func (c *compiler) peerSet(p peer, f conf.Family) *supply {
 	s := ruleset.Set{Name: f.Set(p.set), Family: f, Role: ruleset.Peers}
 	if p.selector != nil {
 		s.Kind = ruleset.Addresses
-		return c.supplied(s, func() []ruleset.Entry { return c.cluster.selected(*p.selector, f) })
+		return c.supplyFor(s, func() []ruleset.Entry { return c.cluster.selected(*p.selector, f) })
 	}
 	s.Kind = ruleset.Networks
-	return c.supplied(s, func() []ruleset.Entry { return slices.Collect(p.of(f)) })
+	return c.supplyFor(s, func() []ruleset.Entry { return slices.Collect(p.of(f)) })
 }
 
-// portSet is the set that ports are matched by if they are no numbers, or too many to stand in the rule; nil if they
-// stand there.
+// portSet returns the supply of the port set that matches the ports, how a rule matches the set, and words for the
+// rule's comment. The supply is nil if the rule has the port numbers itself. A named port needs a set, and so does a
+// list of numbers that is too long for a rule.
 //
-// A name's set has the pods that have the port, each with its number. Beside a peer's set in one rule it means that
-// peer's pods. The number is in no rule, so a pod that has another one changes the set only. Where the port is that of
-// the pods the policy selects, those of this node are enough.
+// The set of a named port has the address of each pod with that port, and the port's number in the pod. The number is
+// only in the set, so a pod with another number changes no rule. For ingress the set has only pods of this node, as the
+// port belongs to the pods that the policy selects.
 func (c *compiler) portSet(s side, p ports, f conf.Family) (set *supply, match ruleset.SetMatch, words string) {
 	switch {
 	case p.name != "":
 		name := f.Set(conf.NamedPortSets + ruleset.Hash(key(string(s.direction), p.name, string(p.proto))))
 		fill := func() []ruleset.Entry { return c.cluster.named(p.name, p.proto, s.direction == ruleset.Ingress, f) }
-		set = c.supplied(ruleset.Set{Name: name, Family: f, Kind: ruleset.AddressPorts, Role: ruleset.Peers}, fill)
+		set = c.supplyFor(ruleset.Set{Name: name, Family: f, Kind: ruleset.AddressPorts, Role: ruleset.Peers}, fill)
 		return set, ruleset.SetMatch{Name: name, By: ruleset.DestinationPair}, ", port " + p.name
 	case p.set != "":
 		fill := func() []ruleset.Entry { return numbers(p.numbers) }
-		set = c.supplied(ruleset.Set{Name: p.set, Kind: ruleset.Ports, Role: ruleset.Peers}, fill)
+		set = c.supplyFor(ruleset.Set{Name: p.set, Kind: ruleset.Ports, Role: ruleset.Peers}, fill)
 		return set, ruleset.SetMatch{Name: p.set, By: ruleset.DestinationPort}, fmt.Sprintf(", %d ports", count(p.numbers))
 	}
 	return nil, ruleset.SetMatch{}, ""
 }
 
-// look fills the set if nobody has. It says why there can't be such a set; nobody is let through by it then.
-func (s *supply) look() (why string) {
+// ensureFilled computes the set's entries if they were not computed before. It returns the reason why the set can't
+// exist, or an empty text. A set that can't exist is empty, so it allows nothing.
+func (s *supply) ensureFilled() (why string) {
 	if s.filled {
 		return s.why
 	}
@@ -181,8 +187,8 @@ func (s *supply) look() (why string) {
 	return ""
 }
 
-// roughly is the number, rounded up by at most an eighth: a pod that comes or goes rarely changes what a set counts
-// for, and so which of the demands beyond the bounds are met.
+// roughly returns the number, rounded up by at most an eighth. So one pod more or less rarely changes how much a set
+// counts for, and rarely changes which demands are granted on a node without room for all.
 func roughly(n int) int {
 	step := 1
 	for n/step >= 16 {
@@ -191,7 +197,7 @@ func roughly(n int) int {
 	return (n + step - 1) / step * step
 }
 
-// field is that which the set stands for in the demand.
+// field returns the policy's field that the set represents.
 func (d *demand) field(s *supply) string {
 	if s.Kind == ruleset.AddressPorts || s.Kind == ruleset.Ports {
 		return d.rule.field + ".ports"

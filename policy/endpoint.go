@@ -6,28 +6,28 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Endpoint is a pod of this node as policy sees it, by one attachment: identity and addresses.
+// Endpoint is one attachment of a pod of this node, as policy sees it: the pod's identity and the addresses.
 type Endpoint struct {
 	// ID names the attachment, and is unique on the node.
 	ID  string
 	Pod PodRef
-	// Addresses of the pod's interface.
+	// Addresses are assigned to the attachment.
 	Addresses   []Address
 	Enforcement conf.Enforcement
 	// Chained says that another plugin made the interface.
 	Chained bool
-	// HostIf is the interface's link on the node, and BridgeIf the bridge of another plugin that the link is a port of;
-	// empty where that isn't known, or where there is none.
+	// HostIf is the interface's link on the node. BridgeIf is the bridge of another plugin that has this link as a
+	// port. Each is empty if there is none or if it is unknown.
 	HostIf, BridgeIf string
 }
 
-// PodRef names a pod. UID is empty where the runtime gave none.
+// PodRef names a pod. UID is empty if the runtime gave none.
 type PodRef struct{ Namespace, Name, UID string }
 
-// String is namespace/name.
+// String returns "NAMESPACE/NAME".
 func (p PodRef) String() string { return p.Namespace + "/" + p.Name }
 
-// Address of an endpoint, and the subnet that it was assigned from.
+// Address is an address of an endpoint, with the subnet that it was assigned from.
 type Address struct {
 	Addr   netip.Addr
 	Subnet netip.Prefix

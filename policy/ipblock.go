@@ -12,9 +12,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// parseIPBlock returns the prefixes that are in cidr and in none of the excepts, as few as possible. All are of one
-// family. It leaves out IPv4-mapped IPv6 addresses (::ffff:0:0/96): no packet comes from there or goes there (RFC 4291,
-// section 2.5.5.2).
+// parseIPBlock returns the smallest list of prefixes that covers cidr without the excepts. All are of one family. It
+// leaves out IPv4-mapped IPv6 addresses (::ffff:0:0/96), as no packet has such an address (RFC 4291, section 2.5.5.2).
+// With an error it returns the field that is wrong.
 func parseIPBlock(block networkingv1.IPBlock) (prefixes []netip.Prefix, field string, err error) {
 	cidr, err := netip.ParsePrefix(block.CIDR)
 	if err != nil {
@@ -47,6 +47,7 @@ func parseIPBlock(block networkingv1.IPBlock) (prefixes []netip.Prefix, field st
 	return prefixes, "", nil
 }
 
+// describeIPBlock returns the block in words: "CIDR" or "CIDR except CIDR, CIDR".
 func describeIPBlock(block networkingv1.IPBlock) string {
 	if len(block.Except) == 0 {
 		return block.CIDR
@@ -54,15 +55,15 @@ func describeIPBlock(block networkingv1.IPBlock) string {
 	return block.CIDR + " except " + few(block.Except)
 }
 
-// block is an ipBlock that was read.
+// block is an ipBlock, parsed.
 type block struct {
 	field    string
 	words    string
 	prefixes []netip.Prefix
 }
 
-// join makes one peer of the ipBlocks in a list: however many there are, the kernel has one rule and one set for
-// them. In the set each network carries the words of the block that it is of.
+// join returns one peer for all ipBlocks in a list, so the kernel has one rule and one block set for them. In the set
+// the comment of each network is the description of its ipBlock.
 func join(list string, blocks []block) peer {
 	p := peer{field: blocks[0].field}
 	if len(blocks) > 1 {
@@ -86,7 +87,7 @@ func join(list string, blocks []block) peer {
 	return p
 }
 
-// few names the first of a list, and says how many more there are.
+// few returns the first four texts of a list, and the number of the rest.
 func few(list []string) string {
 	const named = 4
 	if len(list) <= named {

@@ -7,7 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// answer is what a selector says of labels that are not all known.
+// answer tells whether a selector matches labels, some of which may be unknown.
 type answer int
 
 const (
@@ -16,7 +16,7 @@ const (
 	yes
 )
 
-// ask says whether the selector matches the labels. It is maybe if that depends on a label whose value isn't known.
+// ask returns whether the selector matches the labels. It returns maybe if that depends on a label that is unknown.
 func ask(s labels.Selector, known map[string]string, unknown func(key string) bool) answer {
 	requirements, selectable := s.Requirements()
 	if !selectable {
@@ -34,7 +34,7 @@ func ask(s labels.Selector, known map[string]string, unknown func(key string) bo
 	return a
 }
 
-// matchedBy says whether the selector matches the pod's labels.
+// matchedBy returns whether the selector matches the pod's labels.
 func (p Pod) matchedBy(s labels.Selector) answer {
 	if len(p.Unknown) > 0 {
 		return ask(s, p.Labels, func(key string) bool { return slices.Contains(p.Unknown, key) })
@@ -45,9 +45,8 @@ func (p Pod) matchedBy(s labels.Selector) answer {
 	return no
 }
 
-// matchedBy says whether the selector matches the labels of the namespace with that name. One that no source has told
-// of has at least the label with its name (KEP-2161); of its other labels nothing is known, not even that they are
-// absent.
+// matchedBy returns whether the selector matches the labels of the namespace with that name. If the source doesn't have
+// the namespace, only the label with its name is known (KEP-2161). All its other labels are unknown, not absent.
 func (n Namespace) matchedBy(s labels.Selector, name string) answer {
 	switch {
 	case n.Name == "":

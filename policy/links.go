@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// LinkOf is the link of an endpoint; empty if it isn't known, or has a name that a rule can't say.
+// LinkOf returns the link of an endpoint. It is empty if the link is unknown, or if a rule can't match its name.
 func LinkOf(e Endpoint) ruleset.Link {
 	switch {
 	case !e.Chained:
@@ -24,32 +24,32 @@ func LinkOf(e Endpoint) ruleset.Link {
 	return ruleset.Link{In: e.HostIf}
 }
 
-// odd holds for characters that a link's name may have, and iptables takes for something else: a + at the end is any
-// end.
+// odd reports whether the character is one that links' names can have and iptables may interpret: a + at the end of a
+// name matches all names with this beginning.
 func odd(r rune) bool {
 	return (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && !strings.ContainsRune("-._@", r)
 }
 
-// links are the rules for pods whose links other plugins made, and the spoof guard doesn't see.
+// links are the rules for chained attachments. The guard doesn't check frames from their links.
 type links struct {
-	neighbours []ruleset.Rule // ahead of the rules that send packets to classes
-	senders    []ruleset.Rule // drop forged senders
-	self       []ruleset.Rule // let a pod reach itself
-	loopback   []ruleset.Rule // in INPUT
-	masquerade []ruleset.Rule
+	neighbours []ruleset.Rule // before the rules that send packets to classes
+	senders    []ruleset.Rule // drop packets with forged sources
+	self       []ruleset.Rule // allow packets from a pod to itself
+	loopback   []ruleset.Rule // drop packets to the node's loopback addresses
+	masquerade []ruleset.Rule // leave the source of chained pods' packets to their plugin
 }
 
-// chainedPods is what the rules state of the pods behind other plugins, in one family.
+// chainedPods holds set entries and rules for the pods with chained attachments, in one family.
 type chainedPods struct {
-	addresses []ruleset.Entry // all of these pods
-	own       []ruleset.Entry // all addresses, on each link that belongs to one pod
-	senders   []ruleset.Entry // the pod's own addresses on such a link
-	ports     []ruleset.Rule  // from a pod's port of a bridge, under the pod's address
-	foreign   []ruleset.Rule  // from such a port, under any address
-	bridges   map[string]bool // with such ports
+	addresses []ruleset.Entry // the addresses of all these pods
+	own       []ruleset.Entry // for each link that belongs to one pod: the network of all addresses, on that link
+	senders   []ruleset.Entry // for each such link: the pod's own addresses, on that link
+	ports     []ruleset.Rule  // match packets from a pod's bridge port with the pod's address as source
+	foreign   []ruleset.Rule  // match packets from such a port with any source
+	bridges   map[string]bool // the bridges with such ports
 }
 
-// chainedPods lists what the rules state of each pod behind another plugin.
+// chainedPods returns the set entries and rules for the pods with chained attachments.
 func (c *compiler) chainedPods(state State) chainedPods {
 	p := chainedPods{bridges: map[string]bool{}}
 	for _, e := range state.Endpoints {
@@ -81,7 +81,7 @@ func (c *compiler) chainedPods(state State) chainedPods {
 			p.foreign = append(p.foreign, ruleset.Rule{
 				InPort: link.Port, Comment: "weir: an ICMP error of " + words + " under a foreign name", Action: ruleset.Drop,
 			})
-		case link.Port == "" && link.In != "": // of a family that the pod has no address of, all is forged
+		case link.Port == "" && link.In != "": // all packets of a family without an address of the pod have forged sources
 			any := entry(netip.PrefixFrom(unspecified[c.family], 0), words)
 			any.Link = link.In
 			p.own = append(p.own, any)
@@ -92,14 +92,17 @@ func (c *compiler) chainedPods(state State) chainedPods {
 	return p
 }
 
-// links makes the sets, chain and rules for pods behind other plugins, if there are any.
+// links adds the sets and chains for pods with chained attachments, and returns the rules for them. evaluate has the
+// rules that send packets to classes.
 //
-// A link that the node routes (ptp) belongs to one pod. So what comes in by it under another address is forged, and
-// dropped, as the spoof guard does on weir's own bridge. On a bridge it isn't known who else is there; a pod has a
-// port of it, but no set goes by ports (ipset's physdev entries are matched by no rule of iptables). So rules name
-// the port of each pod there. They are read by ICMP's packets, whose errors the pod sends under its own addresses
-// alone, and by packets whose sender is their receiver.
-func (c *compiler) links(state State, judge []ruleset.Rule) links {
+// A link that the node routes (ptp) belongs to one pod. A packet from this link with another source is forged, and the
+// rules drop it, as the guard does on weir's own bridge.
+//
+// A bridge of another plugin may have ports that weir doesn't know. No set can match a pod's port of the bridge: no
+// rule of iptables matches ipset's physdev entries. So there are rules for the port of each pod. Two kinds of packets
+// go through them: ICMP packets, since a pod may send ICMP errors only from its own addresses, and packets with the
+// same source and destination.
+func (c *compiler) links(state State, evaluate []ruleset.Rule) links {
 	pods := c.chainedPods(state)
 	if len(pods.addresses)+len(pods.own) == 0 {
 		return links{}
@@ -112,7 +115,7 @@ func (c *compiler) links(state State, judge []ruleset.Rule) links {
 	c.chain(conf.SelfChain, slices.Concat([]ruleset.Rule{{
 		Sets:    []ruleset.SetMatch{{Name: sendersSet, By: ruleset.SourceLink}},
 		Comment: "weir: a pod reaching itself through its Service", Action: ruleset.Return,
-	}}, pods.ports, judge)...)
+	}}, pods.ports, evaluate)...)
 	r := links{
 		senders: []ruleset.Rule{{
 			Sets: []ruleset.SetMatch{
@@ -147,7 +150,7 @@ func (c *compiler) links(state State, judge []ruleset.Rule) links {
 		})
 		r.loopback = append(r.loopback, toLoopback(c.family, ruleset.Rule{In: name}))
 	}
-	// Pods whose links weir makes know their neighbours from the start, and no others.
+	// Only chained pods need neighbour discovery: weir gives the pods on its own links permanent neighbour entries.
 	if c.family == conf.IPv6 {
 		for _, shape := range []ruleset.Shape{ruleset.Solicitation, ruleset.Advertisement} {
 			r.neighbours = append(r.neighbours, ruleset.Rule{
@@ -164,11 +167,12 @@ var loopback = map[conf.Family]netip.Prefix{
 	conf.IPv4: netip.MustParsePrefix("127.0.0.0/8"), conf.IPv6: netip.MustParsePrefix("::1/128"),
 }
 
-// toLoopback drops packets to the node's loopback addresses from the links that the rule means. The kernel drops
-// them too, until somebody sets route_localnet, as portmap does with the first hostPort; what claims to come from a
-// loopback address it drops in any case. A rule of somebody's that translates a destination to a loopback address
-// means it to be reached; policies decide on it. It is the rule that kubelet has in filter INPUT (KUBE-FIREWALL;
-// CVE-2020-8558).
+// toLoopback returns a rule that drops packets to the node's loopback addresses from the links that r matches. kubelet
+// has the same rule in filter INPUT (KUBE-FIREWALL; CVE-2020-8558).
+//
+// The kernel drops these packets too, unless the sysctl route_localnet is set, as portmap sets it for the first
+// hostPort. The kernel always drops packets from a loopback address. Packets whose destination another program's rule
+// has translated to a loopback address are meant to arrive, so only policies decide on them.
 func toLoopback(f conf.Family, r ruleset.Rule) ruleset.Rule {
 	r.Dst, r.Track, r.Action = loopback[f], ruleset.Untranslated, ruleset.Drop
 	r.Comment = "weir: no pod reaches the loopback of its node"

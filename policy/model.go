@@ -1,8 +1,8 @@
-// Package policy is weir's heart: what NetworkPolicies mean, and which sets and rules make the kernel do it.
+// Package policy compiles NetworkPolicies into a ruleset: the sets and rules by which the kernel enforces them.
 //
-// It is pure. State is what is known of the cluster and of this node; Compile turns it into a ruleset.Ruleset, the sets
-// and chains that should be in the kernel; ruleset.Simulator says what these do with a packet. Nothing here knows
-// netlink, the Kubernetes API or a file: others bring states in and rulesets out.
+// State is all that policy needs to know of the cluster and of this node. Compile turns a State into a ruleset.Ruleset.
+// A ruleset.Simulator runs packets through a ruleset in memory. The package is pure: it uses no netlink, no client of
+// the Kubernetes API and no files. Its callers supply states and use the rulesets.
 package policy
 
 import (
@@ -15,45 +15,45 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// State is all that policy depends on.
+// State is the input of Compile.
 type State struct {
 	Objects
 	// Endpoints are the attachments on this node.
 	Endpoints []Endpoint
 	// Node is the name of this node's Node; empty if it isn't known.
 	Node string
-	// Parsed are policies that were read before; it only saves time, and may be nil.
+	// Parsed are policies that were parsed before. It only saves time, and may be nil.
 	Parsed *Parsed
-	// Refused is what of earlier rulesets this node's kernel has refused.
+	// Refused are the parts of earlier rulesets that this node's kernel has refused.
 	Refused ruleset.Refused
 }
 
-// Objects are what a source (the Kubernetes API, a directory of manifests) knows of the cluster.
+// Objects are the objects of the cluster that a source has (the Kubernetes API, a directory of manifests).
 type Objects struct {
 	Namespaces []Namespace
 	Pods       []Pod
 	Policies   []*networkingv1.NetworkPolicy
-	// Nodes of a source are as they were written; those of a State only have what counts of them (Settle).
+	// Nodes of a source have all their claims. Nodes of a State have only the claims that count (Settle).
 	Nodes []Node
-	// Workloads make pods that are not among the pods.
+	// Workloads make pods that are not in Pods.
 	Workloads []Workload
-	// Problems are parts of objects that can't be read; the rest of these objects counts.
+	// Problems are parts of objects that can't be read. The other parts of these objects are used.
 	Problems []ruleset.Problem
-	// Unenforced are policies of other kinds, which weir doesn't enforce.
+	// Unenforced are policies of kinds that weir doesn't enforce.
 	Unenforced []Unenforced
 }
 
-// Unenforced are policies that are there and that weir doesn't enforce.
+// Unenforced are policies of one kind that weir doesn't enforce.
 type Unenforced struct {
-	// Kind with its group, such as CiliumNetworkPolicy.cilium.io; empty if it isn't known which kinds there are.
+	// Kind is the kind with its group, such as CiliumNetworkPolicy.cilium.io. It is empty if the kinds are unknown.
 	Kind string
-	// Where says which they are: a file's document, or an API server.
+	// Where is where the policies are: a document of a file, or an API server.
 	Where string
-	// Count is how many there are; 0 if that isn't known.
+	// Count is the number of policies; 0 if it is unknown.
 	Count int
 }
 
-// String is one line for a log.
+// String returns one line for a log.
 func (u Unenforced) String() string {
 	if u.Kind == "" {
 		return u.Where
@@ -61,54 +61,55 @@ func (u Unenforced) String() string {
 	return fmt.Sprintf("%s is a kind of policy that weir doesn't enforce: %s", u.Kind, u.Where)
 }
 
-// Empty says whether there is no object at all.
+// Empty reports whether there are no objects.
 func (o Objects) Empty() bool {
 	return len(o.Namespaces)+len(o.Pods)+len(o.Policies)+len(o.Nodes)+len(o.Workloads) == 0
 }
 
-// Node is what policy and the overlay need of a v1 Node.
+// Node has the parts of a v1 Node that policy and the overlay need.
 type Node struct {
 	Name string
-	// Created is when the object was made; zero if the source doesn't know. Of two Nodes that claim the same, the older
-	// one keeps it.
+	// Created is the object's creation time; zero if it is unknown. If two Nodes make the same claim, the claim of the
+	// older Node counts.
 	Created time.Time
-	// Addresses are its InternalIPs, in the order of its status.
+	// Addresses are the node's InternalIPs, in the order of its status.
 	Addresses []netip.Addr
-	// PodCIDRs hold its pods. Traffic within all nodes' is never masqueraded.
+	// PodCIDRs are the networks of the node's pods. Packets from pods to any node's PodCIDRs are never masqueraded.
 	PodCIDRs []netip.Prefix
 }
 
-// Namespace is what policy needs of a v1 Namespace.
+// Namespace has the parts of a v1 Namespace that policy needs.
 type Namespace struct {
 	Name   string
 	Labels map[string]string
-	// Unknown are keys of labels whose values aren't known, or not even whether they are there.
+	// Unknown are the keys of labels with an unknown value. It may also be unknown whether such a label exists.
 	Unknown []string
 }
 
-// Pod is what policy needs of a v1 Pod.
+// Pod has the parts of a v1 Pod that policy needs.
 type Pod struct {
 	Namespace, Name string
-	// UID is empty where the source has none; it then fits every endpoint of the pod's name.
+	// UID is empty if the source has none. The pod then matches every endpoint of the same name.
 	UID    string
 	Labels map[string]string
-	// Unknown are keys of labels whose values aren't known, or not even whether they are there. Whom a selector of such
-	// a label means is unknown: it isolates the pod, and lets nothing through to or from it.
+	// Unknown are the keys of labels with an unknown value. It may also be unknown whether such a label exists. A
+	// policy whose podSelector depends on such a label isolates the pod and allows nothing. A peer's selector that
+	// depends on it doesn't match the pod.
 	Unknown []string
-	// Ports are its containers' named ports, no two with the same name and protocol.
+	// Ports are the named ports of the pod's containers, no two with the same name and protocol.
 	Ports []NamedPort
-	// NodeName is the Node that the pod runs on.
+	// NodeName is the name of the Node that the pod runs on.
 	NodeName string
-	// Addresses are from the pod's status. They are believed as far as its Node may give them out; an endpoint on this
-	// node knows better.
+	// Addresses are from the pod's status. Policy uses those that the pod's Node can assign. For a pod with an endpoint
+	// on this node, policy uses the endpoint's addresses instead.
 	Addresses []netip.Addr
-	// HostNetwork pods have their node's addresses: no policy selects them, and no selector means them.
+	// HostNetwork pods have the addresses of their node: no policy selects them, and no peer's selector matches them.
 	HostNetwork bool
-	// Finished pods (phase Succeeded or Failed) have given their addresses back.
+	// Finished pods (phase Succeeded or Failed) have no addresses any more.
 	Finished bool
 }
 
-// NamedPort is what a policy's port that is a name means for one pod.
+// NamedPort is a named port of one pod, with its number.
 type NamedPort struct {
 	Name   string
 	Proto  ruleset.Protocol

@@ -5,29 +5,30 @@ import (
 	"strings"
 )
 
-// How Kubernetes' controllers name pods.
+// These constants describe how Kubernetes' controllers name pods.
 const (
-	// hashAlphabet is what hashes and random endings are made of (k8s.io/apimachinery/pkg/util/rand: no vowels, and
-	// no 0, 1 and 3).
+	// hashAlphabet has the characters of hashes and random endings (k8s.io/apimachinery/pkg/util/rand): it has no
+	// vowels and no 0, 1 and 3.
 	hashAlphabet = "bcdfghjklmnpqrstvwxz2456789"
 	digits       = "0123456789"
-	// randomLength is how many random letters stand behind a generateName, which is cut to maxGenerated before
+	// A generated name is the generateName, cut to maxGenerated characters, and randomLength random characters
 	// (k8s.io/apiserver/pkg/storage/names).
 	randomLength = 5
 	maxGenerated = 58
-	// maxHash is the length of a pod template's hash at its longest: 32 bits as a decimal number, each digit replaced
-	// by a letter (k8s.io/kubernetes/pkg/controller, ComputeHash). Times and versions have no more digits either.
+	// maxHash is the greatest length of a pod template's hash: 32 bits as a decimal number, with a letter for each
+	// digit (k8s.io/kubernetes/pkg/controller, ComputeHash). Times and versions are no longer than that.
 	maxHash = 10
 )
 
-// named is what the name of a workload's pod tells.
+// named has the parts of the name of a workload's pod.
 type named struct {
-	word  string // the hash of a Deployment's template, the time of a CronJob's job, a DeploymentConfig's version
-	whole bool   // the word was not cut off
-	index string // of an indexed job's pod
+	word  string // a Deployment's template hash, the time of a CronJob's job, or a DeploymentConfig's version
+	whole bool   // the name has all of the word
+	index string // the index of an indexed job's pod
 }
 
-// read takes the name of a generated pod apart: what the controller calls the pod, then five random letters.
+// read splits a generated pod name: the name that the controller gives, then five random characters. It reports whether
+// the workload's pods can have such a name.
 func (w Workload) read(name string) (n named, ok bool) {
 	if len(name) <= randomLength {
 		return named{}, false
@@ -36,7 +37,7 @@ func (w Workload) read(name string) (n named, ok bool) {
 	if len(base) > maxGenerated || strings.Trim(random, hashAlphabet) != "" {
 		return named{}, false
 	}
-	cut := len(base) == maxGenerated // or just as long as it may be
+	cut := len(base) == maxGenerated // a name that has exactly this length without a cut is possible too
 	switch {
 	case w.Indexed:
 		// podGenerateNameWithIndex (k8s.io/kubernetes/pkg/controller/job) cuts the job's name and keeps the index.
@@ -50,15 +51,27 @@ func (w Workload) read(name string) (n named, ok bool) {
 	case !cut:
 		return named{}, false
 	}
-	word := map[string]string{"Deployment": hashAlphabet, "CronJob": digits, "DeploymentConfig": digits}[w.Kind]
-	if n.word, n.whole, ok = after(base, w.Name, word, cut, !w.Indexed); !ok {
+	if n.word, n.whole, ok = after(base, w.Name, wordAlphabet(w.Kind), cut, !w.Indexed); !ok {
 		return named{}, false
 	}
 	return n, true
 }
 
-// after reads "NAME" or, if the word has an alphabet, "NAME-WORD". Where the text may be cut off it may end anywhere,
-// and it may end with the dash that stands behind it if there is one.
+// wordAlphabet returns the characters of the word that follows the workload's name in the names of its pods. It is
+// empty for kinds without such a word.
+func wordAlphabet(kind string) string {
+	switch kind {
+	case "Deployment":
+		return hashAlphabet
+	case "CronJob", "DeploymentConfig":
+		return digits
+	}
+	return ""
+}
+
+// after reads the text "NAME" or, if there is an alphabet, "NAME-WORD", and returns the word. If cut is true, the text
+// may end early; whole reports whether the word is complete. If cut and dash are true, the text may end with the dash
+// that follows NAME or WORD.
 func after(text, name, alphabet string, cut, dash bool) (word string, whole, ok bool) {
 	if alphabet != "" {
 		name += "-"
@@ -77,7 +90,7 @@ func after(text, name, alphabet string, cut, dash bool) (word string, whole, ok 
 	return word, whole, ok && word != "" && len(word) <= maxHash && strings.Trim(word, alphabet) == ""
 }
 
-// cutLast cuts around the last dash.
+// cutLast returns the texts before and after the last dash.
 func cutLast(s string) (before, after string, ok bool) {
 	i := strings.LastIndex(s, "-")
 	if i < 0 {
@@ -86,7 +99,8 @@ func cutLast(s string) (before, after string, ok bool) {
 	return s[:i], s[i+1:], true
 }
 
-// ordinal reads a number as Kubernetes writes it: without sign or leading zeros, of 32 bits.
+// ordinal parses a number of 32 bits as Kubernetes writes it, without sign and leading zeros. It reports whether the
+// text is such a number.
 func ordinal(s string) (int, bool) {
 	n, err := strconv.ParseInt(s, 10, 32)
 	return int(n), err == nil && n >= 0 && strconv.FormatInt(n, 10) == s

@@ -8,16 +8,17 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// places says where pods' addresses can be. A pod's status is written by its kubelet, and by whoever else may: what
-// it claims is believed only as far as the Nodes bear it out, or else one node could give its pods the place of any
-// other's.
+// places tells which addresses the pods of each node can have. kubelet writes a pod's status, and others may have the
+// right to write it too. So policy uses an address in a status only if the pod's Node can assign it. Otherwise one node
+// could give its pods the addresses, and so the rights, of any other node's pods.
 type places struct {
 	nodes map[string]Node
 	self  string
-	// unknown: there are no nodes to go by, as in a directory of manifests without any.
+	// unknown is true if there are no Nodes, as in a directory of manifests without any. Every address counts then.
 	unknown bool
 }
 
+// newPlaces returns the places of the state's Nodes.
 func newPlaces(s State) places {
 	p := places{nodes: make(map[string]Node, len(s.Nodes)), self: s.Node, unknown: len(s.Nodes) == 0 && s.Node == ""}
 	for _, n := range s.Nodes {
@@ -26,9 +27,10 @@ func newPlaces(s State) places {
 	return p
 }
 
-// believed are the addresses of a pod that isn't attached to this node, as far as they can be its own: they lie
-// within its Node's podCIDRs, and not within this node's, whose pods' addresses are those of its endpoints. What
-// isn't believed is reported, unless the pod is one of this node's that has come or gone and is no endpoint.
+// believed returns the addresses that policy uses for a pod without an attachment on this node. They are the addresses
+// within the podCIDRs of the pod's Node and outside of this node's podCIDRs: on this node only endpoints have
+// addresses. It reports a problem for each other address, except for a pod of this node that isn't attached yet or any
+// more.
 func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem) {
 	if w.unknown || len(p.Addresses) == 0 {
 		return p.Addresses, nil
@@ -66,6 +68,7 @@ func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem)
 	return addrs, problems
 }
 
+// contains reports whether one of the prefixes contains the address.
 func contains(prefixes []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }

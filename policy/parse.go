@@ -15,33 +15,33 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// parsedPolicy is a NetworkPolicy, parsed: which pods it isolates in which directions, and what it lets through.
+// parsedPolicy is a NetworkPolicy, parsed: the pods and directions that it isolates, and the packets that it allows.
 type parsedPolicy struct {
 	name      string // namespace/name
 	namespace string
 	pods      labels.Selector
-	rules     map[ruleset.Direction][]rule // a direction that is absent isn't isolated
-	problems  []ruleset.Problem            // what of it can't be read
+	rules     map[ruleset.Direction][]rule // the policy doesn't isolate directions that are absent
+	problems  []ruleset.Problem            // the parts of the policy that can't be parsed
 }
 
-// rule lets through what comes from (goes to) any of the peers on any of the ports.
+// rule allows packets from (for egress: to) any of the peers on any of the ports.
 type rule struct {
-	field string // where it stands in the policy
+	field string // the rule's field in the policy
 	peers []peer
 	ports []ports
 }
 
-// peer is one set of addresses; none at all means everybody.
+// peer is the other side in a policy's rule: everyone, the pods that a selector matches, or networks of ipBlocks.
 type peer struct {
 	field    string
 	everyone bool
 	selector *selector
-	networks []ruleset.Entry // of the ipBlocks; those of one list are one peer
-	set      string          // its name in IPv4; empty if nobody can ever be in it
-	words    string
+	networks []ruleset.Entry // the networks of all ipBlocks in one list
+	set      string          // the name of its IPv4 set; empty if the set would always be empty
+	words    string          // a description for comments
 }
 
-// means says whether anybody of the family can ever be meant.
+// means reports whether the peer can match any address of the family.
 func (p peer) means(f conf.Family) bool {
 	for range p.of(f) {
 		return true
@@ -49,7 +49,7 @@ func (p peer) means(f conf.Family) bool {
 	return p.everyone || p.selector != nil
 }
 
-// of are the networks of the family.
+// of returns the peer's networks of the family.
 func (p peer) of(f conf.Family) iter.Seq[ruleset.Entry] {
 	return func(yield func(ruleset.Entry) bool) {
 		for _, e := range p.networks {
@@ -60,16 +60,16 @@ func (p peer) of(f conf.Family) iter.Seq[ruleset.Entry] {
 	}
 }
 
-// Parsed are policies that were read.
+// Parsed are policies that Parse has parsed.
 type Parsed struct {
 	list     []*networkingv1.NetworkPolicy
 	each     map[*networkingv1.NetworkPolicy]parsedPolicy
-	in       map[string][]parsedPolicy // by namespace, in the order of their names
-	problems []ruleset.Problem         // what can't be read of them
+	in       map[string][]parsedPolicy // by namespace, ordered by name
+	problems []ruleset.Problem         // the parts of the policies that can't be parsed
 }
 
-// Parse reads the policies. Those that before holds were read then, so that each is read once however often a state
-// changes; before may be nil. Nobody changes a policy that was given to it.
+// Parse parses the policies. It takes policies that before contains from there, so each policy is parsed once, however
+// often a state changes. before may be nil. The caller must not change a policy afterwards.
 func Parse(list []*networkingv1.NetworkPolicy, before *Parsed) *Parsed {
 	if before == nil {
 		before = &Parsed{}
@@ -95,12 +95,15 @@ func Parse(list []*networkingv1.NetworkPolicy, before *Parsed) *Parsed {
 	return p
 }
 
-// reporter takes problems with fields of one policy.
+// reporter reports a problem with a field of one policy.
 type reporter func(field, format string, args ...any)
 
-// parse reads a policy. What can't be read is reported, and closes rather than opens: a podSelector that doesn't parse
-// isolates every pod of its namespace and lets nothing through, since whom its rules were meant for is unknown; a
-// policyType that doesn't exist isolates both directions; a peer or port that doesn't parse lets nothing through.
+// parse parses a policy. It reports each part that can't be parsed as a problem. Such a part never allows more:
+//
+//   - A podSelector that can't be parsed isolates every pod of the namespace, and the policy allows nothing, since the
+//     pods that its rules are for are unknown.
+//   - A policyType that doesn't exist isolates both directions.
+//   - A peer or port that can't be parsed allows nothing.
 func parse(np *networkingv1.NetworkPolicy) parsedPolicy {
 	policy := parsedPolicy{
 		name: np.Namespace + "/" + np.Name, namespace: np.Namespace, rules: map[ruleset.Direction][]rule{},
@@ -139,9 +142,9 @@ func parse(np *networkingv1.NetworkPolicy) parsedPolicy {
 	return policy
 }
 
-// directions that the policy isolates (NetworkPolicySpec.policyTypes: "If this field is not specified, it will default
-// based on the existence of ingress or egress rules; policies that contain an egress section are assumed to affect
-// egress, and all policies […] are assumed to affect ingress").
+// directions returns the directions that the policy isolates (NetworkPolicySpec.policyTypes: "If this field is not
+// specified, it will default based on the existence of ingress or egress rules; policies that contain an egress section
+// are assumed to affect egress, and all policies […] are assumed to affect ingress").
 func directions(spec networkingv1.NetworkPolicySpec, report reporter) []ruleset.Direction {
 	if len(spec.PolicyTypes) == 0 {
 		if len(spec.Egress) > 0 {
@@ -164,6 +167,7 @@ func directions(spec networkingv1.NetworkPolicySpec, report reporter) []ruleset.
 	return ds
 }
 
+// parseRule parses a rule of a policy in the namespace. verb is "from" or "to", the name of the rule's list of peers.
 func parseRule(
 	namespace, field, verb string, peers []networkingv1.NetworkPolicyPeer, list []networkingv1.NetworkPolicyPort,
 	report reporter,

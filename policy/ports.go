@@ -14,30 +14,32 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// ports is what one rule matches of the layer above IP: a protocol and its destination ports, or one port that the
-// destination pod has given a name; none given means all.
+// ports is the protocol and destination ports that one kernel rule matches. The ports are numbers, or one named port of
+// the destination pod. Without ports it matches all ports of the protocol, and without a protocol all packets.
 type ports struct {
 	proto   ruleset.Protocol
 	ranges  []ruleset.PortRange
 	name    string
-	numbers []ruleset.PortRange // too many for ranges: a set has them
-	fields  []string            // of the rule, which have these ports
-	set     string              // the name in IPv4 of the set that has them, if one has
+	numbers []ruleset.PortRange // the numbers in the port set, if they are too many for ranges
+	fields  []string            // the policy's fields that state these ports
+	set     string              // the name of the set of numbers; empty if there is none
 }
 
-// maxFields is how many fields a problem with ports is told of one by one.
+// maxFields is the highest number of fields that each get a problem of their own.
 const maxFields = 10
 
-// told are the fields that a problem with these ports is told of.
-func (p ports) told() []string {
+// reportFields returns the fields to report a problem with these ports for: each field, or the whole list "ports" if
+// there are too many.
+func (p ports) reportFields() []string {
 	if len(p.fields) == 0 || len(p.fields) > maxFields {
 		return []string{"ports"}
 	}
 	return p.fields
 }
 
-// parsePorts reads a rule's ports and groups them so that one rule matches each group. An empty list means any
-// protocol and port: one element without either. What can't be parsed is reported and opens nothing.
+// parsePorts parses a rule's ports, and groups them so that one kernel rule matches each group. For an empty list it
+// returns one group that matches every protocol and port. It reports a problem for each port that can't be parsed; such
+// a port allows nothing.
 func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format string, args ...any)) []ports {
 	if len(list) == 0 {
 		return []ports{{}}
@@ -73,7 +75,7 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 		default:
 			group := ports{proto: proto, ranges: ranges, fields: fields[proto]}
 			if group.rules() > maxPortRules {
-				// Both families go by the set: ports have no family.
+				// Both families use the same set, as port numbers have no family.
 				group.ranges, group.numbers = nil, ranges
 				group.set = conf.NumberSets + ruleset.Hash(key(listed(ranges)))
 			}
@@ -83,9 +85,10 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 	return append(grouped, named...)
 }
 
-// everyPort includes 0, which no API object can name: it stands for a port that is absent.
+// everyPort stands for a port field that is absent. Its first port is 0, which no API object can have.
 var everyPort = ruleset.PortRange{First: 0, Last: 65535}
 
+// parseProtocol returns the protocol of a policy's port; TCP if the field is absent.
 func parseProtocol(p *corev1.Protocol) (ruleset.Protocol, error) {
 	if p == nil { // NetworkPolicyPort: "If not specified, this field defaults to TCP."
 		return ruleset.TCP, nil
@@ -97,6 +100,7 @@ func parseProtocol(p *corev1.Protocol) (ruleset.Protocol, error) {
 	return "", fmt.Errorf("%q is neither TCP, UDP nor SCTP", *p)
 }
 
+// parsePort returns the numbers or the name of a policy's port. With an error it returns the field that is wrong.
 func parsePort(p networkingv1.NetworkPolicyPort) (r ruleset.PortRange, name, field string, err error) {
 	switch {
 	case p.Port == nil && p.EndPort != nil:
@@ -120,7 +124,7 @@ func parsePort(p networkingv1.NetworkPolicyPort) (r ruleset.PortRange, name, fie
 	return ruleset.PortRange{First: uint16(p.Port.IntVal), Last: uint16(*p.EndPort)}, "", "", nil
 }
 
-// merge orders the ranges and joins those that touch.
+// merge sorts the ranges, and joins ranges that overlap or are adjacent.
 func merge(ranges []ruleset.PortRange) []ruleset.PortRange {
 	slices.SortFunc(ranges, func(a, b ruleset.PortRange) int { return int(a.First) - int(b.First) })
 	var merged []ruleset.PortRange
@@ -134,7 +138,7 @@ func merge(ranges []ruleset.PortRange) []ruleset.PortRange {
 	return merged
 }
 
-// count is how many ports are in the ranges.
+// count returns how many ports are in the ranges.
 func count(ranges []ruleset.PortRange) (n int) {
 	for _, r := range ranges {
 		n += int(r.Last-r.First) + 1
@@ -142,7 +146,7 @@ func count(ranges []ruleset.PortRange) (n int) {
 	return n
 }
 
-// numbers are the ports in the ranges, as a set's entries.
+// numbers returns the ports in the ranges, as a set's entries.
 func numbers(ranges []ruleset.PortRange) []ruleset.Entry {
 	var all []ruleset.Entry
 	for _, r := range ranges {
@@ -153,7 +157,7 @@ func numbers(ranges []ruleset.PortRange) []ruleset.Entry {
 	return all
 }
 
-// listed writes the ranges as the name of their set is made of: "[80 8080:8090]".
+// listed returns the ranges as text, such as "[80 8080:8090]". The name of a port set is a hash of this text.
 func listed(ranges []ruleset.PortRange) string {
 	return strings.ReplaceAll(fmt.Sprint(ranges), "-", ":")
 }

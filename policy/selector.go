@@ -13,14 +13,15 @@ import (
 
 // selector is a podSelector and/or namespaceSelector of a peer, parsed.
 type selector struct {
-	// namespace is set where there is no namespaceSelector: pods of the policy's own namespace are meant.
+	// namespace is the policy's own namespace if there is no namespaceSelector; empty otherwise.
 	namespace  string
 	namespaces labels.Selector
 	pods       labels.Selector
 }
 
-// parseSelector reads a peer's selectors (NetworkPolicyPeer: with both, pods that match podSelector in namespaces that
-// match namespaceSelector; an absent podSelector means all pods).
+// parseSelector parses a peer's selectors. If both are there, the peer is the pods that match podSelector in the
+// namespaces that match namespaceSelector. An absent podSelector matches all pods (API type NetworkPolicyPeer). With an
+// error parseSelector returns the field that is wrong.
 func parseSelector(namespace string, peer networkingv1.NetworkPolicyPeer) (s selector, field string, err error) {
 	if peer.NamespaceSelector == nil {
 		s.namespace = namespace
@@ -35,11 +36,12 @@ func parseSelector(namespace string, peer networkingv1.NetworkPolicyPeer) (s sel
 	return s, "", nil
 }
 
+// matches reports whether the selector certainly matches the pod in the namespace.
 func (s selector) matches(ns Namespace, p Pod) bool {
 	return s.matchesNamespace(p.Namespace, ns) && p.matchedBy(s.pods) == yes
 }
 
-// matchesNamespace says whether pods of the namespace with that name are meant, for certain.
+// matchesNamespace reports whether the selector certainly matches the namespace with that name.
 func (s selector) matchesNamespace(name string, ns Namespace) bool {
 	if s.namespaces == nil {
 		return name == s.namespace
@@ -47,8 +49,7 @@ func (s selector) matchesNamespace(name string, ns Namespace) bool {
 	return ns.matchedBy(s.namespaces, name) == yes
 }
 
-// key is equal for equal selectors and different for different ones: its parts are JSON strings, so no part can run
-// into the next.
+// key returns a text that is equal for equal selectors and different for different selectors.
 func (s selector) key() string {
 	namespaces := ""
 	if s.namespaces != nil {
@@ -57,7 +58,7 @@ func (s selector) key() string {
 	return key("selector", s.namespace, namespaces, s.pods.String())
 }
 
-// String says in words what the selector means.
+// String returns the selector in words, such as "pods with app=web in namespace shop".
 func (s selector) String() string {
 	var b strings.Builder
 	if s.pods.Empty() {
@@ -76,7 +77,7 @@ func (s selector) String() string {
 	return b.String()
 }
 
-// key joins parts so that no two lists of parts give the same key.
+// key joins the parts. Different lists of parts give different keys, as each part is a JSON string.
 func key(parts ...string) string {
 	b, err := json.Marshal(parts)
 	if err != nil {
@@ -85,4 +86,5 @@ func key(parts ...string) string {
 	return string(b)
 }
 
+// hostPrefix returns the address as a network of one address.
 func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

@@ -7,24 +7,25 @@ import (
 	"slices"
 )
 
-// amount is how much of a node's kernel something takes.
+// amount is a number of kernel rules, sets and set entries.
 type amount struct{ rules, sets, entries float64 }
 
+// plus returns the sum of the amounts.
 func (a amount) plus(b amount) amount {
 	return amount{a.rules + b.rules, a.sets + b.sets, a.entries + b.entries}
 }
 
-// within says whether there is room for it.
+// within reports whether the amount fits into the room.
 func (a amount) within(room amount) bool {
 	return a.rules <= room.rules && a.sets <= room.sets && a.entries <= room.entries
 }
 
-// share is the part of the room that it takes: of rules, sets or entries, whichever it takes most of.
+// share returns the part of the room that the amount takes: the largest of its parts of rules, sets and entries.
 func (a amount) share(room amount) float64 {
 	return max(a.rules/room.rules, a.sets/room.sets, a.entries/room.entries)
 }
 
-// nodeRoom is what all policies together may take of a node.
+// nodeRoom returns the amount that all policies together may take on a node.
 func nodeRoom() amount { return amount{maxNodeRules, maxNodeSets, maxNodeEntries} }
 
 var noRoom = fmt.Sprintf("there is no room for it on this node: the policies of its pods "+
@@ -32,19 +33,21 @@ var noRoom = fmt.Sprintf("there is no room for it on this node: the policies of 
 	"%d sets, or %d addresses, networks and ports in them, and this namespace has used its equal share; it allows nothing",
 	maxNodeRules, maxNodeSets, maxNodeEntries)
 
-// tenant is a namespace with what its policies need on this node.
+// tenant is a namespace with the demands of its policies on this node.
 type tenant struct {
 	namespace  string
-	demands    []*demand // that aren't decided yet
-	usage      amount
-	afterwards float64 // its share of the node with the next demand
+	demands    []*demand // the demands that are not decided yet
+	usage      amount    // the amount that its granted demands take
+	afterwards float64   // its share of the node if the next demand is granted
 }
 
-// grant decides which demands are met: all, if the node has room for them. Else each namespace in turn gets the next of
-// its demands, always the one that takes the least of the node with it (max-min fairness of whichever resource it takes
-// most of). So a namespace that needs no more than an equal part gets all of it, whatever others ask for, and what it
-// doesn't need is there for the others. A set that several namespaces' rules go by is there once, and they share what
-// it takes. The outcome depends on the demands alone, and not on which of them came first.
+// grant returns the demands that it grants. It grants all if the node has room for them.
+//
+// Otherwise grant takes one demand at a time, from the namespace that would then have the smallest share of the node.
+// A namespace's share is its share of the resource that it takes most of (dominant resource fairness). So a namespace
+// that needs no more than an equal share gets all its demands, and others can take the room that it doesn't need.
+// Namespaces that use the same set share the set's cost. The result depends only on the demands, not on their order in
+// time.
 func (c *compiler) grant(demands []*demand) (granted []*demand) {
 	if c.fits(demands) {
 		for _, d := range demands {
@@ -70,7 +73,7 @@ func (c *compiler) grant(demands []*demand) (granted []*demand) {
 	for len(queue) > 0 {
 		t := queue[0]
 		d, was := t.demands[0], t.afterwards
-		going := c.next(t, taken) // others have taken room since it was looked at, or share a set
+		going := c.next(t, taken) // the room and the sets' users may have changed since the last call
 		if going && t.demands[0] == d && t.afterwards <= was {
 			taken = taken.plus(t.take(d))
 			granted = append(granted, d)
@@ -86,7 +89,7 @@ func (c *compiler) grant(demands []*demand) (granted []*demand) {
 	return granted
 }
 
-// fits says whether the node has room for all demands. No more sets are filled for that than there is room for.
+// fits reports whether the node has room for all demands. It fills sets only as long as there is room.
 func (c *compiler) fits(demands []*demand) bool {
 	var taken amount
 	counted := map[*supply]bool{}
@@ -97,7 +100,7 @@ func (c *compiler) fits(demands []*demand) bool {
 				continue
 			}
 			counted[s] = true
-			if taken.sets++; taken.within(c.room) && s.look() == "" {
+			if taken.sets++; taken.within(c.room) && s.ensureFilled() == "" {
 				taken.entries += s.entries
 			}
 		}
@@ -108,10 +111,11 @@ func (c *compiler) fits(demands []*demand) bool {
 	return true
 }
 
-// possible says whether there can be the sets that the demand needs, and tells of one that can't be.
+// possible reports whether the kernel can have the sets that the demand needs. It reports a problem if one is too
+// large.
 func (c *compiler) possible(d *demand) bool {
 	for _, s := range d.sets {
-		if why := s.look(); why != "" {
+		if why := s.ensureFilled(); why != "" {
 			c.report(d.policy, d.field(s), why)
 			return false
 		}
@@ -119,8 +123,8 @@ func (c *compiler) possible(d *demand) bool {
 	return true
 }
 
-// next looks for the tenant's next demand for which there is room beside what is taken, and tells of those that it
-// passes over. It is false if there is none.
+// next moves the tenant to its next demand that fits into the room that is left, and reports whether there is one. It
+// reports a problem for each demand that it skips.
 func (c *compiler) next(t *tenant, taken amount) bool {
 	for ; len(t.demands) > 0; t.demands = t.demands[1:] {
 		d := t.demands[0]
@@ -130,7 +134,7 @@ func (c *compiler) next(t *tenant, taken amount) bool {
 				whole.sets++
 			}
 		}
-		room := taken.plus(whole).within(c.room) // else nobody needs to know what is in the sets
+		room := taken.plus(whole).within(c.room) // without room, the sets need not be filled
 		if room && !c.possible(d) {
 			continue
 		}
@@ -151,12 +155,12 @@ func (c *compiler) next(t *tenant, taken amount) bool {
 	return false
 }
 
-// part is what the set counts for in each of that many namespaces.
+// part returns the amount that the set counts for in each namespace, if that many namespaces use it.
 func (s *supply) part(users int) amount {
 	return amount{sets: 1 / float64(users), entries: s.entries / float64(users)}
 }
 
-// take counts the demand as the tenant's, and returns what it takes of the node.
+// take adds the demand to the tenant's usage, and returns the amount that it takes on the node.
 func (t *tenant) take(d *demand) amount {
 	whole := amount{rules: d.cost()}
 	t.usage.rules += whole.rules
@@ -169,7 +173,7 @@ func (t *tenant) take(d *demand) amount {
 		}
 		s.users = append(s.users, t)
 		part := s.part(len(s.users))
-		for _, u := range s.users[:len(s.users)-1] { // they pay less from here on
+		for _, u := range s.users[:len(s.users)-1] { // the set now counts for less in the other namespaces
 			before := s.part(len(s.users) - 1)
 			u.usage.sets -= before.sets - part.sets
 			u.usage.entries -= before.entries - part.entries
@@ -179,11 +183,16 @@ func (t *tenant) take(d *demand) amount {
 	return whole
 }
 
-// tenants is a heap.
+// tenants is a heap. Its first tenant has the smallest share with its next demand.
 type tenants []*tenant
 
-func (q tenants) Len() int      { return len(q) }
+// Len implements heap.Interface.
+func (q tenants) Len() int { return len(q) }
+
+// Swap implements heap.Interface.
 func (q tenants) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
+
+// Less implements heap.Interface.
 func (q tenants) Less(i, j int) bool {
 	return cmp.Or(cmp.Compare(q[i].afterwards, q[j].afterwards), cmp.Compare(q[i].namespace, q[j].namespace)) < 0
 }

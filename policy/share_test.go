@@ -29,7 +29,7 @@ func granted(room amount, wishes []wish) []bool {
 		}
 		for _, name := range w.sets {
 			d.sets = append(d.sets,
-				c.supplied(ruleset.Set{Name: name},
+				c.supplyFor(ruleset.Set{Name: name},
 					func() []ruleset.Entry { return numbers([]ruleset.PortRange{{First: 1, Last: uint16(len(name))}}) }))
 		}
 		all = append(all, d)

@@ -9,12 +9,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Validate reports what of the policy can't be enforced as it is written.
+// Validate returns the problems of the policy: the parts that can't be enforced as they are written.
 func Validate(np *networkingv1.NetworkPolicy) []ruleset.Problem {
 	return parse(np).problems
 }
 
-// Invalid reports what an API server would refuse of the policy. What is only too large isn't among it.
+// Invalid returns the problems for which an API server would refuse the policy. A policy that only exceeds a bound has
+// no such problem.
 func Invalid(np *networkingv1.NetworkPolicy) []ruleset.Problem {
 	return slices.DeleteFunc(Validate(np), func(p ruleset.Problem) bool { return strings.HasPrefix(p.Message, tooLarge) })
 }

@@ -11,13 +11,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Workload is an object that makes pods: what they will be is known, their names only by a pattern.
+// Workload is an object that makes pods. Its template describes the pods. Of their names only the pattern is known.
 type Workload struct {
 	// Kind is Deployment, ReplicaSet, ReplicationController, StatefulSet, DaemonSet, Job, CronJob, DeploymentConfig, or
-	// Pod: a static pod, which kubelet calls NAME-NODE.
+	// Pod. A workload of kind Pod is a static pod, which kubelet names NAME-NODE.
 	Kind            string
 	Namespace, Name string
-	// Pod is what its template says of each pod. It has no name.
+	// Pod is a pod as the template describes it, without a name.
 	Pod Pod
 	// Start is the first ordinal of a StatefulSet.
 	Start int
@@ -25,17 +25,17 @@ type Workload struct {
 	Indexed bool
 	// ManualSelector jobs get no labels from the job controller.
 	ManualSelector bool
-	// Owner is the workload that made this one, as "Deployment web". Its pods are made by this one, not by the owner.
+	// Owner is the workload that made this one, such as "Deployment web". This workload makes the pods, not its owner.
 	Owner string
-	// Node is the end of a static pod's name.
+	// Node is the name of the static pod's node. kubelet appends it to the pod's name.
 	Node string
 }
 
-// String names it, as in "Deployment shop/web".
+// String returns the workload's kind and name, such as "Deployment shop/web".
 func (w Workload) String() string { return w.Kind + " " + w.Namespace + "/" + w.Name }
 
-// Make is the pod of that name, if the workload's pods can have such a name. Labels that its controller adds are there
-// where the name tells their values; the others are unknown.
+// Make returns the workload's pod of that name, and whether the workload's pods can have such a name. The pod has the
+// labels that the controller adds: those with a value that follows from the name are known, the others unknown.
 func (w Workload) Make(name string) (pod Pod, ok bool) {
 	p := w.Pod
 	p.Namespace, p.Name, p.Labels, p.Unknown = w.Namespace, name, maps.Clone(p.Labels), slices.Clone(p.Unknown)
@@ -96,9 +96,9 @@ func (w Workload) Make(name string) (pod Pod, ok bool) {
 	return p, true
 }
 
-// MadeBy are the pods of that name that the workloads can have made, no two alike, and the workloads.
+// MadeBy returns the different pods of that name that the workloads can have made, and the workload of each.
 func MadeBy(workloads []Workload, namespace, name string) (pods []Pod, by []Workload) {
-	owners := map[string]bool{} // of those that fit
+	owners := map[string]bool{} // the owners of the workloads that can have made the pod
 	for _, w := range workloads {
 		if w.Namespace != namespace {
 			continue
@@ -119,7 +119,7 @@ func MadeBy(workloads []Workload, namespace, name string) (pods []Pod, by []Work
 	return distinct, makers
 }
 
-// ambiguous reports a pod that may be several, with what each of them goes by.
+// ambiguous returns the problem of an endpoint that may be one of several pods. by are the workloads that make them.
 func ambiguous(pods []Pod, by []Workload) ruleset.Problem {
 	var words []string
 	for _, w := range by {
