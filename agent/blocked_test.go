@@ -6,8 +6,8 @@ import (
 	"github.com/weir-net/weir/overlay"
 )
 
-// TestBlocked: tunnel packets that are believed and don't arrive are a firewall's doing, unless the counters begin
-// anew.
+// TestBlocked: if the gate accepts tunnel packets and none is delivered, a host firewall is reported. After a reset the
+// counters count from 0, so the earlier values are ignored.
 func TestBlocked(t *testing.T) {
 	for _, tc := range []struct {
 		before, now overlay.Traffic

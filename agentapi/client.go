@@ -25,38 +25,38 @@ const (
 	StatusPath = "/v1/status"
 )
 
-// EnrolRequest asks the agent to judge the pod of an endpoint whose record is on disk, and whose addresses are in the
-// set of all pods.
+// EnrolRequest asks the agent to enrol an endpoint. Its record is on disk, and its addresses are in the set of all
+// pods.
 type EnrolRequest struct {
 	ID string `json:"id"`
 }
 
-// EnrolAnswer says which policies isolate the pod in each direction now, or why the agent doesn't let it in.
+// EnrolAnswer has the policies that isolate the pod in each direction now, or the reason why the agent refuses it.
 type EnrolAnswer struct {
 	Ingress string `json:"ingress,omitempty"`
 	Egress  string `json:"egress,omitempty"`
 	Error   string `json:"error,omitempty"`
 }
 
-// ErrNoAgent says that nobody answers on the socket.
+// ErrNoAgent means that no agent answers on the socket.
 var ErrNoAgent = errors.New("no agent answers on " + Socket)
 
-// ErrOutdated says that the agent knows something else than the configuration by which the attachment was made.
+// ErrOutdated means that the attachment was made with a configuration that contradicts what the agent knows.
 var ErrOutdated = errors.New("the configuration is out of date")
 
-// maxAnswer bounds what is read of an answer: the status of a node with thousands of pods is some megabytes.
+// maxAnswer bounds the size of an answer: the status of a node with thousands of pods has some megabytes.
 const maxAnswer = 64 << 20
 
-// Question is one that the agent was asked and that it hasn't answered yet.
+// Question is a request that the agent hasn't answered yet.
 type Question struct {
 	what string
 	ctx  context.Context
 	conn net.Conn
 }
 
-// Ask sends the agent one request; if ctx ends before the answer is there, there is none. It writes HTTP/1.0 itself,
-// whose answer ends with the connection: with net/http the plugin would be nearly twice as large, and its start is on
-// the path of every pod.
+// Ask sends the agent one request. Answer fails if ctx ends first. Ask writes HTTP/1.0 by hand: there the end of the
+// connection ends the answer. net/http would nearly double the plugin's size, and every pod's start waits for the
+// plugin to load.
 //
 // Equivalent to: curl --unix-socket /run/weir/agent.sock -X METHOD -d BODY http://agent/PATH
 func Ask(ctx context.Context, method, path string, body []byte) (*Question, error) {
@@ -72,7 +72,7 @@ func Ask(ctx context.Context, method, path string, body []byte) (*Question, erro
 	return q, nil
 }
 
-// Answer waits for it. It is called once.
+// Answer waits for the agent's answer. It must be called once.
 func (q *Question) Answer() (status int, answer []byte, err error) {
 	defer func() { _ = q.conn.Close() }()
 	defer context.AfterFunc(q.ctx, func() { _ = q.conn.SetDeadline(time.Unix(1, 0)) })()
@@ -94,8 +94,8 @@ func (q *Question) failed(err error) error {
 	return fmt.Errorf("%s: %w", q.what, err)
 }
 
-// Enrol asks the agent to put the endpoint's addresses into every set they belong in. The function that it returns
-// waits until the kernel enforces the policies on them, and is called once.
+// Enrol asks the agent to put the endpoint's addresses into their sets. The returned function waits until the kernel
+// enforces the policies on them, and must be called once.
 func Enrol(ctx context.Context, id string) (wait func() (EnrolAnswer, error)) {
 	body, err := json.Marshal(EnrolRequest{ID: id})
 	var question *Question

@@ -11,16 +11,16 @@ import (
 )
 
 const (
-	// heartbeat is a file whose time of modification says when an agent was last well. It goes with the boot.
+	// heartbeat is a file. Its time of modification is when an agent was last well. A reboot removes it.
 	heartbeat = endpoint.Dir + "/heartbeat"
-	// BeatEvery is how often the agent renews its heartbeat, as soon as its loop comes round after that.
+	// BeatEvery is how often the agent renews its heartbeat. Its loop may be late.
 	BeatEvery = 5 * time.Second
-	// BeatLasts is how long a heartbeat counts. kubelet has a node whose plugin's STATUS fails be not ready, so it is
-	// longer than it takes to replace an agent.
+	// BeatLasts is how long a heartbeat counts. If the plugin's STATUS fails, kubelet reports the node as not ready. So a
+	// heartbeat lasts longer than it takes to replace an agent.
 	BeatLasts = time.Minute
 )
 
-// Beat is the agent's word that it is well: its loop comes round, and the kernel holds what the policies demand.
+// Beat records that the agent is well: its loop runs, and the kernel has what the policies demand.
 //
 // Equivalent to: touch /run/weir/heartbeat
 func Beat() error {
@@ -35,7 +35,7 @@ func Beat() error {
 	return nil
 }
 
-// LastBeat is when an agent of this boot was last well; no time if none was.
+// LastBeat returns when an agent of this boot was last well; the zero time if none was.
 func LastBeat() (time.Time, error) {
 	info, err := os.Stat(heartbeat)
 	if errors.Is(err, fs.ErrNotExist) {

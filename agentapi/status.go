@@ -14,19 +14,19 @@ type Status struct {
 	Ready    bool      `json:"ready"`
 	LastSync time.Time `json:"lastSync,omitzero"`
 	IPTables string    `json:"iptables"`
-	// Errors are what stands in the way now; empty if all is well.
+	// Errors are the reasons why the node isn't ready or a part of the agent fails now; empty if there are none.
 	Errors   []string  `json:"errors"`
 	Problems []Problem `json:"problems"`
 	// Unenforced are policies that are there and that weir doesn't enforce.
 	Unenforced []Unenforced `json:"unenforced"`
-	// Files are those of a directory of manifests, with what became of each object.
+	// Files are the files of a directory of manifests, with the state of each object.
 	Files    []File      `json:"files,omitempty"`
 	Pods     []PodStatus `json:"pods"`
 	Policies []string    `json:"policies"`
 	Classes  []Class     `json:"classes"`
 	Sets     []SetStatus `json:"sets"`
 	Stats    Stats       `json:"stats"`
-	// NodeRepairs are the last changes by somebody else to what weir sets up on the node that were undone.
+	// NodeRepairs are the last repairs of changes that another program made to weir's things on the node.
 	NodeRepairs []NodeRepair `json:"nodeRepairs"`
 }
 
@@ -68,7 +68,7 @@ type Class struct {
 	Pods      []string `json:"pods"`
 }
 
-// NodeRepair is what was put right at one time of what weir sets up on the node.
+// NodeRepair is what the agent repaired on the node at one time.
 type NodeRepair struct {
 	Time  time.Time `json:"time"`
 	What  string    `json:"what"` // as in weir_node_repairs_total
@@ -88,14 +88,15 @@ type PodStatus struct {
 	HostIf      string   `json:"hostInterface"`
 	// Since is when the plugin attached it.
 	Since time.Time `json:"since"`
-	// Ingress and Egress name the policies that isolate the pod; "open" if none does, "closed" if the pod isn't judged
-	// because the source doesn't know it. Until the agent has brought its first state into the kernel they are "as
-	// before" if rules of an earlier agent's judge the pod, "closed" if none do, and "unknown" if that can't be read.
+	// Ingress and Egress name the policies that isolate the pod. "open" means that no policy does, and "closed" that the
+	// pod is in no class, as the source doesn't know it. Until the agent has brought its first state into the kernel they
+	// are "as before" if an earlier agent's rules apply to the pod, "closed" if none do, and "unknown" if that can't be
+	// read.
 	Ingress string `json:"ingress"`
 	Egress  string `json:"egress"`
 }
 
-// PodOf is what the record alone says of the attachment: Ingress and Egress are left to the caller.
+// PodOf returns the status of the attachment as far as the record has it. The caller sets Ingress and Egress.
 func PodOf(e endpoint.Endpoint) PodStatus {
 	p := PodStatus{
 		Pod:         e.Pod.String(),
@@ -117,7 +118,7 @@ type File struct {
 	Objects []FileObject `json:"objects"`
 }
 
-// FileObject is one object of a file, or what stands where one should.
+// FileObject is one object of a file, or a part of a file that should be an object.
 type FileObject struct {
 	Where  string    `json:"where"`            // such as "document 2"
 	Object string    `json:"object,omitempty"` // kind and name
@@ -125,10 +126,9 @@ type FileObject struct {
 	Why    string    `json:"why,omitempty"`
 }
 
-// FileState is what became of it.
+// FileState is the result of reading an object.
 type FileState string
 
-// The states.
 const (
 	FileRead        FileState = "read"
 	FilePartly      FileState = "read in part"
@@ -153,11 +153,11 @@ type Stats struct {
 	Failures int `json:"failures"` // to change it
 	Repairs  int `json:"repairs"`  // of what somebody else had changed
 	Cut      int `json:"cut"`      // connections
-	// NodeRepairs count what of the node itself was put right.
+	// NodeRepairs counts the repairs of the node's settings.
 	NodeRepairs int `json:"nodeRepairs"`
 }
 
-// FileLines are a table of what became of the files' objects, its columns separated by tabs.
+// FileLines returns a table of the states of the files' objects, with tabs between the columns.
 func FileLines(files []File) []string {
 	var all []string
 	if len(files) > 0 {
@@ -178,5 +178,5 @@ func FileLines(files []File) []string {
 	return all
 }
 
-// OneLine has a text of others' fit into a table.
+// OneLine changes a text from outside weir so that it fits into a table.
 func OneLine(s string) string { return strings.ReplaceAll(excerpt.Of(s), "\n", " ") }

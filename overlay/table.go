@@ -66,8 +66,9 @@ func (g Gate) Apply() (replaced bool, t Traffic, err error) {
 	return have == nil, t, nil
 }
 
-// EnsureExists makes the table if it is missing, or if one of its chains is missing, at another hook or without rules.
-// It leaves other tables as they are. The agent calls it while it doesn't know yet which nodes there are.
+// EnsureExists makes the gate's table if it is missing or broken: a chain is missing, is at another hook, or has lost
+// its rules. A table with all chains stays as it is, even if its rules are older. The agent calls EnsureExists while it
+// doesn't know yet which nodes there are.
 func (g Gate) EnsureExists() error {
 	conn, err := openTransaction()
 	if err != nil {
@@ -175,7 +176,7 @@ func (g Gate) updateElements(conn *nftables.Conn, have gateElements) error {
 		changed = true
 		set := s.kernel()
 		if s.interval && !s.concatenated {
-			// An interval is two elements here. Such sets are small, so they are filled anew: no interval loses an end.
+			// An interval is two elements here. Such sets are small, so they are emptied and filled: no interval loses an end.
 			conn.FlushSet(set)
 			stale, missing = nil, s.elements
 		}

@@ -28,7 +28,7 @@ type workloadSpec struct {
 	ManualSelector bool   `json:"manualSelector"`
 }
 
-// addWorkload reads an object that makes pods. If it can't be read, its pods are unknown, and so they are closed.
+// addWorkload reads an object that makes pods. If it can't be read, its pods are unknown, so all of them are closed.
 func (c *content) addWorkload(o object) {
 	m := o.readMeta(o.raw["metadata"], true)
 	e := entry{where: o.where, object: o.kind + " " + m.namespace + "/" + m.name}
@@ -102,7 +102,8 @@ func owner(metadata stdjson.RawMessage) string {
 	return ""
 }
 
-// fieldsBelow returns the fields that are below the path, relative to it.
+// fieldsBelow returns those of the fields that are below the path, relative to it. A field that is the path itself, or
+// contains it, becomes wholeObject: any field below the path may then be given twice.
 func fieldsBelow(fields []string, path string) (all []string) {
 	for _, f := range fields {
 		if rest, ok := strings.CutPrefix(f, path+"."); ok {

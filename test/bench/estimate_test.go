@@ -14,7 +14,7 @@ func median[T time.Duration | float64](list []T) T {
 	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
 }
 
-// ratios of what took place in the same round, so that what the machine does to both falls out.
+// ratios returns the ratios of two times of the same round. The machine's load affects both times, so it cancels out.
 func ratios(of, to []time.Duration) []float64 {
 	all := make([]float64, len(of))
 	for i := range of {
@@ -23,7 +23,7 @@ func ratios(of, to []time.Duration) []float64 {
 	return all
 }
 
-// estimate is the median, and the interval that holds that of endless rounds with a probability of 95 %.
+// estimate returns the median as text, with the interval that contains the true median with a probability of 95 %.
 func estimate(list []float64, digits int) string {
 	rank := intervalRank(len(list))
 	if rank < 0 {
@@ -42,9 +42,9 @@ func estimate(list []float64, digits int) string {
 	)
 }
 
-// intervalRank is how many of n values lie below the interval of their median, and above: the sign test's, which
-// supposes nothing of how they are distributed. Of n throws of a coin, at most that many show heads with a probability
-// of 2.5 %. -1: there is none.
+// intervalRank returns how many of n values lie below the interval of their median, and how many above. It is the rank
+// of the sign test, which assumes nothing about the distribution: of n throws of a coin, at most that many show heads
+// with a probability of 2.5 %. It returns -1 if there is no such rank.
 func intervalRank(n int) int {
 	p := 1.0
 	for range n {
@@ -60,7 +60,7 @@ func intervalRank(n int) int {
 }
 
 func TestIntervalRank(t *testing.T) {
-	// Conover, Practical Nonparametric Statistics, and tables of the sign test.
+	// The expected ranks are from Conover, Practical Nonparametric Statistics, and from tables of the sign test.
 	for n, want := range map[int]int{5: -1, 6: 0, 10: 1, 20: 5, 30: 9, 40: 13} {
 		if got := intervalRank(n); got != want {
 			t.Errorf("of %d: %d, want %d", n, got, want)

@@ -1,7 +1,7 @@
 //go:build e2e
 
-// Package e2e_test does with a real cluster (scripts/cluster/up) what its users do, and what must not help those who
-// mean it ill. kubectl is the real one, called as a person would.
+// Package e2e_test does on a real cluster (scripts/cluster/up) what users do, and what attackers try. It calls the real
+// kubectl, as a person would.
 package e2e_test
 
 import (
@@ -25,7 +25,7 @@ import (
 
 const scripts = "../../scripts/cluster/"
 
-// probeBinary is where TestMain has built what pods have in their image, for nodes and others to run.
+// probeBinary is the path of the program that TestMain builds for the pods' image. Nodes and other tests run it too.
 var probeBinary string
 
 func TestMain(m *testing.M) {
@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// run is a command's output; the error says what it printed.
+// run returns a command's output; the error contains it too.
 func run(ctx context.Context, stdin, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stdin = strings.NewReader(stdin)
@@ -70,7 +70,7 @@ func kubectl(t *testing.T, args ...string) string {
 	return must(t, "", scripts+"kubectl", args...)
 }
 
-// apply the manifest, a template of the values.
+// apply applies the manifest, which is a template, with the values.
 func apply(t *testing.T, manifest string, values any) {
 	t.Helper()
 	var b strings.Builder
@@ -86,7 +86,7 @@ func enter(t *testing.T, node string, command ...string) string {
 	return must(t, "", scripts+"enter", append([]string{node}, command...)...)
 }
 
-// eventually waits for what need not be so at once.
+// eventually calls f until it returns nil, for at most that time.
 func eventually(t *testing.T, within time.Duration, what string, check func() error) {
 	t.Helper()
 	deadline := time.Now().Add(within)
@@ -106,8 +106,8 @@ func eventually(t *testing.T, within time.Duration, what string, check func() er
 	}
 }
 
-// namespace that the test has for itself. Pods can be made in it once its service account is there, which takes as
-// long as the controllers need to find each other again where the API server was away.
+// namespace makes a namespace for the test. It waits until the service account is there, as pods can't be made before.
+// That takes as long as the controllers need to reconnect after the API server was away.
 func namespace(t *testing.T, name string) string {
 	t.Helper()
 	kubectl(t, "create", "namespace", name)
@@ -128,7 +128,7 @@ type node struct {
 	subnet  netip.Prefix
 }
 
-// workers are the nodes that ordinary pods are put on.
+// workers returns the nodes that run ordinary pods.
 func workers(t *testing.T) []node {
 	t.Helper()
 	var list struct {
@@ -159,7 +159,7 @@ func workers(t *testing.T) []node {
 	return all
 }
 
-// apart are three workers of which the first two are in one subnet and the third in another.
+// apart returns three workers. The first two are in one subnet and the third is in another.
 func apart(t *testing.T) (a, neighbour, remote node) {
 	t.Helper()
 	all := workers(t)
@@ -172,7 +172,7 @@ func apart(t *testing.T) (a, neighbour, remote node) {
 	return a, all[i+1], all[j]
 }
 
-// pod of the test, made from its image.
+// pod is a pod of the test, made from its image.
 type pod struct {
 	Namespace, Name, Node string
 	Labels                string // "a: b, c: d"
@@ -206,7 +206,7 @@ const (
 	idle     = `[sleep, infinity]`
 )
 
-// start the pods, and wait until they are ready.
+// start makes the pods, and waits until they are ready.
 func start(t *testing.T, pods ...pod) {
 	t.Helper()
 	for _, p := range pods {
@@ -226,7 +226,7 @@ func execIn(ctx context.Context, namespace, pod string, command ...string) (stri
 	return run(ctx, "", scripts+"kubectl", append([]string{"-n", namespace, "exec", pod, "--"}, command...)...)
 }
 
-// attempt is a line of what `probe connect` prints.
+// attempt is one line that `probe connect` prints.
 type attempt struct {
 	To            string        `json:"to"`
 	Start         time.Time     `json:"start"`
@@ -250,14 +250,15 @@ func attempts(t *testing.T, out string) []attempt {
 	return all
 }
 
-// api is the API server, asked without kubectl's start between.
+// api sends requests to the API server directly: starting kubectl each time would take long.
 type api struct {
 	*testing.T
 	client *http.Client
 	url    string
 }
 
-// newAPI reaches the API server through kubectl proxy, which runs in the cluster's network namespace, on a socket.
+// newAPI connects to the API server through kubectl proxy, which runs in the cluster's network namespace and listens on
+// a Unix socket.
 func newAPI(t *testing.T) api {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "api")

@@ -9,13 +9,14 @@ import (
 	"time"
 )
 
-// TestANamespaceThatIsBeingDeleted: its policies are deleted before its pods have ended (CVE-2024-7598). They hold
-// nevertheless, also when the agent is killed in that moment and the next one can't know them.
+// TestANamespaceThatIsBeingDeleted: the policies of the namespace are deleted before its pods have ended
+// (CVE-2024-7598). They stay in force nevertheless, even if the agent is killed at that moment and the next agent can't
+// know them.
 func TestANamespaceThatIsBeingDeleted(t *testing.T) {
 	ns, others := namespace(t, "departing"), namespace(t, "departing-client")
 	on := workers(t)[0].name
 	start(t,
-		// It takes its time to end, as a database does.
+		// The pod takes long to end, as a database does.
 		pod{
 			Namespace: ns, Name: "server", Node: on, Labels: "app: server", Image: probe, Grace: 45,
 			Command: `[sh, -c, "trap '' TERM; probe listen :9000 & sleep infinity"]`,
@@ -47,7 +48,8 @@ func TestANamespaceThatIsBeingDeleted(t *testing.T) {
 	})
 
 	kubectl(t, "delete", "namespace", ns, "--wait=false")
-	// Kubernetes before 1.33 does this itself. Later ones delete the pods first (KEP-5080), unless that is switched off.
+	// Kubernetes before 1.33 deletes them in this order by itself. Later versions delete the pods first (KEP-5080), unless
+	// that is switched off.
 	kubectl(t, "-n", ns, "delete", "networkpolicies", "--all")
 	running := func() {
 		t.Helper()

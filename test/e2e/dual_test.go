@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// TestBothFamilies is the walkthrough over IPv4 and IPv6, with client and server placed in each way that matters, and
-// what else differs between the families, on a cluster that has both (STACK=dual).
+// TestBothFamilies follows the walkthrough over IPv4 and IPv6 on a cluster that has both (STACK=dual), with client and
+// server at different places, and tests what differs between the families.
 func TestBothFamilies(t *testing.T) {
 	if cidrs := nodeCIDRs(t, workers(t)[0].name); len(cidrs) != 2 {
 		if os.Getenv("CI") != "" {

@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// TestPolicyLatency from the moment at which the API server is asked for a policy that denies to the first connection
-// between two nodes that is refused, and from its deletion to the first that is accepted.
+// TestPolicyLatency measures how soon a policy takes effect between two nodes: from the request to the API server that
+// creates a denying policy until the first connection fails, and from the request that deletes it until the first one
+// succeeds.
 func TestPolicyLatency(t *testing.T) {
 	const times = 20
 	ns := namespace(t, "latency")
@@ -23,7 +24,7 @@ func TestPolicyLatency(t *testing.T) {
 		Command:   `[probe, listen, ":9000"]`,
 	})
 	api := newAPI(t)
-	// A pod that does nothing else: the output of kubectl exec passes the API server, which would have that to do too.
+	// This pod does nothing else. The output of kubectl exec would pass through the API server and add to its load.
 	start(t, pod{
 		Namespace: ns, Name: "client", Node: a.name, Labels: "app: client", Image: probe, Once: true,
 		Command: `[probe, connect, --every=2ms, --timeout=300ms, --for=40s, "` + podIP(t, ns, "server") + `:9000"]`,

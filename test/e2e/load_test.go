@@ -21,9 +21,10 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]
 `
 
-// underLoad has a friend and a stranger, who a policy keeps from the servers, open 200 connections a second to
-// servers on their own node and on another while something is done, and fails for each that went the wrong way. They
-// are pods that do nothing else, as `kubectl exec` needs the API server all the time.
+// underLoad runs do while two client pods together open 200 connections a second to a server on their own node and to
+// one on another. The policy allows the friend and denies the stranger. The test fails if a connection of the friend
+// fails or one of the stranger succeeds. The clients are pods of their own, because `kubectl exec` needs the API server
+// all the time.
 func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	t.Helper()
 	a, _, remote := apart(t)
@@ -59,8 +60,8 @@ func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	for _, who := range clients {
 		start(t, pod{
 			Namespace: ns, Name: who, Node: a.name, Labels: "app: " + who, Image: probe, Once: true,
-			// Each of the two to each of the two servers, 50 a second. Who is let through at the second try was dropped at the
-			// first; a long timeout tells that from a machine that is busy.
+			// Each client connects to each server 50 times a second. A connection that needs a second SYN counts as wrong: the
+			// first was dropped. The friend's timeout is long, so a busy machine doesn't make its connections fail.
 			Command: fmt.Sprintf(`[probe, connect, --every=20ms, --timeout=%s, --for=%s, "%s:9000", "%s:9000"]`,
 				map[string]string{"friend": "10s", "stranger": "500ms"}[who], duration, podIP(t, ns, "near"), podIP(t, ns, "far")),
 		})
@@ -81,7 +82,7 @@ func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	}
 }
 
-// TestRollingUpdate of the DaemonSet: the rules stay while agents go and come.
+// TestRollingUpdate restarts the agents of the DaemonSet one by one: the rules stay in force meanwhile.
 func TestRollingUpdate(t *testing.T) {
 	underLoad(t, "rolling-update", 40*time.Second, func() {
 		kubectl(t, "-n", "kube-system", "rollout", "restart", "ds/weir")
@@ -89,7 +90,7 @@ func TestRollingUpdate(t *testing.T) {
 	})
 }
 
-// TestAPIServerAway: nodes go on with what they know, and reconnect.
+// TestAPIServerAway: without the API server, nodes keep enforcing what they know, and they reconnect later.
 func TestAPIServerAway(t *testing.T) {
 	controlPlanes := strings.Fields(kubectl(t, "get", "nodes", "-l", "node-role.kubernetes.io/control-plane", "-o",
 		"jsonpath={.items[*].metadata.name}"))
@@ -123,8 +124,8 @@ func TestAPIServerAway(t *testing.T) {
 	})
 }
 
-// TestFirstConnection: the first packet of a fresh pod finds it known on the other node. Without publishing, which is
-// forbidden for comparison, the other node hears of it when kubelet reports it.
+// TestFirstConnection: when a new pod sends its first packet, the other node knows the pod already. For comparison the
+// test then forbids publishing: the other node learns of the pod when kubelet reports it.
 func TestFirstConnection(t *testing.T) {
 	const fresh = 50
 	a, _, remote := apart(t)

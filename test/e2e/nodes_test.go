@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// reaches says whether the pod can connect to the address.
+// reaches reports whether the pod can connect to the address.
 func reaches(t *testing.T, ns, pod, address string) bool {
 	t.Helper()
 	out, err := execIn(t.Context(), ns, pod, "probe", "connect", "--count=1", "--timeout=900ms", address)
@@ -23,8 +23,8 @@ func reaches(t *testing.T, ns, pod, address string) bool {
 	return attempts(t, out)[0].OK
 }
 
-// TestNodeJoinsAndLeaves: pods of a node that joins are reached and judged, and when it leaves nothing of it is left
-// on the others.
+// TestNodeJoinsAndLeaves: pods of a new node are reached, and policies apply to them. When the node leaves, the others
+// remove everything that belongs to it.
 func TestNodeJoinsAndLeaves(t *testing.T) {
 	all := workers(t)
 	name := "w" + strconv.Itoa(len(all)+1)
@@ -78,7 +78,7 @@ func TestNodeJoinsAndLeaves(t *testing.T) {
 	})
 }
 
-// TestReboot of a worker: its processes, its network and /run are gone at once, its disk stays.
+// TestReboot reboots a worker: its processes, its network and /run are gone at once, and its disk stays.
 func TestReboot(t *testing.T) {
 	a, neighbour, _ := apart(t)
 	ns := namespace(t, "reboot")
@@ -131,7 +131,7 @@ func TestReboot(t *testing.T) {
 		t.Error("after the reboot the server is reached by whom its policy doesn't mean")
 	}
 	kubectl(t, "-n", "kube-system", "rollout", "status", "ds/weir", "--timeout=60s")
-	// Nothing of the old life holds an address.
+	// No address is assigned to a pod from before the reboot.
 	out := enter(t, neighbour.name, "weirctl", "status", "-o", "json")
 	var status struct {
 		Pods []struct {
@@ -156,7 +156,7 @@ metadata: {name: {{.Name}}}
 spec: { {{with .PodCIDR}}podCIDR: {{.}}, podCIDRs: [{{.}}], {{end}}taints: [{key: stray, effect: NoExecute}]}
 `
 
-// TestNodesThatAreWrong: each is named where people look, and nothing else suffers.
+// TestNodesThatAreWrong: each faulty Node is reported by name, and all others work on.
 func TestNodesThatAreWrong(t *testing.T) {
 	a, _, remote := apart(t)
 	ns := namespace(t, "wrong-nodes")
@@ -175,7 +175,7 @@ func TestNodesThatAreWrong(t *testing.T) {
 	server := podIP(t, ns, "server") + ":9000"
 	taken := kubectl(t, "get", "node", remote.name, "-o", "jsonpath={.spec.podCIDR}")
 	for _, n := range []struct{ Name, PodCIDR, Address, Problem string }{
-		// Its name comes after that of the node whose network it claims.
+		// Its name sorts after that of the node that has the claimed network.
 		{"zz-overlaps", taken, "10.200.0.250", "overlaps"},
 		{"zz-homeless", "100.127.0.0/24", "", "InternalIP"},
 	} {
@@ -198,7 +198,7 @@ func TestNodesThatAreWrong(t *testing.T) {
 	if !reaches(t, ns, "friend", server) || reaches(t, ns, "stranger", server) {
 		t.Error("a wrong Node has changed what the policy of others lets through")
 	}
-	// One that changes its address is followed.
+	// If a Node changes its address, the others use the new one.
 	moved := struct{ Name, PodCIDR string }{"zz-moves", "100.127.1.0/24"}
 	apply(t, strayNode, moved)
 	t.Cleanup(func() {

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// TestProbesPass: what the kubelet asks a pod comes from the pod's own node, and passes whatever the policies say.
+// TestProbesPass: kubelet's probes come from the pod's own node. They reach the pod whatever the policies say.
 func TestProbesPass(t *testing.T) {
 	ns := namespace(t, "probes")
 	apply(t, denyAll, ns)
@@ -22,7 +22,7 @@ func TestProbesPass(t *testing.T) {
 		"jsonpath={.status.containerStatuses[0].restartCount}"); n != "0" {
 		t.Errorf("the container was started %s times again", n)
 	}
-	// The program may not be there yet, which refuses the connection; what policy drops would time out.
+	// The program may not listen yet: then the connection is refused. A packet that policy drops would time out.
 	failed := kubectl(t, "-n", ns, "get", "events", "--field-selector", "reason=Unhealthy", "-o",
 		"jsonpath={range .items[*]}{.message}{\"\\n\"}{end}")
 	for line := range strings.Lines(failed) {
@@ -32,7 +32,7 @@ func TestProbesPass(t *testing.T) {
 	}
 }
 
-// TestHostPort: portmap stands behind weir in the list that the agent writes.
+// TestHostPort: in the configuration that the agent writes, portmap comes after weir.
 func TestHostPort(t *testing.T) {
 	ns := namespace(t, "host-port")
 	a, _, remote := apart(t)
@@ -82,7 +82,7 @@ func TestHostPort(t *testing.T) {
 }
 
 // TestPodReachesItselfThroughItsService: the packet leaves the pod and comes back to it, which needs the bridge's
-// hairpin or the node's masquerade; no policy forbids a pod itself.
+// hairpin mode or the node's masquerading. No policy denies a pod access to itself.
 func TestPodReachesItselfThroughItsService(t *testing.T) {
 	ns := namespace(t, "ns-1") // the manifest of the Service names it
 	start(t, pod{Namespace: ns, Name: "http-echo", Node: workers(t)[0].name, Labels: "app: http-echo", Image: httpEcho})
@@ -106,7 +106,8 @@ spec:
 		calls)
 }
 
-// TestPodsReachTheWorldAsTheirNode: the router drops what comes from addresses that no node has.
+// TestPodsReachTheWorldAsTheirNode: pods reach hosts outside from their node's address. The router drops packets from
+// addresses that no node has.
 func TestPodsReachTheWorldAsTheirNode(t *testing.T) {
 	ns := namespace(t, "world")
 	start(t,

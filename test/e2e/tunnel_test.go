@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// TestFullSizePackets: what fits the MTU that a pod sees arrives on other nodes in one piece.
+// TestFullSizePackets: packets of the size of a pod's MTU arrive on other nodes unfragmented.
 func TestFullSizePackets(t *testing.T) {
 	ns := namespace(t, "full-size")
 	a, neighbour, remote := apart(t)
@@ -41,8 +41,8 @@ func TestFullSizePackets(t *testing.T) {
 	}
 }
 
-// TestForgedTunnelPackets: a tunnel packet's inner sender is believed, so a node takes such packets from nodes alone,
-// and no pod may send one.
+// TestForgedTunnelPackets: no policy checks the inner sender of a tunnel packet again. So a node accepts tunnel packets
+// from nodes only, and no pod can send one.
 func TestForgedTunnelPackets(t *testing.T) {
 	ns := namespace(t, "forged")
 	a, neighbour, remote := apart(t)
@@ -65,7 +65,7 @@ func TestForgedTunnelPackets(t *testing.T) {
 			Command:   idle,
 			More:      "    securityContext: {privileged: true}",
 		})
-	// The friend may, the attacker may not.
+	// The policy allows the friend and denies the attacker.
 	apply(t, `
 kind: NetworkPolicy
 apiVersion: networking.k8s.io/v1
@@ -110,7 +110,8 @@ spec:
 	}
 	enter(t, "router", append([]string{"ip", "netns", "exec", "stranger", probeBinary},
 		forge("from-a-stranger", remote.address.String())[1:]...)...)
-	// A node may: it shows that the packets are well made, and comes last, so that the others would have been there.
+	// A node may send them. This shows that the test's packets are valid. It comes last, so the forged ones would have
+	// arrived by now.
 	enter(t, neighbour.name, append([]string{probeBinary}, forge("from-a-node", remote.address.String())[1:]...)...)
 	eventually(t, 10*time.Second, "what a node sends arrives", func() error {
 		if log := kubectl(t, "-n", ns, "logs", "victim"); !strings.Contains(log, "from-a-node") {

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestTheNodeIsKept: a sysctl reload, a "network restart" or a person takes away what weir has set up on a node, and
-// the agent, with the privileges that conf/weir.yaml gives it, puts it right.
+// TestTheNodeIsKept: a sysctl reload, a "network restart" or a person removes weir's settings from a node. The agent,
+// with the privileges of conf/weir.yaml, restores them.
 func TestTheNodeIsKept(t *testing.T) {
 	ns := namespace(t, "kept")
 	on := workers(t)[0].name
@@ -56,7 +56,7 @@ func TestTheNodeIsKept(t *testing.T) {
 		}
 		return nil
 	})
-	// The container that installs the plugin asks the API nothing.
+	// The container that installs the plugin sends no requests to the API server.
 	out := kubectl(t, "-n", "kube-system", "get", "pods", "-l", "k8s-app=weir", "-o",
 		`jsonpath={range .items[*].spec.initContainers[*].volumeMounts[*]}{.mountPath}{"\n"}{end}`)
 	if strings.Contains(out, "serviceaccount") {

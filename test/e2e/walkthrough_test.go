@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestWalkthrough is what a reader of a workshop's chapter on network policies does, with client and server placed in
-// each way that matters.
+// TestWalkthrough follows the steps of a workshop's chapter on network policies, with client and server on the same
+// node, in the same subnet and in different subnets.
 func TestWalkthrough(t *testing.T) {
 	kubectl(t, "-n", "kube-system", "rollout", "status", "ds/weir", "--timeout=120s")
 	first, neighbour, remote := apart(t)

@@ -23,16 +23,16 @@ var (
 	strangeMAC   = net.HardwareAddr{2, 0xde, 0xad, 0, 0, 1}
 )
 
-// linkLocal is 01:80:c2:00:00:0X, of which IEEE 802.1D says that no bridge passes it on.
+// linkLocal returns 01:80:c2:00:00:0X. By IEEE 802.1D no bridge forwards frames to it.
 func linkLocal(x byte) net.HardwareAddr { return net.HardwareAddr{0x01, 0x80, 0xc2, 0, 0, x} }
 
-// name is a text and what goes by it.
+// name is a value with its name.
 type name[T any] struct {
 	text  string
 	value T
 }
 
-// everything is all that E sends.
+// everything forges all frames that E sends.
 func everything(t testing.TB, w *world, flows []flow) []*frame {
 	f := &forge{t: t, w: w}
 	f.linkLocalMACs()
@@ -53,8 +53,9 @@ func everything(t testing.TB, w *world, flows []flow) []*frame {
 	return f.frames
 }
 
-// linkLocalMACs are what reaches the IP stack as from the port itself: br_handle_frame in net/bridge/br_input.c passes
-// frames to these addresses on as they came, and most of them to no hook of the bridge family's PREROUTING.
+// linkLocalMACs forges frames that reach the IP stack as received on the port itself: br_handle_frame in
+// net/bridge/br_input.c passes frames to these addresses up unchanged, and most of them to no hook of the bridge
+// family's PREROUTING.
 func (f *forge) linkLocalMACs() {
 	w := f.w
 	eLocal, portLocal := eui64(w.eMAC), eui64(w.portMAC)
@@ -65,7 +66,7 @@ func (f *forge) linkLocalMACs() {
 		way := eth(to, w.eMAC)
 		put := f.forged
 		if x == 0 {
-			// Without STP the bridge takes this one for any group's address: own packets are judged as others are.
+			// Without STP the bridge treats this address like any group's: policy applies to E's own packets as to others.
 			put = func(name string, stacks ...stack) { f.own(name, stacks...) }
 		}
 		put("UDP over IPv4 to the gateway, own sender", way, f.udp(w.e4, gateway4))
@@ -106,7 +107,7 @@ func (f *forge) linkLocalMACs() {
 	}
 }
 
-// tunnelEnd is the node's, and peerPod a pod at the other end.
+// tunnelEnd is the node's end, and peerPod a pod behind the other end.
 func (f *forge) tunnelEnd() netip.Addr {
 	local, _ := f.w.underlay()
 	return local
@@ -114,7 +115,7 @@ func (f *forge) tunnelEnd() netip.Addr {
 
 func (f *forge) peerPod() netip.Addr { return f.podOf(peerPod4, peerPod6) }
 
-// podOf picks the address that is of the pods' family.
+// podOf returns the pod's address of that family.
 func (f *forge) podOf(four, six netip.Addr) netip.Addr {
 	if f.w.has4 {
 		return four
@@ -122,7 +123,7 @@ func (f *forge) podOf(four, six netip.Addr) netip.Addr {
 	return six
 }
 
-// raw is a frame of any type. Below 1536 it is a length (IEEE 802.3), and LLC follows.
+// raw returns a frame of any type. A type below 1536 is a length (IEEE 802.3), and LLC follows.
 func raw(dst, src net.HardwareAddr, kind uint16, parts ...[]byte) stack {
 	h := append(append([]byte{}, dst...), src...)
 	s := stack{gopacket.Payload(append(h, byte(kind>>8), byte(kind)))}
@@ -132,12 +133,12 @@ func raw(dst, src net.HardwareAddr, kind uint16, parts ...[]byte) stack {
 	return s
 }
 
-// eui64 is the link-local address that a kernel gives a link with that MAC.
+// eui64 returns the link-local address that a kernel derives from that MAC.
 func eui64(mac net.HardwareAddr) netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]})
 }
 
-// forgedSenders are all pairs of a MAC and an address that aren't both E's own.
+// forgedSenders forges frames with all pairs of a MAC and an address that aren't both E's own.
 func (f *forge) forgedSenders() {
 	w := f.w
 	macs := []name[net.HardwareAddr]{
@@ -209,7 +210,7 @@ func (f *forge) forgedSenders() {
 	}
 }
 
-// otherDestinationMACs are under E's own name, straight to those who aren't its gateway.
+// otherDestinationMACs forges frames with E's own MAC and address, sent directly to hosts other than its gateway.
 func (f *forge) otherDestinationMACs() {
 	w := f.w
 	f.begin("own sender, another destination MAC", "")
@@ -233,7 +234,8 @@ func (f *forge) otherDestinationMACs() {
 	}
 }
 
-// tags are VLANs (IEEE 802.1Q and 802.1ad). The kernel takes a tag with the number 0 off, and judges what is in it.
+// tags forges frames with VLAN tags (IEEE 802.1Q and 802.1ad). The kernel removes a tag with the number 0 and handles
+// the frame inside.
 func (f *forge) tags() {
 	w := f.w
 	tag := func(kind layers.EthernetType, ids ...uint16) (s stack) {
@@ -277,7 +279,7 @@ func (f *forge) tags() {
 	}
 }
 
-// etherTypes are those that mean something to some kernel, and one of each hundred and first others.
+// etherTypes forges frames of all types that some kernel handles, and every 101st of the others.
 func (f *forge) etherTypes() {
 	w := f.w
 	f.begin("other EtherTypes", "")
@@ -317,7 +319,7 @@ func (f *forge) etherTypes() {
 	}
 }
 
-// addressResolution is ARP, to the gateway and to all.
+// addressResolution forges ARP, to the gateway and to all.
 func (f *forge) addressResolution() {
 	w := f.w
 	f.begin("ARP, own sender", "the node tells its MAC, which the pod knows")
@@ -344,15 +346,15 @@ func (f *forge) addressResolution() {
 	}
 }
 
-// flow is a conversation between the victim and somebody else.
+// flow is a conversation between the victim and another host.
 type flow struct {
 	text     string
 	protocol layers.IPProtocol
 	from, to netip.AddrPort
 }
 
-// converse has the victim speak to the outside and to the third pod, by UDP and TCP, so that errors have something to
-// be about. The connections end with the test.
+// converse makes the victim exchange packets with the host outside and the third pod, by UDP and TCP. Forged errors are
+// then about these connections, which end with the test.
 func (w *world) converse(t testing.TB) (flows []flow) {
 	t.Helper()
 	for i, pair := range []struct {
@@ -396,7 +398,7 @@ func (w *world) converse(t testing.TB) (flows []flow) {
 	return flows
 }
 
-// greet sends until it is answered: on a new link the first packets may be lost.
+// greet sends until it gets an answer: on a new link the first packets may be lost.
 func greet(conn *net.UDPConn) (err error) {
 	for range 50 {
 		if _, err = conn.Write([]byte("hello")); err != nil {

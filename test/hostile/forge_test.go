@@ -13,16 +13,16 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// frame is a thing that the hostile pod sends: one frame, or the fragments of one packet. Its number stands in its
-// payload and in its source port, so that whatever it causes is told from the effects of all others.
+// frame is one thing that the hostile pod sends: one frame, or the fragments of one packet. Its number is in its
+// payload and in its source port, so its effects can be told from those of all others.
 type frame struct {
 	class, name string
-	// own says that it is sent under the pod's own MAC and address to the bridge, so the IP stack of the node gets it
-	// and policy judges it. All others shall not get that far.
+	// own means that it is sent to the bridge from the pod's own MAC and address. Then the node's IP stack receives it and
+	// policy applies to it. No other frame may get that far.
 	own bool
-	// allowed says why the node may answer it, if it may.
+	// allowed says why the node may answer it; empty if it may not.
 	allowed string
-	// waits says that it is a fragment whose others don't come: the IP stack holds it.
+	// waits means that it is a fragment without the rest of its packet: the IP stack keeps it.
 	waits bool
 	// asks is the address that an ARP request asks for.
 	asks netip.Addr
@@ -40,24 +40,24 @@ type forge struct {
 
 type stack []gopacket.SerializableLayer
 
-// firstPort is the source port of frame 0. The ports above it are those of the frames that follow.
+// firstPort is the source port of frame 0. The following frames have the ports above it.
 const firstPort = 20000
 
 const markerText = "weir-hostile-"
 
-// marker names the frame that is put next. With its number it fills 18 bytes.
+// marker returns the 18 bytes that identify the next frame: a text and the frame's number.
 func (f *forge) marker() []byte { return fmt.Appendf(nil, markerText+"%05d", len(f.frames)) }
 
 func (f *forge) port() uint16 { return uint16(firstPort + len(f.frames)) }
 
-// forged puts a frame that nothing may come of. The layers of the stacks are joined, and their types, lengths and
-// checksums set.
+// forged adds a frame that must have no effect. It joins the layers of the stacks, and sets their types, lengths and
+// checksums.
 func (f *forge) forged(name string, stacks ...stack) { f.put(name, false, f.serialize(stacks...)) }
 
-// begin says the class of the frames that follow, and why the node may answer those that E sends under its own name.
+// begin sets the class of the frames that follow, and why the node may answer those that E sends from its own address.
 func (f *forge) begin(class, allowed string) { f.class, f.allowed = class, allowed }
 
-// ownName says whether the stacks are of a family that E has an address of.
+// ownName reports whether E has an address of the stacks' family.
 func (f *forge) ownName(stacks ...stack) bool {
 	for _, layer := range join(stacks) {
 		switch layer.(type) {
@@ -70,7 +70,8 @@ func (f *forge) ownName(stacks ...stack) bool {
 	return f.w.has4 // ARP
 }
 
-// own puts a frame under the pod's own name. Where the pod has no address of the sender's family it is a forged one.
+// own adds a frame from the pod's own addresses. If the pod has no address of the sender's family, the frame counts as
+// forged.
 func (f *forge) own(name string, stacks ...stack) *frame {
 	return f.put(name, f.ownName(stacks...), f.serialize(stacks...))
 }
@@ -148,10 +149,10 @@ func setProtocol(protocol *layers.IPProtocol, next gopacket.LayerType) {
 	}
 }
 
-// eth is the header of a frame from one MAC to another.
+// eth returns the header of a frame from one MAC to another.
 func eth(dst, src net.HardwareAddr) stack { return stack{&layers.Ethernet{DstMAC: dst, SrcMAC: src}} }
 
-// toNode is the way that the pod's packets usually take: from its MAC to the bridge's.
+// toNode returns the header that the pod's packets usually have: from its MAC to the bridge's.
 func (f *forge) toNode() stack { return eth(f.w.bridgeMAC, f.w.eMAC) }
 
 func ipHeader(src, dst netip.Addr) stack {
@@ -199,7 +200,7 @@ func (f *forge) echo(src, dst netip.Addr) stack {
 	}})
 }
 
-// payload is the stack's bytes behind its IP header.
+// payload returns the stack's bytes behind its IP header.
 func (f *forge) payload(s stack) []byte {
 	size := 40
 	if _, ok := s[0].(*layers.IPv4); ok {
@@ -208,7 +209,7 @@ func (f *forge) payload(s stack) []byte {
 	return f.serialize(s)[size:]
 }
 
-// fragments are a UDP packet in two parts, each with the marker: the first of eight bytes more than the header.
+// fragments returns a UDP packet in two parts, each with the marker. The first has eight bytes more than the header.
 func (f *forge) fragments(way stack, src, dst netip.Addr) [][]byte {
 	long := append(append(f.marker(), "      "...), append(f.marker(), "      "...)...) // twice 24 bytes
 	whole := f.payload(join([]stack{ipHeader(src, dst), {
@@ -217,7 +218,7 @@ func (f *forge) fragments(way stack, src, dst netip.Addr) [][]byte {
 	return [][]byte{f.fragment(way, src, dst, whole[:32], 0, true), f.fragment(way, src, dst, whole[32:], 32, false)}
 }
 
-// fragment is one part of a UDP packet, at the offset in bytes.
+// fragment returns one part of a UDP packet, at the offset in bytes.
 func (f *forge) fragment(way stack, src, dst netip.Addr, part []byte, offset int, more bool) []byte {
 	if dst.Is4() {
 		h := ipHeader(src, dst)[0].(*layers.IPv4)
@@ -234,7 +235,7 @@ func (f *forge) fragment(way stack, src, dst netip.Addr, part []byte, offset int
 	)
 }
 
-// fragmentHeader is that of RFC 8200, section 4.5.
+// fragmentHeader returns the header of RFC 8200, section 4.5.
 func fragmentHeader(next layers.IPProtocol, offset int, more bool, id uint16) []byte {
 	h := []byte{byte(next), 0, 0, 0, 0, 0, 0, 0}
 	binary.BigEndian.PutUint16(h[2:], uint16(offset))
@@ -245,7 +246,7 @@ func fragmentHeader(next layers.IPProtocol, offset int, more bool, id uint16) []
 	return h
 }
 
-// extension is an IPv6 packet with these bytes behind its header.
+// extension returns an IPv6 packet with these bytes behind its header.
 func (f *forge) extension(src, dst netip.Addr, next layers.IPProtocol, parts ...[]byte) stack {
 	h := ipHeader(src, dst)[0].(*layers.IPv6)
 	h.NextHeader = next
@@ -256,7 +257,7 @@ func (f *forge) extension(src, dst netip.Addr, next layers.IPProtocol, parts ...
 	return s
 }
 
-// arp is a request or reply that says sender has the MAC inside, and speaks to target.
+// arp returns a request or reply to target that claims the MAC inside for sender.
 func (f *forge) arp(op uint16, inside net.HardwareAddr, sender, target netip.Addr) stack {
 	return stack{&layers.ARP{
 		AddrType:          layers.LinkTypeEthernet,
@@ -271,8 +272,8 @@ func (f *forge) arp(op uint16, inside net.HardwareAddr, sender, target netip.Add
 	}, gopacket.Payload(f.marker())}
 }
 
-// discovery is a packet of IPv6's neighbour discovery (RFC 4861), of that type, with the bytes behind its first four
-// and an option that holds the marker.
+// discovery returns a message of IPv6's neighbour discovery (RFC 4861) of that type: the bytes follow its first four,
+// and then an option with the marker.
 func (f *forge) discovery(src, dst netip.Addr, kind uint8, body []byte) stack {
 	h := ipHeader(src, dst)[0].(*layers.IPv6)
 	h.HopLimit = 255
@@ -285,10 +286,10 @@ func (f *forge) discovery(src, dst netip.Addr, kind uint8, body []byte) stack {
 	}
 }
 
-// linkLayer is the option that says a MAC: 1 that of the sender, 2 that of the target.
+// linkLayer returns the option with a MAC: kind 1 is the sender's, 2 the target's.
 func linkLayer(kind byte, mac net.HardwareAddr) []byte { return append([]byte{kind, 1}, mac...) }
 
-// vxlan is what another node's end of the tunnel would send: the inner packet in a frame, in UDP.
+// vxlan returns what the tunnel's end on another node would send: the inner packet in a frame, in UDP.
 func (f *forge) vxlan(src, dst netip.Addr, inner stack) stack {
 	return join([]stack{
 		ipHeader(src, dst),

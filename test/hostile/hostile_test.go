@@ -4,12 +4,13 @@
 //
 // On the control, the same bridge and pairs without guard, rules and sysctls, each frame is classed:
 //
-//   - it is answered, if anybody receives anything that it brought about, or what the node or a pod knows changes;
-//   - it reaches IP, if the node takes it for itself or forwards it, or holds it as a fragment;
-//   - else the kernel drops it anyway.
+//   - It is answered, if any host receives a packet because of it, or if the node's or a pod's knowledge of other
+//     hosts changes.
+//   - It reaches IP, if the node accepts it for itself, forwards it, or keeps it as a fragment.
+//   - Else the kernel drops it anyway.
 //
-// With weir, of the frames that E has no right to send none may so much as enter the IP stack, where the kernel's own
-// checks come. Of those under E's own name, which policy judges, none may be answered.
+// With weir, no frame that E has no right to send may enter the IP stack, where the kernel makes its own checks. Policy
+// applies to the frames from E's own MAC and address: none of them may be answered.
 package hostile
 
 import (
@@ -62,10 +63,10 @@ func hostile(t *testing.T, fam families) {
 	report(t, table, fam == families{four: true, six: true})
 }
 
-// count is how many frames of a class had which fate.
+// count is the number of frames of a class with each fate.
 type count struct{ answered, reached, dropped int }
 
-// row is what became of a class of frames.
+// row is the result for a class of frames.
 type row struct {
 	order    int
 	frames   int
@@ -74,7 +75,7 @@ type row struct {
 	controls []count  // by rp_filter
 }
 
-// attack sends all frames, and says what became of each. With weir it fails the test for each that came through.
+// attack sends all frames, and returns the fate of each. With weir it fails the test for each that came through.
 func attack(t *testing.T, w *world, rp int, strict bool) map[string]*row {
 	t.Helper()
 	w.reversePath(t, rp)
@@ -104,7 +105,7 @@ func attack(t *testing.T, w *world, rp int, strict bool) map[string]*row {
 	return judge(t, frames, o, changes, strict)
 }
 
-// sendOne sends the frame, and makes room for what it brings about.
+// sendOne sends the frame. After every 20th it collects the effects, so that no buffer overflows.
 func (s *sender) sendOne(t *testing.T, o *observer, f *frame) {
 	t.Helper()
 	s.send(f)
@@ -170,8 +171,8 @@ func judge(t *testing.T, frames []*frame, o *observer, changes map[string][]stri
 // linkLocalClass begins the names of the classes of frames to the link-local MACs of IEEE 802.1D.
 const linkLocalClass = "to 01:80:c2:00:00:"
 
-// report prints the table, and what the kernel drops anyway. docs/hostile-pod.md has a row for each class. It has the
-// number of frames that a node of both families sees, which is the same in each run.
+// report prints the table, and what the kernel drops anyway. docs/hostile-pod.md has a row for each class. The row has
+// the number of frames of a node of both families, which is the same in each run.
 func report(t *testing.T, table map[string]*row, documentedFrames bool) {
 	t.Helper()
 	documented, err := os.ReadFile("../../docs/hostile-pod.md")

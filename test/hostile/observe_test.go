@@ -25,9 +25,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// hooks have the kernel show what its IP stack takes. The first chain comes after all that may drop what a port sends
-// (below -400), and before connection tracking takes fragments in (-400). ARP has no earlier hook than its input. The
-// chain "tracks" has the kernel track connections in the control too.
+// hooks make the kernel log the packets that its IP stack takes. The first chain comes after every chain that may drop
+// a port's frames (priorities below -400), and before connection tracking reassembles fragments (-400). ARP has no
+// earlier hook than its input. The chain "tracks" makes the kernel track connections in the control too.
 const hooks = `
 table inet hostile {
   chain enters {
@@ -49,7 +49,7 @@ table arp hostile {
 }
 `
 
-// observer sees what frames bring about.
+// observer records the effects of frames.
 type observer struct {
 	t      testing.TB
 	w      *world
@@ -60,7 +60,7 @@ type observer struct {
 	others map[string]int          // frames that came to E, and belong to none that it sent
 }
 
-// observe begins to listen, until the function that it returns ends it.
+// observe starts the observer. The returned function stops it.
 func observe(t testing.TB, w *world, frames []*frame) (o *observer, end func()) {
 	t.Helper()
 	o = &observer{
@@ -88,7 +88,7 @@ func observe(t testing.TB, w *world, frames []*frame) (o *observer, end func()) 
 		o.links[where] = nodetest.Sniff(t, path, "eth0")
 	}
 	return o, func() {
-		// Shutting a netlink socket down wakes no reader, so the reader looks around from time to time; see readLog.
+		// Closing a netlink socket wakes no reader, so the reader checks from time to time whether to stop; see readLog.
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
@@ -110,7 +110,7 @@ const (
 	logGroup      = 99
 )
 
-// listen makes the hooks, and binds to their log group.
+// listen makes the hooks, and binds a socket to their log group.
 func (o *observer) listen() (fd int) {
 	o.t.Helper()
 	nodetest.In(o.t, o.w.node, func() error {
@@ -135,7 +135,8 @@ func (o *observer) listen() (fd int) {
 	return fd
 }
 
-// readLog notes which frames the hooks saw, until they see nothing for a while after the last was sent.
+// readLog records which frames the hooks have logged. It ends when the last frame was sent and the log has been silent
+// for a while.
 func (o *observer) readLog(fd int) error {
 	buf := make([]byte, 64<<10)
 	for {
@@ -177,7 +178,7 @@ func (o *observer) readLog(fd int) error {
 	}
 }
 
-// over is the number of no frame: it says that all are sent.
+// over is a number that no frame has. It means that all frames are sent.
 const over = -1
 
 func (o *observer) isOver() bool {
@@ -195,7 +196,7 @@ func (o *observer) note(id int, what string) {
 	o.seen[id][what] = true
 }
 
-// collect takes what the links have brought so far and until they were silent that long.
+// collect records the frames that have come in by each link, until the link is silent for that duration.
 func (o *observer) collect(silence time.Duration) {
 	o.t.Helper()
 	for where, link := range o.links {
@@ -216,7 +217,7 @@ func (o *observer) collect(silence time.Duration) {
 
 var markerPattern = regexp.MustCompile(markerText + `(\d{5})`)
 
-// marked finds the number of the frame in data.
+// marked returns the number of the frame whose marker is in data.
 func marked(data []byte) (int, bool) {
 	m := markerPattern.FindSubmatch(data)
 	if m == nil {
@@ -226,7 +227,7 @@ func marked(data []byte) (int, bool) {
 	return id, err == nil
 }
 
-// answer finds the number of the frame that TCP or ARP answers to.
+// answer returns the number of the frame that the TCP or ARP packet answers.
 func (o *observer) answer(data []byte) (id int, ok bool) {
 	packet := gopacket.NewPacket(data, layers.LayerTypeEthernet, gopacket.NoCopy)
 	if tcp, ok := packet.Layer(layers.LayerTypeTCP).(*layers.TCP); ok && tcp.DstPort >= firstPort &&
@@ -242,14 +243,14 @@ func (o *observer) answer(data []byte) (id int, ok bool) {
 	return 0, false
 }
 
-// groups says whether a frame is the node telling its links of groups that it is in, which it does by itself (RFC
-// 3810).
+// groups reports whether the frame tells the link which multicast groups the node is in. The node sends such frames by
+// itself (RFC 3810).
 func groups(data []byte) bool {
 	packet := gopacket.NewPacket(data, layers.LayerTypeEthernet, gopacket.NoCopy)
 	return packet.Layer(layers.LayerTypeMLDv2MulticastListenerReport) != nil || packet.Layer(layers.LayerTypeIGMP) != nil
 }
 
-// state is what the node, the victim and the third pod know of others, as lines of text.
+// state returns what the node, the victim and the third pod know about other hosts, as lines of text.
 func (o *observer) state() []string {
 	o.t.Helper()
 	var all []string
@@ -268,7 +269,7 @@ func (o *observer) state() []string {
 				o.t.Fatal(err)
 			}
 			for _, n := range neighbours {
-				// Two kinds don't count: the kernel's entries for multicast groups, and the outside host's own.
+				// Two kinds of entries don't count: the kernel's own for multicast groups, and those of the host outside.
 				if (n.State != unix.NUD_NOARP || family == unix.AF_BRIDGE) && n.HardwareAddr.String() != outsideMAC {
 					all = append(all, fmt.Sprint(where, ": neighbour ", n.LinkIndex, " ", n.IP, " ", n.HardwareAddr))
 				}
@@ -292,7 +293,7 @@ func (o *observer) state() []string {
 		}
 		nodetest.In(o.t, path, func() error {
 			for _, family := range []string{"-4", "-6"} {
-				// Equivalent to: ip route show cache, where what ICMP errors said of a path stands.
+				// Equivalent to: ip route show cache. It lists the MTUs and redirects that the kernel learned from ICMP errors.
 				out, err := exec.Command("ip", family, "-o", "route", "show", "cache").Output()
 				if err != nil {
 					return err
@@ -313,7 +314,7 @@ func (o *observer) state() []string {
 	return slices.Compact(all)
 }
 
-// news are the lines that are in only one of two states.
+// news returns the lines that are in only one of two states.
 func news(was, is []string) []string {
 	var all []string
 	for _, l := range is {
@@ -329,7 +330,7 @@ func news(was, is []string) []string {
 	return all
 }
 
-// sender puts frames on the wire from E.
+// sender sends frames by E's link.
 type sender struct {
 	t    testing.TB
 	fd   int

@@ -33,7 +33,7 @@ func (f *forge) redirect(src, dst, target, destination netip.Addr) stack {
 	return f.discovery(src, dst, layers.ICMPv6TypeRedirect, body)
 }
 
-// neighbourDiscovery is dropped whatever the sender, in the open and behind other headers.
+// neighbourDiscovery forges messages that must be dropped whoever sends them, with and without extension headers.
 func (f *forge) neighbourDiscovery() {
 	w := f.w
 	all := netip.MustParseAddr("ff02::1")
@@ -103,17 +103,17 @@ func (f *forge) neighbourDiscovery() {
 	}
 }
 
-// padding is an extension header of eight bytes that says nothing.
+// padding returns an extension header of eight bytes without meaning.
 func padding(next layers.IPProtocol) []byte { return []byte{byte(next), 0, 1, 4, 0, 0, 0, 0} }
 
-// hopByHop is an extension header with an option of that type, and the marker.
+// hopByHop returns an extension header with an option of that type, and the marker.
 func hopByHop(marker []byte, option byte) []byte {
 	return append(
 		[]byte{byte(layers.IPProtocolNoNextHeader), 2, option, byte(len(marker))},
 		append(marker, 1, 0)...) // 24 bytes
 }
 
-// errors are ICMP's, about connections of the victim's and about the tunnel between the nodes.
+// errors forges ICMP errors about the victim's connections and about the tunnel between the nodes.
 func (f *forge) errors(flows []flow) {
 	w := f.w
 	quote := func(protocol layers.IPProtocol, from, to netip.AddrPort) []byte {
@@ -241,7 +241,7 @@ func (f *forge) errors(flows []flow) {
 	}
 }
 
-// fragmentClasses are fragments on the bridge's ordinary way.
+// fragmentClasses forges fragments that take the bridge's ordinary way.
 func (f *forge) fragmentClasses() {
 	w := f.w
 	for _, to := range []name[[3]netip.Addr]{
@@ -287,13 +287,12 @@ func (f *forge) fragmentClasses() {
 	}
 }
 
-// atomic is a whole packet that says it is a fragment (RFC 6946); of IPv4, one that lets others come and doesn't say
-// where.
+// atomic returns a whole packet with the marks of a fragment (RFC 6946). For IPv4 it says that more fragments follow.
 func (f *forge) atomic(src, dst netip.Addr) []byte {
 	return f.fragment(f.toNode(), src, dst, f.payload(f.udp(src, dst)), 0, false)
 }
 
-// options4 are IPv4's options: source routes by way of the node, and others.
+// options4 forges packets with IPv4 options: source routes through the node, and others.
 func (f *forge) options4() {
 	w := f.w
 	f.begin("IPv4 options", "")
@@ -346,7 +345,7 @@ func (f *forge) options4() {
 	}
 }
 
-// withOptions puts options into an IPv4 packet, whose checksum it makes anew.
+// withOptions adds options to an IPv4 packet, and computes its checksum.
 func withOptions(packet, options []byte) []byte {
 	for len(options)%4 != 0 {
 		options = append(options, 0)
@@ -371,7 +370,7 @@ func sumHeader(p []byte) {
 	binary.BigEndian.PutUint16(p[10:], ^uint16(sum))
 }
 
-// extensions6 are IPv6's extension headers, in the order that RFC 8200 has them and in others.
+// extensions6 forges packets with IPv6 extension headers, in the order of RFC 8200 and in others.
 func (f *forge) extensions6() {
 	w := f.w
 	const (
@@ -400,7 +399,7 @@ func (f *forge) extensions6() {
 		text  string
 		next  layers.IPProtocol
 		parts [][]byte
-		// answers says that the kernel's IPv6 may tell the sender what is wrong, before policy is asked
+		// answers means that the kernel's IPv6 may report an error to the sender before policy is checked.
 		answers bool
 	}{
 		{"hop-by-hop options", hop, [][]byte{padding(udp)}, false},

@@ -8,7 +8,7 @@ import (
 	"github.com/gopacket/gopacket/layers"
 )
 
-// tunnels are packets of protocols that carry others, to the node, to another node and to the victim.
+// tunnels forges packets of protocols that carry other packets, to the node, to another node and to the victim.
 func (f *forge) tunnels() {
 	w := f.w
 	local, remote := w.underlay()
@@ -113,7 +113,7 @@ func (f *forge) tunnels() {
 	}
 }
 
-// destinations are where E may not send to, under its own name.
+// destinations sends from E's own address to hosts that policy denies E.
 func (f *forge) destinations() {
 	w := f.w
 	all := []name[[2]netip.Addr]{
@@ -244,7 +244,7 @@ func (f *forge) destinations() {
 	f.forged("DHCPv6", eth(groupMAC6, w.eMAC), ipHeader(eui64(w.eMAC), netip.MustParseAddr("ff02::1:2")), f.udpTo(547))
 }
 
-// connections are TCP packets without a connection, and into connections of the victim's.
+// connections forges TCP packets outside of any connection, and packets into the victim's connections.
 func (f *forge) connections(flows []flow) {
 	w := f.w
 	f.begin("TCP without a connection", "")
@@ -284,7 +284,7 @@ func (f *forge) connections(flows []flow) {
 	}
 }
 
-// ownOf is E's address of the family.
+// ownOf returns E's address of the family.
 func (f *forge) ownOf(a netip.Addr) netip.Addr {
 	if a.Is4() {
 		return f.w.e4
@@ -292,7 +292,7 @@ func (f *forge) ownOf(a netip.Addr) netip.Addr {
 	return f.w.e6
 }
 
-// malformed are packets that contradict themselves.
+// malformed forges packets with contradictory headers.
 func (f *forge) malformed() {
 	w := f.w
 	f.begin("malformed packets", "")

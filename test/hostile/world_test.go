@@ -47,15 +47,15 @@ var (
 // families of the three tests.
 type families struct{ four, six bool }
 
-// quicken has new links in the namespace use their IPv6 addresses at once, rather than when a second or two have shown
-// that nobody else has them.
+// quicken makes new links in the namespace use their IPv6 addresses at once. By default the kernel first looks for
+// duplicates for a second or two.
 func quicken(t testing.TB, path string) {
 	t.Helper()
 	sysctl(t, path, "ipv6/conf/default/accept_dad", "0")
 	sysctl(t, path, "ipv6/conf/default/dad_transmits", "0")
 }
 
-// surroundings gives the host outside the address of another node too, and the way to the pods.
+// surroundings adds the address of another node to the host outside, and its routes to the pods.
 func (w *world) surroundings(t testing.TB) {
 	t.Helper()
 	name, node := filepath.Base(w.outside), filepath.Base(w.node)
@@ -75,8 +75,8 @@ func (w *world) surroundings(t testing.TB) {
 	)
 }
 
-// control makes the same bridge, isolated ports and pairs with ip alone: without guard, rules and sysctls, but that the
-// node is a router.
+// control makes the same bridge, isolated ports and pairs with the command ip: without guard, rules and sysctls, except
+// that the node forwards packets.
 func control(t testing.TB, fam families, prefix string) *world {
 	t.Helper()
 	w := &world{
@@ -187,7 +187,7 @@ func (w *world) controlTunnel(t testing.TB, node string) {
 	}
 }
 
-// underlay are the addresses of the tunnel's ends, here and at the other node.
+// underlay returns the addresses of the tunnel's ends, on this node and on the other.
 func (w *world) underlay() (local, remote netip.Addr) {
 	if w.has4 {
 		return uplink4, peer4
@@ -195,14 +195,14 @@ func (w *world) underlay() (local, remote netip.Addr) {
 	return uplink6, peer6
 }
 
-// hostMAC is the MAC that weir derives from a pod's or gateway's IPv4 address. The control has the same, so that frames
-// are the same.
+// hostMAC returns the MAC that weir derives from a pod's or gateway's IPv4 address. The control uses the same, so that
+// frames are the same.
 func hostMAC(a netip.Addr) net.HardwareAddr {
 	b := a.As4()
 	return net.HardwareAddr{0x0a, 0x58, b[0], b[1], b[2], b[3]}
 }
 
-// tunnelMAC is the MAC that weir gives a tunnel's end.
+// tunnelMAC returns the MAC that weir gives a tunnel's end.
 func tunnelMAC(node netip.Addr) net.HardwareAddr {
 	b := node.AsSlice()
 	if node.Is6() {
@@ -212,7 +212,7 @@ func tunnelMAC(node netip.Addr) net.HardwareAddr {
 	return net.HardwareAddr{0x0e, 0x58, b[0], b[1], b[2], b[3]}
 }
 
-// guarded is a node with weir: E is under a policy that denies all, the other pods are under none.
+// guarded makes a node with weir. A policy denies E all traffic; no policy selects the other pods.
 func guarded(t testing.TB, fam families) *world {
 	t.Helper()
 	w := &world{has4: fam.four, has6: fam.six, node: nodetest.Self, uplinkMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}}
@@ -273,7 +273,7 @@ func guarded(t testing.TB, fam families) *world {
 	w.victimMAC, w.thirdMAC = w.link(t, w.victim, "eth0").Attrs().HardwareAddr,
 		w.link(t, w.third, "eth0").Attrs().HardwareAddr
 	w.finish(t)
-	// The tunnel is there once the agent has heard of the nodes.
+	// The agent makes the tunnel once it has read the nodes.
 	n.Eventually("the node has its end of the tunnel", func() error {
 		_, err := netlink.LinkByName("weir-vxlan")
 		return err
@@ -311,7 +311,7 @@ spec: {podCIDRs: [%s]}
 status: {addresses: [{type: InternalIP, address: "%s"}]}
 `
 
-// finish notes the MACs of E's pair, and starts the services.
+// finish records the MACs of E's pair, and starts the services.
 func (w *world) finish(t testing.TB) {
 	t.Helper()
 	e := w.link(t, w.e, "eth0").Attrs()
@@ -323,9 +323,10 @@ func (w *world) finish(t testing.TB) {
 		}
 		return err
 	})
-	// portmap sets this with the first hostPort.
+	// portmap sets this sysctl with the first hostPort.
 	w.sysctl(t, "ipv4/conf/weir0/route_localnet", "1")
-	// The kernel's limits on its own ICMP errors would hide answers, and a fragment is answered when its time is over.
+	// The kernel's rate limit for its own ICMP errors would hide answers. And it answers a fragment only when reassembly
+	// times out.
 	w.sysctl(t, "ipv4/icmp_ratelimit", "0")
 	w.sysctl(t, "ipv6/icmp/ratelimit", "0")
 	w.sysctl(t, "ipv4/icmp_msgs_per_sec", "100000")
@@ -352,7 +353,7 @@ func (w *world) link(t testing.TB, ns, name string) (link netlink.Link) {
 // sysctl sets a key below /proc/sys/net on the node.
 func (w *world) sysctl(t testing.TB, key, value string) { sysctl(t, w.node, key, value) }
 
-// sysctl sets a key in the namespace. What the kernel doesn't have there stays as it is.
+// sysctl sets a key below /proc/sys/net in the namespace. It does nothing if the kernel doesn't have that key.
 func sysctl(t testing.TB, path, key, value string) {
 	t.Helper()
 	nodetest.In(t, path, func() error {
@@ -364,7 +365,7 @@ func sysctl(t testing.TB, path, key, value string) {
 	})
 }
 
-// reversePath sets rp_filter for all links of the node, there are and to come.
+// reversePath sets rp_filter for all links of the node, present and future.
 func (w *world) reversePath(t testing.TB, value int) {
 	t.Helper()
 	nodetest.In(t, w.node, func() error {

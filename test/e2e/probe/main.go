@@ -1,4 +1,4 @@
-// Command probe is what the end-to-end tests run in pods and on nodes to send packets, and to say what became of them.
+// Command probe runs in pods and on nodes of the end-to-end tests. It sends packets and prints the results.
 package main
 
 import (
@@ -106,8 +106,8 @@ func try(address string, timeout time.Duration) (a Attempt) {
 	return a
 }
 
-// listen answers each datagram with itself, and says whom it came from and what it says if that is short; and accepts
-// connections.
+// listen answers each datagram with the same datagram, and prints its sender, and its content if that is short. It also
+// accepts connections.
 func listen() *cobra.Command {
 	return &cobra.Command{
 		Use:  "listen :PORT",
@@ -146,7 +146,7 @@ func listen() *cobra.Command {
 	}
 }
 
-// datagram sends one of the given size with DF set, and succeeds when it comes back.
+// datagram sends a datagram of the given size with DF set, and waits until it comes back.
 func datagram() *cobra.Command {
 	var size int
 	cmd := &cobra.Command{
@@ -188,8 +188,8 @@ func datagram() *cobra.Command {
 	return cmd
 }
 
-// forge sends a UDP datagram inside a VXLAN packet that it makes itself, as somebody would who wants to come from a
-// node.
+// forge sends a UDP datagram inside a VXLAN packet that it builds itself, as an attacker who pretends to be a node
+// would.
 func forge() *cobra.Command {
 	var mac, from, to, text string
 	var port, count int
@@ -239,7 +239,7 @@ func forge() *cobra.Command {
 // network is the VXLAN network identifier of weir's tunnels.
 const network = 88
 
-// vxlan is a packet of that network (RFC 7348) with an Ethernet frame that holds IPv4, UDP (without checksum) and the
+// vxlan returns a packet of that network (RFC 7348). Its Ethernet frame holds IPv4, UDP (without checksum) and the
 // text.
 func vxlan(mac net.HardwareAddr, src, dst netip.Addr, port uint16, text string) []byte {
 	b := []byte{0x08, 0, 0, 0, 0, 0, network, 0}
