@@ -25,7 +25,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// cluster is a source that says what a test has it say.
+// cluster is a source that reports the objects that a test gives it.
 type cluster struct {
 	updates chan update
 
@@ -63,7 +63,7 @@ func (c *cluster) setContact(err error) {
 	c.contact = err
 }
 
-// journal is the agent's log.
+// journal collects the agent's log.
 type journal struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -75,7 +75,7 @@ func (j *journal) Write(p []byte) (int, error) {
 	return j.b.Write(p)
 }
 
-// count is how many lines have all the words.
+// count returns how many lines contain all the words.
 func (j *journal) count(words ...string) int {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -100,7 +100,7 @@ func (j *journal) String() string {
 
 const healthAddress = "127.0.0.1:6786"
 
-// running is an agent on a node of its own. Its Node is self, with the address of the node's uplink.
+// running is an agent on a node of its own. Its Node is named self and has the address of the node's uplink.
 type running struct {
 	*testing.T
 	*cluster
@@ -113,7 +113,7 @@ func start(t *testing.T) *running {
 	return startWith(t, c, Options{Source: c, Resync: 50 * time.Millisecond, EnrolWait: 100 * time.Millisecond})
 }
 
-// startWith is start with a source that the cluster is a part of, and with other times.
+// startWith does the same as start, with another source, which contains the cluster, and other times.
 func startWith(t *testing.T, c *cluster, o Options) *running {
 	t.Helper()
 	nodetest.Outside(t)
@@ -156,7 +156,7 @@ func (r *running) eventually(what string, f func() error) {
 	}
 }
 
-// tell has the source say it, and returns once the agent has heard.
+// tell makes the source report the state, and returns once the agent has received it.
 func (r *running) tell(o *policy.Objects, err error) {
 	r.Helper()
 	select {
@@ -179,7 +179,7 @@ func (r *running) get(path string) (string, error) {
 	return string(body), err
 }
 
-// metrics are the values of all, by name and labels as they are written.
+// metrics returns all metrics, by name and labels as Prometheus writes them.
 func (r *running) metrics() map[string]float64 {
 	r.Helper()
 	text, err := r.get("/metrics")
@@ -197,7 +197,7 @@ func (r *running) metrics() map[string]float64 {
 	return values
 }
 
-// wantMetrics waits until these have the values; -1: there is no such metric.
+// wantMetrics waits until the metrics have these values. -1 means that there is no such metric.
 func (r *running) wantMetrics(want map[string]float64) {
 	r.Helper()
 	r.eventually("metrics", func() error {
@@ -212,7 +212,7 @@ func (r *running) wantMetrics(want map[string]float64) {
 	})
 }
 
-// rounds waits until the agent has read the kernel anew a few times.
+// rounds waits until the agent has read the kernel again a few times.
 func (r *running) rounds() {
 	r.Helper()
 	const syncs = "weir_sync_duration_seconds_count"
@@ -225,7 +225,7 @@ func (r *running) rounds() {
 	})
 }
 
-// pod of namespace shop, on the node that has its address.
+// pod returns a pod of namespace shop, on the node that has its address.
 func pod(name, address string) policy.Pod {
 	p := policy.Pod{Namespace: "shop", Name: name, NodeName: "self"}
 	if address != "" {
@@ -277,7 +277,7 @@ func (r *running) attachUID(name, uid, address string) string {
 	return e.ID()
 }
 
-// enrol asks as the plugin does.
+// enrol enrols the endpoint as the plugin does.
 func (r *running) enrol(id string) (agentapi.EnrolAnswer, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()

@@ -20,7 +20,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// memory is a Backend that writes nothing. It keeps which methods the agent called, and Apply fails as a test says.
+// memory is a Backend that writes nothing. It records which methods the agent calls. The test decides how Apply fails.
 type memory struct {
 	calls []string
 	// fails are the errors of the next calls of Apply.
@@ -73,7 +73,8 @@ func (m *memory) Apply(
 	return r, err
 }
 
-// TestReconcileAndItsBackend: what the agent asks of a backend, in which order, and what it answers to plugins then.
+// TestReconcileAndItsBackend checks which methods of a backend the agent calls, in which order, and what it then
+// answers to plugins.
 func TestReconcileAndItsBackend(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -116,7 +117,7 @@ func TestReconcileAndItsBackend(t *testing.T) {
 	}
 	reconcile(netfilter.Trust, "Apply")
 
-	// What the kernel refuses is left out at once; what it refuses once more is a failure.
+	// What the kernel refuses is left out at once. If it refuses more after that, the reconcile fails.
 	refusal := ruleset.Refused{ruleset.Refusal{Set: "weir-x"}: "no such type"}
 	m.fails = []error{&netfilter.RefusedError{Refused: refusal}}
 	reconcile(netfilter.Trust, "Apply", "Apply")
@@ -133,7 +134,7 @@ func TestReconcileAndItsBackend(t *testing.T) {
 		t.Errorf("revision %d is taken for enforced, of %d", enforced.revision, target.revision)
 	}
 
-	// Tables that are unknown are read each time anyway: the next reconcile needn't read all.
+	// Unknown tables are read in each reconcile anyway, so no extra read is needed.
 	m.fails = []error{nil, &netfilter.UnknownError{Why: []error{errors.New("table nat can't be read")}}}
 	reconcile(netfilter.Trust, "Read", "Apply")
 	waits = enrol()

@@ -25,7 +25,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// large is a cluster of 5,000 pods in 500 namespaces on 100 nodes, of which 50 are on this one.
+// large returns a cluster of 5,000 pods in 500 namespaces on 100 nodes. 50 of the pods are on this node.
 func large(policies int) (*policy.Objects, map[string]endpoint.Endpoint) {
 	o, endpoints := &policy.Objects{}, map[string]endpoint.Endpoint{}
 	for i := range 500 {
@@ -78,8 +78,8 @@ func large(policies int) (*policy.Objects, map[string]endpoint.Endpoint) {
 	return o, endpoints
 }
 
-// BenchmarkPodEvent is what the agent does when a pod on another node comes or goes that this node's policies mean. It
-// needs root. Run it as: go test ./agent -run - -bench .
+// BenchmarkPodEvent measures the agent's work for a pod that comes or goes on another node and that policies of this
+// node select. It needs root. Run it as: go test ./agent -run - -bench .
 func BenchmarkPodEvent(b *testing.B) {
 	for _, policies := range []int{1000, 10000} {
 		b.Run(fmt.Sprintf("pods=5000/policies=%d", policies), func(b *testing.B) {

@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestConflist: a runtime that lists the directory finds the configuration whole or not at all.
+// TestConflist: a runtime that lists the directory finds either the whole configuration or none.
 func TestConflist(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -54,7 +54,7 @@ func TestConflist(t *testing.T) {
 		}
 		return names
 	}
-	// A directory in its place: it can be written, but not put there.
+	// A directory has the file's name: the temporary file can be written, but not renamed.
 	if err := os.Mkdir(path, 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -14,7 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestConnectionsAreWalkedWhereSomethingIsToBeFound and nowhere else.
+// TestConnectionsAreWalkedWhereSomethingIsToBeFound checks that the agent walks through connections only where one of
+// them may have to be cut.
 func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -94,7 +95,8 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	wantCut("an agent has started", 4)
 }
 
-// TestAWalkIsOvertaken by a change of the rules: it leaves alone what they say otherwise of.
+// TestAWalkIsOvertaken: the rules change during a walk. The walk then doesn't cut connections for which the new rules
+// have another verdict.
 func TestAWalkIsOvertaken(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -131,7 +133,7 @@ func TestAWalkIsOvertaken(t *testing.T) {
 			t.Errorf("walk %d: %+v, %v; want %+v", i, got, err, tc.want)
 		}
 	}
-	// What is owed stays so while it isn't known what the kernel holds.
+	// While the kernel's state is unknown, the walk stays due.
 	s.faults.set(partKernel, errors.New("it wouldn't"))
 	s.cutting.due = true
 	s.takeWalk(walkResult{})

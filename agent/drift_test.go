@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestOwnChangesAreNotReadAgain: the kernel tells of the agent's changes as of everybody's; only those of others have
-// it read the tables.
+// TestOwnChangesAreNotReadAgain: the kernel announces the agent's changes like those of other programs. The agent reads
+// the tables again only after another program's change.
 func TestOwnChangesAreNotReadAgain(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -25,7 +25,7 @@ func TestOwnChangesAreNotReadAgain(t *testing.T) {
 	r.attach("web", "10.88.0.2")
 	r.tell(healthy(), nil)
 	r.wantMetrics(map[string]float64{"weir_ready": 1, `weir_endpoints{direction="ingress",state="isolated"}`: 1})
-	// What another program changes is repaired, and the agent has heard of all changes before it then.
+	// The agent repairs another program's change. By then it has received the announcements of all earlier changes.
 	flush := func() {
 		t.Helper()
 		repairs := r.metrics()["weir_kernel_repairs_total"]
@@ -48,14 +48,14 @@ func TestOwnChangesAreNotReadAgain(t *testing.T) {
 		})
 	}
 	flush()
-	// Once for this flush; and what the first has left to be heard of, should the agent have read the tables just then.
+	// One read for this flush, and perhaps one more for late announcements of the first flush.
 	if n := reads() - before; n < 1 || n > 3 {
 		t.Errorf("with %d changes of the agent's own the tables were read %d times, want once, for the flush", changes, n)
 	}
 }
 
-// TestEnrolmentReadsNothing: a new pod doesn't wait for the tables to be read, which takes longer than all else that
-// the agent does for it, unless another program has changed them. Then they are repaired before it is enrolled.
+// TestEnrolmentReadsNothing: a new pod doesn't wait until the tables are read, which takes longer than all the rest of
+// an enrolment. If another program has changed the tables, they are repaired before the pod is enrolled.
 func TestEnrolmentReadsNothing(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -84,7 +84,7 @@ func TestEnrolmentReadsNothing(t *testing.T) {
 		nodetest.Run(t, "nft", "add", "table", "ip", fmt.Sprint("strangers-", i)) // of no concern to weir
 		enrol(id)
 	}
-	// The flush may be heard of once more, should it have come while the tables were being read.
+	// If the flush came while the agent was reading the tables, it is announced once more.
 	if n := reads() - before; n > 1 {
 		t.Errorf("for 6 new pods the tables were read %d times, want not at all", n)
 	}
@@ -95,7 +95,7 @@ func TestEnrolmentReadsNothing(t *testing.T) {
 	}
 }
 
-// countReads counts how often the tables are read from now on: one of them stands for all.
+// countReads counts how often the tables are read from now on. It counts the reads of one table only.
 func countReads(t *testing.T) (reads func() int) {
 	t.Helper()
 	dir, calls := t.TempDir(), "/run/calls"

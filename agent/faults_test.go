@@ -23,7 +23,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// healthy is a cluster without a fault: shop/web on this node may be reached from shop/client on the node peer.
+// healthy is a cluster without a fault: shop/client on the node peer may reach shop/web on this node.
 func healthy() *policy.Objects {
 	client := pod("client", "10.88.1.5")
 	client.Labels = map[string]string{"app": "client"}
@@ -49,7 +49,7 @@ func allow(name string, pods *metav1.LabelSelector,
 	}
 }
 
-// inKernel says what the kernel lacks of what it should hold in spite of a fault.
+// inKernel returns what the kernel lacks of what it should have in spite of a fault.
 func inKernel(t *testing.T) error {
 	t.Helper()
 	have := nodetest.Run(t, "ip", "route", "show", "proto", "88")
@@ -63,8 +63,8 @@ func inKernel(t *testing.T) error {
 	return errors.Join(errs...)
 }
 
-// TestFaultsOfObjects: each is logged once when it comes and once when it goes, is seen in metrics and status, and
-// leaves all else as it was.
+// TestFaultsOfObjects: each fault of an object is logged once when it appears and once when it ends. The metrics and
+// the status show it, and it affects nothing else.
 func TestFaultsOfObjects(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -141,7 +141,7 @@ func TestFaultsOfObjects(t *testing.T) {
 				"weir_ready":                            1,
 				`weir_fault{part="nodes"}`:              0,
 			})
-			// It is met again and again, and other things go on.
+			// The fault stays through several reconciles, and other work goes on.
 			other := fmt.Sprintf("10.88.0.%d", 10+i)
 			for range 3 {
 				again := *broken
@@ -214,7 +214,7 @@ func TestANodeThatChangesItsAddress(t *testing.T) {
 		t.Error(err)
 	}
 
-	// The API tells of this node's new address before the node has it; then the node gets it.
+	// The API server reports this node's new address before the node has it. Then the node gets it.
 	both := healthy() // what was told is the agent's now
 	both.Nodes = []policy.Node{node("self", "192.0.2.22", "10.88.0.0/24"), moved.Nodes[1]}
 	r.tell(both, nil)
@@ -243,8 +243,8 @@ func TestANodeThatChangesItsAddress(t *testing.T) {
 	}
 }
 
-// brittle puts programs in the place of iptables' that fail while the returned file is there. They are started ahead,
-// so they look for it when the first command comes.
+// brittle puts programs in the place of iptables' programs. They fail while the returned file exists. The agent starts
+// them in advance, so they look for the file when the first command comes.
 func brittle(t *testing.T) string {
 	t.Helper()
 	dir, broken := t.TempDir(), "/run/broken"
@@ -368,14 +368,14 @@ func TestFaultsOfParts(t *testing.T) {
 	}
 }
 
-// live makes links as those of pods that are there, or the agent would take their records for those of pods that are
+// live makes the links of existing pods. Without them the agent would take the records for leftovers of pods that are
 // gone.
 func live(t *testing.T, id, other string) {
 	t.Helper()
 	nodetest.Run(t, "ip", "link", "add", bridge.PortName(id), "type", "veth", "peer", "name", other)
 }
 
-// TestEachBrokenRecordIsLogged: one that breaks while another is broken is a fault of its own.
+// TestEachBrokenRecordIsLogged: if a second record breaks while another is broken, it is logged as a fault of its own.
 func TestEachBrokenRecordIsLogged(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -400,8 +400,8 @@ func TestEachBrokenRecordIsLogged(t *testing.T) {
 	}
 }
 
-// TestABrokenRecordClosesItsPod: a pod whose record breaks leaves its classes and the guard. Its address stays in the
-// set of all pods.
+// TestABrokenRecordClosesItsPod: if a pod's record breaks, the agent removes the pod from its classes and from the
+// guard. Its address stays in the set of all pods.
 func TestABrokenRecordClosesItsPod(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -431,13 +431,13 @@ func TestABrokenRecordClosesItsPod(t *testing.T) {
 	entries(1)
 }
 
-// TestMetrics counts what happens.
+// TestMetrics checks that the metrics count each event.
 func TestMetrics(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
 	r := start(t)
-	// Before there is a state, no pod is enrolled.
+	// Before the source has reported a state, no pod is enrolled.
 	if _, err := r.enrol(r.attach("web", "10.88.0.2")); err == nil {
 		t.Error("a pod was enrolled without a state")
 	}
@@ -490,7 +490,7 @@ func TestMetrics(t *testing.T) {
 		return nil
 	})
 
-	// However many objects are broken, few are named.
+	// However many objects are broken, metrics and log name only a few.
 	broken := healthy()
 	for i := range 3 * maxProblems {
 		broken.Nodes = append(broken.Nodes, node(fmt.Sprintf("new-%03d", i), fmt.Sprint("198.51.100.", i+1)))
@@ -515,7 +515,7 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// TestAFieldWithSeveralProblemsIsNamedOnce: Prometheus refuses all metrics if two are alike.
+// TestAFieldWithSeveralProblemsIsNamedOnce: Prometheus refuses all metrics if two have the same name and labels.
 func TestAFieldWithSeveralProblemsIsNamedOnce(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

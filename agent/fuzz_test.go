@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/netfilter/iptables"
 )
 
-// FuzzEnrol: whatever is asked on the socket is answered, with JSON that says why not, and only what is an ID is looked
-// for.
+// FuzzEnrol: the agent answers any request on its socket with JSON. A refusal has a reason. The agent looks for a
+// record only if the request has a valid ID.
 func FuzzEnrol(f *testing.F) {
 	for _, s := range []string{
 		`{"id": "c:eth0"}`, `{"id": "../c:eth0"}`, `{"id": "c:e:0"}`, `{"id": 1}`, `{"id": "c:eth0", "id": "."}`,

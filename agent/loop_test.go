@@ -11,7 +11,8 @@ import (
 	"github.com/weir-net/weir/netfilter/iptables"
 )
 
-// TestHandleAllHandlesAllThatWait, so that one reconcile is enough, and reads what any of them needs.
+// TestHandleAllHandlesAllThatWait: all waiting events are handled together, so one reconcile is enough. It reads
+// everything that any of the events requires.
 func TestHandleAllHandlesAllThatWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAgent(Options{Log: slog.New(slog.DiscardHandler)}, &iptables.Driver{}, netlinksafe.Handle{})

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestDocumentedMetrics: docs/metrics.md has each metric that this status yields, and no other, each fault and each
-// kind of repair. Each metric is described, and named by Prometheus' rules.
+// TestDocumentedMetrics checks that docs/metrics.md has each metric of this status and no other, each fault and each
+// kind of repair, that each metric has a description, and that its name follows Prometheus' rules.
 func TestDocumentedMetrics(t *testing.T) {
 	text, err := os.ReadFile("../docs/metrics.md")
 	if err != nil {

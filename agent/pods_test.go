@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// server is a cluster that can be asked for a pod and told of its addresses, as the API server can.
+// server is a cluster that answers lookups of pods and publishes their addresses, as the API server does.
 type server struct {
 	*cluster
 	pods      map[string]policy.Pod // by namespace/name, that Lookup finds
@@ -52,13 +52,14 @@ func (s *server) Lookup(_ context.Context, p endpoint.Pod) (policy.Pod, bool, er
 
 func (s *server) Publish(_ context.Context, pods map[endpoint.Pod][]netip.Addr) { s.published <- pods }
 
-// AwaitPublished never returns by itself, as where the API server doesn't answer.
+// AwaitPublished never returns by itself, as when the API server doesn't answer.
 func (s *server) AwaitPublished(ctx context.Context, p endpoint.Pod) {
 	s.awaited <- p
 	<-ctx.Done()
 }
 
-// TestEnrolWaitsUntilPublished, for some time; a pod whose addresses aren't published doesn't wait.
+// TestEnrolWaitsUntilPublished: an enrolment waits for some time until the pod's addresses are published. The addresses
+// of a pod without a UID aren't published, so its enrolment doesn't wait.
 func TestEnrolWaitsUntilPublished(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -81,7 +82,7 @@ func TestEnrolWaitsUntilPublished(t *testing.T) {
 	}
 }
 
-// wantPublished: these, and no others, are what other nodes are told next.
+// wantPublished checks that the next publication has these addresses and no others.
 func (s *server) wantPublished(t *testing.T, want map[string]string) {
 	t.Helper()
 	select {
@@ -98,8 +99,8 @@ func (s *server) wantPublished(t *testing.T, want map[string]string) {
 	}
 }
 
-// TestEnrolWithTheAPI: a pod that the source hasn't told of is asked for; the addresses of those that were let in are
-// published, and no others.
+// TestEnrolWithTheAPI: if the source hasn't reported a pod, the agent looks it up. It publishes the addresses of
+// enrolled pods, and no others.
 func TestEnrolWithTheAPI(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -131,7 +132,7 @@ func TestEnrolWithTheAPI(t *testing.T) {
 	}
 }
 
-// named is a pod with a UID and one label.
+// named returns a pod with a UID and one label.
 func named(name, uid, app string) policy.Pod {
 	return policy.Pod{Namespace: "shop", Name: name, UID: uid, Labels: map[string]string{"app": app}}
 }
@@ -145,7 +146,7 @@ func shop(pods ...policy.Pod) *policy.Objects {
 	return o
 }
 
-// wantClass waits until the pod is in the class, and sees it stay there.
+// wantClass waits until the pod is in the class, and checks that it stays there.
 func (r *running) wantClass(name, want string) {
 	r.Helper()
 	check := func() error {
@@ -166,7 +167,7 @@ func (r *running) wantClass(name, want string) {
 	}
 }
 
-// TestAPodThatWasFoundStays until the source has caught up with it.
+// TestAPodThatWasFoundStays: a looked-up pod stays known until the source reports it.
 func TestAPodThatWasFoundStays(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -188,7 +189,7 @@ func TestAPodThatWasFoundStays(t *testing.T) {
 	r.tell(shop(), nil)
 	r.wantClass("db-0", classClosed)
 
-	// Whatever else the source tells of the name is newer too.
+	// Any other report of the source about that name is newer too.
 	if _, err := r.enrol(id); err != nil {
 		t.Error(err)
 	}
@@ -196,7 +197,7 @@ func TestAPodThatWasFoundStays(t *testing.T) {
 	r.tell(shop(named("db-0", "3", "old")), nil)
 	r.wantClass("db-0", classClosed)
 
-	// With the endpoint goes what was found.
+	// When the endpoint ends, the agent forgets the looked-up pod.
 	r.tell(shop(), nil)
 	if _, err := r.enrol(id); err != nil {
 		t.Error(err)
@@ -210,7 +211,7 @@ func TestAPodThatWasFoundStays(t *testing.T) {
 	r.wantClass("db-0", classClosed)
 }
 
-// TestALateAnswerIsIgnored if the source has told of the pod meanwhile.
+// TestALateAnswerIsIgnored: the source has reported the pod before the lookup's answer comes.
 func TestALateAnswerIsIgnored(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -24,7 +24,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// stepped is an agent whose loop the test goes round itself, so that it says in which order things come in.
+// stepped is an agent whose loop is run by the test, one step at a time. So the test decides the order of events.
 type stepped struct {
 	*running
 	*agent
@@ -50,7 +50,8 @@ func step(t *testing.T, objects *policy.Objects) *stepped {
 	return &stepped{&running{T: t}, a, sets}
 }
 
-// hear has the agent read all records, bring what is known into the kernel, and judge connections anew if that is owed.
+// hear makes the agent read all records, write the known state to the kernel, and walk through connections if that is
+// due.
 func (s *stepped) hear(verify netfilter.Verify) {
 	s.Helper()
 	s.takeRecords(dirwatch.Change{Lost: true})
@@ -63,7 +64,7 @@ func (s *stepped) hear(verify netfilter.Verify) {
 	}
 }
 
-// add attaches a pod and enrols it as the plugin does, before the agent has heard of its record.
+// add attaches a pod and enrols it as the plugin does, before the agent has been told of its record.
 func (s *stepped) add(name, uid, address string) {
 	s.Helper()
 	id := s.attachUID(name, uid, address)
@@ -79,7 +80,7 @@ func (s *stepped) add(name, uid, address string) {
 	}
 }
 
-// del takes it away again as the plugin does; the agent hasn't heard of it when it returns.
+// del removes the pod as the plugin does. The agent hasn't been told when del returns.
 func (s *stepped) del(name, uid, address string) {
 	s.Helper()
 	id := endpoint.ID("shop."+name+uid, "eth0")
@@ -94,7 +95,7 @@ func (s *stepped) del(name, uid, address string) {
 	}
 }
 
-// in are the words beside the address in every set that holds it, by the beginning of the sets' names.
+// in returns the words beside the address in every set that contains it, by the beginnings of the sets' names.
 func (s *stepped) in(address string) []string {
 	s.Helper()
 	headers, err := s.sets.Headers()
@@ -117,8 +118,9 @@ func (s *stepped) in(address string) []string {
 	return in
 }
 
-// TestFault7AnAddressWhoseOldRecordWasNotHeardOf: weave-npc kept the old pod's memberships if it heard of its end
-// after the new one's beginning. Of the old pod's classes and peers nothing is the new one's.
+// TestFault7AnAddressWhoseOldRecordWasNotHeardOf: in weave-npc a new pod inherited the set memberships of the old pod
+// with its address, if the events came in the wrong order. In weir the new pod gets none of the old pod's classes and
+// peers.
 func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -151,7 +153,7 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	if got := s.in("10.88.0.9"); !slices.Equal(got, want) {
 		t.Errorf("after the kernel was read, the second pod is in %q, want %q", got, want)
 	}
-	// Should both records be on disk, the later one counts.
+	// If both records are on disk, the later one counts.
 	s.attachUID("db-0", "1", "10.88.0.9")
 	e, err := endpoint.Load(endpoint.ID("shop.evil2", "eth0"))
 	if err != nil {
@@ -170,8 +172,8 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	}
 }
 
-// TestAPodThatComesAgain with the same name and address before the agent has heard that it went: what DEL took out of
-// the sets must come back, and counts as no repair.
+// TestAPodThatComesAgain: a pod gets the same name and address before the agent has learned that the old one went. The
+// agent restores what DEL removed from the sets, and doesn't count that as a repair.
 func TestAPodThatComesAgain(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -203,7 +205,7 @@ func TestAPodThatComesAgain(t *testing.T) {
 	}
 }
 
-// TestRecordsThatAreNotRead: while it isn't known which pods there are, what the kernel holds stays.
+// TestRecordsThatAreNotRead: while it is unknown which pods there are, the kernel's sets and rules stay as they are.
 func TestRecordsThatAreNotRead(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

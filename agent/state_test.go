@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestClusterViewJoinsLookups: a looked-up pod stands in for its namesake until the source's objects have another
-// one, or its endpoint ends; and what was given out before never changes.
+// TestClusterViewJoinsLookups: a looked-up pod counts until the source reports a pod of that name, or the pod's
+// endpoint ends. Views that were handed out earlier never change.
 func TestClusterViewJoinsLookups(t *testing.T) {
 	web := endpoint.Endpoint{ContainerID: "c", IfName: "eth0", Pod: endpoint.Pod{Namespace: "shop", Name: "web", UID: "2"}}
 	endpoints := map[string]endpoint.Endpoint{web.ID(): web}
@@ -61,7 +61,7 @@ func (p *publications) Publish(_ context.Context, pods map[endpoint.Pod][]netip.
 
 func (p *publications) AwaitPublished(context.Context, endpoint.Pod) {}
 
-// TestPublisher publishes the first interface of enrolled pods, and only changes.
+// TestPublisher: only the first interface of each enrolled pod is published, and only when something has changed.
 func TestPublisher(t *testing.T) {
 	at := func(ifName, address string) endpoint.Endpoint {
 		return endpoint.Endpoint{
@@ -85,7 +85,8 @@ func TestPublisher(t *testing.T) {
 	}
 }
 
-// TestFaultsAreLoggedWhenTheyChange, with the meaning that they began with.
+// TestFaultsAreLoggedWhenTheyChange: a fault is logged once when it begins and once when it ends. The second line repeats
+// the meaning of the first.
 func TestFaultsAreLoggedWhenTheyChange(t *testing.T) {
 	var log journal
 	f := newFaults(slog.New(slog.NewTextHandler(&log, nil)))
@@ -105,7 +106,7 @@ func TestFaultsAreLoggedWhenTheyChange(t *testing.T) {
 	}
 }
 
-// TestCuttingIsDue where a walk may find something, and nowhere else.
+// TestCuttingIsDue: a walk is due only where it may find a connection to cut.
 func TestCuttingIsDue(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
@@ -128,7 +129,7 @@ func TestCuttingIsDue(t *testing.T) {
 	}
 }
 
-// TestRefusalsAreReplaced, never changed: snapshots share them.
+// TestRefusalsAreReplaced: refusals are replaced as a whole and never modified, because snapshots share them.
 func TestRefusalsAreReplaced(t *testing.T) {
 	var k kernelView
 	one, two := ruleset.Refusal{Set: "one"}, ruleset.Refusal{Set: "two"}

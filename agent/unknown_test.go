@@ -13,8 +13,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestWhatIsUnknown is the table of all that the agent reads of the node, and of how reading it fails. Each time the
-// node isn't ready, the status says why, no pod is enrolled, and the agent goes on trying until it can read it again.
+// TestWhatIsUnknown has a row for everything that the agent reads from the node, and for each way in which reading
+// fails. Each time the node isn't ready, the status has the reason, no pod is enrolled, and the agent retries until it
+// can read it.
 func TestWhatIsUnknown(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -68,7 +69,7 @@ func TestWhatIsUnknown(t *testing.T) {
 				}
 				return nil
 			})
-			// weir's rule gets back its place all the same.
+			// Nevertheless weir's rule is put back into its place.
 			sh(`nft insert rule ip mangle FORWARD counter accept`)
 			r.eventually("weir's rule is first", func() error {
 				out := nodetest.Run(t, "sh", "-c", "nft list chain ip mangle FORWARD 2>/dev/null | grep counter")
@@ -104,7 +105,7 @@ func TestWhatIsUnknown(t *testing.T) {
 	}
 }
 
-// TestConnectionsThatAreUnknown: a walk through the connections fails, for the kernel doesn't tell of them, or can't
+// TestConnectionsThatAreUnknown: a walk through the connections fails because the kernel doesn't list them, or can't
 // mark one.
 func TestConnectionsThatAreUnknown(t *testing.T) {
 	if !nodetest.Isolated(t) {

@@ -49,7 +49,7 @@ func (n *node) must(err error) {
 	}
 }
 
-// begin is an ADD that has come as far as its address.
+// begin starts an ADD and stops once the address is assigned.
 func (n *node) begin(container, network string) (e *endpoint.Endpoint, making io.Closer) {
 	n.Helper()
 	e = &endpoint.Endpoint{ContainerID: container, IfName: "eth0", Network: network, Enforcement: conf.Strict}
@@ -69,7 +69,7 @@ func (n *node) begin(container, network string) (e *endpoint.Endpoint, making io
 	return e, making
 }
 
-// add attaches a container: all that ADD makes, and what the agent adds to it.
+// add attaches a container: it makes all that ADD makes, and adds what the agent adds.
 func (n *node) add(container, network string) *endpoint.Endpoint {
 	n.Helper()
 	e, making := n.begin(container, network)
@@ -87,7 +87,7 @@ func (n *node) add(container, network string) *endpoint.Endpoint {
 	return e
 }
 
-// traces are what is there of each container, by its name.
+// traces returns everything that exists of each container, by the container's name.
 func (n *node) traces() map[string][]string {
 	n.Helper()
 	out := nodetest.Run(n, "sh", "-c",
@@ -199,8 +199,8 @@ func TestCollect(t *testing.T) {
 	n.want("with nothing valid", map[string][]string{})
 }
 
-// TestEvict: what the agent has seen in the set of all pods may have become an attachment's, or may have ended,
-// since.
+// TestEvict: since the agent has seen an address in the set of all pods, the address may have been assigned to an
+// attachment, or its attachment may have ended.
 func TestEvict(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -219,7 +219,7 @@ func TestEvict(t *testing.T) {
 	n.want("evicted", map[string][]string{"c1": whole})
 }
 
-// TestLostRecords: what is there without a record is nobody's, unless the runtime says that it is somebody's.
+// TestLostRecords: things without a record belong to no attachment, unless the runtime lists their attachment.
 func TestLostRecords(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -244,7 +244,8 @@ func TestLostRecords(t *testing.T) {
 	}
 }
 
-// TestAnIDThatCameBack: between looking at an attachment and ending it, it was deleted and made again.
+// TestAnIDThatCameBack: the attachment was deleted and made again after the agent had looked at it and before it ends
+// it.
 func TestAnIDThatCameBack(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -274,7 +275,7 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	n.add("c2", "weir")
 	n.must(os.WriteFile(record("c1", ".json"), []byte(`{"containerID": "c1", "ifName": "eth0", "hostInterface": 7`),
 		0o600))
-	// as another plugin's
+	// as another plugin's pod
 	for _, command := range []string{
 		"link del " + bridge.PortName("c1:eth0"),
 		"neigh flush nud permanent dev " + bridge.Name,
@@ -290,7 +291,7 @@ func TestEndOfABrokenRecord(t *testing.T) {
 		n.must(NewNode().End("c1:eth0"))
 		n.want("ended", map[string][]string{"c2": whole})
 	}
-	// A record that names another's link: it isn't touched.
+	// A record that names another attachment's link: the link isn't touched.
 	e, err := endpoint.Load("c2:eth0")
 	n.must(err)
 	e.HostIf = "lo"
@@ -298,7 +299,7 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	n.must(NewNode().End("c2:eth0"))
 	n.want("ended", map[string][]string{})
 	nodetest.Run(t, "ip", "link", "show", "lo")
-	// One that can be read, and can't be.
+	// One record that can be read, and one that can't.
 	n.add("c3", "weir")
 	n.must(os.WriteFile(record("c3", ".json"),
 		[]byte(`{"containerID": "c3", "ifName": "eth0", "mac": "0a:58:0a:58:00:02", "addresses": [{}]}`), 0o600))

@@ -51,7 +51,7 @@ func request(netns string, enforcement conf.Enforcement) Request {
 	}
 }
 
-// nothing fails unless nothing is left of the attachment, on the node or in the sets.
+// nothing fails unless everything of the attachment is gone, on the node and in the sets.
 func nothing(t *testing.T, when string, sets *otherSets) {
 	t.Helper()
 	assigned, err := ipam.Assignments()
@@ -66,7 +66,7 @@ func nothing(t *testing.T, when string, sets *otherSets) {
 	}
 }
 
-// TestMake: whichever step fails, Make undoes what the steps before it did, and says which error it is.
+// TestMake: whichever step fails, Make undoes the earlier steps, and returns the error of the failed one.
 func TestMake(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -147,7 +147,7 @@ func TestMake(t *testing.T) {
 	}
 }
 
-// TestMakeAndEnd: with another implementation of PodSets an attachment is made, exists once, and ends.
+// TestMakeAndEnd: with another implementation of PodSets an attachment can be made, made only once, and ended.
 func TestMakeAndEnd(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -57,7 +57,7 @@ func newNodeFor(t *testing.T, addrs string) node {
 	return node{t, h, b}
 }
 
-// pod adds a port with the address and opens it; the guard is left to the caller.
+// pod adds a port with the address and sets it up. It doesn't add the sender to the guard.
 func (n node) pod(name, addr string) Port {
 	n.Helper()
 	path := nodetest.NewNS(n, name)
@@ -134,7 +134,7 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 		t.Fatal(err)
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
-	// Again, as the agent repairs it: entries of known senders stay, and others are deleted.
+	// Once more, as the agent repairs it: entries of known senders stay, and others are deleted.
 	leftover := Sender{PortName("gone"), p.MAC, p.Addresses}
 	if err := AllowSender(leftover); err != nil {
 		t.Fatal(err)
@@ -303,7 +303,7 @@ func TestEnsureRefusesAStrangersLink(t *testing.T) {
 	}
 }
 
-// TestEnsureGoesOn: Ensure completes a bridge whose ADD was killed just after making the link.
+// TestEnsureGoesOn: Ensure completes a bridge if an ADD was killed just after it had made the link.
 func TestEnsureGoesOn(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -82,7 +82,7 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 	}
 }
 
-// TestABridgeGetsItsOtherFamily: a node whose pods have IPv4 only gets IPv6, and the pods keep their network.
+// TestABridgeGetsItsOtherFamily: a node with IPv4 pods only gets IPv6 too, and its pods stay connected.
 func TestABridgeGetsItsOtherFamily(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -142,7 +142,7 @@ func TestWithoutIPv6(t *testing.T) {
 	}
 }
 
-// TestTheNodesOwnRouterStays: a node whose default route is from a router advertisement accepts further ones.
+// TestTheNodesOwnRouterStays: a node that got its default route from a router advertisement accepts further ones.
 func TestTheNodesOwnRouterStays(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

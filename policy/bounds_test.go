@@ -18,7 +18,7 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// large is a state in which sane/web may be reached by sane/client alone, and x/big by whom the policies let through.
+// large returns a state in which only sane/client may reach sane/web. The policies decide which pods may reach x/big.
 func large(t testing.TB, policies ...*networkingv1.NetworkPolicy) policy.State {
 	t.Helper()
 	objects := golden.Objects(t, []byte(`
@@ -48,8 +48,8 @@ spec:
 	return golden.OnNode(objects)
 }
 
-// TestLargePolicies: what is merely large works, in few rules; what is beyond a bound is reported with its field and
-// lets nothing through. Neither changes what others' policies mean.
+// TestLargePolicies: a large policy compiles to few rules. One that exceeds a bound is reported with its field and
+// allows nothing. Neither affects other policies.
 func TestLargePolicies(t *testing.T) {
 	big := map[string]string{"app": "big"}
 	let := func(from []networkingv1.NetworkPolicyPeer,

@@ -15,7 +15,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// claimant is a Node made at that minute; -1: nobody knows when. Its addresses and networks have blanks between.
+// claimant returns a Node that was created in that minute; -1 means that the time is unknown. Blanks separate its
+// addresses, and its networks.
 func claimant(name string, minute int, addresses, networks string) Node {
 	n := Node{Name: name}
 	if minute >= 0 {
@@ -107,7 +108,8 @@ func TestSettle(t *testing.T) {
 	}
 }
 
-// TestSettleOrder: who came first keeps what two claim, whatever the names are and in whatever order they are told of.
+// TestSettleOrder: if two Nodes claim the same thing, the older Node keeps it, whatever their names and the order of
+// reports.
 func TestSettleOrder(t *testing.T) {
 	for _, tc := range []struct {
 		first, second int // minutes
@@ -138,8 +140,8 @@ func TestSettleOrder(t *testing.T) {
 	}
 }
 
-// TestWhatCountedBefore: a Node that is edited takes nothing from others, be it the oldest, and one that was made anew
-// under its name is another.
+// TestWhatCountedBefore: an edited Node takes nothing away from others, even if it is the oldest. A Node that was
+// deleted and made again under its name counts as another Node.
 func TestWhatCountedBefore(t *testing.T) {
 	const address, network = "172.20.1.10", "100.96.1.0/24"
 	victim := claimant("z", 5, address, network)
@@ -168,7 +170,7 @@ func TestWhatCountedBefore(t *testing.T) {
 	}
 }
 
-// TestOneNodesManyClaims: of one Node only so much counts, and so much is told.
+// TestOneNodesManyClaims: only a limited number of one Node's claims count, and only a limited number are reported.
 func TestOneNodesManyClaims(t *testing.T) {
 	evil := claimant("evil", 2, "", "")
 	for i := range 10_000 {
@@ -183,7 +185,7 @@ func TestOneNodesManyClaims(t *testing.T) {
 	}
 }
 
-// TestLocalAddresses: no other node's network holds an address that this node needs.
+// TestLocalAddresses: another node's network doesn't count if it contains an address that this node needs.
 func TestLocalAddresses(t *testing.T) {
 	var local []UnderlayAddress
 	for _, a := range []string{"172.17.0.1", "172.20.1.1", "2001:db8::1"} {
@@ -207,7 +209,7 @@ func TestLocalAddresses(t *testing.T) {
 	}
 }
 
-// TestSettleAgreesWithComparingAll compares with the plain way, which compares each claim with all.
+// TestSettleAgreesWithComparingAll compares Settle with a simple version, which compares each claim with all others.
 func TestSettleAgreesWithComparingAll(t *testing.T) {
 	for seed := range uint64(200) {
 		r := rand.New(rand.NewPCG(seed, 0))

@@ -20,7 +20,7 @@ func TestGolden(t *testing.T) {
 	})
 }
 
-// The verdicts of one table row, of the rules and of the evaluator, are for packets FROM>TO:PROTO:PORT, where FROM
+// Each line of the table has the verdicts of the rules and of the evaluator for packets FROM>TO:PROTO:PORT, where FROM
 // and TO are pods or addresses.
 func TestJudge(t *testing.T) {
 	for _, tc := range []struct {
@@ -90,7 +90,7 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestChained: pods whose network another plugin made are judged as all are, and masqueraded by nobody but that plugin.
+// TestChained: policies apply to pods with another plugin's network as to all pods. Only that plugin masquerades them.
 func TestChained(t *testing.T) {
 	chained := policy.Endpoint{
 		ID:          "c:eth0",

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// corners has pods of this node (web and db in shop, free in lab) and of others, of which some have no address, their
-// node's, or have ended.
+// corners returns pods of this node (web and db in shop, free in lab) and of other nodes. Some of these have no
+// address, some have their node's, and some have ended.
 const corners = `
 apiVersion: v1
 kind: Namespace
@@ -70,8 +70,8 @@ kind: Pod
 metadata: {name: new, namespace: shop, labels: {app: web}}
 `
 
-// TestCorners: what networking.k8s.io/v1 says where it is easily read otherwise. The rules and the evaluator must
-// both say so. A policy selects shop/db unless its spec says otherwise.
+// TestCorners checks points of networking.k8s.io/v1 that are easily misread. The rules and the evaluator must agree
+// with it. A policy selects shop/db unless its spec says otherwise.
 func TestCorners(t *testing.T) {
 	for _, tc := range []struct {
 		name, spec   string
@@ -238,7 +238,7 @@ func TestCorners(t *testing.T) {
 	}
 }
 
-// TestChangesOfObjects: what a label, a namespace's or a policy meant ends with it.
+// TestChangesOfObjects: when a label, a namespace or a policy is removed or changed, its old effect ends.
 func TestChangesOfObjects(t *testing.T) {
 	const np = `---
 apiVersion: networking.k8s.io/v1

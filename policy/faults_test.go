@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// shop is a cluster in which shop/web may be reached by shop/client on port 80, and shop/db by nobody; lab/free is
-// under no policy. The node is self.
+// shop is a cluster: shop/client may reach shop/web on port 80, no pod may reach shop/db, and no policy selects
+// lab/free. The node is self.
 const shop = `
 apiVersion: v1
 kind: Namespace
@@ -70,7 +70,7 @@ func faultNode(name, address string, cidrs ...string) policy.Node {
 	return n
 }
 
-// faultPod has the label of those that may reach shop/web.
+// faultPod has the label of the pods that may reach shop/web.
 func faultPod(namespace, name, node, address string) policy.Pod {
 	return policy.Pod{
 		Namespace: namespace,
@@ -81,10 +81,10 @@ func faultPod(namespace, name, node, address string) policy.Pod {
 	}
 }
 
-// TestFaults: whatever is wrong with one object is reported once, with object and field, opens nothing, and leaves all
-// else as it was.
+// TestFaults: each fault of an object is reported once, with object and field. It allows no more traffic, and affects
+// nothing else.
 func TestFaults(t *testing.T) {
-	// Verdicts of the cluster as it should be.
+	// These are the verdicts without a fault.
 	const (
 		pass   = "client>web:tcp:80 web>client:tcp:9 web>free:tcp:80 client>free:tcp:80 192.0.2.9>free:tcp:80"
 		closed = "client>web:tcp:81 client>db:tcp:80 free>web:tcp:80 free>db:tcp:80 192.0.2.9>web:tcp:80"

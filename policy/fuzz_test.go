@@ -13,7 +13,8 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// FuzzPolicy compiles whatever the API server may hand out, and holds what the rules let through against the evaluator.
+// FuzzPolicy compiles any objects that the API server may return, and compares the rules' verdicts with the
+// evaluator's.
 func FuzzPolicy(f *testing.F) {
 	for _, s := range []string{
 		`{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8, 10.88.0.0/16]}}], ` +

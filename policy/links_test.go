@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// TestSelf: an isolated pod reaches itself, however it is attached, and nobody gets to it by pretending to be it.
+// TestSelf: an isolated pod reaches itself, however it is attached. No other sender reaches it by forging its address.
 func TestSelf(t *testing.T) {
 	judge, err := ruleset.NewSimulator(policy.Compile(golden.Load(t, "testdata/other-plugins.yaml")))
 	if err != nil {
@@ -44,7 +44,7 @@ func TestSelf(t *testing.T) {
 	}
 }
 
-// TestSendersOfOtherPlugins: by a link that belongs to one pod only that pod sends.
+// TestSendersOfOtherPlugins: if a link belongs to one pod, only packets from that pod's addresses are accepted from it.
 func TestSendersOfOtherPlugins(t *testing.T) {
 	judge, err := ruleset.NewSimulator(policy.Compile(golden.Load(t, "testdata/other-plugins.yaml")))
 	if err != nil {
@@ -70,7 +70,7 @@ func TestSendersOfOtherPlugins(t *testing.T) {
 	}
 }
 
-// TestLoopback: no pod reaches the node's loopback but where somebody has translated a destination to it.
+// TestLoopback: no pod reaches the node's loopback, unless a rule of the node has translated the destination to it.
 func TestLoopback(t *testing.T) {
 	state := golden.Load(t, "testdata/other-plugins.yaml")
 	state.Policies = nil

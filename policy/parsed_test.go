@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestParsedSavesNothingButTime: whatever was read before, a state means what it says.
+// TestParsedSavesNothingButTime: the result for a state doesn't depend on the objects that were parsed before.
 func TestParsedSavesNothingButTime(t *testing.T) {
 	for seed := range uint64(100) {
 		r := rand.New(rand.NewPCG(seed, 4))
@@ -41,7 +41,7 @@ func TestParsedSavesNothingButTime(t *testing.T) {
 	}
 }
 
-// text is all that the ruleset says.
+// text returns the whole ruleset as text.
 func text(t *testing.T, r ruleset.Ruleset) string {
 	t.Helper()
 	var b bytes.Buffer
@@ -51,7 +51,8 @@ func text(t *testing.T, r ruleset.Ruleset) string {
 	return b.String()
 }
 
-// TestManyPodsWithOneAddress: what is said of them doesn't grow with the square of their number.
+// TestManyPodsWithOneAddress: each problem names only a few of the other pods, so the text doesn't grow with the square
+// of their number.
 func TestManyPodsWithOneAddress(t *testing.T) {
 	var s policy.State
 	for i := range 1000 {

@@ -10,14 +10,14 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// wish is a demand in short: rules, and the names of the sets, of which each has as many entries as it has letters.
+// wish is a short form of a demand: rules, and the names of sets. A set has as many entries as its name has letters.
 type wish struct {
 	namespace string
 	rules     int
 	sets      []string
 }
 
-// granted says which of the wishes are granted, in their order.
+// granted returns which of the wishes are granted, in their order.
 func granted(room amount, wishes []wish) []bool {
 	c := compiler{room: room, supplies: map[string]*supply{}, reported: map[string][]ruleset.Problem{}}
 	var all []*demand
@@ -42,7 +42,7 @@ func granted(room amount, wishes []wish) []bool {
 	return answers
 }
 
-// takes is what the wishes take together, a set that several have but once.
+// takes returns what the wishes need together. A set that several wishes share counts once.
 func takes(wishes []wish) (a amount) {
 	sets := map[string]bool{}
 	for _, w := range wishes {
@@ -94,9 +94,9 @@ func TestGrant(t *testing.T) {
 	}
 }
 
-// TestGrantIsFair: whatever is asked for, what is granted has room; a namespace that needs no more than an equal part
-// of the node gets all of it, and so does everybody if all of it has room; and the order in which namespaces ask means
-// nothing.
+// TestGrantIsFair: granted demands never exceed the room. A namespace that needs no more than an equal part of the node
+// gets all that it asks for. If there is room for all demands, all are granted. The order of the namespaces doesn't
+// matter.
 func TestGrantIsFair(t *testing.T) {
 	limited := 0
 	for seed := range uint64(3000) {
@@ -139,7 +139,7 @@ func TestGrantIsFair(t *testing.T) {
 		if !whole {
 			limited++
 		}
-		// The same, its namespaces in another order.
+		// The same with its namespaces in another order.
 		order := r.Perm(5)
 		index := make([]int, len(wishes))
 		for i := range index {

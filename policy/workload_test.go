@@ -7,7 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestWorkloadsName gives each kind names that its pods can have and names that they can't.
+// TestWorkloadsName checks, for each kind, names that its pods can have and names that they can't.
 func TestWorkloadsName(t *testing.T) {
 	long := strings.Repeat("a", 60)
 	cut := long[:57] + "-" // 58 letters: where a generateName ends
@@ -112,7 +112,7 @@ func TestWorkloadsName(t *testing.T) {
 	}
 }
 
-// TestWorkloadsLabel compares the labels that controllers add.
+// TestWorkloadsLabel compares the labels of pods with those that controllers add.
 func TestWorkloadsLabel(t *testing.T) {
 	long := strings.Repeat("a", 52)
 	for _, tc := range []struct {

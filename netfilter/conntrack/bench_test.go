@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// full gives the benchmark a connection table of its own with the entries of 50 pods, in a network namespace that ends
-// with its thread. It needs root. Run it as: go test ./netfilter/conntrack -run - -bench .
+// full fills a connection table with the entries of 50 pods. The table is in a network namespace that ends with the
+// benchmark's thread. It needs root. Run it as: go test ./netfilter/conntrack -run - -bench .
 func full(b *testing.B, entries int) {
 	b.Helper()
 	runtime.LockOSThread()
@@ -70,7 +70,7 @@ func BenchmarkAll200000(b *testing.B) {
 	}
 }
 
-// BenchmarkDelete200000: the address has no connection, like that of most pods that end.
+// BenchmarkDelete200000 deletes the connections of an address that has none, as with most pods that end.
 func BenchmarkDelete200000(b *testing.B) {
 	full(b, 200_000)
 	b.ReportAllocs()

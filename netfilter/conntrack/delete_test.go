@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestForget deletes the connections that an address opened and those that it answers, also behind a translation, and
-// no others; with the kernel's filter and without, as on kernels before 5.8.
+// TestForget deletes the connections that the address has opened or answers, also translated ones, and no others. It
+// does so with the kernel's filter and without, as on kernels before 5.8.
 func TestForget(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -68,7 +68,7 @@ func TestForget(t *testing.T) {
 			t.Errorf("%s: left: %s", name, diff)
 		}
 	}
-	// This kernel filters: the checks above don't pass just because it listed all entries.
+	// This kernel filters: so the checks above don't pass merely because it lists all entries.
 	for c, err := range dump(unix.AF_INET,
 		sourceFilter(netip.MustParseAddr("10.88.0.4"), nl.CTA_TUPLE_ORIG, ctaFilterOrigFlags)...) {
 		if err != nil {

@@ -34,7 +34,7 @@ func TestEntriesWithoutRoomForLabels(t *testing.T) {
 	} {
 		nodetest.Run(t, "conntrack", append([]string{"-I"}, strings.Fields(entry)...)...)
 	}
-	// This connection's beginning the kernel has seen; the others are midstream.
+	// The kernel has seen the beginning of this connection. It sees the others from the middle on.
 	nodetest.Run(t, "iptables", "-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW")
 	l, err := net.Listen("tcp4", "127.0.0.1:80")
 	if err != nil {
@@ -103,7 +103,7 @@ func TestEntriesWithoutRoomForLabels(t *testing.T) {
 	}
 }
 
-// listing returns the table without labels, counters and times.
+// listing returns the table's entries without labels, counters and times.
 func listing(t *testing.T) string {
 	t.Helper()
 	var lines []string

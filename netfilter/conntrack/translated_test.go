@@ -7,7 +7,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestTranslated: a connection whose destination address or port was translated is told from one without translation.
+// TestTranslated: Translated tells connections with a translated destination address or port from those without one.
 func TestTranslated(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

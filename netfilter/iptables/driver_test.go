@@ -21,7 +21,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// driver for the flavour, whatever the node seems to use.
+// driver returns a driver for the flavour, whichever one the node seems to use.
 func driver(t *testing.T, f Flavour) *Driver {
 	t.Helper()
 	d, err := New(t.Context())
@@ -45,8 +45,8 @@ func mustApply(t *testing.T, d *Driver, want ruleset.Ruleset, verify netfilter.V
 func TestApplyLegacy(t *testing.T) { testApply(t, Legacy) }
 func TestApplyNFT(t *testing.T)    { testApply(t, NFT) }
 
-// testApply applies random rulesets one after the other. After each, a driver that knows nothing must find nothing to
-// do: the kernel lists exactly what was written.
+// testApply applies random rulesets one after the other. After each, a new driver must find nothing to change: the
+// kernel lists exactly what was written.
 func testApply(t *testing.T, f Flavour) {
 	if !nodetest.Isolated(t) {
 		return
@@ -143,7 +143,7 @@ func TestDriftIsRepaired(t *testing.T) {
 		nodetest.Run(t, f[0], f[1:]...)
 		mustApply(t, d, want, netfilter.All)
 		if drift == "iptables -t mangle -I FORWARD 1 -j ACCEPT" {
-			// a stranger's; only its place is weir's affair
+			// a rule of another program; weir only checks that it is in its place
 			nodetest.Run(t, "iptables", "-t", "mangle", "-D", "FORWARD", "-j", "ACCEPT")
 		}
 		if got := listing(t); got != golden {
@@ -152,7 +152,7 @@ func TestDriftIsRepaired(t *testing.T) {
 	}
 }
 
-// dualStack is a state with pods of both families, of which some are in a class.
+// dualStack returns a state with pods of both families. Some of them are in a class.
 func dualStack() policy.State {
 	r := rand.New(rand.NewPCG(5, 1))
 	for {
@@ -169,7 +169,7 @@ func dualStack() policy.State {
 	}
 }
 
-// listing is what a person sees.
+// listing returns the rules and sets as a person would list them.
 func listing(t *testing.T) string {
 	var lines []string
 	for line := range strings.Lines(nodetest.Run(t, "iptables-save") + nodetest.Run(t, "ip6tables-save")) {
@@ -209,7 +209,7 @@ func TestFlavour(t *testing.T) {
 	want(Legacy)
 	nodetest.Run(t, "iptables-nft", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
 	want(NFT)
-	// No iptables at all is an error that says so.
+	// Without any iptables the error says so.
 	if err := os.Setenv("PATH", ""); err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +218,7 @@ func TestFlavour(t *testing.T) {
 	}
 }
 
-// TestKnows: the driver knows its own changes from others', also from one that comes in the middle of them.
+// TestKnows: the driver tells its own changes from others', even if another's comes in the middle of its own.
 func TestKnows(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -239,7 +239,8 @@ func TestKnows(t *testing.T) {
 		}
 	}()
 	d := driver(t, NFT)
-	// told are the generations that the watch tells of, up to one of a stranger's, which isn't among them.
+	// told returns the generations that the watch has reported so far. To find the last one, it changes a table itself; it
+	// leaves out the generations of that change.
 	told := func() (all []uint32) {
 		t.Helper()
 		for {
@@ -297,7 +298,7 @@ func TestKnows(t *testing.T) {
 		t.Error("it doesn't know a change that it has read")
 	}
 
-	// A stranger whose change falls into the driver's own.
+	// Another program's change comes in the middle of the driver's own.
 	dir := t.TempDir()
 	script := "#!/bin/sh\nPATH=${PATH#*:}\niptables-nft-restore \"$@\" && iptables-nft -t mangle -F WEIR-INPUT\n"
 	if err := os.WriteFile(dir+"/iptables-nft-restore", []byte(script), 0o700); err != nil {
@@ -329,7 +330,8 @@ func TestKnows(t *testing.T) {
 	}
 }
 
-// TestKeepClosed: while nobody knows what should be, what stands stays, and what doesn't is closed.
+// TestKeepClosed: while the wanted ruleset is unknown, complete rules stay as they are. If a part of them is missing,
+// KeepClosed writes the ruleset that denies.
 func TestKeepClosed(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -387,8 +389,7 @@ func TestKeepClosed(t *testing.T) {
 	}
 }
 
-// TestKeepClosedAfterAnUpgrade: rules of a version that had fewer chains stand, and stay until it is known what should
-// be.
+// TestKeepClosedAfterAnUpgrade: rules of a version with fewer chains stay until the wanted ruleset is known.
 func TestKeepClosedAfterAnUpgrade(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -409,7 +410,7 @@ func TestKeepClosedAfterAnUpgrade(t *testing.T) {
 	}
 }
 
-// TestWithoutIP6tables: a node without IPv6 pods needs none, and nothing asks for it.
+// TestWithoutIP6tables: a node without IPv6 pods doesn't need ip6tables, and the driver never calls it.
 func TestWithoutIP6tables(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -452,7 +453,7 @@ func TestWithoutIP6tables(t *testing.T) {
 	if err := errors.Join(d.CleanOtherFlavour(t.Context()), d.Remove(t.Context())); err != nil {
 		t.Error(err)
 	}
-	// And with it all is well, though a stranger has come first meanwhile.
+	// With ip6tables all is well, even though another program has used it first.
 	t.Setenv("PATH", path)
 	nodetest.Run(t, "ip6tables", "-t", "mangle", "-A", "FORWARD", "-j", "ACCEPT")
 	d = driver(t, NFT)

@@ -17,9 +17,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestFault8OneTransactionForAllChanges: weave-npc ran ipset or iptables once for each change, and every node had all
-// the cluster's policies in one list. Here all changes to the rules are one call, pods that come and go are none, and
-// the rules are those of the node's own pods, each in the chain of who is under it.
+// TestFault8OneTransactionForAllChanges: weave-npc ran ipset or iptables once for each change, and every node had the
+// policies of the whole cluster in one list. In weir all changes to rules are one call, and a pod that comes or goes
+// changes no rule. A node has only its own pods' rules, in one chain for each class.
 func TestFault8OneTransactionForAllChanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

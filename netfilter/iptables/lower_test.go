@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// TestGolden compares what rulesets are lowered to with testdata/NAME.rules; go test ./netfilter/iptables -update
-// writes them.
+// TestGolden compares the lowered rulesets with testdata/NAME.rules; go test ./netfilter/iptables -update writes these
+// files.
 func TestGolden(t *testing.T) {
 	golden.Each(t, "../..", func(t *testing.T, name string, state policy.State) {
 		r := policy.Compile(state)
@@ -22,7 +22,7 @@ func TestGolden(t *testing.T) {
 	})
 }
 
-// listed prints sets, rules and jumps as a person would list them, IPv6's behind IPv4's.
+// listed returns sets, rules and jumps as a person would list them, IPv4's first.
 func listed(l *lowered, problems []ruleset.Problem) string {
 	var b strings.Builder
 	six := func(f conf.Family, words string) string {
@@ -56,7 +56,8 @@ func listed(l *lowered, problems []ruleset.Problem) string {
 	return b.String()
 }
 
-// TestLimits: entries that ipset hasn't become those that it has, and refusals of these name the former.
+// TestLimits: entries that ipset doesn't support are written as entries that it supports. A refusal of one of these
+// names the original entry.
 func TestLimits(t *testing.T) {
 	entry := func(p, words string) ruleset.Entry {
 		return ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix(p)}, Comment: words}
@@ -110,7 +111,7 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// TestMultiport: a rule with many ports becomes several, each with no more than iptables takes.
+// TestMultiport: a rule with many ports becomes several rules, none with more ports than iptables accepts.
 func TestMultiport(t *testing.T) {
 	r := ruleset.Rule{Proto: ruleset.TCP, Action: ruleset.Return}
 	for i := range uint16(8) {

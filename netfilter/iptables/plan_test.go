@@ -17,17 +17,17 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// stateOf is what the kernel has once the ruleset was applied.
+// stateOf returns the kernel's state after the ruleset was applied.
 func stateOf(r ruleset.Ruleset) state {
 	l := lower(r)
 	return state{}.after(makePlan(state{}, l), l, nil)
 }
 
-// planFor is the way from one ruleset to the other.
+// planFor returns the plan that leads from one ruleset to the other.
 func planFor(have, want ruleset.Ruleset) plan { return makePlan(stateOf(have), lower(want)) }
 
-// TestNoStepOpens carries out plans between random states step by step. At no moment may a packet pass that neither the
-// old nor the new state lets through.
+// TestNoStepOpens carries out plans between random states step by step. At no step may the kernel accept a packet that
+// both the old and the new state drop.
 func TestNoStepOpens(t *testing.T) {
 	for seed := range uint64(1000) {
 		r := rand.New(rand.NewPCG(seed, 1))
@@ -70,7 +70,8 @@ func TestNoStepOpens(t *testing.T) {
 	}
 }
 
-// TestDenyAllChangesSetsOnly: whoever denies all wants it at once, and rules take much longer to change than sets.
+// TestDenyAllChangesSetsOnly: denying all must take effect at once, and changing rules takes much longer than changing
+// sets.
 func TestDenyAllChangesSetsOnly(t *testing.T) {
 	var open policy.State
 	for seed := uint64(0); len(open.Endpoints) == 0; seed++ {
@@ -94,8 +95,8 @@ func TestDenyAllChangesSetsOnly(t *testing.T) {
 	}
 }
 
-// TestAPodThatIsExpectedChangesSetsOnly: the classes of a pod that is to run on this node are there before it is
-// attached, and when it is gone, as long as its object is.
+// TestAPodThatIsExpectedChangesSetsOnly: the classes of a pod exist from when its object names this node until the
+// object is deleted. So attaching or detaching the pod changes no rules.
 func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 	for seed := range uint64(200) {
 		s := policytest.State(rand.New(rand.NewPCG(seed, 1)))
@@ -124,8 +125,8 @@ func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 	}
 }
 
-// TestPeersCloseBeforeAndOpenAfter: a pod that becomes a peer in the same change that takes a rule away must not come
-// through the old rule.
+// TestPeersCloseBeforeAndOpenAfter: if one change makes a pod a peer and removes a rule, the old rule must never accept
+// the pod's packets.
 func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
 	set := func(addrs ...string) ruleset.Ruleset {
 		s := ruleset.Set{Name: "weir-sel-X", Kind: ruleset.Addresses, Role: ruleset.Peers}
@@ -144,7 +145,7 @@ func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
 	}
 }
 
-// TestCloses: what only opens is told from what may close, and the states of a random cluster agree.
+// TestCloses: a change that only allows more is told from one that may deny, in single cases and in random clusters.
 func TestCloses(t *testing.T) {
 	set := func(role ruleset.SetRole, addrs ...string) ruleset.Ruleset {
 		s := ruleset.Set{Name: fmt.Sprint("weir-", role), Kind: ruleset.Addresses, Role: role}
@@ -314,8 +315,8 @@ func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
 	}
 }
 
-// TestAcceptsAheadOfWhatRefusesAll: where filter FORWARD refuses whatever has come so far, weir's jump stands ahead of
-// that, and behind all else that others have there.
+// TestAcceptsAheadOfWhatRefusesAll: if filter FORWARD ends with a rule that refuses all other packets, weir's jump
+// comes directly before that rule, and after all other rules of other programs.
 func TestAcceptsAheadOfWhatRefusesAll(t *testing.T) {
 	want := policy.Compile(policy.State{})
 	const jump = `-m comment --comment "weir: no other default drops what policy let through" -j WEIR-ACCEPT`

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestTrials finds out what a kernel refuses that refuses what has one of these texts.
+// TestTrials: trials find the refused rules if the kernel refuses every rule that contains one of these texts.
 func TestTrials(t *testing.T) {
 	rule := func(of string, proto ruleset.Protocol, ports ...uint16) ruleset.Rule {
 		r := ruleset.Rule{Policy: of, Proto: proto, Action: ruleset.Return, Comment: "weir: " + of}
@@ -105,8 +105,8 @@ func TestTrials(t *testing.T) {
 	}
 }
 
-// TestRefusedByTheKernel: sets and entries that the kernel refuses, and rules that iptables does, are told of as such
-// where nothing else rests on them; what the kernel has to take is an error.
+// TestRefusedByTheKernel: if the kernel refuses sets, entries or rules that nothing else depends on, they are reported
+// as refused. If it refuses a part that weir can't do without, Apply returns an error.
 func TestRefusedByTheKernel(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

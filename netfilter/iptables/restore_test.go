@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRestorers: one that waits keeps nobody from the tables; one that somebody has killed is replaced; what goes
-// wrong is said with the program's own words; one of the flavour that the node has left isn't used.
+// TestRestorers: a waiting program doesn't lock the tables for others; one that was killed is replaced; an error
+// contains the program's own message; a program of the flavour that the node no longer uses isn't used.
 func TestRestorers(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -52,8 +52,7 @@ func TestRestorers(t *testing.T) {
 	}
 }
 
-// TestOffendingLine: of all commands an error quotes the line that the program names, and no more than an excerpt of
-// it.
+// TestOffendingLine: of all commands, an error quotes only the line that the program names, and only an excerpt of it.
 func TestOffendingLine(t *testing.T) {
 	commands := "*mangle\n:WEIR-A - [0:0]\n-A WEIR-A -p sctp -j RETURN\n-A WEIR-A " + strings.Repeat("x", 5000) +
 		"\nCOMMIT\n"

@@ -8,7 +8,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestRules changes each field of a rule: none is left out of Equal, of Key and of Identity but those that should be.
+// TestRules changes each field of a rule and checks that Equal, Key and Identity notice it, except for the fields that
+// they ignore on purpose.
 func TestRules(t *testing.T) {
 	fields := reflect.TypeFor[ruleset.Rule]()
 	none := ruleset.Rule{}
@@ -42,7 +43,7 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// TestKeysDontRunTogether: what is in one field of a rule can't be taken for another.
+// TestKeysDontRunTogether: different fields of a rule never yield the same key.
 func TestKeysDontRunTogether(t *testing.T) {
 	match := func(name string) ruleset.SetMatch { return ruleset.SetMatch{Name: name, By: ruleset.Source} }
 	rules := []ruleset.Rule{

@@ -21,8 +21,8 @@ var (
 	seed  = flag.Uint64("seed", 0, "compare them on the cluster of that seed only")
 )
 
-// TestRulesetsDoWhatPoliciesMean compares, on random clusters, what the compiled rules do with packets with what the
-// evaluator makes of the policies. Replay one with: go test ./policy/verdict -seed N
+// TestRulesetsDoWhatPoliciesMean compares, on random clusters, the verdicts of the compiled rules with the evaluator's.
+// Replay one with: go test ./policy/verdict -seed N
 func TestRulesetsDoWhatPoliciesMean(t *testing.T) {
 	if *seed != 0 {
 		compare(t, *seed)
@@ -57,7 +57,7 @@ func compare(t *testing.T, seed uint64) {
 		policytest.YAML(state))
 }
 
-// difference is a packet on which rules and policies differ.
+// difference is a packet for which rules and policies have different verdicts.
 func difference(s policy.State, packets []ruleset.Packet) *ruleset.Packet {
 	packets = policytest.At(s, packets)
 	judge, err := ruleset.NewSimulator(policy.Compile(s))

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/source/manifests"
 )
 
-// TestString: the verdict tells which policies, rules, peers and ports decided, in words.
+// TestString: a verdict's text names the policies, rules, peers and ports that decided it.
 func TestString(t *testing.T) {
 	data, err := os.ReadFile("../testdata/named-ports.yaml")
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestBuildsElsewhere: a person may ask and read answers on a machine that is no node.
+// TestBuildsElsewhere: the client also builds for macOS, where a person can send requests and read answers.
 func TestBuildsElsewhere(t *testing.T) {
 	build := exec.Command("go", "build", ".")
 	build.Env = append(os.Environ(), "GOOS=darwin", "CGO_ENABLED=0")
