@@ -1,6 +1,6 @@
-// Package netfilter has the words that the agent and each backend have in common: how much of the kernel to read, and
-// what applying a ruleset came to. A backend (package iptables) writes a ruleset.Ruleset to the kernel; the interface
-// that it implements is agent.Backend.
+// Package netfilter has the types that the agent and each backend share: how much of the kernel to read, and the result
+// of applying a ruleset. A backend (package iptables) writes a ruleset.Ruleset to the kernel; it implements the
+// interface agent.Backend.
 package netfilter
 
 import (
@@ -14,14 +14,14 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Verify says how much of the kernel to read before comparing it with a ruleset, instead of relying on what is known.
+// Verify says how much of the kernel to read before it is compared with a ruleset. The rest is taken from memory.
 type Verify int
 
-// The values, each of which reads what the one before reads, and more.
+// The values. Each reads more than the one before.
 const (
 	// Trust reads nothing.
 	Trust Verify = iota
-	// Rules reads the chains that drop: quick, but blind to the sets.
+	// Rules reads the chains that drop. That is quick, but it doesn't read the sets.
 	Rules
 	// All reads everything.
 	All
@@ -29,21 +29,22 @@ const (
 
 // Result of applying a ruleset.
 type Result struct {
-	// Changed says that the kernel did not hold the ruleset already; sets that no rule uses don't count.
+	// Changed is true if the kernel did not have the ruleset already. Sets that no rule uses don't count.
 	Changed bool
-	// Closes says that what was allowed before may not be any more. Without it, a change only allows more, or is about
-	// pods that came or ended, which have no connections.
+	// Closes is true if the ruleset may deny an established connection that was allowed before. It is false if the change
+	// only allows more, or only concerns pods that came or ended: they have no connections.
 	Closes bool
-	// Rules says that rules were changed, and not only sets.
+	// Rules is true if rules were changed, and not only sets.
 	Rules bool
-	// Left are sets that aren't wanted any more, and that the kernel doesn't let go of yet, as it is still deleting a rule
-	// that used them. The next apply tries again.
+	// Left are sets that aren't wanted any more, but that the kernel still uses: it is still deleting a rule that names
+	// them. The next apply tries to destroy them again.
 	Left []string
 	// Strays are addresses in the sets of all pods that are assigned to no pod. Applying leaves them there.
 	Strays []netip.Addr
 }
 
-// UnknownError says which tables could not be read. All that can be written without reading them is written.
+// UnknownError says which tables could not be read. The backend has written everything that can be written without
+// reading them.
 type UnknownError struct{ Why []error }
 
 // Error names the tables and why they can't be read.
@@ -51,8 +52,9 @@ func (e *UnknownError) Error() string {
 	return fmt.Sprintf("%v (weir's own chains and rules are written there all the same)", errors.Join(e.Why...))
 }
 
-// RefusedError says that the kernel refuses parts of a ruleset, and accepts the rest without them. What they would
-// allow is closed then. policy.State takes them, so that the next ruleset is compiled without them.
+// RefusedError says that the kernel refuses parts of a ruleset and accepts the rest. Connections that only the refused
+// parts would allow are denied. The caller puts Refused into policy.State, so that the next ruleset is compiled without
+// these parts.
 type RefusedError struct{ Refused ruleset.Refused }
 
 // Error names the parts and the kernel's reasons, in order.

@@ -1,6 +1,7 @@
-// Package cut ends connections that rules no longer allow. It marks them with a conntrack label, which a rule ahead of
-// all others drops in both directions; a connection that is allowed again loses the label. Deleting the entry would not
-// do: the server's next packet would begin the connection anew, the other way round.
+// Package cut ends connections that rules no longer allow. It marks them with a conntrack label. A rule ahead of all
+// others drops packets of marked connections in both directions. A connection that is allowed again loses the label.
+// Deleting the conntrack entry instead would not help: the server's next packet would begin a new connection in the
+// opposite direction.
 package cut
 
 import (
@@ -15,29 +16,30 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Result is what a walk through the connections came to.
+// Result has the counts of a walk through the connections.
 type Result struct {
-	Cut, Restored int // connections that lived
+	Cut, Restored int // connections that were alive
 	Standing      int // entries of connections that are cut when the walk ends
 }
 
 // Evaluator evaluates connections by a ruleset.
 type Evaluator struct {
 	Simulator *ruleset.Simulator
-	Links     map[netip.Addr]ruleset.Link // by the addresses of the node's pods
+	Links     map[netip.Addr]ruleset.Link // by address of the node's pods
 }
 
-// allows says whether the connection would be allowed if it began now. If its first packet was not seen, it isn't known
-// which side began it, so no policy allows it.
+// allows reports whether the rules would allow the connection if it began now. If its first packet was not seen, the
+// side that began it is unknown, so no policy allows it.
 func (e Evaluator) allows(c conntrack.Connection, own map[netip.Addr]bool) bool {
 	return !c.Midstream() && e.Simulator.Allows(packet(c, e.Links, own))
 }
 
-// Walk goes through the connections of the node's pods, cuts those that would not be allowed if they began now, and
-// restores those that are cut and would be. own are the node's addresses: what the node itself begins isn't evaluated.
+// Walk goes through the connections of the node's pods. It cuts those that would be denied if they began now, and
+// restores cut ones that would be allowed. own are the node's addresses; connections that the node itself begins aren't
+// evaluated.
 //
-// The kernel's rules may change meanwhile. newest evaluates by the rules that they are becoming. A connection on
-// which it differs stays as it is: another walk follows.
+// The kernel's rules may change during the walk. newest returns an evaluator by the newest rules. A connection on which
+// the two evaluators differ stays as it is: another walk follows.
 func Walk(by Evaluator, newest func() (Evaluator, error), own map[netip.Addr]bool) (r Result, err error) {
 	var errs []error
 	for c, err := range conntrack.All() {
@@ -72,9 +74,9 @@ func Walk(by Evaluator, newest func() (Evaluator, error), own map[netip.Addr]boo
 	return r, errors.Join(errs...)
 }
 
-// count counts a connection that was cut or restored. The entry of a connection that is over is labelled too: both ends
-// may go on against TCP's rules, and the kernel takes their packets for established ones. It isn't counted as cut, as
-// neither end has lost a connection.
+// count counts a connection that was cut or restored. Walk also labels the entries of connections that are over: both
+// ends may go on sending against TCP's rules, and the kernel takes their packets for established ones. But count
+// doesn't count such a connection as cut, as neither end has lost a connection.
 func (r *Result) count(c conntrack.Connection, allowed bool) {
 	if !allowed {
 		r.Standing++
@@ -90,7 +92,8 @@ func (r *Result) count(c conntrack.Connection, allowed bool) {
 	}
 }
 
-// packet is the first packet of the connection, as the FORWARD hook saw it; or INPUT, if the node answers.
+// packet returns the connection's first packet as the FORWARD hook saw it; or as INPUT saw it, if it is sent to the
+// node.
 func packet(c conntrack.Connection, pods map[netip.Addr]ruleset.Link, own map[netip.Addr]bool) ruleset.Packet {
 	p := ruleset.Packet{Src: c.Src, Dst: c.Dst, Port: c.Port, In: "-", Out: "-", Translated: c.Translated}
 	switch c.Proto {

@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// closings are the rules that drop all packets of pods, one list for each way to recognise these. Each needs less of
-// the kernel than the one before it.
+// closings returns lists of rules that drop all packets of pods. Each list recognises these packets in another way, and
+// needs less of the kernel than the one before it.
 func closings(f conf.Family) [][]string {
 	set := f.Set(conf.PodsSet)
 	return [][]string{
@@ -19,10 +19,10 @@ func closings(f conf.Family) [][]string {
 	}
 }
 
-// closeAll drops all packets of this node's pods, where the kernel refuses weir's own rules and holds none that drop: a
-// stranger has flushed them. Established connections end too, as the rule that recognises them may be the refused one.
-// The next Apply that succeeds puts weir's rules in place of these. Where weir's chains stand, only the rules that lead
-// to them are put back.
+// closeAll drops all packets of this node's pods. It is for a kernel that refuses weir's rules and has none that drop,
+// because another program has flushed them. Packets of established connections are dropped too, as the refused rule may
+// be the one that recognises them. The next Apply that succeeds replaces these rules with weir's. If weir's chains are
+// complete, closeAll only puts back the rules that lead to them.
 //
 // Equivalent to, with WEIR-INPUT in INPUT likewise, and the bridge weir0 in place of the set where sets are refused:
 //
@@ -32,7 +32,7 @@ func closings(f conf.Family) [][]string {
 func (d *Driver) closeAll(ctx context.Context, have state, want *lowered) error {
 	for _, f := range conf.Families {
 		mangle := have.tables[f][checks]
-		if !want.has(f) || mangle.unknown != nil { // of an unknown table, PutFirst puts back what can be
+		if !want.has(f) || mangle.unknown != nil { // PutFirst does what can be done there
 			continue
 		}
 		attempts := [][]string{nil}
@@ -52,8 +52,8 @@ func (d *Driver) closeAll(ctx context.Context, have state, want *lowered) error 
 	return nil
 }
 
-// closing are the commands that fill weir's first chains with the drops, and lead to these chains first. Without drops
-// the chains stay as they are. There are none if that is so already.
+// closing returns the commands that fill weir's first chains with the drops and make packets enter these chains first.
+// If drops is nil, the chains stay as they are. It returns no commands if the kernel has all of that already.
 func closing(f conf.Family, mangle table, want *lowered, drops []string) (commands [len(conf.Families)]string) {
 	var lines []string
 	for _, j := range want.jumps {
@@ -61,7 +61,7 @@ func closing(f conf.Family, mangle table, want *lowered, drops []string) (comman
 			continue
 		}
 		if drops != nil && !slices.Equal(mangle.rules[j.to], drops) {
-			lines = append(lines, ":"+j.to+" - [0:0]") // which makes it, or empties it
+			lines = append(lines, ":"+j.to+" - [0:0]") // makes the chain, or empties it
 			for _, rule := range drops {
 				lines = append(lines, "-A "+j.to+" "+rule)
 			}

@@ -1,6 +1,7 @@
-// Package iptables owns weir's sets and rules in the kernel: it lists what is there, compares it with a policy.Ruleset,
-// and applies the difference. Nothing is flushed first, so applying the same ruleset again changes nothing, whoever
-// applied it before. It touches nothing whose name doesn't begin with weir or WEIR.
+// Package iptables owns weir's sets and rules in the kernel. It lists them, compares them with a ruleset.Ruleset, and
+// applies the difference. It flushes nothing first, so applying a ruleset a second time changes nothing, even if
+// another process applied it the first time. The names of weir's sets and chains begin with weir or WEIR; other
+// programs' sets and rules stay as they are.
 package iptables
 
 import (
@@ -19,29 +20,29 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Driver brings rulesets into the kernel. It is not safe for concurrent use.
+// Driver applies rulesets to the kernel. It is not safe for concurrent use.
 type Driver struct {
 	// Flavour of the node's iptables; empty while it isn't known.
 	Flavour Flavour
 	sets    *ipset.Handle
-	// have is what the kernel held after the last change; nil if it must be read anew.
+	// have is weir's state in the kernel after the last change; nil if it must be read again.
 	have *state
-	// fresh says that have was read, and nothing was changed since.
+	// fresh is true if have was read and nothing was changed since.
 	fresh bool
-	// wanted says for which families Apply was last to bring something into the kernel.
+	// wanted has the families that the last ruleset has rules for.
 	wanted [len(conf.Families)]bool
-	// readAt is the generation of nf_tables at which the tables were read; 0: unknown.
+	// readAt is the generation of nf_tables at which the tables were read; 0 if it is unknown.
 	readAt uint32
 	own    ownChanges
-	// ahead are the programs that wait for the next change of rules.
+	// ahead are the iptables-restore processes that wait for the next change of rules.
 	ahead [len(conf.Families)]*restorer
-	// suspects are rules of policies that the kernel has refused before: they are tried before anything is changed for
-	// them.
+	// suspects are policies' rules, and kinds of rules, that the kernel has refused before. Before a change with one of
+	// them, the driver tries them in a chain without packets.
 	suspects map[ruleset.Refusal]bool
 }
 
-// New connects to the kernel and finds out which iptables the node uses. If it can't find out, the first method that
-// needs to know tries again, and returns the error.
+// New connects to the kernel and detects which iptables the node uses. If the detection fails, the first method that
+// needs the result tries again and returns the error.
 func New(ctx context.Context) (*Driver, error) {
 	sets, err := ipset.New()
 	if err != nil {
@@ -52,7 +53,7 @@ func New(ctx context.Context) (*Driver, error) {
 	return d, nil
 }
 
-// detect finds out which iptables the node uses, once.
+// detect finds out which iptables the node uses, unless that is known.
 func (d *Driver) detect(ctx context.Context) (err error) {
 	if d.Flavour == "" {
 		d.Flavour, err = Detect(ctx)
@@ -60,7 +61,7 @@ func (d *Driver) detect(ctx context.Context) (err error) {
 	return err
 }
 
-// Close disconnects; what was applied stays.
+// Close disconnects. Applied rulesets stay in the kernel.
 func (d *Driver) Close() {
 	for _, r := range d.ahead {
 		r.dismiss()
@@ -68,9 +69,9 @@ func (d *Driver) Close() {
 	d.sets.Close()
 }
 
-// Apply makes the kernel hold the ruleset. After an error the kernel holds some of the old state and some of the new,
-// each of which closes what it should; applying again goes on from there. After an UnknownError it holds the ruleset,
-// as far as can be known. After a RefusedError it is enough to leave out what the kernel refuses.
+// Apply makes the kernel have the ruleset. After an UnknownError the kernel has it, as far as its tables can be read.
+// After a RefusedError the caller must leave out the refused parts. After any other error the kernel has some of the
+// old state and some of the new, which together allow nothing that both deny; the next Apply goes on from there.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	return d.apply(ctx, lower(want), verify)
 }
@@ -100,7 +101,7 @@ func (d *Driver) apply(ctx context.Context, want *lowered, verify netfilter.Veri
 	if !p.empty() {
 		before, _ := generation()
 		if err := d.prepare(ctx, p, have, want); err != nil {
-			if !errors.As(err, new(*netfilter.RefusedError)) { // after which it is known what the kernel holds
+			if !errors.As(err, new(*netfilter.RefusedError)) { // then the kernel's state is known
 				d.have = nil
 				err = errors.Join(err, d.closeAll(ctx, have, want))
 			}
@@ -139,9 +140,9 @@ func (d *Driver) apply(ctx context.Context, want *lowered, verify netfilter.Veri
 	return r, nil
 }
 
-// KeepClosed is for when nobody knows yet what the kernel should hold. If weir's chains stand, they stay as they are,
-// and only get back their place before everybody else's rules. If one is gone or was flushed, so is what it forbade:
-// the kernel then gets the ruleset, in which no pod is in any class, and KeepClosed says so.
+// KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, they stay as they
+// are, and only their jumps are put first again. If a chain is missing or was flushed, the drops in it are gone: then
+// KeepClosed applies the ruleset closed, in which no pod is in any class, and returns true.
 func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (bool, error) {
 	if err := d.detect(ctx); err != nil {
 		return false, err
@@ -155,8 +156,8 @@ func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (bool, 
 	return false, err
 }
 
-// PutFirst is for when it can't be read what the kernel holds: weir's rules get back their place before everybody
-// else's, and nothing else is changed.
+// PutFirst is for a kernel that can't be read. It puts weir's jumps first in the built-in chains and changes nothing
+// else.
 func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {
 	if d.Flavour == "" {
 		return nil
@@ -165,8 +166,9 @@ func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {
 	return err
 }
 
-// putFirst puts weir's rules into their places in the table that drops, unless one of weir's chains is gone or was
-// flushed. Where nothing tells of the table, they stand if rules that lead to them can be made.
+// putFirst puts weir's jumps into their places in the mangle table. If one of weir's chains is missing or was flushed,
+// it changes no rules and stand is false. If the kernel shows nothing of the table, stand is true if the jumps can be
+// written.
 func (d *Driver) putFirst(ctx context.Context, want *lowered) (stand bool, err error) {
 	var p plan
 	var why []error
@@ -219,8 +221,9 @@ func (d *Driver) putFirst(ctx context.Context, want *lowered) (stand bool, err e
 	return true, nil
 }
 
-// changeRules carries out the plan's commands. Those for a table of which nothing is known are tried with weir's rules
-// deleted first, so that there is one copy of each, and without that if there is none to be deleted.
+// changeRules carries out the plan's commands. For a table with unknown contents it first tries commands that delete
+// weir's rules before they add them, so that one copy of each is left. If these fail, there is nothing to delete, and
+// it tries them without the deletions.
 func (d *Driver) changeRules(ctx context.Context, p plan) error {
 	if err := d.restore(ctx, p.restore); err != nil {
 		return err
@@ -236,8 +239,8 @@ func (d *Driver) changeRules(ctx context.Context, p plan) error {
 	return nil
 }
 
-// prepare takes the steps of the plan after which no packet goes another way: it makes sets that no rule uses yet. have
-// is what the kernel holds, and is kept so.
+// prepare takes the steps of the plan that change the verdict on no packet: it makes sets that no rule uses yet. It
+// adds these sets to have, the state of the kernel.
 func (d *Driver) prepare(ctx context.Context, p plan, have state, want *lowered) error {
 	refused := ruleset.Refused{}
 	for _, s := range p.create {
@@ -293,8 +296,9 @@ func (d *Driver) carryOut(ctx context.Context, p plan, have state, want *lowered
 	return left, refused, nil
 }
 
-// restore carries out the families' commands, one after the other: both at once take longer, as the kernel lets only
-// one change its tables. It notes between which generations of the rules that was: it makes one for each table.
+// restore carries out the families' commands, one family after the other. Both at once would take longer, as the kernel
+// lets only one process change its tables. It notes the generations before and after, and the number of changes between
+// them: one for each table.
 func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]string) error {
 	if commands == [len(conf.Families)]string{} {
 		return nil
@@ -317,7 +321,7 @@ func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]strin
 	return nil
 }
 
-// restoreFamily carries out the family's commands, and has the program for the next ones started ahead.
+// restoreFamily carries out the family's commands, and starts the process for the next ones ahead.
 func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands string) error {
 	r := d.ahead[f]
 	d.ahead[f] = nil
@@ -345,13 +349,13 @@ func entry(e ruleset.Entry) ipset.Entry {
 	return ipset.Entry{Prefix: e.Prefix, Proto: string(e.Proto), Port: e.Port, Link: e.Link, Comment: e.Comment}
 }
 
-// CleanOtherFlavour removes what weir may have left in the flavour that the node doesn't use (any more). It is called
-// after an Apply, so that something stands all the time.
+// CleanOtherFlavour removes weir's rules from the flavour that the node doesn't use, or no longer uses. It is called
+// after an Apply, so that weir's rules are in force all the time.
 func (d *Driver) CleanOtherFlavour(ctx context.Context) error {
 	return d.Flavour.other().clean(ctx)
 }
 
-// Remove takes all of weir's sets and rules out of the kernel. The pods are open from then on.
+// Remove removes all of weir's sets and rules from the kernel. After that every connection of pods is allowed.
 func (d *Driver) Remove(ctx context.Context) error {
 	d.have = nil
 	if err := errors.Join(NFT.clean(ctx), Legacy.clean(ctx)); err != nil {
@@ -369,8 +373,8 @@ func (d *Driver) Remove(ctx context.Context) error {
 	return nil
 }
 
-// destroyUnused waits for the kernel to let go of the set: nf_tables frees deleted rules some time after the
-// transaction, and tells nobody when.
+// destroyUnused waits until the kernel no longer uses the set, and destroys it. nf_tables frees deleted rules some time
+// after the transaction and sends no message about that.
 func (d *Driver) destroyUnused(ctx context.Context, name string) error {
 	ticker := time.NewTicker(10 * time.Millisecond)
 	defer ticker.Stop()

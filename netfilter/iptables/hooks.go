@@ -11,22 +11,23 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// hook is where packets come through a chain: iptables' own chains have these, and iptables never looks at them.
+// hook is the point at which the kernel sends packets through a chain. iptables' built-in chains have fixed hooks, and
+// iptables never checks that a chain is at its hook.
 type hook struct {
 	kind     string
 	number   uint32
 	priority int32
 }
 
-// hooks are those of the built-in chains that weir has rules in (iptables/nft.c, xtables_ipv4).
+// hooks are the hooks of the built-in chains that weir has rules in (iptables/nft.c, xtables_ipv4).
 var hooks = map[string]map[string]hook{
 	"mangle": {"FORWARD": {"filter", unix.NF_INET_FORWARD, -150}, "INPUT": {"filter", unix.NF_INET_LOCAL_IN, -150}},
 	"filter": {"FORWARD": {"filter", unix.NF_INET_FORWARD, 0}},
 	"nat":    {"POSTROUTING": {"nat", unix.NF_INET_POST_ROUTING, 100}},
 }
 
-// misplaced are the table's built-in chains of nf_tables that hang at another hook, or at none. iptables prints them
-// and their rules as it does others.
+// misplaced returns the table's built-in chains in nf_tables that are at another hook, or at none. iptables prints them
+// and their rules like all others.
 //
 // Equivalent to: nft list table ip TABLE | grep 'type .* hook' (ip6 for IPv6)
 func misplaced(family conf.Family, name string) (found []string, err error) {
@@ -43,7 +44,7 @@ func misplaced(family conf.Family, name string) (found []string, err error) {
 	return found, nil
 }
 
-// readHook reads it of a chain's attributes; it is empty if there is none.
+// readHook reads a chain's hook from its attributes. The result is empty if the chain has no hook.
 func readHook(chain map[uint16][]byte) (h hook) {
 	at := attributes(chain[unix.NFTA_CHAIN_HOOK])
 	number, priority := at[unix.NFTA_HOOK_HOOKNUM], at[unix.NFTA_HOOK_PRIORITY]
@@ -53,7 +54,7 @@ func readHook(chain map[uint16][]byte) (h hook) {
 	return h
 }
 
-// others says why a misplaced chain isn't deleted: there are rules of somebody else's in it.
+// others returns an error if one of the misplaced chains has rules of other programs. Weir doesn't delete such a chain.
 func others(family conf.Family, name string, chains []string) error {
 	rules, err := see(family, name)
 	if err != nil {
@@ -68,7 +69,8 @@ func others(family conf.Family, name string, chains []string) error {
 	return nil
 }
 
-// deleteChains deletes built-in chains, which iptables makes anew where they belong as soon as a rule is added to them.
+// deleteChains deletes built-in chains. iptables makes such a chain again at its proper hook when a rule is added to
+// it.
 //
 // Equivalent to: nft flush chain ip TABLE CHAIN; nft delete chain ip TABLE CHAIN (ip6 for IPv6)
 func deleteChains(f conf.Family, name string, chains []string) error {

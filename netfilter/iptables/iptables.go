@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Flavour of iptables: its rules are kept by the old x_tables code (legacy) or by nf_tables (nft). Rules of both apply,
-// so a node should use one.
+// Flavour is a variant of iptables: the old x_tables code (legacy) keeps the rules, or nf_tables does (nft). The kernel
+// checks packets with the rules of both, so a node should use only one.
 type Flavour string
 
 // The flavours.
@@ -33,12 +33,13 @@ func (f Flavour) other() Flavour {
 	return Legacy
 }
 
-// lockWait is how long iptables waits for its lock, in seconds: kube-proxy may hold it while it writes many rules.
+// lockWait is how long iptables waits for its lock, in seconds. kube-proxy may keep the lock while it writes many
+// rules.
 const lockWait = "10"
 
-// Detect finds out which flavour the node uses: that in which kubelet or kube-proxy have left their chains
-// (KUBE-IPTABLES-HINT, KUBE-KUBELET-CANARY; KEP-3178), else the one with more rules of others', else the newer. Rules
-// that can't be read may be anything's: then the flavour isn't known, and that is an error.
+// Detect returns the flavour that the node uses. That is the flavour with the chains of kubelet or kube-proxy
+// (KUBE-IPTABLES-HINT, KUBE-KUBELET-CANARY; KEP-3178). Without such chains it is the flavour with more rules of other
+// programs, or NFT if both have as many. It returns an error if the rules can't be read.
 func Detect(ctx context.Context) (Flavour, error) {
 	used, err := detect(ctx)
 	if err == nil {
@@ -75,8 +76,8 @@ func detect(ctx context.Context) (Flavour, error) {
 // hints are chains that kubelet and kube-proxy leave in the flavour that the node uses.
 var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
 
-// usesNFT counts strangers' rules in the tables of iptables-nft, and says whether there is a hint. The kernel itself is
-// asked: there may be rules that iptables-save can't print.
+// usesNFT counts other programs' rules in the tables of iptables-nft, and reports whether one of the hints is there. It
+// asks the kernel, as there may be rules that iptables-save can't print.
 //
 // Equivalent to: nft list chains ip; iptables-nft-save | grep -c ^-A
 func usesNFT() (rules int, hint bool, err error) {
@@ -105,7 +106,7 @@ func usesNFT() (rules int, hint bool, err error) {
 	return rules, hint, nil
 }
 
-// usesLegacy is usesNFT for iptables-legacy.
+// usesLegacy does the same as usesNFT, for iptables-legacy.
 //
 // Equivalent to: iptables-legacy-save | grep -c ^-A
 func usesLegacy(ctx context.Context) (rules int, hint bool, err error) {
@@ -130,7 +131,7 @@ func usesLegacy(ctx context.Context) (rules int, hint bool, err error) {
 	return rules, hint, errors.Join(errs...)
 }
 
-// program for the family's rules: iptables-nft, or ip6tables-nft.
+// program returns the name of the family's program: iptables-nft or ip6tables-nft, for example.
 func (f Flavour) program(family conf.Family) string {
 	if family == conf.IPv6 {
 		return "ip6tables-" + string(f)
@@ -138,7 +139,7 @@ func (f Flavour) program(family conf.Family) string {
 	return "iptables-" + string(f)
 }
 
-// save prints one of the family's tables.
+// save returns one of the family's tables as text.
 //
 // Equivalent to: iptables-save -t TABLE (ip6tables-save for IPv6)
 func (f Flavour) save(ctx context.Context, family conf.Family, table string) (string, error) {
@@ -149,7 +150,7 @@ func run(ctx context.Context, name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.WaitDelay = time.Second // for what it has started itself
+	cmd.WaitDelay = time.Second // for child processes of the program
 	var out bytes.Buffer
 	var errOut output
 	cmd.Stdout, cmd.Stderr = &out, &errOut
@@ -188,7 +189,7 @@ func (f Flavour) cleanFamily(ctx context.Context, family conf.Family) error {
 		there = there || tables{name: t}.holds()
 	}
 	if !there {
-		return nil // listing chains would make the tables, so it is only done where weir has been
+		return nil // iptables makes tables when it lists chains, so it is only run where weir has chains
 	}
 	protocol := iptables.ProtocolIPv4
 	if family == conf.IPv6 {
@@ -234,7 +235,7 @@ func (f Flavour) cleanTable(ctx context.Context, ipt *iptables.IPTables, family 
 		}
 	}
 	for _, remove := range []func(table, chain string) error{ipt.ClearChain, ipt.DeleteChain} {
-		for chain := range have { // all are emptied before the first is deleted: they refer to each other
+		for chain := range have { // flush all before deleting any: they refer to each other
 			if conf.OwnChain(chain) {
 				if err := remove(name, chain); err != nil {
 					return err

@@ -17,7 +17,7 @@ type lowered struct {
 	sets   []ruleset.Set
 	chains []chain
 	jumps  []jump
-	// whole are the sets that have all addresses as one of their entries, which is two of ipset's.
+	// whole are the sets with an entry for all addresses. ipset needs two entries for it.
 	whole map[string]bool
 }
 
@@ -26,12 +26,13 @@ type chain struct {
 	family      conf.Family
 	table, name string
 	lines       []string
-	rules       []ruleset.Rule // that the lines are made of
-	dispatch    []string       // the sets that they go by, in their order
+	rules       []ruleset.Rule // the rules that the lines are lowered from
+	dispatch    []string       // the sets that the rules match, in their order
 }
 
-// jump is a rule in a built-in chain that leads to one of weir's. First: nothing may come before it. Otherwise it
-// stands last, or ahead of the rule at which the chain refuses all packets that come so far.
+// jump is a rule in a built-in chain that leads to one of weir's chains. If first is true, it must be the first rule of
+// the chain. Otherwise it is the last rule, or just ahead of the rule with which the chain refuses all remaining
+// packets.
 type jump struct {
 	family       conf.Family
 	table, chain string
@@ -40,7 +41,7 @@ type jump struct {
 	line         string
 }
 
-// place is where iptables has a hook.
+// place is the built-in chain of iptables for a hook of the ruleset, and whether weir's rule must be first there.
 type place struct {
 	table, chain string
 	first        bool
@@ -53,10 +54,10 @@ var places = map[ruleset.Hook]place{
 	ruleset.TranslateSource: {"nat", "POSTROUTING", false},
 }
 
-// checks is the table of the hooks that check packets, and of all chains that they lead to.
+// checks is the table of the hooks that check packets, and of all chains that these hooks lead to.
 const checks = "mangle"
 
-// lower returns the ruleset in the words of ipset and iptables.
+// lower returns the ruleset as sets of ipset and rules of iptables.
 func lower(r ruleset.Ruleset) *lowered {
 	l := &lowered{whole: map[string]bool{}}
 	for _, s := range r.Sets {
@@ -89,7 +90,7 @@ func lower(r ruleset.Ruleset) *lowered {
 
 func inOrder(table string) int { return slices.Index(tablesUsed, table) }
 
-// has reports whether there is anything for the family's packets.
+// has reports whether the ruleset has chains for the family.
 func (l *lowered) has(f conf.Family) bool {
 	return slices.ContainsFunc(l.chains, func(c chain) bool { return c.family == f })
 }
@@ -138,7 +139,7 @@ func halvesOf(all netip.Prefix) [2]netip.Prefix {
 	return [2]netip.Prefix{lower, netip.PrefixFrom(netipx.PrefixLastIP(lower).Next(), 1)}
 }
 
-// raise returns what the kernel refuses as parts of the ruleset.
+// raise turns refused entries of ipset into the ruleset's entries that they were lowered from.
 func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	raised := ruleset.Refused{}
 	for r, why := range refused {
@@ -161,7 +162,7 @@ func (d *Driver) SetType(k ruleset.SetKind) string { return setType(k) }
 
 func setType(k ruleset.SetKind) string { return cmp.Or(types[k], string(k)) }
 
-// kindOf returns the kind that ipset's type stands for; one of no kind is a kind of its own.
+// kindOf returns the kind of set for ipset's type. A type that no kind uses becomes a kind of its own.
 func kindOf(setType string) ruleset.SetKind {
 	for k, t := range types {
 		if t == setType {

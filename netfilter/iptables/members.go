@@ -7,10 +7,10 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Members are the addresses that some class holds, by direction: rules that were made before, by whichever agent, check
-// them. It reads the sets alone, and says nothing of whether the chains that go by them stand.
+// Members returns the addresses in class sets, by direction. An earlier agent may have put them there. Members reads
+// only the sets, and doesn't check that the chains that use them are complete.
 //
-// Equivalent to: ipset list, of the sets weir-in-* and weir-eg-*
+// Equivalent to: ipset list SET, for each set named weir-in-* or weir-eg-*
 func (d *Driver) Members() (map[ruleset.Direction]map[netip.Addr]bool, error) {
 	headers, err := d.sets.Headers()
 	if err != nil {

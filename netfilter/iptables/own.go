@@ -2,20 +2,20 @@ package iptables
 
 import "slices"
 
-// ownChanges are the driver's own changes of rules, by the generations of nf_tables that they made. Which these are
-// can't be seen; but others' that fall between them are rarely of concern: mostly they are the plugin's, which lets a
-// new pod's port through the spoof guard. So of those that concern weir as many are taken for the driver's own as it
-// has made. If one was somebody else's after all, one of the driver's own isn't known for its own, and everything is
-// read.
+// ownChanges recognises the generations of nf_tables that the driver's own changes of rules made. The kernel doesn't
+// say which program made a generation. But other programs' changes between the driver's are rarely of concern: most are
+// the plugin's, which lets a new pod's port through the guard. So ownChanges counts: of the concerned generations in a
+// span, it takes as many for the driver's own as the driver has made. If another program made one of them after all,
+// then one of the driver's own generations is left over, and the driver reads everything again.
 type ownChanges struct {
 	spans []span
-	known []uint32 // that were found to be its own
+	known []uint32 // generations that were taken for the driver's own
 }
 
-// span is what lies between two generations, the first not included.
+// span is the generations after before, up to and including after.
 type span struct {
 	before, after uint32
-	left          int // own changes that were not heard of yet
+	left          int // the driver's changes in it that Watch hasn't reported yet
 }
 
 func (o *ownChanges) note(before, after uint32, changes int) {
@@ -23,7 +23,7 @@ func (o *ownChanges) note(before, after uint32, changes int) {
 	o.spans = append(o.spans, span{before, after, changes})
 }
 
-// made says whether that generation, which is of concern, was the driver's own making.
+// made reports whether the driver made the generation, which is concerned.
 func (o *ownChanges) made(generation uint32) bool {
 	if slices.Contains(o.known, generation) {
 		return true

@@ -7,11 +7,11 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// refusesAt is the number of rules ahead of those that refuse every packet of a new connection: DROP or REJECT without
-// conditions, or a jump to a chain that does no more than that. Many images end filter FORWARD so, and leave its
-// policy at ACCEPT. Rules that refuse a whole protocol directly ahead of it belong to it: each protocol has a REJECT of
-// its own. What stands ahead of such rules says what its author wants to refuse or accept in particular, and goes on
-// holding for pods.
+// refusesAt returns the index of the first rule that refuses every packet of a new connection: a DROP or REJECT without
+// conditions, or a jump to a chain that does only that. It returns the number of rules if there is none. Many images
+// end filter FORWARD with such a rule and leave its policy at ACCEPT. If rules directly ahead of it refuse a whole
+// protocol, each with a REJECT of its own, refusesAt returns the index of the first of those. Weir's jump goes to that
+// index, so rules ahead of it still apply to pods.
 func (t table) refusesAt(rules []string) int {
 	for i, l := range rules {
 		if !t.refuses(l, 0) {
@@ -25,7 +25,7 @@ func (t table) refusesAt(rules []string) int {
 	return len(rules)
 }
 
-// maxDepth is how many jumps refuses follows. The kernel allows no loops; a text may have them.
+// maxDepth is how many jumps refuses follows. The kernel allows no loops, but a text of rules may contain one.
 const maxDepth = 8
 
 func (t table) refuses(rule string, depth int) bool {
@@ -47,8 +47,7 @@ func (t table) refuses(rule string, depth int) bool {
 	return false
 }
 
-// idle says of a rule that it does nothing with packets but tell of them, or of some of them: it logs, or jumps to a
-// chain without more than that.
+// idle reports whether the rule only logs packets, or jumps to a chain of rules that only log them.
 func (t table) idle(rule string, depth int) bool {
 	target := split(rule).target
 	if depth > maxDepth {
@@ -59,21 +58,21 @@ func (t table) idle(rule string, depth int) bool {
 	return slices.Contains(logs, target) || chain && !slices.ContainsFunc(rules, works)
 }
 
-// logs are the targets that only tell of a packet.
+// logs are the targets that only log a packet.
 var logs = []string{"LOG", "NFLOG", "ULOG"}
 
-// parts are those of a rule: its conditions without comments, and the target of its -j or -g.
+// parts are the parts of a rule: its conditions without comments, and the target of its -j or -g.
 type parts struct {
 	conditions []string
 	target     string
-	goes       bool     // the target is that of a -g
-	sets       []string // that the conditions name
+	goes       bool     // the rule has -g, not -j
+	sets       []string // the sets in the conditions
 }
 
 // own reports whether the rule leads to one of weir's chains.
 func (r parts) own() bool { return conf.OwnChain(r.target) }
 
-// dispatchOf returns the sets that the rules of a chain go by, in the order of the rules.
+// dispatchOf returns the sets that the rules of a chain match, in the order of the rules.
 func dispatchOf(rules []string) []string {
 	var names []string
 	for _, l := range rules {
@@ -84,15 +83,15 @@ func dispatchOf(rules []string) []string {
 
 func (r parts) drops() bool { return r.target == "DROP" || r.target == "REJECT" }
 
-// always says whether the rule holds for every packet, or for every first packet of a connection.
+// always reports whether the rule matches every packet, or every first packet of a connection.
 func (r parts) always() bool {
 	c := r.conditions
 	states := len(c) == 4 && (c[2] == "--ctstate" || c[2] == "--state")
 	return len(c) == 0 || states && slices.Contains(strings.Split(c[3], ","), "NEW")
 }
 
-// refusesProtocol says whether the rule refuses all of one protocol, as "-p tcp -j REJECT --reject-with tcp-reset"
-// does.
+// refusesProtocol reports whether the rule refuses all packets of one protocol, as "-p tcp -j REJECT --reject-with
+// tcp-reset" does.
 func (r parts) refusesProtocol() bool {
 	c := r.conditions
 	whole := len(c) == 2 || len(c) == 4 && c[2] == "-m" && c[3] == c[1]
@@ -119,8 +118,8 @@ func split(rule string) parts {
 	return r
 }
 
-// words are those of a rule. Where one has a space, iptables-save puts it into quotes, and a backslash before the
-// quotes in it.
+// words splits a rule into its words. iptables-save puts a word with a space into quotes, and a backslash before quotes
+// in it.
 func words(rule string) []string {
 	all, word, quoted := []string(nil), []byte(nil), false
 	for i := 0; i < len(rule); i++ {

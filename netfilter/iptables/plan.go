@@ -12,28 +12,28 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// plan is how to get from what the kernel holds to what it should hold. Its steps are taken in the order of its
-// fields; after each of them the node lets through nothing that neither the old nor the new state does. It doesn't
-// matter in which order the families' rules change, as a packet is checked by those of its own.
+// plan has the steps from the kernel's state to the ruleset. The steps are taken in the order of the fields. After each
+// step the node allows only packets that the old or the new state allows. The order of the families doesn't matter, as
+// only rules of a packet's own family check it.
 type plan struct {
 	create  []ruleset.Set // with their entries; no rule uses them yet
 	before  []change
 	restore [len(conf.Families)]string // for each family's iptables-restore --noflush
-	// blind are the commands for tables of which neither iptables-save nor the kernel tells what they hold, each on its
-	// own.
+	// blind are the commands for tables that neither iptables-save nor the kernel shows. Each element is tried by itself.
 	blind   []blind
 	after   []change
 	destroy []string
-	// strays are entries of the sets of all pods that no attachment is known for. Only who ends an attachment takes its
-	// addresses out of there, as one that has just begun may be another's by now: so the plan leaves them.
+	// strays are entries in the sets of all pods that belong to no known attachment. The plan leaves them: such an
+	// address may be assigned to an attachment that has just begun. Only the code that ends an attachment removes its
+	// addresses.
 	strays []change
-	// closes says that something may be let through before and not after, of what connections can be there of. All else
-	// only opens, or is about pods that came or ended.
+	// closes is true if the new state may deny an established connection that the old one allows. It is false if the plan
+	// only allows more, or concerns only pods that came or ended.
 	closes bool
 }
 
-// blind are commands that delete weir's rules from built-in chains before they add them. Deleting what isn't there
-// fails, and the commands then have to be tried without.
+// blind has commands that delete weir's rules from built-in chains before they add them. iptables-restore fails if a
+// rule to delete doesn't exist; then the commands are tried without the deletions.
 type blind struct {
 	family   conf.Family
 	commands string
@@ -60,13 +60,13 @@ func (p plan) empty() bool {
 	return len(p.create)+len(p.before)+len(p.after)+len(p.destroy) == 0 && !p.restores()
 }
 
-// restores says whether the rules of any family change.
+// restores reports whether the plan changes any family's rules.
 func (p plan) restores() bool {
 	return len(p.blind) > 0 || slices.ContainsFunc(p.restore[:], func(commands string) bool { return commands != "" })
 }
 
-// makePlan is the difference between have and want. What closes comes before the rules change, what opens after. The
-// change of rules itself is one transaction in the table that drops.
+// makePlan returns the steps from have to want. Changes of sets that deny more come before the change of rules, and
+// changes that allow more come after it. In the mangle table, which drops, the change of rules is one transaction.
 func makePlan(have state, want *lowered) plan {
 	var p plan
 	ended := endedIn(have, want)
@@ -130,7 +130,7 @@ func makePlan(have state, want *lowered) plan {
 	return p
 }
 
-// endedIn are the addresses whose attachments were there, and aren't any more.
+// endedIn returns the addresses of attachments that are in the kernel's sets of all pods, but not in the ruleset's.
 func endedIn(have state, want *lowered) map[netip.Addr]bool {
 	ended := map[netip.Addr]bool{}
 	for _, s := range want.sets {
@@ -147,16 +147,17 @@ func endedIn(have state, want *lowered) map[netip.Addr]bool {
 	return ended
 }
 
-// moves are the changes to the classes' sets of one direction and family.
+// moves returns the changes to the class sets of one direction and family.
 //
-// A packet is checked twice, where it leaves and where it arrives. If one pod's change of class opened its side before
-// another's closed the other side, a packet could pass that neither the old nor the new state lets through. So whoever
-// changes class does it in the transaction that changes the rules, where the rules' order makes that possible, or else
-// is taken out of the old class before it and put into the new one after it.
+// A packet between two pods is checked by the sender's egress class and by the receiver's ingress class. Suppose that
+// both pods change their classes. If the change of the one pod allowed more before the change of the other denied more,
+// a packet could pass that neither the old nor the new state allows. So a pod should change its class in the
+// transaction that changes the rules; the order of the rules sometimes makes that possible. Otherwise moves removes it
+// from the old class before the transaction and adds it to the new one after it.
 func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lowered) (before, after []change) {
 	newOrder, oldOrder := want.chain(f, checks, chain).dispatch, dispatchOf(have.tables[f][checks].rules[chain])
 	unknown := have.tables[f][checks].unknown != nil
-	old := map[ruleset.Element]string{} // the class that an address is dispatched to now
+	old := map[ruleset.Element]string{} // the class whose chain checks an address now
 	for _, name := range slices.Backward(oldOrder) {
 		for element := range have.sets[name].entries {
 			old[element] = name
@@ -176,7 +177,7 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 		adds, dels := diff(held, s)
 		for _, c := range adds {
 			from := old[c.Element]
-			// Out of a class that goes with the change of rules, into one that is behind it until then.
+			// The old class goes with the change of rules, and until then its rule is ahead of the new one's.
 			atOnce := from != "" && !slices.Contains(newOrder, from) &&
 				slices.Index(oldOrder, from) < slices.Index(oldOrder, s.Name)
 			if atOnce || from == s.Name {
@@ -188,7 +189,7 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 		for _, c := range dels {
 			to := target[c.Element]
 			_, toExists := have.sets[to]
-			// Into a class that comes with the change of rules, ahead of this one.
+			// The new class comes with the change of rules, and its rule is ahead of this one's.
 			atOnce := !unknown && to != "" && !toExists && slices.Index(newOrder, to) < slices.Index(newOrder, s.Name)
 			if atOnce {
 				after = append(after, c)
@@ -227,11 +228,11 @@ func diff(have set, want ruleset.Set) (adds, dels []change) {
 	return adds, dels
 }
 
-// restoreTable is the part for one table: chains that are new or differ are written anew, jumps are put where they
-// belong, and chains that nobody wants are deleted. Empty if nothing is to be done.
+// restoreTable returns the commands for one table; empty if nothing is to change. They write chains that are new or
+// differ, put jumps into their places, and delete weir's chains that aren't wanted.
 //
-// Of a table that can't be read weir's chains are written anew, unless the kernel shows them as they were written last.
-// What nobody wants there stays.
+// In a table that can't be read, they write all of weir's chains, except those that the kernel shows unchanged since
+// they were last written. They delete no chains there.
 func restoreTable(f conf.Family, name string, have table, want *lowered) string {
 	var chains, rules, drop []string
 	wanted := map[string]bool{}
@@ -250,7 +251,7 @@ func restoreTable(f conf.Family, name string, have table, want *lowered) string 
 	}
 	for _, chain := range slices.Sorted(maps.Keys(have.rules)) {
 		if conf.OwnChain(chain) && !wanted[chain] {
-			chains = append(chains, chain) // naming it flushes it
+			chains = append(chains, chain) // naming the chain flushes it
 			drop = append(drop, "-X "+chain)
 		}
 	}
@@ -270,7 +271,7 @@ func restoreTable(f conf.Family, name string, have table, want *lowered) string 
 	return b.String()
 }
 
-// is says whether the chain is known to hold these rules.
+// is reports whether the chain is known to have exactly these rules.
 func (t table) is(chain string, rules []string) bool {
 	if u := t.unknown; u != nil {
 		w, ok := u.written[chain]
@@ -281,8 +282,8 @@ func (t table) is(chain string, rules []string) bool {
 	return ok && slices.Equal(old, rules)
 }
 
-// jumps puts weir's rules in the built-in chains right: one copy of each that is wanted, the first where it must be
-// first, and none that isn't wanted. Strangers' rules are left alone.
+// jumps returns the commands that put weir's rules in the built-in chains right: one copy of each wanted rule, first in
+// the chain where that is required, and no others. They leave other programs' rules alone.
 func jumps(f conf.Family, name string, have table, want *lowered) []string {
 	var commands []string
 	if have.unknown != nil {
@@ -302,8 +303,8 @@ func jumps(f conf.Family, name string, have table, want *lowered) []string {
 	return commands
 }
 
-// jump is what puts weir's rule into its place. Deleting by a rule's words, iptables has to understand those before it,
-// so a copy in the wrong place is left to deleteCopies.
+// jump returns the commands that put weir's rule into its place. iptables deletes a rule by its text, and for that must
+// understand all rules ahead of it. So deleteCopies deletes a copy in the wrong place.
 func (u *unknown) jump(j jump) []string {
 	add := "-A " + j.chain + " " + j.line
 	if j.first {
@@ -323,8 +324,8 @@ func (u *unknown) jump(j jump) []string {
 
 func jumpsIn(f conf.Family, name, chain string, t table, want *lowered) []string {
 	have := t.rules[chain]
-	var ours, others []string // ours: wanted and unwanted rules of weir's that are there
-	last := 0                 // how many others are ahead of the last of ours
+	var ours, others []string // ours: weir's rules in the chain, wanted or not
+	last := 0                 // how many of others are ahead of weir's last rule
 	for _, l := range have {
 		if split(l).own() {
 			ours, last = append(ours, l), len(others)

@@ -16,14 +16,15 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// readTime bounds one look at all tables together: while a program hangs that should print one, weir's rules may lack
-// their place in another.
+// readTime bounds the reading of all tables together. While the program that prints one table hangs, weir's rules may
+// not be in their places in another.
 const readTime = 30 * time.Second
 
-// Read reads all that the kernel holds of weir's. Whoever computes what it should hold does so after that, from records
-// that were read after it: what the plugin has changed by then has a record that says so.
+// Read reads all of weir's state in the kernel. The caller must read the endpoint records after that, and compute the
+// ruleset from them. In this order, each of the plugin's changes that Read has seen is described by a record.
 //
-// A table that can't be read is no error here. It is unknown, and Apply writes there what it can and then says so.
+// A table that can't be read is no error of Read: it becomes an unknown table. Apply writes weir's part of the table
+// and then returns an UnknownError.
 func (d *Driver) Read(ctx context.Context) error {
 	before := d.have
 	d.have = nil
@@ -40,7 +41,7 @@ func (d *Driver) Read(ctx context.Context) error {
 	return nil
 }
 
-// Unread says that it isn't known what the kernel holds: Apply would have to read it.
+// Unread reports whether the kernel's state is not known, so that Apply would have to read it.
 func (d *Driver) Unread() bool { return d.have == nil }
 
 func (d *Driver) look(ctx context.Context, want *lowered, verify netfilter.Verify) error {
@@ -54,7 +55,7 @@ func (d *Driver) look(ctx context.Context, want *lowered, verify netfilter.Verif
 	defer cancel()
 	for _, f := range conf.Families {
 		holds := d.have.tables[f].holds()
-		if d.wanted[f] && !holds { // what others have there wasn't of interest before
+		if d.wanted[f] && !holds { // the family's tables weren't read before, as weir had nothing there
 			d.have.tables[f] = d.readTables(ctx, f, d.have)
 			continue
 		}
@@ -67,16 +68,16 @@ func (d *Driver) look(ctx context.Context, want *lowered, verify netfilter.Verif
 	return nil
 }
 
-// Reread reads anew which sets hold the addresses, and says whether it is others than the last Apply left. The plugin
-// puts a new pod's addresses into a set, and takes those of one that goes out of all: of an address that changes hands,
-// nothing can be taken to be as it was.
+// Reread reads again which sets contain the addresses, and reports whether that differs from the state after the last
+// Apply. The plugin adds a new pod's addresses to a set, and removes an ended pod's addresses from all sets. So when an
+// address changes from one pod to another, what the last Apply left can't be relied on.
 func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
 	if d.have == nil {
-		return false // all is read anyway
+		return false // Apply reads everything
 	}
 	changed, err := d.reread(addrs)
 	if err != nil {
-		d.have = nil // then all is read, and what is wrong is said there
+		d.have = nil // Apply reads everything, and returns the error
 		return true
 	}
 	return changed
@@ -88,7 +89,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 		switch s.kind {
 		case ruleset.Addresses:
 			plain[s.family] = append(plain[s.family], name)
-		case ruleset.AddressPorts, ruleset.AddressLinks: // an address may have any number of entries
+		case ruleset.AddressPorts, ruleset.AddressLinks: // an address may have many entries, so the whole set is read
 			now, err := d.readSet(name)
 			if err != nil {
 				return changed, err
@@ -111,18 +112,18 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 			}
 			changed = true
 			if delete(entries, e); in[name] {
-				entries[e] = "" // it is written again with its words
+				entries[e] = "" // without the comment, so that Apply writes it again
 			}
 		}
 	}
 	return changed, nil
 }
 
-// read lists weir's sets and the tables. before is what it knew last; nil: nothing.
+// read lists weir's sets and the tables. before is the state that was known last; nil if there is none.
 func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 	s := state{sets: map[string]set{}}
 	d.readAt, d.own = 0, ownChanges{}
-	readAt, _ := generation() // without nf_tables there is none
+	readAt, _ := generation() // 0 without nf_tables
 	headers, err := d.sets.Headers()
 	if err != nil {
 		return s, err
@@ -142,7 +143,7 @@ func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 		if d.wanted[f] || before == nil || before.tables[f].holds() {
 			s.tables[f] = d.readTables(ctx, f, before)
 		}
-		if !d.wanted[f] && !s.tables[f].holds() { // what others have there doesn't matter
+		if !d.wanted[f] && !s.tables[f].holds() { // weir has nothing there
 			s.tables[f] = tables{}
 		}
 	}
@@ -171,7 +172,8 @@ func (d *Driver) readSet(name string) (set, error) {
 	return set{kindOf(got.Type), got.Family, entries}, nil
 }
 
-// readTable reads one table. Each is read alone, so that a rule that iptables doesn't know hides no other table.
+// readTable reads one table. It reads each table separately: a rule that iptables doesn't know then hides no other
+// table.
 func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, before *state) table {
 	there, dormant, err := d.Flavour.exists(f, name)
 	if err == nil && !there {
@@ -204,7 +206,7 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 			u.why = errors.Join(u.why, err)
 		}
 		if err == nil && !d.wanted[f] && !slices.ContainsFunc(slices.Collect(maps.Keys(u.seen)), ours) {
-			return table{rules: map[string][]string{}} // nothing of weir's is wanted there, nor is anything there
+			return table{rules: map[string][]string{}} // weir wants nothing there and has nothing there
 		}
 	}
 	return table{unknown: u, dormant: dormant, misplaced: away}
@@ -212,21 +214,22 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 
 func ours(chain string) bool { return conf.OwnChain(chain) }
 
-// read reads the table, which is there. The error says what iptables-save says if it doesn't print it whole.
+// read reads a table that exists. If iptables-save doesn't print the whole table, the error quotes its output.
 func (f Flavour) read(ctx context.Context, family conf.Family, name string) (table, error) {
 	out, err := f.save(ctx, family, name)
 	if err != nil {
 		return table{}, err
 	}
-	// Of a table that holds what isn't iptables' own, iptables-nft-save says in a comment that it is incompatible,
-	// prints nothing else, and succeeds.
+	// If a table has rules that aren't iptables' own, iptables-nft-save prints only a comment that the table is
+	// incompatible, and succeeds.
 	if !strings.Contains("\n"+out, "\n*"+name+"\n") || !strings.Contains(out, "\nCOMMIT\n") {
 		return table{}, fmt.Errorf("%s-save -t %s doesn't print it: %.200s", f.program(family), name, strings.TrimSpace(out))
 	}
 	return withBuiltin(name, parseSave(out)), nil
 }
 
-// withBuiltin adds the table's built-in chains: one that nobody has used yet is not printed, but has them.
+// withBuiltin adds the table's built-in chains. iptables-save doesn't print a table that was never used, but such a
+// table has these chains too.
 func withBuiltin(name string, t table) table {
 	for _, chain := range builtin[name] {
 		if _, ok := t.rules[chain]; !ok {
@@ -236,5 +239,5 @@ func withBuiltin(name string, t table) table {
 	return t
 }
 
-// builtin chains that weir has jumps in.
+// builtin has the built-in chains that weir has jumps in.
 var builtin = map[string][]string{"mangle": {"FORWARD", "INPUT"}, "filter": {"FORWARD"}, "nat": {"POSTROUTING"}}

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// make makes the set with its entries. If the kernel refuses it, or some of them, and nothing but what the set would
-// let through rests on it, that is noted in refused; no set is made then that would be refused as a whole.
+// make makes the set with its entries. If the kernel refuses the set or some of its entries, and the set only allows
+// packets, make adds them to refused. If the kernel refuses the whole set, make returns nil.
 func (d *Driver) make(s ruleset.Set, refused ruleset.Refused) (*set, error) {
 	header := ipset.Header{Name: s.Name, Type: setType(s.Kind), Family: s.Family}
 	if err := d.sets.Create(header); err != nil {
@@ -46,7 +46,7 @@ func (d *Driver) make(s ruleset.Set, refused ruleset.Refused) (*set, error) {
 	return made, err
 }
 
-// tryType says whether the kernel has sets of the type at all.
+// tryType returns an error if the kernel has no sets of the header's type.
 //
 // Equivalent to: ipset create weir-trial TYPE && ipset destroy weir-trial
 func (d *Driver) tryType(h ipset.Header) error {
@@ -57,8 +57,8 @@ func (d *Driver) tryType(h ipset.Header) error {
 	return d.sets.Destroy(h.Name)
 }
 
-// changeSets makes the changes. Entries that the kernel refuses are noted if nothing but what they would let through
-// rests on them.
+// changeSets makes the changes. If the kernel refuses an entry that would only allow packets, changeSets adds it to
+// refused.
 func changeSets(changes []change, want *lowered, refused ruleset.Refused) error {
 	all := make([]ipset.Change, len(changes))
 	for i, c := range changes {
@@ -74,7 +74,7 @@ func changeSets(changes []change, want *lowered, refused ruleset.Refused) error 
 			opens[s.Name] = s
 		}
 	}
-	each, err := ipset.ApplyEach(all...) // to know which
+	each, err := ipset.ApplyEach(all...) // one at a time, to find those that fail
 	for _, r := range each {
 		s, ok := opens[r.Set]
 		if r.Delete || !ok {
@@ -91,10 +91,10 @@ func element(e ipset.Entry) ruleset.Element {
 	return ruleset.Element{Prefix: e.Prefix, Proto: ruleset.Protocol(e.Proto), Port: e.Port, Link: e.Link}
 }
 
-// because says what the kernel refuses and why, as a value of ruleset.Refused.
+// because returns the text for a value of ruleset.Refused: the refused thing and the reason.
 func because(what string, err error) string { return what + ": " + reason(err) }
 
-// reason is what the kernel or the program has said, without what it was asked: it is the same each time.
+// reason returns the message of the kernel or of the program, without the request: so it is the same text each time.
 func reason(err error) string {
 	if said := (*restoreError)(nil); errors.As(err, &said) && said.said != "" {
 		lines := strings.Split(said.said, "\n")
@@ -111,7 +111,8 @@ func reason(err error) string {
 	}
 }
 
-// newRules returns the policies' rules of the chains that aren't there, or not so; of rules that do the same one.
+// newRules returns the policies' rules in chains that the kernel doesn't have in this form. Of equal rules it returns
+// one.
 func newRules(f conf.Family, have state, want *lowered) []ruleset.Rule {
 	var rules []ruleset.Rule
 	known := map[string]bool{}
@@ -129,7 +130,7 @@ func newRules(f conf.Family, have state, want *lowered) []ruleset.Rule {
 	return rules
 }
 
-// suspicious says whether the kernel has refused one of the rules, or its kind, before.
+// suspicious reports whether the kernel has refused one of the rules, or a rule of its kind, before.
 func (d *Driver) suspicious(f conf.Family, rules []ruleset.Rule) bool {
 	if len(d.suspects) == 0 {
 		return false
@@ -143,19 +144,20 @@ func (d *Driver) suspicious(f conf.Family, rules []ruleset.Rule) bool {
 }
 
 const (
-	// trialTime bounds how long is looked for the rules that the kernel refuses. What isn't known by then is closed.
+	// trialTime bounds the search for the rules that the kernel refuses. Rules that haven't been tried by then count as
+	// refused.
 	trialTime = 10 * time.Second
-	// trialsEach is how many trials one namespace's rules are worth.
+	// trialsEach is the number of trials for one namespace's rules.
 	trialsEach = 64
-	// maxSuspects is how many refused rules are remembered. A rule that was forgotten is tried after the change that it
-	// fails.
+	// maxSuspects is how many refused rules are remembered. After that they are all forgotten; a forgotten rule is found
+	// again when a change with it fails.
 	maxSuspects = 1 << 15
 )
 
-// refusedAmong finds out which of the rules the kernel refuses, in trials of a chain that no packet comes through:
-// first which kinds of rules, of which there are some twenty at most; then, if there are others, whose, and which of
-// theirs. It is none if the kernel refuses the chain without any rules too, or takes all of them: then the rules are at
-// no fault.
+// refusedAmong finds the rules that the kernel refuses. It tries them in a chain that no packet enters: first the kinds
+// of rules, of which there are about twenty at most; then each namespace's other rules; then the single rules of
+// namespaces with a refused one. It returns nil if the kernel refuses the chain even without rules, or accepts all of
+// them: then the rules are not the reason.
 func (d *Driver) refusedAmong(ctx context.Context, f conf.Family, rules []ruleset.Rule) ruleset.Refused {
 	ctx, cancel := context.WithTimeout(ctx, trialTime)
 	defer cancel()
@@ -182,14 +184,14 @@ func (d *Driver) refusedAmong(ctx context.Context, f conf.Family, rules []rulese
 	return t.refused
 }
 
-// trial of rules.
+// trial finds refused rules by trying them.
 type trial struct {
 	try     func([]ruleset.Rule) error
 	family  conf.Family
 	refused ruleset.Refused
 }
 
-// kinds finds the kinds of the rules that the kernel refuses.
+// kinds finds the kinds of rules that the kernel refuses.
 func (t *trial) kinds(rules []ruleset.Rule) {
 	byName := map[string]ruleset.Kind{}
 	for _, r := range rules {
@@ -211,8 +213,8 @@ func (t *trial) kinds(rules []ruleset.Rule) {
 	})
 }
 
-// namespaces finds the rules that the kernel refuses, in each namespace with a number of trials of its own. Where they
-// don't suffice, more of that namespace's rules are taken for refused than are, and none of another's.
+// namespaces finds the rules that the kernel refuses. Each namespace has its own number of trials. If these don't
+// suffice, some accepted rules of that namespace count as refused, but none of another namespace.
 func (t *trial) namespaces(rules []ruleset.Rule) {
 	by := map[string][]ruleset.Rule{}
 	for _, r := range rules {
@@ -232,8 +234,9 @@ func (t *trial) namespaces(rules []ruleset.Rule) {
 	})
 }
 
-// bisect tells of the items that try refuses alone. trials is how many there may be, 0 being without end; after that it
-// tells of all that may be refused. It halves the largest group first, so that many items are soon known to be fine.
+// bisect calls tell for each item that try refuses when it is tried alone. trials is the largest number of calls of
+// try; 0 means no limit. After that many calls, bisect calls tell for all items that may be refused. It halves the
+// largest group first, so that many items are soon known to be accepted.
 func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, error)) {
 	type group struct {
 		items []T
@@ -265,7 +268,7 @@ func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, erro
 	}
 }
 
-// try has the kernel take the rules and give them up again.
+// try makes the kernel accept the rules in a chain without packets, and deletes the chain again.
 //
 // Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…; iptables -t mangle -F
 // WEIR-TRIAL; iptables -t mangle -X WEIR-TRIAL

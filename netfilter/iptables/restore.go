@@ -15,9 +15,9 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// restorer is an iptables-restore that has been started and waits for its commands. It reads nothing of the kernel
-// and takes no lock before the first of them comes, and does nothing if none does. Starting the program is most of
-// what a change of rules costs, so the next one's is started ahead.
+// restorer is a process of iptables-restore that waits for its commands. Until the first command comes, it reads
+// nothing from the kernel and takes no lock. Without commands it does nothing. Starting the program takes most of the
+// time of a change of rules, so the driver starts the next one ahead.
 //
 // Equivalent to: iptables-restore --wait 10 --noflush (ip6tables-restore for IPv6)
 type restorer struct {
@@ -26,12 +26,12 @@ type restorer struct {
 	cmd     *exec.Cmd
 	stdin   io.WriteCloser
 	output  output
-	ended   chan struct{} // closed when it has
-	err     error         // with which it has
+	ended   chan struct{} // closed when the process has ended
+	err     error         // of the process; set before ended is closed
 }
 
 func startRestorer(f Flavour, family conf.Family) (*restorer, error) {
-	// It outlives what it is started in; carryOut bounds what it does.
+	// The process outlives the call that starts it. carryOut bounds its time.
 	cmd := exec.CommandContext(context.Background(), f.program(family)+"-restore", "--wait", lockWait, "--noflush")
 	r := &restorer{flavour: f, family: family, cmd: cmd, ended: make(chan struct{})}
 	r.cmd.Stderr = &r.output
@@ -49,7 +49,7 @@ func startRestorer(f Flavour, family conf.Family) (*restorer, error) {
 	return r, nil
 }
 
-// waits says whether the program is still there, and is that flavour's.
+// waits reports whether the process still runs, and is of that flavour.
 func (r *restorer) waits(f Flavour) bool {
 	if r == nil || r.flavour != f {
 		return false
@@ -62,7 +62,7 @@ func (r *restorer) waits(f Flavour) bool {
 	}
 }
 
-// carryOut has it carry out the commands, in one transaction for each table, and end.
+// carryOut makes the process carry out the commands, in one transaction for each table, and waits for its end.
 func (r *restorer) carryOut(ctx context.Context, commands string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -73,7 +73,7 @@ func (r *restorer) carryOut(ctx context.Context, commands string) error {
 		err = closeErr
 	}
 	<-r.ended
-	if r.err != nil { // which says more than that it read no further
+	if r.err != nil { // the exit status says more than a failed write
 		err = r.err
 	}
 	if err != nil {
@@ -83,13 +83,13 @@ func (r *restorer) carryOut(ctx context.Context, commands string) error {
 	return nil
 }
 
-// restoreError says that the program has failed.
+// restoreError is the error of a failed iptables-restore.
 type restoreError struct {
 	family    conf.Family
 	program   string
 	err       error
-	said      string // by the program
-	offending string // line of the commands
+	said      string // the program's output
+	offending string // the line of the commands that failed
 }
 
 func (e *restoreError) Error() string {
@@ -98,7 +98,7 @@ func (e *restoreError) Error() string {
 
 func (e *restoreError) Unwrap() error { return e.err }
 
-// output is the beginning of what a program says: one that refuses 10,000 rules may say so of each.
+// output keeps the beginning of a program's output: a program that refuses 10,000 rules may print a line for each.
 type output struct{ kept bytes.Buffer }
 
 // maxOutput is how many bytes are kept.
@@ -112,11 +112,12 @@ func (o *output) Write(p []byte) (int, error) {
 
 func (o *output) String() string { return excerpt.Of(strings.TrimSpace(o.kept.String())) }
 
-// lineNumber is how iptables-restore says which of its lines is wrong: "line 2 failed", "Error occurred at line: 2", or
-// "line 2: RULE_APPEND failed". The legacy one names the line with COMMIT where the kernel refuses the table.
+// lineNumber matches the number of the wrong line in iptables-restore's output: "line 2 failed", "Error occurred at
+// line: 2", or "line 2: RULE_APPEND failed". If the kernel refuses a table, iptables-legacy-restore gives the number of
+// the line with COMMIT.
 var lineNumber = regexp.MustCompile(`\bline:? (\d+)`)
 
-// offending is the line of the commands that the program's output speaks of: all of them may be megabytes.
+// offending returns the line of the commands that the program's output names. The whole text may have megabytes.
 func offending(said, commands string) string {
 	m := lineNumber.FindStringSubmatch(said)
 	if m == nil {
@@ -135,7 +136,7 @@ func offending(said, commands string) string {
 	return ""
 }
 
-// dismiss ends it without commands.
+// dismiss ends the process without commands.
 func (r *restorer) dismiss() {
 	if r != nil {
 		_ = r.stdin.Close()

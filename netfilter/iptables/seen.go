@@ -18,25 +18,25 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// seen is what the kernel tells of a rule of nf_tables, whoever wrote it and whether or not iptables knows its words.
+// seen is a rule as nf_tables shows it. The kernel shows every rule in this form, also one that iptables can't print.
 type seen struct {
 	handle uint64
 	// target is the chain that the rule jumps or goes to, or DROP; empty for all other rules.
 	target string
-	// always says that the rule has no condition.
+	// always is true if the rule has no condition.
 	always bool
-	sum    []byte // of all but the rule's counters
+	sum    []byte // hash of the rule without its counters
 }
 
-// parts returns of the rule what the kernel tells: its target.
+// parts returns the rule's target. The conditions are not known.
 func (s seen) parts() parts {
 	return parts{target: s.target, goes: s.target != "" && s.target != "DROP"}
 }
 
-// jumpsTo says whether every packet goes on in the chain from there.
+// jumpsTo reports whether the rule sends every packet to the chain.
 func (s seen) jumpsTo(chain string) bool { return s.always && s.target == chain }
 
-// sum tells one content of a chain from another.
+// sum returns a hash of a chain's rules.
 func sum(rules []seen) string {
 	h := sha256.New()
 	for _, r := range rules {
@@ -48,8 +48,8 @@ func sum(rules []seen) string {
 // nfFamilies are the families' numbers in nf_tables.
 var nfFamilies = [len(conf.Families)]uint8{conf.IPv4: unix.NFPROTO_IPV4, conf.IPv6: unix.NFPROTO_IPV6}
 
-// exists says whether the kernel has the family's table, and whether that is switched off. Asking iptables would make
-// the table in passing (legacy), or show one that isn't there as empty (nft).
+// exists returns whether the kernel has the family's table, and whether the table is dormant (switched off). It doesn't
+// ask iptables: the legacy program would make the table, and the nft program shows a missing table as an empty one.
 //
 // Equivalent to: nft list tables ip | grep 'ip TABLE$'; grep '^TABLE$' /proc/net/ip_tables_names (ip6 for IPv6)
 func (f Flavour) exists(family conf.Family, name string) (there, dormant bool, err error) {
@@ -98,8 +98,8 @@ func wake(f conf.Family, name string) error {
 	return nil
 }
 
-// wake has packets come through the family's tables again: it switches on those that are switched off, and deletes
-// built-in chains that hang elsewhere. It says whether there were any.
+// wake makes packets pass the family's tables again: it switches on dormant tables, and deletes built-in chains at
+// wrong hooks. It returns whether there were any.
 func (t tables) wake(f conf.Family) (any bool, err error) {
 	for _, name := range tablesUsed {
 		this := t[name]
@@ -129,7 +129,7 @@ func (t tables) wake(f conf.Family) (any bool, err error) {
 	return any, nil
 }
 
-// libraryFamilies are the families as the library calls them.
+// libraryFamilies are the families as the nftables library numbers them.
 var libraryFamilies = [...]nftables.TableFamily{
 	conf.IPv4: nftables.TableFamilyIPv4, conf.IPv6: nftables.TableFamilyIPv6,
 }
@@ -182,7 +182,7 @@ func readRule(expressions []byte) seen {
 	return r
 }
 
-// targetOf is the target of an expression that decides; empty if that is another decision than one of seen.target's.
+// targetOf returns the target of an immediate expression; empty if the expression neither drops nor leads to a chain.
 func targetOf(immediate []byte) string {
 	verdict := attributes(attributes(attributes(immediate)[unix.NFTA_IMMEDIATE_DATA])[unix.NFTA_DATA_VERDICT])
 	code, chain := verdict[unix.NFTA_VERDICT_CODE], text(verdict[unix.NFTA_VERDICT_CHAIN])
@@ -192,8 +192,8 @@ func targetOf(immediate []byte) string {
 	return chain
 }
 
-// deleteCopies leaves one of weir's rules to each chain in a built-in chain of a table that iptables can't print: the
-// first, which is in its place.
+// deleteCopies deletes surplus copies of weir's rules from the built-in chains of a table that iptables can't print. Of
+// the rules that lead to one chain, it leaves the first, which is in its place.
 //
 // Equivalent to: nft delete rule ip TABLE CHAIN handle HANDLE (ip6 for IPv6)
 func deleteCopies(f conf.Family, name string) error {
@@ -235,7 +235,7 @@ func deleteCopies(f conf.Family, name string) error {
 	return nil
 }
 
-// dump has the kernel tell of all its objects of a kind, each by its attributes.
+// dump calls each with the attributes of every object of the kind in the kernel.
 func dump(kind int, family conf.Family, attr *nl.RtAttr, each func(attrs []byte)) error {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, unix.NLM_F_DUMP)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: nfFamilies[family], Version: nl.NFNETLINK_V0})
@@ -243,7 +243,7 @@ func dump(kind int, family conf.Family, attr *nl.RtAttr, each func(attrs []byte)
 		req.AddData(attr)
 	}
 	var err error
-	for range 5 { // the rules may change while they are told of
+	for range 5 { // the rules may change during the dump
 		var msgs [][]byte
 		if msgs, err = req.Execute(unix.NETLINK_NETFILTER, 0); errors.Is(err, nl.ErrDumpInterrupted) {
 			continue
@@ -258,7 +258,7 @@ func dump(kind int, family conf.Family, attr *nl.RtAttr, each func(attrs []byte)
 	return err
 }
 
-// attributes are those in b, by their types.
+// attributes returns the netlink attributes in b, by their types.
 func attributes(b []byte) map[uint16][]byte {
 	all := map[uint16][]byte{}
 	for a := range nl.ParseAttributes(b) {

@@ -8,16 +8,16 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// state is what the kernel holds of weir's.
+// state is weir's state in the kernel.
 type state struct {
 	sets   map[string]set
 	tables [len(conf.Families)]tables
 }
 
-// tables of one family, by their names.
+// tables are one family's tables, by name.
 type tables map[string]table
 
-// holds says whether there is a chain of weir's, or may be one.
+// holds reports whether the tables have one of weir's chains, or may have one.
 func (t tables) holds() bool {
 	for _, name := range tablesUsed {
 		if t[name].unknown != nil {
@@ -32,7 +32,7 @@ func (t tables) holds() bool {
 	return false
 }
 
-// unknown are the reasons why tables couldn't be read.
+// unknown returns the reasons why tables could not be read.
 func (t tables) unknown() (why []error) {
 	for _, name := range tablesUsed {
 		if u := t[name].unknown; u != nil {
@@ -42,41 +42,42 @@ func (t tables) unknown() (why []error) {
 	return why
 }
 
-// table is what an iptables table holds, or why that isn't known. An empty table is a known one.
+// table has the contents of an iptables table, or the reason why they are unknown. An empty table is a known one.
 type table struct {
-	// rules of each chain as iptables-save prints them, without "-A CHAIN"; nil if the table is unknown.
+	// rules are the rules of each chain as iptables-save prints them, without "-A CHAIN"; nil if the table is unknown.
 	rules   map[string][]string
 	unknown *unknown
-	// dormant says that somebody has switched the table off: it holds its rules, and no packet passes them.
+	// dormant is true if another program has switched the table off: its rules exist, but check no packets.
 	dormant bool
-	// misplaced are built-in chains that packets don't come through where iptables has them do.
+	// misplaced are built-in chains that aren't at the hook where iptables puts them.
 	misplaced []string
 }
 
-// unknown is a table that iptables-save can't print: a rule in it isn't iptables' own, or is of another version. What
-// weir has there can be written all the same.
+// unknown is a table that iptables-save can't print: it has a rule of another program or of another version of
+// iptables. weir's rules can be written there nevertheless.
 type unknown struct {
 	why error
-	// seen is what the kernel itself tells of the rules in the table; nil where it tells nothing (iptables-legacy).
+	// seen are the table's rules as the kernel shows them; nil if the kernel doesn't (iptables-legacy).
 	seen map[string][]seen
-	// written are weir's chains as the driver has written them last.
+	// written are weir's chains as the driver last wrote them.
 	written map[string]written
 }
 
-// written is a chain that the driver has written, and how the kernel shows it since.
+// written is a chain that the driver wrote, and a hash of its rules as the kernel shows them.
 type written struct {
 	lines []string
 	sum   string
 }
 
-// tablesUsed in the order in which they change: what drops comes before what accepts.
+// tablesUsed are the tables in the order in which they change: the one that drops packets comes before those that
+// accept them.
 var tablesUsed = []string{"mangle", "filter", "nat"}
 
-// stands reports of the family's table that checks packets whether no packet of a pod can get past weir's chains: the
-// chains that packets enter by are there, those that send packets to classes, and those of the classes, end in DROP,
-// and no rule leads to an empty chain. It doesn't look at what else is in them: another version's may differ, and
-// lack chains that the ruleset has. Of a table that iptables can't print the kernel tells enough for that; where the
-// kernel tells nothing, stands is false.
+// stands reports whether no packet of a pod can pass the mangle table without a check by weir's chains. For that,
+// weir's first chains must exist; the chains that send packets to classes, and the classes' chains, must end in DROP;
+// and no rule may lead to an empty chain. stands doesn't compare the other rules: another version's rules may differ,
+// and may lack chains of the ruleset. If iptables can't print the table, stands uses the rules that the kernel shows.
+// If the kernel shows none, it returns false.
 func (t table) stands(f conf.Family, want *lowered) bool {
 	chains := map[string][]parts{}
 	if t.unknown != nil {
@@ -94,7 +95,7 @@ func (t table) stands(f conf.Family, want *lowered) bool {
 	return stand(chains, f, want)
 }
 
-// stand is table.stands of the table's rules, by their chains.
+// stand reports the same as table.stands, for rules by their chains.
 func stand(chains map[string][]parts, f conf.Family, want *lowered) bool {
 	drops := func(chain string) bool {
 		rules := chains[chain]
@@ -130,8 +131,8 @@ func stand(chains map[string][]parts, f conf.Family, want *lowered) bool {
 	return true
 }
 
-// parseSave reads what iptables-save prints of one table. Chains other than weir's are kept too: the rules of built-in
-// chains say where weir's jumps stand.
+// parseSave reads iptables-save's output for one table. It keeps other programs' chains too: the rules of built-in
+// chains show where weir's jumps are.
 func parseSave(out string) table {
 	t := table{rules: map[string][]string{}}
 	for line := range strings.Lines(out) {
@@ -166,14 +167,15 @@ func tablesOf(f conf.Family, want *lowered) tables {
 	return all
 }
 
-// set is an ipset: its kind and family, and its entries with their comments.
+// set is an ipset: its kind, its family, and the comment of each entry.
 type set struct {
 	kind    ruleset.SetKind
 	family  conf.Family
 	entries map[ruleset.Element]string
 }
 
-// after is the state once the plan has been carried out. Sets that it doesn't change are the same maps as before.
+// after returns the state after the plan. A set that the plan doesn't create keeps its map of entries, which after
+// changes.
 func (s state) after(p plan, want *lowered, left []string) state {
 	next := state{sets: make(map[string]set, len(want.sets))}
 	for _, w := range want.sets {
@@ -201,7 +203,7 @@ func (s state) after(p plan, want *lowered, left []string) state {
 			next.tables[f] = tablesOf(f, want)
 		}
 		for name, t := range s.tables[f] {
-			if t.unknown != nil { // whatever was written there
+			if t.unknown != nil { // it stays unknown
 				next.tables[f][name] = t
 			}
 		}
@@ -209,9 +211,9 @@ func (s state) after(p plan, want *lowered, left []string) state {
 	return next
 }
 
-// see looks how the kernel shows what was written into tables that iptables can't print, and deletes copies of weir's
-// rules there. before is the generation of the rules before the plan was carried out: if another has changed them
-// since, what is seen may be the other's.
+// see reads the tables that iptables can't print after the plan has written to them. It remembers how the kernel shows
+// weir's chains, and deletes surplus copies of weir's rules. before is the generation before the plan. If another
+// program has changed rules since, the chains may be that program's, and see doesn't remember them.
 func (s state) see(want *lowered, p plan, before uint32) error {
 	commits := strings.Count(strings.Join(p.restore[:], ""), "COMMIT\n")
 	for _, f := range conf.Families {

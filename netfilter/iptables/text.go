@@ -9,14 +9,14 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// maxMultiport is how many ports one multiport match takes; a range counts as two (xt_multiport, XT_MULTI_PORTS).
+// maxMultiport is how many ports one multiport match accepts. A range counts as two (xt_multiport, XT_MULTI_PORTS).
 const maxMultiport = 15
 
-// LogGroup is the netlink log group (NFLOG) that dropped packets are copied to.
+// LogGroup is the netlink log group (NFLOG) to which dropped packets are copied.
 const LogGroup = 88
 
-// lowerRule returns the rule as iptables-save prints it, without "-A CHAIN": so what the kernel has can be compared as
-// text. A rule with many ports becomes several, one for each multiport match.
+// lowerRule returns the rule as iptables-save prints it, without "-A CHAIN", so that it can be compared with the
+// kernel's rules as text. A rule with many ports becomes several, one for each multiport match.
 func lowerRule(r ruleset.Rule, f conf.Family) []string {
 	if len(r.Ports) < 2 {
 		return []string{ruleText(r, f)}
@@ -30,7 +30,7 @@ func lowerRule(r ruleset.Rule, f conf.Family) []string {
 	return lines
 }
 
-// multiport cuts the ranges into pieces that one multiport match takes.
+// multiport splits the ranges into pieces for one multiport match each.
 func multiport(ranges []ruleset.PortRange) [][]ruleset.PortRange {
 	var chunks [][]ruleset.PortRange
 	room := 0
@@ -49,7 +49,7 @@ func multiport(ranges []ruleset.PortRange) [][]ruleset.PortRange {
 	return chunks
 }
 
-// rule is a rule's text that grows option by option.
+// rule builds the text of a rule, option by option.
 type rule struct{ strings.Builder }
 
 // add adds an option, behind a space.
@@ -62,8 +62,8 @@ func (t *rule) add(words ...string) {
 	}
 }
 
-// ruleText writes a rule with no more ports than one match takes. Each change of a pod has all rules written, so it
-// does without package fmt, which takes several times as long.
+// ruleText returns the text of a rule that needs at most one multiport match. Every change of a pod writes all rules
+// again, so ruleText doesn't use package fmt, which takes several times as long.
 func ruleText(r ruleset.Rule, f conf.Family) string {
 	var t rule
 	t.Grow(128)
@@ -130,7 +130,7 @@ func (t *rule) target(r ruleset.Rule) {
 	}
 }
 
-// tracks are the options for what connection tracking knows.
+// tracks are the options for each state of connection tracking.
 var tracks = map[ruleset.Track]string{
 	ruleset.Established:  fmt.Sprintf(`-m conntrack --ctstate ESTABLISHED -m connlabel ! --label "%d"`, conf.CutLabel),
 	ruleset.Cut:          fmt.Sprintf(`-m connlabel --label "%d"`, conf.CutLabel),
@@ -145,7 +145,7 @@ var discovery = map[ruleset.Shape]string{
 	ruleset.Advertisement: "-m icmp6 --icmpv6-type 136 -m hl --hl-eq 255",
 }
 
-// flags are how the match "set" calls parts of a packet.
+// flags are the names of a packet's parts in the match "set".
 var flags = map[ruleset.Part]string{
 	ruleset.Source: "src", ruleset.Destination: "dst", ruleset.DestinationPort: "dst",
 	ruleset.DestinationPair: "dst,dst", ruleset.SourceLink: "src,src",
@@ -158,7 +158,7 @@ func matchText(m ruleset.SetMatch) string {
 	return "-m set --match-set"
 }
 
-// portText writes the range as iptables does: "80" or "80:90".
+// portText returns the range as iptables prints it: "80" or "80:90".
 func portText(p ruleset.PortRange) string {
 	if p.First == p.Last {
 		return strconv.Itoa(int(p.First))
@@ -166,7 +166,7 @@ func portText(p ruleset.PortRange) string {
 	return strconv.Itoa(int(p.First)) + ":" + strconv.Itoa(int(p.Last))
 }
 
-// kindText is the options of a kind of rules, without their values.
+// kindText returns the options of a kind of rules, without their values.
 func kindText(k ruleset.Kind) string {
 	var t rule
 	if k.ByPort() {

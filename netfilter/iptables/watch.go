@@ -15,7 +15,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// watch is Driver.Watch. The kernel tells of nf_tables only, and of no change to the legacy tables.
+// watch implements Driver.Watch. The kernel reports changes of nf_tables only, and none of the legacy tables.
 func watch(ctx context.Context, heard func(generation uint32, concerned bool)) error {
 	s, err := nl.Subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
 	if err != nil {
@@ -23,22 +23,22 @@ func watch(ctx context.Context, heard func(generation uint32, concerned bool)) e
 	}
 	stop := context.AfterFunc(ctx, s.Close)
 	defer stop()
-	before, _ := generation() // without nf_tables there is none
+	before, _ := generation() // 0 without nf_tables
 	heard(before, true)
-	concerned := false // by what the transaction that is being told of has changed
+	concerned := false // whether the present transaction has changed something of concern
 	for {
 		msgs, _, err := s.Receive()
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, unix.ENOBUFS): // messages were lost: it may have been any
+		case errors.Is(err, unix.ENOBUFS): // messages were lost: any rule may have changed
 			heard(0, true)
 		case err != nil:
 			return fmt.Errorf("watch the rules: %w", err)
 		}
 		for _, m := range msgs {
 			concerned = concerned || concerns(m)
-			if generation, ok := parseGeneration(m.Header.Type, m.Data); ok { // which ends the transaction
+			if generation, ok := parseGeneration(m.Header.Type, m.Data); ok { // the last message of a transaction
 				heard(generation, concerned)
 				concerned = false
 			}
@@ -46,7 +46,7 @@ func watch(ctx context.Context, heard func(generation uint32, concerned bool)) e
 	}
 }
 
-// generation is Driver.Generation.
+// generation implements Driver.Generation.
 func generation() (uint32, error) {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
@@ -62,7 +62,8 @@ func generation() (uint32, error) {
 	return 0, errors.New("ask for the generation of the rules: the kernel's answer has none")
 }
 
-// parseGeneration reads the message that ends the account of a transaction.
+// parseGeneration returns the number of a generation from the message that ends a transaction. ok is false for all
+// other messages.
 func parseGeneration(kind uint16, data []byte) (generation uint32, ok bool) {
 	if kind != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN || len(data) < nl.SizeofNfgenmsg {
 		return 0, false
@@ -75,15 +76,15 @@ func parseGeneration(kind uint16, data []byte) (generation uint32, ok bool) {
 	return generation, ok
 }
 
-// concerns says whether the message tells of a change to a table, chain or rule that weir goes by. The elements of
-// sets, which every pod changes, are not among them.
+// concerns reports whether the message describes a change of a table, chain or rule that weir uses. Changes of sets'
+// elements don't count, as every pod changes some.
 func concerns(m syscall.NetlinkMessage) bool {
 	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < nl.SizeofNfgenmsg {
 		return false
 	}
 	var tableAttr, chainAttr uint16
 	switch m.Header.Type & 0xff {
-	case unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE: // NEWTABLE also when one is switched off
+	case unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE: // NEWTABLE also when a table is switched off
 		tableAttr = unix.NFTA_TABLE_NAME
 	case unix.NFT_MSG_DELCHAIN:
 		tableAttr, chainAttr = unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME
