@@ -1,7 +1,7 @@
-// Package agent owns the node's reconciler: from a source of Kubernetes objects and the node's endpoint records it
-// computes what the kernel should have, brings it there, and answers the plugin that asks to enrol a new pod.
+// Package agent owns the node's reconciler. From a source of Kubernetes objects and the node's endpoint records it
+// computes the kernel's sets, rules and routes, applies them, and answers plugins that ask to enrol a pod.
 //
-// One goroutine, the loop, does that. All others send it events (events.go), and after each the loop reconciles
+// One goroutine, the loop, does that. All others send it events (events.go), and after each event the loop reconciles
 // (reconcile.go lists the steps). Further goroutines end the attachments of pods that are gone without a DEL (reap.go),
 // cut connections that a change forbids (cut.go), and keep the node settings outside of the packet filter (upkeep.go).
 //
@@ -13,8 +13,8 @@
 //   - What could not be read is neither empty nor unchanged: the loop keeps what it knew and tries again.
 //   - Nothing is flushed first: a new agent takes over what an earlier one made.
 //
-// Of weir's programs, the plugin changes the kernel too: it adds a new pod's addresses to the set of all pods, removes
-// those of a pod that ends from all sets, and lets its port through the spoof guard.
+// The plugin changes the kernel too. It adds a new pod's addresses to the set of all pods, removes an ended pod's
+// addresses from all sets, and lets a new pod's port send through the guard.
 package agent
 
 import (
@@ -32,23 +32,23 @@ import (
 	"github.com/weir-net/weir/internal/dirwatch"
 )
 
-// agent is the reconciler. Each type of its state stands in the file that owns it, with its invariants.
+// agent is the reconciler. Each part of its state has a type. The file that owns the type states its invariants.
 type agent struct {
 	Options
 	backend Backend
 	netlink netlinksafe.Handle
 	metrics *metrics
 
-	// These are shared with other goroutines.
+	// These fields are shared with other goroutines.
 	events    chan event
 	drift     *drift
 	upkeep    upkeep
 	reaper    reaper
 	snapshots snapshots
 	status    atomic.Pointer[status]
-	lastRound atomic.Int64 // when the loop last came round, Unix nanoseconds
+	lastRound atomic.Int64 // when the last reconcile began, Unix nanoseconds
 
-	// The rest belongs to the loop's goroutine.
+	// Only the loop's goroutine uses the other fields.
 	records    records
 	cluster    clusterView
 	kernel     kernelView
@@ -67,9 +67,9 @@ type agent struct {
 	stats    agentapi.Stats
 }
 
-// Run runs the agent until ctx ends. What is in the kernel stays when it returns.
+// Run runs the agent until ctx ends. Sets and rules stay in the kernel after that.
 func Run(ctx context.Context, o Options) error {
-	lock, err := Lock() // until all has ended that changes the kernel
+	lock, err := Lock() // kept until every goroutine that changes the kernel has ended
 	if err != nil {
 		return err
 	}
@@ -116,7 +116,7 @@ func Run(ctx context.Context, o Options) error {
 	for _, part := range parts {
 		go func() {
 			err := part()
-			stop(err) // one that ends takes the others with it
+			stop(err) // when one part ends, the others end too
 			done <- err
 		}()
 	}

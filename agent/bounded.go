@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// bounded is a listener with a bounded number of connections. One more ends the oldest, so a client with many
-// connections keeps no other client out.
+// bounded is a listener with a bounded number of connections. A connection beyond that ends the oldest one, so a client
+// with many connections doesn't keep other clients out.
 type bounded struct {
 	net.Listener
 	most int
@@ -36,7 +36,7 @@ func (b *bounded) Accept() (net.Conn, error) {
 	}
 	b.mu.Unlock()
 	if oldest != nil {
-		_ = oldest.Close() // its server notices that
+		_ = oldest.Close() // the server that reads from it gets an error
 	}
 	return c, nil
 }

@@ -11,12 +11,12 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// clusterView is the cluster as the agent knows it. Invariants, while source is not nil:
+// clusterView is the agent's view of the cluster. Invariants, while source is not nil:
 //   - source are the newest objects that the source gave, with those of their Nodes that the agent accepts.
 //   - objects are source with the pods of lookups in the place of pods of the same names.
 //   - parsed are the policies of source, and names their names in order.
 //
-// Nothing that it points to is ever changed: a new state is a new value, so snapshots may share it.
+// Nothing that it points to is ever changed. A new state is a new value, so snapshots may share the old one.
 type clusterView struct {
 	source  *policy.Objects
 	lookups map[string]lookup // by endpoint ID
@@ -26,10 +26,10 @@ type clusterView struct {
 	nodes   nodeClaims
 }
 
-// lookup is a pod that the source was asked for, because its objects didn't have it.
+// lookup is a pod that the agent asked the source for, because the source's objects didn't have it.
 type lookup struct {
 	pod policy.Pod
-	// namesake is the pod of that name that the source's objects had when it was asked.
+	// namesake is the pod of the same name in the source's objects at the time of the question.
 	namesake policy.Pod
 }
 
@@ -44,7 +44,7 @@ func (c *clusterView) update(o *policy.Objects, endpoints map[string]endpoint.En
 	c.join(endpoints)
 }
 
-// parse reads the policies that are new.
+// parse parses the policies that are new.
 func (c *clusterView) parse() {
 	parsed := policy.Parse(c.source.Policies, c.parsed)
 	if parsed == c.parsed {
@@ -57,15 +57,15 @@ func (c *clusterView) parse() {
 	slices.Sort(c.names)
 }
 
-// addLookup takes the answer to a Lookup.
+// addLookup stores the answer to a Lookup.
 func (c *clusterView) addLookup(id string, l lookup, endpoints map[string]endpoint.Endpoint) {
 	c.lookups[id] = l
 	c.join(endpoints)
 }
 
-// join puts the looked-up pods beside those of the source's objects, which may still be older than the answer. A
-// lookup ends with its endpoint, or when the source's objects have another pod of that name than when it was asked:
-// that is the looked-up pod, or one that came after it.
+// join adds the looked-up pods to the source's objects, which may be older than the answer. A lookup ends with its
+// endpoint. It also ends when the source's objects have a pod of that name that they didn't have at the time of the
+// question: that is the looked-up pod, or a newer one.
 func (c *clusterView) join(endpoints map[string]endpoint.Endpoint) {
 	if c.source == nil {
 		return
@@ -90,8 +90,8 @@ func (c *clusterView) join(endpoints map[string]endpoint.Endpoint) {
 	c.objects = &joined
 }
 
-// knows says whether the endpoint's pod can be put into its classes: it is among the objects, a workload of the objects
-// makes such pods, or no policy is enforced on it.
+// knows reports whether the endpoint's pod can be put into its classes: the pod is among the objects, a workload of the
+// objects makes such pods, or no policy is enforced on the pod.
 func (c *clusterView) knows(e endpoint.Endpoint) bool {
 	if e.Enforcement == conf.Off {
 		return true
@@ -104,7 +104,7 @@ func (c *clusterView) knows(e endpoint.Endpoint) bool {
 	return len(made) > 0
 }
 
-// findPod returns the pod of the name, and whether it is the one with that UID.
+// findPod returns the pod of the name, and whether its UID is the wanted one.
 func findPod(pods []policy.Pod, p endpoint.Pod) (policy.Pod, bool) {
 	i := slices.IndexFunc(pods, func(o policy.Pod) bool { return o.Namespace == p.Namespace && o.Name == p.Name })
 	if i < 0 {
@@ -122,7 +122,7 @@ func (a *agent) runSource(ctx context.Context) error {
 	return nil
 }
 
-// takeUpdate takes a new state of the source's objects; nil if there is none that can be used.
+// takeUpdate takes a new state of the source's objects. objects is nil if the source has no usable state.
 func (a *agent) takeUpdate(objects *policy.Objects, err error) {
 	if objects != nil {
 		if a.cluster.nodes.latest == nil {
@@ -136,7 +136,8 @@ func (a *agent) takeUpdate(objects *policy.Objects, err error) {
 	a.faults.set(partSource, err)
 }
 
-// lookup asks the source for the pod of an endpoint whose plugin waits, since the source's objects don't have it.
+// lookup asks the source for an endpoint's pod that the source's objects don't have. The endpoint's plugin waits for an
+// answer.
 func (a *agent) lookup(ctx context.Context, e endpoint.Endpoint) {
 	source, ok := a.Source.(Lookup)
 	if !ok {

@@ -8,13 +8,13 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// conflist is the network configuration that makes the runtime call the plugin, as far as the agent writes it.
+// conflist is the agent's knowledge of the network configuration with which the runtime calls the plugin.
 type conflist struct {
-	mtu int // of pods' links; 0: not known yet
+	mtu int // of pods' links, as last written; 0: not written yet
 }
 
-// writeConflist writes the runtime's network configuration, whole and last: a node without it isn't ready, so no pod
-// starts where policy isn't enforced yet.
+// writeConflist writes the runtime's network configuration. It is written last: a node without it isn't ready, so no
+// pod starts before policy is enforced. It is renamed into place, so the runtime never reads a part of it.
 func (a *agent) writeConflist() error {
 	plan := a.ways.plan
 	if a.Node.Conflist == "" || !plan.NodeAddress.IsValid() || plan.MTU == 0 {
@@ -28,7 +28,7 @@ func (a *agent) writeConflist() error {
 	if have, err := os.ReadFile(a.Node.Conflist); err == nil && bytes.Equal(have, want) {
 		return nil
 	}
-	tmp := a.Node.Conflist + ".tmp" // no runtime takes a file of this name for a configuration
+	tmp := a.Node.Conflist + ".tmp" // runtimes don't read files with this ending
 	if err := os.WriteFile(tmp, want, 0o600); err != nil {
 		return fmt.Errorf("write the network configuration: %w", err)
 	}

@@ -14,10 +14,10 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// cutting cuts connections that the rules no longer allow, and restores those that they allow again. For that it
-// walks through all connections. That takes a quarter of a second with 200,000 of them, and ten milliseconds in an
-// empty table, which has as many buckets. So the walk runs beside the loop, where no pod's start and no policy waits
-// for it, and only when it may find something. Invariants:
+// cutting cuts connections that the rules no longer allow, and restores those that the rules allow again. For that it
+// walks through all connections. A walk takes a quarter of a second with 200,000 connections, and ten milliseconds with
+// none, as the empty table has as many buckets. So the walk runs beside the loop and delays no pod's start and no
+// policy, and it runs only when it may find something. Invariants:
 //   - At most one walk runs. While one runs, walking is true, and its result will come through results.
 //   - If due is false and no walk runs, no connection is to be cut or restored.
 type cutting struct {
@@ -27,22 +27,22 @@ type cutting struct {
 	results  chan walkResult // has room for one
 }
 
-// walkResult is what a walk came to.
+// walkResult is the result of a walk.
 type walkResult struct {
 	cut.Result
 	err error
 }
 
-// newCutting owes a walk: the rules may have changed while there was no agent.
+// newCutting returns a cutting with a walk due: the rules may have changed while no agent ran.
 func newCutting() cutting { return cutting{due: true, results: make(chan walkResult, 1)} }
 
-// evaluator evaluates connections by the snapshot.
+// evaluator returns an evaluator of connections by the snapshot's ruleset.
 func (s *snapshot) evaluator() (cut.Evaluator, error) {
 	simulator, err := ruleset.NewSimulator(s.ruleset)
 	return cut.Evaluator{Simulator: simulator, Links: s.links()}, err
 }
 
-// links are the addresses of the node's pods, with their links.
+// links returns the links of the node's pods, by the pods' addresses.
 func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 	all := map[netip.Addr]ruleset.Link{}
 	for _, e := range s.state.Endpoints {
@@ -54,16 +54,16 @@ func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 	return all
 }
 
-// note takes note of a change of the kernel. A change that only allows more concerns connections that are cut, or
-// that a walk on its way may cut.
+// note makes a walk due if the change of the kernel requires one. A change that only allows more requires one if
+// connections are cut, or if a running walk may cut some.
 func (c *cutting) note(r netfilter.Result, verify netfilter.Verify) {
 	opens := r.Changed && (c.standing > 0 || c.walking)
-	// Connections may have begun while something was missing that the last reconcile had left there.
+	// While the repaired sets or rules were missing, connections may have begun.
 	repaired := r.Changed && verify == netfilter.All
 	c.due = c.due || r.Closes || opens || repaired
 }
 
-// walk starts the walk that is due, unless one runs: the next comes after it. The kernel must have the target's rules.
+// walk starts a walk if one is due and none is running. It is called when the kernel has the target's rules.
 func (a *agent) walk() {
 	c := &a.cutting
 	if !c.due || c.walking {
@@ -77,9 +77,9 @@ func (a *agent) walk() {
 	}()
 }
 
-// takeWalk takes the result of a walk. If another became due meanwhile, it starts that at once, unless the kernel
-// doesn't hold all that it should: then, and if the walk failed, the next comes after a reconcile. It says whether to
-// reconcile now: plugins may have waited until connections can be cut again.
+// takeWalk takes the result of a walk. If another walk has become due meanwhile, takeWalk starts it, unless the kernel
+// has a fault or the walk failed: then the next reconcile starts it. It returns true if the loop must reconcile now,
+// because plugins have waited until connections can be cut again.
 func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	defer a.publishStatus()
 	a.cutting.walking, a.cutting.standing = false, w.Standing
@@ -99,8 +99,8 @@ func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	return unknown
 }
 
-// walkConnections evaluates all connections by the snapshot, which the kernel has as it begins. A connection on which
-// the target has come to differ stays as it is: another walk is due for it.
+// walkConnections evaluates all connections by the snapshot, whose rules the kernel has at the beginning. A connection
+// on which a newer target differs stays as it is: another walk is due for that target.
 func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result, error) {
 	evaluator, err := by.evaluator()
 	if err != nil {
@@ -121,7 +121,7 @@ func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result
 	}, own)
 }
 
-// ownAddresses are the node's addresses.
+// ownAddresses returns the node's addresses.
 func ownAddresses() (map[netip.Addr]bool, error) {
 	addrs, err := netlinksafe.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {

@@ -6,20 +6,20 @@ import (
 	"time"
 )
 
-// drift are the changes of rules, by any program, that the kernel has told of. Hearing never waits for the loop: the
-// kernel drops messages that aren't read in time. Any goroutine may use it.
+// drift collects the kernel's messages about changes of rules, by any program. Collecting a message never waits for the
+// loop: the kernel drops messages that aren't read in time. Any goroutine may use it.
 type drift struct {
-	news chan struct{} // has room for one: generations has some
+	news chan struct{} // has room for one; full while generations isn't empty
 
 	mu          sync.Mutex
-	generations []uint32      // that concern weir's rules, and that the loop hasn't looked at yet
-	heard       uint32        // the newest generation that the kernel has told of
-	more        chan struct{} // closed when it tells of another
+	generations []uint32      // of concern; the loop hasn't looked at them yet
+	heard       uint32        // the newest generation that the kernel has reported
+	more        chan struct{} // closed when the kernel reports another generation
 }
 
 func newDrift() *drift { return &drift{news: make(chan struct{}, 1), more: make(chan struct{})} }
 
-// hear takes a generation that the kernel has told of.
+// hear takes a generation that the kernel has reported.
 func (d *drift) hear(generation uint32, concerned bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -48,8 +48,8 @@ func (d *drift) take() []uint32 {
 // hearing bounds the wait for messages that the kernel has sent already.
 const hearing = 20 * time.Millisecond
 
-// none says that no other program has changed weir's rules: the kernel has told of every generation up to the newest,
-// and the backend knows those that concern weir.
+// none reports whether no other program has changed weir's rules: the kernel has reported every generation up to the
+// newest, and the backend knows all that concern weir.
 func (d *drift) none(ctx context.Context, backend Backend) bool {
 	now, err := backend.Generation()
 	if err != nil {

@@ -17,11 +17,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// errNotSynced is the answer to enrolments before the first usable state is in the kernel.
+// errNotSynced is the answer to enrolments before the kernel has the first usable state.
 var errNotSynced = errors.New("the agent has no good state of the policies yet (weirctl status says why)")
 
-// enrolments are the plugins that wait for an answer, and the endpoints that are enrolled. Invariant: each waiting
-// enrolment gets one answer, at its deadline at the latest.
+// enrolments has the plugins that wait for an answer, and the endpoints that are enrolled. Invariant: each waiting
+// enrolment gets exactly one answer, at its deadline at the latest.
 type enrolments struct {
 	waiting []*enrolment
 	done    map[string]bool // by endpoint ID
@@ -32,7 +32,7 @@ type enrolment struct {
 	id       string
 	pod      endpoint.Pod // set once it is enrolled
 	deadline time.Time
-	answer   chan answer // has room for one: the plugin may have gone
+	answer   chan answer // has room for one, as the plugin may have ended
 }
 
 // answer is an HTTP status and the body.
@@ -41,18 +41,18 @@ type answer struct {
 	agentapi.EnrolAnswer
 }
 
-// refusal is an answer that says why the pod isn't enrolled.
+// refusal returns an answer that says why the pod isn't enrolled.
 func refusal(status int, why string) answer { return answer{status, agentapi.EnrolAnswer{Error: why}} }
 
 func newEnrolments() enrolments { return enrolments{done: map[string]bool{}} }
 
-// waits says whether the endpoint's plugin waits for an answer.
+// waits reports whether the endpoint's plugin waits for an answer.
 func (e *enrolments) waits(id string) bool {
 	return slices.ContainsFunc(e.waiting, func(w *enrolment) bool { return w.id == id })
 }
 
-// answer answers those of which decide says that its answer is final, and those whose deadline is over. It returns how
-// soon the next deadline is; 0 if no plugin waits.
+// answer answers the plugins with a final answer by decide, and the plugins with an expired deadline. It returns the
+// time until the next deadline; 0 if no plugin waits.
 func (e *enrolments) answer(
 	decide func(id string) (r answer, final bool), podOf func(id string) endpoint.Pod,
 ) time.Duration {
@@ -72,8 +72,8 @@ func (e *enrolments) answer(
 	return next
 }
 
-// takeEnrolment reads the endpoint's record and the sets that contain its addresses, both of which the plugin has
-// changed, and asks the source for the pod if its objects don't have it yet.
+// takeEnrolment reads the endpoint's record and the sets that contain its addresses: the plugin has changed both. It
+// asks the source for the pod if the source's objects don't have it yet.
 func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
 	walk := a.records.read(e.id)
 	a.cutting.due = a.cutting.due || walk
@@ -96,8 +96,9 @@ func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
 	}
 }
 
-// chainsToVerify says what must be read before a pod is enrolled, so that the chains that check its packets are there.
-// Reading is most of an enrolment's work, and isn't needed where the kernel tells of every change and has told of none.
+// chainsToVerify returns how much of the kernel must be read before a pod is enrolled, so that the chains that check
+// its packets are known to exist. Reading takes most of an enrolment's time. It isn't needed if the kernel reports
+// every change of rules and has reported none by another program.
 func (a *agent) chainsToVerify(ctx context.Context) netfilter.Verify {
 	if a.backend.TellsOfChanges() && a.drift.none(ctx, a.backend) {
 		return netfilter.Trust
@@ -105,15 +106,15 @@ func (a *agent) chainsToVerify(ctx context.Context) netfilter.Verify {
 	return netfilter.Rules
 }
 
-// answer answers the plugins whose pods are in their classes now, and those that have waited long enough. While err is
-// not nil, no pod is enrolled. It returns how soon the next deadline is; 0 if no plugin waits.
+// answer answers the plugins with enrolled pods, and the plugins with an expired deadline. If err is not nil, no pod is
+// enrolled. It returns the time until the next deadline; 0 if no plugin waits.
 func (a *agent) answer(err error) time.Duration {
 	return a.enrolments.answer(
 		func(id string) (answer, bool) { return a.answerFor(id, err) },
 		func(id string) endpoint.Pod { return a.records.endpoints[id].Pod })
 }
 
-// answerFor is the answer for the endpoint now. It is not final if waiting may change it.
+// answerFor returns the present answer for the endpoint. final is false if the answer may change with time.
 func (a *agent) answerFor(id string, err error) (r answer, final bool) {
 	ep, ok := a.records.endpoints[id]
 	switch {
@@ -133,7 +134,7 @@ func (a *agent) answerFor(id string, err error) (r answer, final bool) {
 	}}, true
 }
 
-// whyUnknown says why the endpoint's pod can't be put into its classes.
+// whyUnknown returns the reason why the endpoint's pod can't be put into its classes.
 func (c *clusterView) whyUnknown(e endpoint.Endpoint) string {
 	if p, _ := findPod(c.objects.Pods, e.Pod); p.Name != "" {
 		return fmt.Sprintf("pod %s has UID %s, but the runtime starts one with UID %s: a namesake's labels are not used",
@@ -142,7 +143,8 @@ func (c *clusterView) whyUnknown(e endpoint.Endpoint) string {
 	return fmt.Sprintf("the source knows no pod %s", e.Pod)
 }
 
-// serveEnrol answers POST /v1/endpoints: {"id": "CONTAINER:IFNAME"}, whose record is on disk.
+// serveEnrol answers POST /v1/endpoints. The request is {"id": "CONTAINER:IFNAME"}, and the endpoint's record is on
+// disk.
 func (a *agent) serveEnrol(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	answer := a.enrol(w, r)
@@ -179,5 +181,5 @@ func (a *agent) enrol(w http.ResponseWriter, r *http.Request) answer {
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // the client has gone
+	_ = json.NewEncoder(w).Encode(v) // fails only if the client has gone
 }

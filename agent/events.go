@@ -9,18 +9,18 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// event is something that another goroutine tells the loop. Each kind has a type; handle says what the loop does.
+// event is a message from another goroutine to the loop. Each kind has a type; handle says what the loop does with it.
 type event interface{ isEvent() }
 
 type (
-	// sourceUpdate is a new state of the source's objects, as Source.Run gives it.
+	// sourceUpdate is a new state of the source's objects, from Source.Run.
 	sourceUpdate struct {
 		objects *policy.Objects
 		err     error
 	}
-	// recordsChanged tells of endpoint records that were written or removed.
+	// recordsChanged has the endpoint records that were written or removed.
 	recordsChanged struct{ dirwatch.Change }
-	// enrolRequest is a plugin that waits for its pod to be enrolled.
+	// enrolRequest is a plugin's request to enrol its pod.
 	enrolRequest struct {
 		ctx context.Context // of the plugin's HTTP request
 		*enrolment
@@ -32,12 +32,12 @@ type (
 	}
 	// waysChanged says that links, addresses or routes to other nodes may have changed.
 	waysChanged struct{}
-	// nodeChecked is the result of a look at the node settings.
+	// nodeChecked is the result of a check of the node settings.
 	nodeChecked struct {
 		differences []bridge.Difference
 		err         error
 	}
-	// straysEvicted says that another program's addresses were taken out of the sets of all pods.
+	// straysEvicted says that the reaper removed another program's addresses from the sets of all pods.
 	straysEvicted struct{}
 )
 
@@ -49,19 +49,20 @@ func (waysChanged) isEvent()    {}
 func (nodeChecked) isEvent()    {}
 func (straysEvicted) isEvent()  {}
 
-// work is what events leave to be done. The zero value is nothing.
+// work is what the loop must do after events. The zero value is nothing.
 type work struct {
 	reconcile bool
-	// verify is how much of the kernel the reconcile reads at least.
+	// verify is how much of the kernel the reconcile must read at least.
 	verify netfilter.Verify
 }
 
-// and is the work of two events together.
+// and returns the work of two events together.
 func (w work) and(o work) work {
 	return work{w.reconcile || o.reconcile, max(w.verify, o.verify)}
 }
 
-// send gives the event to the loop and returns when the loop has received it. It returns false if ctx ends before.
+// send passes the event to the loop, and returns true when the loop has received it. It returns false if ctx ends
+// first.
 func (a *agent) send(ctx context.Context, e event) bool {
 	select {
 	case a.events <- e:
@@ -71,8 +72,8 @@ func (a *agent) send(ctx context.Context, e event) bool {
 	}
 }
 
-// handleAll handles the event and all others that wait to be received: one reconcile is enough for all of them, and a
-// new pod may depend on one of them.
+// handleAll handles the event and all other events that wait. One reconcile is enough for all of them, and a new pod
+// may depend on one of them.
 func (a *agent) handleAll(e event) work {
 	todo := a.handle(e)
 	for {
@@ -85,7 +86,7 @@ func (a *agent) handleAll(e event) work {
 	}
 }
 
-// handle takes the event into the agent's state.
+// handle updates the agent's state by the event, and returns the work that remains.
 func (a *agent) handle(e event) work {
 	switch e := e.(type) {
 	case sourceUpdate:

@@ -7,7 +7,7 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// part of the agent's work or of the node that can have a fault.
+// part is a part of the agent's work or of the node that can have a fault.
 type part string
 
 const (
@@ -22,7 +22,7 @@ const (
 	partAddresses   part = "addresses"
 )
 
-// parts have the name of each in the status, and what a fault of it means.
+// parts has the name of each part in the status, and the meaning of its fault.
 var parts = map[part]struct{ name, meaning string }{
 	partSource:    {"source", "the source has errors; everything that can be read is in force"},
 	partAPI:       {"API server", "the API server doesn't answer; the last known state of the cluster stays in force"},
@@ -41,13 +41,13 @@ var parts = map[part]struct{ name, meaning string }{
 	},
 }
 
-// faults are what doesn't work now. Each is logged when it begins and when it ends, however often it is met in between.
+// faults has the present faults. Each is logged when it begins and when it ends, but not each time that it is met.
 type faults struct {
 	log *slog.Logger
 	now map[part]error
-	// logged is the meaning that each fault was logged with.
+	// logged has the meaning with which each fault was logged.
 	logged map[part]string
-	// nothingKnown says that the source has given no usable state yet.
+	// nothingKnown is true until the source has given a usable state.
 	nothingKnown bool
 }
 
@@ -68,7 +68,7 @@ func (f *faults) meaning(p part) string {
 	return parts[p].meaning
 }
 
-// set says what doesn't work in that part now; nil if all works.
+// set sets the fault of the part; a nil error means that the part works.
 func (f *faults) set(p part, err error) {
 	was := f.now[p]
 	switch {

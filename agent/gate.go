@@ -9,18 +9,19 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// gate is the gate for tunnel packets as it was last brought into the kernel: unless inKernel is true, nothing of the
-// rest is known to be there.
+// gate is the gate for tunnel packets as the agent last applied it. If inKernel is false, the gate may not be in the
+// kernel, and the other fields say nothing.
 type gate struct {
 	inKernel bool
 	plan     overlay.Plan
 	links    []string
 	traffic  overlay.Traffic
-	// blocked is the problem that a firewall of the host drops tunnel packets, if it does.
+	// blocked has the problem that a firewall of the host drops tunnel packets; empty if none does.
 	blocked []ruleset.Problem
 }
 
-// keepGate keeps the gate, which says from which nodes tunnel packets are accepted. Without it no pod is enrolled.
+// keepGate keeps the gate in the kernel. The gate accepts tunnel packets only from known nodes. After an error no pod
+// is enrolled.
 func (a *agent) keepGate(verify netfilter.Verify) error {
 	if a.Node.Name == "" {
 		return nil
@@ -38,7 +39,7 @@ func (a *agent) keepGate(verify netfilter.Verify) error {
 		a.stats.Repairs++
 		a.Log.Warn("another program changed the nftables table inet weir-tunnel; weir has restored it")
 	}
-	if renewed { // the counters begin anew
+	if renewed { // the counters begin at 0
 		traffic = overlay.Traffic{}
 	} else {
 		g.blocked = blocked(a.Node, g.traffic, traffic, g.blocked)
@@ -47,7 +48,8 @@ func (a *agent) keepGate(verify netfilter.Verify) error {
 	return nil
 }
 
-// keepGateClosed is keepGate while it isn't known which nodes there are.
+// keepGateClosed makes a gate that accepts no tunnel packets, unless one exists. It is for the time until the other
+// nodes are known.
 func (a *agent) keepGateClosed() error {
 	if a.Node.Name == "" {
 		return nil
@@ -55,7 +57,7 @@ func (a *agent) keepGateClosed() error {
 	return overlay.NewGate(overlay.Plan{Options: a.Node.Overlay}, a.foreignLinks()).EnsureExists()
 }
 
-// foreignLinks are those that other plugins made for pods.
+// foreignLinks returns the links that other plugins made for pods.
 func (a *agent) foreignLinks() []string {
 	var names []string
 	for _, e := range a.records.endpoints {
@@ -72,13 +74,14 @@ func (a *agent) foreignLinks() []string {
 	return names
 }
 
-// fewPackets are too few to tell a firewall from bad luck.
+// fewPackets is the number of packets that must be missing before a firewall is the likely reason.
 const fewPackets = 3
 
-// blocked says whether a firewall of the host drops what the gate has accepted since. The usual reason is a rule that
-// accepts tunnel packets by connection state: they are untracked, and neither NEW nor ESTABLISHED.
+// blocked returns a problem if a firewall of the host drops packets that the gate has accepted since before. The usual
+// reason is a rule that accepts packets by connection state: tunnel packets are untracked, so neither NEW nor
+// ESTABLISHED.
 func blocked(o NodeOptions, before, now overlay.Traffic, was []ruleset.Problem) []ruleset.Problem {
-	if now.Accepted < before.Accepted || now.Delivered < before.Delivered { // the table is new, and counts from 0
+	if now.Accepted < before.Accepted || now.Delivered < before.Delivered { // the table is new and counts from 0
 		before = overlay.Traffic{}
 	}
 	switch {

@@ -9,12 +9,12 @@ import (
 	"github.com/weir-net/weir/netfilter"
 )
 
-// keepGuard repairs the spoof guard when the kernel is verified.
+// keepGuard repairs the guard when everything is read from the kernel.
 func (a *agent) keepGuard(verify netfilter.Verify) error {
 	if verify != netfilter.All && !a.kernel.lastSync.IsZero() {
 		return nil
 	}
-	attaching := map[string]bool{} // ports that an ADD is making: it puts their entries in
+	attaching := map[string]bool{} // ports that an ADD is making; the ADD adds their entries
 	lacked, fell, err := bridge.RepairGuard(func() ([]bridge.Sender, error) { return senders(attaching) })
 	var repaired []repair
 	if fell {
@@ -26,15 +26,15 @@ func (a *agent) keepGuard(verify netfilter.Verify) error {
 			repaired = append(repaired, repair{was, s.Command()})
 		}
 	}
-	if !a.kernel.lastSync.IsZero() { // else it may never have been there
+	if !a.kernel.lastSync.IsZero() { // before the first sync, the guard may never have been made
 		a.countRepairs(bridge.KindGuard, repaired)
 	}
 	return err
 }
 
-// senders are what each port may send as, by the records on disk: a pod may have come that the loop hasn't read of. A
-// record that can't be read is reported elsewhere, and its pod may send nothing. attaching gets the ports that an ADD
-// is making.
+// senders returns the senders of each port, by the records on disk. It reads the disk, as the loop may not have read a
+// new pod's record yet. A record that can't be read is reported elsewhere, and its pod may send nothing. senders adds
+// the ports that an ADD is making to attaching.
 func senders(attaching map[string]bool) ([]bridge.Sender, error) {
 	records, err := endpoint.List()
 	if err != nil && !errors.As(err, &endpoint.BrokenRecords{}) {
@@ -43,7 +43,7 @@ func senders(attaching map[string]bool) ([]bridge.Sender, error) {
 	var all []bridge.Sender
 	for _, e := range records {
 		mac, err := net.ParseMAC(e.MAC)
-		if err != nil || e.Chained { // another plugin's link
+		if err != nil || e.Chained { // the link is another plugin's
 			continue
 		}
 		busy, err := endpoint.Busy(e.ID())

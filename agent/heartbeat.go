@@ -7,12 +7,12 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// heartbeat is what the plugin's STATUS goes by: without it the runtime takes the node for one without an agent.
+// heartbeat is the file by which the plugin's STATUS knows that an agent runs. Without a recent one, STATUS fails.
 type heartbeat struct {
 	last time.Time
 }
 
-// renew renews the heartbeat, if that is due. The caller has just found that all is well.
+// renew renews the heartbeat if it is due. The caller has just found that all is well.
 func (h *heartbeat) renew(log *slog.Logger) {
 	if time.Since(h.last) < agentapi.BeatEvery {
 		return

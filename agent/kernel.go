@@ -14,25 +14,25 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// kernelView is what the agent knows of weir's sets and rules in the kernel.
+// kernelView is the agent's knowledge of weir's sets and rules in the kernel.
 type kernelView struct {
 	// refused are the parts of rulesets that the kernel has refused since the last resync. The value is replaced, never
 	// changed: snapshots share it.
 	refused ruleset.Refused
-	// debt is how much the next reconcile must read at least, as the last one failed.
+	// debt is how much of the kernel the next reconcile must read at least, because the last one failed.
 	debt netfilter.Verify
-	// pluginChanged says that the plugin has changed sets since the last apply.
+	// pluginChanged is true if the plugin has changed sets since the last apply.
 	pluginChanged bool
-	// closed says that, while there is no state yet, the kernel was found to close the pods or made to.
+	// closed is true if KeepClosed has succeeded while there is no usable state yet.
 	closed bool
-	// tidy says that no rules of weir's are left in the iptables flavour that the node doesn't use.
+	// tidy is true if no rules of weir's are left in the iptables flavour that the node doesn't use.
 	tidy bool
-	// lastSync is when the kernel last had all that it should; zero if it never had.
+	// lastSync is when the kernel last had everything that it should have; zero if it never had.
 	lastSync time.Time
 	earlier  earlierRules
 }
 
-// refuse adds to what the kernel refuses. It says whether any of it is new.
+// refuse adds parts that the kernel refuses. It returns true if one of them is new.
 func (k *kernelView) refuse(refused ruleset.Refused) (news bool) {
 	all := maps.Clone(k.refused)
 	for r, why := range refused {
@@ -48,8 +48,8 @@ func (k *kernelView) refuse(refused ruleset.Refused) (news bool) {
 	return news
 }
 
-// changedByAnother says whether another program had made the difference that the result has undone: the agent wants
-// what it wanted before, and the plugin can't have changed sets for an attachment that began or ended.
+// changedByAnother reports whether the agent has undone a change of another program. That is so if the agent wants the
+// same ruleset as before, and the plugin can't have changed sets for an attachment that began or ended.
 func (k *kernelView) changedByAnother(before, now ruleset.Ruleset, result netfilter.Result, churn bool) bool {
 	if k.lastSync.IsZero() || !slices.EqualFunc(before.Chains, now.Chains, ruleset.Chain.Equal) {
 		return false
@@ -59,13 +59,14 @@ func (k *kernelView) changedByAnother(before, now ruleset.Ruleset, result netfil
 
 func equalSet(a, b ruleset.Set) bool { return a.Name == b.Name && slices.Equal(a.Entries, b.Entries) }
 
-// earlierRules is what the kernel had of an earlier agent's rules, before this agent has brought in its own.
+// earlierRules are the class members of an earlier agent, as they were in the kernel before this agent applied its own.
 type earlierRules struct {
-	members map[ruleset.Direction]map[netip.Addr]bool // nil: it couldn't be read
+	members map[ruleset.Direction]map[netip.Addr]bool // nil: they could not be read
 	read    bool
 }
 
-// readEarlier reads which addresses an earlier agent's rules are enforced on, until this agent has brought in its own.
+// readEarlier reads the addresses on which an earlier agent's rules are enforced. It does nothing once this agent has
+// applied its own rules.
 func (a *agent) readEarlier() {
 	if len(a.snapshots.enforced.Load().ruleset.Sets) > 0 {
 		return
@@ -77,7 +78,7 @@ func (a *agent) readEarlier() {
 	a.kernel.earlier = earlierRules{members, true}
 }
 
-// applied is what bringing a ruleset into the kernel came to.
+// applied is the result of applying a ruleset.
 type applied struct {
 	*snapshot
 	netfilter.Result
@@ -86,13 +87,13 @@ type applied struct {
 	err    error
 }
 
-// done says that the kernel has the ruleset, as far as its tables can be read.
+// done reports whether the kernel has the ruleset, as far as its tables can be read.
 func (p *applied) done() bool { return p.err == nil || p.unknown() }
 
-// unknown says that some tables could not be read. All else is in the kernel.
+// unknown reports whether some tables could not be read. All others have their rules.
 func (p *applied) unknown() bool { return errors.As(p.err, new(*netfilter.UnknownError)) }
 
-// apply brings the ruleset of what is known into the kernel, without the parts that the kernel refuses.
+// apply compiles the ruleset of the present state and applies it, without the parts that the kernel refuses.
 func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied) {
 	for {
 		read, readErr := a.readKernel(ctx, verify)
@@ -106,17 +107,17 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 		if !errors.As(err, &refused) {
 			return all
 		}
-		// A walk that is on its way may have left connections alone that the refused part would have allowed.
+		// A running walk may have skipped connections that the refused part would have allowed.
 		a.cutting.due = a.cutting.due || a.cutting.walking
 		if !a.kernel.refuse(refused.Refused) {
 			return all
 		}
-		verify = netfilter.Trust // what isn't known any more is read all the same
+		verify = netfilter.Trust // what has become unknown is read nevertheless
 	}
 }
 
-// readKernel reads what the kernel has, if it is to be verified or isn't known, and the records after it. In this
-// order, each change by the plugin that was read has a record by which the agent computes the same.
+// readKernel reads the kernel's state if it is to be verified or isn't known, and then the records. In this order, each
+// of the plugin's changes that was read has a record, so the agent computes the same.
 func (a *agent) readKernel(ctx context.Context, verify netfilter.Verify) (netfilter.Verify, error) {
 	if verify != netfilter.All && !a.backend.Unread() {
 		return verify, nil
@@ -126,22 +127,21 @@ func (a *agent) readKernel(ctx context.Context, verify netfilter.Verify) (netfil
 	return netfilter.All, err
 }
 
-// bring brings the ruleset into the kernel. If the kernel could not be read, it only puts weir's rules back before all
-// others.
+// bring applies the ruleset. If the kernel could not be read, it only puts weir's rules back before all others.
 func (a *agent) bring(
 	ctx context.Context, readErr error, want ruleset.Ruleset, verify netfilter.Verify,
 ) (netfilter.Result, error) {
 	if readErr != nil {
 		return netfilter.Result{}, errors.Join(readErr, a.backend.PutFirst(ctx, want))
 	}
-	if verify == netfilter.All { // which was read already
+	if verify == netfilter.All { // readKernel has read everything
 		verify = netfilter.Trust
 	}
 	return a.backend.Apply(ctx, want, verify)
 }
 
-// takeApplied takes note of what was changed in the kernel. Unless all is well, it isn't known whether another program
-// had changed what was changed back.
+// takeApplied takes note of the changes in the kernel. Unless all is well, the agent can't tell whether it has undone a
+// change of another program.
 func (a *agent) takeApplied(p applied, well bool) {
 	if p.Changed {
 		a.stats.Changes++
@@ -161,7 +161,7 @@ func (a *agent) takeApplied(p applied, well bool) {
 	a.reaper.offer(p.Strays)
 }
 
-// cleanOther removes what weir may have left in the iptables flavour that the node doesn't use.
+// cleanOther removes weir's rules from the iptables flavour that the node doesn't use.
 func (a *agent) cleanOther(ctx context.Context, verify netfilter.Verify) {
 	if a.kernel.tidy || verify != netfilter.All {
 		return
@@ -171,8 +171,8 @@ func (a *agent) cleanOther(ctx context.Context, verify netfilter.Verify) {
 	a.faults.set(partLeftovers, err)
 }
 
-// keepClosed is the reconcile while there is no usable state yet. The kernel keeps what it has, unless that is too
-// little to close the pods.
+// keepClosed is the reconcile while there is no usable state yet. The kernel keeps its rules, unless they aren't enough
+// to close the pods.
 func (a *agent) keepClosed(ctx context.Context, verify netfilter.Verify) time.Duration {
 	if verify != netfilter.All && a.kernel.closed {
 		return a.answer(errNotSynced)

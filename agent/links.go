@@ -11,10 +11,10 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// links are those of pods with enforcement "closed", which may start while there is no agent: their links stay down
-// until the agent brings them up.
+// links has the pods with enforcement "closed", which may start while no agent runs. Their links stay down until the
+// agent brings them up.
 type links struct {
-	// done are the endpoints, by ID, of which the agent has brought up the link, or has said why it doesn't.
+	// done are the endpoints, by ID, with links that the agent has brought up, or has logged that it doesn't bring up.
 	done map[string]bool
 }
 
@@ -26,18 +26,18 @@ func (a *agent) bringUpLinks() {
 		if e.Enforcement != conf.Closed || a.links.done[id] || !a.cluster.knows(e) {
 			continue
 		}
-		if e.Chained { // its link was never down
+		if e.Chained { // its link is never down
 			a.links.done[id], a.enrolments.done[id] = true, true
 			continue
 		}
-		// A pod that runs with an address from before a change of the Node's podCIDRs is left alone.
+		// A running pod may have an address from before a change of the Node's podCIDRs. Its link stays up.
 		if why := a.misplaced(e); why != "" && !a.isUp(e) {
 			a.Log.Error("a pod stays closed: the network configuration that it was made by is out of date",
 				"pod", e.Pod.String(), "problem", why)
 			a.links.done[id] = true
 			continue
 		}
-		// If there is no link yet, the plugin will bring it up; it asks to enrol first.
+		// If there is no link yet, the plugin will make it and bring it up. The plugin asks to enrol first.
 		if err := bridge.SetLinkUp(e.HostIf); err == nil {
 			a.links.done[id], a.enrolments.done[id] = true, true
 		} else if !errors.As(err, &netlink.LinkNotFoundError{}) {
@@ -46,7 +46,7 @@ func (a *agent) bringUpLinks() {
 	}
 }
 
-// isUp says whether the attachment's link is up.
+// isUp reports whether the attachment's link is up.
 func (a *agent) isUp(e endpoint.Endpoint) bool {
 	link, err := a.netlink.LinkByName(e.HostIf)
 	return err == nil && link.Attrs().Flags&net.FlagUp != 0

@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/netfilter"
 )
 
-// loop waits for events, and reconciles after each, at each resync, and when something is to be tried again.
+// loop waits for events. It reconciles after each event, at each resync, and when a failed step is due for another try.
 func (a *agent) loop(ctx context.Context) error {
 	resync := time.NewTicker(a.Resync)
 	defer resync.Stop()
@@ -47,7 +47,7 @@ func (a *agent) loop(ctx context.Context) error {
 	}
 }
 
-// heedDrift looks at the changes of rules that the kernel has told of. Those that the agent made itself need no work.
+// heedDrift looks at the changes of rules that the kernel has reported. The agent's own changes need no work.
 func (a *agent) heedDrift() work {
 	if !slices.ContainsFunc(a.drift.take(), func(g uint32) bool { return !a.backend.Knows(g) }) {
 		return work{}
@@ -55,9 +55,9 @@ func (a *agent) heedDrift() work {
 	return work{true, netfilter.All}
 }
 
-// prepareResync tries again what has failed before, as a resync is to read everything.
+// prepareResync lets the resync try again what has failed before.
 func (a *agent) prepareResync(ctx context.Context) {
 	a.retryRecords()
-	a.kernel.refused = nil // the kernel may accept it by now: a module was loaded, or there is room
+	a.kernel.refused = nil // the kernel may accept them now: a module was loaded, or there is room
 	a.reportShortage(ctx)
 }

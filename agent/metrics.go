@@ -18,8 +18,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// metrics are what Prometheus reads. They count events where they happen; all else they read from the status, so that
-// the two never differ. docs/metrics.md explains each.
+// metrics are the metrics that Prometheus reads. Some count events where they happen. All others are read from the
+// status, so that metrics and status never differ. docs/metrics.md explains each.
 type metrics struct {
 	registry   *prometheus.Registry
 	syncs      prometheus.Histogram
@@ -30,7 +30,7 @@ type metrics struct {
 	nodeRepairs *prometheus.CounterVec
 }
 
-// results of an enrolment, by the answer's status.
+// results are the results of an enrolment, by the answer's status.
 var results = map[int]string{
 	http.StatusOK: "enrolled", http.StatusNotFound: "unknown", http.StatusServiceUnavailable: "unavailable",
 	http.StatusBadRequest: "invalid", http.StatusConflict: "outdated",
@@ -79,10 +79,10 @@ func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 }
 
-// statusCollector turns the status into metrics whenever they are asked for.
+// statusCollector turns the status into metrics when Prometheus asks for them.
 type statusCollector func() *status
 
-// maxProblems is how many problems are named in metrics; all are counted, and all are in the status.
+// maxProblems is how many problems the metrics name. The metrics count all problems, and the status lists all.
 const maxProblems = 50
 
 func desc(name, help string, labels ...string) *prometheus.Desc {

@@ -12,19 +12,19 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// nodeClaims are what the Node objects state, and what of it the agent accepts. Invariant: accepted and problems are
+// nodeClaims has the claims of the Node objects, and those that the agent accepts. Invariant: accepted and problems are
 // policy.Settle of stated and local.
 type nodeClaims struct {
-	latest   *policy.Objects // as the source gave them last, with all Nodes
+	latest   *policy.Objects // the source's last objects, with all Nodes
 	stated   []policy.Node
 	accepted []policy.Node
 	problems []ruleset.Problem
-	local    []policy.UnderlayAddress // addresses that this node needs itself
-	// err says why local could not be read; the value from before is kept.
+	local    []policy.UnderlayAddress // addresses that this node itself needs
+	// err is the error of the last attempt to read local. After an error, local keeps its value.
 	err error
 }
 
-// accept returns the objects with only the Nodes that are accepted, and whether these were evaluated anew.
+// accept returns the objects with only the accepted Nodes, and whether it has evaluated the claims again.
 func (n *nodeClaims) accept(o *policy.Objects, node NodeOptions) (accepted *policy.Objects, changed bool) {
 	n.latest = o
 	if !slices.EqualFunc(n.stated, o.Nodes, func(a, b policy.Node) bool { return reflect.DeepEqual(a, b) }) {
@@ -39,7 +39,7 @@ func (n *nodeClaims) accept(o *policy.Objects, node NodeOptions) (accepted *poli
 	return &with, changed
 }
 
-// readLocal reads which addresses this node needs itself. It says whether they are others than before.
+// readLocal reads the addresses that this node itself needs. It returns true if they have changed.
 func (n *nodeClaims) readLocal(links netlinksafe.Handle, node NodeOptions) (changed bool) {
 	if node.Name == "" {
 		return false
@@ -52,7 +52,7 @@ func (n *nodeClaims) readLocal(links netlinksafe.Handle, node NodeOptions) (chan
 	return true
 }
 
-// acceptNodes makes the objects, without the Nodes that are not accepted, the agent's view of the cluster.
+// acceptNodes makes the objects the agent's view of the cluster, without the Nodes that are not accepted.
 func (a *agent) acceptNodes(o *policy.Objects) {
 	accepted, changed := a.cluster.nodes.accept(o, a.Node)
 	if changed {
@@ -61,7 +61,7 @@ func (a *agent) acceptNodes(o *policy.Objects) {
 	a.cluster.update(accepted, a.records.endpoints)
 }
 
-// podCIDRs of this node's Node; none if it isn't known, or has none.
+// podCIDRs returns the ranges of this node's Node; none if the Node isn't known or has none.
 func (c *clusterView) podCIDRs(node string) []netip.Prefix {
 	if node == "" || c.objects == nil {
 		return nil

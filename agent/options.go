@@ -12,27 +12,29 @@ import (
 // Options of an agent.
 type Options struct {
 	Source Source
-	// NewBackend connects to the kernel's packet filter. Run calls it once, when no other agent runs.
+	// NewBackend connects to the kernel's packet filter. Run calls it once, after it has the agent's lock.
 	NewBackend func(context.Context) (Backend, error)
 	Log        *slog.Logger
-	// HealthAddress is where /healthz, /readyz and /metrics are served, host:port; empty: nowhere.
+	// HealthAddress is the host:port at which /healthz, /readyz and /metrics are served; if it is empty, they aren't
+	// served.
 	HealthAddress string
-	// Resync is how often the kernel is read and repaired if nothing else happens.
+	// Resync is the time from one resync to the next.
 	Resync time.Duration
 	// EnrolWait is how long an enrolment waits for a pod that the source doesn't know yet.
 	EnrolWait time.Duration
 	Node      NodeOptions
 }
 
-// NodeOptions are for an agent whose source knows the cluster's nodes: it then keeps the ways to other nodes' pods, and
-// writes the runtime's network configuration.
+// NodeOptions are for an agent whose source knows the cluster's nodes. Such an agent keeps the ways to other nodes'
+// pods, and writes the runtime's network configuration.
 type NodeOptions struct {
-	// Name of this node's Node object; empty: there are no other nodes.
+	// Name is the name of this node's Node object; empty if there are no other nodes.
 	Name    string
 	Overlay overlay.Options
-	// ClusterCIDRs, if there are any, contain all networks of pods: a Node's podCIDR outside of them isn't accepted.
+	// ClusterCIDRs contain all networks of pods. A Node's podCIDR outside of them isn't accepted. If there are none,
+	// every podCIDR is accepted.
 	ClusterCIDRs []netip.Prefix
-	// Conflist is the path that the network configuration is written to, once the first state is in the kernel; empty:
-	// the agent writes none.
+	// Conflist is the path of the network configuration. The agent writes it once the kernel has the first state. If the
+	// path is empty, the agent writes none.
 	Conflist string
 }

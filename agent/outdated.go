@@ -10,10 +10,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// outdated says what is wrong with an attachment whose plugin was told something else than the agent knows by now:
-// the runtime's network configuration is of a former life of the node, as after its Node was made anew with other
-// podCIDRs. Its address may then be another node's, and no way leads to it. Empty if all is well, or nothing is known
-// to the contrary.
+// outdated returns the reason why an attachment doesn't fit this node; empty if none is known. Such an attachment was
+// made with an outdated network configuration, for example after the node's Node was made again with other podCIDRs.
+// Its address may then be within another node's podCIDRs, so packets to it go to that node.
 func (a *agent) outdated(e endpoint.Endpoint) string {
 	if !primary(e) {
 		return ""
@@ -40,7 +39,8 @@ func (a *agent) outdated(e endpoint.Endpoint) string {
 	return ""
 }
 
-// misplaced says which of the attachment's addresses aren't within the podCIDRs of this node.
+// misplaced returns a message that names the attachment's first address outside of this node's podCIDRs; empty if there
+// is none.
 func (a *agent) misplaced(e endpoint.Endpoint) string {
 	cidrs := a.cluster.podCIDRs(a.Node.Name)
 	if len(cidrs) == 0 || !primary(e) {
@@ -54,13 +54,13 @@ func (a *agent) misplaced(e endpoint.Endpoint) string {
 	return ""
 }
 
-// primary says of an attachment that its network is the cluster's: weir made it, and it is the one that every pod
-// has. A pod's second interface may have any address.
+// primary reports whether the attachment connects the pod to the cluster's network: weir made it, and it is the
+// interface that every pod has. A pod's second interface may have any address.
 func primary(e endpoint.Endpoint) bool {
 	return !e.Chained && (e.IfName == "eth0" || e.Network == conf.Network)
 }
 
-// whyOutdated is the answer to the plugin.
+// whyOutdated returns the plugin's error message for an outdated attachment.
 func (a *agent) whyOutdated(what string) string {
 	if a.Node.Conflist == "" {
 		return what + ": the network configuration is out of date; correct its ranges"
@@ -74,8 +74,8 @@ func (a *agent) whyOutdated(what string) string {
 		what, a.Node.Conflist)
 }
 
-// misplacedPods are problems of pods that run with addresses from before a change of the Node's podCIDRs. They go on
-// as they are.
+// misplacedPods returns the problems of running pods with addresses from before a change of the Node's podCIDRs. These
+// pods stay as they are.
 func (a *agent) misplacedPods() []ruleset.Problem {
 	var problems []ruleset.Problem
 	for id, e := range a.records.endpoints {

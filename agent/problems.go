@@ -10,13 +10,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// problems are the faults in objects that are known now, in order, and each bounded in length.
+// problems are the present problems of objects, in order. Each is bounded in length.
 type problems []ruleset.Problem
 
 // report logs the problems that are new and those that are gone, and keeps the list for the status and the metrics. It
-// may change the list that it is given.
+// may change the list now.
 func (p *problems) report(log *slog.Logger, now []ruleset.Problem) {
-	for i, n := range now { // a field of an object may have a megabyte
+	for i, n := range now { // a field of an object may be a megabyte long
 		now[i] = ruleset.Problem{
 			Object: excerpt.Of(n.Object), Field: excerpt.Of(n.Field), Message: excerpt.Of(n.Message),
 		}
@@ -33,7 +33,7 @@ func (p *problems) report(log *slog.Logger, now []ruleset.Problem) {
 	*p = now
 }
 
-// logMissing logs the problems of the list that others lack.
+// logMissing logs the problems of the list that aren't among others.
 func logMissing(log func(string, ...any), msg string, list, others []ruleset.Problem) {
 	have := make(map[ruleset.Problem]bool, len(others))
 	for _, o := range others {

@@ -12,24 +12,24 @@ import (
 )
 
 const (
-	// podInterface is the interface whose addresses kubelet reports as the pod's (defaultIfName of containerd's CRI
-	// plugin).
+	// podInterface is the interface with the addresses that kubelet reports as the pod's (defaultIfName of containerd's
+	// CRI plugin).
 	podInterface = "eth0"
 	// publishWait bounds how long an ADD waits until other nodes can know its pod. That takes one answer of the API
-	// server, some milliseconds. Without it other nodes may drop the pod's first packet; TCP sends the next after a
-	// second, so a longer wait would gain nothing.
+	// server, a few milliseconds. Without the wait other nodes may drop the pod's first packet. TCP sends that packet
+	// again after a second, so a longer wait would gain nothing.
 	publishWait = time.Second
 )
 
-// publisher publishes the addresses of enrolled pods to other nodes, before kubelet does. Invariant: addresses are what
-// the source was last called with.
+// publisher publishes the addresses of enrolled pods to other nodes, before kubelet does. Invariant: addresses are the
+// argument of the source's last call of Publish.
 type publisher struct {
 	addresses map[endpoint.Pod][]netip.Addr
 }
 
-// publish publishes the addresses of the enrolled endpoints, if they have changed. A pod that isn't enrolled may
-// never start, and its address may soon be assigned to another. Further interfaces of a pod, as Multus makes them,
-// are no part of its status.
+// publish publishes the addresses of the enrolled endpoints, if they have changed. It doesn't publish a pod that isn't
+// enrolled: the pod may never start, and its address may soon be assigned to another. It publishes only the first
+// interface: others, as Multus makes them, are no part of the pod's status.
 func (p *publisher) publish(
 	ctx context.Context, source Publisher, enrolled map[string]bool, endpoints map[string]endpoint.Endpoint,
 ) {
@@ -49,8 +49,8 @@ func (p *publisher) publish(
 	}
 }
 
-// awaitPublished waits until other nodes can know the pod, if its addresses are published at all. It runs beside the
-// loop.
+// awaitPublished waits until other nodes can know the pod. It returns at once if the pod's addresses aren't published.
+// It runs beside the loop.
 func (a *agent) awaitPublished(ctx context.Context, e *enrolment) {
 	source, ok := a.Source.(Publisher)
 	_, ifName, _ := strings.Cut(e.id, ":")

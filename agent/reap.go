@@ -10,23 +10,23 @@ import (
 )
 
 const (
-	// reapEvery is how often the node is searched for attachments that are over, in case no message told of one.
+	// reapEvery is how often the agent searches for attachments of pods that are gone, even if no message reported one.
 	reapEvery = time.Minute
-	// reapAfter is how long after a pod's link has gone the node is searched. Nearly always DEL has deleted the link and
-	// has done the rest by then, for this pod and for others that end at the same time.
+	// reapAfter is the time from the deletion of a pod's link to the search. Nearly always a DEL has deleted the link and
+	// has finished by then, also for other pods that end at the same time.
 	reapAfter = time.Second
 )
 
-// reaper ends attachments whose pods are gone.
+// reaper ends the attachments of pods that are gone.
 type reaper struct {
-	// strays are addresses in the sets of all pods that are assigned to no pod. It has room for one list.
+	// strays has room for one list of addresses in the sets of all pods that are assigned to no pod.
 	strays chan []netip.Addr
 }
 
 func newReaper() reaper { return reaper{make(chan []netip.Addr, 1)} }
 
-// offer gives the reaper strays to evict. It doesn't wait: what the reaper doesn't take, the next look at the kernel
-// finds again.
+// offer gives the reaper strays to evict. It doesn't wait. If the reaper is busy, the next resync finds the strays
+// again.
 func (r *reaper) offer(strays []netip.Addr) {
 	if len(strays) == 0 {
 		return
@@ -37,9 +37,9 @@ func (r *reaper) offer(strays []netip.Addr) {
 	}
 }
 
-// reap ends attachments whose pods' namespaces are gone without a DEL, and finishes DELs that were killed: containerd
-// never calls GC. It is apart from the loop, since it waits for the plugin's lock. The loop learns of it from the
-// records, as of any DEL. A DEL that comes later finds nothing to do.
+// reap ends attachments of pods with network namespaces that are gone without a DEL, and finishes DELs that were
+// killed: containerd never calls GC. It runs beside the loop, as it waits for the node's lock. The loop learns of the
+// end from the records, as after any DEL. A later DEL finds nothing to do.
 func (a *agent) reap(ctx context.Context) error {
 	gone := make(chan struct{}, 1)
 	watching := make(chan error, 1)
@@ -53,10 +53,10 @@ func (a *agent) reap(ctx context.Context) error {
 	}()
 	every := time.NewTicker(reapEvery)
 	defer every.Stop()
-	soon := time.After(0) // what ended while there was no agent
+	soon := time.After(0) // for attachments that ended while no agent ran
 	for {
 		select {
-		case err := <-watching: // as it does when ctx ends
+		case err := <-watching: // also when ctx ends
 			return err
 		case <-gone:
 			if soon == nil {
@@ -74,7 +74,7 @@ func (a *agent) reap(ctx context.Context) error {
 	}
 }
 
-// reapOnce ends the attachments that are over now.
+// reapOnce ends the attachments of pods that are gone now.
 func (a *agent) reapOnce() {
 	ended, err := attachment.NewNode().Reap()
 	for _, e := range ended {
@@ -87,7 +87,7 @@ func (a *agent) reapOnce() {
 	}
 }
 
-// evict removes addresses that another program added from the sets of all pods.
+// evict removes other programs' addresses from the sets of all pods.
 func (a *agent) evict(ctx context.Context, strays []netip.Addr) {
 	evicted, err := attachment.NewNode().Evict(strays)
 	if err != nil {

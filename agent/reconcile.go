@@ -9,51 +9,52 @@ import (
 	"github.com/weir-net/weir/netfilter"
 )
 
-// retry is how soon a failed change is tried again.
+// retry is the time until a failed change is tried again.
 const retry = time.Second
 
-// round is one reconcile on its way through the steps.
+// round is the state of one reconcile.
 type round struct {
 	*agent
-	// verify is how much of the kernel is read; once the ruleset is applied, how much was.
+	// verify is how much of the kernel to read. After applyRuleset it is how much was read.
 	verify  netfilter.Verify
 	applied applied
-	// guardErr says that the guard or the gate isn't as it should be.
+	// guardErr is not nil if the guard or the gate isn't as it should be.
 	guardErr error
-	// next is how soon the loop reconciles again even if nothing happens; 0 if there is no need.
+	// next is the time until the loop must reconcile again even if nothing happens; 0 if it needn't.
 	next time.Duration
 }
 
-// steps of a reconcile, in their order. A step that returns false ends it.
+// steps are the steps of a reconcile, in their order. A step that returns false ends the reconcile.
 var steps = []func(*round, context.Context) bool{
 	// The ruleset, the gate and the ways all depend on which Nodes are accepted.
 	(*round).settleNodes,
 	(*round).applyRuleset,
-	// After the ruleset: where the kernel was read, the node's routes are read too.
+	// After the ruleset: if the kernel was read for it, planWays reads the node's routes too.
 	(*round).planWays,
 	(*round).reportProblems,
 	// After the plan: the gate accepts tunnel packets from the nodes in it.
 	(*round).keepGuardAndGate,
-	// From here on it is known whether pods may be enrolled. If not, one of these two answers the plugins.
+	// Now it is known whether pods may be enrolled. If not, one of these two steps answers the plugins.
 	(*round).concludeKernel,
 	(*round).concludeUnknown,
-	// Before the runtime's configuration is there: then the runtime asks the plugin, which goes by the heartbeat.
+	// Before the runtime's configuration: once that is there, the runtime calls the plugin's STATUS, which reads the
+	// heartbeat.
 	(*round).renewHeartbeat,
-	// Before the answers: an ADD that is refused as outdated finds the configuration renewed when it is tried again.
+	// Before the answers: an ADD that is refused as outdated finds a new configuration at its next try.
 	(*round).renewConflist,
 	(*round).answerPlugins,
 	// After the answers: no pod's start waits for the rest.
 	(*round).reachNodes,
-	(*round).reportProblems, // of the ways too
+	(*round).reportProblems, // again, with those of the ways
 	(*round).bringUpLinks,
-	// After the links: pods whose links were brought up here are enrolled by that.
+	// After the links: the pods of these links count as enrolled.
 	(*round).publishAddresses,
 	(*round).walkConnections,
 	(*round).retryLeftSets,
 }
 
-// reconcile brings what is known into the kernel and answers the plugins that wait. It returns how soon it should be
-// called again even if nothing happens; 0 if there is no need.
+// reconcile applies the present state to the kernel and answers the plugins that wait. It returns the time until it
+// must be called again even if nothing happens; 0 if it needn't.
 func (a *agent) reconcile(ctx context.Context, verify netfilter.Verify) time.Duration {
 	defer a.publishStatus()
 	defer a.tellUpkeep()
@@ -74,7 +75,7 @@ func (a *agent) reconcile(ctx context.Context, verify netfilter.Verify) time.Dur
 	return r.next
 }
 
-// settleNodes evaluates the Nodes' claims again if the addresses that this node needs itself have changed.
+// settleNodes evaluates the Nodes' claims again if the addresses that this node itself needs have changed.
 func (r *round) settleNodes(context.Context) bool {
 	n := &r.cluster.nodes
 	if r.verify == netfilter.All && n.latest != nil && n.readLocal(r.netlink, r.Node) {
@@ -84,7 +85,7 @@ func (r *round) settleNodes(context.Context) bool {
 	return true
 }
 
-// applyRuleset compiles the ruleset and brings it into the kernel.
+// applyRuleset compiles the ruleset and applies it.
 func (r *round) applyRuleset(ctx context.Context) bool {
 	r.applied = r.apply(ctx, r.verify)
 	r.verify = r.applied.verify
@@ -97,7 +98,7 @@ func (r *round) planWays(context.Context) bool {
 	return true
 }
 
-// reportProblems reports the problems of objects that are known now.
+// reportProblems reports the present problems of objects.
 func (r *round) reportProblems(context.Context) bool {
 	r.problems.report(r.Log, slices.Concat(r.applied.ruleset.Problems, r.ways.problems(), r.misplacedPods()))
 	return true
@@ -109,7 +110,7 @@ func (r *round) keepGuardAndGate(context.Context) bool {
 	return true
 }
 
-// concludeKernel takes note of whether the kernel has all that it should. If it doesn't, no pod is enrolled.
+// concludeKernel ends the round if the kernel lacks something that it should have. Then no pod is enrolled.
 func (r *round) concludeKernel(ctx context.Context) bool {
 	if ctx.Err() != nil {
 		return false
@@ -122,7 +123,7 @@ func (r *round) concludeKernel(ctx context.Context) bool {
 	if done {
 		r.takeApplied(r.applied, err == nil)
 	} else {
-		r.cutting.due = true // some of it may be in the kernel
+		r.cutting.due = true // a part of the ruleset may be in the kernel
 		r.readEarlier()
 	}
 	r.faults.set(partKernel, err)
@@ -133,7 +134,7 @@ func (r *round) concludeKernel(ctx context.Context) bool {
 	}
 	r.stats.Failures++
 	r.kernel.debt = netfilter.All
-	if r.guardErr == nil && r.applied.unknown() { // tables that are unknown are read each time
+	if r.guardErr == nil && r.applied.unknown() { // each reconcile reads unknown tables anyway
 		r.kernel.debt = netfilter.Trust
 	}
 	if done {
@@ -143,7 +144,8 @@ func (r *round) concludeKernel(ctx context.Context) bool {
 	return false
 }
 
-// concludeUnknown ends the round if the kernel has all that the agent knows, but the agent doesn't know all.
+// concludeUnknown ends the round if the kernel has the ruleset, but the records or connections are unknown. Then no pod
+// is enrolled.
 func (r *round) concludeUnknown(context.Context) bool {
 	err := r.unknown()
 	if err == nil {
@@ -157,7 +159,7 @@ func (r *round) concludeUnknown(context.Context) bool {
 	return false
 }
 
-// unknown says what the agent doesn't know although no pod may be enrolled without; nil if it knows all.
+// unknown returns the error of the records or connections that could not be read; nil if all could be read.
 func (a *agent) unknown() error {
 	if a.records.stale {
 		return a.faults.now[partRecords]
@@ -165,13 +167,14 @@ func (a *agent) unknown() error {
 	return a.faults.now[partConnections]
 }
 
-// renewHeartbeat tells the plugin that the agent is well.
+// renewHeartbeat renews the heartbeat for the plugin's STATUS.
 func (r *round) renewHeartbeat(context.Context) bool {
 	r.heartbeat.renew(r.Log)
 	return true
 }
 
-// renewConflist writes the runtime's configuration before an attachment that was made by another one is refused.
+// renewConflist writes the runtime's configuration before the agent refuses an attachment that was made with an older
+// one.
 func (r *round) renewConflist(context.Context) bool {
 	needed := func(e *enrolment) bool {
 		ep, ok := r.records.endpoints[e.id]
@@ -191,7 +194,7 @@ func (r *round) answerPlugins(context.Context) bool {
 	return true
 }
 
-// reachNodes brings the ways to other nodes into the kernel.
+// reachNodes applies the ways to other nodes.
 func (r *round) reachNodes(context.Context) bool {
 	if !r.reach(r.verify) {
 		r.next = sooner(r.next, retry)
@@ -199,7 +202,7 @@ func (r *round) reachNodes(context.Context) bool {
 	return true
 }
 
-// bringUpLinks brings up the links of pods that started while there was no agent.
+// bringUpLinks brings up the links of pods that started while no agent ran.
 func (r *round) bringUpLinks(context.Context) bool {
 	r.agent.bringUpLinks()
 	return true
@@ -213,13 +216,13 @@ func (r *round) publishAddresses(ctx context.Context) bool {
 	return true
 }
 
-// walkConnections starts a walk through the connections, if one is due: the kernel has the rules that it goes by.
+// walkConnections starts a walk through the connections if one is due. The kernel has the ruleset by now.
 func (r *round) walkConnections(context.Context) bool {
 	r.walk()
 	return true
 }
 
-// retryLeftSets asks for another round if the kernel doesn't let go of sets yet.
+// retryLeftSets asks for another round if the kernel still uses sets that aren't wanted.
 func (r *round) retryLeftSets(context.Context) bool {
 	if len(r.applied.Left) > 0 {
 		r.next = sooner(r.next, retry)
@@ -227,7 +230,7 @@ func (r *round) retryLeftSets(context.Context) bool {
 	return true
 }
 
-// sooner is the shorter of two waits, of which 0 is none.
+// sooner returns the shorter of two waits. 0 means no wait.
 func sooner(a, b time.Duration) time.Duration {
 	if a == 0 || (b != 0 && b < a) {
 		return b

@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// records are the endpoint records on disk, as they were last read. Invariants:
+// records are the endpoint records on disk, as the agent last read them. Invariants:
 //   - An ID is a key of endpoints or of broken, never of both.
 //   - closed has the same keys as broken.
 //   - No two of endpoints have an address in common: the newer record keeps it, and the older one becomes broken.
@@ -25,15 +25,15 @@ type records struct {
 	endpoints map[string]endpoint.Endpoint
 	// broken are the records that can't be read, with the reason. Their pods are closed.
 	broken endpoint.BrokenRecords
-	// closed stand in for the broken records: they have the addresses that are known to be the attachment's.
+	// closed has an endpoint in place of each broken record, with the addresses that are known to be the attachment's.
 	closed map[string]endpoint.Endpoint
-	// complete says that the directory was read once. Until then no pod may be taken for gone.
+	// complete is true if the directory was read once. Until then no pod counts as gone.
 	complete bool
-	// stale says that the directory could not be listed when that was last tried; what was read before is kept.
+	// stale is true if the last attempt to list the directory failed. The records from before it are kept.
 	stale bool
-	// churn says that attachments have begun or ended since the kernel was last read: the plugin may have changed sets.
+	// churn is true if attachments have begun or ended since the kernel was last read: the plugin may have changed sets.
 	churn bool
-	// ending says that a DEL was on its way when the directory was last listed.
+	// ending is true if a DEL was running when the directory was last listed.
 	ending bool
 }
 
@@ -43,7 +43,7 @@ func newRecords() records {
 	}
 }
 
-// attached are the attachments of this node in the order of their IDs, followed by those whose records are broken.
+// attached returns the attachments of this node in the order of their IDs, and after them those with broken records.
 func (r *records) attached() []endpoint.Endpoint {
 	all := make([]endpoint.Endpoint, 0, len(r.endpoints)+len(r.closed))
 	for _, of := range []map[string]endpoint.Endpoint{r.endpoints, r.closed} {
@@ -54,8 +54,9 @@ func (r *records) attached() []endpoint.Endpoint {
 	return all
 }
 
-// readAll reads all records. If they can't be listed, it keeps what was known and returns the error. walk says that
-// connections must be walked: a record was broken, so its pod's connections were evaluated without its classes.
+// readAll reads all records. If they can't be listed, it keeps the records from before and returns the error. walk is
+// true if connections must be walked: a record was broken, so connections were evaluated without the classes of its
+// pod.
 func (r *records) readAll() (walk bool, err error) {
 	all, err := endpoint.List()
 	var broken endpoint.BrokenRecords
@@ -86,7 +87,7 @@ func (r *records) readAll() (walk bool, err error) {
 	return walk, nil
 }
 
-// read reads one record. If that fails, its pod is closed: it is in no class. walk is as for readAll.
+// read reads one record. If that fails, the record's pod is closed. walk is as for readAll.
 func (r *records) read(id string) (walk bool) {
 	known := slices.Concat(r.endpoints[id].Addresses, r.closed[id].Addresses)
 	walk = r.broken[id] != nil
@@ -104,19 +105,19 @@ func (r *records) read(id string) (walk bool) {
 	return walk
 }
 
-// reread reads one record that may have changed, and says whether the kernel needs a change for it now. It needs none
-// while an ADD is on its way that will ask to enrol its pod: the ADD would wait for the change that is made before.
+// reread reads one record that may have changed. changed is true if the kernel needs a change for the record now. It
+// needs none while an ADD is running that will ask to enrol its pod: that ADD would have to wait for the change.
 func (r *records) reread(id string) (changed, walk bool) {
 	before, had := r.endpoints[id]
 	walk = r.read(id)
 	e, has := r.endpoints[id]
 	r.churn = r.churn || had != has
 	switch {
-	case walk || r.broken[id] != nil: // it was broken, or is
+	case walk || r.broken[id] != nil: // the record was broken, or is broken now
 		return true, walk
 	case had == has && reflect.DeepEqual(before, e):
 		return false, walk
-	case !had && !e.Chained && e.Enforcement != conf.Off: // the link is down; a chained plugin's link isn't
+	case !had && !e.Chained && e.Enforcement != conf.Off: // the link is still down; a chained attachment's is up
 		if busy, err := endpoint.Busy(id); busy && err == nil {
 			return false, walk
 		}
@@ -124,9 +125,9 @@ func (r *records) reread(id string) (changed, walk bool) {
 	return true, walk
 }
 
-// close takes note that a record can't be used. The attachment stays in the set of all pods, since a pod whose link
-// another plugin made would otherwise be open. Its addresses are those that IPAM has assigned to it, and the known ones
-// that are assigned to no other attachment.
+// close takes note that a record can't be used. Its attachment stays in the set of all pods: if another plugin made the
+// link, nothing else closes the pod. The attachment keeps the addresses that IPAM has assigned to it, and the known
+// ones that are assigned to no other attachment.
 func (r *records) close(id string, known []endpoint.Address, why error) {
 	container, ifName, _ := strings.Cut(id, ":")
 	e := endpoint.Endpoint{
@@ -148,9 +149,9 @@ func (r *records) close(id string, known []endpoint.Address, why error) {
 	r.broken[id], r.closed[id] = errors.Join(why, err), e
 }
 
-// add takes a record as it is. An address is assigned to one attachment: an older record with the same address belongs
-// to an attachment that has ended, and the agent hasn't read that yet. With both records, the new pod would also be
-// allowed what is allowed to the old one.
+// add adds a record. An address is assigned to only one attachment. So an older record with the same address belongs to
+// an attachment that has ended, but the agent hasn't read that yet. add drops the older record: with both, the new pod
+// would also be allowed everything that the old one is allowed.
 func (r *records) add(e endpoint.Endpoint) {
 	r.endpoints[e.ID()] = e
 	for id, o := range r.endpoints {
@@ -169,10 +170,10 @@ func (r *records) add(e endpoint.Endpoint) {
 	}
 }
 
-// kernelRead takes note that the kernel was read, and so shows all that the plugin had changed.
+// kernelRead takes note that the kernel was read, and that the agent so knows the plugin's changes of sets.
 func (r *records) kernelRead() { r.churn = r.ending }
 
-// fault is what is wrong with the records themselves; nil if all can be read.
+// fault returns the error of the broken records; nil if there are none.
 func (r *records) fault() error {
 	if len(r.broken) == 0 {
 		return nil

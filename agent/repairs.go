@@ -12,11 +12,11 @@ import (
 const (
 	// namedRepairs is how many repairs of one kind a log line names.
 	namedRepairs = 5
-	// keptRepairs is how many repairs the status tells of.
+	// keptRepairs is how many repairs the status lists.
 	keptRepairs = 10
 )
 
-// repairs are what the agent has repaired of the node settings, and what it could not repair.
+// repairs has the agent's last repairs of node settings, and the number of settings that could not be repaired.
 type repairs struct {
 	last []agentapi.NodeRepair // at most keptRepairs, the newest at the end
 	// failures counts the settings that could not be read or repaired at the last check. The value is replaced, never
@@ -24,7 +24,7 @@ type repairs struct {
 	failures map[bridge.Kind]int
 }
 
-// repair is one thing that was repaired: how it was found, and the command that does the same.
+// repair is one repaired setting: its state before, and the command that repairs it.
 type repair struct{ was, command string }
 
 // countRepairs counts and logs repairs of that kind.

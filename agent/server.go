@@ -18,18 +18,18 @@ import (
 )
 
 const (
-	// headerTimeout bounds how long a request may take to come, answerTimeout how long its answer may take to go, and
-	// idleTimeout how long a connection is kept for the next one.
+	// headerTimeout bounds how long a request may take to arrive. answerTimeout bounds how long sending an answer may
+	// take. idleTimeout is how long a connection is kept for the next request.
 	headerTimeout = 5 * time.Second
 	answerTimeout = 30 * time.Second
 	idleTimeout   = 10 * time.Second
-	// healthConnections is how many there may be for health checks and metrics: kubelet and a few Prometheus ask one by
-	// one.
+	// healthConnections is the largest number of connections for health checks and metrics: kubelet and a few Prometheus
+	// servers ask one by one.
 	healthConnections = 32
 )
 
-// servers are the agent's two: the socket for the plugin and weirctl, and health checks and metrics for kubelet and
-// Prometheus.
+// servers are the agent's two servers. One is on the socket for the plugin and weirctl. The other has health checks for
+// kubelet and metrics for Prometheus.
 type servers struct {
 	serve []func() error
 	stop  []func()
@@ -42,8 +42,8 @@ func (s *servers) close() {
 	s.stop = nil
 }
 
-// Lock makes sure that only one agent runs, and none while weir is being removed from the node. It returns an error
-// if the lock is taken. The kernel releases the lock however the process ends.
+// Lock takes the agent's lock, so that only one agent runs, and none while weir is being removed from the node. It
+// returns an error if another process has the lock. The kernel releases the lock however the process ends.
 //
 // Equivalent to: flock --nonblock /run/weir/agent.lock
 func Lock() (io.Closer, error) {
@@ -61,7 +61,7 @@ func Lock() (io.Closer, error) {
 	return lock, nil
 }
 
-// listen opens the socket, and the address for health checks if there is one.
+// listen opens the socket, and the address for health checks if one is configured.
 func (a *agent) listen(ctx context.Context) (*servers, error) {
 	s := &servers{}
 	if err := os.Remove(agentapi.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -118,8 +118,8 @@ func (s *servers) add(l net.Listener, server *http.Server) {
 	}}, s.stop...)
 }
 
-// serveHealth says whether the loop still reconciles. It doesn't say whether all is well, as a restart mends nothing
-// else.
+// serveHealth answers whether the loop still reconciles. It doesn't answer whether all is well, as a restart of the
+// agent mends only a loop that hangs.
 func (a *agent) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	since := time.Since(time.Unix(0, a.lastRound.Load()))
 	if since > 3*a.Resync+time.Minute {
@@ -130,7 +130,7 @@ func (a *agent) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	_, _ = fmt.Fprintln(w, "ok")
 }
 
-// serveReady says whether the kernel has the rules of the policies, or else why not.
+// serveReady answers whether the kernel has the rules of the policies, and if not, why.
 func (a *agent) serveReady(w http.ResponseWriter, _ *http.Request) {
 	s := a.status.Load()
 	if !s.ready {

@@ -6,8 +6,9 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// reportShortage says while no address is left for a new pod: in the log, the status, the metric weir_fault and, as it
-// begins, an event on the Node. The plugin's STATUS stays silent, because its error would have running pods evicted.
+// reportShortage reports that no address is left for a new pod: in the log, the status and the metric weir_fault, and
+// by an event on the Node when the shortage begins. The plugin's STATUS doesn't report it, because kubelet would evict
+// running pods.
 func (a *agent) reportShortage(ctx context.Context) {
 	shortage, err := ipam.Shortage()
 	if shortage != nil {

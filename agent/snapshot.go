@@ -10,20 +10,22 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// snapshot is one view of the node: what was known, and the ruleset that was compiled from it. It is immutable, and so
-// is all that it points to: any goroutine may read it.
+// snapshot is one immutable view of the node: a state, and the ruleset compiled from it. Nothing that it points to
+// changes, so any goroutine may read it.
 type snapshot struct {
-	// revision counts the snapshots of this agent from 1; 0 is the empty one that it starts with.
+	// revision counts the snapshots of this agent from 1; the empty first snapshot has 0.
 	revision uint64
 	state    policy.State
 	ruleset  ruleset.Ruleset
 }
 
-// snapshots are the newest two that matter. The loop stores them; any goroutine may load them. Neither is ever nil.
+// snapshots has the two newest snapshots that matter. The loop stores them; any goroutine may load them. Neither is
+// ever nil.
 type snapshots struct {
-	// target is what the kernel has or is about to have: the loop stores it before it changes the kernel.
+	// target is the snapshot that the kernel has or is about to have. The loop stores it before it changes the kernel.
 	target atomic.Pointer[snapshot]
-	// enforced is what the kernel was last brought to. It is older than target while the kernel can't be changed.
+	// enforced is the snapshot that was last applied to the kernel. It is older than target while the kernel can't be
+	// changed.
 	enforced atomic.Pointer[snapshot]
 }
 
@@ -32,14 +34,14 @@ func (s *snapshots) init() {
 	s.enforced.Store(&snapshot{})
 }
 
-// compile makes the next target of the state.
+// compile compiles the state and makes the result the target.
 func (s *snapshots) compile(state policy.State) *snapshot {
 	next := &snapshot{s.target.Load().revision + 1, state, policy.Compile(state)}
 	s.target.Store(next)
 	return next
 }
 
-// class is the name of the class that the pod is in, in that direction.
+// class returns the name of the pod's class in that direction.
 func (s *snapshot) class(d ruleset.Direction, pod string) string {
 	for _, c := range s.ruleset.Classes {
 		if c.Direction != d || !slices.Contains(c.Pods, pod) {
@@ -53,7 +55,7 @@ func (s *snapshot) class(d ruleset.Direction, pod string) string {
 	return classClosed
 }
 
-// state is all that a ruleset is compiled from.
+// state returns everything that a ruleset is compiled from.
 func (a *agent) state() policy.State {
 	s := policy.State{Parsed: a.cluster.parsed, Refused: a.kernel.refused, Node: a.Node.Name}
 	if a.cluster.objects != nil {
@@ -65,7 +67,7 @@ func (a *agent) state() policy.State {
 	return s
 }
 
-// policyEndpoint is what policy needs of an endpoint record.
+// policyEndpoint returns the part of an endpoint record that policy needs.
 func policyEndpoint(e endpoint.Endpoint) policy.Endpoint {
 	p := policy.Endpoint{
 		ID: e.ID(), Pod: policy.PodRef(e.Pod), Enforcement: e.Enforcement,

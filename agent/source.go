@@ -9,12 +9,12 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Source says what the cluster looks like. A source may implement Lookup, Publisher, Contact, Files and Announcer
-// too: the agent asks for each by type assertion, so the program that wires them asserts at compile time what each
-// implements.
+// Source gives the agent the cluster's objects. A source may also implement Lookup, Publisher, Contact, Files and
+// Announcer. The agent asks for each by type assertion, so the program that makes the source asserts at compile time
+// which of them it implements.
 type Source interface {
 	// Run calls update with each new state of the objects until ctx ends. The objects are nil until there is a first
-	// usable state; the error says what is wrong with the newest one. If Run returns, the agent ends.
+	// usable state. The error says what is wrong with the newest state. If Run returns, the agent ends.
 	Run(ctx context.Context, update func(*policy.Objects, error)) error
 }
 
@@ -28,20 +28,21 @@ type Lookup interface {
 type Publisher interface {
 	// Publish replaces the published addresses of this node's pods. It doesn't wait.
 	Publish(ctx context.Context, pods map[endpoint.Pod][]netip.Addr)
-	// AwaitPublished returns when other nodes can know the pod's addresses, or when ctx ends. Publish was called with
-	// the pod, or will be at once.
+	// AwaitPublished returns when other nodes can know the pod's addresses, or when ctx ends. The agent has called
+	// Publish with the pod, or is about to.
 	AwaitPublished(ctx context.Context, pod endpoint.Pod)
 }
 
-// Contact is a Source that knows whether the server that it asks answers.
+// Contact is a Source that knows whether its server answers.
 type Contact interface {
-	// Contact returns why the server doesn't answer; nil if it answers.
+	// Contact returns the reason why the server doesn't answer; nil if it answers.
 	Contact() error
 }
 
 // Files is a Source that reads files, and knows the result for each.
 type Files interface {
-	// Files may be called at any time. Callers don't change the result.
+	// Files returns the files and the result of reading each. It may be called at any time. Callers don't change the
+	// result.
 	Files() []agentapi.File
 }
 

@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// sourceReport is what was last logged about the source's files, and about policies that weir doesn't enforce.
+// sourceReport has the last logged state of the source's files, and the last logged policies that weir doesn't enforce.
 type sourceReport struct {
 	files []agentapi.File
 	// omissions are the documents that were left out.
@@ -31,7 +31,7 @@ func (a *agent) reportFiles() {
 	for _, f := range a.source.files {
 		for _, o := range f.Objects {
 			key := omission{f.Path, o.Where, o.Why}
-			if o.State != agentapi.FileLeftOut || o.Object != "" { // objects are problems
+			if o.State != agentapi.FileLeftOut || o.Object != "" { // left-out objects are reported as problems
 				continue
 			}
 			if a.source.omissions[key] = true; !was[key] {

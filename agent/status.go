@@ -14,29 +14,28 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// The words in place of policies' names, for a pod's direction in which no policy isolates it, or in which that isn't
-// known.
+// These words stand in place of policies' names if no policy isolates the pod in the direction, or if that isn't known.
 const (
 	classOpen   = "open"
 	classClosed = "closed"
-	// classBefore: the pod is in classes of an earlier agent's, and this one hasn't brought its own into the kernel yet.
+	// classBefore: the pod is in classes of an earlier agent, and this agent hasn't applied its own rules yet.
 	classBefore = "as before"
-	// classUnknown: whether there are such classes can't be read.
+	// classUnknown: it can't be read whether the pod is in classes of an earlier agent.
 	classUnknown = "unknown"
 )
 
-// status is what the agent says of itself at one moment. It is immutable: the server and the metrics make of it what
-// they need, so that the loop doesn't wait for that.
+// status is the agent's state at one moment, for reports. It is immutable: the server and the metrics make their
+// reports from it, so the loop doesn't wait for them.
 type status struct {
-	// enforced is the snapshot that the kernel was last brought to.
+	// enforced is the snapshot that was last applied to the kernel.
 	enforced  *snapshot
 	ready     bool
 	lastSync  time.Time
 	backend   string
-	setType   func(ruleset.SetKind) string // as the backend names a kind of sets
-	endpoints []endpoint.Endpoint          // but those whose records are broken
+	setType   func(ruleset.SetKind) string // the backend's name for a kind of sets
+	endpoints []endpoint.Endpoint          // without those with broken records
 	earlier   earlierRules
-	// stateless says that the source has given no usable state yet.
+	// stateless is true if the source has given no usable state yet.
 	stateless  bool
 	policies   []string
 	faults     map[part]error
@@ -46,11 +45,11 @@ type status struct {
 	// nodeFaults counts the node settings that could not be read or repaired.
 	nodeFaults map[bridge.Kind]int
 	repairs    []agentapi.NodeRepair
-	networks   int // of other nodes' pods, to which there are ways
+	networks   int // other nodes' networks of pods that this node has ways to
 	stats      agentapi.Stats
 }
 
-// publishStatus replaces the status that is served.
+// publishStatus replaces the status that the server reports.
 func (a *agent) publishStatus() {
 	a.status.Store(&status{
 		enforced: a.snapshots.enforced.Load(),
@@ -65,7 +64,7 @@ func (a *agent) publishStatus() {
 	})
 }
 
-// report is the status as GET /v1/status answers it.
+// report returns the status as GET /v1/status answers it.
 func (s *status) report() agentapi.Status {
 	r := agentapi.Status{
 		Ready: s.ready, LastSync: s.lastSync, IPTables: s.backend, Stats: s.stats,
@@ -98,7 +97,7 @@ func (s *status) report() agentapi.Status {
 	return r
 }
 
-// errors are the faults, and that there is no state yet, in order.
+// errors returns the faults as text, in order, and a line if there is no usable state yet.
 func (s *status) errors() []string {
 	all := []string{}
 	for p, err := range s.faults {
@@ -112,7 +111,7 @@ func (s *status) errors() []string {
 	return all
 }
 
-// class is what is enforced on the endpoint's pod in that direction: the names of policies, or one of the words above.
+// class returns the names of the policies that isolate the endpoint's pod in that direction, or one of the words above.
 func (s *status) class(d ruleset.Direction, e endpoint.Endpoint) string {
 	switch {
 	case len(s.enforced.ruleset.Sets) > 0: // this agent's own
@@ -125,5 +124,5 @@ func (s *status) class(d ruleset.Direction, e endpoint.Endpoint) string {
 	return classClosed
 }
 
-// has says whether an earlier agent's class of that direction has the address.
+// has reports whether the address is in an earlier agent's class of that direction.
 func (e *earlierRules) has(d ruleset.Direction, addr netip.Addr) bool { return e.members[d][addr] }

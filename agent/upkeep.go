@@ -20,32 +20,32 @@ import (
 )
 
 const (
-	// settle is how long after a change the node is checked: one command's changes come in several messages, and an ADD
-	// or a DEL brings a dozen.
+	// settle is the time from a change to the check of the node. One command's changes come in several messages, and an
+	// ADD or a DEL brings a dozen.
 	settle = 50 * time.Millisecond
-	// betweenChecks is the least time from one check to the next, however many changes the kernel tells of.
+	// betweenChecks is the least time from one check to the next, however many changes the kernel reports.
 	betweenChecks = 500 * time.Millisecond
 )
 
-// upkeep keeps the node settings: what weir sets up on the node outside of the packet filter (bridge.Properties). It is
-// beside the loop, so that no pod's start waits for it. Its goroutine alone uses mac; all else may be used by any.
+// upkeep keeps the node settings outside of the packet filter (bridge.Properties). It runs beside the loop, so that no
+// pod's start waits for it. Only its goroutine uses mac; any goroutine may use the other fields.
 type upkeep struct {
 	known   atomic.Pointer[nodeKnowledge] // stored by the loop
-	changed chan struct{}                 // has room for one: the node may have changed, or what is known
+	changed chan struct{}                 // has room for one: the node or known may have changed
 	ways    atomic.Bool                   // links, addresses or routes to other nodes may have changed
 	mac     net.HardwareAddr              // of weir0, as last seen
 }
 
 func newUpkeep() upkeep { return upkeep{changed: make(chan struct{}, 1)} }
 
-// nodeKnowledge is what the loop knows that the node settings depend on. It is immutable.
+// nodeKnowledge is the part of the loop's state that the node settings depend on. It is immutable.
 type nodeKnowledge struct {
 	endpoints map[string]endpoint.Endpoint
 	classes   []ruleset.Class // as they are enforced
 	tunnels   []conf.Family
 }
 
-// enrolled are the pods that are in a class.
+// enrolled returns the pods that are in a class.
 func (k *nodeKnowledge) enrolled() map[string]bool {
 	all := map[string]bool{}
 	for _, c := range k.classes {
@@ -56,7 +56,7 @@ func (k *nodeKnowledge) enrolled() map[string]bool {
 	return all
 }
 
-// tellUpkeep gives the upkeep what the loop knows now, and has brought into the kernel.
+// tellUpkeep gives the upkeep the loop's present state.
 func (a *agent) tellUpkeep() {
 	if !a.records.complete {
 		return
@@ -71,7 +71,7 @@ func (a *agent) tellUpkeep() {
 	}
 }
 
-// notify has the node checked soon. It doesn't wait.
+// notify asks for a check of the node. It doesn't wait.
 func (u *upkeep) notify() {
 	select {
 	case u.changed <- struct{}{}:
@@ -79,14 +79,14 @@ func (u *upkeep) notify() {
 	}
 }
 
-// keepNode checks the node settings at each resync, and when the kernel tells of a change.
+// keepNode checks the node settings at each resync, and when the kernel reports a change.
 func (a *agent) keepNode(ctx context.Context) error {
-	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE) // its own: the loop doesn't wait for a list here
+	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE) // its own handle: the loop doesn't wait while this one lists
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	defer links.Close()
-	// These the agent sets itself, before any pod comes. The first check reports what failed.
+	// The agent makes these settings itself, before any pod comes. The first check reports a failure.
 	_ = errors.Join(bridge.SetReassembly(), bridge.RemoveAutoconfigured(links))
 	watching := make(chan error, 1)
 	go func() {
@@ -103,7 +103,7 @@ func (a *agent) keepNode(ctx context.Context) error {
 	var last time.Time
 	for {
 		select {
-		case err := <-watching: // as it does when ctx ends
+		case err := <-watching: // also when ctx ends
 			return err
 		case <-a.upkeep.changed:
 			if soon == nil {
@@ -115,7 +115,7 @@ func (a *agent) keepNode(ctx context.Context) error {
 		}
 		soon, last = nil, time.Now()
 		if k := a.upkeep.known.Load(); k != nil {
-			if a.upkeep.ways.Load() { // which the loop takes back
+			if a.upkeep.ways.Load() { // the loop sets it to false
 				a.send(ctx, waysChanged{})
 			}
 			differences, err := a.upkeep.check(links, k)
@@ -124,8 +124,8 @@ func (a *agent) keepNode(ctx context.Context) error {
 	}
 }
 
-// check compares the node settings with what they should be, and repairs them. It returns the differences that it
-// found. Nearly always there are none; then nothing waits for it.
+// check compares the node settings with the wanted ones, and repairs them. It returns the differences that it found.
+// Nearly always there are none, and then it doesn't take the node's lock.
 func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Difference, error) {
 	memory, err := bridge.NodeMemory()
 	if err != nil {
@@ -139,20 +139,20 @@ func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Dif
 		}
 		return nil, nil
 	}
-	// Under the lock no attachment begins and none ends: what differs now isn't one that is on its way.
+	// Under the lock no attachment begins and none ends, so no difference comes from an ADD or DEL that is running.
 	unlock, err := endpoint.Lock()
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
 	records, err := endpoint.List()
-	if err != nil && !errors.As(err, &endpoint.BrokenRecords{}) { // which are reported elsewhere
+	if err != nil && !errors.As(err, &endpoint.BrokenRecords{}) { // broken records are reported elsewhere
 		return nil, err
 	}
 	return bridge.Repair(links, u.properties(k, memory, records)), nil
 }
 
-// properties are the node settings for these attachments, without those that an ADD is still making.
+// properties returns the wanted node settings for these attachments, without attachments that an ADD is still making.
 func (u *upkeep) properties(k *nodeKnowledge, memory uint64, records []endpoint.Endpoint) []bridge.Property {
 	enrolled := k.enrolled()
 	known := bridge.Knowledge{Memory: memory, MAC: u.mac, Tunnels: k.tunnels}

@@ -14,21 +14,21 @@ import (
 
 // ways are the routes and tunnels to pods on other nodes. Without a name of this node's Node there are none.
 type ways struct {
-	// current says that plan goes by the newest accepted Nodes.
+	// current is true if plan was computed from the newest accepted Nodes.
 	current bool
 	routes  *overlay.Routes
-	plan    overlay.Plan // as it should be
-	kernel  overlay.Plan // as it was last brought into the kernel
+	plan    overlay.Plan // the wanted ways
+	kernel  overlay.Plan // the ways that were last applied
 	refused []ruleset.Problem
 	gate    gate
 }
 
-// problems are those of Nodes to which there is no way, and of the host's firewall.
+// problems returns the problems of Nodes without a way to their pods, and of the host's firewall.
 func (w *ways) problems() []ruleset.Problem {
 	return slices.Concat(w.plan.Problems, w.refused, w.gate.blocked)
 }
 
-// planWays plans the ways anew if Nodes have changed, or the node's routes may have.
+// planWays plans the ways again if Nodes or the node's routes may have changed.
 func (a *agent) planWays(verify netfilter.Verify) {
 	w := &a.ways
 	if a.Node.Name == "" || w.current && verify != netfilter.All && a.faults.now[partNodes] == nil {
@@ -40,9 +40,8 @@ func (a *agent) planWays(verify netfilter.Verify) {
 	w.plan, w.current = overlay.Compute(a.Node.Name, a.Node.Overlay, a.cluster.objects.Nodes, w.routes), true
 }
 
-// reach brings the ways to other nodes' pods into the kernel, and writes the runtime's configuration. It returns
-// false if some of that must be tried again. Policy doesn't wait for it, and a node that the kernel refuses delays
-// no other.
+// reach applies the ways to other nodes' pods, and writes the runtime's configuration. It returns false if it must be
+// called again. Policy doesn't wait for it. If the kernel refuses the way to one node, the ways to others are applied.
 func (a *agent) reach(verify netfilter.Verify) bool {
 	if a.Node.Name == "" {
 		return true
@@ -75,7 +74,7 @@ func (a *agent) reach(verify netfilter.Verify) bool {
 	return err == nil && len(w.refused) == 0
 }
 
-// countLacks counts as repairs what another program had removed of the ways.
+// countLacks counts the ways that another program had removed as repairs.
 func (a *agent) countLacks(lacks []overlay.Lack) {
 	var all []repair
 	for _, l := range lacks {
@@ -84,7 +83,7 @@ func (a *agent) countLacks(lacks []overlay.Lack) {
 	a.countRepairs(bridge.KindOverlay, all)
 }
 
-// reportMoves logs and counts nodes that have another address than before.
+// reportMoves logs and counts nodes with a changed address.
 func (a *agent) reportMoves(before, now overlay.Plan) {
 	if before.NodeAddress.IsValid() && now.NodeAddress.IsValid() && before.NodeAddress != now.NodeAddress {
 		a.Log.Info("this node has another address; its tunnels begin there now",
