@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// TestAnswerLooksAgainAtTheFirstDeadline: a plugin must not wait longer than its own deadline.
+// TestAnswerLooksAgainAtTheFirstDeadline: the agent answers a plugin at that plugin's own deadline at the latest.
 func TestAnswerLooksAgainAtTheFirstDeadline(t *testing.T) {
 	for _, waits := range [][]time.Duration{
 		{time.Minute, time.Hour},

@@ -31,7 +31,7 @@ func (m *making) chainedSteps() []func() error {
 	return []func() error{
 		m.assign,            // write the record, and assign the other plugin's addresses to the attachment
 		m.denyUntilEnrolled, // put the addresses into the set of all pods
-		m.deleteConnections, // that began while no policy was enforced
+		m.deleteConnections, // delete connections that began while no policy was enforced
 		m.startEnrol,        // ask the agent to enrol the pod
 		m.awaitEnrol,        // wait for the agent's answer
 	}
@@ -60,8 +60,8 @@ func (m *making) findChained(c *Chained) error {
 	return failed("find the pod's link", err)
 }
 
-// assign writes the record and assigns the addresses to the attachment. If one was assigned to an earlier attachment,
-// whose DEL weir has missed, assign takes it out of every set that it is still in.
+// assign writes the record and assigns the addresses to the attachment. If an address was assigned to an earlier
+// attachment, weir has missed that attachment's DEL, and assign takes the address out of every set that still has it.
 func (m *making) assign() error {
 	const step = "assign the pod's addresses"
 	unlock, err := endpoint.Lock()

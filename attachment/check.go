@@ -21,11 +21,11 @@ import (
 // Expected is what CHECK compares an attachment with, besides its record.
 type Expected struct {
 	Netns  string // path of the pod's network namespace
-	MTU    int    // 0: whatever the link's end on the node has
+	MTU    int    // 0: the MTU of the link's end on the node
 	Routes []conf.Route
-	// OnNode and InPod are the interfaces of the last result, those of plugins after weir included.
+	// OnNode and InPod are the interfaces of the last result, including those of plugins after weir.
 	OnNode, InPod []bridge.Interface
-	// Addresses are those of the last result. Check compares those of a chained attachment with them.
+	// Addresses are the addresses of the last result. Check compares a chained attachment's addresses with them.
 	Addresses []endpoint.Address
 }
 
@@ -38,9 +38,9 @@ func Load(id string) (*endpoint.Endpoint, error) {
 	return e, failed("check", err)
 }
 
-// Check returns a *StepError that names everything that is missing or differs from what Make made, and a *NetnsError
-// if there is no such namespace. Only the agent knows which class a pod belongs in, so Check looks whether it is in
-// any, for each direction.
+// Check returns a *StepError that names everything that is missing or differs from what Make made, and a *NetnsError if
+// there is no such namespace. Only the agent knows which class a pod belongs in, so for each direction Check only looks
+// whether the pod is in any class.
 func (n Node) Check(e *endpoint.Endpoint, want Expected) error {
 	fd, err := openNetns(want.Netns)
 	if err != nil {

@@ -14,14 +14,14 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// ending is an attachment that is being removed. begin fills it, and detach uses it, so that neither looks up again
-// what the other knows.
+// ending is an attachment that is being removed. begin fills it and detach uses it, so that neither repeats the other's
+// look-ups.
 type ending struct {
 	id string
 	// record is the endpoint record; nil if there is none or it is broken.
 	record *endpoint.Endpoint
-	// sender is what the guard lets the attachment's port send. The port is the link whose name follows from the ID,
-	// even if the record names another. The MAC is nil if the record has none.
+	// sender has the attachment's port, with the MAC and addresses that the guard lets it send as. The port's name
+	// follows from the ID, even if the record names another link. The MAC is nil if the record has none.
 	sender bridge.Sender
 	// begun is true if begin has stopped the port from sending, or has left it to another plugin.
 	begun bool
@@ -37,7 +37,7 @@ func (n Node) end(id string) error {
 	x := &ending{id: id}
 	err := x.begin()
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // the record is written first and removed last: at most the link was left
+		return nil // the record is removed last, so at most the link was left
 	}
 	if err != nil {
 		return err
@@ -68,9 +68,9 @@ func (n Node) endUnfinished(e *endpoint.Endpoint) error {
 	return n.detach(x)
 }
 
-// begin does the steps that need no lock, as they take the kernel longer than all others: it marks the record as
-// ending, so that the agent puts the addresses into no set any more, forbids the port to send, and deletes the link.
-// It returns fs.ErrNotExist if there is no record.
+// begin does the steps that need no lock. They take the kernel longer than all others. It marks the record as ending,
+// so that the agent puts the addresses into no more sets; it forbids the port to send; and it deletes the link. It
+// returns fs.ErrNotExist if there is no record.
 func (x *ending) begin() error {
 	e, err := endpoint.MarkEnding(x.id)
 	switch {
@@ -93,9 +93,9 @@ func (x *ending) begin() error {
 	return nil
 }
 
-// resume sets the record that was read under the lock. It may belong to another attachment with the same ID than the
-// one that begin has found: another process may have ended that, and the runtime may have made a new one. Nothing of
-// the new one is begun.
+// resume sets the record that was read under the lock. That record may belong to another attachment than the one that
+// begin has found: another process may have ended that one, and the runtime may have made a new one with the same ID.
+// For the new one, begin has done nothing.
 func (x *ending) resume(e *endpoint.Endpoint) {
 	if x.begun && x.record.Created.Equal(e.Created) {
 		x.record = e
@@ -113,8 +113,8 @@ func (x *ending) setRecord(e *endpoint.Endpoint) {
 	}
 }
 
-// endLocked does what begin has left to do, or everything if begin was not called. It returns the record, and nil if
-// there is none any more. The caller holds the node's lock.
+// endLocked does the steps that begin has left, or all steps if begin was not called. It returns the record; nil if
+// there is none any more. The caller must have the node's lock.
 func (n Node) endLocked(x *ending) (*endpoint.Endpoint, error) {
 	e, err := endpoint.MarkEnding(x.id)
 	switch {
@@ -146,9 +146,9 @@ func salvage(id string) (*endpoint.Endpoint, error) {
 	return e, nil
 }
 
-// detach removes everything, in an order that allows no packet on the way: it forbids the port to send, unless begin
-// has done that, takes the addresses out of every set, and releases an address when nothing refers to it any more.
-// The caller holds the node's lock, so no other attachment gets the addresses meanwhile.
+// detach removes everything, in an order that allows no packet on the way. It forbids the port to send, unless begin
+// has done that. It takes the addresses out of every set. It releases an address when nothing refers to it any more.
+// The caller must have the node's lock, so no other attachment gets the addresses meanwhile.
 func (n Node) detach(x *ending) error {
 	addresses, err := x.addresses()
 	if err != nil {

@@ -47,7 +47,7 @@ type NoRecordError struct{ ID string }
 
 func (e *NoRecordError) Error() string { return "there is no endpoint record " + e.ID }
 
-// NetnsError says that the path is no network namespace, or the node's own.
+// NetnsError says that there is no network namespace at the path, or that it is the node's own.
 type NetnsError struct {
 	Path string
 	Err  error

@@ -37,7 +37,8 @@ type Request struct {
 // Link describes an interface that weir makes.
 type Link struct {
 	Ranges []conf.Range
-	// Addresses are requested, at most one of each family. A family without one gets a free address of its ranges.
+	// Addresses are the requested addresses, at most one of each family. A family without one gets a free address of its
+	// ranges.
 	Addresses []netip.Addr
 	MAC       net.HardwareAddr // nil: derived from an address
 	MTU       int              // 0: that of the link with the node's default route

@@ -9,12 +9,12 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// Reap ends every attachment whose pod is gone though no runtime has deleted it, and returns the records of those. It
-// is for runtimes that never call GC.
+// Reap ends every attachment with a pod that is gone and without a DEL, and returns the records of these attachments.
+// It is for runtimes that never call GC.
 func (n Node) Reap() ([]endpoint.Endpoint, error) { return n.endEach(isOver) }
 
-// Collect is CNI's GC: it ends every attachment to the network whose ID isn't in valid, and then removes everything
-// that belongs to no attachment. It goes on after an error. The error is a *StepError.
+// Collect does the work of CNI's GC. It ends every attachment to the network with an ID that isn't in valid. Then it
+// removes everything that belongs to no attachment. It goes on after an error. The error is a *StepError.
 func (n Node) Collect(network string, valid map[string]bool) error {
 	_, err := n.endEach(func(id string) (bool, error) {
 		if valid[id] {
@@ -33,8 +33,8 @@ func (n Node) Collect(network string, valid map[string]bool) error {
 	return failed("collect what is left of attachments", errors.Join(err, n.sweep(valid)))
 }
 
-// endEach ends the attachments for which ended returns true. It calls ended once more under the lock, because in
-// between the runtime may have deleted the attachment and begun to make another with the same ID.
+// endEach ends the attachments for which ended returns true. It calls ended once more under the lock: between the two
+// calls the runtime may have deleted the attachment and begun to make another with the same ID.
 func (n Node) endEach(ended func(id string) (bool, error)) (done []endpoint.Endpoint, err error) {
 	ids, err := endpoint.IDs()
 	if err != nil {
@@ -68,7 +68,7 @@ func (n Node) endIf(id string, ended func(string) (bool, error)) (*endpoint.Endp
 	return n.endLocked(&ending{id: id})
 }
 
-// isOver reports whether the attachment is over though no runtime has deleted it. One of these must be certain:
+// isOver reports whether the attachment is over although no runtime has deleted it. That is so in two cases:
 //
 //   - A process has begun to delete the attachment, and has exited before it was done.
 //   - No process is making the attachment, and its link on the node is gone: the kernel deletes it with the pod's

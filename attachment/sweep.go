@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// traces are what the node has of attachments, with a record or without.
+// traces are the ports, guard entries and addresses on the node, with a record or without.
 type traces struct {
 	ports   []string
 	senders []bridge.Sender
@@ -19,7 +19,7 @@ type traces struct {
 	owners  map[netip.Addr]string
 }
 
-// recorded is what belongs to attachments that have a record.
+// recorded has the IDs, ports and addresses of attachments with a record.
 type recorded struct {
 	ids   map[string]bool
 	ports map[string]bool
@@ -69,8 +69,8 @@ func (n Node) sweep(valid map[string]bool) error {
 	return errors.Join(errs...)
 }
 
-// Evict removes the addresses that belong to no attachment from the sets of all pods, and returns those. It holds the
-// node's lock, so no address becomes an attachment's meanwhile.
+// Evict removes the addresses that belong to no attachment from the sets of all pods, and returns the removed ones. It
+// takes the node's lock, so no address is assigned meanwhile.
 func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 	unlock, err := endpoint.Lock()
 	if err != nil {
@@ -133,7 +133,7 @@ func (n Node) readTraces() (t traces, err error) {
 	return t, err
 }
 
-// readRecords returns what belongs to attachments with a record, and to those whose IDs are in valid.
+// readRecords returns the IDs, ports and addresses of attachments with a record, and of the IDs in valid.
 func readRecords(owners map[netip.Addr]string, valid map[string]bool) (recorded, error) {
 	r := recorded{ids: map[string]bool{}, ports: map[string]bool{}, addrs: map[netip.Addr]bool{}}
 	ids, err := endpoint.IDs()

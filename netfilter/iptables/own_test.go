@@ -10,8 +10,8 @@ func TestOwnChanges(t *testing.T) {
 		name          string
 		before, after uint32
 		changes       int
-		heard         []uint32 // of concern, in order
-		unknown       int      // of these
+		heard         []uint32 // concerned generations, in order
+		unknown       int      // how many of heard the driver doesn't know
 	}{
 		{"all own", 10, 12, 2, []uint32{11, 12}, 0},
 		{"heard of twice", 10, 12, 2, []uint32{11, 11, 12, 12, 11}, 0},

@@ -18,9 +18,9 @@ import (
 	"github.com/weir-net/weir/source/manifests"
 )
 
-// checked is what check says.
+// checked is the result of check.
 type checked struct {
-	// Ready says that an agent would start with these files.
+	// Ready is true if an agent would start with these files.
 	Ready      bool                  `json:"ready"`
 	Errors     []string              `json:"errors"`
 	Problems   []agentapi.Problem    `json:"problems"`
@@ -84,7 +84,7 @@ func check(path, node string) (checked, error) {
 	if broken != nil {
 		c.Errors = strings.Split(broken.Error(), "\n")
 	}
-	if objects == nil { // say of the others what can be said
+	if objects == nil { // report the files that can be read
 		dir = &manifests.Dir{Path: path, Node: kubeletName(node), IgnoreBroken: true}
 		if objects, _ = dir.Check(); objects == nil {
 			return c, nil // a file is being written
@@ -128,7 +128,7 @@ func writeChecked(out io.Writer, c checked) error {
 	return w.Flush()
 }
 
-// kubeletName is the node's name, as kubelet calls it if nothing else is said: the host's, in small letters.
+// kubeletName returns the name that kubelet gives its node: the given one, or else the host's name; in small letters.
 func kubeletName(node string) string {
 	if node == "" {
 		node, _ = os.Hostname()

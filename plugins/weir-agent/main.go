@@ -1,4 +1,4 @@
-// Command weir-agent is the node's reconciler: it keeps the kernel's sets and rules as the NetworkPolicies demand.
+// Command weir-agent is the node's reconciler: it keeps the kernel's sets and rules as the NetworkPolicies require.
 package main
 
 import (
@@ -73,7 +73,7 @@ func run() int {
 	return 0
 }
 
-// bounded bounds what a line of the log carries of others' text, such as an error that quotes an object's field.
+// bounded limits the length of objects' texts in a line of the log, such as an error that quotes a field.
 func bounded(_ []string, a slog.Attr) slog.Attr {
 	switch v := a.Value.Any().(type) {
 	case string:
@@ -188,7 +188,7 @@ func cleanupCommand() *cobra.Command {
 			"network. It refuses to do so while an agent runs.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			lock, err := agent.Lock() // an agent would put all of it back
+			lock, err := agent.Lock() // a running agent would restore everything
 			if err != nil {
 				return err
 			}

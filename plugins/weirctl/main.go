@@ -1,4 +1,4 @@
-// Command weirctl is what people type to see what weir does on this node.
+// Command weirctl shows people the state of weir on this node.
 package main
 
 import (

@@ -24,7 +24,7 @@ func podsCommand() *cobra.Command {
 				return err
 			}
 			s, err := client.Status(cmd.Context())
-			pods := []agentapi.PodStatus{} // none is a list too
+			pods := []agentapi.PodStatus{} // prints [] for no pods, not null
 			if errors.Is(err, agentapi.ErrNoAgent) {
 				pods, err = recorded()
 			} else if err == nil {
@@ -37,7 +37,7 @@ func podsCommand() *cobra.Command {
 	return cmd
 }
 
-// recorded are the pods whose records are on disk; the error says which of them can't be read.
+// recorded returns the pods with records on disk. The error names the records that can't be read.
 func recorded() ([]agentapi.PodStatus, error) {
 	endpoints, err := endpoint.List()
 	pods := []agentapi.PodStatus{}

@@ -25,7 +25,7 @@ func Status(ctx context.Context) (*agentapi.Status, error) {
 	return s, nil
 }
 
-// get asks the agent for what is at the path, and decodes the answer.
+// get asks the agent for the path, and decodes the answer.
 func get(ctx context.Context, path string, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, answersWithin)
 	defer cancel()

@@ -28,7 +28,7 @@ func ParseFormat(s string) (Format, error) {
 	return "", fmt.Errorf("-o %s: must be text or json", s)
 }
 
-// PrintStatus prints the status; as text it is a list of what is wrong, and tables of pods, classes and sets.
+// PrintStatus prints the status. As text it is a list of problems and faults, and tables of pods, classes and sets.
 func PrintStatus(out io.Writer, f Format, s *agentapi.Status) error {
 	if f == JSON {
 		return printJSON(out, s)
@@ -36,7 +36,7 @@ func PrintStatus(out io.Writer, f Format, s *agentapi.Status) error {
 	return printTable(out, func(line printLine) { statusLines(line, s) })
 }
 
-// PrintPods prints the pods, as text one a line.
+// PrintPods prints the pods. As text it prints one pod a line.
 func PrintPods(out io.Writer, f Format, pods []agentapi.PodStatus) error {
 	if f == JSON {
 		return printJSON(out, pods)
