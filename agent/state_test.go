@@ -85,8 +85,8 @@ func TestPublisher(t *testing.T) {
 	}
 }
 
-// TestFaultsAreLoggedWhenTheyChange: a fault is logged once when it begins and once when it ends. The second line repeats
-// the meaning of the first.
+// TestFaultsAreLoggedWhenTheyChange: a fault is logged once when it begins and once when it ends. The second line
+// repeats the meaning of the first.
 func TestFaultsAreLoggedWhenTheyChange(t *testing.T) {
 	var log journal
 	f := newFaults(slog.New(slog.NewTextHandler(&log, nil)))

@@ -35,9 +35,9 @@ func TestNoStepOpens(t *testing.T) {
 		next := policytest.Change(r, s)
 		old, want := policy.Compile(s), policy.Compile(next)
 		packets := policytest.Packets(next)
-		before, after := judge(t, old), judge(t, want)
+		before, after := simulator(t, old), simulator(t, want)
 		step := func(name string, now ruleset.Ruleset) {
-			j := judge(t, now)
+			j := simulator(t, now)
 			for _, p := range packets {
 				if j.Allows(p) && !before.Allows(p) && !after.Allows(p) {
 					t.Fatalf("seed %d: after %q %+v passes, which neither the old nor the new state allows", seed, name, p)
@@ -211,7 +211,7 @@ func TestCloses(t *testing.T) {
 			continue
 		}
 		opened++
-		before, after := judge(t, old), judge(t, want)
+		before, after := simulator(t, old), simulator(t, want)
 		was, is := attached(old), attached(want)
 		stays := func(a netip.Addr) bool { return was[a] == is[a] } // there is no connection of any other
 		for _, packet := range append(policytest.Packets(s), policytest.Packets(next)...) {
@@ -237,7 +237,7 @@ func attached(r ruleset.Ruleset) map[netip.Addr]bool {
 	return addrs
 }
 
-func judge(t *testing.T, r ruleset.Ruleset) *ruleset.Simulator {
+func simulator(t *testing.T, r ruleset.Ruleset) *ruleset.Simulator {
 	t.Helper()
 	j, err := ruleset.NewSimulator(r)
 	if err != nil {

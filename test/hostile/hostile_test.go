@@ -102,7 +102,7 @@ func attack(t *testing.T, w *world, rp int, strict bool) map[string]*row {
 	o.collect(200 * time.Millisecond)
 	o.note(over, "")
 	end()
-	return judge(t, frames, o, changes, strict)
+	return classify(t, frames, o, changes, strict)
 }
 
 // sendOne sends the frame. After every 20th it collects the effects, so that no buffer overflows.
@@ -114,7 +114,7 @@ func (s *sender) sendOne(t *testing.T, o *observer, f *frame) {
 	}
 }
 
-func judge(t *testing.T, frames []*frame, o *observer, changes map[string][]string, strict bool) map[string]*row {
+func classify(t *testing.T, frames []*frame, o *observer, changes map[string][]string, strict bool) map[string]*row {
 	t.Helper()
 	table := map[string]*row{}
 	for i, f := range frames {
