@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// serveAPI is an API server with the objects of the manifests, which never change, until the returned function is
+// serveAPI runs an API server with the objects of the manifests, which never change, until the returned function is
 // called.
 func serveAPI(t *testing.T, manifests string) (stop func()) {
 	t.Helper()
@@ -65,8 +65,8 @@ func serveAPI(t *testing.T, manifests string) (stop func()) {
 	}
 }
 
-// TestTheAPIServerIsAway: for how long ever, and even if the agent starts anew meanwhile, what is in the kernel
-// holds, and no pod starts that nobody knows.
+// TestTheAPIServerIsAway: however long the API server is away, and even if the agent restarts meanwhile, the rules in
+// the kernel stay in force, and no unknown pod starts.
 func TestTheAPIServerIsAway(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -88,7 +88,7 @@ status: {addresses: [{type: InternalIP, address: 192.0.2.2}]}
 		t.Fatal(err)
 	}
 	spawn := func() { n.SpawnAgent("--node-name", "self", "--kubeconfig", kubeconfig) }
-	// The longer the API server is away, the less often it is asked: every half minute in the end.
+	// The longer the API server is away, the less often the agent asks it: in the end every half minute.
 	says := func(words string, ready bool) {
 		t.Helper()
 		for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
@@ -101,7 +101,7 @@ status: {addresses: [{type: InternalIP, address: 192.0.2.2}]}
 			}
 		}
 	}
-	// As after a reboot: there is nothing yet, and nobody to ask.
+	// As after a reboot: the kernel has no rules yet, and the API server doesn't answer.
 	spawn()
 	says("no good state", false)
 	wantRefusal(t, n, nodetest.Args("ns-1", "busybox", ""), "no good state")

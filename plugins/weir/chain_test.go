@@ -23,8 +23,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAheadOfTheOfficialPlugins has weir make the interface, and portmap, bandwidth, tuning and sbr of the official
-// plugins do what they do with it, in one list.
+// TestAheadOfTheOfficialPlugins: in one list, weir makes the interface, and the official plugins portmap, bandwidth,
+// tuning and sbr configure it.
 func TestAheadOfTheOfficialPlugins(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "meta/bandwidth", "meta/tuning", "meta/sbr") {
 		return
@@ -93,7 +93,7 @@ func TestAheadOfTheOfficialPlugins(t *testing.T) {
 	})
 }
 
-// others are the official plugins that make interfaces, each with host-local.
+// others are the official plugins that make interfaces. Each uses host-local.
 var others = map[string]nodetest.Conf{
 	"ptp":    {"type": "ptp", "ipam": hostLocal},
 	"bridge": {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": hostLocal},
@@ -128,14 +128,14 @@ func TestBehindBridge(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
 		return
 	}
-	// As weir's own bridge and others leave it.
+	// weir's own bridge and other programs leave the sysctl like this.
 	if err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	testBehind(t, "bridge")
 }
 
-// ended calls DEL for a pod that was refused, as a runtime does: the other plugin has made its part.
+// ended calls DEL for a refused pod, as a runtime does: the other plugin has already made its part.
 func ended(n *nodetest.Node, namespace, name string) {
 	n.Helper()
 	if _, err := n.CNI("del", "/run/netns/"+namespace+"."+name, nodetest.Args(namespace, name, "")); err != nil {
@@ -143,7 +143,7 @@ func ended(n *nodetest.Node, namespace, name string) {
 	}
 }
 
-// closedByItsRecord damages the record of a pod that may reach the world outside: it is closed until the record is
+// closedByItsRecord damages the record of a pod that may reach the world outside. The pod is closed until the record is
 // whole again.
 func closedByItsRecord(n *nodetest.Node, pod *nodetest.Pod) {
 	n.Helper()
@@ -170,7 +170,7 @@ func closedByItsRecord(n *nodetest.Node, pod *nodetest.Pod) {
 	}
 }
 
-// testBehind enforces policy on pods whose network another plugin makes.
+// testBehind checks that policies apply to pods with another plugin's network.
 func testBehind(t *testing.T, other string) {
 	n := newNodeBehind(t, other, nil)
 	wantNothing := leftovers(t)
@@ -285,7 +285,7 @@ func TestClosedBehindBridge(t *testing.T) {
 	testClosedBehind(t, "bridge")
 }
 
-// testClosedBehind starts pods without an agent whose links weir can't hold down.
+// testClosedBehind starts pods without an agent, behind a plugin that sets their links up itself.
 func testClosedBehind(t *testing.T, other string) {
 	n := newNodeBehind(t, other, nodetest.Conf{"enforcement": "closed"})
 	if _, err := n.TryAddPod("ns-1", "http-echo"); err == nil ||
@@ -312,9 +312,9 @@ func testClosedBehind(t *testing.T, other string) {
 	n.Reach(server, client.IP+":80", true)
 }
 
-// TestAnAddressThatAnotherPluginGivesAgain: the plugin ahead has freed and given again an address whose pod's end
-// weir was not told of. The new pod has none of the old one's places in the sets, though no agent is there to take
-// them away.
+// TestAnAddressThatAnotherPluginGivesAgain: the plugin ahead of weir gives a pod an address of an earlier pod, and weir
+// was never told that the earlier pod ended. The new pod gets none of the earlier pod's memberships in the sets, even
+// if no agent is there to remove them.
 func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -348,7 +348,8 @@ func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	}
 }
 
-// TestPolicyThatCantHoldIsRefused: what doesn't pass the node's FORWARD hook would be open without anybody noticing.
+// TestPolicyThatCantHoldIsRefused: pods are refused if their packets bypass the node's FORWARD hook, as no policy would
+// apply to them.
 func TestPolicyThatCantHoldIsRefused(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
 		return
@@ -429,7 +430,8 @@ func TestPolicyThatCantHoldIsRefused(t *testing.T) {
 	}
 }
 
-// TestANodeGoesOverFromHostLocal: pods of the plugin before live on, and their addresses aren't given to others.
+// TestANodeGoesOverFromHostLocal: pods of the earlier plugin keep running, and their addresses aren't assigned to new
+// pods.
 func TestANodeGoesOverFromHostLocal(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -461,7 +463,7 @@ func TestANodeGoesOverFromHostLocal(t *testing.T) {
 	}
 }
 
-// TestWhatARuntimeAsksFor: address, MAC, ranges, DNS, and routes, in the pod and in the result.
+// TestWhatARuntimeAsksFor checks the requested address, MAC, ranges, DNS and routes, in the pod and in the result.
 func TestWhatARuntimeAsksFor(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -552,7 +554,7 @@ func TestWhatARuntimeAsksFor(t *testing.T) {
 	}
 }
 
-// TestBehindPtpDualStack and behind bridge: policies hold in both families, and neighbours are found in spite of them.
+// TestBehindPtpDualStack: behind ptp, policies apply in both families, and neighbour discovery works in spite of them.
 func TestBehindPtpDualStack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -593,7 +595,7 @@ func testBehindDualStack(t *testing.T, other string) {
 	n.Manifest("policy.yaml", allowed)
 	reach(client, true)
 	reach(stranger, false)
-	// Both sides are isolated now, and have forgotten where the other, or its node, is.
+	// Both sides are isolated now, and their neighbour entries are deleted.
 	both := `
 kind: NetworkPolicy
 apiVersion: networking.k8s.io/v1
@@ -632,7 +634,7 @@ spec:
 	reach(client, false)
 }
 
-// nothingUnderSolicitations: what goes through a router is no neighbour discovery, whatever it says that it is.
+// nothingUnderSolicitations: a packet that passes a router isn't neighbour discovery, even if it has that ICMPv6 type.
 func nothingUnderSolicitations(t *testing.T, from, to *nodetest.Pod) {
 	t.Helper()
 	raw := func(netns string) *net.IPConn {

@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// weirOnNode is what of weir's own is on the node, by name.
+// weirOnNode returns the things on the node that belong to weir, by name.
 func weirOnNode(t *testing.T, n *nodetest.Node) string {
 	t.Helper()
 	var all []string
@@ -64,7 +64,7 @@ func TestCleanup(t *testing.T) {
 	}
 	n.Reach(client, server.IP+":80", false)
 	n.Reach(client, "["+server.IP6+"]:80", false)
-	// A runtime keeps the configuration with which it added a pod, and asks with that to have it deleted.
+	// A runtime keeps the configuration of each pod's ADD, and calls DEL with it.
 	if err := os.WriteFile(filepath.Join(n.ConfDir, "10-weir.conflist"), conflist, 0o600); err != nil {
 		t.Fatal(err)
 	}

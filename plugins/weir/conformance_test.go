@@ -21,10 +21,11 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// specVersions are those of the CNI specification that the plugin speaks, from 0.3.1.
+// specVersions are the versions of the CNI specification that the plugin supports, from 0.3.1 on.
 var specVersions = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 
-// verbs with the version that brought each, and the variables that each requires (CNI specification 1.1, "Section 2").
+// verbs has each verb with the version that introduced it and the variables that it requires (CNI specification 1.1,
+// "Section 2").
 var verbs = map[string]struct {
 	since    string
 	required []string
@@ -41,7 +42,7 @@ func knows(spec, verb string) bool {
 	return ok
 }
 
-// answer is what the plugin says.
+// answer is the plugin's output.
 type answer struct {
 	exit       int
 	stdout     string
@@ -50,8 +51,8 @@ type answer struct {
 	Msg        string
 }
 
-// invoke runs the plugin as a runtime does. Whatever it prints must be one JSON object, and an error one of the
-// specification's shape.
+// invoke runs the plugin as a runtime does. Its output must be one JSON object, and an error must have the
+// specification's form.
 func invoke(t *testing.T, n *nodetest.Node, env map[string]string, stdin string) answer {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(n.Bin, "weir"))
@@ -80,7 +81,7 @@ func invoke(t *testing.T, n *nodetest.Node, env map[string]string, stdin string)
 	return a
 }
 
-// container is the environment of a call for a container.
+// container returns the environment of a call for a container.
 func container(n *nodetest.Node, verb, id, netns string) map[string]string {
 	return map[string]string{
 		"CNI_COMMAND": verb, "CNI_CONTAINERID": id, "CNI_NETNS": netns, "CNI_IFNAME": "eth0", "CNI_PATH": n.Bin,
@@ -88,7 +89,7 @@ func container(n *nodetest.Node, verb, id, netns string) map[string]string {
 	}
 }
 
-// config is the plugin's configuration, with more keys beside.
+// config returns the plugin's configuration, with additional keys.
 func config(spec string, more ...string) string {
 	return fmt.Sprintf(`{"cniVersion": %q, "name": "weir", "type": "weir", "enforcement": "off", `+
 		`"ranges": [{"subnet": "10.88.0.0/24"}, {"subnet": "fd00:10:88::/64"}]%s}`,
@@ -188,7 +189,8 @@ func TestConformanceOfBadCalls(t *testing.T) {
 	}
 }
 
-// TestConformance goes through an attachment's life in each version, by the plugin itself, libcni and cnitool.
+// TestConformance goes through an attachment's life in each version, with direct calls of the plugin, with libcni and
+// with cnitool.
 func TestConformance(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// TestErrors: each error of making, checking and ending an attachment has its code, and what a person reads of it.
+// TestErrors: each error of making, checking and ending an attachment has its code and a message that helps its reader.
 func TestErrors(t *testing.T) {
 	link := func(err error) error {
 		return &attachment.LinkError{

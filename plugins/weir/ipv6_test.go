@@ -19,7 +19,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// ranges of IPv6 alone, and of both families.
+// ranges of IPv6 only, and of both families
 var (
 	onlyIPv6  = nodetest.Conf{"ranges": []any{nodetest.Conf{"subnet": "fd00:10:88::/64"}}}
 	dualStack = nodetest.Conf{
@@ -30,7 +30,7 @@ var (
 func TestWalkthroughIPv6(t *testing.T)      { walkthrough(t, onlyIPv6) }
 func TestWalkthroughDualStack(t *testing.T) { walkthrough(t, dualStack) }
 
-// walkthrough is TestWalkthrough and more on every address that the pods have.
+// walkthrough does what TestWalkthrough does and more, over every address of the pods.
 func walkthrough(t *testing.T, ranges nodetest.Conf) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -90,7 +90,7 @@ func walkthrough(t *testing.T, ranges nodetest.Conf) {
 		n.ReachFrom(nodetest.Self, h+":80", true)
 		n.ReachFrom(n.Outside, h+":80", false)
 	}
-	// Its own Service is always open to a pod.
+	// A pod always reaches itself through its own Service.
 	for _, c := range []string{
 		"-A PREROUTING -d fd00:99::1 -j DNAT --to-destination " + server.IP6,
 		"-A POSTROUTING -s " + server.IP6 + " -d " + server.IP6 + " -j MASQUERADE",
@@ -122,7 +122,7 @@ func walkthrough(t *testing.T, ranges nodetest.Conf) {
 		n.DelPod(p)
 	}
 	for line := range strings.Lines(nodetest.Run(t, "conntrack", "-L", "-f", "ipv6")) {
-		// What the node itself still sends there begins anew.
+		// The node's own packets to that address may make new entries, which are unreplied. They don't count.
 		if strings.Contains(line, "src="+server.IP6) && !strings.Contains(line, "UNREPLIED") {
 			t.Errorf("a connection of a pod that is gone: %s", line)
 		}
@@ -145,7 +145,7 @@ func dialFromNode(t *testing.T, address string) net.Conn {
 	return conn
 }
 
-// TestResultOfBothFamilies: what a runtime is told.
+// TestResultOfBothFamilies checks the result that a runtime gets.
 func TestResultOfBothFamilies(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -170,7 +170,7 @@ func TestResultOfBothFamilies(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	// One half of it missing, CHECK says which.
+	// If one of the two is missing, CHECK names it.
 	for _, tc := range []struct{ breakIt, want string }{
 		{"ipset del weir-pods6 " + p.IP6, "weir-pods6"},
 		{"ip -n ns-1.busybox addr del " + p.IP6 + "/128 dev eth0", p.IP6},
@@ -187,7 +187,7 @@ func TestResultOfBothFamilies(t *testing.T) {
 	}
 }
 
-// TestForgedIPv6SendersAreDropped is TestForgedSendersAreDropped for what a pod can forge of IPv6.
+// TestForgedIPv6SendersAreDropped does with IPv6 what TestForgedSendersAreDropped does with IPv4.
 func TestForgedIPv6SendersAreDropped(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -199,7 +199,7 @@ func TestForgedIPv6SendersAreDropped(t *testing.T) {
 	gateway, free, local := netip.MustParseAddr("fd00:10:88::1"), netip.MustParseAddr("fd00:10:88::77"),
 		netip.MustParseAddr("fe80::1")
 	allNodes := netip.MustParseAddr("ff02::1")
-	// a pod's is that of its IPv4 address
+	// a pod's MAC follows from its IPv4 address
 	mac := func(ip string) net.HardwareAddr { return bridge.MAC(netip.MustParseAddr(ip)) }
 	me, it, toNode := mac(pod.IP), mac(victim.IP), mac("10.88.0.1")
 	toAll := net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}
@@ -302,7 +302,8 @@ func TestForgedIPv6SendersAreDropped(t *testing.T) {
 	})
 }
 
-// TestAnIPv6RangeNeedsIPv6: where a pod's namespace has it switched off, ADD says so and leaves nothing behind.
+// TestAnIPv6RangeNeedsIPv6: if IPv6 is switched off in a pod's namespace, ADD's error says so, and ADD leaves nothing
+// behind.
 func TestAnIPv6RangeNeedsIPv6(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -324,13 +325,13 @@ func TestAnIPv6RangeNeedsIPv6(t *testing.T) {
 	})
 }
 
-// piece is a part of a packet behind the IPv6 header: what comes next, and the bytes.
+// piece is a part of a packet behind the IPv6 header: its protocol and its bytes.
 type piece struct {
 	next byte
 	data []byte
 }
 
-// ipv6 is a packet with hop limit 255, as neighbour discovery demands.
+// ipv6 returns a packet with hop limit 255, which neighbour discovery requires.
 func ipv6(dstMAC, srcMAC net.HardwareAddr, src, dst netip.Addr, p piece) []byte {
 	h := make([]byte, 8, 40)
 	h[0], h[6], h[7] = 0x60, p.next, 255
@@ -339,7 +340,7 @@ func ipv6(dstMAC, srcMAC net.HardwareAddr, src, dst netip.Addr, p piece) []byte 
 	return frame(dstMAC, srcMAC, unix.ETH_P_IPV6, append(h, p.data...))
 }
 
-// udp6 is a UDP header, to port 9. Its checksum is nobody's affair on the way.
+// udp6 returns a UDP header to port 9, without a valid checksum, as no router checks it.
 func udp6() piece {
 	return piece{unix.IPPROTO_UDP, []byte{0x30, 0x39, 0, 9, 0, byte(8 + len(marker)), 1, 1}}
 }
@@ -348,18 +349,18 @@ func icmp6(kind byte, body []byte) piece {
 	return piece{unix.IPPROTO_ICMPV6, append([]byte{kind, 0, 1, 1}, body...)}
 }
 
-// advertisement says that the target is at that MAC (RFC 4861, section 4.4).
+// advertisement claims that the target has that MAC (RFC 4861, section 4.4).
 func advertisement(target netip.Addr, mac net.HardwareAddr) piece {
 	b := append([]byte{0x60, 0, 0, 0}, target.AsSlice()...)
 	return icmp6(136, append(append(b, 2, 1), mac...))
 }
 
-// behind puts an extension header of that kind, with padding inside, before the piece (RFC 8200, section 4).
+// behind puts an extension header of that type, with padding inside, before the piece (RFC 8200, section 4).
 func behind(kind byte, p piece) piece {
 	return piece{kind, append([]byte{p.next, 0, 1, 4, 0, 0, 0, 0}, p.data...)}
 }
 
-// fragment makes it a fragment at that offset, in eights of bytes, with more to come.
+// fragment makes the piece a fragment at that offset, in units of eight bytes, with more fragments to follow.
 func fragment(offset uint16, p piece) piece {
 	h := []byte{p.next, 0, 0, 0, 0, 0, 0, 7}
 	binary.BigEndian.PutUint16(h[2:], offset<<3|1)

@@ -22,7 +22,7 @@ import (
 // kills is how often the plugin is killed: go test ./plugins/weir -run TestKilled -kills 1000 -v
 var kills = flag.Int("kills", 60, "how often TestKilled… kill the plugin")
 
-// killer calls the plugin and kills it, more often than not, at a moment of its choice.
+// killer calls the plugin, and kills most calls at a random moment.
 type killer struct {
 	*nodetest.Node
 	conf string // without its last brace
@@ -34,7 +34,7 @@ type killer struct {
 	made   int // containers and namespaces
 }
 
-// slot is where one container after the other runs.
+// slot is a place where one container after the other runs.
 type slot struct {
 	id, netns string
 	address   string // once ADD has answered
@@ -54,7 +54,7 @@ func (k *killer) chance(n int) int {
 	return k.rnd.IntN(n)
 }
 
-// when says after how long the call is killed; no time if it isn't.
+// when returns the time after which the call is killed; 0 if it isn't killed.
 func (k *killer) when(verb string) time.Duration {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -65,7 +65,7 @@ func (k *killer) when(verb string) time.Duration {
 	return 1 + time.Duration(k.rnd.Int64N(int64(usual)))
 }
 
-// call returns what the plugin printed, and whether it ended well; if it was killed neither.
+// call returns the plugin's output, and whether the plugin succeeded. If it was killed, it returns neither.
 func (k *killer) call(verb string, s slot, more string, kill time.Duration) (out string, done bool) {
 	cmd := exec.Command(filepath.Join(k.Bin, "weir"))
 	cmd.Stdin = strings.NewReader(k.conf + more + "}")
@@ -102,7 +102,7 @@ func (k *killer) call(verb string, s slot, more string, kill time.Duration) (out
 	return "", false
 }
 
-// fresh is a slot with a container that isn't attached yet.
+// fresh gives the slot a new container that isn't attached yet.
 func (k *killer) fresh() slot {
 	k.mu.Lock()
 	k.made++
@@ -111,7 +111,7 @@ func (k *killer) fresh() slot {
 	return slot{id: id, netns: nodetest.NewNS(k, id)}
 }
 
-// step does the next thing with the slot's container.
+// step does the next call for the slot's container.
 func (k *killer) step(s *slot) {
 	switch {
 	case s.begun: // a runtime deletes what it couldn't add, or is killed too and never comes back to it
@@ -144,7 +144,7 @@ func (k *killer) step(s *slot) {
 	}
 }
 
-// running are those whose ADD has answered, as the runtime lists them.
+// running returns the containers for which ADD has succeeded, as the runtime lists them.
 func running(slots []*slot) (all []*slot, valid string) {
 	var list []string
 	for _, s := range slots {
@@ -156,7 +156,7 @@ func running(slots []*slot) (all []*slot, valid string) {
 	return all, `, "cni.dev/valid-attachments": [` + strings.Join(list, ", ") + "]"
 }
 
-// intact fails the test if anything is missing of who runs, or two have one address.
+// intact fails the test if a running container lacks something, or if two have the same address.
 func (k *killer) intact(slots []*slot) {
 	k.Helper()
 	all, _ := running(slots)
@@ -180,7 +180,7 @@ func (k *killer) intact(slots []*slot) {
 	}
 }
 
-// run kills until there are enough, and then has GC take away what is left.
+// run makes calls until enough were killed, and then has GC remove the leftovers.
 func (k *killer) run(t *testing.T) {
 	before := leftovers(t)
 	slots := make([]*slot, 6)
@@ -232,7 +232,7 @@ func newKiller(t *testing.T, enforcement string) *killer {
 	}
 }
 
-// TestKilled: without an agent, so that nobody but the plugin puts anything right.
+// TestKilled runs without an agent, so only the plugin repairs what killed calls have left.
 func TestKilled(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -240,7 +240,8 @@ func TestKilled(t *testing.T) {
 	newKiller(t, "closed").run(t)
 }
 
-// TestKilledBesideAnAgent: the agent reaps meanwhile, and must leave alone what is on its way.
+// TestKilledBesideAnAgent: the agent reaps leftovers meanwhile, and must not touch attachments that a call is making or
+// ending.
 func TestKilledBesideAnAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -256,8 +257,8 @@ func TestKilledBesideAnAgent(t *testing.T) {
 	k.run(t)
 }
 
-// TestAfterAReboot: /run is empty and no link is there; nothing of the old life holds an address, and what comes from
-// the runtime for it is answered well.
+// TestAfterAReboot: /run is empty and there are no links. All addresses are free, and the runtime's calls for pods from
+// before the reboot succeed.
 func TestAfterAReboot(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -278,7 +279,7 @@ func TestAfterAReboot(t *testing.T) {
 		addresses = append(addresses, result.IPs[0].Address, result.IPs[1].Address)
 	}
 	add("old")
-	// A new kernel and a new /run.
+	// As after a reboot: the kernel's objects and /run are gone.
 	nodetest.Run(t, "sh", "-ec", `for link in $(ip -br link | grep -o "^weir[^@ ]*"); do ip link del $link; done
 		nft flush ruleset; ipset destroy; rm -rf /run/weir`)
 	if left := leftovers(t); len(left) > 0 {

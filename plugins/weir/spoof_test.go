@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestForgedSendersAreDropped has a pod send raw frames under names that aren't its own, and watches what comes out of
-// the bridge on the node.
+// TestForgedSendersAreDropped: a pod sends raw frames with forged senders. The test watches the frames that leave the
+// bridge to the node.
 func TestForgedSendersAreDropped(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -64,7 +64,7 @@ func TestForgedSendersAreDropped(t *testing.T) {
 		})
 	}
 	t.Run("pods don't meet at layer 2", func(t *testing.T) {
-		// Straight to the other pod's MAC: isolated ports don't pass it on.
+		// A frame directly to the other pod's MAC: isolated ports don't forward it.
 		conn := sniff(t, victim.Netns, "eth0")
 		send(t, pod.Netns, ipv4(mac(others), mac(own), own, others))
 		send(t, pod.Netns, frame(broadcast, mac(own), unix.ETH_P_ARP, arp(mac(own), mac(own), own, others)[14:]))
@@ -82,7 +82,7 @@ func frame(dst, src net.HardwareAddr, ethertype uint16, payload []byte) []byte {
 	return append(append(f, payload...), marker...)
 }
 
-// ipv4 is a UDP packet to port 9.
+// ipv4 returns a UDP packet to port 9.
 func ipv4(dstMAC, srcMAC net.HardwareAddr, src, dst netip.Addr) []byte {
 	udp := binary.BigEndian.AppendUint16([]byte{0x30, 0x39, 0, 9}, uint16(8+len(marker)))
 	udp = append(udp, 0, 0)
@@ -100,7 +100,7 @@ func ipv4(dstMAC, srcMAC net.HardwareAddr, src, dst netip.Addr) []byte {
 	return frame(dstMAC, srcMAC, unix.ETH_P_IP, append(h, udp...))
 }
 
-// arp asks for dst as src.
+// arp returns an ARP request from src for dst.
 func arp(srcMAC, inside net.HardwareAddr, src, dst netip.Addr) []byte {
 	b := []byte{0, 1, 8, 0, 6, 4, 0, 1}
 	b = append(append(b, inside...), src.AsSlice()...)
@@ -154,7 +154,7 @@ func send(t *testing.T, netns string, f []byte) {
 	}
 }
 
-// seen says whether a frame of the test's comes within a tenth of a second.
+// seen reports whether one of the test's frames arrives within a tenth of a second.
 func seen(t *testing.T, fd int) bool {
 	t.Helper()
 	buf := make([]byte, 2048)

@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestHostState: a person finds whose each link and address is, with an agent and without.
+// TestHostState: with weirctl a person finds the attachment of each link and address, with an agent and without.
 func TestHostState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

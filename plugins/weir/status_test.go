@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestStatus: a node stays ready while its agent is being replaced, and no longer.
+// TestStatus: a node stays ready for as long as replacing the agent takes, and no longer.
 func TestStatus(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -70,7 +70,7 @@ func TestStatus(t *testing.T) {
 	must(0, invoke(t, n, container(n, "ADD", "c2", two), conf("off")))
 }
 
-// TestStatusIsCheap: containerd asks every five seconds.
+// TestStatusIsCheap: containerd calls STATUS every five seconds.
 func TestStatusIsCheap(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -95,7 +95,7 @@ func TestStatusIsCheap(t *testing.T) {
 	t.Logf("median %s", took[50])
 }
 
-// TestTheAgentReaps what nobody deletes: containerd never calls GC.
+// TestTheAgentReaps: the agent removes attachments for which no runtime calls DEL. containerd never calls GC.
 func TestTheAgentReaps(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) { nodetest.Main(m) }
 
-// cluster has two namespaces and four pods; the labels are those of the walkthrough.
+// cluster has two namespaces and four pods, with the labels of the walkthrough.
 const cluster = `
 apiVersion: v1
 kind: Namespace
@@ -62,7 +62,7 @@ spec:
     - podSelector: {matchLabels: {app: busybox}}
 `
 
-// egressOnly lets ns-1's pods speak to UDP port 53, and to nobody else.
+// egressOnly allows pods of ns-1 to send to UDP port 53, and nothing else.
 const egressOnly = `
 kind: NetworkPolicy
 apiVersion: networking.k8s.io/v1
@@ -73,7 +73,7 @@ spec:
   egress: [{ports: [{port: 53, protocol: UDP}]}]
 `
 
-// newNode is a node with an agent and the cluster's manifests.
+// newNode makes a node with an agent and the cluster's manifests.
 func newNode(t *testing.T, conf nodetest.Conf) *nodetest.Node {
 	n := nodetest.NewNode(t, conf)
 	n.Manifest("cluster.yaml", cluster)
@@ -114,7 +114,7 @@ func TestWalkthrough(t *testing.T) {
 	})
 }
 
-// leftovers lists what ADD makes: links, addresses, records, set and guard entries, neighbours.
+// leftovers lists the things that ADD makes: links, addresses, records, entries of sets and of the guard, neighbours.
 func leftovers(t testing.TB) []string {
 	t.Helper()
 	var all []string
@@ -158,8 +158,8 @@ func leftovers(t testing.TB) []string {
 	return all
 }
 
-// leftBehind compares with what there was before. The agent hears of an attachment's end a moment after the plugin has
-// ended it, so what is in the agent's sets may go a little later.
+// leftBehind compares leftovers with those from before. The agent learns of an attachment's end a moment after the
+// plugin has ended it, so entries of the agent's sets may disappear a little later.
 func leftBehind(t testing.TB, before []string) (diff string) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
@@ -248,7 +248,7 @@ func TestAStrangersAcceptLetsNothingThrough(t *testing.T) {
 	for _, table := range []string{"filter", "mangle"} {
 		nodetest.Run(t, "iptables", "-t", table, "-I", "FORWARD", "1", "-j", "ACCEPT")
 		if table == "mangle" {
-			// Before weir's own rule. That is drift, and repaired.
+			// This rule comes before weir's own. The agent repairs that.
 			n.Eventually("weir's rule is first again", func() error {
 				rules := nodetest.Run(t, "iptables", "-t", "mangle", "-S", "FORWARD")
 				if lines := strings.Split(rules, "\n"); !strings.Contains(lines[1], "WEIR-FORWARD") {
@@ -308,12 +308,12 @@ func TestOpenConnectionsAreCut(t *testing.T) {
 	if err := exchange(kubelet); err != nil {
 		t.Errorf("the node's own connection was cut: %v", err)
 	}
-	// The policy gone, the connection goes on where it stopped: TCP has sent again what was dropped.
+	// Without the policy, the connection continues: TCP has sent the dropped packets again.
 	n.Manifest("policy.yaml", "")
 	n.Eventually("the connection goes on", func() error { return exchange(conn) })
 }
 
-// exchange sends a letter and waits for it to come back.
+// exchange sends a letter and waits for its echo.
 func exchange(conn net.Conn) error {
 	if _, err := conn.Write([]byte("x")); err != nil {
 		return err
@@ -352,7 +352,7 @@ func TestEnforcementOutlivesTheAgent(t *testing.T) {
 	if diff := leftBehind(t, before); diff != "" {
 		t.Errorf("a refused pod left behind: %s", diff)
 	}
-	// While the agent is dead pods can go, and a new agent finds all as it should be, and changes nothing.
+	// While the agent is dead, pods can end. A new agent finds the kernel's rules right, and changes nothing.
 	n.StartAgent()
 	if diff := cmp.Diff(rules, rulesNow(t)); diff != "" {
 		t.Errorf("the restart changed rules: %s", diff)
@@ -382,7 +382,7 @@ func TestClosedPodsWaitForTheAgent(t *testing.T) {
 	}
 	n := nodetest.NewNode(t, nodetest.Conf{"enforcement": "closed"})
 	n.Manifest("cluster.yaml", cluster)
-	// No agent has ever run here: there isn't a rule that would drop anything.
+	// No agent has ever run here, so no rule drops anything.
 	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
 	n.Serve(server.Netns, "tcp", ":80")
 	if _, err := nodetest.Get(t, client.Netns, server.IP+":80"); err == nil {
@@ -413,7 +413,7 @@ func TestOffNeedsNoAgent(t *testing.T) {
 	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
 	n.Serve(server.Netns, "tcp", ":80")
 	n.Reach(client, server.IP+":80", true)
-	// An agent that comes later leaves such pods alone.
+	// An agent that starts later doesn't touch such pods.
 	n.Manifest("cluster.yaml", cluster+"---"+denyAll)
 	n.StartAgent()
 	n.Reach(client, server.IP+":80", true)
@@ -509,7 +509,7 @@ func TestDelNeedsNothing(t *testing.T) {
 		t.Fatalf("%v, %d connections of the pod's", err, flows())
 	}
 	n.KillAgent()
-	// As after a crash: the namespace is gone, the agent too, and the configuration has been broken since.
+	// As after a crash: the namespace and the agent are gone, and the configuration has become invalid.
 	nodetest.DelNS(t, p.Netns)
 	n.Configure(nodetest.Conf{"ranges": "none"})
 	for range 2 {
@@ -525,8 +525,8 @@ func TestDelNeedsNothing(t *testing.T) {
 	}
 }
 
-// TestARepeatedDelLeavesTheNextHolderAlone: DEL crashed after it had freed the address, and comes again when another
-// pod has it.
+// TestARepeatedDelLeavesTheNextHolderAlone: DEL crashed after it had released the address. It is called again when the
+// address is assigned to another pod.
 func TestARepeatedDelLeavesTheNextHolderAlone(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -649,7 +649,7 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 	if err := checkPod(); err != nil {
 		t.Errorf("after all was mended: %v", err)
 	}
-	// What the result has, as plugins after weir may have changed it.
+	// The result's content, as plugins after weir may have changed it.
 	records, err := filepath.Glob("/run/weir/endpoints/*.json")
 	if err != nil || len(records) != 1 {
 		t.Fatal(records, err)
@@ -690,7 +690,7 @@ func TestUIDMustMatch(t *testing.T) {
 	n.DelPod(p)
 }
 
-// weir calls the plugin as a runtime does, without libcni between, and returns its error JSON.
+// weir calls the plugin directly, as a runtime does, and returns its error JSON.
 func weir(t *testing.T, n *nodetest.Node, env map[string]string, stdin string) (code uint, msg string) {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(n.Bin, "weir"))
@@ -713,7 +713,7 @@ func weir(t *testing.T, n *nodetest.Node, env map[string]string, stdin string) (
 	return e.Code, e.Msg
 }
 
-// wantRefusal has the plugin called for a new container, with the node's own conflist, and wants it to say "try again
+// wantRefusal calls the plugin for a new container, with the node's own conflist. The plugin must answer "try again
 // later" (code 11).
 func wantRefusal(t *testing.T, n *nodetest.Node, args, words string) {
 	t.Helper()

@@ -20,10 +20,10 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These tests try to use the moments that docs/security-windows.md names: while something changes, a pod sends as fast
-// as it can what it must not send, and nothing of it may arrive.
+// These tests try to use the windows that docs/security-windows.md names: while something changes, a pod sends
+// forbidden packets as fast as it can, and none of them may arrive.
 
-// noEgress isolates busybox, in whatever direction it sends.
+// noEgress isolates busybox in the egress direction.
 const noEgress = `
 kind: NetworkPolicy
 apiVersion: networking.k8s.io/v1
@@ -57,8 +57,8 @@ func arrivals(t *testing.T, p *nodetest.Pod) *atomic.Int64 {
 	return &count
 }
 
-// flood sends UDP packets to the address until the returned function is called, which says how many were sent. The
-// namespace may have no network yet: what can't be sent is tried again.
+// flood sends UDP packets to the address until the returned function is called, which returns how many were sent. If a
+// packet can't be sent, as the namespace has no network yet, flood tries again.
 func flood(t *testing.T, netns, address string) (stop func() int) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -121,7 +121,7 @@ func TestNothingPassesWhilePodsStartAndEnd(t *testing.T) {
 	if got := count.Load(); got != 0 {
 		t.Errorf("%d packets of an isolated pod arrived while it started or ended", got)
 	}
-	// The same pod without the policy is heard.
+	// Without the policy, the same pod's packets arrive.
 	n.Manifest("policy.yaml", "")
 	netns := nodetest.NewNS(t, "ns-1.busybox")
 	stop := flood(t, netns, server.IP+":9")
@@ -151,7 +151,8 @@ func TestFault4NothingPassesWhileTheAgentRestarts(t *testing.T) {
 	n.KillAgent()
 	n.StartAgent()
 	n.StopAgent()
-	// A broken file at the start: nothing is known of what it should forbid, so the kernel is left as it is.
+	// A file is broken when the agent starts. Its policies are unknown, so the agent leaves the kernel's rules as they
+	// are.
 	n.Manifest("policy.yaml", "kind: NetworkPolicy\nspec: [")
 	n.SpawnAgent()
 	n.Eventually("the agent has seen the broken file", func() error {
@@ -166,7 +167,7 @@ func TestFault4NothingPassesWhileTheAgentRestarts(t *testing.T) {
 		_, err := n.Ctl("status")
 		return err
 	})
-	// And one that breaks later on.
+	// Another file breaks later.
 	n.Manifest("policy.yaml", "kind: NetworkPolicy\nspec: [")
 	n.Eventually("the status has the error", func() error {
 		if out, _ := n.Ctl("status"); !strings.Contains(out, "policy.yaml: document 1") {
@@ -185,8 +186,8 @@ func TestFault4NothingPassesWhileTheAgentRestarts(t *testing.T) {
 	}
 }
 
-// TestFault5NothingPassesWhilePoliciesChange changes policies, labels and neighbours around an isolated pod.
-// weave-npc took the old rules away before it put in the new ones.
+// TestFault5NothingPassesWhilePoliciesChange changes policies, labels and neighbours of an isolated pod. weave-npc
+// removed the old rules before it added the new ones.
 func TestFault5NothingPassesWhilePoliciesChange(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -224,8 +225,8 @@ func TestFault5NothingPassesWhilePoliciesChange(t *testing.T) {
 	}
 }
 
-// TestAnAddressThatChangesHandsBringsNothingAlong: the second pod must have neither the first one's memberships nor its
-// connections.
+// TestAnAddressThatChangesHandsBringsNothingAlong: an address is released and assigned to a second pod. This pod must
+// inherit neither the first pod's set memberships nor its connections.
 func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -272,9 +273,9 @@ func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 	n.Reach(second, server.IP+":80", false)
 }
 
-// TestFault5AFlushIsRepaired: weave-npc never looked again, so a reload of firewalld ended enforcement until it was
-// restarted. This measures the window that a stranger opens who flushes weir's chains, and tries to keep what was
-// opened in it: connections whose server goes on sending, so that the next packet after they are cut is the server's.
+// TestFault5AFlushIsRepaired: weave-npc never checked its rules again, so after a reload of firewalld no policy was
+// enforced until a restart. This test flushes weir's chains, measures how long they are missing, and opens connections
+// meanwhile. Their server goes on sending, so after the cut the next packet is the server's.
 func TestFault5AFlushIsRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -282,7 +283,7 @@ func TestFault5AFlushIsRepaired(t *testing.T) {
 	n := newNode(t, nil)
 	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
 	n.Serve(server.Netns, "tcp", ":80")
-	// The server may send to the client, and so open connections the other way round.
+	// The server may send to the client, and thus open connections in the other direction.
 	n.Manifest("policy.yaml",
 		strings.Replace(denyAll, "podSelector: {}", "podSelector: {matchLabels: {app: http-echo}}", 1))
 	n.Reach(client, server.IP+":80", false)
@@ -336,9 +337,9 @@ func TestFault5AFlushIsRepaired(t *testing.T) {
 	}
 }
 
-// TestFault6PodsAreJudgedBeforeTheyStart: weave-npc let pods start before it had heard of any policy, and open; and new
-// ones stayed blocked until it had heard of them. Once ADD has returned, the first packet is judged as the policies
-// say.
+// TestFault6PodsAreJudgedBeforeTheyStart: weave-npc let pods start, without any restriction, before it had read a
+// policy; and after that, new pods stayed blocked until it had learned of them. With weir, once ADD has returned,
+// policies apply to the first packet.
 func TestFault6PodsAreJudgedBeforeTheyStart(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -355,7 +356,7 @@ func TestFault6PodsAreJudgedBeforeTheyStart(t *testing.T) {
 	if _, err := nodetest.Get(t, other.Netns, server.IP+":80"); err == nil {
 		t.Error("the first connection of a new pod passes that no policy allows")
 	}
-	// The agent hears of the pod only when it is asked to judge it.
+	// The agent learns of the pod only from the plugin's request to enrol it.
 	nodetest.NewNS(t, "ns-1.busybox")
 	added := make(chan error, 1)
 	var client *nodetest.Pod
@@ -384,8 +385,9 @@ func TestFault6PodsAreJudgedBeforeTheyStart(t *testing.T) {
 	}
 }
 
-// TestACutConnectionThatIsForgotten: a client makes the kernel forget it, by a RST that is dropped or by waiting, and
-// then the server sends. Of TCP that is no way to begin a connection; of UDP it is one of the server's own.
+// TestACutConnectionThatIsForgotten: a client makes the kernel forget a cut connection, by a RST that is dropped or by
+// waiting, and then the server sends. A TCP packet in the middle of a connection opens no new one. A UDP packet opens a
+// connection from the server.
 func TestACutConnectionThatIsForgotten(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -426,8 +428,8 @@ func TestACutConnectionThatIsForgotten(t *testing.T) {
 	}
 }
 
-// TestAFlushIsClosedWithoutAState: an agent that doesn't know the policies, after somebody has flushed what they were,
-// closes the pods until it knows.
+// TestAFlushIsClosedWithoutAState: another program flushes the rules while the agent doesn't know the policies. The
+// agent closes the pods until it knows them.
 func TestAFlushIsClosedWithoutAState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -455,13 +457,13 @@ func TestAFlushIsClosedWithoutAState(t *testing.T) {
 	}
 }
 
-// flow is a connection on which both sides send all the time.
+// flow is a connection on which both sides send continuously.
 type flow struct {
 	network            string
 	toServer, toClient atomic.Int64 // packets or pieces that arrived
 }
 
-// silent says whether nothing arrives any more, for longer than TCP first waits before it sends again.
+// silent reports whether packets stop arriving. It waits longer than TCP first waits before it sends again.
 func (f *flow) silent() error {
 	toServer, toClient := f.toServer.Load(), f.toClient.Load()
 	time.Sleep(500 * time.Millisecond)
@@ -472,7 +474,7 @@ func (f *flow) silent() error {
 	return nil
 }
 
-// push has both ends of a connection send all the time.
+// push makes both ends of a connection send continuously.
 func push(t *testing.T, client, server net.Conn) *flow {
 	t.Helper()
 	f := &flow{network: client.LocalAddr().Network()}
@@ -481,7 +483,7 @@ func push(t *testing.T, client, server net.Conn) *flow {
 	return f
 }
 
-// talk sends and counts what comes, until the connection is closed.
+// talk sends messages and counts those that arrive, until the connection is closed.
 func talk(t *testing.T, conn net.Conn, received *atomic.Int64) {
 	t.Cleanup(func() { _ = conn.Close() })
 	go func() {
@@ -519,7 +521,7 @@ func connectTCP(t *testing.T, server, client *nodetest.Pod) (conn, accepted net.
 	return conn, accepted
 }
 
-// connectUDP does the same over UDP; the client's packet is the first.
+// connectUDP does the same over UDP. The client sends the first packet.
 func connectUDP(t *testing.T, server, client *nodetest.Pod) (conn, accepted net.Conn) {
 	t.Helper()
 	var l net.PacketConn

@@ -9,10 +9,10 @@ import (
 	"slices"
 )
 
-// families are the beginnings of the programs' names, and those of extensions that are not for both.
+// families are the prefixes of the programs' names for each family, and of the extensions that only one family has.
 var families = map[string]string{"iptables": "libipt_", "ip6tables": "libip6t_"}
 
-// matches and targets are the extensions of iptables that the agent's rules use (package policy, Rule.String); matches6
+// matches and targets are the extensions of iptables that the agent's rules use (package policy, Rule.String). matches6
 // are those that only ip6tables has.
 var (
 	matches  = []string{"bpf", "comment", "connlabel", "conntrack", "multiport", "physdev", "sctp", "set", "tcp", "udp"}
@@ -20,7 +20,8 @@ var (
 	targets  = []string{"MASQUERADE", "NFLOG", "standard"}
 )
 
-// check makes sure that the image holds all that the agent calls: missing, it would only be noticed on a node.
+// check returns an error if the image lacks something that the agent calls. Otherwise it would only be noticed on a
+// node.
 func check(trees ...tree) error {
 	all := tree{}
 	for _, t := range trees {
@@ -58,8 +59,8 @@ func (t tree) has(pattern string) bool {
 	return false
 }
 
-// checkProgram makes sure that the program is there, is for the machine that weir's are for, and that what it is
-// linked with is there too.
+// checkProgram returns an error unless the image has the program, for the same machine as weir's programs, and all the
+// libraries that it is linked with.
 func (t tree) checkProgram(name string) error {
 	way, err := t.follow(name)
 	if err != nil {

@@ -24,16 +24,16 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// directories that the image has beside those of its files: what the manifest mounts something on, and /run for the
-// lock that iptables shares with the node.
+// directories are made in the image besides those of its files: mount points of the manifest, and /run for the lock
+// that iptables shares with the node.
 var directories = []string{
 	"dev", "proc", "sys", "run/weir", "usr/lib64", "host/opt/cni/bin", "host/etc/cni/net.d",
 }
 
-// links into /usr, as on a Debian of today.
+// links point into /usr, as in a current Debian.
 var links = map[string]string{"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 
-// checkName wants a registry in the name, since without one each runtime would add its own.
+// checkName returns an error unless the name has a registry. Without one, each runtime would add its own.
 func checkName(s string) error {
 	_, err := name.NewTag(s, name.StrictValidation)
 	if registry, _, ok := strings.Cut(s, "/"); err == nil && (!ok || !strings.ContainsAny(registry, ".:")) {
@@ -45,7 +45,7 @@ func checkName(s string) error {
 	return nil
 }
 
-// assemble makes an image with one layer for each tree, the one that changes most often last.
+// assemble makes an image with one layer for each tree. The tree that changes most often is the last.
 func assemble(created time.Time, labels map[string]string, trees ...tree) (v1.Image, error) {
 	trees[0] = maps.Clone(trees[0])
 	for name, to := range links {
@@ -88,7 +88,8 @@ func assemble(created time.Time, labels map[string]string, trees ...tree) (v1.Im
 	return img, nil
 }
 
-// layer is the tree as a tar, the same for the same tree: in order, all owned by root, all from 1970.
+// layer writes the tree as a tar. The same tree gives the same tar: files are in order, belong to root and date from
+// 1970.
 func layer(t tree, dirs []string) ([]byte, error) {
 	entries := map[string]tar.Header{}
 	add := func(dir string) {
@@ -122,8 +123,8 @@ func layer(t tree, dirs []string) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// write makes a tar that is both an OCI layout, which containerd, podman, crane and newer Dockers read, and what
-// "docker save" writes, for older ones. containerd takes the image's name from io.containerd.image.name.
+// write makes a tar in two formats at once: an OCI layout, which containerd, podman, crane and newer Dockers read, and
+// the output format of "docker save" for older ones. containerd takes the image's name from io.containerd.image.name.
 func write(img v1.Image, name, output string) (v1.Hash, error) {
 	digest, err := img.Digest()
 	if err != nil {
@@ -166,7 +167,7 @@ func write(img v1.Image, name, output string) (v1.Hash, error) {
 	return digest, nil
 }
 
-// blobs are the image's parts as an OCI layout keeps them, and where in it the layers are.
+// blobs returns the image's parts as files of an OCI layout, and the paths of the layers among them.
 func blobs(img v1.Image) (files tree, layers []string, err error) {
 	files = tree{}
 	add := func(hash func() (v1.Hash, error), read func() ([]byte, error)) error {

@@ -18,8 +18,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 )
 
-// TestRulesHaveTheirExtensions reads the rules that the compiler's golden files hold, and demands of the check each
-// extension they use.
+// TestRulesHaveTheirExtensions reads the rules in the compiler's golden files, and checks that check demands each
+// extension that they use.
 func TestRulesHaveTheirExtensions(t *testing.T) {
 	files, err := filepath.Glob("../../netfilter/iptables/testdata/*.rules")
 	if err != nil || len(files) == 0 {
@@ -46,7 +46,7 @@ func TestRulesHaveTheirExtensions(t *testing.T) {
 	}
 }
 
-// complete is what check wants, with the running test as every program.
+// complete returns a tree with everything that check demands. Each program in it is the running test.
 func complete(t *testing.T) tree {
 	t.Helper()
 	self, err := os.ReadFile("/proc/self/exe")
@@ -158,7 +158,7 @@ func TestCheckName(t *testing.T) {
 	}
 }
 
-// TestWrite reads the file as an OCI layout with the library, and as docker save's by hand.
+// TestWrite reads the file as an OCI layout with the library, and as an output of docker save by hand.
 func TestWrite(t *testing.T) {
 	made := func() (string, string) {
 		img, err := assemble(time.Unix(1e9, 0).UTC(), map[string]string{"a": "b"},
@@ -230,7 +230,7 @@ func TestWrite(t *testing.T) {
 	}
 }
 
-// unpack also makes sure that the archive has an end: a tar without one is refused by some programs only.
+// unpack also checks that the archive has an end marker: only some programs refuse a tar without one.
 func unpack(t *testing.T, data []byte) string {
 	t.Helper()
 	if !bytes.HasSuffix(data, make([]byte, 1024)) {

@@ -10,7 +10,8 @@ import (
 	"strings"
 )
 
-// addLicences adds the licences of weir, of Go's library, and of each module that the programs say they are built from.
+// addLicences adds the licences of weir, of Go's library, and of each module that the programs name in their build
+// information.
 func addLicences(t tree, repository string) error {
 	modules := map[string]bool{}
 	for _, name := range programs {

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// programs of weir's that the image holds in /usr/bin. weir is there for "weir-agent install".
+// programs are weir's programs in the image's /usr/bin. "weir-agent install" copies weir from there.
 var programs = []string{"weir", "weir-agent", "weirctl"}
 
 func main() {
@@ -82,7 +82,7 @@ func run(o options) error {
 	return nil
 }
 
-// ours are weir's programs, and the licences of weir and of all the modules that are linked into them.
+// ours returns a tree with weir's programs, and the licences of weir and of all modules that are linked into them.
 func ours(repository string) (tree, error) {
 	t := tree{}
 	for _, name := range programs {
@@ -95,8 +95,8 @@ func ours(repository string) (tree, error) {
 	return t, addLicences(t, repository)
 }
 
-// commit is what was built and when, so that the image doesn't depend on the time of day. SOURCE_DATE_EPOCH is obeyed:
-// https://reproducible-builds.org/specs/source-date-epoch/
+// commit returns the built commit and its time, so that the image doesn't depend on the time of day. SOURCE_DATE_EPOCH
+// has precedence: https://reproducible-builds.org/specs/source-date-epoch/
 func commit(repository string) (revision string, created time.Time, err error) {
 	seconds := os.Getenv("SOURCE_DATE_EPOCH")
 	if out, err := output(repository, "git", "log", "-1", "--format=%H %ct"); err == nil { // else a tree without history

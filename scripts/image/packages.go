@@ -29,9 +29,9 @@ func versions(packages []pkg) []string {
 	return all
 }
 
-// fetch downloads the named packages and all that they depend on, in the versions that apt would install. apt checks
-// them against its signed indexes. Dependencies are asked for rather than listed here, since libraries' packages have
-// different names in different releases.
+// fetch downloads the named packages and all packages that they depend on, in the versions that apt would install. apt
+// checks them against its signed indexes. fetch asks apt for the dependencies, since libraries' packages have different
+// names in different releases.
 //
 // Equivalent to: apt-get download $(apt-cache depends --recurse NAME…)
 func fetch(names ...string) ([]pkg, error) {
@@ -68,8 +68,9 @@ func fetch(names ...string) ([]pkg, error) {
 	return packages, nil
 }
 
-// parseDepends takes the packages from what "apt-cache depends --recurse" prints: they stand at the start of a line.
-// <virtual> packages can't be downloaded (those that provide them are listed too), nor are other architectures' wanted.
+// parseDepends returns the packages that "apt-cache depends --recurse" prints at the start of a line. It leaves out
+// <virtual> packages, which can't be downloaded (the packages that provide them are listed too), and packages of other
+// architectures.
 func parseDepends(out string) []string {
 	var names []string
 	for line := range strings.Lines(out) {
@@ -82,7 +83,7 @@ func parseDepends(out string) []string {
 	return slices.Compact(names)
 }
 
-// open reads a package's files.
+// open reads the files of a package.
 //
 // Equivalent to: dpkg-deb --fsys-tarfile DEB | tar -x
 func open(deb string) (pkg, error) {
@@ -111,7 +112,7 @@ func open(deb string) (pkg, error) {
 	return p, nil
 }
 
-// readTar reads files and symbolic links; directories are made again where files are in them.
+// readTar reads files and links. It ignores directories: they follow from the files' paths.
 func readTar(r io.Reader) (tree, error) {
 	t := tree{}
 	for archive := tar.NewReader(r); ; {
@@ -138,8 +139,8 @@ func readTar(r io.Reader) (tree, error) {
 	}
 }
 
-// merged is where a path leads in an image whose /bin, /lib… are links into /usr, whether or not the package was built
-// for that.
+// merged returns the path of a file in an image with links from /bin, /lib… into /usr, whether or not the package was
+// built for such a system.
 func merged(name string) string {
 	name = strings.TrimPrefix(path.Clean("/"+name), "/")
 	for _, dir := range []string{"bin/", "sbin/", "lib/", "lib32/", "lib64/", "libx32/"} {

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// tree is files by path, without a slash at the start.
+// tree has files by path, without a slash at the start.
 type tree map[string]file
 
 // file is a regular file, or a symbolic link if link isn't empty.
@@ -27,7 +27,7 @@ func (t tree) size() (n int) {
 	return n
 }
 
-// glob is the paths that match, in order.
+// glob returns the paths that match, in order.
 func (t tree) glob(pattern string) []string {
 	var names []string
 	for name := range t {
@@ -39,7 +39,7 @@ func (t tree) glob(pattern string) []string {
 	return names
 }
 
-// follow returns the links on the way to a file, and the file last.
+// follow returns the links that lead to a file, and then the file.
 func (t tree) follow(name string) ([]string, error) {
 	var way []string
 	for range 8 {
@@ -60,9 +60,9 @@ func (t tree) follow(name string) ([]string, error) {
 	return nil, fmt.Errorf("%s: too many links", strings.Join(way, " -> "))
 }
 
-// wanted are the files that the image takes from Debian, beside the libraries these need. Protocols' names are there so
-// that iptables prints rules in the same words as the node's; os-release and dpkg's status tell scanners what is
-// inside.
+// wanted are the files that the image takes from Debian, besides the libraries that these need. The list of protocols'
+// names is there so that iptables prints the same names as on the node. os-release and dpkg's status tell scanners
+// which packages the image contains.
 var wanted = []string{
 	"usr/sbin/ip*tables-nft", "usr/sbin/ip*tables-nft-restore", "usr/sbin/ip*tables-nft-save",
 	"usr/sbin/ip*tables-legacy", "usr/sbin/ip*tables-legacy-restore", "usr/sbin/ip*tables-legacy-save",
@@ -70,7 +70,7 @@ var wanted = []string{
 	"etc/protocols", "etc/os-release", "usr/share/common-licenses/*",
 }
 
-// choose picks the files that the image needs, and says which packages they are from.
+// choose picks the files that the image needs, and returns the packages that they are from.
 func choose(packages []pkg) (tree, []pkg, error) {
 	all, chosen := tree{}, tree{}
 	for _, p := range packages {
@@ -106,7 +106,7 @@ func choose(packages []pkg) (tree, []pkg, error) {
 	return withCopyrights(all, chosen, packages)
 }
 
-// libraries are what the program or library is linked with, and its loader.
+// libraries returns the libraries that the program or library is linked with, and its loader.
 func libraries(all tree, name string) ([]string, error) {
 	data := all[name].data
 	if !bytes.HasPrefix(data, []byte(elf.ELFMAG)) {
@@ -141,7 +141,8 @@ func libraries(all tree, name string) ([]string, error) {
 	return found, nil
 }
 
-// withCopyrights adds the copyright of each package that files were chosen from, and what dpkg would know of it.
+// withCopyrights adds the copyright files of the packages that files were chosen from, and dpkg's status of these
+// packages.
 func withCopyrights(all, chosen tree, packages []pkg) (tree, []pkg, error) {
 	var used []pkg
 	for _, p := range packages {

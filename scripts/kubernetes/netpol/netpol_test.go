@@ -1,5 +1,5 @@
-// Package netpol_test is Kubernetes' own end-to-end suite, of which the specs on NetworkPolicy are chosen: what they
-// check is written there (k8s.io/kubernetes/test/e2e/network/netpol), not here.
+// Package netpol_test runs specs of Kubernetes' own end-to-end suite: those about NetworkPolicy. The suite documents
+// them (k8s.io/kubernetes/test/e2e/network/netpol).
 package netpol_test
 
 import (
@@ -59,7 +59,7 @@ func hasSCTP() bool {
 	return err == nil
 }
 
-// The report says of each spec what became of it and why, and counts them in its last line.
+// The report has the result and the reason for each spec. Its last line has their numbers.
 var _ = ginkgo.ReportAfterSuite("specs", func(r ginkgo.Report) {
 	count := map[types.SpecState]int{}
 	var lines []string
