@@ -135,8 +135,9 @@ func TestNothingPassesWhilePodsStartAndEnd(t *testing.T) {
 	stop()
 }
 
-// TestFault4NothingPassesWhileTheAgentRestarts, nor is anything cut: a restart of weave-npc flushed the chains, so that
-// egress was open until it had heard of a policy, for good if the API server was away, and connections ended meanwhile.
+// TestFault4NothingPassesWhileTheAgentRestarts: a restart of weave-npc flushed the chains. Egress was then allowed
+// until weave-npc had read a policy (for good if the API server was away), and connections ended. While weir's agent
+// restarts, no forbidden packet passes, and no connection is cut.
 func TestFault4NothingPassesWhileTheAgentRestarts(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

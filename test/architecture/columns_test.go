@@ -10,10 +10,11 @@ import (
 	"unicode/utf8"
 )
 
-// columns is how long a line may be. A tab counts as one column, as in golangci-lint's lll.
+// columns is the longest length of a line. A tab counts as one column, as in golangci-lint's lll.
 const columns = 120
 
-// TestColumns: no line is wider than a window. In Go the linter says so too; this test also reads shell and prose.
+// TestColumns checks that no line is longer than columns. For Go the linter checks it too; this test also reads shell
+// and prose.
 func TestColumns(t *testing.T) {
 	files := tree(t)
 	complain(t, wide(files))
@@ -27,7 +28,7 @@ func TestColumns(t *testing.T) {
 
 var shebang = regexp.MustCompile(`^(#!.*sh$|# shellcheck shell=)`)
 
-// kind is what a file is written in; "" if its lines aren't counted.
+// kind returns the language of a file; "" if its lines aren't counted.
 func kind(f file) string {
 	first, _, _ := bytes.Cut(f.text, []byte("\n"))
 	switch ext := path.Ext(f.path); {
@@ -43,10 +44,10 @@ func kind(f file) string {
 	return ""
 }
 
-// address is a URL, or where a link in Markdown leads: neither can be wrapped.
+// address matches a URL, or the target of a link in Markdown: neither can be wrapped.
 var address = regexp.MustCompile(`https?://\S+|\]\([^)]*\)`)
 
-// wide lists the lines that are too long, without tables and addresses.
+// wide returns the lines that are too long. It ignores tables and addresses.
 func wide(files []file) (wrong []string) {
 	for _, f := range files {
 		k := kind(f)

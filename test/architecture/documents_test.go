@@ -37,7 +37,7 @@ func documents(t *testing.T) map[string]string {
 	return pages
 }
 
-// TestDocumentedTargets: each "make TARGET" that a page names is one that make help lists.
+// TestDocumentedTargets: "make help" lists each "make TARGET" that a page names.
 func TestDocumentedTargets(t *testing.T) {
 	help, err := exec.Command("make", "--no-print-directory", "-C", root, "help").Output()
 	if err != nil {
@@ -48,7 +48,8 @@ func TestDocumentedTargets(t *testing.T) {
 	}
 }
 
-// unknownTargets are commands in blocks or backquotes, alone or behind settings of variables, that help doesn't list.
+// unknownTargets returns the commands in blocks or backquotes that help doesn't list, alone or behind settings of
+// variables.
 func unknownTargets(name, text, help string) (wrong []string) {
 	command := regexp.MustCompile("(?m)(?:^ {4,}|`)(?:[A-Z]+=\\S+ )*make ([a-z0-9-]+)")
 	for _, m := range command.FindAllStringSubmatch(text, -1) {
@@ -59,7 +60,7 @@ func unknownTargets(name, text, help string) (wrong []string) {
 	return wrong
 }
 
-// TestDocumentedPaths: each file or folder of the project's that a page names is there.
+// TestDocumentedPaths: each file or folder of the project that a page names exists.
 func TestDocumentedPaths(t *testing.T) {
 	var paths []string
 	for _, f := range everything(t) {
@@ -76,7 +77,7 @@ func TestDocumentedPaths(t *testing.T) {
 	}
 }
 
-// everything is the paths of all files from the root, without git's own and what make builds.
+// everything returns the paths of all files from the root, without git's own and the files that make builds.
 func everything(t *testing.T) (paths []string) {
 	t.Helper()
 	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
@@ -95,7 +96,7 @@ func everything(t *testing.T) (paths []string) {
 	return paths
 }
 
-// unknownPaths are words in backquotes or blocks that look like paths of the project's and aren't in paths.
+// unknownPaths returns the words in backquotes or blocks that look like paths of the project and aren't in paths.
 func unknownPaths(name, text string, paths []string) (wrong []string) {
 	for _, span := range regexp.MustCompile("`[^`\n]+`|(?m)^ {4,}.*$").FindAllString(text, -1) {
 		for word := range strings.FieldsSeq(strings.Trim(span, "`")) {
@@ -149,7 +150,7 @@ func unknownRuns(name, text string, tests map[string][]string) (wrong []string) 
 	return wrong
 }
 
-// TestLinksOfPages: each link from a page to a page, or to a heading, leads somewhere.
+// TestLinksOfPages: the target of each link from a page to a page or a heading exists.
 func TestLinksOfPages(t *testing.T) {
 	pages := documents(t)
 	anchors := map[string][]string{}
@@ -183,7 +184,7 @@ func brokenLinks(name, text string, anchors map[string][]string, paths []string)
 	return wrong
 }
 
-// headings are the anchors that a page's headings get where Markdown is shown.
+// headings returns the anchors that Markdown gives to the page's headings.
 func headings(text string) (anchors []string) {
 	for _, m := range regexp.MustCompile(`(?m)^#+ (.+)$`).FindAllStringSubmatch(text, -1) {
 		words := regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(strings.ToLower(m[1]), "")

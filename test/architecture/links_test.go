@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// promises says what a package must not link, be it by others' packages: import paths, and those below them.
+// promises names what a package must not link, directly or through other packages: import paths, and all paths below
+// them.
 var promises = []struct {
 	pkg, why string
 	never    []string
@@ -30,7 +31,7 @@ var promises = []struct {
 	},
 }
 
-// TestLinks: go list -deps of a package shows nothing that it mustn't link.
+// TestLinks checks with go list -deps that a package links nothing that it must not link.
 func TestLinks(t *testing.T) {
 	for _, p := range promises {
 		deps := dependencies(t, p.pkg)
@@ -39,15 +40,15 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// pure are the packages that touch no file, no socket and no part of the kernel: all that they need comes in as a
-// value. They link only each other of weir's own packages.
+// pure are the packages that use no file, no socket and no part of the kernel: they get everything as a value. Of
+// weir's own packages they link only each other.
 var pure = []string{"conf", "policy", "policy/ruleset", "policy/verdict"}
 
-// touching are packages that a pure package must not import itself. Its dependencies may: Kubernetes' types link
+// touching are the packages that a pure package must not import itself. Its dependencies may: Kubernetes' types link
 // net/http and os.
 var touching = []string{"os", "os/exec", "io/fs", "net/http", "syscall", "golang.org/x/sys", "unsafe"}
 
-// TestPure: of weir's own packages the pure ones link only each other, and import nothing that touches anything.
+// TestPure: of weir's own packages, pure packages link only each other. They import none of touching.
 func TestPure(t *testing.T) {
 	for _, p := range pure {
 		complain(t, impure(p, dependencies(t, p)))
@@ -62,7 +63,7 @@ func TestPure(t *testing.T) {
 	}
 }
 
-// impure lists the packages of weir's own among the dependencies that aren't pure.
+// impure returns those of weir's own packages among the dependencies that aren't pure.
 func impure(pkg string, deps []string) (wrong []string) {
 	for _, d := range deps {
 		if own, ok := strings.CutPrefix(d, module); ok && !slices.Contains(pure, own) {
@@ -77,7 +78,7 @@ func TestPureFindsWhatIsNot(t *testing.T) {
 		"policy links endpoint, which isn't pure")
 }
 
-// dependencies is go list -deps ./PKG.
+// dependencies returns the output of go list -deps ./PKG.
 func dependencies(t *testing.T, pkg string) []string {
 	t.Helper()
 	cmd := exec.Command("go", "list", "-deps", "./"+pkg)

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// floors are the rooms of the house, from the roof down. A package imports from its own floor and from those below it.
-// docs/architecture.md says what is in each room.
+// floors are the rooms of the house, from the roof down. A package imports only packages of its own floor and of those
+// below. docs/architecture.md says what each room has.
 var floors = [][]string{
 	{"plugins"},
 	{"agent"},
@@ -26,10 +26,10 @@ var floors = [][]string{
 	{"internal"},
 }
 
-// outside are the folders with programs that are no part of weir; nothing imports them.
+// outside are the folders of programs that aren't part of weir. No package imports them.
 var outside = []string{"scripts", "test"}
 
-// TestRooms: arrows point down, and there is no way around from a room back to it.
+// TestRooms: imports lead to the same floor or down, and never in a circle from a room back to itself.
 func TestRooms(t *testing.T) {
 	arrows := imports(production(t, tree(t)))
 	complain(t, upward(arrows))
@@ -43,7 +43,7 @@ func TestRooms(t *testing.T) {
 	t.Log("imports between rooms:\n" + strings.Join(slices.Sorted(maps.Keys(between)), "\n"))
 }
 
-// arrow is an import of one of weir's packages by another, both by their folders.
+// arrow is an import of one of weir's packages by another, both named by their folders.
 type arrow struct{ at, from, to string }
 
 func imports(code []goFile) (arrows []arrow) {
@@ -57,7 +57,7 @@ func imports(code []goFile) (arrows []arrow) {
 	return arrows
 }
 
-// imported is the path in an import.
+// imported returns the path in an import.
 func imported(i *ast.ImportSpec) string {
 	path, _ := strconv.Unquote(i.Path.Value)
 	return path
@@ -88,7 +88,7 @@ func upward(arrows []arrow) (wrong []string) {
 	return wrong
 }
 
-// cycles lists the ways from a room to itself, each once. Within a room the compiler refuses them.
+// cycles returns the circles of imports between rooms, each once. Within a room the compiler refuses them.
 func cycles(arrows []arrow) (wrong []string) {
 	next := map[string]map[string]bool{}
 	for _, a := range arrows {

@@ -18,7 +18,8 @@ const (
 	parameters    = 6
 )
 
-// TestSizes: no room and no package outgrows the others, and a reader can keep a file and a function in mind.
+// TestSizes: no room or package is much larger than the others, and files and functions are short enough to keep in
+// mind.
 func TestSizes(t *testing.T) {
 	code := production(t, tree(t))
 	rooms, packages := shares(code, func(f goFile) string { return room(f.pkg()) }), shares(code, goFile.pkg)
@@ -43,7 +44,7 @@ func TestSizes(t *testing.T) {
 		parameters)
 }
 
-// shares is what part of the lines each of the groups has, in per cent.
+// shares returns the percentage of the lines that each group has.
 func shares(code []goFile, group func(goFile) string) map[string]float64 {
 	of, all := map[string]float64{}, 0.0
 	for _, f := range code {
@@ -103,8 +104,8 @@ type function struct {
 	lines, parameters int
 }
 
-// functions lists the functions and methods of a file, and the literals in them, from the word func to the closing
-// brace.
+// functions returns the functions, methods and function literals of a file, with the lines from the word func to the
+// closing brace.
 func functions(f goFile) (fns []function) {
 	ast.Inspect(f.ast, func(n ast.Node) bool {
 		fn := function{name: "a function literal"}

@@ -1,9 +1,11 @@
-// Package architecture tests what the project promises of its own layout: which room may import which, what the
-// plugin and the policy core link, how long files, functions and lines may be. With -v it prints the figures:
+// Package architecture tests what the project promises about its own layout: the rooms that a room may import, the
+// packages that the plugin and the policy core may link, and the lengths of files, functions and lines. With -v it
+// prints the figures:
 //
 //	go test ./test/architecture -v
 //
-// Each rule is a function from what was read to what is wrong, so that a second test can break it on made-up input.
+// Each rule is a function. It takes what was read and returns what is wrong, so a second test can break it on made-up
+// input.
 package architecture
 
 import (
@@ -28,26 +30,26 @@ const (
 // testOnly are the folders that hold code for tests in files that aren't named _test.go.
 var testOnly = []string{"test", "internal/packettest", "policy/policytest"}
 
-// file is a text of the project, by its path from the root.
+// file is a text file of the project, with its path from the root.
 type file struct {
 	path string
 	text []byte
 }
 
-// goFile is a Go file that is no test, parsed.
+// goFile is a parsed Go file that isn't a test.
 type goFile struct {
 	file
 	fset *token.FileSet
 	ast  *ast.File
 }
 
-// pkg is the folder of the file's package.
+// pkg returns the folder of the file's package.
 func (f goFile) pkg() string { return path.Dir(f.path) }
 
-// lines is the number of the file's lines.
+// lines returns the number of the file's lines.
 func (f file) lines() int { return bytes.Count(f.text, []byte("\n")) }
 
-// at is where a node of the file is, for a message.
+// at returns the position of a node of the file, for a message.
 func (f goFile) at(n ast.Node) string { return f.path + ":" + f.line(n.Pos()) }
 
 func (f goFile) line(p token.Pos) string {
@@ -56,7 +58,7 @@ func (f goFile) line(p token.Pos) string {
 	return line
 }
 
-// tree reads all files of the project, without those that git ignores, testdata and generated ones.
+// tree reads all files of the project, except testdata, generated files and those that git ignores.
 func tree(t *testing.T) []file {
 	t.Helper()
 	var files []file
@@ -83,7 +85,7 @@ func tree(t *testing.T) []file {
 	return files
 }
 
-// production is the parsed Go code that isn't only for tests.
+// production returns the parsed Go code that isn't only for tests.
 func production(t *testing.T, files []file) []goFile {
 	t.Helper()
 	var code []goFile
@@ -112,13 +114,13 @@ func forTests(pkg string) bool {
 // within reports whether a package is in a folder or below it.
 func within(pkg, folder string) bool { return pkg == folder || strings.HasPrefix(pkg, folder+"/") }
 
-// room is the top-level folder of a package.
+// room returns the top-level folder of a package.
 func room(pkg string) string {
 	top, _, _ := strings.Cut(pkg, "/")
 	return top
 }
 
-// complain fails the test with each of the things that are wrong.
+// complain fails the test with each of the faults.
 func complain(t *testing.T, wrong []string) {
 	t.Helper()
 	for _, w := range wrong {
@@ -126,7 +128,7 @@ func complain(t *testing.T, wrong []string) {
 	}
 }
 
-// wants checks that a rule finds in made-up input what is wrong, and nothing else.
+// wants checks that a rule finds exactly the faults in made-up input.
 func wants(t *testing.T, got []string, want ...string) {
 	t.Helper()
 	if !slices.Equal(got, want) {

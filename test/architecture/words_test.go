@@ -8,13 +8,13 @@ import (
 	"testing"
 )
 
-// backend is the only package that speaks iptables; others hold rules as data (policy/ruleset).
+// backend is the only package that has iptables' words. Other packages hold rules as data (policy/ruleset).
 const backend = "netfilter/iptables"
 
 // itsWords are iptables' options and the name of a table of its: git grep -nE -- '-j |--match-set|mangle'
 var itsWords = regexp.MustCompile(`-j |--match-set|mangle`)
 
-// TestWordsOfIptables: a second backend fits, since no code beside the first one's knows iptables' words. Comments
+// TestWordsOfIptables: no code outside the iptables backend has iptables' words, so a second backend fits in. Comments
 // may show the equivalent command.
 func TestWordsOfIptables(t *testing.T) {
 	complain(t, iptablesWords(production(t, tree(t))))

@@ -19,11 +19,12 @@ var (
 	me    = flag.String("me", "now", "which of the two this process is: now or before")
 )
 
-// times of a process: what took how long, by round.
+// times are the times of a process, by operation and round.
 type times map[string][]time.Duration
 
-// TestTurns adds and deletes pods with weir and with bridge in turns with another process, which does the same with the
-// programs of another commit on a node of its own. A token in a pipe says whose turn it is; now has the first.
+// TestTurns adds and deletes pods with weir and with bridge, in turns with another process. That process does the same
+// on a node of its own with the programs of another commit. The two processes pass a token through a pipe. The process
+// with the present programs begins.
 func TestTurns(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -87,7 +88,7 @@ func save(t *testing.T, took times) {
 	}
 }
 
-// compare prints both ratios to bridge's time, and how they differ, round by round.
+// compare prints the ratio to bridge's time for both commits, and the difference between the two, round by round.
 func compare(t *testing.T, now times) {
 	t.Helper()
 	var before times

@@ -1,7 +1,7 @@
 //go:build bench
 
-// Package bench_test measures weir beside others, in runs that take turns: a shared machine is fast at one time and
-// slow at another, so times mean nothing and ratios do.
+// Package bench_test compares weir with other plugins, in runs that take turns. A shared machine is fast at one time
+// and slow at another, so only ratios of times mean something.
 package bench_test
 
 import (
@@ -29,16 +29,16 @@ var (
 
 func TestMain(m *testing.M) { nodetest.Main(m) }
 
-// contender adds pods to the network and takes them off.
+// contender adds pods to its network and deletes them.
 type contender struct {
 	name     string
 	add, del func(ctx context.Context, pod, netns string) error
 }
 
-// plain is the name as networks and namespaces may be called.
+// plain returns the name in a form that networks and namespaces may have.
 func plain(name string) string { return strings.ReplaceAll(name, "+", "-") }
 
-// plugin calls the real thing as a runtime does, through libcni.
+// plugin calls a real plugin as a runtime does, through libcni.
 func plugin(t *testing.T, n *nodetest.Node, name, conf string) contender {
 	t.Helper()
 	network := plain(name)
@@ -67,7 +67,7 @@ func plugin(t *testing.T, n *nodetest.Node, name, conf string) contender {
 	}
 }
 
-// floor is the program beside this file, told everything.
+// floor calls the program in the folder floor, with all parameters as arguments.
 func floor() contender {
 	program := filepath.Join(*programs, "floor")
 	number := func(pod string) (i int) {
@@ -89,7 +89,7 @@ func floor() contender {
 	}
 }
 
-// local is the part of a bridge's or ptp's configuration that gives addresses of these subnets.
+// local returns the part of a bridge's or ptp's configuration that assigns addresses of these subnets.
 func local(subnets ...string) string {
 	for i, s := range subnets {
 		subnets[i] = `[{"subnet": "` + s + `"}]`
@@ -101,14 +101,14 @@ func local(subnets ...string) string {
 		) + `]}`
 }
 
-// weirConf and bridgeConf are the plugins that are compared most.
+// weirConf and bridgeConf configure the two plugins that are compared most.
 const weirConf = `{"type": "weir", "ranges": [{"subnet": "10.88.0.0/24"}]}`
 
 func bridgeConf() string {
 	return `{"type": "bridge", "bridge": "br0", "isGateway": true, ` + local("10.90.0.0/24") + `}`
 }
 
-// once adds a pod to the contender's network, takes it off, and says how long either took.
+// once adds a pod to the contender's network, deletes it, and returns how long each took.
 func once(t *testing.T, c contender) (add, del time.Duration) {
 	t.Helper()
 	path := nodetest.NewNS(t, plain(c.name)+"-pod-0")
@@ -140,7 +140,7 @@ spec:
   egress: [{to: [{namespaceSelector: {}}], ports: [{port: 53, protocol: UDP}]}, {to: [{podSelector: {}}]}]
 `
 
-// TestADD compares adding and deleting a pod, one at a time and many at once.
+// TestADD compares how long plugins take to add and delete a pod, one at a time and many at once.
 func TestADD(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -217,8 +217,8 @@ func TestADD(t *testing.T) {
 	report(took, all)
 }
 
-// report prints the medians, and of the ratios of weir's time to each other's in the same round the median with its
-// interval.
+// report prints the medians. It also prints, for each other plugin, the median of the ratios of weir's time to that
+// plugin's time in the same round, with its interval.
 func report(took map[string][]time.Duration, all []contender) {
 	for _, what := range []string{
 		"ADD", "DEL", fmt.Sprintf("ADD-%d-parallel", *parallel),

@@ -91,8 +91,8 @@ func TestNodesWithoutAge(t *testing.T) {
 		[][2]string{{"172.20.2.10 2001:db8:9::10", "100.96.9.0/24"}, {"172.20.9.10 2001:db8:9::10", "100.96.0.0/13"}})
 }
 
-// TestNetworksOfOthersHoldWhatANodeNeeds: a node ignores another node's network that contains an address of its own
-// links or its router, even if it gets that address later.
+// TestNetworksOfOthersHoldWhatANodeNeeds: a node ignores another node's network if the network contains an address of
+// its own links or its router, even if it gets that address later.
 func TestNetworksOfOthersHoldWhatANodeNeeds(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

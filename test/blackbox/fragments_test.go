@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// firstFragment returns the first fragment of a UDP datagram, with size bytes in it. In IPv6 every other one has
+// firstFragment returns the first fragment of a UDP datagram, with size bytes in it. Every other IPv6 fragment has
 // destination options.
 func firstFragment(t *testing.T, dstMAC, srcMAC net.HardwareAddr, src, dst string, id, size int) []byte {
 	t.Helper()

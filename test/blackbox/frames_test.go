@@ -28,7 +28,7 @@ metadata: {name: deny-all, namespace: hostile}
 spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 `
 
-// hostileNode makes a node with two pods and a hostile one, which policies allow nothing.
+// hostileNode makes a node with two pods and a hostile one. Policies allow the hostile pod nothing.
 func hostileNode(t *testing.T, conf nodetest.Conf) (n *nodetest.Node, hostile, a, b *nodetest.Pod) {
 	t.Helper()
 	n = nodetest.NewNode(t, conf)
@@ -129,7 +129,7 @@ func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	for _, say := range service.heard(t, silence) {
 		t.Errorf("the node heard E: %s", say)
 	}
-	// That the service hears at all.
+	// This shows that the service receives packets at all.
 	own := nodetest.Frame(t, layersOf(ethernet(macOf(t, nodetest.Self, "weir0"), macOf(t, a.Netns, "eth0"), a.IP),
 		datagram(a.IP, "192.0.2.2", 9999, []byte("a"))...)...)
 	nodetest.SendFrames(t, a.Netns, "eth0", own)
@@ -250,7 +250,7 @@ func forgesTunnel(t *testing.T, own, other string) {
 	for _, say := range box.heard(t, silence) {
 		t.Errorf("a pod believes what E says for another: %s", say)
 	}
-	// That the frames are right: the other node may send them.
+	// This shows that the frames are valid: the other node may send them.
 	nodetest.SendFrames(t, "/run/netns/outside", "eth0",
 		forged(macOf(t, nodetest.Self, "eth0"), macOf(t, "/run/netns/outside", "eth0"), "real"))
 	if got := box.heard(t, silence); len(got) != 1 {
@@ -328,8 +328,8 @@ func TestThePortsTablesAreRepaired(t *testing.T) {
 	}
 }
 
-// TestTheNodesLoopback: with the first hostPort, portmap sets route_localnet on weir0. From then on the kernel would
-// route packets from pods to 127.0.0.1.
+// TestTheNodesLoopback: with the first hostPort, portmap sets route_localnet on weir0. Without the guard, the kernel
+// would then route packets from pods to 127.0.0.1.
 func TestTheNodesLoopback(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -17,7 +17,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// tenants are three pods: "attacker" may neither send nor receive, "victim" and "peer" are another tenant's and open.
+// tenants are three pods. Policies deny "attacker" all traffic. "victim" and "peer" belong to another tenant, and no
+// policy isolates them.
 const tenants = `
 apiVersion: v1
 kind: Namespace
@@ -76,7 +77,8 @@ var hostLocal = nodetest.Conf{
 	"routes": []any{nodetest.Conf{"dst": "0.0.0.0/0"}, nodetest.Conf{"dst": "::/0"}},
 }
 
-// isolatedBehind is nodetest.IsolatedWithWeir for a test whose pods weir attaches, or upstream's ptp or bridge.
+// isolatedBehind does the same as nodetest.IsolatedWithWeir, for tests in which weir or upstream's ptp or bridge
+// attaches the pods.
 func isolatedBehind(t *testing.T, plugin string) bool {
 	t.Helper()
 	if plugin == "weir" {
@@ -85,7 +87,7 @@ func isolatedBehind(t *testing.T, plugin string) bool {
 	return nodetest.IsolatedWithWeir(t, "main/"+plugin, "ipam/host-local")
 }
 
-// attachedBy makes a node with an agent that has read the manifests. weir attaches its pods, or another plugin with
+// attachedBy makes a node with an agent that has read the manifests. Weir attaches its pods, or another plugin with
 // weir chained to it. The host outside has routes to the pods.
 func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 	t.Helper()
@@ -98,8 +100,8 @@ func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 		"ip -n outside route add 10.99.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:99::/64 via 2001:db8::2",
 		"ip -n outside route add 10.88.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:88::/64 via 2001:db8::2",
 	)
-	// Package net finds out once which families there are, by binding to ::1. It must not do so in a pod whose loopback
-	// is down.
+	// Package net finds out once which families the system has, by binding to ::1. It must not do so in a pod, where
+	// loopback is down.
 	l, err := net.Listen("tcp", ":0")
 	if err != nil {
 		t.Fatal(err)
@@ -210,7 +212,7 @@ func forgedErrors(t *testing.T, plugin string) {
 					t.Errorf("an error that carries %q came to the victim", got)
 				}
 			}
-			// As if it came from the other end, or from a router on the way.
+			// The error seems to come from the other end, or from a router between the ends.
 			router := map[bool]string{false: "192.0.2.77", true: "2001:db8::77"}[about.dst.Addr().Is6()]
 			for _, src := range []string{about.dst.Addr().String(), router} {
 				words := fmt.Sprintf("under the name of %s about %s", src, about.dst)
@@ -223,21 +225,21 @@ func forgedErrors(t *testing.T, plugin string) {
 				t.Errorf("an error has ended the flow to %s", about.dst)
 			}
 		}
-		// The other way: to the other end of the victim's connection, as if it were about that end's answer.
+		// Now in the other direction: to the other end of the victim's connection, about that end's answer.
 		seen := sentAs(t, toOutside, x.outside)
 		answer := udp{seen.dst, seen.src}
 		f.send(x.outside, unreachable, answer, "secret to the world")
 		if got := heard(atOutside, "secret to the world"); got != nil {
 			t.Errorf("an error that carries %q came to the host outside", got)
 		}
-		// And to the node itself, about a connection of its own: which is how packets between nodes become small.
+		// Now to the node itself, about a connection of its own: such an error would make the packets between nodes smaller.
 		own := dial(t, nodetest.Self, net.JoinHostPort(x.outside, "53"))
 		f.send(x.node, tooBig, flow(own.LocalAddr().String(), own.RemoteAddr().String()), "x")
 		time.Sleep(50 * time.Millisecond)
 		if route := nodetest.Run(t, "ip", "route", "get", x.outside); strings.Contains(route, "mtu ") {
 			t.Errorf("an error of a pod's has made the node's packets small: %s", route)
 		}
-		// A pod that may send anything, and an error about what the kernel doesn't track or know.
+		// Now from a pod that may send anything, about packets that the kernel doesn't track or know.
 		nodetest.Run(t, "conntrack", "-F")
 		newForgery(t, w.open).send(x.node, tooBig, flow(own.LocalAddr().String(), own.RemoteAddr().String()), "x")
 		time.Sleep(50 * time.Millisecond)
@@ -305,8 +307,8 @@ func TestControlHonestErrors(t *testing.T)             { honestErrors(t, "weir")
 func TestControlHonestErrorsBehindPtp(t *testing.T)    { honestErrors(t, "ptp") }
 func TestControlHonestErrorsBehindBridge(t *testing.T) { honestErrors(t, "bridge") }
 
-// honestErrors: a sender to a port without a server gets the ICMP error: from a pod, also behind a Service and under
-// NAT, from the node, and from outside. Errors of routers outside about the size of packets arrive too.
+// honestErrors: a sender to a port without a server gets the ICMP error from a pod (also behind a Service and under
+// NAT), from the node, and from outside. Errors of routers outside about the size of packets arrive too.
 func honestErrors(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -346,7 +348,7 @@ func honestErrors(t *testing.T, plugin string) {
 	refused("of a pod, by a host outside", w.victim.Netns, "192.0.2.1:9")
 	refused("of a pod, by a host outside, IPv6", w.victim.Netns, "[2001:db8::1]:9")
 
-	// A router on the way, whose address the victim has never sent to.
+	// A router between the ends. The victim has never sent to its address.
 	for _, x := range []struct{ to, router, node, mtu string }{
 		{"192.0.2.1", "192.0.2.77", "192.0.2.2", "mtu 552"}, {"2001:db8::1", "2001:db8::77", "2001:db8::2", "mtu 1280"},
 	} {

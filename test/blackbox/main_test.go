@@ -14,7 +14,7 @@ import (
 
 func TestMain(m *testing.M) { nodetest.MainAsShipped(m) }
 
-// TestControlImports shows that these tests use nothing of weir's own but the package that makes their node.
+// TestControlImports checks that of weir's own packages, these tests import only the one that makes their node.
 func TestControlImports(t *testing.T) {
 	out, err := exec.Command("go", "list", "-test", "-deps", ".").Output()
 	if err != nil {

@@ -63,7 +63,7 @@ func put(n *nodetest.Node, name, text string) {
 	}
 }
 
-// closesServer writes each file, checks that nobody then reaches the server, and removes the file.
+// closesServer writes each file, checks that no pod then reaches the server, and removes the file.
 func closesServer(t *testing.T, files [][2]string) {
 	n, server, client, _ := shopNode(t)
 	for _, f := range files {
@@ -221,7 +221,7 @@ func TestBadPoliciesClose(t *testing.T) {
 		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: shop}\nspec: " +
 			spec + "\n"
 	}
-	// It is there when the agent starts, and all goes on but for the pods that it selects.
+	// The file is there when the agent starts. The agent is ready, and only the pods that the policy selects are closed.
 	n.Manifest("bad.yaml", bad("{podSelector: {matchLabels: {app: server}}, ingress: [{form: []}]}"))
 	n.StartAgent()
 	server, client, other := n.AddPod("shop", "server"), n.AddPod("shop", "client"), n.AddPod("shop", "other")
@@ -245,7 +245,7 @@ func TestBadPoliciesClose(t *testing.T) {
 		n.Manifest("bad.yaml", bad(spec))
 		reach(false, true)
 	}
-	// Whom it selects isn't known any more: as before.
+	// The file becomes so broken that its selector is unknown. Its last good version stays in force.
 	n.Manifest("bad.yaml", bad("{podSelector: {matchLabels: {app: server}}}"))
 	reach(false, true)
 	n.Manifest("bad.yaml", bad("{podSelectr: {}, ingress: [{}]}"))
@@ -258,7 +258,7 @@ func TestBadPoliciesClose(t *testing.T) {
 		return nil
 	})
 	reach(false, true)
-	// It never was: all of its namespace.
+	// The agent has never read a good version: all pods of the policy's namespace are closed.
 	n.Manifest("bad.yaml", "")
 	reach(true, true)
 	n.Manifest("bad.yaml", bad("{podSelectr: {}, ingress: [{}]}"))
@@ -373,7 +373,7 @@ func TestPoliciesThatAreNotEnforced(t *testing.T) {
 	}
 }
 
-// TestOddFiles: files that can't contain a policy, such as pipes, neither block the agent nor keep it from being ready.
+// TestOddFiles: files that can't contain a policy, such as pipes, don't block the agent. It becomes ready.
 func TestOddFiles(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -488,7 +488,7 @@ func TestNamesThatPretend(t *testing.T) {
 	}
 }
 
-// TestLargeManifests: the time to read a file is proportional to its size, whatever is wrong with it.
+// TestLargeManifests: the time to read a file is proportional to its size, even if the file is broken.
 func TestLargeManifests(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -561,8 +561,8 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestStatusBeforeTheFirstState: an agent that knows no policies yet doesn't report pods as closed that the rules in
-// the kernel still allow traffic.
+// TestStatusBeforeTheFirstState: while an agent doesn't know the policies yet, it must not report a pod as closed if
+// the rules in the kernel still allow its traffic.
 func TestStatusBeforeTheFirstState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -17,7 +17,7 @@ const repairTime = 10*time.Second + 10*time.Second
 // service is an address that the node translates to a pod's, as kube-proxy does.
 const service = "10.96.0.1:80"
 
-// keptNode is a dual-stack node with an agent and two pods, of which the second answers.
+// keptNode is a dual-stack node with an agent and two pods. The second pod has a server.
 type keptNode struct {
 	*nodetest.Node
 	client, server *nodetest.Pod
@@ -88,7 +88,7 @@ func portOf(t *testing.T, p *nodetest.Pod) string {
 	return result.Interfaces[1].Name
 }
 
-// metric returns the sum of all series whose names and labels begin with the prefix.
+// metric returns the sum of all series that begin with the prefix (name and labels).
 func metric(t testing.TB, prefix string) (sum float64) {
 	t.Helper()
 	served, err := metrics()
@@ -141,7 +141,7 @@ func (n *keptNode) comesBack(all []damage) {
 			return // the next would fail for this one's reason
 		}
 		n.Logf("%s: put right after %s", d.command, time.Since(began).Round(10*time.Millisecond))
-		// The repair comes before it is counted.
+		// The agent makes a repair before it counts it.
 		if err := within(2*time.Second, func() error {
 			if now := metric(n, `weir_node_repairs_total{what="`+d.what+`"}`); now <= counted {
 				return fmt.Errorf("weir_node_repairs_total{what=%q} is %v", d.what, now)
@@ -399,8 +399,8 @@ spec: {podCIDR: 10.88.1.0/24, podCIDRs: [10.88.1.0/24]}
 status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
 `
 
-// TestNodeOverlayComesBack: other programs change the tunnel to another node. The namespace outside stands for that
-// node.
+// TestNodeOverlayComesBack: other programs change the tunnel to another node. The namespace outside takes that node's
+// place.
 func TestNodeOverlayComesBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -122,7 +122,7 @@ func TestHostileNode(t *testing.T) {
 				}
 			}
 			allReach(c, pods, mode+", "+claim.name)
-			// An agent that starts anew, with no ways kept from before.
+			// An agent that restarts, without routes from before.
 			n := c.Nodes[1]
 			n.StopAgent()
 			n.Run("sh", "-c", "ip route flush proto 88; ip -6 route flush proto 88; ip link del weir-vxlan || true")

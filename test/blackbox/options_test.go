@@ -13,14 +13,15 @@ import (
 
 // TestHopByHopOptionsToLinkLocalMACs: the kernel's IPv6 answers an unknown option before any of its hooks sees the
 // packet. The answer goes to the forged sender and contains the packet. So frames to a MAC that bridges don't forward
-// must be dropped before.
+// must be dropped before IPv6 sees them.
 func TestHopByHopOptionsToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
 	_, e, a, _ := hostileNode(t, dualStack)
 	words := []byte("words of a hostile pod")
-	// RFC 8200, section 4.2: an option whose type begins with the bits 10 is answered, also if it came to a group.
+	// RFC 8200, section 4.2: an option whose type begins with the bits 10 is answered, even if the packet was sent to a
+	// group.
 	options := append([]byte{byte(layers.IPProtocolNoNextHeader), 0, 0x9e, 4}, make([]byte, 4)...)
 	for _, to := range []net.HardwareAddr{linkLocal(2), linkLocal(3), lldp, linkLocal(0x0f)} {
 		heard := nodetest.Sniff(t, a.Netns, "eth0")

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestADeletionOnItsWayIsLeftToIt: the agent reaps attachments whose DEL was never called. It leaves those alone
-// whose DEL is still running, however long that takes.
+// TestADeletionOnItsWayIsLeftToIt: the agent reaps attachments if DEL was never called for them. If DEL is still
+// running, the agent leaves the attachment alone, however long that takes.
 func TestADeletionOnItsWayIsLeftToIt(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

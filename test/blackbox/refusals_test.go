@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// twoPolicies is two namespaces with a policy each. The spec of shop's is a parameter.
+// twoPolicies has two namespaces with one policy each. The spec of shop's policy is a parameter.
 const twoPolicies = `
 apiVersion: v1
 kind: Pod
@@ -46,7 +46,7 @@ const harmless = "{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{p
 type refusal struct {
 	spec  string // of the tenant's policy
 	field string // that the refusal is told of
-	// before is done before the policy comes, and after when it is there; mended when the kernel is to take it.
+	// before is called before the policy is added, after when it is there, and mended when the kernel must accept it.
 	before, after, mended func(*nodetest.Node)
 	opens                 bool // port 1234, once the kernel takes it
 	legacy                bool // the node uses iptables-legacy
@@ -57,7 +57,7 @@ const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND f
 	"rule in chain X"
 
 // lacking makes iptables refuse input that has a line with the text, as if the kernel lacked a module, until mended is
-// called. says is the message with which it refuses.
+// called. says is iptables' message.
 func (r refusal) lacking(text, says string) refusal {
 	r.before = func(n *nodetest.Node) {
 		n.StopAgent()

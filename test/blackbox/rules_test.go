@@ -50,7 +50,7 @@ func TestControlPodsReachThemselves(t *testing.T)      { podsReachThemselves(t, 
 func TestPodsReachThemselvesBehindPtp(t *testing.T)    { podsReachThemselves(t, "ptp") }
 func TestPodsReachThemselvesBehindBridge(t *testing.T) { podsReachThemselves(t, "bridge") }
 
-// podsReachThemselves: a pod reaches itself through a Service or a hostPort whatever its policies say.
+// podsReachThemselves: a pod reaches itself through a Service or a hostPort, even if its policies allow nothing.
 func podsReachThemselves(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -75,7 +75,7 @@ func TestControlForgedSelf(t *testing.T)             { forgedSelf(t, "weir") }
 func TestControlForgedSelfBehindPtp(t *testing.T)    { forgedSelf(t, "ptp") }
 func TestControlForgedSelfBehindBridge(t *testing.T) { forgedSelf(t, "bridge") }
 
-// forgedSelf: a packet whose source is its destination is allowed only if that pod itself sends it.
+// forgedSelf: a packet with the same source and destination is allowed only if that pod itself sends it.
 func forgedSelf(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -287,10 +287,10 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 		n.ReachFrom(n.Outside, server.IP+":80", true)
 	}
 	reach()
-	// As a firewall's own script writes the chain anew while weir runs.
+	// A firewall's own script rewrites the chain while weir runs.
 	nodetest.RunEach(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP", four+" -A FORWARD -j REJECT")
 	reach()
-	// Others refuse each protocol by itself, or in a chain that also logs some of it.
+	// Other scripts refuse each protocol by a rule of its own, or in a chain that also logs some packets.
 	nodetest.RunEach(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP",
 		four+" -A FORWARD -p tcp -j REJECT --reject-with tcp-reset", four+" -A FORWARD -j REJECT")
 	reach()

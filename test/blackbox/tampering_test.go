@@ -76,7 +76,7 @@ func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	if out := nodetest.Run(t, "ipset", "list", "weir-pods"); strings.Contains(out, "10.77.0.") {
 		t.Errorf("left among the judged pods:\n%s", out)
 	}
-	// What somebody did do is undone and told of.
+	// The agent undoes and reports a change that another program has really made.
 	nodetest.Run(t, "ipset", "add", "weir-pods", "203.0.113.9")
 	n.Eventually("an address of no pod is taken out", func() error {
 		if out := nodetest.Run(t, "ipset", "list", "weir-pods"); strings.Contains(out, "203.0.113.9") {

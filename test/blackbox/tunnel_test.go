@@ -175,7 +175,7 @@ func TestForgedInsideTunnels(t *testing.T) {
 				t.Errorf("the tunnel of n1 brings packets of %s to %s", from, to)
 			}
 		}
-		// A host that is no node sends as if it were one.
+		// A host that isn't a node sends as if it were one.
 		if arrives(t, pods[1].Netns, at, func() {
 			inner := map[bool]string{false: "100.96.1.77", true: "fd00:96:1::77"}[strings.Contains(to, ":")]
 			for _, from := range []string{"192.0.2.1", "172.20.1.11", node2} {
@@ -187,7 +187,7 @@ func TestForgedInsideTunnels(t *testing.T) {
 	}
 }
 
-// TestNothingElseOutOfTunnels: the node accepts no router advertisement from a tunnel, in whatever frame it comes.
+// TestNothingElseOutOfTunnels: the node accepts no router advertisement from a tunnel, in any kind of frame.
 func TestNothingElseOutOfTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -198,7 +198,7 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	n.Run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/all/forwarding; ip -6 route del default")
 	n.StartAgent()
 	awaitConflist(c, n)
-	// The test shall see the advertisement if it comes, whatever weir sets on its device.
+	// The test must see an advertisement that arrives, whatever weir sets on its device.
 	n.Run("sh", "-c",
 		"ip link set weir-vxlan addrgenmode eui64; ip link set weir-vxlan down; ip link set weir-vxlan up; "+
 			"echo 2 > /proc/sys/net/ipv6/conf/weir-vxlan/accept_ra")
@@ -211,7 +211,7 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	if out := n.Run("ip", "-6", "route"); strings.Contains(out, "default") {
 		t.Errorf("the node has a router behind the tunnel:\n%s", out)
 	}
-	// A frame that is no IP: the node answers who asks for its address.
+	// A frame without IP: ARP, which the node answers if it is asked for its address.
 	heard := nodetest.Sniff(t, n.Netns, "weir-vxlan")
 	arp := &layers.ARP{
 		AddrType:          layers.LinkTypeEthernet,
@@ -234,8 +234,8 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	}
 }
 
-// TestServiceBeforeTunnels: a packet whose destination the node translates to a node's tunnel port is no tunnel packet,
-// whoever sent it.
+// TestServiceBeforeTunnels: if the node translates a packet's destination to a node's tunnel port, the packet isn't a
+// tunnel packet, even if another node sent it.
 func TestServiceBeforeTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -245,7 +245,7 @@ func TestServiceBeforeTunnels(t *testing.T) {
 		rpFilter(t, n.Netns, 0)
 	}
 	n1, n2 := c.Nodes[0], c.Nodes[1]
-	// As kube-proxy does for a Service that an EndpointSlice leads to n2.
+	// This is what kube-proxy does for a Service with an EndpointSlice that names n2.
 	n1.Run("iptables", "-t", "nat", "-A", "PREROUTING", "-p", "udp", "--dport", "30000", "-j", "DNAT", "--to-destination",
 		node2+":4789")
 	n1.Run("iptables", "-t", "nat", "-A", "POSTROUTING", "-p", "udp", "-d", node2, "-o", "eth0", "-j", "MASQUERADE")

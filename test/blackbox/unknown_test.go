@@ -133,7 +133,7 @@ func TestATableThatIptablesCallsIncompatible(t *testing.T) {
 			}
 			notReadyFor(n, "mangle")
 			refused(n, "mangle")
-			// What somebody does to weir's own is undone, and a change of policy counts.
+			// The agent repairs changes to weir's own rules, and applies a change of policy.
 			sh(t, "nft insert rule "+forward+" ct state established counter")
 			n.Eventually("weir's rule is first, and there once", func() error {
 				rules := strings.Split(sh(t, "nft list chain "+forward+" 2>/dev/null | grep counter"), "\n")
@@ -331,7 +331,7 @@ nft -f /run/forward.nft`)
 		n.Reach(a, b.IP+":80", false)
 		n.Eventually("the node is ready", func() error { _, err := n.Ctl("status"); return err })
 	}
-	// What others have there isn't deleted.
+	// Other programs' rules in it aren't deleted.
 	sh(t,
 		"nft 'flush chain ip mangle FORWARD; delete chain ip mangle FORWARD; add chain ip mangle FORWARD; "+
 			"add rule ip mangle FORWARD counter'")

@@ -53,7 +53,7 @@ func TestMTUFollowsTheRoute(t *testing.T) {
 	p1, p2 := n.AddPod("lab", "p1"), c.Nodes[1].AddPod("lab", "p2")
 	c.Serve(p2.Netns, "tcp4", p2.IP+":80")
 	c.Eventually("p1 reaches p2", func() error { _, err := nodetest.Get(t, p1.Netns, p2.IP+":80"); return err })
-	// Another link, and two ways at once of which one is smaller.
+	// The route gets two next hops. The link to the second one has a smaller MTU.
 	nodetest.RunEach(t,
 		"ip link add eth1 netns n1 mtu 1300 type veth peer name x1 mtu 1300 netns router",
 		"ip -n router addr add 172.23.0.1/24 dev x1", "ip -n router link set x1 up",
@@ -133,7 +133,7 @@ func TestOverlayPortAndVNI(t *testing.T) {
 	}
 }
 
-// TestAnotherOverlayOnThePort: another overlay, whose other end is no node, works beside weir's on the same port.
+// TestAnotherOverlayOnThePort: another overlay works beside weir's on the same port. Its other end isn't a node.
 func TestAnotherOverlayOnThePort(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

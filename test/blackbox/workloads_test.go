@@ -47,7 +47,7 @@ spec: {podSelector: {matchLabels: {statefulset.kubernetes.io/pod-name: db-0}},
   ingress: [{from: [{podSelector: {matchLabels: {app: other}}}]}]}
 `
 
-// TestPodsOfWorkloads: a pod gets the labels of the workload whose pods have names like its own.
+// TestPodsOfWorkloads: a pod gets the labels of the workload that its name fits.
 func TestPodsOfWorkloads(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -1,6 +1,6 @@
-// Package cyclonus holds weir against the test cases of Cyclonus (github.com/mattfenwick/cyclonus), all of them: its
-// command leaves out half by default. Cyclonus' own code makes the cases, carries out their steps and says what each
-// packet's verdict should be; there is no API server and no cluster.
+// Package cyclonus runs weir against all test cases of Cyclonus (github.com/mattfenwick/cyclonus); Cyclonus' command
+// leaves out half of them by default. Cyclonus' own code makes the cases, carries out their steps and computes each
+// packet's verdict. There is no API server and no cluster.
 package cyclonus
 
 import (
@@ -25,7 +25,7 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// addresses are where pods live, in one family.
+// addresses are the pods' network, in one family.
 type addresses struct {
 	subnet  netip.Prefix
 	gateway netip.Addr
@@ -36,7 +36,7 @@ var (
 	ipv6 = addresses{netip.MustParsePrefix("fd00:10:88::/64"), netip.MustParseAddr("fd00:10:88::1")}
 )
 
-// world is the cluster of a test case: what Cyclonus believes of it, and each pod's address, which it keeps.
+// world is the cluster of a test case: Cyclonus' state of it, and each pod's address, which never changes.
 type world struct {
 	connectivity.TestCaseState
 	addresses
@@ -48,8 +48,8 @@ var (
 	protocols  = []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP}
 )
 
-// newWorld has what Cyclonus' command begins with: pods a, b and c in namespaces x, y and z, which listen on ports 80
-// and 81 with each protocol.
+// newWorld returns the initial cluster of Cyclonus' command: pods a, b and c in namespaces x, y and z, which listen on
+// ports 80 and 81 with each protocol.
 func newWorld(t *testing.T, in addresses) *world {
 	t.Helper()
 	logrus.SetOutput(io.Discard)
@@ -64,7 +64,7 @@ func newWorld(t *testing.T, in addresses) *world {
 	return w
 }
 
-// assign gives pods that have none an address.
+// assign gives an address to each pod that has none.
 func (w *world) assign() {
 	for _, p := range w.Resources.Pods {
 		key := p.PodString().String()
@@ -81,8 +81,8 @@ func (w *world) assign() {
 	}
 }
 
-// cases are all of Cyclonus' test cases. Some have an ipBlock around the address of pod z/c, and some mean everybody,
-// or nobody who is there, by an IPv4 block: with IPv6 pods, by the same of IPv6.
+// cases returns all of Cyclonus' test cases. Some have an ipBlock around the address of pod z/c. Some have an IPv4
+// block that matches all pods, or none. For IPv6 pods, cases replaces these blocks by the corresponding IPv6 ones.
 func (w *world) cases() []*generator.TestCase {
 	cases := generator.NewTestCaseGenerator(true, w.ips["z/c"].String(), namespaces, nil, nil).GenerateAllTestCases()
 	if w.gateway.Is4() {
@@ -118,7 +118,7 @@ func toIPv6(np *networkingv1.NetworkPolicy) {
 	}
 }
 
-// step carries out what the step does to the cluster.
+// step applies the step to the cluster.
 func (w *world) step(t *testing.T, s *generator.TestStep) {
 	t.Helper()
 	for _, a := range s.Actions {
@@ -152,7 +152,7 @@ func (w *world) step(t *testing.T, s *generator.TestStep) {
 	w.assign()
 }
 
-// expected is what Cyclonus says of each packet that the step probes with.
+// expected returns Cyclonus' verdict for each packet that the step probes with.
 func (w *world) expected(p *generator.ProbeConfig) []*probe.JobResult {
 	simulated := probe.NewSimulatedRunner(matcher.BuildNetworkPolicies(true, w.Policies), &probe.JobBuilder{})
 	table := simulated.RunProbeForConfig(p, w.Resources)
@@ -166,7 +166,7 @@ func (w *world) expected(p *generator.ProbeConfig) []*probe.JobResult {
 	return all
 }
 
-// state is the cluster as weir sees it, with all pods on this node.
+// state returns the cluster as weir's policy.State, with all pods on this node.
 func (w *world) state(t *testing.T) policy.State {
 	t.Helper()
 	s := policy.State{Objects: policy.Objects{Policies: w.Policies}}

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestModel compares, for each step of each test case, what Cyclonus says of every packet with what weir's evaluator
-// says, direction by direction, and with what the compiled rules do.
+// TestModel compares, for each step of each test case, Cyclonus' verdict for every packet with that of weir's
+// evaluator, direction by direction, and with that of the compiled rules.
 func TestModel(t *testing.T) {
 	passed, packets, unresolved := 0, 0, 0
 	cases := newWorld(t, ipv4).cases()
@@ -57,9 +57,9 @@ func TestModel(t *testing.T) {
 	fmt.Printf("cyclonus-model: %d/%d\n", passed, len(cases))
 }
 
-// compare says where the verdicts differ. Of a pod that reaches itself, the two agree on what the policies say, but
-// weir lets it: "a pod cannot block access to itself" (kubernetes.io, Network Policies). Cyclonus leaves these
-// packets out when asked to (--ignore-loopback).
+// compare returns the differences between the verdicts. For a packet from a pod to itself, both have the same verdict
+// of the policies, but weir allows the packet in any case: "a pod cannot block access to itself" (kubernetes.io,
+// Network Policies). Cyclonus has an option to leave these packets out (--ignore-loopback).
 func compare(v verdict.Verdict, want *probe.JobResult) string {
 	self := want.Job.FromKey == want.Job.ToKey
 	switch {

@@ -22,7 +22,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// Each calls f with each of policy/testdata's states, in a subtest. root is the way to the repository's root.
+// Each calls f with each state of policy/testdata, in a subtest. root is the path to the repository's root.
 func Each(t *testing.T, root string, f func(t *testing.T, name string, state policy.State)) {
 	t.Helper()
 	cases, err := filepath.Glob(filepath.Join(root, "policy/testdata/*.yaml"))
@@ -53,7 +53,7 @@ func Compare(t *testing.T, path, got string) {
 	}
 }
 
-// Load reads manifests even if they don't validate, as the API server would hand them out.
+// Load reads manifests without validating them, as the API server would return them.
 func Load(t testing.TB, path string) policy.State {
 	t.Helper()
 	data, err := os.ReadFile(path)
@@ -63,7 +63,7 @@ func Load(t testing.TB, path string) policy.State {
 	return OnNode(Objects(t, data))
 }
 
-// Objects parses documents one by one, and takes NetworkPolicies as they are.
+// Objects parses documents one by one. It doesn't validate NetworkPolicies.
 func Objects(t testing.TB, data []byte) policy.Objects {
 	t.Helper()
 	var all policy.Objects
@@ -83,8 +83,8 @@ func Objects(t testing.TB, data []byte) policy.Objects {
 	return all
 }
 
-// OnNode is a state in which every pod with an address in 10.88.0.0/24 or fd00:10:88::/64 is on this node. The label
-// "attached" of a pod says that another plugin has attached it: by which link, or BRIDGE.PORT.
+// OnNode returns a state in which every pod with an address in 10.88.0.0/24 or fd00:10:88::/64 is on this node. A pod's
+// label "attached" means that another plugin has attached it. The label's value is the link, or BRIDGE.PORT.
 func OnNode(objects policy.Objects) policy.State {
 	state := policy.State{Objects: objects}
 	for _, p := range objects.Pods {

@@ -94,7 +94,7 @@ func setUp(t *testing.T) {
 	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// Threads move between namespaces in these tests, so /proc/self may show any of them later on.
+	// In these tests threads move between namespaces, so later on /proc/self may show any of them.
 	if err := os.WriteFile(Self, nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
@@ -116,8 +116,8 @@ func setUp(t *testing.T) {
 func NewNS(t testing.TB, name string) string {
 	t.Helper()
 	path := filepath.Join("/run/netns", name)
-	// The thread goes back to its namespace. Ending the goroutine locked to it would end any thread but the process's
-	// first, which the runtime parks instead; the namespace would then outlive DelNS.
+	// The thread returns to its namespace. Ending the goroutine would end its locked thread too, except the process's
+	// first thread: the runtime parks that one, so the namespace would outlive DelNS.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	own, err := netns.Get()
@@ -174,8 +174,8 @@ func RunEach(t testing.TB, commands ...string) {
 	}
 }
 
-// Try runs a command that may fail, and returns its output, which the error contains too. iptables, for instance, can't
-// list a rule whose set the agent is just removing.
+// Try runs a command that may fail, and returns its output, which the error contains too. For instance, iptables can't
+// list a rule if the agent removes the rule's set at that moment.
 func Try(name string, args ...string) (string, error) {
 	out, err := exec.CommandContext(context.Background(), name, args...).CombinedOutput()
 	if err != nil {
@@ -185,8 +185,8 @@ func Try(name string, args ...string) (string, error) {
 }
 
 // Outside makes the network outside the node, and returns its path: a namespace "outside" with the addresses
-// 192.0.2.1/24 and 2001:db8::1/64. A veth pair joins it to the node's uplink eth0 (192.0.2.2/24 and 2001:db8::2/64),
-// by which the node's default routes go.
+// 192.0.2.1/24 and 2001:db8::1/64. A veth pair joins it to the node's uplink eth0 (192.0.2.2/24 and 2001:db8::2/64).
+// The node's default routes lead there.
 func Outside(t testing.TB) string {
 	t.Helper()
 	path := NewNS(t, "outside")
@@ -201,7 +201,7 @@ func Outside(t testing.TB) string {
 		"ip -n outside link set lo up",
 		"ip route add default via 192.0.2.1",
 		"ip -6 route add default via 2001:db8::1",
-		// The links' first seconds go by with probes for duplicates.
+		// In a link's first seconds the kernel looks for duplicate addresses.
 		"ip neigh add 2001:db8::1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent",
 		"ip -n outside neigh add 2001:db8::2 lladdr 02:00:00:00:00:02 dev eth0 nud permanent",
 	)

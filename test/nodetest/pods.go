@@ -96,7 +96,7 @@ func (n *Node) DelPod(p *Pod) {
 	DelNS(n, p.Netns)
 }
 
-// wait is how long a test waits for a packet that must not arrive. It is longer than any packet takes that must arrive.
+// wait is how long a test waits for a packet that must not arrive. Packets that must arrive take less.
 const wait = 250 * time.Millisecond
 
 // Serve runs a server on the address in the namespace, until the test ends. It greets TCP connections with "hello"
@@ -185,7 +185,7 @@ func Get(t testing.TB, netns, address string) (string, error) {
 }
 
 // Reach fails the test unless a connection to the address succeeds, or fails if want is false. It retries for some
-// time, as the agent may not have seen the latest change of policy yet.
+// time, as the agent may not have enforced the latest change of policy yet.
 func (n *Node) Reach(from *Pod, address string, want bool) {
 	n.Helper()
 	n.ReachFrom(from.Netns, address, want)

@@ -18,7 +18,7 @@ const (
 	// programsEnv names a directory that holds weir, weir-agent and weirctl. Tests then run these programs, which may
 	// be those of another commit, and build none of their own.
 	programsEnv = "WEIR_PROGRAMS"
-	// shippedEnv says that weir-agent is built without the race detector, whether the test has it or not.
+	// shippedEnv requires that weir-agent is built without the race detector, even if the test has it.
 	shippedEnv = "WEIR_NODETEST_AS_SHIPPED"
 )
 
@@ -83,7 +83,7 @@ func goBuild(dir string, args ...string) error {
 	return nil
 }
 
-// Main is the TestMain of packages whose tests use a Node. It removes the programs that were built for them.
+// Main is the TestMain of packages with tests that use a Node. It removes the programs that were built for them.
 func Main(m *testing.M) {
 	code := m.Run()
 	if os.Getenv(inside) == "" {
@@ -94,8 +94,8 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// MainAsShipped is the TestMain of packages that test the programs as users get them, without the race detector: it
-// makes weir-agent several times slower, and these tests check how long changes take.
+// MainAsShipped is the TestMain of packages that test the programs as users get them, without the race detector. The
+// detector makes weir-agent several times slower, and these tests check how long changes take.
 func MainAsShipped(m *testing.M) {
 	if err := os.Setenv(shippedEnv, "1"); err != nil {
 		panic(err)
@@ -103,7 +103,8 @@ func MainAsShipped(m *testing.M) {
 	Main(m)
 }
 
-// IsolatedWithWeir is Isolated for tests that run weir's programs on the node, and the named plugins of upstream.
+// IsolatedWithWeir does the same as Isolated, for tests that run weir's programs and the named plugins of upstream on
+// the node.
 func IsolatedWithWeir(t *testing.T, plugins ...string) bool {
 	t.Helper()
 	if os.Getenv(inside) == "" {

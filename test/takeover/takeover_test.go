@@ -1,7 +1,7 @@
 //go:build takeover
 
-// Package takeover_test lets today's agent take over a node of an earlier commit's: its records, sets, chains, guard
-// and pods, while packets flow. scripts/blackbox builds the earlier programs and runs it.
+// Package takeover_test has today's agent take over a node from the agent of an earlier commit: its records, sets,
+// chains, guard and pods, while packets flow. scripts/blackbox builds the earlier programs and runs this test.
 package takeover_test
 
 import (
@@ -26,7 +26,7 @@ var before = flag.String("before", "", "directory with weir, weir-agent and weir
 
 func TestMain(m *testing.M) { nodetest.MainAsShipped(m) }
 
-// programs are those that the earlier agent and the earlier plugin are replaced in.
+// programs are the programs that the takeover replaces.
 var programs = []string{"weir", "weir-agent", "weirctl"}
 
 const policies = `
@@ -58,7 +58,7 @@ metadata: {name: locked, namespace: lab}
 spec: {podSelector: {matchLabels: {app: locked}}, policyTypes: [Ingress, Egress]}
 `
 
-// allowAll is the policy that a change of policy after the takeover adds.
+// allowAll is the policy that is added after the takeover.
 const allowAll = `---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -78,7 +78,7 @@ func pods() string {
 		pod("lab", "stranger", "app: stranger", "") + pod("lab", "locked", "app: locked", "")
 }
 
-// TestAfterStop replaces an agent as kubelet does in a rolling update: it stops the old one first.
+// TestAfterStop replaces an agent as kubelet does in a rolling update: the old one is stopped first.
 func TestAfterStop(t *testing.T) { takeOver(t, (*nodetest.Node).StopAgent) }
 
 // TestAfterKill replaces an agent that was killed.
@@ -185,10 +185,11 @@ func attached(t *testing.T, n *nodetest.Node, p *nodetest.Pod) {
 	}
 }
 
-// timeout of an attempt to connect is below the second after which TCP sends a SYN again: one dropped SYN fails it.
+// timeout limits an attempt to connect. It is shorter than the second after which TCP sends a SYN again, so one dropped
+// SYN fails the attempt.
 const timeout = 900 * time.Millisecond
 
-// traffic flows until it is stopped. It counts attempts, each flow for itself.
+// traffic runs flows until it is stopped. It counts the attempts of each flow.
 type traffic struct {
 	flows []*flow
 	wg    sync.WaitGroup
@@ -200,7 +201,7 @@ type flow struct {
 	attempts atomic.Int64
 }
 
-// runs calls attempt again and again until it returns an error, which fails the test.
+// runs calls attempt repeatedly. An error of attempt fails the test.
 func (tr *traffic) runs(t *testing.T, name string, attempt func() error) {
 	f := &flow{name: name}
 	tr.flows = append(tr.flows, f)
@@ -223,7 +224,7 @@ func dial(t *testing.T, netns, address string, timeout time.Duration) (conn net.
 	return conn, err
 }
 
-// connects has each new connection come about with its first packet.
+// connects checks that each new connection is established with its first packet.
 func (tr *traffic) connects(t *testing.T, netns, address string) {
 	tr.runs(t, filepath.Base(netns)+" connects to "+address, func() error {
 		conn, err := dial(t, netns, address, timeout)
@@ -234,7 +235,7 @@ func (tr *traffic) connects(t *testing.T, netns, address string) {
 	})
 }
 
-// never has no connection come about.
+// never checks that no connection is established.
 func (tr *traffic) never(t *testing.T, netns, address string) {
 	tr.runs(t, filepath.Base(netns)+" never connects to "+address, func() error {
 		conn, err := dial(t, netns, address, 30*time.Millisecond)
@@ -245,7 +246,7 @@ func (tr *traffic) never(t *testing.T, netns, address string) {
 	})
 }
 
-// keeps has one connection last: each message is answered in time.
+// keeps checks that one connection continues: each message is answered in time.
 func (tr *traffic) keeps(t *testing.T, netns, address string) {
 	t.Helper()
 	conn, err := dial(t, netns, address, timeout)

@@ -1,5 +1,6 @@
-// Command floor does what no plugin can do without: a veth pair into the pod's namespace, an address, a default
-// route, the way to it, and the end of all that. It reads no configuration, remembers nothing and checks nothing.
+// Command floor does only what every plugin must do: it makes a veth pair into the pod's namespace, an address, a
+// default route and the route to its gateway, and deletes them. It reads no configuration, stores nothing and checks
+// nothing.
 //
 //	floor add NETNS IFNAME HOSTIF ADDRESS GATEWAY
 //	floor del HOSTIF
