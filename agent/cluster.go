@@ -37,7 +37,7 @@ func newClusterView() clusterView {
 	return clusterView{lookups: map[string]lookup{}, names: []string{}}
 }
 
-// update takes a new state of the source's objects, whose Nodes are the accepted ones.
+// update takes a new state of the source's objects, with only the accepted Nodes.
 func (c *clusterView) update(o *policy.Objects, endpoints map[string]endpoint.Endpoint) {
 	c.source = o
 	c.parse()

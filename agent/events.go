@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// event is a message from another goroutine to the loop. Each kind has a type; handle says what the loop does with it.
+// event is a message from another goroutine to the loop. Each kind has a type. handle updates the agent's state by it.
 type event interface{ isEvent() }
 
 type (
@@ -30,14 +30,14 @@ type (
 		id string
 		lookup
 	}
-	// waysChanged says that links, addresses or routes to other nodes may have changed.
+	// waysChanged means that links, addresses or routes to other nodes may have changed.
 	waysChanged struct{}
 	// nodeChecked is the result of a check of the node settings.
 	nodeChecked struct {
 		differences []bridge.Difference
 		err         error
 	}
-	// straysEvicted says that the reaper removed another program's addresses from the sets of all pods.
+	// straysEvicted means that the reaper removed another program's addresses from the sets of all pods.
 	straysEvicted struct{}
 )
 

@@ -49,7 +49,7 @@ func allow(name string, pods *metav1.LabelSelector,
 	}
 }
 
-// inKernel returns what the kernel lacks of what it should have in spite of a fault.
+// inKernel returns the parts that the kernel must have in spite of a fault, and lacks.
 func inKernel(t *testing.T) error {
 	t.Helper()
 	have := nodetest.Run(t, "ip", "route", "show", "proto", "88")
@@ -215,7 +215,7 @@ func TestANodeThatChangesItsAddress(t *testing.T) {
 	}
 
 	// The API server reports this node's new address before the node has it. Then the node gets it.
-	both := healthy() // what was told is the agent's now
+	both := healthy() // the agent owns the objects that it was given
 	both.Nodes = []policy.Node{node("self", "192.0.2.22", "10.88.0.0/24"), moved.Nodes[1]}
 	r.tell(both, nil)
 	r.wantMetrics(map[string]float64{`weir_fault{part="nodes"}`: 1, "weir_ready": 1, moves: 1})

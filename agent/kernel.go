@@ -112,7 +112,7 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 		if !a.kernel.refuse(refused.Refused) {
 			return all
 		}
-		verify = netfilter.Trust // what has become unknown is read nevertheless
+		verify = netfilter.Trust // Apply reads unknown tables nevertheless
 	}
 }
 
@@ -171,8 +171,8 @@ func (a *agent) cleanOther(ctx context.Context, verify netfilter.Verify) {
 	a.faults.set(partLeftovers, err)
 }
 
-// keepClosed is the reconcile while there is no usable state yet. The kernel keeps its rules, unless they aren't enough
-// to close the pods.
+// keepClosed does the work of reconcile while there is no usable state yet. The kernel keeps its rules, unless they
+// aren't enough to close the pods.
 func (a *agent) keepClosed(ctx context.Context, verify netfilter.Verify) time.Duration {
 	if verify != netfilter.All && a.kernel.closed {
 		return a.answer(errNotSynced)

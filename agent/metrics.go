@@ -191,7 +191,7 @@ func countClasses(all []agentapi.Class) map[string]int {
 	return counts
 }
 
-// countSets counts the sets and their entries by what the sets are for.
+// countSets counts the sets and their entries by the group of the set's name.
 func countSets(all []agentapi.SetStatus) (sets, entries map[string]int) {
 	sets, entries = map[string]int{}, map[string]int{}
 	for _, set := range all {

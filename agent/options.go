@@ -25,8 +25,8 @@ type Options struct {
 	Node      NodeOptions
 }
 
-// NodeOptions are for an agent whose source knows the cluster's nodes. Such an agent keeps the ways to other nodes'
-// pods, and writes the runtime's network configuration.
+// NodeOptions are for an agent with a source that knows the cluster's nodes. Such an agent keeps the ways to other
+// nodes' pods, and writes the runtime's network configuration.
 type NodeOptions struct {
 	// Name is the name of this node's Node object; empty if there are no other nodes.
 	Name    string

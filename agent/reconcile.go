@@ -188,7 +188,7 @@ func (r *round) renewConflist(context.Context) bool {
 	return true
 }
 
-// answerPlugins answers the plugins whose pods are in their classes now.
+// answerPlugins answers the plugins with pods that are in their classes now.
 func (r *round) answerPlugins(context.Context) bool {
 	r.next = r.answer(nil)
 	return true

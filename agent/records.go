@@ -125,9 +125,9 @@ func (r *records) reread(id string) (changed, walk bool) {
 	return true, walk
 }
 
-// close takes note that a record can't be used. Its attachment stays in the set of all pods: if another plugin made the
-// link, nothing else closes the pod. The attachment keeps the addresses that IPAM has assigned to it, and the known
-// ones that are assigned to no other attachment.
+// close marks a record as broken. Its attachment stays in the set of all pods: if another plugin made the link, nothing
+// else closes the pod. The attachment keeps the addresses that IPAM has assigned to it, and the known ones that are
+// assigned to no other attachment.
 func (r *records) close(id string, known []endpoint.Address, why error) {
 	container, ifName, _ := strings.Cut(id, ":")
 	e := endpoint.Endpoint{
@@ -170,7 +170,8 @@ func (r *records) add(e endpoint.Endpoint) {
 	}
 }
 
-// kernelRead takes note that the kernel was read, and that the agent so knows the plugin's changes of sets.
+// kernelRead clears churn after a read of the kernel: the agent now knows the plugin's changes of sets. While a DEL is
+// running, churn stays true.
 func (r *records) kernelRead() { r.churn = r.ending }
 
 // fault returns the error of the broken records; nil if there are none.

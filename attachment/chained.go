@@ -26,7 +26,7 @@ type Chained struct {
 	MAC       string // empty: not known
 }
 
-// chainedSteps lists what Make does behind another plugin, in the order in which it happens.
+// chainedSteps returns the steps of Make behind another plugin, in their order.
 func (m *making) chainedSteps() []func() error {
 	return []func() error{
 		m.assign,            // write the record, and assign the other plugin's addresses to the attachment
@@ -88,8 +88,8 @@ func (m *making) assign() error {
 	return failed("take the pod's addresses out of the sets of their last pod", m.Sets.Purge(inherited...))
 }
 
-// deleteConnections deletes the connections of the addresses that began before denyUntilEnrolled: those of an earlier
-// pod, and those over the pod's link. No policy has allowed them.
+// deleteConnections deletes the connections of the addresses that began before denyUntilEnrolled: connections of an
+// earlier pod, and connections over the pod's link. No policy has allowed them.
 func (m *making) deleteConnections() error {
 	return failed("delete the connections of the pod's addresses", conntrack.Delete(addrsOf(m.record.Addresses)...))
 }

@@ -32,7 +32,7 @@ type ending struct {
 func (n Node) End(id string) error { return failed("delete", n.end(id)) }
 
 func (n Node) end(id string) error {
-	// This lock tells Reap that the deletion still goes on: Reap ends attachments whose deletion has stopped halfway.
+	// This lock tells Reap that the deletion is still running: Reap only ends attachments with an abandoned deletion.
 	defer func(lock io.Closer) { _ = lock.Close() }(endpoint.MarkBusy(id))
 	x := &ending{id: id}
 	err := x.begin()
@@ -130,7 +130,7 @@ func (n Node) endLocked(x *ending) (*endpoint.Endpoint, error) {
 	return e, n.detach(x)
 }
 
-// salvage makes a record for an attachment whose record is broken, with the ID, the link and the assigned addresses.
+// salvage makes a record for an attachment with a broken one. It has the ID, the link and the assigned addresses.
 func salvage(id string) (*endpoint.Endpoint, error) {
 	container, ifName, _ := strings.Cut(id, ":")
 	e := &endpoint.Endpoint{ContainerID: container, IfName: ifName, HostIf: bridge.PortName(id)}

@@ -27,7 +27,7 @@ func failed(step string, err error) error {
 	return &StepError{step, err}
 }
 
-// assignError is failed, but it returns errors of ipam's own types unchanged.
+// assignError returns the same as failed, but it returns errors of ipam's own types unchanged.
 func assignError(step string, err error) error {
 	var exhausted *ipam.ExhaustedError
 	var other *ipam.AssignedError
@@ -77,7 +77,7 @@ func (e *EnrolError) Error() string { return "policy can't be enforced on the po
 
 func (e *EnrolError) Unwrap() error { return e.Err }
 
-// NoRuleError says that no rule uses the set of all pods, so the connections of a pod whose link is up can't be
+// NoRuleError says that no rule uses the set of all pods. So the connections of a pod with a link that is up can't be
 // denied.
 type NoRuleError struct {
 	Set string

@@ -101,8 +101,8 @@ func (n Node) Make(r Request, report func(Made) error) (err error) {
 	return report(made)
 }
 
-// steps lists what Make does, in the order in which it happens. No packet passes the link before setLinkUp, so the
-// agent can enrol the pod while Make makes the bridge and the link.
+// steps returns the steps of Make, in their order. No packet passes the link before setLinkUp, so the agent can enrol
+// the pod while Make makes the bridge and the link.
 func (m *making) steps() []func() error {
 	if m.record.Chained {
 		return m.chainedSteps()
@@ -119,7 +119,7 @@ func (m *making) steps() []func() error {
 	}
 }
 
-// prepare checks what can be checked before anything is made.
+// prepare makes all checks that need nothing to be made first.
 func (n Node) prepare(r Request) (*making, error) {
 	id := endpoint.ID(r.ContainerID, r.IfName)
 	if endpoint.Exists(id) {

@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/netfilter/iptables"
 )
 
-// nflog is a socket that receives what the kernel logs.
+// nflog is a socket that receives the packets that the kernel logs.
 type nflog struct{ fd int }
 
 // Of include/uapi/linux/netfilter/nfnetlink_log.h.

@@ -27,8 +27,8 @@ import (
 type Node struct {
 	testing.TB
 	Driver *iptables.Driver
-	// Ports are those on which each host answers TCP and UDP. On all others a host refuses TCP, which also shows that the
-	// packet arrived.
+	// Ports are the ports on which each host answers TCP and UDP. On all other ports a host refuses TCP, which also shows
+	// that the packet arrived.
 	Ports    []uint16
 	outside  string
 	bridge   *bridge.Bridge

@@ -23,9 +23,9 @@ var (
 	seed     = flag.Uint64("seed", 0, "only of the cluster of that seed")
 )
 
-// TestRandomClusters sends packets between the pods of random clusters and compares what arrives with what the
-// evaluator makes of the policies. Each cluster's rules take the place of the last one's, with either iptables.
-// Replay one with: go test ./internal/packettest -seed N
+// TestRandomClusters sends packets between the pods of random clusters and compares the arrivals with the evaluator's
+// verdicts. Each cluster's rules replace the last one's, with either iptables. Replay one with: go test
+// ./internal/packettest -seed N
 func TestRandomClusters(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -114,8 +114,8 @@ func compare(t *testing.T, n *Node, seed uint64) (sent int) {
 	return len(packets)
 }
 
-// probes are the packets that can be sent in that state: addresses of pods' networks lead somewhere only if they are
-// attached, and somebody must answer.
+// probes returns the packets that can be sent in that state. An address of the pods' networks leads somewhere only if a
+// pod is attached with it, and a host must answer.
 func probes(n *Node, s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	attached := func(a netip.Addr) bool {
 		if !policytest.Of[conf.FamilyOf(a)].Subnet.Contains(a) {
@@ -135,7 +135,7 @@ func header(p ruleset.Packet) verdict.Packet {
 	return verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port}
 }
 
-// difference is a packet that arrives though the policies forbid it, or doesn't though they allow it.
+// difference is a packet that arrives although the policies forbid it, or that doesn't arrive although they allow it.
 func (n *Node) difference(s policy.State, packets []ruleset.Packet) *ruleset.Packet {
 	n.Enforce(s)
 	evaluator := verdict.New(s)

@@ -20,13 +20,13 @@ const (
 	silence = 30 * time.Millisecond
 )
 
-// receiver is what a raw socket receives.
+// receiver has the protocol and the address family of a raw socket.
 type receiver struct {
 	proto  ruleset.Protocol
 	family int
 }
 
-// flight is a batch of packets that are on their way.
+// flight is a batch of packets that were sent and may still arrive.
 type flight struct {
 	epoll   int
 	packets []verdict.Packet
@@ -35,8 +35,9 @@ type flight struct {
 	arrived []bool
 }
 
-// Send sends all packets at once and returns which arrived. One of TCP or UDP counts only if it was answered, so the
-// way back works too. expect tells which should arrive; it only decides how long Send waits.
+// Send sends all packets at once and returns which of them arrived. A packet of TCP or UDP counts only if it was
+// answered, so the way back works too. expect is true for each packet that should arrive; it only decides how long Send
+// waits.
 func (n *Node) Send(packets []verdict.Packet, expect []bool) []bool {
 	n.Helper()
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
@@ -56,7 +57,7 @@ func (n *Node) Send(packets []verdict.Packet, expect []bool) []bool {
 	for _, h := range n.hosts {
 		for proto, fd := range h.raw {
 			receivers[fd] = receiver{proto, family(h.addr)}
-			f.drain(fd, receivers[fd]) // what is left of another flight
+			f.drain(fd, receivers[fd]) // packets of an earlier flight
 			f.watch(n, fd, unix.EPOLLIN)
 		}
 	}

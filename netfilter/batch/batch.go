@@ -20,7 +20,7 @@ import (
 // may ask for a list.
 type Batch []*Step
 
-// Step is a request, with words for errors that say what it does.
+// Step is a request, with a text for errors that describes it.
 type Step struct {
 	request *nl.NetlinkRequest
 	doing   string
@@ -28,7 +28,8 @@ type Step struct {
 	MapError func(error) error
 }
 
-// Add appends the request, which must be made without NLM_F_ACK. doing and args say what the request does.
+// Add appends the request, which must be made without NLM_F_ACK. doing and args are the text that describes the
+// request.
 func (b *Batch) Add(r *nl.NetlinkRequest, doing string, args ...any) *Step {
 	s := &Step{request: r, doing: fmt.Sprintf(doing, args...)}
 	*b = append(*b, s)
@@ -52,7 +53,7 @@ var (
 	errChanged = errors.New("the list changed while it was read")
 )
 
-// largestReply is more bytes than the kernel's largest reply about one link has.
+// largestReply is larger than the kernel's largest reply about one link.
 const largestReply = 32 << 10
 
 // Do sends the requests in the namespace, or in the caller's own if ns is netns.None(). It returns the replies without

@@ -1,6 +1,6 @@
-// Package conntrack is weir's use of the kernel's connection table. It lists connections, marks them as cut, and
-// deletes the connections of an address that is about to be assigned to another pod. Of an entry it changes only the
-// cut bit in the label, unless the entry must be made anew (see SetCut). It knows nothing of policy.
+// Package conntrack lists connections in the kernel's connection table, marks them as cut, and deletes the connections
+// of an address that is about to be assigned to another pod. In an entry it changes only the cut bit of the label,
+// unless it must make the entry again (see SetCut). It knows nothing of policy.
 package conntrack
 
 import (
@@ -18,7 +18,7 @@ import (
 
 // Connection is an entry of the connection table.
 type Connection struct {
-	// Src opened the connection. Dst answers; if the destination was translated, it is the translated one.
+	// Src opened the connection, and Dst answers. If the destination was translated, Dst is the translated address.
 	Src, Dst netip.Addr
 	Proto    uint8
 	Port     uint16 // of Dst; 0 for protocols without ports
@@ -38,8 +38,8 @@ type Connection struct {
 const labelBytes = 16
 
 // SetCut sets or clears the cut bit. It returns nil if the connection has ended. An entry has no room for a label if no
-// rule used labels when the connection began: before weir's first rules, or after somebody flushed them. To set the
-// bit, SetCut then deletes the entry and makes it anew.
+// rule used labels when the connection began. That is so before weir's first rules, and after another program has
+// flushed them. To set the bit in such an entry, SetCut deletes the entry and makes it again.
 //
 // Equivalent to: conntrack -U TUPLE --label-add 127 (or --label-del)
 func (c Connection) SetCut(on bool) error {
@@ -54,7 +54,7 @@ func (c Connection) SetCut(on bool) error {
 	if on && errors.Is(err, unix.ENOSPC) {
 		err = c.recreate(labels...)
 	}
-	if errors.Is(err, unix.ENOENT) { // it has ended
+	if errors.Is(err, unix.ENOENT) { // the connection has ended
 		return nil
 	}
 	return err
@@ -84,7 +84,7 @@ func request(operation, flags int, family uint8) *nl.NetlinkRequest {
 }
 
 // All yields the entries of the table. It keeps only as many in memory as the kernel sends at once. An error comes
-// last. The netlink library can list the table too, but what it keeps of an entry isn't enough to name the entry later.
+// last. The netlink library can list the table too, but it doesn't keep enough of an entry to identify the entry later.
 //
 // Equivalent to: conntrack -L -o labels; conntrack -L -f ipv6 -o labels
 func All() iter.Seq2[Connection, error] { return dump(unix.AF_UNSPEC) }
@@ -114,7 +114,7 @@ func dump(family uint8, filter ...*nl.RtAttr) iter.Seq2[Connection, error] {
 	}
 }
 
-// parse reads an entry; false if the message isn't a complete one.
+// parse reads an entry. It returns false if the message isn't a complete entry.
 func parse(msg []byte) (c Connection, ok bool) {
 	for kind, value := range attributes(msg[min(nl.SizeofNfgenmsg, len(msg)):]) {
 		switch kind {

@@ -85,15 +85,16 @@ func deleteByFilteredList(a netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// addressFilters returns filters for the connections that the IPv4 address opened, and for those that it answers.
+// addressFilters returns filters for the connections that the IPv4 address opened, and for the connections that it
+// answers.
 func addressFilters(a netip.Addr) [2][]*nl.RtAttr {
 	return [2][]*nl.RtAttr{
 		sourceFilter(a, nl.CTA_TUPLE_ORIG, ctaFilterOrigFlags), sourceFilter(a, nl.CTA_TUPLE_REPLY, ctaFilterReplyFlags),
 	}
 }
 
-// deleteByList lists the connections that match the filter, and deletes those of the address: a kernel that doesn't
-// know filters lists all.
+// deleteByList lists the connections that match the filter, and deletes the address's connections among them: a kernel
+// that doesn't know filters lists all connections.
 func deleteByList(a netip.Addr, filter []*nl.RtAttr) error {
 	var errs []error
 	family := uint8(unix.AF_INET)
@@ -111,7 +112,7 @@ func deleteByList(a netip.Addr, filter []*nl.RtAttr) error {
 	return errors.Join(errs...)
 }
 
-// sourceFilter returns a filter for connections whose packets in one direction come from the IPv4 address.
+// sourceFilter returns a filter for connections that have packets from the IPv4 address in one direction.
 func sourceFilter(a netip.Addr, tuple, flags int) []*nl.RtAttr {
 	t := nl.NewRtAttr(tuple|unix.NLA_F_NESTED, nil)
 	t.AddRtAttr(nl.CTA_TUPLE_IP|unix.NLA_F_NESTED, nil).AddRtAttr(nl.CTA_IP_V4_SRC, a.AsSlice())

@@ -11,9 +11,9 @@ import (
 // maxRecreations is how often recreate tries again if a packet of the connection makes an entry in between.
 const maxRecreations = 100
 
-// recreate deletes the entry and makes it anew, with room for a label and with these labels. The direction stays the
+// recreate deletes the entry and makes it again, with room for a label and with these labels. The direction stays the
 // same. If the entry were only deleted, the server's next packet would open the connection from the other side, and
-// another policy would decide. Addresses are no longer translated, which matters only if the connection is to go on
+// another policy would apply. Addresses are no longer translated, which matters only if the connection is restored
 // later.
 //
 // Equivalent to: conntrack -D TUPLE; conntrack -I TUPLE -r REPLY -t TIMEOUT -u ASSURED,SEEN_REPLY -l 127

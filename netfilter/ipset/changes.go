@@ -61,7 +61,7 @@ func ApplyEach(changes ...Change) (refused []Refused, err error) {
 	return refused, errors.Join(errs...)
 }
 
-// request returns the netlink request for the change, and words for errors that say what it does.
+// request returns the netlink request for the change, and a text for errors that describes the change.
 func (c Change) request() (r *nl.NetlinkRequest, doing string) {
 	if c.Delete {
 		return request(nl.IPSET_CMD_DEL, c.Set, c.Entry), fmt.Sprintf("delete %s from ipset %s", c.Entry, c.Set)

@@ -1,6 +1,6 @@
-// Package ipset creates, changes, lists and deletes the kernel's IP sets whose names begin with weir's prefix, over
-// netlink. Each operation can be repeated. The plugin uses it for the sets that have a pod's addresses, the iptables
-// backend for all sets. It knows nothing of policy.
+// Package ipset creates, changes, lists and deletes weir's IP sets in the kernel, over netlink. It ignores sets with
+// names that don't begin with weir's prefix. Each operation can be repeated. The plugin uses the package for the sets
+// that have a pod's addresses; the iptables backend uses it for all sets. The package knows nothing of policy.
 package ipset
 
 import (
@@ -24,12 +24,12 @@ const (
 	HashNet    = "hash:net"
 	HashIPPort = "hash:ip,port"
 	BitmapPort = "bitmap:port"
-	// HashNetIface sets hold addresses and networks, each with a link.
+	// HashNetIface sets have addresses and networks, each with a link.
 	HashNetIface = "hash:net,iface"
 )
 
-// revisions are those of the types that the first kernel with all that weir needs has (3.14). The ipset command formats
-// sets by their revision: it wouldn't show comments in a set of an older one.
+// revisions are the revisions of the types in Linux 3.14, the first kernel with all that weir needs. The ipset command
+// prints sets by their revision. It doesn't print the comments of sets with an older one.
 var revisions = map[string]uint8{HashIP: 3, HashNet: 5, HashIPPort: 4, BitmapPort: 2, HashNetIface: 4}
 
 // ErrNotExist means that the set doesn't exist.
@@ -61,14 +61,14 @@ func (e Entry) String() string {
 	return e.Prefix.String()
 }
 
-// Set is a set as the kernel has it.
+// Set is a set as it is in the kernel.
 type Set struct {
 	Header
 	Comments bool // the set was created with room for comments
 	Entries  []Entry
 }
 
-// Header is what a set was created with.
+// Header has the properties with which a set was created.
 type Header struct {
 	Name, Type string
 	Family     conf.Family // of its entries; the kernel refuses others
@@ -133,7 +133,7 @@ func (h *Handle) Has(name string, a netip.Addr) (bool, error) {
 	return in[name], err
 }
 
-// Destroy deletes the set. It returns nil if there is none, and an error if a rule uses the set.
+// Destroy deletes the set. It returns nil if there is no such set, and an error if a rule uses the set.
 //
 // Equivalent to: ipset destroy NAME
 func (h *Handle) Destroy(name string) error {
@@ -144,7 +144,7 @@ func (h *Handle) Destroy(name string) error {
 	return err
 }
 
-// List reads the set. It returns ErrNotExist if there is none.
+// List reads the set. It returns ErrNotExist if there is no such set.
 //
 // Equivalent to: ipset list NAME
 func (h *Handle) List(name string) (Set, error) {
@@ -200,7 +200,7 @@ func (h *Handle) Headers() ([]Header, error) {
 	return all, nil
 }
 
-// parseHeader reads a set's header; false if the set isn't weir's.
+// parseHeader reads a set's header. It returns false if the set isn't weir's.
 func parseHeader(msg []byte) (s Header, ok bool) {
 	if len(msg) < nl.SizeofNfgenmsg {
 		return Header{}, false
@@ -221,7 +221,7 @@ func parseHeader(msg []byte) (s Header, ok bool) {
 	return s, conf.OwnSet(s.Name)
 }
 
-// Purge deletes the addresses from each of weir's sets that has pods; not from sets of networks, nodes and ports.
+// Purge deletes the addresses from all of weir's sets of pods. It doesn't change sets of networks, nodes and ports.
 func (h *Handle) Purge(addrs ...netip.Addr) error {
 	sets, err := h.Headers()
 	if err != nil {
@@ -234,7 +234,7 @@ func (h *Handle) Purge(addrs ...netip.Addr) error {
 			continue
 		}
 		present, err := h.entriesOf(s, addrs)
-		if !errors.Is(err, ErrNotExist) { // gone since it was listed
+		if !errors.Is(err, ErrNotExist) { // the set was deleted after it was listed
 			errs = append(errs, err)
 		}
 		for _, e := range present {

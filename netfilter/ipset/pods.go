@@ -17,8 +17,8 @@ func (PodSets) Name(addr netip.Addr) string { return "ipset " + podsSet(addr) }
 // podsSet returns the name of the set of all pods of the address's family.
 func podsSet(addr netip.Addr) string { return conf.FamilyOf(addr).Set(conf.PodsSet) }
 
-// Deny puts the addresses into the sets of all pods, with the pod's name beside them. It makes a set that is not
-// there, because no agent has run since the node was started.
+// Deny adds the addresses to the sets of all pods, with the pod's name as the comment. If such a set doesn't exist,
+// because no agent has run since the node was started, Deny makes it.
 //
 // Equivalent to: ipset add -exist weir-pods ADDR comment POD (weir-pods6 for IPv6)
 func (PodSets) Deny(pod string, addrs ...netip.Addr) error {
@@ -65,7 +65,7 @@ func (PodSets) Remove(addrs ...netip.Addr) error {
 	return Apply(changes...)
 }
 
-// Purge takes the addresses out of every set that holds pods.
+// Purge deletes the addresses from every set of pods.
 //
 // Equivalent to: for set in $(ipset list -name | grep ^weir-); do ipset del -exist $set ADDR; done
 func (PodSets) Purge(addrs ...netip.Addr) error {
@@ -80,7 +80,7 @@ func (PodSets) Purge(addrs ...netip.Addr) error {
 	return h.Purge(addrs...)
 }
 
-// Holds reports whether the set of all pods holds the address.
+// Holds reports whether the address is in the set of all pods.
 //
 // Equivalent to: ipset test weir-pods ADDR (weir-pods6 for IPv6)
 func (PodSets) Holds(addr netip.Addr) (bool, error) {
@@ -132,13 +132,14 @@ func (PodSets) Check(addrs ...netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// inClass reports whether a class set of one direction, as class tells by the set's name, holds the address.
+// inClass reports whether the address is in a class set of one direction. class reports whether a name is that of such
+// a set.
 func (h *Handle) inClass(headers []Header, class func(name string) bool, addr netip.Addr) (bool, error) {
 	for _, s := range headers {
 		if s.Family != conf.FamilyOf(addr) || !class(s.Name) {
 			continue
 		}
-		// A set that was deleted since it was listed holds nothing.
+		// A set that was deleted after it was listed has no entries.
 		if in, err := h.Has(s.Name, addr); in || err != nil && !errors.Is(err, ErrNotExist) {
 			return in, err
 		}
@@ -146,8 +147,8 @@ func (h *Handle) inClass(headers []Header, class func(name string) bool, addr ne
 	return false, nil
 }
 
-// Addresses lists what the sets hold that have pods of this node and no other pods: the sets of all pods and the
-// class sets.
+// Addresses returns the addresses in the sets that have only pods of this node: the sets of all pods and the class
+// sets.
 //
 // Equivalent to: for set in weir-pods weir-in-… weir-eg-…; do ipset list $set; done
 func (PodSets) Addresses() ([]netip.Addr, error) {

@@ -335,7 +335,7 @@ func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands stri
 	if err := r.carryOut(ctx, commands); err != nil {
 		return err
 	}
-	d.ahead[f], _ = startRestorer(d.Flavour, f) // if that fails, the next call says so
+	d.ahead[f], _ = startRestorer(d.Flavour, f) // after an error, the next call tries again
 	return nil
 }
 

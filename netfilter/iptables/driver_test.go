@@ -46,7 +46,7 @@ func TestApplyLegacy(t *testing.T) { testApply(t, Legacy) }
 func TestApplyNFT(t *testing.T)    { testApply(t, NFT) }
 
 // testApply applies random rulesets one after the other. After each, a new driver must find nothing to change: the
-// kernel lists exactly what was written.
+// kernel lists exactly the rules and sets that were written.
 func testApply(t *testing.T, f Flavour) {
 	if !nodetest.Isolated(t) {
 		return

@@ -267,7 +267,7 @@ func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		change func(state)
-		want   []string // what the restore must contain; nothing: no restore at all
+		want   []string // what the restore must contain; empty if there must be none
 		not    string
 	}{
 		{"nothing", func(state) {}, nil, ""},
@@ -322,7 +322,7 @@ func TestAcceptsAheadOfWhatRefusesAll(t *testing.T) {
 	const jump = `-m comment --comment "weir: no other default drops what policy let through" -j WEIR-ACCEPT`
 	const reject, drop = "-j REJECT --reject-with icmp-host-prohibited", "-d 169.254.169.254/32 -j DROP"
 	for name, tc := range map[string]struct {
-		forward, chain []string // chain is a stranger's
+		forward, chain []string // chain is another program's
 		want           string   // the command that puts the jump there; empty: it stays where it is
 	}{
 		"an empty chain":       {nil, nil, "-A FORWARD " + jump},

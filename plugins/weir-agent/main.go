@@ -31,8 +31,8 @@ import (
 	"github.com/weir-net/weir/source/manifests"
 )
 
-// The agent asks for what a source can do by type assertion: without these, a changed signature would silently switch
-// it off.
+// The agent finds the abilities of a source by type assertion. These lines keep a changed signature from silently
+// switching one off.
 var (
 	_ agent.Source    = (*kube.Source)(nil)
 	_ agent.Lookup    = (*kube.Source)(nil)

@@ -78,8 +78,8 @@ func cniError(err error) error {
 	return refuse(types.ErrIOFailure, "%v", err)
 }
 
-// linkError is cniError for an interface that could not be made. Its message begins with the key or variable that has
-// the wrong value, if one is the reason.
+// linkError returns the CNI error for an interface that could not be made. Its message begins with the key or variable
+// that has the wrong value, if one is the reason.
 func linkError(e *attachment.LinkError) error {
 	switch {
 	case errors.Is(e.Err, bridge.ErrRouteExists):

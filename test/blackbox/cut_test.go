@@ -19,7 +19,7 @@ spec: {podSelector: {}, policyTypes: [Ingress]}
 `
 
 // TestConnectionsThatAreOverAreNotCut: a new policy cuts the connections that are alive. It neither cuts nor reports
-// those that have ended, though connection tracking still has entries for them.
+// connections that have ended, though connection tracking still has entries for them.
 func TestConnectionsThatAreOverAreNotCut(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -60,7 +60,7 @@ metadata: {name: client, namespace: quiet}
 			t.Fatal(err)
 		}
 		buf := make([]byte, 100)
-		for { // what comes late of before is no answer
+		for { // skip answers to earlier packets
 			if _, err := lives.Write([]byte("x")); err != nil {
 				return false
 			}

@@ -63,7 +63,8 @@ func edited(
 	}
 }
 
-// TestTheOldestNodeIsEdited: the oldest Node starts to claim what other Nodes claim already. They keep it.
+// TestTheOldestNodeIsEdited: the oldest Node starts to claim addresses that other Nodes already claim. The other Nodes
+// keep them.
 func TestTheOldestNodeIsEdited(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

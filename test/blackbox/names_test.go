@@ -100,7 +100,7 @@ func testLongestNames(t *testing.T, plugins []nodetest.Conf) {
 		t.Errorf("weirctl status: %v\n%s", err, out)
 	}
 	for netns, name := range map[string]string{server: "server", client: "client"} {
-		if plugins == nil { // CHECK of a list needs what ADD has cached, which ptp's result is too
+		if plugins == nil { // CHECK of a list needs the results that ADD has cached, and ptp's is one of them
 			if out, err := n.CNI("check", netns, nodetest.Args(longNamespace, longName(name), "")); err != nil {
 				t.Errorf("check %s: %v\n%s", name, err, out)
 			}
