@@ -7,11 +7,11 @@
 //
 // Invariants:
 //   - The loop's goroutine alone reads and writes the loop's state and calls the backend. Other goroutines share with
-//     it channels, atomic values, and snapshots, which never change.
-//   - A plugin gets its answer only after the kernel enforces on the pod what the answer says. As long as the kernel,
+//     the loop only channels, atomic values, and snapshots, which never change.
+//   - A plugin gets its answer only after the kernel enforces the policies on its pod. As long as the kernel,
 //     the records or the connections could not be read, no pod is enrolled.
-//   - What could not be read is neither empty nor unchanged: the loop keeps what it knew and tries again.
-//   - Nothing is flushed first: a new agent takes over what an earlier one made.
+//   - A failed read is unknown, neither empty nor unchanged: the loop keeps the earlier result and tries again.
+//   - Nothing is flushed first: a new agent takes over the sets, rules and routes of an earlier one.
 //
 // The plugin changes the kernel too. It adds a new pod's addresses to the set of all pods, removes an ended pod's
 // addresses from all sets, and lets a new pod's port send through the guard.

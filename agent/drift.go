@@ -12,7 +12,7 @@ type drift struct {
 	news chan struct{} // has room for one; full while generations isn't empty
 
 	mu          sync.Mutex
-	generations []uint32      // of concern; the loop hasn't looked at them yet
+	generations []uint32      // concerned generations that the loop hasn't looked at yet
 	heard       uint32        // the newest generation that the kernel has reported
 	more        chan struct{} // closed when the kernel reports another generation
 }

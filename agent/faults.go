@@ -41,7 +41,7 @@ var parts = map[part]struct{ name, meaning string }{
 	},
 }
 
-// faults has the present faults. Each is logged when it begins and when it ends, but not each time that it is met.
+// faults has the present faults. A fault is logged once when it begins and once when it ends.
 type faults struct {
 	log *slog.Logger
 	now map[part]error

@@ -31,7 +31,8 @@ type records struct {
 	complete bool
 	// stale is true if the last attempt to list the directory failed. The records from before it are kept.
 	stale bool
-	// churn is true if attachments have begun or ended since the kernel was last read: the plugin may have changed sets.
+	// churn is true if attachments have begun or ended after the last read of the kernel: the plugin may have changed
+	// sets.
 	churn bool
 	// ending is true if a DEL was running when the directory was last listed.
 	ending bool

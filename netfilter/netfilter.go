@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Verify says how much of the kernel to read before it is compared with a ruleset. The rest is taken from memory.
+// Verify is how much of the kernel to read before it is compared with a ruleset. The rest is taken from memory.
 type Verify int
 
 // The values. Each reads more than the one before.

@@ -101,7 +101,7 @@ func (d *Driver) apply(ctx context.Context, want *lowered, verify netfilter.Veri
 	if !p.empty() {
 		before, _ := generation()
 		if err := d.prepare(ctx, p, have, want); err != nil {
-			if !errors.As(err, new(*netfilter.RefusedError)) { // then the kernel's state is known
+			if !errors.As(err, new(*netfilter.RefusedError)) { // after that error the state is known
 				d.have = nil
 				err = errors.Join(err, d.closeAll(ctx, have, want))
 			}

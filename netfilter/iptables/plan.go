@@ -157,7 +157,7 @@ func endedIn(have state, want *lowered) map[netip.Addr]bool {
 func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lowered) (before, after []change) {
 	newOrder, oldOrder := want.chain(f, checks, chain).dispatch, dispatchOf(have.tables[f][checks].rules[chain])
 	unknown := have.tables[f][checks].unknown != nil
-	old := map[ruleset.Element]string{} // the class set that dispatches an address now
+	old := map[ruleset.Element]string{} // by address: the class set that matches it first now
 	for _, name := range slices.Backward(oldOrder) {
 		for element := range have.sets[name].entries {
 			old[element] = name

@@ -154,8 +154,8 @@ const (
 	maxSuspects = 1 << 15
 )
 
-// refusedAmong finds the rules that the kernel refuses. It tries them in a chain that no packet enters: first the kinds
-// of rules, of which there are about twenty at most; then each namespace's other rules; then the single rules of
+// refusedAmong returns the rules that the kernel refuses. It tries them in a chain that no packet enters: first the
+// kinds of rules, of which there are about twenty at most; then each namespace's other rules; then the single rules of
 // namespaces with a refused one. It returns nil if the kernel refuses the chain even without rules, or accepts all of
 // them: then the rules are not the reason.
 func (d *Driver) refusedAmong(ctx context.Context, f conf.Family, rules []ruleset.Rule) ruleset.Refused {
@@ -191,7 +191,7 @@ type trial struct {
 	refused ruleset.Refused
 }
 
-// kinds finds the kinds of rules that the kernel refuses.
+// kinds adds the refused kinds of rules to t.refused.
 func (t *trial) kinds(rules []ruleset.Rule) {
 	byName := map[string]ruleset.Kind{}
 	for _, r := range rules {
@@ -213,8 +213,8 @@ func (t *trial) kinds(rules []ruleset.Rule) {
 	})
 }
 
-// namespaces finds the rules that the kernel refuses. Each namespace has its own number of trials. If these don't
-// suffice, some accepted rules of that namespace count as refused, but none of another namespace.
+// namespaces adds the refused rules to t.refused. Each namespace has its own number of trials. If these don't suffice,
+// some accepted rules of that namespace count as refused, but none of another namespace.
 func (t *trial) namespaces(rules []ruleset.Rule) {
 	by := map[string][]ruleset.Rule{}
 	for _, r := range rules {
