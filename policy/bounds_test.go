@@ -80,9 +80,9 @@ func TestLargePolicies(t *testing.T) {
 		name         string
 		policies     []*networkingv1.NetworkPolicy
 		more         []policy.Pod
-		rules        int // of x/big's ingress chain, beside the two that end it
-		pass, closed string
-		problems     []string // how they begin; the last may be of many
+		rules        int // of x/big's ingress chain, without its last two rules
+		pass, denied string
+		problems     []string // the beginning of each problem; the last may match many
 		of           int
 	}{
 		{
@@ -90,27 +90,27 @@ func TestLargePolicies(t *testing.T) {
 			policies: let(nil, policytest.OddPorts(4000)...),
 			rules:    1,
 			pass:     "client>big:tcp:1 client>big:tcp:7999",
-			closed:   "client>big:tcp:2 client>big:tcp:8001 client>big:udp:1 client>big:1:0",
+			denied:   "client>big:tcp:2 client>big:tcp:8001 client>big:udp:1 client>big:1:0",
 		},
 		{
 			name: "4,000 ports for each of two peers", policies: let(anyone, policytest.OddPorts(4000)...), rules: 2,
-			pass: "client>big:tcp:3999 192.0.2.9>big:tcp:3999", closed: "192.0.2.9>big:tcp:4000 192.0.3.9>big:tcp:3999",
+			pass: "client>big:tcp:3999 192.0.2.9>big:tcp:3999", denied: "192.0.2.9>big:tcp:4000 192.0.3.9>big:tcp:3999",
 		},
 		{
 			name:     "100,000 ipBlocks",
 			policies: let(policytest.EvenAddresses(100_000), policytest.OddPorts(2)...),
 			rules:    1,
 			pass:     "172.16.0.0>big:tcp:1 172.19.13.62>big:tcp:3",
-			closed:   "172.16.0.1>big:tcp:1 172.19.13.64>big:tcp:1 172.16.0.0>big:tcp:2",
+			denied:   "172.16.0.1>big:tcp:1 172.19.13.64>big:tcp:1 172.16.0.0>big:tcp:2",
 		},
 		{
 			name: "an ipBlock with 4,000 excepts", policies: let(policytest.AllButEven(4000)), rules: 1,
-			pass: "172.16.0.1>big:tcp:1 8.8.8.8>big:tcp:1", closed: "172.16.0.0>big:tcp:1 172.16.31.62>big:tcp:1",
+			pass: "172.16.0.1>big:tcp:1 8.8.8.8>big:tcp:1", denied: "172.16.0.0>big:tcp:1 172.16.31.62>big:tcp:1",
 		},
 		{
 			name:     "too many networks",
 			policies: let(policytest.EvenAddresses(1<<17 + 1)),
-			closed:   "172.16.0.0>big:tcp:1 client>big:tcp:1",
+			denied:   "172.16.0.0>big:tcp:1 client>big:tcp:1",
 			problems: []string{
 				"NetworkPolicy x/big: spec.ingress[0]: with it the policy needs 131073 networks and ports, and the limit is " +
 					"131072; " +
@@ -120,7 +120,7 @@ func TestLargePolicies(t *testing.T) {
 		{
 			name:     "too many networks, made of few",
 			policies: let(policytest.AllButEven(1 << 17)),
-			closed:   "8.8.8.8>big:tcp:1 172.16.0.1>big:tcp:1",
+			denied:   "8.8.8.8>big:tcp:1 172.16.0.1>big:tcp:1",
 			problems: []string{"NetworkPolicy x/big: spec.ingress[0]: with it the policy needs "},
 		},
 		{
@@ -134,7 +134,7 @@ func TestLargePolicies(t *testing.T) {
 		{
 			name:     "too many rules of peers and ports",
 			policies: let(policytest.Selectors(0, 300), append(namedPorts(3), policytest.OddPorts(2)...)...),
-			closed:   "client>big:tcp:1",
+			denied:   "client>big:tcp:1",
 			problems: []string{"NetworkPolicy x/big: spec.ingress[0]: with it the policy needs 1200 rules"},
 		},
 		{
@@ -148,7 +148,7 @@ func TestLargePolicies(t *testing.T) {
 				Addresses: addresses(conf.MaxSetEntries + 1),
 			}},
 			pass:   "192.0.2.9>big:tcp:1 big>client:tcp:1",
-			closed: "client>big:tcp:1 11.0.0.1>big:tcp:1 big>11.0.0.1:tcp:7 big>client:tcp:7",
+			denied: "client>big:tcp:1 11.0.0.1>big:tcp:1 big>11.0.0.1:tcp:7 big>client:tcp:7",
 			problems: []string{
 				"NetworkPolicy x/big: spec.egress[0].ports: matches 1048577 addresses, and a set can have 1048576; " +
 					"it allows nothing",
@@ -159,7 +159,7 @@ func TestLargePolicies(t *testing.T) {
 			name:     "more sets than a node has room for",
 			policies: sets,
 			rules:    8191,
-			closed:   "10.88.1.9>big:tcp:1 client>big:tcp:1",
+			denied:   "10.88.1.9>big:tcp:1 client>big:tcp:1",
 			more: []policy.Pod{{
 				Namespace: "x",
 				Name:      "other",
@@ -170,7 +170,7 @@ func TestLargePolicies(t *testing.T) {
 			of:       50,
 		},
 		{
-			name: "100,000 broken ipBlocks", policies: broken, closed: "client>big:tcp:1 192.0.2.9>big:tcp:1",
+			name: "100,000 broken ipBlocks", policies: broken, denied: "client>big:tcp:1 192.0.2.9>big:tcp:1",
 			problems: []string{
 				"NetworkPolicy x/big: spec.ingress[0].from[0].ipBlock.cidr: ",
 				"NetworkPolicy x/big: spec.ingress[0].from[",
@@ -195,17 +195,17 @@ func TestLargePolicies(t *testing.T) {
 			if chain, _ := got.Chain(conf.IPv4, got.Classes[class].Chain); len(chain.Rules) != tc.rules+2 {
 				t.Errorf("%d rules, want %d", len(chain.Rules)-2, tc.rules)
 			}
-			judge, err := ruleset.NewSimulator(got)
+			simulator, err := ruleset.NewSimulator(got)
 			if err != nil {
 				t.Fatal(err)
 			}
 			for _, s := range strings.Fields(tc.pass + " client>web:tcp:80") {
-				if !judge.Allows(packet(t, state, s)) {
+				if !simulator.Allows(packet(t, state, s)) {
 					t.Errorf("%s is dropped", s)
 				}
 			}
-			for _, s := range strings.Fields(tc.closed + " big>web:tcp:80 192.0.2.9>web:tcp:80") {
-				if judge.Allows(packet(t, state, s)) {
+			for _, s := range strings.Fields(tc.denied + " big>web:tcp:80 192.0.2.9>web:tcp:80") {
+				if simulator.Allows(packet(t, state, s)) {
 					t.Errorf("%s is let through", s)
 				}
 			}

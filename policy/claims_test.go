@@ -39,8 +39,8 @@ func TestSettle(t *testing.T) {
 	}
 	within := []netip.Prefix{netip.MustParsePrefix("100.96.0.0/11"), netip.MustParsePrefix("fd00:96::/32")}
 	for _, tc := range []struct {
-		addresses, networks string // that a Node claims
-		kept                string // of those
+		addresses, networks string // the claims of a Node
+		kept                string // the claims that count
 		within              []netip.Prefix
 	}{
 		{
@@ -150,7 +150,7 @@ func TestWhatCountedBefore(t *testing.T) {
 		minute             int
 		address, network   string
 		victim             Node
-		addresses, podCIDR int // of the victim's that count
+		addresses, podCIDR int // the numbers of the victim's claims that count
 	}{
 		{1, address, network, victim, 1, 1},
 		{-1, address, network, victim, 1, 1},

@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// TestGolden compares rulesets with testdata/NAME.ruleset; go test ./policy -update writes them.
+// TestGolden compares rulesets with testdata/NAME.ruleset. The command go test ./policy -update writes these files.
 func TestGolden(t *testing.T) {
 	golden.Each(t, "..", func(t *testing.T, name string, state policy.State) {
 		golden.Compare(t, "testdata/"+name+".ruleset", text(t, policy.Compile(state)))
@@ -25,7 +25,7 @@ func TestGolden(t *testing.T) {
 func TestJudge(t *testing.T) {
 	for _, tc := range []struct {
 		file         string
-		pass, closed string
+		pass, denied string
 	}{
 		{
 			"walkthrough-1-none",
@@ -70,14 +70,14 @@ func TestJudge(t *testing.T) {
 	} {
 		t.Run(tc.file, func(t *testing.T) {
 			state := golden.Load(t, "testdata/"+tc.file+".yaml")
-			judge, err := ruleset.NewSimulator(policy.Compile(state))
+			simulator, err := ruleset.NewSimulator(policy.Compile(state))
 			if err != nil {
 				t.Fatal(err)
 			}
-			for want, list := range map[bool]string{true: tc.pass, false: tc.closed} {
+			for want, list := range map[bool]string{true: tc.pass, false: tc.denied} {
 				for _, s := range strings.Fields(list) {
 					p := packet(t, state, s)
-					if got := judge.Allows(p); got != want {
+					if got := simulator.Allows(p); got != want {
 						t.Errorf("%s: allowed %v, want %v", s, got, want)
 					}
 					v := verdict.New(state).Evaluate(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})

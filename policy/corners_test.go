@@ -75,7 +75,7 @@ metadata: {name: new, namespace: shop, labels: {app: web}}
 func TestCorners(t *testing.T) {
 	for _, tc := range []struct {
 		name, spec   string
-		pass, closed string
+		pass, denied string
 	}{
 		{
 			"no rule", "podSelector: {matchLabels: {app: db}}", "db>8.8.8.8:tcp:80 web>free:tcp:80",
@@ -217,15 +217,15 @@ func TestCorners(t *testing.T) {
 			if len(want.Problems) > 0 {
 				t.Error(want.Problems)
 			}
-			judge, err := ruleset.NewSimulator(want)
+			simulator, err := ruleset.NewSimulator(want)
 			if err != nil {
 				t.Fatal(err)
 			}
 			evaluator := verdict.New(state)
-			for want, list := range map[bool]string{true: tc.pass, false: tc.closed} {
+			for want, list := range map[bool]string{true: tc.pass, false: tc.denied} {
 				for _, s := range strings.Fields(list) {
 					p := packet(t, state, s)
-					if got := judge.Allows(p); got != want {
+					if got := simulator.Allows(p); got != want {
 						t.Errorf("%s: the rules let it through: %v, want %v", s, got, want)
 					}
 					v := evaluator.Evaluate(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
@@ -248,7 +248,7 @@ spec: {podSelector: {matchLabels: {app: db}},
   ingress: [{from: [{namespaceSelector: {matchLabels: {tier: back}}, podSelector: {matchLabels: {app: web}}}]}]}
 `
 	var parsed *policy.Parsed
-	for _, tc := range []struct{ name, from, to, pass, closed string }{
+	for _, tc := range []struct{ name, from, to, pass, denied string }{
 		{"at first", "", "", "free>db:tcp:80", "web>db:tcp:80"},
 		{
 			"a peer has another label", "{name: free, namespace: lab, labels: {app: web}}",
@@ -284,13 +284,13 @@ spec: {podSelector: {matchLabels: {app: db}},
 		state := golden.OnNode(golden.Objects(t, []byte(text)))
 		parsed = policy.Parse(state.Policies, parsed)
 		state.Parsed = parsed
-		judge, err := ruleset.NewSimulator(policy.Compile(state))
+		simulator, err := ruleset.NewSimulator(policy.Compile(state))
 		if err != nil {
 			t.Fatal(err)
 		}
-		for want, list := range map[bool]string{true: tc.pass, false: tc.closed} {
+		for want, list := range map[bool]string{true: tc.pass, false: tc.denied} {
 			for _, s := range strings.Fields(list) {
-				if got := judge.Allows(packet(t, state, s)); got != want {
+				if got := simulator.Allows(packet(t, state, s)); got != want {
 					t.Errorf("%s: %s passes: %v, want %v", tc.name, s, got, want)
 				}
 			}

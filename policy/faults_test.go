@@ -87,18 +87,18 @@ func TestFaults(t *testing.T) {
 	// These are the verdicts without a fault.
 	const (
 		pass   = "client>web:tcp:80 web>client:tcp:9 web>free:tcp:80 client>free:tcp:80 192.0.2.9>free:tcp:80"
-		closed = "client>web:tcp:81 client>db:tcp:80 free>web:tcp:80 free>db:tcp:80 192.0.2.9>web:tcp:80"
+		denied = "client>web:tcp:81 client>db:tcp:80 free>web:tcp:80 free>db:tcp:80 192.0.2.9>web:tcp:80"
 	)
 	for _, tc := range []struct {
 		name     string
 		more     string        // manifests
-		nodes    []policy.Node // beside self
-		pods     []policy.Pod  // beside the manifests'
+		nodes    []policy.Node // in addition to self
+		pods     []policy.Pod  // in addition to those of the manifests
 		unread   []ruleset.Problem
-		problems []string // how they begin
-		pass     string   // beside what passes otherwise
-		cut      string   // of what passes otherwise, this doesn't
-		closed   string   // and this doesn't either
+		problems []string // the beginning of each problem
+		pass     string   // more packets that must pass
+		cut      string   // packets that pass without the fault, and not with it
+		denied   string   // more packets that must not pass
 	}{
 		{name: "none"},
 		{name: "a Node without podCIDR", nodes: []policy.Node{faultNode("new", "192.0.2.13")}},
@@ -149,13 +149,13 @@ func TestFaults(t *testing.T) {
 			nodes:    []policy.Node{faultNode("far", "192.0.2.13", "10.88.3.0/24")},
 			pods:     []policy.Pod{faultPod("shop", "liar", "far", "10.88.1.7")},
 			problems: []string{"Pod shop/liar: status.podIPs: 10.88.1.7 is outside of the podCIDRs of the pod's Node far;"},
-			closed:   "liar>web:tcp:80",
+			denied:   "liar>web:tcp:80",
 		},
 		{
 			name:     "a pod with an address that nobody gives out",
 			pods:     []policy.Pod{faultPod("shop", "liar", "peer", "192.0.2.9")},
 			problems: []string{"Pod shop/liar: status.podIPs: 192.0.2.9 is outside of the podCIDRs of the pod's Node peer;"},
-			closed:   "liar>web:tcp:80",
+			denied:   "liar>web:tcp:80",
 		},
 		{
 			name: "a pod with two addresses, of which its Node gives out one",
@@ -172,7 +172,7 @@ func TestFaults(t *testing.T) {
 			problems: []string{
 				"Pod shop/liar: spec.nodeName: there is no Node \"gone\", so it is unknown whether 10.88.1.7 is the pod's address;",
 			},
-			closed: "liar>web:tcp:80",
+			denied: "liar>web:tcp:80",
 		},
 		{
 			name: "a pod whose Node has no podCIDRs", nodes: []policy.Node{faultNode("new", "192.0.2.13")},
@@ -180,7 +180,7 @@ func TestFaults(t *testing.T) {
 			problems: []string{
 				"Pod shop/liar: spec.nodeName: Node new has no podCIDRs, so it is unknown whether 10.88.1.7 is the pod's address;",
 			},
-			closed: "liar>web:tcp:80",
+			denied: "liar>web:tcp:80",
 		},
 		{
 			name:  "a pod elsewhere with an address that this node gives out too",
@@ -189,15 +189,15 @@ func TestFaults(t *testing.T) {
 			problems: []string{
 				"Pod shop/liar: status.podIPs: 10.88.0.9 is within the podCIDRs of this node, but the pod's Node is twin;",
 			},
-			closed: "liar>web:tcp:80",
+			denied: "liar>web:tcp:80",
 		},
 		{
-			name:   "a pod of this node that isn't attached", // any more, or yet; it is no fault
+			name:   "a pod of this node that isn't attached", // before ADD or after DEL; it is no fault
 			pods:   []policy.Pod{faultPod("shop", "double", "self", "10.88.0.9")},
-			closed: "10.88.0.9>web:tcp:80",
+			denied: "10.88.0.9>web:tcp:80",
 		},
 		{
-			name: "a pod that has its address twice", // both fields of its status, for instance
+			name: "a pod that has its address twice", // such as in both fields of its status
 			pods: []policy.Pod{{
 				Namespace: "lab",
 				Name:      "twice",
@@ -206,7 +206,7 @@ func TestFaults(t *testing.T) {
 			}},
 		},
 		{
-			name: "a peer's selector with a value that no label has", // objects from before the API server validated it
+			name: "a peer's selector with a value that no label has", // older than the API server's validation
 			more: "metadata: {name: x, namespace: shop}\nspec: {podSelector: {matchLabels: {app: db}}, " +
 				"ingress: [{from: [{podSelector: {matchLabels: {app: 'no such value!'}}}]}]}",
 			problems: []string{"NetworkPolicy shop/x: spec.ingress[0].from[0].podSelector: "},
@@ -237,7 +237,7 @@ func TestFaults(t *testing.T) {
 			more:     "metadata: {name: x, namespace: lab}\nspec: {podSelector: {}, policyTypes: [Inwards]}",
 			problems: []string{"NetworkPolicy lab/x: spec.policyTypes[0]: "},
 			cut:      "web>free:tcp:80 client>free:tcp:80 192.0.2.9>free:tcp:80",
-			closed:   "free>192.0.2.9:tcp:80",
+			denied:   "free>192.0.2.9:tcp:80",
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -257,18 +257,18 @@ func TestFaults(t *testing.T) {
 			state.Node = "self"
 			want := policy.Compile(state)
 			compareProblems(t, tc.problems, want.Problems)
-			judge, err := ruleset.NewSimulator(want)
+			simulator, err := ruleset.NewSimulator(want)
 			if err != nil {
 				t.Fatal(err)
 			}
 			cut := strings.Fields(tc.cut)
 			for _, s := range strings.Fields(pass + " " + tc.pass) {
-				if want := !slices.Contains(cut, s); judge.Allows(packet(t, state, s)) != want {
+				if want := !slices.Contains(cut, s); simulator.Allows(packet(t, state, s)) != want {
 					t.Errorf("%s: allowed %v, want %v", s, !want, want)
 				}
 			}
-			for _, s := range strings.Fields(closed + " " + tc.closed) {
-				if judge.Allows(packet(t, state, s)) {
+			for _, s := range strings.Fields(denied + " " + tc.denied) {
+				if simulator.Allows(packet(t, state, s)) {
 					t.Errorf("%s is let through", s)
 				}
 			}

@@ -39,7 +39,7 @@ func FuzzPolicy(f *testing.F) {
 		objects := golden.Objects(t, []byte(shop))
 		objects.Policies = append(objects.Policies, np)
 		state := golden.OnNode(objects)
-		judge, err := ruleset.NewSimulator(policy.Compile(state))
+		simulator, err := ruleset.NewSimulator(policy.Compile(state))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -50,11 +50,11 @@ func FuzzPolicy(f *testing.F) {
 		} {
 			p := packet(t, state, s)
 			v := evaluator.Evaluate(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
-			if got := judge.Allows(p); got != v.AllowedHere() {
+			if got := simulator.Allows(p); got != v.AllowedHere() {
 				t.Errorf("%s: the rules let it through: %v. But the policies say:\n%s", s, got, v)
 			}
 		}
-		if judge.Allows(ruleset.Packet{
+		if simulator.Allows(ruleset.Packet{
 			In:    "eth0",
 			Out:   "weir0",
 			Src:   netip.MustParseAddr("192.0.2.9"),

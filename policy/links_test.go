@@ -12,7 +12,7 @@ import (
 
 // TestSelf: an isolated pod reaches itself, however it is attached. No other sender reaches it by forging its address.
 func TestSelf(t *testing.T) {
-	judge, err := ruleset.NewSimulator(policy.Compile(golden.Load(t, "testdata/other-plugins.yaml")))
+	simulator, err := ruleset.NewSimulator(policy.Compile(golden.Load(t, "testdata/other-plugins.yaml")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,12 +31,12 @@ func TestSelf(t *testing.T) {
 			a := netip.MustParseAddr(addr)
 			for _, from := range []ruleset.Link{ours, routed, bridged, other, uplink} {
 				if from == ours && own.link != ours {
-					continue // the spoof guard's
+					continue // the guard drops these packets
 				}
 				p := ruleset.Packet{
 					In: from.In, InPort: from.Port, Out: own.link.In, Src: a, Dst: a, Proto: ruleset.TCP, Port: 80, Translated: true,
 				}
-				if got := judge.Allows(p); got != (from == own.link) {
+				if got := simulator.Allows(p); got != (from == own.link) {
 					t.Errorf("%+v passes: %v", p, got)
 				}
 			}
@@ -46,7 +46,7 @@ func TestSelf(t *testing.T) {
 
 // TestSendersOfOtherPlugins: if a link belongs to one pod, only packets from that pod's addresses are accepted from it.
 func TestSendersOfOtherPlugins(t *testing.T) {
-	judge, err := ruleset.NewSimulator(policy.Compile(golden.Load(t, "testdata/other-plugins.yaml")))
+	simulator, err := ruleset.NewSimulator(policy.Compile(golden.Load(t, "testdata/other-plugins.yaml")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestSendersOfOtherPlugins(t *testing.T) {
 			if dst == "192.0.2.2" {
 				p.Out = ""
 			}
-			if judge.Allows(p) {
+			if simulator.Allows(p) {
 				t.Errorf("%+v passes", p)
 			}
 		}
@@ -74,7 +74,7 @@ func TestSendersOfOtherPlugins(t *testing.T) {
 func TestLoopback(t *testing.T) {
 	state := golden.Load(t, "testdata/other-plugins.yaml")
 	state.Policies = nil
-	judge, err := ruleset.NewSimulator(policy.Compile(state))
+	simulator, err := ruleset.NewSimulator(policy.Compile(state))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,10 +96,10 @@ func TestLoopback(t *testing.T) {
 		if p.Src.Is6() {
 			p.Dst = netip.IPv6Loopback()
 		}
-		if judge.Allows(p) {
+		if simulator.Allows(p) {
 			t.Errorf("%+v passes", p)
 		}
-		if p.Translated = true; !judge.Allows(p) {
+		if p.Translated = true; !simulator.Allows(p) {
 			t.Errorf("%+v doesn't pass", p)
 		}
 	}

@@ -92,9 +92,9 @@ type Pod struct {
 	// UID is empty if the source has none. The pod then matches every endpoint of the same name.
 	UID    string
 	Labels map[string]string
-	// Unknown are the keys of labels with an unknown value. It may also be unknown whether such a label exists. A
-	// policy whose podSelector depends on such a label isolates the pod and allows nothing. A peer's selector that
-	// depends on it doesn't match the pod.
+	// Unknown are the keys of labels with an unknown value. It may also be unknown whether such a label exists. If a
+	// policy's podSelector depends on such a label, the policy isolates the pod and allows nothing. If a peer's
+	// selector depends on it, the selector doesn't match the pod.
 	Unknown []string
 	// Ports are the named ports of the pod's containers, no two with the same name and protocol.
 	Ports []NamedPort

@@ -33,7 +33,7 @@ func TestParsedSavesNothingButTime(t *testing.T) {
 			}
 			s = policytest.Change(r, s)
 			with = s
-			with.Parsed = parsed // of the state before
+			with.Parsed = parsed // the parsed policies of the state before
 			if diff := cmp.Diff(text(t, policy.Compile(s)), text(t, policy.Compile(with))); diff != "" {
 				t.Fatalf("seed %d: with another state's policies: %s", seed, diff)
 			}

@@ -45,7 +45,7 @@ func TestRefused(t *testing.T) {
 	port80 := ruleset.Rule{Proto: ruleset.TCP, Ports: []ruleset.PortRange{{First: 80, Last: 80}}, Action: ruleset.Return}
 	for name, tc := range map[string]struct {
 		refusal      ruleset.Refusal
-		pass, closed string
+		pass, denied string
 		problem      string
 	}{
 		"a kind of ports": {
@@ -101,17 +101,17 @@ func TestRefused(t *testing.T) {
 			} else if r.Set != "" && r.Element == (ruleset.Element{}) && strings.Contains(text.String(), "set "+r.Set+":") {
 				t.Errorf("the set is asked for again:\n%s", text.String())
 			}
-			judge, err := ruleset.NewSimulator(want)
+			simulator, err := ruleset.NewSimulator(want)
 			if err != nil {
 				t.Fatal(err)
 			}
 			for _, s := range strings.Fields(tc.pass + " client>web:tcp:80") {
-				if !judge.Allows(packet(t, state, s)) {
+				if !simulator.Allows(packet(t, state, s)) {
 					t.Errorf("%s is dropped", s)
 				}
 			}
-			for _, s := range strings.Fields(tc.closed + " big>web:tcp:80 192.0.2.9>web:tcp:80") {
-				if judge.Allows(packet(t, state, s)) {
+			for _, s := range strings.Fields(tc.denied + " big>web:tcp:80 192.0.2.9>web:tcp:80") {
+				if simulator.Allows(packet(t, state, s)) {
 					t.Errorf("%s is let through", s)
 				}
 			}

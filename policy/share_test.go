@@ -107,7 +107,7 @@ func TestGrantIsFair(t *testing.T) {
 		for range 1 + r.IntN(40) {
 			w := wish{namespace: string(rune('a' + r.IntN(5))), rules: r.IntN(5)}
 			for range r.IntN(3) {
-				name := strings.Repeat(string(rune('a'+r.IntN(4))), 1+r.IntN(30)) // some are shared
+				name := strings.Repeat(string(rune('a'+r.IntN(4))), 1+r.IntN(30)) // some wishes share a set
 				if r.IntN(2) == 0 {
 					name = fmt.Sprint(w.namespace, len(wishes))
 				}

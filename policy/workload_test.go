@@ -10,7 +10,7 @@ import (
 // TestWorkloadsName checks, for each kind, names that its pods can have and names that they can't.
 func TestWorkloadsName(t *testing.T) {
 	long := strings.Repeat("a", 60)
-	cut := long[:57] + "-" // 58 letters: where a generateName ends
+	cut := long[:57] + "-" // 58 letters, the length to which a generateName is cut
 	for _, tc := range []struct {
 		w       Workload
 		yes, no []string

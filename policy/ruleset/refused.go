@@ -4,27 +4,28 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Refusal names a part of a ruleset that a node's kernel refuses, such as a match whose module it lacks. One of Kind,
-// Rule, SetKind and Set is given.
+// Refusal names a part of a ruleset that a node's kernel refuses, such as a match for which the kernel has no module.
+// It has one of Kind, Rule, SetKind and Set.
 type Refusal struct {
 	Family conf.Family
-	// Kind is the name of a Kind: a part that rules of policies have in common.
+	// Kind is the name of a Kind: a part that several rules can have.
 	Kind string
 	// Rule is the Key of one rule of a policy.
 	Rule string
 	// SetKind is the kind of the sets that the kernel can't make.
 	SetKind SetKind
-	// Set is the name of a set, of which the kernel refuses the element; all of it if that is the zero Element.
+	// Set is the name of a set. The kernel refuses the set's Element, or the whole set if Element is zero.
 	Set     string
 	Element Element
 }
 
-// Refused is what a node's kernel has refused. Each value says, in the backend's words, what that is and why: "the
-// set weir-sel-X: REASON". The ruleset drops the packets that a refused part would allow. Only parts that allow
-// packets by a policy, or put a pod into its class, are in it: without any other part the node isn't safe.
+// Refused are the parts of rulesets that a node's kernel has refused. Each value has the part and the reason in the
+// backend's words: "the set weir-sel-X: REASON". The ruleset drops the packets that a refused part would allow. Refused
+// has only parts that allow packets by a policy or put a pod into its class. The node isn't safe without the other
+// parts.
 type Refused map[Refusal]string
 
-// Kind is one part of a rule, which a kernel that lacks it refuses in whatever rule it stands.
+// Kind is one part of a rule. A kernel without support for this part refuses every rule that has it.
 type Kind struct {
 	Name string
 	Rule Rule // an example that has no other part
@@ -54,7 +55,7 @@ func (r Rule) Kinds() []Kind {
 	}
 	switch len(r.Ports) {
 	case 0:
-	case 1: // its number is none that a kernel would refuse
+	case 1: // any number serves as example: the kernel doesn't refuse a port for its number
 		portName += ", one port"
 		port.Ports = []PortRange{{1, 1}}
 	default:
@@ -67,7 +68,7 @@ func (r Rule) Kinds() []Kind {
 // ByPort reports whether the kind is a way to match ports.
 func (k Kind) ByPort() bool { return k.Rule.Proto != "" }
 
-// Set returns what the kernel has refused of the set, and why; empty if nothing.
+// Set returns the refused part of the set and the reason; empty if the kernel hasn't refused any.
 func (r Refused) Set(f conf.Family, k SetKind, name string) string {
 	if why, ok := r[Refusal{Family: f, SetKind: k}]; ok && k != "" {
 		return why
@@ -75,8 +76,8 @@ func (r Refused) Set(f conf.Family, k SetKind, name string) string {
 	return r[Refusal{Family: f, Set: name}]
 }
 
-// Rule returns what the kernel has refused of the rule and why, and whether that is the way in which it matches
-// ports. The text is empty if nothing.
+// Rule returns the refused part of the rule and the reason, and whether this part matches ports. The text is empty if
+// the kernel has refused no part.
 func (r Refused) Rule(f conf.Family, rule Rule) (why string, ports bool) {
 	if len(r) == 0 {
 		return "", false
@@ -89,7 +90,8 @@ func (r Refused) Rule(f conf.Family, rule Rule) (why string, ports bool) {
 	return r[Refusal{Family: f, Rule: rule.Key()}], false
 }
 
-// Without leaves out the entries of the set that the kernel refuses, and reports each with what the backend says of it.
+// Without returns the set without the entries that the kernel refuses. It calls report with each such entry and the
+// value of Refused.
 func (r Refused) Without(s Set, report func(e Entry, why string)) Set {
 	if len(r) == 0 {
 		return s

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// Rule says what becomes of the packets that match it. A packet matches if it matches every field that is given.
+// Rule has conditions and an action for packets that match all of them. A field that is empty is no condition.
 type Rule struct {
 	Src    netip.Prefix
 	Dst    netip.Prefix
@@ -19,27 +19,28 @@ type Rule struct {
 	Proto  Protocol
 	InPort string // the port of a bridge that the packet came in by
 	Sets   []SetMatch
-	Ports  []PortRange // of the destination, however many
+	Ports  []PortRange // of the destination; any number of ranges
 	Track  Track
 	Shape  Shape
-	// Comment is what an operator reads beside the rule.
+	// Comment explains the rule to an operator who lists the kernel's rules.
 	Comment string
 	Action  Action
-	// To is the chain that Jump and GoTo lead to; for Log, the prefix of what is logged.
+	// To is the target chain of Jump and GoTo, or the prefix of Log's message.
 	To string
-	// Policy is the namespace/name of the policy that allows packets by the rule; empty if the rule belongs to no policy.
-	// Without such a rule the rest of the ruleset holds, and the packets that it would allow are dropped.
+	// Policy is the namespace/name of the policy that allows packets by the rule; empty if the rule belongs to no
+	// policy. A ruleset without such a rule is still safe: it drops the packets that the rule would allow.
 	Policy string
 }
 
-// SetMatch matches packets whose part By is in the set of that name, or isn't if Not is true.
+// SetMatch matches a packet if the set named Name contains the packet's part By. If Not is true, it matches a packet if
+// the set doesn't contain the part.
 type SetMatch struct {
 	Name string
 	By   Part
 	Not  bool
 }
 
-// Part of a packet that is looked up in a set.
+// Part is the part of a packet that a rule looks up in a set.
 type Part string
 
 // The parts. Each fits sets of certain kinds.
@@ -51,90 +52,91 @@ const (
 	SourceLink      Part = "source and link"      // AddressLinks
 )
 
-// ports reports whether the match is by the destination's port, alone or with its address.
+// ports reports whether the match looks up the destination port, alone or with the address.
 func (m SetMatch) ports() bool { return m.By == DestinationPort || m.By == DestinationPair }
 
-// Track matches by what connection tracking knows of the packet. The first packet of a connection, which is the one
-// that a Simulator knows, belongs to no connection.
+// Track matches the state that connection tracking has for the packet. A Simulator knows only the first packet of a
+// connection, which has no such state.
 type Track string
 
 const (
-	// Established packets belong to a connection that was allowed, and was not cut since.
+	// Established packets belong to a connection that was allowed and is not cut.
 	Established Track = "established"
-	// Cut packets belong to a connection that a later change of policy forbids.
+	// Cut packets belong to a connection that policies allowed and no longer allow.
 	Cut Track = "cut"
-	// Related packets are about a connection, or belong to one that another one has announced.
+	// Related packets are ICMP errors about a connection, or belong to a connection that another connection announced.
 	Related Track = "related"
-	// Untranslated packets go to the address that their sender sent them to: no rule has translated their destination.
+	// Untranslated packets still have the destination that their sender gave them: no rule has translated it.
 	Untranslated Track = "untranslated"
-	// Midstream packets are TCP's that don't begin a connection. Packets that are not tracked (NOTRACK) are not among
-	// them: the kernel checks each of those as if it were the first.
+	// Midstream packets are TCP packets of an unknown connection that don't begin one. Untracked packets (NOTRACK) are
+	// not among them: the kernel checks each untracked packet as if it were the first of a connection.
 	Midstream Track = "midstream"
 )
 
-// Shape matches by what the packet's headers say together; each backend has its own way to look. A packet that is too
-// short to tell doesn't match, so a rule with a shape must not drop packets.
+// Shape matches a combination of values in the packet's headers. Each backend has its own way to compare them. A packet
+// that is too short for the comparison doesn't match, so a rule with a shape must not drop packets.
 type Shape string
 
 const (
 	// ToItself packets have the same address as source and destination.
 	ToItself Shape = "to its own sender"
-	// HonestICMP packets are ICMP packets that are no errors, and errors that answer a packet of their receiver to their
-	// sender: the addresses of the packet inside are those of the packet outside, the other way round. Redirects are not
-	// among them, nor are fragments behind the first. The errors are those that connection tracking relates to
-	// connections: of ICMP, types 3 (destination unreachable), 4 (source quench), 11 (time exceeded) and 12 (parameter
-	// problem); of ICMPv6, all types below 128 (RFC 4443, section 2.1). Behind an IPv6 extension header the type is not
-	// looked for, and the packet doesn't match.
+	// HonestICMP packets are ICMP packets that are no errors, and errors about a packet that the error's receiver sent
+	// to the error's sender: the packet inside the error has the same addresses as the error, with source and
+	// destination swapped. Redirects don't match, and fragments other than the first don't match.
+	//
+	// Errors are the types that connection tracking relates to connections. For ICMP these are types 3 (destination
+	// unreachable), 4 (source quench), 11 (time exceeded) and 12 (parameter problem). For ICMPv6 they are all types
+	// below 128 (RFC 4443, section 2.1). An ICMPv6 packet with an extension header doesn't match.
 	HonestICMP Shape = "no ICMP error, or one about a packet to its sender"
-	// NoICMPError packets are ICMP packets that are no errors. What HonestICMP says of fragments and extension headers
-	// holds for them too.
+	// NoICMPError packets are ICMP packets that are no errors. As with HonestICMP, later fragments and packets with an
+	// extension header don't match.
 	NoICMPError Shape = "no ICMP error"
-	// Solicitation packets are how an IPv6 host asks for another on its link. A router that had passed one on would have
-	// lowered its hop limit, and such a packet doesn't match (RFC 4861, section 7.1).
+	// Solicitation packets are ICMPv6 neighbour solicitations: an IPv6 host asks for the link address of another host
+	// on its link. Only packets with the hop limit 255 match, which no router has forwarded (RFC 4861, section 7.1).
 	Solicitation Shape = "neighbour solicitation"
-	// Advertisement packets are the answers.
+	// Advertisement packets are ICMPv6 neighbour advertisements, which answer solicitations.
 	Advertisement Shape = "neighbour advertisement"
 )
 
-// Action of a rule.
+// Action is what a rule does with a packet that matches.
 type Action string
 
 // The actions.
 const (
 	Accept Action = "accept"
 	Drop   Action = "drop"
-	// Return ends the chain: the packet goes on behind the jump that led there, or behind the hook.
+	// Return ends the chain: the packet continues after the rule that jumped to the chain, or after the hook.
 	Return Action = "return"
-	// Jump has the packet go through the chain To, and come back if that returns.
+	// Jump sends the packet through the chain To. The packet continues after the jump if that chain returns.
 	Jump Action = "jump"
-	// GoTo has the packet go through the chain To, and not come back to this one.
+	// GoTo sends the packet through the chain To. The packet never continues in this chain.
 	GoTo Action = "goto"
-	// Log tells of the packet, which goes on with the next rule.
+	// Log writes the packet to the kernel's log. The packet continues with the next rule.
 	Log Action = "log"
-	// Masquerade has the connection leave the node under the node's address.
+	// Masquerade translates the connection's source address to the node's address.
 	Masquerade Action = "masquerade"
 )
 
-// Protocol above IP, by its lower-case name; empty for any.
+// Protocol is a protocol above IP, by its lower-case name; empty for any protocol.
 type Protocol string
 
-// The protocols a NetworkPolicyPort can name.
+// The protocols that a NetworkPolicyPort can have.
 const (
 	TCP  Protocol = "tcp"
 	UDP  Protocol = "udp"
 	SCTP Protocol = "sctp"
 )
 
-// The protocols of errors, and of IPv6's neighbour discovery.
+// The protocols of ICMP errors and of IPv6's neighbour discovery.
 const (
 	ICMP   Protocol = "icmp"
 	ICMPv6 Protocol = "ipv6-icmp"
 )
 
-// PortRange is first to last, both included.
+// PortRange is the ports from First to Last, both included.
 type PortRange struct{ First, Last uint16 }
 
-// String writes the range as "80" or "80-90".
+// String returns the range as "80" or "80-90".
 func (p PortRange) String() string {
 	if p.First == p.Last {
 		return strconv.Itoa(int(p.First))
@@ -142,26 +144,27 @@ func (p PortRange) String() string {
 	return fmt.Sprintf("%d-%d", p.First, p.Last)
 }
 
-// Equal reports whether the rules are the same, of the same policy too.
+// Equal reports whether the rules are the same, including their comments and policies.
 func (r Rule) Equal(o Rule) bool {
 	return r.Comment == o.Comment && r.Policy == o.Policy && r.SameAs(o)
 }
 
-// SameAs reports whether the rules match and do the same, whatever their comments and policies.
+// SameAs reports whether the rules have the same conditions and actions. Their comments and policies may differ.
 func (r Rule) SameAs(o Rule) bool {
 	return r.Src == o.Src && r.Dst == o.Dst && r.In == o.In && r.Out == o.Out && r.Proto == o.Proto &&
 		r.InPort == o.InPort && slices.Equal(r.Sets, o.Sets) && slices.Equal(r.Ports, o.Ports) && r.Track == o.Track &&
 		r.Shape == o.Shape && r.Action == o.Action && r.To == o.To
 }
 
-// Key returns a text that is equal for rules that are the SameAs each other, and different for all others.
+// Key returns a text for the rule's conditions and action. Two rules have equal keys only if SameAs is true for them.
 func (r Rule) Key() string {
 	var b strings.Builder
 	r.encode(&b)
 	return b.String()
 }
 
-// encode writes what the rule matches and does. Each value stands behind its length, so none runs into the next.
+// encode writes the rule's conditions and action. The length of each value precedes it, so different rules never give
+// equal texts.
 func (r Rule) encode(b *strings.Builder) {
 	b.Grow(128)
 	put := func(field byte, value string) {
@@ -198,8 +201,8 @@ func (r Rule) encode(b *strings.Builder) {
 	put('c', r.To)
 }
 
-// Identity returns a name for these rules, a hash of their fields and comments: 16 letters and digits (80 bits).
-// context tells apart chains with equal rules that are to be different chains.
+// Identity returns a name for these rules: a hash of the context and the rules' fields and comments. It has 16 letters
+// and digits (80 bits). Chains with equal rules and different contexts get different names.
 func Identity(context string, rules []Rule) string {
 	var b strings.Builder
 	b.WriteString(context)
@@ -214,7 +217,8 @@ func Identity(context string, rules []Rule) string {
 	return Hash(b.String())
 }
 
-// Hash shortens a text to 16 letters and digits (80 bits), as the names of sets and chains have room for.
+// Hash returns a hash of the text with 16 letters and digits (80 bits). It is short enough for the names of sets and
+// chains.
 func Hash(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	return base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:10])

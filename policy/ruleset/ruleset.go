@@ -1,16 +1,16 @@
-// Package ruleset is what a node's packet filter should enforce, as data: sets, chains of rules, and the hooks where
-// packets enter the chains. It says what should be; a backend (netfilter/iptables) lowers it to its own words, tables
-// and limits, and writes it to the kernel. A Simulator runs packets through a ruleset in memory.
+// Package ruleset describes what a node's packet filter should enforce, as data: sets, chains of rules, and the hooks
+// where packets enter the chains. A backend (netfilter/iptables) lowers a ruleset to its own text, tables and limits,
+// and writes it to the kernel. A Simulator runs packets through a ruleset in memory.
 //
-// The package links no kernel interface and nothing of Kubernetes, and touches nothing. Its invariants:
+// The package uses no kernel interface and no package of Kubernetes, and has no side effects. Its invariants:
 //
 //   - Sets are ordered by name, chains by family and name, entries by Element.Compare: equal states give equal
 //     rulesets.
 //   - A set is of one family and holds no entry of another, and no IPv4-mapped IPv6 address (::ffff:0:0/96).
-//   - A class's set and chain are named by what the chain's rules say (Identity): new rules are a new chain with a new
-//     set, and never change under a set's members.
-//   - Each chain that checks packets ends with a rule that drops them or returns; what returns from the chain at a hook
-//     goes on.
+//   - The names of a class's set and chain contain a hash of the chain's rules (Identity). New rules make a new chain
+//     and a new set, so the rules for the members of a set never change.
+//   - Each chain that checks packets ends with a rule that drops the packet, or returns. A packet passes the
+//     hook if the hook's chain returns.
 package ruleset
 
 import (
@@ -20,7 +20,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Ruleset is what should be in the kernel, and what it was made of.
+// Ruleset has the sets and chains that the kernel should have, and the classes and problems of the policies.
 type Ruleset struct {
 	Sets     []Set
 	Chains   []Chain
@@ -28,35 +28,37 @@ type Ruleset struct {
 	Problems []Problem
 }
 
-// Hook is a place on a packet's way where it enters a chain.
+// Hook is a place on a packet's path where the packet enters a chain.
 type Hook string
 
-// The hooks. The first two are ahead of everybody else's rules, the others behind them.
+// The hooks. The first two come before the rules of other programs, the others after them.
 const (
-	// CheckForwarded has all packets that the node forwards.
+	// CheckForwarded is the hook of all packets that the node forwards.
 	CheckForwarded Hook = "check forwarded packets"
-	// CheckToNode has all packets to the node itself.
+	// CheckToNode is the hook of all packets to the node itself.
 	CheckToNode Hook = "check packets to the node"
-	// AcceptForwarded has forwarded packets that were checked, and that other rules of the node might drop by default.
+	// AcceptForwarded is the hook of forwarded packets that were checked. Its chain accepts packets that other rules of
+	// the node might drop by default.
 	AcceptForwarded Hook = "accept forwarded packets"
-	// TranslateSource has the first packets of connections that leave the node, and decides under which address.
+	// TranslateSource is the hook of the first packets of connections that leave the node. Its chain decides about the
+	// source address that they get.
 	TranslateSource Hook = "translate sources"
 )
 
-// Chain is a list of rules. The first one that matches a packet and isn't a log decides.
+// Chain is a list of rules. The first rule that matches a packet and has another action than Log decides.
 type Chain struct {
 	Family conf.Family
 	Name   string
-	// Hook is where packets enter the chain. It is empty for chains that rules jump or go to; these rules all belong to
-	// chains that check packets.
+	// Hook is where packets enter the chain. It is empty for a chain that only rules of other chains send packets to.
+	// All these other chains check packets.
 	Hook Hook
-	// Comment is what an operator reads beside the way from the hook to the chain.
+	// Comment explains to an operator the kernel's rule that leads from the hook to the chain.
 	Comment string
 	Rules   []Rule
 }
 
-// Dispatch returns the names of the sets that the chain's rules go by, in the order of the rules: a packet whose pod
-// is in several of them goes to the class of the first.
+// Dispatch returns the names of the sets that the chain's rules match, in the order of the rules. If several of the
+// sets contain a pod, its packets go to the class of the first.
 func (c Chain) Dispatch() []string {
 	var names []string
 	for _, r := range c.Rules {
@@ -73,7 +75,7 @@ func (c Chain) Equal(o Chain) bool {
 		slices.EqualFunc(c.Rules, o.Rules, Rule.Equal)
 }
 
-// SortChains sorts chains as a Ruleset has them.
+// SortChains sorts chains by family and name, as in a Ruleset.
 func SortChains(chains []Chain) {
 	slices.SortFunc(chains, func(a, b Chain) int {
 		return cmp.Or(cmp.Compare(a.Family, b.Family), cmp.Compare(a.Name, b.Name))
@@ -94,7 +96,7 @@ func (r Ruleset) Chain(f conf.Family, name string) (Chain, bool) {
 	return r.Chains[i], true
 }
 
-// Direction of traffic, as seen from the pod that a policy selects.
+// Direction is the direction of traffic, as seen from the pod that a policy selects.
 type Direction string
 
 // The directions of networking.k8s.io/v1 policyTypes.
@@ -103,23 +105,22 @@ const (
 	Egress  Direction = "egress"
 )
 
-// Class is the pods of this node that the same policies isolate in one direction. There is one for each family that
-// they have addresses of.
+// Class has the pods of this node that the same policies isolate in one direction, in one family.
 type Class struct {
 	Direction Direction
-	Policies  []string // none: no policy isolates the pods
+	Policies  []string // empty if no policy isolates the pods
 	Set       string
 	Chain     string
 	Pods      []string
 }
 
-// Problem is an object, or part of one, that can't be enforced as written. The ruleset drops what it would have
-// allowed.
+// Problem describes an object, or a part of one, that can't be enforced as written. The ruleset drops the packets that
+// this part would have allowed.
 type Problem struct {
 	Object  string // kind namespace/name
 	Field   string
 	Message string
 }
 
-// String is one line for a log.
+// String returns one line for a log.
 func (p Problem) String() string { return p.Object + ": " + p.Field + ": " + p.Message }

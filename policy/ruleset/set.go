@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// SetKind says what the entries of a set are.
+// SetKind is the kind of the entries of a set.
 type SetKind string
 
 // The kinds.
@@ -18,27 +18,29 @@ const (
 	Addresses    SetKind = "addresses"
 	Networks     SetKind = "networks"
 	AddressPorts SetKind = "addresses with ports"
-	// Ports sets are of both families: IPv4 stands for both.
+	// Ports sets serve both families. Their field Family is IPv4.
 	Ports SetKind = "ports"
 	// AddressLinks sets hold addresses and networks, each with the link that its packets come in by.
 	AddressLinks SetKind = "addresses with links"
 )
 
-// SetRole says in which order a set and the rules that use it change, so that no packet passes on the way that neither
-// the old nor the new ruleset allows.
+// SetRole decides the order in which a set and the rules that use it change. The order is such that no packet passes
+// during the change that neither the old nor the new ruleset allows.
 type SetRole int
 
 const (
-	// Peers are allowed by some rule: entries that leave are deleted before the rules change, new ones are added after.
+	// Peers sets have entries that rules allow. Old entries are deleted before the rules change, and new entries are
+	// added after.
 	Peers SetRole = iota
-	// Checked entries are those whose packets the rules check at all: new ones are added before the rules change, entries
-	// that leave are deleted after.
+	// Checked sets have the addresses that the rules check. New entries are added before the rules change, and old
+	// entries are deleted after.
 	Checked
-	// Attached entries are checked, and the addresses of this node's attachments. One that comes has no connections, and
-	// those of one that has left are forgotten before another pod has the address (conntrack.Delete).
+	// Attached sets are like Checked sets, and have the addresses of this node's attachments. A new attachment has no
+	// connections. The entries of connection tracking for a removed attachment are deleted before its address is
+	// assigned again (conntrack.Delete).
 	Attached
-	// Members are sent to their class by the first rule of the chain Set.Dispatch that finds them in its set. Those that
-	// change class do so in one step, or are in no class in between.
+	// Members sets are class sets. The first rule of the chain Set.Dispatch with a set that contains the pod's address
+	// sends its packets to the pod's class. A pod changes its class in one step, or is in no class in between.
 	Members
 )
 
@@ -46,24 +48,24 @@ const (
 type Set struct {
 	Name   string
 	Kind   SetKind
-	Family conf.Family // of all its entries
+	Family conf.Family // the family of all entries
 	Role   SetRole
-	// Dispatch is the chain that goes by the set, if its role is Members.
+	// Dispatch is the chain with the rule that matches the set, if the set's role is Members.
 	Dispatch string
-	// Opens says that the set and each of its entries are there to allow packets: without them packets are dropped. So
-	// the rest of the ruleset holds if the kernel refuses the set.
+	// Opens is true if the set and its entries only serve to allow packets. Without them the ruleset drops more
+	// packets. So the ruleset is still safe if the kernel refuses the set.
 	Opens   bool
 	Entries []Entry // in order, no two with the same element
 }
 
-// Entry of a set, with the words that an operator reads beside it.
+// Entry is an element of a set, with a comment that explains it to an operator.
 type Entry struct {
 	Element
 	Comment string
 }
 
-// Element of a set: an address or network; with a port in AddressPorts, with a link in AddressLinks. In Ports it is a
-// port alone.
+// Element is an address or network. In sets of kind AddressPorts it has a port too, and in sets of kind AddressLinks a
+// link. In sets of kind Ports it has only a port.
 type Element struct {
 	Prefix netip.Prefix
 	Proto  Protocol
@@ -71,7 +73,7 @@ type Element struct {
 	Link   string
 }
 
-// String writes the element as "10.0.0.1", "10.0.0.0/8", "10.0.0.1,tcp:80", "10.0.0.1,veth1" or "80".
+// String returns the element as "10.0.0.1", "10.0.0.0/8", "10.0.0.1,tcp:80", "10.0.0.1,veth1" or "80".
 func (e Element) String() string {
 	switch {
 	case !e.Prefix.IsValid():
@@ -86,13 +88,14 @@ func (e Element) String() string {
 	return e.Prefix.String()
 }
 
-// Compare orders elements by address, size of the network, protocol, port and link.
+// Compare compares elements by address, size of the network, protocol, port and link.
 func (e Element) Compare(o Element) int {
 	return cmp.Or(e.Prefix.Addr().Compare(o.Prefix.Addr()), cmp.Compare(e.Prefix.Bits(), o.Prefix.Bits()),
 		cmp.Compare(e.Proto, o.Proto), cmp.Compare(e.Port, o.Port), cmp.Compare(e.Link, o.Link))
 }
 
-// Order sorts entries as a Set has them. Of several with one element it keeps the one whose comment sorts first.
+// Order returns the entries in a Set's order. If several entries have the same element, it keeps only the entry with
+// the comment that sorts first.
 func Order(entries []Entry) []Entry {
 	slices.SortFunc(entries, func(a, b Entry) int {
 		return cmp.Or(a.Compare(b.Element), cmp.Compare(a.Comment, b.Comment))

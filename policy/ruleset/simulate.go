@@ -9,33 +9,33 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Packet is the first packet of a connection as the hooks that check it see it: after its destination was translated,
-// before its source is.
+// Packet is the first packet of a connection, as it is at the hooks that check it: after the translation of its
+// destination and before the translation of its source.
 type Packet struct {
 	In, Out  string // links; Out is empty for a packet to the node itself
 	InPort   string // the port of In that the packet came in by, if In is a bridge of another plugin's
 	Src, Dst netip.Addr
 	Proto    Protocol // a name or a number
 	Port     uint16   // of the destination; 0 for protocols without ports
-	// Translated says that Dst isn't where the sender sent the packet to.
+	// Translated is true if a rule has translated the destination that the sender gave the packet.
 	Translated bool
 }
 
-// Link is where the packets of an endpoint come in: the link, and the port of that link if it is a bridge of another
-// plugin's.
+// Link is the link by which an endpoint's packets come in. If the link is a bridge of another plugin, Port is the port
+// of that bridge.
 type Link struct{ In, Port string }
 
-// Simulator runs packets through a ruleset in memory, as the kernel does. So it can tell which of the established
-// connections would be dropped if they began now. A packet of a family that the ruleset has no chains for passes.
+// Simulator runs packets through a ruleset in memory. It gives the same results as the kernel, so it can tell which
+// established connections the ruleset no longer allows. A packet passes if the ruleset has no chains for its family.
 type Simulator struct {
 	chains map[conf.Family]map[string][]Rule
 	hooks  map[conf.Family]map[Hook][]Rule
 	sets   map[string]*netipx.IPSet
-	ports  map[Element]map[string]bool // the sets with ports that have it
-	links  map[string][]Element        // of the sets with links
+	ports  map[Element]map[string]bool // for each element with a port: the names of the sets that have it
+	links  map[string][]Element        // for each set with links: its elements
 }
 
-// NewSimulator prepares the ruleset for many packets.
+// NewSimulator returns a Simulator for the ruleset.
 func NewSimulator(r Ruleset) (*Simulator, error) {
 	s := &Simulator{
 		chains: map[conf.Family]map[string][]Rule{conf.IPv4: {}, conf.IPv6: {}},
@@ -56,6 +56,7 @@ func NewSimulator(r Ruleset) (*Simulator, error) {
 	return s, nil
 }
 
+// add adds the set's entries.
 func (s *Simulator) add(set Set) error {
 	var addresses netipx.IPSetBuilder
 	for _, e := range set.Entries {
@@ -85,7 +86,7 @@ func (s *Simulator) Allows(p Packet) bool {
 	return s.walk(s.hooks[conf.FamilyOf(p.Dst)][hook], p) != Drop
 }
 
-// walk returns Drop, or Return where the rules let the packet go on.
+// walk runs the packet through the rules. It returns Drop if they drop the packet, and Return otherwise.
 func (s *Simulator) walk(rules []Rule, p Packet) Action {
 	chains := s.chains[conf.FamilyOf(p.Dst)]
 	for _, r := range rules {
@@ -106,6 +107,7 @@ func (s *Simulator) walk(rules []Rule, p Packet) Action {
 	return Return
 }
 
+// matches reports whether the packet matches all conditions of the rule.
 func (s *Simulator) matches(r Rule, p Packet) bool {
 	is := func(want, have string) bool { return want == "" || want == have }
 	within := func(want netip.Prefix, have netip.Addr) bool { return !want.IsValid() || want.Contains(have) }
@@ -123,8 +125,8 @@ func (s *Simulator) matches(r Rule, p Packet) bool {
 	return len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, in)
 }
 
-// matches reports whether the first packet of a connection, which is no ICMP error and no neighbour discovery, has the
-// shape.
+// matches reports whether the packet has the shape. The packet is the first of a connection, so it is neither an ICMP
+// error nor a packet of neighbour discovery.
 func (s Shape) matches(p Packet) bool {
 	switch s {
 	case "", HonestICMP, NoICMPError:
@@ -135,7 +137,7 @@ func (s Shape) matches(p Packet) bool {
 	return false
 }
 
-// byName returns the protocol's name, for those that rules have names for.
+// byName returns the protocol's name if it is the number of ICMP or ICMPv6, and the protocol unchanged otherwise.
 func byName(p Protocol) Protocol {
 	switch p {
 	case "1":
@@ -146,6 +148,7 @@ func byName(p Protocol) Protocol {
 	return p
 }
 
+// contains reports whether the set of the match contains the packet's part. It ignores the match's field Not.
 func (s *Simulator) contains(m SetMatch, p Packet) bool {
 	switch m.By {
 	case SourceLink:

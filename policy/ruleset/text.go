@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Write prints the ruleset as a person would list it: sets, then chains, IPv6's behind IPv4's. policy/testdata holds
-// such texts.
+// Write prints the ruleset as text: sets, chains, then problems. The chains of IPv4 come before those of IPv6.
+// policy/testdata has such texts.
 func (r Ruleset) Write(w io.Writer) error {
 	var b strings.Builder
 	for _, s := range r.Sets {
@@ -34,7 +34,7 @@ func (r Ruleset) Write(w io.Writer) error {
 	return err
 }
 
-// String writes the rule as "CONDITION, CONDITION: ACTION # COMMENT".
+// String returns the rule as "CONDITION, CONDITION: ACTION # COMMENT".
 func (r Rule) String() string {
 	var conditions []string
 	add := func(format string, args ...any) { conditions = append(conditions, fmt.Sprintf(format, args...)) }
@@ -78,6 +78,7 @@ func (r Rule) String() string {
 	return all + ": " + action + remark(r.Comment)
 }
 
+// remark returns the comment behind a #, or nothing if there is no comment.
 func remark(comment string) string {
 	if comment == "" {
 		return ""
@@ -85,6 +86,7 @@ func remark(comment string) string {
 	return " # " + comment
 }
 
+// ofFamily returns the prefix that marks sets and chains of IPv6.
 func ofFamily(f conf.Family) string {
 	if f == conf.IPv6 {
 		return "IPv6 "

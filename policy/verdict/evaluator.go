@@ -17,31 +17,33 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Evaluator knows one state. What of a policy can't be understood opens nothing.
+// Evaluator evaluates packets against the policies of one state. A part of a policy that can't be parsed allows
+// nothing.
 type Evaluator struct {
 	policies []isolating
 	ends     map[netip.Addr]end
 }
 
-// end of a connection: an address, and whose it is. Nobody's: it is outside, or a node, or a pod with its node's
-// address.
+// end is one end of a connection: an address, and the pods that have it. An end without pods is outside the cluster, a
+// node, or a pod that uses its node's address.
 type end struct {
 	addr        netip.Addr
 	name        string // namespace/name
-	here        bool
+	here        bool   // the pod is on this node
 	enforcement conf.Enforcement
-	pods        []pod
+	pods        []pod // the pods that may be at this end
 }
 
+// pod is a pod with its own labels and those of its namespace.
 type pod struct {
 	policy.Pod
 	labels, namespace labels.Set
-	unknown           []string // labels of the namespace that aren't known
+	unknown           []string // the keys of the namespace's labels that are unknown
 	inKnownNamespace  bool
 }
 
-// certainly says whether the selector matches whatever the labels that aren't known may be; possibly, whether it can. A
-// requirement on a label that isn't known can go either way.
+// certainly returns two results: whether the selector matches for all values of the unknown labels, and whether it
+// matches for some values of them.
 func certainly(s labels.Selector, known labels.Set, unknown func(key string) bool) (certainly, possibly bool) {
 	requirements, selectable := s.Requirements()
 	certainly, possibly = selectable, selectable
@@ -53,9 +55,11 @@ func certainly(s labels.Selector, known labels.Set, unknown func(key string) boo
 	return certainly, possibly
 }
 
+// unknownLabel reports whether the pod's label with that key is unknown.
 func (p pod) unknownLabel(key string) bool { return slices.Contains(p.Unknown, key) }
 
-// unknownOfNamespace: a namespace always has the label with its name, so that much is known of each.
+// unknownOfNamespace reports whether the namespace's label with that key is unknown. The label with the namespace's
+// name is always known.
 func (p pod) unknownOfNamespace(key string) bool {
 	if !p.inKnownNamespace {
 		return key != corev1.LabelMetadataName
@@ -63,19 +67,21 @@ func (p pod) unknownOfNamespace(key string) bool {
 	return slices.Contains(p.unknown, key)
 }
 
-// isolating is a policy with all its parts turned into functions.
+// isolating is a policy with its selectors, peers and ports as functions.
 type isolating struct {
 	name    string
 	selects func(pod) (certainly, possibly bool)
-	rules   map[ruleset.Direction][]rule // for each direction that it isolates
+	rules   map[ruleset.Direction][]rule // for each direction that the policy isolates
 }
 
+// rule is a rule of a policy. A packet matches if one of the peers and one of the ports match.
 type rule struct {
 	field string
 	peers []named[peerMatch]
 	ports []named[portMatch]
 }
 
+// named is a peer or port, with the policy's field that has it.
 type named[M any] struct {
 	field string
 	match M
@@ -86,7 +92,7 @@ type (
 	portMatch func(proto ruleset.Protocol, port uint16, dst end) bool
 )
 
-// New prepares the state for many packets.
+// New returns an Evaluator for the state.
 func New(s policy.State) *Evaluator {
 	e := &Evaluator{ends: ends(s)}
 	for _, np := range s.Policies {
@@ -95,6 +101,7 @@ func New(s policy.State) *Evaluator {
 	return e
 }
 
+// end returns the end with that address.
 func (e *Evaluator) end(a netip.Addr) end {
 	if known, ok := e.ends[a]; ok {
 		return known
@@ -102,8 +109,9 @@ func (e *Evaluator) end(a netip.Addr) end {
 	return end{addr: a}
 }
 
-// ends are all addresses that belong to pods. What is attached to this node has the address for certain; of other pods
-// it is believed if their Node can have given it to them, unless they have ended or use their node's.
+// ends returns all ends that have pods, by address. A pod with an attachment on this node has the attachment's
+// addresses. Another pod has the addresses in its status that its Node can have assigned, unless the pod has finished
+// or uses its node's address.
 func ends(s policy.State) map[netip.Addr]end {
 	by := map[netip.Addr]end{}
 	attached := map[string]bool{}
@@ -148,7 +156,7 @@ func ends(s policy.State) map[netip.Addr]end {
 			continue
 		}
 		for _, a := range p.Addresses {
-			if e := by[a]; !e.here && givenBy(s, p.NodeName, a) {
+			if e := by[a]; !e.here && assignedBy(s, p.NodeName, a) {
 				by[a] = end{addr: a, name: name, pods: append(e.pods, p)}
 			}
 		}
@@ -156,26 +164,27 @@ func ends(s policy.State) map[netip.Addr]end {
 	return by
 }
 
-// givenBy says whether the Node can have given the address to a pod that isn't attached here: each Node gives out
-// those in its podCIDRs, and this one has given none to pods that aren't attached. Where no Node is known at all,
-// each can have given any.
-func givenBy(s policy.State, name string, a netip.Addr) bool {
+// assignedBy reports whether the Node can have assigned the address to a pod without an attachment on this node. Each
+// Node assigns addresses in its podCIDRs. This node has assigned none to a pod without an attachment. If there are no
+// Nodes at all, any Node can have assigned any address.
+func assignedBy(s policy.State, name string, a netip.Addr) bool {
 	if s.Node == "" && len(s.Nodes) == 0 {
 		return true
 	}
-	can := false
+	assigned := false
 	for _, n := range s.Nodes {
-		gives := slices.ContainsFunc(n.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
-		if gives && n.Name == s.Node {
+		contains := slices.ContainsFunc(n.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
+		if contains && n.Name == s.Node {
 			return false
 		}
-		can = can || (gives && n.Name == name)
+		assigned = assigned || (contains && n.Name == name)
 	}
-	return can
+	return assigned
 }
 
-// subjects are the pods that the policy selects: those of its namespace that match its podSelector. Where that can't be
-// understood, all of the namespace.
+// subjects returns a function that tells whether the policy selects a pod, certainly and possibly. The policy selects
+// the pods of its namespace that match its podSelector. If the podSelector can't be parsed, it selects all pods of the
+// namespace.
 func subjects(np *networkingv1.NetworkPolicy) func(pod) (certainly, possibly bool) {
 	sel, err := metav1.LabelSelectorAsSelector(&np.Spec.PodSelector)
 	return func(p pod) (bool, bool) {
@@ -186,10 +195,10 @@ func subjects(np *networkingv1.NetworkPolicy) func(pod) (certainly, possibly boo
 	}
 }
 
-// rules for each direction in policyTypes; without any, "policies that contain an egress section are assumed to
-// affect egress, and all policies (whether or not they contain an ingress section) are assumed to affect ingress".
-// Both directions if there is a type that doesn't exist. Of a policy whose podSelector can't be understood no rule
-// counts, as nobody knows whom they were meant for.
+// rules returns the rules for each direction in policyTypes. Without policyTypes, "policies that contain an egress
+// section are assumed to affect egress, and all policies (whether or not they contain an ingress section) are assumed
+// to affect ingress". If a type doesn't exist, the policy isolates both directions. If the podSelector can't be parsed,
+// the policy has no rules, as the pods that they are for are unknown.
 func rules(np *networkingv1.NetworkPolicy) map[ruleset.Direction][]rule {
 	has := func(t networkingv1.PolicyType) bool { return slices.Contains(np.Spec.PolicyTypes, t) }
 	ingress, egress := has(networkingv1.PolicyTypeIngress), has(networkingv1.PolicyTypeEgress)
@@ -223,7 +232,8 @@ func rules(np *networkingv1.NetworkPolicy) map[ruleset.Direction][]rule {
 	return isolated
 }
 
-// newRule: of from, to and ports alike, "if this field is empty or missing, this rule matches all".
+// newRule returns the rule with these peers and ports. The API says of the fields from, to and ports: "if this field is
+// empty or missing, this rule matches all".
 func newRule(
 	np *networkingv1.NetworkPolicy, field, verb string, peers []networkingv1.NetworkPolicyPeer,
 	ports []networkingv1.NetworkPolicyPort,
@@ -244,16 +254,17 @@ func newRule(
 	return r
 }
 
+// nobody is the peer that matches no end.
 func nobody(end) bool { return false }
 
-// all says whether there are pods at an address, and all of them are so. That several pods claim one happens by mistake
-// (overlapping podCIDRs); one of them alone must not open it.
+// all reports whether there are pods and the condition is true for all of them. Overlapping podCIDRs can give several
+// pods the same address. A policy that matches only one of these pods must not allow packets for all.
 func all(pods []pod, so func(pod) bool) bool {
 	return len(pods) > 0 && !slices.ContainsFunc(pods, func(p pod) bool { return !so(p) })
 }
 
-// matchPeer: an ipBlock stands alone; of the selectors, a missing namespaceSelector means the policy's own namespace,
-// and a missing podSelector all pods. At least one must be there.
+// matchPeer returns the function that matches a peer. A peer is either an ipBlock or has one or both selectors. A
+// missing namespaceSelector means the policy's own namespace, and a missing podSelector means all pods.
 func matchPeer(namespace string, p networkingv1.NetworkPolicyPeer) peerMatch {
 	switch {
 	case p.IPBlock != nil && p.PodSelector == nil && p.NamespaceSelector == nil:
@@ -287,7 +298,8 @@ func matchPeer(namespace string, p networkingv1.NetworkPolicyPeer) peerMatch {
 	}
 }
 
-// matchBlock: addresses in the CIDR and in none of the excepts, which must lie within it.
+// matchBlock returns the function that matches an ipBlock: the addresses in its CIDR and in none of its excepts. An
+// except that isn't within the CIDR is an error, and such an ipBlock matches nothing.
 func matchBlock(b networkingv1.IPBlock) peerMatch {
 	cidr, err := netip.ParsePrefix(b.CIDR)
 	if err != nil {
@@ -306,8 +318,12 @@ func matchBlock(b networkingv1.IPBlock) peerMatch {
 	}
 }
 
-// matchPort: the protocol is TCP unless given; a port that is missing means all of the protocol, a name what the
-// destination pod calls so, endPort the last of a range that begins with a number.
+// matchPort returns the function that matches a policy's port:
+//
+//   - Without a protocol, the protocol is TCP.
+//   - Without a port, all ports of the protocol match.
+//   - A name matches the port that has this name in the destination pod.
+//   - A number with an endPort matches all ports from the number to the endPort.
 func matchPort(p networkingv1.NetworkPolicyPort) portMatch {
 	protocol := corev1.ProtocolTCP
 	if p.Protocol != nil {
@@ -335,7 +351,7 @@ func matchPort(p networkingv1.NetworkPolicyPort) portMatch {
 		valid := 1 <= from && from <= to && to <= 65535
 		isPort = func(port uint16, _ end) bool { return valid && from <= int32(port) && int32(port) <= to }
 	}
-	// No protocol but these has ports that a policy could mean.
+	// A policy's port can only have one of these protocols.
 	known := slices.Contains([]corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP}, protocol)
 	return func(proto ruleset.Protocol, port uint16, dst end) bool {
 		return known && strings.EqualFold(string(proto), string(protocol)) && isPort(port, dst)

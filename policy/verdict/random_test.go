@@ -60,14 +60,14 @@ func compare(t *testing.T, seed uint64) {
 // difference is a packet for which rules and policies have different verdicts.
 func difference(s policy.State, packets []ruleset.Packet) *ruleset.Packet {
 	packets = policytest.At(s, packets)
-	judge, err := ruleset.NewSimulator(policy.Compile(s))
+	simulator, err := ruleset.NewSimulator(policy.Compile(s))
 	if err != nil {
 		panic(err)
 	}
 	evaluator := verdict.New(s)
 	i := slices.IndexFunc(packets, func(p ruleset.Packet) bool {
 		v := evaluator.Evaluate(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
-		return judge.Allows(p) != v.AllowedHere()
+		return simulator.Allows(p) != v.AllowedHere()
 	})
 	if i < 0 {
 		return nil

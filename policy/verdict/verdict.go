@@ -1,8 +1,9 @@
-// Package verdict says what the NetworkPolicies mean for one packet, and which of them decided.
+// Package verdict evaluates a packet against NetworkPolicies. A verdict names the policies and rules that decided.
 //
-// It is written from the text of networking.k8s.io/v1 alone, and shares nothing with the compiler but the model of the
-// state: each can prove the other wrong. It speaks of policies only; what else weir drops (forged senders, the port of
-// the tunnels between nodes) and what no rule ever sees (a node's packets to its own pods) are not its affair.
+// The package follows only the text of networking.k8s.io/v1. It shares the model of the state with the compiler and
+// nothing else, so tests can compare the two. It evaluates policies only. It ignores packets that weir drops for other
+// reasons (forged senders, the port of the tunnels between nodes), and packets that no rule checks (from a node to its
+// own pods).
 package verdict
 
 import (
@@ -15,7 +16,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Packet is the first one of a connection, after Services have been translated.
+// Packet is the first packet of a connection, after the translation of a Service's address.
 type Packet struct {
 	Src   netip.Addr       `json:"source"`
 	Dst   netip.Addr       `json:"destination"`
@@ -23,10 +24,10 @@ type Packet struct {
 	Port  uint16           `json:"port"` // of the destination; 0 for protocols without ports
 }
 
-// Verdict on a packet. It passes if both of its ends let it.
+// Verdict is the verdict on a packet. The packet passes if the policies at both ends allow it.
 type Verdict struct {
 	Packet Packet `json:"packet"`
-	// Self: a pod reaches itself, which no policy can forbid.
+	// Self is true if source and destination are the same address. No policy can deny such a packet.
 	Self    bool `json:"self"`
 	Egress  Side `json:"egress"`
 	Ingress Side `json:"ingress"`
@@ -34,42 +35,43 @@ type Verdict struct {
 
 // Side is the verdict of the policies at one end of the packet.
 type Side struct {
-	Pod string `json:"pod,omitempty"` // namespace/name; empty: it is not a pod's end, and nobody's policies apply
-	// Here: the pod is on this node, whose rules check it. Elsewhere its own node does.
+	Pod string `json:"pod,omitempty"` // namespace/name; empty if no pod is at this end, so no policies apply
+	// Here is true if the pod is on this node. The rules of another pod's node check its packets.
 	Here bool `json:"here"`
-	// Unknown pods are closed, whatever the policies say; those with enforcement off are open.
+	// Unknown is true if the pod is unknown: the verdict is then deny, for all policies. Off is true if enforcement is
+	// off for the pod: the verdict is then allow.
 	Unknown bool `json:"unknown"`
 	Off     bool `json:"off"`
-	// Policies that isolate the pod in this direction. If there is one, at least one of their rules must match.
+	// Policies are the policies that isolate the pod in this direction. If there are any, one of their rules must
+	// match.
 	Policies []Policy `json:"policies"`
-	// Either are the verdicts on each of the pods that this one may be, if that isn't certain: the packet must be let
-	// through by all of them.
+	// Either has a verdict for each of the pods that this pod may be, if that is uncertain. All of them must be allow.
 	Either []Side `json:"either,omitempty"`
 }
 
-// Policy that isolates a pod, with what each of its rules says.
+// Policy is a policy that isolates a pod, with the result of each of its rules.
 type Policy struct {
 	Name  string `json:"name"` // namespace/name
 	Rules []Rule `json:"rules"`
 }
 
-// Rule matches if one of its peers and one of its ports do.
+// Rule is the result of a rule. The rule allows the packet if one of its peers and one of its ports match.
 type Rule struct {
 	Field string `json:"field"`
-	Peer  string `json:"peer,omitempty"` // the first that matches, as a field of the policy; empty: none does
-	Port  string `json:"port,omitempty"`
+	Peer  string `json:"peer,omitempty"` // the policy's field of the first peer that matches; empty if none matches
+	Port  string `json:"port,omitempty"` // the same for ports
 }
 
-// Everyone and EveryPort stand for a peer and a port that a rule doesn't restrict.
+// Everyone is the peer of a rule without peers, and EveryPort the port of a rule without ports.
 const (
 	Everyone  = "everyone"
 	EveryPort = "every port"
 )
 
-// Allows says whether the rule lets the packet through.
+// Allows reports whether the rule allows the packet.
 func (r Rule) Allows() bool { return r.Peer != "" && r.Port != "" }
 
-// Allowed says whether this end lets the packet through.
+// Allowed reports whether the policies at this end allow the packet.
 func (s Side) Allowed() bool {
 	switch {
 	case s.Unknown || s.Off:
@@ -82,23 +84,22 @@ func (s Side) Allowed() bool {
 	return slices.ContainsFunc(s.Policies, func(p Policy) bool { return slices.ContainsFunc(p.Rules, Rule.Allows) })
 }
 
-// Allowed says whether the packet passes from end to end.
+// Allowed reports whether the policies at both ends allow the packet.
 func (v Verdict) Allowed() bool { return v.Self || (v.Egress.Allowed() && v.Ingress.Allowed()) }
 
-// AllowedHere says whether this node lets the packet pass: what the other node does is not asked.
+// AllowedHere reports whether this node's rules allow the packet. It ignores the ends on other nodes.
 func (v Verdict) AllowedHere() bool {
 	return v.Self || ((!v.Egress.Here || v.Egress.Allowed()) && (!v.Ingress.Here || v.Ingress.Allowed()))
 }
 
-// String is the whole story, in lines that a person reads.
+// String returns the verdict and its reasons as text of several lines.
 func (v Verdict) String() string {
 	var b strings.Builder
-	word := map[bool]string{true: "allowed", false: "dropped"}
 	fmt.Fprintf(&b, "%s from %s to %s", v.Packet.Proto, v.Packet.Src, v.Packet.Dst)
 	if v.Packet.Port != 0 {
 		fmt.Fprintf(&b, " port %d", v.Packet.Port)
 	}
-	fmt.Fprintf(&b, ": %s\n", word[v.Allowed()])
+	fmt.Fprintf(&b, ": %s\n", result(v.Allowed()))
 	if v.Self {
 		b.WriteString("a pod always reaches itself\n")
 		return b.String()
@@ -107,7 +108,7 @@ func (v Verdict) String() string {
 		ruleset.Direction
 		Side
 	}{{ruleset.Egress, v.Egress}, {ruleset.Ingress, v.Ingress}} {
-		fmt.Fprintf(&b, "%s: %s", d.Direction, word[d.Allowed()])
+		fmt.Fprintf(&b, "%s: %s", d.Direction, result(d.Allowed()))
 		switch {
 		case len(d.Either) > 0:
 			fmt.Fprintf(&b, ": %s may be one of %d pods, and each of them must be let through\n", d.Pod, len(d.Either))
@@ -132,7 +133,15 @@ func (v Verdict) String() string {
 	return b.String()
 }
 
-// String says in a line what the rule does with the packet.
+// result returns the word for a verdict.
+func result(allowed bool) string {
+	if allowed {
+		return "allowed"
+	}
+	return "dropped"
+}
+
+// String returns one line about the rule: whether it allows the packet, and which part of it matches.
 func (r Rule) String() string {
 	switch {
 	case r.Allows():
@@ -156,9 +165,10 @@ func (e *Evaluator) Evaluate(p Packet) Verdict {
 	}
 }
 
-// side: "By default, a pod is non-isolated […]; all connections are allowed. A pod is isolated […] if there is any
-// NetworkPolicy that both selects the pod and has [the direction] in its policyTypes"; then the allowed connections are
-// the union of what those policies allow (kubernetes.io, Network Policies, "The two sorts of pod isolation").
+// side returns the verdict of the policies at one end. It follows this text: "By default, a pod is non-isolated […];
+// all connections are allowed. A pod is isolated […] if there is any NetworkPolicy that both selects the pod and has
+// [the direction] in its policyTypes"; then the allowed connections are the union of what those policies allow
+// (kubernetes.io, Network Policies, "The two sorts of pod isolation").
 func (e *Evaluator) side(d ruleset.Direction, subject, peer end, p Packet, dst end) Side {
 	s := Side{Pod: subject.name, Here: subject.here, Off: subject.enforcement == conf.Off}
 	s.Unknown = s.Here && len(subject.pods) == 0 && !s.Off
@@ -183,23 +193,23 @@ func (e *Evaluator) side(d ruleset.Direction, subject, peer end, p Packet, dst e
 		if !isolates || !possibly {
 			continue
 		}
-		if !certainly { // it may isolate the pod, but nobody knows whether it lets anything through to or from it
+		if !certainly { // the policy may not select the pod, so it isolates the pod and allows nothing
 			rules = nil
 		}
-		said := Policy{Name: np.name}
+		evaluated := Policy{Name: np.name}
 		for _, r := range rules {
-			said.Rules = append(said.Rules, Rule{
+			evaluated.Rules = append(evaluated.Rules, Rule{
 				Field: r.field,
 				Peer:  first(r.peers, func(m peerMatch) bool { return m(peer) }),
 				Port:  first(r.ports, func(m portMatch) bool { return m(p.Proto, p.Port, dst) }),
 			})
 		}
-		s.Policies = append(s.Policies, said)
+		s.Policies = append(s.Policies, evaluated)
 	}
 	return s
 }
 
-// first is the field of the first one that matches.
+// first returns the field of the first element that matches; empty if none matches.
 func first[M any](list []named[M], matches func(M) bool) string {
 	if i := slices.IndexFunc(list, func(n named[M]) bool { return matches(n.match) }); i >= 0 {
 		return list[i].field
