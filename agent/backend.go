@@ -50,7 +50,8 @@ type Backend interface {
 	// Generation returns the newest generation of the rules.
 	Generation() (uint32, error)
 	// Knows reports whether the backend made the generation's changes itself, or has read the rules since. If so, the
-	// generation hides no unknown change. It is called once for each concerned generation, in order.
+	// generation hides no unknown change. It must be called for the concerned generations in order; a generation may be
+	// asked for again.
 	Knows(generation uint32) bool
 
 	// Close disconnects. Applied rulesets stay in the kernel.

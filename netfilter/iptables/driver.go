@@ -339,8 +339,9 @@ func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands stri
 	return nil
 }
 
-// Knows reports whether a generation that Watch called concerned is accounted for: the tables were read at it or
-// after it, or the driver made it. It is called once for each such generation, in order.
+// Knows reports whether the driver accounts for a concerned generation: it read the tables at that generation or later,
+// or it made the generation itself. It must be called for these generations in order; a second call for a generation
+// returns the same.
 func (d *Driver) Knows(generation uint32) bool {
 	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.made(generation))
 }

@@ -23,8 +23,8 @@ func (o *ownChanges) note(before, after uint32, changes int) {
 	o.spans = append(o.spans, span{before, after, changes})
 }
 
-// made reports whether the driver made the generation. It is called only for generations that Watch calls concerned,
-// once for each.
+// made reports whether the driver made the generation. It is called only for generations that Watch calls concerned, in
+// order. A second call for a generation returns the same.
 func (o *ownChanges) made(generation uint32) bool {
 	if slices.Contains(o.known, generation) {
 		return true
