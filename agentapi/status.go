@@ -129,6 +129,7 @@ type FileObject struct {
 // FileState is the result of reading an object.
 type FileState string
 
+// The states of objects in files.
 const (
 	FileRead        FileState = "read"
 	FilePartly      FileState = "read in part"

@@ -173,8 +173,8 @@ func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	return &Bridge{Index: link.Attrs().Index, MAC: link.Attrs().HardwareAddr, MTU: link.Attrs().MTU}, nil
 }
 
-// ensureIPv4 adds the gateways' IPv4 addresses to weir0. An address is added after all else is done. So if the process
-// is killed on the way, the address is missing, and the next call goes on.
+// ensureIPv4 adds the gateways' IPv4 addresses to weir0. An address is added after everything else. So if the process
+// is killed before that, the address is missing, and the next call completes the work.
 func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix) error {
 	if len(gateways) == 0 {
 		return nil
@@ -204,7 +204,7 @@ func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 // forwardIPv4 makes the node a router for IPv4.
 func forwardIPv4() error { return setAll(sysctlsIPv4()) }
 
-// create makes the bridge.
+// create makes the link weir0.
 func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, error) {
 	if mtu == 0 {
 		var err error

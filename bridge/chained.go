@@ -16,10 +16,10 @@ import (
 // ErrBypassesForward means that a pod's packets bypass the node's FORWARD hook, where policy is enforced.
 var ErrBypassesForward = errors.New("policy can't be enforced on its packets")
 
-// FindPeer finds out how a pod is connected whose interface another plugin made. It returns the pod's link on the node,
-// and the bridge that this link is a port of; "" if the node routes the pod's packets, as with ptp. It returns
-// ErrBypassesForward unless the interface is a veth pair that ends on the node: packets of a macvlan, an ipvlan or a
-// host's device bypass the node's FORWARD hook, and of other types weir can't know.
+// FindPeer finds the node's end of an interface that another plugin made. It returns that link, and the bridge that the
+// link is a port of; "" if the node routes the pod's packets, as with ptp. It returns ErrBypassesForward unless the
+// interface is a veth pair that ends on the node: packets of a macvlan, an ipvlan or a device moved from the host
+// bypass the node's FORWARD hook, and weir doesn't know how packets of other types of links go.
 //
 // Equivalent to: ip -n NETNS -d link show IFNAME; ip -d link show PEER
 func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, bridgeIf string, err error) {

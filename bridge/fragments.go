@@ -16,7 +16,7 @@ import (
 // The kernel reassembles fragmented datagrams before policy is checked, and all pods share one memory for it: 4 MiB for
 // each family, where an incomplete datagram stays for 30 seconds (IPv6: 60). About 6,000 small fragments fill that
 // memory; then no other pod's fragments arrive. So the guard bounds the fragments that each port sends, before IP sees
-// them, and weir makes the memory large enough for what the guard lets through.
+// them, and weir makes the memory large enough for the fragments that the guard accepts.
 //
 // Rates:
 //
@@ -29,8 +29,8 @@ import (
 //
 //   - The kernel drops an incomplete datagram after reassemblyTime, T = 2 s. One second would do for the network, but a
 //     pod that waits for the processor may stop between two fragments.
-//   - A token bucket lets through at most rate x T + burst in that time, and a bucket of bytes has a burst of one
-//     second. That is 3,000 fragments and 3 MiB for a port, and 21,000 fragments and 48 MiB more for all ports.
+//   - A token bucket accepts at most rate x T + burst in that time, and a bucket of bytes has a burst of one second.
+//     That is 3,000 fragments and 3 MiB for a port, and 21,000 fragments and 48 MiB more for all ports.
 //   - The kernel charges about 1 KiB for a small fragment, and at most 1024 + 2n for one of n bytes: 2.5 KiB for 700 to
 //     1,514 bytes, 13.5 KiB for 9,000. So a port takes less than 8 MiB, and the shared part less than 96 MiB.
 //   - reassemblyMemory, 512 MiB, is enough for about 50 pods that send as much as they can at the same time. It is an

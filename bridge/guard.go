@@ -72,8 +72,8 @@ func (s Sender) elements() elements {
 }
 
 // AllowSender adds the sender to the guard's sets: the port may send from the sender's MAC and addresses, and from no
-// others. It makes the guard if there is none, or if an earlier weir made it without bounds on fragments. Adding no
-// element to the set of fragments tells: that fails where the set is missing.
+// others. It makes the guard if there is none, or if an earlier weir made it without bounds on fragments. To find out,
+// it adds an empty list of elements to the set of fragments, which fails if the set is missing.
 //
 // Equivalent to: nft add element bridge weir senders4 { HOSTIF . MAC . ADDR } (senders6 for IPv6 addresses)
 func AllowSender(s Sender) error {

@@ -20,7 +20,7 @@ import (
 // ErrUnknown means that a property couldn't be read. Such a property counts neither as right nor as wrong.
 var ErrUnknown = errors.New("it can't be read")
 
-// Observed is what the kernel has of the things that properties are about. If a part couldn't be read, its error is
+// Observed is the kernel's state of everything that properties are about. If a part couldn't be read, its error is
 // kept, and each property that needs the part is unknown.
 type Observed struct {
 	Links      map[string]Link

@@ -15,7 +15,7 @@ import (
 // Kind is a kind of property. Repairs are counted by it.
 type Kind string
 
-// The kinds.
+// The kinds of properties.
 const (
 	KindSysctl     Kind = "sysctl"
 	KindBridge     Kind = "bridge"

@@ -10,22 +10,22 @@ import (
 // Property is one thing that weir sets up on a node and keeps so.
 type Property interface {
 	Kind() Kind
-	// String says in words how it should be.
+	// String describes the property as it should be.
 	String() string
-	// Command is the shell command that makes it so.
+	// Command is the shell command that restores the property.
 	Command() string
 	// Check returns an error that says what is wrong; nil if nothing is. The error wraps ErrUnknown if the property
 	// couldn't be read. If a link is missing, only the property that makes the link reports it: the others are restored
 	// after it.
 	Check(o *Observed) error
-	// restore makes it so. o may be older than the properties that were restored before.
+	// restore restores the property. o may be older than the repairs of the properties before this one.
 	restore(h netlinksafe.Handle, o *Observed) error
 }
 
 // Difference is a property that is wrong or unknown.
 type Difference struct {
 	Property Property
-	// Was is Check's error before the repair.
+	// Was is the error that Check returned before the repair.
 	Was error
 	// Failed is the error of the repair; nil if the property is right now.
 	Failed error

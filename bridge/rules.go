@@ -46,8 +46,8 @@ import (
 // Why the rules are as they are:
 //
 //   - A frame takes one set lookup, whatever the number of pods.
-//   - Neighbour discovery (RFC 4861: router and neighbour solicitations and advertisements, redirects) is dropped, also
-//     behind extension headers. The addresses that such a message is about stand inside the message, where no set
+//   - Neighbour discovery (RFC 4861: router and neighbour solicitations and advertisements, redirects) is dropped,
+//     also behind extension headers. The addresses that such a message is about are inside the message, where no set
 //     lookup reaches. Pods don't need it: all neighbours are permanent.
 //   - A pod without an IPv6 address can't send IPv6: senders6 has no entry for its port.
 //   - Packets to the node's loopback addresses are dropped because portmap sets route_localnet on weir0, and the kernel

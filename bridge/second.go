@@ -61,7 +61,8 @@ func hasDefault(given []conf.Route, a endpoint.Address) bool {
 //
 //   - The main table gets the route to the interface's own network instead of a default route.
 //   - Packets from the interface's address, mostly answers to packets that came in by it, leave by the interface: a
-//     rule sends them to a table of their own. No other port may send from that address (see the guard).
+//     rule looks up their route in a table of the interface. No other port may send from that address (see the
+//     guard).
 //
 // Equivalent to, in the pod:
 //

@@ -28,7 +28,7 @@ type Sysctl struct {
 // Bound says how a sysctl's value compares with the wanted one.
 type Bound int
 
-// The bounds.
+// How the value must compare with the wanted one.
 const (
 	Exactly Bound = iota
 	AtMost

@@ -64,8 +64,8 @@ func receiveOnlyDellink(fd int) error {
 		&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
 }
 
-// nodeGroups are the multicast groups in which the kernel announces changes to things that properties are about. Of the
-// sysctls, it announces only those that switch forwarding (NETCONF).
+// nodeGroups are the multicast groups in which the kernel announces changes to things that properties are about. Among
+// sysctls, the kernel announces only changes of those that switch forwarding (NETCONF).
 var nodeGroups = []uint{
 	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
 	unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,

@@ -120,7 +120,7 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// TestParseTakesTheRuntimesKeys: keys that runtimes add to a plugin's own aren't typing errors.
+// TestParseTakesTheRuntimesKeys: Parse accepts the keys that runtimes add to a plugin's own.
 func TestParseTakesTheRuntimesKeys(t *testing.T) {
 	c, err := Parse([]byte(`{
 		"cniVersion": "1.1.0", "cniVersions": ["1.0.0", "1.1.0"], "name": "weir", "type": "weir",

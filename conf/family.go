@@ -5,7 +5,7 @@ import "net/netip"
 // Family is an IP family. The kernel has sets, tables and chains for each.
 type Family uint8
 
-// The families.
+// The two IP families.
 const (
 	IPv4 Family = iota
 	IPv6
@@ -25,7 +25,7 @@ func FamilyOf(a netip.Addr) Family {
 // String returns the family's name.
 func (f Family) String() string { return [...]string{"IPv4", "IPv6"}[f] }
 
-// Set is the name of the family's own set, of which there is one for each family: weir-pods and weir-pods6.
+// Set returns the name of the family's own set. There is one set for each family: weir-pods and weir-pods6.
 func (f Family) Set(name string) string {
 	if f == IPv6 {
 		return name + "6"

@@ -4,9 +4,9 @@ import "strings"
 
 // Names of kernel objects that the plugin and the agent must agree on.
 const (
-	// Bridge is the node's bridge.
+	// Bridge is the name of the node's bridge.
 	Bridge = "weir0"
-	// Tunnel is the node's VXLAN device, over which pods on other nodes are reached.
+	// Tunnel is the name of the node's VXLAN device, over which pods on other nodes are reached.
 	Tunnel = "weir-vxlan"
 	// TunnelTable is the gate: the nftables table of the inet family that checks tunnel packets.
 	TunnelTable = "weir-tunnel"

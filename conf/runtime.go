@@ -133,7 +133,7 @@ func (c *NetConf) HardwareAddr(args Args) net.HardwareAddr {
 	return args.MAC
 }
 
-// decode reads a key whose value other programs use too, so it ignores unknown fields.
+// decode reads a key that other programs use too, so it ignores unknown fields.
 func decode(key string, data json.RawMessage, into any) error {
 	if data == nil {
 		return nil
@@ -167,7 +167,7 @@ func parseMAC(s string) (net.HardwareAddr, bool) {
 	return mac, true
 }
 
-// describe lists the ranges in words.
+// describe lists the ranges as text.
 func describe(ranges []Range) string {
 	all := make([]string, len(ranges))
 	for i, r := range ranges {

@@ -2,52 +2,51 @@ package conf
 
 import "strings"
 
-// This file is the one home of the names of weir's sets and chains: they are what the plugin, the agent, each backend
-// and a newer version of weir have in common. The kernel takes 31 bytes for the name of a set and 28 for that of a
-// chain of iptables, so a name has room for a hash of 16 letters. The names of sets are those of IPv4's sets;
-// Family.Set makes IPv6's of them.
+// This file has all names of weir's sets and chains, which the plugin, the agent, each backend and later versions of
+// weir share. The kernel allows 31 bytes for the name of a set and 28 for that of an iptables chain, so a name has room
+// for a hash of 16 letters. The constants are the names of IPv4's sets; Family.Set turns them into those of IPv6.
 
-// Sets that are always there, or as soon as a pod needs them.
+// Sets that always exist, or as soon as a pod needs them.
 const (
-	// PodsSet holds the addresses of every pod on the node: the kernel drops what comes from there or goes there unless
-	// a class accepts it. The plugin puts a pod in before its link is up.
+	// PodsSet has the addresses of every pod on the node: the kernel drops packets from and to them unless a class accepts
+	// them. The plugin adds a pod before it sets the pod's link up.
 	PodsSet = ownSet + "pods"
-	// NetworksSet holds the networks that pods' addresses come from.
+	// NetworksSet has the networks that pods' addresses come from.
 	NetworksSet = ownSet + "networks"
-	// ChainedSet holds the addresses of pods whose network another plugin made.
+	// ChainedSet has the addresses of pods whose network another plugin made.
 	ChainedSet = ownSet + "chained"
-	// LinksSet holds links that belong to one pod each, which another plugin made, for any address.
+	// LinksSet has the links that another plugin made and that belong to one pod each, with any address.
 	LinksSet = ownSet + "links"
-	// SendersSet holds the addresses of the same pods, each with its link.
+	// SendersSet has the addresses of the pods with such links, each with its link.
 	SendersSet = ownSet + "senders"
-	// TrialSet is made and destroyed again, to find out whether the kernel has a kind of set.
+	// TrialSet is made and destroyed again, to find out whether the kernel supports a kind of set.
 	TrialSet = ownSet + "trial"
 )
 
-// Beginnings of the names of sets. What follows is a hash of what the set means, except for the two sets of classes
-// that are always there: none (the policies let nothing through) and open (no policy isolates the pods).
+// Prefixes of the names of sets. A hash of the set's meaning follows, except for the two class sets that always exist:
+// none (the policies allow nothing) and open (no policy isolates the pods).
 const (
 	ownSet = "weir-"
-	// IngressClasses and EgressClasses are class sets: the pods of this node that the same policies isolate.
+	// IngressClasses and EgressClasses are class sets: pods of this node that the same policies isolate.
 	IngressClasses = ownSet + "in-"
 	EgressClasses  = ownSet + "eg-"
-	// SelectorSets hold the pods that a peer's selectors match.
+	// SelectorSets have the pods that a peer's selectors match.
 	SelectorSets = ownSet + "sel-"
-	// BlockSets hold the networks of a rule's ipBlocks.
+	// BlockSets have the networks of a rule's ipBlocks.
 	BlockSets = ownSet + "net-"
-	// NamedPortSets hold the pods that have a named port, each with the port's number.
+	// NamedPortSets have the pods with a named port, each with the port's number.
 	NamedPortSets = ownSet + "port-"
-	// NumberSets hold port numbers alone.
+	// NumberSets have port numbers only.
 	NumberSets = ownSet + "numbers-"
 )
 
-// NoneClass and OpenClass stand in place of the hash in the names of the two classes that are always there.
+// NoneClass and OpenClass are in the place of the hash in the names of the two classes that always exist.
 const (
 	NoneClass = "none"
 	OpenClass = "open"
 )
 
-// Chains that are always there. Each is in the tables of both families.
+// Chains that always exist. Each is in the tables of both families.
 const (
 	ForwardChain     = ownChain + "FORWARD"
 	InputChain       = ownChain + "INPUT"
@@ -62,8 +61,8 @@ const (
 	TrialChain = ownChain + "TRIAL"
 )
 
-// Beginnings of the names of chains. What follows IngressClassChains and EgressClassChains is what follows the name of
-// the class's set, in capitals.
+// Prefixes of the names of chains. Behind IngressClassChains or EgressClassChains a name has the end of
+// the name of the class's set, in capitals.
 const (
 	ownChain           = "WEIR-"
 	IngressClassChains = ownChain + "IN-"
@@ -73,15 +72,14 @@ const (
 // OwnSet reports whether a set of that name is weir's.
 func OwnSet(name string) bool { return strings.HasPrefix(name, ownSet) }
 
-// HoldsPods reports whether the set of that name is weir's and has addresses of pods as its entries: a pod that ends
-// leaves it. All of weir's sets do but those of networks and those of port numbers.
+// HoldsPods reports whether the set of that name is weir's and has addresses of pods as its entries, so that a pod that
+// ends must be removed from it. All of weir's sets do, except those of networks and of port numbers.
 func HoldsPods(name string) bool {
 	return OwnSet(name) && !strings.HasPrefix(name, NetworksSet) && !strings.HasPrefix(name, BlockSets) &&
 		!strings.HasPrefix(name, NumberSets)
 }
 
-// SetGroup returns the beginning that the names of sets with one purpose have in common, such as weir-sel, for both
-// families.
+// SetGroup returns the prefix that the names of sets with one purpose share, such as weir-sel, for both families.
 func SetGroup(name string) string {
 	parts := strings.SplitN(name, "-", 3) // weir, the purpose, a hash
 	group := strings.Join(parts[:min(len(parts), 2)], "-")

@@ -109,7 +109,7 @@ func (e *Endpoint) Save() error {
 }
 
 // Begin saves the record and returns a lock on it. Busy reports true until the lock is closed or the process ends. So a
-// record that a crash left can be told from that of an ADD on its way, without waiting. The caller holds Lock.
+// record that a crash left can be told from that of a running ADD, without waiting. The caller holds Lock.
 func (e *Endpoint) Begin() (making io.Closer, err error) {
 	if err := os.MkdirAll(recordsDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of endpoint records: %w", err)

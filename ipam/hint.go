@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// mapsDir has a bitmap for each block of addresses: a file whose name is the block's first address. A block in
-	// which no address was ever assigned has none.
+	// mapsDir has a bitmap for each block of addresses: a file named after the block's first address. A block in which no
+	// address was ever assigned has none.
 	mapsDir = endpoint.Dir + "/addresses.maps"
 	// madeFile is as old as the last rebuild of the bitmaps from the links.
 	madeFile = "made"
@@ -32,10 +32,10 @@ const (
 // that next doesn't read every link.
 //
 // A link is made before its bit is set, and a bit is cleared before its link is removed. If a process is killed between
-// the two, an assigned address has a clear bit: next finds the link and sets the bit. The opposite, a free address
-// whose bit is set, would never be assigned again. No crash causes it, but deleting links by hand can, or a damaged
-// file. So if no address is free, and the directory of links has changed since the last rebuild, the bitmaps are
-// rebuilt. If a bit can't be cleared, all bitmaps are deleted, and the next ADD rebuilds them.
+// the two, an assigned address has a clear bit: next finds the link and sets the bit. The opposite, a free address with
+// a set bit, would never be assigned again. No crash causes it, but deleting links by hand can, or a damaged file. So
+// if no address is free, and the directory of links has changed since the last rebuild, the bitmaps are rebuilt. If a
+// bit can't be cleared, all bitmaps are deleted, and the next ADD rebuilds them.
 type hint struct {
 	readOnly bool // for callers that don't hold endpoint.Lock
 }
@@ -70,7 +70,7 @@ func at(p netip.Prefix, i int) netip.Addr {
 	return a
 }
 
-// free yields the addresses of the range whose bits are clear, in order. It reads each block's file once; a missing
+// free yields the addresses of the range that have a clear bit, in order. It reads each block's file once; a missing
 // file counts as all clear.
 func (hint) free(r netipx.IPRange) iter.Seq[netip.Addr] {
 	return func(yield func(netip.Addr) bool) {

@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAddressesThatHostLocalGave: a node changes from bridge+host-local to weir while pods run.
+// TestAddressesThatHostLocalGave: a node changes from bridge and host-local to weir while pods run.
 func TestAddressesThatHostLocalGave(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

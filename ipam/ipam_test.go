@@ -21,7 +21,7 @@ import (
 
 var byValue = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
 
-// newRange is a range of 10.88.0.0/24 between two last bytes; 10.88.0.1 is the gateway.
+// newRange returns the range of 10.88.0.0/24 between two last bytes; 10.88.0.1 is the gateway.
 func newRange(start, end byte) conf.Range {
 	return conf.Range{
 		Subnet: netip.MustParsePrefix("10.88.0.0/24"), Gateway: netip.MustParseAddr("10.88.0.1"),
@@ -80,7 +80,7 @@ func TestAFreedAddressRests(t *testing.T) {
 	wantHolders(t, map[string]string{"10.88.0.2": "e", "10.88.0.3": "b", "10.88.0.4": "c", "10.88.0.5": "f"})
 }
 
-// TestAReboot: all addresses are free, but the round goes on: other nodes may still know the pods from before.
+// TestAReboot: after a reboot all addresses are free, and the round goes on: other nodes may still know the old pods.
 func TestAReboot(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -174,7 +174,7 @@ func dual() []conf.Range {
 	}, newRange(1, 3)}
 }
 
-// TestBothFamilies: a pod gets one address of each family, and each family has a round of its own.
+// TestBothFamilies: a pod gets one address of each family. The rounds of the families are independent.
 func TestBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -406,8 +406,8 @@ func TestParallel(t *testing.T) {
 	wantHolders(t, map[string]string{})
 }
 
-// TestRotate compares rotate with a plain version: all addresses in one row, rotated until the one after last is in
-// front.
+// TestRotate compares rotate with a simple version: all addresses in one list, rotated until the one after last is the
+// first.
 func TestRotate(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 5000 {

@@ -49,9 +49,8 @@ func row(ranges ...conf.Range) (all []netip.Addr) {
 	return all
 }
 
-// TestCostDoesNotGrow compares a node with 10 addresses in use with ones with 60,000, and with one that has a single
-// free address, where the next free one is as far away as can be: go test ./ipam -run CostDoesNotGrow -v prints the
-// figures.
+// TestCostDoesNotGrow compares a node with 10 assigned addresses with nodes with 60,000. One of these has a single free
+// address, as far from the last assigned one as possible: go test ./ipam -run CostDoesNotGrow -v prints the figures.
 func TestCostDoesNotGrow(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -142,7 +141,7 @@ func TestFirstClear(t *testing.T) {
 	}
 }
 
-// TestTheBitmapsAreOnlyAHint: whatever happens to the bitmaps, no address is assigned twice and none is lost.
+// TestTheBitmapsAreOnlyAHint: if the bitmaps are lost or wrong, no address is assigned twice and none is lost.
 func TestTheBitmapsAreOnlyAHint(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -196,8 +195,8 @@ func TestTheBitmapsAreOnlyAHint(t *testing.T) {
 	}
 }
 
-// TestKilledAnywhere ends Assign and Release between any two of their changes on disk, by making only the first ones.
-// Each address must be assigned or free afterwards.
+// TestKilledAnywhere makes only the first of the changes that Assign and Release make on disk, as if they were killed
+// after it. Each address must be assigned or free afterwards.
 func TestKilledAnywhere(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -228,7 +227,7 @@ func TestKilledAnywhere(t *testing.T) {
 	}
 }
 
-// TestTheBitmapsFollow: assigned addresses have a set bit and released ones a clear bit.
+// TestTheBitmapsFollow: assigned addresses have a set bit, and released ones have a clear bit.
 func TestTheBitmapsFollow(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// run is an unbroken row of addresses of one range.
+// run is a row of consecutive addresses of one range.
 type run struct {
 	netipx.IPRange
 	subnet  netip.Prefix

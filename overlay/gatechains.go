@@ -51,7 +51,7 @@ const (
 // untracked is NF_CT_STATE_UNTRACKED_BIT (include/uapi/linux/netfilter/nf_conntrack_common.h).
 const untracked = 1 << 6
 
-// Comments of the rules whose counters are read (see Traffic).
+// Comments of the rules that count Traffic.
 const (
 	acceptedComment  = "weir: from a network of the node whose tunnel it is"
 	deliveredComment = "weir: let in by all firewalls of the host"
@@ -227,8 +227,8 @@ func ofFamily(f conf.Family) match {
 	return is("meta nfproto ipv4", load, []byte{unix.NFPROTO_IPV4})
 }
 
-// address matches packets of the family whose source or destination address is in the family's set of that name, or if
-// not is true, isn't in the set.
+// address matches packets of the family if their source or destination address is in the family's set of that name, or
+// if not is true, isn't in the set.
 func address(f conf.Family, field, set string, not bool) match {
 	protocol := map[conf.Family]string{conf.IPv4: "ip", conf.IPv6: "ip6"}[f]
 	unequal := ""

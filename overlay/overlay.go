@@ -63,8 +63,8 @@ func (r refusals) problems() []ruleset.Problem {
 	return all
 }
 
-// ensureTunnel makes the VXLAN device if it is missing, and makes it anew if its properties differ, as after a change
-// of the node's address. It returns the device.
+// ensureTunnel makes the VXLAN device if it is missing, and replaces it if its properties differ, as after a change of
+// the node's address. It returns the device.
 //
 // Equivalent to:
 //

@@ -20,8 +20,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// zones makes a router and nodes n1, n2, n3, each in a subnet of its own, 172.20.I.10/24 and 2001:db8:I::10/64 behind a
-// link with MTU 1400. A pod's addresses stand on each node's loopback: 100.96.I.5 and fd00:96:I::5.
+// zones makes a router and nodes n1, n2, n3, each in a subnet of its own, 172.20.I.10/24 and 2001:db8:I::10/64, and
+// behind a link with MTU 1400. Each node's loopback has a pod's addresses: 100.96.I.5 and fd00:96:I::5.
 func zones(t *testing.T) map[string]*Overlay {
 	t.Helper()
 	nodetest.NewNS(t, "router")
@@ -37,8 +37,7 @@ func zones(t *testing.T) map[string]*Overlay {
 	for i := 1; i <= 3; i++ {
 		name := fmt.Sprint("n", i)
 		path := nodetest.NewNS(t, name)
-		// ADD sets this. Without it, a node whose gateway once was slow to answer would use its default route
-		// instead.
+		// ADD sets this sysctl. Without it, a node would use its default route once its gateway had been slow to answer.
 		nodetest.In(t, path,
 			func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0o600) })
 		run("ip link add eth0 netns %s mtu 1400 type veth peer name %s mtu 1400 netns router", name, name)
@@ -246,7 +245,7 @@ func TestWhatTheKernelRefuses(t *testing.T) {
 }
 
 // TestOverlayOfBothFamilies: packets of each family go through tunnels of either family. All routes of a node that
-// leaves are removed. A node whose first address changes to the other family makes its tunnels anew.
+// leaves are removed. If a node's first address changes to the other family, the node replaces its tunnel.
 func TestOverlayOfBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

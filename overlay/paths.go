@@ -219,7 +219,7 @@ func UnderlayAddresses(h netlinksafe.Handle) ([]policy.UnderlayAddress, error) {
 		only := &netlink.NexthopInfo{LinkIndex: route.LinkIndex, Gw: route.Gw, Via: route.Via}
 		hops := slices.Concat(route.MultiPath, []*netlink.NexthopInfo{only})
 		for _, hop := range hops {
-			// A next hop inside the destination stands for a tunnel's end, as in flannel's routes.
+			// A next hop inside the destination is the address of a tunnel's end, as in flannel's routes.
 			if prefixLength(route.Dst) > 0 && route.Dst.Contains(hop.Gw) {
 				continue
 			}

@@ -108,8 +108,8 @@ type Plan struct {
 	NodeAddress netip.Addr
 	Gateways    []netip.Addr
 	Remotes     []Remote
-	// Nodes has the addresses of all nodes, with this one. Networks has the networks of all pods, Own those of this
-	// node's pods, and Tunnelled those whose packets come out of tunnels only.
+	// Nodes has the addresses of all nodes, including this one. Networks has the networks of all pods, Own those of this
+	// node's pods, and Tunnelled those from which packets come only out of tunnels.
 	Nodes                    []netip.Addr
 	Networks, Own, Tunnelled []netip.Prefix
 	// MTU is that of the pods' links, and TunnelMTU that of the VXLAN device, in bytes. They are 0 while no path is
@@ -136,7 +136,7 @@ type Remote struct {
 	Direct bool
 }
 
-// Via returns the address that stands for the tunnel's far end as the next hop of the route.
+// Via returns the address that is the next hop of the route: that of the tunnel's far end.
 //
 //   - IPv4: the first address of the remote network, which no pod has.
 //   - IPv6: a link-local address that ends as the MAC of the tunnel's end. The kernel refuses as a next hop any other
@@ -280,7 +280,7 @@ func (c *planner) route(n policy.Node, network netip.Prefix) (Remote, bool) {
 	other, used := c.macs[mac]
 	own := p.Address.Is6() && c.NodeAddress.IsValid() && mac == MAC(c.NodeAddress).String()
 	if used && other != n.Name || own {
-		// A MAC is shorter than an IPv6 address, so somebody can choose two addresses that have the same MAC.
+		// A MAC is shorter than an IPv6 address, so two addresses can be chosen that have the same MAC.
 		c.report(n.Name, "status.addresses",
 			"the tunnel's end at %s has the same MAC as that of node %s; its pods can't be reached",
 			p.Address, cmp.Or(other, c.self))

@@ -8,7 +8,8 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// TestOf: what is short stays, what is long is cut between characters, and what a terminal would obey is gone.
+// TestOf: a short text stays as it is, a long one is cut between characters, and terminal control characters are
+// replaced.
 func TestOf(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                             "",

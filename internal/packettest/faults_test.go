@@ -46,8 +46,8 @@ func TestFault1SelectorsThatJoinAlike(t *testing.T) {
 		append(to(x, other, 80), to(xa, bare.Addresses[0], 80)...))
 }
 
-// TestFault2ANamespaceLosesItsLabel: its pods stayed in the sets of peers that have both a namespaceSelector and a
-// podSelector.
+// TestFault2ANamespaceLosesItsLabel: in weave-npc its pods stayed in the sets of peers that have both a
+// namespaceSelector and a podSelector.
 func TestFault2ANamespaceLosesItsLabel(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -23,7 +23,7 @@ type host struct {
 	servers []io.Closer
 }
 
-// ICMP of each family stands for all protocols without ports.
+// The ICMP of each family represents all protocols without ports.
 const (
 	icmp   ruleset.Protocol = "1"
 	icmpv6 ruleset.Protocol = "58"
@@ -82,7 +82,7 @@ func (h *host) close() {
 	h.servers, h.raw = nil, nil
 }
 
-// acceptAll lets connections come about and end by their clients' wish, leaving nothing behind.
+// acceptAll accepts connections and closes each when its client does, so that no state remains.
 func acceptAll(l *net.TCPListener) {
 	for {
 		c, err := l.AcceptTCP()

@@ -19,7 +19,7 @@ import (
 // that a namespace is being deleted that much later than the latter reports that one of its policies is gone.
 const maxWatchLag = time.Minute
 
-// unknownPolicy is the name of the policy that stands for policies that can't be known any more. No object can have it.
+// unknownPolicy is the name of the policy that replaces policies that can't be known any more. No object can have it.
 const unknownPolicy = "(unknown: the namespace is being deleted)"
 
 // departing keeps the policies of namespaces that are being deleted. Kubernetes before 1.33 deletes the objects of such

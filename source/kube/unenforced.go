@@ -30,7 +30,7 @@ var notSurveyed = []policy.Unenforced{{
 	Where: "which policies of other kinds the cluster has isn't known: the API server doesn't say which kinds it serves",
 }}
 
-// noWatch marks the context of requests that aren't part of a watch, and whose failure says nothing about watches.
+// noWatch marks the context of requests that aren't part of a watch. If they fail, that says nothing about watches.
 type noWatch struct{}
 
 // survey keeps the list of policies that weir doesn't enforce up to date until ctx ends. It calls changed when the list

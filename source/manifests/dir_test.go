@@ -228,7 +228,7 @@ func policyOf(metadata, spec string) string {
 	return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: " + metadata + "\nspec: " + spec + "\n---\n"
 }
 
-// TestWhatABadPolicyMeans goes through the table in docs/manifests.md.
+// TestWhatABadPolicyMeans checks each row of the table in docs/manifests.md.
 func TestWhatABadPolicyMeans(t *testing.T) {
 	meta, sound := "{name: p, namespace: ns-1}", "{podSelector: {matchLabels: {app: a}}, ingress: [{}]}"
 	s := run(t, map[string]string{"p.yaml": policyOf(meta, sound)})

@@ -55,7 +55,7 @@ func fieldsOf(t reflect.Type) map[string]bool {
 	return all
 }
 
-// readMeta reads the metadata. namespaced says whether objects of the kind are in a namespace.
+// readMeta reads the metadata. namespaced means that objects of the kind are in a namespace.
 func (o object) readMeta(raw stdjson.RawMessage, namespaced bool) meta {
 	const path = "metadata"
 	m := meta{namespace: o.namespace}

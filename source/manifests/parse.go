@@ -20,7 +20,7 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// damage says how much of an object can't be read.
+// damage is how much of an object can't be read.
 type damage int
 
 const (
@@ -97,7 +97,7 @@ func (e *entry) leaveOut(c ...complaint) {
 type unparsed struct {
 	where string
 	err   error
-	// mayHoldPolicy says whether the document could have a policy.
+	// mayHoldPolicy means that the document could have a policy.
 	mayHoldPolicy bool
 }
 

@@ -107,7 +107,7 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 				strings.Replace(goodPolicy, "deny", "also", 1) + "---\n" + goodPod,
 			policy.Objects{Pods: pod.Pods, Policies: policies("deny", "also").Policies},
 		},
-		// Objects of other programs count as good, whatever is wrong with them.
+		// Objects of kinds that weir doesn't use are no errors, even if they are faulty.
 		{"other kinds", "apiVersion: v1\nkind: Service\nmetadata: {name: NO}\nspeck: 1\n---\n" + goodPod +
 			"---\napiVersion: apps/v1\nkind: ControllerRevision\nspec: {template: {kind: NetworkPolicy}}\n---\n" +
 			"apiVersion: networking.k8s.io/v1\nkind: Ingress\n", pod},
@@ -124,9 +124,9 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 	}
 }
 
-// TestWrappersAsPeopleWriteThem: objects in a List or Template count, whatever the case of the letters in its kind or
-// field; one that was skipped silently could be a policy. sigs.k8s.io/json reports at most 100 fields that are given
-// twice; more of them don't hide one that matters.
+// TestWrappersAsPeopleWriteThem: objects in a List or Template count, in whatever case the kind or field is written: a
+// skipped object could be a policy. sigs.k8s.io/json reports at most 100 fields that are given twice; more of them
+// don't hide one that matters.
 func TestWrappersAsPeopleWriteThem(t *testing.T) {
 	const object = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}, ` +
 		`"spec": {"podSelector": {}}}`

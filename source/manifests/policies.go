@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// nameless is the name of a policy whose name can't be read.
+// nameless is the name of a policy if its own name can't be read.
 const nameless = "nameless"
 
 // policyReader reads one NetworkPolicy field by field, so that one that can't be read doesn't hide the others.

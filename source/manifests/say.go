@@ -46,7 +46,7 @@ func (f *file) errors(name string) []error {
 	return errs
 }
 
-// effect says what becomes of an object that can't be read as it is written.
+// effect returns what weir does with an object that can't be read as it is written.
 func (e *entry) effect() string {
 	switch {
 	case e.kept:

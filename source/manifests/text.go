@@ -21,7 +21,7 @@ type document struct {
 	duplicates []string
 	// err says why it can't be parsed; nil if it can.
 	err error
-	// mayHoldPolicy says whether a document that can't be parsed could have a policy.
+	// mayHoldPolicy means that the document can't be parsed and could have a policy.
 	mayHoldPolicy bool
 }
 

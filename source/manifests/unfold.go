@@ -98,8 +98,8 @@ func unfold(o object, depth int) (all []object, err error) {
 	return all, nil
 }
 
-// field returns the name of the object's field as it is written, whatever the case of its letters; empty if there is
-// none.
+// field returns the name of the object's field as it is written: the case of its letters doesn't matter. It returns ""
+// if there is none.
 func (o object) field(name string) string {
 	if o.raw[name] != nil {
 		return name
@@ -140,7 +140,7 @@ func (o object) duplicatesInItems(field string) (in map[string][]string, all []s
 	return in, all
 }
 
-// wholeObject stands for any field, in a list of fields that are given twice.
+// wholeObject means any field, in a list of fields that are given twice.
 const wholeObject = "*"
 
 // read reads the object's fields; it returns false if raw is no object.

@@ -84,7 +84,7 @@ func Pod(pod *corev1.Pod) (policy.Pod, []ruleset.Problem) {
 	return p, r.problems
 }
 
-// PortContainers returns the containers whose ports can be named: ordinary ones, then init containers that go on
+// PortContainers returns the containers that can have named ports: ordinary ones, then init containers that keep
 // running beside them (sidecars). Their order matters, as for Services (k8s.io/kubernetes/pkg/api/v1/pod, FindPort): of
 // two ports with the same name and protocol the first counts.
 func PortContainers(spec corev1.PodSpec) []corev1.Container {

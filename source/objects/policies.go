@@ -24,7 +24,7 @@ var policyKinds = map[string][]string{
 
 // IsPolicy reports whether objects of the kind are network policies, other than NetworkPolicy of networking.k8s.io:
 // CiliumNetworkPolicy, AdminNetworkPolicy, GlobalNetworkPolicy, Antrea's NetworkPolicy and so on. weir enforces none of
-// them. A kind with NetworkPolicy in its name counts, whatever its group.
+// them. A kind with NetworkPolicy in its name counts, in any group.
 func IsPolicy(group, kind string) bool {
 	group = strings.ToLower(group)
 	if group == "networking.k8s.io" {
