@@ -145,7 +145,7 @@ func Settle(nodes []Node, t Terms) ([]Node, []ruleset.Problem) {
 	return settled, s.problems
 }
 
-// consequence returns what a Node without an address or network can't do: this node's if self, another's otherwise.
+// consequence returns the consequence of a Node without an address or network, for this node if self is true.
 func consequence(self bool) string {
 	if self {
 		return "this node can't have pods nor reach those of others"

@@ -171,8 +171,10 @@ var loopback = map[conf.Family]netip.Prefix{
 // has the same rule in filter INPUT (KUBE-FIREWALL; CVE-2020-8558).
 //
 // The kernel drops these packets too, unless the sysctl route_localnet is set, as portmap sets it for the first
-// hostPort. The kernel always drops packets from a loopback address. Packets whose destination another program's rule
-// has translated to a loopback address are meant to arrive, so only policies decide on them.
+// hostPort. The kernel always drops packets from a loopback address.
+//
+// If another program's rule has translated a packet's destination to a loopback address, the packet is meant to
+// arrive. So only policies decide on it.
 func toLoopback(f conf.Family, r ruleset.Rule) ruleset.Rule {
 	r.Dst, r.Track, r.Action = loopback[f], ruleset.Untranslated, ruleset.Drop
 	r.Comment = "weir: no pod reaches the loopback of its node"
