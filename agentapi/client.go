@@ -1,6 +1,6 @@
-// Package agentapi is what the plugin, the agent and weirctl say to each other: requests over the agent's socket, the
-// status that it answers with, and the heartbeat file. The plugin links it, so it links nothing of Kubernetes and no
-// HTTP library.
+// Package agentapi is the interface between the plugin, the agent and weirctl: requests over the agent's socket, the
+// status in its answers, and the heartbeat file. The plugin links this package, so it links nothing of Kubernetes and
+// no HTTP library.
 package agentapi
 
 import (

@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// Status is what GET /v1/status answers: what is enforced now.
+// Status is the answer to GET /v1/status: the present state of the agent and of all that it enforces.
 type Status struct {
 	Ready    bool      `json:"ready"`
 	LastSync time.Time `json:"lastSync,omitzero"`
@@ -37,20 +37,20 @@ type Problem struct {
 	Message string `json:"message"`
 }
 
-// String is one line for a log.
+// String returns one line for a log.
 func (p Problem) String() string { return p.Object + ": " + p.Field + ": " + p.Message }
 
 // Unenforced are policies that are there and that weir doesn't enforce.
 type Unenforced struct {
-	// Kind with its group, such as CiliumNetworkPolicy.cilium.io; empty if it isn't known which kinds there are.
+	// Kind is the kind with its group, such as CiliumNetworkPolicy.cilium.io; empty if the kinds are unknown.
 	Kind string `json:"kind"`
-	// Where says which they are: a file's document, or an API server.
+	// Where names the place of the policies: a file's document, or an API server.
 	Where string `json:"where"`
-	// Count is how many there are; 0 if that isn't known.
+	// Count is the number of the policies; 0 if it is unknown.
 	Count int `json:"count"`
 }
 
-// String is one line for a log.
+// String returns one line for a log.
 func (u Unenforced) String() string {
 	if u.Kind == "" {
 		return u.Where

@@ -134,7 +134,7 @@ func bridgeAddress(gw netip.Prefix) netip.Prefix {
 	return gw
 }
 
-// build makes what is missing of the bridge, and returns it.
+// build makes the missing parts of the bridge, and returns the bridge.
 func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {

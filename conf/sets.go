@@ -61,8 +61,8 @@ const (
 	TrialChain = ownChain + "TRIAL"
 )
 
-// Prefixes of the names of chains. Behind IngressClassChains or EgressClassChains a name has the end of
-// the name of the class's set, in capitals.
+// Prefixes of the names of chains. Behind IngressClassChains or EgressClassChains, the name of a class's chain has the
+// end of the name of the class's set, in capitals.
 const (
 	ownChain           = "WEIR-"
 	IngressClassChains = ownChain + "IN-"

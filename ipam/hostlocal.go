@@ -51,7 +51,7 @@ func newHostLocal() *hostLocal {
 	return h
 }
 
-// owner says in words who uses the address; empty if host-local has no pod with it.
+// owner returns a text that names the user of the address; empty if host-local has no pod with it.
 func (h *hostLocal) owner(a netip.Addr) string {
 	if h.unread != nil {
 		return fmt.Sprintf("host-local, perhaps (%v)", h.unread)

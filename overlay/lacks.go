@@ -13,7 +13,7 @@ import (
 
 // Lack is one thing that a plan has and the kernel lacks.
 type Lack struct {
-	// Was says what is missing or wrong.
+	// Was describes what is missing or wrong.
 	Was string
 	// Command is the shell command that makes it.
 	Command string

@@ -209,7 +209,7 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// TestLost makes more events than the kernel's queue holds while nobody reads.
+// TestLost makes more events than the kernel's queue has room for, and reads none of them meanwhile.
 func TestLost(t *testing.T) {
 	data, err := os.ReadFile("/proc/sys/fs/inotify/max_queued_events")
 	if err != nil {

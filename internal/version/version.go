@@ -13,7 +13,7 @@ import (
 //
 //	weirctl: commit 5a067641f0ab (2026-11-27T21:12:52Z), go1.26.8 linux/amd64
 //
-// The same as: go version -m bin/weirctl
+// Equivalent to: go version -m bin/weirctl
 func Of(program string) string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {

@@ -143,7 +143,7 @@ func TestDocumentedMessages(t *testing.T) {
 			if message == "`cni plugin not initialized`" { // containerd's
 				continue
 			}
-			// An ellipsis stands for what differs; a colon, for an error within another.
+			// An ellipsis replaces text that differs. A colon separates an error from the one inside it.
 			for _, part := range regexp.MustCompile("…|; |: ").Split(strings.Trim(message, "`"), -1) {
 				if part = strings.Trim(part, " :"); len(part) < 6 {
 					continue

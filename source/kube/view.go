@@ -15,7 +15,8 @@ import (
 // heartbeats, don't change that.
 type view[O, T any] struct {
 	read func(O) (T, []ruleset.Problem)
-	// merge, if not nil, returns what an object counts as, from what it counted as before and what it is now.
+	// merge, if not nil, returns the version of an object that counts, given the one that counted before and the
+	// object as it is now.
 	merge func(was, now T) T
 
 	mu      sync.Mutex

@@ -111,7 +111,7 @@ func (d *Dir) Check() (*policy.Objects, error) {
 	return d.merge()
 }
 
-// Files returns what was read last: each file with its objects, and what was left out and why.
+// Files returns the result of the last read: each file with its objects, and the objects left out with the reasons.
 func (d *Dir) Files() []agentapi.File {
 	if r := d.report.Load(); r != nil {
 		return *r

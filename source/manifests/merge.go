@@ -23,8 +23,8 @@ type placed struct {
 
 func (p placed) String() string { return printable(p.file) + ", " + p.where }
 
-// merge returns the objects of all files, and an error for what can't be read. The objects are nil while nothing is
-// known of a file that may hold a policy.
+// merge returns the objects of all files, and an error that names the parts that can't be read. The objects are nil
+// while the content of a file is unknown that may have a policy.
 func (d *Dir) merge() (*policy.Objects, error) {
 	var all policy.Objects
 	var errs, less []error // errs come first: they keep an agent from being ready

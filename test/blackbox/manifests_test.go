@@ -175,7 +175,7 @@ func TestFilesThatAreNoManifests(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestAFileThatMayHoldAPolicy: an unreadable file may contain a policy, so what it should forbid is unknown.
+// TestAFileThatMayHoldAPolicy: an unreadable file may contain a policy, so the denied traffic is unknown.
 func TestAFileThatMayHoldAPolicy(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -171,8 +171,8 @@ func classify(t *testing.T, frames []*frame, o *observer, changes map[string][]s
 // linkLocalClass begins the names of the classes of frames to the link-local MACs of IEEE 802.1D.
 const linkLocalClass = "to 01:80:c2:00:00:"
 
-// report prints the table, and what the kernel drops anyway. docs/hostile-pod.md has a row for each class. The row has
-// the number of frames of a node of both families, which is the same in each run.
+// report prints the table, and the frames that the kernel drops anyway. docs/hostile-pod.md has a row for each class.
+// The row has the number of frames of a node of both families, which is the same in each run.
 func report(t *testing.T, table map[string]*row, documentedFrames bool) {
 	t.Helper()
 	documented, err := os.ReadFile("../../docs/hostile-pod.md")
