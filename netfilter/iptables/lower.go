@@ -139,12 +139,15 @@ func halvesOf(all netip.Prefix) [2]netip.Prefix {
 	return [2]netip.Prefix{lower, netip.PrefixFrom(netipx.PrefixLastIP(lower).Next(), 1)}
 }
 
-// raise turns refused entries of ipset into the ruleset's entries that they were lowered from.
+// raise turns refused entries of ipset into the ruleset's entries that they were lowered from. A half of all addresses may
+// stand for all addresses or for itself, so both count as refused.
 func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	raised := ruleset.Refused{}
 	for r, why := range refused {
 		if p := r.Element.Prefix; l.whole[r.Set] && p.IsValid() && p.Bits() == 1 {
-			r.Element.Prefix = netip.PrefixFrom(p.Addr(), 0).Masked()
+			whole := r
+			whole.Element.Prefix = netip.PrefixFrom(p.Addr(), 0).Masked()
+			raised[whole] = why
 		}
 		raised[r] = why
 	}

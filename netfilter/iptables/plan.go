@@ -163,10 +163,14 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 			old[element] = name
 		}
 	}
-	target := map[ruleset.Element]string{}
+	wanted := map[string][]ruleset.Entry{}
 	for _, s := range sets {
-		for _, e := range s.Entries {
-			target[e.Element] = s.Name
+		wanted[s.Name] = s.Entries
+	}
+	target := map[ruleset.Element]string{} // by address: the class set that matches it first after the change
+	for _, name := range slices.Backward(newOrder) {
+		for _, e := range wanted[name] {
+			target[e.Element] = name
 		}
 	}
 	for _, s := range sets {
