@@ -139,8 +139,8 @@ func halvesOf(all netip.Prefix) [2]netip.Prefix {
 	return [2]netip.Prefix{lower, netip.PrefixFrom(netipx.PrefixLastIP(lower).Next(), 1)}
 }
 
-// raise turns refused entries of ipset into the ruleset's entries that they were lowered from. A half of all addresses may
-// stand for all addresses or for itself, so both count as refused.
+// raise turns refused entries of ipset into the ruleset's entries that they were lowered from. A refused half of all
+// addresses was lowered from the entry with all addresses or from an entry of its own: raise returns both.
 func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	raised := ruleset.Refused{}
 	for r, why := range refused {
