@@ -11,7 +11,7 @@ import (
 // Backend writes rulesets to the kernel. It remembers the kernel's state as it last read or wrote it. The loop calls
 // all methods but Watch, one at a time; Watch runs beside them.
 type Backend interface {
-	// Name returns the name of the tool that writes the rules; empty while it isn't known.
+	// Name returns the name of the tool that writes the rules; empty while the tool is not known.
 	Name() string
 	// SetType returns the type by which the backend's tools know a kind of sets, such as "hash:ip".
 	SetType(kind ruleset.SetKind) string
@@ -23,18 +23,19 @@ type Backend interface {
 	Read(ctx context.Context) error
 	// Unread reports whether the kernel's state is not known, so that Apply would have to read it.
 	Unread() bool
-	// Reread reads which sets contain the addresses, and reports whether the plugin has changed that since the last
-	// Apply.
+	// Reread reads which sets contain the addresses, and reports whether the plugin has changed these sets since the
+	// last Apply.
 	Reread(addrs ...netip.Addr) (changed bool)
 	// Members returns the addresses in the kernel's class sets, by direction. An earlier agent may have put them there.
 	Members() (map[ruleset.Direction]map[netip.Addr]bool, error)
 
-	// Apply makes the kernel have the ruleset. On the way it never allows a packet that both the old and the new ruleset
-	// deny. After a *netfilter.UnknownError the kernel has the ruleset as far as its tables can be read. After a
-	// *netfilter.RefusedError the caller must leave out the refused parts. After any other error the kernel has some of
-	// the old state and some of the new, and the next Apply goes on from there.
+	// Apply makes the kernel have the ruleset. At no moment does it allow a packet that both the old and the new
+	// ruleset deny. After a *netfilter.UnknownError the kernel has the ruleset as far as its tables can be read. After
+	// a *netfilter.RefusedError the caller must leave out the refused parts. After any other error the kernel has some
+	// of the old state and some of the new, and the next Apply continues from there.
 	Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error)
-	// PutFirst puts weir's rules back before all others and changes nothing else. It is for a kernel that can't be read.
+	// PutFirst puts weir's rules back before all others and changes nothing else. The agent calls it when the kernel's
+	// state can't be read.
 	PutFirst(ctx context.Context, want ruleset.Ruleset) error
 	// KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, it only puts
 	// their jumps first. If a chain is missing or was flushed, it applies the ruleset closed, in which no pod is in a

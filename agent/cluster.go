@@ -12,11 +12,12 @@ import (
 )
 
 // clusterView is the agent's view of the cluster. Invariants, while source is not nil:
-//   - source are the newest objects that the source gave, with those of their Nodes that the agent accepts.
-//   - objects are source with the pods of lookups in the place of pods of the same names.
-//   - parsed are the policies of source, and names their names in order.
+//   - source has the objects that the source gave last, with only the Nodes that the agent accepts.
+//   - objects is source with the looked-up pods. A looked-up pod replaces a pod of the same name.
+//   - parsed has the parsed policies of source, and names has their names in order.
 //
-// Nothing that it points to is ever changed. A new state is a new value, so snapshots may share the old one.
+// Nothing that a clusterView points to is ever changed. A new state is a new value, so snapshots may share the old
+// one.
 type clusterView struct {
 	source  *policy.Objects
 	lookups map[string]lookup // by endpoint ID
@@ -29,7 +30,7 @@ type clusterView struct {
 // lookup is a pod that the agent asked the source for, because the source's objects didn't have it.
 type lookup struct {
 	pod policy.Pod
-	// namesake is the pod of the same name in the source's objects at the time of the question.
+	// namesake is the pod of the same name that the source's objects had when the agent asked; empty if they had none.
 	namesake policy.Pod
 }
 
@@ -63,9 +64,9 @@ func (c *clusterView) addLookup(id string, l lookup, endpoints map[string]endpoi
 	c.join(endpoints)
 }
 
-// join adds the looked-up pods to the source's objects, which may be older than the answer. A lookup ends with its
-// endpoint. It also ends when the source's objects have a pod of that name that they didn't have at the time of the
-// question: that is the looked-up pod, or a newer one.
+// join adds the looked-up pods to the source's objects, which may be older than the answers. It removes the lookup of
+// an endpoint that has ended. It also removes a lookup if the source's objects now have a pod of that name that they
+// didn't have when the agent asked. Such a pod is the looked-up one, or a newer one.
 func (c *clusterView) join(endpoints map[string]endpoint.Endpoint) {
 	if c.source == nil {
 		return
@@ -104,7 +105,8 @@ func (c *clusterView) knows(e endpoint.Endpoint) bool {
 	return len(made) > 0
 }
 
-// findPod returns the pod of the name, and whether its UID is the wanted one.
+// findPod returns the pod with that namespace and name, and whether its UID is the wanted one. It returns an empty pod
+// if there is none.
 func findPod(pods []policy.Pod, p endpoint.Pod) (policy.Pod, bool) {
 	i := slices.IndexFunc(pods, func(o policy.Pod) bool { return o.Namespace == p.Namespace && o.Name == p.Name })
 	if i < 0 {

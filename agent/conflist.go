@@ -13,8 +13,9 @@ type conflist struct {
 	mtu int // of pods' links, as last written; 0: not written yet
 }
 
-// writeConflist writes the runtime's network configuration. It is written last: a node without it isn't ready, so no
-// pod starts before policy is enforced. It is renamed into place, so the runtime never reads a part of it.
+// writeConflist writes the runtime's network configuration. It is the last step of an agent's start: a node without
+// the configuration isn't ready, so no pod starts before policy is enforced. The file is renamed into place, so the
+// runtime never reads a part of it. writeConflist writes nothing while this node's address or MTU isn't known.
 func (a *agent) writeConflist() error {
 	plan := a.ways.plan
 	if a.Node.Conflist == "" || !plan.NodeAddress.IsValid() || plan.MTU == 0 {

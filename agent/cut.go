@@ -14,12 +14,12 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// cutting cuts connections that the rules no longer allow, and restores those that the rules allow again. For that it
-// walks through all connections. A walk takes a quarter of a second with 200,000 connections, and ten milliseconds with
-// none, as the empty table has as many buckets. So the walk runs beside the loop and delays no pod's start and no
-// policy, and it runs only when it may find something. Invariants:
-//   - At most one walk runs. While one runs, walking is true, and its result will come through results.
-//   - If due is false and no walk runs, no connection is to be cut or restored.
+// cutting cuts connections that the rules no longer allow, and restores cut connections that the rules allow again.
+// For that it walks through all connections. A walk takes a quarter of a second with 200,000 connections. With no
+// connection it takes ten milliseconds, because the kernel goes through every bucket of its table. A walk runs beside
+// the loop, so no pod's start and no policy waits for it. It runs only when it may find something. Invariants:
+//   - At most one walk runs. While a walk runs, walking is true, and the walk will send its result to results.
+//   - If due is false and no walk runs, all connections are as the rules require: none must be cut or restored.
 type cutting struct {
 	due      bool
 	standing int // connections that are cut, as of the last walk
@@ -54,8 +54,9 @@ func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 	return all
 }
 
-// note makes a walk due if the change of the kernel requires one. A change that only allows more requires one if
-// connections are cut, or if a running walk may cut some.
+// note makes a walk due if the change of the kernel requires one: the change may deny established connections, or it
+// repaired sets or rules. A change that only allows more requires a walk if connections are cut, or if a walk is
+// running, which may cut some.
 func (c *cutting) note(r netfilter.Result, verify netfilter.Verify) {
 	opens := r.Changed && (c.standing > 0 || c.walking)
 	// While the repaired sets or rules were missing, connections may have begun.
@@ -78,8 +79,8 @@ func (a *agent) walk() {
 }
 
 // takeWalk takes the result of a walk. If another walk has become due meanwhile, takeWalk starts it, unless the kernel
-// has a fault or the walk failed: then the next reconcile starts it. It returns true if the loop must reconcile now,
-// because plugins have waited until connections can be cut again.
+// has a fault or the walk failed: then the next reconcile starts it. takeWalk returns true if an earlier walk failed
+// and this one succeeded. The loop must then reconcile now, because no pod was enrolled since the failure.
 func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	defer a.publishStatus()
 	a.cutting.walking, a.cutting.standing = false, w.Standing

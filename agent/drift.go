@@ -49,7 +49,7 @@ func (d *drift) take() []uint32 {
 const hearing = 20 * time.Millisecond
 
 // none reports whether no other program has changed weir's rules: the kernel has reported every generation up to the
-// newest, and the backend knows all that concern weir.
+// newest, and the backend knows all that concern weir. It returns false if this can't be found out in time.
 func (d *drift) none(ctx context.Context, backend Backend) bool {
 	now, err := backend.Generation()
 	if err != nil {

@@ -17,7 +17,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// errNotSynced is the answer to enrolments before the kernel has the first usable state.
+// errNotSynced is the reason why no pod is enrolled before the agent has a usable state from its source and has read
+// the endpoint records.
 var errNotSynced = errors.New("the agent has no good state of the policies yet (weirctl status says why)")
 
 // enrolments has the plugins that wait for an answer, and the endpoints that are enrolled. Invariant: each waiting
@@ -30,7 +31,7 @@ type enrolments struct {
 // enrolment is a plugin's request to put a new pod into its classes.
 type enrolment struct {
 	id       string
-	pod      endpoint.Pod // set once it is enrolled
+	pod      endpoint.Pod // empty until it is enrolled
 	deadline time.Time
 	answer   chan answer // has room for one, as the plugin may have ended
 }
@@ -51,8 +52,8 @@ func (e *enrolments) waits(id string) bool {
 	return slices.ContainsFunc(e.waiting, func(w *enrolment) bool { return w.id == id })
 }
 
-// answer answers the plugins with a final answer by decide, and the plugins with an expired deadline. It returns the
-// time until the next deadline; 0 if no plugin waits.
+// answer sends each waiting plugin the answer that decide returns, as soon as that answer is final or the plugin's
+// deadline is over. It returns the time until the next deadline; 0 if no plugin waits any more.
 func (e *enrolments) answer(
 	decide func(id string) (r answer, final bool), podOf func(id string) endpoint.Pod,
 ) time.Duration {
@@ -72,8 +73,8 @@ func (e *enrolments) answer(
 	return next
 }
 
-// takeEnrolment reads the endpoint's record and the sets that contain its addresses: the plugin has changed both. It
-// asks the source for the pod if the source's objects don't have it yet.
+// takeEnrolment reads the endpoint's record, and reads which sets contain its addresses: the plugin has changed both.
+// It looks the pod up if the source's objects don't have it yet.
 func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
 	walk := a.records.read(e.id)
 	a.cutting.due = a.cutting.due || walk
@@ -106,8 +107,9 @@ func (a *agent) chainsToVerify(ctx context.Context) netfilter.Verify {
 	return netfilter.Rules
 }
 
-// answer answers the plugins with enrolled pods, and the plugins with an expired deadline. If err is not nil, no pod is
-// enrolled. It returns the time until the next deadline; 0 if no plugin waits.
+// answer sends each waiting plugin the answer from answerFor, as soon as that answer is final or the plugin's deadline
+// is over. If err is not nil, no pod is enrolled. It returns the time until the next deadline; 0 if no plugin waits
+// any more.
 func (a *agent) answer(err error) time.Duration {
 	return a.enrolments.answer(
 		func(id string) (answer, bool) { return a.answerFor(id, err) },

@@ -9,7 +9,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// event is a message from another goroutine to the loop. Each kind has a type. handle updates the agent's state by it.
+// event is a message from another goroutine to the loop. Each kind of event has a type. The method handle updates the
+// agent's state from the event.
 type event interface{ isEvent() }
 
 type (
@@ -49,14 +50,14 @@ func (waysChanged) isEvent()    {}
 func (nodeChecked) isEvent()    {}
 func (straysEvicted) isEvent()  {}
 
-// work is what the loop must do after events. The zero value is nothing.
+// work is what the loop must do after events. The zero value means that nothing must be done.
 type work struct {
 	reconcile bool
 	// verify is how much of the kernel the reconcile must read at least.
 	verify netfilter.Verify
 }
 
-// and returns the work of two events together.
+// and returns the work that two events require together.
 func (w work) and(o work) work {
 	return work{w.reconcile || o.reconcile, max(w.verify, o.verify)}
 }
@@ -72,8 +73,8 @@ func (a *agent) send(ctx context.Context, e event) bool {
 	}
 }
 
-// handleAll handles the event and all other events that wait. One reconcile is enough for all of them, and a new pod
-// may depend on one of them.
+// handleAll handles the event and all other events that wait, so that one reconcile is enough for all of them. A new
+// pod's enrolment may depend on another waiting event.
 func (a *agent) handleAll(e event) work {
 	todo := a.handle(e)
 	for {
@@ -86,7 +87,7 @@ func (a *agent) handleAll(e event) work {
 	}
 }
 
-// handle updates the agent's state by the event, and returns the work that remains.
+// handle updates the agent's state from the event, and returns the work that remains.
 func (a *agent) handle(e event) work {
 	switch e := e.(type) {
 	case sourceUpdate:

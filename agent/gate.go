@@ -9,19 +9,21 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// gate is the gate for tunnel packets as the agent last applied it. If inKernel is false, the gate may not be in the
-// kernel, and the other fields say nothing.
+// gate is the gate for tunnel packets as the agent last applied it. If inKernel is false, the agent has not applied a
+// gate yet or its last attempt failed, so the kernel's gate may be missing or different.
 type gate struct {
 	inKernel bool
 	plan     overlay.Plan
 	links    []string
 	traffic  overlay.Traffic
-	// blocked has the problem that a firewall of the host drops tunnel packets; empty if none does.
+	// blocked has the problem that a firewall of the host drops tunnel packets; empty if there is no sign of such a
+	// firewall.
 	blocked []ruleset.Problem
 }
 
-// keepGate keeps the gate in the kernel. The gate accepts tunnel packets only from known nodes. After an error no pod
-// is enrolled.
+// keepGate keeps the gate in the kernel. The gate accepts tunnel packets only from known nodes. keepGate reads the
+// kernel's gate only if everything must be read, the wanted gate has changed, or the last attempt failed. After an
+// error no pod is enrolled.
 func (a *agent) keepGate(verify netfilter.Verify) error {
 	if a.Node.Name == "" {
 		return nil
@@ -48,8 +50,8 @@ func (a *agent) keepGate(verify netfilter.Verify) error {
 	return nil
 }
 
-// keepGateClosed makes a gate that accepts no tunnel packets, unless one exists. It is for the time until the other
-// nodes are known.
+// keepGateClosed makes a gate that accepts no tunnel packets, unless a gate exists. The agent calls it while the other
+// nodes are not known yet.
 func (a *agent) keepGateClosed() error {
 	if a.Node.Name == "" {
 		return nil
@@ -77,9 +79,10 @@ func (a *agent) foreignLinks() []string {
 // fewPackets is the number of packets that must be missing before a firewall is the likely reason.
 const fewPackets = 3
 
-// blocked returns a problem if a firewall of the host drops packets that the gate has accepted since before. The usual
-// reason is a rule that accepts packets by connection state: tunnel packets are untracked, so neither NEW nor
-// ESTABLISHED.
+// blocked returns a problem if a firewall of the host drops the packets that the gate has accepted since the last
+// call. If the gate has accepted only a few, and none was delivered, blocked returns the earlier result, was. The
+// usual reason is a rule that accepts packets by connection state: tunnel packets are untracked, so they are neither
+// NEW nor ESTABLISHED.
 func blocked(o NodeOptions, before, now overlay.Traffic, was []ruleset.Problem) []ruleset.Problem {
 	if now.Accepted < before.Accepted || now.Delivered < before.Delivered { // the table is new and counts from 0
 		before = overlay.Traffic{}

@@ -9,7 +9,8 @@ import (
 	"github.com/weir-net/weir/netfilter"
 )
 
-// keepGuard repairs the guard when everything is read from the kernel.
+// keepGuard repairs the guard in each round that reads everything from the kernel, and in each round until the kernel
+// first has everything that it should have.
 func (a *agent) keepGuard(verify netfilter.Verify) error {
 	if verify != netfilter.All && !a.kernel.lastSync.IsZero() {
 		return nil
@@ -32,9 +33,9 @@ func (a *agent) keepGuard(verify netfilter.Verify) error {
 	return err
 }
 
-// senders returns the senders of each port, by the records on disk. It reads the disk, as the loop may not have read a
-// new pod's record yet. A record that can't be read is reported elsewhere, and its pod may send nothing. senders adds
-// the ports that an ADD is making to attaching.
+// senders returns the senders of each port, from the records on disk: the loop may not have read a new pod's record
+// yet. It leaves out records that can't be read, so the guard lets their pods send nothing; takeRecords reports such
+// records. senders adds the ports that an ADD is making to attaching.
 func senders(attaching map[string]bool) ([]bridge.Sender, error) {
 	records, err := endpoint.List()
 	if err != nil && !errors.As(err, &endpoint.BrokenRecords{}) {
@@ -43,7 +44,7 @@ func senders(attaching map[string]bool) ([]bridge.Sender, error) {
 	var all []bridge.Sender
 	for _, e := range records {
 		mac, err := net.ParseMAC(e.MAC)
-		if err != nil || e.Chained { // the link is another plugin's
+		if err != nil || e.Chained { // another plugin made the link
 			continue
 		}
 		busy, err := endpoint.Busy(e.ID())

@@ -7,12 +7,14 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// heartbeat is the file by which the plugin's STATUS knows that an agent runs. Without a recent one, STATUS fails.
+// heartbeat is the file by which the plugin's STATUS knows that an agent runs. Without a recent heartbeat, STATUS
+// fails.
 type heartbeat struct {
 	last time.Time
 }
 
-// renew renews the heartbeat if it is due. The caller has just found that all is well.
+// renew renews the heartbeat if it is due. The caller must have found that the kernel has everything that it should
+// have.
 func (h *heartbeat) renew(log *slog.Logger) {
 	if time.Since(h.last) < agentapi.BeatEvery {
 		return

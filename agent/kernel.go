@@ -16,8 +16,8 @@ import (
 
 // kernelView is the agent's knowledge of weir's sets and rules in the kernel.
 type kernelView struct {
-	// refused are the parts of rulesets that the kernel has refused since the last resync. The value is replaced, never
-	// changed: snapshots share it.
+	// refused has the parts of rulesets that the kernel has refused since the last resync. The map is replaced, never
+	// changed, because snapshots share it.
 	refused ruleset.Refused
 	// debt is how much of the kernel the next reconcile must read at least, because the last one failed.
 	debt netfilter.Verify
@@ -25,7 +25,7 @@ type kernelView struct {
 	pluginChanged bool
 	// closed is true if KeepClosed has succeeded while there is no usable state yet.
 	closed bool
-	// tidy is true if no rules of weir's are left in the iptables flavour that the node doesn't use.
+	// tidy is true if weir has no rules left in the iptables flavour that the node doesn't use.
 	tidy bool
 	// lastSync is when the kernel last had everything that it should have; zero if it never had.
 	lastSync time.Time
@@ -48,8 +48,9 @@ func (k *kernelView) refuse(refused ruleset.Refused) (news bool) {
 	return news
 }
 
-// changedByAnother reports whether the agent has undone a change of another program. That is so if the agent wants the
-// same ruleset as before, and the plugin can't have changed sets for an attachment that began or ended.
+// changedByAnother reports whether the agent has undone a change of another program. It returns true if the agent
+// wants the same chains as before but had to write rules. It also returns true if the agent wants the same chains and
+// sets as before, and the plugin can't have changed sets for an attachment that began or ended.
 func (k *kernelView) changedByAnother(before, now ruleset.Ruleset, result netfilter.Result, churn bool) bool {
 	if k.lastSync.IsZero() || !slices.EqualFunc(before.Chains, now.Chains, ruleset.Chain.Equal) {
 		return false
@@ -116,8 +117,9 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 	}
 }
 
-// readKernel reads the kernel's state if it is to be verified or isn't known, and then the records. In this order, each
-// of the plugin's changes that was read has a record, so the agent computes the same.
+// readKernel reads the kernel's state if everything is to be read or the state isn't known, and then the records. In
+// this order, each of the plugin's changes that was read has a record, so the agent's ruleset contains that change
+// too.
 func (a *agent) readKernel(ctx context.Context, verify netfilter.Verify) (netfilter.Verify, error) {
 	if verify != netfilter.All && !a.backend.Unread() {
 		return verify, nil
@@ -140,8 +142,8 @@ func (a *agent) bring(
 	return a.backend.Apply(ctx, want, verify)
 }
 
-// takeApplied takes note of the changes in the kernel. Unless all is well, the agent can't tell whether it has undone a
-// change of another program.
+// takeApplied records that the ruleset was applied. It counts a repair only if well is true and the kernel had no
+// fault: otherwise the agent can't tell whether it has undone a change of another program.
 func (a *agent) takeApplied(p applied, well bool) {
 	if p.Changed {
 		a.stats.Changes++
@@ -171,8 +173,8 @@ func (a *agent) cleanOther(ctx context.Context, verify netfilter.Verify) {
 	a.faults.set(partLeftovers, err)
 }
 
-// keepClosed does the work of reconcile while there is no usable state yet. The kernel keeps its rules, unless they
-// aren't enough to close the pods.
+// keepClosed does the work of reconcile while there is no usable state yet. If weir's chains in the kernel are
+// complete, their rules stay. Otherwise the pods are closed.
 func (a *agent) keepClosed(ctx context.Context, verify netfilter.Verify) time.Duration {
 	if verify != netfilter.All && a.kernel.closed {
 		return a.answer(errNotSynced)

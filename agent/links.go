@@ -11,10 +11,11 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// links has the pods with enforcement "closed", which may start while no agent runs. Their links stay down until the
-// agent brings them up.
+// links records which pods with enforcement "closed" need no more work on their links. Such a pod may start while no
+// agent runs, and its link stays down until the agent brings it up.
 type links struct {
-	// done are the endpoints, by ID, with links that the agent has brought up, or has logged that it doesn't bring up.
+	// done has the IDs of chained endpoints, of endpoints with links that the agent has brought up, and of endpoints
+	// for which it has logged why their links stay down.
 	done map[string]bool
 }
 

@@ -47,7 +47,8 @@ func (a *agent) loop(ctx context.Context) error {
 	}
 }
 
-// heedDrift looks at the changes of rules that the kernel has reported. The agent's own changes need no work.
+// heedDrift looks at the changes of rules that the kernel has reported. If the agent made all of them, nothing is to
+// be done. Otherwise the loop must read everything from the kernel.
 func (a *agent) heedDrift() work {
 	if !slices.ContainsFunc(a.drift.take(), func(g uint32) bool { return !a.backend.Knows(g) }) {
 		return work{}
@@ -55,9 +56,10 @@ func (a *agent) heedDrift() work {
 	return work{true, netfilter.All}
 }
 
-// prepareResync lets the resync try again what has failed before.
+// prepareResync prepares new attempts at what has failed: it reads broken records again, and forgets which parts of
+// rulesets the kernel has refused. It also reports whether the node has addresses left.
 func (a *agent) prepareResync(ctx context.Context) {
 	a.retryRecords()
-	a.kernel.refused = nil // the kernel may accept them now: a module was loaded, or there is room
+	a.kernel.refused = nil // the kernel may accept these parts now: a module was loaded, or there is room again
 	a.reportShortage(ctx)
 }

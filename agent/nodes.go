@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// nodeClaims has the claims of the Node objects, and those that the agent accepts. Invariant: accepted and problems are
-// policy.Settle of stated and local.
+// nodeClaims has the claims of the Node objects, and the claims that the agent accepts. Invariant: accepted and
+// problems are the results of policy.Settle for stated and local.
 type nodeClaims struct {
 	latest   *policy.Objects // the source's last objects, with all Nodes
 	stated   []policy.Node
@@ -52,7 +52,7 @@ func (n *nodeClaims) readLocal(links netlinksafe.Handle, node NodeOptions) (chan
 	return true
 }
 
-// acceptNodes makes the objects the agent's view of the cluster, without the Nodes that are not accepted.
+// acceptNodes makes the objects, with only the accepted Nodes, the agent's view of the cluster.
 func (a *agent) acceptNodes(o *policy.Objects) {
 	accepted, changed := a.cluster.nodes.accept(o, a.Node)
 	if changed {
@@ -61,7 +61,7 @@ func (a *agent) acceptNodes(o *policy.Objects) {
 	a.cluster.update(accepted, a.records.endpoints)
 }
 
-// podCIDRs returns the ranges of this node's Node; none if the Node isn't known or has none.
+// podCIDRs returns the address ranges of this node's Node; nil if the Node isn't known or has no range.
 func (c *clusterView) podCIDRs(node string) []netip.Prefix {
 	if node == "" || c.objects == nil {
 		return nil

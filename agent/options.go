@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/overlay"
 )
 
-// Options of an agent.
+// Options are the options of an agent.
 type Options struct {
 	Source Source
 	// NewBackend connects to the kernel's packet filter. Run calls it once, after it has the agent's lock.
@@ -25,8 +25,8 @@ type Options struct {
 	Node      NodeOptions
 }
 
-// NodeOptions are for an agent with a source that knows the cluster's nodes. Such an agent keeps the ways to other
-// nodes' pods, and writes the runtime's network configuration.
+// NodeOptions are for an agent with a source that knows the cluster's nodes. Such an agent sets up the tunnel and the
+// routes to other nodes' pods, and writes the runtime's network configuration.
 type NodeOptions struct {
 	// Name is the name of this node's Node object; empty if there are no other nodes.
 	Name    string
@@ -34,7 +34,7 @@ type NodeOptions struct {
 	// ClusterCIDRs contain all networks of pods. A Node's podCIDR outside of them isn't accepted. If there are none,
 	// every podCIDR is accepted.
 	ClusterCIDRs []netip.Prefix
-	// Conflist is the path of the network configuration. The agent writes it once the kernel has the first state. If the
-	// path is empty, the agent writes none.
+	// Conflist is the path of the network configuration. The agent writes the file once the kernel has the first
+	// state. If the path is empty, the agent writes no network configuration.
 	Conflist string
 }

@@ -10,9 +10,10 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// outdated returns the reason why an attachment doesn't fit this node; empty if none is known. Such an attachment was
-// made with an outdated network configuration, for example after the node's Node was made again with other podCIDRs.
-// Its address may then be within another node's podCIDRs, so packets to it go to that node.
+// outdated returns the reason why an attachment doesn't fit this node; empty if there is no known reason. An
+// attachment that doesn't fit was made with an outdated network configuration, for example after this node's Node was
+// made again with other podCIDRs. The attachment's address may then be within another node's podCIDRs, so packets to
+// the address go to that node.
 func (a *agent) outdated(e endpoint.Endpoint) string {
 	if !primary(e) {
 		return ""
@@ -39,8 +40,8 @@ func (a *agent) outdated(e endpoint.Endpoint) string {
 	return ""
 }
 
-// misplaced returns a message that names the attachment's first address outside of this node's podCIDRs; empty if there
-// is none.
+// misplaced returns a message that names the attachment's first address outside of this node's podCIDRs. It returns ""
+// if there is no such address, the podCIDRs aren't known, or the attachment isn't primary.
 func (a *agent) misplaced(e endpoint.Endpoint) string {
 	cidrs := a.cluster.podCIDRs(a.Node.Name)
 	if len(cidrs) == 0 || !primary(e) {

@@ -10,11 +10,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// problems are the present problems of objects, in order. Each is bounded in length.
+// problems are the present problems of objects, in order. Each problem's texts are bounded in length.
 type problems []ruleset.Problem
 
-// report logs the problems that are new and those that are gone, and keeps the list for the status and the metrics. It
-// may change the list now.
+// report logs the problems that are new and the problems that are gone, and keeps the list for the status and the
+// metrics. It sorts the slice now and shortens long texts in it.
 func (p *problems) report(log *slog.Logger, now []ruleset.Problem) {
 	for i, n := range now { // a field of an object may be a megabyte long
 		now[i] = ruleset.Problem{

@@ -19,7 +19,7 @@ const (
 
 // reaper ends the attachments of pods that are gone.
 type reaper struct {
-	// strays has room for one list of addresses in the sets of all pods that are assigned to no pod.
+	// strays has room for one list of strays: addresses that are in the sets of all pods, but are assigned to no pod.
 	strays chan []netip.Addr
 }
 
@@ -37,9 +37,9 @@ func (r *reaper) offer(strays []netip.Addr) {
 	}
 }
 
-// reap ends attachments of pods with network namespaces that are gone without a DEL, and finishes DELs that were
-// killed: containerd never calls GC. It runs beside the loop, as it waits for the node's lock. The loop learns of the
-// end from the records, as after any DEL. A later DEL finds nothing to do.
+// reap ends the attachments of pods whose network namespace is gone without a DEL, and finishes DELs that were killed.
+// The agent must do that because containerd never calls GC. reap waits for the node's lock, so it runs beside the
+// loop. The loop sees that the records are removed, as after any DEL. A DEL that comes later finds nothing to do.
 func (a *agent) reap(ctx context.Context) error {
 	gone := make(chan struct{}, 1)
 	watching := make(chan error, 1)
@@ -87,7 +87,7 @@ func (a *agent) reapOnce() {
 	}
 }
 
-// evict removes other programs' addresses from the sets of all pods.
+// evict removes addresses that other programs added to the sets of all pods.
 func (a *agent) evict(ctx context.Context, strays []netip.Addr) {
 	evicted, err := attachment.NewNode().Evict(strays)
 	if err != nil {

@@ -26,28 +26,29 @@ type round struct {
 
 // steps are the steps of a reconcile, in their order. A step that returns false ends the reconcile.
 var steps = []func(*round, context.Context) bool{
-	// The ruleset, the gate and the ways all depend on which Nodes are accepted.
+	// The ruleset, the gate and the routes to other nodes all depend on which Nodes are accepted.
 	(*round).settleNodes,
 	(*round).applyRuleset,
-	// After the ruleset: if the kernel was read for it, planWays reads the node's routes too.
+	// After applyRuleset: if it has read the kernel, planWays reads the node's routes too.
 	(*round).planWays,
 	(*round).reportProblems,
-	// After the plan: the gate accepts tunnel packets from the nodes in it.
+	// After planWays: the gate accepts tunnel packets from the nodes in the plan.
 	(*round).keepGuardAndGate,
-	// Now it is known whether pods may be enrolled. If not, one of these two steps answers the plugins.
+	// By now it is known whether pods may be enrolled. If they may not, one of these two steps answers the plugins and
+	// ends the reconcile.
 	(*round).concludeKernel,
 	(*round).concludeUnknown,
-	// Before the runtime's configuration: once that is there, the runtime calls the plugin's STATUS, which reads the
-	// heartbeat.
+	// Before the runtime's configuration: once the configuration exists, the runtime calls the plugin's STATUS, which
+	// reads the heartbeat.
 	(*round).renewHeartbeat,
 	// Before the answers: an ADD that is refused as outdated finds a new configuration at its next try.
 	(*round).renewConflist,
 	(*round).answerPlugins,
-	// After the answers: no pod's start waits for the rest.
+	// After the answers, so that no pod's start waits for the remaining steps.
 	(*round).reachNodes,
-	(*round).reportProblems, // again, with those of the ways
+	(*round).reportProblems, // again, with the problems that reachNodes has found
 	(*round).bringUpLinks,
-	// After the links: the pods of these links count as enrolled.
+	// After bringUpLinks, because it marks pods as enrolled.
 	(*round).publishAddresses,
 	(*round).walkConnections,
 	(*round).retryLeftSets,
@@ -92,7 +93,7 @@ func (r *round) applyRuleset(ctx context.Context) bool {
 	return true
 }
 
-// planWays plans the ways to other nodes.
+// planWays plans the tunnel and the routes to other nodes.
 func (r *round) planWays(context.Context) bool {
 	r.agent.planWays(r.verify)
 	return true
@@ -173,8 +174,8 @@ func (r *round) renewHeartbeat(context.Context) bool {
 	return true
 }
 
-// renewConflist writes the runtime's configuration before the agent refuses an attachment that was made with an older
-// one.
+// renewConflist writes the runtime's configuration if the agent is about to refuse a waiting plugin's attachment as
+// outdated, or if a plugin waits and this agent hasn't written the configuration yet.
 func (r *round) renewConflist(context.Context) bool {
 	needed := func(e *enrolment) bool {
 		ep, ok := r.records.endpoints[e.id]
@@ -188,13 +189,14 @@ func (r *round) renewConflist(context.Context) bool {
 	return true
 }
 
-// answerPlugins answers the plugins with pods that are in their classes now.
+// answerPlugins answers the plugins with pods that are in their classes now, and the plugins whose deadline is over.
 func (r *round) answerPlugins(context.Context) bool {
 	r.next = r.answer(nil)
 	return true
 }
 
-// reachNodes applies the ways to other nodes.
+// reachNodes sets up the tunnel and the routes to other nodes' pods, and writes the runtime's configuration. If that
+// must be done again, it asks for another round.
 func (r *round) reachNodes(context.Context) bool {
 	if !r.reach(r.verify) {
 		r.next = sooner(r.next, retry)
@@ -222,7 +224,7 @@ func (r *round) walkConnections(context.Context) bool {
 	return true
 }
 
-// retryLeftSets asks for another round if the kernel still uses sets that aren't wanted.
+// retryLeftSets asks for another round if the kernel still uses sets that the ruleset no longer has.
 func (r *round) retryLeftSets(context.Context) bool {
 	if len(r.applied.Left) > 0 {
 		r.next = sooner(r.next, retry)
@@ -230,7 +232,8 @@ func (r *round) retryLeftSets(context.Context) bool {
 	return true
 }
 
-// sooner returns the shorter of two waits. 0 means no wait.
+// sooner returns the shorter of two waits. 0 means that nothing is to be waited for: if one wait is 0, sooner returns
+// the other.
 func sooner(a, b time.Duration) time.Duration {
 	if a == 0 || (b != 0 && b < a) {
 		return b

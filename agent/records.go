@@ -20,7 +20,8 @@ import (
 // records are the endpoint records on disk, as the agent last read them. Invariants:
 //   - An ID is a key of endpoints or of broken, never of both.
 //   - closed has the same keys as broken.
-//   - No two of endpoints have an address in common: the newer record keeps it, and the older one becomes broken.
+//   - No two of endpoints have an address in common. The record that was added last keeps the address; add drops the
+//     other one or marks it as broken.
 type records struct {
 	endpoints map[string]endpoint.Endpoint
 	// broken are the records that can't be read, with the reason. Their pods are closed.
@@ -44,7 +45,8 @@ func newRecords() records {
 	}
 }
 
-// attached returns the attachments of this node in the order of their IDs, and after them those with broken records.
+// attached returns the attachments of this node: first those with good records, then those with broken records, each
+// in the order of their IDs.
 func (r *records) attached() []endpoint.Endpoint {
 	all := make([]endpoint.Endpoint, 0, len(r.endpoints)+len(r.closed))
 	for _, of := range []map[string]endpoint.Endpoint{r.endpoints, r.closed} {
@@ -56,8 +58,8 @@ func (r *records) attached() []endpoint.Endpoint {
 }
 
 // readAll reads all records. If they can't be listed, it keeps the records from before and returns the error. walk is
-// true if connections must be walked: a record was broken, so connections were evaluated without the classes of its
-// pod.
+// true if connections must be walked: a record was broken until now, so connections were evaluated without the classes
+// of its pod.
 func (r *records) readAll() (walk bool, err error) {
 	all, err := endpoint.List()
 	var broken endpoint.BrokenRecords
@@ -88,7 +90,8 @@ func (r *records) readAll() (walk bool, err error) {
 	return walk, nil
 }
 
-// read reads one record. If that fails, the record's pod is closed. walk is as for readAll.
+// read reads one record. If the record can't be read, its pod is closed. walk is true if the record was broken until
+// now, as in readAll.
 func (r *records) read(id string) (walk bool) {
 	known := slices.Concat(r.endpoints[id].Addresses, r.closed[id].Addresses)
 	walk = r.broken[id] != nil
@@ -106,8 +109,9 @@ func (r *records) read(id string) (walk bool) {
 	return walk
 }
 
-// reread reads one record that may have changed. changed is true if the kernel needs a change for the record now. It
-// needs none while an ADD is running that will ask to enrol its pod: that ADD would have to wait for the change.
+// reread reads one record that may have changed. changed is true if the kernel needs a change for the record now. A
+// new record needs no change while the ADD that wrote it is running. That ADD will ask to enrol its pod, and would
+// have to wait for an earlier reconcile.
 func (r *records) reread(id string) (changed, walk bool) {
 	before, had := r.endpoints[id]
 	walk = r.read(id)
@@ -150,9 +154,9 @@ func (r *records) close(id string, known []endpoint.Address, why error) {
 	r.broken[id], r.closed[id] = errors.Join(why, err), e
 }
 
-// add adds a record. An address is assigned to only one attachment. So an older record with the same address belongs to
-// an attachment that has ended, but the agent hasn't read that yet. add drops the older record: with both, the new pod
-// would also be allowed everything that the old one is allowed.
+// add adds a record and drops any other record with one of its addresses. With both, the new pod would also be allowed
+// everything that the old one is allowed. Usually the old attachment has ended, and the agent hasn't noticed yet. If
+// its file still exists and has the address, or can't be read, add closes the old attachment.
 func (r *records) add(e endpoint.Endpoint) {
 	r.endpoints[e.ID()] = e
 	for id, o := range r.endpoints {
@@ -204,7 +208,7 @@ func (a *agent) watchRecords(ctx context.Context, w *dirwatch.Watcher) error {
 	}
 }
 
-// takeRecords reads the records that have changed.
+// takeRecords reads the records that have changed, or all records if messages about changes were lost.
 func (a *agent) takeRecords(c dirwatch.Change) work {
 	var todo work
 	var err error
@@ -233,7 +237,7 @@ func (a *agent) takeRecords(c dirwatch.Change) work {
 	return todo
 }
 
-// retryRecords reads again the records that could not be read.
+// retryRecords reads all records again if a record, or the list of records, could not be read.
 func (a *agent) retryRecords() {
 	if a.records.stale || len(a.records.broken) > 0 {
 		a.takeRecords(dirwatch.Change{Lost: true})

@@ -118,8 +118,8 @@ func (s *servers) add(l net.Listener, server *http.Server) {
 	}}, s.stop...)
 }
 
-// serveHealth answers whether the loop still reconciles. It doesn't answer whether all is well, as a restart of the
-// agent mends only a loop that hangs.
+// serveHealth reports whether the loop still reconciles. It doesn't report faults: kubelet restarts an agent that
+// fails this check, and a restart mends only a loop that hangs.
 func (a *agent) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	since := time.Since(time.Unix(0, a.lastRound.Load()))
 	if since > 3*a.Resync+time.Minute {
@@ -130,7 +130,8 @@ func (a *agent) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	_, _ = fmt.Fprintln(w, "ok")
 }
 
-// serveReady answers whether the kernel has the rules of the policies, and if not, why.
+// serveReady reports whether the node is ready: the kernel has the rules of the policies, and the node settings are
+// right. If the node isn't ready, the answer has the reasons.
 func (a *agent) serveReady(w http.ResponseWriter, _ *http.Request) {
 	s := a.status.Load()
 	if !s.ready {

@@ -6,9 +6,9 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// reportShortage reports that no address is left for a new pod: in the log, the status and the metric weir_fault, and
-// by an event on the Node when the shortage begins. The plugin's STATUS doesn't report it, because kubelet would evict
-// running pods.
+// reportShortage reports whether no address is left for a new pod: in the log, the status and the metric weir_fault.
+// When the shortage begins, it also reports an event on the Node. The plugin's STATUS doesn't report a shortage: the
+// node would become not ready, and its running pods would be evicted.
 func (a *agent) reportShortage(ctx context.Context) {
 	shortage, err := ipam.Shortage()
 	if shortage != nil {

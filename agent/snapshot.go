@@ -24,8 +24,8 @@ type snapshot struct {
 type snapshots struct {
 	// target is the snapshot that the kernel has or is about to have. The loop stores it before it changes the kernel.
 	target atomic.Pointer[snapshot]
-	// enforced is the snapshot that was last applied to the kernel. It is older than target while the kernel can't be
-	// changed.
+	// enforced is the snapshot that was last applied to the kernel. While the kernel can't be changed, enforced is
+	// older than target.
 	enforced atomic.Pointer[snapshot]
 }
 
@@ -41,7 +41,8 @@ func (s *snapshots) compile(state policy.State) *snapshot {
 	return next
 }
 
-// class returns the name of the pod's class in that direction.
+// class returns the names of the policies that isolate the pod in that direction. It returns classOpen if no policy
+// isolates the pod, and classClosed if the pod is in no class.
 func (s *snapshot) class(d ruleset.Direction, pod string) string {
 	for _, c := range s.ruleset.Classes {
 		if c.Direction != d || !slices.Contains(c.Pods, pod) {

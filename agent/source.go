@@ -20,7 +20,7 @@ type Source interface {
 
 // Lookup is a Source that can be asked for one pod.
 type Lookup interface {
-	// Lookup returns the pod of that namespace and name, and false if there is none.
+	// Lookup returns the pod of that namespace and name. ok is false if there is no such pod.
 	Lookup(ctx context.Context, p endpoint.Pod) (pod policy.Pod, ok bool, err error)
 }
 

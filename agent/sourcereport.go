@@ -41,7 +41,7 @@ func (a *agent) reportFiles() {
 	}
 }
 
-// reportUnenforced logs the policies that weir doesn't enforce, when they come and when they go.
+// reportUnenforced logs when a policy that weir doesn't enforce appears, and when it is gone.
 func (a *agent) reportUnenforced() {
 	if a.cluster.objects == nil {
 		return

@@ -45,7 +45,7 @@ type status struct {
 	// nodeFaults counts the node settings that could not be read or repaired.
 	nodeFaults map[bridge.Kind]int
 	repairs    []agentapi.NodeRepair
-	networks   int // other nodes' networks of pods that this node has ways to
+	networks   int // other nodes' networks of pods that this node has routes to
 	stats      agentapi.Stats
 }
 
@@ -111,7 +111,8 @@ func (s *status) errors() []string {
 	return all
 }
 
-// class returns the names of the policies that isolate the endpoint's pod in that direction, or one of the words above.
+// class returns the names of the policies that isolate the endpoint's pod in that direction, or classOpen,
+// classClosed, classBefore or classUnknown.
 func (s *status) class(d ruleset.Direction, e endpoint.Endpoint) string {
 	switch {
 	case len(s.enforced.ruleset.Sets) > 0: // this agent's own

@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	// settle is the time from a change to the check of the node. One command's changes come in several messages, and an
-	// ADD or a DEL brings a dozen.
+	// settle is the time from a change to the check of the node. Within that time the other messages of the same
+	// command arrive, so one check is enough for them. An ADD or a DEL causes a dozen messages.
 	settle = 50 * time.Millisecond
 	// betweenChecks is the least time from one check to the next, however many changes the kernel reports.
 	betweenChecks = 500 * time.Millisecond
@@ -56,7 +56,7 @@ func (k *nodeKnowledge) enrolled() map[string]bool {
 	return all
 }
 
-// tellUpkeep gives the upkeep the loop's present state.
+// tellUpkeep passes the loop's present state to the goroutine that checks the node settings.
 func (a *agent) tellUpkeep() {
 	if !a.records.complete {
 		return
@@ -115,7 +115,7 @@ func (a *agent) keepNode(ctx context.Context) error {
 		}
 		soon, last = nil, time.Now()
 		if k := a.upkeep.known.Load(); k != nil {
-			if a.upkeep.ways.Load() { // the loop sets it to false
+			if a.upkeep.ways.Load() { // the loop sets it to false when it handles waysChanged
 				a.send(ctx, waysChanged{})
 			}
 			differences, err := a.upkeep.check(links, k)
@@ -124,8 +124,8 @@ func (a *agent) keepNode(ctx context.Context) error {
 	}
 }
 
-// check compares the node settings with the wanted ones, and repairs them. It returns the differences that it found.
-// Nearly always there are none, and then it doesn't take the node's lock.
+// check compares the node settings with the wanted settings, and repairs them. It returns the differences that it
+// found. Nearly always there are no differences, and then it doesn't take the node's lock.
 func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Difference, error) {
 	memory, err := bridge.NodeMemory()
 	if err != nil {

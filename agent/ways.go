@@ -12,23 +12,24 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// ways are the routes and tunnels to pods on other nodes. Without a name of this node's Node there are none.
+// ways are the routes and tunnels to pods on other nodes. If this node has no Node, there are no such routes and
+// tunnels.
 type ways struct {
 	// current is true if plan was computed from the newest accepted Nodes.
 	current bool
 	routes  *overlay.Routes
-	plan    overlay.Plan // the wanted ways
-	kernel  overlay.Plan // the ways that were last applied
+	plan    overlay.Plan // the wanted routes and tunnels
+	kernel  overlay.Plan // the plan that was last applied
 	refused []ruleset.Problem
 	gate    gate
 }
 
-// problems returns the problems of Nodes without a way to their pods, and of the host's firewall.
+// problems returns the problems of Nodes whose pods can't be reached, and the problem of the host's firewall.
 func (w *ways) problems() []ruleset.Problem {
 	return slices.Concat(w.plan.Problems, w.refused, w.gate.blocked)
 }
 
-// planWays plans the ways again if Nodes or the node's routes may have changed.
+// planWays plans the routes and tunnels again if Nodes or the node's routes may have changed.
 func (a *agent) planWays(verify netfilter.Verify) {
 	w := &a.ways
 	if a.Node.Name == "" || w.current && verify != netfilter.All && a.faults.now[partNodes] == nil {
@@ -40,8 +41,9 @@ func (a *agent) planWays(verify netfilter.Verify) {
 	w.plan, w.current = overlay.Compute(a.Node.Name, a.Node.Overlay, a.cluster.objects.Nodes, w.routes), true
 }
 
-// reach applies the ways to other nodes' pods, and writes the runtime's configuration. It returns false if it must be
-// called again. Policy doesn't wait for it. If the kernel refuses the way to one node, the ways to others are applied.
+// reach sets up the routes and tunnels to other nodes' pods, and writes the runtime's configuration. It returns false
+// if it must be called again. No policy and no enrolment waits for it. If the kernel refuses the route to one node,
+// reach still sets up the routes to the others.
 func (a *agent) reach(verify netfilter.Verify) bool {
 	if a.Node.Name == "" {
 		return true
@@ -74,7 +76,7 @@ func (a *agent) reach(verify netfilter.Verify) bool {
 	return err == nil && len(w.refused) == 0
 }
 
-// countLacks counts the ways that another program had removed as repairs.
+// countLacks counts, as repairs, the routes and other parts of the tunnel that another program had removed.
 func (a *agent) countLacks(lacks []overlay.Lack) {
 	var all []repair
 	for _, l := range lacks {

@@ -14,32 +14,34 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Verify is how much of the kernel to read before it is compared with a ruleset. The rest is taken from memory.
+// Verify is how much of weir's state in the kernel to read before the state is compared with a ruleset. The backend
+// takes the rest from memory, as it last read or wrote it.
 type Verify int
 
 // The values. Each reads more than the one before.
 const (
 	// Trust reads nothing.
 	Trust Verify = iota
-	// Rules reads the chains that drop. That is quick, but it doesn't read the sets.
+	// Rules reads the tables with the chains that drop packets. It is quick because it doesn't read the sets.
 	Rules
 	// All reads everything.
 	All
 )
 
-// Result of applying a ruleset.
+// Result is the result of applying a ruleset.
 type Result struct {
 	// Changed is true if the kernel did not have the ruleset already. Sets that no rule uses don't count.
 	Changed bool
-	// Closes is true if the ruleset may deny an established connection that was allowed before. It is false if the change
-	// only allows more, or only concerns pods that came or ended: they have no connections.
+	// Closes is true if the ruleset may deny an established connection that was allowed before. It is false if the
+	// change only allows more, or only concerns pods that came or ended: such pods have no connections.
 	Closes bool
 	// Rules is true if rules were changed, and not only sets.
 	Rules bool
-	// Left are sets that aren't wanted any more, but that the kernel still uses: it is still deleting a rule that names
-	// them. The next apply tries to destroy them again.
+	// Left has sets that the ruleset no longer has, but that the kernel still uses: it is still deleting a rule that
+	// names them. The next apply tries again to destroy these sets.
 	Left []string
-	// Strays are addresses in the sets of all pods that are assigned to no pod. Applying leaves them there.
+	// Strays has the addresses in the sets of all pods that are assigned to no pod. Applying a ruleset leaves these
+	// addresses in the sets.
 	Strays []netip.Addr
 }
 

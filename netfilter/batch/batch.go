@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Batch is a list of netlink requests that are sent together. The kernel handles them in order, goes on after one that
-// fails, and acknowledges the last one and each that fails (netlink_rcv_skb, net/netlink/af_netlink.c). Only the last
-// may ask for a list.
+// Batch is a list of netlink requests that are sent together. The kernel handles the requests in order, and continues
+// after a request that fails. It acknowledges the last request and each request that fails (netlink_rcv_skb,
+// net/netlink/af_netlink.c). Only the last request may ask for a list.
 type Batch []*Step
 
 // Step is a request, with a text for errors that describes it.
@@ -47,7 +47,7 @@ func MapError(from, to error) func(error) error {
 }
 
 var (
-	// ErrNoAnswer means that the kernel had no room for its answer, or that the answer isn't what it should be.
+	// ErrNoAnswer means that the kernel had no room for its answer, or that the answer doesn't have the expected form.
 	ErrNoAnswer = errors.New("the kernel doesn't answer")
 	// errChanged means that the list changed while the kernel sent it.
 	errChanged = errors.New("the list changed while it was read")
@@ -112,8 +112,8 @@ func (b Batch) Do(protocol int, ns netns.NsHandle) (replies [][]byte, err error)
 	}
 }
 
-// openIn opens a socket in the namespace. If the thread can't return to its own namespace, it stays locked, so that Go
-// never uses it again.
+// openIn opens a socket in the namespace. If the thread can't return to its own namespace, the goroutine stays locked
+// to the thread, so that Go never uses the thread again.
 func openIn(protocol int, ns netns.NsHandle) (fd int, err error) {
 	openSocket := func() (int, error) {
 		return unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)

@@ -23,12 +23,13 @@ type Connection struct {
 	Proto    uint8
 	Port     uint16 // of Dst; 0 for protocols without ports
 	Cut      bool
-	// Assured means that both sides have sent packets, and for UDP that they went on for two seconds (IPS_ASSURED). A
-	// UDP query with one answer is never assured.
+	// Assured means that both sides have sent packets, and for UDP that packets still came two seconds after the first
+	// (IPS_ASSURED). A UDP query with one answer is never assured.
 	Assured bool
 	// Translated means that Src sent to another address or port than Dst and Port.
 	Translated bool
-	// family and tuple (of the original direction) are as the kernel wrote them. Sent back, they name the entry.
+	// family and tuple (of the original direction) are as the kernel wrote them. In a request to the kernel they
+	// identify the entry.
 	family uint8
 	tuple  []byte
 	info   []byte // the protocol's state, such as TCP's
@@ -37,9 +38,9 @@ type Connection struct {
 // labelBytes is the size of a connection's label (NF_CT_LABELS_MAX_SIZE).
 const labelBytes = 16
 
-// SetCut sets or clears the cut bit. It returns nil if the connection has ended. An entry has no room for a label if no
-// rule used labels when the connection began. That is so before weir's first rules, and after another program has
-// flushed them. To set the bit in such an entry, SetCut deletes the entry and makes it again.
+// SetCut sets or clears the cut bit. It returns nil if the connection has ended. An entry has no room for a label if
+// no rule used labels when the connection began: weir's rules didn't exist yet, or another program had flushed them.
+// To set the bit in such an entry, SetCut deletes the entry and makes it again.
 //
 // Equivalent to: conntrack -U TUPLE --label-add 127 (or --label-del)
 func (c Connection) SetCut(on bool) error {
@@ -83,8 +84,9 @@ func request(operation, flags int, family uint8) *nl.NetlinkRequest {
 	return req
 }
 
-// All yields the entries of the table. It keeps only as many in memory as the kernel sends at once. An error comes
-// last. The netlink library can list the table too, but it doesn't keep enough of an entry to identify the entry later.
+// All yields the entries of the table. It keeps in memory only the entries that the kernel sends in one answer, not
+// the whole table. An error comes last. The netlink library can list the table too, but it doesn't keep enough of an
+// entry to identify the entry later.
 //
 // Equivalent to: conntrack -L -o labels; conntrack -L -f ipv6 -o labels
 func All() iter.Seq2[Connection, error] { return dump(unix.AF_UNSPEC) }
@@ -156,9 +158,9 @@ const (
 	flagLiberal     = 0x08
 )
 
-// Midstream reports whether the kernel first saw the TCP connection after it had begun, so that it is unknown which
-// side opened it. tcp_new (net/netfilter/nf_conntrack_proto_tcp.c) then records that any window is valid and that the
-// window scale is unknown.
+// Midstream reports whether the TCP connection had already begun when the kernel first saw it, so that it is unknown
+// which side opened the connection. For such a connection, tcp_new (net/netfilter/nf_conntrack_proto_tcp.c) records
+// that any window is valid and that the window scale is unknown.
 func (c Connection) Midstream() bool {
 	flags, ok := c.tcp(nl.CTA_PROTOINFO_TCP_FLAGS_ORIGINAL)
 	return ok && flags&(flagLiberal|flagWindowScale) == flagLiberal
@@ -170,9 +172,9 @@ const (
 	stateClose    = 8
 )
 
-// Alive reports whether the connection goes on, as far as the kernel knows. The kernel keeps the entry of a connection
-// that has ended for up to two minutes: TCP in TIME_WAIT or CLOSE, a UDP query that was answered, a SYN without an
-// answer.
+// Alive reports whether the connection is still in use, as far as the kernel knows. The kernel keeps the entry of a
+// connection that has ended for up to two minutes: TCP in TIME_WAIT or CLOSE, a UDP query that was answered, a SYN
+// without an answer.
 func (c Connection) Alive() bool {
 	state, _ := c.tcp(nl.CTA_PROTOINFO_TCP_STATE)
 	return c.Assured && state != stateTimeWait && state != stateClose

@@ -21,8 +21,9 @@ const (
 	ctaFilterSrc        = 1 << 0
 )
 
-// Delete deletes the connections of addresses that are about to be assigned to another pod. Else packets of the
-// previous pod's connections would pass as established. How, depends on the kernel and the family:
+// Delete deletes the connections of addresses that are about to be assigned to another pod. If the connections stayed,
+// packets of the previous pod's connections would pass as established. The method depends on the kernel and the
+// family:
 //
 //   - IPv4, Linux 6.12 and later: the kernel finds and deletes the connections in one pass.
 //   - IPv4, Linux 5.8 and later: the kernel lists the address's connections, and each is deleted. A list takes ten
@@ -52,7 +53,8 @@ func Delete(addrs ...netip.Addr) error {
 	return errors.Join(append(errs, err)...)
 }
 
-// deleteByFilter lets the kernel delete the connections of the IPv4 addresses. It returns EINVAL if the kernel can't.
+// deleteByFilter lets the kernel delete the connections of the IPv4 addresses. It returns EINVAL if the kernel can't
+// delete by a filter.
 func deleteByFilter(addrs []netip.Addr) error {
 	var b batch.Batch
 	for _, a := range addrs {
@@ -75,8 +77,8 @@ func deletion(filter []*nl.RtAttr) *nl.NetlinkRequest {
 	return req
 }
 
-// deleteByFilteredList deletes the connections of an IPv4 address one by one, from lists that the kernel filters if it
-// can.
+// deleteByFilteredList lists the connections of an IPv4 address, and deletes them one by one. The kernel filters the
+// lists if it can.
 func deleteByFilteredList(a netip.Addr) error {
 	var errs []error
 	for _, filter := range addressFilters(a) {

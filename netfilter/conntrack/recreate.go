@@ -8,13 +8,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxRecreations is how often recreate tries again if a packet of the connection makes an entry in between.
+// maxRecreations is how often recreate deletes and makes the entry again, if each time a packet of the connection
+// makes an entry in between.
 const maxRecreations = 100
 
-// recreate deletes the entry and makes it again, with room for a label and with these labels. The direction stays the
-// same. If the entry were only deleted, the server's next packet would open the connection from the other side, and
-// another policy would apply. Addresses are no longer translated, which matters only if the connection is restored
-// later.
+// recreate deletes the entry and makes it again, with room for a label and with these labels. The new entry has the
+// same direction. If the entry were only deleted, the server's next packet would open the connection from the other
+// side, and another policy would apply. In the new entry, addresses are no longer translated. That matters only if the
+// connection is restored later.
 //
 // Equivalent to: conntrack -D TUPLE; conntrack -I TUPLE -r REPLY -t TIMEOUT -u ASSURED,SEEN_REPLY -l 127
 func (c Connection) recreate(labels ...*nl.RtAttr) error {
@@ -79,9 +80,9 @@ func (c Connection) read() (reply []byte, kept []*nl.RtAttr, err error) {
 	return reply, append(kept, nl.NewRtAttr(nl.CTA_STATUS, nl.BEUint32Attr(confirmed|seenReply|assured))), nil
 }
 
-// looseTCP returns a TCP state that every packet of the connection fits. The old entry's window isn't readable, and a
-// packet outside of the window would be INVALID: it would match neither established nor cut connections. midstream is
-// kept, as Connection.Midstream reads it.
+// looseTCP returns a TCP state that every packet of the connection fits. The old entry's window can't be read. A
+// packet outside of the window would be INVALID, so that neither the rule for established connections nor the rule for
+// cut connections would match it. If midstream is true, Connection.Midstream reports true for the new entry too.
 func looseTCP(midstream bool) *nl.RtAttr {
 	info := nl.NewRtAttr(nl.CTA_PROTOINFO|unix.NLA_F_NESTED, nil)
 	tcp := info.AddRtAttr(nl.CTA_PROTOINFO_TCP|unix.NLA_F_NESTED, nil)

@@ -1,7 +1,7 @@
-// Package cut ends connections that rules no longer allow. It marks them with a conntrack label. A rule ahead of all
-// others drops packets of marked connections in both directions. A connection that is allowed again loses the label.
-// Deleting the conntrack entry instead would not help: the server's next packet would begin a new connection in the
-// opposite direction.
+// Package cut ends connections that rules no longer allow. It marks such connections with a conntrack label. A rule
+// ahead of all others drops packets of marked connections in both directions. A connection that is allowed again loses
+// the label. Deleting the conntrack entry instead would not help: the server's next packet would begin a new
+// connection in the opposite direction.
 package cut
 
 import (
@@ -28,18 +28,18 @@ type Evaluator struct {
 	Links     map[netip.Addr]ruleset.Link // by address of the node's pods
 }
 
-// allows reports whether the rules would allow the connection if it began now. If its first packet was not seen, the
-// side that began it is unknown, so no policy allows it.
+// allows reports whether the rules would allow the connection if it began now. If the kernel didn't see the
+// connection's first packet, it is unknown which side began the connection, and allows returns false.
 func (e Evaluator) allows(c conntrack.Connection, own map[netip.Addr]bool) bool {
 	return !c.Midstream() && e.Simulator.Allows(packet(c, e.Links, own))
 }
 
-// Walk goes through the connections of the node's pods. It cuts those that would be denied if they began now, and
-// restores cut ones that would be allowed. own are the node's addresses; connections that the node itself begins aren't
-// evaluated.
+// Walk goes through the connections of the node's pods. It cuts connections that would be denied if they began now,
+// and restores cut connections that would be allowed. own has the node's addresses; connections that the node itself
+// begins aren't evaluated.
 //
-// The kernel's rules may change during the walk. newest returns an evaluator by the newest rules. A connection on which
-// the two evaluators differ stays as it is: another walk follows.
+// The kernel's rules may change during the walk. newest returns an evaluator with the newest rules. Walk changes
+// nothing about a connection on which the two evaluators differ: another walk follows.
 func Walk(by Evaluator, newest func() (Evaluator, error), own map[netip.Addr]bool) (r Result, err error) {
 	var errs []error
 	for c, err := range conntrack.All() {
@@ -74,9 +74,9 @@ func Walk(by Evaluator, newest func() (Evaluator, error), own map[netip.Addr]boo
 	return r, errors.Join(errs...)
 }
 
-// count counts a connection that was cut or restored. Walk also labels the entries of connections that are over: both
-// ends may go on sending against TCP's rules, and the kernel takes their packets for established ones. But count
-// doesn't count such a connection as cut, as neither end has lost a connection.
+// count counts a connection that was cut or restored. Walk also labels the entries of connections that have ended,
+// because both ends may still send against TCP's rules, and the kernel takes such packets for established. count
+// doesn't count an ended connection as cut, because neither end has lost a connection.
 func (r *Result) count(c conntrack.Connection, allowed bool) {
 	if !allowed {
 		r.Standing++

@@ -21,14 +21,14 @@ type Change struct {
 	Delete bool
 }
 
-// Apply makes the changes, in order, with few system calls. Adding an entry that is there, or deleting one that isn't,
-// is no error. If one change fails, Apply makes the others and returns the error: a change that allows traffic must not
-// depend on an earlier one that denies it.
+// Apply makes the changes, in order, with few system calls. Adding an entry that exists, or deleting an entry that
+// doesn't exist, is no error. If one change fails, Apply still makes the others, and returns the error. So a change
+// that allows traffic must not depend on an earlier one that denies it.
 //
 // Equivalent to: ipset add -exist SET ENTRY comment "COMMENT"; ipset del -exist SET ENTRY
 func Apply(changes ...Change) error { return apply(changes, mapError) }
 
-// batchSize is how many changes are sent together. They fit a socket's buffer (net.core.wmem_default).
+// batchSize is how many changes are sent together. That many fit into a socket's buffer (net.core.wmem_default).
 const batchSize = 256
 
 // Refused is a change that the kernel refused.
@@ -37,7 +37,7 @@ type Refused struct {
 	Err error
 }
 
-// ApplyEach makes the changes like Apply, and returns those that the kernel refused. The error is for all other
+// ApplyEach makes the changes like Apply, and returns the changes that the kernel refused. The error is for all other
 // failures, such as ErrNotExist for a missing set.
 func ApplyEach(changes ...Change) (refused []Refused, err error) {
 	var errs []error
@@ -123,8 +123,8 @@ func mapError(err error) error {
 	return err
 }
 
-// request returns the netlink request for a command on one entry. It sends a port of a bitmap:port set without anything
-// else: since Linux 5.2 such sets refuse the protocol that the netlink library sends along.
+// request returns the netlink request for a command on one entry. For an entry of a bitmap:port set it sends only the
+// port. The netlink library would send a protocol too, and since Linux 5.2 such sets refuse a protocol.
 func request(command int, name string, e Entry) *nl.NetlinkRequest {
 	data := nl.NewRtAttr(nl.IPSET_ATTR_DATA|int(nl.NLA_F_NESTED), nil)
 	number := func() {

@@ -28,8 +28,8 @@ const (
 	HashNetIface = "hash:net,iface"
 )
 
-// revisions are the revisions of the types in Linux 3.14, the first kernel with all that weir needs. The ipset command
-// prints sets by their revision. It doesn't print the comments of sets with an older one.
+// revisions are the revisions of the types in Linux 3.14, the first kernel with all that weir needs. What the ipset
+// command prints of a set depends on the set's revision: it doesn't print the comments of sets with an older one.
 var revisions = map[string]uint8{HashIP: 3, HashNet: 5, HashIPPort: 4, BitmapPort: 2, HashNetIface: 4}
 
 // ErrNotExist means that the set doesn't exist.
@@ -103,8 +103,8 @@ func New() (*Handle, error) {
 // Close closes the connection.
 func (h *Handle) Close() { h.h.Close() }
 
-// Create makes the set if it doesn't exist. It returns an error if a set of that name has another type. A set of the
-// other family is found only when an entry is added.
+// Create makes the set if it doesn't exist. It returns an error if a set of that name has another type. It returns no
+// error if the existing set is of the other family; adding an entry then fails.
 //
 // Equivalent to: ipset create -exist NAME TYPE family inet comment maxelem 1048576 (inet6 for IPv6); ipset create
 // -exist NAME bitmap:port range 0-65535
@@ -250,9 +250,9 @@ func (h *Handle) Purge(addrs ...netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// entriesOf returns the set's entries that have one of the addresses. A set with ports or links must be read: an
-// address may have several entries there, and the kernel deletes only whole entries. In other sets each address is one
-// entry, which may be absent.
+// entriesOf returns the set's entries that have one of the addresses. It reads a set with ports or links, because an
+// address may have several entries in such a set, and the kernel deletes only whole entries. For other sets it returns
+// one entry for each address, without checking that the entry exists.
 func (h *Handle) entriesOf(set Header, addrs []netip.Addr) ([]Entry, error) {
 	if set.Type == HashIPPort || set.Type == HashNetIface {
 		s, err := h.List(set.Name)

@@ -5,13 +5,14 @@ import "context"
 // Name returns the flavour of iptables that the node uses. It is empty until the flavour is known.
 func (d *Driver) Name() string { return string(d.Flavour) }
 
-// TellsOfChanges reports whether the kernel tells Watch of every change of the rules. For the legacy tables it doesn't.
+// TellsOfChanges reports whether the kernel reports every change of the rules to Watch. It doesn't report changes of
+// the legacy tables.
 func (d *Driver) TellsOfChanges() bool { return d.Flavour == NFT }
 
-// Watch calls heard for every generation of nf_tables until ctx ends. It may run beside all other methods. concerned is
-// true if the transaction touched a table, chain or rule that weir uses. Weir's own changes are concerned too; Knows
-// tells them from those of other programs. The first call reports the present generation as concerned. Generation 0
-// means that messages were lost.
+// Watch calls heard for every generation of nf_tables until ctx ends. It may run beside all other methods. concerned
+// is true if the transaction touched a table, chain or rule that weir uses. It is also true for weir's own changes;
+// Knows distinguishes them from changes of other programs. The first call reports the present generation as concerned.
+// Generation 0 means that messages were lost.
 //
 // Equivalent to: nft monitor
 func (d *Driver) Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error {

@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// closings returns lists of rules that drop all packets of pods. Each list recognises these packets in another way, and
-// needs less of the kernel than the one before it.
+// closings returns lists of rules that drop all packets of pods. Each list recognises these packets in another way,
+// and needs fewer features of the kernel than the list before it.
 func closings(f conf.Family) [][]string {
 	set := f.Set(conf.PodsSet)
 	return [][]string{
@@ -19,10 +19,11 @@ func closings(f conf.Family) [][]string {
 	}
 }
 
-// closeAll drops all packets of this node's pods. It is for a kernel that refuses weir's rules and has none that drop,
-// because another program has flushed them. Packets of established connections are dropped too, as the refused rule may
-// be the one that recognises them. The next Apply that succeeds replaces these rules with weir's. If weir's chains are
-// complete, closeAll only puts back the rules that lead to them.
+// closeAll drops all packets of this node's pods. It is for the case that the kernel refuses weir's rules, and that
+// weir's rules that drop packets are missing, because another program has flushed them. closeAll also drops packets of
+// established connections, because the refused rule may be the one that recognises such packets. The next Apply that
+// succeeds replaces these rules with weir's. If weir's chains are complete, closeAll only puts back the rules that
+// lead to them.
 //
 // Equivalent to, with WEIR-INPUT in INPUT likewise, and the bridge weir0 in place of the set where sets are refused:
 //
@@ -32,7 +33,7 @@ func closings(f conf.Family) [][]string {
 func (d *Driver) closeAll(ctx context.Context, have state, want *lowered) error {
 	for _, f := range conf.Families {
 		mangle := have.tables[f][checks]
-		if !want.has(f) || mangle.unknown != nil { // PutFirst does what can be done there
+		if !want.has(f) || mangle.unknown != nil { // only PutFirst can change an unknown table
 			continue
 		}
 		attempts := [][]string{nil}
@@ -53,7 +54,8 @@ func (d *Driver) closeAll(ctx context.Context, have state, want *lowered) error 
 }
 
 // closing returns the commands that fill weir's first chains with the drops and make packets enter these chains first.
-// If drops is nil, the chains stay as they are. It returns no commands if the kernel has all of that already.
+// If drops is nil, the rules in the chains stay as they are. closing returns no commands if the kernel has all of that
+// already.
 func closing(f conf.Family, mangle table, want *lowered, drops []string) (commands [len(conf.Families)]string) {
 	var lines []string
 	for _, j := range want.jumps {

@@ -36,8 +36,8 @@ type Driver struct {
 	own    ownChanges
 	// ahead are the iptables-restore processes that wait for the next change of rules.
 	ahead [len(conf.Families)]*restorer
-	// suspects are policies' rules, and kinds of rules, that the kernel has refused before. Before a change with one of
-	// them, the driver tries them in a chain without packets.
+	// suspects are policies' rules, and kinds of rules, that the kernel has refused before. Before a change that
+	// contains one of them, the driver tries the change's new policy rules in a chain that no packet enters.
 	suspects map[ruleset.Refusal]bool
 }
 
@@ -69,9 +69,10 @@ func (d *Driver) Close() {
 	d.sets.Close()
 }
 
-// Apply makes the kernel have the ruleset. After an UnknownError the kernel has it, as far as its tables can be read.
-// After a RefusedError the caller must leave out the refused parts. After any other error the kernel has some of the
-// old state and some of the new, which together allow nothing that both deny; the next Apply goes on from there.
+// Apply makes the kernel have the ruleset. After an UnknownError the kernel has the ruleset, as far as its tables can
+// be read. After a RefusedError the caller must leave out the refused parts. After any other error the kernel has some
+// of the old state and some of the new, which together allow nothing that both deny. The next Apply continues from
+// there.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	return d.apply(ctx, lower(want), verify)
 }
@@ -167,8 +168,8 @@ func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {
 }
 
 // putFirst puts weir's jumps into their places in the mangle table. If one of weir's chains is missing or was flushed,
-// it changes no rules and stand is false. If the kernel shows nothing of the table, stand is true if the jumps can be
-// written.
+// putFirst changes no rules and returns false. If the kernel shows no rules of the table, putFirst writes the jumps,
+// and returns true if that succeeds.
 func (d *Driver) putFirst(ctx context.Context, want *lowered) (stand bool, err error) {
 	var p plan
 	var why []error
@@ -222,8 +223,8 @@ func (d *Driver) putFirst(ctx context.Context, want *lowered) (stand bool, err e
 }
 
 // changeRules carries out the plan's commands. For a table with unknown contents it first tries commands that delete
-// weir's rules before they add them, so that one copy of each is left. If these fail, there is nothing to delete, and
-// it tries them without the deletions.
+// each of weir's rules before they add it, so that only one copy is left. If these commands fail, it assumes that the
+// rules don't exist, and tries the commands without the deletions.
 func (d *Driver) changeRules(ctx context.Context, p plan) error {
 	if err := d.restore(ctx, p.restore); err != nil {
 		return err
@@ -239,8 +240,8 @@ func (d *Driver) changeRules(ctx context.Context, p plan) error {
 	return nil
 }
 
-// prepare takes the steps of the plan that change the verdict on no packet: it makes sets that no rule uses yet. It
-// adds these sets to have, the state of the kernel.
+// prepare takes the steps of the plan that change no packet's verdict: it makes sets that no rule uses yet. It adds
+// these sets to have, which is the state of the kernel.
 func (d *Driver) prepare(ctx context.Context, p plan, have state, want *lowered) error {
 	refused := ruleset.Refused{}
 	for _, s := range p.create {
@@ -286,7 +287,8 @@ func (d *Driver) carryOut(ctx context.Context, p plan, have state, want *lowered
 	}
 	for _, name := range p.destroy {
 		err := d.sets.Destroy(name)
-		// nf_tables frees deleted rules, and with them their hold on the set, after the transaction is over.
+		// nf_tables frees a deleted rule some time after the transaction is over. Until then the rule still uses the
+		// set.
 		if errors.Is(err, nl.IPSetError(nl.IPSET_ERR_BUSY)) {
 			left = append(left, name)
 		} else if err != nil {
@@ -296,9 +298,9 @@ func (d *Driver) carryOut(ctx context.Context, p plan, have state, want *lowered
 	return left, refused, nil
 }
 
-// restore carries out the families' commands, one family after the other. Both at once would take longer, as the kernel
-// lets only one process change its tables. It notes the generations before and after, and the number of changes between
-// them: one for each table.
+// restore carries out the families' commands, one family after the other. Doing both at once would take longer,
+// because the kernel lets only one process change its tables at a time. restore records the generations before and
+// after, and the number of changes between them: one for each table.
 func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]string) error {
 	if commands == [len(conf.Families)]string{} {
 		return nil
@@ -321,7 +323,7 @@ func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]strin
 	return nil
 }
 
-// restoreFamily carries out the family's commands, and starts the process for the next ones ahead.
+// restoreFamily carries out the family's commands. Then it starts the process for the next change in advance.
 func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands string) error {
 	r := d.ahead[f]
 	d.ahead[f] = nil
@@ -339,9 +341,9 @@ func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands stri
 	return nil
 }
 
-// Knows reports whether the driver accounts for a concerned generation: it read the tables at that generation or later,
-// or it made the generation itself. It must be called for these generations in order; a second call for a generation
-// returns the same.
+// Knows reports whether a concerned generation hides no change that the driver doesn't know: the driver read the
+// tables at that generation or later, or made the generation itself. Knows must be called for these generations in
+// order. A second call for the same generation returns the same result.
 func (d *Driver) Knows(generation uint32) bool {
 	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.made(generation))
 }

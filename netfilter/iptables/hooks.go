@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// hook is the point at which the kernel sends packets through a chain. iptables' built-in chains have fixed hooks, and
-// iptables never checks that a chain is at its hook.
+// hook is the point at which the kernel sends packets through a chain. Each of iptables' built-in chains belongs at a
+// fixed hook, but iptables never checks that the chain is there.
 type hook struct {
 	kind     string
 	number   uint32
@@ -26,8 +26,8 @@ var hooks = map[string]map[string]hook{
 	"nat":    {"POSTROUTING": {"nat", unix.NF_INET_POST_ROUTING, 100}},
 }
 
-// misplaced returns the table's built-in chains in nf_tables that are at another hook, or at none. iptables prints them
-// and their rules like all others.
+// misplaced returns the table's built-in chains in nf_tables that are at another hook than iptables puts them, or at
+// no hook. iptables prints such chains and their rules like all others.
 //
 // Equivalent to: nft list table ip TABLE | grep 'type .* hook' (ip6 for IPv6)
 func misplaced(family conf.Family, name string) (found []string, err error) {

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Flavour is a variant of iptables: the old x_tables code (legacy) keeps the rules, or nf_tables does (nft). The kernel
-// checks packets with the rules of both, so a node should use only one.
+// Flavour is a variant of iptables. With legacy, the old x_tables code has the rules; with nft, nf_tables has them.
+// The kernel checks packets with the rules of both flavours, so a node should use only one.
 type Flavour string
 
 // The flavours.
@@ -38,8 +38,9 @@ func (f Flavour) other() Flavour {
 const lockWait = "10"
 
 // Detect returns the flavour that the node uses. That is the flavour with the chains of kubelet or kube-proxy
-// (KUBE-IPTABLES-HINT, KUBE-KUBELET-CANARY; KEP-3178). Without such chains it is the flavour with more rules of other
-// programs, or NFT if both have as many. It returns an error if the rules can't be read.
+// (KUBE-IPTABLES-HINT, KUBE-KUBELET-CANARY; KEP-3178). If neither flavour has such chains, Detect returns the flavour
+// with more rules of other programs, or NFT if both have the same number. It returns an error if the rules can't be
+// read.
 func Detect(ctx context.Context) (Flavour, error) {
 	used, err := detect(ctx)
 	if err == nil {
@@ -76,8 +77,8 @@ func detect(ctx context.Context) (Flavour, error) {
 // hints are chains that kubelet and kube-proxy leave in the flavour that the node uses.
 var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
 
-// usesNFT counts other programs' rules in the tables of iptables-nft, and reports whether one of the hints is there. It
-// asks the kernel, as there may be rules that iptables-save can't print.
+// usesNFT counts other programs' rules in the tables of iptables-nft, and reports whether one of the hints exists
+// there. It asks the kernel, because there may be rules that iptables-save can't print.
 //
 // Equivalent to: nft list chains ip; iptables-nft-save | grep -c ^-A
 func usesNFT() (rules int, hint bool, err error) {

@@ -17,7 +17,7 @@ type lowered struct {
 	sets   []ruleset.Set
 	chains []chain
 	jumps  []jump
-	// whole are the sets with an entry for all addresses. ipset needs two entries for it.
+	// whole has the names of the sets with an entry for all addresses (/0). ipset needs two entries for that entry.
 	whole map[string]bool
 }
 
@@ -54,7 +54,7 @@ var places = map[ruleset.Hook]place{
 	ruleset.TranslateSource: {"nat", "POSTROUTING", false},
 }
 
-// checks is the table of the hooks that check packets, and of all chains that these hooks lead to.
+// checks is the table that has the hooks that check packets, and all chains that these hooks lead to.
 const checks = "mangle"
 
 // lower returns the ruleset as sets of ipset and rules of iptables.
@@ -105,9 +105,9 @@ func (l *lowered) chain(f conf.Family, table, name string) chain {
 	return chain{}
 }
 
-// lowerSet returns the set with entries as ipset has them: comments that the kernel keeps unchanged, and all
-// addresses in two halves, as there is no /0 in sets of type hash:net. A set that needs no change keeps its list of
-// entries.
+// lowerSet returns the set with entries that ipset can store. Comments become comments that the kernel keeps
+// unchanged. The entry for all addresses becomes two halves, because sets of type hash:net can't have /0. A set that
+// needs no change keeps its list of entries.
 func (l *lowered) lowerSet(s ruleset.Set) ruleset.Set {
 	for i, e := range s.Entries {
 		comment := conf.Comment(e.Comment)
@@ -140,7 +140,7 @@ func halvesOf(all netip.Prefix) [2]netip.Prefix {
 }
 
 // raise turns refused entries of ipset into the ruleset's entries that they were lowered from. A refused half of all
-// addresses was lowered from the entry with all addresses or from an entry of its own: raise returns both.
+// addresses may come from the entry for all addresses or from an entry of its own, so raise returns both.
 func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	raised := ruleset.Refused{}
 	for r, why := range refused {
@@ -165,7 +165,8 @@ func (d *Driver) SetType(k ruleset.SetKind) string { return setType(k) }
 
 func setType(k ruleset.SetKind) string { return cmp.Or(types[k], string(k)) }
 
-// kindOf returns the kind of set for ipset's type. A type that no kind uses becomes a kind of its own.
+// kindOf returns the kind of set that has this ipset type. If no kind has the type, kindOf returns the type's own name
+// as the kind.
 func kindOf(setType string) ruleset.SetKind {
 	for k, t := range types {
 		if t == setType {

@@ -8,7 +8,7 @@ import (
 )
 
 // Members returns the addresses in class sets, by direction. An earlier agent may have put them there. Members reads
-// only the sets, and doesn't check that the chains that use them are complete.
+// only the sets. It doesn't check that the chains that use these sets are complete.
 //
 // Equivalent to: ipset list SET, for each set named weir-in-* or weir-eg-*
 func (d *Driver) Members() (map[ruleset.Direction]map[netip.Addr]bool, error) {

@@ -23,17 +23,18 @@ type plan struct {
 	blind   []blind
 	after   []change
 	destroy []string
-	// strays are entries in the sets of all pods that belong to no known attachment. The plan leaves them: such an
-	// address may be assigned to an attachment that has just begun. Only the code that ends an attachment removes its
-	// addresses.
+	// strays are entries in the sets of all pods that belong to no known attachment. The plan doesn't remove strays:
+	// such an address may be assigned to an attachment that has just begun. Only the code that ends an attachment
+	// removes its addresses.
 	strays []change
 	// closes is true if the new state may deny an established connection that the old one allows. It is false if the plan
 	// only allows more, or concerns only pods that came or ended.
 	closes bool
 }
 
-// blind has commands that delete weir's rules from built-in chains before they add them. iptables-restore fails if a
-// rule to delete doesn't exist; then the commands are tried without the deletions.
+// blind has commands for a table whose contents are unknown. They delete weir's rules from built-in chains before they
+// add them. iptables-restore fails if a rule to delete doesn't exist; then the commands are tried without the
+// deletions.
 type blind struct {
 	family   conf.Family
 	commands string
@@ -49,7 +50,7 @@ func (b blind) withoutDeletions() string {
 	return all.String()
 }
 
-// change of one entry of a set.
+// change is a change of one entry of a set.
 type change struct {
 	set string
 	ruleset.Entry
@@ -147,13 +148,13 @@ func endedIn(have state, want *lowered) map[netip.Addr]bool {
 	return ended
 }
 
-// moves returns the changes to the class sets of one direction and family.
+// moves returns the changes to the class sets of one direction and family, before and after the change of rules.
 //
 // A packet between two pods is checked by the sender's egress class and by the receiver's ingress class. Suppose that
-// both pods change their classes. If the change of the one pod allowed more before the change of the other denied more,
-// a packet could pass that neither the old nor the new state allows. So a pod should change its class in the
-// transaction that changes the rules; the order of the rules sometimes makes that possible. Otherwise moves removes it
-// from the old class before the transaction and adds it to the new one after it.
+// both pods change their classes. If one pod's change allowed more before the other pod's change denied more, a packet
+// could pass that neither the old nor the new state allows. So a pod should change its class in the same transaction
+// that changes the rules. That works only if the order of the rules in the chain allows it. Otherwise moves removes
+// the pod from its old class before the transaction and adds it to the new class after the transaction.
 func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lowered) (before, after []change) {
 	newOrder, oldOrder := want.chain(f, checks, chain).dispatch, dispatchOf(have.tables[f][checks].rules[chain])
 	unknown := have.tables[f][checks].unknown != nil
@@ -181,7 +182,7 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 		adds, dels := diff(held, s)
 		for _, c := range adds {
 			from := old[c.Element]
-			// The old class goes with the change of rules, and until then its rule is ahead of the new one's.
+			// The change of rules removes the old class's rule, which until then comes before this class's rule.
 			atOnce := from != "" && !slices.Contains(newOrder, from) &&
 				slices.Index(oldOrder, from) < slices.Index(oldOrder, s.Name)
 			if atOnce || from == s.Name {
@@ -193,7 +194,7 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 		for _, c := range dels {
 			to := target[c.Element]
 			_, toExists := have.sets[to]
-			// The new class comes with the change of rules, and its rule is ahead of this one's.
+			// The change of rules adds the new class's rule, which comes before this class's rule.
 			atOnce := !unknown && to != "" && !toExists && slices.Index(newOrder, to) < slices.Index(newOrder, s.Name)
 			if atOnce {
 				after = append(after, c)
@@ -232,11 +233,11 @@ func diff(have set, want ruleset.Set) (adds, dels []change) {
 	return adds, dels
 }
 
-// restoreTable returns the commands for one table; empty if nothing is to change. They write chains that are new or
-// differ, put jumps into their places, and delete weir's chains that aren't wanted.
+// restoreTable returns the commands for one table; empty if nothing must change. The commands write chains that are
+// new or differ, put jumps into their places, and delete weir's chains that the ruleset doesn't have.
 //
-// In a table that can't be read, they write all of weir's chains, except those that the kernel shows unchanged since
-// they were last written. They delete no chains there.
+// For a table that can't be read, the commands write all of weir's chains, except chains that the kernel shows
+// unchanged since the driver last wrote them. They delete no chains in such a table.
 func restoreTable(f conf.Family, name string, have table, want *lowered) string {
 	var chains, rules, drop []string
 	wanted := map[string]bool{}
@@ -286,8 +287,9 @@ func (t table) is(chain string, rules []string) bool {
 	return ok && slices.Equal(old, rules)
 }
 
-// jumps returns the commands that put weir's rules in the built-in chains right: one copy of each wanted rule, first in
-// the chain where that is required, and no others. They leave other programs' rules alone.
+// jumps returns the commands that correct weir's rules in the built-in chains. Afterwards each wanted rule exists
+// once, first in its chain where the ruleset requires that, and no other rule of weir exists there. The commands don't
+// change other programs' rules.
 func jumps(f conf.Family, name string, have table, want *lowered) []string {
 	var commands []string
 	if have.unknown != nil {
@@ -307,8 +309,10 @@ func jumps(f conf.Family, name string, have table, want *lowered) []string {
 	return commands
 }
 
-// jump returns the commands that put weir's rule into its place. iptables deletes a rule by its text, and for that must
-// understand all rules ahead of it. So deleteCopies deletes a copy in the wrong place.
+// jump returns the commands that put weir's rule into its place. iptables finds a rule to delete by its text, and for
+// that it must understand all rules before it; in an unknown table it may not understand them. So if the kernel shows
+// the rules, the commands only add a missing rule, and deleteCopies deletes a copy in the wrong place. If the kernel
+// doesn't show them, the commands delete the rule by its text and add it.
 func (u *unknown) jump(j jump) []string {
 	add := "-A " + j.chain + " " + j.line
 	if j.first {

@@ -5,9 +5,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// programs match packets of shapes that iptables has no options for. They are classic BPF. Each reads the packet from
-// its IP header on and returns whether the rule matches. A program that reads beyond the packet's end doesn't match
-// (bpf(4)).
+// programs match packets of shapes that iptables has no options for. Each program is classic BPF. It reads the packet
+// from the IP header on and returns whether the rule matches. If a program reads beyond the packet's end, the rule
+// doesn't match (bpf(4)).
 //
 // Equivalent to: iptables -m bpf --bytecode "PROGRAM"
 var programs = [len(conf.Families)]map[ruleset.Shape]string{

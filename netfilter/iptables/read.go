@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// readTime bounds the reading of all tables together. While the program that prints one table hangs, weir's rules may
-// not be in their places in another.
+// readTime bounds the reading of all tables together. A program that prints one table may hang, and meanwhile weir's
+// rules in another table may be out of their places.
 const readTime = 30 * time.Second
 
 // Read reads all of weir's state in the kernel. The caller must read the endpoint records after that, and compute the
@@ -69,8 +69,8 @@ func (d *Driver) look(ctx context.Context, want *lowered, verify netfilter.Verif
 }
 
 // Reread reads again which sets contain the addresses, and reports whether that differs from the state after the last
-// Apply. The plugin adds a new pod's addresses to a set, and removes an ended pod's addresses from all sets. So when an
-// address changes from one pod to another, what the last Apply left can't be relied on.
+// Apply. The plugin adds a new pod's addresses to a set, and removes an ended pod's addresses from all sets. So when
+// an address changes from one pod to another, the driver's memory of the sets may be wrong for that address.
 func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
 	if d.have == nil {
 		return false // Apply reads everything
@@ -172,8 +172,8 @@ func (d *Driver) readSet(name string) (set, error) {
 	return set{kindOf(got.Type), got.Family, entries}, nil
 }
 
-// readTable reads one table. It reads each table separately: a rule that iptables doesn't know then hides no other
-// table.
+// readTable reads one table. Each table is read separately, so a rule that iptables doesn't know makes only its own
+// table unreadable.
 func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, before *state) table {
 	there, dormant, err := d.Flavour.exists(f, name)
 	if err == nil && !there {

@@ -15,8 +15,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// make makes the set with its entries. If the kernel refuses the set or some of its entries, and the set only allows
-// packets, make adds them to refused. If the kernel refuses the whole set, make returns nil.
+// make makes the set with its entries. If the kernel refuses the set or some of its entries, and the set only serves
+// to allow packets, make adds what was refused to the map refused. If the kernel refuses the whole set, make returns a
+// nil set.
 func (d *Driver) make(s ruleset.Set, refused ruleset.Refused) (*set, error) {
 	header := ipset.Header{Name: s.Name, Type: setType(s.Kind), Family: s.Family}
 	if err := d.sets.Create(header); err != nil {
@@ -46,7 +47,7 @@ func (d *Driver) make(s ruleset.Set, refused ruleset.Refused) (*set, error) {
 	return made, err
 }
 
-// tryType returns an error if the kernel has no sets of the header's type.
+// tryType returns an error if the kernel doesn't support sets of the header's type.
 //
 // Equivalent to: ipset create weir-trial TYPE && ipset destroy weir-trial
 func (d *Driver) tryType(h ipset.Header) error {
@@ -94,7 +95,8 @@ func element(e ipset.Entry) ruleset.Element {
 // because returns the text for a value of ruleset.Refused: the refused thing and the reason.
 func because(what string, err error) string { return what + ": " + reason(err) }
 
-// reason returns the message of the kernel or of the program, without the request: so it is the same text each time.
+// reason returns the message of the kernel or of the program, without the request that failed. So the text is the same
+// each time.
 func reason(err error) string {
 	if said := (*restoreError)(nil); errors.As(err, &said) && said.said != "" {
 		lines := strings.Split(said.said, "\n")
@@ -111,8 +113,8 @@ func reason(err error) string {
 	}
 }
 
-// newRules returns the policies' rules in chains that the kernel doesn't have in this form. Of equal rules it returns
-// one.
+// newRules returns the policies' rules in those chains of the ruleset that the kernel doesn't have, or has with other
+// rules. If several rules are equal, it returns one of them.
 func newRules(f conf.Family, have state, want *lowered) []ruleset.Rule {
 	var rules []ruleset.Rule
 	known := map[string]bool{}
@@ -149,15 +151,15 @@ const (
 	trialTime = 10 * time.Second
 	// trialsEach is the number of trials for one namespace's rules.
 	trialsEach = 64
-	// maxSuspects is how many refused rules are remembered. After that they are all forgotten; a forgotten rule is found
-	// again when a change with it fails.
+	// maxSuspects is how many refused rules are remembered. Beyond that number all of them are forgotten. A forgotten
+	// rule is found again when a change that contains it fails.
 	maxSuspects = 1 << 15
 )
 
 // refusedAmong returns the rules that the kernel refuses. It tries them in a chain that no packet enters: first the
 // kinds of rules, of which there are about twenty at most; then each namespace's other rules; then the single rules of
-// namespaces with a refused one. It returns nil if the kernel refuses the chain even without rules, or accepts all of
-// them: then the rules are not the reason.
+// namespaces with a refused rule. It returns nil if the kernel refuses even an empty chain, or accepts all of the
+// rules: then the rules are not the reason for the failure.
 func (d *Driver) refusedAmong(ctx context.Context, f conf.Family, rules []ruleset.Rule) ruleset.Refused {
 	ctx, cancel := context.WithTimeout(ctx, trialTime)
 	defer cancel()
@@ -213,8 +215,9 @@ func (t *trial) kinds(rules []ruleset.Rule) {
 	})
 }
 
-// namespaces adds the refused rules to t.refused. Each namespace has its own number of trials. If these don't suffice,
-// some accepted rules of that namespace count as refused, but none of another namespace.
+// namespaces adds the refused rules to t.refused. Each namespace has its own number of trials. If these trials don't
+// suffice, some rules of that namespace count as refused although the kernel accepts them. Rules of other namespaces
+// are not affected.
 func (t *trial) namespaces(rules []ruleset.Rule) {
 	by := map[string][]ruleset.Rule{}
 	for _, r := range rules {
@@ -234,9 +237,9 @@ func (t *trial) namespaces(rules []ruleset.Rule) {
 	})
 }
 
-// bisect calls tell for each item that try refuses when it is tried alone. trials is the largest number of calls of
-// try; 0 means no limit. After that many calls, bisect calls tell for all items that may be refused. It halves the
-// largest group first, so that many items are soon known to be accepted.
+// bisect calls tell for each item that try refuses when the item is tried alone. trials is the largest number of calls
+// of try; 0 means no limit. When the trials are used up, bisect calls tell for all items that may be refused. It
+// halves the largest group first, so that it soon knows for many items that they are accepted.
 func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, error)) {
 	type group struct {
 		items []T

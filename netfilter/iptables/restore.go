@@ -15,9 +15,9 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// restorer is a process of iptables-restore that waits for its commands. Until the first command comes, it reads
-// nothing from the kernel and takes no lock. Without commands it does nothing. Starting the program takes most of the
-// time of a change of rules, so the driver starts the next one ahead.
+// restorer is a process of iptables-restore that waits for its commands. Until the first command comes, the process
+// reads nothing from the kernel and takes no lock. If it gets no commands, it does nothing. Starting the program takes
+// most of the time of a change of rules, so the driver starts the process for the next change in advance.
 //
 // Equivalent to: iptables-restore --wait 10 --noflush (ip6tables-restore for IPv6)
 type restorer struct {
@@ -49,7 +49,7 @@ func startRestorer(f Flavour, family conf.Family) (*restorer, error) {
 	return r, nil
 }
 
-// waits reports whether the process still runs, and is of that flavour.
+// waits reports whether the process still runs and belongs to that flavour.
 func (r *restorer) waits(f Flavour) bool {
 	if r == nil || r.flavour != f {
 		return false
@@ -117,7 +117,8 @@ func (o *output) String() string { return excerpt.Of(strings.TrimSpace(o.kept.St
 // the line with COMMIT.
 var lineNumber = regexp.MustCompile(`\bline:? (\d+)`)
 
-// offending returns the line of the commands that the program's output names. The whole text may have megabytes.
+// offending returns the line of the commands that the program's output names. An error quotes only this line, because
+// the commands may have megabytes.
 func offending(said, commands string) string {
 	m := lineNumber.FindStringSubmatch(said)
 	if m == nil {

@@ -99,7 +99,7 @@ func wake(f conf.Family, name string) error {
 }
 
 // wake makes packets pass the family's tables again: it switches on dormant tables, and deletes built-in chains at
-// wrong hooks. It returns whether there were any.
+// wrong hooks. It returns true if it had anything to change.
 func (t tables) wake(f conf.Family) (any bool, err error) {
 	for _, name := range tablesUsed {
 		this := t[name]
@@ -192,8 +192,8 @@ func targetOf(immediate []byte) string {
 	return chain
 }
 
-// deleteCopies deletes surplus copies of weir's rules from the built-in chains of a table that iptables can't print. Of
-// the rules that lead to one chain, it leaves the first, which is in its place.
+// deleteCopies deletes surplus copies of weir's rules from the built-in chains of a table that iptables can't print.
+// If several rules lead to the same chain, deleteCopies leaves the first, which is in its place.
 //
 // Equivalent to: nft delete rule ip TABLE CHAIN handle HANDLE (ip6 for IPv6)
 func deleteCopies(f conf.Family, name string) error {

@@ -42,7 +42,7 @@ func (t tables) unknown() (why []error) {
 	return why
 }
 
-// table has the contents of an iptables table, or the reason why they are unknown. An empty table is a known one.
+// table has the contents of an iptables table, or the reason why they are unknown. A table that is empty is known.
 type table struct {
 	// rules are the rules of each chain as iptables-save prints them, without "-A CHAIN"; nil if the table is unknown.
 	rules   map[string][]string
@@ -69,8 +69,8 @@ type written struct {
 	sum   string
 }
 
-// tablesUsed are the tables in the order in which they change: the one that drops packets comes before those that
-// accept them.
+// tablesUsed has the tables in the order in which the driver changes them: the table that drops packets comes before
+// the tables that accept them.
 var tablesUsed = []string{"mangle", "filter", "nat"}
 
 // stands reports whether no packet of a pod can pass the mangle table without a check by weir's chains. For that,
@@ -95,7 +95,7 @@ func (t table) stands(f conf.Family, want *lowered) bool {
 	return stand(chains, f, want)
 }
 
-// stand reports the same as table.stands, for rules by their chains.
+// stand reports the same as table.stands. Its argument has the rules of each chain.
 func stand(chains map[string][]parts, f conf.Family, want *lowered) bool {
 	drops := func(chain string) bool {
 		rules := chains[chain]
@@ -174,8 +174,8 @@ type set struct {
 	entries map[ruleset.Element]string
 }
 
-// after returns the state after the plan. A set that the plan doesn't create keeps its map of entries, which after
-// changes.
+// after returns the state after the plan. The new state shares a set's map of entries with the old one unless the plan
+// creates the set, so after changes the old state's maps too.
 func (s state) after(p plan, want *lowered, left []string) state {
 	next := state{sets: make(map[string]set, len(want.sets))}
 	for _, w := range want.sets {
@@ -211,9 +211,9 @@ func (s state) after(p plan, want *lowered, left []string) state {
 	return next
 }
 
-// see reads the tables that iptables can't print after the plan has written to them. It remembers how the kernel shows
+// see reads, after the plan was carried out, the tables that iptables can't print. It remembers how the kernel shows
 // weir's chains, and deletes surplus copies of weir's rules. before is the generation before the plan. If another
-// program has changed rules since, the chains may be that program's, and see doesn't remember them.
+// program has changed rules since then, it may have changed weir's chains, so see doesn't remember them.
 func (s state) see(want *lowered, p plan, before uint32) error {
 	commits := strings.Count(strings.Join(p.restore[:], ""), "COMMIT\n")
 	for _, f := range conf.Families {

@@ -16,7 +16,8 @@ const maxMultiport = 15
 const LogGroup = 88
 
 // lowerRule returns the rule as iptables-save prints it, without "-A CHAIN", so that it can be compared with the
-// kernel's rules as text. A rule with many ports becomes several, one for each multiport match.
+// kernel's rules as text. A rule with more than maxMultiport ports becomes several rules, one for each multiport
+// match.
 func lowerRule(r ruleset.Rule, f conf.Family) []string {
 	if len(r.Ports) < 2 {
 		return []string{ruleText(r, f)}
@@ -62,8 +63,8 @@ func (t *rule) add(words ...string) {
 	}
 }
 
-// ruleText returns the text of a rule that needs at most one multiport match. Every change of a pod writes all rules
-// again, so ruleText doesn't use package fmt, which takes several times as long.
+// ruleText returns the text of a rule that needs at most one multiport match. Every reconcile writes the texts of all
+// rules again, so ruleText doesn't use package fmt, which takes several times as long.
 func ruleText(r ruleset.Rule, f conf.Family) string {
 	var t rule
 	t.Grow(128)

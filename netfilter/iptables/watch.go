@@ -15,7 +15,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// watch implements Driver.Watch. The kernel reports changes of nf_tables only, and none of the legacy tables.
+// watch implements Driver.Watch. The kernel reports changes of nf_tables; it reports no changes of the legacy tables.
 func watch(ctx context.Context, heard func(generation uint32, concerned bool)) error {
 	s, err := nl.Subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
 	if err != nil {
@@ -76,8 +76,8 @@ func parseGeneration(kind uint16, data []byte) (generation uint32, ok bool) {
 	return generation, ok
 }
 
-// concerns reports whether the message describes a change of a table, chain or rule that weir uses. Changes of sets'
-// elements don't count, as every pod changes some.
+// concerns reports whether the message describes a change of a table, chain or rule that weir uses. Changes of the
+// elements of nf_tables' sets don't count, because each pod that comes or ends changes some.
 func concerns(m syscall.NetlinkMessage) bool {
 	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < nl.SizeofNfgenmsg {
 		return false
