@@ -69,7 +69,8 @@ func Ensure(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	return b.withMTU(mtu)
 }
 
-// FindReady returns weir0 if Ensure would have nothing to do, as is nearly always the case; else nil. It needs no lock.
+// FindReady returns weir0 if Ensure would have nothing to do, as is nearly always the case. Otherwise, or after an
+// error, it returns nil. It needs no lock.
 func FindReady(mtu int, gateways []netip.Prefix) *Bridge {
 	b, err := readReady(gateways)
 	if err == nil && b != nil {
@@ -81,7 +82,7 @@ func FindReady(mtu int, gateways []netip.Prefix) *Bridge {
 	return b
 }
 
-// withMTU sets the MTU for new pairs, unless it is 0, and disables br_netfilter.
+// withMTU sets the MTU for new pairs, unless mtu is 0, and sets br_netfilter's sysctls (see DisableBridgeNetfilter).
 func (b *Bridge) withMTU(mtu int) (*Bridge, error) {
 	if mtu != 0 {
 		b.MTU = mtu
@@ -89,8 +90,8 @@ func (b *Bridge) withMTU(mtu int) (*Bridge, error) {
 	return b, DisableBridgeNetfilter()
 }
 
-// readReady returns the bridge if it is up and has the gateways' addresses; else nil. A link-local address, which
-// earlier versions of weir left there, also makes it return nil.
+// readReady returns the bridge if it is up and has the gateways' addresses; else nil. If weir0 has a link-local
+// address, which earlier versions of weir left there, readReady returns nil too.
 //
 // Equivalent to: ip link show weir0 up type bridge; ip addr show dev weir0
 func readReady(gateways []netip.Prefix) (*Bridge, error) {
@@ -153,7 +154,7 @@ func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	if link.Type() != "bridge" {
 		return nil, fmt.Errorf("%s is a %s, not a bridge: remove or rename it", Name, link.Type())
 	}
-	// Before the link is up: these protect the node from packets that come by the link.
+	// Before the link is up: these settings protect the node from packets that come by the link.
 	if err := errors.Join(SetReassembly(), RemoveAutoconfigured(h)); err != nil {
 		return nil, err
 	}
@@ -174,7 +175,7 @@ func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 }
 
 // ensureIPv4 adds the gateways' IPv4 addresses to weir0. An address is added after everything else. So if the process
-// is killed before that, the address is missing, and the next call completes the work.
+// is killed before all is done, the address is missing, and the next call completes the work.
 func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix) error {
 	if len(gateways) == 0 {
 		return nil
@@ -235,8 +236,8 @@ func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, 
 // Equivalent to: sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0
 func DisableBridgeNetfilter() error { return setAll(sysctlsOfBridges()) }
 
-// underlayMTU returns the MTU of the link with the IPv4 default route, else of that with the IPv6 default route, else
-// 1500.
+// underlayMTU returns the MTU of the link with the IPv4 default route. Without such a route it returns the MTU of the
+// link with the IPv6 default route, and without either 1500.
 //
 // Equivalent to: ip route show default; ip -6 route show default
 func underlayMTU(h netlinksafe.Handle) (int, error) {
@@ -259,10 +260,10 @@ func underlayMTU(h netlinksafe.Handle) (int, error) {
 	return defaultMTU, nil
 }
 
-// MAC returns the MAC for the pod or gateway with that address. It follows from the address, so it is known before the
-// link exists, and no two IPv4 addresses have the same. Two IPv6 addresses have different MACs if they differ in the
-// last four bytes only, and very likely otherwise. CNI plugins have long used the prefix 0a:58 (locally administered)
-// for this.
+// MAC returns the MAC for the pod or gateway with that address. The MAC follows from the address, so it is known before
+// the link exists. No two IPv4 addresses have the same MAC. Two IPv6 addresses have different MACs if they differ in
+// the last four bytes only, and very likely otherwise. CNI plugins have long used the prefix 0a:58 (locally
+// administered) for this.
 func MAC(addr netip.Addr) net.HardwareAddr {
 	b := addr.As16()
 	mac := net.HardwareAddr{0x0a, 0x58, b[12], b[13], b[14], b[15]}
@@ -276,7 +277,8 @@ func MAC(addr netip.Addr) net.HardwareAddr {
 	return mac
 }
 
-// PodMAC returns the MAC of a pod's interface: that of its IPv4 address, if it has one, else of its first address.
+// PodMAC returns the MAC of a pod's interface: the MAC for the pod's IPv4 address, or for its first address if it has
+// no IPv4 address.
 func PodMAC(addrs []endpoint.Address) net.HardwareAddr {
 	for _, a := range addrs {
 		if a.Addr.Is4() {

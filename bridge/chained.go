@@ -65,10 +65,10 @@ func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, b
 		peer.Attrs().Name, master.Attrs().Name, master.Type(), ErrBypassesForward)
 }
 
-// EnableBridgeNetfilter makes packets between the ports of another plugin's bridge pass through iptables; else they
-// bypass policy. It sets the bridge's own option: the sysctl net.bridge.bridge-nf-call-iptables is for all bridges, and
-// must be off for weir0 (see DisableBridgeNetfilter). Both need the module br_netfilter, which the plugin doesn't load;
-// if it is missing, EnableBridgeNetfilter returns ErrBypassesForward.
+// EnableBridgeNetfilter makes packets between the ports of another plugin's bridge pass through iptables; otherwise
+// these packets bypass policy. It sets the bridge's own option: the sysctl net.bridge.bridge-nf-call-iptables is for
+// all bridges, and must be off for weir0 (see DisableBridgeNetfilter). The option and the sysctl need the module
+// br_netfilter, which the plugin doesn't load; if it is missing, EnableBridgeNetfilter returns ErrBypassesForward.
 //
 // Equivalent to: ip link set BRIDGE type bridge nf_call_iptables 1 nf_call_ip6tables 1
 func EnableBridgeNetfilter(h netlinksafe.Handle, name string) error {

@@ -15,7 +15,7 @@ import (
 )
 
 // Check verifies that the port is as AddPort and SetLinkUp left it, and the node as Ensure left it. It returns an error
-// that names everything that is wrong or can't be read. With mtu 0, the MTU of the node's end counts as right.
+// that names everything that is wrong or can't be read. With mtu 0, Check accepts any MTU of the node's end.
 func Check(h netlinksafe.Handle, p Port, mtu int) error {
 	br, err := h.LinkByName(Name)
 	if err != nil {

@@ -20,10 +20,11 @@ import (
 //
 // Rates:
 //
-//   - Each port may send portFragments a second, that many at once, and portBytes a second. This is 100 datagrams of 8
-//     KB a second with an MTU of 900 bytes or more.
-//   - Beyond that, all ports share sharedFragments and sharedBytes a second. One pod can send far more than its own
-//     share while the others don't, and a pod that floods takes nothing from the others' own shares.
+//   - Each port may send portFragments a second, up to portFragments of them at once, and portBytes a second. This is
+//     100 datagrams of 8 KB a second with an MTU of 900 bytes or more.
+//   - Beyond its own share, a port may use what all ports share: sharedFragments and sharedBytes a second. One pod can
+//     send far more than its own share while the others don't, and a pod that floods takes nothing from the others' own
+//     shares.
 //
 // Memory:
 //
@@ -46,7 +47,7 @@ const (
 	sharedAtOnce    = 1000     // fragments
 	sharedBytes     = 16 << 20 // a second
 
-	reassemblyTime   = 2         // seconds, of which the kernel takes whole ones only
+	reassemblyTime   = 2         // seconds; the kernel accepts only whole seconds
 	reassemblyMemory = 512 << 20 // bytes, for each family
 	memoryPart       = 8         // reassembly gets at most the node's memory divided by this
 )

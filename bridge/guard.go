@@ -72,8 +72,8 @@ func (s Sender) elements() elements {
 }
 
 // AllowSender adds the sender to the guard's sets: the port may send from the sender's MAC and addresses, and from no
-// others. It makes the guard if there is none, or if an earlier weir made it without bounds on fragments. To find out,
-// it adds an empty list of elements to the set of fragments, which fails if the set is missing.
+// others. AllowSender makes the guard if there is none, or if an earlier weir made it without bounds on fragments. To
+// find that out, AllowSender adds an empty list of elements to the set of fragments, which fails if the set is missing.
 //
 // Equivalent to: nft add element bridge weir senders4 { HOSTIF . MAC . ADDR } (senders6 for IPv6 addresses)
 func AllowSender(s Sender) error {
@@ -127,7 +127,7 @@ func Unplug(s Sender) error {
 	return errors.Join(s.deleteElements(conn), RemoveLink(s.HostIf))
 }
 
-// deleteElements deletes the sender's elements; those that are absent are no error.
+// deleteElements deletes the sender's elements. An element that is absent is no error.
 func (s Sender) deleteElements(conn *nftables.Conn) error {
 	for f, list := range s.elements() {
 		for _, e := range list {
@@ -213,7 +213,7 @@ func senderKey(hostIf string, mac net.HardwareAddr, addr netip.Addr) []byte {
 
 // RepairGuard makes the guard if it is missing, and undoes changes that another program made to it, in one transaction,
 // so that the guard is in force throughout. It returns the senders that the sets lacked, and whether the rules were
-// damaged. An intact guard isn't touched: its counters go on.
+// damaged. An intact guard isn't changed, so its counters continue.
 //
 // RepairGuard calls current for the senders that should be in the sets, after it has read the sets. A port's record is
 // written before its entry and removed after it, so an entry that current doesn't name is a leftover and is deleted.
@@ -278,8 +278,8 @@ func compareSenders(want []Sender, present senderKeys) (missing []Sender, add, a
 	return missing, add, all
 }
 
-// makeOrReplaceGuard adds what is missing to the guard. Where the kernel refuses to change what is there, it replaces
-// the guard, with all elements.
+// makeOrReplaceGuard adds what is missing to the guard. If the kernel refuses that, since a part of the guard that
+// exists is wrong, it replaces the whole guard, with all elements.
 func makeOrReplaceGuard(add, all elements) error {
 	if makeGuard(add) == nil {
 		return nil

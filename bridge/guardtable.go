@@ -23,8 +23,9 @@ func makeGuard(add elements) error {
 	return commitGuard(conn, add, err != nil || !intact)
 }
 
-// replaceGuard deletes all tables that have the names of the guard's, and makes the guard in the same transaction.
-// It is needed where a chain is at another hook or a set has another type: the kernel can't change either.
+// replaceGuard deletes all tables that have the names of the guard's, and makes the guard in the same transaction. It
+// is needed where a chain is at another hook or a set has another type: the kernel can't change the hook of a chain or
+// the type of a set.
 //
 // Equivalent to: nft -f, with "delete table" for each table before the tables
 func replaceGuard(all elements) error {

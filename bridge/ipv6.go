@@ -70,7 +70,8 @@ func forwardIPv6(h netlinksafe.Handle) error {
 	return explainNoIPv6(setAll(sysctlsIPv6()), "on the node")
 }
 
-// explainNoIPv6 adds to the error that IPv6 is switched off, if that is what the kernel's error means.
+// explainNoIPv6 adds to the error that IPv6 is switched off, if the kernel's error means this. Other errors are
+// returned unchanged.
 func explainNoIPv6(err error, where string) error {
 	for _, e := range []error{unix.EACCES, unix.EAFNOSUPPORT, unix.EOPNOTSUPP, fs.ErrNotExist} {
 		if errors.Is(err, e) {

@@ -23,7 +23,7 @@ var ErrInterfaceExists = errors.New("the interface exists already")
 // loopback is the index of lo in each namespace.
 const loopback = 1
 
-// ErrMACInUse means that another port, or the bridge, has the MAC. Frames for one would go to the other.
+// ErrMACInUse means that another port, or the bridge, has the MAC. Frames for one of the two would go to the other.
 var ErrMACInUse = errors.New("another port or the bridge has this MAC")
 
 // PortName returns the name of an attachment's link on the node: PortPrefix and 10 characters from a hash of the
@@ -51,8 +51,8 @@ func (p Port) Sender() Sender { return Sender{p.HostIf, p.MAC, p.Addresses} }
 
 // AddPort makes the pair and configures the pod's end. The node's end stays down, so no packet passes until SetLinkUp.
 // If AddPort fails, it removes what it made. Its errors wrap ErrInterfaceExists, ErrMACInUse or ErrRouteExists where
-// these apply. It returns the routes that the pod's interface has; addSecondaryRoutes says which they are where another
-// interface has the pod's default route.
+// these apply. It returns the routes that the pod's interface has; the comment of addSecondaryRoutes describes these
+// routes for a pod whose default route leads out of another interface.
 //
 // Equivalent to:
 //
@@ -106,8 +106,8 @@ func (b *Bridge) AddPort(p Port) (routes []conf.Route, err error) {
 	return p.addSecondaryRoutes(peer, existing)
 }
 
-// indices returns the index of the link that the replies are about, and that of its peer. If both are the same number,
-// the kernel leaves out the peer's.
+// indices returns the index of the link that the replies are about, and that of its peer. If the link and its peer have
+// the same index, the kernel leaves out the peer's, and indices returns the same number twice.
 func indices(replies [][]byte) (index, peer int, err error) {
 	if len(replies) != 1 || len(replies[0]) < unix.SizeofIfInfomsg {
 		return 0, 0, batch.ErrNoAnswer

@@ -127,8 +127,8 @@ func (p PortOnBridge) restore(h netlinksafe.Handle, o *Observed) error {
 	return err
 }
 
-// setForwardingState sets the port's state so that the bridge passes on what the port sends. The kernel refuses that
-// while a port has no carrier.
+// setForwardingState sets the port's state so that the bridge passes on what the port sends. The kernel refuses this
+// state while a port has no carrier.
 //
 // Equivalent to: bridge link set dev HOSTIF state 3
 func setForwardingState(port Link) error {

@@ -62,7 +62,7 @@ type Knowledge struct {
 }
 
 // Properties returns everything that weir sets up on a node besides the packet filter, in the order in which it must be
-// made. ADD makes it, the agent repairs it, and CHECK verifies it.
+// made. ADD makes these properties, the agent repairs them, and CHECK verifies them.
 func Properties(k Knowledge) []Property {
 	all := append(reassembly(k.Memory), NoAutoconfigured{})
 	for _, link := range []string{Name, conf.Tunnel} {
@@ -124,8 +124,8 @@ func (k Knowledge) gateways() []netip.Prefix {
 	})
 }
 
-// macs returns the MACs that weir0 may have, the likeliest first. weir0 got its MAC with its first address; of several
-// addresses it isn't known which was the first.
+// macs returns the MACs that weir0 may have, the likeliest first. weir0 got its MAC with its first address. If it has
+// several addresses, it isn't known which of them was the first.
 func (k Knowledge) macs(gateways []netip.Prefix) []net.HardwareAddr {
 	var all []net.HardwareAddr
 	if k.MAC != nil {
@@ -150,8 +150,8 @@ func sysctlsIPv4() []Property {
 	}
 }
 
-// forwardingIPv4 makes the node forward IPv4 packets from the link. ip_forward sets this sysctl for all links at once;
-// it can be unset for each.
+// forwardingIPv4 makes the node forward IPv4 packets from the link. ip_forward sets this sysctl for all links at once,
+// but another program can unset it for one link.
 func forwardingIPv4(link string) Property {
 	return Sysctl{
 		Key: "net/ipv4/conf/" + link + "/forwarding", Value: "1", Link: link,

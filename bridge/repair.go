@@ -56,9 +56,10 @@ func Compare(all []Property, o *Observed) []Difference {
 // some become right a moment after they were restored, such as a port's state.
 const attempts = 3
 
-// Repair restores the properties that are wrong, one by one, and goes on if one fails. It returns the properties that
-// were wrong or unknown, each with the error of its repair. The caller holds endpoint.Lock, so that no attachment is
-// made or ended meanwhile, and must have derived the properties from records that it read under that lock.
+// Repair restores the properties that are wrong, one by one, and continues with the others if one fails. It returns the
+// properties that were wrong or unknown, each with the error of its repair. The caller holds endpoint.Lock, so that no
+// attachment is made or ended meanwhile, and must have derived the properties from records that it read under that
+// lock.
 func Repair(h netlinksafe.Handle, all []Property) []Difference {
 	var wrong []Difference
 	var tried []int

@@ -84,8 +84,9 @@ import (
 //	}
 const portsTable = "weir-ports"
 
-// The registers that a sender's key is loaded into. A key fills consecutive 32-bit registers of nf_tables, each part
-// padded to a multiple of four bytes: 16 for the link's name, 8 for the MAC, 4 or 16 for the address.
+// The registers into which the parts of a sender's key are loaded. A key fills consecutive 32-bit registers of
+// nf_tables, each part padded to a multiple of four bytes: 16 for the link's name, 8 for the MAC, 4 or 16 for the
+// address.
 const (
 	regName = unix.NFT_REG_1
 	regMAC  = unix.NFT_REG_2 // the kernel's name for the fifth 32-bit register

@@ -23,7 +23,8 @@ const firstSecondaryTable = 88_000
 // existingRoutes are the destinations to which the pod already has routes out of another interface.
 type existingRoutes map[netip.Prefix]bool
 
-// tolerate returns a Step.MapError for the route: if the pod has the route already, it records that and returns nil.
+// tolerate returns a Step.MapError for the route: if the pod has the route already, the function records the
+// destination and returns nil.
 func (t existingRoutes) tolerate(r conf.Route) func(error) error {
 	exists := t.refuse(r)
 	return func(err error) error {
@@ -35,8 +36,8 @@ func (t existingRoutes) tolerate(r conf.Route) func(error) error {
 	}
 }
 
-// refuse returns a Step.MapError for the route: if the pod has the route already, it returns ErrRouteExists. The kernel
-// also answers "unreachable" for a gateway if the route to the gateway leads out of another interface.
+// refuse returns a Step.MapError for the route: if the pod has the route already, the function returns ErrRouteExists.
+// The kernel also answers "unreachable" for a gateway if the route to the gateway leads out of another interface.
 func (t existingRoutes) refuse(r conf.Route) func(error) error {
 	return func(err error) error {
 		byAnother := r.Gateway.IsValid() && t[netip.PrefixFrom(r.Gateway, r.Gateway.BitLen())]

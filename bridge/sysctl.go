@@ -17,7 +17,7 @@ type Sysctl struct {
 	Key   string // below /proc/sys
 	Value string
 	Bound Bound
-	Why   string // what it is for
+	Why   string // what the sysctl is for
 	// Link is the link that the sysctl belongs to; empty if it is the node's. A sysctl of a link that is missing isn't
 	// checked.
 	Link string
@@ -78,8 +78,8 @@ func (s Sysctl) restore(netlinksafe.Handle, *Observed) error { return writeSysct
 
 // sysctlDirs are the directories through which sysctls can be written. A container that isn't privileged has /proc/sys
 // mounted read-only, and AppArmor's usual profile for containers forbids writing there. For the agent, conf/weir.yaml
-// mounts the node's /proc/sys/net elsewhere. Both show the sysctls of the network namespace of the process that reads
-// them.
+// mounts the node's /proc/sys/net elsewhere. Both directories show the sysctls of the network namespace of the process
+// that reads them.
 var sysctlDirs = []string{"/proc/sys/", "/host/proc/sys/"}
 
 // setAll writes the sysctls among the properties whose values are wrong. It writes no others: where /proc/sys is

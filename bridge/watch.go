@@ -48,9 +48,9 @@ func WatchPorts(ctx context.Context, gone func()) error {
 	}
 }
 
-// receiveOnlyDellink makes the kernel send only messages of type RTM_DELLINK. It sends half a dozen others for each new
-// pod's link, and each would wake the agent while the pod waits for it. The kernel sends one message at a time, and a
-// filter reads numbers in network byte order (socket(7), SO_ATTACH_FILTER).
+// receiveOnlyDellink makes the kernel send only messages of type RTM_DELLINK. The kernel sends half a dozen other
+// messages for each new pod's link, and each would wake the agent while the pod waits for the agent. The kernel sends
+// one message at a time, and a filter reads numbers in network byte order (socket(7), SO_ATTACH_FILTER).
 func receiveOnlyDellink(fd int) error {
 	const offsetOfType = 4 // struct nlmsghdr
 	end := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.RTM_DELLINK))
@@ -72,8 +72,8 @@ var nodeGroups = []uint{
 }
 
 // WatchNode calls changed whenever something that properties are about has changed, or may have, until ctx ends. weir's
-// own changes count too. ways means that the change may concern the routes to other nodes' pods. It returns an error if
-// the kernel's messages can't be received.
+// own changes count too. ways is true if the change may concern the tunnel or the routes to other nodes' pods. It
+// returns an error if the kernel's messages can't be received.
 //
 // Equivalent to: ip monitor link address neigh route netconf | grep weir
 func WatchNode(ctx context.Context, changed func(ways bool)) error {
@@ -125,8 +125,9 @@ func (l links) lookUp(index int) (ours, tunnel bool) {
 	return ours, name == conf.Tunnel
 }
 
-// concerns reports whether the message is about one of weir's links or the node as a whole, and whether it is about the
-// routes to other nodes' pods. It keeps l up to date.
+// concerns reports whether the message is about one of weir's links or the node as a whole. ways reports whether the
+// message is about the tunnel or a route to other nodes' pods. A message about a bridge of another plugin counts too.
+// concerns keeps l up to date.
 func (l links) concerns(m syscall.NetlinkMessage) (concerns, ways bool) {
 	if len(m.Data) < unix.SizeofRtMsg {
 		return false, false

@@ -20,7 +20,7 @@ import (
 
 // WeirBridge is the property that weir0 exists, is up and has the right options.
 type WeirBridge struct {
-	// MACs are the addresses that weir0 may have. If it has another one, the repair sets the first of them.
+	// MACs are the MACs that weir0 may have. If weir0 has another MAC, the repair sets the first of MACs.
 	MACs []net.HardwareAddr
 }
 
@@ -30,7 +30,7 @@ func (b WeirBridge) Kind() Kind { return KindBridge }
 func (b WeirBridge) String() string { return Name + " is there, up, and passes on what its ports send" }
 
 // bridgeOptions are the bridge's own options that must have these values: they differ from the kernel's defaults, or
-// the bridge passes nothing on with other values.
+// with other values the bridge would pass nothing on.
 var bridgeOptions = []struct {
 	kind  uint16
 	name  string
@@ -83,8 +83,8 @@ func (b WeirBridge) Check(o *Observed) error {
 	return nil
 }
 
-// acceptsMAC reports whether weir0 may have its MAC. weir0 got it with its first address, which may have been the
-// gateway of pods that are gone.
+// acceptsMAC reports whether the MAC that weir0 has is one that it may have. weir0 got its MAC with its first address,
+// which may have been the gateway of pods that are gone.
 func (b WeirBridge) acceptsMAC(o *Observed, br Link) bool {
 	if slices.ContainsFunc(b.MACs, func(m net.HardwareAddr) bool { return bytes.Equal(m, br.MAC) }) {
 		return true
@@ -95,7 +95,7 @@ func (b WeirBridge) acceptsMAC(o *Observed, br Link) bool {
 }
 
 // portsMTU returns the smallest MTU of the ports; the bridge's own if it has none. The kernel sets a bridge's MTU to
-// that, unless another program has set a different one (br_mtu_auto_adjust, net/bridge/br_if.c).
+// this smallest MTU, unless another program has set a different one (br_mtu_auto_adjust, net/bridge/br_if.c).
 func portsMTU(o *Observed, br Link) int {
 	least := 0
 	for _, l := range o.Links {

@@ -56,11 +56,11 @@ var knownKeys = []string{
 
 const (
 	minMTU  = 68    // RFC 791: every module must forward 68 octets.
-	minMTU6 = 1280  // RFC 8200, section 5: every link must carry that much; the kernel has no IPv6 on one that doesn't.
+	minMTU6 = 1280  // RFC 8200, section 5: every link must carry that much, else the kernel has no IPv6 on it.
 	maxMTU  = 65535 // the largest IPv4 packet.
 )
 
-// MTURange returns the least and the largest MTU of pods' links, in bytes. six: the pods have IPv6 addresses.
+// MTURange returns the least and the largest MTU of pods' links, in bytes. six says that the pods have IPv6 addresses.
 func MTURange(six bool) (least, largest int) {
 	if six {
 		return minMTU6, maxMTU

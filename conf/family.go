@@ -25,7 +25,8 @@ func FamilyOf(a netip.Addr) Family {
 // String returns the family's name.
 func (f Family) String() string { return [...]string{"IPv4", "IPv6"}[f] }
 
-// Set returns the name of the family's own set. There is one set for each family: weir-pods and weir-pods6.
+// Set returns the name of the family's set, for the name of IPv4's set. There is one set for each family: weir-pods and
+// weir-pods6.
 func (f Family) Set(name string) string {
 	if f == IPv6 {
 		return name + "6"

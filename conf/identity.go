@@ -19,7 +19,7 @@ const (
 // Identify completes the pod's identity from CNI_ARGS. Runtimes without Kubernetes pass only a part of it there: podman
 // the name, nerdctl nothing. Missing parts come from args.cni of the configuration: first from K8S_POD_NAMESPACE,
 // K8S_POD_NAME and K8S_POD_UID, then from labels (CNI's CONVENTIONS.md, "args in network config"). Identify returns an
-// error if the identity is incomplete and enforcement isn't off, as policy needs it.
+// error if the identity is incomplete and enforcement isn't off, as policy needs the identity.
 func (c *NetConf) Identify(args Args) (Args, error) {
 	cni := c.identity
 	labels, err := readLabels(cni.Labels)

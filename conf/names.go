@@ -12,8 +12,8 @@ const (
 	TunnelTable = "weir-tunnel"
 	// OverlayPort is the default UDP port of the tunnels: VXLAN's own (RFC 7348, section 5).
 	OverlayPort = 4789
-	// OverlayVNI is the default number of weir's network, which tells it from others on the same port (RFC 7348,
-	// section 5: 24 bits).
+	// OverlayVNI is the default number of weir's network, which distinguishes it from other networks on the same port (RFC
+	// 7348, section 5: 24 bits).
 	OverlayVNI = 88
 	// RouteProtocol marks weir's routes to other nodes' pods. weir doesn't touch routes of other protocols in the same
 	// table. (rtnetlink(7); below 256, and not in iproute2's list.)

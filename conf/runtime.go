@@ -98,8 +98,9 @@ func (c *NetConf) parseRuntime(raw map[string]json.RawMessage) error {
 }
 
 // Addresses returns the addresses that the runtime requests for the pod, at most one of each family. In a family
-// without one the pod gets any free address. Addresses can be requested in the configuration ("args", "runtimeConfig")
-// and in CNI_ARGS (IP). Addresses returns an error if these disagree, or if a range can't assign an address.
+// without a requested address the pod gets any free address. Addresses can be requested in the configuration ("args",
+// "runtimeConfig") and in CNI_ARGS (IP). Addresses returns an error if two different addresses of one family are
+// requested, or if no range can assign a requested address.
 func (c *NetConf) Addresses(args Args) ([]netip.Addr, error) {
 	all := slices.Clone(c.requestedIPs)
 	for _, a := range args.IPs {

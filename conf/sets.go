@@ -57,7 +57,8 @@ const (
 	PostroutingChain = ownChain + "POSTROUTING"
 	IngressChain     = ownChain + "INGRESS"
 	EgressChain      = ownChain + "EGRESS"
-	// TrialChain is made and deleted again, to find out which rules the kernel refuses. No other chain leads there.
+	// TrialChain is made and deleted again, to find out which rules the kernel refuses. No rule sends packets to this
+	// chain.
 	TrialChain = ownChain + "TRIAL"
 )
 
@@ -73,7 +74,8 @@ const (
 func OwnSet(name string) bool { return strings.HasPrefix(name, ownSet) }
 
 // HoldsPods reports whether the set of that name is weir's and has addresses of pods as its entries, so that a pod that
-// ends must be removed from it. All of weir's sets do, except those of networks and of port numbers.
+// ends must be removed from it. All of weir's sets have addresses of pods, except the sets of networks and of port
+// numbers.
 func HoldsPods(name string) bool {
 	return OwnSet(name) && !strings.HasPrefix(name, NetworksSet) && !strings.HasPrefix(name, BlockSets) &&
 		!strings.HasPrefix(name, NumberSets)

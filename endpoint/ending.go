@@ -13,8 +13,8 @@ import (
 )
 
 // MarkEnding marks the attachment as being deleted, and returns its record. From then on the agent adds the endpoint to
-// no set. A second call, such as after a crash, returns the record again, until Remove. It returns fs.ErrNotExist if
-// there is no record, and ErrBroken if the record can't be understood.
+// no set. Until Remove, each further call, such as one after a crash, returns the record again. It returns
+// fs.ErrNotExist if there is no record, and ErrBroken if the record can't be understood.
 func MarkEnding(id string) (*Endpoint, error) {
 	if err := os.Rename(path(id), endingPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("mark endpoint record %s as ending: %w", id, err)

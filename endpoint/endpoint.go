@@ -8,7 +8,7 @@
 // Invariants:
 //
 //   - A record is whole: it is written beside the directory and renamed into it.
-//   - Records outlive all processes, and no reboot: /run is emptied.
+//   - Records outlive all processes, but not a reboot, which empties /run.
 //   - A record that can't be understood is reported (ErrBroken) and never taken for absent.
 package endpoint
 
@@ -38,11 +38,11 @@ const (
 
 	recordsDir = Dir + "/endpoints"
 	suffix     = ".json"
-	// endingSuffix ends the name of a record whose attachment is being deleted. Only the process that deletes it reads
-	// it.
+	// endingSuffix ends the name of a record whose attachment is being deleted. Only the process that deletes the
+	// attachment reads such a record.
 	endingSuffix = ".ending"
-	// tempFile is a record that is being written. It is outside of the records' directory, so the agent, which watches
-	// the directory, isn't woken. There is only one, as the writer holds Lock; a file that a crash left is overwritten.
+	// tempFile is a record that is being written. It is outside of the records' directory, so the agent, which watches the
+	// directory, isn't woken. One name is enough, as the writer holds Lock. A file that a crash left is overwritten.
 	tempFile = Dir + "/endpoint.tmp"
 )
 
@@ -98,7 +98,8 @@ func path(id string) string { return filepath.Join(recordsDir, id+suffix) }
 
 func endingPath(id string) string { return filepath.Join(recordsDir, id+endingSuffix) }
 
-// Save writes the record. After a crash the record is whole, or the one before. The caller holds Lock.
+// Save writes the record. After a crash the file has either all of this record, or all of the record that it had
+// before. The caller holds Lock.
 func (e *Endpoint) Save() error {
 	making, err := e.Begin()
 	if err != nil {
@@ -109,7 +110,8 @@ func (e *Endpoint) Save() error {
 }
 
 // Begin saves the record and returns a lock on it. Busy reports true until the lock is closed or the process ends. So a
-// record that a crash left can be told from that of a running ADD, without waiting. The caller holds Lock.
+// caller can distinguish a record that a crash left from the record of a running ADD, without waiting. The caller holds
+// Lock.
 func (e *Endpoint) Begin() (making io.Closer, err error) {
 	if err := os.MkdirAll(recordsDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of endpoint records: %w", err)

@@ -18,7 +18,7 @@ import (
 
 const (
 	// mapsDir has a bitmap for each block of addresses: a file named after the block's first address. A block in which no
-	// address was ever assigned has none.
+	// address was ever assigned has no file.
 	mapsDir = endpoint.Dir + "/addresses.maps"
 	// madeFile is as old as the last rebuild of the bitmaps from the links.
 	madeFile = "made"
@@ -106,14 +106,15 @@ func firstClear(data []byte, i int) int {
 	return blockSize
 }
 
-// mark sets the address's bit. If that fails, the only cost is that next reads the link each time.
+// mark sets the address's bit. If that fails, the only cost is that next reads the address's link each time.
 func (h hint) mark(a netip.Addr) {
 	if !h.readOnly {
 		_ = change(a, true)
 	}
 }
 
-// unmark clears the address's bit. If that fails, it deletes all bitmaps: the address would never be assigned again.
+// unmark clears the address's bit. If that fails, it deletes all bitmaps, since an address with a set bit would never
+// be assigned again.
 func (hint) unmark(a netip.Addr) error {
 	if change(a, false) != nil {
 		return os.RemoveAll(mapsDir)
@@ -121,7 +122,8 @@ func (hint) unmark(a netip.Addr) error {
 	return nil
 }
 
-// change sets or clears one bit in the block's file. To clear a bit it makes no file.
+// change sets or clears one bit in the block's file. To clear a bit it doesn't make a missing file, since a missing
+// file counts as all clear.
 func change(a netip.Addr, set bool) error {
 	flags := os.O_RDWR
 	if set {

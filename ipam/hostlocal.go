@@ -26,7 +26,7 @@ const settleTime = time.Minute
 //
 //   - a file means that its address may be in use;
 //   - the address is in use if a network namespace of the node has it;
-//   - files from before the node's start don't count, and without other files no namespace is read.
+//   - a file from before the node's start doesn't count. If there are no other files, no namespace is read.
 type hostLocal struct {
 	networks []string
 	booted   time.Time
@@ -51,7 +51,8 @@ func newHostLocal() *hostLocal {
 	return h
 }
 
-// owner returns a text that names the user of the address; empty if host-local has no pod with it.
+// owner returns a text that names the user of the address; empty if the address isn't in use. If that can't be read,
+// the address counts as in use.
 func (h *hostLocal) owner(a netip.Addr) string {
 	if h.unread != nil {
 		return fmt.Sprintf("host-local, perhaps (%v)", h.unread)

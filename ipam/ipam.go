@@ -8,11 +8,11 @@
 // Invariants:
 //
 //   - One system call makes or removes a link, so a crash leaves an address assigned or free.
-//   - Only the links decide. The bitmaps make ADD and DEL equally fast with few and many addresses; they may be lost or
-//     wrong at any time.
+//   - Only the links decide whether an address is assigned. The bitmaps make ADD and DEL equally fast with few and many
+//     addresses; the bitmaps may be lost or wrong at any time.
 //   - A reboot releases all addresses: /run is emptied, and the pods are gone.
 //   - The address that was assigned last outlives a reboot. Other nodes may still allow traffic to pods from before the
-//     reboot, so their addresses must not be the first to be assigned again.
+//     reboot, so the addresses of these pods must not be the first to be assigned again.
 package ipam
 
 import (
@@ -54,9 +54,9 @@ func (e *AssignedError) Error() string {
 	return fmt.Sprintf("address %s was requested, but is assigned to %s", e.Addr, e.Owner)
 }
 
-// Assign picks a free address of each family of the ranges and assigns them to the attachment id. It assigns all or
-// none. Its errors are AssignedError for a requested address, and ExhaustedError if a family has no free address. The
-// caller holds endpoint.Lock.
+// Assign picks a free address of each family of the ranges and assigns them to the attachment id. It assigns an address
+// of each family, or no address at all. Its errors are AssignedError for a requested address, and ExhaustedError if a
+// family has no free address. The caller holds endpoint.Lock.
 //
 // Before the addresses are assigned, Assign calls record with them. The record that record writes says, after a crash,
 // which attachment the addresses belong to.
@@ -103,7 +103,8 @@ func Assign(id string, want Request, record func([]endpoint.Address) error) erro
 	return nil
 }
 
-// pick returns the requested address among the ranges, all of one family; else the next free address.
+// pick returns the requested address that one of the ranges can assign. If there is none, it returns the next free
+// address. The ranges are all of one family.
 func pick(h hint, others *hostLocal, ranges []conf.Range, requested []netip.Addr) (endpoint.Address, error) {
 	for _, a := range requested {
 		i := slices.IndexFunc(ranges, func(r conf.Range) bool { return r.CanAssign(a) })
@@ -158,8 +159,9 @@ func next(h hint, others *hostLocal, ranges []conf.Range) (endpoint.Address, boo
 //
 //   - If another plugin gave that attachment the address too, weir has missed its DEL, and AssignExternal releases the
 //     address first.
-//   - If weir gave it the address, two pods would have the same address: AssignExternal returns an AssignedError. It
-//     does so too if the attachment's record can't be read, since its pod may be running.
+//   - If weir gave that attachment the address, two pods would have the same address: AssignExternal returns an
+//     AssignedError. It returns an AssignedError too if the attachment's record can't be read, since its pod may be
+//     running.
 func AssignExternal(id string, addr netip.Addr) error {
 	if err := os.MkdirAll(addressesDir, 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", addressesDir, err)
@@ -185,8 +187,8 @@ func AssignExternal(id string, addr netip.Addr) error {
 	return assign(h, id, addr)
 }
 
-// assign makes the address's link, then sets its bit. A crash between them leaves an assigned address that looks free;
-// next finds the link when it picks the address.
+// assign makes the address's link, then sets its bit. A crash between these two steps leaves an assigned address whose
+// bit is clear; next looks for the link before it returns such an address.
 func assign(h hint, id string, addr netip.Addr) error {
 	if err := os.Symlink(id, linkPath(addr)); err != nil {
 		return fmt.Errorf("assign %s to %s: %w", addr, id, err)
@@ -221,8 +223,8 @@ func AssignedTo(addr netip.Addr) (string, error) {
 }
 
 // Release releases the address if it is assigned to the attachment id; else it does nothing and returns nil. It clears
-// the bit, then removes the link: a crash between them leaves the same as one in assign. The caller holds
-// endpoint.Lock.
+// the bit, then removes the link: a crash between these two steps leaves an assigned address whose bit is clear, as a
+// crash in assign does. The caller holds endpoint.Lock.
 func Release(id string, addr netip.Addr) error {
 	if owner, err := AssignedTo(addr); err != nil || owner != id {
 		return err

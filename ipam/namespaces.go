@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// usedAddresses returns the addresses in all network namespaces of the node but its own.
+// usedAddresses returns the addresses in all network namespaces of the node except the node's own namespace.
 //
 // Equivalent to: for ns in $(lsns -t net -o NS); do nsenter --net=… ip addr; done
 func usedAddresses() (map[netip.Addr]bool, error) {
@@ -26,7 +26,7 @@ func usedAddresses() (map[netip.Addr]bool, error) {
 	}
 	used := map[netip.Addr]bool{}
 	for _, path := range paths {
-		if err := addressesIn(path, used); err != nil && !errors.Is(err, fs.ErrNotExist) { // it is gone
+		if err := addressesIn(path, used); err != nil && !errors.Is(err, fs.ErrNotExist) { // the namespace is gone
 			return used, fmt.Errorf("addresses in %s: %w", path, err)
 		}
 	}

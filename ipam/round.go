@@ -67,8 +67,8 @@ func recordLast(path string, addr netip.Addr) error {
 	return os.Rename(tmp, path)
 }
 
-// lastAssigned returns the address that was assigned last; the zero Addr if that can't be read, which costs the round
-// robin and nothing else.
+// lastAssigned returns the address that was assigned last; the zero Addr if that can't be read. Then the next address
+// is the first free one, instead of the next in the round.
 func lastAssigned(ranges []conf.Range) netip.Addr {
 	target, err := os.Readlink(lastPath(ranges))
 	if err != nil {

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// shortageFile has the ranges in which the last pod that needed an address found none. The agent reads it: the runtime
-// passes the ranges to the plugin alone.
+// shortageFile has the ranges in which the last pod that needed an address found none. The agent reads this file,
+// because the runtime passes the ranges only to the plugin.
 const shortageFile = endpoint.Dir + "/shortage.json"
 
 // ExhaustedError means that no address of the ranges, all of one family, is free.
@@ -64,9 +64,9 @@ func recordShortage(ranges []conf.Range) {
 	}
 }
 
-// Shortage returns the error of the last pod that found no free address, as long as there is none. It returns nil if
-// there was no such pod, or an address is free by now. It takes no lock, so it doesn't rebuild damaged bitmaps: it may
-// then report a shortage until the next ADD rebuilds them.
+// Shortage returns the error of the last pod that found no free address, as long as still no address is free. It
+// returns nil if there was no such pod, or an address is free by now. It takes no lock, so it doesn't rebuild the
+// bitmaps: while they are damaged, it may report a shortage that the next ADD ends by rebuilding them.
 func Shortage() (*ExhaustedError, error) {
 	data, err := os.ReadFile(shortageFile)
 	if errors.Is(err, fs.ErrNotExist) {

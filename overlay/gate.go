@@ -14,8 +14,8 @@ import (
 )
 
 // Gate is the nftables table "inet weir-tunnel". It decides which packets count as tunnel packets, and which packets
-// may come from the addresses of pods on other nodes. Both matter because no policy checks the sender again: a host
-// that can send into a tunnel, or from the address of a pod on another node, passes for that pod.
+// may come from the addresses of pods on other nodes. Both decisions matter because no policy checks the sender again:
+// a host that can send into a tunnel, or from the address of a pod on another node, passes for that pod.
 //
 // A tunnel packet is UDP to the tunnels' port and to a node's InternalIP.
 //
@@ -25,10 +25,11 @@ import (
 //   - Pods can't send it.
 //   - Networks of other programs may share the port: the rules below concern only packets that name weir's VNI.
 //   - The node accepts it if it comes by the underlay and untranslated, and if the address of the packet inside is in a
-//     network of the node that sent it. The underlay is every link but weir's and pods': a node may use several NICs as
-//     it likes. The inner Ethernet header begins 16 bytes behind the beginning of the UDP header (RFC 7348, section 5).
+//     network of the node that sent it. The underlay is every link but weir's and pods': a node may use any of its NICs
+//     for tunnel packets. The inner Ethernet header begins 16 bytes behind the beginning of the UDP header (RFC 7348,
+//     section 5).
 //
-// Packets from pods' addresses must come by the way that leads to these pods:
+// Packets from pods' addresses must come by the link or tunnel by which this node reaches these pods:
 //
 //   - A packet that comes out of the tunnel must be from a network whose packets travel in tunnels.
 //   - A packet from such a network must come out of the tunnel.
@@ -123,8 +124,8 @@ func networkSet(f conf.Family, name, comment string, networks []netip.Prefix) ga
 		return s
 	}
 	for _, r := range all.Ranges() {
-		// A range ends before the element that is its end. There is one: no pods' network has the last of all
-		// addresses.
+		// A range ends before the element that is its end. There always is such an element, since no pods' network contains
+		// the last of all addresses.
 		end := nftables.SetElement{Key: r.To().Next().AsSlice(), IntervalEnd: true}
 		s.add(r.String(), nftables.SetElement{Key: r.From().AsSlice()}, end)
 	}

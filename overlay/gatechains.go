@@ -45,7 +45,7 @@ func (c gateChain) kernel() nft.Chain {
 const (
 	rawPriority    = -300 // after defragmentation (-400), before connection tracking (-200)
 	filterPriority = -160 // before the chains that iptables and other programs usually make
-	lastPriority   = 300  // behind them: this chain counts the packets that all others have accepted
+	lastPriority   = 300  // behind them: counts the packets that all others have accepted
 )
 
 // untracked is NF_CT_STATE_UNTRACKED_BIT (include/uapi/linux/netfilter/nf_conntrack_common.h).
@@ -186,7 +186,7 @@ func dropped(comment string, m match) gateRule {
 
 var counter = match{"counter", nft.Counter()}
 
-// verdict returns the statement; chain is the one that a jump leads to.
+// verdict returns the verdict statement. chain is the chain to which a jump leads.
 func verdict(kind expr.VerdictKind, chain string) match {
 	words := map[expr.VerdictKind]string{
 		expr.VerdictDrop: "drop", expr.VerdictReturn: "return", expr.VerdictJump: "jump " + chain,
@@ -204,7 +204,8 @@ func loadTransport(offset, length, register uint32) expr.Any {
 	return nft.LoadPayload(expr.PayloadBaseTransportHeader, offset, length, register)
 }
 
-// loadAddress puts the source ("saddr") or destination ("daddr") address into register 1 and those behind it.
+// loadAddress puts the source ("saddr") or destination ("daddr") address into register 1 and, for IPv6, the registers
+// behind it.
 func loadAddress(f conf.Family, field string) expr.Any {
 	offset, length := map[string]uint32{"saddr": 12, "daddr": 16}[field], uint32(4)
 	if f == conf.IPv6 {
@@ -213,7 +214,8 @@ func loadAddress(f conf.Family, field string) expr.Any {
 	return nft.LoadPayload(expr.PayloadBaseNetworkHeader, offset, length, 1)
 }
 
-// lookup matches if the set has what is in register 1 and those behind it, or if not is true, if it hasn't.
+// lookup matches if the set contains the value in register 1 and the registers behind it. If not is true, lookup
+// matches if the set doesn't contain the value.
 func lookup(set string, not bool) expr.Any {
 	return &expr.Lookup{SourceRegister: 1, SetName: set, Invert: not}
 }

@@ -19,8 +19,8 @@ type Lack struct {
 	Command string
 }
 
-// Lacks returns what the kernel lacks of the plan, according to what was observed. If the VXLAN device is missing, it
-// returns only that. It returns an error if something couldn't be read.
+// Lacks returns what the kernel lacks of the plan, according to what was observed. If the VXLAN device is missing,
+// Lacks returns only the device. It returns an error if something couldn't be read.
 func (p Plan) Lacks(o *bridge.Observed) ([]Lack, error) {
 	if err := o.ReadError(); err != nil {
 		return nil, err

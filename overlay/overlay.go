@@ -26,8 +26,9 @@ type Overlay struct{ h netlinksafe.Handle }
 func New(h netlinksafe.Handle) *Overlay { return &Overlay{h} }
 
 // Apply makes the kernel's overlay equal to the plan: it adds what is missing, replaces what differs, and removes what
-// the plan doesn't have. If the kernel refuses something of one node, Apply returns that as a problem of the node and
-// does all the rest. It doesn't switch on IP forwarding: the plugin does when it makes the bridge.
+// the plan doesn't have. If the kernel refuses a route or an entry of one node, Apply returns the refusal as a problem
+// of that node and writes everything else. Apply doesn't switch on IP forwarding: the plugin does so when it makes the
+// bridge.
 func (o *Overlay) Apply(p Plan) ([]ruleset.Problem, error) {
 	if !p.NodeAddress.IsValid() {
 		return nil, o.removeRoutes(nil)
@@ -112,7 +113,8 @@ func (o *Overlay) ensureTunnel(p Plan) (netlink.Link, error) {
 			return nil, fmt.Errorf("set the MTU of %s to %d: %w", conf.Tunnel, p.TunnelMTU, err)
 		}
 	}
-	// Before the link is up: with a link-local address the kernel would solicit routers through the tunnel.
+	// Before the link is up: if the link came up with a link-local address, the kernel would solicit routers through the
+	// tunnel.
 	if err := o.h.LinkSetIP6AddrGenMode(link, addrGenModeNone); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
 		return nil, fmt.Errorf("keep %s from a link-local address: %w", conf.Tunnel, err)
 	}
@@ -125,7 +127,8 @@ func (o *Overlay) ensureTunnel(p Plan) (netlink.Link, error) {
 	return link, nil
 }
 
-// checkNodeAddress returns an error unless a link has the address: a tunnel can't begin elsewhere.
+// checkNodeAddress returns an error unless a link has the address: a tunnel can't begin at an address that the node
+// doesn't have.
 func (o *Overlay) checkNodeAddress(local netip.Addr) error {
 	addrs, err := o.h.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -233,7 +236,7 @@ func (o *Overlay) setNeighbours(tunnel netlink.Link, remotes []Remote, refused r
 		}
 	}
 	for key, n := range want {
-		// If a node's address has changed, its old entries are deleted by now and not in the way of the new ones.
+		// If a node's address has changed, its old entries are deleted by now, so they don't conflict with the new ones.
 		set := o.h.NeighSet
 		if n.Family == unix.AF_BRIDGE {
 			set = o.h.NeighAppend
@@ -276,7 +279,7 @@ func (o *Overlay) setRoutes(tunnel netlink.Link, p Plan, refused refusals) error
 				continue
 			}
 		}
-		// A route without a tunnel is always made again, as its next hop may be on another link by now.
+		// A route without a tunnel is always written again, as its next hop may be on another link by now.
 		set := o.h.RouteReplace
 		if !ok { // fails if another program has a route there, such as that of a subnet on one of the node's links
 			set = o.h.RouteAdd
@@ -302,7 +305,7 @@ func (o *Overlay) weirRoutes() (map[string]netlink.Route, error) {
 	return own, nil
 }
 
-// removeRoutes deletes weir's routes, but for those to the destinations in keep.
+// removeRoutes deletes weir's routes, except the routes to the destinations in keep.
 func (o *Overlay) removeRoutes(keep map[string]bool) error {
 	have, err := o.weirRoutes()
 	if err != nil {

@@ -110,8 +110,8 @@ func (r *Routes) link(index int) (netlink.Link, error) {
 	return l, nil
 }
 
-// Uplink implements Paths. It returns the path of the link that has the address, unless that link is lo. Else it
-// returns the path of the default routes of the address's family, else of the other family.
+// Uplink implements Paths. It returns the path of the link that has the address, unless that link is lo. Otherwise it
+// returns the path of the default routes of the address's family or, if there are none, of the other family.
 //
 // Equivalent to: ip addr show to LOCAL; ip route show default
 func (r *Routes) Uplink(local netip.Addr) (Path, error) {
@@ -180,8 +180,8 @@ func (r *Routes) addressLink(local netip.Addr) (Path, error) {
 }
 
 // UnderlayAddresses returns the addresses of the node's links and of its routers, sorted. A route of weir's to another
-// node's pods must not lead to them: the node would lose its own network. Addresses of weir's own links and routes are
-// left out.
+// node's pods must not cover any of these addresses: the node would lose its own network. Addresses of weir's own links
+// and routes are left out.
 //
 // Equivalent to: ip addr show; ip route show table all
 func UnderlayAddresses(h netlinksafe.Handle) ([]policy.UnderlayAddress, error) {

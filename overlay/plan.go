@@ -1,5 +1,5 @@
-// Package overlay owns the way to pods on other nodes. Compute plans it from the Node objects alone; Overlay and Gate
-// write it to the kernel.
+// Package overlay owns the routes and tunnels to pods on other nodes. Compute plans it from the Node objects alone;
+// Overlay and Gate write it to the kernel.
 //
 // Its kernel objects:
 //
@@ -93,7 +93,8 @@ type Path struct {
 
 // Paths knows the node's routes.
 type Paths interface {
-	// To returns the path to an address for packets that the node sends from the other address; from may be invalid.
+	// To returns the path to the address to, for packets that the node sends from the address from. If from is invalid,
+	// the kernel chooses the source address.
 	To(from, to netip.Addr) (Path, error)
 	// Uplink returns the path from the node's address to nodes that aren't known yet.
 	Uplink(local netip.Addr) (Path, error)
@@ -112,7 +113,7 @@ type Plan struct {
 	// node's pods, and Tunnelled those from which packets come only out of tunnels.
 	Nodes                    []netip.Addr
 	Networks, Own, Tunnelled []netip.Prefix
-	// MTU is that of the pods' links, and TunnelMTU that of the VXLAN device, in bytes. They are 0 while no path is
+	// MTU is the MTU of the pods' links, and TunnelMTU the MTU of the VXLAN device, in bytes. Both are 0 while no path is
 	// known.
 	MTU, TunnelMTU int
 	Problems       []ruleset.Problem
@@ -136,7 +137,7 @@ type Remote struct {
 	Direct bool
 }
 
-// Via returns the address that is the next hop of the route: that of the tunnel's far end.
+// Via returns the next hop of the remote network's route through the tunnel: an address of the tunnel's far end.
 //
 //   - IPv4: the first address of the remote network, which no pod has.
 //   - IPv6: a link-local address that ends as the MAC of the tunnel's end. The kernel refuses as a next hop any other
@@ -206,8 +207,9 @@ func (c *planner) report(node, field, format string, args ...any) {
 	c.Problems = append(c.Problems, ruleset.Problem{Object: "Node " + node, Field: field, Message: message})
 }
 
-// add plans how the other node's networks are reached. A network without a tunnel from here has none to here either, so
-// packets from its addresses are forged, and requireTunnel makes the gate drop them.
+// add plans how the other node's networks are reached. If this node has no tunnel to a network, the network's node has
+// no tunnel to this node either. So tunnel packets from the network's addresses are forged, and requireTunnel makes the
+// gate drop such packets.
 func (c *planner) add(n policy.Node) {
 	foreign := 0 // networks of families that this node has none of
 	for _, network := range n.PodCIDRs {
@@ -241,11 +243,12 @@ func (c *planner) requireTunnel(network netip.Prefix) {
 	}
 }
 
-// route plans how the network of the node is reached. It returns false if there is no way. There are three ways:
+// route plans how the network of the node is reached. It returns false if the network can't be reached. A network can
+// be reached
 //
 //   - directly
 //   - through a tunnel from this node's address
-//   - by routers between the nodes; then the Remote has no address, and weir makes no route
+//   - by routers between the nodes; the Remote then has no address, and weir makes no route
 func (c *planner) route(n policy.Node, network netip.Prefix) (Remote, bool) {
 	inner, outer := conf.FamilyOf(network.Addr()), conf.FamilyOf(cmp.Or(c.NodeAddress, n.Addresses[0]))
 	p := Remote{Node: n.Name, Network: network}
@@ -280,7 +283,7 @@ func (c *planner) route(n policy.Node, network netip.Prefix) (Remote, bool) {
 	other, used := c.macs[mac]
 	own := p.Address.Is6() && c.NodeAddress.IsValid() && mac == MAC(c.NodeAddress).String()
 	if used && other != n.Name || own {
-		// A MAC is shorter than an IPv6 address, so two addresses can be chosen that have the same MAC.
+		// A MAC is shorter than an IPv6 address, so two IPv6 addresses can have the same MAC.
 		c.report(n.Name, "status.addresses",
 			"the tunnel's end at %s has the same MAC as that of node %s; its pods can't be reached",
 			p.Address, cmp.Or(other, c.self))

@@ -41,9 +41,10 @@ func openTransaction() (*nftables.Conn, error) {
 	return conn, nil
 }
 
-// Apply makes the kernel's table equal to the gate. If the chains and rules are right, it changes only the sets'
-// elements; else it replaces the table, in one transaction. It returns whether the chains or rules were wrong, and the
-// number of tunnel packets that the table had counted.
+// Apply makes the kernel's table equal to the gate. If the sets, chains and rules are right and at most maxDeletions
+// elements are stale, it changes only the sets' elements. Otherwise it replaces the table, in one transaction. replaced
+// is true if the table was missing, or its sets, chains or rules were wrong. t has the tunnel packets that the table
+// had counted before.
 //
 // Equivalent to: nft -f, with the table that String returns
 func (g Gate) Apply() (replaced bool, t Traffic, err error) {
@@ -146,8 +147,8 @@ func elementKey(e nftables.SetElement) string {
 }
 
 // maxDeletions is how many elements Apply deletes one by one. In a set of intervals with several parts, the time for a
-// deletion grows with the set: with 5,000 elements each takes more than a millisecond, while the whole table is made in
-// 200 milliseconds.
+// deletion grows with the set: with 5,000 elements each deletion takes more than a millisecond, while the whole table
+// is made in 200 milliseconds.
 const maxDeletions = 100
 
 // countStale counts the kernel's elements that the gate lacks.

@@ -11,7 +11,8 @@ import (
 
 // families returns the families that the node needs rules for. IPv6 is among them if one of the node's pods has an IPv6
 // address, or can get one from the node's podCIDRs. Most nodes have no IPv6 pods, and rules for both families would
-// double the cost of each change. Without rules for IPv6, the guard drops all IPv6 packets from pods.
+// double the cost of each change. Where there are no rules for IPv6, no pod has an IPv6 address, and the guard drops
+// all IPv6 packets from pods. IPv4 is always among the families.
 func families(state State) []conf.Family {
 	six := func(a netip.Addr) bool { return conf.FamilyOf(a) == conf.IPv6 }
 	for _, e := range state.Endpoints {
@@ -67,7 +68,8 @@ func (c *compiler) base(state State) {
 	c.hook(ruleset.CheckToNode, conf.InputChain, "weir: egress policies hold towards this node too",
 		ahead, []ruleset.Rule{toLoopback(c.family, ruleset.Rule{In: conf.Bridge})}, other.loopback,
 		[]ruleset.Rule{fromPod, stranger})
-	// These packets were checked at an earlier hook. The backend names that hook in the rules' comments.
+	// The packets at this hook were checked at an earlier hook. These rules have no comment here: the backend writes one
+	// that names the earlier hook.
 	c.hook(ruleset.AcceptForwarded, conf.AcceptChain, "weir: no other default drops what policy let through",
 		[]ruleset.Rule{
 			{Sets: []ruleset.SetMatch{fromPods}, Action: ruleset.Accept},
@@ -112,8 +114,9 @@ func (c *compiler) podSets(state State) {
 	})
 }
 
-// ahead returns the rules that stand before the rules that send packets to classes. Packets of established connections
-// leave the chain here. ICMP errors leave it after the kernel has checked their senders.
+// ahead returns the rules that come before the rules that send packets to classes. Packets of established connections
+// leave the chain at these rules, and packets of cut connections are dropped. ICMP errors about connections leave the
+// chain after a rule has checked those from pods.
 func (c *compiler) ahead(other links) []ruleset.Rule {
 	established := ruleset.Rule{
 		Track: ruleset.Established, Comment: "weir: connections that were let through", Action: ruleset.Return,
@@ -130,13 +133,14 @@ func (c *compiler) ahead(other links) []ruleset.Rule {
 //
 // The rule icmpFromPods sends all ICMP packets from pods to that chain, which drops the errors about packets of others.
 // Connection tracking relates an error to a connection by the packet inside the error, and ignores the error's sender.
-// So a pod could end or slow down connections of others, or send data as part of such a connection. An honest error
-// from a pod answers a packet that came to the pod. The rule also matches errors that belong to no connection that the
-// kernel knows: the tunnel between nodes isn't tracked, and a forged error would shrink its packets.
+// Without this check, a pod could end or slow down connections of others, or send data as part of such a connection. An
+// honest error from a pod answers a packet that came to the pod. The rule also matches errors that belong to no
+// connection that the kernel knows: the packets of the tunnel between nodes aren't tracked, and a forged error could
+// make the node send smaller packets through the tunnel.
 //
-// The rule related accepts errors that connection tracking relates to a connection. Any router on the way may send such
-// an error, and the kernel can't tell routers from other senders. An error without a connection is checked like any
-// other packet.
+// The rule related accepts errors that connection tracking relates to a connection. Any router on the connection's path
+// may send such an error, and the kernel can't tell routers from other senders. An error without a connection is
+// checked like any other packet.
 //
 // Related packets of other protocols begin connections that another connection has announced to a helper of connection
 // tracking (FTP's data). They are checked like any first packet: policies don't mention announcements, and some helpers

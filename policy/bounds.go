@@ -1,15 +1,15 @@
 package policy
 
-// Bounds of the rules, sets and entries that a node's kernel gets. They are far above the sizes that people write. They
-// keep one object from costing a node so much time that the changes of all other objects wait. A part of a policy that
-// exceeds a bound allows nothing, and is reported as a problem.
+// Bounds of the rules, sets and entries that a node's kernel gets. These bounds are far above the sizes of the policies
+// that people write. They keep one object from costing a node so much time that the changes of all other objects wait.
+// A part of a policy that exceeds a bound allows nothing, and is reported as a problem.
 const (
 	// maxRules is the highest number of kernel rules for one policy. The first packet of each connection of its pods
 	// may be compared with all of them. On each change, each of the policy's selectors is compared with all pods.
 	maxRules = 1 << 10
-	// maxEntries is the highest number of networks and ports in the sets of one policy. The API server accepts objects
-	// of 1.5 MB, which have room for some 40,000 ipBlocks. But a few excepts can cut a block into a much larger number
-	// of networks. The kernel needs a second to write this many entries.
+	// maxEntries is the highest number of networks and ports in the sets of one policy. The API server accepts objects of
+	// 1.5 MB, which have room for some 40,000 ipBlocks. But a few excepts can cut a block into a much larger number of
+	// networks. The kernel needs a second to write maxEntries entries.
 	maxEntries = 1 << 17
 	// maxNodeRules, maxNodeSets and maxNodeEntries are the highest numbers for the policies of all pods of a node. The
 	// sets and chains of classes don't count: there are no more classes than pods. While a new ruleset replaces an old
@@ -26,8 +26,8 @@ const (
 	maxPortRules = 4
 	// portsPerRule is how many ports one kernel rule can match. A range counts as two ports.
 	portsPerRule = 15
-	// maxProblems is the highest number of problems that are reported for one policy. More of them would hide the
-	// problems of other objects.
+	// maxProblems is the highest number of problems that are reported for one policy. More problems of one policy would
+	// hide the problems of other objects.
 	maxProblems = 50
 )
 

@@ -67,9 +67,9 @@ type UnderlayAddress struct {
 //   - it is another node's network that contains an address in Local.
 //
 // If two Nodes make overlapping claims, the claim of the older Node counts. A Node with a creation time counts as older
-// than one without. Of Nodes of the same age the Node named Self is first, then the names' order decides. A claim that
-// counted before goes on counting as long as its Node makes it: Nodes can be edited, and an older Node must not get a
-// claim that already counts for another.
+// than a Node without one. Of Nodes of the same age the Node named Self is first, and the others are in the order of
+// their names. A claim that counted before continues to count as long as its Node makes it and no address in Local is
+// in it. Otherwise an older Node that is edited could take over a claim that already counts for another Node.
 //
 // If Self isn't empty, a Node without an address or a network is a problem too.
 //
@@ -197,7 +197,7 @@ type settler struct {
 	problems []ruleset.Problem
 }
 
-// goingOn is a claim that counted before and still does.
+// goingOn is a claim that counted before and still counts.
 type goingOn struct {
 	node    string
 	claim   netip.Prefix
@@ -221,7 +221,8 @@ func (s *settler) bound(n Node) Node {
 	return n
 }
 
-// goOn keeps the claims that counted before, if the same Node still makes them. It runs before any new claim is kept.
+// goOn keeps the claims that counted before, if the same Node still makes them. Settle calls it before it keeps any new
+// claim, because the claim that is kept first counts.
 func (s *settler) goOn(nodes, before []Node) {
 	s.goingOn = map[goingOn]bool{}
 	was := make(map[string]Node, len(before))
@@ -249,7 +250,7 @@ func (s *settler) goOn(nodes, before []Node) {
 }
 
 // holdsLocal returns the reason why the network doesn't count: it contains an address that this node needs. The reason
-// is empty if it contains none.
+// is empty if the network contains no such address.
 func (s *settler) holdsLocal(p netip.Prefix) string {
 	compare := func(l UnderlayAddress, a netip.Addr) int { return l.Address.Compare(a) }
 	i, _ := slices.BinarySearchFunc(s.local, p.Masked().Addr(), compare)

@@ -40,10 +40,11 @@ type group struct {
 }
 
 // groups returns the endpoints, grouped by the policies that isolate them. The last group has the endpoints that no
-// policy isolates.
+// policy isolates, or whose enforcement is off. Closed endpoints are in no group.
 //
-// Classes with more policies come first. A new policy moves pods to classes that come earlier, and a deleted policy's
-// classes are deleted. In both cases all its pods change their class in the transaction that changes the rules.
+// Classes with more policies come first. A new policy moves its pods to classes that come earlier than the pods' old
+// classes. A deleted policy's classes are deleted. In both cases all of the policy's pods change their class in the
+// transaction that changes the rules.
 func (c *compiler) groups(s side, policies map[string][]parsedPolicy) []*group {
 	byPolicies := map[string]*group{}
 	at := func(isolating alternatives) *group {
@@ -81,7 +82,8 @@ type classes struct {
 	dispatch []ruleset.Rule // the rules that send packets to class chains, in order
 }
 
-// classes adds one set and one chain for each class of the side, and the chain that sends packets to them.
+// classes adds the sets and chains of the side's classes, and the chain that sends packets to the class chains. All
+// classes whose policies allow nothing share one set and one chain.
 func (c *compiler) classes(s side, groups []*group) {
 	k := classes{compiler: c, side: s}
 	// A TCP packet in the middle of a connection must not begin a new entry in connection tracking. Otherwise a server
@@ -136,7 +138,7 @@ func (k *classes) isolated(g *group) (allowNothing []ruleset.Entry) {
 }
 
 // none adds the class "none". It has all pods that are isolated by policies which allow nothing. The class exists even
-// if it is empty: so a new policy that denies everything changes sets only, and takes effect quickly.
+// if it is empty. So a new policy that denies everything changes only sets, not rules, and takes effect quickly.
 func (k *classes) none(pods []ruleset.Entry) {
 	set, chain := k.noneNames()
 	k.chain(chain, dropRest(nil, chain, "their policies let nothing through")...)
@@ -195,7 +197,7 @@ func (c *compiler) members(g *group, set string) (entries []ruleset.Entry, pods 
 }
 
 // canBe reports whether the kernel accepts the class set. If it doesn't, canBe reports a problem for each of the
-// class's policies: the ruleset then drops the packets that they allow.
+// class's policies: the ruleset then drops the packets that these policies allow.
 func (k *classes) canBe(g *group, set string) bool {
 	why := k.refused.Set(k.family, "", set)
 	if why == "" {

@@ -19,8 +19,8 @@ type cluster struct {
 	endpoints []joined
 	// expected are the pods that will run on this node and have no address yet.
 	expected []Pod
-	// shared are the addresses that more than one pod states as its own, each with these pods. Which of the pods sends
-	// packets from such an address is unknown.
+	// shared are the addresses that more than one pod states as its own, each with the pods that state it. Which of the
+	// pods sends packets from such an address is unknown.
 	shared map[netip.Addr][]member
 	// disbelieved are problems of pods on other nodes: each states an address that can't be the pod's.
 	disbelieved []ruleset.Problem
@@ -56,7 +56,7 @@ func (l joined) of(f conf.Family) []netip.Addr {
 	return addrs
 }
 
-// selects returns yes if the policy selects the pod, and maybe if that depends on a label that is unknown.
+// selects returns yes if the policy selects the pod, and maybe if the answer depends on a label that is unknown.
 func (policy parsedPolicy) selects(p Pod) answer {
 	if p.Namespace != policy.namespace {
 		return no
@@ -124,7 +124,8 @@ func index(state State) cluster {
 			believed, problems := places.believed(p)
 			c.disbelieved = append(c.disbelieved, problems...)
 			for _, a := range believed {
-				// The address of a pod that is being deleted may already be assigned to another pod's endpoint.
+				// The address of a pod that is being deleted may already be assigned to another pod's endpoint. Then only the other
+				// pod has the address.
 				if !taken[a] {
 					m.addresses = append(m.addresses, a)
 				}
@@ -143,7 +144,7 @@ func index(state State) cluster {
 	return c
 }
 
-// shared returns the addresses that more than one of the pods has, each with these pods.
+// shared returns the addresses that more than one of the pods has, each with the pods that have it.
 func shared(pods []member) map[netip.Addr][]member {
 	first, by := make(map[netip.Addr]int, len(pods)), map[netip.Addr][]member{}
 	for i, p := range pods {

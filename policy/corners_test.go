@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// corners returns pods of this node (web and db in shop, free in lab) and of other nodes. Some of these have no
-// address, some have their node's, and some have ended.
+// corners has pods that are attached on this node (web and db in shop, free in lab) and pods that aren't: far; hostnet
+// and hostnet-far, which have their node's address; done and failed, which have ended; and new, which has no address.
 const corners = `
 apiVersion: v1
 kind: Namespace

@@ -78,7 +78,7 @@ func (c *compiler) demands(s side, groups []*group, fs []conf.Family) []*demand 
 }
 
 // complete adds the rules and sets to the demand. It reports whether the demand has rules and the kernel refuses none
-// of its parts.
+// of its parts. A demand has no rules if its peer can match no address of the families.
 func (c *compiler) complete(d *demand, fs []conf.Family) bool {
 	for _, f := range fs {
 		if !d.peer.means(f) {

@@ -16,7 +16,8 @@ const (
 	yes
 )
 
-// ask returns whether the selector matches the labels. It returns maybe if that depends on a label that is unknown.
+// ask returns whether the selector matches the labels. It returns maybe if the answer depends on a label that is
+// unknown.
 func ask(s labels.Selector, known map[string]string, unknown func(key string) bool) answer {
 	requirements, selectable := s.Requirements()
 	if !selectable {

@@ -11,7 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// LinkOf returns the link of an endpoint. It is empty if the link is unknown, or if a rule can't match its name.
+// LinkOf returns the link of an endpoint. The result is empty if the link is unknown, or if its name has characters
+// that a rule can't match.
 func LinkOf(e Endpoint) ruleset.Link {
 	switch {
 	case !e.Chained:
@@ -30,7 +31,7 @@ func odd(r rune) bool {
 	return (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && !strings.ContainsRune("-._@", r)
 }
 
-// links are the rules for chained attachments. The guard doesn't check frames from their links.
+// links are the rules for chained attachments. The guard doesn't check frames from the links of these attachments.
 type links struct {
 	neighbours []ruleset.Rule // before the rules that send packets to classes
 	senders    []ruleset.Rule // drop packets with forged sources
@@ -45,8 +46,8 @@ type chainedPods struct {
 	own       []ruleset.Entry // for each link that belongs to one pod: the network of all addresses, on that link
 	senders   []ruleset.Entry // for each such link: the pod's own addresses, on that link
 	ports     []ruleset.Rule  // match packets from a pod's bridge port with the pod's address as source
-	foreign   []ruleset.Rule  // match packets from such a port with any source
-	bridges   map[string]bool // the bridges with such ports
+	foreign   []ruleset.Rule  // match packets from a pod's bridge port with any source
+	bridges   map[string]bool // the bridges that have pods' links as ports
 }
 
 // chainedPods returns the set entries and rules for the pods with chained attachments.
@@ -95,13 +96,13 @@ func (c *compiler) chainedPods(state State) chainedPods {
 // links adds the sets and chains for pods with chained attachments, and returns the rules for them. evaluate has the
 // rules that send packets to classes.
 //
-// A link that the node routes (ptp) belongs to one pod. A packet from this link with another source is forged, and the
-// rules drop it, as the guard does on weir's own bridge.
+// A link that the node routes (ptp) belongs to one pod. A packet from this link with a source that isn't the pod's is
+// forged, and the rules drop the packet, as the guard drops forged packets on weir's own bridge.
 //
 // A bridge of another plugin may have ports that weir doesn't know. No set can match a pod's port of the bridge: no
 // rule of iptables matches ipset's physdev entries. So there are rules for the port of each pod. Two kinds of packets
-// go through them: ICMP packets, since a pod may send ICMP errors only from its own addresses, and packets with the
-// same source and destination.
+// go through these rules: ICMP packets, since a pod may send ICMP errors only from its own addresses, and packets with
+// the same source and destination.
 func (c *compiler) links(state State, evaluate []ruleset.Rule) links {
 	pods := c.chainedPods(state)
 	if len(pods.addresses)+len(pods.own) == 0 {
@@ -171,10 +172,10 @@ var loopback = map[conf.Family]netip.Prefix{
 // has the same rule in filter INPUT (KUBE-FIREWALL; CVE-2020-8558).
 //
 // The kernel drops these packets too, unless the sysctl route_localnet is set, as portmap sets it for the first
-// hostPort. The kernel always drops packets from a loopback address.
+// hostPort. The kernel always drops packets from a loopback address, so they need no rule.
 //
-// If another program's rule has translated a packet's destination to a loopback address, the packet is meant to
-// arrive. So only policies decide on it.
+// If another program's rule has translated a packet's destination to a loopback address, the packet is meant to arrive.
+// The rule doesn't match such a packet, so only policies decide on it.
 func toLoopback(f conf.Family, r ruleset.Rule) ruleset.Rule {
 	r.Dst, r.Track, r.Action = loopback[f], ruleset.Untranslated, ruleset.Drop
 	r.Comment = "weir: no pod reaches the loopback of its node"

@@ -15,8 +15,9 @@ const (
 	// (k8s.io/apiserver/pkg/storage/names).
 	randomLength = 5
 	maxGenerated = 58
-	// maxHash is the greatest length of a pod template's hash: 32 bits as a decimal number, with a letter for each
-	// digit (k8s.io/kubernetes/pkg/controller, ComputeHash). Times and versions are no longer than that.
+	// maxHash is the greatest length of a pod template's hash: 32 bits as a decimal number, with a letter for each digit
+	// (k8s.io/kubernetes/pkg/controller, ComputeHash). The times of CronJobs' jobs and the versions of DeploymentConfigs
+	// are no longer.
 	maxHash = 10
 )
 

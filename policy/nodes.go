@@ -14,7 +14,8 @@ import (
 type places struct {
 	nodes map[string]Node
 	self  string
-	// unknown is true if there are no Nodes, as in a directory of manifests without any. Every address counts then.
+	// unknown is true if the state has no Nodes and doesn't name this node, as with a directory of manifests without Node
+	// objects. Then policy uses every address.
 	unknown bool
 }
 
@@ -29,8 +30,9 @@ func newPlaces(s State) places {
 
 // believed returns the addresses that policy uses for a pod without an attachment on this node. They are the addresses
 // within the podCIDRs of the pod's Node and outside of this node's podCIDRs: on this node only endpoints have
-// addresses. It reports a problem for each other address, except for a pod of this node that isn't attached yet or any
-// more.
+// addresses. If the pod's Node is missing or has no podCIDRs, believed returns no address and one problem. It reports a
+// problem for each other address, except for an address in this node's podCIDRs of a pod of this node: the pod isn't
+// attached yet, or isn't attached any more.
 func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem) {
 	if w.unknown || len(p.Addresses) == 0 {
 		return p.Addresses, nil

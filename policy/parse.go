@@ -68,8 +68,8 @@ type Parsed struct {
 	problems []ruleset.Problem         // the parts of the policies that can't be parsed
 }
 
-// Parse parses the policies. It takes policies that before contains from there, so each policy is parsed once, however
-// often a state changes. before may be nil. The caller must not change a policy afterwards.
+// Parse parses the policies. A policy that before contains is taken from before and not parsed again, so each policy is
+// parsed once, however often a state changes. before may be nil. The caller must not change a policy afterwards.
 func Parse(list []*networkingv1.NetworkPolicy, before *Parsed) *Parsed {
 	if before == nil {
 		before = &Parsed{}

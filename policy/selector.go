@@ -19,7 +19,7 @@ type selector struct {
 	pods       labels.Selector
 }
 
-// parseSelector parses a peer's selectors. If both are there, the peer is the pods that match podSelector in the
+// parseSelector parses a peer's selectors. If the peer has both selectors, it is the pods that match podSelector in the
 // namespaces that match namespaceSelector. An absent podSelector matches all pods (API type NetworkPolicyPeer). With an
 // error parseSelector returns the field that is wrong.
 func parseSelector(namespace string, peer networkingv1.NetworkPolicyPeer) (s selector, field string, err error) {

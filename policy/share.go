@@ -20,7 +20,8 @@ func (a amount) within(room amount) bool {
 	return a.rules <= room.rules && a.sets <= room.sets && a.entries <= room.entries
 }
 
-// share returns the part of the room that the amount takes: the largest of its parts of rules, sets and entries.
+// share returns the part of the room that the amount takes: the largest of three parts, those of the rules, of the sets
+// and of the entries.
 func (a amount) share(room amount) float64 {
 	return max(a.rules/room.rules, a.sets/room.sets, a.entries/room.entries)
 }
@@ -41,13 +42,14 @@ type tenant struct {
 	afterwards float64   // its share of the node if the next demand is granted
 }
 
-// grant returns the demands that it grants. It grants all if the node has room for them.
+// grant returns the demands that it grants. It grants all demands if the node has room for them, except those that need
+// a set which is too large for the kernel.
 //
-// Otherwise grant takes one demand at a time, from the namespace that would then have the smallest share of the node.
-// A namespace's share is its share of the resource that it takes most of (dominant resource fairness). So a namespace
-// that needs no more than an equal share gets all its demands, and others can take the room that it doesn't need.
-// Namespaces that use the same set share the set's cost. The result depends only on the demands, not on their order in
-// time.
+// Otherwise grant takes one demand at a time, from the namespace that would then have the smallest share of the node. A
+// namespace's share is its share of the resource that it takes most of (dominant resource fairness). So a namespace
+// that needs no more than an equal share gets all its demands, and other namespaces can take the room that this one
+// doesn't need. Namespaces that use the same set share the set's cost. The result depends only on the demands, not on
+// their order in time.
 func (c *compiler) grant(demands []*demand) (granted []*demand) {
 	if c.fits(demands) {
 		for _, d := range demands {
@@ -111,8 +113,8 @@ func (c *compiler) fits(demands []*demand) bool {
 	return true
 }
 
-// possible reports whether the kernel can have the sets that the demand needs. It reports a problem if one is too
-// large.
+// possible reports whether the kernel can have the sets that the demand needs. It reports a problem if one of the sets
+// is too large.
 func (c *compiler) possible(d *demand) bool {
 	for _, s := range d.sets {
 		if why := s.ensureFilled(); why != "" {
@@ -155,7 +157,7 @@ func (c *compiler) next(t *tenant, taken amount) bool {
 	return false
 }
 
-// part returns the amount that the set counts for in each namespace, if that many namespaces use it.
+// part returns the amount that the set counts for in each namespace, if the number of namespaces that use it is users.
 func (s *supply) part(users int) amount {
 	return amount{sets: 1 / float64(users), entries: s.entries / float64(users)}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Workload is an object that makes pods. Its template describes the pods. Of their names only the pattern is known.
+// Workload is an object that makes pods. Its template describes the pods. Of the pods' names only the pattern is known.
 type Workload struct {
 	// Kind is Deployment, ReplicaSet, ReplicationController, StatefulSet, DaemonSet, Job, CronJob, DeploymentConfig, or
 	// Pod. A workload of kind Pod is a static pod, which kubelet names NAME-NODE.
@@ -25,7 +25,8 @@ type Workload struct {
 	Indexed bool
 	// ManualSelector jobs get no labels from the job controller.
 	ManualSelector bool
-	// Owner is the workload that made this one, such as "Deployment web". This workload makes the pods, not its owner.
+	// Owner is the workload that made this one, such as "Deployment web". The pods are made by this workload, not by its
+	// owner.
 	Owner string
 	// Node is the name of the static pod's node. kubelet appends it to the pod's name.
 	Node string
@@ -35,7 +36,8 @@ type Workload struct {
 func (w Workload) String() string { return w.Kind + " " + w.Namespace + "/" + w.Name }
 
 // Make returns the workload's pod of that name, and whether the workload's pods can have such a name. The pod has the
-// labels that the controller adds: those with a value that follows from the name are known, the others unknown.
+// labels that the controller adds: a label whose value follows from the name is in Labels, and the keys of the others
+// are in Unknown.
 func (w Workload) Make(name string) (pod Pod, ok bool) {
 	p := w.Pod
 	p.Namespace, p.Name, p.Labels, p.Unknown = w.Namespace, name, maps.Clone(p.Labels), slices.Clone(p.Unknown)

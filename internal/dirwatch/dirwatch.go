@@ -113,7 +113,7 @@ func (w *Watcher) Watch(dirs map[string]bool) error {
 	}
 	w.mu.Unlock()
 	for dir := range dirs {
-		// Also directories that are watched already: another may have taken their place.
+		// Directories that are watched already are watched again: another directory may have the same path by now.
 		if err := w.watch(dir); err != nil {
 			errs = append(errs, err)
 		}
@@ -124,7 +124,7 @@ func (w *Watcher) Watch(dirs map[string]bool) error {
 // Close stops watching. A waiting Next returns.
 func (w *Watcher) Close() error { return w.f.Close() }
 
-// Next waits for changes and returns all that have come meanwhile. After Close it returns fs.ErrClosed, and ErrGone if
+// Next waits for changes and returns all that have come meanwhile. It returns fs.ErrClosed after Close, and ErrGone if
 // the root is gone.
 func (w *Watcher) Next() (Change, error) {
 	var buf [64 << 10]byte
@@ -183,9 +183,9 @@ func (w *Watcher) isUnfinished(dir, name string) bool {
 
 // ReadFile reads a file; it returns ErrBeingWritten if a process has the file open for writing, and ErrNoFile if it
 // isn't a regular file. It takes a read lease, which the kernel grants only if no process has the file open for
-// writing, and which makes processes wait that want to open it so (fcntl(2), "Leases"). On filesystems without leases
-// it reads the file without that check. ReadFile never waits: opening a named pipe without O_NONBLOCK would wait for a
-// writer.
+// writing, and which makes processes that want to open the file for writing wait (fcntl(2), "Leases"). On filesystems
+// without leases ReadFile reads the file without checking for writers. ReadFile never waits: opening a named pipe
+// without O_NONBLOCK would wait for a writer.
 func ReadFile(path string) (data []byte, err error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if errors.Is(err, unix.ENXIO) { // a socket

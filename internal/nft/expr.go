@@ -13,7 +13,7 @@ func Counter() []expr.Any { return []expr.Any{&expr.Counter{}} }
 // Drop returns the statements "counter drop".
 func Drop() []expr.Any { return append(Counter(), Verdict(expr.VerdictDrop, "")...) }
 
-// Verdict returns a verdict statement; chain is the one that a jump or goto leads to.
+// Verdict returns a verdict statement; chain is the chain to which a jump or goto leads.
 func Verdict(kind expr.VerdictKind, chain string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}
 }
@@ -42,8 +42,8 @@ func LoadMeta(key expr.MetaKey, register uint32) expr.Any {
 	return &expr.Meta{Key: key, Register: register}
 }
 
-// LoadPayload puts length bytes of the packet into a register: those from offset on behind the beginning of the header
-// that base names.
+// LoadPayload puts length bytes of the packet into a register: the bytes from offset on, counted from the beginning of
+// the header that base names.
 func LoadPayload(base expr.PayloadBase, offset, length, register uint32) expr.Any {
 	return &expr.Payload{Base: base, Offset: offset, Len: length, DestRegister: register}
 }

@@ -39,7 +39,7 @@ func BaseChain(
 	}
 }
 
-// AddChains adds the chains to the connection's transaction, and replaces the rules of those that are there already.
+// AddChains adds the chains to the connection's transaction, and replaces the rules of the chains that exist already.
 // It adds all chains before the first rule, so that each rule can jump to each chain.
 //
 // Equivalent to: nft add chain …; nft flush chain …; nft add rule … for each
@@ -98,7 +98,7 @@ func (want Chain) Same(have Listed) bool {
 }
 
 // SameHook reports whether packets reach the kernel's chain at the wanted hook and priority, and are accepted at its
-// end. A wanted chain without a hook must have none in the kernel either: packets reach it by jumps only.
+// end. A wanted chain without a hook must have no hook in the kernel either: packets reach it by jumps only.
 func (want Chain) SameHook(have Listed) bool {
 	if have.Chain == nil {
 		return false

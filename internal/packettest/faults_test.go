@@ -46,7 +46,7 @@ func TestFault1SelectorsThatJoinAlike(t *testing.T) {
 		append(to(x, other, 80), to(xa, bare.Addresses[0], 80)...))
 }
 
-// TestFault2ANamespaceLosesItsLabel: in weave-npc its pods stayed in the sets of peers that have both a
+// TestFault2ANamespaceLosesItsLabel: in weave-npc the namespace's pods stayed in the sets of peers that have both a
 // namespaceSelector and a podSelector.
 func TestFault2ANamespaceLosesItsLabel(t *testing.T) {
 	if !nodetest.Isolated(t) {
@@ -73,8 +73,8 @@ spec: {podSelector: {},
 	}
 }
 
-// TestFault3NamedPortsAndRanges: a named port made the whole policy void, so that its pod accepted all, and endPort was
-// ignored.
+// TestFault3NamedPortsAndRanges: in weave-npc, a named port made the whole policy void, so that the pods that it
+// selects accepted everything, and endPort was ignored.
 func TestFault3NamedPortsAndRanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -93,8 +93,8 @@ spec: {podSelector: {matchLabels: {app: web}},
 }
 
 // TestFault9NobodyReadsTheLog: the enforcer ended together with the daemon that logged its drops, and the log named no
-// pod, policy or direction. weir's kernel rules go on dropping without a listener, and with one that doesn't read. The
-// log names the class, which leads to all three.
+// pod, policy or direction. weir's kernel rules drop packets whether or not a program listens to the log or reads it.
+// weir's log names the class, from which a reader finds the pods, the policies and the direction.
 func TestFault9NobodyReadsTheLog(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

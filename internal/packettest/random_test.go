@@ -24,8 +24,8 @@ var (
 )
 
 // TestRandomClusters sends packets between the pods of random clusters and compares the arrivals with the evaluator's
-// verdicts. Each cluster's rules replace the last one's, with either iptables. Replay one with: go test
-// ./internal/packettest -seed N
+// verdicts. Each cluster's rules replace the rules of the cluster before. Half of the clusters use iptables-legacy, the
+// other half iptables-nft. To replay one cluster with both: go test ./internal/packettest -seed N
 func TestRandomClusters(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -1,6 +1,6 @@
-// Package version says from which commit the running program was built. The Go toolchain writes that into the program
-// when it builds in a git work tree; no linker flag and no generated file is needed. The plugin links this package, so
-// it imports nothing beyond what each Go program has.
+// Package version says from which commit the running program was built. The Go toolchain writes the commit into the
+// program when it builds in a git work tree; no linker flag and no generated file is needed. The plugin links this
+// package, so it imports nothing beyond what each Go program has.
 package version
 
 import (

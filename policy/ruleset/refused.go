@@ -5,7 +5,7 @@ import (
 )
 
 // Refusal names a part of a ruleset that a node's kernel refuses, such as a match for which the kernel has no module.
-// It has one of Kind, Rule, SetKind and Set.
+// Of the fields Kind, Rule, SetKind and Set, exactly one isn't empty.
 type Refusal struct {
 	Family conf.Family
 	// Kind is the name of a Kind: a part that several rules can have.
@@ -31,7 +31,8 @@ type Kind struct {
 	Rule Rule // an example that has no other part
 }
 
-// Kinds returns the parts of a policy's rule: how it matches the peer, and how the port. A rule may have none.
+// Kinds returns the parts of a policy's rule: how it matches the peer, and how the port. A rule that matches neither
+// has no Kinds.
 func (r Rule) Kinds() []Kind {
 	var kinds []Kind
 	example := Rule{Action: Return, Comment: "weir: a trial"}
@@ -68,7 +69,7 @@ func (r Rule) Kinds() []Kind {
 // ByPort reports whether the kind is a way to match ports.
 func (k Kind) ByPort() bool { return k.Rule.Proto != "" }
 
-// Set returns the refused part of the set and the reason; empty if the kernel hasn't refused any.
+// Set returns the value of Refused for the set's kind or else for the set; empty if the kernel has refused neither.
 func (r Refused) Set(f conf.Family, k SetKind, name string) string {
 	if why, ok := r[Refusal{Family: f, SetKind: k}]; ok && k != "" {
 		return why

@@ -43,7 +43,7 @@ type SetMatch struct {
 // Part is the part of a packet that a rule looks up in a set.
 type Part string
 
-// The parts. Each fits sets of certain kinds.
+// The parts. The comment behind each names the kinds of sets in which a rule can look it up.
 const (
 	Source          Part = "source"               // Addresses, Networks
 	Destination     Part = "destination"          // Addresses, Networks
@@ -55,8 +55,8 @@ const (
 // ports reports whether the match looks up the destination port, alone or with the address.
 func (m SetMatch) ports() bool { return m.By == DestinationPort || m.By == DestinationPair }
 
-// Track matches the state that connection tracking has for the packet. A Simulator knows only the first packet of a
-// connection, which has no such state.
+// Track matches the state that connection tracking has for the packet. A Simulator runs only first packets of
+// connections, so of these values only Untranslated can match there.
 type Track string
 
 const (
@@ -109,7 +109,7 @@ const (
 	Return Action = "return"
 	// Jump sends the packet through the chain To. The packet continues after the jump if that chain returns.
 	Jump Action = "jump"
-	// GoTo sends the packet through the chain To. The packet never continues in this chain.
+	// GoTo sends the packet through the chain To. The packet never continues in the rule's own chain.
 	GoTo Action = "goto"
 	// Log writes the packet to the kernel's log. The packet continues with the next rule.
 	Log Action = "log"

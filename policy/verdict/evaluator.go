@@ -165,8 +165,8 @@ func ends(s policy.State) map[netip.Addr]end {
 }
 
 // assignedBy reports whether the Node can have assigned the address to a pod without an attachment on this node. Each
-// Node assigns addresses in its podCIDRs. This node has assigned none to a pod without an attachment. If there are no
-// Nodes at all, any Node can have assigned any address.
+// Node assigns addresses in its podCIDRs. This node has assigned no address to a pod without an attachment. If the
+// state has no Nodes and doesn't name this node, any Node can have assigned any address.
 func assignedBy(s policy.State, name string, a netip.Addr) bool {
 	if s.Node == "" && len(s.Nodes) == 0 {
 		return true

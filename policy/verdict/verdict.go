@@ -36,16 +36,17 @@ type Verdict struct {
 // Side is the verdict of the policies at one end of the packet.
 type Side struct {
 	Pod string `json:"pod,omitempty"` // namespace/name; empty if no pod is at this end, so no policies apply
-	// Here is true if the pod is on this node. The rules of another pod's node check its packets.
+	// Here is true if the pod is on this node. If Here is false, only the rules of the pod's own node check its packets.
 	Here bool `json:"here"`
-	// Unknown is true if the pod is unknown: the verdict is then deny, for all policies. Off is true if enforcement is
-	// off for the pod: the verdict is then allow.
+	// Unknown is true if the pod is unknown: the verdict is then deny, whatever the policies are. Off is true if
+	// enforcement is off for the pod: the verdict is then allow.
 	Unknown bool `json:"unknown"`
 	Off     bool `json:"off"`
 	// Policies are the policies that isolate the pod in this direction. If there are any, one of their rules must
 	// match.
 	Policies []Policy `json:"policies"`
-	// Either has a verdict for each of the pods that this pod may be, if that is uncertain. All of them must be allow.
+	// Either has a verdict for each of the pods that may be at this end, if it is uncertain which of them is. The packet
+	// is allowed only if all these verdicts are allow.
 	Either []Side `json:"either,omitempty"`
 }
 

@@ -20,8 +20,8 @@ var (
 	targets  = []string{"MASQUERADE", "NFLOG", "standard"}
 )
 
-// check returns an error if the image lacks something that the agent calls. Otherwise it would only be noticed on a
-// node.
+// check returns an error if the image lacks something that the agent calls. Without this check, the lack would only be
+// noticed on a node.
 func check(trees ...tree) error {
 	all := tree{}
 	for _, t := range trees {

@@ -33,7 +33,8 @@ var directories = []string{
 // links point into /usr, as in a current Debian.
 var links = map[string]string{"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 
-// checkName returns an error unless the name has a registry. Without one, each runtime would add its own.
+// checkName returns an error unless the name has a registry. To a name without a registry, each runtime would add its
+// own default.
 func checkName(s string) error {
 	_, err := name.NewTag(s, name.StrictValidation)
 	if registry, _, ok := strings.Cut(s, "/"); err == nil && (!ok || !strings.ContainsAny(registry, ".:")) {

@@ -95,8 +95,9 @@ func ours(repository string) (tree, error) {
 	return t, addLicences(t, repository)
 }
 
-// commit returns the built commit and its time, so that the image doesn't depend on the time of day. SOURCE_DATE_EPOCH
-// has precedence: https://reproducible-builds.org/specs/source-date-epoch/
+// commit returns the built commit and its time, so that the image doesn't depend on the time of the build. If the
+// variable SOURCE_DATE_EPOCH is set, commit returns its value as the time:
+// https://reproducible-builds.org/specs/source-date-epoch/
 func commit(repository string) (revision string, created time.Time, err error) {
 	seconds := os.Getenv("SOURCE_DATE_EPOCH")
 	if out, err := output(repository, "git", "log", "-1", "--format=%H %ct"); err == nil { // else a tree without history

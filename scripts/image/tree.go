@@ -70,7 +70,7 @@ var wanted = []string{
 	"etc/protocols", "etc/os-release", "usr/share/common-licenses/*",
 }
 
-// choose picks the files that the image needs, and returns the packages that they are from.
+// choose returns the files that the image needs, and the packages that they are from.
 func choose(packages []pkg) (tree, []pkg, error) {
 	all, chosen := tree{}, tree{}
 	for _, p := range packages {

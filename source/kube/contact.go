@@ -38,8 +38,8 @@ func (s *Source) Transport(next http.RoundTripper) http.RoundTripper {
 	})
 }
 
-// recovers reports whether the watch goes on by itself after this answer: its state was too old, or the server is
-// overloaded.
+// recovers reports whether the watch continues by itself after an answer with this status: the watch's state was too
+// old, or the server is overloaded.
 func recovers(status int) bool {
 	return status == http.StatusGone || status == http.StatusTooManyRequests
 }

@@ -15,20 +15,23 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// maxWatchLag is the longest time for which the watch on namespaces may lag behind that on policies: the former reports
-// that a namespace is being deleted that much later than the latter reports that one of its policies is gone.
+// maxWatchLag is the longest time by which the watch on namespaces may lag behind the watch on policies. The watch on
+// policies may report that a policy is gone, and the watch on namespaces may report up to maxWatchLag later that the
+// namespace is being deleted.
 const maxWatchLag = time.Minute
 
-// unknownPolicy is the name of the policy that replaces policies that can't be known any more. No object can have it.
+// unknownPolicy is the name of the policy that replaces policies that can't be known any more. No object can have this
+// name.
 const unknownPolicy = "(unknown: the namespace is being deleted)"
 
 // departing keeps the policies of namespaces that are being deleted. Kubernetes before 1.33 deletes the objects of such
 // a namespace in no order, so a policy may go while the pods that it isolates still run (CVE-2024-7598, KEP-5080). A
 // kept policy stays in force until the namespace and its pods are gone.
 //
-// An agent that starts in that moment doesn't know which policies there were. It isolates all pods of the namespace in
-// both directions, so they get only the traffic that the remaining policies allow. Policies only add to each other, so
-// that is never more than all of them together allowed.
+// An agent that starts while a namespace is being deleted doesn't know which policies the namespace had. It isolates
+// all pods of the namespace in both directions, so these pods get only the traffic that the remaining policies allow.
+// Each policy can only add to what is allowed, so the remaining policies never allow more than all policies together
+// did.
 type departing struct {
 	mu         sync.Mutex
 	namespaces map[string]*departure
@@ -43,7 +46,7 @@ type departing struct {
 type departure struct {
 	uid    types.UID
 	gone   bool // the Namespace object is gone; pods may still run
-	unseen bool // policies wasn't called since it is known
+	unseen bool // the method policies hasn't been called since the departure is known
 	kept   map[string]*networkingv1.NetworkPolicy
 }
 
@@ -78,7 +81,7 @@ func (d *departing) watch(informer cache.SharedInformer, changed func()) (cache.
 	return registration.HasSynced, nil
 }
 
-// update takes a namespace as it is now, and reports whether that changes which policies are kept.
+// update takes a namespace as it is now, and reports whether the update changes which policies are kept.
 func (d *departing) update(ns *corev1.Namespace, gone bool) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -98,8 +101,9 @@ func (d *departing) update(ns *corev1.Namespace, gone bool) bool {
 	return false
 }
 
-// policies returns the live policies and the kept ones, and problems of namespaces with unknown policies. live must
-// have the same elements for as long as no policy changes. inhabited reports whether the namespace has pods.
+// policies returns the live policies and the kept ones, and problems of namespaces with unknown policies. The elements
+// of live must never change: a call with the same slice as the last call means that no policy has changed. inhabited
+// reports whether the namespace has pods.
 func (d *departing) policies(
 	now time.Time, live []*networkingv1.NetworkPolicy, inhabited func(namespace string) bool,
 ) ([]*networkingv1.NetworkPolicy, []ruleset.Problem) {

@@ -24,10 +24,11 @@ type published struct {
 	mu        sync.Mutex
 	addresses map[endpoint.Pod][]netip.Addr
 	pods      cache.Store                    // the watch's pods; nil until Run
-	done      map[endpoint.Pod]chan struct{} // closed once others can know of the pod
+	done      map[endpoint.Pod]chan struct{} // closed once writing the pod's addresses has succeeded or failed
 }
 
-// doneChannel returns the channel that is closed when the pod's addresses are written. The caller holds the lock.
+// doneChannel returns the channel that is closed when the pod's addresses are written, or writing them has failed. The
+// caller holds the lock.
 func (p *published) doneChannel(pod endpoint.Pod) chan struct{} {
 	if p.done == nil {
 		p.done = map[endpoint.Pod]chan struct{}{}
@@ -38,7 +39,7 @@ func (p *published) doneChannel(pod endpoint.Pod) chan struct{} {
 	return p.done[pod]
 }
 
-// markDone wakes those who wait for the pod. The caller holds the lock.
+// markDone wakes the calls of AwaitPublished that wait for the pod. The caller holds the lock.
 func (p *published) markDone(pod endpoint.Pod) {
 	select {
 	case <-p.doneChannel(pod):
@@ -65,7 +66,7 @@ func (s *Source) AwaitPublished(ctx context.Context, pod endpoint.Pod) {
 //
 //   - Addresses are in the status, as a person who may only create pods can't write it. An annotation could be forged.
 //   - Kubelet removes the addresses whenever it compares the status with its own, about every ten seconds, until the
-//     pod's first container has started. They are then written again at once.
+//     pod's first container has started. The source then writes them again at once.
 //   - A pod without a UID is left to kubelet: another pod of that name may exist by now.
 func (s *Source) Publish(ctx context.Context, pods map[endpoint.Pod][]netip.Addr) {
 	s.published.mu.Lock()
@@ -100,7 +101,8 @@ func (s *Source) seePod(ctx context.Context, o any) {
 	s.write(ctx, o)
 }
 
-// write starts to write the addresses that the pod's status lacks. A failure costs only time: kubelet writes them too.
+// write starts to write the addresses that the pod's status lacks. A failure costs only time: kubelet writes the
+// addresses too, some seconds later.
 func (s *Source) write(ctx context.Context, o any) {
 	pod, ok := o.(*corev1.Pod)
 	if !ok {
@@ -132,8 +134,8 @@ func (s *Source) write(ctx context.Context, o any) {
 	}()
 }
 
-// patch writes the addresses. The patch has the object's own UID, which for a static pod isn't the runtime's, so that
-// no other pod of the same name gets them.
+// patch writes the addresses. The patch has the UID of the API object, so that no other pod of the same name gets the
+// addresses. For a static pod this UID isn't the one that the runtime knows.
 //
 //	Equivalent to: kubectl patch pod NAME --subresource=status --type=merge \
 //		  -p '{"metadata": {"uid": …}, "status": {"podIPs": …}}'

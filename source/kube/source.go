@@ -73,7 +73,7 @@ func newViews() views {
 
 // keepAddresses keeps a pod's addresses if its status loses them while it runs. Kubelet removes addresses that it
 // doesn't know yet, such as those that the pod's own node has just published. If another pod has such an address by
-// then, packets from it are allowed only if both pods are.
+// then, packets from the address are allowed only if the policies allow both pods.
 func keepAddresses(was, now policy.Pod) policy.Pod {
 	if len(now.Addresses) == 0 && now.UID == was.UID && !now.Finished {
 		now.Addresses = was.Addresses
@@ -81,7 +81,8 @@ func keepAddresses(was, now policy.Pod) policy.Pod {
 	return now
 }
 
-// objects returns the objects as they are now. It uses an object as far as it can be read, and reports the rest.
+// objects returns the objects as they are now. It uses the parts of an object that can be read, and reports the parts
+// that can't.
 func (v views) objects() *policy.Objects {
 	var o policy.Objects
 	var ofPods, ofNodes []ruleset.Problem
@@ -98,9 +99,9 @@ func (v views) objects() *policy.Objects {
 	return &o
 }
 
-// Run watches until ctx ends. It calls update with the first state when all watches have synced, and then once for each
-// change or several together. While the API server doesn't answer, Run calls nothing; Contact reports that. The watches
-// resume by themselves.
+// Run watches until ctx ends. It calls update with the first state when all watches have synced, and then after each
+// change; one call may be for several changes. While the API server doesn't answer, Run doesn't call update, and
+// Contact returns the error. The watches resume by themselves.
 func (s *Source) Run(ctx context.Context, update func(*policy.Objects, error)) error {
 	factory := informers.NewSharedInformerFactory(s.Client, 0)
 	pods := factory.Core().V1().Pods().Informer()

@@ -140,7 +140,8 @@ func TestRun(t *testing.T) {
 		t.Error("the namespace lacks the label with its name")
 	}
 
-	// until takes updates until one is as wanted: one update may have several changes.
+	// until reads updates until ok accepts one, ten at most. The number of updates isn't known, because the source may put
+	// several changes into one.
 	until := func(what string, ok func(*policy.Objects) bool) {
 		t.Helper()
 		for range 10 {

@@ -17,20 +17,22 @@ import (
 )
 
 const (
-	// surveyInterval is how often the source asks the API server for kinds of policy that weir doesn't enforce. That is
-	// one request for the kinds that it serves, and one of a few hundred bytes for each such kind. Each time a random
-	// delay of up to the same length is added, so that the nodes of a large cluster don't ask at once.
+	// surveyInterval is how often the source asks the API server for kinds of policy that weir doesn't enforce. A survey
+	// is one request for the kinds that the API server serves, and one request of a few hundred bytes for each kind that
+	// weir doesn't enforce. A random delay of up to surveyInterval is added to each interval, so that the nodes of a large
+	// cluster don't ask at once.
 	surveyInterval = 150 * time.Second
-	// surveyRetry is how soon it asks again if the API server didn't answer.
+	// surveyRetry is how soon the source asks again if the API server didn't answer.
 	surveyRetry = 15 * time.Second
 )
 
-// notSurveyed is reported until the API server has answered.
+// notSurveyed is reported until the API server has answered a survey.
 var notSurveyed = []policy.Unenforced{{
 	Where: "which policies of other kinds the cluster has isn't known: the API server doesn't say which kinds it serves",
 }}
 
-// noWatch marks the context of requests that aren't part of a watch. If they fail, that says nothing about watches.
+// noWatch marks the context of requests that aren't part of a watch. The failure of such a request says nothing about
+// the watches.
 type noWatch struct{}
 
 // survey keeps the list of policies that weir doesn't enforce up to date until ctx ends. It calls changed when the list
@@ -106,7 +108,8 @@ func (s *Source) unenforcedKinds(ctx context.Context) ([]policy.Unenforced, erro
 	return kinds, nil
 }
 
-// count returns the number of a resource's objects. The API server sends only one of them, and of that the metadata.
+// count returns the number of a resource's objects. The API server sends only one of the objects, and only its
+// metadata.
 func (s *Source) count(ctx context.Context, r schema.GroupVersionResource) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()

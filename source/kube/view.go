@@ -12,7 +12,7 @@ import (
 )
 
 // view has what policy needs of the objects of one kind, and follows a watch. Most updates of a watch, such as
-// heartbeats, don't change that.
+// heartbeats, don't change what policy needs.
 type view[O, T any] struct {
 	read func(O) (T, []ruleset.Problem)
 	// merge, if not nil, returns the version of an object that counts, given the one that counted before and the

@@ -28,22 +28,22 @@ type Dir struct {
 
 	files map[string]*file
 	dirs  map[string]bool
-	// started means that at one time nothing was unknown. Before, a file that can't be read may have a policy that
-	// isn't in force.
+	// started is true once the content of all files was known at the same time. Before that, a file that can't be read may
+	// have a policy that isn't in force.
 	started bool
 	report  atomic.Pointer[[]agentapi.File]
 }
 
 // graceTime is how long the objects of a file that is missing or empty stay in force. Removing a policy allows more
-// traffic, so it may wait.
+// traffic, so a delay does no harm.
 const graceTime = 250 * time.Millisecond
 
 // recheckTime is how soon a file that was being written is read again. The kernel reports the close a little before it
 // counts the writer as gone (__fput in fs/file_table.c), so the file can't always be read at that event.
 const recheckTime = 10 * time.Millisecond
 
-// relistInterval is how often the tree is listed without an event. Some changes cause none: of a link's target
-// elsewhere, or of a file on another machine's disk.
+// relistInterval is how often the tree is listed without an event. Some changes cause no event: changes of a link's
+// target outside of the tree, and changes of a file on another machine's disk.
 const relistInterval = 10 * time.Second
 
 // Run reads the directory, and then each file that is written and closed, until ctx ends. It calls update after each
@@ -219,8 +219,8 @@ func (d *Dir) isBrokenLink(name string) bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// setUnreadable records that the file can't be read at all, and reports whether that is new. A device, a socket or a
-// pipe holds no policy.
+// setUnreadable records that the file can't be read at all, and reports whether this error is new. A device, a socket
+// or a pipe holds no policy.
 func (d *Dir) setUnreadable(name string, err error) (changed bool) {
 	f := d.files[name]
 	if f == nil {

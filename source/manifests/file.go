@@ -22,7 +22,7 @@ type file struct {
 	// gone is when the file was found missing or empty. Its objects stay in force for a while, since editors save by
 	// moving the old file away before they write the new one.
 	gone time.Time
-	// busy means that a process had it open for writing when it was to be read.
+	// busy means that a process had the file open for writing when weir last tried to read it.
 	busy bool
 	stat stat
 }

@@ -24,7 +24,7 @@ type placed struct {
 func (p placed) String() string { return printable(p.file) + ", " + p.where }
 
 // merge returns the objects of all files, and an error that names the parts that can't be read. The objects are nil
-// while the content of a file is unknown that may have a policy.
+// while a file may have a policy and the content of that file is unknown.
 func (d *Dir) merge() (*policy.Objects, error) {
 	var all policy.Objects
 	var errs, less []error // errs come first: they keep an agent from being ready
@@ -75,7 +75,7 @@ func (d *Dir) merge() (*policy.Objects, error) {
 	return &all, errors.Join(errs...)
 }
 
-// busy reports whether a file is being written of which nothing is known.
+// busy reports whether a file of which nothing is known is being written.
 func (d *Dir) busy() bool {
 	for _, f := range d.files {
 		if f.busy && f.empty() {
@@ -167,8 +167,8 @@ func mergeNamespaces(versions []placed) policy.Namespace {
 	return agreed
 }
 
-// mergePolicies returns policies that isolate all pods that a version isolates. For each direction they allow the rules
-// that all versions have which isolate that direction.
+// mergePolicies returns policies that isolate all pods that a version isolates. For each direction, they have only the
+// rules that are in every version that isolates this direction.
 func mergePolicies(versions []placed) []*networkingv1.NetworkPolicy {
 	agreed := networkingv1.NetworkPolicySpec{}
 	firstIngress, firstEgress := true, true
@@ -208,7 +208,8 @@ func isolates(s networkingv1.NetworkPolicySpec) (ingress, egress bool) {
 		slices.Contains(s.PolicyTypes, networkingv1.PolicyTypeEgress)
 }
 
-// intersect returns the rules that are in both lists; with first, it returns rules.
+// intersect returns the rules that are in both lists. If first is true, there is no agreed list yet, and it returns
+// rules.
 func intersect[R any](agreed, rules []R, first bool) []R {
 	if first {
 		return rules

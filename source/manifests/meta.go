@@ -36,8 +36,8 @@ var metaFields = func() map[string]bool {
 	return all
 }()
 
-// metaNames are metaFields and metadata itself in small letters. A field of such a name beside metadata may be
-// misplaced.
+// metaNames are metaFields and metadata itself in small letters. A field of such a name at the level of metadata may be
+// a misplaced field of metadata.
 var metaNames = func() map[string]bool {
 	all := map[string]bool{"metadata": true}
 	for name := range metaFields {
@@ -131,8 +131,8 @@ func (m *meta) readNamespace(raw stdjson.RawMessage, path string, o object, unkn
 	}
 }
 
-// readLabels reads the labels one by one. The value of a label that can't be read is unknown, and so is that of a label
-// that a Template adds.
+// readLabels reads the labels one by one. The value of a label that can't be read is unknown, and so is the value of a
+// label that a Template adds.
 func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown []complaint) {
 	field := path + ".labels"
 	var values map[string]any

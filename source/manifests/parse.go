@@ -3,7 +3,7 @@
 //
 //   - What can't be read never opens a pod: a policy that can't be read closes the pods that it selects.
 //   - Of an object that can't be read any more, the last good version stays in force.
-//   - Until each file that may hold a policy could be read once, there is no state at all.
+//   - Until each file that may have a policy has been read without an error once, there is no state at all.
 package manifests
 
 import (
@@ -37,7 +37,7 @@ const (
 type entry struct {
 	where  string // such as "document 2, items[3]"
 	object string // kind and name, as far as they can be read
-	key    string // the same; empty if it is uncertain which object it is
+	key    string // kind and name; empty if it is uncertain which object it is
 	name   string // of a policy with the damage noNamespace
 
 	namespace  *policy.Namespace
@@ -57,7 +57,7 @@ type entry struct {
 }
 
 // maxComplaints is the largest number of complaints that are reported for an object, and of its fields without meaning.
-// The author of a file could otherwise make any number.
+// Without this limit, the author of a file could cause any number of complaints.
 const maxComplaints = 20
 
 // complain adds the complaints, each once.

@@ -17,7 +17,7 @@ import (
 // nameless is the name of a policy if its own name can't be read.
 const nameless = "nameless"
 
-// policyReader reads one NetworkPolicy field by field, so that one that can't be read doesn't hide the others.
+// policyReader reads one NetworkPolicy field by field, so that a field that can't be read doesn't hide the others.
 type policyReader struct {
 	object
 	np           networkingv1.NetworkPolicy
@@ -27,7 +27,7 @@ type policyReader struct {
 }
 
 // addPolicy reads a NetworkPolicy. If it can't be read as it is written, the pods that it selects are closed: it
-// isolates them and allows nothing. If it is unknown which pods it selects, all pods of its namespace are.
+// isolates them and allows nothing. If it is unknown which pods it selects, all pods of its namespace are closed.
 func (c *content) addPolicy(o object) {
 	r := policyReader{object: o}
 	m := o.readMeta(o.raw["metadata"], true)
@@ -137,8 +137,9 @@ func (r *policyReader) readSpec() {
 	r.report("spec.egress", decodeStrict(spec["egress"], &s.Egress)...)
 }
 
-// reportDuplicates reports fields that are given twice. Within a rule it doesn't matter which one is meant: the policy
-// allows nothing. Elsewhere it does.
+// reportDuplicates reports fields that are given twice. Within ingress or egress it doesn't matter which of the two
+// values is meant, since the policy then allows nothing. If policyTypes is given twice, the policy may isolate both
+// directions. If a field outside of these is given twice, it is unknown which pods the policy selects.
 func (r *policyReader) reportDuplicates() {
 	for _, f := range r.duplicates {
 		if strings.HasPrefix(f, "status.") || f == "status" || strings.HasPrefix(f, "metadata.") {

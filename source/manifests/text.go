@@ -60,7 +60,8 @@ func documents(data []byte) []document {
 	return all
 }
 
-// toUTF8 also reads UTF-16, in which PowerShell writes files, and removes the byte order mark.
+// toUTF8 returns the text as UTF-8 without the byte order mark. It also converts UTF-16, in which PowerShell writes
+// files.
 func toUTF8(data []byte) []byte {
 	var bigEndian bool
 	switch {
@@ -155,8 +156,8 @@ func checkSingle(doc []byte) error {
 // anyKind finds text that could be the kind of an object, or of one within it.
 var anyKind = regexp.MustCompile(`(?i)\bkind["']?[ \t]*:[ \t]*["']?([\w.{]*)`)
 
-// mayHoldPolicy reports whether text that can't be parsed could have a policy. It couldn't if it names the kinds of its
-// objects, and all of these are harmless.
+// mayHoldPolicy reports whether text that can't be parsed could have a policy. A text can't have a policy if it names
+// at least one kind, and all kinds that it names are harmless.
 func mayHoldPolicy(text []byte) bool {
 	kinds := anyKind.FindAllSubmatch(text, -1)
 	for _, k := range kinds {

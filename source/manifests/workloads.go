@@ -102,8 +102,8 @@ func owner(metadata stdjson.RawMessage) string {
 	return ""
 }
 
-// fieldsBelow returns those of the fields that are below the path, relative to it. A field that is the path itself, or
-// contains it, becomes wholeObject: any field below the path may then be given twice.
+// fieldsBelow returns those of the fields that are below the path, relative to the path. A field that is the path
+// itself, or contains it, becomes wholeObject: any field below the path may then be given twice.
 func fieldsBelow(fields []string, path string) (all []string) {
 	for _, f := range fields {
 		if rest, ok := strings.CutPrefix(f, path+"."); ok {
