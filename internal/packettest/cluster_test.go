@@ -15,7 +15,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// attached returns a node with these pods, and the state with them. The pods' addresses are in the subnet.
+// attached returns a node with these pods attached, and the state that contains the pods. The pods' addresses are in
+// the subnet of policytest.
 func attached(t *testing.T, ports []uint16, pods ...policy.Pod) (*Node, policy.State) {
 	t.Helper()
 	subnet := policytest.Of[conf.IPv4].Subnet
@@ -32,7 +33,7 @@ func attached(t *testing.T, ports []uint16, pods ...policy.Pod) (*Node, policy.S
 	return n, s
 }
 
-// pod's label app is its name.
+// pod returns a pod whose label app is its name.
 func pod(namespace, name, addr string, ports ...policy.NamedPort) policy.Pod {
 	return policy.Pod{
 		Namespace: namespace,
@@ -53,7 +54,7 @@ func networkPolicy(t *testing.T, text string) *networkingv1.NetworkPolicy {
 	return &np
 }
 
-// to returns TCP packets to the ports.
+// to returns TCP packets from src to each of the ports of dst.
 func to(dst, src netip.Addr, ports ...uint16) (all []verdict.Packet) {
 	for _, port := range ports {
 		all = append(all, verdict.Packet{Src: src, Dst: dst, Proto: ruleset.TCP, Port: port})

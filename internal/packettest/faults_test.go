@@ -19,8 +19,9 @@ import (
 // These tests are about faults that were seen in weave-npc, which weir follows. Tests of other such faults are in the
 // packages that they concern: go test ./... -run TestFault -v runs all.
 
-// TestFault1SelectorsThatJoinAlike: the names of sets were a selector's parts without a separator, so two selectors
-// shared a set. Pods with the label a in namespace x, and all pods in namespace xa, gave the same letters.
+// TestFault1SelectorsThatJoinAlike: weave-npc named a set by its selector's parts without a separator, so two
+// selectors could share a set. For instance, the pods with the label a in namespace x, and all pods in namespace xa,
+// gave the same letters.
 func TestFault1SelectorsThatJoinAlike(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -46,8 +47,8 @@ func TestFault1SelectorsThatJoinAlike(t *testing.T) {
 		append(to(x, other, 80), to(xa, bare.Addresses[0], 80)...))
 }
 
-// TestFault2ANamespaceLosesItsLabel: in weave-npc the namespace's pods stayed in the sets of peers that have both a
-// namespaceSelector and a podSelector.
+// TestFault2ANamespaceLosesItsLabel: when a namespace lost a label, weave-npc left the namespace's pods in the sets of
+// peers that have both a namespaceSelector and a podSelector.
 func TestFault2ANamespaceLosesItsLabel(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -73,8 +74,8 @@ spec: {podSelector: {},
 	}
 }
 
-// TestFault3NamedPortsAndRanges: in weave-npc, a named port made the whole policy void, so that the pods that it
-// selects accepted everything, and endPort was ignored.
+// TestFault3NamedPortsAndRanges: in weave-npc a named port made the whole policy void, so that the selected pods
+// accepted everything. weave-npc also ignored endPort.
 func TestFault3NamedPortsAndRanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -92,9 +93,9 @@ spec: {podSelector: {matchLabels: {app: web}},
 	n.want("a name and a range", to(web, client, 80, 8080, 8082, 8084), to(web, client, 79, 81, 8079, 8085))
 }
 
-// TestFault9NobodyReadsTheLog: the enforcer ended together with the daemon that logged its drops, and the log named no
-// pod, policy or direction. weir's kernel rules drop packets whether or not a program listens to the log or reads it.
-// weir's log names the class, from which a reader finds the pods, the policies and the direction.
+// TestFault9NobodyReadsTheLog: weave-npc's enforcement ended together with the daemon that logged its drops, and the
+// log named no pod, policy or direction. weir's kernel rules continue to drop packets if nothing listens to the log,
+// or if the listener doesn't read. weir's log names the class, which leads to pod, policy and direction.
 func TestFault9NobodyReadsTheLog(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

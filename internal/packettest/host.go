@@ -19,18 +19,18 @@ import (
 type host struct {
 	netns   string
 	addr    netip.Addr
-	raw     map[ruleset.Protocol]int // sockets that send, and receive what arrives
+	raw     map[ruleset.Protocol]int // each sends, and receives what arrives
 	servers []io.Closer
 }
 
-// The ICMP of each family represents all protocols without ports.
+// Protocols without ports are represented by the ICMP of each family.
 const (
 	icmp   ruleset.Protocol = "1"
 	icmpv6 ruleset.Protocol = "58"
 )
 
-// rawProtocols returns the protocols that tests send by raw sockets. SCTP is one, as a kernel may have no sockets for
-// it.
+// rawProtocols returns the protocols that tests send by raw sockets. SCTP is one of them, because the kernel may have
+// no SCTP sockets.
 func rawProtocols(a netip.Addr) map[ruleset.Protocol]int {
 	if a.Is4() {
 		return map[ruleset.Protocol]int{ruleset.SCTP: unix.IPPROTO_SCTP, icmp: unix.IPPROTO_ICMP}
@@ -82,7 +82,7 @@ func (h *host) close() {
 	h.servers, h.raw = nil, nil
 }
 
-// acceptAll accepts connections and closes each when its client does, so that no state remains.
+// acceptAll accepts connections and closes each one when its client closes it, so that the kernel keeps no connection.
 func acceptAll(l *net.TCPListener) {
 	for {
 		c, err := l.AcceptTCP()
@@ -155,7 +155,7 @@ func payload(p verdict.Packet, number uint32) []byte {
 // numberOf returns the number of a packet that a raw socket has received, or 0 if no test has sent the packet.
 func numberOf(r receiver, b []byte) uint32 {
 	proto := r.proto
-	// raw sockets of IPv4 receive the header too
+	// raw sockets of IPv4 also return the IP header
 	if header := int(b[0]&15) * 4; r.family == unix.AF_INET && header < len(b) {
 		b = b[header:]
 	}

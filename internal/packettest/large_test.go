@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestLargePolicies writes policies to the kernel that are as large as they may be, or too large, and a small one, and
-// sends packets. A policy that is too large allows nothing; the others are enforced.
+// TestLargePolicies writes policies to the kernel, and sends packets. One policy is small, some are as large as a
+// policy may be, and some are too large. A policy that is too large allows nothing, and all others are enforced.
 func TestLargePolicies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -14,7 +14,7 @@ import (
 // nflog is a socket that receives the packets that the kernel logs.
 type nflog struct{ fd int }
 
-// Of include/uapi/linux/netfilter/nfnetlink_log.h.
+// These constants are from include/uapi/linux/netfilter/nfnetlink_log.h.
 const (
 	nfulnlMsgConfig  = 1
 	nfulaCfgCmd      = 1

@@ -1,4 +1,4 @@
-// Package packettest sends real packets between pods, many at a time, and returns which of them arrived. Pods are
+// Package packettest sends real packets between pods, many at a time, and returns which packets arrived. Pods are
 // network namespaces on weir's bridge. The test writes rules and sets to the kernel through the backend: there is no
 // plugin, agent or API server between a test's state and the kernel.
 package packettest
@@ -183,7 +183,7 @@ func (n *Node) AddOutside(addr netip.Addr) {
 	n.Helper()
 	args := []string{"-n", "outside", "addr", "replace", addr.String(), "dev", "lo"}
 	if addr.Is6() {
-		args = append(args, "nodad") // it can be used at once
+		args = append(args, "nodad") // the address can be used at once
 	}
 	nodetest.Run(n, "ip", args...)
 	n.addHost(n.outside, addr)

@@ -52,7 +52,8 @@ func TestRandomClusters(t *testing.T) {
 	}
 }
 
-// randomNode has every address that random clusters may have: pods here and elsewhere, the node, some outside.
+// randomNode makes a node that has every address that random clusters may have: those of pods on this node and on
+// others, of the node itself, and some outside.
 func randomNode(t *testing.T) *Node {
 	t.Helper()
 	var networks []endpoint.Address
@@ -83,7 +84,7 @@ func randomNode(t *testing.T) *Node {
 		n.AddSelf(a.Node)
 		n.AddOutside(a.Outside)
 	}
-	// At the edges of the ipBlocks.
+	// These addresses are at the edges of the ipBlocks.
 	for _, a := range []string{
 		"10.87.255.255", "10.88.1.0", "10.88.1.1", "10.88.2.0", "128.0.0.0", "128.0.0.1",
 		"fd00:10:87:ffff:ffff:ffff:ffff:ffff", "fd00:10:88:1::", "fd00:10:88:1::1", "fd00:10:88:2::", "2001:db8:0:1::",
@@ -114,8 +115,9 @@ func compare(t *testing.T, n *Node, seed uint64) (sent int) {
 	return len(packets)
 }
 
-// probes returns the packets that can be sent in that state. An address of the pods' networks leads somewhere only if a
-// pod is attached with it, and a host must answer.
+// probes returns those of the packets that can be sent in the state. An address of the pods' networks is usable only
+// if a pod with this address is attached, and any other address only if a host of the test has it. For TCP and UDP,
+// hosts must answer on the port.
 func probes(n *Node, s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	attached := func(a netip.Addr) bool {
 		if !policytest.Of[conf.FamilyOf(a)].Subnet.Contains(a) {
@@ -135,7 +137,8 @@ func header(p ruleset.Packet) verdict.Packet {
 	return verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port}
 }
 
-// difference is a packet that arrives although the policies forbid it, or that doesn't arrive although they allow it.
+// difference returns a packet that arrives although the policies forbid it, or that doesn't arrive although they allow
+// it. It returns nil if there is no such packet.
 func (n *Node) difference(s policy.State, packets []ruleset.Packet) *ruleset.Packet {
 	n.Enforce(s)
 	evaluator := verdict.New(s)

@@ -15,8 +15,9 @@ import (
 const (
 	// late is how long Send waits for a packet that should arrive: much longer than it ever takes.
 	late = 3 * time.Second
-	// silence is how long Send waits for packets that should not arrive, once all others have arrived. The kernel delivers
-	// a packet to the other namespace within the system call that sends it, so such packets would have arrived before.
+	// silence is how long Send waits for packets that should not arrive, once all others have arrived. The kernel
+	// delivers a packet to the other namespace within the system call that sends the packet. So a forbidden packet that
+	// passes arrives before this wait ends.
 	silence = 30 * time.Millisecond
 )
 
@@ -36,7 +37,7 @@ type flight struct {
 }
 
 // Send sends all packets at once and returns which of them arrived. A packet of TCP or UDP counts only if it was
-// answered, so the way back works too. expect is true for each packet that should arrive; it only decides how long Send
+// answered, so answers must pass too. expect is true for each packet that should arrive. It only decides how long Send
 // waits.
 func (n *Node) Send(packets []verdict.Packet, expect []bool) []bool {
 	n.Helper()
@@ -57,7 +58,7 @@ func (n *Node) Send(packets []verdict.Packet, expect []bool) []bool {
 	for _, h := range n.hosts {
 		for proto, fd := range h.raw {
 			receivers[fd] = receiver{proto, family(h.addr)}
-			f.drain(fd, receivers[fd]) // packets of an earlier flight
+			f.drain(fd, receivers[fd]) // discard packets of an earlier flight
 			f.watch(n, fd, unix.EPOLLIN)
 		}
 	}
@@ -114,7 +115,7 @@ func (f *flight) watch(n *Node, fd int, events uint32) {
 	}
 }
 
-// send sends packet number i. The caller is in the namespace of its source.
+// send sends packet number i. The caller is in the network namespace of the packet's source.
 func (f *flight) send(n *Node, h *host, i int) error {
 	p := f.packets[i]
 	number := f.first + uint32(i)
@@ -143,12 +144,12 @@ func (f *flight) send(n *Node, h *host, i int) error {
 		f.watch(n, fd, unix.EPOLLIN)
 		return nil
 	}
-	// Closing the socket then resets the connection, and no state of it stays.
+	// With this option, closing the socket resets the connection, and the kernel keeps no state of it.
 	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
 		return err
 	}
 	if err := unix.Connect(fd, sockaddr(p.Dst, p.Port)); errors.Is(err, unix.ECONNREFUSED) {
-		f.arrived[i] = true // at the host itself, by its loopback
+		f.arrived[i] = true // refused at once: the host sent to itself
 		return nil
 	} else if err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		return err
@@ -175,7 +176,8 @@ func (f *flight) receive(n *Node, receivers map[int]receiver, wait time.Duration
 		if err != nil {
 			n.Fatal(err)
 		}
-		// A host without a server refuses or resets: the packet arrived. Any other error means that it didn't.
+		// A host without a server refuses or resets the connection: the packet arrived. Any other error means that the
+		// packet didn't arrive.
 		f.arrived[f.clients[fd]] = code == 0 || unix.Errno(code) == unix.ECONNREFUSED || unix.Errno(code) == unix.ECONNRESET
 		if err := unix.EpollCtl(f.epoll, unix.EPOLL_CTL_DEL, fd, nil); err != nil {
 			n.Fatal(err)

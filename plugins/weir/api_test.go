@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// serveAPI runs an API server with the objects of the manifests, which never change, until the returned function is
-// called.
+// serveAPI runs an API server with the objects of the manifests, which never change. The returned function stops the
+// server.
 func serveAPI(t *testing.T, manifests string) (stop func()) {
 	t.Helper()
 	lists := map[string][]json.RawMessage{"pods": {}, "namespaces": {}, "nodes": {}, "networkpolicies": {}}
@@ -44,10 +44,10 @@ func serveAPI(t *testing.T, manifests string) (stop func()) {
 		w.Header().Set("Content-Type", "application/json")
 		items, ok := lists[filepath.Base(r.URL.Path)]
 		switch q := r.URL.Query(); {
-		case !ok: // one pod, or its status: it has none
+		case !ok: // a request for one pod or its status: there is none
 			w.WriteHeader(http.StatusNotFound)
 		case q.Has("sendInitialEvents"):
-			w.WriteHeader(http.StatusUnprocessableEntity) // it lists first
+			w.WriteHeader(http.StatusUnprocessableEntity) // the server can't do this, so the agent lists objects first
 		case q.Has("watch"):
 			w.(http.Flusher).Flush()
 			<-r.Context().Done()
@@ -65,8 +65,8 @@ func serveAPI(t *testing.T, manifests string) (stop func()) {
 	}
 }
 
-// TestTheAPIServerIsAway: however long the API server is away, and even if the agent restarts meanwhile, the rules in
-// the kernel stay in force, and no unknown pod starts.
+// TestTheAPIServerIsAway: however long the API server is away, the rules in the kernel stay in force, and no unknown
+// pod starts. That is so even if the agent restarts meanwhile.
 func TestTheAPIServerIsAway(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -114,7 +114,7 @@ status: {addresses: [{type: InternalIP, address: 192.0.2.2}]}
 	sent := flood(t, client.Netns, server.IP+":9")
 	stop()
 	says("API server: dial tcp", true)
-	other := n.AddPod("ns-2", "other") // known from before
+	other := n.AddPod("ns-2", "other") // the agent knows this pod from before
 	n.Reach(other, server.IP+":80", true)
 	wantRefusal(t, n, nodetest.Args("ns-1", "stranger", ""), "knows no pod ns-1/stranger")
 

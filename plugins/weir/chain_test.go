@@ -57,7 +57,7 @@ func TestAheadOfTheOfficialPlugins(t *testing.T) {
 	reach := func(want bool) {
 		t.Helper()
 		n.Eventually(fmt.Sprint("the client reaches the server: ", want), func() (err error) {
-			nodetest.In(t, client.Netns, func() error { // sbr leaves no route for who doesn't say where it sends from
+			nodetest.In(t, client.Netns, func() error { // sbr leaves no route if no source is chosen
 				d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(client.IP)}, Timeout: 250 * time.Millisecond}
 				var conn net.Conn
 				if conn, err = d.Dial("tcp", server.IP+":80"); err == nil {
@@ -93,7 +93,7 @@ func TestAheadOfTheOfficialPlugins(t *testing.T) {
 	})
 }
 
-// others are the official plugins that make interfaces. Each uses host-local.
+// others are the configurations of the official plugins that make interfaces. Each plugin uses host-local.
 var others = map[string]nodetest.Conf{
 	"ptp":    {"type": "ptp", "ipam": hostLocal},
 	"bridge": {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": hostLocal},
@@ -128,14 +128,14 @@ func TestBehindBridge(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
 		return
 	}
-	// weir's own bridge and other programs leave the sysctl like this.
+	// weir's own bridge and other programs leave the sysctl at 0.
 	if err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	testBehind(t, "bridge")
 }
 
-// ended calls DEL for a refused pod, as a runtime does: the other plugin has already made its part.
+// ended calls DEL for a refused pod, as a runtime does. The plugin ahead of weir has already made the pod's interface.
 func ended(n *nodetest.Node, namespace, name string) {
 	n.Helper()
 	if _, err := n.CNI("del", "/run/netns/"+namespace+"."+name, nodetest.Args(namespace, name, "")); err != nil {
@@ -143,8 +143,8 @@ func ended(n *nodetest.Node, namespace, name string) {
 	}
 }
 
-// closedByItsRecord damages the record of a pod that may reach the world outside. The pod is closed until the record is
-// whole again.
+// closedByItsRecord damages the endpoint record of a pod that may reach the world outside. The pod is closed until the
+// record is whole again.
 func closedByItsRecord(n *nodetest.Node, pod *nodetest.Pod) {
 	n.Helper()
 	records, err := filepath.Glob("/run/weir/endpoints/*:eth0.json")
@@ -186,7 +186,7 @@ func testBehind(t *testing.T, other string) {
 	})
 	n.StartAgent()
 	nothing := leftovers(t)
-	for i := range 8 { // as if somebody had found the link up before weir was asked
+	for i := range 8 { // as if somebody had used the link before weir was called
 		nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "192.0.2.9", "-d", fmt.Sprint("10.99.0.", 2+i), "--sport",
 			"4000", "--dport", "53", "-t", "600")
 	}
@@ -227,7 +227,7 @@ func testBehind(t *testing.T, other string) {
 	if err := check(); err != nil {
 		t.Error(err)
 	}
-	n.KillAgent() // which would put right what is broken now
+	n.KillAgent() // the agent would repair what the test now breaks
 	breaks := map[string][2]string{"weir-pods": {"ipset del weir-pods " + server.IP, "ipset add weir-pods " + server.IP}}
 	if other == "bridge" {
 		breaks["nf_call_iptables"] = [2]string{"ip link set cni0 type bridge nf_call_iptables 0", "true"}
@@ -241,7 +241,7 @@ func testBehind(t *testing.T, other string) {
 		f = strings.Fields(commands[1])
 		nodetest.Run(t, f[0], f[1:]...)
 	}
-	nodetest.Run(t, "ip", "-n", "ns-1.busybox", "link", "del", "eth0") // it ends, and nobody says so
+	nodetest.Run(t, "ip", "-n", "ns-1.busybox", "link", "del", "eth0") // the pod ends, and no runtime calls DEL
 	n.StartAgent()
 	n.Reach(stranger, server.IP+":80", false)
 	if err := check(); err != nil {
@@ -285,7 +285,7 @@ func TestClosedBehindBridge(t *testing.T) {
 	testClosedBehind(t, "bridge")
 }
 
-// testClosedBehind starts pods without an agent, behind a plugin that sets their links up itself.
+// testClosedBehind starts pods without an agent, behind a plugin that sets the pods' links up itself.
 func testClosedBehind(t *testing.T, other string) {
 	n := newNodeBehind(t, other, nodetest.Conf{"enforcement": "closed"})
 	if _, err := n.TryAddPod("ns-1", "http-echo"); err == nil ||
@@ -312,9 +312,9 @@ func testClosedBehind(t *testing.T, other string) {
 	n.Reach(server, client.IP+":80", true)
 }
 
-// TestAnAddressThatAnotherPluginGivesAgain: the plugin ahead of weir gives a pod an address of an earlier pod, and weir
-// was never told that the earlier pod ended. The new pod gets none of the earlier pod's memberships in the sets, even
-// if no agent is there to remove them.
+// TestAnAddressThatAnotherPluginGivesAgain: the plugin ahead of weir gives a pod the address of an earlier pod, and
+// DEL of weir was never called for the earlier pod. The new pod gets none of the earlier pod's memberships in the
+// sets, even if no agent is there to remove them.
 func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -342,7 +342,7 @@ func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	if in("weir-in-open") || !in("weir-pods") {
 		t.Error("the second pod is where the first one was")
 	}
-	ended(n, "ns-1", "http-echo") // late
+	ended(n, "ns-1", "http-echo") // DEL of the first pod comes late
 	if !in("weir-pods") {
 		t.Error("the first pod's end has opened the second")
 	}
@@ -356,7 +356,7 @@ func TestPolicyThatCantHoldIsRefused(t *testing.T) {
 	}
 	n := newNodeBehind(t, "bridge", nil)
 	n.StartAgent()
-	nodetest.Run(t, "mount", "-t", "tmpfs", "none", "/proc/sys/net/bridge") // as without br_netfilter
+	nodetest.Run(t, "mount", "-t", "tmpfs", "none", "/proc/sys/net/bridge") // as if br_netfilter weren't loaded
 	if _, err := n.TryAddPod("ns-1", "busybox"); err == nil || !strings.Contains(err.Error(), "modprobe br_netfilter") {
 		t.Errorf("behind a bridge without br_netfilter: %v", err)
 	}
@@ -430,8 +430,8 @@ func TestPolicyThatCantHoldIsRefused(t *testing.T) {
 	}
 }
 
-// TestANodeGoesOverFromHostLocal: pods of the earlier plugin keep running, and their addresses aren't assigned to new
-// pods.
+// TestANodeGoesOverFromHostLocal: a node changes from ptp with host-local to weir. The pods of ptp keep running, and
+// their addresses aren't assigned to new pods.
 func TestANodeGoesOverFromHostLocal(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -463,7 +463,8 @@ func TestANodeGoesOverFromHostLocal(t *testing.T) {
 	}
 }
 
-// TestWhatARuntimeAsksFor checks the requested address, MAC, ranges, DNS and routes, in the pod and in the result.
+// TestWhatARuntimeAsksFor checks the address, MAC, ranges, DNS and routes that a runtime requests, in the pod and in
+// the result.
 func TestWhatARuntimeAsksFor(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -518,7 +519,7 @@ func TestWhatARuntimeAsksFor(t *testing.T) {
 		t.Error(diff)
 	}
 	n.Serve(client.Netns, "tcp", ":80")
-	n.Reach(server, client.IP+":80", true) // the guard goes by the MAC that was asked for
+	n.Reach(server, client.IP+":80", true) // the guard accepts the requested MAC
 	check := func() error {
 		_, err := n.CNI("check", client.Netns, nodetest.Args("ns-1", "busybox", ""))
 		return err
@@ -548,13 +549,14 @@ func TestWhatARuntimeAsksFor(t *testing.T) {
 			t.Errorf("%s: left behind: %s", capArgs, diff)
 		}
 	}
-	n.Reach(server, client.IP+":80", true) // nobody took its MAC
+	n.Reach(server, client.IP+":80", true) // no other pod has got the client's MAC
 	if p := n.AddPod("ns-2", "other", `CAP_ARGS={"ipRanges": [[{"subnet": "10.77.0.0/24"}]]}`); p.IP != "10.77.0.2" {
 		t.Errorf("got %s, not one of the runtime's range", p.IP)
 	}
 }
 
-// TestBehindPtpDualStack: behind ptp, policies apply in both families, and neighbour discovery works in spite of them.
+// TestBehindPtpDualStack: behind ptp, policies apply in both families. Neighbour discovery works even if policies deny
+// everything.
 func TestBehindPtpDualStack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -634,7 +636,8 @@ spec:
 	reach(client, false)
 }
 
-// nothingUnderSolicitations: a packet that passes a router isn't neighbour discovery, even if it has that ICMPv6 type.
+// nothingUnderSolicitations: a packet that passes a router isn't neighbour discovery, even if it has the ICMPv6 type
+// of a neighbour solicitation.
 func nothingUnderSolicitations(t *testing.T, from, to *nodetest.Pod) {
 	t.Helper()
 	raw := func(netns string) *net.IPConn {

@@ -54,7 +54,7 @@ func TestCleanup(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.StopAgent()
-	for range 2 { // again changes nothing
+	for range 2 { // the second cleanup changes nothing
 		if out, err := cleanup(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}

@@ -42,7 +42,7 @@ func knows(spec, verb string) bool {
 	return ok
 }
 
-// answer is the plugin's output.
+// answer is the plugin's exit code and output.
 type answer struct {
 	exit       int
 	stdout     string
@@ -107,7 +107,7 @@ func TestConformanceOfBadCalls(t *testing.T) {
 		name, stdin string
 		env         map[string]string
 		code        uint
-		want        string // words of the message
+		want        string // words that the error's message contains
 		answers     string // cniVersion of the answer
 	}
 	for verb, v := range verbs {
@@ -213,7 +213,7 @@ func TestConformance(t *testing.T) {
 			clean("cnitool")
 		})
 	}
-	t.Run("without a verb", func(t *testing.T) { // by hand, to see what it is
+	t.Run("without a verb", func(t *testing.T) { // as a person does to see what the program is
 		cmd := exec.Command(filepath.Join(n.Bin, "weir"))
 		cmd.Stdin = os.Stdin
 		var stdout, stderr bytes.Buffer
@@ -260,7 +260,7 @@ func byHand(t *testing.T, n *nodetest.Node, spec, netns string) {
 		len(result.Routes) != 2 {
 		t.Errorf("ADD: %s", a.stdout)
 	}
-	for _, ip := range result.IPs { // the family was part of it until 0.4.0
+	for _, ip := range result.IPs { // before 1.0.0 each IP has its family in the field Version
 		if ip.Interface == nil || *ip.Interface != 2 || (ip.Version == "") != (spec >= "1.0.0") {
 			t.Errorf("ADD: %+v", ip)
 		}
@@ -282,7 +282,7 @@ func byHand(t *testing.T, n *nodetest.Node, spec, netns string) {
 		}
 	}
 	silent("DEL", config(spec, prev))
-	silent("DEL", config(spec)) // again, and without what may be lost
+	silent("DEL", config(spec)) // DEL again, without prevResult, which may be lost
 	silent("DEL", `{"cniVersion": "`+spec+`", "name": "weir", "type": "weir", "ranges": "broken since"}`)
 }
 

@@ -12,11 +12,11 @@ import (
 
 const documentedWindows = "../../docs/security-windows.md"
 
-// TestDocumentedTests checks that each test that docs/security-windows.md names exists, in the package that the page
-// says.
+// TestDocumentedTests checks each test that docs/security-windows.md names: the test exists, and is in the package
+// that the page states.
 func TestDocumentedTests(t *testing.T) {
 	const root = "../.."
-	packages := map[string][]string{} // by test
+	packages := map[string][]string{} // the packages of each test
 	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil || !strings.HasSuffix(path, "_test.go") {
 			return err
@@ -78,7 +78,7 @@ func TestDocumentedWindows(t *testing.T) {
 	if len(windows) < 70 {
 		t.Errorf("the document has %d windows: are they still read?", len(windows))
 	}
-	// A row names the window, says the longest time, and whether traffic can pass that should not.
+	// A row names the window, and says the longest time and whether traffic can pass that should not.
 	row := regexp.MustCompile(`(?m)^\| \[(.+)\]\(#(.+)\) \| [^|]+ \| (?:yes|no)\b[^|]*\|$`)
 	var rows []string
 	for _, m := range row.FindAllStringSubmatch(page, -1) {
@@ -105,7 +105,8 @@ func anchorOf(heading string) string {
 }
 
 // TestDocumentedMessages checks that the code has each message that docs/troubleshooting.md and docs/metrics.md
-// explain: those in the first column of their tables of errors and messages, and the log lines that they show.
+// explain: the messages in the first column of the tables of errors and messages, and the log lines that the pages
+// show.
 func TestDocumentedMessages(t *testing.T) {
 	const root = "../.."
 	var code strings.Builder
@@ -120,7 +121,7 @@ func TestDocumentedMessages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	joined := regexp.MustCompile(`" \+\s*"`).ReplaceAllString(code.String(), "") // strings of several lines
+	joined := regexp.MustCompile(`" \+\s*"`).ReplaceAllString(code.String(), "") // strings of several lines, joined
 	table := regexp.MustCompile(`(?m)^\| (?:message|error) \|.*\n\|---.*\n((?:\|.*\n)+)`)
 	logged := regexp.MustCompile(`msg="([^"]+)"`)
 	found := 0
@@ -140,7 +141,7 @@ func TestDocumentedMessages(t *testing.T) {
 			messages = append(messages, m[1])
 		}
 		for _, message := range messages {
-			if message == "`cni plugin not initialized`" { // containerd's
+			if message == "`cni plugin not initialized`" { // a message of containerd's
 				continue
 			}
 			// An ellipsis replaces text that differs. A colon separates an error from the one inside it.

@@ -17,7 +17,8 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// TestErrors: each error of making, checking and ending an attachment has its code and a message that helps its reader.
+// TestErrors: for each error of making, checking and ending an attachment, the runtime gets the error's code and a
+// message that helps its reader.
 func TestErrors(t *testing.T) {
 	link := func(err error) error {
 		return &attachment.LinkError{

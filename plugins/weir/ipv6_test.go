@@ -30,7 +30,7 @@ var (
 func TestWalkthroughIPv6(t *testing.T)      { walkthrough(t, onlyIPv6) }
 func TestWalkthroughDualStack(t *testing.T) { walkthrough(t, dualStack) }
 
-// walkthrough does what TestWalkthrough does and more, over every address of the pods.
+// walkthrough does the same as TestWalkthrough and more, over every address of the pods.
 func walkthrough(t *testing.T, ranges nodetest.Conf) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -84,7 +84,7 @@ func walkthrough(t *testing.T, ranges nodetest.Conf) {
 	all(client, hosts, false)
 	all(other, hosts, false)
 	for i, conn := range open {
-		goesOn(conn, i%2 == 1) // the node's own
+		goesOn(conn, i%2 == 1) // every second connection is the node's own
 	}
 	for _, h := range hosts {
 		n.ReachFrom(nodetest.Self, h+":80", true)
@@ -145,7 +145,7 @@ func dialFromNode(t *testing.T, address string) net.Conn {
 	return conn
 }
 
-// TestResultOfBothFamilies checks the result that a runtime gets.
+// TestResultOfBothFamilies checks the result that a runtime gets for a pod with both families.
 func TestResultOfBothFamilies(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -170,7 +170,7 @@ func TestResultOfBothFamilies(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	// If one of the two is missing, CHECK names it.
+	// If the set's entry or the address of one family is missing, CHECK names it.
 	for _, tc := range []struct{ breakIt, want string }{
 		{"ipset del weir-pods6 " + p.IP6, "weir-pods6"},
 		{"ip -n ns-1.busybox addr del " + p.IP6 + "/128 dev eth0", p.IP6},
@@ -187,14 +187,14 @@ func TestResultOfBothFamilies(t *testing.T) {
 	}
 }
 
-// TestForgedIPv6SendersAreDropped does with IPv6 what TestForgedSendersAreDropped does with IPv4.
+// TestForgedIPv6SendersAreDropped does the same as TestForgedSendersAreDropped, with IPv6.
 func TestForgedIPv6SendersAreDropped(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
 	n := newNode(t, dualStack)
 	victim, pod := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
-	four := n.AddPod("ns-2", "other") // its IPv6 address is taken away below
+	four := n.AddPod("ns-2", "other") // its IPv6 address is removed below
 	own, others := netip.MustParseAddr(pod.IP6), netip.MustParseAddr(victim.IP6)
 	gateway, free, local := netip.MustParseAddr("fd00:10:88::1"), netip.MustParseAddr("fd00:10:88::77"),
 		netip.MustParseAddr("fe80::1")
@@ -349,18 +349,20 @@ func icmp6(kind byte, body []byte) piece {
 	return piece{unix.IPPROTO_ICMPV6, append([]byte{kind, 0, 1, 1}, body...)}
 }
 
-// advertisement claims that the target has that MAC (RFC 4861, section 4.4).
+// advertisement returns a neighbour advertisement, which claims that the target has the MAC (RFC 4861, section 4.4).
 func advertisement(target netip.Addr, mac net.HardwareAddr) piece {
 	b := append([]byte{0x60, 0, 0, 0}, target.AsSlice()...)
 	return icmp6(136, append(append(b, 2, 1), mac...))
 }
 
-// behind puts an extension header of that type, with padding inside, before the piece (RFC 8200, section 4).
+// behind puts an extension header of the type kind before the piece. The header has only padding inside (RFC 8200,
+// section 4).
 func behind(kind byte, p piece) piece {
 	return piece{kind, append([]byte{p.next, 0, 1, 4, 0, 0, 0, 0}, p.data...)}
 }
 
-// fragment makes the piece a fragment at that offset, in units of eight bytes, with more fragments to follow.
+// fragment makes the piece a fragment at the offset, which is in units of eight bytes. The fragment says that more
+// fragments follow.
 func fragment(offset uint16, p piece) piece {
 	h := []byte{p.next, 0, 0, 0, 0, 0, 0, 7}
 	binary.BigEndian.PutUint16(h[2:], offset<<3|1)

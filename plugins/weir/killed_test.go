@@ -19,26 +19,26 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// kills is how often the plugin is killed: go test ./plugins/weir -run TestKilled -kills 1000 -v
+// kills is how often the tests kill the plugin, for instance: go test ./plugins/weir -run TestKilled -kills 1000 -v
 var kills = flag.Int("kills", 60, "how often TestKilled… kill the plugin")
 
 // killer calls the plugin, and kills most calls at a random moment.
 type killer struct {
 	*nodetest.Node
-	conf string // without its last brace
+	conf string // the plugin's configuration without its last brace
 
 	mu     sync.Mutex
 	rnd    *rand.Rand
-	usual  map[string]time.Duration // how long each verb takes that isn't killed
+	usual  map[string]time.Duration // how long each verb takes when it isn't killed
 	killed map[string]int
-	made   int // containers and namespaces
+	made   int // number of containers and namespaces made so far
 }
 
 // slot is a place where one container after the other runs.
 type slot struct {
 	id, netns string
-	address   string // once ADD has answered
-	begun     bool   // an ADD that didn't answer
+	address   string // set once ADD has answered
+	begun     bool   // ADD was called and didn't answer
 }
 
 func (k *killer) total() (n int) {
@@ -54,7 +54,7 @@ func (k *killer) chance(n int) int {
 	return k.rnd.IntN(n)
 }
 
-// when returns the time after which the call is killed; 0 if it isn't killed.
+// when returns the time after which the call of the verb is killed. It returns 0 if the call isn't to be killed.
 func (k *killer) when(verb string) time.Duration {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -65,7 +65,8 @@ func (k *killer) when(verb string) time.Duration {
 	return 1 + time.Duration(k.rnd.Int64N(int64(usual)))
 }
 
-// call returns the plugin's output, and whether the plugin succeeded. If it was killed, it returns neither.
+// call calls the plugin and returns its output, and whether the plugin succeeded. If the plugin was killed, call
+// returns "" and false.
 func (k *killer) call(verb string, s slot, more string, kill time.Duration) (out string, done bool) {
 	cmd := exec.Command(filepath.Join(k.Bin, "weir"))
 	cmd.Stdin = strings.NewReader(k.conf + more + "}")
@@ -102,7 +103,7 @@ func (k *killer) call(verb string, s slot, more string, kill time.Duration) (out
 	return "", false
 }
 
-// fresh gives the slot a new container that isn't attached yet.
+// fresh returns a slot with a new container that isn't attached yet.
 func (k *killer) fresh() slot {
 	k.mu.Lock()
 	k.made++
@@ -114,7 +115,7 @@ func (k *killer) fresh() slot {
 // step does the next call for the slot's container.
 func (k *killer) step(s *slot) {
 	switch {
-	case s.begun: // a runtime deletes what it couldn't add, or is killed too and never comes back to it
+	case s.begun: // a runtime calls DEL after such an ADD, or is killed too and never calls it
 		if k.chance(3) == 0 {
 			*s = k.fresh()
 		} else if _, done := k.call("DEL", *s, "", k.when("DEL")); done {
@@ -132,8 +133,8 @@ func (k *killer) step(s *slot) {
 			return
 		}
 		s.begun, s.address = false, result.IPs[0].Address
-	case k.chance(3) == 0: // it goes on running
-	case k.chance(4) == 0: // its namespace goes, and nobody says so
+	case k.chance(3) == 0: // the container continues to run
+	case k.chance(4) == 0: // the namespace is removed, and no runtime calls DEL
 		nodetest.DelNS(k, s.netns)
 		*s = k.fresh()
 	default:
@@ -194,7 +195,7 @@ func (k *killer) run(t *testing.T) {
 			wg.Go(func() { k.step(s) })
 		}
 		wg.Wait()
-		if k.chance(3) == 0 { // which a runtime calls when nothing else is on its way
+		if k.chance(3) == 0 { // a runtime calls GC when no other call is running
 			_, valid := running(slots)
 			k.call("GC", slot{}, valid, k.when("GC"))
 			k.intact(slots)
@@ -212,7 +213,7 @@ func (k *killer) run(t *testing.T) {
 		t.Errorf("%d run, and these records are there: %q, %v", len(all), records, err)
 	}
 	k.call("GC", slot{}, `, "cni.dev/valid-attachments": []`, 0)
-	k.Eventually("nothing is left", func() error { // of what the agent keeps, too
+	k.Eventually("nothing is left", func() error { // leftovers of the agent's count too
 		if diff := leftBehind(t, before); diff != "" {
 			return fmt.Errorf("before and after: %s", diff)
 		}
@@ -240,8 +241,8 @@ func TestKilled(t *testing.T) {
 	newKiller(t, "closed").run(t)
 }
 
-// TestKilledBesideAnAgent: the agent reaps leftovers meanwhile, and must not touch attachments that a call is making or
-// ending.
+// TestKilledBesideAnAgent: while calls are killed, the agent reaps leftovers. It must not touch an attachment that a
+// call is making or ending.
 func TestKilledBesideAnAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -285,7 +286,7 @@ func TestAfterAReboot(t *testing.T) {
 	if left := leftovers(t); len(left) > 0 {
 		t.Fatalf("left of the old life: %q", left)
 	}
-	for _, verb := range []string{"DEL", "GC"} { // which kubelet, and others, ask for when they come back
+	for _, verb := range []string{"DEL", "GC"} { // kubelet and other programs ask for these calls after a reboot
 		if a := invoke(t, n, container(n, verb, "old", ""), config("1.1.0")); a.exit != 0 || a.stdout != "" {
 			t.Errorf("%s: %s", verb, a.stdout)
 		}

@@ -64,7 +64,7 @@ func TestForgedSendersAreDropped(t *testing.T) {
 		})
 	}
 	t.Run("pods don't meet at layer 2", func(t *testing.T) {
-		// A frame directly to the other pod's MAC: isolated ports don't forward it.
+		// This frame is addressed directly to the other pod's MAC. Isolated ports don't forward it.
 		conn := sniff(t, victim.Netns, "eth0")
 		send(t, pod.Netns, ipv4(mac(others), mac(own), own, others))
 		send(t, pod.Netns, frame(broadcast, mac(own), unix.ETH_P_ARP, arp(mac(own), mac(own), own, others)[14:]))

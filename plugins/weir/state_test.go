@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestHostState: with weirctl a person finds the attachment of each link and address, with an agent and without.
+// TestHostState: weirctl shows a person the attachment of each link and address, with an agent and without an agent.
 func TestHostState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -57,7 +57,7 @@ func TestHostState(t *testing.T) {
 	}
 	n.StopAgent()
 	without := pods()
-	got.Ingress, got.Egress = "?", "?" // an agent's to say
+	got.Ingress, got.Egress = "?", "?" // only an agent can say what these are
 	if !slices.Equal(without.Addresses, got.Addresses) || without.Ingress != "?" || without.HostIf != got.HostIf {
 		t.Errorf("without an agent: %+v, want %+v", without, got)
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestStatus: a node stays ready for as long as replacing the agent takes, and no longer.
+// TestStatus: after an agent ends, a node stays ready for as long as the replacement of an agent takes, and no longer.
 func TestStatus(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -33,7 +33,7 @@ func TestStatus(t *testing.T) {
 		}
 	}
 	want("no agent yet", "strict", types.ErrPluginNotAvailable)
-	want("no agent yet", "closed", 0) // such pods start, and wait for it
+	want("no agent yet", "closed", 0) // pods start without an agent, and wait closed for it
 	want("no agent yet", "off", 0)
 	n.StartAgent()
 	want("with an agent", "strict", 0)
@@ -65,12 +65,12 @@ func TestStatus(t *testing.T) {
 	}
 	must(0, invoke(t, n, container(n, "ADD", "c1", one), conf("off")))
 	must(types.ErrTryAgainLater, invoke(t, n, container(n, "ADD", "c2", two), conf("off")))
-	want("with no IPv4 address left", "off", 0) // or else kubelet would have the running pods evicted
+	want("with no IPv4 address left", "off", 0) // if STATUS failed, kubelet would have the running pods evicted
 	must(0, invoke(t, n, container(n, "DEL", "c1", one), conf("off")))
 	must(0, invoke(t, n, container(n, "ADD", "c2", two), conf("off")))
 }
 
-// TestStatusIsCheap: containerd calls STATUS every five seconds.
+// TestStatusIsCheap: containerd calls STATUS every five seconds, so a call must not take long.
 func TestStatusIsCheap(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -104,7 +104,7 @@ func TestTheAgentReaps(t *testing.T) {
 	stays := n.AddPod("ns-1", "http-echo")
 	before := leftovers(t)
 	gone := n.AddPod("ns-1", "busybox")
-	nodetest.DelNS(t, gone.Netns) // as when its last process ends, or a runtime has lost it
+	nodetest.DelNS(t, gone.Netns) // as if the pod's last process had ended, or a runtime had lost the namespace
 	nothing := func() error {
 		if diff := leftBehind(t, before); diff != "" {
 			return errors.New("before and after: " + diff)

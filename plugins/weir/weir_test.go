@@ -100,7 +100,7 @@ func TestWalkthrough(t *testing.T) {
 	n.Reach(client, server.IP+":80", false)
 	n.Manifest("cluster.yaml", strings.Replace(cluster, "{run: busybox}", "{run: busybox, app: busybox}", 1))
 	n.Reach(client, server.IP+":80", true)
-	n.Reach(other, server.IP+":80", false) // the label alone, in another namespace
+	n.Reach(other, server.IP+":80", false) // it has the label, but is in another namespace
 
 	for _, p := range []*nodetest.Pod{server, client, other} {
 		n.DelPod(p)
@@ -138,7 +138,7 @@ func leftovers(t testing.TB) []string {
 		}
 	}
 	for line := range strings.Lines(nodetest.Run(t, "ip", "neigh", "show", "nud", "permanent")) {
-		if !strings.Contains(line, " dev eth0 ") { // the node's own, to the world outside
+		if !strings.Contains(line, " dev eth0 ") { // entries for the world outside are the node's own
 			add("neigh ", line)
 		}
 	}
@@ -158,8 +158,8 @@ func leftovers(t testing.TB) []string {
 	return all
 }
 
-// leftBehind compares leftovers with those from before. The agent learns of an attachment's end a moment after the
-// plugin has ended it, so entries of the agent's sets may disappear a little later.
+// leftBehind compares the present leftovers with those from before. The agent learns of an attachment's end a moment
+// after the plugin has ended it. So leftBehind waits up to ten seconds for entries of the agent's sets to disappear.
 func leftBehind(t testing.TB, before []string) (diff string) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
@@ -213,7 +213,7 @@ func TestEgressPolicyHoldsTowardsTheNodeAndTheWorld(t *testing.T) {
 		n.Reach(client, addr+":80", false)
 		n.Eventually("UDP 53 of "+addr, func() error { return askUDP(t, client.Netns, addr+":53") })
 	}
-	n.Reach(server, client.IP+":81", false) // nobody listens, but that is no timeout: ingress is open
+	n.Reach(server, client.IP+":81", false) // ingress is open: no server listens, so this is refused and doesn't time out
 	if _, err := nodetest.Dial(t, server.Netns, "tcp", client.IP+":81"); err == nil ||
 		!strings.Contains(err.Error(), "refused") {
 		t.Errorf("ingress of a pod under an egress policy: %v, want connection refused", err)
@@ -248,7 +248,7 @@ func TestAStrangersAcceptLetsNothingThrough(t *testing.T) {
 	for _, table := range []string{"filter", "mangle"} {
 		nodetest.Run(t, "iptables", "-t", table, "-I", "FORWARD", "1", "-j", "ACCEPT")
 		if table == "mangle" {
-			// This rule comes before weir's own. The agent repairs that.
+			// This rule comes before weir's own. The agent moves weir's rule to the first place again.
 			n.Eventually("weir's rule is first again", func() error {
 				rules := nodetest.Run(t, "iptables", "-t", "mangle", "-S", "FORWARD")
 				if lines := strings.Split(rules, "\n"); !strings.Contains(lines[1], "WEIR-FORWARD") {
@@ -308,7 +308,7 @@ func TestOpenConnectionsAreCut(t *testing.T) {
 	if err := exchange(kubelet); err != nil {
 		t.Errorf("the node's own connection was cut: %v", err)
 	}
-	// Without the policy, the connection continues: TCP has sent the dropped packets again.
+	// When the policy is removed, the connection continues, because TCP sends the dropped packets again.
 	n.Manifest("policy.yaml", "")
 	n.Eventually("the connection goes on", func() error { return exchange(conn) })
 }
@@ -552,7 +552,7 @@ func TestARepeatedDelLeavesTheNextHolderAlone(t *testing.T) {
 	if second.IP != first.IP {
 		t.Fatalf("the second pod has %s, want %s", second.IP, first.IP)
 	}
-	n.StopAgent() // which would put the sets right
+	n.StopAgent() // the agent would repair the sets
 	held := func() string {
 		return nodetest.Run(t, "ipset", "list") + nodetest.Run(t, "ip", "neigh", "show", "dev", "weir0", "nud", "permanent") +
 			nodetest.Run(t, "readlink", "/run/weir/addresses/"+second.IP)
@@ -591,7 +591,7 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 	}
 	mac := strings.Fields(nodetest.Run(t, "ip", "neigh", "show", p.IP))[4]
 	gateway := strings.Fields(nodetest.Run(t, "ip", "-n", "ns-1.busybox", "neigh", "show", "10.88.0.1"))[4]
-	n.KillAgent() // it would repair what the test breaks before CHECK has looked
+	n.KillAgent() // the agent would repair what the test breaks before CHECK sees it
 	for _, tc := range []struct{ name, breakIt, mendIt, want string }{
 		{
 			"isolation", "bridge link set dev " + link + " isolated off", "bridge link set dev " + link + " isolated on",
@@ -649,7 +649,7 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 	if err := checkPod(); err != nil {
 		t.Errorf("after all was mended: %v", err)
 	}
-	// The result's content, as plugins after weir may have changed it.
+	// CHECK also compares the result's content, as plugins after weir may have changed it.
 	records, err := filepath.Glob("/run/weir/endpoints/*.json")
 	if err != nil || len(records) != 1 {
 		t.Fatal(records, err)
@@ -690,7 +690,7 @@ func TestUIDMustMatch(t *testing.T) {
 	n.DelPod(p)
 }
 
-// weir calls the plugin directly, as a runtime does, and returns its error JSON.
+// weir calls the plugin directly, as a runtime does, and returns the code and message of its error.
 func weir(t *testing.T, n *nodetest.Node, env map[string]string, stdin string) (code uint, msg string) {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(n.Bin, "weir"))

@@ -57,8 +57,8 @@ func arrivals(t *testing.T, p *nodetest.Pod) *atomic.Int64 {
 	return &count
 }
 
-// flood sends UDP packets to the address until the returned function is called, which returns how many were sent. If a
-// packet can't be sent, as the namespace has no network yet, flood tries again.
+// flood sends UDP packets to the address until the returned function is called. That function returns how many packets
+// were sent. If a packet can't be sent because the namespace has no network yet, flood tries again.
 func flood(t *testing.T, netns, address string) (stop func() int) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -103,7 +103,7 @@ func TestNothingPassesWhilePodsStartAndEnd(t *testing.T) {
 		netns := nodetest.NewNS(t, "ns-1.busybox")
 		stop := flood(t, netns, server.IP+":9")
 		client := n.AddPod("ns-1", "busybox")
-		n.Eventually("the pod sends", func() error { // its link is up, and its neighbour there
+		n.Eventually("the pod sends", func() error { // then its link is up, and the node has its neighbour entry
 			if _, err := nodetest.Get(t, nodetest.Self, client.IP+":80"); err == nil ||
 				!strings.Contains(err.Error(), "refused") {
 				return fmt.Errorf("the node reaches it: %w", err)
@@ -187,8 +187,8 @@ func TestFault4NothingPassesWhileTheAgentRestarts(t *testing.T) {
 	}
 }
 
-// TestFault5NothingPassesWhilePoliciesChange changes policies, labels and neighbours of an isolated pod. weave-npc
-// removed the old rules before it added the new ones.
+// TestFault5NothingPassesWhilePoliciesChange: policies, labels and neighbours of an isolated pod change, and no
+// forbidden packet passes. weave-npc removed the old rules before it added the new ones, so packets could pass.
 func TestFault5NothingPassesWhilePoliciesChange(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -226,8 +226,8 @@ func TestFault5NothingPassesWhilePoliciesChange(t *testing.T) {
 	}
 }
 
-// TestAnAddressThatChangesHandsBringsNothingAlong: an address is released and assigned to a second pod. This pod must
-// inherit neither the first pod's set memberships nor its connections.
+// TestAnAddressThatChangesHandsBringsNothingAlong: an address is released and assigned to a second pod. The second pod
+// must inherit neither the first pod's set memberships nor its connections.
 func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -240,7 +240,7 @@ func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 	n.Serve(server.Netns, "tcp", ":80")
 	n.Serve(server.Netns, "udp", ":53")
 	n.Reach(first, server.IP+":80", true)
-	// A UDP flow with fixed ports, so that the second pod can try to go on with it.
+	// This is a UDP flow with fixed ports, so that the second pod can try to continue it.
 	ask := func(p *nodetest.Pod) (err error) {
 		nodetest.In(t, p.Netns, func() error {
 			var conn net.Conn
@@ -264,7 +264,7 @@ func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.DelPod(first)
-	second := n.AddPod("ns-2", "other") // label app=busybox, but another namespace
+	second := n.AddPod("ns-2", "other") // it has the label app=busybox, but is in another namespace
 	if second.IP != first.IP {
 		t.Fatalf("the second pod has %s, not the first one's %s", second.IP, first.IP)
 	}
@@ -276,7 +276,7 @@ func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 
 // TestFault5AFlushIsRepaired: weave-npc never checked its rules again, so after a reload of firewalld no policy was
 // enforced until a restart. This test flushes weir's chains, measures how long they are missing, and opens connections
-// meanwhile. Their server goes on sending, so after the cut the next packet is the server's.
+// meanwhile. The servers of these connections continue to send, so the first packet after the cut is a server's.
 func TestFault5AFlushIsRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -305,7 +305,7 @@ func TestFault5AFlushIsRepaired(t *testing.T) {
 		nodetest.Run(t, f[0], f[1:]...)
 		tcp, accepted := connectTCP(t, server, client)
 		flows := []*flow{push(t, tcp, accepted)}
-		if flush == "iptables -t mangle -F" { // else nobody tracks connections: the next packet of UDP's is the first
+		if flush == "iptables -t mangle -F" { // else nothing tracks connections: the next UDP packet is the first
 			udp, answering := connectUDP(t, server, client)
 			flows = append(flows, push(t, udp, answering))
 		}
@@ -338,9 +338,9 @@ func TestFault5AFlushIsRepaired(t *testing.T) {
 	}
 }
 
-// TestFault6PodsAreJudgedBeforeTheyStart: weave-npc let pods start, without any restriction, before it had read a
-// policy; and after that, new pods stayed blocked until it had learned of them. With weir, once ADD has returned,
-// policies apply to the first packet.
+// TestFault6PodsAreJudgedBeforeTheyStart: until weave-npc had read a policy, pods started without any restriction.
+// After that, a new pod stayed blocked until weave-npc had learned of it. With weir, policies apply from a pod's first
+// packet, once ADD has returned.
 func TestFault6PodsAreJudgedBeforeTheyStart(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -387,8 +387,8 @@ func TestFault6PodsAreJudgedBeforeTheyStart(t *testing.T) {
 }
 
 // TestACutConnectionThatIsForgotten: a client makes the kernel forget a cut connection, by a RST that is dropped or by
-// waiting, and then the server sends. A TCP packet in the middle of a connection opens no new one. A UDP packet opens a
-// connection from the server.
+// waiting. Then the server sends. A TCP packet in the middle of a connection opens no new connection. A UDP packet
+// opens a connection from the server.
 func TestACutConnectionThatIsForgotten(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -430,7 +430,7 @@ func TestACutConnectionThatIsForgotten(t *testing.T) {
 }
 
 // TestAFlushIsClosedWithoutAState: another program flushes the rules while the agent doesn't know the policies. The
-// agent closes the pods until it knows them.
+// agent closes the pods until it knows the policies.
 func TestAFlushIsClosedWithoutAState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -448,7 +448,7 @@ func TestAFlushIsClosedWithoutAState(t *testing.T) {
 		n.Manifest("policy.yaml", "kind: NetworkPolicy\nspec: [")
 		n.SpawnAgent()
 		n.Reach(client, server.IP+":80", false)
-		nodetest.Run(t, f[0], f[1:]...) // once more while it looks
+		nodetest.Run(t, f[0], f[1:]...) // flush once more while the agent runs
 		n.Reach(client, server.IP+":80", false)
 		n.Manifest("policy.yaml", allow)
 		n.Reach(client, server.IP+":80", false)
@@ -484,7 +484,7 @@ func push(t *testing.T, client, server net.Conn) *flow {
 	return f
 }
 
-// talk sends messages and counts those that arrive, until the connection is closed.
+// talk sends messages, and counts the messages that arrive, until the connection is closed.
 func talk(t *testing.T, conn net.Conn, received *atomic.Int64) {
 	t.Cleanup(func() { _ = conn.Close() })
 	go func() {
@@ -509,8 +509,8 @@ func connectTCP(t *testing.T, server, client *nodetest.Pod) (conn, accepted net.
 	var l net.Listener
 	nodetest.In(t, server.Netns, func() (err error) { l, err = net.Listen("tcp4", ":0"); return err })
 	defer func() { _ = l.Close() }()
-	// A new port forwards once the kernel has noticed its carrier. On a busy machine that takes the client a second
-	// SYN.
+	// A new port forwards once the kernel has noticed its carrier. On a busy machine the client's first SYN may come too
+	// early, and the client then sends a second one.
 	nodetest.In(t, client.Netns, func() (err error) {
 		conn, err = net.DialTimeout("tcp", fmt.Sprintf("%s:%d", server.IP, l.Addr().(*net.TCPAddr).Port), 10*time.Second)
 		return err
@@ -522,7 +522,7 @@ func connectTCP(t *testing.T, server, client *nodetest.Pod) (conn, accepted net.
 	return conn, accepted
 }
 
-// connectUDP does the same over UDP. The client sends the first packet.
+// connectUDP does the same as connectTCP, over UDP. The client sends the first packet.
 func connectUDP(t *testing.T, server, client *nodetest.Pod) (conn, accepted net.Conn) {
 	t.Helper()
 	var l net.PacketConn

@@ -13,8 +13,8 @@ import (
 // columns is the longest length of a line. A tab counts as one column, as in golangci-lint's lll.
 const columns = 120
 
-// TestColumns checks that no line is longer than columns. For Go the linter checks it too; this test also reads shell
-// and prose.
+// TestColumns checks that no line is longer than columns. The linter checks this too, but only for Go. This test also
+// reads shell and prose.
 func TestColumns(t *testing.T) {
 	files := tree(t)
 	complain(t, wide(files))
@@ -28,7 +28,7 @@ func TestColumns(t *testing.T) {
 
 var shebang = regexp.MustCompile(`^(#!.*sh$|# shellcheck shell=)`)
 
-// kind returns the language of a file; "" if its lines aren't counted.
+// kind returns the language of a file. It returns "" if the length of the file's lines isn't limited.
 func kind(f file) string {
 	first, _, _ := bytes.Cut(f.text, []byte("\n"))
 	switch ext := path.Ext(f.path); {
@@ -44,7 +44,7 @@ func kind(f file) string {
 	return ""
 }
 
-// address matches a URL, or the target of a link in Markdown: neither can be wrapped.
+// address matches a URL, or the target of a link in Markdown. Neither of them can be wrapped.
 var address = regexp.MustCompile(`https?://\S+|\]\([^)]*\)`)
 
 // wide returns the lines that are too long. It ignores tables and addresses.

@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// documents are the pages for people, by their paths from the root.
+// documents returns the texts of the pages for people, by their paths from the root.
 func documents(t *testing.T) map[string]string {
 	t.Helper()
 	pages := map[string]string{}
@@ -48,8 +48,8 @@ func TestDocumentedTargets(t *testing.T) {
 	}
 }
 
-// unknownTargets returns the commands in blocks or backquotes that help doesn't list, alone or behind settings of
-// variables.
+// unknownTargets returns the make commands in blocks or backquotes whose targets help doesn't list. Settings of
+// variables may precede the word make.
 func unknownTargets(name, text, help string) (wrong []string) {
 	command := regexp.MustCompile("(?m)(?:^ {4,}|`)(?:[A-Z]+=\\S+ )*make ([a-z0-9-]+)")
 	for _, m := range command.FindAllStringSubmatch(text, -1) {
@@ -71,13 +71,13 @@ func TestDocumentedPaths(t *testing.T) {
 	slices.Sort(paths)
 	paths = slices.Compact(paths)
 	for name, text := range documents(t) {
-		if name != "CHANGELOG.md" { // of what was
+		if name != "CHANGELOG.md" { // it names files of earlier versions
 			complain(t, unknownPaths(name, text, paths))
 		}
 	}
 }
 
-// everything returns the paths of all files from the root, without git's own and the files that make builds.
+// everything returns the paths of all files from the root, except git's own files and the files that make builds.
 func everything(t *testing.T) (paths []string) {
 	t.Helper()
 	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
@@ -116,7 +116,7 @@ func unknownPaths(name, text string, paths []string) (wrong []string) {
 
 // TestDocumentedRuns: each "go test ./PACKAGE -run TEST" that a page names finds a test.
 func TestDocumentedRuns(t *testing.T) {
-	names := map[string][]string{} // of tests, by folder
+	names := map[string][]string{} // names of tests, by folder
 	for _, f := range tree(t) {
 		if strings.HasSuffix(f.path, "_test.go") {
 			for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllSubmatch(f.text, -1) {

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// promises names what a package must not link, directly or through other packages: import paths, and all paths below
-// them.
+// promises names the packages that a package must not link, directly or through other packages. An import path in
+// never also stands for all paths below it.
 var promises = []struct {
 	pkg, why string
 	never    []string
@@ -41,14 +41,14 @@ func TestLinks(t *testing.T) {
 }
 
 // pure are the packages that use no file, no socket and no part of the kernel: they get everything as a value. Of
-// weir's own packages they link only each other.
+// weir's own packages, pure packages link only each other.
 var pure = []string{"conf", "policy", "policy/ruleset", "policy/verdict"}
 
-// touching are the packages that a pure package must not import itself. Its dependencies may: Kubernetes' types link
-// net/http and os.
+// touching are the packages that a pure package must not import itself. The dependencies of a pure package may import
+// them: Kubernetes' types link net/http and os.
 var touching = []string{"os", "os/exec", "io/fs", "net/http", "syscall", "golang.org/x/sys", "unsafe"}
 
-// TestPure: of weir's own packages, pure packages link only each other. They import none of touching.
+// TestPure: of weir's own packages, pure packages link only each other. They import none of the packages in touching.
 func TestPure(t *testing.T) {
 	for _, p := range pure {
 		complain(t, impure(p, dependencies(t, p)))
@@ -63,7 +63,7 @@ func TestPure(t *testing.T) {
 	}
 }
 
-// impure returns those of weir's own packages among the dependencies that aren't pure.
+// impure returns the dependencies that are packages of weir's own but aren't pure.
 func impure(pkg string, deps []string) (wrong []string) {
 	for _, d := range deps {
 		if own, ok := strings.CutPrefix(d, module); ok && !slices.Contains(pure, own) {

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// floors are the rooms of the house, from the roof down. A package imports only packages of its own floor and of those
-// below. docs/architecture.md says what each room has.
+// floors are the rooms of the house, from the roof down. A package imports only packages of its own floor and of the
+// floors below. docs/architecture.md says what each room has.
 var floors = [][]string{
 	{"plugins"},
 	{"agent"},
@@ -76,7 +76,7 @@ func upward(arrows []arrow) (wrong []string) {
 		switch {
 		case forTests(a.to):
 			wrong = append(wrong, fmt.Sprintf("%s: %s imports %s, which is for tests", a.at, a.from, a.to))
-		case !known && slices.Contains(outside, room(a.from)): // imports what it likes
+		case !known && slices.Contains(outside, room(a.from)): // the folders in outside may import any package
 		case !known:
 			wrong = append(wrong, fmt.Sprintf("%s: %s is on no floor", a.at, room(a.from)))
 		case !inHouse:
@@ -88,7 +88,8 @@ func upward(arrows []arrow) (wrong []string) {
 	return wrong
 }
 
-// cycles returns the circles of imports between rooms, each once. Within a room the compiler refuses them.
+// cycles returns the circles of imports between rooms, each circle once. Circles within a room need no check: the
+// compiler refuses circles between packages.
 func cycles(arrows []arrow) (wrong []string) {
 	next := map[string]map[string]bool{}
 	for _, a := range arrows {

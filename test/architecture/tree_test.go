@@ -1,11 +1,11 @@
 // Package architecture tests what the project promises about its own layout: the rooms that a room may import, the
-// packages that the plugin and the policy core may link, and the lengths of files, functions and lines. With -v it
-// prints the figures:
+// packages that the plugin and the policy core may link, and the lengths of files, functions and lines. With -v the
+// tests print the figures:
 //
 //	go test ./test/architecture -v
 //
-// Each rule is a function. It takes what was read and returns what is wrong, so a second test can break it on made-up
-// input.
+// Each rule is a function that takes what was read and returns what is wrong. So a second test can call the rule with
+// made-up input that breaks it.
 package architecture
 
 import (
@@ -120,7 +120,7 @@ func room(pkg string) string {
 	return top
 }
 
-// complain fails the test with each of the faults.
+// complain reports each of the faults as an error of the test.
 func complain(t *testing.T, wrong []string) {
 	t.Helper()
 	for _, w := range wrong {
@@ -128,7 +128,7 @@ func complain(t *testing.T, wrong []string) {
 	}
 }
 
-// wants checks that a rule finds exactly the faults in made-up input.
+// wants checks that a rule found exactly the wanted faults in made-up input.
 func wants(t *testing.T, got []string, want ...string) {
 	t.Helper()
 	if !slices.Equal(got, want) {

@@ -8,14 +8,15 @@ import (
 	"testing"
 )
 
-// backend is the only package that has iptables' words. Other packages hold rules as data (policy/ruleset).
+// backend is the only package that contains iptables' words. Other packages hold rules as data (policy/ruleset).
 const backend = "netfilter/iptables"
 
-// itsWords are iptables' options and the name of a table of its: git grep -nE -- '-j |--match-set|mangle'
+// itsWords matches iptables' options, and the name of one of iptables' tables. To find them: git grep -nE -- '-j
+// |--match-set|mangle'
 var itsWords = regexp.MustCompile(`-j |--match-set|mangle`)
 
-// TestWordsOfIptables: no code outside the iptables backend has iptables' words, so a second backend fits in. Comments
-// may show the equivalent command.
+// TestWordsOfIptables: no code outside the iptables backend has iptables' words, so that a second backend can be
+// added. Comments may show the equivalent command.
 func TestWordsOfIptables(t *testing.T) {
 	complain(t, iptablesWords(production(t, tree(t))))
 }

@@ -19,12 +19,12 @@ var (
 	me    = flag.String("me", "now", "which of the two this process is: now or before")
 )
 
-// times are the times of a process, by operation and round.
+// times has the times that a process measured, by operation and round.
 type times map[string][]time.Duration
 
-// TestTurns adds and deletes pods with weir and with bridge, in turns with another process. That process does the same
-// on a node of its own with the programs of another commit. The two processes pass a token through a pipe. The process
-// with the present programs begins.
+// TestTurns adds and deletes pods with weir and with bridge, in turns with another process. The other process does the
+// same on a node of its own with the programs of another commit. The two processes pass a token through a pipe. The
+// process with the present programs begins.
 func TestTurns(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -88,7 +88,8 @@ func save(t *testing.T, took times) {
 	}
 }
 
-// compare prints the ratio to bridge's time for both commits, and the difference between the two, round by round.
+// compare prints, for each of the two commits, the ratio of weir's time to bridge's time. It also prints the
+// difference between the two ratios, round by round.
 func compare(t *testing.T, now times) {
 	t.Helper()
 	var before times

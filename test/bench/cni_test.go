@@ -35,10 +35,10 @@ type contender struct {
 	add, del func(ctx context.Context, pod, netns string) error
 }
 
-// plain returns the name in a form that networks and namespaces may have.
+// plain returns the name in a form that is allowed for networks and namespaces.
 func plain(name string) string { return strings.ReplaceAll(name, "+", "-") }
 
-// plugin calls a real plugin as a runtime does, through libcni.
+// plugin returns a contender that calls a real plugin as a runtime does, through libcni.
 func plugin(t *testing.T, n *nodetest.Node, name, conf string) contender {
 	t.Helper()
 	network := plain(name)
@@ -67,7 +67,7 @@ func plugin(t *testing.T, n *nodetest.Node, name, conf string) contender {
 	}
 }
 
-// floor calls the program in the folder floor, with all parameters as arguments.
+// floor returns a contender that calls the program in the folder floor, with all parameters as arguments.
 func floor() contender {
 	program := filepath.Join(*programs, "floor")
 	number := func(pod string) (i int) {
@@ -108,7 +108,7 @@ func bridgeConf() string {
 	return `{"type": "bridge", "bridge": "br0", "isGateway": true, ` + local("10.90.0.0/24") + `}`
 }
 
-// once adds a pod to the contender's network, deletes it, and returns how long each took.
+// once adds a pod to the contender's network, deletes it, and returns how long ADD and DEL took.
 func once(t *testing.T, c contender) (add, del time.Duration) {
 	t.Helper()
 	path := nodetest.NewNS(t, plain(c.name)+"-pod-0")
@@ -182,7 +182,7 @@ func TestADD(t *testing.T) {
 	for round := range *rounds + 1 {
 		for _, c := range all {
 			added, deleted := once(t, c)
-			if round > 0 { // the first makes the bridges
+			if round > 0 { // the first round makes the bridges
 				note("ADD", c.name, added)
 				note("DEL", c.name, deleted)
 			}

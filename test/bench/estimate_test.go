@@ -14,7 +14,8 @@ func median[T time.Duration | float64](list []T) T {
 	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
 }
 
-// ratios returns the ratios of two times of the same round. The machine's load affects both times, so it cancels out.
+// ratios returns, for each round, the ratio of two times of the round. The machine's load affects both times, so it
+// cancels out.
 func ratios(of, to []time.Duration) []float64 {
 	all := make([]float64, len(of))
 	for i := range of {
@@ -42,13 +43,13 @@ func estimate(list []float64, digits int) string {
 	)
 }
 
-// intervalRank returns how many of n values lie below the interval of their median, and how many above. It is the rank
-// of the sign test, which assumes nothing about the distribution: of n throws of a coin, at most that many show heads
-// with a probability of 2.5 %. It returns -1 if there is no such rank.
+// intervalRank returns how many of n values lie below the interval of their median, and as many lie above it. This is
+// the rank of the sign test, which assumes nothing about the distribution: with a probability of at most 2.5 %, n
+// throws of a coin show that many heads or fewer. It returns -1 if there is no such rank.
 func intervalRank(n int) int {
 	p := 1.0
 	for range n {
-		p /= 2 // of no heads
+		p /= 2 // probability of no heads
 	}
 	rank := -1
 	for k, sum := 0, p; sum <= 0.025; k++ {

@@ -30,8 +30,9 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
 `
 
-// TestNamespacesWithManySelectors: 17 namespaces whose policies have 4,000 selectors each want more sets than a kernel
-// has. Another namespace's pods start, its policies apply as if it were alone, and so does a change of its policies.
+// TestNamespacesWithManySelectors: each of 17 namespaces has policies with 4,000 selectors. Together they need more
+// sets than a kernel has. The pods of one more namespace start nevertheless. Its policies, and a later change of these
+// policies, apply as if it were the node's only namespace.
 func TestNamespacesWithManySelectors(t *testing.T) {
 	testGreedy(t, func(policy int) string {
 		var peers []string
@@ -42,7 +43,8 @@ func TestNamespacesWithManySelectors(t *testing.T) {
 	})
 }
 
-// TestNamespacesWithManyRules does the same with few sets and 4,000 iptables rules for each namespace.
+// TestNamespacesWithManyRules does the same as TestNamespacesWithManySelectors. Its policies need few sets, but 4,000
+// iptables rules for each of the 17 namespaces.
 func TestNamespacesWithManyRules(t *testing.T) {
 	testGreedy(t, func(policy int) string {
 		var peers, ports []string

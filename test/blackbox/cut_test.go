@@ -41,11 +41,11 @@ metadata: {name: client, namespace: quiet}
 	n.Reach(client, server.IP+":80", true)
 	const over = 30
 	for range over {
-		if _, err := nodetest.Get(t, client.Netns, server.IP+":80"); err != nil { // which closes it
+		if _, err := nodetest.Get(t, client.Netns, server.IP+":80"); err != nil { // Get closes the connection
 			t.Fatal(err)
 		}
 		echoed(t, client, "udp", server.IP+":53")
-		if conn, err := nodetest.Dial(t, client.Netns, "tcp", server.IP+":81"); err == nil { // which is refused
+		if conn, err := nodetest.Dial(t, client.Netns, "tcp", server.IP+":81"); err == nil { // no server listens there
 			_ = conn.Close()
 		}
 	}

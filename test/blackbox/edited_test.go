@@ -15,7 +15,8 @@ func ageless(manifests string) string {
 	return regexp.MustCompile(`, creationTimestamp: "[^"]*"`).ReplaceAllString(manifests, "")
 }
 
-// edited adds a Node to the cluster, which manifest makes, and edits it so that it states each of the claims in turn.
+// edited adds a Node to the cluster, and edits it so that it states each of the claims in turn. The function manifest
+// makes the Node's manifest. Every agent must report this Node and no other, and all pods must still reach each other.
 func edited(
 	c *nodetest.Cluster, honest, ownAddress, ownNetwork string, manifest func(addresses, networks string) string,
 	claims [][2]string,
@@ -63,8 +64,8 @@ func edited(
 	}
 }
 
-// TestTheOldestNodeIsEdited: the oldest Node starts to claim addresses that other Nodes already claim. The other Nodes
-// keep them.
+// TestTheOldestNodeIsEdited: the oldest Node starts to claim addresses that other Nodes already claim. The earlier
+// claims still count.
 func TestTheOldestNodeIsEdited(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -79,7 +80,8 @@ func TestTheOldestNodeIsEdited(t *testing.T) {
 		})
 }
 
-// TestNodesWithoutAge does the same where it is unknown which Node is the oldest.
+// TestNodesWithoutAge does the same as TestTheOldestNodeIsEdited, with Nodes that have no creationTimestamp. So it is
+// unknown which Node is the oldest.
 func TestNodesWithoutAge(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -92,8 +94,8 @@ func TestNodesWithoutAge(t *testing.T) {
 		[][2]string{{"172.20.2.10 2001:db8:9::10", "100.96.9.0/24"}, {"172.20.9.10 2001:db8:9::10", "100.96.0.0/13"}})
 }
 
-// TestNetworksOfOthersHoldWhatANodeNeeds: a node ignores another node's network if the network contains an address of
-// its own links or its router, even if it gets that address later.
+// TestNetworksOfOthersHoldWhatANodeNeeds: a node ignores another node's network if the network contains the address of
+// a link or of the router of this node, even if this node gets the address only later.
 func TestNetworksOfOthersHoldWhatANodeNeeds(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

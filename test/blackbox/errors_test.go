@@ -12,7 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// wrapped puts a shell script of that name first in PATH. In the script, $real is the path of the real program.
+// wrapped puts a shell script with the program's name first in PATH, so that weir runs the script instead of the
+// program. In the script, $real is the path of the program.
 func wrapped(t *testing.T, name, script string) {
 	t.Helper()
 	real, err := exec.LookPath(name)
@@ -34,8 +35,8 @@ kind: Pod
 metadata: {name: web, namespace: shop, labels: {app: web}}
 `
 
-// TestErrorsOfIptablesAreShort: iptables refuses one of several hundred kilobytes of rules. The log and the status show
-// that line and no others.
+// TestErrorsOfIptablesAreShort: iptables refuses one line of an input of several hundred kilobytes. The log and the
+// status show the refused line, and no other lines of the input.
 func TestErrorsOfIptablesAreShort(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -67,7 +68,7 @@ spec: {podSelector: {}, ingress: [{from: [%s]}]}
 		}
 		return nil
 	})
-	time.Sleep(3 * time.Second) // in which it tries again
+	time.Sleep(3 * time.Second) // the agent tries again in this time
 	if log := n.AgentLog(); len(log) > 32<<10 || !strings.Contains(log, "-A WEIR-POSTROUTING ") {
 		t.Errorf("the log has %d bytes, and should have few, and the line that is wrong: %.3000s", len(log), log)
 	}

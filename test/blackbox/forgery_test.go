@@ -17,7 +17,7 @@ import (
 type forgery struct {
 	*testing.T
 	from         *nodetest.Pod
-	own, gateway net.HardwareAddr // at the link layer
+	own, gateway net.HardwareAddr // MACs of the sender and of its gateway
 }
 
 func newForgery(t *testing.T, from *nodetest.Pod) *forgery {
@@ -40,7 +40,8 @@ func fromOutside(t *testing.T, n *nodetest.Node) *forgery {
 	}
 }
 
-// neighbour returns the MAC of the pod's gateway. If the pod doesn't know it, it asks for it.
+// neighbour returns the MAC of the pod's gateway. If the pod doesn't know this MAC yet, a packet to the gateway makes
+// the pod ask for it.
 func neighbour(t *testing.T, name string) net.HardwareAddr {
 	t.Helper()
 	var routes []struct{ Gateway string }
@@ -76,7 +77,7 @@ func neighbour(t *testing.T, name string) net.HardwareAddr {
 	return nil
 }
 
-// inside returns the beginning of the flow's packet that an error is about.
+// inside returns the flow's packet that an ICMP error is about, as the error carries it.
 func (f *forgery) inside(u udp, payload string) []byte {
 	f.Helper()
 	return nodetest.Frame(f, u.packet(payload)...)
@@ -103,7 +104,7 @@ var (
 	quench      = kind{v4: 4 << 8, v6: 2 << 8, mtu: 1280}
 )
 
-// icmp returns the error's layers: ICMP's header, and the beginning of the packet that it is about.
+// icmp returns the error's layers: the ICMP header, and the beginning of the packet that the error is about.
 func (f *forgery) icmp(outer gopacket.SerializableLayer, k kind, inside []byte) []gopacket.SerializableLayer {
 	f.Helper()
 	if _, ok := outer.(*layers.IPv4); ok {
@@ -124,13 +125,14 @@ func (f *forgery) ethernet(to netip.Addr) *layers.Ethernet {
 	return ethernet(f.gateway, f.own, to.String())
 }
 
-// send sends an error about a packet of the flow from the pod's own address, with the words at its end.
+// send sends an ICMP error from the pod's own address. The error is about a packet of the flow, and ends with the
+// words.
 func (f *forgery) send(to string, k kind, about udp, words string) {
 	f.Helper()
 	f.sendAs(f.address(netip.MustParseAddr(to)), to, k, about, words)
 }
 
-// sendAs does the same as send, from another address.
+// sendAs does the same as send, but with the source address src.
 func (f *forgery) sendAs(src netip.Addr, to string, k kind, about udp, words string) {
 	f.Helper()
 	dst := netip.MustParseAddr(to)

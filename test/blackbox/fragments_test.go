@@ -39,7 +39,8 @@ func firstFragment(t *testing.T, dstMAC, srcMAC net.HardwareAddr, src, dst strin
 		options, fragment, payload)
 }
 
-// arrive sends datagrams of 8 KB from one pod to the other, evenly over the duration, and counts those that arrive.
+// arrive sends datagrams of 8 KB from one pod to the other, evenly over the duration spread. It returns how many of
+// the datagrams arrive.
 func arrive(t *testing.T, from, to *nodetest.Pod, address string, count int, spread time.Duration) int {
 	t.Helper()
 	box := listen(t, to.Netns, "udp", net.JoinHostPort(address, "9999"))
@@ -102,7 +103,8 @@ func TestFragmentsOfOnePod(t *testing.T) {
 	}
 }
 
-// TestControlOwnFragments: a pod's own fragments arrive, sent evenly or all at once, as its share is large enough.
+// TestControlOwnFragments: the fragments of a single pod arrive, whether the pod sends them evenly or all at once. A
+// pod's share is large enough for both.
 func TestControlOwnFragments(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

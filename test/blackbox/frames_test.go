@@ -28,7 +28,7 @@ metadata: {name: deny-all, namespace: hostile}
 spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 `
 
-// hostileNode makes a node with two pods and a hostile one. Policies allow the hostile pod nothing.
+// hostileNode makes a node with a hostile pod and two other pods. Policies allow the hostile pod nothing.
 func hostileNode(t *testing.T, conf nodetest.Conf) (n *nodetest.Node, hostile, a, b *nodetest.Pod) {
 	t.Helper()
 	n = nodetest.NewNode(t, conf)
@@ -38,7 +38,8 @@ func hostileNode(t *testing.T, conf nodetest.Conf) (n *nodetest.Node, hostile, a
 	return n, n.AddPod("hostile", "e"), n.AddPod("quiet", "a"), n.AddPod("quiet", "b")
 }
 
-// noReversePath turns off rp_filter, the only check of IPv4 senders that the kernel makes. Off is its default.
+// noReversePath turns off rp_filter, the only check of IPv4 senders that the kernel itself makes. By default rp_filter
+// is off.
 func noReversePath(t *testing.T) {
 	t.Helper()
 	nodetest.Run(t, "sh", "-c", "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done")
@@ -47,7 +48,7 @@ func noReversePath(t *testing.T) {
 // linkLocal returns a MAC that bridges don't forward (IEEE 802.1D, table 7-10).
 func linkLocal(last byte) net.HardwareAddr { return net.HardwareAddr{1, 0x80, 0xc2, 0, 0, last} }
 
-// lldp is such a MAC. No hook of the bridge sees frames to it.
+// lldp is a MAC that bridges don't forward. No hook of the bridge sees frames to this MAC.
 var lldp = linkLocal(0x0e)
 
 // mailbox receives the datagrams that arrive at a UDP address.
@@ -64,7 +65,7 @@ func listen(t *testing.T, netns, network, address string) *mailbox {
 	return m
 }
 
-// heard returns the payloads that arrive until none does for the duration.
+// heard returns the payloads that arrive. It ends when no datagram has arrived for the duration quiet.
 func (m *mailbox) heard(t *testing.T, quiet time.Duration) []string {
 	t.Helper()
 	var all []string
@@ -84,9 +85,9 @@ func (m *mailbox) heard(t *testing.T, quiet time.Duration) []string {
 	}
 }
 
-// TestFramesToLinkLocalMACs: the bridge passes such frames to the node's IP stack as received on the pod's port.
-// Packets in them with forged senders reach no service of the node, neither over IPv4 nor over IPv6, which this
-// node's pods don't use.
+// TestFramesToLinkLocalMACs: the bridge passes frames to link-local MACs to the node's IP stack, as received on the
+// pod's port. Packets with forged senders in such frames reach no service of the node. That is so for IPv4, and for
+// IPv6, which the pods of this node don't use.
 func TestFramesToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -95,7 +96,8 @@ func TestFramesToLinkLocalMACs(t *testing.T) {
 	reachNoService(t, e, a)
 }
 
-// TestFramesToLinkLocalMACsWithoutAnAgent does the same without policies, on a node that never had an agent.
+// TestFramesToLinkLocalMACsWithoutAnAgent does the same as TestFramesToLinkLocalMACs without policies, on a node that
+// never had an agent.
 func TestFramesToLinkLocalMACsWithoutAnAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -106,7 +108,8 @@ func TestFramesToLinkLocalMACsWithoutAnAgent(t *testing.T) {
 	reachNoService(t, e, a)
 }
 
-// reachNoService sends packets from pod e to a service of the node in such frames, and from pod a in ordinary ones.
+// reachNoService sends packets to a service of the node: from pod e in frames to link-local MACs, and from pod a in an
+// ordinary frame. Only the packet of pod a may arrive.
 func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	t.Helper()
 	service := listen(t, nodetest.Self, "udp", ":9999")
@@ -117,7 +120,7 @@ func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 			say := fmt.Appendf(nil, "%s to 01:80:c2:00:00:%02x", src, last)
 			packet := datagram(src, dst, 9999, say)
 			frames = append(frames, nodetest.Frame(t, layersOf(ethernet(linkLocal(last), mac, dst), packet...)...))
-			// A tag of VLAN 0 only says how urgent a frame is: the kernel takes it off.
+			// A tag of VLAN 0 only says how urgent a frame is. The kernel removes such a tag.
 			tag := &layers.Dot1Q{Type: ethernet(nil, nil, dst).EthernetType}
 			tagged := &layers.Ethernet{DstMAC: linkLocal(last), SrcMAC: mac, EthernetType: layers.EthernetTypeDot1Q}
 			say = append(say, " under a tag"...)
@@ -129,7 +132,7 @@ func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	for _, say := range service.heard(t, silence) {
 		t.Errorf("the node heard E: %s", say)
 	}
-	// This shows that the service receives packets at all.
+	// The packet of pod a shows that the service receives packets at all.
 	own := nodetest.Frame(t, layersOf(ethernet(macOf(t, nodetest.Self, "weir0"), macOf(t, a.Netns, "eth0"), a.IP),
 		datagram(a.IP, "192.0.2.2", 9999, []byte("a"))...)...)
 	nodetest.SendFrames(t, a.Netns, "eth0", own)
@@ -138,7 +141,8 @@ func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	}
 }
 
-// TestARPToLinkLocalMACs: the node neither answers E, nor learns a neighbour from E.
+// TestARPToLinkLocalMACs: the node doesn't answer ARP that E sends to link-local MACs, and learns no neighbour from
+// it.
 func TestARPToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -185,7 +189,8 @@ func frags(t *testing.T) (all string) {
 	return all
 }
 
-// TestFragmentsToLinkLocalMACs: such fragments take none of the node's memory, as they are dropped before reassembly.
+// TestFragmentsToLinkLocalMACs: fragments in frames to link-local MACs take none of the node's memory, because they
+// are dropped before reassembly.
 func TestFragmentsToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -208,7 +213,8 @@ func nodesOf(own, other string) string {
 	return nodeManifest("self", 0, own, "10.88.0.0/24") + nodeManifest("other", 0, other, "10.99.0.0/24")
 }
 
-// tunnelNode makes a hostileNode with a tunnel to another node. It also returns the MACs of the tunnel's ends.
+// tunnelNode makes a node with a hostile pod e, a pod b, and a tunnel to another node. It also returns the MACs of the
+// tunnel's ends on this node (here) and on the other (there).
 func tunnelNode(t *testing.T, own, other string) (n *nodetest.Node, e, b *nodetest.Pod, here, there net.HardwareAddr) {
 	t.Helper()
 	n = nodetest.NewNode(t, nil)
@@ -234,7 +240,8 @@ func tunnelPacket(t *testing.T, src, dst string, inner []byte) []gopacket.Serial
 	return datagram(src, dst, 4789, vxlan)
 }
 
-// forgesTunnel sends tunnel packets from E to the node's IP stack. In them, a pod of another node seems to speak to B.
+// forgesTunnel sends tunnel packets from E to the node's IP stack. In these packets, a pod of another node seems to
+// send to B.
 func forgesTunnel(t *testing.T, own, other string) {
 	_, e, b, here, there := tunnelNode(t, own, other)
 	box := listen(t, b.Netns, "udp", ":9999")
@@ -250,7 +257,7 @@ func forgesTunnel(t *testing.T, own, other string) {
 	for _, say := range box.heard(t, silence) {
 		t.Errorf("a pod believes what E says for another: %s", say)
 	}
-	// This shows that the frames are valid: the other node may send them.
+	// The other node may send the same frames. Their arrival shows that the frames are valid.
 	nodetest.SendFrames(t, "/run/netns/outside", "eth0",
 		forged(macOf(t, nodetest.Self, "eth0"), macOf(t, "/run/netns/outside", "eth0"), "real"))
 	if got := box.heard(t, silence); len(got) != 1 {
@@ -270,8 +277,9 @@ func TestForgedTunnelFramesOverIPv6(t *testing.T) {
 	}
 }
 
-// TestPortsOfAnEarlierWeir: an earlier weir attached the pods. It did not check these frames, and let router
-// advertisements of pods set addresses and routes. The new agent removes both, and checks frames from these ports too.
+// TestPortsOfAnEarlierWeir: an earlier weir attached the pods. It did not check frames to link-local MACs, and let
+// router advertisements of pods set addresses and routes. The new agent removes these addresses and routes. It checks
+// all frames from the old ports too.
 func TestPortsOfAnEarlierWeir(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -300,8 +308,8 @@ func TestPortsOfAnEarlierWeir(t *testing.T) {
 	n.Reach(a, b.IP+":80", true)
 }
 
-// TestThePortsTablesAreRepaired: the agent repairs these tables as soon as another program removes them, not only at
-// the next resync after up to ten seconds.
+// TestThePortsTablesAreRepaired: another program removes the tables that check the ports' frames. The agent repairs
+// the tables at once, and doesn't wait up to ten seconds for the next resync.
 func TestThePortsTablesAreRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -37,7 +37,7 @@ func asked(t *testing.T) net.Conn {
 	return conn
 }
 
-// hungUp reports whether the agent ends the connection within that time.
+// hungUp reports whether the agent ends the connection within the given time.
 func hungUp(t *testing.T, conn net.Conn, within time.Duration) bool {
 	t.Helper()
 	if err := conn.SetReadDeadline(time.Now().Add(within)); err != nil {
@@ -59,7 +59,8 @@ func TestIdleHealthConnectionsEnd(t *testing.T) {
 	}
 }
 
-// TestHealthConnectionsAreBounded: the agent keeps few of many connections, and still answers kubelet's probe.
+// TestHealthConnectionsAreBounded: of many connections the agent keeps only a few open, and it still answers kubelet's
+// probe.
 func TestHealthConnectionsAreBounded(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -70,7 +71,7 @@ func TestHealthConnectionsAreBounded(t *testing.T) {
 	for range 300 {
 		all = append(all, asked(t))
 	}
-	asked(t) // kubelet's
+	asked(t) // this is kubelet's request
 	open := 0
 	for _, conn := range all {
 		if !hungUp(t, conn, time.Millisecond) {

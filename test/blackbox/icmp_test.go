@@ -87,8 +87,8 @@ func isolatedBehind(t *testing.T, plugin string) bool {
 	return nodetest.IsolatedWithWeir(t, "main/"+plugin, "ipam/host-local")
 }
 
-// attachedBy makes a node with an agent that has read the manifests. Weir attaches its pods, or another plugin with
-// weir chained to it. The host outside has routes to the pods.
+// attachedBy makes a node with an agent that has read the manifests. Either weir attaches the pods, or another plugin
+// attaches them and weir is chained to it. The host outside has routes to the pods.
 func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 	t.Helper()
 	n := nodetest.NewNode(t, dualStack)
@@ -100,8 +100,8 @@ func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 		"ip -n outside route add 10.99.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:99::/64 via 2001:db8::2",
 		"ip -n outside route add 10.88.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:88::/64 via 2001:db8::2",
 	)
-	// Package net finds out once which families the system has, by binding to ::1. It must not do so in a pod, where
-	// loopback is down.
+	// Package net binds to ::1 once, to find out which families the system has. It must not do this in a pod, where
+	// loopback is down, so the test makes it happen here.
 	l, err := net.Listen("tcp", ":0")
 	if err != nil {
 		t.Fatal(err)
@@ -150,7 +150,7 @@ func ended(conn net.Conn) bool {
 	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.EPROTO)
 }
 
-// heard returns the words that came in on the link.
+// heard returns those of the words that came in on the link.
 func heard(s *nodetest.Sniffer, words ...string) []string {
 	var all []string
 	for _, frame := range s.Frames(false, 100*time.Millisecond) {
@@ -179,7 +179,7 @@ func newWorld(t *testing.T, plugin string) (*nodetest.Node, world) {
 	for _, p := range []*nodetest.Pod{w.open, w.victim, w.peer} {
 		n.Serve(p.Netns, "udp", ":53")
 	}
-	nodetest.In(t, w.victim.Netns, func() error { // it believes errors as servers do that look for the best way
+	nodetest.In(t, w.victim.Netns, func() error { // the victim accepts redirects
 		return os.WriteFile("/proc/sys/net/ipv4/conf/all/accept_redirects", []byte("1"), 0o600)
 	})
 	return n, w
@@ -189,8 +189,9 @@ func TestForgedErrors(t *testing.T)             { forgedErrors(t, "weir") }
 func TestForgedErrorsBehindPtp(t *testing.T)    { forgedErrors(t, "ptp") }
 func TestForgedErrorsBehindBridge(t *testing.T) { forgedErrors(t, "bridge") }
 
-// forgedErrors: a pod that may send nothing sends ICMP errors, under its own address, about packets that it never
-// received. By the packet inside, connection tracking relates them to connections of other pods. None may arrive.
+// forgedErrors: a pod that may send nothing sends ICMP errors from its own address. They are about packets that the
+// pod never received. Connection tracking looks at the packet inside such an error, and relates the error to a
+// connection of another pod. No error may arrive.
 func forgedErrors(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -232,14 +233,14 @@ func forgedErrors(t *testing.T, plugin string) {
 		if got := heard(atOutside, "secret to the world"); got != nil {
 			t.Errorf("an error that carries %q came to the host outside", got)
 		}
-		// Now to the node itself, about a connection of its own: such an error would make the packets between nodes smaller.
+		// Now to the node itself, about a connection of the node: the node would then send smaller packets to other nodes.
 		own := dial(t, nodetest.Self, net.JoinHostPort(x.outside, "53"))
 		f.send(x.node, tooBig, flow(own.LocalAddr().String(), own.RemoteAddr().String()), "x")
 		time.Sleep(50 * time.Millisecond)
 		if route := nodetest.Run(t, "ip", "route", "get", x.outside); strings.Contains(route, "mtu ") {
 			t.Errorf("an error of a pod's has made the node's packets small: %s", route)
 		}
-		// Now from a pod that may send anything, about packets that the kernel doesn't track or know.
+		// Now from a pod that may send anything, about a connection that the kernel no longer tracks.
 		nodetest.Run(t, "conntrack", "-F")
 		newForgery(t, w.open).send(x.node, tooBig, flow(own.LocalAddr().String(), own.RemoteAddr().String()), "x")
 		time.Sleep(50 * time.Millisecond)
@@ -249,7 +250,8 @@ func forgedErrors(t *testing.T, plugin string) {
 	}
 }
 
-// TestForgedErrorsInDisguise: no header moves the forged error past a check of fixed offsets in the packet.
+// TestForgedErrorsInDisguise: a pod sends forged errors behind IPv4 options, in fragments, and behind IPv6 extension
+// headers. A check of fixed offsets would miss them. No such error arrives.
 func TestForgedErrorsInDisguise(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -288,7 +290,8 @@ func TestForgedErrorsInDisguise(t *testing.T) {
 	}
 }
 
-// TestRedirectsOfPods: no ICMP redirect of a pod arrives, even about packets that it received, as pods are no routers.
+// TestRedirectsOfPods: no ICMP redirect of a pod arrives, even if the redirect is about a packet that the pod
+// received. Pods are no routers.
 func TestRedirectsOfPods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -348,7 +351,7 @@ func honestErrors(t *testing.T, plugin string) {
 	refused("of a pod, by a host outside", w.victim.Netns, "192.0.2.1:9")
 	refused("of a pod, by a host outside, IPv6", w.victim.Netns, "[2001:db8::1]:9")
 
-	// A router between the ends. The victim has never sent to its address.
+	// Now a router between the ends sends an error. The victim has never sent to the router's address.
 	for _, x := range []struct{ to, router, node, mtu string }{
 		{"192.0.2.1", "192.0.2.77", "192.0.2.2", "mtu 552"}, {"2001:db8::1", "2001:db8::77", "2001:db8::2", "mtu 1280"},
 	} {
@@ -371,8 +374,8 @@ func honestErrors(t *testing.T, plugin string) {
 	}
 }
 
-// sentAs returns the connection's flow as the host outside sees it: with the node's source address if that is
-// translated.
+// sentAs returns the connection's flow as the host outside sees it. If the node translates the pod's address, the
+// flow's source is the node's address.
 func sentAs(t *testing.T, conn *net.UDPConn, to string) udp {
 	t.Helper()
 	local := conn.LocalAddr().(*net.UDPAddr).AddrPort()

@@ -7,7 +7,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestIdentityFromTheConfiguration: a runtime that passes no K8S_POD_* can have the configuration say which pod it is.
+// TestIdentityFromTheConfiguration: if a runtime passes no K8S_POD_*, the configuration can say which pod it is.
 func TestIdentityFromTheConfiguration(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

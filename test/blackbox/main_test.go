@@ -1,7 +1,7 @@
-// Package blackbox tests how the built programs behave when a pod attacks, a part fails, or an object is hostile: with
-// real packets, and without weir's own packages. So these tests outlive every move of packages, and run against the
-// programs of any commit: WEIR_PROGRAMS names a directory of weir, weir-agent and weirctl. "make blackbox" shows which
-// of them fail with programs of an earlier commit.
+// Package blackbox tests how the built programs behave when a pod attacks, a part fails, or an object is hostile. It
+// uses real packets, and doesn't import weir's own packages. So a move of packages doesn't break the tests, and the
+// tests can run against the programs of any commit: WEIR_PROGRAMS names a directory of weir, weir-agent and weirctl.
+// "make blackbox" shows which of the tests fail with programs of an earlier commit.
 package blackbox
 
 import (
@@ -14,7 +14,7 @@ import (
 
 func TestMain(m *testing.M) { nodetest.MainAsShipped(m) }
 
-// TestControlImports checks that of weir's own packages, these tests import only the one that makes their node.
+// TestControlImports checks that these tests import only one of weir's own packages: the one that makes their node.
 func TestControlImports(t *testing.T) {
 	out, err := exec.Command("go", "list", "-test", "-deps", ".").Output()
 	if err != nil {

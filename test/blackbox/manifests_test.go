@@ -63,7 +63,8 @@ func put(n *nodetest.Node, name, text string) {
 	}
 }
 
-// closesServer writes each file, checks that no pod then reaches the server, and removes the file.
+// closesServer writes the files one by one. For each file it checks that no pod then reaches the server, and removes
+// the file.
 func closesServer(t *testing.T, files [][2]string) {
 	n, server, client, _ := shopNode(t)
 	for _, f := range files {
@@ -175,7 +176,7 @@ func TestFilesThatAreNoManifests(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestAFileThatMayHoldAPolicy: an unreadable file may contain a policy, so the denied traffic is unknown.
+// TestAFileThatMayHoldAPolicy: an unreadable file may contain a policy, so it is unknown what policies deny.
 func TestAFileThatMayHoldAPolicy(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -245,11 +246,11 @@ func TestBadPoliciesClose(t *testing.T) {
 		n.Manifest("bad.yaml", bad(spec))
 		reach(false, true)
 	}
-	// The file becomes so broken that its selector is unknown. Its last good version stays in force.
+	// The file becomes so broken that its selector is unknown. The last good version of its policy stays in force.
 	n.Manifest("bad.yaml", bad("{podSelector: {matchLabels: {app: server}}}"))
 	reach(false, true)
 	n.Manifest("bad.yaml", bad("{podSelectr: {}, ingress: [{}]}"))
-	n.Manifest("other.yaml", strings.ReplaceAll(denyJSON, "server", "none")) // has come by when its name is in the status
+	n.Manifest("other.yaml", strings.ReplaceAll(denyJSON, "server", "none")) // once in the status, bad.yaml is read too
 	n.Eventually("the status has the other policy and the problem", func() error {
 		out, err := n.Ctl("status")
 		if err != nil || !strings.Contains(out, "shop/deny") || !strings.Contains(out, "podSelectr") {
@@ -258,7 +259,8 @@ func TestBadPoliciesClose(t *testing.T) {
 		return nil
 	})
 	reach(false, true)
-	// The agent has never read a good version: all pods of the policy's namespace are closed.
+	// The file was deleted, so the agent has no last good version any more. If the file comes back with an unreadable
+	// selector, all pods of the policy's namespace are closed.
 	n.Manifest("bad.yaml", "")
 	reach(true, true)
 	n.Manifest("bad.yaml", bad("{podSelectr: {}, ingress: [{}]}"))
@@ -298,7 +300,7 @@ spec:
 	server, two, three := n.AddPod("one", "server"), n.AddPod("two", "client"), n.AddPod("three", "client")
 	n.Serve(server.Netns, "tcp", server.IP+":80")
 	n.Reach(two, server.IP+":80", true)
-	n.Reach(three, server.IP+":80", false) // whether its namespace has the label team nobody knows
+	n.Reach(three, server.IP+":80", false) // unknown: does the namespace of three have the label team?
 }
 
 // TestTwoFilesWithOneObject: if two files have the same object, the names of the files don't decide which one counts.
@@ -334,7 +336,7 @@ func TestTwoFilesWithOneObject(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestPoliciesThatAreNotEnforced: each policy of a kind that weir doesn't enforce is a warning.
+// TestPoliciesThatAreNotEnforced: weir warns of each policy of a kind that it doesn't enforce.
 func TestPoliciesThatAreNotEnforced(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -449,7 +451,8 @@ func TestALinkThatLeadsNowhere(t *testing.T) {
 	n.Reach(client, server.IP+":80", false)
 }
 
-// TestNamesThatPretend: names and fields with control characters neither forge lines of logs nor reach a terminal.
+// TestNamesThatPretend: names and fields with control characters forge no lines of logs. The control characters don't
+// reach a terminal.
 func TestNamesThatPretend(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// secondNetwork writes the configuration of a second network of weir's, which Multus attaches in addition to the
-// cluster's. Keys of conf are added to the plugin's configuration.
+// secondNetwork writes the configuration of a second network of weir's. Multus attaches it in addition to the
+// cluster's network. Keys of conf are added to the plugin's configuration.
 func secondNetwork(t *testing.T, n *nodetest.Node, conf nodetest.Conf) {
 	t.Helper()
 	plugin := nodetest.Conf{"type": "weir"}
@@ -56,8 +56,8 @@ func secondAddresses(t *testing.T, result string) (all []string) {
 	return all
 }
 
-// TestASecondInterface: a pod with a default route gets a second interface. Both are reachable from everywhere,
-// policies apply to both, and DEL of one leaves the other.
+// TestASecondInterface: a pod with a default route gets a second interface. Both interfaces are reachable from
+// everywhere, policies apply to both, and DEL of one leaves the other.
 func TestASecondInterface(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -122,7 +122,8 @@ func TestASecondInterface(t *testing.T) {
 	reached(first, true, outside()...)
 }
 
-// TestASecondInterfaceInTheSameNetwork: the pod's route to the gateway already leads out of the first interface.
+// TestASecondInterfaceInTheSameNetwork: a pod gets a second interface when its route to the gateway already leads out
+// of the first one.
 func TestASecondInterfaceInTheSameNetwork(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -142,7 +143,8 @@ func TestASecondInterfaceInTheSameNetwork(t *testing.T) {
 	}
 }
 
-// TestASecondDefaultRouteThatIsAskedFor: ADD refuses it with a message that says what to configure instead.
+// TestASecondDefaultRouteThatIsAskedFor: ADD refuses a second default route. The message says what to configure
+// instead.
 func TestASecondDefaultRouteThatIsAskedFor(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

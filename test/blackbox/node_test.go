@@ -11,7 +11,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// repairTime is how long the agent may take to repair the node: it resyncs every ten seconds, and the machine is busy.
+// repairTime is how long the agent may take to repair the node: ten seconds until the next resync, and ten more
+// because the machine may be busy.
 const repairTime = 10*time.Second + 10*time.Second
 
 // service is an address that the node translates to a pod's, as kube-proxy does.
@@ -21,7 +22,7 @@ const service = "10.96.0.1:80"
 type keptNode struct {
 	*nodetest.Node
 	client, server *nodetest.Pod
-	ways           [][2]string // from a namespace to an address, that must lead there
+	ways           [][2]string // a namespace, and an address that it must reach
 }
 
 const twoPods = `
@@ -115,14 +116,14 @@ func within(d time.Duration, f func() error) error {
 	}
 }
 
-// damage is a change to the node by another program.
+// damage is a change that another program makes to the node.
 type damage struct {
-	what    string // as the metric counts its repair
-	command string // of a shell
-	mended  string // a command that prints yes once it is mended
+	what    string // the label of the metric that counts its repair
+	command string // a line of shell that does the damage
+	mended  string // a line of shell that prints anything once the damage is repaired
 }
 
-// comesBack does each damage, and waits until the agent has repaired it.
+// comesBack does each damage, and waits until the agent has repaired the damage.
 func (n *keptNode) comesBack(all []damage) {
 	n.Helper()
 	for _, d := range all {
@@ -138,10 +139,10 @@ func (n *keptNode) comesBack(all []damage) {
 		})
 		if err != nil {
 			n.Errorf("%s: not put right: %v", d.command, err)
-			return // the next would fail for this one's reason
+			return // the next damage would fail for the same reason
 		}
 		n.Logf("%s: put right after %s", d.command, time.Since(began).Round(10*time.Millisecond))
-		// The agent makes a repair before it counts it.
+		// The agent counts a repair only after it has made the repair.
 		if err := within(2*time.Second, func() error {
 			if now := metric(n, `weir_node_repairs_total{what="`+d.what+`"}`); now <= counted {
 				return fmt.Errorf("weir_node_repairs_total{what=%q} is %v", d.what, now)
@@ -163,7 +164,7 @@ func (n *keptNode) comesBack(all []damage) {
 	}
 }
 
-// TestNodeSysctlsComeBack: a reload of /etc/sysctl.d or an administrator resets sysctls.
+// TestNodeSysctlsComeBack: a reload of /etc/sysctl.d or an administrator resets sysctls. The agent sets them again.
 func TestNodeSysctlsComeBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -183,8 +184,8 @@ func TestNodeSysctlsComeBack(t *testing.T) {
 	n.comesBack(all)
 }
 
-// TestNodeBridgeComesBack: scripts like "network restart", systemd-networkd and people remove weir0, its addresses
-// and the routes to it.
+// TestNodeBridgeComesBack: scripts like "network restart", systemd-networkd and people remove weir0, its addresses and
+// the routes to it. The agent restores all of them.
 func TestNodeBridgeComesBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -217,7 +218,7 @@ func TestNodeBridgeComesBack(t *testing.T) {
 	})
 }
 
-// TestNodePortsComeBack: other programs change the pods' ports.
+// TestNodePortsComeBack: other programs change the pods' ports. The agent undoes the changes.
 func TestNodePortsComeBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -249,8 +250,8 @@ func TestNodePortsComeBack(t *testing.T) {
 	})
 }
 
-// TestCheckSeesTheNode: CHECK of a pod fails for each fault that cuts it off, including faults of the node's shared
-// parts. No agent runs that would repair them.
+// TestCheckSeesTheNode: CHECK of a pod fails for each fault that cuts the pod off, including faults of the parts that
+// all pods of the node share. No agent runs, because it would repair the faults.
 func TestCheckSeesTheNode(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -347,8 +348,8 @@ func TestGuardRepairsAreCounted(t *testing.T) {
 	})
 }
 
-// TestGuardThatLooksLikeItself: another program changes the guard's rules and keeps their comments. nft prints some
-// numbers as words: in the bridge family, "dstnat" is priority -300.
+// TestGuardThatLooksLikeItself: another program changes the guard's rules but keeps their comments. The agent repairs
+// the rules. nft prints some numbers as words: in the bridge family, "dstnat" is priority -300.
 func TestGuardThatLooksLikeItself(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -399,8 +400,8 @@ spec: {podCIDR: 10.88.1.0/24, podCIDRs: [10.88.1.0/24]}
 status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
 `
 
-// TestNodeOverlayComesBack: other programs change the tunnel to another node. The namespace outside takes that node's
-// place.
+// TestNodeOverlayComesBack: other programs change the tunnel to another node, and the agent repairs the tunnel. The
+// namespace outside plays the other node.
 func TestNodeOverlayComesBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -9,7 +9,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// nodeManifest returns a Node that was created in that minute. Blanks separate its InternalIPs, and its podCIDRs.
+// nodeManifest returns the manifest of a Node that was created in the given minute. In addresses and networks, blanks
+// separate the Node's InternalIPs and its podCIDRs.
 func nodeManifest(name string, minute int, addresses, networks string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b,
@@ -29,7 +30,8 @@ func nodeManifest(name string, minute int, addresses, networks string) string {
 	return b.String()
 }
 
-// honestNodes returns the Nodes n1 to nSIZE of a cluster. The first of them, as many as shared, share a subnet.
+// honestNodes returns manifests of the Nodes n1 to nSIZE of a cluster. The addresses of the first nodes, up to the
+// number shared, are in one subnet.
 func honestNodes(size, shared int) string {
 	var b strings.Builder
 	for i := 1; i <= size; i++ {
@@ -122,7 +124,7 @@ func TestHostileNode(t *testing.T) {
 				}
 			}
 			allReach(c, pods, mode+", "+claim.name)
-			// An agent that restarts, without routes from before.
+			// The agent of n2 restarts, and the routes and the tunnel from before are gone.
 			n := c.Nodes[1]
 			n.StopAgent()
 			n.Run("sh", "-c", "ip route flush proto 88; ip -6 route flush proto 88; ip link del weir-vxlan || true")
@@ -138,9 +140,9 @@ func TestHostileNode(t *testing.T) {
 	}
 }
 
-// shareSubnet gives n1 and n2 a second link, to each other, with the addresses 172.21.0.1 and 172.21.0.2 that their
-// Nodes have. So in crossSubnet they reach each other without a tunnel. The router gets routes to all pods, which a
-// network without encapsulation needs.
+// shareSubnet joins n1 and n2 by a second link, with the addresses 172.21.0.1 and 172.21.0.2 that their Nodes have. So
+// in crossSubnet n1 and n2 reach each other without a tunnel. The router gets routes to all pods, which a network
+// without encapsulation needs.
 func shareSubnet(c *nodetest.Cluster) {
 	c.Helper()
 	lines := []string{

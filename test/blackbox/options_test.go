@@ -20,8 +20,8 @@ func TestHopByHopOptionsToLinkLocalMACs(t *testing.T) {
 	}
 	_, e, a, _ := hostileNode(t, dualStack)
 	words := []byte("words of a hostile pod")
-	// RFC 8200, section 4.2: an option whose type begins with the bits 10 is answered, even if the packet was sent to a
-	// group.
+	// RFC 8200, section 4.2: if a receiver doesn't know an option whose type begins with the bits 10, it answers, even if
+	// the packet was sent to a group.
 	options := append([]byte{byte(layers.IPProtocolNoNextHeader), 0, 0x9e, 4}, make([]byte, 4)...)
 	for _, to := range []net.HardwareAddr{linkLocal(2), linkLocal(3), lldp, linkLocal(0x0f)} {
 		heard := nodetest.Sniff(t, a.Netns, "eth0")

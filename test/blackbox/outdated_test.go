@@ -11,14 +11,15 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// nodes returns manifests of this Node, with these podCIDRs, and of another one.
+// nodes returns manifests of this Node, with the given podCIDRs, and of another Node.
 func nodes(own ...string) string {
 	return nodeManifest("self", 0, "192.0.2.2", strings.Join(own, " ")) +
 		nodeManifest("other", 0, "192.0.2.1", "10.88.0.0/24")
 }
 
-// clustered makes a node whose agent knows its Node and writes the runtime's configuration. The runtime of "stale"
-// uses an outdated configuration, from when this node had the podCIDR that the other node has now.
+// clustered makes a node whose agent knows the Node's podCIDRs and writes the runtime's configuration. It also returns
+// stale: the same node, but with a runtime whose configuration is outdated. In that configuration this node has the
+// podCIDR that the other node has now.
 func clustered(t *testing.T, former nodetest.Conf, own ...string) (n, stale *nodetest.Node) {
 	t.Helper()
 	stale = nodetest.NewNode(t, former)
@@ -37,8 +38,8 @@ func clustered(t *testing.T, former nodetest.Conf, own ...string) (n, stale *nod
 
 func conflist(n *nodetest.Node) string { return filepath.Join(n.ConfDir, "10-weir.conflist") }
 
-// TestAConfigurationOfAFormerLife: the runtime uses an outdated configuration. ADD fails with the reason, and the
-// current configuration has been written by then.
+// TestAConfigurationOfAFormerLife: the runtime uses an outdated configuration. ADD fails with the reason. By then the
+// agent has written the current configuration.
 func TestAConfigurationOfAFormerLife(t *testing.T) {
 	good := []any{nodetest.Conf{"subnet": "10.99.7.0/24"}}
 	for name, tc := range map[string]struct {
@@ -87,7 +88,8 @@ func TestAConfigurationOfAFormerLife(t *testing.T) {
 	}
 }
 
-// TestPodsFromBeforeAChangeOfPodCIDRs: running pods keep their connections, and the status lists them.
+// TestPodsFromBeforeAChangeOfPodCIDRs: when the node's podCIDRs change, running pods keep their connections, and the
+// status lists these pods.
 func TestPodsFromBeforeAChangeOfPodCIDRs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

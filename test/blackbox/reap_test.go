@@ -52,7 +52,7 @@ func TestADeletionOnItsWayIsLeftToIt(t *testing.T) {
 	n.Eventually("DEL is stopped, and doesn't get the lock", func() error {
 		states, err := nodetest.Try("sh", "-c", fmt.Sprintf("sed 's/.*) \\(.\\) .*/\\1/' /proc/%d/task/*/stat", plugin))
 		if err != nil {
-			return err // one of its threads has just ended
+			return err // one of the plugin's threads has just ended
 		}
 		if strings.Trim(states, "T\n") != "" {
 			return fmt.Errorf("its threads are in the states %q", states)
@@ -62,7 +62,7 @@ func TestADeletionOnItsWayIsLeftToIt(t *testing.T) {
 	if err := lock.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for i, p := range []*nodetest.Pod{b, c} { // each shows that the agent has looked over the node once more
+	for i, p := range []*nodetest.Pod{b, c} { // once the pod is removed, the agent has looked at the node once more
 		nodetest.DelNS(t, p.Netns)
 		n.Eventually("the agent takes away pod "+p.Name, func() error {
 			if got := addresses(t); strings.Contains(got, p.IP) || links() != 1-i {

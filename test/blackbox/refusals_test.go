@@ -44,11 +44,12 @@ const harmless = "{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{p
 
 // refusal is a part of one tenant's policy that the kernel refuses.
 type refusal struct {
-	spec  string // of the tenant's policy
-	field string // that the refusal is told of
-	// before is called before the policy is added, after when it is there, and mended when the kernel must accept it.
+	spec  string // the spec of the tenant's policy
+	field string // the field that the agent reports
+	// before is called before the policy is added, and after when the policy is there. mended is called before the kernel
+	// must accept the part.
 	before, after, mended func(*nodetest.Node)
-	opens                 bool // port 1234, once the kernel takes it
+	opens                 bool // port 1234 is open once the kernel accepts the part
 	legacy                bool // the node uses iptables-legacy
 }
 
@@ -57,7 +58,7 @@ const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND f
 	"rule in chain X"
 
 // lacking makes iptables refuse input that has a line with the text, as if the kernel lacked a module, until mended is
-// called. says is iptables' message.
+// called. The parameter says is the message that iptables prints.
 func (r refusal) lacking(text, says string) refusal {
 	r.before = func(n *nodetest.Node) {
 		n.StopAgent()
@@ -86,7 +87,8 @@ func TestRefusedProtocol(t *testing.T) {
 	}.lacking("-p sctp", rulesFailed))
 }
 
-// TestRefusedProtocolByLegacy does the same with iptables-legacy, whose message names the line with COMMIT.
+// TestRefusedProtocolByLegacy does the same as TestRefusedProtocol with iptables-legacy. The message of
+// iptables-legacy names the line of COMMIT, not that of the refused rule.
 func TestRefusedProtocolByLegacy(t *testing.T) {
 	testRefused(t, refusal{
 		spec: `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}],
@@ -167,7 +169,7 @@ func TestRefusedEntry(t *testing.T) {
 	})
 }
 
-// netSet returns the name of the set of networks.
+// netSet returns the name of weir's set of networks.
 func netSet(n *nodetest.Node) (string, error) {
 	for name := range strings.Lines(nodetest.Run(n, "ipset", "list", "-name")) {
 		if strings.HasPrefix(name, "weir-net-") {
@@ -177,8 +179,8 @@ func netSet(n *nodetest.Node) (string, error) {
 	return "", fmt.Errorf("there is no set with networks")
 }
 
-// testRefused: weir reports the refused part by its object and field, and allows nothing by it. It applies all else,
-// and other pods start. Once the kernel accepts the part, weir applies it.
+// testRefused: weir reports the refused part by its object and field, and allows no traffic because of that part. It
+// applies everything else, and other pods start. Once the kernel accepts the part, weir applies it.
 func testRefused(t *testing.T, r refusal) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -235,7 +237,7 @@ func testRefused(t *testing.T, r refusal) {
 	if strings.Contains(more, "can't be used as written") || strings.Contains(more, "had changed") {
 		t.Errorf("it is told of at each resync:\n%s", more)
 	}
-	if r.after == nil { // else it isn't known which entry the set has no room for
+	if r.after == nil { // with after, it isn't known which entry the set has no room for
 		n.Reach(shopper, web.IP+":1234", false)
 	}
 	r.mended(n)

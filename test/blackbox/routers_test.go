@@ -52,7 +52,8 @@ func TestRouterAdvertisements(t *testing.T) {
 	believesNoRouter(t)
 }
 
-// TestRouterAdvertisementsOutOfTheTunnel: a node accepts none out of its tunnel, and answers no ARP there.
+// TestRouterAdvertisementsOutOfTheTunnel: a node accepts no router advertisement from its tunnel, and answers no ARP
+// request from its tunnel.
 func TestRouterAdvertisementsOutOfTheTunnel(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -96,7 +97,8 @@ func TestNoAddressThatNobodyAskedFor(t *testing.T) {
 	}
 }
 
-// TestNoAddressThatNobodyAskedForWithIPv6Pods: with IPv6 pods, weir0 has their gateway's address and no other.
+// TestNoAddressThatNobodyAskedForWithIPv6Pods: on a node with IPv6 pods, weir0 has the address of the pods' gateway
+// and no other IPv6 address.
 func TestNoAddressThatNobodyAskedForWithIPv6Pods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -75,7 +75,8 @@ func TestControlForgedSelf(t *testing.T)             { forgedSelf(t, "weir") }
 func TestControlForgedSelfBehindPtp(t *testing.T)    { forgedSelf(t, "ptp") }
 func TestControlForgedSelfBehindBridge(t *testing.T) { forgedSelf(t, "bridge") }
 
-// forgedSelf: a packet with the same source and destination is allowed only if that pod itself sends it.
+// forgedSelf: a packet whose source and destination are the address of one pod is allowed only if that pod itself
+// sends the packet.
 func forgedSelf(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -103,8 +104,8 @@ func forgedSelf(t *testing.T, plugin string) {
 	}
 }
 
-// TestForgedSendersBehindPtp: a link that the node routes belongs to one pod. Packets from it under other addresses are
-// dropped.
+// TestForgedSendersBehindPtp: a link that the node routes belongs to one pod. If a packet from the link has a source
+// other than the pod's addresses, it is dropped.
 func TestForgedSendersBehindPtp(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -146,8 +147,8 @@ func TestForgedSendersBehindPtp(t *testing.T) {
 	}
 }
 
-// TestNotTracked: NodeLocal DNSCache turns off connection tracking for DNS to its address. Pods reach it over UDP and
-// TCP if their policies allow that, and nothing else becomes reachable.
+// TestNotTracked: NodeLocal DNSCache turns off connection tracking for DNS to its address. Pods reach this address
+// over UDP and TCP if their policies allow it, and nothing else becomes reachable.
 func TestNotTracked(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -211,8 +212,9 @@ func TestLoopbackOfTheNode(t *testing.T)             { loopback(t, "weir") }
 func TestLoopbackOfTheNodeBehindPtp(t *testing.T)    { loopback(t, "ptp") }
 func TestLoopbackOfTheNodeBehindBridge(t *testing.T) { loopback(t, "bridge") }
 
-// loopback: with the first hostPort, portmap makes the node accept packets to 127.0.0.0/8 from the pods' link. Pods
-// don't reach servers that listen there only, unless a rule of the node translates an address to one of them.
+// loopback: with the first hostPort, portmap makes the node accept packets to 127.0.0.0/8 from the pods' link. Some
+// servers listen only there. Pods don't reach these servers, unless a rule of the node translates another address to
+// such a server's.
 func loopback(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -258,7 +260,7 @@ func TestForwardThatRefusesAllLegacy(t *testing.T) {
 }
 
 // forwardThatRefusesAll: some node images end the chain FORWARD of table filter with a rule that rejects all. Packets
-// that policies allow pass nevertheless; packets that an earlier rule there rejects don't.
+// that policies allow pass nevertheless. Packets that an earlier rule of the chain rejects don't pass.
 func forwardThatRefusesAll(t *testing.T, flavour string) {
 	t.Helper()
 	n := nodetest.NewNode(t, dualStack)

@@ -29,8 +29,9 @@ kind: Pod
 metadata: {name: two, namespace: ns-1}
 `
 
-// TestNoAddressIsLeft: ADD refuses the pod that gets no address, with the number of addresses and a remedy. STATUS
-// doesn't fail, because kubelet would have the running pods evicted. The agent reports the shortage while it lasts.
+// TestNoAddressIsLeft: ADD refuses a pod for which no address is left. The error has the number of addresses and a
+// remedy. STATUS doesn't fail: if it did, kubelet would have the running pods evicted. The agent reports the shortage
+// while it lasts.
 func TestNoAddressIsLeft(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

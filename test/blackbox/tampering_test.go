@@ -11,9 +11,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAddsAndDelsAreNobodysTampering: pods start and end while the agent resyncs again and again. It doesn't mistake
-// the changes that ADD and DEL make to sets for another program's, and doesn't undo them: a pod behind another
-// plugin, whose link is up from the start, stays in the set of pods that policies apply to.
+// TestAddsAndDelsAreNobodysTampering: pods start and end while the agent resyncs again and again. The agent doesn't
+// mistake the changes that ADD and DEL make to sets for another program's changes, and doesn't undo them. So a pod
+// behind another plugin, whose link is up from the start, stays in the set of pods that policies apply to.
 func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -32,7 +32,7 @@ func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	n.StartAgent()
 
 	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() { // the kernel tells the agent of each of these changes, and it then compares all
+	go func() { // the kernel reports each of these changes, and each makes the agent resync
 		defer close(stopped)
 		for {
 			select {
@@ -92,7 +92,8 @@ func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	})
 }
 
-// watchMember checks that the pod stays in the set of pods, from when it is first in it until its ADD has ended.
+// watchMember checks that the pod stays in the set of pods, from the moment when the pod is first in the set until the
+// pod's ADD has ended.
 func watchMember(t *testing.T, pod string, ended <-chan struct{}) {
 	was := false
 	for {

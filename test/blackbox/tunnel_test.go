@@ -57,8 +57,8 @@ func rpFilter(t *testing.T, netns string, value int) {
 	})
 }
 
-// arrives reports whether a datagram that send sends reaches a socket at the address in the namespace. Afterwards,
-// control sends one that must arrive, so that the test need not wait for a timeout.
+// arrives calls send, and reports whether a datagram that send sends reaches a socket at the address in the namespace.
+// Then it calls control, which sends a datagram that must arrive. So the test need not wait for a timeout.
 func arrives(t *testing.T, netns, address string, send, control func()) bool {
 	t.Helper()
 	var conn *net.UDPConn
@@ -130,7 +130,7 @@ func honest(t *testing.T, to string) func() {
 }
 
 // TestForgedRemotePods: a host between the nodes sends packets under the address of another node's pod, without a
-// tunnel.
+// tunnel. The packets don't arrive.
 func TestForgedRemotePods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -175,7 +175,7 @@ func TestForgedInsideTunnels(t *testing.T) {
 				t.Errorf("the tunnel of n1 brings packets of %s to %s", from, to)
 			}
 		}
-		// A host that isn't a node sends as if it were one.
+		// A host that isn't a node sends tunnel packets, under its own address and under a node's.
 		if arrives(t, pods[1].Netns, at, func() {
 			inner := map[bool]string{false: "100.96.1.77", true: "fd00:96:1::77"}[strings.Contains(to, ":")]
 			for _, from := range []string{"192.0.2.1", "172.20.1.11", node2} {
@@ -198,7 +198,8 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	n.Run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/all/forwarding; ip -6 route del default")
 	n.StartAgent()
 	awaitConflist(c, n)
-	// The test must see an advertisement that arrives, whatever weir sets on its device.
+	// Accept router advertisements here, whatever weir has set, so that the test would see the effect of one that
+	// arrives.
 	n.Run("sh", "-c",
 		"ip link set weir-vxlan addrgenmode eui64; ip link set weir-vxlan down; ip link set weir-vxlan up; "+
 			"echo 2 > /proc/sys/net/ipv6/conf/weir-vxlan/accept_ra")
@@ -211,7 +212,7 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	if out := n.Run("ip", "-6", "route"); strings.Contains(out, "default") {
 		t.Errorf("the node has a router behind the tunnel:\n%s", out)
 	}
-	// A frame without IP: ARP, which the node answers if it is asked for its address.
+	// Now a frame without IP: an ARP request. The node would answer a request for its own address.
 	heard := nodetest.Sniff(t, n.Netns, "weir-vxlan")
 	arp := &layers.ARP{
 		AddrType:          layers.LinkTypeEthernet,
@@ -286,8 +287,8 @@ func sendUDP(t *testing.T, netns, to string, payload []byte) {
 	}
 }
 
-// TestTunnelsAreNotTranslated: no rule translates tunnel packets, even if a hostPort or a Service with the node's
-// address as externalIP has one for the tunnel port. Tunnel packets are not tracked, either.
+// TestTunnelsAreNotTranslated: no rule translates tunnel packets, even if a hostPort uses the tunnel port, or a
+// Service uses it with the node's address as externalIP. Tunnel packets are not tracked, either.
 func TestTunnelsAreNotTranslated(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -313,7 +314,7 @@ func TestTunnelsAreNotTranslated(t *testing.T) {
 }
 
 // TestTunnelsComeByTheUnderlay: a pod behind another plugin, whose link has no spoof guard, sends packets to the
-// tunnel port of its node under another node's address. They are dropped.
+// tunnel port of its node under another node's address. These packets are dropped.
 func TestTunnelsComeByTheUnderlay(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "main/bridge", "ipam/host-local") {
 		return
@@ -355,7 +356,8 @@ func TestTunnelsComeByTheUnderlay(t *testing.T) {
 }
 
 // TestDirectPeersDontComeOutOfTunnels: in crossSubnet, packets from nodes of the same subnet must come without a
-// tunnel, and those from other subnets through it. The other way round they are dropped.
+// tunnel, and packets from nodes of other subnets must come through the tunnel. All other packets with addresses of
+// other nodes' pods are dropped.
 func TestDirectPeersDontComeOutOfTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// apiServer answers an agent's requests. It has one Node, and the kinds in served with that many objects each; -1 means
-// that the agent may not list the kind.
+// apiServer answers an agent's requests. It has one Node. The map served has the number of objects for each further
+// kind. The number -1 means that the agent may not list the kind.
 func apiServer(t *testing.T, served map[string]int) *httptest.Server {
 	t.Helper()
 	lists := map[string]string{
@@ -28,7 +28,7 @@ func apiServer(t *testing.T, served map[string]int) *httptest.Server {
 		say := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format, args...) }
 		kind, ok := lists[r.URL.Path]
 		switch {
-		case ok && r.URL.Query().Has("sendInitialEvents"): // it knows nothing so new
+		case ok && r.URL.Query().Has("sendInitialEvents"): // the server is too old for this parameter
 			w.WriteHeader(http.StatusBadRequest)
 			say(`{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "BadRequest", "code": 400}`)
 			return
@@ -84,8 +84,8 @@ func apiServer(t *testing.T, served map[string]int) *httptest.Server {
 	return server
 }
 
-// TestPoliciesThatAnAPIServerHas: each kind of policy that weir doesn't enforce is a warning, if there are objects of
-// it.
+// TestPoliciesThatAnAPIServerHas: weir warns of each kind of policy that it doesn't enforce, if the API server has
+// objects of that kind.
 func TestPoliciesThatAnAPIServerHas(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

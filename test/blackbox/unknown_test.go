@@ -53,7 +53,7 @@ func notReadyFor(n *nodetest.Node, why string) {
 	})
 }
 
-// refused tries to attach x/c, which must fail with this reason.
+// refused tries to attach the pod x/c. ADD must fail, and its error must contain the reason.
 func refused(n *nodetest.Node, why string) {
 	n.Helper()
 	if _, err := n.TryAddPod("x", "c"); err == nil || !strings.Contains(err.Error(), why) {
@@ -73,7 +73,7 @@ func well(n *nodetest.Node) {
 	}
 }
 
-// stays fails the test if f returns an error within that time.
+// stays calls f again and again for the given time, and fails the test if f returns an error.
 func stays(n *nodetest.Node, within time.Duration, f func() error) {
 	n.Helper()
 	for end := time.Now().Add(within); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
@@ -99,7 +99,7 @@ func TestATableThatIptablesCantPrint(t *testing.T) {
 	n.Reach(a, b.IP+":80", false)
 	notReadyFor(n, "nat")
 	refused(n, "nat")
-	stays(n, 2*time.Second, func() error { // the agent tries again meanwhile, and goes on not knowing
+	stays(n, 2*time.Second, func() error { // the agent tries again meanwhile, and still can't read the table
 		if out, err := n.Ctl("status"); err == nil {
 			return fmt.Errorf("the node is ready though its nat table can't be read:\n%s", out)
 		}
@@ -127,7 +127,7 @@ func TestATableThatIptablesCallsIncompatible(t *testing.T) {
 			n.Serve(b.Netns, "tcp", ":80")
 			address := map[string]string{"ip": b.IP + ":80", "ip6": "[" + b.IP6 + "]:80"}[family]
 			forward := family + " mangle FORWARD"
-			for range 4 { // the kernel tells the agent of each
+			for range 4 { // the kernel reports each of these changes to the agent
 				sh(t, "nft add rule "+forward+" ct state established counter")
 				stays(n, 500*time.Millisecond, func() error { return jumps(forward, 1) })
 			}
@@ -165,7 +165,7 @@ func TestATableThatIptablesCallsIncompatible(t *testing.T) {
 	}
 }
 
-// jumps returns an error unless that many rules of the chain jump to weir's.
+// jumps returns an error unless the wanted number of the chain's rules jump to weir's chain.
 func jumps(chain string, want int) error {
 	out, err := exec.Command("sh", "-c", "nft list chain "+chain).CombinedOutput()
 	if err != nil {
@@ -177,9 +177,9 @@ func jumps(chain string, want int) error {
 	return nil
 }
 
-// withoutMatch gives programs that start from now on an iptables without the extension for the match, as if another
-// program's iptables had made a rule that this one doesn't know. A line of shell that begins with undo has the
-// extension.
+// withoutMatch gives programs that start from now on an iptables without the extension for the match. Then another
+// program's iptables seems to have made a rule that this iptables doesn't know. A line of shell that begins with the
+// returned undo has the extension.
 func withoutMatch(t *testing.T, match string) (undo string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -189,12 +189,13 @@ func withoutMatch(t *testing.T, match string) (undo string) {
 	return "XTABLES_LIBDIR=" + lib + " "
 }
 
-// TestALegacyTableThatIptablesCantPrint does the same with legacy tables, which only iptables can list.
+// TestALegacyTableThatIptablesCantPrint does the same as TestATableThatIptablesCantPrint with legacy tables, which
+// only iptables can list.
 func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
-	sh(t, "iptables-legacy -A INPUT -s 203.0.113.1 -j DROP") // the node uses this iptables
+	sh(t, "iptables-legacy -A INPUT -s 203.0.113.1 -j DROP") // this rule shows that the node uses iptables-legacy
 	undo := withoutMatch(t, "statistic")
 	n, a, b := denied(t)
 	n.Reach(a, b.IP+":80", false)
@@ -279,7 +280,8 @@ func TestAGuardThatCantBeMadeIsNotForgotten(t *testing.T) {
 	})
 }
 
-// TestATableThatIsSwitchedOff: a dormant table lists all its rules, and checks no packet.
+// TestATableThatIsSwitchedOff: another program makes a table dormant. nft still lists all its rules, but the kernel
+// checks no packet with them.
 func TestATableThatIsSwitchedOff(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -299,7 +301,8 @@ func TestATableThatIsSwitchedOff(t *testing.T) {
 	well(n)
 }
 
-// TestAChainThatHangsElsewhere: chain mangle FORWARD has weir's rule in its place, but is at another hook, or at none.
+// TestAChainThatHangsElsewhere: the chain FORWARD of table mangle has weir's rule in its place, but the chain is at
+// another hook, or at no hook.
 func TestAChainThatHangsElsewhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -331,7 +334,7 @@ nft -f /run/forward.nft`)
 		n.Reach(a, b.IP+":80", false)
 		n.Eventually("the node is ready", func() error { _, err := n.Ctl("status"); return err })
 	}
-	// Other programs' rules in it aren't deleted.
+	// The agent doesn't delete other programs' rules in the chain.
 	sh(t,
 		"nft 'flush chain ip mangle FORWARD; delete chain ip mangle FORWARD; add chain ip mangle FORWARD; "+
 			"add rule ip mangle FORWARD counter'")
@@ -342,8 +345,8 @@ nft -f /run/forward.nft`)
 	n.Reach(a, b.IP+":80", false)
 }
 
-// TestASetThatCantBeRead: a set with a name of weir's has a type that weir doesn't use. weir then knows nothing of
-// sets, but still repairs the place of its rule.
+// TestASetThatCantBeRead: a set with a name of weir's has a type that weir doesn't use. All sets are then unknown to
+// weir, but it still repairs the place of its rule.
 func TestASetThatCantBeRead(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -33,7 +33,7 @@ func addressOnLo(c *nodetest.Cluster) {
 }
 
 // TestMTUFollowsTheRoute: the MTU of pods comes from the routes to other nodes, not from the link with the node's
-// address. It changes with the routes.
+// address. If the routes change, the MTU changes.
 func TestMTUFollowsTheRoute(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -45,7 +45,7 @@ func TestMTUFollowsTheRoute(t *testing.T) {
 	c.Manifest("pods.yaml", labPods(2))
 	n := c.Nodes[0]
 	n.StartAgent()
-	conflistMTU(c, n, 1350) // there is no other node yet: by the default route
+	conflistMTU(c, n, 1350) // the default route's MTU: no other node yet
 	c.Manifest("nodes.yaml", nodes)
 	conflistMTU(c, n, 1350)
 	c.Nodes[1].StartAgent()
@@ -133,7 +133,8 @@ func TestOverlayPortAndVNI(t *testing.T) {
 	}
 }
 
-// TestAnotherOverlayOnThePort: another overlay works beside weir's on the same port. Its other end isn't a node.
+// TestAnotherOverlayOnThePort: another overlay works beside weir's on the same port. The other end of that overlay
+// isn't a node.
 func TestAnotherOverlayOnThePort(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -150,8 +151,8 @@ func TestAnotherOverlayOnThePort(t *testing.T) {
 		func() error { _, err := nodetest.Get(t, nodetest.RouterNS, "10.99.0.1:80"); return err })
 }
 
-// TestAHostFirewallByState: a host firewall that accepts the tunnel port by connection state drops tunnel packets, as
-// these are not tracked. The status says so.
+// TestAHostFirewallByState: tunnel packets are not tracked. So a host firewall that accepts the tunnel port by
+// connection state drops tunnel packets. The status says so.
 func TestAHostFirewallByState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -178,7 +179,7 @@ func TestAHostFirewallByState(t *testing.T) {
 	c.Eventually("the status no longer tells of it", blocked(false))
 }
 
-// TestClusterCIDR: with the flag, weir ignores networks of Nodes outside the cluster's CIDR.
+// TestClusterCIDR: with the flag --cluster-cidr, weir ignores networks of Nodes that are outside the cluster's CIDR.
 func TestClusterCIDR(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -47,7 +47,7 @@ spec: {podSelector: {matchLabels: {statefulset.kubernetes.io/pod-name: db-0}},
   ingress: [{from: [{podSelector: {matchLabels: {app: other}}}]}]}
 `
 
-// TestPodsOfWorkloads: a pod gets the labels of the workload that its name fits.
+// TestPodsOfWorkloads: if a pod's name fits a workload, the pod gets the workload's labels.
 func TestPodsOfWorkloads(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -86,7 +86,7 @@ func TestPodsOfWorkloads(t *testing.T) {
 	}
 }
 
-// TestAPodThatFitsTwoWorkloads: such a pod gets only the labels that both workloads have.
+// TestAPodThatFitsTwoWorkloads: a pod whose name fits two workloads gets only the labels that both workloads have.
 func TestAPodThatFitsTwoWorkloads(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -1,6 +1,6 @@
-// Package cyclonus runs weir against all test cases of Cyclonus (github.com/mattfenwick/cyclonus); Cyclonus' command
-// leaves out half of them by default. Cyclonus' own code makes the cases, carries out their steps and computes each
-// packet's verdict. There is no API server and no cluster.
+// Package cyclonus runs weir against all test cases of Cyclonus (github.com/mattfenwick/cyclonus). The command
+// cyclonus leaves out half of the cases by default. The code of Cyclonus makes the cases, carries out their steps and
+// computes each packet's verdict. There is no API server and no cluster.
 package cyclonus
 
 import (
@@ -25,7 +25,7 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// addresses are the pods' network, in one family.
+// addresses is the pods' network and its gateway, in one family.
 type addresses struct {
 	subnet  netip.Prefix
 	gateway netip.Addr
@@ -36,7 +36,8 @@ var (
 	ipv6 = addresses{netip.MustParsePrefix("fd00:10:88::/64"), netip.MustParseAddr("fd00:10:88::1")}
 )
 
-// world is the cluster of a test case: Cyclonus' state of it, and each pod's address, which never changes.
+// world is the cluster of a test case: the state that Cyclonus keeps of it, and each pod's address, which never
+// changes.
 type world struct {
 	connectivity.TestCaseState
 	addresses
@@ -48,8 +49,8 @@ var (
 	protocols  = []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP}
 )
 
-// newWorld returns the initial cluster of Cyclonus' command: pods a, b and c in namespaces x, y and z, which listen on
-// ports 80 and 81 with each protocol.
+// newWorld returns the initial cluster of the command cyclonus: pods a, b and c in each of the namespaces x, y and z.
+// The pods listen on ports 80 and 81 with each protocol.
 func newWorld(t *testing.T, in addresses) *world {
 	t.Helper()
 	logrus.SetOutput(io.Discard)
@@ -82,7 +83,8 @@ func (w *world) assign() {
 }
 
 // cases returns all of Cyclonus' test cases. Some have an ipBlock around the address of pod z/c. Some have an IPv4
-// block that matches all pods, or none. For IPv6 pods, cases replaces these blocks by the corresponding IPv6 ones.
+// block that matches all pods, or no pod. For IPv6 pods, these IPv4 blocks are replaced by the corresponding IPv6
+// blocks.
 func (w *world) cases() []*generator.TestCase {
 	cases := generator.NewTestCaseGenerator(true, w.ips["z/c"].String(), namespaces, nil, nil).GenerateAllTestCases()
 	if w.gateway.Is4() {

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPacketsIPv4 carries out each step of each test case on a node, and sends every packet of its probes from pod to
-// pod.
+// TestPacketsIPv4 carries out each step of each test case on a node, and sends every packet of the step's probes from
+// pod to pod.
 func TestPacketsIPv4(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -25,7 +25,7 @@ func TestPacketsIPv4(t *testing.T) {
 	testPackets(t, "ipv4", ipv4)
 }
 
-// TestPacketsIPv6 does the same with IPv6.
+// TestPacketsIPv6 does the same as TestPacketsIPv4, over IPv6.
 func TestPacketsIPv6(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -60,7 +60,7 @@ func testPackets(t *testing.T, family string, in addresses) {
 	fmt.Printf("cyclonus-packets-%s: %d/%d\n", family, passed, len(cases))
 }
 
-// attach makes the node's pods those that the cluster has now.
+// attach attaches and detaches pods until the node has exactly the pods of the cluster.
 func (w *world) attach(node *packettest.Node, attached map[string]netip.Addr) {
 	var now []string
 	for _, p := range w.Resources.Pods {

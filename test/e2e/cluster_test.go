@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// run returns a command's output; the error contains it too.
+// run runs a command and returns its output. If the command fails, the error contains the output too.
 func run(ctx context.Context, stdin, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stdin = strings.NewReader(stdin)
@@ -70,7 +70,7 @@ func kubectl(t *testing.T, args ...string) string {
 	return must(t, "", scripts+"kubectl", args...)
 }
 
-// apply applies the manifest, which is a template, with the values.
+// apply fills in the manifest, which is a template, with the values, and applies the result.
 func apply(t *testing.T, manifest string, values any) {
 	t.Helper()
 	var b strings.Builder
@@ -86,7 +86,7 @@ func enter(t *testing.T, node string, command ...string) string {
 	return must(t, "", scripts+"enter", append([]string{node}, command...)...)
 }
 
-// eventually calls f until it returns nil, for at most that time.
+// eventually calls check until it returns nil, for at most the time within.
 func eventually(t *testing.T, within time.Duration, what string, check func() error) {
 	t.Helper()
 	deadline := time.Now().Add(within)
@@ -106,8 +106,8 @@ func eventually(t *testing.T, within time.Duration, what string, check func() er
 	}
 }
 
-// namespace makes a namespace for the test. It waits until the service account is there, as pods can't be made before.
-// That takes as long as the controllers need to reconnect after the API server was away.
+// namespace makes a namespace for the test. It waits until the namespace's service account exists, because no pod can
+// be made earlier. After the API server was away, the wait lasts until the controllers have reconnected.
 func namespace(t *testing.T, name string) string {
 	t.Helper()
 	kubectl(t, "create", "namespace", name)
@@ -149,7 +149,7 @@ func workers(t *testing.T) []node {
 	for _, i := range list.Items {
 		n := node{name: i.Metadata.Name}
 		for _, a := range i.Status.Addresses {
-			if a.Type == "InternalIP" && !n.address.IsValid() { // the first: a node may have one of each family
+			if a.Type == "InternalIP" && !n.address.IsValid() { // take the first one: a node may have one of each family
 				n.address = netip.MustParseAddr(a.Address)
 				n.subnet = netip.PrefixFrom(n.address, 24).Masked()
 			}
@@ -177,9 +177,9 @@ type pod struct {
 	Namespace, Name, Node string
 	Labels                string // "a: b, c: d"
 	Image                 string
-	Command               string // a YAML list; empty: the image's
+	Command               string // a YAML list; empty for the image's command
 	More                  string // further fields of the container, one a line
-	Once                  bool   // it ends by itself
+	Once                  bool   // the pod ends by itself
 	Grace                 int    // seconds that it has to end when it is deleted
 }
 
@@ -250,7 +250,7 @@ func attempts(t *testing.T, out string) []attempt {
 	return all
 }
 
-// api sends requests to the API server directly: starting kubectl each time would take long.
+// api sends requests to the API server directly, because starting kubectl for each request would take long.
 type api struct {
 	*testing.T
 	client *http.Client

@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// TestANamespaceThatIsBeingDeleted: the policies of the namespace are deleted before its pods have ended
-// (CVE-2024-7598). They stay in force nevertheless, even if the agent is killed at that moment and the next agent can't
-// know them.
+// TestANamespaceThatIsBeingDeleted: the policies of a namespace are deleted before its pods have ended
+// (CVE-2024-7598). The policies stay in force nevertheless. That is so even if the agent is killed at that moment, and
+// the next agent can't know the deleted policies.
 func TestANamespaceThatIsBeingDeleted(t *testing.T) {
 	ns, others := namespace(t, "departing"), namespace(t, "departing-client")
 	on := workers(t)[0].name
@@ -48,8 +48,8 @@ func TestANamespaceThatIsBeingDeleted(t *testing.T) {
 	})
 
 	kubectl(t, "delete", "namespace", ns, "--wait=false")
-	// Kubernetes before 1.33 deletes them in this order by itself. Later versions delete the pods first (KEP-5080), unless
-	// that is switched off.
+	// Kubernetes before 1.33 deletes the policies first by itself. Later versions delete the pods first (KEP-5080),
+	// unless that feature is switched off.
 	kubectl(t, "-n", ns, "delete", "networkpolicies", "--all")
 	running := func() {
 		t.Helper()

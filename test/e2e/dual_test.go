@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// TestBothFamilies follows the walkthrough over IPv4 and IPv6 on a cluster that has both (STACK=dual), with client and
-// server at different places, and tests what differs between the families.
+// TestBothFamilies follows the walkthrough over IPv4 and IPv6 on a cluster that has both families (STACK=dual), with
+// client and server at different places. It also tests what differs between the families.
 func TestBothFamilies(t *testing.T) {
 	if cidrs := nodeCIDRs(t, workers(t)[0].name); len(cidrs) != 2 {
 		if os.Getenv("CI") != "" {
@@ -39,7 +39,7 @@ func nodeCIDRs(t *testing.T, name string) (cidrs []string) {
 	return cidrs
 }
 
-// families of addresses, IPv4 first.
+// families has a pod's address in each family, IPv4 first.
 type families [2]string
 
 func podIPs(t *testing.T, namespace, name string) (ips families) {

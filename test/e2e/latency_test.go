@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// TestPolicyLatency measures how soon a policy takes effect between two nodes: from the request to the API server that
-// creates a denying policy until the first connection fails, and from the request that deletes it until the first one
-// succeeds.
+// TestPolicyLatency measures how soon a policy takes effect between two nodes. It measures from the request that
+// creates a denying policy until the first connection fails, and from the request that deletes the policy until the
+// first connection succeeds. Both requests go to the API server.
 func TestPolicyLatency(t *testing.T) {
 	const times = 20
 	ns := namespace(t, "latency")
@@ -24,7 +24,7 @@ func TestPolicyLatency(t *testing.T) {
 		Command:   `[probe, listen, ":9000"]`,
 	})
 	api := newAPI(t)
-	// This pod does nothing else. The output of kubectl exec would pass through the API server and add to its load.
+	// This pod connects by itself. The output of kubectl exec would pass through the API server and add to its load.
 	start(t, pod{
 		Namespace: ns, Name: "client", Node: a.name, Labels: "app: client", Image: probe, Once: true,
 		Command: `[probe, connect, --every=2ms, --timeout=300ms, --for=40s, "` + podIP(t, ns, "server") + `:9000"]`,
@@ -32,12 +32,12 @@ func TestPolicyLatency(t *testing.T) {
 	type change struct {
 		at       time.Time
 		open     bool
-		answered time.Duration // by the API server
+		answered time.Duration // until the API server's answer
 	}
 	var changes []change
 	for range times {
 		for _, open := range []bool{false, true} {
-			time.Sleep(700 * time.Millisecond) // the state before must be seen to hold
+			time.Sleep(700 * time.Millisecond) // the state before this change must be visible in the attempts
 			began := time.Now()
 			if open {
 				api.send("DELETE", "/apis/networking.k8s.io/v1/namespaces/"+ns+"/networkpolicies/deny", "")

@@ -22,9 +22,9 @@ spec:
 `
 
 // underLoad runs do while two client pods together open 200 connections a second to a server on their own node and to
-// one on another. The policy allows the friend and denies the stranger. The test fails if a connection of the friend
-// fails or one of the stranger succeeds. The clients are pods of their own, because `kubectl exec` needs the API server
-// all the time.
+// a server on another node. The policy allows the friend and denies the stranger. The test fails if a connection of
+// the friend fails or a connection of the stranger succeeds. The clients connect by themselves, because `kubectl exec`
+// would need the API server all the time.
 func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	t.Helper()
 	a, _, remote := apart(t)
@@ -60,8 +60,9 @@ func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	for _, who := range clients {
 		start(t, pod{
 			Namespace: ns, Name: who, Node: a.name, Labels: "app: " + who, Image: probe, Once: true,
-			// Each client connects to each server 50 times a second. A connection that needs a second SYN counts as wrong: the
-			// first was dropped. The friend's timeout is long, so a busy machine doesn't make its connections fail.
+			// Each client connects to each server 50 times a second. If a connection needs a second SYN, the first was dropped,
+			// so the connection counts as wrong. The friend's timeout is long, so a busy machine doesn't make its connections
+			// fail.
 			Command: fmt.Sprintf(`[probe, connect, --every=20ms, --timeout=%s, --for=%s, "%s:9000", "%s:9000"]`,
 				map[string]string{"friend": "10s", "stranger": "500ms"}[who], duration, podIP(t, ns, "near"), podIP(t, ns, "far")),
 		})
@@ -82,7 +83,7 @@ func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	}
 }
 
-// TestRollingUpdate restarts the agents of the DaemonSet one by one: the rules stay in force meanwhile.
+// TestRollingUpdate restarts the agents of the DaemonSet one by one. The rules stay in force during the update.
 func TestRollingUpdate(t *testing.T) {
 	underLoad(t, "rolling-update", 40*time.Second, func() {
 		kubectl(t, "-n", "kube-system", "rollout", "restart", "ds/weir")
@@ -90,7 +91,8 @@ func TestRollingUpdate(t *testing.T) {
 	})
 }
 
-// TestAPIServerAway: without the API server, nodes keep enforcing what they know, and they reconnect later.
+// TestAPIServerAway: without the API server, agents keep enforcing the policies that they know. When it is back, they
+// reconnect.
 func TestAPIServerAway(t *testing.T) {
 	controlPlanes := strings.Fields(kubectl(t, "get", "nodes", "-l", "node-role.kubernetes.io/control-plane", "-o",
 		"jsonpath={.items[*].metadata.name}"))
@@ -101,7 +103,7 @@ func TestAPIServerAway(t *testing.T) {
 	}
 	underLoad(t, "api-away", 20*time.Second, func() {
 		each("-STOP")
-		time.Sleep(10 * time.Second) // that is how long they are away
+		time.Sleep(10 * time.Second) // the API servers are away for this long
 		each("-CONT")
 	})
 	ns := namespace(t, "api-back")
@@ -124,8 +126,9 @@ func TestAPIServerAway(t *testing.T) {
 	})
 }
 
-// TestFirstConnection: when a new pod sends its first packet, the other node knows the pod already. For comparison the
-// test then forbids publishing: the other node learns of the pod when kubelet reports it.
+// TestFirstConnection: when a new pod sends its first packet, the other node knows the pod already, because the pod's
+// node has published it. For comparison the test then forbids publishing. The other node then learns of a new pod only
+// when kubelet reports it.
 func TestFirstConnection(t *testing.T) {
 	const fresh = 50
 	a, _, remote := apart(t)

@@ -23,8 +23,8 @@ func reaches(t *testing.T, ns, pod, address string) bool {
 	return attempts(t, out)[0].OK
 }
 
-// TestNodeJoinsAndLeaves: pods of a new node are reached, and policies apply to them. When the node leaves, the others
-// remove everything that belongs to it.
+// TestNodeJoinsAndLeaves: pods of a new node can be reached, and policies apply to these pods. When the node leaves,
+// the other nodes remove everything that belongs to it.
 func TestNodeJoinsAndLeaves(t *testing.T) {
 	all := workers(t)
 	name := "w" + strconv.Itoa(len(all)+1)
@@ -156,7 +156,7 @@ metadata: {name: {{.Name}}}
 spec: { {{with .PodCIDR}}podCIDR: {{.}}, podCIDRs: [{{.}}], {{end}}taints: [{key: stray, effect: NoExecute}]}
 `
 
-// TestNodesThatAreWrong: each faulty Node is reported by name, and all others work on.
+// TestNodesThatAreWrong: the status reports each faulty Node by name, and all other nodes continue to work.
 func TestNodesThatAreWrong(t *testing.T) {
 	a, _, remote := apart(t)
 	ns := namespace(t, "wrong-nodes")
@@ -175,7 +175,8 @@ func TestNodesThatAreWrong(t *testing.T) {
 	server := podIP(t, ns, "server") + ":9000"
 	taken := kubectl(t, "get", "node", remote.name, "-o", "jsonpath={.spec.podCIDR}")
 	for _, n := range []struct{ Name, PodCIDR, Address, Problem string }{
-		// Its name sorts after that of the node that has the claimed network.
+		// It claims the network of an older Node, so its claim doesn't count. If both had the same age, the name would
+		// decide; so its name sorts last.
 		{"zz-overlaps", taken, "10.200.0.250", "overlaps"},
 		{"zz-homeless", "100.127.0.0/24", "", "InternalIP"},
 	} {
@@ -198,7 +199,7 @@ func TestNodesThatAreWrong(t *testing.T) {
 	if !reaches(t, ns, "friend", server) || reaches(t, ns, "stranger", server) {
 		t.Error("a wrong Node has changed what the policy of others lets through")
 	}
-	// If a Node changes its address, the others use the new one.
+	// If a Node changes its address, the other nodes use the new address.
 	moved := struct{ Name, PodCIDR string }{"zz-moves", "100.127.1.0/24"}
 	apply(t, strayNode, moved)
 	t.Cleanup(func() {

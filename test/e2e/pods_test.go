@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// TestProbesPass: kubelet's probes come from the pod's own node. They reach the pod whatever the policies say.
+// TestProbesPass: kubelet's probes come from the pod's own node. They reach the pod even if policies deny all ingress.
 func TestProbesPass(t *testing.T) {
 	ns := namespace(t, "probes")
 	apply(t, denyAll, ns)
@@ -22,7 +22,8 @@ func TestProbesPass(t *testing.T) {
 		"jsonpath={.status.containerStatuses[0].restartCount}"); n != "0" {
 		t.Errorf("the container was started %s times again", n)
 	}
-	// The program may not listen yet: then the connection is refused. A packet that policy drops would time out.
+	// If the program doesn't listen yet, the connection is refused. If policy dropped the packet, the probe would time
+	// out.
 	failed := kubectl(t, "-n", ns, "get", "events", "--field-selector", "reason=Unhealthy", "-o",
 		"jsonpath={range .items[*]}{.message}{\"\\n\"}{end}")
 	for line := range strings.Lines(failed) {
@@ -32,7 +33,7 @@ func TestProbesPass(t *testing.T) {
 	}
 }
 
-// TestHostPort: in the configuration that the agent writes, portmap comes after weir.
+// TestHostPort: a hostPort works, because the configuration that the agent writes has portmap after weir.
 func TestHostPort(t *testing.T) {
 	ns := namespace(t, "host-port")
 	a, _, remote := apart(t)
@@ -81,10 +82,10 @@ func TestHostPort(t *testing.T) {
 	}
 }
 
-// TestPodReachesItselfThroughItsService: the packet leaves the pod and comes back to it, which needs the bridge's
-// hairpin mode or the node's masquerading. No policy denies a pod access to itself.
+// TestPodReachesItselfThroughItsService: the packet leaves the pod and comes back to it. The way back needs the
+// bridge's hairpin mode or the node's masquerading. No policy denies a pod access to itself.
 func TestPodReachesItselfThroughItsService(t *testing.T) {
-	ns := namespace(t, "ns-1") // the manifest of the Service names it
+	ns := namespace(t, "ns-1") // the manifest of the Service has this namespace
 	start(t, pod{Namespace: ns, Name: "http-echo", Node: workers(t)[0].name, Labels: "app: http-echo", Image: httpEcho})
 	apply(t, service, nil)
 	calls := func() error {

@@ -41,8 +41,8 @@ func TestFullSizePackets(t *testing.T) {
 	}
 }
 
-// TestForgedTunnelPackets: no policy checks the inner sender of a tunnel packet again. So a node accepts tunnel packets
-// from nodes only, and no pod can send one.
+// TestForgedTunnelPackets: no policy checks the source of the packet inside a tunnel packet again. So a node accepts
+// tunnel packets from nodes only, and no pod can send a tunnel packet.
 func TestForgedTunnelPackets(t *testing.T) {
 	ns := namespace(t, "forged")
 	a, neighbour, remote := apart(t)
@@ -110,8 +110,8 @@ spec:
 	}
 	enter(t, "router", append([]string{"ip", "netns", "exec", "stranger", probeBinary},
 		forge("from-a-stranger", remote.address.String())[1:]...)...)
-	// A node may send them. This shows that the test's packets are valid. It comes last, so the forged ones would have
-	// arrived by now.
+	// A node may send such packets. The arrival of this one shows that the test's packets are valid. It is sent last, so
+	// the forged ones would have arrived by now.
 	enter(t, neighbour.name, append([]string{probeBinary}, forge("from-a-node", remote.address.String())[1:]...)...)
 	eventually(t, 10*time.Second, "what a node sends arrives", func() error {
 		if log := kubectl(t, "-n", ns, "logs", "victim"); !strings.Contains(log, "from-a-node") {

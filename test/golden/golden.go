@@ -53,7 +53,7 @@ func Compare(t *testing.T, path, got string) {
 	}
 }
 
-// Load reads manifests without validating them, as the API server would return them.
+// Load reads manifests without validating them, so the state is like the one that the API server would return.
 func Load(t testing.TB, path string) policy.State {
 	t.Helper()
 	data, err := os.ReadFile(path)

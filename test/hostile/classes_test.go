@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// MACs that E may use, besides those of the world.
+// These are MACs that E may use, besides those of the world.
 var (
 	broadcastMAC = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	groupMAC4    = net.HardwareAddr{0x01, 0x00, 0x5e, 0, 0, 1}
@@ -23,7 +23,7 @@ var (
 	strangeMAC   = net.HardwareAddr{2, 0xde, 0xad, 0, 0, 1}
 )
 
-// linkLocal returns 01:80:c2:00:00:0X. By IEEE 802.1D no bridge forwards frames to it.
+// linkLocal returns the MAC 01:80:c2:00:00:0X. By IEEE 802.1D no bridge forwards frames to this MAC.
 func linkLocal(x byte) net.HardwareAddr { return net.HardwareAddr{0x01, 0x80, 0xc2, 0, 0, x} }
 
 // name is a value with its name.
@@ -53,9 +53,9 @@ func everything(t testing.TB, w *world, flows []flow) []*frame {
 	return f.frames
 }
 
-// linkLocalMACs forges frames that reach the IP stack as received on the port itself: br_handle_frame in
-// net/bridge/br_input.c passes frames to these addresses up unchanged, and most of them to no hook of the bridge
-// family's PREROUTING.
+// linkLocalMACs forges frames to link-local MACs. br_handle_frame in net/bridge/br_input.c passes such frames
+// unchanged to the IP stack, as received on the port itself. The hook PREROUTING of the bridge family doesn't see most
+// of them.
 func (f *forge) linkLocalMACs() {
 	w := f.w
 	eLocal, portLocal := eui64(w.eMAC), eui64(w.portMAC)
@@ -66,7 +66,8 @@ func (f *forge) linkLocalMACs() {
 		way := eth(to, w.eMAC)
 		put := f.forged
 		if x == 0 {
-			// Without STP the bridge treats this address like any group's: policy applies to E's own packets as to others.
+			// Without STP the bridge treats this MAC like a multicast MAC. So policy applies to E's own packets to it, as to
+			// E's other packets.
 			put = func(name string, stacks ...stack) { f.own(name, stacks...) }
 		}
 		put("UDP over IPv4 to the gateway, own sender", way, f.udp(w.e4, gateway4))
@@ -107,7 +108,8 @@ func (f *forge) linkLocalMACs() {
 	}
 }
 
-// tunnelEnd is the node's end, and peerPod a pod behind the other end.
+// tunnelEnd returns the address of the node's end of the tunnel. peerPod returns the address of a pod behind the other
+// end.
 func (f *forge) tunnelEnd() netip.Addr {
 	local, _ := f.w.underlay()
 	return local
@@ -199,7 +201,7 @@ func (f *forge) forgedSenders() {
 			way := eth(w.bridgeMAC, mac.value)
 			for i, from := range senders[family] {
 				if i == 0 && mac.text == "its own MAC" {
-					continue // nothing is forged
+					continue // both are E's own: nothing is forged
 				}
 				f.forged("UDP to the victim from "+from.text, way, f.udp(from.value, victim))
 				f.forged("UDP to the gateway from "+from.text, way, f.udp(from.value, gateway))
@@ -234,8 +236,8 @@ func (f *forge) otherDestinationMACs() {
 	}
 }
 
-// tags forges frames with VLAN tags (IEEE 802.1Q and 802.1ad). The kernel removes a tag with the number 0 and handles
-// the frame inside.
+// tags forges frames with VLAN tags (IEEE 802.1Q and 802.1ad). The kernel removes a tag with VLAN ID 0 and handles the
+// frame inside.
 func (f *forge) tags() {
 	w := f.w
 	tag := func(kind layers.EthernetType, ids ...uint16) (s stack) {
@@ -319,7 +321,7 @@ func (f *forge) etherTypes() {
 	}
 }
 
-// addressResolution forges ARP, to the gateway and to all.
+// addressResolution forges ARP packets, to the gateway's MAC and to the broadcast MAC.
 func (f *forge) addressResolution() {
 	w := f.w
 	f.begin("ARP, own sender", "the node tells its MAC, which the pod knows")
@@ -353,8 +355,8 @@ type flow struct {
 	from, to netip.AddrPort
 }
 
-// converse makes the victim exchange packets with the host outside and the third pod, by UDP and TCP. Forged errors are
-// then about these connections, which end with the test.
+// converse makes the victim exchange packets with the host outside and the third pod, over UDP and TCP. Forged ICMP
+// errors are then about these connections, which stay open until the test ends.
 func (w *world) converse(t testing.TB) (flows []flow) {
 	t.Helper()
 	for i, pair := range []struct {
@@ -398,7 +400,7 @@ func (w *world) converse(t testing.TB) (flows []flow) {
 	return flows
 }
 
-// greet sends until it gets an answer: on a new link the first packets may be lost.
+// greet sends until it gets an answer, because the first packets on a new link may be lost.
 func greet(conn *net.UDPConn) (err error) {
 	for range 50 {
 		if _, err = conn.Write([]byte("hello")); err != nil {

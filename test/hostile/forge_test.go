@@ -13,16 +13,16 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// frame is one thing that the hostile pod sends: one frame, or the fragments of one packet. Its number is in its
-// payload and in its source port, so its effects can be told from those of all others.
+// frame is one thing that the hostile pod sends: one frame, or the fragments of one packet. Its payload and its source
+// port contain its number, so its effects can be told from those of all other frames.
 type frame struct {
 	class, name string
-	// own means that it is sent to the bridge from the pod's own MAC and address. Then the node's IP stack receives it and
-	// policy applies to it. No other frame may get that far.
+	// own means that the frame is sent to the bridge from the pod's own MAC and address. Then the node's IP stack
+	// receives the frame and policy applies to it. No other frame may reach the IP stack.
 	own bool
-	// allowed says why the node may answer it; empty if it may not.
+	// allowed says why the node may answer the frame. It is empty if the node may not.
 	allowed string
-	// waits means that it is a fragment without the rest of its packet: the IP stack keeps it.
+	// waits means that the frame is a fragment without the rest of its packet: the IP stack keeps the fragment.
 	waits bool
 	// asks is the address that an ARP request asks for.
 	asks netip.Addr
@@ -50,11 +50,12 @@ func (f *forge) marker() []byte { return fmt.Appendf(nil, markerText+"%05d", len
 
 func (f *forge) port() uint16 { return uint16(firstPort + len(f.frames)) }
 
-// forged adds a frame that must have no effect. It joins the layers of the stacks, and sets their types, lengths and
-// checksums.
+// forged adds a frame that must have no effect. It joins the layers of the stacks, and sets the layers' types, lengths
+// and checksums.
 func (f *forge) forged(name string, stacks ...stack) { f.put(name, false, f.serialize(stacks...)) }
 
-// begin sets the class of the frames that follow, and why the node may answer those that E sends from its own address.
+// begin sets the class of the frames that are added next. allowed says why the node may answer those of them that E
+// sends from its own address.
 func (f *forge) begin(class, allowed string) { f.class, f.allowed = class, allowed }
 
 // ownName reports whether E has an address of the stacks' family.
@@ -103,7 +104,7 @@ func (f *forge) serialize(stacks ...stack) []byte {
 			next = all[i+1].LayerType()
 		}
 		switch l := layer.(type) {
-		case *layers.Ethernet: // a way is used for many frames
+		case *layers.Ethernet: // many frames share this header, so change a copy
 			h := *l
 			setType(&h.EthernetType, next)
 			all[i] = &h
@@ -209,7 +210,8 @@ func (f *forge) payload(s stack) []byte {
 	return f.serialize(s)[size:]
 }
 
-// fragments returns a UDP packet in two parts, each with the marker. The first has eight bytes more than the header.
+// fragments returns a UDP packet in two fragments, each with the marker. The first fragment has eight bytes of payload
+// more than the UDP header.
 func (f *forge) fragments(way stack, src, dst netip.Addr) [][]byte {
 	long := append(append(f.marker(), "      "...), append(f.marker(), "      "...)...) // twice 24 bytes
 	whole := f.payload(join([]stack{ipHeader(src, dst), {
@@ -235,7 +237,7 @@ func (f *forge) fragment(way stack, src, dst netip.Addr, part []byte, offset int
 	)
 }
 
-// fragmentHeader returns the header of RFC 8200, section 4.5.
+// fragmentHeader returns the IPv6 fragment header (RFC 8200, section 4.5).
 func fragmentHeader(next layers.IPProtocol, offset int, more bool, id uint16) []byte {
 	h := []byte{byte(next), 0, 0, 0, 0, 0, 0, 0}
 	binary.BigEndian.PutUint16(h[2:], uint16(offset))
@@ -246,7 +248,7 @@ func fragmentHeader(next layers.IPProtocol, offset int, more bool, id uint16) []
 	return h
 }
 
-// extension returns an IPv6 packet with these bytes behind its header.
+// extension returns an IPv6 packet with the bytes of parts behind its header.
 func (f *forge) extension(src, dst netip.Addr, next layers.IPProtocol, parts ...[]byte) stack {
 	h := ipHeader(src, dst)[0].(*layers.IPv6)
 	h.NextHeader = next
@@ -257,7 +259,7 @@ func (f *forge) extension(src, dst netip.Addr, next layers.IPProtocol, parts ...
 	return s
 }
 
-// arp returns a request or reply to target that claims the MAC inside for sender.
+// arp returns an ARP request or reply to target. It claims that sender has the MAC inside.
 func (f *forge) arp(op uint16, inside net.HardwareAddr, sender, target netip.Addr) stack {
 	return stack{&layers.ARP{
 		AddrType:          layers.LinkTypeEthernet,
@@ -272,8 +274,8 @@ func (f *forge) arp(op uint16, inside net.HardwareAddr, sender, target netip.Add
 	}, gopacket.Payload(f.marker())}
 }
 
-// discovery returns a message of IPv6's neighbour discovery (RFC 4861) of that type: the bytes follow its first four,
-// and then an option with the marker.
+// discovery returns a message of IPv6's neighbour discovery (RFC 4861) of the type kind. The body follows the
+// message's first four bytes, and an option with the marker follows the body.
 func (f *forge) discovery(src, dst netip.Addr, kind uint8, body []byte) stack {
 	h := ipHeader(src, dst)[0].(*layers.IPv6)
 	h.HopLimit = 255
@@ -286,7 +288,7 @@ func (f *forge) discovery(src, dst netip.Addr, kind uint8, body []byte) stack {
 	}
 }
 
-// linkLayer returns the option with a MAC: kind 1 is the sender's, 2 the target's.
+// linkLayer returns the neighbour discovery option with a MAC: kind 1 means the sender's MAC, kind 2 the target's.
 func linkLayer(kind byte, mac net.HardwareAddr) []byte { return append([]byte{kind, 1}, mac...) }
 
 // vxlan returns what the tunnel's end on another node would send: the inner packet in a frame, in UDP.

@@ -1,13 +1,14 @@
-// Package hostile has a pod send every kind of frame and packet that it can, first on a bridge without weir and then on
-// one with it. The pod, E, is under a policy that denies all ingress and egress, and has CAP_NET_RAW, which container
-// runtimes give by default.
+// Package hostile has a pod send every kind of frame and packet that it can, first on a bridge without weir and then
+// on a bridge with weir. The pod, E, is under a policy that denies all ingress and egress, and has CAP_NET_RAW, which
+// container runtimes give by default.
 //
-// On the control, the same bridge and pairs without guard, rules and sysctls, each frame is classed:
+// The control is the same bridge with the same pairs, but without guard, rules and sysctls. There, each frame is
+// classed:
 //
-//   - It is answered, if any host receives a packet because of it, or if the node's or a pod's knowledge of other
-//     hosts changes.
-//   - It reaches IP, if the node accepts it for itself, forwards it, or keeps it as a fragment.
-//   - Else the kernel drops it anyway.
+//   - A frame is answered, if it makes a host receive a packet, or if it changes what the node or a pod knows of other
+//     hosts.
+//   - A frame reaches IP, if the node accepts it for itself, forwards it, or keeps it as a fragment.
+//   - Else the kernel drops the frame even without weir.
 //
 // With weir, no frame that E has no right to send may enter the IP stack, where the kernel makes its own checks. Policy
 // applies to the frames from E's own MAC and address: none of them may be answered.
@@ -71,11 +72,12 @@ type row struct {
 	order    int
 	frames   int
 	count    count
-	dropped  []string // names
-	controls []count  // by rp_filter
+	dropped  []string // names of the dropped frames
+	controls []count  // one for each value of rp_filter
 }
 
-// attack sends all frames, and returns the fate of each. With weir it fails the test for each that came through.
+// attack sends all frames, and returns the counts for each class of frames. If strict is set, each frame that came
+// through fails the test.
 func attack(t *testing.T, w *world, rp int, strict bool) map[string]*row {
 	t.Helper()
 	w.reversePath(t, rp)
@@ -98,14 +100,14 @@ func attack(t *testing.T, w *world, rp int, strict bool) map[string]*row {
 		}
 		start = stop
 	}
-	time.Sleep(1500 * time.Millisecond) // the time of fragments that wait for others is over after a second
+	time.Sleep(1500 * time.Millisecond) // after a second, fragments that wait for others have timed out
 	o.collect(200 * time.Millisecond)
 	o.note(over, "")
 	end()
 	return classify(t, frames, o, changes, strict)
 }
 
-// sendOne sends the frame. After every 20th it collects the effects, so that no buffer overflows.
+// sendOne sends the frame. After every 20th frame it collects the effects, so that no buffer overflows.
 func (s *sender) sendOne(t *testing.T, o *observer, f *frame) {
 	t.Helper()
 	s.send(f)
@@ -171,8 +173,9 @@ func classify(t *testing.T, frames []*frame, o *observer, changes map[string][]s
 // linkLocalClass begins the names of the classes of frames to the link-local MACs of IEEE 802.1D.
 const linkLocalClass = "to 01:80:c2:00:00:"
 
-// report prints the table, and the frames that the kernel drops anyway. docs/hostile-pod.md has a row for each class.
-// The row has the number of frames of a node of both families, which is the same in each run.
+// report prints the table, and the frames that the kernel drops even without weir. docs/hostile-pod.md must have a row
+// for each class. If documentedFrames is set, the row must have the class's number of frames, which is the same in
+// each run.
 func report(t *testing.T, table map[string]*row, documentedFrames bool) {
 	t.Helper()
 	documented, err := os.ReadFile("../../docs/hostile-pod.md")

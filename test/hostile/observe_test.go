@@ -53,10 +53,10 @@ table arp hostile {
 type observer struct {
 	t      testing.TB
 	w      *world
-	links  map[string]*nodetest.Sniffer // by where a frame is seen
+	links  map[string]*nodetest.Sniffer // by the place where a frame is seen
 	mu     sync.Mutex
-	seen   map[int]map[string]bool // by frame: what became of it
-	asked  map[netip.Addr]int      // by address: the frame that asks for it by ARP
+	seen   map[int]map[string]bool // the effects of each frame, by its number
+	asked  map[netip.Addr]int      // the number of the frame that asks for each address by ARP
 	others map[string]int          // frames that came to E, and belong to none that it sent
 }
 
@@ -88,7 +88,7 @@ func observe(t testing.TB, w *world, frames []*frame) (o *observer, end func()) 
 		o.links[where] = nodetest.Sniff(t, path, "eth0")
 	}
 	return o, func() {
-		// Closing a netlink socket wakes no reader, so the reader checks from time to time whether to stop; see readLog.
+		// Closing a netlink socket doesn't wake its reader. So readLog checks from time to time whether to stop.
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
@@ -100,7 +100,7 @@ const outsideMAC = "02:00:00:00:00:01"
 
 const toE = "answered to E"
 
-// Of include/uapi/linux/netfilter/nfnetlink_log.h.
+// These constants are from include/uapi/linux/netfilter/nfnetlink_log.h.
 const (
 	configMessage = 1
 	configCommand = 1
@@ -114,7 +114,7 @@ const (
 func (o *observer) listen() (fd int) {
 	o.t.Helper()
 	nodetest.In(o.t, o.w.node, func() error {
-		_ = exec.Command("nft", "delete table inet hostile; delete table arp hostile").Run() // those of the run before
+		_ = exec.Command("nft", "delete table inet hostile; delete table arp hostile").Run() // remove the last run's hooks
 		cmd := exec.Command("nft", "-f", "-")
 		cmd.Stdin = strings.NewReader(hooks)
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -178,7 +178,7 @@ func (o *observer) readLog(fd int) error {
 	}
 }
 
-// over is a number that no frame has. It means that all frames are sent.
+// over is a number that no frame has. As the number of the last sent frame, it means that all frames are sent.
 const over = -1
 
 func (o *observer) isOver() bool {
@@ -243,8 +243,8 @@ func (o *observer) answer(data []byte) (id int, ok bool) {
 	return 0, false
 }
 
-// groups reports whether the frame tells the link which multicast groups the node is in. The node sends such frames by
-// itself (RFC 3810).
+// groups reports whether the frame tells other hosts which multicast groups the node is in. The node sends such frames
+// without being asked (RFC 3810).
 func groups(data []byte) bool {
 	packet := gopacket.NewPacket(data, layers.LayerTypeEthernet, gopacket.NoCopy)
 	return packet.Layer(layers.LayerTypeMLDv2MulticastListenerReport) != nil || packet.Layer(layers.LayerTypeIGMP) != nil
@@ -314,7 +314,7 @@ func (o *observer) state() []string {
 	return slices.Compact(all)
 }
 
-// news returns the lines that are in only one of two states.
+// news returns the lines that are in only one of the two states.
 func news(was, is []string) []string {
 	var all []string
 	for _, l := range is {

@@ -33,7 +33,8 @@ func (f *forge) redirect(src, dst, target, destination netip.Addr) stack {
 	return f.discovery(src, dst, layers.ICMPv6TypeRedirect, body)
 }
 
-// neighbourDiscovery forges messages that must be dropped whoever sends them, with and without extension headers.
+// neighbourDiscovery forges messages that must be dropped even from E's own MAC and address, with and without
+// extension headers.
 func (f *forge) neighbourDiscovery() {
 	w := f.w
 	all := netip.MustParseAddr("ff02::1")
@@ -134,7 +135,7 @@ func (f *forge) errors(flows []flow) {
 	type about struct {
 		text     string
 		protocol layers.IPProtocol
-		from, to netip.AddrPort // of the packet that is quoted
+		from, to netip.AddrPort // source and destination of the quoted packet
 	}
 	var all []about
 	for _, c := range flows {
@@ -241,7 +242,7 @@ func (f *forge) errors(flows []flow) {
 	}
 }
 
-// fragmentClasses forges fragments that take the bridge's ordinary way.
+// fragmentClasses forges fragments that E sends to the bridge's own MAC.
 func (f *forge) fragmentClasses() {
 	w := f.w
 	for _, to := range []name[[3]netip.Addr]{
@@ -287,7 +288,8 @@ func (f *forge) fragmentClasses() {
 	}
 }
 
-// atomic returns a whole packet with the marks of a fragment (RFC 6946). For IPv4 it says that more fragments follow.
+// atomic returns a whole packet that is marked as a fragment (RFC 6946). For IPv4 the mark says that more fragments
+// follow.
 func (f *forge) atomic(src, dst netip.Addr) []byte {
 	return f.fragment(f.toNode(), src, dst, f.payload(f.udp(src, dst)), 0, false)
 }
@@ -345,7 +347,7 @@ func (f *forge) options4() {
 	}
 }
 
-// withOptions adds options to an IPv4 packet, and computes its checksum.
+// withOptions adds options to an IPv4 packet, and computes the packet's checksum.
 func withOptions(packet, options []byte) []byte {
 	for len(options)%4 != 0 {
 		options = append(options, 0)
@@ -381,7 +383,7 @@ func (f *forge) extensions6() {
 	routeBy := func(kind byte, hops ...netip.Addr) []byte {
 		h := []byte{byte(udp), byte(2 * len(hops)), kind, byte(len(hops)), 0, 0, 0, 0}
 		if kind == 4 {
-			h[4] = byte(len(hops) - 1) // RFC 8754: the last entry
+			h[4] = byte(len(hops) - 1) // RFC 8754: index of the last entry
 		}
 		for _, a := range hops {
 			h = append(h, a.AsSlice()...)

@@ -17,14 +17,14 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// Ports of the services that the node, the other pods and the host outside have.
+// These are the ports of the services that the node, the other pods and the host outside have.
 const (
 	udpPort = 7777
 	tcpPort = 7778
 )
 
-// world is a node with the hostile pod E, two other pods, a host outside, and another node at the same place. The names
-// of paths are those of network namespaces.
+// world is a node with the hostile pod E, two other pods and a host outside. The host outside also plays another node.
+// Strings are paths of network namespaces.
 type world struct {
 	node, e, victim, third, outside string
 	has4, has6                      bool // the families of the pods
@@ -44,7 +44,7 @@ var (
 	network4, broadcast4 = netip.MustParseAddr("10.88.0.0"), netip.MustParseAddr("10.88.0.255")
 )
 
-// families of the three tests.
+// families says which families the pods of a test have.
 type families struct{ four, six bool }
 
 // quicken makes new links in the namespace use their IPv6 addresses at once. By default the kernel first looks for
@@ -55,7 +55,7 @@ func quicken(t testing.TB, path string) {
 	sysctl(t, path, "ipv6/conf/default/dad_transmits", "0")
 }
 
-// surroundings adds the address of another node to the host outside, and its routes to the pods.
+// surroundings gives the host outside the address of another node too, and routes to the pods.
 func (w *world) surroundings(t testing.TB) {
 	t.Helper()
 	name, node := filepath.Base(w.outside), filepath.Base(w.node)
@@ -69,14 +69,14 @@ func (w *world) surroundings(t testing.TB) {
 	}
 	nodetest.RunEach(t,
 		"ip -n "+name+" addr add 192.0.2.3/24 dev eth0",
-		"ip -n "+name+" addr add 2001:db8::3/64 dev eth0 nodad preferred_lft 0", // no sender of its own accord,
+		"ip -n "+name+" addr add 2001:db8::3/64 dev eth0 nodad preferred_lft 0", // never chosen as a source by itself,
 		"ip -n "+name+" route add 10.88.0.0/24 via 192.0.2.2",
 		"ip -n "+name+" -6 route add fd00:10:88::/64 via 2001:db8::2",
 	)
 }
 
-// control makes the same bridge, isolated ports and pairs with the command ip: without guard, rules and sysctls, except
-// that the node forwards packets.
+// control makes the same bridge, isolated ports and pairs as weir, with the command ip. It makes no guard and no
+// rules, and sets no sysctl but that the node forwards packets.
 func control(t testing.TB, fam families, prefix string) *world {
 	t.Helper()
 	w := &world{
@@ -160,7 +160,7 @@ func control(t testing.TB, fam families, prefix string) *world {
 	return w
 }
 
-// controlTunnel makes the node's end of a tunnel to the other node.
+// controlTunnel makes the node's end of a tunnel to the other node, for the control.
 func (w *world) controlTunnel(t testing.TB, node string) {
 	t.Helper()
 	local, remote := w.underlay()
@@ -195,8 +195,8 @@ func (w *world) underlay() (local, remote netip.Addr) {
 	return uplink6, peer6
 }
 
-// hostMAC returns the MAC that weir derives from a pod's or gateway's IPv4 address. The control uses the same, so that
-// frames are the same.
+// hostMAC returns the MAC that weir derives from a pod's or gateway's IPv4 address. The control uses the same MACs, so
+// both worlds get the same frames.
 func hostMAC(a netip.Addr) net.HardwareAddr {
 	b := a.As4()
 	return net.HardwareAddr{0x0a, 0x58, b[0], b[1], b[2], b[3]}
@@ -325,8 +325,8 @@ func (w *world) finish(t testing.TB) {
 	})
 	// portmap sets this sysctl with the first hostPort.
 	w.sysctl(t, "ipv4/conf/weir0/route_localnet", "1")
-	// The kernel's rate limit for its own ICMP errors would hide answers. And it answers a fragment only when reassembly
-	// times out.
+	// Without these, the kernel's rate limit for its own ICMP errors would hide answers. Besides, the kernel answers a
+	// fragment only when reassembly times out, so the timeouts are short.
 	w.sysctl(t, "ipv4/icmp_ratelimit", "0")
 	w.sysctl(t, "ipv6/icmp/ratelimit", "0")
 	w.sysctl(t, "ipv4/icmp_msgs_per_sec", "100000")

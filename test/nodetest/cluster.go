@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// Cluster is several nodes behind a router. Each is a network namespace with a subnet of its own, and its weir-agent
-// runs in a mount namespace of its own. They share one directory of manifests.
+// Cluster is several nodes behind a router. Each node is a network namespace with a subnet of its own, and its
+// weir-agent runs in a mount namespace of its own. The nodes share one directory of manifests.
 type Cluster struct {
 	testing.TB
 	Bin       string
@@ -21,14 +21,14 @@ type Cluster struct {
 	Nodes     []*ClusterNode
 }
 
-// ClusterNode is the I-th node of a cluster, from 1: its name is nI, its uplink eth0 has the address 172.20.I.10/24 and
-// the MAC 02:00:00:00:0I:02, and the router 172.20.I.1 the MAC 02:00:00:00:0I:01. In IPv6 they are 2001:db8:I::10/64
-// and 2001:db8:I::1. Its MTU is 1400. The router's link to it is rI.
+// ClusterNode is the I-th node of a cluster, from 1. Its name is nI. Its uplink eth0 has the addresses 172.20.I.10/24
+// and 2001:db8:I::10/64, the MAC 02:00:00:00:0I:02 and the MTU 1400. The router has the addresses 172.20.I.1 and
+// 2001:db8:I::1 and the MAC 02:00:00:00:0I:01 there, and its link to the node is rI.
 type ClusterNode struct {
 	Name, Netns string
-	Conflist    string // which its agent writes
+	Conflist    string // the conflist that the node's agent writes
 	cluster     *Cluster
-	holder      *exec.Cmd // keeps the mount namespace
+	holder      *exec.Cmd // a process that keeps the mount namespace
 	agent       *exec.Cmd
 	log         string
 }
@@ -40,7 +40,7 @@ const RouterNS = "/run/netns/router"
 func NewCluster(t testing.TB, size int) *Cluster {
 	t.Helper()
 	c := &Cluster{TB: t, Bin: os.Getenv(binEnv), Manifests: t.TempDir()}
-	// The nodes' mount namespaces also show network namespaces that are made later.
+	// Network namespaces that are made later also appear in the nodes' mount namespaces.
 	if err := syscall.Mount("none", "/run", "", syscall.MS_SHARED, ""); err != nil {
 		t.Fatalf("share /run: %v", err)
 	}
@@ -144,7 +144,7 @@ func (n *ClusterNode) StartAgent(flags ...string) {
 	})
 }
 
-// SpawnAgent does the same as StartAgent, but doesn't wait.
+// SpawnAgent does the same as StartAgent, but doesn't wait until the agent is ready.
 func (n *ClusterNode) SpawnAgent(flags ...string) {
 	t := n.cluster
 	t.Helper()

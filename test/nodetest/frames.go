@@ -24,8 +24,8 @@ func Frame(t testing.TB, layers ...gopacket.SerializableLayer) []byte {
 	return buf.Bytes()
 }
 
-// SendFrames sends the frames unchanged by the link in the namespace. It needs CAP_NET_RAW, which container runtimes
-// give to pods.
+// SendFrames sends the frames unchanged out of the link in the namespace. A pod needs CAP_NET_RAW to do this, and
+// container runtimes give it to pods by default.
 func SendFrames(t testing.TB, netns, link string, frames ...[]byte) {
 	t.Helper()
 	fd := packetSocket(t, netns, link)
@@ -55,8 +55,8 @@ func Sniff(t testing.TB, netns, link string) *Sniffer {
 	return s
 }
 
-// Frames returns all frames until the link is silent for the duration: those that leave by the link if outgoing is set,
-// else those that come in.
+// Frames returns frames until none has come for the duration of silence: those that leave by the link if outgoing is
+// set, else those that come in.
 func (s *Sniffer) Frames(outgoing bool, silence time.Duration) [][]byte {
 	s.t.Helper()
 	var all [][]byte

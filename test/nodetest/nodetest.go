@@ -45,7 +45,7 @@ func Isolated(t *testing.T) bool {
 	t.Parallel()
 	args := []string{"-test.run=^" + regexp.QuoteMeta(t.Name()) + "$", "-test.v", "-test.count=1"}
 	for _, a := range os.Args[1:] {
-		// The test's own flags, and those of go test.
+		// Pass on the flags that the test itself defines, and two of go test's.
 		if !strings.HasPrefix(a, "-test.") || strings.HasPrefix(a, "-test.timeout") || strings.HasPrefix(a, "-test.short") {
 			args = append(args, a)
 		}
@@ -85,7 +85,7 @@ func setUp(t *testing.T) {
 		{"none", "/", "", syscall.MS_REC | syscall.MS_PRIVATE},
 		{"proc", "/proc", "proc", 0},
 		{"tmpfs", "/run", "tmpfs", 0},
-		{"tmpfs", "/var/lib", "tmpfs", 0}, // where CNI plugins keep what outlives a reboot
+		{"tmpfs", "/var/lib", "tmpfs", 0}, // CNI plugins keep there what outlives a reboot
 	} {
 		if err := syscall.Mount(m.source, m.target, m.kind, m.flags, ""); err != nil {
 			t.Fatalf("mount %s: %v", m.target, err)
@@ -94,7 +94,8 @@ func setUp(t *testing.T) {
 	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// In these tests threads move between namespaces, so later on /proc/self may show any of them.
+	// In these tests threads move between namespaces. So /proc/self/ns/net may later be any namespace, and Self keeps the
+	// node's.
 	if err := os.WriteFile(Self, nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
@@ -116,8 +117,8 @@ func setUp(t *testing.T) {
 func NewNS(t testing.TB, name string) string {
 	t.Helper()
 	path := filepath.Join("/run/netns", name)
-	// The thread returns to its namespace. Ending the goroutine would end its locked thread too, except the process's
-	// first thread: the runtime parks that one, so the namespace would outlive DelNS.
+	// The thread returns to its namespace. If the goroutine ended instead, the runtime would end its locked thread. But
+	// the runtime only parks the process's first thread, so the new namespace would outlive DelNS.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	own, err := netns.Get()
@@ -201,7 +202,7 @@ func Outside(t testing.TB) string {
 		"ip -n outside link set lo up",
 		"ip route add default via 192.0.2.1",
 		"ip -6 route add default via 2001:db8::1",
-		// In a link's first seconds the kernel looks for duplicate addresses.
+		// In a link's first seconds the kernel looks for duplicate addresses. With these entries the node need not wait.
 		"ip neigh add 2001:db8::1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent",
 		"ip -n outside neigh add 2001:db8::2 lladdr 02:00:00:00:00:02 dev eth0 nud permanent",
 	)

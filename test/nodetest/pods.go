@@ -17,8 +17,8 @@ import (
 type Pod struct {
 	Namespace, Name string
 	Netns           string
-	IP, IP6         string // of each family, if it has one
-	Result          string // JSON
+	IP, IP6         string // the pod's address in each family; empty if it has none
+	Result          string // the plugin's result, as JSON
 }
 
 // CNI runs cnitool for the pod's namespace and returns its output.
@@ -43,7 +43,7 @@ func Args(namespace, name, uid string) string {
 	return args
 }
 
-// AddPod makes a network namespace and attaches it as the pod's.
+// AddPod makes a network namespace and attaches it as the pod's namespace.
 func (n *Node) AddPod(namespace, name string, env ...string) *Pod {
 	n.Helper()
 	p, err := n.TryAddPod(namespace, name, env...)
@@ -53,7 +53,7 @@ func (n *Node) AddPod(namespace, name string, env ...string) *Pod {
 	return p
 }
 
-// TryAddPod does the same as AddPod, but returns the error if the plugin refuses.
+// TryAddPod does the same as AddPod, but returns an error if the plugin refuses the pod.
 func (n *Node) TryAddPod(namespace, name string, env ...string) (*Pod, error) {
 	n.Helper()
 	p := &Pod{Namespace: namespace, Name: name, Netns: filepath.Join("/run/netns", namespace+"."+name)}
@@ -96,11 +96,11 @@ func (n *Node) DelPod(p *Pod) {
 	DelNS(n, p.Netns)
 }
 
-// wait is how long a test waits for a packet that must not arrive. Packets that must arrive take less.
+// wait is how long a test waits for a packet that must not arrive. Packets that must arrive take less time.
 const wait = 250 * time.Millisecond
 
-// Serve runs a server on the address in the namespace, until the test ends. It greets TCP connections with "hello"
-// and the client's address, and then echoes, as it does with UDP packets.
+// Serve runs a server on the address in the namespace, until the test ends. A TCP server greets each connection with
+// "hello" and the client's address, and then echoes what it receives. A UDP server echoes each packet.
 func (n *Node) Serve(netns, network, address string) {
 	n.Helper()
 	In(n, netns, func() error {
@@ -184,8 +184,8 @@ func Get(t testing.TB, netns, address string) (string, error) {
 	return strings.TrimSpace(string(buf[:k])), err
 }
 
-// Reach fails the test unless a connection to the address succeeds, or fails if want is false. It retries for some
-// time, as the agent may not have enforced the latest change of policy yet.
+// Reach fails the test unless a connection to the address succeeds. If want is false, it fails the test unless the
+// connection fails. It retries for some time, as the agent may not have enforced the latest change of policy yet.
 func (n *Node) Reach(from *Pod, address string, want bool) {
 	n.Helper()
 	n.ReachFrom(from.Netns, address, want)
@@ -203,7 +203,8 @@ func (n *Node) ReachFrom(netns, address string, want bool) {
 	})
 }
 
-// Eventually calls f until it returns nil, for at most half a minute, as the machine may be busy.
+// Eventually calls f until it returns nil. After half a minute it fails the test: that is long, because the machine
+// may be busy.
 func (n *Node) Eventually(what string, f func() error) {
 	n.Helper()
 	deadline := time.Now().Add(30 * time.Second)

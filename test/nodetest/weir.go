@@ -15,10 +15,10 @@ import (
 
 const (
 	binEnv = "WEIR_NODETEST_BIN"
-	// programsEnv names a directory that holds weir, weir-agent and weirctl. Tests then run these programs, which may
-	// be those of another commit, and build none of their own.
+	// programsEnv is the variable that names a directory with weir, weir-agent and weirctl. If it is set, tests build no
+	// such programs but run these, which may be the programs of another commit.
 	programsEnv = "WEIR_PROGRAMS"
-	// shippedEnv requires that weir-agent is built without the race detector, even if the test has it.
+	// shippedEnv is the variable that makes tests build weir-agent without the race detector, even if the test has it.
 	shippedEnv = "WEIR_NODETEST_AS_SHIPPED"
 )
 
@@ -31,7 +31,8 @@ var build = sync.OnceValues(func() (string, error) {
 		"github.com/containernetworking/cni/cnitool", "github.com/containernetworking/plugins/plugins/meta/portmap"))
 })
 
-// buildWeir builds weir's own programs in the directory, or links those of the directory WEIR_PROGRAMS there.
+// buildWeir builds weir's own programs in the directory. If WEIR_PROGRAMS names a directory, buildWeir links that
+// directory's programs instead.
 func buildWeir(dir string) error {
 	if given := os.Getenv(programsEnv); given != "" {
 		var errs []error
@@ -83,7 +84,8 @@ func goBuild(dir string, args ...string) error {
 	return nil
 }
 
-// Main is the TestMain of packages with tests that use a Node. It removes the programs that were built for them.
+// Main is the TestMain of packages with tests that use a Node. It removes the programs that were built for these
+// tests.
 func Main(m *testing.M) {
 	code := m.Run()
 	if os.Getenv(inside) == "" {
@@ -95,7 +97,7 @@ func Main(m *testing.M) {
 }
 
 // MainAsShipped is the TestMain of packages that test the programs as users get them, without the race detector. The
-// detector makes weir-agent several times slower, and these tests check how long changes take.
+// detector makes weir-agent several times slower, and these tests check how long the agent takes to apply changes.
 func MainAsShipped(m *testing.M) {
 	if err := os.Setenv(shippedEnv, "1"); err != nil {
 		panic(err)

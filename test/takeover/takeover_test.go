@@ -1,7 +1,8 @@
 //go:build takeover
 
-// Package takeover_test has today's agent take over a node from the agent of an earlier commit: its records, sets,
-// chains, guard and pods, while packets flow. scripts/blackbox builds the earlier programs and runs this test.
+// Package takeover_test has today's agent take over a node from the agent of an earlier commit, while packets flow.
+// The node has that agent's records, sets, chains, guard and pods. scripts/blackbox builds the earlier programs and
+// runs this test.
 package takeover_test
 
 import (
@@ -78,7 +79,7 @@ func pods() string {
 		pod("lab", "stranger", "app: stranger", "") + pod("lab", "locked", "app: locked", "")
 }
 
-// TestAfterStop replaces an agent as kubelet does in a rolling update: the old one is stopped first.
+// TestAfterStop replaces an agent as kubelet does in a rolling update: the old agent is stopped first.
 func TestAfterStop(t *testing.T) { takeOver(t, (*nodetest.Node).StopAgent) }
 
 // TestAfterKill replaces an agent that was killed.
@@ -144,7 +145,7 @@ func takeOver(t *testing.T, end func(*nodetest.Node)) {
 	n.Manifest("policies.yaml", policies+pods())
 	n.Reach(stranger, "["+server.IP6+"]:80", false)
 	n.Reach(client, "["+server.IP6+"]:80", true)
-	for _, p := range []*nodetest.Pod{server, client, stranger, locked} { // which the earlier plugin has attached
+	for _, p := range []*nodetest.Pod{server, client, stranger, locked} { // the earlier plugin has attached these pods
 		n.DelPod(p)
 	}
 	n.Eventually("nothing is left of the pods", func() error {
@@ -158,7 +159,8 @@ func takeOver(t *testing.T, end func(*nodetest.Node)) {
 	})
 }
 
-// install links the programs of one directory into another, each in one step, as an update of the node does.
+// install links the programs of one directory into another. It replaces each program in one step, as an update of the
+// node does.
 func install(t *testing.T, from, to string) {
 	t.Helper()
 	for _, name := range programs {
@@ -185,7 +187,7 @@ func attached(t *testing.T, n *nodetest.Node, p *nodetest.Pod) {
 	}
 }
 
-// timeout limits an attempt to connect. It is shorter than the second after which TCP sends a SYN again, so one dropped
+// timeout limits an attempt to connect. TCP sends a SYN again after one second. The timeout is shorter, so one dropped
 // SYN fails the attempt.
 const timeout = 900 * time.Millisecond
 
@@ -246,7 +248,7 @@ func (tr *traffic) never(t *testing.T, netns, address string) {
 	})
 }
 
-// keeps checks that one connection continues: each message is answered in time.
+// keeps checks that one connection continues: each message must be answered within the timeout.
 func (tr *traffic) keeps(t *testing.T, netns, address string) {
 	t.Helper()
 	conn, err := dial(t, netns, address, timeout)

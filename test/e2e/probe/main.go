@@ -39,11 +39,11 @@ type Attempt struct {
 	Start         time.Time     `json:"start"`
 	Took          time.Duration `json:"took"` // nanoseconds
 	OK            bool          `json:"ok"`
-	Retransmitted int           `json:"retransmitted,omitempty"` // segments, the SYN among them
+	Retransmitted int           `json:"retransmitted,omitempty"` // number of segments, including SYNs
 	Error         string        `json:"error,omitempty"`
 }
 
-// connect opens connections to each of the addresses at a steady rate, without waiting for the ones before.
+// connect opens connections to each of the addresses at a steady rate, without waiting for the earlier connections.
 func connect() *cobra.Command {
 	var every, wait, timeout time.Duration
 	var count int
@@ -101,13 +101,13 @@ func try(address string, timeout time.Duration) (a Attempt) {
 			}
 		})
 	}
-	_ = tcp.SetLinger(0) // thousands of connections must not use up the ports
+	_ = tcp.SetLinger(0) // close by a reset, as thousands of connections would use up the ports
 	_ = tcp.Close()
 	return a
 }
 
-// listen answers each datagram with the same datagram, and prints its sender, and its content if that is short. It also
-// accepts connections.
+// listen answers each datagram with the same datagram. It prints the datagram's sender, and the content if that is
+// short. It also accepts connections.
 func listen() *cobra.Command {
 	return &cobra.Command{
 		Use:  "listen :PORT",
