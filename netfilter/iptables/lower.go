@@ -140,14 +140,12 @@ func halvesOf(all netip.Prefix) [2]netip.Prefix {
 }
 
 // raise turns refused entries of ipset into the ruleset's entries that they were lowered from. A refused half of all
-// addresses may come from the entry for all addresses or from an entry of its own, so raise returns both.
+// addresses is a refusal of all addresses.
 func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	raised := ruleset.Refused{}
 	for r, why := range refused {
 		if p := r.Element.Prefix; l.whole[r.Set] && p.IsValid() && p.Bits() == 1 {
-			whole := r
-			whole.Element.Prefix = netip.PrefixFrom(p.Addr(), 0).Masked()
-			raised[whole] = why
+			r.Element.Prefix = netip.PrefixFrom(p.Addr(), 0).Masked()
 		}
 		raised[r] = why
 	}
