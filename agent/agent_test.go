@@ -25,7 +25,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// cluster is a source that reports the objects that a test gives it.
+// cluster is a source that reports the objects that the test gives it.
 type cluster struct {
 	updates chan update
 
@@ -113,7 +113,7 @@ func start(t *testing.T) *running {
 	return startWith(t, c, Options{Source: c, Resync: 50 * time.Millisecond, EnrolWait: 100 * time.Millisecond})
 }
 
-// startWith does the same as start, with another source, which contains the cluster, and other times.
+// startWith does the same as start, but with a source that contains the cluster, and with other times.
 func startWith(t *testing.T, c *cluster, o Options) *running {
 	t.Helper()
 	nodetest.Outside(t)

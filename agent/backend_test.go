@@ -20,7 +20,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// memory is a Backend that writes nothing. It records which methods the agent calls. The test decides how Apply fails.
+// memory is a Backend that writes nothing to the kernel. It records which methods the agent calls. The test sets the
+// errors that Apply returns.
 type memory struct {
 	calls []string
 	// fails are the errors of the next calls of Apply.
@@ -73,8 +74,8 @@ func (m *memory) Apply(
 	return r, err
 }
 
-// TestReconcileAndItsBackend checks which methods of a backend the agent calls, in which order, and what it then
-// answers to plugins.
+// TestReconcileAndItsBackend checks which methods of a backend the agent calls, in which order, and what the agent
+// then answers to plugins.
 func TestReconcileAndItsBackend(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -117,7 +118,8 @@ func TestReconcileAndItsBackend(t *testing.T) {
 	}
 	reconcile(netfilter.Trust, "Apply")
 
-	// What the kernel refuses is left out at once. If it refuses more after that, the reconcile fails.
+	// The agent leaves out refused parts at once. If the kernel then refuses the same parts again, the reconcile
+	// fails.
 	refusal := ruleset.Refused{ruleset.Refusal{Set: "weir-x"}: "no such type"}
 	m.fails = []error{&netfilter.RefusedError{Refused: refusal}}
 	reconcile(netfilter.Trust, "Apply", "Apply")

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestConnectionsAreWalkedWhereSomethingIsToBeFound checks that the agent walks through connections only where one of
-// them may have to be cut.
+// TestConnectionsAreWalkedWhereSomethingIsToBeFound checks that the agent walks through connections only when a
+// connection may have to be cut.
 func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

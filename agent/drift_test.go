@@ -48,14 +48,14 @@ func TestOwnChangesAreNotReadAgain(t *testing.T) {
 		})
 	}
 	flush()
-	// One read for this flush, and perhaps one more for late announcements of the first flush.
+	// There is one read for this flush. There may be one more, because the first flush was announced late.
 	if n := reads() - before; n < 1 || n > 3 {
 		t.Errorf("with %d changes of the agent's own the tables were read %d times, want once, for the flush", changes, n)
 	}
 }
 
-// TestEnrolmentReadsNothing: a new pod doesn't wait until the tables are read, which takes longer than all the rest of
-// an enrolment. If another program has changed the tables, they are repaired before the pod is enrolled.
+// TestEnrolmentReadsNothing: a new pod doesn't wait until the tables are read, because reading takes longer than the
+// rest of an enrolment. If another program has changed the tables, they are repaired before the pod is enrolled.
 func TestEnrolmentReadsNothing(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -95,7 +95,7 @@ func TestEnrolmentReadsNothing(t *testing.T) {
 	}
 }
 
-// countReads counts how often the tables are read from now on. It counts the reads of one table only.
+// countReads counts how often the tables are read from now on. It counts only the reads of one of the tables.
 func countReads(t *testing.T) (reads func() int) {
 	t.Helper()
 	dir, calls := t.TempDir(), "/run/calls"

@@ -49,7 +49,7 @@ func allow(name string, pods *metav1.LabelSelector,
 	}
 }
 
-// inKernel returns the parts that the kernel must have in spite of a fault, and lacks.
+// inKernel returns an error for each part that the kernel must have in spite of a fault, but doesn't have.
 func inKernel(t *testing.T) error {
 	t.Helper()
 	have := nodetest.Run(t, "ip", "route", "show", "proto", "88")
@@ -64,7 +64,7 @@ func inKernel(t *testing.T) error {
 }
 
 // TestFaultsOfObjects: each fault of an object is logged once when it appears and once when it ends. The metrics and
-// the status show it, and it affects nothing else.
+// the status show the fault, and the fault affects nothing else.
 func TestFaultsOfObjects(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -141,7 +141,7 @@ func TestFaultsOfObjects(t *testing.T) {
 				"weir_ready":                            1,
 				`weir_fault{part="nodes"}`:              0,
 			})
-			// The fault stays through several reconciles, and other work goes on.
+			// The fault stays through several reconciles, and the agent's other work continues.
 			other := fmt.Sprintf("10.88.0.%d", 10+i)
 			for range 3 {
 				again := *broken
@@ -243,8 +243,8 @@ func TestANodeThatChangesItsAddress(t *testing.T) {
 	}
 }
 
-// brittle puts programs in the place of iptables' programs. They fail while the returned file exists. The agent starts
-// them in advance, so they look for the file when the first command comes.
+// brittle replaces iptables' programs with programs that fail while the returned file exists. The agent starts the
+// programs in advance, so each program looks for the file only when its first command comes.
 func brittle(t *testing.T) string {
 	t.Helper()
 	dir, broken := t.TempDir(), "/run/broken"
@@ -368,8 +368,8 @@ func TestFaultsOfParts(t *testing.T) {
 	}
 }
 
-// live makes the links of existing pods. Without them the agent would take the records for leftovers of pods that are
-// gone.
+// live makes a veth pair: the port of the attachment with that ID, and the link other. Without its link, a pod would
+// count as gone, and the agent would remove its record.
 func live(t *testing.T, id, other string) {
 	t.Helper()
 	nodetest.Run(t, "ip", "link", "add", bridge.PortName(id), "type", "veth", "peer", "name", other)
@@ -401,7 +401,7 @@ func TestEachBrokenRecordIsLogged(t *testing.T) {
 }
 
 // TestABrokenRecordClosesItsPod: if a pod's record breaks, the agent removes the pod from its classes and from the
-// guard. Its address stays in the set of all pods.
+// guard. The pod's address stays in the set of all pods.
 func TestABrokenRecordClosesItsPod(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

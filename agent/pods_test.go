@@ -146,7 +146,7 @@ func shop(pods ...policy.Pod) *policy.Objects {
 	return o
 }
 
-// wantClass waits until the pod is in the class, and checks that it stays there.
+// wantClass waits until the pod is in the class, and checks that the pod stays there.
 func (r *running) wantClass(name, want string) {
 	r.Helper()
 	check := func() error {
@@ -189,7 +189,7 @@ func TestAPodThatWasFoundStays(t *testing.T) {
 	r.tell(shop(), nil)
 	r.wantClass("db-0", classClosed)
 
-	// Any other report of the source about that name is newer too.
+	// A report of the source about another pod of that name is newer than the lookup too.
 	if _, err := r.enrol(id); err != nil {
 		t.Error(err)
 	}

@@ -50,8 +50,8 @@ func step(t *testing.T, objects *policy.Objects) *stepped {
 	return &stepped{&running{T: t}, a, sets}
 }
 
-// hear makes the agent read all records, write the known state to the kernel, and walk through connections if that is
-// due.
+// hear makes the agent read all records, write the known state to the kernel, and walk through connections if a walk
+// is due.
 func (s *stepped) hear(verify netfilter.Verify) {
 	s.Helper()
 	s.takeRecords(dirwatch.Change{Lost: true})
@@ -64,7 +64,7 @@ func (s *stepped) hear(verify netfilter.Verify) {
 	}
 }
 
-// add attaches a pod and enrols it as the plugin does, before the agent has been told of its record.
+// add attaches a pod and enrols it as the plugin does, before the agent has got the event of its record.
 func (s *stepped) add(name, uid, address string) {
 	s.Helper()
 	id := s.attachUID(name, uid, address)
@@ -80,7 +80,7 @@ func (s *stepped) add(name, uid, address string) {
 	}
 }
 
-// del removes the pod as the plugin does. The agent hasn't been told when del returns.
+// del removes the pod as the plugin does. When del returns, the agent hasn't got the event yet.
 func (s *stepped) del(name, uid, address string) {
 	s.Helper()
 	id := endpoint.ID("shop."+name+uid, "eth0")
@@ -119,8 +119,8 @@ func (s *stepped) in(address string) []string {
 }
 
 // TestFault7AnAddressWhoseOldRecordWasNotHeardOf: in weave-npc a new pod inherited the set memberships of the old pod
-// with its address, if the events came in the wrong order. In weir the new pod gets none of the old pod's classes and
-// peers.
+// with the same address, if the events came in the wrong order. In weir the new pod gets none of the old pod's classes
+// and peers.
 func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -172,8 +172,8 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	}
 }
 
-// TestAPodThatComesAgain: a pod gets the same name and address before the agent has learned that the old one went. The
-// agent restores what DEL removed from the sets, and doesn't count that as a repair.
+// TestAPodThatComesAgain: a pod gets the name and address of an old pod before the agent has learned that the old pod
+// ended. The agent restores what DEL removed from the sets, and doesn't count that as a repair.
 func TestAPodThatComesAgain(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -106,7 +106,7 @@ func TestFaultsAreLoggedWhenTheyChange(t *testing.T) {
 	}
 }
 
-// TestCuttingIsDue: a walk is due only where it may find a connection to cut.
+// TestCuttingIsDue: a walk is due only when it may find a connection to cut or restore.
 func TestCuttingIsDue(t *testing.T) {
 	for _, tc := range []struct {
 		name   string

@@ -25,8 +25,8 @@ const (
 	StatusPath = "/v1/status"
 )
 
-// EnrolRequest asks the agent to enrol an endpoint. Its record is on disk, and its addresses are in the set of all
-// pods.
+// EnrolRequest asks the agent to enrol an endpoint. Before the request, the endpoint's record is on disk, and its
+// addresses are in the set of all pods.
 type EnrolRequest struct {
 	ID string `json:"id"`
 }
@@ -44,7 +44,8 @@ var ErrNoAgent = errors.New("no agent answers on " + Socket)
 // ErrOutdated means that the attachment was made with a configuration that contradicts what the agent knows.
 var ErrOutdated = errors.New("the configuration is out of date")
 
-// maxAnswer bounds the size of an answer: the status of a node with thousands of pods has some megabytes.
+// maxAnswer bounds the size of an answer. The status of a node with thousands of pods has some megabytes, so every
+// real answer fits.
 const maxAnswer = 64 << 20
 
 // Question is a request that the agent hasn't answered yet.
@@ -54,9 +55,9 @@ type Question struct {
 	conn net.Conn
 }
 
-// Ask sends the agent one request. Answer fails if ctx ends first. Ask writes HTTP/1.0 by hand: there the end of the
-// connection ends the answer. net/http would nearly double the plugin's size, and every pod's start waits for the
-// plugin to load.
+// Ask sends the agent one request. If ctx ends before the agent has answered, Answer fails. Ask writes HTTP/1.0 by
+// hand: in HTTP/1.0 the end of the connection ends the answer. net/http would nearly double the plugin's size, and
+// every pod's start waits for the plugin to load.
 //
 // Equivalent to: curl --unix-socket /run/weir/agent.sock -X METHOD -d BODY http://agent/PATH
 func Ask(ctx context.Context, method, path string, body []byte) (*Question, error) {
@@ -94,8 +95,8 @@ func (q *Question) failed(err error) error {
 	return fmt.Errorf("%s: %w", q.what, err)
 }
 
-// Enrol asks the agent to put the endpoint's addresses into their sets. The returned function waits until the kernel
-// enforces the policies on them, and must be called once.
+// Enrol asks the agent to put the endpoint's addresses into their classes. The returned function waits until the
+// kernel enforces the policies on these addresses. It must be called once.
 func Enrol(ctx context.Context, id string) (wait func() (EnrolAnswer, error)) {
 	body, err := json.Marshal(EnrolRequest{ID: id})
 	var question *Question

@@ -102,7 +102,7 @@ func TestEnrol(t *testing.T) {
 			if errors.Is(err, ErrNoAgent) {
 				t.Errorf("%v: there is an agent", err)
 			}
-			if tc.name != "half" { // what half an answer decodes to is nobody's business
+			if tc.name != "half" { // the decoded part of half an answer doesn't matter
 				if diff := cmp.Diff(tc.want, got); diff != "" {
 					t.Error(diff)
 				}
@@ -140,7 +140,7 @@ func TestEnrolGivesUp(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer listen(t, func(_ http.ResponseWriter, r *http.Request) {
-		cancel() // the agent has the request, and is in no hurry
+		cancel() // the agent has the request, but doesn't answer yet
 		<-r.Context().Done()
 	})()
 	if _, err := Enrol(ctx, "c1:eth0")(); !errors.Is(err, context.Canceled) || errors.Is(err, ErrNoAgent) {

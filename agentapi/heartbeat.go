@@ -11,12 +11,14 @@ import (
 )
 
 const (
-	// heartbeat is a file. Its time of modification is when an agent was last well. A reboot removes it.
+	// heartbeat is a file. Its time of modification is the last time at which an agent was well. A reboot removes the
+	// file.
 	heartbeat = endpoint.Dir + "/heartbeat"
-	// BeatEvery is how often the agent renews its heartbeat. Its loop may be late.
+	// BeatEvery is how often the agent renews its heartbeat. A renewal may be late, because the agent's loop may be
+	// busy.
 	BeatEvery = 5 * time.Second
-	// BeatLasts is how long a heartbeat counts. If the plugin's STATUS fails, kubelet reports the node as not ready. So a
-	// heartbeat lasts longer than it takes to replace an agent.
+	// BeatLasts is how long a heartbeat counts. It is longer than it takes to replace an agent, because kubelet
+	// reports the node as not ready if the plugin's STATUS fails.
 	BeatLasts = time.Minute
 )
 

@@ -17,7 +17,7 @@ type Status struct {
 	// Errors are the reasons why the node isn't ready or a part of the agent fails now; empty if there are none.
 	Errors   []string  `json:"errors"`
 	Problems []Problem `json:"problems"`
-	// Unenforced are policies that are there and that weir doesn't enforce.
+	// Unenforced are policies that exist, but that weir doesn't enforce.
 	Unenforced []Unenforced `json:"unenforced"`
 	// Files are the files of a directory of manifests, with the state of each object.
 	Files    []File      `json:"files,omitempty"`
@@ -26,11 +26,13 @@ type Status struct {
 	Classes  []Class     `json:"classes"`
 	Sets     []SetStatus `json:"sets"`
 	Stats    Stats       `json:"stats"`
-	// NodeRepairs are the last repairs of changes that another program made to weir's things on the node.
+	// NodeRepairs are the last repairs of things on the node, other than sets and rules, that another program had
+	// changed.
 	NodeRepairs []NodeRepair `json:"nodeRepairs"`
 }
 
-// Problem is an object, or part of one, that can't be enforced as written. What it would have allowed is dropped.
+// Problem is an object, or a part of an object, that can't be enforced as written. Traffic that only this part would
+// have allowed is dropped.
 type Problem struct {
 	Object  string `json:"object"` // kind namespace/name
 	Field   string `json:"field"`
@@ -40,7 +42,7 @@ type Problem struct {
 // String returns one line for a log.
 func (p Problem) String() string { return p.Object + ": " + p.Field + ": " + p.Message }
 
-// Unenforced are policies that are there and that weir doesn't enforce.
+// Unenforced are policies that exist, but that weir doesn't enforce.
 type Unenforced struct {
 	// Kind is the kind with its group, such as CiliumNetworkPolicy.cilium.io; empty if the kinds are unknown.
 	Kind string `json:"kind"`
@@ -58,8 +60,8 @@ func (u Unenforced) String() string {
 	return fmt.Sprintf("%s is a kind of policy that weir doesn't enforce: %s", u.Kind, u.Where)
 }
 
-// Class is the pods of this node that the same policies isolate in one direction. There is one for each family that
-// they have addresses of.
+// Class is the pods of this node that the same policies isolate in one direction. There is one Class for each family
+// of the pods' addresses.
 type Class struct {
 	Direction string   `json:"direction"` // ingress or egress
 	Policies  []string `json:"policies"`  // none: no policy isolates the pods
@@ -73,7 +75,7 @@ type NodeRepair struct {
 	Time  time.Time `json:"time"`
 	What  string    `json:"what"` // as in weir_node_repairs_total
 	Count int       `json:"count"`
-	Was   string    `json:"was"` // the first of them, in words
+	Was   string    `json:"was"` // the state before the first of these repairs, in words
 	// Command is the shell command that makes the first of these repairs by hand.
 	Command string `json:"command"`
 }
@@ -86,12 +88,12 @@ type PodStatus struct {
 	Addresses   []string `json:"addresses"`
 	MAC         string   `json:"mac"`
 	HostIf      string   `json:"hostInterface"`
-	// Since is when the plugin attached it.
+	// Since is when the plugin made the attachment.
 	Since time.Time `json:"since"`
-	// Ingress and Egress name the policies that isolate the pod. "open" means that no policy does, and "closed" that the
-	// pod is in no class, as the source doesn't know it. Until the agent has brought its first state into the kernel they
-	// are "as before" if an earlier agent's rules apply to the pod, "closed" if none do, and "unknown" if that can't be
-	// read.
+	// Ingress and Egress name the policies that isolate the pod. "open" means that no policy isolates the pod.
+	// "closed" means that the pod is in no class, because the source doesn't know it. Until the agent has applied its
+	// first ruleset, the value is "as before" if an earlier agent's rules apply to the pod, "closed" if no such rules
+	// apply, and "unknown" if that can't be read.
 	Ingress string `json:"ingress"`
 	Egress  string `json:"egress"`
 }
@@ -148,12 +150,12 @@ type SetStatus struct {
 	Entries int    `json:"entries"`
 }
 
-// Stats count since the agent started.
+// Stats counts events since the agent started.
 type Stats struct {
-	Changes  int `json:"changes"`  // of the kernel's state
-	Failures int `json:"failures"` // to change it
-	Repairs  int `json:"repairs"`  // of what somebody else had changed
-	Cut      int `json:"cut"`      // connections
+	Changes  int `json:"changes"`  // changes of sets and rules
+	Failures int `json:"failures"` // failed attempts to change sets and rules
+	Repairs  int `json:"repairs"`  // repairs of sets and rules that another program had changed
+	Cut      int `json:"cut"`      // connections that were cut
 	// NodeRepairs counts the repairs of the node's settings.
 	NodeRepairs int `json:"nodeRepairs"`
 }

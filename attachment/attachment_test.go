@@ -244,8 +244,8 @@ func TestLostRecords(t *testing.T) {
 	}
 }
 
-// TestAnIDThatCameBack: the attachment was deleted and made again after the agent had looked at it and before it ends
-// it.
+// TestAnIDThatCameBack: after the agent has looked at an attachment and before it ends the attachment, the runtime
+// deletes the attachment and makes another one with the same ID.
 func TestAnIDThatCameBack(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

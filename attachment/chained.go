@@ -17,8 +17,8 @@ import (
 )
 
 // Behind another plugin weir makes no interface: it enforces policy on the addresses that the other plugin has
-// assigned. The pod's link is up already. So only the set of all pods denies the pod's connections until the agent
-// has enrolled it.
+// assigned. The pod's link is already up when weir is called. Therefore only the set of all pods denies the pod's
+// connections until the agent has enrolled the pod.
 
 // Chained describes an interface that another plugin has made.
 type Chained struct {
@@ -37,8 +37,9 @@ func (m *making) chainedSteps() []func() error {
 	}
 }
 
-// findChained finds the pod's link on the node, and makes sure that its packets pass the hook where policy is
-// enforced. The record names the link, so that Reap can tell when the attachment is over.
+// findChained finds the pod's link on the node, and makes sure that the link's packets pass the hook where policy is
+// enforced. It writes the link's name into the record, so that Reap can later see that the link is gone. With
+// enforcement "off" it doesn't look for the link.
 func (m *making) findChained(c *Chained) error {
 	e := &m.record
 	e.Addresses, e.MAC = c.Addresses, c.MAC
@@ -88,14 +89,14 @@ func (m *making) assign() error {
 	return failed("take the pod's addresses out of the sets of their last pod", m.Sets.Purge(inherited...))
 }
 
-// deleteConnections deletes the connections of the addresses that began before denyUntilEnrolled: connections of an
-// earlier pod, and connections over the pod's link. No policy has allowed them.
+// deleteConnections deletes the addresses' connections that began before denyUntilEnrolled: connections of an earlier
+// pod, and connections over the pod's own link, which was up already. No policy has allowed these connections.
 func (m *making) deleteConnections() error {
 	return failed("delete the connections of the pod's addresses", conntrack.Delete(addrsOf(m.record.Addresses)...))
 }
 
-// checkDenied returns nil if a rule denies the pod's connections until an agent enrols it. There is no such rule if
-// no agent has run on the node since it was started.
+// checkDenied returns nil if a rule denies the pod's connections until an agent enrols the pod. If there is no such
+// rule, it returns a *NoRuleError: no agent has run on the node since the node was started.
 func (m *making) checkDenied(noAgent error) error {
 	for _, addr := range m.record.Addresses {
 		if used, err := m.Sets.InUse(addr.Addr); err != nil || !used {

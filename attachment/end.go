@@ -14,14 +14,14 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// ending is an attachment that is being removed. begin fills it and detach uses it, so that neither repeats the other's
-// look-ups.
+// ending is an attachment that is being removed. begin fills the fields and detach uses them, so that detach needn't
+// look up the same things again.
 type ending struct {
 	id string
 	// record is the endpoint record; nil if there is none or it is broken.
 	record *endpoint.Endpoint
-	// sender has the attachment's port, with the MAC and addresses that the guard lets it send as. The port's name
-	// follows from the ID, even if the record names another link. The MAC is nil if the record has none.
+	// sender has the attachment's port, with the MAC and addresses that the guard allows it to send as. The port's
+	// name is computed from the ID, even if the record names another link. The MAC is nil if the record has no MAC.
 	sender bridge.Sender
 	// begun is true if begin has stopped the port from sending, or has left it to another plugin.
 	begun bool
@@ -68,9 +68,9 @@ func (n Node) endUnfinished(e *endpoint.Endpoint) error {
 	return n.detach(x)
 }
 
-// begin does the steps that need no lock. They take the kernel longer than all others. It marks the record as ending,
-// so that the agent puts the addresses into no more sets; it forbids the port to send; and it deletes the link. It
-// returns fs.ErrNotExist if there is no record.
+// begin does the steps that need no lock, because they take longer than all others. It marks the record as ending, so
+// that the agent puts the addresses into no more sets. Then it forbids the port to send, and deletes the link; it
+// doesn't touch a chained attachment's link. It returns fs.ErrNotExist if there is no record.
 func (x *ending) begin() error {
 	e, err := endpoint.MarkEnding(x.id)
 	switch {
@@ -93,9 +93,9 @@ func (x *ending) begin() error {
 	return nil
 }
 
-// resume sets the record that was read under the lock. That record may belong to another attachment than the one that
-// begin has found: another process may have ended that one, and the runtime may have made a new one with the same ID.
-// For the new one, begin has done nothing.
+// resume sets the record that was read under the lock. That record may belong to another attachment than the record
+// that begin has read: another process may have ended the old attachment, and the runtime may have made a new one with
+// the same ID. For a new attachment begin has done nothing, so detach must do all steps.
 func (x *ending) resume(e *endpoint.Endpoint) {
 	if x.begun && x.record.Created.Equal(e.Created) {
 		x.record = e
@@ -113,8 +113,8 @@ func (x *ending) setRecord(e *endpoint.Endpoint) {
 	}
 }
 
-// endLocked does the steps that begin has left, or all steps if begin was not called. It returns the record; nil if
-// there is none any more. The caller must have the node's lock.
+// endLocked does the steps that begin has not done, or all steps if begin was not called. It returns the record; nil
+// if there is no record any more. The caller must have the node's lock.
 func (n Node) endLocked(x *ending) (*endpoint.Endpoint, error) {
 	e, err := endpoint.MarkEnding(x.id)
 	switch {
@@ -130,7 +130,8 @@ func (n Node) endLocked(x *ending) (*endpoint.Endpoint, error) {
 	return e, n.detach(x)
 }
 
-// salvage makes a record for an attachment with a broken one. It has the ID, the link and the assigned addresses.
+// salvage makes a record for an attachment whose own record is broken. The new record has the ID, the link's name and
+// the assigned addresses.
 func salvage(id string) (*endpoint.Endpoint, error) {
 	container, ifName, _ := strings.Cut(id, ":")
 	e := &endpoint.Endpoint{ContainerID: container, IfName: ifName, HostIf: bridge.PortName(id)}
@@ -146,9 +147,10 @@ func salvage(id string) (*endpoint.Endpoint, error) {
 	return e, nil
 }
 
-// detach removes everything, in an order that allows no packet on the way. It forbids the port to send, unless begin
-// has done that. It takes the addresses out of every set. It releases an address when nothing refers to it any more.
-// The caller must have the node's lock, so no other attachment gets the addresses meanwhile.
+// detach removes everything that the attachment has, in an order in which no packet is allowed meanwhile. It forbids
+// the port to send, unless begin has done that. It takes the addresses out of every set. It releases an address when
+// nothing refers to the address any more. The caller must have the node's lock, so that no other attachment gets the
+// addresses meanwhile.
 func (n Node) detach(x *ending) error {
 	addresses, err := x.addresses()
 	if err != nil {
@@ -176,8 +178,8 @@ func (n Node) detach(x *ending) error {
 	return endpoint.Remove(x.id)
 }
 
-// addresses returns the record's addresses without those that are assigned to another attachment now: an earlier
-// attempt to end this one had released them already.
+// addresses returns the record's addresses, without addresses that are now assigned to another attachment: an earlier
+// attempt to end this attachment had already released them.
 func (x *ending) addresses() ([]endpoint.Address, error) {
 	var own []endpoint.Address
 	for _, a := range x.record.Addresses {

@@ -69,16 +69,16 @@ func (e *LinkError) Error() string { return "attach the pod: " + e.Err.Error() }
 
 func (e *LinkError) Unwrap() error { return e.Err }
 
-// EnrolError says that the agent has not put the pod into its classes: agentapi.ErrNoAgent, ErrOutdated, or another
-// failure.
+// EnrolError says that the agent has not put the pod into its classes. Err is agentapi.ErrNoAgent,
+// agentapi.ErrOutdated, or another failure.
 type EnrolError struct{ Err error }
 
 func (e *EnrolError) Error() string { return "policy can't be enforced on the pod: " + e.Err.Error() }
 
 func (e *EnrolError) Unwrap() error { return e.Err }
 
-// NoRuleError says that no rule uses the set of all pods. So the connections of a pod with a link that is up can't be
-// denied.
+// NoRuleError says that no rule uses the set of all pods. So nothing can deny the connections of a pod whose link is
+// already up.
 type NoRuleError struct {
 	Set string
 	Err error // why the agent has not enrolled the pod
@@ -105,7 +105,8 @@ func (e *LeftoverError) Error() string {
 // Unwrap returns the cause, and not Err: Err is no reason why the attachment was not made.
 func (e *LeftoverError) Unwrap() error { return e.Cause }
 
-// NoAgentError says that no agent has been ready for a while, or since the node was started if For is 0.
+// NoAgentError says that no agent has been ready for the time For. If For is 0, no agent has been ready since the node
+// was started.
 type NoAgentError struct{ For time.Duration }
 
 func (e *NoAgentError) Error() string {

@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// enrolTimeout bounds the wait for the agent's answer. The agent itself waits until its source knows the pod. kubelet
-// gives a sandbox minutes.
+// enrolTimeout bounds the wait for the agent's answer. The agent answers only when its source knows the pod, or after
+// its own time limit. kubelet waits minutes for a sandbox.
 const enrolTimeout = 30 * time.Second
 
 // Request describes the attachment that ADD requests.
@@ -37,8 +37,8 @@ type Request struct {
 // Link describes an interface that weir makes.
 type Link struct {
 	Ranges []conf.Range
-	// Addresses are the requested addresses, at most one of each family. A family without one gets a free address of its
-	// ranges.
+	// Addresses are the requested addresses, at most one of each family. In a family without a requested address, the
+	// attachment gets a free address of its ranges.
 	Addresses []netip.Addr
 	MAC       net.HardwareAddr // nil: derived from an address
 	MTU       int              // 0: that of the link with the node's default route
@@ -102,14 +102,14 @@ func (n Node) Make(r Request, report func(Made) error) (err error) {
 }
 
 // steps returns the steps of Make, in their order. No packet passes the link before setLinkUp, so the agent can enrol
-// the pod while Make makes the bridge and the link.
+// the pod while Make is still making the bridge and the link.
 func (m *making) steps() []func() error {
 	if m.record.Chained {
 		return m.chainedSteps()
 	}
 	return []func() error{
 		m.reserve,           // assign free addresses, and write the record
-		m.allowSender,       // let the port send through the guard under its own name
+		m.allowSender,       // allow the port, in the guard, to send with its own MAC and addresses
 		m.denyUntilEnrolled, // put the addresses into the set of all pods
 		m.startEnrol,        // ask the agent to enrol the pod
 		m.ensureBridge,      // make weir0, unless it is ready
@@ -119,7 +119,7 @@ func (m *making) steps() []func() error {
 	}
 }
 
-// prepare makes all checks that need nothing to be made first.
+// prepare makes all checks for which nothing must exist yet.
 func (n Node) prepare(r Request) (*making, error) {
 	id := endpoint.ID(r.ContainerID, r.IfName)
 	if endpoint.Exists(id) {
@@ -194,7 +194,7 @@ func (m *making) port() bridge.Port {
 	}
 }
 
-// allowSender lets the port send through the guard under the attachment's MAC and addresses.
+// allowSender allows the port, in the guard, to send with the attachment's MAC and addresses.
 func (m *making) allowSender() error {
 	return failed("guard the pod's port", bridge.AllowSender(m.port().Sender()))
 }
@@ -242,8 +242,8 @@ func (m *making) createLink() error {
 	return nil
 }
 
-// awaitEnrol waits for the agent's answer. With enforcement "closed" Make succeeds without an answer too: the link
-// stays down, and a chained pod's connections stay denied, until an agent has enrolled the pod.
+// awaitEnrol waits for the agent's answer. With enforcement "closed" Make also succeeds without an answer. Then the
+// link stays down, or a chained pod's connections stay denied, until an agent has enrolled the pod.
 func (m *making) awaitEnrol() error {
 	if m.enrolment == nil {
 		m.enrolled = true

@@ -51,7 +51,7 @@ func request(netns string, enforcement conf.Enforcement) Request {
 	}
 }
 
-// nothing fails unless everything of the attachment is gone, on the node and in the sets.
+// nothing fails the test unless everything of the attachment is gone, on the node and in the sets.
 func nothing(t *testing.T, when string, sets *otherSets) {
 	t.Helper()
 	assigned, err := ipam.Assignments()
@@ -66,7 +66,7 @@ func nothing(t *testing.T, when string, sets *otherSets) {
 	}
 }
 
-// TestMake: whichever step fails, Make undoes the earlier steps, and returns the error of the failed one.
+// TestMake: whichever step fails, Make undoes the earlier steps, and returns the error of the failed step.
 func TestMake(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

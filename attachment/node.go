@@ -27,14 +27,15 @@ type Node struct {
 // NewNode returns the node that the process runs on. It is the only place that chooses an implementation of PodSets.
 func NewNode() Node { return Node{Sets: ipset.PodSets{}} }
 
-// PodSets are the packet filter's sets of this node's pods. The rules drop a new connection of a pod in the set of
-// all pods unless the pod's class allows it. The agent fills most sets. Package attachment writes to them too,
-// because an attachment's addresses must be in the set of all pods before its link is up, and in no set after its
-// end. Each backend of the packet filter has an implementation. All methods can be repeated.
+// PodSets are the packet filter's sets of this node's pods. If a pod is in the set of all pods, the rules drop its new
+// connections unless the pod's class allows them. The agent fills most sets. Package attachment writes to the sets
+// too: before a link is up, its attachment's addresses must be in the set of all pods, and after the attachment's end
+// they must be in no set. Each backend of the packet filter has an implementation. All methods can be repeated.
 type PodSets interface {
 	// Name returns the name of the set of all pods of the address's family, for messages.
 	Name(addr netip.Addr) string
-	// Deny puts the addresses into the sets of all pods, and makes those that are not there. pod is a comment.
+	// Deny puts the addresses into the sets of all pods. It makes such a set if the set doesn't exist. pod is the
+	// comment beside each address.
 	Deny(pod string, addrs ...netip.Addr) error
 	// Remove takes the addresses out of the sets of all pods, and out of no other set.
 	Remove(addrs ...netip.Addr) error

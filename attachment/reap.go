@@ -9,12 +9,13 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// Reap ends every attachment with a pod that is gone and without a DEL, and returns the records of these attachments.
-// It is for runtimes that never call GC.
+// Reap ends every attachment whose pod is gone without a DEL, and every attachment whose deletion was abandoned. It
+// returns their records. The agent calls Reap because some runtimes never call GC.
 func (n Node) Reap() ([]endpoint.Endpoint, error) { return n.endEach(isOver) }
 
 // Collect does the work of CNI's GC. It ends every attachment to the network with an ID that isn't in valid. Then it
-// removes everything that belongs to no attachment. It goes on after an error. The error is a *StepError.
+// removes everything that belongs to no attachment. If a step fails, it continues with the others. The error is a
+// *StepError.
 func (n Node) Collect(network string, valid map[string]bool) error {
 	_, err := n.endEach(func(id string) (bool, error) {
 		if valid[id] {
@@ -68,7 +69,7 @@ func (n Node) endIf(id string, ended func(string) (bool, error)) (*endpoint.Endp
 	return n.endLocked(&ending{id: id})
 }
 
-// isOver reports whether the attachment is over although no runtime has deleted it. That is so in two cases:
+// isOver reports whether the attachment is over although no runtime has deleted it. It returns true in two cases:
 //
 //   - A process has begun to delete the attachment, and has exited before it was done.
 //   - No process is making the attachment, and its link on the node is gone: the kernel deletes it with the pod's
@@ -96,7 +97,7 @@ func isOver(id string) (bool, error) {
 	if e.HostIf == "" { // a chained attachment whose link is unknown
 		return false, nil
 	}
-	// The order matters: a process that makes the attachment makes the link before it exits.
+	// Busy must come before PortExists: a process that makes the attachment makes the link before it exits.
 	if busy, err := endpoint.Busy(id); busy || err != nil {
 		return false, err
 	}

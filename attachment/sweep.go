@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// traces are the ports, guard entries and addresses on the node, with a record or without.
+// traces are the ports, guard entries and addresses on the node, whether or not an attachment with a record has them.
 type traces struct {
 	ports   []string
 	senders []bridge.Sender
@@ -26,13 +26,13 @@ type recorded struct {
 	addrs map[netip.Addr]bool
 }
 
-// sweep removes traces that belong to no attachment: their record was deleted by hand, or lost by a fault of the
-// disk. An ID in valid is an attachment even without a record, because the runtime says so. The attachment of a
-// broken record keeps its link, guard entries and addresses.
+// sweep removes traces that belong to no attachment: the attachment's record was deleted by hand, or lost by a fault
+// of the disk. An ID in valid counts as an attachment even without a record, because the runtime lists it. An
+// attachment with a broken record keeps its link, guard entries and addresses.
 //
 // sweep reads the traces first and the records after them. A record is written before everything else, so a trace
-// without a record then belongs to no attachment. It can't become part of a new one meanwhile, because addresses are
-// assigned under the lock.
+// without a record belongs to no attachment. A new attachment can't take over such a trace meanwhile, because
+// addresses are assigned under the lock.
 func (n Node) sweep(valid map[string]bool) error {
 	unlock, err := endpoint.Lock()
 	if err != nil {
@@ -100,7 +100,7 @@ func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 	return evicted, n.Sets.Remove(evicted...)
 }
 
-// stale returns the addresses that belong to no attachment.
+// stale returns the addresses among the traces that belong to no attachment.
 func (r recorded) stale(t traces) []endpoint.Address {
 	var all []endpoint.Address
 	add := func(a netip.Addr) {

@@ -20,8 +20,8 @@ func link(name string) *nl.NetlinkRequest {
 	return r
 }
 
-// TestErrors: the error names the step that failed, wherever it is in the batch, and MapError has replaced the
-// kernel's.
+// TestErrors: the error names the step that failed, wherever the step is in the batch. MapError has replaced the
+// kernel's error.
 func TestErrors(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

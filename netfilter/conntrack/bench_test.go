@@ -70,7 +70,8 @@ func BenchmarkAll200000(b *testing.B) {
 	}
 }
 
-// BenchmarkDelete200000 deletes the connections of an address that has none, as with most pods that end.
+// BenchmarkDelete200000 deletes the connections of an address that has no connections, as most pods that end have
+// none.
 func BenchmarkDelete200000(b *testing.B) {
 	full(b, 200_000)
 	b.ReportAllocs()

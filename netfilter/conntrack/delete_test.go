@@ -68,7 +68,7 @@ func TestForget(t *testing.T) {
 			t.Errorf("%s: left: %s", name, diff)
 		}
 	}
-	// This kernel filters: so the checks above don't pass merely because it lists all entries.
+	// This kernel filters its lists, so the checks above would not pass only because it lists all entries.
 	for c, err := range dump(unix.AF_INET,
 		sourceFilter(netip.MustParseAddr("10.88.0.4"), nl.CTA_TUPLE_ORIG, ctaFilterOrigFlags)...) {
 		if err != nil {

@@ -21,7 +21,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// driver returns a driver for the flavour, whichever one the node seems to use.
+// driver returns a driver for the flavour, even if the node seems to use the other one.
 func driver(t *testing.T, f Flavour) *Driver {
 	t.Helper()
 	d, err := New(t.Context())
@@ -218,7 +218,8 @@ func TestFlavour(t *testing.T) {
 	}
 }
 
-// TestKnows: the driver tells its own changes from others', even if another's comes in the middle of its own.
+// TestKnows: the driver distinguishes its own changes from those of other programs, even if another program's change
+// comes in the middle of its own.
 func TestKnows(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -239,8 +240,8 @@ func TestKnows(t *testing.T) {
 		}
 	}()
 	d := driver(t, NFT)
-	// told returns the generations that the watch has reported so far. To find the last one, it changes a table itself; it
-	// leaves out the generations of that change.
+	// told returns the generations that the watch has reported so far. To know that the watch has reported everything,
+	// it changes a table itself. It leaves out the generations of that change.
 	told := func() (all []uint32) {
 		t.Helper()
 		for {
@@ -453,7 +454,7 @@ func TestWithoutIP6tables(t *testing.T) {
 	if err := errors.Join(d.CleanOtherFlavour(t.Context()), d.Remove(t.Context())); err != nil {
 		t.Error(err)
 	}
-	// With ip6tables all is well, even though another program has used it first.
+	// With ip6tables nothing fails, even though another program has used ip6tables first.
 	t.Setenv("PATH", path)
 	nodetest.Run(t, "ip6tables", "-t", "mangle", "-A", "FORWARD", "-j", "ACCEPT")
 	d = driver(t, NFT)

@@ -18,8 +18,8 @@ import (
 )
 
 // TestFault8OneTransactionForAllChanges: weave-npc ran ipset or iptables once for each change, and every node had the
-// policies of the whole cluster in one list. In weir all changes to rules are one call, and a pod that comes or goes
-// changes no rule. A node has only its own pods' rules, in one chain for each class.
+// policies of the whole cluster in one list. In weir one call makes all changes to rules, and a pod that comes or ends
+// changes no rule. A node has only the rules of its own pods, in one chain for each class.
 func TestFault8OneTransactionForAllChanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -30,9 +30,9 @@ type chain struct {
 	dispatch    []string       // the sets that the rules match, in their order
 }
 
-// jump is a rule in a built-in chain that leads to one of weir's chains. If first is true, it must be the first rule of
-// the chain. Otherwise it is the last rule, or just ahead of the rule with which the chain refuses all remaining
-// packets.
+// jump is a rule in a built-in chain that leads to one of weir's chains. If first is true, it must be the first rule
+// of the chain. Otherwise it is the last rule, or comes directly before the rule with which the chain refuses all
+// remaining packets.
 type jump struct {
 	family       conf.Family
 	table, chain string
@@ -54,7 +54,8 @@ var places = map[ruleset.Hook]place{
 	ruleset.TranslateSource: {"nat", "POSTROUTING", false},
 }
 
-// checks is the table that has the hooks that check packets, and all chains that these hooks lead to.
+// checks is the table in which packets are checked. It has the built-in chains with weir's jumps, and all chains that
+// these jumps lead to.
 const checks = "mangle"
 
 // lower returns the ruleset as sets of ipset and rules of iptables.

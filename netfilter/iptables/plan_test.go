@@ -70,8 +70,8 @@ func TestNoStepOpens(t *testing.T) {
 	}
 }
 
-// TestDenyAllChangesSetsOnly: denying all must take effect at once, and changing rules takes much longer than changing
-// sets.
+// TestDenyAllChangesSetsOnly: a policy that denies all traffic changes only sets. It must take effect at once, and
+// changing rules takes much longer than changing sets.
 func TestDenyAllChangesSetsOnly(t *testing.T) {
 	var open policy.State
 	for seed := uint64(0); len(open.Endpoints) == 0; seed++ {
@@ -95,8 +95,8 @@ func TestDenyAllChangesSetsOnly(t *testing.T) {
 	}
 }
 
-// TestAPodThatIsExpectedChangesSetsOnly: the classes of a pod exist from when its object names this node until the
-// object is deleted. So attaching or detaching the pod changes no rules.
+// TestAPodThatIsExpectedChangesSetsOnly: the classes of a pod exist from the time when its object names this node
+// until the object is deleted. So attaching or detaching the pod changes no rules.
 func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 	for seed := range uint64(200) {
 		s := policytest.State(rand.New(rand.NewPCG(seed, 1)))
@@ -145,7 +145,8 @@ func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
 	}
 }
 
-// TestCloses: a change that only allows more is told from one that may deny, in single cases and in random clusters.
+// TestCloses: the plan distinguishes changes that only allow more from changes that may deny, in single cases and in
+// random clusters.
 func TestCloses(t *testing.T) {
 	set := func(role ruleset.SetRole, addrs ...string) ruleset.Ruleset {
 		s := ruleset.Set{Name: fmt.Sprint("weir-", role), Kind: ruleset.Addresses, Role: role}

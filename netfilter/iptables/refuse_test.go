@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestTrials: trials find the refused rules if the kernel refuses every rule that contains one of these texts.
+// TestTrials: the kernel refuses every rule that contains one of some texts. Trials find these rules.
 func TestTrials(t *testing.T) {
 	rule := func(of string, proto ruleset.Protocol, ports ...uint16) ruleset.Rule {
 		r := ruleset.Rule{Policy: of, Proto: proto, Action: ruleset.Return, Comment: "weir: " + of}
@@ -105,8 +105,8 @@ func TestTrials(t *testing.T) {
 	}
 }
 
-// TestRefusedByTheKernel: if the kernel refuses sets, entries or rules that nothing else depends on, they are reported
-// as refused. If it refuses a part that weir can't do without, Apply returns an error.
+// TestRefusedByTheKernel: if the kernel refuses sets, entries or rules that weir can do without, Apply reports them as
+// refused. If the kernel refuses a part that weir can't do without, Apply returns an error.
 func TestRefusedByTheKernel(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

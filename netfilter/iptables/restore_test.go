@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRestorers: a waiting program doesn't lock the tables for others; one that was killed is replaced; an error
-// contains the program's own message; a program of the flavour that the node no longer uses isn't used.
+// TestRestorers: a waiting program doesn't lock the tables for others. A program that was killed is replaced. An error
+// contains the program's own message. A program of the flavour that the node no longer uses isn't used.
 func TestRestorers(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

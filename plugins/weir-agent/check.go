@@ -128,7 +128,8 @@ func writeChecked(out io.Writer, c checked) error {
 	return w.Flush()
 }
 
-// kubeletName returns the name that kubelet gives its node: the given one, or else the host's name; in small letters.
+// kubeletName returns the name that kubelet gives its node, in small letters: node if it is not empty, or else the
+// host's name.
 func kubeletName(node string) string {
 	if node == "" {
 		node, _ = os.Hostname()

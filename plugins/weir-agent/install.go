@@ -27,7 +27,8 @@ func installCommand() *cobra.Command {
 	}
 }
 
-// install replaces the file in one step: a runtime that calls the plugin at that moment gets the old or the new one.
+// install replaces the file in one step. A runtime that runs the plugin at that moment gets either the old plugin or
+// the new one.
 func install(from, to string) (err error) {
 	in, err := os.Open(from)
 	if err != nil {

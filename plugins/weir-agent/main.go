@@ -31,8 +31,8 @@ import (
 	"github.com/weir-net/weir/source/manifests"
 )
 
-// The agent finds the abilities of a source by type assertion. These lines keep a changed signature from silently
-// switching one off.
+// The agent finds out by type assertion which interfaces a source implements. Without these lines, if the signature of
+// a method changed, the agent would silently stop using the method's interface.
 var (
 	_ agent.Source    = (*kube.Source)(nil)
 	_ agent.Lookup    = (*kube.Source)(nil)
@@ -55,8 +55,8 @@ func run() int {
 		Use: "weir-agent", Short: "Enforces NetworkPolicies on the pods of this node",
 		SilenceUsage: true, SilenceErrors: true,
 	}
-	// Not cobra's Version: its own line has other words, and a template for it would have the linker keep every method
-	// of every type, which nearly doubles the program.
+	// The flag isn't cobra's Version, because cobra's own line has other words. With a template for that line, the
+	// linker would keep every method of every type, which nearly doubles the program.
 	showVersion := root.Flags().Bool("version", false, "print the commit of this program, its date, and Go's version")
 	root.RunE = func(cmd *cobra.Command, _ []string) error {
 		if !*showVersion {
@@ -167,7 +167,7 @@ func newSource(source, kubeconfig, node string, ignoreBroken bool, log *slog.Log
 	if err != nil {
 		return nil, fmt.Errorf("configure the API client: %w", err)
 	}
-	// An agent asks little, but the lookup of a new pod must not wait behind other requests.
+	// An agent sends few requests, but the lookup of a new pod must not wait behind other requests.
 	config.QPS, config.Burst = 50, 100
 	config.ContentType = "application/vnd.kubernetes.protobuf"
 	config.UserAgent = "weir-agent"
@@ -196,7 +196,8 @@ func cleanupCommand() *cobra.Command {
 			if err := os.Remove(conflist); conflist != "" && err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("remove the network configuration: %w", err)
 			}
-			// The links go before the rules: a pod without its link reaches nothing, so removing the rules allows nothing.
+			// The links are removed before the rules. A pod without its link reaches nothing, so removing the rules
+			// then allows nothing.
 			if err := bridge.RemoveAll(); err != nil {
 				return err
 			}

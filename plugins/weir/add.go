@@ -12,7 +12,7 @@ import (
 )
 
 // add makes an attachment (attachment.Node.Make lists the steps) and prints the result. If the result can't be
-// printed, the attachment is taken back.
+// printed, Make removes the attachment again.
 func add(args *call) error {
 	c, r, err := parseAdd(args)
 	if err != nil {

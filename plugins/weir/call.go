@@ -48,8 +48,9 @@ func allVerbs() []verb {
 	}
 }
 
-// readCall reads environment and stdin. It validates neither: do does, when the version of the specification is known
-// in which to print an error. For VERSION it doesn't wait for stdin from a terminal.
+// readCall reads the environment and stdin. It validates neither: an error is printed in the runtime's version of the
+// specification, so do validates the call once that version is known. For VERSION, readCall doesn't wait for stdin
+// from a terminal.
 func readCall() (*call, error) {
 	c := &call{
 		command: os.Getenv("CNI_COMMAND"), ContainerID: os.Getenv("CNI_CONTAINERID"), Netns: os.Getenv("CNI_NETNS"),
@@ -71,7 +72,8 @@ func readCall() (*call, error) {
 	return c, nil
 }
 
-// spoken returns the runtime's version of the specification, and the newest version if the configuration has none.
+// spoken returns the runtime's version of the specification. It returns the newest version if the configuration has no
+// valid version.
 func (c *call) spoken() string {
 	if _, _, _, err := version.ParseVersion(c.config.CNIVersion); err != nil || c.config.CNIVersion == "" {
 		return version.Current()
@@ -146,8 +148,8 @@ func isName(s string) bool {
 	return s != ""
 }
 
-// isIfName reports whether the kernel allows s as a link's name (dev_valid_name, net/core/dev.c), and the specification
-// too, which allows no colon.
+// isIfName reports whether s is allowed as a link's name, by the kernel (dev_valid_name, net/core/dev.c) and by the
+// specification, which allows no colon.
 func isIfName(s string) bool {
 	bad := func(r rune) bool { return r == '/' || r == ':' || unicode.IsSpace(r) }
 	return s != "" && len(s) <= 15 && s != "." && s != ".." && !strings.ContainsFunc(s, bad)

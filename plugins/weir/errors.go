@@ -25,7 +25,7 @@ func refuse(code uint, format string, args ...any) error {
 	return types.NewError(code, fmt.Sprintf(format, args...), "")
 }
 
-// cniError returns the CNI error for an error of package attachment; it is the only place that chooses their codes.
+// cniError returns the CNI error for an error of package attachment. Only cniError chooses the codes of these errors:
 //
 //   - 3, 4 and 7: the runtime or the configuration has passed something wrong.
 //   - 11 ("try again later"): an address, a MAC or the agent is not available now.

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// gc ends every attachment to this network that the runtime doesn't list as valid. If the runtime lists none, as
-// cnitool does, gc ends all of them. Like DEL it needs no valid configuration, and can be repeated. It removes what
+// gc ends every attachment to this network that the runtime doesn't list as valid. If the runtime lists no attachment,
+// as cnitool does, gc ends all of them. Like DEL, GC needs no valid configuration and can be repeated. gc removes what
 // it can, and then returns an error for the rest.
 func gc(args *call) error {
 	var c struct {

@@ -157,7 +157,8 @@ func running(slots []*slot) (all []*slot, valid string) {
 	return all, `, "cni.dev/valid-attachments": [` + strings.Join(list, ", ") + "]"
 }
 
-// intact fails the test if a running container lacks something, or if two have the same address.
+// intact fails the test if a running container lacks something that ADD made, or if two running containers have the
+// same address.
 func (k *killer) intact(slots []*slot) {
 	k.Helper()
 	all, _ := running(slots)

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// readPrevResult converts a result to the newest version of the specification. For ADD it is the result of the plugin
-// before weir, for CHECK that of the last ADD.
+// readPrevResult converts a result to the newest version of the specification. For ADD, prev is the result of the
+// plugin before weir. For CHECK, prev is the result of the last ADD.
 func readPrevResult(prev types.Result) (*current.Result, error) {
 	r, err := current.NewResultFromResult(prev)
 	if err != nil {
@@ -40,7 +40,7 @@ func chainedLink(prev types.Result, ifName string) (*attachment.Chained, error) 
 	return c, nil
 }
 
-// addressesOf returns the pod's addresses in the result: those of interfaces in the pod, and those without an
+// addressesOf returns the pod's addresses in the result: addresses of interfaces in the pod, and addresses without an
 // interface.
 func addressesOf(r *current.Result) ([]endpoint.Address, error) {
 	var all []endpoint.Address
@@ -65,7 +65,8 @@ func addressesOf(r *current.Result) ([]endpoint.Address, error) {
 	return all, nil
 }
 
-// interfacesOf returns the result's interfaces on the node, and those in the pod, whose namespace has that path.
+// interfacesOf returns the result's interfaces on the node and its interfaces in the pod. netns is the path of the
+// pod's namespace.
 func interfacesOf(r *current.Result, netns string) (onNode, inPod []bridge.Interface) {
 	for n, i := range r.Interfaces {
 		if i.Sandbox != "" && i.Sandbox != netns {

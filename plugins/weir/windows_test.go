@@ -357,7 +357,7 @@ func TestFault6PodsAreJudgedBeforeTheyStart(t *testing.T) {
 	if _, err := nodetest.Get(t, other.Netns, server.IP+":80"); err == nil {
 		t.Error("the first connection of a new pod passes that no policy allows")
 	}
-	// The agent learns of the pod only from the plugin's request to enrol it.
+	// The agent knows of the pod only from the plugin's request to enrol it.
 	nodetest.NewNS(t, "ns-1.busybox")
 	added := make(chan error, 1)
 	var client *nodetest.Pod

@@ -20,8 +20,8 @@ func run() int {
 	root := &cobra.Command{
 		Use: "weirctl", Short: "Show what weir does on this node", SilenceUsage: true, SilenceErrors: true,
 	}
-	// Not cobra's Version: its own line has other words, and a template for it would have the linker keep every method
-	// of every type, which nearly doubles the program.
+	// The flag isn't cobra's Version, because cobra's own line has other words. With a template for that line, the
+	// linker would keep every method of every type, which nearly doubles the program.
 	showVersion := root.Flags().Bool("version", false, "print the commit of this program, its date, and Go's version")
 	root.RunE = func(cmd *cobra.Command, _ []string) error {
 		if !*showVersion {

@@ -1,5 +1,5 @@
 // Package client asks weir-agent over its socket and prints the answers. It needs no kernel interface of Linux, so it
-// builds on every operating system that Go knows Unix sockets on.
+// builds on every operating system on which Go has Unix sockets.
 package client
 
 import (
