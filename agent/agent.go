@@ -15,7 +15,7 @@
 //   - Nothing is flushed first: a new agent takes over the sets, rules and routes of an earlier one.
 //
 // The plugin changes the kernel too. It adds a new pod's addresses to the set of all pods, removes an ended pod's
-// addresses from all sets, and lets a new pod's port send through the guard.
+// addresses from all sets, and allows a new pod's port, in the guard, to send.
 package agent
 
 import (

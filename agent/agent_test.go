@@ -100,7 +100,8 @@ func (j *journal) String() string {
 
 const healthAddress = "127.0.0.1:6786"
 
-// running is an agent on a node of its own. Its Node is named self and has the address of the node's uplink.
+// running is an agent on a node that only this test uses. The agent's Node is named self and has the address of the
+// node's uplink.
 type running struct {
 	*testing.T
 	*cluster
@@ -269,7 +270,7 @@ func (r *running) attachUID(name, uid, address string) string {
 			Gateway: netip.MustParseAddr("10.88.0.1"),
 		}},
 	}
-	making, err := e.Begin() // it never gets a link: if it weren't on its way, it would be over
+	making, err := e.Begin() // the ADD never makes a link; without a running ADD, the attachment would be over
 	if err != nil {
 		r.Fatal(err)
 	}

@@ -25,7 +25,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// large returns a cluster of 5,000 pods in 500 namespaces on 100 nodes. 50 of the pods are on this node.
+// large returns a cluster of 5,000 pods in 500 namespaces on 100 nodes, and the endpoints of the 50 pods on this node.
 func large(policies int) (*policy.Objects, map[string]endpoint.Endpoint) {
 	o, endpoints := &policy.Objects{}, map[string]endpoint.Endpoint{}
 	for i := range 500 {
@@ -78,8 +78,8 @@ func large(policies int) (*policy.Objects, map[string]endpoint.Endpoint) {
 	return o, endpoints
 }
 
-// BenchmarkPodEvent measures the agent's work for a pod that comes or goes on another node and that policies of this
-// node select. It needs root. Run it as: go test ./agent -run - -bench .
+// BenchmarkPodEvent measures the agent's work when a pod begins or ends on another node, and policies of this node
+// select that pod. The benchmark needs root. Run it as: go test ./agent -run - -bench .
 func BenchmarkPodEvent(b *testing.B) {
 	for _, policies := range []int{1000, 10000} {
 		b.Run(fmt.Sprintf("pods=5000/policies=%d", policies), func(b *testing.B) {
@@ -105,7 +105,7 @@ func BenchmarkPodEvent(b *testing.B) {
 			a.cutting.walking = true // for good: walks are beside the loop, and on a thread that isn't in the namespace
 			a.takeUpdate(objects, nil)
 			a.reconcile(b.Context(), netfilter.All)
-			a.records.endpoints = endpoints // that sync has read the records, of which there are none
+			a.records.endpoints = endpoints // the sync has read the records on disk, and there are no records
 			a.reconcile(b.Context(), netfilter.Trust)
 			b.ReportAllocs()
 			changes := a.stats.Changes

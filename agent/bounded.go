@@ -36,7 +36,7 @@ func (b *bounded) Accept() (net.Conn, error) {
 	}
 	b.mu.Unlock()
 	if oldest != nil {
-		_ = oldest.Close() // the server that reads from it gets an error
+		_ = oldest.Close() // a server that reads from the oldest connection gets an error
 	}
 	return c, nil
 }

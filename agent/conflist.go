@@ -10,7 +10,7 @@ import (
 
 // conflist is the agent's knowledge of the network configuration with which the runtime calls the plugin.
 type conflist struct {
-	mtu int // of pods' links, as last written; 0: not written yet
+	mtu int // the MTU of pods' links in the configuration that was last written; 0: none was written yet
 }
 
 // writeConflist writes the runtime's network configuration. It is the last step of an agent's start: a node without

@@ -22,7 +22,7 @@ import (
 //   - If due is false and no walk runs, all connections are as the rules require: none must be cut or restored.
 type cutting struct {
 	due      bool
-	standing int // connections that are cut, as of the last walk
+	standing int // how many connections were cut when the last walk ended
 	walking  bool
 	results  chan walkResult // has room for one
 }

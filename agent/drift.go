@@ -32,7 +32,7 @@ func (d *drift) hear(generation uint32, concerned bool) {
 	d.generations = append(d.generations, generation)
 	select {
 	case d.news <- struct{}{}:
-	default: // the loop will look at it anyway
+	default: // a message waits in news already, so the loop will look at this generation too
 	}
 }
 

@@ -22,7 +22,7 @@ import (
 var errNotSynced = errors.New("the agent has no good state of the policies yet (weirctl status says why)")
 
 // enrolments has the plugins that wait for an answer, and the endpoints that are enrolled. Invariant: each waiting
-// enrolment gets exactly one answer, at its deadline at the latest.
+// plugin gets exactly one answer, and gets it at its deadline at the latest.
 type enrolments struct {
 	waiting []*enrolment
 	done    map[string]bool // by endpoint ID
@@ -31,9 +31,9 @@ type enrolments struct {
 // enrolment is a plugin's request to put a new pod into its classes.
 type enrolment struct {
 	id       string
-	pod      endpoint.Pod // empty until it is enrolled
+	pod      endpoint.Pod // empty until the pod is enrolled
 	deadline time.Time
-	answer   chan answer // has room for one, as the plugin may have ended
+	answer   chan answer // has room for one answer: the plugin may have ended, and then nothing receives
 }
 
 // answer is an HTTP status and the body.
@@ -98,8 +98,8 @@ func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
 }
 
 // chainsToVerify returns how much of the kernel must be read before a pod is enrolled, so that the chains that check
-// its packets are known to exist. Reading takes most of an enrolment's time. It isn't needed if the kernel reports
-// every change of rules and has reported none by another program.
+// its packets are known to exist. Reading the tables takes most of an enrolment's time. The agent needn't read them if
+// the kernel reports every change of rules and has reported no change by another program.
 func (a *agent) chainsToVerify(ctx context.Context) netfilter.Verify {
 	if a.backend.TellsOfChanges() && a.drift.none(ctx, a.backend) {
 		return netfilter.Trust

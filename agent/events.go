@@ -23,7 +23,7 @@ type (
 	recordsChanged struct{ dirwatch.Change }
 	// enrolRequest is a plugin's request to enrol its pod.
 	enrolRequest struct {
-		ctx context.Context // of the plugin's HTTP request
+		ctx context.Context // the context of the plugin's HTTP request
 		*enrolment
 	}
 	// podLookedUp is the source's answer to a Lookup for the endpoint with that ID.

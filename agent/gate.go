@@ -59,7 +59,8 @@ func (a *agent) keepGateClosed() error {
 	return overlay.NewGate(overlay.Plan{Options: a.Node.Overlay}, a.foreignLinks()).EnsureExists()
 }
 
-// foreignLinks returns the links that other plugins made for pods.
+// foreignLinks returns the names of links that other plugins made for pods, and of the bridges that have such links as
+// ports.
 func (a *agent) foreignLinks() []string {
 	var names []string
 	for _, e := range a.records.endpoints {

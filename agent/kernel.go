@@ -62,7 +62,7 @@ func equalSet(a, b ruleset.Set) bool { return a.Name == b.Name && slices.Equal(a
 
 // earlierRules are the class members of an earlier agent, as they were in the kernel before this agent applied its own.
 type earlierRules struct {
-	members map[ruleset.Direction]map[netip.Addr]bool // nil: they could not be read
+	members map[ruleset.Direction]map[netip.Addr]bool // nil: the sets could not be read
 	read    bool
 }
 
@@ -113,7 +113,7 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 		if !a.kernel.refuse(refused.Refused) {
 			return all
 		}
-		verify = netfilter.Trust // Apply reads unknown tables nevertheless
+		verify = netfilter.Trust // even with Trust, Apply reads tables that are unknown
 	}
 }
 

@@ -27,11 +27,11 @@ func (a *agent) bringUpLinks() {
 		if e.Enforcement != conf.Closed || a.links.done[id] || !a.cluster.knows(e) {
 			continue
 		}
-		if e.Chained { // its link is never down
+		if e.Chained { // weir never sets a chained attachment's link down
 			a.links.done[id], a.enrolments.done[id] = true, true
 			continue
 		}
-		// A running pod may have an address from before a change of the Node's podCIDRs. Its link stays up.
+		// A running pod may have an address from before a change of the Node's podCIDRs. The pod's link stays up.
 		if why := a.misplaced(e); why != "" && !a.isUp(e) {
 			a.Log.Error("a pod stays closed: the network configuration that it was made by is out of date",
 				"pod", e.Pod.String(), "problem", why)

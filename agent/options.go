@@ -31,8 +31,8 @@ type NodeOptions struct {
 	// Name is the name of this node's Node object; empty if there are no other nodes.
 	Name    string
 	Overlay overlay.Options
-	// ClusterCIDRs contain all networks of pods. A Node's podCIDR outside of them isn't accepted. If there are none,
-	// every podCIDR is accepted.
+	// ClusterCIDRs contain all networks of pods. A Node's podCIDR outside of the ClusterCIDRs isn't accepted. If the
+	// list is empty, every podCIDR is accepted.
 	ClusterCIDRs []netip.Prefix
 	// Conflist is the path of the network configuration. The agent writes the file once the kernel has the first
 	// state. If the path is empty, the agent writes no network configuration.

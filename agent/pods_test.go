@@ -110,7 +110,7 @@ func TestEnrolWithTheAPI(t *testing.T) {
 	o := healthy()
 	o.Pods = append(o.Pods, pod("more", ""))
 	r.tell(o, nil)
-	r.attach("more", "10.88.0.10") // on its way: it has a record, and hasn't asked
+	r.attach("more", "10.88.0.10") // its ADD is running: the record exists, but the plugin hasn't asked to enrol it
 	web := r.attach("web", "10.88.0.2")
 	if v, err := r.enrol(web); err != nil || v.Ingress != "shop/web" {
 		t.Errorf("the answer for web is %+v, %v", v, err)

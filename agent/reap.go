@@ -12,8 +12,8 @@ import (
 const (
 	// reapEvery is how often the agent searches for attachments of pods that are gone, even if no message reported one.
 	reapEvery = time.Minute
-	// reapAfter is the time from the deletion of a pod's link to the search. Nearly always a DEL has deleted the link and
-	// has finished by then, also for other pods that end at the same time.
+	// reapAfter is the time from the deletion of a pod's link to the search. Nearly always a DEL has deleted the link.
+	// It has finished before the search, and so have the DELs of other pods that end at the same time.
 	reapAfter = time.Second
 )
 
@@ -47,7 +47,7 @@ func (a *agent) reap(ctx context.Context) error {
 		watching <- bridge.WatchPorts(ctx, func() {
 			select {
 			case gone <- struct{}{}:
-			default: // the node will be searched anyway
+			default: // a message waits in gone already, so the node will be searched
 			}
 		})
 	}()

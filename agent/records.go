@@ -35,7 +35,7 @@ type records struct {
 	// churn is true if attachments have begun or ended after the last read of the kernel: the plugin may have changed
 	// sets.
 	churn bool
-	// ending is true if a DEL was running when the directory was last listed.
+	// ending is true if a DEL was running when the directory was last listed, or had been killed.
 	ending bool
 }
 
@@ -122,7 +122,7 @@ func (r *records) reread(id string) (changed, walk bool) {
 		return true, walk
 	case had == has && reflect.DeepEqual(before, e):
 		return false, walk
-	case !had && !e.Chained && e.Enforcement != conf.Off: // the link is still down; a chained attachment's is up
+	case !had && !e.Chained && e.Enforcement != conf.Off: // the pod's link is still down; a chained pod's link would be up
 		if busy, err := endpoint.Busy(id); busy && err == nil {
 			return false, walk
 		}

@@ -239,7 +239,7 @@ func TestRecordsThatAreNotRead(t *testing.T) {
 		t.Error("and nothing is said of it")
 	}
 	nodetest.Run(t, "sh", "-c", "rm "+dir+"; mv /run/away "+dir)
-	s.attach("client", "10.88.0.3") // of which no event tells
+	s.attach("client", "10.88.0.3") // the agent gets no event of this record
 	s.retryRecords()
 	s.reconcile(t.Context(), netfilter.All)
 	wantHeld("when it can be again")

@@ -24,10 +24,10 @@ type repairs struct {
 	failures map[bridge.Kind]int
 }
 
-// repair is one repaired setting: its state before, and the command that repairs it.
+// repair is one repaired setting: what the setting was before, and the command that repairs it.
 type repair struct{ was, command string }
 
-// countRepairs counts and logs repairs of that kind.
+// countRepairs counts and logs the repairs, which are all of one kind.
 func (a *agent) countRepairs(kind bridge.Kind, repaired []repair) {
 	if len(repaired) == 0 {
 		return

@@ -14,13 +14,14 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// These words stand in place of policies' names if no policy isolates the pod in the direction, or if that isn't known.
+// The status has these words in place of policies' names if no policy isolates the pod in the direction, or if the
+// policies aren't known.
 const (
 	classOpen   = "open"
 	classClosed = "closed"
 	// classBefore: the pod is in classes of an earlier agent, and this agent hasn't applied its own rules yet.
 	classBefore = "as before"
-	// classUnknown: it can't be read whether the pod is in classes of an earlier agent.
+	// classUnknown: the agent can't read whether the pod is in classes of an earlier agent.
 	classUnknown = "unknown"
 )
 
@@ -33,7 +34,7 @@ type status struct {
 	lastSync  time.Time
 	backend   string
 	setType   func(ruleset.SetKind) string // the backend's name for a kind of sets
-	endpoints []endpoint.Endpoint          // without those with broken records
+	endpoints []endpoint.Endpoint          // without endpoints whose records are broken
 	earlier   earlierRules
 	// stateless is true if the source has given no usable state yet.
 	stateless  bool
@@ -115,7 +116,7 @@ func (s *status) errors() []string {
 // classClosed, classBefore or classUnknown.
 func (s *status) class(d ruleset.Direction, e endpoint.Endpoint) string {
 	switch {
-	case len(s.enforced.ruleset.Sets) > 0: // this agent's own
+	case len(s.enforced.ruleset.Sets) > 0: // this agent has applied a ruleset of its own
 		return s.enforced.class(d, e.Pod.String())
 	case !s.earlier.read || s.earlier.members == nil:
 		return classUnknown

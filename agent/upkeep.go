@@ -33,7 +33,7 @@ type upkeep struct {
 	known   atomic.Pointer[nodeKnowledge] // stored by the loop
 	changed chan struct{}                 // has room for one: the node or known may have changed
 	ways    atomic.Bool                   // links, addresses or routes to other nodes may have changed
-	mac     net.HardwareAddr              // of weir0, as last seen
+	mac     net.HardwareAddr              // the MAC of weir0, as check last saw it
 }
 
 func newUpkeep() upkeep { return upkeep{changed: make(chan struct{}, 1)} }
@@ -41,7 +41,7 @@ func newUpkeep() upkeep { return upkeep{changed: make(chan struct{}, 1)} }
 // nodeKnowledge is the part of the loop's state that the node settings depend on. It is immutable.
 type nodeKnowledge struct {
 	endpoints map[string]endpoint.Endpoint
-	classes   []ruleset.Class // as they are enforced
+	classes   []ruleset.Class // the classes of the enforced snapshot
 	tunnels   []conf.Family
 }
 
@@ -67,7 +67,7 @@ func (a *agent) tellUpkeep() {
 	}
 	before := a.upkeep.known.Swap(k)
 	if before == nil || len(before.endpoints) == 0 {
-		a.upkeep.notify() // the node wasn't checked since its first pod came
+		a.upkeep.notify() // the node has got its first pod and wasn't checked since
 	}
 }
 
@@ -75,18 +75,19 @@ func (a *agent) tellUpkeep() {
 func (u *upkeep) notify() {
 	select {
 	case u.changed <- struct{}{}:
-	default: // it will be checked anyway
+	default: // a check is due already
 	}
 }
 
 // keepNode checks the node settings at each resync, and when the kernel reports a change.
 func (a *agent) keepNode(ctx context.Context) error {
-	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE) // its own handle: the loop doesn't wait while this one lists
+	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE) // the loop has another handle, so it doesn't wait for this one
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	defer links.Close()
-	// The agent makes these settings itself, before any pod comes. The first check reports a failure.
+	// The agent makes these settings itself, before any pod comes. If that fails here, the first check reports the
+	// failure.
 	_ = errors.Join(bridge.SetReassembly(), bridge.RemoveAutoconfigured(links))
 	watching := make(chan error, 1)
 	go func() {
@@ -146,7 +147,7 @@ func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Dif
 	}
 	defer unlock()
 	records, err := endpoint.List()
-	if err != nil && !errors.As(err, &endpoint.BrokenRecords{}) { // broken records are reported elsewhere
+	if err != nil && !errors.As(err, &endpoint.BrokenRecords{}) { // takeRecords reports broken records
 		return nil, err
 	}
 	return bridge.Repair(links, u.properties(k, memory, records)), nil

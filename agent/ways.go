@@ -60,7 +60,7 @@ func (a *agent) reach(verify netfilter.Verify) bool {
 		w.refused, failed = overlay.New(a.netlink).Apply(w.plan)
 		err = errors.Join(err, failed)
 	}
-	if err == nil && (!same || len(lacks) > 0) { // the tunnel may be new
+	if err == nil && (!same || len(lacks) > 0) { // the tunnel's device may be new, and may have got addresses by itself
 		err = bridge.RemoveAutoconfigured(a.netlink)
 	}
 	if err == nil {

@@ -73,7 +73,7 @@ type Class struct {
 // NodeRepair is what the agent repaired on the node at one time.
 type NodeRepair struct {
 	Time  time.Time `json:"time"`
-	What  string    `json:"what"` // as in weir_node_repairs_total
+	What  string    `json:"what"` // as the label "what" of weir_node_repairs_total
 	Count int       `json:"count"`
 	Was   string    `json:"was"` // the state before the first of these repairs, in words
 	// Command is the shell command that makes the first of these repairs by hand.
@@ -116,7 +116,7 @@ func PodOf(e endpoint.Endpoint) PodStatus {
 
 // File is one file of a directory of manifests.
 type File struct {
-	Path    string       `json:"path"` // below the directory
+	Path    string       `json:"path"` // relative to the directory
 	Objects []FileObject `json:"objects"`
 }
 

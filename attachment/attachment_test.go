@@ -161,7 +161,7 @@ func TestReap(t *testing.T) {
 	nodetest.Run(t, "ip", "link", "del", "c1") // as the kernel does with the pod's namespace
 	reap("c1")
 	ending := endpoint.MarkBusy("c2:eth0")
-	n.must(os.Rename(record("c2", ".json"), record("c2", ".ending"))) // a DEL that is on its way
+	n.must(os.Rename(record("c2", ".json"), record("c2", ".ending"))) // a DEL that is running
 	reap()
 	n.must(ending.Close()) // the DEL was killed
 	reap("c2")

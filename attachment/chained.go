@@ -23,7 +23,7 @@ import (
 // Chained describes an interface that another plugin has made.
 type Chained struct {
 	Addresses []endpoint.Address
-	MAC       string // empty: not known
+	MAC       string // "" if the MAC isn't known
 }
 
 // chainedSteps returns the steps of Make behind another plugin, in their order.

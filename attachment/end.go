@@ -32,12 +32,12 @@ type ending struct {
 func (n Node) End(id string) error { return failed("delete", n.end(id)) }
 
 func (n Node) end(id string) error {
-	// This lock tells Reap that the deletion is still running: Reap only ends attachments with an abandoned deletion.
+	// While this lock is held, Reap leaves the attachment alone: it takes over only deletions that were abandoned.
 	defer func(lock io.Closer) { _ = lock.Close() }(endpoint.MarkBusy(id))
 	x := &ending{id: id}
 	err := x.begin()
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // the record is removed last, so at most the link was left
+		return nil // DEL removes the record last; begin has removed a link that was left
 	}
 	if err != nil {
 		return err

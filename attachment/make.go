@@ -23,7 +23,7 @@ const enrolTimeout = 30 * time.Second
 
 // Request describes the attachment that ADD requests.
 type Request struct {
-	ContainerID, IfName string // together the attachment's ID
+	ContainerID, IfName string // ContainerID and IfName together are the attachment's ID
 	Network             string
 	Netns               string // path of the pod's network namespace
 	Pod                 endpoint.Pod
@@ -41,7 +41,7 @@ type Link struct {
 	// attachment gets a free address of its ranges.
 	Addresses []netip.Addr
 	MAC       net.HardwareAddr // nil: derived from an address
-	MTU       int              // 0: that of the link with the node's default route
+	MTU       int              // 0: the MTU of the link with the node's default route
 	Routes    []conf.Route
 }
 
@@ -63,7 +63,7 @@ type making struct {
 	routes    []conf.Route
 	enrolment *enrolment // nil if no answer of the agent is awaited
 	enrolled  bool       // the agent has enrolled the pod, or enforcement is off
-	lock      io.Closer  // on the record: tells other processes that this process still makes the attachment
+	lock      io.Closer  // a lock on the record: while it is held, other processes know that Make is running
 }
 
 // enrolment is a request that the agent has not answered yet.

@@ -22,7 +22,7 @@ func (n Node) Collect(network string, valid map[string]bool) error {
 			return false, nil
 		}
 		e, _, err := endpoint.LoadAny(id)
-		if errors.Is(err, endpoint.ErrBroken) { // its network is unknown
+		if errors.Is(err, endpoint.ErrBroken) { // the attachment's network is unknown
 			return isOver(id)
 		}
 		if err != nil || e.Network != network {

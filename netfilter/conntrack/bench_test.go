@@ -70,8 +70,8 @@ func BenchmarkAll200000(b *testing.B) {
 	}
 }
 
-// BenchmarkDelete200000 deletes the connections of an address that has no connections, as most pods that end have
-// none.
+// BenchmarkDelete200000 deletes the connections of an address without connections. Most addresses of pods that end
+// have no connections.
 func BenchmarkDelete200000(b *testing.B) {
 	full(b, 200_000)
 	b.ReportAllocs()

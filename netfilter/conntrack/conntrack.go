@@ -107,7 +107,7 @@ func dump(family uint8, filter ...*nl.RtAttr) iter.Seq2[Connection, error] {
 			}
 			return more
 		})
-		if err == nil && unread > 0 { // it is unknown whether a policy allows them
+		if err == nil && unread > 0 { // for these entries it is unknown whether a policy allows them
 			err = fmt.Errorf("%d of them can't be understood", unread)
 		}
 		if err != nil && more {

@@ -24,7 +24,7 @@ func (c Connection) recreate(labels ...*nl.RtAttr) error {
 		return err
 	}
 	for range maxRecreations {
-		for _, tuple := range [][]byte{c.tuple, reply} { // a packet in between may have made an entry either way round
+		for _, tuple := range [][]byte{c.tuple, reply} { // a packet in between may have made an entry in either direction
 			err := Connection{family: c.family, tuple: tuple}.send(nl.IPCTNL_MSG_CT_DELETE)
 			if err != nil && !errors.Is(err, unix.ENOENT) {
 				return fmt.Errorf("delete: %w", err)

@@ -7,7 +7,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestTranslated: Translated tells connections with a translated destination address or port from those without one.
+// TestTranslated: Translated is true for connections with a translated destination address or port, and false for all
+// others.
 func TestTranslated(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -71,7 +71,7 @@ type Set struct {
 // Header has the properties with which a set was created.
 type Header struct {
 	Name, Type string
-	Family     conf.Family // of its entries; the kernel refuses others
+	Family     conf.Family // the family of the set's entries; the kernel refuses entries of the other family
 }
 
 // InUse reports whether a rule uses the set.
@@ -113,7 +113,7 @@ func (h *Handle) Create(s Header) error {
 	if s.Family == conf.IPv6 {
 		options.Family = unix.AF_INET6
 	}
-	if s.Type == BitmapPort { // 8 KB; with comments it would be 512 KB. It serves both families
+	if s.Type == BitmapPort { // it takes 8 KB; with comments it would take 512 KB. Both families use it
 		options.PortTo = 65535
 	} else {
 		options.Comments, options.MaxElements = true, conf.MaxSetEntries
@@ -165,7 +165,7 @@ func (h *Handle) List(name string) (Set, error) {
 			return Set{}, fmt.Errorf("list ipset %s: entry %v is no address", name, e.IP)
 		}
 		bits := addr.BitLen()
-		// The kernel sends a prefix length of 0 for /0, and none for a single address.
+		// The kernel sends a prefix length of 0 for /0. For a single address it sends no prefix length.
 		if e.CIDR != 0 || (s.Type == HashNetIface && addr.IsUnspecified()) {
 			bits = int(e.CIDR)
 		}

@@ -102,14 +102,14 @@ func (d *Driver) apply(ctx context.Context, want *lowered, verify netfilter.Veri
 	if !p.empty() {
 		before, _ := generation()
 		if err := d.prepare(ctx, p, have, want); err != nil {
-			if !errors.As(err, new(*netfilter.RefusedError)) { // after that error the state is known
+			if !errors.As(err, new(*netfilter.RefusedError)) { // after a RefusedError the kernel's state is known
 				d.have = nil
 				err = errors.Join(err, d.closeAll(ctx, have, want))
 			}
 			return r, err
 		}
 		r.Closes, r.Rules = r.Closes || p.closes, r.Rules || p.restores()
-		d.have = nil // until all is done
+		d.have = nil // the state is unknown until all steps are done
 		var err error
 		r.Left, refused, err = d.carryOut(ctx, p, have, want)
 		r.Changed = len(p.create)+len(p.before)+len(p.after)-len(refused) > 0 || r.Rules
@@ -305,7 +305,7 @@ func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]strin
 	if commands == [len(conf.Families)]string{} {
 		return nil
 	}
-	before, err := generation() // without nf_tables there is none
+	before, err := generation() // fails on a kernel without nf_tables
 	tables := 0
 	for _, f := range conf.Families {
 		if commands[f] == "" {

@@ -380,7 +380,7 @@ func TestKeepClosed(t *testing.T) {
 				t.Errorf("after %q weir's rules aren't first:\n%s", drift, f)
 			}
 			for _, undo := range []string{"FORWARD -j ACCEPT", class.Chain + " -j RETURN"} {
-				// if it is there
+				// The command fails if the rule doesn't exist.
 				_ = exec.Command(program, append([]string{"-t", "mangle", "-D"}, strings.Fields(undo)...)...).Run()
 			}
 		}

@@ -27,7 +27,7 @@ func TestFault8OneTransactionForAllChanges(t *testing.T) {
 	dir, calls := t.TempDir(), "/run/calls"
 	for _, program := range []string{"iptables-nft", "iptables-nft-save", "iptables-nft-restore", "ipset"} {
 		script := fmt.Sprintf("#!/bin/sh\necho %s >>%s\nPATH=${PATH#*:} exec %s \"$@\"\n", program, calls, program)
-		if program == "iptables-nft-restore" { // which is started ahead, and counts when it is told to do something
+		if program == "iptables-nft-restore" { // this program is started in advance, so it counts only when it gets commands
 			script = fmt.Sprintf("#!/bin/sh\nread -r first || exit 0\necho %s >>%s\n{ printf '%%s\\n' \"$first\"; cat; } "+
 				"| PATH=${PATH#*:} %s \"$@\"\n",
 				program, calls, program)

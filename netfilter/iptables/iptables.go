@@ -190,7 +190,7 @@ func (f Flavour) cleanFamily(ctx context.Context, family conf.Family) error {
 		there = there || tables{name: t}.holds()
 	}
 	if !there {
-		return nil // iptables makes tables when it lists chains, so it is only run where weir has chains
+		return nil // listing chains makes iptables create the table, so iptables runs only where weir has chains
 	}
 	protocol := iptables.ProtocolIPv4
 	if family == conf.IPv6 {
@@ -236,7 +236,7 @@ func (f Flavour) cleanTable(ctx context.Context, ipt *iptables.IPTables, family 
 		}
 	}
 	for _, remove := range []func(table, chain string) error{ipt.ClearChain, ipt.DeleteChain} {
-		for chain := range have { // flush all before deleting any: they refer to each other
+		for chain := range have { // all chains are flushed before one is deleted, because they refer to each other
 			if conf.OwnChain(chain) {
 				if err := remove(name, chain); err != nil {
 					return err

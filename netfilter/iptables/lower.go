@@ -121,7 +121,7 @@ func (l *lowered) lowerSet(s ruleset.Set) ruleset.Set {
 		for j := i + 1; j < len(s.Entries); j++ {
 			s.Entries[j].Comment = conf.Comment(s.Entries[j].Comment)
 		}
-		if halves { // it is the first entry, and the only one of its address and size
+		if halves { // the entry comes first in the order, and no other entry has its address and size
 			l.whole[s.Name] = true
 			all := s.Entries[i]
 			s.Entries = append(s.Entries[:i], s.Entries[i+1:]...)

@@ -4,19 +4,19 @@ import "slices"
 
 // ownChanges recognises the generations of nf_tables that the driver's own changes of rules made. The kernel doesn't
 // say which program made a generation. But between the driver's changes, other programs rarely change something that
-// weir uses: most of their changes are the plugin's, which lets a new pod's port through the guard. So ownChanges
-// counts. If the driver has made three changes in a span, the first three concerned generations of the span count as
-// the driver's own. If another program made one of these three, one of the driver's own generations is left over, and
-// the driver reads everything again.
+// weir uses: most of their changes are the plugin's, which adds a new pod's port to the guard. So ownChanges counts.
+// If the driver has made three changes in a span, the first three concerned generations of the span count as the
+// driver's own. If another program made one of these three, one of the driver's own generations is left over, and the
+// driver reads everything again.
 type ownChanges struct {
 	spans []span
-	known []uint32 // generations that were taken for the driver's own
+	known []uint32 // generations that count as the driver's own
 }
 
 // span is the generations later than before, up to and including after.
 type span struct {
 	before, after uint32
-	left          int // the driver's changes in it that Watch hasn't reported yet
+	left          int // how many of the driver's changes in the span Watch hasn't reported yet
 }
 
 func (o *ownChanges) note(before, after uint32, changes int) {

@@ -16,7 +16,7 @@ import (
 // step the node allows only packets that the old or the new state allows. The order of the families doesn't matter, as
 // only rules of a packet's own family check it.
 type plan struct {
-	create  []ruleset.Set // with their entries; no rule uses them yet
+	create  []ruleset.Set // created with their entries; no rule uses these sets yet
 	before  []change
 	restore [len(conf.Families)]string // for each family's iptables-restore --noflush
 	// blind are the commands for tables that neither iptables-save nor the kernel shows. Each element is tried by itself.
@@ -81,7 +81,7 @@ func makePlan(have state, want *lowered) plan {
 	for _, s := range want.sets {
 		wanted[s.Name] = true
 		old, ok := have.sets[s.Name]
-		// The kernel refuses to make a set if there is one of another type.
+		// The kernel refuses to make the set if a set of that name has another type.
 		if ok = ok && old.kind == s.Kind && old.family == s.Family; !ok {
 			p.create = append(p.create, s)
 		}
@@ -177,7 +177,7 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 	for _, s := range sets {
 		held, exists := have.sets[s.Name]
 		if !exists {
-			continue // it is created with its entries
+			continue // the set is created with its entries
 		}
 		adds, dels := diff(held, s)
 		for _, c := range adds {
@@ -333,7 +333,7 @@ func (u *unknown) jump(j jump) []string {
 func jumpsIn(f conf.Family, name, chain string, t table, want *lowered) []string {
 	have := t.rules[chain]
 	var ours, others []string // ours: weir's rules in the chain, wanted or not
-	last := 0                 // how many of others are ahead of weir's last rule
+	last := 0                 // how many rules in others come before weir's last rule
 	for _, l := range have {
 		if split(l).own() {
 			ours, last = append(ours, l), len(others)

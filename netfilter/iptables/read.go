@@ -55,7 +55,7 @@ func (d *Driver) look(ctx context.Context, want *lowered, verify netfilter.Verif
 	defer cancel()
 	for _, f := range conf.Families {
 		holds := d.have.tables[f].holds()
-		if d.wanted[f] && !holds { // the family's tables weren't read before, as weir had nothing there
+		if d.wanted[f] && !holds { // weir had no rules in the family's tables, so they weren't read before
 			d.have.tables[f] = d.readTables(ctx, f, d.have)
 			continue
 		}
@@ -143,7 +143,7 @@ func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 		if d.wanted[f] || before == nil || before.tables[f].holds() {
 			s.tables[f] = d.readTables(ctx, f, before)
 		}
-		if !d.wanted[f] && !s.tables[f].holds() { // weir has nothing there
+		if !d.wanted[f] && !s.tables[f].holds() { // weir has no rules in the family's tables
 			s.tables[f] = tables{}
 		}
 	}
@@ -206,7 +206,7 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 			u.why = errors.Join(u.why, err)
 		}
 		if err == nil && !d.wanted[f] && !slices.ContainsFunc(slices.Collect(maps.Keys(u.seen)), ours) {
-			return table{rules: map[string][]string{}} // weir wants nothing there and has nothing there
+			return table{rules: map[string][]string{}} // weir has no rules in this table and wants none
 		}
 	}
 	return table{unknown: u, dormant: dormant, misplaced: away}

@@ -59,7 +59,7 @@ func (f Flavour) exists(family conf.Family, name string) (there, dormant bool, e
 			path = "/proc/thread-self/net/ip6_tables_names"
 		}
 		names, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) { // the kernel has no such tables
+		if errors.Is(err, fs.ErrNotExist) { // the kernel has no legacy tables
 			return false, false, nil
 		}
 		if err != nil {

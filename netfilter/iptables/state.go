@@ -73,11 +73,11 @@ type written struct {
 // the tables that accept them.
 var tablesUsed = []string{"mangle", "filter", "nat"}
 
-// stands reports whether no packet of a pod can pass the mangle table without a check by weir's chains. For that,
-// weir's first chains must exist; the chains that send packets to classes, and the classes' chains, must end in DROP;
-// and no rule may lead to an empty chain. stands doesn't compare the other rules: another version's rules may differ,
+// stands reports whether no packet of a pod can pass the mangle table without a check by weir's chains. It requires
+// that weir's first chains exist, that the chains that send packets to classes and the classes' chains end in DROP,
+// and that no rule leads to an empty chain. It doesn't compare the other rules: another version's rules may differ,
 // and may lack chains of the ruleset. If iptables can't print the table, stands uses the rules that the kernel shows.
-// If the kernel shows none, it returns false.
+// If the kernel shows no rules, stands returns false.
 func (t table) stands(f conf.Family, want *lowered) bool {
 	chains := map[string][]parts{}
 	if t.unknown != nil {
@@ -95,7 +95,7 @@ func (t table) stands(f conf.Family, want *lowered) bool {
 	return stand(chains, f, want)
 }
 
-// stand reports the same as table.stands. Its argument has the rules of each chain.
+// stand reports the same as table.stands. The map chains has the rules of each chain.
 func stand(chains map[string][]parts, f conf.Family, want *lowered) bool {
 	drops := func(chain string) bool {
 		rules := chains[chain]

@@ -110,7 +110,7 @@ func ruleText(r ruleset.Rule, f conf.Family) string {
 		t.add("-m multiport --dports ", strings.Join(list, ","))
 	}
 	if r.Comment != "" {
-		t.add(`-m comment --comment "`, conf.Comment(r.Comment), `"`) // it has a space, so iptables-save quotes it
+		t.add(`-m comment --comment "`, conf.Comment(r.Comment), `"`) // the comment has a space, so iptables-save quotes it
 	}
 	t.target(r)
 	return t.String()

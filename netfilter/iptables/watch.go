@@ -25,7 +25,7 @@ func watch(ctx context.Context, heard func(generation uint32, concerned bool)) e
 	defer stop()
 	before, _ := generation() // 0 without nf_tables
 	heard(before, true)
-	concerned := false // whether the present transaction has changed something of concern
+	concerned := false // whether the present transaction has changed something that weir uses
 	for {
 		msgs, _, err := s.Receive()
 		switch {

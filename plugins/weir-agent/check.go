@@ -84,7 +84,7 @@ func check(path, node string) (checked, error) {
 	if broken != nil {
 		c.Errors = strings.Split(broken.Error(), "\n")
 	}
-	if objects == nil { // report the files that can be read
+	if objects == nil { // read again without the broken files, to report the others
 		dir = &manifests.Dir{Path: path, Node: kubeletName(node), IgnoreBroken: true}
 		if objects, _ = dir.Check(); objects == nil {
 			return c, nil // a file is being written

@@ -33,7 +33,7 @@ func (c *call) id() string { return endpoint.ID(c.ContainerID, c.IfName) }
 // verb is a value of CNI_COMMAND.
 type verb struct {
 	name     string
-	since    string   // the first version of the specification that has it
+	since    string   // the first version of the specification that has the verb
 	required []string // environment variables, besides CNI_PATH
 	do       func(*call) error
 }

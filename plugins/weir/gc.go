@@ -26,7 +26,7 @@ func gc(args *call) error {
 	for _, a := range c.Valid {
 		id := endpoint.ID(a.ContainerID, a.IfName)
 		err := endpoint.CheckID(id)
-		if errors.Is(err, endpoint.ErrTooLong) { // ADD has refused it
+		if errors.Is(err, endpoint.ErrTooLong) { // ADD has refused such an ID
 			continue
 		}
 		if err != nil {
