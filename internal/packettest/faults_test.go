@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These tests are about faults that were seen in weave-npc, which weir follows. Tests of other such faults are in the
-// packages that they concern: go test ./... -run TestFault -v runs all.
+// These tests are about faults that were seen in weave-npc, whose design weir follows. Tests of other faults of
+// weave-npc are in the packages that the faults concern: go test ./... -run TestFault -v runs all of them.
 
 // TestFault1SelectorsThatJoinAlike: weave-npc named a set by its selector's parts without a separator, so two
 // selectors could share a set. For instance, the pods with the label a in namespace x, and all pods in namespace xa,

@@ -19,7 +19,7 @@ import (
 type host struct {
 	netns   string
 	addr    netip.Addr
-	raw     map[ruleset.Protocol]int // each sends, and receives what arrives
+	raw     map[ruleset.Protocol]int // raw sockets: each sends, and receives what arrives
 	servers []io.Closer
 }
 

@@ -24,7 +24,7 @@ func TestLargePolicies(t *testing.T) {
 	}
 	var (
 		web, big   = netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("10.88.0.4")
-		even, last = netip.MustParseAddr("172.16.0.0"), netip.MustParseAddr("172.19.13.62") // the last of 100,000
+		even, last = netip.MustParseAddr("172.16.0.0"), netip.MustParseAddr("172.19.13.62") // the last of 100,000 even ones
 		odd        = even.Next()
 	)
 	n, state := attached(t, []uint16{1, 2, 7999, 8000}, pod("x", "web", "10.88.0.2"), pod("x", "big", "10.88.0.4"))

@@ -19,7 +19,7 @@ const (
 	nfulnlMsgConfig  = 1
 	nfulaCfgCmd      = 1
 	nfulnlCfgCmdBind = 1
-	nfulaCfgQthresh  = 5 // how many packets one message has
+	nfulaCfgQthresh  = 5 // how many packets the kernel puts into one message
 	nfulaPrefix      = 10
 )
 

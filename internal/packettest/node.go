@@ -32,13 +32,14 @@ type Node struct {
 	Ports    []uint16
 	outside  string
 	bridge   *bridge.Bridge
-	networks map[conf.Family]endpoint.Address // without Addr
+	networks map[conf.Family]endpoint.Address // each Address has no Addr
 	hosts    map[netip.Addr]*host
-	bridged  map[string][]neighbour // by the name of another plugin's bridge
+	bridged  map[string][]neighbour // keyed by the name of another plugin's bridge
 	last     uint32                 // number of the last packet
 }
 
-// NewNode makes the node. networks holds the subnet and gateway of its pods, at most one for each family.
+// NewNode makes the node. networks holds the subnet and gateway of the node's pods, at most one Address for each
+// family.
 func NewNode(t testing.TB, networks []endpoint.Address, ports ...uint16) *Node {
 	t.Helper()
 	n := &Node{

@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// late is how long Send waits for a packet that should arrive: much longer than it ever takes.
+	// late is how long Send waits for a packet that should arrive. Arriving packets need much less time.
 	late = 3 * time.Second
 	// silence is how long Send waits for packets that should not arrive, once all others have arrived. The kernel
 	// delivers a packet to the other namespace within the system call that sends the packet. So a forbidden packet that
@@ -31,7 +31,7 @@ type receiver struct {
 type flight struct {
 	epoll   int
 	packets []verdict.Packet
-	clients map[int]int // sockets of TCP and UDP clients, and which packet each has sent
+	clients map[int]int // the packet that each TCP or UDP client's socket has sent
 	first   uint32      // number of the first packet
 	arrived []bool
 }

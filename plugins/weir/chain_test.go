@@ -24,7 +24,7 @@ import (
 )
 
 // TestAheadOfTheOfficialPlugins: in one list, weir makes the interface, and the official plugins portmap, bandwidth,
-// tuning and sbr configure it.
+// tuning and sbr configure this interface.
 func TestAheadOfTheOfficialPlugins(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "meta/bandwidth", "meta/tuning", "meta/sbr") {
 		return
@@ -348,8 +348,8 @@ func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	}
 }
 
-// TestPolicyThatCantHoldIsRefused: pods are refused if their packets bypass the node's FORWARD hook, as no policy would
-// apply to them.
+// TestPolicyThatCantHoldIsRefused: if a pod's packets would bypass the node's FORWARD hook, no policy would apply to
+// them. So ADD refuses the pod.
 func TestPolicyThatCantHoldIsRefused(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
 		return
@@ -597,7 +597,7 @@ func testBehindDualStack(t *testing.T, other string) {
 	n.Manifest("policy.yaml", allowed)
 	reach(client, true)
 	reach(stranger, false)
-	// Both sides are isolated now, and their neighbour entries are deleted.
+	// Now both pods are isolated, and the pods' neighbour entries are deleted.
 	both := `
 kind: NetworkPolicy
 apiVersion: networking.k8s.io/v1

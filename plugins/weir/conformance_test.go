@@ -24,8 +24,8 @@ import (
 // specVersions are the versions of the CNI specification that the plugin supports, from 0.3.1 on.
 var specVersions = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 
-// verbs has each verb with the version that introduced it and the variables that it requires (CNI specification 1.1,
-// "Section 2").
+// verbs has each verb with the version of the specification that introduced it, and the variables that it requires
+// (CNI specification 1.1, "Section 2").
 var verbs = map[string]struct {
 	since    string
 	required []string
@@ -335,7 +335,7 @@ func byLibcni(t *testing.T, n *nodetest.Node, spec, netns string) {
 	}
 	must("DEL", cni.DelNetworkList(ctx, list, runtime("c1")))
 	must("DEL again", cni.DelNetworkList(ctx, list, runtime("c1")))
-	if knows(spec, "GC") { // an attachment that libcni doesn't know of
+	if knows(spec, "GC") { // make an attachment that libcni's cache doesn't have, for GC
 		_, err := libcni.NewCNIConfigWithCacheDir([]string{n.Bin}, t.TempDir(), nil).AddNetworkList(ctx, list, runtime("c2"))
 		must("ADD", err)
 		must("GC", cni.GCNetworkList(ctx, list, &libcni.GCArgs{}))

@@ -144,7 +144,7 @@ func TestDocumentedMessages(t *testing.T) {
 			if message == "`cni plugin not initialized`" { // a message of containerd's
 				continue
 			}
-			// An ellipsis replaces text that differs. A colon separates an error from the one inside it.
+			// In a message, an ellipsis replaces text that differs. A colon separates an error from the error that it wraps.
 			for _, part := range regexp.MustCompile("…|; |: ").Split(strings.Trim(message, "`"), -1) {
 				if part = strings.Trim(part, " :"); len(part) < 6 {
 					continue

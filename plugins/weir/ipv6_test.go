@@ -19,7 +19,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// ranges of IPv6 only, and of both families
+// These ranges are of IPv6 only, and of both families.
 var (
 	onlyIPv6  = nodetest.Conf{"ranges": []any{nodetest.Conf{"subnet": "fd00:10:88::/64"}}}
 	dualStack = nodetest.Conf{
@@ -42,7 +42,7 @@ func walkthrough(t *testing.T, ranges nodetest.Conf) {
 	n.Serve(n.Outside, "tcp", ":80")
 	n.Serve(nodetest.Self, "tcp", ":80")
 	hosts := []string{"[" + server.IP6 + "]"}
-	world := []string{"[2001:db8::1]", "[2001:db8::2]", "[fd00:10:88::1]"} // outside, the node, its bridge
+	world := []string{"[2001:db8::1]", "[2001:db8::2]", "[fd00:10:88::1]"} // outside, the node, the node's bridge
 	if server.IP != "" {
 		hosts, world = append(hosts, server.IP), append(world, "192.0.2.1", "192.0.2.2", "10.88.0.1")
 	}
@@ -170,7 +170,7 @@ func TestResultOfBothFamilies(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	// If the set's entry or the address of one family is missing, CHECK names it.
+	// If the set's entry or the address of one family is missing, CHECK's error names the missing thing.
 	for _, tc := range []struct{ breakIt, want string }{
 		{"ipset del weir-pods6 " + p.IP6, "weir-pods6"},
 		{"ip -n ns-1.busybox addr del " + p.IP6 + "/128 dev eth0", p.IP6},

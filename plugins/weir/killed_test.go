@@ -34,7 +34,7 @@ type killer struct {
 	made   int // number of containers and namespaces made so far
 }
 
-// slot is a place where one container after the other runs.
+// slot is a place where containers run, one at a time.
 type slot struct {
 	id, netns string
 	address   string // set once ADD has answered
@@ -182,7 +182,7 @@ func (k *killer) intact(slots []*slot) {
 	}
 }
 
-// run makes calls until enough were killed, and then has GC remove the leftovers.
+// run makes calls until enough of them were killed, and then calls GC to remove the leftovers.
 func (k *killer) run(t *testing.T) {
 	before := leftovers(t)
 	slots := make([]*slot, 6)
@@ -214,7 +214,7 @@ func (k *killer) run(t *testing.T) {
 		t.Errorf("%d run, and these records are there: %q, %v", len(all), records, err)
 	}
 	k.call("GC", slot{}, `, "cni.dev/valid-attachments": []`, 0)
-	k.Eventually("nothing is left", func() error { // leftovers of the agent's count too
+	k.Eventually("nothing is left", func() error { // entries of the agent's sets count too
 		if diff := leftBehind(t, before); diff != "" {
 			return fmt.Errorf("before and after: %s", diff)
 		}
@@ -259,8 +259,8 @@ func TestKilledBesideAnAgent(t *testing.T) {
 	k.run(t)
 }
 
-// TestAfterAReboot: /run is empty and there are no links. All addresses are free, and the runtime's calls for pods from
-// before the reboot succeed.
+// TestAfterAReboot: after a reboot /run is empty and there are no links. All addresses are free, and the runtime's
+// calls for pods from before the reboot succeed.
 func TestAfterAReboot(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -154,7 +154,7 @@ func send(t *testing.T, netns string, f []byte) {
 	}
 }
 
-// seen reports whether one of the test's frames arrives within a tenth of a second.
+// seen reports whether one of the test's frames arrives. It stops when nothing has arrived for a tenth of a second.
 func seen(t *testing.T, fd int) bool {
 	t.Helper()
 	buf := make([]byte, 2048)

@@ -413,7 +413,7 @@ func TestOffNeedsNoAgent(t *testing.T) {
 	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
 	n.Serve(server.Netns, "tcp", ":80")
 	n.Reach(client, server.IP+":80", true)
-	// An agent that starts later doesn't touch such pods.
+	// An agent that starts later doesn't enforce policy on pods with enforcement off.
 	n.Manifest("cluster.yaml", cluster+"---"+denyAll)
 	n.StartAgent()
 	n.Reach(client, server.IP+":80", true)
@@ -525,8 +525,8 @@ func TestDelNeedsNothing(t *testing.T) {
 	}
 }
 
-// TestARepeatedDelLeavesTheNextHolderAlone: DEL crashed after it had released the address. It is called again when the
-// address is assigned to another pod.
+// TestARepeatedDelLeavesTheNextHolderAlone: DEL of a pod crashed after it had released the pod's address. DEL is
+// called again when the address is already assigned to another pod.
 func TestARepeatedDelLeavesTheNextHolderAlone(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -745,14 +745,14 @@ func TestBadInput(t *testing.T) {
 		return
 	}
 	n := newNode(t, nil)
-	n.AddPod("ns-1", "http-echo") // so that the bridge is there
+	n.AddPod("ns-1", "http-echo") // this makes the bridge
 	netns := nodetest.NewNS(t, "pod")
 	if err := os.WriteFile("/run/nothing", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	before := leftovers(t)
 	for _, tc := range []struct {
-		name, conf string // conf: what stands beside cniVersion, name and type
+		name, conf string // conf has the keys other than cniVersion, name and type
 		env        map[string]string
 		code       uint
 		want       string

@@ -464,7 +464,7 @@ type flow struct {
 	toServer, toClient atomic.Int64 // packets or pieces that arrived
 }
 
-// silent reports whether packets stop arriving. It waits longer than TCP first waits before it sends again.
+// silent returns an error if packets still arrive. It waits longer than TCP does before it first sends a packet again.
 func (f *flow) silent() error {
 	toServer, toClient := f.toServer.Load(), f.toClient.Load()
 	time.Sleep(500 * time.Millisecond)

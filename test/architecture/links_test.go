@@ -44,8 +44,8 @@ func TestLinks(t *testing.T) {
 // weir's own packages, pure packages link only each other.
 var pure = []string{"conf", "policy", "policy/ruleset", "policy/verdict"}
 
-// touching are the packages that a pure package must not import itself. The dependencies of a pure package may import
-// them: Kubernetes' types link net/http and os.
+// touching are the packages that a pure package must not import itself. Packages that a pure package depends on may
+// import them: Kubernetes' types link net/http and os.
 var touching = []string{"os", "os/exec", "io/fs", "net/http", "syscall", "golang.org/x/sys", "unsafe"}
 
 // TestPure: of weir's own packages, pure packages link only each other. They import none of the packages in touching.

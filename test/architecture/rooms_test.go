@@ -43,7 +43,7 @@ func TestRooms(t *testing.T) {
 	t.Log("imports between rooms:\n" + strings.Join(slices.Sorted(maps.Keys(between)), "\n"))
 }
 
-// arrow is an import of one of weir's packages by another, both named by their folders.
+// arrow is an import of one of weir's packages by another of them. from and to are the folders of the two packages.
 type arrow struct{ at, from, to string }
 
 func imports(code []goFile) (arrows []arrow) {

@@ -43,9 +43,10 @@ func estimate(list []float64, digits int) string {
 	)
 }
 
-// intervalRank returns how many of n values lie below the interval of their median, and as many lie above it. This is
-// the rank of the sign test, which assumes nothing about the distribution: with a probability of at most 2.5 %, n
-// throws of a coin show that many heads or fewer. It returns -1 if there is no such rank.
+// intervalRank returns how many of n values lie below the interval that contains their true median with a probability
+// of 95 %. As many values lie above the interval. The number comes from the sign test, which assumes nothing about the
+// distribution: with a probability of at most 2.5 %, n throws of a coin show that many heads or fewer. If there is no
+// such number, intervalRank returns -1.
 func intervalRank(n int) int {
 	p := 1.0
 	for range n {

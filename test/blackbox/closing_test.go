@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAFlushWhileTheKernelRefuses: the kernel refuses one of weir's own rules, and then another program flushes the
-// table. Isolated pods stay closed, and the node isn't ready, until the kernel accepts the rule.
+// TestAFlushWhileTheKernelRefuses: the kernel refuses one of weir's own rules, and another program flushes the table.
+// Until the kernel accepts the rule, isolated pods are closed and the node isn't ready.
 func TestAFlushWhileTheKernelRefuses(t *testing.T) {
 	for _, refused := range []string{"connlabel", "comment", "match-set"} {
 		t.Run(refused, func(t *testing.T) { testFlushWhileRefused(t, refused) })

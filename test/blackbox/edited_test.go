@@ -15,8 +15,9 @@ func ageless(manifests string) string {
 	return regexp.MustCompile(`, creationTimestamp: "[^"]*"`).ReplaceAllString(manifests, "")
 }
 
-// edited adds a Node to the cluster, and edits it so that it states each of the claims in turn. The function manifest
-// makes the Node's manifest. Every agent must report this Node and no other, and all pods must still reach each other.
+// edited adds a Node to the cluster, and edits the Node so that it states each of the claims in turn. The function
+// manifest makes the Node's manifest. Every agent must report this Node and no other, and all pods must still reach
+// each other.
 func edited(
 	c *nodetest.Cluster, honest, ownAddress, ownNetwork string, manifest func(addresses, networks string) string,
 	claims [][2]string,

@@ -77,7 +77,7 @@ func neighbour(t *testing.T, name string) net.HardwareAddr {
 	return nil
 }
 
-// inside returns the flow's packet that an ICMP error is about, as the error carries it.
+// inside returns the bytes of the flow's packet that an ICMP error is about. The error carries these bytes.
 func (f *forgery) inside(u udp, payload string) []byte {
 	f.Helper()
 	return nodetest.Frame(f, u.packet(payload)...)

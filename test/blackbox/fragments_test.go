@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// firstFragment returns the first fragment of a UDP datagram, with size bytes in it. Every other IPv6 fragment has
-// destination options.
+// firstFragment returns the first fragment of a UDP datagram, with size bytes in it. In IPv6, fragments with an odd id
+// have destination options before the fragment header.
 func firstFragment(t *testing.T, dstMAC, srcMAC net.HardwareAddr, src, dst string, id, size int) []byte {
 	t.Helper()
 	payload := gopacket.Payload(make([]byte, size))

@@ -189,8 +189,8 @@ func frags(t *testing.T) (all string) {
 	return all
 }
 
-// TestFragmentsToLinkLocalMACs: fragments in frames to link-local MACs take none of the node's memory, because they
-// are dropped before reassembly.
+// TestFragmentsToLinkLocalMACs: the node drops fragments in frames to link-local MACs before reassembly, so these
+// fragments take none of the node's memory.
 func TestFragmentsToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -208,7 +208,8 @@ func TestFragmentsToLinkLocalMACs(t *testing.T) {
 	}
 }
 
-// nodesOf returns manifests of two Nodes: this one, with InternalIP own, and one at the other end of its uplink.
+// nodesOf returns manifests of two Nodes: this node, whose InternalIP is own, and a node at the other end of this
+// node's uplink, whose InternalIP is other.
 func nodesOf(own, other string) string {
 	return nodeManifest("self", 0, own, "10.88.0.0/24") + nodeManifest("other", 0, other, "10.99.0.0/24")
 }

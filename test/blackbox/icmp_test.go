@@ -77,8 +77,8 @@ var hostLocal = nodetest.Conf{
 	"routes": []any{nodetest.Conf{"dst": "0.0.0.0/0"}, nodetest.Conf{"dst": "::/0"}},
 }
 
-// isolatedBehind does the same as nodetest.IsolatedWithWeir, for tests in which weir or upstream's ptp or bridge
-// attaches the pods.
+// isolatedBehind does the same as nodetest.IsolatedWithWeir, for tests in which weir attaches the pods, or ptp or
+// bridge of upstream does.
 func isolatedBehind(t *testing.T, plugin string) bool {
 	t.Helper()
 	if plugin == "weir" {
@@ -100,8 +100,8 @@ func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 		"ip -n outside route add 10.99.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:99::/64 via 2001:db8::2",
 		"ip -n outside route add 10.88.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:88::/64 via 2001:db8::2",
 	)
-	// Package net binds to ::1 once, to find out which families the system has. It must not do this in a pod, where
-	// loopback is down, so the test makes it happen here.
+	// Package net binds to ::1 once, to find out which families the system has. In a pod, where loopback is down, the
+	// result would be wrong. So the test makes package net do this here.
 	l, err := net.Listen("tcp", ":0")
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +126,7 @@ func dial(t *testing.T, netns, address string) *net.UDPConn {
 	return conn.(*net.UDPConn)
 }
 
-// speak sends a packet and waits for its answer.
+// speak sends a packet and waits for the answer. It tries up to 20 times.
 func speak(conn net.Conn) error {
 	var err error
 	for range 20 { // the machine may be busy
@@ -163,7 +163,7 @@ func heard(s *nodetest.Sniffer, words ...string) []string {
 	return all
 }
 
-// world is the scene of an attack. In each family the victim has a flow to a server outside and one to a server of
+// world has the pods of an attack. In each family the victim has a flow to a server outside and a flow to a server of
 // the pod "peer".
 type world struct {
 	attacker, open, victim, peer *nodetest.Pod
@@ -213,7 +213,7 @@ func forgedErrors(t *testing.T, plugin string) {
 					t.Errorf("an error that carries %q came to the victim", got)
 				}
 			}
-			// The error seems to come from the other end, or from a router between the ends.
+			// This error seems to come from the other end of the flow, or from a router between the ends.
 			router := map[bool]string{false: "192.0.2.77", true: "2001:db8::77"}[about.dst.Addr().Is6()]
 			for _, src := range []string{about.dst.Addr().String(), router} {
 				words := fmt.Sprintf("under the name of %s about %s", src, about.dst)
@@ -226,14 +226,15 @@ func forgedErrors(t *testing.T, plugin string) {
 				t.Errorf("an error has ended the flow to %s", about.dst)
 			}
 		}
-		// Now in the other direction: to the other end of the victim's connection, about that end's answer.
+		// Now to the other end of the victim's connection, about the answer that this end has sent.
 		seen := sentAs(t, toOutside, x.outside)
 		answer := udp{seen.dst, seen.src}
 		f.send(x.outside, unreachable, answer, "secret to the world")
 		if got := heard(atOutside, "secret to the world"); got != nil {
 			t.Errorf("an error that carries %q came to the host outside", got)
 		}
-		// Now to the node itself, about a connection of the node: the node would then send smaller packets to other nodes.
+		// Now to the node itself, about a connection of the node. If the node accepted the error, it would send smaller
+		// packets to the host outside.
 		own := dial(t, nodetest.Self, net.JoinHostPort(x.outside, "53"))
 		f.send(x.node, tooBig, flow(own.LocalAddr().String(), own.RemoteAddr().String()), "x")
 		time.Sleep(50 * time.Millisecond)

@@ -14,7 +14,8 @@ import (
 
 func TestMain(m *testing.M) { nodetest.MainAsShipped(m) }
 
-// TestControlImports checks that these tests import only one of weir's own packages: the one that makes their node.
+// TestControlImports checks that these tests import only one of weir's own packages, nodetest, which makes the tests'
+// nodes.
 func TestControlImports(t *testing.T) {
 	out, err := exec.Command("go", "list", "-test", "-deps", ".").Output()
 	if err != nil {

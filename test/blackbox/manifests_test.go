@@ -18,7 +18,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// shop has a server, its client and another pod.
+// shop has three pods: a server, the server's client, and another pod.
 const shop = `
 apiVersion: v1
 kind: Namespace
@@ -43,7 +43,7 @@ const denyJSON = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"
   "metadata": {"name": "deny", "namespace": "shop"},
   "spec": {"podSelector": {"matchLabels": {"app": "server"}}}}`
 
-// shopNode makes a node with the shop's pods, and an agent that reads its manifests.
+// shopNode makes a node with the pods of shop, and an agent that reads the node's manifests.
 func shopNode(t *testing.T) (n *nodetest.Node, server, client, other *nodetest.Pod) {
 	n = nodetest.NewNode(t, nil)
 	n.Manifest("shop.yaml", shop)
@@ -153,7 +153,8 @@ status: {newerField: {}, podIP: 10.88.0.200}
 	n.AddPod("shop", "server")
 }
 
-// TestFilesThatAreNoManifests: other files beside the manifests stop nothing, and the status lists them.
+// TestFilesThatAreNoManifests: the directory also has files that aren't manifests. The agent becomes ready
+// nevertheless, and the status lists these files.
 func TestFilesThatAreNoManifests(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -176,7 +177,7 @@ func TestFilesThatAreNoManifests(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestAFileThatMayHoldAPolicy: an unreadable file may contain a policy, so it is unknown what policies deny.
+// TestAFileThatMayHoldAPolicy: an unreadable file may contain a policy, so it is unknown which traffic policies deny.
 func TestAFileThatMayHoldAPolicy(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -303,7 +304,8 @@ spec:
 	n.Reach(three, server.IP+":80", false) // unknown: does the namespace of three have the label team?
 }
 
-// TestTwoFilesWithOneObject: if two files have the same object, the names of the files don't decide which one counts.
+// TestTwoFilesWithOneObject: if two files have different versions of a policy, only what both versions allow is
+// allowed, whatever the names of the files are.
 func TestTwoFilesWithOneObject(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -375,7 +377,7 @@ func TestPoliciesThatAreNotEnforced(t *testing.T) {
 	}
 }
 
-// TestOddFiles: files that can't contain a policy, such as pipes, don't block the agent. It becomes ready.
+// TestOddFiles: files that can't contain a policy, such as pipes, don't block the agent. The agent becomes ready.
 func TestOddFiles(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -411,7 +413,8 @@ func TestOddFiles(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestALinkThatLeadsNowhere: a dangling link may lead to a policy on a disk that isn't mounted at the moment.
+// TestALinkThatLeadsNowhere: a dangling link may lead to a policy on a disk that isn't mounted at the moment. An agent
+// that has never read the policy isn't ready. For an agent that has read it, the policy stays in force.
 func TestALinkThatLeadsNowhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -525,7 +528,7 @@ func TestLargeManifests(t *testing.T) {
 	}
 }
 
-// TestCheck: the check of manifests needs no agent and enforces nothing.
+// TestCheck: weirctl checks manifests without an agent, and enforces nothing.
 func TestCheck(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -564,8 +567,8 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestStatusBeforeTheFirstState: while an agent doesn't know the policies yet, it must not report a pod as closed if
-// the rules in the kernel still allow its traffic.
+// TestStatusBeforeTheFirstState: while an agent doesn't know the policies yet, the rules in the kernel may still allow
+// a pod's traffic. The status must not report such a pod as closed.
 func TestStatusBeforeTheFirstState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

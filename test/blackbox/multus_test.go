@@ -97,7 +97,7 @@ func TestASecondInterface(t *testing.T) {
 		}
 	}
 	reached(append(secondOf[server], first...), true, outside()...)
-	// In the second network the client has an address of its own, and sends from it.
+	// In the second network the client has an address of its own, and sends from this address.
 	if seen, err := nodetest.Get(t, client.Netns, net.JoinHostPort(secondOf[server][0], "80")); err != nil ||
 		seen != "hello ::ffff:"+secondOf[client][0] && seen != "hello "+secondOf[client][0] {
 		t.Errorf("in the second network the client is seen as %q (%v), want its address there, %s", seen, err,
@@ -122,8 +122,8 @@ func TestASecondInterface(t *testing.T) {
 	reached(first, true, outside()...)
 }
 
-// TestASecondInterfaceInTheSameNetwork: a pod gets a second interface when its route to the gateway already leads out
-// of the first one.
+// TestASecondInterfaceInTheSameNetwork: a pod gets a second interface in the network of its first. The pod's route to
+// the gateway already leads out of the first interface.
 func TestASecondInterfaceInTheSameNetwork(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

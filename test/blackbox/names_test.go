@@ -11,13 +11,14 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// The longest names that Kubernetes allows: 63 bytes for a namespace, which is a DNS label, 253 for a pod or policy.
+// These are the longest names that Kubernetes allows: 63 bytes for a namespace, which is a DNS label, and 253 bytes
+// for a pod or a policy.
 var (
 	longNamespace = strings.Repeat("n", 63)
 	longName      = func(first string) string { return first + strings.Repeat("x", 253-len(first)) }
 )
 
-// longest has a server that only a client may reach, all with the longest names.
+// longest has a server that only one client may reach. Namespace, pods and policy have the longest names.
 var longest = fmt.Sprintf(`
 apiVersion: v1
 kind: Namespace
@@ -100,7 +101,7 @@ func testLongestNames(t *testing.T, plugins []nodetest.Conf) {
 		t.Errorf("weirctl status: %v\n%s", err, out)
 	}
 	for netns, name := range map[string]string{server: "server", client: "client"} {
-		if plugins == nil { // CHECK of a list needs the results that ADD has cached, and ptp's is one of them
+		if plugins == nil { // not with ptp: its CHECK needs a result that ADD has cached
 			if out, err := n.CNI("check", netns, nodetest.Args(longNamespace, longName(name), "")); err != nil {
 				t.Errorf("check %s: %v\n%s", name, err, out)
 			}
@@ -111,8 +112,9 @@ func testLongestNames(t *testing.T, plugins []nodetest.Conf) {
 	}
 }
 
-// TestLongestContainerID: an attachment with the longest possible ID can be deleted. ADD refuses an ID that is too
-// long for the file name of its record, with the reason; DEL of it succeeds, as there is nothing to delete.
+// TestLongestContainerID: an attachment with the longest possible ID can be deleted. If an ID is too long for the file
+// name of its record, ADD refuses the ID and states the reason. DEL with such an ID succeeds, as there is nothing to
+// delete.
 func TestLongestContainerID(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -106,7 +106,7 @@ func metric(t testing.TB, prefix string) (sum float64) {
 	return sum
 }
 
-// within calls f until it returns nil, for at most that time.
+// within calls f until f returns nil, for at most the duration d. It returns f's last error.
 func within(d time.Duration, f func() error) error {
 	for deadline := time.Now().Add(d); ; time.Sleep(20 * time.Millisecond) {
 		err := f()

@@ -11,9 +11,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestHopByHopOptionsToLinkLocalMACs: the kernel's IPv6 answers an unknown option before any of its hooks sees the
+// TestHopByHopOptionsToLinkLocalMACs: the kernel's IPv6 answers an unknown option before any hook of IPv6 sees the
 // packet. The answer goes to the forged sender and contains the packet. So frames to a MAC that bridges don't forward
-// must be dropped before IPv6 sees them.
+// must be dropped before IPv6 sees the frames.
 func TestHopByHopOptionsToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -18,8 +18,8 @@ func nodes(own ...string) string {
 }
 
 // clustered makes a node whose agent knows the Node's podCIDRs and writes the runtime's configuration. It also returns
-// stale: the same node, but with a runtime whose configuration is outdated. In that configuration this node has the
-// podCIDR that the other node has now.
+// stale: the same node, but with a runtime whose configuration is outdated. In the outdated configuration, this node
+// has the podCIDR that the other node has now.
 func clustered(t *testing.T, former nodetest.Conf, own ...string) (n, stale *nodetest.Node) {
 	t.Helper()
 	stale = nodetest.NewNode(t, former)
@@ -124,7 +124,8 @@ func TestPodsFromBeforeAChangeOfPodCIDRs(t *testing.T) {
 	n.Reach(b, a.IP+":80", true)
 }
 
-// TestControlAddressesOfAnotherPlugin: a pod that another plugin attaches may have any address.
+// TestControlAddressesOfAnotherPlugin: if another plugin attaches a pod, the pod's address may be outside the node's
+// podCIDRs.
 func TestControlAddressesOfAnotherPlugin(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return

@@ -67,8 +67,8 @@ func ip(src, dst netip.Addr, protocol layers.IPProtocol, inside any) gopacket.Se
 	return header(src.String(), dst.String(), protocol, inside)
 }
 
-// header returns the IP header of a packet from src to dst. The checksum of the transport protocol, which is the
-// parameter inside, covers addresses of this header.
+// header returns the IP header of a packet from src to dst. The checksum of inside, the layer of the transport
+// protocol, is computed with the addresses of this header.
 func header(src, dst string, protocol layers.IPProtocol, inside any) gopacket.SerializableLayer {
 	var ip gopacket.SerializableLayer
 	if strings.Contains(dst, ":") {

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestADeletionOnItsWayIsLeftToIt: the agent reaps attachments if DEL was never called for them. If DEL is still
-// running, the agent leaves the attachment alone, however long that takes.
+// TestADeletionOnItsWayIsLeftToIt: the agent reaps attachments for which DEL was never called. If DEL of an attachment
+// is still running, the agent leaves the attachment alone, however long DEL takes.
 func TestADeletionOnItsWayIsLeftToIt(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -118,7 +118,7 @@ func processOf(t *testing.T, program string) int {
 	return 0
 }
 
-// pods are manifests of a namespace with these pods.
+// pods returns manifests of a namespace and of the named pods in it.
 func pods(namespace string, names ...string) string {
 	text := fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n", namespace)
 	for _, name := range names {

@@ -231,7 +231,7 @@ func testRefused(t *testing.T, r refusal) {
 	if want := fmt.Sprintf(`object="NetworkPolicy shop/np" field=%s `, r.field); !strings.Contains(log, want) {
 		t.Errorf("the log doesn't tell of the field: %s", want)
 	}
-	time.Sleep(12 * time.Second) // there is a resync every ten seconds
+	time.Sleep(12 * time.Second) // the agent resyncs at least once in this time
 	others()
 	more := strings.TrimPrefix(n.AgentLog(), log)
 	if strings.Contains(more, "can't be used as written") || strings.Contains(more, "had changed") {

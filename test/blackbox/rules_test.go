@@ -59,7 +59,7 @@ func podsReachThemselves(t *testing.T, plugin string) {
 	server := n.AddPod("shop", "server", hostPort)
 	other := n.AddPod("shop", "other")
 	n.Serve(server.Netns, "tcp", ":80")
-	nodetest.RunEach(t, // as kube-proxy does it
+	nodetest.RunEach(t, // as kube-proxy does for a Service
 		"iptables -t nat -I PREROUTING -d 10.96.0.10 -p tcp -j DNAT --to-destination "+server.IP,
 		"iptables -t nat -I POSTROUTING -s "+server.IP+" -d "+server.IP+" -j MASQUERADE",
 		"ip6tables -t nat -I PREROUTING -d fd00:10:96::a -p tcp -j DNAT --to-destination "+server.IP6,
@@ -292,7 +292,7 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 	// A firewall's own script rewrites the chain while weir runs.
 	nodetest.RunEach(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP", four+" -A FORWARD -j REJECT")
 	reach()
-	// Other scripts refuse each protocol by a rule of its own, or in a chain that also logs some packets.
+	// Other scripts reject each protocol by a rule of its own, or reject packets in a chain that also logs some of them.
 	nodetest.RunEach(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP",
 		four+" -A FORWARD -p tcp -j REJECT --reject-with tcp-reset", four+" -A FORWARD -j REJECT")
 	reach()
@@ -303,8 +303,8 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 	reach()
 }
 
-// TestGlobalAddressesAreNotMasqueraded: hosts outside see a pod's own IPv6 address if it is a global one, and the
-// node's address if the pod's is a unique local one.
+// TestGlobalAddressesAreNotMasqueraded: if a pod's IPv6 address is a global one, hosts outside see this address. If it
+// is a unique local one, they see the node's address.
 func TestGlobalAddressesAreNotMasqueraded(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -340,8 +340,8 @@ func TestGlobalAddressesAreNotMasqueraded(t *testing.T) {
 	}
 }
 
-// TestControlIstioAmbient: Istio's ambient mode translates the source of kubelet's probes. The probes reach isolated
-// pods, as all packets from the node do, and get answers.
+// TestControlIstioAmbient: Istio's ambient mode translates the source address of kubelet's probes. The probes reach
+// isolated pods, as all packets from the node do, and kubelet gets the answers.
 func TestControlIstioAmbient(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -350,7 +350,7 @@ func TestControlIstioAmbient(t *testing.T) {
 	server := n.AddPod("shop", "server")
 	n.Serve(server.Netns, "tcp", ":80")
 	n.Reach(n.AddPod("shop", "other"), server.IP+":80", false)
-	nodetest.RunEach(t, // ISTIO_POSTRT
+	nodetest.RunEach(t, // the rules of Istio's chain ISTIO_POSTRT
 		"ipset create istio-inpod-probes-v4 hash:ip", "ipset add istio-inpod-probes-v4 "+server.IP,
 		"ipset create istio-inpod-probes-v6 hash:ip family inet6", "ipset add istio-inpod-probes-v6 "+server.IP6,
 		"iptables -t nat -A POSTROUTING -m owner --socket-exists -p tcp -m set --match-set istio-inpod-probes-v4 dst "+

@@ -38,7 +38,7 @@ func sh(t testing.TB, line string) string {
 	return nodetest.Run(t, "sh", "-c", line)
 }
 
-// notReadyFor waits until the status says that the node isn't ready, with this reason.
+// notReadyFor waits until the status says that the node isn't ready, with an error that contains the text why.
 func notReadyFor(n *nodetest.Node, why string) {
 	n.Helper()
 	n.Eventually("the status says what is wrong with "+why, func() error {
@@ -84,7 +84,7 @@ func stays(n *nodetest.Node, within time.Duration, f func() error) {
 }
 
 // TestATableThatIptablesCantPrint: another program's rule in table nat makes iptables-save fail. weir still repairs
-// its rules in table mangle, and no pod starts while a table is unknown.
+// its rules in table mangle. No pod starts while a table is unknown.
 func TestATableThatIptablesCantPrint(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -177,8 +177,8 @@ func jumps(chain string, want int) error {
 	return nil
 }
 
-// withoutMatch gives programs that start from now on an iptables without the extension for the match. Then another
-// program's iptables seems to have made a rule that this iptables doesn't know. A line of shell that begins with the
+// withoutMatch takes the extension for the match away from iptables, for programs that start from now on. It is as if
+// another program's iptables had made a rule that this iptables doesn't know. A line of shell that begins with the
 // returned undo has the extension.
 func withoutMatch(t *testing.T, match string) (undo string) {
 	t.Helper()
@@ -219,8 +219,8 @@ func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 	well(n)
 }
 
-// TestWhichIptablesIsUnknown: the rules that show which iptables the node uses can't be read. The agent doesn't
-// switch to the other one.
+// TestWhichIptablesIsUnknown: the rules that show which iptables the node uses can't be read. The agent continues to
+// use the same iptables.
 func TestWhichIptablesIsUnknown(t *testing.T) {
 	t.Run("nft", func(t *testing.T) {
 		if !nodetest.IsolatedWithWeir(t) {
@@ -281,7 +281,7 @@ func TestAGuardThatCantBeMadeIsNotForgotten(t *testing.T) {
 }
 
 // TestATableThatIsSwitchedOff: another program makes a table dormant. nft still lists all its rules, but the kernel
-// checks no packet with them.
+// checks no packet with these rules. The agent switches the table on again.
 func TestATableThatIsSwitchedOff(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -301,8 +301,8 @@ func TestATableThatIsSwitchedOff(t *testing.T) {
 	well(n)
 }
 
-// TestAChainThatHangsElsewhere: the chain FORWARD of table mangle has weir's rule in its place, but the chain is at
-// another hook, or at no hook.
+// TestAChainThatHangsElsewhere: another program replaces the chain FORWARD of table mangle. The new chain has weir's
+// rule, but is at another hook or priority, or at no hook. The agent puts the chain at its hook again.
 func TestAChainThatHangsElsewhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -334,7 +334,7 @@ nft -f /run/forward.nft`)
 		n.Reach(a, b.IP+":80", false)
 		n.Eventually("the node is ready", func() error { _, err := n.Ctl("status"); return err })
 	}
-	// The agent doesn't delete other programs' rules in the chain.
+	// If the chain also has another program's rule, the agent doesn't delete the chain. It isn't ready.
 	sh(t,
 		"nft 'flush chain ip mangle FORWARD; delete chain ip mangle FORWARD; add chain ip mangle FORWARD; "+
 			"add rule ip mangle FORWARD counter'")
@@ -345,8 +345,8 @@ nft -f /run/forward.nft`)
 	n.Reach(a, b.IP+":80", false)
 }
 
-// TestASetThatCantBeRead: a set with a name of weir's has a type that weir doesn't use. All sets are then unknown to
-// weir, but it still repairs the place of its rule.
+// TestASetThatCantBeRead: a set with a name of weir's has a type that weir doesn't use. Then all sets are unknown to
+// weir, but weir still restores its rule when the rule is deleted.
 func TestASetThatCantBeRead(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

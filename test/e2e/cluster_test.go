@@ -172,7 +172,7 @@ func apart(t *testing.T) (a, neighbour, remote node) {
 	return a, all[i+1], all[j]
 }
 
-// pod is a pod of the test, made from its image.
+// pod describes a pod of a test, which start makes.
 type pod struct {
 	Namespace, Name, Node string
 	Labels                string // "a: b, c: d"

@@ -91,8 +91,8 @@ func TestRollingUpdate(t *testing.T) {
 	})
 }
 
-// TestAPIServerAway: without the API server, agents keep enforcing the policies that they know. When it is back, they
-// reconnect.
+// TestAPIServerAway: while the API server is away, agents keep enforcing the policies that they know. When the API
+// server is back, the agents reconnect.
 func TestAPIServerAway(t *testing.T) {
 	controlPlanes := strings.Fields(kubectl(t, "get", "nodes", "-l", "node-role.kubernetes.io/control-plane", "-o",
 		"jsonpath={.items[*].metadata.name}"))

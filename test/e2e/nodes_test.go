@@ -78,7 +78,7 @@ func TestNodeJoinsAndLeaves(t *testing.T) {
 	})
 }
 
-// TestReboot reboots a worker: its processes, its network and /run are gone at once, and its disk stays.
+// TestReboot reboots a worker: the worker's processes, its network and /run are gone at once, and its disk stays.
 func TestReboot(t *testing.T) {
 	a, neighbour, _ := apart(t)
 	ns := namespace(t, "reboot")
@@ -175,8 +175,8 @@ func TestNodesThatAreWrong(t *testing.T) {
 	server := podIP(t, ns, "server") + ":9000"
 	taken := kubectl(t, "get", "node", remote.name, "-o", "jsonpath={.spec.podCIDR}")
 	for _, n := range []struct{ Name, PodCIDR, Address, Problem string }{
-		// It claims the network of an older Node, so its claim doesn't count. If both had the same age, the name would
-		// decide; so its name sorts last.
+		// zz-overlaps claims the network of an older Node, so its claim doesn't count. If both had the same age, the name
+		// would decide; so its name sorts last.
 		{"zz-overlaps", taken, "10.200.0.250", "overlaps"},
 		{"zz-homeless", "100.127.0.0/24", "", "InternalIP"},
 	} {

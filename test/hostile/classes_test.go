@@ -53,9 +53,9 @@ func everything(t testing.TB, w *world, flows []flow) []*frame {
 	return f.frames
 }
 
-// linkLocalMACs forges frames to link-local MACs. br_handle_frame in net/bridge/br_input.c passes such frames
-// unchanged to the IP stack, as received on the port itself. The hook PREROUTING of the bridge family doesn't see most
-// of them.
+// linkLocalMACs forges frames to link-local MACs. The kernel's br_handle_frame (net/bridge/br_input.c) passes such
+// frames unchanged to the IP stack, as received on the port itself. The hook PREROUTING of the bridge family doesn't
+// see most of these frames.
 func (f *forge) linkLocalMACs() {
 	w := f.w
 	eLocal, portLocal := eui64(w.eMAC), eui64(w.portMAC)
@@ -117,7 +117,7 @@ func (f *forge) tunnelEnd() netip.Addr {
 
 func (f *forge) peerPod() netip.Addr { return f.podOf(peerPod4, peerPod6) }
 
-// podOf returns the pod's address of that family.
+// podOf returns four if the pods have IPv4, else six.
 func (f *forge) podOf(four, six netip.Addr) netip.Addr {
 	if f.w.has4 {
 		return four
@@ -140,7 +140,7 @@ func eui64(mac net.HardwareAddr) netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]})
 }
 
-// forgedSenders forges frames with all pairs of a MAC and an address that aren't both E's own.
+// forgedSenders forges frames with all pairs of a sender MAC and a sender address, except the pair that is E's own.
 func (f *forge) forgedSenders() {
 	w := f.w
 	macs := []name[net.HardwareAddr]{
@@ -212,7 +212,8 @@ func (f *forge) forgedSenders() {
 	}
 }
 
-// otherDestinationMACs forges frames with E's own MAC and address, sent directly to hosts other than its gateway.
+// otherDestinationMACs forges frames with E's own MAC and address, sent directly to MACs of hosts other than E's
+// gateway.
 func (f *forge) otherDestinationMACs() {
 	w := f.w
 	f.begin("own sender, another destination MAC", "")
@@ -281,7 +282,7 @@ func (f *forge) tags() {
 	}
 }
 
-// etherTypes forges frames of all types that some kernel handles, and every 101st of the others.
+// etherTypes forges frames of all EtherTypes that some kernel handles, and of every 101st of the other EtherTypes.
 func (f *forge) etherTypes() {
 	w := f.w
 	f.begin("other EtherTypes", "")
@@ -321,7 +322,7 @@ func (f *forge) etherTypes() {
 	}
 }
 
-// addressResolution forges ARP packets, to the gateway's MAC and to the broadcast MAC.
+// addressResolution forges ARP packets, to the gateway's MAC, the broadcast MAC and the victim's MAC.
 func (f *forge) addressResolution() {
 	w := f.w
 	f.begin("ARP, own sender", "the node tells its MAC, which the pod knows")

@@ -22,7 +22,8 @@ type frame struct {
 	own bool
 	// allowed says why the node may answer the frame. It is empty if the node may not.
 	allowed string
-	// waits means that the frame is a fragment without the rest of its packet: the IP stack keeps the fragment.
+	// waits means that the frame is a fragment, and that the rest of its packet isn't sent. The IP stack keeps such a
+	// fragment.
 	waits bool
 	// asks is the address that an ARP request asks for.
 	asks netip.Addr
@@ -220,7 +221,7 @@ func (f *forge) fragments(way stack, src, dst netip.Addr) [][]byte {
 	return [][]byte{f.fragment(way, src, dst, whole[:32], 0, true), f.fragment(way, src, dst, whole[32:], 32, false)}
 }
 
-// fragment returns one part of a UDP packet, at the offset in bytes.
+// fragment returns a frame with one fragment of a UDP packet. The part is at the offset, which is in bytes.
 func (f *forge) fragment(way stack, src, dst netip.Addr, part []byte, offset int, more bool) []byte {
 	if dst.Is4() {
 		h := ipHeader(src, dst)[0].(*layers.IPv4)

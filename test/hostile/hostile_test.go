@@ -196,7 +196,7 @@ func report(t *testing.T, table map[string]*row, documentedFrames bool) {
 		text.WriteByte('\n')
 		if n := 0; strings.HasPrefix(class, linkLocalClass) {
 			if _, err := fmt.Sscanf(class, linkLocalClass+"%x", &n); err == nil && n >= 2 {
-				begin = "| to each from 01:80:c2:00:00:02 to :0f |" // whose rows are equal
+				begin = "| to each from 01:80:c2:00:00:02 to :0f |" // the page has one row for all of these
 			}
 		}
 		if documentedFrames {

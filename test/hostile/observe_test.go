@@ -25,9 +25,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// hooks make the kernel log the packets that its IP stack takes. The first chain comes after every chain that may drop
-// a port's frames (priorities below -400), and before connection tracking reassembles fragments (-400). ARP has no
-// earlier hook than its input. The chain "tracks" makes the kernel track connections in the control too.
+// hooks make the kernel log the packets that its IP stack takes. The chain "enters" comes after every chain that may
+// drop a port's frames (priorities below -400), and before connection tracking reassembles fragments (-400). For ARP,
+// the earliest hook is input. The chain "tracks" makes the kernel track connections in the control too.
 const hooks = `
 table inet hostile {
   chain enters {
@@ -110,7 +110,7 @@ const (
 	logGroup      = 99
 )
 
-// listen makes the hooks, and binds a socket to their log group.
+// listen makes the hooks, and returns a socket that is bound to the hooks' log group.
 func (o *observer) listen() (fd int) {
 	o.t.Helper()
 	nodetest.In(o.t, o.w.node, func() error {
@@ -196,7 +196,8 @@ func (o *observer) note(id int, what string) {
 	o.seen[id][what] = true
 }
 
-// collect records the frames that have come in by each link, until the link is silent for that duration.
+// collect records the frames that have come in by each link. For each link, it ends when the link has been silent for
+// the given duration.
 func (o *observer) collect(silence time.Duration) {
 	o.t.Helper()
 	for where, link := range o.links {
@@ -269,7 +270,8 @@ func (o *observer) state() []string {
 				o.t.Fatal(err)
 			}
 			for _, n := range neighbours {
-				// Two kinds of entries don't count: the kernel's own for multicast groups, and those of the host outside.
+				// Two kinds of entries don't count: the kernel's own entries for multicast groups, and the entries of the host
+				// outside.
 				if (n.State != unix.NUD_NOARP || family == unix.AF_BRIDGE) && n.HardwareAddr.String() != outsideMAC {
 					all = append(all, fmt.Sprint(where, ": neighbour ", n.LinkIndex, " ", n.IP, " ", n.HardwareAddr))
 				}

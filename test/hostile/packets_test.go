@@ -107,7 +107,8 @@ func (f *forge) neighbourDiscovery() {
 // padding returns an extension header of eight bytes without meaning.
 func padding(next layers.IPProtocol) []byte { return []byte{byte(next), 0, 1, 4, 0, 0, 0, 0} }
 
-// hopByHop returns an extension header with an option of that type, and the marker.
+// hopByHop returns a hop-by-hop options header. It has an option of the given type, and the marker is the option's
+// content.
 func hopByHop(marker []byte, option byte) []byte {
 	return append(
 		[]byte{byte(layers.IPProtocolNoNextHeader), 2, option, byte(len(marker))},
@@ -294,7 +295,7 @@ func (f *forge) atomic(src, dst netip.Addr) []byte {
 	return f.fragment(f.toNode(), src, dst, f.payload(f.udp(src, dst)), 0, false)
 }
 
-// options4 forges packets with IPv4 options: source routes through the node, and others.
+// options4 forges packets with IPv4 options: with source routes through the node, and with other options.
 func (f *forge) options4() {
 	w := f.w
 	f.begin("IPv4 options", "")
@@ -372,7 +373,7 @@ func sumHeader(p []byte) {
 	binary.BigEndian.PutUint16(p[10:], ^uint16(sum))
 }
 
-// extensions6 forges packets with IPv6 extension headers, in the order of RFC 8200 and in others.
+// extensions6 forges packets with IPv6 extension headers, in the order that RFC 8200 recommends and in other orders.
 func (f *forge) extensions6() {
 	w := f.w
 	const (

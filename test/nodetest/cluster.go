@@ -130,7 +130,7 @@ func (n *ClusterNode) Ctl(args ...string) (string, error) {
 	return string(out), err
 }
 
-// StartAgent starts the node's agent with additional flags, and waits until it is ready.
+// StartAgent starts the node's agent with additional flags, and waits until the agent is ready.
 func (n *ClusterNode) StartAgent(flags ...string) {
 	t := n.cluster
 	t.Helper()
@@ -182,7 +182,8 @@ func (n *ClusterNode) StopAgent() {
 	n.agent = nil
 }
 
-// AddPod makes a namespace and attaches it as the pod, with the configuration that the node's agent has written.
+// AddPod makes a network namespace and attaches it as the pod's namespace, with the configuration that the node's
+// agent has written.
 func (n *ClusterNode) AddPod(namespace, name string) *Pod {
 	n.cluster.Helper()
 	p := &Pod{Namespace: namespace, Name: name, Netns: filepath.Join("/run/netns", namespace+"."+name)}
@@ -200,7 +201,7 @@ func (n *ClusterNode) AddPod(namespace, name string) *Pod {
 	return p
 }
 
-// Eventually calls f until it returns nil, for at most half a minute.
+// Eventually calls f until it returns nil. After half a minute it fails the test.
 func (c *Cluster) Eventually(what string, f func() error) {
 	c.Helper()
 	(&Node{TB: c.TB}).Eventually(what, f)

@@ -25,7 +25,7 @@ func Frame(t testing.TB, layers ...gopacket.SerializableLayer) []byte {
 }
 
 // SendFrames sends the frames unchanged out of the link in the namespace. A pod needs CAP_NET_RAW to do this, and
-// container runtimes give it to pods by default.
+// container runtimes give pods CAP_NET_RAW by default.
 func SendFrames(t testing.TB, netns, link string, frames ...[]byte) {
 	t.Helper()
 	fd := packetSocket(t, netns, link)

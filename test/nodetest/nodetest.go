@@ -94,8 +94,8 @@ func setUp(t *testing.T) {
 	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// In these tests threads move between namespaces. So /proc/self/ns/net may later be any namespace, and Self keeps the
-	// node's.
+	// In these tests threads move between namespaces, so the network namespace of /proc/self may later be any of them.
+	// Self keeps the node's own.
 	if err := os.WriteFile(Self, nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +166,8 @@ func Run(t testing.TB, name string, args ...string) string {
 	return out
 }
 
-// RunEach runs the commands one after the other. Spaces separate a command's words; there is no quoting.
+// RunEach runs the commands one after the other, and each must succeed. Spaces separate a command's words. There is no
+// quoting.
 func RunEach(t testing.TB, commands ...string) {
 	t.Helper()
 	for _, c := range commands {
@@ -175,8 +176,8 @@ func RunEach(t testing.TB, commands ...string) {
 	}
 }
 
-// Try runs a command that may fail, and returns its output, which the error contains too. For instance, iptables can't
-// list a rule if the agent removes the rule's set at that moment.
+// Try runs a command that may fail, and returns its output. The error contains the output too. For instance, iptables
+// can't list a rule if the agent removes the rule's set at that moment.
 func Try(name string, args ...string) (string, error) {
 	out, err := exec.CommandContext(context.Background(), name, args...).CombinedOutput()
 	if err != nil {

@@ -2,5 +2,5 @@
 
 package nodetest
 
-// raceDetector tells whether the test runs with the race detector. weir-agent is then built with it too.
+// raceDetector is true if the test is built with the race detector. weir-agent is then built with it too.
 const raceDetector = true

@@ -135,7 +135,7 @@ type Node struct {
 	agentLog  *os.File
 }
 
-// Conf is a plugin's part of the conflist. Tests change it before they add pods.
+// Conf is a plugin's part of the conflist. Tests write it before they add pods.
 type Conf map[string]any
 
 // NewNode installs weir on the test's own node. Keys of conf are added to the plugin's configuration, or replace its

@@ -242,7 +242,7 @@ func (tr *traffic) never(t *testing.T, netns, address string) {
 	tr.runs(t, filepath.Base(netns)+" never connects to "+address, func() error {
 		conn, err := dial(t, netns, address, 30*time.Millisecond)
 		if err != nil {
-			return nil //nolint:nilerr // a connection that fails is what is expected here
+			return nil //nolint:nilerr // no connection may be established, so an error is right
 		}
 		return errors.Join(errors.New("it is connected"), conn.Close())
 	})
@@ -272,7 +272,7 @@ func (tr *traffic) keeps(t *testing.T, netns, address string) {
 		if err == nil && !slices.Equal(answer, message) {
 			err = fmt.Errorf("the answer is %q", answer)
 		}
-		time.Sleep(time.Millisecond) // leaves the machine's cores to the other flows
+		time.Sleep(time.Millisecond) // the pause leaves the machine's cores to the other flows
 		return err
 	})
 }

@@ -146,7 +146,7 @@ func listen() *cobra.Command {
 	}
 }
 
-// datagram sends a datagram of the given size with DF set, and waits until it comes back.
+// datagram sends a datagram of the given size with DF set, and waits until the answer, the same datagram, comes back.
 func datagram() *cobra.Command {
 	var size int
 	cmd := &cobra.Command{
@@ -188,7 +188,7 @@ func datagram() *cobra.Command {
 	return cmd
 }
 
-// forge sends a UDP datagram inside a VXLAN packet that it builds itself, as an attacker who pretends to be a node
+// forge sends a UDP datagram inside a VXLAN packet that forge builds itself, as an attacker who pretends to be a node
 // would.
 func forge() *cobra.Command {
 	var mac, from, to, text string
