@@ -50,9 +50,9 @@ type Backend interface {
 	Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error
 	// Generation returns the newest generation of the rules.
 	Generation() (uint32, error)
-	// Knows reports whether the backend made the generation's changes itself, or has read the rules since. If so, the
-	// generation hides no unknown change. It must be called for the concerned generations in order; a generation may be
-	// asked for again.
+	// Knows reports whether the backend made the generation's changes itself, or has read the rules since. If it
+	// returns true, the generation hides no unknown change. It must be called for the concerned generations in order;
+	// a generation may be asked for again.
 	Knows(generation uint32) bool
 
 	// Close disconnects. Applied rulesets stay in the kernel.

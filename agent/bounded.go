@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// bounded is a listener with a bounded number of connections. A connection beyond that ends the oldest one, so a client
-// with many connections doesn't keep other clients out.
+// bounded is a listener with a bounded number of connections. When a client opens one more, the oldest connection is
+// closed, so a client with many connections doesn't keep other clients out.
 type bounded struct {
 	net.Listener
 	most int

@@ -45,7 +45,7 @@ func (c *clusterView) update(o *policy.Objects, endpoints map[string]endpoint.En
 	c.join(endpoints)
 }
 
-// parse parses the policies that are new.
+// parse parses the policies that are new or have changed.
 func (c *clusterView) parse() {
 	parsed := policy.Parse(c.source.Policies, c.parsed)
 	if parsed == c.parsed {
@@ -138,8 +138,8 @@ func (a *agent) takeUpdate(objects *policy.Objects, err error) {
 	a.faults.set(partSource, err)
 }
 
-// lookup asks the source for an endpoint's pod that the source's objects don't have. The endpoint's plugin waits for an
-// answer.
+// lookup asks the source for an endpoint's pod that the source's objects don't have. The endpoint's plugin waits for
+// an answer, but the loop doesn't: the answer comes as an event (podLookedUp).
 func (a *agent) lookup(ctx context.Context, e endpoint.Endpoint) {
 	source, ok := a.Source.(Lookup)
 	if !ok {

@@ -36,7 +36,7 @@ type walkResult struct {
 // newCutting returns a cutting with a walk due: the rules may have changed while no agent ran.
 func newCutting() cutting { return cutting{due: true, results: make(chan walkResult, 1)} }
 
-// evaluator returns an evaluator of connections by the snapshot's ruleset.
+// evaluator returns an evaluator that uses the snapshot's ruleset.
 func (s *snapshot) evaluator() (cut.Evaluator, error) {
 	simulator, err := ruleset.NewSimulator(s.ruleset)
 	return cut.Evaluator{Simulator: simulator, Links: s.links()}, err
@@ -100,8 +100,8 @@ func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	return unknown
 }
 
-// walkConnections evaluates all connections by the snapshot, whose rules the kernel has at the beginning. A connection
-// on which a newer target differs stays as it is: another walk is due for that target.
+// walkConnections evaluates all connections with the snapshot's ruleset, which the kernel has at the beginning. It
+// doesn't change a connection on which a newer target has another verdict: another walk is due for that target.
 func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result, error) {
 	evaluator, err := by.evaluator()
 	if err != nil {

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// drift collects the kernel's messages about changes of rules, by any program. Collecting a message never waits for the
-// loop: the kernel drops messages that aren't read in time. Any goroutine may use it.
+// drift collects the kernel's messages about changes of rules, by any program. Collecting a message never waits for
+// the loop, because the kernel drops messages that aren't read in time. Any goroutine may use a drift.
 type drift struct {
 	news chan struct{} // has room for one; full while generations isn't empty
 
@@ -19,7 +19,7 @@ type drift struct {
 
 func newDrift() *drift { return &drift{news: make(chan struct{}, 1), more: make(chan struct{})} }
 
-// hear takes a generation that the kernel has reported.
+// hear stores a generation that the kernel has reported. concerned is true if it changed something that weir uses.
 func (d *drift) hear(generation uint32, concerned bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -19,7 +19,8 @@ type kernelView struct {
 	// refused has the parts of rulesets that the kernel has refused since the last resync. The map is replaced, never
 	// changed, because snapshots share it.
 	refused ruleset.Refused
-	// debt is how much of the kernel the next reconcile must read at least, because the last one failed.
+	// debt is how much of the kernel the next reconcile must read at least. It is more than Trust if the last
+	// reconcile failed.
 	debt netfilter.Verify
 	// pluginChanged is true if the plugin has changed sets since the last apply.
 	pluginChanged bool
@@ -91,7 +92,7 @@ type applied struct {
 // done reports whether the kernel has the ruleset, as far as its tables can be read.
 func (p *applied) done() bool { return p.err == nil || p.unknown() }
 
-// unknown reports whether some tables could not be read. All others have their rules.
+// unknown reports whether some tables could not be read. All other tables have their rules.
 func (p *applied) unknown() bool { return errors.As(p.err, new(*netfilter.UnknownError)) }
 
 // apply compiles the ruleset of the present state and applies it, without the parts that the kernel refuses.

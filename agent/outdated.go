@@ -75,8 +75,9 @@ func (a *agent) whyOutdated(what string) string {
 		what, a.Node.Conflist)
 }
 
-// misplacedPods returns the problems of running pods with addresses from before a change of the Node's podCIDRs. These
-// pods stay as they are.
+// misplacedPods returns the problems of running pods with addresses from before a change of the Node's podCIDRs. The
+// agent doesn't change these pods. A pod whose plugin still waits for an answer is left out, because its ADD is
+// refused.
 func (a *agent) misplacedPods() []ruleset.Problem {
 	var problems []ruleset.Problem
 	for id, e := range a.records.endpoints {

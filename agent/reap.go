@@ -13,7 +13,7 @@ const (
 	// reapEvery is how often the agent searches for attachments of pods that are gone, even if no message reported one.
 	reapEvery = time.Minute
 	// reapAfter is the time from the deletion of a pod's link to the search. Nearly always a DEL has deleted the link.
-	// It has finished before the search, and so have the DELs of other pods that end at the same time.
+	// After this time that DEL has finished, and so have the DELs of other pods that end at the same time.
 	reapAfter = time.Second
 )
 

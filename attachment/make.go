@@ -258,7 +258,7 @@ func (m *making) awaitEnrol() error {
 		m.enrolled = true
 		return nil
 	case m.record.Enforcement != conf.Closed || errors.Is(err, agentapi.ErrOutdated):
-		// An outdated configuration stays outdated when an agent comes.
+		// Waiting for an agent doesn't help: an outdated configuration stays outdated.
 		return &EnrolError{Err: err}
 	case m.record.Chained:
 		return m.checkDenied(err)

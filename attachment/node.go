@@ -2,7 +2,7 @@
 // runtime deletes. It uses no CNI types: the plugin translates calls, results and errors.
 //
 // On the node an attachment has its record, guard entry, places in sets, link, neighbour entries, connections and
-// addresses. These hold at all times:
+// addresses. These invariants hold at all times:
 //
 //   - The record is written before everything else and removed after it, and each step can be repeated. So whenever a
 //     process is killed, Reap, GC or a second DEL finds the rest and removes it.

@@ -72,7 +72,10 @@ func (n Node) endIf(id string, ended func(string) (bool, error)) (*endpoint.Endp
 // isOver reports whether the attachment is over although no runtime has deleted it. It returns true in two cases:
 //
 //   - A process has begun to delete the attachment, and has exited before it was done.
-//   - No process is making the attachment, and its link on the node is gone: the kernel deletes it with the pod's
+//   - No process is making the attachment, and its link on the node is gone: the kernel deletes the link with the
+//     pod's namespace. The path of the namespace proves nothing, because the agent may not see the runtime's mounts.
+//     If the record is broken, a missing link counts only if weir0 has a neighbour entry for one of the addresses.
+//     Without such an entry another plugin may have made the interface, and then the link's name is unknown.
 //     namespace. The path of the namespace proves nothing, because the agent may not see the runtime's mounts. If the
 //     record is broken, a missing link counts only if weir0 has a neighbour entry for one of the addresses. Without
 //     an entry another plugin may have made the interface, and the link's name is unknown.

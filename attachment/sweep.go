@@ -91,7 +91,7 @@ func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 		if err != nil {
 			return nil, err
 		}
-		// Since the caller has seen the address, it may have been assigned, or its attachment may have ended.
+		// After the caller saw the address, the address may have been assigned, or its attachment may have ended.
 		if owners[a] != "" || r.addrs[a] || !denied {
 			continue
 		}

@@ -1,6 +1,6 @@
-// Package batch sends several netlink requests with one system call. Every pod waits for ADD, and ADD's time is system
-// calls and first touches of memory: the netlink library takes about four calls and 64 KB of stack for each request.
-// Package batch owns no kernel object, and uses the library to build the requests.
+// Package batch sends several netlink requests with one system call. Every pod waits for ADD, and most of ADD's time
+// goes to system calls and to memory that is touched for the first time: the netlink library takes about four calls
+// and 64 KB of stack for each request. Package batch owns no kernel object. It uses the library to build the requests.
 package batch
 
 import (

@@ -43,7 +43,8 @@ func (c Connection) recreate(labels ...*nl.RtAttr) error {
 	if err != nil {
 		return fmt.Errorf("make anew: %w", err)
 	}
-	// The kernel doesn't report if the new entry has no room for labels either; setting them again does.
+	// If the new entry has no room for labels either, the kernel doesn't report that. Setting the labels once more
+	// does.
 	return c.send(nl.IPCTNL_MSG_CT_NEW, labels...)
 }
 

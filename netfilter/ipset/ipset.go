@@ -28,8 +28,8 @@ const (
 	HashNetIface = "hash:net,iface"
 )
 
-// revisions are the revisions of the types in Linux 3.14, the first kernel with all that weir needs. What the ipset
-// command prints of a set depends on the set's revision: it doesn't print the comments of sets with an older one.
+// revisions are the revisions of the types in Linux 3.14, the first kernel with all that weir needs. For a set with an
+// older revision, the ipset command doesn't print the comments.
 var revisions = map[string]uint8{HashIP: 3, HashNet: 5, HashIPPort: 4, BitmapPort: 2, HashNetIface: 4}
 
 // ErrNotExist means that the set doesn't exist.

@@ -140,8 +140,8 @@ func halvesOf(all netip.Prefix) [2]netip.Prefix {
 	return [2]netip.Prefix{lower, netip.PrefixFrom(netipx.PrefixLastIP(lower).Next(), 1)}
 }
 
-// raise turns refused entries of ipset into the ruleset's entries that they were lowered from. A refused half of all
-// addresses is a refusal of all addresses.
+// raise turns refused entries of ipset into the ruleset's entries that they were lowered from. If the set has an entry
+// for all addresses, a refused half counts as a refusal of that entry.
 func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	raised := ruleset.Refused{}
 	for r, why := range refused {

@@ -25,7 +25,8 @@ func (t table) refusesAt(rules []string) int {
 	return len(rules)
 }
 
-// maxDepth is how many jumps refuses follows. The kernel allows no loops, but a text of rules may contain one.
+// maxDepth is how many jumps refuses follows. The kernel allows no loops of jumps, but a text of rules may contain a
+// loop.
 const maxDepth = 8
 
 func (t table) refuses(rule string, depth int) bool {

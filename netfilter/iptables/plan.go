@@ -12,14 +12,15 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// plan has the steps from the kernel's state to the ruleset. The steps are taken in the order of the fields. After each
-// step the node allows only packets that the old or the new state allows. The order of the families doesn't matter, as
-// only rules of a packet's own family check it.
+// plan has the steps from the kernel's state to the ruleset. The steps are taken in the order of the fields. After
+// each step the node allows only packets that the old or the new state allows. The order of the families doesn't
+// matter, because a packet is checked only by the rules of its own family.
 type plan struct {
 	create  []ruleset.Set // created with their entries; no rule uses these sets yet
 	before  []change
 	restore [len(conf.Families)]string // for each family's iptables-restore --noflush
-	// blind are the commands for tables that neither iptables-save nor the kernel shows. Each element is tried by itself.
+	// blind has the commands for tables whose rules neither iptables-save nor the kernel shows. Each element is tried
+	// by itself.
 	blind   []blind
 	after   []change
 	destroy []string
@@ -67,7 +68,8 @@ func (p plan) restores() bool {
 }
 
 // makePlan returns the steps from have to want. Changes of sets that deny more come before the change of rules, and
-// changes that allow more come after it. In the mangle table, which drops, the change of rules is one transaction.
+// changes that allow more come after it. In the mangle table, which drops packets, one transaction makes all changes
+// of rules.
 func makePlan(have state, want *lowered) plan {
 	var p plan
 	ended := endedIn(have, want)

@@ -146,8 +146,8 @@ func (d *Driver) suspicious(f conf.Family, rules []ruleset.Rule) bool {
 }
 
 const (
-	// trialTime bounds the search for the rules that the kernel refuses. Rules that haven't been tried by then count as
-	// refused.
+	// trialTime bounds the search for the rules that the kernel refuses. Rules that haven't been tried when it ends
+	// count as refused.
 	trialTime = 10 * time.Second
 	// trialsEach is the number of trials for one namespace's rules.
 	trialsEach = 64
@@ -271,7 +271,8 @@ func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, erro
 	}
 }
 
-// try makes the kernel accept the rules in a chain without packets, and deletes the chain again.
+// try adds the rules to a chain that no packet enters, so that the kernel accepts or refuses them, and deletes the
+// chain again.
 //
 // Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…; iptables -t mangle -F
 // WEIR-TRIAL; iptables -t mangle -X WEIR-TRIAL

@@ -53,11 +53,11 @@ type table struct {
 	misplaced []string
 }
 
-// unknown is a table that iptables-save can't print: it has a rule of another program or of another version of
+// unknown is a table that iptables-save can't print, because it has a rule of another program or of another version of
 // iptables. weir's rules can be written there nevertheless.
 type unknown struct {
 	why error
-	// seen are the table's rules as the kernel shows them; nil if the kernel doesn't (iptables-legacy).
+	// seen has the table's rules as the kernel shows them; nil if the kernel doesn't show them (iptables-legacy).
 	seen map[string][]seen
 	// written are weir's chains as the driver last wrote them.
 	written map[string]written
