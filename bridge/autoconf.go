@@ -20,8 +20,8 @@ import (
 //   - It sets weir0 and the tunnel so that the kernel generates no link-local address and ignores router advertisements
 //     (RFC 4861, section 6.3.4).
 //   - It deletes all IPv6 addresses of pods' ports, link-local addresses of weir0 and the tunnel, and addresses and
-//     routes from router advertisements on all of them. An earlier weir let the kernel make them, and a route stays for
-//     as long as the router's advertisement says.
+//     routes from router advertisements on all of them. An earlier version of weir let the kernel make these addresses
+//     and routes, and such a route stays for as long as the router's advertisement says.
 //
 // Equivalent to, for each such LINK:
 //
@@ -78,7 +78,7 @@ func RemoveAutoconfigured(h netlinksafe.Handle) error {
 }
 
 // disableAutoconf switches off link-local addresses and router advertisements on the link. It returns nil if there is
-// no such link, or no IPv6 on it.
+// no such link, or if the link has no IPv6.
 func disableAutoconf(h netlinksafe.Handle, name string) error {
 	link, err := h.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {

@@ -93,7 +93,7 @@ func TestPodsReachEachOtherThroughTheNode(t *testing.T) {
 		}
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.3")
-	// The packet must pass the node's FORWARD hook, else no policy is enforced.
+	// The packet must pass the node's FORWARD hook: otherwise no policy would be enforced on it.
 	nodetest.Run(t, "iptables", "-A", "FORWARD", "-j", "DROP")
 	if out, err := runIn("a", "ping", "-c1", "-W1", "10.88.0.3"); err == nil {
 		t.Fatalf("pods meet beside the FORWARD hook:\n%s", out)
@@ -134,7 +134,7 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 		t.Fatal(err)
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
-	// Once more, as the agent repairs it: entries of known senders stay, and others are deleted.
+	// Once more, as the agent repairs it: entries of known senders stay, and all other entries are deleted.
 	leftover := Sender{PortName("gone"), p.MAC, p.Addresses}
 	if err := AllowSender(leftover); err != nil {
 		t.Fatal(err)

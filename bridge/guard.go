@@ -112,10 +112,10 @@ func ForbidSender(s Sender) error {
 	return s.deleteElements(conn)
 }
 
-// Unplug removes the sender from the guard's sets and deletes the port's pair. Both take tens of milliseconds: deleting
-// a link does, and so does closing a socket that has deleted from nf_tables, until the kernel no longer uses the
-// element (nft_rcv_nl_event in net/netfilter/nf_tables_api.c). Unplug keeps the socket until the link is deleted, so
-// that both waits run at the same time.
+// Unplug removes the sender from the guard's sets and deletes the port's pair. Each of these two steps takes tens of
+// milliseconds. Deleting a link waits in the kernel. Closing a socket that has deleted an element from nf_tables waits
+// until the kernel no longer uses the element (nft_rcv_nl_event in net/netfilter/nf_tables_api.c). Unplug keeps the
+// socket until the link is deleted, so that both waits run at the same time.
 //
 // Equivalent to: the command of ForbidSender; ip link del HOSTIF
 func Unplug(s Sender) error {
@@ -177,7 +177,8 @@ func readSenders(conn *nftables.Conn) (senderKeys, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the bridge family's tables: %w", err)
 	}
-	// The library's "no such set" can't be told from its other errors, so list the tables and sets first.
+	// The library's error for a missing set can't be distinguished from its other errors, so list the tables and sets
+	// first.
 	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == guardTable }) {
 		return nil, nil
 	}

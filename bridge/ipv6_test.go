@@ -56,7 +56,7 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 			strings.Contains(out, "REACHABLE") {
 			t.Errorf("the node has asked for neighbours:\n%s", out)
 		}
-		// The packet must pass the node's FORWARD hook, else no policy is enforced.
+		// The packet must pass the node's FORWARD hook: otherwise no policy would be enforced on it.
 		nodetest.Run(t, "ip6tables", "-A", "FORWARD", "-j", "DROP")
 		if out, err := runIn("a", ping...); err == nil {
 			t.Fatalf("pods meet beside the FORWARD hook:\n%s", out)
@@ -82,7 +82,7 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 	}
 }
 
-// TestABridgeGetsItsOtherFamily: a node with IPv4 pods only gets IPv6 too, and its pods stay connected.
+// TestABridgeGetsItsOtherFamily: a node that has only IPv4 pods gets an IPv6 pod, and its IPv4 pods stay connected.
 func TestABridgeGetsItsOtherFamily(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

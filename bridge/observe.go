@@ -51,7 +51,7 @@ type Link struct {
 	Running       bool // it has a carrier, and its operational state is up (RFC 2863, ifOperStatus)
 	NoARP         bool
 	Bridge        map[uint16]uint16 // options of a bridge, by IFLA_BR_*; only values of at most 16 bits
-	Port          map[uint16]uint16 // options of a bridge's port, by IFLA_BRPORT_*; the same
+	Port          map[uint16]uint16 // options of a bridge's port, by IFLA_BRPORT_*; only values of at most 16 bits
 }
 
 // NeighbourSeen is a link's neighbour entry for an address.

@@ -53,7 +53,7 @@ type Knowledge struct {
 	Pods []Pod
 	// MAC is the MAC that weir0 is known to have had; nil if that is unknown.
 	MAC net.HardwareAddr
-	// Tunnels are the families of pods' packets that travel to other nodes; nil if none do.
+	// Tunnels are the families of the pods' packets that travel to other nodes; nil if no packets do.
 	Tunnels []conf.Family
 	// Memory is the size of the node's memory in bytes.
 	Memory uint64

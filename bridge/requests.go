@@ -85,8 +85,8 @@ func setAlias(index int, alias string) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, index), text)
 }
 
-// linkLocalMACs makes a port treat frames to the link-local MACs of IEEE 802.1D like others, so that they pass the
-// guard. It has a bit for each of 01:80:c2:00:00:00 to :0f. :01 is missing: the kernel refuses its bit
+// linkLocalMACs makes a port treat frames to the link-local MACs of IEEE 802.1D like other frames, so that they pass
+// the guard. It has a bit for each of 01:80:c2:00:00:00 to :0f. :01 is missing: the kernel refuses its bit
 // (BR_GROUPFWD_MACPAUSE) and never accepts such a frame. Without these bits
 //
 //   - the kernel hands the frames to the node's IP stack as if the port had received them, those to :0e past every hook
@@ -178,7 +178,7 @@ func addressesOf(index int, replies [][]byte) map[netip.Prefix]bool {
 			continue
 		}
 		for a := range nl.ParseAttributes(r[unix.SizeofIfAddrmsg:]) {
-			// Of IPv4, IFA_LOCAL is the address and IFA_ADDRESS that of its peer, if there is one (linux/if_addr.h).
+			// For IPv4, IFA_LOCAL is the address, and IFA_ADDRESS is the address of its peer if there is one (linux/if_addr.h).
 			addr, ok := netip.AddrFromSlice(a.Value)
 			if ok && (a.Type == unix.IFA_LOCAL || a.Type == unix.IFA_ADDRESS && addr.Is6()) {
 				all[netip.PrefixFrom(addr, int(m.Prefixlen))] = true

@@ -55,8 +55,8 @@ func hasDefault(given []conf.Route, a endpoint.Address) bool {
 	})
 }
 
-// addSecondaryRoutes adds routes for an interface that isn't the pod's first, such as a second one by Multus, and
-// returns all routes of the interface. existing has the routes that the pod had before.
+// addSecondaryRoutes adds routes for an interface that isn't the pod's first, such as a second interface that Multus
+// adds, and returns all routes of the interface. existing has the routes that the pod had before.
 //
 // If the pod's default route leads out of another interface:
 //

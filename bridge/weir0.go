@@ -60,7 +60,7 @@ func (b WeirBridge) Check(o *Observed) error {
 		return fmt.Errorf("%s is a %s, not a bridge: remove or rename it", Name, br.Kind)
 	}
 	var wrong []string
-	if !br.Up { // not its carrier, which comes a moment after its port's
+	if !br.Up { // the carrier isn't checked: it comes a moment after the port's
 		wrong = append(wrong, "is down")
 	}
 	if br.NoARP {

@@ -136,7 +136,7 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 	}
 	record, err := os.ReadFile(path("a:eth0"))
 	if err == nil {
-		err = os.WriteFile(path("h:eth0"), record, 0o600) // a copy, which the DEL of a:eth0 would leave behind
+		err = os.WriteFile(path("h:eth0"), record, 0o600) // a copy of a:eth0's record, which DEL would leave behind
 	}
 	if err != nil {
 		t.Fatal(err)

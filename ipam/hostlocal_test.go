@@ -54,7 +54,8 @@ func TestAddressesThatHostLocalGave(t *testing.T) {
 		!strings.Contains(err.Error(), "host-local for container c-10.88.0.2") {
 		t.Errorf("asked for an address of host-local's: %v", err)
 	}
-	// The pod ends. Its namespace may stay, if a thread of the test made it.
+	// The pod ends. The test deletes only the address, since the namespace may continue to exist if a thread of the test
+	// made it.
 	nodetest.Run(t, "ip", "-n", "old", "addr", "del", "10.88.0.2/24", "dev", "lo")
 	if err := request(); err != nil {
 		t.Error(err)

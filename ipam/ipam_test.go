@@ -80,7 +80,8 @@ func TestAFreedAddressRests(t *testing.T) {
 	wantHolders(t, map[string]string{"10.88.0.2": "e", "10.88.0.3": "b", "10.88.0.4": "c", "10.88.0.5": "f"})
 }
 
-// TestAReboot: after a reboot all addresses are free, and the round goes on: other nodes may still know the old pods.
+// TestAReboot: after a reboot all addresses are free, and the round continues after the address that was assigned last:
+// other nodes may still know the old pods.
 func TestAReboot(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -296,7 +297,7 @@ func TestAFailedRecordLeavesNothing(t *testing.T) {
 }
 
 // A crash between the record and the assignment leaves a record with an address that is free, or by now assigned to
-// another attachment. Releasing the record's address must not release it there.
+// another attachment. Releasing the address of this record must not take the address from the other attachment.
 func TestACrashAfterTheRecord(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -473,7 +474,8 @@ func randomRanges(rnd *rand.Rand) []conf.Range {
 	return ranges
 }
 
-// TestAssignExternalLeavesAddressesOfUnreadableRecords: their pods may be running.
+// TestAssignExternalLeavesAddressesOfUnreadableRecords: if an attachment's record can't be read, its pod may be
+// running, so its address stays assigned to it.
 func TestAssignExternalLeavesAddressesOfUnreadableRecords(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -195,8 +195,8 @@ func TestTheBitmapsAreOnlyAHint(t *testing.T) {
 	}
 }
 
-// TestKilledAnywhere makes only the first of the changes that Assign and Release make on disk, as if they were killed
-// after it. Each address must be assigned or free afterwards.
+// TestKilledAnywhere makes only the first of the two changes that Assign or Release make on disk, as if the process was
+// killed after this change. Each address must be assigned or free afterwards.
 func TestKilledAnywhere(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -15,9 +15,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestGateCost prints how much longer the kernel takes for a tunnel packet with the gate than without, with few nodes
-// and with as many as Kubernetes supports. A veth pair delivers a packet before the sender's call returns, so the time
-// to send is the time to receive.
+// TestGateCost prints how much longer the kernel takes for a tunnel packet with the gate than without it, for a few
+// nodes and for as many nodes as Kubernetes supports. A veth pair delivers a packet before the sender's call returns,
+// so the time to send is the time to receive.
 func TestGateCost(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -126,7 +126,7 @@ func TestGateIsKept(t *testing.T) {
 	}
 }
 
-// TestGateOfManyNodes: one transaction makes the table for as many nodes as Kubernetes supports.
+// TestGateOfManyNodes: one transaction makes the table of a cluster with as many nodes as Kubernetes supports.
 func TestGateOfManyNodes(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

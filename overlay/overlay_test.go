@@ -215,8 +215,8 @@ func TestOverlayBetweenSubnets(t *testing.T) {
 	}
 }
 
-// TestWhatTheKernelRefuses: if a node's network is that of one of this node's links, the kernel refuses the route. The
-// other nodes are reached, and the link's own route stays.
+// TestWhatTheKernelRefuses: if another node's network is also the network of one of this node's links, the kernel
+// refuses weir's route. The other nodes are reached, and the link's own route stays.
 func TestWhatTheKernelRefuses(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

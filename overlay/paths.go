@@ -72,7 +72,8 @@ func (r *Routes) lookUp(from, to netip.Addr) (Path, error) {
 	}
 }
 
-// path returns the path of the route. Packets may take each of its next hops, so all of them count.
+// path returns the path of the route. Packets may take any of the route's next hops, so the path has the smallest MTU
+// of them, and is on the link only if all of them are.
 func (r *Routes) path(route netlink.Route) (Path, error) {
 	p := Path{OnLink: true, MTU: route.MTU}
 	hops := route.MultiPath

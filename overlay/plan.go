@@ -3,7 +3,7 @@
 //
 // Its kernel objects:
 //
-//   - the VXLAN device weir-vxlan with its addresses; none where no node needs a tunnel
+//   - the VXLAN device weir-vxlan with its addresses, which doesn't exist where no node needs a tunnel
 //   - for each network of another node a route of protocol 88, and if it is reached through the tunnel, a neighbour and
 //     a forwarding entry of weir-vxlan
 //   - the nftables table "inet weir-tunnel", the gate
@@ -337,7 +337,7 @@ func (c *planner) setMTUs() {
 	c.TunnelMTU = max(min(c.leastTunnelMTU-Overhead(c.NodeAddress), largest), least)
 }
 
-// smallest returns the smaller of two sizes. A size of 0 is unknown.
+// smallest returns the smaller of two sizes. A size of 0 is unknown: then it returns the other size.
 func smallest(a, b int) int {
 	if a == 0 || b != 0 && b < a {
 		return b

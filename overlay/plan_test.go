@@ -36,7 +36,7 @@ func planned(self string, e Encapsulation, nodes []policy.Node, o *Overlay) Plan
 	return Compute(self, options(e), settled, NewRoutes(o.h))
 }
 
-// applied writes the plan to the kernel. It returns what the kernel refuses as an error.
+// applied writes the plan to the kernel. It returns an error for each route or entry that the kernel refuses.
 func applied(o *Overlay, p Plan) error {
 	refused, err := o.Apply(p)
 	for _, r := range refused {

@@ -177,7 +177,8 @@ func (g Gate) updateElements(conn *nftables.Conn, have gateElements) error {
 		changed = true
 		set := s.kernel()
 		if s.interval && !s.concatenated {
-			// An interval is two elements here. Such sets are small, so they are emptied and filled: no interval loses an end.
+			// An interval is two elements here. Such sets are small, so the whole set is emptied and filled again. Otherwise an
+			// interval could lose an end.
 			conn.FlushSet(set)
 			stale, missing = nil, s.elements
 		}

@@ -113,7 +113,7 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 		arrives(internal, false)
 		arrives(second, false)
 	}
-	// Even an address that a Node claims as one of its pods'.
+	// The gate protects even an address that is in a podCIDR of another Node.
 	broken := nodes[2]
 	broken.PodCIDRs = append(broken.PodCIDRs, netip.MustParsePrefix("172.20.0.0/16"))
 	enforce("n1", nodes[0], nodes[1], broken)

@@ -63,7 +63,7 @@ func (c *compiler) base(state State) {
 			Out: conf.Bridge, Sets: []ruleset.SetMatch{noPodTo}, Comment: "weir: to the bridge, but to no pod",
 			Action: ruleset.Drop,
 		}})
-	// This hook has the packets that a pod sends to its own node. Packets from the node to its pods pass none of weir's
+	// This hook has the packets that a pod sends to its own node. Packets from the node to its pods enter none of weir's
 	// hooks, so kubelet's probes always pass.
 	c.hook(ruleset.CheckToNode, conf.InputChain, "weir: egress policies hold towards this node too",
 		ahead, []ruleset.Rule{toLoopback(c.family, ruleset.Rule{In: conf.Bridge})}, other.loopback,

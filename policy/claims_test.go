@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// claimant returns a Node that was created in that minute; -1 means that the time is unknown. Blanks separate its
-// addresses, and its networks.
+// claimant returns a Node that was created in that minute; -1 means that the time is unknown. addresses and networks
+// are lists, separated by blanks.
 func claimant(name string, minute int, addresses, networks string) Node {
 	n := Node{Name: name}
 	if minute >= 0 {
@@ -141,7 +141,7 @@ func TestSettleOrder(t *testing.T) {
 }
 
 // TestWhatCountedBefore: an edited Node takes nothing away from others, even if it is the oldest. A Node that was
-// deleted and made again under its name counts as another Node.
+// deleted and made again under the same name counts as another Node, so its earlier claims don't continue to count.
 func TestWhatCountedBefore(t *testing.T) {
 	const address, network = "172.20.1.10", "100.96.1.0/24"
 	victim := claimant("z", 5, address, network)
@@ -170,7 +170,8 @@ func TestWhatCountedBefore(t *testing.T) {
 	}
 }
 
-// TestOneNodesManyClaims: only a limited number of one Node's claims count, and only a limited number are reported.
+// TestOneNodesManyClaims: only a limited number of one Node's claims count, and only a limited number of problems are
+// reported for it.
 func TestOneNodesManyClaims(t *testing.T) {
 	evil := claimant("evil", 2, "", "")
 	for i := range 10_000 {

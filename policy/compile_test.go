@@ -20,8 +20,9 @@ func TestGolden(t *testing.T) {
 	})
 }
 
-// Each line of the table has the verdicts of the rules and of the evaluator for packets FROM>TO:PROTO:PORT, where FROM
-// and TO are pods or addresses.
+// Each entry of the table has the packets that a file's policies must allow and those that they must deny, as
+// FROM>TO:PROTO:PORT, where FROM and TO are pods or addresses. The rules and the evaluator must both give these
+// verdicts.
 func TestJudge(t *testing.T) {
 	for _, tc := range []struct {
 		file         string
@@ -90,7 +91,8 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestChained: policies apply to pods with another plugin's network as to all pods. Only that plugin masquerades them.
+// TestChained: policies apply to pods with another plugin's network as they apply to all pods. Only that plugin
+// masquerades these pods' packets.
 func TestChained(t *testing.T) {
 	chained := policy.Endpoint{
 		ID:          "c:eth0",

@@ -70,8 +70,8 @@ kind: Pod
 metadata: {name: new, namespace: shop, labels: {app: web}}
 `
 
-// TestCorners checks points of networking.k8s.io/v1 that are easily misread. The rules and the evaluator must agree
-// with it. A policy selects shop/db unless its spec says otherwise.
+// TestCorners checks points of networking.k8s.io/v1 that are easily misread. The rules and the evaluator must both give
+// the verdicts in the table. A policy selects shop/db unless its spec says otherwise.
 func TestCorners(t *testing.T) {
 	for _, tc := range []struct {
 		name, spec   string

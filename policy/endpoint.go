@@ -16,8 +16,8 @@ type Endpoint struct {
 	Enforcement conf.Enforcement
 	// Chained says that another plugin made the interface.
 	Chained bool
-	// HostIf is the interface's link on the node. BridgeIf is the bridge of another plugin that has this link as a
-	// port. Each is empty if there is none or if it is unknown.
+	// HostIf is the interface's link on the node. BridgeIf is the bridge of another plugin that has this link as a port.
+	// Each is empty if there is no such link, or if the link is unknown.
 	HostIf, BridgeIf string
 }
 

@@ -10,7 +10,8 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// TestSelf: an isolated pod reaches itself, however it is attached. No other sender reaches it by forging its address.
+// TestSelf: an isolated pod reaches itself, however it is attached. No other sender reaches the pod by forging the
+// pod's address.
 func TestSelf(t *testing.T) {
 	simulator, err := ruleset.NewSimulator(policy.Compile(golden.Load(t, "testdata/other-plugins.yaml")))
 	if err != nil {
@@ -70,7 +71,8 @@ func TestSendersOfOtherPlugins(t *testing.T) {
 	}
 }
 
-// TestLoopback: no pod reaches the node's loopback, unless a rule of the node has translated the destination to it.
+// TestLoopback: no pod reaches the node's loopback, unless a rule of the node has translated the destination to a
+// loopback address.
 func TestLoopback(t *testing.T) {
 	state := golden.Load(t, "testdata/other-plugins.yaml")
 	state.Policies = nil

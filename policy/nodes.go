@@ -28,11 +28,11 @@ func newPlaces(s State) places {
 	return p
 }
 
-// believed returns the addresses that policy uses for a pod without an attachment on this node. They are the addresses
-// within the podCIDRs of the pod's Node and outside of this node's podCIDRs: on this node only endpoints have
-// addresses. If the pod's Node is missing or has no podCIDRs, believed returns no address and one problem. It reports a
-// problem for each other address, except for an address in this node's podCIDRs of a pod of this node: the pod isn't
-// attached yet, or isn't attached any more.
+// believed returns the addresses that policy uses for a pod without an attachment on this node. These are the addresses
+// in the pod's status that are within the podCIDRs of the pod's Node and outside of this node's podCIDRs: on this node
+// only endpoints have addresses. If the pod's Node is missing or has no podCIDRs, believed returns no address and one
+// problem. It reports a problem for each other address, except for an address in this node's podCIDRs of a pod of this
+// node: the pod isn't attached yet, or isn't attached any more.
 func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem) {
 	if w.unknown || len(p.Addresses) == 0 {
 		return p.Addresses, nil

@@ -51,8 +51,8 @@ func text(t *testing.T, r ruleset.Ruleset) string {
 	return b.String()
 }
 
-// TestManyPodsWithOneAddress: each problem names only a few of the other pods, so the text doesn't grow with the square
-// of their number.
+// TestManyPodsWithOneAddress: each problem names only a few of the other pods, so the problems' text doesn't grow with
+// the square of the number of pods.
 func TestManyPodsWithOneAddress(t *testing.T) {
 	var s policy.State
 	for i := range 1000 {

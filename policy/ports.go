@@ -85,7 +85,8 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 	return append(grouped, named...)
 }
 
-// everyPort stands for a port field that is absent. Its first port is 0, which no API object can have.
+// everyPort is the range of a policy's port whose field "port" is absent: all ports of the protocol. Its first port is
+// 0, which no API object can have.
 var everyPort = ruleset.PortRange{First: 0, Last: 65535}
 
 // parseProtocol returns the protocol of a policy's port; TCP if the field is absent.

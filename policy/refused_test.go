@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestRefused: what the kernel has refused isn't written again. Its traffic is denied, and it is reported with its
-// field. The rest of that policy and other policies stay in force.
+// TestRefused: a part that the kernel has refused isn't in the next ruleset. The traffic that this part would allow is
+// denied, and the part is reported with its field. The rest of that policy and other policies stay in force.
 func TestRefused(t *testing.T) {
 	sctp, port, http := corev1.ProtocolSCTP, intstr.FromInt32(9), intstr.FromInt32(80)
 	np := policytest.Letting("big", map[string]string{"app": "big"}, nil,

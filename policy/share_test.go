@@ -42,7 +42,7 @@ func granted(room amount, wishes []wish) []bool {
 	return answers
 }
 
-// takes returns what the wishes need together. A set that several wishes share counts once.
+// takes returns the amount that all the wishes need together. A set that several wishes share counts once.
 func takes(wishes []wish) (a amount) {
 	sets := map[string]bool{}
 	for _, w := range wishes {
@@ -95,8 +95,8 @@ func TestGrant(t *testing.T) {
 }
 
 // TestGrantIsFair: granted demands never exceed the room. A namespace that needs no more than an equal part of the node
-// gets all that it asks for. If there is room for all demands, all are granted. The order of the namespaces doesn't
-// matter.
+// gets all its demands granted. If there is room for all demands, all of them are granted. The order of the namespaces
+// doesn't matter.
 func TestGrantIsFair(t *testing.T) {
 	limited := 0
 	for seed := range uint64(3000) {
@@ -139,7 +139,7 @@ func TestGrantIsFair(t *testing.T) {
 		if !whole {
 			limited++
 		}
-		// The same with its namespaces in another order.
+		// The same demands, with the namespaces in another order, must give the same result.
 		order := r.Perm(5)
 		index := make([]int, len(wishes))
 		for i := range index {

@@ -157,7 +157,7 @@ func (w *Watcher) decode(b []byte) (Change, error) {
 		switch {
 		case mask&unix.IN_Q_OVERFLOW != 0:
 			c.Lost = true
-		case !known, mask&unix.IN_IGNORED != 0 && dir != ".": // an earlier event told why
+		case !known, mask&unix.IN_IGNORED != 0 && dir != ".": // an earlier event has reported the reason
 		case gone && dir == ".":
 			return c, ErrGone
 		case gone:

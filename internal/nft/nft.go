@@ -147,7 +147,7 @@ func encode(family nftables.TableFamily, e expr.Any) ([]byte, error) {
 //
 // Equivalent to: nft list tables FAMILY
 func TableExists(conn *nftables.Conn, t *nftables.Table) (bool, error) {
-	// The library's "not found" can't be told from its other errors, so list the tables.
+	// The library's error for a missing table can't be distinguished from its other errors, so list the tables.
 	tables, err := conn.ListTablesOfFamily(t.Family)
 	if err != nil {
 		return false, fmt.Errorf("list nftables tables: %w", err)

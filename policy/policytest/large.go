@@ -9,7 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// Here are large parts of policies. No two of their ports, addresses or selectors can be merged into one.
+// This file makes large parts of policies. No two of their ports, addresses or selectors can be merged into one.
 
 // OddPorts returns the first n odd port numbers.
 func OddPorts(n int) []networkingv1.NetworkPolicyPort {

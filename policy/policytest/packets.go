@@ -17,8 +17,8 @@ import (
 // uplink is the link to all addresses that are neither the node's nor its pods'.
 var uplink = ruleset.Link{In: "eth0"}
 
-// interfaces returns the link behind which each address is: those of pods, of the node, and one outside. The node's own
-// addresses have no link.
+// interfaces returns the link behind which each address is. The addresses are those of the pods, those of the node, and
+// one outside of the cluster for each family. The node's own addresses have no link.
 func interfaces(s policy.State) map[netip.Addr]ruleset.Link {
 	where := map[netip.Addr]ruleset.Link{}
 	for _, a := range Of {
@@ -53,8 +53,8 @@ func between(where map[netip.Addr]ruleset.Link, f func(ruleset.Packet)) {
 	}
 }
 
-// checked reports whether weir's rules check the packet. They don't check what the node itself sends, and what comes
-// from the uplink and leaves by it. No packet has two families.
+// checked reports whether weir's rules check the packet. The rules check neither packets that the node itself sends,
+// nor packets that come by the uplink and leave by it. No packet has two families.
 func checked(p ruleset.Packet) bool {
 	return p.Src.BitLen() == p.Dst.BitLen() && p.In != "" && (p.In != uplink.In || p.Out != uplink.In)
 }
@@ -101,9 +101,9 @@ func icmp(dst netip.Addr) ruleset.Protocol {
 	return "58"
 }
 
-// Probes draws packets that are near a boundary of some policy: between all pairs of pods, the node, an address
-// outside and addresses at the edges of ipBlocks. Each pair gets "each" packets, with ports that policies or pods
-// name or neighbours of those.
+// Probes draws packets that are near a boundary of some policy: between all pairs of pods, the node, an address outside
+// and addresses at the edges of ipBlocks. Each pair gets "each" packets, whose ports are named by policies or pods, or
+// are the next lower or higher numbers.
 func Probes(r *rand.Rand, s policy.State, each int) []ruleset.Packet {
 	where := interfaces(s)
 	for _, text := range blocks {
@@ -140,7 +140,7 @@ type target struct {
 	port  uint16
 }
 
-// ofState returns the ports that the state's policies name, and their neighbours.
+// ofState returns the ports that the state's policies name, and the next lower and higher numbers.
 func ofState(s policy.State) []target {
 	var all []target
 	for _, np := range s.Policies {
@@ -182,7 +182,8 @@ func ofState(s policy.State) []target {
 
 var protos = []ruleset.Protocol{ruleset.TCP, ruleset.UDP, ruleset.SCTP}
 
-// ofNumbers returns all ports that a random policy or pod may name, their neighbours, and a protocol without ports.
+// ofNumbers returns all ports that a random policy or pod may name, the next lower and higher numbers, and a protocol
+// without ports.
 func ofNumbers() []target {
 	all := []target{{"", 0}}
 	for _, proto := range protos {

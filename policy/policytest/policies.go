@@ -40,7 +40,7 @@ func labels(r *rand.Rand) map[string]string {
 	return l
 }
 
-// unknown draws keys of labels whose values are unknown. Mostly there are none.
+// unknown draws keys of labels whose values are unknown. In eleven of twelve cases it draws no key.
 func unknown(r *rand.Rand) []string {
 	if r.IntN(12) > 0 {
 		return nil
@@ -99,7 +99,8 @@ func peers(r *rand.Rand) []networkingv1.NetworkPolicyPeer {
 	return list
 }
 
-// block draws an ipBlock. Its excepts may overlap, or cover all of it; sometimes one lies outside, which is an error.
+// block draws an ipBlock. Its excepts may overlap, or cover the whole block. Sometimes an except lies outside of the
+// block, which is an error.
 func block(r *rand.Rand) *networkingv1.IPBlock {
 	b := &networkingv1.IPBlock{CIDR: pick(r, blocks)}
 	outer := netip.MustParsePrefix(b.CIDR)

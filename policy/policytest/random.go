@@ -1,6 +1,6 @@
 // Package policytest makes random clusters for tests. They are small enough to read when a test fails, and use few
 // names, labels and ports, so that policies often select pods and rules often match packets. Shrink makes a failing
-// one smaller.
+// cluster smaller.
 package policytest
 
 import (
@@ -17,11 +17,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Addresses are those of one family.
+// Addresses are the addresses and networks of one family that random clusters use.
 type Addresses struct {
 	// Outside is an address that no pod and no node has; Node is this node's own.
 	Outside, Node netip.Addr
-	// Subnet has the addresses of this node's pods, Elsewhere those of the other node's.
+	// Subnet has the addresses of this node's pods, and Elsewhere those of the other node's pods.
 	Subnet, Elsewhere netip.Prefix
 	both, third       netip.Prefix // both contains Subnet and Elsewhere; third is a network of no node
 }
@@ -43,7 +43,8 @@ var Of = [...]Addresses{
 // local reports whether the address is in the subnet of this node's pods.
 func local(a netip.Addr) bool { return Of[conf.FamilyOf(a)].Subnet.Contains(a) }
 
-// Some names are two others joined (x and a, a and b): code that joins names without a separator confuses them.
+// Some names are two other names joined (xa is x and a, ab is a and b). Code that joins names without a separator would
+// confuse them.
 var (
 	namespaces = []string{"x", "xa", "z"}
 	keys       = []string{"a", "b", "ab"}
@@ -62,7 +63,7 @@ var (
 
 func pick[T any](r *rand.Rand, list []T) T { return list[r.IntN(len(list))] }
 
-// stack draws the families of a cluster: one of them, or both in either order.
+// stack draws the families of a cluster: one family, or both families in either order.
 func stack(r *rand.Rand) []conf.Family {
 	return pick(r, [][]conf.Family{{conf.IPv4}, {conf.IPv6}, {conf.IPv4, conf.IPv6}, {conf.IPv6, conf.IPv4}})
 }
@@ -78,7 +79,7 @@ func State(r *rand.Rand) policy.State {
 		}
 		s.Namespaces = append(s.Namespaces, policy.Namespace{Name: name, Labels: labels(r), Unknown: unknown(r)})
 	}
-	if r.IntN(5) > 0 { // else there are none, as in a directory of manifests without Nodes
+	if r.IntN(5) > 0 { // else the state has no Nodes, as with a directory of manifests without Nodes
 		s.Nodes = nodes(r, families)
 	}
 	if r.IntN(4) > 0 {
@@ -160,7 +161,7 @@ func addPod(r *rand.Rand, s *policy.State, i int, families []conf.Family) {
 		attached = append(attached, policy.Address{Addr: at(network, 2+i), Subnet: network})
 	}
 	p.Ports = named(r)
-	// The pod's status may be out of date: it may lack addresses, or have one that is another pod's by now.
+	// The pod's status may be out of date: it may lack addresses, or have an address that belongs to another pod by now.
 	switch r.IntN(20) {
 	case 0:
 		p.Addresses = nil
@@ -232,7 +233,8 @@ func KindOf(number int) Kind {
 	return OnWeir
 }
 
-// named draws the named ports of a pod. The same name may mean another number in each pod and for each protocol.
+// named draws the named ports of a pod. The same name may stand for a different number in each pod and for each
+// protocol.
 func named(r *rand.Rand) []policy.NamedPort {
 	var ports []policy.NamedPort
 	for _, name := range portNames[:2] {

@@ -15,7 +15,8 @@ import (
 )
 
 // Shrink returns a smaller state that still fails. It leaves out policies, rules, peers, ports, endpoints, pods,
-// addresses, nodes, namespaces and labels, one after the other, until each that is left is needed for the failure.
+// addresses, nodes, namespaces and labels, one after the other, until every part that is left is needed for the
+// failure.
 func Shrink(s policy.State, fails func(policy.State) bool) policy.State {
 	for {
 		i := slices.IndexFunc(smaller(s), fails)
@@ -26,7 +27,7 @@ func Shrink(s policy.State, fails func(policy.State) bool) policy.State {
 	}
 }
 
-// smaller returns the states with one thing less.
+// smaller returns the states that lack one part of s, one state for each part.
 func smaller(s policy.State) []policy.State {
 	var all []policy.State
 	with := func(change func(*policy.State)) {
@@ -105,7 +106,7 @@ func smallerPolicies(np *networkingv1.NetworkPolicy) []*networkingv1.NetworkPoli
 	for _, list := range without(np.Spec.Egress) {
 		with(func(c *networkingv1.NetworkPolicy) { c.Spec.Egress = list })
 	}
-	// The last peer or port of a rule stays: a rule without any means all.
+	// The last peer or port of a rule stays: a rule without peers or ports would match all peers or ports.
 	for i, r := range np.Spec.Ingress {
 		for _, list := range fewer(r.From) {
 			with(func(c *networkingv1.NetworkPolicy) { c.Spec.Ingress[i].From = list })
@@ -134,7 +135,7 @@ func without[T any](list []T) [][]T {
 	return all
 }
 
-// fewer returns the lists with one element less, as long as one is left.
+// fewer returns the lists with one element less. It returns no list if the given list has fewer than two elements.
 func fewer[T any](list []T) [][]T {
 	if len(list) < 2 {
 		return nil

@@ -66,7 +66,7 @@ func (r Rule) Kinds() []Kind {
 	return append(kinds, Kind{portName, port})
 }
 
-// ByPort reports whether the kind is a way to match ports.
+// ByPort reports whether the kind is a match of ports or of the protocol, rather than of the peer.
 func (k Kind) ByPort() bool { return k.Rule.Proto != "" }
 
 // Set returns the value of Refused for the set's kind or else for the set; empty if the kernel has refused neither.

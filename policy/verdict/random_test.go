@@ -22,7 +22,7 @@ var (
 )
 
 // TestRulesetsDoWhatPoliciesMean compares, on random clusters, the verdicts of the compiled rules with the evaluator's.
-// Replay one with: go test ./policy/verdict -seed N
+// To replay one cluster: go test ./policy/verdict -seed N
 func TestRulesetsDoWhatPoliciesMean(t *testing.T) {
 	if *seed != 0 {
 		compare(t, *seed)

@@ -155,7 +155,7 @@ func (s *Source) patch(ctx context.Context, pod *corev1.Pod, addrs []netip.Addr)
 	}
 	pods := s.Client.CoreV1().Pods(pod.Namespace)
 	_, err = pods.Patch(ctx, pod.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
-	// Another UID is a conflict, or invalid because a UID can't be changed. Either way the pod is gone.
+	// Another UID is a conflict, or invalid because a UID can't be changed. In both cases the pod is gone.
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && !apierrors.IsInvalid(err) {
 		return fmt.Errorf("publish the addresses of pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}

@@ -50,7 +50,7 @@ func publish(t *testing.T) *publishing {
 			t.Error(err)
 		}
 		p.patches <- got
-		return false, nil, nil // go on: the patch is applied
+		return false, nil, nil // false: the fake client then applies the patch
 	})
 	p.source = &Source{Client: p.Clientset, Log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -143,7 +143,8 @@ func TestPublish(t *testing.T) {
 	p.wantNone()
 }
 
-// TestAwaitPublished: AwaitPublished returns when the API server has the address, whether it had to be written or not.
+// TestAwaitPublished: AwaitPublished returns when the API server has the address, whether Publish had to write the
+// address or not.
 func TestAwaitPublished(t *testing.T) {
 	for name, before := range map[string]string{"to be written": "", "there already": "100.96.1.9"} {
 		t.Run(name, func(t *testing.T) {
@@ -185,7 +186,7 @@ func TestPublishAStaticPod(t *testing.T) {
 	p.wantPatch("static-n1", "api", "100.96.1.9")
 }
 
-// TestPublishNoNamesake: a new pod of the same name never gets the old one's address.
+// TestPublishNoNamesake: a new pod never gets the address of an old pod of the same name.
 func TestPublishNoNamesake(t *testing.T) {
 	for name, uid := range map[string]string{"another UID": "old", "no UID": ""} {
 		t.Run(name, func(t *testing.T) {

@@ -18,8 +18,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// serving makes an API server serve kinds, with a number of objects for some of them; "forbidden" and "broken" are
-// errors.
+// serving makes an API server serve kinds, each with its number of objects as text. With "forbidden" or "broken" as the
+// number, the server answers with an error.
 func serving(t *testing.T, away *atomic.Bool, kinds map[string]string) *Source {
 	t.Helper()
 	groups := map[string][]string{} // kinds by group/version

@@ -87,7 +87,7 @@ func TestViewOfPods(t *testing.T) {
 	}
 }
 
-// TestViewOfPolicies: an unchanged policy stays the same object, so it is parsed once.
+// TestViewOfPolicies: an unchanged policy stays the same object in the view, so policy.Parse parses it only once.
 func TestViewOfPolicies(t *testing.T) {
 	v := newViews()
 	np := func(name, version string, types ...networkingv1.PolicyType) *networkingv1.NetworkPolicy {

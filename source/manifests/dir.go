@@ -21,7 +21,8 @@ import (
 // Dir is a directory of manifests, with all directories below it: the files that "kubectl apply -R -f" reads.
 type Dir struct {
 	Path string
-	// IgnoreBroken makes the first state known even if nothing is known of some files.
+	// IgnoreBroken makes Dir return a first state even if some files, of which nothing is known, may have a policy. Dir
+	// still waits while such a file is being written.
 	IgnoreBroken bool
 	// Node is this node's name. Kubelet appends it to the names of static pods. Empty: there is no kubelet.
 	Node string

@@ -165,7 +165,7 @@ func TestDirFollowsItsFiles(t *testing.T) {
 	s.want("Namespace ns-1")
 }
 
-// broken is no YAML. A file that can't be read may have a policy.
+// broken is a text that isn't YAML. A file with this text may have a policy.
 const broken = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: x\n"
 
 func TestDirKnowsNothingWhileAFileMayHoldAPolicy(t *testing.T) {
@@ -272,7 +272,7 @@ func TestWhatABadPolicyMeans(t *testing.T) {
 	s.want("", "p.yaml: document 1", "which namespace it is for isn't known")
 }
 
-// TestTwoFilesWithOneObject: if two files have the same object, the part counts that both agree on.
+// TestTwoFilesWithOneObject: if two files have the same object, only the part on which both files agree counts.
 func TestTwoFilesWithOneObject(t *testing.T) {
 	deny := policyOf("{name: p}", "{podSelector: {}}")
 	allow := policyOf("{name: p}",
@@ -441,7 +441,7 @@ func TestAFileThatIsBeingWrittenIsNotRead(t *testing.T) {
 	s.want("NetworkPolicy default/still, Pod default/a app=two, Pod default/b app=three")
 }
 
-// TestChangesDuringAnUpdate: changes that happen while an update is applied come with the next one.
+// TestChangesDuringAnUpdate: changes that happen while an update is applied come with the next update.
 func TestChangesDuringAnUpdate(t *testing.T) {
 	s := run(t, nil)
 	s.write("a.yaml", pod("a", "one"))

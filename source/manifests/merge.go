@@ -99,7 +99,8 @@ func (d *Dir) addStaticPods(all *policy.Objects) {
 	}
 }
 
-// mergeVersions adds an object. If files have different versions of it, the part counts that all of them agree on.
+// mergeVersions adds an object. If files have different versions of the object, only the part on which all versions
+// agree counts.
 func mergeVersions(versions []placed, all *policy.Objects) {
 	first := versions[0]
 	distinct := []placed{first}
@@ -145,7 +146,7 @@ func (e *entry) equal(o *entry) bool {
 		(e.policy == nil) == (o.policy == nil)
 }
 
-// mergeNamespaces keeps the labels that all versions have. The others are unknown.
+// mergeNamespaces keeps the labels that all versions have. All other labels are unknown.
 func mergeNamespaces(versions []placed) policy.Namespace {
 	agreed := policy.Namespace{Name: versions[0].namespace.Name, Labels: map[string]string{}}
 	unknown := map[string]bool{}

@@ -21,7 +21,7 @@ func printable(name string) string {
 	return excerpt.Of(name)
 }
 
-// errors returns the parts of the file of which nothing is known.
+// errors returns an error for each part of the file of which nothing is known.
 func (f *file) errors(name string) []error {
 	var errs []error
 	say := func(where string, err error, effect string) {

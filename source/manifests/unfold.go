@@ -35,8 +35,8 @@ func (o object) group() string {
 // maxNesting is how deep Lists may be nested.
 const maxNesting = 10
 
-// unfold returns the objects within the Lists and Templates of o, or o itself. It returns an error if they can't be
-// unfolded.
+// unfold returns the objects within the Lists and Templates of o, or o itself. It returns an error if the Lists or
+// Templates can't be unfolded.
 func unfold(o object, depth int) (all []object, err error) {
 	var field string
 	kind := strings.ToLower(o.kind)
@@ -161,8 +161,8 @@ type template struct {
 	namespace  string
 }
 
-// readTemplate reads a Template, with the parameters that have values. Values of others are entered or generated when
-// the template is used.
+// readTemplate reads a Template, with the parameters that have values. The values of the other parameters are entered
+// or generated when the template is used.
 func readTemplate(o object) (t template, err error) {
 	var read struct {
 		Metadata struct {
