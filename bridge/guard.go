@@ -171,7 +171,8 @@ func SenderAllowed(s Sender) (bool, error) {
 	return true, nil
 }
 
-// readSenders returns the keys of the elements in the guard's sets; none if there is no guard.
+// readSenders returns the keys of the elements in the guard's sets. If there is no guard, it returns no keys and no
+// error.
 func readSenders(conn *nftables.Conn) (senderKeys, error) {
 	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyBridge)
 	if err != nil {

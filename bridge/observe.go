@@ -109,10 +109,11 @@ func (o *Observed) readLinks() error {
 	return nil
 }
 
-// operUp is IF_OPER_UP (include/uapi/linux/if.h).
+// operUp is the operational state of a link that can pass packets on (IF_OPER_UP, include/uapi/linux/if.h).
 const operUp = 6
 
-// retryInterrupted lists again if the kernel reports that the list changed while it was read.
+// retryInterrupted lists again if the kernel reports that the list changed while it was read. After five attempts it
+// returns the last list and the error.
 func retryInterrupted[T any](list func() ([]T, error)) (all []T, err error) {
 	for range 5 {
 		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {

@@ -191,7 +191,7 @@ func RemovePort(hostIf string, addrs []endpoint.Address) error {
 	return RemoveNeighbours(addrs)
 }
 
-// RemoveLink deletes the pair and nothing else. It returns nil if it is gone already.
+// RemoveLink deletes the pair and nothing else. It returns nil if the pair is gone already.
 //
 // Equivalent to: ip link del HOSTIF
 func RemoveLink(hostIf string) error {

@@ -137,7 +137,7 @@ func (k Knowledge) macs(gateways []netip.Prefix) []net.HardwareAddr {
 	return all
 }
 
-// sysctlsIPv4 make the node a router for pods' IPv4 packets.
+// sysctlsIPv4 returns the sysctls that make the node a router for pods' IPv4 packets.
 func sysctlsIPv4() []Property {
 	const noRedirects = "the node tells no pod to speak to another directly"
 	return []Property{
@@ -150,8 +150,8 @@ func sysctlsIPv4() []Property {
 	}
 }
 
-// forwardingIPv4 makes the node forward IPv4 packets from the link. ip_forward sets this sysctl for all links at once,
-// but another program can unset it for one link.
+// forwardingIPv4 returns the sysctl that makes the node forward IPv4 packets from the link. ip_forward sets this sysctl
+// for all links at once, but another program can unset it for one link.
 func forwardingIPv4(link string) Property {
 	return Sysctl{
 		Key: "net/ipv4/conf/" + link + "/forwarding", Value: "1", Link: link,
@@ -159,18 +159,19 @@ func forwardingIPv4(link string) Property {
 	}
 }
 
-// sysctlsIPv6 make the node a router for pods' IPv6 packets. forwarding is set after UplinksAcceptRA.
+// sysctlsIPv6 returns the sysctls that make the node a router for pods' IPv6 packets. forwarding is set after
+// UplinksAcceptRA.
 func sysctlsIPv6() []Property {
 	return []Property{
 		Sysctl{Key: "net/ipv6/conf/all/forwarding", Value: "1", Why: "the node forwards IPv6"},
 	}
 }
 
-// sysctlsOfBridges make sure that pods reach a Service whose pod is on the same node. The module br_netfilter, if it is
-// loaded, runs iptables on packets before the bridge has passed them up. A packet that kube-proxy's rules send to
-// another pod is then bridged there (br_nf_pre_routing_finish: "bridged_dnat"), and isolated ports refuse that. weir
-// doesn't need br_netfilter, since the node routes every packet between pods. No setting switches it off for one
-// bridge.
+// sysctlsOfBridges returns the sysctls by which pods reach a Service whose pod is on the same node. The module
+// br_netfilter, if it is loaded, runs iptables on packets before the bridge has passed them up. A packet that
+// kube-proxy's rules send to another pod is then bridged there (br_nf_pre_routing_finish: "bridged_dnat"), and isolated
+// ports refuse that. weir doesn't need br_netfilter, since the node routes every packet between pods. No setting
+// switches it off for one bridge.
 func sysctlsOfBridges() []Property {
 	why := "iptables leaves alone what is still being bridged"
 	return []Property{

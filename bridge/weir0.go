@@ -94,8 +94,9 @@ func (b WeirBridge) acceptsMAC(o *Observed, br Link) bool {
 	})
 }
 
-// portsMTU returns the smallest MTU of the ports; the bridge's own if it has none. The kernel sets a bridge's MTU to
-// this smallest MTU, unless another program has set a different one (br_mtu_auto_adjust, net/bridge/br_if.c).
+// portsMTU returns the smallest MTU of the bridge's ports; the bridge's own MTU if it has no ports. The kernel sets a
+// bridge's MTU to this smallest MTU, unless another program has set a different one (br_mtu_auto_adjust,
+// net/bridge/br_if.c).
 func portsMTU(o *Observed, br Link) int {
 	least := 0
 	for _, l := range o.Links {

@@ -64,9 +64,11 @@ type Endpoint struct {
 	// Chained means that another plugin made the interface and gave the addresses. HostIf is then that plugin's link on
 	// the node; HostIf and MAC are empty if they are unknown.
 	Chained bool `json:"chained,omitempty"`
-	// MTU of the pod's link in bytes, as configured; 0 if none was configured, nil if that is unknown.
+	// MTU is the configured MTU of the pod's link in bytes. It is 0 if the configuration has no MTU, and nil if it is
+	// unknown what the configuration was.
 	MTU *int `json:"mtu,omitempty"`
-	// BridgeIf is the other plugin's bridge that the link of a chained attachment is a port of; empty if there is none.
+	// BridgeIf is the other plugin's bridge that the link of a chained attachment is a port of; empty if the link is no
+	// port of a bridge.
 	BridgeIf string `json:"bridgeInterface,omitempty"`
 }
 

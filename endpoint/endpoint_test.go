@@ -303,7 +303,7 @@ func TestLockEndsWithItsProcess(t *testing.T) {
 		return
 	}
 	lock(t)()
-	// -o: the child of flock doesn't inherit the lock.
+	// With -o, the command that flock runs doesn't inherit the lock.
 	cmd := exec.Command("flock", "-o", Dir+"/lock", "sh", "-c", "echo locked; exec sleep infinity")
 	out, err := cmd.StdoutPipe()
 	if err != nil {

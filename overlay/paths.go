@@ -28,7 +28,8 @@ func NewRoutes(h netlinksafe.Handle) *Routes {
 	return &Routes{h: h, links: map[int]netlink.Link{}, known: map[[2]netip.Addr]Path{}}
 }
 
-// To implements Paths. It asks for the route itself, not for the one of several next hops that a packet would take.
+// To implements Paths. It asks the kernel for the route with all its next hops, not for the next hop that one packet
+// would take.
 //
 // Equivalent to: ip route get fibmatch TO from FROM
 func (r *Routes) To(from, to netip.Addr) (Path, error) {

@@ -153,7 +153,8 @@ func consequence(self bool) string {
 	return "its pods can't be reached"
 }
 
-// compareAge orders creation times from the oldest to the youngest. A zero time comes last.
+// compareAge orders creation times from the oldest to the youngest. A zero time, which means that the time is unknown,
+// comes last.
 func compareAge(a, b time.Time) int { return cmp.Or(first(!a.IsZero(), !b.IsZero()), a.Compare(b)) }
 
 // first compares two conditions: one that is true comes before one that is false.
@@ -271,7 +272,8 @@ func (s *settler) lengths(p netip.Prefix) []bool {
 // note adds the length of p to the prefix lengths that Nodes claim.
 func (s *settler) note(p netip.Prefix) { s.lengths(p)[p.Bits()] = true }
 
-// refuses returns the reason why the Node's claim doesn't count; empty if it counts.
+// refuses returns the reason why the Node's claim can't count: it is special, or overlaps a claim that is kept. The
+// reason is empty if neither is so.
 func (s *settler) refuses(node string, p netip.Prefix) string {
 	for _, x := range special {
 		if x.network.Overlaps(p) {

@@ -152,7 +152,7 @@ func (k *classes) noneNames() (set, chain string) {
 	return k.family.Set(k.side.sets + conf.NoneClass), k.chains + strings.ToUpper(conf.NoneClass)
 }
 
-// notIsolated adds the class of pods that no policy isolates.
+// notIsolated adds the class of pods that no policy isolates, or whose enforcement is off.
 func (k *classes) notIsolated(g *group) {
 	class := ruleset.Class{
 		Direction: k.direction, Policies: []string{}, Set: k.family.Set(k.side.sets + conf.OpenClass),

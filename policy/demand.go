@@ -11,7 +11,7 @@ import (
 
 // demand is the kernel's rules and sets that a policy's rule needs for one peer and one group of ports. In each family
 // these are one rule in the chain of each class that the policy isolates, and the sets that this rule matches. The
-// compiler grants all of a demand or nothing.
+// compiler grants a whole demand or no part of it.
 type demand struct {
 	policy  parsedPolicy
 	side    side

@@ -91,7 +91,8 @@ func (c *compiler) grant(demands []*demand) (granted []*demand) {
 	return granted
 }
 
-// fits reports whether the node has room for all demands. It fills sets only as long as there is room.
+// fits reports whether the node has room for all demands. It computes the entries of sets only as long as there is
+// room.
 func (c *compiler) fits(demands []*demand) bool {
 	var taken amount
 	counted := map[*supply]bool{}
@@ -125,8 +126,8 @@ func (c *compiler) possible(d *demand) bool {
 	return true
 }
 
-// next moves the tenant to its next demand that fits into the room that is left, and reports whether there is one. It
-// reports a problem for each demand that it skips.
+// next moves the tenant to its next demand that fits into the room that is left, and reports whether there is such a
+// demand. It reports a problem for each demand that it skips.
 func (c *compiler) next(t *tenant, taken amount) bool {
 	for ; len(t.demands) > 0; t.demands = t.demands[1:] {
 		d := t.demands[0]

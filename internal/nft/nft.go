@@ -64,7 +64,7 @@ type Listed struct {
 	Rules []*nftables.Rule
 }
 
-// ListChains returns the table's chains by name; none if there is no such table.
+// ListChains returns the table's chains by name. If there is no such table, it returns no chains and no error.
 //
 // Equivalent to: nft list table FAMILY TABLE
 func ListChains(conn *nftables.Conn, t *nftables.Table) (map[string]Listed, error) {

@@ -233,7 +233,7 @@ func keepPolicy(o any) (any, error) {
 // requestTimeout bounds a single request to the API server.
 const requestTimeout = 5 * time.Second
 
-// Lookup asks the API server for one pod, without the watch. It returns false if there is none.
+// Lookup asks the API server for one pod, without the watch. It returns false if there is no such pod.
 func (s *Source) Lookup(ctx context.Context, p endpoint.Pod) (pod policy.Pod, ok bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()

@@ -67,7 +67,7 @@ func (s *Source) survey(ctx context.Context, changed func()) {
 // Equivalent to: kubectl api-resources; kubectl get RESOURCE --all-namespaces --limit 1, for each
 func (s *Source) unenforcedKinds(ctx context.Context) ([]policy.Unenforced, error) {
 	ctx = context.WithValue(ctx, noWatch{}, true)
-	// The kinds of an API service that is down are unknown; the others are returned.
+	// If an API service is down, this call returns the kinds of all other services, and an error.
 	_, lists, err := s.Client.Discovery().ServerGroupsAndResources()
 	if len(lists) == 0 {
 		return nil, fmt.Errorf("ask the API server what it serves: %w", err)

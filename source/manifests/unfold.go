@@ -17,7 +17,7 @@ type object struct {
 	apiVersion, kind string
 	raw              map[string]stdjson.RawMessage
 	duplicates       []string // fields that are given twice
-	// namespace is the namespace of the object if its metadata names none.
+	// namespace is the namespace of the object if its metadata names no namespace.
 	namespace string
 	// labels are the keys of labels that its Template adds.
 	labels []string
