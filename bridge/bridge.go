@@ -4,7 +4,7 @@
 //   - a veth pair for each pod: one end, weirp..., is a port of weir0, the other is the pod's interface
 //   - the addresses, routes and neighbour entries of that interface
 //   - the guard: nftables tables that keep a pod from sending from another pod's addresses
-//   - the sysctls that these need
+//   - the sysctls that all of these need
 //
 // Invariants:
 //

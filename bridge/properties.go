@@ -143,8 +143,9 @@ func sysctlsIPv4() []Property {
 	return []Property{
 		Sysctl{Key: "net/ipv4/ip_forward", Value: "1", Why: "the node forwards IPv4"},
 		forwardingIPv4(Name),
-		// A packet between two pods leaves by the link by which it came, so the kernel would send the sender a
-		// redirect. Isolated ports can't follow it. The kernel sends redirects if either of these two sysctls is on.
+		// A packet between two pods leaves by the link by which it came, so the kernel would send the sender a redirect. A
+		// pod can't follow the redirect, as its port is isolated. The kernel sends redirects if either of these two sysctls
+		// is on.
 		Sysctl{Key: "net/ipv4/conf/all/send_redirects", Value: "0", Why: noRedirects},
 		Sysctl{Key: "net/ipv4/conf/" + Name + "/send_redirects", Value: "0", Link: Name, Why: noRedirects},
 	}
@@ -170,8 +171,8 @@ func sysctlsIPv6() []Property {
 // sysctlsOfBridges returns the sysctls by which pods reach a Service whose pod is on the same node. The module
 // br_netfilter, if it is loaded, runs iptables on packets before the bridge has passed them up. A packet that
 // kube-proxy's rules send to another pod is then bridged there (br_nf_pre_routing_finish: "bridged_dnat"), and isolated
-// ports refuse that. weir doesn't need br_netfilter, since the node routes every packet between pods. No setting
-// switches it off for one bridge.
+// ports refuse the packet. weir doesn't need br_netfilter, since the node routes every packet between pods. No setting
+// switches br_netfilter off for one bridge.
 func sysctlsOfBridges() []Property {
 	why := "iptables leaves alone what is still being bridged"
 	return []Property{

@@ -82,8 +82,8 @@ func (s Sysctl) restore(netlinksafe.Handle, *Observed) error { return writeSysct
 // that reads them.
 var sysctlDirs = []string{"/proc/sys/", "/host/proc/sys/"}
 
-// setAll writes the sysctls among the properties whose values are wrong. It writes no others: where /proc/sys is
-// read-only and the values are right, it succeeds.
+// setAll writes the sysctls among the properties whose values are wrong. It writes no other sysctls, so it succeeds if
+// /proc/sys is read-only and all values are right.
 //
 // Equivalent to: sysctl -w KEY=VALUE for each
 func setAll(all []Property) error {

@@ -32,8 +32,8 @@ const (
 // NetConf is weir's part of a CNI network configuration.
 type NetConf struct {
 	types.NetConf
-	// Ranges to assign addresses from. A pod gets one address of each family. Several ranges of one family are
-	// alternatives.
+	// Ranges to assign addresses from. A pod gets one address of each family. If there are several ranges of one family,
+	// the pod gets its address from one of them.
 	Ranges []Range `json:"-"`
 	// Routes that pods get. RoutesOf returns a pod's routes, with the default route.
 	Routes []Route `json:"-"`

@@ -13,9 +13,9 @@ import (
 // Range is a range of addresses within a subnet.
 type Range struct {
 	Subnet netip.Prefix `json:"subnet"`
-	// RangeStart and RangeEnd are the first and the last address that the range assigns. Default: the first and the
-	// last address of the subnet that a host can have. The subnet's first address isn't one (in IPv6 it is the routers'
-	// anycast address, RFC 4291, section 2.6.1), nor is IPv4's last address, the broadcast address.
+	// RangeStart and RangeEnd are the first and the last address that the range assigns. Default: the first and the last
+	// address of the subnet that a host can have. The subnet's first address isn't such an address (in IPv6 it is the
+	// routers' anycast address, RFC 4291, section 2.6.1), nor is IPv4's last address, the broadcast address.
 	RangeStart netip.Addr `json:"rangeStart,omitzero"`
 	RangeEnd   netip.Addr `json:"rangeEnd,omitzero"`
 	// Gateway is the bridge's own address in the subnet, which is never assigned. Default: the first that a host can

@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MarkEnding marks the attachment as being deleted, and returns its record. From then on the agent adds the endpoint to
-// no set. Until Remove, each further call, such as one after a crash, returns the record again. It returns
-// fs.ErrNotExist if there is no record, and ErrBroken if the record can't be understood.
+// MarkEnding marks the attachment as being deleted, and returns its record. From this call on the agent adds the
+// endpoint to no set. Until Remove, each further call, such as one after a crash, returns the record again. MarkEnding
+// returns fs.ErrNotExist if there is no record, and ErrBroken if the record can't be understood.
 func MarkEnding(id string) (*Endpoint, error) {
 	if err := os.Rename(path(id), endingPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("mark endpoint record %s as ending: %w", id, err)

@@ -28,14 +28,14 @@ const (
 	blockBytes = blockSize / 8
 )
 
-// hint is the bitmaps of assigned addresses: one bit for each address. They say where to look for a free address, so
-// that next doesn't read every link.
+// hint is the bitmaps of assigned addresses: one bit for each address. The bits say where to look for a free address,
+// so that next doesn't read every link.
 //
 // A link is made before its bit is set, and a bit is cleared before its link is removed. If a process is killed between
-// the two, an assigned address has a clear bit: next finds the link and sets the bit. The opposite, a free address with
-// a set bit, would never be assigned again. No crash causes it, but deleting links by hand can, or a damaged file. So
-// if no address is free, and the directory of links has changed since the last rebuild, the bitmaps are rebuilt. If a
-// bit can't be cleared, all bitmaps are deleted, and the next ADD rebuilds them.
+// these two steps, an assigned address has a clear bit: next finds the link and sets the bit. The opposite, a free
+// address with a set bit, would never be assigned again. No crash causes this state, but links that are deleted by hand
+// or a damaged file can. So if no address is free, and the directory of links has changed since the last rebuild, the
+// bitmaps are rebuilt. If a bit can't be cleared, all bitmaps are deleted, and the next ADD rebuilds them.
 type hint struct {
 	readOnly bool // for callers that don't hold endpoint.Lock
 }

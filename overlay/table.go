@@ -146,9 +146,9 @@ func elementKey(e nftables.SetElement) string {
 	return fmt.Sprintf("%x %x %v", e.Key, end, e.IntervalEnd)
 }
 
-// maxDeletions is how many elements Apply deletes one by one. In a set of intervals with several parts, the time for a
-// deletion grows with the set: with 5,000 elements each deletion takes more than a millisecond, while the whole table
-// is made in 200 milliseconds.
+// maxDeletions is the highest number of elements that Apply deletes one by one. If more are stale, Apply replaces the
+// table. In a set of intervals with several parts, the time for a deletion grows with the set: with 5,000 elements each
+// deletion takes more than a millisecond, while the whole table is made in 200 milliseconds.
 const maxDeletions = 100
 
 // countStale counts the kernel's elements that the gate lacks.

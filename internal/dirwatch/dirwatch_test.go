@@ -43,7 +43,8 @@ func write(t *testing.T, path string) {
 	}
 }
 
-// wantNames makes one more file, which must be reported after what happened before, and compares everything up to it.
+// wantNames makes the file "end", and reads changes until this file is reported. The names that were reported before it
+// must be want.
 func wantNames(t *testing.T, w *Watcher, dir string, want ...string) {
 	t.Helper()
 	write(t, filepath.Join(dir, "end"))

@@ -64,7 +64,8 @@ const (
 	Established Track = "established"
 	// Cut packets belong to a connection that policies allowed and no longer allow.
 	Cut Track = "cut"
-	// Related packets are ICMP errors about a connection, or belong to a connection that another connection announced.
+	// Related packets are ICMP errors about a connection, or begin a connection that another connection has announced to a
+	// helper of connection tracking (FTP's data).
 	Related Track = "related"
 	// Untranslated packets still have the destination that their sender gave them: no rule has translated it.
 	Untranslated Track = "untranslated"

@@ -6,7 +6,7 @@
 //
 //   - Sets are ordered by name, chains by family and name, entries by Element.Compare: equal states give equal
 //     rulesets.
-//   - A set is of one family and holds no entry of another, and no IPv4-mapped IPv6 address (::ffff:0:0/96).
+//   - A set is of one family and has no entry of the other family, and no IPv4-mapped IPv6 address (::ffff:0:0/96).
 //   - The names of a class's set and chain contain a hash of the chain's rules (Identity). New rules make a new chain
 //     and a new set, so the rules for the members of a set never change.
 //   - Each chain that checks packets ends with a rule that drops the packet, or returns. A packet passes the

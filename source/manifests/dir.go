@@ -150,8 +150,8 @@ func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 	return changed, time.After(next)
 }
 
-// read reads the files that have changed, and reports whether an object or an error has. It calls watch with the
-// directories that exist.
+// read reads the files that have changed, and reports whether an object or an error has changed. It calls watch with
+// the directories that exist.
 func (d *Dir) read(change dirwatch.Change, watch func(map[string]bool) error) (changed bool, err error) {
 	if d.files == nil {
 		d.files = map[string]*file{}
