@@ -431,7 +431,7 @@ func TestABrokenRecordClosesItsPod(t *testing.T) {
 	entries(1)
 }
 
-// TestMetrics checks that the metrics count each event.
+// TestMetrics enrols attachments with each result, and compares the counters and gauges with the expected values.
 func TestMetrics(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

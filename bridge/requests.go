@@ -65,7 +65,8 @@ func delLink(name string) *nl.NetlinkRequest {
 	return request(unix.RTM_DELLINK, 0, ifInfo(unix.AF_UNSPEC, 0), attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 }
 
-// linkUp sets a link up: that of the index, or that of the name if index is 0.
+// linkUp brings up the link with this index, or the link with this name. The caller gives one of them; the other is 0
+// or empty.
 //
 // Equivalent to: ip link set LINK up
 func linkUp(index int, name string) *nl.NetlinkRequest {

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// FuzzLoad reads records with random content. A record that can be read has the ID that its file is named after.
+// FuzzLoad loads records with random content. If load returns no error, the record has the ID that load was called
+// with.
 func FuzzLoad(f *testing.F) {
 	for _, s := range []string{
 		`{"containerID": "c", "ifName": "eth0", "pod": {"namespace": "ns", "name": "p"}, ` +

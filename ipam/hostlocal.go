@@ -51,8 +51,9 @@ func newHostLocal() *hostLocal {
 	return h
 }
 
-// owner returns a text that names the user of the address; empty if the address isn't in use. If that can't be read,
-// the address counts as in use.
+// owner returns a text that names the user of the address; empty if the address isn't in use. The address also counts
+// as in use if host-local's files can't be read, or if it has a file and either not all namespaces can be read or the
+// file is younger than settleTime.
 func (h *hostLocal) owner(a netip.Addr) string {
 	if h.unread != nil {
 		return fmt.Sprintf("host-local, perhaps (%v)", h.unread)

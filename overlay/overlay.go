@@ -22,7 +22,7 @@ const addrGenModeNone = 1
 // Overlay writes plans to the kernel.
 type Overlay struct{ h netlinksafe.Handle }
 
-// New returns an Overlay that uses the handle.
+// New returns an Overlay in the network namespace of the handle.
 func New(h netlinksafe.Handle) *Overlay { return &Overlay{h} }
 
 // Apply makes the kernel's overlay equal to the plan: it adds what is missing, replaces what differs, and removes what

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// special are the networks without addresses that identify one host beyond its link (RFC 6890, sections 2.2.2 and
-// 2.2.3; RFC 4291, section 2.5.5.2). Neither a node's InternalIP nor a pod's address can be in them.
+// special are the networks whose addresses don't identify a single host beyond its own link (RFC 6890, sections 2.2.2
+// and 2.2.3; RFC 4291, section 2.5.5.2). Neither a node's InternalIP nor a pod's address can be in them.
 var special = []struct {
 	network netip.Prefix
 	what    string

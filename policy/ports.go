@@ -37,9 +37,9 @@ func (p ports) reportFields() []string {
 	return p.fields
 }
 
-// parsePorts parses a rule's ports, and groups them so that one kernel rule matches each group. For an empty list it
-// returns one group that matches every protocol and port. It reports a problem for each port that can't be parsed; such
-// a port allows nothing.
+// parsePorts parses a rule's ports, and groups them: one group for the port numbers of each protocol, and one for each
+// named port. For an empty list it returns one group that matches every protocol and port. It reports a problem for
+// each port that can't be parsed; such a port allows nothing.
 func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format string, args ...any)) []ports {
 	if len(list) == 0 {
 		return []ports{{}}

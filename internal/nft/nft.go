@@ -126,8 +126,8 @@ func Comment(r *nftables.Rule) string {
 	return comment
 }
 
-// encode encodes the expression without the parts that only the kernel sets: counts, and the numbers that sets had
-// when the rule was made.
+// encode encodes the expression without the parts in which equal rules differ: the counters' values, and the sets' IDs,
+// which are valid only in the transaction that made the rule.
 func encode(family nftables.TableFamily, e expr.Any) ([]byte, error) {
 	switch x := e.(type) {
 	case *expr.Counter:

@@ -13,7 +13,7 @@ type ownChanges struct {
 	known []uint32 // generations that count as the driver's own
 }
 
-// span is the generations later than before, up to and including after.
+// span is a range of generations: from before (exclusive) to after (inclusive).
 type span struct {
 	before, after uint32
 	left          int // how many of the driver's changes in the span Watch hasn't reported yet

@@ -61,8 +61,9 @@ func (s *Source) survey(ctx context.Context, changed func()) {
 	}
 }
 
-// unenforcedKinds returns the kinds of policy that the API server serves, that weir doesn't enforce, and of which there
-// are objects or may be.
+// unenforcedKinds returns the kinds of policy that weir doesn't enforce and of which the cluster has objects. A kind
+// whose objects can't be counted is included. If some API services don't answer, one more entry, without a kind, says
+// so.
 //
 // Equivalent to: kubectl api-resources; kubectl get RESOURCE --all-namespaces --limit 1, for each
 func (s *Source) unenforcedKinds(ctx context.Context) ([]policy.Unenforced, error) {

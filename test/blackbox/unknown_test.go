@@ -334,7 +334,7 @@ nft -f /run/forward.nft`)
 		n.Reach(a, b.IP+":80", false)
 		n.Eventually("the node is ready", func() error { _, err := n.Ctl("status"); return err })
 	}
-	// If the chain also has another program's rule, the agent doesn't delete the chain. It isn't ready.
+	// If the chain also has another program's rule, the agent leaves the chain there, and the agent isn't ready.
 	sh(t,
 		"nft 'flush chain ip mangle FORWARD; delete chain ip mangle FORWARD; add chain ip mangle FORWARD; "+
 			"add rule ip mangle FORWARD counter'")
