@@ -27,7 +27,7 @@ type clusterView struct {
 	nodes   nodeClaims
 }
 
-// lookup is a pod that the agent asked the source for, because the source's objects didn't have it.
+// lookup says that the agent asked the source for this pod, because the source's objects didn't include the pod.
 type lookup struct {
 	pod policy.Pod
 	// namesake is the pod of the same name that the source's objects had when the agent asked; empty if they had none.

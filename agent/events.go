@@ -76,13 +76,13 @@ func (a *agent) send(ctx context.Context, e event) bool {
 // handleAll handles the event and all other events that wait, so that one reconcile is enough for all of them. A new
 // pod's enrolment may depend on another waiting event.
 func (a *agent) handleAll(e event) work {
-	todo := a.handle(e)
+	remaining := a.handle(e)
 	for {
 		select {
 		case e := <-a.events:
-			todo = todo.and(a.handle(e))
+			remaining = remaining.and(a.handle(e))
 		default:
-			return todo
+			return remaining
 		}
 	}
 }

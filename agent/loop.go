@@ -15,7 +15,7 @@ func (a *agent) loop(ctx context.Context) error {
 	again := time.NewTimer(retry)
 	defer again.Stop()
 	for {
-		todo := work{reconcile: true}
+		remaining := work{reconcile: true}
 		select {
 		case <-ctx.Done():
 			if a.cutting.walking {
@@ -23,25 +23,25 @@ func (a *agent) loop(ctx context.Context) error {
 			}
 			return nil
 		case e := <-a.events:
-			todo = a.handleAll(e)
+			remaining = a.handleAll(e)
 		case <-a.drift.news:
-			todo = a.heedDrift()
+			remaining = a.heedDrift()
 		case <-resync.C:
 			a.prepareResync(ctx)
-			todo.verify = netfilter.All
+			remaining.verify = netfilter.All
 		case <-again.C:
 		case w := <-a.cutting.results:
-			todo.reconcile = a.takeWalk(w)
+			remaining.reconcile = a.takeWalk(w)
 			if w.err != nil {
 				again.Reset(retry)
 			}
 		}
-		if !todo.reconcile {
+		if !remaining.reconcile {
 			continue
 		}
 		a.lastRound.Store(time.Now().UnixNano())
 		again.Stop()
-		if next := a.reconcile(ctx, todo.verify); next > 0 {
+		if next := a.reconcile(ctx, remaining.verify); next > 0 {
 			again.Reset(next)
 		}
 	}

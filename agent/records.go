@@ -210,17 +210,17 @@ func (a *agent) watchRecords(ctx context.Context, w *dirwatch.Watcher) error {
 
 // takeRecords reads the records that have changed, or all records if messages about changes were lost.
 func (a *agent) takeRecords(c dirwatch.Change) work {
-	var todo work
+	var remaining work
 	var err error
 	if c.Lost {
-		todo.reconcile = true
+		remaining.reconcile = true
 		walk, readErr := a.records.readAll()
 		err, a.cutting.due = readErr, a.cutting.due || walk
 	}
 	for _, name := range c.Names {
 		if id, ok := endpoint.IDOfFile(name); ok {
 			changed, walk := a.records.reread(id)
-			todo.reconcile = todo.reconcile || changed
+			remaining.reconcile = remaining.reconcile || changed
 			a.cutting.due = a.cutting.due || walk
 		}
 	}
@@ -234,7 +234,7 @@ func (a *agent) takeRecords(c dirwatch.Change) work {
 		err = a.records.fault()
 	}
 	a.faults.set(partRecords, err)
-	return todo
+	return remaining
 }
 
 // retryRecords reads all records again if a record, or the list of records, could not be read.

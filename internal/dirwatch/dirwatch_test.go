@@ -43,8 +43,8 @@ func write(t *testing.T, path string) {
 	}
 }
 
-// wantNames makes the file "end", and reads changes until this file is reported. The names that were reported before it
-// must be want.
+// wantNames makes the file "end", and reads changes until the watcher reports this file. The names that the watcher
+// reported before "end" must equal want.
 func wantNames(t *testing.T, w *Watcher, dir string, want ...string) {
 	t.Helper()
 	write(t, filepath.Join(dir, "end"))

@@ -55,8 +55,8 @@ const (
 // ports reports whether the match looks up the destination port, alone or with the address.
 func (m SetMatch) ports() bool { return m.By == DestinationPort || m.By == DestinationPair }
 
-// Track matches the state that connection tracking has for the packet. A Simulator runs only first packets of
-// connections, so of these values only Untranslated can match there.
+// Track matches the state that connection tracking has for the packet. A Simulator runs only the first packets
+// of connections: there a rule can match by Untranslated, and by no other of these values.
 type Track string
 
 const (
