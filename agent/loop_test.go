@@ -21,15 +21,15 @@ func TestHandleAllHandlesAllThatWait(t *testing.T) {
 		}
 		go a.send(t.Context(), enrolRequest{t.Context(), &enrolment{id: "c:eth0"}})
 		synctest.Wait()
-		remaining := a.handleAll(<-a.events)
-		if want := (work{true, netfilter.Rules}); a.stats.Repairs != 9 || len(a.enrolments.waiting) != 1 || remaining != want {
+		rest := a.handleAll(<-a.events)
+		if want := (work{true, netfilter.Rules}); a.stats.Repairs != 9 || len(a.enrolments.waiting) != 1 || rest != want {
 			t.Errorf("of 10 events, %d and %d were handled, which leaves %+v to do",
-				a.stats.Repairs, len(a.enrolments.waiting), remaining)
+				a.stats.Repairs, len(a.enrolments.waiting), rest)
 		}
 		go a.send(t.Context(), straysEvicted{})
 		synctest.Wait()
-		if remaining := a.handleAll(<-a.events); remaining != (work{}) {
-			t.Errorf("an event that changes nothing in the kernel leaves %+v to do", remaining)
+		if rest := a.handleAll(<-a.events); rest != (work{}) {
+			t.Errorf("an event that changes nothing in the kernel leaves %+v to do", rest)
 		}
 	})
 }

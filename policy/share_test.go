@@ -94,9 +94,9 @@ func TestGrant(t *testing.T) {
 	}
 }
 
-// TestGrantIsFair checks that the granted demands never exceed the node's limits, and that grant grants all demands of a
-// namespace that needs no more than an equal part of the node. If all demands fit, grant grants all of them. The order of
-// the namespaces doesn't matter.
+// TestGrantIsFair checks that the granted demands never exceed the node's limits, and that grant grants all demands of
+// a namespace that needs no more than an equal part of the node. If all demands fit, grant grants all of them. The
+// order of the namespaces doesn't matter.
 func TestGrantIsFair(t *testing.T) {
 	limited := 0
 	for seed := range uint64(3000) {

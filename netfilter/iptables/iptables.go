@@ -163,8 +163,8 @@ func run(ctx context.Context, name string, args ...string) (string, error) {
 
 // clean removes weir's jumps and chains from the flavour's tables of both families.
 //
-// Equivalent to: iptables -t TABLE -D CHAIN JUMP; iptables -t TABLE -F WEIR-X; iptables -t TABLE -X WEIR-X; and the same
-// with ip6tables
+// Equivalent to: iptables -t TABLE -D CHAIN JUMP; iptables -t TABLE -F WEIR-X; iptables -t TABLE -X WEIR-X; and the
+// same with ip6tables
 func (f Flavour) clean(ctx context.Context) error {
 	var errs []error
 	for _, family := range conf.Families {
