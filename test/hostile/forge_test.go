@@ -275,8 +275,8 @@ func (f *forge) arp(op uint16, inside net.HardwareAddr, sender, target netip.Add
 	}, gopacket.Payload(f.marker())}
 }
 
-// discovery returns a message of IPv6 neighbour discovery (RFC 4861). Its ICMPv6 type is kind. After the first four bytes
-// come the body and an option with the marker.
+// discovery returns a message of IPv6 neighbour discovery (RFC 4861). Its ICMPv6 type is kind. After the first four
+// bytes come the body and an option with the marker.
 func (f *forge) discovery(src, dst netip.Addr, kind uint8, body []byte) stack {
 	h := ipHeader(src, dst)[0].(*layers.IPv6)
 	h.HopLimit = 255
