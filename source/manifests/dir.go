@@ -18,38 +18,40 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Dir is a directory of manifests, with all directories below it: the files that "kubectl apply -R -f" reads.
+// Dir is a source of objects: all manifests in the directory Path and in the directories below it.
 type Dir struct {
 	Path string
-	// IgnoreBroken makes Dir return a first state even if some files, of which nothing is known, may have a policy. Dir
-	// still waits while such a file is being written.
+	// Without IgnoreBroken, Dir returns no objects until it knows the content of every file that may have a policy. With
+	// IgnoreBroken, Dir waits only while a file that it hasn't read yet is being written.
 	IgnoreBroken bool
-	// Node is this node's name. Kubelet appends it to the names of static pods. Empty: there is no kubelet.
+	// Node is this node's name, which kubelet appends to the names of static pods. If Node is empty, Dir adds no static
+	// pods.
 	Node string
 
 	files map[string]*file
 	dirs  map[string]bool
-	// started is true once the content of all files was known at the same time. Before that, a file that can't be read may
-	// have a policy that isn't in force.
+	// started is true once merge has returned objects. From then on, merge always returns objects.
 	started bool
 	report  atomic.Pointer[[]agentapi.File]
 }
 
-// graceTime is how long the objects of a file that is missing or empty stay in force. Removing a policy allows more
-// traffic, so a delay does no harm.
+// graceTime is how long the objects of a file stay in force after the file was found missing or empty. Editors move the
+// old file away, or empty it, before they write the new one.
 const graceTime = 250 * time.Millisecond
 
-// recheckTime is how soon a file that was being written is read again. The kernel reports the close a little before it
-// counts the writer as gone (__fput in fs/file_table.c), so the file can't always be read at that event.
+// recheckTime is how often a file is read again while a process has it open for writing. The event of the close isn't
+// enough: the kernel reports the close a little before it counts the writer as gone (__fput in fs/file_table.c).
 const recheckTime = 10 * time.Millisecond
 
 // relistInterval is how often the tree is listed without an event. Some changes cause no event: changes of a link's
 // target outside of the tree, and changes of a file on another machine's disk.
 const relistInterval = 10 * time.Second
 
-// Run reads the directory, and then each file that is written and closed, until ctx ends. It calls update after each
-// change with the objects in force, and with an error for files that can't be read as they are written. The objects are
-// nil while there has been no good state. Run returns an error if the directory can't be watched.
+// Run reads the directory, and then each file that changes, until ctx ends; then it returns nil. It calls update at the
+// start and after each change, with the objects in force. The error for update names each document that can't be
+// parsed, each policy whose namespace can't be read and, at the start, each file that is being written. The objects are
+// nil until there is a first state (IgnoreBroken). Run returns an error if the directory can't be listed or watched any
+// more.
 func (d *Dir) Run(ctx context.Context, update func(*policy.Objects, error)) error {
 	w, err := dirwatch.NewTree(d.Path)
 	if err != nil {
@@ -104,7 +106,8 @@ func (d *Dir) Run(ctx context.Context, update func(*policy.Objects, error)) erro
 	}
 }
 
-// Check reads the directory once. The objects are nil if an agent could not start with them.
+// Check reads the directory once, and returns what Run would first pass to update: the objects, which are nil if an
+// agent couldn't start with them, and the error. If the directory can't be listed, it returns nil and an error.
 func (d *Dir) Check() (*policy.Objects, error) {
 	if _, err := d.read(dirwatch.Change{Lost: true}, func(map[string]bool) error { return nil }); err != nil {
 		return nil, err
@@ -112,7 +115,8 @@ func (d *Dir) Check() (*policy.Objects, error) {
 	return d.merge()
 }
 
-// Files returns the result of the last read: each file with its objects, and the objects left out with the reasons.
+// Files returns each file with its objects, and their states with the reasons, at the last update. It returns nil
+// before the first update. Other goroutines may call Files while Run runs.
 func (d *Dir) Files() []agentapi.File {
 	if r := d.report.Load(); r != nil {
 		return *r
@@ -120,8 +124,9 @@ func (d *Dir) Files() []agentapi.File {
 	return nil
 }
 
-// dropGone drops the files that have been missing for graceTime, and returns a channel that says when to look again:
-// nil if no file is missing.
+// dropGone drops the files that have been missing or empty for graceTime, except broken links, which become unreadable.
+// It reports whether there was such a file. It returns a channel that says when to look at the remaining missing, empty
+// and busy files again; nil if there are none.
 func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 	var next time.Duration
 	for name, f := range d.files {
@@ -150,8 +155,9 @@ func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 	return changed, time.After(next)
 }
 
-// read reads the files that have changed, and reports whether an object or an error has changed. It calls watch with
-// the directories that exist.
+// read reads the manifests that the change names. If events were lost, or directories may have changed, it reads the
+// whole tree, and calls watch with the directories if there are others than before. It reports whether an object or an
+// error may have changed. It returns an error if the tree can't be listed or watched.
 func (d *Dir) read(change dirwatch.Change, watch func(map[string]bool) error) (changed bool, err error) {
 	if d.files == nil {
 		d.files = map[string]*file{}
@@ -169,7 +175,8 @@ func (d *Dir) read(change dirwatch.Change, watch func(map[string]bool) error) (c
 	if err != nil {
 		return changed, err
 	}
-	// Files that come into a new directory before it is watched cause no event, so list the tree once more.
+	// Files that come into a new directory before it is watched cause no event. So list the tree again until no directory
+	// is new.
 	for !maps.Equal(t.dirs, d.dirs) {
 		d.dirs = t.dirs
 		if err := watch(d.dirs); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -196,8 +203,9 @@ func (d *Dir) read(change dirwatch.Change, watch func(map[string]bool) error) (c
 	return changed, nil
 }
 
-// changesTree reports whether the name may be more than a file: a directory, or a link to one. kubelet changes all
-// files of a mounted ConfigMap at once, by renaming the directory ..data, to which they link.
+// changesTree reports whether a change of the name may change directories: the name isn't a manifest's, or it is or was
+// a directory, or a link to one. When a mounted ConfigMap changes, kubelet replaces only the link ..data, through which
+// all its files lead.
 func (d *Dir) changesTree(name string) bool {
 	if !isManifest(name) || d.dirs[name] {
 		return true
@@ -206,8 +214,8 @@ func (d *Dir) changesTree(name string) bool {
 	return err == nil && info.IsDir()
 }
 
-// errBrokenLink means that a link's target doesn't exist, perhaps not yet, such as before a disk is mounted. The target
-// may be a policy.
+// errBrokenLink means that a link's target doesn't exist, perhaps only until a disk is mounted. The target may have a
+// policy.
 var errBrokenLink = errors.New("it is a link that leads nowhere")
 
 func (d *Dir) isBrokenLink(name string) bool {
@@ -220,8 +228,8 @@ func (d *Dir) isBrokenLink(name string) bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// setUnreadable records that the file can't be read at all, and reports whether this error is new. A device, a socket
-// or a pipe holds no policy.
+// setUnreadable records that the file can't be read at all, and reports whether the error is another one than before.
+// The file may have a policy, unless it is a device, a socket or a pipe (ErrNoFile).
 func (d *Dir) setUnreadable(name string, err error) (changed bool) {
 	f := d.files[name]
 	if f == nil {
@@ -233,8 +241,9 @@ func (d *Dir) setUnreadable(name string, err error) (changed bool) {
 	return len(was) != 1 || was[0].err.Error() != err.Error()
 }
 
-// readFile reads the file, and reports whether its objects or errors have changed. With changedOnly it skips a file
-// that looks as it did when it was last read.
+// readFile reads the file, and reports whether its objects or errors may have changed. With changedOnly it skips a file
+// that looks as it did when it was last read. If the file is missing, empty or being written, its objects stay in
+// force; dropGone later drops a file that stays missing or empty.
 func (d *Dir) readFile(name string, changedOnly bool) (changed bool) {
 	path := filepath.Join(d.Path, name)
 	info, err := os.Stat(path)

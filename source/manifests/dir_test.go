@@ -25,7 +25,7 @@ type update struct {
 	err     error
 }
 
-// String lists the objects in force; "-" means that nothing is known.
+// String lists the objects in force; "-" means that there is no state yet.
 func (u update) String() string {
 	if u.objects == nil {
 		return "-"
@@ -53,7 +53,6 @@ type source struct {
 	stop    context.CancelFunc
 }
 
-// run starts a source with the files.
 func run(t *testing.T, files map[string]string) *source {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -100,7 +99,7 @@ func (s *source) want(objects string, words ...string) {
 	s.compare(s.next(), objects, words...)
 }
 
-// next returns the next update.
+// next returns the next update that doesn't report a file that is being written.
 func (s *source) next() update {
 	s.Helper()
 	for {
@@ -228,7 +227,8 @@ func policyOf(metadata, spec string) string {
 	return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: " + metadata + "\nspec: " + spec + "\n---\n"
 }
 
-// TestWhatABadPolicyMeans checks each row of the table in docs/manifests.md.
+// TestWhatABadPolicyMeans: a policy with a bad field, podSelector or namespace has the effect that docs/manifests.md
+// states, with and without an earlier good version.
 func TestWhatABadPolicyMeans(t *testing.T) {
 	meta, sound := "{name: p, namespace: ns-1}", "{podSelector: {matchLabels: {app: a}}, ingress: [{}]}"
 	s := run(t, map[string]string{"p.yaml": policyOf(meta, sound)})
@@ -272,7 +272,8 @@ func TestWhatABadPolicyMeans(t *testing.T) {
 	s.want("", "p.yaml: document 1", "which namespace it is for isn't known")
 }
 
-// TestTwoFilesWithOneObject: if two files have the same object, only the part on which both files agree counts.
+// TestTwoFilesWithOneObject: if two files have different versions of a policy or namespace, only the part on which the
+// versions agree counts, and each version of the policy is a problem. Both versions of a pod count.
 func TestTwoFilesWithOneObject(t *testing.T) {
 	deny := policyOf("{name: p}", "{podSelector: {}}")
 	allow := policyOf("{name: p}",
@@ -282,7 +283,7 @@ func TestTwoFilesWithOneObject(t *testing.T) {
 		a, b string
 		want []string
 	}{
-		{deny, deny, []string{"<none> in=0 out=0 [Ingress]"}}, // as it is written: both are equal
+		{deny, deny, []string{"<none> in=0 out=0 [Ingress]"}}, // both are equal: the policy is used unchanged
 		{deny, allow, []string{"<none> in=0 out=1 [Ingress Egress]", "app=a in=0 out=1 [Ingress Egress]"}},
 		{allow, deny, []string{"app=a in=0 out=1 [Ingress Egress]", "<none> in=0 out=1 [Ingress Egress]"}},
 		{both, allow, []string{"app=a in=1 out=1 [Ingress Egress]"}},
@@ -339,7 +340,8 @@ func TestWhatIsRead(t *testing.T) {
 	s.want("Pod default/a app=two, Pod default/b app=one, Pod default/c app=one, Pod default/d app=")
 }
 
-// TestSubdirectories: subdirectories and links come and go.
+// TestSubdirectories: manifests in directories, in links to directories and behind links to files count, and so do
+// their later changes, moves and deletions. A circle of links does no harm.
 func TestSubdirectories(t *testing.T) {
 	s := run(t, nil)
 	s.want("")
@@ -382,7 +384,8 @@ func TestSubdirectories(t *testing.T) {
 	until("")
 }
 
-// TestAConfigMap: kubelet mounts a ConfigMap as links through ..data, which it replaces in one step.
+// TestAConfigMap: kubelet mounts a ConfigMap as links through ..data, and replaces ..data in one step. Then the new
+// versions of all its files come into force.
 func TestAConfigMap(t *testing.T) {
 	s := run(t, nil)
 	s.want("")
@@ -416,8 +419,8 @@ func TestAConfigMap(t *testing.T) {
 	until("Pod default/a app=two, Pod default/b app=two")
 }
 
-// TestAFileThatIsBeingWrittenIsNotRead: a manifest that is read while it is being written may lack the policy that
-// isolates a pod.
+// TestAFileThatIsBeingWrittenIsNotRead: while a process has a file open for writing, the file's earlier objects stay in
+// force. Half a manifest may lack the policy that isolates a pod.
 func TestAFileThatIsBeingWrittenIsNotRead(t *testing.T) {
 	s := run(t, map[string]string{"a.yaml": pod("a", "one") + goodPolicy, "b.yaml": pod("b", "one")})
 	s.want("NetworkPolicy default/deny, Pod default/a app=one, Pod default/b app=one")
@@ -441,7 +444,7 @@ func TestAFileThatIsBeingWrittenIsNotRead(t *testing.T) {
 	s.want("NetworkPolicy default/still, Pod default/a app=two, Pod default/b app=three")
 }
 
-// TestChangesDuringAnUpdate: changes that happen while an update is applied come with the next update.
+// TestChangesDuringAnUpdate: changes that happen while an update is applied come with a later update.
 func TestChangesDuringAnUpdate(t *testing.T) {
 	s := run(t, nil)
 	s.write("a.yaml", pod("a", "one"))
@@ -503,8 +506,8 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// TestASavedFileIsNeverGone: editors move the old file away before they write the new one. The policy must stay in
-// force.
+// TestASavedFileIsNeverGone: editors move the old file away before they write the new one. The old policy must stay in
+// force until the new file is closed.
 func TestASavedFileIsNeverGone(t *testing.T) {
 	s := run(t, map[string]string{"a.yaml": goodPolicy})
 	s.want("NetworkPolicy default/deny")

@@ -11,7 +11,7 @@ import (
 
 // file is one file of the directory.
 type file struct {
-	// entries are its objects, those in force and those that aren't.
+	// entries are all objects of the file, in force or not.
 	entries  []entry
 	unparsed []unparsed
 	// last has the last good version of each of its objects, by key.
@@ -19,15 +19,14 @@ type file struct {
 	// seen means that the whole file could be parsed once, so its objects are known, though perhaps in an older
 	// version.
 	seen bool
-	// gone is when the file was found missing or empty. Its objects stay in force for a while, since editors save by
-	// moving the old file away before they write the new one.
+	// gone is when the file was found missing or empty; zero if it is neither. Its objects stay in force for graceTime.
 	gone time.Time
 	// busy means that a process had the file open for writing when weir last tried to read it.
 	busy bool
 	stat stat
 }
 
-// stat tells whether a file has changed.
+// stat identifies one state of a file on disk: if it is equal, the file hasn't changed.
 type stat struct {
 	dev, ino     uint64
 	size         int64
@@ -42,7 +41,9 @@ func statOf(info os.FileInfo) stat {
 	return stat{s.Dev, s.Ino, s.Size, s.Mtim, s.Ctim}
 }
 
-// update replaces the file's content. For an object that can't be read, its last good version stays in force.
+// update replaces the file's content. It keeps the last good version of a policy whose selector or namespace can't be
+// read now. If a document can't be parsed, update keeps all objects that the file doesn't have any more, because the
+// document may contain them.
 func (f *file) update(c content) {
 	present := map[string]bool{}
 	for _, e := range c.entries {
@@ -101,7 +102,7 @@ func (f *file) mayHidePolicy() bool {
 	return slices.ContainsFunc(f.entries, func(e entry) bool { return e.damage == noNamespace })
 }
 
-// failedWith reports whether the file as a whole can't be read, with that error.
+// failedWith reports whether the file as a whole can't be read because of err.
 func (f *file) failedWith(err error) bool {
 	return len(f.unparsed) == 1 && errors.Is(f.unparsed[0].err, err)
 }

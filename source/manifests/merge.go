@@ -23,11 +23,11 @@ type placed struct {
 
 func (p placed) String() string { return printable(p.file) + ", " + p.where }
 
-// merge returns the objects of all files, and an error that names the parts that can't be read. The objects are nil
-// while a file may have a policy and the content of that file is unknown.
+// merge returns the objects of all files, and an error that names the documents, policies and files of which nothing is
+// known. It also stores the report for Files. The objects are nil until d.started.
 func (d *Dir) merge() (*policy.Objects, error) {
 	var all policy.Objects
-	var errs, less []error // errs come first: they keep an agent from being ready
+	var errs, less []error // errs come first: the parts that may have an unknown policy
 	blocked := false
 	by := map[string][]placed{}
 	var order []string
@@ -85,7 +85,8 @@ func (d *Dir) busy() bool {
 	return false
 }
 
-// addStaticPods adds, for each pod, the pod that kubelet makes of it if the manifest is one that kubelet runs itself.
+// addStaticPods adds a workload for each pod whose manifest kubelet may run itself: kubelet makes a pod of the same
+// name with the node's name appended.
 func (d *Dir) addStaticPods(all *policy.Objects) {
 	for _, p := range all.Pods {
 		if d.Node == "" || p.NodeName != "" { // with a NodeName, an API server has placed the pod
@@ -99,8 +100,8 @@ func (d *Dir) addStaticPods(all *policy.Objects) {
 	}
 }
 
-// mergeVersions adds an object. If files have different versions of the object, only the part on which all versions
-// agree counts.
+// mergeVersions adds an object, and records its conflicts between files. If there are different versions of the object,
+// only the part on which they all agree counts; of a node, the first version counts.
 func mergeVersions(versions []placed, all *policy.Objects) {
 	first := versions[0]
 	distinct := []placed{first}
@@ -129,14 +130,14 @@ func mergeVersions(versions []placed, all *policy.Objects) {
 		all.Policies = append(all.Policies, mergePolicies(distinct)...)
 	case first.namespace != nil:
 		all.Namespaces = append(all.Namespaces, mergeNamespaces(distinct))
-	default: // pods: package policy keeps the part that several identities of a pod agree on
+	default: // package policy itself merges the versions of a pod or workload
 		for _, v := range distinct {
 			v.addTo(all)
 		}
 	}
 }
 
-// equal reports whether both entries have the same version of their object.
+// equal reports whether both entries have the same version of their object. Of policies, it compares only the specs.
 func (e *entry) equal(o *entry) bool {
 	if e.policy != nil && o.policy != nil {
 		return reflect.DeepEqual(e.policy.Spec, o.policy.Spec)
@@ -168,8 +169,9 @@ func mergeNamespaces(versions []placed) policy.Namespace {
 	return agreed
 }
 
-// mergePolicies returns policies that isolate all pods that a version isolates. For each direction, they have only the
-// rules that are in every version that isolates this direction.
+// mergePolicies returns a policy for each pod selector of the versions. Each isolates its pods in every direction that
+// any version isolates. For each direction, it has only the rules that are in every version that isolates this
+// direction.
 func mergePolicies(versions []placed) []*networkingv1.NetworkPolicy {
 	agreed := networkingv1.NetworkPolicySpec{}
 	firstIngress, firstEgress := true, true
@@ -200,7 +202,8 @@ func mergePolicies(versions []placed) []*networkingv1.NetworkPolicy {
 	return all
 }
 
-// isolates returns the directions that the policy isolates: its policyTypes, whose default depends on the rules.
+// isolates returns the directions that the policy isolates: its policyTypes or, without them, ingress, and egress if it
+// has egress rules.
 func isolates(s networkingv1.NetworkPolicySpec) (ingress, egress bool) {
 	if len(s.PolicyTypes) == 0 {
 		return true, len(s.Egress) > 0
@@ -209,7 +212,7 @@ func isolates(s networkingv1.NetworkPolicySpec) (ingress, egress bool) {
 		slices.Contains(s.PolicyTypes, networkingv1.PolicyTypeEgress)
 }
 
-// intersect returns the rules that are in both lists. If first is true, there is no agreed list yet, and it returns
+// intersect returns the rules that are in both lists. If first is true, agreed doesn't count, and intersect returns
 // rules.
 func intersect[R any](agreed, rules []R, first bool) []R {
 	if first {

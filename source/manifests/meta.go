@@ -15,16 +15,14 @@ import (
 
 // meta is an object's metadata, as far as it can be read.
 type meta struct {
-	name, namespace string
-	labels          map[string]string
-	unknown         []string // keys of labels whose values can't be read
-	// The complaints about the name, the namespace and the labels.
+	name, namespace                        string
+	labels                                 map[string]string
+	unknown                                []string // keys of labels whose values are unknown
 	wrongName, wrongNamespace, wrongLabels []complaint
-	// ignored are fields that Kubernetes' metadata doesn't have.
+	// ignored are unknown fields in metadata, and fields of metadata that are given beside metadata.
 	ignored []string
 }
 
-// complaint says what is wrong with a field.
 type complaint struct{ field, why string }
 
 func (c complaint) String() string { return c.field + ": " + c.why }
@@ -55,7 +53,8 @@ func fieldsOf(t reflect.Type) map[string]bool {
 	return all
 }
 
-// readMeta reads the metadata. namespaced means that objects of the kind are in a namespace.
+// readMeta reads the metadata, which is raw. What can't be read becomes a complaint. namespaced means that objects of
+// the kind are in a namespace.
 func (o object) readMeta(raw stdjson.RawMessage, namespaced bool) meta {
 	const path = "metadata"
 	m := meta{namespace: o.namespace}
@@ -132,7 +131,7 @@ func (m *meta) readNamespace(raw stdjson.RawMessage, path string, o object, unkn
 }
 
 // readLabels reads the labels one by one. The value of a label that can't be read is unknown, and so is the value of a
-// label that a Template adds.
+// label that a Template adds. If the labels as a whole can't be read, m.labels remains nil.
 func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown []complaint) {
 	field := path + ".labels"
 	var values map[string]any
@@ -145,7 +144,7 @@ func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown
 	m.labels = map[string]string{}
 	for _, key := range slices.Sorted(maps.Keys(values)) {
 		value, isText := values[key].(string)
-		if values[key] == nil { // as json.Unmarshal takes null
+		if values[key] == nil { // null counts as an empty string
 			isText = true
 		}
 		msgs := append(validation.IsQualifiedName(key), validation.IsValidLabelValue(value)...)
@@ -168,10 +167,12 @@ func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown
 	}
 }
 
-// unreadable reports whether it is unknown which labels the object has.
+// unreadable reports whether labels may be missing: they can't be read as a whole, or an ignored field may be misspelt
+// or misplaced labels.
 func (m meta) unreadable() bool { return m.labels == nil || len(m.ignored) > 0 }
 
-// decode reads the fields that the type has, and ignores others. The case of letters counts.
+// decode reads the fields that the type has, and ignores others. The case of letters counts. If raw is nil, decode
+// leaves into unchanged.
 func decode(raw stdjson.RawMessage, into any) error {
 	if raw == nil {
 		return nil
@@ -179,7 +180,8 @@ func decode(raw stdjson.RawMessage, into any) error {
 	return json.UnmarshalCaseSensitivePreserveInts(raw, into)
 }
 
-// decodeStrict also returns an error for each field that the type doesn't have, and for each that is given twice.
+// decodeStrict is like decode, but also returns an error for each field that the type doesn't have, and for each that
+// is given twice.
 func decodeStrict(raw stdjson.RawMessage, into any) []error {
 	if raw == nil {
 		return nil

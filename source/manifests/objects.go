@@ -36,7 +36,7 @@ func (c *content) addNamespace(o object) {
 	e.reportPartly(m.wrongLabels)
 }
 
-// reportPartly adds complaints about an object that counts as far as it can be read.
+// reportPartly adds the complaints. If there are any, only the part of the object that can be read counts.
 func (e *entry) reportPartly(c []complaint) {
 	e.complain(c...)
 	if len(c) > 0 {
@@ -44,7 +44,6 @@ func (e *entry) reportPartly(c []complaint) {
 	}
 }
 
-// toJSON returns the object's JSON.
 func toJSON(o object) stdjson.RawMessage {
 	raw, err := stdjson.Marshal(o.raw)
 	if err != nil {
@@ -101,7 +100,8 @@ func (c *content) addPod(o object) {
 	e.reportPartly(append(m.wrongLabels, wrong...))
 }
 
-// podSpec is what policy needs of a pod's spec. Other fields may be newer than weir or have another type.
+// podSpec is what policy needs of a pod's spec. Other fields aren't read, since they may be newer than weir and have
+// any type.
 type podSpec struct {
 	NodeName       string             `json:"nodeName"`
 	HostNetwork    bool               `json:"hostNetwork"`
@@ -123,7 +123,7 @@ type container struct {
 var podFieldsThatMatter = regexp.MustCompile(`^(\*|spec|status|spec\.(hostNetwork|nodeName)|` +
 	`spec\.(initC|c)ontainers(\[\d+\](\.ports.*)?)?|status\.(phase|podIP|podIPs.*))$`)
 
-// duplicatePodFields returns complaints about fields of the pod that are given twice and matter.
+// duplicatePodFields returns a complaint for each field that policy needs and that is given twice.
 func (o object) duplicatePodFields() []complaint {
 	var all []complaint
 	for _, f := range o.duplicates {
@@ -134,8 +134,9 @@ func (o object) duplicatePodFields() []complaint {
 	return all
 }
 
-// readPod reads a pod, or the pod in a workload's template. Ports or addresses that can't be read are left out, with a
-// complaint.
+// readPod reads a pod, or the pod in a workload's template. Ports, annotations and addresses that can't be read are
+// left out, with a complaint. path is the spec's path, for complaints. readPod returns an error if another field of the
+// spec can't be read.
 func readPod(m meta, metadata, spec, status stdjson.RawMessage, path string) (*policy.Pod, []complaint, error) {
 	var wrong []complaint
 	var s podSpec

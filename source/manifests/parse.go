@@ -1,9 +1,11 @@
 // Package manifests is the source that needs no Kubernetes: it reads a directory of ordinary manifests, as kubectl
 // does, and reads a file again whenever it changes. Its invariants:
 //
-//   - What can't be read never opens a pod: a policy that can't be read closes the pods that it selects.
-//   - Of an object that can't be read any more, the last good version stays in force.
-//   - Until each file that may have a policy has been read without an error once, there is no state at all.
+//   - What can't be read never opens a pod. A policy of which a part can't be read closes the pods that it selects.
+//   - If a document can't be parsed any more, or a policy's selector or namespace can't be read any more, the last good
+//     versions stay in force.
+//   - Until each file that may have a policy could be parsed once, there is no state at all. The option IgnoreBroken
+//     ends this wait.
 package manifests
 
 import (
@@ -25,19 +27,19 @@ type damage int
 
 const (
 	intact      damage = iota
-	partly             // the part that can be read counts
-	denying            // a policy that can't be read: the pods that it selects are closed
-	noSelector         // a policy: it is unknown which pods it selects
-	noNamespace        // a policy: it is unknown in which namespace it is
-	leftOut            // the object is left out
+	partly             // only the part that can be read counts
+	denying            // a policy of which a part can't be read: the pods that it selects are closed
+	noSelector         // a policy whose selector can't be read: all pods of its namespace are closed
+	noNamespace        // a policy whose namespace can't be read: nobody knows which pods it selects
+	leftOut            // nothing of the object counts
 	notNeeded          // policy doesn't need objects of this kind
 )
 
 // entry is one object of a file.
 type entry struct {
 	where  string // such as "document 2, items[3]"
-	object string // kind and name, as far as they can be read
-	key    string // kind and name; empty if it is uncertain which object it is
+	object string // kind, namespace and name, as far as they can be read
+	key    string // like object; empty if the object is left out, not needed or not enforced
 	name   string // of a policy with the damage noNamespace
 
 	namespace  *policy.Namespace
@@ -51,16 +53,17 @@ type entry struct {
 	problems []complaint
 	ignored  []string // fields that have no meaning, or the reason for leaving out what is no object
 
-	kept     bool   // this is the last good version of an object that can't be read any more
-	differs  bool   // other files have other versions
-	conflict string // says in which other file the object is
+	kept     bool   // this is the last good version of an object that can't be read now
+	differs  bool   // there is another version, in this file or another
+	conflict string // says where else the object is, in the same version or another
 }
 
-// maxComplaints is the largest number of complaints that are reported for an object, and of its fields without meaning.
-// Without this limit, the author of a file could cause any number of complaints.
+// maxComplaints is how many complaints about one object, and how many of its fields without meaning, are listed. A last
+// line says that there are more. Without this limit, the author of a file could cause any number of complaints.
 const maxComplaints = 20
 
-// complain adds the complaints, each once.
+// complain adds the complaints that e doesn't have yet, until there are maxComplaints. It shortens them and makes them
+// printable.
 func (e *entry) complain(list ...complaint) {
 	for _, c := range list {
 		c.why, _, _ = strings.Cut(c.why, " (e.g. ") // Kubernetes' own examples are longer than the rest
@@ -77,7 +80,7 @@ func (e *entry) complain(list ...complaint) {
 	}
 }
 
-// ignore records fields that have no meaning.
+// ignore records the first maxComplaints fields that have no meaning, and how many more there are.
 func (e *entry) ignore(fields []string) {
 	for _, f := range fields[:min(len(fields), maxComplaints)] {
 		e.ignored = append(e.ignored, printable(f))
@@ -87,27 +90,25 @@ func (e *entry) ignore(fields []string) {
 	}
 }
 
-// leaveOut leaves the object out, for these complaints.
 func (e *entry) leaveOut(c ...complaint) {
 	e.complain(c...)
 	e.damage = leftOut
 }
 
-// unparsed is a document in which no object can be found.
+// unparsed is a document, or a whole file, in which no object can be found.
 type unparsed struct {
 	where string
 	err   error
-	// mayHoldPolicy means that the document could have a policy.
+	// mayHoldPolicy: see document.mayHoldPolicy.
 	mayHoldPolicy bool
 }
 
-// content is what one file contains.
 type content struct {
 	entries  []entry
 	unparsed []unparsed
 }
 
-// parse reads one file.
+// parse returns the objects of one file, also those within Lists and Templates, and the documents that can't be parsed.
 func parse(data []byte) content {
 	var c content
 	for _, d := range documents(data) {
@@ -132,12 +133,11 @@ func parse(data []byte) content {
 	return c
 }
 
-// addLeftOut adds an object that is left out, for that reason.
+// addLeftOut adds an entry for a value that isn't a Kubernetes object. The entry has no effect; it only reports why.
 func (c *content) addLeftOut(o object, why string) {
 	c.entries = append(c.entries, entry{where: o.where, object: o.where, damage: leftOut, ignored: []string{why}})
 }
 
-// add adds the object, according to its kind.
 func (c *content) add(o object) {
 	switch {
 	case o.raw == nil:
@@ -175,9 +175,9 @@ func (c *content) add(o object) {
 	}
 }
 
-// couldBePolicy reports whether the object is a NetworkPolicy, or may be meant as one: all objects in the groups in
-// which NetworkPolicy is or was count, unless their kind is known to be another. A misspelt kind must not leave a
-// policy out.
+// couldBePolicy reports whether the object is a NetworkPolicy, or may be meant as one: a misspelt kind must not leave a
+// policy out. In the groups networking.k8s.io and extensions, where NetworkPolicy is or was, all kinds count except the
+// known others. Without a group, only the kind NetworkPolicy counts, in any case of letters.
 func couldBePolicy(o object) bool {
 	others := []string{
 		"Ingress", "IngressClass", "IPAddress", "ServiceCIDR", "ClusterCIDR", "Deployment", "DaemonSet",
@@ -192,8 +192,9 @@ func couldBePolicy(o object) bool {
 	return false
 }
 
-// misspelt returns the kind that the object's kind may be a misspelling of; empty if there is none, or the object's
-// group isn't one of Kubernetes' own.
+// misspelt returns the kind that the object's kind may be meant as: one that policy needs and that differs at most in
+// the case of letters. If the kinds are equal, the object's group is wrong. It returns "" if there is no such kind, or
+// if the group contains a dot.
 func misspelt(o object) string {
 	if strings.Contains(o.group(), ".") {
 		return ""
@@ -206,9 +207,9 @@ func misspelt(o object) string {
 	return ""
 }
 
-// Parse reads the manifests of one file. It returns the objects that policy needs, and an error that names the file,
-// with each document and field that can't be read. A policy that can't be read as it is written closes the pods that it
-// selects.
+// Parse reads the manifests of one file; errors use its name. It returns the objects that policy needs, even with an
+// error. The error joins one error for each document and field that can't be read. A policy of which a part can't be
+// read closes pods (addPolicy).
 func Parse(file string, data []byte) (policy.Objects, error) {
 	c := parse(data)
 	var errs []error
@@ -230,7 +231,6 @@ func Parse(file string, data []byte) (policy.Objects, error) {
 	return o, errors.Join(errs...)
 }
 
-// addTo adds the entry's object.
 func (e entry) addTo(o *policy.Objects) {
 	switch {
 	case e.namespace != nil:

@@ -124,9 +124,9 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 	}
 }
 
-// TestWrappersAsPeopleWriteThem: objects in a List or Template count, in whatever case the kind or field is written: a
-// skipped object could be a policy. sigs.k8s.io/json reports at most 100 fields that are given twice; more of them
-// don't hide one that matters.
+// TestWrappersAsPeopleWriteThem: the policy is found in a List or Template whose kind or field is written in another
+// case, and after YAML comments or directives. A field that the policy has twice counts, even after 300 others,
+// although sigs.k8s.io/json reports at most 100.
 func TestWrappersAsPeopleWriteThem(t *testing.T) {
 	const object = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}, ` +
 		`"spec": {"podSelector": {}}}`
@@ -177,8 +177,8 @@ func TestNothingIsDroppedSilently(t *testing.T) {
 	}
 }
 
-// TestScalarsAreNotReinterpreted: YAML 1.1 reads these labels as booleans, a number, and an octal number. With such a
-// value a label would match other selectors than the manifest says; the API server refuses them.
+// TestScalarsAreNotReinterpreted: YAML 1.1 reads these labels as booleans and numbers. Parse must return an error, or
+// the label exactly as the manifest has it: with another value the label would match other selectors.
 func TestScalarsAreNotReinterpreted(t *testing.T) {
 	for _, value := range []string{"y", "no", "1.10", "010"} {
 		got, err := Parse("f.yaml", []byte("apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {app: "+value+"}}\n"))
@@ -188,7 +188,8 @@ func TestScalarsAreNotReinterpreted(t *testing.T) {
 	}
 }
 
-// TestParseComplains puts the document between two good ones. The errors must say where it is and what is wrong.
+// TestParseComplains puts each document between two good ones. The errors must say where the document is and what is
+// wrong. The document must have the effect that the test names, and both good ones must count.
 func TestParseComplains(t *testing.T) {
 	np := func(spec string) string {
 		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: ns-1}\nspec: " +
@@ -473,7 +474,6 @@ func TestParseComplains(t *testing.T) {
 	}
 }
 
-// unjoined returns the errors that were joined.
 func unjoined(err error) []error {
 	var many interface{ Unwrap() []error }
 	if errors.As(err, &many) {

@@ -23,11 +23,12 @@ type policyReader struct {
 	np           networkingv1.NetworkPolicy
 	wrong        []complaint
 	anyDirection bool // it may isolate both directions
-	noSelector   bool // podSelector can't be read
+	noSelector   bool // it is unknown which pods it selects
 }
 
-// addPolicy reads a NetworkPolicy. If it can't be read as it is written, the pods that it selects are closed: it
-// isolates them and allows nothing. If it is unknown which pods it selects, all pods of its namespace are closed.
+// addPolicy reads a NetworkPolicy. If a part of it can't be read, the policy isolates the pods that it selects, and
+// allows nothing. If the selector can't be read, the policy does so with all pods of its namespace. If the namespace
+// can't be read, the entry has no policy, only the damage noNamespace.
 func (c *content) addPolicy(o object) {
 	r := policyReader{object: o}
 	m := o.readMeta(o.raw["metadata"], true)
@@ -96,7 +97,7 @@ func joinPath(path string) string {
 	return "."
 }
 
-// readSpec reads the policy without its metadata.
+// readSpec reads the policy's spec, and records what is wrong in it and beside it.
 func (r *policyReader) readSpec() {
 	for _, key := range slices.Sorted(maps.Keys(r.raw)) {
 		if !slices.Contains([]string{"apiVersion", "kind", "metadata", "spec", "status"}, key) {
@@ -139,7 +140,8 @@ func (r *policyReader) readSpec() {
 
 // reportDuplicates reports fields that are given twice. Within ingress or egress it doesn't matter which of the two
 // values is meant, since the policy then allows nothing. If policyTypes is given twice, the policy may isolate both
-// directions. If a field outside of these is given twice, it is unknown which pods the policy selects.
+// directions. If another field is given twice, outside of metadata and status, it is unknown which pods the policy
+// selects.
 func (r *policyReader) reportDuplicates() {
 	for _, f := range r.duplicates {
 		if strings.HasPrefix(f, "status.") || f == "status" || strings.HasPrefix(f, "metadata.") {

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// printable returns a name that others chose, safe for a line of text: in quotes if it has characters that aren't
-// printable, such as a line's end or a terminal's control characters.
+// printable returns a name that others chose, safe for a line of text: shortened, and in quotes if it has characters
+// that aren't printable, such as a line's end or a terminal's control characters.
 func printable(name string) string {
 	if !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		name = strconv.Quote(name)
@@ -21,7 +21,7 @@ func printable(name string) string {
 	return excerpt.Of(name)
 }
 
-// errors returns an error for each part of the file of which nothing is known.
+// errors returns an error for each document that can't be parsed and for each policy whose namespace can't be read.
 func (f *file) errors(name string) []error {
 	var errs []error
 	say := func(where string, err error, effect string) {
@@ -46,7 +46,7 @@ func (f *file) errors(name string) []error {
 	return errs
 }
 
-// effect returns what weir does with an object that can't be read as it is written.
+// effect says what weir does with an object that can't be read completely or has different versions.
 func (e *entry) effect() string {
 	switch {
 	case e.kept:
@@ -69,7 +69,8 @@ func (e *entry) effect() string {
 	return "the rest of it counts"
 }
 
-// problems returns the problems of the file's objects.
+// problems returns one problem for each complaint about the file's objects, and one for each object that has different
+// versions. The messages end with the effect and the place.
 func (f *file) problems(name string) []ruleset.Problem {
 	var all []ruleset.Problem
 	for i := range f.entries {
@@ -87,7 +88,7 @@ func (f *file) problems(name string) []ruleset.Problem {
 	return all
 }
 
-// report returns the file's objects with their states and the reasons.
+// report returns the file's documents that can't be parsed, and its objects, with their states and the reasons.
 func (f *file) report(name string) agentapi.File {
 	out := agentapi.File{Path: name, Objects: []agentapi.FileObject{}}
 	for _, u := range f.unparsed {

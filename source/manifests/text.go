@@ -17,7 +17,7 @@ import (
 // document is a part of a file that should be one object.
 type document struct {
 	where      string // "document 2"
-	json       []byte // nil if it can't be parsed, or is empty
+	json       []byte // nil if it can't be parsed
 	duplicates []string
 	// err says why it can't be parsed; nil if it can.
 	err error
@@ -25,8 +25,8 @@ type document struct {
 	mayHoldPolicy bool
 }
 
-// documents splits the file into its YAML documents, and these into JSON objects that follow each other, as kubectl
-// does.
+// documents splits the file into its YAML documents, and a document that consists of JSON objects into these objects,
+// like kubectl. It skips documents that have only comments.
 func documents(data []byte) []document {
 	var all []document
 	for i, text := range splitDocuments(toUTF8(data)) {
@@ -60,8 +60,8 @@ func documents(data []byte) []document {
 	return all
 }
 
-// toUTF8 returns the text as UTF-8 without the byte order mark. It also converts UTF-16, in which PowerShell writes
-// files.
+// toUTF8 returns the text as UTF-8 without the byte order mark. If the mark is UTF-16's, it converts the text from
+// UTF-16, in which PowerShell writes files.
 func toUTF8(data []byte) []byte {
 	var bigEndian bool
 	switch {
@@ -82,8 +82,9 @@ func toUTF8(data []byte) []byte {
 	return []byte(string(utf16.Decode(units)))
 }
 
-// splitDocuments splits at lines with --- or ..., as YAML streams are (YAML 1.2, section 9). The rest of a line behind
-// --- belongs to the next document. An empty document doesn't count.
+// splitDocuments splits the stream at lines with --- or ... (YAML 1.2, section 9). The rest of such a line, unless it
+// is a comment, belongs to the next document. Directives before a document become empty lines. Documents without any
+// line are skipped.
 func splitDocuments(data []byte) [][]byte {
 	var all [][]byte
 	var now []byte
@@ -139,8 +140,8 @@ func splitJSON(text []byte) (objects [][]byte, ok bool) {
 	}
 }
 
-// checkSingle returns an error if there is text behind the first YAML document, which readers of one document skip
-// silently. It returns io.EOF if there is no document.
+// checkSingle returns an error if the text isn't YAML, or if more text follows the first YAML document: yaml.YAMLToJSON
+// would ignore it silently. checkSingle returns io.EOF if there is no document.
 func checkSingle(doc []byte) error {
 	d := goyaml.NewDecoder(bytes.NewReader(doc))
 	var ignored any
@@ -183,7 +184,7 @@ var harmlessKinds = func() map[string]bool {
 
 var alreadySet = regexp.MustCompile(`already set`)
 
-// duplicatesInYAML returns the fields that are given twice. YAML readers use the last one.
+// duplicatesInYAML returns the paths of the fields that are given twice, of which YAML readers use the last value.
 func duplicatesInYAML(doc []byte) []string {
 	var ignored any
 	if err := goyaml.UnmarshalStrict(doc, &ignored); err == nil || !alreadySet.MatchString(err.Error()) {
@@ -198,15 +199,15 @@ func duplicatesInYAML(doc []byte) []string {
 	return t.fields
 }
 
-// maxDuplicates is the largest sum, in bytes, of the paths of a document's fields that are given twice. Beyond it, any
-// field counts as given twice.
+// maxDuplicates limits the recorded paths of a document's fields that are given twice: their total length, in bytes.
+// Beyond the limit, every field counts as given twice.
 const maxDuplicates = 16 << 20
 
 // duplicateFinder finds the fields of a document that are given twice.
 type duplicateFinder struct {
 	path   []string // of the current field
 	fields []string
-	size   int // of the fields' paths, in bytes
+	size   int // total length of fields, in bytes
 }
 
 func (t *duplicateFinder) findInYAML(v any) {
@@ -232,7 +233,8 @@ func (t *duplicateFinder) findInYAML(v any) {
 	}
 }
 
-// add records the current field.
+// add records that the current field is given twice. The field that exceeds maxDuplicates is recorded as wholeObject,
+// and those after it aren't recorded.
 func (t *duplicateFinder) add() {
 	if t.size > maxDuplicates {
 		return
@@ -245,7 +247,7 @@ func (t *duplicateFinder) add() {
 	t.fields = append(t.fields, field)
 }
 
-// duplicatesInJSON returns the fields of a JSON object that are given twice.
+// duplicatesInJSON returns the paths of the fields of a JSON object that are given twice.
 func duplicatesInJSON(doc []byte) []string {
 	d := stdjson.NewDecoder(bytes.NewReader(doc))
 	d.UseNumber()

@@ -11,9 +11,9 @@ import (
 	"syscall"
 )
 
-// isManifest reports whether kubectl would read a file of that name; the case of the extension's letters doesn't
-// matter. Names that begin with two dots are kubelet's: the versions of a mounted ConfigMap, to which its files are
-// links. Names that begin with .# are links by which editors lock a file; they lead nowhere.
+// isManifest reports whether the directory's file of that name is read: it ends in .yaml, .yml or .json, in any case of
+// letters. Names that begin with two dots are kubelet's: the versions of a mounted ConfigMap, to which its files are
+// links. Names that begin with .# are links by which editors lock a file; these links lead nowhere.
 func isManifest(name string) bool {
 	base := filepath.Base(name)
 	extension := strings.ToLower(filepath.Ext(base))
@@ -23,13 +23,14 @@ func isManifest(name string) bool {
 
 // tree is the content of a directory and of those below it.
 type tree struct {
-	files []string         // those that may be manifests, by their paths below the directory
-	dirs  map[string]bool  // those below the directory
+	files []string         // paths of manifests below the directory
+	dirs  map[string]bool  // paths of the directories below the directory
 	errs  map[string]error // directories that can't be read
 }
 
-// walk lists the tree. It follows links to directories, as kubelet mounts a ConfigMap's subdirectories as links, unless
-// a link leads back to a directory above.
+// walk lists the manifests and directories below root, without directories whose names begin with two dots
+// (isManifest). It follows links to directories, because kubelet mounts a ConfigMap's subdirectories as links. It
+// doesn't follow a link that leads back to a directory above. walk returns an error only if root can't be listed.
 //
 // Equivalent to: find -L ROOT -iname '*.yaml' -o -iname '*.yml' -o -iname '*.json'
 func walk(root string) (tree, error) {

@@ -16,8 +16,8 @@ type object struct {
 	where            string // "document 2, items[3]"
 	apiVersion, kind string
 	raw              map[string]stdjson.RawMessage
-	duplicates       []string // fields that are given twice
-	// namespace is the namespace of the object if its metadata names no namespace.
+	duplicates       []string // paths of fields that are given twice, or wholeObject
+	// namespace is the object's namespace if its metadata names none; empty if its Template sets none either.
 	namespace string
 	// labels are the keys of labels that its Template adds.
 	labels []string
@@ -32,11 +32,12 @@ func (o object) group() string {
 	return group
 }
 
-// maxNesting is how deep Lists may be nested.
+// maxNesting is how many Lists and Templates may contain an object.
 const maxNesting = 10
 
-// unfold returns the objects within the Lists and Templates of o, or o itself. It returns an error if the Lists or
-// Templates can't be unfolded.
+// unfold returns the objects in o if o is a List or Template, also those in Lists and Templates within o; otherwise it
+// returns o itself. An item that isn't an object is returned with raw nil. unfold returns an error if it can't find the
+// items, or if they are nested too deep.
 func unfold(o object, depth int) (all []object, err error) {
 	var field string
 	kind := strings.ToLower(o.kind)
@@ -98,8 +99,8 @@ func unfold(o object, depth int) (all []object, err error) {
 	return all, nil
 }
 
-// field returns the name of the object's field as it is written: the case of its letters doesn't matter. It returns ""
-// if there is none.
+// field finds the object's field of that name, in whatever case, and returns the name as the manifest spells it; "" if
+// there is none.
 func (o object) field(name string) string {
 	if o.raw[name] != nil {
 		return name
@@ -112,7 +113,7 @@ func (o object) field(name string) string {
 	return ""
 }
 
-// unknown returns a field of the object that isn't among the known ones, apiVersion or kind; empty if there is none.
+// unknown returns a field of the object that is none of known, apiVersion and kind; empty if there is none.
 func (o object) unknown(known ...string) string {
 	known = append(known, "apiVersion", "kind")
 	for _, key := range slices.Sorted(maps.Keys(o.raw)) {
@@ -123,8 +124,9 @@ func (o object) unknown(known ...string) string {
 	return ""
 }
 
-// duplicatesInItems returns the fields that are given twice in the items of the field, by the item's number, and those
-// of all items. If the List's items themselves are given twice, any field may be.
+// duplicatesInItems splits o.duplicates by the items of the field. in has each item's fields that are given twice, by
+// the item's number. If another field of o is given twice, all is wholeObject, because it is unknown which items are
+// meant.
 func (o object) duplicatesInItems(field string) (in map[string][]string, all []string) {
 	in = map[string][]string{}
 	for _, f := range o.duplicates {
@@ -140,7 +142,7 @@ func (o object) duplicatesInItems(field string) (in map[string][]string, all []s
 	return in, all
 }
 
-// wholeObject means any field, in a list of fields that are given twice.
+// wholeObject, in a list of duplicate fields, means that every field of the object may have been given twice.
 const wholeObject = "*"
 
 // read reads the object's fields; it returns false if raw is no object.
@@ -162,7 +164,7 @@ type template struct {
 }
 
 // readTemplate reads a Template, with the parameters that have values. The values of the other parameters are entered
-// or generated when the template is used.
+// or generated when the template is used. It returns an error if metadata, labels or parameters have a wrong type.
 func readTemplate(o object) (t template, err error) {
 	var read struct {
 		Metadata struct {
@@ -203,8 +205,9 @@ var (
 	wholeParameter = regexp.MustCompile(`^\$\{\{([a-zA-Z0-9_]+)\}\}$`)
 )
 
-// substitute replaces parameters by their values: ${NAME} within a string, and ${{NAME}} as a whole string, which may
-// become another type. A parameter without a value stays as it is; no name, label or number can look like it.
+// substitute replaces parameters in the JSON value by their values: ${NAME} within a string or key, and a string that
+// is wholly ${{NAME}} by the value as JSON, perhaps of another type. ${NAME} of a parameter without a value remains; no
+// valid name, label or number contains such text.
 func (t template) substitute(raw []byte) []byte {
 	d := stdjson.NewDecoder(bytes.NewReader(raw))
 	d.UseNumber()

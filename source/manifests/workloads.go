@@ -18,7 +18,7 @@ var workloadGroups = map[string][]string{
 
 func isWorkload(o object) bool { return slices.Contains(workloadGroups[o.kind], o.group()) }
 
-// workloadSpec is what policy needs of a workload's spec. The jobTemplate of a CronJob has the spec of its jobs.
+// workloadSpec is what policy needs of a workload's spec, or of the spec in a CronJob's jobTemplate.
 type workloadSpec struct {
 	Template map[string]stdjson.RawMessage `json:"template"`
 	Ordinals struct {
@@ -28,7 +28,8 @@ type workloadSpec struct {
 	ManualSelector bool   `json:"manualSelector"`
 }
 
-// addWorkload reads an object that makes pods. If it can't be read, its pods are unknown, so all of them are closed.
+// addWorkload reads an object that makes pods. If its name, namespace or template can't be read, the workload is left
+// out: its pods are unknown, so they are closed.
 func (c *content) addWorkload(o object) {
 	m := o.readMeta(o.raw["metadata"], true)
 	e := entry{where: o.where, object: o.kind + " " + m.namespace + "/" + m.name}
@@ -82,7 +83,8 @@ func (c *content) addWorkload(o object) {
 	e.reportPartly(append(wrong, more...))
 }
 
-// owner returns the workload that made this one, as "Deployment web"; empty if there is none.
+// owner returns the controller that the metadata names, such as "Deployment web"; empty if there is none, or if the
+// metadata can't be read.
 func owner(metadata stdjson.RawMessage) string {
 	var read struct {
 		OwnerReferences []struct {
@@ -115,7 +117,6 @@ func fieldsBelow(fields []string, path string) (all []string) {
 	return all
 }
 
-// prefixFields prepends the path to the fields of the complaints.
 func prefixFields(path string, list []complaint) []complaint {
 	var all []complaint
 	for _, c := range list {

@@ -16,11 +16,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// mirrorAnnotation is the annotation of a static pod's API object with the UID that the runtime knows.
+// mirrorAnnotation, on the API object of a static pod, has the UID that the runtime knows.
 const mirrorAnnotation = corev1.MirrorPodAnnotationKey
 
-// Namespace converts a namespace. It adds the label with the namespace's name: the API server sets it, and policies
-// select by it.
+// Namespace converts a namespace. It sets the label kubernetes.io/metadata.name to the namespace's name, as the API
+// server does, because policies select by this label.
 func Namespace(ns *corev1.Namespace) policy.Namespace {
 	labels := maps.Clone(ns.Labels)
 	if labels == nil {
@@ -30,7 +30,7 @@ func Namespace(ns *corev1.Namespace) policy.Namespace {
 	return policy.Namespace{Name: ns.Name, Labels: labels}
 }
 
-// reader collects the problems of an object.
+// reader collects the problems of the fields that it reads.
 type reader struct {
 	object   string
 	problems []ruleset.Problem
@@ -41,7 +41,8 @@ func (r *reader) report(field, format string, args ...any) {
 	r.problems = append(r.problems, ruleset.Problem{Object: r.object, Field: field, Message: message})
 }
 
-// address reads an address of a pod or node. It refuses 0.0.0.0, which no host has and no ipset takes.
+// address reads an address of a pod. It reports and refuses an address with a zone, and 0.0.0.0 and ::, which no pod
+// has and no ipset accepts.
 func (r *reader) address(field, s string) (netip.Addr, bool) {
 	addr, err := netip.ParseAddr(s)
 	if err != nil || addr.IsUnspecified() || addr.Zone() != "" {
@@ -97,7 +98,8 @@ func PortContainers(spec corev1.PodSpec) []corev1.Container {
 	return all
 }
 
-// namedPorts returns the pod's named ports.
+// namedPorts returns the pod's named ports. Of ports with the same name and protocol, the first counts. A port whose
+// number isn't from 1 to 65535 is reported and left out.
 func (r *reader) namedPorts(spec corev1.PodSpec) []policy.NamedPort {
 	var named []policy.NamedPort
 	for _, c := range PortContainers(spec) {
@@ -123,8 +125,8 @@ func (r *reader) namedPorts(spec corev1.PodSpec) []policy.NamedPort {
 	return named
 }
 
-// Node converts a node, and returns the problems of fields that can't be read. policy.Settle decides which of the
-// addresses and networks count.
+// Node converts a node, with its internal addresses, and returns the problems of fields that can't be read.
+// policy.Settle decides which of the addresses and networks count.
 func Node(node *corev1.Node) (policy.Node, []ruleset.Problem) {
 	n := policy.Node{Name: node.Name, Created: node.CreationTimestamp.UTC()}
 	r := reader{object: "Node " + node.Name}

@@ -2,8 +2,8 @@ package objects
 
 import "strings"
 
-// policyKinds are kinds of network policy that other engines enforce and that don't have NetworkPolicy in their names,
-// by the end of their group.
+// policyKinds has kinds of network policy that other engines enforce, by the end of their API group. Kinds with
+// NetworkPolicy in their names aren't listed, because IsPolicy recognizes them.
 var policyKinds = map[string][]string{
 	"cilium.io":                        {"CiliumEgressGatewayPolicy", "CiliumLocalRedirectPolicy"},
 	"k8s.ovn.org":                      {"EgressFirewall"},
@@ -22,9 +22,9 @@ var policyKinds = map[string][]string{
 	"vpcresources.k8s.aws":             {"SecurityGroupPolicy"},
 }
 
-// IsPolicy reports whether objects of the kind are network policies, other than NetworkPolicy of networking.k8s.io:
-// CiliumNetworkPolicy, AdminNetworkPolicy, GlobalNetworkPolicy, Antrea's NetworkPolicy and so on. weir enforces none of
-// them. A kind with NetworkPolicy in its name counts, in any group.
+// IsPolicy reports whether objects of the kind are network policies that weir doesn't enforce: CiliumNetworkPolicy,
+// AdminNetworkPolicy, GlobalNetworkPolicy, Antrea's NetworkPolicy and so on. In the group networking.k8s.io none are.
+// In any other group, a kind with NetworkPolicy in its name is one.
 func IsPolicy(group, kind string) bool {
 	group = strings.ToLower(group)
 	if group == "networking.k8s.io" {
