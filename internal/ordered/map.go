@@ -1,0 +1,207 @@
+// Package ordered has a sorted map that never changes: adding or deleting a key returns a new map, which shares nearly
+// all of its memory with the old one. So many goroutines may read one map, and keeping an old version costs little.
+//
+// The map is a treap (Seidel and Aragon, Randomized Search Trees, 1996): a search tree of the keys that is a heap of
+// the keys' hashes. Two maps with the same keys have the same shape, however they were made. So Diff skips whatever
+// two maps share, and takes time in proportion to the difference.
+package ordered
+
+import (
+	"hash/maphash"
+	"iter"
+)
+
+// Map is an immutable map, sorted by key. The zero value has no order; New returns the first map.
+type Map[K comparable, V comparable] struct {
+	root    *node[K, V]
+	compare func(a, b K) int
+}
+
+type node[K, V any] struct {
+	left, right *node[K, V]
+	key         K
+	value       V
+	size        int32
+	rank        uint32 // the key's hash; no child has a higher one
+}
+
+// New returns an empty map whose keys have the order of compare.
+func New[K comparable, V comparable](compare func(a, b K) int) Map[K, V] {
+	return Map[K, V]{compare: compare}
+}
+
+var seed = maphash.MakeSeed()
+
+// above reports whether the key with rank a belongs above the key with rank b. Keys with equal ranks are ordered by
+// their keys, so that the shape depends on nothing else.
+func (m Map[K, V]) above(a uint32, ka K, b uint32, kb K) bool {
+	return a > b || a == b && m.compare(ka, kb) < 0
+}
+
+// Len returns the number of keys.
+func (m Map[K, V]) Len() int { return m.root.len() }
+
+func (n *node[K, V]) len() int {
+	if n == nil {
+		return 0
+	}
+	return int(n.size)
+}
+
+// Get returns the key's value, and whether the map has the key.
+func (m Map[K, V]) Get(key K) (value V, ok bool) {
+	for n := m.root; n != nil; {
+		switch c := m.compare(key, n.key); {
+		case c < 0:
+			n = n.left
+		case c > 0:
+			n = n.right
+		default:
+			return n.value, true
+		}
+	}
+	return value, false
+}
+
+// All yields the keys in order, with their values.
+func (m Map[K, V]) All() iter.Seq2[K, V] {
+	return func(yield func(K, V) bool) { m.root.all(yield) }
+}
+
+func (n *node[K, V]) all(yield func(K, V) bool) bool {
+	return n == nil || n.left.all(yield) && yield(n.key, n.value) && n.right.all(yield)
+}
+
+// With returns the map with the key and the value. It returns m itself if m has both already.
+func (m Map[K, V]) With(key K, value V) Map[K, V] {
+	if old, ok := m.Get(key); ok && old == value {
+		return m
+	}
+	leaf := &node[K, V]{key: key, value: value, size: 1, rank: uint32(maphash.Comparable(seed, key))}
+	m.root = m.insert(m.root, leaf)
+	return m
+}
+
+// Without returns the map without the key. It returns m itself if m doesn't have the key.
+func (m Map[K, V]) Without(key K) Map[K, V] {
+	if _, ok := m.Get(key); ok {
+		m.root = m.remove(m.root, key)
+	}
+	return m
+}
+
+// Same reports whether the maps share all their memory, and so are equal. Two maps with the same keys and values that
+// were made separately are equal, but not the same.
+func (m Map[K, V]) Same(o Map[K, V]) bool { return m.root == o.root }
+
+// Equal reports whether the maps have the same keys and values.
+func (m Map[K, V]) Equal(o Map[K, V]) bool {
+	for range m.Diff(o) {
+		return false
+	}
+	return true
+}
+
+// Change is a difference between two maps in one key.
+type Change[K, V any] struct {
+	Key      K
+	Was, Now V
+	Had, Has bool // whether the old and the new map have the key
+}
+
+// Diff yields the differences from m to the map now, in the order of the keys. It doesn't look at parts that the maps
+// share.
+func (m Map[K, V]) Diff(now Map[K, V]) iter.Seq[Change[K, V]] {
+	if m.compare == nil {
+		m.compare = now.compare
+	}
+	return func(yield func(Change[K, V]) bool) { m.diff(m.root, now.root, yield) }
+}
+
+func (m Map[K, V]) diff(was, now *node[K, V], yield func(Change[K, V]) bool) bool {
+	switch {
+	case was == now:
+		return true
+	case was == nil:
+		return now.all(func(k K, v V) bool { return yield(Change[K, V]{Key: k, Now: v, Has: true}) })
+	case now == nil:
+		return was.all(func(k K, v V) bool { return yield(Change[K, V]{Key: k, Was: v, Had: true}) })
+	case was.rank == now.rank && was.key == now.key:
+		return m.diff(was.left, now.left, yield) &&
+			(was.value == now.value || yield(Change[K, V]{was.key, was.value, now.value, true, true})) &&
+			m.diff(was.right, now.right, yield)
+	case m.above(was.rank, was.key, now.rank, now.key): // the new map doesn't have the key
+		left, right := m.split(now, was.key)
+		return m.diff(was.left, left, yield) && yield(Change[K, V]{Key: was.key, Was: was.value, Had: true}) &&
+			m.diff(was.right, right, yield)
+	}
+	left, right := m.split(was, now.key)
+	return m.diff(left, now.left, yield) && yield(Change[K, V]{Key: now.key, Now: now.value, Has: true}) &&
+		m.diff(right, now.right, yield)
+}
+
+// insert returns the tree n with the leaf. A leaf whose key the tree has replaces that key's node.
+func (m Map[K, V]) insert(n, leaf *node[K, V]) *node[K, V] {
+	switch {
+	case n == nil:
+		return leaf
+	case n.rank == leaf.rank && n.key == leaf.key:
+		return leaf.with(n.left, n.right)
+	case m.above(leaf.rank, leaf.key, n.rank, n.key):
+		left, right := m.split(n, leaf.key)
+		return leaf.with(left, right)
+	case m.compare(leaf.key, n.key) < 0:
+		return n.with(m.insert(n.left, leaf), n.right)
+	}
+	return n.with(n.left, m.insert(n.right, leaf))
+}
+
+// remove returns the tree n without the key, which it has.
+func (m Map[K, V]) remove(n *node[K, V], key K) *node[K, V] {
+	switch c := m.compare(key, n.key); {
+	case c < 0:
+		return n.with(m.remove(n.left, key), n.right)
+	case c > 0:
+		return n.with(n.left, m.remove(n.right, key))
+	}
+	return m.join(n.left, n.right)
+}
+
+// split returns the nodes of n with lower keys, and those with higher keys. n doesn't have the key itself.
+func (m Map[K, V]) split(n *node[K, V], key K) (lower, higher *node[K, V]) {
+	switch {
+	case n == nil:
+		return nil, nil
+	case m.compare(key, n.key) < 0:
+		lower, rest := m.split(n.left, key)
+		if rest == n.left {
+			return lower, n
+		}
+		return lower, n.with(rest, n.right)
+	}
+	rest, higher := m.split(n.right, key)
+	if rest == n.right {
+		return n, higher
+	}
+	return n.with(n.left, rest), higher
+}
+
+// join returns one tree of two. All keys of the first are lower than those of the second.
+func (m Map[K, V]) join(lower, higher *node[K, V]) *node[K, V] {
+	switch {
+	case lower == nil:
+		return higher
+	case higher == nil:
+		return lower
+	case m.above(lower.rank, lower.key, higher.rank, higher.key):
+		return lower.with(lower.left, m.join(lower.right, higher))
+	}
+	return higher.with(m.join(lower, higher.left), higher.right)
+}
+
+// with returns a copy of the node with other children.
+func (n *node[K, V]) with(left, right *node[K, V]) *node[K, V] {
+	c := *n
+	c.left, c.right, c.size = left, right, int32(1+left.len()+right.len())
+	return &c
+}

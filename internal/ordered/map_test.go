@@ -1,0 +1,118 @@
+package ordered
+
+import (
+	"cmp"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// TestMap: random sequences of With and Without give what Go's own map has, whatever their order, and old versions
+// stay as they were. Diff between any two versions has exactly their differences, in order.
+func TestMap(t *testing.T) {
+	for seed := range uint64(200) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		now, want := New[int, int](cmp.Compare), map[int]int{}
+		type version struct {
+			Map[int, int]
+			want map[int]int
+		}
+		var versions []version
+		for range 200 {
+			k, v := r.IntN(60), r.IntN(3)
+			if r.IntN(3) == 0 {
+				now = now.Without(k)
+				delete(want, k)
+			} else {
+				now = now.With(k, v)
+				want[k] = v
+			}
+			versions = append(versions, version{now, maps.Clone(want)})
+		}
+		for _, v := range versions {
+			check(t, v.Map, v.want)
+			built := From(cmp.Compare, func(yield func(int, int) bool) {
+				for _, k := range slices.Sorted(maps.Keys(v.want)) {
+					if !yield(k, v.want[k]) || !yield(k, -1) { // the second is ignored
+						return
+					}
+				}
+			})
+			check(t, built, v.want)
+			if !built.Equal(v.Map) || !sameShape(built.root, v.root) {
+				t.Fatalf("seed %d: %v was built in another shape", seed, v.want)
+			}
+			checkDiff(t, v.Map, versions[r.IntN(len(versions))].Map)
+		}
+	}
+}
+
+func check(t *testing.T, m Map[int, int], want map[int]int) {
+	t.Helper()
+	if got := maps.Collect(m.All()); !maps.Equal(got, want) || m.Len() != len(want) {
+		t.Fatalf("got %v with length %d, want %v", got, m.Len(), want)
+	}
+	last := -1
+	for k, v := range m.All() {
+		if got, ok := m.Get(k); k <= last || !ok || got != v {
+			t.Fatalf("key %d after %d: Get returns %d, %v", k, last, got, ok)
+		}
+		last = k
+	}
+}
+
+func checkDiff(t *testing.T, a, b Map[int, int]) {
+	t.Helper()
+	got, last := maps.Collect(a.All()), -1
+	for c := range a.Diff(b) {
+		if was, had := a.Get(c.Key); c.Key <= last || had != c.Had || was != c.Was {
+			t.Fatalf("the difference %+v comes after key %d", c, last)
+		}
+		if now, has := b.Get(c.Key); has != c.Has || now != c.Now || c.Had && c.Has && c.Was == c.Now {
+			t.Fatalf("%+v is no difference", c)
+		}
+		last = c.Key
+		if delete(got, c.Key); c.Has {
+			got[c.Key] = c.Now
+		}
+	}
+	if want := maps.Collect(b.All()); !maps.Equal(got, want) {
+		t.Fatalf("the differences lead to %v, want %v", got, want)
+	}
+	if a.Equal(b) != maps.Equal(maps.Collect(a.All()), maps.Collect(b.All())) {
+		t.Fatal("Equal is wrong")
+	}
+}
+
+func sameShape(a, b *node[int, int]) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.key == b.key && a.size == b.size && sameShape(a.left, b.left) && sameShape(a.right, b.right)
+}
+
+// BenchmarkDiff: the difference of one key takes the same time in a map of a hundred keys and in one of a million.
+func BenchmarkDiff(b *testing.B) {
+	for _, n := range []int{100, 10_000, 1_000_000} {
+		m := From(cmp.Compare, func(yield func(int, int) bool) {
+			for k := range n {
+				if !yield(k, 0) {
+					return
+				}
+			}
+		})
+		b.Run(cmp.Or(map[int]string{100: "100", 10_000: "10000"}[n], "1000000"), func(b *testing.B) {
+			b.ReportAllocs()
+			for i := range b.N {
+				changes := 0
+				for range m.Diff(m.With(i%n, 1)) {
+					changes++
+				}
+				if changes != 1 {
+					b.Fatalf("%d changes", changes)
+				}
+			}
+		})
+	}
+}
