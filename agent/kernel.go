@@ -59,7 +59,7 @@ func (k *kernelView) changedByAnother(before, now ruleset.Ruleset, result netfil
 	return result.Rules || (!k.pluginChanged && !churn && slices.EqualFunc(before.Sets, now.Sets, equalSet))
 }
 
-func equalSet(a, b ruleset.Set) bool { return a.Name == b.Name && slices.Equal(a.Entries, b.Entries) }
+func equalSet(a, b ruleset.Set) bool { return a.Name == b.Name && a.Entries.Equal(b.Entries) }
 
 // earlierRules are the class members of an earlier agent, as they were in the kernel before this agent applied its own.
 type earlierRules struct {

@@ -93,7 +93,7 @@ func (s *status) report() agentapi.Status {
 		return cmp.Or(cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.ContainerID, b.ContainerID))
 	})
 	for _, set := range s.enforced.ruleset.Sets {
-		r.Sets = append(r.Sets, agentapi.SetStatus{Name: set.Name, Type: s.setType(set.Kind), Entries: len(set.Entries)})
+		r.Sets = append(r.Sets, agentapi.SetStatus{Name: set.Name, Type: s.setType(set.Kind), Entries: set.Entries.Len()})
 	}
 	return r
 }

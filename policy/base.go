@@ -106,11 +106,12 @@ func (c *compiler) podSets(state State) {
 		}
 	}
 	c.set(ruleset.Set{
-		Name: c.family.Set(conf.PodsSet), Kind: ruleset.Addresses, Role: ruleset.Attached, Entries: pods,
+		Name: c.family.Set(conf.PodsSet), Kind: ruleset.Addresses, Role: ruleset.Attached,
+		Entries: ruleset.EntriesOf(pods...),
 	})
 	c.set(ruleset.Set{
 		Name: c.family.Set(conf.NetworksSet), Kind: ruleset.Networks, Role: ruleset.Checked,
-		Entries: slices.Collect(maps.Values(networks)),
+		Entries: ruleset.EntriesOf(slices.Collect(maps.Values(networks))...),
 	})
 }
 

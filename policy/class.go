@@ -107,7 +107,7 @@ func (c *compiler) classes(s side, groups []*group) {
 func (k *classes) add(set string, entries []ruleset.Entry, r ruleset.Rule) {
 	k.set(ruleset.Set{
 		Name: set, Kind: ruleset.Addresses, Role: ruleset.Members, Dispatch: k.side.dispatch, Opens: true,
-		Entries: entries,
+		Entries: ruleset.EntriesOf(entries...),
 	})
 	r.Sets = []ruleset.SetMatch{{Name: set, By: k.own}}
 	k.dispatch = append(k.dispatch, r)

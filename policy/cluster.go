@@ -228,7 +228,7 @@ func SameUID(source, endpoint string) bool {
 
 // selected returns the addresses of the family of the pods that the selector matches, as a set's entries. An address
 // that several pods share is among them if the selector matches all of these pods.
-func (c cluster) selected(s selector, f conf.Family) []ruleset.Entry {
+func (c cluster) selected(s selector, f conf.Family) ruleset.Entries {
 	var entries []ruleset.Entry
 	agreed := c.agreed(func(p member) bool { return s.matches(p.namespace, p.Pod) })
 	for _, members := range c.in {
@@ -247,13 +247,13 @@ func (c cluster) selected(s selector, f conf.Family) []ruleset.Entry {
 			}
 		}
 	}
-	return entries
+	return ruleset.EntriesOf(entries...)
 }
 
 // named returns the addresses of the family of the pods that have the named port, each with that port's number, as a
 // set's entries. If here is true, only pods of this node are among them. An address that several pods share is among
 // them if the port has the same number in all of these pods.
-func (c cluster) named(name string, proto ruleset.Protocol, here bool, f conf.Family) []ruleset.Entry {
+func (c cluster) named(name string, proto ruleset.Protocol, here bool, f conf.Family) ruleset.Entries {
 	var entries []ruleset.Entry
 	agreed := map[NamedPort]func(netip.Addr) bool{}
 	for i := range c.pods {
@@ -274,5 +274,5 @@ func (c cluster) named(name string, proto ruleset.Protocol, here bool, f conf.Fa
 			}
 		}
 	}
-	return entries
+	return ruleset.EntriesOf(entries...)
 }

@@ -114,7 +114,6 @@ func (c *compiler) hook(h ruleset.Hook, name, comment string, rules ...[]ruleset
 // set adds a set of the family that is being compiled.
 func (c *compiler) set(s ruleset.Set) {
 	s.Family = c.family
-	s.Entries = ruleset.Order(s.Entries)
 	c.sets[s.Name] = s
 }
 

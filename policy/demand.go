@@ -37,7 +37,7 @@ func (d *demand) cost() float64 { return float64(d.classes * len(d.rules) * d.po
 type supply struct {
 	ruleset.Set
 	filled  bool
-	fill    func() []ruleset.Entry
+	fill    func() ruleset.Entries
 	entries float64   // how many entries the set counts for
 	why     string    // the reason why the set can't exist; empty if it can
 	users   []*tenant // the namespaces that have a granted demand for the set
@@ -129,7 +129,7 @@ func (c *compiler) reportPorts(d *demand, why string) {
 }
 
 // supplyFor returns the supply with the set's name, and makes it if there is none. Several demands can share a supply.
-func (c *compiler) supplyFor(s ruleset.Set, fill func() []ruleset.Entry) *supply {
+func (c *compiler) supplyFor(s ruleset.Set, fill func() ruleset.Entries) *supply {
 	if c.supplies[s.Name] == nil {
 		s.Opens = true
 		c.supplies[s.Name] = &supply{Set: s, fill: fill}
@@ -142,10 +142,10 @@ func (c *compiler) peerSet(p peer, f conf.Family) *supply {
 	s := ruleset.Set{Name: f.Set(p.set), Family: f, Role: ruleset.Peers}
 	if p.selector != nil {
 		s.Kind = ruleset.Addresses
-		return c.supplyFor(s, func() []ruleset.Entry { return c.cluster.selected(*p.selector, f) })
+		return c.supplyFor(s, func() ruleset.Entries { return c.cluster.selected(*p.selector, f) })
 	}
 	s.Kind = ruleset.Networks
-	return c.supplyFor(s, func() []ruleset.Entry { return slices.Collect(p.of(f)) })
+	return c.supplyFor(s, func() ruleset.Entries { return ruleset.EntriesOf(slices.Collect(p.of(f))...) })
 }
 
 // portSet returns the supply of the port set that matches the ports, how a rule matches the set, and words for the
@@ -159,11 +159,11 @@ func (c *compiler) portSet(s side, p ports, f conf.Family) (set *supply, match r
 	switch {
 	case p.name != "":
 		name := f.Set(conf.NamedPortSets + ruleset.Hash(key(string(s.direction), p.name, string(p.proto))))
-		fill := func() []ruleset.Entry { return c.cluster.named(p.name, p.proto, s.direction == ruleset.Ingress, f) }
+		fill := func() ruleset.Entries { return c.cluster.named(p.name, p.proto, s.direction == ruleset.Ingress, f) }
 		set = c.supplyFor(ruleset.Set{Name: name, Family: f, Kind: ruleset.AddressPorts, Role: ruleset.Peers}, fill)
 		return set, ruleset.SetMatch{Name: name, By: ruleset.DestinationPair}, ", port " + p.name
 	case p.set != "":
-		fill := func() []ruleset.Entry { return numbers(p.numbers) }
+		fill := func() ruleset.Entries { return ruleset.EntriesOf(numbers(p.numbers)...) }
 		set = c.supplyFor(ruleset.Set{Name: p.set, Kind: ruleset.Ports, Role: ruleset.Peers}, fill)
 		return set, ruleset.SetMatch{Name: p.set, By: ruleset.DestinationPort}, fmt.Sprintf(", %d ports", count(p.numbers))
 	}
@@ -177,13 +177,13 @@ func (s *supply) ensureFilled() (why string) {
 		return s.why
 	}
 	s.filled = true
-	s.Entries = ruleset.Order(s.fill())
-	if n := len(s.Entries); n > conf.MaxSetEntries {
+	s.Entries = s.fill()
+	if n := s.Entries.Len(); n > conf.MaxSetEntries {
 		s.why = fmt.Sprintf("matches %d addresses, and a set can have %d; it allows nothing", n, conf.MaxSetEntries)
-		s.Entries = nil
+		s.Entries = ruleset.Entries{}
 		return s.why
 	}
-	s.entries = float64(roughly(len(s.Entries)))
+	s.entries = float64(roughly(s.Entries.Len()))
 	return ""
 }
 

@@ -110,9 +110,15 @@ func (c *compiler) links(state State, evaluate []ruleset.Rule) links {
 	}
 	chainedSet, linksSet := c.family.Set(conf.ChainedSet), c.family.Set(conf.LinksSet)
 	sendersSet := c.family.Set(conf.SendersSet)
-	c.set(ruleset.Set{Name: chainedSet, Kind: ruleset.Addresses, Role: ruleset.Checked, Entries: pods.addresses})
-	c.set(ruleset.Set{Name: linksSet, Kind: ruleset.AddressLinks, Role: ruleset.Checked, Entries: pods.own})
-	c.set(ruleset.Set{Name: sendersSet, Kind: ruleset.AddressLinks, Role: ruleset.Peers, Entries: pods.senders})
+	c.set(ruleset.Set{
+		Name: chainedSet, Kind: ruleset.Addresses, Role: ruleset.Checked, Entries: ruleset.EntriesOf(pods.addresses...),
+	})
+	c.set(ruleset.Set{
+		Name: linksSet, Kind: ruleset.AddressLinks, Role: ruleset.Checked, Entries: ruleset.EntriesOf(pods.own...),
+	})
+	c.set(ruleset.Set{
+		Name: sendersSet, Kind: ruleset.AddressLinks, Role: ruleset.Peers, Entries: ruleset.EntriesOf(pods.senders...),
+	})
 	c.chain(conf.SelfChain, slices.Concat([]ruleset.Rule{{
 		Sets:    []ruleset.SetMatch{{Name: sendersSet, By: ruleset.SourceLink}},
 		Comment: "weir: a pod reaching itself through its Service", Action: ruleset.Return,

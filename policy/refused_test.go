@@ -32,7 +32,7 @@ func TestRefused(t *testing.T) {
 		switch {
 		case s.Kind == ruleset.Networks && s.Name != conf.NetworksSet:
 			block = s.Name
-		case strings.HasPrefix(s.Name, conf.SelectorSets) && len(s.Entries) == 3:
+		case strings.HasPrefix(s.Name, conf.SelectorSets) && s.Entries.Len() == 3:
 			selector = s.Name
 		}
 	}

@@ -28,7 +28,8 @@ type Driver struct {
 	// have is weir's state in the kernel after the last change; nil if it must be read again.
 	have *state
 	// fresh is true if have was read and nothing was changed since.
-	fresh bool
+	fresh    bool
+	lowering lowering
 	// wanted has the families that the last ruleset has rules for.
 	wanted [len(conf.Families)]bool
 	// readAt is the generation of nf_tables at which the tables were read; 0 if it is unknown.
@@ -74,7 +75,7 @@ func (d *Driver) Close() {
 // of the old state and some of the new, which together allow nothing that both deny. The next Apply continues from
 // there.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
-	return d.apply(ctx, lower(want), verify)
+	return d.apply(ctx, d.lowering.lower(want), verify)
 }
 
 func (d *Driver) apply(ctx context.Context, want *lowered, verify netfilter.Verify) (netfilter.Result, error) {
@@ -125,7 +126,9 @@ func (d *Driver) apply(ctx context.Context, want *lowered, verify netfilter.Veri
 	}
 	next := have.after(p, want, r.Left)
 	for e := range refused {
-		delete(next.sets[e.Set].entries, e.Element)
+		held := next.sets[e.Set]
+		held.entries = held.entries.Without(e.Element)
+		next.sets[e.Set] = held
 	}
 	d.have = &next
 	if len(refused) > 0 {

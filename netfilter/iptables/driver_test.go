@@ -68,7 +68,7 @@ func testApply(t *testing.T, f Flavour) {
 	for i := range 25 {
 		want := policy.Compile(s)
 		for _, set := range want.Sets {
-			if len(set.Entries) > 0 {
+			if set.Entries.Len() > 0 {
 				kinds[kind{set.Kind, set.Family}] = true
 			}
 		}
@@ -159,7 +159,7 @@ func dualStack() policy.State {
 		s := policytest.State(r)
 		in := map[conf.Family]bool{}
 		for _, set := range policy.Compile(s).Sets {
-			if set.Role == ruleset.Members && !strings.Contains(set.Name, "open") && len(set.Entries) > 0 {
+			if set.Role == ruleset.Members && !strings.Contains(set.Name, "open") && set.Entries.Len() > 0 {
 				in[set.Family] = true
 			}
 		}

@@ -58,23 +58,42 @@ var places = map[ruleset.Hook]place{
 // these jumps lead to.
 const checks = "mangle"
 
+// lowering lowers one ruleset after another. It remembers the last one, so that it lowers only sets and chains that are
+// new or have changed. The zero value remembers nothing.
+type lowering struct {
+	sets   map[string]loweredSet
+	chains map[chainKey]chain
+}
+
+// chainKey names a chain of a ruleset.
+type chainKey struct {
+	family conf.Family
+	name   string
+}
+
 // lower returns the ruleset as sets of ipset and rules of iptables.
-func lower(r ruleset.Ruleset) *lowered {
+func lower(r ruleset.Ruleset) *lowered { return new(lowering).lower(r) }
+
+// lower returns the ruleset as sets of ipset and rules of iptables.
+func (m *lowering) lower(r ruleset.Ruleset) *lowered {
 	l := &lowered{whole: map[string]bool{}}
+	last := *m
+	m.sets, m.chains = make(map[string]loweredSet, len(r.Sets)), make(map[chainKey]chain, len(r.Chains))
 	for _, s := range r.Sets {
-		l.sets = append(l.sets, l.lowerSet(s))
+		done := last.sets[s.Name].next(s)
+		m.sets[s.Name] = done
+		if done.whole {
+			l.whole[s.Name] = true
+		}
+		s.Entries = done.to
+		l.sets = append(l.sets, s)
 	}
 	for _, c := range r.Chains {
-		at := chain{family: c.Family, table: checks, name: c.Name, rules: c.Rules, dispatch: c.Dispatch()}
-		for _, rule := range c.Rules {
-			if c.Hook == ruleset.AcceptForwarded {
-				rule.Comment = "weir: judged in the " + checks + " table"
-			}
-			at.lines = append(at.lines, lowerRule(rule, c.Family)...)
-		}
+		key := chainKey{c.Family, c.Name}
+		at := lowerChain(c, last.chains[key])
+		m.chains[key] = at
 		if c.Hook != "" {
 			p := places[c.Hook]
-			at.table = p.table
 			line := ruleText(ruleset.Rule{Comment: c.Comment, Action: ruleset.Jump, To: c.Name}, c.Family)
 			l.jumps = append(l.jumps, jump{c.Family, p.table, p.chain, p.first, c.Name, line})
 		}
@@ -87,6 +106,26 @@ func lower(r ruleset.Ruleset) *lowered {
 		return cmp.Or(cmp.Compare(a.family, b.family), inOrder(a.table)-inOrder(b.table), cmp.Compare(a.chain, b.chain))
 	})
 	return l
+}
+
+// lowerChain returns the chain in iptables' words. before is the result for the last chain of that name: if the rules
+// are the same, their lines are too.
+func lowerChain(c ruleset.Chain, before chain) chain {
+	table := checks
+	if c.Hook != "" {
+		table = places[c.Hook].table
+	}
+	if before.table == table && slices.EqualFunc(before.rules, c.Rules, ruleset.Rule.Equal) {
+		return before
+	}
+	at := chain{family: c.Family, table: table, name: c.Name, rules: c.Rules, dispatch: c.Dispatch()}
+	for _, rule := range c.Rules {
+		if c.Hook == ruleset.AcceptForwarded {
+			rule.Comment = "weir: judged in the " + checks + " table"
+		}
+		at.lines = append(at.lines, lowerRule(rule, c.Family)...)
+	}
+	return at
 }
 
 func inOrder(table string) int { return slices.Index(tablesUsed, table) }
@@ -106,33 +145,56 @@ func (l *lowered) chain(f conf.Family, table, name string) chain {
 	return chain{}
 }
 
-// lowerSet returns the set with entries that ipset can store. Comments become comments that the kernel keeps
-// unchanged. The entry for all addresses becomes two halves, because sets of type hash:net can't have /0. A set that
-// needs no change keeps its list of entries.
-func (l *lowered) lowerSet(s ruleset.Set) ruleset.Set {
-	for i, e := range s.Entries {
-		comment := conf.Comment(e.Comment)
-		halves := s.Kind == ruleset.Networks && e.Prefix.Bits() == 0
-		if comment == e.Comment && !halves {
-			continue
-		}
-		s.Entries = slices.Clone(s.Entries)
-		s.Entries[i].Comment = comment
-		for j := i + 1; j < len(s.Entries); j++ {
-			s.Entries[j].Comment = conf.Comment(s.Entries[j].Comment)
-		}
-		if halves { // the entry comes first in the order, and no other entry has its address and size
-			l.whole[s.Name] = true
-			all := s.Entries[i]
-			s.Entries = append(s.Entries[:i], s.Entries[i+1:]...)
-			for _, half := range halvesOf(all.Prefix) {
-				s.Entries = append(s.Entries, ruleset.Entry{Element: ruleset.Element{Prefix: half}, Comment: all.Comment})
-			}
-			s.Entries = ruleset.Order(s.Entries)
-		}
-		break
+// loweredSet has a set's entries in the ruleset and in ipset. The two share their memory if ipset can store all of
+// them unchanged.
+type loweredSet struct {
+	kind     ruleset.SetKind
+	from, to ruleset.Entries
+	whole    bool // the set has an entry for all addresses, which ipset stores as two halves
+}
+
+// next returns the set with entries that ipset can store: with comments that the kernel keeps unchanged, and two
+// halves in place of an entry for all addresses, because sets of type hash:net can't have /0. s is the set of the last
+// ruleset with that name; next lowers only the entries that have changed since.
+func (s loweredSet) next(now ruleset.Set) loweredSet {
+	n := loweredSet{now.Kind, now.Entries, now.Entries, hasAll(now)}
+	if n.whole || s.whole || s.kind != now.Kind {
+		s = loweredSet{}
 	}
-	return s
+	shared := s.from.Same(s.to)
+	for c := range s.from.Diff(now.Entries) {
+		shared = shared && (!c.Has || conf.Comment(c.Now) == c.Now)
+	}
+	if shared && !n.whole {
+		return n
+	}
+	n.to = s.to
+	for c := range s.from.Diff(now.Entries) {
+		switch e := (ruleset.Entry{Element: c.Key, Comment: conf.Comment(c.Now)}); {
+		case !c.Has:
+			n.to = n.to.Without(c.Key)
+		case n.whole && e.Prefix.Bits() == 0:
+			for _, half := range halvesOf(e.Prefix) {
+				n.to = n.to.With(ruleset.Entry{Element: ruleset.Element{Prefix: half}, Comment: e.Comment})
+			}
+		default: // an entry that is itself a half comes after the entry for all, and stays
+			if was, ok := n.to.Get(e.Element); !ok || !n.whole || e.Comment < was {
+				n.to = n.to.With(e)
+			}
+		}
+	}
+	return n
+}
+
+// hasAll reports whether the set has an entry for all addresses that ipset can't store. That entry is the set's first.
+func hasAll(s ruleset.Set) bool {
+	if s.Kind != ruleset.Networks {
+		return false
+	}
+	for e := range s.Entries.All() {
+		return e.Prefix.Bits() == 0
+	}
+	return false
 }
 
 func halvesOf(all netip.Prefix) [2]netip.Prefix {

@@ -2,6 +2,8 @@ package iptables
 
 import (
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -9,6 +11,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/golden"
 )
@@ -33,7 +36,7 @@ func listed(l *lowered, problems []ruleset.Problem) string {
 	}
 	for _, s := range l.sets {
 		fmt.Fprintf(&b, "set %s %s%s\n", s.Name, setType(s.Kind), six(s.Family, " family inet6"))
-		for _, e := range s.Entries {
+		for e := range s.Entries.All() {
 			fmt.Fprintf(&b, "  %s # %s\n", e.Element, e.Comment)
 		}
 	}
@@ -91,15 +94,12 @@ func TestLimits(t *testing.T) {
 			[]ruleset.Entry{entry("10.0.0.1/32", "a"), entry("10.0.0.2/32", conf.Comment(long)), entry("10.0.0.3/32", "?")},
 		},
 	} {
-		have := slices.Clone(tc.have)
-		l := lower(ruleset.Ruleset{Sets: []ruleset.Set{{Name: "weir-x", Kind: tc.kind, Entries: tc.have}}})
-		if got := l.sets[0].Entries; !slices.Equal(got, tc.want) {
+		set := ruleset.Set{Name: "weir-x", Kind: tc.kind, Entries: ruleset.EntriesOf(slices.Clone(tc.have)...)}
+		l := lower(ruleset.Ruleset{Sets: []ruleset.Set{set}})
+		if got := slices.Collect(l.sets[0].Entries.All()); !slices.Equal(got, tc.want) {
 			t.Errorf("%s: got %v, want %v", name, got, tc.want)
 		}
-		if !slices.Equal(tc.have, have) {
-			t.Errorf("%s: the ruleset has become %v", name, tc.have)
-		}
-		for _, e := range l.sets[0].Entries {
+		for e := range l.sets[0].Entries.All() {
 			raised := l.raise(ruleset.Refused{{Set: "weir-x", Element: e.Element}: "why"})
 			for r := range raised {
 				in := func(e ruleset.Entry) bool { return e.Element == r.Element }
@@ -124,5 +124,42 @@ func TestMultiport(t *testing.T) {
 	}
 	if got := lowerRule(r, conf.IPv4); !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestLoweringRemembers: lowering random rulesets one after another gives the same as lowering each by itself. The
+// sets have entries of all kinds that ipset can't store, which come and go.
+func TestLoweringRemembers(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 5))
+	comments := []string{"a", "b", `"`, strings.Repeat("x", 300)}
+	networks := []string{"0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/1", "10.0.0.0/8", "10.0.0.1/32"}
+	var memory lowering
+	state := policytest.State(r)
+	sets := map[string]ruleset.Set{}
+	for i := range 2000 {
+		for _, kind := range []ruleset.SetKind{ruleset.Networks, ruleset.Addresses} {
+			s := sets[string(kind)]
+			s.Name, s.Kind = "weir-"+string(kind), kind
+			for range r.IntN(3) {
+				e := ruleset.Entry{Comment: comments[r.IntN(len(comments))]}
+				e.Prefix = netip.MustParsePrefix(networks[r.IntN(len(networks))])
+				if s.Entries = s.Entries.Without(e.Element); r.IntN(3) > 0 {
+					s.Entries = s.Entries.With(e)
+				}
+			}
+			sets[string(kind)] = s
+		}
+		if i%20 == 0 {
+			state = policytest.Change(r, state)
+		}
+		want := policy.Compile(state)
+		for _, name := range slices.Sorted(maps.Keys(sets)) {
+			if r.IntN(5) > 0 {
+				want.Sets = append(want.Sets, sets[name])
+			}
+		}
+		if got, want := listed(memory.lower(want), nil), listed(lower(want), nil); got != want {
+			t.Fatalf("step %d: with memory:\n%s\nwithout:\n%s", i, got, want)
+		}
 	}
 }

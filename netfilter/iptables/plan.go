@@ -140,11 +140,10 @@ func endedIn(have state, want *lowered) map[netip.Addr]bool {
 		if s.Role != ruleset.Attached {
 			continue
 		}
-		for e := range have.sets[s.Name].entries {
-			ended[e.Prefix.Addr()] = true
-		}
-		for _, e := range s.Entries {
-			delete(ended, e.Prefix.Addr())
+		for c := range have.sets[s.Name].entries.Diff(s.Entries) {
+			if !c.Has {
+				ended[c.Key.Prefix.Addr()] = true
+			}
 		}
 	}
 	return ended
@@ -162,17 +161,17 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 	unknown := have.tables[f][checks].unknown != nil
 	old := map[ruleset.Element]string{} // by address: the class set that matches it first now
 	for _, name := range slices.Backward(oldOrder) {
-		for element := range have.sets[name].entries {
-			old[element] = name
+		for e := range have.sets[name].entries.All() {
+			old[e.Element] = name
 		}
 	}
-	wanted := map[string][]ruleset.Entry{}
+	wanted := map[string]ruleset.Entries{}
 	for _, s := range sets {
 		wanted[s.Name] = s.Entries
 	}
 	target := map[ruleset.Element]string{} // by address: the class set that matches it first after the change
 	for _, name := range slices.Backward(newOrder) {
-		for _, e := range wanted[name] {
+		for e := range wanted[name].All() {
 			target[e.Element] = name
 		}
 	}
@@ -209,29 +208,13 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 }
 
 func diff(have set, want ruleset.Set) (adds, dels []change) {
-	kept := 0
-	for _, e := range want.Entries {
-		c, ok := have.entries[e.Element]
-		if ok {
-			kept++
-		}
-		if !ok || c != e.Comment {
-			adds = append(adds, change{set: want.Name, Entry: e})
+	for c := range have.entries.Diff(want.Entries) {
+		if c.Has {
+			adds = append(adds, change{set: want.Name, Entry: ruleset.Entry{Element: c.Key, Comment: c.Now}})
+		} else {
+			dels = append(dels, change{set: want.Name, Entry: ruleset.Entry{Element: c.Key}, del: true})
 		}
 	}
-	if kept == len(have.entries) {
-		return adds, nil
-	}
-	wanted := make(map[ruleset.Element]bool, len(want.Entries))
-	for _, e := range want.Entries {
-		wanted[e.Element] = true
-	}
-	for element := range have.entries {
-		if !wanted[element] {
-			dels = append(dels, change{set: want.Name, Entry: ruleset.Entry{Element: element}, del: true})
-		}
-	}
-	slices.SortFunc(dels, func(a, b change) int { return a.Compare(b.Element) })
 	return adds, dels
 }
 

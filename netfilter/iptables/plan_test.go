@@ -131,7 +131,7 @@ func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
 	set := func(addrs ...string) ruleset.Ruleset {
 		s := ruleset.Set{Name: "weir-sel-X", Kind: ruleset.Addresses, Role: ruleset.Peers}
 		for _, a := range addrs {
-			s.Entries = append(s.Entries,
+			s.Entries = s.Entries.With(
 				ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix(a + "/32")}, Comment: "ns/" + a})
 		}
 		return ruleset.Ruleset{Sets: []ruleset.Set{s}}
@@ -151,7 +151,7 @@ func TestCloses(t *testing.T) {
 	set := func(role ruleset.SetRole, addrs ...string) ruleset.Ruleset {
 		s := ruleset.Set{Name: fmt.Sprint("weir-", role), Kind: ruleset.Addresses, Role: role}
 		for _, a := range addrs {
-			s.Entries = append(s.Entries,
+			s.Entries = s.Entries.With(
 				ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix(a + "/32")}, Comment: "ns/pod"})
 		}
 		return ruleset.Ruleset{Sets: []ruleset.Set{s}}
@@ -160,7 +160,10 @@ func TestCloses(t *testing.T) {
 		return ruleset.Ruleset{Sets: slices.Concat(a.Sets, b.Sets)}
 	}
 	other := set(ruleset.Checked, "10.0.0.1")
-	other.Sets[0].Entries[0].Comment = "ns/other"
+	for e := range other.Sets[0].Entries.All() {
+		e.Comment = "ns/other"
+		other.Sets[0].Entries = other.Sets[0].Entries.With(e)
+	}
 	for name, tc := range map[string]struct {
 		have, want ruleset.Ruleset
 		closes     bool
@@ -230,7 +233,7 @@ func attached(r ruleset.Ruleset) map[netip.Addr]bool {
 	addrs := map[netip.Addr]bool{}
 	for _, s := range r.Sets {
 		if s.Role == ruleset.Attached {
-			for _, e := range s.Entries {
+			for e := range s.Entries.All() {
 				addrs[e.Prefix.Addr()] = true
 			}
 		}
@@ -253,9 +256,8 @@ func apply(r *ruleset.Ruleset, c change) {
 		if s.Name != c.set {
 			continue
 		}
-		s.Entries = slices.DeleteFunc(slices.Clone(s.Entries), func(e ruleset.Entry) bool { return e.Element == c.Element })
-		if !c.del {
-			s.Entries = append(s.Entries, c.Entry)
+		if s.Entries = s.Entries.Without(c.Element); !c.del {
+			s.Entries = s.Entries.With(c.Entry)
 		}
 	}
 }

@@ -95,7 +95,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 				return changed, err
 			}
 			d.have.sets[name] = now
-			changed = changed || !maps.Equal(now.entries, s.entries)
+			changed = changed || !now.entries.Equal(s.entries)
 		}
 	}
 	for _, a := range addrs {
@@ -106,14 +106,15 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 			return changed, err
 		}
 		for _, name := range names {
-			entries := d.have.sets[name].entries
-			if _, was := entries[e]; was == in[name] {
+			s := d.have.sets[name]
+			if _, was := s.entries.Get(e); was == in[name] {
 				continue
 			}
 			changed = true
-			if delete(entries, e); in[name] {
-				entries[e] = "" // without the comment, so that Apply writes it again
+			if s.entries = s.entries.Without(e); in[name] {
+				s.entries = s.entries.With(ruleset.Entry{Element: e}) // without the comment, so that Apply writes it again
 			}
+			d.have.sets[name] = s
 		}
 	}
 	return changed, nil
@@ -165,11 +166,11 @@ func (d *Driver) readSet(name string) (set, error) {
 	if err != nil {
 		return set{}, err
 	}
-	entries := make(map[ruleset.Element]string, len(got.Entries))
-	for _, e := range got.Entries {
-		entries[ruleset.Element{Prefix: e.Prefix, Proto: ruleset.Protocol(e.Proto), Port: e.Port, Link: e.Link}] = e.Comment
+	entries := make([]ruleset.Entry, len(got.Entries))
+	for i, e := range got.Entries {
+		entries[i] = ruleset.Entry{Element: element(e), Comment: e.Comment}
 	}
-	return set{kindOf(got.Type), got.Family, entries}, nil
+	return set{kindOf(got.Type), got.Family, ruleset.EntriesOf(entries...)}, nil
 }
 
 // readTable reads one table. Each table is read separately, so a rule that iptables doesn't know makes only its own

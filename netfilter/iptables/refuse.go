@@ -32,16 +32,15 @@ func (d *Driver) make(s ruleset.Set, refused ruleset.Refused) (*set, error) {
 		}
 		return nil, nil
 	}
-	made := &set{s.Kind, s.Family, make(map[ruleset.Element]string, len(s.Entries))}
-	changes := make([]change, len(s.Entries))
-	for i, e := range s.Entries {
-		changes[i] = change{set: s.Name, Entry: e}
-		made.entries[e.Element] = e.Comment
+	made := &set{s.Kind, s.Family, s.Entries}
+	changes := make([]change, 0, s.Entries.Len())
+	for e := range s.Entries.All() {
+		changes = append(changes, change{set: s.Name, Entry: e})
 	}
 	err := changeSets(changes, &lowered{sets: []ruleset.Set{s}}, refused)
 	for r := range refused {
 		if r.Set == s.Name {
-			delete(made.entries, r.Element)
+			made.entries = made.entries.Without(r.Element)
 		}
 	}
 	return made, err

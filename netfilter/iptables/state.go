@@ -167,33 +167,30 @@ func tablesOf(f conf.Family, want *lowered) tables {
 	return all
 }
 
-// set is an ipset: its kind, its family, and the comment of each entry.
+// set is an ipset: its kind, its family, and its entries.
 type set struct {
 	kind    ruleset.SetKind
 	family  conf.Family
-	entries map[ruleset.Element]string
+	entries ruleset.Entries
 }
 
-// after returns the state after the plan. The new state shares a set's map of entries with the old one unless the plan
-// creates the set, so after changes the old state's maps too.
+// after returns the state after the plan.
 func (s state) after(p plan, want *lowered, left []string) state {
 	next := state{sets: make(map[string]set, len(want.sets))}
 	for _, w := range want.sets {
 		next.sets[w.Name] = s.sets[w.Name]
 	}
 	for _, w := range p.create {
-		entries := make(map[ruleset.Element]string, len(w.Entries))
-		for _, e := range w.Entries {
-			entries[e.Element] = e.Comment
-		}
-		next.sets[w.Name] = set{w.Kind, w.Family, entries}
+		next.sets[w.Name] = set{w.Kind, w.Family, w.Entries}
 	}
 	for _, c := range slices.Concat(p.before, p.after, p.strays) {
+		changed := next.sets[c.set]
 		if c.del {
-			delete(next.sets[c.set].entries, c.Element)
+			changed.entries = changed.entries.Without(c.Element)
 		} else {
-			next.sets[c.set].entries[c.Element] = c.Comment
+			changed.entries = changed.entries.With(c.Entry)
 		}
+		next.sets[c.set] = changed
 	}
 	for _, name := range left {
 		next.sets[name] = s.sets[name]

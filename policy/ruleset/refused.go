@@ -97,13 +97,12 @@ func (r Refused) Without(s Set, report func(e Entry, why string)) Set {
 	if len(r) == 0 {
 		return s
 	}
-	var kept []Entry
-	for _, e := range s.Entries {
+	kept := s.Entries
+	for e := range s.Entries.All() {
 		if why, refused := r[Refusal{Family: s.Family, Set: s.Name, Element: e.Element}]; refused {
 			report(e, why)
-			continue
+			kept = kept.Without(e.Element)
 		}
-		kept = append(kept, e)
 	}
 	s.Entries = kept
 	return s

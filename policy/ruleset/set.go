@@ -55,7 +55,7 @@ type Set struct {
 	// Opens is true if the set and its entries only serve to allow packets. Without them the ruleset drops more
 	// packets. So the ruleset is still safe if the kernel refuses the set.
 	Opens   bool
-	Entries []Entry // in order, no two with the same element
+	Entries Entries
 }
 
 // Entry is an element of a set, with a comment that explains it to an operator.

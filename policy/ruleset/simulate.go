@@ -59,7 +59,7 @@ func NewSimulator(r Ruleset) (*Simulator, error) {
 // add adds the set's entries.
 func (s *Simulator) add(set Set) error {
 	var addresses netipx.IPSetBuilder
-	for _, e := range set.Entries {
+	for e := range set.Entries.All() {
 		switch set.Kind {
 		case AddressLinks:
 			s.links[set.Name] = append(s.links[set.Name], e.Element)

@@ -14,7 +14,7 @@ func (r Ruleset) Write(w io.Writer) error {
 	var b strings.Builder
 	for _, s := range r.Sets {
 		fmt.Fprintf(&b, "set %s: %s%s\n", s.Name, ofFamily(s.Family), s.Kind)
-		for _, e := range s.Entries {
+		for e := range s.Entries.All() {
 			fmt.Fprintf(&b, "  %s%s\n", e.Element, remark(e.Comment))
 		}
 	}

@@ -1,0 +1,66 @@
+package ruleset
+
+import (
+	"iter"
+
+	"github.com/weir-net/weir/internal/ordered"
+)
+
+// Entries are the entries of a set, in the order of Element.Compare, no two with the same element. They never change:
+// With and Without return other Entries, which share nearly all memory with the old ones. The zero value is empty.
+type Entries struct{ of ordered.Map[Element, string] }
+
+var noEntries = ordered.New[Element, string](Element.Compare)
+
+// EntriesOf returns the entries. If several have the same element, it keeps only the entry with the comment that sorts
+// first. It may change the order of the list.
+func EntriesOf(list ...Entry) Entries {
+	return Entries{ordered.From(Element.Compare, func(yield func(Element, string) bool) {
+		for _, e := range Order(list) {
+			if !yield(e.Element, e.Comment) {
+				return
+			}
+		}
+	})}
+}
+
+// Len returns the number of entries.
+func (e Entries) Len() int { return e.of.Len() }
+
+// Get returns the element's comment, and whether the element is among the entries.
+func (e Entries) Get(element Element) (comment string, ok bool) { return e.of.Get(element) }
+
+// All yields the entries in order.
+func (e Entries) All() iter.Seq[Entry] {
+	return func(yield func(Entry) bool) {
+		for element, comment := range e.of.All() {
+			if !yield(Entry{element, comment}) {
+				return
+			}
+		}
+	}
+}
+
+// With returns the entries with the added one, in place of any entry with the same element.
+func (e Entries) With(added Entry) Entries {
+	if e.Len() == 0 {
+		e.of = noEntries
+	}
+	return Entries{e.of.With(added.Element, added.Comment)}
+}
+
+// Without returns the entries without the element.
+func (e Entries) Without(element Element) Entries { return Entries{e.of.Without(element)} }
+
+// Diff yields the differences from e to the entries now, in order. The keys are elements, the values comments. It takes
+// time in proportion to the differences, if one of the two was made from the other.
+func (e Entries) Diff(now Entries) iter.Seq[ordered.Change[Element, string]] {
+	return e.of.Diff(now.of)
+}
+
+// Equal reports whether the entries are the same, with the same comments.
+func (e Entries) Equal(o Entries) bool { return e.of.Equal(o.of) }
+
+// Same reports whether the entries share all their memory, and so are equal. It takes no time, and may be false for
+// equal entries.
+func (e Entries) Same(o Entries) bool { return e.of.Same(o.of) }
