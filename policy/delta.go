@@ -1,0 +1,109 @@
+package policy
+
+import (
+	"reflect"
+	"slices"
+
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Name is the namespace and name of an object.
+type Name struct{ Namespace, Name string }
+
+// Delta has the objects of a source that have changed since the source's last delta. An object that a delta points to
+// never changes afterwards.
+type Delta struct {
+	// Pods has the pods of each name that has changed; none if there is no such pod any more. A directory of manifests
+	// may have several different pods of one name. Then it is unknown which of them an endpoint is.
+	Pods map[Name][]*Pod
+	// Policies has the policies of each name that has changed, in the same way.
+	Policies map[Name][]*networkingv1.NetworkPolicy
+	// Namespaces has each namespace that has changed; nil if there is no such namespace any more.
+	Namespaces map[string]*Namespace
+	// The following lists replace those of earlier deltas. They are nil if they haven't changed.
+
+	Nodes      *[]Node // with all their claims
+	Workloads  *[]Workload
+	Problems   *[]ruleset.Problem
+	Unenforced *[]Unenforced
+}
+
+// NewDelta returns a delta without changes.
+func NewDelta() *Delta {
+	return &Delta{
+		Pods: map[Name][]*Pod{}, Policies: map[Name][]*networkingv1.NetworkPolicy{}, Namespaces: map[string]*Namespace{},
+	}
+}
+
+// Empty reports whether nothing has changed.
+func (d *Delta) Empty() bool {
+	return len(d.Pods)+len(d.Policies)+len(d.Namespaces) == 0 &&
+		d.Nodes == nil && d.Workloads == nil && d.Problems == nil && d.Unenforced == nil
+}
+
+// Difference returns the delta that leads from the objects was to the objects now. The delta points to the objects in
+// now.
+func Difference(was, now Objects) *Delta {
+	d := NewDelta()
+	for name, pods := range changed(byName(was.Pods, Pod.name), byName(now.Pods, Pod.name)) {
+		d.Pods[name] = pods
+	}
+	policyName := func(p *networkingv1.NetworkPolicy) Name { return Name{p.Namespace, p.Name} }
+	for name, policies := range changed(byName(was.Policies, policyName), byName(now.Policies, policyName)) {
+		for _, p := range policies {
+			d.Policies[name] = append(d.Policies[name], *p)
+		}
+		if len(policies) == 0 {
+			d.Policies[name] = nil
+		}
+	}
+	namespaceName := func(n Namespace) Name { return Name{Name: n.Name} }
+	for name, same := range changed(byName(was.Namespaces, namespaceName), byName(now.Namespaces, namespaceName)) {
+		if d.Namespaces[name.Name] = nil; len(same) > 0 {
+			d.Namespaces[name.Name] = same[len(same)-1]
+		}
+	}
+	d.Nodes = list(was.Nodes, now.Nodes)
+	d.Workloads = list(was.Workloads, now.Workloads)
+	d.Problems = list(was.Problems, now.Problems)
+	d.Unenforced = list(was.Unenforced, now.Unenforced)
+	return d
+}
+
+func (p Pod) name() Name { return Name{p.Namespace, p.Name} }
+
+// byName returns pointers to the objects, by their names.
+func byName[T any](objects []T, name func(T) Name) map[Name][]*T {
+	by := make(map[Name][]*T, len(objects))
+	for i := range objects {
+		n := name(objects[i])
+		by[n] = append(by[n], &objects[i])
+	}
+	return by
+}
+
+// changed returns the objects of each name that has other objects now than it had.
+func changed[T any](was, now map[Name][]*T) map[Name][]*T {
+	all := map[Name][]*T{}
+	for name, objects := range now {
+		if !slices.EqualFunc(was[name], objects, func(a, b *T) bool { return reflect.DeepEqual(*a, *b) }) {
+			all[name] = objects
+		}
+	}
+	for name := range was {
+		if _, ok := now[name]; !ok {
+			all[name] = nil
+		}
+	}
+	return all
+}
+
+// list returns the list now; nil if it is equal to the list was.
+func list[T any](was, now []T) *[]T {
+	if slices.EqualFunc(was, now, func(a, b T) bool { return reflect.DeepEqual(a, b) }) {
+		return nil
+	}
+	return &now
+}
