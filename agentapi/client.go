@@ -1,6 +1,6 @@
 // Package agentapi is the interface between the plugin, the agent and weirctl: requests over the agent's socket, the
-// status in its answers, and the heartbeat file. The plugin links this package, so it links nothing of Kubernetes and
-// no HTTP library.
+// status in its answers, and the heartbeat file. Because the plugin links this package, the package links nothing of
+// Kubernetes and no HTTP library.
 package agentapi
 
 import (
@@ -31,17 +31,19 @@ type EnrolRequest struct {
 	ID string `json:"id"`
 }
 
-// EnrolAnswer has the policies that isolate the pod in each direction now, or the reason why the agent refuses it.
+// EnrolAnswer has the policies that isolate the pod in each direction now, or the reason why the agent can't enrol the
+// pod.
 type EnrolAnswer struct {
 	Ingress string `json:"ingress,omitempty"`
 	Egress  string `json:"egress,omitempty"`
 	Error   string `json:"error,omitempty"`
 }
 
-// ErrNoAgent means that no agent answers on the socket.
+// ErrNoAgent wraps each failure to connect to the agent's socket: the file is missing, or no process listens.
 var ErrNoAgent = errors.New("no agent answers on " + Socket)
 
-// ErrOutdated means that the attachment was made with a configuration that contradicts what the agent knows.
+// ErrOutdated means that the agent refuses the attachment, because the configuration that it was made with contradicts
+// what the agent knows.
 var ErrOutdated = errors.New("the configuration is out of date")
 
 // maxAnswer bounds the size of an answer. The status of a node with thousands of pods has some megabytes, so every
@@ -55,9 +57,9 @@ type Question struct {
 	conn net.Conn
 }
 
-// Ask sends the agent one request. If ctx ends before the agent has answered, Answer fails. Ask writes HTTP/1.0 by
-// hand: in HTTP/1.0 the end of the connection ends the answer. net/http would nearly double the plugin's size, and
-// every pod's start waits for the plugin to load.
+// Ask sends the agent one request. It returns ErrNoAgent if it can't connect. If ctx ends before the agent has
+// answered, Answer fails. Ask writes HTTP/1.0 by hand: in HTTP/1.0 the end of the connection ends the answer. net/http
+// would nearly double the plugin's size, and every pod's start waits for the plugin to load.
 //
 // Equivalent to: curl --unix-socket /run/weir/agent.sock -X METHOD -d BODY http://agent/PATH
 func Ask(ctx context.Context, method, path string, body []byte) (*Question, error) {
@@ -73,7 +75,8 @@ func Ask(ctx context.Context, method, path string, body []byte) (*Question, erro
 	return q, nil
 }
 
-// Answer waits for the agent's answer. It must be called once.
+// Answer waits for the agent's answer, and returns its HTTP status and its body. It must be called once, because it
+// closes the connection.
 func (q *Question) Answer() (status int, answer []byte, err error) {
 	defer func() { _ = q.conn.Close() }()
 	defer context.AfterFunc(q.ctx, func() { _ = q.conn.SetDeadline(time.Unix(1, 0)) })()
@@ -95,8 +98,9 @@ func (q *Question) failed(err error) error {
 	return fmt.Errorf("%s: %w", q.what, err)
 }
 
-// Enrol asks the agent to put the endpoint's addresses into their classes. The returned function waits until the
-// kernel enforces the policies on these addresses. It must be called once.
+// Enrol asks the agent to put the endpoint's addresses into their classes. The returned function waits until the kernel
+// enforces the policies on these addresses. It must be called once. Its error wraps ErrNoAgent if there is no agent,
+// and ErrOutdated if waiting for another answer is useless.
 func Enrol(ctx context.Context, id string) (wait func() (EnrolAnswer, error)) {
 	body, err := json.Marshal(EnrolRequest{ID: id})
 	var question *Question

@@ -26,12 +26,11 @@ type Status struct {
 	Classes  []Class     `json:"classes"`
 	Sets     []SetStatus `json:"sets"`
 	Stats    Stats       `json:"stats"`
-	// NodeRepairs are the last repairs of things on the node, other than sets and rules, that another program had
-	// changed.
+	// NodeRepairs are the last repairs of node settings that another program had changed, the newest last.
 	NodeRepairs []NodeRepair `json:"nodeRepairs"`
 }
 
-// Problem is an object, or a part of an object, that can't be enforced as written. Traffic that only this part would
+// Problem is an object, or a part of an object, that can't be enforced completely. Traffic that only this part would
 // have allowed is dropped.
 type Problem struct {
 	Object  string `json:"object"` // kind namespace/name
@@ -70,7 +69,7 @@ type Class struct {
 	Pods      []string `json:"pods"`
 }
 
-// NodeRepair is what the agent repaired on the node at one time.
+// NodeRepair is the node settings of one kind that the agent repaired at one time.
 type NodeRepair struct {
 	Time  time.Time `json:"time"`
 	What  string    `json:"what"` // as the label "what" of weir_node_repairs_total
@@ -123,7 +122,7 @@ type File struct {
 // FileObject is one object of a file, or a part of a file that should be an object.
 type FileObject struct {
 	Where  string    `json:"where"`            // such as "document 2"
-	Object string    `json:"object,omitempty"` // kind and name
+	Object string    `json:"object,omitempty"` // kind, namespace and name, if they are known
 	State  FileState `json:"state"`
 	Why    string    `json:"why,omitempty"`
 }
@@ -143,7 +142,7 @@ const (
 	FileUnreadable  FileState = "unreadable"
 )
 
-// SetStatus is one ipset.
+// SetStatus is one of weir's ipsets, as the ruleset has it.
 type SetStatus struct {
 	Name    string `json:"name"`
 	Type    string `json:"type"`
@@ -181,5 +180,5 @@ func FileLines(files []File) []string {
 	return all
 }
 
-// OneLine changes a text from outside weir so that it fits into a table.
+// OneLine changes a text from outside weir so that it fits into a cell of a table: shortened, and without line ends.
 func OneLine(s string) string { return strings.ReplaceAll(excerpt.Of(s), "\n", " ") }

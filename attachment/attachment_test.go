@@ -49,7 +49,8 @@ func (n *node) must(err error) {
 	}
 }
 
-// begin starts an ADD and stops once the address is assigned.
+// begin does the first steps of an ADD: it assigns an address and writes the record. It returns the record and the lock
+// on it, which says that the ADD is running.
 func (n *node) begin(container, network string) (e *endpoint.Endpoint, making io.Closer) {
 	n.Helper()
 	e = &endpoint.Endpoint{ContainerID: container, IfName: "eth0", Network: network, Enforcement: conf.Strict}
@@ -69,7 +70,8 @@ func (n *node) begin(container, network string) (e *endpoint.Endpoint, making io
 	return e, making
 }
 
-// add attaches a container: it makes all that ADD makes, and adds what the agent adds.
+// add attaches a container: it makes the record, address, guard entry, link and neighbour entry that ADD makes, and
+// puts the address into the sets as ADD and the agent do.
 func (n *node) add(container, network string) *endpoint.Endpoint {
 	n.Helper()
 	e, making := n.begin(container, network)
@@ -87,7 +89,7 @@ func (n *node) add(container, network string) *endpoint.Endpoint {
 	return e
 }
 
-// traces returns everything that exists of each container, by the container's name.
+// traces returns what exists on the node of the containers c1 to c5, by the container's name.
 func (n *node) traces() map[string][]string {
 	n.Helper()
 	out := nodetest.Run(n, "sh", "-c",
@@ -183,9 +185,9 @@ func TestCollect(t *testing.T) {
 		n.add(name, network)
 	}
 	_, making := n.begin("c5", "weir")
-	nodetest.Run(t, "ip", "link", "del", "c3") // over, but another network's to collect
+	nodetest.Run(t, "ip", "link", "del", "c3") // its pod is gone, but it is in another network
 	over := []string{"3 sets", "address", "guard", "record"}
-	n.must(os.WriteFile(record("c4", ".json"), []byte("{"), 0o600)) // of whichever network
+	n.must(os.WriteFile(record("c4", ".json"), []byte("{"), 0o600)) // so its network is unknown
 	valid := map[string]bool{"c1:eth0": true, "c9:eth0": true}
 	for range 2 {
 		n.must(NewNode().Collect("weir", valid))
@@ -199,8 +201,8 @@ func TestCollect(t *testing.T) {
 	n.want("with nothing valid", map[string][]string{})
 }
 
-// TestEvict: since the agent has seen an address in the set of all pods, the address may have been assigned to an
-// attachment, or its attachment may have ended.
+// TestEvict: Evict removes only addresses that are in the set of all pods and belong to no attachment. Since the agent
+// listed an address, a new attachment may have got it, or the address may have left the set.
 func TestEvict(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -219,7 +221,8 @@ func TestEvict(t *testing.T) {
 	n.want("evicted", map[string][]string{"c1": whole})
 }
 
-// TestLostRecords: things without a record belong to no attachment, unless the runtime lists their attachment.
+// TestLostRecords: Collect removes all traces without a record, unless the runtime lists their attachment. A pod of
+// another node stays in its selector set.
 func TestLostRecords(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -244,8 +247,8 @@ func TestLostRecords(t *testing.T) {
 	}
 }
 
-// TestAnIDThatCameBack: after the agent has looked at an attachment and before it ends the attachment, the runtime
-// deletes the attachment and makes another one with the same ID.
+// TestAnIDThatCameBack: if the runtime deletes an attachment and makes another one with the same ID, after the agent
+// has looked at the first and before it ends it, the agent leaves the new attachment alone.
 func TestAnIDThatCameBack(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -275,7 +278,7 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	n.add("c2", "weir")
 	n.must(os.WriteFile(record("c1", ".json"), []byte(`{"containerID": "c1", "ifName": "eth0", "hostInterface": 7`),
 		0o600))
-	// as another plugin's pod
+	// now the attachment looks like another plugin's
 	for _, command := range []string{
 		"link del " + bridge.PortName("c1:eth0"),
 		"neigh flush nud permanent dev " + bridge.Name,
@@ -291,7 +294,7 @@ func TestEndOfABrokenRecord(t *testing.T) {
 		n.must(NewNode().End("c1:eth0"))
 		n.want("ended", map[string][]string{"c2": whole})
 	}
-	// A record that names another attachment's link: the link isn't touched.
+	// The record names a link that isn't the attachment's: End doesn't touch that link.
 	e, err := endpoint.Load("c2:eth0")
 	n.must(err)
 	e.HostIf = "lo"
@@ -299,7 +302,7 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	n.must(NewNode().End("c2:eth0"))
 	n.want("ended", map[string][]string{})
 	nodetest.Run(t, "ip", "link", "show", "lo")
-	// One record that can be read, and one that can't.
+	// The record can be decoded, but its address can't be used.
 	n.add("c3", "weir")
 	n.must(os.WriteFile(record("c3", ".json"),
 		[]byte(`{"containerID": "c3", "ifName": "eth0", "mac": "0a:58:0a:58:00:02", "addresses": [{}]}`), 0o600))

@@ -38,8 +38,8 @@ func (m *making) chainedSteps() []func() error {
 }
 
 // findChained finds the pod's link on the node, and makes sure that the link's packets pass the hook where policy is
-// enforced. It writes the link's name into the record, so that Reap can later see that the link is gone. With
-// enforcement "off" it doesn't look for the link.
+// enforced; it returns bridge.ErrBypassesForward if they can't. It writes the link's name into the record, so that Reap
+// can later see that the link is gone. With enforcement "off" it doesn't look for the link.
 func (m *making) findChained(c *Chained) error {
 	e := &m.record
 	e.Addresses, e.MAC = c.Addresses, c.MAC
@@ -63,6 +63,7 @@ func (m *making) findChained(c *Chained) error {
 
 // assign writes the record and assigns the addresses to the attachment. If an address was assigned to an earlier
 // attachment, weir has missed that attachment's DEL, and assign takes the address out of every set that still has it.
+// The error is *ipam.AssignedError if weir itself gave the address to another attachment.
 func (m *making) assign() error {
 	const step = "assign the pod's addresses"
 	unlock, err := endpoint.Lock()

@@ -23,7 +23,8 @@ type ending struct {
 	// sender has the attachment's port, with the MAC and addresses that the guard allows it to send as. The port's
 	// name is computed from the ID, even if the record names another link. The MAC is nil if the record has no MAC.
 	sender bridge.Sender
-	// begun is true if begin has stopped the port from sending, or has left it to another plugin.
+	// begun is true if begin has marked the record, and so has also forbidden the port to send, or left it to another
+	// plugin.
 	begun bool
 }
 
@@ -68,9 +69,10 @@ func (n Node) endUnfinished(e *endpoint.Endpoint) error {
 	return n.detach(x)
 }
 
-// begin does the steps that need no lock, because they take longer than all others. It marks the record as ending, so
-// that the agent puts the addresses into no more sets. Then it forbids the port to send, and deletes the link; it
-// doesn't touch a chained attachment's link. It returns fs.ErrNotExist if there is no record.
+// begin does the slowest steps, which need no lock. It marks the record as ending, so that the agent puts the addresses
+// into no more sets. Then it forbids the port to send, and deletes the link; it doesn't touch a chained attachment's
+// link. If the record is missing or broken, it only deletes the link that has the ID's name. It returns fs.ErrNotExist
+// if there is no record.
 func (x *ending) begin() error {
 	e, err := endpoint.MarkEnding(x.id)
 	switch {
@@ -147,10 +149,10 @@ func salvage(id string) (*endpoint.Endpoint, error) {
 	return e, nil
 }
 
-// detach removes everything that the attachment has, in an order in which no packet is allowed meanwhile. It forbids
-// the port to send, unless begin has done that. It takes the addresses out of every set. It releases an address when
-// nothing refers to the address any more. The caller must have the node's lock, so that no other attachment gets the
-// addresses meanwhile.
+// detach removes everything that the attachment has. First it forbids the port to send, unless begin has done that.
+// Then it removes the addresses from all sets, the link, the neighbour entries and the connections. Only when nothing
+// refers to the addresses any more, it releases them and removes the record. The caller must have the node's lock, so
+// that no other attachment gets the addresses meanwhile.
 func (n Node) detach(x *ending) error {
 	addresses, err := x.addresses()
 	if err != nil {

@@ -72,12 +72,12 @@ type enrolment struct {
 	cancel context.CancelFunc
 }
 
-// Make makes an attachment, by the steps that the method steps lists, and then calls report. If a step or report
-// fails, Make undoes all steps.
+// Make makes an attachment, by the steps that the method steps lists, and then calls report. If a step or report fails,
+// Make undoes all steps.
 //
-// Errors are *ExistsError, *NetnsError, *LinkError, *EnrolError, *NoRuleError, bridge.ErrBypassesForward, and ipam's
-// *ExhaustedError and *AssignedError. A *StepError is any other failure of the kernel or the disk. A *LeftoverError
-// wraps one of these, and says that a step could not be undone.
+// Errors are *ExistsError, *NetnsError, *LinkError, *EnrolError, *NoRuleError, bridge.ErrBypassesForward, ipam's
+// *ExhaustedError and *AssignedError, and report's own. A *StepError is any other failure of the kernel or the disk. A
+// *LeftoverError wraps one of these, and says that a step could not be undone.
 func (n Node) Make(r Request, report func(Made) error) (err error) {
 	m, err := n.prepare(r)
 	if err != nil {
@@ -119,7 +119,8 @@ func (m *making) steps() []func() error {
 	}
 }
 
-// prepare makes all checks for which nothing must exist yet.
+// prepare makes the checks that need none of the steps. It changes nothing on the node, except that a chained
+// attachment's bridge must pass its packets through iptables (findChained). The caller closes what it returns.
 func (n Node) prepare(r Request) (*making, error) {
 	id := endpoint.ID(r.ContainerID, r.IfName)
 	if endpoint.Exists(id) {
@@ -153,7 +154,7 @@ func (m *making) close() {
 	_ = m.netns.Close()
 }
 
-// undo undoes all steps, as DEL would, and returns the cause.
+// undo undoes all steps, as DEL would, and returns the cause, in a *LeftoverError if a step could not be undone.
 func (m *making) undo(cause error) error {
 	if m.enrolment != nil {
 		m.enrolment.cancel()
@@ -194,7 +195,8 @@ func (m *making) port() bridge.Port {
 	}
 }
 
-// allowSender allows the port, in the guard, to send with the attachment's MAC and addresses.
+// allowSender allows the port, in the guard, to send with the attachment's MAC and addresses. Without this permission
+// the guard drops all that the pod sends.
 func (m *making) allowSender() error {
 	return failed("guard the pod's port", bridge.AllowSender(m.port().Sender()))
 }
@@ -232,7 +234,7 @@ func (m *making) ensureBridge() error {
 	return failed("make the bridge", err)
 }
 
-// createLink makes the veth pair, with its end on the node down, and configures the pod's end.
+// createLink makes the veth pair, with its end on the node down, and configures the pod's end. Its error is *LinkError.
 func (m *making) createLink() error {
 	p := m.port()
 	var err error
@@ -242,8 +244,9 @@ func (m *making) createLink() error {
 	return nil
 }
 
-// awaitEnrol waits for the agent's answer. With enforcement "closed" Make also succeeds without an answer. Then the
-// link stays down, or a chained pod's connections stay denied, until an agent has enrolled the pod.
+// awaitEnrol waits for the agent's answer. With enforcement "closed" Make also succeeds without an answer, unless the
+// configuration is outdated. Then the link stays down, or a chained pod's connections stay denied, until an agent has
+// enrolled the pod.
 func (m *making) awaitEnrol() error {
 	if m.enrolment == nil {
 		m.enrolled = true

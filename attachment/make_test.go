@@ -147,7 +147,8 @@ func TestMake(t *testing.T) {
 	}
 }
 
-// TestMakeAndEnd: with another implementation of PodSets an attachment can be made, made only once, and ended.
+// TestMakeAndEnd: with another implementation of PodSets an attachment can be made, made only once, and ended. Evict
+// removes a stray address and not the attachment's.
 func TestMakeAndEnd(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

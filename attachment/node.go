@@ -6,8 +6,8 @@
 //
 //   - The record is written before everything else and removed after it, and each step can be repeated. So whenever a
 //     process is killed, Reap, GC or a second DEL finds the rest and removes it.
-//   - Packets pass the link only after the addresses are in the set of all pods and the agent has enrolled the pod,
-//     unless enforcement is off.
+//   - Packets pass a link that weir made only after the addresses are in the set of all pods and the agent has enrolled
+//     the pod, unless enforcement is off.
 //   - An address is released only after the guard forbids the port to send and no set holds the address any more.
 //   - Addresses are assigned and released, and attachments end, under the node's lock.
 package attachment
@@ -48,6 +48,6 @@ type PodSets interface {
 	// Check returns an error that names each set that should hold one of the addresses of an enrolled pod and does
 	// not.
 	Check(addrs ...netip.Addr) error
-	// Addresses lists the contents of all sets that hold pods of this node and no other pods.
+	// Addresses returns the addresses in all sets that can only hold pods of this node.
 	Addresses() ([]netip.Addr, error)
 }

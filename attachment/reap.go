@@ -13,9 +13,10 @@ import (
 // returns their records. The agent calls Reap because some runtimes never call GC.
 func (n Node) Reap() ([]endpoint.Endpoint, error) { return n.endEach(isOver) }
 
-// Collect does the work of CNI's GC. It ends every attachment to the network with an ID that isn't in valid. Then it
-// removes everything that belongs to no attachment. If a step fails, it continues with the others. The error is a
-// *StepError.
+// Collect does the work of CNI's GC. It ends every attachment to the network with an ID that isn't in valid, unless a
+// process is making or ending the attachment. If a record is broken, its network is unknown: Collect ends the
+// attachment only if Reap would. Then Collect removes everything that belongs to no attachment. If a step fails, it
+// continues with the others. The error is a *StepError.
 func (n Node) Collect(network string, valid map[string]bool) error {
 	_, err := n.endEach(func(id string) (bool, error) {
 		if valid[id] {
@@ -76,9 +77,6 @@ func (n Node) endIf(id string, ended func(string) (bool, error)) (*endpoint.Endp
 //     pod's namespace. The path of the namespace proves nothing, because the agent may not see the runtime's mounts.
 //     If the record is broken, a missing link counts only if weir0 has a neighbour entry for one of the addresses.
 //     Without such an entry another plugin may have made the interface, and then the link's name is unknown.
-//     namespace. The path of the namespace proves nothing, because the agent may not see the runtime's mounts. If the
-//     record is broken, a missing link counts only if weir0 has a neighbour entry for one of the addresses. Without
-//     an entry another plugin may have made the interface, and the link's name is unknown.
 func isOver(id string) (bool, error) {
 	e, ending, err := endpoint.LoadAny(id)
 	switch {

@@ -19,7 +19,7 @@ type traces struct {
 	owners  map[netip.Addr]string
 }
 
-// recorded has the IDs, ports and addresses of attachments with a record.
+// recorded has the IDs, ports and addresses of attachments that have a record or are in valid.
 type recorded struct {
 	ids   map[string]bool
 	ports map[string]bool
@@ -69,8 +69,8 @@ func (n Node) sweep(valid map[string]bool) error {
 	return errors.Join(errs...)
 }
 
-// Evict removes the addresses that belong to no attachment from the sets of all pods, and returns the removed ones. It
-// takes the node's lock, so no address is assigned meanwhile.
+// Evict removes those of the addresses that belong to no attachment from the sets of all pods, and returns the ones
+// that it removed. It takes the node's lock, so no address is assigned meanwhile.
 func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 	unlock, err := endpoint.Lock()
 	if err != nil {
@@ -133,7 +133,8 @@ func (n Node) readTraces() (t traces, err error) {
 	return t, err
 }
 
-// readRecords returns the IDs, ports and addresses of attachments with a record, and of the IDs in valid.
+// readRecords returns the IDs, ports and addresses of attachments with a record, and of the IDs in valid. An attachment
+// has the addresses in its record and those that owners says it has.
 func readRecords(owners map[netip.Addr]string, valid map[string]bool) (recorded, error) {
 	r := recorded{ids: map[string]bool{}, ports: map[string]bool{}, addrs: map[netip.Addr]bool{}}
 	ids, err := endpoint.IDs()

@@ -9,8 +9,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// Args are the CNI_ARGS that weir reads: the pod's identity, which containerd sets (K8S_POD_*), and requested addresses
-// (IP, MAC: CNI's CONVENTIONS.md, "CNI_ARGS"). cnitool passes all of them on.
+// Args are the CNI_ARGS that weir reads: the pod's identity (K8S_POD_*, which containerd sets), and the addresses that
+// the caller requests (IP and MAC: CNI's CONVENTIONS.md, "CNI_ARGS").
 type Args struct {
 	Namespace, Name, UID string
 	IPs                  []netip.Addr // one, or several separated by commas
@@ -18,7 +18,7 @@ type Args struct {
 }
 
 // ParseArgs reads CNI_ARGS, "KEY=VALUE;KEY=VALUE". It ignores keys that weir doesn't know. It returns a *types.Error
-// with code 4 for a value that is wrong.
+// with code 4 if a pair has no "=", or a value is wrong.
 func ParseArgs(s string) (Args, error) {
 	var a Args
 	for pair := range strings.SplitSeq(s, ";") {
@@ -65,13 +65,12 @@ func ParseArgs(s string) (Args, error) {
 	return a, nil
 }
 
-// invalidArgs returns an error with CNI's code 4.
 func invalidArgs(format string, args ...any) error {
 	return types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS: "+fmt.Sprintf(format, args...), "")
 }
 
-// isUnsafe reports whether the character can't be in the name of a Kubernetes object (RFC 1123 subdomain), and would be
-// unsafe in a file name, a set's comment or a log line.
+// isUnsafe reports whether the character would be unsafe in a file name, a set's comment or a log line. No name of a
+// Kubernetes object has such a character (RFC 1123 subdomain).
 func isUnsafe(r rune) bool {
 	return r <= ' ' || r > '~' || strings.ContainsRune(`/\"'`, r)
 }

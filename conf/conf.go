@@ -68,8 +68,9 @@ func MTURange(six bool) (least, largest int) {
 	return minMTU, maxMTU
 }
 
-// Parse reads and validates the network configuration of a CNI call. Errors are *types.Error with code 6 (not JSON), 2
-// (an unknown key) or 7 (a key is missing or its value is wrong). The message names the key and its value.
+// Parse reads and validates the network configuration of a CNI call. Errors are *types.Error with code 6 (the
+// configuration is no JSON object, or prevResult can't be read), 2 (an unknown key) or 7 (a key is missing or its value
+// is wrong). The message names the key and its value.
 func Parse(data []byte) (*NetConf, error) {
 	var raw map[string]json.RawMessage
 	if err := json.Unmarshal(data, &raw); err != nil {
@@ -139,8 +140,8 @@ func (c *NetConf) validate() error {
 	return nil
 }
 
-// checkKeys returns an error for the first key that isn't known. An unknown key may be a misspelt one that matters, so
-// it is refused. Keys that begin with "cni.dev/" pass: runtimes add them.
+// checkKeys returns an error for the first key, in alphabetical order, that isn't known. An unknown key may be a
+// misspelt one that matters, so it is refused. Keys that begin with "cni.dev/" pass: runtimes add them.
 func checkKeys(path string, raw map[string]json.RawMessage, known []string) error {
 	var keys []string
 	for k := range raw {
@@ -161,7 +162,7 @@ func invalid(key, value, why string) error {
 	return keyError(types.ErrInvalidNetworkConfig, key, value, why)
 }
 
-// keyError returns an error with that code, which names the key and its value.
+// keyError returns an error with that code, which names the key and the first 80 bytes of its value.
 func keyError(code uint, key, value, why string) error {
 	if len(value) > 80 {
 		value = value[:80] + "…"
@@ -173,7 +174,7 @@ func keyError(code uint, key, value, why string) error {
 func decodeError(raw map[string]json.RawMessage, err error) error {
 	var wrong *json.UnmarshalTypeError
 	if errors.As(err, &wrong) {
-		key := strings.TrimPrefix(wrong.Field, "NetConf.") // as encoding/json names what is embedded
+		key := strings.TrimPrefix(wrong.Field, "NetConf.") // the name of the embedded struct comes first
 		top, _, _ := strings.Cut(key, ".")
 		return invalid(key, string(raw[top]), "must be of type "+wrong.Type.String())
 	}

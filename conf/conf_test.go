@@ -120,7 +120,8 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// TestParseTakesTheRuntimesKeys: Parse accepts the keys that runtimes add to a plugin's own.
+// TestParseTakesTheRuntimesKeys: Parse accepts the keys that runtimes add to a plugin's own, and returns the valid
+// attachments and prevResult.
 func TestParseTakesTheRuntimesKeys(t *testing.T) {
 	c, err := Parse([]byte(`{
 		"cniVersion": "1.1.0", "cniVersions": ["1.0.0", "1.1.0"], "name": "weir", "type": "weir",
@@ -142,7 +143,8 @@ func TestParseTakesTheRuntimesKeys(t *testing.T) {
 	}
 }
 
-// TestParseRefuses: each message names the key with its path, and the value.
+// TestParseRefuses: Parse returns an error with CNI's code for the fault, and no configuration. The message names the
+// key with its path and the value, or says what is missing.
 func TestParseRefuses(t *testing.T) {
 	const ranges = `"ranges": [{"subnet": "10.88.0.0/24"}]`
 	for _, tc := range []struct {
@@ -479,7 +481,8 @@ func TestParseArgs(t *testing.T) {
 	}
 }
 
-// TestIdentify: CNI_ARGS have precedence over args.cni, and these over its labels.
+// TestIdentify: CNI_ARGS have precedence over args.cni, and its keys over its labels. A part of the identity that is
+// missing or can't be read causes an error, unless no part from there is needed.
 func TestIdentify(t *testing.T) {
 	for _, tc := range []struct {
 		name, cni string

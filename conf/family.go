@@ -14,7 +14,8 @@ const (
 // Families has both families, in the order in which weir handles them.
 var Families = [...]Family{IPv4, IPv6}
 
-// FamilyOf returns the address's family.
+// FamilyOf returns the address's family. An IPv4 address in IPv6 form (::ffff:10.88.0.2) counts as IPv6, so callers
+// unmap it first.
 func FamilyOf(a netip.Addr) Family {
 	if a.Is4() {
 		return IPv4
@@ -22,11 +23,9 @@ func FamilyOf(a netip.Addr) Family {
 	return IPv6
 }
 
-// String returns the family's name.
 func (f Family) String() string { return [...]string{"IPv4", "IPv6"}[f] }
 
-// Set returns the name of the family's set, for the name of IPv4's set. There is one set for each family: weir-pods and
-// weir-pods6.
+// Set returns the name of the family's set, given the name of IPv4's set: for weir-pods, IPv6's set is weir-pods6.
 func (f Family) Set(name string) string {
 	if f == IPv6 {
 		return name + "6"

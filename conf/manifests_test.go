@@ -87,7 +87,8 @@ func manifests(t *testing.T) map[string][]runtime.Object {
 	return all
 }
 
-// image is the image's name in the manifests; people replace it with that in their registry (Makefile, IMAGE).
+// image is the image's name in the manifests. People replace it with the image's name in their registry (Makefile,
+// IMAGE).
 const image = "weir.local/weir:dev"
 
 func TestManifests(t *testing.T) {

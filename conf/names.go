@@ -18,10 +18,10 @@ const (
 	// RouteProtocol marks weir's routes to other nodes' pods. weir doesn't touch routes of other protocols in the same
 	// table. (rtnetlink(7); below 256, and not in iproute2's list.)
 	RouteProtocol = 88
-	// CutLabel is the bit of a connection's label (conntrack has 128) that marks a connection as cut.
+	// CutLabel is the bit of a connection's label that marks the connection as cut. A label has the bits 0 to 127.
 	CutLabel = 127
-	// MaxSetEntries is the largest number of entries of one of weir's ipsets (maxelem). Kubernetes supports clusters of
-	// up to 150,000 pods, so real sets stay below it. A set takes memory as it grows.
+	// MaxSetEntries is the largest number of entries of one of weir's ipsets (maxelem). Kubernetes supports clusters of up
+	// to 150,000 pods, so real sets have fewer entries. The kernel allocates memory only for the entries that exist.
 	MaxSetEntries = 1 << 20
 )
 
@@ -49,6 +49,6 @@ func Comment(text string) string {
 	return text
 }
 
-// isChanged reports whether the kernel, iptables or a terminal changes the character. iptables-save puts a backslash
-// before quotes.
+// isChanged reports whether the kernel, iptables or a terminal could change the character or act on it. iptables-save
+// puts a backslash before quotes and backslashes.
 func isChanged(r rune) bool { return r < ' ' || r > '~' || r == '"' || r == '\'' || r == '\\' }

@@ -115,7 +115,8 @@ func (r *Range) complete(path string) error {
 	return nil
 }
 
-// parseExclude reads the list of excluded networks and single addresses.
+// parseExclude reads the list of excluded networks and single addresses. It returns an error if they leave no address
+// that the range can assign.
 func (r *Range) parseExclude(path string, data json.RawMessage) error {
 	var list []string
 	if data == nil {
@@ -167,7 +168,6 @@ func (r Range) CanAssign(a netip.Addr) bool {
 		!slices.ContainsFunc(r.Exclude, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// String returns the range in words.
 func (r Range) String() string {
 	s := fmt.Sprintf("%s (%s to %s", r.Subnet, r.RangeStart, r.RangeEnd)
 	if len(r.Exclude) > 0 {
@@ -176,8 +176,8 @@ func (r Range) String() string {
 	return s + ")"
 }
 
-// checkDisjoint returns an error if an address is in two ranges. Ranges may share a subnet if they have the same
-// gateway.
+// checkDisjoint returns an error if an address is in two ranges, or if subnets overlap. Two ranges may have the same
+// subnet if they also have the same gateway.
 func checkDisjoint(ranges []Range) error {
 	for i, r := range ranges {
 		for j, other := range ranges[:i] {

@@ -11,8 +11,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// Route is a route of a pod besides the default route of each family. A route to everything replaces that default route
-// (CNI specification 1.1, "Success": routes).
+// Route is a configured route of a pod. Each family also has a default route, unless a Route replaces it (IsDefault;
+// CNI specification 1.1, "Success": routes).
 type Route struct {
 	Dst netip.Prefix `json:"dst"`
 	// Gateway is the gateway of the range from which the pod has its address. No other gateway is possible: a pod reaches
@@ -22,7 +22,7 @@ type Route struct {
 	MTU      int `json:"mtu,omitempty"`
 	AdvMSS   int `json:"advmss,omitempty"`
 	Priority int `json:"priority,omitempty"`
-	// Table is the routing table; nil means the main table.
+	// Table is the routing table; nil and 0 mean the main table.
 	Table *int `json:"table,omitempty"`
 	// Scope is ScopeGlobal, via the gateway, or ScopeLink, without a gateway; nil means ScopeGlobal.
 	Scope *int `json:"scope,omitempty"`
@@ -37,13 +37,14 @@ const (
 
 var knownRouteKeys = []string{"dst", "gw", "mtu", "advmss", "priority", "table", "scope"}
 
-// IsDefault reports whether the route replaces the default route of its family.
+// IsDefault reports whether the route replaces the default route of its family: it leads everywhere via the gateway, in
+// the main table.
 func (r Route) IsDefault() bool { return r.Dst.Bits() == 0 && r.TableID() == mainTable && !r.OnLink() }
 
 // OnLink reports whether the route has no gateway.
 func (r Route) OnLink() bool { return r.Scope != nil && *r.Scope == ScopeLink }
 
-// TableID returns the number of the routing table.
+// TableID returns the number of the routing table, also if the route names none.
 func (r Route) TableID() int {
 	if r.Table == nil || *r.Table == 0 {
 		return mainTable
@@ -51,7 +52,7 @@ func (r Route) TableID() int {
 	return *r.Table
 }
 
-// parseRoutes reads the value of "routes".
+// parseRoutes reads the value of "routes", and checks each route by itself.
 func parseRoutes(data json.RawMessage) ([]Route, error) {
 	var list []json.RawMessage
 	if err := json.Unmarshal(data, &list); err != nil {
@@ -130,8 +131,9 @@ func (r Route) validate(path string) error {
 	return nil
 }
 
-// checkRoutes checks that each route is of a family that pods have addresses of, that its gateway is reachable, and
-// that no route is given twice.
+// checkRoutes checks that there is a range of each route's family, that a given gateway is the only gateway of these
+// ranges, and that no two routes have the same destination, table and priority. If there are no ranges at all, it
+// doesn't check the family.
 func checkRoutes(routes []Route, ranges []Range) error {
 	for i, r := range routes {
 		path := fmt.Sprintf("routes[%d]", i)
@@ -159,8 +161,8 @@ func checkRoutes(routes []Route, ranges []Range) error {
 	return nil
 }
 
-// RoutesOf returns the routes of a pod with an address of that family and that gateway: those given for the family, and
-// the default route unless they have one.
+// RoutesOf returns the routes of a pod with an address of that family and that gateway: the given routes of the family,
+// which lead via the gateway unless they are on the link, and the default route unless a given route replaces it.
 func RoutesOf(given []Route, family Family, gateway netip.Addr) []Route {
 	var routes []Route
 	for _, r := range given {

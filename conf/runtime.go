@@ -41,7 +41,8 @@ type requested[T any] struct {
 	value T
 }
 
-// parseRuntime reads runtimeConfig and args. The runtime's ranges replace the configuration's.
+// parseRuntime reads runtimeConfig and args. The runtime's ranges and DNS settings replace the configuration's.
+// Requested addresses are kept for the methods Addresses and HardwareAddr.
 func (c *NetConf) parseRuntime(raw map[string]json.RawMessage) error {
 	var rt runtimeConfig
 	if err := decode("runtimeConfig", raw["runtimeConfig"], &rt); err != nil {
@@ -125,8 +126,8 @@ func (c *NetConf) Addresses(args Args) ([]netip.Addr, error) {
 	return addrs, nil
 }
 
-// HardwareAddr returns the MAC that the runtime requests for the pod; nil if it requests none. The configuration has
-// precedence over CNI_ARGS.
+// HardwareAddr returns the MAC that the runtime requests for the pod; nil if it requests none. runtimeConfig has
+// precedence over args.cni, and both over CNI_ARGS.
 func (c *NetConf) HardwareAddr(args Args) net.HardwareAddr {
 	if c.requestedMAC.value != nil {
 		return c.requestedMAC.value
@@ -134,7 +135,8 @@ func (c *NetConf) HardwareAddr(args Args) net.HardwareAddr {
 	return args.MAC
 }
 
-// decode reads a key that other programs use too, so it ignores unknown fields.
+// decode reads the value of a key that other programs use too, so it ignores unknown fields. It does nothing if the key
+// is missing.
 func decode(key string, data json.RawMessage, into any) error {
 	if data == nil {
 		return nil
@@ -145,7 +147,8 @@ func decode(key string, data json.RawMessage, into any) error {
 	return nil
 }
 
-// parseAddress reads an address. It ignores a prefix length, which some runtimes append: the ranges say the subnet.
+// parseAddress reads an address, and refuses one with a zone. It ignores a prefix length, which some runtimes append:
+// the subnet comes from the range.
 func parseAddress(s string) (netip.Addr, bool) {
 	a, err := netip.ParseAddr(s)
 	if err != nil {
@@ -158,8 +161,8 @@ func parseAddress(s string) (netip.Addr, bool) {
 	return a.Unmap(), a.Zone() == ""
 }
 
-// parseMAC reads the MAC of a single host: 48 bits, and not a group address (IEEE 802: the lowest bit of the first
-// byte).
+// parseMAC reads the MAC of a single host. It refuses one that doesn't have 48 bits, is all zeros or is a group address
+// (IEEE 802: the lowest bit of the first byte).
 func parseMAC(s string) (net.HardwareAddr, bool) {
 	mac, err := net.ParseMAC(s)
 	if err != nil || len(mac) != 6 || mac[0]&1 != 0 || mac.String() == "00:00:00:00:00:00" {
@@ -168,7 +171,6 @@ func parseMAC(s string) (net.HardwareAddr, bool) {
 	return mac, true
 }
 
-// describe lists the ranges as text.
 func describe(ranges []Range) string {
 	all := make([]string, len(ranges))
 	for i, r := range ranges {
@@ -192,7 +194,8 @@ func (c *NetConf) checkChained() error {
 }
 
 // ForAdd checks what only ADD requires. It reports whether another plugin has made the interface: then there is a
-// prevResult, and weir only enforces policy.
+// prevResult, and weir only enforces policy. It returns an error if ranges is missing or, behind another plugin, if a
+// key has no effect.
 func (c *NetConf) ForAdd() (chained bool, err error) {
 	if c.PrevResult != nil {
 		return true, c.checkChained()

@@ -6,10 +6,10 @@ import "strings"
 // weir share. The kernel allows 31 bytes for the name of a set and 28 for that of an iptables chain, so a name has room
 // for a hash of 16 letters. The constants are the names of IPv4's sets; Family.Set turns them into those of IPv6.
 
-// Sets that always exist, or as soon as a pod needs them.
+// Sets with fixed names.
 const (
-	// PodsSet has the addresses of every pod on the node: the kernel drops packets from and to them unless a class accepts
-	// them. The plugin adds a pod before it sets the pod's link up.
+	// PodsSet has the addresses of every pod on the node, except pods with enforcement off: the kernel drops packets from
+	// and to these addresses unless a class accepts them. The plugin adds a pod before it sets the pod's link up.
 	PodsSet = ownSet + "pods"
 	// NetworksSet has the networks that pods' addresses come from.
 	NetworksSet = ownSet + "networks"
@@ -62,8 +62,8 @@ const (
 	TrialChain = ownChain + "TRIAL"
 )
 
-// Prefixes of the names of chains. Behind IngressClassChains or EgressClassChains, the name of a class's chain has the
-// end of the name of the class's set, in capitals.
+// Prefixes of the names of chains. Two of them are for the chains of classes. The rest of such a chain's name is the
+// rest of the class set's name, in capitals.
 const (
 	ownChain           = "WEIR-"
 	IngressClassChains = ownChain + "IN-"
@@ -73,9 +73,8 @@ const (
 // OwnSet reports whether a set of that name is weir's.
 func OwnSet(name string) bool { return strings.HasPrefix(name, ownSet) }
 
-// HoldsPods reports whether the set of that name is weir's and has addresses of pods as its entries, so that a pod that
-// ends must be removed from it. All of weir's sets have addresses of pods, except the sets of networks and of port
-// numbers.
+// HoldsPods reports whether the set of that name is weir's and may have entries of a pod, which must be removed when
+// the pod ends. All of weir's sets may, except those of networks and of port numbers.
 func HoldsPods(name string) bool {
 	return OwnSet(name) && !strings.HasPrefix(name, NetworksSet) && !strings.HasPrefix(name, BlockSets) &&
 		!strings.HasPrefix(name, NumberSets)
@@ -85,7 +84,7 @@ func HoldsPods(name string) bool {
 func SetGroup(name string) string {
 	parts := strings.SplitN(name, "-", 3) // weir, the purpose, a hash
 	group := strings.Join(parts[:min(len(parts), 2)], "-")
-	return strings.TrimSuffix(group, "6") // of IPv6's sets without a hash
+	return strings.TrimSuffix(group, "6") // weir-pods6 is in the group weir-pods
 }
 
 // IngressClass reports whether the set of that name is a class set of the ingress direction, of either family.

@@ -32,7 +32,8 @@ func Remove(id string) error {
 	return nil
 }
 
-// Exists reports whether the attachment has a record, ending or not.
+// Exists reports whether the attachment has a record, ending or not. It also reports true if the kernel doesn't say
+// whether there is one.
 func Exists(id string) bool {
 	for _, p := range []string{path(id), endingPath(id)} {
 		if _, err := os.Lstat(p); !errors.Is(err, fs.ErrNotExist) {
@@ -42,8 +43,8 @@ func Exists(id string) bool {
 	return false
 }
 
-// LoadAny reads the attachment's record, and reports whether it is ending. It returns fs.ErrNotExist if there is none,
-// and ErrBroken if it can't be understood.
+// LoadAny reads the attachment's record, and reports whether the record is ending. It returns fs.ErrNotExist if there
+// is no record, and ErrBroken if the record can't be understood.
 func LoadAny(id string) (e *Endpoint, ending bool, err error) {
 	e, err = load(path(id), id)
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -71,10 +72,8 @@ func IDs() ([]string, error) {
 	return slices.Compact(ids), nil
 }
 
-// MarkBusy locks the record, so that Busy reports true until the lock is closed or the process ends. It does nothing if
-// there is no record, or another process has locked it.
-//
-// Equivalent to: flock --nonblock RECORD
+// MarkBusy locks the record, so that Busy reports true until the lock is closed or the process ends. If the record
+// can't be opened, or another process has locked it, MarkBusy does nothing and returns a Closer without effect.
 func MarkBusy(id string) io.Closer {
 	f, err := openRecord(id)
 	if err != nil {
@@ -87,9 +86,8 @@ func MarkBusy(id string) io.Closer {
 	return f
 }
 
-// Busy reports whether a process is making or ending the attachment: whether the record is locked.
-//
-// Equivalent to: ! flock --nonblock --shared RECORD true
+// Busy reports whether a process is making or ending the attachment: whether the record is locked. It reports false if
+// there is no record.
 func Busy(id string) (bool, error) {
 	f, err := openRecord(id)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -111,7 +109,7 @@ func openRecord(id string) (*os.File, error) {
 	return f, err
 }
 
-// isLocked reports whether another process has locked the file.
+// isLocked reports whether another process has locked the file. If not, f has a shared lock until it is closed.
 func isLocked(f *os.File) (bool, error) {
 	err := flock(f, unix.LOCK_SH|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {

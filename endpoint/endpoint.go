@@ -38,11 +38,12 @@ const (
 
 	recordsDir = Dir + "/endpoints"
 	suffix     = ".json"
-	// endingSuffix ends the name of a record whose attachment is being deleted. Only the process that deletes the
-	// attachment reads such a record.
+	// endingSuffix ends the name of a record whose attachment is being deleted. Load and List, which the agent uses for
+	// enforcement, don't read such records.
 	endingSuffix = ".ending"
-	// tempFile is a record that is being written. It is outside of the records' directory, so the agent, which watches the
-	// directory, isn't woken. One name is enough, as the writer holds Lock. A file that a crash left is overwritten.
+	// tempFile is a record that is being written. It is outside of the records' directory, so the agent, which watches
+	// that directory, isn't woken. One name is enough, because the writer holds Lock. A file that a crash left is
+	// overwritten.
 	tempFile = Dir + "/endpoint.tmp"
 )
 
@@ -79,7 +80,6 @@ type Pod struct {
 	UID       string `json:"uid,omitempty"`
 }
 
-// String returns NAMESPACE/NAME.
 func (p Pod) String() string { return p.Namespace + "/" + p.Name }
 
 // Address is one of the pod's addresses, with the subnet that it was assigned from.
@@ -111,9 +111,9 @@ func (e *Endpoint) Save() error {
 	return nil
 }
 
-// Begin saves the record and returns a lock on it. Busy reports true until the lock is closed or the process ends. So a
-// caller can distinguish a record that a crash left from the record of a running ADD, without waiting. The caller holds
-// Lock.
+// Begin saves the record and returns a lock on it. Busy reports true until the lock is closed or the process ends. Thus
+// other processes can distinguish the record of a running ADD from a record that a crash left, without waiting. The
+// caller holds Lock.
 func (e *Endpoint) Begin() (making io.Closer, err error) {
 	if err := os.MkdirAll(recordsDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of endpoint records: %w", err)
@@ -125,8 +125,8 @@ func (e *Endpoint) Begin() (making io.Closer, err error) {
 	if err := os.WriteFile(tempFile, data, 0o600); err != nil {
 		return nil, fmt.Errorf("write endpoint record %s: %w", e.ID(), err)
 	}
-	// Opened again, for reading: closing a file that was opened for writing would wake the agent, which watches for
-	// that.
+	// Opened again, for reading. The agent watches for the close of files that were opened for writing, and the caller
+	// closes this file long after the rename.
 	f, err := os.Open(tempFile)
 	if err != nil {
 		return nil, fmt.Errorf("open endpoint record %s: %w", e.ID(), err)
@@ -232,10 +232,9 @@ func WatchDir() (string, error) {
 	return recordsDir, nil
 }
 
-// Lock takes the node's lock, which guards the assignment of addresses and the making of the bridge. It waits without a
-// time limit: processes keep the lock for a few system calls. The kernel releases it when the process ends.
-//
-// Equivalent to: flock /run/weir/lock
+// Lock takes the node's lock. A process holds it while it assigns or releases addresses, makes the bridge, or ends an
+// attachment. Lock waits without a time limit: processes keep the lock for a few system calls. The kernel releases the
+// lock when the process ends.
 func Lock() (unlock func(), err error) {
 	if err := os.MkdirAll(Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make %s: %w", Dir, err)

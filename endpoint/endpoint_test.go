@@ -158,7 +158,8 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 	}
 }
 
-// TestEnding: only DEL reads an ending record, until it removes the record; Exists reports the ID until then.
+// TestEnding: once a record is marked as ending, Load and List don't return it. MarkEnding returns it again and Exists
+// reports it, until Remove. A record that can't be read still exists.
 func TestEnding(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -20,14 +20,15 @@ func CheckID(id string) error {
 	return nil
 }
 
-// ErrTooLong means that an ID is too long for the name of a record.
+// ErrTooLong is what CheckID's error wraps if the ID has more than maxID bytes.
 var ErrTooLong = errors.New("the endpoint ID is too long")
 
 // maxID is the length of the longest ID in bytes. A file's name has at most 255 bytes (NAME_MAX), and the name of an
 // ending record is the ID and a suffix. An attachment with a longer ID could be made and never be deleted.
 const maxID = 255 - len(endingSuffix)
 
-// IDOfFile returns the ID of the attachment whose record has that file name; false if the name isn't that of a record.
+// IDOfFile returns the ID of the attachment whose record has that file name; false if the name isn't that of a record,
+// or if the record is ending.
 func IDOfFile(name string) (id string, ok bool) {
 	id, ok = strings.CutSuffix(name, suffix)
 	return id, ok && CheckID(id) == nil

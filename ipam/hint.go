@@ -20,7 +20,8 @@ const (
 	// mapsDir has a bitmap for each block of addresses: a file named after the block's first address. A block in which no
 	// address was ever assigned has no file.
 	mapsDir = endpoint.Dir + "/addresses.maps"
-	// madeFile is as old as the last rebuild of the bitmaps from the links.
+	// madeFile is the name of an empty file in mapsDir. Its time of modification is when the bitmaps were last rebuilt
+	// from the links.
 	madeFile = "made"
 
 	blockBits  = 15
@@ -70,8 +71,8 @@ func at(p netip.Prefix, i int) netip.Addr {
 	return a
 }
 
-// free yields the addresses of the range that have a clear bit, in order. It reads each block's file once; a missing
-// file counts as all clear.
+// free yields the addresses of the range that have a clear bit, in order. It reads each block's file once. A file that
+// is missing or can't be read counts as all clear.
 func (hint) free(r netipx.IPRange) iter.Seq[netip.Addr] {
 	return func(yield func(netip.Addr) bool) {
 		for from := r.From(); from.IsValid() && !r.To().Less(from); {
@@ -106,7 +107,8 @@ func firstClear(data []byte, i int) int {
 	return blockSize
 }
 
-// mark sets the address's bit. If that fails, the only cost is that next reads the address's link each time.
+// mark sets the address's bit, unless h is read-only. If that fails, the only cost is that next reads the address's
+// link each time.
 func (h hint) mark(a netip.Addr) {
 	if !h.readOnly {
 		_ = change(a, true)
@@ -158,7 +160,7 @@ func (hint) isStale() bool {
 	return err1 != nil || err2 != nil || !made.ModTime().After(links.ModTime())
 }
 
-// rebuildIfStale reports whether it has rebuilt the bitmaps.
+// rebuildIfStale rebuilds the bitmaps if isStale says so, and reports whether it tried to.
 func (h hint) rebuildIfStale() (bool, error) {
 	if !h.isStale() {
 		return false, nil

@@ -21,7 +21,7 @@ const hostLocalDir = "/var/lib/cni/networks"
 // the pod.
 const settleTime = time.Minute
 
-// hostLocal finds addresses that pods with host-local still use. A node that changes to weir keeps its pods, but the
+// hostLocal finds addresses from host-local that pods still use. A node that changes to weir keeps its pods, but the
 // runtime calls only weir from then on: no DEL and no reboot removes host-local's files. So
 //
 //   - a file means that its address may be in use;

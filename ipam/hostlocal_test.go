@@ -13,7 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAddressesThatHostLocalGave: a node changes from bridge and host-local to weir while pods run.
+// TestAddressesThatHostLocalGave: after a node has changed from host-local to weir, weir assigns no address that a
+// running pod still has from host-local, and none for which host-local made a file within settleTime.
 func TestAddressesThatHostLocalGave(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -55,11 +55,11 @@ func (e *AssignedError) Error() string {
 }
 
 // Assign picks a free address of each family of the ranges and assigns them to the attachment id. It assigns an address
-// of each family, or no address at all. Its errors are AssignedError for a requested address, and ExhaustedError if a
-// family has no free address. The caller holds endpoint.Lock.
+// of each family, or no address at all. It returns an AssignedError if a requested address isn't free, an
+// ExhaustedError if a family has no free address, or another error, such as record's. The caller holds endpoint.Lock.
 //
-// Before the addresses are assigned, Assign calls record with them. The record that record writes says, after a crash,
-// which attachment the addresses belong to.
+// Before the addresses are assigned, Assign calls record with them. After a crash, the record that record has written
+// says which attachment the addresses belong to.
 //
 // Addresses are assigned round-robin, so a released address stays free for as long as possible, and connections to the
 // pod that had it can end. A requested address doesn't advance the round.
@@ -103,8 +103,8 @@ func Assign(id string, want Request, record func([]endpoint.Address) error) erro
 	return nil
 }
 
-// pick returns the requested address that one of the ranges can assign. If there is none, it returns the next free
-// address. The ranges are all of one family.
+// pick returns the requested address that one of the ranges can assign, or an AssignedError if it isn't free. If no
+// such address is requested, it returns the next free address, or an ExhaustedError. The ranges are all of one family.
 func pick(h hint, others *hostLocal, ranges []conf.Range, requested []netip.Addr) (endpoint.Address, error) {
 	for _, a := range requested {
 		i := slices.IndexFunc(ranges, func(r conf.Range) bool { return r.CanAssign(a) })
@@ -157,8 +157,8 @@ func next(h hint, others *hostLocal, ranges []conf.Range) (endpoint.Address, boo
 //
 // The address may still be assigned to another attachment:
 //
-//   - If another plugin gave that attachment the address too, weir has missed its DEL, and AssignExternal releases the
-//     address first.
+//   - If that attachment has no record, or another plugin gave it the address too, weir has missed its DEL, and
+//     AssignExternal releases the address first.
 //   - If weir gave that attachment the address, two pods would have the same address: AssignExternal returns an
 //     AssignedError. It returns an AssignedError too if the attachment's record can't be read, since its pod may be
 //     running.
@@ -213,7 +213,8 @@ func byFamily(ranges []conf.Range) [][]conf.Range {
 	return families
 }
 
-// AssignedTo returns the ID of the attachment that the address is assigned to; empty if the address is free.
+// AssignedTo returns the ID of the attachment that the address is assigned to; empty if the address is free. It returns
+// an error if the link can't be read.
 func AssignedTo(addr netip.Addr) (string, error) {
 	id, err := os.Readlink(linkPath(addr))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -167,7 +167,7 @@ func TestSeveralRangesAndExhaustion(t *testing.T) {
 	}
 }
 
-// dual returns small ranges of both families, IPv6 first.
+// dual returns a large range of IPv6, then a range with two free addresses of IPv4.
 func dual() []conf.Range {
 	return []conf.Range{{
 		Subnet: netip.MustParsePrefix("fd00:10:88::/64"), Gateway: netip.MustParseAddr("fd00:10:88::1"),
@@ -175,7 +175,8 @@ func dual() []conf.Range {
 	}, newRange(1, 3)}
 }
 
-// TestBothFamilies: a pod gets one address of each family. The rounds of the families are independent.
+// TestBothFamilies: a pod gets one address of each family, or none if a family has no free address. The rounds of the
+// families are independent.
 func TestBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -257,7 +258,8 @@ func TestOnlyTheHolderReleases(t *testing.T) {
 	wantHolders(t, map[string]string{})
 }
 
-// The directory of addresses may have files of other programs.
+// TestHoldersLeavesStrangersOut: files of other programs in the directory of addresses don't count as assigned
+// addresses.
 func TestHoldersLeavesStrangersOut(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -475,7 +477,7 @@ func randomRanges(rnd *rand.Rand) []conf.Range {
 }
 
 // TestAssignExternalLeavesAddressesOfUnreadableRecords: if an attachment's record can't be read, its pod may be
-// running, so its address stays assigned to it.
+// running, so its address stays assigned to it. Once there is no record, another attachment can get the address.
 func TestAssignExternalLeavesAddressesOfUnreadableRecords(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

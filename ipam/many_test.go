@@ -24,7 +24,7 @@ func wide() conf.Range {
 	}
 }
 
-// assignAll assigns the addresses.
+// assignAll makes the addresses' links and then the bitmaps. Calls of Assign would take longer.
 func assignAll(t testing.TB, addrs []netip.Addr) {
 	t.Helper()
 	if err := errors.Join(os.MkdirAll(addressesDir, 0o700), os.MkdirAll(lastDir, 0o700)); err != nil {
@@ -49,8 +49,9 @@ func row(ranges ...conf.Range) (all []netip.Addr) {
 	return all
 }
 
-// TestCostDoesNotGrow compares a node with 10 assigned addresses with nodes with 60,000. One of these has a single free
-// address, as far from the last assigned one as possible: go test ./ipam -run CostDoesNotGrow -v prints the figures.
+// TestCostDoesNotGrow compares how long Assign and Release take together, with 10 assigned addresses and with 60,000 or
+// more. In the last two cases a single address is free, as far from the beginning of the round as possible. go test
+// ./ipam -run CostDoesNotGrow -v prints the times.
 func TestCostDoesNotGrow(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -81,7 +82,7 @@ func TestCostDoesNotGrow(t *testing.T) {
 			if err := os.Remove(last); err != nil && !os.IsNotExist(err) {
 				t.Fatal(err)
 			}
-			if tc.last.IsValid() { // the round is as far from the free address as can be
+			if tc.last.IsValid() { // the round begins with the next address
 				if err := os.Symlink(tc.last.String(), last); err != nil {
 					t.Fatal(err)
 				}
@@ -141,7 +142,8 @@ func TestFirstClear(t *testing.T) {
 	}
 }
 
-// TestTheBitmapsAreOnlyAHint: if the bitmaps are lost or wrong, no address is assigned twice and none is lost.
+// TestTheBitmapsAreOnlyAHint: if the bitmaps are lost or wrong, no address is assigned twice, every free address can
+// still be assigned, and then the shortage is reported.
 func TestTheBitmapsAreOnlyAHint(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

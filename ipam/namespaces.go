@@ -72,7 +72,7 @@ func namespaces() ([]string, error) {
 	return paths, nil
 }
 
-// addressesIn adds the addresses of the namespace at path.
+// addressesIn adds to the map all addresses in the network namespace at path.
 func addressesIn(path string, into map[netip.Addr]bool) error {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {

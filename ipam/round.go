@@ -32,8 +32,8 @@ func runs(ranges []conf.Range) []run {
 	return all
 }
 
-// rotate returns the rows that begin with the address after last and end with last, each address once. If last is in no
-// row, as after a change of the ranges, it returns the rows as they are.
+// rotate reorders the rows so that they begin with the address after last and end with last; it splits the row that
+// contains last. If no row contains last, for instance after a change of the ranges, it returns the rows unchanged.
 func rotate(rows []run, last netip.Addr) []run {
 	i := slices.IndexFunc(rows, func(r run) bool { return r.Contains(last) })
 	if i < 0 {
@@ -49,7 +49,8 @@ func rotate(rows []run, last netip.Addr) []run {
 	return slices.Concat([]run{behind}, all)
 }
 
-// lastPath returns the path of the link that has the address which was assigned last.
+// lastPath returns the path of the link whose target is the address that was assigned last. Lists of ranges with the
+// same first subnet share the link.
 func lastPath(ranges []conf.Range) string {
 	return filepath.Join(lastDir, strings.ReplaceAll(ranges[0].Subnet.String(), "/", "_"))
 }
@@ -67,8 +68,8 @@ func recordLast(path string, addr netip.Addr) error {
 	return os.Rename(tmp, path)
 }
 
-// lastAssigned returns the address that was assigned last; the zero Addr if that can't be read. Then the next address
-// is the first free one, instead of the next in the round.
+// lastAssigned returns the address that was assigned last. If the link can't be read, it returns the zero Addr, and the
+// round begins with the first address.
 func lastAssigned(ranges []conf.Range) netip.Addr {
 	target, err := os.Readlink(lastPath(ranges))
 	if err != nil {

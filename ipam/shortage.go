@@ -65,8 +65,9 @@ func recordShortage(ranges []conf.Range) {
 }
 
 // Shortage returns the error of the last pod that found no free address, as long as still no address is free. It
-// returns nil if there was no such pod, or an address is free by now. It takes no lock, so it doesn't rebuild the
-// bitmaps: while they are damaged, it may report a shortage that the next ADD ends by rebuilding them.
+// returns nil if there was no such pod. It also returns nil, and removes the record of the shortage, if an address is
+// free by now or the record can't be understood. It takes no lock, so it doesn't rebuild the bitmaps: while they are
+// damaged, it may report a shortage that the next ADD ends by rebuilding them.
 func Shortage() (*ExhaustedError, error) {
 	data, err := os.ReadFile(shortageFile)
 	if errors.Is(err, fs.ErrNotExist) {
