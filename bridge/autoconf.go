@@ -131,7 +131,7 @@ func (g NoLinkLocal) String() string {
 // Command implements Property.
 func (g NoLinkLocal) Command() string { return "ip link set " + g.Link + " addrgenmode none" }
 
-// Check implements Property.
+// Check reads the link's sysctl addr_gen_mode. A missing link, or one without IPv6, isn't wrong.
 func (g NoLinkLocal) Check(o *Observed) error {
 	return Sysctl{
 		Key: "net/ipv6/conf/" + g.Link + "/addr_gen_mode", Value: strconv.Itoa(addrGenModeNone), Link: g.Link, IfThere: true,
@@ -157,10 +157,11 @@ func (NoAutoconfigured) String() string {
 	return "weir's links have no IPv6 address or route that nobody asked for"
 }
 
-// Command implements Property.
+// Command returns the command for weir0's link-local addresses, the usual case; restore does more (see
+// RemoveAutoconfigured).
 func (NoAutoconfigured) Command() string { return "ip -6 addr flush dev " + Name + " scope link" }
 
-// Check implements Property.
+// Check names each such address and route.
 func (NoAutoconfigured) Check(o *Observed) error {
 	if err := errors.Join(o.links, o.addresses, o.routes); err != nil {
 		return fmt.Errorf("IPv6 addresses of weir's links: %w: %w", ErrUnknown, err)

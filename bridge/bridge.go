@@ -41,7 +41,7 @@ const (
 	defaultMTU = 1500
 )
 
-// Bridge is weir0 as it is now.
+// Bridge is weir0, and the MTU that new pairs get.
 type Bridge struct {
 	Index int
 	MAC   net.HardwareAddr
@@ -127,7 +127,8 @@ func readReady(gateways []netip.Prefix) (*Bridge, error) {
 	return &Bridge{Index: at.Index, MAC: at.HardwareAddr, MTU: at.MTU}, nil
 }
 
-// bridgeAddress returns the gateway's address as weir0 has it (see ensureIPv6).
+// bridgeAddress returns the gateway's address with the prefix length that it has on weir0: /128 for IPv6 (see
+// ensureIPv6).
 func bridgeAddress(gw netip.Prefix) netip.Prefix {
 	if gw.Addr().Is6() {
 		return netip.PrefixFrom(gw.Addr(), gw.Addr().BitLen())
@@ -205,7 +206,8 @@ func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 // forwardIPv4 makes the node a router for IPv4.
 func forwardIPv4() error { return setAll(sysctlsIPv4()) }
 
-// create makes the link weir0.
+// create makes the link weir0, and leaves it down. With mtu 0 it uses underlayMTU. It returns the existing link if
+// another process has made weir0 meanwhile.
 func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, error) {
 	if mtu == 0 {
 		var err error

@@ -101,8 +101,8 @@ func TestPodsReachEachOtherThroughTheNode(t *testing.T) {
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
 }
 
-// TestTranslatedPacketsReachPodsOfTheSameNode: kube-proxy translates a packet to a Service, and the Service's pod may
-// be on the same bridge.
+// TestTranslatedPacketsReachPodsOfTheSameNode: a packet to a Service arrives even if kube-proxy's rules translate it to
+// a pod on the sender's bridge.
 func TestTranslatedPacketsReachPodsOfTheSameNode(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -156,8 +156,8 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 	}
 }
 
-// TestTheGuardIsRepaired: RepairGuard restores each part that is removed, and ADD alone restores what an earlier weir's
-// guard lacked.
+// TestTheGuardIsRepaired: RepairGuard restores each part that is removed, and the rules even if the records can't be
+// read. AllowSender alone completes the guard of an earlier weir.
 func TestTheGuardIsRepaired(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

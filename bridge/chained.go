@@ -19,7 +19,8 @@ var ErrBypassesForward = errors.New("policy can't be enforced on its packets")
 // FindPeer finds the node's end of an interface that another plugin made. It returns that link, and the bridge that the
 // link is a port of; "" if the node routes the pod's packets, as with ptp. It returns ErrBypassesForward unless the
 // interface is a veth pair that ends on the node: packets of a macvlan, an ipvlan or a device moved from the host
-// bypass the node's FORWARD hook, and weir doesn't know how packets of other types of links go.
+// bypass the node's FORWARD hook, and weir doesn't know how packets of other types of links go. It returns
+// ErrBypassesForward too if the link belongs to a device that is neither a bridge nor a VRF.
 //
 // Equivalent to: ip -n NETNS -d link show IFNAME; ip -d link show PEER
 func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, bridgeIf string, err error) {
@@ -96,7 +97,7 @@ func EnableBridgeNetfilter(h netlinksafe.Handle, name string) error {
 	return nil
 }
 
-// NetfilterEnabled reports whether packets of the bridge pass through iptables.
+// NetfilterEnabled reports whether the bridge's options make its packets pass through iptables and ip6tables.
 //
 // Equivalent to: ip -d link show BRIDGE | grep 'nf_call_iptables 1'
 func NetfilterEnabled(name string) (bool, error) {

@@ -65,7 +65,8 @@ func checkUp(link netlink.Link, name string) error {
 	return checkCarrier(link, name)
 }
 
-// checkPod verifies the pod's end of the pair.
+// checkPod returns an error for everything that is wrong with the pod's end of the pair: link, MTU, MAC, addresses,
+// routes, and the gateways' neighbour entries.
 func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu int) error {
 	link, err := pod.LinkByName(p.IfName)
 	if err != nil {

@@ -21,7 +21,6 @@ const guardTable = "weir"
 // guardSets has the names of the sets of allowed senders.
 var guardSets = map[conf.Family]string{conf.IPv4: "senders4", conf.IPv6: "senders6"}
 
-// bridgeTable returns the guard's table of the bridge family.
 func bridgeTable() *nftables.Table {
 	return &nftables.Table{Name: guardTable, Family: nftables.TableFamilyBridge}
 }

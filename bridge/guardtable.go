@@ -40,8 +40,8 @@ func replaceGuard(all elements) error {
 	return commitGuard(conn, all, true)
 }
 
-// commitGuard adds the elements and what is missing of the tables and sets to the connection's transaction, the rules
-// too if rules is true, and commits the transaction.
+// commitGuard makes the guard's tables and sets that are missing, adds the elements to the sets and, if rules is true,
+// replaces the rules. All of this is in the connection's transaction, which commitGuard commits.
 func commitGuard(conn *nftables.Conn, add elements, rules bool) error {
 	for _, t := range guardTables() {
 		conn.AddTable(t)

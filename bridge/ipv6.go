@@ -84,7 +84,6 @@ func explainNoIPv6(err error, where string) error {
 
 func explainNoIPv6InPod(err error) error { return explainNoIPv6(err, "in the pod") }
 
-// ofFamily returns the prefixes of the family.
 func ofFamily(f conf.Family, prefixes []netip.Prefix) []netip.Prefix {
 	var all []netip.Prefix
 	for _, p := range prefixes {

@@ -12,7 +12,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestIPv6PodsReachEachOtherThroughTheNode: pods with addresses of one family or both reach each other at once.
+// TestIPv6PodsReachEachOtherThroughTheNode: pods with IPv6 addresses, or addresses of both families, reach each other
+// within a second, through the node's FORWARD hook only, and without neighbour discovery. A forbidden port reaches
+// nothing.
 func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -142,7 +144,8 @@ func TestWithoutIPv6(t *testing.T) {
 	}
 }
 
-// TestTheNodesOwnRouterStays: a node that got its default route from a router advertisement accepts further ones.
+// TestTheNodesOwnRouterStays: on the link by which a node got its default route from a router advertisement, the node
+// accepts further advertisements. Other links keep their setting.
 func TestTheNodesOwnRouterStays(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -158,7 +161,7 @@ func TestTheNodesOwnRouterStays(t *testing.T) {
 	}
 }
 
-// TestMACsAreUnique: addresses have different MACs, within a network of any size and across networks.
+// TestMACsAreUnique: addresses of one network, and of different networks of both families, have different MACs.
 func TestMACsAreUnique(t *testing.T) {
 	seen := map[string]string{}
 	for _, network := range []string{"fd00:10:88::", "fd00:10:89::", "2001:db8:0:1::", "10.88.0."} {

@@ -33,8 +33,8 @@ func Ports() ([]string, error) {
 	return names, nil
 }
 
-// HasNeighbour reports whether weir0 has a neighbour entry for one of the addresses. Such an entry means that weir made
-// the link of the pod that has the address.
+// HasNeighbour reports whether weir0 has a permanent neighbour entry for one of the addresses. Such an entry means that
+// weir made the link of the pod that has the address.
 //
 // Equivalent to: ip neigh show ADDR dev weir0 nud permanent
 func HasNeighbour(addrs []endpoint.Address) (bool, error) {

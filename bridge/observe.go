@@ -24,17 +24,17 @@ var ErrUnknown = errors.New("it can't be read")
 // kept, and each property that needs the part is unknown.
 type Observed struct {
 	Links      map[string]Link
-	Addresses  map[int][]netip.Prefix               // by link
+	Addresses  map[int][]netip.Prefix               // by the link's index
 	Fresh      map[netip.Addr]bool                  // addresses that are younger than a second
 	Learned    map[netip.Addr]bool                  // addresses from router advertisements
-	Neighbours map[int]map[netip.Addr]NeighbourSeen // by link
+	Neighbours map[int]map[netip.Addr]NeighbourSeen // by the link's index
 	// Forwarding has the MACs of each port's static entries. For an entry of a tunnel it also has "MAC ADDRESS", with
 	// the address of the tunnel's other end.
 	Forwarding map[int]map[string]bool
 	Routes     []RouteSeen
 	// Sysctl reads a sysctl by its path below /proc/sys.
 	Sysctl func(key string) (string, error)
-	// PodMTU reads the MTU of the pod's end of a pair. It returns 0 if the pod is gone.
+	// PodMTU reads the MTU of the pod's end of a pair. It returns 0 if that end is gone, or if it is unknown where it is.
 	PodMTU func(port Link) (int, error)
 
 	links, addresses, neighbours, forwarding, routes error
@@ -112,8 +112,8 @@ func (o *Observed) readLinks() error {
 // operUp is the operational state of a link that can pass packets on (IF_OPER_UP, include/uapi/linux/if.h).
 const operUp = 6
 
-// retryInterrupted lists again if the kernel reports that the list changed while it was read. After five attempts it
-// returns the last list and the error.
+// retryInterrupted calls list again if the kernel reports that the list changed while it was read. After five calls it
+// returns the last list and the error. It returns any other error at once.
 func retryInterrupted[T any](list func() ([]T, error)) (all []T, err error) {
 	for range 5 {
 		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
@@ -216,8 +216,8 @@ func (o *Observed) readAddresses() error {
 	return nil
 }
 
-// createdAt returns when the address was created, as time since the node's start. It is the third number of struct
-// ifa_cacheinfo (linux/if_addr.h), in hundredths of seconds.
+// createdAt returns when the address was created, as time since the node's start; 0 if the message doesn't say. It is
+// the third number of struct ifa_cacheinfo (linux/if_addr.h), in hundredths of seconds.
 func createdAt(m []byte) time.Duration {
 	for a := range nl.ParseAttributes(m[unix.SizeofIfAddrmsg:]) {
 		if a.Type == unix.IFA_CACHEINFO && len(a.Value) >= 12 {
@@ -294,9 +294,8 @@ func (o *Observed) readRoutes(h netlinksafe.Handle, family int) error {
 	return nil
 }
 
-// podMTU reads the MTU of the pair's other end, in the namespace in which that end is.
-//
-// Equivalent to: ip -n NETNS -d link show IFNAME
+// podMTU reads the MTU of the pair's other end, in the namespace in which that end is. It returns 0 if the other end is
+// gone, or if it is unknown where it is.
 func podMTU(port Link) (int, error) {
 	if port.PeerNS < 0 || port.Peer <= 0 {
 		return 0, nil

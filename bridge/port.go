@@ -261,7 +261,6 @@ func RemoveAll() error {
 	return nil
 }
 
-// neighbour returns a permanent neighbour entry.
 func neighbour(index int, addr netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
 	family := netlink.FAMILY_V4
 	if addr.Is6() {

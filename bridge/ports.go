@@ -15,8 +15,9 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// PortOnBridge is the property that the node's end of a pod's pair is an isolated port of weir0. A missing link isn't
-// wrong: the kernel deletes it with the pod's network namespace.
+// PortOnBridge is the property that the node's end of a pod's pair is an isolated port of weir0, is up if Up is true,
+// and has at least the MTU of the pod's end. A missing link isn't wrong: the kernel deletes it with the pod's network
+// namespace.
 type PortOnBridge struct {
 	HostIf string
 	Up     bool
@@ -61,7 +62,8 @@ var portFlags = []struct {
 	{nl.IFLA_BRPORT_GROUP_FWD_MASK, "group_fwd_mask", linkLocalMACs},
 }
 
-// Check implements Property.
+// Check compares the port's link with weir0. If either is missing, nothing is wrong: WeirBridge reports a missing
+// weir0.
 func (p PortOnBridge) Check(o *Observed) error {
 	port, ok, err := o.link(p.HostIf)
 	if err != nil || !ok {
@@ -175,7 +177,7 @@ func (f ForwardingEntry) Command() string {
 	return fmt.Sprintf("bridge fdb replace %s dev %s master static", f.MAC, f.HostIf)
 }
 
-// Check implements Property.
+// Check looks for the entry, unless the port's link or weir0 is missing.
 func (f ForwardingEntry) Check(o *Observed) error {
 	port, ok, err := o.link(f.HostIf, o.forwarding)
 	if err != nil || !ok || o.isMissing(Name) {
@@ -201,7 +203,7 @@ func (f ForwardingEntry) restore(_ netlinksafe.Handle, o *Observed) error {
 type Neighbour struct {
 	Addr   netip.Addr
 	MAC    net.HardwareAddr
-	HostIf string // the pod's link on the node; without it the entry isn't checked
+	HostIf string // the pod's link on the node; if it is missing, the entry isn't checked
 }
 
 // Kind implements Property.
@@ -216,7 +218,7 @@ func (n Neighbour) Command() string {
 	return fmt.Sprintf("ip neigh replace %s lladdr %s dev %s nud permanent", n.Addr, n.MAC, Name)
 }
 
-// Check implements Property.
+// Check looks for the entry, unless weir0 or the pod's link is missing.
 func (n Neighbour) Check(o *Observed) error {
 	br, ok, err := o.link(Name, o.neighbours)
 	if err != nil || !ok || o.isMissing(n.HostIf) {
@@ -255,7 +257,8 @@ func (b FilteredBridge) Command() string {
 	return "ip link set " + b.Name + " type bridge nf_call_iptables 1 nf_call_ip6tables 1"
 }
 
-// Check implements Property.
+// Check reads the bridge's options. It also returns an error if the module br_netfilter, which they need, isn't loaded.
+// A missing bridge isn't wrong.
 func (b FilteredBridge) Check(o *Observed) error {
 	br, ok, err := o.link(b.Name)
 	if err != nil || !ok { // without the bridge its pods are gone too

@@ -62,7 +62,8 @@ type Knowledge struct {
 }
 
 // Properties returns everything that weir sets up on a node besides the packet filter, in the order in which it must be
-// made. ADD makes these properties, the agent repairs them, and CHECK verifies them.
+// made. Without pods of weir's own, it leaves out what concerns weir0's use as a router. ADD makes these properties,
+// the agent repairs them, and CHECK verifies them.
 func Properties(k Knowledge) []Property {
 	all := append(reassembly(k.Memory), NoAutoconfigured{})
 	for _, link := range []string{Name, conf.Tunnel} {
@@ -144,8 +145,8 @@ func sysctlsIPv4() []Property {
 		Sysctl{Key: "net/ipv4/ip_forward", Value: "1", Why: "the node forwards IPv4"},
 		forwardingIPv4(Name),
 		// A packet between two pods leaves by the link by which it came, so the kernel would send the sender a redirect. A
-		// pod can't follow the redirect, as its port is isolated. The kernel sends redirects if either of these two sysctls
-		// is on.
+		// pod can't follow the redirect, because its port is isolated. The kernel sends redirects if either of these two
+		// sysctls is on.
 		Sysctl{Key: "net/ipv4/conf/all/send_redirects", Value: "0", Why: noRedirects},
 		Sysctl{Key: "net/ipv4/conf/" + Name + "/send_redirects", Value: "0", Link: Name, Why: noRedirects},
 	}
@@ -181,8 +182,8 @@ func sysctlsOfBridges() []Property {
 	}
 }
 
-// routesOf returns the routes to weir0 that belong to one of its addresses. The kernel makes IPv4's with the address,
-// but each can be deleted alone.
+// routesOf returns the routes to weir0 that belong to one of its addresses. The kernel makes the routes of an IPv4
+// address together with the address, but another program can delete each of them.
 func routesOf(gw netip.Prefix) []Property {
 	address := netip.PrefixFrom(gw.Addr(), gw.Addr().BitLen())
 	local := Route{

@@ -27,7 +27,7 @@ type Difference struct {
 	Property Property
 	// Was is the error that Check returned before the repair.
 	Was error
-	// Failed is the error of the repair; nil if the property is right now.
+	// Failed is the error of the repair. It is nil if the property is right by now, or if Repair wasn't called.
 	Failed error
 }
 

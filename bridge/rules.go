@@ -43,9 +43,9 @@ import (
 //	  }
 //	}
 //
-// Why the rules are as they are:
+// Reasons for the rules:
 //
-//   - A frame takes one set lookup, whatever the number of pods.
+//   - The number of set lookups for a frame doesn't depend on the number of pods.
 //   - Neighbour discovery (RFC 4861: router and neighbour solicitations and advertisements, redirects) is dropped,
 //     also behind extension headers. The addresses that such a message is about are inside the message, where no set
 //     lookup reaches. Pods don't need it: all neighbours are permanent.
@@ -65,8 +65,9 @@ import (
 // fragments.
 //
 // These tables also drop neighbour discovery and ARP that comes out of the tunnel. Nodes don't need them, and a router
-// advertisement would give this node a default route. The gate (package overlay) drops such packets too unless a pod's
-// address sends them; the guard's rules cover those as well, and exist from the first ADD on, before there is a gate.
+// advertisement would give this node a default route. The gate (package overlay) also drops most such packets, but not
+// those from addresses of pods. The guard's rules cover those too, and exist from the first ADD on, before there is a
+// gate.
 //
 //	table inet weir-ports {
 //	  chain prerouting {
@@ -99,7 +100,6 @@ const (
 	sharedChain    = "shared"
 )
 
-// guardTables returns the guard's tables.
 func guardTables() []*nftables.Table {
 	return []*nftables.Table{
 		bridgeTable(),
@@ -108,7 +108,6 @@ func guardTables() []*nftables.Table {
 	}
 }
 
-// guardSetsByName returns the sets of "bridge weir".
 func guardSetsByName() map[string]*nftables.Set {
 	all := map[string]*nftables.Set{}
 	for _, s := range []*nftables.Set{
@@ -140,7 +139,7 @@ func guardChains(sets map[string]*nftables.Set) []nft.Chain {
 	}
 }
 
-// portRules returns the rules of the chain "ports".
+// portRules returns the rules of the chain "ports", which the comment of portsTable lists and explains.
 func portRules(sets map[string]*nftables.Set) []nft.Rule {
 	set4, set6 := sets[guardSets[conf.IPv4]], sets[guardSets[conf.IPv6]]
 	accept, limit := nft.Verdict(expr.VerdictAccept, ""), nft.Verdict(expr.VerdictJump, fragmentsChain)
@@ -173,7 +172,7 @@ func rule(comment string, parts ...[]expr.Any) nft.Rule {
 	return nft.Rule{Comment: comment, Exprs: nft.Join(parts...)}
 }
 
-// A name of fewer bytes than the register holds is how nft writes "weirp*".
+// nft encodes "weirp*" as a name that is shorter than the register.
 func notFromPort() []expr.Any { return nft.IIFName(expr.CmpOpNeq, []byte(PortPrefix)) }
 func fromPort() []expr.Any    { return nft.IIFName(expr.CmpOpEq, []byte(PortPrefix)) }
 func fromTunnel() []expr.Any  { return nft.IIFName(expr.CmpOpEq, nft.LinkName(conf.Tunnel)) }

@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// ErrRouteExists means that the pod already has such a route out of another interface.
+// ErrRouteExists means that the configuration gives a route that the pod already has out of another interface.
 var ErrRouteExists = errors.New("the pod has such a route out of another interface")
 
 // firstSecondaryTable plus the index of the pod's link is the number of the routing table with the default route of a

@@ -55,7 +55,7 @@ func (s Sysctl) name() string { return strings.ReplaceAll(s.Key, "/", ".") }
 // Command implements Property.
 func (s Sysctl) Command() string { return "sysctl -w " + s.name() + "=" + s.Value }
 
-// Check implements Property.
+// Check reads the sysctl's present value, not one that was observed before.
 func (s Sysctl) Check(o *Observed) error {
 	if s.Link != "" && o.isMissing(s.Link) {
 		return nil
@@ -78,12 +78,12 @@ func (s Sysctl) restore(netlinksafe.Handle, *Observed) error { return writeSysct
 
 // sysctlDirs are the directories through which sysctls can be written. A container that isn't privileged has /proc/sys
 // mounted read-only, and AppArmor's usual profile for containers forbids writing there. For the agent, conf/weir.yaml
-// mounts the node's /proc/sys/net elsewhere. Both directories show the sysctls of the network namespace of the process
-// that reads them.
+// mounts the node's /proc/sys/net below /host as well. Both directories show the sysctls of the network namespace of
+// the process that reads them.
 var sysctlDirs = []string{"/proc/sys/", "/host/proc/sys/"}
 
-// setAll writes the sysctls among the properties whose values are wrong. It writes no other sysctls, so it succeeds if
-// /proc/sys is read-only and all values are right.
+// setAll writes those of the properties that are sysctls and have a wrong or unreadable value. It writes no other
+// sysctls, so it succeeds if /proc/sys is read-only and all values are right.
 //
 // Equivalent to: sysctl -w KEY=VALUE for each
 func setAll(all []Property) error {
@@ -102,8 +102,8 @@ func setAll(all []Property) error {
 	return errors.Join(errs...)
 }
 
-// writeSysctl sets the sysctl, unless it has the value already. It tries all directories, and returns the error of the
-// first.
+// writeSysctl sets the sysctl, unless it has the value already. If it may not write in one directory, it tries the
+// next. It returns the error of the first.
 //
 // Equivalent to: sysctl -w KEY=VALUE
 func writeSysctl(key, value string) error {
@@ -130,8 +130,9 @@ func writeSysctl(key, value string) error {
 	return fmt.Errorf("set sysctl %s=%s: %w", strings.ReplaceAll(key, "/", "."), value, first)
 }
 
-// UplinksAcceptRA is the property that a link accepts router advertisements if the node's default route came from one.
-// A node that forwards packets ignores advertisements unless accept_ra is 2, and the default route would expire.
+// UplinksAcceptRA is the property that the node accepts further router advertisements on each link on which it has
+// routes from earlier ones. A node that forwards packets ignores advertisements unless accept_ra is 2, and its default
+// route would expire.
 type UplinksAcceptRA struct{}
 
 // Kind implements Property.
@@ -141,12 +142,12 @@ func (UplinksAcceptRA) String() string {
 	return "the node goes on listening to the router that its default route is from"
 }
 
-// Command implements Property.
+// Command implements Property. UPLINK stands for each link that Check names.
 func (UplinksAcceptRA) Command() string {
 	return "sysctl -w net.ipv6.conf.UPLINK.accept_ra=2"
 }
 
-// wrongUplinks returns the links that have routes from advertisements and ignore further ones.
+// wrongUplinks returns the links with routes from advertisements and with accept_ra 1.
 func (UplinksAcceptRA) wrongUplinks(o *Observed) (wrong []string, err error) {
 	if err := errors.Join(o.routes, o.links); err != nil {
 		return nil, fmt.Errorf("routes from router advertisements: %w: %w", ErrUnknown, err)
@@ -165,14 +166,14 @@ func (UplinksAcceptRA) wrongUplinks(o *Observed) (wrong []string, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("accept_ra of %s: %w: %w", l.Name, ErrUnknown, err)
 		}
-		if have == "1" { // has no effect on routers; 0 is the administrator's decision
+		if have == "1" { // 1 has no effect on routers; 0 is the administrator's decision
 			wrong = append(wrong, l.Name)
 		}
 	}
 	return wrong, nil
 }
 
-// Check implements Property.
+// Check names the links on which the node ignores further advertisements.
 func (l UplinksAcceptRA) Check(o *Observed) error {
 	wrong, err := l.wrongUplinks(o)
 	if err == nil && len(wrong) > 0 {

@@ -96,7 +96,7 @@ func WatchNode(ctx context.Context, changed func(ways bool)) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, unix.ENOBUFS): // messages were lost, perhaps about any of these
+		case errors.Is(err, unix.ENOBUFS): // messages were lost, perhaps about one of weir's links
 			changed(true)
 		case err != nil:
 			return fmt.Errorf("watch the node: %w", err)

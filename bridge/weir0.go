@@ -41,13 +41,13 @@ var bridgeOptions = []struct {
 	{nl.IFLA_BR_VLAN_FILTERING, "vlan_filtering", 0},
 }
 
-// Command implements Property.
+// Command implements Property. It leaves out the MTU, which follows from the ports.
 func (b WeirBridge) Command() string {
 	return fmt.Sprintf("ip link add %[1]s type bridge; ip link set %[1]s address %[2]s arp on up "+
 		"type bridge mcast_snooping 0 stp_state 0 vlan_filtering 0", Name, b.MACs[0])
 }
 
-// Check implements Property.
+// Check names everything that is wrong with weir0 in one error.
 func (b WeirBridge) Check(o *Observed) error {
 	br, ok, err := o.link(Name)
 	if err != nil {
@@ -175,7 +175,7 @@ func (a Address) Command() string {
 	return fmt.Sprintf("ip addr replace %s dev %s%s", bridgeAddress(a.Gateway), Name, nodad)
 }
 
-// Check implements Property.
+// Check looks for the address, unless weir0 is missing.
 func (a Address) Check(o *Observed) error {
 	br, ok, err := o.link(Name, o.addresses)
 	if err != nil || !ok {
@@ -232,7 +232,7 @@ func (r Route) Command() string {
 	return fmt.Sprintf("ip route replace %s dev %s%s", r.Dst, Name, source)
 }
 
-// Check implements Property.
+// Check looks for the route in its table, unless weir0 is missing.
 func (r Route) Check(o *Observed) error {
 	br, ok, err := o.link(Name, o.routes)
 	if err != nil || !ok {

@@ -120,7 +120,7 @@ func networkSet(f conf.Family, name, comment string, networks []netip.Prefix) ga
 		}
 	}
 	all, err := b.IPSet()
-	if err != nil { // impossible, as no prefix is invalid here; an empty set allows nothing
+	if err != nil { // impossible: no prefix is invalid here; an empty set allows nothing
 		return s
 	}
 	for _, r := range all.Ranges() {

@@ -57,7 +57,6 @@ const (
 	deliveredComment = "weir: let in by all firewalls of the host"
 )
 
-// gateChains returns the gate's chains for the plan.
 func gateChains(p Plan) []gateChain {
 	raw, forward, input := tunnelPortRules(p)
 	jump := rule("weir: pods' packets come by the way that leads to them", match{}, verdict(expr.VerdictJump, "way"))
@@ -92,7 +91,7 @@ func tunnelPortRules(p Plan) (raw, forward, input []gateRule) {
 		return nil, nil, nil
 	}
 	fromLinks := match{"iifname @links", []expr.Any{nft.LoadIIFName(1), lookup("links", false)}}
-	// A packet has a port's name here only if the bridge handed the frame to IP as the port received it.
+	// A packet has a port's name here only if the bridge handed the frame to the IP stack as the port's own.
 	fromPort := match{
 		fmt.Sprintf(`iifname "%s*"`, bridge.PortPrefix), nft.IIFName(expr.CmpOpEq, []byte(bridge.PortPrefix)),
 	}
@@ -163,7 +162,7 @@ type match struct {
 	exprs []expr.Any
 }
 
-// join returns a match of packets that all of the matches match.
+// join returns the parts of a rule as one: packets match it if they match all of the matches.
 func join(matches ...match) match {
 	var all match
 	for _, m := range matches {
@@ -173,7 +172,6 @@ func join(matches ...match) match {
 	return all
 }
 
-// rule returns a rule with the comment.
 func rule(comment string, matches ...match) gateRule {
 	m := join(matches...)
 	return gateRule{nft.Rule{Comment: comment, Exprs: m.exprs}, m.words}
@@ -199,7 +197,7 @@ func is(words string, load expr.Any, value []byte) match {
 	return match{words, nft.Equal(load, value)}
 }
 
-// loadTransport loads a part of the packet from the UDP header on.
+// loadTransport loads length bytes into the register, from offset bytes behind the beginning of the UDP header on.
 func loadTransport(offset, length, register uint32) expr.Any {
 	return nft.LoadPayload(expr.PayloadBaseTransportHeader, offset, length, register)
 }
@@ -220,7 +218,7 @@ func lookup(set string, not bool) expr.Any {
 	return &expr.Lookup{SourceRegister: 1, SetName: set, Invert: not}
 }
 
-// ofFamily matches packets of the family.
+// ofFamily matches by meta nfproto, because a chain of an inet table sees both families.
 func ofFamily(f conf.Family) match {
 	load := nft.LoadMeta(expr.MetaKeyNFPROTO, 1)
 	if f == conf.IPv6 {

@@ -27,8 +27,8 @@ func New(h netlinksafe.Handle) *Overlay { return &Overlay{h} }
 
 // Apply makes the kernel's overlay equal to the plan: it adds what is missing, replaces what differs, and removes what
 // the plan doesn't have. If the kernel refuses a route or an entry of one node, Apply returns the refusal as a problem
-// of that node and writes everything else. Apply doesn't switch on IP forwarding: the plugin does so when it makes the
-// bridge.
+// of that node and writes everything else. If the plan has no node address, Apply only removes weir's routes. Apply
+// doesn't switch on IP forwarding: the plugin does so when it makes the bridge.
 func (o *Overlay) Apply(p Plan) ([]ruleset.Problem, error) {
 	if !p.NodeAddress.IsValid() {
 		return nil, o.removeRoutes(nil)
@@ -64,8 +64,8 @@ func (r refusals) problems() []ruleset.Problem {
 	return all
 }
 
-// ensureTunnel makes the VXLAN device if it is missing, and replaces it if its properties differ, as after a change of
-// the node's address. It returns the device.
+// ensureTunnel makes the VXLAN device if it is missing, and replaces it if sameTunnel is false, for instance after a
+// change of the node's address. It returns the device.
 //
 // Equivalent to:
 //
@@ -142,7 +142,8 @@ func (o *Overlay) checkNodeAddress(local netip.Addr) error {
 	return fmt.Errorf("no link has the node's address %s", local)
 }
 
-// sameTunnel reports whether the link has the properties that only a new device can get.
+// sameTunnel reports whether the link is a VXLAN device with the wanted VNI, address, port and MAC that learns nothing.
+// If not, ensureTunnel makes a new device.
 func sameTunnel(link netlink.Link, want *netlink.Vxlan) bool {
 	have, ok := link.(*netlink.Vxlan)
 	return ok && have.VxlanId == want.VxlanId && have.SrcAddr.Equal(want.SrcAddr) && have.Port == want.Port &&
@@ -279,7 +280,7 @@ func (o *Overlay) setRoutes(tunnel netlink.Link, p Plan, refused refusals) error
 				continue
 			}
 		}
-		// A route without a tunnel is always written again, as its next hop may be on another link by now.
+		// A route without a tunnel is always written again, because its next hop may be on another link by now.
 		set := o.h.RouteReplace
 		if !ok { // fails if another program has a route there, such as that of a subnet on one of the node's links
 			set = o.h.RouteAdd

@@ -66,7 +66,8 @@ func zones(t *testing.T) map[string]*Overlay {
 	return all
 }
 
-// ask sends size bytes of UDP payload that must not be fragmented to the pod on the other node, and waits for them.
+// ask sends size bytes of UDP payload, which must not be fragmented, to the pod on the other node. It returns an error
+// unless they arrive.
 func ask(t *testing.T, from, to string, size int) error {
 	t.Helper()
 	return askOver(t, conf.IPv4, from, to, size)

@@ -44,7 +44,8 @@ func (r *Routes) To(from, to netip.Addr) (Path, error) {
 	return p, err
 }
 
-// lookUp asks the kernel for the path.
+// lookUp asks the kernel for the path from one address to the other. It leaves out from if it is of the other family,
+// or if no link has it.
 func (r *Routes) lookUp(from, to netip.Addr) (Path, error) {
 	options := netlink.RouteGetOptions{FIBMatch: true}
 	if from.IsValid() && from.BitLen() == to.BitLen() {
@@ -99,7 +100,6 @@ func (r *Routes) path(route netlink.Route) (Path, error) {
 
 func isZero(ip net.IP) bool { return len(ip) == 0 || ip.IsUnspecified() }
 
-// link returns the link with that index.
 func (r *Routes) link(index int) (netlink.Link, error) {
 	if l, ok := r.links[index]; ok {
 		return l, nil

@@ -128,8 +128,8 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 	}
 }
 
-// forge sends from the pod to the tunnels' port at the address, and reports whether a socket on n2 received the packet
-// inside.
+// forge sends a tunnel packet from the pod to the tunnels' port at the address. It returns nil if a socket on n2
+// received the packet inside.
 func forge(t *testing.T, to string) (result error) {
 	t.Helper()
 	packet := vxlan(netip.MustParseAddr("172.20.3.10"), netip.MustParseAddr("172.20.2.10"),
