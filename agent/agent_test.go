@@ -40,13 +40,20 @@ type update struct {
 
 func newCluster() *cluster { return &cluster{updates: make(chan update)} }
 
-func (c *cluster) Run(ctx context.Context, tell func(*policy.Objects, error)) error {
+func (c *cluster) Run(ctx context.Context, tell func(*policy.Delta, error)) error {
+	var last policy.Objects
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case u := <-c.updates:
-			tell(u.objects, u.err)
+			if u.objects == nil {
+				tell(nil, u.err)
+				continue
+			}
+			d := policy.Difference(last, *u.objects)
+			last = *u.objects
+			tell(d, u.err)
 		}
 	}
 }

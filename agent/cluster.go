@@ -115,16 +115,18 @@ func findPod(pods []policy.Pod, p endpoint.Pod) (policy.Pod, bool) {
 	return pods[i], policy.SameUID(pods[i].UID, p.UID)
 }
 
-// runSource sends an event for each new state of the source's objects.
+// runSource sends an event for each change of the source's objects.
 func (a *agent) runSource(ctx context.Context) error {
-	err := a.Source.Run(ctx, func(o *policy.Objects, err error) { a.send(ctx, sourceUpdate{o, err}) })
+	all := newAccumulated()
+	err := a.Source.Run(ctx, func(d *policy.Delta, err error) { a.send(ctx, sourceUpdate{all.add(d), err}) })
 	if err != nil {
 		return fmt.Errorf("source of policies: %w", err)
 	}
 	return nil
 }
 
-// takeUpdate takes a new state of the source's objects. objects is nil if the source has no usable state.
+// takeUpdate takes a new state of the source's objects. objects is nil if they haven't changed, or if the source has no
+// usable state yet.
 func (a *agent) takeUpdate(objects *policy.Objects, err error) {
 	if objects != nil {
 		if a.cluster.nodes.latest == nil {

@@ -14,7 +14,7 @@ import (
 type event interface{ isEvent() }
 
 type (
-	// sourceUpdate is a new state of the source's objects, from Source.Run.
+	// sourceUpdate is a new state of the source's objects; nil if no object has changed.
 	sourceUpdate struct {
 		objects *policy.Objects
 		err     error

@@ -13,9 +13,10 @@ import (
 // Announcer. The agent asks for each by type assertion, so the program that makes the source asserts at compile time
 // which of them it implements.
 type Source interface {
-	// Run calls update with each new state of the objects until ctx ends. The objects are nil until there is a first
-	// usable state. The error says what is wrong with the newest state. If Run returns, the agent ends.
-	Run(ctx context.Context, update func(*policy.Objects, error)) error
+	// Run calls update with each change of the objects until ctx ends. A nil delta means that no object has changed. The
+	// first delta that isn't nil means that there is a usable state, even if the delta is empty. The error says what is
+	// wrong with the newest state. If Run returns, the agent ends.
+	Run(ctx context.Context, update func(*policy.Delta, error)) error
 }
 
 // Lookup is a Source that can be asked for one pod.

@@ -63,7 +63,7 @@ func TestContact(t *testing.T) {
 			}
 			ctx, cancel := context.WithCancel(t.Context())
 			updates, done := make(chan error, 100), make(chan error, 1)
-			go func() { done <- source.Run(ctx, func(_ *policy.Objects, err error) { updates <- err }) }()
+			go func() { done <- source.Run(ctx, func(_ *policy.Delta, err error) { updates <- err }) }()
 			contact := func(want string) {
 				t.Helper()
 				for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {

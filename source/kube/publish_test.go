@@ -55,7 +55,7 @@ func publish(t *testing.T) *publishing {
 	p.source = &Source{Client: p.Clientset, Log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(context.Background())
 	synced, done := make(chan struct{}, 100), make(chan error, 1)
-	go func() { done <- p.source.Run(ctx, func(*policy.Objects, error) { synced <- struct{}{} }) }()
+	go func() { done <- p.source.Run(ctx, func(*policy.Delta, error) { synced <- struct{}{} }) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

@@ -99,10 +99,10 @@ func (v views) objects() *policy.Objects {
 	return &o
 }
 
-// Run watches until ctx ends. It calls update with the first state when all watches have synced, and then after each
+// Run watches until ctx ends. It calls update with the first delta when all watches have synced, and then after each
 // change; one call may be for several changes. While the API server doesn't answer, Run doesn't call update, and
 // Contact returns the error. The watches resume by themselves.
-func (s *Source) Run(ctx context.Context, update func(*policy.Objects, error)) error {
+func (s *Source) Run(ctx context.Context, update func(*policy.Delta, error)) error {
 	factory := informers.NewSharedInformerFactory(s.Client, 0)
 	pods := factory.Core().V1().Pods().Informer()
 	namespaces := factory.Core().V1().Namespaces().Informer()
@@ -150,6 +150,7 @@ func (s *Source) Run(ctx context.Context, update func(*policy.Objects, error)) e
 	}
 	notify() // also if the cluster has no objects
 	go s.survey(ctx, notify)
+	var last policy.Objects
 	for {
 		select {
 		case <-ctx.Done():
@@ -159,7 +160,8 @@ func (s *Source) Run(ctx context.Context, update func(*policy.Objects, error)) e
 			if u := s.unenforced.Load(); u != nil {
 				o.Unenforced = *u
 			}
-			update(o, nil)
+			update(policy.Difference(last, *o), nil)
+			last = *o
 		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/test/deltas"
 )
 
 func cluster() []runtime.Object {
@@ -83,10 +84,11 @@ func TestRun(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- (&Source{Client: client, Log: slog.Default()}).Run(ctx, func(o *policy.Objects, err error) {
+		all := deltas.NewSum()
+		done <- (&Source{Client: client, Log: slog.Default()}).Run(ctx, func(d *policy.Delta, err error) {
 			errs <- err
 			select {
-			case updates <- o:
+			case updates <- all.Add(d):
 			case <-ctx.Done():
 			}
 		})

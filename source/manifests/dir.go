@@ -32,7 +32,9 @@ type Dir struct {
 	dirs  map[string]bool
 	// started is true once merge has returned objects. From then on, merge always returns objects.
 	started bool
-	report  atomic.Pointer[[]agentapi.File]
+	// last has the objects of the last delta.
+	last   policy.Objects
+	report atomic.Pointer[[]agentapi.File]
 }
 
 // graceTime is how long the objects of a file stay in force after the file was found missing or empty. Editors move the
@@ -48,11 +50,11 @@ const recheckTime = 10 * time.Millisecond
 const relistInterval = 10 * time.Second
 
 // Run reads the directory, and then each file that changes, until ctx ends; then it returns nil. It calls update at the
-// start and after each change, with the objects in force. The error for update names each document that can't be
-// parsed, each policy whose namespace can't be read and, at the start, each file that is being written. The objects are
-// nil until there is a first state (IgnoreBroken). Run returns an error if the directory can't be listed or watched any
-// more.
-func (d *Dir) Run(ctx context.Context, update func(*policy.Objects, error)) error {
+// start and after each change, with the changes of the objects in force. The error for update names each document that
+// can't be parsed, each policy whose namespace can't be read and, at the start, each file that is being written. The
+// delta is nil until there is a first state (IgnoreBroken). Run returns an error if the directory can't be listed or
+// watched any more.
+func (d *Dir) Run(ctx context.Context, update func(*policy.Delta, error)) error {
 	w, err := dirwatch.NewTree(d.Path)
 	if err != nil {
 		return err
@@ -85,7 +87,7 @@ func (d *Dir) Run(ctx context.Context, update func(*policy.Objects, error)) erro
 		}
 		forgotten, left := d.dropGone(time.Now())
 		if first || changed || forgotten {
-			update(d.merge())
+			update(d.delta())
 		}
 		first, change = false, dirwatch.Change{}
 		select {
@@ -106,8 +108,20 @@ func (d *Dir) Run(ctx context.Context, update func(*policy.Objects, error)) erro
 	}
 }
 
-// Check reads the directory once, and returns what Run would first pass to update: the objects, which are nil if an
-// agent couldn't start with them, and the error. If the directory can't be listed, it returns nil and an error.
+// delta returns the changes of the objects in force since its last call, and merge's error. The delta is nil until
+// there is a first state.
+func (d *Dir) delta() (*policy.Delta, error) {
+	now, err := d.merge()
+	if now == nil {
+		return nil, err
+	}
+	delta := policy.Difference(d.last, *now)
+	d.last = *now
+	return delta, err
+}
+
+// Check reads the directory once, and returns the objects with which Run would begin, and the error for update. The
+// objects are nil if an agent couldn't start with them. If the directory can't be listed, it returns nil and an error.
 func (d *Dir) Check() (*policy.Objects, error) {
 	if _, err := d.read(dirwatch.Change{Lost: true}, func(map[string]bool) error { return nil }); err != nil {
 		return nil, err

@@ -18,6 +18,7 @@ import (
 
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/test/deltas"
 )
 
 type update struct {
@@ -64,10 +65,10 @@ func run(t *testing.T, files map[string]string) *source {
 		s.write(name, text)
 	}
 	go func() {
-		d := &Dir{Path: s.dir}
-		s.ended <- d.Run(ctx, func(o *policy.Objects, err error) {
+		d, all := &Dir{Path: s.dir}, deltas.NewSum()
+		s.ended <- d.Run(ctx, func(delta *policy.Delta, err error) {
 			select {
-			case s.updates <- update{o, err}:
+			case s.updates <- update{all.Add(delta), err}:
 			case <-ctx.Done():
 			}
 		})
@@ -491,7 +492,7 @@ func TestRunEndsWithItsDirectory(t *testing.T) {
 
 func TestRunNeedsADirectory(t *testing.T) {
 	d := &Dir{Path: filepath.Join(t.TempDir(), "none")}
-	err := d.Run(t.Context(), func(*policy.Objects, error) { t.Error("an update") })
+	err := d.Run(t.Context(), func(*policy.Delta, error) { t.Error("an update") })
 	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), d.Path) {
 		t.Errorf("%v, want that %s doesn't exist", err, d.Path)
 	}
