@@ -49,8 +49,7 @@ func MapError(from, to error) func(error) error {
 var (
 	// ErrNoAnswer means that the kernel had no room for its answer, or that the answer doesn't have the expected form.
 	ErrNoAnswer = errors.New("the kernel doesn't answer")
-	// errChanged means that the list changed while the kernel sent it.
-	errChanged = errors.New("the list changed while it was read")
+	errChanged  = errors.New("the list changed while it was read")
 )
 
 // largestReply is larger than the kernel's largest reply about one link.
@@ -140,8 +139,9 @@ func openIn(protocol int, ns netns.NsHandle) (fd int, err error) {
 	return fd, err
 }
 
-// failed returns the error in a message of type NLMSG_ERROR, or NLMSG_DONE at the end of a list; nil if the step
-// succeeded (RFC 3549, section 2.3.2.2).
+// failed returns the error in a message of type NLMSG_ERROR, or NLMSG_DONE at the end of a list (RFC 3549, section
+// 2.3.2.2), after the step's MapError has replaced it. It returns nil if the step succeeded, or if MapError says that
+// the error doesn't matter.
 func (b Batch) failed(m syscall.NetlinkMessage) error {
 	if len(m.Data) < 4 || int(m.Header.Seq) >= len(b) {
 		return ErrNoAnswer

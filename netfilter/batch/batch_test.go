@@ -12,7 +12,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// link returns a request for the link of that name.
 func link(name string) *nl.NetlinkRequest {
 	r := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
 	r.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
@@ -20,8 +19,8 @@ func link(name string) *nl.NetlinkRequest {
 	return r
 }
 
-// TestErrors: the error names the step that failed, wherever the step is in the batch. MapError has replaced the
-// kernel's error.
+// TestErrors: wherever in the batch a step fails, the error names that step and is the one that MapError gives for the
+// kernel's. If MapError returns nil, the batch doesn't fail, and returns the replies to the other steps.
 func TestErrors(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -48,7 +47,8 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// TestReplies: Do returns each step's reply in order, and all entries of a list that is last, from the given namespace.
+// TestReplies: Do returns each step's reply, and all entries of a list that is last, from the given namespace. An empty
+// batch has no replies.
 func TestReplies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

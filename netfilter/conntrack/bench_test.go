@@ -12,7 +12,7 @@ import (
 )
 
 // full fills a connection table with the entries of 50 pods. The table is in a network namespace that ends with the
-// benchmark's thread. It needs root. Run it as: go test ./netfilter/conntrack -run - -bench .
+// benchmark's thread. The benchmarks need root: go test ./netfilter/conntrack -run - -bench .
 func full(b *testing.B, entries int) {
 	b.Helper()
 	runtime.LockOSThread()

@@ -18,7 +18,7 @@ import (
 
 // Connection is an entry of the connection table.
 type Connection struct {
-	// Src opened the connection, and Dst answers. If the destination was translated, Dst is the translated address.
+	// Src opened the connection, and Dst answers. If the destination was translated, Dst and Port are the translated ones.
 	Src, Dst netip.Addr
 	Proto    uint8
 	Port     uint16 // of Dst; 0 for protocols without ports

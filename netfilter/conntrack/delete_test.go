@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestForget deletes the connections that the address has opened or answers, also translated ones, and no others. It
-// does so with the kernel's filter and without, as on kernels before 5.8.
+// TestForget: Delete, and each method that it may use on some kernel, deletes the connections that the addresses have
+// opened or answer, also translated ones, and no others.
 func TestForget(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

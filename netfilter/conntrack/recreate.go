@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxRecreations is how often recreate deletes and makes the entry again, if each time a packet of the connection
-// makes an entry in between.
+// maxRecreations is how often recreate tries again, if each time a packet of the connection makes an entry between the
+// deletion and the new entry.
 const maxRecreations = 100
 
 // recreate deletes the entry and makes it again, with room for a label and with these labels. The new entry has the

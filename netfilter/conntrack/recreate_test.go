@@ -13,7 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestEntriesWithoutRoomForLabels: such entries are cut like all others, and keep their state.
+// TestEntriesWithoutRoomForLabels: entries without room for a label can be cut and restored like all others, and keep
+// their state. If no rule uses labels, SetCut returns an error.
 func TestEntriesWithoutRoomForLabels(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -69,7 +69,7 @@ func (c Change) request() (r *nl.NetlinkRequest, doing string) {
 	return request(nl.IPSET_CMD_ADD, c.Set, c.Entry), fmt.Sprintf("add %s to ipset %s", c.Entry, c.Set)
 }
 
-// apply sends the changes; mapError replaces the kernel's errors.
+// apply sends the changes. means replaces the kernel's errors, and returns nil for an error that doesn't matter.
 func apply(changes []Change, means func(error) error) error {
 	var errs []error
 	for some := range slices.Chunk(changes, batchSize) {
@@ -85,7 +85,7 @@ func apply(changes []Change, means func(error) error) error {
 }
 
 // SetsContaining returns which of the sets contain the address, with few system calls. All sets must be of the
-// address's family.
+// address's family. It returns ErrNotExist if one of the sets doesn't exist.
 //
 // Equivalent to: for set in SETS; do ipset test $set ADDR; done
 func SetsContaining(a netip.Addr, sets []string) (map[string]bool, error) {

@@ -1,6 +1,7 @@
-// Package ipset creates, changes, lists and deletes weir's IP sets in the kernel, over netlink. It ignores sets with
-// names that don't begin with weir's prefix. Each operation can be repeated. The plugin uses the package for the sets
-// that have a pod's addresses; the iptables backend uses it for all sets. The package knows nothing of policy.
+// Package ipset creates, changes, lists and deletes weir's IP sets in the kernel, over netlink. Headers and Purge
+// ignore sets with names that don't begin with weir's prefix. Each operation can be repeated. The plugin uses the
+// package for the sets that have a pod's addresses; the iptables backend uses it for all sets. The package knows
+// nothing of policy.
 package ipset
 
 import (
@@ -32,7 +33,7 @@ const (
 // older revision, the ipset command doesn't print the comments.
 var revisions = map[string]uint8{HashIP: 3, HashNet: 5, HashIPPort: 4, BitmapPort: 2, HashNetIface: 4}
 
-// ErrNotExist means that the set doesn't exist.
+// ErrNotExist replaces the kernel's ENOENT for a set that doesn't exist.
 var ErrNotExist = errors.New("no such ipset")
 
 // Entry is an address or network in a set, with the comment that "ipset list" shows beside it.
@@ -61,7 +62,7 @@ func (e Entry) String() string {
 	return e.Prefix.String()
 }
 
-// Set is a set as it is in the kernel.
+// Set is a set with its entries, as List reads it from the kernel.
 type Set struct {
 	Header
 	Comments bool // the set was created with room for comments
@@ -74,7 +75,7 @@ type Header struct {
 	Family     conf.Family // the family of the set's entries; the kernel refuses entries of the other family
 }
 
-// InUse reports whether a rule uses the set.
+// InUse reports whether a rule uses the set. It returns ErrNotExist if there is no such set.
 //
 // Equivalent to: ipset list -terse NAME | grep References
 func (h *Handle) InUse(name string) (bool, error) {
@@ -85,7 +86,7 @@ func (h *Handle) InUse(name string) (bool, error) {
 	return s.References > 0, nil
 }
 
-// families maps the kernel's numbers.
+// families maps the kernel's numbers of families to weir's.
 var families = map[uint8]conf.Family{unix.AF_INET: conf.IPv4, unix.AF_INET6: conf.IPv6}
 
 // Handle is a connection to the kernel, in the network namespace in which it was opened.
@@ -125,7 +126,7 @@ func (h *Handle) Create(s Header) error {
 	return wrap(err, "create ipset %s (%s, %s)", s.Name, s.Type, s.Family)
 }
 
-// Has reports whether the address is in the set.
+// Has reports whether the address is in the set. It returns ErrNotExist if there is no such set.
 //
 // Equivalent to: ipset test NAME ADDR
 func (h *Handle) Has(name string, a netip.Addr) (bool, error) {
@@ -221,7 +222,7 @@ func parseHeader(msg []byte) (s Header, ok bool) {
 	return s, conf.OwnSet(s.Name)
 }
 
-// Purge deletes the addresses from all of weir's sets of pods. It doesn't change sets of networks, nodes and ports.
+// Purge deletes the addresses from all of weir's sets of pods. It doesn't change sets of networks and of port numbers.
 func (h *Handle) Purge(addrs ...netip.Addr) error {
 	sets, err := h.Headers()
 	if err != nil {
@@ -234,7 +235,7 @@ func (h *Handle) Purge(addrs ...netip.Addr) error {
 			continue
 		}
 		present, err := h.entriesOf(s, addrs)
-		if !errors.Is(err, ErrNotExist) { // the set was deleted after it was listed
+		if !errors.Is(err, ErrNotExist) { // otherwise the set was deleted after it was listed
 			errs = append(errs, err)
 		}
 		for _, e := range present {

@@ -138,7 +138,7 @@ func TestSets(t *testing.T) {
 	}
 }
 
-// FuzzParseHeader reads random answers to a request for sets.
+// FuzzParseHeader: whatever the kernel answers, parseHeader accepts no set that isn't weir's.
 func FuzzParseHeader(f *testing.F) {
 	f.Add([]byte("\x02\x00\x00\x00\x05\x00\x01\x00\x06\x00\x00\x00\x0e\x00\x02\x00weir-pods\x00\x00\x00"))
 	f.Add([]byte("\x02\x00\x00\x00\x04\x00\x02\x00"))
@@ -150,7 +150,8 @@ func FuzzParseHeader(f *testing.F) {
 	})
 }
 
-// TestBothFamilies: each family's set has its own addresses, and an address is deleted from the set of its family.
+// TestBothFamilies: each family's set refuses addresses of the other family, and Purge deletes each address from the
+// sets of pods of its own family.
 func TestBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
