@@ -56,6 +56,9 @@ blackbox: packages ## the black-box tests with the programs of BEFORE=5a06764, w
 bench-cni: ## measure ADD and DEL beside upstream's plugins, or beside another commit's: BEFORE=5a06764
 	@BEFORE=$(BEFORE) scripts/bench-cni
 
+bench-packets: packages ## measure connections and packets under weir's rules and the layouts of other engines
+	@scripts/bench-packets
+
 cluster-up: ## a real Kubernetes on this machine: N=3 CONTROL_PLANES=1 STACK=dual; the first time takes 20 minutes
 	@scripts/cluster/up
 
@@ -92,5 +95,5 @@ lint: packages ## golangci-lint, and shellcheck of every script that git knows
 clean: ## remove bin/
 	rm -rf $(BIN)
 
-.PHONY: all help demo image test prove blackbox cluster-up cluster-down e2e e2e-ci e2e-upstream bench-cni fuzz \
-	pictures packages vet lint clean FORCE
+.PHONY: all help demo image test prove blackbox cluster-up cluster-down e2e e2e-ci e2e-upstream bench-cni \
+	bench-packets fuzz pictures packages vet lint clean FORCE

@@ -1,0 +1,223 @@
+//go:build bench
+
+package bench_test
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// This file writes the packet filters of other engines for a workload, from the public descriptions of their rules.
+// They are layouts, not the engines: what an engine does beside its rules is left out. All match peers by ipset, let
+// packets of known connections pass at their first rule, and drop first packets that no policy allows. Where an engine
+// compares more of a packet than these rules do, the layout is faster than the engine.
+
+// sets returns the lines of ipset restore that make one set for each group, and for each policy's networks.
+func (w *workload) sets() string {
+	var b strings.Builder
+	for _, group := range slices.Sorted(maps.Keys(w.groups)) {
+		fmt.Fprintf(&b, "create %s hash:ip\n", group)
+		for _, a := range w.groups[group] {
+			fmt.Fprintf(&b, "add %s %s -exist\n", group, a)
+		}
+	}
+	for i, a := range w.allows {
+		if len(a.blocks) > 0 {
+			fmt.Fprintf(&b, "create blocks-%d hash:net\n", i)
+		}
+		for _, block := range a.blocks {
+			fmt.Fprintf(&b, "add blocks-%d %s -exist\n", i, block)
+		}
+	}
+	return b.String()
+}
+
+// matches returns the conditions of the policy's rules on peers and ports: one rule for each kind of peers and each
+// protocol.
+func (a allow) matches(i int) (all []string) {
+	where := "src"
+	if a.egress {
+		where = "dst"
+	}
+	peers := []string{fmt.Sprintf("-m set --match-set %s %s", a.peers, where)}
+	if len(a.blocks) > 0 {
+		peers = append(peers, fmt.Sprintf("-m set --match-set blocks-%d %s", i, where))
+	}
+	var list []string
+	for _, r := range a.ports {
+		port := fmt.Sprint(r.first)
+		if r.last > r.first {
+			port += fmt.Sprint(":", r.last)
+		}
+		list = append(list, port)
+	}
+	for _, peer := range peers {
+		for _, proto := range []string{"tcp", "udp"} {
+			all = append(all, fmt.Sprintf("-p %s %s -m multiport --dports %s", proto, peer, strings.Join(list, ",")))
+		}
+	}
+	return all
+}
+
+// isolated returns the groups that policies isolate in the direction, in order.
+func (w *workload) isolated(egress bool) []string {
+	groups := map[string]bool{}
+	for _, a := range w.allows {
+		if a.egress == egress {
+			groups[a.pods] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(groups))
+}
+
+// flat is one list of all policies' rules for each direction, as weave-npc makes it: the rules match the selected pods
+// by a set too. https://github.com/weaveworks/weave/blob/master/docs/ipset.md and npc/README.md describe it.
+func (w *workload) flat() text {
+	var b strings.Builder
+	b.WriteString("*filter\n:NPC - [0:0]\n:NPC-DEFAULT - [0:0]\n:NPC-INGRESS - [0:0]\n:NPC-EGRESS - [0:0]\n" +
+		":NPC-EGRESS-DEFAULT - [0:0]\n:NPC-EGRESS-CUSTOM - [0:0]\n:NPC-EGRESS-ACCEPT - [0:0]\n" +
+		"-I FORWARD 1 -i weir0 -j NPC-EGRESS\n-I FORWARD 2 -o weir0 -j NPC\n" +
+		"-I FORWARD 3 -o weir0 -j ACCEPT\n" +
+		"-A NPC -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n" +
+		"-A NPC -m conntrack --ctstate NEW -j NPC-DEFAULT\n-A NPC -m conntrack --ctstate NEW -j NPC-INGRESS\n" +
+		"-A NPC -j DROP\n" +
+		"-A NPC-EGRESS -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n" +
+		"-A NPC-EGRESS -m conntrack --ctstate NEW -j NPC-EGRESS-DEFAULT\n" +
+		"-A NPC-EGRESS -m conntrack --ctstate NEW -m mark ! --mark 0x40000/0x40000 -j NPC-EGRESS-CUSTOM\n" +
+		"-A NPC-EGRESS -m mark ! --mark 0x40000/0x40000 -j DROP\n" +
+		"-A NPC-EGRESS-ACCEPT -j MARK --set-xmark 0x40000/0x40000\n")
+	sets := w.sets()
+	free := func(name string, egress bool) {
+		sets += "create " + name + " hash:ip\n"
+		isolated := map[netip.Addr]bool{}
+		for _, g := range w.isolated(egress) {
+			for _, a := range w.groups[g] {
+				isolated[a] = true
+			}
+		}
+		for i := range w.local {
+			if !isolated[localPod(i)] {
+				sets += fmt.Sprintf("add %s %s\n", name, localPod(i))
+			}
+		}
+	}
+	free("ingress-free", false)
+	free("egress-free", true)
+	b.WriteString("-A NPC-DEFAULT -m set --match-set ingress-free dst -j ACCEPT\n" +
+		"-A NPC-EGRESS-DEFAULT -m set --match-set egress-free src -j NPC-EGRESS-ACCEPT\n" +
+		"-A NPC-EGRESS-DEFAULT -m set --match-set egress-free src -j RETURN\n")
+	for i, a := range w.allows {
+		for _, m := range a.matches(i) {
+			if a.egress {
+				fmt.Fprintf(&b, "-A NPC-EGRESS-CUSTOM -m set --match-set %s src %s -j NPC-EGRESS-ACCEPT\n", a.pods, m)
+				fmt.Fprintf(&b, "-A NPC-EGRESS-CUSTOM -m set --match-set %s src %s -j RETURN\n", a.pods, m)
+			} else {
+				fmt.Fprintf(&b, "-A NPC-INGRESS -m set --match-set %s dst %s -j ACCEPT\n", a.pods, m)
+			}
+		}
+	}
+	return text{sets: sets, rules: b.String() + "COMMIT\n"}
+}
+
+// podChains is a chain for each pod and one for each policy, as kube-router makes them: one rule for each isolated pod
+// leads to the pod's chain, which jumps to the chain of each of its policies. A mark says that a policy allows the
+// packet. https://github.com/cloudnativelabs/kube-router/blob/master/docs/how-it-works.md describes it.
+func (w *workload) podChains() text {
+	var chains, rules strings.Builder
+	chains.WriteString("*filter\n:ROUTER-FORWARD - [0:0]\n")
+	rules.WriteString("-I FORWARD 1 -j ROUTER-FORWARD\n")
+	number := map[string]int{}
+	for _, egress := range []bool{true, false} {
+		for _, g := range w.isolated(egress) {
+			for _, addr := range w.groups[g] {
+				if _, ok := number[addr.String()]; ok {
+					continue
+				}
+				number[addr.String()] = len(number)
+				fmt.Fprintf(&rules, "-A ROUTER-FORWARD -d %[1]s -j POD-%[2]d\n-A ROUTER-FORWARD -s %[1]s -j POD-%[2]d\n",
+					addr, number[addr.String()])
+			}
+		}
+	}
+	for _, addr := range slices.Sorted(maps.Keys(number)) {
+		chain := fmt.Sprint("POD-", number[addr])
+		fmt.Fprintf(&chains, ":%s - [0:0]\n", chain)
+		fmt.Fprintf(&rules, "-A %s -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n", chain)
+		fmt.Fprintf(&rules, "-A %s -d %s -m addrtype --src-type LOCAL -j ACCEPT\n", chain, addr)
+		isolates := map[bool]bool{}
+		for i, a := range w.allows {
+			if !slices.Contains(w.groups[a.pods], netip.MustParseAddr(addr)) {
+				continue
+			}
+			isolates[a.egress] = true
+			fmt.Fprintf(&rules, "-A %s -%s %s -j POLICY-%d\n", chain, addressFlag(a.egress), addr, i)
+		}
+		for _, egress := range []bool{true, false} { // a direction without policies is open
+			if !isolates[egress] {
+				fmt.Fprintf(&rules, "-A %s -%s %s -j MARK --set-xmark 0x10000/0x10000\n", chain, addressFlag(egress), addr)
+			}
+		}
+		fmt.Fprintf(&rules, "-A %s -m mark ! --mark 0x10000/0x10000 -j DROP\n", chain)
+		fmt.Fprintf(&rules, "-A %s -j MARK --set-xmark 0x0/0x10000\n", chain)
+	}
+	for i, a := range w.allows {
+		fmt.Fprintf(&chains, ":POLICY-%d - [0:0]\n", i)
+		for _, m := range a.matches(i) {
+			fmt.Fprintf(&rules, "-A POLICY-%[1]d %[2]s -j MARK --set-xmark 0x10000/0x10000\n"+
+				"-A POLICY-%[1]d -m mark --mark 0x10000/0x10000 -j RETURN\n", i, m)
+		}
+	}
+	return text{sets: w.sets(), rules: chains.String() + rules.String() + "COMMIT\n"}
+}
+
+// addressFlag returns the option of iptables for the address of the isolated pod.
+func addressFlag(egress bool) string {
+	if egress {
+		return "s"
+	}
+	return "d"
+}
+
+// queued hands first packets from and to pods to user space, as kube-network-policies does.
+// https://github.com/kubernetes-sigs/kube-network-policies/blob/main/README.md describes it.
+func (w *workload) queued() text {
+	sets := "create pods hash:ip\n"
+	for i := range w.local {
+		sets += fmt.Sprintf("add pods %s\n", localPod(i))
+	}
+	return text{sets: sets, rules: fmt.Sprintf("*mangle\n"+
+		"-A POSTROUTING -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"+
+		"-A POSTROUTING -m set --match-set pods src -j NFQUEUE --queue-num %[1]d\n"+
+		"-A POSTROUTING -m set --match-set pods dst -j NFQUEUE --queue-num %[1]d\nCOMMIT\n", queueNumber)}
+}
+
+// others returns the filters of the layouts for the workload.
+func others(name string, w *workload) []filter {
+	written := func(layout string, x func() text) filter {
+		return filter{layout + ", " + name, false, func(t *testing.T, n *packetNode, flavour iptables.Flavour) {
+			t.Helper()
+			n.write(t, flavour, x())
+		}}
+	}
+	return []filter{written("flat list", w.flat), written("chains per pod", w.podChains)}
+}
+
+// userSpace is the layout of engines that judge first packets in user space. Policies cost nothing here, because none
+// are looked up.
+func userSpace(w *workload) filter {
+	return filter{"first packets in user space", false, func(t *testing.T, n *packetNode, flavour iptables.Flavour) {
+		t.Helper()
+		n.write(t, flavour, w.queued())
+		nodetest.In(t, n.path, func() (err error) {
+			n.queue, err = newQueue()
+			return err
+		})
+	}}
+}

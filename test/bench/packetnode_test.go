@@ -1,0 +1,165 @@
+//go:build bench
+
+package bench_test
+
+import (
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// podSubnet is the subnet of the pods of every node here.
+var podSubnet = netip.MustParsePrefix("10.88.0.0/16")
+
+// localPod returns the address of the node's pod number i. Pod 0 is the client, pod 1 the server.
+func localPod(i int) netip.Addr {
+	return netip.AddrFrom4([4]byte{10, 88, byte((i + 2) >> 8), byte(i + 2)})
+}
+
+var (
+	clientAddr = localPod(0)
+	serverAddr = localPod(1)
+)
+
+// packetNode is a node in a network namespace of its own, with two pods on weir's bridge. Many such nodes, each with
+// other rules, stand beside each other, so that their measurements take turns without a change of rules.
+type packetNode struct {
+	path           string // the node's network namespace
+	client, server string // the pods' namespaces
+	listener       int    // TCP socket of the server
+	datagrams      int    // UDP socket of the server
+	queue          *queue // verdicts in user space; nil if the rules need none
+}
+
+// newPacketNode makes the node. Without guard it has only what any node has.
+func newPacketNode(t *testing.T, name string, guard bool) *packetNode {
+	t.Helper()
+	n := &packetNode{
+		path:   nodetest.NewNS(t, name),
+		client: nodetest.NewNS(t, name+"-client"),
+		server: nodetest.NewNS(t, name+"-server"),
+	}
+	gateway := podSubnet.Addr().Next()
+	nodetest.In(t, n.path, func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetUp(lo); err != nil {
+			return err
+		}
+		b, err := bridge.Ensure(1500, []netip.Prefix{netip.PrefixFrom(gateway, podSubnet.Bits())})
+		if err != nil {
+			return err
+		}
+		for path, addr := range map[string]netip.Addr{n.client: clientAddr, n.server: serverAddr} {
+			if err := n.addPod(b, path, endpoint.Address{Addr: addr, Subnet: podSubnet, Gateway: gateway}, guard); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	nodetest.In(t, n.server, func() (err error) {
+		if n.listener, err = boundSocket(unix.SOCK_STREAM, serverAddr, 80); err != nil {
+			return err
+		}
+		if n.datagrams, err = boundSocket(unix.SOCK_DGRAM, serverAddr, 80); err != nil {
+			return err
+		}
+		return unix.Listen(n.listener, 4096)
+	})
+	return n
+}
+
+func (n *packetNode) addPod(b *bridge.Bridge, path string, a endpoint.Address, guard bool) error {
+	handle, err := netns.GetFromPath(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = handle.Close() }()
+	addresses := []endpoint.Address{a}
+	port := bridge.Port{
+		HostIf: bridge.PortName(path), IfName: "eth0", Netns: handle, MAC: bridge.PodMAC(addresses), Addresses: addresses,
+	}
+	if guard {
+		if err := bridge.AllowSender(port.Sender()); err != nil {
+			return err
+		}
+	}
+	if _, err := b.AddPort(port); err != nil {
+		return err
+	}
+	return bridge.SetLinkUp(port.HostIf)
+}
+
+// boundSocket returns a non-blocking socket of the thread's network namespace. Port 0 is any port.
+func boundSocket(kind int, addr netip.Addr, port int) (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	return fd, unix.Bind(fd, &unix.SockaddrInet4{Addr: addr.As4(), Port: port})
+}
+
+// enforce makes the node have weir's rules and sets for the state, as the agent would.
+func (n *packetNode) enforce(t *testing.T, flavour iptables.Flavour, s policy.State) {
+	t.Helper()
+	r := policy.Compile(s)
+	for _, p := range r.Problems {
+		t.Fatal(p)
+	}
+	nodetest.In(t, n.path, func() error {
+		d, err := iptables.New(t.Context())
+		if err != nil {
+			return err
+		}
+		defer d.Close()
+		d.Flavour = flavour
+		_, err = d.Apply(t.Context(), r, netfilter.Trust)
+		return err
+	})
+}
+
+// text is a packet filter as text: what ipset restore and iptables-restore read.
+type text struct{ sets, rules string }
+
+// write makes the node have the sets and rules, beside those that it has.
+func (n *packetNode) write(t *testing.T, flavour iptables.Flavour, x text) {
+	t.Helper()
+	for _, c := range []struct{ command, input string }{
+		{"ipset restore", x.sets},
+		{"iptables-" + string(flavour) + "-restore --noflush", x.rules},
+	} {
+		if c.input == "" {
+			continue
+		}
+		words := strings.Fields(c.command)
+		nodetest.In(t, n.path, func() error {
+			cmd := exec.CommandContext(t.Context(), words[0], words[1:]...)
+			cmd.Stdin = strings.NewReader(c.input)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				return fmt.Errorf("%s: %w: %.2000s\n%.2000s", c.command, err, out, c.input)
+			}
+			return nil
+		})
+	}
+}
+
+// anyNode is what any node has, and the denominator of each ratio: connection tracking, masquerade and one rule.
+func anyNode() text {
+	return text{rules: fmt.Sprintf("*filter\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n"+
+		"*nat\n-A POSTROUTING -s %[1]s ! -d %[1]s -j MASQUERADE\nCOMMIT\n", podSubnet)}
+}

@@ -1,0 +1,233 @@
+//go:build bench
+
+package bench_test
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+)
+
+// workload is the policies of a cluster, as far as they concern the pods of one node. It is independent of any engine.
+type workload struct {
+	local  int                     // how many pods the node has
+	groups map[string][]netip.Addr // pods by a label that they all have
+	allows []allow
+}
+
+// allow is a policy: it isolates the pods in one direction and allows traffic with the peers.
+type allow struct {
+	egress      bool
+	pods, peers string   // names of groups
+	blocks      []string // peers too
+	ports       []portRange
+}
+
+type portRange struct{ first, last int }
+
+var web = []portRange{{80, 80}}
+
+func newWorkload(local int) *workload {
+	return &workload{local: local, groups: map[string][]netip.Addr{"client": {clientAddr}, "server": {serverAddr}}}
+}
+
+// elsewhere returns the address of a pod on another node.
+func elsewhere(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 89, byte(i >> 8), byte(i)}) }
+
+// peer returns the name of the group number i, which has one pod, on another node.
+func (w *workload) peer(i int) string {
+	name := fmt.Sprintf("peer-%d", i)
+	if w.groups[name] == nil {
+		w.groups[name] = []netip.Addr{elsewhere(i)}
+	}
+	return name
+}
+
+// other returns the name of the group that has only the node's pod number i, which is neither client nor server.
+func (w *workload) other(i int) string {
+	name := fmt.Sprintf("local-%d", i)
+	w.groups[name] = []netip.Addr{localPod(i)}
+	return name
+}
+
+// add adds the policies. The last of them is the one that concerns the traffic of the measurement.
+func (w *workload) add(all ...allow) { w.allows = append(w.allows, all...) }
+
+// classes returns a node on which a policy isolates each pod, in each direction that is true. Each pod is in a class of
+// its own. The client's and the server's are the last.
+func classes(local int, ingress, egress bool) *workload {
+	w := newWorkload(local)
+	for i := 2; i < local; i++ {
+		if ingress {
+			w.add(allow{pods: w.other(i), peers: w.peer(i), ports: web})
+		}
+		if egress {
+			w.add(allow{egress: true, pods: w.other(i), peers: w.peer(i), ports: web})
+		}
+	}
+	w.permit(ingress, egress)
+	return w
+}
+
+// oneClass returns a node on which one policy isolates all pods.
+func oneClass(local int) *workload {
+	w := newWorkload(local)
+	for i := range local {
+		w.groups["all"] = append(w.groups["all"], localPod(i))
+	}
+	w.add(allow{pods: "all", peers: "client", ports: web})
+	return w
+}
+
+// beside returns a node on which a policy isolates each pod but the client and the server.
+func beside(local int) *workload {
+	w := classes(local, true, true)
+	w.allows = w.allows[:len(w.allows)-2]
+	return w
+}
+
+// permit adds the policies that allow what the client sends to the server.
+func (w *workload) permit(ingress, egress bool) {
+	if egress {
+		w.add(allow{egress: true, pods: "client", peers: "server", ports: web})
+	}
+	if ingress {
+		w.add(allow{pods: "server", peers: "client", ports: web})
+	}
+}
+
+// spread returns a node on which the policies are spread evenly over the pods, each pod in a class of its own.
+func spread(policies, local int) *workload {
+	w := newWorkload(local)
+	for i := range policies - 1 {
+		pods := "server"
+		if k := i%(local-1) + 2; k < local {
+			pods = w.other(k)
+		}
+		w.add(allow{pods: pods, peers: w.peer(i % 2000), ports: web})
+	}
+	w.permit(policies > 0, false)
+	return w
+}
+
+// selectors returns policies of the server that differ in the selector of their peers.
+func selectors(policies int) *workload {
+	w := newWorkload(10)
+	for i := range policies - 1 {
+		w.add(allow{pods: "server", peers: w.peer(i), ports: web})
+	}
+	w.permit(true, false)
+	return w
+}
+
+// ports returns policies of the server of which each has a selector and a port of its own.
+func ports(policies int) *workload {
+	w := newWorkload(10)
+	for i := range policies - 1 {
+		w.add(allow{pods: "server", peers: w.peer(i), ports: []portRange{{1000 + i, 1000 + i}}})
+	}
+	w.permit(true, false)
+	return w
+}
+
+// mixed returns policies of the server like those of Red Hat's tests of policies at scale: each has five ports, five
+// ranges of ports, five pods in each of five namespaces, and five networks.
+func mixed(policies int) *workload {
+	w := newWorkload(10)
+	for i := range policies - 1 {
+		name := fmt.Sprintf("mix-%d", i)
+		for k := range 25 {
+			w.groups[name] = append(w.groups[name], elsewhere((i*7+k*101)%2400))
+		}
+		a := allow{pods: "server", peers: name}
+		for k := range 5 {
+			a.blocks = append(a.blocks, fmt.Sprintf("172.%d.%d.0/24", 16+k, i%256))
+			port := 1000 + (i*5+k)*8
+			a.ports = append(a.ports, portRange{port % 50000, port % 50000},
+				portRange{port%50000 + 2, port%50000 + 6})
+		}
+		w.add(a)
+	}
+	w.permit(true, false)
+	return w
+}
+
+// state returns the workload as weir's agent knows it.
+func (w *workload) state() policy.State {
+	const namespace = "bench"
+	labels := map[netip.Addr]map[string]string{}
+	for i := range w.local {
+		labels[localPod(i)] = map[string]string{}
+	}
+	for group, addrs := range w.groups {
+		for _, a := range addrs {
+			if labels[a] == nil {
+				labels[a] = map[string]string{}
+			}
+			labels[a][group] = ""
+		}
+	}
+	var s policy.State
+	s.Namespaces = []policy.Namespace{{Name: namespace}}
+	for _, a := range slices.SortedFunc(maps.Keys(labels), netip.Addr.Compare) {
+		s.Pods = append(s.Pods, policy.Pod{
+			Namespace: namespace, Name: "pod-" + a.String(), Labels: labels[a], Addresses: []netip.Addr{a},
+		})
+	}
+	for i := range w.local {
+		a := localPod(i)
+		s.Endpoints = append(s.Endpoints, policy.Endpoint{
+			ID: a.String() + ":eth0", Enforcement: conf.Strict,
+			Pod:       policy.PodRef{Namespace: namespace, Name: "pod-" + a.String()},
+			Addresses: []policy.Address{{Addr: a, Subnet: podSubnet}},
+		})
+	}
+	for i, a := range w.allows {
+		s.Policies = append(s.Policies, a.networkPolicy(namespace, fmt.Sprintf("policy-%05d", i)))
+	}
+	return s
+}
+
+func (a allow) networkPolicy(namespace, name string) *networkingv1.NetworkPolicy {
+	selected := func(group string) metav1.LabelSelector {
+		return metav1.LabelSelector{MatchLabels: map[string]string{group: ""}}
+	}
+	who := selected(a.peers)
+	peers := []networkingv1.NetworkPolicyPeer{{PodSelector: &who}}
+	for _, b := range a.blocks {
+		peers = append(peers, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: b}})
+	}
+	var tcpAndUDP []networkingv1.NetworkPolicyPort
+	for _, proto := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP} {
+		for _, r := range a.ports {
+			port := intstr.FromInt32(int32(r.first))
+			p := networkingv1.NetworkPolicyPort{Protocol: &proto, Port: &port}
+			if r.last > r.first {
+				last := int32(r.last)
+				p.EndPort = &last
+			}
+			tcpAndUDP = append(tcpAndUDP, p)
+		}
+	}
+	np := &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
+		Spec:       networkingv1.NetworkPolicySpec{PodSelector: selected(a.pods)},
+	}
+	if a.egress {
+		np.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
+		np.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: peers, Ports: tcpAndUDP}}
+		return np
+	}
+	np.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
+	np.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: peers, Ports: tcpAndUDP}}
+	return np
+}
