@@ -108,8 +108,8 @@ func TestSettle(t *testing.T) {
 	}
 }
 
-// TestSettleOrder: if two Nodes claim the same thing, the older Node keeps it, whatever their names and the order of
-// reports.
+// TestSettleOrder: if two Nodes claim the same thing, the older one keeps it, in whatever order they are reported. Of
+// two Nodes of one age, this node keeps it, else the first by name. A Node whose age is unknown counts as the youngest.
 func TestSettleOrder(t *testing.T) {
 	for _, tc := range []struct {
 		first, second int // minutes
@@ -186,7 +186,8 @@ func TestOneNodesManyClaims(t *testing.T) {
 	}
 }
 
-// TestLocalAddresses: another node's network doesn't count if it contains an address that this node needs.
+// TestLocalAddresses: another node's network doesn't count if it contains an address that this node needs, even if it
+// has counted before. This node's own network counts.
 func TestLocalAddresses(t *testing.T) {
 	var local []UnderlayAddress
 	for _, a := range []string{"172.17.0.1", "172.20.1.1", "2001:db8::1"} {

@@ -91,8 +91,8 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestChained: policies apply to pods with another plugin's network as they apply to all pods. Only that plugin
-// masquerades these pods' packets.
+// TestChained: addresses of chained attachments are in the set weir-chained, and the rule that leaves this set out
+// comes before the rule that masquerades. Without chained attachments there is no such set.
 func TestChained(t *testing.T) {
 	chained := policy.Endpoint{
 		ID:          "c:eth0",

@@ -41,7 +41,6 @@ func TestParsedSavesNothingButTime(t *testing.T) {
 	}
 }
 
-// text returns the whole ruleset as text.
 func text(t *testing.T, r ruleset.Ruleset) string {
 	t.Helper()
 	var b bytes.Buffer

@@ -16,8 +16,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestRefused: a part that the kernel has refused isn't in the next ruleset. The traffic that this part would allow is
-// denied, and the part is reported with its field. The rest of that policy and other policies stay in force.
+// TestRefused: a part that the kernel has refused isn't in the next ruleset. The traffic that only this part would
+// allow is denied, and the part is reported with its field. Everything else stays in force. If the refused part is a
+// class's set or a pod's entry there, the policy or the pod is closed.
 func TestRefused(t *testing.T) {
 	sctp, port, http := corev1.ProtocolSCTP, intstr.FromInt32(9), intstr.FromInt32(80)
 	np := policytest.Letting("big", map[string]string{"app": "big"}, nil,

@@ -112,7 +112,8 @@ func TestWorkloadsName(t *testing.T) {
 	}
 }
 
-// TestWorkloadsLabel compares the labels of pods with those that controllers add.
+// TestWorkloadsLabel: a pod gets the labels that its workload's controllers add, as far as they follow from its name.
+// The other labels that they add are unknown.
 func TestWorkloadsLabel(t *testing.T) {
 	long := strings.Repeat("a", 52)
 	for _, tc := range []struct {

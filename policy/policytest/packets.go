@@ -102,8 +102,8 @@ func icmp(dst netip.Addr) ruleset.Protocol {
 }
 
 // Probes draws packets that are near a boundary of some policy: between all pairs of pods, the node, an address outside
-// and addresses at the edges of ipBlocks. Each pair gets "each" packets, whose ports are named by policies or pods, or
-// are the next lower or higher numbers.
+// and addresses at the edges of some ipBlocks. Each pair gets "each" packets, most of them to ports that the state's
+// policies name, or to the next lower or higher numbers.
 func Probes(r *rand.Rand, s policy.State, each int) []ruleset.Packet {
 	where := interfaces(s)
 	for _, text := range blocks {
@@ -140,7 +140,8 @@ type target struct {
 	port  uint16
 }
 
-// ofState returns the ports that the state's policies name, and the next lower and higher numbers.
+// ofState returns the ports that the state's policies name. For a name it returns the numbers of all pods' ports with
+// this name. For a number or range it also returns the next lower and higher numbers.
 func ofState(s policy.State) []target {
 	var all []target
 	for _, np := range s.Policies {
@@ -182,8 +183,8 @@ func ofState(s policy.State) []target {
 
 var protos = []ruleset.Protocol{ruleset.TCP, ruleset.UDP, ruleset.SCTP}
 
-// ofNumbers returns all ports that a random policy or pod may name, the next lower and higher numbers, and a protocol
-// without ports.
+// ofNumbers returns the ports that random pods and most random policies name, the numbers next to them, the lowest and
+// highest numbers, and a protocol without ports.
 func ofNumbers() []target {
 	all := []target{{"", 0}}
 	for _, proto := range protos {

@@ -11,7 +11,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// Policy draws a NetworkPolicy with number i in its name. About one in a hundred has an error.
+// Policy draws a NetworkPolicy with number i in its name. A small part of the policies have an error: an unknown policy
+// type, operator or protocol, an empty or contradictory peer, or an except outside of its block.
 func Policy(r *rand.Rand, i int) *networkingv1.NetworkPolicy {
 	np := &networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: pick(r, namespaces), Name: fmt.Sprint("np", i)},

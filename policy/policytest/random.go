@@ -1,6 +1,6 @@
-// Package policytest makes random clusters for tests. They are small enough to read when a test fails, and use few
-// names, labels and ports, so that policies often select pods and rules often match packets. Shrink makes a failing
-// cluster smaller.
+// Package policytest makes clusters for tests: random ones, and large parts of policies. The random clusters are small
+// enough to read when a test fails, and use few names, labels and ports, so that policies often select pods and rules
+// often match packets. Shrink makes a failing cluster smaller.
 package policytest
 
 import (
@@ -68,8 +68,8 @@ func stack(r *rand.Rand) []conf.Family {
 	return pick(r, [][]conf.Family{{conf.IPv4}, {conf.IPv6}, {conf.IPv4, conf.IPv6}, {conf.IPv6, conf.IPv4}})
 }
 
-// State draws a cluster of three namespaces, up to eight pods and up to five policies. Most pods are on this node,
-// and most have the cluster's families.
+// State draws a cluster of two or three namespaces, two to eight pods and up to five policies. Most pods are on this
+// node, and most have the cluster's families.
 func State(r *rand.Rand) policy.State {
 	var s policy.State
 	families := stack(r)
@@ -96,8 +96,8 @@ func State(r *rand.Rand) policy.State {
 
 const here, there = "here", "there"
 
-// nodes draws this node, with podCIDR Subnet, and another one, with podCIDR Elsewhere. Sometimes a node's podCIDRs
-// are not known yet, or overlap the other node's.
+// nodes draws this node, with podCIDR Subnet, and another one, with podCIDR Elsewhere. Sometimes the other node is
+// missing, or a node's podCIDRs are not known yet, or overlap the other node's.
 func nodes(r *rand.Rand, families []conf.Family) []policy.Node {
 	cidrs := func(usual func(Addresses) netip.Prefix) (all []netip.Prefix) {
 		for _, f := range families {
@@ -233,8 +233,7 @@ func KindOf(number int) Kind {
 	return OnWeir
 }
 
-// named draws the named ports of a pod. The same name may stand for a different number in each pod and for each
-// protocol.
+// named draws the named ports of a pod. The same name may have a different number in each pod and for each protocol.
 func named(r *rand.Rand) []policy.NamedPort {
 	var ports []policy.NamedPort
 	for _, name := range portNames[:2] {

@@ -42,8 +42,8 @@ type pod struct {
 	inKnownNamespace  bool
 }
 
-// certainly returns two results: whether the selector matches for all values of the unknown labels, and whether it
-// matches for some values of them.
+// certainly reports whether the selector surely matches, and whether it may match. A requirement on a label with an
+// unknown value may match, but never surely.
 func certainly(s labels.Selector, known labels.Set, unknown func(key string) bool) (certainly, possibly bool) {
 	requirements, selectable := s.Requirements()
 	certainly, possibly = selectable, selectable
@@ -55,11 +55,10 @@ func certainly(s labels.Selector, known labels.Set, unknown func(key string) boo
 	return certainly, possibly
 }
 
-// unknownLabel reports whether the pod's label with that key is unknown.
 func (p pod) unknownLabel(key string) bool { return slices.Contains(p.Unknown, key) }
 
-// unknownOfNamespace reports whether the namespace's label with that key is unknown. The label with the namespace's
-// name is always known.
+// unknownOfNamespace reports whether the namespace's label with that key is unknown. All labels of an unknown namespace
+// are unknown, except the label with its name.
 func (p pod) unknownOfNamespace(key string) bool {
 	if !p.inKnownNamespace {
 		return key != corev1.LabelMetadataName
@@ -101,7 +100,7 @@ func New(s policy.State) *Evaluator {
 	return e
 }
 
-// end returns the end with that address.
+// end returns the end with that address. It has no pods if the state has no pod with the address.
 func (e *Evaluator) end(a netip.Addr) end {
 	if known, ok := e.ends[a]; ok {
 		return known
@@ -109,9 +108,9 @@ func (e *Evaluator) end(a netip.Addr) end {
 	return end{addr: a}
 }
 
-// ends returns all ends that have pods, by address. A pod with an attachment on this node has the attachment's
-// addresses. Another pod has the addresses in its status that its Node can have assigned, unless the pod has finished
-// or uses its node's address.
+// ends returns the ends that the state knows, by address. An attachment on this node has its own addresses; its pod is
+// in the state, or is what a workload can have made. Another pod has the addresses in its status that its Node can have
+// assigned, unless the pod has finished or uses its node's address.
 func ends(s policy.State) map[netip.Addr]end {
 	by := map[netip.Addr]end{}
 	attached := map[string]bool{}
@@ -164,8 +163,8 @@ func ends(s policy.State) map[netip.Addr]end {
 	return by
 }
 
-// assignedBy reports whether the Node can have assigned the address to a pod without an attachment on this node. Each
-// Node assigns addresses in its podCIDRs. This node has assigned no address to a pod without an attachment. If the
+// assignedBy reports whether the Node can have assigned the address to a pod without an attachment on this node. A Node
+// assigns addresses in its podCIDRs. Addresses in this node's podCIDRs belong only to attachments on this node. If the
 // state has no Nodes and doesn't name this node, any Node can have assigned any address.
 func assignedBy(s policy.State, name string, a netip.Addr) bool {
 	if s.Node == "" && len(s.Nodes) == 0 {
@@ -198,7 +197,7 @@ func subjects(np *networkingv1.NetworkPolicy) func(pod) (certainly, possibly boo
 // rules returns the rules for each direction in policyTypes. Without policyTypes, "policies that contain an egress
 // section are assumed to affect egress, and all policies (whether or not they contain an ingress section) are assumed
 // to affect ingress". If a type doesn't exist, the policy isolates both directions. If the podSelector can't be parsed,
-// the policy has no rules, as the pods that they are for are unknown.
+// the policy has no rules, because it is unknown which pods they are for.
 func rules(np *networkingv1.NetworkPolicy) map[ruleset.Direction][]rule {
 	has := func(t networkingv1.PolicyType) bool { return slices.Contains(np.Spec.PolicyTypes, t) }
 	ingress, egress := has(networkingv1.PolicyTypeIngress), has(networkingv1.PolicyTypeEgress)
@@ -264,7 +263,8 @@ func all(pods []pod, so func(pod) bool) bool {
 }
 
 // matchPeer returns the function that matches a peer. A peer is either an ipBlock or has one or both selectors. A
-// missing namespaceSelector means the policy's own namespace, and a missing podSelector means all pods.
+// missing namespaceSelector means the policy's own namespace, and a missing podSelector means all pods. Any other peer,
+// or one that can't be parsed, matches nobody.
 func matchPeer(namespace string, p networkingv1.NetworkPolicyPeer) peerMatch {
 	switch {
 	case p.IPBlock != nil && p.PodSelector == nil && p.NamespaceSelector == nil:
@@ -298,8 +298,8 @@ func matchPeer(namespace string, p networkingv1.NetworkPolicyPeer) peerMatch {
 	}
 }
 
-// matchBlock returns the function that matches an ipBlock: the addresses in its CIDR and in none of its excepts. An
-// except that isn't within the CIDR is an error, and such an ipBlock matches nothing.
+// matchBlock returns the function that matches an ipBlock: the addresses in its CIDR and in none of its excepts. If the
+// CIDR or an except can't be parsed, or an except isn't within the CIDR, the ipBlock matches nothing.
 func matchBlock(b networkingv1.IPBlock) peerMatch {
 	cidr, err := netip.ParsePrefix(b.CIDR)
 	if err != nil {
@@ -324,6 +324,7 @@ func matchBlock(b networkingv1.IPBlock) peerMatch {
 //   - Without a port, all ports of the protocol match.
 //   - A name matches the port that has this name in the destination pod.
 //   - A number with an endPort matches all ports from the number to the endPort.
+//   - An endPort without a number, and a port, range or protocol that can't be, match nothing.
 func matchPort(p networkingv1.NetworkPolicyPort) portMatch {
 	protocol := corev1.ProtocolTCP
 	if p.Protocol != nil {

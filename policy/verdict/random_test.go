@@ -57,7 +57,7 @@ func compare(t *testing.T, seed uint64) {
 		policytest.YAML(state))
 }
 
-// difference is a packet for which rules and policies have different verdicts.
+// difference returns a packet for which rules and policies have different verdicts; nil if there is none.
 func difference(s policy.State, packets []ruleset.Packet) *ruleset.Packet {
 	packets = policytest.At(s, packets)
 	simulator, err := ruleset.NewSimulator(policy.Compile(s))

@@ -45,8 +45,8 @@ type Side struct {
 	// Policies are the policies that isolate the pod in this direction. If there are any, one of their rules must
 	// match.
 	Policies []Policy `json:"policies"`
-	// Either has a verdict for each of the pods that may be at this end, if it is uncertain which of them is. The packet
-	// is allowed only if all these verdicts are allow.
+	// Either has a verdict for each of the pods that may be at this end, if it is uncertain which of them is there. The
+	// packet is allowed only if all these verdicts are allow.
 	Either []Side `json:"either,omitempty"`
 }
 
@@ -134,7 +134,6 @@ func (v Verdict) String() string {
 	return b.String()
 }
 
-// result returns the word for a verdict.
 func result(allowed bool) string {
 	if allowed {
 		return "allowed"
