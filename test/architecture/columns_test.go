@@ -10,11 +10,10 @@ import (
 	"unicode/utf8"
 )
 
-// columns is the longest length of a line. A tab counts as one column, as in golangci-lint's lll.
+// columns is how many columns a line may have. A tab counts as one column, as in golangci-lint's lll.
 const columns = 120
 
-// TestColumns checks that no line is longer than columns. The linter checks this too, but only for Go. This test also
-// reads shell and prose.
+// TestColumns: no line of Go, shell, Markdown or YAML is longer than columns. golangci-lint checks only Go.
 func TestColumns(t *testing.T) {
 	files := tree(t)
 	complain(t, wide(files))
@@ -47,7 +46,8 @@ func kind(f file) string {
 // address matches a URL, or the target of a link in Markdown. Neither of them can be wrapped.
 var address = regexp.MustCompile(`https?://\S+|\]\([^)]*\)`)
 
-// wide returns the lines that are too long. It ignores tables and addresses.
+// wide returns a message for each line that is too long. It ignores tables in Markdown, and addresses in Markdown and
+// YAML.
 func wide(files []file) (wrong []string) {
 	for _, f := range files {
 		k := kind(f)

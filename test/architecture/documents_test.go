@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// documents returns the texts of the pages for people, by their paths from the root.
+// documents returns the texts of the Markdown pages in the root and in docs, by their paths from the root.
 func documents(t *testing.T) map[string]string {
 	t.Helper()
 	pages := map[string]string{}
@@ -48,8 +48,8 @@ func TestDocumentedTargets(t *testing.T) {
 	}
 }
 
-// unknownTargets returns the make commands in blocks or backquotes whose targets help doesn't list. Settings of
-// variables may precede the word make.
+// unknownTargets returns a message for each make command, in an indented block or in backquotes, with a target that the
+// output of "make help" doesn't list. Settings of variables may precede the word make.
 func unknownTargets(name, text, help string) (wrong []string) {
 	command := regexp.MustCompile("(?m)(?:^ {4,}|`)(?:[A-Z]+=\\S+ )*make ([a-z0-9-]+)")
 	for _, m := range command.FindAllStringSubmatch(text, -1) {
@@ -60,7 +60,8 @@ func unknownTargets(name, text, help string) (wrong []string) {
 	return wrong
 }
 
-// TestDocumentedPaths: each file or folder of the project that a page names exists.
+// TestDocumentedPaths: each file or folder of the project that a page names exists. Only the changelog may name files
+// that no longer exist.
 func TestDocumentedPaths(t *testing.T) {
 	var paths []string
 	for _, f := range everything(t) {
@@ -77,7 +78,7 @@ func TestDocumentedPaths(t *testing.T) {
 	}
 }
 
-// everything returns the paths of all files from the root, except git's own files and the files that make builds.
+// everything returns the paths, from the root, of all files except git's own files and the files that make builds.
 func everything(t *testing.T) (paths []string) {
 	t.Helper()
 	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
@@ -114,7 +115,7 @@ func unknownPaths(name, text string, paths []string) (wrong []string) {
 	return wrong
 }
 
-// TestDocumentedRuns: each "go test ./PACKAGE -run TEST" that a page names finds a test.
+// TestDocumentedRuns: each "go test ./PACKAGE -run TEST" that a page names finds a test in each of its packages.
 func TestDocumentedRuns(t *testing.T) {
 	names := map[string][]string{} // names of tests, by folder
 	for _, f := range tree(t) {
@@ -150,7 +151,7 @@ func unknownRuns(name, text string, tests map[string][]string) (wrong []string) 
 	return wrong
 }
 
-// TestLinksOfPages: the target of each link from a page to a page or a heading exists.
+// TestLinksOfPages: the target of each link from a page to a file, a folder or a heading exists.
 func TestLinksOfPages(t *testing.T) {
 	pages := documents(t)
 	anchors := map[string][]string{}

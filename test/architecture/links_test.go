@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// promises names the packages that a package must not link, directly or through other packages. An import path in
-// never also stands for all paths below it.
+// promises has, for a package, the packages that it must not link, directly or through other packages. An import path
+// in the field never also stands for all paths below it.
 var promises = []struct {
 	pkg, why string
 	never    []string
@@ -48,7 +48,8 @@ var pure = []string{"conf", "internal/ordered", "policy", "policy/ruleset", "pol
 // import them: Kubernetes' types link net/http and os.
 var touching = []string{"os", "os/exec", "io/fs", "net/http", "syscall", "golang.org/x/sys", "unsafe"}
 
-// TestPure: of weir's own packages, pure packages link only each other. They import none of the packages in touching.
+// TestPure: of weir's own packages, pure packages link only each other. They don't import the packages in touching
+// themselves.
 func TestPure(t *testing.T) {
 	for _, p := range pure {
 		complain(t, impure(p, dependencies(t, p)))

@@ -11,7 +11,7 @@ import (
 )
 
 // floors are the rooms of the house, from the roof down. A package imports only packages of its own floor and of the
-// floors below. docs/architecture.md says what each room has.
+// floors below. docs/architecture.md says what each room owns.
 var floors = [][]string{
 	{"plugins"},
 	{"agent"},
@@ -26,10 +26,11 @@ var floors = [][]string{
 	{"internal"},
 }
 
-// outside are the folders of programs that aren't part of weir. No package imports them.
+// outside are the folders of programs that aren't part of weir. They may import any room, and no room imports them.
 var outside = []string{"scripts", "test"}
 
-// TestRooms: imports lead to the same floor or down, and never in a circle from a room back to itself.
+// TestRooms: imports lead to the same floor or down, never in a circle from a room back to itself, and never from
+// production code to code for tests.
 func TestRooms(t *testing.T) {
 	arrows := imports(production(t, tree(t)))
 	complain(t, upward(arrows))
@@ -57,7 +58,6 @@ func imports(code []goFile) (arrows []arrow) {
 	return arrows
 }
 
-// imported returns the path in an import.
 func imported(i *ast.ImportSpec) string {
 	path, _ := strconv.Unquote(i.Path.Value)
 	return path

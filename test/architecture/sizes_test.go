@@ -18,8 +18,8 @@ const (
 	parameters    = 6
 )
 
-// TestSizes: no room or package is much larger than the others, and files and functions are short enough to keep in
-// mind.
+// TestSizes: no room and no package has a larger share of the production code than the constants allow, no file and no
+// function is longer, and no function has more parameters.
 func TestSizes(t *testing.T) {
 	code := production(t, tree(t))
 	rooms, packages := shares(code, func(f goFile) string { return room(f.pkg()) }), shares(code, goFile.pkg)

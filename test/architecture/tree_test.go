@@ -43,13 +43,11 @@ type goFile struct {
 	ast  *ast.File
 }
 
-// pkg returns the folder of the file's package.
 func (f goFile) pkg() string { return path.Dir(f.path) }
 
-// lines returns the number of the file's lines.
 func (f file) lines() int { return bytes.Count(f.text, []byte("\n")) }
 
-// at returns the position of a node of the file, for a message.
+// at returns the position of a node of the file as PATH:LINE.
 func (f goFile) at(n ast.Node) string { return f.path + ":" + f.line(n.Pos()) }
 
 func (f goFile) line(p token.Pos) string {
@@ -58,7 +56,7 @@ func (f goFile) line(p token.Pos) string {
 	return line
 }
 
-// tree reads all files of the project, except testdata, generated files and those that git ignores.
+// tree reads all files of the project, except those in .git, bin and testdata, and except go.sum, LICENSE and pictures.
 func tree(t *testing.T) []file {
 	t.Helper()
 	var files []file
@@ -111,16 +109,14 @@ func forTests(pkg string) bool {
 	return slices.ContainsFunc(testOnly, func(folder string) bool { return within(pkg, folder) })
 }
 
-// within reports whether a package is in a folder or below it.
+// within compares whole elements of the paths: policy/policytest is within policy, and policytest isn't.
 func within(pkg, folder string) bool { return pkg == folder || strings.HasPrefix(pkg, folder+"/") }
 
-// room returns the top-level folder of a package.
 func room(pkg string) string {
 	top, _, _ := strings.Cut(pkg, "/")
 	return top
 }
 
-// complain reports each of the faults as an error of the test.
 func complain(t *testing.T, wrong []string) {
 	t.Helper()
 	for _, w := range wrong {

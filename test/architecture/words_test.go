@@ -11,12 +11,11 @@ import (
 // backend is the only package that contains iptables' words. Other packages hold rules as data (policy/ruleset).
 const backend = "netfilter/iptables"
 
-// itsWords matches iptables' options, and the name of one of iptables' tables. To find them: git grep -nE -- '-j
-// |--match-set|mangle'
+// itsWords matches two of iptables' options, and the name of one of iptables' tables.
 var itsWords = regexp.MustCompile(`-j |--match-set|mangle`)
 
-// TestWordsOfIptables: no code outside the iptables backend has iptables' words, so that a second backend can be
-// added. Comments may show the equivalent command.
+// TestWordsOfIptables: outside the iptables backend, no string and no name in the code has iptables' words. So a second
+// backend can be added. Comments may show the equivalent command.
 func TestWordsOfIptables(t *testing.T) {
 	complain(t, iptablesWords(production(t, tree(t))))
 }

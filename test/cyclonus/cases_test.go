@@ -1,6 +1,6 @@
-// Package cyclonus runs weir against all test cases of Cyclonus (github.com/mattfenwick/cyclonus). The command
-// cyclonus leaves out half of the cases by default. The code of Cyclonus makes the cases, carries out their steps and
-// computes each packet's verdict. There is no API server and no cluster.
+// Package cyclonus runs weir against all test cases of Cyclonus (github.com/mattfenwick/cyclonus). The command cyclonus
+// leaves out half of the cases by default. The code of Cyclonus makes the cases, carries out their steps and computes
+// each packet's verdict. The cluster is in memory; there is no API server.
 package cyclonus
 
 import (
@@ -65,7 +65,7 @@ func newWorld(t *testing.T, in addresses) *world {
 	return w
 }
 
-// assign gives an address to each pod that has none.
+// assign gives an address to each pod that has none. A pod that is deleted and made again gets its earlier address.
 func (w *world) assign() {
 	for _, p := range w.Resources.Pods {
 		key := p.PodString().String()
@@ -120,7 +120,6 @@ func toIPv6(np *networkingv1.NetworkPolicy) {
 	}
 }
 
-// step applies the step to the cluster.
 func (w *world) step(t *testing.T, s *generator.TestStep) {
 	t.Helper()
 	for _, a := range s.Actions {

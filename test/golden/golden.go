@@ -53,7 +53,7 @@ func Compare(t *testing.T, path, got string) {
 	}
 }
 
-// Load reads manifests without validating them, so the state is like the one that the API server would return.
+// Load returns the state that OnNode makes of the objects in the file.
 func Load(t testing.TB, path string) policy.State {
 	t.Helper()
 	data, err := os.ReadFile(path)
@@ -63,7 +63,9 @@ func Load(t testing.TB, path string) policy.State {
 	return OnNode(Objects(t, data))
 }
 
-// Objects parses documents one by one. It doesn't validate NetworkPolicies.
+// Objects parses YAML documents, and returns their namespaces, pods and policies. It doesn't check NetworkPolicies, so
+// a test can have policies that an API server or a directory of manifests would refuse. An error in another object
+// fails the test.
 func Objects(t testing.TB, data []byte) policy.Objects {
 	t.Helper()
 	var all policy.Objects
@@ -83,8 +85,10 @@ func Objects(t testing.TB, data []byte) policy.Objects {
 	return all
 }
 
-// OnNode returns a state in which every pod with an address in 10.88.0.0/24 or fd00:10:88::/64 is on this node. A pod's
-// label "attached" means that another plugin has attached it. The label's value is the link, or BRIDGE.PORT.
+// OnNode returns the state of a node with these objects. Each pod that has addresses in 10.88.0.0/24 or
+// fd00:10:88::/64, and that doesn't use its node's network, has an endpoint with these addresses. If the pod has the
+// label "attached", another plugin made its interface; the label's value names the link on the node: LINK, or
+// BRIDGE.PORT.
 func OnNode(objects policy.Objects) policy.State {
 	state := policy.State{Objects: objects}
 	for _, p := range objects.Pods {

@@ -36,7 +36,7 @@ type ClusterNode struct {
 // RouterNS is the path of the namespace of the router between a cluster's nodes.
 const RouterNS = "/run/netns/router"
 
-// NewCluster makes a cluster of size nodes. The test must be Isolated.
+// NewCluster makes a cluster with that number of nodes. The test must run on a node of its own (see Isolated).
 func NewCluster(t testing.TB, size int) *Cluster {
 	t.Helper()
 	c := &Cluster{TB: t, Bin: os.Getenv(binEnv), Manifests: t.TempDir()}
@@ -107,7 +107,7 @@ func (n *ClusterNode) hold() {
 	}
 }
 
-// Command returns a command that runs on the node.
+// Command returns a command that runs in the node's network and mount namespaces.
 func (n *ClusterNode) Command(name string, args ...string) *exec.Cmd {
 	pid := fmt.Sprint(n.holder.Process.Pid)
 	return exec.CommandContext(context.Background(), "nsenter",
@@ -124,7 +124,7 @@ func (n *ClusterNode) Run(name string, args ...string) string {
 	return string(out)
 }
 
-// Ctl runs weirctl on the node.
+// Ctl runs weirctl on the node, and returns its output, errors included.
 func (n *ClusterNode) Ctl(args ...string) (string, error) {
 	out, err := n.Command(filepath.Join(n.cluster.Bin, "weirctl"), args...).CombinedOutput()
 	return string(out), err
@@ -213,7 +213,7 @@ func (c *Cluster) Serve(netns, network, address string) {
 	(&Node{TB: c.TB}).Serve(netns, network, address)
 }
 
-// Manifest writes a manifest in one step, as editors do. Without a text it removes the manifest.
+// Manifest writes a manifest and renames it into place. Without a text it removes the manifest.
 func (c *Cluster) Manifest(name, text string) {
 	c.Helper()
 	(&Node{TB: c.TB, Manifests: c.Manifests}).Manifest(name, text)

@@ -13,7 +13,7 @@ import (
 // everyProtocol is ETH_P_ALL in network byte order (packet(7)).
 const everyProtocol = unix.ETH_P_ALL>>8 | unix.ETH_P_ALL&0xff<<8
 
-// Frame builds a frame of the layers, with their lengths and checksums.
+// Frame builds a frame of the layers, and computes their lengths and checksums.
 func Frame(t testing.TB, layers ...gopacket.SerializableLayer) []byte {
 	t.Helper()
 	buf := gopacket.NewSerializeBuffer()
@@ -47,7 +47,8 @@ type Sniffer struct {
 	fd int
 }
 
-// Sniff begins to listen. The socket's buffer keeps frames until Frames reads them.
+// Sniff begins to receive frames of the link in the namespace. The socket's buffer keeps the frames until Frames reads
+// them.
 func Sniff(t testing.TB, netns, link string) *Sniffer {
 	t.Helper()
 	s := &Sniffer{t, packetSocket(t, netns, link)}
@@ -55,8 +56,8 @@ func Sniff(t testing.TB, netns, link string) *Sniffer {
 	return s
 }
 
-// Frames returns frames until none has come for the duration of silence: those that leave by the link if outgoing is
-// set, else those that come in.
+// Frames returns the frames that leave by the link; if outgoing is false, those that come in. It returns when no frame
+// has passed the link for the time silence.
 func (s *Sniffer) Frames(outgoing bool, silence time.Duration) [][]byte {
 	s.t.Helper()
 	var all [][]byte

@@ -117,8 +117,9 @@ func setUp(t *testing.T) {
 func NewNS(t testing.TB, name string) string {
 	t.Helper()
 	path := filepath.Join("/run/netns", name)
-	// The thread returns to its namespace. If the goroutine ended instead, the runtime would end its locked thread. But
-	// the runtime only parks the process's first thread, so the new namespace would outlive DelNS.
+	// The thread must return to its own namespace. The runtime ends a thread whose goroutine ends while it is locked, but
+	// only parks the process's first thread. Parked in the new namespace, that thread would keep the namespace alive after
+	// DelNS.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	own, err := netns.Get()
@@ -176,8 +177,8 @@ func RunEach(t testing.TB, commands ...string) {
 	}
 }
 
-// Try runs a command that may fail, and returns its output. The error contains the output too. For instance, iptables
-// can't list a rule if the agent removes the rule's set at that moment.
+// Try runs a command that may fail, and returns its output or an error with its output. For example, iptables fails to
+// list a rule if the agent removes the rule's set at that moment.
 func Try(name string, args ...string) (string, error) {
 	out, err := exec.CommandContext(context.Background(), name, args...).CombinedOutput()
 	if err != nil {

@@ -21,7 +21,8 @@ type Pod struct {
 	Result          string // the plugin's result, as JSON
 }
 
-// CNI runs cnitool for the pod's namespace and returns its output.
+// CNI runs cnitool with the verb for the namespace at the path netns, and returns what it prints to stdout. args is the
+// value of CNI_ARGS, and env has more variables.
 func (n *Node) CNI(verb, netns, args string, env ...string) (string, error) {
 	cmd := exec.Command(filepath.Join(n.Bin, "cnitool"), verb, "weir", netns)
 	cmd.Env = append(append(os.Environ(), "CNI_PATH="+n.Bin, "NETCONFPATH="+n.ConfDir, "CNI_ARGS="+args), env...)
@@ -43,7 +44,7 @@ func Args(namespace, name, uid string) string {
 	return args
 }
 
-// AddPod makes a network namespace and attaches it as the pod's namespace.
+// AddPod makes the pod's network namespace, unless it exists, and attaches it. env has variables for the plugins.
 func (n *Node) AddPod(namespace, name string, env ...string) *Pod {
 	n.Helper()
 	p, err := n.TryAddPod(namespace, name, env...)

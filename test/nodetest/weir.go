@@ -135,7 +135,7 @@ type Node struct {
 	agentLog  *os.File
 }
 
-// Conf is a plugin's part of the conflist. Tests write it before they add pods.
+// Conf is a plugin's part of the conflist, or an object in it.
 type Conf map[string]any
 
 // NewNode installs weir on the test's own node. Keys of conf are added to the plugin's configuration, or replace its
@@ -147,7 +147,8 @@ func NewNode(t testing.TB, conf Conf) *Node {
 	return n
 }
 
-// Configure writes the conflist of weir and portmap.
+// Configure writes a conflist of weir and portmap. weir's part has the range 10.88.0.0/24 and the keys of conf, which
+// may replace the range.
 func (n *Node) Configure(conf Conf) {
 	n.Helper()
 	plugin := Conf{"type": "weir", "ranges": []any{Conf{"subnet": "10.88.0.0/24"}}}
@@ -188,7 +189,8 @@ func (n *Node) Ctl(args ...string) (string, error) {
 	return string(out), err
 }
 
-// SpawnAgent starts weir-agent and doesn't wait. Without flags the agent reads the node's manifests.
+// SpawnAgent starts weir-agent and doesn't wait. Without flags the agent reads the node's manifests. The agent is
+// killed when the test ends, and a data race in it fails the test.
 func (n *Node) SpawnAgent(flags ...string) {
 	n.Helper()
 	if len(flags) == 0 {
@@ -248,7 +250,7 @@ func (n *Node) signal(s os.Signal) {
 	}
 }
 
-// Manifest writes a manifest in one step, as editors do. Without a text it removes the manifest.
+// Manifest writes a manifest and renames it into place. Without a text it removes the manifest.
 func (n *Node) Manifest(name, text string) {
 	n.Helper()
 	path := filepath.Join(n.Manifests, name)

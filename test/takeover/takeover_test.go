@@ -203,7 +203,8 @@ type flow struct {
 	attempts atomic.Int64
 }
 
-// runs calls attempt repeatedly. An error of attempt fails the test.
+// runs calls attempt repeatedly, in a goroutine of its own. The first error of attempt fails the test and ends the
+// flow.
 func (tr *traffic) runs(t *testing.T, name string, attempt func() error) {
 	f := &flow{name: name}
 	tr.flows = append(tr.flows, f)
@@ -248,7 +249,7 @@ func (tr *traffic) never(t *testing.T, netns, address string) {
 	})
 }
 
-// keeps checks that one connection continues: each message must be answered within the timeout.
+// keeps checks that one connection continues: each message must be answered within five seconds.
 func (tr *traffic) keeps(t *testing.T, netns, address string) {
 	t.Helper()
 	conn, err := dial(t, netns, address, timeout)
@@ -277,7 +278,7 @@ func (tr *traffic) keeps(t *testing.T, netns, address string) {
 	})
 }
 
-// waitForMore waits until each flow has made some more attempts.
+// waitForMore waits until each flow has made 20 more attempts. After a minute it fails the test.
 func (tr *traffic) waitForMore(t *testing.T) {
 	t.Helper()
 	was := make([]int64, len(tr.flows))
