@@ -49,7 +49,7 @@ SIZE ?= ci
 prove: packages ## compare what the kernel is told with what NetworkPolicies mean: SIZE=full; SIZE=ci takes two minutes
 	@SIZE=$(SIZE) scripts/prove
 
-BEFORE ?= 5a06764
+blackbox: BEFORE ?= 5a06764
 blackbox: packages ## the black-box tests with the programs of BEFORE=5a06764, which must fail, and with today's
 	@scripts/blackbox $(BEFORE)
 
@@ -58,6 +58,9 @@ bench-cni: ## measure ADD and DEL beside upstream's plugins, or beside another c
 
 bench-packets: packages ## measure connections and packets under weir's rules and the layouts of other engines
 	@scripts/bench-packets
+
+bench-scale: ## measure an agent in clusters of 100 to 100,000 pods, or beside another commit's: BEFORE=5a06764
+	@BEFORE=$(BEFORE) scripts/bench-scale $(FLAGS)
 
 cluster-up: ## a real Kubernetes on this machine: N=3 CONTROL_PLANES=1 STACK=dual; the first time takes 20 minutes
 	@scripts/cluster/up
@@ -96,4 +99,4 @@ clean: ## remove bin/
 	rm -rf $(BIN)
 
 .PHONY: all help demo image test prove blackbox cluster-up cluster-down e2e e2e-ci e2e-upstream bench-cni \
-	bench-packets fuzz pictures packages vet lint clean FORCE
+	bench-packets bench-scale fuzz pictures packages vet lint clean FORCE

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weir-net/weir/test/estimate"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -101,14 +102,16 @@ func compare(t *testing.T, now times) {
 		t.Fatal(err)
 	}
 	for _, what := range []string{"ADD", "DEL"} {
-		is, was := ratios(now[what+" weir"], now[what+" bridge"]), ratios(before[what+" weir"], before[what+" bridge"])
+		is := estimate.Ratios(now[what+" weir"], now[what+" bridge"])
+		was := estimate.Ratios(before[what+" weir"], before[what+" bridge"])
 		differ := make([]float64, len(is))
 		for i := range is {
 			differ[i] = is[i] - was[i]
 		}
-		fmt.Printf("ratio %s weir/bridge before: %s\n", what, estimate(was, 3))
-		fmt.Printf("ratio %s weir/bridge now: %s\n", what, estimate(is, 3))
-		fmt.Printf("ratio %s weir/bridge now less before: %s\n", what, estimate(differ, 3))
-		fmt.Printf("ratio %s weir now/before: %s\n", what, estimate(ratios(now[what+" weir"], before[what+" weir"]), 3))
+		fmt.Printf("ratio %s weir/bridge before: %s\n", what, estimate.Text(was, 3))
+		fmt.Printf("ratio %s weir/bridge now: %s\n", what, estimate.Text(is, 3))
+		fmt.Printf("ratio %s weir/bridge now less before: %s\n", what, estimate.Text(differ, 3))
+		both := estimate.Ratios(now[what+" weir"], before[what+" weir"])
+		fmt.Printf("ratio %s weir now/before: %s\n", what, estimate.Text(both, 3))
 	}
 }

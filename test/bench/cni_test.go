@@ -17,6 +17,7 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 
+	"github.com/weir-net/weir/test/estimate"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -225,10 +226,11 @@ func report(took map[string][]time.Duration, all []contender) {
 		fmt.Sprintf("DEL-%d-parallel", *parallel),
 	} {
 		for _, c := range all {
-			fmt.Printf("median %s %s: %.1f ms\n", what, c.name, median(took[what+" "+c.name]).Seconds()*1000)
+			fmt.Printf("median %s %s: %.1f ms\n", what, c.name, estimate.Median(took[what+" "+c.name]).Seconds()*1000)
 		}
 		for _, c := range all[1:] {
-			fmt.Printf("ratio %s weir/%s: %s\n", what, c.name, estimate(ratios(took[what+" weir"], took[what+" "+c.name]), 2))
+			both := estimate.Ratios(took[what+" weir"], took[what+" "+c.name])
+			fmt.Printf("ratio %s weir/%s: %s\n", what, c.name, estimate.Text(both, 2))
 		}
 	}
 }

@@ -218,6 +218,9 @@ func (n *Node) SpawnAgent(flags ...string) {
 	})
 }
 
+// AgentPID returns the process ID of the agent that runs.
+func (n *Node) AgentPID() int { return n.agent.Process.Pid }
+
 // AgentLog returns the agent's log.
 func (n *Node) AgentLog() string {
 	n.Helper()

@@ -1,0 +1,70 @@
+// Package estimate has the statistics of the benchmarks: medians and ratios, with intervals that assume nothing about
+// how times are distributed.
+package estimate
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Median returns the median of the list, which must not be empty.
+func Median[T time.Duration | float64](list []T) T {
+	sorted := slices.Sorted(slices.Values(list))
+	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
+}
+
+// Quantile returns the value below which this part of the list lies: the nearest rank, so a value of the list.
+func Quantile(list []float64, part float64) float64 {
+	sorted := slices.Sorted(slices.Values(list))
+	return sorted[min(int(part*float64(len(sorted))), len(sorted)-1)]
+}
+
+// Ratios returns, for each round, the ratio of two values of the round. The machine's load affects both values, so it
+// cancels out.
+func Ratios[T time.Duration | float64](of, to []T) []float64 {
+	all := make([]float64, len(of))
+	for i := range of {
+		all[i] = float64(of[i]) / float64(to[i])
+	}
+	return all
+}
+
+// Interval returns the interval that contains the true median with a probability of 95 %, and false if there are too
+// few values.
+func Interval(list []float64) (low, high float64, ok bool) {
+	rank := IntervalRank(len(list))
+	if rank < 0 {
+		return 0, 0, false
+	}
+	sorted := slices.Sorted(slices.Values(list))
+	return sorted[rank], sorted[len(sorted)-1-rank], true
+}
+
+// Text returns the median as text, with the interval that contains the true median with a probability of 95 %.
+func Text(list []float64, digits int) string {
+	low, high, ok := Interval(list)
+	if !ok {
+		return fmt.Sprintf("%.*f (%d rounds are too few for an interval)", digits, Median(list), len(list))
+	}
+	return fmt.Sprintf("%.*f (95 %% interval %.*f to %.*f, %d rounds)", digits, Median(list), digits, low, digits, high,
+		len(list))
+}
+
+// IntervalRank returns how many of n values lie below the interval that contains their true median with a probability
+// of 95 %. As many values lie above the interval. The number comes from the sign test, which assumes nothing about the
+// distribution: with a probability of at most 2.5 %, n throws of a coin show that many heads or fewer. If there is no
+// such number, IntervalRank returns -1.
+func IntervalRank(n int) int {
+	p := 1.0
+	for range n {
+		p /= 2 // probability of no heads
+	}
+	rank := -1
+	for k, sum := 0, p; sum <= 0.025; k++ {
+		rank = k
+		p *= float64(n-k) / float64(k+1)
+		sum += p
+	}
+	return rank
+}

@@ -1,0 +1,73 @@
+package apiserver
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+)
+
+// Pods returns the kind Pod. The base has the pods that exist from the beginning.
+func Pods(base Base) Kind {
+	return Kind{
+		Version: "v1", Kind: "Pod", Resource: "pods", Namespaced: true, Base: base,
+		New: func() Object { return &corev1.Pod{} },
+		NewList: func(meta metav1.ListMeta, items []Object) runtime.Object {
+			return &corev1.PodList{ListMeta: meta, Items: values[corev1.Pod](items)}
+		},
+	}
+}
+
+// Namespaces returns the kind Namespace.
+func Namespaces(base Base) Kind {
+	return Kind{
+		Version: "v1", Kind: "Namespace", Resource: "namespaces", Base: base,
+		New: func() Object { return &corev1.Namespace{} },
+		NewList: func(meta metav1.ListMeta, items []Object) runtime.Object {
+			return &corev1.NamespaceList{ListMeta: meta, Items: values[corev1.Namespace](items)}
+		},
+	}
+}
+
+// Nodes returns the kind Node.
+func Nodes(base Base) Kind {
+	return Kind{
+		Version: "v1", Kind: "Node", Resource: "nodes", Base: base,
+		New: func() Object { return &corev1.Node{} },
+		NewList: func(meta metav1.ListMeta, items []Object) runtime.Object {
+			return &corev1.NodeList{ListMeta: meta, Items: values[corev1.Node](items)}
+		},
+	}
+}
+
+// NetworkPolicies returns the kind NetworkPolicy.
+func NetworkPolicies(base Base) Kind {
+	return Kind{
+		Group: "networking.k8s.io", Version: "v1", Kind: "NetworkPolicy", Resource: "networkpolicies", Namespaced: true,
+		Base: base,
+		New:  func() Object { return &networkingv1.NetworkPolicy{} },
+		NewList: func(meta metav1.ListMeta, items []Object) runtime.Object {
+			return &networkingv1.NetworkPolicyList{ListMeta: meta, Items: values[networkingv1.NetworkPolicy](items)}
+		},
+	}
+}
+
+// Events returns the kind Event.
+func Events() Kind {
+	return Kind{
+		Version: "v1", Kind: "Event", Resource: "events", Namespaced: true,
+		New: func() Object { return &corev1.Event{} },
+		NewList: func(meta metav1.ListMeta, items []Object) runtime.Object {
+			return &corev1.EventList{ListMeta: meta, Items: values[corev1.Event](items)}
+		},
+	}
+}
+
+// values returns what the objects, which are pointers to T, point to.
+func values[T any](objects []Object) []T {
+	all := make([]T, len(objects))
+	for i, o := range objects {
+		all[i] = *any(o).(*T)
+	}
+	return all
+}

@@ -1,0 +1,122 @@
+package apiserver
+
+import (
+	base64encoding "encoding/base64"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// resource has the objects of one kind. The server's lock guards it.
+type resource struct {
+	kind    Kind
+	base    []state // of the Base's objects
+	objects map[types.NamespacedName]Object
+	log     []*event // the latest events, the oldest first
+	forgot  uint64   // the version of the latest event that the log no longer has
+	watches map[*watch]bool
+	sent    Sent
+}
+
+// state is what the server remembers of an object of a Base.
+type state struct {
+	version uint64
+	beat    uint32
+	hidden  bool // the object is deleted, or among resource.objects
+}
+
+func newResource(k Kind) *resource {
+	r := &resource{kind: k, objects: map[types.NamespacedName]Object{}, watches: map[*watch]bool{}, forgot: firstVersion}
+	if k.Base != nil {
+		r.base = make([]state, k.Base.Len())
+		for i := range r.base {
+			r.base[i].version = firstVersion
+		}
+	}
+	return r
+}
+
+func (k Kind) gvk() schema.GroupVersionKind {
+	return schema.GroupVersionKind{Group: k.Group, Version: k.Version, Kind: k.Kind}
+}
+
+// at makes the i-th object of the Base.
+func (r *resource) at(i int) Object { return r.kind.make(i, r.base[i]) }
+
+func (k Kind) make(i int, s state) Object {
+	o := k.Base.At(i, s.beat)
+	o.SetResourceVersion(strconv.FormatUint(s.version, 10))
+	o.GetObjectKind().SetGroupVersionKind(k.gvk())
+	return o
+}
+
+// get returns the object, and nil if there is none.
+func (r *resource) get(name types.NamespacedName) Object {
+	if o := r.objects[name]; o != nil {
+		return o
+	}
+	if r.kind.Base == nil {
+		return nil
+	}
+	if i, ok := r.kind.Base.Find(name); ok && !r.base[i].hidden {
+		return r.at(i)
+	}
+	return nil
+}
+
+// hide makes the Base's object of this name, if there is one, no longer count.
+func (r *resource) hide(name types.NamespacedName) {
+	if r.kind.Base == nil {
+		return
+	}
+	if i, ok := r.kind.Base.Find(name); ok {
+		r.base[i].hidden = true
+	}
+}
+
+// snapshot is all objects of a kind at one version. Objects of the Base are made one by one, so that a snapshot is
+// small.
+type snapshot struct {
+	kind    Kind
+	version uint64
+	base    []state
+	others  []Object
+}
+
+// snapshot returns the objects as they are now. The caller holds the server's lock.
+func (r *resource) snapshot(version uint64) snapshot {
+	s := snapshot{kind: r.kind, version: version, base: slices.Clone(r.base)}
+	for _, o := range r.objects {
+		s.others = append(s.others, o)
+	}
+	slices.SortFunc(s.others, func(a, b Object) int {
+		return strings.Compare(a.GetNamespace()+"/"+a.GetName(), b.GetNamespace()+"/"+b.GetName())
+	})
+	return s
+}
+
+// len returns the number of positions: of the objects, and of gaps between them.
+func (s snapshot) len() int { return len(s.base) + len(s.others) }
+
+// at returns the object at a position; nil if there is a gap.
+func (s snapshot) at(i int) Object {
+	switch {
+	case i >= len(s.base):
+		return s.others[i-len(s.base)]
+	case s.base[i].hidden:
+		return nil
+	}
+	return s.kind.make(i, s.base[i])
+}
+
+func nameOf(o Object) types.NamespacedName {
+	return types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}
+}
+
+func sameType(a, b Object) bool { return reflect.TypeOf(a) == reflect.TypeOf(b) }
+
+func base64(data []byte) string { return base64encoding.StdEncoding.EncodeToString(data) }

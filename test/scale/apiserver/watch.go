@@ -1,0 +1,274 @@
+package apiserver
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	apiwatch "k8s.io/apimachinery/pkg/watch"
+)
+
+// event is a change of one object. Its frames are made once for all watches, as a real API server does.
+type event struct {
+	version  uint64
+	was, now Object // was is nil if the object is new; now is the last state of a deleted object
+	deleted  bool
+
+	mu     sync.Mutex
+	frames map[string][]byte // by kind of event and media type
+}
+
+// watch is one client's watch.
+type watch struct {
+	selector selector
+	// queue has the events that the client hasn't got yet. A client that is too slow gets its watch closed.
+	queue chan *event
+}
+
+// maxQueue is how many events wait for a slow client.
+const maxQueue = 50_000
+
+// tell logs the event and sends it to all watches. The caller holds the lock.
+func (s *Server) tell(r *resource, e *event) {
+	r.log = append(r.log, e)
+	if len(r.log) > 2*s.maxLog {
+		r.forgot = r.log[s.maxLog-1].version
+		r.log = append([]*event(nil), r.log[s.maxLog:]...)
+	}
+	for w := range r.watches {
+		select {
+		case w.queue <- e:
+		default:
+			close(w.queue)
+			delete(r.watches, w)
+		}
+	}
+}
+
+// kindFor returns the kind of the event for a client with this selector, and false if the event is none of its own.
+func (e *event) kindFor(s selector) (apiwatch.EventType, bool) {
+	was, is := e.was != nil && s.matches(e.was), !e.deleted && s.matches(e.now)
+	switch {
+	case was && is:
+		return apiwatch.Modified, true
+	case was:
+		return apiwatch.Deleted, true
+	case is:
+		return apiwatch.Added, true
+	}
+	return "", false
+}
+
+// frame returns the event as it goes over the wire.
+func (e *event) frame(f format, kind apiwatch.EventType) ([]byte, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	key := string(kind) + " " + f.info.MediaType
+	if e.frames[key] == nil {
+		frame, err := f.frame(kind, e.now)
+		if err != nil {
+			return nil, err
+		}
+		if e.frames == nil {
+			e.frames = map[string][]byte{}
+		}
+		e.frames[key] = frame
+	}
+	return e.frames[key], nil
+}
+
+// frame returns an event of a watch in this format.
+func (f format) frame(kind apiwatch.EventType, o runtime.Object) ([]byte, error) {
+	var object, frame bytes.Buffer
+	if err := f.info.Serializer.Encode(o, &object); err != nil {
+		return nil, fmt.Errorf("encode an event's object: %w", err)
+	}
+	w := f.info.StreamSerializer.NewFrameWriter(&frame)
+	e := &metav1.WatchEvent{Type: string(kind), Object: runtime.RawExtension{Raw: object.Bytes()}}
+	if err := f.info.StreamSerializer.Encode(e, w); err != nil {
+		return nil, fmt.Errorf("encode an event: %w", err)
+	}
+	return frame.Bytes(), nil
+}
+
+// serveWatch answers a watch, with or without initial events.
+func (s *Server) serveWatch(w http.ResponseWriter, req *http.Request, r *resource, sel selector) {
+	f := negotiate(req.Header.Get("Accept"))
+	q := req.URL.Query()
+	initial := q.Get("sendInitialEvents") == "true"
+	from := q.Get("resourceVersion")
+	out := &writer{w: w, control: http.NewResponseController(w)}
+
+	watch := &watch{selector: sel, queue: make(chan *event, maxQueue)}
+	s.mu.Lock()
+	var snap *snapshot
+	version, err := strconv.ParseUint(from, 10, 64)
+	switch {
+	case initial || from == "" || from == "0":
+		whole := r.snapshot(s.rv)
+		snap = &whole
+	case err != nil || version < r.forgot:
+		s.mu.Unlock()
+		fail(w, http.StatusGone, metav1.StatusReasonExpired, "too old resource version: "+from)
+		return
+	default:
+		for _, e := range r.log {
+			if e.version > version {
+				watch.queue <- e
+			}
+		}
+	}
+	r.watches[watch] = true
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(r.watches, watch)
+	}()
+
+	w.Header().Set("Content-Type", f.streamType())
+	w.WriteHeader(http.StatusOK)
+	if snap != nil {
+		if err := s.sendInitial(out, f, r, *snap, sel, initial); err != nil {
+			return // the client has gone
+		}
+	}
+	out.flush()
+	ctx := req.Context()
+	if seconds, err := strconv.Atoi(q.Get("timeoutSeconds")); err == nil && seconds > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(seconds)*time.Second)
+		defer cancel()
+	}
+	_ = s.follow(ctx, out, f, r, watch, q.Get("allowWatchBookmarks") == "true")
+}
+
+// sendInitial sends all objects as events, and a bookmark at their end if the client has asked for one.
+func (s *Server) sendInitial(
+	out *writer, f format, r *resource, snap snapshot, sel selector, mark bool,
+) error {
+	for i := range snap.len() {
+		o := snap.at(i)
+		if o == nil || !sel.matches(o) {
+			continue
+		}
+		frame, err := f.frame(apiwatch.Added, o)
+		if err == nil {
+			_, err = out.Write(frame)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if mark {
+		if err := s.bookmark(out, f, r, snap.version, true); err != nil {
+			return err
+		}
+	}
+	out.flush()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r.sent.Listed = time.Now()
+	return nil
+}
+
+// bookmark sends a bookmark: an object without contents, which has only a resource version.
+func (s *Server) bookmark(out *writer, f format, r *resource, version uint64, ends bool) error {
+	o := r.kind.New()
+	o.GetObjectKind().SetGroupVersionKind(r.kind.gvk())
+	o.SetResourceVersion(strconv.FormatUint(version, 10))
+	if ends {
+		o.SetAnnotations(map[string]string{metav1.InitialEventsAnnotationKey: "true"})
+	}
+	frame, err := f.frame(apiwatch.Bookmark, o)
+	if err == nil {
+		_, err = out.Write(frame)
+	}
+	return err
+}
+
+var errClosed = errors.New("the client was too slow")
+
+// follow sends events until the client goes or ctx ends.
+func (s *Server) follow(
+	ctx context.Context, out *writer, f format, r *resource, w *watch, bookmarks bool,
+) error {
+	ticker := time.NewTicker(s.bookmarks)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			if !bookmarks {
+				continue
+			}
+			s.mu.Lock()
+			version, waiting := s.rv, len(w.queue)
+			s.mu.Unlock()
+			if waiting == 0 {
+				if err := s.bookmark(out, f, r, version, false); err != nil {
+					return err
+				}
+				out.flush()
+			}
+		case e, ok := <-w.queue:
+			if !ok {
+				return errClosed
+			}
+			if err := s.sendEvents(out, f, r, w, e); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// sendEvents sends the event, and those that wait behind it.
+func (s *Server) sendEvents(out *writer, f format, r *resource, w *watch, e *event) error {
+	var events, size int64
+	for more := true; more; {
+		if kind, ok := e.kindFor(w.selector); ok {
+			frame, err := e.frame(f, kind)
+			if err == nil {
+				_, err = out.Write(frame)
+			}
+			if err != nil {
+				return err
+			}
+			events++
+			size += int64(len(frame))
+		}
+		select {
+		case next, ok := <-w.queue:
+			if !ok {
+				return errClosed
+			}
+			e = next
+		default:
+			more = false
+		}
+	}
+	out.flush()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r.sent.Events += events
+	r.sent.Bytes += size
+	return nil
+}
+
+// writer is the body of an answer.
+type writer struct {
+	w       http.ResponseWriter
+	control *http.ResponseController
+}
+
+func (w *writer) Write(p []byte) (int, error) { return w.w.Write(p) }
+
+func (w *writer) flush() { _ = w.control.Flush() }

@@ -1,0 +1,128 @@
+// Package cluster describes the synthetic cluster of the measurements: its pods, namespaces, nodes and policies. Each
+// object is made from its number, always with the same contents.
+//
+//   - Each namespace has 100 pods: ten apps of ten pods. Ten namespaces are a team's.
+//   - Each namespace has ten policies. Nine select one app each. The tenth isolates all pods of the namespace.
+//   - Each node has up to 110 pods. The measured node's pods are spread over the first 100 namespaces, so that from
+//     10,000 pods on the measured node has the same pods, policies and peers, however large the cluster is.
+//   - The second node is the measured node's neighbour. It has no pods, except those that a measurement creates.
+package cluster
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/types"
+)
+
+const (
+	// PodsPerNamespace is the number of pods of each namespace.
+	PodsPerNamespace = 100
+	// PoliciesPerNamespace is the number of policies of each namespace.
+	PoliciesPerNamespace = 10
+
+	podsPerApp        = 10
+	namespacesPerTeam = 10
+	podsPerNode       = 110
+	localNamespaces   = 100
+)
+
+// Cluster is a cluster with a number of pods, a multiple of 100.
+type Cluster struct {
+	Pods int
+	// Self is the address of the measured node, and Neighbour that of the second node, in the same subnet.
+	Self, Neighbour netip.Addr
+
+	local map[int]int // the measured node's pods, by number, and the place of each
+}
+
+// New returns a cluster. Up to local of its pods, at most 110, are the measured node's.
+func New(pods, local int, self, neighbour netip.Addr) *Cluster {
+	c := &Cluster{Pods: pods, Self: self, Neighbour: neighbour, local: map[int]int{}}
+	namespaces := min(localNamespaces, c.Namespaces())
+	for i := range min(local, podsPerNode, pods) {
+		ns, round := i%namespaces, i/namespaces
+		// 37 and 13 have no divisor in common with 100, so no pod is taken twice.
+		c.local[ns*PodsPerNamespace+(round*37+ns*13)%PodsPerNamespace] = i
+	}
+	return c
+}
+
+// Namespaces returns how many namespaces the cluster has.
+func (c *Cluster) Namespaces() int { return c.Pods / PodsPerNamespace }
+
+// Nodes returns how many nodes the cluster has.
+func (c *Cluster) Nodes() int { return 2 + (c.Pods+podsPerNode-1)/podsPerNode }
+
+// Policies returns how many policies the cluster has.
+func (c *Cluster) Policies() int { return c.Namespaces() * PoliciesPerNamespace }
+
+// Local returns the numbers of the measured node's pods, by their places on the node.
+func (c *Cluster) Local() []int {
+	all := make([]int, len(c.local))
+	for pod, place := range c.local {
+		all[place] = pod
+	}
+	return all
+}
+
+// node returns the number of the pod's node, and the pod's place on the node.
+func (c *Cluster) node(pod int) (node, place int) {
+	if place, ok := c.local[pod]; ok {
+		return 0, place
+	}
+	return 2 + pod/podsPerNode, pod % podsPerNode
+}
+
+// podCIDR returns the network of a node's pods.
+func podCIDR(node int) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(100 + node>>8), byte(node), 0}), 24)
+}
+
+// Address returns the address of the pod at a place on a node. Places from 110 to 239 are free for a measurement's
+// pods.
+func Address(node, place int) netip.Addr {
+	a := podCIDR(node).Addr().As4()
+	a[3] = byte(place + 10)
+	return netip.AddrFrom4(a)
+}
+
+// NodeName returns the name of a node. Node 0 is the measured node, and node 1 its neighbour.
+func NodeName(node int) string { return fmt.Sprintf("node-%d", node) }
+
+func nodeAddress(node int) netip.Addr {
+	return netip.AddrFrom4([4]byte{172, 20, byte(node >> 8), byte(node)})
+}
+
+// NamespaceName returns the name of a namespace.
+func NamespaceName(ns int) string { return fmt.Sprintf("tenant-%d", ns) }
+
+// podName returns the name of a pod, as a Deployment's pod has it. It ends with the pod's number in its namespace.
+func podName(k int) string { return fmt.Sprintf("app-%d-5d8c7f9b4-%02d", k/podsPerApp, k) }
+
+// number returns the number at the end of a name behind the prefix, and false if the name isn't of this form.
+func number(name, prefix string, below int) (int, bool) {
+	text, ok := strings.CutPrefix(name, prefix)
+	n, err := strconv.Atoi(text)
+	return n, ok && err == nil && n >= 0 && n < below
+}
+
+// find returns the number of the object of this name, where each namespace has so many objects.
+func (c *Cluster) find(name types.NamespacedName, each int, nameOf func(int) string) (int, bool) {
+	ns, ok := number(name.Namespace, "tenant-", c.Namespaces())
+	if !ok {
+		return 0, false
+	}
+	k, ok := number(name.Name[strings.LastIndexByte(name.Name, '-')+1:], "", each)
+	if !ok || nameOf(k) != name.Name {
+		return 0, false
+	}
+	return ns*each + k, true
+}
+
+// uid returns the UID of an object of a kind.
+func uid(kind, i int) types.UID {
+	return types.UID(fmt.Sprintf("%08x-0000-4000-8000-%012x", kind, i))
+}

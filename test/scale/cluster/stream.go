@@ -1,0 +1,172 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weir-net/weir/test/scale/apiserver"
+)
+
+// Mix says in which proportion a stream has events of these kinds.
+type Mix struct {
+	// Status events change a pod's status in a way that means nothing to any policy.
+	Status int
+	// Elsewhere events create, start and delete pods that no policy of the measured node knows.
+	Elsewhere int
+	// Here events create, start and delete pods that a policy of one of the measured node's pods allows.
+	Here int
+}
+
+// ParseMix reads a mix such as 50:40:10, in the order of Mix's fields.
+func ParseMix(s string) (Mix, error) {
+	var parts [3]int
+	list := strings.Split(s, ":")
+	for i, p := range list {
+		n, err := strconv.Atoi(p)
+		if err != nil || n < 0 || len(list) != len(parts) {
+			return Mix{}, fmt.Errorf("mix %q: must be three numbers such as 50:40:10", s)
+		}
+		parts[i] = n
+	}
+	if parts == [3]int{} {
+		return Mix{}, fmt.Errorf("mix %q: at least one number must be greater than 0", s)
+	}
+	return Mix{parts[0], parts[1], parts[2]}, nil
+}
+
+func (m Mix) String() string { return fmt.Sprintf("%d:%d:%d", m.Status, m.Elsewhere, m.Here) }
+
+// Stream makes events of pods at a steady rate.
+type Stream struct {
+	cluster       *Cluster
+	server        *apiserver.Server
+	here          []target // namespaces and apps that policies of the measured node's pods allow
+	nextHere      int
+	nextElsewhere int
+	nextStatus    int
+	created       int
+}
+
+type target struct{ namespace, app string }
+
+// poolSize is how many pods of a kind a stream creates, starts and deletes in turn.
+const poolSize = 60
+
+// NewStream returns a stream. Its pods have namespaces that it creates.
+func NewStream(c *Cluster, s *apiserver.Server) *Stream {
+	st := &Stream{cluster: c, server: s}
+	s.Put(NewNamespace("elsewhere", "team-elsewhere"))
+	for _, i := range c.Local() {
+		app := i % PodsPerNamespace / podsPerApp
+		if app < PoliciesPerNamespace-1 {
+			st.here = append(st.here, target{
+				NamespaceName(i / PodsPerNamespace), fmt.Sprintf("app-%d", (app+1)%podsPerApp),
+			})
+		}
+	}
+	for i := range poolSize {
+		st.step(i, st.elsewhere(i), 110)
+		st.step(i, st.elsewhere(i), 110)
+		st.step(i, st.hereAt(i), 110+poolSize)
+		st.step(i, st.hereAt(i), 110+poolSize)
+	}
+	return st
+}
+
+func (s *Stream) hereAt(i int) target  { return s.here[i%len(s.here)] }
+func (s *Stream) elsewhere(int) target { return target{"elsewhere", "batch"} }
+func (t target) like(i int) *corev1.Pod {
+	p := &corev1.Pod{}
+	p.Namespace, p.Name = t.namespace, streamPod(i)
+	return p
+}
+func streamPod(i int) string          { return fmt.Sprintf("stream-%d", i) }
+func streamUID(created int) types.UID { return uid(9, created) }
+
+// step makes the next event of the life of the i-th pod of a pool: the pod is created, gets an address and runs, or is
+// deleted.
+func (s *Stream) step(i int, t target, place int) {
+	like := t.like(i)
+	now, _ := s.server.Get(like).(*corev1.Pod)
+	switch {
+	case now == nil:
+		s.created++
+		p := NewPod(t.namespace, like.Name, t.app, streamUID(s.created))
+		p.Spec.NodeName = NodeName(2)
+		s.server.Put(p)
+	case now.Status.PodIP == "":
+		s.server.Update(like, func(o apiserver.Object) {
+			run(o.(*corev1.Pod), Address(2, place+i).String())
+		})
+	default:
+		s.server.Delete(like)
+	}
+}
+
+// event makes one event of the mix. The n-th event is always of the same kind.
+func (s *Stream) event(m Mix, n int) {
+	// The multiplier spreads the kinds evenly.
+	switch k := n * 7919 % (m.Status + m.Elsewhere + m.Here); {
+	case k < m.Status:
+		s.beat()
+	case k < m.Status+m.Elsewhere:
+		i := s.nextElsewhere % poolSize
+		s.nextElsewhere++
+		s.step(i, s.elsewhere(i), 110)
+	default:
+		i := s.nextHere % poolSize
+		s.nextHere++
+		s.step(i, s.hereAt(i), 110+poolSize)
+	}
+}
+
+// beat changes the status of a pod on another node: one of the cluster's, or one of the stream's if all pods of the
+// cluster are the measured node's.
+func (s *Stream) beat() {
+	s.nextStatus++
+	for range podsPerNode {
+		i := s.nextStatus * 6007 % s.cluster.Pods
+		if _, local := s.cluster.local[i]; !local {
+			s.server.Beat(&corev1.Pod{}, i)
+			return
+		}
+		s.nextStatus++
+	}
+	s.server.Update(s.elsewhere(0).like(s.nextStatus%poolSize), func(o apiserver.Object) {
+		Beat(o.(*corev1.Pod), uint32(s.nextStatus))
+	})
+}
+
+// Run makes events of the mix at a rate of so many a second until ctx ends. It returns their number.
+func (s *Stream) Run(ctx context.Context, rate float64, m Mix) int {
+	began := time.Now()
+	for n := 0; ; n++ {
+		due := began.Add(time.Duration(float64(n) / rate * float64(time.Second)))
+		select {
+		case <-ctx.Done():
+			return n
+		case <-time.After(time.Until(due)):
+		}
+		s.event(m, n)
+	}
+}
+
+// Background runs a stream until the returned function is called, which returns the number of events.
+func (s *Stream) Background(rate float64, m Mix) (stop func() int) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	n := 0
+	wg.Go(func() { n = s.Run(ctx, rate, m) })
+	return func() int {
+		cancel()
+		wg.Wait()
+		return n
+	}
+}

@@ -1,0 +1,423 @@
+package scale_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weir-net/weir/test/nodetest"
+	"github.com/weir-net/weir/test/scale/apiserver"
+	"github.com/weir-net/weir/test/scale/cluster"
+)
+
+// node is the measured node: a real agent in namespaces of its own, whose API server is synthetic. It does what the
+// orchestrator asks for over a socket.
+type node struct {
+	*nodetest.Node
+	cluster *cluster.Cluster
+	server  *apiserver.Server
+	stream  *cluster.Stream
+	stop    func() int // ends the stream that runs; nil if none runs
+
+	cni     *libcni.CNIConfig
+	network *libcni.NetworkConfigList
+	created int // pods, for their names
+
+	probeServer string // the address and port of the pod that is probed
+	remote      *corev1.Pod
+	arrivals    *arrivals
+}
+
+// request asks the node for one thing. The answer is the reply of the method, as JSON.
+type request struct {
+	Do      string
+	N       int
+	Rate    float64
+	Mix     string
+	Seconds float64
+}
+
+// Addresses of the measured node and of its neighbour, which nodetest gives them.
+const selfAddress, neighbourAddress = "192.0.2.2", "192.0.2.1"
+
+// runNode connects to the orchestrator and answers its requests until it closes the connection.
+func runNode(t *testing.T, socket string, pods int) {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	n := newNode(t, pods)
+	in, out := json.NewDecoder(conn), json.NewEncoder(conn)
+	for {
+		var r request
+		if err := in.Decode(&r); err != nil {
+			return // the orchestrator has ended
+		}
+		if err := out.Encode(n.answer(r)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (n *node) answer(r request) any {
+	switch r.Do {
+	case "start":
+		return n.start()
+	case "fill":
+		return n.fill()
+	case "restart":
+		return n.restart()
+	case "memory":
+		return n.memory()
+	case "stream":
+		return n.background(r)
+	case "cpu":
+		return n.cpu(time.Duration(r.Seconds * float64(time.Second)))
+	case "add":
+		return n.adds(r.N)
+	case "policy":
+		return n.policies()
+	case "peer":
+		return n.peers()
+	case "toggle":
+		return n.toggle(r.Rate, time.Duration(r.Seconds*float64(time.Second)))
+	}
+	n.Fatalf("no such request: %s", r.Do)
+	return nil
+}
+
+func newNode(t *testing.T, pods int) *node {
+	n := &node{Node: nodetest.NewNode(t, nil)}
+	n.cluster = cluster.New(pods, *localFlag, netip.MustParseAddr(selfAddress), netip.MustParseAddr(neighbourAddress))
+	var err error
+	if n.server, err = n.cluster.Serve("127.0.0.1:6443"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.server.Close)
+	if err := os.WriteFile(n.kubeconfig(), n.server.Kubeconfig(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.server.Put(cluster.NewNamespace("probes", "team-probes"))
+	n.stream = cluster.NewStream(n.cluster, n.server)
+	// The neighbour is one of the cluster's nodes, in the same subnet, so that packets of its pods come as they are.
+	n.remote = cluster.NewPod("probes", "remote", "remote", "uid-of-remote")
+	n.remote.Spec.NodeName = cluster.NodeName(1)
+	cluster.Run(n.remote, cluster.Address(1, 0).String())
+	n.server.Put(n.remote)
+	nodetest.Run(t, "ip", "-n", "outside", "addr", "add", n.remote.Status.PodIP+"/32", "dev", "lo")
+	nodetest.Run(t, "ip", "-n", "outside", "route", "add", "10.100.0.0/24", "via", selfAddress)
+	n.cni = libcni.NewCNIConfigWithCacheDir([]string{n.Bin}, "/run/cni-cache", nil)
+	return n
+}
+
+func (n *node) kubeconfig() string { return filepath.Join(n.ConfDir, "kubeconfig") }
+func (n *node) conflist() string   { return filepath.Join(n.ConfDir, "10-weir.conflist") }
+
+// started says how long a start took.
+type started struct {
+	// Ready is the time from the start of the program until it is ready, and AfterLists the part of it after the API
+	// server had sent all lists. Both are in seconds.
+	Ready, AfterLists float64
+	Memory            memory
+}
+
+// start starts the agent and waits until it is ready.
+func (n *node) start() started {
+	began := time.Now()
+	n.SpawnAgent("--kubeconfig", n.kubeconfig(), "--node-name", cluster.NodeName(0), "--encapsulation", "crossSubnet",
+		"--conflist", n.conflist())
+	client := &http.Client{Timeout: 10 * time.Second}
+	deadline := began.Add(3 * time.Minute)
+	for {
+		resp, err := client.Get("http://127.0.0.1:6786/readyz")
+		if err == nil {
+			_ = resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				break
+			}
+		}
+		if time.Now().After(deadline) {
+			n.Fatalf("the agent isn't ready within %v: %v", time.Since(began), err)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	ready := time.Now()
+	s := started{Ready: ready.Sub(began).Seconds(), Memory: n.memory()}
+	var listed time.Time
+	for _, kind := range []string{"pods", "namespaces", "nodes", "networkpolicies"} {
+		at := n.server.Sent()[kind].Listed
+		if at.Before(began) {
+			n.Fatalf("the agent is ready without a list of %s", kind)
+		}
+		if at.After(listed) {
+			listed = at
+		}
+	}
+	s.AfterLists = ready.Sub(listed).Seconds()
+	return s
+}
+
+// fill adds the measured node's pods and the pods of the probes, and returns how long each ADD took, in ms.
+func (n *node) fill() []float64 {
+	data, err := os.ReadFile(n.conflist())
+	if err == nil {
+		n.network, err = libcni.NetworkConfFromBytes(data)
+	}
+	if err != nil {
+		n.Fatal(err)
+	}
+	var took []float64
+	for _, i := range n.cluster.Local() {
+		p := cluster.PodBase{Cluster: n.cluster}.At(i, 0).(*corev1.Pod)
+		_, _, ms := n.attach(p)
+		took = append(took, ms)
+	}
+	var ips []string
+	var paths []string
+	for _, name := range []string{"server", "client"} {
+		p := cluster.NewPod("probes", name, name, types.UID("uid-of-"+name))
+		p.Spec.NodeName = cluster.NodeName(0)
+		n.server.Put(p)
+		path, ip, _ := n.attach(p)
+		ips, paths = append(ips, ip), append(paths, path)
+	}
+	n.probeServer = net.JoinHostPort(ips[0], "8080")
+	n.arrivals = n.listen(paths[0], n.probeServer)
+	n.Logf("probe: %s from %s and %s", n.probeServer, ips[1], n.remote.Status.PodIP)
+	return took
+}
+
+// attach adds a pod as a runtime does, and returns its namespace, its address and how long ADD took, in ms.
+func (n *node) attach(p *corev1.Pod) (path, ip string, ms float64) {
+	path = nodetest.NewNS(n, p.Namespace+"."+p.Name)
+	began := time.Now()
+	result, err := n.cni.AddNetworkList(context.Background(), n.network, runtimeConf(p, path))
+	ms = float64(time.Since(began).Microseconds()) / 1000
+	if err != nil {
+		n.Fatalf("add %s/%s: %v", p.Namespace, p.Name, err)
+	}
+	data, err := json.Marshal(result)
+	if err != nil {
+		n.Fatal(err)
+	}
+	var r struct{ IPs []struct{ Address string } }
+	if err := json.Unmarshal(data, &r); err != nil || len(r.IPs) == 0 {
+		n.Fatalf("add %s/%s: %s, %v", p.Namespace, p.Name, data, err)
+	}
+	prefix, err := netip.ParsePrefix(r.IPs[0].Address)
+	if err != nil {
+		n.Fatal(err)
+	}
+	return path, prefix.Addr().String(), ms
+}
+
+func runtimeConf(p *corev1.Pod, path string) *libcni.RuntimeConf {
+	return &libcni.RuntimeConf{
+		ContainerID: p.Namespace + "-" + p.Name, NetNS: path, IfName: "eth0",
+		Args: [][2]string{
+			{"IgnoreUnknown", "1"},
+			{"K8S_POD_NAMESPACE", p.Namespace},
+			{"K8S_POD_NAME", p.Name},
+			{"K8S_POD_INFRA_CONTAINER_ID", "x"},
+			{"K8S_POD_UID", string(p.UID)},
+		},
+	}
+}
+
+// adds adds and deletes n pods, one after the other, and returns how long each ADD took, in ms. The agent knows the
+// pod before ADD, as the scheduler has written it.
+func (n *node) adds(count int) []float64 {
+	var took []float64
+	for range count {
+		n.created++
+		name := fmt.Sprintf("added-%d", n.created)
+		p := cluster.NewPod("probes", name, "added", types.UID("uid-of-"+name))
+		p.Spec.NodeName = cluster.NodeName(0)
+		n.server.Put(p)
+		path, _, ms := n.attach(p)
+		took = append(took, ms)
+		if err := n.cni.DelNetworkList(context.Background(), n.network, runtimeConf(p, path)); err != nil {
+			n.Fatal(err)
+		}
+		n.server.Delete(p)
+		nodetest.DelNS(n, path)
+	}
+	return took
+}
+
+// policy returns a policy that isolates the probes' server in ingress and allows these peers.
+func policy(name string, peers ...networkingv1.NetworkPolicyPeer) *networkingv1.NetworkPolicy {
+	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "probes", Name: name, UID: types.UID("uid-of-" + name),
+	}}
+	p.Spec.PodSelector = selects("app", "server")
+	p.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
+	if len(peers) > 0 {
+		p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: peers}}
+	}
+	return p
+}
+
+func selects(key, value string) metav1.LabelSelector {
+	return metav1.LabelSelector{MatchLabels: map[string]string{key: value}}
+}
+
+// effects are how long changes took to be enforced, in ms: those that deny and those that allow.
+type effects struct{ Deny, Allow []float64 }
+
+func (e *effects) add(allows bool, d time.Duration) {
+	ms := float64(d.Microseconds()) / 1000
+	if allows {
+		e.Allow = append(e.Allow, ms)
+	} else {
+		e.Deny = append(e.Deny, ms)
+	}
+}
+
+// policies creates and deletes policies, and measures until packets from one pod of the node to another show it.
+func (n *node) policies() effects {
+	var e effects
+	client := selects("app", "client")
+	deny, allow := policy("deny"), policy("allow", networkingv1.NetworkPolicyPeer{PodSelector: &client})
+	from := filepath.Join("/run/netns", "probes.client")
+	for _, c := range []struct {
+		allows bool
+		change func() time.Time
+	}{
+		{false, func() time.Time { return n.put(deny) }},
+		{true, func() time.Time { return n.put(allow) }},
+		{false, func() time.Time { return n.remove(allow) }},
+		{true, func() time.Time { return n.remove(deny) }},
+	} {
+		e.add(c.allows, n.until(from, "", c.allows, c.change))
+	}
+	return e
+}
+
+// peers changes the labels of a pod on another node, deletes the pod and creates it again, and measures until that
+// pod's packets show it.
+func (n *node) peers() effects {
+	var e effects
+	peer := selects("role", "peer")
+	allow := policy("allow-peer", networkingv1.NetworkPolicyPeer{PodSelector: &peer})
+	n.put(allow)
+	label := func(role string) time.Time {
+		at := time.Now()
+		n.server.Update(n.remote, func(o apiserver.Object) { o.GetLabels()["role"] = role })
+		return at
+	}
+	again := n.remote.DeepCopy()
+	again.Labels["role"], again.UID = "peer", types.UID(fmt.Sprintf("uid-of-remote-%d", n.created))
+	n.created++
+	for _, c := range []struct {
+		allows bool
+		change func() time.Time
+	}{
+		{true, func() time.Time { return label("peer") }},
+		{false, func() time.Time { return label("none") }},
+		{true, func() time.Time { return label("peer") }},
+		{false, func() time.Time { return n.remove(n.remote) }},
+		{true, func() time.Time { return n.put(again) }},
+		{false, func() time.Time { return label("none") }},
+	} {
+		e.add(c.allows, n.until(n.Outside, n.remote.Status.PodIP, c.allows, c.change))
+	}
+	n.remove(allow)
+	return e
+}
+
+// put and remove change the API server's objects, and return the time before the change.
+func (n *node) put(o apiserver.Object) time.Time {
+	at := time.Now()
+	n.server.Put(o)
+	return at
+}
+
+func (n *node) remove(o apiserver.Object) time.Time {
+	at := time.Now()
+	n.server.Delete(o)
+	return at
+}
+
+// streamed says what a stream has sent.
+type streamed struct {
+	Events int // of all kinds
+	// Sent and Bytes are the events of pods that the agent got, and their size.
+	Sent, Bytes int64
+}
+
+// background starts a stream, or ends the stream if the rate is 0.
+func (n *node) background(r request) streamed {
+	var s streamed
+	if n.stop != nil {
+		s.Events = n.stop()
+		n.stop = nil
+	}
+	sent := n.server.Sent()["pods"]
+	s.Sent, s.Bytes = sent.Events, sent.Bytes
+	if r.Rate > 0 {
+		mix, err := cluster.ParseMix(r.Mix)
+		if err != nil {
+			n.Fatal(err)
+		}
+		n.stop = n.stream.Background(r.Rate, mix)
+	}
+	return s
+}
+
+// toggle creates and deletes a policy of a local pod so many times a second, and returns the CPU time that this took.
+func (n *node) toggle(rate float64, d time.Duration) cpuUse {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	ticker := time.NewTicker(time.Duration(float64(time.Second) / rate))
+	defer ticker.Stop()
+	p := policy("toggled")
+	before := n.cpuTime()
+	began := time.Now()
+	for i := 0; ; i++ {
+		select {
+		case <-ticker.C:
+			if i%2 == 0 {
+				n.put(p)
+			} else {
+				n.remove(p)
+			}
+			continue
+		case <-ctx.Done():
+		}
+		use := cpuUse{Seconds: n.cpuTime() - before, Wall: time.Since(began).Seconds()}
+		n.remove(p)
+		return use
+	}
+}
+
+// restart stops the agent and starts it again, and counts what it writes to the kernel although nothing has changed.
+func (n *node) restart() restarted {
+	n.StopAgent()
+	count := n.countWrites()
+	s := n.start()
+	time.Sleep(500 * time.Millisecond) // the agent may write after it is ready
+	r := restarted{started: s, Writes: count()}
+	r.Writes["sets and rules (by the agent)"] = int(n.metric("weir_kernel_changes_total"))
+	return r
+}
+
+type restarted struct {
+	started
+	// Writes are the changes that the kernel has told of, by kind.
+	Writes map[string]int
+}

@@ -1,0 +1,137 @@
+package scale_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+const (
+	// probeInterval is how often a probe sends a packet.
+	probeInterval = 250 * time.Microsecond
+	// late is when a packet that hasn't arrived counts as dropped. A packet between two namespaces of one kernel needs
+	// some microseconds, unless the receiver's thread has to wait for a core.
+	late = 20 * time.Millisecond
+	// holds is how many packets in a row show that a change holds.
+	holds = 100
+	// patience is when a probe gives up.
+	patience = 2 * time.Minute
+)
+
+// arrivals are the probe's packets that have arrived, by number.
+type arrivals struct {
+	mu   sync.Mutex
+	seen map[uint64]bool
+}
+
+// listen receives the probe's packets on the address in the namespace.
+func (n *node) listen(netns, address string) *arrivals {
+	a := &arrivals{seen: map[uint64]bool{}}
+	nodetest.In(n, netns, func() error {
+		conn, err := net.ListenPacket("udp4", address)
+		if err != nil {
+			return err
+		}
+		n.Cleanup(func() { _ = conn.Close() })
+		go func() {
+			buf := make([]byte, 64)
+			for {
+				k, _, err := conn.ReadFrom(buf)
+				if errors.Is(err, net.ErrClosed) {
+					return
+				}
+				if err == nil && k == 8 {
+					a.mu.Lock()
+					a.seen[binary.BigEndian.Uint64(buf)] = true
+					a.mu.Unlock()
+				}
+			}
+		}()
+		return nil
+	})
+	return a
+}
+
+// until makes a change and returns how long it takes until packets from the namespace and the source address to the
+// probed pod are all allowed, or all dropped. An empty source is the namespace's own.
+//
+// The packets are UDP that nobody answers, from one port: each is a first packet to connection tracking, so the kernel
+// checks each of them. The time runs from the moment before the API server has the change to the moment when the
+// first of the packets was sent that are all treated as the change wants.
+func (n *node) until(netns, source string, allowed bool, change func() time.Time) time.Duration {
+	n.Helper()
+	var conn net.Conn
+	nodetest.In(n, netns, func() (err error) {
+		dialer := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(source)}}
+		conn, err = dialer.Dial("udp4", n.probeServer)
+		return err
+	})
+	defer func() { _ = conn.Close() }()
+	p := probe{node: n, conn: conn}
+	n.arrivals.mu.Lock()
+	n.arrivals.seen = map[uint64]bool{}
+	n.arrivals.mu.Unlock()
+	p.awaitRun(!allowed, 0)
+	at := change()
+	from := len(p.sent)
+	return p.awaitRun(allowed, from).Sub(at)
+}
+
+// probe sends numbered packets.
+type probe struct {
+	*node
+	conn net.Conn
+	sent []time.Time // by number
+}
+
+// awaitRun sends packets until so many in a row have all arrived, or have all been dropped. It looks only at the
+// packets from the given number on. It returns when the first packet of that row was sent.
+func (p *probe) awaitRun(arrive bool, from int) time.Time {
+	p.Helper()
+	deadline := time.Now().Add(patience)
+	next := time.Now()
+	for {
+		next = next.Add(probeInterval)
+		time.Sleep(time.Until(next))
+		if behind := time.Now(); behind.Sub(next) > late { // this thread had to wait for a core
+			next = behind
+		}
+		var number [8]byte
+		binary.BigEndian.PutUint64(number[:], uint64(len(p.sent)))
+		p.sent = append(p.sent, time.Now())
+		_, _ = p.conn.Write(number[:]) // EPERM if a rule drops the packet before it leaves
+		if len(p.sent)%20 == 0 {
+			if first, ok := p.row(arrive, from); ok {
+				return p.sent[first]
+			}
+			if time.Now().After(deadline) {
+				p.Fatalf("packets don't arrive as they should (%v) within %v", arrive, patience)
+			}
+		}
+	}
+}
+
+// row returns the number of the first packet of the last row of packets that were all treated so, and whether the row
+// is long enough. Packets that may still be under way don't count, unless all must arrive and they have.
+func (p *probe) row(arrive bool, from int) (first int, ok bool) {
+	p.arrivals.mu.Lock()
+	defer p.arrivals.mu.Unlock()
+	now := time.Now()
+	length := 0
+	for i := len(p.sent) - 1; i >= from; i-- {
+		arrived := p.arrivals.seen[uint64(i)]
+		if !arrived && length == 0 && now.Sub(p.sent[i]) < late {
+			continue // it may still be under way
+		}
+		if arrived != arrive {
+			break
+		}
+		first = i
+		length++
+	}
+	return first, length >= holds
+}

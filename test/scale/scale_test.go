@@ -1,0 +1,321 @@
+// Package scale_test measures what a large cluster costs the agent of one node. The cluster is synthetic: an API server
+// that makes its objects when they are asked for. All else is real: the agent, the plugin, the kernel and the packets.
+package scale_test
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+var (
+	podsFlag = flag.String("pods", "100,1000", "sizes of the clusters, in pods; the first is the one that others are "+
+		"compared with")
+	localFlag = flag.Int("local", 10, "pods of the measured node, at most 110; three more are for the probes")
+	ratesFlag = flag.String("rates", "100", "streams of so many pod events a second, besides an idle cluster")
+	mixFlag   = flag.String("mix", "50:40:10", "parts of a stream's events: changes of a status that mean nothing to "+
+		"policy, pods that concern other nodes only, and pods that concern the measured node")
+	roundsFlag   = flag.Int("rounds", 1, "how often each latency is measured; the clusters take turns")
+	windowsFlag  = flag.Int("windows", 1, "how often CPU time is measured; the clusters take turns")
+	secondsFlag  = flag.Float64("seconds", 1, "how long CPU time is measured each time")
+	restartsFlag = flag.Int("restarts", 1, "how often each agent is restarted")
+	beforeFlag   = flag.String("before", "", "directory with weir, weir-agent and weirctl of another commit, which take "+
+		"turns with today's")
+	outputFlag = flag.String("output", "", "file for all measurements, as JSON")
+
+	// The orchestrator starts this test once more for each node.
+	socketFlag = flag.String("node-socket", "", "for this test's own use: be a node")
+	nodePods   = flag.Int("node-pods", 0, "for this test's own use: the size of the node's cluster")
+)
+
+func TestMain(m *testing.M) { nodetest.MainAsShipped(m) }
+
+// TestScale measures agents in clusters of several sizes. Without flags it is a smoke test; scripts/bench-scale runs it
+// in full.
+func TestScale(t *testing.T) {
+	if *socketFlag != "" {
+		if nodetest.IsolatedWithWeir(t) {
+			runNode(t, *socketFlag, *nodePods)
+		}
+		return
+	}
+	o := &orchestrator{T: t, runs: &runs{}}
+	o.prepare()
+	o.startAll()
+	o.restarts()
+	o.idle()
+	o.latencies()
+	o.windows()
+	o.finish()
+}
+
+// orchestrator has the nodes take turns.
+type orchestrator struct {
+	*testing.T
+	nodes []*remoteNode
+	runs  *runs
+	rates []float64
+}
+
+// remoteNode is a node in another process.
+type remoteNode struct {
+	t     *testing.T
+	agent string // now or before
+	pods  int
+	cmd   *exec.Cmd
+	log   string
+	conn  net.Conn
+	out   *json.Encoder
+	in    *json.Decoder
+}
+
+// prepare makes the list of the nodes.
+func (o *orchestrator) prepare() {
+	for _, r := range numbers(o.T, *ratesFlag) {
+		o.rates = append(o.rates, float64(r))
+	}
+	agents := []string{"now"}
+	if *beforeFlag != "" {
+		agents = []string{"before", "now"}
+	}
+	for _, pods := range numbers(o.T, *podsFlag) {
+		if pods%100 != 0 || pods < 100 {
+			o.Fatalf("-pods %d: must be a multiple of 100", pods)
+		}
+		for _, a := range agents {
+			o.nodes = append(o.nodes, &remoteNode{t: o.T, agent: a, pods: pods})
+		}
+	}
+	o.runs.prepare()
+}
+
+func numbers(t *testing.T, list string) (all []int) {
+	t.Helper()
+	for s := range strings.SplitSeq(list, ",") {
+		if s == "" {
+			continue
+		}
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatalf("%q: must be numbers, separated by commas", list)
+		}
+		all = append(all, n)
+	}
+	return all
+}
+
+// launch starts the node's process and waits until it has connected.
+func (r *remoteNode) launch(dir string) {
+	t := r.t
+	t.Helper()
+	name := fmt.Sprintf("%s-%d", r.agent, r.pods)
+	socket := filepath.Join(dir, name)
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = listener.Close() }()
+	r.log = filepath.Join(dir, name+".log")
+	log, err := os.Create(r.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.cmd = exec.Command("/proc/self/exe", "-test.run=^TestScale$", "-test.v", "-test.count=1", "-test.timeout=24h",
+		"-node-socket", socket, "-node-pods", strconv.Itoa(r.pods),
+		"-local", strconv.Itoa(*localFlag))
+	r.cmd.Env = os.Environ()
+	if r.agent == "before" {
+		r.cmd.Env = append(r.cmd.Env, "WEIR_PROGRAMS="+*beforeFlag)
+	}
+	r.cmd.Stdout, r.cmd.Stderr = log, log
+	if err := r.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		ended <- r.cmd.Wait()
+		_ = listener.Close()
+	}()
+	t.Cleanup(func() {
+		if r.conn != nil {
+			_ = r.conn.Close()
+		}
+		err := <-ended
+		if text, _ := os.ReadFile(r.log); err != nil || t.Failed() {
+			t.Errorf("node %s: %v\n%s", name, err, text)
+		}
+	})
+	if r.conn, err = listener.Accept(); err != nil {
+		t.Fatalf("node %s doesn't connect: %v", name, err)
+	}
+	r.out, r.in = json.NewEncoder(r.conn), json.NewDecoder(r.conn)
+}
+
+// ask has the node do something, and reads its answer.
+func ask[T any](r *remoteNode, q request) (answer T) {
+	r.t.Helper()
+	err := r.out.Encode(q)
+	if err == nil {
+		err = r.in.Decode(&answer)
+	}
+	if err != nil {
+		r.t.Fatalf("node %s of %d pods: %s: %v", r.agent, r.pods, q.Do, err)
+	}
+	return answer
+}
+
+// turn calls f for each node, in an order that changes with the round.
+func (o *orchestrator) turn(round int, f func(*remoteNode)) {
+	order := slices.Clone(o.nodes)
+	if round%2 == 1 {
+		slices.Reverse(order)
+	}
+	for _, r := range order {
+		f(r)
+	}
+}
+
+func (o *orchestrator) note(r *remoteNode, row string, values ...float64) {
+	o.runs.note(r.agent, r.pods, row, values)
+}
+
+func (o *orchestrator) startAll() {
+	dir := o.TempDir()
+	for _, r := range o.nodes {
+		r.launch(dir)
+		s := ask[started](r, request{Do: "start"})
+		o.note(r, rowReady, s.Ready)
+		o.note(r, rowAfterLists, s.AfterLists)
+		o.note(r, rowRSS, s.Memory.RSS)
+		o.note(r, rowAnonymous, s.Memory.Anonymous)
+		o.note(r, rowPeak, s.Memory.Peak)
+		fills := ask[[]float64](r, request{Do: "fill"})
+		o.note(r, rowFill, fills...)
+		o.Logf("%s, %d pods: ready after %.2f s, %.2f s after the lists; RSS %.0f MB, peak %.0f", r.agent, r.pods, s.Ready,
+			s.AfterLists, s.Memory.RSS, s.Memory.Peak)
+	}
+}
+
+func (o *orchestrator) restarts() {
+	for i := range *restartsFlag {
+		o.turn(i, func(r *remoteNode) {
+			s := ask[restarted](r, request{Do: "restart"})
+			o.note(r, rowReady, s.Ready)
+			o.note(r, rowAfterLists, s.AfterLists)
+			o.note(r, rowRSS, s.Memory.RSS)
+			o.note(r, rowAnonymous, s.Memory.Anonymous)
+			o.note(r, rowPeak, s.Memory.Peak)
+			sum := 0
+			for _, k := range s.Writes {
+				sum += k
+			}
+			o.note(r, rowWrites, float64(sum))
+			o.Logf("%s, %d pods: restarted in %.2f s, writes %v", r.agent, r.pods, s.Ready, s.Writes)
+		})
+	}
+}
+
+// idle measures the idle agents' CPU time, all at once.
+func (o *orchestrator) idle() {
+	for range *windowsFlag {
+		var wg sync.WaitGroup
+		use := make([]cpuUse, len(o.nodes))
+		for i, r := range o.nodes {
+			wg.Go(func() { use[i] = ask[cpuUse](r, request{Do: "cpu", Seconds: 3 * *secondsFlag}) })
+		}
+		wg.Wait()
+		for i, r := range o.nodes {
+			o.note(r, rowIdle, 100*use[i].Seconds/use[i].Wall)
+		}
+	}
+}
+
+// settle is how long a stream runs before something is measured.
+const settle = 500 * time.Millisecond
+
+func (o *orchestrator) latencies() {
+	for round := range *roundsFlag {
+		for _, rate := range append([]float64{0}, o.rates...) {
+			o.turn(round, func(r *remoteNode) {
+				if rate > 0 {
+					ask[streamed](r, request{Do: "stream", Rate: rate, Mix: *mixFlag})
+					time.Sleep(settle)
+				}
+				o.note(r, rowADD.under(rate), ask[[]float64](r, request{Do: "add", N: 4})...)
+				e := ask[effects](r, request{Do: "policy"})
+				o.note(r, rowPolicy.under(rate), slices.Concat(e.Deny, e.Allow)...)
+				o.note(r, rowPolicyDeny.under(rate), e.Deny...)
+				e = ask[effects](r, request{Do: "peer"})
+				o.note(r, rowPeer.under(rate), slices.Concat(e.Deny, e.Allow)...)
+				o.note(r, rowPeerDeny.under(rate), e.Deny...)
+				if rate > 0 {
+					ask[streamed](r, request{Do: "stream"})
+				}
+			})
+		}
+	}
+}
+
+// windows measures CPU times, each for some seconds.
+func (o *orchestrator) windows() {
+	for round := range *windowsFlag {
+		for _, rate := range o.rates {
+			o.turn(round, func(r *remoteNode) {
+				use := o.window(r, rate, *mixFlag)
+				o.note(r, rowCPU.under(rate), 100*use.Seconds/use.Wall)
+				o.note(r, rowBytes, float64(use.Stream.Bytes)/float64(max(use.Stream.Sent, 1)))
+			})
+		}
+		o.turn(round, func(r *remoteNode) {
+			use := o.window(r, meaninglessRate, "1:0:0")
+			idle := o.runs.median(r.agent, r.pods, rowIdle) / 100 * use.Wall
+			o.note(r, rowMeaningless, 1000*(use.Seconds-idle)/float64(max(use.Stream.Sent, 1)))
+		})
+		o.turn(round, func(r *remoteNode) {
+			use := ask[cpuUse](r, request{Do: "toggle", Rate: 10, Seconds: *secondsFlag})
+			o.note(r, rowToggle, 100*use.Seconds/use.Wall)
+		})
+	}
+}
+
+// meaninglessRate is the rate of the stream of which no event means anything to policy.
+const meaninglessRate = 1000
+
+func (o *orchestrator) window(r *remoteNode, rate float64, mix string) cpuUse {
+	ask[streamed](r, request{Do: "stream", Rate: rate, Mix: mix})
+	time.Sleep(settle)
+	use := ask[cpuUse](r, request{Do: "cpu", Seconds: *secondsFlag})
+	ask[streamed](r, request{Do: "stream"})
+	return use
+}
+
+// finish prints the table and writes the files.
+func (o *orchestrator) finish() {
+	for _, r := range o.nodes {
+		m := ask[memory](r, request{Do: "memory"})
+		o.note(r, rowRSSEnd, m.RSS)
+		o.note(r, rowPeakEnd, m.Peak)
+	}
+	fmt.Print(o.runs.table(o.rates))
+	if *outputFlag != "" {
+		data, err := json.MarshalIndent(o.runs, "", " ")
+		if err == nil {
+			err = os.WriteFile(*outputFlag, append(data, '\n'), 0o644)
+		}
+		if err != nil {
+			o.Fatal(err)
+		}
+	}
+}
