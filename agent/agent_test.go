@@ -121,7 +121,8 @@ func start(t *testing.T) *running {
 	return startWith(t, c, Options{Source: c, Resync: 50 * time.Millisecond, EnrolWait: 100 * time.Millisecond})
 }
 
-// startWith does the same as start, but with a source that contains the cluster, and with other times.
+// startWith starts an agent with the options on a node that only this test uses. The options' source contains the
+// cluster.
 func startWith(t *testing.T, c *cluster, o Options) *running {
 	t.Helper()
 	nodetest.Outside(t)
@@ -256,7 +257,7 @@ func node(name, address string, cidrs ...string) policy.Node {
 	return n
 }
 
-// attach writes the record of a pod of namespace shop, as the plugin does.
+// attach writes the record of a pod of namespace shop, as the plugin does, and returns the attachment's ID.
 func (r *running) attach(name, address string) string {
 	r.Helper()
 	return r.attachUID(name, "", address)

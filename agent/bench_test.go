@@ -25,7 +25,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// large returns a cluster of 5,000 pods in 500 namespaces on 100 nodes, and the endpoints of the 50 pods on this node.
+// large returns a cluster of 5,000 pods in 500 namespaces on 100 nodes, with so many policies, and the endpoints of the
+// 50 pods on this node.
 func large(policies int) (*policy.Objects, map[string]endpoint.Endpoint) {
 	o, endpoints := &policy.Objects{}, map[string]endpoint.Endpoint{}
 	for i := range 500 {

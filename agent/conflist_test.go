@@ -16,7 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestConflist: a runtime that lists the directory finds either the whole configuration or none.
+// TestConflist: a runtime that lists the directory finds either the whole configuration or none, even after the agent
+// has failed to write the file.
 func TestConflist(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -39,7 +40,7 @@ func TestConflist(t *testing.T) {
 	}, driver, links)
 	a.cluster.objects = healthy()
 	a.planWays(netfilter.Trust)
-	configurations := func() []string { // as libcni (ConfFiles) takes them for such
+	configurations := func() []string { // the files that libcni (ConfFiles) takes for configurations
 		var names []string
 		for _, ext := range []string{".conf", ".conflist", ".json"} {
 			entries, err := os.ReadDir(filepath.Dir(path))

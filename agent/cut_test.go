@@ -68,7 +68,7 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	wantCut("what was there when the agent started", 1)
 	tell(state("client", "none"))
 	wantCut("the one that was cut may go on", 0)
-	connect("10.88.1.9") // no policy allows it: only a walk sees it
+	connect("10.88.1.9") // no policy allows it, so a walk would cut it
 	tell(state("client", "client"))
 	wantCut("nothing is cut, and another comes to be let through", 0)
 	s.hear(netfilter.All)
@@ -89,7 +89,7 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	connect("10.88.1.5")
 	tell(state("none", "none"))
 	wantCut("none is let through", 3)
-	connect("10.88.1.5") // and the agent is killed before it sees it
+	connect("10.88.1.5") // the agent is killed before it sees this connection
 	s = step(t, state("none", "none"))
 	s.hear(netfilter.All)
 	wantCut("an agent has started", 4)

@@ -78,7 +78,7 @@ func TestEnrolmentReadsNothing(t *testing.T) {
 	}
 	enrol(ids[0])
 	nodetest.Run(t, "iptables-nft", "-w", "-t", "mangle", "-F", "WEIR-INGRESS")
-	r.wantMetrics(map[string]float64{"weir_kernel_repairs_total": 1}) // what came before is heard of
+	r.wantMetrics(map[string]float64{"weir_kernel_repairs_total": 1}) // by now all earlier changes were announced
 	before := reads()
 	for i, id := range ids[1:7] {
 		nodetest.Run(t, "nft", "add", "table", "ip", fmt.Sprint("strangers-", i)) // of no concern to weir
@@ -95,7 +95,7 @@ func TestEnrolmentReadsNothing(t *testing.T) {
 	}
 }
 
-// countReads counts how often the tables are read from now on. It counts only the reads of one of the tables.
+// countReads counts how often the tables are read from now on: how often table mangle is read.
 func countReads(t *testing.T) (reads func() int) {
 	t.Helper()
 	dir, calls := t.TempDir(), "/run/calls"

@@ -259,7 +259,9 @@ func brittle(t *testing.T) string {
 	return broken
 }
 
-// TestFaultsOfParts breaks each part of the agent's work for a while.
+// TestFaultsOfParts breaks one part of the agent's work after the other. The log has one line for the beginning and one
+// for the end of each fault, metrics and status show it, and the kernel keeps what it has. Pods are enrolled, except
+// while iptables fails.
 func TestFaultsOfParts(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -401,7 +403,7 @@ func TestEachBrokenRecordIsLogged(t *testing.T) {
 }
 
 // TestABrokenRecordClosesItsPod: if a pod's record breaks, the agent removes the pod from its classes and from the
-// guard. The pod's address stays in the set of all pods.
+// guard, until the record is whole again. The pod's address stays in the set of all pods.
 func TestABrokenRecordClosesItsPod(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -431,7 +433,8 @@ func TestABrokenRecordClosesItsPod(t *testing.T) {
 	entries(1)
 }
 
-// TestMetrics enrols attachments with each result, and compares the counters and gauges with the expected values.
+// TestMetrics compares counters and gauges with the expected values, after enrolments with each result, a repair, and
+// more problems than the metrics name.
 func TestMetrics(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -515,7 +518,8 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// TestAFieldWithSeveralProblemsIsNamedOnce: Prometheus refuses all metrics if two have the same name and labels.
+// TestAFieldWithSeveralProblemsIsNamedOnce: Prometheus refuses all metrics if two have the same name and labels. So a
+// field with several problems has one metric.
 func TestAFieldWithSeveralProblemsIsNamedOnce(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -21,7 +21,7 @@ import (
 type server struct {
 	*cluster
 	pods      map[string]policy.Pod // by namespace/name, that Lookup finds
-	asked     chan string           // which pod Lookup was asked for
+	asked     chan string           // the pods that Lookup was called for
 	answers   chan struct{}         // closed: Lookup answers
 	published chan map[endpoint.Pod][]netip.Addr
 	awaited   chan endpoint.Pod
@@ -99,8 +99,8 @@ func (s *server) wantPublished(t *testing.T, want map[string]string) {
 	}
 }
 
-// TestEnrolWithTheAPI: if the source hasn't reported a pod, the agent looks it up. It publishes the addresses of
-// enrolled pods, and no others.
+// TestEnrolWithTheAPI: if the source hasn't reported a pod, the agent looks it up. The agent publishes the addresses of
+// enrolled pods, and no others, and only when they change.
 func TestEnrolWithTheAPI(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -137,7 +137,7 @@ func named(name, uid, app string) policy.Pod {
 	return policy.Pod{Namespace: "shop", Name: name, UID: uid, Labels: map[string]string{"app": app}}
 }
 
-// shop has a policy for each of two labels.
+// shop returns a cluster with these pods, and with a policy for each of the labels app=old and app=new.
 func shop(pods ...policy.Pod) *policy.Objects {
 	o := &policy.Objects{Namespaces: []policy.Namespace{{Name: "shop"}}, Pods: pods, Nodes: healthy().Nodes}
 	for _, app := range []string{"old", "new"} {
@@ -167,7 +167,8 @@ func (r *running) wantClass(name, want string) {
 	}
 }
 
-// TestAPodThatWasFoundStays: a looked-up pod stays known until the source reports it.
+// TestAPodThatWasFoundStays: a looked-up pod stays known until the source reports a pod of its name that it hadn't
+// reported before the lookup, or until the endpoint ends.
 func TestAPodThatWasFoundStays(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -180,7 +181,7 @@ func TestAPodThatWasFoundStays(t *testing.T) {
 	if v, err := r.enrol(id); err != nil || v.Ingress != "shop/new" {
 		t.Errorf("the answer is %+v, %v", v, err)
 	}
-	for _, older := range []*policy.Objects{shop(before, pod("other", "10.88.1.9")), shop()} { // than the answer
+	for _, older := range []*policy.Objects{shop(before, pod("other", "10.88.1.9")), shop()} { // older than the answer
 		r.tell(older, nil)
 		r.wantClass("db-0", "shop/new")
 	}
@@ -211,7 +212,8 @@ func TestAPodThatWasFoundStays(t *testing.T) {
 	r.wantClass("db-0", classClosed)
 }
 
-// TestALateAnswerIsIgnored: the source has reported the pod before the lookup's answer comes.
+// TestALateAnswerIsIgnored: if the source has reported a pod before the lookup's answer comes, the source's report
+// counts.
 func TestALateAnswerIsIgnored(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

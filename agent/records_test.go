@@ -80,7 +80,7 @@ func (s *stepped) add(name, uid, address string) {
 	}
 }
 
-// del removes the pod as the plugin does. When del returns, the agent hasn't got the event yet.
+// del removes the pod as the plugin does. The agent doesn't get the event.
 func (s *stepped) del(name, uid, address string) {
 	s.Helper()
 	id := endpoint.ID("shop."+name+uid, "eth0")
@@ -95,7 +95,8 @@ func (s *stepped) del(name, uid, address string) {
 	}
 }
 
-// in returns the words beside the address in every set that contains it, by the beginnings of the sets' names.
+// in returns the beginning of the name of every set that contains the address, each with the comment of the address's
+// entry.
 func (s *stepped) in(address string) []string {
 	s.Helper()
 	headers, err := s.sets.Headers()
@@ -140,7 +141,7 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 		t.Fatalf("the first pod is in %q, want %q", got, want)
 	}
 	s.del("db-0", "1", "10.88.0.9")
-	s.reconcile(t.Context(), netfilter.Trust) // something else has come in
+	s.reconcile(t.Context(), netfilter.Trust) // another event has come
 	s.add("evil", "2", "10.88.0.9")
 	want := []string{"weir-eg shop/evil", "weir-in shop/evil", "weir-po shop/evil"}
 	if got := s.in("10.88.0.9"); !slices.Equal(got, want) {

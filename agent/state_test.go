@@ -49,7 +49,7 @@ func TestClusterViewJoinsLookups(t *testing.T) {
 	}
 }
 
-// publications counts calls of Publish.
+// publications is a source that records the calls of Publish.
 type publications struct {
 	Source
 	calls []map[endpoint.Pod][]netip.Addr
@@ -129,7 +129,8 @@ func TestCuttingIsDue(t *testing.T) {
 	}
 }
 
-// TestRefusalsAreReplaced: refusals are replaced as a whole and never modified, because snapshots share them.
+// TestRefusalsAreReplaced: refuse reports whether a refusal is new. Refusals are replaced as a whole and never
+// modified, because snapshots share them.
 func TestRefusalsAreReplaced(t *testing.T) {
 	var k kernelView
 	one, two := ruleset.Refusal{Set: "one"}, ruleset.Refusal{Set: "two"}

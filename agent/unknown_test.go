@@ -14,8 +14,8 @@ import (
 )
 
 // TestWhatIsUnknown has a row for everything that the agent reads from the node, and for each way in which reading
-// fails. Each time the node isn't ready, the status has the reason, no pod is enrolled, and the agent retries until it
-// can read it.
+// fails. Each time the node isn't ready, the status has the reason, no pod is enrolled, weir's rule is put back into
+// its place, and the agent retries until reading succeeds.
 func TestWhatIsUnknown(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -105,8 +105,8 @@ func TestWhatIsUnknown(t *testing.T) {
 	}
 }
 
-// TestConnectionsThatAreUnknown: a walk through the connections fails because the kernel doesn't list them, or can't
-// mark one.
+// TestConnectionsThatAreUnknown: after a walk through the connections has failed, the node isn't ready and no pod is
+// enrolled, until another walk succeeds.
 func TestConnectionsThatAreUnknown(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

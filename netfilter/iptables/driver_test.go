@@ -46,7 +46,7 @@ func TestApplyLegacy(t *testing.T) { testApply(t, Legacy) }
 func TestApplyNFT(t *testing.T)    { testApply(t, NFT) }
 
 // testApply applies random rulesets one after the other. After each, a new driver must find nothing to change: the
-// kernel lists exactly the rules and sets that were written.
+// kernel lists exactly the rules and sets that were written. At the end Remove must remove these and nothing else.
 func testApply(t *testing.T, f Flavour) {
 	if !nodetest.Isolated(t) {
 		return
@@ -64,7 +64,7 @@ func testApply(t *testing.T, f Flavour) {
 		f conf.Family
 	}
 	kinds := map[kind]bool{}
-	came, went, six := 0, 0, false // how often IPv6
+	came, went, six := 0, 0, false // how often IPv6 has come and gone; whether it is there
 	for i := range 25 {
 		want := policy.Compile(s)
 		for _, set := range want.Sets {
@@ -84,7 +84,7 @@ func testApply(t *testing.T, f Flavour) {
 			t.Fatalf("round %d: applied again by another driver, the ruleset changed something", i)
 		}
 		if s = policytest.Change(r, s); i%5 == 4 {
-			s = random() // all of it is another
+			s = random() // a state that has nothing to do with the last
 		}
 	}
 	if len(kinds) != 9 { // ports have no family
@@ -306,7 +306,7 @@ func TestKnows(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
-	d.ahead[conf.IPv4].dismiss() // which was started before
+	d.ahead[conf.IPv4].dismiss() // the program was started before the script was there
 	before, err := generation()
 	if err != nil {
 		t.Fatal(err)
@@ -352,9 +352,9 @@ func TestKeepClosed(t *testing.T) {
 	}
 	for drift, stays := range map[string]bool{
 		"true": true,
-		"iptables -t mangle -I FORWARD 1 -j ACCEPT":           true, // it loses its place
+		"iptables -t mangle -I FORWARD 1 -j ACCEPT":           true, // weir's rule is no longer first
 		"iptables -t mangle -F FORWARD":                       true,
-		"iptables -t mangle -I " + class.Chain + " -j RETURN": true, // an older weir's may differ
+		"iptables -t mangle -I " + class.Chain + " -j RETURN": true, // a chain of an older weir may differ
 		"iptables -t mangle -F":                               false,
 		"iptables -t mangle -F WEIR-FORWARD":                  false,
 		"iptables -t mangle -F WEIR-INPUT":                    false,
@@ -411,7 +411,8 @@ func TestKeepClosedAfterAnUpgrade(t *testing.T) {
 	}
 }
 
-// TestWithoutIP6tables: a node without IPv6 pods doesn't need ip6tables, and the driver never calls it.
+// TestWithoutIP6tables: a node without IPv6 pods doesn't need ip6tables, and the driver never calls it. With IPv6 pods
+// the error names ip6tables if it fails. If it works, IPv6's rules come and go with the IPv6 pods.
 func TestWithoutIP6tables(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

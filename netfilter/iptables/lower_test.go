@@ -115,7 +115,7 @@ func TestLimits(t *testing.T) {
 func TestMultiport(t *testing.T) {
 	r := ruleset.Rule{Proto: ruleset.TCP, Action: ruleset.Return}
 	for i := range uint16(8) {
-		r.Ports = append(r.Ports, ruleset.PortRange{First: 10 * i, Last: 10*i + 5}) // of which 7 fit
+		r.Ports = append(r.Ports, ruleset.PortRange{First: 10 * i, Last: 10*i + 5}) // 7 of these ranges fit into one rule
 	}
 	r.Ports = append(r.Ports, ruleset.PortRange{First: 99, Last: 99})
 	want := []string{

@@ -23,11 +23,10 @@ func stateOf(r ruleset.Ruleset) state {
 	return state{}.after(makePlan(state{}, l), l, nil)
 }
 
-// planFor returns the plan that leads from one ruleset to the other.
 func planFor(have, want ruleset.Ruleset) plan { return makePlan(stateOf(have), lower(want)) }
 
 // TestNoStepOpens carries out plans between random states step by step. At no step may the kernel accept a packet that
-// both the old and the new state drop.
+// both the old and the new state drop. After the last step nothing may be left to do.
 func TestNoStepOpens(t *testing.T) {
 	for seed := range uint64(1000) {
 		r := rand.New(rand.NewPCG(seed, 1))
@@ -95,8 +94,9 @@ func TestDenyAllChangesSetsOnly(t *testing.T) {
 	}
 }
 
-// TestAPodThatIsExpectedChangesSetsOnly: the classes of a pod exist from the time when its object names this node
-// until the object is deleted. So attaching or detaching the pod changes no rules.
+// TestAPodThatIsExpectedChangesSetsOnly: the classes of a pod exist from the time when its object names this node until
+// the object is deleted. So attaching the pod changes no rules, unless it is the first of a family, or another plugin
+// made its interface.
 func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 	for seed := range uint64(200) {
 		s := policytest.State(rand.New(rand.NewPCG(seed, 1)))
@@ -318,8 +318,9 @@ func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
 	}
 }
 
-// TestAcceptsAheadOfWhatRefusesAll: if filter FORWARD ends with a rule that refuses all other packets, weir's jump
-// comes directly before that rule, and after all other rules of other programs.
+// TestAcceptsAheadOfWhatRefusesAll: if filter FORWARD ends with rules that refuse all remaining packets, themselves or
+// in a chain that they jump to, weir's jump comes directly before the first of these rules. Otherwise it comes last. A
+// jump that is before them already stays.
 func TestAcceptsAheadOfWhatRefusesAll(t *testing.T) {
 	want := policy.Compile(policy.State{})
 	const jump = `-m comment --comment "weir: no other default drops what policy let through" -j WEIR-ACCEPT`

@@ -14,7 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestTrials: the kernel refuses every rule that contains one of some texts. Trials find these rules.
+// TestTrials: the kernel refuses every rule that contains one of some texts. A limited number of trials finds these
+// rules, or first the kind of rules that they all are.
 func TestTrials(t *testing.T) {
 	rule := func(of string, proto ruleset.Protocol, ports ...uint16) ruleset.Rule {
 		r := ruleset.Rule{Policy: of, Proto: proto, Action: ruleset.Return, Comment: "weir: " + of}
