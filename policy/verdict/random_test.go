@@ -60,14 +60,16 @@ func compare(t *testing.T, seed uint64) {
 // difference returns a packet for which rules and policies have different verdicts; nil if there is none.
 func difference(s policy.State, packets []ruleset.Packet) *ruleset.Packet {
 	packets = policytest.At(s, packets)
-	simulator, err := ruleset.NewSimulator(policy.Compile(s))
+	rules := policy.Compile(s)
+	simulator, err := ruleset.NewSimulator(rules)
 	if err != nil {
 		panic(err)
 	}
+	index := ruleset.NewIndex(rules)
 	evaluator := verdict.New(s)
 	i := slices.IndexFunc(packets, func(p ruleset.Packet) bool {
 		v := evaluator.Evaluate(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
-		return simulator.Allows(p) != v.AllowedHere()
+		return simulator.Allows(p) != v.AllowedHere() || index.Allows(p) != v.AllowedHere()
 	})
 	if i < 0 {
 		return nil

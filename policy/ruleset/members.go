@@ -1,0 +1,280 @@
+package ruleset
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"net/netip"
+	"slices"
+
+	"github.com/weir-net/weir/conf"
+)
+
+// members says which groups contain an address. A group is a set that has addresses, or a network.
+type members struct {
+	groups  []memberGroup
+	entries int // of all groups
+	// found has the signatures of addresses that were looked up. All signatures are also in signatures, by their parts.
+	found      map[netip.Addr]*signature
+	signatures map[signatureOf]*signature
+	searches   int // how many groups were searched so far
+	tables     [len(conf.Families)]*memberTable
+	list       []int32 // scratch space for the groups of a signature
+	key        []byte  // scratch space of intern
+}
+
+// memberGroup is a set, or else a network.
+type memberGroup struct {
+	set     *Set
+	network netip.Prefix
+}
+
+// signature says which groups contain an address. The address is in its own groups, in order, and in those of the
+// signature above. Addresses with the same groups mostly have the same signature: pods share the signature of their
+// networks, and so no signature has a long list of its own because many policies allow these networks. Signatures with
+// the same parts have the same pointer. Nil is the signature of an address that is in no group.
+type signature struct {
+	groups []int32
+	above  *signature
+}
+
+// signatureOf is the key of a signature: its groups as bytes, and the signature above.
+type signatureOf struct {
+	groups string
+	above  *signature
+}
+
+// in reports whether addresses with this signature are in the group.
+func (s *signature) in(group int32) bool {
+	for ; s != nil; s = s.above {
+		if len(s.groups) <= few {
+			if slices.Contains(s.groups, group) {
+				return true
+			}
+		} else if _, found := slices.BinarySearch(s.groups, group); found {
+			return true
+		}
+	}
+	return false
+}
+
+// add adds a group and returns its number.
+func (m *members) add(network netip.Prefix, set *Set) int32 {
+	m.groups = append(m.groups, memberGroup{set, network})
+	if m.entries++; set != nil {
+		m.entries += len(set.Entries)
+	}
+	return int32(len(m.groups) - 1)
+}
+
+// signature returns the address's signature. It searches each group until that has taken about as long as it takes to
+// make a table of all entries.
+func (m *members) signature(a netip.Addr) *signature {
+	if s, ok := m.found[a]; ok {
+		return s
+	}
+	if m.found == nil {
+		m.found, m.signatures = map[netip.Addr]*signature{}, map[signatureOf]*signature{}
+	}
+	var s *signature
+	if m.searches > m.entries {
+		s = m.table(conf.FamilyOf(a)).signature(m, a, a.BitLen())
+	} else {
+		m.searches += len(m.groups)
+		m.list = m.list[:0]
+		for n, g := range m.groups {
+			if g.contains(a) {
+				m.list = append(m.list, int32(n))
+			}
+		}
+		s = m.intern(nil)
+	}
+	m.found[a] = s
+	return s
+}
+
+// intern returns the signature of the groups in m.list, which are in order, and the signature above.
+func (m *members) intern(above *signature) *signature {
+	if len(m.list) == 0 {
+		return above
+	}
+	m.key = m.key[:0]
+	for _, n := range m.list {
+		m.key = binary.NativeEndian.AppendUint32(m.key, uint32(n))
+	}
+	s, ok := m.signatures[signatureOf{string(m.key), above}]
+	if !ok {
+		s = &signature{slices.Clone(m.list), above}
+		m.signatures[signatureOf{string(m.key), above}] = s
+	}
+	return s
+}
+
+// contains searches the group for the address.
+func (g memberGroup) contains(a netip.Addr) bool {
+	if g.set == nil {
+		return g.network.Contains(a)
+	}
+	_, ok := g.set.covering(a, a.BitLen())
+	return ok
+}
+
+// table returns the table of the family's entries, and makes it when it is first needed.
+func (m *members) table(f conf.Family) *memberTable {
+	if m.tables[f] != nil {
+		return m.tables[f]
+	}
+	t := newMemberTable(f)
+	m.tables[f] = t
+	for n, g := range m.groups {
+		if g.set == nil {
+			t.add(g.network, int32(n))
+			continue
+		}
+		for _, e := range g.set.Entries {
+			t.add(e.Prefix, int32(n))
+		}
+	}
+	return t
+}
+
+// memberTable finds an address's signature by the groups' networks, in one family. It has a map for each size of
+// network: most groups have only single addresses, and there are few sizes of other networks.
+type memberTable struct {
+	family   conf.Family
+	bySize   [129]map[netip.Addr]int32 // for each network, by its first address: its index in networks
+	sizes    []int                     // the largest first
+	networks []memberNetwork
+	links    []memberLink
+}
+
+// memberNetwork is a network that groups have.
+type memberNetwork struct {
+	link      int32      // the first link of the list of groups
+	resolved  bool       // signature is set
+	signature *signature // of addresses that are in no smaller network
+}
+
+// memberLink is a part of a list of groups. The list ends with link 0.
+type memberLink struct{ group, next int32 }
+
+func newMemberTable(f conf.Family) *memberTable {
+	return &memberTable{family: f, links: make([]memberLink, 1)}
+}
+
+// add adds a group's network if it is of the table's family. The networks of a group are added one after the other.
+func (t *memberTable) add(network netip.Prefix, group int32) {
+	if !network.IsValid() || conf.FamilyOf(network.Addr()) != t.family {
+		return
+	}
+	size, first := network.Bits(), network.Masked().Addr()
+	if t.bySize[size] == nil {
+		t.bySize[size] = map[netip.Addr]int32{}
+		i, _ := slices.BinarySearchFunc(t.sizes, size, func(a, b int) int { return b - a })
+		t.sizes = slices.Insert(t.sizes, i, size)
+	}
+	i, ok := t.bySize[size][first]
+	if !ok {
+		i = int32(len(t.networks))
+		t.networks = append(t.networks, memberNetwork{})
+		t.bySize[size][first] = i
+	}
+	n := &t.networks[i]
+	if n.link != 0 && t.links[n.link].group == group { // it has the network with another link or port
+		return
+	}
+	t.links = append(t.links, memberLink{group, n.link})
+	n.link = int32(len(t.links) - 1)
+}
+
+// signature returns the signature of the address, by the networks that have at most that many bits.
+func (t *memberTable) signature(m *members, a netip.Addr, most int) *signature {
+	for _, size := range t.sizes {
+		if size > most {
+			continue
+		}
+		i, ok := t.bySize[size][first(a, size)]
+		if !ok {
+			continue
+		}
+		n := &t.networks[i]
+		if !n.resolved {
+			above := t.signature(m, a, size-1)
+			m.list = m.list[:0]
+			for l := n.link; l != 0; l = t.links[l].next {
+				m.list = append(m.list, t.links[l].group)
+			}
+			slices.Sort(m.list)
+			n.resolved, n.signature = true, m.intern(above)
+		}
+		return n.signature
+	}
+	return nil
+}
+
+// first returns the first address of the network of that size that contains the address.
+func first(a netip.Addr, size int) netip.Addr {
+	if size == a.BitLen() {
+		return a
+	}
+	p, _ := a.Prefix(size)
+	return p.Addr()
+}
+
+// covering returns the smallest of the set's networks that contain the address and have at most that many bits. It
+// needs the set's order: an address's network is the last entry ahead of the address, or contains that entry.
+func (s *Set) covering(a netip.Addr, size int) (netip.Prefix, bool) {
+	for size >= 0 {
+		from := first(a, size)
+		n, _ := slices.BinarySearchFunc(s.Entries, from, func(e Entry, from netip.Addr) int {
+			order := e.Prefix.Addr().Compare(from)
+			if order == 0 && e.Prefix.Bits() <= size {
+				return -1 // it is among the networks that are wanted
+			}
+			return order
+		})
+		if n == 0 {
+			return netip.Prefix{}, false
+		}
+		p := s.Entries[n-1].Prefix
+		switch {
+		case p.Contains(a):
+			return p, true
+		case !p.IsValid() || p.Addr().BitLen() != a.BitLen():
+			return netip.Prefix{}, false
+		}
+		size = min(size-1, common(p.Addr(), a))
+	}
+	return netip.Prefix{}, false
+}
+
+// common returns how many leading bits the addresses have in common. They are of one family.
+func common(a, b netip.Addr) int {
+	x, y := a.As16(), b.As16()
+	n := bits.LeadingZeros64(binary.BigEndian.Uint64(x[:8]) ^ binary.BigEndian.Uint64(y[:8]))
+	if n == 64 {
+		n += bits.LeadingZeros64(binary.BigEndian.Uint64(x[8:]) ^ binary.BigEndian.Uint64(y[8:]))
+	}
+	return n - (128 - a.BitLen())
+}
+
+// hasLink reports whether the set has the link with a network that contains the address.
+func (s *Set) hasLink(a netip.Addr, link string) bool {
+	for size := a.BitLen(); ; {
+		p, ok := s.covering(a, size)
+		if !ok || s.has(Element{Prefix: p, Link: link}) {
+			return ok
+		}
+		size = p.Bits() - 1
+	}
+}
+
+// has reports whether the set has the element.
+func (s *Set) has(e Element) bool {
+	_, found := slices.BinarySearchFunc(s.Entries, e, func(have Entry, want Element) int {
+		if n := have.Prefix.Addr().Compare(want.Prefix.Addr()); n != 0 {
+			return n
+		}
+		return have.Compare(want)
+	})
+	return found
+}

@@ -1,0 +1,202 @@
+package ruleset
+
+import (
+	"cmp"
+	"slices"
+)
+
+// pivots has the rules that groups lead to.
+type pivots struct {
+	list   []pivot
+	sorted bool // by group, then by rule
+}
+
+// pivot says that addresses in the group lead to the rule.
+type pivot struct{ group, rule int32 }
+
+func (p *pivots) add(group, rule int32) { p.list = append(p.list, pivot{group, rule}) }
+
+// of returns the rules that the groups lead to, in the order of the chain.
+func (p *pivots) of(groups []int32) (rules []int32) {
+	if !p.sorted {
+		slices.SortFunc(p.list, func(a, b pivot) int {
+			return cmp.Or(cmp.Compare(a.group, b.group), cmp.Compare(a.rule, b.rule))
+		})
+		p.sorted = true
+	}
+	rest := p.list
+	for _, g := range groups {
+		i, _ := slices.BinarySearchFunc(rest, g, func(p pivot, g int32) int { return cmp.Compare(p.group, g) })
+		for rest = rest[i:]; len(rest) > 0 && rest[0].group == g; rest = rest[1:] {
+			rules = append(rules, rest[0].rule)
+		}
+	}
+	slices.Sort(rules)
+	return rules
+}
+
+// row has rules of a chain that packets may match, in the order of the chain: those that the groups of a signature lead
+// to, or those that no address leads to.
+type row struct {
+	rules []int32
+	// byPort has the rules by port, for each class of protocols. It is made when it is first needed.
+	byPort [classes]*portTable
+}
+
+// rowsOf returns the rows for addresses with the signature at that end: one for the signature's own groups, and those
+// of the signature above.
+func (c *indexedChain) rowsOf(at end, s *signature) []*row {
+	if s == nil || len(c.pivots[at].list) == 0 {
+		return nil
+	}
+	if rows, ok := c.rows[at][s]; ok {
+		return rows
+	}
+	rows := c.rowsOf(at, s.above)
+	if rules := c.pivots[at].of(s.groups); len(rules) > 0 {
+		rows = append(slices.Clip(rows), &row{rules: rules})
+	}
+	if c.rows[at] == nil {
+		c.rows[at] = map[*signature][]*row{}
+	}
+	c.rows[at][s] = rows
+	return rows
+}
+
+// settled reports whether the rule decides on all packets of its class that have one of its ports and an address that
+// leads to the rule.
+func (r *indexedRule) settled() bool {
+	byAddress := len(r.members) == 0 || (len(r.members) == 1 && r.pivot == 0 && r.members[0].exact == nil)
+	return byAddress && r.Action != Jump && r.Track == "" && r.Shape != ToItself && r.In == "" && r.Out == "" &&
+		r.InPort == "" && r.class != otherClass
+}
+
+// few is a number of rules that are compared in less time than a look-up takes.
+const few = 8
+
+// candidates returns the rules of the row that the packet may match, in the order of the chain. Rules behind a rule
+// that surely decides on the packet may be missing.
+func (r *row) candidates(c *indexedChain, q *query) []int32 {
+	if len(r.rules) <= few {
+		return r.rules
+	}
+	t := r.byPort[q.class]
+	if t == nil {
+		t = newPortTable(c, r, q.class)
+		r.byPort[q.class] = t
+	}
+	return t.at(q.Port)
+}
+
+// portTable has rules by port. The ports are divided into spans, so that a rule matches all ports of a span or none.
+type portTable struct {
+	firsts []uint16 // of each span, the first port, in order; the first span begins with 0
+	rules  [][]int32
+}
+
+// at returns the rules that match the port.
+func (t *portTable) at(port uint16) []int32 {
+	i, found := slices.BinarySearch(t.firsts, port)
+	if !found {
+		i--
+	}
+	return t.rules[i]
+}
+
+// newPortTable returns the table of the row's rules that match packets of the class.
+func newPortTable(c *indexedChain, r *row, of class) *portTable {
+	var rules []portRule
+	t := &portTable{firsts: []uint16{0}}
+	for _, n := range r.rules {
+		rule := &c.rules[n]
+		if rule.class != anyClass && rule.class != of {
+			continue
+		}
+		list, exact := rule.ranges()
+		rules = append(rules, portRule{n, list, exact && rule.settled()})
+		for _, p := range list {
+			t.firsts = append(t.firsts, p.First)
+			if p.Last < lastPort {
+				t.firsts = append(t.firsts, p.Last+1)
+			}
+		}
+	}
+	slices.Sort(t.firsts)
+	t.firsts = slices.Compact(t.firsts)
+	if !t.fill(rules) {
+		t.firsts, t.rules = t.firsts[:1], make([][]int32, 1)
+		for _, rule := range rules {
+			t.rules[0] = append(t.rules[0], rule.number)
+		}
+	}
+	return t
+}
+
+// lastPort is the highest port number.
+const lastPort = 1<<16 - 1
+
+// ranges returns ports outside of which the rule matches no packet, in any order. exact is true if the rule's ports and
+// port sets match all of these ports.
+func (r *indexedRule) ranges() (list []PortRange, exact bool) {
+	if len(r.Ports) > 0 {
+		return r.Ports, len(r.ports) == 0
+	}
+	for _, m := range r.ports {
+		if m.not {
+			continue
+		}
+		for i := 0; m.set != nil && i < len(m.set.Entries); i++ {
+			port := m.set.Entries[i].Port
+			if n := len(list); n > 0 && list[n-1].Last == port-1 && port > 0 {
+				list[n-1].Last = port
+			} else {
+				list = append(list, PortRange{port, port})
+			}
+		}
+		return list, len(r.ports) == 1
+	}
+	return []PortRange{{0, lastPort}}, len(r.ports) == 0
+}
+
+// portRule is a rule with the ports that it may match. decides is true if the rule surely decides on these ports.
+type portRule struct {
+	number  int32
+	ports   []PortRange
+	decides bool
+}
+
+// fill adds the rules to the spans of their ports. Each span ends with the first rule that surely decides. fill returns
+// false if the spans would have many more rules than the row: that can happen if many rules don't surely decide.
+func (t *portTable) fill(rules []portRule) bool {
+	t.rules = make([][]int32, len(t.firsts))
+	// next has, for each span, itself or a later span. The spans from the first to before the other have all their rules.
+	next := make([]int, len(t.firsts)+1)
+	for i := range next {
+		next[i] = i
+	}
+	open := func(i int) int { // the first span from i on that needs more rules
+		for next[i] != i {
+			next[i] = next[next[i]]
+			i = next[i]
+		}
+		return i
+	}
+	room := 4*(len(rules)+len(t.firsts)) + few
+	for _, rule := range rules {
+		for _, p := range rule.ports {
+			i, _ := slices.BinarySearch(t.firsts, p.First)
+			for i = open(i); i < len(t.firsts) && t.firsts[i] <= p.Last; i = open(i + 1) {
+				if room--; room < 0 {
+					return false
+				}
+				if at := t.rules[i]; len(at) == 0 || at[len(at)-1] != rule.number { // a rule's ranges may overlap
+					t.rules[i] = append(at, rule.number)
+				}
+				if rule.decides {
+					next[i] = i + 1
+				}
+			}
+		}
+	}
+	return true
+}
