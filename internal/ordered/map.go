@@ -63,6 +63,19 @@ func (m Map[K, V]) Get(key K) (value V, ok bool) {
 	return value, false
 }
 
+// Last returns the last key for which among is true, and whether there is one. among must be true for all keys up to
+// some key, and false for all keys behind that key.
+func (m Map[K, V]) Last(among func(K) bool) (key K, ok bool) {
+	for n := m.root; n != nil; {
+		if among(n.key) {
+			key, ok, n = n.key, true, n.right
+		} else {
+			n = n.left
+		}
+	}
+	return key, ok
+}
+
 // All yields the keys in order, with their values.
 func (m Map[K, V]) All() iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) { m.root.all(yield) }

@@ -60,6 +60,17 @@ func check(t *testing.T, m Map[int, int], want map[int]int) {
 		}
 		last = k
 	}
+	for k := -1; k <= 60; k++ { // the last key that is k or lower
+		want := k
+		for ; want >= 0; want-- {
+			if _, ok := m.Get(want); ok {
+				break
+			}
+		}
+		if got, ok := m.Last(func(n int) bool { return n <= k }); ok != (want >= 0) || (ok && got != want) {
+			t.Fatalf("the last key up to %d is %d, %v; want %d", k, got, ok, want)
+		}
+	}
 }
 
 func checkDiff(t *testing.T, a, b Map[int, int]) {

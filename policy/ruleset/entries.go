@@ -30,6 +30,10 @@ func (e Entries) Len() int { return e.of.Len() }
 // Get returns the element's comment, and whether the element is among the entries.
 func (e Entries) Get(element Element) (comment string, ok bool) { return e.of.Get(element) }
 
+// last returns the last element for which among is true. among must be true for all elements up to some element, and
+// false for all behind.
+func (e Entries) last(among func(Element) bool) (Element, bool) { return e.of.Last(among) }
+
 // All yields the entries in order.
 func (e Entries) All() iter.Seq[Entry] {
 	return func(yield func(Entry) bool) {

@@ -91,6 +91,7 @@ var setKinds = []SetKind{Addresses, Addresses, Networks, AddressPorts, Ports, Ad
 
 func (r *randomRules) set(name string) Set {
 	s := Set{Name: name, Kind: one(r, setKinds...), Family: conf.Family(r.IntN(4) / 3)}
+	var entries []Entry
 	for range r.IntN(one(r, 3, 10, 30)) {
 		e := Element{Prefix: r.network()}
 		if s.Kind != Ports && conf.FamilyOf(e.Prefix.Addr()) != s.Family {
@@ -107,9 +108,9 @@ func (r *randomRules) set(name string) Set {
 		case AddressLinks:
 			e.Link = r.link()
 		}
-		s.Entries = append(s.Entries, Entry{Element: e})
+		entries = append(entries, Entry{Element: e})
 	}
-	s.Entries = Order(s.Entries)
+	s.Entries = EntriesOf(entries...)
 	return s
 }
 
@@ -220,9 +221,9 @@ func (r *randomRules) packet() Packet {
 // TestIndexKeepsVerdicts: an Index keeps verdicts of packets that it compared with many rules. Packets that differ get
 // verdicts of their own.
 func TestIndexKeepsVerdicts(t *testing.T) {
-	allowed := Set{Name: "allowed", Kind: Addresses, Entries: []Entry{
-		{Element: Element{Prefix: netip.MustParsePrefix("10.0.0.2/32")}},
-	}}
+	allowed := Set{Name: "allowed", Kind: Addresses, Entries: EntriesOf(
+		Entry{Element: Element{Prefix: netip.MustParsePrefix("10.0.0.2/32")}},
+	)}
 	var rules []Rule
 	for range 2 * many {
 		rules = append(rules, Rule{In: "other", Action: Return})

@@ -61,10 +61,13 @@ func (s *signature) in(group int32) bool {
 func (m *members) add(network netip.Prefix, set *Set) int32 {
 	m.groups = append(m.groups, memberGroup{set, network})
 	if m.entries++; set != nil {
-		m.entries += len(set.Entries)
+		m.entries += set.Entries.Len()
 	}
 	return int32(len(m.groups) - 1)
 }
+
+// searchTime is how long it takes to search a group, in terms of the time that it takes to add an entry to a table.
+const searchTime = 4
 
 // signature returns the address's signature. It searches each group until that has taken about as long as it takes to
 // make a table of all entries.
@@ -76,7 +79,7 @@ func (m *members) signature(a netip.Addr) *signature {
 		m.found, m.signatures = map[netip.Addr]*signature{}, map[signatureOf]*signature{}
 	}
 	var s *signature
-	if m.searches > m.entries {
+	if searchTime*m.searches > m.entries {
 		s = m.table(conf.FamilyOf(a)).signature(m, a, a.BitLen())
 	} else {
 		m.searches += len(m.groups)
@@ -130,7 +133,7 @@ func (m *members) table(f conf.Family) *memberTable {
 			t.add(g.network, int32(n))
 			continue
 		}
-		for _, e := range g.set.Entries {
+		for e := range g.set.Entries.All() {
 			t.add(e.Prefix, int32(n))
 		}
 	}
@@ -225,21 +228,15 @@ func first(a netip.Addr, size int) netip.Addr {
 func (s *Set) covering(a netip.Addr, size int) (netip.Prefix, bool) {
 	for size >= 0 {
 		from := first(a, size)
-		n, _ := slices.BinarySearchFunc(s.Entries, from, func(e Entry, from netip.Addr) int {
+		e, ok := s.Entries.last(func(e Element) bool {
 			order := e.Prefix.Addr().Compare(from)
-			if order == 0 && e.Prefix.Bits() <= size {
-				return -1 // it is among the networks that are wanted
-			}
-			return order
+			return order < 0 || (order == 0 && e.Prefix.Bits() <= size)
 		})
-		if n == 0 {
-			return netip.Prefix{}, false
-		}
-		p := s.Entries[n-1].Prefix
+		p := e.Prefix
 		switch {
 		case p.Contains(a):
 			return p, true
-		case !p.IsValid() || p.Addr().BitLen() != a.BitLen():
+		case !ok, p.Addr().BitLen() != a.BitLen():
 			return netip.Prefix{}, false
 		}
 		size = min(size-1, common(p.Addr(), a))
@@ -270,11 +267,6 @@ func (s *Set) hasLink(a netip.Addr, link string) bool {
 
 // has reports whether the set has the element.
 func (s *Set) has(e Element) bool {
-	_, found := slices.BinarySearchFunc(s.Entries, e, func(have Entry, want Element) int {
-		if n := have.Prefix.Addr().Compare(want.Prefix.Addr()); n != 0 {
-			return n
-		}
-		return have.Compare(want)
-	})
-	return found
+	_, ok := s.Entries.Get(e)
+	return ok
 }

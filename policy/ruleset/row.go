@@ -145,12 +145,14 @@ func (r *indexedRule) ranges() (list []PortRange, exact bool) {
 		if m.not {
 			continue
 		}
-		for i := 0; m.set != nil && i < len(m.set.Entries); i++ {
-			port := m.set.Entries[i].Port
-			if n := len(list); n > 0 && list[n-1].Last == port-1 && port > 0 {
-				list[n-1].Last = port
+		if m.set == nil {
+			return nil, true
+		}
+		for e := range m.set.Entries.All() {
+			if n := len(list); n > 0 && list[n-1].Last+1 == e.Port {
+				list[n-1].Last = e.Port
 			} else {
-				list = append(list, PortRange{port, port})
+				list = append(list, PortRange{e.Port, e.Port})
 			}
 		}
 		return list, len(r.ports) == 1
