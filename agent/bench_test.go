@@ -25,8 +25,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// large returns a cluster of 5,000 pods in 500 namespaces on 100 nodes, with so many policies, and the endpoints of the
-// 50 pods on this node.
+// large returns a cluster of 5,000 pods in 500 namespaces on 100 nodes, with this number of policies, and the endpoints
+// of the 50 pods on this node.
 func large(policies int) (*policy.Objects, map[string]endpoint.Endpoint) {
 	o, endpoints := &policy.Objects{}, map[string]endpoint.Endpoint{}
 	for i := range 500 {
@@ -103,10 +103,10 @@ func BenchmarkPodEvent(b *testing.B) {
 			objects, endpoints := large(policies)
 			a := newAgent(Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}, driver, links)
 			a.records.endpoints, a.records.complete = endpoints, true
-			a.cutting.walking = true // for good: walks are beside the loop, and on a thread that isn't in the namespace
+			a.cutting.walking = true // no walk begins: it would run on a thread that isn't in the namespace
 			a.takeUpdate(objects, nil)
 			a.reconcile(b.Context(), netfilter.All)
-			a.records.endpoints = endpoints // the sync has read the records on disk, and there are no records
+			a.records.endpoints = endpoints // again: the sync has read the records on disk, and there are none
 			a.reconcile(b.Context(), netfilter.Trust)
 			b.ReportAllocs()
 			changes := a.stats.Changes

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestConnectionsAreWalkedWhereSomethingIsToBeFound checks that the agent walks through connections only when a
-// connection may have to be cut.
+// TestConnectionsAreWalkedWhereSomethingIsToBeFound checks that the agent walks through connections only when it may
+// have to cut one, or to restore one that was cut.
 func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -61,7 +61,7 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 		s.hear(netfilter.Trust)
 	}
 	s.attach("web", "10.88.0.2")
-	// there is room for labels
+	// This rule makes the kernel keep room for labels in new entries.
 	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1")
 	connect("10.88.1.5")
 	s.hear(netfilter.All)
@@ -104,7 +104,7 @@ func TestAWalkIsOvertaken(t *testing.T) {
 	s := step(t, healthy())
 	s.attach("web", "10.88.0.2")
 	s.hear(netfilter.All)
-	// there is room for labels
+	// This rule makes the kernel keep room for labels in new entries.
 	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1")
 	nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "10.88.1.5", "-d", "10.88.0.2", "--sport", "4000", "--dport",
 		"53", "-u", "SEEN_REPLY,ASSURED", "-t", "600")

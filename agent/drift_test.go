@@ -81,7 +81,7 @@ func TestEnrolmentReadsNothing(t *testing.T) {
 	r.wantMetrics(map[string]float64{"weir_kernel_repairs_total": 1}) // by now all earlier changes were announced
 	before := reads()
 	for i, id := range ids[1:7] {
-		nodetest.Run(t, "nft", "add", "table", "ip", fmt.Sprint("strangers-", i)) // of no concern to weir
+		nodetest.Run(t, "nft", "add", "table", "ip", fmt.Sprint("strangers-", i)) // another program's table
 		enrol(id)
 	}
 	// If the flush came while the agent was reading the tables, it is announced once more.
@@ -95,7 +95,8 @@ func TestEnrolmentReadsNothing(t *testing.T) {
 	}
 }
 
-// countReads counts how often the tables are read from now on: how often table mangle is read.
+// countReads returns a function that says how often table mangle was read since countReads was called. The other tables
+// are read as often.
 func countReads(t *testing.T) (reads func() int) {
 	t.Helper()
 	dir, calls := t.TempDir(), "/run/calls"

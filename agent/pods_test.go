@@ -20,9 +20,9 @@ import (
 // server is a cluster that answers lookups of pods and publishes their addresses, as the API server does.
 type server struct {
 	*cluster
-	pods      map[string]policy.Pod // by namespace/name, that Lookup finds
+	pods      map[string]policy.Pod // the pods that Lookup finds, by namespace/name
 	asked     chan string           // the pods that Lookup was called for
-	answers   chan struct{}         // closed: Lookup answers
+	answers   chan struct{}         // Lookup answers once this is closed
 	published chan map[endpoint.Pod][]netip.Addr
 	awaited   chan endpoint.Pod
 }
@@ -233,7 +233,7 @@ func TestALateAnswerIsIgnored(t *testing.T) {
 		t.Error(err)
 	}
 	close(api.answers)
-	if _, err := r.enrol(r.attachUID("db-1", "3", "10.88.0.10")); err != nil { // the next answer
+	if _, err := r.enrol(r.attachUID("db-1", "3", "10.88.0.10")); err != nil { // this lookup's answer comes after db-0's
 		t.Error(err)
 	}
 	r.wantClass("db-0", "shop/new")

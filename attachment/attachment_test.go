@@ -168,12 +168,12 @@ func TestReap(t *testing.T) {
 	n.must(ending.Close()) // the DEL was killed
 	reap("c2")
 	n.must(os.WriteFile(record("c3", ".json"), []byte("{"), 0o600))
-	reap() // its pod lives
+	reap() // c3's pod still runs
 	nodetest.Run(t, "ip", "link", "del", "c3")
 	reap("c3")
 	n.must(making.Close()) // the ADD was killed
 	reap("c4")
-	n.must(NewNode().End("c1:eth0")) // a DEL that comes after all
+	n.must(NewNode().End("c1:eth0")) // a DEL that comes late
 }
 
 func TestCollect(t *testing.T) {

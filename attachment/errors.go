@@ -37,17 +37,17 @@ func assignError(step string, err error) error {
 	return failed(step, err)
 }
 
-// ExistsError says that there is an attachment with this ID.
+// ExistsError is Make's error if an attachment with this ID exists already.
 type ExistsError struct{ ID string }
 
 func (e *ExistsError) Error() string { return e.ID + " is attached already; it must be deleted first" }
 
-// NoRecordError says that there is no attachment with this ID.
+// NoRecordError is Load's error if no attachment has this ID.
 type NoRecordError struct{ ID string }
 
 func (e *NoRecordError) Error() string { return "there is no endpoint record " + e.ID }
 
-// NetnsError says that there is no network namespace at the path, or that it is the node's own.
+// NetnsError says that there is no network namespace at the path, or that it is the node's own. Err says which.
 type NetnsError struct {
 	Path string
 	Err  error

@@ -111,8 +111,8 @@ func isWeirLink(name string) bool {
 	return name == Name || name == conf.Tunnel || strings.HasPrefix(name, PortPrefix)
 }
 
-// isAutoconfigured reports whether the address is one that weir's link must not have. An address from a router
-// advertisement isn't permanent (linux/if_addr.h).
+// isAutoconfigured reports whether the IPv6 address is one that weir's link must not have: any address on a pod's port,
+// and elsewhere a link-local one or one from a router advertisement, which isn't permanent (linux/if_addr.h).
 func isAutoconfigured(link string, a netlink.Addr) bool {
 	return strings.HasPrefix(link, PortPrefix) || a.IP.IsLinkLocalUnicast() || a.Flags&unix.IFA_F_PERMANENT == 0
 }
@@ -161,7 +161,7 @@ func (NoAutoconfigured) String() string {
 // RemoveAutoconfigured).
 func (NoAutoconfigured) Command() string { return "ip -6 addr flush dev " + Name + " scope link" }
 
-// Check names each such address and route.
+// Check names each IPv6 address and route of weir's links that comes from autoconfiguration.
 func (NoAutoconfigured) Check(o *Observed) error {
 	if err := errors.Join(o.links, o.addresses, o.routes); err != nil {
 		return fmt.Errorf("IPv6 addresses of weir's links: %w: %w", ErrUnknown, err)

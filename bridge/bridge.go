@@ -33,7 +33,7 @@ import (
 )
 
 const (
-	// Name is the name of the bridge.
+	// Name is weir0, the bridge of all pods whose interfaces weir made.
 	Name = conf.Bridge
 	// PortPrefix begins the names of the pods' links on the node, and of no others: the guard matches it.
 	PortPrefix = "weirp"

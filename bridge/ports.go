@@ -48,7 +48,7 @@ func (p PortOnBridge) Command() string {
 // forwardingState is the state of a port that passes packets on (BR_STATE_FORWARDING, include/uapi/linux/if_bridge.h).
 const forwardingState = 3
 
-// portFlags are the options that the request isolate sets.
+// portFlags are the options that the request isolate sets, with their values.
 var portFlags = []struct {
 	kind  uint16
 	name  string

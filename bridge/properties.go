@@ -28,7 +28,7 @@ const (
 	KindOverlay    Kind = "overlay"
 )
 
-// Kinds are all kinds.
+// Kinds has every kind. The metrics have a value for each.
 var Kinds = []Kind{
 	KindSysctl, KindBridge, KindAddress, KindRoute, KindPort, KindForwarding, KindNeighbour, KindGuard, KindOverlay,
 }

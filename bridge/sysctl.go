@@ -28,7 +28,7 @@ type Sysctl struct {
 // Bound says how a sysctl's value compares with the wanted one.
 type Bound int
 
-// How the value must compare with the wanted one.
+// The value must equal the wanted one, or be a number that is at most or at least the wanted one.
 const (
 	Exactly Bound = iota
 	AtMost

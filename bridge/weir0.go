@@ -18,7 +18,7 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// WeirBridge is the property that weir0 exists, is up and has the right options.
+// WeirBridge is the property that weir0 exists, is up, answers ARP, and has the right MAC, MTU and options.
 type WeirBridge struct {
 	// MACs are the MACs that weir0 may have. If weir0 has another MAC, the repair sets the first of MACs.
 	MACs []net.HardwareAddr

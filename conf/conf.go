@@ -23,9 +23,9 @@ type Enforcement string
 const (
 	// Strict fails ADD: without the agent's answer there is no pod. It is the default.
 	Strict Enforcement = "strict"
-	// Closed lets the pod start. Its link stays down until the agent has enrolled the pod.
+	// Closed lets the pod start, but the pod's link stays down until the agent has enrolled the pod.
 	Closed Enforcement = "closed"
-	// Off makes the network only: ADD asks no agent, and no policy is enforced on the pod.
+	// With Off, ADD only makes the network: it asks no agent, and no policy is enforced on the pod.
 	Off Enforcement = "off"
 )
 

@@ -16,7 +16,7 @@ const (
 	// 7348, section 5: 24 bits).
 	OverlayVNI = 88
 	// RouteProtocol marks weir's routes to other nodes' pods. weir doesn't touch routes of other protocols in the same
-	// table. (rtnetlink(7); below 256, and not in iproute2's list.)
+	// table. The number is below 256 (rtnetlink(7)), and iproute2's list of protocols doesn't have it.
 	RouteProtocol = 88
 	// CutLabel is the bit of a connection's label that marks the connection as cut. A label has the bits 0 to 127.
 	CutLabel = 127
@@ -26,8 +26,8 @@ const (
 )
 
 // MaxComment is the length in bytes of the longest text that the kernel keeps with a set's entry
-// (IPSET_MAX_COMMENT_SIZE), a rule (xt_comment: 256 with the final NUL) and a link (IFALIASZ: the same). The kernel
-// refuses an entry or a link with a longer text.
+// (IPSET_MAX_COMMENT_SIZE), a rule (xt_comment: 256 with the final NUL) or a link (IFALIASZ: 256 with the final NUL).
+// The kernel refuses an entry or a link with a longer text.
 const MaxComment = 255
 
 // Comment changes the text so that the kernel keeps it unchanged beside an object: what is read back equals what was

@@ -44,7 +44,7 @@ func (r Route) IsDefault() bool { return r.Dst.Bits() == 0 && r.TableID() == mai
 // OnLink reports whether the route has no gateway.
 func (r Route) OnLink() bool { return r.Scope != nil && *r.Scope == ScopeLink }
 
-// TableID returns the number of the routing table, also if the route names none.
+// TableID returns the number of the route's table: the main table's if the route names none.
 func (r Route) TableID() int {
 	if r.Table == nil || *r.Table == 0 {
 		return mainTable

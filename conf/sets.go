@@ -15,9 +15,10 @@ const (
 	NetworksSet = ownSet + "networks"
 	// ChainedSet has the addresses of pods whose network another plugin made.
 	ChainedSet = ownSet + "chained"
-	// LinksSet has the links that another plugin made and that belong to one pod each, with any address.
+	// LinksSet has the links that another plugin made for one pod each. An entry is a link with all addresses of its
+	// family.
 	LinksSet = ownSet + "links"
-	// SendersSet has the addresses of the pods with such links, each with its link.
+	// SendersSet has the addresses of the pods behind these links, each with the pod's link.
 	SendersSet = ownSet + "senders"
 	// TrialSet is made and destroyed again, to find out whether the kernel supports a kind of set.
 	TrialSet = ownSet + "trial"

@@ -1,5 +1,5 @@
-// Package endpoint owns the endpoint records and the node's lock. The plugin writes a record on ADD and removes it on
-// DEL; the agent and weirctl read records. The files:
+// Package endpoint owns the endpoint records and the node's lock. The plugin writes a record on ADD. DEL, GC or the
+// agent removes the record when the attachment ends. The agent and weirctl read records. The files:
 //
 //   - /run/weir/endpoints/ID.json: the record of an attachment
 //   - /run/weir/endpoints/ID.ending: the same record while the attachment is being deleted

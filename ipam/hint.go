@@ -172,7 +172,8 @@ func (h hint) rebuildIfStale() (bool, error) {
 func (hint) rebuild() error {
 	tmp := mapsDir + ".tmp"
 	write := func(name string, data []byte) error { return os.WriteFile(filepath.Join(tmp, name), data, 0o600) }
-	// Before the links are listed: a link that comes or goes meanwhile is then younger than madeFile, or as old.
+	// Before the links are listed: a link that comes or goes meanwhile is then younger than madeFile, or as old, so the
+	// bitmaps count as stale.
 	if err := errors.Join(os.RemoveAll(tmp), os.MkdirAll(tmp, 0o700), write(madeFile, nil)); err != nil {
 		return fmt.Errorf("make the bitmaps of assigned addresses: %w", err)
 	}

@@ -39,7 +39,6 @@ type Gate struct {
 	chains []gateChain
 }
 
-// gateSet is a set of the gate.
 type gateSet struct {
 	name, comment string
 	keyType       nftables.SetDatatype
@@ -67,7 +66,7 @@ func NewGate(p Plan, links []string) Gate {
 	return g
 }
 
-// setName returns the name of the family's set.
+// setName returns the name of the family's set, such as nodes4 or nodes6.
 func setName(f conf.Family, name string) string {
 	if f == conf.IPv6 {
 		return name + "6"
@@ -87,7 +86,7 @@ func (s *gateSet) add(words string, elements ...nftables.SetElement) {
 	s.elements = append(s.elements, elements...)
 }
 
-// linksSet returns the set of the links of weir and of pods.
+// linksSet returns the set of the links by which no tunnel packet may come: weir0, the tunnel and the links of pods.
 func linksSet(links []string) gateSet {
 	s := gateSet{name: "links", comment: "weir: links that no tunnel packet comes by", keyType: nftables.TypeIFName}
 	names := append([]string{conf.Bridge, conf.Tunnel}, links...)

@@ -15,7 +15,7 @@ import (
 type Lack struct {
 	// Was describes what is missing or wrong.
 	Was string
-	// Command is the shell command that makes it.
+	// Command is the shell command that makes or corrects it.
 	Command string
 }
 
@@ -51,7 +51,7 @@ func (p Plan) Lacks(o *bridge.Observed) ([]Lack, error) {
 		}
 	}
 	for _, remote := range p.Remotes {
-		link := 0 // any
+		link := 0 // 0 means any link
 		if !remote.Direct {
 			link = tunnel.Index
 			all = append(all, remote.missingIn(o, tunnel.Index)...)

@@ -1,11 +1,11 @@
-// Package overlay owns the routes and tunnels to pods on other nodes. Compute plans it from the Node objects alone;
-// Overlay and Gate write it to the kernel.
+// Package overlay owns the routes and tunnels to pods on other nodes. Compute plans them from the Node objects and this
+// node's own routes; Overlay and Gate write them to the kernel.
 //
 // Its kernel objects:
 //
 //   - the VXLAN device weir-vxlan with its addresses, which doesn't exist where no node needs a tunnel
 //   - for each network of another node a route of protocol 88, and if it is reached through the tunnel, a neighbour and
-//     a forwarding entry of weir-vxlan
+//     a forwarding entry of weir-vxlan; no route if routers between the nodes know the network
 //   - the nftables table "inet weir-tunnel", the gate
 //
 // Invariants:
@@ -37,10 +37,9 @@ const (
 	// Always encapsulates all packets. It is the default: it works wherever nodes reach each other, also with EC2's
 	// source/destination check on.
 	Always Encapsulation = "always"
-	// CrossSubnet encapsulates packets between subnets only. Within a subnet packets travel as they are.
+	// CrossSubnet encapsulates packets between subnets only.
 	CrossSubnet Encapsulation = "crossSubnet"
-	// Never encapsulates nothing. Within a subnet packets travel as they are; beyond it the network must have routes to
-	// the pods' networks.
+	// Never encapsulates nothing. Beyond a subnet, the network must have routes to the pods' networks.
 	Never Encapsulation = "never"
 )
 
@@ -100,7 +99,7 @@ type Paths interface {
 	Uplink(local netip.Addr) (Path, error)
 }
 
-// Plan is the overlay as it should be on this node.
+// Plan is what the kernel should have of the overlay on this node.
 type Plan struct {
 	Options
 	// NodeAddress is the node's own address, the near end of all tunnels. Its family is that of all tunnels; packets of
@@ -133,7 +132,7 @@ type Remote struct {
 	Node    string
 	Address netip.Addr
 	Network netip.Prefix
-	// Direct means that packets travel as they are, without the tunnel.
+	// Direct means that packets travel without the tunnel.
 	Direct bool
 }
 
@@ -165,7 +164,7 @@ func MAC(node netip.Addr) net.HardwareAddr {
 // networks that don't count (see policy.Settle).
 //
 //   - Tunnels go between the nodes' addresses of one family: that of this node's first address.
-//   - Packets that travel as they are need an address of their own family at the other node.
+//   - Packets without a tunnel need an address of their own family at the other node.
 //   - A Node without an address or a network is left out until it has one.
 //   - A network of a family that this node has no network of is left out: this node has no addresses of that family.
 func Compute(self string, o Options, nodes []policy.Node, paths Paths) Plan {
@@ -236,7 +235,8 @@ func (c *planner) add(n policy.Node) {
 	}
 }
 
-// requireTunnel plans that packets from the network's addresses come out of tunnels only.
+// requireTunnel plans that packets from the network's addresses come out of tunnels only, unless there are no tunnels
+// (Never).
 func (c *planner) requireTunnel(network netip.Prefix) {
 	if c.Encapsulation != Never {
 		c.Tunnelled = append(c.Tunnelled, network)

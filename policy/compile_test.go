@@ -20,8 +20,8 @@ func TestGolden(t *testing.T) {
 	})
 }
 
-// Each entry of the table has the packets that a file's policies must allow and those that they must deny, as
-// FROM>TO:PROTO:PORT, where FROM and TO are pods or addresses. The rules and the evaluator must both give these
+// TestJudge: each entry of the table has the packets that a file's policies must allow and those that they must deny,
+// as FROM>TO:PROTO:PORT, where FROM and TO are pods or addresses. The rules and the evaluator must both give these
 // verdicts.
 func TestJudge(t *testing.T) {
 	for _, tc := range []struct {

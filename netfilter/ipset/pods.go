@@ -80,7 +80,7 @@ func (PodSets) Purge(addrs ...netip.Addr) error {
 	return h.Purge(addrs...)
 }
 
-// Holds reports whether the address is in the set of all pods.
+// Holds reports whether the address is in the set of all pods. It returns ErrNotExist if there is no such set.
 //
 // Equivalent to: ipset test weir-pods ADDR (weir-pods6 for IPv6)
 func (PodSets) Holds(addr netip.Addr) (bool, error) {
@@ -89,7 +89,8 @@ func (PodSets) Holds(addr netip.Addr) (bool, error) {
 	return in[set], err
 }
 
-// InUse reports whether a rule looks addresses up in the set of all pods of this address's family.
+// InUse reports whether a rule looks addresses up in the set of all pods of this address's family. It returns
+// ErrNotExist if there is no such set.
 //
 // Equivalent to: ipset list -terse weir-pods | grep References (weir-pods6 for IPv6)
 func (PodSets) InUse(addr netip.Addr) (bool, error) {
@@ -180,7 +181,7 @@ func (PodSets) Addresses() ([]netip.Addr, error) {
 	return all, nil
 }
 
-// onlyThisNodes reports whether all pods in the set are on this node.
+// onlyThisNodes reports whether the set can only have pods of this node.
 func onlyThisNodes(s Header) bool {
 	return s.Type == HashIP &&
 		(s.Name == s.Family.Set(conf.PodsSet) || conf.IngressClass(s.Name) || conf.EgressClass(s.Name))

@@ -87,7 +87,7 @@ func testApply(t *testing.T, f Flavour) {
 			s = random() // a state that has nothing to do with the last
 		}
 	}
-	if len(kinds) != 9 { // ports have no family
+	if len(kinds) != 9 { // five kinds of sets for two families, but port numbers have no family
 		t.Errorf("the states don't need every type of set in each family: %v", kinds)
 	}
 	if came < 2 || went < 1 {
@@ -152,7 +152,7 @@ func TestDriftIsRepaired(t *testing.T) {
 	}
 }
 
-// dualStack returns a state with pods of both families. Some of them are in a class.
+// dualStack returns a state in which a policy isolates pods with addresses of each family.
 func dualStack() policy.State {
 	r := rand.New(rand.NewPCG(5, 1))
 	for {
@@ -194,7 +194,7 @@ func TestFlavour(t *testing.T) {
 			t.Errorf("detected %q, %v; want %q", got, err, f)
 		}
 	}
-	want(NFT) // nothing there
+	want(NFT) // no program has made rules
 	mustApply(t, driver(t, Legacy), policy.Compile(policy.State{}), netfilter.All)
 	want(NFT) // weir's own rules don't count
 	d := driver(t, NFT)

@@ -217,7 +217,7 @@ func TestCloses(t *testing.T) {
 		opened++
 		before, after := simulator(t, old), simulator(t, want)
 		was, is := attached(old), attached(want)
-		stays := func(a netip.Addr) bool { return was[a] == is[a] } // there is no connection of any other
+		stays := func(a netip.Addr) bool { return was[a] == is[a] } // other addresses have no connections
 		for _, packet := range append(policytest.Packets(s), policytest.Packets(next)...) {
 			if stays(packet.Src) && stays(packet.Dst) && before.Allows(packet) && !after.Allows(packet) {
 				t.Fatalf("seed %d: the plan says that it closes nothing, and %+v passed before it only: %+v", seed, packet, p)

@@ -19,7 +19,7 @@ import (
 
 // Addresses are the addresses and networks of one family that random clusters use.
 type Addresses struct {
-	// Outside is an address that no pod and no node has; Node is this node's own.
+	// Outside is an address that is neither this node's nor in a network of pods; Node is this node's own.
 	Outside, Node netip.Addr
 	// Subnet has the addresses of this node's pods, and Elsewhere those of the other node's pods.
 	Subnet, Elsewhere netip.Prefix
@@ -75,7 +75,7 @@ func State(r *rand.Rand) policy.State {
 	families := stack(r)
 	for i, name := range namespaces {
 		if i == 2 && r.IntN(10) == 0 {
-			break // the agent may hear of pods before it hears of their namespace
+			break // the agent may learn of pods before it learns of their namespace
 		}
 		s.Namespaces = append(s.Namespaces, policy.Namespace{Name: name, Labels: labels(r), Unknown: unknown(r)})
 	}

@@ -24,8 +24,8 @@ type Evaluator struct {
 	ends     map[netip.Addr]end
 }
 
-// end is one end of a connection: an address, and the pods that have it. An end without pods is outside the cluster, a
-// node, or a pod that uses its node's address.
+// end is one end of a connection: an address, and the pods that have it. An end without pods is an address outside of
+// the cluster, a node's address, or an attachment whose pod is unknown.
 type end struct {
 	addr        netip.Addr
 	name        string // namespace/name

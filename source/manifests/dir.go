@@ -52,8 +52,8 @@ const relistInterval = 10 * time.Second
 // Run reads the directory, and then each file that changes, until ctx ends; then it returns nil. It calls update at the
 // start and after each change, with the changes of the objects in force. The error for update names each document that
 // can't be parsed, each policy whose namespace can't be read and, at the start, each file that is being written. The
-// delta is nil until there is a first state (IgnoreBroken). Run returns an error if the directory can't be listed or
-// watched any more.
+// delta is nil until there is a first state (see IgnoreBroken). Run returns an error if the directory can't be listed
+// or watched any more.
 func (d *Dir) Run(ctx context.Context, update func(*policy.Delta, error)) error {
 	w, err := dirwatch.NewTree(d.Path)
 	if err != nil {
@@ -243,7 +243,8 @@ func (d *Dir) isBrokenLink(name string) bool {
 }
 
 // setUnreadable records that the file can't be read at all, and reports whether the error is another one than before.
-// The file may have a policy, unless it is a device, a socket or a pipe (ErrNoFile).
+// The last good versions of the file's objects stay in force. The file may have a policy, unless it is a device, a
+// socket or a pipe (ErrNoFile).
 func (d *Dir) setUnreadable(name string, err error) (changed bool) {
 	f := d.files[name]
 	if f == nil {

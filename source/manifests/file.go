@@ -14,19 +14,20 @@ type file struct {
 	// entries are all objects of the file, in force or not.
 	entries  []entry
 	unparsed []unparsed
-	// last has the last good version of each of its objects, by key.
+	// last has the last good version of each of the file's objects, by key.
 	last map[string]entry
 	// seen means that the whole file could be parsed once, so its objects are known, though perhaps in an older
 	// version.
 	seen bool
-	// gone is when the file was found missing or empty; zero if it is neither. Its objects stay in force for graceTime.
+	// gone is when the file was found missing or empty; zero if the file is there. The file's objects stay in force for
+	// graceTime.
 	gone time.Time
 	// busy means that a process had the file open for writing when weir last tried to read it.
 	busy bool
 	stat stat
 }
 
-// stat identifies one state of a file on disk: if it is equal, the file hasn't changed.
+// stat identifies one state of a file on disk: if the stat is the same, the file hasn't changed.
 type stat struct {
 	dev, ino     uint64
 	size         int64

@@ -134,9 +134,9 @@ func (o object) duplicatePodFields() []complaint {
 	return all
 }
 
-// readPod reads a pod, or the pod in a workload's template. Ports, annotations and addresses that can't be read are
-// left out, with a complaint. path is the spec's path, for complaints. readPod returns an error if another field of the
-// spec can't be read.
+// readPod reads a pod, or the pod in a workload's template. Ports, addresses, the UID and annotations are left out,
+// with a complaint, if they can't be read. path is the spec's path, for complaints. readPod returns an error if another
+// field of the spec can't be read.
 func readPod(m meta, metadata, spec, status stdjson.RawMessage, path string) (*policy.Pod, []complaint, error) {
 	var wrong []complaint
 	var s podSpec

@@ -39,7 +39,7 @@ const (
 type entry struct {
 	where  string // such as "document 2, items[3]"
 	object string // kind, namespace and name, as far as they can be read
-	key    string // like object; empty if the object is left out, not needed or not enforced
+	key    string // equal to object; empty if the object is left out, not needed or not enforced
 	name   string // of a policy with the damage noNamespace
 
 	namespace  *policy.Namespace
@@ -66,7 +66,7 @@ const maxComplaints = 20
 // printable.
 func (e *entry) complain(list ...complaint) {
 	for _, c := range list {
-		c.why, _, _ = strings.Cut(c.why, " (e.g. ") // Kubernetes' own examples are longer than the rest
+		c.why, _, _ = strings.Cut(c.why, " (e.g. ") // cuts off long examples in Kubernetes' messages
 		c.field, c.why = printable(c.field), excerpt.Of(c.why)
 		switch {
 		case len(e.problems) > maxComplaints:
@@ -99,7 +99,7 @@ func (e *entry) leaveOut(c ...complaint) {
 type unparsed struct {
 	where string
 	err   error
-	// mayHoldPolicy: see document.mayHoldPolicy.
+	// mayHoldPolicy means that the document or file could have a policy.
 	mayHoldPolicy bool
 }
 

@@ -16,7 +16,7 @@ import (
 
 // document is a part of a file that should be one object.
 type document struct {
-	where      string // "document 2"
+	where      string // such as "document 2"
 	json       []byte // nil if it can't be parsed
 	duplicates []string
 	// err says why it can't be parsed; nil if it can.
@@ -26,7 +26,7 @@ type document struct {
 }
 
 // documents splits the file into its YAML documents, and a document that consists of JSON objects into these objects,
-// like kubectl. It skips documents that have only comments.
+// as kubectl does. It skips documents that have only comments.
 func documents(data []byte) []document {
 	var all []document
 	for i, text := range splitDocuments(toUTF8(data)) {
