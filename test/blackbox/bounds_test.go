@@ -30,9 +30,10 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
 `
 
-// TestNamespacesWithManySelectors: each of 17 namespaces has policies with 4,000 selectors. Together they need more
-// sets than a kernel has. The pods of one more namespace start nevertheless. Its policies, and a later change of these
-// policies, apply as if it were the node's only namespace.
+// TestNamespacesWithManySelectors: each of 17 namespaces has four policies of 1,000 selectors. Together they need more
+// sets than a kernel has. The pods of the namespace small start nevertheless, and its policy and a later change of this
+// policy apply. In each of the 17 namespaces, the status reports a peer of the last policy, but not the first peer of
+// the first policy. The kernel has at most 10,000 sets and 35,000 rules.
 func TestNamespacesWithManySelectors(t *testing.T) {
 	testGreedy(t, func(policy int) string {
 		var peers []string
@@ -43,8 +44,8 @@ func TestNamespacesWithManySelectors(t *testing.T) {
 	})
 }
 
-// TestNamespacesWithManyRules does the same as TestNamespacesWithManySelectors. Its policies need few sets, but 4,000
-// iptables rules for each of the 17 namespaces.
+// TestNamespacesWithManyRules does the same as TestNamespacesWithManySelectors with policies that need few sets, but
+// 4,000 iptables rules for each of the 17 namespaces.
 func TestNamespacesWithManyRules(t *testing.T) {
 	testGreedy(t, func(policy int) string {
 		var peers, ports []string
@@ -99,7 +100,7 @@ func testGreedy(t *testing.T, spec func(policy int) string) {
 	n.Manifest("small.yaml", small[:strings.LastIndex(small, "---")])
 	n.Reach(client, server.IP+":80", false)
 	var out string
-	// The policy is in both files for a moment. Until the agent has read that it is in one file alone, it reports that.
+	// For a moment both files have the policy. The agent reports this until it has read that small.yaml lacks the policy.
 	n.Eventually("the agent is ready, and the namespace that needs little has no problem", func() (err error) {
 		if out, err = n.Ctl("status"); err != nil {
 			return err
@@ -125,7 +126,7 @@ func testGreedy(t *testing.T, spec func(policy int) string) {
 	if sets := strings.Count(nodetest.Run(t, "ipset", "list", "-name"), "\n"); sets > 10_000 {
 		t.Errorf("the kernel has %d sets", sets)
 	}
-	n.Eventually("iptables lists the rules", func() error { // which it can't while the agent replaces sets
+	n.Eventually("iptables lists the rules", func() error { // this fails while the agent replaces sets
 		rules, err := nodetest.Try("iptables-nft-save", "-t", "mangle")
 		if count := strings.Count(rules, "\n"); err == nil && count > 35_000 {
 			t.Errorf("the kernel has %d rules", count)

@@ -10,7 +10,8 @@ import (
 )
 
 // TestAFlushWhileTheKernelRefuses: the kernel refuses one of weir's own rules, and another program flushes the table.
-// Until the kernel accepts the rule, isolated pods are closed and the node isn't ready.
+// Until the kernel accepts the rule, isolated pods are closed and the node isn't ready. Then weir's rules come back,
+// and changes of policies apply again.
 func TestAFlushWhileTheKernelRefuses(t *testing.T) {
 	for _, refused := range []string{"connlabel", "comment", "match-set"} {
 		t.Run(refused, func(t *testing.T) { testFlushWhileRefused(t, refused) })

@@ -18,8 +18,9 @@ metadata: {name: deny, namespace: quiet}
 spec: {podSelector: {}, policyTypes: [Ingress]}
 `
 
-// TestConnectionsThatAreOverAreNotCut: a new policy cuts the connections that are alive. It neither cuts nor reports
-// connections that have ended, though connection tracking still has entries for them.
+// TestConnectionsThatAreOverAreNotCut: a policy comes and goes three times. Each time it cuts the only open connection,
+// which goes on without the policy. The log and the status don't count connections that have ended, though connection
+// tracking still has entries for them.
 func TestConnectionsThatAreOverAreNotCut(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -15,9 +15,10 @@ func ageless(manifests string) string {
 	return regexp.MustCompile(`, creationTimestamp: "[^"]*"`).ReplaceAllString(manifests, "")
 }
 
-// edited adds a Node to the cluster, and edits the Node so that it states each of the claims in turn. The function
-// manifest makes the Node's manifest. Every agent must report this Node and no other, and all pods must still reach
-// each other.
+// edited adds the Node a-evil to the cluster, and edits it so that it states each of the claims (InternalIPs, podCIDRs)
+// in turn. While a claim lasts, every agent must report a-evil and no Node of the cluster, and all pods must still
+// reach each other. Between the claims a-evil has the addresses and networks of its own, and no agent may report a
+// problem.
 func edited(
 	c *nodetest.Cluster, honest, ownAddress, ownNetwork string, manifest func(addresses, networks string) string,
 	claims [][2]string,
@@ -65,8 +66,8 @@ func edited(
 	}
 }
 
-// TestTheOldestNodeIsEdited: the oldest Node starts to claim addresses that other Nodes already claim. The earlier
-// claims still count.
+// TestTheOldestNodeIsEdited: the oldest Node starts to claim addresses and networks that other Nodes already have. The
+// other Nodes keep them.
 func TestTheOldestNodeIsEdited(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -81,8 +82,8 @@ func TestTheOldestNodeIsEdited(t *testing.T) {
 		})
 }
 
-// TestNodesWithoutAge does the same as TestTheOldestNodeIsEdited, with Nodes that have no creationTimestamp. So it is
-// unknown which Node is the oldest.
+// TestNodesWithoutAge does the same as TestTheOldestNodeIsEdited with Nodes that have no creationTimestamp, so that no
+// Node is known to be the oldest.
 func TestNodesWithoutAge(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -95,8 +96,9 @@ func TestNodesWithoutAge(t *testing.T) {
 		[][2]string{{"172.20.2.10 2001:db8:9::10", "100.96.9.0/24"}, {"172.20.9.10 2001:db8:9::10", "100.96.0.0/13"}})
 }
 
-// TestNetworksOfOthersHoldWhatANodeNeeds: a node ignores another node's network if the network contains the address of
-// a link or of the router of this node, even if this node gets the address only later.
+// TestNetworksOfOthersHoldWhatANodeNeeds: a node takes no network of another node that contains the address of one of
+// its own links or of its router, even if the link gets the address only later. The status names the link and the
+// router. The node has routes to the other networks of that node.
 func TestNetworksOfOthersHoldWhatANodeNeeds(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -28,7 +28,6 @@ func wrapped(t *testing.T, name, script string) {
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
-// web is a pod on the node.
 const web = `
 apiVersion: v1
 kind: Pod
@@ -78,7 +77,7 @@ spec: {podSelector: {}, ingress: [{from: [%s]}]}
 	}
 }
 
-// TestFieldsOfAMegabyteAreCut: a field of a megabyte appears shortened in the log, the status and the metrics.
+// TestFieldsOfAMegabyteAreCut: an invalid field of a megabyte doesn't make the log or the status longer than 32 KB.
 func TestFieldsOfAMegabyteAreCut(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -77,19 +77,20 @@ func neighbour(t *testing.T, name string) net.HardwareAddr {
 	return nil
 }
 
-// inside returns the bytes of the flow's packet that an ICMP error is about. The error carries these bytes.
+// inside returns a packet of the flow, as an ICMP error about that packet carries it.
 func (f *forgery) inside(u udp, payload string) []byte {
 	f.Helper()
 	return nodetest.Frame(f, u.packet(payload)...)
 }
 
-// datagram returns a frame with a packet of the flow.
+// datagram returns a frame from the sender to its gateway, with a packet of the flow.
 func (f *forgery) datagram(u udp, payload string) []byte {
 	f.Helper()
 	return nodetest.Frame(f, layersOf(f.ethernet(u.dst.Addr()), u.packet(payload)...)...)
 }
 
-// kind is a kind of ICMP error: its type and code in each family, and the second word of its header.
+// kind is a kind of ICMP error: its type and code in each family, and the second word of its header (info4 in IPv4, mtu
+// in IPv6).
 type kind struct {
 	v4, v6     uint16 // type<<8 | code
 	info4, mtu uint32
@@ -104,7 +105,8 @@ var (
 	quench      = kind{v4: 4 << 8, v6: 2 << 8, mtu: 1280}
 )
 
-// icmp returns the error's layers: the ICMP header, and the beginning of the packet that the error is about.
+// icmp returns the layers of an error behind the IP header outer: the ICMP header, and then inside, the packet that the
+// error is about.
 func (f *forgery) icmp(outer gopacket.SerializableLayer, k kind, inside []byte) []gopacket.SerializableLayer {
 	f.Helper()
 	if _, ok := outer.(*layers.IPv4); ok {
@@ -125,8 +127,8 @@ func (f *forgery) ethernet(to netip.Addr) *layers.Ethernet {
 	return ethernet(f.gateway, f.own, to.String())
 }
 
-// send sends an ICMP error from the pod's own address. The error is about a packet of the flow, and ends with the
-// words.
+// send sends an ICMP error from the sender's own address. The error is about a packet of the given flow, whose payload
+// is words.
 func (f *forgery) send(to string, k kind, about udp, words string) {
 	f.Helper()
 	f.sendAs(f.address(netip.MustParseAddr(to)), to, k, about, words)
@@ -144,7 +146,7 @@ func (f *forgery) sendAs(src netip.Addr, to string, k kind, about udp, words str
 	nodetest.SendFrames(f, f.from.Netns, "eth0", nodetest.Frame(f, all...))
 }
 
-// address returns the pod's address of the same family as the other address.
+// address returns the sender's address of the same family as the given address.
 func (f *forgery) address(of netip.Addr) netip.Addr {
 	if of.Is6() {
 		return netip.MustParseAddr(f.from.IP6)

@@ -28,7 +28,8 @@ metadata: {name: deny-all, namespace: hostile}
 spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 `
 
-// hostileNode makes a node with a hostile pod and two other pods. Policies allow the hostile pod nothing.
+// hostileNode makes a node with a hostile pod, to which a policy allows nothing, and with two other pods, which no
+// policy isolates. rp_filter is off.
 func hostileNode(t *testing.T, conf nodetest.Conf) (n *nodetest.Node, hostile, a, b *nodetest.Pod) {
 	t.Helper()
 	n = nodetest.NewNode(t, conf)
@@ -38,8 +39,7 @@ func hostileNode(t *testing.T, conf nodetest.Conf) (n *nodetest.Node, hostile, a
 	return n, n.AddPod("hostile", "e"), n.AddPod("quiet", "a"), n.AddPod("quiet", "b")
 }
 
-// noReversePath turns off rp_filter, the only check of IPv4 senders that the kernel itself makes. By default rp_filter
-// is off.
+// noReversePath turns off rp_filter, the kernel's own check of IPv4 senders, so that a test sees weir's checks alone.
 func noReversePath(t *testing.T) {
 	t.Helper()
 	nodetest.Run(t, "sh", "-c", "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done")
@@ -86,8 +86,8 @@ func (m *mailbox) heard(t *testing.T, quiet time.Duration) []string {
 }
 
 // TestFramesToLinkLocalMACs: the bridge passes frames to link-local MACs to the node's IP stack, as received on the
-// pod's port. Packets with forged senders in such frames reach no service of the node. That is so for IPv4, and for
-// IPv6, which the pods of this node don't use.
+// pod's port. Packets with forged senders in such frames reach no service of the node, over IPv4 or over IPv6, which
+// the pods of this node don't use.
 func TestFramesToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -108,8 +108,8 @@ func TestFramesToLinkLocalMACsWithoutAnAgent(t *testing.T) {
 	reachNoService(t, e, a)
 }
 
-// reachNoService sends packets to a service of the node: from pod e in frames to link-local MACs, and from pod a in an
-// ordinary frame. Only the packet of pod a may arrive.
+// reachNoService sends packets to a service of the node: from pod e in frames to link-local MACs, with and without a
+// VLAN tag, and from pod a in an ordinary frame. Only the packet of pod a may arrive.
 func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	t.Helper()
 	service := listen(t, nodetest.Self, "udp", ":9999")
@@ -120,7 +120,7 @@ func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 			say := fmt.Appendf(nil, "%s to 01:80:c2:00:00:%02x", src, last)
 			packet := datagram(src, dst, 9999, say)
 			frames = append(frames, nodetest.Frame(t, layersOf(ethernet(linkLocal(last), mac, dst), packet...)...))
-			// A tag of VLAN 0 only says how urgent a frame is. The kernel removes such a tag.
+			// A tag of VLAN 0 sets the priority of a frame, but no VLAN. The kernel removes such a tag.
 			tag := &layers.Dot1Q{Type: ethernet(nil, nil, dst).EthernetType}
 			tagged := &layers.Ethernet{DstMAC: linkLocal(last), SrcMAC: mac, EthernetType: layers.EthernetTypeDot1Q}
 			say = append(say, " under a tag"...)
@@ -141,8 +141,8 @@ func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	}
 }
 
-// TestARPToLinkLocalMACs: the node doesn't answer ARP that E sends to link-local MACs, and learns no neighbour from
-// it.
+// TestARPToLinkLocalMACs: the node doesn't answer ARP requests that E sends to link-local MACs, and learns no neighbour
+// from these requests.
 func TestARPToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -169,7 +169,8 @@ func TestARPToLinkLocalMACs(t *testing.T) {
 	}
 }
 
-// frags returns how many bytes of fragments the node keeps for reassembly, of IPv4 and of IPv6.
+// frags returns the kernel's lines about the fragments that the node keeps for reassembly: the number of incomplete
+// packets and their memory, for IPv4 and for IPv6.
 func frags(t *testing.T) (all string) {
 	t.Helper()
 	nodetest.In(t, nodetest.Self, func() error {
@@ -234,15 +235,17 @@ func tunnelNode(t *testing.T, own, other string) (n *nodetest.Node, e, b *nodete
 	return n, e, b, macOf(t, nodetest.Self, "weir-vxlan"), there
 }
 
-// tunnelPacket returns a tunnel packet that carries the frame from one node to another.
+// tunnelPacket returns a tunnel packet between the nodes src and dst that carries the frame inner, without an Ethernet
+// header.
 func tunnelPacket(t *testing.T, src, dst string, inner []byte) []gopacket.SerializableLayer {
 	t.Helper()
 	vxlan := append([]byte{8, 0, 0, 0, 0, 0, 88, 0}, inner...)
 	return datagram(src, dst, 4789, vxlan)
 }
 
-// forgesTunnel sends tunnel packets from E to the node's IP stack. In these packets, a pod of another node seems to
-// send to B.
+// forgesTunnel: pod E sends tunnel packets in frames to link-local MACs, which reach the node's IP stack. In these
+// packets, a pod of another node seems to send to B. None arrives at B. The same tunnel packet from the other node
+// arrives.
 func forgesTunnel(t *testing.T, own, other string) {
 	_, e, b, here, there := tunnelNode(t, own, other)
 	box := listen(t, b.Netns, "udp", ":9999")
@@ -279,8 +282,8 @@ func TestForgedTunnelFramesOverIPv6(t *testing.T) {
 }
 
 // TestPortsOfAnEarlierWeir: an earlier weir attached the pods. It did not check frames to link-local MACs, and let
-// router advertisements of pods set addresses and routes. The new agent removes these addresses and routes. It checks
-// all frames from the old ports too.
+// router advertisements of pods set addresses and routes. The new agent removes these addresses and routes, and drops
+// frames to link-local MACs from the old ports. Pods still reach each other.
 func TestPortsOfAnEarlierWeir(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -309,8 +312,9 @@ func TestPortsOfAnEarlierWeir(t *testing.T) {
 	n.Reach(a, b.IP+":80", true)
 }
 
-// TestThePortsTablesAreRepaired: another program removes the tables that check the ports' frames. The agent repairs
-// the tables at once, and doesn't wait up to ten seconds for the next resync.
+// TestThePortsTablesAreRepaired: another program deletes the tables weir-ports, or flushes a chain of theirs or the
+// guard's chain fragments. The agent repairs the damage within five seconds: it doesn't wait for the next resync, which
+// may be ten seconds away.
 func TestThePortsTablesAreRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -337,8 +341,9 @@ func TestThePortsTablesAreRepaired(t *testing.T) {
 	}
 }
 
-// TestTheNodesLoopback: with the first hostPort, portmap sets route_localnet on weir0. Without the guard, the kernel
-// would then route packets from pods to 127.0.0.1.
+// TestTheNodesLoopback: route_localnet is set on weir0, as portmap does with the first hostPort, so the kernel would
+// route packets from pods to 127.0.0.0/8. The guard drops them: no service on the node's loopback gets a pod's packet,
+// and none answers.
 func TestTheNodesLoopback(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

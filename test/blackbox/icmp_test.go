@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// tenants are three pods. Policies deny "attacker" all traffic. "victim" and "peer" belong to another tenant, and no
-// policy isolates them.
+// tenants has the pod "attacker", to which a policy allows nothing, and three pods of another tenant, which no policy
+// isolates.
 const tenants = `
 apiVersion: v1
 kind: Namespace
@@ -61,7 +61,7 @@ func rangesOf(subnets ...string) nodetest.Conf {
 	return nodetest.Conf{"ranges": ranges}
 }
 
-// otherPlugins maps the names of upstream's plugins to networks of both families.
+// otherPlugins maps the name of an upstream plugin to its configuration with a network of both families.
 var otherPlugins = map[string]nodetest.Conf{
 	"ptp": {"type": "ptp", "ipam": hostLocal},
 	"bridge": {
@@ -77,8 +77,8 @@ var hostLocal = nodetest.Conf{
 	"routes": []any{nodetest.Conf{"dst": "0.0.0.0/0"}, nodetest.Conf{"dst": "::/0"}},
 }
 
-// isolatedBehind does the same as nodetest.IsolatedWithWeir, for tests in which weir attaches the pods, or ptp or
-// bridge of upstream does.
+// isolatedBehind does the same as nodetest.IsolatedWithWeir. If the pods' plugin isn't weir, upstream's plugin of that
+// name is on the node too.
 func isolatedBehind(t *testing.T, plugin string) bool {
 	t.Helper()
 	if plugin == "weir" {
@@ -87,8 +87,8 @@ func isolatedBehind(t *testing.T, plugin string) bool {
 	return nodetest.IsolatedWithWeir(t, "main/"+plugin, "ipam/host-local")
 }
 
-// attachedBy makes a node with an agent that has read the manifests. Either weir attaches the pods, or another plugin
-// attaches them and weir is chained to it. The host outside has routes to the pods.
+// attachedBy makes a node with an agent that has read the manifests. Unless plugin is "weir", the named plugin attaches
+// the pods, and weir and portmap are chained to it. The host outside has routes to the pods.
 func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 	t.Helper()
 	n := nodetest.NewNode(t, dualStack)
@@ -112,7 +112,7 @@ func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 	return n
 }
 
-// dial starts a UDP flow from the namespace, and gets one packet echoed by the other end.
+// dial starts a UDP flow from the namespace to the address, and fails the test unless the other end answers a packet.
 func dial(t *testing.T, netns, address string) *net.UDPConn {
 	t.Helper()
 	conn, err := nodetest.Dial(t, netns, "udp", address)
@@ -143,14 +143,14 @@ func speak(conn net.Conn) error {
 	return err
 }
 
-// ended reports whether an ICMP error has ended the flow.
+// ended waits up to 100 ms, and reports whether an ICMP error has ended the flow by then.
 func ended(conn net.Conn) bool {
 	_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	_, err := conn.Read(make([]byte, 100))
 	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.EPROTO)
 }
 
-// heard returns those of the words that came in on the link.
+// heard returns those of the words that the frames received on the link contain, each word once for each such frame.
 func heard(s *nodetest.Sniffer, words ...string) []string {
 	var all []string
 	for _, frame := range s.Frames(false, 100*time.Millisecond) {
@@ -163,8 +163,7 @@ func heard(s *nodetest.Sniffer, words ...string) []string {
 	return all
 }
 
-// world has the pods of an attack. In each family the victim has a flow to a server outside and a flow to a server of
-// the pod "peer".
+// world has the pods of tenants. All but the attacker serve UDP port 53, and so does the host outside.
 type world struct {
 	attacker, open, victim, peer *nodetest.Pod
 }
@@ -189,9 +188,11 @@ func TestForgedErrors(t *testing.T)             { forgedErrors(t, "weir") }
 func TestForgedErrorsBehindPtp(t *testing.T)    { forgedErrors(t, "ptp") }
 func TestForgedErrorsBehindBridge(t *testing.T) { forgedErrors(t, "bridge") }
 
-// forgedErrors: a pod that may send nothing sends ICMP errors from its own address. They are about packets that the
-// pod never received. Connection tracking looks at the packet inside such an error, and relates the error to a
-// connection of another pod. No error may arrive.
+// forgedErrors: a pod that may send nothing sends ICMP errors about packets that it never received. Connection tracking
+// looks at the packet inside such an error, and relates the error to a connection of another pod or of the node. No
+// error may arrive at a pod or outside, or change the node's path MTU. The pod sends from its own address, and under
+// the address of the flow's other end and of a router. A pod that may send anything also sends the node an error, about
+// a connection that the kernel no longer tracks.
 func forgedErrors(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -291,8 +292,8 @@ func TestForgedErrorsInDisguise(t *testing.T) {
 	}
 }
 
-// TestRedirectsOfPods: no ICMP redirect of a pod arrives, even if the redirect is about a packet that the pod
-// received. Pods are no routers.
+// TestRedirectsOfPods: an ICMP redirect from a pod that no policy isolates doesn't arrive, even if it is about a packet
+// that the pod received. Pods are no routers.
 func TestRedirectsOfPods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -375,8 +376,8 @@ func honestErrors(t *testing.T, plugin string) {
 	}
 }
 
-// sentAs returns the connection's flow as the host outside sees it. If the node translates the pod's address, the
-// flow's source is the node's address.
+// sentAs returns the connection's flow as its destination sees it. If the node translates the pod's address, the flow's
+// source is the node's address.
 func sentAs(t *testing.T, conn *net.UDPConn, to string) udp {
 	t.Helper()
 	local := conn.LocalAddr().(*net.UDPAddr).AddrPort()

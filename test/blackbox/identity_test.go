@@ -7,7 +7,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestIdentityFromTheConfiguration: if a runtime passes no K8S_POD_*, the configuration can say which pod it is.
+// TestIdentityFromTheConfiguration: if a runtime passes no K8S_POD_* in CNI_ARGS, or only the pod's name, the keys of
+// args.cni or the labels there say which pod it is. Without these, ADD fails, and the error names the keys.
 func TestIdentityFromTheConfiguration(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

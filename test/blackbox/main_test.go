@@ -14,8 +14,7 @@ import (
 
 func TestMain(m *testing.M) { nodetest.MainAsShipped(m) }
 
-// TestControlImports checks that these tests import only one of weir's own packages, nodetest, which makes the tests'
-// nodes.
+// TestControlImports: of weir's own packages, these tests depend on nodetest alone.
 func TestControlImports(t *testing.T) {
 	out, err := exec.Command("go", "list", "-test", "-deps", ".").Output()
 	if err != nil {

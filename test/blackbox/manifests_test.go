@@ -54,7 +54,7 @@ func shopNode(t *testing.T) (n *nodetest.Node, server, client, other *nodetest.P
 	return n, server, client, other
 }
 
-// put writes a file into the directory of manifests, and makes its subdirectories.
+// put writes a file into the directory of manifests. The name may contain subdirectories, which put makes.
 func put(n *nodetest.Node, name, text string) {
 	n.Helper()
 	path := filepath.Join(n.Manifests, name)
@@ -63,8 +63,8 @@ func put(n *nodetest.Node, name, text string) {
 	}
 }
 
-// closesServer writes the files one by one. For each file it checks that no pod then reaches the server, and removes
-// the file.
+// closesServer writes the files (name, text) one by one. With each file, the client may not reach the server any more.
+// Without the file, it must reach the server again.
 func closesServer(t *testing.T, files [][2]string) {
 	n, server, client, _ := shopNode(t)
 	for _, f := range files {
@@ -78,7 +78,7 @@ func closesServer(t *testing.T, files [][2]string) {
 	}
 }
 
-// TestManifestsAnywhere: the agent reads files in subdirectories, behind links, and with upper-case extensions.
+// TestManifestsAnywhere: the agent reads files in subdirectories, hidden files, and files with upper-case extensions.
 func TestManifestsAnywhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -177,7 +177,8 @@ func TestFilesThatAreNoManifests(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestAFileThatMayHoldAPolicy: an unreadable file may contain a policy, so it is unknown which traffic policies deny.
+// TestAFileThatMayHoldAPolicy: a broken file may contain a policy. The agent names the file and isn't ready, and no pod
+// starts. With --ignore-broken the agent becomes ready without the file, and the pod starts.
 func TestAFileThatMayHoldAPolicy(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -268,7 +269,8 @@ func TestBadPoliciesClose(t *testing.T) {
 	reach(false, false)
 }
 
-// TestNamespacesHaveTheirName: each namespace has the label kubernetes.io/metadata.name, even without a manifest.
+// TestNamespacesHaveTheirName: each namespace has the label kubernetes.io/metadata.name, even without a manifest. All
+// other labels of such a namespace are unknown: DoesNotExist doesn't match it.
 func TestNamespacesHaveTheirName(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -305,7 +307,7 @@ spec:
 }
 
 // TestTwoFilesWithOneObject: if two files have different versions of a policy, only what both versions allow is
-// allowed, whatever the names of the files are.
+// allowed, whatever the names of the files are. The status names the other file.
 func TestTwoFilesWithOneObject(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -338,7 +340,8 @@ func TestTwoFilesWithOneObject(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestPoliciesThatAreNotEnforced: weir warns of each policy of a kind that it doesn't enforce.
+// TestPoliciesThatAreNotEnforced: the log, the status and a metric warn of each kind of policy that weir doesn't
+// enforce.
 func TestPoliciesThatAreNotEnforced(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -377,7 +380,8 @@ func TestPoliciesThatAreNotEnforced(t *testing.T) {
 	}
 }
 
-// TestOddFiles: files that can't contain a policy, such as pipes, don't block the agent. The agent becomes ready.
+// TestOddFiles: pipes, sockets and devices don't block the agent, which leaves them out and says so, and neither do
+// links that form a loop. A directory whose name ends in .yaml is read as any other.
 func TestOddFiles(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -454,8 +458,8 @@ func TestALinkThatLeadsNowhere(t *testing.T) {
 	n.Reach(client, server.IP+":80", false)
 }
 
-// TestNamesThatPretend: names and fields with control characters forge no lines of logs. The control characters don't
-// reach a terminal.
+// TestNamesThatPretend: names and fields with control characters forge no lines of the log, of weirctl status or of
+// weir-agent check, and none of their control characters appears there.
 func TestNamesThatPretend(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -494,7 +498,8 @@ func TestNamesThatPretend(t *testing.T) {
 	}
 }
 
-// TestLargeManifests: the time to read a file is proportional to its size, even if the file is broken.
+// TestLargeManifests: weir-agent check reads a broken file of a megabyte within 30 seconds. If the time grew with the
+// square of the size, it would take longer.
 func TestLargeManifests(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -528,7 +533,8 @@ func TestLargeManifests(t *testing.T) {
 	}
 }
 
-// TestCheck: weirctl checks manifests without an agent, and enforces nothing.
+// TestCheck: "weir-agent check" lists files and objects without an agent, and doesn't touch the node. It fails with
+// status 1 if a file or a policy is broken, and says what that would mean.
 func TestCheck(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -567,8 +573,9 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestStatusBeforeTheFirstState: while an agent doesn't know the policies yet, the rules in the kernel may still allow
-// a pod's traffic. The status must not report such a pod as closed.
+// TestStatusBeforeTheFirstState: an agent starts with a broken file, so it doesn't know the policies yet, and the
+// earlier agent's rules still apply. The status says of a pod that policies apply as before, not that it is closed.
+// Neither the log nor the status speaks of a last good state.
 func TestStatusBeforeTheFirstState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

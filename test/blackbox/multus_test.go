@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// secondNetwork writes the configuration of a second network of weir's. Multus attaches it in addition to the
-// cluster's network. Keys of conf are added to the plugin's configuration.
+// secondNetwork writes the configuration of a second network of weir's, as for Multus, which would attach it in
+// addition to the cluster's network. The plugin's configuration has the keys of conf.
 func secondNetwork(t *testing.T, n *nodetest.Node, conf nodetest.Conf) {
 	t.Helper()
 	plugin := nodetest.Conf{"type": "weir"}
@@ -30,7 +30,8 @@ func secondNetwork(t *testing.T, n *nodetest.Node, conf nodetest.Conf) {
 	}
 }
 
-// attachSecond calls the plugin for the pod's interface net1, and returns its output.
+// attachSecond calls the plugin with the verb for the pod's interface net1 in the second network. It returns the
+// plugin's output.
 func attachSecond(n *nodetest.Node, verb string, p *nodetest.Pod) (string, error) {
 	cmd := exec.Command(filepath.Join(n.Bin, "cnitool"), verb, "second", p.Netns)
 	cmd.Env = append(os.Environ(), "CNI_PATH="+n.Bin, "NETCONFPATH="+n.ConfDir, "CNI_IFNAME=net1",
@@ -42,7 +43,7 @@ func attachSecond(n *nodetest.Node, verb string, p *nodetest.Pod) (string, error
 	return string(out), err
 }
 
-// secondAddresses returns the addresses of the pod's net1.
+// secondAddresses returns the addresses in the plugin's result, without prefix lengths.
 func secondAddresses(t *testing.T, result string) (all []string) {
 	t.Helper()
 	var r struct{ IPs []struct{ Address string } }
@@ -56,8 +57,9 @@ func secondAddresses(t *testing.T, result string) (all []string) {
 	return all
 }
 
-// TestASecondInterface: a pod with a default route gets a second interface. Both interfaces are reachable from
-// everywhere, policies apply to both, and DEL of one leaves the other.
+// TestASecondInterface: two pods get a second interface each. Both interfaces of a pod are reachable from the node, a
+// pod and outside, and policies apply to both. In the second network a pod sends from its address there. DEL of the
+// second interface leaves the first, and ADD makes the second again.
 func TestASecondInterface(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -122,8 +124,8 @@ func TestASecondInterface(t *testing.T) {
 	reached(first, true, outside()...)
 }
 
-// TestASecondInterfaceInTheSameNetwork: a pod gets a second interface in the network of its first. The pod's route to
-// the gateway already leads out of the first interface.
+// TestASecondInterfaceInTheSameNetwork: a pod gets a second interface in the network of its first, though its route to
+// the gateway already leads out of the first. Another pod reaches both addresses.
 func TestASecondInterfaceInTheSameNetwork(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -143,8 +145,8 @@ func TestASecondInterfaceInTheSameNetwork(t *testing.T) {
 	}
 }
 
-// TestASecondDefaultRouteThatIsAskedFor: ADD refuses a second default route. The message says what to configure
-// instead.
+// TestASecondDefaultRouteThatIsAskedFor: ADD refuses a second default route, and says what to configure instead. A
+// second default route with a priority is accepted.
 func TestASecondDefaultRouteThatIsAskedFor(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

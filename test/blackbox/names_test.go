@@ -18,7 +18,8 @@ var (
 	longName      = func(first string) string { return first + strings.Repeat("x", 253-len(first)) }
 )
 
-// longest has a server that only one client may reach. Namespace, pods and policy have the longest names.
+// longest has a server that only the client may reach. Namespace, pods and policy have the longest names, and the port
+// and a label have the longest possible name and value.
 var longest = fmt.Sprintf(`
 apiVersion: v1
 kind: Namespace
@@ -48,10 +49,11 @@ spec:
 `, longNamespace, longName("server"), longName("client"), longName("other"), strings.Repeat("t", 63),
 	longName("policy"))
 
-// TestLongestNames: ADD, CHECK, DEL and policies work for pods with the longest names.
+// TestLongestNames: ADD, CHECK, DEL and policies work for pods with the longest names. The link's alias and the entry
+// of the set weir-pods show the beginning of the pod's name. The status reports no problem.
 func TestLongestNames(t *testing.T) { testLongestNames(t, nil) }
 
-// TestLongestNamesBehindPtp does the same for pods that the plugin ptp attaches.
+// TestLongestNamesBehindPtp does the same for pods that the plugin ptp attaches, without CHECK and the alias.
 func TestLongestNamesBehindPtp(t *testing.T) {
 	testLongestNames(t, []nodetest.Conf{
 		{"type": "ptp", "ipam": nodetest.Conf{"type": "host-local", "subnet": "10.88.0.0/24"}},
@@ -112,9 +114,9 @@ func testLongestNames(t *testing.T, plugins []nodetest.Conf) {
 	}
 }
 
-// TestLongestContainerID: an attachment with the longest possible ID can be deleted. If an ID is too long for the file
-// name of its record, ADD refuses the ID and states the reason. DEL with such an ID succeeds, as there is nothing to
-// delete.
+// TestLongestContainerID: an attachment with the longest possible ID can be deleted, and leaves no link. If an ID is
+// too long for the file name of its record, ADD fails with code 4. DEL with such an ID succeeds, because there is
+// nothing to delete.
 func TestLongestContainerID(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

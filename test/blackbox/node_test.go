@@ -66,7 +66,7 @@ func newKeptNode(t *testing.T) *keptNode {
 	return n
 }
 
-// traffic returns an error if a connection from or to the pods doesn't work as it should.
+// traffic tries each of n.ways, and returns the error of the first that doesn't work.
 func (n *keptNode) traffic() error {
 	n.Helper()
 	for _, way := range n.ways {
@@ -120,10 +120,12 @@ func within(d time.Duration, f func() error) error {
 type damage struct {
 	what    string // the label of the metric that counts its repair
 	command string // a line of shell that does the damage
-	mended  string // a line of shell that prints anything once the damage is repaired
+	mended  string // a line of shell that succeeds and prints something once the damage is repaired
 }
 
-// comesBack does each damage, and waits until the agent has repaired the damage.
+// comesBack does each damage, and waits until the agent has repaired it and all of n.ways work. The metric, the status
+// and the log must report the repair, and CHECK must succeed. After a damage that isn't repaired in time, comesBack
+// returns.
 func (n *keptNode) comesBack(all []damage) {
 	n.Helper()
 	for _, d := range all {
@@ -184,8 +186,8 @@ func TestNodeSysctlsComeBack(t *testing.T) {
 	n.comesBack(all)
 }
 
-// TestNodeBridgeComesBack: scripts like "network restart", systemd-networkd and people remove weir0, its addresses and
-// the routes to it. The agent restores all of them.
+// TestNodeBridgeComesBack: scripts like "network restart", systemd-networkd and people remove or change weir0, its
+// addresses, its permanent neighbours and the routes to it. The agent restores all of them.
 func TestNodeBridgeComesBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -218,7 +220,8 @@ func TestNodeBridgeComesBack(t *testing.T) {
 	})
 }
 
-// TestNodePortsComeBack: other programs change the pods' ports. The agent undoes the changes.
+// TestNodePortsComeBack: other programs change a pod's port or delete its forwarding entry. The agent undoes the
+// changes.
 func TestNodePortsComeBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -250,8 +253,8 @@ func TestNodePortsComeBack(t *testing.T) {
 	})
 }
 
-// TestCheckSeesTheNode: CHECK of a pod fails for each fault that cuts the pod off, including faults of the parts that
-// all pods of the node share. No agent runs, because it would repair the faults.
+// TestCheckSeesTheNode: CHECK of a pod fails, and names the fault, for each fault of the parts that all pods of the
+// node share. Once the fault is repaired, CHECK succeeds. No agent runs, because it would repair the faults.
 func TestCheckSeesTheNode(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -300,7 +303,8 @@ func TestCheckSeesTheNode(t *testing.T) {
 	}
 }
 
-// TestNodeThatCantBeRepaired: the agent reports by name the settings that it may not change, and repairs all others.
+// TestNodeThatCantBeRepaired: while /proc/sys is read-only, the agent reports by name the sysctl that it can't set, in
+// the status and in metrics, and isn't ready. It repairs everything else. Afterwards it becomes ready.
 func TestNodeThatCantBeRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -335,7 +339,8 @@ func TestNodeThatCantBeRepaired(t *testing.T) {
 	}
 }
 
-// TestGuardRepairsAreCounted: the metrics count repairs of the guard's rules and entries.
+// TestGuardRepairsAreCounted: another program flushes a chain and then a set of the guard. The agent repairs both, and
+// the metrics count these repairs.
 func TestGuardRepairsAreCounted(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -400,8 +405,8 @@ spec: {podCIDR: 10.88.1.0/24, podCIDRs: [10.88.1.0/24]}
 status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
 `
 
-// TestNodeOverlayComesBack: other programs change the tunnel to another node, and the agent repairs the tunnel. The
-// namespace outside plays the other node.
+// TestNodeOverlayComesBack: other programs change the tunnel to another node, its routes or its entries, and the agent
+// repairs them. The namespace outside plays the other node.
 func TestNodeOverlayComesBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -30,8 +30,8 @@ func nodeManifest(name string, minute int, addresses, networks string) string {
 	return b.String()
 }
 
-// honestNodes returns manifests of the Nodes n1 to nSIZE of a cluster. The addresses of the first nodes, up to the
-// number shared, are in one subnet.
+// honestNodes returns manifests of a cluster's Nodes, n1 and so on. The IPv4 addresses of the first Nodes, as many as
+// shared says, are in one subnet. Each other Node has a subnet of its own.
 func honestNodes(size, shared int) string {
 	var b strings.Builder
 	for i := 1; i <= size; i++ {
@@ -76,8 +76,9 @@ var hostileClaims = []struct{ name, addresses, networks string }{
 	},
 }
 
-// TestHostileNode: one of five Nodes states false claims, field by field, in each encapsulation mode. The pods of the
-// other four still reach each other, and the reported problems name the hostile Node.
+// TestHostileNode: one of five Nodes states false claims, in each encapsulation mode. Every agent reports problems of
+// this Node alone, and the pods of the other four Nodes still reach each other, even after an agent has restarted
+// without its routes and its tunnel.
 func TestHostileNode(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -140,9 +141,9 @@ func TestHostileNode(t *testing.T) {
 	}
 }
 
-// shareSubnet joins n1 and n2 by a second link, with the addresses 172.21.0.1 and 172.21.0.2 that their Nodes have. So
-// in crossSubnet n1 and n2 reach each other without a tunnel. The router gets routes to all pods, which a network
-// without encapsulation needs.
+// shareSubnet joins n1 and n2 by a second link, whose ends have the addresses 172.21.0.1 and 172.21.0.2. With these as
+// their Nodes' addresses, n1 and n2 reach each other without a tunnel in crossSubnet. The router gets routes to these
+// addresses, and to the IPv4 networks of all pods, which a network without encapsulation needs.
 func shareSubnet(c *nodetest.Cluster) {
 	c.Helper()
 	lines := []string{
@@ -157,7 +158,7 @@ func shareSubnet(c *nodetest.Cluster) {
 	nodetest.RunEach(c, lines...)
 }
 
-// allReach checks that each pod reaches each other pod.
+// allReach checks that each pod reaches TCP port 80 of each other pod over IPv4.
 func allReach(c *nodetest.Cluster, pods []*nodetest.Pod, when string) {
 	c.Helper()
 	for _, from := range pods {

@@ -12,8 +12,8 @@ import (
 )
 
 // TestHopByHopOptionsToLinkLocalMACs: the kernel's IPv6 answers an unknown option before any hook of IPv6 sees the
-// packet. The answer goes to the forged sender and contains the packet. So frames to a MAC that bridges don't forward
-// must be dropped before IPv6 sees the frames.
+// packet. The answer goes to the packet's sender and contains the packet. A hostile pod sends such packets under
+// another pod's address, in frames to MACs that bridges don't forward. No answer reaches the other pod.
 func TestHopByHopOptionsToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

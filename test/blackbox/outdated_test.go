@@ -11,15 +11,15 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// nodes returns manifests of this Node, with the given podCIDRs, and of another Node.
+// nodes returns manifests of this Node, with the podCIDRs in own, and of another Node.
 func nodes(own ...string) string {
 	return nodeManifest("self", 0, "192.0.2.2", strings.Join(own, " ")) +
 		nodeManifest("other", 0, "192.0.2.1", "10.88.0.0/24")
 }
 
 // clustered makes a node whose agent knows the Node's podCIDRs and writes the runtime's configuration. It also returns
-// stale: the same node, but with a runtime whose configuration is outdated. In the outdated configuration, this node
-// has the podCIDR that the other node has now.
+// stale: the same node, but with a runtime whose configuration is outdated. The outdated configuration has the keys of
+// former. Unless former has ranges, the subnet is the podCIDR that the other node has now.
 func clustered(t *testing.T, former nodetest.Conf, own ...string) (n, stale *nodetest.Node) {
 	t.Helper()
 	stale = nodetest.NewNode(t, former)
@@ -38,8 +38,8 @@ func clustered(t *testing.T, former nodetest.Conf, own ...string) (n, stale *nod
 
 func conflist(n *nodetest.Node) string { return filepath.Join(n.ConfDir, "10-weir.conflist") }
 
-// TestAConfigurationOfAFormerLife: the runtime uses an outdated configuration. ADD fails with the reason. By then the
-// agent has written the current configuration.
+// TestAConfigurationOfAFormerLife: the runtime uses an outdated configuration. ADD fails with the reason and leaves no
+// address assigned. When ADD returns, the agent has written the current configuration, with which ADD succeeds.
 func TestAConfigurationOfAFormerLife(t *testing.T) {
 	good := []any{nodetest.Conf{"subnet": "10.99.7.0/24"}}
 	for name, tc := range map[string]struct {
@@ -88,8 +88,9 @@ func TestAConfigurationOfAFormerLife(t *testing.T) {
 	}
 }
 
-// TestPodsFromBeforeAChangeOfPodCIDRs: when the node's podCIDRs change, running pods keep their connections, and the
-// status lists these pods.
+// TestPodsFromBeforeAChangeOfPodCIDRs: when the node's podCIDRs change, the status lists the running pods, whose
+// addresses are outside them. A new pod gets an address of the new podCIDR, and reaches the older pod even after a
+// restart of the agent.
 func TestPodsFromBeforeAChangeOfPodCIDRs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -34,7 +34,6 @@ func ethernet(dst, src net.HardwareAddr, ip string) *layers.Ethernet {
 	return &layers.Ethernet{DstMAC: dst, SrcMAC: src, EthernetType: kind}
 }
 
-// udp is a UDP flow.
 type udp struct{ src, dst netip.AddrPort }
 
 func flow(src, dst string) udp {
@@ -50,13 +49,12 @@ func (u udp) packet(payload string) []gopacket.SerializableLayer {
 	}
 }
 
-// datagram returns a UDP packet, without an Ethernet header.
+// datagram returns a UDP packet from port 40000, without an Ethernet header.
 func datagram(src, dst string, port int, payload []byte) []gopacket.SerializableLayer {
 	from, to := netip.MustParseAddr(src), netip.MustParseAddr(dst)
 	return udp{netip.AddrPortFrom(from, 40000), netip.AddrPortFrom(to, uint16(port))}.packet(string(payload))
 }
 
-// udpFrame returns a frame with a UDP packet.
 func udpFrame(t *testing.T, srcMAC, dstMAC net.HardwareAddr, from, to string, port int, payload []byte) []byte {
 	t.Helper()
 	return nodetest.Frame(t, layersOf(ethernet(dstMAC, srcMAC, to), datagram(from, to, port, payload)...)...)
@@ -67,8 +65,8 @@ func ip(src, dst netip.Addr, protocol layers.IPProtocol, inside any) gopacket.Se
 	return header(src.String(), dst.String(), protocol, inside)
 }
 
-// header returns the IP header of a packet from src to dst. The checksum of inside, the layer of the transport
-// protocol, is computed with the addresses of this header.
+// header returns the IP header of a packet from src to dst. If inside is a transport layer, its checksum will cover the
+// addresses of this header. Otherwise inside may be nil.
 func header(src, dst string, protocol layers.IPProtocol, inside any) gopacket.SerializableLayer {
 	var ip gopacket.SerializableLayer
 	if strings.Contains(dst, ":") {

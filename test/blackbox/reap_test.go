@@ -94,7 +94,7 @@ func addresses(t *testing.T) string {
 	return strings.TrimSpace(nodetest.Run(t, "sh", "-c", "ls /run/weir/addresses 2>/dev/null || :"))
 }
 
-// processOf returns the PID of the only process that runs the program.
+// processOf returns the PID of a process that runs the program, and fails the test if there is none.
 func processOf(t *testing.T, program string) int {
 	t.Helper()
 	program, err := filepath.EvalSymlinks(program)
@@ -118,7 +118,7 @@ func processOf(t *testing.T, program string) int {
 	return 0
 }
 
-// pods returns manifests of a namespace and of the named pods in it.
+// pods returns manifests of a namespace and of the named pods in it. Each pod has its name as the label app.
 func pods(namespace string, names ...string) string {
 	text := fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n", namespace)
 	for _, name := range names {

@@ -46,8 +46,8 @@ const harmless = "{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{p
 type refusal struct {
 	spec  string // the spec of the tenant's policy
 	field string // the field that the agent reports
-	// before is called before the policy is added, and after when the policy is there. mended is called before the kernel
-	// must accept the part.
+	// testRefused calls before, unless it is nil, and then adds the policy and calls after, unless it is nil. After mended
+	// the kernel accepts the part.
 	before, after, mended func(*nodetest.Node)
 	opens                 bool // port 1234 is open once the kernel accepts the part
 	legacy                bool // the node uses iptables-legacy
@@ -124,7 +124,7 @@ const someBlocks = `{podSelector: {matchLabels: {app: web}},
 	ingress: [{from: [{ipBlock: {cidr: 10.88.0.0/25}}, {ipBlock: {cidr: 172.16.7.0/24}}],
 		ports: [{port: 1234}]}, {ports: [{port: 80}]}]}`
 
-// TestRefusedSet: the kernel refuses a set, as another program's rule uses a set of that name with another type.
+// TestRefusedSet: the kernel refuses a set, because another program's rule uses a set of that name with another type.
 func TestRefusedSet(t *testing.T) {
 	testRefused(t, refusal{
 		spec: someBlocks, field: "spec.ingress[0].from", opens: true,
@@ -169,7 +169,7 @@ func TestRefusedEntry(t *testing.T) {
 	})
 }
 
-// netSet returns the name of weir's set of networks.
+// netSet returns the name of one of weir's sets of networks, and an error if there is none.
 func netSet(n *nodetest.Node) (string, error) {
 	for name := range strings.Lines(nodetest.Run(n, "ipset", "list", "-name")) {
 		if strings.HasPrefix(name, "weir-net-") {
@@ -179,8 +179,9 @@ func netSet(n *nodetest.Node) (string, error) {
 	return "", fmt.Errorf("there is no set with networks")
 }
 
-// testRefused: weir reports the refused part by its object and field, and allows no traffic because of that part. It
-// applies everything else, and other pods start. Once the kernel accepts the part, weir applies it.
+// testRefused: weir reports the refused part by its object and field, once and not at each resync. The part allows no
+// traffic. Everything else applies, and other pods start within ten seconds. Once the kernel accepts the part, weir
+// applies it.
 func testRefused(t *testing.T, r refusal) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -25,7 +25,8 @@ func advertisement(dst, src net.HardwareAddr) []gopacket.SerializableLayer {
 	}
 }
 
-// believesNoRouter fails the test if the node has a route or an address from an advertisement.
+// believesNoRouter waits for the duration silence, and then fails the test if the node has a route or an address from a
+// router advertisement.
 func believesNoRouter(t *testing.T) {
 	t.Helper()
 	time.Sleep(silence)
@@ -37,7 +38,8 @@ func believesNoRouter(t *testing.T) {
 	}
 }
 
-// TestRouterAdvertisements: a node whose pods have IPv4 only accepts no router advertisement from a pod.
+// TestRouterAdvertisements: a node whose pods have no IPv6 accepts no router advertisement from a pod, whether the
+// frame goes to a link-local MAC or to all IPv6 nodes.
 func TestRouterAdvertisements(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -52,8 +54,7 @@ func TestRouterAdvertisements(t *testing.T) {
 	believesNoRouter(t)
 }
 
-// TestRouterAdvertisementsOutOfTheTunnel: a node accepts no router advertisement from its tunnel, and answers no ARP
-// request from its tunnel.
+// TestRouterAdvertisementsOutOfTheTunnel: a node accepts no router advertisement from its tunnel.
 func TestRouterAdvertisementsOutOfTheTunnel(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -66,7 +67,8 @@ func TestRouterAdvertisementsOutOfTheTunnel(t *testing.T) {
 	believesNoRouter(t)
 }
 
-// unaskedAddresses returns the IPv6 addresses of weir's links that weir did not set.
+// unaskedAddresses returns the IPv6 addresses of weir's links that weir can't have set: all those of pods' ports, and
+// those of other links that aren't unique local ones (fc00::/7).
 func unaskedAddresses(t *testing.T) (all []string) {
 	t.Helper()
 	for line := range strings.Lines(nodetest.Run(t, "ip", "-6", "-o", "addr", "show")) {
@@ -97,8 +99,8 @@ func TestNoAddressThatNobodyAskedFor(t *testing.T) {
 	}
 }
 
-// TestNoAddressThatNobodyAskedForWithIPv6Pods: on a node with IPv6 pods, weir0 has the address of the pods' gateway
-// and no other IPv6 address.
+// TestNoAddressThatNobodyAskedForWithIPv6Pods: on a node with IPv6 pods, the pods' ports have no IPv6 address, and
+// weir0 has none but unique local ones, such as that of the pods' gateway.
 func TestNoAddressThatNobodyAskedForWithIPv6Pods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

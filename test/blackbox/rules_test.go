@@ -51,6 +51,7 @@ func TestPodsReachThemselvesBehindPtp(t *testing.T)    { podsReachThemselves(t, 
 func TestPodsReachThemselvesBehindBridge(t *testing.T) { podsReachThemselves(t, "bridge") }
 
 // podsReachThemselves: a pod reaches itself through a Service or a hostPort, even if its policies allow nothing.
+// Another pod doesn't reach it that way.
 func podsReachThemselves(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -75,8 +76,8 @@ func TestControlForgedSelf(t *testing.T)             { forgedSelf(t, "weir") }
 func TestControlForgedSelfBehindPtp(t *testing.T)    { forgedSelf(t, "ptp") }
 func TestControlForgedSelfBehindBridge(t *testing.T) { forgedSelf(t, "bridge") }
 
-// forgedSelf: a packet whose source and destination are the address of one pod is allowed only if that pod itself
-// sends the packet.
+// forgedSelf: a packet under the address of an isolated pod, to that address or to a Service of the pod, doesn't arrive
+// if another pod or a host outside sends it.
 func forgedSelf(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -104,8 +105,8 @@ func forgedSelf(t *testing.T, plugin string) {
 	}
 }
 
-// TestForgedSendersBehindPtp: a link that the node routes belongs to one pod. If a packet from the link has a source
-// other than the pod's addresses, it is dropped.
+// TestForgedSendersBehindPtp: with ptp, a link of the node belongs to one pod. A packet from the link whose source
+// isn't an address of that pod arrives neither at the node, nor at another pod, nor outside.
 func TestForgedSendersBehindPtp(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -260,7 +261,8 @@ func TestForwardThatRefusesAllLegacy(t *testing.T) {
 }
 
 // forwardThatRefusesAll: some node images end the chain FORWARD of table filter with a rule that rejects all. Packets
-// that policies allow pass nevertheless. Packets that an earlier rule of the chain rejects don't pass.
+// that policies allow pass nevertheless, also after a script has rewritten the chain. Packets that policies deny or
+// that an earlier rule of the chain drops don't pass.
 func forwardThatRefusesAll(t *testing.T, flavour string) {
 	t.Helper()
 	n := nodetest.NewNode(t, dualStack)
@@ -304,7 +306,7 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 }
 
 // TestGlobalAddressesAreNotMasqueraded: if a pod's IPv6 address is a global one, hosts outside see this address. If it
-// is a unique local one, they see the node's address.
+// is a unique local one, they see the node's address. Over IPv4 they see the node's address in both cases.
 func TestGlobalAddressesAreNotMasqueraded(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

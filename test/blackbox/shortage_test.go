@@ -29,9 +29,9 @@ kind: Pod
 metadata: {name: two, namespace: ns-1}
 `
 
-// TestNoAddressIsLeft: ADD refuses a pod for which no address is left. The error has the number of addresses and a
-// remedy. STATUS doesn't fail: if it did, kubelet would have the running pods evicted. The agent reports the shortage
-// while it lasts.
+// TestNoAddressIsLeft: ADD refuses a pod for which no address is left. The error has the number of addresses and names
+// weirctl pods. STATUS doesn't fail: if it did, kubelet would have the running pods evicted. The status and a metric
+// report the shortage while it lasts, and the log names it. Once an address is free, the pod starts.
 func TestNoAddressIsLeft(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -92,7 +92,7 @@ func TestNoAddressIsLeft(t *testing.T) {
 	n.AddPod("ns-1", "two")
 }
 
-// metrics returns the agent's metrics, in the form that Prometheus gets.
+// metrics returns the text of the agent's /metrics.
 func metrics() (string, error) {
 	resp, err := http.Get("http://127.0.0.1:6786/metrics") //nolint:noctx // of a test's own agent
 	if err != nil {

@@ -11,9 +11,10 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAddsAndDelsAreNobodysTampering: pods start and end while the agent resyncs again and again. The agent doesn't
-// mistake the changes that ADD and DEL make to sets for another program's changes, and doesn't undo them. So a pod
-// behind another plugin, whose link is up from the start, stays in the set of pods that policies apply to.
+// TestAddsAndDelsAreNobodysTampering: pods behind another plugin start and end while the agent resyncs again and again.
+// The agent doesn't mistake the changes that ADD and DEL make to sets for another program's changes. It takes no pod
+// out of the set of pods that policies apply to while the pod's ADD runs: the pod's link is already up. After the last
+// DEL, no pod is in the set.
 func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return

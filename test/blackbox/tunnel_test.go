@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// lab makes a dual-stack cluster whose agents run with these flags, and a pod on each node.
+// lab makes a dual-stack cluster of size nodes, whose agents run with the flags, and a pod on each node.
 func lab(t *testing.T, size int, flags ...string) (*nodetest.Cluster, []*nodetest.Pod) {
 	t.Helper()
 	c := nodetest.NewCluster(t, size)
@@ -36,7 +36,7 @@ func awaitConflist(c *nodetest.Cluster, n *nodetest.ClusterNode) {
 	c.Eventually("the configuration of "+n.Name, func() error { _, err := os.Stat(n.Conflist); return err })
 }
 
-// rpFilter sets rp_filter for all links of the node, present and future.
+// rpFilter sets rp_filter for all links of the namespace, present and future.
 func rpFilter(t *testing.T, netns string, value int) {
 	t.Helper()
 	nodetest.In(t, netns, func() error {
@@ -58,7 +58,8 @@ func rpFilter(t *testing.T, netns string, value int) {
 }
 
 // arrives calls send, and reports whether a datagram that send sends reaches a socket at the address in the namespace.
-// Then it calls control, which sends a datagram that must arrive. So the test need not wait for a timeout.
+// Then it calls control, which must send a datagram that arrives there and begins with "control". When this one is
+// there, arrives need not wait for another.
 func arrives(t *testing.T, netns, address string, send, control func()) bool {
 	t.Helper()
 	var conn *net.UDPConn
@@ -96,13 +97,13 @@ func tunnelMAC(node string) net.HardwareAddr {
 	return net.HardwareAddr{0x0e, 0x58, b[0], b[1], b[2], b[3]}
 }
 
-// inTunnel returns the payload of a tunnel packet with the frame inside.
+// inTunnel returns the payload of a tunnel packet that carries the frame inner.
 func inTunnel(t *testing.T, vni uint32, inner []byte) []byte {
 	t.Helper()
 	return nodetest.Frame(t, &layers.VXLAN{ValidIDFlag: true, VNI: vni}, gopacket.Payload(inner))
 }
 
-// wire sends a datagram to the node from the router's place, as a host next to the router can.
+// wire sends a datagram from the router's end of the link to the node of that number, under any source address.
 func wire(t *testing.T, node int, from, to string, port int, payload []byte) {
 	t.Helper()
 	mac := func(last byte) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, byte(node), last} }
@@ -114,13 +115,15 @@ const (
 	vni, vxlanPort      = 88, 4789
 )
 
-// forged returns the frame inside a tunnel packet from n1 to n2.
+// forged returns the frame that a tunnel packet from n1 to n2 would carry: a datagram from one address to port 9 of the
+// other.
 func forged(t *testing.T, from, to, payload string) []byte {
 	t.Helper()
 	return udpFrame(t, tunnelMAC(node1), tunnelMAC(node2), from, to, 9, []byte(payload))
 }
 
-// honest returns a function that sends a packet through the tunnel as n1 does for one of its pods, to the pod on n2.
+// honest returns a function that sends the datagram "control" through the tunnel to the pod on n2, as n1 does for one
+// of its pods.
 func honest(t *testing.T, to string) func() {
 	from := "100.96.1.77"
 	if strings.Contains(to, ":") {
@@ -129,8 +132,8 @@ func honest(t *testing.T, to string) func() {
 	return func() { wire(t, 2, node1, node2, vxlanPort, inTunnel(t, vni, forged(t, from, to, "control"))) }
 }
 
-// TestForgedRemotePods: a host between the nodes sends packets under the address of another node's pod, without a
-// tunnel. The packets don't arrive.
+// TestForgedRemotePods: a host between the nodes sends packets under addresses of pods, of other nodes and of the
+// receiving node, without a tunnel. The packets arrive neither at a pod nor at the node, with and without rp_filter.
 func TestForgedRemotePods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -157,7 +160,8 @@ func TestForgedRemotePods(t *testing.T) {
 	}
 }
 
-// TestForgedInsideTunnels: a packet from a node's tunnel is dropped unless its source is in a network of that node.
+// TestForgedInsideTunnels: a packet from a node's tunnel is dropped unless its source is in a network of that node. A
+// tunnel packet from a host that isn't a node is dropped too.
 func TestForgedInsideTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -175,7 +179,8 @@ func TestForgedInsideTunnels(t *testing.T) {
 				t.Errorf("the tunnel of n1 brings packets of %s to %s", from, to)
 			}
 		}
-		// A host that isn't a node sends tunnel packets, under its own address and under a node's.
+		// A host that isn't a node sends tunnel packets, under addresses of no node and under the receiving node's own
+		// address. (Under n1's address they would pass: honest sends such packets.)
 		if arrives(t, pods[1].Netns, at, func() {
 			inner := map[bool]string{false: "100.96.1.77", true: "fd00:96:1::77"}[strings.Contains(to, ":")]
 			for _, from := range []string{"192.0.2.1", "172.20.1.11", node2} {
@@ -187,7 +192,8 @@ func TestForgedInsideTunnels(t *testing.T) {
 	}
 }
 
-// TestNothingElseOutOfTunnels: the node accepts no router advertisement from a tunnel, in any kind of frame.
+// TestNothingElseOutOfTunnels: the node takes no default route from a router advertisement in a tunnel, and no ARP
+// request comes out of the tunnel.
 func TestNothingElseOutOfTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -198,7 +204,7 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	n.Run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/all/forwarding; ip -6 route del default")
 	n.StartAgent()
 	awaitConflist(c, n)
-	// Accept router advertisements here, whatever weir has set, so that the test would see the effect of one that
+	// The link now accepts router advertisements, whatever weir has set, so that the test would see the effect of one that
 	// arrives.
 	n.Run("sh", "-c",
 		"ip link set weir-vxlan addrgenmode eui64; ip link set weir-vxlan down; ip link set weir-vxlan up; "+
@@ -235,8 +241,8 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	}
 }
 
-// TestServiceBeforeTunnels: if the node translates a packet's destination to a node's tunnel port, the packet isn't a
-// tunnel packet, even if another node sent it.
+// TestServiceBeforeTunnels: if a node translates a packet's destination to a node's tunnel port, the packet isn't a
+// tunnel packet, even if it comes from another node. A pod's packet to a node's tunnel port isn't one, either.
 func TestServiceBeforeTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -287,8 +293,9 @@ func sendUDP(t *testing.T, netns, to string, payload []byte) {
 	}
 }
 
-// TestTunnelsAreNotTranslated: no rule translates tunnel packets, even if a hostPort uses the tunnel port, or a
-// Service uses it with the node's address as externalIP. Tunnel packets are not tracked, either.
+// TestTunnelsAreNotTranslated: a rule translates packets to the node's tunnel port to a pod's address, as for a
+// hostPort, or for a Service with the node's address as externalIP. The rule has no effect on packets to the tunnel
+// port, and pods still reach each other through the tunnel. Connection tracking has no entry for tunnel packets.
 func TestTunnelsAreNotTranslated(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -313,8 +320,8 @@ func TestTunnelsAreNotTranslated(t *testing.T) {
 	}
 }
 
-// TestTunnelsComeByTheUnderlay: a pod behind another plugin, whose link has no spoof guard, sends packets to the
-// tunnel port of its node under another node's address. These packets are dropped.
+// TestTunnelsComeByTheUnderlay: a pod behind the plugin ptp sends a tunnel packet to its node under another node's
+// address. The packet inside doesn't arrive.
 func TestTunnelsComeByTheUnderlay(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "main/bridge", "ipam/host-local") {
 		return
@@ -355,9 +362,8 @@ func TestTunnelsComeByTheUnderlay(t *testing.T) {
 	}
 }
 
-// TestDirectPeersDontComeOutOfTunnels: in crossSubnet, packets from nodes of the same subnet must come without a
-// tunnel, and packets from nodes of other subnets must come through the tunnel. All other packets with addresses of
-// other nodes' pods are dropped.
+// TestDirectPeersDontComeOutOfTunnels: in crossSubnet, n2 drops packets under addresses of pods if they come out of a
+// tunnel from n1, which is in n2's subnet, or without a tunnel from n3, which isn't. Packets out of n3's tunnel arrive.
 func TestDirectPeersDontComeOutOfTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -13,7 +13,7 @@ import (
 )
 
 // apiServer answers an agent's requests. It has one Node. The map served has the number of objects for each further
-// kind. The number -1 means that the agent may not list the kind.
+// kind, under KIND.GROUP/VERSION. The number -1 means that the agent may not list the kind.
 func apiServer(t *testing.T, served map[string]int) *httptest.Server {
 	t.Helper()
 	lists := map[string]string{
@@ -84,8 +84,9 @@ func apiServer(t *testing.T, served map[string]int) *httptest.Server {
 	return server
 }
 
-// TestPoliciesThatAnAPIServerHas: weir warns of each kind of policy that it doesn't enforce, if the API server has
-// objects of that kind.
+// TestPoliciesThatAnAPIServerHas: the status, the log and a metric warn of a kind of policy that weir doesn't enforce,
+// if the API server has objects of that kind or doesn't let the agent list them. There is no warning of a kind without
+// objects, or of a kind that isn't a policy.
 func TestPoliciesThatAnAPIServerHas(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -12,7 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// denied makes a node with an agent, the pods x/a and x/b, and a policy that denies all. x/b serves TCP port 80.
+// denied makes a node with an agent, the pods x/a and x/b, and a policy that denies all. x/b serves TCP port 80. The
+// pod x/c has a manifest, but isn't attached.
 func denied(t *testing.T) (n *nodetest.Node, a, b *nodetest.Pod) {
 	t.Helper()
 	n = nodetest.NewNode(t, nil)
@@ -38,7 +39,7 @@ func sh(t testing.TB, line string) string {
 	return nodetest.Run(t, "sh", "-c", line)
 }
 
-// notReadyFor waits until the status says that the node isn't ready, with an error that contains the text why.
+// notReadyFor waits until weirctl status fails, with an output that contains the text why.
 func notReadyFor(n *nodetest.Node, why string) {
 	n.Helper()
 	n.Eventually("the status says what is wrong with "+why, func() error {
@@ -83,8 +84,8 @@ func stays(n *nodetest.Node, within time.Duration, f func() error) {
 	}
 }
 
-// TestATableThatIptablesCantPrint: another program's rule in table nat makes iptables-save fail. weir still repairs
-// its rules in table mangle. No pod starts while a table is unknown.
+// TestATableThatIptablesCantPrint: another program's rule in table nat makes iptables-save fail. weir still repairs its
+// rules in table mangle. Until the rule is deleted, the node isn't ready, and no pod starts.
 func TestATableThatIptablesCantPrint(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -110,7 +111,8 @@ func TestATableThatIptablesCantPrint(t *testing.T) {
 }
 
 // TestATableThatIptablesCallsIncompatible: a rule that nft added to mangle FORWARD makes iptables-save succeed without
-// printing the table. weir doesn't take the table for empty.
+// printing the table. weir doesn't take the table for empty: its own rule is there once. Until the rule of nft is
+// deleted, the node isn't ready, and no pod starts, but weir repairs its rules and applies changes of policies.
 func TestATableThatIptablesCallsIncompatible(t *testing.T) {
 	for family, program := range map[string]string{"ip": "iptables", "ip6": "ip6tables"} {
 		t.Run(program, func(t *testing.T) {
@@ -165,7 +167,7 @@ func TestATableThatIptablesCallsIncompatible(t *testing.T) {
 	}
 }
 
-// jumps returns an error unless the wanted number of the chain's rules jump to weir's chain.
+// jumps returns an error unless exactly want rules of the chain jump to a chain of weir's.
 func jumps(chain string, want int) error {
 	out, err := exec.Command("sh", "-c", "nft list chain "+chain).CombinedOutput()
 	if err != nil {
@@ -189,8 +191,9 @@ func withoutMatch(t *testing.T, match string) (undo string) {
 	return "XTABLES_LIBDIR=" + lib + " "
 }
 
-// TestALegacyTableThatIptablesCantPrint does the same as TestATableThatIptablesCantPrint with legacy tables, which
-// only iptables can list.
+// TestALegacyTableThatIptablesCantPrint: iptables-legacy can't print table mangle, and weir's rule is deleted from it.
+// Policies still apply, and weir doesn't add its rule more than once. Until the table can be printed, the node isn't
+// ready, and no pod starts.
 func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -219,8 +222,9 @@ func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 	well(n)
 }
 
-// TestWhichIptablesIsUnknown: the rules that show which iptables the node uses can't be read. The agent continues to
-// use the same iptables.
+// TestWhichIptablesIsUnknown: an agent starts while iptables can't print some tables. If kubelet's chain is in
+// iptables-nft, the agent uses that, even if it can't read table nat. If only iptables-legacy has rules and can't print
+// them, the agent isn't ready, and no pod starts, until it can.
 func TestWhichIptablesIsUnknown(t *testing.T) {
 	t.Run("nft", func(t *testing.T) {
 		if !nodetest.IsolatedWithWeir(t) {
@@ -252,8 +256,8 @@ func TestWhichIptablesIsUnknown(t *testing.T) {
 	})
 }
 
-// TestAGuardThatCantBeMadeIsNotForgotten: writing the guard failed in a resync. The next reconcile doesn't take the
-// guard for written.
+// TestAGuardThatCantBeMadeIsNotForgotten: another program replaces the guard's table, and a set in it makes a first
+// attempt to write the guard fail. The status never says that the node is ready while the guard isn't there.
 func TestAGuardThatCantBeMadeIsNotForgotten(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -280,8 +284,8 @@ func TestAGuardThatCantBeMadeIsNotForgotten(t *testing.T) {
 	})
 }
 
-// TestATableThatIsSwitchedOff: another program makes a table dormant. nft still lists all its rules, but the kernel
-// checks no packet with these rules. The agent switches the table on again.
+// TestATableThatIsSwitchedOff: another program makes table mangle dormant, and then the guard's table. nft still lists
+// all rules of such a table, but the kernel checks no packet with these rules. The agent switches the table on again.
 func TestATableThatIsSwitchedOff(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -334,7 +338,8 @@ nft -f /run/forward.nft`)
 		n.Reach(a, b.IP+":80", false)
 		n.Eventually("the node is ready", func() error { _, err := n.Ctl("status"); return err })
 	}
-	// If the chain also has another program's rule, the agent leaves the chain there, and the agent isn't ready.
+	// If such a chain also has another program's rule, the agent doesn't replace the chain. It isn't ready, and no pod
+	// starts.
 	sh(t,
 		"nft 'flush chain ip mangle FORWARD; delete chain ip mangle FORWARD; add chain ip mangle FORWARD; "+
 			"add rule ip mangle FORWARD counter'")
@@ -346,7 +351,8 @@ nft -f /run/forward.nft`)
 }
 
 // TestASetThatCantBeRead: a set with a name of weir's has a type that weir doesn't use. Then all sets are unknown to
-// weir, but weir still restores its rule when the rule is deleted.
+// weir: the node isn't ready, and no pod starts, until the set is deleted. But weir still restores its rule when the
+// rule is deleted.
 func TestASetThatCantBeRead(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

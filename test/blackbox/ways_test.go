@@ -33,7 +33,7 @@ func addressOnLo(c *nodetest.Cluster) {
 }
 
 // TestMTUFollowsTheRoute: the MTU of pods comes from the routes to other nodes, not from the link with the node's
-// address. If the routes change, the MTU changes.
+// address. Of several next hops, the one with the smallest MTU counts. If the routes change, the MTU changes.
 func TestMTUFollowsTheRoute(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -68,7 +68,8 @@ func TestMTUFollowsTheRoute(t *testing.T) {
 	c.Eventually("p1 reaches p2", func() error { _, err := nodetest.Get(t, p1.Netns, p2.IP+":80"); return err })
 }
 
-// TestNextHopOfTheOtherFamily: in crossSubnet, a node behind an IPv6 router counts as being in another subnet.
+// TestNextHopOfTheOtherFamily: in crossSubnet, a node whose IPv4 address is behind an IPv6 router counts as being in
+// another subnet. The route to its pods leads into the tunnel, and pods reach each other.
 func TestNextHopOfTheOtherFamily(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -96,8 +97,8 @@ func TestNextHopOfTheOtherFamily(t *testing.T) {
 	allReach(c, pods, "crossSubnet")
 }
 
-// TestOverlayPortAndVNI: if another overlay uses the port of VXLAN or weir's VNI, flags give weir another port and
-// VNI, and the gate's rules use them.
+// TestOverlayPortAndVNI: another overlay uses the port of VXLAN and weir's VNI, and flags give weir others. Pods reach
+// each other. They can't send to weir's new port, but can to the port of the other overlay.
 func TestOverlayPortAndVNI(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -151,8 +152,8 @@ func TestAnotherOverlayOnThePort(t *testing.T) {
 		func() error { _, err := nodetest.Get(t, nodetest.RouterNS, "10.99.0.1:80"); return err })
 }
 
-// TestAHostFirewallByState: tunnel packets are not tracked. So a host firewall that accepts the tunnel port by
-// connection state drops tunnel packets. The status says so.
+// TestAHostFirewallByState: tunnel packets are not tracked, so a host firewall that accepts the tunnel port by
+// connection state drops them. The status says so until the firewall accepts the port in any state.
 func TestAHostFirewallByState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -179,7 +180,8 @@ func TestAHostFirewallByState(t *testing.T) {
 	c.Eventually("the status no longer tells of it", blocked(false))
 }
 
-// TestClusterCIDR: with the flag --cluster-cidr, weir ignores networks of Nodes that are outside the cluster's CIDR.
+// TestClusterCIDR: with the flag --cluster-cidr, weir makes no route to a Node's network outside the cluster's CIDRs,
+// and the status names the network.
 func TestClusterCIDR(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -197,7 +199,8 @@ func TestClusterCIDR(t *testing.T) {
 	}
 }
 
-// TestTheGateIsRepaired: the agent repairs the gate after another program's changes.
+// TestTheGateIsRepaired: another program flushes, deletes, switches off or extends the gate's table. The agent makes
+// the table as before. Then the gate drops a packet under an address that isn't of the tunnel's node.
 func TestTheGateIsRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

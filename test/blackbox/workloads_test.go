@@ -7,7 +7,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// workloads is a shop's workloads, and policies that allow its client to reach its web servers and its database.
+// workloads has workloads of four kinds, and a static pod. Policies allow the client's pods to reach web and db, and
+// the pods of other to reach db-0.
 const workloads = `
 apiVersion: apps/v1
 kind: Deployment
@@ -47,7 +48,9 @@ spec: {podSelector: {matchLabels: {statefulset.kubernetes.io/pod-name: db-0}},
   ingress: [{from: [{podSelector: {matchLabels: {app: other}}}]}]}
 `
 
-// TestPodsOfWorkloads: if a pod's name fits a workload, the pod gets the workload's labels.
+// TestPodsOfWorkloads: if a pod's name fits a workload, the pod gets the workload's labels, and a StatefulSet's pod
+// also gets its name as a label. The mirror pod of a static pod, whose name ends in the node's, gets the static pod's
+// labels. ADD refuses a pod whose name fits no workload.
 func TestPodsOfWorkloads(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -86,7 +89,9 @@ func TestPodsOfWorkloads(t *testing.T) {
 	}
 }
 
-// TestAPodThatFitsTwoWorkloads: a pod whose name fits two workloads gets only the labels that both workloads have.
+// TestAPodThatFitsTwoWorkloads: a pod's name fits two workloads with different labels. Policies that select either
+// apply to the pod, and a peer's selector matches it only by the labels that both workloads have. The status says that
+// the pod fits two.
 func TestAPodThatFitsTwoWorkloads(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
