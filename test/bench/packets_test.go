@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/test/estimate"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -118,7 +119,7 @@ func comparePackets(t *testing.T, flavour iptables.Flavour) {
 		for _, c := range all {
 			pair := took[k.name+c.name]
 			fmt.Printf("packets %s, %s, %s: %s, %.2f us\n", flavour, k.name, c.name,
-				estimate(ratios(pair[0], pair[1]), 3), float64(median(pair[1]).Nanoseconds())/1000)
+				estimate.Text(estimate.Ratios(pair[0], pair[1]), 3), float64(estimate.Median(pair[1]).Nanoseconds())/1000)
 		}
 	}
 }
