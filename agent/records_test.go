@@ -121,7 +121,7 @@ func (s *stepped) in(address string) []string {
 
 // TestFault7AnAddressWhoseOldRecordWasNotHeardOf: in weave-npc a new pod inherited the set memberships of the old pod
 // with the same address, if the events came in the wrong order. In weir the new pod gets none of the old pod's classes
-// and peers.
+// and peers. If both records are on disk, the later one counts, and the agent reports a fault.
 func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -97,7 +97,8 @@ func (m *making) deleteConnections() error {
 }
 
 // checkDenied returns nil if a rule denies the pod's connections until an agent enrols the pod. If there is no such
-// rule, it returns a *NoRuleError: no agent has run on the node since the node was started.
+// rule, because no agent has run on the node since the node was started, or if the kernel doesn't say, it returns a
+// *NoRuleError.
 func (m *making) checkDenied(noAgent error) error {
 	for _, addr := range m.record.Addresses {
 		if used, err := m.Sets.InUse(addr.Addr); err != nil || !used {

@@ -121,14 +121,14 @@ func isAutoconfigured(link string, a netlink.Addr) bool {
 // addrGenModeNone).
 type NoLinkLocal struct{ Link string }
 
-// Kind implements Property.
+// Kind is that of sysctls: the kernel shows the mode as one (addr_gen_mode).
 func (NoLinkLocal) Kind() Kind { return KindSysctl }
 
 func (g NoLinkLocal) String() string {
 	return "the kernel gives " + g.Link + " no link-local address"
 }
 
-// Command implements Property.
+// Command changes the mode. It doesn't delete an address that the link already has.
 func (g NoLinkLocal) Command() string { return "ip link set " + g.Link + " addrgenmode none" }
 
 // Check reads the link's sysctl addr_gen_mode. A missing link, or one without IPv6, isn't wrong.
@@ -150,7 +150,7 @@ func (g NoLinkLocal) restore(h netlinksafe.Handle, _ *Observed) error {
 // RemoveAutoconfigured).
 type NoAutoconfigured struct{}
 
-// Kind implements Property.
+// Kind is that of addresses, also if only a route is wrong.
 func (NoAutoconfigured) Kind() Kind { return KindAddress }
 
 func (NoAutoconfigured) String() string {

@@ -296,6 +296,8 @@ func (o *Observed) readRoutes(h netlinksafe.Handle, family int) error {
 
 // podMTU reads the MTU of the pair's other end, in the namespace in which that end is. It returns 0 if the other end is
 // gone, or if it is unknown where it is.
+//
+// Equivalent to: ip -n NETNS -d link show IFNAME
 func podMTU(port Link) (int, error) {
 	if port.PeerNS < 0 || port.Peer <= 0 {
 		return 0, nil

@@ -23,7 +23,7 @@ type PortOnBridge struct {
 	Up     bool
 }
 
-// Kind implements Property.
+// Kind is KindPort, also if only the MTU is wrong.
 func (p PortOnBridge) Kind() Kind { return KindPort }
 
 func (p PortOnBridge) String() string {
@@ -34,7 +34,7 @@ func (p PortOnBridge) String() string {
 	return fmt.Sprintf("%s is %san isolated port of %s, and takes what the pod sends", p.HostIf, up, Name)
 }
 
-// Command implements Property.
+// Command sets what Check compares, except the MTU.
 func (p PortOnBridge) Command() string {
 	up := ""
 	if p.Up {
@@ -172,7 +172,7 @@ func (f ForwardingEntry) String() string {
 	return fmt.Sprintf("%s sends what is for %s to port %s", Name, f.MAC, f.HostIf)
 }
 
-// Command implements Property.
+// Command adds the entry, or replaces one for the same MAC.
 func (f ForwardingEntry) Command() string {
 	return fmt.Sprintf("bridge fdb replace %s dev %s master static", f.MAC, f.HostIf)
 }
@@ -213,7 +213,7 @@ func (n Neighbour) String() string {
 	return fmt.Sprintf("the node knows the MAC %s of %s", n.MAC, n.Addr)
 }
 
-// Command implements Property.
+// Command adds the entry, or replaces one for the same address.
 func (n Neighbour) Command() string {
 	return fmt.Sprintf("ip neigh replace %s lladdr %s dev %s nud permanent", n.Addr, n.MAC, Name)
 }
@@ -245,14 +245,14 @@ func (n Neighbour) restore(h netlinksafe.Handle, _ *Observed) error {
 // pods that weir enforces policy on (see EnableBridgeNetfilter).
 type FilteredBridge struct{ Name string }
 
-// Kind implements Property.
+// Kind is the same as weir0's, although the bridge is another plugin's.
 func (b FilteredBridge) Kind() Kind { return KindBridge }
 
 func (b FilteredBridge) String() string {
 	return "what bridge " + b.Name + " passes on between its ports goes through iptables"
 }
 
-// Command implements Property.
+// Command sets the options. It doesn't load br_netfilter, without which they have no effect.
 func (b FilteredBridge) Command() string {
 	return "ip link set " + b.Name + " type bridge nf_call_iptables 1 nf_call_ip6tables 1"
 }

@@ -52,7 +52,7 @@ func (s Sysctl) String() string { return s.Why }
 
 func (s Sysctl) name() string { return strings.ReplaceAll(s.Key, "/", ".") }
 
-// Command implements Property.
+// Command sets the sysctl to Value, although Bound may allow other values.
 func (s Sysctl) Command() string { return "sysctl -w " + s.name() + "=" + s.Value }
 
 // Check reads the sysctl's present value, not one that was observed before.
@@ -135,7 +135,7 @@ func writeSysctl(key, value string) error {
 // route would expire.
 type UplinksAcceptRA struct{}
 
-// Kind implements Property.
+// Kind is that of other sysctls, although the links aren't weir's.
 func (UplinksAcceptRA) Kind() Kind { return KindSysctl }
 
 func (UplinksAcceptRA) String() string {

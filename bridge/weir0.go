@@ -24,7 +24,7 @@ type WeirBridge struct {
 	MACs []net.HardwareAddr
 }
 
-// Kind implements Property.
+// Kind is KindBridge, also if only an option, the MAC or the MTU is wrong.
 func (b WeirBridge) Kind() Kind { return KindBridge }
 
 func (b WeirBridge) String() string { return Name + " is there, up, and passes on what its ports send" }
@@ -166,7 +166,7 @@ func (a Address) String() string {
 	return fmt.Sprintf("%s has the gateway's address %s", Name, bridgeAddress(a.Gateway))
 }
 
-// Command implements Property.
+// Command adds the address, without duplicate address detection for IPv6.
 func (a Address) Command() string {
 	nodad := ""
 	if a.Gateway.Addr().Is6() {
@@ -220,7 +220,7 @@ func (r Route) String() string {
 	return fmt.Sprintf("the way to %s leads to %s", r.Dst, Name)
 }
 
-// Command implements Property.
+// Command adds the route, or replaces one to the same destination.
 func (r Route) Command() string {
 	if r.Type == unix.RTN_LOCAL {
 		return fmt.Sprintf("ip route replace local %s dev %s table local", r.Dst.Addr(), Name)

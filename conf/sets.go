@@ -8,8 +8,9 @@ import "strings"
 
 // Sets with fixed names.
 const (
-	// PodsSet has the addresses of every pod on the node, except pods with enforcement off: the kernel drops packets from
-	// and to these addresses unless a class accepts them. The plugin adds a pod before it sets the pod's link up.
+	// PodsSet has the addresses of every pod on the node: the kernel drops packets from and to these addresses unless a
+	// class accepts them. The plugin adds a pod before it sets the pod's link up, except with enforcement off. The agent
+	// adds that pod later, with the class that accepts everything.
 	PodsSet = ownSet + "pods"
 	// NetworksSet has the networks that pods' addresses come from.
 	NetworksSet = ownSet + "networks"

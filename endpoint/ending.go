@@ -74,6 +74,8 @@ func IDs() ([]string, error) {
 
 // MarkBusy locks the record, so that Busy reports true until the lock is closed or the process ends. If the record
 // can't be opened, or another process has locked it, MarkBusy does nothing and returns a Closer without effect.
+//
+// Equivalent to: flock --nonblock RECORD
 func MarkBusy(id string) io.Closer {
 	f, err := openRecord(id)
 	if err != nil {
@@ -88,6 +90,8 @@ func MarkBusy(id string) io.Closer {
 
 // Busy reports whether a process is making or ending the attachment: whether the record is locked. It reports false if
 // there is no record.
+//
+// Equivalent to: ! flock --nonblock --shared RECORD true
 func Busy(id string) (bool, error) {
 	f, err := openRecord(id)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -1,5 +1,5 @@
-// Package endpoint owns the endpoint records and the node's lock. The plugin writes a record on ADD. DEL, GC or the
-// agent removes the record when the attachment ends. The agent and weirctl read records. The files:
+// Package endpoint owns the endpoint records and the node's lock. The plugin writes a record on ADD; whoever ends the
+// attachment removes the record. The agent and weirctl read records. The files:
 //
 //   - /run/weir/endpoints/ID.json: the record of an attachment
 //   - /run/weir/endpoints/ID.ending: the same record while the attachment is being deleted
@@ -232,9 +232,11 @@ func WatchDir() (string, error) {
 	return recordsDir, nil
 }
 
-// Lock takes the node's lock. A process holds it while it assigns or releases addresses, makes the bridge, or ends an
-// attachment. Lock waits without a time limit: processes keep the lock for a few system calls. The kernel releases the
-// lock when the process ends.
+// Lock takes the node's lock. A process holds it while it assigns or releases addresses, ends an attachment, makes the
+// bridge or repairs node settings. Lock waits without a time limit: processes keep the lock for a few system calls. The
+// kernel releases the lock when the process ends.
+//
+// Equivalent to: flock /run/weir/lock
 func Lock() (unlock func(), err error) {
 	if err := os.MkdirAll(Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make %s: %w", Dir, err)
