@@ -10,7 +10,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/test/nodetest"
@@ -39,7 +38,7 @@ func TestConflist(t *testing.T) {
 		Node: NodeOptions{Name: "self", Overlay: overlay.Options{Encapsulation: overlay.Always}, Conflist: path},
 	}, driver, links)
 	a.cluster.objects = healthy()
-	a.planWays(netfilter.Trust)
+	a.planWays()
 	configurations := func() []string { // the files that libcni (ConfFiles) takes for configurations
 		var names []string
 		for _, ext := range []string{".conf", ".conflist", ".json"} {

@@ -14,6 +14,7 @@ import (
 type gate struct {
 	inKernel bool
 	plan     overlay.Plan
+	version  int // of plan (ways.version)
 	links    []string
 	traffic  overlay.Traffic
 	// blocked has the problem that a firewall of the host drops tunnel packets; empty if there is no sign of such a
@@ -29,7 +30,7 @@ func (a *agent) keepGate(verify netfilter.Verify) error {
 		return nil
 	}
 	g, plan, links := &a.ways.gate, a.ways.plan, a.foreignLinks()
-	if g.inKernel && verify != netfilter.All && g.plan.Equal(plan) && slices.Equal(g.links, links) {
+	if g.inKernel && verify != netfilter.All && g.version == a.ways.version && slices.Equal(g.links, links) {
 		return nil
 	}
 	renewed, traffic, err := overlay.NewGate(plan, links).Apply()
@@ -46,7 +47,7 @@ func (a *agent) keepGate(verify netfilter.Verify) error {
 	} else {
 		g.blocked = blocked(a.Node, g.traffic, traffic, g.blocked)
 	}
-	g.inKernel, g.plan, g.links, g.traffic = true, plan, links, traffic
+	g.inKernel, g.plan, g.version, g.links, g.traffic = true, plan, a.ways.version, links, traffic
 	return nil
 }
 

@@ -29,7 +29,6 @@ var steps = []func(*round, context.Context) bool{
 	// The ruleset, the gate and the routes to other nodes all depend on which Nodes are accepted.
 	(*round).settleNodes,
 	(*round).applyRuleset,
-	// After applyRuleset: if it has read the kernel, planWays reads the node's routes too.
 	(*round).planWays,
 	(*round).reportProblems,
 	// After planWays: the gate accepts tunnel packets from the nodes in the plan.
@@ -78,8 +77,10 @@ func (a *agent) reconcile(ctx context.Context, verify netfilter.Verify) time.Dur
 
 // settleNodes evaluates the Nodes' claims again if the addresses that this node itself needs have changed.
 func (r *round) settleNodes(context.Context) bool {
+	r.heedNews(r.verify)
 	n := &r.cluster.nodes
-	if r.verify == netfilter.All && n.latest != nil && n.readLocal(r.netlink, r.Node) {
+	look := r.ways.moved || r.verify == netfilter.All && n.err != nil
+	if look && n.latest != nil && n.readLocal(r.netlink, r.Node) {
 		n.stated = nil
 		r.acceptNodes(n.latest)
 	}
@@ -95,7 +96,7 @@ func (r *round) applyRuleset(ctx context.Context) bool {
 
 // planWays plans the tunnel and the routes to other nodes.
 func (r *round) planWays(context.Context) bool {
-	r.agent.planWays(r.verify)
+	r.agent.planWays()
 	return true
 }
 
@@ -198,7 +199,7 @@ func (r *round) answerPlugins(context.Context) bool {
 // reachNodes sets up the tunnel and the routes to other nodes' pods, and writes the runtime's configuration. If that
 // must be done again, it asks for another round.
 func (r *round) reachNodes(context.Context) bool {
-	if !r.reach(r.verify) {
+	if !r.reach() {
 		r.next = sooner(r.next, retry)
 	}
 	return true

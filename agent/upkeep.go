@@ -32,8 +32,10 @@ const (
 type upkeep struct {
 	known   atomic.Pointer[nodeKnowledge] // stored by the loop
 	changed chan struct{}                 // has room for one: the node or known may have changed
-	ways    atomic.Bool                   // links, addresses or routes to other nodes may have changed
-	mac     net.HardwareAddr              // the MAC of weir0, as check last saw it
+	ways    atomic.Bool                   // weir's tunnel and routes to other nodes may have changed
+	// underlay: the paths to other nodes may have changed. Nothing is done until the next resync.
+	underlay atomic.Bool
+	mac      net.HardwareAddr // the MAC of weir0, as check last saw it
 }
 
 func newUpkeep() upkeep { return upkeep{changed: make(chan struct{}, 1)} }
@@ -79,6 +81,19 @@ func (u *upkeep) notify() {
 	}
 }
 
+// hear takes note of what the kernel has announced.
+func (u *upkeep) hear(n bridge.News) {
+	if n.Ways {
+		u.ways.Store(true)
+	}
+	if n.Underlay {
+		u.underlay.Store(true)
+	}
+	if n.Settings || n.Ways {
+		u.notify()
+	}
+}
+
 // keepNode checks the node settings at each resync, and when the kernel reports a change.
 func (a *agent) keepNode(ctx context.Context) error {
 	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE) // the loop has another handle, so it doesn't wait for this one
@@ -91,12 +106,7 @@ func (a *agent) keepNode(ctx context.Context) error {
 	_ = errors.Join(bridge.SetReassembly(), bridge.RemoveAutoconfigured(links))
 	watching := make(chan error, 1)
 	go func() {
-		watching <- bridge.WatchNode(ctx, func(ways bool) {
-			if ways {
-				a.upkeep.ways.Store(true)
-			}
-			a.upkeep.notify()
-		})
+		watching <- bridge.WatchNode(ctx, a.upkeep.hear)
 	}()
 	resync := time.NewTicker(a.Resync)
 	defer resync.Stop()
@@ -116,7 +126,7 @@ func (a *agent) keepNode(ctx context.Context) error {
 		}
 		soon, last = nil, time.Now()
 		if k := a.upkeep.known.Load(); k != nil {
-			if a.upkeep.ways.Load() { // the loop sets it to false when it handles waysChanged
+			if a.upkeep.ways.Load() { // the loop sets it to false when it takes note
 				a.send(ctx, waysChanged{})
 			}
 			differences, err := a.upkeep.check(links, k)
@@ -133,7 +143,7 @@ func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Dif
 		return nil, err
 	}
 	properties := u.properties(k, memory, slices.Collect(maps.Values(k.endpoints)))
-	o := bridge.Observe(links)
+	o := bridge.Observe()
 	if len(bridge.Compare(properties, o)) == 0 {
 		if l, ok := o.Links[bridge.Name]; ok {
 			u.mac = l.MAC

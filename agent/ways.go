@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
@@ -12,16 +13,31 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
+// waysEvery is the time after which the agent reads the node's paths and the routes and tunnels again although the
+// kernel has announced no change of them.
+const waysEvery = time.Minute
+
 // ways are the routes and tunnels to pods on other nodes. If this node has no Node, there are no such routes and
 // tunnels.
+//
+// With thousands of nodes the kernel has thousands of routes and entries, so they are read only if the kernel has
+// announced a change that may concern them (bridge.WatchNode), if the plan has changed, and once in waysEvery.
 type ways struct {
 	// current is true if plan was computed from the newest accepted Nodes.
 	current bool
-	routes  *overlay.Routes
-	plan    overlay.Plan // the wanted routes and tunnels
-	kernel  overlay.Plan // the plan that was last applied
-	refused []ruleset.Problem
-	gate    gate
+	// moved is true if the node's own addresses, or its paths to other nodes, may differ from those that plan was
+	// computed from.
+	moved bool
+	// unchecked is true if the kernel's routes and tunnels may differ from kernel.
+	unchecked bool
+	checked   time.Time // when the agent last read everything
+	routes    *overlay.Routes
+	plan      overlay.Plan // the wanted routes and tunnels
+	kernel    overlay.Plan // the plan that was last applied
+	// version numbers the different plans, from 1. applied is the version of kernel.
+	version, applied int
+	refused          []ruleset.Problem
+	gate             gate
 }
 
 // problems returns the problems of Nodes whose pods can't be reached, and the problem of the host's firewall.
@@ -29,51 +45,74 @@ func (w *ways) problems() []ruleset.Problem {
 	return slices.Concat(w.plan.Problems, w.refused, w.gate.blocked)
 }
 
-// planWays plans the routes and tunnels again if Nodes or the node's routes may have changed.
-func (a *agent) planWays(verify netfilter.Verify) {
+// heedNews takes note of what the kernel has announced. Changes of the underlay wait for the next resync: on some nodes
+// links of other programs come and go all the time.
+func (a *agent) heedNews(verify netfilter.Verify) {
 	w := &a.ways
-	if a.Node.Name == "" || w.current && verify != netfilter.All && a.faults.now[partNodes] == nil {
+	w.unchecked = a.upkeep.ways.Swap(false) || w.unchecked
+	if verify != netfilter.All {
 		return
 	}
-	if w.routes == nil || verify == netfilter.All {
+	if a.upkeep.underlay.Swap(false) || time.Since(w.checked) >= waysEvery || len(w.refused) > 0 {
+		w.moved, w.unchecked = true, true
+	}
+}
+
+// planWays plans the routes and tunnels again if Nodes or the node's routes may have changed.
+func (a *agent) planWays() {
+	w := &a.ways
+	if a.Node.Name == "" || w.current && !w.moved && a.faults.now[partNodes] == nil {
+		return
+	}
+	if w.routes == nil || w.moved {
 		w.routes = overlay.NewRoutes(a.netlink)
 	}
-	w.plan, w.current = overlay.Compute(a.Node.Name, a.Node.Overlay, a.cluster.objects.Nodes, w.routes), true
+	plan := overlay.Compute(a.Node.Name, a.Node.Overlay, a.cluster.objects.Nodes, w.routes)
+	if w.version == 0 || !w.plan.Equal(plan) {
+		w.version++
+	}
+	w.plan, w.current, w.moved = plan, true, false
 }
 
 // reach sets up the routes and tunnels to other nodes' pods, and writes the runtime's configuration. It returns false
 // if it must be called again. No policy and no enrolment waits for it. If the kernel refuses the route to one node,
 // reach still sets up the routes to the others.
-func (a *agent) reach(verify netfilter.Verify) bool {
+func (a *agent) reach() bool {
 	if a.Node.Name == "" {
 		return true
 	}
-	w := &a.ways
-	same := w.plan.Equal(w.kernel)
-	var lacks []overlay.Lack
-	var err error
-	if changed := a.upkeep.ways.Swap(false); same && (changed || verify == netfilter.All) {
-		lacks, err = w.plan.Lacks(bridge.Observe(a.netlink))
-	}
-	if verify == netfilter.All || a.faults.now[partNodes] != nil || err != nil || len(w.refused)+len(lacks) > 0 || !same {
-		var failed error
-		w.refused, failed = overlay.New(a.netlink).Apply(w.plan)
-		err = errors.Join(err, failed)
-	}
-	if err == nil && (!same || len(lacks) > 0) { // the tunnel's device may be new, and may have got addresses by itself
-		err = bridge.RemoveAutoconfigured(a.netlink)
-	}
+	err := a.applyWays()
 	if err == nil {
-		if len(w.refused) == 0 {
-			a.countLacks(lacks)
-		}
-		a.reportMoves(w.kernel, w.plan)
-		w.kernel = w.plan
 		err = a.writeConflist()
 	}
 	err = errors.Join(err, a.cluster.nodes.err)
 	a.faults.set(partNodes, err)
-	return err == nil && len(w.refused) == 0
+	return err == nil
+}
+
+// applyWays makes the kernel's routes and tunnels equal to the plan, unless nothing can have changed since it last did.
+// It counts what another program has removed.
+func (a *agent) applyWays() error {
+	w := &a.ways
+	same := w.version == w.applied
+	if same && !w.unchecked && a.faults.now[partNodes] == nil {
+		return nil
+	}
+	refusedBefore := len(w.refused) > 0
+	applied, err := overlay.New(a.netlink).Apply(w.plan)
+	w.refused = applied.Refused
+	if err == nil && len(applied.Lacks) > 0 { // the tunnel's device may be new, and may have got addresses by itself
+		err = bridge.RemoveAutoconfigured(a.netlink)
+	}
+	if err != nil {
+		return err
+	}
+	if same && !refusedBefore && len(w.refused) == 0 {
+		a.countLacks(applied.Lacks)
+	}
+	a.reportMoves(w.kernel, w.plan)
+	w.kernel, w.applied, w.unchecked, w.checked = w.plan, w.version, false, time.Now()
+	return nil
 }
 
 // countLacks counts, as repairs, the routes and other parts of the tunnel that another program had removed.

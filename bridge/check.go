@@ -30,7 +30,7 @@ func Check(h netlinksafe.Handle, p Port, mtu int) error {
 		return err
 	}
 	var errs []error
-	for _, d := range Compare(Properties(k), Observe(h)) {
+	for _, d := range Compare(Properties(k), Observe()) {
 		errs = append(errs, d)
 	}
 	errs = append(errs, checkCarrier(link, p.HostIf))

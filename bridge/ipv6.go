@@ -63,7 +63,7 @@ func ensureIPv6(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 // Equivalent to: sysctl net.ipv6.conf.UPLINK.accept_ra=2 net.ipv6.conf.all.forwarding=1
 func forwardIPv6(h netlinksafe.Handle) error {
 	o := &Observed{Links: map[string]Link{}, Sysctl: readSysctl}
-	o.links, o.routes = o.readLinks(), o.readRoutes(h, netlink.FAMILY_V6)
+	o.links, o.routes = o.readLinks(), o.readRoutes(unix.AF_INET6)
 	if err := (UplinksAcceptRA{}).restore(h, o); err != nil {
 		return err
 	}

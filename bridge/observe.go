@@ -11,10 +11,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
 )
 
 // ErrUnknown means that a property couldn't be read. Such a property counts neither as right nor as wrong.
@@ -27,9 +28,8 @@ type Observed struct {
 	Addresses  map[int][]netip.Prefix               // by the link's index
 	Fresh      map[netip.Addr]bool                  // addresses that are younger than a second
 	Learned    map[netip.Addr]bool                  // addresses from router advertisements
-	Neighbours map[int]map[netip.Addr]NeighbourSeen // by the link's index
-	// Forwarding has the MACs of each port's static entries. For an entry of a tunnel it also has "MAC ADDRESS", with
-	// the address of the tunnel's other end.
+	Neighbours map[int]map[netip.Addr]NeighbourSeen // of weir0, by link
+	// Forwarding has the MACs of the static entries of each of weir0's ports.
 	Forwarding map[int]map[string]bool
 	Routes     []RouteSeen
 	// Sysctl reads a sysctl by its path below /proc/sys.
@@ -67,10 +67,12 @@ type RouteSeen struct {
 	Protocol          int
 }
 
-// Observe reads the kernel's state. It returns no error: parts that couldn't be read are unknown (see Observed).
+// Observe reads the kernel's state. It returns no error: parts that couldn't be read are unknown (see Observed). What
+// concerns only the tunnels and routes to other nodes isn't read: thousands of entries, which are package overlay's.
 //
-// Equivalent to: ip -d link; ip addr; ip neigh; bridge fdb; ip route show table all; ip -6 route show table all
-func Observe(h netlinksafe.Handle) *Observed {
+// Equivalent to: ip -d link; ip addr; ip neigh show dev weir0; bridge fdb show br weir0; ip route show table all; ip -6
+// route show table all
+func Observe() *Observed {
 	o := &Observed{
 		Links: map[string]Link{}, Addresses: map[int][]netip.Prefix{},
 		Fresh: map[netip.Addr]bool{}, Learned: map[netip.Addr]bool{},
@@ -79,11 +81,16 @@ func Observe(h netlinksafe.Handle) *Observed {
 	}
 	o.links = o.readLinks()
 	o.addresses = o.readAddresses()
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		o.neighbours = errors.Join(o.neighbours, o.readNeighbours(h, family))
-		o.routes = errors.Join(o.routes, o.readRoutes(h, family))
+	br, ok := o.Links[Name]
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		if ok {
+			o.neighbours = errors.Join(o.neighbours, o.readNeighbours(br.Index, family))
+		}
+		o.routes = errors.Join(o.routes, o.readRoutes(family))
 	}
-	o.forwarding = o.readForwarding(h)
+	if ok {
+		o.forwarding = o.readForwarding(br.Index)
+	}
 	return o
 }
 
@@ -227,71 +234,108 @@ func createdAt(m []byte) time.Duration {
 	return 0
 }
 
-// prefixOf converts the network; false if n is nil or invalid.
-func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
-	if n == nil {
-		return netip.Prefix{}, false
-	}
-	addr, ok := netip.AddrFromSlice(n.IP)
-	ones, _ := n.Mask.Size()
-	return netip.PrefixFrom(addr.Unmap(), ones), ok
-}
-
-func (o *Observed) readNeighbours(h netlinksafe.Handle, family int) error {
-	all, err := retryInterrupted(func() ([]netlink.Neigh, error) { return h.NeighList(0, family) })
+// readNeighbours reads the neighbour entries of the link with that index. A dump has the entries of all links, such as
+// thousands of a tunnel to thousands of nodes, so the others are skipped before they cost anything.
+func (o *Observed) readNeighbours(link int, family uint8) error {
+	list := request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, &netlink.Ndmsg{Family: family, Index: uint32(link)})
+	all, err := dump(list, unix.RTM_NEWNEIGH, func(m []byte) (*netlink.Neigh, bool) {
+		if len(m) < unix.SizeofNdMsg || integer(m[4:]) != link { // ndm_ifindex
+			return nil, false
+		}
+		n, err := netlink.NeighDeserialize(m)
+		return n, err == nil
+	})
 	if err != nil {
 		return fmt.Errorf("list neighbours: %w", err)
 	}
+	if o.Neighbours[link] == nil {
+		o.Neighbours[link] = map[netip.Addr]NeighbourSeen{}
+	}
 	for _, n := range all {
-		addr, ok := netip.AddrFromSlice(n.IP)
-		if !ok {
-			continue
+		if addr, ok := netip.AddrFromSlice(n.IP); ok {
+			o.Neighbours[link][addr.Unmap()] = NeighbourSeen{n.HardwareAddr.String(), n.State == netlink.NUD_PERMANENT}
 		}
-		if o.Neighbours[n.LinkIndex] == nil {
-			o.Neighbours[n.LinkIndex] = map[netip.Addr]NeighbourSeen{}
-		}
-		o.Neighbours[n.LinkIndex][addr.Unmap()] = NeighbourSeen{n.HardwareAddr.String(), n.State == netlink.NUD_PERMANENT}
 	}
 	return nil
 }
 
-func (o *Observed) readForwarding(h netlinksafe.Handle) error {
-	all, err := retryInterrupted(func() ([]netlink.Neigh, error) { return h.NeighList(0, unix.AF_BRIDGE) })
+// readForwarding reads the static forwarding entries of the bridge with that index and of its ports.
+//
+// Equivalent to: bridge fdb show br weir0
+func (o *Observed) readForwarding(bridge int) error {
+	list := request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, ifInfo(unix.AF_BRIDGE, 0), number(unix.IFLA_MASTER, bridge))
+	all, err := dump(list, unix.RTM_NEWNEIGH, func(m []byte) (*netlink.Neigh, bool) {
+		n, err := netlink.NeighDeserialize(m)
+		return n, err == nil && n.State&(netlink.NUD_NOARP|netlink.NUD_PERMANENT) != 0
+	})
 	if err != nil {
 		return fmt.Errorf("list forwarding entries: %w", err)
 	}
 	for _, n := range all {
-		if n.State&(netlink.NUD_NOARP|netlink.NUD_PERMANENT) == 0 {
-			continue
-		}
 		if o.Forwarding[n.LinkIndex] == nil {
 			o.Forwarding[n.LinkIndex] = map[string]bool{}
 		}
 		o.Forwarding[n.LinkIndex][n.HardwareAddr.String()] = true
-		if n.IP != nil {
-			o.Forwarding[n.LinkIndex][n.HardwareAddr.String()+" "+n.IP.String()] = true
-		}
 	}
 	return nil
 }
 
-func (o *Observed) readRoutes(h netlinksafe.Handle, family int) error {
-	all, err := h.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+// readRoutes reads the family's routes of all tables, without weir's routes to other nodes' pods, which aren't
+// properties and may be thousands.
+func (o *Observed) readRoutes(family uint8) error {
+	list := request(unix.RTM_GETROUTE, unix.NLM_F_DUMP, &nl.RtMsg{RtMsg: unix.RtMsg{Family: family}})
+	all, err := dump(list, unix.RTM_NEWROUTE, func(m []byte) (RouteSeen, bool) {
+		r, ok := parseRoute(m)
+		return r, ok && r.Protocol != conf.RouteProtocol
+	})
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
-	for _, r := range all {
-		seen := RouteSeen{Link: r.LinkIndex, Table: r.Table, Type: r.Type, Protocol: int(r.Protocol)}
-		var ok bool
-		if seen.Dst, ok = prefixOf(r.Dst); !ok { // the kernel may report a default route without a destination
-			seen.Dst = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-			if family == netlink.FAMILY_V6 {
-				seen.Dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-			}
-		}
-		o.Routes = append(o.Routes, seen)
-	}
+	o.Routes = append(o.Routes, all...)
 	return nil
+}
+
+// parseRoute reads a message of type RTM_NEWROUTE (rtnetlink(7)). It returns false for a route that the kernel keeps only
+// as a copy of another.
+func parseRoute(m []byte) (r RouteSeen, ok bool) {
+	if len(m) < unix.SizeofRtMsg {
+		return r, false
+	}
+	at := nl.DeserializeRtMsg(m)
+	r = RouteSeen{Table: int(at.Table), Type: int(at.Type), Protocol: int(at.Protocol)}
+	address := netip.IPv4Unspecified()
+	if at.Family == unix.AF_INET6 {
+		address = netip.IPv6Unspecified()
+	}
+	for a := range nl.ParseAttributes(m[unix.SizeofRtMsg:]) {
+		switch a.Type {
+		case unix.RTA_DST: // the kernel may report a default route without a destination
+			if dst, ok := netip.AddrFromSlice(a.Value); ok {
+				address = dst
+			}
+		case unix.RTA_OIF:
+			r.Link = integer(a.Value)
+		case unix.RTA_TABLE:
+			r.Table = integer(a.Value)
+		}
+	}
+	r.Dst = netip.PrefixFrom(address, int(at.Dst_len))
+	return r, at.Flags&unix.RTM_F_CLONED == 0
+}
+
+// dump returns the answer to a request for a list, as far as parse accepts its messages. If the kernel reports that the
+// list changed while it was read, dump lists again. After five attempts it returns the error.
+func dump[T any](list *nl.NetlinkRequest, kind uint16, parse func(message []byte) (T, bool)) (all []T, err error) {
+	return retryInterrupted(func() ([]T, error) {
+		all = nil
+		err = list.ExecuteIter(unix.NETLINK_ROUTE, kind, func(m []byte) bool {
+			if one, ok := parse(m); ok {
+				all = append(all, one)
+			}
+			return true
+		})
+		return all, err
+	})
 }
 
 // podMTU reads the MTU of the pair's other end, in the namespace in which that end is. It returns 0 if the other end is

@@ -68,7 +68,7 @@ func Repair(h netlinksafe.Handle, all []Property) []Difference {
 		for i := range wrong {
 			wrong[i].Failed = nil
 		}
-		o := Observe(h)
+		o := Observe()
 		again := false
 		for _, d := range Compare(all, o) {
 			i, ok := at[d.Property.Command()]

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/netip"
 	"strings"
 	"syscall"
 
@@ -64,19 +65,33 @@ func receiveOnlyDellink(fd int) error {
 		&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
 }
 
-// nodeGroups are the multicast groups in which the kernel announces changes to things that properties are about. Among
-// sysctls, the kernel announces only changes of those that switch forwarding (NETCONF).
-var nodeGroups = []uint{
-	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
-	unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
+// News says what a change that the kernel has announced may concern.
+type News struct {
+	// Settings: properties (Properties).
+	Settings bool
+	// Ways: the tunnel, or weir's routes to other nodes' pods.
+	Ways bool
+	// Underlay: the paths to other nodes. The change is one of a link, address, route or rule that isn't weir's own.
+	Underlay bool
 }
 
-// WatchNode calls changed whenever something that properties are about has changed, or may have, until ctx ends. weir's
-// own changes count too. ways is true if the change may concern the tunnel or the routes to other nodes' pods. It
-// returns an error if the kernel's messages can't be received.
+// everything is the news that anything may have changed.
+var everything = News{Settings: true, Ways: true, Underlay: true}
+
+// nodeGroups are the multicast groups in which the kernel announces changes to things that properties are about, and to
+// paths. Among sysctls, the kernel announces only changes of those that switch forwarding (NETCONF).
+var nodeGroups = []uint{
+	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
+	unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF, unix.RTNLGRP_IPV4_RULE,
+	unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_NEXTHOP,
+}
+
+// WatchNode calls changed whenever something that properties or paths to other nodes are about has changed, or may
+// have, until ctx ends. weir's own changes count too. The first call has all news, because nothing was heard before it.
+// WatchNode returns an error if the kernel's messages can't be received.
 //
-// Equivalent to: ip monitor link address neigh route netconf | grep weir
-func WatchNode(ctx context.Context, changed func(ways bool)) error {
+// Equivalent to: ip monitor link address neigh route rule nexthop netconf
+func WatchNode(ctx context.Context, changed func(News)) error {
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, nodeGroups...)
 	if err != nil {
 		return fmt.Errorf("watch the node: %w", err)
@@ -87,78 +102,142 @@ func WatchNode(ctx context.Context, changed func(ways bool)) error {
 	if err := o.readLinks(); err != nil {
 		return fmt.Errorf("watch the node: %w", err)
 	}
-	ours := links{}
+	known := listener{ours: map[int]string{}, links: map[int]heardLink{}, addresses: map[heardAddress]bool{}}
 	for name, l := range o.Links {
-		ours.add(l.Index, name)
+		known.add(l.Index, name)
+		known.links[l.Index] = heard(l)
 	}
+	changed(everything)
 	for {
 		msgs, _, err := s.Receive()
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, unix.ENOBUFS): // messages were lost, perhaps about one of weir's links
-			changed(true)
+		case errors.Is(err, unix.ENOBUFS): // messages were lost, perhaps about any of these
+			clear(known.links)
+			clear(known.addresses)
+			changed(everything)
 		case err != nil:
 			return fmt.Errorf("watch the node: %w", err)
 		}
 		for _, m := range msgs {
-			if concerns, ways := ours.concerns(m); concerns {
-				changed(ways)
+			if news := known.news(m); news != (News{}) {
+				changed(news)
 			}
 		}
 	}
 }
 
-// links are the names of weir's links, by index.
-type links map[int]string
+// listener remembers what it has heard, because the kernel repeats announcements in which nothing is new: of links
+// whose counters or states in protocols change, and of addresses whose lifetimes routers prolong.
+type listener struct {
+	ours      map[int]string // names of weir's links, by index
+	links     map[int]heardLink
+	addresses map[heardAddress]bool
+}
+
+// heardLink has the properties of a link that paths depend on.
+type heardLink struct {
+	name        string
+	mtu, master int
+	up, running bool
+}
+
+func heard(l Link) heardLink { return heardLink{l.Name, l.MTU, l.Master, l.Up, l.Running} }
+
+// heardAddress is an address of a link, with its network.
+type heardAddress struct {
+	link    int
+	address netip.Prefix
+}
 
 // add adds the link if it is weir's.
-func (l links) add(index int, name string) {
+func (l *listener) add(index int, name string) {
 	if isWeirLink(name) {
-		l[index] = name
+		l.ours[index] = name
 	}
 }
 
-// lookUp reports whether the link is one of weir's, and whether it is the tunnel.
-func (l links) lookUp(index int) (ours, tunnel bool) {
-	name, ours := l[index]
-	return ours, name == conf.Tunnel
+// of returns the news of a change of the link with that index.
+func (l *listener) of(index int) News {
+	name, ours := l.ours[index]
+	return News{Settings: ours, Ways: name == conf.Tunnel}
 }
 
-// concerns reports whether the message is about one of weir's links or the node as a whole. ways reports whether the
-// message is about the tunnel or a route to other nodes' pods. A message about a bridge of another plugin counts too.
-// concerns keeps l up to date.
-func (l links) concerns(m syscall.NetlinkMessage) (concerns, ways bool) {
-	if len(m.Data) < unix.SizeofRtMsg {
-		return false, false
-	}
+// news returns what the message may concern; the zero News if nothing. A message about a bridge of another plugin
+// concerns properties too. news keeps l up to date.
+func (l *listener) news(m syscall.NetlinkMessage) News {
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-		at, ok := parseLink(m.Data)
-		if !ok {
-			return false, false
-		}
-		l.add(at.Index, at.Name)
-		concerns, ways = l.lookUp(at.Index)
-		// A bridge sends the same message, with its own family, when a port leaves it.
-		if m.Header.Type == unix.RTM_DELLINK && m.Data[0] != unix.AF_BRIDGE {
-			delete(l, at.Index)
-		}
-		return concerns || at.Kind == "bridge", ways // it may be another plugin's, with pods as ports
-	case unix.RTM_NEWADDR, unix.RTM_DELADDR, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		return l.lookUp(integer(m.Data[4:])) // both have the index there: struct ifaddrmsg, struct ndmsg
+		return l.newsOfLink(m)
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		return l.newsOfAddress(m)
+	case unix.RTM_NEWRULE, unix.RTM_DELRULE, unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
+		return News{Underlay: true}
+	case unix.RTM_NEWNETCONF:
+		return News{Settings: true}
+	}
+	if len(m.Data) < unix.SizeofRtMsg { // also the size of struct ndmsg
+		return News{}
+	}
+	switch m.Header.Type {
+	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
+		return l.of(integer(m.Data[4:])) // ndm_ifindex
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		var n News
 		for a := range nl.ParseAttributes(m.Data[unix.SizeofRtMsg:]) {
 			if a.Type == unix.RTA_OIF {
-				concerns, ways = l.lookUp(integer(a.Value))
+				n = l.of(integer(a.Value))
 			}
 		}
 		own := m.Data[5] == conf.RouteProtocol // rtm_protocol
-		return concerns || own, ways || own
-	case unix.RTM_NEWNETCONF:
-		return true, false
+		return News{Settings: n.Settings || own, Ways: n.Ways || own, Underlay: !n.Settings && !own}
 	}
-	return false, false
+	return News{}
+}
+
+func (l *listener) newsOfLink(m syscall.NetlinkMessage) News {
+	at, ok := parseLink(m.Data)
+	if !ok {
+		return News{}
+	}
+	l.add(at.Index, at.Name)
+	n := l.of(at.Index)
+	was, known := l.links[at.Index]
+	switch {
+	case m.Data[0] == unix.AF_BRIDGE: // a bridge announces a change of a port, or that the port leaves it
+	case m.Header.Type == unix.RTM_DELLINK:
+		n.Underlay = !n.Settings
+		delete(l.ours, at.Index)
+		delete(l.links, at.Index)
+	default:
+		n.Underlay = !n.Settings && (!known || was != heard(at))
+		l.links[at.Index] = heard(at)
+	}
+	n.Settings = n.Settings || at.Kind == "bridge" // it may be another plugin's, with pods as ports
+	return n
+}
+
+func (l *listener) newsOfAddress(m syscall.NetlinkMessage) News {
+	if len(m.Data) < unix.SizeofIfAddrmsg {
+		return News{}
+	}
+	index := int(nl.DeserializeIfAddrmsg(m.Data).Index)
+	n := l.of(index)
+	if n.Settings {
+		return n
+	}
+	for address := range addressesOf(index, [][]byte{m.Data}) {
+		key := heardAddress{index, address}
+		if m.Header.Type == unix.RTM_DELADDR {
+			delete(l.addresses, key)
+			n.Underlay = true
+			continue
+		}
+		n.Underlay = n.Underlay || !l.addresses[key]
+		l.addresses[key] = true
+	}
+	return n
 }
 
 // isPortRemoval reports whether the message says that a pod's link was deleted.

@@ -1,81 +1,214 @@
 package overlay
 
 import (
+	"fmt"
 	"net/netip"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
-	"github.com/weir-net/weir/bridge"
-	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestLacks: Lacks names each thing of a plan that the kernel lacks, and nothing else.
-func TestLacks(t *testing.T) {
-	far := Remote{Node: "far", Address: netip.MustParseAddr("192.0.2.2"), Network: netip.MustParsePrefix("10.88.1.0/24")}
-	near := Remote{
-		Node:    "near",
-		Address: netip.MustParseAddr("192.0.2.3"),
-		Network: netip.MustParsePrefix("10.88.2.0/24"),
-		Direct:  true,
+// monitor returns a function that returns the kernel's messages, since its last call, about changes in the namespace,
+// in words. It ignores neighbours that the kernel itself looks for. It makes a change of its own and waits for that
+// change's message, so that it waits for every earlier one.
+func monitor(t *testing.T, netns string) func() []string {
+	t.Helper()
+	var s *nl.NetlinkSocket
+	nodetest.In(t, netns, func() (err error) {
+		s, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR,
+			unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+		if err == nil {
+			err = s.SetReceiveTimeout(&unix.Timeval{Sec: 10})
+		}
+		return err
+	})
+	t.Cleanup(s.Close)
+	names := map[uint16]string{
+		unix.RTM_NEWLINK: "RTM_NEWLINK", unix.RTM_DELLINK: "RTM_DELLINK", unix.RTM_NEWADDR: "RTM_NEWADDR",
+		unix.RTM_DELADDR: "RTM_DELADDR", unix.RTM_NEWNEIGH: "RTM_NEWNEIGH", unix.RTM_DELNEIGH: "RTM_DELNEIGH",
+		unix.RTM_NEWROUTE: "RTM_NEWROUTE", unix.RTM_DELROUTE: "RTM_DELROUTE",
 	}
-	plan := Plan{
-		NodeAddress: netip.MustParseAddr("192.0.2.1"),
-		Gateways:    []netip.Addr{netip.MustParseAddr("10.88.0.0")},
-		Remotes:     []Remote{far, near},
-		TunnelMTU:   1450,
-	}
-	const tunnel, uplink = 5, 2
-	mac := MAC(far.Address).String()
-	whole := func() *bridge.Observed {
-		return &bridge.Observed{
-			Links:      map[string]bridge.Link{conf.Tunnel: {Name: conf.Tunnel, Index: tunnel, Up: true, MTU: 1450}},
-			Addresses:  map[int][]netip.Prefix{tunnel: {netip.MustParsePrefix("10.88.0.0/32")}},
-			Neighbours: map[int]map[netip.Addr]bridge.NeighbourSeen{tunnel: {far.Via(): {MAC: mac, Permanent: true}}},
-			Forwarding: map[int]map[string]bool{tunnel: {mac: true, mac + " 192.0.2.2": true}},
-			Routes: []bridge.RouteSeen{
-				{Link: tunnel, Table: unix.RT_TABLE_MAIN, Dst: far.Network, Protocol: conf.RouteProtocol},
-				{Link: uplink, Table: unix.RT_TABLE_MAIN, Dst: near.Network, Protocol: conf.RouteProtocol},
-			},
+	return func() (heard []string) {
+		t.Helper()
+		nodetest.Run(t, "ip", "-n", strings.TrimPrefix(netns, "/run/netns/"), "route", "add", "203.0.113.77", "dev", "lo")
+		nodetest.Run(t, "ip", "-n", strings.TrimPrefix(netns, "/run/netns/"), "route", "del", "203.0.113.77", "dev", "lo")
+		for {
+			msgs, _, err := s.Receive()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range msgs {
+				own := strings.Contains(string(m.Data), string(netip.MustParseAddr("203.0.113.77").AsSlice()))
+				switch {
+				case own && m.Header.Type == unix.RTM_DELROUTE:
+					return heard
+				case own:
+				case m.Header.Type == unix.RTM_NEWNEIGH && m.Data[8]&unix.NUD_PERMANENT == 0: // ndm_state
+				default:
+					heard = append(heard, names[m.Header.Type])
+				}
+			}
 		}
 	}
-	setLink := func(o *bridge.Observed, f func(*bridge.Link)) {
-		l := o.Links[conf.Tunnel]
-		f(&l)
-		o.Links[conf.Tunnel] = l
+}
+
+// TestNothingToDo: Apply writes nothing if the kernel has the plan already, also to a second agent. If the kernel lacks
+// one thing, Apply names it, writes it alone, and then there is nothing to do again.
+func TestNothingToDo(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
 	}
+	o := zones(t)["n2"]
+	const n2 = "/run/netns/n2"
+	// The neighbour of n2 in its own subnet is reached directly with crossSubnet.
+	nodes := []policy.Node{
+		node("n1", "172.20.1.10 2001:db8:1::10", "100.96.1.0/24", "fd00:96:1::/64"),
+		node("n2", "172.20.2.10 2001:db8:2::10", "100.96.2.0/24", "fd00:96:2::/64"),
+		node("n3", "172.20.3.10 2001:db8:3::10", "100.96.3.0/24", "fd00:96:3::/64"),
+		node("near", "172.20.2.11 2001:db8:2::11", "100.96.4.0/24", "fd00:96:4::/64"),
+	}
+	apply := func(p Plan, o *Overlay) []Lack {
+		t.Helper()
+		all, err := o.Apply(p)
+		if err != nil || len(all.Refused) > 0 {
+			t.Fatalf("%v, %v", all.Refused, err)
+		}
+		return all.Lacks
+	}
+	for _, e := range []Encapsulation{CrossSubnet, Always} {
+		apply(planned("n2", e, nodes, o), o)
+		heard := monitor(t, n2)
+		heard()
+		for range 2 {
+			if lacks := apply(planned("n2", e, nodes, New(o.h)), New(o.h)); len(lacks) > 0 {
+				t.Errorf("%s: once more: it lacked %v", e, lacks)
+			}
+		}
+		if got := heard(); len(got) > 0 {
+			t.Errorf("%s: once more: %v", e, got)
+		}
+	}
+	plan := planned("n2", CrossSubnet, nodes, o)
+	apply(plan, o)
+	const mac = "0e:58:ac:14:01:0a"
 	for _, tc := range []struct {
-		name   string
-		change func(*bridge.Observed)
-		want   string // part of the only lack's text; empty: nothing is missing
+		name, damage string // a command of ip or bridge
+		want         string // part of the only lack's text
+		writes       string
 	}{
-		{"nothing", func(*bridge.Observed) {}, ""},
-		{"the device", func(o *bridge.Observed) { o.Links = nil }, "weir-vxlan isn't there"},
-		{"it is down", func(o *bridge.Observed) { setLink(o, func(l *bridge.Link) { l.Up = false }) }, "weir-vxlan is down"},
-		{"MTU", func(o *bridge.Observed) { setLink(o, func(l *bridge.Link) { l.MTU = 1280 }) }, "has MTU 1280, not 1450"},
-		{"address", func(o *bridge.Observed) { o.Addresses = nil }, "lacks the address 10.88.0.0"},
-		{"neighbour", func(o *bridge.Observed) { o.Neighbours = nil }, "neighbour 10.88.1.0"},
-		{"another's MAC", func(o *bridge.Observed) {
-			o.Neighbours[tunnel][far.Via()] = bridge.NeighbourSeen{MAC: "02:00:00:00:00:01", Permanent: true}
-		}, "neighbour 10.88.1.0"},
+		{"down", "ip link set weir-vxlan down", "weir-vxlan is down", "*"},
+		{"MTU", "ip link set weir-vxlan mtu 1280", "has MTU 1280, not 1350", "RTM_NEWLINK"},
+		{"address", "ip addr del 100.96.2.0/32 dev weir-vxlan", "lacks the address 100.96.2.0", "*"},
+		{"neighbour", "ip neigh del 100.96.1.0 dev weir-vxlan", "neighbour 100.96.1.0", "RTM_NEWNEIGH"},
 		{
-			"forwarding entry to another node", func(o *bridge.Observed) { delete(o.Forwarding[tunnel], mac+" 192.0.2.2") },
-			"for node far",
+			"another's MAC", "ip neigh replace 100.96.1.0 lladdr 02:00:00:00:00:01 dev weir-vxlan nud permanent",
+			"neighbour 100.96.1.0", "RTM_DELNEIGH RTM_NEWNEIGH",
 		},
-		{"route", func(o *bridge.Observed) { o.Routes = o.Routes[1:] }, "the route to 10.88.1.0/24 (node far)"},
-		{"route elsewhere", func(o *bridge.Observed) { o.Routes[0].Link = uplink }, "the route to 10.88.1.0/24 (node far)"},
 		{
-			"a stranger's route", func(o *bridge.Observed) { o.Routes[1].Protocol = unix.RTPROT_STATIC },
-			"the route to 10.88.2.0/24 (node near)",
+			"not permanent", "ip neigh replace 100.96.1.0 lladdr " + mac + " dev weir-vxlan nud stale", "neighbour 100.96.1.0",
+			"RTM_DELNEIGH RTM_NEWNEIGH",
+		},
+		{"forwarding entry", "bridge fdb del " + mac + " dev weir-vxlan dst 172.20.1.10 self", "for node n1", "RTM_NEWNEIGH"},
+		{"route", "ip route del 100.96.1.0/24", "the route to 100.96.1.0/24 (node n1)", "RTM_NEWROUTE"},
+		{"IPv6 route", "ip -6 route del fd00:96:1::/64", "the route to fd00:96:1::/64 (node n1)", "RTM_NEWROUTE"},
+		{
+			"route elsewhere", "ip route replace 100.96.1.0/24 via 172.20.2.1 proto 88", "the route to 100.96.1.0/24 (node n1)",
+			"RTM_NEWROUTE",
+		},
+		{"direct route", "ip route del 100.96.4.0/24", "the route to 100.96.4.0/24 (node near)", "RTM_NEWROUTE"},
+		{
+			"direct route elsewhere", "ip route replace 100.96.4.0/24 via 172.20.2.1 proto 88",
+			"the route to 100.96.4.0/24 (node near)", "RTM_NEWROUTE",
+		},
+		{
+			"direct route by another link", "ip route replace 100.96.4.0/24 via 172.20.2.11 dev weir-vxlan onlink proto 88",
+			"the route to 100.96.4.0/24 (node near)", "RTM_NEWROUTE",
 		},
 	} {
-		o := whole()
-		tc.change(o)
-		got, err := plan.Lacks(o)
-		if err != nil || (len(got) == 1) != (tc.want != "") ||
-			len(got) == 1 && (!strings.Contains(got[0].Was, tc.want) || got[0].Command == "") {
-			t.Errorf("%s: %v, %v; want one with %q", tc.name, got, err, tc.want)
+		f := strings.Fields(tc.damage)
+		nodetest.Run(t, f[0], append([]string{"-n", "n2"}, f[1:]...)...)
+		if tc.name == "down" { // takes entries of IPv6 along
+			apply(plan, o)
+			continue
+		}
+		heard := monitor(t, n2)
+		lacks := apply(plan, o)
+		if len(lacks) == 0 || !strings.Contains(lacks[0].Was, tc.want) || lacks[0].Command == "" ||
+			len(lacks) > 1 && tc.writes != "*" {
+			t.Errorf("%s: it lacked %v; want one with %q", tc.name, lacks, tc.want)
+		}
+		if got := strings.Join(heard(), " "); got != tc.writes && tc.writes != "*" {
+			t.Errorf("%s: %s, want %s", tc.name, got, tc.writes)
+		}
+		if lacks := apply(plan, o); len(lacks) > 0 {
+			t.Errorf("%s: repaired, and it lacked %v", tc.name, lacks)
+		}
+	}
+	// What the plan doesn't have goes, and nothing else.
+	for _, stranger := range []string{
+		"ip route add 100.96.9.0/24 via 172.20.2.1 proto 88", "ip route add 100.96.1.0/24 via 172.20.2.1 metric 7 proto 88",
+		"ip neigh add 100.96.9.0 lladdr 02:00:00:00:00:01 dev weir-vxlan nud permanent",
+		"bridge fdb add 02:00:00:00:00:01 dev weir-vxlan dst 172.20.9.9 self permanent",
+	} {
+		f := strings.Fields(stranger)
+		nodetest.Run(t, f[0], append([]string{"-n", "n2"}, f[1:]...)...)
+		heard := monitor(t, n2)
+		if lacks := apply(plan, o); len(lacks) > 0 {
+			t.Errorf("%s: it lacked %v", stranger, lacks)
+		}
+		if got := heard(); len(got) != 1 || !strings.HasPrefix(got[0], "RTM_DEL") {
+			t.Errorf("%s: %v, want it deleted", stranger, got)
+		}
+	}
+	nodetest.Run(t, "ip", "-n", "n2", "link", "del", "weir-vxlan")
+	if lacks := apply(plan, o); len(lacks) != 1 || lacks[0].Was != "weir-vxlan isn't there" {
+		t.Errorf("without the device it lacked %v", lacks)
+	}
+}
+
+// BenchmarkNothingToDo reads what the kernel has for 5,000 nodes with two families, and compares it with the plan.
+func BenchmarkNothingToDo(b *testing.B) {
+	runtime.LockOSThread() // the thread ends with the benchmark, and the namespace with it
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		b.Fatal(err)
+	}
+	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer h.Close()
+	o := New(h)
+	for _, line := range []string{
+		"ip link set lo up", "ip link add eth0 type veth peer name eth1", "ip link set eth0 up", "ip link set eth1 up",
+		"ip addr add 172.16.0.1/16 dev eth0",
+	} {
+		f := strings.Fields(line)
+		nodetest.Run(b, f[0], f[1:]...)
+	}
+	var nodes []policy.Node
+	for i := range 5000 {
+		nodes = append(nodes, node(fmt.Sprint("n", i), fmt.Sprintf("172.16.%d.%d", i/200, 1+i%200),
+			fmt.Sprintf("10.%d.%d.0/24", 100+i/250, i%250), fmt.Sprintf("fd00:%x::/64", 0x1000+i)))
+	}
+	began := time.Now()
+	settled, _ := policy.Settle(nodes, policy.Terms{Self: "n0"})
+	plan := Compute("n0", options(Always), settled, paths{netip.MustParsePrefix("172.16.0.0/16")})
+	b.Logf("plan in %s", time.Since(began))
+	if all, err := o.Apply(plan); err != nil || len(all.Refused) > 0 {
+		b.Fatal(all.Refused, err)
+	}
+	for b.Loop() {
+		all, err := o.Apply(plan)
+		if err != nil || len(all.Lacks)+len(all.Refused) > 0 {
+			b.Fatal(len(all.Lacks), all.Refused, err)
 		}
 	}
 }

@@ -25,29 +25,59 @@ type Overlay struct{ h netlinksafe.Handle }
 // New returns an Overlay in the network namespace of the handle.
 func New(h netlinksafe.Handle) *Overlay { return &Overlay{h} }
 
-// Apply makes the kernel's overlay equal to the plan: it adds what is missing, replaces what differs, and removes what
-// the plan doesn't have. If the kernel refuses a route or an entry of one node, Apply returns the refusal as a problem
-// of that node and writes everything else. If the plan has no node address, Apply only removes weir's routes. Apply
-// doesn't switch on IP forwarding: the plugin does so when it makes the bridge.
-func (o *Overlay) Apply(p Plan) ([]ruleset.Problem, error) {
+// Applied is the result of Apply.
+type Applied struct {
+	// Lacks are the parts of the plan that the kernel lacked. If it lacked the VXLAN device, the device is the only one.
+	Lacks []Lack
+	// Refused has a problem for each node to which the kernel refuses a route or an entry.
+	Refused []ruleset.Problem
+}
+
+// Lack is a part of a plan that the kernel lacked.
+type Lack struct {
+	// Was describes what was missing or wrong.
+	Was string
+	// Command is the shell command that makes it.
+	Command string
+}
+
+// lack adds a part that the kernel lacks.
+func (a *Applied) lack(was, command string, args ...any) {
+	a.Lacks = append(a.Lacks, Lack{was, fmt.Sprintf(command, args...)})
+}
+
+// Apply makes the kernel's overlay equal to the plan. It reads the kernel's overlay, adds what is missing, replaces what
+// differs, and removes what the plan doesn't have. If nothing differs, it writes nothing. If the kernel refuses a route
+// or an entry of one node, Apply reports that as a problem of the node and writes everything else. If the plan has no node
+// address, Apply only removes weir's routes. Apply doesn't switch on IP forwarding: the plugin does so when it makes the
+// bridge.
+func (o *Overlay) Apply(p Plan) (Applied, error) {
+	var all Applied
 	if !p.NodeAddress.IsValid() {
-		return nil, o.removeRoutes(nil)
+		return all, o.removeRoutes()
 	}
-	var tunnel netlink.Link
+	tunnel := 0 // the index of the VXLAN device
 	refused := refusals{}
+	made := false
 	if slices.ContainsFunc(p.Remotes, func(remote Remote) bool { return !remote.Direct }) {
-		var err error
-		if tunnel, err = o.ensureTunnel(p); err != nil {
-			return nil, err
+		link, isNew, err := o.ensureTunnel(p, &all)
+		if err != nil {
+			return all, err
 		}
-		if err := o.setNeighbours(tunnel, p.Remotes, refused); err != nil {
-			return refused.problems(), err
+		tunnel, made = link.Attrs().Index, isNew
+		if err := o.setNeighbours(tunnel, p.Remotes, &all, refused); err != nil {
+			all.Refused = refused.problems()
+			return all, err
 		}
 	} else if err := o.removeTunnel(); err != nil {
-		return nil, err
+		return all, err
 	}
-	err := o.setRoutes(tunnel, p, refused)
-	return refused.problems(), err
+	err := o.setRoutes(tunnel, p, &all, refused)
+	if made {
+		all.Lacks = all.Lacks[:1] // everything else was gone with the device
+	}
+	all.Refused = refused.problems()
+	return all, err
 }
 
 // refusals are the kernel's errors by the name of the node that they concern.
@@ -65,66 +95,84 @@ func (r refusals) problems() []ruleset.Problem {
 }
 
 // ensureTunnel makes the VXLAN device if it is missing, and replaces it if sameTunnel is false, for instance after a
-// change of the node's address. It returns the device.
+// change of the node's address. It returns the device, and whether it has made it.
 //
 // Equivalent to:
 //
 //	ip link add weir-vxlan address MAC mtu MTU type vxlan id VNI local ADDR dstport PORT nolearning
 //	ip link set weir-vxlan addrgenmode none
 //	ip addr replace GATEWAY/32 dev weir-vxlan; ip link set weir-vxlan up
-func (o *Overlay) ensureTunnel(p Plan) (netlink.Link, error) {
+func (o *Overlay) ensureTunnel(p Plan, all *Applied) (link netlink.Link, made bool, err error) {
 	if err := o.checkNodeAddress(p.NodeAddress); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if p.TunnelMTU == 0 {
-		return nil, fmt.Errorf("%s: the MTU of the paths to other nodes is unknown", conf.Tunnel)
+		return nil, false, fmt.Errorf("%s: the MTU of the paths to other nodes is unknown", conf.Tunnel)
 	}
+	link, made, err = o.tunnel(p)
+	if err != nil {
+		return nil, false, err
+	}
+	if made {
+		all.lack(conf.Tunnel+" isn't there", "ip link add %s type vxlan", conf.Tunnel)
+	}
+	if mtu := link.Attrs().MTU; mtu != p.TunnelMTU {
+		all.lack(fmt.Sprintf("%s has MTU %d, not %d", conf.Tunnel, mtu, p.TunnelMTU),
+			"ip link set %s mtu %d", conf.Tunnel, p.TunnelMTU)
+		if err := o.h.LinkSetMTU(link, p.TunnelMTU); err != nil {
+			return nil, false, fmt.Errorf("set the MTU of %s to %d: %w", conf.Tunnel, p.TunnelMTU, err)
+		}
+	}
+	up := link.Attrs().Flags&net.FlagUp != 0
+	if !up {
+		// Before the link is up: if the link came up with a link-local address, the kernel would solicit routers through
+		// the tunnel.
+		if err := o.h.LinkSetIP6AddrGenMode(link, addrGenModeNone); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+			return nil, false, fmt.Errorf("keep %s from a link-local address: %w", conf.Tunnel, err)
+		}
+	}
+	if err := o.setAddresses(link, p.Gateways, all); err != nil {
+		return nil, false, err
+	}
+	if !up {
+		all.lack(conf.Tunnel+" is down", "ip link set %s up", conf.Tunnel)
+		if err := o.h.LinkSetUp(link); err != nil {
+			return nil, false, fmt.Errorf("set %s up: %w", conf.Tunnel, err)
+		}
+	}
+	return link, made, nil
+}
+
+// tunnel returns the VXLAN device. It makes the device if it is missing or differs, and then returns true.
+func (o *Overlay) tunnel(p Plan) (link netlink.Link, made bool, err error) {
 	want := &netlink.Vxlan{
 		LinkAttrs: netlink.LinkAttrs{Name: conf.Tunnel, HardwareAddr: MAC(p.NodeAddress), MTU: p.TunnelMTU, TxQLen: -1},
 		VxlanId:   int(p.VNI), SrcAddr: p.NodeAddress.AsSlice(), Port: int(p.Port), Learning: false,
 	}
-	link, err := o.h.LinkByName(conf.Tunnel)
-	if err == nil && !sameTunnel(link, want) {
+	link, err = o.h.LinkByName(conf.Tunnel)
+	switch {
+	case err == nil && sameTunnel(link, want):
+		return link, false, nil
+	case err == nil:
 		if err := o.h.LinkDel(link); err != nil {
-			return nil, fmt.Errorf("delete %s, which has other properties: %w", conf.Tunnel, err)
+			return nil, false, fmt.Errorf("delete %s, which has other properties: %w", conf.Tunnel, err)
 		}
-		err = netlink.LinkNotFoundError{}
-		link = nil
+	case !errors.As(err, &netlink.LinkNotFoundError{}):
+		return nil, false, fmt.Errorf("look up %s: %w", conf.Tunnel, err)
 	}
-	if link == nil {
-		if !errors.As(err, &netlink.LinkNotFoundError{}) && err != nil {
-			return nil, fmt.Errorf("look up %s: %w", conf.Tunnel, err)
-		}
-		err := o.h.LinkAdd(want)
-		if errors.Is(err, unix.EEXIST) {
-			return nil, fmt.Errorf(
-				"create %s: another VXLAN device has VNI %d on port %d; --overlay-vni or --overlay-port give weir's another: %w",
-				conf.Tunnel, p.VNI, p.Port, err)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("create %s: %w", conf.Tunnel, err)
-		}
-		if link, err = o.h.LinkByName(conf.Tunnel); err != nil {
-			return nil, fmt.Errorf("look up new %s: %w", conf.Tunnel, err)
-		}
+	err = o.h.LinkAdd(want)
+	if errors.Is(err, unix.EEXIST) {
+		return nil, false, fmt.Errorf(
+			"create %s: another VXLAN device has VNI %d on port %d; --overlay-vni or --overlay-port give weir's another: %w",
+			conf.Tunnel, p.VNI, p.Port, err)
 	}
-	if link.Attrs().MTU != p.TunnelMTU {
-		if err := o.h.LinkSetMTU(link, p.TunnelMTU); err != nil {
-			return nil, fmt.Errorf("set the MTU of %s to %d: %w", conf.Tunnel, p.TunnelMTU, err)
-		}
+	if err != nil {
+		return nil, false, fmt.Errorf("create %s: %w", conf.Tunnel, err)
 	}
-	// Before the link is up: if the link came up with a link-local address, the kernel would solicit routers through the
-	// tunnel.
-	if err := o.h.LinkSetIP6AddrGenMode(link, addrGenModeNone); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
-		return nil, fmt.Errorf("keep %s from a link-local address: %w", conf.Tunnel, err)
+	if link, err = o.h.LinkByName(conf.Tunnel); err != nil {
+		return nil, false, fmt.Errorf("look up new %s: %w", conf.Tunnel, err)
 	}
-	if err := o.setAddresses(link, p.Gateways); err != nil {
-		return nil, err
-	}
-	if err := o.h.LinkSetUp(link); err != nil {
-		return nil, fmt.Errorf("set %s up: %w", conf.Tunnel, err)
-	}
-	return link, nil
+	return link, true, nil
 }
 
 // checkNodeAddress returns an error unless a link has the address: a tunnel can't begin at an address that the node
@@ -151,7 +199,7 @@ func sameTunnel(link netlink.Link, want *netlink.Vxlan) bool {
 }
 
 // setAddresses makes the device's addresses equal to want.
-func (o *Overlay) setAddresses(link netlink.Link, want []netip.Addr) error {
+func (o *Overlay) setAddresses(link netlink.Link, want []netip.Addr, all *Applied) error {
 	have, err := o.h.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", conf.Tunnel, err)
@@ -171,6 +219,7 @@ func (o *Overlay) setAddresses(link netlink.Link, want []netip.Addr) error {
 		if has[hostNet(w).String()] {
 			continue
 		}
+		all.lack(fmt.Sprintf("%s lacks the address %s", conf.Tunnel, w), "ip addr replace %s dev %s", w, conf.Tunnel)
 		addr := &netlink.Addr{IPNet: hostNet(w)}
 		if w.Is6() {
 			addr.Flags = unix.IFA_F_NODAD
@@ -187,147 +236,11 @@ func hostNet(a netip.Addr) *net.IPNet {
 	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
 }
 
-// setNeighbours makes the device's neighbour and forwarding entries those of the remotes behind the tunnel.
-//
-// Equivalent to:
-//
-//	ip neigh replace VIA lladdr MAC dev weir-vxlan nud permanent
-//	bridge fdb replace MAC dev weir-vxlan dst NODE self permanent
-func (o *Overlay) setNeighbours(tunnel netlink.Link, remotes []Remote, refused refusals) error {
-	index := tunnel.Attrs().Index
-	want, node := map[string]netlink.Neigh{}, map[string]string{}
-	for _, p := range remotes {
-		if p.Direct {
-			continue
-		}
-		neigh := netlink.Neigh{
-			LinkIndex: index, Family: netlink.FAMILY_V4, State: netlink.NUD_PERMANENT,
-			IP: p.Via().AsSlice(), HardwareAddr: MAC(p.Address),
-		}
-		if p.Via().Is6() {
-			neigh.Family = netlink.FAMILY_V6
-		}
-		fdb := netlink.Neigh{
-			LinkIndex: index, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF,
-			IP: p.Address.AsSlice(), HardwareAddr: MAC(p.Address),
-		}
-		want[entry(neigh)], want[entry(fdb)] = neigh, fdb
-		node[entry(neigh)], node[entry(fdb)] = p.Node, p.Node
-	}
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6, unix.AF_BRIDGE} {
-		have, err := o.h.NeighList(index, family)
-		if err != nil {
-			return fmt.Errorf("list neighbours of %s: %w", conf.Tunnel, err)
-		}
-		for _, n := range have {
-			n.Family = family
-			if _, ok := want[entry(n)]; ok && n.State&netlink.NUD_PERMANENT != 0 {
-				delete(want, entry(n))
-				continue
-			}
-			if n.IP == nil || n.IP.IsMulticast() {
-				continue
-			}
-			if family == unix.AF_BRIDGE {
-				n.Flags = netlink.NTF_SELF
-			}
-			if err := o.h.NeighDel(&n); err != nil && !errors.Is(err, unix.ENOENT) {
-				return fmt.Errorf("delete neighbour %s (%s) of %s: %w", n.IP, n.HardwareAddr, conf.Tunnel, err)
-			}
-		}
-	}
-	for key, n := range want {
-		// If a node's address has changed, its old entries are deleted by now, so they don't conflict with the new ones.
-		set := o.h.NeighSet
-		if n.Family == unix.AF_BRIDGE {
-			set = o.h.NeighAppend
-		}
-		if err := set(&n); err != nil && !errors.Is(err, unix.EEXIST) {
-			refused[node[key]] = fmt.Errorf("add neighbour %s (%s) to %s: %w", n.IP, n.HardwareAddr, conf.Tunnel, err)
-		}
-	}
-	return nil
-}
-
-// entry returns a key for the neighbour or forwarding entry.
-func entry(n netlink.Neigh) string { return fmt.Sprint(n.Family, n.IP, n.HardwareAddr) }
-
-// setRoutes makes weir's routes to the remote networks equal to the plan's.
-//
-// Equivalent to:
-//
-//	ip route add NETWORK via VIA dev weir-vxlan onlink src GATEWAY proto 88  (replace, if weir has a route there already)
-//	ip route add NETWORK via NODE proto 88                                   (without a tunnel)
-func (o *Overlay) setRoutes(tunnel netlink.Link, p Plan, refused refusals) error {
-	have, err := o.weirRoutes()
-	if err != nil {
-		return err
-	}
-	want := map[string]bool{}
-	for _, remote := range p.Remotes {
-		if refused[remote.Node] != nil {
-			continue
-		}
-		network := remote.Network.Addr()
-		dst := &net.IPNet{IP: network.AsSlice(), Mask: net.CIDRMask(remote.Network.Bits(), network.BitLen())}
-		want[dst.String()] = true
-		r := &netlink.Route{Dst: dst, Protocol: conf.RouteProtocol, Gw: remote.Address.AsSlice()}
-		h, ok := have[dst.String()]
-		if !remote.Direct {
-			r.Gw, r.LinkIndex, r.Flags = remote.Via().AsSlice(), tunnel.Attrs().Index, int(netlink.FLAG_ONLINK)
-			r.Src = p.gateway(network).AsSlice()
-			if ok && h.LinkIndex == r.LinkIndex && h.Gw.Equal(r.Gw) && h.Src.Equal(r.Src) {
-				continue
-			}
-		}
-		// A route without a tunnel is always written again, because its next hop may be on another link by now.
-		set := o.h.RouteReplace
-		if !ok { // fails if another program has a route there, such as that of a subnet on one of the node's links
-			set = o.h.RouteAdd
-		}
-		if err := set(r); err != nil {
-			refused[remote.Node] = fmt.Errorf("add the route to %s: %w", remote.Network, err)
-		}
-	}
-	return o.removeRoutes(want)
-}
-
-// weirRoutes returns the routes of weir's protocol by destination.
-func (o *Overlay) weirRoutes() (map[string]netlink.Route, error) {
-	list, err := o.h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: conf.RouteProtocol},
-		netlink.RT_FILTER_PROTOCOL)
-	if err != nil {
-		return nil, fmt.Errorf("list weir's routes: %w", err)
-	}
-	own := make(map[string]netlink.Route, len(list))
-	for _, r := range list {
-		own[r.Dst.String()] = r
-	}
-	return own, nil
-}
-
-// removeRoutes deletes weir's routes, except the routes to the destinations in keep.
-func (o *Overlay) removeRoutes(keep map[string]bool) error {
-	have, err := o.weirRoutes()
-	if err != nil {
-		return err
-	}
-	for dst, r := range have {
-		if keep[dst] {
-			continue
-		}
-		if err := o.h.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("delete the route to %s: %w", r.Dst, err)
-		}
-	}
-	return nil
-}
-
 // Remove deletes the whole overlay: routes, device and gate.
 //
 // Equivalent to: ip route flush proto 88; ip link del weir-vxlan; nft delete table inet weir-tunnel
 func (o *Overlay) Remove() error {
-	return errors.Join(o.removeRoutes(nil), o.removeTunnel(), Gate{}.Remove())
+	return errors.Join(o.removeRoutes(), o.removeTunnel(), Gate{}.Remove())
 }
 
 func (o *Overlay) removeTunnel() error {

@@ -230,9 +230,9 @@ func TestWhatTheKernelRefuses(t *testing.T) {
 	}
 	for name, o := range overlays {
 		for range 2 {
-			refused, err := o.Apply(planned(name, Always, nodes, o))
-			if err != nil || name == "n1" && (len(refused) != 1 || refused[0].Object != "Node n3") {
-				t.Fatalf("%s: refused %v, %v", name, refused, err)
+			all, err := o.Apply(planned(name, Always, nodes, o))
+			if err != nil || name == "n1" && (len(all.Refused) != 1 || all.Refused[0].Object != "Node n3") {
+				t.Fatalf("%s: refused %v, %v", name, all.Refused, err)
 			}
 		}
 	}

@@ -95,6 +95,9 @@ func (r *Routes) path(route netlink.Route) (Path, error) {
 		}
 		p.MTU = smallest(p.MTU, link.Attrs().MTU)
 	}
+	if len(hops) == 1 {
+		p.Link = hops[0].LinkIndex
+	}
 	return p, nil
 }
 

@@ -86,6 +86,8 @@ type Path struct {
 	MTU int
 	// OnLink means that the address is on one of the node's links, without a router between.
 	OnLink bool
+	// Link is the index of the link that packets take; 0 if they may take several.
+	Link int
 	// Unfit says why the address can't be another node's; empty if it can.
 	Unfit string
 }
@@ -134,6 +136,8 @@ type Remote struct {
 	Network netip.Prefix
 	// Direct means that packets travel without the tunnel.
 	Direct bool
+	// Link is the index of the link that packets take if they travel directly; 0 if they may take several.
+	Link int
 }
 
 // Via returns the next hop of the remote network's route through the tunnel: an address of the tunnel's far end.
@@ -262,7 +266,7 @@ func (c *planner) route(n policy.Node, network netip.Prefix) (Remote, bool) {
 		path, ok := c.path(n.Name, netip.Addr{}, direct)
 		switch {
 		case ok && path.OnLink:
-			p.Address, p.Direct = direct, true
+			p.Address, p.Direct, p.Link = direct, true, path.Link
 			c.leastMTU = smallest(c.leastMTU, path.MTU)
 			return p, true
 		case c.Encapsulation == Never:

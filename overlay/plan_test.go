@@ -38,8 +38,8 @@ func planned(self string, e Encapsulation, nodes []policy.Node, o *Overlay) Plan
 
 // applied writes the plan to the kernel. It returns an error for each route or entry that the kernel refuses.
 func applied(o *Overlay, p Plan) error {
-	refused, err := o.Apply(p)
-	for _, r := range refused {
+	all, err := o.Apply(p)
+	for _, r := range all.Refused {
 		err = errors.Join(err, errors.New(r.String()))
 	}
 	return err
