@@ -295,8 +295,8 @@ func (o *Observed) readRoutes(family uint8) error {
 	return nil
 }
 
-// parseRoute reads a message of type RTM_NEWROUTE (rtnetlink(7)). It returns false for a route that the kernel keeps only
-// as a copy of another.
+// parseRoute reads a message of type RTM_NEWROUTE (rtnetlink(7)). It returns false for a route that is the kernel's
+// copy of another route.
 func parseRoute(m []byte) (r RouteSeen, ok bool) {
 	if len(m) < unix.SizeofRtMsg {
 		return r, false

@@ -166,8 +166,8 @@ func (o *Overlay) setRoutes(tunnel int, p Plan, all *Applied, refused refusals) 
 			r.LinkIndex = 0
 		}
 		set := o.h.RouteReplace
-		if len(present) == 0 { // fails if another program has a route there, such as that of a subnet on one of the node's links
-			set = o.h.RouteAdd
+		if len(present) == 0 {
+			set = o.h.RouteAdd // fails if another program has a route there, such as that of one of the node's own subnets
 		}
 		if err := set(&r); err != nil {
 			refused[remote.Node] = fmt.Errorf("add the route to %s: %w", remote.Network, err)

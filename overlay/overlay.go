@@ -46,11 +46,11 @@ func (a *Applied) lack(was, command string, args ...any) {
 	a.Lacks = append(a.Lacks, Lack{was, fmt.Sprintf(command, args...)})
 }
 
-// Apply makes the kernel's overlay equal to the plan. It reads the kernel's overlay, adds what is missing, replaces what
-// differs, and removes what the plan doesn't have. If nothing differs, it writes nothing. If the kernel refuses a route
-// or an entry of one node, Apply reports that as a problem of the node and writes everything else. If the plan has no node
-// address, Apply only removes weir's routes. Apply doesn't switch on IP forwarding: the plugin does so when it makes the
-// bridge.
+// Apply makes the kernel's overlay equal to the plan. It reads the kernel's overlay, adds what is missing, replaces
+// what differs, and removes what the plan doesn't have. If nothing differs, it writes nothing. If the kernel refuses a
+// route or an entry of one node, Apply reports that as a problem of the node and writes everything else. If the plan
+// has no node address, Apply only removes weir's routes. Apply doesn't switch on IP forwarding: the plugin does so when
+// it makes the bridge.
 func (o *Overlay) Apply(p Plan) (Applied, error) {
 	var all Applied
 	if !p.NodeAddress.IsValid() {

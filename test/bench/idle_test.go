@@ -98,9 +98,9 @@ func restoreServices(t *testing.T) {
 	for i := range *services {
 		ip := fmt.Sprintf("172.30.%d.%d", i/250, 1+i%250)
 		fmt.Fprintf(&b, ":KUBE-SVC-%d - [0:0]\n:KUBE-SEP-%d-0 - [0:0]\n:KUBE-SEP-%d-1 - [0:0]\n", i, i, i)
-		fmt.Fprintf(&b, "-A KUBE-SERVICES -d %s/32 -p tcp -m comment --comment \"ns-%d/service cluster IP\" -m tcp --dport 80 "+
-			"-j KUBE-SVC-%d\n-A KUBE-SVC-%d -m comment --comment \"ns-%d/service -> 10.1.0.1:80\" -m statistic --mode random "+
-			"--probability 0.5 -j KUBE-SEP-%d-0\n-A KUBE-SVC-%d -m comment --comment \"ns-%d/service -> 10.1.0.2:80\" "+
+		fmt.Fprintf(&b, "-A KUBE-SERVICES -d %s/32 -p tcp -m comment --comment \"ns-%d/service cluster IP\" -m tcp "+
+			"--dport 80 -j KUBE-SVC-%d\n-A KUBE-SVC-%d -m comment --comment \"ns-%d/service -> 10.1.0.1:80\" -m statistic "+
+			"--mode random --probability 0.5 -j KUBE-SEP-%d-0\n-A KUBE-SVC-%d -m comment --comment \"ns-%d/service -> 10.1.0.2:80\" "+
 			"-j KUBE-SEP-%d-1\n", ip, i, i, i, i, i, i, i, i)
 		for e := range 2 {
 			fmt.Fprintf(&b, "-A KUBE-SEP-%d-%d -s 10.1.0.%d/32 -m comment --comment \"ns-%d/service\" -j MARK --set-xmark "+
