@@ -88,28 +88,32 @@ func node(name, address, network string) string {
 		"status: {addresses: [{type: InternalIP, address: %s}]}\n", name, network, address)
 }
 
+// service are the rules of a Service.
+const service = `:KUBE-SVC-NUMBER - [0:0]
+:KUBE-SEP-NUMBER-1 - [0:0]
+:KUBE-SEP-NUMBER-2 - [0:0]
+-A KUBE-SERVICES -d IP/32 -p tcp -m comment --comment "ns-NUMBER/service" -m tcp --dport 80 -j KUBE-SVC-NUMBER
+-A KUBE-SVC-NUMBER -m comment --comment "ns" -m statistic --mode random --probability 0.5 -j KUBE-SEP-NUMBER-1
+-A KUBE-SVC-NUMBER -m comment --comment "ns-NUMBER/service" -j KUBE-SEP-NUMBER-2
+-A KUBE-SEP-NUMBER-1 -s 10.1.0.1/32 -m comment --comment "ns-NUMBER/service" -j MARK --set-xmark 0x4000/0x4000
+-A KUBE-SEP-NUMBER-1 -p tcp -m comment --comment "ns-NUMBER/service" -m tcp -j DNAT --to-destination 10.1.0.1:80
+-A KUBE-SEP-NUMBER-2 -s 10.1.0.2/32 -m comment --comment "ns-NUMBER/service" -j MARK --set-xmark 0x4000/0x4000
+-A KUBE-SEP-NUMBER-2 -p tcp -m comment --comment "ns-NUMBER/service" -m tcp -j DNAT --to-destination 10.1.0.2:80
+`
+
 // restoreServices writes rules as kube-proxy's for Services with two endpoints each, and the chain by which weir
 // detects the flavour.
 func restoreServices(t *testing.T) {
 	t.Helper()
-	rules := "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-POSTROUTING - [0:0]\n" +
-		"-A PREROUTING -j KUBE-SERVICES\n-A OUTPUT -j KUBE-SERVICES\n-A POSTROUTING -j KUBE-POSTROUTING\n"
-	var b strings.Builder
+	var rules strings.Builder
+	rules.WriteString("*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n*nat\n:KUBE-SERVICES - [0:0]\n" +
+		"-A PREROUTING -j KUBE-SERVICES\n-A OUTPUT -j KUBE-SERVICES\n")
 	for i := range *services {
-		ip := fmt.Sprintf("172.30.%d.%d", i/250, 1+i%250)
-		fmt.Fprintf(&b, ":KUBE-SVC-%d - [0:0]\n:KUBE-SEP-%d-0 - [0:0]\n:KUBE-SEP-%d-1 - [0:0]\n", i, i, i)
-		fmt.Fprintf(&b, "-A KUBE-SERVICES -d %s/32 -p tcp -m comment --comment \"ns-%d/service cluster IP\" -m tcp "+
-			"--dport 80 -j KUBE-SVC-%d\n-A KUBE-SVC-%d -m comment --comment \"ns-%d/service -> 10.1.0.1:80\" -m statistic "+
-			"--mode random --probability 0.5 -j KUBE-SEP-%d-0\n-A KUBE-SVC-%d -m comment --comment \"ns-%d/service -> 10.1.0.2:80\" "+
-			"-j KUBE-SEP-%d-1\n", ip, i, i, i, i, i, i, i, i)
-		for e := range 2 {
-			fmt.Fprintf(&b, "-A KUBE-SEP-%d-%d -s 10.1.0.%d/32 -m comment --comment \"ns-%d/service\" -j MARK --set-xmark "+
-				"0x4000/0x4000\n-A KUBE-SEP-%d-%d -p tcp -m comment --comment \"ns-%d/service\" -m tcp -j DNAT "+
-				"--to-destination 10.1.0.%d:80\n", i, e, e+1, i, i, e, i, e+1)
-		}
+		_, _ = strings.NewReplacer("IP", fmt.Sprintf("172.30.%d.%d", i/250, 1+i%250), "NUMBER", fmt.Sprint(i)).
+			WriteString(&rules, service)
 	}
 	restore := exec.Command("iptables-"+*flavour+"-restore", "--noflush")
-	restore.Stdin = strings.NewReader(rules + b.String() + "COMMIT\n")
+	restore.Stdin = strings.NewReader(rules.String() + "COMMIT\n")
 	if out, err := restore.CombinedOutput(); err != nil {
 		t.Fatalf("iptables-%s-restore: %v: %s", *flavour, err, out)
 	}

@@ -231,9 +231,6 @@ func (n *Node) AgentLog() string {
 	return string(data)
 }
 
-// AgentPID returns the process ID of the agent.
-func (n *Node) AgentPID() int { return n.agent.Process.Pid }
-
 // KillAgent ends the agent at once, as a crash does.
 func (n *Node) KillAgent() { n.signal(syscall.SIGKILL) }
 
