@@ -25,7 +25,8 @@ import (
 
 const scripts = "../../scripts/cluster/"
 
-// probeBinary is the path of the program that TestMain builds for the pods' image. Nodes and other tests run it too.
+// probeBinary is the path of the program probe, which TestMain builds. Pods have it in their image, and tests also run
+// it on nodes and on the router.
 var probeBinary string
 
 func TestMain(m *testing.M) {
@@ -106,8 +107,9 @@ func eventually(t *testing.T, within time.Duration, what string, check func() er
 	}
 }
 
-// namespace makes a namespace for the test. It waits until the namespace's service account exists, because no pod can
-// be made earlier. After the API server was away, the wait lasts until the controllers have reconnected.
+// namespace makes a namespace, which is deleted when the test ends. It waits until the namespace's service account
+// exists, because no pod can be made earlier. After the API server was away, the wait lasts until the controllers have
+// reconnected.
 func namespace(t *testing.T, name string) string {
 	t.Helper()
 	kubectl(t, "create", "namespace", name)

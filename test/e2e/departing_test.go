@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// TestANamespaceThatIsBeingDeleted: the policies of a namespace are deleted before its pods have ended
-// (CVE-2024-7598). The policies stay in force nevertheless. That is so even if the agent is killed at that moment, and
-// the next agent can't know the deleted policies.
+// TestANamespaceThatIsBeingDeleted: the policies of a namespace are deleted before its pods have ended (CVE-2024-7598).
+// The policies stay in force until then, even if the agent is killed meanwhile. The next agent, which can't know the
+// deleted policies, names the namespace in its status and keeps the pods closed.
 func TestANamespaceThatIsBeingDeleted(t *testing.T) {
 	ns, others := namespace(t, "departing"), namespace(t, "departing-client")
 	on := workers(t)[0].name

@@ -12,8 +12,9 @@ import (
 	"time"
 )
 
-// TestBothFamilies follows the walkthrough over IPv4 and IPv6 on a cluster that has both families (STACK=dual), with
-// client and server at different places. It also tests what differs between the families.
+// TestBothFamilies tests pods, Services, policies and the world over IPv4 and IPv6, with client and server on the same
+// node, in the same subnet and in different subnets. A policy of one family's block doesn't allow the other family. If
+// the cluster's nodes have networks of one family only, the test is skipped, and fails in CI.
 func TestBothFamilies(t *testing.T) {
 	if cidrs := nodeCIDRs(t, workers(t)[0].name); len(cidrs) != 2 {
 		if os.Getenv("CI") != "" {

@@ -21,10 +21,10 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]
 `
 
-// underLoad runs do while two client pods together open 200 connections a second to a server on their own node and to
-// a server on another node. The policy allows the friend and denies the stranger. The test fails if a connection of
-// the friend fails or a connection of the stranger succeeds. The clients connect by themselves, because `kubectl exec`
-// would need the API server all the time.
+// underLoad runs do while two client pods together open 200 connections a second to a server on their own node and to a
+// server on another node. The policy allows the friend and denies the stranger. The test fails if a connection of the
+// friend fails or needs a second SYN, if a connection of the stranger succeeds, or if a client opens less than half of
+// its connections. The clients connect by themselves, because `kubectl exec` would need the API server all the time.
 func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	t.Helper()
 	a, _, remote := apart(t)
@@ -91,8 +91,8 @@ func TestRollingUpdate(t *testing.T) {
 	})
 }
 
-// TestAPIServerAway: while the API server is away, agents keep enforcing the policies that they know. When the API
-// server is back, the agents reconnect.
+// TestAPIServerAway: while the API server is away for ten seconds, agents keep enforcing the policies that they know.
+// When the API server is back, an agent hears of a new policy.
 func TestAPIServerAway(t *testing.T) {
 	controlPlanes := strings.Fields(kubectl(t, "get", "nodes", "-l", "node-role.kubernetes.io/control-plane", "-o",
 		"jsonpath={.items[*].metadata.name}"))
@@ -126,9 +126,9 @@ func TestAPIServerAway(t *testing.T) {
 	})
 }
 
-// TestFirstConnection: when a new pod sends its first packet, the other node knows the pod already, because the pod's
-// node has published it. For comparison the test then forbids publishing. The other node then learns of a new pod only
-// when kubelet reports it.
+// TestFirstConnection: the first connection of each of 50 new pods to another node succeeds at once, because that node
+// knows the pod already: the pod's node has published it. For comparison the test then forbids publishing. Then a node
+// learns of another node's pod only when kubelet reports it, and at least one connection is late.
 func TestFirstConnection(t *testing.T) {
 	const fresh = 50
 	a, _, remote := apart(t)

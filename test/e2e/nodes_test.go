@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// reaches reports whether the pod can connect to the address.
+// reaches reports whether the pod can connect to the address within 900 ms.
 func reaches(t *testing.T, ns, pod, address string) bool {
 	t.Helper()
 	out, err := execIn(t.Context(), ns, pod, "probe", "connect", "--count=1", "--timeout=900ms", address)
@@ -23,8 +23,8 @@ func reaches(t *testing.T, ns, pod, address string) bool {
 	return attempts(t, out)[0].OK
 }
 
-// TestNodeJoinsAndLeaves: pods of a new node can be reached, and policies apply to these pods. When the node leaves,
-// the other nodes remove everything that belongs to it.
+// TestNodeJoinsAndLeaves: a pod of a new node can be reached, and policies apply to it. When the node has left, another
+// node has no route, neighbour, forwarding entry or set entry with its addresses and networks any more.
 func TestNodeJoinsAndLeaves(t *testing.T) {
 	all := workers(t)
 	name := "w" + strconv.Itoa(len(all)+1)
@@ -79,6 +79,7 @@ func TestNodeJoinsAndLeaves(t *testing.T) {
 }
 
 // TestReboot reboots a worker: the worker's processes, its network and /run are gone at once, and its disk stays.
+// Afterwards the worker's pod starts with a new address, its policy applies, and its old address is assigned to no pod.
 func TestReboot(t *testing.T) {
 	a, neighbour, _ := apart(t)
 	ns := namespace(t, "reboot")
@@ -156,7 +157,8 @@ metadata: {name: {{.Name}}}
 spec: { {{with .PodCIDR}}podCIDR: {{.}}, podCIDRs: [{{.}}], {{end}}taints: [{key: stray, effect: NoExecute}]}
 `
 
-// TestNodesThatAreWrong: the status reports each faulty Node by name, and all other nodes continue to work.
+// TestNodesThatAreWrong: the status reports each faulty Node by name, and pods of other nodes still reach each other as
+// their policy says. If a Node changes its address, the tunnel leads to the new one.
 func TestNodesThatAreWrong(t *testing.T) {
 	a, _, remote := apart(t)
 	ns := namespace(t, "wrong-nodes")

@@ -33,7 +33,8 @@ func TestProbesPass(t *testing.T) {
 	}
 }
 
-// TestHostPort: a hostPort works, because the configuration that the agent writes has portmap after weir.
+// TestHostPort: the world and a pod on another node reach a hostPort, because the configuration that the agent writes
+// has portmap after weir. Under a policy that denies all they don't.
 func TestHostPort(t *testing.T) {
 	ns := namespace(t, "host-port")
 	a, _, remote := apart(t)
@@ -107,8 +108,8 @@ spec:
 		calls)
 }
 
-// TestPodsReachTheWorldAsTheirNode: pods reach hosts outside from their node's address. The router drops packets from
-// addresses that no node has.
+// TestPodsReachTheWorldAsTheirNode: pods reach hosts outside from their node's address. An answer shows this, because
+// the router drops packets from addresses that no node has.
 func TestPodsReachTheWorldAsTheirNode(t *testing.T) {
 	ns := namespace(t, "world")
 	start(t,

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// TestFullSizePackets: packets of the size of a pod's MTU arrive on other nodes unfragmented.
+// TestFullSizePackets: packets of the size of a pod's MTU, with DF set, reach pods on the same node, in the same subnet
+// and in another subnet, and come back.
 func TestFullSizePackets(t *testing.T) {
 	ns := namespace(t, "full-size")
 	a, neighbour, remote := apart(t)

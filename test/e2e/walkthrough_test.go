@@ -10,7 +10,8 @@ import (
 )
 
 // TestWalkthrough follows the steps of a workshop's chapter on network policies, with client and server on the same
-// node, in the same subnet and in different subnets.
+// node, in the same subnet and in different subnets. After the namespace is deleted, nothing with its name or the pods'
+// addresses is left on the nodes.
 func TestWalkthrough(t *testing.T) {
 	kubectl(t, "-n", "kube-system", "rollout", "status", "ds/weir", "--timeout=120s")
 	first, neighbour, remote := apart(t)

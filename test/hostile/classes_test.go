@@ -26,7 +26,6 @@ var (
 // linkLocal returns the MAC 01:80:c2:00:00:0X. By IEEE 802.1D no bridge forwards frames to this MAC.
 func linkLocal(x byte) net.HardwareAddr { return net.HardwareAddr{0x01, 0x80, 0xc2, 0, 0, x} }
 
-// name is a value with its name.
 type name[T any] struct {
 	text  string
 	value T
@@ -108,8 +107,8 @@ func (f *forge) linkLocalMACs() {
 	}
 }
 
-// tunnelEnd returns the address of the node's end of the tunnel. peerPod returns the address of a pod behind the other
-// end.
+// tunnelEnd returns the address of this node's end of the tunnel. peerPod, below, returns the address of a pod behind
+// the other end.
 func (f *forge) tunnelEnd() netip.Addr {
 	local, _ := f.w.underlay()
 	return local
@@ -140,7 +139,8 @@ func eui64(mac net.HardwareAddr) netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]})
 }
 
-// forgedSenders forges frames with all pairs of a sender MAC and a sender address, except the pair that is E's own.
+// forgedSenders forges frames with each pair of a sender MAC and a sender address of two lists, except the pair that is
+// E's own.
 func (f *forge) forgedSenders() {
 	w := f.w
 	macs := []name[net.HardwareAddr]{
@@ -212,8 +212,8 @@ func (f *forge) forgedSenders() {
 	}
 }
 
-// otherDestinationMACs forges frames with E's own MAC and address, sent directly to MACs of hosts other than E's
-// gateway.
+// otherDestinationMACs forges frames with E's own MAC and address, sent to MACs other than that of E's gateway: to
+// those of other links, of groups and of nobody.
 func (f *forge) otherDestinationMACs() {
 	w := f.w
 	f.begin("own sender, another destination MAC", "")
@@ -282,7 +282,8 @@ func (f *forge) tags() {
 	}
 }
 
-// etherTypes forges frames of all EtherTypes that some kernel handles, and of every 101st of the other EtherTypes.
+// etherTypes forges frames of EtherTypes that some kernel handles, of every 101st EtherType but IP's and ARP's, and
+// frames with LLC or SNAP instead of an EtherType.
 func (f *forge) etherTypes() {
 	w := f.w
 	f.begin("other EtherTypes", "")
@@ -322,7 +323,7 @@ func (f *forge) etherTypes() {
 	}
 }
 
-// addressResolution forges ARP packets, to the gateway's MAC, the broadcast MAC and the victim's MAC.
+// addressResolution forges ARP packets: honest ones about E's own address, and others about addresses that aren't E's.
 func (f *forge) addressResolution() {
 	w := f.w
 	f.begin("ARP, own sender", "the node tells its MAC, which the pod knows")
@@ -356,8 +357,8 @@ type flow struct {
 	from, to netip.AddrPort
 }
 
-// converse makes the victim exchange packets with the host outside and the third pod, over UDP and TCP. Forged ICMP
-// errors are then about these connections, which stay open until the test ends.
+// converse makes the victim connect to the host outside and to the third pod, over UDP and TCP. It returns these
+// connections, which stay open until the test ends, so that E can send ICMP errors and other packets about them.
 func (w *world) converse(t testing.TB) (flows []flow) {
 	t.Helper()
 	for i, pair := range []struct {
@@ -401,7 +402,7 @@ func (w *world) converse(t testing.TB) (flows []flow) {
 	return flows
 }
 
-// greet sends until it gets an answer, because the first packets on a new link may be lost.
+// greet sends up to 50 times, until it gets an answer, because the first packets on a new link may be lost.
 func greet(conn *net.UDPConn) (err error) {
 	for range 50 {
 		if _, err = conn.Write([]byte("hello")); err != nil {

@@ -17,8 +17,8 @@ import (
 // port contain its number, so its effects can be told from those of all other frames.
 type frame struct {
 	class, name string
-	// own means that the frame is sent to the bridge from the pod's own MAC and address. Then the node's IP stack
-	// receives the frame and policy applies to it. No other frame may reach the IP stack.
+	// own means that the frame's sender is the pod's own MAC and address. Then the node's IP stack may receive the frame,
+	// and policy applies to it. No other frame may reach the IP stack.
 	own bool
 	// allowed says why the node may answer the frame. It is empty if the node may not.
 	allowed string
@@ -30,7 +30,7 @@ type frame struct {
 	data [][]byte
 }
 
-// forge builds the frames.
+// forge collects frames. class and allowed are those of the frames that are added next.
 type forge struct {
 	t       testing.TB
 	w       *world
@@ -59,7 +59,8 @@ func (f *forge) forged(name string, stacks ...stack) { f.put(name, false, f.seri
 // sends from its own address.
 func (f *forge) begin(class, allowed string) { f.class, f.allowed = class, allowed }
 
-// ownName reports whether E has an address of the stacks' family.
+// ownName reports whether E has an address of the stacks' family. Stacks without an IP header are ARP, and count as
+// IPv4.
 func (f *forge) ownName(stacks ...stack) bool {
 	for _, layer := range join(stacks) {
 		switch layer.(type) {
@@ -151,7 +152,6 @@ func setProtocol(protocol *layers.IPProtocol, next gopacket.LayerType) {
 	}
 }
 
-// eth returns the header of a frame from one MAC to another.
 func eth(dst, src net.HardwareAddr) stack { return stack{&layers.Ethernet{DstMAC: dst, SrcMAC: src}} }
 
 // toNode returns the header that the pod's packets usually have: from its MAC to the bridge's.
@@ -211,8 +211,8 @@ func (f *forge) payload(s stack) []byte {
 	return f.serialize(s)[size:]
 }
 
-// fragments returns a UDP packet in two fragments, each with the marker. The first fragment has eight bytes of payload
-// more than the UDP header.
+// fragments returns two frames with the fragments of a UDP packet. Each fragment has 24 bytes of payload that begin
+// with the marker, and the first has the UDP header before them.
 func (f *forge) fragments(way stack, src, dst netip.Addr) [][]byte {
 	long := append(append(f.marker(), "      "...), append(f.marker(), "      "...)...) // twice 24 bytes
 	whole := f.payload(join([]stack{ipHeader(src, dst), {
@@ -249,7 +249,7 @@ func fragmentHeader(next layers.IPProtocol, offset int, more bool, id uint16) []
 	return h
 }
 
-// extension returns an IPv6 packet with the bytes of parts behind its header.
+// extension returns an IPv6 packet with the bytes of parts behind its header, whose next header field is next.
 func (f *forge) extension(src, dst netip.Addr, next layers.IPProtocol, parts ...[]byte) stack {
 	h := ipHeader(src, dst)[0].(*layers.IPv6)
 	h.NextHeader = next
@@ -260,7 +260,8 @@ func (f *forge) extension(src, dst netip.Addr, next layers.IPProtocol, parts ...
 	return s
 }
 
-// arp returns an ARP request or reply to target. It claims that sender has the MAC inside.
+// arp returns an ARP request (op 1) or reply (op 2) about target, without an Ethernet header. The packet says that
+// sender's MAC is the MAC given as inside.
 func (f *forge) arp(op uint16, inside net.HardwareAddr, sender, target netip.Addr) stack {
 	return stack{&layers.ARP{
 		AddrType:          layers.LinkTypeEthernet,
@@ -275,8 +276,8 @@ func (f *forge) arp(op uint16, inside net.HardwareAddr, sender, target netip.Add
 	}, gopacket.Payload(f.marker())}
 }
 
-// discovery returns a message of IPv6 neighbour discovery (RFC 4861). Its ICMPv6 type is kind. After the first four
-// bytes come the body and an option with the marker.
+// discovery returns a message of IPv6 neighbour discovery (RFC 4861) of the ICMPv6 type kind. After the four bytes of
+// the ICMPv6 header come the body and an option with the marker.
 func (f *forge) discovery(src, dst netip.Addr, kind uint8, body []byte) stack {
 	h := ipHeader(src, dst)[0].(*layers.IPv6)
 	h.HopLimit = 255

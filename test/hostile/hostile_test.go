@@ -5,13 +5,13 @@
 // The control is the same bridge with the same pairs, but without guard, rules and sysctls. There, each frame is
 // classed:
 //
-//   - A frame is answered, if it makes a host receive a packet, or if it changes what the node or a pod knows of other
-//     hosts.
+//   - A frame is answered, if it makes E, another pod or the host outside receive a packet.
 //   - A frame reaches IP, if the node accepts it for itself, forwards it, or keeps it as a fragment.
 //   - Else the kernel drops the frame even without weir.
 //
 // With weir, no frame that E has no right to send may enter the IP stack, where the kernel makes its own checks. Policy
-// applies to the frames from E's own MAC and address: none of them may be answered.
+// applies to the frames from E's own MAC and address: of these, only the frames with a reason in frame.allowed may be
+// answered. No frame may change what the node or another pod knows of other hosts.
 package hostile
 
 import (
@@ -76,8 +76,8 @@ type row struct {
 	controls []count  // one for each value of rp_filter
 }
 
-// attack sends all frames, and returns the counts for each class of frames. If strict is set, each frame that came
-// through fails the test.
+// attack sends all frames with this value of rp_filter, and returns the result for each class of frames. If strict is
+// set, each effect that weir must prevent fails the test.
 func attack(t *testing.T, w *world, rp int, strict bool) map[string]*row {
 	t.Helper()
 	w.reversePath(t, rp)

@@ -25,9 +25,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// hooks make the kernel log the packets that its IP stack takes. The chain "enters" comes after every chain that may
-// drop a port's frames (priorities below -400), and before connection tracking reassembles fragments (-400). For ARP,
-// the earliest hook is input. The chain "tracks" makes the kernel track connections in the control too.
+// hooks make the kernel log the packets that its IP stack takes. The chain "enters" comes after weir's chain that drops
+// frames of ports (-450), and before connection tracking reassembles fragments (-400). For ARP, the earliest hook is
+// input. The chain "tracks" makes the kernel track connections in the control too.
 const hooks = `
 table inet hostile {
   chain enters {
@@ -251,7 +251,8 @@ func groups(data []byte) bool {
 	return packet.Layer(layers.LayerTypeMLDv2MulticastListenerReport) != nil || packet.Layer(layers.LayerTypeIGMP) != nil
 }
 
-// state returns what the node, the victim and the third pod know about other hosts, as lines of text.
+// state returns what the node, the victim and the third pod know about other hosts, as sorted lines of text:
+// neighbours, routes, addresses, and the MTUs and redirects that the kernel learned from ICMP errors.
 func (o *observer) state() []string {
 	o.t.Helper()
 	var all []string

@@ -104,7 +104,7 @@ func (f *forge) neighbourDiscovery() {
 	}
 }
 
-// padding returns an extension header of eight bytes without meaning.
+// padding returns an options header of eight bytes that has nothing but padding.
 func padding(next layers.IPProtocol) []byte { return []byte{byte(next), 0, 1, 4, 0, 0, 0, 0} }
 
 // hopByHop returns a hop-by-hop options header. It has an option of the given type, and the marker is the option's
@@ -243,7 +243,8 @@ func (f *forge) errors(flows []flow) {
 	}
 }
 
-// fragmentClasses forges fragments that E sends to the bridge's own MAC.
+// fragmentClasses forges fragments to the bridge's own MAC: complete, contradictory and incomplete packets under E's
+// own address, and fragments under the third pod's address.
 func (f *forge) fragmentClasses() {
 	w := f.w
 	for _, to := range []name[[3]netip.Addr]{
@@ -289,8 +290,7 @@ func (f *forge) fragmentClasses() {
 	}
 }
 
-// atomic returns a whole packet that is marked as a fragment (RFC 6946). For IPv4 the mark says that more fragments
-// follow.
+// atomic returns a frame with a whole packet. In IPv6 the packet has a fragment header nevertheless (RFC 6946).
 func (f *forge) atomic(src, dst netip.Addr) []byte {
 	return f.fragment(f.toNode(), src, dst, f.payload(f.udp(src, dst)), 0, false)
 }

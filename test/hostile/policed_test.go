@@ -8,7 +8,8 @@ import (
 	"github.com/gopacket/gopacket/layers"
 )
 
-// tunnels forges packets of protocols that carry other packets, to the node, to another node and to the victim.
+// tunnels forges packets of protocols that carry other packets, and of other rare protocols, to the node, to another
+// node and to the victim.
 func (f *forge) tunnels() {
 	w := f.w
 	local, remote := w.underlay()
@@ -113,7 +114,9 @@ func (f *forge) tunnels() {
 	}
 }
 
-// destinations sends from E's own address to hosts that policy denies E.
+// destinations forges packets from E's own address that policy denies: to every kind of destination, with a TTL of 1,
+// larger than the MTU, and of the other types of ICMP. It also forges packets to groups (IGMP, MLD, DHCP), some without
+// a sender address.
 func (f *forge) destinations() {
 	w := f.w
 	all := []name[[2]netip.Addr]{

@@ -55,7 +55,8 @@ func quicken(t testing.TB, path string) {
 	sysctl(t, path, "ipv6/conf/default/dad_transmits", "0")
 }
 
-// surroundings gives the host outside the address of another node too, and routes to the pods.
+// surroundings gives the host outside the address of another node too, and routes to the pods. The node gets permanent
+// neighbour entries for these addresses.
 func (w *world) surroundings(t testing.TB) {
 	t.Helper()
 	name, node := filepath.Base(w.outside), filepath.Base(w.node)
@@ -69,14 +70,14 @@ func (w *world) surroundings(t testing.TB) {
 	}
 	nodetest.RunEach(t,
 		"ip -n "+name+" addr add 192.0.2.3/24 dev eth0",
-		"ip -n "+name+" addr add 2001:db8::3/64 dev eth0 nodad preferred_lft 0", // never chosen as a source by itself,
+		"ip -n "+name+" addr add 2001:db8::3/64 dev eth0 nodad preferred_lft 0", // so it is never chosen as a source
 		"ip -n "+name+" route add 10.88.0.0/24 via 192.0.2.2",
 		"ip -n "+name+" -6 route add fd00:10:88::/64 via 2001:db8::2",
 	)
 }
 
-// control makes the same bridge, isolated ports and pairs as weir, with the command ip. It makes no guard and no
-// rules, and sets no sysctl but that the node forwards packets.
+// control makes the same bridge, isolated ports and pairs as weir, with the commands ip and bridge. It makes no guard
+// and no rules. Of the sysctls that weir sets, it sets only that the node forwards packets.
 func control(t testing.TB, fam families, prefix string) *world {
 	t.Helper()
 	w := &world{
@@ -311,7 +312,7 @@ spec: {podCIDRs: [%s]}
 status: {addresses: [{type: InternalIP, address: "%s"}]}
 `
 
-// finish records the MACs of E's pair, and starts the services.
+// finish records the MACs of E's pair, sets the sysctls that the test needs, and starts the services.
 func (w *world) finish(t testing.TB) {
 	t.Helper()
 	e := w.link(t, w.e, "eth0").Attrs()

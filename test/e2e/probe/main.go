@@ -101,13 +101,13 @@ func try(address string, timeout time.Duration) (a Attempt) {
 			}
 		})
 	}
-	_ = tcp.SetLinger(0) // close by a reset, as thousands of connections would use up the ports
+	_ = tcp.SetLinger(0) // close by a reset: connections in TIME_WAIT would use up the ports
 	_ = tcp.Close()
 	return a
 }
 
-// listen answers each datagram with the same datagram. It prints the datagram's sender, and the content if that is
-// short. It also accepts connections.
+// listen answers each datagram with the same datagram, and prints its size, its sender and its first 40 bytes. It also
+// accepts connections, and closes each after a line.
 func listen() *cobra.Command {
 	return &cobra.Command{
 		Use:  "listen :PORT",
@@ -146,7 +146,8 @@ func listen() *cobra.Command {
 	}
 }
 
-// datagram sends a datagram of the given size with DF set, and waits until the answer, the same datagram, comes back.
+// datagram sends a datagram in a packet of the given size, headers included, that must not be fragmented. It waits up
+// to two seconds for an answer, and prints the answer's size.
 func datagram() *cobra.Command {
 	var size int
 	cmd := &cobra.Command{
@@ -188,8 +189,8 @@ func datagram() *cobra.Command {
 	return cmd
 }
 
-// forge sends a UDP datagram inside a VXLAN packet that forge builds itself, as an attacker who pretends to be a node
-// would.
+// forge sends VXLAN packets with a UDP datagram inside, which it builds itself, as an attacker who pretends to be a
+// node would.
 func forge() *cobra.Command {
 	var mac, from, to, text string
 	var port, count int
