@@ -48,7 +48,7 @@ func TestOwnChangesAreNotReadAgain(t *testing.T) {
 		})
 	}
 	flush()
-	// There is one read for this flush. There may be one more, because the first flush was announced late.
+	// There is one read for this flush. There may be two more, because the first flush was announced late.
 	if n := reads() - before; n < 1 || n > 3 {
 		t.Errorf("with %d changes of the agent's own the tables were read %d times, want once, for the flush", changes, n)
 	}

@@ -63,7 +63,8 @@ func (m *making) findChained(c *Chained) error {
 
 // assign writes the record and assigns the addresses to the attachment. If an address was assigned to an earlier
 // attachment, weir has missed that attachment's DEL, and assign takes the address out of every set that still has it.
-// The error is *ipam.AssignedError if weir itself gave the address to another attachment.
+// The error is *ipam.AssignedError if weir itself gave the address to another attachment, or if the other attachment's
+// record can't be read.
 func (m *making) assign() error {
 	const step = "assign the pod's addresses"
 	unlock, err := endpoint.Lock()

@@ -27,7 +27,7 @@ type Observed struct {
 	Links      map[string]Link
 	Addresses  map[int][]netip.Prefix               // by the link's index
 	Fresh      map[netip.Addr]bool                  // addresses that are younger than a second
-	Learned    map[netip.Addr]bool                  // addresses from router advertisements
+	Learned    map[netip.Addr]bool                  // addresses that expire, such as those from router advertisements
 	Neighbours map[int]map[netip.Addr]NeighbourSeen // of weir0, by link
 	// Forwarding has the MACs of the static entries of each of weir0's ports.
 	Forwarding map[int]map[string]bool
@@ -67,11 +67,14 @@ type RouteSeen struct {
 	Protocol          int
 }
 
-// Observe reads the kernel's state. It returns no error: parts that couldn't be read are unknown (see Observed). What
-// concerns only the tunnels and routes to other nodes isn't read: thousands of entries, which are package overlay's.
+// Observe reads the kernel's state. It returns no error: parts that couldn't be read are unknown (see Observed). It
+// doesn't read the tunnel's entries and weir's routes to other nodes' pods: there may be thousands, and package overlay
+// reads them.
 //
-// Equivalent to: ip -d link; ip addr; ip neigh show dev weir0; bridge fdb show br weir0; ip route show table all; ip -6
-// route show table all
+// Equivalent to:
+//
+//	ip -d link; ip addr; ip neigh show dev weir0; bridge fdb show br weir0
+//	ip route show table all; ip -6 route show table all
 func Observe() *Observed {
 	o := &Observed{
 		Links: map[string]Link{}, Addresses: map[int][]netip.Prefix{},
@@ -234,8 +237,8 @@ func createdAt(m []byte) time.Duration {
 	return 0
 }
 
-// readNeighbours reads the neighbour entries of the link with that index. A dump has the entries of all links, such as
-// thousands of a tunnel to thousands of nodes, so the others are skipped before they cost anything.
+// readNeighbours reads the neighbour entries of the link with that index. A dump has the entries of all links, and a
+// tunnel may have thousands, so those of other links are skipped before they are parsed.
 func (o *Observed) readNeighbours(link int, family uint8) error {
 	list := request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, &netlink.Ndmsg{Family: family, Index: uint32(link)})
 	all, err := dump(list, unix.RTM_NEWNEIGH, func(m []byte) (*netlink.Neigh, bool) {
@@ -259,7 +262,7 @@ func (o *Observed) readNeighbours(link int, family uint8) error {
 	return nil
 }
 
-// readForwarding reads the static forwarding entries of the bridge with that index and of its ports.
+// readForwarding reads the static forwarding entries of the bridge with that index, and those of its ports.
 //
 // Equivalent to: bridge fdb show br weir0
 func (o *Observed) readForwarding(bridge int) error {

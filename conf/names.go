@@ -4,7 +4,6 @@ import "strings"
 
 // Names of kernel objects that the plugin and the agent must agree on.
 const (
-	// Bridge is the name of the node's bridge.
 	Bridge = "weir0"
 	// Tunnel is the name of the node's VXLAN device, over which pods on other nodes are reached.
 	Tunnel = "weir-vxlan"

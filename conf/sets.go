@@ -48,7 +48,7 @@ const (
 	OpenClass = "open"
 )
 
-// Chains that always exist. Each is in the tables of both families.
+// Chains with fixed names. Each address family of the node's pods has its own chains.
 const (
 	ForwardChain     = ownChain + "FORWARD"
 	InputChain       = ownChain + "INPUT"

@@ -20,7 +20,7 @@ import (
 // because the runtime passes the ranges only to the plugin.
 const shortageFile = endpoint.Dir + "/shortage.json"
 
-// ExhaustedError means that no address of the ranges, all of one family, is free.
+// ExhaustedError means that no address of the ranges is free. The ranges are all of one family.
 type ExhaustedError struct {
 	Ranges []conf.Range
 }

@@ -162,7 +162,7 @@ type match struct {
 	exprs []expr.Any
 }
 
-// join returns the parts of a rule as one: packets match it if they match all of the matches.
+// join concatenates parts of a rule: a packet must match all of them.
 func join(matches ...match) match {
 	var all match
 	for _, m := range matches {

@@ -16,9 +16,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// monitor returns a function that returns the kernel's messages, since its last call, about changes in the namespace,
-// in words. It ignores neighbours that the kernel itself looks for. It makes a change of its own and waits for that
-// change's message, so that it waits for every earlier one.
+// monitor returns a function that returns the types of the kernel's messages, since its last call, about changes in the
+// namespace. It leaves out neighbours that the kernel itself looks for. To have received every earlier message, the
+// function makes a change of its own and waits for that change's message.
 func monitor(t *testing.T, netns string) func() []string {
 	t.Helper()
 	var s *nl.NetlinkSocket
@@ -68,7 +68,7 @@ func TestNothingToDo(t *testing.T) {
 	}
 	o := zones(t)["n2"]
 	const n2 = "/run/netns/n2"
-	// The neighbour of n2 in its own subnet is reached directly with crossSubnet.
+	// With crossSubnet, n2 reaches the node near, which is in its subnet, directly.
 	nodes := []policy.Node{
 		node("n1", "172.20.1.10 2001:db8:1::10", "100.96.1.0/24", "fd00:96:1::/64"),
 		node("n2", "172.20.2.10 2001:db8:2::10", "100.96.2.0/24", "fd00:96:2::/64"),

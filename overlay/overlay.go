@@ -27,7 +27,8 @@ func New(h netlinksafe.Handle) *Overlay { return &Overlay{h} }
 
 // Applied is the result of Apply.
 type Applied struct {
-	// Lacks are the parts of the plan that the kernel lacked. If it lacked the VXLAN device, the device is the only one.
+	// Lacks are the parts of the plan that the kernel lacked. If Apply made the VXLAN device, perhaps in place of one
+	// that differed, the device is the only one.
 	Lacks []Lack
 	// Refused has a problem for each node to which the kernel refuses a route or an entry.
 	Refused []ruleset.Problem
@@ -41,7 +42,7 @@ type Lack struct {
 	Command string
 }
 
-// lack adds a part that the kernel lacks.
+// lack adds a part that the kernel lacked. command is a format for args.
 func (a *Applied) lack(was, command string, args ...any) {
 	a.Lacks = append(a.Lacks, Lack{was, fmt.Sprintf(command, args...)})
 }

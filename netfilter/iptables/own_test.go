@@ -10,7 +10,7 @@ func TestOwnChanges(t *testing.T) {
 		name          string
 		before, after uint32
 		changes       int
-		heard         []uint32 // concerned generations, in order
+		heard         []uint32 // generations that change weir's tables, in the order in which the driver hears of them
 		unknown       int      // how many of heard the driver doesn't know
 	}{
 		{"all own", 10, 12, 2, []uint32{11, 12}, 0},
