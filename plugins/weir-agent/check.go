@@ -20,7 +20,7 @@ import (
 
 // checked is the result of check.
 type checked struct {
-	// Ready is true if an agent would start with these files.
+	// Ready is true if an agent with these files would become ready.
 	Ready      bool                  `json:"ready"`
 	Errors     []string              `json:"errors"`
 	Problems   []agentapi.Problem    `json:"problems"`

@@ -1,4 +1,5 @@
-// Command weir-agent is the node's reconciler: it keeps the kernel's sets and rules as the NetworkPolicies require.
+// Command weir-agent is the node's reconciler: with run it keeps the kernel's sets and rules as the NetworkPolicies
+// require. With other commands it checks manifests, installs the CNI plugin, and removes weir from the node.
 package main
 
 import (
@@ -73,7 +74,8 @@ func run() int {
 	return 0
 }
 
-// bounded limits the length of objects' texts in a line of the log, such as an error that quotes a field.
+// bounded shortens the strings and errors in a line of the log, because they may quote a field of an object, of any
+// length.
 func bounded(_ []string, a slog.Attr) slog.Attr {
 	switch v := a.Value.Any().(type) {
 	case string:

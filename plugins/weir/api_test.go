@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// serveAPI runs an API server with the objects of the manifests, which never change. The returned function stops the
-// server.
+// serveAPI runs an API server on 127.0.0.1:8080 that lists the objects of the manifests. The objects never change. The
+// returned function stops the server.
 func serveAPI(t *testing.T, manifests string) (stop func()) {
 	t.Helper()
 	lists := map[string][]json.RawMessage{"pods": {}, "namespaces": {}, "nodes": {}, "networkpolicies": {}}
@@ -65,8 +65,9 @@ func serveAPI(t *testing.T, manifests string) (stop func()) {
 	}
 }
 
-// TestTheAPIServerIsAway: however long the API server is away, the rules in the kernel stay in force, and no unknown
-// pod starts. That is so even if the agent restarts meanwhile.
+// TestTheAPIServerIsAway: while the API server is away, the rules in the kernel stay in force, even if the agent
+// restarts meanwhile. A pod that the agent knows starts, and a pod that it doesn't know is refused. An agent that has
+// never reached the API server refuses every pod.
 func TestTheAPIServerIsAway(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

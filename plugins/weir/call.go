@@ -48,9 +48,9 @@ func allVerbs() []verb {
 	}
 }
 
-// readCall reads the environment and stdin. It validates neither: an error is printed in the runtime's version of the
-// specification, so do validates the call once that version is known. For VERSION, readCall doesn't wait for stdin
-// from a terminal.
+// readCall reads the environment and stdin, which must be JSON. It validates nothing else: an error is printed in the
+// runtime's version of the specification, so do validates the call once that version is known. For VERSION, stdin may
+// be empty, and readCall doesn't wait for it on a terminal.
 func readCall() (*call, error) {
 	c := &call{
 		command: os.Getenv("CNI_COMMAND"), ContainerID: os.Getenv("CNI_CONTAINERID"), Netns: os.Getenv("CNI_NETNS"),

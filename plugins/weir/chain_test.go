@@ -24,7 +24,8 @@ import (
 )
 
 // TestAheadOfTheOfficialPlugins: in one list, weir makes the interface, and the official plugins portmap, bandwidth,
-// tuning and sbr configure this interface.
+// tuning and sbr configure this interface. Policies apply, also to the hostPort. CHECK succeeds, and DEL leaves
+// nothing.
 func TestAheadOfTheOfficialPlugins(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "meta/bandwidth", "meta/tuning", "meta/sbr") {
 		return
@@ -170,7 +171,9 @@ func closedByItsRecord(n *nodetest.Node, pod *nodetest.Pod) {
 	}
 }
 
-// testBehind checks that policies apply to pods with another plugin's network.
+// testBehind: policies apply to pods with another plugin's network, in both directions, and weir makes no link. ADD is
+// refused without an agent, and forgets connections to the pod's address. CHECK names what is missing, the agent
+// repairs it and reaps a pod whose interface is gone, and DEL works without an agent and leaves nothing.
 func testBehind(t *testing.T, other string) {
 	n := newNodeBehind(t, other, nil)
 	wantNothing := leftovers(t)
@@ -285,7 +288,9 @@ func TestClosedBehindBridge(t *testing.T) {
 	testClosedBehind(t, "bridge")
 }
 
-// testClosedBehind starts pods without an agent, behind a plugin that sets the pods' links up itself.
+// testClosedBehind: with enforcement closed, pods start without an agent, behind a plugin that sets the pods' links up
+// itself. If no agent has ever run, no rule closes such a pod, so ADD fails. Later such a pod is closed until an agent
+// runs.
 func testClosedBehind(t *testing.T, other string) {
 	n := newNodeBehind(t, other, nodetest.Conf{"enforcement": "closed"})
 	if _, err := n.TryAddPod("ns-1", "http-echo"); err == nil ||
@@ -312,9 +317,9 @@ func testClosedBehind(t *testing.T, other string) {
 	n.Reach(server, client.IP+":80", true)
 }
 
-// TestAnAddressThatAnotherPluginGivesAgain: the plugin ahead of weir gives a pod the address of an earlier pod, and
-// DEL of weir was never called for the earlier pod. The new pod gets none of the earlier pod's memberships in the
-// sets, even if no agent is there to remove them.
+// TestAnAddressThatAnotherPluginGivesAgain: the plugin ahead of weir gives a pod the address of an earlier pod, and DEL
+// of weir was not yet called for the earlier pod. The new pod gets none of the earlier pod's memberships in the sets,
+// even if no agent is there to remove them. A late DEL of the earlier pod doesn't open the new one.
 func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -349,7 +354,8 @@ func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 }
 
 // TestPolicyThatCantHoldIsRefused: if a pod's packets would bypass the node's FORWARD hook, no policy would apply to
-// them. So ADD refuses the pod.
+// them. So ADD refuses the pod. It also refuses a prevResult without a usable address, and a configuration with ranges
+// behind another plugin. A refused ADD leaves nothing.
 func TestPolicyThatCantHoldIsRefused(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
 		return
@@ -430,8 +436,8 @@ func TestPolicyThatCantHoldIsRefused(t *testing.T) {
 	}
 }
 
-// TestANodeGoesOverFromHostLocal: a node changes from ptp with host-local to weir. The pods of ptp keep running, and
-// their addresses aren't assigned to new pods.
+// TestANodeGoesOverFromHostLocal: a node changes from ptp with host-local to weir. The address of a pod of ptp isn't
+// assigned to a new pod until the pod of ptp has ended.
 func TestANodeGoesOverFromHostLocal(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -463,8 +469,9 @@ func TestANodeGoesOverFromHostLocal(t *testing.T) {
 	}
 }
 
-// TestWhatARuntimeAsksFor checks the address, MAC, ranges, DNS and routes that a runtime requests, in the pod and in
-// the result.
+// TestWhatARuntimeAsksFor: a pod gets the address, MAC, ranges and DNS that a runtime requests, and the routes of the
+// configuration, and the result has them. CHECK names a route that is missing. ADD refuses an address or a MAC that
+// another pod or the bridge has, and an address that no range has, and leaves nothing.
 func TestWhatARuntimeAsksFor(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -636,8 +643,8 @@ spec:
 	reach(client, false)
 }
 
-// nothingUnderSolicitations: a packet that passes a router isn't neighbour discovery, even if it has the ICMPv6 type
-// of a neighbour solicitation.
+// nothingUnderSolicitations: an isolated pod sends a neighbour solicitation to a pod behind another link. It doesn't
+// arrive, because a packet that a router forwards isn't neighbour discovery. The node's own solicitation arrives.
 func nothingUnderSolicitations(t *testing.T, from, to *nodetest.Pod) {
 	t.Helper()
 	raw := func(netns string) *net.IPConn {

@@ -10,7 +10,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// weirOnNode returns the things on the node that belong to weir, by name.
+// weirOnNode returns the lines that contain weir's name, from lists of the node's configurations, links, routes, sets,
+// tables and rules.
 func weirOnNode(t *testing.T, n *nodetest.Node) string {
 	t.Helper()
 	var all []string

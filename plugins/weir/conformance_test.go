@@ -24,8 +24,8 @@ import (
 // specVersions are the versions of the CNI specification that the plugin supports, from 0.3.1 on.
 var specVersions = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 
-// verbs has each verb with the version of the specification that introduced it, and the variables that it requires
-// (CNI specification 1.1, "Section 2").
+// verbs has each verb with the first of specVersions that has the verb, and the variables that it requires (CNI
+// specification 1.1, "Section 2").
 var verbs = map[string]struct {
 	since    string
 	required []string

@@ -12,8 +12,8 @@ import (
 
 const documentedWindows = "../../docs/security-windows.md"
 
-// TestDocumentedTests checks each test that docs/security-windows.md names: the test exists, and is in the package
-// that the page states.
+// TestDocumentedTests checks each test that docs/security-windows.md names: the test exists, and is in a package that
+// the page states beside it, or in plugins/weir.
 func TestDocumentedTests(t *testing.T) {
 	const root = "../.."
 	packages := map[string][]string{} // the packages of each test
@@ -52,8 +52,8 @@ func TestDocumentedTests(t *testing.T) {
 	}
 }
 
-// TestDocumentedWindows checks that each window of docs/security-windows.md has the same four parts and a row in the
-// index, and that the index has no other rows.
+// TestDocumentedWindows checks that each window of docs/security-windows.md has the same four parts, and that the index
+// has a row with the right anchor for each window, in the same order, and no other rows.
 func TestDocumentedWindows(t *testing.T) {
 	text, err := os.ReadFile(documentedWindows)
 	if err != nil {

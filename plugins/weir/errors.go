@@ -25,10 +25,11 @@ func refuse(code uint, format string, args ...any) error {
 	return types.NewError(code, fmt.Sprintf(format, args...), "")
 }
 
-// cniError returns the CNI error for an error of package attachment. Only cniError chooses the codes of these errors:
+// cniError returns the CNI error for an error of package attachment. If weir left something behind, the code is that of
+// the original fault. Only cniError chooses the codes of these errors:
 //
 //   - 3, 4 and 7: the runtime or the configuration has passed something wrong.
-//   - 11 ("try again later"): an address, a MAC or the agent is not available now.
+//   - 11 ("try again later"): an address, a MAC, weir's rules or the agent is not available now.
 //   - 50: STATUS has found no agent.
 //   - 5 (I/O): the kernel or the disk has refused a step.
 func cniError(err error) error {

@@ -19,7 +19,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These ranges are of IPv6 only, and of both families.
 var (
 	onlyIPv6  = nodetest.Conf{"ranges": []any{nodetest.Conf{"subnet": "fd00:10:88::/64"}}}
 	dualStack = nodetest.Conf{
@@ -30,7 +29,8 @@ var (
 func TestWalkthroughIPv6(t *testing.T)      { walkthrough(t, onlyIPv6) }
 func TestWalkthroughDualStack(t *testing.T) { walkthrough(t, dualStack) }
 
-// walkthrough does the same as TestWalkthrough and more, over every address of the pods.
+// walkthrough does the same as TestWalkthrough, over every address of the pods. It also tests open connections, the
+// node, hosts outside, a pod's own Service, an egress policy and CHECK.
 func walkthrough(t *testing.T, ranges nodetest.Conf) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -145,7 +145,8 @@ func dialFromNode(t *testing.T, address string) net.Conn {
 	return conn
 }
 
-// TestResultOfBothFamilies checks the result that a runtime gets for a pod with both families.
+// TestResultOfBothFamilies: the result of ADD has the addresses and routes of both families, and CHECK names each part
+// of the IPv6 family that is missing.
 func TestResultOfBothFamilies(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -170,7 +171,7 @@ func TestResultOfBothFamilies(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	// If the set's entry or the address of one family is missing, CHECK's error names the missing thing.
+	// Only parts of the IPv6 family are deleted, one more in each case.
 	for _, tc := range []struct{ breakIt, want string }{
 		{"ipset del weir-pods6 " + p.IP6, "weir-pods6"},
 		{"ip -n ns-1.busybox addr del " + p.IP6 + "/128 dev eth0", p.IP6},
@@ -187,7 +188,9 @@ func TestResultOfBothFamilies(t *testing.T) {
 	}
 }
 
-// TestForgedIPv6SendersAreDropped does the same as TestForgedSendersAreDropped, with IPv6.
+// TestForgedIPv6SendersAreDropped does the same as TestForgedSendersAreDropped, with IPv6. A pod's neighbour and router
+// discovery is dropped too, even behind other headers or in fragments. A pod without an entry for its IPv6 address
+// sends IPv4 only.
 func TestForgedIPv6SendersAreDropped(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -331,7 +334,7 @@ type piece struct {
 	data []byte
 }
 
-// ipv6 returns a packet with hop limit 255, which neighbour discovery requires.
+// ipv6 returns a frame with an IPv6 packet of hop limit 255, which neighbour discovery requires.
 func ipv6(dstMAC, srcMAC net.HardwareAddr, src, dst netip.Addr, p piece) []byte {
 	h := make([]byte, 8, 40)
 	h[0], h[6], h[7] = 0x60, p.next, 255
@@ -340,7 +343,7 @@ func ipv6(dstMAC, srcMAC net.HardwareAddr, src, dst netip.Addr, p piece) []byte 
 	return frame(dstMAC, srcMAC, unix.ETH_P_IPV6, append(h, p.data...))
 }
 
-// udp6 returns a UDP header to port 9, without a valid checksum, as no router checks it.
+// udp6 returns a UDP header to port 9. Its checksum is wrong, which no router notices.
 func udp6() piece {
 	return piece{unix.IPPROTO_UDP, []byte{0x30, 0x39, 0, 9, 0, byte(8 + len(marker)), 1, 1}}
 }
@@ -349,7 +352,7 @@ func icmp6(kind byte, body []byte) piece {
 	return piece{unix.IPPROTO_ICMPV6, append([]byte{kind, 0, 1, 1}, body...)}
 }
 
-// advertisement returns a neighbour advertisement, which claims that the target has the MAC (RFC 4861, section 4.4).
+// advertisement returns a neighbour advertisement that says that target has the MAC (RFC 4861, section 4.4).
 func advertisement(target netip.Addr, mac net.HardwareAddr) piece {
 	b := append([]byte{0x60, 0, 0, 0}, target.AsSlice()...)
 	return icmp6(136, append(append(b, 2, 1), mac...))

@@ -54,7 +54,8 @@ func (k *killer) chance(n int) int {
 	return k.rnd.IntN(n)
 }
 
-// when returns the time after which the call of the verb is killed. It returns 0 if the call isn't to be killed.
+// when returns the time after which the call of the verb is killed. It returns 0 if the call isn't to be killed: one
+// call of five, and each call until one of the verb has succeeded.
 func (k *killer) when(verb string) time.Duration {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -112,7 +113,8 @@ func (k *killer) fresh() slot {
 	return slot{id: id, netns: nodetest.NewNS(k, id)}
 }
 
-// step does the next call for the slot's container.
+// step does what happens next to the slot's container: usually a call, but the container may also run on, or end
+// without DEL.
 func (k *killer) step(s *slot) {
 	switch {
 	case s.begun: // a runtime calls DEL after such an ADD, or is killed too and never calls it
@@ -145,7 +147,8 @@ func (k *killer) step(s *slot) {
 	}
 }
 
-// running returns the containers for which ADD has succeeded, as the runtime lists them.
+// running returns the slots whose containers run: their ADD has succeeded. It also returns the key of GC's
+// configuration that lists these containers.
 func running(slots []*slot) (all []*slot, valid string) {
 	var list []string
 	for _, s := range slots {
@@ -182,7 +185,8 @@ func (k *killer) intact(slots []*slot) {
 	}
 }
 
-// run makes calls until enough of them were killed, and then calls GC to remove the leftovers.
+// run makes calls until enough of them were killed. Then GC must leave exactly the running containers, intact, and a GC
+// without valid attachments must leave nothing.
 func (k *killer) run(t *testing.T) {
 	before := leftovers(t)
 	slots := make([]*slot, 6)
@@ -259,8 +263,8 @@ func TestKilledBesideAnAgent(t *testing.T) {
 	k.run(t)
 }
 
-// TestAfterAReboot: after a reboot /run is empty and there are no links. All addresses are free, and the runtime's
-// calls for pods from before the reboot succeed.
+// TestAfterAReboot: after a reboot /run is empty and there are no links. DEL and GC for pods from before the reboot
+// succeed. A new pod gets other addresses than the last pod had.
 func TestAfterAReboot(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

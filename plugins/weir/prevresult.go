@@ -22,7 +22,8 @@ func readPrevResult(prev types.Result) (*current.Result, error) {
 	return r, nil
 }
 
-// chainedLink returns addresses and MAC of the pod's interface, as the previous plugin's result has them.
+// chainedLink returns the pod's addresses and the MAC of its interface ifName, from the previous plugin's result. The
+// MAC is empty if the result has none.
 func chainedLink(prev types.Result, ifName string) (*attachment.Chained, error) {
 	r, err := readPrevResult(prev)
 	if err != nil {
@@ -41,7 +42,7 @@ func chainedLink(prev types.Result, ifName string) (*attachment.Chained, error) 
 }
 
 // addressesOf returns the pod's addresses in the result: addresses of interfaces in the pod, and addresses without an
-// interface.
+// interface. It returns an error if there is none, or if one can't be a pod's.
 func addressesOf(r *current.Result) ([]endpoint.Address, error) {
 	var all []endpoint.Address
 	for i, ip := range r.IPs {
@@ -65,8 +66,8 @@ func addressesOf(r *current.Result) ([]endpoint.Address, error) {
 	return all, nil
 }
 
-// interfacesOf returns the result's interfaces on the node and its interfaces in the pod. netns is the path of the
-// pod's namespace.
+// interfacesOf returns the result's interfaces on the node, and its interfaces in the namespace with the path netns. It
+// leaves out those of other namespaces.
 func interfacesOf(r *current.Result, netns string) (onNode, inPod []bridge.Interface) {
 	for n, i := range r.Interfaces {
 		if i.Sandbox != "" && i.Sandbox != netns {

@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestForgedSendersAreDropped: a pod sends raw frames with forged senders. The test watches the frames that leave the
-// bridge to the node.
+// TestForgedSendersAreDropped: of a pod's raw frames, only IPv4 and ARP with the pod's own MAC and address come out of
+// the bridge to the node. A frame to another pod's MAC, or ARP to all, doesn't reach the other pod.
 func TestForgedSendersAreDropped(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -82,7 +82,7 @@ func frame(dst, src net.HardwareAddr, ethertype uint16, payload []byte) []byte {
 	return append(append(f, payload...), marker...)
 }
 
-// ipv4 returns a UDP packet to port 9.
+// ipv4 returns a frame with a UDP packet to port 9, whose payload is the marker.
 func ipv4(dstMAC, srcMAC net.HardwareAddr, src, dst netip.Addr) []byte {
 	udp := binary.BigEndian.AppendUint16([]byte{0x30, 0x39, 0, 9}, uint16(8+len(marker)))
 	udp = append(udp, 0, 0)
@@ -100,7 +100,7 @@ func ipv4(dstMAC, srcMAC net.HardwareAddr, src, dst netip.Addr) []byte {
 	return frame(dstMAC, srcMAC, unix.ETH_P_IP, append(h, udp...))
 }
 
-// arp returns an ARP request from src for dst.
+// arp returns a broadcast frame from srcMAC with an ARP request for dst, which says that src has the MAC inside.
 func arp(srcMAC, inside net.HardwareAddr, src, dst netip.Addr) []byte {
 	b := []byte{0, 1, 8, 0, 6, 4, 0, 1}
 	b = append(append(b, inside...), src.AsSlice()...)
@@ -154,7 +154,8 @@ func send(t *testing.T, netns string, f []byte) {
 	}
 }
 
-// seen reports whether one of the test's frames arrives. It stops when nothing has arrived for a tenth of a second.
+// seen reports whether a frame with the marker arrives within a second. It stops when nothing has arrived for a tenth
+// of a second.
 func seen(t *testing.T, fd int) bool {
 	t.Helper()
 	buf := make([]byte, 2048)

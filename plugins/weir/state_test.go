@@ -12,7 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestHostState: weirctl shows a person the attachment of each link and address, with an agent and without an agent.
+// TestHostState: "weirctl pods" shows the container, link, MAC and addresses of each pod, and the policies that isolate
+// it. Without an agent it shows the same, with ? for the policies. The link's alias names the pod.
 func TestHostState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

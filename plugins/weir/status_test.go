@@ -14,7 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestStatus: after an agent ends, a node stays ready for as long as the replacement of an agent takes, and no longer.
+// TestStatus: with enforcement strict, STATUS fails until an agent is ready, and again when the agent's last heartbeat
+// is older than agentapi.BeatLasts. With closed and off it never fails. It doesn't fail if no address is left, either.
 func TestStatus(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -96,7 +97,8 @@ func TestStatusIsCheap(t *testing.T) {
 	t.Logf("median %s", took[50])
 }
 
-// TestTheAgentReaps: the agent removes attachments for which no runtime calls DEL. containerd never calls GC.
+// TestTheAgentReaps: the agent removes the attachment of a pod whose namespace is gone, also if the pod ended while no
+// agent ran, and leaves other pods alone. containerd never calls GC.
 func TestTheAgentReaps(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

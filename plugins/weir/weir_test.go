@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) { nodetest.Main(m) }
 
-// cluster has two namespaces and four pods, with the labels of the walkthrough.
+// cluster has two namespaces and three pods, with the labels of the walkthrough.
 const cluster = `
 apiVersion: v1
 kind: Namespace
@@ -62,7 +62,7 @@ spec:
     - podSelector: {matchLabels: {app: busybox}}
 `
 
-// egressOnly allows pods of ns-1 to send to UDP port 53, and nothing else.
+// egressOnly allows busybox to send to UDP port 53 of any host, and nothing else.
 const egressOnly = `
 kind: NetworkPolicy
 apiVersion: networking.k8s.io/v1
@@ -525,8 +525,9 @@ func TestDelNeedsNothing(t *testing.T) {
 	}
 }
 
-// TestARepeatedDelLeavesTheNextHolderAlone: DEL of a pod crashed after it had released the pod's address. DEL is
-// called again when the address is already assigned to another pod.
+// TestARepeatedDelLeavesTheNextHolderAlone: DEL of a pod crashed after it had released the pod's address. DEL is called
+// again when the address is already assigned to another pod. This pod keeps its address, its neighbour entry and its
+// entries in sets.
 func TestARepeatedDelLeavesTheNextHolderAlone(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -649,7 +650,7 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 	if err := checkPod(); err != nil {
 		t.Errorf("after all was mended: %v", err)
 	}
-	// CHECK also compares the result's content, as plugins after weir may have changed it.
+	// CHECK also compares the node and the pod with prevResult, which plugins after weir may have changed.
 	records, err := filepath.Glob("/run/weir/endpoints/*.json")
 	if err != nil || len(records) != 1 {
 		t.Fatal(records, err)
@@ -690,7 +691,8 @@ func TestUIDMustMatch(t *testing.T) {
 	n.DelPod(p)
 }
 
-// weir calls the plugin directly, as a runtime does, and returns the code and message of its error.
+// weir calls the plugin directly, as a runtime does, and returns the code and message of its error. If the plugin
+// succeeds, weir returns 0 and the plugin's output.
 func weir(t *testing.T, n *nodetest.Node, env map[string]string, stdin string) (code uint, msg string) {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(n.Bin, "weir"))
@@ -713,8 +715,8 @@ func weir(t *testing.T, n *nodetest.Node, env map[string]string, stdin string) (
 	return e.Code, e.Msg
 }
 
-// wantRefusal calls the plugin for a new container, with the node's own conflist. The plugin must answer "try again
-// later" (code 11).
+// wantRefusal calls ADD for a new container, with the node's own conflist. The plugin must answer "try again later"
+// (code 11) and a message that contains the words.
 func wantRefusal(t *testing.T, n *nodetest.Node, args, words string) {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(n.ConfDir, "10-weir.conflist"))

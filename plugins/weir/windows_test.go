@@ -152,8 +152,7 @@ func TestFault4NothingPassesWhileTheAgentRestarts(t *testing.T) {
 	n.KillAgent()
 	n.StartAgent()
 	n.StopAgent()
-	// A file is broken when the agent starts. Its policies are unknown, so the agent leaves the kernel's rules as they
-	// are.
+	// A file is broken when the agent starts. Its policies are unknown, so the agent doesn't change the kernel's rules.
 	n.Manifest("policy.yaml", "kind: NetworkPolicy\nspec: [")
 	n.SpawnAgent()
 	n.Eventually("the agent has seen the broken file", func() error {
@@ -168,7 +167,7 @@ func TestFault4NothingPassesWhileTheAgentRestarts(t *testing.T) {
 		_, err := n.Ctl("status")
 		return err
 	})
-	// Another file breaks later.
+	// Now the file breaks while the agent runs.
 	n.Manifest("policy.yaml", "kind: NetworkPolicy\nspec: [")
 	n.Eventually("the status has the error", func() error {
 		if out, _ := n.Ctl("status"); !strings.Contains(out, "policy.yaml: document 1") {
@@ -275,8 +274,9 @@ func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 }
 
 // TestFault5AFlushIsRepaired: weave-npc never checked its rules again, so after a reload of firewalld no policy was
-// enforced until a restart. This test flushes weir's chains, measures how long they are missing, and opens connections
-// meanwhile. The servers of these connections continue to send, so the first packet after the cut is a server's.
+// enforced until a restart. weir's agent enforces policies again within 15 seconds after a flush. If the flush happens
+// while no agent runs, the next agent cuts the connections that a client opened meanwhile, though their servers
+// continue to send. It also restores the spoof guard and the sysctl send_redirects.
 func TestFault5AFlushIsRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -388,7 +388,7 @@ func TestFault6PodsAreJudgedBeforeTheyStart(t *testing.T) {
 
 // TestACutConnectionThatIsForgotten: a client makes the kernel forget a cut connection, by a RST that is dropped or by
 // waiting. Then the server sends. A TCP packet in the middle of a connection opens no new connection. A UDP packet
-// opens a connection from the server.
+// opens a connection from the server, if the server's policies allow this connection.
 func TestACutConnectionThatIsForgotten(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -45,8 +45,8 @@ func statusCommand() *cobra.Command {
 	return cmd
 }
 
-// fromKernel returns the part of the status that needs no agent. Without an agent, the kernel still enforces its sets
-// and rules.
+// fromKernel returns the parts of the status that need no agent: noAgent as an error, the recorded pods, and the sets,
+// which the kernel still enforces.
 func fromKernel(noAgent error) (*agentapi.Status, error) {
 	s := &agentapi.Status{Errors: []string{noAgent.Error() + "; the kernel goes on enforcing what it holds"}}
 	pods, err := recorded()

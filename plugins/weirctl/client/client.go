@@ -14,7 +14,7 @@ import (
 // answersWithin bounds how long the client waits for an answer.
 const answersWithin = 10 * time.Second
 
-// Status asks the agent for its status. The error is agentapi.ErrNoAgent if no agent answers.
+// Status asks the agent for its status. The error wraps agentapi.ErrNoAgent if it can't connect to the agent's socket.
 //
 // Equivalent to: curl --unix-socket /run/weir/agent.sock http://agent/v1/status
 func Status(ctx context.Context) (*agentapi.Status, error) {
