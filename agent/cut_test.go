@@ -95,8 +95,8 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	wantCut("an agent has started", 4)
 }
 
-// TestAWalkIsOvertaken: the rules change during a walk. The walk then doesn't cut connections for which the new rules
-// have another verdict.
+// TestAWalkIsOvertaken: if the rules change during a walk, the walk neither cuts nor restores a connection on which the
+// old and the new rules disagree. If the kernel's state is unknown at the end of a walk, the walk stays due.
 func TestAWalkIsOvertaken(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

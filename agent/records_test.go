@@ -206,7 +206,8 @@ func TestAPodThatComesAgain(t *testing.T) {
 	}
 }
 
-// TestRecordsThatAreNotRead: while it is unknown which pods there are, the kernel's sets and rules stay as they are.
+// TestRecordsThatAreNotRead: while it is unknown which pods there are, the kernel's sets keep the pods, and the agent
+// reports a fault. Once the records can be read again, the agent reads all of them.
 func TestRecordsThatAreNotRead(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -13,9 +13,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestWhatIsUnknown has a row for everything that the agent reads from the node, and for each way in which reading
-// fails. Each time the node isn't ready, the status has the reason, no pod is enrolled, weir's rule is put back into
-// its place, and the agent retries until reading succeeds.
+// TestWhatIsUnknown has a row for each part of the packet filter that the agent reads, and for each way in which
+// reading fails. Each time the node isn't ready, the status has the reason, no pod is enrolled, weir's rule is put back
+// into its place, and the agent retries until reading succeeds.
 func TestWhatIsUnknown(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

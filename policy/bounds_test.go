@@ -83,7 +83,7 @@ func TestLargePolicies(t *testing.T) {
 		rules        int // of x/big's ingress chain, without its last two rules
 		pass, denied string
 		problems     []string // the beginning of each problem; the last may match many
-		of           int
+		of           int      // how many problems there are, if more than in problems
 	}{
 		{
 			name:     "4,000 ports",

@@ -13,7 +13,7 @@ import (
 )
 
 // shop is a cluster: shop/client may reach shop/web on port 80, no pod may reach shop/db, and no policy selects
-// lab/free. The node is self.
+// lab/free. client is on the node peer, the other pods are on this node.
 const shop = `
 apiVersion: v1
 kind: Namespace

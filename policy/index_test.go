@@ -38,8 +38,8 @@ func TestIndexOfRulesets(t *testing.T) {
 	}
 }
 
-// manyRules are rulesets with one local pod under n policies, of one rule each. A policy's rule allows the pods of one
-// selector, networks or a named port.
+// manyRules are shapes of rulesets with one local pod under many policies. Each function returns a peer and the port of
+// the only rule of policy number i.
 var manyRules = map[string]func(i int) ([]networkingv1.NetworkPolicyPeer, networkingv1.NetworkPolicyPort){
 	"selectors, one port": func(i int) ([]networkingv1.NetworkPolicyPeer, networkingv1.NetworkPolicyPort) {
 		return policytest.Selectors(i, 1), portNumber(80)

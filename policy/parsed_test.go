@@ -14,7 +14,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestParsedSavesNothingButTime: the result for a state doesn't depend on the objects that were parsed before.
+// TestParsedSavesNothingButTime: the result for a state doesn't depend on the objects that were parsed before. Policies
+// that haven't changed aren't parsed again.
 func TestParsedSavesNothingButTime(t *testing.T) {
 	for seed := range uint64(100) {
 		r := rand.New(rand.NewPCG(seed, 4))

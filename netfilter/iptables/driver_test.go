@@ -169,7 +169,8 @@ func dualStack() policy.State {
 	}
 }
 
-// listing returns the rules and sets as a person would list them.
+// listing returns all rules, the names of weir's chains, and all sets, without counters and other values that change by
+// themselves.
 func listing(t *testing.T) string {
 	var lines []string
 	for line := range strings.Lines(nodetest.Run(t, "iptables-save") + nodetest.Run(t, "ip6tables-save")) {
@@ -219,7 +220,7 @@ func TestFlavour(t *testing.T) {
 }
 
 // TestKnows: the driver distinguishes its own changes from those of other programs, even if another program's change
-// comes in the middle of its own.
+// comes in the middle of its own. Once the driver has read the tables, it knows the changes from before.
 func TestKnows(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -332,7 +333,7 @@ func TestKnows(t *testing.T) {
 }
 
 // TestKeepClosed: while the wanted ruleset is unknown, complete rules stay as they are. If a part of them is missing,
-// KeepClosed writes the ruleset that denies.
+// KeepClosed writes the ruleset that denies. In either case weir's rule comes first again.
 func TestKeepClosed(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

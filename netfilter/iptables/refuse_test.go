@@ -15,7 +15,8 @@ import (
 )
 
 // TestTrials: the kernel refuses every rule that contains one of some texts. A limited number of trials finds these
-// rules, or first the kind of rules that they all are.
+// rules, or first the kind of rules that they all are. If a namespace would need more trials, rules of this namespace
+// that the kernel accepts may count as refused too.
 func TestTrials(t *testing.T) {
 	rule := func(of string, proto ruleset.Protocol, ports ...uint16) ruleset.Rule {
 		r := ruleset.Rule{Policy: of, Proto: proto, Action: ruleset.Return, Comment: "weir: " + of}
@@ -35,7 +36,7 @@ func TestTrials(t *testing.T) {
 		refuses []string
 		want    []string
 		trials  int // at most
-		most    int
+		most    int // how many of namespace a's rules may count as refused
 	}{
 		"nothing": {rules: many("a/np", 1000), trials: 2},
 		"a protocol, in many rules": {

@@ -53,6 +53,7 @@ func TestRestorers(t *testing.T) {
 }
 
 // TestOffendingLine: of all commands, an error quotes only the line that the program names, and only an excerpt of it.
+// Of the program's output only the beginning is kept.
 func TestOffendingLine(t *testing.T) {
 	commands := "*mangle\n:WEIR-A - [0:0]\n-A WEIR-A -p sctp -j RETURN\n-A WEIR-A " + strings.Repeat("x", 5000) +
 		"\nCOMMIT\n"

@@ -12,7 +12,8 @@ import (
 )
 
 // Policy draws a NetworkPolicy with number i in its name. A small part of the policies have an error: an unknown policy
-// type, operator or protocol, an empty or contradictory peer, or an except outside of its block.
+// type, operator or protocol, an empty or contradictory peer, an except outside of its block, or a range of ports that
+// ends before it begins.
 func Policy(r *rand.Rand, i int) *networkingv1.NetworkPolicy {
 	np := &networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: pick(r, namespaces), Name: fmt.Sprint("np", i)},
