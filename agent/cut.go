@@ -1,9 +1,12 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
@@ -17,29 +20,45 @@ import (
 // cutting cuts connections that the rules no longer allow, and restores cut connections that the rules allow again.
 // For that it walks through all connections. A walk takes a quarter of a second with 200,000 connections. With no
 // connection it takes ten milliseconds, because the kernel goes through every bucket of its table. A walk runs beside
-// the loop, so no pod's start and no policy waits for it. It runs only when it may find something. Invariants:
+// the loop, so no pod's start and no policy waits for it. It runs only when it may find something. Changes that follow
+// one another share a walk. Invariants:
 //   - At most one walk runs. While a walk runs, walking is true, and the walk will send its result to results.
 //   - If due is false and no walk runs, all connections are as the rules require: none must be cut or restored.
+//   - A walk that is due begins at next. If that is later, pause fires then.
 type cutting struct {
 	due      bool
 	standing int // how many connections were cut when the last walk ended
 	walking  bool
 	results  chan walkResult // has room for one
+	shortest time.Duration   // shortestPeriod, or less in tests
+	next     time.Time       // the time before which no walk begins
+	paid     time.Time       // the end of the periods of all walks
+	pause    *time.Timer
 }
+
+// shortestPeriod is the shortest time that a walk stands for: many changes a second cause four walks a second. A longer
+// walk stands for twice the time that it takes, so walks run at most half of the time. One walk may begin within the
+// period of the walk before, so a single change needn't wait.
+const shortestPeriod = 250 * time.Millisecond
 
 // walkResult is the result of a walk.
 type walkResult struct {
 	cut.Result
-	err error
+	began time.Time
+	took  time.Duration
+	err   error
 }
 
 // newCutting returns a cutting with a walk due: the rules may have changed while no agent ran.
-func newCutting() cutting { return cutting{due: true, results: make(chan walkResult, 1)} }
+func newCutting() cutting {
+	c := cutting{due: true, results: make(chan walkResult, 1), shortest: shortestPeriod, pause: time.NewTimer(0)}
+	c.pause.Stop()
+	return c
+}
 
-// evaluator returns an evaluator that uses the snapshot's ruleset.
-func (s *snapshot) evaluator() (cut.Evaluator, error) {
-	simulator, err := ruleset.NewSimulator(s.ruleset)
-	return cut.Evaluator{Simulator: simulator, Links: s.links()}, err
+// evaluator returns an evaluator that uses the snapshot's ruleset. Only one goroutine may use it.
+func (s *snapshot) evaluator() cut.Evaluator {
+	return cut.Evaluator{Rules: ruleset.NewIndex(s.ruleset), Links: s.links()}
 }
 
 // links returns the links of the node's pods, by the pods' addresses.
@@ -64,18 +83,31 @@ func (c *cutting) note(r netfilter.Result, verify netfilter.Verify) {
 	c.due = c.due || r.Closes || opens || repaired
 }
 
-// walk starts a walk if one is due and none is running. It is called when the kernel has the target's rules.
+// walk starts a walk if one is due and none is running, or lets the pause fire when the walk may begin. It is called
+// when the kernel has the target's rules.
 func (a *agent) walk() {
 	c := &a.cutting
 	if !c.due || c.walking {
+		return
+	}
+	began := time.Now()
+	if left := c.next.Sub(began); left > 0 {
+		c.pause.Reset(left)
 		return
 	}
 	c.due, c.walking = false, true
 	by := a.snapshots.target.Load()
 	go func() {
 		walk, err := walkConnections(by, &a.snapshots.target)
-		c.results <- walkResult{walk, err}
+		c.results <- walkResult{walk, began, time.Since(began), err}
 	}()
+}
+
+// endPause starts the walk that has waited for the pause. If the kernel has a fault, the next reconcile starts it.
+func (a *agent) endPause() {
+	if a.faults.now[partKernel] == nil {
+		a.walk()
+	}
 }
 
 // takeWalk takes the result of a walk. If another walk has become due meanwhile, takeWalk starts it, unless the kernel
@@ -83,42 +115,68 @@ func (a *agent) walk() {
 // and this one succeeded. The loop must then reconcile now, because no pod was enrolled since the failure.
 func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	defer a.publishStatus()
-	a.cutting.walking, a.cutting.standing = false, w.Standing
+	c := &a.cutting
+	c.walking, c.standing = false, w.Standing
+	if c.next = c.paid; w.began.After(c.next) {
+		c.next = w.began
+	}
+	c.paid = c.next.Add(max(c.shortest, 2*w.took))
 	a.stats.Cut += w.Cut
-	if w.Cut+w.Restored > 0 {
-		a.Log.Info("connections evaluated anew", "cut", w.Cut, "restored", w.Restored)
+	if n := w.Cut + w.Restored; n > 0 {
+		a.Log.Info("connections evaluated anew", "cut", w.Cut, "restored", w.Restored,
+			"which", a.listed(w.Examples, n-len(w.Examples)))
 	}
 	unknown := a.faults.now[partConnections] != nil
 	a.faults.set(partConnections, w.err)
 	if w.err != nil {
-		a.cutting.due = true
+		c.due = true
 		return false
 	}
-	if a.faults.now[partKernel] == nil {
-		a.walk()
-	}
+	a.endPause()
 	return unknown
+}
+
+// listed returns a text of the connections, with the names of this node's pods, and of how many more there are.
+func (a *agent) listed(connections []cut.Example, more int) string {
+	names := map[netip.Addr]string{}
+	for _, e := range a.records.endpoints {
+		for _, addr := range e.Addresses {
+			names[addr.Addr] = e.Pod.String()
+		}
+	}
+	var list []string
+	for _, c := range connections {
+		text := fmt.Sprintf("%s to %s", cmp.Or(names[c.Src], c.Src.String()), cmp.Or(names[c.Dst], c.Dst.String()))
+		if c.Port != 0 {
+			text += fmt.Sprintf(" %s port %d", c.Proto, c.Port)
+		} else {
+			text += fmt.Sprintf(" protocol %s", c.Proto)
+		}
+		if c.Restored {
+			text += " (restored)"
+		}
+		list = append(list, text)
+	}
+	if more > 0 {
+		list = append(list, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(list, ", ")
 }
 
 // walkConnections evaluates all connections with the snapshot's ruleset, which the kernel has at the beginning. It
 // doesn't change a connection on which a newer target has another verdict: another walk is due for that target.
 func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result, error) {
-	evaluator, err := by.evaluator()
-	if err != nil {
-		return cut.Result{}, err
-	}
 	own, err := ownAddresses()
 	if err != nil {
 		return cut.Result{}, err
 	}
+	evaluator := by.evaluator()
 	last, now := by, evaluator
-	return cut.Walk(evaluator, func() (cut.Evaluator, error) {
-		var err error
+	return cut.Walk(evaluator, func() cut.Evaluator {
 		if s := target.Load(); s != last {
-			last = s
-			now, err = s.evaluator()
+			last, now = s, s.evaluator()
 		}
-		return now, err
+		return now
 	}, own)
 }
 

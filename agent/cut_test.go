@@ -3,7 +3,11 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
@@ -11,6 +15,7 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 	"github.com/weir-net/weir/netfilter/cut"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -129,7 +134,8 @@ func TestAWalkIsOvertaken(t *testing.T) {
 		{opens, opens, cut.Result{Restored: 1}},
 	} {
 		s.snapshots.target.Store(tc.newest)
-		if got, err := walkConnections(tc.held, &s.snapshots.target); got != tc.want || err != nil {
+		got, err := walkConnections(tc.held, &s.snapshots.target)
+		if got.Examples = nil; !cmp.Equal(got, tc.want) || err != nil {
 			t.Errorf("walk %d: %+v, %v; want %+v", i, got, err, tc.want)
 		}
 	}
@@ -139,5 +145,84 @@ func TestAWalkIsOvertaken(t *testing.T) {
 	s.takeWalk(walkResult{})
 	if !s.cutting.due || s.cutting.walking {
 		t.Error("a walk goes by rules that the kernel doesn't hold")
+	}
+}
+
+// TestChangesShareAWalk: changes that follow one another share a walk, and long walks don't follow one another at once.
+func TestChangesShareAWalk(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	s := step(t, healthy())
+	s.attach("web", "10.88.0.2")
+	s.hear(netfilter.All)
+	s.cutting.shortest = time.Minute
+	change := func() {
+		s.cutting.note(netfilter.Result{Changed: true, Closes: true}, netfilter.Trust)
+		s.walk()
+	}
+	want := func(when string, walking, due bool) {
+		t.Helper()
+		if s.cutting.walking != walking || s.cutting.due != due {
+			t.Errorf("%s: a walk runs: %v, another is due: %v", when, s.cutting.walking, s.cutting.due)
+		}
+	}
+	wantPause := func(when string, want time.Duration) {
+		t.Helper()
+		if left := time.Until(s.cutting.next); left < want-30*time.Second || left > want {
+			t.Errorf("%s: the next walk begins in %v, want %v", when, left, want)
+		}
+	}
+	end := func() {
+		s.cutting.next = time.Now()
+		s.cutting.pause.Reset(0)
+		<-s.cutting.pause.C
+		s.endPause()
+	}
+	change()
+	want("the first change", true, false)
+	for range 10 {
+		change()
+	}
+	want("ten changes while a walk runs", true, true)
+	s.takeWalk(<-s.cutting.results)
+	want("the walk has ended", true, false)
+	change()
+	s.takeWalk(<-s.cutting.results)
+	want("two walks have ended", false, true)
+	change()
+	want("a change within the pause", false, true)
+	wantPause("after two walks", time.Minute)
+	end()
+	want("the pause has ended", true, false)
+	w := <-s.cutting.results
+	w.took = time.Hour
+	s.takeWalk(w)
+	wantPause("after three walks", 2*time.Minute)
+	s.cutting.next = time.Time{}
+	change()
+	s.takeWalk(<-s.cutting.results)
+	wantPause("after a walk that took an hour", 2*time.Hour+2*time.Minute)
+	change()
+	s.faults.set(partKernel, errors.New("it wouldn't"))
+	end()
+	want("the kernel has a fault", false, true)
+}
+
+// TestConnectionsAreListed: the log names a few connections, with this node's pods by their names.
+func TestConnectionsAreListed(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	s := step(t, healthy())
+	s.attach("web", "10.88.0.2")
+	s.hear(netfilter.All)
+	web, other := netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("10.88.1.5")
+	got := s.listed([]cut.Example{
+		{Src: other, Dst: web, Proto: ruleset.TCP, Port: 80}, {Src: web, Dst: other, Proto: "1", Restored: true},
+	}, 3)
+	want := "10.88.1.5 to shop/web tcp port 80, shop/web to 10.88.1.5 protocol 1 (restored), and 3 more"
+	if got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -35,6 +35,9 @@ func (a *agent) loop(ctx context.Context) error {
 			if w.err != nil {
 				again.Reset(retry)
 			}
+		case <-a.cutting.pause.C:
+			a.endPause()
+			remaining.reconcile = false
 		}
 		if !remaining.reconcile {
 			continue

@@ -46,6 +46,7 @@ func step(t *testing.T, objects *policy.Objects) *stepped {
 		t.Fatal(err)
 	}
 	a := newAgent(Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}, driver, links)
+	a.cutting.shortest = 0
 	a.takeUpdate(objects, nil)
 	return &stepped{&running{T: t}, a, sets}
 }
@@ -57,7 +58,9 @@ func (s *stepped) hear(verify netfilter.Verify) {
 	s.takeRecords(dirwatch.Change{Lost: true})
 	s.reconcile(s.Context(), verify)
 	for s.cutting.walking {
-		s.takeWalk(<-s.cutting.results)
+		w := <-s.cutting.results
+		w.took = 0 // the next walk follows at once
+		s.takeWalk(w)
 	}
 	if err := s.faults.now[partKernel]; err != nil {
 		s.Fatal(err)

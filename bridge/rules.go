@@ -94,7 +94,7 @@ const (
 	regAddr = unix.NFT_REG32_06
 )
 
-// Chains of "bridge weir" for fragments: the first has each port's own share, the second what all ports share.
+// The chains of "bridge weir" that fragments jump to.
 const (
 	fragmentsChain = "fragments"
 	sharedChain    = "shared"

@@ -27,8 +27,7 @@ type Range struct {
 
 var knownRangeKeys = []string{"subnet", "rangeStart", "rangeEnd", "gateway", "exclude"}
 
-// parseRanges reads a list of ranges, checks each by itself and fills in its defaults. key is the list's key, for
-// errors.
+// parseRanges reads the list of ranges under that key, and fills in their defaults.
 func parseRanges(key string, list []json.RawMessage) ([]Range, error) {
 	ranges := make([]Range, 0, len(list))
 	for i, item := range list {

@@ -210,8 +210,7 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// TestLost makes more events than the kernel's queue has room for, and reads none of them meanwhile. Next must report
-// the loss, and later changes too.
+// TestLost makes more events than the kernel's queue has room for, and reads none of them meanwhile.
 func TestLost(t *testing.T) {
 	data, err := os.ReadFile("/proc/sys/fs/inotify/max_queued_events")
 	if err != nil {
@@ -242,8 +241,7 @@ func TestLost(t *testing.T) {
 	wantNames(t, w, dir) // later events are reported
 }
 
-// event returns a struct inotify_event as the kernel writes it, with the name behind it. NULs pad the name to a
-// multiple of the struct's size.
+// event is a struct inotify_event as the kernel writes it: the name padded with NULs to a multiple of its size.
 func event(mask uint32, name string) []byte {
 	b := make([]byte, unix.SizeofInotifyEvent)
 	binary.NativeEndian.PutUint32(b[4:], mask)

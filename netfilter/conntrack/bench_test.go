@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
@@ -56,6 +57,7 @@ func udpTuple(kind int, src, dst netip.Addr, sport, dport uint16) *nl.RtAttr {
 func BenchmarkAll200000(b *testing.B) {
 	full(b, 200_000)
 	b.ReportAllocs()
+	began := cpu(b)
 	for b.Loop() {
 		n := 0
 		for _, err := range All() {
@@ -68,6 +70,7 @@ func BenchmarkAll200000(b *testing.B) {
 			b.Fatalf("%d connections", n)
 		}
 	}
+	b.ReportMetric(float64((cpu(b)-began).Milliseconds())/float64(b.N), "cpu-ms/op")
 }
 
 // BenchmarkDelete200000 deletes the connections of an address without connections. Most addresses of pods that end
@@ -80,4 +83,28 @@ func BenchmarkDelete200000(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkDump200000 receives the entries without reading them. The difference to BenchmarkAll200000 is what All costs
+// beside the kernel.
+func BenchmarkDump200000(b *testing.B) {
+	full(b, 200_000)
+	began := cpu(b)
+	for b.Loop() {
+		n := 0
+		if err := receive(unix.AF_UNSPEC, nil, func([]byte) bool { n++; return true }); err != nil || n != 200_000 {
+			b.Fatalf("%d entries, %v", n, err)
+		}
+	}
+	b.ReportMetric(float64((cpu(b)-began).Milliseconds())/float64(b.N), "cpu-ms/op")
+}
+
+// cpu returns the processor time that the process has used.
+func cpu(b *testing.B) time.Duration {
+	b.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -1,6 +1,7 @@
 package conntrack
 
 import (
+	"errors"
 	"net"
 	"regexp"
 	"slices"
@@ -14,7 +15,7 @@ import (
 )
 
 // TestEntriesWithoutRoomForLabels: entries without room for a label can be cut and restored like all others, and keep
-// their state. If no rule uses labels, SetCut returns an error.
+// their state. If no rule uses labels, Apply returns an error.
 func TestEntriesWithoutRoomForLabels(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -54,7 +55,7 @@ func TestEntriesWithoutRoomForLabels(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := c.SetCut(on); err != nil {
+			if err := setCut(c, on); err != nil {
 				t.Errorf("from %s to %s, protocol %d: %v", c.Src, c.Dst, c.Proto, err)
 			}
 		}
@@ -84,7 +85,7 @@ func TestEntriesWithoutRoomForLabels(t *testing.T) {
 	if diff := cmp.Diff(before, listing(t)); diff != "" {
 		t.Errorf("restored: %s", diff)
 	}
-	// If no rule uses labels, an entry has no room for one, and SetCut returns an error.
+	// If no rule uses labels, an entry has no room for one, and Apply returns an error.
 	nodetest.Run(t, "iptables", "-F")
 	nodetest.Run(t, "conntrack", "-D", "-p", "icmp")
 	nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "10.88.0.2", "-d", "10.88.0.3", "--sport", "1", "--dport", "1",
@@ -95,13 +96,21 @@ func TestEntriesWithoutRoomForLabels(t *testing.T) {
 			t.Fatal(err)
 		}
 		seen++
-		if c.SetCut(true) != nil {
+		if setCut(c, true) != nil {
 			failed++
 		}
 	}
 	if failed != 1 {
 		t.Errorf("%d of %d connections could not be cut, want one", failed, seen)
 	}
+}
+
+func setCut(c Connection, on bool) error {
+	o := Restore
+	if on {
+		o = Cut
+	}
+	return errors.Join(Apply([]Edit{NewEdit(c, o)})...)
 }
 
 // listing returns the table's entries without labels, counters and times.

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -20,91 +21,165 @@ import (
 type Result struct {
 	Cut, Restored int // connections that were alive
 	Standing      int // entries of connections that are cut when the walk ends
+	// Examples has some of the connections that were cut or restored.
+	Examples []Example
 }
+
+// Example is a connection that a walk has cut, or restored if Restored is true.
+type Example struct {
+	Src, Dst netip.Addr
+	Proto    ruleset.Protocol
+	Port     uint16
+	Restored bool
+}
+
+const (
+	// maxExamples is the highest number of examples: a log line has room for them.
+	maxExamples = 5
+	// maxErrors is the highest number of errors that a walk returns in words.
+	maxErrors = 3
+	// maxEdits is how many entries are changed together. Their requests fit into a socket.
+	maxEdits = 100
+)
 
 // Evaluator evaluates connections by a ruleset.
 type Evaluator struct {
-	Simulator *ruleset.Simulator
-	Links     map[netip.Addr]ruleset.Link // by address of the node's pods
+	Rules *ruleset.Index
+	Links map[netip.Addr]ruleset.Link // by address of the node's pods
 }
 
 // allows reports whether the rules would allow the connection if it began now. If the kernel didn't see the
 // connection's first packet, it is unknown which side began the connection, and allows returns false.
-func (e Evaluator) allows(c conntrack.Connection, own map[netip.Addr]bool) bool {
-	return !c.Midstream() && e.Simulator.Allows(packet(c, e.Links, own))
+func (e Evaluator) allows(c *conntrack.Connection, own map[netip.Addr]bool) bool {
+	return !c.Midstream() && e.Rules.Allows(packet(c, e.Links, own))
+}
+
+// walk is the state of one Walk.
+type walk struct {
+	newest func() Evaluator
+	own    map[netip.Addr]bool
+	edits  []conntrack.Edit
+	errs   []error
+	failed int // how many entries could not be changed
+	Result
 }
 
 // Walk goes through the connections of the node's pods. It cuts connections that would be denied if they began now,
 // and restores cut connections that would be allowed. own has the node's addresses; connections that the node itself
 // begins aren't evaluated.
 //
+// TCP connections that are over are not cut: Walk deletes their entries if they would be denied. Their ends could still
+// send, and the kernel would take the packets for established. It would even begin a new connection in the entry of one
+// that the server has reset, without asking the rules. Without the entry, the rules drop every TCP packet that doesn't
+// begin a connection.
+//
 // The kernel's rules may change during the walk. newest returns an evaluator with the newest rules. Walk changes
 // nothing about a connection on which the two evaluators differ: another walk follows.
-func Walk(by Evaluator, newest func() (Evaluator, error), own map[netip.Addr]bool) (r Result, err error) {
-	var errs []error
+func Walk(by Evaluator, newest func() Evaluator, own map[netip.Addr]bool) (Result, error) {
+	w := walk{newest: newest, own: own}
 	for c, err := range conntrack.All() {
 		if err != nil {
-			errs = append(errs, err)
+			w.errs = append(w.errs, err)
 			break
 		}
 		_, from := by.Links[c.Src]
-		if _, to := by.Links[c.Dst]; own[c.Src] || (!from && !to) {
+		if !from {
+			if _, to := by.Links[c.Dst]; !to {
+				continue
+			}
+		}
+		if own[c.Src] {
 			continue
 		}
 		if c.Cut {
-			r.Standing++
+			w.Standing++
 		}
-		allowed := by.allows(c, own)
-		if allowed == !c.Cut {
-			continue
+		if by.allows(&c, own) == c.Cut {
+			w.edit(c)
 		}
-		now, err := newest()
-		if err == nil && now.allows(c, own) != allowed {
-			continue
-		}
-		if err == nil {
-			err = c.SetCut(!allowed)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("label the connection from %s to %s port %d: %w", c.Src, c.Dst, c.Port, err))
-			continue
-		}
-		r.count(c, allowed)
 	}
-	return r, errors.Join(errs...)
+	w.apply()
+	if w.failed > maxErrors {
+		w.errs = append(w.errs, fmt.Errorf("%d more connections can't be changed", w.failed-maxErrors))
+	}
+	return w.Result, errors.Join(w.errs...)
 }
 
-// count counts a connection that was cut or restored. Walk also labels the entries of connections that have ended,
-// because both ends may still send against TCP's rules, and the kernel takes such packets for established. count
-// doesn't count an ended connection as cut, because neither end has lost a connection.
-func (r *Result) count(c conntrack.Connection, allowed bool) {
-	if !allowed {
-		r.Standing++
-	} else {
-		r.Standing--
-	}
+// edit notes that the connection must be cut, or restored if it is cut.
+func (w *walk) edit(c conntrack.Connection) {
+	operation := conntrack.Cut
 	switch {
-	case !c.Alive():
-	case allowed:
-		r.Restored++
-	default:
-		r.Cut++
+	case c.Cut:
+		operation = conntrack.Restore
+	case c.Over():
+		operation = conntrack.Forget
+	}
+	w.edits = append(w.edits, conntrack.NewEdit(c, operation))
+	if len(w.edits) == maxEdits {
+		w.apply()
+	}
+}
+
+// apply makes the edits on which the newest rules agree, and counts them.
+func (w *walk) apply() {
+	if len(w.edits) == 0 {
+		return
+	}
+	now := w.newest()
+	agreed := w.edits[:0]
+	for _, e := range w.edits {
+		if now.allows(&e.Connection, w.own) == e.Cut {
+			agreed = append(agreed, e)
+		}
+	}
+	errs := conntrack.Apply(agreed)
+	for i := range agreed {
+		if errs == nil || errs[i] == nil {
+			w.count(&agreed[i])
+			continue
+		}
+		if w.failed++; w.failed <= maxErrors {
+			c := &agreed[i].Connection
+			w.errs = append(w.errs,
+				fmt.Errorf("label the connection from %s to %s port %d: %w", c.Src, c.Dst, c.Port, errs[i]))
+		}
+	}
+	w.edits = w.edits[:0]
+}
+
+// count counts a connection that was cut or restored. Some entries are of connections that nobody uses any more, such
+// as answered UDP queries. Walk labels them, because both ends may still send. count doesn't count them as cut, because
+// neither end has lost a connection.
+func (w *walk) count(e *conntrack.Edit) {
+	switch e.Operation {
+	case conntrack.Forget:
+		return
+	case conntrack.Cut:
+		w.Standing++
+	case conntrack.Restore:
+		w.Standing--
+	}
+	if !e.Alive() {
+		return
+	}
+	restored := e.Operation == conntrack.Restore
+	if restored {
+		w.Restored++
+	} else {
+		w.Result.Cut++
+	}
+	if len(w.Examples) < maxExamples {
+		w.Examples = append(w.Examples, Example{e.Src, e.Dst, protocol(e.Proto), e.Port, restored})
 	}
 }
 
 // packet returns the connection's first packet as the FORWARD hook saw it; or as INPUT saw it, if it is sent to the
 // node.
-func packet(c conntrack.Connection, pods map[netip.Addr]ruleset.Link, own map[netip.Addr]bool) ruleset.Packet {
+func packet(c *conntrack.Connection, pods map[netip.Addr]ruleset.Link, own map[netip.Addr]bool) ruleset.Packet {
 	p := ruleset.Packet{Src: c.Src, Dst: c.Dst, Port: c.Port, In: "-", Out: "-", Translated: c.Translated}
-	switch c.Proto {
-	case unix.IPPROTO_TCP:
-		p.Proto = ruleset.TCP
-	case unix.IPPROTO_UDP:
-		p.Proto = ruleset.UDP
-	case unix.IPPROTO_SCTP:
-		p.Proto = ruleset.SCTP
-	default:
-		p.Proto, p.Port = ruleset.Protocol(fmt.Sprint(c.Proto)), 0
+	p.Proto = protocol(c.Proto)
+	if p.Proto != ruleset.TCP && p.Proto != ruleset.UDP && p.Proto != ruleset.SCTP {
+		p.Port = 0
 	}
 	if link, ok := pods[c.Src]; ok {
 		p.In, p.InPort = link.In, link.Port
@@ -115,4 +190,17 @@ func packet(c conntrack.Connection, pods map[netip.Addr]ruleset.Link, own map[ne
 		p.Out = ""
 	}
 	return p
+}
+
+// protocol returns the name of the protocol if rules match its ports, and otherwise its number.
+func protocol(number uint8) ruleset.Protocol {
+	switch number {
+	case unix.IPPROTO_TCP:
+		return ruleset.TCP
+	case unix.IPPROTO_UDP:
+		return ruleset.UDP
+	case unix.IPPROTO_SCTP:
+		return ruleset.SCTP
+	}
+	return ruleset.Protocol(strconv.Itoa(int(number)))
 }

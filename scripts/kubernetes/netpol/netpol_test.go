@@ -59,8 +59,7 @@ func hasSCTP() bool {
 	return err == nil
 }
 
-// The report has the result and the reason for each spec about NetworkPolicy. Its last line has the numbers of specs
-// that passed, failed and were skipped.
+// The report has the result and the reason for each spec. Its last line has their numbers.
 var _ = ginkgo.ReportAfterSuite("specs", func(r ginkgo.Report) {
 	count := map[types.SpecState]int{}
 	var lines []string

@@ -1,0 +1,228 @@
+package conntrack
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+	"net/netip"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+)
+
+// All yields the entries of the table. Each is valid until the next one is yielded. All keeps in memory only the
+// entries that the kernel sends in one answer, not the whole table. An error comes last.
+//
+// A node may have hundreds of thousands of entries, so All allocates no memory for an entry. The netlink library takes
+// memory for each answer, and doesn't keep enough of an entry to identify the entry later.
+//
+// Equivalent to: conntrack -L -o labels; conntrack -L -f ipv6 -o labels
+func All() iter.Seq2[Connection, error] { return dump(unix.AF_UNSPEC) }
+
+// dump yields the family's entries that match the filter. A kernel that doesn't know filters sends all entries.
+func dump(family uint8, filter ...*nl.RtAttr) iter.Seq2[Connection, error] {
+	return func(yield func(Connection, error) bool) {
+		more, unread := true, 0
+		err := receive(family, filter, func(msg []byte) bool {
+			if c, ok := parse(msg); ok {
+				more = yield(c, nil)
+			} else {
+				unread++
+			}
+			return more
+		})
+		if err == nil && unread > 0 { // for these entries it is unknown whether a policy allows them
+			err = fmt.Errorf("%d of them can't be understood", unread)
+		}
+		if err != nil && more {
+			yield(Connection{}, fmt.Errorf("list connections: %w", err))
+		}
+	}
+}
+
+// largestAnswer is larger than the kernel's largest answer, which has many entries (netlink_dump in
+// net/netlink/af_netlink.c: 32 KiB).
+const largestAnswer = 64 << 10
+
+// receive asks the kernel for the family's entries that match the filter, and calls entry with each. It ends early if
+// entry returns false.
+func receive(family uint8, filter []*nl.RtAttr, entry func(msg []byte) bool) error {
+	req := request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP, family)
+	for _, attr := range filter {
+		req.AddData(attr)
+	}
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &nl.SocketTimeoutTv); err != nil {
+		return err
+	}
+	if err := unix.Sendto(fd, req.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	buf := make([]byte, largestAnswer)
+	for more := true; more; {
+		n, flags, err := receiveFromKernel(fd, buf)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return err
+		case flags&unix.MSG_TRUNC != 0:
+			return errors.New("the kernel's answer is too long")
+		}
+		if more, err = split(buf[:n], req.Seq, entry); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// receiveFromKernel receives an answer. It ignores messages of other processes.
+func receiveFromKernel(fd int, buf []byte) (n, flags int, err error) {
+	for {
+		n, _, flags, from, err := unix.RecvmsgBuffers(fd, [][]byte{buf}, nil, 0)
+		if sender, ok := from.(*unix.SockaddrNetlink); err != nil || (ok && sender.Pid == 0) {
+			return n, flags, err
+		}
+	}
+}
+
+// split calls entry with each entry in the answer. more is true if another answer follows.
+func split(answer []byte, seq uint32, entry func(msg []byte) bool) (more bool, err error) {
+	for len(answer) >= unix.SizeofNlMsghdr {
+		size, kind := int(binary.NativeEndian.Uint32(answer)), binary.NativeEndian.Uint16(answer[4:])
+		if size < unix.SizeofNlMsghdr || size > len(answer) {
+			break
+		}
+		flags, its := binary.NativeEndian.Uint16(answer[6:]), binary.NativeEndian.Uint32(answer[8:])
+		msg := answer[unix.SizeofNlMsghdr:size]
+		answer = answer[min((size+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1), len(answer)):]
+		switch {
+		case its != seq:
+			return false, fmt.Errorf("the kernel's answer has the number %d, not %d", its, seq)
+		case flags&unix.NLM_F_DUMP_INTR != 0:
+			return false, nl.ErrDumpInterrupted
+		case kind == unix.NLMSG_DONE || kind == unix.NLMSG_ERROR:
+			if len(msg) >= 4 {
+				if code := int32(binary.NativeEndian.Uint32(msg)); code != 0 {
+					return false, unix.Errno(-code)
+				}
+			}
+			return false, nil
+		case !entry(msg):
+			return false, nil
+		}
+	}
+	if len(answer) > 0 {
+		return false, errors.New("the kernel's answer is incomplete")
+	}
+	return true, nil
+}
+
+// parse reads an entry. It returns false if the message isn't a complete entry. The connection refers to the message.
+func parse(msg []byte) (c Connection, ok bool) {
+	for b := msg[min(nl.SizeofNfgenmsg, len(msg)):]; ; {
+		var kind uint16
+		var value []byte
+		if kind, value, b = attribute(b); value == nil {
+			break
+		}
+		switch kind {
+		case nl.CTA_TUPLE_ORIG:
+			c.tuple = value
+			t := parseTuple(value)
+			c.Src, c.Proto = t.src, t.proto
+		case nl.CTA_TUPLE_REPLY:
+			t := parseTuple(value)
+			c.Dst, c.Port = t.src, t.sport
+		case nl.CTA_PROTOINFO:
+			c.state = parseTCP(value)
+		case nl.CTA_STATUS:
+			if len(value) == 4 {
+				status := binary.BigEndian.Uint32(value)
+				c.Assured, c.Translated = status&assured != 0, status&dstNAT != 0
+			}
+		case nl.CTA_ID:
+			copy(c.id[:], value)
+		case ctaLabels:
+			c.Cut = len(value) == labelBytes && value[conf.CutLabel/8]&(1<<(conf.CutLabel%8)) != 0
+		}
+	}
+	c.family = unix.AF_INET
+	if c.Src.Is6() {
+		c.family = unix.AF_INET6
+	}
+	return c, c.tuple != nil && c.Src.IsValid() && c.Dst.IsValid()
+}
+
+// parseTCP reads TCP's state from an entry's CTA_PROTOINFO. The kernel writes one protocol's state there.
+func parseTCP(info []byte) (s tcpState) {
+	kind, tcp, _ := attribute(info)
+	if kind != nl.CTA_PROTOINFO_TCP {
+		return tcpState{}
+	}
+	for {
+		var value []byte
+		if kind, value, tcp = attribute(tcp); value == nil {
+			return s
+		}
+		switch {
+		case len(value) == 0:
+		case kind == nl.CTA_PROTOINFO_TCP_STATE:
+			s.state = value[0]
+		case kind == nl.CTA_PROTOINFO_TCP_FLAGS_ORIGINAL:
+			s.flags, s.known = value[0], true
+		}
+	}
+}
+
+type tuple struct {
+	src   netip.Addr
+	proto uint8
+	sport uint16
+}
+
+func parseTuple(b []byte) (t tuple) {
+	for {
+		var part uint16
+		var nested []byte
+		if part, nested, b = attribute(b); nested == nil {
+			return t
+		}
+		for {
+			var kind uint16
+			var value []byte
+			if kind, value, nested = attribute(nested); value == nil {
+				break
+			}
+			switch {
+			case part == nl.CTA_TUPLE_IP && (kind == nl.CTA_IP_V4_SRC || kind == nl.CTA_IP_V6_SRC):
+				t.src, _ = netip.AddrFromSlice(value)
+			case part == nl.CTA_TUPLE_PROTO && kind == nl.CTA_PROTO_NUM && len(value) > 0:
+				t.proto = value[0]
+			case part == nl.CTA_TUPLE_PROTO && kind == nl.CTA_PROTO_SRC_PORT && len(value) == 2:
+				t.sport = binary.BigEndian.Uint16(value)
+			}
+		}
+	}
+}
+
+// attribute returns the type and value of the first attribute in b, and the rest of b. The value is nil if b has no
+// complete attribute.
+func attribute(b []byte) (kind uint16, value, rest []byte) {
+	if len(b) < unix.SizeofNlAttr {
+		return 0, nil, nil
+	}
+	size := int(binary.NativeEndian.Uint16(b))
+	if size < unix.SizeofNlAttr || size > len(b) {
+		return 0, nil, nil
+	}
+	rest = b[min((size+unix.NLA_ALIGNTO-1)&^(unix.NLA_ALIGNTO-1), len(b)):]
+	return binary.NativeEndian.Uint16(b[2:]) & nl.NLA_TYPE_MASK, b[unix.SizeofNlAttr:size], rest
+}

@@ -1,0 +1,97 @@
+package conntrack
+
+import (
+	"bytes"
+	"errors"
+
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/batch"
+)
+
+// Operation is what an Edit does to an entry.
+type Operation int
+
+const (
+	// Cut sets the cut bit.
+	Cut Operation = iota
+	// Restore clears the cut bit.
+	Restore
+	// Forget deletes the entry.
+	Forget
+)
+
+// Edit is a change of an entry.
+type Edit struct {
+	Connection
+	Operation
+}
+
+// NewEdit returns an Edit that stays valid when the next connection is yielded.
+func NewEdit(c Connection, o Operation) Edit {
+	c.tuple = bytes.Clone(c.tuple)
+	return Edit{c, o}
+}
+
+// Apply makes the edits with one system call. If one of them fails, Apply makes each with a call of its own. It returns
+// an error for each edit; nil instead of a list if all have succeeded. An edit of an entry that is gone succeeds.
+func Apply(edits []Edit) []error {
+	var b batch.Batch
+	for _, e := range edits {
+		req := request(e.kernelOperation(), 0, e.family)
+		for _, a := range e.attributes() {
+			req.AddData(a)
+		}
+		b.Add(req, "edit an entry").MapError = batch.MapError(unix.ENOENT, nil)
+	}
+	if _, err := b.Do(unix.NETLINK_NETFILTER, netns.None()); err == nil {
+		return nil
+	}
+	errs := make([]error, len(edits))
+	for i, e := range edits {
+		errs[i] = e.apply()
+	}
+	return errs
+}
+
+// apply makes the edit. An entry has no room for a label if no rule used labels when the connection began: weir's rules
+// didn't exist yet, or another program had flushed them. To set the bit in such an entry, apply deletes the entry and
+// makes it again.
+func (e Edit) apply() error {
+	attrs := e.attributes()
+	err := e.send(e.kernelOperation(), attrs[1:]...)
+	if e.Operation == Cut && errors.Is(err, unix.ENOSPC) {
+		err = e.recreate(attrs[1:]...)
+	}
+	if errors.Is(err, unix.ENOENT) { // the connection has ended
+		return nil
+	}
+	return err
+}
+
+func (e Edit) kernelOperation() int {
+	if e.Operation == Forget {
+		return nl.IPCTNL_MSG_CT_DELETE
+	}
+	return nl.IPCTNL_MSG_CT_NEW
+}
+
+// attributes returns the attributes of the request. The first one identifies the entry.
+//
+// Equivalent to: conntrack -U TUPLE --label-add 127 (or --label-del); conntrack -D TUPLE --id ID
+func (e Edit) attributes() []*nl.RtAttr {
+	attrs := []*nl.RtAttr{nl.NewRtAttr(nl.CTA_TUPLE_ORIG|unix.NLA_F_NESTED, e.tuple)}
+	if e.Operation == Forget {
+		return append(attrs, nl.NewRtAttr(nl.CTA_ID, e.id[:]))
+	}
+	mask := make([]byte, labelBytes)
+	mask[conf.CutLabel/8] |= 1 << (conf.CutLabel % 8)
+	value := make([]byte, labelBytes)
+	if e.Operation == Cut {
+		copy(value, mask)
+	}
+	return append(attrs, nl.NewRtAttr(ctaLabels, value), nl.NewRtAttr(ctaLabelsMask, mask))
+}
