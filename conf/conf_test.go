@@ -481,8 +481,8 @@ func TestParseArgs(t *testing.T) {
 	}
 }
 
-// TestIdentify: CNI_ARGS have precedence over args.cni, and its keys over its labels. A part of the identity that is
-// missing or can't be read causes an error, unless no part from there is needed.
+// TestIdentify: CNI_ARGS have precedence over args.cni, and its keys over its labels. Identify returns an error if
+// namespace or name is missing, or if a part that it needs can't be read.
 func TestIdentify(t *testing.T) {
 	for _, tc := range []struct {
 		name, cni string

@@ -425,7 +425,7 @@ func TestRotate(t *testing.T) {
 		}
 		last := netip.Addr{}
 		switch rnd.IntN(4) {
-		case 0: // the first of all
+		case 0: // no address was assigned yet
 		case 1: // out of the ranges, or within them by chance
 			last = netip.AddrFrom4([4]byte{10, byte(rnd.IntN(5)), 0, byte(rnd.IntN(256))})
 		default:

@@ -61,7 +61,8 @@ func monitor(t *testing.T, netns string) func() []string {
 }
 
 // TestNothingToDo: Apply writes nothing if the kernel has the plan already, also to a second agent. If the kernel lacks
-// one thing, Apply names it, writes it alone, and then there is nothing to do again.
+// one thing, Apply names it, writes it alone, and then there is nothing to do again. What the plan doesn't have, Apply
+// removes.
 func TestNothingToDo(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -101,8 +102,8 @@ func TestNothingToDo(t *testing.T) {
 	const mac = "0e:58:ac:14:01:0a"
 	for _, tc := range []struct {
 		name, damage string // a command of ip or bridge
-		want         string // part of the only lack's text
-		writes       string
+		want         string // part of the first lack's text
+		writes       string // the types of the kernel's messages; *: any, and there may be other lacks
 	}{
 		{"down", "ip link set weir-vxlan down", "weir-vxlan is down", "*"},
 		{"MTU", "ip link set weir-vxlan mtu 1280", "has MTU 1280, not 1350", "RTM_NEWLINK"},
@@ -135,7 +136,7 @@ func TestNothingToDo(t *testing.T) {
 	} {
 		f := strings.Fields(tc.damage)
 		nodetest.Run(t, f[0], append([]string{"-n", "n2"}, f[1:]...)...)
-		if tc.name == "down" { // takes entries of IPv6 along
+		if tc.name == "down" { // the kernel then removes entries and routes of IPv6 too
 			apply(plan, o)
 			continue
 		}

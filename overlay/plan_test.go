@@ -62,7 +62,7 @@ func TestCompute(t *testing.T) {
 		name     string
 		e        Encapsulation
 		nodes    []policy.Node
-		peers    []string // node network address direct
+		peers    []string // node, network, address, and whether direct or by tunnel
 		problems []string
 	}{
 		{

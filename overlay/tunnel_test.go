@@ -19,7 +19,8 @@ import (
 )
 
 // TestPodsForgeNoTunnelPackets: a pod of n1 sends packets to n2. Once masqueraded, they look like packets of n1's end
-// of the tunnel; the sender inside is a pod of n3. n2 has a second address, which is the InternalIP of no Node.
+// of the tunnel; the sender inside is a pod of n3. n2 has a second address, which is the InternalIP of no Node. The
+// gate of n1 drops all these packets, and that of n2 those to the second address.
 func TestPodsForgeNoTunnelPackets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

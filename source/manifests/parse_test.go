@@ -125,8 +125,8 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 }
 
 // TestWrappersAsPeopleWriteThem: the policy is found in a List or Template whose kind or field is written in another
-// case, and after YAML comments or directives. A field that the policy has twice counts, even after 300 others,
-// although sigs.k8s.io/json reports at most 100.
+// case, and after YAML comments or directives. That the policy has a field twice is noticed even after 300 other such
+// fields, although sigs.k8s.io/json reports at most 100.
 func TestWrappersAsPeopleWriteThem(t *testing.T) {
 	const object = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}, ` +
 		`"spec": {"podSelector": {}}}`
