@@ -244,9 +244,9 @@ func (m *making) createLink() error {
 	return nil
 }
 
-// awaitEnrol waits for the agent's answer. With enforcement "closed" Make also succeeds without an answer, unless the
-// configuration is outdated. Then the link stays down, or a chained pod's connections stay denied, until an agent has
-// enrolled the pod.
+// awaitEnrol waits for the agent's answer. With enforcement "closed" it also succeeds if no agent enrols the pod now:
+// the link stays down, or a chained pod's connections stay denied, until an agent has enrolled the pod. Even then it
+// fails if the configuration is outdated, or if no rule denies a chained pod's connections.
 func (m *making) awaitEnrol() error {
 	if m.enrolment == nil {
 		m.enrolled = true

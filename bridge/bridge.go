@@ -290,7 +290,7 @@ func PodMAC(addrs []endpoint.Address) net.HardwareAddr {
 	return MAC(addrs[0].Addr)
 }
 
-// Gateways returns weir0's addresses for the subnets of the addresses.
+// Gateways returns weir0's address in the subnet of each of the addresses.
 func Gateways(addrs []endpoint.Address) []netip.Prefix {
 	var gws []netip.Prefix
 	for _, a := range addrs {

@@ -29,7 +29,7 @@ type Observed struct {
 	Fresh      map[netip.Addr]bool                  // addresses that are younger than a second
 	Learned    map[netip.Addr]bool                  // addresses that expire, such as those from router advertisements
 	Neighbours map[int]map[netip.Addr]NeighbourSeen // of weir0, by link
-	// Forwarding has the MACs of the static entries of each of weir0's ports.
+	// Forwarding has the MACs of the static entries of weir0 and of its ports, by link.
 	Forwarding map[int]map[string]bool
 	Routes     []RouteSeen
 	// Sysctl reads a sysctl by its path below /proc/sys.

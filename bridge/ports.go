@@ -165,7 +165,7 @@ type ForwardingEntry struct {
 	MAC    net.HardwareAddr
 }
 
-// Kind implements Property.
+// Kind is the kind that repairs of static forwarding entries are counted as.
 func (f ForwardingEntry) Kind() Kind { return KindForwarding }
 
 func (f ForwardingEntry) String() string {
@@ -206,7 +206,7 @@ type Neighbour struct {
 	HostIf string // the pod's link on the node; if it is missing, the entry isn't checked
 }
 
-// Kind implements Property.
+// Kind is the kind that repairs of neighbour entries are counted as.
 func (n Neighbour) Kind() Kind { return KindNeighbour }
 
 func (n Neighbour) String() string {

@@ -98,8 +98,10 @@ const linkLocalMACs = 0xfffd
 
 // isolate isolates the port with that index.
 //
-// Equivalent to: bridge link set dev PORT isolated on learning off flood off mcast_flood off bcast_flood off; ip link
-// set PORT type bridge_slave group_fwd_mask 0xfffd
+// Equivalent to:
+//
+//	bridge link set dev PORT isolated on learning off flood off mcast_flood off bcast_flood off
+//	ip link set PORT type bridge_slave group_fwd_mask 0xfffd
 func isolate(index int) *nl.NetlinkRequest {
 	flags := attr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
 	flags.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, []byte{1})
@@ -191,8 +193,10 @@ func addressesOf(index int, replies [][]byte) map[netip.Prefix]bool {
 
 // addRoute adds a route out of the pod's link.
 //
-// Equivalent to: ip route add DST via GATEWAY dev IFNAME mtu MTU advmss MSS metric PRIORITY table TABLE (onlink for
-// IPv6; without via: scope link)
+// Equivalent to:
+//
+//	ip route add DST via GATEWAY dev IFNAME mtu MTU advmss MSS metric PRIORITY table TABLE  (onlink for IPv6)
+//	ip route add DST dev IFNAME scope link mtu MTU advmss MSS metric PRIORITY table TABLE   (without a gateway)
 func addRoute(index int, r conf.Route) *nl.NetlinkRequest {
 	m := nl.NewRtMsg()
 	m.Family, m.Dst_len = familyOf(r.Dst.Addr()), uint8(r.Dst.Bits())

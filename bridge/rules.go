@@ -94,7 +94,7 @@ const (
 	regAddr = unix.NFT_REG32_06
 )
 
-// The chains of "bridge weir" that fragments jump to.
+// Chains of "bridge weir" for fragments: the first has each port's own share, the second what all ports share.
 const (
 	fragmentsChain = "fragments"
 	sharedChain    = "shared"

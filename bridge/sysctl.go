@@ -45,7 +45,7 @@ func (s Sysctl) satisfiedBy(have string) bool {
 	return err == nil && wrong == nil && (n < limit) == (s.Bound == AtMost)
 }
 
-// Kind implements Property.
+// Kind is the kind that repairs of sysctls are counted as.
 func (s Sysctl) Kind() Kind { return KindSysctl }
 
 func (s Sysctl) String() string { return s.Why }
@@ -142,7 +142,7 @@ func (UplinksAcceptRA) String() string {
 	return "the node goes on listening to the router that its default route is from"
 }
 
-// Command implements Property. UPLINK stands for each link that Check names.
+// Command has UPLINK in place of each link that Check names.
 func (UplinksAcceptRA) Command() string {
 	return "sysctl -w net.ipv6.conf.UPLINK.accept_ra=2"
 }

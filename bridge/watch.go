@@ -67,11 +67,12 @@ func receiveOnlyDellink(fd int) error {
 
 // News says what a change that the kernel has announced may concern.
 type News struct {
-	// Settings: properties (Properties).
+	// Settings means that properties (see Properties) may have changed.
 	Settings bool
-	// Ways: the tunnel, or weir's routes to other nodes' pods.
+	// Ways means that the tunnel, or weir's routes to other nodes' pods, may have changed.
 	Ways bool
-	// Underlay: the paths to other nodes. The change is one of a link, address, route or rule that isn't weir's own.
+	// Underlay means that the paths to other nodes may have changed, after a change of a link, address, route or rule that
+	// isn't weir's own.
 	Underlay bool
 }
 
@@ -158,7 +159,7 @@ func (l *listener) add(index int, name string) {
 	}
 }
 
-// of returns the news of a change of the link with that index.
+// of returns the news of a change of the link with that index: none unless the link is weir's.
 func (l *listener) of(index int) News {
 	name, ours := l.ours[index]
 	return News{Settings: ours, Ways: name == conf.Tunnel}

@@ -41,7 +41,7 @@ var bridgeOptions = []struct {
 	{nl.IFLA_BR_VLAN_FILTERING, "vlan_filtering", 0},
 }
 
-// Command implements Property. It leaves out the MTU, which follows from the ports.
+// Command makes weir0, and sets what Check compares except the MTU, which follows from the ports.
 func (b WeirBridge) Command() string {
 	return fmt.Sprintf("ip link add %[1]s type bridge; ip link set %[1]s address %[2]s arp on up "+
 		"type bridge mcast_snooping 0 stp_state 0 vlan_filtering 0", Name, b.MACs[0])
@@ -159,7 +159,7 @@ func setOption(index, option int, value uint16) *nl.NetlinkRequest {
 // Address is the property that weir0 has a gateway's address.
 type Address struct{ Gateway netip.Prefix }
 
-// Kind implements Property.
+// Kind is the kind that repairs of weir0's addresses are counted as.
 func (a Address) Kind() Kind { return KindAddress }
 
 func (a Address) String() string {
@@ -210,7 +210,7 @@ type Route struct {
 	Source                       netip.Addr // source address for the node's own packets; invalid: the kernel chooses
 }
 
-// Kind implements Property.
+// Kind is the kind that repairs of routes to weir0 are counted as.
 func (r Route) Kind() Kind { return KindRoute }
 
 func (r Route) String() string {

@@ -170,7 +170,8 @@ func keyError(code uint, key, value, why string) error {
 	return types.NewError(code, fmt.Sprintf("%s: %s %s", key, value, why), "")
 }
 
-// decodeError turns an error of encoding/json into one that names the key.
+// decodeError turns an error of encoding/json into one that names the key whose value has the wrong type. Any other
+// error gets CNI's code 6.
 func decodeError(raw map[string]json.RawMessage, err error) error {
 	var wrong *json.UnmarshalTypeError
 	if errors.As(err, &wrong) {

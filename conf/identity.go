@@ -83,6 +83,6 @@ func readLabels(raw json.RawMessage) (map[string]string, error) {
 	return labels, nil
 }
 
-// isObjectName reports whether the text is safe in records, comments of sets and log lines. It accepts the empty text,
-// and texts that aren't names of Kubernetes objects.
+// isObjectName reports whether the text is safe in records, comments of sets and log lines, and has at most 253 bytes.
+// It accepts the empty text, and texts that aren't names of Kubernetes objects.
 func isObjectName(s string) bool { return !strings.ContainsFunc(s, isUnsafe) && len(s) <= 253 }

@@ -27,7 +27,8 @@ type Range struct {
 
 var knownRangeKeys = []string{"subnet", "rangeStart", "rangeEnd", "gateway", "exclude"}
 
-// parseRanges reads the list of ranges under that key, and fills in their defaults.
+// parseRanges reads a list of ranges, checks each by itself and fills in its defaults. key is the list's key, for
+// errors.
 func parseRanges(key string, list []json.RawMessage) ([]Range, error) {
 	ranges := make([]Range, 0, len(list))
 	for i, item := range list {

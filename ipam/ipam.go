@@ -137,7 +137,8 @@ func pick(h hint, others *hostLocal, ranges []conf.Range, requested []netip.Addr
 	return endpoint.Address{}, &ExhaustedError{Ranges: ranges}
 }
 
-// next returns the next free address in the round; false if no address of the ranges is free.
+// next returns the next free address in the round; false if it finds none. It finds no address whose bit is set, so it
+// can miss free addresses if the bitmaps are wrong.
 func next(h hint, others *hostLocal, ranges []conf.Range) (endpoint.Address, bool) {
 	for _, r := range rotate(runs(ranges), lastAssigned(ranges)) {
 		for a := range h.free(r.IPRange) {

@@ -25,11 +25,13 @@ var ErrGone = errors.New("the directory is gone")
 // ErrBeingWritten means that a process has the file open for writing.
 var ErrBeingWritten = errors.New("the file is being written")
 
-// ErrNoFile means that the file is a device, a socket or a named pipe. Reading it might never end.
+// ErrNoFile means that the path is that of a device, a socket, a named pipe or a directory. Reading the first three
+// might never end.
 var ErrNoFile = errors.New("it is no regular file")
 
-// Change names the files that were written and closed, or have come or gone. In a tree, names are paths below the root.
-// Lost means that the kernel dropped events: any file may have changed.
+// Change names the files that were written and closed, or have come or gone, and in a tree also the links and
+// directories that have. In a tree, names are paths below the root. Lost means that the kernel dropped events: any file
+// may have changed.
 type Change struct {
 	Names []string
 	Lost  bool
@@ -97,7 +99,8 @@ func (w *Watcher) control(f func(fd int) (int, error)) (n int, err error) {
 	return n, errors.Join(outer, err)
 }
 
-// Watch sets the directories below the root that are watched, by their paths below the root. It stops watching others.
+// Watch sets which directories below the root are watched besides the root, by their paths below it. It returns an
+// error for each directory that can't be watched, and watches the others nevertheless.
 func (w *Watcher) Watch(dirs map[string]bool) error {
 	var errs []error
 	w.mu.Lock()
@@ -124,8 +127,8 @@ func (w *Watcher) Watch(dirs map[string]bool) error {
 // Close stops watching. A waiting Next returns.
 func (w *Watcher) Close() error { return w.f.Close() }
 
-// Next waits for changes and returns all that have come meanwhile. It returns fs.ErrClosed after Close, and ErrGone if
-// the root is gone.
+// Next waits for events and returns the changes that they report, which may be none. It returns fs.ErrClosed after
+// Close, and ErrGone if the root is gone.
 func (w *Watcher) Next() (Change, error) {
 	var buf [64 << 10]byte
 	n, err := w.f.Read(buf[:])
@@ -170,8 +173,8 @@ func (w *Watcher) decode(b []byte) (Change, error) {
 	return c, nil
 }
 
-// isUnfinished reports whether a name that was created is a file that its writer will still close. A link is never
-// written.
+// isUnfinished reports whether a name that was created needs no report of its own, because another event will follow:
+// its writer will close the file, or the name is gone already. A symbolic or hard link has no such writer.
 func (w *Watcher) isUnfinished(dir, name string) bool {
 	info, err := os.Lstat(filepath.Join(w.dir, dir, name))
 	if err != nil {

@@ -210,7 +210,8 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// TestLost makes more events than the kernel's queue has room for, and reads none of them meanwhile.
+// TestLost makes more events than the kernel's queue has room for, and reads none of them meanwhile. Next must report
+// the loss, and later changes too.
 func TestLost(t *testing.T) {
 	data, err := os.ReadFile("/proc/sys/fs/inotify/max_queued_events")
 	if err != nil {
@@ -241,7 +242,8 @@ func TestLost(t *testing.T) {
 	wantNames(t, w, dir) // later events are reported
 }
 
-// event is a struct inotify_event as the kernel writes it: the name padded with NULs to a multiple of its size.
+// event returns a struct inotify_event as the kernel writes it, with the name behind it. NULs pad the name to a
+// multiple of the struct's size.
 func event(mask uint32, name string) []byte {
 	b := make([]byte, unix.SizeofInotifyEvent)
 	binary.NativeEndian.PutUint32(b[4:], mask)

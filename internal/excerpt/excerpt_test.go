@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// TestOf: a short text stays as it is, a long one is cut between characters, and terminal control characters are
-// replaced.
+// TestOf: a text of more than 1,024 bytes is cut between characters, and the number of missing bytes added. Control
+// characters except newlines, and those that reverse or hide text, become question marks.
 func TestOf(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                             "",

@@ -48,5 +48,5 @@ func LoadPayload(base expr.PayloadBase, offset, length, register uint32) expr.An
 	return &expr.Payload{Base: base, Offset: offset, Len: length, DestRegister: register}
 }
 
-// Join returns the expressions of all parts in one rule: the packet must match each.
+// Join joins the parts of one rule. A part is evaluated only if the packet matches all parts before it.
 func Join(parts ...[]expr.Any) []expr.Any { return slices.Concat(parts...) }

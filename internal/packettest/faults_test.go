@@ -19,9 +19,9 @@ import (
 // These tests are about faults that were seen in weave-npc, whose design weir follows. Tests of other faults of
 // weave-npc are in the packages that the faults concern: go test ./... -run TestFault -v runs all of them.
 
-// TestFault1SelectorsThatJoinAlike: weave-npc named a set by its selector's parts without a separator, so two
-// selectors could share a set. For instance, the pods with the label a in namespace x, and all pods in namespace xa,
-// gave the same letters.
+// TestFault1SelectorsThatJoinAlike: weave-npc named a set by its selector's parts without a separator, so two selectors
+// could share a set. For instance, the pods with the label a in namespace x, and all pods in namespace xa, gave the
+// same letters. In weir each of these two selectors selects its own pods.
 func TestFault1SelectorsThatJoinAlike(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -48,7 +48,8 @@ func TestFault1SelectorsThatJoinAlike(t *testing.T) {
 }
 
 // TestFault2ANamespaceLosesItsLabel: when a namespace lost a label, weave-npc left the namespace's pods in the sets of
-// peers that have both a namespaceSelector and a podSelector.
+// peers that have both a namespaceSelector and a podSelector. In weir such a pod is allowed only while its namespace
+// has the label.
 func TestFault2ANamespaceLosesItsLabel(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -75,7 +76,8 @@ spec: {podSelector: {},
 }
 
 // TestFault3NamedPortsAndRanges: in weave-npc a named port made the whole policy void, so that the selected pods
-// accepted everything. weave-npc also ignored endPort.
+// accepted everything. weave-npc also ignored endPort. In weir a named port allows the port of that name, or nothing if
+// the pod has none, and endPort allows exactly the range.
 func TestFault3NamedPortsAndRanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -47,7 +47,7 @@ func listen(t *testing.T) nflog {
 
 func (l nflog) close() { _ = unix.Close(l.fd) }
 
-// read returns the prefixes of the packets that were logged until now.
+// read returns the different prefixes of the packets that were logged until now.
 func (l nflog) read(t *testing.T) map[string]bool {
 	t.Helper()
 	prefixes := map[string]bool{}

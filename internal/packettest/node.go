@@ -77,7 +77,7 @@ func (n *Node) addresses(addrs []netip.Addr) []endpoint.Address {
 	return all
 }
 
-// AddPod attaches a pod with the addresses.
+// AddPod attaches a pod to weir's bridge, with one or two addresses. Its servers answer on them.
 func (n *Node) AddPod(name string, addrs ...netip.Addr) {
 	n.Helper()
 	path := nodetest.NewNS(n, name)
@@ -106,9 +106,9 @@ func (n *Node) AddPod(name string, addrs ...netip.Addr) {
 	}
 }
 
-// AddChainedPod attaches a pod as another plugin does: by a veth pair whose end on the node is hostIf. The node routes
-// hostIf (ptp), or hostIf is a port of bridgeIf. Pods on one bridge reach each other through the bridge, without the
-// node's routing.
+// AddChainedPod attaches a pod as another plugin does: by a veth pair whose end on the node is hostIf. If bridgeIf is
+// empty, the node routes hostIf (ptp). Otherwise hostIf is a port of the bridge bridgeIf, which AddChainedPod makes if
+// it is missing. Pods on one bridge reach each other through the bridge, without the node's routing.
 func (n *Node) AddChainedPod(bridgeIf, hostIf, name string, addrs ...netip.Addr) {
 	n.Helper()
 	path := nodetest.NewNS(n, name)
@@ -166,7 +166,7 @@ type neighbour struct {
 	addr       netip.Addr
 }
 
-// DelPod detaches the pod.
+// DelPod detaches a pod that AddPod attached with these addresses.
 func (n *Node) DelPod(name string, addrs ...netip.Addr) {
 	n.Helper()
 	for _, addr := range addrs {
@@ -196,7 +196,7 @@ func (n *Node) AddSelf(addr netip.Addr) {
 	n.addHost(nodetest.Self, addr)
 }
 
-// Hosts returns the addresses between which a test can send packets.
+// Hosts returns the addresses between which a test can send packets, in order.
 func (n *Node) Hosts() []netip.Addr {
 	var all []netip.Addr
 	for a := range n.hosts {

@@ -22,8 +22,8 @@ func Of(program string) string {
 	return line(program, info)
 }
 
-// line is Of for that build information. Go writes no commit into a program that it builds outside of a git work tree,
-// or in a work tree that git worktree added; the line then says "commit unknown".
+// line does the same as Of, for the given build information. Go writes no commit into a program that it builds outside
+// of a git work tree, or in a work tree that git worktree added; the line then says "commit unknown".
 func line(program string, info *debug.BuildInfo) string {
 	var commit, when, modified string
 	for _, s := range info.Settings {

@@ -107,8 +107,10 @@ func (h *Handle) Close() { h.h.Close() }
 // Create makes the set if it doesn't exist. It returns an error if a set of that name has another type. It returns no
 // error if the existing set is of the other family; adding an entry then fails.
 //
-// Equivalent to: ipset create -exist NAME TYPE family inet comment maxelem 1048576 (inet6 for IPv6); ipset create
-// -exist NAME bitmap:port range 0-65535
+// Equivalent to:
+//
+//	ipset create -exist NAME TYPE family inet comment maxelem 1048576  (inet6 for IPv6)
+//	ipset create -exist NAME bitmap:port range 0-65535
 func (h *Handle) Create(s Header) error {
 	options := netlink.IpsetCreateOptions{Replace: true, Revision: revisions[s.Type], Family: unix.AF_INET}
 	if s.Family == conf.IPv6 {

@@ -12,7 +12,7 @@ import (
 // families are the prefixes of the programs' names for each family, and of the extensions that only one family has.
 var families = map[string]string{"iptables": "libipt_", "ip6tables": "libip6t_"}
 
-// matches and targets are the extensions of iptables that the agent's rules use (package policy, Rule.String). matches6
+// matches and targets are the extensions of iptables that the agent's rules use (netfilter/iptables/text.go). matches6
 // are those that only ip6tables has.
 var (
 	matches  = []string{"bpf", "comment", "connlabel", "conntrack", "multiport", "physdev", "sctp", "set", "tcp", "udp"}
@@ -20,8 +20,8 @@ var (
 	targets  = []string{"MASQUERADE", "NFLOG", "standard"}
 )
 
-// check returns an error if the image lacks something that the agent calls. Without this check, the lack would only be
-// noticed on a node.
+// check returns an error that names each program, library and extension of iptables that the agent needs and the image
+// lacks. Without this check, the lack would only be noticed on a node.
 func check(trees ...tree) error {
 	all := tree{}
 	for _, t := range trees {

@@ -33,8 +33,8 @@ var directories = []string{
 // links point into /usr, as in a current Debian.
 var links = map[string]string{"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 
-// checkName returns an error unless the name has a registry. To a name without a registry, each runtime would add its
-// own default.
+// checkName returns an error unless the name is REGISTRY/NAME:TAG. To a name without a registry, each runtime would add
+// its own default.
 func checkName(s string) error {
 	_, err := name.NewTag(s, name.StrictValidation)
 	if registry, _, ok := strings.Cut(s, "/"); err == nil && (!ok || !strings.ContainsAny(registry, ".:")) {
@@ -124,8 +124,9 @@ func layer(t tree, dirs []string) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// write makes a tar in two formats at once: an OCI layout, which containerd, podman, crane and newer Dockers read, and
-// the output format of "docker save" for older ones. containerd takes the image's name from io.containerd.image.name.
+// write writes the image to the file output, and returns the image's digest. The file is a tar in two formats at once:
+// an OCI layout, which containerd, podman, crane and newer Dockers read, and the output format of "docker save" for
+// older Dockers. containerd takes the image's name from io.containerd.image.name.
 func write(img v1.Image, name, output string) (v1.Hash, error) {
 	digest, err := img.Digest()
 	if err != nil {

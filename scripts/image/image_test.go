@@ -158,7 +158,8 @@ func TestCheckName(t *testing.T) {
 	}
 }
 
-// TestWrite reads the file as an OCI layout with the library, and as an output of docker save by hand.
+// TestWrite reads the file as an OCI layout with the library, and as an output of docker save by hand. The same image,
+// written twice, must give the same file.
 func TestWrite(t *testing.T) {
 	made := func() (string, string) {
 		img, err := assemble(time.Unix(1e9, 0).UTC(), map[string]string{"a": "b"},
@@ -230,7 +231,8 @@ func TestWrite(t *testing.T) {
 	}
 }
 
-// unpack also checks that the archive has an end marker: only some programs refuse a tar without one.
+// unpack unpacks the tar into a new directory. It also checks that the tar has an end marker, because only some
+// programs refuse one without.
 func unpack(t *testing.T, data []byte) string {
 	t.Helper()
 	if !bytes.HasSuffix(data, make([]byte, 1024)) {

@@ -95,7 +95,8 @@ func ours(repository string) (tree, error) {
 	return t, addLicences(t, repository)
 }
 
-// commit returns the built commit and its time, so that the image doesn't depend on the time of the build. If the
+// commit returns the built commit and its time, so that the image doesn't depend on the time of the build. The commit
+// ends in "-dirty" if the sources have changes. In sources without history, it is empty, and the time is 1970. If the
 // variable SOURCE_DATE_EPOCH is set, commit returns its value as the time:
 // https://reproducible-builds.org/specs/source-date-epoch/
 func commit(repository string) (revision string, created time.Time, err error) {

@@ -112,7 +112,8 @@ func open(deb string) (pkg, error) {
 	return p, nil
 }
 
-// readTar reads files and links. It ignores directories: they follow from the files' paths.
+// readTar reads files and links. A hard link becomes a copy of its file. readTar ignores directories: they follow from
+// the files' paths.
 func readTar(r io.Reader) (tree, error) {
 	t := tree{}
 	for archive := tar.NewReader(r); ; {

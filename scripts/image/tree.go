@@ -39,7 +39,8 @@ func (t tree) glob(pattern string) []string {
 	return names
 }
 
-// follow returns the links that lead to a file, and then the file.
+// follow returns the paths of the links that lead from name to a file, and then the file's path. It returns an error if
+// one of them is missing, or if the links don't lead to a file after eight paths.
 func (t tree) follow(name string) ([]string, error) {
 	var way []string
 	for range 8 {
@@ -106,7 +107,8 @@ func choose(packages []pkg) (tree, []pkg, error) {
 	return withCopyrights(all, chosen, packages)
 }
 
-// libraries returns the libraries that the program or library is linked with, and its loader.
+// libraries returns the paths of the libraries that the program or library is linked with, and of its loader. It
+// returns nothing for a file of another kind.
 func libraries(all tree, name string) ([]string, error) {
 	data := all[name].data
 	if !bytes.HasPrefix(data, []byte(elf.ELFMAG)) {

@@ -23,8 +23,9 @@ type placed struct {
 
 func (p placed) String() string { return printable(p.file) + ", " + p.where }
 
-// merge returns the objects of all files, and an error that names the documents, policies and files of which nothing is
-// known. It also stores the report for Files. The objects are nil until d.started.
+// merge returns the objects of all files, and an error for each document that can't be parsed and each policy whose
+// namespace can't be read; until d.started also for each file that is being written. It also stores the report for
+// Files. The objects are nil until d.started.
 func (d *Dir) merge() (*policy.Objects, error) {
 	var all policy.Objects
 	var errs, less []error // errs come first: the parts that may have an unknown policy
@@ -100,8 +101,8 @@ func (d *Dir) addStaticPods(all *policy.Objects) {
 	}
 }
 
-// mergeVersions adds an object, and records its conflicts between files. If there are different versions of the object,
-// only the part on which they all agree counts; of a node, the first version counts.
+// mergeVersions adds the object that has these versions, and records at each entry where another one is. Different
+// versions are combined so that they open nothing that one of them closes; of a node, the first version counts.
 func mergeVersions(versions []placed, all *policy.Objects) {
 	first := versions[0]
 	distinct := []placed{first}
@@ -147,7 +148,7 @@ func (e *entry) equal(o *entry) bool {
 		(e.policy == nil) == (o.policy == nil)
 }
 
-// mergeNamespaces keeps the labels that all versions have. All other labels are unknown.
+// mergeNamespaces keeps the labels that have one known value in all versions. All other labels are unknown.
 func mergeNamespaces(versions []placed) policy.Namespace {
 	agreed := policy.Namespace{Name: versions[0].namespace.Name, Labels: map[string]string{}}
 	unknown := map[string]bool{}

@@ -19,7 +19,8 @@ type meta struct {
 	labels                                 map[string]string
 	unknown                                []string // keys of labels whose values are unknown
 	wrongName, wrongNamespace, wrongLabels []complaint
-	// ignored are unknown fields in metadata, and fields of metadata that are given beside metadata.
+	// ignored are unknown fields in metadata, and fields beside metadata that may be meant as metadata or as one of its
+	// fields.
 	ignored []string
 }
 
@@ -53,8 +54,8 @@ func fieldsOf(t reflect.Type) map[string]bool {
 	return all
 }
 
-// readMeta reads the metadata, which is raw. What can't be read becomes a complaint. namespaced means that objects of
-// the kind are in a namespace.
+// readMeta reads the object's metadata from raw. What can't be read becomes a complaint. namespaced means that objects
+// of the kind are in a namespace.
 func (o object) readMeta(raw stdjson.RawMessage, namespaced bool) meta {
 	const path = "metadata"
 	m := meta{namespace: o.namespace}

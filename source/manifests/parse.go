@@ -39,7 +39,7 @@ const (
 type entry struct {
 	where  string // such as "document 2, items[3]"
 	object string // kind, namespace and name, as far as they can be read
-	key    string // equal to object; empty if the object is left out, not needed or not enforced
+	key    string // equal to object; empty with noNamespace, leftOut and notNeeded, and if unenforced is set
 	name   string // of a policy with the damage noNamespace
 
 	namespace  *policy.Namespace

@@ -69,8 +69,8 @@ func (e *entry) effect() string {
 	return "the rest of it counts"
 }
 
-// problems returns one problem for each complaint about the file's objects, and one for each object that has different
-// versions. The messages end with the effect and the place.
+// problems returns one problem for each complaint about the file's objects, and one for each version that differs from
+// another version of the same object. The messages end with the effect and the place.
 func (f *file) problems(name string) []ruleset.Problem {
 	var all []ruleset.Problem
 	for i := range f.entries {

@@ -26,7 +26,7 @@ type document struct {
 }
 
 // documents splits the file into its YAML documents, and a document that consists of JSON objects into these objects,
-// as kubectl does. It skips documents that have only comments.
+// as kubectl does. It skips documents without a value, such as those that have only comments.
 func documents(data []byte) []document {
 	var all []document
 	for i, text := range splitDocuments(toUTF8(data)) {

@@ -41,8 +41,8 @@ func (r *reader) report(field, format string, args ...any) {
 	r.problems = append(r.problems, ruleset.Problem{Object: r.object, Field: field, Message: message})
 }
 
-// address reads an address of a pod. It reports and refuses an address with a zone, and 0.0.0.0 and ::, which no pod
-// has and no ipset accepts.
+// address reads an address of a pod. It reports and refuses what is no address, an address with a zone, and 0.0.0.0 and
+// ::, which no pod has and no ipset accepts.
 func (r *reader) address(field, s string) (netip.Addr, bool) {
 	addr, err := netip.ParseAddr(s)
 	if err != nil || addr.IsUnspecified() || addr.Zone() != "" {

@@ -59,7 +59,8 @@ func hasSCTP() bool {
 	return err == nil
 }
 
-// The report has the result and the reason for each spec. Its last line has their numbers.
+// The report has the result and the reason for each spec about NetworkPolicy. Its last line has the numbers of specs
+// that passed, failed and were skipped.
 var _ = ginkgo.ReportAfterSuite("specs", func(r ginkgo.Report) {
 	count := map[types.SpecState]int{}
 	var lines []string
