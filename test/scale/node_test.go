@@ -80,13 +80,17 @@ func (n *node) answer(r request) any {
 	case "fill":
 		return n.fill()
 	case "restart":
+		if r.N > 0 {
+			return n.restartTraced()
+		}
 		return n.restart()
 	case "memory":
 		return n.memory()
 	case "stream":
-		return n.background(r)
+		n.background(r.Rate, r.Mix)
+		return true
 	case "cpu":
-		return n.cpu(time.Duration(r.Seconds * float64(time.Second)))
+		return n.window(r)
 	case "add":
 		return n.adds(r.N)
 	case "policy":
@@ -201,11 +205,20 @@ func (n *node) fill() []float64 {
 	return took
 }
 
-// attach adds a pod as a runtime does, and returns its namespace, its address and how long ADD took, in ms.
+// attach adds a pod as a runtime does, and returns its namespace, its address and how long ADD took, in ms. If the
+// plugin refuses the pod, attach tries again as kubelet does, and the time is that of all attempts.
 func (n *node) attach(p *corev1.Pod) (path, ip string, ms float64) {
 	path = nodetest.NewNS(n, p.Namespace+"."+p.Name)
 	began := time.Now()
-	result, err := n.cni.AddNetworkList(context.Background(), n.network, runtimeConf(p, path))
+	conf := runtimeConf(p, path)
+	result, err := n.cni.AddNetworkList(context.Background(), n.network, conf)
+	for err != nil && time.Since(began) < patience {
+		n.Logf("add %s/%s, after %v: %v", p.Namespace, p.Name, time.Since(began), err)
+		if err := n.cni.DelNetworkList(context.Background(), n.network, conf); err != nil {
+			n.Fatal(err)
+		}
+		result, err = n.cni.AddNetworkList(context.Background(), n.network, conf)
+	}
 	ms = float64(time.Since(began).Microseconds()) / 1000
 	if err != nil {
 		n.Fatalf("add %s/%s: %v", p.Namespace, p.Name, err)
@@ -238,14 +251,15 @@ func runtimeConf(p *corev1.Pod, path string) *libcni.RuntimeConf {
 	}
 }
 
-// adds adds and deletes n pods, one after the other, and returns how long each ADD took, in ms. The agent knows the
-// pod before ADD, as the scheduler has written it.
+// adds adds and deletes so many pods, one after the other, and returns how long each ADD took, in ms. The API server
+// has the pod before ADD, as the scheduler has written it. Policies isolate the pod, and policies of other pods allow
+// it.
 func (n *node) adds(count int) []float64 {
 	var took []float64
 	for range count {
 		n.created++
 		name := fmt.Sprintf("added-%d", n.created)
-		p := cluster.NewPod("probes", name, "added", types.UID("uid-of-"+name))
+		p := cluster.NewPod(cluster.NamespaceName(0), name, "app-0", types.UID("uid-of-"+name))
 		p.Spec.NodeName = cluster.NodeName(0)
 		n.server.Put(p)
 		path, _, ms := n.attach(p)
@@ -353,71 +367,37 @@ func (n *node) remove(o apiserver.Object) time.Time {
 	return at
 }
 
-// streamed says what a stream has sent.
-type streamed struct {
-	Events int // of all kinds
-	// Sent and Bytes are the events of pods that the agent got, and their size.
-	Sent, Bytes int64
-}
-
 // background starts a stream, or ends the stream if the rate is 0.
-func (n *node) background(r request) streamed {
-	var s streamed
+func (n *node) background(rate float64, parts string) {
 	if n.stop != nil {
-		s.Events = n.stop()
+		n.stop()
 		n.stop = nil
 	}
-	sent := n.server.Sent()["pods"]
-	s.Sent, s.Bytes = sent.Events, sent.Bytes
-	if r.Rate > 0 {
-		mix, err := cluster.ParseMix(r.Mix)
+	if rate > 0 {
+		mix, err := cluster.ParseMix(parts)
 		if err != nil {
 			n.Fatal(err)
 		}
-		n.stop = n.stream.Background(r.Rate, mix)
+		n.stop = n.stream.Background(rate, mix)
 	}
-	return s
 }
 
 // toggle creates and deletes a policy of a local pod so many times a second, and returns the CPU time that this took.
 func (n *node) toggle(rate float64, d time.Duration) cpuUse {
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	defer cancel()
 	ticker := time.NewTicker(time.Duration(float64(time.Second) / rate))
 	defer ticker.Stop()
 	p := policy("toggled")
-	before := n.cpuTime()
+	before := cpuTime(n, n.AgentPID())
 	began := time.Now()
-	for i := 0; ; i++ {
-		select {
-		case <-ticker.C:
-			if i%2 == 0 {
-				n.put(p)
-			} else {
-				n.remove(p)
-			}
-			continue
-		case <-ctx.Done():
+	for i := 0; time.Since(began) < d; i++ {
+		<-ticker.C
+		if i%2 == 0 {
+			n.put(p)
+		} else {
+			n.remove(p)
 		}
-		use := cpuUse{Seconds: n.cpuTime() - before, Wall: time.Since(began).Seconds()}
-		n.remove(p)
-		return use
 	}
-}
-
-// restart stops the agent and starts it again, and counts what it writes to the kernel although nothing has changed.
-func (n *node) restart() restarted {
-	n.StopAgent()
-	count := n.countWrites()
-	s := n.start()
-	time.Sleep(500 * time.Millisecond) // the agent may write after it is ready
-	r := restarted{started: s, Writes: count()}
-	r.Writes["sets and rules (by the agent)"] = int(n.metric("weir_kernel_changes_total"))
-	return r
-}
-
-type restarted struct {
-	started
-	// Writes are the changes that the kernel has told of, by kind.
-	Writes map[string]int
+	use := cpuUse{Seconds: cpuTime(n, n.AgentPID()) - before, Wall: time.Since(began).Seconds()}
+	n.remove(p)
+	return use
 }

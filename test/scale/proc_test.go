@@ -1,33 +1,35 @@
 package scale_test
 
 import (
-	"bufio"
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
-	"sync/atomic"
+	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
 )
 
-// cpuTime returns the CPU time of the agent and of its children that have ended, in seconds.
-func (n *node) cpuTime() float64 {
-	n.Helper()
-	pid := n.AgentPID()
+// cpuTime returns the CPU time of a process and of its children that have ended, in seconds.
+func cpuTime(t testing.TB, pid int) float64 {
+	t.Helper()
 	// The clock of a process (clock_getcpuclockid(3)) has nanoseconds, /proc only ticks.
 	var own unix.Timespec
 	if err := unix.ClockGettime(int32(^pid<<3|2), &own); err != nil {
-		n.Fatalf("read the agent's CPU time: %v", err)
+		t.Fatalf("read the CPU time: %v", err)
 	}
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		n.Fatal(err)
+		t.Fatal(err)
 	}
 	// Behind the name, which is in brackets, follow the fields from the third on. cutime is the 16th, cstime the 17th.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
@@ -36,7 +38,7 @@ func (n *node) cpuTime() float64 {
 	for _, f := range fields[13:15] {
 		ticks, err := strconv.Atoi(f)
 		if err != nil {
-			n.Fatal(err)
+			t.Fatal(err)
 		}
 		children += float64(ticks) / tick
 	}
@@ -46,18 +48,86 @@ func (n *node) cpuTime() float64 {
 // cpuUse is CPU time in a time, both in seconds.
 type cpuUse struct {
 	Seconds, Wall float64
-	Stream        streamed // what the API server sent meanwhile
+	// Changes is how many changes of pods there were meanwhile. Events and Bytes are the events that the API server has
+	// sent of them, and their size.
+	Changes, Events, Bytes int64
+	// Decoding is the CPU time of a program that watches pods too, and forgets each event once it is decoded.
+	Decoding float64
 }
 
-// cpu measures how much CPU time the agent takes in this time.
-func (n *node) cpu(d time.Duration) cpuUse {
-	before, sent, began := n.cpuTime(), n.server.Sent()["pods"], time.Now()
-	time.Sleep(d)
-	after := n.server.Sent()["pods"]
-	return cpuUse{
-		Seconds: n.cpuTime() - before, Wall: time.Since(began).Seconds(),
-		Stream: streamed{Sent: after.Events - sent.Events, Bytes: after.Bytes - sent.Bytes},
+// window measures how much CPU time the agent takes in some seconds, while a stream runs if there is a rate. Then it
+// also runs a decoder.
+func (n *node) window(r request) cpuUse {
+	pid, decoder := n.AgentPID(), 0
+	if r.Rate > 0 {
+		var stop func()
+		decoder, stop = n.startDecoder()
+		defer stop()
+		n.background(r.Rate, r.Mix)
+		defer n.background(0, "")
+		time.Sleep(settle)
 	}
+	var decoded float64
+	if decoder > 0 {
+		decoded = cpuTime(n, decoder)
+	}
+	before, sent, began := cpuTime(n, pid), n.server.Sent()["pods"], time.Now()
+	time.Sleep(time.Duration(r.Seconds * float64(time.Second)))
+	after := n.server.Sent()["pods"]
+	use := cpuUse{
+		Seconds: cpuTime(n, pid) - before, Wall: time.Since(began).Seconds(), Changes: after.Changes - sent.Changes,
+		Events: after.Events - sent.Events, Bytes: after.Bytes - sent.Bytes,
+	}
+	if decoder > 0 {
+		use.Decoding = cpuTime(n, decoder) - decoded
+	}
+	return use
+}
+
+// startDecoder starts a program that watches pods and does nothing with them. It returns the process ID.
+func (n *node) startDecoder() (pid int, stop func()) {
+	n.Helper()
+	watches := n.server.Sent()["pods"].Watches
+	cmd := exec.Command("/proc/self/exe", "-decode", n.kubeconfig())
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		n.Fatal(err)
+	}
+	n.Eventually("the decoder watches pods", func() error {
+		if n.server.Sent()["pods"].Watches <= watches {
+			return errors.New("it doesn't")
+		}
+		return nil
+	})
+	return cmd.Process.Pid, func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
+}
+
+// decode watches pods as the agent does, until it is killed.
+func decode(kubeconfig string) error {
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return err
+	}
+	config.ContentType = runtime.ContentTypeProtobuf
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return err
+	}
+	ctx := context.Background()
+	list, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{Limit: 1})
+	if err != nil {
+		return err
+	}
+	w, err := client.CoreV1().Pods("").Watch(ctx, metav1.ListOptions{ResourceVersion: list.ResourceVersion})
+	if err != nil {
+		return err
+	}
+	for range w.ResultChan() {
+	}
+	return errors.New("the watch has ended")
 }
 
 // memory is the agent's memory, in MB of 10^6 bytes: what is resident, what of that is no part of a file, and the most
@@ -88,76 +158,4 @@ func (n *node) memory() memory {
 		}
 	}
 	return m
-}
-
-// metric returns the sum of the agent's metric of this name.
-func (n *node) metric(name string) (sum float64) {
-	n.Helper()
-	resp, err := http.Get("http://127.0.0.1:6786/metrics")
-	if err != nil {
-		n.Fatal(err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
-		if rest, ok := strings.CutPrefix(lines.Text(), name); ok {
-			v, err := strconv.ParseFloat(rest[strings.LastIndexByte(rest, ' ')+1:], 64)
-			if err != nil {
-				n.Fatal(err)
-			}
-			sum += v
-		}
-	}
-	return sum
-}
-
-// countWrites counts the changes that the kernel tells of: routes, neighbours and forwarding entries, addresses, links,
-// and everything of nftables, which includes rules of iptables-nft. The kernel tells nothing of ipset and of
-// iptables-legacy: there the agent's own counter has to do. The returned function ends the count.
-func (n *node) countWrites() func() map[string]int {
-	n.Helper()
-	done := make(chan struct{})
-	var routes, neighbours, addresses, rules atomic.Int64
-	r, ne, a := make(chan netlink.RouteUpdate, 1000), make(chan netlink.NeighUpdate, 1000),
-		make(chan netlink.AddrUpdate, 1000)
-	for _, err := range []error{
-		netlink.RouteSubscribe(r, done), netlink.NeighSubscribe(ne, done), netlink.AddrSubscribe(a, done),
-	} {
-		if err != nil {
-			n.Fatal(err)
-		}
-	}
-	go count(r, &routes)
-	go count(ne, &neighbours)
-	go count(a, &addresses)
-	monitor := exec.Command("nft", "monitor")
-	out, err := monitor.StdoutPipe()
-	if err == nil {
-		err = monitor.Start()
-	}
-	if err != nil {
-		n.Fatal(err)
-	}
-	lines := make(chan struct{})
-	go func() {
-		defer close(lines)
-		for s := bufio.NewScanner(out); s.Scan(); {
-			rules.Add(1)
-		}
-	}()
-	return func() map[string]int {
-		close(done)
-		_ = monitor.Process.Signal(os.Interrupt)
-		<-lines
-		_ = monitor.Wait()
-		return map[string]int{
-			"routes": int(routes.Load()), "neighbours and forwarding": int(neighbours.Load()),
-			"addresses": int(addresses.Load()), "nftables": int(rules.Load()),
-		}
-	}
-}
-
-func count[T any](c <-chan T, to *atomic.Int64) {
-	for range c {
-		to.Add(1)
-	}
 }

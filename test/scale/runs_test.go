@@ -1,7 +1,9 @@
 package scale_test
 
 import (
+	"encoding/json"
 	"fmt"
+	"math"
 	"runtime"
 	"slices"
 	"strings"
@@ -25,6 +27,7 @@ const (
 	rowIdle        = "idle CPU, % of a core"
 	rowMeaningless = "CPU of an event that means nothing to policy, ms"
 	rowToggle      = "CPU while ten policies a second change, % of a core"
+	rowBeyond      = "of it beyond decoding, ms"
 	rowBytes       = "bytes of an event"
 
 	rowADD        latency = "ADD"
@@ -33,6 +36,7 @@ const (
 	rowPeer       latency = "label or pod elsewhere -> enforced"
 	rowPeerDeny   latency = "label or pod elsewhere -> denied"
 	rowCPU        latency = "CPU"
+	rowDecoding   latency = "CPU of decoding alone"
 )
 
 // latency is a row that exists for an idle cluster and for each stream.
@@ -40,7 +44,7 @@ type latency string
 
 func (l latency) under(rate float64) string {
 	unit := "ms"
-	if l == rowCPU {
+	if l == rowCPU || l == rowDecoding {
 		unit = "% of a core"
 	}
 	if rate == 0 {
@@ -56,24 +60,60 @@ type runs struct {
 		Kernel string
 		Go     string
 	}
-	Mix  string
-	Runs []*run
+	Mix       string
+	Reference int // the size of the cluster with which the others are compared
+	Rates     []float64
+	Runs      []*run
 }
 
-// run has the values of one row, of one agent and cluster, in the order in which they were measured.
+// run has the values of one row, of one agent and cluster, in the order in which they were measured: a list for each
+// round.
 type run struct {
 	Agent  string
 	Pods   int
 	Row    string
-	Values []float64
+	Values [][]float64
 }
 
-func (r *runs) prepare() {
+func (r *runs) prepare(rates []float64, reference int) {
 	r.Machine.CPUs, r.Machine.Go, r.Mix = runtime.NumCPU(), runtime.Version(), *mixFlag
+	r.Rates, r.Reference = rates, reference
 	var u unix.Utsname
 	if err := unix.Uname(&u); err == nil {
-		r.Machine.Kernel = unix.ByteSliceToString(u.Release[:])
+		var major, minor int // the rest of the release names the build, which may name the machine
+		_, _ = fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+		r.Machine.Kernel = fmt.Sprintf("%d.%d", major, minor)
 	}
+}
+
+// json returns all measurements, with few digits and a line for each row.
+func (r *runs) json() []byte {
+	short := *r
+	short.Runs = nil
+	head, _ := json.Marshal(short) // these types can always be written
+	var b strings.Builder
+	b.Write(head[:len(head)-len(`null}`)])
+	b.WriteString("[\n")
+	for i, x := range r.Runs {
+		rounded := *x
+		rounded.Values = nil
+		for _, list := range x.Values {
+			var values []float64
+			for _, v := range list {
+				digits := math.Pow(10, 4-math.Ceil(math.Log10(max(math.Abs(v), 1e-6))))
+				values = append(values, math.Round(v*digits)/digits)
+			}
+			rounded.Values = append(rounded.Values, values)
+		}
+		line, _ := json.Marshal(rounded)
+		b.Write(line)
+		if i < len(r.Runs)-1 {
+			b.WriteByte(',')
+		}
+		b.WriteByte('\n')
+	}
+	b.WriteString("]}\n")
+	return []byte(b.String())
 }
 
 func (r *runs) get(agent string, pods int, row string) *run {
@@ -90,29 +130,24 @@ func (r *runs) note(agent string, pods int, row string, values []float64) {
 		x = &run{Agent: agent, Pods: pods, Row: row}
 		r.Runs = append(r.Runs, x)
 	}
-	x.Values = append(x.Values, values...)
+	x.Values = append(x.Values, values)
+}
+
+// all returns the values of all rounds; medians has the median of each round.
+func (x *run) all() []float64 { return slices.Concat(x.Values...) }
+
+func (x *run) medians() (all []float64) {
+	for _, list := range x.Values {
+		all = append(all, estimate.Median(list))
+	}
+	return all
 }
 
 func (r *runs) median(agent string, pods int, row string) float64 {
-	return estimate.Median(r.get(agent, pods, row).Values)
+	return estimate.Median(r.get(agent, pods, row).all())
 }
 
-// rows returns the rows of the table, in order.
-func rows(rates []float64) []string {
-	var all []string
-	for _, l := range []latency{rowADD, rowPolicy, rowPolicyDeny, rowPeer, rowPeerDeny} {
-		for _, rate := range append([]float64{0}, rates...) {
-			all = append(all, l.under(rate))
-		}
-	}
-	for _, rate := range rates {
-		all = append(all, rowCPU.under(rate))
-	}
-	return append(all, rowMeaningless, rowToggle, rowIdle, rowRSS, rowAnonymous, rowPeak, rowRSSEnd, rowPeakEnd, rowReady,
-		rowAfterLists, rowFill, rowWrites, rowBytes)
-}
-
-// sizes returns the sizes of the clusters and the agents that have been measured.
+// columns returns the sizes of the clusters and the agents that have been measured.
 func (r *runs) columns() (sizes []int, agents []string) {
 	for _, x := range r.Runs {
 		if !slices.Contains(sizes, x.Pods) {
@@ -123,55 +158,4 @@ func (r *runs) columns() (sizes []int, agents []string) {
 		}
 	}
 	return sizes, agents
-}
-
-// table returns the table as Markdown: the median of each row, and the 99th percentile of latencies.
-func (r *runs) table(rates []float64) string {
-	var b strings.Builder
-	sizes, agents := r.columns()
-	b.WriteString("| |")
-	for _, s := range sizes {
-		for _, a := range agents {
-			fmt.Fprintf(&b, " %d pods", s)
-			if len(agents) > 1 {
-				fmt.Fprintf(&b, ", %s", a)
-			}
-			b.WriteString(" |")
-		}
-	}
-	b.WriteString("\n|---|" + strings.Repeat("---|", len(sizes)*len(agents)) + "\n")
-	for _, row := range rows(rates) {
-		fmt.Fprintf(&b, "| %s |", row)
-		for _, s := range sizes {
-			for _, a := range agents {
-				if x := r.get(a, s, row); x != nil {
-					fmt.Fprintf(&b, " %s |", x.cell())
-				} else {
-					b.WriteString(" |")
-				}
-			}
-		}
-		b.WriteString("\n")
-	}
-	return b.String()
-}
-
-func (x *run) cell() string {
-	text := figure(estimate.Median(x.Values))
-	if strings.HasSuffix(x.Row, ", ms") && x.Row != rowMeaningless {
-		text += " / " + figure(estimate.Quantile(x.Values, 0.99))
-	}
-	return text
-}
-
-// figure returns a value with three digits that mean something.
-func figure(v float64) string {
-	switch {
-	case v >= 100:
-		return fmt.Sprintf("%.0f", v)
-	case v >= 10:
-		return fmt.Sprintf("%.1f", v)
-	default:
-		return fmt.Sprintf("%.2f", v)
-	}
 }

@@ -33,14 +33,23 @@ var (
 	restartsFlag = flag.Int("restarts", 1, "how often each agent is restarted")
 	beforeFlag   = flag.String("before", "", "directory with weir, weir-agent and weirctl of another commit, which take "+
 		"turns with today's")
-	outputFlag = flag.String("output", "", "file for all measurements, as JSON")
+	writesFlag = flag.Bool("writes", false, "count the agent's writes to the kernel during a restart; needs strace")
+	docsFlag   = flag.String("docs", "", "folder of the pages to write tables, curves and measurements into")
 
 	// The orchestrator starts this test once more for each node.
 	socketFlag = flag.String("node-socket", "", "for this test's own use: be a node")
 	nodePods   = flag.Int("node-pods", 0, "for this test's own use: the size of the node's cluster")
+	decodeFlag = flag.String("decode", "", "for this test's own use: a kubeconfig; watch pods and decode them")
 )
 
-func TestMain(m *testing.M) { nodetest.MainAsShipped(m) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if *decodeFlag != "" {
+		fmt.Fprintln(os.Stderr, decode(*decodeFlag))
+		os.Exit(1)
+	}
+	nodetest.MainAsShipped(m)
+}
 
 // TestScale measures agents in clusters of several sizes. Without flags it is a smoke test; scripts/bench-scale runs it
 // in full.
@@ -98,7 +107,7 @@ func (o *orchestrator) prepare() {
 			o.nodes = append(o.nodes, &remoteNode{t: o.T, agent: a, pods: pods})
 		}
 	}
-	o.runs.prepare()
+	o.runs.prepare(o.rates, o.nodes[0].pods)
 }
 
 func numbers(t *testing.T, list string) (all []int) {
@@ -187,8 +196,17 @@ func (o *orchestrator) turn(round int, f func(*remoteNode)) {
 	}
 }
 
+// note records values of a row that were measured together.
 func (o *orchestrator) note(r *remoteNode, row string, values ...float64) {
 	o.runs.note(r.agent, r.pods, row, values)
+}
+
+func (o *orchestrator) noteStart(r *remoteNode, s started) {
+	o.note(r, rowReady, s.Ready)
+	o.note(r, rowAfterLists, s.AfterLists)
+	o.note(r, rowRSS, s.Memory.RSS)
+	o.note(r, rowAnonymous, s.Memory.Anonymous)
+	o.note(r, rowPeak, s.Memory.Peak)
 }
 
 func (o *orchestrator) startAll() {
@@ -196,38 +214,35 @@ func (o *orchestrator) startAll() {
 	for _, r := range o.nodes {
 		r.launch(dir)
 		s := ask[started](r, request{Do: "start"})
-		o.note(r, rowReady, s.Ready)
-		o.note(r, rowAfterLists, s.AfterLists)
-		o.note(r, rowRSS, s.Memory.RSS)
-		o.note(r, rowAnonymous, s.Memory.Anonymous)
-		o.note(r, rowPeak, s.Memory.Peak)
-		fills := ask[[]float64](r, request{Do: "fill"})
-		o.note(r, rowFill, fills...)
+		o.noteStart(r, s)
 		o.Logf("%s, %d pods: ready after %.2f s, %.2f s after the lists; RSS %.0f MB, peak %.0f", r.agent, r.pods, s.Ready,
 			s.AfterLists, s.Memory.RSS, s.Memory.Peak)
+		fills := ask[[]float64](r, request{Do: "fill"})
+		o.note(r, rowFill, fills...)
+		o.Logf("%s, %d pods: added %d pods", r.agent, r.pods, len(fills))
 	}
 }
 
+// restarts restarts each agent some times, and then once more to count its writes.
 func (o *orchestrator) restarts() {
 	for i := range *restartsFlag {
-		o.turn(i, func(r *remoteNode) {
-			s := ask[restarted](r, request{Do: "restart"})
-			o.note(r, rowReady, s.Ready)
-			o.note(r, rowAfterLists, s.AfterLists)
-			o.note(r, rowRSS, s.Memory.RSS)
-			o.note(r, rowAnonymous, s.Memory.Anonymous)
-			o.note(r, rowPeak, s.Memory.Peak)
-			sum := 0
-			for _, k := range s.Writes {
-				sum += k
-			}
-			o.note(r, rowWrites, float64(sum))
-			o.Logf("%s, %d pods: restarted in %.2f s, writes %v", r.agent, r.pods, s.Ready, s.Writes)
-		})
+		o.turn(i, func(r *remoteNode) { o.noteStart(r, ask[restarted](r, request{Do: "restart"}).started) })
+	}
+	if !*writesFlag {
+		return
+	}
+	for _, r := range o.nodes {
+		s := ask[restarted](r, request{Do: "restart", N: 1})
+		sum := 0
+		for _, k := range s.Writes {
+			sum += k
+		}
+		o.note(r, rowWrites, float64(sum))
+		o.Logf("%s, %d pods: a restart wrote %v", r.agent, r.pods, s.Writes)
 	}
 }
 
-// idle measures the idle agents' CPU time, all at once.
+// idle measures the CPU time of all agents at once while nothing happens.
 func (o *orchestrator) idle() {
 	for range *windowsFlag {
 		var wg sync.WaitGroup
@@ -250,7 +265,7 @@ func (o *orchestrator) latencies() {
 		for _, rate := range append([]float64{0}, o.rates...) {
 			o.turn(round, func(r *remoteNode) {
 				if rate > 0 {
-					ask[streamed](r, request{Do: "stream", Rate: rate, Mix: *mixFlag})
+					ask[bool](r, request{Do: "stream", Rate: rate, Mix: *mixFlag})
 					time.Sleep(settle)
 				}
 				o.note(r, rowADD.under(rate), ask[[]float64](r, request{Do: "add", N: 4})...)
@@ -261,7 +276,7 @@ func (o *orchestrator) latencies() {
 				o.note(r, rowPeer.under(rate), slices.Concat(e.Deny, e.Allow)...)
 				o.note(r, rowPeerDeny.under(rate), e.Deny...)
 				if rate > 0 {
-					ask[streamed](r, request{Do: "stream"})
+					ask[bool](r, request{Do: "stream"})
 				}
 			})
 		}
@@ -275,13 +290,16 @@ func (o *orchestrator) windows() {
 			o.turn(round, func(r *remoteNode) {
 				use := o.window(r, rate, *mixFlag)
 				o.note(r, rowCPU.under(rate), 100*use.Seconds/use.Wall)
-				o.note(r, rowBytes, float64(use.Stream.Bytes)/float64(max(use.Stream.Sent, 1)))
+				o.note(r, rowDecoding.under(rate), 100*use.Decoding/use.Wall)
+				o.note(r, rowBytes, float64(use.Bytes)/float64(max(use.Events, 1)))
 			})
 		}
 		o.turn(round, func(r *remoteNode) {
 			use := o.window(r, meaninglessRate, "1:0:0")
 			idle := o.runs.median(r.agent, r.pods, rowIdle) / 100 * use.Wall
-			o.note(r, rowMeaningless, 1000*(use.Seconds-idle)/float64(max(use.Stream.Sent, 1)))
+			changes := float64(max(use.Changes, 1))
+			o.note(r, rowMeaningless, 1000*(use.Seconds-idle)/changes)
+			o.note(r, rowBeyond, 1000*(use.Seconds-idle-use.Decoding)/changes)
 		})
 		o.turn(round, func(r *remoteNode) {
 			use := ask[cpuUse](r, request{Do: "toggle", Rate: 10, Seconds: *secondsFlag})
@@ -294,10 +312,10 @@ func (o *orchestrator) windows() {
 const meaninglessRate = 1000
 
 func (o *orchestrator) window(r *remoteNode, rate float64, mix string) cpuUse {
-	ask[streamed](r, request{Do: "stream", Rate: rate, Mix: mix})
-	time.Sleep(settle)
-	use := ask[cpuUse](r, request{Do: "cpu", Seconds: *secondsFlag})
-	ask[streamed](r, request{Do: "stream"})
+	use := ask[cpuUse](r, request{Do: "cpu", Rate: rate, Mix: mix, Seconds: *secondsFlag})
+	if made := float64(use.Changes) / use.Wall; made < 0.9*rate {
+		o.Logf("%s, %d pods: the machine is too busy for %.0f events/s: %.0f/s were made", r.agent, r.pods, rate, made)
+	}
 	return use
 }
 
@@ -308,14 +326,34 @@ func (o *orchestrator) finish() {
 		o.note(r, rowRSSEnd, m.RSS)
 		o.note(r, rowPeakEnd, m.Peak)
 	}
-	fmt.Print(o.runs.table(o.rates))
-	if *outputFlag != "" {
-		data, err := json.MarshalIndent(o.runs, "", " ")
-		if err == nil {
-			err = os.WriteFile(*outputFlag, append(data, '\n'), 0o644)
+	fmt.Print(o.runs.report())
+	if *docsFlag != "" {
+		o.write(filepath.Join(*docsFlag, "benchmarks", "scale.json"), o.runs.json())
+		pictures := ""
+		for _, c := range charts(o.runs) {
+			o.write(filepath.Join(*docsFlag, "pictures", c.name+".svg"), []byte(c.svg()))
+			pictures += fmt.Sprintf("![%s](pictures/%s.svg)\n\n", c.title, c.name)
 		}
+		page := filepath.Join(*docsFlag, "benchmarks.md")
+		text, err := os.ReadFile(page)
 		if err != nil {
 			o.Fatal(err)
 		}
+		written, err := between(string(text), pictures+o.runs.report())
+		if err != nil {
+			o.Fatalf("%s: %v", page, err)
+		}
+		o.write(page, []byte(written))
+	}
+}
+
+func (o *orchestrator) write(path string, data []byte) {
+	o.Helper()
+	err := os.MkdirAll(filepath.Dir(path), 0o755)
+	if err == nil {
+		err = os.WriteFile(path, data, 0o644)
+	}
+	if err != nil {
+		o.Fatal(err)
 	}
 }

@@ -223,6 +223,8 @@ func (s *Server) of(o Object) *resource {
 
 // Sent says what the server has sent of one kind.
 type Sent struct {
+	// Changes is the number of changes of objects.
+	Changes int64
 	// Events is the number of events that watches got after their initial events, and Bytes is the size of these events
 	// before TLS.
 	Events, Bytes int64

@@ -37,6 +37,7 @@ const maxQueue = 50_000
 
 // tell logs the event and sends it to all watches. The caller holds the lock.
 func (s *Server) tell(r *resource, e *event) {
+	r.sent.Changes++
 	r.log = append(r.log, e)
 	if len(r.log) > 2*s.maxLog {
 		r.forgot = r.log[s.maxLog-1].version

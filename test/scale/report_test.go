@@ -1,0 +1,252 @@
+package scale_test
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/test/estimate"
+)
+
+// latencyRows are the rows that exist for an idle cluster and for each stream.
+var latencyRows = []latency{rowADD, rowPolicy, rowPolicyDeny, rowPeer, rowPeerDeny}
+
+// rows returns the rows of the table, in order.
+func (r *runs) rows() []string {
+	var all []string
+	for _, l := range latencyRows {
+		for _, rate := range append([]float64{0}, r.Rates...) {
+			all = append(all, l.under(rate))
+		}
+	}
+	for _, rate := range r.Rates {
+		all = append(all, rowCPU.under(rate), rowDecoding.under(rate))
+	}
+	all = append(all, rowMeaningless, rowBeyond, rowToggle, rowIdle, rowRSS, rowAnonymous, rowPeak, rowRSSEnd, rowPeakEnd,
+		rowReady, rowAfterLists, rowFill, rowWrites, rowBytes)
+	return slices.DeleteFunc(all, func(row string) bool {
+		return !slices.ContainsFunc(r.Runs, func(x *run) bool { return x.Row == row })
+	})
+}
+
+// growing are the rows that are compared with the smallest cluster, and of which slopes are computed.
+func (r *runs) growing() []string {
+	return slices.DeleteFunc(r.rows(), func(row string) bool {
+		return slices.Contains([]string{rowWrites, rowBytes, rowBeyond, rowFill}, row)
+	})
+}
+
+// report returns all tables, as Markdown.
+func (r *runs) report() string {
+	var b strings.Builder
+	_, agents := r.columns()
+	fmt.Fprintf(&b, "Measured on %d cores, Linux %s, %s; streams of %s. Latencies are p50 / p99.\n\n", r.Machine.CPUs,
+		r.Machine.Kernel, r.Machine.Go, r.Mix)
+	for _, a := range agents {
+		if len(agents) > 1 {
+			fmt.Fprintf(&b, "The agent %s:\n\n", a)
+		}
+		b.WriteString(r.table(a) + "\n")
+		fmt.Fprintf(&b, "The ratio to the same agent in a cluster of %s pods, and the slope of the log-log curve from 1,000 "+
+			"pods on. In brackets: the 95 %% interval of the median of the rounds' ratios.\n\n", thousands(r.Reference))
+		b.WriteString(r.ratios(a) + "\n")
+	}
+	if len(agents) > 1 {
+		fmt.Fprintf(&b, "The ratio of the agent %s to the agent %s:\n\n%s\n", agents[1], agents[0],
+			r.compared(agents[1], agents[0]))
+	}
+	return b.String()
+}
+
+// columnsTable returns a table with a column for each size, and more columns.
+func (r *runs) columnsTable(rows []string, cell func(row string, pods int) string, more ...string) string {
+	var b strings.Builder
+	sizes, _ := r.columns()
+	b.WriteString("| |")
+	for _, s := range sizes {
+		fmt.Fprintf(&b, " %s pods |", thousands(s))
+	}
+	for _, m := range more {
+		fmt.Fprintf(&b, " %s |", m)
+	}
+	b.WriteString("\n|---|" + strings.Repeat("---|", len(sizes)+len(more)) + "\n")
+	for _, row := range rows {
+		fmt.Fprintf(&b, "| %s |", row)
+		for _, s := range sizes {
+			fmt.Fprintf(&b, " %s |", cell(row, s))
+		}
+		for range more {
+			fmt.Fprintf(&b, " %s |", cell(row, 0))
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
+}
+
+// table returns the median of each row, and the 99th percentile of latencies.
+func (r *runs) table(agent string) string {
+	return r.columnsTable(r.rows(), func(row string, pods int) string {
+		x := r.get(agent, pods, row)
+		if x == nil {
+			return ""
+		}
+		text := figure(estimate.Median(x.all()))
+		if len(x.Values[0]) > 1 {
+			text += " / " + figure(estimate.Quantile(x.all(), 0.99))
+		}
+		return text
+	})
+}
+
+// ratios returns the ratio of each row to the reference.
+func (r *runs) ratios(agent string) string {
+	return r.columnsTable(r.growing(), func(row string, pods int) string {
+		reference := r.get(agent, r.Reference, row)
+		switch x := r.get(agent, pods, row); {
+		case pods == 0:
+			return r.slope(agent, row)
+		case x == nil || reference == nil || pods == r.Reference:
+			return ""
+		default:
+			return ratio(x, reference)
+		}
+	}, "slope")
+}
+
+// compared returns the ratio of one agent's rows to the other's.
+func (r *runs) compared(agent, to string) string {
+	return r.columnsTable(r.growing(), func(row string, pods int) string {
+		x, y := r.get(agent, pods, row), r.get(to, pods, row)
+		if x == nil || y == nil {
+			return ""
+		}
+		return ratio(x, y)
+	})
+}
+
+func ratio(of, to *run) string {
+	list := slices.DeleteFunc(estimate.Ratios(of.medians(), to.medians()), func(v float64) bool {
+		return math.IsInf(v, 0) || math.IsNaN(v) // nothing was measured to compare with
+	})
+	if len(list) == 0 {
+		return ""
+	}
+	text := figure(estimate.Median(list))
+	if low, high, ok := estimate.Interval(list); ok {
+		text += fmt.Sprintf(" (%s to %s)", figure(low), figure(high))
+	}
+	return text
+}
+
+// slope returns the slope of the row's log-log curve over the clusters of at least 1,000 pods, by least squares.
+func (r *runs) slope(agent, row string) string {
+	var xs, ys []float64
+	sizes, _ := r.columns()
+	for _, s := range sizes {
+		if x := r.get(agent, s, row); x != nil && s >= 1000 {
+			if m := estimate.Median(x.all()); m > 0 {
+				xs, ys = append(xs, math.Log(float64(s))), append(ys, math.Log(m))
+			}
+		}
+	}
+	if len(xs) < 2 {
+		return ""
+	}
+	return fmt.Sprintf("%.2f", slope(xs, ys))
+}
+
+func slope(xs, ys []float64) float64 {
+	var mx, my, xy, xx float64
+	for i := range xs {
+		mx += xs[i] / float64(len(xs))
+		my += ys[i] / float64(len(xs))
+	}
+	for i := range xs {
+		xy += (xs[i] - mx) * (ys[i] - my)
+		xx += (xs[i] - mx) * (xs[i] - mx)
+	}
+	return xy / xx
+}
+
+// figure returns a value with three digits that mean something.
+func figure(v float64) string {
+	switch a := math.Abs(v); {
+	case v == 0:
+		return "0"
+	case a >= 1000:
+		return thousands(int(math.Round(v)))
+	case a >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case a >= 10:
+		return fmt.Sprintf("%.1f", v)
+	case a >= 0.1:
+		return fmt.Sprintf("%.2f", v)
+	default:
+		return fmt.Sprintf("%.3f", v)
+	}
+}
+
+// thousands writes a number with commas.
+func thousands(n int) string {
+	s := fmt.Sprint(n)
+	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+// Marks of the part of a page that the benchmark writes.
+const (
+	beginMark = "<!-- scripts/bench-scale writes what follows -->\n"
+	endMark   = "<!-- scripts/bench-scale wrote what precedes -->\n"
+)
+
+// between returns the page with the text between the marks.
+func between(page, text string) (string, error) {
+	before, rest, ok := strings.Cut(page, beginMark)
+	_, after, closed := strings.Cut(rest, endMark)
+	if !ok || !closed {
+		return "", errors.New("the marks of the benchmark are missing")
+	}
+	return before + beginMark + "\n" + text + endMark + after, nil
+}
+
+// TestReport: figures, slopes, ratios and the page are written as expected.
+func TestReport(t *testing.T) {
+	for v, want := range map[float64]string{
+		0: "0", 0.0123: "0.012", 1.234: "1.23", 12.34: "12.3", 123.4: "123", 12345.6: "12,346", -1234567: "-1,234,567",
+	} {
+		if got := figure(v); got != want {
+			t.Errorf("%v: %s, want %s", v, got, want)
+		}
+	}
+	r := &runs{Reference: 100}
+	for _, pods := range []int{100, 1000, 10000, 100000} {
+		for round := 1; round <= 6; round++ {
+			r.note("now", pods, rowADD.under(0), []float64{float64(pods * round), float64(pods * round)})
+			r.note("now", pods, rowIdle, []float64{0.5})
+		}
+	}
+	text := r.report()
+	for _, want := range []string{
+		"| ADD, idle, ms | 350 / 600 | 3,500 / 6,000 |", "| 10.0 (10.0 to 10.0) | 100 (100 to 100) |",
+		"| idle CPU, % of a core | 0.50 | 0.50 | 0.50 | 0.50 |", "| 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) | 0.00 |",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	page, err := between("a\n"+beginMark+"old\n"+endMark+"b\n", "new\n")
+	if want := "a\n" + beginMark + "\nnew\n" + endMark + "b\n"; err != nil || page != want {
+		t.Errorf("%q, %v", page, err)
+	}
+	if _, err := between("a", "b"); err == nil {
+		t.Error("a page without marks is written")
+	}
+	if text := string(r.json()); strings.Count(text, "\n") != 10 {
+		t.Errorf("%s", text)
+	}
+}
