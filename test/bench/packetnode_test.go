@@ -42,6 +42,7 @@ type packetNode struct {
 	listener       int    // TCP socket of the server
 	datagrams      int    // UDP socket of the server
 	queue          *queue // verdicts in user space; nil if the rules need none
+	buf            []byte // of the server
 }
 
 // newPacketNode makes the node. Without guard it has only what any node has.
@@ -51,6 +52,7 @@ func newPacketNode(t *testing.T, name string, guard bool) *packetNode {
 		path:   nodetest.NewNS(t, name),
 		client: nodetest.NewNS(t, name+"-client"),
 		server: nodetest.NewNS(t, name+"-server"),
+		buf:    make([]byte, 64<<10),
 	}
 	gateway := podSubnet.Addr().Next()
 	nodetest.In(t, n.path, func() error {
@@ -73,10 +75,10 @@ func newPacketNode(t *testing.T, name string, guard bool) *packetNode {
 		return nil
 	})
 	nodetest.In(t, n.server, func() (err error) {
-		if n.listener, err = boundSocket(unix.SOCK_STREAM, serverAddr, 80); err != nil {
+		if n.listener, err = boundSocket(unix.SOCK_STREAM, serverAddr, 80, idle); err != nil {
 			return err
 		}
-		if n.datagrams, err = boundSocket(unix.SOCK_DGRAM, serverAddr, 80); err != nil {
+		if n.datagrams, err = boundSocket(unix.SOCK_DGRAM, serverAddr, 80, idle); err != nil {
 			return err
 		}
 		return unix.Listen(n.listener, 4096)
@@ -103,15 +105,6 @@ func (n *packetNode) addPod(b *bridge.Bridge, path string, a endpoint.Address, g
 		return err
 	}
 	return bridge.SetLinkUp(port.HostIf)
-}
-
-// boundSocket returns a non-blocking socket of the thread's network namespace. Port 0 is any port.
-func boundSocket(kind int, addr netip.Addr, port int) (int, error) {
-	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, err
-	}
-	return fd, unix.Bind(fd, &unix.SockaddrInet4{Addr: addr.As4(), Port: port})
 }
 
 // enforce makes the node have weir's rules and sets for the state, as the agent would.

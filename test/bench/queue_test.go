@@ -28,7 +28,7 @@ const (
 )
 
 // queue accepts packets in user space. It does the least that an engine with its policies in user space must do for a
-// first packet: it reads the packet and answers. A real engine also looks up its policies, and wakes another thread.
+// first packet: it reads the packet and answers, in a thread of its own. A real engine also looks up its policies.
 type queue struct {
 	fd      int
 	buf     []byte
@@ -37,8 +37,11 @@ type queue struct {
 
 // newQueue opens the queue in the thread's network namespace.
 func newQueue() (*queue, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
+		return nil, err
+	}
+	if err := setWait(fd, idle); err != nil {
 		return nil, err
 	}
 	q := &queue{fd: fd, buf: make([]byte, 4096)}
@@ -64,19 +67,19 @@ func message(kind int, attr *nl.RtAttr) []byte {
 
 // accept reads one packet and accepts it.
 func (q *queue) accept() error {
-	k, _, err := unix.Recvfrom(q.fd, q.buf, 0)
+	k, err := read(q.fd, q.buf)
 	if err != nil {
-		return err
+		return quiet(err)
 	}
 	const head = unix.NLMSG_HDRLEN + nl.SizeofNfgenmsg
 	for rest := q.buf[head:k]; len(rest) >= unix.NLA_HDRLEN; {
 		size, kind := binary.NativeEndian.Uint16(rest), binary.NativeEndian.Uint16(rest[2:])
 		if kind == nfqaPacketHdr {
 			copy(q.verdict[len(q.verdict)-4:], rest[unix.NLA_HDRLEN:])
-			_, err := unix.Write(q.fd, q.verdict)
+			_, err := write(q.fd, q.verdict)
 			return err
 		}
 		rest = rest[min(len(rest), (int(size)+3)&^3):]
 	}
-	return unix.EAGAIN
+	return nil
 }

@@ -5,6 +5,8 @@ package bench_test
 import (
 	"errors"
 	"fmt"
+	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,58 +16,61 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// traffic is a kind of traffic between the client and the server.
+// traffic is a kind of traffic between the client and the server. Both are threads on one core, as two processes on one
+// core would be.
 type traffic struct {
 	name string
-	// batch is how many times the traffic is repeated between two looks at the clock.
+	// batch is how many times the client repeats its part between two looks at the clock.
 	batch int
-	begin func(*packetNode) (once func() error, end func(), err error)
+	// client returns the client's part, and what ends it and the server's loop.
+	client func(*packetNode) (once func() error, end func() error, err error)
+	// server is repeated until the client has ended.
+	server func(*packetNode) error
 }
 
-// The kinds. The time of each is the processor time of one thread that is client and server at once and stays on one
-// core: the kernel carries each packet to the other pod within the system call that sends it.
 var (
 	// connections is new connections: the client connects, the server accepts, and both close.
-	connections = traffic{"new connections", 20, (*packetNode).connect}
-	// unanswered is datagrams of one flow that nobody answers, like those to statsd. The server reads each.
-	unanswered = traffic{"unanswered UDP packets", 100, datagram(false)}
+	connections = traffic{"new connections", 20, (*packetNode).connect, (*packetNode).accept}
+	// unanswered is datagrams of one flow that nobody answers, like those to statsd.
+	unanswered = traffic{"unanswered UDP packets", 100, datagram(false), (*packetNode).receive}
 	// answered is datagrams of one flow with an answer to each.
-	answered = traffic{"answered UDP packets", 50, datagram(true)}
+	answered = traffic{"answered UDP packets", 50, datagram(true), (*packetNode).answer}
 	// stream is bytes of one TCP connection, in writes of 64 KiB.
-	stream = traffic{"TCP stream", 10, (*packetNode).stream}
+	stream = traffic{"TCP stream", 10, (*packetNode).write64K, (*packetNode).readAll}
 )
 
-// core is the core that the measuring thread stays on.
+// core is the core that client and server stay on.
 const core = 1
 
 // warmUp is how many batches of a measurement aren't counted.
 const warmUp = 2
 
-// measure repeats the traffic for the time and returns the processor time of one repetition. No connection is known at
-// the beginning.
+// measure repeats the traffic for the time and returns the processor time of one repetition, of client and server
+// together. It includes the time in which the kernel forwards the packets, because the kernel does that within the
+// system call of the sender. No connection is known at the beginning.
 func (n *packetNode) measure(t *testing.T, k traffic, atLeast time.Duration) (took time.Duration) {
 	t.Helper()
 	nodetest.In(t, n.path, func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
+	var clientEnded, ended atomic.Bool
+	others := []*worker{work(&clientEnded, func() error { return k.server(n) })}
+	if n.queue != nil {
+		others = append(others, work(&ended, n.queue.accept))
+	}
 	nodetest.In(t, n.client, func() error {
-		var everywhere, here unix.CPUSet
-		if err := unix.SchedGetaffinity(0, &everywhere); err != nil {
-			return err
-		}
-		here.Set(core)
-		if err := unix.SchedSetaffinity(0, &here); err != nil {
-			return err
-		}
-		defer func() { _ = unix.SchedSetaffinity(0, &everywhere) }()
-		once, end, err := k.begin(n)
+		unpin, err := pin()
 		if err != nil {
 			return err
 		}
-		defer end()
+		defer unpin()
+		once, end, err := k.client(n)
+		if err != nil {
+			return err
+		}
 		var began time.Duration
 		batches := -warmUp
-		for ; batches <= 0 || threadTime()-began < atLeast; batches++ {
+		for ; batches <= 0 || processorTime(others)-began < atLeast; batches++ {
 			if batches == 0 {
-				began = threadTime()
+				began = processorTime(others)
 			}
 			for range k.batch {
 				if err := once(); err != nil {
@@ -73,140 +78,180 @@ func (n *packetNode) measure(t *testing.T, k traffic, atLeast time.Duration) (to
 				}
 			}
 		}
-		took = (threadTime() - began) / time.Duration(batches*k.batch)
-		return nil
+		took = (processorTime(others) - began) / time.Duration(batches*k.batch)
+		clientEnded.Store(true)
+		return end()
 	})
+	ended.Store(true)
+	for _, w := range others {
+		if err := <-w.done; err != nil {
+			t.Fatalf("%s: server: %v", k.name, err)
+		}
+	}
 	return took
 }
 
-// threadTime returns the processor time of the calling thread, including the time in which the kernel forwards its
-// packets.
-func threadTime() time.Duration {
+// pin keeps the calling goroutine on its thread, and the thread on the core.
+func pin() (unpin func(), err error) {
+	var everywhere, here unix.CPUSet
+	here.Set(core)
+	runtime.LockOSThread()
+	if err := errors.Join(unix.SchedGetaffinity(0, &everywhere), unix.SchedSetaffinity(0, &here)); err != nil {
+		runtime.UnlockOSThread()
+		return nil, err
+	}
+	return func() {
+		_ = unix.SchedSetaffinity(0, &everywhere)
+		runtime.UnlockOSThread()
+	}, nil
+}
+
+// worker is a thread on the core that repeats something.
+type worker struct {
+	clock int32 // of the thread's processor time
+	done  chan error
+}
+
+// work repeats once until ended is true.
+func work(ended *atomic.Bool, once func() error) *worker {
+	w := &worker{done: make(chan error, 1)}
+	started := make(chan error)
+	go func() {
+		unpin, err := pin()
+		w.clock = int32(^unix.Gettid()<<3 | 6) // CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED
+		if started <- err; err != nil {
+			return
+		}
+		defer unpin()
+		for err == nil && !ended.Load() {
+			err = once()
+		}
+		w.done <- err
+	}()
+	if err := <-started; err != nil {
+		w.done <- err
+	}
+	return w
+}
+
+// processorTime returns the processor time of the calling thread and of the workers.
+func processorTime(workers []*worker) time.Duration {
+	sum := clock(unix.CLOCK_THREAD_CPUTIME_ID)
+	for _, w := range workers {
+		sum += clock(w.clock)
+	}
+	return sum
+}
+
+func clock(id int32) time.Duration {
 	var ts unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) // the clock always exists
+	_ = unix.ClockGettime(id, &ts) // the clock exists as long as its thread
 	return time.Duration(ts.Nano())
 }
 
-// await calls f until it returns another error than EAGAIN, and waits in between until the socket can be read. A packet
-// may take a moment longer if the kernel hands it to another thread.
-func await(fd int, f func() error) error {
-	for {
-		err := f()
-		if !errors.Is(err, unix.EAGAIN) {
-			return err
-		}
-		ready, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 1000)
-		if err == nil && ready == 0 {
-			return errors.New("no packet arrives")
-		}
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
+// webServer is the server's address, as the system call has it: the port's bytes are in network order.
+func webServer() *unix.RawSockaddrInet4 {
+	return &unix.RawSockaddrInet4{Family: unix.AF_INET, Port: 80 << 8, Addr: serverAddr.As4()}
 }
 
-var server = &unix.SockaddrInet4{Addr: serverAddr.As4(), Port: 80}
+// quiet returns no error for a call to which no packet came in time: the worker then looks whether the client has
+// ended.
+func quiet(err error) error {
+	if errors.Is(err, unix.EAGAIN) {
+		return nil
+	}
+	return err
+}
 
-func (n *packetNode) connect() (once func() error, end func(), err error) {
-	return func() error {
-		client, accepted, err := n.dial()
+func (n *packetNode) connect() (once, end func() error, err error) {
+	to := webServer()
+	once = func() error {
+		fd, err := newSocket(unix.SOCK_STREAM)
 		if err != nil {
 			return err
 		}
-		return errors.Join(unix.Close(accepted), unix.Close(client))
-	}, func() {}, nil
+		if err := connectTo(fd, to); err != nil {
+			return err
+		}
+		return closeFD(fd)
+	}
+	return once, once, nil
 }
 
-// dial returns both ends of a new connection.
-func (n *packetNode) dial() (client, accepted int, err error) {
-	client, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+func (n *packetNode) accept() error {
+	fd, err := acceptFrom(n.listener)
 	if err != nil {
-		return 0, 0, err
+		return quiet(err)
 	}
-	if err := unix.Connect(client, server); err != nil && !errors.Is(err, unix.EINPROGRESS) {
-		return 0, 0, err
-	}
-	if err := n.judge(); err != nil {
-		return 0, 0, err
-	}
-	err = await(n.listener, func() (err error) {
-		accepted, _, err = unix.Accept4(n.listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-		return err
-	})
-	return client, accepted, err
+	return closeFD(fd)
 }
 
-// judge answers for the first packet of a connection if the rules ask a program about it.
-func (n *packetNode) judge() error {
-	if n.queue == nil {
-		return nil
-	}
-	return await(n.queue.fd, n.queue.accept)
-}
-
-func datagram(answer bool) func(*packetNode) (func() error, func(), error) {
-	return func(n *packetNode) (once func() error, end func(), err error) {
-		client, err := boundSocket(unix.SOCK_DGRAM, clientAddr, 0)
+// datagram returns a client that sends datagrams of one flow, and waits for the answer to each if there are answers.
+func datagram(answer bool) func(*packetNode) (once, end func() error, err error) {
+	return func(*packetNode) (once, end func() error, err error) {
+		fd, err := boundSocket(unix.SOCK_DGRAM, clientAddr, 0, lost)
 		if err != nil {
 			return nil, nil, err
 		}
-		end = func() { _ = unix.Close(client) }
-		if err := unix.Connect(client, server); err != nil {
-			return nil, end, err
+		if err := connectTo(fd, webServer()); err != nil {
+			return nil, nil, err
 		}
-		buf, from, name := make([]byte, 64), unix.Sockaddr(nil), make([]byte, 32)
-		if own, err := unix.Getsockname(client); err == nil {
-			from = own
+		out, in := make([]byte, 32), make([]byte, 64)
+		once = func() error {
+			_, err := write(fd, out)
+			if err == nil && answer {
+				_, err = read(fd, in)
+			}
+			return err
 		}
-		read := func(fd int) error {
-			return await(fd, func() error { _, err := unix.Read(fd, buf); return err })
-		}
-		first := true
-		return func() error {
-			if _, err := unix.Write(client, name); err != nil {
-				return err
-			}
-			if first || !answer {
-				if err := n.judge(); err != nil {
-					return err
-				}
-			}
-			first = false
-			if err := read(n.datagrams); err != nil || !answer {
-				return err
-			}
-			if err := unix.Sendto(n.datagrams, name, 0, from); err != nil {
-				return err
-			}
-			return read(client)
-		}, end, nil
+		return once, func() error {
+			_, err := write(fd, out)
+			return errors.Join(err, closeFD(fd))
+		}, nil
 	}
 }
 
-func (n *packetNode) stream() (once func() error, end func(), err error) {
-	client, accepted, err := n.dial()
+func (n *packetNode) receive() error {
+	_, err := read(n.datagrams, n.buf)
+	return quiet(err)
+}
+
+func (n *packetNode) answer() error { return quiet(echo(n.datagrams, n.buf)) }
+
+func (n *packetNode) write64K() (once, end func() error, err error) {
+	fd, err := newSocket(unix.SOCK_STREAM)
 	if err != nil {
 		return nil, nil, err
 	}
-	end = func() { _, _ = unix.Close(accepted), unix.Close(client) }
-	data, buf := make([]byte, 64<<10), make([]byte, 64<<10)
-	return func() error {
+	if err := connectTo(fd, webServer()); err != nil {
+		return nil, nil, err
+	}
+	data := make([]byte, 64<<10)
+	once = func() error {
 		for sent := 0; sent < len(data); {
-			k, err := unix.Write(client, data[sent:])
-			if err != nil && !errors.Is(err, unix.EAGAIN) {
+			k, err := write(fd, data[sent:])
+			if err != nil {
 				return err
 			}
-			for got := 0; got < k; {
-				if err := await(accepted, func() error {
-					r, err := unix.Read(accepted, buf)
-					got += max(r, 0)
-					return err
-				}); err != nil {
-					return err
-				}
-			}
-			sent += max(k, 0)
+			sent += k
 		}
 		return nil
-	}, end, nil
+	}
+	return once, func() error { return closeFD(fd) }, nil
+}
+
+// readAll reads all of one connection.
+func (n *packetNode) readAll() error {
+	fd, err := acceptFrom(n.listener)
+	if err != nil {
+		return quiet(err)
+	}
+	for err == nil {
+		var k int
+		if k, err = read(fd, n.buf); k == 0 && err == nil {
+			break
+		}
+		err = quiet(err)
+	}
+	return errors.Join(err, closeFD(fd))
 }
