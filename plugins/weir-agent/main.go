@@ -18,6 +18,7 @@ import (
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -171,7 +172,8 @@ func newSource(source, kubeconfig, node string, ignoreBroken bool, log *slog.Log
 	}
 	// An agent sends few requests, but the lookup of a new pod must not wait behind other requests.
 	config.QPS, config.Burst = 50, 100
-	config.ContentType = "application/vnd.kubernetes.protobuf"
+	config.ContentType = runtime.ContentTypeProtobuf
+	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	config.UserAgent = "weir-agent"
 	s := &kube.Source{Log: log, Node: node}
 	config.Wrap(s.Transport)

@@ -3,16 +3,13 @@ package kube
 import (
 	"maps"
 	"slices"
-	"sync"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/cache"
 
-	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/policy"
 )
 
 // maxWatchLag is the longest time by which the watch on namespaces may lag behind the watch on policies. The watch on
@@ -33,137 +30,129 @@ const unknownPolicy = "(unknown: the namespace is being deleted)"
 // Each policy can only add to what is allowed, so the remaining policies never allow more than all policies together
 // did.
 type departing struct {
-	mu         sync.Mutex
 	namespaces map[string]*departure
 	// recent has deleted policies by namespace and name. The watch may report later that their namespace is being
 	// deleted.
-	recent  map[types.NamespacedName]removed
-	live    []*networkingv1.NetworkPolicy // as of the last call of policies
-	started time.Time                     // the first call of policies
+	recent  map[string]map[string]removal
+	expiry  []removal // the same in the order of their deletion, and policies that recent no longer has
+	started time.Time // the time of the first delta; zero before it
 }
 
 // departure is a namespace that is being deleted.
 type departure struct {
-	uid    types.UID
-	gone   bool // the Namespace object is gone; pods may still run
-	unseen bool // the method policies hasn't been called since the departure is known
-	kept   map[string]*networkingv1.NetworkPolicy
+	uid  types.UID
+	gone bool // the Namespace object is gone; pods may still run
+	kept map[string]*networkingv1.NetworkPolicy
 }
 
-type removed struct {
+type removal struct {
 	policy *networkingv1.NetworkPolicy
 	at     time.Time
 }
 
 func newDeparting() *departing {
-	return &departing{namespaces: map[string]*departure{}, recent: map[types.NamespacedName]removed{}}
+	return &departing{namespaces: map[string]*departure{}, recent: map[string]map[string]removal{}}
 }
 
-// watch follows the namespaces. The returned function reports whether departing knows all that existed at the
-// beginning.
-func (d *departing) watch(informer cache.SharedInformer, changed func()) (cache.InformerSynced, error) {
-	see := func(o any, gone bool) {
-		if tombstone, ok := o.(cache.DeletedFinalStateUnknown); ok {
-			o = tombstone.Obj
-		}
-		if ns, ok := o.(*corev1.Namespace); ok && d.update(ns, gone) {
-			changed()
-		}
-	}
-	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(o any) { see(o, false) },
-		UpdateFunc: func(_, o any) { see(o, false) },
-		DeleteFunc: func(o any) { see(o, true) },
-	})
-	if err != nil {
-		return nil, err
-	}
-	return registration.HasSynced, nil
-}
-
-// update takes a namespace as it is now, and reports whether the update changes which policies are kept.
-func (d *departing) update(ns *corev1.Namespace, gone bool) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	known := d.namespaces[ns.Name]
-	if known != nil && known.uid != ns.UID { // another namespace with the same name and new pods
-		delete(d.namespaces, ns.Name)
+// see takes a namespace as it is now. It returns the policies that count again, because the namespace is being deleted,
+// and the policies that don't count any more, because it is another namespace with the same name and new pods.
+func (d *departing) see(name string, uid types.UID, deleting bool, now time.Time) (
+	back, over []*networkingv1.NetworkPolicy,
+) {
+	known := d.namespaces[name]
+	if known != nil && known.uid != uid {
+		over = slices.Collect(maps.Values(known.kept))
+		delete(d.namespaces, name)
 		known = nil
 	}
-	switch {
-	case known != nil && gone:
+	if known != nil || !deleting {
+		return nil, over
+	}
+	known = &departure{uid: uid, kept: map[string]*networkingv1.NetworkPolicy{}}
+	d.namespaces[name] = known
+	if d.started.IsZero() || now.Sub(d.started) < maxWatchLag {
+		known.kept[unknownPolicy] = isolateAll(name)
+	}
+	d.expire(now)
+	for _, r := range d.recent[name] {
+		known.kept[r.policy.Name] = r.policy
+	}
+	delete(d.recent, name)
+	return slices.Collect(maps.Values(known.kept)), over
+}
+
+// lose records that the namespace's object is gone.
+func (d *departing) lose(name string) {
+	if known := d.namespaces[name]; known != nil {
 		known.gone = true
-		return true
-	case known == nil && !gone && ns.DeletionTimestamp != nil:
-		d.namespaces[ns.Name] = &departure{uid: ns.UID, unseen: true, kept: map[string]*networkingv1.NetworkPolicy{}}
+	}
+}
+
+// end ends the departure of the namespace, if the namespace and its pods are gone. It returns the policies that don't
+// count any more.
+func (d *departing) end(name string, inhabited bool) (over []*networkingv1.NetworkPolicy) {
+	known := d.namespaces[name]
+	if known == nil || !known.gone || inhabited {
+		return nil
+	}
+	delete(d.namespaces, name)
+	return slices.Collect(maps.Values(known.kept))
+}
+
+// removed records that the policy was deleted, and reports whether it still counts.
+func (d *departing) removed(p *networkingv1.NetworkPolicy, now time.Time) (kept bool) {
+	if known := d.namespaces[p.Namespace]; known != nil {
+		known.kept[p.Name] = p
 		return true
 	}
+	d.expire(now)
+	if d.recent[p.Namespace] == nil {
+		d.recent[p.Namespace] = map[string]removal{}
+	}
+	r := removal{p, now}
+	d.recent[p.Namespace][p.Name] = r
+	d.expiry = append(d.expiry, r)
 	return false
 }
 
-// policies returns the live policies and the kept ones, and problems of namespaces with unknown policies. The elements
-// of live must never change: a call with the same slice as the last call means that no policy has changed. inhabited
-// reports whether the namespace has pods.
-func (d *departing) policies(
-	now time.Time, live []*networkingv1.NetworkPolicy, inhabited func(namespace string) bool,
-) ([]*networkingv1.NetworkPolicy, []ruleset.Problem) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.recordRemoved(now, live)
-	if d.started.IsZero() {
-		d.started = now
+// stored records that there is a policy of that name.
+func (d *departing) stored(name policy.Name) {
+	if known := d.namespaces[name.Namespace]; known != nil {
+		delete(known.kept, name.Name)
 	}
-	var problems []ruleset.Problem
-	all := slices.Clip(live)
-	for _, name := range slices.Sorted(maps.Keys(d.namespaces)) {
-		departure := d.namespaces[name]
-		if departure.gone && !inhabited(name) {
-			delete(d.namespaces, name)
-			continue
-		}
-		if departure.unseen && now.Sub(d.started) < maxWatchLag {
-			departure.kept[unknownPolicy] = isolateAll(name)
-		}
-		departure.unseen = false
-		for key, r := range d.recent {
-			if key.Namespace == name {
-				departure.kept[key.Name] = r.policy
-				delete(d.recent, key)
-			}
-		}
-		all = slices.AppendSeq(all, maps.Values(departure.kept))
-		if _, unknown := departure.kept[unknownPolicy]; unknown && inhabited(name) {
-			problems = append(problems, ruleset.Problem{
-				Object: "Namespace " + name, Field: "metadata.deletionTimestamp",
-				Message: "the namespace was being deleted as this agent started, so policies may be gone that still count; " +
-					"its pods get only the traffic that the remaining policies allow",
-			})
-		}
-	}
-	return all, problems
+	d.forget(name)
 }
 
-// recordRemoved compares the policies with those of the last call, and records those that were deleted.
-func (d *departing) recordRemoved(now time.Time, live []*networkingv1.NetworkPolicy) {
-	maps.DeleteFunc(d.recent, func(_ types.NamespacedName, r removed) bool { return now.Sub(r.at) > maxWatchLag })
-	if len(live) == len(d.live) && (len(live) == 0 || &live[0] == &d.live[0]) {
-		return // the very list of the last call
-	}
-	is := make(map[types.NamespacedName]bool, len(live))
-	for _, p := range live {
-		key := types.NamespacedName{Namespace: p.Namespace, Name: p.Name}
-		is[key] = true
-		delete(d.recent, key)
-		if departure := d.namespaces[p.Namespace]; departure != nil {
-			delete(departure.kept, p.Name)
+// expire forgets the policies that were deleted longer than maxWatchLag ago.
+func (d *departing) expire(now time.Time) {
+	for len(d.expiry) > 0 && now.Sub(d.expiry[0].at) > maxWatchLag {
+		r := d.expiry[0]
+		if d.expiry = d.expiry[1:]; d.recent[r.policy.Namespace][r.policy.Name] == r {
+			d.forget(nameOf(r.policy))
 		}
 	}
-	for _, p := range d.live {
-		if key := (types.NamespacedName{Namespace: p.Namespace, Name: p.Name}); !is[key] {
-			d.recent[key] = removed{p, now}
-		}
+}
+
+func (d *departing) forget(name policy.Name) {
+	in := d.recent[name.Namespace]
+	if delete(in, name.Name); len(in) == 0 {
+		delete(d.recent, name.Namespace)
 	}
-	d.live = live
+}
+
+// kept returns the deleted policies that still count.
+func (d *departing) kept() []*networkingv1.NetworkPolicy {
+	var all []*networkingv1.NetworkPolicy
+	for _, known := range d.namespaces {
+		all = slices.AppendSeq(all, maps.Values(known.kept))
+	}
+	return all
+}
+
+// unknown reports whether the namespace is being deleted, and may have policies that aren't known.
+func (d *departing) unknown(name string) bool {
+	known := d.namespaces[name]
+	return known != nil && known.kept[unknownPolicy] != nil
 }
 
 // isolateAll returns a policy that isolates all pods of the namespace and allows nothing.

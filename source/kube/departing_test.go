@@ -9,6 +9,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weir-net/weir/test/deltas"
 )
 
 // TestDeparting goes through sequences of events of one namespace, ns-1, with the policies "deny" and "allow".
@@ -67,17 +69,39 @@ func TestDeparting(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d, now := newDeparting(), time.Now()
+			now, sum, live := time.Now(), deltas.NewSum(), map[string]*networkingv1.NetworkPolicy{}
+			c := newCluster()
+			c.now = func() time.Time { return now }
+			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns-1", Name: "a"}}
+			add(t, c.mirrors.pods, pod)
 			for i, s := range steps {
 				now = now.Add(s.after)
-				if s.namespace != nil {
-					d.update(s.namespace, s.gone)
+				if s.namespace != nil && s.gone {
+					remove(t, c.mirrors.namespaces, s.namespace)
+				} else if s.namespace != nil {
+					add(t, c.mirrors.namespaces, s.namespace)
 				}
-				all, problems := d.policies(now, s.live, func(string) bool { return !s.uninhabited })
+				for _, p := range s.live {
+					add(t, c.mirrors.policies, p)
+				}
+				for name, p := range live {
+					if !slices.Contains(s.live, p) {
+						remove(t, c.mirrors.policies, p)
+						delete(live, name)
+					}
+				}
+				for _, p := range s.live {
+					live[p.Name] = p
+				}
+				if s.uninhabited {
+					remove(t, c.mirrors.pods, pod)
+				}
+				o := sum.Add(c.take())
 				var got []string
-				for _, p := range all {
+				for _, p := range o.Policies {
 					got = append(got, p.Name)
 				}
+				problems := o.Problems
 				slices.Sort(got)
 				if !slices.Equal(got, s.want) {
 					t.Errorf("step %d: %q count, want %q", i, got, s.want)

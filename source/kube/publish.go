@@ -13,17 +13,16 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/cache"
 
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/source/objects"
+	"github.com/weir-net/weir/policy"
 )
 
 // published has the addresses of this node's pods that Publish writes, and the pods for which they have been written.
 type published struct {
 	mu        sync.Mutex
 	addresses map[endpoint.Pod][]netip.Addr
-	pods      cache.Store                    // the watch's pods; nil until Run
+	cluster   *cluster                       // has the watch's pods; nil until Run
 	done      map[endpoint.Pod]chan struct{} // closed once writing the pod's addresses has succeeded or failed
 }
 
@@ -74,62 +73,65 @@ func (s *Source) Publish(ctx context.Context, pods map[endpoint.Pod][]netip.Addr
 	before := s.published.addresses
 	s.published.addresses = pods
 	maps.DeleteFunc(s.published.done, func(p endpoint.Pod, _ chan struct{}) bool { _, ok := pods[p]; return !ok })
-	if s.published.pods == nil {
-		return
-	}
 	for p, addrs := range pods {
-		if slices.Equal(before[p], addrs) {
-			continue
-		}
-		// A pod that isn't known yet is written when the watch reports it.
-		if o, ok, err := s.published.pods.GetByKey(p.String()); ok && err == nil {
-			s.write(ctx, o)
+		if !slices.Equal(before[p], addrs) {
+			s.write(ctx, p)
 		}
 	}
 }
 
-// watchPublished sets the store of the watch's pods. Run calls it once, and seePod for each update of a pod.
-func (s *Source) watchPublished(pods cache.Store) {
+// see writes addresses that the status of the pod of that name lacks. Run calls it for each event of a pod, so it is
+// cheap for a pod that Publish doesn't know.
+func (s *Source) see(ctx context.Context, name policy.Name) {
 	s.published.mu.Lock()
 	defer s.published.mu.Unlock()
-	s.published.pods = pods
+	if len(s.published.addresses) == 0 {
+		return
+	}
+	if known, ok := s.published.cluster.pod(name); ok {
+		s.write(ctx, endpoint.Pod{Namespace: name.Namespace, Name: name.Name, UID: known.UID})
+	}
 }
 
-func (s *Source) seePod(ctx context.Context, o any) {
+// seeAll calls see for each pod that Publish knows. Run calls it after a list of all pods.
+func (s *Source) seeAll(ctx context.Context) {
 	s.published.mu.Lock()
 	defer s.published.mu.Unlock()
-	s.write(ctx, o)
+	for p := range s.published.addresses {
+		s.write(ctx, p)
+	}
 }
 
-// write starts to write the addresses that the pod's status lacks. A failure costs only time: kubelet writes the
-// addresses too, some seconds later.
-func (s *Source) write(ctx context.Context, o any) {
-	pod, ok := o.(*corev1.Pod)
-	if !ok {
+// write starts to write the addresses that the pod's status lacks. A pod that the watch hasn't reported yet is written
+// when it does. A failure costs only time: kubelet writes the addresses too, some seconds later. The caller holds the
+// lock.
+func (s *Source) write(ctx context.Context, p endpoint.Pod) {
+	addrs, ok := s.published.addresses[p]
+	if !ok || p.UID == "" || s.published.cluster == nil {
 		return
 	}
-	known, _ := objects.Pod(pod)
-	if known.UID == "" || known.Finished {
+	name := policy.Name{Namespace: p.Namespace, Name: p.Name}
+	known, ok := s.published.cluster.pod(name)
+	if !ok || known.UID != p.UID || known.Finished {
 		return
 	}
-	key := endpoint.Pod{Namespace: known.Namespace, Name: known.Name, UID: known.UID}
-	addrs, ok := s.published.addresses[key]
-	if !ok {
+	has := func(a netip.Addr) bool { return !known.lost && slices.Contains(known.Addresses, a) }
+	if !slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !has(a) }) {
+		s.published.markDone(p)
 		return
 	}
-	if !slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !slices.Contains(known.Addresses, a) }) {
-		s.published.markDone(key)
-		return
+	uid := p.UID
+	if known.apiUID != "" {
+		uid = known.apiUID
 	}
 	go func() {
-		if err := s.patch(ctx, pod, addrs); err != nil {
-			s.Log.Warn("other nodes hear of a pod's address from kubelet only",
-				"pod", pod.Namespace+"/"+pod.Name, "error", err)
+		if err := s.patch(ctx, name, uid, addrs); err != nil {
+			s.Log.Warn("other nodes hear of a pod's address from kubelet only", "pod", p.String(), "error", err)
 		}
 		s.published.mu.Lock()
 		defer s.published.mu.Unlock()
-		if _, ok := s.published.addresses[key]; ok {
-			s.published.markDone(key)
+		if _, ok := s.published.addresses[p]; ok {
+			s.published.markDone(p)
 		}
 	}()
 }
@@ -139,7 +141,7 @@ func (s *Source) write(ctx context.Context, o any) {
 //
 //	Equivalent to: kubectl patch pod NAME --subresource=status --type=merge \
 //		  -p '{"metadata": {"uid": …}, "status": {"podIPs": …}}'
-func (s *Source) patch(ctx context.Context, pod *corev1.Pod, addrs []netip.Addr) error {
+func (s *Source) patch(ctx context.Context, pod policy.Name, uid string, addrs []netip.Addr) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	ips := make([]corev1.PodIP, len(addrs))
@@ -147,7 +149,7 @@ func (s *Source) patch(ctx context.Context, pod *corev1.Pod, addrs []netip.Addr)
 		ips[i] = corev1.PodIP{IP: a.String()}
 	}
 	patch, err := json.Marshal(map[string]any{
-		"metadata": map[string]any{"uid": pod.UID},
+		"metadata": map[string]any{"uid": uid},
 		"status":   map[string]any{"podIP": ips[0].IP, "podIPs": ips},
 	})
 	if err != nil {

@@ -15,7 +15,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 	ktesting "k8s.io/client-go/testing"
 
@@ -43,7 +42,7 @@ type patch struct {
 // publish runs the source on the cluster.
 func publish(t *testing.T) *publishing {
 	t.Helper()
-	p := &publishing{T: t, Clientset: fake.NewClientset(cluster()...), patches: make(chan patch, 100)}
+	p := &publishing{T: t, Clientset: fake.NewClientset(someObjects()...), patches: make(chan patch, 100)}
 	p.PrependReactor("patch", "pods", func(a ktesting.Action) (bool, runtime.Object, error) {
 		got := patch{name: a.(ktesting.PatchAction).GetName(), subresource: a.GetSubresource()}
 		if err := json.Unmarshal(a.(ktesting.PatchAction).GetPatch(), &got); err != nil {
@@ -215,8 +214,8 @@ func TestPublishGivesUpQuietly(t *testing.T) {
 			client.PrependReactor("patch", "pods", func(ktesting.Action) (bool, runtime.Object, error) {
 				return true, nil, tc.answer
 			})
-			a := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns-1", Name: "a", UID: types.UID("one")}}
-			if err := (&Source{Client: client}).patch(t.Context(), a,
+			a := policy.Name{Namespace: "ns-1", Name: "a"}
+			if err := (&Source{Client: client}).patch(t.Context(), a, "one",
 				[]netip.Addr{netip.MustParseAddr("100.96.1.9")}); (err == nil) != tc.quiet {
 				t.Errorf("error %v", err)
 			}

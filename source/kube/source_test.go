@@ -22,7 +22,7 @@ import (
 	"github.com/weir-net/weir/test/deltas"
 )
 
-func cluster() []runtime.Object {
+func someObjects() []runtime.Object {
 	return []runtime.Object{
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns-1"}},
 		&corev1.Pod{
@@ -60,25 +60,8 @@ func sidecar() corev1.Container {
 	}
 }
 
-// TestKeepPod: only the named ports of containers are kept, and keeping a pod twice changes nothing more.
-func TestKeepPod(t *testing.T) {
-	pod := cluster()[1]
-	for range 2 {
-		kept, err := keepPod(pod)
-		if err != nil {
-			t.Fatal(err)
-		}
-		pod = kept.(*corev1.Pod)
-		spec := kept.(*corev1.Pod).Spec
-		if len(spec.InitContainers) != 0 || len(spec.Containers) != 2 || spec.Containers[0].Image != "" ||
-			len(spec.Containers[0].Ports) != 1 {
-			t.Errorf("kept %+v", spec)
-		}
-	}
-}
-
 func TestRun(t *testing.T) {
-	client := fake.NewClientset(cluster()...)
+	client := fake.NewClientset(someObjects()...)
 	updates := make(chan *policy.Objects)
 	errs := make(chan error, 100)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -170,7 +153,7 @@ func TestRun(t *testing.T) {
 }
 
 func TestLookup(t *testing.T) {
-	client := fake.NewClientset(cluster()...)
+	client := fake.NewClientset(someObjects()...)
 	s := &Source{Client: client}
 	if p, ok, err := s.Lookup(t.Context(), endpoint.Pod{Namespace: "ns-1", Name: "a"}); !ok || err != nil ||
 		p.UID != "one" {

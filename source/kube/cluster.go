@@ -1,0 +1,304 @@
+package kube
+
+import (
+	"cmp"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/source/objects"
+)
+
+// cluster has what policy needs of all objects: one compact copy of each, which never changes. It collects the changes
+// since the last delta. Changes of an object that mean nothing to policy, such as heartbeats, leave nothing behind.
+type cluster struct {
+	mu         sync.Mutex // for everything below, and for the mirrors
+	pods       pods
+	namespaces map[string]*namespace
+	nodes      map[string]*policy.Node
+	policies   map[policy.Name]*networkingv1.NetworkPolicy
+	departing  *departing
+	problems   map[objectName][]ruleset.Problem
+	// pending has the changes since the last delta; nil until the first one.
+	pending                       *policy.Delta
+	nodesChanged, problemsChanged bool
+
+	now     func() time.Time
+	wake    chan struct{} // has a message if take may have something to return
+	mirrors mirrors
+}
+
+// objectName is the kind and name of an object.
+type objectName struct {
+	kind string
+	policy.Name
+}
+
+// namespace is a namespace with the parts of its object that departing needs.
+type namespace struct {
+	*policy.Namespace
+	uid      types.UID
+	deleting bool
+}
+
+// node is a node with the problems of its object.
+type node struct {
+	*policy.Node
+	problems []ruleset.Problem
+}
+
+type mirrors struct {
+	pods       *mirror[*corev1.Pod, podItem]
+	namespaces *mirror[*corev1.Namespace, namespace]
+	nodes      *mirror[*corev1.Node, node]
+	policies   *mirror[*networkingv1.NetworkPolicy, *networkingv1.NetworkPolicy]
+}
+
+func newCluster() *cluster {
+	c := &cluster{
+		pods: newPods(), namespaces: map[string]*namespace{}, nodes: map[string]*policy.Node{},
+		policies: map[policy.Name]*networkingv1.NetworkPolicy{}, departing: newDeparting(),
+		problems: map[objectName][]ruleset.Problem{}, wake: make(chan struct{}, 1), now: time.Now,
+	}
+	after := func(*policy.Name) { c.wakeUp() } // Run replaces that of the pods
+	c.mirrors = mirrors{
+		pods: &mirror[*corev1.Pod, podItem]{
+			mu: &c.mu, read: c.readPod, put: c.putPod, remove: c.removePod, names: maps.Keys(c.pods.known),
+			replaced: c.pods.common.sweep, after: after,
+		},
+		namespaces: &mirror[*corev1.Namespace, namespace]{
+			mu: &c.mu, read: readNamespace, put: c.putNamespace, remove: c.removeNamespace,
+			names: clusterWide(c.namespaces), after: after,
+		},
+		nodes: &mirror[*corev1.Node, node]{
+			mu: &c.mu, read: readNode, put: c.putNode, remove: c.removeNode, names: clusterWide(c.nodes), after: after,
+		},
+		policies: &mirror[*networkingv1.NetworkPolicy, *networkingv1.NetworkPolicy]{
+			mu: &c.mu, read: readPolicy, put: c.putPolicy, remove: c.removePolicy, names: maps.Keys(c.policies),
+			after: after,
+		},
+	}
+	return c
+}
+
+// clusterWide returns the names of objects without a namespace.
+func clusterWide[T any](objects map[string]T) func(func(policy.Name) bool) {
+	return func(yield func(policy.Name) bool) {
+		for name := range objects {
+			if !yield(policy.Name{Name: name}) {
+				return
+			}
+		}
+	}
+}
+
+// wakeUp sends a message to wake if there is something to take, and none is waiting.
+func (c *cluster) wakeUp() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.complete() || c.pending != nil && c.pending.Empty() && !c.nodesChanged && !c.problemsChanged {
+		return
+	}
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// complete reports whether the cluster has each object that existed when Run began.
+func (c *cluster) complete() bool {
+	m := c.mirrors
+	return m.pods.listed && m.namespaces.listed && m.nodes.listed && m.policies.listed
+}
+
+// take returns the changes since its last call. The first call returns all objects.
+func (c *cluster) take() *policy.Delta {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d := c.pending
+	if d == nil {
+		d = c.everything()
+		c.departing.started = c.now()
+	}
+	c.pending = policy.NewDelta()
+	if c.nodesChanged {
+		d.Nodes = values(c.nodes)
+	}
+	if c.problemsChanged {
+		problems := []ruleset.Problem{}
+		for _, name := range slices.SortedFunc(maps.Keys(c.problems), objectName.compare) {
+			problems = append(problems, c.problems[name]...)
+		}
+		d.Problems = &problems
+	}
+	c.nodesChanged, c.problemsChanged = false, false
+	return d
+}
+
+// expire forgets what counts for a limited time only.
+func (c *cluster) expire() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.departing.expire(c.now())
+}
+
+// everything returns a delta with all pods, namespaces and policies.
+func (c *cluster) everything() *policy.Delta {
+	d := policy.NewDelta()
+	d.Pods = make(map[policy.Name][]*policy.Pod, len(c.pods.known))
+	// One array for all lists of one pod each.
+	all := make([]*policy.Pod, 0, len(c.pods.known))
+	for name, p := range c.pods.known {
+		all = append(all, p)
+		d.Pods[name] = all[len(all)-1 : len(all) : len(all)]
+	}
+	for name, n := range c.namespaces {
+		d.Namespaces[name] = n.Namespace
+	}
+	for name, p := range c.policies {
+		d.Policies[name] = []*networkingv1.NetworkPolicy{p}
+	}
+	for _, p := range c.departing.kept() {
+		d.Policies[nameOf(p)] = []*networkingv1.NetworkPolicy{p}
+	}
+	return d
+}
+
+// values returns the values, in the order of their keys.
+func values[T any](by map[string]*T) *[]T {
+	all := make([]T, 0, len(by))
+	for _, name := range slices.Sorted(maps.Keys(by)) {
+		all = append(all, *by[name])
+	}
+	return &all
+}
+
+func (n objectName) compare(o objectName) int {
+	return cmp.Or(strings.Compare(n.kind, o.kind), strings.Compare(n.Namespace, o.Namespace),
+		strings.Compare(n.Name.Name, o.Name.Name))
+}
+
+// setProblems replaces the problems of an object.
+func (c *cluster) setProblems(kind string, name policy.Name, problems []ruleset.Problem) {
+	of := objectName{kind, name}
+	if slices.Equal(c.problems[of], problems) {
+		return
+	}
+	c.problemsChanged = true
+	if c.problems[of] = problems; len(problems) == 0 {
+		delete(c.problems, of)
+	}
+}
+
+func readNamespace(n *corev1.Namespace) namespace {
+	read := objects.Namespace(n)
+	return namespace{&read, n.UID, n.DeletionTimestamp != nil}
+}
+
+func (c *cluster) putNamespace(name policy.Name, n namespace) {
+	if was := c.namespaces[name.Name]; was != nil && reflect.DeepEqual(was.Namespace, n.Namespace) {
+		n.Namespace = was.Namespace
+	} else if c.pending != nil {
+		c.pending.Namespaces[name.Name] = n.Namespace
+	}
+	c.namespaces[name.Name] = &n
+	c.reportPolicies(c.departing.see(name.Name, n.uid, n.deleting, c.now()))
+	c.checkDeparture(name.Name)
+}
+
+func (c *cluster) removeNamespace(name policy.Name) {
+	if c.namespaces[name.Name] == nil {
+		return
+	}
+	delete(c.namespaces, name.Name)
+	if c.pending != nil {
+		c.pending.Namespaces[name.Name] = nil
+	}
+	c.departing.lose(name.Name)
+	c.checkDeparture(name.Name)
+}
+
+// checkDeparture ends the departure of the namespace if nothing of it is left, and updates the problem that some of its
+// policies are unknown.
+func (c *cluster) checkDeparture(name string) {
+	inhabited := c.pods.in[name] > 0
+	c.reportPolicies(nil, c.departing.end(name, inhabited))
+	var problems []ruleset.Problem
+	if inhabited && c.departing.unknown(name) {
+		problems = []ruleset.Problem{{
+			Object: "Namespace " + name, Field: "metadata.deletionTimestamp",
+			Message: "the namespace was being deleted as this agent started, so policies may be gone that still count; " +
+				"its pods get only the traffic that the remaining policies allow",
+		}}
+	}
+	c.setProblems("Namespace", policy.Name{Name: name}, problems)
+}
+
+// reportPolicies reports policies that count again, and policies that don't count any more.
+func (c *cluster) reportPolicies(back, over []*networkingv1.NetworkPolicy) {
+	if c.pending == nil {
+		return
+	}
+	for _, p := range over {
+		c.pending.Policies[nameOf(p)] = nil
+	}
+	for _, p := range back {
+		c.pending.Policies[nameOf(p)] = []*networkingv1.NetworkPolicy{p}
+	}
+}
+
+func readNode(n *corev1.Node) node {
+	read, problems := objects.Node(n)
+	return node{&read, problems}
+}
+
+func (c *cluster) putNode(name policy.Name, n node) {
+	c.setProblems("Node", name, n.problems)
+	if was := c.nodes[name.Name]; was == nil || !reflect.DeepEqual(was, n.Node) {
+		c.nodes[name.Name], c.nodesChanged = n.Node, true
+	}
+}
+
+func (c *cluster) removeNode(name policy.Name) {
+	if c.nodes[name.Name] == nil {
+		return
+	}
+	delete(c.nodes, name.Name)
+	c.nodesChanged = true
+	c.setProblems("Node", name, nil)
+}
+
+func readPolicy(p *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {
+	meta := metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name}
+	return &networkingv1.NetworkPolicy{ObjectMeta: meta, Spec: p.Spec}
+}
+
+func (c *cluster) putPolicy(name policy.Name, p *networkingv1.NetworkPolicy) {
+	c.departing.stored(name)
+	if was := c.policies[name]; was != nil && reflect.DeepEqual(was.Spec, p.Spec) {
+		return // the policy stays the same object, so nothing parses it again
+	}
+	c.policies[name] = p
+	c.reportPolicies([]*networkingv1.NetworkPolicy{p}, nil)
+}
+
+func (c *cluster) removePolicy(name policy.Name) {
+	p := c.policies[name]
+	if p == nil {
+		return
+	}
+	delete(c.policies, name)
+	if !c.departing.removed(p, c.now()) {
+		c.reportPolicies(nil, []*networkingv1.NetworkPolicy{p})
+	}
+}

@@ -1,0 +1,165 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/weir-net/weir/policy"
+)
+
+// mirror is the store of a reflector: it keeps what policy needs of the objects of one kind in the cluster, and nothing
+// else. O is the API's type. I is an item, which is what policy needs of an object.
+//
+// While a list streams in, the reflector keeps items (Transformer). Only when the list is complete does the reflector
+// replace the mirror's items. So a list that ends early changes nothing.
+type mirror[O object, I any] struct {
+	mu *sync.Mutex // the cluster's
+	// read returns the item of an object. It doesn't change the cluster.
+	read func(O) I
+	// put stores an item, and remove removes the item of that name, if there is one.
+	put    func(policy.Name, I)
+	remove func(policy.Name)
+	// names calls the function with the name of each stored item.
+	names func(func(policy.Name) bool)
+	// replaced, if not nil, is called after a whole list.
+	replaced func()
+	// after is called after a change, without the lock: with the name of the object, or nil after a whole list.
+	after func(*policy.Name)
+	// listed becomes true with the first complete list.
+	listed bool
+}
+
+// object is an object of the API.
+type object interface {
+	runtime.Object
+	metav1.Object
+}
+
+// streamed is an item of a list that streams in.
+type streamed[I any] struct {
+	policy.Name
+	item I
+}
+
+// GetObjectMeta returns the metadata that the reflector's own store needs: the namespace and the name.
+func (s *streamed[I]) GetObjectMeta() metav1.Object { return streamedMeta{noMeta, s.Name} }
+
+// streamedMeta has a name, and nothing else. A whole ObjectMeta for each item of a list would be garbage.
+type streamedMeta struct {
+	*metav1.ObjectMeta
+	policy.Name
+}
+
+var noMeta = &metav1.ObjectMeta{} // never changed
+
+func (m streamedMeta) GetNamespace() string { return m.Name.Namespace }
+func (m streamedMeta) GetName() string      { return m.Name.Name }
+
+func nameOf(o metav1.Object) policy.Name {
+	return policy.Name{Namespace: o.GetNamespace(), Name: o.GetName()}
+}
+
+// Transformer returns the function by which the reflector makes an item of each object that streams in.
+func (m *mirror[O, I]) Transformer() cache.TransformFunc {
+	return func(o any) (any, error) {
+		if object, ok := o.(O); ok {
+			return m.stream(object), nil
+		}
+		return o, nil
+	}
+}
+
+func (m *mirror[O, I]) stream(o O) *streamed[I] {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return &streamed[I]{nameOf(o), m.read(o)}
+}
+
+// Add stores an object that is new.
+func (m *mirror[O, I]) Add(o any) error { return m.Update(o) }
+
+// Update stores an object as it is now.
+func (m *mirror[O, I]) Update(o any) error {
+	object, ok := o.(O)
+	if !ok {
+		return fmt.Errorf("a watch has sent a %T", o)
+	}
+	m.mu.Lock()
+	name := nameOf(object)
+	m.put(name, m.read(object))
+	m.mu.Unlock()
+	m.after(&name)
+	return nil
+}
+
+// Delete removes an object.
+func (m *mirror[O, I]) Delete(o any) error {
+	object, ok := o.(O)
+	if !ok {
+		return fmt.Errorf("a watch has sent a %T", o)
+	}
+	m.mu.Lock()
+	name := nameOf(object)
+	m.remove(name)
+	m.mu.Unlock()
+	m.after(&name)
+	return nil
+}
+
+// Replace stores the items of a complete list, and removes all others.
+func (m *mirror[O, I]) Replace(list []any, _ string) error {
+	for i, o := range list {
+		switch o := o.(type) {
+		case *streamed[I]:
+		case O: // from an API server that doesn't stream lists
+			list[i] = m.stream(o)
+		default:
+			return fmt.Errorf("a list has a %T", o)
+		}
+	}
+	m.mu.Lock()
+	now := make(map[policy.Name]bool, len(list))
+	for _, o := range list {
+		s := o.(*streamed[I])
+		now[s.Name] = true
+		m.put(s.Name, s.item)
+	}
+	var gone []policy.Name
+	for name := range m.names {
+		if !now[name] {
+			gone = append(gone, name)
+		}
+	}
+	for _, name := range gone {
+		m.remove(name)
+	}
+	if m.replaced != nil {
+		m.replaced()
+	}
+	m.listed = true
+	m.mu.Unlock()
+	m.after(nil)
+	return nil
+}
+
+// Resync does nothing: nobody has taken anything out of the mirror.
+func (m *mirror[O, I]) Resync() error { return nil }
+
+// follow makes the mirror follow the API server's objects until ctx ends.
+func (m *mirror[O, I]) follow(
+	ctx context.Context, client any, of O, list cache.ListWithContextFunc, watch cache.WatchFuncWithContext,
+) {
+	lw := cache.ToListWatcherWithWatchListSemantics(
+		&cache.ListWatch{ListWithContextFunc: list, WatchFuncWithContext: watch}, client)
+	cache.NewReflectorWithOptions(lw, of, m, cache.ReflectorOptions{Name: "weir"}).RunWithContext(ctx)
+}
+
+// lister returns a list function for the reflector from that of a typed client.
+func lister[L runtime.Object](list func(context.Context, metav1.ListOptions) (L, error)) cache.ListWithContextFunc {
+	return func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return list(ctx, o) }
+}

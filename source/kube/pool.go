@@ -1,0 +1,193 @@
+package kube
+
+import (
+	"hash/maphash"
+	"maps"
+	"slices"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// pool keeps one copy of values that are equal. It counts the uses of each value, and drops a value that isn't used any
+// more.
+type pool[T any] struct {
+	hash  func(T) uint64
+	equal func(a, b T) bool
+	// own, if not nil, returns the copy to keep of a value that the pool doesn't have. free is its counterpart: the pool
+	// drops the copy.
+	own    func(T) T
+	free   func(T)
+	values map[uint64]*pooled[T]
+}
+
+// pooled is a value of a pool.
+type pooled[T any] struct {
+	value T
+	uses  int
+	next  *pooled[T] // another value with the same hash
+}
+
+func (p *pool[T]) find(v T) *pooled[T] {
+	e := p.values[p.hash(v)]
+	for e != nil && !p.equal(e.value, v) {
+		e = e.next
+	}
+	return e
+}
+
+// share returns the pool's copy of the value. The caller may drop it without a word, or use it (use).
+func (p *pool[T]) share(v T) T {
+	if e := p.find(v); e != nil {
+		return e.value
+	}
+	if p.own != nil {
+		v = p.own(v)
+	}
+	h := p.hash(v)
+	p.values[h] = &pooled[T]{value: v, next: p.values[h]}
+	return v
+}
+
+// use counts a use of a value that share has returned.
+func (p *pool[T]) use(v T) {
+	e := p.find(v)
+	if e == nil { // its last other use has ended since
+		p.share(v)
+		e = p.find(v)
+	}
+	e.uses++
+}
+
+// release ends a use, and drops the value with its last use.
+func (p *pool[T]) release(v T) {
+	e := p.find(v)
+	if e.uses--; e.uses == 0 {
+		p.drop(p.hash(v), e)
+	}
+}
+
+// sweep drops the values that are shared, but not used.
+func (p *pool[T]) sweep() {
+	for h, first := range p.values {
+		for e := first; e != nil; e = e.next {
+			if e.uses == 0 {
+				p.drop(h, e)
+			}
+		}
+	}
+}
+
+func (p *pool[T]) drop(h uint64, e *pooled[T]) {
+	if first := p.values[h]; first != e {
+		for first.next != e {
+			first = first.next
+		}
+		first.next = e.next
+	} else if p.values[h] = e.next; e.next == nil {
+		delete(p.values, h)
+	}
+	if p.free != nil {
+		p.free(e.value)
+	}
+}
+
+// pools have what pods have in common: the strings and labels of the replicas of a workload, and so on.
+type pools struct {
+	strings pool[string]
+	labels  pool[map[string]string]
+	ports   pool[[]policy.NamedPort]
+}
+
+func newPools() *pools {
+	seed := maphash.MakeSeed()
+	hash := func(s string) uint64 { return maphash.String(seed, s) }
+	p := &pools{strings: pool[string]{
+		hash: hash, equal: func(a, b string) bool { return a == b }, values: map[uint64]*pooled[string]{},
+	}}
+	hold := func(s string) string {
+		s = p.strings.share(s)
+		p.strings.use(s)
+		return s
+	}
+	p.labels = pool[map[string]string]{
+		values: map[uint64]*pooled[map[string]string]{}, equal: maps.Equal[map[string]string, map[string]string],
+		hash: func(labels map[string]string) uint64 {
+			var sum uint64 // doesn't depend on the order
+			for key, value := range labels {
+				sum += hash(key)*31 + hash(value)
+			}
+			return sum
+		},
+		own: func(labels map[string]string) map[string]string {
+			own := make(map[string]string, len(labels))
+			for key, value := range labels {
+				own[hold(key)] = value
+			}
+			return own
+		},
+		free: func(labels map[string]string) {
+			for key := range labels {
+				p.strings.release(key)
+			}
+		},
+	}
+	p.ports = pool[[]policy.NamedPort]{
+		values: map[uint64]*pooled[[]policy.NamedPort]{}, equal: slices.Equal[[]policy.NamedPort],
+		hash: func(ports []policy.NamedPort) uint64 {
+			var sum uint64
+			for _, port := range ports {
+				sum = sum*31 + hash(port.Name) + uint64(port.Number)
+			}
+			return sum
+		},
+		own: func(ports []policy.NamedPort) []policy.NamedPort {
+			own := slices.Clip(slices.Clone(ports))
+			for i := range own {
+				own[i].Name, own[i].Proto = hold(own[i].Name), ruleset.Protocol(hold(string(own[i].Proto)))
+			}
+			return own
+		},
+		free: func(ports []policy.NamedPort) {
+			for _, port := range ports {
+				p.strings.release(port.Name)
+				p.strings.release(string(port.Proto))
+			}
+		},
+	}
+	return p
+}
+
+// share replaces the pod's fields by the pools' copies of them.
+func (p *pools) share(pod *policy.Pod) {
+	pod.Namespace, pod.NodeName = p.strings.share(pod.Namespace), p.strings.share(pod.NodeName)
+	if pod.Labels = p.labels.share(pod.Labels); len(pod.Labels) == 0 {
+		pod.Labels = nil
+	}
+	if pod.Ports = p.ports.share(pod.Ports); len(pod.Ports) == 0 {
+		pod.Ports = nil
+	}
+}
+
+// use counts the uses of a pod that share has changed.
+func (p *pools) use(pod *policy.Pod) {
+	p.strings.use(pod.Namespace)
+	p.strings.use(pod.NodeName)
+	p.labels.use(pod.Labels)
+	p.ports.use(pod.Ports)
+}
+
+// release ends the uses of a pod.
+func (p *pools) release(pod *policy.Pod) {
+	p.strings.release(pod.Namespace)
+	p.strings.release(pod.NodeName)
+	p.labels.release(pod.Labels)
+	p.ports.release(pod.Ports)
+}
+
+// sweep drops what is shared, but not used.
+func (p *pools) sweep() {
+	p.labels.sweep()
+	p.ports.sweep()
+	p.strings.sweep()
+}

@@ -1,0 +1,139 @@
+package kube
+
+import (
+	"bytes"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer/streaming"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+)
+
+// streams is an API server that streams lists and watches, in the content type that the client asks for. The test says
+// what it answers to each watch on pods. The lists of all other kinds are empty.
+type streams struct {
+	t    testing.TB
+	pods chan podWatch
+}
+
+// podWatch is the answer to a watch on pods: the events, and then the end of the connection when end is closed.
+type podWatch struct {
+	status int // other than 200
+	events []watch.Event
+	more   chan watch.Event
+	end    chan struct{}
+}
+
+func newStreams(t testing.TB) (*streams, *rest.Config) {
+	t.Helper()
+	s := &streams{t: t, pods: make(chan podWatch)}
+	server := httptest.NewServer(s)
+	t.Cleanup(server.Close)
+	return s, &rest.Config{
+		Host: server.URL, QPS: -1,
+		ContentConfig: rest.ContentConfig{
+			ContentType:        runtime.ContentTypeProtobuf,
+			AcceptContentTypes: runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON,
+		},
+	}
+}
+
+func (s *streams) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Query().Get("watch") != "true" {
+		http.NotFound(w, r) // a client that streams lists doesn't list
+		return
+	}
+	kinds := map[string]runtime.Object{
+		"/api/v1/pods": &corev1.Pod{}, "/api/v1/namespaces": &corev1.Namespace{}, "/api/v1/nodes": &corev1.Node{},
+		"/apis/networking.k8s.io/v1/networkpolicies": &networkingv1.NetworkPolicy{},
+	}
+	answer := podWatch{end: make(chan struct{})}
+	if r.URL.Query().Get("sendInitialEvents") == "true" {
+		answer.events = []watch.Event{bookmark(kinds[r.URL.Path])}
+	}
+	if r.URL.Path == "/api/v1/pods" {
+		select {
+		case answer = <-s.pods:
+		case <-r.Context().Done():
+			return
+		}
+	}
+	if answer.status != 0 {
+		w.WriteHeader(answer.status)
+		return
+	}
+	write := s.encoder(w, r.Header.Get("Accept"))
+	for _, e := range answer.events {
+		write(e)
+	}
+	w.(http.Flusher).Flush()
+	for {
+		select {
+		case e := <-answer.more:
+			write(e)
+			w.(http.Flusher).Flush()
+		case <-answer.end:
+			panic(http.ErrAbortHandler) // the connection dies
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
+
+// encoder returns a function that writes events in the content type that the client prefers.
+func (s *streams) encoder(w http.ResponseWriter, accept string) func(watch.Event) {
+	contentType, _, _ := strings.Cut(accept, ",")
+	if contentType, _, _ = strings.Cut(contentType, ";"); contentType != runtime.ContentTypeProtobuf {
+		s.t.Errorf("the client accepts %q, which doesn't begin with protobuf", accept)
+	}
+	info, ok := runtime.SerializerInfoForMediaType(clientscheme.Codecs.SupportedMediaTypes(), contentType)
+	if !ok {
+		s.t.Fatalf("no serializer for %q", contentType)
+	}
+	w.Header().Set("Content-Type", contentType+";stream=watch")
+	frames := streaming.NewEncoder(info.StreamSerializer.Framer.NewFrameWriter(w),
+		clientscheme.Codecs.EncoderForVersion(info.StreamSerializer.Serializer, corev1.SchemeGroupVersion))
+	return func(e watch.Event) {
+		group := corev1.SchemeGroupVersion
+		if _, ok := e.Object.(*networkingv1.NetworkPolicy); ok {
+			group = networkingv1.SchemeGroupVersion
+		}
+		var object bytes.Buffer
+		if err := clientscheme.Codecs.EncoderForVersion(info.Serializer, group).Encode(e.Object, &object); err != nil {
+			s.t.Error(err)
+		}
+		event := &metav1.WatchEvent{Type: string(e.Type), Object: runtime.RawExtension{Raw: object.Bytes()}}
+		if err := frames.Encode(event); err != nil {
+			s.t.Log(err) // the client has gone
+		}
+	}
+}
+
+// bookmark returns the event that ends a list that streams in.
+func bookmark(of runtime.Object) watch.Event {
+	o := of.DeepCopyObject().(object)
+	o.SetResourceVersion("7")
+	o.SetAnnotations(map[string]string{metav1.InitialEventsAnnotationKey: "true"})
+	return watch.Event{Type: watch.Bookmark, Object: o}
+}
+
+// client returns a source whose client has the configuration.
+func sourceOf(t testing.TB, config *rest.Config) *Source {
+	t.Helper()
+	s := &Source{}
+	config.Wrap(s.Transport)
+	var err error
+	if s.Client, err = kubernetes.NewForConfig(config); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}

@@ -1,0 +1,165 @@
+package objects
+
+import (
+	"fmt"
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Pod converts a pod, and returns the problems of fields that can't be read.
+func Pod(pod *corev1.Pod) (policy.Pod, []ruleset.Problem) {
+	p := policy.Pod{
+		Namespace: pod.Namespace, Name: pod.Name, UID: uid(pod), Labels: pod.Labels,
+		NodeName: pod.Spec.NodeName, HostNetwork: pod.Spec.HostNetwork, Finished: finished(pod),
+	}
+	r := reader{object: "Pod " + pod.Namespace + "/" + pod.Name}
+	p.Ports = r.namedPorts(&pod.Spec)
+	for i, ip := range ips(&pod.Status) {
+		if addr, ok := address(ip); ok {
+			p.Addresses = append(p.Addresses, addr)
+		} else {
+			r.report(fmt.Sprintf("status.podIPs[%d].ip", i), "%q is no IP address", ip)
+		}
+	}
+	return p, r.problems
+}
+
+// IsPod reports whether Pod returns p, without problems, for the pod. Unlike Pod, it allocates nothing. It may return
+// false although Pod returns p, if the pod has odd ports. Most events of pods change nothing that policy needs, so
+// sources ask IsPod first.
+func IsPod(p *policy.Pod, pod *corev1.Pod) bool {
+	if p.Namespace != pod.Namespace || p.Name != pod.Name || p.UID != uid(pod) || p.NodeName != pod.Spec.NodeName ||
+		p.HostNetwork != pod.Spec.HostNetwork || p.Finished != finished(pod) || p.Unknown != nil ||
+		!maps.Equal(p.Labels, pod.Labels) {
+		return false
+	}
+	addresses := p.Addresses
+	for _, ip := range ips(&pod.Status) {
+		addr, ok := address(ip)
+		if !ok || len(addresses) == 0 || addresses[0] != addr {
+			return false
+		}
+		addresses = addresses[1:]
+	}
+	ports := p.Ports
+	for c := range portContainers(&pod.Spec) {
+		for i := range c.Ports {
+			if c.Ports[i].Name == "" {
+				continue
+			}
+			if !valid(&c.Ports[i]) || len(ports) == 0 || ports[0] != namedPort(&c.Ports[i]) {
+				return false
+			}
+			ports = ports[1:]
+		}
+	}
+	return len(addresses)+len(ports) == 0
+}
+
+// uid returns the pod's UID as the runtime knows it. The API object of a static pod has it in an annotation.
+func uid(pod *corev1.Pod) string {
+	if uid := pod.Annotations[corev1.MirrorPodAnnotationKey]; uid != "" {
+		return uid
+	}
+	return string(pod.UID)
+}
+
+func finished(pod *corev1.Pod) bool {
+	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+}
+
+// ips returns the pod's addresses as its status has them, with their indexes.
+func ips(s *corev1.PodStatus) iter.Seq2[int, string] {
+	return func(yield func(int, string) bool) {
+		if len(s.PodIPs) == 0 && s.PodIP != "" {
+			yield(0, s.PodIP)
+			return
+		}
+		for i := range s.PodIPs {
+			if !yield(i, s.PodIPs[i].IP) {
+				return
+			}
+		}
+	}
+}
+
+// address reads an address of a pod. It refuses an address with a zone, and 0.0.0.0 and ::, which no pod has and no
+// ipset accepts.
+func address(s string) (netip.Addr, bool) {
+	addr, err := netip.ParseAddr(s)
+	if err != nil || addr.IsUnspecified() || addr.Zone() != "" {
+		return netip.Addr{}, false
+	}
+	return addr.Unmap(), true
+}
+
+// portContainers returns the containers that can have named ports: ordinary ones, then init containers that keep
+// running beside them (sidecars). Their order matters, as for Services (k8s.io/kubernetes/pkg/api/v1/pod, FindPort): of
+// two ports with the same name and protocol the first counts.
+func portContainers(spec *corev1.PodSpec) iter.Seq[*corev1.Container] {
+	return func(yield func(*corev1.Container) bool) {
+		for i := range spec.Containers {
+			if !yield(&spec.Containers[i]) {
+				return
+			}
+		}
+		for i := range spec.InitContainers {
+			c := &spec.InitContainers[i]
+			if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways && !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+// namedPorts returns the pod's named ports. Of ports with the same name and protocol, the first counts. A port whose
+// number isn't from 1 to 65535 is reported and left out.
+func (r *reader) namedPorts(spec *corev1.PodSpec) []policy.NamedPort {
+	var named []policy.NamedPort
+	for c := range portContainers(spec) {
+		for i := range c.Ports {
+			port := &c.Ports[i]
+			if port.Name == "" {
+				continue
+			}
+			if !valid(port) {
+				r.report(fmt.Sprintf("spec.containers[%s].ports[%d].containerPort", c.Name, i),
+					"%d is not from 1 to 65535", port.ContainerPort)
+				continue
+			}
+			n := namedPort(port)
+			if !slices.ContainsFunc(named, func(o policy.NamedPort) bool { return o.Name == n.Name && o.Proto == n.Proto }) {
+				named = append(named, n)
+			}
+		}
+	}
+	return named
+}
+
+// valid reports whether the port has a number that a port can have.
+func valid(port *corev1.ContainerPort) bool {
+	return port.ContainerPort >= 1 && port.ContainerPort <= 65535
+}
+
+func namedPort(port *corev1.ContainerPort) policy.NamedPort {
+	n := policy.NamedPort{Name: port.Name, Number: uint16(port.ContainerPort)}
+	switch port.Protocol {
+	case corev1.ProtocolTCP, "": // ContainerPort.protocol: "Defaults to TCP"
+		n.Proto = ruleset.TCP
+	case corev1.ProtocolUDP:
+		n.Proto = ruleset.UDP
+	case corev1.ProtocolSCTP:
+		n.Proto = ruleset.SCTP
+	default:
+		n.Proto = ruleset.Protocol(strings.ToLower(string(port.Protocol)))
+	}
+	return n
+}

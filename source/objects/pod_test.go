@@ -1,0 +1,99 @@
+package objects
+
+import (
+	"math/rand/v2"
+	"reflect"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// randomPod returns a pod with few different values in each field, so that two such pods are often alike.
+func randomPod(r *rand.Rand) *corev1.Pod {
+	pick := func(of ...string) string { return of[r.IntN(len(of))] }
+	p := &corev1.Pod{}
+	p.Namespace, p.Name, p.UID = "ns", pick("a", "a", "b"), types.UID(pick("1", "1", "2"))
+	p.Spec.NodeName = pick("n", "n", "m")
+	p.Spec.HostNetwork = r.IntN(8) == 0
+	p.Status.Phase = corev1.PodPhase(pick("", "Running", "Running", "Failed", "Succeeded"))
+	if r.IntN(8) == 0 {
+		p.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: pick("", "1", "3")}
+	}
+	for range r.IntN(3) {
+		if p.Labels == nil {
+			p.Labels = map[string]string{}
+		}
+		p.Labels[pick("app", "tier")] = pick("x", "y")
+	}
+	p.Status.PodIP = pick("", "10.0.0.1")
+	for range r.IntN(3) {
+		p.Status.PodIPs = append(p.Status.PodIPs,
+			corev1.PodIP{IP: pick("10.0.0.1", "10.0.0.1", "::ffff:10.0.0.1", "fd00::1", "0.0.0.0", "?")})
+	}
+	port := func() corev1.ContainerPort {
+		return corev1.ContainerPort{
+			Name: pick("", "http", "dns"), ContainerPort: int32(80 + r.IntN(2)),
+			Protocol: corev1.Protocol(pick("", "TCP", "UDP", "Tcp")),
+		}
+	}
+	for range r.IntN(3) {
+		c := corev1.Container{Name: "c", Ports: []corev1.ContainerPort{port()}}
+		if r.IntN(8) == 0 {
+			c.Ports[0].ContainerPort = 70000
+		}
+		p.Spec.Containers = append(p.Spec.Containers, c)
+	}
+	if r.IntN(4) == 0 {
+		always := corev1.ContainerRestartPolicy(pick("Always", "Never"))
+		p.Spec.InitContainers = []corev1.Container{{RestartPolicy: &always, Ports: []corev1.ContainerPort{port()}}}
+	}
+	return p
+}
+
+// TestIsPod: where IsPod finds a pod unchanged, Pod returns the same pod without problems. IsPod recognizes each pod
+// that has neither problems nor two ports of one name.
+func TestIsPod(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	alike, recognized := 0, 0
+	for range 50_000 {
+		was, now := randomPod(r), randomPod(r)
+		known, problems := Pod(was)
+		if IsPod(&known, was) {
+			recognized++
+			if problems != nil {
+				t.Fatalf("%+v has problems, and is taken for unchanged: %v", was, problems)
+			}
+		} else if problems == nil && len(known.Ports) == ports(was) {
+			t.Fatalf("%+v isn't recognized", was)
+		}
+		read, problems := Pod(now)
+		if IsPod(&known, now) {
+			alike++
+			if problems != nil || !reflect.DeepEqual(read, known) {
+				t.Fatalf("%+v is taken for %+v", now, known)
+			}
+		}
+	}
+	if alike < 10 || recognized < 10_000 {
+		t.Errorf("only %d pairs of pods are alike, and %d pods are recognized", alike, recognized)
+	}
+	known, _ := Pod(randomPod(r))
+	pod := randomPod(r)
+	if n := testing.AllocsPerRun(100, func() { IsPod(&known, pod) }); n > 0 {
+		t.Errorf("IsPod allocates %v times", n)
+	}
+}
+
+// ports returns the number of the pod's named ports.
+func ports(pod *corev1.Pod) int {
+	n := 0
+	for c := range portContainers(&pod.Spec) {
+		for _, p := range c.Ports {
+			if p.Name != "" {
+				n++
+			}
+		}
+	}
+	return n
+}
