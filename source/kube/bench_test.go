@@ -8,7 +8,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
 	"k8s.io/apimachinery/pkg/types"
@@ -16,100 +15,24 @@ import (
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
 
 	"github.com/weir-net/weir/policy"
+	scale "github.com/weir-net/weir/test/scale/cluster"
 )
 
-// realisticPod returns the i-th pod of a cluster as an API server sends it, about 5 KB long: a Deployment's pod of ten
-// replicas with two containers. With unique labels, no two pods have the same labels.
+// realisticPod returns the i-th pod of a cluster of workloads with ten replicas each, about 5 KB long. With unique
+// labels, no two pods have the same labels.
 func realisticPod(i int, unique bool) *corev1.Pod {
-	of := i / 10
-	hash := fmt.Sprintf("%010x", of*7919)
-	app := fmt.Sprintf("service-%d", of)
-	p := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{
-			Namespace: fmt.Sprintf("team-%d", i/100), Name: fmt.Sprintf("%s-%s-%05x", app, hash, i%1048576),
-			GenerateName: app + "-" + hash + "-", UID: types.UID(fmt.Sprintf("4f3c2a10-7b1e-4c55-9d0a-%012x", i)),
-			ResourceVersion: fmt.Sprint(1000 + i), CreationTimestamp: metav1.NewTime(time.Unix(1_700_000_000+int64(i), 0)),
-			Labels: map[string]string{
-				"app.kubernetes.io/name": app, "app.kubernetes.io/instance": app + "-prod",
-				"app.kubernetes.io/managed-by": "Helm", "app.kubernetes.io/component": "server",
-				"helm.sh/chart": "service-1.14.2", "pod-template-hash": hash,
-			},
-			Annotations: map[string]string{
-				"prometheus.io/scrape": "true", "prometheus.io/port": "9090",
-				"checksum/config": "6a1f0c9be3f1dd3d6a1f0c9be3f1dd3d6a1f0c9be3f1dd3d6a1f0c9be3f1dd3d",
-			},
-			OwnerReferences: []metav1.OwnerReference{{
-				APIVersion: "apps/v1", Kind: "ReplicaSet", Name: app + "-" + hash, UID: "0d7f9be2-5d6b-4a0e-8f5b-8e3f6f1f2a01",
-			}},
-			ManagedFields: []metav1.ManagedFieldsEntry{
-				{Manager: "kube-controller-manager", Operation: "Update", APIVersion: "v1", FieldsV1: fields(1200)},
-				{Manager: "kubelet", Operation: "Update", APIVersion: "v1", Subresource: "status", FieldsV1: fields(900)},
-			},
-		},
-		Spec: corev1.PodSpec{
-			NodeName: fmt.Sprintf("ip-10-0-%d-%d.eu-central-1.compute.internal", i/100/250, i/100%250),
-			Containers: []corev1.Container{
-				realisticContainer(app, "http", 8080), realisticContainer("metrics-proxy", "metrics", 9090),
-			},
-			ServiceAccountName: app, RestartPolicy: corev1.RestartPolicyAlways, DNSPolicy: corev1.DNSClusterFirst,
-			SchedulerName: "default-scheduler", SecurityContext: &corev1.PodSecurityContext{},
-			Volumes: []corev1.Volume{{Name: "kube-api-access-x2x4z", VolumeSource: corev1.VolumeSource{
-				ConfigMap: &corev1.ConfigMapVolumeSource{
-					LocalObjectReference: corev1.LocalObjectReference{Name: "kube-root-ca.crt"},
-				},
-			}}},
-			Tolerations: []corev1.Toleration{
-				{Key: "node.kubernetes.io/not-ready", Operator: "Exists", Effect: "NoExecute"},
-				{Key: "node.kubernetes.io/unreachable", Operator: "Exists", Effect: "NoExecute"},
-			},
-		},
-		Status: corev1.PodStatus{
-			Phase: corev1.PodRunning, HostIP: "10.0.1.17", QOSClass: corev1.PodQOSBurstable,
-			PodIP:  fmt.Sprintf("100.%d.%d.%d", 64+i/65536, i/256%256, i%256),
-			PodIPs: []corev1.PodIP{{IP: fmt.Sprintf("100.%d.%d.%d", 64+i/65536, i/256%256, i%256)}},
-		},
-	}
+	app := fmt.Sprintf("service-%d", i/10)
+	hash := fmt.Sprintf("%010x", i/10*7919)
+	p := scale.NewPod(fmt.Sprintf("team-%d", i/100), fmt.Sprintf("%s-%s-%05x", app, hash, i), app,
+		types.UID(fmt.Sprintf("4f3c2a10-7b1e-4c55-9d0a-%012x", i)))
+	p.Labels["pod-template-hash"], p.Labels["app.kubernetes.io/managed-by"] = hash, "Helm"
+	p.Labels["app.kubernetes.io/component"], p.Labels["helm.sh/chart"] = "server", "service-1.14.2"
 	if unique {
 		p.Labels["statefulset.kubernetes.io/pod-name"] = p.Name
 	}
-	for _, c := range p.Spec.Containers {
-		p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, corev1.ContainerStatus{
-			Name: c.Name, Ready: true, Image: c.Image,
-			ImageID:     c.Image + "@sha256:9f8b1c9f8b1c9f8b1c9f8b1c9f8b1c9f8b1c9f8b1c9f8b1c9f8b1c9f8b1c9f8b",
-			ContainerID: "containerd://7c1d7c1d7c1d7c1d7c1d7c1d7c1d7c1d7c1d7c1d7c1d7c1d7c1d7c1d7c1d7c1d",
-		})
-	}
-	for _, kind := range []corev1.PodConditionType{
-		"PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled",
-	} {
-		p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{
-			Type: kind, Status: corev1.ConditionTrue, LastTransitionTime: metav1.NewTime(time.Unix(1_700_000_100, 0)),
-		})
-	}
+	p.Spec.NodeName = fmt.Sprintf("ip-10-0-%d-%d.eu-central-1.compute.internal", i/100/250, i/100%250)
+	scale.Run(p, fmt.Sprintf("100.%d.%d.%d", 64+i/65536, i/256%256, i%256))
 	return p
-}
-
-func realisticContainer(name, port string, number int32) corev1.Container {
-	c := corev1.Container{
-		Name: name, Image: "registry.example.com/team/" + name + ":2.31.4", ImagePullPolicy: corev1.PullIfNotPresent,
-		Ports: []corev1.ContainerPort{{Name: port, ContainerPort: number, Protocol: corev1.ProtocolTCP}},
-		VolumeMounts: []corev1.VolumeMount{{
-			Name: "kube-api-access-x2x4z", ReadOnly: true, MountPath: "/var/run/secrets/kubernetes.io/serviceaccount",
-		}},
-		TerminationMessagePath: "/dev/termination-log", TerminationMessagePolicy: corev1.TerminationMessageReadFile,
-	}
-	for i := range 12 {
-		c.Env = append(c.Env, corev1.EnvVar{Name: fmt.Sprint("SETTING_", i), Value: "a value of the usual length"})
-	}
-	return c
-}
-
-func fields(size int) *metav1.FieldsV1 {
-	raw := make([]byte, size)
-	for i := range raw {
-		raw[i] = `{"f:metadata":{}}`[i%17]
-	}
-	return &metav1.FieldsV1{Raw: raw}
 }
 
 // BenchmarkPodEvent measures an event of one of 10,000 pods, from the decoded object until the loop would be woken.

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// pods are the pods of the cluster. In a large cluster they need most of the agent's memory. So pods share equal labels,
-// ports and names, and maps of their own have what only few pods have.
+// pods are the pods of the cluster. In a large cluster most of the agent's memory is for them. So pods share equal
+// labels, ports and names, and maps of their own have what only few pods have.
 type pods struct {
 	known  map[policy.Name]*policy.Pod
 	in     map[string]int // the number of pods by namespace

@@ -32,9 +32,8 @@ func Pod(pod *corev1.Pod) (policy.Pod, []ruleset.Problem) {
 	return p, r.problems
 }
 
-// IsPod reports whether Pod returns p, without problems, for the pod. Unlike Pod, it allocates nothing. It may return
-// false although Pod returns p, if the pod has odd ports. Most events of pods change nothing that policy needs, so
-// sources ask IsPod first.
+// IsPod reports whether Pod returns p, without problems, for the pod. Unlike Pod, it allocates nothing. Most events of
+// pods change nothing that policy needs, so sources ask IsPod first.
 func IsPod(p *policy.Pod, pod *corev1.Pod) bool {
 	if p.Namespace != pod.Namespace || p.Name != pod.Name || p.UID != uid(pod) || p.NodeName != pod.Spec.NodeName ||
 		p.HostNetwork != pod.Spec.HostNetwork || p.Finished != finished(pod) || p.Unknown != nil ||
@@ -49,19 +48,31 @@ func IsPod(p *policy.Pod, pod *corev1.Pod) bool {
 		}
 		addresses = addresses[1:]
 	}
-	ports := p.Ports
-	for c := range portContainers(&pod.Spec) {
+	return len(addresses) == 0 && isPorts(p.Ports, &pod.Spec)
+}
+
+// isPorts reports whether namedPorts returns the ports, without problems.
+func isPorts(ports []policy.NamedPort, spec *corev1.PodSpec) bool {
+	seen := 0
+	for c := range portContainers(spec) {
 		for i := range c.Ports {
-			if c.Ports[i].Name == "" {
+			port := &c.Ports[i]
+			if port.Name == "" {
 				continue
 			}
-			if !valid(&c.Ports[i]) || len(ports) == 0 || ports[0] != namedPort(&c.Ports[i]) {
+			n := namedPort(port)
+			switch {
+			case !valid(port):
 				return false
+			case slices.ContainsFunc(ports[:seen], namesake(n)):
+			case seen == len(ports) || ports[seen] != n:
+				return false
+			default:
+				seen++
 			}
-			ports = ports[1:]
 		}
 	}
-	return len(addresses)+len(ports) == 0
+	return seen == len(ports)
 }
 
 // uid returns the pod's UID as the runtime knows it. The API object of a static pod has it in an annotation.
@@ -136,12 +147,17 @@ func (r *reader) namedPorts(spec *corev1.PodSpec) []policy.NamedPort {
 				continue
 			}
 			n := namedPort(port)
-			if !slices.ContainsFunc(named, func(o policy.NamedPort) bool { return o.Name == n.Name && o.Proto == n.Proto }) {
+			if !slices.ContainsFunc(named, namesake(n)) {
 				named = append(named, n)
 			}
 		}
 	}
 	return named
+}
+
+// namesake returns a function that reports whether a port has the same name and protocol as n.
+func namesake(n policy.NamedPort) func(policy.NamedPort) bool {
+	return func(o policy.NamedPort) bool { return o.Name == n.Name && o.Proto == n.Proto }
 }
 
 // valid reports whether the port has a number that a port can have.
