@@ -149,6 +149,7 @@ func TestAWalkIsOvertaken(t *testing.T) {
 }
 
 // TestChangesShareAWalk: changes that follow one another share a walk, and long walks don't follow one another at once.
+// While the kernel has a fault, no walk begins.
 func TestChangesShareAWalk(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

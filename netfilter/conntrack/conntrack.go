@@ -1,6 +1,6 @@
-// Package conntrack lists connections in the kernel's connection table, marks them as cut, and deletes the connections
-// of an address that is about to be assigned to another pod. In an entry it changes only the cut bit of the label,
-// unless it must make the entry again (see Apply). It knows nothing of policy.
+// Package conntrack lists connections in the kernel's connection table, marks them as cut, and deletes single entries,
+// or all connections of an address that is about to be assigned to another pod. In an entry it changes only the cut bit
+// of the label, unless it must make the entry again (see Apply). It knows nothing of policy.
 package conntrack
 
 import (
@@ -30,7 +30,7 @@ type Connection struct {
 	state  tcpState
 }
 
-// tcpState is the state of a TCP connection. Its fields are 0 for other protocols.
+// tcpState is the state of a TCP connection; the zero value for other protocols.
 type tcpState struct {
 	state uint8 // of enum tcp_conntrack
 	flags uint8 // of the side that opened the connection

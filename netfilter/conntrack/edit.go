@@ -36,8 +36,9 @@ func NewEdit(c Connection, o Operation) Edit {
 	return Edit{c, o}
 }
 
-// Apply makes the edits with one system call. If one of them fails, Apply makes each with a call of its own. It returns
-// an error for each edit; nil instead of a list if all have succeeded. An edit of an entry that is gone succeeds.
+// Apply makes the edits with one system call. If one of them fails, Apply makes each with a call of its own, and
+// returns a list with an error, or nil, for each edit. It returns no list if the first call has made all of them. An
+// edit of an entry that is gone succeeds.
 func Apply(edits []Edit) []error {
 	var b batch.Batch
 	for _, e := range edits {
