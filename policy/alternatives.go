@@ -16,7 +16,7 @@ const maybeSuffix = " (may select it)"
 
 // isolatingPolicies returns the policies that isolate an endpoint, for each of the pods that it may be. A policy that
 // may select the pod or may not isolates the pod and allows nothing.
-func isolatingPolicies(d ruleset.Direction, policies []parsedPolicy, pods ...Pod) alternatives {
+func isolatingPolicies(d ruleset.Direction, policies []parsedPolicy, pods ...*Pod) alternatives {
 	var all alternatives
 	for _, p := range pods {
 		var list []parsedPolicy

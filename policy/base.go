@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -32,8 +31,8 @@ func families(state State) []conf.Family {
 }
 
 // base compiles the sets, chains and rules that don't depend on any policy.
-func (c *compiler) base(state State) {
-	c.podSets(state)
+func (c *compiler) base() {
+	c.podSets()
 	fromPods := ruleset.SetMatch{Name: c.family.Set(conf.PodsSet), By: ruleset.Source}
 	toPods := ruleset.SetMatch{Name: c.family.Set(conf.PodsSet), By: ruleset.Destination}
 	noPodFrom, noPodTo := fromPods, toPods
@@ -50,7 +49,7 @@ func (c *compiler) base(state State) {
 		In: conf.Bridge, Sets: []ruleset.SetMatch{noPodFrom}, Comment: "weir: from the bridge, but from no pod",
 		Action: ruleset.Drop,
 	}
-	other := c.links(state, []ruleset.Rule{fromPod, toPod})
+	other := c.links([]ruleset.Rule{fromPod, toPod})
 	ahead := c.ahead(other)
 	c.hook(ruleset.CheckForwarded, conf.ForwardChain, "weir: what no policy lets through to or from a pod is dropped",
 		ahead,
@@ -83,25 +82,33 @@ func (c *compiler) base(state State) {
 		}})
 }
 
-// podSets compiles two sets: the addresses of this node's pods, and the networks of the pods of all nodes.
-func (c *compiler) podSets(state State) {
-	var pods []ruleset.Entry
-	networks := map[netip.Prefix]ruleset.Entry{}
-	for _, n := range state.Nodes {
+// nodeNetworks returns the networks of the Nodes' pods, by family.
+func nodeNetworks(nodes []Node) (networks [len(conf.Families)]ruleset.Entries) {
+	var all [len(conf.Families)][]ruleset.Entry
+	for _, n := range nodes {
 		for _, p := range n.PodCIDRs {
-			if conf.FamilyOf(p.Addr()) == c.family {
-				networks[p] = entry(p, "pods of node "+n.Name)
-			}
+			f := conf.FamilyOf(p.Addr())
+			all[f] = append(all[f], entry(p, "pods of node "+n.Name))
 		}
 	}
-	for _, e := range state.Endpoints {
+	for f := range all {
+		networks[f] = ruleset.EntriesOf(all[f]...)
+	}
+	return networks
+}
+
+// podSets compiles two sets: the addresses of this node's pods, and the networks of the pods of all nodes.
+func (c *compiler) podSets() {
+	var pods []ruleset.Entry
+	networks := c.networks[c.family]
+	for _, e := range c.endpoints {
 		for _, a := range e.Addresses {
 			if conf.FamilyOf(a.Addr) != c.family {
 				continue
 			}
 			pods = append(pods, entry(hostPrefix(a.Addr), e.Pod.String()))
-			if _, ok := networks[a.Subnet]; !ok {
-				networks[a.Subnet] = entry(a.Subnet, "pods of this node")
+			if subnet := entry(a.Subnet, "pods of this node"); !has(networks, subnet.Element) {
+				networks = networks.With(subnet)
 			}
 		}
 	}
@@ -110,9 +117,13 @@ func (c *compiler) podSets(state State) {
 		Entries: ruleset.EntriesOf(pods...),
 	})
 	c.set(ruleset.Set{
-		Name: c.family.Set(conf.NetworksSet), Kind: ruleset.Networks, Role: ruleset.Checked,
-		Entries: ruleset.EntriesOf(slices.Collect(maps.Values(networks))...),
+		Name: c.family.Set(conf.NetworksSet), Kind: ruleset.Networks, Role: ruleset.Checked, Entries: networks,
 	})
+}
+
+func has(entries ruleset.Entries, e ruleset.Element) bool {
+	_, ok := entries.Get(e)
+	return ok
 }
 
 // ahead returns the rules that come before the rules that send packets to classes. Packets of established connections

@@ -45,7 +45,7 @@ type group struct {
 // Classes with more policies come first. A new policy moves its pods to classes that come earlier than the pods' old
 // classes. A deleted policy's classes are deleted. In both cases all of the policy's pods change their class in the
 // transaction that changes the rules.
-func (c *compiler) groups(s side, policies map[string][]parsedPolicy) []*group {
+func (c *compiler) groups(s side) []*group {
 	byPolicies := map[string]*group{}
 	at := func(isolating alternatives) *group {
 		names := isolating.names()
@@ -57,16 +57,16 @@ func (c *compiler) groups(s side, policies map[string][]parsedPolicy) []*group {
 	}
 	at(alternatives{nil}) // the class of pods that no policy isolates exists even if it is empty
 	// The classes of expected pods exist too. So enrolling such a pod changes sets only, and ADD takes less time.
-	for _, p := range c.cluster.expected {
-		at(isolatingPolicies(s.direction, policies[p.Namespace], p))
+	for _, p := range c.expected {
+		at(isolatingPolicies(s.direction, c.policies(p.Namespace), p))
 	}
-	for _, e := range c.cluster.endpoints {
+	for _, e := range c.endpoints {
 		if !e.known { // the pod is closed: it is in no class
 			continue
 		}
 		g := at(alternatives{nil})
 		if e.Enforcement != conf.Off {
-			g = at(isolatingPolicies(s.direction, policies[e.Pod.Namespace], e.pods...))
+			g = at(isolatingPolicies(s.direction, c.policies(e.Pod.Namespace), e.pods...))
 		}
 		g.pods = append(g.pods, e)
 	}

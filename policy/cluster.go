@@ -18,7 +18,7 @@ type cluster struct {
 	in        map[string][]int // by namespace: the indexes of its pods in pods
 	endpoints []joined
 	// expected are the pods that will run on this node and have no address yet.
-	expected []Pod
+	expected []*Pod
 	// shared are the addresses that more than one pod states as its own, each with the pods that state it. Which of the
 	// pods sends packets from such an address is unknown.
 	shared map[netip.Addr][]member
@@ -42,7 +42,7 @@ type joined struct {
 	Endpoint
 	known bool // the pod is in the source, or enforcement is off
 	// pods has the endpoint's pod, or several pods if it is uncertain which of them the endpoint is.
-	pods []Pod
+	pods []*Pod
 }
 
 // of returns the endpoint's addresses of the family.
@@ -57,7 +57,7 @@ func (l joined) of(f conf.Family) []netip.Addr {
 }
 
 // selects returns yes if the policy selects the pod, and maybe if the answer depends on a label that is unknown.
-func (policy parsedPolicy) selects(p Pod) answer {
+func (policy parsedPolicy) selects(p *Pod) answer {
 	if p.Namespace != policy.namespace {
 		return no
 	}
@@ -103,7 +103,7 @@ func index(state State) cluster {
 		l := joined{Endpoint: e}
 		for _, pod := range pods[k] {
 			if SameUID(pod.UID, e.Pod.UID) {
-				l.pods = append(l.pods, pod)
+				l.pods = append(l.pods, &pod)
 			}
 		}
 		same := len(l.pods) > 0
@@ -133,7 +133,7 @@ func index(state State) cluster {
 		}
 		if p.NodeName == state.Node && len(p.Addresses) == 0 && !attached[name{p.Namespace, p.Name}] &&
 			!p.HostNetwork && !p.Finished {
-			c.expected = append(c.expected, p)
+			c.expected = append(c.expected, &p)
 		}
 		if !p.HostNetwork {
 			c.in[p.Namespace] = append(c.in[p.Namespace], len(c.pods))
@@ -226,53 +226,88 @@ func SameUID(source, endpoint string) bool {
 	return source == "" || endpoint == "" || source == endpoint
 }
 
-// selected returns the addresses of the family of the pods that the selector matches, as a set's entries. An address
-// that several pods share is among them if the selector matches all of these pods.
-func (c cluster) selected(s selector, f conf.Family) ruleset.Entries {
-	var entries []ruleset.Entry
-	agreed := c.agreed(func(p member) bool { return s.matches(p.namespace, p.Pod) })
+// each calls f with each pod that the selector matches.
+func (c cluster) each(s selector, f func(p *member)) {
 	for _, members := range c.in {
 		if first := c.pods[members[0]]; !s.matchesNamespace(first.Namespace, first.namespace) {
 			continue
 		}
 		for _, i := range members {
-			p := &c.pods[i]
-			if p.matchedBy(s.pods) != yes {
-				continue
-			}
-			for _, a := range p.addresses {
-				if conf.FamilyOf(a) == f && agreed(a) {
-					entries = append(entries, entry(hostPrefix(a), p.Namespace+"/"+p.Name))
-				}
+			if p := &c.pods[i]; p.matchedBy(s.pods) == yes {
+				f(p)
 			}
 		}
 	}
+}
+
+// count implements members.
+func (c cluster) count(s selector, f conf.Family) (n int) {
+	c.each(s, func(p *member) { n += p.countOf(f) })
+	return n
+}
+
+// countOf returns how many addresses of the family the pod has.
+func (m *member) countOf(f conf.Family) (n int) {
+	for _, a := range m.addresses {
+		if conf.FamilyOf(a) == f {
+			n++
+		}
+	}
+	return n
+}
+
+// selected implements members.
+func (c cluster) selected(s selector, f conf.Family) ruleset.Entries {
+	var entries []ruleset.Entry
+	agreed := c.agreed(func(p member) bool { return s.matches(p.namespace, &p.Pod) })
+	c.each(s, func(p *member) {
+		for _, a := range p.addresses {
+			if conf.FamilyOf(a) == f && agreed(a) {
+				entries = append(entries, entry(hostPrefix(a), p.Namespace+"/"+p.Name))
+			}
+		}
+	})
 	return ruleset.EntriesOf(entries...)
 }
 
-// named returns the addresses of the family of the pods that have the named port, each with that port's number, as a
-// set's entries. If here is true, only pods of this node are among them. An address that several pods share is among
-// them if the port has the same number in all of these pods.
-func (c cluster) named(name string, proto ruleset.Protocol, here bool, f conf.Family) ruleset.Entries {
-	var entries []ruleset.Entry
-	agreed := map[NamedPort]func(netip.Addr) bool{}
+// eachNamed calls f with each pod that has the named port, and with the port.
+func (c cluster) eachNamed(named namedPort, f func(p *member, port NamedPort)) {
 	for i := range c.pods {
 		p := &c.pods[i]
 		for _, port := range p.Ports {
-			if port.Name != name || port.Proto != proto || (here && !p.here) {
-				continue
-			}
-			if agreed[port] == nil {
-				agreed[port] = c.agreed(func(p member) bool { return slices.Contains(p.Ports, port) })
-			}
-			for _, a := range p.addresses {
-				if conf.FamilyOf(a) == f && agreed[port](a) {
-					e := entry(hostPrefix(a), p.Namespace+"/"+p.Name)
-					e.Proto, e.Port = proto, port.Number
-					entries = append(entries, e)
-				}
+			if port.Name == named.name && port.Proto == named.proto && (p.here || !named.here) {
+				f(p, port)
 			}
 		}
 	}
+}
+
+// countNamed implements members.
+func (c cluster) countNamed(named namedPort, f conf.Family) (n int) {
+	c.eachNamed(named, func(p *member, _ NamedPort) { n += p.countOf(f) })
+	return n
+}
+
+// named implements members.
+func (c cluster) named(named namedPort, f conf.Family) ruleset.Entries {
+	var entries []ruleset.Entry
+	agreed := map[NamedPort]func(netip.Addr) bool{}
+	c.eachNamed(named, func(p *member, port NamedPort) {
+		if agreed[port] == nil {
+			agreed[port] = c.agreed(func(p member) bool { return slices.Contains(p.Ports, port) })
+		}
+		for _, a := range p.addresses {
+			if conf.FamilyOf(a) == f && agreed[port](a) {
+				entries = append(entries, namedEntry(a, port, p.Namespace+"/"+p.Name))
+			}
+		}
+	})
 	return ruleset.EntriesOf(entries...)
+}
+
+// namedEntry returns the entry of an address in the set of a named port.
+func namedEntry(a netip.Addr, port NamedPort, comment string) ruleset.Entry {
+	e := entry(hostPrefix(a), comment)
+	e.Proto, e.Port = port.Proto, port.Number
+	return e
 }

@@ -32,20 +32,20 @@ type familyRule struct {
 // cost returns how many kernel rules the demand needs.
 func (d *demand) cost() float64 { return float64(d.classes * len(d.rules) * d.ports.rules()) }
 
-// supply is a set that one or more demands need. Its entries are computed when they are first needed, as computing them
-// means comparing all pods with a selector.
+// supply is a set that one or more demands need. It is counted when its size is first needed, and filled when a demand
+// for it is granted, because both take time in proportion to the number of pods.
 type supply struct {
 	ruleset.Set
-	filled  bool
+	count   func() int // returns how many entries the set may have
 	fill    func() ruleset.Entries
+	counted bool
 	entries float64   // how many entries the set counts for
 	why     string    // the reason why the set can't exist; empty if it can
 	users   []*tenant // the namespaces that have a granted demand for the set
 }
 
-// demands returns the demands of the policies that isolate the groups, for all given families, sorted by policy. It
-// leaves out demands with a part that the kernel refuses, and reports a problem for each.
-func (c *compiler) demands(s side, groups []*group, fs []conf.Family) []*demand {
+// demands returns the demands of the policies that isolate the groups, sorted by policy. It leaves out demands with a part that the kernel refuses, and reports a problem for each.
+func (c *compiler) demands(s side, groups []*group) []*demand {
 	classes := map[string]int{}
 	var policies []parsedPolicy
 	for _, g := range groups {
@@ -67,7 +67,7 @@ func (c *compiler) demands(s side, groups []*group, fs []conf.Family) []*demand 
 			for _, p := range r.peers {
 				for _, ports := range r.ports {
 					d := &demand{policy: policy, side: s, rule: r, peer: p, ports: ports, classes: classes[policy.name]}
-					if c.complete(d, fs) {
+					if c.complete(d) {
 						all = append(all, d)
 					}
 				}
@@ -79,8 +79,8 @@ func (c *compiler) demands(s side, groups []*group, fs []conf.Family) []*demand 
 
 // complete adds the rules and sets to the demand. It reports whether the demand has rules and the kernel refuses none
 // of its parts. A demand has no rules if its peer can match no address of the families.
-func (c *compiler) complete(d *demand, fs []conf.Family) bool {
-	for _, f := range fs {
+func (c *compiler) complete(d *demand) bool {
+	for _, f := range c.families {
 		if !d.peer.means(f) {
 			continue
 		}
@@ -129,10 +129,10 @@ func (c *compiler) reportPorts(d *demand, why string) {
 }
 
 // supplyFor returns the supply with the set's name, and makes it if there is none. Several demands can share a supply.
-func (c *compiler) supplyFor(s ruleset.Set, fill func() ruleset.Entries) *supply {
+func (c *compiler) supplyFor(s ruleset.Set, count func() int, fill func() ruleset.Entries) *supply {
 	if c.supplies[s.Name] == nil {
 		s.Opens = true
-		c.supplies[s.Name] = &supply{Set: s, fill: fill}
+		c.supplies[s.Name] = &supply{Set: s, count: count, fill: fill}
 	}
 	return c.supplies[s.Name]
 }
@@ -142,10 +142,12 @@ func (c *compiler) peerSet(p peer, f conf.Family) *supply {
 	s := ruleset.Set{Name: f.Set(p.set), Family: f, Role: ruleset.Peers}
 	if p.selector != nil {
 		s.Kind = ruleset.Addresses
-		return c.supplyFor(s, func() ruleset.Entries { return c.cluster.selected(*p.selector, f) })
+		return c.supplyFor(s, func() int { return c.find.count(*p.selector, f) },
+			func() ruleset.Entries { return c.find.selected(*p.selector, f) })
 	}
 	s.Kind = ruleset.Networks
-	return c.supplyFor(s, func() ruleset.Entries { return ruleset.EntriesOf(slices.Collect(p.of(f))...) })
+	fill := func() ruleset.Entries { return ruleset.EntriesOf(slices.Collect(p.of(f))...) }
+	return c.supplyFor(s, func() int { return fill().Len() }, fill)
 }
 
 // portSet returns the supply of the port set that matches the ports, how a rule matches the set, and words for the
@@ -159,32 +161,41 @@ func (c *compiler) portSet(s side, p ports, f conf.Family) (set *supply, match r
 	switch {
 	case p.name != "":
 		name := f.Set(conf.NamedPortSets + ruleset.Hash(key(string(s.direction), p.name, string(p.proto))))
-		fill := func() ruleset.Entries { return c.cluster.named(p.name, p.proto, s.direction == ruleset.Ingress, f) }
-		set = c.supplyFor(ruleset.Set{Name: name, Family: f, Kind: ruleset.AddressPorts, Role: ruleset.Peers}, fill)
+		port := namedPort{p.name, p.proto, s.direction == ruleset.Ingress}
+		set = c.supplyFor(ruleset.Set{Name: name, Family: f, Kind: ruleset.AddressPorts, Role: ruleset.Peers},
+			func() int { return c.find.countNamed(port, f) },
+			func() ruleset.Entries { return c.find.named(port, f) })
 		return set, ruleset.SetMatch{Name: name, By: ruleset.DestinationPair}, ", port " + p.name
 	case p.set != "":
-		fill := func() ruleset.Entries { return ruleset.EntriesOf(numbers(p.numbers)...) }
-		set = c.supplyFor(ruleset.Set{Name: p.set, Kind: ruleset.Ports, Role: ruleset.Peers}, fill)
+		set = c.supplyFor(ruleset.Set{Name: p.set, Kind: ruleset.Ports, Role: ruleset.Peers},
+			func() int { return count(p.numbers) },
+			func() ruleset.Entries { return ruleset.EntriesOf(numbers(p.numbers)...) })
 		return set, ruleset.SetMatch{Name: p.set, By: ruleset.DestinationPort}, fmt.Sprintf(", %d ports", count(p.numbers))
 	}
 	return nil, ruleset.SetMatch{}, ""
 }
 
-// ensureFilled computes the set's entries if they were not computed before. It returns the reason why the set can't
-// exist, or an empty text. A set that can't exist is empty, so it allows nothing.
-func (s *supply) ensureFilled() (why string) {
-	if s.filled {
+// ensureCounted counts the set's entries if they weren't counted before. It returns the reason why the set can't exist,
+// or an empty text.
+func (s *supply) ensureCounted() (why string) {
+	if s.counted {
 		return s.why
 	}
-	s.filled = true
-	s.Entries = s.fill()
-	if n := s.Entries.Len(); n > conf.MaxSetEntries {
+	s.counted = true
+	n := s.count()
+	if n > conf.MaxSetEntries {
 		s.why = fmt.Sprintf("matches %d addresses, and a set can have %d; it allows nothing", n, conf.MaxSetEntries)
-		s.Entries = ruleset.Entries{}
 		return s.why
 	}
-	s.entries = float64(roughly(s.Entries.Len()))
+	s.entries = float64(roughly(n))
 	return ""
+}
+
+// filled returns the set with its entries.
+func (s *supply) filled() ruleset.Set {
+	set := s.Set
+	set.Entries = s.fill()
+	return set
 }
 
 // roughly returns the number, rounded up by at most an eighth. So one pod more or less rarely changes how much a set

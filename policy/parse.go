@@ -8,8 +8,6 @@ import (
 	"slices"
 
 	networkingv1 "k8s.io/api/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -19,7 +17,7 @@ import (
 type parsedPolicy struct {
 	name      string // namespace/name
 	namespace string
-	pods      labels.Selector
+	pods      matcher
 	rules     map[ruleset.Direction][]rule // the policy doesn't isolate directions that are absent
 	problems  []ruleset.Problem            // the parts of the policy that can't be parsed
 }
@@ -116,10 +114,10 @@ func parse(np *networkingv1.NetworkPolicy) parsedPolicy {
 		}
 	}
 	var err error
-	if policy.pods, err = metav1.LabelSelectorAsSelector(&np.Spec.PodSelector); err != nil {
+	if policy.pods, err = newMatcher(&np.Spec.PodSelector); err != nil {
 		report("spec.podSelector", "%v; every pod in namespace %s is isolated, and the policy lets nothing through",
 			err, np.Namespace)
-		policy.pods = labels.Everything()
+		policy.pods = everything
 	}
 	for _, d := range directions(np.Spec, report) {
 		policy.rules[d] = []rule{}

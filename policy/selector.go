@@ -7,16 +7,14 @@ import (
 	"strings"
 
 	networkingv1 "k8s.io/api/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 )
 
 // selector is a podSelector and/or namespaceSelector of a peer, parsed.
 type selector struct {
 	// namespace is the policy's own namespace if there is no namespaceSelector; empty otherwise.
 	namespace  string
-	namespaces labels.Selector
-	pods       labels.Selector
+	namespaces *matcher
+	pods       matcher
 }
 
 // parseSelector parses a peer's selectors. If the peer has both selectors, it is the pods that match podSelector in the
@@ -25,19 +23,23 @@ type selector struct {
 func parseSelector(namespace string, peer networkingv1.NetworkPolicyPeer) (s selector, field string, err error) {
 	if peer.NamespaceSelector == nil {
 		s.namespace = namespace
-	} else if s.namespaces, err = metav1.LabelSelectorAsSelector(peer.NamespaceSelector); err != nil {
-		return selector{}, "namespaceSelector", err
+	} else {
+		namespaces, err := newMatcher(peer.NamespaceSelector)
+		if err != nil {
+			return selector{}, "namespaceSelector", err
+		}
+		s.namespaces = &namespaces
 	}
-	if peer.PodSelector == nil {
-		s.pods = labels.Everything()
-	} else if s.pods, err = metav1.LabelSelectorAsSelector(peer.PodSelector); err != nil {
-		return selector{}, "podSelector", err
+	if peer.PodSelector != nil {
+		if s.pods, err = newMatcher(peer.PodSelector); err != nil {
+			return selector{}, "podSelector", err
+		}
 	}
 	return s, "", nil
 }
 
 // matches reports whether the selector certainly matches the pod in the namespace.
-func (s selector) matches(ns Namespace, p Pod) bool {
+func (s selector) matches(ns Namespace, p *Pod) bool {
 	return s.matchesNamespace(p.Namespace, ns) && p.matchedBy(s.pods) == yes
 }
 
@@ -46,7 +48,7 @@ func (s selector) matchesNamespace(name string, ns Namespace) bool {
 	if s.namespaces == nil {
 		return name == s.namespace
 	}
-	return ns.matchedBy(s.namespaces, name) == yes
+	return ns.matchedBy(*s.namespaces, name) == yes
 }
 
 // key returns a text that is equal for equal selectors and different for different selectors.

@@ -91,8 +91,7 @@ func (c *compiler) grant(demands []*demand) (granted []*demand) {
 	return granted
 }
 
-// fits reports whether the node has room for all demands. It computes the entries of sets only as long as there is
-// room.
+// fits reports whether the node has room for all demands. It counts the entries of sets only as long as there is room.
 func (c *compiler) fits(demands []*demand) bool {
 	var taken amount
 	counted := map[*supply]bool{}
@@ -103,7 +102,7 @@ func (c *compiler) fits(demands []*demand) bool {
 				continue
 			}
 			counted[s] = true
-			if taken.sets++; taken.within(c.room) && s.ensureFilled() == "" {
+			if taken.sets++; taken.within(c.room) && s.ensureCounted() == "" {
 				taken.entries += s.entries
 			}
 		}
@@ -118,7 +117,7 @@ func (c *compiler) fits(demands []*demand) bool {
 // is too large.
 func (c *compiler) possible(d *demand) bool {
 	for _, s := range d.sets {
-		if why := s.ensureFilled(); why != "" {
+		if why := s.ensureCounted(); why != "" {
 			c.report(d.policy, d.field(s), why)
 			return false
 		}
@@ -137,7 +136,7 @@ func (c *compiler) next(t *tenant, taken amount) bool {
 				whole.sets++
 			}
 		}
-		room := taken.plus(whole).within(c.room) // without room, the sets need not be filled
+		room := taken.plus(whole).within(c.room) // without room, the sets need not be counted
 		if room && !c.possible(d) {
 			continue
 		}

@@ -29,9 +29,7 @@ func granted(room amount, wishes []wish) []bool {
 		}
 		for _, name := range w.sets {
 			d.sets = append(d.sets,
-				c.supplyFor(ruleset.Set{Name: name}, func() ruleset.Entries {
-					return ruleset.EntriesOf(numbers([]ruleset.PortRange{{First: 1, Last: uint16(len(name))}})...)
-				}))
+				c.supplyFor(ruleset.Set{Name: name}, func() int { return len(name) }, nil))
 		}
 		all = append(all, d)
 	}

@@ -1,0 +1,121 @@
+package policy
+
+import (
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/selection"
+)
+
+// matcher is a label selector, prepared for many matches: it finds a value in a list of any length in the same time.
+type matcher struct {
+	requirements []requirement
+	text         string // equal for equal selectors, such as "app=web"
+}
+
+// requirement is one condition on one label.
+type requirement struct {
+	key string
+	op  selection.Operator
+	// values are those of In and NotIn.
+	values map[string]bool
+}
+
+// everything matches all labels.
+var everything matcher
+
+// newMatcher returns the matcher of a selector, or the error for which the API server would refuse the selector.
+func newMatcher(s *metav1.LabelSelector) (matcher, error) {
+	parsed, err := metav1.LabelSelectorAsSelector(s)
+	if err != nil {
+		return matcher{}, err
+	}
+	requirements, _ := parsed.Requirements() // every selector but labels.Nothing has requirements
+	m := matcher{text: parsed.String(), requirements: make([]requirement, 0, len(requirements))}
+	for _, p := range requirements {
+		r := requirement{key: p.Key(), op: p.Operator()}
+		if r.op == selection.Equals || r.op == selection.DoubleEquals {
+			r.op = selection.In
+		}
+		if r.op == selection.NotEquals {
+			r.op = selection.NotIn
+		}
+		if r.op == selection.In || r.op == selection.NotIn {
+			r.values = make(map[string]bool, p.Values().Len())
+			for v := range p.Values() {
+				r.values[v] = true
+			}
+		}
+		m.requirements = append(m.requirements, r)
+	}
+	return m, nil
+}
+
+// String returns the selector as text, such as "app=web,tier in (a,b)".
+func (m matcher) String() string { return m.text }
+
+// Empty reports whether the selector matches all labels because it has no requirement.
+func (m matcher) Empty() bool { return len(m.requirements) == 0 }
+
+// matches reports whether the labels meet the requirement.
+func (r *requirement) matches(labels map[string]string) bool {
+	value, ok := labels[r.key]
+	switch r.op {
+	case selection.In:
+		return ok && r.values[value]
+	case selection.NotIn:
+		return !ok || !r.values[value]
+	case selection.Exists:
+		return ok
+	case selection.DoesNotExist:
+		return !ok
+	}
+	return false
+}
+
+// answer tells whether a selector matches labels, some of which may be unknown.
+type answer int
+
+const (
+	no answer = iota
+	maybe
+	yes
+)
+
+// ask returns whether the selector matches the labels. It returns maybe if the answer depends on a label that is
+// unknown. unknown is nil if all labels are known.
+func (m matcher) ask(known map[string]string, unknown func(key string) bool) answer {
+	a := yes
+	for i := range m.requirements {
+		r := &m.requirements[i]
+		switch {
+		case unknown != nil && unknown(r.key):
+			a = maybe
+		case !r.matches(known):
+			return no
+		}
+	}
+	return a
+}
+
+// matchedBy returns whether the selector matches the pod's labels.
+func (p *Pod) matchedBy(m matcher) answer {
+	if len(p.Unknown) > 0 {
+		return m.ask(p.Labels, func(key string) bool { return slices.Contains(p.Unknown, key) })
+	}
+	return m.ask(p.Labels, nil)
+}
+
+// matchedBy returns whether the selector matches the labels of the namespace with that name. If the source doesn't have
+// the namespace, only the label with its name is known (KEP-2161). All its other labels are unknown, not absent.
+func (n Namespace) matchedBy(m matcher, name string) answer {
+	switch {
+	case n.Name == "":
+		named := map[string]string{corev1.LabelMetadataName: name}
+		return m.ask(named, func(key string) bool { return key != corev1.LabelMetadataName })
+	case len(n.Unknown) > 0:
+		return m.ask(n.Labels, func(key string) bool { return slices.Contains(n.Unknown, key) })
+	}
+	return m.ask(n.Labels, nil)
+}
