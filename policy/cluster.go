@@ -169,21 +169,27 @@ func (c cluster) problems() []ruleset.Problem {
 	for _, a := range slices.SortedFunc(maps.Keys(c.shared), netip.Addr.Compare) {
 		names := make([]string, len(c.shared[a]))
 		for i, p := range c.shared[a] {
-			names[i] = p.Namespace + "/" + p.Name
+			names[i] = comment(&p.Pod)
 		}
-		slices.Sort(names)
-		if names = slices.Compact(names); len(names) == 1 {
-			continue // one endpoint that may be one of several pods of the same name
-		}
-		for i, name := range names {
-			all = append(all, ruleset.Problem{
-				Object: "Pod " + name, Field: "status.podIPs",
-				Message: fmt.Sprintf("%s is also claimed by %s; its packets pass only where all of them are allowed",
-					a, others(names, i)),
-			})
-		}
+		all = append(all, sharedProblems(a, names)...)
 	}
 	return all
+}
+
+// sharedProblems returns the problems of the pods with the names, which all state the address as their own.
+func sharedProblems(a netip.Addr, names []string) (problems []ruleset.Problem) {
+	slices.Sort(names)
+	if names = slices.Compact(names); len(names) < 2 {
+		return nil // one endpoint that may be one of several pods of the same name
+	}
+	for i, name := range names {
+		problems = append(problems, ruleset.Problem{
+			Object: "Pod " + name, Field: "status.podIPs",
+			Message: fmt.Sprintf("%s is also claimed by %s; its packets pass only where all of them are allowed",
+				a, others(names, i)),
+		})
+	}
+	return problems
 }
 
 // others returns up to three of the names without the one at i, and the number of the rest. Listing all names in the
@@ -240,8 +246,8 @@ func (c cluster) each(s selector, f func(p *member)) {
 	}
 }
 
-// count implements members.
-func (c cluster) count(s selector, f conf.Family) (n int) {
+// countSelected implements finder.
+func (c cluster) countSelected(s selector, f conf.Family) (n int) {
 	c.each(s, func(p *member) { n += p.countOf(f) })
 	return n
 }
@@ -256,7 +262,7 @@ func (m *member) countOf(f conf.Family) (n int) {
 	return n
 }
 
-// selected implements members.
+// selected implements finder.
 func (c cluster) selected(s selector, f conf.Family) ruleset.Entries {
 	var entries []ruleset.Entry
 	agreed := c.agreed(func(p member) bool { return s.matches(p.namespace, &p.Pod) })
@@ -282,13 +288,13 @@ func (c cluster) eachNamed(named namedPort, f func(p *member, port NamedPort)) {
 	}
 }
 
-// countNamed implements members.
+// countNamed implements finder.
 func (c cluster) countNamed(named namedPort, f conf.Family) (n int) {
 	c.eachNamed(named, func(p *member, _ NamedPort) { n += p.countOf(f) })
 	return n
 }
 
-// named implements members.
+// named implements finder.
 func (c cluster) named(named namedPort, f conf.Family) ruleset.Entries {
 	var entries []ruleset.Entry
 	agreed := map[NamedPort]func(netip.Addr) bool{}

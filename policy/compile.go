@@ -18,7 +18,7 @@ func Compile(state State) ruleset.Ruleset {
 	r := compile(input{
 		endpoints: c.endpoints, expected: c.expected, find: c, refused: state.Refused,
 		policies: func(namespace string) []parsedPolicy { return policies.in[namespace] },
-		families: families(state), networks: nodeNetworks(state.Nodes),
+		families: familiesOf(state.Endpoints, newPlaces(state).nodes[state.Node]), networks: nodeNetworks(state.Nodes),
 	})
 	r.Problems = slices.Concat(state.Problems, policies.problems, c.problems(), r.Problems)
 	return r
@@ -40,8 +40,8 @@ type input struct {
 
 // finder finds the members of selector sets and of sets of named ports among all pods of the cluster.
 type finder interface {
-	// count returns how many addresses of the family the selected pods have. The set has no more entries.
-	count(s selector, f conf.Family) int
+	// countSelected returns how many addresses of the family the selected pods have. The set has no more entries.
+	countSelected(s selector, f conf.Family) int
 	// selected returns the addresses of the family of the pods that the selector matches, as a set's entries. An address
 	// that several pods share is among them if the selector matches all of these pods.
 	selected(s selector, f conf.Family) ruleset.Entries

@@ -142,7 +142,7 @@ func (c *compiler) peerSet(p peer, f conf.Family) *supply {
 	s := ruleset.Set{Name: f.Set(p.set), Family: f, Role: ruleset.Peers}
 	if p.selector != nil {
 		s.Kind = ruleset.Addresses
-		return c.supplyFor(s, func() int { return c.find.count(*p.selector, f) },
+		return c.supplyFor(s, func() int { return c.find.countSelected(*p.selector, f) },
 			func() ruleset.Entries { return c.find.selected(*p.selector, f) })
 	}
 	s.Kind = ruleset.Networks
@@ -160,8 +160,8 @@ func (c *compiler) peerSet(p peer, f conf.Family) *supply {
 func (c *compiler) portSet(s side, p ports, f conf.Family) (set *supply, match ruleset.SetMatch, words string) {
 	switch {
 	case p.name != "":
-		name := f.Set(conf.NamedPortSets + ruleset.Hash(key(string(s.direction), p.name, string(p.proto))))
 		port := namedPort{p.name, p.proto, s.direction == ruleset.Ingress}
+		name := namedPortSet(port, f)
 		set = c.supplyFor(ruleset.Set{Name: name, Family: f, Kind: ruleset.AddressPorts, Role: ruleset.Peers},
 			func() int { return c.find.countNamed(port, f) },
 			func() ruleset.Entries { return c.find.named(port, f) })
@@ -173,6 +173,15 @@ func (c *compiler) portSet(s side, p ports, f conf.Family) (set *supply, match r
 		return set, ruleset.SetMatch{Name: p.set, By: ruleset.DestinationPort}, fmt.Sprintf(", %d ports", count(p.numbers))
 	}
 	return nil, ruleset.SetMatch{}, ""
+}
+
+// namedPortSet returns the name of the set of a named port.
+func namedPortSet(p namedPort, f conf.Family) string {
+	direction := ruleset.Egress
+	if p.here {
+		direction = ruleset.Ingress
+	}
+	return f.Set(conf.NamedPortSets + ruleset.Hash(key(string(direction), p.name, string(p.proto))))
 }
 
 // ensureCounted counts the set's entries if they weren't counted before. It returns the reason why the set can't exist,

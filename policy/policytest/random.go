@@ -256,9 +256,11 @@ func Change(r *rand.Rand, old policy.State) policy.State {
 	for range 1 + r.IntN(6) {
 		switch r.IntN(7) {
 		case 0:
-			s.Namespaces[r.IntN(len(s.Namespaces))].Labels = labels(r)
+			if len(s.Namespaces) > 0 {
+				s.Namespaces[r.IntN(len(s.Namespaces))].Labels = labels(r)
+			}
 		case 1:
-			s.Pods[r.IntN(len(s.Pods))].Labels = labels(r)
+			changePod(r, &s, func(p *policy.Pod) { p.Labels = labels(r) })
 		case 2:
 			s.Policies = append(s.Policies, Policy(r, 10+r.IntN(10)))
 		case 3:

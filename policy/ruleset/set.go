@@ -90,7 +90,10 @@ func (e Element) String() string {
 
 // Compare compares elements by address, size of the network, protocol, port and link.
 func (e Element) Compare(o Element) int {
-	return cmp.Or(e.Prefix.Addr().Compare(o.Prefix.Addr()), cmp.Compare(e.Prefix.Bits(), o.Prefix.Bits()),
+	if c := e.Prefix.Addr().Compare(o.Prefix.Addr()); c != 0 { // nearly always, and comparing the rest takes longer
+		return c
+	}
+	return cmp.Or(cmp.Compare(e.Prefix.Bits(), o.Prefix.Bits()),
 		cmp.Compare(e.Proto, o.Proto), cmp.Compare(e.Port, o.Port), cmp.Compare(e.Link, o.Link))
 }
 

@@ -1,0 +1,242 @@
+package policy
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// addressBook has the pods with each address.
+type addressBook struct {
+	one  map[netip.Addr]*pod   // an address of one pod
+	more map[netip.Addr][]*pod // an address of several pods
+	// taken is how many endpoints of this node have an address. A pod elsewhere may state such an address: it was the
+	// address of an earlier pod, which is being deleted. Policy uses the address only for the endpoint.
+	taken map[netip.Addr]int
+}
+
+func newAddressBook() addressBook {
+	return addressBook{one: map[netip.Addr]*pod{}, more: map[netip.Addr][]*pod{}, taken: map[netip.Addr]int{}}
+}
+
+// add adds the pod to the pods with the address.
+func (b *addressBook) add(a netip.Addr, p *pod) {
+	switch first := b.one[a]; {
+	case b.more[a] != nil:
+		if !slices.Contains(b.more[a], p) {
+			b.more[a] = append(b.more[a], p)
+		}
+	case first == nil:
+		b.one[a] = p
+	case first != p:
+		b.more[a] = []*pod{first, p}
+		delete(b.one, a)
+	}
+}
+
+// remove removes the pod from the pods with the address.
+func (b *addressBook) remove(a netip.Addr, p *pod) {
+	if b.one[a] == p {
+		delete(b.one, a)
+	}
+	several := b.more[a]
+	if several == nil {
+		return
+	}
+	if several = slices.DeleteFunc(several, func(o *pod) bool { return o == p }); len(several) == 1 {
+		b.one[a] = several[0]
+		delete(b.more, a)
+		return
+	}
+	b.more[a] = several
+}
+
+// all returns the pods that have the address or state it.
+func (b *addressBook) all(a netip.Addr) []*pod {
+	if several := b.more[a]; several != nil {
+		return several
+	}
+	if p := b.one[a]; p != nil {
+		return []*pod{p}
+	}
+	return nil
+}
+
+// uses reports whether policy uses the address for the pod, which has it or states it.
+func (b *addressBook) uses(p *pod, a netip.Addr) bool { return p.here || b.taken[a] == 0 }
+
+// users returns the pods for which policy uses the address.
+func (b *addressBook) users(a netip.Addr) []*pod {
+	all := b.all(a)
+	if b.taken[a] == 0 {
+		return all
+	}
+	var here []*pod
+	for _, p := range all {
+		if p.here {
+			here = append(here, p)
+		}
+	}
+	return here
+}
+
+// names returns the names of the pods for which policy uses the address, if several pods have it.
+func (b *addressBook) names(a netip.Addr) (names []string) {
+	if b.more[a] == nil {
+		return nil
+	}
+	for _, p := range b.users(a) {
+		names = append(names, comment(p.Pod))
+	}
+	return names
+}
+
+// standing has the sets of live selectors and named ports that have an address as entry.
+type standing struct {
+	selectors []*live // by ID
+	ports     []portAt
+	of        *Pod // the pod in the entry's comment
+}
+
+// portAt is the set of a named port, and the port's number at an address.
+type portAt struct {
+	*live
+	port NamedPort
+}
+
+// at returns which sets have the address. A set has an address that several pods share if it would have the address for
+// each of them alone.
+func (e *Engine) at(a netip.Addr) (s standing) {
+	users := e.addresses.users(a)
+	if len(users) == 0 {
+		return s
+	}
+	s.of, s.selectors = users[0].Pod, users[0].crowd.matches
+	for _, p := range users[1:] {
+		if comment(p.Pod) < comment(s.of) {
+			s.of = p.Pod
+		}
+		var both []*live
+		for _, l := range s.selectors {
+			if _, in := slices.BinarySearchFunc(p.crowd.matches, l, byID); in {
+				both = append(both, l)
+			}
+		}
+		s.selectors = both
+	}
+	for _, port := range users[0].Ports {
+		sets := e.selectors.ports(port, users[0].here)
+		if len(sets) == 0 || slices.ContainsFunc(users, func(p *pod) bool { return !slices.Contains(p.Ports, port) }) {
+			continue
+		}
+		for _, l := range sets {
+			s.ports = append(s.ports, portAt{l, port})
+		}
+	}
+	return s
+}
+
+func comment(p *Pod) string { return p.Namespace + "/" + p.Name }
+
+// moving is what has changed and isn't settled yet. Entries of sets depend on all pods with an address together, so they
+// change once all pods have.
+type moving struct {
+	addresses map[netip.Addr]standing // which sets had the address before
+	crowds    map[*crowd]bool         // lost their last pod
+	counts    map[*live]bool          // have another count now
+	sets      map[*live]bool          // have other entries now
+}
+
+func newMoving() moving {
+	return moving{
+		addresses: map[netip.Addr]standing{}, crowds: map[*crowd]bool{}, counts: map[*live]bool{}, sets: map[*live]bool{},
+	}
+}
+
+// touch must be called before anything changes that the entries for the address depend on.
+func (e *Engine) touch(a netip.Addr) {
+	if _, ok := e.moving.addresses[a]; !ok {
+		e.moving.addresses[a] = e.at(a)
+	}
+}
+
+// settleSome settles if much has changed. It must be called between two changes.
+func (e *Engine) settleSome() {
+	const many = 1 << 12
+	if len(e.moving.addresses) >= many {
+		e.settle()
+	}
+}
+
+// settle brings the entries of filled sets up to date.
+func (e *Engine) settle() {
+	for a, was := range e.moving.addresses {
+		now := e.at(a)
+		e.moveSelectors(a, was, now)
+		e.movePorts(a, was, now)
+		e.reports.set(reportOf{shared: a}, sharedProblems(a, e.addresses.names(a)))
+	}
+	clear(e.moving.addresses)
+	for c := range e.moving.crowds {
+		if len(c.pods) == 0 {
+			e.dropCrowd(c)
+		}
+	}
+	clear(e.moving.crowds)
+}
+
+// moveSelectors moves the address between selector sets.
+func (e *Engine) moveSelectors(a netip.Addr, was, now standing) {
+	renamed := was.of != now.of && was.of != nil && now.of != nil && comment(was.of) != comment(now.of)
+	if !renamed && slices.Equal(was.selectors, now.selectors) {
+		return
+	}
+	for _, l := range was.selectors {
+		if _, in := slices.BinarySearchFunc(now.selectors, l, byID); !in {
+			e.delete(l, a, ruleset.Element{Prefix: hostPrefix(a)})
+		}
+	}
+	for _, l := range now.selectors {
+		if _, in := slices.BinarySearchFunc(was.selectors, l, byID); !in || renamed {
+			e.put(l, a, entry(hostPrefix(a), comment(now.of)))
+		}
+	}
+}
+
+// movePorts moves the address between the sets of named ports.
+func (e *Engine) movePorts(a netip.Addr, was, now standing) {
+	for _, p := range was.ports {
+		if !slices.Contains(now.ports, p) {
+			e.delete(p.live, a, namedEntry(a, p.port, "").Element)
+		}
+	}
+	for _, p := range now.ports {
+		e.put(p.live, a, namedEntry(a, p.port, comment(now.of)))
+	}
+}
+
+// put puts the entry for the address into the set, if the set is filled.
+func (e *Engine) put(l *live, a netip.Addr, entry ruleset.Entry) {
+	if set := &l.sets[conf.FamilyOf(a)]; set.filled {
+		was := set.entries
+		if set.entries = was.With(entry); !set.entries.Same(was) {
+			e.moving.sets[l] = true
+		}
+	}
+}
+
+// delete deletes the element for the address from the set, if the set is filled.
+func (e *Engine) delete(l *live, a netip.Addr, element ruleset.Element) {
+	if set := &l.sets[conf.FamilyOf(a)]; set.filled {
+		was := set.entries
+		if set.entries = was.Without(element); !set.entries.Same(was) {
+			e.moving.sets[l] = true
+		}
+	}
+}
+
+// byID orders live selectors.
+func byID(a, b *live) int { return cmp.Compare(a.id, b.id) }

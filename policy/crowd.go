@@ -1,0 +1,214 @@
+package policy
+
+import (
+	"hash/maphash"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// space is a namespace: the object, its policies, and its pods.
+type space struct {
+	name   string
+	object Namespace // zero if the source doesn't have it
+	crowds map[uint64]*crowd
+	scopes []*scope // the live namespaceSelectors that match it, by ID
+	// policies are those of the namespace, by name.
+	policies map[string][]*networkingv1.NetworkPolicy
+	// parsed are the policies, parsed, in the order of their names; nil if they aren't parsed. Only namespaces of the
+	// node's own pods have them.
+	parsed []parsedPolicy
+	used   uint64 // the last compile that used parsed
+}
+
+// crowd has the pods of one namespace that have equal labels. The replicas of a workload are one crowd, so a selector is
+// compared with their labels once.
+type crowd struct {
+	*space
+	hash    uint64
+	next    *crowd // another crowd of the space with the same hash
+	sample  *Pod   // any pod with these labels
+	pods    []*pod
+	count   [len(conf.Families)]int // how many addresses of each family policy uses for the pods
+	matches []*live                 // the live selectors that match, by ID; never changed, but replaced
+}
+
+var seed = maphash.MakeSeed()
+
+// labelHash returns a hash of the pod's labels that doesn't depend on their order.
+func labelHash(p *Pod) (hash uint64) {
+	for k, v := range p.Labels {
+		hash += maphash.String(seed, k)*31 + maphash.String(seed, v)
+	}
+	for _, k := range p.Unknown {
+		hash += maphash.String(seed, k) * 17
+	}
+	return hash
+}
+
+// space returns the namespace with that name, and makes it if there is none.
+func (e *Engine) space(name string) *space {
+	s := e.spaces[name]
+	if s == nil {
+		s = &space{name: name, crowds: map[uint64]*crowd{}, policies: map[string][]*networkingv1.NetworkPolicy{}}
+		e.spaces[name] = s
+		s.scopes = e.selectors.scopesOf(s)
+	}
+	return s
+}
+
+// setNamespace takes the namespace as it is now; nil if the source doesn't have it.
+func (e *Engine) setNamespace(name string, n *Namespace) {
+	s := e.space(name)
+	if s.object = (Namespace{}); n != nil {
+		s.object = *n
+	}
+	defer e.dropSpace(s)
+	scopes := e.selectors.scopesOf(s)
+	if slices.Equal(scopes, s.scopes) {
+		return
+	}
+	for c := range s.each() {
+		for _, p := range c.pods {
+			for _, a := range p.addresses {
+				e.touch(a)
+			}
+		}
+	}
+	s.scopes = scopes
+	for c := range s.each() {
+		e.rematch(c, e.selectors.matching(c))
+	}
+}
+
+// each yields the crowds of the namespace.
+func (s *space) each() func(func(*crowd) bool) {
+	return func(yield func(*crowd) bool) {
+		for _, c := range s.crowds {
+			for ; c != nil; c = c.next {
+				if !yield(c) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// setPolicies replaces the policies of that name.
+func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) {
+	s, full := e.space(name.Namespace), name.Namespace+"/"+name.Name
+	if s.policies[name.Name] = policies; len(policies) == 0 {
+		delete(s.policies, name.Name)
+		e.names = e.names.Without(full)
+	} else {
+		e.names = e.names.With(full, true)
+	}
+	var problems []ruleset.Problem
+	for _, np := range policies {
+		problems = append(problems, Validate(np)...)
+	}
+	e.reports.set(reportOf{policy: name}, problems)
+	if s.parsed != nil {
+		s.parsed, e.stale = nil, true
+	}
+	e.dropSpace(s)
+}
+
+// policiesIn returns the namespace's policies, parsed.
+func (e *Engine) policiesIn(namespace string) []parsedPolicy {
+	s := e.space(namespace)
+	s.used = e.round
+	if s.parsed != nil {
+		return s.parsed
+	}
+	s.parsed = make([]parsedPolicy, 0, len(s.policies))
+	for _, policies := range s.policies {
+		for _, np := range policies {
+			s.parsed = append(s.parsed, parse(np))
+		}
+	}
+	slices.SortFunc(s.parsed, func(a, b parsedPolicy) int { return strings.Compare(a.name, b.name) })
+	return s.parsed
+}
+
+// join puts the pod into the crowd of its namespace and labels.
+func (e *Engine) join(p *pod) {
+	s, hash := e.space(p.Namespace), labelHash(p.Pod)
+	c := s.crowds[hash]
+	for c != nil && !(maps.Equal(c.sample.Labels, p.Labels) && slices.Equal(c.sample.Unknown, p.Unknown)) {
+		c = c.next
+	}
+	if c == nil {
+		c = &crowd{space: s, hash: hash, sample: p.Pod, next: s.crowds[hash]}
+		s.crowds[hash] = c
+		e.rematch(c, e.selectors.matching(c))
+	}
+	p.crowd, p.place = c, len(c.pods)
+	c.pods = append(c.pods, p)
+}
+
+// leave takes the pod out of its crowd.
+func (e *Engine) leave(p *pod) {
+	c := p.crowd
+	last := c.pods[len(c.pods)-1]
+	c.pods[p.place], last.place = last, p.place
+	c.pods[len(c.pods)-1] = nil
+	c.pods = c.pods[:len(c.pods)-1]
+	if p.crowd = nil; len(c.pods) == 0 {
+		e.moving.crowds[c] = true
+	} else if c.sample == p.Pod { // the pod isn't needed any more
+		c.sample = c.pods[0].Pod
+	}
+}
+
+// dropCrowd forgets a crowd without pods.
+func (e *Engine) dropCrowd(c *crowd) {
+	e.rematch(c, nil)
+	before := c.crowds[c.hash]
+	if before == c {
+		c.crowds[c.hash] = c.next
+	}
+	for ; before != nil && before != c; before = before.next {
+		if before.next == c {
+			before.next = c.next
+			break
+		}
+	}
+	if c.crowds[c.hash] == nil {
+		delete(c.crowds, c.hash)
+	}
+	e.dropSpace(c.space)
+}
+
+// dropSpace forgets the namespace if nothing is known of it.
+func (e *Engine) dropSpace(s *space) {
+	if s.object.Name == "" && len(s.crowds)+len(s.policies) == 0 && s.parsed == nil {
+		delete(e.spaces, s.name)
+	}
+}
+
+// count counts the pod's address in its crowd, and in the selectors and named ports that match the pod: by is 1 or -1.
+// An address of an endpoint doesn't count for a pod elsewhere.
+func (e *Engine) count(p *pod, a netip.Addr, by int) {
+	if !e.addresses.uses(p, a) {
+		return
+	}
+	f := conf.FamilyOf(a)
+	p.crowd.count[f] += by
+	for _, l := range p.crowd.matches {
+		l.count[f] += by
+		e.moving.counts[l] = true
+	}
+	for _, port := range p.Ports {
+		for _, l := range e.selectors.ports(port, p.here) {
+			l.count[f] += by
+			e.moving.counts[l] = true
+		}
+	}
+}

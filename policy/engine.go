@@ -1,0 +1,338 @@
+package policy
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/ordered"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Engine compiles the ruleset of one node, and keeps it up to date from deltas. Its ruleset is always the one that
+// Compile gives for the same state, but for the order of the problems. What an event costs depends on the node's own
+// pods and on what the event changes, and not on the size of the cluster:
+//
+//   - A change of a pod that no policy of the node's pods concerns ends after a few look-ups.
+//   - A change of a pod elsewhere that is a peer changes the entries of sets.
+//   - A change of the node's own pods, or of policies in their namespaces, compiles the node's rules again. The members
+//     of selectors that were used before are known.
+//
+// Invariants, after each method:
+//   - Each pod with an address and without host network is in the crowd of its namespace and labels.
+//   - Each live selector is in the list of each crowd that it matches, and has the number of these crowds' addresses.
+//   - Each live selector that is filled has the entries that Compile would give its set.
+//
+// An Engine isn't safe for concurrent use. The rulesets that it returns never change.
+type Engine struct {
+	node string
+
+	pods     map[Name]*pod // the first of each name
+	spaces   map[string]*space
+	names    ordered.Map[string, bool] // of all policies: NAMESPACE/NAME
+	nodes    []Node
+	places   places
+	networks [len(conf.Families)]ruleset.Entries // of all Nodes
+	workload []Workload
+
+	endpoints map[string]Endpoint // by ID
+	attached  map[Name][]string   // the IDs of a pod's endpoints, in order
+	expected  map[*pod]bool
+	refused   ruleset.Refused
+
+	addresses addressBook
+	selectors selectorIndex
+	moving    moving
+	reports   reports
+
+	compiled ruleset.Ruleset // without the problems of the cluster's objects
+	ruleset  ruleset.Ruleset
+	// stale is true if the rules must be compiled again. Otherwise at most the entries of sets have changed.
+	stale bool
+	round uint64 // counts the compiles
+}
+
+// pod is a pod of the cluster, with the addresses that policy uses for it.
+type pod struct {
+	*Pod
+	next *pod // another pod of the same name; nil if there is none
+	made bool // a workload can have made the pod; the source doesn't have it
+	// crowd has the pod, if the pod has addresses of its own.
+	crowd *crowd
+	place int // in crowd.pods
+	here  bool
+	// addresses are those of the pod's endpoints on this node, or those in its status that its Node can assign. Policy
+	// uses an address of the second kind only while no endpoint has it.
+	addresses []netip.Addr
+}
+
+// NewEngine returns an engine for the node with that name; empty if it isn't known.
+func NewEngine(node string) *Engine {
+	e := &Engine{
+		node: node, pods: map[Name]*pod{}, spaces: map[string]*space{}, names: ordered.New[string, bool](cmp.Compare),
+		endpoints: map[string]Endpoint{}, attached: map[Name][]string{}, expected: map[*pod]bool{}, stale: true,
+		addresses: newAddressBook(), selectors: newSelectorIndex(), moving: newMoving(),
+		reports: reports{},
+	}
+	e.places = newPlaces(State{Node: node})
+	return e
+}
+
+// Apply takes the changes of the source's objects, but for the Nodes: SetNodes takes those that are accepted.
+func (e *Engine) Apply(d *Delta) {
+	for name, n := range d.Namespaces {
+		e.setNamespace(name, n)
+	}
+	for name, policies := range d.Policies {
+		e.setPolicies(name, policies)
+	}
+	if d.Workloads != nil {
+		e.workload = *d.Workloads
+		for name := range e.attached {
+			e.setPods(name, e.given(name))
+		}
+	}
+	for name, pods := range d.Pods {
+		e.setPods(name, pods)
+		e.settleSome()
+	}
+	if d.Problems != nil {
+		e.reports.set(reportOf{}, *d.Problems)
+	}
+	e.settle()
+}
+
+// SetRefused takes the parts of earlier rulesets that the node's kernel refuses.
+func (e *Engine) SetRefused(r ruleset.Refused) {
+	if !maps.Equal(e.refused, r) {
+		e.refused, e.stale = r, true
+	}
+}
+
+// SetNodes takes the Nodes with only the accepted claims.
+func (e *Engine) SetNodes(nodes []Node) {
+	was := e.places
+	e.nodes, e.places = nodes, newPlaces(State{Objects: Objects{Nodes: nodes}, Node: e.node})
+	same := func(name string) bool {
+		before, had := was.nodes[name]
+		now, has := e.places.nodes[name]
+		return had == has && slices.Equal(before.PodCIDRs, now.PodCIDRs)
+	}
+	changed := map[string]bool{}
+	for _, all := range []map[string]Node{was.nodes, e.places.nodes} {
+		for name := range all {
+			if !same(name) {
+				changed[name] = true
+			}
+		}
+	}
+	if len(changed) == 0 && was.unknown == e.places.unknown {
+		return
+	}
+	e.networks, e.stale = nodeNetworks(nodes), true
+	all := changed[e.node] || was.unknown != e.places.unknown
+	for _, first := range e.pods {
+		for p := first; p != nil; p = p.next {
+			if len(p.Addresses) > 0 && (all || changed[p.NodeName]) && !p.here {
+				e.withdraw(p)
+				e.admit(p)
+			}
+		}
+		e.settleSome()
+	}
+	e.settle()
+}
+
+// SetEndpoints takes the attachments on this node.
+func (e *Engine) SetEndpoints(endpoints []Endpoint) {
+	now := make(map[string]Endpoint, len(endpoints))
+	changed := map[Name]bool{}
+	for _, n := range endpoints {
+		now[n.ID] = n
+		if was, ok := e.endpoints[n.ID]; !ok || !reflect.DeepEqual(was, n) {
+			changed[n.Pod.name()], changed[was.Pod.name()] = true, true
+		}
+	}
+	for id, was := range e.endpoints {
+		if _, ok := now[id]; !ok {
+			changed[was.Pod.name()] = true
+		}
+	}
+	if len(changed) == 0 {
+		return
+	}
+	e.stale = true
+	for name := range changed {
+		for p := e.pods[name]; p != nil; p = p.next {
+			e.withdraw(p)
+		}
+		for _, id := range e.attached[name] {
+			e.take(e.endpoints[id], -1)
+		}
+		delete(e.attached, name)
+	}
+	e.endpoints = now
+	for _, id := range slices.Sorted(maps.Keys(now)) {
+		if name := now[id].Pod.name(); changed[name] {
+			e.attached[name] = append(e.attached[name], id)
+			e.take(now[id], 1)
+		}
+	}
+	for name := range changed {
+		e.setPods(name, e.given(name))
+	}
+	e.settle()
+}
+
+func (p PodRef) name() Name { return Name{p.Namespace, p.Name} }
+
+// take counts the endpoint's addresses as taken by one endpoint more, or less. Pods elsewhere that state such an
+// address lose or regain it.
+func (e *Engine) take(of Endpoint, by int) {
+	for _, a := range of.Addresses {
+		e.touch(a.Addr)
+		holders := e.addresses.all(a.Addr)
+		for _, p := range holders {
+			e.count(p, a.Addr, -1)
+		}
+		if e.addresses.taken[a.Addr] += by; e.addresses.taken[a.Addr] == 0 {
+			delete(e.addresses.taken, a.Addr)
+		}
+		for _, p := range holders {
+			e.count(p, a.Addr, 1)
+		}
+	}
+}
+
+// given returns the pods of that name that the source has.
+func (e *Engine) given(name Name) (pods []*Pod) {
+	for p := e.pods[name]; p != nil; p = p.next {
+		if !p.made {
+			pods = append(pods, p.Pod)
+		}
+	}
+	return pods
+}
+
+// setPods replaces the pods of that name. If the source has none, and the node has an endpoint of that name, these are
+// the pods that workloads can have made.
+func (e *Engine) setPods(name Name, pods []*Pod) {
+	for p := e.pods[name]; p != nil; p = p.next {
+		e.withdraw(p)
+	}
+	local := e.attached[name] != nil
+	var by []Workload
+	made := local && len(pods) == 0
+	if made {
+		var all []Pod
+		all, by = MadeBy(e.workload, name.Namespace, name.Name)
+		for i := range all {
+			pods = append(pods, &all[i])
+		}
+	}
+	e.reports.set(reportOf{ambiguous: name}, nil)
+	if local && len(pods) > 1 {
+		values := make([]Pod, len(pods))
+		for i, p := range pods {
+			values[i] = *p
+		}
+		e.reports.set(reportOf{ambiguous: name}, []ruleset.Problem{ambiguous(values, by)})
+	}
+	delete(e.pods, name)
+	var first, last *pod
+	for _, p := range pods {
+		if next := (&pod{Pod: p, made: made}); first == nil {
+			first, last = next, next
+		} else {
+			last.next, last = next, next
+		}
+	}
+	if first != nil {
+		e.pods[name] = first
+	}
+	for p := first; p != nil; p = p.next {
+		e.admit(p)
+	}
+	e.stale = e.stale || local
+}
+
+// withdraw takes the pod out of everything.
+func (e *Engine) withdraw(p *pod) {
+	if e.expected[p] {
+		delete(e.expected, p)
+		e.stale = true
+	}
+	e.reports.set(reportOf{pod: p}, nil)
+	if p.crowd == nil {
+		return
+	}
+	for _, a := range p.addresses {
+		e.touch(a)
+		e.count(p, a, -1)
+	}
+	for _, a := range p.addresses {
+		e.addresses.remove(a, p)
+	}
+	e.leave(p)
+}
+
+// admit puts the pod where it belongs.
+func (e *Engine) admit(p *pod) {
+	name := p.name()
+	addresses := e.endpointAddresses(name)
+	p.addresses, p.here = addresses, addresses != nil
+	if p.NodeName == e.node && len(p.Addresses) == 0 && e.attached[name] == nil && !p.HostNetwork && !p.Finished {
+		e.expected[p], e.stale = true, true
+	}
+	if p.HostNetwork {
+		return
+	}
+	if !p.here && !p.Finished {
+		var problems []ruleset.Problem
+		p.addresses, problems = e.places.believed(*p.Pod)
+		e.reports.set(reportOf{pod: p}, problems)
+	}
+	if len(p.addresses) == 0 {
+		return
+	}
+	e.join(p)
+	for _, a := range p.addresses {
+		e.touch(a)
+		e.addresses.add(a, p)
+		e.count(p, a, 1)
+	}
+}
+
+// endpointAddresses returns the addresses of the endpoints of that name whose pod the source has; nil if there are
+// none.
+func (e *Engine) endpointAddresses(name Name) (addresses []netip.Addr) {
+	for _, id := range e.attached[name] {
+		of := e.endpoints[id]
+		if len(e.podsOf(of)) == 0 {
+			continue
+		}
+		for _, a := range of.Addresses {
+			addresses = append(addresses, a.Addr)
+		}
+	}
+	return addresses
+}
+
+// podsOf returns the pods that the endpoint may be.
+func (e *Engine) podsOf(of Endpoint) (pods []*Pod) {
+	for p := e.pods[of.Pod.name()]; p != nil; p = p.next {
+		if SameUID(p.UID, of.Pod.UID) {
+			pods = append(pods, p.Pod)
+		}
+	}
+	return pods
+}
+
+// Pods returns the pods of that name that the source has.
+func (e *Engine) Pods(namespace, name string) []*Pod { return e.given(Name{namespace, name}) }
+
+// Policies returns the names of all policies, NAMESPACE/NAME, in order. The result never changes.
+func (e *Engine) Policies() ordered.Map[string, bool] { return e.names }

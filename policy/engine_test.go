@@ -1,0 +1,177 @@
+package policy_test
+
+import (
+	"cmp"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	diff "github.com/google/go-cmp/cmp"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+var sequences = flag.Int("sequences", 1000, "how many random sequences of 50 events TestEngineIsCompile tries")
+
+// TestEngineIsCompile: after each event of random sequences the engine's ruleset is the one that Compile gives for the
+// state. Its own earlier rulesets stay as they were. If the test fails, it prints the shortest story that still fails.
+func TestEngineIsCompile(t *testing.T) {
+	events := 0
+	for seed := range uint64(*sequences) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		states := []policy.State{{}, policytest.State(r)}
+		for range 49 {
+			states = append(states, policytest.Step(r, states[len(states)-1]))
+		}
+		if step, _ := engineDiffers(states); step < 0 {
+			events += len(states) - 1
+			continue
+		}
+		states = shrinkStory(states)
+		step, difference := engineDiffers(states)
+		var story strings.Builder
+		for i, s := range states {
+			fmt.Fprintf(&story, "--- state %d, node %q, refused %v\n%s%s", i, s.Node, s.Refused, policytest.YAML(s), rest(s))
+		}
+		t.Fatalf("seed %d: after state %d: %s\n%s", seed, step, difference, &story)
+	}
+	t.Logf("engine-sequences: %d sequences, %d events, 0 differences", *sequences, events)
+}
+
+// rest returns the parts of a state that its manifests don't show.
+func rest(s policy.State) string {
+	var b strings.Builder
+	for _, p := range s.Pods {
+		fmt.Fprintf(&b, "# pod %s/%s: %v\n", p.Namespace, p.Name, p.Addresses)
+	}
+	for _, e := range s.Endpoints {
+		fmt.Fprintf(&b, "# endpoint %+v\n", e)
+	}
+	return b.String()
+}
+
+// engineDiffers takes an engine through the states. It returns the first step after which the engine's ruleset isn't
+// the one that Compile gives, and the difference; -1 if there is none.
+func engineDiffers(states []policy.State) (step int, difference string) {
+	e := policy.NewEngine(states[len(states)-1].Node)
+	was := policy.State{}
+	var before ruleset.Ruleset
+	var said string
+	for i, now := range states {
+		now.Node = states[len(states)-1].Node
+		// In any order: the ruleset depends on all of these together.
+		e.SetNodes(now.Nodes)
+		e.Apply(policy.Difference(was.Objects, now.Objects))
+		e.SetEndpoints(now.Endpoints)
+		e.SetRefused(now.Refused)
+		got := e.Ruleset()
+		if d := differs(got, policy.Compile(now)); d != "" {
+			return i, d
+		}
+		if i%10 == 0 { // printing takes most of the time
+			if said != "" && written(before) != said {
+				return i, "an earlier ruleset has changed"
+			}
+			before, said = got, written(got)
+		}
+		was = now
+	}
+	return -1, ""
+}
+
+// written returns the ruleset as text.
+func written(r ruleset.Ruleset) string {
+	var b strings.Builder
+	_ = r.Write(&b) // a Builder takes everything
+	return b.String()
+}
+
+// differs returns the difference between two rulesets, in which problems may have any order; empty if there is none.
+func differs(got, want ruleset.Ruleset) string {
+	for _, r := range []*ruleset.Ruleset{&got, &want} {
+		r.Problems = slices.SortedFunc(slices.Values(r.Problems), func(a, b ruleset.Problem) int {
+			return cmp.Compare(a.String(), b.String())
+		})
+	}
+	if sameRuleset(got, want) {
+		return ""
+	}
+	if d := diff.Diff(strings.Split(written(want), "\n"), strings.Split(written(got), "\n")); d != "" {
+		return "the engine has more (+) and less (-):\n" + d
+	}
+	return fmt.Sprintf("the text is the same, but not the fields. The engine has classes\n%+v\nCompile gives\n%+v",
+		got.Classes, want.Classes)
+}
+
+func sameRuleset(a, b ruleset.Ruleset) bool {
+	same := func(a, b ruleset.Set) bool {
+		return a.Name == b.Name && a.Kind == b.Kind && a.Role == b.Role && a.Dispatch == b.Dispatch &&
+			a.Opens == b.Opens && a.Family == b.Family && a.Entries.Equal(b.Entries)
+	}
+	return slices.EqualFunc(a.Sets, b.Sets, same) && slices.EqualFunc(a.Chains, b.Chains, ruleset.Chain.Equal) &&
+		slices.Equal(a.Problems, b.Problems) && reflect.DeepEqual(a.Classes, b.Classes)
+}
+
+// shrinkStory returns a shorter sequence of smaller states with which the engine still differs.
+func shrinkStory(states []policy.State) []policy.State {
+	fails := func(s []policy.State) bool { step, _ := engineDiffers(s); return step >= 0 }
+	for {
+		shorter := smallerStories(states)
+		i := slices.IndexFunc(shorter, fails)
+		if i < 0 {
+			return states
+		}
+		states = shorter[i]
+	}
+}
+
+// smallerStories returns sequences that lack one state, or one object in all states.
+func smallerStories(states []policy.State) (all [][]policy.State) {
+	for i := range states {
+		if len(states) > 1 {
+			all = append(all, slices.Delete(slices.Clone(states), i, i+1))
+		}
+	}
+	names := map[string]bool{}
+	each(states, func(kind, name string) bool { names[kind+name] = true; return false })
+	for name := range names {
+		all = append(all, each(states, func(kind, n string) bool { return kind+n == name }))
+	}
+	return all
+}
+
+// each returns the states without the objects for which drop returns true.
+func each(states []policy.State, drop func(kind, name string) bool) []policy.State {
+	out := slices.Clone(states)
+	for i := range out {
+		s := &out[i]
+		s.Pods = slices.DeleteFunc(slices.Clone(s.Pods), func(p policy.Pod) bool { return drop("pod ", p.Namespace+p.Name) })
+		s.Namespaces = slices.DeleteFunc(slices.Clone(s.Namespaces), func(n policy.Namespace) bool {
+			return drop("namespace ", n.Name)
+		})
+		s.Nodes = slices.DeleteFunc(slices.Clone(s.Nodes), func(n policy.Node) bool { return drop("node ", n.Name) })
+		s.Endpoints = slices.DeleteFunc(slices.Clone(s.Endpoints), func(e policy.Endpoint) bool {
+			return drop("endpoint ", e.ID)
+		})
+		s.Workloads = slices.DeleteFunc(slices.Clone(s.Workloads), func(w policy.Workload) bool {
+			return drop("workload ", w.Namespace)
+		})
+		kept := s.Policies[:0:0]
+		for _, p := range s.Policies {
+			if !drop("policy ", p.Namespace+p.Name) {
+				kept = append(kept, p)
+			}
+		}
+		s.Policies = kept
+		if s.Refused != nil && drop("refused", "") {
+			s.Refused = nil
+		}
+	}
+	return out
+}

@@ -1,0 +1,364 @@
+package policy
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/selection"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// live is a selector or a named port that a policy of the node's own pods has. No others are kept.
+type live struct {
+	id uint64
+	// of is the selector's key; empty for a named port.
+	of string
+	selector
+	scope  *scope
+	crowds map[*crowd]bool // those that match the selector
+	port   namedPort
+	count  [len(conf.Families)]int // how many addresses of each family the matching pods have
+	sets   [len(conf.Families)]liveSet
+	used   uint64 // the last compile that used it
+}
+
+// liveSet is the set of one family.
+type liveSet struct {
+	// asked is true if the last compile counted the set; seen is the count that it saw.
+	asked bool
+	seen  int
+	// filled is true if a compile has asked for the entries.
+	filled  bool
+	entries ruleset.Entries
+}
+
+// scope is a namespaceSelector, or one namespace. Many selectors may have the same scope.
+type scope struct {
+	id         uint64
+	of         selector // without pods
+	selectors  int      // how many live selectors have the scope
+	unanchored []*live  // those that no label of a pod leads to
+}
+
+// matches reports whether the scope has the namespace.
+func (s *scope) matches(n *space) bool { return s.of.matchesNamespace(n.name, n.object) }
+
+// selectorIndex finds the live selectors that match labels, without comparing all of them.
+type selectorIndex struct {
+	last   uint64 // the last ID
+	byKey  map[string]*live
+	byPort map[portKey]*portSets
+	scopes map[string]*scope
+	// anchored are the selectors that match only pods with this label, by one label of each.
+	anchored map[anchor][]*live
+}
+
+// anchor is a label. If any is true, it has any value.
+type anchor struct {
+	key, value string
+	any        bool
+}
+
+type portKey struct {
+	name  string
+	proto ruleset.Protocol
+}
+
+// portSets are the sets of one named port: for pods anywhere, and for pods of this node.
+type portSets struct{ anywhere, here []*live }
+
+func newSelectorIndex() selectorIndex {
+	return selectorIndex{
+		byKey: map[string]*live{}, byPort: map[portKey]*portSets{}, scopes: map[string]*scope{},
+		anchored: map[anchor][]*live{},
+	}
+}
+
+func (x *selectorIndex) id() uint64 {
+	x.last++
+	return x.last
+}
+
+// scopesOf returns the namespaceSelectors that match the namespace, by ID.
+func (x *selectorIndex) scopesOf(n *space) (scopes []*scope) {
+	for _, s := range x.scopes {
+		if s.of.namespaces != nil && s.matches(n) {
+			scopes = append(scopes, s)
+		}
+	}
+	slices.SortFunc(scopes, func(a, b *scope) int { return cmp.Compare(a.id, b.id) })
+	return scopes
+}
+
+// has reports whether the namespace is in the scope.
+func (n *space) has(s *scope) bool {
+	if s.of.namespaces == nil {
+		return s.of.namespace == n.name
+	}
+	_, in := slices.BinarySearchFunc(n.scopes, s, func(a, b *scope) int { return cmp.Compare(a.id, b.id) })
+	return in
+}
+
+// matching returns the live selectors that match the crowd, by ID.
+func (x *selectorIndex) matching(c *crowd) (matches []*live) {
+	consider := func(list []*live) {
+		for _, l := range list {
+			if c.has(l.scope) && c.sample.matchedBy(l.pods) == yes {
+				matches = append(matches, l)
+			}
+		}
+	}
+	for k, v := range c.sample.Labels {
+		consider(x.anchored[anchor{key: k, value: v}])
+		consider(x.anchored[anchor{key: k, any: true}])
+	}
+	if own := x.scopes[ownScope(c.name)]; own != nil {
+		consider(own.unanchored)
+	}
+	for _, s := range c.scopes {
+		consider(s.unanchored)
+	}
+	slices.SortFunc(matches, byID)
+	return matches
+}
+
+func ownScope(namespace string) string { return "namespace " + namespace }
+
+// anchors returns the labels of which a pod must have one, for the selector to match it; none if there are no such
+// labels.
+func anchors(m matcher) (all []anchor) {
+	var best *requirement
+	for i := range m.requirements {
+		r := &m.requirements[i]
+		switch {
+		case r.op == selection.In && (best == nil || best.op != selection.In || len(r.values) < len(best.values)):
+			best = r
+		case r.op == selection.Exists && best == nil:
+			best = r
+		}
+	}
+	switch {
+	case best == nil:
+		return nil
+	case best.op == selection.Exists:
+		return []anchor{{key: best.key, any: true}}
+	}
+	for v := range best.values {
+		all = append(all, anchor{key: best.key, value: v})
+	}
+	return all
+}
+
+// ports returns the live sets of the named port for a pod, which is of this node if here is true.
+func (x *selectorIndex) ports(p NamedPort, here bool) []*live {
+	sets := x.byPort[portKey{p.Name, p.Proto}]
+	switch {
+	case sets == nil:
+		return nil
+	case here:
+		return sets.here
+	}
+	return sets.anywhere
+}
+
+// liveSelector returns the live selector, and makes it if there is none. It compares a new one with each crowd in its
+// scope.
+func (e *Engine) liveSelector(s selector) *live {
+	x, key := &e.selectors, s.key()
+	if l := x.byKey[key]; l != nil {
+		l.used = e.round
+		return l
+	}
+	l := &live{id: x.id(), of: key, selector: s, crowds: map[*crowd]bool{}, used: e.round}
+	x.byKey[key] = l
+	l.scope = e.scopeOf(s)
+	l.scope.selectors++
+	where := anchors(s.pods)
+	for _, a := range where {
+		x.anchored[a] = append(x.anchored[a], l)
+	}
+	if where == nil {
+		l.scope.unanchored = append(l.scope.unanchored, l)
+	}
+	for n := range e.within(l.scope) {
+		for c := range n.each() {
+			if c.sample.matchedBy(s.pods) == yes {
+				l.crowds[c] = true
+				c.matches = append(slices.Clip(c.matches), l) // its ID is the highest
+				for f := range c.count {
+					l.count[f] += c.count[f]
+				}
+			}
+		}
+	}
+	return l
+}
+
+// scopeOf returns the selector's scope, and makes it if there is none.
+func (e *Engine) scopeOf(s selector) *scope {
+	key := ownScope(s.namespace)
+	if s.namespaces != nil {
+		key = "selector " + s.namespaces.String()
+	}
+	if known := e.selectors.scopes[key]; known != nil {
+		return known
+	}
+	made := &scope{id: e.selectors.id(), of: selector{namespace: s.namespace, namespaces: s.namespaces}}
+	e.selectors.scopes[key] = made
+	if s.namespaces != nil {
+		for _, n := range e.spaces {
+			if made.matches(n) {
+				n.scopes = append(slices.Clip(n.scopes), made)
+			}
+		}
+	}
+	return made
+}
+
+// within yields the namespaces in the scope.
+func (e *Engine) within(s *scope) func(func(*space) bool) {
+	return func(yield func(*space) bool) {
+		if s.of.namespaces == nil {
+			if n := e.spaces[s.of.namespace]; n != nil {
+				yield(n)
+			}
+			return
+		}
+		for _, n := range e.spaces {
+			if n.has(s) && !yield(n) {
+				return
+			}
+		}
+	}
+}
+
+// livePort returns the live set of the named port, and makes it if there is none. For a new one it looks at each pod.
+func (e *Engine) livePort(p namedPort) *live {
+	key := portKey{p.name, p.proto}
+	sets := e.selectors.byPort[key]
+	if sets == nil {
+		sets = &portSets{}
+		e.selectors.byPort[key] = sets
+	}
+	for _, l := range sets.here {
+		if l.port == p {
+			l.used = e.round
+			return l
+		}
+	}
+	l := &live{id: e.selectors.id(), port: p, used: e.round}
+	sets.here = append(slices.Clip(sets.here), l)
+	if !p.here {
+		sets.anywhere = append(slices.Clip(sets.anywhere), l)
+	}
+	for p := range e.withPort(l) {
+		for _, a := range p.addresses {
+			if e.addresses.uses(p, a) {
+				l.count[conf.FamilyOf(a)]++
+			}
+		}
+	}
+	return l
+}
+
+// withPort yields the pods that have the named port.
+func (e *Engine) withPort(l *live) func(func(*pod) bool) {
+	has := func(p *pod) bool {
+		return slices.ContainsFunc(p.Ports, func(o NamedPort) bool { return o.Name == l.port.name && o.Proto == l.port.proto })
+	}
+	return func(yield func(*pod) bool) {
+		if l.port.here {
+			for name := range e.attached {
+				for p := e.pods[name]; p != nil; p = p.next {
+					if p.here && p.crowd != nil && has(p) && !yield(p) {
+						return
+					}
+				}
+			}
+			return
+		}
+		for _, n := range e.spaces {
+			for c := range n.each() {
+				for _, p := range c.pods {
+					if has(p) && !yield(p) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+// rematch replaces the live selectors that match the crowd.
+func (e *Engine) rematch(c *crowd, matches []*live) {
+	for _, l := range c.matches {
+		if _, in := slices.BinarySearchFunc(matches, l, byID); !in {
+			delete(l.crowds, c)
+			e.recount(l, c, -1)
+		}
+	}
+	for _, l := range matches {
+		if !l.crowds[c] {
+			l.crowds[c] = true
+			e.recount(l, c, 1)
+		}
+	}
+	c.matches = matches
+}
+
+// recount counts the crowd's addresses in the selector: by is 1 or -1.
+func (e *Engine) recount(l *live, c *crowd, by int) {
+	for f, n := range c.count {
+		l.count[f] += by * n
+	}
+	e.moving.counts[l] = true
+}
+
+// dropUnused forgets the live selectors, named ports and parsed policies that the last compile didn't use.
+func (e *Engine) dropUnused() {
+	x := &e.selectors
+	for _, l := range x.byKey {
+		if l.used != e.round {
+			e.dropSelector(l)
+		}
+	}
+	unused := func(l *live) bool { return l.used != e.round }
+	for key, sets := range x.byPort {
+		sets.anywhere = slices.DeleteFunc(slices.Clone(sets.anywhere), unused)
+		if sets.here = slices.DeleteFunc(slices.Clone(sets.here), unused); len(sets.here) == 0 {
+			delete(x.byPort, key)
+		}
+	}
+	for _, n := range e.spaces {
+		if n.used != e.round && n.parsed != nil {
+			n.parsed = nil
+			e.dropSpace(n)
+		}
+	}
+}
+
+func (e *Engine) dropSelector(l *live) {
+	x := &e.selectors
+	same := func(o *live) bool { return o == l }
+	delete(x.byKey, l.of)
+	for _, a := range anchors(l.pods) {
+		if x.anchored[a] = slices.DeleteFunc(x.anchored[a], same); len(x.anchored[a]) == 0 {
+			delete(x.anchored, a)
+		}
+	}
+	for c := range l.crowds {
+		c.matches = slices.DeleteFunc(slices.Clone(c.matches), same)
+	}
+	s := l.scope
+	s.unanchored = slices.DeleteFunc(s.unanchored, same)
+	if s.selectors--; s.selectors > 0 {
+		return
+	}
+	maps.DeleteFunc(x.scopes, func(_ string, o *scope) bool { return o == s })
+	for _, n := range e.spaces {
+		n.scopes = slices.DeleteFunc(slices.Clone(n.scopes), func(o *scope) bool { return o == s })
+	}
+}

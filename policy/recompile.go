@@ -1,0 +1,155 @@
+package policy
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Ruleset returns the ruleset for all that the engine was told. Parts that are as they were before share their memory
+// with the last ruleset.
+func (e *Engine) Ruleset() ruleset.Ruleset {
+	for l := range e.moving.counts {
+		e.stale = e.stale || l.outgrown()
+	}
+	clear(e.moving.counts)
+	// An entry that the kernel refuses isn't put into its set, and is reported: compile sees to that.
+	e.stale = e.stale || len(e.moving.sets) > 0 && len(e.refused) > 0
+	switch {
+	case e.stale:
+		e.recompile()
+	case len(e.moving.sets) > 0:
+		e.compiled.Sets = e.refill()
+	case !e.reports.changed:
+		return e.ruleset
+	}
+	clear(e.moving.sets)
+	e.stale, e.reports.changed = false, false
+	e.ruleset = e.compiled
+	e.ruleset.Problems = slices.Concat(e.reports.all(), e.compiled.Problems)
+	return e.ruleset
+}
+
+// recompile compiles the node's rules.
+func (e *Engine) recompile() {
+	e.round++
+	in := input{
+		policies: e.policiesIn, find: e, refused: e.refused, networks: e.networks,
+		families: familiesOf(slices.Collect(maps.Values(e.endpoints)), e.places.nodes[e.node]),
+	}
+	for _, id := range slices.Sorted(maps.Keys(e.endpoints)) {
+		of := joined{Endpoint: e.endpoints[id], pods: e.podsOf(e.endpoints[id])}
+		of.known = len(of.pods) > 0 || of.Enforcement == conf.Off
+		in.endpoints = append(in.endpoints, of)
+	}
+	for p := range e.expected {
+		in.expected = append(in.expected, p.Pod)
+	}
+	e.compiled = compile(in)
+	e.dropUnused()
+}
+
+// refill returns the sets of the last compile with the entries as they are now.
+func (e *Engine) refill() []ruleset.Set {
+	sets := slices.Clone(e.compiled.Sets)
+	for l := range e.moving.sets {
+		for _, f := range conf.Families {
+			i, ok := slices.BinarySearchFunc(sets, l.setName(f), func(s ruleset.Set, name string) int {
+				return cmp.Compare(s.Name, name)
+			})
+			if ok {
+				sets[i].Entries = l.sets[f].entries
+			}
+		}
+	}
+	return sets
+}
+
+// outgrown reports whether a compile would see another size of one of the sets.
+func (l *live) outgrown() bool {
+	size := func(n int) int {
+		if n > conf.MaxSetEntries {
+			return n // the problem's message has the number
+		}
+		return roughly(n)
+	}
+	for f, s := range l.sets {
+		if s.asked && size(s.seen) != size(l.count[f]) {
+			return true
+		}
+	}
+	return false
+}
+
+// setName returns the name of the family's set.
+func (l *live) setName(f conf.Family) string {
+	if l.of == "" {
+		return namedPortSet(l.port, f)
+	}
+	return f.Set(conf.SelectorSets + ruleset.Hash(l.of))
+}
+
+// countSelected implements finder.
+func (e *Engine) countSelected(s selector, f conf.Family) int { return e.liveSelector(s).ask(f) }
+
+// countNamed implements finder.
+func (e *Engine) countNamed(p namedPort, f conf.Family) int { return e.livePort(p).ask(f) }
+
+// ask returns the count, and remembers that the compile has seen it.
+func (l *live) ask(f conf.Family) int {
+	l.sets[f].asked, l.sets[f].seen = true, l.count[f]
+	return l.count[f]
+}
+
+// selected implements finder.
+func (e *Engine) selected(s selector, f conf.Family) ruleset.Entries {
+	l := e.liveSelector(s)
+	set := &l.sets[f]
+	if set.filled {
+		return set.entries
+	}
+	var entries []ruleset.Entry
+	for c := range l.crowds {
+		for _, p := range c.pods {
+			for _, a := range p.addresses {
+				if conf.FamilyOf(a) != f {
+					continue
+				}
+				now := e.at(a)
+				if _, in := slices.BinarySearchFunc(now.selectors, l, byID); in {
+					entries = append(entries, entry(hostPrefix(a), comment(now.of)))
+				}
+			}
+		}
+	}
+	set.filled, set.entries = true, ruleset.EntriesOf(entries...)
+	return set.entries
+}
+
+// named implements finder.
+func (e *Engine) named(port namedPort, f conf.Family) ruleset.Entries {
+	l := e.livePort(port)
+	set := &l.sets[f]
+	if set.filled {
+		return set.entries
+	}
+	var entries []ruleset.Entry
+	for p := range e.withPort(l) {
+		for _, a := range p.addresses {
+			if conf.FamilyOf(a) != f {
+				continue
+			}
+			now := e.at(a)
+			for _, at := range now.ports {
+				if at.live == l {
+					entries = append(entries, namedEntry(a, at.port, comment(now.of)))
+				}
+			}
+		}
+	}
+	set.filled, set.entries = true, ruleset.EntriesOf(entries...)
+	return set.entries
+}

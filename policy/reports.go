@@ -1,0 +1,44 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// reports are the problems of the cluster's objects, by what they are about. The zero value has none.
+type reports struct {
+	by      map[reportOf][]ruleset.Problem
+	changed bool
+}
+
+// reportOf is what some problems are about. One field isn't zero; if all are, the source itself has reported them.
+type reportOf struct {
+	pod       *pod
+	policy    Name
+	ambiguous Name       // the pods of this name
+	shared    netip.Addr // an address of several pods
+}
+
+// set replaces the problems about one thing.
+func (r *reports) set(of reportOf, problems []ruleset.Problem) {
+	if len(problems) == 0 && len(r.by) == 0 || slices.Equal(r.by[of], problems) {
+		return
+	}
+	if r.by == nil {
+		r.by = map[reportOf][]ruleset.Problem{}
+	}
+	r.changed = true
+	if r.by[of] = problems; len(problems) == 0 {
+		delete(r.by, of)
+	}
+}
+
+// all returns all problems.
+func (r *reports) all() (problems []ruleset.Problem) {
+	for _, some := range r.by {
+		problems = append(problems, some...)
+	}
+	return problems
+}
