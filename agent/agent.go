@@ -134,7 +134,7 @@ func newAgent(o Options, backend Backend, links netlinksafe.Handle) *agent {
 	a := &agent{
 		Options: o, backend: backend, netlink: links,
 		events: make(chan event), drift: newDrift(), upkeep: newUpkeep(), reaper: newReaper(),
-		records: newRecords(), cluster: newClusterView(), enrolments: newEnrolments(), links: newLinks(),
+		records: newRecords(), cluster: newClusterView(o.Node.Name), enrolments: newEnrolments(), links: newLinks(),
 		cutting: newCutting(), faults: newFaults(o.Log),
 	}
 	a.snapshots.init()

@@ -16,6 +16,7 @@ import (
 
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -104,7 +105,7 @@ func TestReconcileAndItsBackend(t *testing.T) {
 	reconcile(netfilter.All, "KeepClosed")
 	reconcile(netfilter.Trust)
 	a.takeRecords(dirwatch.Change{Lost: true})
-	a.takeUpdate(healthy(), nil)
+	a.takeUpdate(policy.Difference(policy.Objects{}, *healthy()), nil)
 
 	waits := enrol()
 	m.fails = []error{errors.New("no room")}
@@ -123,7 +124,7 @@ func TestReconcileAndItsBackend(t *testing.T) {
 	refusal := ruleset.Refused{ruleset.Refusal{Set: "weir-x"}: "no such type"}
 	m.fails = []error{&netfilter.RefusedError{Refused: refusal}}
 	reconcile(netfilter.Trust, "Apply", "Apply")
-	if len(a.snapshots.enforced.Load().state.Refused) != 1 || !a.status.Load().ready {
+	if len(a.kernel.refused) != 1 || !a.status.Load().ready {
 		t.Error("the ruleset was not compiled without what the kernel refuses")
 	}
 	m.fails = []error{&netfilter.RefusedError{Refused: refusal}}

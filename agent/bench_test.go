@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"runtime"
-	"slices"
 	"testing"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
@@ -104,7 +103,7 @@ func BenchmarkPodEvent(b *testing.B) {
 			a := newAgent(Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}, driver, links)
 			a.records.endpoints, a.records.complete = endpoints, true
 			a.cutting.walking = true // no walk begins: it would run on a thread that isn't in the namespace
-			a.takeUpdate(objects, nil)
+			a.takeUpdate(policy.Difference(policy.Objects{}, *objects), nil)
 			a.reconcile(b.Context(), netfilter.All)
 			a.records.endpoints = endpoints // again: the sync has read the records on disk, and there are none
 			a.reconcile(b.Context(), netfilter.Trust)
@@ -112,12 +111,13 @@ func BenchmarkPodEvent(b *testing.B) {
 			changes := a.stats.Changes
 			events := 0
 			for b.Loop() {
-				next := *objects
-				next.Pods = slices.Clone(objects.Pods)
-				if events++; events%2 == 1 {
-					next.Pods = slices.Delete(next.Pods, 1, 2)
+				d, p := policy.NewDelta(), &objects.Pods[1]
+				name := policy.Name{Namespace: p.Namespace, Name: p.Name}
+				if d.Pods[name] = []*policy.Pod{p}; events%2 == 0 {
+					d.Pods[name] = nil
 				}
-				a.takeUpdate(&next, nil)
+				events++
+				a.takeUpdate(d, nil)
 				a.reconcile(context.Background(), netfilter.Trust)
 			}
 			if err := a.faults.now[partKernel]; err != nil || a.stats.Changes-changes != events {

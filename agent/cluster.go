@@ -11,84 +11,94 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// clusterView is the agent's view of the cluster. Invariants, while source is not nil:
-//   - source has the objects that the source gave last, with only the Nodes that the agent accepts.
-//   - objects is source with the looked-up pods. A looked-up pod replaces a pod of the same name.
-//   - parsed has the parsed policies of source, and names has their names in order.
-//
-// Nothing that a clusterView points to is ever changed. A new state is a new value, so snapshots may share the old
-// one.
+// clusterView is the agent's view of the cluster. Invariants:
+//   - engine has the source's objects, with only the Nodes that the agent accepts. In place of the pods of a name in
+//     hidden, engine has the looked-up pod.
+//   - hidden has the source's pods of each name that the agent has looked up.
 type clusterView struct {
-	source  *policy.Objects
-	lookups map[string]lookup // by endpoint ID
-	objects *policy.Objects
-	parsed  *policy.Parsed
-	names   []string
-	nodes   nodeClaims
+	engine *policy.Engine
+	// known is true once the source has given a usable state.
+	known      bool
+	lookups    map[string]lookup // by endpoint ID
+	hidden     map[policy.Name][]*policy.Pod
+	workloads  []policy.Workload
+	unenforced []policy.Unenforced
+	nodes      nodeClaims
 }
 
 // lookup says that the agent asked the source for this pod, because the source's objects didn't include the pod.
 type lookup struct {
-	pod policy.Pod
-	// namesake is the pod of the same name that the source's objects had when the agent asked; empty if they had none.
-	namesake policy.Pod
+	pod *policy.Pod
+	// namesake is the UID of the pod of the same name that the source's objects had when the agent asked; empty if they
+	// had none.
+	namesake string
 }
 
-func newClusterView() clusterView {
-	return clusterView{lookups: map[string]lookup{}, names: []string{}}
-}
-
-// update takes a new state of the source's objects, with only the accepted Nodes.
-func (c *clusterView) update(o *policy.Objects, endpoints map[string]endpoint.Endpoint) {
-	c.source = o
-	c.parse()
-	c.join(endpoints)
-}
-
-// parse parses the policies that are new or have changed.
-func (c *clusterView) parse() {
-	parsed := policy.Parse(c.source.Policies, c.parsed)
-	if parsed == c.parsed {
-		return
+func newClusterView(node string) clusterView {
+	return clusterView{
+		engine: policy.NewEngine(node), lookups: map[string]lookup{}, hidden: map[policy.Name][]*policy.Pod{},
 	}
-	c.parsed, c.names = parsed, make([]string, 0, len(c.source.Policies))
-	for _, p := range c.source.Policies {
-		c.names = append(c.names, p.Namespace+"/"+p.Name)
+}
+
+// update takes the changes of the source's objects. It keeps the pods of looked-up names from the engine while the
+// lookups count.
+func (c *clusterView) update(d *policy.Delta, endpoints map[string]endpoint.Endpoint) {
+	c.known = true
+	if d.Workloads != nil {
+		c.workloads = *d.Workloads
 	}
-	slices.Sort(c.names)
+	if d.Unenforced != nil {
+		c.unenforced = *d.Unenforced
+	}
+	for name := range c.hidden {
+		if pods, changed := d.Pods[name]; changed {
+			c.hidden[name] = pods
+			delete(d.Pods, name)
+		}
+	}
+	c.engine.Apply(d)
+	c.dropLookups(endpoints)
 }
 
 // addLookup stores the answer to a Lookup.
 func (c *clusterView) addLookup(id string, l lookup, endpoints map[string]endpoint.Endpoint) {
+	name := policy.Name{Namespace: l.pod.Namespace, Name: l.pod.Name}
+	if _, ok := c.hidden[name]; !ok {
+		c.hidden[name] = c.engine.Pods(name)
+	}
 	c.lookups[id] = l
-	c.join(endpoints)
+	c.show(name)
+	c.dropLookups(endpoints)
 }
 
-// join adds the looked-up pods to the source's objects, which may be older than the answers. It removes the lookup of
-// an endpoint that has ended. It also removes a lookup if the source's objects now have a pod of that name that they
-// didn't have when the agent asked. Such a pod is the looked-up one, or a newer one.
-func (c *clusterView) join(endpoints map[string]endpoint.Endpoint) {
-	if c.source == nil {
-		return
-	}
-	maps.DeleteFunc(c.lookups, func(id string, l lookup) bool {
-		e, ok := endpoints[id]
-		if !ok {
-			return true
+// dropLookups removes the lookup of an endpoint that has ended. It also removes a lookup if the source's objects now
+// have a pod of that name that they didn't have when the agent asked. Such a pod is the looked-up one, or a newer one.
+func (c *clusterView) dropLookups(endpoints map[string]endpoint.Endpoint) {
+	for id, l := range c.lookups {
+		name := policy.Name{Namespace: l.pod.Namespace, Name: l.pod.Name}
+		pods := c.hidden[name]
+		if _, ok := endpoints[id]; ok && (len(pods) == 0 || pods[0].UID == l.namesake) {
+			continue
 		}
-		p, _ := findPod(c.source.Pods, e.Pod)
-		return p.Name != "" && p.UID != l.namesake.UID
-	})
-	joined := *c.source
-	if len(c.lookups) > 0 {
-		joined.Pods = slices.Clone(joined.Pods)
+		delete(c.lookups, id)
+		c.show(name)
 	}
+}
+
+// show gives the engine the pods of a looked-up name: the looked-up pod or, if no lookup is left, those of the source.
+func (c *clusterView) show(name policy.Name) {
+	pods, hidden := c.hidden[name], false
 	for _, id := range slices.Sorted(maps.Keys(c.lookups)) {
-		pod := c.lookups[id].pod
-		namesake := func(p policy.Pod) bool { return p.Namespace == pod.Namespace && p.Name == pod.Name }
-		joined.Pods = append(slices.DeleteFunc(joined.Pods, namesake), pod)
+		if l := c.lookups[id]; l.pod.Namespace == name.Namespace && l.pod.Name == name.Name {
+			pods, hidden = []*policy.Pod{l.pod}, true
+		}
 	}
-	c.objects = &joined
+	if !hidden {
+		delete(c.hidden, name)
+	}
+	d := policy.NewDelta()
+	d.Pods[name] = pods
+	c.engine.Apply(d)
 }
 
 // knows reports whether the endpoint's pod can be put into its classes: the pod is among the objects, a workload of the
@@ -97,47 +107,50 @@ func (c *clusterView) knows(e endpoint.Endpoint) bool {
 	if e.Enforcement == conf.Off {
 		return true
 	}
-	p, ok := findPod(c.objects.Pods, e.Pod)
-	if ok || p.Name != "" {
-		return ok
+	if uid, ok := c.uid(e.Pod); ok {
+		return policy.SameUID(uid, e.Pod.UID)
 	}
-	made, _ := policy.MadeBy(c.objects.Workloads, e.Pod.Namespace, e.Pod.Name)
+	made, _ := policy.MadeBy(c.workloads, e.Pod.Namespace, e.Pod.Name)
 	return len(made) > 0
 }
 
-// findPod returns the pod with that namespace and name, and whether its UID is the wanted one. It returns an empty pod
-// if there is none.
-func findPod(pods []policy.Pod, p endpoint.Pod) (policy.Pod, bool) {
-	i := slices.IndexFunc(pods, func(o policy.Pod) bool { return o.Namespace == p.Namespace && o.Name == p.Name })
-	if i < 0 {
-		return policy.Pod{}, false
+// uid returns the UID of the pod of that name, and whether there is one.
+func (c *clusterView) uid(p endpoint.Pod) (string, bool) {
+	pods := c.engine.Pods(policy.Name{Namespace: p.Namespace, Name: p.Name})
+	if len(pods) == 0 {
+		return "", false
 	}
-	return pods[i], policy.SameUID(pods[i].UID, p.UID)
+	return pods[0].UID, true
 }
 
 // runSource sends an event for each change of the source's objects.
 func (a *agent) runSource(ctx context.Context) error {
-	all := newAccumulated()
-	err := a.Source.Run(ctx, func(d *policy.Delta, err error) { a.send(ctx, sourceUpdate{all.add(d), err}) })
+	err := a.Source.Run(ctx, func(d *policy.Delta, err error) { a.send(ctx, sourceUpdate{d, err}) })
 	if err != nil {
 		return fmt.Errorf("source of policies: %w", err)
 	}
 	return nil
 }
 
-// takeUpdate takes a new state of the source's objects. objects is nil if they haven't changed, or if the source has no
-// usable state yet.
-func (a *agent) takeUpdate(objects *policy.Objects, err error) {
-	if objects != nil {
-		if a.cluster.nodes.latest == nil {
-			a.cluster.nodes.readLocal(a.netlink, a.Node)
+// takeUpdate takes the changes of the source's objects. d is nil if nothing has changed, or if the source has no usable
+// state yet. It returns the work that remains: most changes in a large cluster concern no pod of this node, and leave
+// no work.
+func (a *agent) takeUpdate(d *policy.Delta, err error) work {
+	remaining := work{reconcile: d == nil || !a.cluster.known || d.Nodes != nil}
+	if d != nil {
+		if d.Nodes != nil || !a.cluster.known {
+			a.takeNodes(d)
 		}
-		a.acceptNodes(objects)
+		a.cluster.update(d, a.records.endpoints)
 	}
 	a.reportFiles()
 	a.reportUnenforced()
-	a.faults.nothingKnown = a.cluster.source == nil
+	a.faults.nothingKnown = !a.cluster.known
 	a.faults.set(partSource, err)
+	if remaining.reconcile = remaining.reconcile || a.cluster.engine.Changed(); !remaining.reconcile {
+		a.publishStatus()
+	}
+	return remaining
 }
 
 // lookup asks the source for an endpoint's pod that the source's objects don't have. The endpoint's plugin waits for
@@ -147,7 +160,7 @@ func (a *agent) lookup(ctx context.Context, e endpoint.Endpoint) {
 	if !ok {
 		return
 	}
-	namesake, _ := findPod(a.cluster.source.Pods, e.Pod)
+	namesake, _ := a.cluster.uid(e.Pod)
 	go func() {
 		pod, ok, err := source.Lookup(ctx, e.Pod)
 		if err != nil {
@@ -156,6 +169,6 @@ func (a *agent) lookup(ctx context.Context, e endpoint.Endpoint) {
 		if !ok || !policy.SameUID(pod.UID, e.Pod.UID) {
 			return
 		}
-		a.send(ctx, podLookedUp{e.ID(), lookup{pod, namesake}})
+		a.send(ctx, podLookedUp{e.ID(), lookup{&pod, namesake}})
 	}()
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/overlay"
+	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -37,7 +38,7 @@ func TestConflist(t *testing.T) {
 		Log:  slog.New(slog.DiscardHandler),
 		Node: NodeOptions{Name: "self", Overlay: overlay.Options{Encapsulation: overlay.Always}, Conflist: path},
 	}, driver, links)
-	a.cluster.objects = healthy()
+	a.takeUpdate(policy.Difference(policy.Objects{}, *healthy()), nil)
 	a.planWays()
 	configurations := func() []string { // the files that libcni (ConfFiles) takes for configurations
 		var names []string

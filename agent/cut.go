@@ -64,7 +64,7 @@ func (s *snapshot) evaluator() cut.Evaluator {
 // links returns the links of the node's pods, by the pods' addresses.
 func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 	all := map[netip.Addr]ruleset.Link{}
-	for _, e := range s.state.Endpoints {
+	for _, e := range s.endpoints {
 		link := policy.LinkOf(e)
 		for _, addr := range e.Addresses {
 			all[addr.Addr] = link

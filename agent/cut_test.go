@@ -62,7 +62,7 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	}
 	tell := func(o *policy.Objects) {
 		t.Helper()
-		s.takeUpdate(o, nil)
+		s.know(o)
 		s.hear(netfilter.Trust)
 	}
 	s.attach("web", "10.88.0.2")
@@ -120,8 +120,8 @@ func TestAWalkIsOvertaken(t *testing.T) {
 		p.Spec.Ingress = nil
 		closed.Policies = append(closed.Policies, p)
 	}
-	s.takeUpdate(closed, nil)
-	closes := s.snapshots.compile(s.state())
+	s.know(closed)
+	closes := s.compile()
 	for i, tc := range []struct {
 		held, newest *snapshot
 		want         cut.Result

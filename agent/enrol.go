@@ -89,10 +89,7 @@ func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
 		addrs = append(addrs, addr.Addr)
 	}
 	a.kernel.pluginChanged = a.backend.Reread(addrs...) || a.kernel.pluginChanged
-	if a.cluster.objects == nil {
-		return
-	}
-	if !a.cluster.knows(ep) {
+	if a.cluster.known && !a.cluster.knows(ep) {
 		a.lookup(ctx, ep)
 	}
 }
@@ -138,9 +135,9 @@ func (a *agent) answerFor(id string, err error) (r answer, final bool) {
 
 // whyUnknown returns the reason why the endpoint's pod can't be put into its classes.
 func (c *clusterView) whyUnknown(e endpoint.Endpoint) string {
-	if p, _ := findPod(c.objects.Pods, e.Pod); p.Name != "" {
+	if uid, ok := c.uid(e.Pod); ok {
 		return fmt.Sprintf("pod %s has UID %s, but the runtime starts one with UID %s: a namesake's labels are not used",
-			e.Pod, p.UID, e.Pod.UID)
+			e.Pod, uid, e.Pod.UID)
 	}
 	return fmt.Sprintf("the source knows no pod %s", e.Pod)
 }

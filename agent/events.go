@@ -14,10 +14,10 @@ import (
 type event interface{ isEvent() }
 
 type (
-	// sourceUpdate is a new state of the source's objects; nil if no object has changed.
+	// sourceUpdate has the changes of the source's objects; nil if there are none.
 	sourceUpdate struct {
-		objects *policy.Objects
-		err     error
+		*policy.Delta
+		err error
 	}
 	// recordsChanged has the endpoint records that were written or removed.
 	recordsChanged struct{ dirwatch.Change }
@@ -91,8 +91,7 @@ func (a *agent) handleAll(e event) work {
 func (a *agent) handle(e event) work {
 	switch e := e.(type) {
 	case sourceUpdate:
-		a.takeUpdate(e.objects, e.err)
-		return work{reconcile: true}
+		return a.takeUpdate(e.Delta, e.err)
 	case recordsChanged:
 		return a.takeRecords(e.Change)
 	case enrolRequest:

@@ -10,7 +10,6 @@ import (
 
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/netfilter"
-	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -99,7 +98,7 @@ func (p *applied) unknown() bool { return errors.As(p.err, new(*netfilter.Unknow
 func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied) {
 	for {
 		read, readErr := a.readKernel(ctx, verify)
-		s := a.snapshots.compile(a.state())
+		s := a.compile()
 		result, err := a.bring(ctx, readErr, s.ruleset, read)
 		all.snapshot, all.verify, all.err = s, max(all.verify, read), err
 		all.Changed, all.Closes = all.Changed || result.Changed, all.Closes || result.Closes
@@ -180,7 +179,7 @@ func (a *agent) keepClosed(ctx context.Context, verify netfilter.Verify) time.Du
 	if verify != netfilter.All && a.kernel.closed {
 		return a.answer(errNotSynced)
 	}
-	closed, err := a.backend.KeepClosed(ctx, policy.Compile(a.state()))
+	closed, err := a.backend.KeepClosed(ctx, a.present().ruleset)
 	err = errors.Join(err, a.keepGuard(verify), a.keepGateClosed())
 	if ctx.Err() != nil {
 		return 0

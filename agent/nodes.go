@@ -14,8 +14,7 @@ import (
 // nodeClaims has the claims of the Node objects, and the claims that the agent accepts. Invariant: accepted and
 // problems are the results of policy.Settle for stated and local.
 type nodeClaims struct {
-	latest   *policy.Objects // the source's last objects, with all Nodes
-	stated   []policy.Node
+	stated   []policy.Node // the source's Nodes with all their claims
 	accepted []policy.Node
 	problems []ruleset.Problem
 	local    []policy.UnderlayAddress // addresses that this node itself needs
@@ -23,19 +22,11 @@ type nodeClaims struct {
 	err error
 }
 
-// accept returns the objects with only the accepted Nodes, and whether it has evaluated the claims again.
-func (n *nodeClaims) accept(o *policy.Objects, node NodeOptions) (accepted *policy.Objects, changed bool) {
-	n.latest = o
-	if !slices.EqualFunc(n.stated, o.Nodes, equalNode) {
-		changed = true
-		n.stated = o.Nodes
-		n.accepted, n.problems = policy.Settle(o.Nodes, policy.Terms{
-			Self: node.Name, Within: node.ClusterCIDRs, Local: n.local, Before: n.accepted,
-		})
-	}
-	with := *o
-	with.Nodes, with.Problems = n.accepted, slices.Concat(o.Problems, n.problems)
-	return &with, changed
+// settle decides which claims are accepted.
+func (n *nodeClaims) settle(node NodeOptions) {
+	n.accepted, n.problems = policy.Settle(n.stated, policy.Terms{
+		Self: node.Name, Within: node.ClusterCIDRs, Local: n.local, Before: n.accepted,
+	})
 }
 
 // equalNode reports whether both Nodes make the same claims. It is called for thousands of Nodes.
@@ -57,23 +48,31 @@ func (n *nodeClaims) readLocal(links netlinksafe.Handle, node NodeOptions) (chan
 	return true
 }
 
-// acceptNodes makes the objects, with only the accepted Nodes, the agent's view of the cluster.
-func (a *agent) acceptNodes(o *policy.Objects) {
-	accepted, changed := a.cluster.nodes.accept(o, a.Node)
-	if changed {
-		a.ways.current = false
+// takeNodes takes the Nodes of the delta. At the first delta it reads what the claims are compared with.
+func (a *agent) takeNodes(d *policy.Delta) {
+	n := &a.cluster.nodes
+	if !a.cluster.known {
+		n.readLocal(a.netlink, a.Node)
 	}
-	a.cluster.update(accepted, a.records.endpoints)
+	if d.Nodes == nil || slices.EqualFunc(n.stated, *d.Nodes, equalNode) {
+		return
+	}
+	n.stated = *d.Nodes
+	a.settleClaims()
+}
+
+// settleClaims decides again which of the Nodes' claims are accepted.
+func (a *agent) settleClaims() {
+	a.cluster.nodes.settle(a.Node)
+	a.cluster.engine.SetNodes(a.cluster.nodes.accepted)
+	a.ways.current = false
 }
 
 // podCIDRs returns the address ranges of this node's Node; nil if the Node isn't known or has no range.
 func (c *clusterView) podCIDRs(node string) []netip.Prefix {
-	if node == "" || c.objects == nil {
+	i := slices.IndexFunc(c.nodes.accepted, func(n policy.Node) bool { return n.Name == node })
+	if node == "" || i < 0 {
 		return nil
 	}
-	i := slices.IndexFunc(c.objects.Nodes, func(n policy.Node) bool { return n.Name == node })
-	if i < 0 {
-		return nil
-	}
-	return c.objects.Nodes[i].PodCIDRs
+	return c.nodes.accepted[i].PodCIDRs
 }

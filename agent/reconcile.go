@@ -62,7 +62,7 @@ func (a *agent) reconcile(ctx context.Context, verify netfilter.Verify) time.Dur
 		a.faults.set(partAPI, source.Contact())
 	}
 	r := &round{agent: a, verify: max(verify, a.kernel.debt)}
-	if a.cluster.objects == nil || !a.records.complete {
+	if !a.cluster.known || !a.records.complete {
 		return a.keepClosed(ctx, r.verify)
 	}
 	began := time.Now()
@@ -80,9 +80,8 @@ func (r *round) settleNodes(context.Context) bool {
 	r.heedNews(r.verify)
 	n := &r.cluster.nodes
 	look := r.ways.moved || r.verify == netfilter.All && n.err != nil
-	if look && n.latest != nil && n.readLocal(r.netlink, r.Node) {
-		n.stated = nil
-		r.acceptNodes(n.latest)
+	if look && n.readLocal(r.netlink, r.Node) {
+		r.settleClaims()
 	}
 	return true
 }
@@ -102,7 +101,8 @@ func (r *round) planWays(context.Context) bool {
 
 // reportProblems reports the present problems of objects.
 func (r *round) reportProblems(context.Context) bool {
-	r.problems.report(r.Log, slices.Concat(r.applied.ruleset.Problems, r.ways.problems(), r.misplacedPods()))
+	r.problems.report(r.Log, slices.Concat(
+		r.applied.ruleset.Problems, r.cluster.nodes.problems, r.ways.problems(), r.misplacedPods()))
 	return true
 }
 

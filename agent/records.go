@@ -227,9 +227,7 @@ func (a *agent) takeRecords(c dirwatch.Change) work {
 	for _, of := range []map[string]bool{a.links.done, a.enrolments.done} {
 		maps.DeleteFunc(of, func(id string, _ bool) bool { _, ok := a.records.endpoints[id]; return !ok })
 	}
-	if len(a.cluster.lookups) > 0 {
-		a.cluster.join(a.records.endpoints)
-	}
+	a.cluster.dropLookups(a.records.endpoints)
 	if err == nil {
 		err = a.records.fault()
 	}

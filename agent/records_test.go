@@ -29,6 +29,13 @@ type stepped struct {
 	*running
 	*agent
 	sets *ipset.Handle
+	last policy.Objects
+}
+
+// know tells the agent the source's objects.
+func (s *stepped) know(objects *policy.Objects) {
+	s.takeUpdate(policy.Difference(s.last, *objects), nil)
+	s.last = *objects
 }
 
 func step(t *testing.T, objects *policy.Objects) *stepped {
@@ -47,8 +54,9 @@ func step(t *testing.T, objects *policy.Objects) *stepped {
 	}
 	a := newAgent(Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}, driver, links)
 	a.cutting.shortest = 0
-	a.takeUpdate(objects, nil)
-	return &stepped{&running{T: t}, a, sets}
+	s := &stepped{&running{T: t}, a, sets, policy.Objects{}}
+	s.know(objects)
+	return s
 }
 
 // hear makes the agent read all records, write the known state to the kernel, and walk through connections if a walk

@@ -10,13 +10,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// snapshot is one immutable view of the node: a state, and the ruleset compiled from it. Nothing that it points to
-// changes, so any goroutine may read it.
+// snapshot is one immutable view of the node: its endpoints, and the ruleset compiled for them. Nothing that it points
+// to changes, so any goroutine may read it.
 type snapshot struct {
 	// revision counts the snapshots of this agent from 1; the empty first snapshot has 0.
-	revision uint64
-	state    policy.State
-	ruleset  ruleset.Ruleset
+	revision  uint64
+	endpoints []policy.Endpoint
+	ruleset   ruleset.Ruleset
 }
 
 // snapshots has the two newest snapshots that matter. The loop stores them; any goroutine may load them. Neither is
@@ -34,10 +34,23 @@ func (s *snapshots) init() {
 	s.enforced.Store(&snapshot{})
 }
 
-// compile compiles the state and makes the result the target.
-func (s *snapshots) compile(state policy.State) *snapshot {
-	next := &snapshot{s.target.Load().revision + 1, state, policy.Compile(state)}
-	s.target.Store(next)
+// compile makes the ruleset of the present state the target.
+func (a *agent) compile() *snapshot {
+	next := a.present()
+	a.snapshots.target.Store(next)
+	return next
+}
+
+// present returns a snapshot of the present state.
+func (a *agent) present() *snapshot {
+	next := &snapshot{revision: a.snapshots.target.Load().revision + 1}
+	for _, e := range a.records.attached() {
+		next.endpoints = append(next.endpoints, policyEndpoint(e))
+	}
+	engine := a.cluster.engine
+	engine.SetEndpoints(next.endpoints)
+	engine.SetRefused(a.kernel.refused)
+	next.ruleset = engine.Ruleset()
 	return next
 }
 
@@ -54,18 +67,6 @@ func (s *snapshot) class(d ruleset.Direction, pod string) string {
 		return strings.Join(c.Policies, ", ")
 	}
 	return classClosed
-}
-
-// state returns everything that a ruleset is compiled from.
-func (a *agent) state() policy.State {
-	s := policy.State{Parsed: a.cluster.parsed, Refused: a.kernel.refused, Node: a.Node.Name}
-	if a.cluster.objects != nil {
-		s.Objects = *a.cluster.objects
-	}
-	for _, e := range a.records.attached() {
-		s.Endpoints = append(s.Endpoints, policyEndpoint(e))
-	}
-	return s
 }
 
 // policyEndpoint returns the part of an endpoint record that policy needs.

@@ -43,11 +43,11 @@ func (a *agent) reportFiles() {
 
 // reportUnenforced logs when a policy that weir doesn't enforce appears, and when it is gone.
 func (a *agent) reportUnenforced() {
-	if a.cluster.objects == nil {
+	if !a.cluster.known {
 		return
 	}
 	var now []policy.Unenforced
-	for _, u := range a.cluster.objects.Unenforced {
+	for _, u := range a.cluster.unenforced {
 		now = append(now, policy.Unenforced{Kind: excerpt.Of(u.Kind), Where: excerpt.Of(u.Where), Count: u.Count})
 	}
 	log := func(say func(string, ...any), msg string, list, except []policy.Unenforced) {

@@ -14,39 +14,47 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestClusterViewJoinsLookups: a looked-up pod counts until the source reports a pod of that name, or the pod's
-// endpoint ends. Views that were handed out earlier never change.
+// TestClusterViewJoinsLookups: a looked-up pod counts until the source reports another pod of that name, or the pod's
+// endpoint ends. Then the source's pods of the name count again.
 func TestClusterViewJoinsLookups(t *testing.T) {
 	web := endpoint.Endpoint{ContainerID: "c", IfName: "eth0", Pod: endpoint.Pod{Namespace: "shop", Name: "web", UID: "2"}}
 	endpoints := map[string]endpoint.Endpoint{web.ID(): web}
-	uids := func(o *policy.Objects) (all []string) {
-		for _, p := range o.Pods {
-			all = append(all, p.UID)
-		}
-		return all
+	name := policy.Name{Namespace: "shop", Name: "web"}
+	pod := func(uid string) *policy.Pod { return &policy.Pod{Namespace: "shop", Name: "web", UID: uid} }
+	c := newClusterView("self")
+	told := func(pods ...*policy.Pod) {
+		d := policy.NewDelta()
+		d.Pods[name] = pods
+		c.update(d, endpoints)
 	}
-	pod := func(uid string) policy.Pod { return policy.Pod{Namespace: "shop", Name: "web", UID: uid} }
-	c := newClusterView()
-	c.update(&policy.Objects{Pods: []policy.Pod{pod("1")}}, endpoints)
-	before := c.objects
-	if c.knows(web) {
+	want := func(when string, lookups int, uids ...string) {
+		t.Helper()
+		var got []string
+		for _, p := range c.engine.Pods(name) {
+			got = append(got, p.UID)
+		}
+		if !slices.Equal(got, uids) || len(c.lookups) != lookups || len(c.hidden) != lookups {
+			t.Errorf("%s: the pods are %q, and %d lookups are kept", when, got, len(c.lookups))
+		}
+	}
+	if told(pod("1")); c.knows(web) {
 		t.Error("a namesake is taken for the pod")
 	}
-	c.addLookup(web.ID(), lookup{pod("2"), pod("1")}, endpoints)
-	if got := uids(c.objects); !slices.Equal(got, []string{"2"}) || !c.knows(web) {
-		t.Errorf("after the lookup the pods are %q", got)
+	c.addLookup(web.ID(), lookup{pod("2"), "1"}, endpoints)
+	if want("after the lookup", 1, "2"); !c.knows(web) {
+		t.Error("the looked-up pod isn't known")
 	}
-	if got := uids(before); !slices.Equal(got, []string{"1"}) {
-		t.Errorf("what was given out before has changed to %q", got)
-	}
-	c.update(&policy.Objects{Pods: []policy.Pod{pod("3")}}, endpoints)
-	if got := uids(c.objects); !slices.Equal(got, []string{"3"}) || len(c.lookups) > 0 {
-		t.Errorf("after another pod of the name the pods are %q, and %d lookups are kept", got, len(c.lookups))
-	}
-	c.addLookup(web.ID(), lookup{pod("2"), pod("3")}, map[string]endpoint.Endpoint{})
-	if got := uids(c.objects); !slices.Equal(got, []string{"3"}) {
-		t.Errorf("after the endpoint's end the pods are %q", got)
-	}
+	told(pod("1"))
+	want("after a change of the old namesake", 1, "2")
+	told(pod("3"))
+	want("after another pod of the name", 0, "3")
+	c.addLookup(web.ID(), lookup{pod("2"), "3"}, map[string]endpoint.Endpoint{})
+	want("after a lookup for an endpoint that has ended", 0, "3")
+	c.addLookup(web.ID(), lookup{pod("2"), "3"}, endpoints)
+	told()
+	want("after the namesake's end", 1, "2")
+	c.dropLookups(nil)
+	want("after the endpoint's end", 0)
 }
 
 // publications is a source that records the calls of Publish.

@@ -10,6 +10,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/ordered"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -38,7 +39,7 @@ type status struct {
 	earlier   earlierRules
 	// stateless is true if the source has given no usable state yet.
 	stateless  bool
-	policies   []string
+	policies   ordered.Map[string, bool]
 	faults     map[part]error
 	problems   []ruleset.Problem
 	unenforced []policy.Unenforced
@@ -54,11 +55,11 @@ type status struct {
 func (a *agent) publishStatus() {
 	a.status.Store(&status{
 		enforced: a.snapshots.enforced.Load(),
-		ready: a.cluster.objects != nil && !a.kernel.lastSync.IsZero() && a.unknown() == nil &&
+		ready: a.cluster.known && !a.kernel.lastSync.IsZero() && a.unknown() == nil &&
 			a.faults.now[partKernel] == nil && a.faults.now[partNode] == nil,
 		lastSync: a.kernel.lastSync, backend: a.backend.Name(), setType: a.backend.SetType,
 		endpoints: slices.Collect(maps.Values(a.records.endpoints)), earlier: a.kernel.earlier,
-		stateless: a.cluster.objects == nil, policies: a.cluster.names,
+		stateless: !a.cluster.known, policies: a.cluster.engine.Policies(),
 		faults: maps.Clone(a.faults.now), problems: a.problems, unenforced: a.source.unenforced, files: a.source.files,
 		nodeFaults: a.repairs.failures, repairs: slices.Clone(a.repairs.last), networks: len(a.ways.kernel.Remotes),
 		stats: a.stats,
@@ -69,9 +70,12 @@ func (a *agent) publishStatus() {
 func (s *status) report() agentapi.Status {
 	r := agentapi.Status{
 		Ready: s.ready, LastSync: s.lastSync, IPTables: s.backend, Stats: s.stats,
-		Errors: s.errors(), Pods: []agentapi.PodStatus{}, Policies: s.policies, Sets: []agentapi.SetStatus{},
+		Errors: s.errors(), Pods: []agentapi.PodStatus{}, Policies: []string{}, Sets: []agentapi.SetStatus{},
 		Problems: []agentapi.Problem{}, Classes: []agentapi.Class{}, Unenforced: []agentapi.Unenforced{},
 		Files: s.files, NodeRepairs: s.repairs,
+	}
+	for name := range s.policies.All() {
+		r.Policies = append(r.Policies, name)
 	}
 	for _, p := range s.problems {
 		r.Problems = append(r.Problems, agentapi.Problem(p))

@@ -67,7 +67,7 @@ func (a *agent) planWays() {
 	if w.routes == nil || w.moved {
 		w.routes = overlay.NewRoutes(a.netlink)
 	}
-	plan := overlay.Compute(a.Node.Name, a.Node.Overlay, a.cluster.objects.Nodes, w.routes)
+	plan := overlay.Compute(a.Node.Name, a.Node.Overlay, a.cluster.nodes.accepted, w.routes)
 	if w.version == 0 || !w.plan.Equal(plan) {
 		w.version++
 	}

@@ -141,8 +141,8 @@ func (e *Engine) at(a netip.Addr) (s standing) {
 
 func comment(p *Pod) string { return p.Namespace + "/" + p.Name }
 
-// moving is what has changed and isn't settled yet. Entries of sets depend on all pods with an address together, so they
-// change once all pods have.
+// moving is what has changed and isn't settled yet. Entries of sets depend on all pods with an address together, so
+// they change once all pods have.
 type moving struct {
 	addresses map[netip.Addr]standing // which sets had the address before
 	crowds    map[*crowd]bool         // lost their last pod

@@ -8,10 +8,10 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// familiesOf returns the families that the node needs rules for. IPv6 is among them if one of the node's pods has an IPv6
-// address, or can get one from the node's podCIDRs. Most nodes have no IPv6 pods, and rules for both families would
-// double the cost of each change. Where there are no rules for IPv6, no pod has an IPv6 address, and the guard drops
-// all IPv6 packets from pods. IPv4 is always among the families.
+// familiesOf returns the families that the node needs rules for. IPv6 is among them if one of the node's pods has an
+// IPv6 address, or can get one from the node's podCIDRs. Most nodes have no IPv6 pods, and rules for both families
+// would double the cost of each change. Where there are no rules for IPv6, no pod has an IPv6 address, and the guard
+// drops all IPv6 packets from pods. IPv4 is always among the families.
 func familiesOf(endpoints []Endpoint, self Node) []conf.Family {
 	six := func(a netip.Addr) bool { return conf.FamilyOf(a) == conf.IPv6 }
 	for _, e := range endpoints {

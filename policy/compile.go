@@ -14,7 +14,7 @@ import (
 // Compile turns a state into the ruleset that the kernel should have. It is a pure function, and the specification of
 // weir's enforcement. An Engine gives the same ruleset, and takes less time after small changes.
 func Compile(state State) ruleset.Ruleset {
-	policies, c := Parse(state.Policies, state.Parsed), index(state)
+	policies, c := parseAll(state.Policies), index(state)
 	r := compile(input{
 		endpoints: c.endpoints, expected: c.expected, find: c, refused: state.Refused,
 		policies: func(namespace string) []parsedPolicy { return policies.in[namespace] },

@@ -16,7 +16,7 @@ import (
 // TestGolden compares rulesets with testdata/NAME.ruleset. The command go test ./policy -update writes these files.
 func TestGolden(t *testing.T) {
 	golden.Each(t, "..", func(t *testing.T, name string, state policy.State) {
-		golden.Compare(t, "testdata/"+name+".ruleset", text(t, policy.Compile(state)))
+		golden.Compare(t, "testdata/"+name+".ruleset", written(policy.Compile(state)))
 	})
 }
 

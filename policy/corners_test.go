@@ -247,7 +247,7 @@ metadata: {name: np, namespace: shop}
 spec: {podSelector: {matchLabels: {app: db}},
   ingress: [{from: [{namespaceSelector: {matchLabels: {tier: back}}, podSelector: {matchLabels: {app: web}}}]}]}
 `
-	var parsed *policy.Parsed
+	engine, last := policy.NewEngine(""), policy.Objects{}
 	for _, tc := range []struct{ name, from, to, pass, denied string }{
 		{"at first", "", "", "free>db:tcp:80", "web>db:tcp:80"},
 		{
@@ -282,9 +282,10 @@ spec: {podSelector: {matchLabels: {app: db}},
 			text = strings.Replace(text, tc.from, tc.to, 1)
 		}
 		state := golden.OnNode(golden.Objects(t, []byte(text)))
-		parsed = policy.Parse(state.Policies, parsed)
-		state.Parsed = parsed
-		simulator, err := ruleset.NewSimulator(policy.Compile(state))
+		engine.Apply(policy.Difference(last, state.Objects))
+		engine.SetEndpoints(state.Endpoints)
+		last = state.Objects
+		simulator, err := ruleset.NewSimulator(engine.Ruleset())
 		if err != nil {
 			t.Fatal(err)
 		}

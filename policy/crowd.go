@@ -27,8 +27,8 @@ type space struct {
 	used   uint64 // the last compile that used parsed
 }
 
-// crowd has the pods of one namespace that have equal labels. The replicas of a workload are one crowd, so a selector is
-// compared with their labels once.
+// crowd has the pods of one namespace that have equal labels. The replicas of a workload are one crowd, so a selector
+// is compared with their labels once.
 type crowd struct {
 	*space
 	hash    uint64
@@ -141,7 +141,7 @@ func (e *Engine) policiesIn(namespace string) []parsedPolicy {
 func (e *Engine) join(p *pod) {
 	s, hash := e.space(p.Namespace), labelHash(p.Pod)
 	c := s.crowds[hash]
-	for c != nil && !(maps.Equal(c.sample.Labels, p.Labels) && slices.Equal(c.sample.Unknown, p.Unknown)) {
+	for c != nil && (!maps.Equal(c.sample.Labels, p.Labels) || !slices.Equal(c.sample.Unknown, p.Unknown)) {
 		c = c.next
 	}
 	if c == nil {

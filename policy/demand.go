@@ -44,7 +44,9 @@ type supply struct {
 	users   []*tenant // the namespaces that have a granted demand for the set
 }
 
-// demands returns the demands of the policies that isolate the groups, sorted by policy. It leaves out demands with a part that the kernel refuses, and reports a problem for each.
+//	demands returns the demands of the policies that isolate the groups, sorted by policy. It leaves out demands with a
+//
+// part that the kernel refuses, and reports a problem for each.
 func (c *compiler) demands(s side, groups []*group) []*demand {
 	classes := map[string]int{}
 	var policies []parsedPolicy

@@ -331,8 +331,8 @@ func (e *Engine) podsOf(of Endpoint) (pods []*Pod) {
 	return pods
 }
 
-// Pods returns the pods of that name that the source has.
-func (e *Engine) Pods(namespace, name string) []*Pod { return e.given(Name{namespace, name}) }
+// Pods returns the pods of that name that the engine was told.
+func (e *Engine) Pods(name Name) []*Pod { return e.given(name) }
 
 // Policies returns the names of all policies, NAMESPACE/NAME, in order. The result never changes.
 func (e *Engine) Policies() ordered.Map[string, bool] { return e.names }

@@ -32,7 +32,7 @@ func TestIndexOfRulesets(t *testing.T) {
 		index := ruleset.NewIndex(rules)
 		for _, p := range append(policytest.Packets(state), policytest.Probes(r, state, 2)...) {
 			if got, want := index.Allows(p), simulator.Allows(p); got != want {
-				t.Fatalf("seed %d: %+v: allowed %v, want %v by\n%s", seed, p, got, want, text(t, rules))
+				t.Fatalf("seed %d: %+v: allowed %v, want %v by\n%s", seed, p, got, want, written(rules))
 			}
 		}
 	}

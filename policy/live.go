@@ -266,9 +266,8 @@ func (e *Engine) livePort(p namedPort) *live {
 
 // withPort yields the pods that have the named port.
 func (e *Engine) withPort(l *live) func(func(*pod) bool) {
-	has := func(p *pod) bool {
-		return slices.ContainsFunc(p.Ports, func(o NamedPort) bool { return o.Name == l.port.name && o.Proto == l.port.proto })
-	}
+	is := func(o NamedPort) bool { return o.Name == l.port.name && o.Proto == l.port.proto }
+	has := func(p *pod) bool { return slices.ContainsFunc(p.Ports, is) }
 	return func(yield func(*pod) bool) {
 		if l.port.here {
 			for name := range e.attached {

@@ -22,8 +22,6 @@ type State struct {
 	Endpoints []Endpoint
 	// Node is the name of this node's Node; empty if it isn't known.
 	Node string
-	// Parsed are policies that were parsed before. It only saves time, and may be nil.
-	Parsed *Parsed
 	// Refused are the parts of earlier rulesets that this node's kernel has refused.
 	Refused ruleset.Refused
 }

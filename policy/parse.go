@@ -1,11 +1,11 @@
 package policy
 
 import (
-	"cmp"
 	"fmt"
 	"iter"
 	"net/netip"
 	"slices"
+	"strings"
 
 	networkingv1 "k8s.io/api/networking/v1"
 
@@ -58,37 +58,22 @@ func (p peer) of(f conf.Family) iter.Seq[ruleset.Entry] {
 	}
 }
 
-// Parsed are policies that Parse has parsed.
-type Parsed struct {
-	list     []*networkingv1.NetworkPolicy
-	each     map[*networkingv1.NetworkPolicy]parsedPolicy
+// parsed are policies, parsed.
+type parsed struct {
 	in       map[string][]parsedPolicy // by namespace, ordered by name
 	problems []ruleset.Problem         // the parts of the policies that can't be parsed
 }
 
-// Parse parses the policies. A policy that before contains is taken from before and not parsed again, so each policy is
-// parsed once, however often a state changes. before may be nil. The caller must not change a policy afterwards.
-func Parse(list []*networkingv1.NetworkPolicy, before *Parsed) *Parsed {
-	if before == nil {
-		before = &Parsed{}
-	}
-	if slices.Equal(list, before.list) {
-		return before
-	}
-	p := &Parsed{
-		list: slices.Clone(list), each: make(map[*networkingv1.NetworkPolicy]parsedPolicy, len(list)),
-		in: map[string][]parsedPolicy{},
-	}
-	for _, np := range slices.SortedFunc(slices.Values(list), func(a, b *networkingv1.NetworkPolicy) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	}) {
-		policy, ok := before.each[np]
-		if !ok {
-			policy = parse(np)
-		}
-		p.each[np] = policy
+// parseAll parses the policies.
+func parseAll(list []*networkingv1.NetworkPolicy) parsed {
+	p := parsed{in: map[string][]parsedPolicy{}}
+	for _, np := range list {
+		policy := parse(np)
 		p.in[policy.namespace] = append(p.in[policy.namespace], policy)
 		p.problems = append(p.problems, policy.problems...)
+	}
+	for _, policies := range p.in {
+		slices.SortFunc(policies, func(a, b parsedPolicy) int { return strings.Compare(a.name, b.name) })
 	}
 	return p
 }

@@ -12,10 +12,9 @@ import (
 // Ruleset returns the ruleset for all that the engine was told. Parts that are as they were before share their memory
 // with the last ruleset.
 func (e *Engine) Ruleset() ruleset.Ruleset {
-	for l := range e.moving.counts {
-		e.stale = e.stale || l.outgrown()
+	if !e.Changed() {
+		return e.ruleset
 	}
-	clear(e.moving.counts)
 	// An entry that the kernel refuses isn't put into its set, and is reported: compile sees to that.
 	e.stale = e.stale || len(e.moving.sets) > 0 && len(e.refused) > 0
 	switch {
@@ -23,14 +22,21 @@ func (e *Engine) Ruleset() ruleset.Ruleset {
 		e.recompile()
 	case len(e.moving.sets) > 0:
 		e.compiled.Sets = e.refill()
-	case !e.reports.changed:
-		return e.ruleset
 	}
 	clear(e.moving.sets)
 	e.stale, e.reports.changed = false, false
 	e.ruleset = e.compiled
 	e.ruleset.Problems = slices.Concat(e.reports.all(), e.compiled.Problems)
 	return e.ruleset
+}
+
+// Changed reports whether Ruleset would return another ruleset than the last time.
+func (e *Engine) Changed() bool {
+	for l := range e.moving.counts {
+		e.stale = e.stale || l.outgrown()
+	}
+	clear(e.moving.counts)
+	return e.stale || e.reports.changed || len(e.moving.sets) > 0
 }
 
 // recompile compiles the node's rules.
