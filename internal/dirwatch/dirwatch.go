@@ -29,9 +29,9 @@ var ErrBeingWritten = errors.New("the file is being written")
 // might never end.
 var ErrNoFile = errors.New("it is no regular file")
 
-// Change names the files that were written and closed, or have come or gone, and in a tree also the links and
-// directories that have. In a tree, names are paths below the root. Lost means that the kernel dropped events: any file
-// may have changed.
+// Change has the names of files that were written and closed, and names that have come or gone. In a tree, new links
+// and directories count too, and the names are paths below the root. Lost means that the kernel dropped events: any
+// file may have changed.
 type Change struct {
 	Names []string
 	Lost  bool

@@ -2,8 +2,8 @@
 // all of its memory with the old one. So many goroutines may read one map, and keeping an old version costs little.
 //
 // The map is a treap (Seidel and Aragon, Randomized Search Trees, 1996): a search tree of the keys that is a heap of
-// the keys' hashes. Two maps with the same keys have the same shape, however they were made. So Diff skips whatever
-// two maps share, and takes time in proportion to the difference.
+// the keys' hashes. Two maps with the same keys have the same shape, however they were made. So Diff can skip whatever
+// two maps share. For each different key it takes time in proportion to the logarithm of the size.
 package ordered
 
 import (
@@ -11,7 +11,8 @@ import (
 	"iter"
 )
 
-// Map is an immutable map, sorted by key. The zero value has no order; New returns the first map.
+// Map is an immutable map, sorted by key. The zero value is empty, but has no order of keys, so keys can't be added to
+// it. New and From return maps with an order.
 type Map[K comparable, V comparable] struct {
 	root    *node[K, V]
 	compare func(a, b K) int
@@ -85,7 +86,7 @@ func (n *node[K, V]) all(yield func(K, V) bool) bool {
 	return n == nil || n.left.all(yield) && yield(n.key, n.value) && n.right.all(yield)
 }
 
-// With returns the map with the key and the value. It returns m itself if m has both already.
+// With returns the map with the key and the value. It returns m itself if the key has this value already.
 func (m Map[K, V]) With(key K, value V) Map[K, V] {
 	if old, ok := m.Get(key); ok && old == value {
 		return m
@@ -180,7 +181,8 @@ func (m Map[K, V]) remove(n *node[K, V], key K) *node[K, V] {
 	return m.join(n.left, n.right)
 }
 
-// split returns the nodes of n with lower keys, and those with higher keys. n doesn't have the key itself.
+// split returns two trees: of the nodes of n with lower keys than key, and of those with higher keys. n must not have
+// the key itself.
 func (m Map[K, V]) split(n *node[K, V], key K) (lower, higher *node[K, V]) {
 	switch {
 	case n == nil:

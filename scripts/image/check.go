@@ -20,8 +20,8 @@ var (
 	targets  = []string{"MASQUERADE", "NFLOG", "standard"}
 )
 
-// check returns an error that names each program, library and extension of iptables that the agent needs and the image
-// lacks. Without this check, the lack would only be noticed on a node.
+// check returns an error that names each program that doesn't work in the image, and each missing extension of iptables
+// that the agent needs. Without this check, the fault would only be noticed on a node.
 func check(trees ...tree) error {
 	all := tree{}
 	for _, t := range trees {

@@ -31,7 +31,8 @@ var promises = []struct {
 	},
 }
 
-// TestLinks checks with go list -deps that a package links nothing that it must not link.
+// TestLinks checks with go list -deps that no package of promises links, directly or not, what it promises never to
+// link.
 func TestLinks(t *testing.T) {
 	for _, p := range promises {
 		deps := dependencies(t, p.pkg)

@@ -123,7 +123,7 @@ objects:
 	})
 }
 
-// TestWindowsManifests: the agent reads UTF-16, which PowerShell writes.
+// TestWindowsManifests: the agent reads UTF-16 with CRLF at the ends of lines, which PowerShell writes.
 func TestWindowsManifests(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -61,7 +61,7 @@ func sorted[T any](by map[policy.Name]T) []policy.Name {
 	})
 }
 
-// latest returns the list now if there is one, and the last one otherwise.
+// latest returns the list that now points to, and stores it in last. If now is nil, it returns the list in last.
 func latest[T any](last, now *[]T) []T {
 	if now != nil {
 		*last = *now

@@ -14,7 +14,8 @@ func Median[T time.Duration | float64](list []T) T {
 	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
 }
 
-// Quantile returns the value below which this part of the list lies: the nearest rank, so a value of the list.
+// Quantile returns the value of the list below which the given part (0 to 1) of the other values lies. The list must
+// not be empty.
 func Quantile(list []float64, part float64) float64 {
 	sorted := slices.Sorted(slices.Values(list))
 	return sorted[min(int(part*float64(len(sorted))), len(sorted)-1)]
@@ -30,8 +31,8 @@ func Ratios[T time.Duration | float64](of, to []T) []float64 {
 	return all
 }
 
-// Interval returns the interval that contains the true median with a probability of 95 %, and false if there are too
-// few values.
+// Interval returns an interval that contains the true median with a probability of at least 95 %. It returns false if
+// there are too few values for such an interval.
 func Interval(list []float64) (low, high float64, ok bool) {
 	rank := IntervalRank(len(list))
 	if rank < 0 {
