@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"testing"
 	"time"
 
@@ -105,6 +106,7 @@ func (n *node) answer(r request) any {
 }
 
 func newNode(t *testing.T, pods int) *node {
+	debug.SetGCPercent(400) // the API server's garbage takes less of the machine's time
 	n := &node{Node: nodetest.NewNode(t, nil)}
 	n.cluster = cluster.New(pods, *localFlag, netip.MustParseAddr(selfAddress), netip.MustParseAddr(neighbourAddress))
 	var err error

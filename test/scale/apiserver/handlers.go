@@ -153,23 +153,26 @@ func (s *Server) servePatch(w http.ResponseWriter, req *http.Request, r *resourc
 		return // the client has gone
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	was := r.get(named(req))
-	if was == nil {
+	var now Object
+	if was != nil {
+		now, err = patched(was, r.kind.New(), patch, req.Header.Get("Content-Type"))
+	}
+	same := now != nil && err == nil && now.GetUID() == was.GetUID()
+	if same {
+		s.put(r, now)
+	}
+	s.mu.Unlock()
+	switch {
+	case was == nil:
 		notFound(w, req)
-		return
-	}
-	now, err := patched(was, r.kind.New(), patch, req.Header.Get("Content-Type"))
-	if err != nil {
+	case err != nil:
 		fail(w, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, err.Error())
-		return
-	}
-	if now.GetUID() != was.GetUID() {
+	case !same:
 		fail(w, http.StatusConflict, metav1.StatusReasonConflict, "another UID")
-		return
+	default:
+		answer(w, req, http.StatusOK, now)
 	}
-	s.put(r, now)
-	answer(w, req, http.StatusOK, now)
 }
 
 func patched(was, now Object, patch []byte, kind string) (Object, error) {
@@ -205,12 +208,15 @@ func (s *Server) serveCreate(w http.ResponseWriter, req *http.Request, r *resour
 	}
 	o.SetNamespace(req.PathValue("namespace"))
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if r.get(nameOf(o)) != nil {
+	exists := r.get(nameOf(o)) != nil
+	if !exists {
+		s.put(r, o)
+	}
+	s.mu.Unlock()
+	if exists {
 		fail(w, http.StatusConflict, metav1.StatusReasonAlreadyExists, o.GetName()+" already exists")
 		return
 	}
-	s.put(r, o)
 	answer(w, req, http.StatusCreated, o)
 }
 

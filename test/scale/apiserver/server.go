@@ -69,12 +69,16 @@ type Server struct {
 	http      *httptest.Server
 	resources map[string]*resource // by path and resource
 
+	limits limits
+
 	mu sync.Mutex // guards everything in resources
 	rv uint64
-	// maxLog is how many events of a kind the server keeps, for watches that begin at an earlier resource version.
-	maxLog int
-	// bookmarks is how often a watch that allows bookmarks gets one.
-	bookmarks time.Duration
+}
+
+type limits struct {
+	log       int           // events of a kind that the server keeps, for watches that begin at an earlier version
+	queue     int           // events that wait for a slow client before its watch is closed
+	bookmarks time.Duration // how often a watch that allows bookmarks gets one
 }
 
 // firstVersion is the resource version of the objects that exist from the beginning.
@@ -82,7 +86,11 @@ const firstVersion = 1000
 
 // New returns a server that has objects of these kinds, and listens on the address, such as 127.0.0.1:0.
 func New(address string, kinds ...Kind) (*Server, error) {
-	s := &Server{resources: map[string]*resource{}, rv: firstVersion, maxLog: 20_000, bookmarks: time.Minute}
+	return newServer(address, limits{log: 2_000, queue: 50_000, bookmarks: time.Minute}, kinds)
+}
+
+func newServer(address string, l limits, kinds []Kind) (*Server, error) {
+	s := &Server{resources: map[string]*resource{}, rv: firstVersion, limits: l}
 	for _, k := range kinds {
 		s.resources[k.path()+"/"+k.Resource] = newResource(k)
 	}

@@ -32,16 +32,13 @@ type watch struct {
 	queue chan *event
 }
 
-// maxQueue is how many events wait for a slow client.
-const maxQueue = 50_000
-
 // tell logs the event and sends it to all watches. The caller holds the lock.
 func (s *Server) tell(r *resource, e *event) {
 	r.sent.Changes++
 	r.log = append(r.log, e)
-	if len(r.log) > 2*s.maxLog {
-		r.forgot = r.log[s.maxLog-1].version
-		r.log = append([]*event(nil), r.log[s.maxLog:]...)
+	if len(r.log) > 2*s.limits.log {
+		r.forgot = r.log[s.limits.log-1].version
+		r.log = append([]*event(nil), r.log[s.limits.log:]...)
 	}
 	for w := range r.watches {
 		select {
@@ -107,7 +104,7 @@ func (s *Server) serveWatch(w http.ResponseWriter, req *http.Request, r *resourc
 	from := q.Get("resourceVersion")
 	out := &writer{w: w, control: http.NewResponseController(w)}
 
-	watch := &watch{selector: sel, queue: make(chan *event, maxQueue)}
+	watch := &watch{selector: sel, queue: make(chan *event, s.limits.queue)}
 	s.mu.Lock()
 	var snap *snapshot
 	version, err := strconv.ParseUint(from, 10, 64)
@@ -201,7 +198,7 @@ var errClosed = errors.New("the client was too slow")
 func (s *Server) follow(
 	ctx context.Context, out *writer, f format, r *resource, w *watch, bookmarks bool,
 ) error {
-	ticker := time.NewTicker(s.bookmarks)
+	ticker := time.NewTicker(s.limits.bookmarks)
 	defer ticker.Stop()
 	for {
 		select {

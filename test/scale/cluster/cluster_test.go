@@ -228,3 +228,14 @@ func TestRealistic(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 }
+
+// BenchmarkPod makes a pod and packs it, as the API server does for each pod of a list.
+func BenchmarkPod(b *testing.B) {
+	c := newCluster(100_000)
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if _, err := (PodBase{c}).At(i*7919%c.Pods, 0).(*corev1.Pod).Marshal(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
