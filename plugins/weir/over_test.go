@@ -14,9 +14,10 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAConnectionThatIsOver: a client uses the port of a connection that is over once more, after a policy has
-// forbidden the connection. The kernel still has the old connection's entry, and takes some packets that begin a
-// connection for packets of the old one.
+// TestAConnectionThatIsOver: a connection is over, closed by the server or reset by either side, and the kernel still
+// has its entry. When a policy forbids the connection, the agent deletes the entry, and doesn't count the connection as
+// cut. After that, the client can't connect from the old port. With the old entry, the kernel might take the client's
+// SYN for a packet of the old connection.
 func TestAConnectionThatIsOver(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
