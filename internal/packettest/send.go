@@ -31,7 +31,7 @@ type receiver struct {
 type flight struct {
 	epoll   int
 	packets []verdict.Packet
-	clients map[int]int // the packet that each TCP or UDP client's socket has sent
+	clients map[int]int // index of the packet that each client's socket of TCP or UDP has sent
 	first   uint32      // number of the first packet
 	arrived []bool
 }

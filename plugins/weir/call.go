@@ -30,7 +30,7 @@ type call struct {
 // id returns the ID of the attachment that the call names.
 func (c *call) id() string { return endpoint.ID(c.ContainerID, c.IfName) }
 
-// verb is a value of CNI_COMMAND.
+// verb is a value of CNI_COMMAND other than VERSION, which needs neither a configuration nor a container.
 type verb struct {
 	name     string
 	since    string   // the first version of the specification that has the verb

@@ -58,8 +58,8 @@ func about(args []string) int {
 	return 0
 }
 
-// printVersion prints the result of VERSION. Its cniVersion is the cniVersion of the call (CNI specification 1.1,
-// "Section 5: Version").
+// printVersion prints the result of VERSION (CNI specification 1.1, "Section 5: Version"). Its cniVersion is the
+// cniVersion of the call, or the newest version if the call has none.
 func printVersion(c *call) error {
 	return printJSON(struct {
 		CNIVersion string   `json:"cniVersion"`

@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// small is a namespace with few policies: only the client may reach the server.
+// small is a namespace with one policy: only the client may reach the server.
 const small = `
 apiVersion: v1
 kind: Pod

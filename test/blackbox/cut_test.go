@@ -104,7 +104,7 @@ metadata: {name: client, namespace: quiet}
 	}
 }
 
-// echoed sends a word and waits for its echo.
+// echoed sends a word to the address, and fails the test unless an answer comes.
 func echoed(t *testing.T, from *nodetest.Pod, network, address string) {
 	t.Helper()
 	conn, err := nodetest.Dial(t, from.Netns, network, address)

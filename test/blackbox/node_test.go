@@ -353,8 +353,9 @@ func TestGuardRepairsAreCounted(t *testing.T) {
 	})
 }
 
-// TestGuardThatLooksLikeItself: another program changes the guard's rules but keeps their comments. The agent repairs
-// the rules. nft prints some numbers as words: in the bridge family, "dstnat" is priority -300.
+// TestGuardThatLooksLikeItself: another program changes a hook, a policy, a verdict or a set's type of the guard, but
+// keeps names and comments. The agent repairs the guard. nft prints some numbers as words: in the bridge family,
+// "dstnat" is priority -300.
 func TestGuardThatLooksLikeItself(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -53,9 +53,9 @@ func Text(list []float64, digits int) string {
 }
 
 // IntervalRank returns how many of n values lie below the interval that contains their true median with a probability
-// of 95 %. As many values lie above the interval. The number comes from the sign test, which assumes nothing about the
-// distribution: with a probability of at most 2.5 %, n throws of a coin show that many heads or fewer. If there is no
-// such number, IntervalRank returns -1.
+// of at least 95 %. As many values lie above the interval. The number comes from the sign test, which assumes nothing
+// about the distribution: with a probability of at most 2.5 %, n throws of a coin show that many heads or fewer. If
+// there is no such number, IntervalRank returns -1.
 func IntervalRank(n int) int {
 	p := 1.0
 	for range n {
