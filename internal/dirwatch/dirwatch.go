@@ -55,7 +55,8 @@ func New(dir string) (*Watcher, error) {
 		unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_ONLYDIR)
 }
 
-// NewTree watches dir like New, and also for new links and directories. Watch adds the directories below dir.
+// NewTree does the same as New, and also reports new links and directories. It doesn't watch the directories below dir:
+// Watch adds them.
 //
 // Equivalent to: inotifywait -m -e close_write,create,moved_to,moved_from,delete,delete_self,move_self DIR
 func NewTree(dir string) (*Watcher, error) {

@@ -171,9 +171,10 @@ func closedByItsRecord(n *nodetest.Node, pod *nodetest.Pod) {
 	}
 }
 
-// testBehind: policies apply to pods with another plugin's network, in both directions, and weir makes no link. ADD is
-// refused without an agent, and forgets connections to the pod's address. CHECK names what is missing, the agent
-// repairs it and reaps a pod whose interface is gone, and DEL works without an agent and leaves nothing.
+// testBehind: policies apply to pods with another plugin's network, in both directions, and weir makes no link. Without
+// an agent ADD is refused and leaves nothing. With an agent ADD deletes earlier connections to the pod's address. CHECK
+// names what is missing, the agent repairs it and reaps a pod whose interface is gone, and DEL works without an agent
+// and leaves nothing.
 func testBehind(t *testing.T, other string) {
 	n := newNodeBehind(t, other, nil)
 	wantNothing := leftovers(t)

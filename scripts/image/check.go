@@ -9,7 +9,8 @@ import (
 	"slices"
 )
 
-// families are the prefixes of the programs' names for each family, and of the extensions that only one family has.
+// families maps the first word of a family's programs to the beginning of the names of extensions that only this family
+// has.
 var families = map[string]string{"iptables": "libipt_", "ip6tables": "libip6t_"}
 
 // matches and targets are the extensions of iptables that the agent's rules use (netfilter/iptables/text.go). matches6

@@ -14,7 +14,6 @@ import (
 	"strings"
 )
 
-// pkg is a Debian package.
 type pkg struct {
 	name, version string
 	control       string // as in dpkg's status file
@@ -83,7 +82,7 @@ func parseDepends(out string) []string {
 	return slices.Compact(names)
 }
 
-// open reads the files of a package.
+// open reads a package: its control fields and its files.
 //
 // Equivalent to: dpkg-deb --fsys-tarfile DEB | tar -x
 func open(deb string) (pkg, error) {

@@ -380,8 +380,9 @@ func TestPoliciesThatAreNotEnforced(t *testing.T) {
 	}
 }
 
-// TestOddFiles: pipes, sockets and devices don't block the agent, which leaves them out and says so, and neither do
-// links that form a loop. A directory whose name ends in .yaml is read as any other.
+// TestOddFiles: pipes, sockets, devices and links that form a loop don't block the agent. The status says that the
+// first three are left out. A directory whose name ends in .yaml is read like any other: the policy in it applies until
+// the directory is removed.
 func TestOddFiles(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -42,7 +42,8 @@ func Interval(list []float64) (low, high float64, ok bool) {
 	return sorted[rank], sorted[len(sorted)-1-rank], true
 }
 
-// Text returns the median as text, with the interval that contains the true median with a probability of 95 %.
+// Text returns the median as text, with the interval that Interval returns, or a remark that there are too few values
+// for it.
 func Text(list []float64, digits int) string {
 	low, high, ok := Interval(list)
 	if !ok {

@@ -107,13 +107,13 @@ func (f *forge) linkLocalMACs() {
 	}
 }
 
-// tunnelEnd returns the address of this node's end of the tunnel. peerPod, below, returns the address of a pod behind
-// the other end.
+// tunnelEnd returns the address of this node's end of the tunnel.
 func (f *forge) tunnelEnd() netip.Addr {
 	local, _ := f.w.underlay()
 	return local
 }
 
+// peerPod returns the address of a pod behind the other end of the tunnel.
 func (f *forge) peerPod() netip.Addr { return f.podOf(peerPod4, peerPod6) }
 
 // podOf returns four if the pods have IPv4, else six.

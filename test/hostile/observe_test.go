@@ -178,7 +178,8 @@ func (o *observer) readLog(fd int) error {
 	}
 }
 
-// over is a number that no frame has. As the number of the last sent frame, it means that all frames are sent.
+// over is a number that no frame has. attack notes an effect of this number when all frames are sent, and readLog then
+// ends.
 const over = -1
 
 func (o *observer) isOver() bool {

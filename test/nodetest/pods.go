@@ -159,7 +159,7 @@ func echo(conn net.Conn) {
 	}
 }
 
-// Dial connects from the namespace. It gives up after a quarter of a second, as dropped packets get no answer.
+// Dial connects from the namespace. It gives up after a quarter of a second, because dropped packets get no answer.
 func Dial(t testing.TB, netns, network, address string) (conn net.Conn, err error) {
 	t.Helper()
 	In(t, netns, func() error {
@@ -186,7 +186,7 @@ func Get(t testing.TB, netns, address string) (string, error) {
 }
 
 // Reach fails the test unless a connection to the address succeeds. If want is false, it fails the test unless the
-// connection fails. It retries for some time, as the agent may not have enforced the latest change of policy yet.
+// connection fails. It retries for some time, because the agent may not have enforced the latest change of policy yet.
 func (n *Node) Reach(from *Pod, address string, want bool) {
 	n.Helper()
 	n.ReachFrom(from.Netns, address, want)

@@ -48,7 +48,6 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestE2E runs the specs.
 func TestE2E(t *testing.T) { e2e.RunE2ETests(t) }
 
 func hasSCTP() bool {
