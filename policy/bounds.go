@@ -1,5 +1,7 @@
 package policy
 
+import "github.com/weir-net/weir/conf"
+
 // Bounds of the rules, sets and entries that a node's kernel gets. These bounds are far above the sizes of the policies
 // that people write. They keep one object from costing a node so much time that the changes of all other objects wait.
 // A part of a policy that exceeds a bound allows nothing, and is reported as a problem.
@@ -42,7 +44,7 @@ type size struct{ rules, entries int }
 func (s *size) bound(r rule, report func(field, format string, args ...any)) rule {
 	with := size{s.rules, s.entries}
 	for _, p := range r.peers {
-		with.entries += len(p.networks)
+		with.entries += p.networks[conf.IPv4].Len() + p.networks[conf.IPv6].Len()
 	}
 	for _, p := range r.ports {
 		with.rules += len(r.peers) * p.rules()

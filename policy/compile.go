@@ -21,7 +21,7 @@ func Compile(state State) ruleset.Ruleset {
 		families: familiesOf(state.Endpoints, newPlaces(state).nodes[state.Node]), networks: nodeNetworks(state.Nodes),
 	})
 	r.Problems = slices.Concat(state.Problems, policies.problems, c.problems(), r.Problems)
-	return r
+	return r.Ruleset
 }
 
 // input is what a node's ruleset is compiled from.
@@ -62,7 +62,7 @@ type namedPort struct {
 
 // compile returns the ruleset without the problems of the cluster's objects. It has the problems with what the node's
 // kernel can't have.
-func compile(in input) ruleset.Ruleset {
+func compile(in input) compiled {
 	c := compiler{
 		input: in, room: nodeRoom(), sets: map[string]ruleset.Set{}, supplies: map[string]*supply{},
 		rules: map[rulesOf][]ruleset.Rule{}, reported: map[string][]ruleset.Problem{},
@@ -97,7 +97,16 @@ type compiler struct {
 	supplies map[string]*supply           // by name: the sets that policies' rules need
 	rules    map[rulesOf][]ruleset.Rule   // the rules that allow packets
 	reported map[string][]ruleset.Problem // by policy: the problems that were reported already
-	out      ruleset.Ruleset
+	out      compiled
+}
+
+// compiled is the result of one compile.
+type compiled struct {
+	ruleset.Ruleset
+	// fit is true if the node has room for everything that the policies ask for. Then the sets may grow as long as
+	// entries, the sum of their sizes, stays within the room.
+	fit     bool
+	entries float64
 }
 
 // rulesOf is the key of the rules by which a policy allows packets in one direction and family.

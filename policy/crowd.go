@@ -20,11 +20,17 @@ type space struct {
 	crowds map[uint64]*crowd
 	scopes []*scope // the live namespaceSelectors that match it, by ID
 	// policies are those of the namespace, by name.
-	policies map[string][]*networkingv1.NetworkPolicy
+	policies map[string][]keptPolicy
 	// parsed are the policies, parsed, in the order of their names; nil if they aren't parsed. Only namespaces of the
 	// node's own pods have them.
 	parsed []parsedPolicy
 	used   uint64 // the last compile that used parsed
+}
+
+// keptPolicy is a policy as the source gives it. In namespaces of the node's own pods it is parsed too.
+type keptPolicy struct {
+	*networkingv1.NetworkPolicy
+	parsed *parsedPolicy
 }
 
 // crowd has the pods of one namespace that have equal labels. The replicas of a workload are one crowd, so a selector
@@ -56,7 +62,7 @@ func labelHash(p *Pod) (hash uint64) {
 func (e *Engine) space(name string) *space {
 	s := e.spaces[name]
 	if s == nil {
-		s = &space{name: name, crowds: map[uint64]*crowd{}, policies: map[string][]*networkingv1.NetworkPolicy{}}
+		s = &space{name: name, crowds: map[uint64]*crowd{}, policies: map[string][]keptPolicy{}}
 		e.spaces[name] = s
 		s.scopes = e.selectors.scopesOf(s)
 	}
@@ -103,17 +109,22 @@ func (s *space) each() func(func(*crowd) bool) {
 // setPolicies replaces the policies of that name.
 func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) {
 	s, full := e.space(name.Namespace), name.Namespace+"/"+name.Name
-	if s.policies[name.Name] = policies; len(policies) == 0 {
+	var problems []ruleset.Problem
+	var kept []keptPolicy
+	for _, np := range policies {
+		p := parse(np)
+		problems = append(problems, p.problems...)
+		if kept = append(kept, keptPolicy{NetworkPolicy: np}); s.parsed != nil {
+			kept[len(kept)-1].parsed = &p
+		}
+	}
+	e.reports.set(reportOf{policy: name}, problems)
+	if s.policies[name.Name] = kept; len(kept) == 0 {
 		delete(s.policies, name.Name)
 		e.names = e.names.Without(full)
 	} else {
 		e.names = e.names.With(full, true)
 	}
-	var problems []ruleset.Problem
-	for _, np := range policies {
-		problems = append(problems, Validate(np)...)
-	}
-	e.reports.set(reportOf{policy: name}, problems)
 	if s.parsed != nil {
 		s.parsed, e.stale = nil, true
 	}
@@ -129,8 +140,13 @@ func (e *Engine) policiesIn(namespace string) []parsedPolicy {
 	}
 	s.parsed = make([]parsedPolicy, 0, len(s.policies))
 	for _, policies := range s.policies {
-		for _, np := range policies {
-			s.parsed = append(s.parsed, parse(np))
+		for i := range policies {
+			np := &policies[i]
+			if np.parsed == nil {
+				p := parse(np.NetworkPolicy)
+				np.parsed = &p
+			}
+			s.parsed = append(s.parsed, *np.parsed)
 		}
 	}
 	slices.SortFunc(s.parsed, func(a, b parsedPolicy) int { return strings.Compare(a.name, b.name) })

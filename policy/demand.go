@@ -148,8 +148,7 @@ func (c *compiler) peerSet(p peer, f conf.Family) *supply {
 			func() ruleset.Entries { return c.find.selected(*p.selector, f) })
 	}
 	s.Kind = ruleset.Networks
-	fill := func() ruleset.Entries { return ruleset.EntriesOf(slices.Collect(p.of(f))...) }
-	return c.supplyFor(s, func() int { return fill().Len() }, fill)
+	return c.supplyFor(s, p.networks[f].Len, func() ruleset.Entries { return p.networks[f] })
 }
 
 // portSet returns the supply of the port set that matches the ports, how a rule matches the set, and words for the

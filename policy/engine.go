@@ -48,7 +48,7 @@ type Engine struct {
 	moving    moving
 	reports   reports
 
-	compiled ruleset.Ruleset // without the problems of the cluster's objects
+	compiled compiled // without the problems of the cluster's objects
 	ruleset  ruleset.Ruleset
 	// stale is true if the rules must be compiled again. Otherwise at most the entries of sets have changed.
 	stale bool

@@ -70,17 +70,23 @@ func join(list string, blocks []block) peer {
 		p.field = list
 	}
 	words := make([]string, len(blocks))
+	var all []ruleset.Entry
 	for i, b := range blocks {
 		words[i] = b.words
 		for _, prefix := range b.prefixes {
-			p.networks = append(p.networks, entry(prefix, b.words))
+			all = append(all, entry(prefix, b.words))
 		}
 	}
-	p.words, p.networks = few(words), ruleset.Order(p.networks)
-	if len(p.networks) > 0 {
-		parts := make([]string, len(p.networks))
-		for i, e := range p.networks {
-			parts[i] = e.Prefix.String()
+	all, p.words = ruleset.Order(all), few(words)
+	if len(all) > 0 {
+		parts := make([]string, len(all))
+		var by [len(conf.Families)][]ruleset.Entry
+		for i, e := range all {
+			f := conf.FamilyOf(e.Prefix.Addr())
+			parts[i], by[f] = e.Prefix.String(), append(by[f], e)
+		}
+		for f := range by {
+			p.networks[f] = ruleset.EntriesOf(by[f]...)
 		}
 		p.set = conf.BlockSets + ruleset.Hash(key(parts...))
 	}

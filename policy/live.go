@@ -13,16 +13,14 @@ import (
 
 // live is a selector or a named port that a policy of the node's own pods has. No others are kept.
 type live struct {
-	id uint64
-	// of is the selector's key; empty for a named port.
-	of string
-	selector
-	scope  *scope
-	crowds map[*crowd]bool // those that match the selector
-	port   namedPort
-	count  [len(conf.Families)]int // how many addresses of each family the matching pods have
-	sets   [len(conf.Families)]liveSet
-	used   uint64 // the last compile that used it
+	id       uint64
+	selector // empty for a named port
+	scope    *scope
+	crowds   map[*crowd]bool // those that match the selector
+	port     namedPort
+	count    [len(conf.Families)]int // how many addresses of each family the matching pods have
+	sets     [len(conf.Families)]liveSet
+	used     uint64 // the last compile that used it
 }
 
 // liveSet is the set of one family.
@@ -167,13 +165,13 @@ func (x *selectorIndex) ports(p NamedPort, here bool) []*live {
 // liveSelector returns the live selector, and makes it if there is none. It compares a new one with each crowd in its
 // scope.
 func (e *Engine) liveSelector(s selector) *live {
-	x, key := &e.selectors, s.key()
-	if l := x.byKey[key]; l != nil {
+	x := &e.selectors
+	if l := x.byKey[s.key]; l != nil {
 		l.used = e.round
 		return l
 	}
-	l := &live{id: x.id(), of: key, selector: s, crowds: map[*crowd]bool{}, used: e.round}
-	x.byKey[key] = l
+	l := &live{id: x.id(), selector: s, crowds: map[*crowd]bool{}, used: e.round}
+	x.byKey[s.key] = l
 	l.scope = e.scopeOf(s)
 	l.scope.selectors++
 	where := anchors(s.pods)
@@ -334,6 +332,11 @@ func (e *Engine) dropUnused() {
 	for _, n := range e.spaces {
 		if n.used != e.round && n.parsed != nil {
 			n.parsed = nil
+			for _, policies := range n.policies {
+				for i := range policies {
+					policies[i].parsed = nil
+				}
+			}
 			e.dropSpace(n)
 		}
 	}
@@ -342,7 +345,7 @@ func (e *Engine) dropUnused() {
 func (e *Engine) dropSelector(l *live) {
 	x := &e.selectors
 	same := func(o *live) bool { return o == l }
-	delete(x.byKey, l.of)
+	delete(x.byKey, l.key)
 	for _, a := range anchors(l.pods) {
 		if x.anchored[a] = slices.DeleteFunc(x.anchored[a], same); len(x.anchored[a]) == 0 {
 			delete(x.anchored, a)

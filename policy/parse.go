@@ -2,7 +2,6 @@ package policy
 
 import (
 	"fmt"
-	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -34,28 +33,14 @@ type peer struct {
 	field    string
 	everyone bool
 	selector *selector
-	networks []ruleset.Entry // the networks of all ipBlocks in one list
-	set      string          // the name of its IPv4 set; empty if the set would always be empty
-	words    string          // a description for comments
+	networks [len(conf.Families)]ruleset.Entries // the networks of all ipBlocks in one list, by family
+	set      string                              // the name of its IPv4 set; empty if the set would always be empty
+	words    string                              // a description for comments
 }
 
 // means reports whether the peer can match any address of the family.
 func (p peer) means(f conf.Family) bool {
-	for range p.of(f) {
-		return true
-	}
-	return p.everyone || p.selector != nil
-}
-
-// of returns the peer's networks of the family.
-func (p peer) of(f conf.Family) iter.Seq[ruleset.Entry] {
-	return func(yield func(ruleset.Entry) bool) {
-		for _, e := range p.networks {
-			if conf.FamilyOf(e.Prefix.Addr()) == f && !yield(e) {
-				return
-			}
-		}
-	}
+	return p.everyone || p.selector != nil || p.networks[f].Len() > 0
 }
 
 // parsed are policies, parsed.
@@ -179,7 +164,7 @@ func parseRule(
 		default:
 			var s selector
 			if s, wrong, err = parseSelector(namespace, np); err == nil {
-				p.selector, p.set, p.words = &s, conf.SelectorSets+ruleset.Hash(s.key()), s.String()
+				p.selector, p.set, p.words = &s, conf.SelectorSets+ruleset.Hash(s.key), s.String()
 			}
 		}
 		if err != nil {

@@ -25,7 +25,7 @@ func (e *Engine) Ruleset() ruleset.Ruleset {
 	}
 	clear(e.moving.sets)
 	e.stale, e.reports.changed = false, false
-	e.ruleset = e.compiled
+	e.ruleset = e.compiled.Ruleset
 	e.ruleset.Problems = slices.Concat(e.reports.all(), e.compiled.Problems)
 	return e.ruleset
 }
@@ -33,7 +33,7 @@ func (e *Engine) Ruleset() ruleset.Ruleset {
 // Changed reports whether Ruleset would return another ruleset than the last time.
 func (e *Engine) Changed() bool {
 	for l := range e.moving.counts {
-		e.stale = e.stale || l.outgrown()
+		e.stale = e.stale || e.outgrown(l)
 	}
 	clear(e.moving.counts)
 	return e.stale || e.reports.changed || len(e.moving.sets) > 0
@@ -74,28 +74,33 @@ func (e *Engine) refill() []ruleset.Set {
 	return sets
 }
 
-// outgrown reports whether a compile would see another size of one of the sets.
-func (l *live) outgrown() bool {
-	size := func(n int) int {
-		if n > conf.MaxSetEntries {
-			return n // the problem's message has the number
+// outgrown reports whether a compile would decide otherwise, as one of the sets has another size now. While everything
+// fits into the node's room, no size matters.
+func (e *Engine) outgrown(l *live) bool {
+	for f := range l.sets {
+		s := &l.sets[f]
+		was, now := s.seen, l.count[f]
+		if !s.asked || was == now {
+			continue
 		}
-		return roughly(n)
-	}
-	for f, s := range l.sets {
-		if s.asked && size(s.seen) != size(l.count[f]) {
+		if was > conf.MaxSetEntries || now > conf.MaxSetEntries { // the problem's message has the number
 			return true
 		}
+		by := roughly(now) - roughly(was)
+		if e.compiled.entries += float64(by); by != 0 && (!e.compiled.fit || e.compiled.entries > nodeRoom().entries) {
+			return true
+		}
+		s.seen = now
 	}
 	return false
 }
 
 // setName returns the name of the family's set.
 func (l *live) setName(f conf.Family) string {
-	if l.of == "" {
+	if l.key == "" {
 		return namedPortSet(l.port, f)
 	}
-	return f.Set(conf.SelectorSets + ruleset.Hash(l.of))
+	return f.Set(conf.SelectorSets + ruleset.Hash(l.key))
 }
 
 // countSelected implements finder.

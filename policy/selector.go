@@ -15,6 +15,8 @@ type selector struct {
 	namespace  string
 	namespaces *matcher
 	pods       matcher
+	// key is equal for equal selectors and different for different selectors.
+	key string
 }
 
 // parseSelector parses a peer's selectors. If the peer has both selectors, it is the pods that match podSelector in the
@@ -35,6 +37,11 @@ func parseSelector(namespace string, peer networkingv1.NetworkPolicyPeer) (s sel
 			return selector{}, "podSelector", err
 		}
 	}
+	inNamespaces := ""
+	if s.namespaces != nil {
+		inNamespaces = "selector " + s.namespaces.String()
+	}
+	s.key = key("selector", s.namespace, inNamespaces, s.pods.String())
 	return s, "", nil
 }
 
@@ -49,15 +56,6 @@ func (s selector) matchesNamespace(name string, ns Namespace) bool {
 		return name == s.namespace
 	}
 	return ns.matchedBy(*s.namespaces, name) == yes
-}
-
-// key returns a text that is equal for equal selectors and different for different selectors.
-func (s selector) key() string {
-	namespaces := ""
-	if s.namespaces != nil {
-		namespaces = "selector " + s.namespaces.String()
-	}
-	return key("selector", s.namespace, namespaces, s.pods.String())
 }
 
 // String returns the selector in words, such as "pods with app=web in namespace shop".

@@ -51,7 +51,7 @@ type tenant struct {
 // doesn't need. Namespaces that use the same set share the set's cost. The result depends only on the demands, not on
 // their order in time.
 func (c *compiler) grant(demands []*demand) (granted []*demand) {
-	if c.fits(demands) {
+	if c.out.fit = c.fits(demands); c.out.fit {
 		for _, d := range demands {
 			if c.possible(d) {
 				granted = append(granted, d)
@@ -94,6 +94,7 @@ func (c *compiler) grant(demands []*demand) (granted []*demand) {
 // fits reports whether the node has room for all demands. It counts the entries of sets only as long as there is room.
 func (c *compiler) fits(demands []*demand) bool {
 	var taken amount
+	defer func() { c.out.entries = taken.entries }()
 	counted := map[*supply]bool{}
 	for _, d := range demands {
 		taken.rules += d.cost()

@@ -80,11 +80,11 @@ func (c *content) addPolicy(o object) {
 func (r *policyReader) report(field string, errs ...error) {
 	for _, err := range errs {
 		// sigs.k8s.io/json names the field relative to the value that it was given.
-		why := err.Error()
+		at, why := field, err.Error()
 		if m := fieldInError.FindStringSubmatch(why); m != nil {
-			field, why = field+joinPath(m[2])+m[2], m[1]+" field"
+			at, why = field+joinPath(m[2])+m[2], m[1]+" field"
 		}
-		r.wrong = append(r.wrong, complaint{field, why})
+		r.wrong = append(r.wrong, complaint{at, why})
 	}
 }
 

@@ -1,0 +1,143 @@
+package policy_test
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+)
+
+// city is a cluster with this many pods: 100 in each namespace, of ten workloads, and a policy for every ten pods. The
+// measured node has one pod of each of the first 100 namespaces.
+func city(pods int) (*policy.Engine, *policy.Delta) {
+	d := policy.NewDelta()
+	nodes := []policy.Node{}
+	for i := range (pods + 99) / 100 {
+		network := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
+		nodes = append(nodes, policy.Node{Name: fmt.Sprint("n", i), PodCIDRs: []netip.Prefix{network}})
+	}
+	var endpoints []policy.Endpoint
+	for i := range pods {
+		ns, at := i/100, i%100
+		on := 1 + (ns+at)%(len(nodes)-1)
+		if at == 0 && ns < 100 {
+			on = 0
+		}
+		p := cityPod(ns, at, on)
+		d.Pods[policy.Name{Namespace: p.Namespace, Name: p.Name}] = []*policy.Pod{p}
+		if on == 0 {
+			endpoints = append(endpoints, policy.Endpoint{
+				ID: p.Namespace + p.Name, Pod: policy.PodRef{Namespace: p.Namespace, Name: p.Name}, Enforcement: conf.Strict,
+				Addresses: []policy.Address{{Addr: p.Addresses[0], Subnet: nodes[0].PodCIDRs[0]}},
+			})
+		}
+	}
+	for ns := range (pods + 99) / 100 {
+		name := fmt.Sprint("ns", ns)
+		d.Namespaces[name] = &policy.Namespace{Name: name, Labels: map[string]string{"team": fmt.Sprint(ns % 50)}}
+		for i := range 10 {
+			np := cityPolicy(ns, i)
+			d.Policies[policy.Name{Namespace: name, Name: np.Name}] = []*networkingv1.NetworkPolicy{np}
+		}
+	}
+	e := policy.NewEngine("n0")
+	e.SetNodes(nodes)
+	e.SetEndpoints(endpoints)
+	return e, d
+}
+
+func cityPod(ns, at, on int) *policy.Pod {
+	return &policy.Pod{
+		Namespace: fmt.Sprint("ns", ns), Name: fmt.Sprint("p", at), NodeName: fmt.Sprint("n", on),
+		Labels: map[string]string{
+			"app": fmt.Sprint("a", at%10), "pod-template-hash": fmt.Sprint("h", at%10), "team": fmt.Sprint("t", ns),
+		},
+		Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, byte(on >> 8), byte(on), byte(1 + (ns+at*7)%250)})},
+	}
+}
+
+// cityPolicy returns the policy of a namespace's workload: it allows two other workloads of the namespace, the
+// namespaces of one team, and a network, on one port.
+func cityPolicy(ns, i int) *networkingv1.NetworkPolicy {
+	port := intstr.FromInt32(8080)
+	app := func(n int) *metav1.LabelSelector {
+		return &metav1.LabelSelector{MatchLabels: map[string]string{"app": fmt.Sprint("a", n%10)}}
+	}
+	return &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprint("ns", ns), Name: fmt.Sprint("np", i)},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: *app(i),
+			Ingress: []networkingv1.NetworkPolicyIngressRule{{
+				Ports: []networkingv1.NetworkPolicyPort{{Port: &port}},
+				From: []networkingv1.NetworkPolicyPeer{
+					{PodSelector: app(i + 1)},
+					{PodSelector: app(i + 2)},
+					{NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"team": fmt.Sprint(ns % 50)}}},
+					{IPBlock: &networkingv1.IPBlock{CIDR: fmt.Sprintf("172.16.%d.0/24", i)}},
+				},
+			}},
+		},
+	}
+}
+
+func one(p *policy.Pod) *policy.Delta {
+	d := policy.NewDelta()
+	d.Pods[policy.Name{Namespace: p.Namespace, Name: p.Name}] = []*policy.Pod{p}
+	return d
+}
+
+// BenchmarkEngine measures what events cost in clusters of different sizes.
+func BenchmarkEngine(b *testing.B) {
+	for _, pods := range []int{1000, 10_000, 100_000} {
+		e, all := city(pods)
+		b.Run(fmt.Sprintf("start/pods=%d", pods), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				e, all := city(pods)
+				e.Apply(all)
+				e.Ruleset()
+			}
+		})
+		e.Apply(all)
+		e.Ruleset()
+		last := pods/100 - 1
+		event := func(name string, make func(i int) *policy.Delta) {
+			b.Run(fmt.Sprintf("%s/pods=%d", name, pods), func(b *testing.B) {
+				b.ReportAllocs()
+				i := 0
+				for b.Loop() {
+					i++
+					e.Apply(make(i))
+					e.Ruleset()
+				}
+			})
+		}
+		event("pod of no concern", func(i int) *policy.Delta {
+			p := cityPod(last, 50, 5)
+			p.UID, p.Labels["team"] = fmt.Sprint(i), "other"
+			return one(p)
+		})
+		event("peer elsewhere", func(i int) *policy.Delta {
+			p := cityPod(3, 51, 5)
+			p.Labels["app"] = fmt.Sprint("a", i%10)
+			return one(p)
+		})
+		event("policy of no concern", func(i int) *policy.Delta {
+			d, np := policy.NewDelta(), cityPolicy(last, i%10)
+			d.Policies[policy.Name{Namespace: np.Namespace, Name: "other"}] = []*networkingv1.NetworkPolicy{np}
+			return d
+		})
+		event("policy of a local pod", func(i int) *policy.Delta {
+			d, np := policy.NewDelta(), cityPolicy(3, i%10)
+			np.Name = "other"
+			d.Policies[policy.Name{Namespace: np.Namespace, Name: np.Name}] = []*networkingv1.NetworkPolicy{np}
+			return d
+		})
+	}
+}
