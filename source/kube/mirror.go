@@ -123,19 +123,17 @@ func (m *mirror[O, I]) Replace(list []any, _ string) error {
 		}
 	}
 	m.mu.Lock()
-	now := make(map[policy.Name]bool, len(list))
-	for _, o := range list {
-		s := o.(*streamed[I])
-		now[s.Name] = true
-		m.put(s.Name, s.item)
-	}
-	var gone []policy.Name
+	gone := map[policy.Name]bool{}
 	for name := range m.names {
-		if !now[name] {
-			gone = append(gone, name)
-		}
+		gone[name] = true
 	}
-	for _, name := range gone {
+	for i, o := range list {
+		s := o.(*streamed[I])
+		delete(gone, s.Name)
+		m.put(s.Name, s.item)
+		list[i] = nil // may be collected as soon as possible: the list of all pods is long
+	}
+	for name := range gone {
 		m.remove(name)
 	}
 	if m.replaced != nil {

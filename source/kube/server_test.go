@@ -2,8 +2,10 @@ package kube
 
 import (
 	"bytes"
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 
@@ -29,6 +31,7 @@ type streams struct {
 type podWatch struct {
 	status int // other than 200
 	events []watch.Event
+	file   string // of encoded events that come after these
 	more   chan watch.Event
 	end    chan struct{}
 }
@@ -75,6 +78,11 @@ func (s *streams) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for _, e := range answer.events {
 		write(e)
 	}
+	if answer.file != "" {
+		if err := sendFile(w, answer.file); err != nil {
+			s.t.Error(err)
+		}
+	}
 	w.(http.Flusher).Flush()
 	for {
 		select {
@@ -87,6 +95,16 @@ func (s *streams) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+}
+
+func sendFile(w io.Writer, name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	_, err = io.Copy(w, f)
+	return err
 }
 
 // encoder returns a function that writes events in the content type that the client prefers.
