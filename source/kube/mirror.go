@@ -2,11 +2,14 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	watching "k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/weir-net/weir/policy"
@@ -152,10 +155,28 @@ func (m *mirror[O, I]) Resync() error { return nil }
 func (m *mirror[O, I]) follow(
 	ctx context.Context, client any, of O, list cache.ListWithContextFunc, watch cache.WatchFuncWithContext,
 ) {
-	lw := cache.ToListWatcherWithWatchListSemantics(
-		&cache.ListWatch{ListWithContextFunc: list, WatchFuncWithContext: watch}, client)
+	var streams bool // the API server streams lists; only the reflector's goroutine uses it
+	lw := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watching.Interface, error) {
+			w, err := watch(ctx, o)
+			if o.SendInitialEvents != nil {
+				streams = !apierrors.IsInvalid(err) && !apierrors.IsBadRequest(err)
+			}
+			return w, err
+		},
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			if streams {
+				return nil, errNoStream
+			}
+			return list(ctx, o)
+		},
+	}, client)
 	cache.NewReflectorWithOptions(lw, of, m, cache.ReflectorOptions{Name: "weir"}).RunWithContext(ctx)
 }
+
+// errNoStream keeps the reflector from asking for a list in one piece after any error of a stream. Such a list of
+// 100,000 pods needs two gigabytes. The reflector asks for another stream instead, some seconds later.
+var errNoStream = errors.New("the API server streams lists, but the last stream has failed")
 
 // lister returns a list function for the reflector from that of a typed client.
 func lister[L runtime.Object](list func(context.Context, metav1.ListOptions) (L, error)) cache.ListWithContextFunc {

@@ -51,13 +51,16 @@ func newStreams(t testing.TB) (*streams, *rest.Config) {
 }
 
 func (s *streams) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Query().Get("watch") != "true" {
-		http.NotFound(w, r) // a client that streams lists doesn't list
-		return
-	}
 	kinds := map[string]runtime.Object{
 		"/api/v1/pods": &corev1.Pod{}, "/api/v1/namespaces": &corev1.Namespace{}, "/api/v1/nodes": &corev1.Node{},
 		"/apis/networking.k8s.io/v1/networkpolicies": &networkingv1.NetworkPolicy{},
+	}
+	if kinds[r.URL.Path] == nil { // the survey
+		http.NotFound(w, r)
+		return
+	}
+	if r.URL.Query().Get("watch") != "true" {
+		s.t.Errorf("the client asks for a list in one piece: %s", r.URL)
 	}
 	answer := podWatch{end: make(chan struct{})}
 	if r.URL.Query().Get("sendInitialEvents") == "true" {
@@ -118,7 +121,7 @@ func (s *streams) encoder(w http.ResponseWriter, accept string) func(watch.Event
 		s.t.Fatalf("no serializer for %q", contentType)
 	}
 	w.Header().Set("Content-Type", contentType+";stream=watch")
-	frames := streaming.NewEncoder(info.StreamSerializer.Framer.NewFrameWriter(w),
+	frames := streaming.NewEncoder(info.StreamSerializer.NewFrameWriter(w),
 		clientscheme.Codecs.EncoderForVersion(info.StreamSerializer.Serializer, corev1.SchemeGroupVersion))
 	return func(e watch.Event) {
 		group := corev1.SchemeGroupVersion
