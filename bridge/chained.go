@@ -11,6 +11,8 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/internal/attrs"
 )
 
 // ErrBypassesForward means that a pod's packets bypass the node's FORWARD hook, where policy is enforced.
@@ -113,17 +115,17 @@ func NetfilterEnabled(name string) (bool, error) {
 			continue
 		}
 		set := map[uint16]byte{}
-		for link := range nl.ParseAttributes(m[unix.SizeofIfInfomsg:]) {
-			if link.Type&nl.NLA_TYPE_MASK != unix.IFLA_LINKINFO {
+		for kind, value := range attrs.In(m[unix.SizeofIfInfomsg:]) {
+			if kind != unix.IFLA_LINKINFO {
 				continue
 			}
-			for info := range nl.ParseAttributes(link.Value) {
-				if info.Type&nl.NLA_TYPE_MASK != nl.IFLA_INFO_DATA {
+			for kind, value := range attrs.In(value) {
+				if kind != nl.IFLA_INFO_DATA {
 					continue
 				}
-				for a := range nl.ParseAttributes(info.Value) {
-					if len(a.Value) == 1 {
-						set[a.Type] = a.Value[0]
+				for kind, value := range attrs.In(value) {
+					if len(value) == 1 {
+						set[kind] = value[0]
 					}
 				}
 			}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/attrs"
 )
 
 // ErrUnknown means that a property couldn't be read. Such a property counts neither as right nor as wrong.
@@ -141,31 +142,31 @@ func parseLink(m []byte) (l Link, ok bool) {
 	info := nl.DeserializeIfInfomsg(m)
 	l = Link{Index: int(info.Index), PeerNS: -1}
 	l.Up, l.NoARP = info.Flags&unix.IFF_UP != 0, info.Flags&unix.IFF_NOARP != 0
-	for a := range nl.ParseAttributes(m[unix.SizeofIfInfomsg:]) {
-		switch a.Type & nl.NLA_TYPE_MASK {
+	for kind, value := range attrs.In(m[unix.SizeofIfInfomsg:]) {
+		switch kind {
 		case unix.IFLA_IFNAME:
-			l.Name = text(a.Value)
+			l.Name = text(value)
 		case unix.IFLA_ADDRESS:
-			l.MAC = net.HardwareAddr(a.Value)
+			l.MAC = net.HardwareAddr(value)
 		case unix.IFLA_MTU:
-			l.MTU = integer(a.Value)
+			l.MTU = integer(value)
 		case unix.IFLA_OPERSTATE:
-			l.Running = len(a.Value) == 1 && a.Value[0] == operUp
+			l.Running = len(value) == 1 && value[0] == operUp
 		case unix.IFLA_MASTER:
-			l.Master = integer(a.Value)
+			l.Master = integer(value)
 		case unix.IFLA_LINK:
-			l.Peer = integer(a.Value)
+			l.Peer = integer(value)
 		case unix.IFLA_LINK_NETNSID:
-			l.PeerNS = integer(a.Value)
+			l.PeerNS = integer(value)
 		case unix.IFLA_LINKINFO:
-			for i := range nl.ParseAttributes(a.Value) {
-				switch i.Type & nl.NLA_TYPE_MASK {
+			for kind, value := range attrs.In(value) {
+				switch kind {
 				case nl.IFLA_INFO_KIND:
-					l.Kind = text(i.Value)
+					l.Kind = text(value)
 				case nl.IFLA_INFO_DATA:
-					l.Bridge = smallNumbers(i.Value)
+					l.Bridge = smallNumbers(value)
 				case nl.IFLA_INFO_SLAVE_DATA:
-					l.Port = smallNumbers(i.Value)
+					l.Port = smallNumbers(value)
 				}
 			}
 		}
@@ -176,15 +177,15 @@ func parseLink(m []byte) (l Link, ok bool) {
 // smallNumbers returns the attributes that are numbers of one, two or four bytes in the host's order, and fit 16 bits.
 func smallNumbers(data []byte) map[uint16]uint16 {
 	all := map[uint16]uint16{}
-	for a := range nl.ParseAttributes(data) {
-		switch len(a.Value) {
+	for kind, value := range attrs.In(data) {
+		switch len(value) {
 		case 1:
-			all[a.Type&nl.NLA_TYPE_MASK] = uint16(a.Value[0])
+			all[kind] = uint16(value[0])
 		case 2:
-			all[a.Type&nl.NLA_TYPE_MASK] = binary.NativeEndian.Uint16(a.Value)
+			all[kind] = binary.NativeEndian.Uint16(value)
 		case 4:
-			if n := integer(a.Value); n >= 0 && n <= math.MaxUint16 {
-				all[a.Type&nl.NLA_TYPE_MASK] = uint16(n)
+			if n := integer(value); n >= 0 && n <= math.MaxUint16 {
+				all[kind] = uint16(n)
 			}
 		}
 	}
@@ -229,9 +230,9 @@ func (o *Observed) readAddresses() error {
 // createdAt returns when the address was created, as time since the node's start; 0 if the message doesn't say. It is
 // the third number of struct ifa_cacheinfo (linux/if_addr.h), in hundredths of seconds.
 func createdAt(m []byte) time.Duration {
-	for a := range nl.ParseAttributes(m[unix.SizeofIfAddrmsg:]) {
-		if a.Type == unix.IFA_CACHEINFO && len(a.Value) >= 12 {
-			return time.Duration(binary.NativeEndian.Uint32(a.Value[8:])) * 10 * time.Millisecond
+	for kind, value := range attrs.In(m[unix.SizeofIfAddrmsg:]) {
+		if kind == unix.IFA_CACHEINFO && len(value) >= 12 {
+			return time.Duration(binary.NativeEndian.Uint32(value[8:])) * 10 * time.Millisecond
 		}
 	}
 	return 0
@@ -310,16 +311,16 @@ func parseRoute(m []byte) (r RouteSeen, ok bool) {
 	if at.Family == unix.AF_INET6 {
 		address = netip.IPv6Unspecified()
 	}
-	for a := range nl.ParseAttributes(m[unix.SizeofRtMsg:]) {
-		switch a.Type {
+	for kind, value := range attrs.In(m[unix.SizeofRtMsg:]) {
+		switch kind {
 		case unix.RTA_DST: // the kernel may report a default route without a destination
-			if dst, ok := netip.AddrFromSlice(a.Value); ok {
+			if dst, ok := netip.AddrFromSlice(value); ok {
 				address = dst
 			}
 		case unix.RTA_OIF:
-			r.Link = integer(a.Value)
+			r.Link = integer(value)
 		case unix.RTA_TABLE:
-			r.Table = integer(a.Value)
+			r.Table = integer(value)
 		}
 	}
 	r.Dst = netip.PrefixFrom(address, int(at.Dst_len))

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/attrs"
 )
 
 // Flags of requests that create an object (netlink(7)): if it exists, ifNew fails and orReplace replaces it.
@@ -180,10 +181,10 @@ func addressesOf(index int, replies [][]byte) map[netip.Prefix]bool {
 		if int(m.Index) != index {
 			continue
 		}
-		for a := range nl.ParseAttributes(r[unix.SizeofIfAddrmsg:]) {
+		for kind, value := range attrs.In(r[unix.SizeofIfAddrmsg:]) {
 			// For IPv4, IFA_LOCAL is the address, and IFA_ADDRESS is the address of its peer if there is one (linux/if_addr.h).
-			addr, ok := netip.AddrFromSlice(a.Value)
-			if ok && (a.Type == unix.IFA_LOCAL || a.Type == unix.IFA_ADDRESS && addr.Is6()) {
+			addr, ok := netip.AddrFromSlice(value)
+			if ok && (kind == unix.IFA_LOCAL || kind == unix.IFA_ADDRESS && addr.Is6()) {
 				all[netip.PrefixFrom(addr, int(m.Prefixlen))] = true
 			}
 		}

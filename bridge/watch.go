@@ -1,7 +1,6 @@
 package bridge
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/attrs"
 )
 
 // WatchPorts calls gone whenever a pod's link on the node was deleted, or may have been, until ctx ends. It returns an
@@ -186,9 +186,9 @@ func (l *listener) news(m syscall.NetlinkMessage) News {
 		return l.of(integer(m.Data[4:])) // ndm_ifindex
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		var n News
-		for a := range nl.ParseAttributes(m.Data[unix.SizeofRtMsg:]) {
-			if a.Type == unix.RTA_OIF {
-				n = l.of(integer(a.Value))
+		for kind, value := range attrs.In(m.Data[unix.SizeofRtMsg:]) {
+			if kind == unix.RTA_OIF {
+				n = l.of(integer(value))
 			}
 		}
 		own := m.Data[5] == conf.RouteProtocol // rtm_protocol
@@ -246,14 +246,9 @@ func isPortRemoval(m syscall.NetlinkMessage) bool {
 	if m.Header.Type != unix.RTM_DELLINK || len(m.Data) < unix.SizeofIfInfomsg {
 		return false
 	}
-	attrs, err := nl.ParseRouteAttr(m.Data[unix.SizeofIfInfomsg:])
-	if err != nil {
-		return false
-	}
-	for _, a := range attrs {
-		if a.Attr.Type == unix.IFLA_IFNAME {
-			name, _, _ := bytes.Cut(a.Value, []byte{0})
-			return strings.HasPrefix(string(name), PortPrefix)
+	for kind, value := range attrs.In(m.Data[unix.SizeofIfInfomsg:]) {
+		if kind == unix.IFLA_IFNAME {
+			return strings.HasPrefix(text(value), PortPrefix)
 		}
 	}
 	return false

@@ -1,10 +1,13 @@
 package overlay
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"runtime"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -12,13 +15,14 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// monitor returns a function that returns the types of the kernel's messages, since its last call, about changes in the
-// namespace. It leaves out neighbours that the kernel itself looks for. To have received every earlier message, the
-// function makes a change of its own and waits for that change's message.
+// monitor returns a function that returns the kernel's messages, since its last call, about changes of weir-vxlan and
+// of routes with weir's protocol, in words. The function makes a change of its own and waits for that change's message,
+// so it waits for every earlier message.
 func monitor(t *testing.T, netns string) func() []string {
 	t.Helper()
 	var s *nl.NetlinkSocket
@@ -31,6 +35,22 @@ func monitor(t *testing.T, netns string) func() []string {
 		return err
 	})
 	t.Cleanup(s.Close)
+	tunnel, err := strconv.Atoi(strings.TrimSpace(nodetest.Run(t, "ip", "netns", "exec", "n2", "cat",
+		"/sys/class/net/weir-vxlan/ifindex")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	concerns := func(m syscall.NetlinkMessage) bool {
+		switch m.Header.Type {
+		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+			return m.Data[5] == conf.RouteProtocol // rtm_protocol
+		case unix.RTM_NEWNEIGH:
+			if m.Data[8]&unix.NUD_PERMANENT == 0 { // ndm_state: the kernel looks for the neighbour
+				return false
+			}
+		}
+		return int(binary.NativeEndian.Uint32(m.Data[4:])) == tunnel // ifi_index, ifa_index, ndm_ifindex
+	}
 	names := map[uint16]string{
 		unix.RTM_NEWLINK: "RTM_NEWLINK", unix.RTM_DELLINK: "RTM_DELLINK", unix.RTM_NEWADDR: "RTM_NEWADDR",
 		unix.RTM_DELADDR: "RTM_DELADDR", unix.RTM_NEWNEIGH: "RTM_NEWNEIGH", unix.RTM_DELNEIGH: "RTM_DELNEIGH",
@@ -50,9 +70,7 @@ func monitor(t *testing.T, netns string) func() []string {
 				switch {
 				case own && m.Header.Type == unix.RTM_DELROUTE:
 					return heard
-				case own:
-				case m.Header.Type == unix.RTM_NEWNEIGH && m.Data[8]&unix.NUD_PERMANENT == 0: // ndm_state
-				default:
+				case !own && concerns(m):
 					heard = append(heard, names[m.Header.Type])
 				}
 			}

@@ -6,6 +6,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/internal/attrs"
 )
 
 // maxRecreations is how often recreate tries again, if each time a packet of the connection makes an entry between the
@@ -62,17 +64,17 @@ func (c Connection) read() (reply []byte, kept []*nl.RtAttr, err error) {
 	if len(msgs) != 1 || len(msgs[0]) < nl.SizeofNfgenmsg {
 		return nil, nil, errors.New("read: the kernel's answer is no entry")
 	}
-	for a := range nl.ParseAttributes(msgs[0][nl.SizeofNfgenmsg:]) {
-		switch a.Type & nl.NLA_TYPE_MASK {
+	for kind, value := range attrs.In(msgs[0][nl.SizeofNfgenmsg:]) {
+		switch kind {
 		case nl.CTA_TUPLE_REPLY:
-			reply = a.Value
+			reply = value
 		case nl.CTA_TIMEOUT:
-			kept = append(kept, nl.NewRtAttr(nl.CTA_TIMEOUT, a.Value))
+			kept = append(kept, nl.NewRtAttr(nl.CTA_TIMEOUT, value))
 		case nl.CTA_PROTOINFO:
 			if c.Proto == unix.IPPROTO_TCP {
 				kept = append(kept, looseTCP(c.Midstream()))
 			} else {
-				kept = append(kept, nl.NewRtAttr(nl.CTA_PROTOINFO|unix.NLA_F_NESTED, a.Value))
+				kept = append(kept, nl.NewRtAttr(nl.CTA_PROTOINFO|unix.NLA_F_NESTED, value))
 			}
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/attrs"
 )
 
 // Types of sets (ipset(8)).
@@ -208,16 +209,16 @@ func parseHeader(msg []byte) (s Header, ok bool) {
 	if len(msg) < nl.SizeofNfgenmsg {
 		return Header{}, false
 	}
-	for attr := range nl.ParseAttributes(msg[nl.SizeofNfgenmsg:]) {
-		text, _, _ := bytes.Cut(attr.Value, []byte{0})
-		switch attr.Type {
+	for kind, value := range attrs.In(msg[nl.SizeofNfgenmsg:]) {
+		text, _, _ := bytes.Cut(value, []byte{0})
+		switch kind {
 		case nl.IPSET_ATTR_SETNAME:
 			s.Name = string(text)
 		case nl.IPSET_ATTR_TYPENAME:
 			s.Type = string(text)
 		case nl.IPSET_ATTR_FAMILY:
-			if len(attr.Value) == 1 {
-				s.Family = families[attr.Value[0]]
+			if len(value) == 1 {
+				s.Family = families[value[0]]
 			}
 		}
 	}

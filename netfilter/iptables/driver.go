@@ -32,6 +32,8 @@ type Driver struct {
 	lowering lowering
 	// wanted has the families that the last ruleset has rules for.
 	wanted [len(conf.Families)]bool
+	// nat has the families' tables nat of iptables-legacy as they were read last.
+	nat [len(conf.Families)]natSeen
 	// readAt is the generation of nf_tables at which the tables were read; 0 if it is unknown.
 	readAt uint32
 	own    ownChanges

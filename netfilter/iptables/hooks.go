@@ -2,10 +2,12 @@ package iptables
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 
 	"github.com/google/nftables"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
@@ -29,17 +31,19 @@ var hooks = map[string]map[string]hook{
 // misplaced returns the table's built-in chains in nf_tables that are at another hook than iptables puts them, or at
 // no hook. iptables prints such chains and their rules like all others.
 //
-// Equivalent to: nft list table ip TABLE | grep 'type .* hook' (ip6 for IPv6)
+// Equivalent to: nft list chain ip TABLE CHAIN | grep 'type .* hook' (ip6 for IPv6)
 func misplaced(family conf.Family, name string) (found []string, err error) {
-	err = dump(unix.NFT_MSG_GETCHAIN, family, nil, func(attrs []byte) {
-		chain := attributes(attrs)
-		want, ours := hooks[name][text(chain[unix.NFTA_CHAIN_NAME])]
-		if text(chain[unix.NFTA_CHAIN_TABLE]) == name && ours && readHook(chain) != want {
-			found = append(found, text(chain[unix.NFTA_CHAIN_NAME]))
+	for _, chain := range builtin[name] {
+		// One request for each chain, because a list would have the chains of all tables: three for each Service.
+		attrs, err := get(unix.NFT_MSG_GETCHAIN, family, nl.NewRtAttr(unix.NFTA_CHAIN_TABLE, nl.ZeroTerminated(name)),
+			nl.NewRtAttr(unix.NFTA_CHAIN_NAME, nl.ZeroTerminated(chain)))
+		switch {
+		case errors.Is(err, unix.ENOENT):
+		case err != nil:
+			return nil, fmt.Errorf("look up chain %s of table %s: %w", chain, name, err)
+		case readHook(attrs) != hooks[name][chain]:
+			found = append(found, chain)
 		}
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list the chains of table %s: %w", name, err)
 	}
 	return found, nil
 }

@@ -173,9 +173,41 @@ func (d *Driver) readSet(name string) (set, error) {
 	return set{kindOf(got.Type), got.Family, ruleset.EntriesOf(entries...)}, nil
 }
 
-// readTable reads one table. Each table is read separately, so a rule that iptables doesn't know makes only its own
-// table unreadable.
+// readTable reads one table, unless it is still as it was before. Each table is read separately, so a rule that
+// iptables doesn't know makes only its own table unreadable.
 func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, before *state) table {
+	var was table
+	if before != nil {
+		was = before.tables[f][name]
+	}
+	at, _ := generation() // 0 without nf_tables, or if it can't be read
+	if d.Flavour == NFT && at != 0 && was.at == at {
+		return was
+	}
+	there, dormant, err := d.Flavour.exists(f, name)
+	if err == nil && !there {
+		return withBuiltin(name, parseSave(""))
+	}
+	var now print
+	if err == nil && !dormant {
+		now, _ = d.print(f, name, was) // without it, the table is read as text
+	}
+	if now != "" && now == was.print {
+		was.at = at
+		return was
+	}
+	t := d.readText(ctx, f, name, before)
+	if t.unknown == nil && !t.dormant && len(t.misplaced) == 0 {
+		t.print, t.at = now, at
+		if name == "nat" && d.Flavour == NFT && !slices.Equal(t.own(), was.own()) { // the print lacks chains
+			t.print, t.at = "", 0
+		}
+	}
+	return t
+}
+
+// readText reads a table as text.
+func (d *Driver) readText(ctx context.Context, f conf.Family, name string, before *state) table {
 	there, dormant, err := d.Flavour.exists(f, name)
 	if err == nil && !there {
 		return withBuiltin(name, parseSave(""))
@@ -196,6 +228,9 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 		}
 	}
 	if t.dormant, t.misplaced = dormant, away; err == nil {
+		if name == "nat" {
+			t.forgetOthers()
+		}
 		return t
 	}
 	u := &unknown{why: fmt.Errorf("table %s of %s can't be read: %w", name, d.Flavour.program(f), err)}
@@ -211,6 +246,26 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 		}
 	}
 	return table{unknown: u, dormant: dormant, misplaced: away}
+}
+
+// own returns the names of weir's chains in the table, in order.
+func (t table) own() (chains []string) {
+	for chain := range t.rules {
+		if ours(chain) {
+			chains = append(chains, chain)
+		}
+	}
+	slices.Sort(chains)
+	return chains
+}
+
+// forgetOthers forgets other programs' chains, unless weir has rules in them. The table nat has three chains for each
+// Service of the cluster, and nothing in them decides where weir's rules belong.
+func (t table) forgetOthers() {
+	maps.DeleteFunc(t.rules, func(chain string, rules []string) bool {
+		return !ours(chain) && !slices.Contains(builtin["nat"], chain) &&
+			!slices.ContainsFunc(rules, func(r string) bool { return split(r).own() })
+	})
 }
 
 func ours(chain string) bool { return conf.OwnChain(chain) }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/attrs"
 )
 
 // seen is a rule as nf_tables shows it. The kernel shows every rule in this form, also one that iptables can't print.
@@ -134,13 +135,16 @@ var libraryFamilies = [...]nftables.TableFamily{
 	conf.IPv4: nftables.TableFamilyIPv4, conf.IPv6: nftables.TableFamilyIPv6,
 }
 
-// see asks the kernel for the rules of each chain of the family's table.
+// see asks the kernel for the rules of each chain of the family's table; with a chain in only, for those of that chain.
 //
-// Equivalent to: nft -a list table ip TABLE (ip6 for IPv6)
-func see(family conf.Family, name string) (map[string][]seen, error) {
+// Equivalent to: nft -a list table ip TABLE; nft -a list chain ip TABLE ONLY (ip6 for IPv6)
+func see(family conf.Family, name string, only ...string) (map[string][]seen, error) {
 	chains := map[string][]seen{}
-	table := nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(name))
-	err := dump(unix.NFT_MSG_GETRULE, family, table, func(attrs []byte) {
+	of := []*nl.RtAttr{nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(name))}
+	for _, chain := range only {
+		of = append(of, nl.NewRtAttr(unix.NFTA_RULE_CHAIN, nl.ZeroTerminated(chain)))
+	}
+	err := dump(unix.NFT_MSG_GETRULE, family, of, func(attrs []byte) {
 		rule := attributes(attrs)
 		if text(rule[unix.NFTA_RULE_TABLE]) != name {
 			return
@@ -162,8 +166,8 @@ func see(family conf.Family, name string) (map[string][]seen, error) {
 func readRule(expressions []byte) seen {
 	r := seen{always: true}
 	h := sha256.New()
-	for element := range nl.ParseAttributes(expressions) {
-		e := attributes(element.Value)
+	for _, value := range attrs.In(expressions) {
+		e := attributes(value)
 		name, data := text(e[unix.NFTA_EXPR_NAME]), e[unix.NFTA_EXPR_DATA]
 		if name == "counter" {
 			continue
@@ -236,10 +240,10 @@ func deleteCopies(f conf.Family, name string) error {
 }
 
 // dump calls each with the attributes of every object of the kind in the kernel.
-func dump(kind int, family conf.Family, attr *nl.RtAttr, each func(attrs []byte)) error {
+func dump(kind int, family conf.Family, of []*nl.RtAttr, each func(attrs []byte)) error {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, unix.NLM_F_DUMP)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: nfFamilies[family], Version: nl.NFNETLINK_V0})
-	if attr != nil {
+	for _, attr := range of {
 		req.AddData(attr)
 	}
 	var err error
@@ -258,11 +262,30 @@ func dump(kind int, family conf.Family, attr *nl.RtAttr, each func(attrs []byte)
 	return err
 }
 
+// get returns the attributes of one object in the kernel.
+func get(kind int, family conf.Family, of ...*nl.RtAttr) (map[uint16][]byte, error) {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, 0)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: nfFamilies[family], Version: nl.NFNETLINK_V0})
+	for _, attr := range of {
+		req.AddData(attr)
+	}
+	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range msgs {
+		if len(m) >= nl.SizeofNfgenmsg {
+			return attributes(m[nl.SizeofNfgenmsg:]), nil
+		}
+	}
+	return nil, errors.New("the kernel's answer is empty")
+}
+
 // attributes returns the netlink attributes in b, by their types.
 func attributes(b []byte) map[uint16][]byte {
 	all := map[uint16][]byte{}
-	for a := range nl.ParseAttributes(b) {
-		all[a.Type&nl.NLA_TYPE_MASK] = a.Value
+	for kind, value := range attrs.In(b) {
+		all[kind] = value
 	}
 	return all
 }

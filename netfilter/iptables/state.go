@@ -44,6 +44,10 @@ func (t tables) unknown() (why []error) {
 
 // table has the contents of an iptables table, or the reason why they are unknown. A table that is empty is known.
 type table struct {
+	// print is the fingerprint that the table had shortly before it was read; empty if it isn't known.
+	print print
+	// at is the generation of nf_tables at which the table was last known to be as it is here; 0 if that isn't known.
+	at uint32
 	// rules are the rules of each chain as iptables-save prints them, without "-A CHAIN"; nil if the table is unknown.
 	rules   map[string][]string
 	unknown *unknown
@@ -200,7 +204,8 @@ func (s state) after(p plan, want *lowered, left []string) state {
 			next.tables[f] = tablesOf(f, want)
 		}
 		for name, t := range s.tables[f] {
-			if t.unknown != nil { // it stays unknown
+			unchanged := !strings.Contains("\n"+p.restore[f], "\n*"+name+"\n")
+			if t.unknown != nil || unchanged { // an unknown table stays unknown
 				next.tables[f][name] = t
 			}
 		}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/attrs"
 )
 
 // watch implements Driver.Watch. The kernel reports changes of nf_tables; it reports no changes of the legacy tables.
@@ -68,9 +69,9 @@ func parseGeneration(kind uint16, data []byte) (generation uint32, ok bool) {
 	if kind != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN || len(data) < nl.SizeofNfgenmsg {
 		return 0, false
 	}
-	for a := range nl.ParseAttributes(data[nl.SizeofNfgenmsg:]) {
-		if a.Type&nl.NLA_TYPE_MASK == unix.NFTA_GEN_ID && len(a.Value) == 4 {
-			generation, ok = binary.BigEndian.Uint32(a.Value), true
+	for kind, value := range attrs.In(data[nl.SizeofNfgenmsg:]) {
+		if kind == unix.NFTA_GEN_ID && len(value) == 4 {
+			generation, ok = binary.BigEndian.Uint32(value), true
 		}
 	}
 	return generation, ok
@@ -94,8 +95,8 @@ func concerns(m syscall.NetlinkMessage) bool {
 		return false
 	}
 	var table, chain string
-	for a := range nl.ParseAttributes(m.Data[nl.SizeofNfgenmsg:]) {
-		switch value := string(bytes.TrimRight(a.Value, "\x00")); a.Type & nl.NLA_TYPE_MASK {
+	for kind, value := range attrs.In(m.Data[nl.SizeofNfgenmsg:]) {
+		switch value := string(bytes.TrimRight(value, "\x00")); kind {
 		case tableAttr:
 			table = value
 		case chainAttr:

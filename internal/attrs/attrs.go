@@ -1,0 +1,29 @@
+// Package attrs reads netlink attributes. The library's function for that, nl.ParseAttributes, starts a goroutine for
+// each list and sends every attribute through a channel, which takes longer than the kernel takes to write the list.
+package attrs
+
+import (
+	"encoding/binary"
+	"iter"
+
+	"golang.org/x/sys/unix"
+)
+
+// sizeofHeader is the length of an attribute without its value (struct nlattr).
+const sizeofHeader = 4
+
+// In yields the attributes in the data, each with its type and its value. The type is without flags such as
+// NLA_F_NESTED. In stops at an attribute that is cut off.
+func In(data []byte) iter.Seq2[uint16, []byte] {
+	return func(yield func(kind uint16, value []byte) bool) {
+		for len(data) >= sizeofHeader {
+			length := int(binary.NativeEndian.Uint16(data))
+			kind := binary.NativeEndian.Uint16(data[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
+			if length < sizeofHeader || length > len(data) || !yield(kind, data[sizeofHeader:length:length]) {
+				return
+			}
+			aligned := (length + unix.NLA_ALIGNTO - 1) &^ (unix.NLA_ALIGNTO - 1)
+			data = data[min(aligned, len(data)):]
+		}
+	}
+}

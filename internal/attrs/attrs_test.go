@@ -1,0 +1,57 @@
+package attrs
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+type attribute struct {
+	Kind  uint16
+	Value []byte
+}
+
+func TestIn(t *testing.T) {
+	nested := nl.NewRtAttr(7|unix.NLA_F_NESTED, nil)
+	nested.AddRtAttr(1, []byte{1})
+	data := slices.Concat(nl.NewRtAttr(3, []byte("abcde")).Serialize(), nl.NewRtAttr(4, nil).Serialize(),
+		nested.Serialize())
+	want := []attribute{{3, []byte("abcde")}, {4, []byte{}}, {7, nl.NewRtAttr(1, []byte{1}).Serialize()}}
+	collect := func(data []byte) (all []attribute) {
+		for kind, value := range In(data) {
+			all = append(all, attribute{kind, value})
+		}
+		return all
+	}
+	if diff := cmp.Diff(want, collect(data)); diff != "" {
+		t.Error(diff)
+	}
+	for length := range data { // cut off: the attributes that are whole
+		got := collect(data[:length])
+		if len(got) >= len(want) || len(got) > 0 && !cmp.Equal(want[:len(got)], got) {
+			t.Errorf("%d bytes: %v", length, got)
+		}
+	}
+	for range In(data) {
+		break
+	}
+}
+
+// FuzzIn: no data makes In panic, or yield bytes that the data doesn't have.
+func FuzzIn(f *testing.F) {
+	f.Add([]byte{8, 0, 1, 0, 1, 2, 3, 4})
+	f.Add([]byte{3, 0, 1, 0})
+	f.Add([]byte{255, 255, 1, 0})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		sum := 0
+		for _, value := range In(data) {
+			sum += sizeofHeader + len(value)
+		}
+		if sum > len(data) {
+			t.Errorf("%d bytes of %d", sum, len(data))
+		}
+	})
+}

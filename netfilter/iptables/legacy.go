@@ -1,0 +1,247 @@
+package iptables
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+)
+
+// legacyPrint returns the fingerprint of a table of iptables-legacy. It asks the kernel for the table in the kernel's
+// own form. The kernel copies the rules of 4,000 Services in some milliseconds; iptables-save needs seconds to print
+// them.
+func legacyPrint(family conf.Family, name string) (print, legacyInfo, error) {
+	t, err := readLegacy(family, name)
+	if err == nil {
+		var p print
+		if p, err = t.print(name == "nat"); err == nil {
+			return p, t.legacyInfo, nil
+		}
+	}
+	return "", legacyInfo{}, fmt.Errorf("read table %s of %s: %w", name, Legacy.program(family), err)
+}
+
+// legacyInfo is struct ipt_getinfo, which is also struct ip6t_getinfo.
+type legacyInfo struct {
+	Name  [32]byte
+	Valid uint32 // bits of the hooks that the table has chains at
+	// Hooks and Ends are the offsets of the first rule, and of the policy, of each hook's built-in chain.
+	Hooks, Ends [5]uint32
+	Count, Size uint32
+}
+
+// legacyTable is a table of iptables-legacy as the kernel gives it: entries of different lengths, one after the other.
+type legacyTable struct {
+	legacyInfo
+	legacyLayout
+	entries []byte
+}
+
+// legacyLayout has the numbers in which the families differ.
+type legacyLayout struct {
+	domain, level int
+	// head is the length of an entry's first part: addresses, links and protocol. matches is where its matches begin.
+	// Between the two are the lengths, a note of the kernel's, and the counters.
+	head, matches int
+}
+
+var legacyLayouts = [len(conf.Families)]legacyLayout{
+	conf.IPv4: {unix.AF_INET, unix.SOL_IP, 84, 112},     // struct ipt_entry
+	conf.IPv6: {unix.AF_INET6, unix.SOL_IPV6, 136, 168}, // struct ip6t_entry
+}
+
+// Options of getsockopt (IPT_SO_GET_INFO and IPT_SO_GET_ENTRIES in linux/netfilter_ipv4/ip_tables.h), the same for both
+// families; and the length of struct ipt_get_entries without the entries.
+const (
+	getInfo          = 64
+	getEntries       = 65
+	sizeofGetEntries = 40
+)
+
+// legacySocket is a socket that answers questions about the legacy tables of a family.
+type legacySocket struct {
+	legacyLayout
+	fd int
+}
+
+func openLegacy(family conf.Family) (legacySocket, error) {
+	l := legacyLayouts[family]
+	fd, err := unix.Socket(l.domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	return legacySocket{l, fd}, err
+}
+
+// info returns the numbers of a table that exists. They take the kernel a microsecond, whatever the size of the table.
+func (s legacySocket) info(name string) (i legacyInfo, err error) {
+	answer := make([]byte, binary.Size(i))
+	copy(answer, name)
+	if err := getsockopt(s.fd, s.level, getInfo, answer); err != nil {
+		return i, err
+	}
+	_, err = binary.Decode(answer, binary.NativeEndian, &i)
+	return i, err
+}
+
+// natEvery is the time after which the table nat is read again although its numbers are the same.
+const natEvery = time.Minute
+
+// natSeen is the table nat of iptables-legacy as it was read last.
+type natSeen struct {
+	legacyInfo
+	print print
+	when  time.Time
+}
+
+// same reports whether the table nat has the same length and number of rules, and the same built-in chains, as it had
+// when it was read last, and that was not long ago. Then its rules hardly can be others.
+func (n natSeen) same(family conf.Family) bool {
+	s, err := openLegacy(family)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = unix.Close(s.fd) }()
+	now, err := s.info("nat")
+	return err == nil && now == n.legacyInfo && time.Since(n.when) < natEvery
+}
+
+// readLegacy reads a table that exists. If the table changes meanwhile, readLegacy reads it again.
+func readLegacy(family conf.Family, name string) (legacyTable, error) {
+	t := legacyTable{legacyLayout: legacyLayouts[family]}
+	s, err := openLegacy(family)
+	if err != nil {
+		return t, err
+	}
+	fd := s.fd
+	defer func() { _ = unix.Close(fd) }()
+	for range 5 {
+		if t.legacyInfo, err = s.info(name); err != nil {
+			return t, err
+		}
+		answer := make([]byte, sizeofGetEntries+t.Size)
+		copy(answer, name)
+		binary.NativeEndian.PutUint32(answer[len(t.Name):], t.Size)
+		t.entries = answer[sizeofGetEntries:]
+		if err = getsockopt(fd, t.level, getEntries, answer); !errors.Is(err, unix.EAGAIN) {
+			break
+		}
+	}
+	return t, err
+}
+
+// getsockopt reads an option of a socket. value has the question, and then the answer, which is as long.
+func getsockopt(fd, level, option int, value []byte) error {
+	size := uint32(len(value))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option),
+		uintptr(unsafe.Pointer(&value[0])), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// legacyEntry is a rule, a chain's policy, or the beginning of a chain.
+type legacyEntry struct {
+	offset uint32
+	head   []byte // addresses, links and protocol
+	// matches are the matches, and target is the target, each with its name and data.
+	matches, target []byte
+	next            uint32 // the offset of the next entry
+}
+
+// errLegacy means that the kernel's answer doesn't have the form that this package knows.
+var errLegacy = errors.New("the kernel's answer can't be understood")
+
+// entry returns the entry at the offset.
+func (t *legacyTable) entry(offset uint32) (legacyEntry, error) {
+	rest := t.entries[offset:]
+	if len(rest) < t.matches {
+		return legacyEntry{}, errLegacy
+	}
+	target := int(binary.NativeEndian.Uint16(rest[t.head+4:]))
+	next := int(binary.NativeEndian.Uint16(rest[t.head+6:]))
+	if target < t.matches || next < target+sizeofTarget+4 || next > len(rest) {
+		return legacyEntry{}, errLegacy
+	}
+	return legacyEntry{offset, rest[:t.head], rest[t.matches:target], rest[target:next], offset + uint32(next)}, nil
+}
+
+// sizeofTarget is the length of struct xt_entry_target, in which the name is at nameOfTarget.
+const (
+	sizeofTarget = 32
+	nameOfTarget = 2
+)
+
+// begins returns the name of the chain that begins with the entry. ok is false for all other entries.
+func (e legacyEntry) begins() (chain string, ok bool) {
+	if text(e.target[nameOfTarget:sizeofTarget-1]) != "ERROR" {
+		return "", false
+	}
+	return text(e.target[sizeofTarget:]), true
+}
+
+// jumps returns the offset of the entry that comes next after a match. It is another chain's if the entry jumps or goes
+// to that chain. ok is false if the entry has a verdict or another target.
+func (e legacyEntry) jumps() (offset uint32, ok bool) {
+	verdict := int32(binary.NativeEndian.Uint32(e.target[sizeofTarget:]))
+	return uint32(verdict), e.target[nameOfTarget] == 0 && verdict >= 0
+}
+
+// print returns the table's fingerprint. With few, it covers only the built-in chain POSTROUTING and weir's own chains.
+// Offsets of chains change with the length of others' rules, so the chains' names are used instead.
+func (t *legacyTable) print(few bool) (print, error) {
+	builtin := map[uint32]string{} // names of the built-in chains, by the offset of the first entry
+	for i, offset := range t.Hooks {
+		if t.Valid&(1<<i) != 0 {
+			builtin[offset] = fmt.Sprint("hook ", i)
+		}
+	}
+	postrouting := fmt.Sprint("hook ", unix.NF_INET_POST_ROUTING)
+	type placed struct {
+		legacyEntry
+		chain string
+	}
+	var all []placed
+	chains := map[uint32]string{} // by the offset of the first entry behind the beginning
+	chain := ""
+	for offset := uint32(0); offset < uint32(len(t.entries)); {
+		e, err := t.entry(offset)
+		if err != nil {
+			return "", err
+		}
+		if name, ok := e.begins(); ok {
+			chains[e.next], chain = name, name
+		} else if name, ok := builtin[offset]; ok {
+			chain = name
+		}
+		if !few || chain == postrouting || ours(chain) {
+			all = append(all, placed{e, chain})
+		}
+		offset = e.next
+	}
+	h := sha256.New()
+	for _, e := range all {
+		e.print(h, e.chain, chains)
+	}
+	return print(h.Sum(nil)), nil
+}
+
+// print writes the entry in a form that doesn't depend on its place in the table.
+func (e legacyEntry) print(h io.Writer, chain string, chains map[uint32]string) {
+	_, _ = fmt.Fprintf(h, "%s %d %d ", chain, len(e.matches), len(e.target))
+	_, _ = h.Write(e.head)
+	_, _ = h.Write(e.matches)
+	switch offset, ok := e.jumps(); {
+	case !ok:
+		_, _ = h.Write(e.target)
+	case offset == e.next:
+		_, _ = fmt.Fprint(h, "nothing")
+	default:
+		_, _ = fmt.Fprintf(h, "chain %s", chains[offset])
+	}
+}
