@@ -56,11 +56,6 @@ func newCutting() cutting {
 	return c
 }
 
-// evaluator returns an evaluator that uses the snapshot's ruleset. Only one goroutine may use it.
-func (s *snapshot) evaluator() cut.Evaluator {
-	return cut.Evaluator{Rules: ruleset.NewIndex(s.ruleset), Links: s.links()}
-}
-
 // links returns the links of the node's pods, by the pods' addresses.
 func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 	all := map[netip.Addr]ruleset.Link{}
@@ -170,26 +165,26 @@ func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result
 	if err != nil {
 		return cut.Result{}, err
 	}
-	evaluator := by.evaluator()
+	evaluator := cut.NewEvaluator(by.ruleset, by.links(), own)
 	last, now := by, evaluator
 	return cut.Walk(evaluator, func() cut.Evaluator {
 		if s := target.Load(); s != last {
-			last, now = s, s.evaluator()
+			last, now = s, cut.NewEvaluator(s.ruleset, s.links(), own)
 		}
 		return now
-	}, own)
+	})
 }
 
 // ownAddresses returns the node's addresses.
-func ownAddresses() (map[netip.Addr]bool, error) {
+func ownAddresses() ([]netip.Addr, error) {
 	addrs, err := netlinksafe.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, fmt.Errorf("list the node's addresses: %w", err)
 	}
-	own := map[netip.Addr]bool{}
+	var own []netip.Addr
 	for _, addr := range addrs {
 		if ip, ok := netip.AddrFromSlice(addr.IP); ok {
-			own[ip.Unmap()] = true
+			own = append(own, ip.Unmap())
 		}
 	}
 	return own, nil

@@ -42,22 +42,43 @@ const (
 	maxEdits = 100
 )
 
-// Evaluator evaluates connections by a ruleset.
+// Evaluator evaluates connections by a ruleset. Only one goroutine may use it.
 type Evaluator struct {
-	Rules *ruleset.Index
-	Links map[netip.Addr]ruleset.Link // by address of the node's pods
+	rules  *ruleset.Index
+	places map[netip.Addr]place
+}
+
+// place is an address of this node.
+type place struct {
+	link ruleset.Link
+	pod  bool // it is a pod's, whose link is link
+	own  bool // it is the node's own
+}
+
+// NewEvaluator returns an Evaluator. links has the links of the node's pods by their addresses, and own has the node's
+// own addresses.
+func NewEvaluator(r ruleset.Ruleset, links map[netip.Addr]ruleset.Link, own []netip.Addr) Evaluator {
+	e := Evaluator{ruleset.NewIndex(r), make(map[netip.Addr]place, len(links)+len(own))}
+	for addr, link := range links {
+		e.places[addr] = place{link: link, pod: true}
+	}
+	for _, addr := range own {
+		p := e.places[addr]
+		p.own = true
+		e.places[addr] = p
+	}
+	return e
 }
 
 // allows reports whether the rules would allow the connection if it began now. If the kernel didn't see the
 // connection's first packet, it is unknown which side began the connection, and allows returns false.
-func (e Evaluator) allows(c *conntrack.Connection, own map[netip.Addr]bool) bool {
-	return !c.Midstream() && e.Rules.Allows(packet(c, e.Links, own))
+func (e Evaluator) allows(c *conntrack.Connection, src, dst place) bool {
+	return !c.Midstream() && e.rules.Allows(packet(c, src, dst))
 }
 
 // walk is the state of one Walk.
 type walk struct {
 	newest func() Evaluator
-	own    map[netip.Addr]bool
 	edits  []conntrack.Edit
 	errs   []error
 	failed int // how many entries could not be changed
@@ -65,8 +86,7 @@ type walk struct {
 }
 
 // Walk goes through the connections of the node's pods. It cuts connections that would be denied if they began now,
-// and restores cut connections that would be allowed. own has the node's addresses; connections that the node itself
-// begins aren't evaluated.
+// and restores cut connections that would be allowed. Connections that the node itself begins aren't evaluated.
 //
 // TCP connections that are over are not cut: Walk deletes their entries if they would be denied. Their ends could still
 // send, and the kernel would take the packets for established. It would even begin a new connection in the entry of one
@@ -75,26 +95,21 @@ type walk struct {
 //
 // The kernel's rules may change during the walk. newest returns an evaluator with the newest rules. Walk changes
 // nothing about a connection on which the two evaluators differ: another walk follows.
-func Walk(by Evaluator, newest func() Evaluator, own map[netip.Addr]bool) (Result, error) {
-	w := walk{newest: newest, own: own}
+func Walk(by Evaluator, newest func() Evaluator) (Result, error) {
+	w := walk{newest: newest}
 	for c, err := range conntrack.All() {
 		if err != nil {
 			w.errs = append(w.errs, err)
 			break
 		}
-		_, from := by.Links[c.Src]
-		if !from {
-			if _, to := by.Links[c.Dst]; !to {
-				continue
-			}
-		}
-		if own[c.Src] {
+		src, dst := by.places[c.Src], by.places[c.Dst]
+		if src.own || (!src.pod && !dst.pod) {
 			continue
 		}
 		if c.Cut {
 			w.Standing++
 		}
-		if by.allows(&c, own) == c.Cut {
+		if by.allows(&c, src, dst) == c.Cut {
 			w.edit(c)
 		}
 	}
@@ -128,7 +143,7 @@ func (w *walk) apply() {
 	now := w.newest()
 	agreed := w.edits[:0]
 	for _, e := range w.edits {
-		if now.allows(&e.Connection, w.own) == e.Cut {
+		if now.allows(&e.Connection, now.places[e.Src], now.places[e.Dst]) == e.Cut {
 			agreed = append(agreed, e)
 		}
 	}
@@ -166,7 +181,7 @@ func (w *walk) count(e *conntrack.Edit) {
 	if restored {
 		w.Restored++
 	} else {
-		w.Result.Cut++
+		w.Cut++
 	}
 	if len(w.Examples) < maxExamples {
 		w.Examples = append(w.Examples, Example{e.Src, e.Dst, protocol(e.Proto), e.Port, restored})
@@ -174,19 +189,19 @@ func (w *walk) count(e *conntrack.Edit) {
 }
 
 // packet returns the connection's first packet as the FORWARD hook saw it; or as INPUT saw it, if it is sent to the
-// node.
-func packet(c *conntrack.Connection, pods map[netip.Addr]ruleset.Link, own map[netip.Addr]bool) ruleset.Packet {
+// node. src and dst are the places of its ends.
+func packet(c *conntrack.Connection, src, dst place) ruleset.Packet {
 	p := ruleset.Packet{Src: c.Src, Dst: c.Dst, Port: c.Port, In: "-", Out: "-", Translated: c.Translated}
 	p.Proto = protocol(c.Proto)
 	if p.Proto != ruleset.TCP && p.Proto != ruleset.UDP && p.Proto != ruleset.SCTP {
 		p.Port = 0
 	}
-	if link, ok := pods[c.Src]; ok {
-		p.In, p.InPort = link.In, link.Port
+	if src.pod {
+		p.In, p.InPort = src.link.In, src.link.Port
 	}
-	if link, ok := pods[c.Dst]; ok {
-		p.Out = cmp.Or(link.In, "-")
-	} else if own[c.Dst] {
+	if dst.pod {
+		p.Out = cmp.Or(dst.link.In, "-")
+	} else if dst.own {
 		p.Out = ""
 	}
 	return p

@@ -8,11 +8,11 @@ import (
 
 // Allows reports whether the packet passes the hook that checks it.
 func (x *Index) Allows(p Packet) bool {
-	hook := CheckForwarded
+	hooks := &x.hooks[conf.FamilyOf(p.Dst)]
+	c := hooks[0]
 	if p.Out == "" {
-		hook = CheckToNode
+		c = hooks[1]
 	}
-	c := x.hooks[hookOf{conf.FamilyOf(p.Dst), hook}]
 	if c == nil {
 		return true
 	}
@@ -36,7 +36,7 @@ func (c *indexedChain) walk(q *query) Action {
 	var room [usualLists][]int32
 	lists, rules := room[:0], 0
 	for at, s := range q.ends {
-		for _, r := range c.rowsOf(end(at), s) {
+		for r := c.row(end(at), s); r != nil; r = r.above {
 			list := r.candidates(c, q)
 			lists, rules = append(lists, list), rules+len(list)
 		}
@@ -95,16 +95,20 @@ func (c *indexedChain) compare(q *query, lists [][]int32) Action {
 	}
 }
 
-// matches reports whether the packet matches all conditions of the rule.
+// matches reports whether the packet, which was led to the rule, matches all conditions of the rule.
 func (r *indexedRule) matches(q *query) bool {
 	switch {
+	case r.class != anyClass && r.class != q.class, r.onePort && (q.Port < r.first || q.Port > r.last):
+		return false
+	case !r.onePort && !r.matchesPort(q.Port):
+		return false
+	case r.simple:
+		return true
 	case r.Track != "" && q.Translated, r.Shape == ToItself && q.Src != q.Dst:
 		return false
 	case r.In != "" && r.In != q.In, r.Out != "" && r.Out != q.Out, r.InPort != "" && r.InPort != q.InPort:
 		return false
-	case r.class != anyClass && r.class != q.class, r.class == otherClass && r.Proto != q.Proto:
-		return false
-	case !r.matchesPort(q.Port):
+	case r.class == otherClass && r.Proto != q.Proto:
 		return false
 	}
 	for i := range r.members {

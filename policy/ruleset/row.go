@@ -38,37 +38,34 @@ func (p *pivots) of(groups []int32) (rules []int32) {
 // row has rules of a chain that packets may match, in the order of the chain: those that the groups of a signature lead
 // to, or those that no address leads to.
 type row struct {
+	// above is the row of the signature above.
+	above *row
 	rules []int32
+	one   [1]int32 // the memory of rules, if there is one
 	// byPort has the rules by port, for each class of protocols. It is made when it is first needed.
-	byPort [classes]*portTable
+	byPort *[classes]*portTable
 }
 
-// rowsOf returns the rows for addresses with the signature at that end: one for the signature's own groups, and those
-// of the signature above.
-func (c *indexedChain) rowsOf(at end, s *signature) []*row {
+// row returns the row for addresses with the signature at that end; nil if they lead to no rule.
+func (c *indexedChain) row(at end, s *signature) *row {
 	if s == nil || len(c.pivots[at].list) == 0 {
 		return nil
 	}
-	if rows, ok := c.rows[at][s]; ok {
-		return rows
+	if r, ok := c.rows[at][s]; ok {
+		return r
 	}
-	rows := c.rowsOf(at, s.above)
+	r := c.row(at, s.above)
 	if rules := c.pivots[at].of(s.groups); len(rules) > 0 {
-		rows = append(slices.Clip(rows), &row{rules: rules})
+		r = &row{above: r, rules: rules}
+		if len(rules) == 1 {
+			r.one[0], r.rules = rules[0], r.one[:]
+		}
 	}
 	if c.rows[at] == nil {
-		c.rows[at] = map[*signature][]*row{}
+		c.rows[at] = map[*signature]*row{}
 	}
-	c.rows[at][s] = rows
-	return rows
-}
-
-// settled reports whether the rule decides on all packets of its class that have one of its ports and an address that
-// leads to the rule.
-func (r *indexedRule) settled() bool {
-	byAddress := len(r.members) == 0 || (len(r.members) == 1 && r.pivot == 0 && r.members[0].exact == nil)
-	return byAddress && r.Action != Jump && r.Track == "" && r.Shape != ToItself && r.In == "" && r.Out == "" &&
-		r.InPort == "" && r.class != otherClass
+	c.rows[at][s] = r
+	return r
 }
 
 // few is a number of rules that are compared in less time than a look-up takes.
@@ -79,6 +76,9 @@ const few = 8
 func (r *row) candidates(c *indexedChain, q *query) []int32 {
 	if len(r.rules) <= few {
 		return r.rules
+	}
+	if r.byPort == nil {
+		r.byPort = new([classes]*portTable)
 	}
 	t := r.byPort[q.class]
 	if t == nil {
@@ -113,7 +113,7 @@ func newPortTable(c *indexedChain, r *row, of class) *portTable {
 			continue
 		}
 		list, exact := rule.ranges()
-		rules = append(rules, portRule{n, list, exact && rule.settled()})
+		rules = append(rules, portRule{n, list, exact && rule.simple && rule.Action != Jump})
 		for _, p := range list {
 			t.firsts = append(t.firsts, p.First)
 			if p.Last < lastPort {
