@@ -33,15 +33,26 @@ func (p *problems) report(log *slog.Logger, now []ruleset.Problem) {
 	*p = now
 }
 
-// logMissing logs the problems of the list that aren't among others.
+// maxLogged is how many problems are logged at once. One bad object may be the reason of thousands.
+const maxLogged = 50
+
+// logMissing logs the problems of the list that aren't among others. If they are too many, it logs only the first, and
+// the number of the rest.
 func logMissing(log func(string, ...any), msg string, list, others []ruleset.Problem) {
 	have := make(map[ruleset.Problem]bool, len(others))
 	for _, o := range others {
 		have[o] = true
 	}
+	missing := 0
 	for _, p := range list {
-		if !have[p] {
+		if have[p] {
+			continue
+		}
+		if missing++; missing <= maxLogged {
 			log(msg, "object", p.Object, "field", p.Field, "problem", p.Message)
 		}
+	}
+	if more := missing - maxLogged; more > 0 {
+		log(msg, "more", more, "all", "weirctl status -o json")
 	}
 }

@@ -2,10 +2,10 @@ package agent
 
 import (
 	"slices"
-	"strings"
 	"sync/atomic"
 
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -64,7 +64,7 @@ func (s *snapshot) class(d ruleset.Direction, pod string) string {
 		if len(c.Policies) == 0 {
 			return classOpen
 		}
-		return strings.Join(c.Policies, ", ")
+		return excerpt.List(c.Policies, ", ") // Status.Classes has all
 	}
 	return classClosed
 }

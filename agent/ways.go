@@ -8,6 +8,7 @@ import (
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -144,9 +145,14 @@ func (a *agent) reportMoves(before, now overlay.Plan) {
 		if !ok || was == p.Address || moved[p.Node] {
 			continue
 		}
-		a.Log.Info("a node has another address; the way to its pods leads there now",
-			"node", p.Node, "before", was, "now", p.Address)
+		if len(moved) < excerpt.Named {
+			a.Log.Info("a node has another address; the way to its pods leads there now",
+				"node", p.Node, "before", was, "now", p.Address)
+		}
 		a.metrics.moves.Inc()
 		moved[p.Node] = true // a node with several networks counts once
+	}
+	if more := len(moved) - excerpt.Named; more > 0 {
+		a.Log.Info("more nodes have another address", "count", more)
 	}
 }

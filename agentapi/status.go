@@ -89,7 +89,8 @@ type PodStatus struct {
 	HostIf      string   `json:"hostInterface"`
 	// Since is when the plugin made the attachment.
 	Since time.Time `json:"since"`
-	// Ingress and Egress name the policies that isolate the pod. "open" means that no policy isolates the pod.
+	// Ingress and Egress name the policies that isolate the pod: the first ten, and how many more (Status.Classes has
+	// all). "open" means that no policy isolates the pod.
 	// "closed" means that the pod is in no class, because the source doesn't know it. Until the agent has applied its
 	// first ruleset, the value is "as before" if an earlier agent's rules apply to the pod, "closed" if no such rules
 	// apply, and "unknown" if that can't be read.

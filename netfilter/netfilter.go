@@ -9,8 +9,8 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -61,5 +61,5 @@ type RefusedError struct{ Refused ruleset.Refused }
 
 // Error names the parts and the kernel's reasons, in order.
 func (e *RefusedError) Error() string {
-	return "the kernel refuses " + strings.Join(slices.Sorted(maps.Values(e.Refused)), "; ")
+	return "the kernel refuses " + excerpt.List(slices.Sorted(maps.Values(e.Refused)), "; ")
 }

@@ -121,7 +121,7 @@ func writeChecked(out io.Writer, c checked) error {
 	for _, u := range c.Unenforced {
 		line("WARNING:\t%s", agentapi.OneLine(u.String()))
 	}
-	line("policies:\t%s", strings.Join(c.Policies, ", "))
+	line("policies:\t%s", excerpt.List(c.Policies, ", "))
 	for _, l := range agentapi.FileLines(c.Files) {
 		line("%s", l)
 	}

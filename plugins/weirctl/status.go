@@ -3,11 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/netfilter/ipset"
 	"github.com/weir-net/weir/plugins/weirctl/client"
 )
@@ -36,7 +36,7 @@ func statusCommand() *cobra.Command {
 				return fmt.Errorf("print the status: %w", err)
 			}
 			if !s.Ready {
-				return errors.New("not ready: " + strings.Join(s.Errors, "; "))
+				return errors.New("not ready: " + excerpt.List(s.Errors, "; "))
 			}
 			return nil
 		},

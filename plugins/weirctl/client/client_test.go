@@ -1,6 +1,8 @@
 package client
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -69,5 +71,35 @@ func TestPrint(t *testing.T) {
 	}
 	if err := PrintPods(json, JSON, []agentapi.PodStatus{}); err != nil || json.String() != "[]\n" {
 		t.Errorf("no pods: %q, %v", json, err)
+	}
+}
+
+// TestLongLists: a status with a thousand policies and problems is no line of a thousand names. As JSON it has all.
+func TestLongLists(t *testing.T) {
+	s := &agentapi.Status{}
+	for i := range 1000 {
+		s.Policies = append(s.Policies, fmt.Sprintf("ns/policy-%d", i))
+		s.Problems = append(s.Problems, agentapi.Problem{Object: fmt.Sprintf("Node n%d", i), Message: "bad"})
+	}
+	s.Classes = []agentapi.Class{{Direction: "ingress", Policies: s.Policies, Set: "weir-in-x"}}
+	text, json := &strings.Builder{}, &strings.Builder{}
+	if err := errors.Join(PrintStatus(text, Text, s), PrintStatus(json, JSON, s)); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(text.String()) {
+		if len(line) > 300 {
+			t.Errorf("%d bytes: %.300s", len(line), line)
+		}
+	}
+	if got := strings.Count(text.String(), "PROBLEM"); got != maxProblems+1 {
+		t.Errorf("%d lines of problems", got)
+	}
+	for _, want := range []string{"ns/policy-9, and 990 more\n", "and 950 more (weirctl status -o json lists all)"} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("the text lacks %q", want)
+		}
+	}
+	if !strings.Contains(json.String(), "ns/policy-999") || !strings.Contains(json.String(), "Node n999") {
+		t.Error("the JSON lacks the last policy or problem")
 	}
 }

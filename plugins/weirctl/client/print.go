@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/internal/excerpt"
 )
 
 // Format is how an answer is printed.
@@ -67,6 +68,9 @@ func podLines(line printLine, pods []agentapi.PodStatus) {
 	}
 }
 
+// maxProblems is how many problems the text of the status names.
+const maxProblems = 50
+
 func statusLines(line printLine, s *agentapi.Status) {
 	line("ready:\t%v", s.Ready)
 	if !s.LastSync.IsZero() {
@@ -78,8 +82,11 @@ func statusLines(line printLine, s *agentapi.Status) {
 	for _, e := range s.Errors {
 		line("ERROR:\t%s", e)
 	}
-	for _, p := range s.Problems {
+	for _, p := range s.Problems[:min(len(s.Problems), maxProblems)] {
 		line("PROBLEM:\t%s", agentapi.OneLine(p.String()))
+	}
+	if more := len(s.Problems) - maxProblems; more > 0 {
+		line("PROBLEM:\tand %d more (weirctl status -o json lists all)", more)
 	}
 	for _, u := range s.Unenforced {
 		line("WARNING:\t%s", agentapi.OneLine(u.String()))
@@ -90,7 +97,7 @@ func statusLines(line printLine, s *agentapi.Status) {
 	for _, r := range s.NodeRepairs {
 		line("REPAIRED:\t%s %s: %s (%s)", r.Time.Format(time.RFC3339), r.What, r.Was, r.Command)
 	}
-	line("policies:\t%s", strings.Join(s.Policies, ", "))
+	line("policies:\t%s", excerpt.List(s.Policies, ", "))
 	for _, l := range agentapi.FileLines(s.Files) {
 		line("%s", l)
 	}
@@ -102,7 +109,7 @@ func statusLines(line printLine, s *agentapi.Status) {
 		line("\nCLASS\tDIRECTION\tPODS\tPOLICIES")
 	}
 	for _, c := range s.Classes {
-		policies := strings.Join(c.Policies, ", ")
+		policies := excerpt.List(c.Policies, ", ")
 		if policies == "" {
 			policies = "none: open"
 		}
