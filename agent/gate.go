@@ -17,27 +17,42 @@ type gate struct {
 	version  int // of plan (ways.version)
 	links    []string
 	traffic  overlay.Traffic
+	// generation is that of nf_tables when the kernel's gate was last found to be right; 0 if that isn't known.
+	generation uint32
 	// blocked has the problem that a firewall of the host drops tunnel packets; empty if there is no sign of such a
 	// firewall.
 	blocked []ruleset.Problem
 }
 
 // keepGate keeps the gate in the kernel. The gate accepts tunnel packets only from known nodes. keepGate reads the
-// kernel's gate only if everything must be read, the wanted gate has changed, or the last attempt failed. After an
-// error no pod is enrolled.
+// kernel's gate only if everything must be read, the wanted gate has changed, or the last attempt failed. It reads only
+// the counters if no rule or element of nf_tables has changed since the gate was right. After an error no pod is
+// enrolled.
 func (a *agent) keepGate(verify netfilter.Verify) error {
 	if a.Node.Name == "" {
 		return nil
 	}
 	g, plan, links := &a.ways.gate, a.ways.plan, a.foreignLinks()
-	if g.inKernel && verify != netfilter.All && g.version == a.ways.version && slices.Equal(g.links, links) {
+	same := g.inKernel && g.version == a.ways.version && slices.Equal(g.links, links)
+	if same && verify != netfilter.All {
 		return nil
 	}
-	renewed, traffic, err := overlay.NewGate(plan, links).Apply()
+	generation, err := a.backend.Generation() // before the gate is read, so that a later change has a later number
+	if err != nil {
+		generation = 0
+	}
+	var renewed bool
+	var traffic overlay.Traffic
+	if same && generation != 0 && generation == g.generation {
+		traffic, err = overlay.ReadTraffic()
+	} else {
+		renewed, traffic, err = overlay.NewGate(plan, links).Apply()
+	}
 	if err != nil {
 		g.inKernel = false
 		return err
 	}
+	g.generation = generation
 	if renewed && g.inKernel && g.plan.Options == plan.Options && g.plan.NodeAddress == plan.NodeAddress {
 		a.stats.Repairs++
 		a.Log.Warn("another program changed the nftables table inet weir-tunnel; weir has restored it")
