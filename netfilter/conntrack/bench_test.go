@@ -18,7 +18,7 @@ func full(b *testing.B, entries int) {
 		return nodetest.Entry{
 			Src: netip.AddrFrom4([4]byte{100, 96, 0, byte(2 + i%50)}),
 			Dst: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), Proto: unix.IPPROTO_UDP, Sport: 4000,
-			Port: 53,
+			Port: 53, Status: nodetest.Answered,
 		}
 	})
 }

@@ -30,7 +30,7 @@ func BenchmarkWalk200000(b *testing.B) {
 	nodetest.Fill(b, connections, func(i int) nodetest.Entry {
 		e := nodetest.Entry{
 			Src: remotePod(i % remotePods), Dst: localPod(i % localPods), Proto: unix.IPPROTO_TCP,
-			Sport: uint16(1024 + i/100), Port: 80, State: nodetest.TCPEstablished,
+			Sport: uint16(1024 + i/100), Port: 80, State: established, Status: nodetest.Answered | nodetest.Assured,
 		}
 		if i%10 >= 7 {
 			e.Src, e.Dst, e.Port = e.Dst, netip.AddrFrom4([4]byte{198, byte(18 + i>>16), byte(i >> 8), byte(i)}), 443

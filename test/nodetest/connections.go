@@ -12,19 +12,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Entry is an entry of the connection table: an established connection, without translated addresses.
+// Entry is an entry of the connection table, without translated addresses.
 type Entry struct {
 	Src, Dst    netip.Addr
 	Proto       uint8 // unix.IPPROTO_TCP or unix.IPPROTO_UDP
 	Sport, Port uint16
-	State       uint8 // of TCP; enum tcp_conntrack
+	State       uint8  // of TCP; enum tcp_conntrack
+	Status      uint32 // Answered, Assured or both
 }
 
-// TCPEstablished is the state of a TCP connection that both sides use.
-const TCPEstablished = 3
+// Bits of an entry's status (enum ip_conntrack_status).
+const (
+	Answered = 1 << 1
+	Assured  = 1 << 2
+)
 
 // Fill makes a network namespace for the calling goroutine's thread, and fills its connection table. The namespace ends
-// with the thread. It needs root.
+// with the thread. Fill needs root.
 func Fill(t testing.TB, entries int, entry func(i int) Entry) {
 	t.Helper()
 	runtime.LockOSThread()
@@ -33,6 +37,13 @@ func Fill(t testing.TB, entries int, entry func(i int) Entry) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = ns.Close() })
+	Add(t, entries, entry)
+}
+
+// Add adds entries to the connection table. In contrast to entries that conntrack -I makes, the kernel has seen the
+// beginning of the connections.
+func Add(t testing.TB, entries int, entry func(i int) Entry) {
+	t.Helper()
 	socket, err := nl.Subscribe(unix.NETLINK_NETFILTER)
 	if err != nil {
 		t.Fatal(err)
@@ -51,8 +62,8 @@ func Fill(t testing.TB, entries int, entry func(i int) Entry) {
 		req.AddData(tuple(nl.CTA_TUPLE_ORIG, e.Src, e.Dst, e.Proto, e.Sport, e.Port))
 		req.AddData(tuple(nl.CTA_TUPLE_REPLY, e.Dst, e.Src, e.Proto, e.Port, e.Sport))
 		req.AddData(nl.NewRtAttr(nl.CTA_TIMEOUT, nl.BEUint32Attr(3600)))
-		const confirmed, seenReply, assured = 1 << 3, 1 << 1, 1 << 2 // enum ip_conntrack_status
-		req.AddData(nl.NewRtAttr(nl.CTA_STATUS, nl.BEUint32Attr(confirmed|seenReply|assured)))
+		const confirmed = 1 << 3
+		req.AddData(nl.NewRtAttr(nl.CTA_STATUS, nl.BEUint32Attr(confirmed|e.Status)))
 		if e.Proto == unix.IPPROTO_TCP {
 			info := nl.NewRtAttr(nl.CTA_PROTOINFO|unix.NLA_F_NESTED, nil)
 			info.AddRtAttr(nl.CTA_PROTOINFO_TCP|unix.NLA_F_NESTED, nil).AddRtAttr(
