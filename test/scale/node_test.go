@@ -33,6 +33,8 @@ type node struct {
 	stream  *cluster.Stream
 	stop    func() int // ends the stream that runs; nil if none runs
 
+	patience time.Duration
+
 	cni     *libcni.CNIConfig
 	network *libcni.NetworkConfigList
 	created int // pods, for their names
@@ -98,6 +100,8 @@ func (n *node) answer(r request) any {
 		return n.policies()
 	case "peer":
 		return n.peers()
+	case "attack":
+		return n.attack(cluster.Attacks[r.N])
 	case "toggle":
 		return n.toggle(r.Rate, time.Duration(r.Seconds*float64(time.Second)))
 	}
@@ -107,7 +111,7 @@ func (n *node) answer(r request) any {
 
 func newNode(t *testing.T, pods int) *node {
 	debug.SetGCPercent(400) // the API server's garbage takes less of the machine's time
-	n := &node{Node: nodetest.NewNode(t, nil)}
+	n := &node{Node: nodetest.NewNode(t, nil), patience: patience}
 	n.cluster = cluster.New(pods, *localFlag, netip.MustParseAddr(selfAddress), netip.MustParseAddr(neighbourAddress))
 	var err error
 	if n.server, err = n.cluster.Serve("127.0.0.1:6443"); err != nil {
@@ -199,6 +203,9 @@ func (n *node) fill() []float64 {
 		p.Spec.NodeName = cluster.NodeName(0)
 		n.server.Put(p)
 		path, ip, _ := n.attach(p)
+		if ip == "" {
+			n.Fatalf("the pod of the probes, %s, can't be added", name)
+		}
 		ips, paths = append(ips, ip), append(paths, path)
 	}
 	n.probeServer = net.JoinHostPort(ips[0], "8080")
@@ -208,13 +215,14 @@ func (n *node) fill() []float64 {
 }
 
 // attach adds a pod as a runtime does, and returns its namespace, its address and how long ADD took, in ms. If the
-// plugin refuses the pod, attach tries again as kubelet does, and the time is that of all attempts.
+// plugin refuses the pod, attach tries again as kubelet does, and the time is that of all attempts. When it gives up it
+// returns no address.
 func (n *node) attach(p *corev1.Pod) (path, ip string, ms float64) {
 	path = nodetest.NewNS(n, p.Namespace+"."+p.Name)
 	began := time.Now()
 	conf := runtimeConf(p, path)
 	result, err := n.cni.AddNetworkList(context.Background(), n.network, conf)
-	for err != nil && time.Since(began) < patience {
+	for err != nil && time.Since(began) < n.patience {
 		n.Logf("add %s/%s, after %v: %v", p.Namespace, p.Name, time.Since(began), err)
 		if err := n.cni.DelNetworkList(context.Background(), n.network, conf); err != nil {
 			n.Fatal(err)
@@ -223,7 +231,8 @@ func (n *node) attach(p *corev1.Pod) (path, ip string, ms float64) {
 	}
 	ms = float64(time.Since(began).Microseconds()) / 1000
 	if err != nil {
-		n.Fatalf("add %s/%s: %v", p.Namespace, p.Name, err)
+		n.Logf("add %s/%s: gave up after %v: %v", p.Namespace, p.Name, time.Since(began), err)
+		return path, "", ms
 	}
 	data, err := json.Marshal(result)
 	if err != nil {
@@ -238,6 +247,15 @@ func (n *node) attach(p *corev1.Pod) (path, ip string, ms float64) {
 		n.Fatal(err)
 	}
 	return path, prefix.Addr().String(), ms
+}
+
+// detach deletes a pod that attach has added.
+func (n *node) detach(p *corev1.Pod) {
+	path := filepath.Join("/run/netns", p.Namespace+"."+p.Name)
+	if err := n.cni.DelNetworkList(context.Background(), n.network, runtimeConf(p, path)); err != nil {
+		n.Fatal(err)
+	}
+	nodetest.DelNS(n, path)
 }
 
 func runtimeConf(p *corev1.Pod, path string) *libcni.RuntimeConf {
@@ -264,13 +282,10 @@ func (n *node) adds(count int) []float64 {
 		p := cluster.NewPod(cluster.NamespaceName(0), name, "app-0", types.UID("uid-of-"+name))
 		p.Spec.NodeName = cluster.NodeName(0)
 		n.server.Put(p)
-		path, _, ms := n.attach(p)
+		_, _, ms := n.attach(p)
 		took = append(took, ms)
-		if err := n.cni.DelNetworkList(context.Background(), n.network, runtimeConf(p, path)); err != nil {
-			n.Fatal(err)
-		}
+		n.detach(p)
 		n.server.Delete(p)
-		nodetest.DelNS(n, path)
 	}
 	return took
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/weir-net/weir/test/estimate"
+	"github.com/weir-net/weir/test/scale/cluster"
 )
 
 // latencyRows are the rows that exist for an idle cluster and for each stream.
@@ -27,6 +28,15 @@ func (r *runs) rows() []string {
 	}
 	all = append(all, rowMeaningless, rowBeyond, rowToggle, rowIdle, rowRSS, rowAnonymous, rowPeak, rowRSSEnd, rowPeakEnd,
 		rowReady, rowAfterLists, rowFill, rowWrites, rowBytes)
+	for _, l := range []latency{rowADD, rowPolicyDeny} {
+		all = append(all, l.attacked(""))
+		for _, a := range cluster.Attacks {
+			all = append(all, l.attacked(a.Name))
+		}
+	}
+	for _, a := range cluster.Attacks {
+		all = append(all, rowAttackMemory+a.Name)
+	}
 	return slices.DeleteFunc(all, func(row string) bool {
 		return !slices.ContainsFunc(r.Runs, func(x *run) bool { return x.Row == row })
 	})
@@ -35,7 +45,7 @@ func (r *runs) rows() []string {
 // growing are the rows that are compared with the smallest cluster, and of which slopes are computed.
 func (r *runs) growing() []string {
 	return slices.DeleteFunc(r.rows(), func(row string) bool {
-		return slices.Contains([]string{rowWrites, rowBytes, rowBeyond, rowFill}, row)
+		return slices.Contains([]string{rowWrites, rowBytes, rowBeyond, rowFill}, row) || strings.Contains(row, ", under ")
 	})
 }
 

@@ -53,6 +53,17 @@ func (l latency) under(rate float64) string {
 	return fmt.Sprintf("%s, %.0f events/s, %s", l, rate, unit)
 }
 
+// attacked returns the row of an attack on the cluster; without a name, the row of the same cluster without an attack.
+func (l latency) attacked(name string) string {
+	if name == "" {
+		return string(l) + ", other tenants, ms"
+	}
+	return string(l) + ", other tenants, under " + name + ", ms"
+}
+
+// rowAttackMemory begins the rows of the most memory that an agent had until the end of an attack, in MB.
+const rowAttackMemory = "peak RSS, MB, under "
+
 // runs has all measurements.
 type runs struct {
 	Machine struct {

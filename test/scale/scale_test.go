@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/weir-net/weir/test/nodetest"
+	"github.com/weir-net/weir/test/scale/cluster"
 )
 
 var (
@@ -34,7 +35,9 @@ var (
 	beforeFlag   = flag.String("before", "", "directory with weir, weir-agent and weirctl of another commit, which take "+
 		"turns with today's")
 	writesFlag = flag.Bool("writes", false, "count the agent's writes to the kernel during a restart; needs strace")
-	docsFlag   = flag.String("docs", "", "folder of the pages to write tables, curves and measurements into")
+	attackFlag = flag.Bool("attacks", false, "measure how long other tenants wait while a tenant has as large policies "+
+		"as it can")
+	docsFlag = flag.String("docs", "", "folder of the pages to write tables, curves and measurements into")
 
 	// The orchestrator starts this test once more for each node.
 	socketFlag = flag.String("node-socket", "", "for this test's own use: be a node")
@@ -67,6 +70,7 @@ func TestScale(t *testing.T) {
 	o.idle()
 	o.latencies()
 	o.windows()
+	o.attacks()
 	o.finish()
 }
 
@@ -317,6 +321,25 @@ func (o *orchestrator) window(r *remoteNode, rate float64, mix string) cpuUse {
 		o.Logf("%s, %d pods: the machine is too busy for %.0f events/s: %.0f/s were made", r.agent, r.pods, rate, made)
 	}
 	return use
+}
+
+// attacks measures, in each cluster, what each attack costs other tenants.
+func (o *orchestrator) attacks() {
+	if !*attackFlag {
+		return
+	}
+	for i, a := range cluster.Attacks {
+		o.turn(i, func(r *remoteNode) {
+			s := ask[attacked](r, request{Do: "attack", N: i})
+			o.note(r, rowADD.attacked(""), s.ADD...)
+			o.note(r, rowPolicyDeny.attacked(""), s.Deny...)
+			o.note(r, rowADD.attacked(a.Name), s.ADDUnder...)
+			o.note(r, rowPolicyDeny.attacked(a.Name), s.DenyUnder...)
+			o.note(r, rowAttackMemory+a.Name, s.Memory.Peak)
+			o.Logf("%s, %d pods, %s: ADD %.0f ms, denial %.0f ms, peak %.0f MB", r.agent, r.pods, a.Name, s.ADDUnder,
+				s.DenyUnder, s.Memory.Peak)
+		})
+	}
 }
 
 // finish prints the table and writes the files.

@@ -1,0 +1,76 @@
+package scale_test
+
+import (
+	"fmt"
+	"path/filepath"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weir-net/weir/test/scale/cluster"
+)
+
+// attacked says how long other tenants wait, in ms: while there is no attack, and while there is one.
+type attacked struct {
+	ADD, Deny           []float64 // of other tenants, before the attack
+	ADDUnder, DenyUnder []float64
+	Memory              memory // at the end of the attack
+}
+
+// attack makes the attack's pods and policies and measures the other tenants' ADDs and denials beside it. The attacker
+// changes one of the policies before each measurement. In the end everything is as before.
+func (n *node) attack(a cluster.Attack) attacked {
+	var r attacked
+	measure := func(add, deny *[]float64) {
+		*add = append(*add, n.adds(1)...)
+		p := policy("deny")
+		d := n.until(filepath.Join("/run/netns", "probes.client"), "", false, func() time.Time { return n.put(p) })
+		*deny = append(*deny, float64(d.Microseconds())/1000)
+		n.remove(p)
+	}
+	n.patience = patienceUnderAttack
+	defer func() { n.patience = patience }()
+	for range attackRounds {
+		measure(&r.ADD, &r.Deny)
+	}
+	var pods []*corev1.Pod
+	for i := range a.Namespaces {
+		n.server.Put(cluster.NewNamespace(a.NamespaceName(i), "team-attacker"))
+		n.created++
+		uid := types.UID(fmt.Sprintf("uid-of-attacker-%d", n.created))
+		p := cluster.NewPod(a.NamespaceName(i), "pod", "attacker", uid)
+		p.Spec.NodeName = cluster.NodeName(0)
+		n.server.Put(p)
+		n.attach(p)
+		pods = append(pods, p)
+	}
+	for i := range a.Namespaces {
+		for _, p := range a.Policies(i) {
+			n.server.Put(p)
+		}
+	}
+	changed := a.Policies(0)[0]
+	for i := range attackRounds {
+		changed.Spec.PodSelector.MatchLabels = map[string]string{"app": []string{"attacker", "none"}[i%2]}
+		n.server.Put(changed)
+		measure(&r.ADDUnder, &r.DenyUnder)
+	}
+	r.Memory = n.memory()
+	for i := range a.Namespaces {
+		for _, p := range a.Policies(i) {
+			n.server.Delete(p)
+		}
+	}
+	for _, p := range pods {
+		n.detach(p)
+		n.server.Delete(p)
+	}
+	for i := range a.Namespaces {
+		n.server.Delete(cluster.NewNamespace(a.NamespaceName(i), ""))
+	}
+	return r
+}
+
+// attackRounds is how often each latency is measured before and under an attack.
+const attackRounds = 3
