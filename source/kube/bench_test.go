@@ -68,19 +68,6 @@ func BenchmarkPodEvent(b *testing.B) {
 	}
 }
 
-// BenchmarkDecode measures how the client decodes a pod: what each event costs before the source sees it.
-func BenchmarkDecode(b *testing.B) {
-	raw := encode(b, realisticPod(77, false))
-	decoder := clientscheme.Codecs.UniversalDeserializer()
-	b.SetBytes(int64(len(raw)))
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, _, err := decoder.Decode(raw, nil, nil); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
-
 func encode(b *testing.B, o apiruntime.Object) []byte {
 	b.Helper()
 	raw, err := apiruntime.Encode(clientscheme.Codecs.EncoderForVersion(

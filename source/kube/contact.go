@@ -17,10 +17,13 @@ type contact struct {
 }
 
 // Transport wraps the client's transport (rest.Config.Wrap). It records for Contact whether the API server answers
-// watches.
+// watches, and removes what the source doesn't need from the events of watches.
 func (s *Source) Transport(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(r *http.Request) (*http.Response, error) {
 		resp, err := next.RoundTrip(r)
+		if err == nil {
+			trimmed(r, resp)
+		}
 		if r.Context().Value(noWatch{}) != nil {
 			return resp, err
 		}
