@@ -126,6 +126,7 @@ func TestManifests(t *testing.T) {
 						t.Errorf("%s: container %s mounts %s, which is no volume", path, c.Name, m.Name)
 					}
 				}
+				wantMemoryLimit(t, path, c)
 				for _, arg := range c.Command {
 					if file, ok := strings.CutPrefix(arg, "--conflist=/host"); ok {
 						conflists[path] = file
@@ -140,5 +141,22 @@ func TestManifests(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, conflists); diff != "" {
 		t.Errorf("what weir writes, and cleanup removes: %s", diff)
+	}
+}
+
+// wantMemoryLimit checks that an agent with a memory limit knows the limit. Otherwise the kernel would end the agent
+// where Go could have collected garbage.
+func wantMemoryLimit(t *testing.T, path string, c corev1.Container) {
+	t.Helper()
+	if len(c.Command) < 2 || c.Command[1] != "run" {
+		return
+	}
+	knows := slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool {
+		return e.Name == "MEMORY_LIMIT" && e.ValueFrom != nil && e.ValueFrom.ResourceFieldRef != nil &&
+			e.ValueFrom.ResourceFieldRef.Resource == "limits.memory" && e.ValueFrom.ResourceFieldRef.Divisor.IsZero()
+	})
+	if c.Resources.Limits.Memory().IsZero() || !knows {
+		t.Errorf("%s: container %s has the limits %v, and knows its memory limit: %v", path, c.Name, c.Resources.Limits,
+			knows)
 	}
 }

@@ -105,6 +105,9 @@ func runCommand() *cobra.Command {
 			"  weir-agent run --source dir:/etc/weir/manifests   # policies from files",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if err := limitMemory(os.Getenv("MEMORY_LIMIT")); err != nil {
+				return err
+			}
 			if o.Node.Overlay.Encapsulation, err = overlay.ParseEncapsulation(encapsulation); err != nil {
 				return err
 			}
