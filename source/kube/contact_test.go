@@ -55,7 +55,7 @@ func TestContact(t *testing.T) {
 			var status atomic.Int64
 			status.Store(http.StatusOK)
 			source := &Source{}
-			config := &rest.Config{Host: apiServer(t, &status).URL, QPS: -1}
+			config := &rest.Config{Host: apiServer(t, &status).URL, QPS: -1, ContentConfig: contentTypes}
 			config.Wrap(source.Transport)
 			var err error
 			if source.Client, err = kubernetes.NewForConfig(config); err != nil {

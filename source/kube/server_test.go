@@ -41,13 +41,13 @@ func newStreams(t testing.TB) (*streams, *rest.Config) {
 	s := &streams{t: t, pods: make(chan podWatch)}
 	server := httptest.NewServer(s)
 	t.Cleanup(server.Close)
-	return s, &rest.Config{
-		Host: server.URL, QPS: -1,
-		ContentConfig: rest.ContentConfig{
-			ContentType:        runtime.ContentTypeProtobuf,
-			AcceptContentTypes: runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON,
-		},
-	}
+	return s, &rest.Config{Host: server.URL, QPS: -1, ContentConfig: contentTypes}
+}
+
+// contentTypes are those of weir-agent's client: protobuf, and JSON from a server that has nothing else.
+var contentTypes = rest.ContentConfig{
+	ContentType:        runtime.ContentTypeProtobuf,
+	AcceptContentTypes: runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON,
 }
 
 func (s *streams) ServeHTTP(w http.ResponseWriter, r *http.Request) {
