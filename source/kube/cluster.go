@@ -156,11 +156,8 @@ func (c *cluster) expire() {
 func (c *cluster) everything() *policy.Delta {
 	d := policy.NewDelta()
 	d.Pods = make(map[policy.Name][]*policy.Pod, len(c.pods.known))
-	// One array for all lists of one pod each.
-	all := make([]*policy.Pod, 0, len(c.pods.known))
 	for name, p := range c.pods.known {
-		all = append(all, p)
-		d.Pods[name] = all[len(all)-1 : len(all) : len(all)]
+		d.Pods[name] = []*policy.Pod{p}
 	}
 	for name, n := range c.namespaces {
 		d.Namespaces[name] = n.Namespace

@@ -55,6 +55,12 @@ func (c *cluster) readPod(o *corev1.Pod) podItem {
 		now.Addresses, i.lost = was.Addresses, true
 	}
 	c.pods.common.share(&now)
+	if was != nil { // equal strings stay the same, also as the key of known
+		now.Name = was.Name
+		if now.UID == was.UID {
+			now.UID = was.UID
+		}
+	}
 	i.Pod = &now
 	return i
 }
@@ -75,6 +81,7 @@ func (c *cluster) putPod(name policy.Name, i podItem) {
 		return
 	}
 	c.pods.common.use(i.Pod)
+	name = policy.Name{Namespace: i.Namespace, Name: i.Name} // with the strings that are kept anyway
 	c.pods.known[name] = i.Pod
 	if c.pending != nil {
 		c.pending.Pods[name] = []*policy.Pod{i.Pod}
