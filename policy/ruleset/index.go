@@ -24,7 +24,8 @@ type Index struct {
 
 // indexedChain is a chain with the rules that may decide on a connection's first packet, in order.
 type indexedChain struct {
-	rules []indexedRule
+	number int // counts the chains of the Index
+	rules  []indexedRule
 	// pivots has, for each end of a packet, the rules that an address of that end leads to.
 	pivots [ends]pivots
 	// rest has the rules that no address leads to.
@@ -174,7 +175,7 @@ func (b *indexer) chain(name chainName) *indexedChain {
 	if chain == nil {
 		return nil
 	}
-	c := &indexedChain{rest: &row{}, rules: make([]indexedRule, 0, len(chain.Rules))}
+	c := &indexedChain{number: len(b.done), rest: &row{}, rules: make([]indexedRule, 0, len(chain.Rules))}
 	b.done[name] = c
 	alone := true
 	for i := range chain.Rules {

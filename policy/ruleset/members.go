@@ -33,6 +33,12 @@ type memberGroup struct {
 // networks, and so no signature has a long list of its own because many policies allow these networks. Signatures with
 // the same parts have the same pointer. Nil is the signature of an address that is in no group.
 type signature struct {
+	// recent has the rows that some chains have for the signature. A look-up there takes less time than in a chain's map.
+	recent [8]struct {
+		chain *indexedChain
+		end   end
+		row   *row
+	}
 	groups []int32
 	above  *signature
 }
@@ -134,7 +140,7 @@ func (m *members) intern(above *signature) *signature {
 	}
 	s, ok := m.signatures[signatureOf{string(m.key), above}]
 	if !ok {
-		s = &signature{slices.Clone(m.list), above}
+		s = &signature{groups: slices.Clone(m.list), above: above}
 		if m.signatures == nil {
 			m.signatures = map[signatureOf]*signature{}
 		}

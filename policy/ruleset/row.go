@@ -51,9 +51,20 @@ func (c *indexedChain) row(at end, s *signature) *row {
 	if s == nil || len(c.pivots[at].list) == 0 {
 		return nil
 	}
-	if r, ok := c.rows[at][s]; ok {
-		return r
+	recent := &s.recent[(int(ends)*c.number+int(at))%len(s.recent)]
+	if recent.chain == c && recent.end == at {
+		return recent.row
 	}
+	r, ok := c.rows[at][s]
+	if !ok {
+		r = c.newRow(at, s)
+	}
+	recent.chain, recent.end, recent.row = c, at, r
+	return r
+}
+
+// newRow makes the row for addresses with the signature at that end.
+func (c *indexedChain) newRow(at end, s *signature) *row {
 	r := c.row(at, s.above)
 	if rules := c.pivots[at].of(s.groups); len(rules) > 0 {
 		r = &row{above: r, rules: rules}
