@@ -26,6 +26,8 @@ type ending struct {
 	// begun is true if begin has marked the record, and so has also forbidden the port to send, or left it to another
 	// plugin.
 	begun bool
+	// unplugged is true if begin has also deleted the link, and the neighbour entries for all addresses.
+	unplugged bool
 }
 
 // End removes the attachment with that ID. It returns nil if there is no record. If the record is broken, End removes
@@ -82,7 +84,7 @@ func (x *ending) begin() error {
 		if e.Chained { // only the other plugin may delete its port
 			return nil
 		}
-		return bridge.Unplug(x.sender)
+		return x.unplug()
 	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, endpoint.ErrBroken):
 		return err
 	}
@@ -95,6 +97,21 @@ func (x *ending) begin() error {
 	return nil
 }
 
+// unplug forbids the port to send, and deletes the link. It also deletes the neighbour entries, if all addresses are
+// assigned to the attachment. No other process releases these meanwhile, because this one has marked the record as
+// busy. Another address may be assigned to another attachment at any moment, so then the entries wait for the lock.
+func (x *ending) unplug() error {
+	neighbours := x.record.Addresses
+	for _, a := range x.record.Addresses {
+		if owner, err := ipam.AssignedTo(a.Addr); err != nil || owner != x.id {
+			neighbours = nil
+		}
+	}
+	err := bridge.Unplug(x.sender, neighbours)
+	x.unplugged = err == nil && len(neighbours) > 0
+	return err
+}
+
 // resume sets the record that was read under the lock. That record may belong to another attachment than the record
 // that begin has read: another process may have ended the old attachment, and the runtime may have made a new one with
 // the same ID. For a new attachment begin has done nothing, so detach must do all steps.
@@ -103,7 +120,7 @@ func (x *ending) resume(e *endpoint.Endpoint) {
 		x.record = e
 		return
 	}
-	x.begun = false
+	x.begun, x.unplugged = false, false
 	x.setRecord(e)
 }
 
@@ -166,8 +183,10 @@ func (n Node) detach(x *ending) error {
 	if err := n.Sets.Purge(addrsOf(addresses)...); err != nil {
 		return err
 	}
-	if err := bridge.RemovePort(x.sender.HostIf, addresses); err != nil {
-		return err
+	if !x.unplugged {
+		if err := bridge.RemovePort(x.sender.HostIf, addresses); err != nil {
+			return err
+		}
 	}
 	if err := conntrack.Delete(addrsOf(addresses)...); err != nil {
 		return err

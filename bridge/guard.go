@@ -111,19 +111,21 @@ func ForbidSender(s Sender) error {
 	return s.deleteElements(conn)
 }
 
-// Unplug removes the sender from the guard's sets and deletes the port's pair. Each of these two steps takes tens of
-// milliseconds. Deleting a link waits in the kernel. Closing a socket that has deleted an element from nf_tables waits
-// until the kernel no longer uses the element (nft_rcv_nl_event in net/netfilter/nf_tables_api.c). Unplug keeps the
-// socket until the link is deleted, so that both waits run at the same time.
+// Unplug removes the sender from the guard's sets, and deletes the port's pair and the node's neighbour entries for the
+// neighbours. The first two steps take tens of milliseconds each. Deleting a link waits in the kernel. Closing a socket
+// that has deleted an element from nf_tables waits until the kernel no longer uses the element (nft_rcv_nl_event in
+// net/netfilter/nf_tables_api.c). Unplug keeps the socket until the link is deleted, so that both waits run at the same
+// time. The neighbour entries go in the same call as the link, because each call may wait for the deletion of other
+// pods' links.
 //
-// Equivalent to: the command of ForbidSender; ip link del HOSTIF
-func Unplug(s Sender) error {
+// Equivalent to: the command of ForbidSender; ip neigh del ADDR dev weir0; ip link del HOSTIF
+func Unplug(s Sender, neighbours []endpoint.Address) error {
 	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
 	defer func() { _ = conn.CloseLasting() }()
-	return errors.Join(s.deleteElements(conn), RemoveLink(s.HostIf))
+	return errors.Join(s.deleteElements(conn), RemovePort(s.HostIf, neighbours))
 }
 
 // deleteElements deletes the sender's elements. An element that is absent is no error.

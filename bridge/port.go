@@ -184,11 +184,16 @@ func SetLinkUp(hostIf string) error {
 
 // RemovePort deletes the pair, and the node's neighbour entries for the addresses. It returns nil if they are gone
 // already.
+//
+// Equivalent to: ip neigh del ADDR dev weir0; ip link del HOSTIF
 func RemovePort(hostIf string, addrs []endpoint.Address) error {
-	if err := RemoveLink(hostIf); err != nil {
+	var del batch.Batch
+	if err := addNeighbourDeletions(&del, addrs); err != nil {
 		return err
 	}
-	return RemoveNeighbours(addrs)
+	del.Add(delLink(hostIf), "delete link %s", hostIf).MapError = batch.MapError(unix.ENODEV, nil)
+	_, err := del.Do(unix.NETLINK_ROUTE, netns.None())
+	return err
 }
 
 // RemoveLink deletes the pair and nothing else. It returns nil if the pair is gone already.
@@ -207,20 +212,50 @@ func RemoveLink(hostIf string) error {
 //
 // Equivalent to: ip neigh del ADDR dev weir0
 func RemoveNeighbours(addrs []endpoint.Address) error {
+	var del batch.Batch
+	if err := addNeighbourDeletions(&del, addrs); err != nil || len(del) == 0 {
+		return err
+	}
+	_, err := del.Do(unix.NETLINK_ROUTE, netns.None())
+	return err
+}
+
+// addNeighbourDeletions adds the requests that delete the node's neighbour entries for the addresses. Without weir0
+// there are no such entries.
+func addNeighbourDeletions(b *batch.Batch, addrs []endpoint.Address) error {
 	if len(addrs) == 0 {
 		return nil
 	}
-	link, err := lookUp(Name)
-	if link == nil || err != nil {
+	index, err := indexOf(Name)
+	if index == 0 || err != nil {
 		return err
 	}
-	var del batch.Batch
 	for _, a := range addrs {
-		entry := del.Add(delNeighbour(link.Attrs().Index, a.Addr), "delete neighbour %s of %s", a.Addr, Name)
+		entry := b.Add(delNeighbour(index, a.Addr), "delete neighbour %s of %s", a.Addr, Name)
 		entry.MapError = batch.MapError(unix.ENOENT, nil)
 	}
-	_, err = del.Do(unix.NETLINK_ROUTE, netns.None())
-	return err
+	return nil
+}
+
+// indexOf returns the index of the node's link of that name; 0 if there is none. Unlike requests of netlink, it doesn't
+// wait while the kernel deletes other links.
+func indexOf(name string) (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("look up %s: %w", name, err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	r, err := unix.NewIfreq(name)
+	if err == nil {
+		err = unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, r)
+	}
+	if errors.Is(err, unix.ENODEV) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("look up %s: %w", name, err)
+	}
+	return int(r.Uint32()), nil
 }
 
 // lookUp returns the node's link of that name; nil if there is none.
