@@ -65,7 +65,7 @@ type namedPort struct {
 func compile(in input) compiled {
 	c := compiler{
 		input: in, room: nodeRoom(), sets: map[string]ruleset.Set{}, supplies: map[string]*supply{},
-		rules: map[rulesOf][]ruleset.Rule{}, reported: map[string][]ruleset.Problem{},
+		rules: map[rulesOf][]ruleset.Rule{}, stated: map[string]*statement{}, reported: map[string][]ruleset.Problem{},
 	}
 	groups := map[ruleset.Direction][]*group{}
 	var demands []*demand
@@ -96,6 +96,7 @@ type compiler struct {
 	sets     map[string]ruleset.Set
 	supplies map[string]*supply           // by name: the sets that policies' rules need
 	rules    map[rulesOf][]ruleset.Rule   // the rules that allow packets
+	stated   map[string]*statement        // by namespace
 	reported map[string][]ruleset.Problem // by policy: the problems that were reported already
 	out      compiled
 }
@@ -145,9 +146,13 @@ func (c *compiler) classRules(s side, policies []parsedPolicy) []ruleset.Rule {
 
 // report reports a problem of a policy once, however many classes the policy isolates.
 func (c *compiler) report(policy parsedPolicy, field, why string) {
+	told := c.reported[policy.name]
+	if len(told) >= maxProblems {
+		return
+	}
 	name := strings.TrimSuffix(policy.name, maybeSuffix)
 	p := ruleset.Problem{Object: "NetworkPolicy " + name, Field: "spec." + field, Message: why}
-	if told := c.reported[policy.name]; len(told) < maxProblems && !slices.Contains(told, p) {
+	if !slices.Contains(told, p) {
 		c.reported[policy.name] = append(told, p)
 		c.out.Problems = append(c.out.Problems, p)
 	}

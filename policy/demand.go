@@ -65,18 +65,44 @@ func (c *compiler) demands(s side, groups []*group) []*demand {
 	slices.SortFunc(policies, func(a, b parsedPolicy) int { return cmp.Compare(a.name, b.name) })
 	var all []*demand
 	for _, policy := range policies {
-		for _, r := range policy.rules[s.direction] {
-			for _, p := range r.peers {
-				for _, ports := range r.ports {
-					d := &demand{policy: policy, side: s, rule: r, peer: p, ports: ports, classes: classes[policy.name]}
-					if c.complete(d) {
-						all = append(all, d)
-					}
+		all = append(all, c.demandsOf(policy, s, classes[policy.name])...)
+	}
+	return all
+}
+
+// demandsOf returns the demands of one policy, which isolates that many classes. Once the policies of a namespace have
+// asked for more than the whole node has room for, their other demands get nothing, and cost nothing.
+func (c *compiler) demandsOf(policy parsedPolicy, s side, classes int) (all []*demand) {
+	stated := c.stated[policy.namespace]
+	if stated == nil {
+		stated = &statement{sets: map[*supply]bool{}}
+		c.stated[policy.namespace] = stated
+	}
+	for _, r := range policy.rules[s.direction] {
+		for _, p := range r.peers {
+			for _, ports := range r.ports {
+				if stated.rules > c.room.rules || float64(len(stated.sets)) > c.room.sets {
+					c.report(policy, p.field, noRoom)
+					continue
+				}
+				d := &demand{policy: policy, side: s, rule: r, peer: p, ports: ports, classes: classes}
+				if !c.complete(d) {
+					continue
+				}
+				all, stated.rules = append(all, d), stated.rules+d.cost()
+				for _, set := range d.sets {
+					stated.sets[set] = true
 				}
 			}
 		}
 	}
 	return all
+}
+
+// statement is what the policies of one namespace ask for.
+type statement struct {
+	rules float64
+	sets  map[*supply]bool
 }
 
 // complete adds the rules and sets to the demand. It reports whether the demand has rules and the kernel refuses none
@@ -88,7 +114,7 @@ func (c *compiler) complete(d *demand) bool {
 		}
 		rule := ruleset.Rule{
 			Proto: d.ports.proto, Ports: d.ports.ranges, Action: ruleset.Return, Policy: d.policy.name,
-			Comment: fmt.Sprintf("weir: %s %s: %s", d.policy.name, d.peer.field, d.peer.words),
+			Comment: d.peer.comment,
 		}
 		if !d.peer.everyone {
 			s := c.peerSet(d.peer, f)

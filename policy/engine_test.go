@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-var sequences = flag.Int("sequences", 1000, "how many random sequences of 50 events TestEngineIsCompile tries")
+var sequences = flag.Int("sequences", 200, "how many random sequences of 50 events TestEngineIsCompile tries")
 
 // TestEngineIsCompile: after each event of random sequences the engine's ruleset is the one that Compile gives for the
 // state. Its own earlier rulesets stay as they were. If the test fails, it prints the shortest story that still fails.

@@ -36,6 +36,7 @@ type peer struct {
 	networks [len(conf.Families)]ruleset.Entries // the networks of all ipBlocks in one list, by family
 	set      string                              // the name of its IPv4 set; empty if the set would always be empty
 	words    string                              // a description for comments
+	comment  string                              // of the kernel's rules
 }
 
 // means reports whether the peer can match any address of the family.
@@ -96,7 +97,13 @@ func parse(np *networkingv1.NetworkPolicy) parsedPolicy {
 		return policy
 	}
 	var size size
-	add := func(d ruleset.Direction, r rule) { policy.rules[d] = append(policy.rules[d], size.bound(r, report)) }
+	add := func(d ruleset.Direction, r rule) {
+		for i := range r.peers {
+			p := &r.peers[i]
+			p.comment = fmt.Sprintf("weir: %s %s: %s", policy.name, p.field, p.words)
+		}
+		policy.rules[d] = append(policy.rules[d], size.bound(r, report))
+	}
 	if _, ok := policy.rules[ruleset.Ingress]; ok {
 		for i, r := range np.Spec.Ingress {
 			add(ruleset.Ingress, parseRule(np.Namespace, fmt.Sprintf("ingress[%d]", i), "from", r.From, r.Ports, report))

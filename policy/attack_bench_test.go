@@ -1,0 +1,104 @@
+package policy_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weir-net/weir/policy"
+)
+
+// hostile are policies of one or more tenants with which they try to keep a node's agent busy.
+var hostile = map[string]func() []*networkingv1.NetworkPolicy{
+	"none": func() []*networkingv1.NetworkPolicy { return nil },
+	"one policy, 900 peers NotIn 100 values": func() []*networkingv1.NetworkPolicy {
+		return []*networkingv1.NetworkPolicy{hostilePolicy(0, 0, 900, notIn)}
+	},
+	"200 policies x 1000 peers": func() []*networkingv1.NetworkPolicy {
+		return hostilePolicies(1, 200, 1000, equals)
+	},
+	"17 namespaces x 4 policies x 1000 selectors": func() []*networkingv1.NetworkPolicy {
+		return hostilePolicies(17, 4, 1000, equals)
+	},
+	"40 policies x 16000 ipBlocks": func() []*networkingv1.NetworkPolicy {
+		return hostilePolicies(1, 40, 16000, ipBlock)
+	},
+}
+
+func hostilePolicies(
+	namespaces, policies, peers int, peer func(n int) networkingv1.NetworkPolicyPeer,
+) (all []*networkingv1.NetworkPolicy) {
+	for ns := range namespaces {
+		for i := range policies {
+			all = append(all, hostilePolicy(ns, i, peers, peer))
+		}
+	}
+	return all
+}
+
+func hostilePolicy(ns, i, peers int, peer func(n int) networkingv1.NetworkPolicyPeer) *networkingv1.NetworkPolicy {
+	np := cityPolicy(ns, i)
+	np.Name, np.Spec.PodSelector = fmt.Sprint("hostile", i), metav1.LabelSelector{}
+	np.Spec.Ingress[0].From = nil
+	for p := range peers {
+		np.Spec.Ingress[0].From = append(np.Spec.Ingress[0].From, peer((ns*1000+i)*peers+p))
+	}
+	return np
+}
+
+func notIn(n int) networkingv1.NetworkPolicyPeer {
+	values := make([]string, 100)
+	for i := range values {
+		values[i] = fmt.Sprint("v", n*100+i)
+	}
+	return networkingv1.NetworkPolicyPeer{
+		NamespaceSelector: &metav1.LabelSelector{},
+		PodSelector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+			{Key: "app", Operator: metav1.LabelSelectorOpNotIn, Values: values},
+		}},
+	}
+}
+
+func equals(n int) networkingv1.NetworkPolicyPeer {
+	return networkingv1.NetworkPolicyPeer{
+		NamespaceSelector: &metav1.LabelSelector{},
+		PodSelector:       &metav1.LabelSelector{MatchLabels: map[string]string{"x": fmt.Sprint(n)}},
+	}
+}
+
+func ipBlock(n int) networkingv1.NetworkPolicyPeer {
+	return networkingv1.NetworkPolicyPeer{
+		IPBlock: &networkingv1.IPBlock{CIDR: fmt.Sprintf("%d.%d.%d.%d/31", 11+n>>23, n>>15&255, n>>7&255, n<<1&255)},
+	}
+}
+
+// BenchmarkTenants measures, beside each kind of hostile policies, what the hostile tenant's own change costs, and what
+// a change of another tenant's policy costs and a new endpoint of another tenant.
+func BenchmarkTenants(b *testing.B) {
+	for name, policies := range hostile {
+		b.Run(name, func(b *testing.B) {
+			e, all := city(10_000)
+			e.Apply(all)
+			e.Ruleset()
+			d := policy.NewDelta()
+			for _, np := range policies() {
+				d.Policies[policy.Name{Namespace: np.Namespace, Name: np.Name}] = []*networkingv1.NetworkPolicy{np}
+			}
+			began := time.Now()
+			e.Apply(d)
+			e.Ruleset()
+			b.ReportMetric(float64(time.Since(began).Milliseconds()), "ms/attack")
+			b.ResetTimer()
+			for i := range b.N {
+				d, np := policy.NewDelta(), cityPolicy(50, i%10)
+				np.Name = "other"
+				d.Policies[policy.Name{Namespace: np.Namespace, Name: np.Name}] = []*networkingv1.NetworkPolicy{np}
+				e.Apply(d)
+				e.Ruleset()
+			}
+		})
+	}
+}
