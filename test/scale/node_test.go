@@ -4,11 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime/debug"
 	"testing"
 	"time"
@@ -143,6 +145,7 @@ type started struct {
 	// server had sent all lists. Both are in seconds.
 	Ready, AfterLists float64
 	Memory            memory
+	IPTables          string
 }
 
 // start starts the agent and waits until it is ready.
@@ -178,7 +181,25 @@ func (n *node) start() started {
 		}
 	}
 	s.AfterLists = ready.Sub(listed).Seconds()
+	s.IPTables = n.iptables(client)
 	return s
+}
+
+// iptables returns what the agent's metrics say of the node's iptables.
+func (n *node) iptables(client *http.Client) string {
+	resp, err := client.Get("http://127.0.0.1:6786/metrics")
+	if err != nil {
+		n.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		n.Fatal(err)
+	}
+	if m := regexp.MustCompile(`weir_info{iptables="([^"]*)"}`).FindSubmatch(text); m != nil {
+		return string(m[1])
+	}
+	return "unknown"
 }
 
 // fill adds the measured node's pods and the pods of the probes, and returns how long each ADD took, in ms.

@@ -53,13 +53,13 @@ func (r *runs) growing() []string {
 func (r *runs) report() string {
 	var b strings.Builder
 	_, agents := r.columns()
-	fmt.Fprintf(&b, "Measured on %d cores, Linux %s, %s; streams of %s. Latencies are p50 / p99.\n\n", r.Machine.CPUs,
-		r.Machine.Kernel, r.Machine.Go, r.Mix)
+	fmt.Fprintf(&b, "Measured on %d cores, Linux %s, %s, iptables %s; streams of %s. Latencies are p50 / p99.\n\n",
+		r.Machine.CPUs, r.Machine.Kernel, r.Machine.Go, r.Machine.IPTables, r.Mix)
 	for _, a := range agents {
 		if len(agents) > 1 {
 			fmt.Fprintf(&b, "The agent %s:\n\n", a)
 		}
-		b.WriteString(r.table(a) + "\n")
+		b.WriteString(r.table(a) + "\n" + r.perPod(a))
 		fmt.Fprintf(&b, "The ratio to the same agent in a cluster of %s pods, and the slope of the log-log curve from 1,000 "+
 			"pods on. In brackets: the 95 %% interval of the median of the rounds' ratios.\n\n", thousands(r.Reference))
 		b.WriteString(r.ratios(a) + "\n")
@@ -69,6 +69,22 @@ func (r *runs) report() string {
 			r.compared(agents[1], agents[0]))
 	}
 	return b.String()
+}
+
+// perPod returns how much memory a pod takes: the difference between the smallest cluster of at least 1,000 pods and
+// the largest, divided by the difference of their sizes.
+func (r *runs) perPod(agent string) string {
+	sizes, _ := r.columns()
+	sizes = slices.DeleteFunc(slices.Sorted(slices.Values(sizes)), func(s int) bool {
+		return s < 1000 || r.get(agent, s, rowRSS) == nil
+	})
+	if len(sizes) < 2 {
+		return ""
+	}
+	small, large := sizes[0], sizes[len(sizes)-1]
+	kib := (r.median(agent, large, rowRSS) - r.median(agent, small, rowRSS)) * 1e6 / 1024 / float64(large-small)
+	return fmt.Sprintf("From %s to %s pods, each pod takes %s KiB of RSS after the first sync.\n\n", thousands(small),
+		thousands(large), figure(kib))
 }
 
 // columnsTable returns a table with a column for each size, and more columns.
@@ -238,12 +254,14 @@ func TestReport(t *testing.T) {
 		for round := 1; round <= 6; round++ {
 			r.note("now", pods, rowADD.under(0), []float64{float64(pods * round), float64(pods * round)})
 			r.note("now", pods, rowIdle, []float64{0.5})
+			r.note("now", pods, rowRSS, []float64{50 + float64(pods)*2048/1e6})
 		}
 	}
 	text := r.report()
 	for _, want := range []string{
 		"| ADD, idle, ms | 350 / 600 | 3,500 / 6,000 |", "| 10.0 (10.0 to 10.0) | 100 (100 to 100) |",
 		"| idle CPU, % of a core | 0.50 | 0.50 | 0.50 | 0.50 |", "| 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) | 0.00 |",
+		"each pod takes 2.00 KiB",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)
@@ -256,7 +274,7 @@ func TestReport(t *testing.T) {
 	if _, err := between("a", "b"); err == nil {
 		t.Error("a page without marks is written")
 	}
-	if text := string(r.json()); strings.Count(text, "\n") != 10 {
+	if text := string(r.json()); strings.Count(text, "\n") != 14 {
 		t.Errorf("%s", text)
 	}
 }

@@ -70,6 +70,8 @@ type runs struct {
 		CPUs   int
 		Kernel string
 		Go     string
+		// IPTables is what the agents say of the node's iptables, such as its version and nf_tables or legacy.
+		IPTables string
 	}
 	Mix       string
 	Reference int // the size of the cluster with which the others are compared

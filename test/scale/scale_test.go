@@ -219,6 +219,7 @@ func (o *orchestrator) startAll() {
 		r.launch(dir)
 		s := ask[started](r, request{Do: "start"})
 		o.noteStart(r, s)
+		o.runs.Machine.IPTables = s.IPTables
 		o.Logf("%s, %d pods: ready after %.2f s, %.2f s after the lists; RSS %.0f MB, peak %.0f", r.agent, r.pods, s.Ready,
 			s.AfterLists, s.Memory.RSS, s.Memory.Peak)
 		fills := ask[[]float64](r, request{Do: "fill"})
