@@ -46,24 +46,27 @@ func (a allow) matches(i int) (all []string) {
 	if a.egress {
 		where = "dst"
 	}
-	peers := []string{fmt.Sprintf("-m set --match-set %s %s", a.peers, where)}
-	if len(a.blocks) > 0 {
-		peers = append(peers, fmt.Sprintf("-m set --match-set blocks-%d %s", i, where))
+	for _, proto := range []string{"tcp", "udp"} {
+		match := fmt.Sprintf("-p %s -m set --match-set %%s %s -m multiport --dports %%s", proto, where)
+		all = append(all, fmt.Sprintf(match, a.peers, list(a.ports)))
+		if len(a.blocks) > 0 {
+			all = append(all, fmt.Sprintf(match, fmt.Sprint("blocks-", i), list(a.blockPorts)))
+		}
 	}
-	var list []string
-	for _, r := range a.ports {
+	return all
+}
+
+// list returns the ports as iptables' multiport writes them.
+func list(ranges []portRange) string {
+	var all []string
+	for _, r := range ranges {
 		port := fmt.Sprint(r.first)
 		if r.last > r.first {
 			port += fmt.Sprint(":", r.last)
 		}
-		list = append(list, port)
+		all = append(all, port)
 	}
-	for _, peer := range peers {
-		for _, proto := range []string{"tcp", "udp"} {
-			all = append(all, fmt.Sprintf("-p %s %s -m multiport --dports %s", proto, peer, strings.Join(list, ",")))
-		}
-	}
-	return all
+	return strings.Join(all, ",")
 }
 
 // isolated returns the groups that policies isolate in the direction, in order.

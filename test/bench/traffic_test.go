@@ -31,7 +31,8 @@ type traffic struct {
 var (
 	// connections is new connections: the client connects, the server accepts, and both close.
 	connections = traffic{"new connections", 20, (*packetNode).connect, (*packetNode).accept}
-	// unanswered is datagrams of one flow that nobody answers, like those to statsd.
+	// unanswered is datagrams of one flow that nobody answers, like those to statsd. The server reads each before the
+	// client sends the next, as at a low rate.
 	unanswered = traffic{"unanswered UDP packets", 100, datagram(false), (*packetNode).receive}
 	// answered is datagrams of one flow with an answer to each.
 	answered = traffic{"answered UDP packets", 50, datagram(true), (*packetNode).answer}
@@ -201,6 +202,9 @@ func datagram(answer bool) func(*packetNode) (once, end func() error, err error)
 			_, err := write(fd, out)
 			if err == nil && answer {
 				_, err = read(fd, in)
+			}
+			if err == nil && !answer {
+				_, err = call("sched_yield", unix.SYS_SCHED_YIELD)
 			}
 			return err
 		}

@@ -27,9 +27,10 @@ type workload struct {
 // allow is a policy: it isolates the pods in one direction and allows traffic with the peers.
 type allow struct {
 	egress      bool
-	pods, peers string   // names of groups
-	blocks      []string // peers too
+	pods, peers string // names of groups
 	ports       []portRange
+	blocks      []string // more peers, with ports of their own
+	blockPorts  []portRange
 }
 
 type portRange struct{ first, last int }
@@ -139,25 +140,29 @@ func ports(policies int) *workload {
 	return w
 }
 
-// mixed returns policies of the server like those of Red Hat's tests of policies at scale: each has five ports, five
-// ranges of ports, five pods in each of five namespaces, and five networks.
+// mixed returns policies of the server like those of Red Hat's tests of policies at scale (kube-burner-ocp,
+// cmd/config/network-policy/ingress-np.yml): each allows five pods in each of five namespaces, and five networks, with
+// five ports and five ranges of ports. All policies have the same ports.
 func mixed(policies int) *workload {
 	w := newWorkload(10)
-	for i := range policies - 1 {
+	ports, blockPorts := []portRange{}, []portRange{}
+	for k := range 5 {
+		ranged := portRange{5000 + 10*k, 5005 + 10*k}
+		ports = append(ports, portRange{80 + k, 80 + k}, ranged)
+		blockPorts = append(blockPorts, portRange{1001 + k, 1001 + k}, ranged)
+	}
+	for i := range policies {
 		name := fmt.Sprintf("mix-%d", i)
 		for k := range 25 {
 			w.groups[name] = append(w.groups[name], elsewhere((i*7+k*101)%2400))
 		}
-		a := allow{pods: "server", peers: name}
+		a := allow{pods: "server", peers: name, ports: ports, blockPorts: blockPorts}
 		for k := range 5 {
-			a.blocks = append(a.blocks, fmt.Sprintf("172.%d.%d.0/24", 16+k, i%256))
-			port := 1000 + (i*5+k)*8
-			a.ports = append(a.ports, portRange{port % 50000, port % 50000},
-				portRange{port%50000 + 2, port%50000 + 6})
+			a.blocks = append(a.blocks, fmt.Sprintf("%d.%d.0.0/16", 172+k, (i+k)%256))
 		}
 		w.add(a)
 	}
-	w.permit(true, false)
+	w.groups[fmt.Sprintf("mix-%d", policies-1)][0] = clientAddr
 	return w
 }
 
@@ -201,33 +206,50 @@ func (a allow) networkPolicy(namespace, name string) *networkingv1.NetworkPolicy
 	selected := func(group string) metav1.LabelSelector {
 		return metav1.LabelSelector{MatchLabels: map[string]string{group: ""}}
 	}
-	who := selected(a.peers)
-	peers := []networkingv1.NetworkPolicyPeer{{PodSelector: &who}}
-	for _, b := range a.blocks {
-		peers = append(peers, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: b}})
-	}
-	var tcpAndUDP []networkingv1.NetworkPolicyPort
-	for _, proto := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP} {
-		for _, r := range a.ports {
-			port := intstr.FromInt32(int32(r.first))
-			p := networkingv1.NetworkPolicyPort{Protocol: &proto, Port: &port}
-			if r.last > r.first {
-				last := int32(r.last)
-				p.EndPort = &last
-			}
-			tcpAndUDP = append(tcpAndUDP, p)
+	peers := selected(a.peers)
+	terms := []term{{[]networkingv1.NetworkPolicyPeer{{PodSelector: &peers}}, policyPorts(a.ports)}}
+	if len(a.blocks) > 0 {
+		t := term{ports: policyPorts(a.blockPorts)}
+		for _, b := range a.blocks {
+			t.peers = append(t.peers, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: b}})
 		}
+		terms = append(terms, t)
 	}
 	np := &networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
 		Spec:       networkingv1.NetworkPolicySpec{PodSelector: selected(a.pods)},
 	}
-	if a.egress {
-		np.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
-		np.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: peers, Ports: tcpAndUDP}}
-		return np
+	for _, t := range terms {
+		if a.egress {
+			np.Spec.Egress = append(np.Spec.Egress, networkingv1.NetworkPolicyEgressRule{To: t.peers, Ports: t.ports})
+		} else {
+			np.Spec.Ingress = append(np.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: t.peers, Ports: t.ports})
+		}
 	}
 	np.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
-	np.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: peers, Ports: tcpAndUDP}}
+	if a.egress {
+		np.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
+	}
 	return np
+}
+
+// term is a rule of a policy, in either direction.
+type term struct {
+	peers []networkingv1.NetworkPolicyPeer
+	ports []networkingv1.NetworkPolicyPort
+}
+
+// policyPorts returns the ports of TCP and of UDP.
+func policyPorts(ranges []portRange) (all []networkingv1.NetworkPolicyPort) {
+	for _, proto := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP} {
+		for _, r := range ranges {
+			first, last := intstr.FromInt32(int32(r.first)), int32(r.last)
+			p := networkingv1.NetworkPolicyPort{Protocol: &proto, Port: &first}
+			if r.last > r.first {
+				p.EndPort = &last
+			}
+			all = append(all, p)
+		}
+	}
+	return all
 }
