@@ -51,6 +51,7 @@ const (
 // Chains with fixed names. Each address family of the node's pods has its own chains.
 const (
 	ForwardChain     = ownChain + "FORWARD"
+	BridgeChain      = ownChain + "BRIDGE"
 	InputChain       = ownChain + "INPUT"
 	ErrorsChain      = ownChain + "ERRORS"
 	SelfChain        = ownChain + "SELF"

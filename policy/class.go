@@ -100,6 +100,7 @@ func (c *compiler) classes(s side, groups []*group) {
 	}
 	k.none(allowNothing)
 	k.notIsolated(notIsolated)
+	k.dispatch = append(k.dispatch, k.stranger())
 	c.chain(s.dispatch, dropRest(k.dispatch, s.dispatch, "pods that were not judged yet")...)
 }
 
@@ -145,6 +146,21 @@ func (k *classes) none(pods []ruleset.Entry) {
 	k.add(set, pods, ruleset.Rule{
 		Action: ruleset.GoTo, To: chain, Comment: "weir: pods whose policies let nothing through",
 	})
+}
+
+// stranger returns the rule that drops packets from the bridge that are from no pod, or packets to the bridge that are
+// to no pod. Without it the log would have each of these packets.
+func (k *classes) stranger() ruleset.Rule {
+	r := ruleset.Rule{
+		Sets:   []ruleset.SetMatch{{Name: k.family.Set(conf.PodsSet), By: k.own, Not: true}},
+		Action: ruleset.Drop,
+	}
+	if k.direction == ruleset.Egress {
+		r.In, r.Comment = conf.Bridge, "weir: from the bridge, but from no pod"
+	} else {
+		r.Out, r.Comment = conf.Bridge, "weir: to the bridge, but to no pod"
+	}
+	return r
 }
 
 // noneNames returns the names of the set and chain of the class "none".

@@ -120,7 +120,11 @@ func lowerChain(c ruleset.Chain, before chain) chain {
 	}
 	at := chain{family: c.Family, table: table, name: c.Name, rules: c.Rules, dispatch: c.Dispatch()}
 	for _, rule := range c.Rules {
-		if c.Hook == ruleset.AcceptForwarded {
+		switch {
+		case rule.Track == ruleset.Established || c.Hook == ruleset.AcceptForwarded && len(rule.Sets) == 0:
+			// Nearly every packet matches these rules, and the kernel takes time to skip a comment.
+			rule.Comment = ""
+		case c.Hook == ruleset.AcceptForwarded:
 			rule.Comment = "weir: judged in the " + checks + " table"
 		}
 		at.lines = append(at.lines, lowerRule(rule, c.Family)...)

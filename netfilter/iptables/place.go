@@ -67,7 +67,7 @@ type parts struct {
 	conditions []string
 	target     string
 	goes       bool     // the rule has -g, not -j
-	sets       []string // the sets in the conditions
+	sets       []string // the sets in the conditions that are not negated
 }
 
 // own reports whether the rule leads to one of weir's chains.
@@ -110,13 +110,20 @@ func split(rule string) parts {
 			r.target, r.goes = words[1], words[0] == "-g"
 			return r
 		case len(words) > 1 && words[0] == "--match-set":
-			r.sets = append(r.sets, words[1])
+			if !negated(r.conditions) {
+				r.sets = append(r.sets, words[1])
+			}
 			fallthrough
 		default:
 			r.conditions, words = append(r.conditions, words[0]), words[1:]
 		}
 	}
 	return r
+}
+
+// negated reports whether the next condition is negated.
+func negated(conditions []string) bool {
+	return len(conditions) > 0 && conditions[len(conditions)-1] == "!"
 }
 
 // words splits a rule into its words. iptables-save puts a word with a space into quotes, and a backslash before quotes

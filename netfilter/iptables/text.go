@@ -95,9 +95,8 @@ func ruleText(r ruleset.Rule, f conf.Family) string {
 	if program := programs[f][r.Shape]; program != "" {
 		t.add(`-m bpf --bytecode "`, program, `"`)
 	}
-	for _, m := range r.Sets {
-		t.add(matchText(m), " ", m.Name, " ", flags[m.By])
-	}
+	// The kernel compares from left to right and stops at the first difference. Comparing a port takes a fifth of the
+	// time of a look-up in a set.
 	switch len(r.Ports) {
 	case 0:
 	case 1:
@@ -108,6 +107,9 @@ func ruleText(r ruleset.Rule, f conf.Family) string {
 			list[i] = portText(p)
 		}
 		t.add("-m multiport --dports ", strings.Join(list, ","))
+	}
+	for _, m := range r.Sets {
+		t.add(matchText(m), " ", m.Name, " ", flags[m.By])
 	}
 	if r.Comment != "" {
 		t.add(`-m comment --comment "`, conf.Comment(r.Comment), `"`) // the comment has a space, so iptables-save quotes it

@@ -64,7 +64,9 @@ func (c Chain) Dispatch() []string {
 	var names []string
 	for _, r := range c.Rules {
 		for _, m := range r.Sets {
-			names = append(names, m.Name)
+			if !m.Not {
+				names = append(names, m.Name)
+			}
 		}
 	}
 	return names
