@@ -97,9 +97,13 @@ func disableAutoconf(h netlinksafe.Handle, name string) error {
 	return nil
 }
 
-// disableLinkLocal sets the link so that the kernel generates no link-local address.
+// disableLinkLocal sets the link so that the kernel generates no link-local address, unless it is set already.
 func disableLinkLocal(h netlinksafe.Handle, link netlink.Link) error {
-	err := h.LinkSetIP6AddrGenMode(link, addrGenModeNone)
+	mode, err := readSysctl("net/ipv6/conf/" + link.Attrs().Name + "/addr_gen_mode")
+	if err == nil && mode == strconv.Itoa(addrGenModeNone) {
+		return nil
+	}
+	err = h.LinkSetIP6AddrGenMode(link, addrGenModeNone)
 	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("keep %s from a link-local address: %w", link.Attrs().Name, err)
 	}
