@@ -213,7 +213,7 @@ func TestTheGuardIsRepaired(t *testing.T) {
 		}
 	}
 	ports := guardChains(guardSetsByName())[2]
-	ports.Rules = slices.Delete(portRules(sets), 1, 5)
+	ports.Rules = slices.Delete(portRules(sets), 2, 6)[1:]
 	nft.AddChains(conn, []nft.Chain{ports})
 	if err := conn.Flush(); err != nil {
 		t.Fatal(err)

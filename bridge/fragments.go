@@ -112,13 +112,19 @@ func sharedRules() []nft.Rule {
 }
 
 // isFragment4 matches IPv4 packets that more fragments follow, or whose offset isn't 0 (RFC 791, section 3.1).
-func isFragment4() []expr.Any {
+func isFragment4() []expr.Any { return compareFragment(expr.CmpOpNeq) }
+
+// wholeIPv4 matches all other IPv4 packets.
+func wholeIPv4() []expr.Any { return compareFragment(expr.CmpOpEq) }
+
+// compareFragment compares the offset and the bit "more fragments" of an IPv4 packet with 0.
+func compareFragment(op expr.CmpOp) []expr.Any {
 	return []expr.Any{
 		nft.LoadPayload(expr.PayloadBaseNetworkHeader, 6, 2, unix.NFT_REG_1),
 		&expr.Bitwise{
 			SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: 2, Mask: []byte{0x3f, 0xff}, Xor: []byte{0, 0},
 		},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: unix.NFT_REG_1, Data: []byte{0, 0}},
+		&expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: []byte{0, 0}},
 	}
 }
 

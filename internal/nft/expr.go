@@ -30,8 +30,11 @@ func LinkName(name string) []byte {
 }
 
 // Equal returns a match of what load puts into register 1 with value.
-func Equal(load expr.Any, value []byte) []expr.Any {
-	return []expr.Any{load, &expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: value}}
+func Equal(load expr.Any, value []byte) []expr.Any { return Compare(load, expr.CmpOpEq, value) }
+
+// Compare returns a comparison of what load puts into register 1 with value.
+func Compare(load expr.Any, op expr.CmpOp, value []byte) []expr.Any {
+	return []expr.Any{load, &expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: value}}
 }
 
 // LoadIIFName puts the incoming link's name into a register.
