@@ -19,7 +19,8 @@ type Backend interface {
 	TellsOfChanges() bool
 
 	// Read reads all of weir's state in the kernel. The caller must read the endpoint records after that, and compute the
-	// ruleset from them. In this order, each of the plugin's changes that Read has seen is described by a record.
+	// ruleset from them. The records are then never older than the plugin's changes that Read has seen, so Apply undoes
+	// none of these changes.
 	Read(ctx context.Context) error
 	// Unread reports whether the kernel's state is not known, so that Apply would have to read it.
 	Unread() bool

@@ -41,7 +41,7 @@ type cutting struct {
 // at most half of the time. One walk may begin within the period of the walk before, so a single change needn't wait.
 const shortestPeriod = 500 * time.Millisecond
 
-// walkResult is the result of a walk.
+// walkResult is what a walk sends to cutting.results. The time that the walk took sets the time of the next walk.
 type walkResult struct {
 	cut.Result
 	began time.Time

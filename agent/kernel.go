@@ -18,8 +18,8 @@ type kernelView struct {
 	// refused has the parts of rulesets that the kernel has refused since the last resync. The map is replaced, never
 	// changed, because snapshots share it.
 	refused ruleset.Refused
-	// debt is how much of the kernel the next reconcile must read at least. It is more than Trust if the last
-	// reconcile failed.
+	// debt is the least that the next reconcile must read: All if the last reconcile failed or the records are stale,
+	// Trust otherwise. Tables that could not be read don't count, because Apply reads them again anyway.
 	debt netfilter.Verify
 	// pluginChanged is true if the plugin has changed sets since the last apply.
 	pluginChanged bool

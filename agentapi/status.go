@@ -30,8 +30,8 @@ type Status struct {
 	NodeRepairs []NodeRepair `json:"nodeRepairs"`
 }
 
-// Problem is an object, or a part of an object, that can't be enforced completely. Traffic that only this part would
-// have allowed is dropped.
+// Problem is an object, or a field of one, that can't be used as written. No problem allows traffic that the policies
+// deny. A part of a policy that has a problem allows nothing.
 type Problem struct {
 	Object  string `json:"object"` // kind namespace/name
 	Field   string `json:"field"`

@@ -7,7 +7,7 @@ import (
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 )
 
-// Property is one thing that weir sets up on a node and keeps so.
+// Property is one node setting (a sysctl, link, address, route or neighbour entry) that weir makes and repairs.
 type Property interface {
 	Kind() Kind
 	// String describes the property as it should be.

@@ -84,7 +84,7 @@ func byName[T any](objects []T, name func(T) Name) map[Name][]*T {
 	return by
 }
 
-// changed returns the objects of each name that has other objects now than it had.
+// changed returns, for each name whose objects differ, the objects that it has now; nil if it has none any more.
 func changed[T any](was, now map[Name][]*T) map[Name][]*T {
 	all := map[Name][]*T{}
 	for name, objects := range now {

@@ -22,7 +22,7 @@ type requirement struct {
 	values map[string]bool
 }
 
-// everything matches all labels.
+// everything is the empty selector, which matches an object whatever its labels are.
 var everything matcher
 
 // newMatcher returns the matcher of a selector, or the error for which the API server would refuse the selector.

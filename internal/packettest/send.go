@@ -144,7 +144,7 @@ func (f *flight) send(n *Node, h *host, i int) error {
 		f.watch(n, fd, unix.EPOLLIN)
 		return nil
 	}
-	// With this option, closing the socket resets the connection, and the kernel keeps no state of it.
+	// With this option, closing the socket resets the connection, so no socket stays behind in TIME_WAIT.
 	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
 		return err
 	}

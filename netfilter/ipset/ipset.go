@@ -102,7 +102,7 @@ func New() (*Handle, error) {
 	return &Handle{h}, nil
 }
 
-// Close closes the connection.
+// Close closes the connection. The sets stay in the kernel.
 func (h *Handle) Close() { h.h.Close() }
 
 // Create makes the set if it doesn't exist. It returns an error if a set of that name has another type. It returns no
