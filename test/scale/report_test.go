@@ -53,15 +53,15 @@ func (r *runs) growing() []string {
 func (r *runs) report() string {
 	var b strings.Builder
 	_, agents := r.columns()
-	fmt.Fprintf(&b, "Measured on %d cores, Linux %s, %s, iptables %s; streams of %s. Latencies are p50 / p99.\n\n",
+	fmt.Fprintf(&b, "Measured on %d cores, Linux %s, %s, iptables %s; streams of %s.\nLatencies are p50 / p99.\n\n",
 		r.Machine.CPUs, r.Machine.Kernel, r.Machine.Go, r.Machine.IPTables, r.Mix)
 	for _, a := range agents {
 		if len(agents) > 1 {
 			fmt.Fprintf(&b, "The agent %s:\n\n", a)
 		}
 		b.WriteString(r.table(a) + "\n" + r.perPod(a))
-		fmt.Fprintf(&b, "The ratio to the same agent in a cluster of %s pods, and the slope of the log-log curve from 1,000 "+
-			"pods on. In brackets: the 95 %% interval of the median of the rounds' ratios.\n\n", thousands(r.Reference))
+		fmt.Fprintf(&b, "The ratio to the same agent in a cluster of %s pods, and the slope of the log-log curve from\n"+
+			"1,000 pods on. In brackets: the 95 %% interval of the median of the rounds' ratios.\n\n", thousands(r.Reference))
 		b.WriteString(r.ratios(a) + "\n")
 	}
 	if len(agents) > 1 {
@@ -265,6 +265,11 @@ func TestReport(t *testing.T) {
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	for line := range strings.Lines(text) {
+		if len(line) > 120 && !strings.HasPrefix(line, "|") {
+			t.Errorf("a line of a page is too long: %s", line)
 		}
 	}
 	page, err := between("a\n"+beginMark+"old\n"+endMark+"b\n", "new\n")
