@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -155,17 +156,26 @@ func (m *mirror[O, I]) Resync() error { return nil }
 func (m *mirror[O, I]) follow(
 	ctx context.Context, client any, of O, list cache.ListWithContextFunc, watch cache.WatchFuncWithContext,
 ) {
-	var streams bool // the API server streams lists; only the reflector's goroutine uses it
+	var streams atomic.Bool // the API server streams lists
 	lw := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watching.Interface, error) {
 			w, err := watch(ctx, o)
-			if o.SendInitialEvents != nil {
-				streams = !apierrors.IsInvalid(err) && !apierrors.IsBadRequest(err)
+			if o.SendInitialEvents == nil {
+				return w, err
 			}
-			return w, err
+			streams.Store(!apierrors.IsInvalid(err) && !apierrors.IsBadRequest(err))
+			if err != nil {
+				return nil, err
+			}
+			return watching.Filter(w, func(e watching.Event) (watching.Event, bool) {
+				if e.Type == watching.Error && apierrors.IsInternalError(apierrors.FromObject(e.Object)) {
+					streams.Store(false) // etcd before 3.4.31 or 3.5.13: kubernetes issue 123192
+				}
+				return e, true
+			}), nil
 		},
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			if streams {
+			if streams.Load() {
 				return nil, errNoStream
 			}
 			return list(ctx, o)
@@ -175,7 +185,8 @@ func (m *mirror[O, I]) follow(
 }
 
 // errNoStream keeps the reflector from asking for a list in one piece after any error of a stream. Such a list of
-// 100,000 pods needs two gigabytes. The reflector asks for another stream instead, some seconds later.
+// 100,000 pods needs two gigabytes. The reflector asks for another stream instead, some seconds later. Only if the API
+// server says that it can't stream lists, the reflector asks for a list in one piece.
 var errNoStream = errors.New("the API server streams lists, but the last stream has failed")
 
 // lister returns a list function for the reflector from that of a typed client.

@@ -7,12 +7,14 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer/streaming"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
@@ -25,6 +27,9 @@ import (
 type streams struct {
 	t    testing.TB
 	pods chan podWatch
+	// unable is true if the API server's etcd is too old to stream lists.
+	unable bool
+	lists  atomic.Int32 // how many lists in one piece the client has asked for
 }
 
 // podWatch is the answer to a watch on pods: the events, and then the end of the connection when end is closed.
@@ -60,9 +65,18 @@ func (s *streams) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r.URL.Query().Get("watch") != "true" {
-		s.t.Errorf("the client asks for a list in one piece: %s", r.URL)
+		s.list(w, r, kinds[r.URL.Path])
+		return
 	}
 	answer := podWatch{end: make(chan struct{})}
+	if r.URL.Query().Get("sendInitialEvents") == "true" && s.unable {
+		s.encoder(w, r.Header.Get("Accept"))(watch.Event{Type: watch.Error, Object: &metav1.Status{
+			Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Reason: metav1.StatusReasonInternalError,
+			Message: "a watch stream was requested by the client but the required storage feature RequestWatchProgress is " +
+				"disabled",
+		}})
+		return
+	}
 	if r.URL.Query().Get("sendInitialEvents") == "true" {
 		answer.events = []watch.Event{bookmark(kinds[r.URL.Path])}
 	}
@@ -97,6 +111,31 @@ func (s *streams) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		case <-r.Context().Done():
 			return
 		}
+	}
+}
+
+// list answers a request for a list in one piece. Only the list of pods isn't empty.
+func (s *streams) list(w http.ResponseWriter, r *http.Request, kind runtime.Object) {
+	if s.lists.Add(1); !s.unable {
+		s.t.Errorf("the client asks for a list in one piece: %s", r.URL)
+	}
+	lists := map[runtime.Object]runtime.Object{}
+	meta := metav1.ListMeta{ResourceVersion: "5"}
+	switch kind.(type) {
+	case *corev1.Pod:
+		lists[kind] = &corev1.PodList{ListMeta: meta, Items: []corev1.Pod{*newPod(func(p *corev1.Pod) { p.ResourceVersion = "5" })}}
+	case *corev1.Namespace:
+		lists[kind] = &corev1.NamespaceList{ListMeta: meta}
+	case *corev1.Node:
+		lists[kind] = &corev1.NodeList{ListMeta: meta}
+	default:
+		lists[kind] = &networkingv1.NetworkPolicyList{ListMeta: meta}
+	}
+	w.Header().Set("Content-Type", runtime.ContentTypeJSON)
+	info, _ := runtime.SerializerInfoForMediaType(clientscheme.Codecs.SupportedMediaTypes(), runtime.ContentTypeJSON)
+	groups := schema.GroupVersions{corev1.SchemeGroupVersion, networkingv1.SchemeGroupVersion}
+	if err := clientscheme.Codecs.EncoderForVersion(info.Serializer, groups).Encode(lists[kind], w); err != nil {
+		s.t.Error(err)
 	}
 }
 

@@ -110,3 +110,27 @@ func TestStreams(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestNoStreams: an API server that can't stream lists, because its etcd is too old, is asked for lists in one piece.
+func TestNoStreams(t *testing.T) {
+	server, config := newStreams(t)
+	server.unable = true
+	source := sourceOf(t, config)
+	ctx, cancel := context.WithCancel(t.Context())
+	done, pods := make(chan error, 1), make(chan int, 100)
+	go func() {
+		done <- source.Run(ctx, func(d *policy.Delta, _ error) { pods <- len(d.Pods) })
+	}()
+	select {
+	case n := <-pods:
+		if n != 1 || server.lists.Load() != 4 {
+			t.Errorf("the first delta has %d pods after %d lists", n, server.lists.Load())
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("there is no first delta")
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
