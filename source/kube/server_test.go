@@ -123,7 +123,8 @@ func (s *streams) list(w http.ResponseWriter, r *http.Request, kind runtime.Obje
 	meta := metav1.ListMeta{ResourceVersion: "5"}
 	switch kind.(type) {
 	case *corev1.Pod:
-		lists[kind] = &corev1.PodList{ListMeta: meta, Items: []corev1.Pod{*newPod(func(p *corev1.Pod) { p.ResourceVersion = "5" })}}
+		pod := newPod(func(p *corev1.Pod) { p.ResourceVersion = "5" })
+		lists[kind] = &corev1.PodList{ListMeta: meta, Items: []corev1.Pod{*pod}}
 	case *corev1.Namespace:
 		lists[kind] = &corev1.NamespaceList{ListMeta: meta}
 	case *corev1.Node:
