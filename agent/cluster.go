@@ -60,12 +60,15 @@ func (c *clusterView) update(d *policy.Delta, endpoints map[string]endpoint.Endp
 	c.dropLookups(endpoints)
 }
 
-// addLookup stores the answer to a Lookup.
+// addLookup stores the answer to a Lookup. Earlier answers about another pod of the same name don't count any more.
 func (c *clusterView) addLookup(id string, l lookup, endpoints map[string]endpoint.Endpoint) {
 	name := policy.Name{Namespace: l.pod.Namespace, Name: l.pod.Name}
 	if _, ok := c.hidden[name]; !ok {
 		c.hidden[name] = c.engine.Pods(name)
 	}
+	maps.DeleteFunc(c.lookups, func(_ string, o lookup) bool {
+		return o.pod.Namespace == name.Namespace && o.pod.Name == name.Name && o.pod.UID != l.pod.UID
+	})
 	c.lookups[id] = l
 	c.show(name)
 	c.dropLookups(endpoints)
@@ -123,6 +126,19 @@ func (c *clusterView) uid(p endpoint.Pod) (string, bool) {
 	return pods[0].UID, true
 }
 
+// namesake returns the UID of the pod of that name that the source's objects have; empty if they have none. It isn't
+// the UID of a looked-up pod, which engine has in the place of that pod.
+func (c *clusterView) namesake(p endpoint.Pod) string {
+	if pods, ok := c.hidden[policy.Name{Namespace: p.Namespace, Name: p.Name}]; ok {
+		if len(pods) == 0 {
+			return ""
+		}
+		return pods[0].UID
+	}
+	uid, _ := c.uid(p)
+	return uid
+}
+
 // runSource sends an event for each change of the source's objects.
 func (a *agent) runSource(ctx context.Context) error {
 	err := a.Source.Run(ctx, func(d *policy.Delta, err error) { a.send(ctx, sourceUpdate{d, err}) })
@@ -160,7 +176,7 @@ func (a *agent) lookup(ctx context.Context, e endpoint.Endpoint) {
 	if !ok {
 		return
 	}
-	namesake, _ := a.cluster.uid(e.Pod)
+	namesake := a.cluster.namesake(e.Pod)
 	go func() {
 		pod, ok, err := source.Lookup(ctx, e.Pod)
 		if err != nil {

@@ -57,6 +57,27 @@ func TestClusterViewJoinsLookups(t *testing.T) {
 	want("after the endpoint's end", 0)
 }
 
+// TestClusterViewReplacesLookups: a pod is made again and again under one name, faster than the source reports it. The
+// last looked-up pod counts, whatever the endpoints' IDs are.
+func TestClusterViewReplacesLookups(t *testing.T) {
+	for _, ids := range [][]string{{"a", "b"}, {"b", "a"}} {
+		c, endpoints := newClusterView("self"), map[string]endpoint.Endpoint{}
+		d := policy.NewDelta()
+		d.Pods[policy.Name{Namespace: "shop", Name: "web"}] = []*policy.Pod{{Namespace: "shop", Name: "web", UID: "1"}}
+		c.update(d, endpoints)
+		for i, uid := range []string{"2", "3"} {
+			e := endpoint.Endpoint{
+				ContainerID: ids[i], IfName: "eth0", Pod: endpoint.Pod{Namespace: "shop", Name: "web", UID: uid},
+			}
+			endpoints[e.ID()] = e
+			pod := &policy.Pod{Namespace: "shop", Name: "web", UID: uid}
+			if c.addLookup(e.ID(), lookup{pod, c.namesake(e.Pod)}, endpoints); !c.knows(e) {
+				t.Errorf("%q: the looked-up pod with UID %s isn't known", ids, uid)
+			}
+		}
+	}
+}
+
 // publications is a source that records the calls of Publish.
 type publications struct {
 	Source
