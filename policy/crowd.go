@@ -18,7 +18,6 @@ type space struct {
 	name   string
 	object Namespace // zero if the source doesn't have it
 	crowds map[uint64]*crowd
-	scopes []*scope // the live namespaceSelectors that match it, by ID
 	// policies are those of the namespace, by name.
 	policies map[string][]keptPolicy
 	// parsed are the policies, parsed, in the order of their names; nil if they aren't parsed. Only namespaces of the
@@ -37,12 +36,13 @@ type keptPolicy struct {
 // is compared with their labels once.
 type crowd struct {
 	*space
-	hash    uint64
-	next    *crowd // another crowd of the space with the same hash
-	sample  *Pod   // any pod with these labels
-	pods    []*pod
-	count   [len(conf.Families)]int // how many addresses of each family policy uses for the pods
-	matches []*live                 // the live selectors that match, by ID; never changed, but replaced
+	hash   uint64
+	next   *crowd // another crowd of the space with the same hash
+	sample *Pod   // any pod with these labels
+	pods   []*pod
+	count  [len(conf.Families)]int // how many addresses of each family policy uses for the pods
+	// matches are the live selectors that match, by ID. A compile adds to the slice; other changes replace it.
+	matches []*live
 }
 
 var seed = maphash.MakeSeed()
@@ -50,7 +50,7 @@ var seed = maphash.MakeSeed()
 // labelHash returns a hash of the pod's labels that doesn't depend on their order.
 func labelHash(p *Pod) (hash uint64) {
 	for k, v := range p.Labels {
-		hash += maphash.String(seed, k)*31 + maphash.String(seed, v)
+		hash += maphash.Comparable(seed, [2]string{k, v}) // not a sum of both: labels may swap their values
 	}
 	for _, k := range p.Unknown {
 		hash += maphash.String(seed, k) * 17
@@ -64,7 +64,6 @@ func (e *Engine) space(name string) *space {
 	if s == nil {
 		s = &space{name: name, crowds: map[uint64]*crowd{}, policies: map[string][]keptPolicy{}}
 		e.spaces[name] = s
-		s.scopes = e.selectors.scopesOf(s)
 	}
 	return s
 }
@@ -72,12 +71,12 @@ func (e *Engine) space(name string) *space {
 // setNamespace takes the namespace as it is now; nil if the source doesn't have it.
 func (e *Engine) setNamespace(name string, n *Namespace) {
 	s := e.space(name)
+	before := s.object
 	if s.object = (Namespace{}); n != nil {
 		s.object = *n
 	}
 	defer e.dropSpace(s)
-	scopes := e.selectors.scopesOf(s)
-	if slices.Equal(scopes, s.scopes) {
+	if !e.selectors.tellApart(name, before, s.object) {
 		return
 	}
 	for c := range s.each() {
@@ -87,7 +86,6 @@ func (e *Engine) setNamespace(name string, n *Namespace) {
 			}
 		}
 	}
-	s.scopes = scopes
 	for c := range s.each() {
 		e.rematch(c, e.selectors.matching(c))
 	}
@@ -134,7 +132,7 @@ func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) 
 // policiesIn returns the namespace's policies, parsed.
 func (e *Engine) policiesIn(namespace string) []parsedPolicy {
 	s := e.space(namespace)
-	s.used = e.round
+	s.used, e.parsed[s] = e.round, true
 	if s.parsed != nil {
 		return s.parsed
 	}
@@ -164,6 +162,9 @@ func (e *Engine) join(p *pod) {
 		c = &crowd{space: s, hash: hash, sample: p.Pod, next: s.crowds[hash]}
 		s.crowds[hash] = c
 		e.rematch(c, e.selectors.matching(c))
+	}
+	if len(c.pods) == 0 { // the sample may be an old version of this pod
+		c.sample = p.Pod
 	}
 	p.crowd, p.place = c, len(c.pods)
 	c.pods = append(c.pods, p)
@@ -204,7 +205,7 @@ func (e *Engine) dropCrowd(c *crowd) {
 
 // dropSpace forgets the namespace if nothing is known of it.
 func (e *Engine) dropSpace(s *space) {
-	if s.object.Name == "" && len(s.crowds)+len(s.policies) == 0 && s.parsed == nil {
+	if s.object.Name == "" && len(s.crowds)+len(s.policies) == 0 && s.parsed == nil && e.spaces[s.name] == s {
 		delete(e.spaces, s.name)
 	}
 }

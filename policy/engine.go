@@ -32,6 +32,7 @@ type Engine struct {
 
 	pods     map[Name]*pod // the first of each name
 	spaces   map[string]*space
+	parsed   map[*space]bool           // those whose policies a compile has parsed
 	names    ordered.Map[string, bool] // of all policies: NAMESPACE/NAME
 	nodes    []Node
 	places   places
@@ -72,7 +73,8 @@ type pod struct {
 // NewEngine returns an engine for the node with that name; empty if it isn't known.
 func NewEngine(node string) *Engine {
 	e := &Engine{
-		node: node, pods: map[Name]*pod{}, spaces: map[string]*space{}, names: ordered.New[string, bool](cmp.Compare),
+		node: node, pods: map[Name]*pod{}, spaces: map[string]*space{}, parsed: map[*space]bool{},
+		names:     ordered.New[string, bool](cmp.Compare),
 		endpoints: map[string]Endpoint{}, attached: map[Name][]string{}, expected: map[*pod]bool{}, stale: true,
 		addresses: newAddressBook(), selectors: newSelectorIndex(), moving: newMoving(),
 		reports: reports{},
@@ -194,15 +196,21 @@ func (p PodRef) name() Name { return Name{p.Namespace, p.Name} }
 func (e *Engine) take(of Endpoint, by int) {
 	for _, a := range of.Addresses {
 		e.touch(a.Addr)
-		holders := e.addresses.all(a.Addr)
-		for _, p := range holders {
-			e.count(p, a.Addr, -1)
-		}
+		e.countFor(a.Addr, -1)
 		if e.addresses.taken[a.Addr] += by; e.addresses.taken[a.Addr] == 0 {
 			delete(e.addresses.taken, a.Addr)
 		}
-		for _, p := range holders {
-			e.count(p, a.Addr, 1)
+		e.countFor(a.Addr, 1)
+	}
+}
+
+// countFor counts the address for each pod that has it or states it, as often as the pod does.
+func (e *Engine) countFor(a netip.Addr, by int) {
+	for _, p := range e.addresses.all(a) {
+		for _, stated := range p.addresses {
+			if stated == a {
+				e.count(p, a, by)
+			}
 		}
 	}
 }

@@ -20,11 +20,22 @@ import (
 var sequences = flag.Int("sequences", 200, "how many random sequences of 50 events TestEngineIsCompile tries")
 
 // TestEngineIsCompile: after each event of random sequences the engine's ruleset is the one that Compile gives for the
-// state. Its own earlier rulesets stay as they were. If the test fails, it prints the shortest story that still fails.
+// state, and its indexes are sound. Its own earlier rulesets stay as they were. After everything is gone, the engine
+// has nothing left. In some sequences the node has little room. If the test fails, it prints the shortest story that still
+// fails.
 func TestEngineIsCompile(t *testing.T) {
 	events := 0
+	defer policy.SmallRoom(0, 0, 0)() // restores the room
 	for seed := range uint64(*sequences) {
 		r := rand.New(rand.NewPCG(seed, 1))
+		switch r.IntN(4) {
+		case 0:
+			policy.SmallRoom(1<<15, 1<<13, float64(10+r.IntN(40)))
+		case 1:
+			policy.SmallRoom(float64(5+r.IntN(20)), float64(3+r.IntN(10)), float64(10+r.IntN(40)))
+		default:
+			policy.SmallRoom(1<<15, 1<<13, 1<<20)
+		}
 		states := []policy.State{{}, policytest.State(r)}
 		for range 49 {
 			states = append(states, policytest.Step(r, states[len(states)-1]))
@@ -60,19 +71,19 @@ func rest(s policy.State) string {
 // the one that Compile gives, and the difference; -1 if there is none.
 func engineDiffers(states []policy.State) (step int, difference string) {
 	e := policy.NewEngine(states[len(states)-1].Node)
+	r := rand.New(rand.NewPCG(uint64(len(states)), 2))
 	was := policy.State{}
 	var before ruleset.Ruleset
 	var said string
 	for i, now := range states {
 		now.Node = states[len(states)-1].Node
-		// In any order: the ruleset depends on all of these together.
-		e.SetNodes(now.Nodes)
-		e.Apply(policy.Difference(was.Objects, now.Objects))
-		e.SetEndpoints(now.Endpoints)
-		e.SetRefused(now.Refused)
+		tell(r, e, was, now)
 		got := e.Ruleset()
 		if d := differs(got, policy.Compile(now)); d != "" {
 			return i, d
+		}
+		if wrong := e.Unsound(); len(wrong) > 0 {
+			return i, strings.Join(wrong, "\n")
 		}
 		if i%10 == 0 { // printing takes most of the time
 			if said != "" && written(before) != said {
@@ -82,7 +93,33 @@ func engineDiffers(states []policy.State) (step int, difference string) {
 		}
 		was = now
 	}
+	tell(r, e, was, policy.State{})
+	e.Ruleset()
+	if left := e.Remains(); left != "" {
+		return len(states) - 1, "after everything is gone, the engine still has " + left
+	}
 	return -1, ""
+}
+
+// tell tells the engine of the new state, in a random order: the ruleset depends on all parts together. Sometimes it
+// asks for the ruleset in between.
+func tell(r *rand.Rand, e *policy.Engine, was, now policy.State) {
+	parts := []func(){
+		func() { e.SetNodes(now.Nodes) },
+		func() { e.Apply(policy.Difference(was.Objects, now.Objects)) },
+		func() { e.SetEndpoints(now.Endpoints) },
+		func() { e.SetRefused(now.Refused) },
+	}
+	r.Shuffle(len(parts), func(i, j int) { parts[i], parts[j] = parts[j], parts[i] })
+	for _, part := range parts {
+		part()
+		switch r.IntN(4) {
+		case 0:
+			e.Changed()
+		case 1:
+			e.Ruleset()
+		}
+	}
 }
 
 // written returns the ruleset as text.

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"maps"
 	"slices"
 
@@ -25,8 +24,8 @@ type live struct {
 
 // liveSet is the set of one family.
 type liveSet struct {
-	// asked is true if the last compile counted the set; seen is the count that it saw.
-	asked bool
+	// asked is the last compile that counted the set; seen is the count that it saw.
+	asked uint64
 	seen  int
 	// filled is true if a compile has asked for the entries.
 	filled  bool
@@ -35,7 +34,7 @@ type liveSet struct {
 
 // scope is a namespaceSelector, or one namespace. Many selectors may have the same scope.
 type scope struct {
-	id         uint64
+	key        string
 	of         selector // without pods
 	selectors  int      // how many live selectors have the scope
 	unanchored []*live  // those that no label of a pod leads to
@@ -50,6 +49,8 @@ type selectorIndex struct {
 	byKey  map[string]*live
 	byPort map[portKey]*portSets
 	scopes map[string]*scope
+	// open are the namespaceSelectors with unanchored selectors.
+	open map[*scope]bool
 	// anchored are the selectors that match only pods with this label, by one label of each.
 	anchored map[anchor][]*live
 }
@@ -71,7 +72,7 @@ type portSets struct{ anywhere, here []*live }
 func newSelectorIndex() selectorIndex {
 	return selectorIndex{
 		byKey: map[string]*live{}, byPort: map[portKey]*portSets{}, scopes: map[string]*scope{},
-		anchored: map[anchor][]*live{},
+		open: map[*scope]bool{}, anchored: map[anchor][]*live{},
 	}
 }
 
@@ -80,31 +81,21 @@ func (x *selectorIndex) id() uint64 {
 	return x.last
 }
 
-// scopesOf returns the namespaceSelectors that match the namespace, by ID.
-func (x *selectorIndex) scopesOf(n *space) (scopes []*scope) {
+// tellApart reports whether a live namespaceSelector matches one of two versions of the namespace, but not the other.
+func (x *selectorIndex) tellApart(name string, a, b Namespace) bool {
 	for _, s := range x.scopes {
-		if s.of.namespaces != nil && s.matches(n) {
-			scopes = append(scopes, s)
+		if s.of.matchesNamespace(name, a) != s.of.matchesNamespace(name, b) {
+			return true
 		}
 	}
-	slices.SortFunc(scopes, func(a, b *scope) int { return cmp.Compare(a.id, b.id) })
-	return scopes
-}
-
-// has reports whether the namespace is in the scope.
-func (n *space) has(s *scope) bool {
-	if s.of.namespaces == nil {
-		return s.of.namespace == n.name
-	}
-	_, in := slices.BinarySearchFunc(n.scopes, s, func(a, b *scope) int { return cmp.Compare(a.id, b.id) })
-	return in
+	return false
 }
 
 // matching returns the live selectors that match the crowd, by ID.
 func (x *selectorIndex) matching(c *crowd) (matches []*live) {
 	consider := func(list []*live) {
 		for _, l := range list {
-			if c.has(l.scope) && c.sample.matchedBy(l.pods) == yes {
+			if c.sample.matchedBy(l.pods) == yes && l.scope.matches(c.space) {
 				matches = append(matches, l)
 			}
 		}
@@ -116,7 +107,7 @@ func (x *selectorIndex) matching(c *crowd) (matches []*live) {
 	if own := x.scopes[ownScope(c.name)]; own != nil {
 		consider(own.unanchored)
 	}
-	for _, s := range c.scopes {
+	for s := range x.open {
 		consider(s.unanchored)
 	}
 	slices.SortFunc(matches, byID)
@@ -180,12 +171,15 @@ func (e *Engine) liveSelector(s selector) *live {
 	}
 	if where == nil {
 		l.scope.unanchored = append(l.scope.unanchored, l)
+		if l.scope.of.namespaces != nil {
+			x.open[l.scope] = true
+		}
 	}
 	for n := range e.within(l.scope) {
 		for c := range n.each() {
 			if c.sample.matchedBy(s.pods) == yes {
 				l.crowds[c] = true
-				c.matches = append(slices.Clip(c.matches), l) // its ID is the highest
+				c.matches = append(c.matches, l) // its ID is the highest
 				for f := range c.count {
 					l.count[f] += c.count[f]
 				}
@@ -204,15 +198,8 @@ func (e *Engine) scopeOf(s selector) *scope {
 	if known := e.selectors.scopes[key]; known != nil {
 		return known
 	}
-	made := &scope{id: e.selectors.id(), of: selector{namespace: s.namespace, namespaces: s.namespaces}}
+	made := &scope{key: key, of: selector{namespace: s.namespace, namespaces: s.namespaces}}
 	e.selectors.scopes[key] = made
-	if s.namespaces != nil {
-		for _, n := range e.spaces {
-			if made.matches(n) {
-				n.scopes = append(slices.Clip(n.scopes), made)
-			}
-		}
-	}
 	return made
 }
 
@@ -226,7 +213,7 @@ func (e *Engine) within(s *scope) func(func(*space) bool) {
 			return
 		}
 		for _, n := range e.spaces {
-			if n.has(s) && !yield(n) {
+			if len(n.crowds) > 0 && s.matches(n) && !yield(n) {
 				return
 			}
 		}
@@ -317,21 +304,27 @@ func (e *Engine) recount(l *live, c *crowd, by int) {
 // dropUnused forgets the live selectors, named ports and parsed policies that the last compile didn't use.
 func (e *Engine) dropUnused() {
 	x := &e.selectors
+	unused := func(l *live) bool { return l.used != e.round }
+	crowds := map[*crowd]bool{} // that an unused selector matches
 	for _, l := range x.byKey {
-		if l.used != e.round {
-			e.dropSelector(l)
+		if unused(l) {
+			x.drop(l)
+			maps.Copy(crowds, l.crowds)
 		}
 	}
-	unused := func(l *live) bool { return l.used != e.round }
+	for c := range crowds {
+		c.matches = slices.DeleteFunc(slices.Clone(c.matches), unused)
+	}
 	for key, sets := range x.byPort {
 		sets.anywhere = slices.DeleteFunc(slices.Clone(sets.anywhere), unused)
 		if sets.here = slices.DeleteFunc(slices.Clone(sets.here), unused); len(sets.here) == 0 {
 			delete(x.byPort, key)
 		}
 	}
-	for _, n := range e.spaces {
-		if n.used != e.round && n.parsed != nil {
+	for n := range e.parsed {
+		if n.used != e.round {
 			n.parsed = nil
+			delete(e.parsed, n)
 			for _, policies := range n.policies {
 				for i := range policies {
 					policies[i].parsed = nil
@@ -342,8 +335,8 @@ func (e *Engine) dropUnused() {
 	}
 }
 
-func (e *Engine) dropSelector(l *live) {
-	x := &e.selectors
+// drop takes the selector out of the index.
+func (x *selectorIndex) drop(l *live) {
 	same := func(o *live) bool { return o == l }
 	delete(x.byKey, l.key)
 	for _, a := range anchors(l.pods) {
@@ -351,16 +344,11 @@ func (e *Engine) dropSelector(l *live) {
 			delete(x.anchored, a)
 		}
 	}
-	for c := range l.crowds {
-		c.matches = slices.DeleteFunc(slices.Clone(c.matches), same)
-	}
 	s := l.scope
-	s.unanchored = slices.DeleteFunc(s.unanchored, same)
-	if s.selectors--; s.selectors > 0 {
-		return
+	if s.unanchored = slices.DeleteFunc(s.unanchored, same); len(s.unanchored) == 0 {
+		delete(x.open, s)
 	}
-	maps.DeleteFunc(x.scopes, func(_ string, o *scope) bool { return o == s })
-	for _, n := range e.spaces {
-		n.scopes = slices.DeleteFunc(slices.Clone(n.scopes), func(o *scope) bool { return o == s })
+	if s.selectors--; s.selectors == 0 {
+		delete(x.scopes, s.key)
 	}
 }

@@ -80,7 +80,7 @@ func (e *Engine) outgrown(l *live) bool {
 	for f := range l.sets {
 		s := &l.sets[f]
 		was, now := s.seen, l.count[f]
-		if !s.asked || was == now {
+		if s.asked != e.round || was == now {
 			continue
 		}
 		if was > conf.MaxSetEntries || now > conf.MaxSetEntries { // the problem's message has the number
@@ -104,14 +104,14 @@ func (l *live) setName(f conf.Family) string {
 }
 
 // countSelected implements finder.
-func (e *Engine) countSelected(s selector, f conf.Family) int { return e.liveSelector(s).ask(f) }
+func (e *Engine) countSelected(s selector, f conf.Family) int { return e.ask(e.liveSelector(s), f) }
 
 // countNamed implements finder.
-func (e *Engine) countNamed(p namedPort, f conf.Family) int { return e.livePort(p).ask(f) }
+func (e *Engine) countNamed(p namedPort, f conf.Family) int { return e.ask(e.livePort(p), f) }
 
 // ask returns the count, and remembers that the compile has seen it.
-func (l *live) ask(f conf.Family) int {
-	l.sets[f].asked, l.sets[f].seen = true, l.count[f]
+func (e *Engine) ask(l *live, f conf.Family) int {
+	l.sets[f].asked, l.sets[f].seen = e.round, l.count[f]
 	return l.count[f]
 }
 

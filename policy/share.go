@@ -26,8 +26,8 @@ func (a amount) share(room amount) float64 {
 	return max(a.rules/room.rules, a.sets/room.sets, a.entries/room.entries)
 }
 
-// nodeRoom returns the amount that all policies together may take on a node.
-func nodeRoom() amount { return amount{maxNodeRules, maxNodeSets, maxNodeEntries} }
+// nodeRoom returns the amount that all policies together may take on a node. Tests make it smaller.
+var nodeRoom = func() amount { return amount{maxNodeRules, maxNodeSets, maxNodeEntries} }
 
 var noRoom = fmt.Sprintf("there is no room for it on this node: the policies of its pods "+
 	"would be more than %d rules of the kernel's, "+

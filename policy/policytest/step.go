@@ -14,12 +14,16 @@ import (
 )
 
 // Step returns the state after one random event: an object, an attachment or a Node comes, changes or goes; or the
-// node's kernel refuses a part of the ruleset.
+// node's kernel refuses a part of the ruleset. One event in three leads into a corner.
 func Step(r *rand.Rand, old policy.State) policy.State {
 	s := old
 	s.Namespaces, s.Pods = slices.Clone(old.Namespaces), slices.Clone(old.Pods)
 	s.Policies, s.Endpoints = slices.Clone(old.Policies), slices.Clone(old.Endpoints)
 	families := stack(r)
+	if r.IntN(3) == 0 {
+		corner(r, &s)
+		return unique(s)
+	}
 	switch r.IntN(16) {
 	case 0, 1: // several changes at once
 		return Change(r, s)

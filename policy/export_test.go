@@ -1,0 +1,136 @@
+package policy
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/weir-net/weir/conf"
+)
+
+// SmallRoom makes the room of nodes small enough for random clusters to exceed it, until the returned function is
+// called.
+func SmallRoom(rules, sets, entries float64) (restore func()) {
+	was := nodeRoom
+	nodeRoom = func() amount { return amount{rules, sets, entries} }
+	return func() { nodeRoom = was }
+}
+
+// unsound collects what is wrong with an engine.
+type unsound []string
+
+func (u *unsound) unless(ok bool, format string, args ...any) {
+	if !ok {
+		*u = append(*u, fmt.Sprintf(format, args...))
+	}
+}
+
+// Unsound returns how the engine's indexes differ from those that it would have if it had been told everything at once.
+// A later event could make such a difference a wrong ruleset, and what nobody needs takes memory.
+func (e *Engine) Unsound() []string {
+	var u unsound
+	all := map[*pod]bool{}
+	for name, first := range e.pods {
+		for p := first; p != nil; p = p.next {
+			if u.unless((p.crowd != nil) == (!p.HostNetwork && len(p.addresses) > 0), "%v has no crowd", name); p.crowd != nil {
+				all[p] = true
+				u.unless(p.crowd.pods[p.place] == p && e.spaces[p.Namespace] == p.crowd.space, "%v is misplaced", name)
+			}
+		}
+	}
+	u.unless(len(e.moving.addresses)+len(e.moving.crowds) == 0, "not settled")
+	e.checkSpaces(&u, all)
+	scopes, anchored := map[*scope]int{}, map[anchor]int{}
+	for _, l := range e.selectors.byKey {
+		scopes[l.scope]++
+		for _, a := range anchors(l.pods) {
+			anchored[a]++
+		}
+		var count [len(conf.Families)]int
+		for c := range l.crowds {
+			u.unless(e.spaces[c.name] == c.space && len(c.pods) > 0, "%s has an old crowd", l.selector)
+			for f, n := range c.count {
+				count[f] += n
+			}
+		}
+		u.unless(count == l.count, "%s has count %v, not %v", l.selector, l.count, count)
+	}
+	for s, n := range scopes {
+		u.unless(s.selectors == n && e.selectors.scopes[s.key] == s, "scope %s has %d selectors", s.key, s.selectors)
+	}
+	u.unless(len(scopes) == len(e.selectors.scopes), "old scopes")
+	for a, lives := range e.selectors.anchored {
+		u.unless(len(lives) == anchored[a], "old selectors at %v", a)
+	}
+	for _, sets := range e.selectors.byPort {
+		for _, l := range sets.here {
+			count := e.countPort(all, l.port)
+			u.unless(count == l.count, "port %v has count %v, not %v", l.port, l.count, count)
+		}
+	}
+	for of := range e.reports.by {
+		fresh := of.pod == nil || of.pod.made || slices.Contains(e.given(of.pod.name()), of.pod.Pod)
+		u.unless(fresh, "a report of an old pod")
+		u.unless(!of.shared.IsValid() || len(e.addresses.more[of.shared]) > 1, "a report of an old address")
+	}
+	return u
+}
+
+// checkSpaces checks the namespaces, and the crowds of the pods.
+func (e *Engine) checkSpaces(u *unsound, all map[*pod]bool) {
+	for name, s := range e.spaces {
+		u.unless(s.object.Name != "" || len(s.crowds)+len(s.policies) > 0 || s.parsed != nil, "%s is empty", name)
+		for _, policies := range s.policies {
+			for _, p := range policies {
+				u.unless(p.parsed == nil || e.parsed[s], "%s has policies that nobody needs parsed", name)
+			}
+		}
+		for c := range s.each() {
+			var count [len(conf.Families)]int
+			fresh := false
+			for _, p := range c.pods {
+				u.unless(all[p] && maps.Equal(p.Labels, c.sample.Labels), "%v is in a crowd of %s", p.name(), name)
+				fresh = fresh || p.Pod == c.sample
+				e.countPod(&count, p)
+			}
+			u.unless(fresh, "a crowd of %s keeps an old pod", name)
+			u.unless(count == c.count, "a crowd of %s has count %v, not %v", name, c.count, count)
+		}
+	}
+}
+
+func (e *Engine) countPod(count *[len(conf.Families)]int, p *pod) {
+	for _, a := range p.addresses {
+		if e.addresses.uses(p, a) {
+			count[conf.FamilyOf(a)]++
+		}
+	}
+}
+
+func (e *Engine) countPort(all map[*pod]bool, port namedPort) (count [len(conf.Families)]int) {
+	for p := range all {
+		has := func(o NamedPort) bool { return o.Name == port.name && o.Proto == port.proto }
+		if (p.here || !port.here) && slices.ContainsFunc(p.Ports, has) {
+			e.countPod(&count, p)
+		}
+	}
+	return count
+}
+
+// Remains returns what an engine still has after everything is gone; empty if it has nothing.
+func (e *Engine) Remains() string {
+	x, m := &e.selectors, &e.moving
+	sizes := map[string]int{
+		"pods": len(e.pods), "spaces": len(e.spaces), "parsed": len(e.parsed), "names": e.names.Len(),
+		"endpoints": len(e.endpoints), "attached": len(e.attached), "expected": len(e.expected),
+		"one": len(e.addresses.one), "more": len(e.addresses.more), "taken": len(e.addresses.taken),
+		"selectors": len(x.byKey), "ports": len(x.byPort), "scopes": len(x.scopes), "open": len(x.open),
+		"anchored": len(x.anchored), "reports": len(e.reports.by),
+		"moving": len(m.addresses) + len(m.counts) + len(m.crowds) + len(m.sets),
+	}
+	maps.DeleteFunc(sizes, func(_ string, n int) bool { return n == 0 })
+	if len(sizes) == 0 {
+		return ""
+	}
+	return fmt.Sprint(sizes)
+}
