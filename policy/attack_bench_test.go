@@ -23,6 +23,9 @@ var hostile = map[string]func() []*networkingv1.NetworkPolicy{
 	"17 namespaces x 4 policies x 1000 selectors": func() []*networkingv1.NetworkPolicy {
 		return hostilePolicies(17, 4, 1000, equals)
 	},
+	"one policy, 1000 namespaces NotIn": func() []*networkingv1.NetworkPolicy {
+		return []*networkingv1.NetworkPolicy{hostilePolicy(0, 0, 1000, namespaceNotIn)}
+	},
 	"40 policies x 16000 ipBlocks": func() []*networkingv1.NetworkPolicy {
 		return hostilePolicies(1, 40, 16000, ipBlock)
 	},
@@ -66,6 +69,15 @@ func equals(n int) networkingv1.NetworkPolicyPeer {
 	return networkingv1.NetworkPolicyPeer{
 		NamespaceSelector: &metav1.LabelSelector{},
 		PodSelector:       &metav1.LabelSelector{MatchLabels: map[string]string{"x": fmt.Sprint(n)}},
+	}
+}
+
+func namespaceNotIn(n int) networkingv1.NetworkPolicyPeer {
+	return networkingv1.NetworkPolicyPeer{
+		NamespaceSelector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+			{Key: "x", Operator: metav1.LabelSelectorOpNotIn, Values: []string{fmt.Sprint(n)}},
+		}},
+		PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"y": "z"}},
 	}
 }
 

@@ -168,11 +168,13 @@ func (e *Engine) join(p *pod) {
 	}
 	p.crowd, p.place = c, len(c.pods)
 	c.pods = append(c.pods, p)
+	e.selectors.countPorts(c, p.Pod, 1)
 }
 
 // leave takes the pod out of its crowd.
 func (e *Engine) leave(p *pod) {
 	c := p.crowd
+	e.selectors.countPorts(c, p.Pod, -1)
 	last := c.pods[len(c.pods)-1]
 	c.pods[p.place], last.place = last, p.place
 	c.pods[len(c.pods)-1] = nil

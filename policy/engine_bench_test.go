@@ -139,5 +139,13 @@ func BenchmarkEngine(b *testing.B) {
 			d.Policies[policy.Name{Namespace: np.Namespace, Name: np.Name}] = []*networkingv1.NetworkPolicy{np}
 			return d
 		})
+		event("policy with a new named port", func(i int) *policy.Delta {
+			d, np := policy.NewDelta(), cityPolicy(3, i%10)
+			np.Name, np.Spec.PolicyTypes = "other", []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
+			port := intstr.FromString(fmt.Sprint("p", i))
+			np.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{Ports: []networkingv1.NetworkPolicyPort{{Port: &port}}}}
+			d.Policies[policy.Name{Namespace: np.Namespace, Name: np.Name}] = []*networkingv1.NetworkPolicy{np}
+			return d
+		})
 	}
 }

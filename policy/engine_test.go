@@ -21,8 +21,8 @@ var sequences = flag.Int("sequences", 200, "how many random sequences of 50 even
 
 // TestEngineIsCompile: after each event of random sequences the engine's ruleset is the one that Compile gives for the
 // state, and its indexes are sound. Its own earlier rulesets stay as they were. After everything is gone, the engine
-// has nothing left. In some sequences the node has little room. If the test fails, it prints the shortest story that still
-// fails.
+// has nothing left. In some sequences the node has little room. If the test fails, it prints the shortest story that
+// still fails.
 func TestEngineIsCompile(t *testing.T) {
 	events := 0
 	defer policy.SmallRoom(0, 0, 0)() // restores the room

@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 
 	"github.com/weir-net/weir/conf"
@@ -78,6 +79,7 @@ func (e *Engine) Unsound() []string {
 
 // checkSpaces checks the namespaces, and the crowds of the pods.
 func (e *Engine) checkSpaces(u *unsound, all map[*pod]bool) {
+	ports := map[portKey]map[*crowd]int{}
 	for name, s := range e.spaces {
 		u.unless(s.object.Name != "" || len(s.crowds)+len(s.policies) > 0 || s.parsed != nil, "%s is empty", name)
 		for _, policies := range s.policies {
@@ -92,11 +94,19 @@ func (e *Engine) checkSpaces(u *unsound, all map[*pod]bool) {
 				u.unless(all[p] && maps.Equal(p.Labels, c.sample.Labels), "%v is in a crowd of %s", p.name(), name)
 				fresh = fresh || p.Pod == c.sample
 				e.countPod(&count, p)
+				for _, port := range p.Ports {
+					key := portKey{port.Name, port.Proto}
+					if ports[key] == nil {
+						ports[key] = map[*crowd]int{}
+					}
+					ports[key][c]++
+				}
 			}
 			u.unless(fresh, "a crowd of %s keeps an old pod", name)
 			u.unless(count == c.count, "a crowd of %s has count %v, not %v", name, c.count, count)
 		}
 	}
+	u.unless(reflect.DeepEqual(ports, e.selectors.crowds), "the crowds of ports are %v, not %v", e.selectors.crowds, ports)
 }
 
 func (e *Engine) countPod(count *[len(conf.Families)]int, p *pod) {
@@ -125,7 +135,7 @@ func (e *Engine) Remains() string {
 		"endpoints": len(e.endpoints), "attached": len(e.attached), "expected": len(e.expected),
 		"one": len(e.addresses.one), "more": len(e.addresses.more), "taken": len(e.addresses.taken),
 		"selectors": len(x.byKey), "ports": len(x.byPort), "scopes": len(x.scopes), "open": len(x.open),
-		"anchored": len(x.anchored), "reports": len(e.reports.by),
+		"anchored": len(x.anchored), "port crowds": len(x.crowds), "reports": len(e.reports.by),
 		"moving": len(m.addresses) + len(m.counts) + len(m.crowds) + len(m.sets),
 	}
 	maps.DeleteFunc(sizes, func(_ string, n int) bool { return n == 0 })

@@ -48,6 +48,8 @@ type selectorIndex struct {
 	last   uint64 // the last ID
 	byKey  map[string]*live
 	byPort map[portKey]*portSets
+	// crowds are the crowds with pods that have the named port, and how many such pods each crowd has.
+	crowds map[portKey]map[*crowd]int
 	scopes map[string]*scope
 	// open are the namespaceSelectors with unanchored selectors.
 	open map[*scope]bool
@@ -72,7 +74,7 @@ type portSets struct{ anywhere, here []*live }
 func newSelectorIndex() selectorIndex {
 	return selectorIndex{
 		byKey: map[string]*live{}, byPort: map[portKey]*portSets{}, scopes: map[string]*scope{},
-		open: map[*scope]bool{}, anchored: map[anchor][]*live{},
+		open: map[*scope]bool{}, anchored: map[anchor][]*live{}, crowds: map[portKey]map[*crowd]int{},
 	}
 }
 
@@ -220,7 +222,24 @@ func (e *Engine) within(s *scope) func(func(*space) bool) {
 	}
 }
 
-// livePort returns the live set of the named port, and makes it if there is none. For a new one it looks at each pod.
+// countPorts counts the named ports of a pod that has joined the crowd, or is leaving it: by is 1 or -1.
+func (x *selectorIndex) countPorts(c *crowd, p *Pod, by int) {
+	for _, port := range p.Ports {
+		key := portKey{port.Name, port.Proto}
+		if x.crowds[key] == nil {
+			x.crowds[key] = map[*crowd]int{}
+		}
+		if x.crowds[key][c] += by; x.crowds[key][c] == 0 {
+			delete(x.crowds[key], c)
+		}
+		if len(x.crowds[key]) == 0 {
+			delete(x.crowds, key)
+		}
+	}
+}
+
+// livePort returns the live set of the named port, and makes it if there is none. For a new one it looks at the pods
+// of each crowd with the port.
 func (e *Engine) livePort(p namedPort) *live {
 	key := portKey{p.name, p.proto}
 	sets := e.selectors.byPort[key]
@@ -264,12 +283,10 @@ func (e *Engine) withPort(l *live) func(func(*pod) bool) {
 			}
 			return
 		}
-		for _, n := range e.spaces {
-			for c := range n.each() {
-				for _, p := range c.pods {
-					if has(p) && !yield(p) {
-						return
-					}
+		for c := range e.selectors.crowds[portKey{l.port.name, l.port.proto}] {
+			for _, p := range c.pods {
+				if has(p) && !yield(p) {
+					return
 				}
 			}
 		}
