@@ -5,6 +5,7 @@ package bench_test
 import (
 	"net/netip"
 	"os"
+	"runtime"
 	"time"
 	"unsafe"
 
@@ -46,7 +47,8 @@ func call(name string, number uintptr, args ...uintptr) (int, error) {
 		switch errno {
 		case 0:
 			return int(r), nil
-		case unix.EINTR: // Go's scheduler sends signals to threads that seem busy
+		case unix.EINTR: // Go's scheduler wants to stop the thread, and sends signals until it does
+			runtime.Gosched()
 		default:
 			return 0, os.NewSyscallError(name, errno)
 		}
