@@ -126,3 +126,30 @@ func BenchmarkPodEvent(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkEventOfNoConcern measures the agent's work when a pod changes that no policy of this node selects.
+func BenchmarkEventOfNoConcern(b *testing.B) {
+	objects, endpoints := large(1000)
+	o := Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}
+	a := newAgent(o, &iptables.Driver{}, netlinksafe.Handle{})
+	a.records.endpoints, a.records.complete = endpoints, true
+	a.takeUpdate(policy.Difference(policy.Objects{}, *objects), nil)
+	p := objects.Pods[33]
+	p.Labels = map[string]string{"other": ""}
+	first := policy.NewDelta()
+	first.Pods[policy.Name{Namespace: p.Namespace, Name: p.Name}] = []*policy.Pod{&p}
+	a.takeUpdate(first, nil)
+	a.present()
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		i++
+		p := p
+		p.UID = fmt.Sprint(i)
+		d := policy.NewDelta()
+		d.Pods[policy.Name{Namespace: p.Namespace, Name: p.Name}] = []*policy.Pod{&p}
+		if a.takeUpdate(d, nil).reconcile {
+			b.Fatal("the event leaves work")
+		}
+	}
+}

@@ -164,7 +164,7 @@ func (a *agent) takeUpdate(d *policy.Delta, err error) work {
 	a.faults.nothingKnown = !a.cluster.known
 	a.faults.set(partSource, err)
 	if remaining.reconcile = remaining.reconcile || a.cluster.engine.Changed(); !remaining.reconcile {
-		a.publishStatus()
+		a.publishSource()
 	}
 	return remaining
 }

@@ -8,8 +8,13 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -75,6 +80,28 @@ func TestClusterViewReplacesLookups(t *testing.T) {
 				t.Errorf("%q: the looked-up pod with UID %s isn't known", ids, uid)
 			}
 		}
+	}
+}
+
+// TestStatusWithoutReconcile: the status shows the source's policies and faults also after changes that leave no work.
+func TestStatusWithoutReconcile(t *testing.T) {
+	o := Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}
+	a := newAgent(o, &iptables.Driver{}, netlinksafe.Handle{})
+	a.takeUpdate(policy.NewDelta(), nil)
+	a.present()
+	d := policy.NewDelta()
+	np := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "elsewhere", Name: "np"}}
+	d.Policies[policy.Name{Namespace: "elsewhere", Name: "np"}] = []*networkingv1.NetworkPolicy{np}
+	d.Unenforced = &[]policy.Unenforced{{Kind: "Other"}}
+	if a.takeUpdate(d, errors.New("broken")).reconcile {
+		t.Error("a policy of no concern leaves work")
+	}
+	s := a.status.Load()
+	if s.policies.Len() != 1 || len(s.unenforced) != 1 || s.faults[partSource] == nil {
+		t.Errorf("the status has %d policies, %v and %v", s.policies.Len(), s.unenforced, s.faults)
+	}
+	if a.takeUpdate(policy.NewDelta(), nil); len(a.status.Load().faults) > 0 {
+		t.Errorf("the status still has %v", a.status.Load().faults)
 	}
 }
 

@@ -66,6 +66,15 @@ func (a *agent) publishStatus() {
 	})
 }
 
+// publishSource replaces the parts of the status that a change of the source's objects can change without a reconcile.
+// It doesn't copy the endpoints: in a large cluster most events concern no pod of this node.
+func (a *agent) publishSource() {
+	s := *a.status.Load()
+	s.policies, s.unenforced, s.files = a.cluster.engine.Policies(), a.source.unenforced, a.source.files
+	s.faults = maps.Clone(a.faults.now)
+	a.status.Store(&s)
+}
+
 // report returns the status as GET /v1/status answers it.
 func (s *status) report() agentapi.Status {
 	r := agentapi.Status{

@@ -179,13 +179,22 @@ func (e *Engine) settle() {
 		e.movePorts(a, was, now)
 		e.reports.set(reportOf{shared: a}, sharedProblems(a, e.addresses.names(a)))
 	}
-	clear(e.moving.addresses)
+	empty(&e.moving.addresses)
 	for c := range e.moving.crowds {
 		if len(c.pods) == 0 {
 			e.dropCrowd(c)
 		}
 	}
-	clear(e.moving.crowds)
+	empty(&e.moving.crowds)
+}
+
+// empty empties the map. A map that once was large stays large, and then each look through it takes long.
+func empty[K comparable, V any](m *map[K]V) {
+	if len(*m) > 64 {
+		*m = map[K]V{}
+		return
+	}
+	clear(*m)
 }
 
 // moveSelectors moves the address between selector sets.

@@ -23,7 +23,7 @@ func (e *Engine) Ruleset() ruleset.Ruleset {
 	case len(e.moving.sets) > 0:
 		e.compiled.Sets = e.refill()
 	}
-	clear(e.moving.sets)
+	empty(&e.moving.sets)
 	e.stale, e.reports.changed = false, false
 	e.ruleset = e.compiled.Ruleset
 	e.ruleset.Problems = slices.Concat(e.reports.all(), e.compiled.Problems)
@@ -35,7 +35,7 @@ func (e *Engine) Changed() bool {
 	for l := range e.moving.counts {
 		e.stale = e.stale || e.outgrown(l)
 	}
-	clear(e.moving.counts)
+	empty(&e.moving.counts)
 	return e.stale || e.reports.changed || len(e.moving.sets) > 0
 }
 
