@@ -219,8 +219,8 @@ func (s *supply) ensureCounted() (why string) {
 	}
 	s.counted = true
 	n := s.count()
-	if n > conf.MaxSetEntries {
-		s.why = fmt.Sprintf("matches %d addresses, and a set can have %d; it allows nothing", n, conf.MaxSetEntries)
+	if n > maxSetEntries {
+		s.why = fmt.Sprintf("matches %d addresses, and a set can have %d; it allows nothing", n, maxSetEntries)
 		return s.why
 	}
 	s.entries = float64(roughly(n))

@@ -25,16 +25,16 @@ var sequences = flag.Int("sequences", 200, "how many random sequences of 50 even
 // still fails.
 func TestEngineIsCompile(t *testing.T) {
 	events := 0
-	defer policy.SmallRoom(0, 0, 0)() // restores the room
+	defer policy.SmallRoom(0, 0, 0, 0)() // restores the room
 	for seed := range uint64(*sequences) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		switch r.IntN(4) {
 		case 0:
-			policy.SmallRoom(1<<15, 1<<13, float64(10+r.IntN(40)))
+			policy.SmallRoom(1<<15, 1<<13, float64(10+r.IntN(40)), 4+r.IntN(12))
 		case 1:
-			policy.SmallRoom(float64(5+r.IntN(20)), float64(3+r.IntN(10)), float64(10+r.IntN(40)))
+			policy.SmallRoom(float64(5+r.IntN(20)), float64(3+r.IntN(10)), float64(10+r.IntN(40)), 20)
 		default:
-			policy.SmallRoom(1<<15, 1<<13, 1<<20)
+			policy.SmallRoom(1<<15, 1<<13, 1<<20, 1<<16)
 		}
 		states := []policy.State{{}, policytest.State(r)}
 		for range 49 {

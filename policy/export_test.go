@@ -9,12 +9,12 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// SmallRoom makes the room of nodes small enough for random clusters to exceed it, until the returned function is
-// called.
-func SmallRoom(rules, sets, entries float64) (restore func()) {
-	was := nodeRoom
-	nodeRoom = func() amount { return amount{rules, sets, entries} }
-	return func() { nodeRoom = was }
+// SmallRoom makes the room of nodes and sets small enough for random clusters to exceed it, until the returned function
+// is called.
+func SmallRoom(rules, sets, entries float64, inSet int) (restore func()) {
+	room, most := nodeRoom, maxSetEntries
+	nodeRoom, maxSetEntries = func() amount { return amount{rules, sets, entries} }, inSet
+	return func() { nodeRoom, maxSetEntries = room, most }
 }
 
 // unsound collects what is wrong with an engine.
@@ -53,6 +53,9 @@ func (e *Engine) Unsound() []string {
 			for f, n := range c.count {
 				count[f] += n
 			}
+		}
+		for f, s := range l.sets {
+			u.unless(s.asked != e.round || s.seen == l.count[f], "a compile would see another count of %s", l.selector)
 		}
 		u.unless(count == l.count, "%s has count %v, not %v", l.selector, l.count, count)
 	}
@@ -111,7 +114,7 @@ func (e *Engine) checkSpaces(u *unsound, all map[*pod]bool) {
 
 func (e *Engine) countPod(count *[len(conf.Families)]int, p *pod) {
 	for _, a := range p.addresses {
-		if e.addresses.uses(p, a) {
+		if p.here || e.addresses.taken[a] == 0 {
 			count[conf.FamilyOf(a)]++
 		}
 	}

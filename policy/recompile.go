@@ -83,7 +83,7 @@ func (e *Engine) outgrown(l *live) bool {
 		if s.asked != e.round || was == now {
 			continue
 		}
-		if was > conf.MaxSetEntries || now > conf.MaxSetEntries { // the problem's message has the number
+		if was > maxSetEntries || now > maxSetEntries { // the problem's message has the number
 			return true
 		}
 		by := roughly(now) - roughly(was)

@@ -5,6 +5,8 @@ import (
 	"container/heap"
 	"fmt"
 	"slices"
+
+	"github.com/weir-net/weir/conf"
 )
 
 // amount is a number of kernel rules, sets and set entries.
@@ -28,6 +30,9 @@ func (a amount) share(room amount) float64 {
 
 // nodeRoom returns the amount that all policies together may take on a node. Tests make it smaller.
 var nodeRoom = func() amount { return amount{maxNodeRules, maxNodeSets, maxNodeEntries} }
+
+// maxSetEntries is the highest number of entries of a set. Tests make it smaller.
+var maxSetEntries = conf.MaxSetEntries
 
 var noRoom = fmt.Sprintf("there is no room for it on this node: the policies of its pods "+
 	"would be more than %d rules of the kernel's, "+
