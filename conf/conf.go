@@ -25,7 +25,7 @@ const (
 	Strict Enforcement = "strict"
 	// Closed lets the pod start, but the pod's link stays down until the agent has enrolled the pod.
 	Closed Enforcement = "closed"
-	// With Off, ADD only makes the network: it asks no agent, and no policy is enforced on the pod.
+	// Off makes only the network: ADD asks no agent, and no policy is enforced on the pod.
 	Off Enforcement = "off"
 )
 

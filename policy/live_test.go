@@ -17,8 +17,10 @@ import (
 func told(peers ...networkingv1.NetworkPolicyPeer) (*Engine, *Delta) {
 	d := NewDelta()
 	for i, name := range []string{"web", "x", "y"} {
-		d.Pods[Name{"a", name}] = []*Pod{{Namespace: "a", Name: name, Labels: map[string]string{"app": "a"},
-			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 88, 1, byte(i)}), netip.MustParseAddr(fmt.Sprint("fd00::", i))}}}
+		d.Pods[Name{"a", name}] = []*Pod{{
+			Namespace: "a", Name: name, Labels: map[string]string{"app": "a"},
+			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 88, 1, byte(i)}), netip.MustParseAddr(fmt.Sprint("fd00::", i))},
+		}}
 	}
 	d.Policies[Name{"a", "np"}] = []*networkingv1.NetworkPolicy{{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "np"},
