@@ -84,15 +84,15 @@ func stays(n *nodetest.Node, within time.Duration, f func() error) {
 	}
 }
 
-// TestATableThatIptablesCantPrint: another program's rule in table nat makes iptables-save fail. weir still repairs its
-// rules in table mangle. Until the rule is deleted, the node isn't ready, and no pod starts.
+// TestATableThatIptablesCantPrint: another program's rule in nat POSTROUTING makes iptables-save fail. weir still
+// repairs its rules in table mangle. Until the rule is deleted, the node isn't ready, and no pod starts.
 func TestATableThatIptablesCantPrint(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
 	n, a, b := denied(t)
 	n.Reach(a, b.IP+":80", false)
-	sh(t, `nft add chain ip nat x; nft 'add rule ip nat x meta mark set meta mark & 0xff00ffff | 0x00040000'`)
+	sh(t, `nft 'add rule ip nat POSTROUTING meta mark set meta mark & 0xff00ffff | 0x00040000'`)
 	sh(t,
 		`nft delete rule ip mangle FORWARD handle $(nft -a list chain ip mangle FORWARD `+
 			`| sed -n 's/.*WEIR-FORWARD.* handle //p')`)
@@ -106,7 +106,8 @@ func TestATableThatIptablesCantPrint(t *testing.T) {
 		}
 		return nil
 	})
-	sh(t, `nft flush chain ip nat x`)
+	sh(t, `nft delete rule ip nat POSTROUTING handle $(nft -a list chain ip nat POSTROUTING `+
+		`| sed -n 's/.*0x00040000.* handle //p')`)
 	well(n)
 }
 
