@@ -106,9 +106,7 @@ func TestAWalkIsOvertaken(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	s := step(t, healthy())
-	s.attach("web", "10.88.0.2")
-	s.hear(netfilter.All)
+	s := stepWeb(t)
 	// This rule makes the kernel keep room for labels in new entries.
 	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1")
 	nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "10.88.1.5", "-d", "10.88.0.2", "--sport", "4000", "--dport",
@@ -154,9 +152,7 @@ func TestChangesShareAWalk(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	s := step(t, healthy())
-	s.attach("web", "10.88.0.2")
-	s.hear(netfilter.All)
+	s := stepWeb(t)
 	s.cutting.shortest = time.Minute
 	change := func() {
 		s.cutting.note(netfilter.Result{Changed: true, Closes: true}, netfilter.Trust)
@@ -215,9 +211,7 @@ func TestConnectionsAreListed(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	s := step(t, healthy())
-	s.attach("web", "10.88.0.2")
-	s.hear(netfilter.All)
+	s := stepWeb(t)
 	web, other := netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("10.88.1.5")
 	got := s.listed([]cut.Example{
 		{Src: other, Dst: web, Proto: ruleset.TCP, Port: 80}, {Src: web, Dst: other, Proto: "1", Restored: true},

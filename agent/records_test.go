@@ -59,6 +59,15 @@ func step(t *testing.T, objects *policy.Objects) *stepped {
 	return s
 }
 
+// stepWeb returns an agent that knows the healthy cluster and has enforced it on one attached pod, shop/web.
+func stepWeb(t *testing.T) *stepped {
+	t.Helper()
+	s := step(t, healthy())
+	s.attach("web", "10.88.0.2")
+	s.hear(netfilter.All)
+	return s
+}
+
 // hear makes the agent read all records, write the known state to the kernel, and walk through connections if a walk
 // is due.
 func (s *stepped) hear(verify netfilter.Verify) {
@@ -223,9 +232,7 @@ func TestRecordsThatAreNotRead(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	s := step(t, healthy())
-	s.attach("web", "10.88.0.2")
-	s.hear(netfilter.All)
+	s := stepWeb(t)
 	held := s.in("10.88.0.2")
 	if len(held) != 3 {
 		t.Fatalf("the pod is in %q", held)

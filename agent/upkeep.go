@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	// settle is the time from a change to the check of the node. Within that time the other messages of the same
-	// command arrive, so one check is enough for them. An ADD or a DEL causes a dozen messages.
+	// settle is the time from the kernel's first message about a change to the check of the node. One command, such as
+	// an ADD or a DEL, causes a dozen messages. They arrive within this time, so one check serves all of them.
 	settle = 50 * time.Millisecond
 	// betweenChecks is the least time from one check to the next, however many changes the kernel reports.
 	betweenChecks = 500 * time.Millisecond

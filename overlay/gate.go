@@ -123,8 +123,8 @@ func networkSet(f conf.Family, name, comment string, networks []netip.Prefix) ga
 		return s
 	}
 	for _, r := range all.Ranges() {
-		// A range ends before the element that is its end. There always is such an element, since no pods' network contains
-		// the last of all addresses.
+		// nf_tables stores a range as two elements: its first address, and the first address behind it. The second address
+		// always exists, because no network of pods contains the last of all addresses.
 		end := nftables.SetElement{Key: r.To().Next().AsSlice(), IntervalEnd: true}
 		s.add(r.String(), nftables.SetElement{Key: r.From().AsSlice()}, end)
 	}

@@ -34,7 +34,6 @@ type Engine struct {
 	spaces   map[string]*space
 	parsed   map[*space]bool           // those whose policies a compile has parsed
 	names    ordered.Map[string, bool] // of all policies: NAMESPACE/NAME
-	nodes    []Node
 	places   places
 	networks [len(conf.Families)]ruleset.Entries // of all Nodes
 	workload []Workload
@@ -77,7 +76,6 @@ func NewEngine(node string) *Engine {
 		names:     ordered.New[string, bool](cmp.Compare),
 		endpoints: map[string]Endpoint{}, attached: map[Name][]string{}, expected: map[*pod]bool{}, stale: true,
 		addresses: newAddressBook(), selectors: newSelectorIndex(), moving: newMoving(),
-		reports: reports{},
 	}
 	e.places = newPlaces(State{Node: node})
 	return e
@@ -117,7 +115,7 @@ func (e *Engine) SetRefused(r ruleset.Refused) {
 // SetNodes takes the Nodes with only the accepted claims.
 func (e *Engine) SetNodes(nodes []Node) {
 	was := e.places
-	e.nodes, e.places = nodes, newPlaces(State{Objects: Objects{Nodes: nodes}, Node: e.node})
+	e.places = newPlaces(State{Objects: Objects{Nodes: nodes}, Node: e.node})
 	same := func(name string) bool {
 		before, had := was.nodes[name]
 		now, has := e.places.nodes[name]

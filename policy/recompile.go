@@ -74,8 +74,8 @@ func (e *Engine) refill() []ruleset.Set {
 	return sets
 }
 
-// outgrown reports whether a compile would decide otherwise, as one of the sets has another size now. While everything
-// fits into the node's room, no size matters.
+// outgrown reports whether a compile would decide otherwise, because one of the selector's sets has another size now.
+// While everything fits into the node's room, no size matters.
 func (e *Engine) outgrown(l *live) bool {
 	for f := range l.sets {
 		s := &l.sets[f]

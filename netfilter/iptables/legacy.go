@@ -98,8 +98,8 @@ type natSeen struct {
 	when  time.Time
 }
 
-// same reports whether the table nat has the same length and number of rules, and the same built-in chains, as it had
-// when it was read last, and that was not long ago. Then its rules hardly can be others.
+// same reports whether the table nat was read a short time ago, and still has the same length, the same number of rules
+// and the same built-in chains. Then its rules are very probably the same too.
 func (n natSeen) same(family conf.Family) bool {
 	s, err := openLegacy(family)
 	if err != nil {

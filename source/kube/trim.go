@@ -133,24 +133,17 @@ func (t *trimmer) next() error {
 // trim appends what is kept of the message, and returns the longer slice. ok is false if it isn't a message.
 func (k *kept) trim(out, message []byte) (_ []byte, ok bool) {
 	for len(message) > 0 {
-		number, kind, tag := protowire.ConsumeTag(message)
-		if tag < 0 {
+		var f field
+		if f, message, ok = nextField(message); !ok {
 			return out, false
 		}
-		value := protowire.ConsumeFieldValue(number, kind, message[tag:])
-		if value < 0 {
-			return out, false
-		}
-		field := message[:tag+value]
-		message = message[tag+value:]
-		what, keep := k.fields[number]
+		what, keep := k.fields[f.number]
 		switch {
 		case !keep:
-		case what == nil || kind != protowire.BytesType:
-			out = append(out, field...)
+		case what == nil || f.kind != protowire.BytesType:
+			out = append(out, f.whole...)
 		default:
-			content, _ := protowire.ConsumeBytes(field[tag:])
-			if out, ok = what.field(out, field, field[:tag], content); !ok {
+			if out, ok = what.field(out, f); !ok {
 				return out, false
 			}
 		}
@@ -158,13 +151,41 @@ func (k *kept) trim(out, message []byte) (_ []byte, ok bool) {
 	return out, true
 }
 
-// field appends what is kept of a field with this tag and content.
-func (k *kept) field(out, field, tag, content []byte) (_ []byte, ok bool) {
+// field is a field of a message.
+type field struct {
+	number protowire.Number
+	kind   protowire.Type
+	whole  []byte
+	tag    int // the length of the tag, with which the field begins
+}
+
+// nextField returns the message's first field and the rest of the message. ok is false if it isn't a message.
+func nextField(message []byte) (f field, rest []byte, ok bool) {
+	number, kind, tag := protowire.ConsumeTag(message)
+	if tag < 0 {
+		return field{}, nil, false
+	}
+	value := protowire.ConsumeFieldValue(number, kind, message[tag:])
+	if value < 0 {
+		return field{}, nil, false
+	}
+	return field{number, kind, message[:tag+value], tag}, message[tag+value:], true
+}
+
+// content returns the content of a field of type BytesType, without its length.
+func (f field) content() []byte {
+	content, _ := protowire.ConsumeBytes(f.whole[f.tag:])
+	return content
+}
+
+// field appends what is kept of a field of type BytesType.
+func (k *kept) field(out []byte, f field) (_ []byte, ok bool) {
+	content := f.content()
 	if k.entry != nil {
 		if key, ok := bytesOf(content, 1); !ok || !slices.Contains(k.entry, string(key)) {
 			return out, ok
 		}
-		return append(out, field...), true
+		return append(out, f.whole...), true
 	}
 	if k.of != "" {
 		if !strings.HasPrefix(string(content[:min(len(content), len(magic))]), magic) {
@@ -172,10 +193,10 @@ func (k *kept) field(out, field, tag, content []byte) (_ []byte, ok bool) {
 		}
 		types, _ := bytesOf(content[len(magic):], 1)
 		if kind, _ := bytesOf(types, 2); string(kind) != k.of {
-			return append(out, field...), true
+			return append(out, f.whole...), true
 		}
 	}
-	out = append(out, tag...)
+	out = append(out, f.whole[:f.tag]...)
 	start := len(out)
 	if k.of != "" {
 		out, content = append(out, magic...), content[len(magic):]
@@ -194,19 +215,13 @@ func (k *kept) field(out, field, tag, content []byte) (_ []byte, ok bool) {
 // bytesOf returns the message's first field of that number. ok is false if it isn't a message.
 func bytesOf(message []byte, want protowire.Number) (value []byte, ok bool) {
 	for len(message) > 0 {
-		number, kind, tag := protowire.ConsumeTag(message)
-		if tag < 0 {
+		var f field
+		if f, message, ok = nextField(message); !ok {
 			return nil, false
 		}
-		size := protowire.ConsumeFieldValue(number, kind, message[tag:])
-		if size < 0 {
-			return nil, false
+		if f.number == want && f.kind == protowire.BytesType {
+			return f.content(), true
 		}
-		if number == want && kind == protowire.BytesType {
-			value, _ = protowire.ConsumeBytes(message[tag:])
-			return value, true
-		}
-		message = message[tag+size:]
 	}
 	return nil, true
 }

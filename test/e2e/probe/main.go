@@ -146,8 +146,8 @@ func listen() *cobra.Command {
 	}
 }
 
-// datagram sends a datagram in a packet of the given size, headers included, that must not be fragmented. It waits up
-// to two seconds for an answer, and prints the answer's size.
+// datagram returns the command that sends one UDP packet with the flag "don't fragment". The packet has the given size,
+// headers included. The command waits up to two seconds for an answer, and prints the answer's size.
 func datagram() *cobra.Command {
 	var size int
 	cmd := &cobra.Command{
