@@ -48,6 +48,7 @@ type agent struct {
 	snapshots snapshots
 	status    atomic.Pointer[status]
 	lastRound atomic.Int64 // when the last reconcile began, Unix nanoseconds
+	explainer explainer
 
 	// Only the loop's goroutine uses the other fields.
 	records    records
@@ -138,6 +139,7 @@ func newAgent(o Options, backend Backend, links netlinksafe.Handle) *agent {
 		cutting: newCutting(), faults: newFaults(o.Log),
 	}
 	a.snapshots.init()
+	a.explainer = explainer{source: o.Source, snapshots: &a.snapshots, node: o.Node.Name, one: make(chan struct{}, 1)}
 	a.metrics = newMetrics(a.status.Load)
 	a.lastRound.Store(time.Now().UnixNano())
 	a.publishStatus()

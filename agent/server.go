@@ -82,6 +82,7 @@ func (a *agent) listen(ctx context.Context) (*servers, error) {
 	api.HandleFunc("GET "+agentapi.StatusPath, func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, a.status.Load().report())
 	})
+	api.HandleFunc("POST "+agentapi.ObjectsPath, a.explainer.serveObjects)
 	s.add(socket, &http.Server{Handler: api, ReadHeaderTimeout: headerTimeout})
 	if a.HealthAddress == "" {
 		return s, nil

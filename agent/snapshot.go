@@ -17,6 +17,9 @@ type snapshot struct {
 	revision  uint64
 	endpoints []policy.Endpoint
 	ruleset   ruleset.Ruleset
+	// nodes are the Nodes with their accepted claims, and lookups the pods that the agent has looked up.
+	nodes   []policy.Node
+	lookups []*policy.Pod
 }
 
 // snapshots has the two newest snapshots that matter. The loop stores them; any goroutine may load them. Neither is
@@ -46,6 +49,10 @@ func (a *agent) present() *snapshot {
 	next := &snapshot{revision: a.snapshots.target.Load().revision + 1}
 	for _, e := range a.records.attached() {
 		next.endpoints = append(next.endpoints, policyEndpoint(e))
+	}
+	next.nodes = a.cluster.nodes.accepted
+	for _, l := range a.cluster.lookups {
+		next.lookups = append(next.lookups, l.pod)
 	}
 	engine := a.cluster.engine
 	engine.SetEndpoints(next.endpoints)

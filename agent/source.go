@@ -9,9 +9,9 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Source gives the agent the cluster's objects. A source may also implement Lookup, Publisher, Contact, Files and
-// Announcer. The agent asks for each by type assertion, so the program that makes the source asserts at compile time
-// which of them it implements.
+// Source gives the agent the cluster's objects. A source may also implement Lookup, Publisher, Contact, Files,
+// Announcer and Viewer. The agent asks for each by type assertion, so the program that makes the source asserts at
+// compile time which of them it implements.
 type Source interface {
 	// Run calls update with each change of the objects until ctx ends. A nil delta means that no object has changed. The
 	// first delta that isn't nil means that there is a usable state, even if the delta is empty. The error says what is
@@ -51,4 +51,11 @@ type Files interface {
 type Announcer interface {
 	// Announce makes a warning event with the reason (CamelCase) and the message. It doesn't wait.
 	Announce(ctx context.Context, reason, message string)
+}
+
+// Viewer is a Source that can show its objects at any time.
+type Viewer interface {
+	// View returns the present objects, of the pods only those that keep returns true for, and the Services that the
+	// source knows. It may be called at any time, beside Run. Callers don't change the results.
+	View(ctx context.Context, keep func(*policy.Pod) bool) (policy.Objects, []policy.Service, error)
 }

@@ -23,6 +23,9 @@ const Socket = endpoint.Dir + "/agent.sock"
 const (
 	EnrolPath  = "/v1/endpoints"
 	StatusPath = "/v1/status"
+	// ObjectsPath answers with the objects that the agent knows, and ExplainPath with what happens to a connection.
+	ObjectsPath = "/v1/objects"
+	ExplainPath = "/v1/explain"
 )
 
 // EnrolRequest asks the agent to enrol an endpoint. Before the request, the endpoint's record is on disk, and its

@@ -8,8 +8,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // MarkEnding marks the attachment as being deleted, and returns its record. From this call on the agent adds the
@@ -81,7 +79,7 @@ func MarkBusy(id string) io.Closer {
 	if err != nil {
 		return io.NopCloser(nil)
 	}
-	if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flock(f, lockEx|lockNb); err != nil {
 		_ = f.Close()
 		return io.NopCloser(nil)
 	}
@@ -115,8 +113,8 @@ func openRecord(id string) (*os.File, error) {
 
 // isLocked reports whether another process has locked the file. If not, f has a shared lock until it is closed.
 func isLocked(f *os.File) (bool, error) {
-	err := flock(f, unix.LOCK_SH|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
+	err := flock(f, lockSh|lockNb)
+	if errors.Is(err, errLocked) {
 		return true, nil
 	}
 	if err != nil {

@@ -27,8 +27,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/weir-net/weir/conf"
 )
 
@@ -131,7 +129,7 @@ func (e *Endpoint) Begin() (making io.Closer, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open endpoint record %s: %w", e.ID(), err)
 	}
-	if err := flock(f, unix.LOCK_EX); err != nil {
+	if err := flock(f, lockEx); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock endpoint record %s: %w", e.ID(), err), f.Close())
 	}
 	if err := os.Rename(tempFile, path(e.ID())); err != nil {
@@ -245,17 +243,8 @@ func Lock() (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the lock: %w", err)
 	}
-	if err := flock(f, unix.LOCK_EX); err != nil {
+	if err := flock(f, lockEx); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
 	}
 	return func() { _ = f.Close() }, nil
-}
-
-func flock(f *os.File, how int) error {
-	for {
-		err := unix.Flock(int(f.Fd()), how)
-		if !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
 }

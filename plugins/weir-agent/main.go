@@ -41,9 +41,11 @@ var (
 	_ agent.Publisher = (*kube.Source)(nil)
 	_ agent.Contact   = (*kube.Source)(nil)
 	_ agent.Announcer = (*kube.Source)(nil)
+	_ agent.Viewer    = (*kube.Source)(nil)
 
 	_ agent.Source = (*manifests.Dir)(nil)
 	_ agent.Files  = (*manifests.Dir)(nil)
+	_ agent.Viewer = (*manifests.Dir)(nil)
 
 	_ agent.Backend = (*iptables.Driver)(nil)
 )

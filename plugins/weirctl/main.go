@@ -9,7 +9,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/internal/version"
+	"github.com/weir-net/weir/plugins/weirctl/client"
 )
 
 func main() { os.Exit(run()) }
@@ -31,11 +33,12 @@ func run() int {
 		return err
 	}
 	root.AddCommand(statusCommand(), podsCommand(), versionCommand())
-	if err := root.ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "weirctl:", err)
-		return 1
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return client.Usage(err) })
+	code, text := client.Code(root.ExecuteContext(ctx))
+	if text != "" {
+		fmt.Fprintln(os.Stderr, "weirctl:", excerpt.Of(text))
 	}
-	return 0
+	return code
 }
 
 func versionCommand() *cobra.Command {

@@ -8,7 +8,6 @@ import (
 
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/internal/excerpt"
-	"github.com/weir-net/weir/netfilter/ipset"
 	"github.com/weir-net/weir/plugins/weirctl/client"
 )
 
@@ -43,32 +42,4 @@ func statusCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	return cmd
-}
-
-// fromKernel returns the parts of the status that need no agent: noAgent as an error, the recorded pods, and the sets,
-// which the kernel still enforces.
-func fromKernel(noAgent error) (*agentapi.Status, error) {
-	s := &agentapi.Status{Errors: []string{noAgent.Error() + "; the kernel goes on enforcing what it holds"}}
-	pods, err := recorded()
-	if err != nil {
-		s.Errors = append(s.Errors, err.Error())
-	}
-	s.Pods = pods
-	sets, err := ipset.New()
-	if err != nil {
-		return nil, err
-	}
-	defer sets.Close()
-	headers, err := sets.Headers()
-	if err != nil {
-		return nil, err
-	}
-	for _, h := range headers {
-		set, err := sets.List(h.Name)
-		if err != nil {
-			return nil, err
-		}
-		s.Sets = append(s.Sets, agentapi.SetStatus{Name: h.Name, Type: set.Type, Entries: len(set.Entries)})
-	}
-	return s, nil
 }

@@ -35,6 +35,7 @@ type Dir struct {
 	// last has the objects of the last delta.
 	last   policy.Objects
 	report atomic.Pointer[[]agentapi.File]
+	view   atomic.Pointer[view]
 }
 
 // graceTime is how long the objects of a file stay in force after the file was found missing or empty. Editors move the

@@ -3,9 +3,7 @@ package manifests
 import (
 	"errors"
 	"maps"
-	"os"
 	"slices"
-	"syscall"
 	"time"
 )
 
@@ -25,21 +23,6 @@ type file struct {
 	// busy means that a process had the file open for writing when weir last tried to read it.
 	busy bool
 	stat stat
-}
-
-// stat identifies one state of a file on disk: if the stat is the same, the file hasn't changed.
-type stat struct {
-	dev, ino     uint64
-	size         int64
-	mtime, ctime syscall.Timespec
-}
-
-func statOf(info os.FileInfo) stat {
-	s, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return stat{}
-	}
-	return stat{s.Dev, s.Ino, s.Size, s.Mtim, s.Ctim}
 }
 
 // update replaces the file's content. It keeps the last good version of a policy whose selector or namespace can't be

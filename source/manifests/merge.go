@@ -73,6 +73,7 @@ func (d *Dir) merge() (*policy.Objects, error) {
 	if !d.started {
 		return nil, errors.Join(errs...)
 	}
+	d.view.Store(&view{all, d.services()})
 	return &all, errors.Join(errs...)
 }
 

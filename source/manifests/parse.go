@@ -48,6 +48,7 @@ type entry struct {
 	policy     *networkingv1.NetworkPolicy
 	workload   *policy.Workload
 	unenforced *policy.Unenforced
+	service    *policy.Service // only for explanations
 
 	damage   damage
 	problems []complaint
@@ -157,6 +158,8 @@ func (c *content) add(o object) {
 		c.addPod(o)
 	case o.apiVersion == "v1" && o.kind == "Node":
 		c.addNode(o)
+	case o.apiVersion == "v1" && o.kind == "Service":
+		c.addService(o)
 	case isWorkload(o):
 		c.addWorkload(o)
 	case objects.IsPolicy(o.group(), o.kind):

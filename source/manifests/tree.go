@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 )
 
 // isManifest reports whether the directory's file of that name is read: it ends in .yaml, .yml or .json, in any case of
@@ -43,24 +42,16 @@ func walk(root string) (tree, error) {
 	return t, nil
 }
 
-// inode identifies a directory.
-type inode struct{ dev, ino uint64 }
-
-func (t *tree) walk(root, dir string, above []inode) error {
+func (t *tree) walk(root, dir string, above []os.FileInfo) error {
 	path := filepath.Join(root, dir)
 	info, err := os.Stat(path)
 	if err != nil {
 		return err
 	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return fmt.Errorf("%s: no inode", path)
-	}
-	here := inode{stat.Dev, stat.Ino}
-	if slices.Contains(above, here) {
+	if slices.ContainsFunc(above, func(o os.FileInfo) bool { return os.SameFile(o, info) }) {
 		return nil
 	}
-	above = append(slices.Clip(above), here)
+	above = append(slices.Clip(above), info)
 	entries, err := os.ReadDir(path)
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/weir-net/weir/agentapi"
@@ -26,16 +27,34 @@ func Status(ctx context.Context) (*agentapi.Status, error) {
 }
 
 // get asks the agent for the path, and decodes the answer.
-func get(ctx context.Context, path string, into any) error {
+func get(ctx context.Context, path string, into any) error { return ask(ctx, "GET", path, nil, into) }
+
+// post asks the agent for the path with the question as JSON, and decodes the answer.
+func post(ctx context.Context, path string, question, into any) error {
+	body, err := json.Marshal(question)
+	if err != nil {
+		return fmt.Errorf("ask the agent: %w", err)
+	}
+	return ask(ctx, "POST", path, body, into)
+}
+
+func ask(ctx context.Context, method, path string, body []byte, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, answersWithin)
 	defer cancel()
-	question, err := agentapi.Ask(ctx, "GET", path, nil)
+	question, err := agentapi.Ask(ctx, method, path, body)
 	if err != nil {
 		return fmt.Errorf("ask the agent: %w", err)
 	}
 	status, answer, err := question.Answer()
 	if err != nil {
 		return fmt.Errorf("ask the agent: %w", err)
+	}
+	if status != http.StatusOK {
+		var refused struct {
+			Error string `json:"error"`
+		}
+		_ = json.Unmarshal(answer, &refused) // an older agent's answer is no JSON
+		return &answerError{status, refused.Error}
 	}
 	if err := json.Unmarshal(answer, into); err != nil {
 		return fmt.Errorf("read the agent's answer (%d): %w", status, err)

@@ -1,0 +1,189 @@
+package dirwatch
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Watcher watches one directory, or a tree.
+type Watcher struct {
+	f    *os.File
+	dir  string
+	mask uint32
+
+	mu   sync.Mutex
+	dirs map[int32]string // the watched directories below dir, by watch; dir itself is "."
+}
+
+// New watches the files directly in dir from now on.
+//
+// Equivalent to: inotifywait -m -e close_write,moved_to,moved_from,delete,delete_self,move_self DIR
+func New(dir string) (*Watcher, error) {
+	return newWatcher(dir, unix.IN_CLOSE_WRITE|unix.IN_MOVED_TO|unix.IN_MOVED_FROM|unix.IN_DELETE|
+		unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_ONLYDIR)
+}
+
+// NewTree does the same as New, and also reports new links and directories. It doesn't watch the directories below dir:
+// Watch adds them.
+//
+// Equivalent to: inotifywait -m -e close_write,create,moved_to,moved_from,delete,delete_self,move_self DIR
+func NewTree(dir string) (*Watcher, error) {
+	return newWatcher(dir, unix.IN_CLOSE_WRITE|unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_MOVED_FROM|unix.IN_DELETE|
+		unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_ONLYDIR)
+}
+
+func newWatcher(dir string, mask uint32) (*Watcher, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("watch %s: %w", dir, os.NewSyscallError("inotify_init1", err))
+	}
+	w := &Watcher{f: os.NewFile(uintptr(fd), "inotify:"+dir), dir: dir, mask: mask, dirs: map[int32]string{}}
+	if err := w.watch("."); err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	return w, nil
+}
+
+func (w *Watcher) watch(dir string) error {
+	path := filepath.Join(w.dir, dir)
+	wd, err := w.control(func(fd int) (int, error) { return unix.InotifyAddWatch(fd, path, w.mask) })
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", path, os.NewSyscallError("inotify_add_watch", err))
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if was, ok := w.dirs[int32(wd)]; !ok || was != "." { // unless a link below the root leads back to the root
+		w.dirs[int32(wd)] = dir
+	}
+	return nil
+}
+
+// control calls f with inotify's descriptor. os.File.Fd isn't used, since reads would block afterwards.
+func (w *Watcher) control(f func(fd int) (int, error)) (n int, err error) {
+	raw, err := w.f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	outer := raw.Control(func(fd uintptr) { n, err = f(int(fd)) })
+	return n, errors.Join(outer, err)
+}
+
+// Watch sets which directories below the root are watched besides the root, by their paths below it. It returns an
+// error for each directory that can't be watched, and watches the others nevertheless.
+func (w *Watcher) Watch(dirs map[string]bool) error {
+	var errs []error
+	w.mu.Lock()
+	for wd, dir := range w.dirs {
+		if dir == "." {
+			continue
+		}
+		if !dirs[dir] {
+			delete(w.dirs, wd)
+			// Fails if the directory is gone.
+			_, _ = w.control(func(fd int) (int, error) { return unix.InotifyRmWatch(fd, uint32(wd)) })
+		}
+	}
+	w.mu.Unlock()
+	for dir := range dirs {
+		// Directories that are watched already are watched again: another directory may have the same path by now.
+		if err := w.watch(dir); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Close stops watching. A waiting Next returns.
+func (w *Watcher) Close() error { return w.f.Close() }
+
+// Next waits for events and returns the changes that they report, which may be none. It returns fs.ErrClosed after
+// Close, and ErrGone if the root is gone.
+func (w *Watcher) Next() (Change, error) {
+	var buf [64 << 10]byte
+	n, err := w.f.Read(buf[:])
+	if errors.Is(err, fs.ErrClosed) {
+		return Change{}, fs.ErrClosed
+	}
+	if err != nil {
+		return Change{}, fmt.Errorf("watch %s: %w", w.dir, err)
+	}
+	return w.decode(buf[:n])
+}
+
+// decode reads events, struct inotify_event: watch, mask, cookie, length of the name, and the name padded with NULs.
+func (w *Watcher) decode(b []byte) (Change, error) {
+	var c Change
+	for len(b) >= unix.SizeofInotifyEvent {
+		wd := int32(binary.NativeEndian.Uint32(b))
+		mask := binary.NativeEndian.Uint32(b[4:])
+		size := unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(b[12:]))
+		if size > len(b) {
+			break
+		}
+		name := string(bytes.TrimRight(b[unix.SizeofInotifyEvent:size], "\x00"))
+		b = b[size:]
+		w.mu.Lock()
+		dir, known := w.dirs[wd]
+		w.mu.Unlock()
+		gone := mask&(unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_IGNORED|unix.IN_UNMOUNT) != 0
+		switch {
+		case mask&unix.IN_Q_OVERFLOW != 0:
+			c.Lost = true
+		case !known, mask&unix.IN_IGNORED != 0 && dir != ".": // an earlier event has reported the reason
+		case gone && dir == ".":
+			return c, ErrGone
+		case gone:
+			c.Names = append(c.Names, dir)
+		case name == "", mask&unix.IN_CREATE != 0 && w.isUnfinished(dir, name):
+		default:
+			c.Names = append(c.Names, filepath.Join(dir, name))
+		}
+	}
+	return c, nil
+}
+
+// isUnfinished reports whether a name that was created needs no report of its own, because another event will follow:
+// its writer will close the file, or the name is gone already. A symbolic or hard link has no such writer.
+func (w *Watcher) isUnfinished(dir, name string) bool {
+	info, err := os.Lstat(filepath.Join(w.dir, dir, name))
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist) // its deletion is an event too
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	return info.Mode().IsRegular() && ok && stat.Nlink == 1
+}
+
+// ReadFile reads a file; it returns ErrBeingWritten if a process has the file open for writing, and ErrNoFile if it
+// isn't a regular file. It takes a read lease, which the kernel grants only if no process has the file open for
+// writing, and which makes processes that want to open the file for writing wait (fcntl(2), "Leases"). On filesystems
+// without leases ReadFile reads the file without checking for writers. ReadFile never waits: opening a named pipe
+// without O_NONBLOCK would wait for a writer.
+func ReadFile(path string) (data []byte, err error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if errors.Is(err, unix.ENXIO) { // a socket
+		return nil, ErrNoFile
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }() // also ends the lease
+	if info, err := f.Stat(); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, ErrNoFile
+	}
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_RDLCK); errors.Is(err, unix.EAGAIN) {
+		return nil, fmt.Errorf("read %s: %w", path, ErrBeingWritten)
+	}
+	return io.ReadAll(f)
+}

@@ -1,0 +1,38 @@
+//go:build !linux
+
+package dirwatch
+
+import (
+	"errors"
+	"os"
+)
+
+// Watcher exists only so that programs that never watch a directory build on every system.
+type Watcher struct{}
+
+// New returns an error: only Linux has inotify.
+func New(string) (*Watcher, error) { return nil, errors.ErrUnsupported }
+
+// NewTree returns an error: only Linux has inotify.
+func NewTree(string) (*Watcher, error) { return nil, errors.ErrUnsupported }
+
+// Watch returns an error: only Linux has inotify.
+func (*Watcher) Watch(map[string]bool) error { return errors.ErrUnsupported }
+
+// Next returns an error: only Linux has inotify.
+func (*Watcher) Next() (Change, error) { return Change{}, errors.ErrUnsupported }
+
+// Close does nothing.
+func (*Watcher) Close() error { return nil }
+
+// ReadFile reads a file. It returns ErrNoFile if it isn't a regular file.
+func ReadFile(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, ErrNoFile
+	}
+	return os.ReadFile(path)
+}

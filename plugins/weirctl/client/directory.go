@@ -1,0 +1,131 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/explain"
+	"github.com/weir-net/weir/source/manifests"
+)
+
+// invented are the networks from which pods of files get addresses if the files don't give them any: addresses that no
+// host has (RFC 1112, section 4: class E; RFC 6666: discard only).
+var invented = [...]netip.Prefix{
+	conf.IPv4: netip.MustParsePrefix("240.0.0.0/8"), conf.IPv6: netip.MustParsePrefix("100::/64"),
+}
+
+// loadDirectory reads a directory of manifests. Each workload counts as one pod of the same name, because its pods have
+// the labels of its template.
+func loadDirectory(ctx context.Context, path string) (explain.Cluster, error) {
+	d := &manifests.Dir{Path: path, IgnoreBroken: true}
+	_, err := d.Check()
+	objects, services, viewErr := d.View(ctx, func(*policy.Pod) bool { return true })
+	if viewErr != nil {
+		return explain.Cluster{}, viewErr
+	}
+	if err != nil && objects.Empty() {
+		return explain.Cluster{}, fmt.Errorf("read %s: %s", path, firstLine(err))
+	}
+	c := explain.Cluster{Objects: objects, Services: services}
+	if err != nil {
+		c.Gaps = append(c.Gaps, "not everything can be read: "+firstLine(err))
+	}
+	addWorkloads(&c)
+	inventAddresses(&c)
+	return c, nil
+}
+
+// firstLine returns the first line of an error's text, and how many more lines there are.
+func firstLine(err error) string {
+	lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
+	if len(lines) == 1 {
+		return lines[0]
+	}
+	return fmt.Sprintf("%s (and %d more; weir-agent check lists all)", lines[0], len(lines)-1)
+}
+
+// addWorkloads adds a pod for each workload that another workload doesn't own, unless there is a pod of that name.
+func addWorkloads(c *explain.Cluster) {
+	c.Pods = slices.Clone(c.Pods)
+	taken := map[policy.Name]bool{}
+	for _, p := range c.Pods {
+		taken[policy.Name{Namespace: p.Namespace, Name: p.Name}] = true
+	}
+	for _, w := range c.Workloads {
+		name := policy.Name{Namespace: w.Namespace, Name: w.Name}
+		if w.Kind == "Pod" || w.Owner != "" || taken[name] {
+			continue
+		}
+		taken[name] = true
+		p := w.Pod
+		p.Namespace, p.Name = w.Namespace, w.Name
+		c.Pods = append(c.Pods, p)
+	}
+}
+
+// inventAddresses gives each pod without addresses one address of each family that the files use. If the files have
+// Nodes, each pod's Node gets the networks of these addresses, so that the pods count as the owners.
+func inventAddresses(c *explain.Cluster) {
+	families := familiesOf(c)
+	next := invented
+	nodes := map[string]bool{}
+	any := false
+	for i := range c.Pods {
+		p := &c.Pods[i]
+		nodes[p.NodeName] = true
+		if len(p.Addresses) > 0 || p.HostNetwork || p.Finished {
+			continue
+		}
+		any = true
+		for _, f := range families {
+			a := next[f].Addr().Next()
+			next[f] = netip.PrefixFrom(a, next[f].Bits())
+			p.Addresses = append(p.Addresses, a)
+		}
+	}
+	if !any {
+		return
+	}
+	c.Invented = invented[:]
+	if len(c.Nodes) == 0 {
+		return
+	}
+	c.Nodes = slices.Clone(c.Nodes)
+	for i := range c.Nodes {
+		n := &c.Nodes[i]
+		n.PodCIDRs = append(slices.Clip(n.PodCIDRs), invented[:]...)
+		delete(nodes, n.Name)
+	}
+	for name := range nodes {
+		c.Nodes = append(c.Nodes, policy.Node{Name: name, PodCIDRs: invented[:]})
+	}
+}
+
+// familiesOf returns the families of the addresses and podCIDRs in the cluster; IPv4 if it has none.
+func familiesOf(c *explain.Cluster) (families []conf.Family) {
+	used := map[conf.Family]bool{}
+	for _, p := range c.Pods {
+		for _, a := range p.Addresses {
+			used[conf.FamilyOf(a)] = true
+		}
+	}
+	for _, n := range c.Nodes {
+		for _, p := range n.PodCIDRs {
+			used[conf.FamilyOf(p.Addr())] = true
+		}
+	}
+	if len(used) == 0 {
+		used[conf.IPv4] = true
+	}
+	for _, f := range conf.Families {
+		if used[f] {
+			families = append(families, f)
+		}
+	}
+	return families
+}

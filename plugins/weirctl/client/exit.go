@@ -1,0 +1,50 @@
+package client
+
+import "errors"
+
+// Exit codes of weirctl.
+const (
+	// ExitOK: the command succeeded, and what it was asked about is allowed.
+	ExitOK = 0
+	// ExitError: the command could not find out what it was asked.
+	ExitError = 1
+	// ExitUsage: the command's arguments are wrong.
+	ExitUsage = 2
+	// ExitDropped: the connection is dropped.
+	ExitDropped = 3
+	// ExitDiffers: the kernel doesn't enforce what the policies mean.
+	ExitDiffers = 4
+)
+
+// exit is an error with an exit code. Without an error, weirctl prints nothing more.
+type exit struct {
+	code int
+	err  error
+}
+
+func (e *exit) Error() string {
+	if e.err == nil {
+		return ""
+	}
+	return e.err.Error()
+}
+
+func (e *exit) Unwrap() error { return e.err }
+
+// Exit returns an error that makes weirctl end with the code. It prints err if that isn't nil.
+func Exit(code int, err error) error { return &exit{code, err} }
+
+// Usage returns the error of a wrong argument. It makes weirctl end with ExitUsage.
+func Usage(err error) error { return &exit{ExitUsage, err} }
+
+// Code returns the exit code for the error of a command, and the text to print; "" for none.
+func Code(err error) (code int, text string) {
+	var e *exit
+	switch {
+	case err == nil:
+		return ExitOK, ""
+	case errors.As(err, &e):
+		return e.code, e.Error()
+	}
+	return ExitError, err.Error()
+}

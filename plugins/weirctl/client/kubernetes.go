@@ -1,0 +1,322 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/explain"
+	"github.com/weir-net/weir/source/objects"
+)
+
+// pageSize is how many objects the API server sends in one answer. Each page is converted before the next one comes, so
+// memory is needed for the compact objects only.
+const pageSize = 500
+
+// API reads objects from the API server. It has clients for the few groups that weirctl reads: client-go's clientset
+// would link every group.
+type API struct {
+	Host    string
+	config  *rest.Config
+	scheme  *runtime.Scheme
+	clients map[schema.GroupVersion]*rest.RESTClient
+}
+
+// Config returns the configuration to reach the API server, as kubectl finds it: the flags, KUBECONFIG, ~/.kube/config,
+// or a pod's service account.
+func (s *Source) Config() (*rest.Config, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = s.Kubeconfig
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules,
+		&clientcmd.ConfigOverrides{CurrentContext: s.Context}).ClientConfig()
+	if err == nil {
+		return config, nil
+	}
+	if clientcmd.IsEmptyConfig(err) {
+		return nil, errors.New("no agent runs here and no kubeconfig says where the API server is: use --kubeconfig FILE, " +
+			"or --source dir:PATH for files")
+	}
+	return nil, fmt.Errorf("read the kubeconfig: %s", firstLine(err))
+}
+
+// NewAPI returns an API for the configuration. It sends nothing.
+func NewAPI(config *rest.Config) (*API, error) {
+	config = rest.CopyConfig(config)
+	config.QPS, config.Burst, config.UserAgent = 50, 100, "weirctl"
+	config.ContentType = runtime.ContentTypeProtobuf
+	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	a := &API{
+		Host: config.Host, config: config, scheme: runtime.NewScheme(), clients: map[schema.GroupVersion]*rest.RESTClient{},
+	}
+	for _, add := range []func(*runtime.Scheme) error{
+		corev1.AddToScheme, networkingv1.AddToScheme, discoveryv1.AddToScheme,
+	} {
+		if err := add(a.scheme); err != nil {
+			return nil, err
+		}
+	}
+	metav1.AddToGroupVersion(a.scheme, schema.GroupVersion{Version: "v1"})
+	for _, gv := range []schema.GroupVersion{
+		corev1.SchemeGroupVersion, networkingv1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion,
+	} {
+		of := rest.CopyConfig(config)
+		of.GroupVersion, of.APIPath = &gv, "/apis"
+		if gv.Group == "" {
+			of.APIPath = "/api"
+		}
+		of.NegotiatedSerializer = serializer.NewCodecFactory(a.scheme).WithoutConversion()
+		client, err := rest.RESTClientFor(of)
+		if err != nil {
+			return nil, fmt.Errorf("open the API client: %w", err)
+		}
+		a.clients[gv] = client
+	}
+	return a, nil
+}
+
+// list is a list of objects: *corev1.PodList and so on.
+type list interface {
+	runtime.Object
+	metav1.ListInterface
+}
+
+// each lists the resource in the namespace, or in all namespaces if that is empty. It calls page after each page is in
+// into.
+//
+// Equivalent to: kubectl get RESOURCE --namespace NAMESPACE --chunk-size 500
+func (a *API) each(ctx context.Context, r schema.GroupVersionResource, namespace string, into list, page func()) error {
+	options := metav1.ListOptions{Limit: pageSize}
+	for {
+		err := a.clients[r.GroupVersion()].Get().NamespaceIfScoped(namespace, namespace != "").Resource(r.Resource).
+			VersionedParams(&options, runtime.NewParameterCodec(a.scheme)).Do(ctx).Into(into)
+		if err != nil {
+			return err
+		}
+		page()
+		if options.Continue = into.GetContinue(); options.Continue == "" {
+			return nil
+		}
+		into.SetContinue("")
+	}
+}
+
+// loader reads a cluster from the API server.
+type loader struct {
+	*API
+	ctx        context.Context
+	namespaces []string // those that count if not all may be listed
+	explain.Cluster
+	slices []discoveryv1.EndpointSlice
+}
+
+// resource is a kind of objects that a loader reads.
+type resource struct {
+	schema.GroupVersionResource
+	// needed is true if nothing can be said without these objects.
+	needed bool
+	// without is what isn't known without these objects.
+	without string
+	read    func(l *loader, r schema.GroupVersionResource, namespace string) error
+}
+
+var (
+	core       = corev1.SchemeGroupVersion
+	networking = networkingv1.SchemeGroupVersion
+	discovery  = discoveryv1.SchemeGroupVersion
+)
+
+// resources are the kinds of objects, in the order in which they are read.
+var resources = []resource{
+	{core.WithResource("pods"), true, "", func(l *loader, r schema.GroupVersionResource, namespace string) error {
+		var pods corev1.PodList
+		return l.each(l.ctx, r, namespace, &pods, func() {
+			for i := range pods.Items {
+				pod, problems := objects.Pod(&pods.Items[i])
+				l.Pods, l.Problems = append(l.Pods, pod), append(l.Problems, problems...)
+			}
+			pods = corev1.PodList{ListMeta: pods.ListMeta}
+		})
+	}},
+	{
+		networking.WithResource("networkpolicies"), true, "",
+		func(l *loader, r schema.GroupVersionResource, namespace string) error {
+			var policies networkingv1.NetworkPolicyList
+			return l.each(l.ctx, r, namespace, &policies, func() {
+				for i := range policies.Items {
+					p := policies.Items[i]
+					p.ManagedFields, p.Annotations = nil, nil
+					l.Policies = append(l.Policies, &p)
+				}
+				policies = networkingv1.NetworkPolicyList{ListMeta: policies.ListMeta}
+			})
+		},
+	},
+	{
+		core.WithResource("namespaces"), false, "the labels of namespaces",
+		func(l *loader, r schema.GroupVersionResource, namespace string) error {
+			if namespace != "" {
+				var one corev1.Namespace
+				err := l.clients[core].Get().Resource(r.Resource).Name(namespace).Do(l.ctx).Into(&one)
+				if err == nil {
+					l.Namespaces = append(l.Namespaces, objects.Namespace(&one))
+				}
+				return err
+			}
+			var all corev1.NamespaceList
+			return l.each(l.ctx, r, "", &all, func() {
+				for i := range all.Items {
+					l.Namespaces = append(l.Namespaces, objects.Namespace(&all.Items[i]))
+				}
+				all = corev1.NamespaceList{ListMeta: all.ListMeta}
+			})
+		},
+	},
+	{
+		core.WithResource("nodes"), false, "which addresses are nodes' own",
+		func(l *loader, r schema.GroupVersionResource, _ string) error {
+			var all corev1.NodeList
+			var nodes []policy.Node
+			err := l.each(l.ctx, r, "", &all, func() {
+				for i := range all.Items {
+					node, problems := objects.Node(&all.Items[i])
+					nodes, l.Problems = append(nodes, node), append(l.Problems, problems...)
+				}
+				all = corev1.NodeList{ListMeta: all.ListMeta}
+			})
+			if err == nil {
+				settled, problems := policy.Settle(nodes, policy.Terms{})
+				l.Nodes, l.Problems = settled, append(l.Problems, problems...)
+			}
+			return err
+		},
+	},
+	{
+		core.WithResource("services"), false, "which pods Services lead to",
+		func(l *loader, r schema.GroupVersionResource, namespace string) error {
+			var all corev1.ServiceList
+			return l.each(l.ctx, r, namespace, &all, func() {
+				for i := range all.Items {
+					l.Services = append(l.Services, objects.Service(&all.Items[i]))
+				}
+				all = corev1.ServiceList{ListMeta: all.ListMeta}
+			})
+		},
+	},
+	{
+		discovery.WithResource("endpointslices"), false, "which pods behind Services are ready",
+		func(l *loader, r schema.GroupVersionResource, namespace string) error {
+			var all discoveryv1.EndpointSliceList
+			return l.each(l.ctx, r, namespace, &all, func() {
+				l.slices = append(l.slices, all.Items...)
+				all = discoveryv1.EndpointSliceList{ListMeta: all.ListMeta}
+			})
+		},
+	},
+}
+
+// loadKubernetes reads the objects from the API server.
+func (s *Source) loadKubernetes(ctx context.Context, namespaces []string) (explain.Cluster, error) {
+	config, err := s.Config()
+	if err != nil {
+		return explain.Cluster{}, err
+	}
+	api, err := NewAPI(config)
+	if err != nil {
+		return explain.Cluster{}, err
+	}
+	return api.Load(ctx, namespaces...)
+}
+
+// Load reads the objects of the cluster, or those of the namespaces if not all may be listed.
+func (a *API) Load(ctx context.Context, namespaces ...string) (explain.Cluster, error) {
+	slices.Sort(namespaces)
+	l := &loader{API: a, ctx: ctx, namespaces: slices.Compact(namespaces)}
+	for _, r := range resources {
+		if err := l.load(r); err != nil {
+			return explain.Cluster{}, err
+		}
+	}
+	l.addSlices()
+	return l.Cluster, nil
+}
+
+// load reads one kind of objects.
+func (l *loader) load(r resource) error {
+	err := r.read(l, r.GroupVersionResource, "")
+	if err == nil || !apierrors.IsForbidden(err) {
+		return l.explained(r, "", err)
+	}
+	namespaced := r.Resource != "nodes"
+	var read []string
+	for _, namespace := range l.namespaces {
+		if !namespaced || namespace == "" {
+			continue
+		}
+		switch err := r.read(l, r.GroupVersionResource, namespace); {
+		case err == nil:
+			read = append(read, namespace)
+		case apierrors.IsForbidden(err) && !r.needed, apierrors.IsNotFound(err):
+		default:
+			return l.explained(r, namespace, err)
+		}
+	}
+	if len(read) == 0 {
+		if r.needed {
+			return l.explained(r, "", err)
+		}
+		l.Gaps = append(l.Gaps, fmt.Sprintf("you may not read %s, so weirctl doesn't know %s", r.Resource, r.without))
+		return nil
+	}
+	l.Gaps = append(l.Gaps, fmt.Sprintf("you may list %s only in %s, so those of other namespaces are missing",
+		r.Resource, strings.Join(read, ", ")))
+	return nil
+}
+
+// explained returns the error of reading objects as one line that says what to do.
+func (l *loader) explained(r resource, namespace string, err error) error {
+	scope := "--all-namespaces"
+	if namespace != "" {
+		scope = "--namespace " + namespace
+	}
+	switch {
+	case err == nil:
+		return nil
+	case apierrors.IsForbidden(err):
+		return fmt.Errorf("you may not list %s: an administrator can allow it with a Role (check with: "+
+			"kubectl auth can-i list %s %s)", r.Resource, r.Resource, scope)
+	case apierrors.IsUnauthorized(err):
+		return fmt.Errorf("the API server %s doesn't accept your credentials: log in again (check with: kubectl auth whoami)",
+			l.Host)
+	case l.ctx.Err() != nil:
+		return fmt.Errorf("the API server %s has not answered: %w", l.Host, l.ctx.Err())
+	}
+	return fmt.Errorf("list %s from the API server %s: %s", r.Resource, l.Host, firstLine(err))
+}
+
+// addSlices adds the EndpointSlices to their Services.
+func (l *loader) addSlices() {
+	by := map[string]*policy.Service{}
+	for i := range l.Services {
+		by[l.Services[i].String()] = &l.Services[i]
+	}
+	for i := range l.slices {
+		o := &l.slices[i]
+		if s := by[o.Namespace+"/"+o.Labels[discoveryv1.LabelServiceName]]; s != nil {
+			objects.AddSlice(s, o)
+		}
+	}
+}

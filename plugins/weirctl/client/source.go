@@ -1,0 +1,115 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/policy/explain"
+)
+
+// Source says where a command's objects come from: the agent on this node, the API server, or a directory of manifests.
+type Source struct {
+	// Place is agent, kubernetes, dir:PATH, or empty. If it is empty, objects come from the agent if its socket is here,
+	// and from the API server otherwise.
+	Place string
+	// Kubeconfig is the path of the kubeconfig; empty for the usual one. Context is a context in it; empty for the
+	// current one.
+	Kubeconfig, Context string
+}
+
+// AddFlags adds the flags of the source.
+func (s *Source) AddFlags(flags *pflag.FlagSet) {
+	flags.StringVar(&s.Place, "source", "",
+		"where objects come from: agent, kubernetes, or dir:PATH, a directory of manifests; default: the agent if one is "+
+			"on this node, else the API server")
+	flags.StringVar(&s.Kubeconfig, "kubeconfig", "", "kubeconfig file for the API server; default: as kubectl finds it")
+	flags.StringVar(&s.Context, "context", "", "context in the kubeconfig; default: the current one")
+}
+
+// Kind is a kind of source.
+type Kind string
+
+// The kinds.
+const (
+	FromAgent      Kind = "agent"
+	FromKubernetes Kind = "kubernetes"
+	FromDirectory  Kind = "directory"
+)
+
+// Kind returns the kind of the source, and the path of a directory.
+func (s *Source) Kind() (kind Kind, path string, err error) {
+	path, isDir := strings.CutPrefix(s.Place, "dir:")
+	switch {
+	case isDir && path != "":
+		return FromDirectory, path, nil
+	case s.Place == "agent":
+		return FromAgent, "", nil
+	case s.Place == "kubernetes":
+		return FromKubernetes, "", nil
+	case s.Place != "":
+		return "", "", Usage(fmt.Errorf("--source %q: must be agent, kubernetes or dir:PATH", s.Place))
+	case s.Kubeconfig != "" || s.Context != "":
+		return FromKubernetes, "", nil
+	}
+	if _, err := os.Stat(agentapi.Socket); err == nil || errors.Is(err, os.ErrPermission) {
+		return FromAgent, "", nil
+	}
+	return FromKubernetes, "", nil
+}
+
+// Load reads all objects of the source. If a person may not list the objects of the whole cluster, it reads those of
+// the namespaces, which are the ones that the command is about; Gaps then names the objects that are missing. The error
+// is one line that says what to do. It wraps agentapi.ErrNoAgent if there is no agent.
+func (s *Source) Load(ctx context.Context, namespaces ...string) (explain.Cluster, error) {
+	kind, path, err := s.Kind()
+	if err != nil {
+		return explain.Cluster{}, err
+	}
+	switch kind {
+	case FromDirectory:
+		return loadDirectory(ctx, path)
+	case FromKubernetes:
+		return s.loadKubernetes(ctx, namespaces)
+	}
+	var c explain.Cluster
+	if err := Post(ctx, agentapi.ObjectsPath, nil, &c); err != nil {
+		return explain.Cluster{}, err
+	}
+	return c, nil
+}
+
+// hintNoAgent is what to do if no agent answers.
+const hintNoAgent = "weirctl asks the agent of the node that it runs on; " +
+	"use --source kubernetes on other machines, or --source dir:PATH for files"
+
+// Post asks the agent for the path with the question as JSON, and decodes the answer. The error is one line.
+func Post(ctx context.Context, path string, question, into any) error {
+	err := post(ctx, path, question, into)
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%s may not be opened: run weirctl as root: %w", agentapi.Socket, os.ErrPermission)
+	case errors.Is(err, agentapi.ErrNoAgent):
+		return fmt.Errorf("%w: %s", agentapi.ErrNoAgent, hintNoAgent)
+	}
+	return err
+}
+
+// answerError is the answer of an agent that refuses a request.
+type answerError struct {
+	status  int
+	message string
+}
+
+func (e *answerError) Error() string {
+	if e.status == http.StatusNotFound && e.message == "" {
+		return "the agent on this node is older than weirctl and doesn't know this command: update it"
+	}
+	return e.message
+}

@@ -1,0 +1,21 @@
+package manifests
+
+import (
+	"os"
+	"syscall"
+)
+
+// stat identifies one state of a file on disk: if the stat is the same, the file hasn't changed.
+type stat struct {
+	dev, ino     uint64
+	size         int64
+	mtime, ctime syscall.Timespec
+}
+
+func statOf(info os.FileInfo) stat {
+	s, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return stat{}
+	}
+	return stat{s.Dev, s.Ino, s.Size, s.Mtim, s.Ctim}
+}

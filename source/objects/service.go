@@ -1,0 +1,94 @@
+package objects
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Service converts a Service, without its endpoints. Addresses and ports that can't be read are left out: the API
+// server accepts none, and policies don't use them.
+func Service(o *corev1.Service) policy.Service {
+	s := policy.Service{
+		Namespace: o.Namespace, Name: o.Name, Kind: string(o.Spec.Type), Selector: o.Spec.Selector,
+		Local: o.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
+	}
+	if s.Kind == "" {
+		s.Kind = string(corev1.ServiceTypeClusterIP)
+	}
+	clusterIPs := o.Spec.ClusterIPs
+	if len(clusterIPs) == 0 {
+		clusterIPs = []string{o.Spec.ClusterIP}
+	}
+	external := slices.Clone(o.Spec.ExternalIPs)
+	for _, i := range o.Status.LoadBalancer.Ingress {
+		external = append(external, i.IP)
+	}
+	s.ClusterIPs, s.External = addresses(clusterIPs), addresses(external)
+	for _, p := range o.Spec.Ports {
+		if p.Port < 1 || p.Port > 65535 || p.NodePort < 0 || p.NodePort > 65535 {
+			continue
+		}
+		port := policy.ServicePort{
+			Name: p.Name, Proto: protocol(p.Protocol), Port: uint16(p.Port), Target: p.TargetPort, NodePort: uint16(p.NodePort),
+		}
+		if port.Target == intstr.FromInt32(0) || port.Target == intstr.FromString("") { // "the value of the 'port' field"
+			port.Target = intstr.FromInt32(p.Port)
+		}
+		s.Ports = append(s.Ports, port)
+	}
+	return s
+}
+
+// AddSlice adds the endpoints of an EndpointSlice to the Service. The conditions that are nil count as the API says:
+// "a nil value should be interpreted as 'true'" for ready.
+func AddSlice(s *policy.Service, o *discoveryv1.EndpointSlice) {
+	if s.Endpoints == nil {
+		s.Endpoints = []policy.ServiceEndpoint{}
+	}
+	var ports []policy.NamedPort
+	for _, p := range o.Ports {
+		if p.Port == nil || *p.Port < 1 || *p.Port > 65535 {
+			continue
+		}
+		port := policy.NamedPort{Proto: ruleset.TCP, Number: uint16(*p.Port)}
+		if p.Name != nil {
+			port.Name = *p.Name
+		}
+		if p.Protocol != nil {
+			port.Proto = protocol(*p.Protocol)
+		}
+		ports = append(ports, port)
+	}
+	for _, e := range o.Endpoints {
+		ready := e.Conditions.Ready == nil || *e.Conditions.Ready
+		for _, a := range addresses(e.Addresses) {
+			s.Endpoints = append(s.Endpoints, policy.ServiceEndpoint{Address: a, Ready: ready, Ports: ports})
+		}
+	}
+}
+
+// addresses returns those of the texts that are addresses. "None" and "" aren't.
+func addresses(texts []string) (all []netip.Addr) {
+	for _, text := range texts {
+		if a, ok := address(text); ok {
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
+// protocol returns the protocol of a port of a Service, which is TCP by default.
+func protocol(p corev1.Protocol) ruleset.Protocol {
+	if p == "" {
+		return ruleset.TCP
+	}
+	return ruleset.Protocol(strings.ToLower(string(p)))
+}
