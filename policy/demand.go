@@ -113,8 +113,8 @@ func (c *compiler) complete(d *demand) bool {
 			continue
 		}
 		rule := ruleset.Rule{
-			Proto: d.ports.proto, Ports: d.ports.ranges, Action: ruleset.Return, Policy: d.policy.name,
-			Comment: d.peer.comment,
+			Proto: d.ports.proto, Ports: d.ports.ranges, Action: ruleset.Return, Comment: d.peer.comment,
+			Policies: []string{d.policy.name},
 		}
 		if !d.peer.everyone {
 			s := c.peerSet(d.peer, f)

@@ -122,7 +122,7 @@ func newRules(f conf.Family, have state, want *lowered) []ruleset.Rule {
 			continue
 		}
 		for _, r := range c.rules {
-			if key := r.Key(); r.Policy != "" && !known[key] {
+			if key := r.Key(); len(r.Policies) > 0 && !known[key] {
 				known[key] = true
 				rules = append(rules, r)
 			}
@@ -220,7 +220,7 @@ func (t *trial) kinds(rules []ruleset.Rule) {
 func (t *trial) namespaces(rules []ruleset.Rule) {
 	by := map[string][]ruleset.Rule{}
 	for _, r := range rules {
-		namespace, _, _ := strings.Cut(r.Policy, "/")
+		namespace, _, _ := strings.Cut(r.Policies[0], "/") // one chain has the policies of one namespace
 		by[namespace] = append(by[namespace], r)
 	}
 	bisect(slices.Sorted(maps.Keys(by)), 0, func(names []string) error {

@@ -19,7 +19,7 @@ import (
 // that the kernel accepts may count as refused too.
 func TestTrials(t *testing.T) {
 	rule := func(of string, proto ruleset.Protocol, ports ...uint16) ruleset.Rule {
-		r := ruleset.Rule{Policy: of, Proto: proto, Action: ruleset.Return, Comment: "weir: " + of}
+		r := ruleset.Rule{Policies: []string{of}, Proto: proto, Action: ruleset.Return, Comment: "weir: " + of}
 		for _, p := range ports {
 			r.Ports = append(r.Ports, ruleset.PortRange{First: p, Last: p})
 		}
@@ -151,12 +151,12 @@ func TestRefusedByTheKernel(t *testing.T) {
 		nodetest.Run(t, "ipset", "destroy", "weir-x")
 		bad := base
 		bad.Chains = append(slices.Clone(base.Chains), ruleset.Chain{Name: "WEIR-IN-X", Rules: []ruleset.Rule{
-			{Policy: "a/np", Action: ruleset.Return, Comment: "weir: a"},
+			{Policies: []string{"a/np"}, Action: ruleset.Return, Comment: "weir: a"},
 			{
-				Policy:  "b/np",
-				Action:  ruleset.Return,
-				Comment: "weir: b",
-				Sets:    []ruleset.SetMatch{{Name: "weir-none", By: ruleset.Source}},
+				Policies: []string{"b/np"},
+				Action:   ruleset.Return,
+				Comment:  "weir: b",
+				Sets:     []ruleset.SetMatch{{Name: "weir-none", By: ruleset.Source}},
 			},
 		}})
 		got := refused(bad)

@@ -151,7 +151,7 @@ var discovery = map[ruleset.Shape]string{
 // flags are the names of a packet's parts in the match "set".
 var flags = map[ruleset.Part]string{
 	ruleset.Source: "src", ruleset.Destination: "dst", ruleset.DestinationPort: "dst",
-	ruleset.DestinationPair: "dst,dst", ruleset.SourceLink: "src,src",
+	ruleset.SourcePair: "src,dst", ruleset.DestinationPair: "dst,dst", ruleset.SourceLink: "src,src",
 }
 
 func matchText(m ruleset.SetMatch) string {

@@ -262,7 +262,9 @@ func (b *indexer) member(m SetMatch, set *Set) memberMatch {
 	}
 	switch {
 	case (m.By == Source || m.By == Destination) && (set.Kind == Addresses || set.Kind == Networks):
-	case m.By == SourceLink && set.Kind == AddressLinks, m.By == DestinationPair && set.Kind == AddressPorts:
+	case m.By == SourceLink && set.Kind == AddressLinks:
+		match.exact = set
+	case (m.By == SourcePair || m.By == DestinationPair) && set.Kind == AddressPorts:
 		match.exact = set
 	default:
 		return match

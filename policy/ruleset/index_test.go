@@ -142,7 +142,7 @@ func (r *randomRules) ruleset() Ruleset {
 
 // parts has the parts of packets that rules look up in sets of the kind.
 var parts = map[SetKind][]Part{
-	Addresses: {Source, Destination}, Networks: {Source, Destination}, AddressPorts: {DestinationPair},
+	Addresses: {Source, Destination}, Networks: {Source, Destination}, AddressPorts: {SourcePair, DestinationPair},
 	Ports: {DestinationPort}, AddressLinks: {SourceLink},
 }
 
@@ -186,7 +186,7 @@ func (r *randomRules) rule(sets []Set, chain, chains int) Rule {
 			m.Name, m.By = s.Name, one(r, parts[s.Kind]...)
 		}
 		if seldom(20) {
-			m.By = one(r, Source, Destination, DestinationPort, DestinationPair, SourceLink)
+			m.By = one(r, Source, Destination, DestinationPort, SourcePair, DestinationPair, SourceLink)
 		}
 		rule.Sets = append(rule.Sets, m)
 	}

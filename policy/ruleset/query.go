@@ -143,5 +143,9 @@ func (m *memberMatch) contains(q *query) bool {
 	case m.exact.Kind == AddressLinks:
 		return m.exact.hasLink(q.Src, q.In)
 	}
-	return m.exact.has(Element{Prefix: netip.PrefixFrom(q.Dst, q.Dst.BitLen()), Proto: q.Proto, Port: q.Port})
+	a := q.Dst
+	if m.end == source {
+		a = q.Src
+	}
+	return m.exact.has(Element{Prefix: netip.PrefixFrom(a, a.BitLen()), Proto: q.Proto, Port: q.Port})
 }

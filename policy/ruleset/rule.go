@@ -27,9 +27,9 @@ type Rule struct {
 	Action  Action
 	// To is the target chain of Jump and GoTo, or the prefix of Log's message.
 	To string
-	// Policy is the namespace/name of the policy that allows packets by the rule; empty if the rule belongs to no
-	// policy. A ruleset without such a rule is still safe: it drops the packets that the rule would allow.
-	Policy string
+	// Policies has the namespace/name of each policy that allows packets by the rule, in order; empty if the rule belongs
+	// to no policy. A ruleset without such a rule is still safe: it drops the packets that the rule would allow.
+	Policies []string
 }
 
 // SetMatch matches a packet if the set named Name contains the packet's part By. If Not is true, it matches a packet if
@@ -48,12 +48,15 @@ const (
 	Source          Part = "source"               // Addresses, Networks
 	Destination     Part = "destination"          // Addresses, Networks
 	DestinationPort Part = "port"                 // Ports
+	SourcePair      Part = "source and port"      // AddressPorts: the source's address, and the destination's port
 	DestinationPair Part = "destination and port" // AddressPorts
 	SourceLink      Part = "source and link"      // AddressLinks
 )
 
 // ports reports whether the match looks up the destination port, alone or with the address.
-func (m SetMatch) ports() bool { return m.By == DestinationPort || m.By == DestinationPair }
+func (m SetMatch) ports() bool {
+	return m.By == DestinationPort || m.By == DestinationPair || m.By == SourcePair
+}
 
 // Track matches the state that connection tracking has for the packet. A Simulator runs only the first packets
 // of connections: there a rule can match by Untranslated, and by no other of these values.
@@ -147,7 +150,7 @@ func (p PortRange) String() string {
 
 // Equal reports whether the rules are the same, including their comments and policies.
 func (r Rule) Equal(o Rule) bool {
-	return r.Comment == o.Comment && r.Policy == o.Policy && r.SameAs(o)
+	return r.Comment == o.Comment && slices.Equal(r.Policies, o.Policies) && r.SameAs(o)
 }
 
 // SameAs reports whether the rules have the same conditions and actions. Their comments and policies may differ.

@@ -154,6 +154,8 @@ func (s *Simulator) contains(m SetMatch, p Packet) bool {
 	case SourceLink:
 		here := func(e Element) bool { return e.Link == p.In && e.Prefix.Contains(p.Src) }
 		return slices.ContainsFunc(s.links[m.Name], here)
+	case SourcePair:
+		return s.ports[Element{Prefix: netip.PrefixFrom(p.Src, p.Src.BitLen()), Proto: p.Proto, Port: p.Port}][m.Name]
 	case DestinationPair:
 		return s.ports[Element{Prefix: netip.PrefixFrom(p.Dst, p.Dst.BitLen()), Proto: p.Proto, Port: p.Port}][m.Name]
 	case DestinationPort:
