@@ -150,7 +150,7 @@ func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Dif
 		}
 		return nil, nil
 	}
-	// Under the lock no attachment begins and none ends, so no difference comes from an ADD or DEL that is running.
+	// Under the lock no attachment begins, so no difference comes from an ADD that is running.
 	unlock, err := endpoint.Lock()
 	if err != nil {
 		return nil, err
@@ -160,7 +160,41 @@ func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Dif
 	if err != nil && !errors.As(err, &endpoint.BrokenRecords{}) { // takeRecords reports broken records
 		return nil, err
 	}
-	return bridge.Repair(links, u.properties(k, memory, records)), nil
+	return u.withoutEnding(bridge.Repair(links, u.properties(k, memory, records)), k, memory, records)
+}
+
+// withoutEnding returns the differences that don't come from a DEL. A DEL marks a record as ending, and removes the
+// port and its neighbour entries before it takes the node's lock. So Repair may have restored neighbour entries that a
+// DEL had removed: withoutEnding removes them again. The caller must have had the node's lock since it listed the
+// records, so no record's address is assigned to another attachment yet.
+func (u *upkeep) withoutEnding(
+	found []bridge.Difference, k *nodeKnowledge, memory uint64, records []endpoint.Endpoint,
+) ([]bridge.Difference, error) {
+	if len(found) == 0 {
+		return nil, nil
+	}
+	var errs []error
+	var staying []endpoint.Endpoint
+	for _, e := range records {
+		_, ending, err := endpoint.LoadAny(e.ID())
+		switch {
+		case err != nil: // the record was read a moment ago
+			errs = append(errs, err)
+		case !ending:
+			staying = append(staying, e)
+		case !e.Chained: // another plugin's pods have no neighbour entries on weir0
+			errs = append(errs, bridge.RemoveNeighbours(e.Addresses))
+		}
+	}
+	if len(staying) == len(records) {
+		return found, nil
+	}
+	wanted := map[string]bool{}
+	for _, p := range u.properties(k, memory, staying) {
+		wanted[p.Command()] = true
+	}
+	found = slices.DeleteFunc(found, func(d bridge.Difference) bool { return !wanted[d.Property.Command()] })
+	return found, errors.Join(errs...)
 }
 
 // properties returns the wanted node settings for these attachments, without attachments that an ADD is still making.

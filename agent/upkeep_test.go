@@ -1,0 +1,80 @@
+package agent
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// TestRepairBesideDEL: a DEL removes a pod's neighbour entry without the node's lock, while a check of the node
+// settings restores the entry. The check removes the entry again, and doesn't report a change by another program.
+func TestRepairBesideDEL(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	nodetest.Run(t, "ip", "link", "add", bridge.Name, "type", "bridge")
+	nodetest.Run(t, "ip", "link", "set", bridge.Name, "up")
+	mac := net.HardwareAddr{0x0a, 0x58, 0x0a, 0x58, 0, 2}
+	record := func(name, address string) endpoint.Endpoint {
+		t.Helper()
+		e := endpoint.Endpoint{
+			ContainerID: name, IfName: "eth0", HostIf: bridge.PortName(name + ":eth0"), MAC: mac.String(),
+			Enforcement: conf.Strict, Pod: endpoint.Pod{Namespace: "shop", Name: name},
+			Addresses: []endpoint.Address{{
+				Addr: netip.MustParseAddr(address), Subnet: netip.MustParsePrefix("10.88.0.0/24"),
+			}},
+		}
+		making, err := e.Begin()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := making.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	records := []endpoint.Endpoint{record("ending", "10.88.0.2"), record("staying", "10.88.0.3")}
+	if _, err := endpoint.MarkEnding(records[0].ID()); err != nil {
+		t.Fatal(err)
+	}
+	var restored []bridge.Difference
+	for _, e := range records {
+		addr := e.Addresses[0].Addr
+		nodetest.Run(t, "ip", "neigh", "add", addr.String(), "lladdr", mac.String(), "dev", bridge.Name, "nud", "permanent")
+		restored = append(restored, bridge.Difference{
+			Property: bridge.Neighbour{Addr: addr, MAC: mac, HostIf: e.HostIf}, Was: net.ErrClosed,
+		})
+	}
+	u := newUpkeep()
+	staying := restored[1].Property.Command()
+	reported, err := u.withoutEnding(restored, &nodeKnowledge{}, 1<<30, records)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(reported) != 1 || reported[0].Property.Command() != staying {
+		t.Errorf("reported %v, want only the staying pod's neighbour entry", reported)
+	}
+	link, err := netlink.LinkByName(bridge.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	present, err := netlink.NeighList(link.Attrs().Index, netlink.FAMILY_V4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []bool{false, true} {
+		addr := records[i].Addresses[0].Addr
+		has := slices.ContainsFunc(present, func(n netlink.Neigh) bool { return n.IP.Equal(addr.AsSlice()) })
+		if has != want {
+			t.Errorf("weir0 has a neighbour entry for %s: %v, want %v", addr, has, want)
+		}
+	}
+}
