@@ -2,7 +2,6 @@ package conntrack
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"iter"
 	"net/netip"
@@ -11,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/batch"
 )
 
 // All yields the entries of the table. Each is valid until the next one is yielded. All keeps in memory only the
@@ -26,7 +26,13 @@ func All() iter.Seq2[Connection, error] { return dump(unix.AF_UNSPEC) }
 func dump(family uint8, filter ...*nl.RtAttr) iter.Seq2[Connection, error] {
 	return func(yield func(Connection, error) bool) {
 		more, unread := true, 0
-		err := receive(family, filter, func(msg []byte) bool {
+		req := request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP, family)
+		for _, attr := range filter {
+			req.AddData(attr)
+		}
+		d := batch.NewDumper(unix.NETLINK_NETFILTER)
+		defer d.Close()
+		err := d.Dump(req, func(msg []byte) bool {
 			if c, ok := parse(msg); ok {
 				more = yield(c, nil)
 			} else {
@@ -41,88 +47,6 @@ func dump(family uint8, filter ...*nl.RtAttr) iter.Seq2[Connection, error] {
 			yield(Connection{}, fmt.Errorf("list connections: %w", err))
 		}
 	}
-}
-
-// largestAnswer is larger than the kernel's largest answer, which has many entries (netlink_dump in
-// net/netlink/af_netlink.c: 32 KiB).
-const largestAnswer = 64 << 10
-
-// receive asks the kernel for the family's entries that match the filter, and calls entry with each. It ends early if
-// entry returns false.
-func receive(family uint8, filter []*nl.RtAttr, entry func(msg []byte) bool) error {
-	req := request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP, family)
-	for _, attr := range filter {
-		req.AddData(attr)
-	}
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = unix.Close(fd) }()
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &nl.SocketTimeoutTv); err != nil {
-		return err
-	}
-	if err := unix.Sendto(fd, req.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return err
-	}
-	buf := make([]byte, largestAnswer)
-	for more := true; more; {
-		n, flags, err := receiveFromKernel(fd, buf)
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case err != nil:
-			return err
-		case flags&unix.MSG_TRUNC != 0:
-			return errors.New("the kernel's answer is too long")
-		}
-		if more, err = split(buf[:n], req.Seq, entry); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// receiveFromKernel receives an answer. It ignores messages of other processes.
-func receiveFromKernel(fd int, buf []byte) (n, flags int, err error) {
-	for {
-		n, _, flags, from, err := unix.RecvmsgBuffers(fd, [][]byte{buf}, nil, 0)
-		if sender, ok := from.(*unix.SockaddrNetlink); err != nil || (ok && sender.Pid == 0) {
-			return n, flags, err
-		}
-	}
-}
-
-// split calls entry with each entry in the answer. more is true if another answer follows.
-func split(answer []byte, seq uint32, entry func(msg []byte) bool) (more bool, err error) {
-	for len(answer) >= unix.SizeofNlMsghdr {
-		size, kind := int(binary.NativeEndian.Uint32(answer)), binary.NativeEndian.Uint16(answer[4:])
-		if size < unix.SizeofNlMsghdr || size > len(answer) {
-			break
-		}
-		flags, its := binary.NativeEndian.Uint16(answer[6:]), binary.NativeEndian.Uint32(answer[8:])
-		msg := answer[unix.SizeofNlMsghdr:size]
-		answer = answer[min((size+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1), len(answer)):]
-		switch {
-		case its != seq:
-			return false, fmt.Errorf("the kernel's answer has the number %d, not %d", its, seq)
-		case flags&unix.NLM_F_DUMP_INTR != 0:
-			return false, nl.ErrDumpInterrupted
-		case kind == unix.NLMSG_DONE || kind == unix.NLMSG_ERROR:
-			if len(msg) >= 4 {
-				if code := int32(binary.NativeEndian.Uint32(msg)); code != 0 {
-					return false, unix.Errno(-code)
-				}
-			}
-			return false, nil
-		case !entry(msg):
-			return false, nil
-		}
-	}
-	if len(answer) > 0 {
-		return false, errors.New("the kernel's answer is incomplete")
-	}
-	return true, nil
 }
 
 // parse reads an entry. It returns false if the message isn't a complete entry. The connection refers to the message.

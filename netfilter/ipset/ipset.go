@@ -18,6 +18,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/internal/attrs"
+	"github.com/weir-net/weir/netfilter/batch"
 )
 
 // Types of sets (ipset(8)).
@@ -91,7 +92,10 @@ func (h *Handle) InUse(name string) (bool, error) {
 var families = map[uint8]conf.Family{unix.AF_INET: conf.IPv4, unix.AF_INET6: conf.IPv6}
 
 // Handle is a connection to the kernel, in the network namespace in which it was opened.
-type Handle struct{ h *netlink.Handle }
+type Handle struct {
+	h     *netlink.Handle
+	lists *batch.Dumper
+}
 
 // New opens a connection. Close closes it.
 func New() (*Handle, error) {
@@ -99,11 +103,14 @@ func New() (*Handle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open netlink for ipsets: %w", err)
 	}
-	return &Handle{h}, nil
+	return &Handle{h, batch.NewDumper(unix.NETLINK_NETFILTER)}, nil
 }
 
 // Close closes the connection. The sets stay in the kernel.
-func (h *Handle) Close() { h.h.Close() }
+func (h *Handle) Close() {
+	h.h.Close()
+	h.lists.Close()
+}
 
 // Create makes the set if it doesn't exist. It returns an error if a set of that name has another type. It returns no
 // error if the existing set is of the other family; adding an entry then fails.
@@ -146,40 +153,6 @@ func (h *Handle) Destroy(name string) error {
 		return nil
 	}
 	return err
-}
-
-// List reads the set. It returns ErrNotExist if there is no such set.
-//
-// Equivalent to: ipset list NAME
-func (h *Handle) List(name string) (Set, error) {
-	r, err := h.h.IpsetList(name)
-	if err != nil {
-		return Set{}, wrap(err, "list ipset %s", name)
-	}
-	s := Set{
-		Header: Header{name, r.TypeName, families[r.Family]}, Comments: r.CadtFlags&nl.IPSET_FLAG_WITH_COMMENT != 0,
-	}
-	for _, e := range r.Entries {
-		if s.Type == BitmapPort && e.Port != nil {
-			s.Entries = append(s.Entries, Entry{Port: *e.Port})
-			continue
-		}
-		addr, ok := netip.AddrFromSlice(e.IP)
-		if !ok {
-			return Set{}, fmt.Errorf("list ipset %s: entry %v is no address", name, e.IP)
-		}
-		bits := addr.BitLen()
-		// The kernel sends a prefix length of 0 for /0. For a single address it sends no prefix length.
-		if e.CIDR != 0 || (s.Type == HashNetIface && addr.IsUnspecified()) {
-			bits = int(e.CIDR)
-		}
-		listed := Entry{Prefix: netip.PrefixFrom(addr, bits), Link: e.IFace, Comment: e.Comment}
-		if e.Port != nil && e.Protocol != nil {
-			listed.Proto, listed.Port = protocolName(*e.Protocol), *e.Port
-		}
-		s.Entries = append(s.Entries, listed)
-	}
-	return s, nil
 }
 
 // Headers returns the headers of weir's sets, without reading their entries.

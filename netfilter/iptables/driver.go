@@ -80,8 +80,7 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 	return d.apply(ctx, d.lowering.lower(want), verify)
 }
 
-func (d *Driver) apply(ctx context.Context, want *lowered, verify netfilter.Verify) (netfilter.Result, error) {
-	var r netfilter.Result
+func (d *Driver) apply(ctx context.Context, want *lowered, verify netfilter.Verify) (r netfilter.Result, err error) {
 	if err := d.look(ctx, want, verify); err != nil {
 		return r, err
 	}
@@ -132,6 +131,7 @@ func (d *Driver) apply(ctx context.Context, want *lowered, verify netfilter.Veri
 		held.entries = held.entries.Without(e.Element)
 		next.sets[e.Set] = held
 	}
+	next.share(want)
 	d.have = &next
 	if len(refused) > 0 {
 		return r, &netfilter.RefusedError{Refused: want.raise(refused)}
@@ -141,9 +141,9 @@ func (d *Driver) apply(ctx context.Context, want *lowered, verify netfilter.Veri
 		why = append(why, next.tables[f].unknown()...)
 	}
 	if len(why) > 0 {
-		return r, &netfilter.UnknownError{Why: why}
+		err = &netfilter.UnknownError{Why: why}
 	}
-	return r, nil
+	return r, err
 }
 
 // KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, they stay as they

@@ -90,7 +90,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 		case ruleset.Addresses:
 			plain[s.family] = append(plain[s.family], name)
 		case ruleset.AddressPorts, ruleset.AddressLinks: // an address may have many entries, so the whole set is read
-			now, err := d.readSet(name)
+			now, err := d.readSet(name, s)
 			if err != nil {
 				return changed, err
 			}
@@ -129,8 +129,12 @@ func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 	if err != nil {
 		return s, err
 	}
+	var was map[string]set
+	if before != nil {
+		was = before.sets
+	}
 	for _, h := range headers {
-		got, err := d.readSet(h.Name)
+		got, err := d.readSet(h.Name, was[h.Name])
 		if errors.Is(err, ipset.ErrNotExist) {
 			continue
 		}
@@ -161,7 +165,19 @@ func (d *Driver) readTables(ctx context.Context, f conf.Family, before *state) t
 	return all
 }
 
-func (d *Driver) readSet(name string) (set, error) {
+// readSet reads a set. If the set is still as it was before, readSet returns before itself, which takes no memory and
+// lets a later comparison of the two end at once.
+func (d *Driver) readSet(name string, before set) (set, error) {
+	n, same := 0, true
+	h, _, err := d.sets.Each(name, func(e ipset.Entry, comment []byte) bool {
+		was, ok := before.entries.Get(element(e))
+		n++
+		same = ok && was == string(comment)
+		return same
+	})
+	if err == nil && same && n == before.entries.Len() && kindOf(h.Type) == before.kind && h.Family == before.family {
+		return before, nil
+	}
 	got, err := d.sets.List(name)
 	if err != nil {
 		return set{}, err
@@ -171,6 +187,17 @@ func (d *Driver) readSet(name string) (set, error) {
 		entries[i] = ruleset.Entry{Element: element(e), Comment: e.Comment}
 	}
 	return set{kindOf(got.Type), got.Family, ruleset.EntriesOf(entries...)}, nil
+}
+
+// share puts the ruleset's own entries into the state wherever the two are equal, so that a later comparison of the two
+// ends at once.
+func (s state) share(want *lowered) {
+	for _, w := range want.sets {
+		if held, ok := s.sets[w.Name]; ok && !held.entries.Same(w.Entries) && held.entries.Equal(w.Entries) {
+			held.entries = w.Entries
+			s.sets[w.Name] = held
+		}
+	}
 }
 
 // readTable reads one table, unless it is still as it was before. Each table is read separately, so a rule that

@@ -1,0 +1,135 @@
+package batch
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Dumper asks the kernel for lists, one after the other, by one socket. It gives each message of a list to a function,
+// and keeps none. So it takes no memory for a list of any length. The netlink library takes memory for each message. A
+// Dumper is not safe for concurrent use.
+type Dumper struct {
+	protocol int
+	fd       int // -1 if there is no socket
+	buf      []byte
+}
+
+// NewDumper returns a Dumper for a protocol of netlink(7), such as NETLINK_ROUTE. Close frees its socket.
+func NewDumper(protocol int) *Dumper { return &Dumper{protocol: protocol, fd: -1} }
+
+// Close frees the socket. The next Dump opens another one.
+func (d *Dumper) Close() {
+	if d.fd >= 0 {
+		_ = unix.Close(d.fd)
+		d.fd = -1
+	}
+}
+
+// largestAnswer is larger than the kernel's largest answer, which has many messages (netlink_dump in
+// net/netlink/af_netlink.c: 32 KiB).
+const largestAnswer = 64 << 10
+
+// Dump sends the request, which must ask for a list, and calls each with every message of the list, without its header.
+// The message is valid until each returns. Dump ends early, without an error, if each returns false. It returns
+// nl.ErrDumpInterrupted if the list changed while the kernel wrote it.
+func (d *Dumper) Dump(req *nl.NetlinkRequest, each func(msg []byte) bool) error {
+	if err := d.open(); err != nil {
+		return err
+	}
+	whole := false // the kernel has sent the whole list: the socket may be used again
+	defer func() {
+		if !whole {
+			d.Close()
+		}
+	}()
+	if err := unix.Sendto(d.fd, req.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	for {
+		n, flags, err := d.receive()
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return err
+		case flags&unix.MSG_TRUNC != 0:
+			return errors.New("the kernel's answer is too long")
+		}
+		end, err := split(d.buf[:n], req.Seq, each)
+		if end != 0 || err != nil {
+			whole = end == atEnd
+			return err
+		}
+	}
+}
+
+func (d *Dumper) open() (err error) {
+	if d.fd >= 0 {
+		return nil
+	}
+	if d.buf == nil {
+		d.buf = make([]byte, largestAnswer)
+	}
+	d.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, d.protocol)
+	if err != nil {
+		d.fd = -1
+		return err
+	}
+	if err = unix.SetsockoptTimeval(d.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &nl.SocketTimeoutTv); err != nil {
+		d.Close()
+	}
+	return err
+}
+
+// receive receives an answer. It ignores messages of other processes.
+func (d *Dumper) receive() (n, flags int, err error) {
+	for {
+		n, _, flags, from, err := unix.RecvmsgBuffers(d.fd, [][]byte{d.buf}, nil, 0)
+		if sender, ok := from.(*unix.SockaddrNetlink); err != nil || (ok && sender.Pid == 0) {
+			return n, flags, err
+		}
+	}
+}
+
+// Results of split: another answer follows, the list is at its end, or the caller wants no more of it.
+const (
+	more = iota
+	atEnd
+	enough
+)
+
+// split calls each with every message in the answer.
+func split(answer []byte, seq uint32, each func(msg []byte) bool) (end int, err error) {
+	for len(answer) >= unix.SizeofNlMsghdr {
+		size, kind := int(binary.NativeEndian.Uint32(answer)), binary.NativeEndian.Uint16(answer[4:])
+		if size < unix.SizeofNlMsghdr || size > len(answer) {
+			break
+		}
+		flags, its := binary.NativeEndian.Uint16(answer[6:]), binary.NativeEndian.Uint32(answer[8:])
+		msg := answer[unix.SizeofNlMsghdr:size]
+		answer = answer[min((size+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1), len(answer)):]
+		switch {
+		case its != seq:
+			return more, fmt.Errorf("the kernel's answer has the number %d, not %d", its, seq)
+		case flags&unix.NLM_F_DUMP_INTR != 0:
+			return more, nl.ErrDumpInterrupted
+		case kind == unix.NLMSG_DONE || kind == unix.NLMSG_ERROR:
+			if len(msg) >= 4 {
+				if code := int32(binary.NativeEndian.Uint32(msg)); code != 0 {
+					return atEnd, unix.Errno(-code)
+				}
+			}
+			return atEnd, nil
+		case !each(msg):
+			return enough, nil
+		}
+	}
+	if len(answer) > 0 {
+		return more, errors.New("the kernel's answer is incomplete")
+	}
+	return more, nil
+}

@@ -1,0 +1,141 @@
+package ipset
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/internal/attrs"
+)
+
+// List reads the set. It returns ErrNotExist if there is no such set.
+//
+// Equivalent to: ipset list NAME
+func (h *Handle) List(name string) (Set, error) {
+	var s Set
+	var err error
+	s.Header, s.Comments, err = h.Each(name, func(e Entry, comment []byte) bool {
+		e.Comment = string(comment)
+		s.Entries = append(s.Entries, e)
+		return true
+	})
+	return s, err
+}
+
+// Each reads the set, and calls each with every entry, without its comment, and with the comment, which is valid until
+// each returns. It takes no memory for an entry. It ends early, without an error, if each returns false. comments is
+// true if the set was created with room for comments. It returns ErrNotExist if there is no such set.
+//
+// Equivalent to: ipset list NAME
+func (h *Handle) Each(name string, each func(e Entry, comment []byte) bool) (s Header, comments bool, err error) {
+	s.Name = name
+	var broken error
+	err = h.lists.Dump(listRequest(name), func(msg []byte) bool {
+		for kind, value := range attrs.In(msg[min(nl.SizeofNfgenmsg, len(msg)):]) {
+			switch kind {
+			case nl.IPSET_ATTR_TYPENAME:
+				if s.Type != text(value) {
+					s.Type = string(cut(value))
+				}
+			case nl.IPSET_ATTR_FAMILY:
+				if len(value) == 1 {
+					s.Family = families[value[0]]
+				}
+			case nl.IPSET_ATTR_DATA:
+				comments = comments || withComments(value)
+			case nl.IPSET_ATTR_ADT:
+				for _, data := range attrs.In(value) {
+					e, comment, ok := parseEntry(data, s.Type)
+					if !ok {
+						broken = fmt.Errorf("list ipset %s: an entry can't be understood", name)
+					}
+					if !ok || !each(e, comment) {
+						return false
+					}
+				}
+			}
+		}
+		return true
+	})
+	if err != nil {
+		return s, comments, wrap(err, "list ipset %s", name)
+	}
+	return s, comments, broken
+}
+
+// listRequest returns a request that lists the set.
+func listRequest(name string) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(nl.IPSET_CMD_LIST|unix.NFNL_SUBSYS_IPSET<<8, nl.GetIpsetFlags(nl.IPSET_CMD_LIST))
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
+	req.AddData(nl.NewRtAttr(nl.IPSET_ATTR_PROTOCOL, nl.Uint8Attr(nl.IPSET_PROTOCOL)))
+	req.AddData(nl.NewRtAttr(nl.IPSET_ATTR_SETNAME, nl.ZeroTerminated(name)))
+	return req
+}
+
+// withComments reports whether a set's properties say that it was created with room for comments.
+func withComments(properties []byte) bool {
+	for kind, value := range attrs.In(properties) {
+		if kind == nl.IPSET_ATTR_CADT_FLAGS && len(value) == 4 {
+			return binary.BigEndian.Uint32(value)&nl.IPSET_FLAG_WITH_COMMENT != 0
+		}
+	}
+	return false
+}
+
+// parseEntry reads an entry of a set of that type.
+func parseEntry(data []byte, setType string) (e Entry, comment []byte, ok bool) {
+	var addr netip.Addr
+	bits := -1
+	for kind, value := range attrs.In(data) {
+		switch kind {
+		case nl.IPSET_ATTR_IP:
+			for _, nested := range attrs.In(value) {
+				addr, _ = netip.AddrFromSlice(nested)
+			}
+		case nl.IPSET_ATTR_CIDR:
+			if len(value) == 1 {
+				bits = int(value[0])
+			}
+		case nl.IPSET_ATTR_PORT:
+			if len(value) == 2 {
+				e.Port = binary.BigEndian.Uint16(value)
+			}
+		case nl.IPSET_ATTR_PROTO:
+			if len(value) == 1 {
+				e.Proto = protocolName(value[0])
+			}
+		case nl.IPSET_ATTR_IFACE:
+			e.Link = text(value)
+		case nl.IPSET_ATTR_COMMENT:
+			comment = cut(value)
+		}
+	}
+	if setType == BitmapPort {
+		return e, comment, true
+	}
+	if !addr.IsValid() {
+		return e, comment, false
+	}
+	switch {
+	case bits > 0:
+	case setType == HashNetIface && addr.IsUnspecified():
+		// The kernel sends a prefix length of 0 for /0, or none.
+		bits = 0
+	default: // a single address
+		bits = addr.BitLen()
+	}
+	e.Prefix = netip.PrefixFrom(addr, bits)
+	return e, comment, true
+}
+
+// cut returns the value without the zero byte at its end.
+func cut(value []byte) []byte {
+	head, _, _ := bytes.Cut(value, []byte{0})
+	return head
+}
+
+func text(value []byte) string { return string(cut(value)) }

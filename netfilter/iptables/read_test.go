@@ -1,0 +1,79 @@
+package iptables
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/ipset"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// TestReadSet: a set that is still as it was before shares its memory with what was known. Every kind of change shows,
+// also one that leaves the number of entries as it was.
+func TestReadSet(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d := driver(t, NFT)
+	const name = "weir-x"
+	entry := func(addr, comment string) ruleset.Entry {
+		return ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix(addr + "/32")}, Comment: comment}
+	}
+	var all []ruleset.Entry
+	for i := range 500 { // more than fit into one answer of the kernel
+		all = append(all, entry(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}).String(), "default/pod"))
+	}
+	want := ruleset.EntriesOf(all...)
+	for _, change := range [][]string{
+		nil,
+		{"add", name, "10.1.0.1"},
+		{"del", name, "10.0.0.7"},
+		{"add", name, "10.0.0.7", "comment", "default/other", "-exist"},
+		{"add", name, "10.0.0.7", "-exist"}, // takes the comment away
+		{"swap", name, "weir-y"},            // for an equal set with one other address
+		{"rename", "weir-z", name},          // a set of another type in its place
+	} {
+		known := set{ruleset.Addresses, conf.IPv4, want}
+		for set, entries := range map[string]ruleset.Entries{
+			name: want, "weir-y": want.Without(all[0].Element).With(entry("10.1.0.1", "default/pod")), "weir-z": {},
+		} {
+			h := ipset.Header{Name: set, Type: ipset.HashIP, Family: conf.IPv4}
+			if set == "weir-z" {
+				h.Type = ipset.HashNet
+			}
+			if err := d.sets.Create(h); err != nil {
+				t.Fatal(err)
+			}
+			for e := range entries.All() {
+				c := ipset.Change{Set: set, Entry: ipset.Entry{Prefix: e.Prefix, Comment: e.Comment}}
+				if err := ipset.Apply(c); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if len(change) > 0 {
+			if change[0] == "rename" {
+				nodetest.Run(t, "ipset", "destroy", name)
+			}
+			nodetest.Run(t, "ipset", change...)
+		}
+		now, err := d.readSet(name, known)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same := now.kind == known.kind && now.entries.Same(want)
+		if same != (change == nil) {
+			t.Errorf("after ipset %q the set counts as unchanged: %v", change, same)
+		}
+		if again, err := d.readSet(name, set{}); err != nil || !again.entries.Equal(now.entries) {
+			t.Errorf("after ipset %q a driver that knew nothing reads something else: %v", change, err)
+		}
+		for _, set := range []string{name, "weir-y", "weir-z"} {
+			if err := d.sets.Destroy(set); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
