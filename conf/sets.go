@@ -38,6 +38,10 @@ const (
 	BlockSets = ownSet + "net-"
 	// NamedPortSets have the pods with a named port, each with the port's number.
 	NamedPortSets = ownSet + "port-"
+	// MergedSets have the entries of several selector sets, and MergedBlockSets those of several block sets. Entries of
+	// a merged set may have ports.
+	MergedSets      = ownSet + "mrg-"
+	MergedBlockSets = BlockSets + "mrg-"
 	// NumberSets have port numbers only.
 	NumberSets = ownSet + "numbers-"
 )

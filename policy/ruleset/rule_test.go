@@ -23,6 +23,8 @@ func TestRules(t *testing.T) {
 			*f = []ruleset.SetMatch{{Name: "weir-pods", By: ruleset.Source}}
 		case *[]ruleset.PortRange:
 			*f = []ruleset.PortRange{{First: 80, Last: 80}}
+		case *[]string:
+			*f = []string{"ns/policy"}
 		default:
 			reflect.ValueOf(f).Elem().SetString("x")
 		}
@@ -32,12 +34,12 @@ func TestRules(t *testing.T) {
 		if r.Equal(none) {
 			t.Errorf("%s makes no difference", name)
 		}
-		words := name == "Comment" || name == "Policy"
+		words := name == "Comment" || name == "Policies"
 		if r.SameAs(none) != words || (r.Key() == none.Key()) != words {
 			t.Errorf("%s: is the rule the same as one without? %v, key %q", name, r.SameAs(none), r.Key())
 		}
 		id := func(r ruleset.Rule) string { return ruleset.Identity("", []ruleset.Rule{r}) }
-		if same := id(r) == id(none); same != (name == "Policy") {
+		if same := id(r) == id(none); same != (name == "Policies") {
 			t.Errorf("%s: rules with and without have one identity: %v", name, same)
 		}
 	}

@@ -1,0 +1,133 @@
+package ruleset
+
+import (
+	"cmp"
+	"slices"
+)
+
+// countedSet is a merged set that counts how many parts give it each entry.
+type countedSet struct {
+	*mergedSet
+	entries Entries
+	counted map[part]Entries // what each part had when it was counted
+	// shared has, for each element that several parts give, how many give it each comment, in the order of the comments.
+	// One part gives each other element, with the comment that the entry has.
+	shared map[Element][]tally
+}
+
+type tally struct {
+	comment string
+	parts   int
+}
+
+// sync makes the set have what its parts give now. of returns the entries of a set.
+func (c *countedSet) sync(of func(set string) Entries) {
+	if c.counted == nil {
+		c.fill(of)
+		return
+	}
+	is := make(map[part]bool, len(c.parts))
+	for _, p := range c.parts {
+		is[p] = true
+	}
+	for p := range c.counted {
+		if !is[p] {
+			c.count(p, Entries{})
+			delete(c.counted, p)
+		}
+	}
+	for _, p := range c.parts {
+		c.count(p, of(p.set))
+	}
+}
+
+// syncWith makes the set have what the parts with that set's entries give now.
+func (c *countedSet) syncWith(set string, now Entries) {
+	i, _ := slices.BinarySearchFunc(c.parts, set, func(p part, set string) int { return cmp.Compare(p.set, set) })
+	for ; i < len(c.parts) && c.parts[i].set == set; i++ {
+		c.count(c.parts[i], now)
+	}
+}
+
+// fill counts everything. It takes less time than counting the parts one after the other.
+func (c *countedSet) fill(of func(set string) Entries) {
+	c.counted, c.shared = make(map[part]Entries, len(c.parts)), map[Element][]tally{}
+	var all []Entry
+	for _, p := range c.parts {
+		c.counted[p] = of(p.set)
+		for e := range c.counted[p].All() {
+			all = p.add(all, e)
+		}
+	}
+	slices.SortFunc(all, func(a, b Entry) int {
+		return cmp.Or(a.Compare(b.Element), cmp.Compare(a.Comment, b.Comment))
+	})
+	for rest := all; len(rest) > 0; {
+		n := 1
+		for n < len(rest) && rest[n].Element == rest[0].Element {
+			n++
+		}
+		if n > 1 {
+			for _, e := range rest[:n] {
+				c.shared[e.Element] = counting(c.shared[e.Element], e.Comment, 1)
+			}
+		}
+		rest = rest[n:]
+	}
+	c.entries = EntriesOf(all...)
+}
+
+// count counts the part's entries as they are now.
+func (c *countedSet) count(p part, now Entries) {
+	was := c.counted[p]
+	if c.counted[p] = now; was.Same(now) {
+		return
+	}
+	var elements []Entry
+	for d := range was.Diff(now) {
+		for _, e := range p.add(elements[:0], Entry{Element: d.Key}) {
+			if d.Had {
+				c.give(e.Element, d.Was, -1)
+			}
+			if d.Has {
+				c.give(e.Element, d.Now, 1)
+			}
+		}
+	}
+}
+
+// give counts one part more, or less, that gives the element with the comment.
+func (c *countedSet) give(e Element, comment string, by int) {
+	tallies, isShared := c.shared[e]
+	if !isShared {
+		if has, ok := c.entries.Get(e); ok {
+			tallies = []tally{{has, 1}}
+		}
+	}
+	tallies = counting(tallies, comment, by)
+	switch {
+	case len(tallies) == 0:
+		c.entries = c.entries.Without(e)
+	default:
+		c.entries = c.entries.With(Entry{Element: e, Comment: tallies[0].comment})
+	}
+	if len(tallies) > 1 || len(tallies) == 1 && tallies[0].parts > 1 {
+		c.shared[e] = tallies
+	} else if isShared {
+		delete(c.shared, e)
+	}
+}
+
+// counting returns the tallies with one part more, or less, that gives the comment.
+func counting(tallies []tally, comment string, by int) []tally {
+	i, ok := slices.BinarySearchFunc(tallies, comment, func(t tally, comment string) int {
+		return cmp.Compare(t.comment, comment)
+	})
+	if !ok {
+		tallies = slices.Insert(tallies, i, tally{comment: comment})
+	}
+	if tallies[i].parts += by; tallies[i].parts == 0 {
+		tallies = slices.Delete(tallies, i, i+1)
+	}
+	return tallies
+}

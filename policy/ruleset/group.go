@@ -1,0 +1,148 @@
+package ruleset
+
+import (
+	"slices"
+	"strconv"
+)
+
+// groups are the rules of a chain that may be merged, in groups.
+type groups struct {
+	rules []Rule // of the chain
+	list  []*group
+}
+
+// group has rules of a chain that differ only in the set of their peers. All these sets are of one kind. Between the
+// rules of a group there are only rules that return too, so their order doesn't matter.
+type group struct {
+	like    Rule // a rule without the name of the peers' set
+	peers   int  // the index of the peers' set in like.Sets
+	kind    SetKind
+	run     int      // counts the chain's rows of rules that return
+	rest    string   // what the rules of this group, and of that with the other kind of sets, have in common
+	rules   []int    // their indexes
+	sets    []string // the peers' set of each
+	numbers []uint16 // the ports, if an entry with a port can stand for them
+}
+
+// are reports whether the groups are those of the rules. It also compares the kinds of the sets.
+func (g groups) are(rules []Rule, sets map[string]*Set) bool {
+	if len(g.rules) == 0 || len(g.rules) != len(rules) {
+		return false
+	}
+	if &g.rules[0] != &rules[0] && !slices.EqualFunc(g.rules, rules, Rule.Equal) {
+		return false
+	}
+	for _, group := range g.list {
+		for _, name := range group.sets {
+			if s := sets[name]; s == nil || s.Kind != group.kind {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// groups returns the groups of the chain's rules.
+func (b Bounds) groups(c Chain, sets map[string]*Set) groups {
+	all := groups{rules: c.Rules}
+	type groupKey struct {
+		rest string
+		kind SetKind
+	}
+	by := map[groupKey]*group{}
+	run := 0
+	var key []byte
+	for i := range c.Rules {
+		r := &c.Rules[i]
+		if r.Action != Return {
+			run++
+			continue
+		}
+		peers := peersOf(r, c, sets)
+		if peers < 0 {
+			continue
+		}
+		var numbers []uint16
+		if len(r.Sets) == 1 {
+			numbers = b.numbers(r)
+		}
+		key = restKey(key[:0], run, r, peers, numbers)
+		kind := sets[r.Sets[peers].Name].Kind
+		g := by[groupKey{string(key), kind}]
+		if g == nil {
+			g = &group{like: *r, peers: peers, kind: kind, run: run, rest: string(key), numbers: numbers}
+			g.like.Sets = slices.Clone(r.Sets)
+			g.like.Sets[peers].Name, g.like.Comment, g.like.Policies = "", "", nil
+			by[groupKey{g.rest, kind}] = g
+			all.list = append(all.list, g)
+		}
+		g.rules, g.sets = append(g.rules, i), append(g.sets, r.Sets[peers].Name)
+	}
+	return all
+}
+
+// peersOf returns the index of the set match that another set may take the place of; -1 if the rule can't be merged.
+func peersOf(r *Rule, c Chain, sets map[string]*Set) int {
+	if len(r.Policies) == 0 || r.Src.IsValid() || r.Dst.IsValid() || r.In != "" || r.Out != "" || r.InPort != "" ||
+		r.Track != "" || r.Shape != "" {
+		return -1
+	}
+	for i, m := range r.Sets {
+		if m.Not || m.By != Source && m.By != Destination {
+			continue
+		}
+		s := sets[m.Name]
+		if s != nil && s.Role == Peers && s.Opens && s.Family == c.Family && (s.Kind == Addresses || s.Kind == Networks) {
+			return i
+		}
+	}
+	return -1
+}
+
+// restKey appends what rules of one group have in common. numbers are the rule's ports, if they are few. The length of
+// each value precedes it, so different rules never give equal keys.
+func restKey(key []byte, run int, r *Rule, peers int, numbers []uint16) []byte {
+	number := func(n int) { key = append(strconv.AppendInt(key, int64(n), 10), ' ') }
+	number(run)
+	number(len(r.Proto))
+	key = append(key, r.Proto...)
+	number(len(numbers))
+	key = append(key, portsOf(numbers)...)
+	if numbers == nil {
+		number(len(r.Ports))
+		for _, p := range r.Ports {
+			key = append(key, byte(p.First>>8), byte(p.First), byte(p.Last>>8), byte(p.Last))
+		}
+	}
+	for i, m := range r.Sets {
+		number(len(m.By))
+		key = append(key, m.By...)
+		if i == peers {
+			number(-1)
+			continue
+		}
+		number(len(m.Name))
+		key = strconv.AppendBool(append(key, m.Name...), m.Not)
+	}
+	return key
+}
+
+// numbers returns the ports of the rule, in order; nil if there are too many, or if no entry can stand for one of them.
+func (b Bounds) numbers(r *Rule) (numbers []uint16) {
+	if r.Proto != TCP && r.Proto != UDP && r.Proto != SCTP {
+		return nil
+	}
+	for _, p := range r.Ports {
+		if p.First == 0 || int(p.Last)-int(p.First) >= b.ListLen {
+			return nil
+		}
+		for n := int(p.First); n <= int(p.Last); n++ {
+			numbers = append(numbers, uint16(n))
+		}
+	}
+	slices.Sort(numbers)
+	if numbers = slices.Compact(numbers); len(numbers) > b.ListLen {
+		return nil
+	}
+	return numbers
+}

@@ -1,0 +1,147 @@
+package ruleset
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+)
+
+// Merger merges the rulesets of one node, one after the other. Each result is the one of Bounds.Merge. The time for a
+// change depends on what the change touches: a Merger counts how many sets give a merged set each of its entries, so
+// one entry more or less takes a look-up, however many sets are merged. It isn't safe for concurrent use. The rulesets
+// that it returns never change.
+type Merger struct {
+	bounds   Bounds
+	last     Ruleset // as it was given
+	refused  Refused
+	decision *decision
+	sets     map[string]*countedSet   // the merged sets, by name
+	users    map[string][]*countedSet // by the name of a set that was merged
+	out      Ruleset
+}
+
+// NewMerger returns a Merger with these bounds.
+func NewMerger(b Bounds) *Merger { return &Merger{bounds: b} }
+
+// Merge returns what Bounds.Merge returns. It is fastest if the ruleset shares its memory with the last one.
+func (m *Merger) Merge(r Ruleset, refused Refused) Ruleset {
+	changed, same := changes(m.last.Sets, r.Sets)
+	switch {
+	case m.decision == nil || !same || !shared(m.last.Chains, r.Chains) || !maps.Equal(m.refused, refused),
+		m.outgrown(changed, r):
+		m.decide(r, refused)
+	case len(m.decision.merges) == 0:
+		m.out.Sets = r.Sets
+	case len(changed) > 0:
+		m.refill(changed, r)
+	}
+	m.last, m.refused = r, refused
+	m.out.Classes, m.out.Problems = r.Classes, r.Problems
+	return m.out
+}
+
+// changes returns the indexes of the sets whose entries differ. same is false if the sets differ in more than that.
+func changes(was, now []Set) (changed []int, same bool) {
+	if len(was) != len(now) {
+		return nil, false
+	}
+	if shared(was, now) {
+		return nil, true
+	}
+	for i := range now {
+		a, b := &was[i], &now[i]
+		if a.Name != b.Name || a.Kind != b.Kind || a.Family != b.Family || a.Role != b.Role || a.Dispatch != b.Dispatch ||
+			a.Opens != b.Opens {
+			return nil, false
+		}
+		if !a.Entries.Same(b.Entries) {
+			changed = append(changed, i)
+		}
+	}
+	return changed, true
+}
+
+// shared reports whether the lists share their memory, and so are equal.
+func shared[T any](a, b []T) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
+}
+
+// outgrown reports whether another decision is due, because the changed sets have other sizes now. While there is room
+// for everything, sizes rarely matter.
+func (m *Merger) outgrown(changed []int, r Ruleset) bool {
+	d := m.decision
+	for _, i := range changed {
+		was, now := m.last.Sets[i].Entries.Len(), r.Sets[i].Entries.Len()
+		if (was > m.bounds.SetLen) != (now > m.bounds.SetLen) {
+			return true
+		}
+		by := rounded(now) - rounded(was)
+		if by != 0 && !d.fit {
+			return true
+		}
+		w := d.weights[r.Sets[i].Name]
+		d.entries, d.pairs = d.entries+by*w.entries, d.pairs+by*w.pairs
+	}
+	return d.entries > m.bounds.Entries || d.pairs > m.bounds.Pairs
+}
+
+// decide decides anew which rules are merged. Merged sets that there were before count only what differs.
+func (m *Merger) decide(r Ruleset, refused Refused) {
+	m.decision = m.bounds.decide(r, refused, m.decision)
+	last := m.sets
+	m.sets, m.users = map[string]*countedSet{}, map[string][]*countedSet{}
+	of := entriesIn(r.Sets)
+	m.out = m.decision.apply(r, func(s *mergedSet) Entries {
+		c := last[s.name]
+		if c == nil {
+			c = &countedSet{}
+		}
+		c.mergedSet = s
+		m.sets[s.name] = c
+		for i, p := range s.parts {
+			if i == 0 || s.parts[i-1].set != p.set {
+				m.users[p.set] = append(m.users[p.set], c)
+			}
+		}
+		c.sync(of)
+		return c.entries
+	})
+	m.decision.sets = nil // memory of this ruleset
+}
+
+// refill gives the sets the entries that they have now.
+func (m *Merger) refill(changed []int, r Ruleset) {
+	m.out.Sets = slices.Clone(m.out.Sets)
+	due := map[*countedSet][]string{}
+	for _, i := range changed {
+		if at, ok := find(m.out.Sets, r.Sets[i].Name); ok {
+			m.out.Sets[at].Entries = r.Sets[i].Entries
+		}
+		for _, c := range m.users[r.Sets[i].Name] {
+			due[c] = append(due[c], r.Sets[i].Name)
+		}
+	}
+	of := entriesIn(r.Sets)
+	for c, names := range due {
+		for _, name := range names {
+			c.syncWith(name, of(name))
+		}
+		at, _ := find(m.out.Sets, c.name)
+		m.out.Sets[at].Entries = c.entries
+	}
+}
+
+func find(sets []Set, name string) (int, bool) {
+	return slices.BinarySearchFunc(sets, name, func(s Set, name string) int { return cmp.Compare(s.Name, name) })
+}
+
+// entriesIn returns a function that returns the entries of a set.
+func entriesIn(sets []Set) func(name string) Entries {
+	return func(name string) Entries {
+		i, ok := find(sets, name)
+		if !ok {
+			return Entries{}
+		}
+		return sets[i].Entries
+	}
+}

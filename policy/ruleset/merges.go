@@ -1,0 +1,222 @@
+package ruleset
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/weir-net/weir/conf"
+)
+
+// merge is rules of a chain that become one rule.
+type merge struct {
+	chain  int
+	rules  []int // their indexes, in order
+	rule   Rule
+	peers  int // the index of the merged set in rule.Sets
+	kind   SetKind
+	parts  []part // in order, each once
+	amount int    // how many entries the merged set has at most
+	set    *mergedSet
+}
+
+// mergedSet is a merged set. Several merges may use it.
+type mergedSet struct {
+	name   string
+	kind   SetKind
+	family conf.Family
+	parts  []part
+}
+
+// part is a set whose entries a merged set has. If ports isn't empty, the merged set has each entry with each of the
+// ports.
+type part struct {
+	set   string
+	proto Protocol
+	ports string // two bytes for each port
+}
+
+// portsOf returns the ports as a text for part.ports.
+func portsOf(numbers []uint16) string {
+	text := make([]byte, 0, 2*len(numbers))
+	for _, n := range numbers {
+		text = append(text, byte(n>>8), byte(n))
+	}
+	return string(text)
+}
+
+// times returns how many entries the merged set gets for each entry of the part.
+func (p part) times() int { return max(len(p.ports)/2, 1) }
+
+// add appends the entries that the merged set gets for the entry of the part.
+func (p part) add(all []Entry, e Entry) []Entry {
+	if p.ports == "" {
+		return append(all, e)
+	}
+	e.Proto = p.proto
+	for i := 0; i < len(p.ports); i += 2 {
+		e.Port = uint16(p.ports[i])<<8 | uint16(p.ports[i+1])
+		all = append(all, e)
+	}
+	return all
+}
+
+func (p part) compare(o part) int {
+	return cmp.Or(cmp.Compare(p.set, o.set), cmp.Compare(p.proto, o.proto), cmp.Compare(p.ports, o.ports))
+}
+
+// merges returns what becomes of the groups of a chain's rules, if there is room for all of it.
+func (b Bounds) merges(all groups, f conf.Family, d *decision, refused Refused) (list []*merge) {
+	n := newNeeds(b, all, d.sets)
+	for _, together := range n.withPorts() {
+		m := n.merge(AddressPorts, together...)
+		if why, _ := refused.Rule(f, m.rule); why != "" || refused.Set(f, AddressPorts, "") != "" {
+			continue
+		}
+		list = append(list, m)
+		for _, g := range together {
+			n.usable[g] = nil
+		}
+	}
+	for _, g := range all.list {
+		if len(n.usable[g]) > 1 && n.byRest[g.rest] > b.Sets {
+			list = append(list, n.merge(g.kind, g))
+		}
+	}
+	d.fit = d.fit && n.fit
+	slices.SortFunc(list, func(x, y *merge) int { return cmp.Compare(x.rules[0], y.rules[0]) })
+	return list
+}
+
+// needs is what merged sets for the groups of a chain's rules need.
+type needs struct {
+	Bounds
+	of     groups
+	sets   map[string]*Set
+	usable map[*group]map[string]bool // the sets that can be merged
+	byRest map[string]int             // how many there are in groups with the same rest
+	fit    bool
+}
+
+func newNeeds(b Bounds, of groups, sets map[string]*Set) *needs {
+	n := &needs{b, of, sets, map[*group]map[string]bool{}, map[string]int{}, true}
+	for _, g := range of.list {
+		usable := map[string]bool{}
+		for _, name := range g.sets {
+			if sets[name].Entries.Len() <= b.SetLen {
+				usable[name] = true
+			}
+		}
+		n.usable[g] = usable
+		n.byRest[g.rest] += len(usable)
+	}
+	return n
+}
+
+// pairsOf returns how many entries with ports a merged set gets from the group.
+func (n *needs) pairsOf(g *group) (sum int) {
+	for name := range n.usable[g] {
+		sum += len(g.numbers) * rounded(n.sets[name].Entries.Len())
+	}
+	return sum
+}
+
+// rounded returns the number, rounded up by at most an eighth. So one entry more or less rarely changes which rules are
+// merged on a node without room for all merged sets.
+func rounded(n int) int {
+	step := 1
+	for n/step >= 16 {
+		step *= 2
+	}
+	return (n + step - 1) / step * step
+}
+
+// withPorts returns lists of groups whose addresses and ports can be looked up together. If a list would need too many
+// entries, the groups that need most are left out.
+func (n *needs) withPorts() (all [][]*group) {
+	type kin struct {
+		run   int
+		proto Protocol
+		by    Part
+	}
+	by := map[kin][]*group{}
+	var order []kin
+	for _, g := range n.of.list {
+		if g.kind != Addresses || len(g.numbers) == 0 || len(n.usable[g]) == 0 {
+			continue
+		}
+		k := kin{g.run, g.like.Proto, g.like.Sets[g.peers].By}
+		if by[k] = append(by[k], g); len(by[k]) == 1 {
+			order = append(order, k)
+		}
+	}
+	for _, k := range order {
+		groups, sum := by[k], 0
+		for _, g := range groups {
+			sum += n.pairsOf(g)
+		}
+		if len(groups) <= n.Lists {
+			continue
+		}
+		if sum > n.Pairs {
+			n.fit = false
+			slices.SortStableFunc(groups, func(x, y *group) int { return cmp.Compare(n.pairsOf(x), n.pairsOf(y)) })
+			for ; sum > n.Pairs; groups = groups[:len(groups)-1] {
+				sum -= n.pairsOf(groups[len(groups)-1])
+			}
+		}
+		if len(groups) > n.Lists {
+			all = append(all, groups)
+		}
+	}
+	return all
+}
+
+// merge returns the merge of the groups' rules to one rule that looks up a set of that kind.
+func (n *needs) merge(kind SetKind, groups ...*group) *merge {
+	like := groups[0]
+	m := &merge{kind: kind, rule: like.like, peers: like.peers}
+	m.rule.Sets = slices.Clone(like.like.Sets)
+	withPorts := kind == AddressPorts
+	if withPorts {
+		m.rule.Ports = nil
+		m.rule.Sets[m.peers].By = map[Part]Part{Source: SourcePair, Destination: DestinationPair}[m.rule.Sets[m.peers].By]
+	}
+	for _, g := range groups {
+		p := part{}
+		if withPorts {
+			p.proto, p.ports = g.like.Proto, portsOf(g.numbers)
+		}
+		for i, name := range g.sets {
+			if n.usable[g][name] {
+				m.rules = append(m.rules, g.rules[i])
+			}
+		}
+		for p.set = range n.usable[g] {
+			m.parts = append(m.parts, p)
+		}
+	}
+	slices.Sort(m.rules)
+	slices.SortFunc(m.parts, part.compare)
+	for _, p := range m.parts {
+		m.amount += p.times() * rounded(n.sets[p.set].Entries.Len())
+	}
+	for _, i := range m.rules {
+		m.rule.Policies = append(m.rule.Policies, n.of.rules[i].Policies...)
+	}
+	slices.Sort(m.rule.Policies)
+	m.rule.Policies = slices.Compact(m.rule.Policies)
+	m.rule.Comment = mergedComment(len(m.parts), m.rule.Policies)
+	return m
+}
+
+// mergedComment returns the comment of a rule that looks up that many sets in one.
+func mergedComment(sets int, policies []string) string {
+	more := ""
+	const named = 3
+	if n := len(policies) - named; n > 0 {
+		policies, more = policies[:named], fmt.Sprintf(" and %d more", n)
+	}
+	return fmt.Sprintf("weir: %d sets of peers in one: %s%s", sets, strings.Join(policies, ", "), more)
+}
