@@ -202,7 +202,6 @@ func (o *Overlay) weirRoutes() (map[netip.Prefix][]netlink.Route, error) {
 	return own, nil
 }
 
-// removeRoutes deletes all of weir's routes.
 func (o *Overlay) removeRoutes() error {
 	have, err := o.weirRoutes()
 	if err != nil {

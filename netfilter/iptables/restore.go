@@ -104,7 +104,8 @@ type output struct{ kept bytes.Buffer }
 // maxOutput is how many bytes are kept.
 const maxOutput = 4 << 10
 
-// Write implements io.Writer.
+// Write keeps the part of p that still fits into maxOutput, and reports all of p as written: a short write would end
+// the copying of the program's output with an error.
 func (o *output) Write(p []byte) (int, error) {
 	o.kept.Write(p[:min(len(p), maxOutput-o.kept.Len())])
 	return len(p), nil

@@ -51,8 +51,8 @@ type answer struct {
 	Msg        string
 }
 
-// invoke runs the plugin as a runtime does. Its output must be one JSON object, and an error must have the
-// specification's form.
+// invoke runs the plugin as a runtime does. The plugin's output, if there is any, must be one JSON object with a
+// cniVersion, and an error must have the specification's form.
 func invoke(t *testing.T, n *nodetest.Node, env map[string]string, stdin string) answer {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(n.Bin, "weir"))

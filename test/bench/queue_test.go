@@ -13,19 +13,21 @@ import (
 // queueNumber is the queue of first packets that the node's rules hand to user space.
 const queueNumber = 100
 
-// Constants of linux/netfilter/nfnetlink_queue.h.
+// Constants of linux/netfilter/nfnetlink.h (the subsystem) and nfnetlink_queue.h.
 const (
-	nfqnlSubsystem   = 3
-	nfqnlMsgVerdict  = 1
-	nfqnlMsgConfig   = 2
-	nfqaVerdictHdr   = 2
-	nfqaCfgCmd       = 1
-	nfqaCfgParams    = 2
-	nfqnlCfgCmdBind  = 1
-	nfqnlCopyPacket  = 2
-	nfqaPacketHdr    = 1
-	headersOfPackets = 128
+	nfqnlSubsystem  = 3
+	nfqnlMsgVerdict = 1
+	nfqnlMsgConfig  = 2
+	nfqaVerdictHdr  = 2
+	nfqaCfgCmd      = 1
+	nfqaCfgParams   = 2
+	nfqnlCfgCmdBind = 1
+	nfqnlCopyPacket = 2
+	nfqaPacketHdr   = 1
 )
+
+// headersOfPackets is how many bytes of each packet the kernel copies to the queue.
+const headersOfPackets = 128
 
 // queue accepts packets in user space. It does the least that an engine with its policies in user space must do for a
 // first packet: it reads the packet and answers, in a thread of its own. A real engine also looks up its policies.

@@ -139,13 +139,13 @@ func newNode(t *testing.T, pods int) *node {
 func (n *node) kubeconfig() string { return filepath.Join(n.ConfDir, "kubeconfig") }
 func (n *node) conflist() string   { return filepath.Join(n.ConfDir, "10-weir.conflist") }
 
-// started says how long a start took.
+// started is what the benchmark measures at a start of the agent.
 type started struct {
-	// Ready is the time from the start of the program until it is ready, and AfterLists the part of it after the API
-	// server had sent all lists. Both are in seconds.
+	// Ready is the time from the start of the agent until it is ready, and AfterLists the part of this time after the
+	// API server had sent all lists. Both are in seconds.
 	Ready, AfterLists float64
-	Memory            memory
-	IPTables          string
+	Memory            memory // once the agent is ready
+	IPTables          string // the flavour of iptables that the agent uses
 }
 
 // start starts the agent and waits until it is ready.

@@ -230,7 +230,7 @@ const (
 	endMark   = "<!-- scripts/bench-scale wrote what precedes -->\n"
 )
 
-// between returns the page with the text between the marks.
+// between returns the page with text in place of what is between the marks.
 func between(page, text string) (string, error) {
 	before, rest, ok := strings.Cut(page, beginMark)
 	_, after, closed := strings.Cut(rest, endMark)

@@ -140,7 +140,8 @@ current-context: synthetic
 `, s.URL(), base64(s.Certificate()))
 }
 
-// Put creates or replaces the object, and returns when the watches were told of it. The server keeps a copy.
+// Put stores a copy of the object, new or in place of the one with its name. It returns the time at which all watches
+// had been told.
 func (s *Server) Put(o Object) time.Time {
 	r := s.of(o)
 	s.mu.Lock()
@@ -161,8 +162,8 @@ func (s *Server) put(r *resource, o Object) time.Time {
 	return time.Now()
 }
 
-// Update changes a copy of the object of this name, if there is one, and stores the copy. It returns when the watches
-// were told, and false if there is no such object.
+// Update changes a copy of the stored object with the kind and name of like, and stores the copy. It returns the time
+// at which all watches had been told; false if there is no such object.
 func (s *Server) Update(like Object, change func(Object)) (time.Time, bool) {
 	r := s.of(like)
 	s.mu.Lock()
@@ -192,7 +193,8 @@ func (s *Server) Beat(like Object, i int) {
 	s.tell(r, &event{version: s.rv, was: was, now: r.at(i)})
 }
 
-// Delete deletes the object. It returns when the watches were told, and false if there is no such object.
+// Delete deletes the object with the kind and name of like. It returns the time at which all watches had been told;
+// false if there is no such object.
 func (s *Server) Delete(like Object) (time.Time, bool) {
 	r := s.of(like)
 	s.mu.Lock()

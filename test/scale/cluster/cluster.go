@@ -18,9 +18,8 @@ import (
 )
 
 const (
-	// PodsPerNamespace is the number of pods of each namespace.
-	PodsPerNamespace = 100
-	// PoliciesPerNamespace is the number of policies of each namespace.
+	// PodsPerNamespace and PoliciesPerNamespace are the size of each namespace.
+	PodsPerNamespace     = 100
 	PoliciesPerNamespace = 10
 
 	podsPerApp        = 10
