@@ -20,8 +20,9 @@ import (
 // Evaluator evaluates packets against the policies of one state. A part of a policy that can't be parsed allows
 // nothing.
 type Evaluator struct {
-	policies []isolating
-	ends     map[netip.Addr]end
+	policies   []isolating
+	ends       map[netip.Addr]end
+	namespaces map[string]policy.Namespace
 }
 
 // end is one end of a connection: an address, and the pods that have it. An end without pods is an address outside of
@@ -78,6 +79,8 @@ type rule struct {
 	field string
 	peers []named[peerMatch]
 	ports []named[portMatch]
+	// byName means that one of the ports is a name, so that the rule's port numbers depend on the destination.
+	byName bool
 }
 
 // named is a peer or port, with the policy's field that has it.
@@ -93,7 +96,8 @@ type (
 
 // New returns an Evaluator for the state.
 func New(s policy.State) *Evaluator {
-	e := &Evaluator{ends: ends(s)}
+	namespaces := byName(s.Namespaces)
+	e := &Evaluator{ends: ends(s, namespaces), namespaces: namespaces}
 	for _, np := range s.Policies {
 		e.policies = append(e.policies, isolating{np.Namespace + "/" + np.Name, subjects(np), rules(np)})
 	}
@@ -111,7 +115,7 @@ func (e *Evaluator) end(a netip.Addr) end {
 // ends returns the ends that the state knows, by address. An attachment on this node has its own addresses; its pod is
 // in the state, or is what a workload can have made. Another pod has the addresses in its status that its Node can have
 // assigned, unless the pod has finished or uses its node's address.
-func ends(s policy.State) map[netip.Addr]end {
+func ends(s policy.State, namespaces map[string]policy.Namespace) map[netip.Addr]end {
 	by := map[netip.Addr]end{}
 	attached := map[string]bool{}
 	var pods []pod
@@ -124,15 +128,8 @@ func ends(s policy.State) map[netip.Addr]end {
 		}
 	}
 	for _, p := range all {
-		i := slices.IndexFunc(s.Namespaces, func(n policy.Namespace) bool { return n.Name == p.Namespace })
-		known := pod{
-			Pod: p, labels: p.Labels, inKnownNamespace: i >= 0, namespace: labels.Set{corev1.LabelMetadataName: p.Namespace},
-		}
-		if i >= 0 {
-			known.namespace, known.unknown = s.Namespaces[i].Labels, s.Namespaces[i].Unknown
-		}
 		if !p.HostNetwork {
-			pods = append(pods, known)
+			pods = append(pods, newPod(namespaces, p))
 		}
 	}
 	for _, ep := range s.Endpoints {
@@ -249,6 +246,7 @@ func newRule(
 	}
 	for i, p := range ports {
 		r.ports = append(r.ports, named[portMatch]{fmt.Sprintf("%s.ports[%d]", field, i), matchPort(p)})
+		r.byName = r.byName || p.Port != nil && p.Port.Type == intstr.String
 	}
 	return r
 }

@@ -14,6 +14,8 @@ const (
 	ExitDropped = 3
 	// ExitDiffers: the kernel doesn't enforce what the policies mean.
 	ExitDiffers = 4
+	// ExitChanges: a change opens or closes connections.
+	ExitChanges = 5
 )
 
 // exit is an error with an exit code. Without an error, weirctl prints nothing more.

@@ -1,0 +1,250 @@
+// Package chart shows who can reach whom: as a table, JSON, a graph for Graphviz, an SVG picture, or a page for
+// browsers. Names and labels come from objects that anybody may have written. So each format escapes them.
+package chart
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/weir-net/weir/internal/excerpt"
+	"github.com/weir-net/weir/policy/reach"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// View is a part of a matrix, to be shown.
+type View struct {
+	*reach.Matrix
+	Rows []reach.Row
+	// Title says what is shown, such as "namespace shop".
+	Title string
+	// Policies are the names of all policies.
+	Policies []string
+	// Notes say, each in a sentence, what the matrix leaves out.
+	Notes []string
+	// MaxRows is how many rows a table has; 0 for all.
+	MaxRows int
+}
+
+// maxNames is how many parties a cell of a table names.
+const maxNames = 6
+
+// OneLine makes a text from an object safe for a terminal, on one line.
+func OneLine(s string) string { return strings.ReplaceAll(excerpt.Of(s), "\n", " ") }
+
+// few joins the names, and says how many are left out.
+func few(names []string, most int) string {
+	shown := names[:min(len(names), most)]
+	text := OneLine(strings.Join(shown, ", "))
+	if more := len(names) - len(shown); more > 0 {
+		text += fmt.Sprintf(", and %d more", more)
+	}
+	return text
+}
+
+// Table prints one line for each row: who is reached, on which ports, by whom.
+func Table(out io.Writer, v View) error {
+	pods, groups, regions := 0, 0, 0
+	for _, p := range v.Parties {
+		if p.Kind == reach.World {
+			regions++
+			continue
+		}
+		groups++
+		pods += len(p.Pods)
+	}
+	_, err := fmt.Fprintf(out, "%s: %s in %s, the world in %s, %s\n\n", OneLine(v.Title), count(pods, "pod"),
+		count(groups, "group"), count(regions, "region"), plural(len(v.Policies), "policy", "policies"))
+	if err != nil {
+		return err
+	}
+	if len(v.Rows) == 0 {
+		_, err = fmt.Fprintln(out, "No connection is possible.")
+		return err
+	}
+	if err := v.print(out, v.Rows, ""); err != nil {
+		return err
+	}
+	return v.more(out, len(v.Rows))
+}
+
+func count(n int, what string) string { return plural(n, what, what+"s") }
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprint(n, " ", many)
+}
+
+// print prints the rows that a table has room for. mark is the first column; there is none if it is empty.
+func (v View) print(out io.Writer, rows []reach.Row, mark string) error {
+	var table strings.Builder
+	w := tabwriter.NewWriter(&table, 0, 8, 2, ' ', 0)
+	if v.MaxRows > 0 {
+		rows = rows[:min(len(rows), v.MaxRows)]
+	}
+	services := slices.ContainsFunc(rows, func(r reach.Row) bool { return len(v.Services(r)) > 0 })
+	line := func(cells ...string) {
+		if mark != "" {
+			cells = append([]string{mark}, cells...)
+		}
+		if !services {
+			cells = cells[:len(cells)-1]
+		}
+		_, _ = fmt.Fprintln(w, strings.Join(cells, "\t")) // Flush reports errors
+	}
+	if mark == "" {
+		line("FROM", "TO", "PORTS", "SERVICES")
+	}
+	for _, r := range rows {
+		ports := r.Ports.String()
+		if r.Family != "" {
+			ports += " (" + r.Family + ")"
+		}
+		line(few(v.Words(r.From, r.To), maxNames), few(v.Words(r.To, r.From), maxNames), ports, few(v.Services(r), 3))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for l := range strings.Lines(table.String()) {
+		if _, err := fmt.Fprintln(out, strings.TrimRight(l, " \n")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// more says how many rows are left out, and how to see them.
+func (v View) more(out io.Writer, rows int) error {
+	left := rows - v.MaxRows
+	if v.MaxRows == 0 || left <= 0 {
+		return nil
+	}
+	_, err := fmt.Fprintf(out, "\n%d more rows. Narrow the table with -n NAMESPACE, --from, --to or --port; "+
+		"show all with --rows 0, -o json or -o html.\n", left)
+	return err
+}
+
+// Services returns the ports of Services that lead to one of the row's ports, such as "shop/web:80".
+func (v View) Services(r reach.Row) (names []string) {
+	for _, i := range r.To {
+		for _, s := range v.Parties[i].Services {
+			if slices.ContainsFunc(s.Targets, func(target uint16) bool { return r.Ports.Contains(s.Proto, target) }) {
+				names = append(names, serviceName(s))
+			}
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func serviceName(s reach.ServicePort) string {
+	name := fmt.Sprintf("%s:%d", s.Service, s.Port)
+	if s.Proto != ruleset.TCP {
+		name += "/" + string(s.Proto)
+	}
+	return name
+}
+
+// row is a row with the names of its parties.
+type row struct {
+	From     []string    `json:"from"`
+	To       []string    `json:"to"`
+	Ports    reach.Ports `json:"ports"`
+	Words    string      `json:"words"`
+	Family   string      `json:"family,omitempty"`
+	Services []string    `json:"services,omitempty"`
+}
+
+func (v View) named(rows []reach.Row) []row {
+	names := func(parties []int) (all []string) {
+		for _, i := range parties {
+			all = append(all, v.Parties[i].Name)
+		}
+		return all
+	}
+	all := []row{} // prints [] for no rows, not null
+	for _, r := range rows {
+		all = append(all, row{names(r.From), names(r.To), r.Ports, r.Ports.String(), r.Family, v.Services(r)})
+	}
+	return all
+}
+
+// JSON prints the parties, and all rows with the parties' names.
+func JSON(out io.Writer, v View) error {
+	return printJSON(out, struct {
+		Parties []reach.Party `json:"parties"`
+		Allowed []row         `json:"allowed"`
+		Notes   []string      `json:"notes,omitempty"`
+	}{v.Parties, v.named(v.Rows), v.Notes})
+}
+
+func printJSON(out io.Writer, value any) error {
+	e := json.NewEncoder(out)
+	e.SetIndent("", "  ")
+	return e.Encode(value)
+}
+
+// Change is the difference that a change makes, to be shown.
+type Change struct {
+	View
+	Opened, Closed []reach.Row
+	Applied        reach.Applied
+}
+
+// DiffTable prints the connections that open and those that close.
+func DiffTable(out io.Writer, c Change) error {
+	var err error
+	say := func(format string, args ...any) {
+		if err == nil {
+			_, err = fmt.Fprintf(out, format, args...)
+		}
+	}
+	for _, list := range []struct {
+		does    string
+		objects []string
+	}{
+		{"adds", c.Applied.Added},
+		{"replaces", c.Applied.Replaced},
+		{"deletes", c.Applied.Deleted},
+		{"names, without an effect on pods that exist,", c.Applied.Unused},
+	} {
+		if len(list.objects) > 0 {
+			say("The change %s %s.\n", list.does, few(list.objects, maxNames))
+		}
+	}
+	for _, list := range []struct {
+		what, mark string
+		rows       []reach.Row
+	}{{"Opens", "+", c.Opened}, {"Closes", "-", c.Closed}} {
+		if len(list.rows) == 0 {
+			continue
+		}
+		say("\n%s (from, to, ports):\n", list.what)
+		if err == nil {
+			err = c.print(out, list.rows, list.mark)
+		}
+		if err == nil {
+			err = c.more(out, len(list.rows))
+		}
+	}
+	if len(c.Opened)+len(c.Closed) == 0 {
+		say("\nNo connection opens or closes.\n")
+	}
+	return err
+}
+
+// DiffJSON prints the parties, and all rows that open or close.
+func DiffJSON(out io.Writer, c Change) error {
+	return printJSON(out, struct {
+		Opened  []row         `json:"opened"`
+		Closed  []row         `json:"closed"`
+		Parties []reach.Party `json:"parties"`
+		Applied reach.Applied `json:"applied"`
+		Notes   []string      `json:"notes,omitempty"`
+	}{c.named(c.Opened), c.named(c.Closed), c.Parties, c.Applied, c.Notes})
+}

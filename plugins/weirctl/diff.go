@@ -1,0 +1,188 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weir-net/weir/plugins/weirctl/chart"
+	"github.com/weir-net/weir/plugins/weirctl/client"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/reach"
+	"github.com/weir-net/weir/source/manifests"
+)
+
+// failOn are the values of --fail-on: which changes make weirctl diff end with client.ExitChanges.
+var failOn = map[string]func(*reach.Diff) bool{
+	"any":    func(d *reach.Diff) bool { return !d.Empty() },
+	"opens":  func(d *reach.Diff) bool { return len(d.Opened) > 0 },
+	"closes": func(d *reach.Diff) bool { return len(d.Closed) > 0 },
+	"never":  func(*reach.Diff) bool { return false },
+}
+
+// diffFlags are the flags of weirctl diff.
+type diffFlags struct {
+	source  client.Source
+	narrow  narrow
+	files   []string
+	deleted []string
+	fail    string
+	output  string
+}
+
+func diffCommand() *cobra.Command {
+	var f diffFlags
+	cmd := &cobra.Command{
+		Use:   "diff -f FILE",
+		Short: "Show which connections a change of policies would open and close, before it is applied",
+		Long: "Shows which connections between the pods that exist, and between them and the world, would open and\n" +
+			"which would close if the objects in the files were applied. Objects replace those of the same name:\n" +
+			"NetworkPolicies, the labels of Namespaces, and the labels and named ports of pods and of workloads'\n" +
+			"templates. Nothing is applied.\n\n" +
+			"Exit codes: 0 if no connection changes, 5 if connections open or close (see --fail-on), 1 if that can't be\n" +
+			"found out, 2 if the arguments are wrong.",
+		Example: `  weirctl diff -f new.yaml                        # against the cluster
+  weirctl diff -f policies/                       # all manifests of a directory
+  helm template . | weirctl diff -f -             # what another program writes
+  weirctl diff --delete shop/deny-all             # without a policy
+  weirctl diff -f new.yaml --fail-on opens        # in CI: only what opens is a failure
+  weirctl diff -f new/ --source dir:old/          # two directories, without a cluster`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
+	}
+	flags := cmd.Flags()
+	f.source.AddFlags(flags)
+	f.narrow.addFlags(flags)
+	flags.StringArrayVarP(&f.files, "filename", "f", nil, "file or directory of manifests; - for the standard input")
+	flags.StringArrayVar(&f.deleted, "delete", nil, "NS/NAME of a NetworkPolicy that the change deletes")
+	flags.StringVar(&f.fail, "fail-on", "any", "which changes end with exit code 5: any, opens, closes or never")
+	flags.StringVarP(&f.output, "output", "o", "text", "text or json")
+	return cmd
+}
+
+func (f *diffFlags) run(cmd *cobra.Command) error {
+	fails, ok := failOn[f.fail]
+	if !ok {
+		return client.Usage(fmt.Errorf("--fail-on %s: must be any, opens, closes or never", f.fail))
+	}
+	format, err := client.ParseFormat(f.output)
+	if err != nil {
+		return client.Usage(err)
+	}
+	filter, err := f.narrow.filter()
+	if err != nil {
+		return err
+	}
+	deleted, err := policyNames(f.deleted)
+	if err != nil {
+		return err
+	}
+	if len(f.files)+len(deleted) == 0 {
+		return client.Usage(errors.New("nothing to compare: use -f FILE, -f DIRECTORY, -f - or --delete NS/NAME"))
+	}
+	file, err := readFiles(f.files, cmd.InOrStdin())
+	if err != nil {
+		return err
+	}
+	c, err := load(cmd, &f.source, f.narrow.namespaces)
+	if err != nil {
+		return err
+	}
+	before := c.State()
+	after := before
+	var applied reach.Applied
+	after.Objects, applied = reach.Apply(before.Objects, file, deleted...)
+	if len(applied.Missing) > 0 {
+		return fmt.Errorf("--delete: there is no %s", chart.OneLine(strings.Join(applied.Missing, ", ")))
+	}
+	d := reach.Compare(before, after, c.Services)
+	d.Opened, d.Closed = d.After.Filter(d.Opened, filter), d.After.Filter(d.Closed, filter)
+	change := chart.Change{
+		View:   chart.View{Matrix: d.After, Title: f.narrow.title(), MaxRows: f.narrow.rows, Notes: notes(c, d.After)},
+		Opened: d.Opened, Closed: d.Closed, Applied: applied,
+	}
+	for _, p := range file.Problems {
+		change.Notes = append(change.Notes, p.String())
+	}
+	warn(cmd, change.Notes)
+	print := chart.DiffTable
+	if format == client.JSON {
+		print = chart.DiffJSON
+	}
+	if err := print(cmd.OutOrStdout(), change); err != nil {
+		return err
+	}
+	if fails(d) {
+		return client.Exit(client.ExitChanges, nil)
+	}
+	return nil
+}
+
+// policyNames parses the names of policies.
+func policyNames(texts []string) (names []policy.Name, err error) {
+	for _, text := range texts {
+		namespace, name, ok := strings.Cut(text, "/")
+		if !ok || namespace == "" || name == "" {
+			return nil, client.Usage(fmt.Errorf("--delete %q: must be NAMESPACE/NAME of a NetworkPolicy", text))
+		}
+		names = append(names, policy.Name{Namespace: namespace, Name: name})
+	}
+	return names, nil
+}
+
+// maxFile is how many bytes of manifests are read from one file.
+const maxFile = 64 << 20
+
+// readFiles reads the objects of files, of all manifests in directories, and of the standard input for "-".
+func readFiles(paths []string, stdin io.Reader) (policy.Objects, error) {
+	texts := map[string][]byte{}
+	read := func(name string, from io.Reader) error {
+		text, err := io.ReadAll(io.LimitReader(from, maxFile+1))
+		if err == nil && len(text) > maxFile {
+			err = fmt.Errorf("it has more than %d MiB", maxFile>>20)
+		}
+		if err != nil {
+			return fmt.Errorf("-f %s: %w", name, err)
+		}
+		texts[name] = text
+		return nil
+	}
+	for _, p := range paths {
+		if p == "-" {
+			if err := read("-", stdin); err != nil {
+				return policy.Objects{}, err
+			}
+			continue
+		}
+		err := filepath.WalkDir(p, func(name string, d fs.DirEntry, err error) error {
+			extension := strings.ToLower(filepath.Ext(name))
+			if err != nil || d.IsDir() || (name != p && !slices.Contains([]string{".yaml", ".yml", ".json"}, extension)) {
+				return err
+			}
+			opened, err := os.Open(name)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = opened.Close() }()
+			return read(name, opened)
+		})
+		if err != nil {
+			return policy.Objects{}, fmt.Errorf("read -f %s: %w", p, err)
+		}
+	}
+	objects, err := manifests.Read(texts)
+	if err != nil {
+		return objects, fmt.Errorf("read the change: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	if len(paths) > 0 && objects.Empty() {
+		return objects, fmt.Errorf("-f %s: there is no object that policies depend on", strings.Join(paths, ", "))
+	}
+	return objects, nil
+}

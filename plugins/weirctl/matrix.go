@@ -1,0 +1,228 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/weir-net/weir/plugins/weirctl/chart"
+	"github.com/weir-net/weir/plugins/weirctl/client"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/explain"
+	"github.com/weir-net/weir/policy/reach"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// narrow are the flags that say which part of a matrix is shown.
+type narrow struct {
+	namespaces []string
+	from, to   string
+	port       string
+	rows       int
+}
+
+func (n *narrow) addFlags(flags *pflag.FlagSet) {
+	flags.StringSliceVarP(&n.namespaces, "namespace", "n", nil, "only connections from or to pods of this namespace")
+	flags.StringVar(&n.from, "from", "", "only connections from these: NS/NAME, with * for any text; an address; or world")
+	flags.StringVar(&n.to, "to", "", "only connections to these: as --from")
+	flags.StringVar(&n.port, "port", "", "only connections on these ports: 80, 8000-8080, 53/udp; without a protocol: TCP")
+	flags.IntVar(&n.rows, "rows", 100, "how many rows the table has; 0 for all")
+}
+
+// filter returns the filter that the flags mean.
+func (n *narrow) filter() (f reach.Filter, err error) {
+	if len(n.namespaces) > 0 {
+		f.Either = func(p reach.Party) bool { return slices.Contains(n.namespaces, p.Namespace) }
+	}
+	if f.From, err = parties("--from", n.from); err != nil {
+		return f, err
+	}
+	if f.To, err = parties("--to", n.to); err != nil {
+		return f, err
+	}
+	if n.port != "" {
+		if f.Proto, f.Ports, err = portRange(n.port); err != nil {
+			return f, err
+		}
+	}
+	return f, nil
+}
+
+// parties returns a function that tells which parties the text means.
+func parties(flag, text string) (func(reach.Party) bool, error) {
+	a, err := netip.ParseAddr(text)
+	switch {
+	case text == "":
+		return nil, nil
+	case text == "world":
+		return func(p reach.Party) bool { return p.Kind == reach.World }, nil
+	case err == nil:
+		return func(p reach.Party) bool {
+			return slices.ContainsFunc(p.Networks, func(n netip.Prefix) bool { return n.Contains(a) }) ||
+				slices.ContainsFunc(p.Addresses, func(all []netip.Addr) bool { return slices.Contains(all, a) })
+		}, nil
+	}
+	if _, err := path.Match(text, ""); err != nil || strings.Count(text, "/") != 1 {
+		return nil, client.Usage(fmt.Errorf("%s %q: must be NS/NAME, with * for any text, an address, or world", flag, text))
+	}
+	return func(p reach.Party) bool {
+		matches := func(name string) bool {
+			ok, _ := path.Match(text, name)
+			return ok
+		}
+		return p.Kind == reach.Pods && (matches(p.Name) ||
+			slices.ContainsFunc(p.Pods, func(pod string) bool { return matches(p.Namespace + "/" + pod) }))
+	}, nil
+}
+
+// portRange parses "80", "8000-8080" or "53/udp".
+func portRange(text string) (proto ruleset.Protocol, r ruleset.PortRange, err error) {
+	numbers, word, _ := strings.Cut(text, "/")
+	proto = ruleset.Protocol(strings.ToLower(word))
+	if word == "" {
+		proto = ruleset.TCP
+	}
+	first, last, isRange := strings.Cut(numbers, "-")
+	if !isRange {
+		last = first
+	}
+	a, errA := strconv.ParseUint(first, 10, 16)
+	b, errB := strconv.ParseUint(last, 10, 16)
+	known := slices.Contains([]ruleset.Protocol{ruleset.TCP, ruleset.UDP, ruleset.SCTP}, proto)
+	if errA != nil || errB != nil || a < 1 || a > b || !known {
+		return "", r, client.Usage(fmt.Errorf("--port %q: must be a port or a range from 1 to 65535, "+
+			"with /tcp, /udp or /sctp if it isn't TCP: 80, 8000-8080 or 53/udp", text))
+	}
+	return proto, ruleset.PortRange{First: uint16(a), Last: uint16(b)}, nil
+}
+
+// title says which part is shown.
+func (n *narrow) title() string {
+	title := "the cluster"
+	if len(n.namespaces) > 0 {
+		title = "namespace " + strings.Join(n.namespaces, ", ")
+	}
+	for _, part := range []struct{ word, text string }{{"from", n.from}, {"to", n.to}, {"port", n.port}} {
+		if part.text != "" {
+			title += ", " + part.word + " " + part.text
+		}
+	}
+	return title
+}
+
+// formats are the values of -o.
+var formats = map[string]func(io.Writer, chart.View) error{
+	"text": chart.Table, "json": chart.JSON,
+}
+
+func matrixCommand() *cobra.Command {
+	var source client.Source
+	var narrow narrow
+	var output string
+	cmd := &cobra.Command{
+		Use:   "matrix",
+		Short: "Show who can reach whom: pods, Services and the world",
+		Long: "Shows which connections NetworkPolicies allow between pods, and between pods and the world. Pods that no\n" +
+			"policy can tell apart are one group. All ports, protocols and addresses are covered: see docs/matrix.md.",
+		Example: `  weirctl matrix                                    # the whole cluster, as a table
+  weirctl matrix -n shop                            # connections from or to pods of one namespace
+  weirctl matrix --to shop/db-* --port 5432         # who reaches the databases
+  weirctl matrix --from world                       # what is open to the world
+  weirctl matrix -o html > matrix.html              # a page with filters and a graph, for a browser
+  weirctl matrix -n shop -o dot | dot -Tpng > m.png # a graph, drawn by Graphviz
+  weirctl matrix --source dir:manifests/            # what the manifests of a directory mean, without a cluster`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			print, ok := formats[output]
+			if !ok {
+				return client.Usage(fmt.Errorf("-o %s: must be text, json, html, svg or dot", output))
+			}
+			filter, err := narrow.filter()
+			if err != nil {
+				return err
+			}
+			c, err := load(cmd, &source, narrow.namespaces)
+			if err != nil {
+				return err
+			}
+			m := reach.New(c.State(), c.Services)
+			v := chart.View{Matrix: m, Title: narrow.title(), MaxRows: narrow.rows, Notes: notes(c, m)}
+			v.Rows = m.Filter(m.Rows(), filter)
+			for _, np := range c.Policies {
+				v.Policies = append(v.Policies, np.Namespace+"/"+np.Name)
+			}
+			warn(cmd, v.Notes)
+			return print(cmd.OutOrStdout(), v)
+		},
+	}
+	source.AddFlags(cmd.Flags())
+	narrow.addFlags(cmd.Flags())
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "text, json, html, svg or dot")
+	return cmd
+}
+
+// load reads the objects of the source.
+func load(cmd *cobra.Command, source *client.Source, namespaces []string) (explain.Cluster, error) {
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	c, err := source.Load(ctx, namespaces...)
+	if err != nil {
+		return c, err
+	}
+	for _, n := range namespaces {
+		known := slices.ContainsFunc(c.Namespaces, func(o policy.Namespace) bool { return o.Name == n }) ||
+			slices.ContainsFunc(c.Pods, func(p policy.Pod) bool { return p.Namespace == n })
+		if !known {
+			return c, fmt.Errorf("there is no namespace %q and no pod in it", n)
+		}
+	}
+	return c, nil
+}
+
+// notes say what the matrix leaves out or guesses.
+func notes(c explain.Cluster, m *reach.Matrix) (notes []string) {
+	notes = append(notes, c.Gaps...)
+	host, bare, invented := 0, 0, 0
+	for _, p := range c.Pods {
+		if p.HostNetwork && !p.Finished {
+			host++
+		}
+	}
+	for _, p := range m.Parties {
+		for _, addresses := range p.Addresses {
+			switch {
+			case len(addresses) == 0:
+				bare++
+			case c.IsInvented(addresses[0]):
+				invented++
+			}
+		}
+	}
+	note := func(pods int, format string, args ...any) {
+		if pods > 0 {
+			notes = append(notes, fmt.Sprintf("%d of the pods ", pods)+fmt.Sprintf(format, args...))
+		}
+	}
+	note(host, "use their node's network: no policy selects them, and they aren't shown")
+	note(bare, "have no address that their Node can assign: no ipBlock counts as containing them")
+	note(invented, "have no address yet: an ipBlock counts as containing them if it contains %v", c.Invented)
+	for _, u := range c.Unenforced {
+		notes = append(notes, u.String())
+	}
+	return notes
+}
+
+// warn prints the notes as warnings.
+func warn(cmd *cobra.Command, notes []string) {
+	for _, n := range notes {
+		_, _ = fmt.Fprintln(cmd.ErrOrStderr(), "weirctl: note:", chart.OneLine(n))
+	}
+}

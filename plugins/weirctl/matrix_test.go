@@ -1,0 +1,188 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/cobra"
+
+	"github.com/weir-net/weir/plugins/weirctl/client"
+)
+
+const shop = `
+{kind: Namespace, apiVersion: v1, metadata: {name: shop}}
+---
+{kind: Pod, apiVersion: v1, metadata: {name: web-0, namespace: shop, labels: {app: web}}, status: {podIP: 10.0.0.2}}
+---
+{kind: Pod, apiVersion: v1, metadata: {name: web-1, namespace: shop, labels: {app: web}}, status: {podIP: 10.0.0.3}}
+---
+kind: Pod
+apiVersion: v1
+metadata: {name: db, namespace: shop, labels: {app: db}}
+spec: {containers: [{name: db, ports: [{name: sql, containerPort: 5432}]}]}
+status: {podIP: 10.0.0.4}
+---
+{kind: Pod, apiVersion: v1, metadata: {name: spy, namespace: other}, status: {podIP: 10.0.0.5}}
+---
+{kind: Service, apiVersion: v1, metadata: {name: db, namespace: shop},
+ spec: {selector: {app: db}, ports: [{port: 5000, targetPort: sql}]}}
+---
+kind: NetworkPolicy
+apiVersion: networking.k8s.io/v1
+metadata: {name: db, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  policyTypes: [Ingress, Egress]
+  ingress: [{from: [{podSelector: {matchLabels: {app: web}}}], ports: [{port: sql}]}]
+  egress: [{to: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: 53, protocol: UDP}]}]
+`
+
+const wider = `
+kind: NetworkPolicy
+apiVersion: networking.k8s.io/v1
+metadata: {name: db, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: other}}}]}]
+`
+
+// execute runs the command with the manifests as its source, and returns what it prints and its exit code.
+func execute(t *testing.T, cmd *cobra.Command, stdin string, args ...string) (out, errs string, code int) {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "shop.yaml"), []byte(shop), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr bytes.Buffer
+	cmd.SetOut(&stdout)
+	cmd.SetErr(&stderr)
+	cmd.SetIn(strings.NewReader(stdin))
+	cmd.SilenceUsage, cmd.SilenceErrors = true, true
+	cmd.SetArgs(append([]string{"--source", "dir:" + dir}, args...))
+	code, text := client.Code(cmd.ExecuteContext(t.Context()))
+	return stdout.String(), stderr.String() + text, code
+}
+
+func TestMatrixCommand(t *testing.T) {
+	for _, tc := range []struct {
+		args []string
+		want string
+	}{
+		{nil, `the cluster: 4 pods in 3 groups, the world in 2 regions, 1 policy
+
+FROM                                     TO                 PORTS       SERVICES
+shop/web (2 pods), the world             other/spy          everything
+shop/web (2 pods)                        shop/db            TCP 5432    shop/db:5000
+other/spy, shop/web (2 pods), the world  shop/web (2 pods)  everything
+other/spy, shop/web (2 pods)             the world          everything
+shop/db                                  192.0.2.0/24       UDP 53
+`},
+		{[]string{"--to", "shop/d*", "--port", "5000-6000"}, `the cluster, to shop/d*, port 5000-6000: ` +
+			`4 pods in 3 groups, the world in 2 regions, 1 policy
+
+FROM               TO       PORTS     SERVICES
+shop/web (2 pods)  shop/db  TCP 5432  shop/db:5000
+`},
+		{[]string{"-n", "shop", "--port", "53/udp", "--to", "192.0.2.7"}, `namespace shop, to 192.0.2.7, port 53/udp: ` +
+			`4 pods in 3 groups, the world in 2 regions, 1 policy
+
+FROM              TO            PORTS
+all pods in shop  192.0.2.0/24  UDP 53
+`},
+		{[]string{"--from", "world", "--to", "shop/db"}, `the cluster, from world, to shop/db: ` +
+			`4 pods in 3 groups, the world in 2 regions, 1 policy
+
+No connection is possible.
+`},
+	} {
+		out, errs, code := execute(t, matrixCommand(), "", tc.args...)
+		if diff := cmp.Diff(tc.want, out); diff != "" || errs != "" || code != 0 {
+			t.Errorf("%v: %d, %s\n%s\n%s", tc.args, code, errs, diff, out)
+		}
+	}
+}
+
+func TestDiffCommand(t *testing.T) {
+	changes := `The change replaces NetworkPolicy shop/db.
+
+Opens (from, to, ports):
++  shop/db    all pods, 0.0.0.0/0 except 192.0.2.0/24  everything
++  other/spy  shop/db                                  everything             shop/db:5000
++  shop/db    192.0.2.0/24                             everything but UDP 53
+
+Closes (from, to, ports):
+-  shop/web (2 pods)  shop/db  TCP 5432  shop/db:5000
+`
+	labels := "{kind: Pod, apiVersion: v1, metadata: {name: spy, namespace: other, labels: {app: web}}}"
+	for _, tc := range []struct {
+		stdin string
+		args  []string
+		code  int
+		want  string
+	}{
+		{wider, []string{"-f", "-"}, client.ExitChanges, changes},
+		{wider, []string{"-f", "-", "--fail-on", "never"}, client.ExitOK, changes},
+		{wider, []string{"-f", "-", "--fail-on", "closes", "--from", "other/*"}, client.ExitOK, "" +
+			`The change replaces NetworkPolicy shop/db.
+
+Opens (from, to, ports):
++  other/spy  shop/db  everything  shop/db:5000
+`},
+		{
+			labels,
+			[]string{"-f", "-"},
+			client.ExitOK,
+			"The change replaces Pod other/spy.\n\nNo connection opens or closes.\n",
+		},
+		{"", []string{"--delete", "shop/db", "--port", "22", "--to", "world"}, client.ExitChanges, "" +
+			`The change deletes NetworkPolicy shop/db.
+
+Opens (from, to, ports):
++  shop/db  the world  TCP 22
+`},
+	} {
+		out, errs, code := execute(t, diffCommand(), tc.stdin, tc.args...)
+		if diff := cmp.Diff(tc.want, out); diff != "" || errs != "" || code != tc.code {
+			t.Errorf("%v: %d, %s\n%s\n%s", tc.args, code, errs, diff, out)
+		}
+	}
+}
+
+// TestReachBadInput: each wrong argument gives one line that says what to do, and the exit code of wrong arguments.
+// What can't be found out has the exit code of errors.
+func TestReachBadInput(t *testing.T) {
+	for _, tc := range []struct {
+		diff bool
+		args string
+		code int
+		want string
+	}{
+		{false, "--port 0", client.ExitUsage, `--port "0": must be a port`},
+		{false, "--port 80-79", client.ExitUsage, "must be a port"},
+		{false, "--port 80/icmp", client.ExitUsage, "must be a port"},
+		{false, "--port 65536", client.ExitUsage, "must be a port"},
+		{false, "--from web", client.ExitUsage, `--from "web": must be NS/NAME`},
+		{false, "--to shop/[", client.ExitUsage, `--to "shop/[": must be NS/NAME`},
+		{false, "-o xml", client.ExitUsage, "must be text, json"},
+		{false, "-n nowhere", client.ExitError, `there is no namespace "nowhere"`},
+		{true, "", client.ExitUsage, "use -f FILE"},
+		{true, "--delete web", client.ExitUsage, "must be NAMESPACE/NAME"},
+		{true, "--delete shop/gone", client.ExitError, "there is no NetworkPolicy shop/gone"},
+		{true, "-f gone.yaml", client.ExitError, "no such file"},
+		{true, "-f -", client.ExitError, "there is no object"},
+		{true, "-f - --fail-on all", client.ExitUsage, "must be any, opens, closes or never"},
+	} {
+		cmd := matrixCommand()
+		if tc.diff {
+			cmd = diffCommand()
+		}
+		out, errs, code := execute(t, cmd, "", strings.Fields(tc.args)...)
+		if code != tc.code || !strings.Contains(errs, tc.want) || out != "" || strings.Contains(errs, "\n") {
+			t.Errorf("%s: %d, %q, and printed %q", tc.args, code, errs, out)
+		}
+	}
+}

@@ -1,0 +1,260 @@
+package reach
+
+import (
+	"encoding/binary"
+	"slices"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/policy/verdict"
+)
+
+// Reach has the ports on which one party can reach another, for each family. A family is nil if one of the parties has
+// no address of the family.
+type Reach [len(conf.Families)]*Ports
+
+// cell has the numbers of the sets of ports for each family; -1 if there are no connections of the family.
+type cell [len(conf.Families)]int32
+
+func (sp *space) reach(c cell) (r Reach) {
+	for f, number := range c {
+		if number >= 0 {
+			ports := sp.ports(int(number))
+			r[f] = &ports
+		}
+	}
+	return r
+}
+
+// rules are the rules of all policies that isolate a party, by number.
+type rules struct {
+	list   []verdict.Terms
+	number map[verdict.Terms]int
+	// ports are the ports of each rule without named ports.
+	ports []bits
+}
+
+// side is what the policies mean for one class of ends in one direction. A packet must be in one rule of each list.
+type side struct {
+	closed bool
+	either [][]int // numbers of rules
+}
+
+// class is a kind of ends of one family: all ends with the same rules, which are peers of the same rules.
+type class struct {
+	end             partyEnd
+	egress, ingress side
+	peer            bits // the rules of which the ends are peers
+}
+
+// matrix returns the matrix of the state with that index.
+func (u *universe) matrix(state int) *Matrix {
+	m := &Matrix{Parties: slices.Clone(u.parties), space: u.space}
+	k := &kernel{universe: u, evaluator: u.evaluators[state], state: state}
+	k.number = map[verdict.Terms]int{}
+	sides := k.isolate(m.Parties)
+	// Parties with the same classes in both families are one class of the matrix.
+	by := map[string]int{}
+	var classOf [len(conf.Families)][]int // by classes of the matrix
+	for i := range u.parties {
+		var of [len(conf.Families)]int
+		key := []byte(m.Parties[i].Kind) // the world doesn't reach the world, so it has classes of its own
+		for f := range conf.Families {
+			of[f] = k.classOf(f, u.ends[i][state][f], sides[i][f])
+			key = binary.AppendVarint(key, int64(of[f]))
+		}
+		n, ok := by[string(key)]
+		if !ok {
+			n = len(m.members)
+			by[string(key)] = n
+			m.members = append(m.members, nil)
+			for f := range conf.Families {
+				classOf[f] = append(classOf[f], of[f])
+			}
+		}
+		m.classes = append(m.classes, n)
+		m.members[n] = append(m.members[n], i)
+	}
+	var between [len(conf.Families)][][]int
+	for f := range conf.Families {
+		between[f] = k.between(f)
+	}
+	m.between = make([][]cell, len(m.members))
+	for i := range m.members {
+		m.between[i] = make([]cell, len(m.members))
+		for j := range m.members {
+			for f := range conf.Families {
+				m.between[i][j][f] = -1
+				if a, b := classOf[f][i], classOf[f][j]; a >= 0 && b >= 0 {
+					m.between[i][j][f] = int32(between[f][a][b])
+				}
+			}
+		}
+	}
+	return m
+}
+
+// kernel computes one matrix.
+type kernel struct {
+	*universe
+	evaluator *verdict.Evaluator
+	state     int
+	rules
+	classes [len(conf.Families)][]class
+	known   [len(conf.Families)]map[string]int
+}
+
+// sides are the two directions of one end.
+type sides struct{ egress, ingress side }
+
+// isolate finds the policies that isolate each party, numbers their rules, and names the policies in the parties.
+func (k *kernel) isolate(parties []Party) [][len(conf.Families)]sides {
+	all := make([][len(conf.Families)]sides, len(parties))
+	for i := range parties {
+		p := &parties[i]
+		p.Ingress, p.Egress = nil, nil
+		for f := range conf.Families {
+			end := k.ends[i][k.state][f]
+			if !end.known {
+				continue
+			}
+			all[i][f].egress = k.side(k.evaluator.Isolation(ruleset.Egress, end.End), &p.Egress)
+			all[i][f].ingress = k.side(k.evaluator.Isolation(ruleset.Ingress, end.End), &p.Ingress)
+		}
+		for _, names := range []*[]string{&p.Ingress, &p.Egress} {
+			slices.Sort(*names)
+			*names = slices.Compact(*names)
+		}
+	}
+	for _, t := range k.list {
+		ports := k.space.none()
+		if !t.ByName() {
+			ports = k.portsOf(t, verdict.End{})
+		}
+		k.ports = append(k.ports, ports)
+	}
+	return all
+}
+
+// side returns the isolation with the numbers of its rules, and appends the names of the policies.
+func (k *kernel) side(i verdict.Isolation, names *[]string) side {
+	s := side{closed: i.Closed}
+	for _, one := range i.Either {
+		*names = append(*names, one.Policies...)
+		list := []int{}
+		for _, t := range one.Terms {
+			n, ok := k.number[t]
+			if !ok {
+				n = len(k.list)
+				k.number[t] = n
+				k.list = append(k.list, t)
+			}
+			list = append(list, n)
+		}
+		s.either = append(s.either, list)
+	}
+	return s
+}
+
+// portsOf returns the ports of the rule at the destination.
+func (k *kernel) portsOf(t verdict.Terms, dst verdict.End) bits {
+	b := k.space.none()
+	for i, a := range k.space.atoms {
+		if t.Opens(a.proto, a.First, dst) {
+			b.set(i)
+		}
+	}
+	return b
+}
+
+// classOf returns the number of the end's class; -1 if the party has no end of the family.
+func (k *kernel) classOf(f int, end partyEnd, s sides) int {
+	if !end.known {
+		return -1
+	}
+	c := class{end: end, egress: s.egress, ingress: s.ingress, peer: newBits(len(k.list))}
+	var named []byte // the numbers of the named ports decide too
+	for i, t := range k.list {
+		if t.Means(end.End) {
+			c.peer.set(i)
+		}
+		if t.ByName() {
+			named = append(named, k.portsOf(t, end.End).key()...)
+		}
+	}
+	key := binary.AppendVarint(nil, int64(len(named)))
+	key = append(append(key, named...), c.peer.key()...)
+	for _, s := range []side{c.egress, c.ingress} {
+		key = s.appendTo(key)
+	}
+	if k.known[f] == nil {
+		k.known[f] = map[string]int{}
+	}
+	n, ok := k.known[f][string(key)]
+	if !ok {
+		n = len(k.classes[f])
+		k.known[f][string(key)] = n
+		k.classes[f] = append(k.classes[f], c)
+	}
+	return n
+}
+
+// appendTo appends bytes that are equal for equal sides.
+func (s side) appendTo(key []byte) []byte {
+	key = binary.AppendVarint(key, int64(len(s.either)))
+	if s.closed {
+		key = append(key, 1)
+	} else {
+		key = append(key, 0)
+	}
+	for _, list := range s.either {
+		key = binary.AppendVarint(key, int64(len(list)))
+		for _, n := range list {
+			key = binary.AppendVarint(key, int64(n))
+		}
+	}
+	return key
+}
+
+// between returns, for each two classes of the family, the number of the set of ports on which the first reaches the
+// second.
+func (k *kernel) between(f int) [][]int {
+	classes := k.classes[f]
+	all := make([][]int, len(classes))
+	for i := range all {
+		all[i] = make([]int, len(classes))
+	}
+	for j := range classes {
+		dst := &classes[j]
+		ports := slices.Clone(k.ports)
+		for n, t := range k.list {
+			if t.ByName() {
+				ports[n] = k.portsOf(t, dst.end.End)
+			}
+		}
+		for i := range classes {
+			src := &classes[i]
+			allowed := k.space.full()
+			k.narrow(allowed, src.egress, dst, ports)
+			k.narrow(allowed, dst.ingress, src, ports)
+			all[i][j] = k.space.number(allowed)
+		}
+	}
+	return all
+}
+
+// narrow takes the ports from allowed that the side doesn't allow with the peer.
+func (k *kernel) narrow(allowed bits, s side, peer *class, ports []bits) {
+	if s.closed {
+		allowed.minus(k.space.full())
+	}
+	for _, list := range s.either {
+		some := k.space.none()
+		for _, n := range list {
+			if peer.peer.has(n) {
+				some.or(ports[n])
+			}
+		}
+		allowed.and(some)
+	}
+}

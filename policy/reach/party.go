@@ -1,0 +1,342 @@
+package reach
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/verdict"
+)
+
+// Kind is a kind of party.
+type Kind string
+
+// The kinds: pods that no policy can tell apart, or a region of the world outside of the cluster's pods.
+const (
+	Pods  Kind = "pods"
+	World Kind = "world"
+)
+
+// Party is one side of connections.
+type Party struct {
+	Kind Kind `json:"kind"`
+	// Name is "NAMESPACE/WORKLOAD" of pods, and the networks of a region. It is different for each party.
+	Name      string `json:"name"`
+	Namespace string `json:"namespace,omitempty"`
+	// Pods are the names of the pods, and Addresses their addresses, in the same order.
+	Pods      []string       `json:"pods,omitempty"`
+	Addresses [][]netip.Addr `json:"addresses,omitempty"`
+	// Labels are the labels that all of the pods have, without those that differ from pod to pod by their nature.
+	Labels map[string]string `json:"labels,omitempty"`
+	// Networks are those of a region.
+	Networks []netip.Prefix `json:"networks,omitempty"`
+	// Services are the ports of Services that lead to the pods.
+	Services []ServicePort `json:"services,omitempty"`
+	// Ingress and Egress are the policies that isolate the pods.
+	Ingress []string `json:"ingress,omitempty"`
+	Egress  []string `json:"egress,omitempty"`
+	// Off says that enforcement is off for the pods. Unknown says that the pod is unknown, so that all is denied.
+	Off     bool `json:"off,omitempty"`
+	Unknown bool `json:"unknown,omitempty"`
+}
+
+// partyEnds has, for each state, an end of the party for each family. All members of the party have equal ends.
+type partyEnds []oneOfEach
+
+type oneOfEach [len(conf.Families)]partyEnd
+
+type partyEnd struct {
+	verdict.End
+	known bool // the party has addresses of the family, or bare pods
+	bare  bool // pods without addresses
+}
+
+func endAt(e verdict.End) partyEnd { return partyEnd{End: e, known: true} }
+
+// unit is a pod with at most one address of each family. A pod with several attachments is several units.
+type unit struct {
+	pod       policy.Pod // in the first state; only its names, if the pod is unknown
+	addresses oneAddress
+	key       string // differs for units that a policy of any state may tell apart
+	ends      partyEnds
+}
+
+type oneAddress [len(conf.Families)]netip.Addr
+
+// perPod are the labels that differ between pods of one workload, or from version to version of a workload.
+var perPod = map[string]bool{
+	"pod-template-hash": true, "controller-revision-hash": true, "pod-template-generation": true,
+	"statefulset.kubernetes.io/pod-name": true, "apps.kubernetes.io/pod-index": true, "controller-uid": true,
+	"batch.kubernetes.io/controller-uid": true, "job-name": true, "batch.kubernetes.io/job-name": true,
+	"batch.kubernetes.io/job-completion-index": true, "rollouts-pod-template-hash": true,
+}
+
+// addPods adds a party for all pods that no policy can tell apart.
+func (u *universe) addPods() {
+	facts := newFacts(u)
+	by := map[string][]unit{}
+	for _, one := range u.units() {
+		one.key = facts.key(one)
+		by[one.key] = append(by[one.key], one)
+	}
+	type group struct {
+		Party
+		ends partyEnds
+	}
+	var groups []group
+	for _, key := range slices.Sorted(maps.Keys(by)) {
+		units := by[key]
+		slices.SortFunc(units, func(a, b unit) int { return cmp.Compare(a.pod.Name, b.pod.Name) })
+		groups = append(groups, group{u.party(units), units[0].ends})
+	}
+	slices.SortStableFunc(groups, func(a, b group) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Pods[0], b.Pods[0]))
+	})
+	names := map[string]int{}
+	for _, g := range groups {
+		names[g.Name]++
+	}
+	for _, g := range groups {
+		if names[g.Name] > 1 {
+			g.Name += " [" + g.Pods[0] + "]"
+		}
+		u.parties, u.ends = append(u.parties, g.Party), append(u.ends, g.ends)
+	}
+}
+
+// units returns the pods of the first state: those at the addresses that the evaluator knows, and those without
+// addresses.
+func (u *universe) units() []unit {
+	e := u.evaluators[0]
+	type id struct{ name, uid string }
+	addresses := map[id]*[len(conf.Families)][]netip.Addr{}
+	pods := map[id]policy.Pod{}
+	var order []id
+	seen := map[id]bool{} // the pods that have an address
+	for _, a := range e.Known() {
+		end := e.At(a)
+		at := id{end.Name(), ""}
+		one := policy.Pod{}
+		one.Namespace, one.Name, _ = strings.Cut(end.Name(), "/")
+		for _, p := range end.Pods() {
+			seen[id{p.Namespace + "/" + p.Name, p.UID}] = true
+		}
+		switch all := end.Pods(); len(all) {
+		case 0:
+			at.uid = "unknown"
+		case 1:
+			one, at.uid = all[0], "of "+all[0].UID
+		default: // pods that share an address are one unit
+			var names []string
+			for _, p := range all {
+				names = append(names, p.Name)
+			}
+			one = all[0]
+			one.Name, at.uid = strings.Join(names, " or "), "at "+a.String()
+		}
+		if addresses[at] == nil {
+			addresses[at] = &[len(conf.Families)][]netip.Addr{}
+			pods[at] = one
+			order = append(order, at)
+		}
+		f := conf.FamilyOf(a)
+		addresses[at][f] = append(addresses[at][f], a)
+	}
+	var all []unit
+	for _, at := range order {
+		for i := range max(len(addresses[at][conf.IPv4]), len(addresses[at][conf.IPv6])) {
+			one := unit{pod: pods[at]}
+			for f := range conf.Families {
+				if i < len(addresses[at][f]) {
+					one.addresses[f] = addresses[at][f][i]
+				}
+			}
+			all = append(all, one)
+		}
+	}
+	for _, p := range u.states[0].Pods {
+		if !p.HostNetwork && !p.Finished && !seen[id{p.Namespace + "/" + p.Name, p.UID}] {
+			all = append(all, unit{pod: p})
+		}
+	}
+	u.findEnds(all)
+	return all
+}
+
+// findEnds finds the ends of the units in each state. A pod without addresses has the labels that the pod of its name
+// has in that state.
+func (u *universe) findEnds(all []unit) {
+	for s, e := range u.evaluators {
+		pods := map[policy.Name]policy.Pod{}
+		for _, p := range u.states[s].Pods {
+			pods[policy.Name{Namespace: p.Namespace, Name: p.Name}] = p
+		}
+		for i := range all {
+			one := &all[i]
+			var at oneOfEach
+			if one.addresses == (oneAddress{}) {
+				pod := one.pod
+				if s > 0 {
+					pod = pods[policy.Name{Namespace: pod.Namespace, Name: pod.Name}]
+				}
+				end := partyEnd{End: e.Without(pod), known: true, bare: true}
+				at = oneOfEach{end, end}
+			}
+			for f, a := range one.addresses {
+				if a.IsValid() {
+					at[f] = endAt(e.At(a))
+				}
+			}
+			one.ends = append(one.ends, at)
+		}
+	}
+}
+
+// facts tells which facts about pods can matter to the policies of the universe.
+type facts struct {
+	world  *world
+	labels map[string]bool // keys of the policies' selectors of pods
+	ports  map[string]bool // names of ports
+}
+
+func newFacts(u *universe) facts {
+	f := facts{world: u.world, labels: map[string]bool{}, ports: portNames(u.states)}
+	add := func(s *metav1.LabelSelector) {
+		if s == nil {
+			return
+		}
+		for key := range s.MatchLabels {
+			f.labels[key] = true
+		}
+		for _, r := range s.MatchExpressions {
+			f.labels[r.Key] = true
+		}
+	}
+	for _, s := range u.states {
+		for _, np := range s.Policies {
+			add(&np.Spec.PodSelector)
+			for _, peers := range peersOf(np) {
+				for _, p := range peers {
+					add(p.PodSelector)
+				}
+			}
+		}
+	}
+	return f
+}
+
+// key returns a text that differs for units that policies may tell apart, or that differ in the labels by which people
+// know their workload.
+func (f facts) key(u unit) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%q", u.pod.Namespace)
+	for _, a := range u.addresses {
+		if a.IsValid() {
+			fmt.Fprint(&b, f.world.at(a))
+		}
+		b.WriteByte(';')
+	}
+	for s, ends := range u.ends {
+		for _, end := range ends {
+			if !end.known {
+				continue
+			}
+			pods := end.Pods()
+			fmt.Fprintf(&b, "%v,%d:", end.Off(), len(pods))
+			if len(pods) != 1 {
+				fmt.Fprint(&b, u.addresses)
+				continue
+			}
+			f.writePod(&b, pods[0], s == 0)
+		}
+	}
+	return b.String()
+}
+
+// writePod writes what matters of the pod: the labels that policies select by, or with workload all labels of its
+// workload, and the ports that policies name.
+func (f facts) writePod(b *strings.Builder, p policy.Pod, workload bool) {
+	fmt.Fprintf(b, "%q", p.Namespace)
+	for _, k := range slices.Sorted(maps.Keys(p.Labels)) {
+		if f.labels[k] || workload && !perPod[k] {
+			fmt.Fprintf(b, "%q=%q,", k, p.Labels[k])
+		}
+	}
+	unknown := slices.Clone(p.Unknown)
+	slices.Sort(unknown)
+	fmt.Fprintf(b, "?%q", unknown)
+	var ports []string
+	for _, n := range p.Ports {
+		if f.ports[n.Name] {
+			ports = append(ports, fmt.Sprintf("%q/%q/%d", n.Name, n.Proto, n.Number))
+		}
+	}
+	slices.Sort(ports)
+	fmt.Fprint(b, ports)
+}
+
+// party returns the party of the units, which have the same key.
+func (u *universe) party(units []unit) Party {
+	first := units[0]
+	p := Party{Kind: Pods, Namespace: first.pod.Namespace, Name: first.pod.Namespace + "/" + workloads(units)}
+	labels := maps.Clone(first.pod.Labels)
+	for _, one := range units {
+		p.Pods = append(p.Pods, one.pod.Name)
+		var addresses []netip.Addr
+		for _, a := range one.addresses {
+			if a.IsValid() {
+				addresses = append(addresses, a)
+			}
+		}
+		p.Addresses = append(p.Addresses, addresses)
+		maps.DeleteFunc(labels, func(k, v string) bool { return one.pod.Labels[k] != v || perPod[k] })
+	}
+	p.Labels = labels
+	for _, end := range first.ends[0] {
+		p.Off = p.Off || end.known && end.Off()
+		p.Unknown = p.Unknown || end.known && len(end.Pods()) == 0
+	}
+	p.Services = u.servicesOf(units)
+	return p
+}
+
+// maxWorkloads is how many workloads a party's name has.
+const maxWorkloads = 3
+
+// workloads returns the names of the units' workloads, as far as the pods' names tell.
+func workloads(units []unit) string {
+	var names []string
+	for _, one := range units {
+		names = append(names, workload(one.pod, len(units) > 1))
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
+	if more := len(names) - maxWorkloads; more > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:maxWorkloads-1], ", "), more+1)
+	}
+	return strings.Join(names, ", ")
+}
+
+// generated matches a pod's name with an end that a controller generated: a ReplicaSet's hash and a random word, a
+// random word, or an ordinal.
+var generated = regexp.MustCompile(
+	`^(.+?)(-[bcdfghjklmnpqrstvwxz2456789]{6,10}-[bcdfghjklmnpqrstvwxz2456789]{5}` +
+		`|-[bcdfghjklmnpqrstvwxz2456789]{5}|-[0-9]+)$`)
+
+// workload returns the name of the pod's workload. Without a controller's label, it is a guess, which counts only if
+// there are several such pods.
+func workload(p policy.Pod, several bool) string {
+	made := slices.ContainsFunc(slices.Collect(maps.Keys(p.Labels)), func(key string) bool { return perPod[key] })
+	if m := generated.FindStringSubmatch(p.Name); m != nil && (made || several) {
+		return m[1]
+	}
+	return p.Name
+}

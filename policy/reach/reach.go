@@ -1,0 +1,64 @@
+// Package reach computes who can reach whom: a matrix of all connections that the policies allow between pods, and
+// between pods and the world, and the difference of two such matrices.
+//
+// A matrix is exact, not sampled. Pods that no policy can tell apart are one party. The world is divided into regions,
+// so that an ipBlock contains all of a region's addresses or none of them. Ports are divided where a policy's range
+// begins or ends, and at the number of each named port. So one verdict holds for all connections between two parties on
+// one range of ports. The verdicts are those of package verdict.
+//
+// A matrix leaves out connections that no policy decides: from a pod to itself, to and from pods with the host's
+// network (these are connections of their node, which is in the world), and from a node to its own pods.
+package reach
+
+import (
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/verdict"
+)
+
+// Matrix says, for each two parties, on which ports the first can reach the second.
+type Matrix struct {
+	Parties []Party
+	space   *space
+	// classes has the class of each party. Parties of one class have the same connections with every other party.
+	classes []int
+	members [][]int // the parties of each class
+	// between has, for two classes, the ports on which the first can reach the second.
+	between [][]cell
+}
+
+// New returns the matrix of the state. services are those that lead to the state's pods; the matrix names them.
+func New(s policy.State, services []policy.Service) *Matrix {
+	u := newUniverse(services, s)
+	return u.matrix(0)
+}
+
+// Between returns the ports on which party i can reach party j. If both have addresses of both families, ports of the
+// families may differ.
+func (m *Matrix) Between(i, j int) Reach {
+	c := m.between[m.classes[i]][m.classes[j]]
+	return m.space.reach(c)
+}
+
+// universe is what several states have in common: parties that none of the states' policies can tell apart, ranges of
+// ports, and regions of the world.
+type universe struct {
+	states     []policy.State
+	evaluators []*verdict.Evaluator
+	space      *space
+	parties    []Party
+	ends       []partyEnds
+	world      *world
+	services   []policy.Service
+}
+
+// newUniverse returns the universe of the states. Its pods are those of the first state.
+func newUniverse(services []policy.Service, states ...policy.State) *universe {
+	u := &universe{states: states, services: services, world: newWorld(states)}
+	for _, s := range states {
+		u.evaluators = append(u.evaluators, verdict.New(s))
+	}
+	u.space = newSpace(states)
+	u.addPods()
+	u.addRegions()
+	return u
+}

@@ -1,0 +1,239 @@
+package reach
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Row says that each of the parties From reaches each of the parties To on the ports. Connections from a pod to itself
+// are not meant, nor are those from the world to the world.
+type Row struct {
+	From  []int `json:"from"`
+	To    []int `json:"to"`
+	Ports Ports `json:"ports"`
+	// Family is IPv4 or IPv6 if the row is true for that family only; empty otherwise.
+	Family string `json:"family,omitempty"`
+}
+
+// Rows returns all connections of the matrix. Each connection is in exactly one row.
+func (m *Matrix) Rows() []Row {
+	return m.rows(func(i, j int) cell { return m.between[i][j] })
+}
+
+// line is the set of ports with that number, of the family; both families if family is negative.
+type line struct{ ports, family int32 }
+
+// lines returns the sets of ports of the cell that aren't empty.
+func (c cell) lines() []line {
+	if c[conf.IPv4] == c[conf.IPv6] {
+		return nonempty(line{c[conf.IPv4], -1})
+	}
+	if c[conf.IPv4] < 0 || c[conf.IPv6] < 0 { // no connection of the other family is possible
+		return nonempty(line{max(c[conf.IPv4], c[conf.IPv6]), -1})
+	}
+	return nonempty(line{c[conf.IPv4], int32(conf.IPv4)}, line{c[conf.IPv6], int32(conf.IPv6)})
+}
+
+func nonempty(lines ...line) []line {
+	return slices.DeleteFunc(lines, func(l line) bool { return l.ports <= 0 })
+}
+
+// rows returns the rows of a matrix with these cells, by classes. Classes that the same classes reach on the same ports
+// are in one row.
+func (m *Matrix) rows(at func(i, j int) cell) []Row {
+	type to struct {
+		from    map[line]bits
+		classes []int
+	}
+	by := map[string]*to{}
+	var order []*to
+	for j := range m.members {
+		from := map[line]bits{}
+		var lines []line
+		for i := range m.members {
+			if m.vacuous(i, j) {
+				continue
+			}
+			for _, l := range at(i, j).lines() {
+				if from[l] == nil {
+					from[l] = newBits(len(m.members))
+					lines = append(lines, l)
+				}
+				from[l].set(i)
+			}
+		}
+		if len(from) == 0 {
+			continue
+		}
+		slices.SortFunc(lines, func(a, b line) int { return int(a.ports-b.ports)*4 + int(a.family-b.family) })
+		key := []byte(m.Parties[m.members[j][0]].Kind + m.namespace(j))
+		for _, l := range lines {
+			key = binary.AppendVarint(binary.AppendVarint(append(key, 0), int64(l.ports)), int64(l.family))
+			key = append(key, from[l].key()...)
+		}
+		known := by[string(key)]
+		if known == nil {
+			known = &to{from: from}
+			by[string(key)] = known
+			order = append(order, known)
+		}
+		known.classes = append(known.classes, j)
+	}
+	var rows []Row
+	for _, t := range order {
+		for l, from := range t.from {
+			row := Row{From: m.expand(from.all()), To: m.expand(t.classes), Ports: m.space.ports(int(l.ports))}
+			if l.family >= 0 {
+				row.Family = conf.Family(l.family).String()
+			}
+			rows = append(rows, row)
+		}
+	}
+	slices.SortFunc(rows, compareRows)
+	return rows
+}
+
+// namespace returns the namespace of a class's parties; empty if they are in several. Rows of several namespaces are
+// hard to read.
+func (m *Matrix) namespace(class int) Kind {
+	first := m.Parties[m.members[class][0]].Namespace
+	for _, i := range m.members[class] {
+		if m.Parties[i].Namespace != first {
+			return ""
+		}
+	}
+	return Kind(first)
+}
+
+func compareRows(a, b Row) int {
+	if c := slices.Compare(a.To, b.To); c != 0 {
+		return c
+	}
+	if c := slices.Compare(a.From, b.From); c != 0 {
+		return c
+	}
+	if a.Family != b.Family {
+		return slices.Compare([]byte(a.Family), []byte(b.Family))
+	}
+	return 0
+}
+
+// vacuous reports whether there are no connections from class i to class j that policies decide: from the world to the
+// world, or from one pod to itself.
+func (m *Matrix) vacuous(i, j int) bool {
+	from, to := m.members[i], m.members[j]
+	if m.Parties[from[0]].Kind == World && m.Parties[to[0]].Kind == World {
+		return true
+	}
+	return i == j && len(from) == 1 && len(m.Parties[from[0]].Pods) == 1
+}
+
+// expand returns the parties of the classes, in order.
+func (m *Matrix) expand(classes []int) (parties []int) {
+	for _, c := range classes {
+		parties = append(parties, m.members[c]...)
+	}
+	slices.Sort(parties)
+	return parties
+}
+
+// only returns the rows with the ports of the protocol from first to last only.
+func only(rows []Row, proto ruleset.Protocol, ports ruleset.PortRange) (all []Row) {
+	for _, r := range rows {
+		var cut []ruleset.PortRange
+		for _, have := range r.Ports.of(proto) {
+			have = ruleset.PortRange{First: max(have.First, ports.First), Last: min(have.Last, ports.Last)}
+			if have.First <= have.Last {
+				cut = append(cut, have)
+			}
+		}
+		if len(cut) == 0 {
+			continue
+		}
+		r.Ports = Ports{}
+		switch proto {
+		case ruleset.TCP:
+			r.Ports.TCP = cut
+		case ruleset.UDP:
+			r.Ports.UDP = cut
+		case ruleset.SCTP:
+			r.Ports.SCTP = cut
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+// Filter says which connections to keep. A function that is nil keeps all.
+type Filter struct {
+	// From and To keep connections by their ends. Either keeps connections of which at least one end is kept.
+	From, To, Either func(Party) bool
+	// Proto and Ports keep the connections on these ports; all connections if Proto is empty.
+	Proto ruleset.Protocol
+	Ports ruleset.PortRange
+}
+
+// Filter returns the connections that the filter keeps. Rows that the filter makes alike become one.
+func (m *Matrix) Filter(rows []Row, f Filter) []Row {
+	whether := func(keep func(Party) bool) func(int) bool {
+		return func(i int) bool { return keep == nil || keep(m.Parties[i]) }
+	}
+	from, to, either := whether(f.From), whether(f.To), whether(f.Either)
+	rows = between(rows, from, to)
+	if f.Either != nil {
+		other := func(i int) bool { return !either(i) }
+		rows = slices.Concat(between(rows, either, whether(nil)), between(rows, other, either))
+	}
+	if f.Proto != "" {
+		rows = only(rows, f.Proto, f.Ports)
+	}
+	return merge(rows)
+}
+
+// between returns the rows with those of the parties only for which from and to return true.
+func between(rows []Row, from, to func(party int) bool) (all []Row) {
+	keep := func(list []int, f func(int) bool) (kept []int) {
+		for _, i := range list {
+			if f(i) {
+				kept = append(kept, i)
+			}
+		}
+		return kept
+	}
+	for _, r := range rows {
+		r.From, r.To = keep(r.From, from), keep(r.To, to)
+		if len(r.From) > 0 && len(r.To) > 0 {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// merge joins rows that differ only in From, and then rows that differ only in To.
+func merge(rows []Row) []Row {
+	join := func(rows []Row, same func(Row) []int, other func(*Row) *[]int) []Row {
+		by := map[string]int{}
+		var all []Row
+		for _, r := range rows {
+			key := fmt.Sprint(same(r), r.Ports, r.Family)
+			i, ok := by[key]
+			if !ok {
+				by[key] = len(all)
+				all = append(all, r)
+				continue
+			}
+			list := other(&all[i])
+			*list = slices.Concat(*list, *other(&r))
+			slices.Sort(*list)
+		}
+		return all
+	}
+	rows = join(rows, func(r Row) []int { return r.To }, func(r *Row) *[]int { return &r.From })
+	rows = join(rows, func(r Row) []int { return r.From }, func(r *Row) *[]int { return &r.To })
+	slices.SortFunc(rows, compareRows)
+	return rows
+}

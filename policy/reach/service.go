@@ -1,0 +1,69 @@
+package reach
+
+import (
+	"net/netip"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// ServicePort is a port of a Service, and the ports of pods that it leads to.
+type ServicePort struct {
+	Service string           `json:"service"` // namespace/name
+	Proto   ruleset.Protocol `json:"protocol"`
+	Port    uint16           `json:"port"`
+	Targets []uint16         `json:"targets"`
+}
+
+// servicesOf returns the ports of Services that lead to the units.
+func (u *universe) servicesOf(units []unit) (all []ServicePort) {
+	for i := range u.services {
+		s := &u.services[i]
+		for _, port := range s.Ports {
+			var targets []uint16
+			for _, one := range units {
+				targets = append(targets, targetsOf(s, port, one)...)
+			}
+			slices.Sort(targets)
+			if targets = slices.Compact(targets); len(targets) > 0 {
+				all = append(all, ServicePort{s.String(), port.Proto, port.Port, targets})
+			}
+		}
+	}
+	return all
+}
+
+// targetsOf returns the ports of the unit that the Service's port leads to: those of the EndpointSlices if the source
+// has them, and otherwise those of the pods that the Service selects.
+func targetsOf(s *policy.Service, port policy.ServicePort, one unit) (all []uint16) {
+	if s.Endpoints != nil {
+		for _, e := range s.Endpoints {
+			if !slices.ContainsFunc(one.addresses[:], func(a netip.Addr) bool { return a == e.Address }) {
+				continue
+			}
+			for _, p := range e.Ports {
+				if p.Name == port.Name && p.Proto == port.Proto {
+					all = append(all, p.Number)
+				}
+			}
+		}
+		return all
+	}
+	if len(s.Selector) == 0 || s.Namespace != one.pod.Namespace ||
+		!labels.SelectorFromSet(s.Selector).Matches(labels.Set(one.pod.Labels)) {
+		return nil
+	}
+	if port.Target.Type == intstr.Int {
+		return []uint16{uint16(port.Target.IntVal)}
+	}
+	for _, n := range one.pod.Ports {
+		if n.Name == port.Target.StrVal && n.Proto == port.Proto {
+			all = append(all, n.Number)
+		}
+	}
+	return all
+}

@@ -1,0 +1,93 @@
+package reach
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// String returns the party's name, and the number of its pods if there are several.
+func (p Party) String() string {
+	if len(p.Pods) > 1 {
+		return fmt.Sprintf("%s (%d pods)", p.Name, len(p.Pods))
+	}
+	return p.Name
+}
+
+// Words returns the names of the parties, as few as possible: "everyone", "all pods", "all pods in shop" and "the
+// world" stand for all of these parties. other are the parties at the other ends: a pod's connection to itself doesn't
+// count, so a list is complete without it.
+func (m *Matrix) Words(parties, other []int) []string {
+	in, has := map[int]bool{}, map[int]bool{}
+	for _, i := range parties {
+		in[i], has[i] = true, true
+	}
+	if len(other) == 1 && len(m.Parties[other[0]].Pods) == 1 {
+		has[other[0]] = has[other[0]] || len(parties) > 1
+	}
+	all, inNamespace, inWorld := m.split()
+	complete := func(list []int) bool {
+		return len(list) > 0 && !slices.ContainsFunc(list, func(i int) bool { return !has[i] })
+	}
+	var words []string
+	named := func(list []int) {
+		for _, i := range list {
+			if in[i] {
+				words = append(words, m.Parties[i].String())
+			}
+		}
+	}
+	everywhere, everyPod := complete(inWorld), complete(all)
+	switch missing := m.missing(all, has); {
+	case everywhere && everyPod:
+		return []string{"everyone"}
+	case everyPod && len(all) > 1:
+		words = append(words, "all pods")
+	case len(missing) <= maxMissing && len(all)-len(missing) > 2*maxMissing:
+		words = append(words, "all pods except "+strings.Join(missing, ", "))
+	default:
+		for _, list := range inNamespace {
+			if complete(list) && len(list) > 1 {
+				words = append(words, "all pods in "+m.Parties[list[0]].Namespace)
+			} else {
+				named(list)
+			}
+		}
+	}
+	if everywhere {
+		return append(words, "the world")
+	}
+	named(inWorld)
+	return words
+}
+
+// maxMissing is how many parties the words "all pods except" name.
+const maxMissing = 2
+
+func (m *Matrix) missing(all []int, has map[int]bool) (names []string) {
+	for _, i := range all {
+		if !has[i] {
+			if names = append(names, m.Parties[i].String()); len(names) > maxMissing {
+				break
+			}
+		}
+	}
+	return names
+}
+
+// split returns the parties of pods, in all and by namespace, and those of the world.
+func (m *Matrix) split() (pods []int, inNamespace [][]int, world []int) {
+	for i, p := range m.Parties {
+		switch {
+		case p.Kind == World:
+			world = append(world, i)
+			continue
+		case len(pods) == 0 || m.Parties[pods[len(pods)-1]].Namespace != p.Namespace:
+			inNamespace = append(inNamespace, nil)
+		}
+		pods = append(pods, i)
+		last := len(inNamespace) - 1
+		inNamespace[last] = append(inNamespace[last], i)
+	}
+	return pods, inNamespace, world
+}

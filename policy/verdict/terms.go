@@ -1,0 +1,153 @@
+package verdict
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// This file takes a verdict apart, for callers that need the verdicts on many packets: which policies isolate an end,
+// which ends each of their rules means, and which ports. Evaluator.Evaluate puts the same parts together for a packet.
+
+// End is one end of connections: an address with the pods that have it, or a pod without an address.
+type End struct{ end end }
+
+// At returns the end with that address.
+func (e *Evaluator) At(a netip.Addr) End { return End{e.end(a)} }
+
+// Without returns the end of a pod that has no address. No ipBlock contains this end.
+func (e *Evaluator) Without(p policy.Pod) End {
+	return End{end{name: p.Namespace + "/" + p.Name, pods: []pod{newPod(e.namespaces, p)}}}
+}
+
+// Known returns the addresses that the state's pods and attachments have, in order.
+func (e *Evaluator) Known() []netip.Addr {
+	return slices.SortedFunc(maps.Keys(e.ends), netip.Addr.Compare)
+}
+
+// Name returns "NAMESPACE/NAME" of the end's pod; empty if no pod and no attachment has the end's address.
+func (e End) Name() string { return e.end.name }
+
+// Pods returns the pods that may be at the end.
+func (e End) Pods() (all []policy.Pod) {
+	for _, p := range e.end.pods {
+		all = append(all, p.Pod)
+	}
+	return all
+}
+
+// Off reports whether enforcement is off for the end's pod.
+func (e End) Off() bool { return e.end.enforcement == conf.Off }
+
+// newPod returns the pod with the labels of its namespace.
+func newPod(namespaces map[string]policy.Namespace, p policy.Pod) pod {
+	known := pod{Pod: p, labels: p.Labels, namespace: labels.Set{corev1.LabelMetadataName: p.Namespace}}
+	if n, ok := namespaces[p.Namespace]; ok {
+		known.inKnownNamespace, known.namespace, known.unknown = true, n.Labels, n.Unknown
+	}
+	return known
+}
+
+// byName returns the namespaces by their names.
+func byName(namespaces []policy.Namespace) map[string]policy.Namespace {
+	by := make(map[string]policy.Namespace, len(namespaces))
+	for _, n := range namespaces {
+		if _, twice := by[n.Name]; !twice {
+			by[n.Name] = n
+		}
+	}
+	return by
+}
+
+// Isolation is what the policies mean for one end in one direction.
+type Isolation struct {
+	// Closed is true if nothing is allowed, because the end's pod is unknown.
+	Closed bool
+	// Either has one element for each of the pods that may be at the end, and that a policy isolates. Each of them must
+	// allow a packet. If there is none, all packets are allowed.
+	Either []Isolated
+}
+
+// Isolated are the policies that isolate a pod. One of the terms must allow a packet.
+type Isolated struct {
+	Policies []string // namespace/name
+	Terms    []Terms
+}
+
+// Terms are the peers and ports of one rule of a policy. The rule allows a packet if both match. Terms of the same rule
+// are equal.
+type Terms struct {
+	Policy string // namespace/name
+	*rule
+}
+
+// Field returns the policy's field of the rule, such as "ingress[0]".
+func (t Terms) Field() string { return t.field }
+
+// ByName reports whether one of the rule's ports is a name. Then the numbers of its ports depend on the destination.
+func (t Terms) ByName() bool { return t.byName }
+
+// Means reports whether one of the rule's peers matches the end.
+func (t Terms) Means(peer End) bool {
+	return first(t.peers, func(m peerMatch) bool { return m(peer.end) }) != ""
+}
+
+// Opens reports whether one of the rule's ports matches the port of the destination.
+func (t Terms) Opens(proto ruleset.Protocol, port uint16, dst End) bool {
+	return first(t.ports, func(m portMatch) bool { return m(proto, port, dst.end) }) != ""
+}
+
+// Isolation returns what the policies mean for the end in the direction. It follows side, which see.
+func (e *Evaluator) Isolation(d ruleset.Direction, of End) Isolation {
+	subject := of.end
+	if subject.enforcement == conf.Off {
+		return Isolation{}
+	}
+	if subject.here && len(subject.pods) == 0 {
+		return Isolation{Closed: true}
+	}
+	alone := [][]pod{subject.pods}
+	if subject.here {
+		alone = nil
+		for _, p := range subject.pods {
+			alone = append(alone, []pod{p})
+		}
+	}
+	var i Isolation
+	for _, pods := range alone {
+		if isolated, ok := e.isolated(d, pods); ok {
+			i.Either = append(i.Either, isolated)
+		}
+	}
+	return i
+}
+
+// isolated returns the policies that isolate the pods, which share an end, and whether there are any.
+func (e *Evaluator) isolated(d ruleset.Direction, pods []pod) (by Isolated, ok bool) {
+	for i := range e.policies {
+		np := &e.policies[i]
+		rules, isolates := np.rules[d]
+		certainly, possibly := false, false
+		for _, o := range pods {
+			is, may := np.selects(o)
+			certainly, possibly = certainly || is, possibly || may
+		}
+		if !isolates || !possibly {
+			continue
+		}
+		by.Policies = append(by.Policies, np.name)
+		for j := range rules {
+			if certainly {
+				by.Terms = append(by.Terms, Terms{np.name, &rules[j]})
+			}
+		}
+	}
+	return by, len(by.Policies) > 0
+}

@@ -1,0 +1,20 @@
+package manifests
+
+import "github.com/weir-net/weir/policy"
+
+// Read returns the objects of the manifests in the texts, by the names of which errors speak. Objects of which a part
+// can't be read are enforced as those of a Dir; each such part is a problem of the objects. The error names each
+// document that can't be parsed.
+func Read(texts map[string][]byte) (policy.Objects, error) {
+	d := &Dir{IgnoreBroken: true, files: map[string]*file{}}
+	for name, text := range texts {
+		f := &file{}
+		f.update(parse(text))
+		d.files[name] = f
+	}
+	all, err := d.merge()
+	if all == nil {
+		return policy.Objects{}, err
+	}
+	return *all, err
+}
