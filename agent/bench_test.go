@@ -105,7 +105,8 @@ func BenchmarkPodEvent(b *testing.B) {
 			a.cutting.walking = true // no walk begins: it would run on a thread that isn't in the namespace
 			a.takeUpdate(policy.Difference(policy.Objects{}, *objects), nil)
 			a.reconcile(b.Context(), netfilter.All)
-			a.records.endpoints = endpoints // again: the sync has read the records on disk, and there are none
+			// Again: the sync has read the records on disk, and there are none.
+			a.records.endpoints, a.records.copied = endpoints, nil
 			a.reconcile(b.Context(), netfilter.Trust)
 			b.ReportAllocs()
 			changes := a.stats.Changes

@@ -17,6 +17,8 @@ import (
 //   - hidden has the source's pods of each name that the agent has looked up.
 type clusterView struct {
 	engine *policy.Engine
+	// attached is the copy of the records with the endpoints that engine has; nil before it has got any.
+	attached *recordsCopy
 	// known is true once the source has given a usable state.
 	known      bool
 	lookups    map[string]lookup // by endpoint ID

@@ -25,17 +25,24 @@ const (
 // addresses that the last call of the source's Publish got.
 type publisher struct {
 	addresses map[endpoint.Pod][]netip.Addr
+	// records and enrolled are what addresses was computed from.
+	records  *recordsCopy
+	enrolled map[string]bool
 }
 
 // publish publishes the addresses of the enrolled endpoints, if they have changed. It doesn't publish a pod that isn't
 // enrolled: the pod may never start, and its address may soon be assigned to another pod. It publishes only the
 // addresses of eth0: kubelet doesn't report the addresses of interfaces that Multus adds.
 func (p *publisher) publish(
-	ctx context.Context, source Publisher, enrolled map[string]bool, endpoints map[string]endpoint.Endpoint,
+	ctx context.Context, source Publisher, enrolled map[string]bool, records *recordsCopy,
 ) {
+	if p.records == records && maps.Equal(p.enrolled, enrolled) {
+		return
+	}
+	p.records, p.enrolled = records, maps.Clone(enrolled)
 	pods := map[endpoint.Pod][]netip.Addr{}
 	for _, id := range slices.Sorted(maps.Keys(enrolled)) {
-		e := endpoints[id]
+		e := records.endpoints[id]
 		if e.IfName != podInterface {
 			continue
 		}

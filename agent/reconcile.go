@@ -214,7 +214,7 @@ func (r *round) bringUpLinks(context.Context) bool {
 // publishAddresses publishes the addresses of enrolled pods to other nodes.
 func (r *round) publishAddresses(ctx context.Context) bool {
 	if source, ok := r.Source.(Publisher); ok {
-		r.publisher.publish(ctx, source, r.enrolments.done, r.records.endpoints)
+		r.publisher.publish(ctx, source, r.enrolments.done, r.records.copies())
 	}
 	return true
 }

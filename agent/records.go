@@ -15,6 +15,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/ipam"
+	"github.com/weir-net/weir/policy"
 )
 
 // records are the endpoint records on disk, as the agent last read them. Invariants:
@@ -37,6 +38,28 @@ type records struct {
 	churn bool
 	// ending is true if a DEL was running when the directory was last listed, or had been killed.
 	ending bool
+	// copied is the copy that copies made last; nil if the records have changed since.
+	copied *recordsCopy
+}
+
+// recordsCopy is a copy of the records, which never changes. Most rounds of the agent are about the cluster and not
+// about this node's attachments, so many rounds share a copy.
+type recordsCopy struct {
+	endpoints map[string]endpoint.Endpoint
+	list      []endpoint.Endpoint // of endpoints
+	attached  []policy.Endpoint   // of attached
+}
+
+// copies returns a copy of the records as they are now.
+func (r *records) copies() *recordsCopy {
+	if r.copied == nil {
+		c := &recordsCopy{endpoints: maps.Clone(r.endpoints), list: slices.Collect(maps.Values(r.endpoints))}
+		for _, e := range r.attached() {
+			c.attached = append(c.attached, policyEndpoint(e))
+		}
+		r.copied = c
+	}
+	return r.copied
 }
 
 func newRecords() records {
@@ -74,6 +97,7 @@ func (r *records) readAll() (walk bool, err error) {
 	}
 	r.stale, r.complete, r.ending = false, true, len(ids) > len(all)+len(broken)
 	walk = len(r.broken) > 0
+	r.copied = nil
 	before := maps.Clone(r.endpoints)
 	maps.Copy(before, r.closed)
 	r.endpoints, r.closed = map[string]endpoint.Endpoint{}, map[string]endpoint.Endpoint{}
@@ -94,7 +118,7 @@ func (r *records) readAll() (walk bool, err error) {
 // now, as in readAll.
 func (r *records) read(id string) (walk bool) {
 	known := slices.Concat(r.endpoints[id].Addresses, r.closed[id].Addresses)
-	walk = r.broken[id] != nil
+	walk, r.copied = r.broken[id] != nil, nil
 	delete(r.endpoints, id)
 	delete(r.broken, id)
 	delete(r.closed, id)

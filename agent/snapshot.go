@@ -46,16 +46,17 @@ func (a *agent) compile() *snapshot {
 
 // present returns a snapshot of the present state.
 func (a *agent) present() *snapshot {
-	next := &snapshot{revision: a.snapshots.target.Load().revision + 1}
-	for _, e := range a.records.attached() {
-		next.endpoints = append(next.endpoints, policyEndpoint(e))
-	}
+	records := a.records.copies()
+	next := &snapshot{revision: a.snapshots.target.Load().revision + 1, endpoints: records.attached}
 	next.nodes = a.cluster.nodes.accepted
 	for _, l := range a.cluster.lookups {
 		next.lookups = append(next.lookups, l.pod)
 	}
 	engine := a.cluster.engine
-	engine.SetEndpoints(next.endpoints)
+	if a.cluster.attached != records {
+		engine.SetEndpoints(records.attached)
+		a.cluster.attached = records
+	}
 	engine.SetRefused(a.kernel.refused)
 	next.ruleset = engine.Ruleset()
 	return next

@@ -125,11 +125,12 @@ func TestPublisher(t *testing.T) {
 			Addresses: []endpoint.Address{{Addr: netip.MustParseAddr(address)}},
 		}
 	}
-	endpoints := map[string]endpoint.Endpoint{"c:eth0": at("eth0", "10.0.0.1"), "c:net1": at("net1", "10.0.0.2")}
+	records := newRecords()
+	records.endpoints["c:eth0"], records.endpoints["c:net1"] = at("eth0", "10.0.0.1"), at("net1", "10.0.0.2")
 	var p publisher
 	source := &publications{}
 	for _, enrolled := range []map[string]bool{{}, {"c:eth0": true, "c:net1": true}, {"c:eth0": true}, {}} {
-		p.publish(t.Context(), source, enrolled, endpoints)
+		p.publish(t.Context(), source, enrolled, records.copies())
 	}
 	if len(source.calls) != 2 || len(source.calls[0]) != 1 || len(source.calls[1]) != 0 {
 		t.Errorf("published: %v", source.calls)

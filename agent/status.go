@@ -58,7 +58,7 @@ func (a *agent) publishStatus() {
 		ready: a.cluster.known && !a.kernel.lastSync.IsZero() && a.unknown() == nil &&
 			a.faults.now[partKernel] == nil && a.faults.now[partNode] == nil,
 		lastSync: a.kernel.lastSync, backend: a.backend.Name(), setType: a.backend.SetType,
-		endpoints: slices.Collect(maps.Values(a.records.endpoints)), earlier: a.kernel.earlier,
+		endpoints: a.records.copies().list, earlier: a.kernel.earlier,
 		stateless: !a.cluster.known, policies: a.cluster.engine.Policies(),
 		faults: maps.Clone(a.faults.now), problems: a.problems, unenforced: a.source.unenforced, files: a.source.files,
 		nodeFaults: a.repairs.failures, repairs: slices.Clone(a.repairs.last), networks: len(a.ways.kernel.Remotes),

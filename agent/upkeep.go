@@ -63,7 +63,9 @@ func (a *agent) tellUpkeep() {
 	if !a.records.complete {
 		return
 	}
-	k := &nodeKnowledge{endpoints: maps.Clone(a.records.endpoints), classes: a.snapshots.enforced.Load().ruleset.Classes}
+	k := &nodeKnowledge{
+		endpoints: a.records.copies().endpoints, classes: a.snapshots.enforced.Load().ruleset.Classes,
+	}
 	for _, gw := range a.ways.plan.Gateways {
 		k.tunnels = append(k.tunnels, conf.FamilyOf(gw))
 	}

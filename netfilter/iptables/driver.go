@@ -7,10 +7,8 @@ package iptables
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"strings"
-	"time"
 
 	"github.com/vishvananda/netlink/nl"
 
@@ -27,6 +25,8 @@ type Driver struct {
 	sets    *ipset.Handle
 	// have is weir's state in the kernel after the last change; nil if it must be read again.
 	have *state
+	// settled is the last ruleset, if the kernel has it as it is in have; nil otherwise.
+	settled *ruleset.Ruleset
 	// fresh is true if have was read and nothing was changed since.
 	fresh    bool
 	lowering lowering
@@ -77,10 +77,18 @@ func (d *Driver) Close() {
 // of the old state and some of the new, which together allow nothing that both deny. The next Apply continues from
 // there.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
-	return d.apply(ctx, d.lowering.lower(want), verify)
+	if verify == netfilter.Trust {
+		if r, done, err := d.applyEntries(want); done {
+			return r, err
+		}
+	}
+	r, err := d.apply(ctx, d.lowering.lower(want), verify)
+	d.settle(want, r, err)
+	return r, err
 }
 
 func (d *Driver) apply(ctx context.Context, want *lowered, verify netfilter.Verify) (r netfilter.Result, err error) {
+	d.settled = nil
 	if err := d.look(ctx, want, verify); err != nil {
 		return r, err
 	}
@@ -112,7 +120,6 @@ func (d *Driver) apply(ctx context.Context, want *lowered, verify netfilter.Veri
 		}
 		r.Closes, r.Rules = r.Closes || p.closes, r.Rules || p.restores()
 		d.have = nil // the state is unknown until all steps are done
-		var err error
 		r.Left, refused, err = d.carryOut(ctx, p, have, want)
 		r.Changed = len(p.create)+len(p.before)+len(p.after)-len(refused) > 0 || r.Rules
 		if err != nil && !errors.As(err, new(*netfilter.RefusedError)) {
@@ -346,13 +353,6 @@ func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands stri
 	return nil
 }
 
-// Knows reports whether a concerned generation hides no change that the driver doesn't know: the driver read the
-// tables at that generation or later, or made the generation itself. Knows must be called for these generations in
-// order. A second call for the same generation returns the same result.
-func (d *Driver) Knows(generation uint32) bool {
-	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.made(generation))
-}
-
 func entry(e ruleset.Entry) ipset.Entry {
 	return ipset.Entry{Prefix: e.Prefix, Proto: string(e.Proto), Port: e.Port, Link: e.Link, Comment: e.Comment}
 }
@@ -361,40 +361,4 @@ func entry(e ruleset.Entry) ipset.Entry {
 // after an Apply, so that weir's rules are in force all the time.
 func (d *Driver) CleanOtherFlavour(ctx context.Context) error {
 	return d.Flavour.other().clean(ctx)
-}
-
-// Remove removes all of weir's sets and rules from the kernel. After that every connection of pods is allowed.
-func (d *Driver) Remove(ctx context.Context) error {
-	d.have = nil
-	if err := errors.Join(NFT.clean(ctx), Legacy.clean(ctx)); err != nil {
-		return err
-	}
-	headers, err := d.sets.Headers()
-	if err != nil {
-		return err
-	}
-	for _, h := range headers {
-		if err := d.destroyUnused(ctx, h.Name); err != nil {
-			return fmt.Errorf("remove: %w", err)
-		}
-	}
-	return nil
-}
-
-// destroyUnused waits until the kernel no longer uses the set, and destroys it. nf_tables frees deleted rules some time
-// after the transaction and sends no message about that.
-func (d *Driver) destroyUnused(ctx context.Context, name string) error {
-	ticker := time.NewTicker(10 * time.Millisecond)
-	defer ticker.Stop()
-	for {
-		err := d.sets.Destroy(name)
-		if !errors.Is(err, nl.IPSetError(nl.IPSET_ERR_BUSY)) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-ticker.C:
-		}
-	}
 }

@@ -80,8 +80,8 @@ func (m *lowering) lower(r ruleset.Ruleset) *lowered {
 	last := *m
 	m.sets, m.chains = make(map[string]loweredSet, len(r.Sets)), make(map[chainKey]chain, len(r.Chains))
 	for _, s := range r.Sets {
-		done := last.sets[s.Name].next(s)
-		m.sets[s.Name] = done
+		m.sets[s.Name] = last.sets[s.Name]
+		done := m.set(s)
 		if done.whole {
 			l.whole[s.Name] = true
 		}
@@ -106,6 +106,13 @@ func (m *lowering) lower(r ruleset.Ruleset) *lowered {
 		return cmp.Or(cmp.Compare(a.family, b.family), inOrder(a.table)-inOrder(b.table), cmp.Compare(a.chain, b.chain))
 	})
 	return l
+}
+
+// set lowers one set.
+func (m *lowering) set(s ruleset.Set) loweredSet {
+	done := m.sets[s.Name].next(s)
+	m.sets[s.Name] = done
+	return done
 }
 
 // lowerChain returns the chain in iptables' words. before is the result for the last chain of that name: if the rules

@@ -27,7 +27,7 @@ const readTime = 30 * time.Second
 // and then returns an UnknownError.
 func (d *Driver) Read(ctx context.Context) error {
 	before := d.have
-	d.have = nil
+	d.have, d.settled = nil, nil
 	if err := d.detect(ctx); err != nil {
 		return err
 	}
@@ -79,6 +79,9 @@ func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
 	if err != nil {
 		d.have = nil // Apply reads everything, and returns the error
 		return true
+	}
+	if changed {
+		d.settled = nil
 	}
 	return changed
 }

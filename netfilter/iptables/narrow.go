@@ -1,0 +1,91 @@
+package iptables
+
+import (
+	"slices"
+
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// settle remembers the ruleset that the kernel has now, so that applyEntries can compare the next one with it. It
+// forgets the ruleset if the kernel has anything else, or if something about the kernel is unknown.
+func (d *Driver) settle(r ruleset.Ruleset, result netfilter.Result, err error) {
+	d.settled = nil
+	if err == nil && len(result.Left) == 0 {
+		d.settled = &r
+	}
+}
+
+// applyEntries applies a ruleset that differs from the last one only in entries of sets of peers. Most changes in a
+// cluster are of this kind, and looking at all other sets and chains would take ten times as long. done is false if the
+// ruleset differs in more: then nothing was changed, and the caller must apply the whole ruleset. Errors are those of
+// Apply. Nothing closes the pods after an error, because all rules are in the kernel.
+func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done bool, err error) {
+	changed, ok := d.changedEntries(r)
+	if !ok {
+		return result, false, nil
+	}
+	want := &lowered{sets: changed, whole: map[string]bool{}}
+	var dels, adds []change
+	for i, s := range changed {
+		lowered := d.lowering.set(s)
+		changed[i].Entries, want.whole[s.Name] = lowered.to, lowered.whole
+		a, b := diff(d.have.sets[s.Name], changed[i])
+		adds, dels = append(adds, a...), append(dels, b...)
+	}
+	last, refused := d.settled, ruleset.Refused{}
+	have := d.have
+	d.have, d.settled = nil, nil                               // unknown until all changes are made
+	err = changeSets(slices.Concat(dels, adds), want, refused) // first what denies more, as in a plan
+	if err != nil {
+		return result, true, err
+	}
+	for _, s := range changed {
+		held := have.sets[s.Name]
+		held.entries = s.Entries
+		for e := range refused {
+			if e.Set == s.Name {
+				held.entries = held.entries.Without(e.Element)
+			}
+		}
+		have.sets[s.Name] = held
+	}
+	d.have, d.fresh = have, false
+	result = netfilter.Result{Changed: len(dels)+len(adds)-len(refused) > 0, Closes: len(dels) > 0}
+	if len(refused) > 0 {
+		return result, true, &netfilter.RefusedError{Refused: want.raise(refused)}
+	}
+	*last = r
+	d.settled = last
+	return result, true, nil
+}
+
+// changedEntries returns the sets with other entries than in the last ruleset. ok is false if the ruleset differs in
+// anything else, if one of the sets isn't a set of peers, or if the kernel may have something else than the last
+// ruleset.
+func (d *Driver) changedEntries(r ruleset.Ruleset) (changed []ruleset.Set, ok bool) {
+	last := d.settled
+	if last == nil || d.have == nil || len(r.Sets) != len(last.Sets) || !sameChains(r.Chains, last.Chains) {
+		return nil, false
+	}
+	for i, s := range r.Sets {
+		was := last.Sets[i]
+		if s.Name != was.Name || s.Kind != was.Kind || s.Family != was.Family || s.Role != was.Role || s.Opens != was.Opens ||
+			s.Dispatch != was.Dispatch {
+			return nil, false
+		}
+		if s.Entries.Same(was.Entries) {
+			continue
+		}
+		if s.Role != ruleset.Peers {
+			return nil, false
+		}
+		changed = append(changed, s)
+	}
+	return changed, true
+}
+
+// sameChains reports whether the chains are the same. It takes no time if the two share their memory.
+func sameChains(a, b []ruleset.Chain) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.EqualFunc(a, b, ruleset.Chain.Equal))
+}

@@ -1,0 +1,46 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+)
+
+// Remove removes all of weir's sets and rules from the kernel. After that every connection of pods is allowed.
+func (d *Driver) Remove(ctx context.Context) error {
+	d.have = nil
+	if err := errors.Join(NFT.clean(ctx), Legacy.clean(ctx)); err != nil {
+		return err
+	}
+	headers, err := d.sets.Headers()
+	if err != nil {
+		return err
+	}
+	for _, h := range headers {
+		if err := d.destroyUnused(ctx, h.Name); err != nil {
+			return fmt.Errorf("remove: %w", err)
+		}
+	}
+	return nil
+}
+
+// destroyUnused waits until the kernel no longer uses the set, and destroys it. nf_tables frees deleted rules some time
+// after the transaction and sends no message about that.
+func (d *Driver) destroyUnused(ctx context.Context, name string) error {
+	ticker := time.NewTicker(10 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		err := d.sets.Destroy(name)
+		if !errors.Is(err, nl.IPSetError(nl.IPSET_ERR_BUSY)) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-ticker.C:
+		}
+	}
+}
