@@ -8,23 +8,24 @@ import (
 
 	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/claims"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // nodeClaims has the claims of the Node objects, and the claims that the agent accepts. Invariant: accepted and
-// problems are the results of policy.Settle for stated and local.
+// problems are the results of claims.Settle for stated and local.
 type nodeClaims struct {
 	stated   []policy.Node // the source's Nodes with all their claims
 	accepted []policy.Node
 	problems []ruleset.Problem
-	local    []policy.UnderlayAddress // addresses that this node itself needs
+	local    []claims.UnderlayAddress // addresses that this node itself needs
 	// err is the error of the last attempt to read local. After an error, local keeps its value.
 	err error
 }
 
 // settle decides which claims are accepted.
 func (n *nodeClaims) settle(node NodeOptions) {
-	n.accepted, n.problems = policy.Settle(n.stated, policy.Terms{
+	n.accepted, n.problems = claims.Settle(n.stated, claims.Terms{
 		Self: node.Name, Within: node.ClusterCIDRs, Local: n.local, Before: n.accepted,
 	})
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/claims"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -218,7 +219,7 @@ func BenchmarkNothingToDo(b *testing.B) {
 			fmt.Sprintf("10.%d.%d.0/24", 100+i/250, i%250), fmt.Sprintf("fd00:%x::/64", 0x1000+i)))
 	}
 	began := time.Now()
-	settled, _ := policy.Settle(nodes, policy.Terms{Self: "n0"})
+	settled, _ := claims.Settle(nodes, claims.Terms{Self: "n0"})
 	plan := Compute("n0", options(Always), settled, paths{netip.MustParsePrefix("172.16.0.0/16")})
 	b.Logf("plan in %s", time.Since(began))
 	if all, err := o.Apply(plan); err != nil || len(all.Refused) > 0 {

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/claims"
 )
 
 // Routes implements Paths with the node's routing tables. It remembers each answer, so a plan for thousands of nodes
@@ -189,7 +189,7 @@ func (r *Routes) addressLink(local netip.Addr) (Path, error) {
 // and routes are left out.
 //
 // Equivalent to: ip addr show; ip route show table all
-func UnderlayAddresses(h netlinksafe.Handle) ([]policy.UnderlayAddress, error) {
+func UnderlayAddresses(h netlinksafe.Handle) ([]claims.UnderlayAddress, error) {
 	links, err := h.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("list the node's links: %w", err)
@@ -234,10 +234,10 @@ func UnderlayAddresses(h netlinksafe.Handle) ([]policy.UnderlayAddress, error) {
 			}
 		}
 	}
-	own := make([]policy.UnderlayAddress, 0, len(words))
+	own := make([]claims.UnderlayAddress, 0, len(words))
 	for a, what := range words {
-		own = append(own, policy.UnderlayAddress{Address: a, What: what})
+		own = append(own, claims.UnderlayAddress{Address: a, What: what})
 	}
-	slices.SortFunc(own, func(a, b policy.UnderlayAddress) int { return a.Address.Compare(b.Address) })
+	slices.SortFunc(own, func(a, b claims.UnderlayAddress) int { return a.Address.Compare(b.Address) })
 	return own, nil
 }

@@ -165,7 +165,7 @@ func MAC(node netip.Addr) net.HardwareAddr {
 }
 
 // Compute plans the overlay of the node self. nodes are in the order of their creation, and without the addresses and
-// networks that don't count (see policy.Settle).
+// networks that don't count (see claims.Settle).
 //
 //   - Tunnels go between the nodes' addresses of one family: that of this node's first address.
 //   - Packets without a tunnel need an address of their own family at the other node.

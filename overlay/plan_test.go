@@ -11,6 +11,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/claims"
 )
 
 // node returns a node with the addresses, which are separated by blanks.
@@ -32,7 +33,7 @@ func options(e Encapsulation) Options {
 
 // planned returns the node's plan, from its real routes.
 func planned(self string, e Encapsulation, nodes []policy.Node, o *Overlay) Plan {
-	settled, _ := policy.Settle(nodes, policy.Terms{Self: self})
+	settled, _ := claims.Settle(nodes, claims.Terms{Self: self})
 	return Compute(self, options(e), settled, NewRoutes(o.h))
 }
 
@@ -143,7 +144,7 @@ func TestCompute(t *testing.T) {
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			settled, problems := policy.Settle(tc.nodes, policy.Terms{Self: "self"})
+			settled, problems := claims.Settle(tc.nodes, claims.Terms{Self: "self"})
 			plan := Compute("self", options(tc.e), settled, subnet)
 			plan.Problems = append(plan.Problems, problems...)
 			var peers []string
@@ -171,7 +172,7 @@ func TestCompute(t *testing.T) {
 		"spec.podCIDRs":    node("self", "172.20.1.10"),
 		"status.addresses": node("self", "", "100.96.1.0/24"),
 	} {
-		settled, problems := policy.Settle([]policy.Node{n, near}, policy.Terms{Self: "self"})
+		settled, problems := claims.Settle([]policy.Node{n, near}, claims.Terms{Self: "self"})
 		plan := Compute("self", options(Always), settled, subnet)
 		if plan.NodeAddress.IsValid() || len(problems) != 1 || problems[0].Field != field ||
 			!strings.Contains(problems[0].Message, "can't have pods") {

@@ -46,7 +46,7 @@ func Error(problems []ruleset.Problem) error {
 }
 
 // Node converts a node, with its internal addresses, and returns the problems of fields that can't be read.
-// policy.Settle decides which of the addresses and networks count.
+// claims.Settle decides which of the addresses and networks count.
 func Node(node *corev1.Node) (policy.Node, []ruleset.Problem) {
 	n := policy.Node{Name: node.Name, Created: node.CreationTimestamp.UTC()}
 	r := reader{object: "Node " + node.Name}

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/claims"
 	"github.com/weir-net/weir/policy/explain"
 	"github.com/weir-net/weir/source/objects"
 )
@@ -198,7 +199,7 @@ var resources = []resource{
 				all = corev1.NodeList{ListMeta: all.ListMeta}
 			})
 			if err == nil {
-				settled, problems := policy.Settle(nodes, policy.Terms{})
+				settled, problems := claims.Settle(nodes, claims.Terms{})
 				l.Nodes, l.Problems = settled, append(l.Problems, problems...)
 			}
 			return err

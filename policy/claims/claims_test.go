@@ -1,4 +1,4 @@
-package policy
+package claims
 
 import (
 	"fmt"
@@ -12,13 +12,14 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // claimant returns a Node that was created in that minute; -1 means that the time is unknown. addresses and networks
 // are lists, separated by blanks.
-func claimant(name string, minute int, addresses, networks string) Node {
-	n := Node{Name: name}
+func claimant(name string, minute int, addresses, networks string) policy.Node {
+	n := policy.Node{Name: name}
 	if minute >= 0 {
 		n.Created = time.Date(2026, 1, 1, 0, minute, 0, 0, time.UTC)
 	}
@@ -32,7 +33,7 @@ func claimant(name string, minute int, addresses, networks string) Node {
 }
 
 func TestSettle(t *testing.T) {
-	honest := []Node{
+	honest := []policy.Node{
 		claimant("n1", 1, "172.20.1.10 2001:db8:1::10", "100.96.1.0/24 fd00:96:1::/64"),
 		claimant("n2", 2, "172.20.2.10 2001:db8:2::10", "100.96.2.0/24 fd00:96:2::/64"),
 		claimant("self", 3, "172.20.3.10 2001:db8:3::10", "100.96.3.0/24 fd00:96:3::/64"),
@@ -67,11 +68,11 @@ func TestSettle(t *testing.T) {
 		{networks: "8.8.8.8/32 100.96.4.0/24 2001:db8:9::/64", kept: "8.8.8.8/32 100.96.4.0/24 2001:db8:9::/64"},
 		{networks: "8.8.8.8/32 100.96.4.0/24 2001:db8:9::/64 100.0.0.0/8", kept: "100.96.4.0/24", within: within},
 	} {
-		for _, evil := range []Node{
+		for _, evil := range []policy.Node{
 			claimant("a-evil", 4, tc.addresses, tc.networks),
 			claimant("z-evil", -1, tc.addresses, tc.networks),
 		} {
-			got, problems := Settle(slices.Concat([]Node{evil}, honest), Terms{Self: "self", Within: tc.within})
+			got, problems := Settle(slices.Concat([]policy.Node{evil}, honest), Terms{Self: "self", Within: tc.within})
 			if diff := cmp.Diff(honest, got[:3], cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
 				t.Errorf("%s %s harms others: %s", tc.addresses, tc.networks, diff)
 			}
@@ -125,7 +126,7 @@ func TestSettleOrder(t *testing.T) {
 		{-1, 9, [2]string{"a", "z"}, 1},
 		{-1, -1, [2]string{"a", "self"}, 1},
 	} {
-		nodes := []Node{
+		nodes := []policy.Node{
 			claimant(tc.names[0], tc.first, "172.20.1.10", "100.96.1.0/24"),
 			claimant(tc.names[1], tc.second, "172.20.1.10", "100.96.1.0/24"),
 		}
@@ -145,11 +146,11 @@ func TestSettleOrder(t *testing.T) {
 func TestWhatCountedBefore(t *testing.T) {
 	const address, network = "172.20.1.10", "100.96.1.0/24"
 	victim := claimant("z", 5, address, network)
-	before, _ := Settle([]Node{claimant("a", 1, "172.20.9.10", "100.96.9.0/24"), victim}, Terms{})
+	before, _ := Settle([]policy.Node{claimant("a", 1, "172.20.9.10", "100.96.9.0/24"), victim}, Terms{})
 	for _, tc := range []struct {
 		minute             int
 		address, network   string
-		victim             Node
+		victim             policy.Node
 		addresses, podCIDR int // the numbers of the victim's claims that count
 	}{
 		{1, address, network, victim, 1, 1},
@@ -162,8 +163,9 @@ func TestWhatCountedBefore(t *testing.T) {
 		{1, address, network, claimant("z", 5, "172.20.1.11", network), 1, 1},
 		{1, "172.20.1.11", network, claimant("z", 5, "172.20.1.11", network), 0, 1},
 	} {
-		got, problems := Settle([]Node{claimant("a", tc.minute, tc.address, tc.network), tc.victim}, Terms{Before: before})
-		i := slices.IndexFunc(got, func(n Node) bool { return n.Name == "z" })
+		nodes := []policy.Node{claimant("a", tc.minute, tc.address, tc.network), tc.victim}
+		got, problems := Settle(nodes, Terms{Before: before})
+		i := slices.IndexFunc(got, func(n policy.Node) bool { return n.Name == "z" })
 		if len(got[i].Addresses) != tc.addresses || len(got[i].PodCIDRs) != tc.podCIDR {
 			t.Errorf("%v: %v, %v", tc, got, problems)
 		}
@@ -178,7 +180,7 @@ func TestOneNodesManyClaims(t *testing.T) {
 		a := netip.AddrFrom4([4]byte{100, 96, byte(i >> 8), byte(i)})
 		evil.Addresses, evil.PodCIDRs = append(evil.Addresses, a), append(evil.PodCIDRs, hostPrefix(a))
 	}
-	for _, nodes := range [][]Node{{evil}, {evil, claimant("n1", 1, "172.20.1.10", "100.96.0.0/16")}} {
+	for _, nodes := range [][]policy.Node{{evil}, {evil, claimant("n1", 1, "172.20.1.10", "100.96.0.0/16")}} {
 		got, problems := Settle(nodes, Terms{Self: "n1"})
 		if last := got[len(got)-1]; len(last.Addresses)+len(last.PodCIDRs) > 2*maxClaims || len(problems) > 2*maxClaims+2 {
 			t.Errorf("%d addresses, %d networks and %d problems", len(last.Addresses), len(last.PodCIDRs), len(problems))
@@ -199,9 +201,9 @@ func TestLocalAddresses(t *testing.T) {
 		"172.17.1.0/24": true, "172.20.1.2/31": true, "2001:db8:1::/64": true, "2001:db8::2/127": true,
 		"172.20.0.0/24": true, "8.8.8.0/24": true,
 	} {
-		for _, before := range [][]Node{nil, {claimant("n", 1, "", network)}} {
+		for _, before := range [][]policy.Node{nil, {claimant("n", 1, "", network)}} {
 			for name, want := range map[string]bool{"n": counts, "self": true} {
-				got, problems := Settle([]Node{claimant(name, 1, "172.30.0.1", network)},
+				got, problems := Settle([]policy.Node{claimant(name, 1, "172.30.0.1", network)},
 					Terms{Self: "self", Local: local, Before: before})
 				if (len(got[0].PodCIDRs) == 1) != want {
 					t.Errorf("%s of %s: %v, %v", network, name, got, problems)
@@ -215,7 +217,7 @@ func TestLocalAddresses(t *testing.T) {
 func TestSettleAgreesWithComparingAll(t *testing.T) {
 	for seed := range uint64(200) {
 		r := rand.New(rand.NewPCG(seed, 0))
-		var nodes []Node
+		var nodes []policy.Node
 		for i := range 12 {
 			n := claimant(fmt.Sprint("n", i), i, "", "")
 			for range 2 {
@@ -253,7 +255,7 @@ func TestSettleAgreesWithComparingAll(t *testing.T) {
 }
 
 func BenchmarkSettle5000Nodes(b *testing.B) {
-	var nodes []Node
+	var nodes []policy.Node
 	for i := range 5000 {
 		nodes = append(nodes, claimant(fmt.Sprint("n", i), i, fmt.Sprintf("172.20.%d.%d", i/250, i%250+1),
 			fmt.Sprintf("100.%d.%d.0/24 fd00:96:%x::/64", 64+i/256, i%256, i)))

@@ -1,4 +1,5 @@
-package policy
+// Package claims decides which of the addresses and networks that Nodes claim count. It is pure.
+package claims
 
 import (
 	"cmp"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -44,7 +46,7 @@ type Terms struct {
 	// doesn't count.
 	Local []UnderlayAddress
 	// Before are the Nodes that Settle returned last, with the claims that counted then.
-	Before []Node
+	Before []policy.Node
 }
 
 // UnderlayAddress is an address of this node on the underlay, or the address of a router that this node's routes go
@@ -75,7 +77,7 @@ type UnderlayAddress struct {
 //
 // Settle returns the Nodes from the oldest to the youngest. Each claim costs a look-up for every prefix length that
 // some Node claims.
-func Settle(nodes []Node, t Terms) ([]Node, []ruleset.Problem) {
+func Settle(nodes []policy.Node, t Terms) ([]policy.Node, []ruleset.Problem) {
 	self, within := t.Self, t.Within
 	s := settler{exact: map[netip.Prefix]string{}, inside: map[netip.Prefix]claim{}, self: self, local: t.Local}
 	nodes = slices.Clone(nodes)
@@ -90,7 +92,7 @@ func Settle(nodes []Node, t Terms) ([]Node, []ruleset.Problem) {
 			s.note(p)
 		}
 	}
-	settled := slices.SortedFunc(slices.Values(nodes), func(a, b Node) int {
+	settled := slices.SortedFunc(slices.Values(nodes), func(a, b policy.Node) int {
 		return cmp.Or(
 			compareAge(a.Created, b.Created), first(a.Name == self, b.Name == self), strings.Compare(a.Name, b.Name))
 	})
@@ -206,7 +208,7 @@ type goingOn struct {
 }
 
 // bound returns the Node with its first maxClaims addresses and networks, and reports a problem if it has more.
-func (s *settler) bound(n Node) Node {
+func (s *settler) bound(n policy.Node) policy.Node {
 	tell := func(field, what string, count int) {
 		why := fmt.Sprintf("there are %d %s; only the first %d are looked at", count, what, maxClaims)
 		s.problems = append(s.problems, ruleset.Problem{Object: "Node " + n.Name, Field: field, Message: why})
@@ -224,9 +226,9 @@ func (s *settler) bound(n Node) Node {
 
 // goOn keeps the claims that counted before, if the same Node still makes them. Settle calls it before it keeps any new
 // claim, because the claim that is kept first counts.
-func (s *settler) goOn(nodes, before []Node) {
+func (s *settler) goOn(nodes, before []policy.Node) {
 	s.goingOn = map[goingOn]bool{}
-	was := make(map[string]Node, len(before))
+	was := make(map[string]policy.Node, len(before))
 	for _, n := range before {
 		was[n.Name] = n
 	}
@@ -317,3 +319,6 @@ func (s *settler) keep(node string, p netip.Prefix) {
 		}
 	}
 }
+
+// hostPrefix returns the address as a network of one address.
+func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
