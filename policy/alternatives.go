@@ -81,14 +81,14 @@ func (a alternatives) count() int {
 
 // agreedRules returns the rules that the policies of every alternative have. So the pod accepts only packets that each
 // of the alternatives allows. An alternative without policies allows everything, and so agrees with every rule.
-func (c *compiler) agreedRules(s side, a alternatives) []ruleset.Rule {
+func (l *lowering) agreedRules(a alternatives) []ruleset.Rule {
 	var agreed []ruleset.Rule
 	first := true
 	for _, policies := range a {
 		if len(policies) == 0 {
 			continue
 		}
-		rules := c.classRules(s, policies)
+		rules := l.classRules(policies)
 		if first {
 			agreed, first = rules, false
 			continue

@@ -25,8 +25,24 @@ func familiesOf(endpoints []Endpoint, self Node) []conf.Family {
 	return conf.Families[:1]
 }
 
-// base compiles the sets, chains and rules that don't depend on any policy.
-func (c *compiler) base() {
+// common has the sets, chains and rules that don't depend on any policy, and what they are compiled from.
+type common struct {
+	families  []conf.Family
+	endpoints []Endpoint // in the order of their IDs
+	// networks are the networks of all Nodes' pods.
+	networks [len(conf.Families)]ruleset.Entries
+	sheet    // of all families
+}
+
+// compile compiles the sets, chains and rules that don't depend on any policy.
+func (c *common) compile() {
+	for _, c.family = range c.families {
+		c.base()
+	}
+}
+
+// base compiles those of one family.
+func (c *common) base() {
 	c.podSets()
 	fromPods := ruleset.SetMatch{Name: c.family.Set(conf.PodsSet), By: ruleset.Source}
 	toPods := ruleset.SetMatch{Name: c.family.Set(conf.PodsSet), By: ruleset.Destination}
@@ -93,7 +109,7 @@ func nodeNetworks(nodes []Node) (networks [len(conf.Families)]ruleset.Entries) {
 }
 
 // podSets compiles two sets: the addresses of this node's pods, and the networks of the pods of all nodes.
-func (c *compiler) podSets() {
+func (c *common) podSets() {
 	var pods []ruleset.Entry
 	networks := c.networks[c.family]
 	for _, e := range c.endpoints {
@@ -124,7 +140,7 @@ func has(entries ruleset.Entries, e ruleset.Element) bool {
 // ahead returns the rules that come before the rules that send packets to classes. Packets of established connections
 // leave the chain at these rules, and packets of cut connections are dropped. ICMP errors about connections leave the
 // chain after a rule has checked those from pods.
-func (c *compiler) ahead(other links) []ruleset.Rule {
+func (c *common) ahead(other links) []ruleset.Rule {
 	established := ruleset.Rule{
 		Track: ruleset.Established, Comment: "weir: connections that were let through", Action: ruleset.Return,
 	}
@@ -152,7 +168,7 @@ func (c *compiler) ahead(other links) []ruleset.Rule {
 // Related packets of other protocols begin connections that another connection has announced to a helper of connection
 // tracking (FTP's data). They are checked like any first packet: policies don't mention announcements, and some helpers
 // accept announcements about addresses that are not the pod's.
-func (c *compiler) icmpErrors() (icmpFromPods, related ruleset.Rule) {
+func (c *common) icmpErrors() (icmpFromPods, related ruleset.Rule) {
 	proto := icmp(c.family)
 	c.chain(conf.ErrorsChain,
 		ruleset.Rule{
@@ -174,7 +190,7 @@ func (c *compiler) icmpErrors() (icmpFromPods, related ruleset.Rule) {
 // global returns the rules that keep pods' global IPv6 addresses (2000::/3, RFC 4291) from being masqueraded. Clusters
 // assign such addresses so that other hosts see them (kops: "CNIs must not masquerade IPv6 addresses"). Unique local
 // addresses (fc00::/7, RFC 4193) are not routed beyond the site, so they are masqueraded. IPv4 has no such rules.
-func (c *compiler) global() []ruleset.Rule {
+func (c *common) global() []ruleset.Rule {
 	if c.family != conf.IPv6 {
 		return nil
 	}

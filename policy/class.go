@@ -1,10 +1,6 @@
 package policy
 
 import (
-	"cmp"
-	"fmt"
-	"maps"
-	"slices"
 	"strings"
 
 	"github.com/weir-net/weir/conf"
@@ -30,155 +26,162 @@ var (
 		ruleset.Ingress, ruleset.Destination, ruleset.Source,
 		conf.IngressChain, conf.IngressClassChains, conf.IngressClasses,
 	}
+	sides = [...]*side{&egress, &ingress}
 )
 
-// group is the pods of a class, in both families.
-type group struct {
-	key      string
-	policies alternatives
-	pods     []joined
+// lowered are the classes of one part.
+type lowered struct {
+	classes  [len(sides)][len(conf.Families)][]class
+	supplies []*supply // the sets that the granted demands need
+	problems complaints
 }
 
-// groups returns the endpoints, grouped by the policies that isolate them. The last group has the endpoints that no
-// policy isolates, or whose enforcement is off. Closed endpoints are in no group.
-//
-// Classes with more policies come first. A new policy moves its pods to classes that come earlier than the pods' old
-// classes. A deleted policy's classes are deleted. In both cases all of the policy's pods change their class in the
-// transaction that changes the rules.
-func (c *compiler) groups(s side) []*group {
-	byPolicies := map[string]*group{}
-	at := func(isolating alternatives) *group {
-		names := isolating.names()
-		k := strings.Join(names, "\n") // no name contains a newline, and Join is quicker than key
-		if byPolicies[k] == nil {
-			byPolicies[k] = &group{key: key(names...), policies: isolating}
-		}
-		return byPolicies[k]
-	}
-	at(alternatives{nil}) // the class of pods that no policy isolates exists even if it is empty
-	// The classes of expected pods exist too. So enrolling such a pod changes sets only, and ADD takes less time.
-	for _, p := range c.expected {
-		at(isolatingPolicies(s.direction, c.policies(p.Namespace), p))
-	}
-	for _, e := range c.endpoints {
-		if !e.known { // the pod is closed: it is in no class
+// class is a class of pods that policies isolate, in one family.
+type class struct {
+	ruleset.Class
+	policies int // how many there are
+	key      string
+	// If the policies allow nothing, the class has neither a set nor a chain, and none has the pods' entries.
+	set   *ruleset.Set
+	chain *ruleset.Chain
+	enter ruleset.Rule // sends the pods' packets to the chain
+	none  []ruleset.Entry
+}
+
+// lowering computes the classes of one part, in one direction and family.
+type lowering struct {
+	*compiler
+	*part
+	*side
+	family conf.Family
+	rules  map[rulesOf][]ruleset.Rule // the rules that allow packets
+	to     *lowered
+}
+
+// rulesOf is the key of the rules by which a policy allows packets in one direction and family.
+type rulesOf struct {
+	direction ruleset.Direction
+	family    conf.Family
+	policy    string
+}
+
+// lower computes the classes of the parts whose decisions have changed.
+func (c *compiler) lower() {
+	for _, p := range c.parts {
+		if !p.changed {
 			continue
 		}
-		g := at(alternatives{nil})
-		if e.Enforcement != conf.Off {
-			g = at(isolatingPolicies(s.direction, c.policies(e.Pod.Namespace), e.pods...))
+		p.changed = false
+		l := lowering{compiler: c, part: p, to: &lowered{problems: p.decided.then()}, rules: map[rulesOf][]ruleset.Rule{}}
+		l.collect()
+		for _, l.family = range c.common.families {
+			for i, s := range sides {
+				l.side = s
+				for _, g := range p.groups[i] {
+					l.to.classes[i][l.family] = append(l.to.classes[i][l.family], l.class(g))
+				}
+			}
 		}
-		g.pods = append(g.pods, e)
+		c.exchange(p, *l.to)
 	}
-	return slices.SortedFunc(maps.Values(byPolicies), func(a, b *group) int {
-		return cmp.Or(cmp.Compare(b.policies.count(), a.policies.count()), cmp.Compare(a.key, b.key))
-	})
 }
 
-// classes compiles the classes of one direction, in the family that is being compiled.
-type classes struct {
-	*compiler
-	side
-	dispatch []ruleset.Rule // the rules that send packets to class chains, in order
-}
-
-// classes adds the sets and chains of the side's classes, and the chain that sends packets to the class chains. All
-// classes whose policies allow nothing share one set and one chain.
-func (c *compiler) classes(s side, groups []*group) {
-	k := classes{compiler: c, side: s}
-	// A TCP packet in the middle of a connection must not begin a new entry in connection tracking. Otherwise a server
-	// could revive a connection from its side after the client's side was cut or was never seen. Packets that are not
-	// tracked (NOTRACK) belong to no connection, so the kernel checks each of them in both directions.
-	k.dispatch = []ruleset.Rule{{
-		Proto: ruleset.TCP, Track: ruleset.Midstream,
-		Comment: "weir: a TCP connection begins with its first packet", Action: ruleset.Drop,
-	}}
-	isolated, notIsolated := groups[:len(groups)-1], groups[len(groups)-1]
-	var allowNothing []ruleset.Entry
-	for _, g := range isolated {
-		allowNothing = append(allowNothing, k.isolated(g)...)
+// exchange gives the part other classes.
+func (c *compiler) exchange(p *part, now lowered) {
+	was := p.lowered
+	p.lowered, c.joined = now, false
+	c.grantSets(was.supplies, now.supplies)
+	for _, l := range [...]*lowered{&was, &now} {
+		for _, families := range l.classes {
+			for _, classes := range families {
+				for _, k := range classes {
+					switch {
+					case k.set == nil:
+					case l == &was:
+						c.sets.Remove(k.set)
+						c.chains.Remove(k.chain)
+					default:
+						c.sets.Put(k.set)
+						c.chains.Put(k.chain)
+					}
+				}
+			}
+		}
 	}
-	k.none(allowNothing)
-	k.notIsolated(notIsolated)
-	k.dispatch = append(k.dispatch, k.stranger())
-	c.chain(s.dispatch, dropRest(k.dispatch, s.dispatch, "pods that were not judged yet")...)
 }
 
-// add adds the class set, and the rule that decides on packets of the pods in it.
-func (k *classes) add(set string, entries []ruleset.Entry, r ruleset.Rule) {
-	k.set(ruleset.Set{
-		Name: set, Kind: ruleset.Addresses, Role: ruleset.Members, Dispatch: k.side.dispatch, Opens: true,
-		Entries: ruleset.EntriesOf(entries...),
-	})
-	r.Sets = []ruleset.SetMatch{{Name: set, By: k.own}}
-	k.dispatch = append(k.dispatch, r)
+// collect collects the rules and sets of the granted demands.
+func (l *lowering) collect() {
+	seen := map[*supply]bool{}
+	for _, d := range l.granted {
+		for _, r := range d.rules {
+			k := rulesOf{d.side.direction, r.family, d.policy.name}
+			l.rules[k] = append(l.rules[k], r.Rule)
+		}
+		for _, s := range d.sets {
+			if !seen[s] {
+				seen[s] = true
+				l.to.supplies = append(l.to.supplies, s)
+			}
+			if len(l.refused) > 0 {
+				all := s.Set
+				all.Entries = l.entriesOf(s)
+				l.refused.Without(all, func(_ ruleset.Entry, why string) {
+					l.to.problems.report(d.policy, d.field(s), refusedByKernel(why))
+				})
+			}
+		}
+	}
 }
 
-// isolated adds the class of pods that policies isolate. If the policies allow nothing, it adds no set and no chain,
-// and returns the pods' entries for the shared class "none".
-func (k *classes) isolated(g *group) (allowNothing []ruleset.Entry) {
-	class := ruleset.Class{Direction: k.direction, Policies: g.policies.all()}
-	rules := k.agreedRules(k.side, g.policies)
+// classRules returns the rules by which the policies allow packets: one for each peer and group of ports.
+func (l *lowering) classRules(policies []parsedPolicy) []ruleset.Rule {
+	var rules []ruleset.Rule
+	for _, policy := range policies {
+		rules = append(rules, l.rules[rulesOf{l.direction, l.family, policy.name}]...)
+	}
+	return rules
+}
+
+// class computes the class of the pods that the group's policies isolate.
+func (l *lowering) class(g *group) class {
+	k := class{
+		Class:    ruleset.Class{Direction: l.direction, Policies: g.policies.all()},
+		policies: g.policies.count(), key: g.key,
+	}
+	rules := l.agreedRules(g.policies)
 	id := ruleset.Identity(g.key, rules)
-	set := k.family.Set(k.side.sets + id)
-	if len(rules) == 0 || !k.canBe(g, set) {
-		class.Set, class.Chain = k.noneNames()
-		allowNothing, class.Pods = k.members(g, class.Set)
-		k.out.Classes = append(k.out.Classes, class)
-		return allowNothing
+	set := l.family.Set(l.side.sets + id)
+	if len(rules) == 0 || !l.canBe(g, set) {
+		k.Set, k.Chain = l.side.noneNames(l.family)
+		k.none, k.Pods = l.members(g.pods, l.family, k.Set, &l.to.problems.all)
+		return k
 	}
-	class.Set, class.Chain = set, k.chains+id
+	k.Set, k.Chain = set, l.side.chains+id
 	var entries []ruleset.Entry
-	entries, class.Pods = k.members(g, set)
-	k.chain(class.Chain, dropRest(rules, class.Chain, "what none of the policies lets through")...)
-	k.add(set, entries, ruleset.Rule{
-		Action: ruleset.GoTo, To: class.Chain, Comment: "weir: pods under " + strings.Join(class.Policies, ", "),
-	})
-	k.out.Classes = append(k.out.Classes, class)
-	return nil
+	entries, k.Pods = l.members(g.pods, l.family, set, &l.to.problems.all)
+	k.chain = &ruleset.Chain{
+		Family: l.family, Name: k.Chain, Rules: dropRest(rules, k.Chain, "what none of the policies lets through"),
+	}
+	k.set = l.side.classSet(l.family, set, entries)
+	k.enter = ruleset.Rule{
+		Sets:   []ruleset.SetMatch{{Name: set, By: l.own}},
+		Action: ruleset.GoTo, To: k.Chain, Comment: "weir: pods under " + strings.Join(k.Policies, ", "),
+	}
+	return k
 }
 
-// none adds the class "none". It has all pods that are isolated by policies which allow nothing. The class exists even
-// if it is empty. So a new policy that denies everything changes only sets, not rules, and takes effect quickly.
-func (k *classes) none(pods []ruleset.Entry) {
-	set, chain := k.noneNames()
-	k.chain(chain, dropRest(nil, chain, "their policies let nothing through")...)
-	k.add(set, pods, ruleset.Rule{
-		Action: ruleset.GoTo, To: chain, Comment: "weir: pods whose policies let nothing through",
-	})
-}
-
-// stranger returns the rule that drops packets from the bridge that are from no pod, or packets to the bridge that are
-// to no pod. Without it the log would have each of these packets.
-func (k *classes) stranger() ruleset.Rule {
-	r := ruleset.Rule{
-		Sets:   []ruleset.SetMatch{{Name: k.family.Set(conf.PodsSet), By: k.own, Not: true}},
-		Action: ruleset.Drop,
+// classSet returns a set of a class.
+func (s *side) classSet(f conf.Family, name string, entries []ruleset.Entry) *ruleset.Set {
+	return &ruleset.Set{
+		Name: name, Kind: ruleset.Addresses, Family: f, Role: ruleset.Members, Dispatch: s.dispatch, Opens: true,
+		Entries: ruleset.EntriesOf(entries...),
 	}
-	if k.direction == ruleset.Egress {
-		r.In, r.Comment = conf.Bridge, "weir: from the bridge, but from no pod"
-	} else {
-		r.Out, r.Comment = conf.Bridge, "weir: to the bridge, but to no pod"
-	}
-	return r
 }
 
 // noneNames returns the names of the set and chain of the class "none".
-func (k *classes) noneNames() (set, chain string) {
-	return k.family.Set(k.side.sets + conf.NoneClass), k.chains + strings.ToUpper(conf.NoneClass)
-}
-
-// notIsolated adds the class of pods that no policy isolates, or whose enforcement is off.
-func (k *classes) notIsolated(g *group) {
-	class := ruleset.Class{
-		Direction: k.direction, Policies: []string{}, Set: k.family.Set(k.side.sets + conf.OpenClass),
-	}
-	var entries []ruleset.Entry
-	entries, class.Pods = k.members(g, class.Set)
-	k.add(class.Set, entries, ruleset.Rule{
-		Action: ruleset.Return, Comment: fmt.Sprintf("weir: pods under no %s policy", k.direction),
-	})
-	k.out.Classes = append(k.out.Classes, class)
+func (s *side) noneNames(f conf.Family) (set, chain string) {
+	return f.Set(s.sets + conf.NoneClass), s.chains + strings.ToUpper(conf.NoneClass)
 }
 
 // dropRest returns the chain's rules, followed by two rules that log and drop all packets that no rule has matched.
@@ -188,16 +191,18 @@ func dropRest(rules []ruleset.Rule, chain, why string) []ruleset.Rule {
 		ruleset.Rule{Comment: "weir: " + why, Action: ruleset.Drop})
 }
 
-// members returns the group's addresses of the current family as entries of the set, and the names of their pods. It
-// leaves out entries that the kernel refuses, and reports a problem for each.
-func (c *compiler) members(g *group, set string) (entries []ruleset.Entry, pods []string) {
-	for _, e := range g.pods {
+// members returns the addresses of the endpoints as entries of the set, and the names of their pods. It leaves out
+// entries that the kernel refuses, and reports a problem for each.
+func (c *compiler) members(
+	of []joined, f conf.Family, set string, problems *[]ruleset.Problem,
+) (entries []ruleset.Entry, pods []string) {
+	for _, e := range of {
 		in := false
-		for _, a := range e.of(c.family) {
+		for _, a := range e.of(f) {
 			entry := entry(hostPrefix(a), e.Pod.String())
-			refusal := ruleset.Refusal{Family: c.family, Set: set, Element: entry.Element}
+			refusal := ruleset.Refusal{Family: f, Set: set, Element: entry.Element}
 			if why, refused := c.refused[refusal]; refused {
-				c.out.Problems = append(c.out.Problems, ruleset.Problem{
+				*problems = append(*problems, ruleset.Problem{
 					Object: "Pod " + e.Pod.String(), Field: "status.podIPs",
 					Message: refusedByKernel(why) + "; the pod is closed",
 				})
@@ -214,14 +219,16 @@ func (c *compiler) members(g *group, set string) (entries []ruleset.Entry, pods 
 
 // canBe reports whether the kernel accepts the class set. If it doesn't, canBe reports a problem for each of the
 // class's policies: the ruleset then drops the packets that these policies allow.
-func (k *classes) canBe(g *group, set string) bool {
-	why := k.refused.Set(k.family, "", set)
+func (l *lowering) canBe(g *group, set string) bool {
+	why := l.refused.Set(l.family, "", set)
 	if why == "" {
 		return true
 	}
-	for _, policy := range slices.Concat(g.policies...) {
-		k.report(policy, string(k.direction), refusedByKernel(why)+
-			"; what the policy lets through is closed to pods that are under the same policies")
+	for _, list := range g.policies {
+		for i := range list {
+			l.to.problems.report(&list[i], string(l.direction), refusedByKernel(why)+
+				"; what the policy lets through is closed to pods that are under the same policies")
+		}
 	}
 	return false
 }

@@ -45,6 +45,9 @@ type joined struct {
 	pods []*Pod
 }
 
+// sameEndpoint reports whether the endpoints are the same, whichever pods they are.
+func sameEndpoint(a, b joined) bool { return a.Endpoint.equal(b.Endpoint) }
+
 // of returns the endpoint's addresses of the family.
 func (l joined) of(f conf.Family) []netip.Addr {
 	var addrs []netip.Addr
@@ -54,6 +57,14 @@ func (l joined) of(f conf.Family) []netip.Addr {
 		}
 	}
 	return addrs
+}
+
+// attachments returns the endpoints without their pods.
+func (c cluster) attachments() (all []Endpoint) {
+	for _, e := range c.endpoints {
+		all = append(all, e.Endpoint)
+	}
+	return all
 }
 
 // selects returns yes if the policy selects the pod, and maybe if the answer depends on a label that is unknown.

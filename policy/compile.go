@@ -2,40 +2,45 @@ package policy
 
 import (
 	"cmp"
-	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/ordered"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // Compile turns a state into the ruleset that the kernel should have. It is a pure function, and the specification of
 // weir's enforcement. An Engine gives the same ruleset, and takes less time after small changes.
 func Compile(state State) ruleset.Ruleset {
-	policies, c := parseAll(state.Policies), index(state)
-	r := compile(input{
-		endpoints: c.endpoints, expected: c.expected, find: c, refused: state.Refused,
-		policies: func(namespace string) []parsedPolicy { return policies.in[namespace] },
-		families: familiesOf(state.Endpoints, newPlaces(state).nodes[state.Node]), networks: nodeNetworks(state.Nodes),
+	policies, cluster := parseAll(state.Policies), index(state)
+	c := newCompiler(cluster)
+	c.refused = state.Refused
+	c.setCommon(common{
+		families:  familiesOf(state.Endpoints, newPlaces(state).nodes[state.Node]),
+		endpoints: cluster.attachments(), networks: nodeNetworks(state.Nodes),
 	})
-	r.Problems = slices.Concat(state.Problems, policies.problems, c.problems(), r.Problems)
-	return r.Ruleset
-}
-
-// input is what a node's ruleset is compiled from.
-type input struct {
-	endpoints []joined // in the order of their IDs
-	// expected are the pods that will run on this node and have no address yet.
-	expected []*Pod
-	// policies returns the policies of a namespace, in the order of their names.
-	policies func(namespace string) []parsedPolicy
-	find     finder
-	families []conf.Family
-	// networks are the networks of all Nodes' pods.
-	networks [len(conf.Families)]ruleset.Entries
-	refused  ruleset.Refused
+	in := map[string]*local{}
+	at := func(namespace string) *local {
+		if in[namespace] == nil {
+			in[namespace] = &local{namespace: namespace, policies: policies.in[namespace]}
+		}
+		return in[namespace]
+	}
+	for _, e := range cluster.endpoints {
+		l := at(e.Pod.Namespace)
+		l.endpoints = append(l.endpoints, e)
+	}
+	for _, p := range cluster.expected {
+		l := at(p.Namespace)
+		l.expected = append(l.expected, p)
+	}
+	for _, l := range in {
+		c.replace(l)
+	}
+	r := c.compile()
+	r.Problems = slices.Concat(state.Problems, policies.problems, cluster.problems(), r.Problems)
+	return r
 }
 
 // finder finds the members of selector sets and of sets of named ports among all pods of the cluster.
@@ -60,120 +65,137 @@ type namedPort struct {
 	here  bool
 }
 
-// compile returns the ruleset without the problems of the cluster's objects. It has the problems with what the node's
-// kernel can't have.
-func compile(in input) compiled {
-	c := compiler{
-		input: in, room: nodeRoom(), sets: map[string]ruleset.Set{}, supplies: map[string]*supply{},
-		rules: map[rulesOf][]ruleset.Rule{}, stated: map[string]*statement{}, reported: map[string][]ruleset.Problem{},
-	}
-	groups := map[ruleset.Direction][]*group{}
-	var demands []*demand
-	for _, s := range []side{egress, ingress} {
-		groups[s.direction] = c.groups(s)
-		demands = append(demands, c.demands(s, groups[s.direction])...)
-	}
-	slices.SortStableFunc(demands, func(a, b *demand) int { return cmp.Compare(a.policy.name, b.policy.name) })
-	c.addGranted(c.grant(demands))
-	for _, c.family = range in.families {
-		c.base()
-		for _, s := range []side{egress, ingress} {
-			c.classes(s, groups[s.direction])
-		}
-	}
-	ruleset.SortChains(c.out.Chains)
-	for _, name := range slices.Sorted(maps.Keys(c.sets)) {
-		c.out.Sets = append(c.out.Sets, c.sets[name])
-	}
-	return c.out
-}
-
-// compiler is the state of one compile.
+// compiler compiles the ruleset of one node, without the problems of the cluster's objects. It keeps what it has
+// computed for each namespace with pods of this node, and computes again only what depends on a change:
+//
+//	replace      the pods or policies of a namespace: its classes and demands
+//	resize       a set has another size: perhaps which demands are granted
+//	setCommon    the rules and sets that belong to no policy
+//
+// Invariants, after compile:
+//   - part.lowered has the classes of each namespace, as its groups and granted demands give them.
+//   - supplies has each set that a demand needs, and no other. The sum of their costs is wanted.
+//   - sets and chains have all that the ruleset has, in order.
 type compiler struct {
-	input
-	room     amount
-	family   conf.Family // the family that is being compiled
-	sets     map[string]ruleset.Set
-	supplies map[string]*supply           // by name: the sets that policies' rules need
-	rules    map[rulesOf][]ruleset.Rule   // the rules that allow packets
-	stated   map[string]*statement        // by namespace
-	reported map[string][]ruleset.Problem // by policy: the problems that were reported already
-	out      compiled
+	find     finder
+	refused  ruleset.Refused
+	parts    map[string]*part // by namespace
+	common   common
+	supplies map[string]*supply // by name: the sets that policies' rules need
+	wanted   amount             // the amount that all demands need, as far as their sets are counted
+	// fit is true if the node has room for all demands. Then no set's size matters while the sum stays within the room.
+	fit bool
+	// undecided is true if all demands must be granted again, not only those of new parts.
+	undecided bool
+	uncounted map[*supply]bool
+	unwanted  []*supply // that are no longer needed since the last compile
+
+	// joined is true if junction and classes are those of the parts as they are.
+	joined   bool
+	junction sheet // what leads to the classes, in all families
+	classes  []ruleset.Class
+	opened   [len(sides)][len(conf.Families)]*opened
+	sets     ordered.List[string, ruleset.Set]
+	chains   ordered.List[chainKey, ruleset.Chain]
 }
 
-// compiled is the result of one compile.
-type compiled struct {
-	ruleset.Ruleset
-	// fit is true if the node has room for everything that the policies ask for. Then the sets may grow as long as
-	// entries, the sum of their sizes, stays within the room.
-	fit     bool
-	entries float64
+func newCompiler(find finder) *compiler {
+	return &compiler{
+		find: find, parts: map[string]*part{}, supplies: map[string]*supply{}, fit: true, uncounted: map[*supply]bool{},
+		sets: ordered.NewList(func(s *ruleset.Set) string { return s.Name }, cmp.Compare[string]),
+		chains: ordered.NewList(
+			func(c *ruleset.Chain) chainKey { return chainKey{c.Family, c.Name} },
+			func(a, b chainKey) int { return cmp.Or(cmp.Compare(a.family, b.family), cmp.Compare(a.name, b.name)) }),
+	}
 }
 
-// rulesOf is the key of the rules by which a policy allows packets in one direction and family.
-type rulesOf struct {
-	direction ruleset.Direction
-	family    conf.Family
-	policy    string
+// chainKey tells the chains of a ruleset apart. Chains are in the order of their keys.
+type chainKey struct {
+	family conf.Family
+	name   string
 }
 
-// addGranted adds the rules and sets of the granted demands.
-func (c *compiler) addGranted(granted []*demand) {
-	for _, d := range granted {
-		for _, r := range d.rules {
-			k := rulesOf{d.side.direction, r.family, d.policy.name}
-			c.rules[k] = append(c.rules[k], r.Rule)
+// setCommon takes the endpoints, families and networks.
+func (c *compiler) setCommon(now common) {
+	if !slices.Equal(c.common.families, now.families) {
+		c.replaceAll()
+	}
+	was := c.common
+	c.common = now
+	c.common.compile()
+	c.sets.Replace(was.sets, c.common.sets)
+	c.chains.Replace(was.chains, c.common.chains)
+}
+
+// setRefused takes the parts that the kernel refuses. If they have changed, everything is compiled again.
+func (c *compiler) setRefused(refused ruleset.Refused) {
+	c.refused = refused
+	c.replaceAll()
+	for _, s := range c.supplies {
+		if s.granting > 0 {
+			c.fill(s)
 		}
-		for _, s := range d.sets {
-			set := c.refused.Without(s.filled(), func(_ ruleset.Entry, why string) {
-				c.report(d.policy, d.field(s), refusedByKernel(why))
-			})
-			if _, ok := c.sets[s.Name]; !ok {
-				c.sets[s.Name] = set
-			}
+	}
+}
+
+// replaceAll lets compile compute everything again.
+func (c *compiler) replaceAll() {
+	for _, p := range c.parts {
+		p.stale = true
+	}
+	c.joined, c.opened = false, [len(sides)][len(conf.Families)]*opened{}
+}
+
+// replace takes the pods and policies of a namespace as they are now.
+func (c *compiler) replace(l *local) {
+	was, had := c.parts[l.namespace], c.parts[l.namespace] != nil
+	if !had {
+		was = &part{}
+	}
+	if len(l.endpoints)+len(l.expected) > 0 {
+		now := c.partOf(l)
+		now.lowered = was.lowered // until lower replaces it
+		c.parts[l.namespace] = now
+		c.wanted.rules += now.rules
+		for _, s := range now.wants {
+			c.want(s, now)
+		}
+	} else if had {
+		delete(c.parts, l.namespace)
+		c.exchange(was, lowered{})
+	}
+	for i := range sides {
+		if now := c.parts[l.namespace]; now == nil || !slices.EqualFunc(was.open[i], now.open[i], sameEndpoint) {
+			c.opened[i] = [len(conf.Families)]*opened{}
 		}
 	}
-}
-
-// classRules returns the rules by which the policies allow packets: one for each peer and group of ports.
-func (c *compiler) classRules(s side, policies []parsedPolicy) []ruleset.Rule {
-	var rules []ruleset.Rule
-	for _, policy := range policies {
-		rules = append(rules, c.rules[rulesOf{s.direction, c.family, policy.name}]...)
+	c.wanted.rules -= was.rules
+	for _, s := range was.wants {
+		c.unwant(s, was)
 	}
-	return rules
+	c.undecided = c.undecided || !c.fit
 }
 
-// report reports a problem of a policy once, however many classes the policy isolates.
-func (c *compiler) report(policy parsedPolicy, field, why string) {
-	told := c.reported[policy.name]
-	if len(told) >= maxProblems {
-		return
+// compile returns the ruleset.
+func (c *compiler) compile() (r ruleset.Ruleset) {
+	for _, p := range c.parts {
+		if p.stale {
+			c.replace(p.local)
+		}
 	}
-	name := strings.TrimSuffix(policy.name, maybeSuffix)
-	p := ruleset.Problem{Object: "NetworkPolicy " + name, Field: "spec." + field, Message: why}
-	if !slices.Contains(told, p) {
-		c.reported[policy.name] = append(told, p)
-		c.out.Problems = append(c.out.Problems, p)
+	c.grant()
+	c.lower()
+	c.join()
+	for _, f := range c.common.families {
+		for i := range sides {
+			r.Problems = append(r.Problems, c.opened[i][f].problems...)
+		}
 	}
-}
-
-// chain adds a chain that rules of other chains jump or go to.
-func (c *compiler) chain(name string, rules ...ruleset.Rule) {
-	c.out.Chains = append(c.out.Chains, ruleset.Chain{Family: c.family, Name: name, Rules: rules})
-}
-
-// hook adds a chain that packets enter at a hook.
-func (c *compiler) hook(h ruleset.Hook, name, comment string, rules ...[]ruleset.Rule) {
-	c.out.Chains = append(c.out.Chains, ruleset.Chain{
-		Family: c.family, Name: name, Hook: h, Comment: comment, Rules: slices.Concat(rules...),
-	})
-}
-
-// set adds a set of the family that is being compiled.
-func (c *compiler) set(s ruleset.Set) {
-	s.Family = c.family
-	c.sets[s.Name] = s
+	for _, p := range c.parts {
+		r.Problems = append(r.Problems, p.lowered.problems.all...)
+	}
+	r.Sets, r.Chains, r.Classes = c.sets.All(), c.chains.All(), c.classes
+	return r
 }
 
 // entry returns a set's entry for an address or network.

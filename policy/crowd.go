@@ -23,7 +23,6 @@ type space struct {
 	// parsed are the policies, parsed, in the order of their names; nil if they aren't parsed. Only namespaces of the
 	// node's own pods have them.
 	parsed []parsedPolicy
-	used   uint64 // the last compile that used parsed
 }
 
 // keptPolicy is a policy as the source gives it. In namespaces of the node's own pods it is parsed too.
@@ -124,7 +123,7 @@ func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) 
 		e.names = e.names.With(full, true)
 	}
 	if s.parsed != nil {
-		s.parsed, e.stale = nil, true
+		s.parsed, e.touched[s.name] = nil, true
 	}
 	e.dropSpace(s)
 }
@@ -132,7 +131,6 @@ func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) 
 // policiesIn returns the namespace's policies, parsed.
 func (e *Engine) policiesIn(namespace string) []parsedPolicy {
 	s := e.space(namespace)
-	s.used, e.parsed[s] = e.round, true
 	if s.parsed != nil {
 		return s.parsed
 	}
@@ -149,6 +147,21 @@ func (e *Engine) policiesIn(namespace string) []parsedPolicy {
 	}
 	slices.SortFunc(s.parsed, func(a, b parsedPolicy) int { return strings.Compare(a.name, b.name) })
 	return s.parsed
+}
+
+// forgetPolicies forgets the parsed policies of the namespace if the node has no pod of it.
+func (e *Engine) forgetPolicies(namespace string) {
+	s := e.spaces[namespace]
+	if s == nil || len(e.local[namespace])+len(e.expected[namespace]) > 0 {
+		return
+	}
+	s.parsed = nil
+	for _, policies := range s.policies {
+		for i := range policies {
+			policies[i].parsed = nil
+		}
+	}
+	e.dropSpace(s)
 }
 
 // join puts the pod into the crowd of its namespace and labels.

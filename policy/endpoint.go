@@ -2,6 +2,7 @@ package policy
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/weir-net/weir/conf"
 )
@@ -19,6 +20,12 @@ type Endpoint struct {
 	// HostIf is the interface's link on the node. BridgeIf is the bridge of another plugin that has this link as a port.
 	// Each is empty if there is no such link, or if the link is unknown.
 	HostIf, BridgeIf string
+}
+
+// equal reports whether the endpoints are the same.
+func (e Endpoint) equal(o Endpoint) bool {
+	return e.ID == o.ID && e.Pod == o.Pod && slices.Equal(e.Addresses, o.Addresses) && e.Enforcement == o.Enforcement &&
+		e.Chained == o.Chained && e.HostIf == o.HostIf && e.BridgeIf == o.BridgeIf
 }
 
 // PodRef names a pod. UID is empty if the runtime gave none.

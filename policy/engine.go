@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"maps"
 	"net/netip"
-	"reflect"
 	"slices"
 
 	"github.com/weir-net/weir/conf"
@@ -18,8 +17,9 @@ import (
 //
 //   - A change of a pod that no policy of the node's pods concerns ends after a few look-ups.
 //   - A change of a pod elsewhere that is a peer changes the entries of sets.
-//   - A change of the node's own pods, or of policies in their namespaces, compiles the node's rules again. The members
-//     of selectors that were used before are known.
+//   - A change of the node's own pods, or of policies in their namespaces, compiles the rules of these namespaces
+//     again. The members of selectors that were used before are known. While the node has no room for all policies
+//     together, such a change also divides the room again.
 //
 // Invariants, after each method:
 //   - Each pod with an address and without host network is in the crowd of its namespace and labels.
@@ -32,15 +32,15 @@ type Engine struct {
 
 	pods     map[Name]*pod // the first of each name
 	spaces   map[string]*space
-	parsed   map[*space]bool           // those whose policies a compile has parsed
 	names    ordered.Map[string, bool] // of all policies: NAMESPACE/NAME
 	places   places
 	networks [len(conf.Families)]ruleset.Entries // of all Nodes
 	workload []Workload
 
-	endpoints map[string]Endpoint // by ID
-	attached  map[Name][]string   // the IDs of a pod's endpoints, in order
-	expected  map[*pod]bool
+	endpoints map[string]Endpoint        // by ID
+	attached  map[Name][]string          // the IDs of a pod's endpoints, in order
+	local     map[string]map[string]bool // by namespace: the IDs of the endpoints
+	expected  map[string]map[*pod]bool   // by namespace
 	refused   ruleset.Refused
 
 	addresses addressBook
@@ -48,11 +48,11 @@ type Engine struct {
 	moving    moving
 	reports   reports
 
-	compiled compiled // without the problems of the cluster's objects
+	compiler *compiler
+	touched  map[string]bool // the namespaces that must be compiled again
+	common   bool            // what belongs to no policy must be compiled again
+	stale    bool            // something else must be
 	ruleset  ruleset.Ruleset
-	// stale is true if the rules must be compiled again. Otherwise at most the entries of sets have changed.
-	stale bool
-	round uint64 // counts the compiles
 }
 
 // pod is a pod of the cluster, with the addresses that policy uses for it.
@@ -72,12 +72,13 @@ type pod struct {
 // NewEngine returns an engine for the node with that name; empty if it isn't known.
 func NewEngine(node string) *Engine {
 	e := &Engine{
-		node: node, pods: map[Name]*pod{}, spaces: map[string]*space{}, parsed: map[*space]bool{},
-		names:     ordered.New[string, bool](cmp.Compare),
-		endpoints: map[string]Endpoint{}, attached: map[Name][]string{}, expected: map[*pod]bool{}, stale: true,
+		node: node, pods: map[Name]*pod{}, spaces: map[string]*space{}, names: ordered.New[string, bool](cmp.Compare),
+		endpoints: map[string]Endpoint{}, attached: map[Name][]string{}, local: map[string]map[string]bool{},
+		expected: map[string]map[*pod]bool{}, touched: map[string]bool{}, common: true,
 		addresses: newAddressBook(), selectors: newSelectorIndex(), moving: newMoving(),
 	}
 	e.places = newPlaces(State{Node: node})
+	e.compiler = newCompiler(e)
 	return e
 }
 
@@ -109,6 +110,7 @@ func (e *Engine) Apply(d *Delta) {
 func (e *Engine) SetRefused(r ruleset.Refused) {
 	if !maps.Equal(e.refused, r) {
 		e.refused, e.stale = r, true
+		e.compiler.setRefused(r)
 	}
 }
 
@@ -132,7 +134,7 @@ func (e *Engine) SetNodes(nodes []Node) {
 	if len(changed) == 0 && was.unknown == e.places.unknown {
 		return
 	}
-	e.networks, e.stale = nodeNetworks(nodes), true
+	e.networks, e.common = nodeNetworks(nodes), true
 	all := changed[e.node] || was.unknown != e.places.unknown
 	for _, first := range e.pods {
 		for p := first; p != nil; p = p.next {
@@ -152,9 +154,14 @@ func (e *Engine) SetEndpoints(endpoints []Endpoint) {
 	changed := map[Name]bool{}
 	for _, n := range endpoints {
 		now[n.ID] = n
-		if was, ok := e.endpoints[n.ID]; !ok || !reflect.DeepEqual(was, n) {
-			changed[n.Pod.name()], changed[was.Pod.name()] = true, true
+		was, ok := e.endpoints[n.ID]
+		switch {
+		case ok && was.equal(n):
+			continue
+		case ok:
+			changed[was.Pod.name()] = true
 		}
+		changed[n.Pod.name()] = true
 	}
 	for id, was := range e.endpoints {
 		if _, ok := now[id]; !ok {
@@ -164,13 +171,15 @@ func (e *Engine) SetEndpoints(endpoints []Endpoint) {
 	if len(changed) == 0 {
 		return
 	}
-	e.stale = true
+	e.common = true
 	for name := range changed {
+		e.touched[name.Namespace] = true
 		for p := e.pods[name]; p != nil; p = p.next {
 			e.withdraw(p)
 		}
 		for _, id := range e.attached[name] {
 			e.take(e.endpoints[id], -1)
+			take(e.local, name.Namespace, id)
 		}
 		delete(e.attached, name)
 	}
@@ -179,6 +188,7 @@ func (e *Engine) SetEndpoints(endpoints []Endpoint) {
 		if name := now[id].Pod.name(); changed[name] {
 			e.attached[name] = append(e.attached[name], id)
 			e.take(now[id], 1)
+			give(e.local, name.Namespace, id)
 		}
 	}
 	for name := range changed {
@@ -188,6 +198,21 @@ func (e *Engine) SetEndpoints(endpoints []Endpoint) {
 }
 
 func (p PodRef) name() Name { return Name{p.Namespace, p.Name} }
+
+// give adds the value to the namespace's.
+func give[T comparable](to map[string]map[T]bool, namespace string, v T) {
+	if to[namespace] == nil {
+		to[namespace] = map[T]bool{}
+	}
+	to[namespace][v] = true
+}
+
+// take takes the value from the namespace's.
+func take[T comparable](from map[string]map[T]bool, namespace string, v T) {
+	if delete(from[namespace], v); len(from[namespace]) == 0 {
+		delete(from, namespace)
+	}
+}
 
 // take counts the endpoint's addresses as taken by one endpoint more, or less. Pods elsewhere that state such an
 // address lose or regain it.
@@ -262,14 +287,16 @@ func (e *Engine) setPods(name Name, pods []*Pod) {
 	for p := first; p != nil; p = p.next {
 		e.admit(p)
 	}
-	e.stale = e.stale || local
+	if local {
+		e.touched[name.Namespace] = true
+	}
 }
 
 // withdraw takes the pod out of everything.
 func (e *Engine) withdraw(p *pod) {
-	if e.expected[p] {
-		delete(e.expected, p)
-		e.stale = true
+	if e.expected[p.Namespace][p] {
+		take(e.expected, p.Namespace, p)
+		e.touched[p.Namespace] = true
 	}
 	e.reports.set(reportOf{pod: p}, nil)
 	if p.crowd == nil {
@@ -291,7 +318,8 @@ func (e *Engine) admit(p *pod) {
 	addresses := e.endpointAddresses(name)
 	p.addresses, p.here = addresses, addresses != nil
 	if p.NodeName == e.node && len(p.Addresses) == 0 && e.attached[name] == nil && !p.HostNetwork && !p.Finished {
-		e.expected[p], e.stale = true, true
+		give(e.expected, p.Namespace, p)
+		e.touched[p.Namespace] = true
 	}
 	if p.HostNetwork {
 		return

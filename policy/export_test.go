@@ -54,8 +54,10 @@ func (e *Engine) Unsound() []string {
 				count[f] += n
 			}
 		}
-		for f, s := range l.sets {
-			u.unless(s.asked != e.round || s.seen == l.count[f], "a compile would see another count of %s", l.selector)
+		for f, name := range l.names {
+			s := e.compiler.supplies[name]
+			u.unless(s == nil || !s.counted || s.size == l.count[f], "the compiler has another count of %s", l.selector)
+			u.unless(!l.sets[f].filled || s != nil && s.granting > 0, "%s has entries that nobody needs", l.selector)
 		}
 		u.unless(count == l.count, "%s has count %v, not %v", l.selector, l.count, count)
 	}
@@ -72,6 +74,7 @@ func (e *Engine) Unsound() []string {
 			u.unless(count == l.count, "port %v has count %v, not %v", l.port, l.count, count)
 		}
 	}
+	e.compiler.check(&u)
 	for of := range e.reports.by {
 		fresh := of.pod == nil || of.pod.made || slices.Contains(e.given(of.pod.name()), of.pod.Pod)
 		u.unless(fresh, "a report of an old pod")
@@ -87,7 +90,8 @@ func (e *Engine) checkSpaces(u *unsound, all map[*pod]bool) {
 		u.unless(s.object.Name != "" || len(s.crowds)+len(s.policies) > 0 || s.parsed != nil, "%s is empty", name)
 		for _, policies := range s.policies {
 			for _, p := range policies {
-				u.unless(p.parsed == nil || e.parsed[s], "%s has policies that nobody needs parsed", name)
+				needed := len(e.local[name])+len(e.expected[name]) > 0
+				u.unless(p.parsed == nil || needed, "%s has policies that nobody needs parsed", name)
 			}
 		}
 		for c := range s.each() {
@@ -112,6 +116,31 @@ func (e *Engine) checkSpaces(u *unsound, all map[*pod]bool) {
 	u.unless(reflect.DeepEqual(ports, e.selectors.crowds), "the crowds of ports are %v, not %v", e.selectors.crowds, ports)
 }
 
+// check looks for differences between the compiler's sums and the parts.
+func (c *compiler) check(u *unsound) {
+	var wanted amount
+	needs, granting := map[*supply]int{}, map[*supply]int{}
+	for _, p := range c.parts {
+		wanted.rules += p.rules
+		for _, s := range p.wants {
+			needs[s]++
+		}
+		for _, s := range p.lowered.supplies {
+			granting[s]++
+		}
+		u.unless(!p.fresh && !p.changed && !p.stale, "namespace %s isn't compiled", p.namespace)
+	}
+	for s := range needs {
+		wanted.sets++
+		wanted.entries += s.entries
+		u.unless(c.supplies[s.Name] == s && s.granting == granting[s], "set %s is out of place", s.Name)
+		u.unless(c.uncounted[s] == !s.counted, "set %s is counted or isn't", s.Name)
+	}
+	u.unless(len(needs) == len(c.supplies), "old sets")
+	u.unless(wanted == c.wanted, "the compiler's sum is %v, not %v", c.wanted, wanted)
+	u.unless(len(c.unwanted) == 0, "sets to forget")
+}
+
 func (e *Engine) countPod(count *[len(conf.Families)]int, p *pod) {
 	for _, a := range p.addresses {
 		if p.here || e.addresses.taken[a] == 0 {
@@ -134,7 +163,8 @@ func (e *Engine) countPort(all map[*pod]bool, port namedPort) (count [len(conf.F
 func (e *Engine) Remains() string {
 	x, m := &e.selectors, &e.moving
 	sizes := map[string]int{
-		"pods": len(e.pods), "spaces": len(e.spaces), "parsed": len(e.parsed), "names": e.names.Len(),
+		"pods": len(e.pods), "spaces": len(e.spaces), "names": e.names.Len(), "local": len(e.local),
+		"parts": len(e.compiler.parts), "supplies": len(e.compiler.supplies),
 		"endpoints": len(e.endpoints), "attached": len(e.attached), "expected": len(e.expected),
 		"one": len(e.addresses.one), "more": len(e.addresses.more), "taken": len(e.addresses.taken),
 		"selectors": len(x.byKey), "ports": len(x.byPort), "scopes": len(x.scopes), "open": len(x.open),

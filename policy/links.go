@@ -51,13 +51,13 @@ type chainedPods struct {
 }
 
 // chainedPods returns the set entries and rules for the pods with chained attachments.
-func (c *compiler) chainedPods() chainedPods {
+func (c *common) chainedPods() chainedPods {
 	p := chainedPods{bridges: map[string]bool{}}
 	for _, e := range c.endpoints {
 		if !e.Chained {
 			continue
 		}
-		link, words := LinkOf(e.Endpoint), e.Pod.String()
+		link, words := LinkOf(e), e.Pod.String()
 		has := false
 		for _, a := range e.Addresses {
 			if conf.FamilyOf(a.Addr) != c.family {
@@ -103,7 +103,7 @@ func (c *compiler) chainedPods() chainedPods {
 // rule of iptables matches ipset's physdev entries. So there are rules for the port of each pod. Two kinds of packets
 // go through these rules: ICMP packets, since a pod may send ICMP errors only from its own addresses, and packets with
 // the same source and destination.
-func (c *compiler) links(evaluate []ruleset.Rule) links {
+func (c *common) links(evaluate []ruleset.Rule) links {
 	pods := c.chainedPods()
 	if len(pods.addresses)+len(pods.own) == 0 {
 		return links{}

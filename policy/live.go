@@ -17,16 +17,13 @@ type live struct {
 	scope    *scope
 	crowds   map[*crowd]bool // those that match the selector
 	port     namedPort
-	count    [len(conf.Families)]int // how many addresses of each family the matching pods have
+	count    [len(conf.Families)]int    // how many addresses of each family the matching pods have
+	names    [len(conf.Families)]string // of the sets
 	sets     [len(conf.Families)]liveSet
-	used     uint64 // the last compile that used it
 }
 
 // liveSet is the set of one family.
 type liveSet struct {
-	// asked is the last compile that counted the set; seen is the count that it saw.
-	asked uint64
-	seen  int
 	// filled is true if a compile has asked for the entries.
 	filled  bool
 	entries ruleset.Entries
@@ -160,10 +157,12 @@ func (x *selectorIndex) ports(p NamedPort, here bool) []*live {
 func (e *Engine) liveSelector(s selector) *live {
 	x := &e.selectors
 	if l := x.byKey[s.key]; l != nil {
-		l.used = e.round
 		return l
 	}
-	l := &live{id: x.id(), selector: s, crowds: map[*crowd]bool{}, used: e.round}
+	l := &live{id: x.id(), selector: s, crowds: map[*crowd]bool{}}
+	for f := range l.names {
+		l.names[f] = conf.Family(f).Set(conf.SelectorSets + ruleset.Hash(s.key))
+	}
 	x.byKey[s.key] = l
 	l.scope = e.scopeOf(s)
 	l.scope.selectors++
@@ -249,11 +248,13 @@ func (e *Engine) livePort(p namedPort) *live {
 	}
 	for _, l := range sets.here {
 		if l.port == p {
-			l.used = e.round
 			return l
 		}
 	}
-	l := &live{id: e.selectors.id(), port: p, used: e.round}
+	l := &live{id: e.selectors.id(), port: p}
+	for f := range l.names {
+		l.names[f] = namedPortSet(p, conf.Family(f))
+	}
 	sets.here = append(slices.Clip(sets.here), l)
 	if !p.here {
 		sets.anywhere = append(slices.Clip(sets.anywhere), l)
@@ -318,37 +319,65 @@ func (e *Engine) recount(l *live, c *crowd, by int) {
 	e.moving.counts[l] = true
 }
 
-// dropUnused forgets the live selectors, named ports and parsed policies that the last compile didn't use.
-func (e *Engine) dropUnused() {
-	x := &e.selectors
-	unused := func(l *live) bool { return l.used != e.round }
-	crowds := map[*crowd]bool{} // that an unused selector matches
-	for _, l := range x.byKey {
-		if unused(l) {
-			x.drop(l)
-			maps.Copy(crowds, l.crowds)
+// dropUnwanted forgets the live selectors and named ports that no demand needs any more, and the entries of sets that
+// are no longer in the ruleset.
+func (e *Engine) dropUnwanted() {
+	x, gone, crowds := &e.selectors, map[*live]bool{}, map[*crowd]bool{}
+	for _, s := range e.compiler.unwanted {
+		l := x.of(s)
+		if l == nil || gone[l] {
+			continue
 		}
-	}
-	for c := range crowds {
-		c.matches = slices.DeleteFunc(slices.Clone(c.matches), unused)
-	}
-	for key, sets := range x.byPort {
-		sets.anywhere = slices.DeleteFunc(slices.Clone(sets.anywhere), unused)
-		if sets.here = slices.DeleteFunc(slices.Clone(sets.here), unused); len(sets.here) == 0 {
-			delete(x.byPort, key)
-		}
-	}
-	for n := range e.parsed {
-		if n.used != e.round {
-			n.parsed = nil
-			delete(e.parsed, n)
-			for _, policies := range n.policies {
-				for i := range policies {
-					policies[i].parsed = nil
-				}
+		gone[l] = true
+		for f, name := range l.names {
+			now := e.compiler.supplies[name]
+			if now != nil {
+				gone[l] = false
 			}
-			e.dropSpace(n)
+			if now == nil || now.granting == 0 {
+				l.sets[f] = liveSet{}
+			}
 		}
+		if !gone[l] {
+			delete(gone, l)
+			continue
+		}
+		delete(e.moving.counts, l)
+		if maps.Copy(crowds, l.crowds); l.key != "" {
+			x.drop(l)
+		} else {
+			x.dropPort(l)
+		}
+	}
+	e.compiler.unwanted = nil
+	for c := range crowds { // that a selector matches which is gone
+		c.matches = slices.DeleteFunc(slices.Clone(c.matches), func(l *live) bool { return gone[l] })
+	}
+}
+
+// of returns the live selector or named port of the supply; nil if there is none.
+func (x *selectorIndex) of(s *supply) *live {
+	switch {
+	case s.selector != nil:
+		return x.byKey[s.selector.key]
+	case s.port != nil && x.byPort[portKey{s.port.name, s.port.proto}] != nil:
+		for _, l := range x.byPort[portKey{s.port.name, s.port.proto}].here {
+			if l.port == *s.port {
+				return l
+			}
+		}
+	}
+	return nil
+}
+
+// dropPort takes the named port out of the index.
+func (x *selectorIndex) dropPort(l *live) {
+	same := func(o *live) bool { return o == l }
+	key := portKey{l.port.name, l.port.proto}
+	sets := x.byPort[key]
+	sets.anywhere = slices.DeleteFunc(slices.Clone(sets.anywhere), same)
+	if sets.here = slices.DeleteFunc(slices.Clone(sets.here), same); len(sets.here) == 0 {
+		delete(x.byPort, key)
 	}
 }
 

@@ -46,14 +46,14 @@ func TestSumOfSizes(t *testing.T) {
 	e.Ruleset()
 	e.SetEndpoints([]Endpoint{endpointOf("web", "10.88.0.2")})
 	e.Ruleset()
-	before := e.compiled.entries
+	before := e.compiler.wanted.entries
 	y := *d.Pods[Name{"a", "y"}][0]
 	y.Addresses = y.Addresses[:1]
 	gone := NewDelta()
 	gone.Pods[Name{"a", "y"}] = []*Pod{&y}
 	e.Apply(gone)
-	if e.Changed(); e.compiled.entries != before {
-		t.Errorf("the sum is %v after a change of IPv6 addresses, and %v before", e.compiled.entries, before)
+	if e.Changed(); e.compiler.wanted.entries != before {
+		t.Errorf("the sum is %v after a change of IPv6 addresses, and %v before", e.compiler.wanted.entries, before)
 	}
 }
 

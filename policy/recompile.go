@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"maps"
 	"slices"
 
@@ -15,105 +14,73 @@ func (e *Engine) Ruleset() ruleset.Ruleset {
 	if !e.Changed() {
 		return e.ruleset
 	}
-	// An entry that the kernel refuses isn't put into its set, and is reported: compile sees to that.
-	e.stale = e.stale || len(e.moving.sets) > 0 && len(e.refused) > 0
-	switch {
-	case e.stale:
-		e.recompile()
-	case len(e.moving.sets) > 0:
-		e.compiled.Sets = e.refill()
+	if e.common {
+		e.compiler.setCommon(e.commonNow())
+	}
+	for namespace := range e.touched {
+		e.compiler.replace(e.localNow(namespace))
+	}
+	for l := range e.moving.sets {
+		for _, f := range conf.Families {
+			e.compiler.refill(l.names[f])
+		}
 	}
 	empty(&e.moving.sets)
-	e.stale, e.reports.changed = false, false
-	e.ruleset = e.compiled.Ruleset
-	e.ruleset.Problems = slices.Concat(e.reports.all(), e.compiled.Problems)
+	e.ruleset = e.compiler.compile()
+	e.ruleset.Problems = append(e.ruleset.Problems, e.reports.all()...)
+	for namespace := range e.touched {
+		e.forgetPolicies(namespace)
+	}
+	empty(&e.touched)
+	e.dropUnwanted()
+	e.common, e.stale, e.reports.changed = false, false, false
 	return e.ruleset
 }
 
 // Changed reports whether Ruleset would return another ruleset than the last time.
 func (e *Engine) Changed() bool {
 	for l := range e.moving.counts {
-		e.stale = e.stale || e.outgrown(l)
+		for _, f := range conf.Families {
+			e.stale = e.compiler.resized(l.names[f], l.count[f]) || e.stale
+		}
 	}
 	empty(&e.moving.counts)
-	return e.stale || e.reports.changed || len(e.moving.sets) > 0
+	return e.stale || e.common || len(e.touched) > 0 || e.reports.changed || len(e.moving.sets) > 0
 }
 
-// recompile compiles the node's rules.
-func (e *Engine) recompile() {
-	e.round++
-	in := input{
-		policies: e.policiesIn, find: e, refused: e.refused, networks: e.networks,
-		families: familiesOf(slices.Collect(maps.Values(e.endpoints)), e.places.nodes[e.node]),
-	}
+// commonNow returns what the compiler needs to know of all pods of the node together.
+func (e *Engine) commonNow() common {
+	endpoints := make([]Endpoint, 0, len(e.endpoints))
 	for _, id := range slices.Sorted(maps.Keys(e.endpoints)) {
+		endpoints = append(endpoints, e.endpoints[id])
+	}
+	return common{
+		families: familiesOf(endpoints, e.places.nodes[e.node]), endpoints: endpoints, networks: e.networks,
+	}
+}
+
+// localNow returns the namespace's pods on this node, and its policies if there are such pods.
+func (e *Engine) localNow(namespace string) *local {
+	l := &local{namespace: namespace}
+	for _, id := range slices.Sorted(maps.Keys(e.local[namespace])) {
 		of := joined{Endpoint: e.endpoints[id], pods: e.podsOf(e.endpoints[id])}
 		of.known = len(of.pods) > 0 || of.Enforcement == conf.Off
-		in.endpoints = append(in.endpoints, of)
+		l.endpoints = append(l.endpoints, of)
 	}
-	for p := range e.expected {
-		in.expected = append(in.expected, p.Pod)
+	for p := range e.expected[namespace] {
+		l.expected = append(l.expected, p.Pod)
 	}
-	e.compiled = compile(in)
-	e.dropUnused()
-}
-
-// refill returns the sets of the last compile with the entries as they are now.
-func (e *Engine) refill() []ruleset.Set {
-	sets := slices.Clone(e.compiled.Sets)
-	for l := range e.moving.sets {
-		for _, f := range conf.Families {
-			i, ok := slices.BinarySearchFunc(sets, l.setName(f), func(s ruleset.Set, name string) int {
-				return cmp.Compare(s.Name, name)
-			})
-			if ok {
-				sets[i].Entries = l.sets[f].entries
-			}
-		}
+	if len(l.endpoints)+len(l.expected) > 0 {
+		l.policies = e.policiesIn(namespace)
 	}
-	return sets
-}
-
-// outgrown reports whether a compile would decide otherwise, because one of the selector's sets has another size now.
-// While everything fits into the node's room, no size matters.
-func (e *Engine) outgrown(l *live) bool {
-	for f := range l.sets {
-		s := &l.sets[f]
-		was, now := s.seen, l.count[f]
-		if s.asked != e.round || was == now {
-			continue
-		}
-		if was > maxSetEntries || now > maxSetEntries { // the problem's message has the number
-			return true
-		}
-		by := roughly(now) - roughly(was)
-		if e.compiled.entries += float64(by); by != 0 && (!e.compiled.fit || e.compiled.entries > nodeRoom().entries) {
-			return true
-		}
-		s.seen = now
-	}
-	return false
-}
-
-// setName returns the name of the family's set.
-func (l *live) setName(f conf.Family) string {
-	if l.key == "" {
-		return namedPortSet(l.port, f)
-	}
-	return f.Set(conf.SelectorSets + ruleset.Hash(l.key))
+	return l
 }
 
 // countSelected implements finder.
-func (e *Engine) countSelected(s selector, f conf.Family) int { return e.ask(e.liveSelector(s), f) }
+func (e *Engine) countSelected(s selector, f conf.Family) int { return e.liveSelector(s).count[f] }
 
 // countNamed implements finder.
-func (e *Engine) countNamed(p namedPort, f conf.Family) int { return e.ask(e.livePort(p), f) }
-
-// ask returns the count, and remembers that the compile has seen it.
-func (e *Engine) ask(l *live, f conf.Family) int {
-	l.sets[f].asked, l.sets[f].seen = e.round, l.count[f]
-	return l.count[f]
-}
+func (e *Engine) countNamed(p namedPort, f conf.Family) int { return e.livePort(p).count[f] }
 
 // selected implements finder.
 func (e *Engine) selected(s selector, f conf.Family) ruleset.Entries {

@@ -41,41 +41,75 @@ var noRoom = fmt.Sprintf("there is no room for it on this node: the policies of 
 
 // tenant is a namespace with the demands of its policies on this node.
 type tenant struct {
-	namespace  string
+	*part
 	demands    []*demand // the demands that are not decided yet
-	usage      amount    // the amount that its granted demands take
-	afterwards float64   // its share of the node if the next demand is granted
+	granted    []*demand
+	reports    complaints
+	usage      amount  // the amount that its granted demands take
+	afterwards float64 // its share of the node if the next demand is granted
 }
 
-// grant returns the demands that it grants. It grants all demands if the node has room for them, except those that need
-// a set which is too large for the kernel.
-//
-// Otherwise grant takes one demand at a time, from the namespace that would then have the smallest share of the node. A
-// namespace's share is its share of the resource that it takes most of (dominant resource fairness). So a namespace
-// that needs no more than an equal share gets all its demands, and other namespaces can take the room that this one
-// doesn't need. Namespaces that use the same set share the set's cost. The result depends only on the demands, not on
-// their order in time.
-func (c *compiler) grant(demands []*demand) (granted []*demand) {
-	if c.out.fit = c.fits(demands); c.out.fit {
-		for _, d := range demands {
-			if c.possible(d) {
-				granted = append(granted, d)
+// grant decides which demands are granted. It grants all demands if the node has room for them, except those that need
+// a set which is too large for the kernel. It decides again only where the decision may be another one.
+func (c *compiler) grant() {
+	was := c.fit
+	if c.fit = c.fits(); !c.fit {
+		if c.undecided || was {
+			c.divide()
+		}
+		c.undecided = false
+		return
+	}
+	for _, p := range c.parts {
+		if !p.fresh && !c.undecided && was {
+			continue
+		}
+		t := tenant{part: p, reports: p.stated.then()}
+		for _, d := range p.demands {
+			if c.possible(&t, d) {
+				t.granted = append(t.granted, d)
 			}
 		}
-		return granted
+		t.decide()
 	}
-	by := map[string]*tenant{}
-	var queue tenants
-	for _, d := range demands {
-		t := by[d.policy.namespace]
-		if t == nil {
-			t = &tenant{namespace: d.policy.namespace}
-			by[t.namespace], queue = t, append(queue, t)
+	c.undecided = false
+}
+
+// fits reports whether the node has room for all demands. It counts the entries of sets only as long as there is room.
+func (c *compiler) fits() bool {
+	room := nodeRoom()
+	for s := range c.uncounted {
+		if !c.wanted.within(room) {
+			break
 		}
-		t.demands = append(t.demands, d)
+		c.count(s)
+	}
+	return c.wanted.within(room)
+}
+
+// decide makes what the tenant was granted the decision for its part.
+func (t *tenant) decide() {
+	p := t.part
+	same := slices.Equal(p.granted, t.granted) && slices.Equal(p.decided.all, t.reports.all)
+	p.changed = p.changed || p.fresh || !same
+	p.granted, p.decided, p.fresh = t.granted, t.reports, false
+}
+
+// divide grants demands if the node doesn't have room for all. It takes one demand at a time, from the namespace that
+// would then have the smallest share of the node. A namespace's share is its share of the resource that it takes most
+// of (dominant resource fairness). So a namespace that needs no more than an equal share gets all its demands, and
+// other namespaces can take the room that this one doesn't need. Namespaces that use the same set share the set's cost.
+// The result depends only on the demands, not on their order in time.
+func (c *compiler) divide() {
+	for _, s := range c.supplies {
+		s.users = nil
+	}
+	var all []*tenant
+	for _, p := range c.parts {
+		all = append(all, &tenant{part: p, demands: p.demands, reports: p.stated.then()})
 	}
 	var taken amount
-	queue = slices.DeleteFunc(queue, func(t *tenant) bool { return !c.next(t, taken) })
+	queue := tenants(slices.DeleteFunc(slices.Clone(all), func(t *tenant) bool { return !c.next(t, taken) }))
 	heap.Init(&queue)
 	for len(queue) > 0 {
 		t := queue[0]
@@ -83,7 +117,7 @@ func (c *compiler) grant(demands []*demand) (granted []*demand) {
 		going := c.next(t, taken) // the room and the sets' users may have changed since the last call
 		if going && t.demands[0] == d && t.afterwards <= was {
 			taken = taken.plus(t.take(d))
-			granted = append(granted, d)
+			t.granted = append(t.granted, d)
 			t.demands = t.demands[1:]
 			going = c.next(t, taken)
 		}
@@ -93,38 +127,17 @@ func (c *compiler) grant(demands []*demand) (granted []*demand) {
 			heap.Pop(&queue)
 		}
 	}
-	return granted
-}
-
-// fits reports whether the node has room for all demands. It counts the entries of sets only as long as there is room.
-func (c *compiler) fits(demands []*demand) bool {
-	var taken amount
-	defer func() { c.out.entries = taken.entries }()
-	counted := map[*supply]bool{}
-	for _, d := range demands {
-		taken.rules += d.cost()
-		for _, s := range d.sets {
-			if counted[s] {
-				continue
-			}
-			counted[s] = true
-			if taken.sets++; taken.within(c.room) && s.ensureCounted() == "" {
-				taken.entries += s.entries
-			}
-		}
-		if !taken.within(c.room) {
-			return false
-		}
+	for _, t := range all {
+		t.decide()
 	}
-	return true
 }
 
 // possible reports whether the kernel can have the sets that the demand needs. It reports a problem if one of the sets
 // is too large.
-func (c *compiler) possible(d *demand) bool {
+func (c *compiler) possible(t *tenant, d *demand) bool {
 	for _, s := range d.sets {
-		if why := s.ensureCounted(); why != "" {
-			c.report(d.policy, d.field(s), why)
+		if why := c.count(s); why != "" {
+			t.reports.report(d.policy, d.field(s), why)
 			return false
 		}
 	}
@@ -134,6 +147,7 @@ func (c *compiler) possible(d *demand) bool {
 // next moves the tenant to its next demand that fits into the room that is left, and reports whether there is such a
 // demand. It reports a problem for each demand that it skips.
 func (c *compiler) next(t *tenant, taken amount) bool {
+	limit := nodeRoom()
 	for ; len(t.demands) > 0; t.demands = t.demands[1:] {
 		d := t.demands[0]
 		whole, part := amount{rules: d.cost()}, amount{rules: d.cost()}
@@ -142,8 +156,8 @@ func (c *compiler) next(t *tenant, taken amount) bool {
 				whole.sets++
 			}
 		}
-		room := taken.plus(whole).within(c.room) // without room, the sets need not be counted
-		if room && !c.possible(d) {
+		room := taken.plus(whole).within(limit) // without room, the sets need not be counted
+		if room && !c.possible(t, d) {
 			continue
 		}
 		for _, s := range d.sets {
@@ -154,11 +168,11 @@ func (c *compiler) next(t *tenant, taken amount) bool {
 				part = part.plus(s.part(len(s.users) + 1))
 			}
 		}
-		if room && taken.plus(whole).within(c.room) {
-			t.afterwards = t.usage.plus(part).share(c.room)
+		if room && taken.plus(whole).within(limit) {
+			t.afterwards = t.usage.plus(part).share(limit)
 			return true
 		}
-		c.report(d.policy, d.peer.field, noRoom)
+		t.reports.report(d.policy, d.peer.field, noRoom)
 	}
 	return false
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -19,27 +20,50 @@ type wish struct {
 
 // granted returns which of the wishes are granted, in their order.
 func granted(room amount, wishes []wish) []bool {
-	c := compiler{room: room, supplies: map[string]*supply{}, reported: map[string][]ruleset.Problem{}}
+	most := nodeRoom
+	nodeRoom = func() amount { return room }
+	defer func() { nodeRoom = most }()
+	c := newCompiler(sizes{})
 	var all []*demand
 	for _, w := range wishes {
+		p := c.parts[w.namespace]
+		if p == nil {
+			p = &part{local: &local{namespace: w.namespace}, fresh: true}
+			c.parts[w.namespace] = p
+		}
 		d := &demand{
-			policy:  parsedPolicy{namespace: w.namespace, name: w.namespace + "/np"},
+			policy:  &parsedPolicy{namespace: w.namespace, name: w.namespace + "/np"},
+			peer:    &peer{},
+			ports:   &ports{},
 			classes: w.rules,
 			rules:   make([]familyRule, 1),
 		}
 		for _, name := range w.sets {
-			d.sets = append(d.sets,
-				c.supplyFor(ruleset.Set{Name: name}, func() int { return len(name) }, nil))
+			s := c.supplies[name]
+			if s == nil {
+				s = &supply{Set: ruleset.Set{Name: name}, selector: &selector{key: name}}
+			}
+			if !slices.Contains(p.wants, s) {
+				p.wants = append(p.wants, s)
+				c.want(s, p)
+			}
+			d.sets = append(d.sets, s)
 		}
-		all = append(all, d)
+		c.wanted.rules += d.cost()
+		p.demands, all = append(p.demands, d), append(all, d)
 	}
-	in := c.grant(all)
+	c.grant()
 	answers := make([]bool, len(all))
 	for i, d := range all {
-		answers[i] = slices.Contains(in, d)
+		answers[i] = slices.Contains(c.parts[d.policy.namespace].granted, d)
 	}
 	return answers
 }
+
+// sizes is a finder that tells sizes by the lengths of names.
+type sizes struct{ finder }
+
+func (sizes) countSelected(s selector, _ conf.Family) int { return len(s.key) }
 
 // takes returns the amount that all the wishes need together. A set that several wishes share counts once.
 func takes(wishes []wish) (a amount) {

@@ -1,0 +1,66 @@
+package ordered
+
+import (
+	"maps"
+	"slices"
+)
+
+// List makes sorted lists of values of which few change from one list to the next. A new list costs copying the last
+// one, and look-ups for the values that have changed.
+type List[K comparable, T any] struct {
+	key     func(*T) K
+	compare func(a, b K) int
+	all     map[K]*T
+	changed map[K]bool // since the last list
+	last    []T
+}
+
+// NewList returns an empty list of values with these keys, sorted by compare.
+func NewList[K comparable, T any](key func(*T) K, compare func(a, b K) int) List[K, T] {
+	return List[K, T]{key: key, compare: compare, all: map[K]*T{}, changed: map[K]bool{}}
+}
+
+// Put adds the values, in place of those with the same keys. It must be called again after a value has changed.
+func (l *List[K, T]) Put(values ...*T) {
+	for _, v := range values {
+		k := l.key(v)
+		l.all[k], l.changed[k] = v, true
+	}
+}
+
+// Remove removes the values, unless others have taken their places.
+func (l *List[K, T]) Remove(values ...*T) {
+	for _, v := range values {
+		if k := l.key(v); l.all[k] == v {
+			l.changed[k] = true
+			delete(l.all, k)
+		}
+	}
+}
+
+// Replace removes the old values and adds the new ones.
+func (l *List[K, T]) Replace(was, now []*T) {
+	l.Remove(was...)
+	l.Put(now...)
+}
+
+// All returns copies of all values, in order. The result never changes.
+func (l *List[K, T]) All() []T {
+	if len(l.changed) == 0 {
+		return l.last
+	}
+	list := make([]T, 0, len(l.all))
+	rest := l.last
+	for _, k := range slices.SortedFunc(maps.Keys(l.changed), l.compare) {
+		i, found := slices.BinarySearchFunc(rest, k, func(v T, k K) int { return l.compare(l.key(&v), k) })
+		list = append(list, rest[:i]...)
+		if rest = rest[i:]; found {
+			rest = rest[1:]
+		}
+		if now := l.all[k]; now != nil {
+			list = append(list, *now)
+		}
+	}
+	l.last, l.changed = append(list, rest...), map[K]bool{}
+	return l.last
+}

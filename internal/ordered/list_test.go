@@ -1,0 +1,48 @@
+package ordered
+
+import (
+	"cmp"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// TestList: the list has the values that a map has after the same changes, in order, and earlier lists stay as they
+// were.
+func TestList(t *testing.T) {
+	type pair struct{ key, value int }
+	r := rand.New(rand.NewPCG(1, 1))
+	list := NewList(func(p *pair) int { return p.key }, cmp.Compare[int])
+	want := map[int]*pair{}
+	var before, kept []pair
+	for range 10_000 {
+		for range r.IntN(4) {
+			p := &pair{r.IntN(30), r.Int()}
+			switch was := want[p.key]; {
+			case r.IntN(2) == 0:
+				want[p.key] = p
+				list.Put(p)
+			case was != nil && r.IntN(2) == 0:
+				delete(want, p.key)
+				list.Remove(was)
+			case was != nil:
+				want[p.key] = p
+				list.Put(p)
+				list.Remove(was) // p has its place
+			}
+		}
+		if !slices.Equal(before, kept) {
+			t.Fatal("an earlier list has changed")
+		}
+		before = list.All()
+		kept = slices.Clone(before)
+		var values []pair
+		for _, k := range slices.Sorted(maps.Keys(want)) {
+			values = append(values, *want[k])
+		}
+		if !slices.Equal(before, values) {
+			t.Fatalf("%v, not %v", before, values)
+		}
+	}
+}

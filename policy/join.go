@@ -1,0 +1,161 @@
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// sheet collects sets and chains of one family.
+type sheet struct {
+	family conf.Family
+	sets   []*ruleset.Set
+	chains []*ruleset.Chain
+}
+
+// chain adds a chain that rules of other chains jump or go to.
+func (s *sheet) chain(name string, rules ...ruleset.Rule) {
+	s.chains = append(s.chains, &ruleset.Chain{Family: s.family, Name: name, Rules: rules})
+}
+
+// hook adds a chain that packets enter at a hook.
+func (s *sheet) hook(h ruleset.Hook, name, comment string, rules ...[]ruleset.Rule) {
+	s.chains = append(s.chains, &ruleset.Chain{
+		Family: s.family, Name: name, Hook: h, Comment: comment, Rules: slices.Concat(rules...),
+	})
+}
+
+// set adds a set of the sheet's family.
+func (s *sheet) set(set ruleset.Set) {
+	set.Family = s.family
+	s.sets = append(s.sets, &set)
+}
+
+// junction has the sets and chains that lead to the classes of all namespaces, in one direction and family.
+type junction struct {
+	*compiler
+	*side
+	sheet
+	dispatch []ruleset.Rule // the rules that send packets to class chains, in order
+	classes  []ruleset.Class
+}
+
+// opened is the class of the pods of all namespaces that no policy isolates in one direction, in one family.
+type opened struct {
+	ruleset.Class
+	set      *ruleset.Set
+	problems []ruleset.Problem
+}
+
+// join adds the chains that send packets to the chains of all classes, and the classes that all namespaces share.
+//
+// Classes with more policies come first. A new policy moves its pods to classes that come earlier than the pods' old
+// classes. A deleted policy's classes are deleted. In both cases all of the policy's pods change their class in the
+// transaction that changes the rules.
+func (c *compiler) join() {
+	if c.joined {
+		return
+	}
+	was := c.junction
+	c.junction, c.classes, c.joined = sheet{}, nil, true
+	for _, f := range c.common.families {
+		for i, s := range sides {
+			var isolated []*class
+			for _, p := range c.parts {
+				classes := p.lowered.classes[i][f]
+				for j := range classes {
+					isolated = append(isolated, &classes[j])
+				}
+			}
+			slices.SortFunc(isolated, func(a, b *class) int {
+				return cmp.Or(cmp.Compare(b.policies, a.policies), cmp.Compare(a.key, b.key))
+			})
+			if c.opened[i][f] == nil {
+				c.opened[i][f] = c.openClass(i, f)
+			}
+			j := junction{compiler: c, side: s, sheet: sheet{family: f}}
+			j.compile(isolated, c.opened[i][f])
+			c.junction.sets = append(c.junction.sets, j.sheet.sets...)
+			c.junction.chains = append(c.junction.chains, j.sheet.chains...)
+			c.classes = append(c.classes, j.classes...)
+		}
+	}
+	c.sets.Replace(was.sets, c.junction.sets)
+	c.chains.Replace(was.chains, c.junction.chains)
+}
+
+// compile adds the chain that sends packets to the class chains. All classes whose policies allow nothing share one set
+// and one chain.
+func (j *junction) compile(isolated []*class, open *opened) {
+	// A TCP packet in the middle of a connection must not begin a new entry in connection tracking. Otherwise a server
+	// could revive a connection from its side after the client's side was cut or was never seen. Packets that are not
+	// tracked (NOTRACK) belong to no connection, so the kernel checks each of them in both directions.
+	j.dispatch = []ruleset.Rule{{
+		Proto: ruleset.TCP, Track: ruleset.Midstream,
+		Comment: "weir: a TCP connection begins with its first packet", Action: ruleset.Drop,
+	}}
+	var allowNothing []ruleset.Entry
+	for _, k := range isolated {
+		allowNothing = append(allowNothing, k.none...)
+		if j.classes = append(j.classes, k.Class); k.set != nil {
+			j.dispatch = append(j.dispatch, k.enter)
+		}
+	}
+	j.none(allowNothing)
+	j.add(open.set, ruleset.Rule{
+		Action: ruleset.Return, Comment: fmt.Sprintf("weir: pods under no %s policy", j.direction),
+	})
+	j.classes = append(j.classes, open.Class)
+	j.dispatch = append(j.dispatch, j.stranger())
+	j.chain(j.side.dispatch, dropRest(j.dispatch, j.side.dispatch, "pods that were not judged yet")...)
+}
+
+// add adds the class set, and the rule that decides on packets of the pods in it.
+func (j *junction) add(set *ruleset.Set, r ruleset.Rule) {
+	j.sheet.sets = append(j.sheet.sets, set)
+	r.Sets = []ruleset.SetMatch{{Name: set.Name, By: j.own}}
+	j.dispatch = append(j.dispatch, r)
+}
+
+// none adds the class "none". It has all pods that are isolated by policies which allow nothing. The class exists even
+// if it is empty. So a new policy that denies everything changes only sets, not rules, and takes effect quickly.
+func (j *junction) none(pods []ruleset.Entry) {
+	set, chain := j.noneNames(j.family)
+	j.chain(chain, dropRest(nil, chain, "their policies let nothing through")...)
+	j.add(j.classSet(j.family, set, pods), ruleset.Rule{
+		Action: ruleset.GoTo, To: chain, Comment: "weir: pods whose policies let nothing through",
+	})
+}
+
+// stranger returns the rule that drops packets from the bridge that are from no pod, or packets to the bridge that are
+// to no pod. Without it the log would have each of these packets.
+func (j *junction) stranger() ruleset.Rule {
+	r := ruleset.Rule{
+		Sets:   []ruleset.SetMatch{{Name: j.family.Set(conf.PodsSet), By: j.own, Not: true}},
+		Action: ruleset.Drop,
+	}
+	if j.direction == ruleset.Egress {
+		r.In, r.Comment = conf.Bridge, "weir: from the bridge, but from no pod"
+	} else {
+		r.Out, r.Comment = conf.Bridge, "weir: to the bridge, but to no pod"
+	}
+	return r
+}
+
+// openClass computes the class of pods that no policy isolates, or whose enforcement is off.
+func (c *compiler) openClass(side int, f conf.Family) *opened {
+	s := sides[side]
+	o := opened{Class: ruleset.Class{Direction: s.direction, Policies: []string{}, Set: f.Set(s.sets + conf.OpenClass)}}
+	var pods []joined
+	for _, p := range c.parts {
+		pods = append(pods, p.open[side]...)
+	}
+	slices.SortFunc(pods, func(a, b joined) int { return cmp.Compare(a.ID, b.ID) })
+	var entries []ruleset.Entry
+	entries, o.Pods = c.members(pods, f, o.Set, &o.problems)
+	o.set = s.classSet(f, o.Set, entries)
+	return &o
+}

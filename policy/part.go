@@ -1,0 +1,120 @@
+package policy
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// local is what the compiler needs to know of a namespace with pods of this node.
+type local struct {
+	namespace string
+	policies  []parsedPolicy // in the order of their names
+	endpoints []joined       // in the order of their IDs
+	// expected are the pods that will run on this node and have no address yet.
+	expected []*Pod
+}
+
+// part is what the compiler has computed for one namespace. Only lowered and the results of grant change; other changes
+// make a new part.
+type part struct {
+	*local
+	stale  bool
+	groups [len(sides)][]*group
+	// open are the endpoints that no policy isolates, or whose enforcement is off.
+	open    [len(sides)][]joined
+	demands []*demand  // in the order of their policies
+	wants   []*supply  // the sets that the demands need
+	rules   float64    // that the demands need
+	stated  complaints // the problems with demands that the kernel refuses
+
+	granted []*demand
+	decided complaints // with the problems of demands that aren't granted
+	fresh   bool       // grant hasn't decided yet
+	changed bool       // lowered must be computed again
+	lowered lowered
+}
+
+// partOf computes the groups and demands of a namespace.
+func (c *compiler) partOf(l *local) *part {
+	b := builder{compiler: c, part: &part{local: l, fresh: true}, made: map[string]*supply{}, wanted: map[*supply]bool{}}
+	for i, s := range sides {
+		b.groups[i], b.open[i] = l.groups(s)
+		b.demands = append(b.demands, b.demandsOf(s, b.groups[i])...)
+	}
+	slices.SortStableFunc(b.demands, func(a, b *demand) int { return strings.Compare(a.policy.name, b.policy.name) })
+	return b.part
+}
+
+// group is the pods of a class, in both families.
+type group struct {
+	key      string
+	policies alternatives
+	pods     []joined
+}
+
+// groups returns the endpoints of the namespace, grouped by the policies that isolate them, and the endpoints that no
+// policy isolates or whose enforcement is off. Closed endpoints are in neither.
+func (l *local) groups(s *side) (groups []*group, open []joined) {
+	byPolicies := map[string]*group{}
+	at := func(isolating alternatives) *group {
+		names := isolating.names()
+		k := strings.Join(names, "\n") // no name contains a newline, and Join is quicker than key
+		if byPolicies[k] == nil {
+			byPolicies[k] = &group{key: key(names...), policies: isolating}
+		}
+		return byPolicies[k]
+	}
+	notIsolated := at(alternatives{nil})
+	// The classes of expected pods exist too. So enrolling such a pod changes sets only, and ADD takes less time.
+	for _, p := range l.expected {
+		at(isolatingPolicies(s.direction, l.policies, p))
+	}
+	for _, e := range l.endpoints {
+		if !e.known { // the pod is closed: it is in no class
+			continue
+		}
+		g := notIsolated
+		if e.Enforcement != conf.Off {
+			g = at(isolatingPolicies(s.direction, l.policies, e.pods...))
+		}
+		g.pods = append(g.pods, e)
+	}
+	for _, g := range byPolicies {
+		if g != notIsolated {
+			groups = append(groups, g)
+		}
+	}
+	slices.SortFunc(groups, func(a, b *group) int { return strings.Compare(a.key, b.key) })
+	return groups, notIsolated.pods
+}
+
+// complaints are problems of policies. The zero value has none.
+type complaints struct {
+	all  []ruleset.Problem
+	told map[string][]ruleset.Problem // by policy: the problems that were reported already
+}
+
+// then returns complaints with the same problems that can be given more of them.
+func (r *complaints) then() complaints { return complaints{slices.Clip(r.all), maps.Clone(r.told)} }
+
+// report reports a problem of a policy once, however many classes the policy isolates.
+func (r *complaints) report(policy *parsedPolicy, field, why string) {
+	told := r.told[policy.name]
+	if len(told) >= maxProblems {
+		return
+	}
+	name := strings.TrimSuffix(policy.name, maybeSuffix)
+	p := ruleset.Problem{Object: "NetworkPolicy " + name, Field: "spec." + field, Message: why}
+	if slices.Contains(told, p) {
+		return
+	}
+	if r.told == nil {
+		r.told = map[string][]ruleset.Problem{}
+	}
+	r.told[policy.name] = append(slices.Clip(told), p)
+	r.all = append(r.all, p)
+}

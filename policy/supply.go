@@ -1,0 +1,152 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// supply is a set that one or more demands need. It is counted when its size is first needed, and filled when a demand
+// for it is granted, because both take time in proportion to the number of pods.
+type supply struct {
+	ruleset.Set
+	// The set has the pods that the selector matches, or those with the named port, or the networks of ipBlocks, or port
+	// numbers.
+	selector *selector
+	port     *namedPort
+	blocks   ruleset.Entries
+	numbers  []ruleset.PortRange
+
+	counted  bool
+	size     int     // how many entries the set may have
+	entries  float64 // how many entries the set counts for
+	why      string  // the reason why the set can't exist; empty if it can
+	wanted   []*part // those with a demand for the set
+	granting int     // how many parts have a granted demand for the set
+	users    []*tenant
+}
+
+// want says that the part has demands for the supply.
+func (c *compiler) want(s *supply, p *part) {
+	if len(s.wanted) == 0 {
+		c.supplies[s.Name] = s
+		c.wanted.sets++
+		if c.wanted.entries += s.entries; !s.counted {
+			c.uncounted[s] = true
+		}
+	}
+	s.wanted = append(s.wanted, p)
+}
+
+// unwant says that the part has no demand for the supply any more.
+func (c *compiler) unwant(s *supply, p *part) {
+	i := slices.Index(s.wanted, p)
+	if s.wanted = slices.Delete(s.wanted, i, i+1); len(s.wanted) > 0 {
+		return
+	}
+	c.wanted.sets--
+	c.wanted.entries -= s.entries
+	delete(c.uncounted, s)
+	delete(c.supplies, s.Name)
+	c.unwanted = append(c.unwanted, s)
+}
+
+// count counts the set's entries if they weren't counted before. It returns the reason why the set can't exist, or an
+// empty text.
+func (c *compiler) count(s *supply) (why string) {
+	if !s.counted {
+		s.counted = true
+		delete(c.uncounted, s)
+		s.resize(c.sizeOf(s))
+		c.wanted.entries += s.entries
+	}
+	return s.why
+}
+
+// sizeOf returns how many entries the set may have.
+func (c *compiler) sizeOf(s *supply) int {
+	switch {
+	case s.selector != nil:
+		return c.find.countSelected(*s.selector, s.Family)
+	case s.port != nil:
+		return c.find.countNamed(*s.port, s.Family)
+	case s.numbers != nil:
+		return count(s.numbers)
+	}
+	return s.blocks.Len()
+}
+
+// resize takes the number of entries that the set may have.
+func (s *supply) resize(n int) {
+	if s.size, s.entries, s.why = n, float64(roughly(n)), ""; n > maxSetEntries {
+		s.entries = 0
+		s.why = fmt.Sprintf("matches %d addresses, and a set can have %d; it allows nothing", n, maxSetEntries)
+	}
+}
+
+// resized takes the present size of a set whose members have changed, and reports whether another compile may give
+// other rules.
+func (c *compiler) resized(name string, n int) bool {
+	s := c.supplies[name]
+	if s == nil || !s.counted || s.size == n {
+		return false
+	}
+	entries, why := s.entries, s.why
+	s.resize(n)
+	if c.wanted.entries += s.entries - entries; s.why != why {
+		c.undecided = true
+	}
+	if s.entries != entries && (!c.fit || !c.wanted.within(nodeRoom())) {
+		c.undecided = true
+	}
+	return c.undecided
+}
+
+// entriesOf returns the set's entries as they are now, with those that the kernel refuses.
+func (c *compiler) entriesOf(s *supply) ruleset.Entries {
+	switch {
+	case s.selector != nil:
+		return c.find.selected(*s.selector, s.Family)
+	case s.port != nil:
+		return c.find.named(*s.port, s.Family)
+	case s.numbers != nil:
+		return ruleset.EntriesOf(numbers(s.numbers)...)
+	}
+	return s.blocks
+}
+
+// fill puts the set into the ruleset, with its entries as they are now.
+func (c *compiler) fill(s *supply) {
+	s.Entries = c.entriesOf(s)
+	s.Set = c.refused.Without(s.Set, func(ruleset.Entry, string) {})
+	c.sets.Put(&s.Set)
+}
+
+// refill takes the entries of a set as they are now, if the ruleset has the set.
+func (c *compiler) refill(name string) {
+	s := c.supplies[name]
+	if s == nil || s.granting == 0 {
+		return
+	}
+	if c.fill(s); len(c.refused) > 0 { // the parts report the entries that the kernel refuses
+		for _, p := range s.wanted {
+			p.changed = true
+		}
+	}
+}
+
+// grantSets says which sets a part's granted demands need, in place of those before.
+func (c *compiler) grantSets(was, now []*supply) {
+	for _, s := range now {
+		if s.granting++; s.granting == 1 {
+			c.fill(s)
+		}
+	}
+	for _, s := range was {
+		if s.granting--; s.granting == 0 {
+			c.sets.Remove(&s.Set)
+			c.unwanted = append(c.unwanted, s)
+		}
+	}
+}
