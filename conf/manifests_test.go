@@ -46,6 +46,29 @@ type kopsCluster struct {
 
 func (c *kopsCluster) DeepCopyObject() runtime.Object { d := *c; return &d }
 
+// podMonitor has the fields of the Prometheus Operator's PodMonitor that conf/monitoring uses
+// (prometheus-operator/pkg/apis/monitoring/v1).
+type podMonitor struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata"`
+	Spec              struct {
+		JobLabel            string               `json:"jobLabel"`
+		Selector            metav1.LabelSelector `json:"selector"`
+		PodMetricsEndpoints []struct {
+			Path        string `json:"path"`
+			Relabelings []struct {
+				SourceLabels []string `json:"sourceLabels"`
+				Regex        string   `json:"regex"`
+				Action       string   `json:"action"`
+				TargetLabel  string   `json:"targetLabel"`
+				Replacement  string   `json:"replacement"`
+			} `json:"relabelings"`
+		} `json:"podMetricsEndpoints"`
+	} `json:"spec"`
+}
+
+func (m *podMonitor) DeepCopyObject() runtime.Object { d := *m; return &d }
+
 // manifests reads the YAML files that people apply, as an API server with strict field validation does: an unknown
 // field, or one that is given twice, is an error.
 func manifests(t *testing.T) map[string][]runtime.Object {
@@ -53,13 +76,16 @@ func manifests(t *testing.T) map[string][]runtime.Object {
 	types := runtime.NewScheme()
 	types.AddKnownTypeWithName(schema.GroupVersionKind{Group: "kops.k8s.io", Version: "v1alpha2", Kind: "Cluster"},
 		&kopsCluster{})
+	types.AddKnownTypeWithName(schema.GroupVersionKind{Group: "monitoring.coreos.com", Version: "v1", Kind: "PodMonitor"},
+		&podMonitor{})
 	if err := scheme.AddToScheme(types); err != nil {
 		t.Fatal(err)
 	}
 	strict := serializer.NewCodecFactory(types, serializer.EnableStrict).UniversalDeserializer()
 	all := map[string][]runtime.Object{}
 	err := filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {
-		if err != nil || filepath.Ext(path) != ".yaml" {
+		isRules := strings.HasPrefix(filepath.Base(path), "alerts") // a file of Prometheus
+		if err != nil || filepath.Ext(path) != ".yaml" || isRules {
 			return err
 		}
 		data, err := os.ReadFile(path)
