@@ -65,10 +65,7 @@ func parties(flag, text string) (func(reach.Party) bool, error) {
 	case text == "world":
 		return func(p reach.Party) bool { return p.Kind == reach.World }, nil
 	case err == nil:
-		return func(p reach.Party) bool {
-			return slices.ContainsFunc(p.Networks, func(n netip.Prefix) bool { return n.Contains(a) }) ||
-				slices.ContainsFunc(p.Addresses, func(all []netip.Addr) bool { return slices.Contains(all, a) })
-		}, nil
+		return func(p reach.Party) bool { return p.Has(a) }, nil
 	}
 	if _, err := path.Match(text, ""); err != nil || strings.Count(text, "/") != 1 {
 		return nil, client.Usage(fmt.Errorf("%s %q: must be NS/NAME, with * for any text, an address, or world", flag, text))

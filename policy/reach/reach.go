@@ -11,6 +11,9 @@
 package reach
 
 import (
+	"net/netip"
+	"slices"
+
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/verdict"
 )
@@ -37,6 +40,19 @@ func New(s policy.State, services []policy.Service) *Matrix {
 func (m *Matrix) Between(i, j int) Reach {
 	c := m.between[m.classes[i]][m.classes[j]]
 	return m.space.reach(c)
+}
+
+// PartyOf returns the party that has the address; false if none has it, because the address is in a pods' network and
+// no pod has it.
+func (m *Matrix) PartyOf(a netip.Addr) (int, bool) {
+	i := slices.IndexFunc(m.Parties, func(p Party) bool { return p.Has(a) })
+	return i, i >= 0
+}
+
+// Has reports whether the address is one of the party's pods, or in one of its networks.
+func (p Party) Has(a netip.Addr) bool {
+	return slices.ContainsFunc(p.Networks, func(n netip.Prefix) bool { return n.Contains(a) }) ||
+		slices.ContainsFunc(p.Addresses, func(all []netip.Addr) bool { return slices.Contains(all, a) })
 }
 
 // universe is what several states have in common: parties that none of the states' policies can tell apart, ranges of

@@ -1,0 +1,149 @@
+package packettest
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/reach"
+	"github.com/weir-net/weir/policy/verdict"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+var matrices = flag.Int("matrices", 10, "the matrices of how many random clusters are compared with packets")
+
+// TestRandomMatrices sends packets between the pods of random clusters, changes policies and labels, sends the packets
+// again, and compares the arrivals with both matrices and with their difference. To replay one cluster:
+// go test ./internal/packettest -run TestRandomMatrices -seed N
+func TestRandomMatrices(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := randomNode(t)
+	first, last := uint64(1), uint64(*matrices)
+	if *seed != 0 {
+		first, last = *seed, *seed
+	}
+	sent, changed := 0, 0
+	for s := first; s <= last && !t.Failed(); s++ {
+		n.Driver.Flavour = []iptables.Flavour{iptables.Legacy, iptables.NFT}[s%2]
+		packets, moved := compareMatrices(n, s)
+		sent, changed = sent+packets, changed+moved
+		if err := n.Driver.Remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !t.Failed() && *seed == 0 {
+		if changed == 0 {
+			t.Fatal("no packet's fate changed: the test tests nothing")
+		}
+		fmt.Printf("reach-packets: %d clusters, %d packets, %d of them changed, 0 differences\n", *matrices, sent, changed)
+	}
+}
+
+// compareMatrices compares the matrices of one cluster before and after a change with packets.
+func compareMatrices(n *Node, seed uint64) (sent, changed int) {
+	n.Helper()
+	r := rand.New(rand.NewPCG(seed, 12))
+	before := policytest.State(r)
+	after := before
+	after.Policies, after.Namespaces = slices.Clone(before.Policies), slices.Clone(before.Namespaces)
+	after.Pods = slices.Clone(before.Pods)
+	for i := range 1 + r.IntN(3) {
+		after.Policies = append(after.Policies, policytest.Policy(r, 20+i))
+	}
+	if len(before.Policies) > 0 {
+		after.Policies = after.Policies[1:]
+	}
+	if i := r.IntN(len(after.Pods)); r.IntN(2) == 0 {
+		after.Pods[i].Labels = after.Pods[0].Labels
+	}
+	d := reach.Compare(before, after, nil)
+	var headers []verdict.Packet
+	place := places(before)
+	for _, p := range probes(n, before, policytest.Probes(r, before, 10)) {
+		src, dst := place(p.Src), place(p.Dst)
+		numbered := p.Proto != icmp && p.Proto != icmpv6
+		if src != elsewhere && dst != elsewhere && (src == attachedHere || dst == attachedHere) && p.Src != p.Dst &&
+			(p.Port != 0 || !numbered) {
+			headers = append(headers, header(p))
+		}
+	}
+	arrived := func(s policy.State, rows []reach.Row) []bool {
+		n.Enforce(s)
+		expect := make([]bool, len(headers))
+		for i, p := range headers {
+			expect[i] = inRows(d.Before, rows, p)
+		}
+		got := n.Send(headers, expect)
+		for i := range got {
+			if got[i] != expect[i] {
+				n.Errorf("seed %d: %+v arrived: %v. But the matrix says %v\n%s", seed, headers[i], got[i], expect[i],
+					policytest.YAML(s))
+				break
+			}
+		}
+		return got
+	}
+	was, now := arrived(before, d.Before.Rows()), arrived(after, d.After.Rows())
+	for i, p := range headers {
+		if was[i] != now[i] {
+			changed++
+		}
+		opened, closed := inRows(d.Before, d.Opened, p), inRows(d.Before, d.Closed, p)
+		if opened != (now[i] && !was[i]) || closed != (was[i] && !now[i]) {
+			n.Errorf("seed %d: %+v arrived: %v, and after the change: %v. But it opens: %v, closes: %v", seed, p, was[i],
+				now[i], opened, closed)
+		}
+	}
+	return len(headers), changed
+}
+
+// where is where an address is.
+type where int
+
+const (
+	inWorld where = iota
+	attachedHere
+	elsewhere // policies of a pod there, or of an address that no pod has, aren't checked on this node
+)
+
+// places returns a function that tells where an address is.
+func places(s policy.State) func(netip.Addr) where {
+	evaluator := verdict.New(s)
+	attached := map[netip.Addr]bool{}
+	for _, e := range s.Endpoints {
+		for _, a := range e.Addresses {
+			attached[a.Addr] = true
+		}
+	}
+	return func(a netip.Addr) where {
+		pods := slices.ContainsFunc(s.Nodes, func(n policy.Node) bool {
+			return slices.ContainsFunc(n.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
+		})
+		switch {
+		case attached[a]:
+			return attachedHere
+		case pods, evaluator.At(a).Name() != "":
+			return elsewhere
+		}
+		return inWorld
+	}
+}
+
+// inRows reports whether one of the rows has the packet.
+func inRows(m *reach.Matrix, rows []reach.Row, p verdict.Packet) bool {
+	from, ok := m.PartyOf(p.Src)
+	to, ok2 := m.PartyOf(p.Dst)
+	return ok && ok2 && slices.ContainsFunc(rows, func(r reach.Row) bool {
+		return slices.Contains(r.From, from) && slices.Contains(r.To, to) &&
+			(r.Family == "" || r.Family == conf.FamilyOf(p.Src).String()) && r.Ports.Contains(p.Proto, p.Port)
+	})
+}
