@@ -1,0 +1,98 @@
+package drops
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/weir-net/weir/agentapi"
+)
+
+const (
+	// maxReaders bounds the readers at a time.
+	maxReaders = 32
+	// queued bounds the drops that wait for a reader.
+	queued = 4096
+)
+
+// Hub hands drops to readers. It never waits for one: a reader that is too slow misses drops, and learns how many
+// packets it has missed. Any goroutine may use it.
+type Hub struct {
+	mu      sync.Mutex
+	readers map[*Subscription]bool
+}
+
+// NewHub returns a Hub without readers.
+func NewHub() *Hub { return &Hub{readers: map[*Subscription]bool{}} }
+
+// Subscription is one reader's queue.
+type Subscription struct {
+	hub    *Hub
+	query  agentapi.DropsQuery
+	queue  []*agentapi.Drop
+	missed uint64
+	news   chan struct{} // has room for one
+}
+
+// Subscribe adds a reader of the drops that the question asks for. It returns nil if there are too many readers. The
+// caller must close the Subscription.
+func (h *Hub) Subscribe(q agentapi.DropsQuery) *Subscription {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.readers) >= maxReaders {
+		return nil
+	}
+	s := &Subscription{hub: h, query: q, news: make(chan struct{}, 1)}
+	h.readers[s] = true
+	return s
+}
+
+// Close ends the subscription.
+func (s *Subscription) Close() {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	delete(s.hub.readers, s)
+}
+
+// Publish queues the drops for all readers.
+func (h *Hub) Publish(entries []Entry) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for s := range h.readers {
+		for _, e := range entries {
+			switch {
+			case !s.query.Matches(e.Drop):
+			case len(s.queue) >= queued:
+				s.missed += e.Count
+			default:
+				s.queue = append(s.queue, e.Drop)
+			}
+		}
+		if len(s.queue) > 0 {
+			select {
+			case s.news <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+// Next waits for drops and returns all that are queued. It returns none if the duration ends first, or the context.
+func (s *Subscription) Next(ctx context.Context, wait time.Duration) []*agentapi.Drop {
+	timeout := time.NewTimer(wait)
+	defer timeout.Stop()
+	select {
+	case <-s.news:
+	case <-ctx.Done():
+	case <-timeout.C:
+	}
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	queue := s.queue
+	s.queue = nil
+	if s.missed > 0 {
+		queue = append(queue, &agentapi.Drop{Kind: agentapi.DropMissed, Time: time.Now(), Count: s.missed})
+		s.missed = 0
+	}
+	return queue
+}

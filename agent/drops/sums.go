@@ -1,0 +1,333 @@
+// Package drops keeps account of dropped packets: it counts packets of the same kind together, keeps the last of the
+// counts, and hands new ones to clients. Its memory is bounded, whatever packets come and whatever clients do, and no
+// count is lost: a packet that isn't shown is counted among those that were left out.
+//
+// The package neither reads packets nor knows the cluster. Package agent gives it packets, and finds the names of
+// their senders and receivers.
+package drops
+
+import (
+	"hash/maphash"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/nflog"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Bounds of Sums. Each sender may have so many different lines a second that people can read, and none can take the
+// room of the others.
+const (
+	burst     = 50 // lines of one sender at once
+	perSecond = 20 // lines of one sender, over time
+	// maxFlows bounds the lines of all senders at a time. Once half of the room is taken, a sender gets a line only if it
+	// has none.
+	maxFlows = 16384
+	// maxSenders bounds the senders with an account of their own. Senders that aren't pods, and pods beyond the bound,
+	// share the accounts in shared.
+	maxSenders = 8192
+	shared     = 256
+	// maxRests bounds the accounts of packets that were left out. Beyond it, packets are counted by rule alone.
+	maxRests    = 1024
+	maxPrefixes = 4096
+	// repeatAfter is how long a line of the same kind waits before the next one is made of the packets since.
+	repeatAfter = time.Second
+)
+
+// Prefix is the text that a rule of weir's adds to a packet, and what it says about the rule.
+type Prefix struct {
+	// Chain is the chain of the rule; empty for a rule that isn't weir's.
+	Chain     string
+	Direction ruleset.Direction
+	Reason    string
+}
+
+// prefix returns what the text of a rule says.
+func prefixOf(text string) *Prefix {
+	chain, ours := strings.CutPrefix(text, "weir drop ")
+	p := &Prefix{Chain: chain, Reason: agentapi.ByOther}
+	switch {
+	case !ours:
+		p.Chain = ""
+	case chain == conf.IngressChain:
+		p.Direction, p.Reason = ruleset.Ingress, agentapi.ByClosed
+	case chain == conf.EgressChain:
+		p.Direction, p.Reason = ruleset.Egress, agentapi.ByClosed
+	case strings.HasPrefix(chain, conf.IngressClassChains):
+		p.Direction, p.Reason = ruleset.Ingress, agentapi.ByPolicy
+	case strings.HasPrefix(chain, conf.EgressClassChains):
+		p.Direction, p.Reason = ruleset.Egress, agentapi.ByPolicy
+	}
+	return p
+}
+
+// Line is packets that are counted together.
+type Line struct {
+	Kind  agentapi.DropKind
+	Time  time.Time
+	Count uint64
+	*Prefix
+	// Flow has the packets' addresses and ports. If Kind is DropMore, it has the address of the pod whose policies
+	// dropped the packets, and that of the sender if the sender is a pod.
+	Flow nflog.Flow
+	// Packet has the first bytes of the first packet.
+	Packet []byte
+	// Sender is a number for the sender's account.
+	Sender uint64
+}
+
+// Sums counts packets. It is for one goroutine.
+type Sums struct {
+	// IsPod reports whether the address is that of a pod, of any node.
+	IsPod func(netip.Addr) bool
+
+	now      time.Time
+	seed     maphash.Seed
+	prefixes map[string]*Prefix
+	last     string
+	lastOf   *Prefix
+	flows    map[flowKey]*flow
+	due      []*flow // have packets that no Line has
+	senders  map[[16]byte]*sender
+	others   [shared]*sender
+	accounts uint64 // numbers given to senders
+	rests    map[restKey]*rest
+	lost     uint64
+	swept    time.Time
+}
+
+// flowKey has what the packets of a line have in common.
+type flowKey struct {
+	*Prefix
+	nflog.Flow // without the source port
+}
+
+type flow struct {
+	flowKey
+	sender  *sender
+	count   uint64 // since the last line
+	first   time.Time
+	port    uint16 // the source port of the first packet
+	next    time.Time
+	packet  []byte
+	waiting bool // is in due
+}
+
+// sender is the account of a sender, or of several.
+type sender struct {
+	number  uint64
+	alone   bool
+	tokens  float64
+	counted time.Time // when tokens was right
+	flows   int
+}
+
+type restKey struct {
+	*Prefix
+	local     [16]byte // the address of the pod whose policies dropped the packets
+	etherType uint16
+	sender    *sender
+}
+
+type rest struct {
+	Line
+}
+
+// NewSums returns Sums that know no pods.
+func NewSums() *Sums {
+	return &Sums{
+		IsPod: func(netip.Addr) bool { return false }, seed: maphash.MakeSeed(), prefixes: map[string]*Prefix{},
+		flows: map[flowKey]*flow{}, senders: map[[16]byte]*sender{}, rests: map[restKey]*rest{},
+	}
+}
+
+// At sets the time for the packets that follow.
+func (s *Sums) At(now time.Time) { s.now = now }
+
+// Lost counts packets of which nothing else is known.
+func (s *Sums) Lost(count uint64) { s.lost += count }
+
+// Add counts the packet.
+func (s *Sums) Add(p *nflog.Packet) {
+	f, _ := nflog.FlowOf(p.EtherType, p.Payload)
+	port := f.SrcPort
+	f.SrcPort = 0
+	key := flowKey{s.prefix(p.Prefix), f}
+	if same := s.flows[key]; same != nil {
+		if same.count == 0 {
+			s.begin(same, p, port)
+		}
+		same.count++
+		return
+	}
+	from := s.sender(f)
+	if !s.mayBegin(from) {
+		s.leaveOut(key, from)
+		return
+	}
+	from.tokens--
+	from.flows++
+	begun := &flow{flowKey: key, sender: from, count: 1, next: s.now}
+	s.flows[key] = begun
+	s.begin(begun, p, port)
+}
+
+// begin makes the packet the first one of a line.
+func (s *Sums) begin(f *flow, p *nflog.Packet, port uint16) {
+	f.first, f.port = s.now, port
+	f.packet = append(make([]byte, 0, len(p.Payload)), p.Payload...) // a Line keeps the last one
+	if !f.waiting {
+		f.waiting = true
+		s.due = append(s.due, f)
+	}
+}
+
+func (s *Sums) prefix(text []byte) *Prefix {
+	if string(text) == s.last && s.lastOf != nil { // as in a flood
+		return s.lastOf
+	}
+	p := s.prefixes[string(text)]
+	if p == nil {
+		if len(s.prefixes) >= maxPrefixes {
+			clear(s.prefixes)
+		}
+		p = prefixOf(string(text))
+		s.prefixes[string(text)] = p
+	}
+	s.last, s.lastOf = string(text), p
+	return p
+}
+
+// sender returns the account of the packet's sender.
+func (s *Sums) sender(f nflog.Flow) *sender {
+	if from := s.senders[f.Src]; from != nil {
+		return s.refill(from)
+	}
+	if len(s.senders) < maxSenders && s.IsPod(f.Source()) {
+		from := s.account()
+		from.alone = true
+		s.senders[f.Src] = from
+		return from
+	}
+	at := &s.others[maphash.Bytes(s.seed, f.Src[:])%shared]
+	if *at == nil {
+		*at = s.account()
+	}
+	return s.refill(*at)
+}
+
+func (s *Sums) account() *sender {
+	s.accounts++
+	return &sender{number: s.accounts, tokens: burst, counted: s.now}
+}
+
+func (s *Sums) refill(from *sender) *sender {
+	if since := s.now.Sub(from.counted); since > 0 {
+		from.tokens, from.counted = min(burst, from.tokens+since.Seconds()*perSecond), s.now
+	}
+	return from
+}
+
+// mayBegin reports whether the sender may have one more line.
+func (s *Sums) mayBegin(from *sender) bool {
+	switch {
+	case len(s.flows) >= maxFlows || from.tokens < 1 || from.flows >= burst:
+		return false
+	case len(s.flows) >= maxFlows/2:
+		return from.flows == 0
+	}
+	return true
+}
+
+// leaveOut counts a packet that gets no line of its own.
+func (s *Sums) leaveOut(k flowKey, from *sender) {
+	key := restKey{Prefix: k.Prefix, local: k.Src, etherType: k.EtherType, sender: from}
+	if k.Direction == ruleset.Ingress {
+		key.local = k.Dst
+	}
+	r := s.rests[key]
+	if r == nil && len(s.rests) >= maxRests {
+		key = restKey{Prefix: k.Prefix}
+		r = s.rests[key]
+	}
+	if r == nil {
+		r = &rest{Line{Kind: agentapi.DropMore, Time: s.now, Prefix: k.Prefix, Sender: from.number}}
+		if key.sender != nil {
+			r.Flow = nflog.Flow{EtherType: k.EtherType}
+			if k.Direction == ruleset.Ingress {
+				r.Flow.Dst = k.Dst
+			}
+			if from.alone {
+				r.Flow.Src = k.Src
+			}
+		}
+		s.rests[key] = r
+	}
+	r.Count++
+}
+
+// Lines appends the lines that are due to the list: those of new flows at once, others a second after their last line.
+// It reports whether packets are waiting for a later line.
+func (s *Sums) Lines(list []Line) (lines []Line, waiting bool) {
+	still := s.due[:0]
+	for _, f := range s.due {
+		if f.next.After(s.now) {
+			still = append(still, f)
+			continue
+		}
+		line := Line{
+			Kind: agentapi.DropShown, Time: f.first, Count: f.count, Prefix: f.Prefix, Flow: f.Flow, Packet: f.packet,
+			Sender: f.sender.number,
+		}
+		line.Flow.SrcPort = f.port
+		list = append(list, line)
+		f.count, f.packet, f.waiting, f.next = 0, nil, false, s.now.Add(repeatAfter)
+	}
+	clear(s.due[len(still):])
+	s.due = still
+	if s.now.Sub(s.swept) >= repeatAfter {
+		s.swept = s.now
+		list = s.sweep(list)
+	}
+	return list, len(s.due)+len(s.rests) > 0 || s.lost > 0
+}
+
+// sweep appends lines about the packets that were left out, and forgets flows and senders without packets.
+func (s *Sums) sweep(list []Line) []Line {
+	for _, r := range s.rests {
+		list = append(list, r.Line)
+	}
+	empty(&s.rests)
+	if s.lost > 0 {
+		list = append(list, Line{Kind: agentapi.DropLost, Time: s.now, Count: s.lost, Prefix: &Prefix{}})
+		s.lost = 0
+	}
+	for key, f := range s.flows {
+		if f.count == 0 && !f.next.After(s.now) {
+			f.sender.flows--
+			delete(s.flows, key)
+		}
+	}
+	if len(s.flows) == 0 {
+		empty(&s.flows)
+	}
+	for key, from := range s.senders {
+		if from.flows == 0 && s.refill(from).tokens >= burst {
+			delete(s.senders, key)
+		}
+	}
+	if len(s.senders) == 0 {
+		empty(&s.senders)
+	}
+	return list
+}
+
+// empty empties the map. A map that was large once stays large, and so does the time for each look through it.
+func empty[K comparable, V any](m *map[K]V) {
+	if len(*m) > 0 {
+		*m = map[K]V{}
+	}
+}

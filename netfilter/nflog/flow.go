@@ -1,0 +1,145 @@
+package nflog
+
+import (
+	"encoding/binary"
+	"net/netip"
+)
+
+// EtherTypes (IEEE 802 numbers, IANA).
+const (
+	etherIPv4 = 0x0800
+	etherARP  = 0x0806
+	etherIPv6 = 0x86dd
+)
+
+// Protocol numbers (IANA) whose headers FlowOf reads.
+const (
+	protoICMP     = 1
+	protoTCP      = 6
+	protoUDP      = 17
+	protoICMPv6   = 58
+	protoSCTP     = 132
+	protoUDPLite  = 136
+	extHopByHop   = 0
+	extRouting    = 43
+	extFragment   = 44
+	extAuth       = 51
+	extDestOpts   = 60
+	maxExtHeaders = 8
+)
+
+// Flow has the parts of a packet's headers that say who talks to whom. It is comparable.
+type Flow struct {
+	// Src and Dst are addresses. IPv4 addresses are in their IPv6-mapped form, so that a Flow needs no pointers.
+	Src, Dst [16]byte
+	// EtherType is that of the packet; the other fields are zero if it is neither IPv4, IPv6 nor ARP.
+	EtherType uint16
+	// Proto is the protocol above IP.
+	Proto uint8
+	// Type and Code are those of an ICMP packet.
+	Type, Code uint8
+	// SrcPort and DstPort are those of a TCP, UDP or SCTP packet; 0 if the packet is a later fragment or cut off.
+	SrcPort, DstPort uint16
+}
+
+// Source returns the sender's address; the zero Addr if the packet has none.
+func (f Flow) Source() netip.Addr { return f.addr(f.Src) }
+
+// Destination returns the receiver's address; the zero Addr if the packet has none.
+func (f Flow) Destination() netip.Addr { return f.addr(f.Dst) }
+
+func (f Flow) addr(a [16]byte) netip.Addr {
+	switch f.EtherType {
+	case etherIPv4, etherARP:
+		return netip.AddrFrom16(a).Unmap()
+	case etherIPv6:
+		return netip.AddrFrom16(a)
+	}
+	return netip.Addr{}
+}
+
+// ICMP reports whether Type and Code have a meaning.
+func (f Flow) ICMP() bool {
+	return f.EtherType == etherIPv4 && f.Proto == protoICMP || f.EtherType == etherIPv6 && f.Proto == protoICMPv6
+}
+
+// FlowOf reads the headers of a packet that begins with its IP or ARP header. It reports whether the packet has an
+// address of a sender and one of a receiver. A packet of another kind gives a Flow with the EtherType alone.
+func FlowOf(etherType uint16, b []byte) (Flow, bool) {
+	f := Flow{EtherType: etherType}
+	switch etherType {
+	case etherIPv4:
+		return f, f.ipv4(b)
+	case etherIPv6:
+		return f, f.ipv6(b)
+	case etherARP: // for IPv4 over Ethernet (RFC 826)
+		if len(b) < 28 || binary.BigEndian.Uint16(b[2:]) != etherIPv4 || b[4] != 6 || b[5] != 4 {
+			return f, false
+		}
+		f.Src, f.Dst = mapped(b[14:]), mapped(b[24:])
+		return f, true
+	}
+	return f, false
+}
+
+func mapped(b []byte) [16]byte { return netip.AddrFrom4([4]byte(b[:4])).As16() }
+
+func (f *Flow) ipv4(b []byte) bool {
+	if len(b) < 20 || b[0]>>4 != 4 {
+		return false
+	}
+	f.Src, f.Dst, f.Proto = mapped(b[12:]), mapped(b[16:]), b[9]
+	first := binary.BigEndian.Uint16(b[6:])&0x1fff == 0
+	if size := int(b[0]&15) * 4; first && size >= 20 && size <= len(b) {
+		f.transport(b[size:])
+	}
+	return true
+}
+
+func (f *Flow) ipv6(b []byte) bool {
+	if len(b) < 40 || b[0]>>4 != 6 {
+		return false
+	}
+	f.Src, f.Dst, f.Proto = [16]byte(b[8:]), [16]byte(b[24:]), b[6]
+	b = b[40:]
+	for range maxExtHeaders {
+		size := 0
+		switch f.Proto {
+		case extHopByHop, extRouting, extDestOpts:
+			if len(b) >= 2 {
+				size = (int(b[1]) + 1) * 8
+			}
+		case extAuth:
+			if len(b) >= 2 {
+				size = (int(b[1]) + 2) * 4
+			}
+		case extFragment:
+			size = 8
+		default:
+			f.transport(b)
+			return true
+		}
+		if size == 0 || len(b) < size {
+			return true
+		}
+		later := f.Proto == extFragment && binary.BigEndian.Uint16(b[2:])&0xfff8 != 0
+		f.Proto, b = b[0], b[size:]
+		if later { // has no header of the protocol
+			return true
+		}
+	}
+	return true
+}
+
+// transport reads the header above IP, as far as there is one.
+func (f *Flow) transport(b []byte) {
+	switch f.Proto {
+	case protoTCP, protoUDP, protoSCTP, protoUDPLite:
+		if len(b) >= 4 {
+			f.SrcPort, f.DstPort = binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
+		}
+	}
+	if f.ICMP() && len(b) >= 2 {
+		f.Type, f.Code = b[0], b[1]
+	}
+}

@@ -1,0 +1,247 @@
+//go:build linux
+
+// Package nflog reads the packets that the kernel copies to a netlink log group, as rules with the target NFLOG do. It
+// owns no kernel object that outlives its socket, and knows nothing of policies.
+//
+// The kernel numbers the packets of a group. So Reader.Read finds out how many packets were lost because the program
+// read too slowly: the packets that it passes on and the lost ones together are those that the rules logged.
+//
+// The library mdlayher/netlink opens and configures the socket. The messages are read without the library, which
+// allocates memory for each message and each attribute (BenchmarkParse). florianl/go-nflog is built on that library, and
+// also allocates each attribute.
+package nflog
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// These constants are from include/uapi/linux/netfilter/nfnetlink_log.h.
+const (
+	msgPacket = 0
+	msgConfig = 1
+
+	cfgCmd     = 1
+	cfgMode    = 2
+	cfgBufSize = 3
+	cfgTimeout = 4
+	cfgQThresh = 5
+	cfgFlags   = 6
+
+	cmdBind    = 1
+	copyPacket = 2
+	flagSeq    = 1
+)
+
+const (
+	// headers is how many bytes of a packet the kernel copies: an IPv6 header, extension headers, and a TCP header with
+	// all its options.
+	headers = 128
+	// messageSize is the size of the kernel's buffer in which it collects packets for one message. The kernel needs this
+	// memory in one piece, and finds pieces above eight pages only on a node with enough memory.
+	messageSize = 32 << 10
+	// perMessage is the largest number of packets in one message. A packet takes 200 to 300 bytes.
+	perMessage = 100
+	// collectFor is how long the kernel collects packets before it sends a message that isn't full.
+	collectFor = 100 * time.Millisecond
+	// answersWithin bounds how long the kernel may take to answer a configuration.
+	answersWithin = 5 * time.Second
+	// socketBuffer is the size of the socket's buffer. It has room for the packets of a tenth of a second, at 100,000
+	// packets a second.
+	socketBuffer = 8 << 20
+)
+
+// ErrTaken means that another program reads the group: a group has one reader in a network namespace.
+var ErrTaken = errors.New("another program reads the log group")
+
+// Reader reads the packets of one group. It is for one goroutine.
+type Reader struct {
+	conn *netlink.Conn
+	raw  syscall.RawConn
+	buf  []byte
+	next uint32 // number of the next packet
+}
+
+// Open binds to the group. From then on the kernel copies the first 128 bytes of each packet that a rule logs to the
+// group. The error wraps ErrTaken if another program reads the group. The caller must close the Reader.
+//
+// Equivalent to: tcpdump -i nflog:GROUP --snapshot-length=128
+func Open(group uint16) (*Reader, error) {
+	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return nil, fmt.Errorf("open a socket for log group %d: %w", group, err)
+	}
+	r, err := bind(conn, group)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("read log group %d: %w", group, err), conn.Close())
+	}
+	return r, nil
+}
+
+func bind(conn *netlink.Conn, group uint16) (*Reader, error) {
+	if err := conn.SetReadBuffer(socketBuffer); err != nil {
+		return nil, err
+	}
+	config := netlink.NewAttributeEncoder()
+	config.ByteOrder = binary.BigEndian
+	config.Uint8(cfgCmd, cmdBind)
+	config.Bytes(cfgMode, append(binary.BigEndian.AppendUint32(nil, headers), copyPacket, 0))
+	config.Uint32(cfgBufSize, messageSize)
+	config.Uint32(cfgTimeout, uint32(collectFor/(10*time.Millisecond))) // in hundredths of a second
+	config.Uint32(cfgQThresh, perMessage)
+	config.Uint16(cfgFlags, flagSeq)
+	data, err := config.Encode()
+	if err != nil {
+		return nil, err
+	}
+	head := binary.BigEndian.AppendUint16([]byte{unix.AF_UNSPEC, unix.NFNETLINK_V0}, group)
+	_, err = conn.Send(netlink.Message{
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_ULOG<<8 | msgConfig, Flags: netlink.Request | netlink.Acknowledge},
+		Data:   append(head, data...),
+	})
+	if err != nil {
+		return nil, err
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	r := &Reader{conn: conn, raw: raw, buf: make([]byte, 2*messageSize)}
+	err = r.acknowledged()
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EBUSY) {
+		if pid := readerOf(group); pid != "" {
+			return nil, fmt.Errorf("%w (the reader's port number, mostly its process ID: %s): %w", ErrTaken, pid, err)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// acknowledged waits for the kernel's answer to the configuration. The library's Execute would fail if packets came
+// before the answer. Here they count as lost.
+func (r *Reader) acknowledged() error {
+	if err := r.conn.SetReadDeadline(time.Now().Add(answersWithin)); err != nil {
+		return err
+	}
+	for {
+		b, err := r.receive(true)
+		switch {
+		case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return err
+		}
+		for kind, data := range messagesIn(b) {
+			if kind == unix.NLMSG_ERROR && len(data) >= 4 {
+				if code := int32(binary.NativeEndian.Uint32(data)); code != 0 {
+					return unix.Errno(-code)
+				}
+				return nil
+			}
+		}
+	}
+}
+
+// receive returns the next messages from the socket, which are valid until the next call. If there are none, it waits
+// for them, or returns EAGAIN.
+func (r *Reader) receive(wait bool) ([]byte, error) {
+	var n int
+	var failure error
+	err := r.raw.Read(func(fd uintptr) bool {
+		n, _, failure = unix.Recvfrom(int(fd), r.buf, 0)
+		return !wait || !errors.Is(failure, unix.EAGAIN)
+	})
+	if err = errors.Join(err, failure); err != nil {
+		return nil, err
+	}
+	return r.buf[:n], nil
+}
+
+// messagesIn yields the netlink messages in the data, each with its type. It stops at a message that is cut off.
+func messagesIn(b []byte) iter.Seq2[uint16, []byte] {
+	return func(yield func(kind uint16, data []byte) bool) {
+		for len(b) >= unix.SizeofNlMsghdr {
+			size := int(binary.NativeEndian.Uint32(b))
+			if size < unix.SizeofNlMsghdr || size > len(b) {
+				return
+			}
+			if !yield(binary.NativeEndian.Uint16(b[4:]), b[unix.SizeofNlMsghdr:size:size]) {
+				return
+			}
+			b = b[min((size+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1), len(b)):]
+		}
+	}
+}
+
+// readerOf returns the number of the netlink socket that reads the group; empty if none does. It is the process ID of
+// a program's first netlink socket.
+//
+// Equivalent to: awk '$1 == GROUP { print $2 }' /proc/net/netfilter/nfnetlink_log
+func readerOf(group uint16) string {
+	list, err := os.ReadFile("/proc/self/net/netfilter/nfnetlink_log")
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(list)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == fmt.Sprint(group) {
+			return f[1]
+		}
+	}
+	return ""
+}
+
+// Close gives up the group. It also ends a Read that waits.
+func (r *Reader) Close() error { return r.conn.Close() }
+
+// Read waits for packets until ctx ends, or for at most the duration wait. It calls each with every packet that has
+// come, and doesn't wait for more once it has called each. It returns how many packets were lost before the last of
+// them. The packet is valid only until each returns. A packet that was lost after the last one counts with the next
+// packet that comes: the kernel numbers packets, and says nothing of those that it couldn't deliver.
+func (r *Reader) Read(ctx context.Context, wait time.Duration, each func(*Packet)) (lost uint64, err error) {
+	if err := r.conn.SetReadDeadline(time.Now().Add(wait)); err != nil {
+		return 0, err
+	}
+	defer context.AfterFunc(ctx, func() { _ = r.conn.SetReadDeadline(time.Unix(1, 0)) })()
+	var p Packet
+	// One buffer full after the other, until none is left. The number is bounded: the caller has other work too.
+	for first, left := true, socketBuffer/messageSize; left > 0; left-- {
+		b, err := r.receive(first)
+		switch {
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, os.ErrDeadlineExceeded):
+			return lost, nil
+		case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.EINTR):
+			continue // the numbers of the packets tell how many were lost
+		case err != nil:
+			return lost, fmt.Errorf("read the log group: %w", err)
+		}
+		first = false
+		lost += r.packets(b, &p, each)
+	}
+	return lost, nil
+}
+
+// packets calls each with the packets of the netlink messages, and returns how many packets are missing before the last
+// of them.
+func (r *Reader) packets(b []byte, p *Packet, each func(*Packet)) (lost uint64) {
+	for kind, data := range messagesIn(b) {
+		if kind != unix.NFNL_SUBSYS_ULOG<<8|msgPacket || !p.parse(data) {
+			continue
+		}
+		lost += uint64(p.number - r.next) // the numbers begin at 0 and wrap around
+		r.next = p.number + 1
+		each(p)
+	}
+	return lost
+}
