@@ -49,6 +49,7 @@ type agent struct {
 	status    atomic.Pointer[status]
 	lastRound atomic.Int64 // when the last reconcile began, Unix nanoseconds
 	explainer explainer
+	drops     dropLog
 
 	// Only the loop's goroutine uses the other fields.
 	records    records
@@ -112,7 +113,8 @@ func Run(ctx context.Context, o Options) error {
 		func() error { return a.backend.Watch(ctx, a.drift.hear) },
 		func() error { return a.loop(ctx) },
 		func() error { return a.keepNode(ctx) },
-		func() error { return a.reap(ctx) })
+		func() error { return a.reap(ctx) },
+		func() error { return a.watchDrops(ctx) })
 	parts = append(parts, servers.serve...)
 	done := make(chan error, len(parts))
 	for _, part := range parts {
@@ -137,6 +139,7 @@ func newAgent(o Options, backend Backend, links netlinksafe.Handle) *agent {
 		events: make(chan event), drift: newDrift(), upkeep: newUpkeep(), reaper: newReaper(),
 		records: newRecords(), cluster: newClusterView(o.Node.Name), enrolments: newEnrolments(), links: newLinks(),
 		cutting: newCutting(), faults: newFaults(o.Log),
+		drops: newDropLog(),
 	}
 	a.snapshots.init()
 	a.explainer = explainer{source: o.Source, snapshots: &a.snapshots, node: o.Node.Name, one: make(chan struct{}, 1)}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"net/netip"
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/internal/dirwatch"
@@ -40,6 +41,11 @@ type (
 	}
 	// straysEvicted means that the reaper removed another program's addresses from the sets of all pods.
 	straysEvicted struct{}
+	// namesWanted asks for the names of the pods with these addresses. The answer has room for one.
+	namesWanted struct {
+		addresses []netip.Addr
+		answer    chan<- map[netip.Addr]string
+	}
 )
 
 func (sourceUpdate) isEvent()   {}
@@ -49,6 +55,7 @@ func (podLookedUp) isEvent()    {}
 func (waysChanged) isEvent()    {}
 func (nodeChecked) isEvent()    {}
 func (straysEvicted) isEvent()  {}
+func (namesWanted) isEvent()    {}
 
 // work is what the loop must do after events. The zero value means that nothing must be done.
 type work struct {
@@ -106,6 +113,8 @@ func (a *agent) handle(e event) work {
 		a.takeNodeCheck(e.differences, e.err)
 	case straysEvicted:
 		a.stats.Repairs++
+	case namesWanted:
+		e.answer <- a.cluster.namesOf(e.addresses)
 	}
 	return work{}
 }

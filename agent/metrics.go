@@ -28,6 +28,7 @@ type metrics struct {
 	reaped     prometheus.Counter
 
 	nodeRepairs *prometheus.CounterVec
+	drops       *dropCounts
 }
 
 // results are the results of an enrolment, by the answer's status.
@@ -65,7 +66,8 @@ func newMetrics(status func() *status) *metrics {
 	for _, result := range results {
 		m.enrolments.WithLabelValues(result)
 	}
-	m.registry.MustRegister(m.syncs, m.enrolments, m.moves, m.reaped, m.nodeRepairs, statusCollector(status),
+	m.drops = newDropCounts()
+	m.registry.MustRegister(m.syncs, m.enrolments, m.moves, m.reaped, m.nodeRepairs, m.drops, statusCollector(status),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewBuildInfoCollector())
 	return m

@@ -22,7 +22,9 @@ type Options struct {
 	Resync time.Duration
 	// EnrolWait is how long an enrolment waits for a pod that the source doesn't know yet.
 	EnrolWait time.Duration
-	Node      NodeOptions
+	// NoDrops leaves dropped packets to another program that reads the log group.
+	NoDrops bool
+	Node    NodeOptions
 }
 
 // NodeOptions are for an agent with a source that knows the cluster's nodes. Such an agent sets up the tunnel and the

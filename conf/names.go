@@ -17,6 +17,9 @@ const (
 	// RouteProtocol marks weir's routes to other nodes' pods. weir doesn't touch routes of other protocols in the same
 	// table. The number is below 256 (rtnetlink(7)), and iproute2's list of protocols doesn't have it.
 	RouteProtocol = 88
+	// LogGroup is the netlink log group (NFLOG) to which the kernel copies dropped packets. One program can read a group:
+	// the agent does.
+	LogGroup = 88
 	// CutLabel is the bit of a connection's label that marks the connection as cut. A label has the bits 0 to 127.
 	CutLabel = 127
 	// MaxSetEntries is the largest number of entries of one of weir's ipsets (maxelem). Kubernetes supports clusters of up

@@ -123,6 +123,9 @@ type sender struct {
 	tokens  float64
 	counted time.Time // when tokens was right
 	flows   int
+	// last is the account of packets left out that the sender's last such packet went to.
+	last   *rest
+	lastOf restKey
 }
 
 type restKey struct {
@@ -225,8 +228,9 @@ func (s *Sums) account() *sender {
 }
 
 func (s *Sums) refill(from *sender) *sender {
-	if since := s.now.Sub(from.counted); since > 0 {
-		from.tokens, from.counted = min(burst, from.tokens+since.Seconds()*perSecond), s.now
+	if from.counted != s.now { // At was called since
+		from.tokens += max(0, s.now.Sub(from.counted).Seconds()) * perSecond
+		from.tokens, from.counted = min(burst, from.tokens), s.now
 	}
 	return from
 }
@@ -248,6 +252,10 @@ func (s *Sums) leaveOut(k flowKey, from *sender) {
 	if k.Direction == ruleset.Ingress {
 		key.local = k.Dst
 	}
+	if from.last != nil && from.lastOf == key {
+		from.last.Count++
+		return
+	}
 	r := s.rests[key]
 	if r == nil && len(s.rests) >= maxRests {
 		key = restKey{Prefix: k.Prefix}
@@ -267,10 +275,11 @@ func (s *Sums) leaveOut(k flowKey, from *sender) {
 		s.rests[key] = r
 	}
 	r.Count++
+	from.last, from.lastOf = r, key
 }
 
 // Lines appends the lines that are due to the list: those of new flows at once, others a second after their last line.
-// It reports whether packets are waiting for a later line.
+// It reports whether it must be called again although no packet comes.
 func (s *Sums) Lines(list []Line) (lines []Line, waiting bool) {
 	still := s.due[:0]
 	for _, f := range s.due {
@@ -292,13 +301,16 @@ func (s *Sums) Lines(list []Line) (lines []Line, waiting bool) {
 		s.swept = s.now
 		list = s.sweep(list)
 	}
-	return list, len(s.due)+len(s.rests) > 0 || s.lost > 0
+	return list, len(s.flows)+len(s.rests) > 0 || s.lost > 0
 }
 
 // sweep appends lines about the packets that were left out, and forgets flows and senders without packets.
 func (s *Sums) sweep(list []Line) []Line {
-	for _, r := range s.rests {
+	for key, r := range s.rests {
 		list = append(list, r.Line)
+		if key.sender != nil {
+			key.sender.last = nil
+		}
 	}
 	empty(&s.rests)
 	if s.lost > 0 {

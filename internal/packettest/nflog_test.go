@@ -8,7 +8,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
-	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/conf"
 )
 
 // nflog is a socket that receives the packets that the kernel logs.
@@ -36,7 +36,7 @@ func listen(t *testing.T) nflog {
 		t.Fatal(err)
 	}
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_ULOG<<8|nfulnlMsgConfig, 0)
-	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0, ResId: nl.Swap16(iptables.LogGroup)})
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0, ResId: nl.Swap16(conf.LogGroup)})
 	req.AddData(nl.NewRtAttr(nfulaCfgCmd, []byte{nfulnlCfgCmdBind}))
 	req.AddData(nl.NewRtAttr(nfulaCfgQthresh, nl.BEUint32Attr(1)))
 	if err := unix.Sendto(fd, req.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {

@@ -12,9 +12,6 @@ import (
 // maxMultiport is how many ports one multiport match accepts. A range counts as two (xt_multiport, XT_MULTI_PORTS).
 const maxMultiport = 15
 
-// LogGroup is the netlink log group (NFLOG) to which dropped packets are copied.
-const LogGroup = 88
-
 // lowerRule returns the rule as iptables-save prints it, without "-A CHAIN", so that it can be compared with the
 // kernel's rules as text. A rule with more than maxMultiport ports becomes several rules, one for each multiport
 // match.
@@ -125,7 +122,7 @@ func (t *rule) target(r ruleset.Rule) {
 	case ruleset.GoTo:
 		t.add("-g ", r.To)
 	case ruleset.Log:
-		t.add(`-j NFLOG --nflog-prefix "`, r.To, `" --nflog-group `, strconv.Itoa(LogGroup))
+		t.add(`-j NFLOG --nflog-prefix "`, r.To, `" --nflog-group `, strconv.Itoa(conf.LogGroup))
 	case ruleset.Masquerade:
 		t.add("-j MASQUERADE --random-fully")
 	default:

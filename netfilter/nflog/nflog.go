@@ -7,8 +7,8 @@
 // read too slowly: the packets that it passes on and the lost ones together are those that the rules logged.
 //
 // The library mdlayher/netlink opens and configures the socket. The messages are read without the library, which
-// allocates memory for each message and each attribute (BenchmarkParse). florianl/go-nflog is built on that library, and
-// also allocates each attribute.
+// allocates memory for each message and each attribute (BenchmarkParse). The library florianl/go-nflog is built on it,
+// and also allocates memory for each attribute.
 package nflog
 
 import (

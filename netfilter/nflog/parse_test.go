@@ -118,27 +118,35 @@ func TestFlow(t *testing.T) {
 		{"TCP", etherIPv4, syn(t), "10.88.0.2", "10.88.0.3", protoTCP, [2]uint16{40000, 5432}, [2]uint8{}},
 		{
 			"UDP behind IPv6 options", etherIPv6, append(serialize(t, ip6(0)), options...), "fd00::2", "fd00::3", protoUDP,
-			[2]uint16{1, 53}, [2]uint8{},
+			[2]uint16{1, 53},
+			[2]uint8{},
 		},
 		{
 			"the first fragment", etherIPv6, append(serialize(t, ip6(44)), fragment(1)...), "fd00::2", "fd00::3", protoUDP,
-			[2]uint16{1, 53}, [2]uint8{},
+			[2]uint16{1, 53},
+			[2]uint8{},
 		},
 		{
 			"a later fragment", etherIPv6, append(serialize(t, ip6(44)), fragment(8)...), "fd00::2", "fd00::3", protoUDP,
-			[2]uint16{}, [2]uint8{},
+			[2]uint16{},
+			[2]uint8{},
 		},
 		{
 			"a later fragment of IPv4", etherIPv4, serialize(t, ip4(protoUDP, 5), gopacket.Payload{1, 2, 3, 4, 5, 6, 7, 8}),
-			"10.88.0.2", "10.88.0.3", protoUDP, [2]uint16{}, [2]uint8{},
+			"10.88.0.2", "10.88.0.3", protoUDP,
+			[2]uint16{},
+			[2]uint8{},
 		},
 		{
 			"an ICMP echo", etherIPv4, serialize(t, ip4(protoICMP, 0), &layers.ICMPv4{TypeCode: 0x0801}), "10.88.0.2",
-			"10.88.0.3", protoICMP, [2]uint16{}, [2]uint8{8, 1},
+			"10.88.0.3", protoICMP,
+			[2]uint16{},
+			[2]uint8{8, 1},
 		},
 		{
 			"no header of UDP", etherIPv4, serialize(t, ip4(protoUDP, 0)), "10.88.0.2", "10.88.0.3", protoUDP,
-			[2]uint16{}, [2]uint8{},
+			[2]uint16{},
+			[2]uint8{},
 		},
 		{
 			"ARP", etherARP, serialize(t, &layers.ARP{

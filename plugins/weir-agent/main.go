@@ -91,7 +91,7 @@ func bounded(_ []string, a slog.Attr) slog.Attr {
 
 func runCommand() *cobra.Command {
 	var source, kubeconfig, encapsulation string
-	var ignoreBroken bool
+	var ignoreBroken, drops bool
 	var within []string
 	o := agent.Options{
 		Log:    slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: bounded})),
@@ -122,6 +122,7 @@ func runCommand() *cobra.Command {
 			if o.Source, err = newSource(source, kubeconfig, o.Node.Name, ignoreBroken, o.Log); err != nil {
 				return err
 			}
+			o.NoDrops = !drops
 			return agent.Run(cmd.Context(), o)
 		},
 	}
@@ -134,6 +135,8 @@ func runCommand() *cobra.Command {
 		"kubeconfig file to reach the API server from outside of the cluster; default: as a pod does")
 	flags.StringVar(&o.HealthAddress, "health-address", "127.0.0.1:6786",
 		"host:port where /healthz, /readyz and /metrics are answered")
+	flags.BoolVar(&drops, "drops", true,
+		"report dropped packets (weirctl drops, metrics); with --drops=false another program can read NFLOG group 88")
 	flags.StringVar(&o.Node.Name, "node-name", os.Getenv("NODE_NAME"),
 		"this node's name; with a name, the agent keeps the routes and tunnels to pods on other nodes")
 	flags.StringVar(&encapsulation, "encapsulation", string(overlay.Always),

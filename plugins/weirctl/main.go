@@ -33,7 +33,7 @@ func run() int {
 		return err
 	}
 	root.AddCommand(statusCommand(), podsCommand(), versionCommand())
-	root.AddCommand(matrixCommand(), diffCommand())
+	root.AddCommand(dropsCommand(), matrixCommand(), diffCommand())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return client.Usage(err) })
 	code, text := client.Code(root.ExecuteContext(ctx))
 	if text != "" {

@@ -1,0 +1,202 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/weir-net/weir/agent/drops"
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+const (
+	// namesWait bounds how long the loop may take to find names. The loop may be busy with a large change.
+	namesWait = 300 * time.Millisecond
+	// namesAtOnce bounds how many addresses the loop is asked for at once.
+	namesAtOnce = 1024
+)
+
+// reportDrops finds the names of those whose packets were dropped, and hands the drops to the ring, the hub and the
+// metrics, until ctx ends.
+func (a *agent) reportDrops(ctx context.Context) {
+	var view dropView
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case lines := <-a.drops.lines:
+			view.load(a.snapshots.target.Load())
+			names := a.names(ctx, view.unknown(lines))
+			entries := make([]drops.Entry, len(lines))
+			for i, l := range lines {
+				entries[i] = drops.Entry{Drop: view.drop(l, names, a.Node.Name), Sender: l.Sender}
+			}
+			a.metrics.drops.count(entries)
+			a.drops.ring.Add(entries)
+			a.drops.hub.Publish(entries)
+		}
+	}
+}
+
+// names asks the loop for the pods with these addresses. It returns what it knows if the loop is busy: nothing.
+func (a *agent) names(ctx context.Context, addresses []netip.Addr) map[netip.Addr]string {
+	if len(addresses) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, namesWait)
+	defer cancel()
+	answer := make(chan map[netip.Addr]string, 1)
+	if !a.send(ctx, namesWanted{addresses, answer}) {
+		return nil
+	}
+	return <-answer // the loop answers as soon as it has the question
+}
+
+// namesOf returns the names of the pods with these addresses.
+func (c *clusterView) namesOf(addresses []netip.Addr) map[netip.Addr]string {
+	names := map[netip.Addr]string{}
+	for _, a := range addresses {
+		if pods := c.engine.PodsAt(a); pods != "" {
+			names[a] = pods
+		}
+	}
+	return names
+}
+
+// dropView is what a snapshot says about dropped packets.
+type dropView struct {
+	of *snapshot
+	// pods are this node's pods by their addresses, and nodes the Nodes by theirs.
+	pods, nodes map[netip.Addr]string
+	chains      map[string]*ruleset.Class // one of the chain's classes
+	shared      map[string]bool           // chains of several classes
+	classes     map[podSide]*ruleset.Class
+	earlier     map[string][]string // policies of chains that earlier snapshots had
+}
+
+type podSide struct {
+	ruleset.Direction
+	pod string
+}
+
+// maxEarlier bounds the chains of earlier snapshots whose policies are remembered.
+const maxEarlier = 256
+
+// load takes the snapshot's view. It remembers the chains of the last view: packets that they dropped may still come.
+func (v *dropView) load(s *snapshot) {
+	if v.of == s {
+		return
+	}
+	if len(v.earlier) >= maxEarlier || v.earlier == nil {
+		v.earlier = map[string][]string{}
+	}
+	for chain, c := range v.chains {
+		if !v.shared[chain] && len(v.earlier) < maxEarlier {
+			v.earlier[chain] = c.Policies
+		}
+	}
+	if v.of == nil || len(v.of.nodes) != len(s.nodes) || len(s.nodes) > 0 && &v.of.nodes[0] != &s.nodes[0] {
+		v.nodes = map[netip.Addr]string{}
+		for _, n := range s.nodes {
+			for _, a := range n.Addresses {
+				v.nodes[a] = n.Name
+			}
+		}
+	}
+	v.of, v.pods = s, map[netip.Addr]string{}
+	v.chains, v.shared, v.classes = map[string]*ruleset.Class{}, map[string]bool{}, map[podSide]*ruleset.Class{}
+	for _, e := range s.endpoints {
+		for _, a := range e.Addresses {
+			v.pods[a.Addr] = e.Pod.String()
+		}
+	}
+	for i := range s.ruleset.Classes {
+		c := &s.ruleset.Classes[i]
+		v.shared[c.Chain] = c.Chain == conf.IngressClassChains+"NONE" || c.Chain == conf.EgressClassChains+"NONE"
+		v.chains[c.Chain] = c
+		for _, p := range c.Pods {
+			v.classes[podSide{c.Direction, p}] = c
+		}
+	}
+}
+
+// unknown returns the addresses of the lines that are neither this node's pods nor Nodes.
+func (v *dropView) unknown(lines []drops.Line) (addresses []netip.Addr) {
+	seen := map[netip.Addr]bool{}
+	for _, l := range lines {
+		for _, a := range [...]netip.Addr{l.Flow.Source(), l.Flow.Destination()} {
+			if !a.IsValid() || seen[a] || v.pods[a] != "" || v.nodes[a] != "" || len(addresses) >= namesAtOnce {
+				continue
+			}
+			seen[a] = true
+			addresses = append(addresses, a)
+		}
+	}
+	return addresses
+}
+
+// drop returns the line with names.
+func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) *agentapi.Drop {
+	d := &agentapi.Drop{
+		Kind: l.Kind, Time: l.Time, Count: l.Count, Node: node, Reason: l.Reason, Direction: string(l.Direction),
+		Chain: l.Chain, Packet: l.Packet,
+		Source:      agentapi.DropEnd{Address: l.Flow.Source(), Port: l.Flow.SrcPort},
+		Destination: agentapi.DropEnd{Address: l.Flow.Destination(), Port: l.Flow.DstPort},
+	}
+	for _, end := range [...]*agentapi.DropEnd{&d.Source, &d.Destination} {
+		if !end.Address.IsValid() || end.Address.IsUnspecified() {
+			*end = agentapi.DropEnd{Port: end.Port}
+			continue
+		}
+		end.Pod, end.Node = v.pods[end.Address], v.nodes[end.Address]
+		if end.Pod == "" {
+			end.Pod = names[end.Address]
+		}
+	}
+	if l.Kind == agentapi.DropShown {
+		d.Protocol = protocolName(l.Flow.Proto)
+	}
+	if l.Flow.ICMP() {
+		d.ICMP = "type " + strconv.Itoa(int(l.Flow.Type)) + " code " + strconv.Itoa(int(l.Flow.Code))
+	}
+	if l.Reason == agentapi.ByPolicy {
+		local, _ := d.Local()
+		d.Policies = v.policies(l.Direction, l.Chain, local.Pod)
+	}
+	return d
+}
+
+// policies returns the policies of the chain's class. If the chain has several classes, it returns those of the pod's
+// class. If the chain isn't known any more, it returns the policies that isolate the pod now.
+func (v *dropView) policies(d ruleset.Direction, chain, pod string) []string {
+	if c := v.chains[chain]; c != nil && !v.shared[chain] {
+		return c.Policies
+	}
+	if all, ok := v.earlier[chain]; ok {
+		return all
+	}
+	if c := v.classes[podSide{d, pod}]; c != nil {
+		return c.Policies
+	}
+	return nil
+}
+
+// protocolName returns the name of a protocol above IP (IANA's numbers), or its number.
+func protocolName(number uint8) string {
+	switch number {
+	case 1:
+		return "icmp"
+	case 6:
+		return "tcp"
+	case 17:
+		return "udp"
+	case 58:
+		return "icmpv6"
+	case 132:
+		return "sctp"
+	}
+	return strconv.Itoa(int(number))
+}

@@ -1,0 +1,99 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/weir-net/weir/agentapi"
+)
+
+const (
+	// readerWait bounds how long a reader of drops may take to accept what was written.
+	readerWait = 5 * time.Second
+	// lifeSign is how often a reader gets an empty value if there is nothing else. It shows the agent whether the reader
+	// still lives.
+	lifeSign = 15 * time.Second
+)
+
+// serve answers GET /v1/drops: the drops that the ring has, and new ones if the client asks for them.
+func (l *dropLog) serve(ctx context.Context, w http.ResponseWriter, r *http.Request) {
+	q, err := agentapi.ParseDropsQuery(r.URL.Query())
+	if err != nil {
+		refuse(w, http.StatusBadRequest, err)
+		return
+	}
+	if why := l.trouble.Load(); why != nil {
+		refuse(w, http.StatusServiceUnavailable, errors.New("no drops are read: "+*why))
+		return
+	}
+	news := l.hub.Subscribe(q)
+	if news == nil {
+		refuse(w, http.StatusServiceUnavailable, errors.New("too many clients read drops"))
+		return
+	}
+	defer news.Close()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	defer context.AfterFunc(r.Context(), stop)()
+	w.Header().Set("Content-Type", "application/json")
+	out := dropWriter{json: json.NewEncoder(w), conn: http.NewResponseController(w), query: q}
+	if !q.Follow || q.Since > 0 {
+		var from time.Time
+		if q.Since > 0 {
+			from = time.Now().Add(-q.Since)
+		}
+		// A drop that came between Subscribe and Since is among both.
+		past := l.ring.Since(from)
+		if err := out.write(past); err != nil || !q.Follow {
+			return
+		}
+		out.written = make(map[*agentapi.Drop]bool, len(past))
+		for _, d := range past {
+			out.written[d] = true
+		}
+	}
+	for ctx.Err() == nil {
+		if err := out.write(news.Next(ctx, lifeSign)); err != nil {
+			return
+		}
+		out.written = nil // the queue has only later drops from now on
+	}
+}
+
+// dropWriter writes drops to a client.
+type dropWriter struct {
+	json  *json.Encoder
+	conn  *http.ResponseController
+	query agentapi.DropsQuery
+	// written are the drops of the ring, which the queue may have too.
+	written map[*agentapi.Drop]bool
+}
+
+// write writes the drops that the client has asked for. It writes an empty value if there are none.
+func (w *dropWriter) write(drops []*agentapi.Drop) error {
+	if err := w.conn.SetWriteDeadline(time.Now().Add(readerWait)); err != nil {
+		return err
+	}
+	if len(drops) == 0 {
+		if err := w.json.Encode(struct{}{}); err != nil {
+			return err
+		}
+	}
+	for _, d := range drops {
+		if !w.query.Matches(d) || w.written[d] {
+			continue
+		}
+		if !w.query.Packets {
+			short := *d
+			short.Packet = nil
+			d = &short
+		}
+		if err := w.json.Encode(d); err != nil {
+			return err
+		}
+	}
+	return w.conn.Flush()
+}

@@ -1,0 +1,136 @@
+package client
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/internal/excerpt"
+)
+
+// DropPrinter returns a function that prints drops: as text one a line, as JSON one value a line.
+func DropPrinter(out io.Writer, f Format) func(*agentapi.Drop) error {
+	if f == JSON {
+		values := json.NewEncoder(out)
+		return func(d *agentapi.Drop) error { return values.Encode(d) }
+	}
+	return func(d *agentapi.Drop) error {
+		_, err := fmt.Fprintln(out, agentapi.OneLine(DropLine(d)))
+		return err
+	}
+}
+
+// DropLine returns the drop as one line of text. The names in it come from objects, so they may have any characters.
+func DropLine(d *agentapi.Drop) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s  %5dx  ", d.Time.Local().Format("2006-01-02 15:04:05.000"), d.Count)
+	switch d.Kind {
+	case agentapi.DropLost:
+		b.WriteString("LOST: the agent read too slowly, so only the number of these packets is known")
+		return b.String()
+	case agentapi.DropMissed:
+		b.WriteString("MISSED: this command read too slowly, so only the number of these packets is known")
+		return b.String()
+	}
+	if d.Direction != "" {
+		fmt.Fprintf(&b, "%-7s  ", d.Direction)
+	}
+	source, destination := d.Source.String(), d.Destination.String()
+	switch {
+	case d.Kind != agentapi.DropMore:
+		fmt.Fprintf(&b, "%s -> %s %s", source, destination, strings.TrimSpace(d.Protocol+" "+d.ICMP))
+	case source == "" && destination == "":
+		b.WriteString("MORE: from and to many addresses")
+	case source == "":
+		fmt.Fprintf(&b, "MORE: to %s, from many addresses or to many ports", destination)
+	case destination == "":
+		fmt.Fprintf(&b, "MORE: from %s, to many addresses or ports", source)
+	default:
+		fmt.Fprintf(&b, "MORE: from %s to %s, to many ports", source, destination)
+	}
+	fmt.Fprintf(&b, ": %s", why(d))
+	if d.Node != "" {
+		fmt.Fprintf(&b, "; node %s", d.Node)
+	}
+	return b.String()
+}
+
+// why returns why the packets were dropped.
+func why(d *agentapi.Drop) string {
+	switch d.Reason {
+	case agentapi.ByClosed:
+		return "the pod is closed, because it is in no class"
+	case agentapi.ByPolicy:
+		policies := excerpt.List(d.Policies, ", ")
+		if policies == "" {
+			policies = "policies that the agent doesn't know any more"
+		}
+		return "isolated by " + policies + "; class " + d.Chain
+	}
+	return "reason: " + d.Reason
+}
+
+// PcapWriter writes drops to a file that tcpdump and Wireshark read, one packet for each drop, as "tcpdump -i nflog:88
+// -w FILE" does (LINKTYPE_NFLOG: https://www.tcpdump.org/linktypes/LINKTYPE_NFLOG.html).
+type PcapWriter struct{ out io.Writer }
+
+const (
+	linkTypeNFLOG = 239
+	snapLength    = 65535
+	attrPayload   = 9  // NFULA_PAYLOAD
+	attrPrefix    = 10 // NFULA_PREFIX
+	familyIPv4    = 2  // AF_INET on every system that has NFLOG
+	familyIPv6    = 10
+)
+
+// NewPcapWriter writes the file's header.
+func NewPcapWriter(out io.Writer) (*PcapWriter, error) {
+	head := binary.LittleEndian.AppendUint32(nil, 0xa1b2c3d4)
+	head = binary.LittleEndian.AppendUint16(head, 2) // version 2.4
+	head = binary.LittleEndian.AppendUint16(head, 4)
+	head = binary.LittleEndian.AppendUint64(head, 0) // the times are in UTC
+	head = binary.LittleEndian.AppendUint32(head, snapLength)
+	head = binary.LittleEndian.AppendUint32(head, linkTypeNFLOG)
+	_, err := out.Write(head)
+	return &PcapWriter{out}, err
+}
+
+// Write writes the drop's first packet. It writes nothing if the drop has no IP packet.
+func (w *PcapWriter) Write(d *agentapi.Drop) error {
+	if len(d.Packet) == 0 || len(d.Packet) > snapLength/2 {
+		return nil
+	}
+	var family byte
+	switch d.Packet[0] >> 4 {
+	case 4:
+		family = familyIPv4
+	case 6:
+		family = familyIPv6
+	default:
+		return nil
+	}
+	data := []byte{family, 0, 0, 88}
+	data = attribute(data, attrPrefix, append([]byte("weir drop "+d.Chain), 0))
+	data = attribute(data, attrPayload, d.Packet)
+	micros := d.Time.UnixMicro()
+	record := binary.LittleEndian.AppendUint32(nil, uint32(micros/1e6))
+	record = binary.LittleEndian.AppendUint32(record, uint32(micros%1e6))
+	record = binary.LittleEndian.AppendUint32(record, uint32(len(data)))
+	record = binary.LittleEndian.AppendUint32(record, uint32(len(data)))
+	_, err := w.out.Write(append(record, data...))
+	return err
+}
+
+// attribute appends an attribute as the kernel writes it. An attribute takes a multiple of four bytes.
+func attribute(to []byte, kind uint16, value []byte) []byte {
+	to = binary.LittleEndian.AppendUint16(to, uint16(4+len(value)))
+	to = binary.LittleEndian.AppendUint16(to, kind)
+	to = append(to, value...)
+	for len(to)%4 != 0 {
+		to = append(to, 0)
+	}
+	return to
+}

@@ -1,0 +1,125 @@
+package blackbox
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+const dbUnderTwo = `
+apiVersion: v1
+kind: Pod
+metadata: {name: db, namespace: shop, labels: {app: db}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: batch, namespace: shop}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: web}}}]
+    ports: [{port: 5432}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: deny, namespace: shop}
+spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}
+`
+
+// followed is "weirctl drops -f", which runs until the test ends.
+type followed struct {
+	t     testing.TB
+	lines chan *agentapi.Drop
+}
+
+// follow starts "weirctl drops -f" and waits until the agent has its request.
+func follow(n *nodetest.Node, args ...string) *followed {
+	n.Helper()
+	cmd := exec.Command(filepath.Join(n.Bin, "weirctl"), append([]string{"drops", "-f", "-o", "json"}, args...)...)
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		n.Fatal(err)
+	}
+	n.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	f := &followed{n, make(chan *agentapi.Drop, 10_000)}
+	go func() {
+		for values := json.NewDecoder(bufio.NewReader(out)); ; {
+			d := &agentapi.Drop{}
+			if err := values.Decode(d); err != nil {
+				if err != io.EOF && !strings.Contains(err.Error(), "closed") {
+					n.Error(err)
+				}
+				close(f.lines)
+				return
+			}
+			f.lines <- d
+		}
+	}()
+	return f
+}
+
+// TestDrops: a denied connection shows within a second, with both pods and both isolating policies. Later it shows
+// among those that the agent remembers, as text, JSON and pcap.
+func TestDrops(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("shop.yaml", dbUnderTwo)
+	n.StartAgent()
+	db, batch := n.AddPod("shop", "db"), n.AddPod("shop", "batch")
+	n.Serve(db.Netns, "tcp", ":5432")
+	n.Eventually("the agent reads drops", func() error {
+		_, err := n.Ctl("drops")
+		return err
+	})
+	all, others := follow(n), follow(n, "--policy", "other")
+	n.Eventually("a denied connection shows", func() error {
+		n.Reach(batch, db.IP+":5432", false)
+		select {
+		case d := <-all.lines:
+			if d.Count == 0 || d.Source.Pod != "shop/batch" || d.Destination.Pod != "shop/db" || d.Destination.Port != 5432 ||
+				d.Protocol != "tcp" || d.Direction != "ingress" || fmt.Sprint(d.Policies) != "[shop/db shop/deny]" {
+				t.Fatalf("%+v", d)
+			}
+			return nil
+		default:
+			return fmt.Errorf("no line")
+		}
+	})
+	text, err := n.Ctl("drops", "--pod", "batch", "--port", "5432", "--since", "1m")
+	if err != nil || !strings.Contains(text, "shop/batch ("+batch.IP) ||
+		!strings.Contains(text, "shop/db ("+db.IP+":5432)") || !strings.Contains(text, "isolated by shop/db, shop/deny") {
+		t.Errorf("%v\n%s", err, text)
+	}
+	t.Log(text)
+	if text, err := n.Ctl("drops", "--namespace", "other"); err != nil || text != "" {
+		t.Errorf("another namespace: %v\n%s", err, text)
+	}
+	select {
+	case d := <-others.lines:
+		t.Errorf("another policy: %+v", d)
+	default:
+	}
+	if text, err := n.Ctl("status"); err != nil {
+		t.Errorf("%v\n%s", err, text)
+	}
+}
