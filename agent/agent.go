@@ -142,7 +142,9 @@ func newAgent(o Options, backend Backend, links netlinksafe.Handle) *agent {
 		drops: newDropLog(),
 	}
 	a.snapshots.init()
-	a.explainer = explainer{source: o.Source, snapshots: &a.snapshots, node: o.Node.Name, one: make(chan struct{}, 1)}
+	a.explainer = explainer{
+		source: o.Source, backend: backend, snapshots: &a.snapshots, node: o.Node.Name, one: make(chan struct{}, 1),
+	}
 	a.metrics = newMetrics(a.status.Load)
 	a.lastRound.Store(time.Now().UnixNano())
 	a.publishStatus()

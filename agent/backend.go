@@ -9,7 +9,7 @@ import (
 )
 
 // Backend writes rulesets to the kernel. It remembers the kernel's state as it last read or wrote it. The loop calls
-// all methods but Watch, one at a time; Watch runs beside them.
+// all methods but Watch and Inspect, one at a time; these two run beside them.
 type Backend interface {
 	// Name returns the name of the tool that writes the rules; empty while the tool is not known.
 	Name() string
@@ -45,6 +45,10 @@ type Backend interface {
 	// CleanOtherFlavour removes weir's rules from the flavour that this backend doesn't write to. It is called after an
 	// Apply, so that weir's rules are in force all the time.
 	CleanOtherFlavour(ctx context.Context) error
+
+	// Inspect compares the kernel with the ruleset, as far as that decides about the packets. It changes nothing, and may
+	// run beside all other methods.
+	Inspect(ctx context.Context, want ruleset.Ruleset, packets []ruleset.Packet) (netfilter.Held, error)
 
 	// Watch calls heard for each generation of the rules until ctx ends. concerned is true if the generation changed
 	// something that weir uses. Generation 0 means that messages were lost.

@@ -2,12 +2,15 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net/http"
+	"net/netip"
 	"slices"
 
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/explain"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // explainer answers what the policies and the kernel do with a connection. It uses the source's objects and the loop's
@@ -15,6 +18,7 @@ import (
 // pod of the cluster, and pods' starts need the processor too.
 type explainer struct {
 	source    Source
+	backend   Backend
 	snapshots *snapshots
 	node      string
 	one       chan struct{} // has room for one: the question that is being answered
@@ -80,4 +84,99 @@ func (x *explainer) serveObjects(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	writeJSON(w, http.StatusOK, c)
+}
+
+// maxQuestion bounds the size of a question. The Services in it are those of one namespace, or of a whole cluster.
+const maxQuestion = 16 << 20
+
+// serveExplain answers POST /v1/explain with what happens to a connection, and what the kernel holds for it.
+func (x *explainer) serveExplain(w http.ResponseWriter, r *http.Request) {
+	var question explain.Question
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxQuestion)).Decode(&question); err != nil {
+		refuse(w, http.StatusBadRequest, err)
+		return
+	}
+	if !x.begin(r.Context()) {
+		return
+	}
+	defer x.end()
+	e, err := x.explain(r.Context(), question)
+	var input *explain.InputError
+	switch {
+	case errors.As(err, &input):
+		refuse(w, http.StatusBadRequest, err)
+	case err != nil:
+		refuse(w, http.StatusServiceUnavailable, err)
+	default:
+		writeJSON(w, http.StatusOK, e)
+	}
+}
+
+// explain answers a question.
+func (x *explainer) explain(ctx context.Context, question explain.Question) (explain.Explanation, error) {
+	q, err := explain.Parse(question.From, question.To, question.Namespace)
+	if err != nil {
+		return explain.Explanation{}, err
+	}
+	own, err := ownAddresses()
+	if err != nil {
+		return explain.Explanation{}, err
+	}
+	about := func(keep func(*policy.Pod) bool) (explain.Cluster, error) {
+		c, err := x.cluster(ctx, keep)
+		c.Own, c.Services = own, append(c.Services, question.Services...)
+		return c, err
+	}
+	by := x.snapshots.target.Load()
+	c := explain.Cluster{Endpoints: by.endpoints, Objects: policy.Objects{Nodes: by.nodes}, Services: question.Services}
+	for range 2 { // the second time with other pods that have the same addresses
+		if c, err = about(q.Concerns(c)); err != nil {
+			return explain.Explanation{}, err
+		}
+	}
+	e, err := explain.Explain(c, q)
+	if input := (*explain.InputError)(nil); errors.As(err, &input) { // with all names, to find the nearest ones
+		if c, err = about(func(*policy.Pod) bool { return true }); err == nil {
+			e, err = explain.Explain(c, q)
+		}
+	}
+	if err != nil {
+		return e, err
+	}
+	x.addKernel(ctx, &e)
+	return e, nil
+}
+
+// addKernel adds what the kernel holds. If the agent applies another ruleset meanwhile, it looks again.
+func (x *explainer) addKernel(ctx context.Context, e *explain.Explanation) {
+	const tries = 3
+	for range tries {
+		by := x.snapshots.enforced.Load()
+		v := explain.View{Node: x.node, Want: by.ruleset, Links: by.links()}
+		packets := checked(e, v.Links)
+		if len(packets) == 0 {
+			return
+		}
+		held, err := x.backend.Inspect(ctx, by.ruleset, packets)
+		if v.Held, v.Wrong, v.Unread = held.Ruleset, held.Wrong, held.Unread; err != nil {
+			v.Unknown = err.Error()
+		}
+		if len(by.ruleset.Sets) == 0 {
+			v.Unknown = "this agent has not applied its rules yet, so those of an earlier agent are in force"
+		}
+		e.AddKernel(v)
+		if x.snapshots.enforced.Load() == by && !e.Differs() {
+			return
+		}
+	}
+}
+
+// checked returns the first packets of the paths that this node checks.
+func checked(e *explain.Explanation, links map[netip.Addr]ruleset.Link) (packets []ruleset.Packet) {
+	for i := range e.Paths {
+		if p, ok := e.Paths[i].Packet(links); ok {
+			packets = append(packets, p)
+		}
+	}
+	return packets
 }

@@ -45,6 +45,16 @@ type Result struct {
 	Strays []netip.Addr
 }
 
+// Held is what the kernel holds of a ruleset for some packets.
+type Held struct {
+	// Ruleset has the chains of the ruleset, and sets with those entries that the kernel holds and that a packet has.
+	Ruleset ruleset.Ruleset
+	// Wrong says, each in one sentence, where the kernel's rules and sets differ from the ruleset's.
+	Wrong []string
+	// Unread says why the kernel's rules could not be compared; empty if they could.
+	Unread string
+}
+
 // UnknownError says which tables could not be read. The backend has written everything that can be written without
 // reading them.
 type UnknownError struct{ Why []error }

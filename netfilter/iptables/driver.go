@@ -9,6 +9,7 @@ import (
 	"errors"
 	"maps"
 	"strings"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink/nl"
 
@@ -22,7 +23,9 @@ import (
 type Driver struct {
 	// Flavour of the node's iptables; empty while it isn't known.
 	Flavour Flavour
-	sets    *ipset.Handle
+	// detected is Flavour for Inspect, which other goroutines call; nil while it isn't known.
+	detected atomic.Pointer[Flavour]
+	sets     *ipset.Handle
 	// have is weir's state in the kernel after the last change; nil if it must be read again.
 	have *state
 	// settled is the last ruleset, if the kernel has it as it is in have; nil otherwise.
@@ -54,14 +57,6 @@ func New(ctx context.Context) (*Driver, error) {
 	d := &Driver{sets: sets, suspects: map[ruleset.Refusal]bool{}}
 	_ = d.detect(ctx)
 	return d, nil
-}
-
-// detect finds out which iptables the node uses, unless that is known.
-func (d *Driver) detect(ctx context.Context) (err error) {
-	if d.Flavour == "" {
-		d.Flavour, err = Detect(ctx)
-	}
-	return err
 }
 
 // Close disconnects. Applied rulesets stay in the kernel.

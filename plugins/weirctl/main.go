@@ -32,7 +32,7 @@ func run() int {
 		_, err := fmt.Fprintln(cmd.OutOrStdout(), version.Of("weirctl"))
 		return err
 	}
-	root.AddCommand(statusCommand(), podsCommand(), versionCommand())
+	root.AddCommand(statusCommand(), podsCommand(), explainCommand(), versionCommand())
 	root.AddCommand(dropsCommand(), matrixCommand(), diffCommand())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return client.Usage(err) })
 	code, text := client.Code(root.ExecuteContext(ctx))

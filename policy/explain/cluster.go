@@ -17,6 +17,8 @@ type Cluster struct {
 	Services []policy.Service
 	// Gaps say, each in one sentence, which objects could not be read and are missing.
 	Gaps []string
+	// Own are the addresses of that agent's node.
+	Own []netip.Addr `json:"-"`
 	// Invented are the networks of addresses that the source gave pods without addresses, so that they can be evaluated.
 	Invented []netip.Prefix
 }

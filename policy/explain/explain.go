@@ -1,3 +1,135 @@
 // Package explain tells why a connection is allowed or dropped: which policies isolate its ends, which rule allows it,
-// and what would have to change so that it is allowed. It is pure: callers read the objects and print the explanations.
+// and what would have to change so that it is allowed. The judge is package verdict, which is written from the API's
+// text and shares nothing with the compiler. The package is pure: callers read the objects and print the explanations.
 package explain
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/policy/verdict"
+)
+
+// Result is what happens to a connection.
+type Result string
+
+// The results.
+const (
+	Allowed Result = "allowed"
+	Dropped Result = "dropped"
+	// Mixed: some paths of a query are allowed, and others are dropped.
+	Mixed Result = "mixed"
+	// Nothing: there is no path. Notes say why.
+	Nothing Result = "nothing to reach"
+)
+
+// Explanation is the answer to a query. Its JSON is documented in docs/explain.md, and fields are only added.
+type Explanation struct {
+	Query Query `json:"query"`
+	// Result sums up the paths.
+	Result Result `json:"result"`
+	// Paths are the connections that the query stands for: one for each family, and each pod behind a Service.
+	Paths []Path `json:"paths"`
+	// Notes say what else matters to the connection and isn't policy.
+	Notes []string `json:"notes,omitempty"`
+	// Gaps say which objects could not be read.
+	Gaps []string `json:"gaps,omitempty"`
+	// Source says where the objects came from.
+	Source string `json:"source,omitempty"`
+}
+
+// Differs reports whether the kernel does something else than the policies mean.
+func (e Explanation) Differs() bool {
+	return slices.ContainsFunc(e.Paths, func(p Path) bool { return p.Kernel != nil && len(p.Kernel.Differences) > 0 })
+}
+
+// Path is one connection.
+type Path struct {
+	Family string `json:"family"`
+	From   Place  `json:"from"`
+	To     Place  `json:"to"`
+	// Protocol and Port are those at the destination, after the translation of a Service's address.
+	Protocol ruleset.Protocol `json:"protocol"`
+	Port     uint16           `json:"port,omitempty"`
+	// Through is the Service that led to the destination, such as "svc/ns-1/web port 80".
+	Through string `json:"through,omitempty"`
+	// Alike are further destinations of the Service for which everything is the same.
+	Alike  []string `json:"alike,omitempty"`
+	Result Result   `json:"result"`
+	Sides  []Side   `json:"sides"`
+	Notes  []string `json:"notes,omitempty"`
+	// Kernel is what this node's kernel holds for the connection. It is nil if it wasn't asked.
+	Kernel *Kernel `json:"kernel,omitempty"`
+}
+
+// Place is one end of a path.
+type Place struct {
+	Address netip.Addr `json:"address"`
+	// Pod is the pod's namespace/name; empty if the address is no pod's.
+	Pod  string `json:"pod,omitempty"`
+	Node string `json:"node,omitempty"`
+	// HostNetwork is true if the pod uses its node's address. Here is true if the pod is on the agent's node.
+	HostNetwork bool `json:"hostNetwork,omitempty"`
+	Here        bool `json:"here,omitempty"`
+	// What says in words what the address is.
+	What string `json:"what,omitempty"`
+	// Invented is true if the source has no address for the pod, so that the address only stands for one.
+	Invented bool `json:"invented,omitempty"`
+	// isNode is true if the address is a node's own, isOwn if that node is the agent's, and isWorld if the address
+	// stands for the world.
+	isNode, isOwn, isWorld bool
+}
+
+// Side is the verdict of the policies at one end.
+type Side struct {
+	Direction ruleset.Direction `json:"direction"`
+	Result    Result            `json:"result"`
+	Reason    Reason            `json:"reason"`
+	// Pod is the pod that the policies are about; empty if there is none.
+	Pod string `json:"pod,omitempty"`
+	// Node is the node whose rules enforce the verdict; empty if it is unknown.
+	Node string `json:"node,omitempty"`
+	// Policies are all policies that isolate the pod in this direction.
+	Policies []string `json:"policies"`
+	// Allows are the rules that allow the connection.
+	Allows []Rule `json:"allows,omitempty"`
+	// Nearest are the rules that don't allow the connection, the one with the fewest unmet conditions first. They are
+	// only there if the side drops the connection.
+	Nearest []verdict.Near `json:"nearest,omitempty"`
+	// Change says what would allow the connection, if no rule comes near.
+	Change string `json:"change,omitempty"`
+}
+
+// Rule is a rule that allows a connection.
+type Rule struct {
+	Policy string `json:"policy"`
+	Field  string `json:"field"`          // such as spec.ingress[0]
+	Peer   string `json:"peer,omitempty"` // the field of the peer; empty if the rule is for everyone
+	Port   string `json:"port,omitempty"` // the field of the port; empty if the rule is for every port
+}
+
+// Reason is why a side allows or drops a connection.
+type Reason string
+
+// The reasons.
+const (
+	// Isolated: policies isolate the pod, and one of their rules must allow the connection.
+	Isolated Reason = "isolated"
+	// Open: no policy isolates the pod.
+	Open Reason = "open"
+	// NoPod: no pod is at this end, so no policy applies.
+	NoPod Reason = "noPod"
+	// HostNetwork: policies don't apply to pods with their node's address.
+	HostNetwork Reason = "hostNetwork"
+	// FromNode: what a node sends to its own pods isn't checked.
+	FromNode Reason = "fromNode"
+	// Itself: a pod always reaches itself.
+	Itself Reason = "itself"
+	// Off: enforcement is off for the pod.
+	Off Reason = "off"
+	// Closed: the pod is unknown to the agent, so all its connections are dropped.
+	Closed Reason = "closed"
+	// Uncertain: it is uncertain which pod this is, and each of them must be allowed.
+	Uncertain Reason = "uncertain"
+)

@@ -69,6 +69,7 @@ func (p pod) unknownOfNamespace(key string) bool {
 
 // isolating is a policy with its selectors, peers and ports as functions.
 type isolating struct {
+	*networkingv1.NetworkPolicy
 	name    string
 	selects func(pod) (certainly, possibly bool)
 	rules   map[ruleset.Direction][]rule // for each direction that the policy isolates
@@ -99,7 +100,7 @@ func New(s policy.State) *Evaluator {
 	namespaces := byName(s.Namespaces)
 	e := &Evaluator{ends: ends(s, namespaces), namespaces: namespaces}
 	for _, np := range s.Policies {
-		e.policies = append(e.policies, isolating{np.Namespace + "/" + np.Name, subjects(np), rules(np)})
+		e.policies = append(e.policies, isolating{np, np.Namespace + "/" + np.Name, subjects(np), rules(np)})
 	}
 	return e
 }

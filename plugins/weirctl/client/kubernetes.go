@@ -211,7 +211,7 @@ var resources = []resource{
 			var all corev1.ServiceList
 			return l.each(l.ctx, r, namespace, &all, func() {
 				for i := range all.Items {
-					l.Services = append(l.Services, objects.Service(&all.Items[i]))
+					l.Cluster.Services = append(l.Cluster.Services, objects.Service(&all.Items[i]))
 				}
 				all = corev1.ServiceList{ListMeta: all.ListMeta}
 			})
@@ -253,6 +253,21 @@ func (a *API) Load(ctx context.Context, namespaces ...string) (explain.Cluster, 
 	}
 	l.addSlices()
 	return l.Cluster, nil
+}
+
+// Services reads the Services of the namespace with their endpoints; those of all namespaces if it is empty.
+func (a *API) Services(ctx context.Context, namespace string) ([]policy.Service, error) {
+	l := &loader{API: a, ctx: ctx}
+	for _, r := range resources {
+		if r.Resource != "services" && r.Resource != "endpointslices" {
+			continue
+		}
+		if err := r.read(l, r.GroupVersionResource, namespace); err != nil {
+			return nil, l.explained(r, namespace, err)
+		}
+	}
+	l.addSlices()
+	return l.Cluster.Services, nil
 }
 
 // load reads one kind of objects.
@@ -311,8 +326,8 @@ func (l *loader) explained(r resource, namespace string, err error) error {
 // addSlices adds the EndpointSlices to their Services.
 func (l *loader) addSlices() {
 	by := map[string]*policy.Service{}
-	for i := range l.Services {
-		by[l.Services[i].String()] = &l.Services[i]
+	for i := range l.Cluster.Services {
+		by[l.Cluster.Services[i].String()] = &l.Cluster.Services[i]
 	}
 	for i := range l.slices {
 		o := &l.slices[i]

@@ -107,6 +107,16 @@ type answerError struct {
 	message string
 }
 
+// WrongInput returns the text of an error by which the agent refuses a question that names nothing, and whether err is
+// such an error.
+func WrongInput(err error) (message string, wrong bool) {
+	var e *answerError
+	if errors.As(err, &e) && e.status == http.StatusBadRequest {
+		return e.message, true
+	}
+	return "", false
+}
+
 func (e *answerError) Error() string {
 	if e.status == http.StatusNotFound && e.message == "" {
 		return "the agent on this node is older than weirctl and doesn't know this command: update it"

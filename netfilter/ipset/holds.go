@@ -1,0 +1,53 @@
+package ipset
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/netfilter/batch"
+)
+
+// Question asks whether a set holds an entry: an address, in the set itself or in one of its networks, an address with
+// a port or a link, or a port.
+type Question struct {
+	Set string
+	Entry
+}
+
+// Holds answers the questions, in their order, with few system calls. missing has the sets that don't exist; such a set
+// holds nothing.
+//
+// Equivalent to: ipset test SET ENTRY, for each question
+func Holds(questions []Question) (holds []bool, missing map[string]bool, err error) {
+	missing = map[string]bool{}
+	for some := range slices.Chunk(questions, batchSize) {
+		var b batch.Batch
+		first := len(holds)
+		for i, q := range some {
+			holds = append(holds, true)
+			test := b.Add(request(nl.IPSET_CMD_TEST, q.Set, q.Entry), "test %s in ipset %s", q.Entry, q.Set)
+			test.MapError = func(err error) error {
+				err = mapError(err)
+				notHeld := errors.Is(err, nl.IPSetError(nl.IPSET_ERR_EXIST))
+				gone := errors.Is(err, ErrNotExist)
+				if gone {
+					missing[q.Set] = true
+				}
+				if notHeld || gone {
+					holds[first+i] = false
+					return nil
+				}
+				return err
+			}
+		}
+		if _, err := b.Do(unix.NETLINK_NETFILTER, netns.None()); err != nil {
+			return nil, nil, fmt.Errorf("ask which ipsets hold an address: %w", err)
+		}
+	}
+	return holds, missing, nil
+}

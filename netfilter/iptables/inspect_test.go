@@ -1,0 +1,64 @@
+package iptables
+
+import (
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+func TestInspectLegacy(t *testing.T) { testInspect(t, Legacy) }
+func TestInspectNFT(t *testing.T)    { testInspect(t, NFT) }
+
+// testInspect applies random rulesets. Simulated with the entries that Inspect has found, each packet has the verdict
+// that it has with all entries, and nothing is wrong. A flushed chain is found.
+func testInspect(t *testing.T, f Flavour) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d := driver(t, f)
+	d.detected.Store(&f)
+	r := rand.New(rand.NewPCG(3, 3))
+	dropped := 0
+	var want ruleset.Ruleset
+	var packets []ruleset.Packet
+	for i := range 8 {
+		if err := d.Remove(t.Context()); err != nil { // with the addresses of pods that the next state doesn't have
+			t.Fatal(err)
+		}
+		s := policytest.State(r)
+		want = policy.Compile(s)
+		mustApply(t, d, want, netfilter.Verify(i%3))
+		packets = policytest.At(s, policytest.Packets(s))
+		packets = packets[:min(len(packets), 100)]
+		held, err := d.Inspect(t.Context(), want, packets)
+		if err != nil || held.Unread != "" || len(held.Wrong) > 0 {
+			t.Fatalf("round %d: %v, %q, %q", i, err, held.Unread, held.Wrong)
+		}
+		for _, p := range packets {
+			expected, _, err := want.Trace(p)
+			got, _, errHeld := held.Ruleset.Trace(p)
+			if err != nil || errHeld != nil || got != expected {
+				t.Fatalf("round %d: %+v passes: %v, and with what the kernel holds %v (%v, %v)", i, p, expected, got, err, errHeld)
+			}
+			if !expected {
+				dropped++
+			}
+		}
+	}
+	if dropped < 20 || len(packets) == 0 {
+		t.Errorf("only %d packets are dropped", dropped)
+	}
+	family := conf.FamilyOf(packets[0].Dst)
+	nodetest.Run(t, strings.TrimSuffix(f.program(family), "-save"), "-t", "mangle", "-F", conf.IngressChain)
+	held, err := d.Inspect(t.Context(), want, packets)
+	if err != nil || !strings.Contains(strings.Join(held.Wrong, " "), conf.IngressChain) {
+		t.Errorf("a flushed chain: %q, %v", held.Wrong, err)
+	}
+}

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/plugins/weirctl/client"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/explain"
+)
+
+const explainLong = `Explains what happens to a new connection: whether the policies allow it, which policies isolate
+its two ends, which rule allows it or comes nearest, and what would have to change.
+
+FROM and TO are
+  NAMESPACE/NAME       a pod, or a Service if no pod has the name (pod/NAMESPACE/NAME, svc/NAMESPACE/NAME)
+  10.88.0.3, fd00::3   an address
+  node/NAME            a node's own addresses
+  world                any host outside of the cluster
+PORT is a number or a name, and PROTO is tcp (the default), udp, sctp or icmp. Without a port, the explanation is about
+all ports of a Service, or all named ports of a pod. An IPv6 address with a port is in brackets: [fd00::3]:80.
+
+On a node, the agent answers, and the explanation has what the kernel holds. On other machines the objects come from the
+API server, and the kernel's part is left out. With --source dir:PATH they come from files, and nothing else is needed.
+
+Exit codes:
+  0  allowed
+  1  it could not be found out: no agent, no API server, no rights
+  2  the arguments are wrong, or name nothing
+  3  dropped, at least in part, or nothing to reach
+  4  the kernel doesn't do what the policies mean`
+
+const explainExample = `  weirctl explain shop/web-0 shop/db:5432                 # from pod to pod
+  weirctl explain shop/web-0 svc/shop/db:5432             # through a Service: each ready pod behind it
+  weirctl explain shop/web-0 svc/kube-system/kube-dns:53/udp
+  weirctl explain world svc/shop/web:443                  # from outside
+  weirctl explain node/node-1 shop/web-0:8080             # probes, and all else that a node sends
+  weirctl explain shop/web-0 192.0.2.10:443 -o json
+  weirctl explain shop/web-0 shop/db:5432 --source dir:manifests/   # before anything is applied`
+
+func explainCommand() *cobra.Command {
+	var source client.Source
+	var output, namespace string
+	cmd := &cobra.Command{
+		Use:     "explain FROM TO[:PORT[/PROTO]]",
+		Short:   "Explain why a connection is allowed or dropped, and what would change that",
+		Long:    explainLong,
+		Example: explainExample,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return client.Usage(fmt.Errorf("explain needs two ends, FROM and TO[:PORT[/PROTO]], and got %d; "+
+					"see weirctl explain --help", len(args)))
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			format := client.Format(output)
+			if format != client.Text && format != client.JSON && format != client.YAML {
+				return client.Usage(fmt.Errorf("-o %s: must be text, json or yaml", output))
+			}
+			question := explain.Question{From: args[0], To: args[1], Namespace: namespace}
+			e, err := answer(cmd.Context(), &source, question)
+			if input := (*explain.InputError)(nil); errors.As(err, &input) {
+				return client.Usage(err)
+			}
+			if err != nil {
+				return err
+			}
+			if err := printExplanation(cmd.OutOrStdout(), format, e); err != nil {
+				return fmt.Errorf("print the explanation: %w", err)
+			}
+			return outcome(e)
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "text, json or yaml")
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "",
+		"namespace of names without one; default: any that has the name")
+	source.AddFlags(cmd.Flags())
+	return cmd
+}
+
+// outcome returns the exit code of an explanation.
+func outcome(e explain.Explanation) error {
+	switch {
+	case e.Differs():
+		return client.Exit(client.ExitDiffers, errors.New("the kernel doesn't do what the policies mean"))
+	case e.Result != explain.Allowed:
+		return client.Exit(client.ExitDropped, nil)
+	}
+	return nil
+}
+
+// loadsWithin bounds how long reading a cluster may take. servicesWithin bounds the search for a Service beside the
+// agent, which may have no API server.
+const (
+	loadsWithin    = time.Minute
+	servicesWithin = 3 * time.Second
+)
+
+// answer answers the question from the source.
+func answer(ctx context.Context, source *client.Source, question explain.Question) (explain.Explanation, error) {
+	query, err := explain.Parse(question.From, question.To, question.Namespace)
+	if err != nil {
+		return explain.Explanation{}, err
+	}
+	kind, path, err := source.Kind()
+	if err != nil {
+		return explain.Explanation{}, err
+	}
+	if kind == client.FromAgent {
+		return askAgent(ctx, source, query, question)
+	}
+	ctx, cancel := context.WithTimeout(ctx, loadsWithin)
+	defer cancel()
+	c, err := source.Load(ctx, query.From.Namespace, query.To.Namespace)
+	if err != nil {
+		return explain.Explanation{}, err
+	}
+	e, err := explain.Explain(c, query)
+	if e.Source = "the API server"; kind == client.FromDirectory {
+		e.Source = "the files in " + path
+	}
+	return e, err
+}
+
+// askAgent asks the agent. An agent that watches the API server doesn't know Services, so weirctl looks them up itself.
+func askAgent(
+	ctx context.Context, source *client.Source, query explain.Query, question explain.Question,
+) (explain.Explanation, error) {
+	var failed error
+	find := func(namespace string) {
+		question.Services, failed = findServices(ctx, source, namespace)
+	}
+	switch query.To.Kind {
+	case explain.EndService:
+		find(query.To.Namespace)
+	case explain.EndAddress:
+		find("")
+	}
+	e, err := ask(ctx, question)
+	input := (*explain.InputError)(nil)
+	if query.To.Kind == explain.EndNamed && errors.As(err, &input) {
+		if find(query.To.Namespace); len(question.Services) > 0 {
+			e, err = ask(ctx, question)
+		}
+	}
+	if errors.As(err, &input) && query.To.Kind == explain.EndService && failed != nil {
+		return e, failed
+	}
+	return e, err
+}
+
+func ask(ctx context.Context, question explain.Question) (e explain.Explanation, err error) {
+	err = client.Post(ctx, agentapi.ExplainPath, question, &e)
+	if message, wrong := client.WrongInput(err); wrong {
+		err = explain.NewInputError(message)
+	}
+	return e, err
+}
+
+// findServices reads the Services from the API server, if there is one.
+func findServices(ctx context.Context, source *client.Source, namespace string) ([]policy.Service, error) {
+	ctx, cancel := context.WithTimeout(ctx, servicesWithin)
+	defer cancel()
+	config, err := source.Config()
+	if err != nil {
+		return nil, nil //nolint:nilerr,nilnil // an agent without Kubernetes knows the Services of its files
+	}
+	api, err := client.NewAPI(config)
+	if err != nil {
+		return nil, err
+	}
+	return api.Services(ctx, namespace)
+}
+
+// printExplanation prints the explanation.
+func printExplanation(out io.Writer, f client.Format, e explain.Explanation) error {
+	if f != client.Text {
+		return client.PrintObject(out, f, e)
+	}
+	p := client.NewPrinter(out)
+	explanationLines(p, e)
+	return p.Err()
+}

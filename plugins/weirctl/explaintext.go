@@ -1,0 +1,223 @@
+package main
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+
+	"github.com/weir-net/weir/plugins/weirctl/client"
+	"github.com/weir-net/weir/policy/explain"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// explanationLines prints the explanation as text.
+func explanationLines(p *client.Printer, e explain.Explanation) {
+	for i, path := range e.Paths {
+		if i > 0 {
+			p.Line()
+		}
+		pathLines(p, path, e.Paths[:i])
+	}
+	if len(e.Paths) == 0 {
+		p.Line(e.Query.From.String(), " to ", e.Query.To.String(), ": ", result(e.Result))
+	}
+	if len(e.Notes)+len(e.Gaps) > 0 {
+		p.Line()
+	}
+	for _, n := range e.Notes {
+		p.Line("note: ", n)
+	}
+	for _, g := range e.Gaps {
+		p.Line("unknown: ", g)
+	}
+	if e.Source != "" {
+		p.Line()
+		p.Line("The objects are from ", e.Source, ". The kernel was not asked: run weirctl on the pod's node for that.")
+	}
+}
+
+func result(r explain.Result) client.Styled {
+	if r == explain.Allowed {
+		return client.Styled{Style: client.Green, Text: string(r)}
+	}
+	return client.Styled{Style: client.Red, Text: strings.ToUpper(string(r))}
+}
+
+// pathLines prints a path. If an earlier path has the same reasons, it says only that.
+func pathLines(p *client.Printer, path explain.Path, before []explain.Path) {
+	port := strings.ToUpper(string(path.Protocol))
+	if path.Port != 0 {
+		port = fmt.Sprintf("%s port %d", port, path.Port)
+	}
+	through := ""
+	if path.Through != "" {
+		through = ", through " + path.Through
+	}
+	p.Line(client.Styled{Style: client.Bold, Text: place(path.From) + " to " + place(path.To)}, ", ", port, through, ": ",
+		result(path.Result))
+	for _, n := range path.Notes {
+		p.Line("  note: ", n)
+	}
+	if len(path.Alike) > 0 {
+		p.Line("  the same for ", listed(path.Alike), ", behind the same Service")
+	}
+	for _, o := range before {
+		if o.From.Pod == path.From.Pod && o.To.Pod == path.To.Pod && reflect.DeepEqual(o.Sides, path.Sides) {
+			p.Line("  for the same reasons as ", o.Family, ", ", fmt.Sprint(o.Port))
+			kernelLines(p, path.Kernel)
+			return
+		}
+	}
+	for _, s := range path.Sides {
+		sideLines(p, s)
+	}
+	kernelLines(p, path.Kernel)
+}
+
+// listed returns the first five names, and how many more there are.
+func listed(names []string) string {
+	if more := len(names) - 5; more > 0 {
+		return strings.Join(names[:5], ", ") + fmt.Sprintf(" and %d more", more)
+	}
+	return strings.Join(names, ", ")
+}
+
+// place returns an end in words: the pod with its address and node, or the address and what it is.
+func place(p explain.Place) string {
+	switch {
+	case p.Invented:
+		return p.Pod
+	case p.Pod != "" && p.Node != "":
+		return fmt.Sprintf("%s (%s, on %s)", p.Pod, p.Address, p.Node)
+	case p.Pod != "":
+		return fmt.Sprintf("%s (%s)", p.Pod, p.Address)
+	case p.What != "":
+		return fmt.Sprintf("%s (%s)", p.Address, p.What)
+	}
+	return p.Address.String()
+}
+
+// sideLines prints the verdict of the policies at one end.
+func sideLines(p *client.Printer, s explain.Side) {
+	of := ""
+	if s.Pod != "" {
+		of = " of " + s.Pod
+	}
+	p.Line("  ", string(s.Direction), of, ": ", result(s.Result), ", ", reason(s))
+	for _, name := range s.Policies {
+		p.Line("    NetworkPolicy ", name)
+	}
+	for _, r := range s.Allows {
+		if s.Result == explain.Allowed {
+			p.Line("    allowed by ", r.Policy, " ", r.Field, matched(r))
+		}
+	}
+	if s.Change != "" {
+		p.Line("    no rule of these policies allows anything ", preposition(s.Direction), " other ends")
+		p.Line("    to allow it: ", s.Change)
+	}
+	if len(s.Nearest) == 0 {
+		return
+	}
+	near := s.Nearest[0]
+	p.Line("    nearest rule: NetworkPolicy ", near.Policy, " ", near.Field)
+	for _, m := range near.Misses {
+		p.Line("      ", m.Why)
+		p.Line("      to allow it: ", m.Change)
+	}
+	if more := len(s.Nearest) - 1; more > 0 {
+		p.Line("    ", fmt.Sprint(more), " more rules don't allow it either (-o json lists them)")
+	}
+}
+
+func preposition(d ruleset.Direction) string {
+	if d == ruleset.Egress {
+		return "to"
+	}
+	return "from"
+}
+
+// matched returns the fields of the rule's peer and port that match.
+func matched(r explain.Rule) string {
+	var parts []string
+	for _, field := range []string{r.Peer, r.Port} {
+		if field != "" {
+			parts = append(parts, strings.TrimPrefix(field, r.Field+"."))
+		}
+	}
+	if len(parts) == 0 {
+		return ", which allows everything"
+	}
+	return ": " + strings.Join(parts, " and ") + " match"
+}
+
+// reason returns why the side allows or drops the connection.
+func reason(s explain.Side) string {
+	switch s.Reason {
+	case explain.Isolated:
+		return "isolated by"
+	case explain.Open:
+		return "no policy isolates the pod in this direction"
+	case explain.HostNetwork:
+		return "the pod uses its node's network, so no policy applies"
+	case explain.NoPod:
+		return "no pod is at this end, so no policy applies"
+	case explain.FromNode:
+		return "packets from a node to its own pods aren't checked"
+	case explain.Itself:
+		return "a pod always reaches itself"
+	case explain.Off:
+		return "enforcement is off for the pod"
+	case explain.Closed:
+		return "the pod is closed, because the agent doesn't know it"
+	case explain.Uncertain:
+		return "it is uncertain which pod this is; isolated by"
+	}
+	return string(s.Reason)
+}
+
+// kernelLines prints what the kernel holds.
+func kernelLines(p *client.Printer, k *explain.Kernel) {
+	if k == nil {
+		return
+	}
+	of := ""
+	if k.Node != "" {
+		of = " of " + k.Node
+	}
+	if k.Unknown != "" {
+		p.Line("  kernel", of, ": unknown, ", k.Unknown)
+		return
+	}
+	p.Line("  kernel", of, ": ", result(k.Result))
+	for _, c := range k.Classes {
+		if c.Set == "" {
+			p.Line("    ", c.Pod, " is in no ", string(c.Direction), " class, so it is closed")
+			continue
+		}
+		p.Line("    ", c.Pod, " is in ", c.Set, ", the ", string(c.Direction), " class of ", classPolicies(c.Policies))
+	}
+	for _, s := range k.Sets {
+		holds := "doesn't hold"
+		if s.Holds {
+			holds = "holds"
+		}
+		p.Line("    ", s.Name, " ", holds, " ", s.Address.String(), " (", s.For, ")")
+	}
+	if k.Rule != "" {
+		p.Line("    ", k.Chain, " decides: ", k.Rule)
+	}
+	if k.Unread != "" {
+		p.Line("    the kernel's rules could not be compared: ", k.Unread)
+	}
+	for _, d := range k.Differences {
+		p.Line("  ", client.Styled{Style: client.Red, Text: "DIFFERENCE: " + d})
+	}
+}
+
+func classPolicies(names []string) string {
+	if len(names) == 0 {
+		return "pods that no policy isolates"
+	}
+	return listed(names)
+}

@@ -1,0 +1,259 @@
+package explain
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/policy/verdict"
+)
+
+// maxPaths is how many destinations of a Service are explained.
+const maxPaths = 100
+
+// maxNear is how many rules that don't allow a connection are listed for each of its ends.
+const maxNear = 20
+
+// judge evaluates the paths of one query.
+type judge struct {
+	*Cluster
+	evaluator *verdict.Evaluator
+	Explanation
+}
+
+// Explain answers the query. The error is an *InputError.
+func Explain(c Cluster, q Query) (Explanation, error) {
+	j := judge{Cluster: &c, Explanation: Explanation{Query: q, Gaps: c.Gaps, Paths: []Path{}}}
+	from, err := c.resolve(q.From)
+	if err != nil {
+		return Explanation{}, err
+	}
+	to, err := c.resolve(q.To)
+	if err != nil {
+		return Explanation{}, err
+	}
+	if from.Kind == EndWorld && to.Kind == EndWorld {
+		return Explanation{}, inputError("one end must be in the cluster")
+	}
+	if from.Kind == EndService {
+		return Explanation{}, inputError("%s: a Service sends nothing itself; name one of its pods", from)
+	}
+	j.Query.From, j.Query.To = from, to
+	sources, err := c.places(from)
+	if err != nil {
+		return Explanation{}, err
+	}
+	targets, err := j.targets(from, to, q.Port)
+	if err != nil {
+		return Explanation{}, err
+	}
+	if from.Kind == EndWorld && to.Kind == EndService {
+		sources = append(sources, j.forwarders(to)...)
+	}
+	j.connect(sources, targets)
+	j.sumUp()
+	j.notes(from, to)
+	return j.Explanation, nil
+}
+
+// target is a destination of the query.
+type target struct {
+	Place
+	proto   ruleset.Protocol
+	port    uint16
+	through string
+	notes   []string
+}
+
+// connect evaluates each source with each target of its family.
+func (j *judge) connect(sources []Place, targets []target) {
+	addresses := map[netip.Addr]bool{}
+	for _, s := range sources {
+		addresses[s.Address] = true
+	}
+	for _, t := range targets {
+		addresses[t.Address] = true
+	}
+	j.evaluator = verdict.New(j.about(addresses))
+	for _, f := range conf.Families {
+		for _, s := range sources {
+			for _, t := range targets {
+				if conf.FamilyOf(s.Address) == f && conf.FamilyOf(t.Address) == f {
+					j.add(j.path(s, t))
+				}
+			}
+		}
+	}
+	if len(j.Paths) == 0 && len(sources) > 0 && len(targets) > 0 {
+		j.Notes = append(j.Notes, fmt.Sprintf("%s and %s have no address of the same family", j.Query.From, j.Query.To))
+	}
+}
+
+// add adds the path, or counts it as alike if an earlier one through the same Service differs only in its destination.
+func (j *judge) add(p Path) {
+	for i := range j.Paths {
+		o := &j.Paths[i]
+		same := o.Through == p.Through && o.From == p.From && o.To.Here == p.To.Here && o.Port == p.Port
+		if p.Through != "" && same && alike(o.Sides, p.Sides) && slices.Equal(o.Notes, p.Notes) {
+			o.Alike = append(o.Alike, j.label(p.To))
+			return
+		}
+	}
+	j.Paths = append(j.Paths, p)
+}
+
+func (j *judge) label(p Place) string {
+	if p.Pod != "" {
+		return p.Pod
+	}
+	return p.Address.String()
+}
+
+// alike reports whether both paths have the same verdicts for the same reasons.
+func alike(a, b []Side) bool {
+	return slices.EqualFunc(a, b, func(x, y Side) bool {
+		return x.Result == y.Result && x.Reason == y.Reason && slices.Equal(x.Policies, y.Policies) &&
+			slices.Equal(x.Allows, y.Allows) && slices.EqualFunc(x.Nearest, y.Nearest, func(m, n verdict.Near) bool {
+			return m.Policy == n.Policy && m.Field == n.Field && len(m.Misses) == len(n.Misses)
+		})
+	})
+}
+
+// path evaluates one connection.
+func (j *judge) path(s Place, t target) Path {
+	f := conf.FamilyOf(s.Address)
+	p := Path{
+		Family: f.String(), From: s, To: t.Place, Protocol: t.proto, Port: t.port, Through: t.through, Notes: t.notes,
+	}
+	if p.Protocol == ruleset.ICMP && f == conf.IPv6 {
+		p.Protocol = ruleset.ICMPv6
+	}
+	packet := verdict.Packet{Src: s.Address, Dst: t.Address, Proto: p.Protocol, Port: t.port}
+	v := j.evaluator.Evaluate(packet)
+	p.Sides = []Side{
+		j.side(ruleset.Egress, v.Egress, packet, s, t.Place), j.side(ruleset.Ingress, v.Ingress, packet, t.Place, s),
+	}
+	if v.Self {
+		for i := range p.Sides {
+			p.Sides[i].Result, p.Sides[i].Reason, p.Sides[i].Nearest = Allowed, Itself, nil
+		}
+	}
+	p.Result = Allowed
+	for _, side := range p.Sides {
+		if side.Result == Dropped {
+			p.Result = Dropped
+		}
+	}
+	return p
+}
+
+// side turns the evaluator's verdict into a Side. at is the side's own end.
+func (j *judge) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, at, peer Place) Side {
+	s := Side{Direction: d, Result: Dropped, Pod: v.Pod, Node: at.Node, Policies: []string{}}
+	for _, one := range append([]verdict.Side{v}, v.Either...) {
+		for _, np := range one.Policies {
+			if !slices.Contains(s.Policies, np.Name) {
+				s.Policies = append(s.Policies, np.Name)
+			}
+			for _, r := range np.Rules {
+				if r.Allows() {
+					s.Allows = append(s.Allows, ruleOf(np.Name, r))
+				}
+			}
+		}
+	}
+	if v.Allowed() {
+		s.Result = Allowed
+	}
+	switch {
+	case v.Off:
+		s.Reason = Off
+	case v.Unknown:
+		s.Reason = Closed
+	case len(v.Either) > 0:
+		s.Reason = Uncertain
+	case len(v.Policies) > 0:
+		s.Reason = Isolated
+	case v.Pod == "" && at.HostNetwork:
+		s.Reason, s.Pod = HostNetwork, at.Pod
+	case v.Pod == "":
+		s.Reason = NoPod
+	default:
+		s.Reason = Open
+	}
+	sameNode := peer.Node != "" && peer.Node == at.Node || peer.isOwn && at.Here
+	if d == ruleset.Ingress && peer.isNode && sameNode && v.Pod != "" {
+		s.Result, s.Reason = Allowed, FromNode
+		return s
+	}
+	if s.Result == Dropped && s.Reason != Closed {
+		s.Allows = nil
+		s.Nearest = j.evaluator.Nearest(d, p)
+		s.Nearest = s.Nearest[:min(len(s.Nearest), maxNear)]
+		standIn(s.Nearest, j.label(peer), peer)
+		if len(s.Nearest) == 0 {
+			s.Change = j.needed(d, s, at, peer, p)
+		}
+	}
+	return s
+}
+
+// standIn corrects what the misses say about a peer whose address only stands for others.
+func standIn(all []verdict.Near, name string, peer Place) {
+	for _, near := range all {
+		for i := range near.Misses {
+			m := &near.Misses[i]
+			switch {
+			case peer.isWorld && m.Kind == verdict.MissNoPod:
+				m.Why = "hosts outside of the cluster are no pods, and selectors match only pods"
+				m.Change = "add an ipBlock with the network of these hosts to the rule"
+			case peer.isWorld && m.Kind == verdict.MissBlock:
+				m.Why = fmt.Sprintf("hosts outside of the cluster need not be in %s", m.Wants)
+				m.Change = "ask about the address of one of these hosts, or add their network to the rule"
+			case peer.Invented && m.Kind == verdict.MissBlock:
+				m.Why = fmt.Sprintf("the source has no address of %s, so it is unknown whether %s contains it", name, m.Wants)
+				m.Change = "select the pod by its labels: pods' addresses change"
+			}
+		}
+	}
+}
+
+// needed says what a policy must allow, if the isolating policies have no rule in this direction.
+func (j *judge) needed(d ruleset.Direction, s Side, at, peer Place, p verdict.Packet) string {
+	namespace, _, _ := strings.Cut(at.Pod, "/")
+	what := strings.ToUpper(string(p.Proto))
+	if p.Port != 0 {
+		what += fmt.Sprintf(" port %d", p.Port)
+	}
+	preposition := map[ruleset.Direction]string{ruleset.Ingress: "from", ruleset.Egress: "to"}[d]
+	return fmt.Sprintf("add an %s rule %s %s for %s to one of these policies, or to a new policy in namespace %s that "+
+		"selects %s", d, preposition, j.label(peer), what, namespace, at.Pod)
+}
+
+// ruleOf returns a rule of the evaluator with whole paths of fields.
+func ruleOf(name string, r verdict.Rule) Rule {
+	rule := Rule{Policy: name, Field: "spec." + r.Field}
+	if r.Peer != verdict.Everyone {
+		rule.Peer = "spec." + r.Peer
+	}
+	if r.Port != verdict.EveryPort {
+		rule.Port = "spec." + r.Port
+	}
+	return rule
+}
+
+// sumUp sets the result of all paths.
+func (j *judge) sumUp() {
+	j.Result = Nothing
+	for i, p := range j.Paths {
+		switch {
+		case i == 0:
+			j.Result = p.Result
+		case j.Result != p.Result:
+			j.Result = Mixed
+		}
+	}
+}

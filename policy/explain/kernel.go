@@ -1,0 +1,255 @@
+package explain
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Kernel is what the kernel of the agent's node holds for a connection.
+type Kernel struct {
+	Node string `json:"node,omitempty"`
+	// Result is what the kernel's rules do with the connection's first packet. It is empty if that can't be read.
+	Result Result `json:"result,omitempty"`
+	// Classes are the classes of the node's pods at the ends.
+	Classes []KernelClass `json:"classes,omitempty"`
+	// Sets are the sets that the rules of these classes look up.
+	Sets []KernelSet `json:"sets,omitempty"`
+	// Rule is the rule that decides, and Chain is its chain.
+	Chain string `json:"chain,omitempty"`
+	Rule  string `json:"rule,omitempty"`
+	// Differences say where the kernel does something else than the policies mean. There should be none.
+	Differences []string `json:"differences,omitempty"`
+	// Unread says why the kernel's rules could not be compared, although its sets could.
+	Unread string `json:"unread,omitempty"`
+	// Unknown says why the kernel could not be read.
+	Unknown string `json:"unknown,omitempty"`
+}
+
+// KernelClass is the class in which the kernel has a pod.
+type KernelClass struct {
+	Direction ruleset.Direction `json:"direction"`
+	Pod       string            `json:"pod"`
+	// Set and Chain are those of the class. Set is empty if the pod is in no class, so that it is closed.
+	Set      string   `json:"set,omitempty"`
+	Chain    string   `json:"chain,omitempty"`
+	Policies []string `json:"policies"`
+}
+
+// KernelSet is a set that a rule looks an address up in.
+type KernelSet struct {
+	Name    string     `json:"name"`
+	Address netip.Addr `json:"address"`
+	// Holds is true if the kernel's set holds the address.
+	Holds bool `json:"holds"`
+	// For is the rule's comment: what the set is for.
+	For string `json:"for,omitempty"`
+}
+
+// View is a node's kernel beside what should be in it.
+type View struct {
+	Node string
+	// Want is the ruleset that the agent has applied. Held has the entries that the kernel holds of it, as far as the
+	// packets need them. Wrong says where the kernel's rules differ.
+	Want, Held ruleset.Ruleset
+	Wrong      []string
+	// Unread says why the kernel's rules could not be compared; empty if they could.
+	Unread string
+	// Unknown says why the kernel could not be read; empty if it could.
+	Unknown string
+	// Links are the links of the node's pods, by their addresses.
+	Links map[netip.Addr]ruleset.Link
+}
+
+// elsewhere stands for each link that isn't a pod's.
+const elsewhere = conf.Tunnel
+
+// Packet returns the path's first packet as this node's rules check it. ok is false if they don't check it, because no
+// end is a pod of this node, or because the node itself sends it.
+func (p *Path) Packet(links map[netip.Addr]ruleset.Link) (packet ruleset.Packet, ok bool) {
+	if (!p.From.Here && !p.To.Here) || p.From.Address == p.To.Address || (p.From.isOwn && !p.From.Here) {
+		return ruleset.Packet{}, false
+	}
+	packet = ruleset.Packet{
+		In: elsewhere, Out: elsewhere, Src: p.From.Address, Dst: p.To.Address, Proto: p.Protocol, Port: p.Port,
+	}
+	if in, ok := links[p.From.Address]; ok {
+		packet.In, packet.InPort = in.In, in.Port
+	}
+	if out, ok := links[p.To.Address]; ok {
+		packet.Out = out.In
+	}
+	if p.To.isOwn {
+		packet.Out = ""
+	}
+	return packet, true
+}
+
+// AddKernel adds to each path what the kernel holds for it. It does nothing for paths that this node doesn't check.
+func (e *Explanation) AddKernel(v View) {
+	for i := range e.Paths {
+		p := &e.Paths[i]
+		packet, ok := p.Packet(v.Links)
+		if !ok {
+			continue
+		}
+		p.Kernel = &Kernel{Node: v.Node}
+		if v.Unknown != "" {
+			p.Kernel.Unknown = v.Unknown
+			continue
+		}
+		if err := p.compare(v, packet); err != nil {
+			p.Kernel.Unknown = err.Error()
+		}
+	}
+}
+
+// compare compares the kernel's verdict, classes and sets with what the policies mean.
+func (p *Path) compare(v View, packet ruleset.Packet) error {
+	k := p.Kernel
+	passes, steps, err := v.Held.Trace(packet)
+	if err != nil {
+		return err
+	}
+	if k.Result = Dropped; passes {
+		k.Result = Allowed
+	}
+	k.Differences, k.Unread = append(k.Differences, v.Wrong...), v.Unread
+	want := Allowed
+	for i, end := range []Place{p.From, p.To} {
+		if end.Here && p.Sides[i].Result == Dropped {
+			want = Dropped
+		}
+	}
+	if want != k.Result {
+		k.Differences = append(k.Differences, fmt.Sprintf("the policies mean that the connection is %s here, and the "+
+			"kernel's rules and sets say %s", want, k.Result))
+	}
+	for i, end := range []Place{p.From, p.To} {
+		if end.Here {
+			p.compareClass(v, p.Sides[i], end)
+		}
+	}
+	if len(steps) > 0 {
+		last := steps[len(steps)-1]
+		k.Chain, k.Rule = last.Chain, last.Rule.String()
+	}
+	for _, c := range k.Classes {
+		p.compareSets(v, c, packet)
+	}
+	return nil
+}
+
+// compareClass adds the class in which the kernel has the pod, and compares it with the policies.
+func (p *Path) compareClass(v View, s Side, end Place) {
+	k := p.Kernel
+	held, wanted := classOf(v.Held, s.Direction, end), classOf(v.Want, s.Direction, end)
+	class := KernelClass{Direction: s.Direction, Pod: end.Pod, Policies: []string{}}
+	if held != nil {
+		class.Set, class.Chain, class.Policies = held.Set, held.Chain, held.Policies
+	}
+	k.Classes = append(k.Classes, class)
+	switch {
+	case held == nil && wanted == nil && s.Reason != Closed:
+		k.Differences = append(k.Differences, fmt.Sprintf("%s is in no %s class, so it is closed: the agent has not put it "+
+			"into one yet", end.Pod, s.Direction))
+	case held == nil && wanted != nil:
+		k.Differences = append(k.Differences, fmt.Sprintf("%s is in no %s class of the kernel, and belongs into %s", end.Pod,
+			s.Direction, wanted.Set))
+	case held != nil && (wanted == nil || held.Set != wanted.Set):
+		k.Differences = append(k.Differences, fmt.Sprintf("the kernel has %s in %s, which is for %s, and it belongs "+
+			"elsewhere", end.Pod, held.Set, policiesOf(held)))
+	case held != nil && s.Reason == Isolated && !samePolicies(held.Policies, s.Policies):
+		k.Differences = append(k.Differences, fmt.Sprintf("the kernel has %s in %s, which is for %s, and it is isolated "+
+			"by %s", end.Pod, held.Set, policiesOf(held), strings.Join(s.Policies, ", ")))
+	}
+}
+
+func policiesOf(c *ruleset.Class) string {
+	if len(c.Policies) == 0 {
+		return "pods that no policy isolates"
+	}
+	return strings.Join(c.Policies, ", ")
+}
+
+// samePolicies reports whether the class is for these policies. The class of pods whose policies allow nothing is for
+// every list of such policies.
+func samePolicies(class, policies []string) bool {
+	plain := make([]string, len(class))
+	for i, name := range class {
+		plain[i], _, _ = strings.Cut(name, " ") // "(may select it)"
+	}
+	want := slices.Clone(policies)
+	slices.Sort(plain)
+	slices.Sort(want)
+	return slices.Equal(plain, want)
+}
+
+// classOf returns the class of the direction that the pod's address is in. Several classes may share a set, so it
+// prefers the one with the pod.
+func classOf(r ruleset.Ruleset, d ruleset.Direction, of Place) (found *ruleset.Class) {
+	for i := range r.Classes {
+		c := &r.Classes[i]
+		if c.Direction != d || !inSet(r, c.Set, of.Address) {
+			continue
+		}
+		if slices.Contains(c.Pods, of.Pod) {
+			return c
+		}
+		found = c
+	}
+	return found
+}
+
+// inSet reports whether the set has the address, or a network that contains it.
+func inSet(r ruleset.Ruleset, name string, a netip.Addr) bool {
+	i := slices.IndexFunc(r.Sets, func(s ruleset.Set) bool { return s.Name == name })
+	if i < 0 || r.Sets[i].Family != conf.FamilyOf(a) {
+		return false
+	}
+	for bits := a.BitLen(); bits >= 0; bits-- {
+		if p, err := a.Prefix(bits); err == nil {
+			if _, ok := r.Sets[i].Entries.Get(ruleset.Element{Prefix: p}); ok {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// maxSets is how many sets of a class are listed. All are compared.
+const maxSets = 10
+
+// compareSets compares the sets of addresses that the rules of the class look up.
+func (p *Path) compareSets(v View, c KernelClass, packet ruleset.Packet) {
+	chain, ok := v.Held.Chain(conf.FamilyOf(packet.Dst), c.Chain)
+	if !ok {
+		return
+	}
+	for _, r := range chain.Rules {
+		for _, m := range r.Sets {
+			var a netip.Addr
+			switch m.By {
+			case ruleset.Source:
+				a = packet.Src
+			case ruleset.Destination:
+				a = packet.Dst
+			default:
+				continue
+			}
+			held := inSet(v.Held, m.Name, a)
+			if wanted := inSet(v.Want, m.Name, a); held != wanted {
+				words := map[bool]string{true: "holds", false: "lacks"}
+				p.Kernel.Differences = append(p.Kernel.Differences,
+					fmt.Sprintf("the kernel's set %s %s %s, and should not", m.Name, words[held], a))
+			}
+			if len(p.Kernel.Sets) < maxSets {
+				p.Kernel.Sets = append(p.Kernel.Sets, KernelSet{Name: m.Name, Address: a, Holds: held, For: r.Comment})
+			}
+		}
+	}
+}

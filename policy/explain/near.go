@@ -1,0 +1,54 @@
+package explain
+
+import (
+	"cmp"
+	"slices"
+)
+
+// nearest returns the names most like the wanted one, at most three. It leaves out names that have little in common.
+func nearest(want string, names []string) []string {
+	type scored struct {
+		name     string
+		distance int
+	}
+	var best []scored
+	for _, n := range names {
+		if d := distance(want, n); d <= max(2, len(want)/4) {
+			best = append(best, scored{n, d})
+		}
+	}
+	slices.SortFunc(best, func(a, b scored) int {
+		return cmp.Or(cmp.Compare(a.distance, b.distance), cmp.Compare(a.name, b.name))
+	})
+	var all []string
+	for _, s := range best[:min(len(best), 3)] {
+		all = append(all, s.name)
+	}
+	return all
+}
+
+// distance returns how many characters must be added, removed or replaced to turn one name into the other
+// (Levenshtein). If one name is the beginning of the other, such as a Deployment's of its pods', the distance is at
+// most 2.
+func distance(a, b string) int {
+	if len(a) > 2 && len(b) >= len(a) && b[:len(a)] == a {
+		return min(len(b)-len(a), 2)
+	}
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		diagonal := row[0]
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			cost := diagonal
+			if a[i-1] != b[j-1] {
+				cost++
+			}
+			diagonal = row[j]
+			row[j] = min(cost, row[j]+1, row[j-1]+1)
+		}
+	}
+	return row[len(b)]
+}

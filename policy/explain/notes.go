@@ -1,0 +1,221 @@
+package explain
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// note adds a note once.
+func (j *judge) note(format string, args ...any) {
+	if n := fmt.Sprintf(format, args...); !slices.Contains(j.Notes, n) {
+		j.Notes = append(j.Notes, n)
+	}
+}
+
+// notes adds what matters to the connection and isn't policy.
+func (j *judge) notes(from, to Ref) {
+	for i := range j.Paths {
+		j.pathNotes(&j.Paths[i])
+	}
+	if s := j.service(to); to.Kind == EndService && s != nil {
+		j.serviceNotes(from, s)
+	} else if to.Kind == EndPod && s != nil {
+		j.note("there is also a Service of this name: ask about svc/%s", s)
+	}
+	if from.Kind == EndWorld || to.Kind == EndWorld {
+		j.worldNotes(from)
+	}
+	for _, u := range j.Unenforced {
+		j.note("%s", u.String())
+	}
+}
+
+// pathNotes adds the notes about one path.
+func (j *judge) pathNotes(p *Path) {
+	for _, side := range p.Sides {
+		j.sideNotes(side)
+	}
+	for _, end := range []Place{p.From, p.To} {
+		if end.HostNetwork {
+			j.note("%s uses the network of its node %s: no policy selects it, no selector matches it, and its address is "+
+				"the node's", end.Pod, end.Node)
+		}
+	}
+	ingress := p.Sides[1]
+	switch {
+	case p.From.isNode && ingress.Reason == FromNode:
+		j.note("%s is on the same node, and packets from a node to its own pods aren't checked (kubelet's probes need that)",
+			j.label(p.To))
+	case p.From.isNode && ingress.Reason == Isolated:
+		j.note("%s is a node's address, and only an ipBlock matches it. weir sees a node's address for hostNetwork pods, "+
+			"for kubelet and the API server (webhooks), and for connections that kube-proxy passes on from outside",
+			p.From.Address)
+	}
+	if p.Result == Allowed && p.From.Pod != "" && !p.From.HostNetwork && j.masqueraded(p) {
+		j.note("%s sees the address of the pod's node%s, not the pod's: weir masquerades packets that leave the pods' "+
+			"networks", j.label(p.To), before(" ", p.From.Node))
+	}
+	j.problemNotes(p)
+}
+
+// before returns the text with the prefix; nothing if the text is empty.
+func before(prefix, text string) string {
+	if text == "" {
+		return ""
+	}
+	return prefix + text
+}
+
+func or(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a
+}
+
+// masqueraded reports whether the path's source address is translated: its destination is outside of the pods'
+// networks, and its family isn't global IPv6.
+func (j *judge) masqueraded(p *Path) bool {
+	if p.To.Pod != "" && !p.To.HostNetwork {
+		return false
+	}
+	for _, n := range j.Nodes {
+		for _, cidr := range n.PodCIDRs {
+			if cidr.Contains(p.To.Address) {
+				return false
+			}
+		}
+	}
+	return p.From.Address.Is4() || p.From.Address.IsPrivate()
+}
+
+// sideNotes adds notes about pods that policies don't decide about, and about a policy in the wrong namespace.
+func (j *judge) sideNotes(s Side) {
+	switch s.Reason {
+	case Closed:
+		j.note("pod %s is closed: the agent doesn't know the pod's labels, so it drops the pod's new connections until "+
+			"its source knows the pod (weirctl status)", s.Pod)
+	case Off:
+		j.note("enforcement is off for pod %s in its network's configuration, so policies don't apply to it", s.Pod)
+	case Uncertain:
+		j.note("it is uncertain which of several pods %s is, so each of them must be allowed", s.Pod)
+	case Open, Isolated:
+		j.strayPolicies(s)
+	}
+}
+
+// strayPolicies notes policies in the namespace default whose podSelector matches the pod, which is in another
+// namespace: kubectl apply without -n puts them there.
+func (j *judge) strayPolicies(s Side) {
+	namespace, name, _ := strings.Cut(s.Pod, "/")
+	if namespace == metav1.NamespaceDefault || (s.Result == Allowed && s.Reason == Isolated) {
+		return
+	}
+	pods := j.pods(namespace, name)
+	if len(pods) != 1 {
+		return
+	}
+	for _, np := range j.Policies {
+		if np.Namespace != metav1.NamespaceDefault || !isolates(np, s.Direction) ||
+			len(np.Spec.PodSelector.MatchLabels)+len(np.Spec.PodSelector.MatchExpressions) == 0 {
+			continue
+		}
+		selector, err := metav1.LabelSelectorAsSelector(&np.Spec.PodSelector)
+		if err == nil && selector.Matches(labels.Set(pods[0].Labels)) {
+			j.note("NetworkPolicy %s/%s would select %s, but a policy selects pods of its own namespace only: is it meant for "+
+				"namespace %s?", np.Namespace, np.Name, s.Pod, namespace)
+		}
+	}
+}
+
+// isolates reports whether the policy isolates pods in the direction.
+func isolates(np *networkingv1.NetworkPolicy, d ruleset.Direction) bool {
+	if len(np.Spec.PolicyTypes) == 0 {
+		return d == ruleset.Ingress || len(np.Spec.Egress) > 0
+	}
+	want := networkingv1.PolicyTypeIngress
+	if d == ruleset.Egress {
+		want = networkingv1.PolicyTypeEgress
+	}
+	return slices.Contains(np.Spec.PolicyTypes, want)
+}
+
+// problemNotes notes a pod's address that its node can't have assigned, and problems of the policies that isolate.
+func (j *judge) problemNotes(p *Path) {
+	for i, end := range []Place{p.From, p.To} {
+		if end.Pod != "" && !end.HostNetwork && p.Sides[i].Pod == "" && p.Sides[i].Reason == NoPod {
+			j.note("%s isn't within the podCIDRs of %s's Node %s, so weir doesn't believe that it is the pod's address: no "+
+				"policy applies to it, and no selector matches it", end.Address, end.Pod, or(end.Node, "(unknown)"))
+		}
+		for _, problem := range j.Problems {
+			for _, name := range p.Sides[i].Policies {
+				if problem.Object == "NetworkPolicy "+name {
+					j.note("%s", problem)
+				}
+			}
+		}
+	}
+}
+
+// serviceNotes adds notes about the Service that the query is about.
+func (j *judge) serviceNotes(from Ref, s *policy.Service) {
+	if s.Kind == "NodePort" || s.Kind == "LoadBalancer" {
+		if from.Kind == EndWorld && s.Local {
+			j.note("svc/%s has externalTrafficPolicy: Local, so pods see the clients' own addresses", s)
+		}
+		if from.Kind == EndWorld && !s.Local {
+			j.note("svc/%s has externalTrafficPolicy: Cluster: a node that passes a client's packet on to a pod on another "+
+				"node sends it under its own address, so an ipBlock with the clients' network doesn't match there; "+
+				"externalTrafficPolicy: Local keeps the clients' addresses", s)
+		}
+	} else if from.Kind == EndWorld && len(s.External) == 0 {
+		j.note("svc/%s has the type ClusterIP, so nothing outside of the cluster reaches it: what comes through an ingress "+
+			"controller comes from the controller's pods", s)
+	}
+	if from.Kind == EndAddress && len(s.External) > 0 && !s.Local {
+		j.note("kube-proxy may pass packets for svc/%s on under a node's address", s)
+	}
+}
+
+// worldNotes notes the ipBlocks for parts of the world, which may have other verdicts.
+func (j *judge) worldNotes(from Ref) {
+	for _, p := range j.Paths {
+		side := p.Sides[0]
+		if from.Kind == EndWorld {
+			side = p.Sides[1]
+		}
+		var blocks []string
+		for _, np := range j.Policies {
+			if !slices.Contains(side.Policies, np.Namespace+"/"+np.Name) {
+				continue
+			}
+			for _, peer := range peersOf(np, side.Direction) {
+				if peer.IPBlock != nil && !strings.HasSuffix(peer.IPBlock.CIDR, "/0") {
+					blocks = append(blocks, peer.IPBlock.CIDR)
+				} else if peer.IPBlock != nil {
+					for _, x := range peer.IPBlock.Except {
+						blocks = append(blocks, "except "+x)
+					}
+				}
+			}
+		}
+		slices.Sort(blocks)
+		if blocks = slices.Compact(blocks); len(blocks) > 0 {
+			more := ""
+			if len(blocks) > 5 {
+				more = fmt.Sprintf(" and %d more", len(blocks)-5)
+				blocks = blocks[:5]
+			}
+			j.note("world means addresses that no ipBlock names. The policies of %s also name %s%s: ask about an address there",
+				side.Pod, strings.Join(blocks, ", "), more)
+		}
+	}
+}

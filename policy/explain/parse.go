@@ -1,0 +1,206 @@
+package explain
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/weir-net/weir/internal/excerpt"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// InputError is the error of an end that can't be understood, or that names nothing. It is one line that says what to
+// write instead.
+type InputError struct{ message string }
+
+func (e *InputError) Error() string { return e.message }
+
+// NewInputError returns an InputError that an agent has answered with.
+func NewInputError(message string) error { return inputError("%s", message) }
+
+func inputError(format string, args ...any) error {
+	return &InputError{strings.ReplaceAll(excerpt.Of(fmt.Sprintf(format, args...)), "\n", " ")}
+}
+
+// EndKind is a kind of ends.
+type EndKind string
+
+// The kinds.
+const (
+	EndPod     EndKind = "pod"
+	EndService EndKind = "service"
+	EndNode    EndKind = "node"
+	EndAddress EndKind = "address"
+	// EndWorld is any host outside of the cluster.
+	EndWorld EndKind = "world"
+	// EndNamed is a pod or a Service, whichever has the name.
+	EndNamed EndKind = "pod or service"
+)
+
+// Ref names an end of a connection.
+type Ref struct {
+	Kind      EndKind    `json:"kind"`
+	Namespace string     `json:"namespace,omitempty"`
+	Name      string     `json:"name,omitempty"`
+	Address   netip.Addr `json:"address,omitzero"`
+}
+
+// String returns the end as a person writes it.
+func (r Ref) String() string {
+	switch r.Kind {
+	case EndWorld:
+		return "world"
+	case EndAddress:
+		return r.Address.String()
+	case EndNode:
+		return "node/" + r.Name
+	case EndService:
+		return "svc/" + r.Namespace + "/" + r.Name
+	}
+	if r.Namespace == "" {
+		return r.Name
+	}
+	return r.Namespace + "/" + r.Name
+}
+
+// Port is the destination port of a connection.
+type Port struct {
+	// Number is 0 if the port has a name, or if none is given.
+	Number uint16           `json:"number,omitempty"`
+	Name   string           `json:"name,omitempty"`
+	Proto  ruleset.Protocol `json:"protocol,omitempty"`
+}
+
+// Query is the question what happens to a connection.
+type Query struct {
+	From Ref  `json:"from"`
+	To   Ref  `json:"to"`
+	Port Port `json:"port"`
+}
+
+// names matches the names of pods, Services, nodes and namespaces (RFC 1123).
+var names = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
+
+// portNames matches the names of ports (RFC 6335, section 5.1).
+var portNames = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
+
+// Parse reads a query from the arguments FROM and TO[:PORT[/PROTO]]. Names without a namespace are looked up in the
+// given namespace, or in all namespaces if it is empty. The error is an *InputError.
+func Parse(from, to, namespace string) (q Query, err error) {
+	if q.From, err = parseEnd(from, namespace); err != nil {
+		return Query{}, err
+	}
+	end, port, has, err := cutPort(to)
+	if err != nil {
+		return Query{}, err
+	}
+	if q.To, err = parseEnd(end, namespace); err != nil {
+		return Query{}, err
+	}
+	if has {
+		q.Port, err = parsePort(port)
+	}
+	return q, err
+}
+
+// cutPort cuts off what follows the colon after the end. An IPv6 address with a port is in brackets.
+func cutPort(s string) (end, port string, has bool, err error) {
+	if inner, ok := strings.CutPrefix(s, "["); ok {
+		end, rest, closed := strings.Cut(inner, "]")
+		port, has = strings.CutPrefix(rest, ":")
+		if !closed || (rest != "" && !has) {
+			return "", "", false, inputError("%q: write an IPv6 address with a port as [ADDRESS]:PORT", s)
+		}
+		return end, port, has, nil
+	}
+	if _, err := netip.ParseAddr(s); err == nil {
+		return s, "", false, nil
+	}
+	end, port, has = strings.Cut(s, ":")
+	return end, port, has, nil
+}
+
+const endForms = "an end is NAMESPACE/POD, svc/NAMESPACE/SERVICE, an address, node/NAME or world"
+
+func parseEnd(s, namespace string) (Ref, error) {
+	if s == "world" {
+		return Ref{Kind: EndWorld}, nil
+	}
+	if a, err := netip.ParseAddr(s); err == nil {
+		if a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() {
+			return Ref{}, inputError("%q is not the address of one host", s)
+		}
+		return Ref{Kind: EndAddress, Address: a.Unmap()}, nil
+	}
+	parts := strings.Split(s, "/")
+	kind := EndNamed
+	if len(parts) > 1 {
+		switch parts[0] {
+		case "node", "nodes", "no":
+			kind = EndNode
+		case "svc", "service", "services":
+			kind = EndService
+		case "pod", "pods", "po":
+			kind = EndPod
+		}
+	}
+	switch {
+	case kind == EndNode && len(parts) == 2:
+		parts = []string{"", parts[1]}
+	case kind == EndNode:
+		return Ref{}, inputError("%q: write a node as node/NAME", s)
+	case kind != EndNamed && len(parts) == 3:
+		parts = parts[1:]
+	case kind != EndNamed && len(parts) == 2 && namespace != "":
+		parts = []string{namespace, parts[1]}
+	case kind != EndNamed && len(parts) == 2: // a namespace may have one of these names
+		kind = EndNamed
+	case kind == EndNamed && len(parts) == 1:
+		parts = []string{namespace, parts[0]}
+	}
+	if len(parts) != 2 {
+		return Ref{}, inputError("%q: %s", s, endForms)
+	}
+	if !names.MatchString(parts[1]) || (parts[0] != "" && !names.MatchString(parts[0])) ||
+		(parts[0] == "" && strings.Contains(s, "/") && kind != EndNode) {
+		return Ref{}, inputError("%q is no name: %s", s, endForms)
+	}
+	return Ref{Kind: kind, Namespace: parts[0], Name: parts[1]}, nil
+}
+
+// protocolNames has the protocols by the names that a person may write.
+var protocolNames = map[string]ruleset.Protocol{
+	"tcp": ruleset.TCP, "udp": ruleset.UDP, "sctp": ruleset.SCTP, "icmp": ruleset.ICMP,
+}
+
+func parsePort(s string) (Port, error) {
+	number, proto, has := strings.Cut(s, "/")
+	p := Port{Proto: ruleset.TCP}
+	if has {
+		known, ok := protocolNames[strings.ToLower(proto)]
+		if !ok {
+			return Port{}, inputError("protocol %q: must be TCP, UDP, SCTP or ICMP", proto)
+		}
+		p.Proto = known
+	}
+	switch n, err := strconv.ParseInt(number, 10, 64); {
+	case number == "" && p.Proto == ruleset.ICMP:
+		return p, nil
+	case number == "":
+		return Port{}, inputError("%q: a port must follow the colon", ":"+s)
+	case p.Proto == ruleset.ICMP:
+		return Port{}, inputError("%q: ICMP has no ports: write :/icmp", ":"+s)
+	case errors.Is(err, strconv.ErrRange), err == nil && (n < 1 || n > 65535):
+		return Port{}, inputError("port %s is out of range: 1 to 65535", number)
+	case err == nil:
+		p.Number = uint16(n)
+	case len(number) > 15 || !portNames.MatchString(number):
+		return Port{}, inputError("%q is no port: write a number from 1 to 65535, or the name of a port", number)
+	default:
+		p.Name = number
+	}
+	return p, nil
+}

@@ -1,0 +1,123 @@
+package explain
+
+import (
+	"net/netip"
+	"slices"
+
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+var directions = [...]ruleset.Direction{ruleset.Egress, ruleset.Ingress}
+
+// peersOf returns the peers of all rules of the policy in the direction.
+func peersOf(np *networkingv1.NetworkPolicy, d ruleset.Direction) (all []networkingv1.NetworkPolicyPeer) {
+	if d == ruleset.Egress {
+		for _, r := range np.Spec.Egress {
+			all = append(all, r.To...)
+		}
+		return all
+	}
+	for _, r := range np.Spec.Ingress {
+		all = append(all, r.From...)
+	}
+	return all
+}
+
+// about returns the part of the cluster's state that decides about packets between the addresses: their pods, the
+// attachments of those, their namespaces, and the policies in these. An evaluator of the whole state would give the
+// same verdicts, and take seconds to make in a large cluster.
+func (c *Cluster) about(addresses map[netip.Addr]bool) policy.State {
+	s := policy.State{Node: c.Node}
+	s.Nodes, s.Workloads = c.Nodes, c.Workloads
+	type name struct{ namespace, name string }
+	wanted := map[name]bool{}
+	for _, e := range c.Endpoints {
+		if slices.ContainsFunc(e.Addresses, func(a policy.Address) bool { return addresses[a.Addr] }) {
+			wanted[name{e.Pod.Namespace, e.Pod.Name}] = true
+		}
+	}
+	for i := range c.Pods {
+		p := &c.Pods[i]
+		if slices.ContainsFunc(p.Addresses, func(a netip.Addr) bool { return addresses[a] }) {
+			wanted[name{p.Namespace, p.Name}] = true
+		}
+	}
+	namespaces := map[string]bool{}
+	for n := range wanted {
+		namespaces[n.namespace] = true
+	}
+	for i := range c.Pods {
+		if wanted[name{c.Pods[i].Namespace, c.Pods[i].Name}] {
+			s.Pods = append(s.Pods, c.Pods[i])
+		}
+	}
+	for _, e := range c.Endpoints {
+		if wanted[name{e.Pod.Namespace, e.Pod.Name}] {
+			s.Endpoints = append(s.Endpoints, e)
+		}
+	}
+	for _, n := range c.Namespaces {
+		if namespaces[n.Name] {
+			s.Namespaces = append(s.Namespaces, n)
+		}
+	}
+	for _, p := range c.Policies {
+		if namespaces[p.Namespace] {
+			s.Policies = append(s.Policies, p)
+		}
+	}
+	return s
+}
+
+// Concerns returns a function that reports whether an explanation of the query may need a pod. A source may leave out
+// all other pods. c has the attachments, and the pods that are known so far: pods that share an address with one of
+// them are needed too.
+func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
+	addresses := Addresses(c, q)
+	named := map[policy.Name]bool{}
+	for _, e := range c.Endpoints {
+		if slices.ContainsFunc(e.Addresses, func(a policy.Address) bool { return addresses[a.Addr] }) {
+			named[policy.Name{Namespace: e.Pod.Namespace, Name: e.Pod.Name}] = true
+		}
+	}
+	return func(p *policy.Pod) bool {
+		for _, r := range []Ref{q.From, q.To} {
+			if r.Name != "" && (p.Namespace == r.Namespace || p.Name == r.Name) {
+				return true
+			}
+		}
+		return named[policy.Name{Namespace: p.Namespace, Name: p.Name}] ||
+			slices.ContainsFunc(p.Addresses, func(a netip.Addr) bool { return addresses[a] })
+	}
+}
+
+// Addresses returns the addresses of the query's ends, as far as they are known.
+func Addresses(c Cluster, q Query) map[netip.Addr]bool {
+	all := map[netip.Addr]bool{}
+	for _, r := range []Ref{q.From, q.To} {
+		if r.Kind == EndAddress {
+			all[r.Address] = true
+		}
+		r, err := c.resolve(r)
+		if err != nil {
+			continue
+		}
+		if r.Kind == EndService {
+			for _, e := range c.service(r).Endpoints {
+				all[e.Address] = true
+			}
+			continue
+		}
+		places, err := c.places(r)
+		if err != nil {
+			continue
+		}
+		for _, p := range places {
+			all[p.Address] = true
+		}
+	}
+	return all
+}

@@ -1,0 +1,325 @@
+package explain
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+)
+
+// resolve finds what the end names. A name without a namespace must be unique. A name that a pod and a Service have
+// means the pod.
+func (c *Cluster) resolve(r Ref) (Ref, error) {
+	switch r.Kind {
+	case EndWorld:
+		return r, nil
+	case EndAddress:
+		return c.resolveAddress(r), nil
+	case EndNode:
+		if !slices.ContainsFunc(c.Nodes, func(n policy.Node) bool { return n.Name == r.Name }) {
+			var all []string
+			for _, n := range c.Nodes {
+				all = append(all, "node/"+n.Name)
+			}
+			return Ref{}, unknown("node", r, all)
+		}
+		return r, nil
+	}
+	var found []Ref
+	pods, services := c.podNames(), c.serviceNames()
+	if r.Kind != EndService {
+		found = append(found, matching(r, EndPod, pods)...)
+	}
+	if r.Kind != EndPod && len(found) == 0 {
+		found = matching(r, EndService, services)
+	}
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case len(found) > 1:
+		var forms []string
+		for _, f := range found[:min(len(found), 5)] {
+			forms = append(forms, f.String())
+		}
+		return Ref{}, inputError("%s is ambiguous: write %s", r, strings.Join(forms, " or "))
+	case r.Kind == EndService:
+		return Ref{}, unknown("Service", r, prefixed("svc/", services))
+	}
+	return Ref{}, unknown("pod", r, slices.Concat(pods, prefixed("svc/", services)))
+}
+
+// resolveAddress turns the address of a Service into the Service.
+func (c *Cluster) resolveAddress(r Ref) Ref {
+	for _, s := range c.Services {
+		if slices.Contains(s.ClusterIPs, r.Address) || slices.Contains(s.External, r.Address) {
+			return Ref{Kind: EndService, Namespace: s.Namespace, Name: s.Name, Address: r.Address}
+		}
+	}
+	return r
+}
+
+// podNames returns the names of all pods and attachments, each once.
+func (c *Cluster) podNames() []string {
+	var all []string
+	for i := range c.Pods {
+		all = append(all, c.Pods[i].Namespace+"/"+c.Pods[i].Name)
+	}
+	for _, e := range c.Endpoints {
+		all = append(all, e.Pod.String())
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+func (c *Cluster) serviceNames() (all []string) {
+	for _, s := range c.Services {
+		all = append(all, s.String())
+	}
+	return all
+}
+
+func prefixed(prefix string, names []string) []string {
+	all := make([]string, len(names))
+	for i, n := range names {
+		all[i] = prefix + n
+	}
+	return all
+}
+
+// matching returns the ends that the reference names.
+func matching(r Ref, kind EndKind, names []string) (found []Ref) {
+	for _, n := range names {
+		namespace, name, _ := strings.Cut(n, "/")
+		if name == r.Name && (r.Namespace == "" || namespace == r.Namespace) {
+			found = append(found, Ref{Kind: kind, Namespace: namespace, Name: name})
+		}
+	}
+	return found
+}
+
+// unknown returns the error of a name that nothing has, with the nearest names.
+func unknown(kind string, r Ref, names []string) error {
+	want := r.String()
+	candidates := names
+	if r.Namespace == "" && r.Kind != EndNode {
+		candidates = nil
+		for _, n := range names {
+			candidates = append(candidates, n[strings.LastIndexByte(n, '/')+1:])
+		}
+	}
+	near := nearest(want, candidates)
+	if r.Namespace == "" && r.Kind != EndNode { // back to whole names
+		var whole []string
+		for _, n := range names {
+			if slices.Contains(near, n[strings.LastIndexByte(n, '/')+1:]) && len(whole) < 3 {
+				whole = append(whole, n)
+			}
+		}
+		near = whole
+	}
+	if len(near) == 0 {
+		// The name may be right and the namespace wrong.
+		for _, n := range names {
+			if strings.HasSuffix(n, "/"+r.Name) && len(near) < 3 {
+				near = append(near, n)
+			}
+		}
+	}
+	if len(near) == 0 {
+		return inputError("there is no %s %s", kind, want)
+	}
+	return inputError("there is no %s %s; the nearest names are %s", kind, want, strings.Join(near, ", "))
+}
+
+// service returns the Service of that name.
+func (c *Cluster) service(r Ref) *policy.Service {
+	i := slices.IndexFunc(c.Services, func(s policy.Service) bool {
+		return s.Namespace == r.Namespace && s.Name == r.Name
+	})
+	if i < 0 {
+		return nil
+	}
+	return &c.Services[i]
+}
+
+// pods returns the pods of that name. A directory may have several.
+func (c *Cluster) pods(namespace, name string) (all []*policy.Pod) {
+	for i := range c.Pods {
+		if p := &c.Pods[i]; p.Namespace == namespace && p.Name == name {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// places returns the addresses of an end that is no Service, one for each family if it is a pod.
+func (c *Cluster) places(r Ref) ([]Place, error) {
+	switch r.Kind {
+	case EndAddress:
+		return []Place{c.placeOf(r.Address)}, nil
+	case EndNode:
+		return c.nodePlaces(r.Name)
+	case EndWorld:
+		return c.worldPlaces(), nil
+	}
+	var all []Place
+	seen := map[conf.Family]bool{}
+	add := func(a netip.Addr, here bool) {
+		if seen[conf.FamilyOf(a)] {
+			return
+		}
+		seen[conf.FamilyOf(a)] = true
+		p := Place{Address: a, Pod: r.Namespace + "/" + r.Name, Here: here, Invented: c.IsInvented(a)}
+		for _, o := range c.pods(r.Namespace, r.Name) {
+			p.Node, p.HostNetwork = o.NodeName, o.HostNetwork
+		}
+		if here {
+			p.Node = c.Node
+		}
+		p.isNode = p.HostNetwork
+		all = append(all, p)
+	}
+	for _, e := range c.Endpoints {
+		if e.Pod.Namespace == r.Namespace && e.Pod.Name == r.Name {
+			for _, a := range e.Addresses {
+				add(a.Addr, true)
+			}
+		}
+	}
+	pods := c.pods(r.Namespace, r.Name)
+	for _, p := range pods {
+		if p.Finished && len(all) == 0 {
+			return nil, inputError("pod %s has ended, so it has no address any more", r)
+		}
+		for _, a := range p.Addresses {
+			add(a, false)
+		}
+		if p.HostNetwork && len(all) == 0 {
+			nodes, err := c.nodePlaces(p.NodeName)
+			if err != nil {
+				return nil, inputError("pod %s has no address yet", r)
+			}
+			for _, n := range nodes {
+				add(n.Address, false)
+			}
+		}
+	}
+	if len(all) == 0 {
+		return nil, inputError("pod %s has no address yet: it has not started, or weir has not attached it", r)
+	}
+	return all, nil
+}
+
+// placeOf returns what is known of an address.
+func (c *Cluster) placeOf(a netip.Addr) Place {
+	p := Place{Address: a}
+	for _, e := range c.Endpoints {
+		for _, own := range e.Addresses {
+			if own.Addr == a {
+				return Place{Address: a, Pod: e.Pod.String(), Node: c.Node, Here: true}
+			}
+		}
+	}
+	for i := range c.Pods {
+		o := &c.Pods[i]
+		if slices.Contains(o.Addresses, a) && !o.Finished && !o.HostNetwork {
+			p.Pod, p.Node, p.Invented = o.Namespace+"/"+o.Name, o.NodeName, c.IsInvented(a)
+			return p
+		}
+	}
+	if slices.Contains(c.Own, a) {
+		return Place{Address: a, Node: c.Node, What: "an address of this node", isNode: true, isOwn: true}
+	}
+	for _, n := range c.Nodes {
+		if slices.Contains(n.Addresses, a) {
+			p.Node, p.What, p.isNode = n.Name, "an address of node "+n.Name, true
+			return p
+		}
+		for _, cidr := range n.PodCIDRs {
+			if a == cidr.Addr() || a == cidr.Addr().Next() {
+				p.Node, p.isNode = n.Name, true
+				p.What = fmt.Sprintf("the address of node %s in the pods' network", n.Name)
+				return p
+			}
+			if cidr.Contains(a) {
+				p.Node, p.What = n.Name, fmt.Sprintf("in the pods' network of node %s, but of no pod", n.Name)
+			}
+		}
+	}
+	if p.What == "" && len(c.Nodes) > 0 {
+		p.What = "outside of the pods' networks"
+	}
+	return p
+}
+
+// nodePlaces returns the node's own addresses. A node sends to pods on other nodes under its InternalIP or, through the
+// tunnel, under the first address of its podCIDR.
+func (c *Cluster) nodePlaces(name string) (all []Place, err error) {
+	for _, n := range c.Nodes {
+		if n.Name != name {
+			continue
+		}
+		for _, a := range n.Addresses {
+			own := slices.Contains(c.Own, a)
+			all = append(all, Place{Address: a, Node: name, What: "an address of node " + name, isNode: true, isOwn: own})
+		}
+		for _, cidr := range n.PodCIDRs {
+			all = append(all, Place{
+				Address: cidr.Addr(), Node: name, isNode: true,
+				What: fmt.Sprintf("node %s's address in the pods' network, under which it sends through the tunnel", name),
+			})
+		}
+	}
+	if len(all) == 0 {
+		return nil, inputError("node %s has no InternalIP and no podCIDR", name)
+	}
+	return all, nil
+}
+
+// outside are addresses that may stand for the world: those for documentation, which no host has, and public ones.
+var outside = [...][]netip.Addr{
+	conf.IPv4: {
+		netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("192.0.2.1"),
+		netip.MustParseAddr("8.8.8.8"), netip.MustParseAddr("1.1.1.1"),
+	},
+	conf.IPv6: {netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2606:4700:4700::1111")},
+}
+
+// worldPlaces returns an address of each family that stands for the world: one that no ipBlock names, unless the
+// ipBlock is the whole family.
+func (c *Cluster) worldPlaces() (all []Place) {
+	blocks := c.blocks()
+	for _, candidates := range outside {
+		chosen := candidates[0]
+		for _, a := range candidates {
+			if !slices.ContainsFunc(blocks, func(p netip.Prefix) bool { return p.Bits() > 0 && p.Contains(a) }) {
+				chosen = a
+				break
+			}
+		}
+		all = append(all, Place{Address: chosen, What: "stands for any address outside of the cluster", isWorld: true})
+	}
+	return all
+}
+
+// blocks returns the networks that the policies' ipBlocks name.
+func (c *Cluster) blocks() (all []netip.Prefix) {
+	for _, np := range c.Policies {
+		for _, d := range directions {
+			for _, p := range peersOf(np, d) {
+				if p.IPBlock == nil {
+					continue
+				}
+				for _, text := range append([]string{p.IPBlock.CIDR}, p.IPBlock.Except...) {
+					if cidr, err := netip.ParsePrefix(text); err == nil {
+						all = append(all, cidr)
+					}
+				}
+			}
+		}
+	}
+	return all
+}

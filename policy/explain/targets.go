@@ -1,0 +1,214 @@
+package explain
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// targets returns the destinations of the query.
+func (j *judge) targets(from, to Ref, port Port) ([]target, error) {
+	if to.Kind == EndService {
+		return j.serviceTargets(from, to, port)
+	}
+	places, err := j.places(to)
+	if err != nil {
+		return nil, err
+	}
+	ports, err := j.ports(to, port)
+	if err != nil {
+		return nil, err
+	}
+	var all []target
+	for _, place := range places {
+		for _, p := range ports {
+			all = append(all, target{Place: place, proto: p.Proto, port: p.Number})
+		}
+	}
+	return all, nil
+}
+
+// ports returns the ports of the query. Without a port, these are the named ports of the pod.
+func (j *judge) ports(to Ref, port Port) ([]policy.NamedPort, error) {
+	if port.Number != 0 || (port.Name == "" && port.Proto == ruleset.ICMP) {
+		return []policy.NamedPort{{Proto: port.Proto, Number: port.Number}}, nil
+	}
+	var named []policy.NamedPort
+	var known []string
+	for _, p := range j.pods(to.Namespace, to.Name) {
+		for _, n := range p.Ports {
+			known = append(known, fmt.Sprintf("%s (%d/%s)", n.Name, n.Number, strings.ToUpper(string(n.Proto))))
+			if port.Name == "" || (n.Name == port.Name && n.Proto == port.Proto) {
+				named = append(named, n)
+			}
+		}
+	}
+	switch {
+	case len(named) > 0:
+		return named, nil
+	case port.Name == "":
+		return nil, inputError("which port of %s? Write %s:PORT, %s:PORT/udp or %s:/icmp", to, to, to, to)
+	case len(known) > 0:
+		return nil, inputError("%s has no %s port %s; it has %s", to, strings.ToUpper(string(port.Proto)), port.Name,
+			strings.Join(known, ", "))
+	}
+	return nil, inputError("%s has no named ports: write the number of the port instead of %s", to, port.Name)
+}
+
+// serviceTargets returns the ready endpoints of the Service for the port, or for each of its ports if none is given.
+func (j *judge) serviceTargets(from, to Ref, port Port) ([]target, error) {
+	s := j.service(to)
+	var ports []policy.ServicePort
+	var known []string
+	for _, p := range s.Ports {
+		form := fmt.Sprintf("%d/%s", p.Port, strings.ToUpper(string(p.Proto)))
+		if p.Name != "" {
+			form = p.Name + " (" + form + ")"
+		}
+		known = append(known, form)
+		none := port.Number == 0 && port.Name == ""
+		if none || (p.Proto == port.Proto && (p.Port == port.Number || (p.Name != "" && p.Name == port.Name))) {
+			ports = append(ports, p)
+		}
+	}
+	switch {
+	case s.Kind == "ExternalName":
+		return nil, inputError("%s is only a name for a host outside of the cluster: ask about the host's address", to)
+	case len(s.Ports) == 0:
+		return nil, inputError("%s has no ports", to)
+	case len(ports) == 0:
+		return nil, inputError("%s has no port %s; it has %s", to, portForm(port), strings.Join(known, ", "))
+	}
+	var all []target
+	for _, p := range ports {
+		ready := j.endpoints(s, p)
+		if len(ready) == 0 {
+			j.Notes = append(j.Notes, j.noEndpoints(s, p))
+		}
+		if more := len(ready) - maxPaths; more > 0 {
+			j.Notes = append(j.Notes, fmt.Sprintf("%s has %d more endpoints, which are left out", to, more))
+			ready = ready[:maxPaths]
+		}
+		all = append(all, ready...)
+	}
+	return all, nil
+}
+
+func portForm(p Port) string {
+	number := p.Name
+	if p.Number != 0 {
+		number = fmt.Sprint(p.Number)
+	}
+	return number + "/" + strings.ToUpper(string(p.Proto))
+}
+
+// endpoints returns the ready endpoints of a port of the Service: those of its EndpointSlices or, if the source has
+// none, the pods that its selector matches.
+func (j *judge) endpoints(s *policy.Service, p policy.ServicePort) (all []target) {
+	through := fmt.Sprintf("svc/%s port %d", s, p.Port)
+	add := func(place Place, number uint16) {
+		t := target{Place: place, proto: p.Proto, port: number, through: through}
+		if number != p.Port {
+			t.notes = append(t.notes, fmt.Sprintf("policies see port %d of the pod, not port %d of the Service", number, p.Port))
+		}
+		all = append(all, t)
+	}
+	if s.Endpoints != nil {
+		for _, e := range s.Endpoints {
+			i := slices.IndexFunc(e.Ports, func(n policy.NamedPort) bool { return n.Name == p.Name && n.Proto == p.Proto })
+			if e.Ready && i >= 0 {
+				add(j.placeOf(e.Address), e.Ports[i].Number)
+			}
+		}
+		return all
+	}
+	for _, o := range j.selected(s) {
+		number, ok := targetNumber(o, p)
+		if !ok || o.Finished {
+			continue
+		}
+		places, err := j.places(Ref{Kind: EndPod, Namespace: o.Namespace, Name: o.Name})
+		if err != nil {
+			continue
+		}
+		for _, place := range places {
+			add(place, number)
+		}
+	}
+	return all
+}
+
+// selected returns the pods that the Service's selector matches.
+func (j *judge) selected(s *policy.Service) (all []*policy.Pod) {
+	if len(s.Selector) == 0 {
+		return nil
+	}
+	selector := labels.SelectorFromSet(s.Selector)
+	for i := range j.Cluster.Pods {
+		if o := &j.Cluster.Pods[i]; o.Namespace == s.Namespace && selector.Matches(labels.Set(o.Labels)) {
+			all = append(all, o)
+		}
+	}
+	return all
+}
+
+// targetNumber returns the number of the pod's port that the Service's port leads to.
+func targetNumber(o *policy.Pod, p policy.ServicePort) (uint16, bool) {
+	if p.Target.Type == intstr.Int {
+		return uint16(p.Target.IntVal), p.Target.IntVal >= 1 && p.Target.IntVal <= 65535
+	}
+	i := slices.IndexFunc(o.Ports, func(n policy.NamedPort) bool {
+		return n.Name == p.Target.StrVal && n.Proto == p.Proto
+	})
+	if i < 0 {
+		return 0, false
+	}
+	return o.Ports[i].Number, true
+}
+
+// noEndpoints says why the port of the Service leads nowhere.
+func (j *judge) noEndpoints(s *policy.Service, p policy.ServicePort) string {
+	where := fmt.Sprintf("svc/%s port %d has no ready endpoint, so kube-proxy refuses connections to it, whatever the "+
+		"policies are: ", s, p.Port)
+	pods := j.selected(s)
+	switch {
+	case len(s.Selector) == 0:
+		return where + "it has no selector, and no EndpointSlice"
+	case len(pods) == 0:
+		return where + fmt.Sprintf("no pod in namespace %s has the labels %s", s.Namespace,
+			labels.SelectorFromSet(s.Selector))
+	case p.Target.Type == intstr.String &&
+		!slices.ContainsFunc(pods, func(o *policy.Pod) bool { _, ok := targetNumber(o, p); return ok }):
+		return where + fmt.Sprintf("its pods have no %s port named %s", strings.ToUpper(string(p.Proto)), p.Target.StrVal)
+	}
+	return where + fmt.Sprintf("none of its pods is ready: kubectl -n %s get endpointslices -l %s=%s", s.Namespace,
+		"kubernetes.io/service-name", s.Name)
+}
+
+// forwarders returns, for packets from outside to a Service, the addresses of a node that passes them on to a pod on
+// another node under its own name.
+func (j *judge) forwarders(to Ref) []Place {
+	s := j.service(to)
+	if s.Local || (s.Kind != "NodePort" && s.Kind != "LoadBalancer") || len(j.Nodes) < 2 {
+		return nil
+	}
+	var all []Place
+	seen := map[conf.Family]bool{}
+	for _, cidr := range j.Nodes[0].PodCIDRs {
+		if f := conf.FamilyOf(cidr.Addr()); !seen[f] {
+			seen[f] = true
+			all = append(all, Place{
+				Address: cidr.Addr(),
+				What:    "stands for the node that receives the packet, if it isn't the pod's own node",
+			})
+		}
+	}
+	return all
+}

@@ -1,0 +1,382 @@
+package verdict
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Miss is a condition of a policy's rule that a packet doesn't meet.
+type Miss struct {
+	// Object is the object that would have to change, such as "Pod ns-1/busybox"; empty if only the policy can change.
+	Object string `json:"object,omitempty"`
+	// Field is the field of the policy that has the condition, such as spec.ingress[0].from[0].podSelector.
+	Field string `json:"field"`
+	// Wants is the condition, such as app=busybox.
+	Wants string `json:"wants,omitempty"`
+	// Why says in words why the packet doesn't meet the condition. Change says what would meet it.
+	Why    string `json:"why"`
+	Change string `json:"change"`
+	Kind   Kind   `json:"kind"`
+}
+
+// Kind is a kind of conditions.
+type Kind string
+
+// The kinds.
+const (
+	MissLabel          Kind = "label"
+	MissNamespaceLabel Kind = "namespaceLabel"
+	// MissNamespace: a podSelector without a namespaceSelector selects only pods of the policy's own namespace.
+	MissNamespace Kind = "namespace"
+	// MissNoPod: selectors match only pods.
+	MissNoPod      Kind = "noPod"
+	MissBlock      Kind = "ipBlock"
+	MissPort       Kind = "port"
+	MissNamedPort  Kind = "namedPort"
+	MissProtocol   Kind = "protocol"
+	MissUnreadable Kind = "unreadable"
+)
+
+// distance is how far the packet is from meeting the condition, to find the rule that comes nearest. A rule for other
+// kinds of ends is farther away than one that lacks a label.
+func (m Miss) distance() int {
+	switch m.Kind {
+	case MissNoPod, MissUnreadable:
+		return 3
+	case MissBlock:
+		return 2
+	}
+	return 1
+}
+
+// Near is a rule that doesn't allow a packet, with the conditions that the packet doesn't meet. Of the rule's peers and
+// ports, these are the ones with the fewest such conditions.
+type Near struct {
+	Policy string `json:"policy"` // namespace/name
+	Field  string `json:"field"`  // such as spec.ingress[0]
+	Misses []Miss `json:"misses"`
+}
+
+func (n Near) distance() (sum int) {
+	for _, m := range n.Misses {
+		sum += m.distance()
+	}
+	return sum
+}
+
+// Nearest returns the rules of the policies that isolate the packet's end in that direction, without the rules that
+// allow the packet, the nearest first.
+func (e *Evaluator) Nearest(d ruleset.Direction, p Packet) []Near {
+	src, dst := e.end(p.Src), e.end(p.Dst)
+	subject, peer := src, dst
+	if d == ruleset.Ingress {
+		subject, peer = dst, src
+	}
+	var all []Near
+	for _, np := range e.policies {
+		if _, isolates := np.rules[d]; !isolates || len(np.rules[d]) == 0 || !np.selectsSurely(subject) {
+			continue
+		}
+		verb, word, list := "from", "ingress", rawRules(np.NetworkPolicy, d)
+		if d == ruleset.Egress {
+			verb, word = "to", "egress"
+		}
+		for i, r := range list {
+			near := Near{Policy: np.name, Field: fmt.Sprintf("spec.%s[%d]", word, i)}
+			near.Misses = slices.Concat(
+				fewest(r.peers, func(i int, peerOf networkingv1.NetworkPolicyPeer) []Miss {
+					return missedPeer(np.Namespace, fmt.Sprintf("%s.%s[%d]", near.Field, verb, i), peerOf, peer)
+				}),
+				fewest(r.ports, func(i int, port networkingv1.NetworkPolicyPort) []Miss {
+					return missedPort(fmt.Sprintf("%s.ports[%d]", near.Field, i), port, p, dst)
+				}))
+			if len(near.Misses) > 0 {
+				all = append(all, near)
+			}
+		}
+	}
+	slices.SortStableFunc(all, func(a, b Near) int { return cmp.Compare(a.distance(), b.distance()) })
+	return all
+}
+
+// selectsSurely reports whether the policy certainly selects one of the pods that may be at the end.
+func (p isolating) selectsSurely(subject end) bool {
+	return slices.ContainsFunc(subject.pods, func(o pod) bool {
+		surely, _ := p.selects(o)
+		return surely
+	})
+}
+
+// rawRule is a rule as the policy has it.
+type rawRule struct {
+	peers []networkingv1.NetworkPolicyPeer
+	ports []networkingv1.NetworkPolicyPort
+}
+
+func rawRules(np *networkingv1.NetworkPolicy, d ruleset.Direction) (all []rawRule) {
+	if d == ruleset.Ingress {
+		for _, r := range np.Spec.Ingress {
+			all = append(all, rawRule{r.From, r.Ports})
+		}
+		return all
+	}
+	for _, r := range np.Spec.Egress {
+		all = append(all, rawRule{r.To, r.Ports})
+	}
+	return all
+}
+
+// fewest returns the misses of the element with the least distance; none if the list is empty, because a rule without
+// peers or ports matches all.
+func fewest[T any](list []T, misses func(int, T) []Miss) []Miss {
+	var best []Miss
+	for i, one := range list {
+		m := misses(i, one)
+		if i == 0 || (Near{Misses: m}).distance() < (Near{Misses: best}).distance() {
+			best = m
+		}
+	}
+	return best
+}
+
+// missedPeer returns the conditions of the peer that the end doesn't meet; none if the peer matches the end.
+func missedPeer(namespace, field string, p networkingv1.NetworkPolicyPeer, e end) []Miss {
+	if matchPeer(namespace, p)(e) {
+		return nil
+	}
+	unreadable := func(field string, why any) []Miss {
+		return []Miss{{
+			Field: field, Kind: MissUnreadable, Why: fmt.Sprintf("%v, so it matches nobody", why), Change: "correct " + field,
+		}}
+	}
+	switch {
+	case p.IPBlock != nil && (p.PodSelector != nil || p.NamespaceSelector != nil):
+		return unreadable(field, "it has both an ipBlock and a selector")
+	case p.IPBlock != nil:
+		return missedBlock(field+".ipBlock", *p.IPBlock, e.addr)
+	case p.PodSelector == nil && p.NamespaceSelector == nil:
+		return unreadable(field, "it has no selector and no ipBlock")
+	}
+	var all []Miss
+	var pods, namespaces labels.Selector
+	for _, s := range []struct {
+		field string
+		from  *metav1.LabelSelector
+		into  *labels.Selector
+	}{{"podSelector", p.PodSelector, &pods}, {"namespaceSelector", p.NamespaceSelector, &namespaces}} {
+		if *s.into = labels.Everything(); s.from == nil {
+			continue
+		}
+		parsed, err := metav1.LabelSelectorAsSelector(s.from)
+		if err != nil {
+			return unreadable(field+"."+s.field, err)
+		}
+		*s.into = parsed
+	}
+	if len(e.pods) == 0 {
+		return []Miss{{
+			Field: field, Kind: MissNoPod, Wants: "a pod",
+			Why:    fmt.Sprintf("%s is the address of no pod, and selectors match only pods", e.addr),
+			Change: fmt.Sprintf("add an ipBlock with %s to the rule", e.addr),
+		}}
+	}
+	for _, o := range e.pods {
+		all = missedSelectors(namespace, field, p, o, namespaces, pods)
+		if len(all) > 0 {
+			break
+		}
+	}
+	return all
+}
+
+// missedSelectors returns the conditions of the peer's selectors that the pod doesn't meet.
+func missedSelectors(
+	namespace, field string, p networkingv1.NetworkPolicyPeer, o pod, namespaces, pods labels.Selector,
+) (all []Miss) {
+	if p.NamespaceSelector == nil && o.Namespace != namespace {
+		all = append(all, Miss{
+			Object: "Pod " + o.Namespace + "/" + o.Name, Field: field, Kind: MissNamespace,
+			Wants: "a pod in namespace " + namespace,
+			Why: fmt.Sprintf("pod %s/%s is in namespace %s, but a podSelector without a namespaceSelector selects only pods in "+
+				"the policy's own namespace, %s", o.Namespace, o.Name, o.Namespace, namespace),
+			Change: fmt.Sprintf("add a namespaceSelector with %s: %s to %s", corev1.LabelMetadataName, o.Namespace, field),
+		})
+	}
+	for _, r := range missedLabels(namespaces, o.namespace, o.unknownOfNamespace) {
+		m := labelMiss("namespace", o.Namespace, field+".namespaceSelector", r, o.namespace, o.unknownOfNamespace)
+		m.Object, m.Kind = "Namespace "+o.Namespace, MissNamespaceLabel
+		all = append(all, m)
+	}
+	for _, r := range missedLabels(pods, o.labels, o.unknownLabel) {
+		m := labelMiss("pod", o.Namespace+"/"+o.Name, field+".podSelector", r, o.labels, o.unknownLabel)
+		m.Object, m.Kind = "Pod "+o.Namespace+"/"+o.Name, MissLabel
+		all = append(all, m)
+	}
+	return all
+}
+
+// missedLabels returns the selector's requirements that the labels don't certainly meet.
+func missedLabels(s labels.Selector, known labels.Set, unknown func(string) bool) (all []labels.Requirement) {
+	requirements, _ := s.Requirements()
+	for _, r := range requirements {
+		if !r.Matches(known) || unknown(r.Key()) {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// labelMiss returns the miss of a requirement. Object and Kind are the caller's.
+func labelMiss(kind, name, field string, r labels.Requirement, known labels.Set, unknown func(string) bool) Miss {
+	m := Miss{Field: field, Wants: r.String()}
+	value, has := known[r.Key()]
+	values := r.Values().UnsortedList()
+	slices.Sort(values)
+	switch {
+	case unknown(r.Key()):
+		m.Why = fmt.Sprintf("it is unknown whether %s %s has the label %s", kind, name, r.Key())
+		m.Change = fmt.Sprintf("let weir read the labels of %s %s", kind, name)
+		return m
+	case has && r.Operator() == "!", len(values) > 0 && strings.HasPrefix(string(r.Operator()), "not"),
+		r.Operator() == "!=":
+		m.Why = fmt.Sprintf("%s %s has label %s=%s, which %s excludes (%s)", kind, name, r.Key(), value, field, r.String())
+		m.Change = fmt.Sprintf("remove label %s from %s %s", r.Key(), kind, name)
+		return m
+	}
+	want := r.Key()
+	if len(values) > 0 {
+		want += "=" + values[0]
+	}
+	m.Why = fmt.Sprintf("%s %s lacks label %s, which %s asks for", kind, name, m.Wants, field)
+	if has {
+		m.Why = fmt.Sprintf("%s %s has label %s=%s, but %s asks for %s", kind, name, r.Key(), value, field, m.Wants)
+	}
+	m.Change = fmt.Sprintf("give %s %s the label %s", kind, name, want)
+	return m
+}
+
+// missedBlock returns why the ipBlock doesn't contain the address.
+func missedBlock(field string, b networkingv1.IPBlock, a netip.Addr) []Miss {
+	m := Miss{Field: field + ".cidr", Wants: b.CIDR, Kind: MissBlock}
+	cidr, err := netip.ParsePrefix(b.CIDR)
+	switch {
+	case err != nil:
+		m.Kind, m.Why, m.Change = MissUnreadable, fmt.Sprintf("%q is no network, so it matches nobody", b.CIDR), "correct it"
+		return []Miss{m}
+	case !cidr.Contains(a):
+		m.Why = fmt.Sprintf("%s isn't in %s", a, b.CIDR)
+		m.Change = fmt.Sprintf("use a network that contains %s", a)
+		return []Miss{m}
+	}
+	for i, text := range b.Except {
+		m.Field, m.Wants = fmt.Sprintf("%s.except[%d]", field, i), "not "+text
+		except, err := netip.ParsePrefix(text)
+		if err != nil || except.Bits() < cidr.Bits() || !cidr.Contains(except.Addr()) {
+			m.Kind, m.Change = MissUnreadable, "correct it"
+			m.Why = fmt.Sprintf("%q is no network within %s, so the ipBlock matches nobody", text, b.CIDR)
+			return []Miss{m}
+		}
+		if except.Contains(a) {
+			m.Why, m.Change = fmt.Sprintf("%s is in %s, which is excepted", a, text), "remove or narrow the except"
+			return []Miss{m}
+		}
+	}
+	return nil
+}
+
+// missedPort returns why the policy's port doesn't match the packet; none if it does.
+func missedPort(field string, port networkingv1.NetworkPolicyPort, p Packet, dst end) []Miss {
+	if matchPort(port)(p.Proto, p.Port, dst) {
+		return nil
+	}
+	protocol := corev1.ProtocolTCP
+	if port.Protocol != nil {
+		protocol = *port.Protocol
+	}
+	m := Miss{Field: field, Kind: MissUnreadable, Change: "correct " + field}
+	number := func() string {
+		if port.EndPort != nil {
+			return fmt.Sprintf("%d-%d", port.Port.IntVal, *port.EndPort)
+		}
+		return port.Port.String()
+	}
+	switch {
+	case !slices.Contains([]corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP}, protocol):
+		m.Why = fmt.Sprintf("%q is no protocol of a port, so it matches nothing", protocol)
+		return []Miss{m}
+	case port.EndPort != nil && (port.Port == nil || port.Port.Type == intstr.String):
+		m.Why = "an endPort needs a port with a number, so it matches nothing"
+		return []Miss{m}
+	}
+	var all []Miss
+	if !strings.EqualFold(string(p.Proto), string(protocol)) {
+		why := fmt.Sprintf("the connection is %s, and %s allows %s", strings.ToUpper(string(p.Proto)), field, protocol)
+		if port.Protocol == nil {
+			why += ", because a port without a protocol means TCP"
+		}
+		all = append(all, Miss{
+			Field: field + ".protocol", Wants: string(protocol), Kind: MissProtocol, Why: why,
+			Change: fmt.Sprintf("add a port with protocol: %s to the rule", strings.ToUpper(string(p.Proto))),
+		})
+	}
+	switch {
+	case port.Port == nil:
+	case port.Port.Type == intstr.String:
+		if named := missedName(field, port.Port.StrVal, protocol, p, dst); named.Why != "" {
+			all = append(all, named)
+		}
+	case int32(p.Port) < port.Port.IntVal || (port.EndPort == nil && int32(p.Port) != port.Port.IntVal) ||
+		(port.EndPort != nil && int32(p.Port) > *port.EndPort):
+		all = append(all, Miss{
+			Field: field + ".port", Wants: number(), Kind: MissPort,
+			Why:    fmt.Sprintf("the connection goes to port %d, and %s allows %s", p.Port, field, number()),
+			Change: fmt.Sprintf("add port %d to the rule", p.Port),
+		})
+	}
+	if len(all) == 0 { // a port or a range that can't be
+		m.Why = fmt.Sprintf("%s is no port, so it matches nothing", number())
+		return []Miss{m}
+	}
+	return all
+}
+
+// missedName returns why a named port doesn't match. Why is empty if the pod has the port with the packet's number.
+func missedName(field, name string, protocol corev1.Protocol, p Packet, dst end) Miss {
+	m := Miss{Field: field + ".port", Wants: name, Kind: MissNamedPort}
+	if len(dst.pods) == 0 {
+		m.Why = fmt.Sprintf("%s is the address of no pod, and only pods have named ports", dst.addr)
+		m.Change = fmt.Sprintf("use the number %d", p.Port)
+		return m
+	}
+	for _, o := range dst.pods {
+		i := slices.IndexFunc(o.Ports, func(n policy.NamedPort) bool {
+			return n.Name == name && strings.EqualFold(string(n.Proto), string(protocol))
+		})
+		m.Object = "Pod " + o.Namespace + "/" + o.Name
+		switch {
+		case i < 0:
+			m.Why = fmt.Sprintf("pod %s/%s has no %s port named %s", o.Namespace, o.Name, protocol, name)
+			m.Change = fmt.Sprintf("name the container's port %d %s, or use the number", p.Port, name)
+			return m
+		case o.Ports[i].Number != p.Port:
+			m.Why = fmt.Sprintf("the connection goes to port %d, and port %s of pod %s/%s is %d",
+				p.Port, name, o.Namespace, o.Name, o.Ports[i].Number)
+			m.Change = fmt.Sprintf("add port %d to the rule", p.Port)
+			return m
+		}
+	}
+	m.Object = ""
+	return m
+}
