@@ -102,7 +102,7 @@ func BenchmarkTenants(b *testing.B) {
 			began := time.Now()
 			e.Apply(d)
 			e.Ruleset()
-			b.ReportMetric(float64(time.Since(began).Milliseconds()), "ms/attack")
+			attack := time.Since(began)
 			b.ResetTimer()
 			for i := range b.N {
 				d, np := policy.NewDelta(), cityPolicy(50, i%10)
@@ -111,6 +111,7 @@ func BenchmarkTenants(b *testing.B) {
 				e.Apply(d)
 				e.Ruleset()
 			}
+			b.ReportMetric(float64(attack.Milliseconds()), "ms/attack")
 		})
 	}
 }

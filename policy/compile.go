@@ -87,6 +87,7 @@ type compiler struct {
 	fit bool
 	// undecided is true if all demands must be granted again, not only those of new parts.
 	undecided bool
+	division  division // while the node doesn't have room for all
 	uncounted map[*supply]bool
 	unwanted  []*supply // that are no longer needed since the last compile
 

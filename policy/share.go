@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"container/heap"
 	"fmt"
+	"maps"
+	"math"
 	"slices"
 
 	"github.com/weir-net/weir/conf"
@@ -47,6 +49,7 @@ type tenant struct {
 	reports    complaints
 	usage      amount  // the amount that its granted demands take
 	afterwards float64 // its share of the node if the next demand is granted
+	skipped    float64 // the entries of sets that were counted in vain
 }
 
 // grant decides which demands are granted. It grants all demands if the node has room for them, except those that need
@@ -61,18 +64,11 @@ func (c *compiler) grant() {
 		return
 	}
 	for _, p := range c.parts {
-		if !p.fresh && !c.undecided && was {
-			continue
+		if p.fresh || c.undecided || !was {
+			c.grantAll(p)
 		}
-		t := tenant{part: p, reports: p.stated.then()}
-		for _, d := range p.demands {
-			if c.possible(&t, d) {
-				t.granted = append(t.granted, d)
-			}
-		}
-		t.decide()
 	}
-	c.undecided = false
+	c.undecided, c.division = false, division{number: c.division.number}
 }
 
 // fits reports whether the node has room for all demands. It counts the entries of sets only as long as there is room.
@@ -87,6 +83,17 @@ func (c *compiler) fits() bool {
 	return c.wanted.within(room)
 }
 
+// grantAll grants all demands of the part, except those that need a set which is too large for the kernel.
+func (c *compiler) grantAll(p *part) {
+	t := tenant{part: p, reports: p.stated.then()}
+	for _, d := range p.demands {
+		if c.possible(&t, d) {
+			t.granted = append(t.granted, d)
+		}
+	}
+	t.decide()
+}
+
 // decide makes what the tenant was granted the decision for its part.
 func (t *tenant) decide() {
 	p := t.part
@@ -95,18 +102,143 @@ func (t *tenant) decide() {
 	p.granted, p.decided, p.fresh = t.granted, t.reports, false
 }
 
-// divide grants demands if the node doesn't have room for all. It takes one demand at a time, from the namespace that
-// would then have the smallest share of the node. A namespace's share is its share of the resource that it takes most
-// of (dominant resource fairness). So a namespace that needs no more than an equal share gets all its demands, and
-// other namespaces can take the room that this one doesn't need. Namespaces that use the same set share the set's cost.
-// The result depends only on the demands, not on their order in time.
+// division is how the node's room was divided the last time.
+type division struct {
+	number uint64         // counts the divisions
+	greedy map[*part]bool // the namespaces that get what the others leave
+	left   amount         // the room that the others leave
+	modest []*supply      // the sets of the others
+	stale  bool           // a set of a greedy namespace has another size
+}
+
+// divide grants demands if the node doesn't have room for all. The result depends only on the demands, not on their
+// order in time.
+//
+// First, each modest namespace gets all its demands. A namespace is modest if it needs no more than an equal share of
+// the node. Modest namespaces that use the same set share the set's cost. Then the greedy namespaces divide the room
+// that is left (divideLeft). That takes long if they demand much, so it isn't done again as long as nothing changes for
+// them. The room that is left is rounded, so it rarely changes when modest namespaces change.
 func (c *compiler) divide() {
-	for _, s := range c.supplies {
-		s.users = nil
-	}
-	var all []*tenant
+	modest := c.modest()
+	was := c.division
+	now := division{number: was.number + 1, greedy: map[*part]bool{}}
+	var taken amount
 	for _, p := range c.parts {
+		if !modest[p] {
+			now.greedy[p] = true
+			continue
+		}
+		taken.rules += p.rules
+		for _, s := range p.wants {
+			if s.modest == now.number {
+				continue
+			}
+			if s.modest != was.number {
+				was.stale = was.stale || c.isGreedy(s, was)
+			}
+			s.modest, now.modest = now.number, append(now.modest, s)
+			taken.sets++
+			taken.entries += s.entries
+		}
+	}
+	for _, s := range was.modest {
+		was.stale = was.stale || s.modest != now.number && c.isGreedy(s, was)
+	}
+	now.left = nodeRoom().without(taken)
+	for p := range modest {
+		if p.fresh || c.undecided || was.greedy == nil || was.greedy[p] {
+			c.grantAll(p)
+		}
+	}
+	c.division = now
+	if was.stale || was.left != now.left || was.greedy == nil || !maps.Equal(was.greedy, now.greedy) {
+		c.divideLeft()
+	}
+}
+
+// isGreedy reports whether a namespace that was greedy in that division needs the set.
+func (c *compiler) isGreedy(s *supply, in division) bool {
+	return slices.ContainsFunc(s.wanted, func(p *part) bool { return in.greedy[p] })
+}
+
+// without returns the amount that is left of a room. It rounds up what is taken.
+func (a amount) without(taken amount) amount {
+	left := func(room, taken float64) float64 {
+		step := max(1, room/64)
+		return max(0, room-math.Ceil(taken/step)*step)
+	}
+	return amount{left(a.rules, taken.rules), left(a.sets, taken.sets), left(a.entries, taken.entries)}
+}
+
+// modest returns the namespaces that need no more than an equal share of the node: 1/n if n namespaces have demands.
+// All of them together have room, since a set counts for a part in each modest namespace that needs it, and these
+// parts are the whole set. If such a namespace turns out to be greedy, the set counts for more in the others.
+func (c *compiler) modest() map[*part]bool {
+	room, n := nodeRoom(), 0
+	for _, p := range c.parts {
+		if len(p.demands) > 0 {
+			n++
+		}
+	}
+	equal := 1 / float64(max(n, 1))
+	modest := map[*part]bool{}
+	for _, p := range c.parts {
+		if modest[p] = p.rules <= equal*room.rules; !modest[p] { // many, perhaps: no look at each set
+			delete(modest, p)
+			continue
+		}
+		for _, s := range p.wants {
+			s.sharing = 0
+		}
+	}
+	for p := range modest {
+		for _, s := range p.wants {
+			s.sharing++
+		}
+	}
+	for changed := true; changed; {
+		changed = false
+		for p := range modest {
+			if c.share(p, equal, room) <= equal {
+				continue
+			}
+			changed = true
+			delete(modest, p)
+			for _, s := range p.wants {
+				s.sharing--
+			}
+		}
+	}
+	return modest
+}
+
+// share returns the share of the room that the part needs. If that is more than enough, it may return less, but more
+// than enough.
+func (c *compiler) share(p *part, enough float64, room amount) float64 {
+	needs := amount{rules: p.rules}
+	for _, s := range p.wants {
+		needs.sets += 1 / float64(s.sharing)
+	}
+	for _, s := range p.wants {
+		if needs.share(room) > enough {
+			break
+		}
+		c.count(s)
+		needs.entries += s.entries / float64(s.sharing)
+	}
+	return needs.share(room)
+}
+
+// divideLeft grants demands of the greedy namespaces. It takes one demand at a time, from the namespace that would then
+// have the smallest share of the node. A namespace's share is its share of the resource that it takes most of (dominant
+// resource fairness). Namespaces that use the same set share the set's cost. Sets of modest namespaces cost nothing.
+func (c *compiler) divideLeft() {
+	var all []*tenant
+	for p := range c.division.greedy {
 		all = append(all, &tenant{part: p, demands: p.demands, reports: p.stated.then()})
+		for _, s := range p.wants {
+			s.users = nil
+		}
 	}
 	var taken amount
 	queue := tenants(slices.DeleteFunc(slices.Clone(all), func(t *tenant) bool { return !c.next(t, taken) }))
@@ -116,7 +248,7 @@ func (c *compiler) divide() {
 		d, was := t.demands[0], t.afterwards
 		going := c.next(t, taken) // the room and the sets' users may have changed since the last call
 		if going && t.demands[0] == d && t.afterwards <= was {
-			taken = taken.plus(t.take(d))
+			taken = taken.plus(c.take(t, d))
 			t.granted = append(t.granted, d)
 			t.demands = t.demands[1:]
 			going = c.next(t, taken)
@@ -145,37 +277,44 @@ func (c *compiler) possible(t *tenant, d *demand) bool {
 }
 
 // next moves the tenant to its next demand that fits into the room that is left, and reports whether there is such a
-// demand. It reports a problem for each demand that it skips.
+// demand. It reports a problem for each demand that it skips. Once it has skipped sets with as many entries as an equal
+// share of the node has, it counts no more sets of the tenant: each takes time and memory.
 func (c *compiler) next(t *tenant, taken amount) bool {
-	limit := nodeRoom()
+	room, left := nodeRoom(), c.division.left
 	for ; len(t.demands) > 0; t.demands = t.demands[1:] {
 		d := t.demands[0]
 		whole, part := amount{rules: d.cost()}, amount{rules: d.cost()}
 		for _, s := range d.sets {
-			if len(s.users) == 0 {
+			if c.costs(s) {
 				whole.sets++
 			}
 		}
-		room := taken.plus(whole).within(limit) // without room, the sets need not be counted
-		if room && !c.possible(t, d) {
+		fits := taken.plus(whole).within(left) && t.skipped*float64(len(c.division.greedy)) <= room.entries
+		if fits && !c.possible(t, d) {
 			continue
 		}
 		for _, s := range d.sets {
-			if len(s.users) == 0 {
+			if c.costs(s) {
 				whole.entries += s.entries
 			}
-			if !slices.Contains(s.users, t) {
+			if s.modest != c.division.number && !slices.Contains(s.users, t) {
 				part = part.plus(s.part(len(s.users) + 1))
 			}
 		}
-		if room && taken.plus(whole).within(limit) {
-			t.afterwards = t.usage.plus(part).share(limit)
+		if fits && taken.plus(whole).within(left) {
+			t.afterwards = t.usage.plus(part).share(room)
 			return true
+		}
+		if fits {
+			t.skipped += whole.entries
 		}
 		t.reports.report(d.policy, d.peer.field, noRoom)
 	}
 	return false
 }
+
+// costs reports whether the node has to make room for the set.
+func (c *compiler) costs(s *supply) bool { return len(s.users) == 0 && s.modest != c.division.number }
 
 // part returns the amount that the set counts for in each namespace, if the number of namespaces that use it is users.
 func (s *supply) part(users int) amount {
@@ -183,11 +322,11 @@ func (s *supply) part(users int) amount {
 }
 
 // take adds the demand to the tenant's usage, and returns the amount that it takes on the node.
-func (t *tenant) take(d *demand) amount {
+func (c *compiler) take(t *tenant, d *demand) amount {
 	whole := amount{rules: d.cost()}
 	t.usage.rules += whole.rules
 	for _, s := range d.sets {
-		if slices.Contains(s.users, t) {
+		if s.modest == c.division.number || slices.Contains(s.users, t) {
 			continue
 		}
 		if len(s.users) == 0 {

@@ -50,6 +50,7 @@ func granted(room amount, wishes []wish) []bool {
 			d.sets = append(d.sets, s)
 		}
 		c.wanted.rules += d.cost()
+		p.rules += d.cost()
 		p.demands, all = append(p.demands, d), append(all, d)
 	}
 	c.grant()

@@ -25,6 +25,8 @@ type supply struct {
 	wanted   []*part // those with a demand for the set
 	granting int     // how many parts have a granted demand for the set
 	users    []*tenant
+	sharing  int    // how many namespaces that may be modest need the set
+	modest   uint64 // the last division in which a modest namespace needed the set
 }
 
 // want says that the part has demands for the supply.
@@ -94,13 +96,13 @@ func (c *compiler) resized(name string, n int) bool {
 	}
 	entries, why := s.entries, s.why
 	s.resize(n)
-	if c.wanted.entries += s.entries - entries; s.why != why {
-		c.undecided = true
+	c.wanted.entries += s.entries - entries
+	if s.why == why && (s.entries == entries || c.fit && c.wanted.within(nodeRoom())) {
+		return false
 	}
-	if s.entries != entries && (!c.fit || !c.wanted.within(nodeRoom())) {
-		c.undecided = true
-	}
-	return c.undecided
+	c.undecided = true
+	c.division.stale = c.division.stale || c.isGreedy(s, c.division)
+	return true
 }
 
 // entriesOf returns the set's entries as they are now, with those that the kernel refuses.
