@@ -146,6 +146,7 @@ func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Dif
 	}
 	properties := u.properties(k, memory, slices.Collect(maps.Values(k.endpoints)))
 	o := bridge.Observe()
+	defer o.Close()
 	if len(bridge.Compare(properties, o)) == 0 {
 		if l, ok := o.Links[bridge.Name]; ok {
 			u.mac = l.MAC

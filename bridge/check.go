@@ -30,7 +30,9 @@ func Check(h netlinksafe.Handle, p Port, mtu int) error {
 		return err
 	}
 	var errs []error
-	for _, d := range Compare(Properties(k), Observe()) {
+	o := Observe()
+	defer o.Close()
+	for _, d := range Compare(Properties(k), o) {
 		errs = append(errs, d)
 	}
 	errs = append(errs, checkCarrier(link, p.HostIf))

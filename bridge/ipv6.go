@@ -62,7 +62,8 @@ func ensureIPv6(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 //
 // Equivalent to: sysctl net.ipv6.conf.UPLINK.accept_ra=2 net.ipv6.conf.all.forwarding=1
 func forwardIPv6(h netlinksafe.Handle) error {
-	o := &Observed{Links: map[string]Link{}, Sysctl: readSysctl}
+	o := nothingObserved()
+	defer o.Close()
 	o.links, o.routes = o.readLinks(), o.readRoutes(unix.AF_INET6)
 	if err := (UplinksAcceptRA{}).restore(h, o); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,12 +12,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
-	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/internal/attrs"
+	"github.com/weir-net/weir/netfilter/batch"
 )
 
 // ErrUnknown means that a property couldn't be read. Such a property counts neither as right nor as wrong.
@@ -39,6 +39,8 @@ type Observed struct {
 	PodMTU func(port Link) (int, error)
 
 	links, addresses, neighbours, forwarding, routes error
+
+	lists *batch.Dumper
 }
 
 // Link is a link of the node.
@@ -68,21 +70,16 @@ type RouteSeen struct {
 	Protocol          int
 }
 
-// Observe reads the kernel's state. It returns no error: parts that couldn't be read are unknown (see Observed). It
-// doesn't read the tunnel's entries and weir's routes to other nodes' pods: there may be thousands, and package overlay
-// reads them.
+// Observe reads the kernel's state, and Close frees its socket. Observe returns no error: parts that couldn't be read
+// are unknown (see Observed). It doesn't read the tunnel's entries and weir's routes to other nodes' pods: there may be
+// thousands, and package overlay reads them.
 //
 // Equivalent to:
 //
 //	ip -d link; ip addr; ip neigh show dev weir0; bridge fdb show br weir0
 //	ip route show table all; ip -6 route show table all
 func Observe() *Observed {
-	o := &Observed{
-		Links: map[string]Link{}, Addresses: map[int][]netip.Prefix{},
-		Fresh: map[netip.Addr]bool{}, Learned: map[netip.Addr]bool{},
-		Neighbours: map[int]map[netip.Addr]NeighbourSeen{},
-		Forwarding: map[int]map[string]bool{}, Sysctl: readSysctl, PodMTU: podMTU,
-	}
+	o := nothingObserved()
 	o.links = o.readLinks()
 	o.addresses = o.readAddresses()
 	br, ok := o.Links[Name]
@@ -98,41 +95,29 @@ func Observe() *Observed {
 	return o
 }
 
+// nothingObserved returns a state of which nothing was read yet. Close frees its socket.
+func nothingObserved() *Observed {
+	o := &Observed{
+		Links: map[string]Link{}, Addresses: map[int][]netip.Prefix{},
+		Fresh: map[netip.Addr]bool{}, Learned: map[netip.Addr]bool{},
+		Neighbours: map[int]map[netip.Addr]NeighbourSeen{},
+		Forwarding: map[int]map[string]bool{}, Sysctl: readSysctl, lists: batch.NewDumper(unix.NETLINK_ROUTE),
+	}
+	o.PodMTU = o.podMTU
+	return o
+}
+
+// Close frees the socket. After that the state doesn't read the MTUs of pods' ends any more.
+func (o *Observed) Close() { o.lists.Close() }
+
 // readSysctl reads a sysctl of the caller's network namespace.
 func readSysctl(key string) (string, error) {
 	data, err := os.ReadFile("/proc/sys/" + key)
 	return strings.TrimSuffix(string(data), "\n"), err
 }
 
-func (o *Observed) readLinks() error {
-	messages, err := retryInterrupted(func() ([][]byte, error) {
-		list := request(unix.RTM_GETLINK, unix.NLM_F_DUMP, ifInfo(unix.AF_UNSPEC, 0))
-		return list.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
-	})
-	if err != nil {
-		return fmt.Errorf("list links: %w", err)
-	}
-	for _, m := range messages {
-		if l, ok := parseLink(m); ok {
-			o.Links[l.Name] = l
-		}
-	}
-	return nil
-}
-
 // operUp is the operational state of a link that can pass packets on (IF_OPER_UP, include/uapi/linux/if.h).
 const operUp = 6
-
-// retryInterrupted calls list again if the kernel reports that the list changed while it was read. After five calls it
-// returns the last list and the error. It returns any other error at once.
-func retryInterrupted[T any](list func() ([]T, error)) (all []T, err error) {
-	for range 5 {
-		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	return all, err
-}
 
 // parseLink reads a message of type RTM_NEWLINK (rtnetlink(7)). It returns false if the message has no link name.
 func parseLink(m []byte) (l Link, ok bool) {
@@ -147,7 +132,7 @@ func parseLink(m []byte) (l Link, ok bool) {
 		case unix.IFLA_IFNAME:
 			l.Name = text(value)
 		case unix.IFLA_ADDRESS:
-			l.MAC = net.HardwareAddr(value)
+			l.MAC = bytes.Clone(value)
 		case unix.IFLA_MTU:
 			l.MTU = integer(value)
 		case unix.IFLA_OPERSTATE:
@@ -202,9 +187,7 @@ func integer(b []byte) int {
 }
 
 func (o *Observed) readAddresses() error {
-	messages, err := retryInterrupted(func() ([][]byte, error) {
-		return listAddresses().Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR)
-	})
+	messages, err := dump(o.lists, listAddresses(), func(m []byte) ([]byte, bool) { return bytes.Clone(m), true })
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
@@ -238,67 +221,6 @@ func createdAt(m []byte) time.Duration {
 	return 0
 }
 
-// readNeighbours reads the neighbour entries of the link with that index. A dump has the entries of all links, and a
-// tunnel may have thousands, so those of other links are skipped before they are parsed.
-func (o *Observed) readNeighbours(link int, family uint8) error {
-	list := request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, &netlink.Ndmsg{Family: family, Index: uint32(link)})
-	all, err := dump(list, unix.RTM_NEWNEIGH, func(m []byte) (*netlink.Neigh, bool) {
-		if len(m) < unix.SizeofNdMsg || integer(m[4:]) != link { // ndm_ifindex
-			return nil, false
-		}
-		n, err := netlink.NeighDeserialize(m)
-		return n, err == nil
-	})
-	if err != nil {
-		return fmt.Errorf("list neighbours: %w", err)
-	}
-	if o.Neighbours[link] == nil {
-		o.Neighbours[link] = map[netip.Addr]NeighbourSeen{}
-	}
-	for _, n := range all {
-		if addr, ok := netip.AddrFromSlice(n.IP); ok {
-			o.Neighbours[link][addr.Unmap()] = NeighbourSeen{n.HardwareAddr.String(), n.State == netlink.NUD_PERMANENT}
-		}
-	}
-	return nil
-}
-
-// readForwarding reads the static forwarding entries of the bridge with that index, and those of its ports.
-//
-// Equivalent to: bridge fdb show br weir0
-func (o *Observed) readForwarding(bridge int) error {
-	list := request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, ifInfo(unix.AF_BRIDGE, 0), number(unix.IFLA_MASTER, bridge))
-	all, err := dump(list, unix.RTM_NEWNEIGH, func(m []byte) (*netlink.Neigh, bool) {
-		n, err := netlink.NeighDeserialize(m)
-		return n, err == nil && n.State&(netlink.NUD_NOARP|netlink.NUD_PERMANENT) != 0
-	})
-	if err != nil {
-		return fmt.Errorf("list forwarding entries: %w", err)
-	}
-	for _, n := range all {
-		if o.Forwarding[n.LinkIndex] == nil {
-			o.Forwarding[n.LinkIndex] = map[string]bool{}
-		}
-		o.Forwarding[n.LinkIndex][n.HardwareAddr.String()] = true
-	}
-	return nil
-}
-
-// readRoutes reads the family's routes of all tables, without weir's routes to other nodes' pods, which aren't
-// properties and may be thousands.
-func (o *Observed) readRoutes(family uint8) error {
-	list := request(unix.RTM_GETROUTE, unix.NLM_F_DUMP, &nl.RtMsg{RtMsg: unix.RtMsg{Family: family}})
-	all, err := dump(list, unix.RTM_NEWROUTE, func(m []byte) (RouteSeen, bool) {
-		r, ok := parseRoute(m)
-		return r, ok && r.Protocol != conf.RouteProtocol
-	})
-	if err != nil {
-		return fmt.Errorf("list routes: %w", err)
-	}
-	o.Routes = append(o.Routes, all...)
-	return nil
-}
-
 // parseRoute reads a message of type RTM_NEWROUTE (rtnetlink(7)). It returns false for a route that is the kernel's
 // copy of another route.
 func parseRoute(m []byte) (r RouteSeen, ok bool) {
@@ -325,45 +247,6 @@ func parseRoute(m []byte) (r RouteSeen, ok bool) {
 	}
 	r.Dst = netip.PrefixFrom(address, int(at.Dst_len))
 	return r, at.Flags&unix.RTM_F_CLONED == 0
-}
-
-// dump returns the answer to a request for a list, as far as parse accepts its messages. If the kernel reports that the
-// list changed while it was read, dump lists again. After five attempts it returns the error.
-func dump[T any](list *nl.NetlinkRequest, kind uint16, parse func(message []byte) (T, bool)) (all []T, err error) {
-	return retryInterrupted(func() ([]T, error) {
-		all = nil
-		err = list.ExecuteIter(unix.NETLINK_ROUTE, kind, func(m []byte) bool {
-			if one, ok := parse(m); ok {
-				all = append(all, one)
-			}
-			return true
-		})
-		return all, err
-	})
-}
-
-// podMTU reads the MTU of the pair's other end, in the namespace in which that end is. It returns 0 if the other end is
-// gone, or if it is unknown where it is.
-//
-// Equivalent to: ip -n NETNS -d link show IFNAME
-func podMTU(port Link) (int, error) {
-	if port.PeerNS < 0 || port.Peer <= 0 {
-		return 0, nil
-	}
-	get := request(unix.RTM_GETLINK, 0, ifInfo(unix.AF_UNSPEC, port.Peer), number(unix.IFLA_TARGET_NETNSID, port.PeerNS))
-	replies, err := get.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
-	switch {
-	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL): // its namespace is being deleted
-		return 0, nil
-	case err != nil:
-		return 0, fmt.Errorf("look up the other end of %s: %w", port.Name, err)
-	}
-	for _, m := range replies {
-		if l, ok := parseLink(m); ok {
-			return l.MTU, nil
-		}
-	}
-	return 0, nil
 }
 
 // ReadError returns an error, which wraps ErrUnknown, if a part couldn't be read; else nil.

@@ -87,6 +87,7 @@ func Repair(h netlinksafe.Handle, all []Property) []Difference {
 				wrong[i].Failed = err
 			}
 		}
+		o.Close()
 		if !again {
 			return wrong
 		}

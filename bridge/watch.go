@@ -99,8 +99,10 @@ func WatchNode(ctx context.Context, changed func(News)) error {
 	}
 	stop := context.AfterFunc(ctx, s.Close)
 	defer stop()
-	o := &Observed{Links: map[string]Link{}}
-	if err := o.readLinks(); err != nil {
+	o := nothingObserved()
+	err = o.readLinks()
+	o.Close()
+	if err != nil {
 		return fmt.Errorf("watch the node: %w", err)
 	}
 	known := listener{ours: map[int]string{}, links: map[int]heardLink{}, addresses: map[heardAddress]bool{}}

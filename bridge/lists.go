@@ -1,0 +1,165 @@
+package bridge
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/attrs"
+	"github.com/weir-net/weir/netfilter/batch"
+)
+
+// dump returns the answer to a request for a list, as far as parse accepts its messages. parse keeps nothing of a
+// message. If the kernel reports that the list changed while it was read, dump lists again. After five attempts it
+// returns the error.
+func dump[T any](
+	lists *batch.Dumper, list *nl.NetlinkRequest, parse func(message []byte) (T, bool),
+) (all []T, err error) {
+	for range 5 {
+		all = nil
+		err = lists.Dump(list, func(m []byte) bool {
+			if one, ok := parse(m); ok {
+				all = append(all, one)
+			}
+			return true
+		})
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
+// withoutStatistics has the kernel leave the counters of links out (RTEXT_FILTER_SKIP_STATS in linux/rtnetlink.h).
+// Adding them up takes most of the time of a list of links.
+func withoutStatistics() *nl.RtAttr { return number(unix.IFLA_EXT_MASK, 1<<3) }
+
+func (o *Observed) readLinks() error {
+	all, err := dump(o.lists, request(unix.RTM_GETLINK, unix.NLM_F_DUMP, ifInfo(unix.AF_UNSPEC, 0), withoutStatistics()),
+		parseLink)
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	for _, l := range all {
+		o.Links[l.Name] = l
+	}
+	return nil
+}
+
+// neighbourEntry is an entry of a link for an address, or a static entry of a bridge for a MAC.
+type neighbourEntry struct {
+	link  int
+	state uint16
+	addr  netip.Addr
+	mac   string
+}
+
+// parseNeighbour reads a message of type RTM_NEWNEIGH (rtnetlink(7)).
+func parseNeighbour(m []byte) (n neighbourEntry, ok bool) {
+	if len(m) < unix.SizeofNdMsg {
+		return n, false
+	}
+	n.link, n.state = integer(m[4:]), binary.NativeEndian.Uint16(m[8:]) // ndm_ifindex, ndm_state
+	for kind, value := range attrs.In(m[unix.SizeofNdMsg:]) {
+		switch kind {
+		case unix.NDA_DST:
+			n.addr, _ = netip.AddrFromSlice(value)
+		case unix.NDA_LLADDR:
+			n.mac = net.HardwareAddr(value).String()
+		}
+	}
+	return n, true
+}
+
+// readNeighbours reads the neighbour entries of the link with that index. Kernels before 4.4 list the entries of all
+// links.
+func (o *Observed) readNeighbours(link int, family uint8) error {
+	list := request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, &netlink.Ndmsg{Family: family}, number(unix.NDA_IFINDEX, link))
+	all, err := dump(o.lists, list, func(m []byte) (neighbourEntry, bool) {
+		if len(m) < unix.SizeofNdMsg || integer(m[4:]) != link { // ndm_ifindex
+			return neighbourEntry{}, false
+		}
+		return parseNeighbour(m)
+	})
+	if err != nil {
+		return fmt.Errorf("list neighbours: %w", err)
+	}
+	if o.Neighbours[link] == nil {
+		o.Neighbours[link] = map[netip.Addr]NeighbourSeen{}
+	}
+	for _, n := range all {
+		if n.addr.IsValid() {
+			o.Neighbours[link][n.addr.Unmap()] = NeighbourSeen{n.mac, n.state == netlink.NUD_PERMANENT}
+		}
+	}
+	return nil
+}
+
+// readForwarding reads the static forwarding entries of the bridge with that index, and those of its ports.
+//
+// Equivalent to: bridge fdb show br weir0
+func (o *Observed) readForwarding(bridge int) error {
+	list := request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, ifInfo(unix.AF_BRIDGE, 0), number(unix.IFLA_MASTER, bridge))
+	all, err := dump(o.lists, list, func(m []byte) (neighbourEntry, bool) {
+		n, ok := parseNeighbour(m)
+		return n, ok && n.state&(netlink.NUD_NOARP|netlink.NUD_PERMANENT) != 0
+	})
+	if err != nil {
+		return fmt.Errorf("list forwarding entries: %w", err)
+	}
+	for _, n := range all {
+		if o.Forwarding[n.link] == nil {
+			o.Forwarding[n.link] = map[string]bool{}
+		}
+		o.Forwarding[n.link][n.mac] = true
+	}
+	return nil
+}
+
+// readRoutes reads the family's routes of all tables, without weir's routes to other nodes' pods, which aren't
+// properties and may be thousands.
+func (o *Observed) readRoutes(family uint8) error {
+	list := request(unix.RTM_GETROUTE, unix.NLM_F_DUMP, &nl.RtMsg{RtMsg: unix.RtMsg{Family: family}})
+	all, err := dump(o.lists, list, func(m []byte) (RouteSeen, bool) {
+		r, ok := parseRoute(m)
+		return r, ok && r.Protocol != conf.RouteProtocol
+	})
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	o.Routes = append(o.Routes, all...)
+	return nil
+}
+
+// podMTU reads the MTU of the pair's other end, in the namespace in which that end is. It returns 0 if the other end is
+// gone, or if it is unknown where it is.
+//
+// Equivalent to: ip -n NETNS -d link show IFNAME
+func (o *Observed) podMTU(port Link) (mtu int, err error) {
+	if port.PeerNS < 0 || port.Peer <= 0 {
+		return 0, nil
+	}
+	// The acknowledgement ends the answer.
+	get := request(unix.RTM_GETLINK, unix.NLM_F_ACK, ifInfo(unix.AF_UNSPEC, port.Peer),
+		number(unix.IFLA_TARGET_NETNSID, port.PeerNS), withoutStatistics())
+	err = o.lists.Dump(get, func(m []byte) bool {
+		if l, ok := parseLink(m); ok {
+			mtu = l.MTU
+		}
+		return true
+	})
+	switch {
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL): // its namespace is being deleted
+		return 0, nil
+	case err != nil:
+		return 0, fmt.Errorf("look up the other end of %s: %w", port.Name, err)
+	}
+	return mtu, nil
+}
