@@ -15,6 +15,7 @@ import (
 
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/version"
 )
 
 const (
@@ -81,6 +82,10 @@ func (a *agent) listen(ctx context.Context) (*servers, error) {
 	api.HandleFunc("POST "+agentapi.EnrolPath, a.serveEnrol)
 	api.HandleFunc("GET "+agentapi.StatusPath, func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, a.status.Load().report())
+	})
+	api.HandleFunc("GET "+agentapi.SummaryPath, func(w http.ResponseWriter, _ *http.Request) {
+		summary := agentapi.Summarise(a.status.Load().report(), a.Node.Name, version.Of("weir-agent"))
+		writeJSON(w, http.StatusOK, summary)
 	})
 	api.HandleFunc("POST "+agentapi.ObjectsPath, a.explainer.serveObjects)
 	api.HandleFunc("POST "+agentapi.ExplainPath, a.explainer.serveExplain)

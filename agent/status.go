@@ -18,12 +18,10 @@ import (
 // The status has these words in place of policies' names if no policy isolates the pod in the direction, or if the
 // policies aren't known.
 const (
-	classOpen   = "open"
-	classClosed = "closed"
-	// classBefore: the pod is in classes of an earlier agent, and this agent hasn't applied its own rules yet.
-	classBefore = "as before"
-	// classUnknown: the agent can't read whether the pod is in classes of an earlier agent.
-	classUnknown = "unknown"
+	classOpen    = agentapi.ClassOpen
+	classClosed  = agentapi.ClassClosed
+	classBefore  = agentapi.ClassBefore
+	classUnknown = agentapi.ClassUnknown
 )
 
 // status is the agent's state at one moment, for reports. It is immutable: the server and the metrics make their

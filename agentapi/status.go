@@ -98,6 +98,16 @@ type PodStatus struct {
 	Egress  string `json:"egress"`
 }
 
+// Values of PodStatus.Ingress and PodStatus.Egress that aren't names of policies.
+const (
+	ClassOpen   = "open"
+	ClassClosed = "closed"
+	// ClassBefore: the pod is in classes of an earlier agent, and this agent hasn't applied its own rules yet.
+	ClassBefore = "as before"
+	// ClassUnknown: the agent can't read whether the pod is in classes of an earlier agent.
+	ClassUnknown = "unknown"
+)
+
 // PodOf returns the status of the attachment as far as the record has it. The caller sets Ingress and Egress.
 func PodOf(e endpoint.Endpoint) PodStatus {
 	p := PodStatus{

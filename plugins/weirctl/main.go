@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 
 	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/internal/version"
@@ -22,6 +25,10 @@ func run() int {
 	root := &cobra.Command{
 		Use: "weirctl", Short: "Show what weir does on this node", SilenceUsage: true, SilenceErrors: true,
 	}
+	if isPlugin() {
+		root.Short = "Show what weir does in this cluster"
+		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl weir"}
+	}
 	// The flag isn't cobra's Version, because cobra's own line has other words. With a template for that line, the
 	// linker would keep every method of every type, which nearly doubles the program.
 	showVersion := root.Flags().Bool("version", false, "print the commit of this program, its date, and Go's version")
@@ -34,12 +41,20 @@ func run() int {
 	}
 	root.AddCommand(statusCommand(), podsCommand(), explainCommand(), versionCommand())
 	root.AddCommand(dropsCommand(), matrixCommand(), diffCommand())
+	root.AddCommand(connectCommand())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return client.Usage(err) })
+	utilruntime.ErrorHandlers = nil // client-go would log to standard error what a command returns as its error
 	code, text := client.Code(root.ExecuteContext(ctx))
 	if text != "" {
 		fmt.Fprintln(os.Stderr, "weirctl:", excerpt.Of(text))
 	}
 	return code
+}
+
+// isPlugin reports whether the program runs as kubectl weir: kubectl starts the program kubectl-weir, which is weirctl
+// under another name.
+func isPlugin() bool {
+	return strings.HasPrefix(filepath.Base(os.Args[0]), "kubectl-weir")
 }
 
 func versionCommand() *cobra.Command {

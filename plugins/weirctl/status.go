@@ -11,35 +11,63 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/client"
 )
 
+const statusLong = `Shows what is enforced on this node: faults (ERROR), problems, policies, pods, classes and sets.
+It fails if the node isn't ready. Without an agent it shows the sets that the kernel still enforces, and fails.
+
+With --cluster it asks the agents of all nodes through the API server, and shows the worst node first. It fails if a
+node isn't ready or doesn't answer. With --node it shows what is enforced on that node. Both need the right to run
+commands in weir's pods, as kubectl exec does. kubectl weir status asks all nodes.`
+
+const statusExample = `  weirctl status
+  kubectl weir status
+  kubectl weir status --node ip-10-0-1-17.ec2.internal
+  kubectl weir status -o json | jq -r '.nodes[] | select(.state != "ready") | .node + " " + .why'`
+
 func statusCommand() *cobra.Command {
-	var output string
+	var output, node string
+	var cluster, all bool
+	var nodes client.NodeFlags
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show what is enforced: faults, problems, policies, pods, classes and sets",
-		Long: "Shows what is enforced on this node: faults (ERROR), problems, policies, pods, classes and sets.\n" +
-			"It fails if the node isn't ready. Without an agent it shows the sets that the kernel still enforces, and fails.",
+		Long:  statusLong, Example: statusExample,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			format, err := client.ParseFormat(output)
-			if err != nil {
+			switch {
+			case err != nil:
 				return err
+			case node != "":
+				s, err := nodeStatus(cmd.Context(), &nodes, node)
+				return showStatus(cmd, format, s, err)
+			case cluster:
+				return clusterStatus(cmd, &nodes, format, all)
 			}
 			s, err := client.Status(cmd.Context())
 			if errors.Is(err, agentapi.ErrNoAgent) {
 				s, err = fromKernel(err)
 			}
-			if err != nil {
-				return err
-			}
-			if err := client.PrintStatus(cmd.OutOrStdout(), format, s); err != nil {
-				return fmt.Errorf("print the status: %w", err)
-			}
-			if !s.Ready {
-				return errors.New("not ready: " + excerpt.List(s.Errors, "; "))
-			}
-			return nil
+			return showStatus(cmd, format, s, err)
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	cmd.Flags().BoolVar(&cluster, "cluster", isPlugin(), "ask all nodes, through the API server")
+	cmd.Flags().StringVar(&node, "node", "", "ask this node, through the API server")
+	cmd.Flags().BoolVar(&all, "all", false, "with --cluster: list each node, however well it is")
+	nodes.AddFlags(cmd.Flags())
 	return cmd
+}
+
+// showStatus prints the status of a node. It returns an error if the node isn't ready.
+func showStatus(cmd *cobra.Command, format client.Format, s *agentapi.Status, err error) error {
+	if err != nil {
+		return err
+	}
+	if err := client.PrintStatus(cmd.OutOrStdout(), format, s); err != nil {
+		return fmt.Errorf("print the status: %w", err)
+	}
+	if !s.Ready {
+		return errors.New("not ready: " + excerpt.List(s.Errors, "; "))
+	}
+	return nil
 }

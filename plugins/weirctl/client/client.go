@@ -50,14 +50,19 @@ func ask(ctx context.Context, method, path string, body []byte, into any) error 
 		return fmt.Errorf("ask the agent: %w", err)
 	}
 	if status != http.StatusOK {
-		var refused struct {
-			Error string `json:"error"`
-		}
-		_ = json.Unmarshal(answer, &refused) // an older agent's answer is no JSON
-		return &answerError{status, refused.Error}
+		return refusal(status, answer)
 	}
 	if err := json.Unmarshal(answer, into); err != nil {
 		return fmt.Errorf("read the agent's answer (%d): %w", status, err)
 	}
 	return nil
+}
+
+// refusal returns the error of an answer that has another status than 200.
+func refusal(status int, answer []byte) error {
+	var refused struct {
+		Error string `json:"error"`
+	}
+	_ = json.Unmarshal(answer, &refused) // an older agent's answer is no JSON
+	return &answerError{status, refused.Error}
 }

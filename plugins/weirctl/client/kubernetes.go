@@ -100,7 +100,15 @@ type list interface {
 //
 // Equivalent to: kubectl get RESOURCE --namespace NAMESPACE --chunk-size 500
 func (a *API) each(ctx context.Context, r schema.GroupVersionResource, namespace string, into list, page func()) error {
-	options := metav1.ListOptions{Limit: pageSize}
+	return a.eachOf(ctx, r, namespace, metav1.ListOptions{}, into, page)
+}
+
+// eachOf does the same as each, for the objects that the options select.
+func (a *API) eachOf(
+	ctx context.Context, r schema.GroupVersionResource, namespace string, options metav1.ListOptions, into list,
+	page func(),
+) error {
+	options.Limit = pageSize
 	for {
 		err := a.clients[r.GroupVersion()].Get().NamespaceIfScoped(namespace, namespace != "").Resource(r.Resource).
 			VersionedParams(&options, runtime.NewParameterCodec(a.scheme)).Do(ctx).Into(into)
@@ -304,6 +312,11 @@ func (l *loader) load(r resource) error {
 
 // explained returns the error of reading objects as one line that says what to do.
 func (l *loader) explained(r resource, namespace string, err error) error {
+	return l.listError(l.ctx, r.Resource, namespace, err)
+}
+
+// listError returns the error of listing a resource as one line that says what to do.
+func (a *API) listError(ctx context.Context, resource, namespace string, err error) error {
 	scope := "--all-namespaces"
 	if namespace != "" {
 		scope = "--namespace " + namespace
@@ -313,14 +326,14 @@ func (l *loader) explained(r resource, namespace string, err error) error {
 		return nil
 	case apierrors.IsForbidden(err):
 		return fmt.Errorf("you may not list %s: an administrator can allow it with a Role (check with: "+
-			"kubectl auth can-i list %s %s)", r.Resource, r.Resource, scope)
+			"kubectl auth can-i list %s %s)", resource, resource, scope)
 	case apierrors.IsUnauthorized(err):
 		return fmt.Errorf("the API server %s doesn't accept your credentials: log in again (check with: kubectl auth whoami)",
-			l.Host)
-	case l.ctx.Err() != nil:
-		return fmt.Errorf("the API server %s has not answered: %w", l.Host, l.ctx.Err())
+			a.Host)
+	case ctx.Err() != nil:
+		return fmt.Errorf("the API server %s has not answered: %w", a.Host, ctx.Err())
 	}
-	return fmt.Errorf("list %s from the API server %s: %s", r.Resource, l.Host, firstLine(err))
+	return fmt.Errorf("list %s from the API server %s: %s", resource, a.Host, firstLine(err))
 }
 
 // addSlices adds the EndpointSlices to their Services.

@@ -1,0 +1,59 @@
+package agentapi
+
+import "time"
+
+// SummaryPath answers with a Summary.
+const SummaryPath = "/v1/summary"
+
+// Summary is the status of a node in a few hundred bytes, for commands that ask all nodes of a cluster.
+type Summary struct {
+	Node string `json:"node"`
+	// Version is the agent's commit, with Go's version.
+	Version  string    `json:"version"`
+	Ready    bool      `json:"ready"`
+	LastSync time.Time `json:"lastSync,omitzero"`
+	IPTables string    `json:"iptables"`
+	// Errors are the reasons why the node isn't ready or a part of the agent fails now; empty if there are none.
+	Errors []string `json:"errors"`
+	// Problems counts the problems of objects. FirstProblems are some of them.
+	Problems      int       `json:"problems"`
+	FirstProblems []Problem `json:"firstProblems,omitempty"`
+	// Unenforced counts the kinds of policies that exist, but that weir doesn't enforce.
+	Unenforced int `json:"unenforced"`
+	// Pods counts the attachments on the node. Isolated are those that a policy isolates in a direction, and Closed those
+	// that are in no class of a direction.
+	Pods     int `json:"pods"`
+	Isolated int `json:"isolated"`
+	Closed   int `json:"closed"`
+	// Policies counts the policies that the agent knows, and Classes, Sets and Entries what the ruleset has.
+	Policies int   `json:"policies"`
+	Classes  int   `json:"classes"`
+	Sets     int   `json:"sets"`
+	Entries  int   `json:"entries"`
+	Stats    Stats `json:"stats"`
+}
+
+// maxFirst is how many problems a summary names.
+const maxFirst = 3
+
+// Summarise returns the summary of a status.
+func Summarise(s Status, node, version string) Summary {
+	sum := Summary{
+		Node: node, Version: version, Ready: s.Ready, LastSync: s.LastSync, IPTables: s.IPTables, Errors: s.Errors,
+		Problems: len(s.Problems), FirstProblems: s.Problems[:min(len(s.Problems), maxFirst)], Unenforced: len(s.Unenforced),
+		Pods: len(s.Pods), Policies: len(s.Policies), Classes: len(s.Classes), Sets: len(s.Sets), Stats: s.Stats,
+	}
+	for _, p := range s.Pods {
+		open := p.Ingress == ClassOpen && p.Egress == ClassOpen
+		switch {
+		case p.Ingress == ClassClosed || p.Egress == ClassClosed:
+			sum.Closed++
+		case !open:
+			sum.Isolated++
+		}
+	}
+	for _, set := range s.Sets {
+		sum.Entries += set.Entries
+	}
+	return sum
+}

@@ -1,0 +1,118 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/term"
+)
+
+// DefaultParallel is how many nodes are asked at the same time. An exec costs the API server, kubelet and the runtime
+// some milliseconds each, so more at a time would only take from the cluster's own work.
+const DefaultParallel = 32
+
+// Answer is the answer of one node's agent, or the reason why there is none.
+type Answer[T any] struct {
+	Agent
+	Value T
+	Err   error
+}
+
+// AskAll asks the agents with ask, at most parallel at the same time, and calls each with each answer as it comes, one
+// at a time. An agent has within for its answer. A person who may not ask one agent may ask none, so AskAll ends then.
+// It returns the error of that, or of ctx; an agent without an answer is no error of AskAll.
+func AskAll[T any](
+	ctx context.Context, agents []Agent, o AskOptions, ask func(context.Context, Agent) (T, error), each func(Answer[T]),
+) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	waiting := make(chan Agent)
+	answers := make(chan Answer[T])
+	var asking sync.WaitGroup
+	for range min(max(o.Parallel, 1), len(agents)) {
+		asking.Go(func() {
+			for of := range waiting {
+				one, cancel := context.WithTimeoutCause(ctx, o.Within, errNoAnswer(o.Within))
+				value, err := ask(one, of)
+				cancel()
+				answers <- Answer[T]{of, value, err}
+			}
+		})
+	}
+	go func() {
+		defer close(waiting)
+		for _, of := range agents {
+			select {
+			case waiting <- of:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	go func() {
+		asking.Wait()
+		close(answers)
+	}()
+	for a := range answers {
+		if ctx.Err() != nil {
+			continue
+		}
+		if errors.As(a.Err, new(*forbiddenError)) {
+			stop(a.Err)
+			continue
+		}
+		each(a)
+	}
+	return context.Cause(ctx)
+}
+
+// AskOptions says how to ask many agents.
+type AskOptions struct {
+	Parallel int
+	// Within is how long one agent may take for its answer.
+	Within time.Duration
+}
+
+func errNoAnswer(within time.Duration) error { return fmt.Errorf("no answer within %s", within) }
+
+// Progress is a line on a terminal that says how far a long command is. Elsewhere it prints nothing.
+type Progress struct {
+	out    io.Writer // nil: print nothing
+	last   time.Time
+	length int
+}
+
+// progressEvery is the time between two changes of the line.
+const progressEvery = 100 * time.Millisecond
+
+// NewProgress returns a Progress on f, if f is a terminal.
+func NewProgress(f *os.File) *Progress {
+	if !term.IsTerminal(int(f.Fd())) || os.Getenv("TERM") == "dumb" {
+		return &Progress{}
+	}
+	return &Progress{out: f}
+}
+
+// Say replaces the line, unless the last change was a moment ago.
+func (p *Progress) Say(format string, args ...any) {
+	if p.out == nil || time.Since(p.last) < progressEvery {
+		return
+	}
+	p.Clear()
+	line := fmt.Sprintf(format, args...)
+	p.last, p.length = time.Now(), len(line)
+	_, _ = fmt.Fprint(p.out, line)
+}
+
+// Clear removes the line.
+func (p *Progress) Clear() {
+	if p.length > 0 {
+		_, _ = fmt.Fprintf(p.out, "\r%*s\r", p.length, "")
+		p.length = 0
+	}
+}

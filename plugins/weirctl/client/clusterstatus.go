@@ -1,0 +1,160 @@
+package client
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/internal/excerpt"
+)
+
+// NodeState says how well a node is, the worst first.
+type NodeState string
+
+// The states.
+const (
+	// NodeAway: the agent can't be asked.
+	NodeAway NodeState = "no answer"
+	// NodeNotReady: the kernel doesn't have all that it should.
+	NodeNotReady NodeState = "not ready"
+	// NodeFaulty: the node is ready, and a part of the agent fails.
+	NodeFaulty NodeState = "faulty"
+	// NodeProblems: objects have parts that can't be used as written, or pods are closed.
+	NodeProblems NodeState = "problems"
+	NodeWell     NodeState = "ready"
+)
+
+var worstFirst = []NodeState{NodeAway, NodeNotReady, NodeFaulty, NodeProblems, NodeWell}
+
+// NodeStatus is the state of one node.
+type NodeStatus struct {
+	Node  string    `json:"node"`
+	State NodeState `json:"state"`
+	// Why says in one line what is wrong; empty if nothing is.
+	Why string `json:"why,omitempty"`
+	// Summary is nil if the agent has not answered.
+	Summary *agentapi.Summary `json:"summary,omitempty"`
+}
+
+// ClusterStatus is the state of all nodes.
+type ClusterStatus struct {
+	// Asked is how many nodes weir runs on, or should. Nodes has those about which something is known, the worst first.
+	Asked  int               `json:"asked"`
+	States map[NodeState]int `json:"states"`
+	// Pods, Isolated and Closed are the sums of the nodes that have answered.
+	Pods     int `json:"pods"`
+	Isolated int `json:"isolated"`
+	Closed   int `json:"closed"`
+	// Versions counts the nodes by the version of their agents.
+	Versions map[string]int `json:"versions"`
+	Nodes    []NodeStatus   `json:"nodes"`
+}
+
+// NewClusterStatus returns the state of a cluster of which nothing is known.
+func NewClusterStatus(asked int) *ClusterStatus {
+	return &ClusterStatus{Asked: asked, States: map[NodeState]int{}, Versions: map[string]int{}, Nodes: []NodeStatus{}}
+}
+
+// Add adds the answer of one agent.
+func (s *ClusterStatus) Add(a Answer[*agentapi.Summary]) {
+	n := NodeStatus{Node: a.Node}
+	if a.Err != nil {
+		n.State, n.Why = NodeAway, a.Err.Error()
+	} else {
+		n.Summary = a.Value
+		n.State, n.Why = judge(a.Value)
+		s.Pods, s.Isolated, s.Closed = s.Pods+a.Value.Pods, s.Isolated+a.Value.Isolated, s.Closed+a.Value.Closed
+		s.Versions[a.Value.Version]++
+	}
+	if n.State != NodeWell && a.Away != "" && !strings.Contains(n.Why, a.Away) {
+		n.Why = strings.TrimSuffix(a.Away+"; "+n.Why, "; ")
+	}
+	s.States[n.State]++
+	order := func(a, b NodeStatus) int {
+		return cmp.Or(cmp.Compare(slices.Index(worstFirst, a.State), slices.Index(worstFirst, b.State)),
+			cmp.Compare(a.Node, b.Node))
+	}
+	at, _ := slices.BinarySearchFunc(s.Nodes, n, order)
+	s.Nodes = slices.Insert(s.Nodes, at, n)
+}
+
+// judge returns the state that the summary means, and what is wrong.
+func judge(s *agentapi.Summary) (NodeState, string) {
+	faults := excerpt.List(s.Errors, "; ")
+	switch {
+	case !s.Ready:
+		return NodeNotReady, cmp.Or(faults, "the agent has not applied its rules yet")
+	case faults != "":
+		return NodeFaulty, faults
+	}
+	var why []string
+	if s.Closed > 0 {
+		why = append(why, fmt.Sprintf("%d closed pods", s.Closed))
+	}
+	if s.Problems > 0 {
+		why = append(why, fmt.Sprintf("%d problems, such as %s", s.Problems, s.FirstProblems[0]))
+	}
+	if s.Unenforced > 0 {
+		why = append(why, fmt.Sprintf("%d kinds of policies that weir doesn't enforce", s.Unenforced))
+	}
+	if len(why) > 0 {
+		return NodeProblems, strings.Join(why, "; ")
+	}
+	return NodeWell, ""
+}
+
+// Bad returns how many nodes are not ready, or don't answer.
+func (s *ClusterStatus) Bad() int { return s.States[NodeAway] + s.States[NodeNotReady] }
+
+// Counts returns how many nodes are in each state, in words.
+func (s *ClusterStatus) Counts() string {
+	var all []string
+	for _, state := range worstFirst {
+		if n := s.States[state]; n > 0 {
+			all = append(all, fmt.Sprintf("%d %s", n, state))
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
+// maxWell is how many nodes the text has if all of them are well.
+const maxWell = 20
+
+// PrintClusterStatus prints the state of the nodes. As text, it leaves out most of those that are well, unless all is
+// true.
+func PrintClusterStatus(out io.Writer, f Format, s *ClusterStatus, all bool) error {
+	if f == JSON {
+		return printJSON(out, s)
+	}
+	return printTable(out, func(line printLine) {
+		line("%d nodes: %s; %d pods: %d isolated, %d closed", s.Asked, s.Counts(), s.Pods, s.Isolated, s.Closed)
+		if len(s.Versions) > 1 {
+			line("The agents are of %d versions: -o json lists them.", len(s.Versions))
+		}
+		line("\nNODE\tSTATE\tPODS\tISOLATED\tCLOSED\tPOLICIES\tLAST SYNC\tWHY")
+		well := 0
+		for _, n := range s.Nodes {
+			if n.State == NodeWell {
+				if well++; well > maxWell && !all {
+					continue
+				}
+			}
+			v, sync := n.Summary, "-"
+			if v == nil {
+				line("%s\t%s\t-\t-\t-\t-\t-\t%s", n.Node, n.State, agentapi.OneLine(n.Why))
+				continue
+			}
+			if !v.LastSync.IsZero() {
+				sync = v.LastSync.Local().Format("15:04:05")
+			}
+			line("%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s", n.Node, n.State, v.Pods, v.Isolated, v.Closed, v.Policies, sync,
+				agentapi.OneLine(n.Why))
+		}
+		if well > maxWell && !all {
+			line("and %d more that are %s (--all lists them)", well-maxWell, NodeWell)
+		}
+	})
+}

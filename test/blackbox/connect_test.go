@@ -1,0 +1,57 @@
+package blackbox
+
+import (
+	"bufio"
+	"encoding/json"
+	"io"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// TestConnect: weirctl connect joins its input and output with the agent, as commands that ask all nodes need it. The
+// summary agrees with the status.
+func TestConnect(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	connect := func() (string, error) {
+		cmd := exec.CommandContext(t.Context(), filepath.Join(n.Bin, "weirctl"), "connect")
+		in, err := cmd.StdinPipe() // stays open, as kubectl exec's may
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { _, _ = io.WriteString(in, "GET "+agentapi.SummaryPath+" HTTP/1.0\r\n\r\n") }()
+		out, err := cmd.CombinedOutput()
+		_ = in.Close()
+		return string(out), err
+	}
+	if out, err := connect(); err == nil || !strings.Contains(out, "weirctl: no agent answers on /run/weir/agent.sock") {
+		t.Errorf("without an agent: %v, %s", err, out)
+	}
+	n.Manifest("pods.yaml", twoPods)
+	n.StartAgent()
+	n.AddPod("ns", "client")
+	out, err := connect()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	answer, err := http.ReadResponse(bufio.NewReader(strings.NewReader(out)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = answer.Body.Close() }()
+	var s agentapi.Summary
+	if err := json.NewDecoder(answer.Body).Decode(&s); err != nil {
+		t.Fatal(err)
+	}
+	if !s.Ready || s.Pods != 1 || s.Closed != 0 || s.Sets == 0 || !strings.HasPrefix(s.Version, "weir-agent: commit") {
+		t.Errorf("%+v", s)
+	}
+}
