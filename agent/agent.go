@@ -31,6 +31,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // agent is the reconciler. Each part of its state has a type. The file that owns the type states its invariants.
@@ -54,6 +55,7 @@ type agent struct {
 	// Only the loop's goroutine uses the other fields.
 	records    records
 	cluster    clusterView
+	merger     *ruleset.Merger
 	kernel     kernelView
 	enrolments enrolments
 	links      links
@@ -138,7 +140,7 @@ func newAgent(o Options, backend Backend, links netlinksafe.Handle) *agent {
 		Options: o, backend: backend, netlink: links,
 		events: make(chan event), drift: newDrift(), upkeep: newUpkeep(), reaper: newReaper(),
 		records: newRecords(), cluster: newClusterView(o.Node.Name), enrolments: newEnrolments(), links: newLinks(),
-		cutting: newCutting(), faults: newFaults(o.Log),
+		merger: ruleset.NewMerger(ruleset.UsualBounds()), cutting: newCutting(), faults: newFaults(o.Log),
 		drops: newDropLog(),
 	}
 	a.snapshots.init()

@@ -58,7 +58,7 @@ func (a *agent) present() *snapshot {
 		a.cluster.attached = records
 	}
 	engine.SetRefused(a.kernel.refused)
-	next.ruleset = engine.Ruleset()
+	next.ruleset = a.merger.Merge(engine.Ruleset(), a.kernel.refused)
 	return next
 }
 

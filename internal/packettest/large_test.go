@@ -9,7 +9,6 @@ import (
 
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/iptables"
-	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
@@ -69,7 +68,7 @@ func TestLargePolicies(t *testing.T) {
 		n.Driver.Flavour = flavour
 		state.Policies = []*networkingv1.NetworkPolicy{tc.policy, sane}
 		began := time.Now()
-		want := policy.Compile(state)
+		want := n.Ruleset(state)
 		compiled := time.Since(began)
 		n.Enforce(state)
 		applied := time.Since(began) - compiled

@@ -20,6 +20,7 @@ import (
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -27,6 +28,8 @@ import (
 type Node struct {
 	testing.TB
 	Driver *iptables.Driver
+	// Bounds say what Enforce merges.
+	Bounds ruleset.Bounds
 	// Ports are the ports on which each host answers TCP and UDP. On all other ports a host refuses TCP, which also shows
 	// that the packet arrived.
 	Ports    []uint16
@@ -44,6 +47,7 @@ func NewNode(t testing.TB, networks []endpoint.Address, ports ...uint16) *Node {
 	t.Helper()
 	n := &Node{
 		TB:       t,
+		Bounds:   ruleset.UsualBounds(),
 		Ports:    ports,
 		outside:  nodetest.Outside(t),
 		networks: map[conf.Family]endpoint.Address{},
@@ -206,11 +210,14 @@ func (n *Node) Hosts() []netip.Addr {
 	return all
 }
 
+// Ruleset returns what Enforce writes to the kernel.
+func (n *Node) Ruleset(s policy.State) ruleset.Ruleset { return n.Bounds.Merge(policy.Compile(s), nil) }
+
 // Enforce writes the state's rules and sets to the kernel, and removes all entries of connection tracking, so that each
 // packet is the first of a new connection.
 func (n *Node) Enforce(s policy.State) {
 	n.Helper()
-	if _, err := n.Driver.Apply(n.Context(), policy.Compile(s), netfilter.Trust); err != nil {
+	if _, err := n.Driver.Apply(n.Context(), n.Ruleset(s), netfilter.Trust); err != nil {
 		n.Fatal(err)
 	}
 	if err := netlink.ConntrackTableFlush(netlink.ConntrackTable); err != nil {

@@ -102,6 +102,7 @@ func randomState(seed uint64) policy.State {
 func compare(t *testing.T, n *Node, seed uint64) (sent int) {
 	t.Helper()
 	state := randomState(seed)
+	n.Bounds = policytest.Bounds(rand.New(rand.NewPCG(seed, 8)))
 	packets := probes(n, state, policytest.Probes(rand.New(rand.NewPCG(seed, 7)), state, 10))
 	difference := n.difference(state, packets)
 	if difference == nil {

@@ -32,7 +32,8 @@ func TestNoStepOpens(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		s := policytest.State(r)
 		next := policytest.Change(r, s)
-		old, want := policy.Compile(s), policy.Compile(next)
+		bounds := policytest.Bounds(r)
+		old, want := bounds.Merge(policy.Compile(s), nil), bounds.Merge(policy.Compile(next), nil)
 		packets := policytest.Packets(next)
 		before, after := simulator(t, old), simulator(t, want)
 		step := func(name string, now ruleset.Ruleset) {
@@ -209,7 +210,8 @@ func TestCloses(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		s := policytest.State(r)
 		next := policytest.Change(r, s)
-		old, want := policy.Compile(s), policy.Compile(next)
+		bounds := policytest.Bounds(r)
+		old, want := bounds.Merge(policy.Compile(s), nil), bounds.Merge(policy.Compile(next), nil)
 		p := planFor(old, want)
 		if p.closes || p.empty() {
 			continue

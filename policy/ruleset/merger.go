@@ -72,7 +72,7 @@ func (m *Merger) outgrown(changed []int, r Ruleset) bool {
 	d := m.decision
 	for _, i := range changed {
 		was, now := m.last.Sets[i].Entries.Len(), r.Sets[i].Entries.Len()
-		if (was > m.bounds.SetLen) != (now > m.bounds.SetLen) {
+		if m.bounds.class(was) != m.bounds.class(now) {
 			return true
 		}
 		by := rounded(now) - rounded(was)

@@ -47,7 +47,7 @@ func mergeSequence(t *testing.T, seed uint64, seen *mergeCounts) {
 	t.Helper()
 	r := &randomRules{rand.New(rand.NewPCG(seed, 3))}
 	m := NewMerger(Bounds{
-		Sets: r.IntN(3), Lists: r.IntN(4), ListLen: 1 + r.IntN(8), SetLen: one(r, 3, 6, 100),
+		Sets: r.IntN(5), Large: r.IntN(5), Lists: r.IntN(4), ListLen: 1 + r.IntN(8), SetLen: one(r, 3, 6, 100),
 		Entries: one(r, 30, 1000), Pairs: one(r, 20, 1000),
 	})
 	now, refused := r.policies(), Refused{}
@@ -282,6 +282,50 @@ func TestMergedShapes(t *testing.T) {
 			s := got.Sets[0]
 			if s.Kind != tc.kind || s.Entries.Len() != tc.each || !strings.HasPrefix(s.Name, conf.MergedSets) {
 				t.Errorf("%s: %s with %d entries", s.Name, s.Kind, s.Entries.Len())
+			}
+		})
+	}
+}
+
+// TestLargeSetsStayApart: of four sets for one port, the largest isn't merged, and neither is one that is too large.
+// Three sets are not merged.
+func TestLargeSetsStayApart(t *testing.T) {
+	b := UsualBounds()
+	for name, tc := range map[string]struct {
+		sizes []int
+		rules int
+		apart []int // the indexes of the sets that are not merged
+	}{
+		"three":     {[]int{1, 2, 3}, 3, []int{0, 1, 2}},
+		"small":     {[]int{1, b.Large, 3, 4}, 1, nil},
+		"large":     {[]int{1, 2 * b.Large, 3, b.SetLen}, 3, []int{1, 3}},
+		"too large": {[]int{1, 2, b.SetLen + 1, 3}, 2, []int{2}},
+		"all large": {[]int{2 * b.Large, 4 * b.Large, 4 * b.Large, 5 * b.Large, b.Large + 1}, 3, []int{1, 2}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := Ruleset{Chains: []Chain{{Name: "WEIR-IN-X"}}}
+			for i, size := range tc.sizes {
+				s := Set{Name: fmt.Sprint("weir-sel-", i), Kind: Addresses, Role: Peers, Opens: true}
+				var entries []Entry
+				for k := range size {
+					a := netip.AddrFrom4([4]byte{10, byte(i), byte(k >> 8), byte(k)})
+					entries = append(entries, Entry{Element: Element{Prefix: netip.PrefixFrom(a, 32)}})
+				}
+				s.Entries = EntriesOf(entries...)
+				r.Sets = append(r.Sets, s)
+				r.Chains[0].Rules = append(r.Chains[0].Rules, Rule{
+					Sets: []SetMatch{{Name: s.Name, By: Source}}, Action: Return, Policies: []string{"ns/a"},
+				})
+			}
+			got := Merge(r, nil)
+			var apart []int
+			for i := range tc.sizes {
+				if _, ok := find(got.Sets, fmt.Sprint("weir-sel-", i)); ok {
+					apart = append(apart, i)
+				}
+			}
+			if len(got.Chains[0].Rules) != tc.rules || !slices.Equal(apart, tc.apart) {
+				t.Errorf("%d rules, sets %v apart; want %d, %v", len(got.Chains[0].Rules), apart, tc.rules, tc.apart)
 			}
 		})
 	}

@@ -79,8 +79,9 @@ func (b Bounds) merges(all groups, f conf.Family, d *decision, refused Refused) 
 			n.usable[g] = nil
 		}
 	}
+	n.keepLarge()
 	for _, g := range all.list {
-		if len(n.usable[g]) > 1 && n.byRest[g.rest] > b.Sets {
+		if len(n.usable[g]) > 1 {
 			list = append(list, n.merge(g.kind, g))
 		}
 	}
@@ -94,24 +95,67 @@ type needs struct {
 	Bounds
 	of     groups
 	sets   map[string]*Set
-	usable map[*group]map[string]bool // the sets that can be merged
-	byRest map[string]int             // how many there are in groups with the same rest
+	usable map[*group]map[string]bool // the sets that are merged
 	fit    bool
 }
 
 func newNeeds(b Bounds, of groups, sets map[string]*Set) *needs {
-	n := &needs{b, of, sets, map[*group]map[string]bool{}, map[string]int{}, true}
+	n := &needs{b, of, sets, map[*group]map[string]bool{}, true}
 	for _, g := range of.list {
 		usable := map[string]bool{}
 		for _, name := range g.sets {
-			if sets[name].Entries.Len() <= b.SetLen {
+			if n.class(name) != tooLarge {
 				usable[name] = true
 			}
 		}
 		n.usable[g] = usable
-		n.byRest[g.rest] += len(usable)
 	}
 	return n
+}
+
+func (n *needs) class(name string) int { return n.Bounds.class(n.sets[name].Entries.Len()) }
+
+// keepLarge keeps sets apart, so that no set is merged without need: all sets that belong to the same protocol and
+// ports if there are few, and otherwise the largest.
+func (n *needs) keepLarge() {
+	byRest := map[string][]*group{}
+	for _, g := range n.of.list {
+		if len(n.usable[g]) > 0 {
+			byRest[g.rest] = append(byRest[g.rest], g)
+		}
+	}
+	for _, kinds := range byRest {
+		lookUps, room := 0, n.Sets-len(kinds)
+		var large []string
+		for _, g := range kinds {
+			lookUps += len(n.usable[g])
+			seen := map[string]bool{}
+			for _, name := range g.sets {
+				if seen[name] {
+					continue
+				}
+				switch seen[name] = true; n.class(name) {
+				case 0:
+				case tooLarge:
+					lookUps, room = lookUps+1, room-1
+				default:
+					large = append(large, name)
+				}
+			}
+		}
+		if lookUps <= n.Sets {
+			for _, g := range kinds {
+				n.usable[g] = nil
+			}
+			continue
+		}
+		slices.SortFunc(large, func(x, y string) int { return cmp.Or(n.class(y)-n.class(x), cmp.Compare(x, y)) })
+		for _, name := range large[:min(max(room, 0), len(large))] {
+			for _, g := range kinds {
+				delete(n.usable[g], name)
+			}
+		}
+	}
 }
 
 // pairsOf returns how many entries with ports a merged set gets from the group.

@@ -47,29 +47,40 @@ func compare(t *testing.T, seed uint64) {
 	r := rand.New(rand.NewPCG(seed, 4))
 	state := policytest.State(r)
 	packets := policytest.Probes(r, state, 3)
-	if difference(state, packets) == nil {
+	bounds := policytest.Bounds(r)
+	if difference(state, bounds, packets) == nil {
 		return
 	}
-	state = policytest.Shrink(state, func(s policy.State) bool { return difference(s, packets) != nil })
-	p := difference(state, packets)
+	state = policytest.Shrink(state, func(s policy.State) bool { return difference(s, bounds, packets) != nil })
+	p := difference(state, bounds, packets)
 	v := verdict.New(state).Evaluate(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
 	t.Errorf("seed %d: the rules let %+v pass: %v. But the policies say:\n%s\n%s", seed, *p, !v.AllowedHere(), v,
 		policytest.YAML(state))
 }
 
-// difference returns a packet for which rules and policies have different verdicts; nil if there is none.
-func difference(s policy.State, packets []ruleset.Packet) *ruleset.Packet {
+// difference returns a packet for which rules and policies have different verdicts; nil if there is none. The rules are
+// as they are compiled, and as they are merged within the bounds.
+func difference(s policy.State, b ruleset.Bounds, packets []ruleset.Packet) *ruleset.Packet {
 	packets = policytest.At(s, packets)
-	rules := policy.Compile(s)
-	simulator, err := ruleset.NewSimulator(rules)
-	if err != nil {
-		panic(err)
+	compiled := policy.Compile(s)
+	merged := b.Merge(compiled, nil)
+	var by []interface{ Allows(ruleset.Packet) bool }
+	for _, rules := range []ruleset.Ruleset{compiled, merged} {
+		simulator, err := ruleset.NewSimulator(rules)
+		if err != nil {
+			panic(err)
+		}
+		by = append(by, simulator, ruleset.NewIndex(rules))
 	}
-	index := ruleset.NewIndex(rules)
 	evaluator := verdict.New(s)
 	i := slices.IndexFunc(packets, func(p ruleset.Packet) bool {
 		v := evaluator.Evaluate(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
-		return simulator.Allows(p) != v.AllowedHere() || index.Allows(p) != v.AllowedHere()
+		for _, rules := range by {
+			if rules.Allows(p) != v.AllowedHere() {
+				return true
+			}
+		}
+		return false
 	})
 	if i < 0 {
 		return nil

@@ -18,6 +18,7 @@ import (
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -110,7 +111,7 @@ func (n *packetNode) addPod(b *bridge.Bridge, path string, a endpoint.Address, g
 // enforce makes the node have weir's rules and sets for the state, as the agent would.
 func (n *packetNode) enforce(t *testing.T, flavour iptables.Flavour, s policy.State) {
 	t.Helper()
-	r := policy.Compile(s)
+	r := ruleset.Merge(policy.Compile(s), nil)
 	for _, p := range r.Problems {
 		t.Fatal(p)
 	}
