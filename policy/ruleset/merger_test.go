@@ -14,9 +14,9 @@ import (
 // TestMerge: on random rulesets, the merged ruleset allows exactly the packets that the ruleset allows, by a Simulator
 // and by an Index. A Merger gives the same merged ruleset after each step of a random sequence.
 func TestMerge(t *testing.T) {
-	sequences := 1_000
+	sequences := 300
 	if testing.Short() {
-		sequences = 100
+		sequences = 50
 	}
 	var seen mergeCounts
 	for seed := range sequences {
