@@ -1,0 +1,103 @@
+// Package drops_test floods a node with packets that policies deny, and checks what weirctl drops shows.
+package drops_test
+
+import (
+	"flag"
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+var (
+	rate   = flag.Int("rate", 50_000, "denied packets a second of the flood")
+	rounds = flag.Int("rounds", 20, "single packets of the quiet pod during the flood")
+)
+
+const (
+	// within is how soon the quiet pod's packet must show.
+	within = time.Second
+	// mostTime is how much processor time the agent may take for a denied packet: 5 % of a core at 50,000 a second.
+	mostTime = time.Microsecond
+	// mostMemory is how many MiB the agent may have.
+	mostMemory = 120
+)
+
+// TestFlood: one pod sends 50,000 denied packets a second, half of them to random ports. Another pod sends a single
+// packet, again and again. Each shows within a second. Readers that are stopped, or read nothing, change nothing. In
+// the end, the lines of the reader stand for exactly the packets that the rules have logged.
+func TestFlood(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newNode(t)
+	live := n.reader()
+	for range 3 {
+		n.reader().signal(syscall.SIGSTOP)
+	}
+	quiet, flood := n.sendFrom(n.quiet), n.sendFrom(n.flood)
+	n.Eventually("the reader gets lines", func() error {
+		if err := quiet.send(1); err != nil {
+			return err
+		}
+		if _, ok := live.saw(1); !ok {
+			return fmt.Errorf("no line")
+		}
+		return nil
+	})
+	began, used, sent := time.Now(), processorTime(t, n.AgentPID()), n.logged()
+	end := flood.flood(*rate)
+	slowest, late := time.Duration(0), 0
+	for i := range *rounds {
+		port := uint16(1000 + i)
+		at := time.Now()
+		if err := quiet.send(port); err != nil {
+			t.Fatal(err)
+		}
+		n.Eventually(fmt.Sprintf("packet %d of the quiet pod shows", i), func() error {
+			if _, ok := live.saw(port); !ok {
+				return fmt.Errorf("no line")
+			}
+			return nil
+		})
+		seen, _ := live.saw(port)
+		took := seen.Sub(at)
+		slowest = max(slowest, took)
+		if took > within {
+			late++
+		}
+	}
+	end()
+	took := time.Since(began)
+	used = processorTime(t, n.AgentPID()) - used
+	denied := n.logged() - sent
+	each := used / time.Duration(denied)
+	t.Logf("drops-flood: %d denied packets, %.0f a second; %d of %d single packets within a second, the slowest after "+
+		"%d ms; agent: %.2f µs for each denied packet, %.1f %% of a core, %d MiB; %d lost, %d missed",
+		denied, float64(denied)/took.Seconds(), *rounds-late, *rounds, slowest.Milliseconds(),
+		float64(each.Nanoseconds())/1000, 100*used.Seconds()/took.Seconds(), memory(t, n.AgentPID()),
+		live.lost.Load(), live.missed.Load())
+	if late > 0 {
+		t.Errorf("%d of %d single packets were late", late, *rounds)
+	}
+	if each > mostTime {
+		t.Errorf("%v of the agent's time for a denied packet, at most %v", each, mostTime)
+	}
+	if got := memory(t, n.AgentPID()); got > mostMemory {
+		t.Errorf("the agent has %d MiB, at most %d", got, mostMemory)
+	}
+	if err := quiet.send(2); err != nil { // a lost packet shows with the next packet
+		t.Fatal(err)
+	}
+	n.Eventually("the lines stand for the packets that were logged", func() error {
+		if shown, logged := live.count.Load(), n.logged(); shown != logged {
+			return fmt.Errorf("%d packets in lines, %d were logged", shown, logged)
+		}
+		return nil
+	})
+	if _, err := n.Ctl("status"); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,115 @@
+package drops_test
+
+import (
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/nflog"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// TestLost: the agent stands still while a pod sends more packets than the kernel keeps for it. The policies hold, and
+// once the agent runs again, the lines stand for exactly the packets that the rules have logged.
+func TestLost(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newNode(t)
+	n.Serve(n.db.Netns, "tcp", ":5432")
+	n.Reach(n.quiet, n.db.IP+":5432", false)
+	live := n.reader()
+	agent := n.AgentPID()
+	if err := syscall.Kill(agent, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	flood := n.sendFrom(n.flood)
+	const most = 2_000_000 // packets
+	end := flood.flood(1e6)
+	n.Eventually("the kernel drops copies of packets", func() error {
+		if drops := socketDrops(n); drops == 0 && flood.sent.Load() < most {
+			return fmt.Errorf("after %d packets it keeps all copies", flood.sent.Load())
+		}
+		return nil
+	})
+	if _, err := nodetest.Get(t, n.quiet.Netns, n.db.IP+":5432"); err == nil {
+		t.Error("the quiet pod reaches db")
+	}
+	end()
+	if err := syscall.Kill(agent, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	n.Eventually("the loss shows with the next packet", func() error {
+		if err := flood.send(1); err != nil {
+			return err
+		}
+		if live.lost.Load() == 0 {
+			return fmt.Errorf("no line about it")
+		}
+		return nil
+	})
+	n.Eventually("the lines stand for the packets that were logged", func() error {
+		if shown, logged := live.count.Load(), n.logged(); shown != logged {
+			return fmt.Errorf("%d packets in lines, %d of them lost, %d missed; %d were logged", shown, live.lost.Load(),
+				live.missed.Load(), logged)
+		}
+		return nil
+	})
+	t.Logf("%d packets, %d lost, %d missed", live.count.Load(), live.lost.Load(), live.missed.Load())
+}
+
+// socketDrops returns how many messages the kernel couldn't put into netlink sockets of the packet filter, because the
+// sockets were full.
+//
+// Equivalent to: awk '$2 == 12 { sum += $9 } END { print sum }' /proc/net/netlink
+func socketDrops(n *node) (drops int) {
+	n.Helper()
+	for line := range strings.Lines(nodetest.Run(n, "cat", "/proc/net/netlink")) {
+		if f := strings.Fields(line); len(f) > 8 && f[1] == "12" { // NETLINK_NETFILTER
+			k := 0
+			if _, err := fmt.Sscan(f[8], &k); err == nil {
+				drops += k
+			}
+		}
+	}
+	return drops
+}
+
+// TestTaken: another program reads the log group when the agent starts. The agent enforces the policies, says why it
+// reads no drops, and reads them once the program has ended.
+func TestTaken(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	other, err := nflog.Open(conf.LogGroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := newNode(t, "--drops=true")
+	n.Serve(n.db.Netns, "tcp", ":5432")
+	n.Reach(n.quiet, n.db.IP+":5432", false)
+	n.Eventually("weirctl says why it shows nothing", func() error {
+		text, err := n.Ctl("drops")
+		if err == nil || !strings.Contains(err.Error(), "another program reads the log group") {
+			return fmt.Errorf("%w\n%s", err, text)
+		}
+		return nil
+	})
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	n.Eventually("the agent reads the group", func() error {
+		_, err := n.Ctl("drops")
+		return err
+	})
+	n.Eventually("a drop shows", func() error {
+		n.Reach(n.quiet, n.db.IP+":5432", false)
+		text, err := n.Ctl("drops")
+		if !strings.Contains(text, "shop/quiet") {
+			return fmt.Errorf("%w\n%s", err, text)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,251 @@
+package drops_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+func TestMain(m *testing.M) { nodetest.MainAsShipped(m) }
+
+const manifest = `
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: deny, namespace: shop}
+spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db, namespace: shop, labels: {app: db}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: flood, namespace: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: quiet, namespace: shop}
+`
+
+// node is a node with three pods. The policies let none of them reach db.
+type node struct {
+	*nodetest.Node
+	db, flood, quiet *nodetest.Pod
+}
+
+func newNode(t *testing.T, flags ...string) *node {
+	n := &node{Node: nodetest.NewNode(t, nil)}
+	n.Manifest("shop.yaml", manifest)
+	n.start(flags...)
+	n.db, n.flood, n.quiet = n.AddPod("shop", "db"), n.AddPod("shop", "flood"), n.AddPod("shop", "quiet")
+	return n
+}
+
+// start starts an agent, and waits until it is ready and reads drops.
+func (n *node) start(flags ...string) {
+	n.Helper()
+	n.SpawnAgent(append([]string{"--source", "dir:" + n.Manifests}, flags...)...)
+	n.Eventually("the agent is ready", func() error {
+		_, err := n.Ctl("status")
+		if err == nil && len(flags) == 0 {
+			_, err = n.Ctl("drops")
+		}
+		return err
+	})
+}
+
+// logged returns how many packets the rules have logged.
+func (n *node) logged() (packets uint64) {
+	n.Helper()
+	for _, m := range regexp.MustCompile(`(?m)^\[(\d+):\d+\] .* -j NFLOG`).FindAllStringSubmatch(
+		nodetest.Run(n, "iptables-save", "-c", "-t", "mangle"), -1) {
+		k, err := strconv.ParseUint(m[1], 10, 64)
+		if err != nil {
+			n.Fatal(err)
+		}
+		packets += k
+	}
+	return packets
+}
+
+// reader is "weirctl drops -f".
+type reader struct {
+	cmd     *exec.Cmd
+	count   atomic.Uint64 // packets of all lines
+	missed  atomic.Uint64 // packets of lines that say MISSED
+	lost    atomic.Uint64
+	longest atomic.Int64
+
+	mu   sync.Mutex
+	seen map[uint16]time.Time // when a line about the quiet pod came, by destination port
+}
+
+func (n *node) reader() *reader {
+	n.Helper()
+	r := &reader{seen: map[uint16]time.Time{}}
+	r.cmd = exec.Command(filepath.Join(n.Bin, "weirctl"), "drops", "-f", "--since", "1h", "-o", "json")
+	out, err := r.cmd.StdoutPipe()
+	if err == nil {
+		err = r.cmd.Start()
+	}
+	if err != nil {
+		n.Fatal(err)
+	}
+	n.Cleanup(func() {
+		_ = r.cmd.Process.Kill()
+		_ = r.cmd.Wait()
+	})
+	go r.read(out)
+	return r
+}
+
+func (r *reader) read(out io.Reader) {
+	for values := json.NewDecoder(out); ; {
+		var d agentapi.Drop
+		if values.Decode(&d) != nil {
+			return
+		}
+		r.count.Add(d.Count)
+		switch d.Kind {
+		case agentapi.DropMissed:
+			r.missed.Add(d.Count)
+		case agentapi.DropLost:
+			r.lost.Add(d.Count)
+		}
+		if d.Kind == agentapi.DropShown && d.Source.Pod == "shop/quiet" {
+			r.mu.Lock()
+			if _, ok := r.seen[d.Destination.Port]; !ok {
+				r.seen[d.Destination.Port] = time.Now()
+			}
+			r.mu.Unlock()
+		}
+	}
+}
+
+func (r *reader) saw(port uint16) (time.Time, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at, ok := r.seen[port]
+	return at, ok
+}
+
+// signal sends a signal to weirctl.
+func (r *reader) signal(s syscall.Signal) { _ = r.cmd.Process.Signal(s) }
+
+// sender sends UDP packets from the pod. Half of them go to one port of db, the other half to all ports.
+type sender struct {
+	fd   int
+	to   [4]byte
+	sent atomic.Uint64
+	stop chan struct{}
+	done chan struct{}
+}
+
+func (n *node) sendFrom(p *nodetest.Pod) *sender {
+	n.Helper()
+	s := &sender{to: [4]byte(net.ParseIP(n.db.IP).To4()), stop: make(chan struct{}), done: make(chan struct{})}
+	nodetest.In(n, p.Netns, func() (err error) {
+		s.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		return err
+	})
+	n.Cleanup(func() { _ = unix.Close(s.fd) })
+	return s
+}
+
+func (s *sender) send(port uint16) error {
+	err := unix.Sendto(s.fd, []byte("x"), 0, &unix.SockaddrInet4{Port: int(port), Addr: s.to})
+	if err == nil {
+		s.sent.Add(1)
+	}
+	return err
+}
+
+// flood sends so many packets a second until the returned function is called.
+func (s *sender) flood(perSecond int) (end func()) {
+	go func() {
+		defer close(s.done)
+		began, before := time.Now(), s.sent.Load()
+		for port := uint16(1); ; port++ {
+			if port%50 == 0 {
+				select {
+				case <-s.stop:
+					return
+				default:
+				}
+				ahead := time.Duration(s.sent.Load()-before)*time.Second/time.Duration(perSecond) - time.Since(began)
+				if ahead > 0 {
+					time.Sleep(ahead)
+				}
+			}
+			if port%2 == 0 {
+				_ = s.send(53)
+			} else {
+				_ = s.send(port)
+			}
+		}
+	}()
+	return func() {
+		close(s.stop)
+		<-s.done
+	}
+}
+
+// processorTime returns how long all threads of the process have run.
+func processorTime(t testing.TB, pid int) (sum time.Duration) {
+	t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			continue // the thread has ended
+		}
+		ns, err := strconv.ParseInt(strings.Fields(string(data))[0], 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += time.Duration(ns)
+	}
+	return sum
+}
+
+// memory returns the resident memory of the process in MiB.
+func memory(t testing.TB, pid int) int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`VmRSS:\s*(\d+) kB`).FindSubmatch(status)
+	if m == nil {
+		t.Fatalf("no VmRSS in\n%s", status)
+	}
+	kB, _ := strconv.Atoi(string(m[1]))
+	return kB >> 10
+}
