@@ -1,10 +1,12 @@
 // Package cluster describes the synthetic cluster of the measurements: its pods, namespaces, nodes and policies. Each
 // object is made from its number, always with the same contents.
 //
-//   - Each namespace has 100 pods: ten apps of ten pods. Ten namespaces are a team's.
+//   - Each namespace has up to 100 pods: ten apps of up to ten pods. Ten namespaces are a team's. A cluster has at
+//     least 100 namespaces, so with fewer than 10,000 pods each has fewer.
 //   - Each namespace has ten policies. Nine select one app each. The tenth isolates all pods of the namespace.
-//   - Each node has up to 110 pods. The measured node's pods are spread over the first 100 namespaces, so that from
-//     10,000 pods on the measured node has the same pods, policies and peers, however large the cluster is.
+//   - Each node has up to 110 pods. The measured node's pods are spread over the first 100 namespaces, so that the
+//     measured node has the same pods and policies, however large the cluster is. From 10,000 pods on it also has the
+//     same peers.
 //   - The second node is the measured node's neighbour. It has no pods, except those that a measurement creates.
 package cluster
 
@@ -18,8 +20,8 @@ import (
 )
 
 const (
-	// PodsPerNamespace and PoliciesPerNamespace are the size of each namespace.
-	PodsPerNamespace     = 100
+	// podsPerNamespace and PoliciesPerNamespace are the size of each namespace.
+	podsPerNamespace     = 100
 	PoliciesPerNamespace = 10
 
 	podsPerApp        = 10
@@ -40,17 +42,24 @@ type Cluster struct {
 // New returns a cluster. Up to local of its pods, at most 110, are the measured node's.
 func New(pods, local int, self, neighbour netip.Addr) *Cluster {
 	c := &Cluster{Pods: pods, Self: self, Neighbour: neighbour, local: map[int]int{}}
-	namespaces := min(localNamespaces, c.Namespaces())
 	for i := range min(local, podsPerNode, pods) {
-		ns, round := i%namespaces, i/namespaces
-		// 37 and 13 have no divisor in common with 100, so no pod is taken twice.
-		c.local[ns*PodsPerNamespace+(round*37+ns*13)%PodsPerNamespace] = i
+		c.local[i%localNamespaces*c.perNamespace()+i/localNamespaces] = i
 	}
 	return c
 }
 
 // Namespaces returns how many namespaces the cluster has.
-func (c *Cluster) Namespaces() int { return c.Pods / PodsPerNamespace }
+func (c *Cluster) Namespaces() int { return c.Pods / c.perNamespace() }
+
+// perNamespace returns how many pods each namespace has.
+func (c *Cluster) perNamespace() int { return min(podsPerNamespace, c.Pods/localNamespaces) }
+
+// place returns a pod's namespace, and the number in its name. 37 has no divisor in common with 100, so all pods of a
+// namespace have different numbers, and 13 spreads the namespaces' first pods over all apps.
+func (c *Cluster) place(pod int) (ns, k int) {
+	ns = pod / c.perNamespace()
+	return ns, (pod%c.perNamespace()*37 + ns*13) % podsPerNamespace
+}
 
 // Nodes returns how many nodes the cluster has.
 func (c *Cluster) Nodes() int { return 2 + (c.Pods+podsPerNode-1)/podsPerNode }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
-	"reflect"
 	"testing"
 	"time"
 
@@ -193,32 +192,47 @@ func TestDiscovery(t *testing.T) {
 	}
 }
 
-// TestLocal: the measured node has the same pods, and their policies have the same peers, from 10,000 pods on.
+// TestLocal: the measured node has the same pods and policies in each cluster, and their policies have the same peers
+// from 10,000 pods on. In a cluster of 100 pods there is room for 100 of them.
 func TestLocal(t *testing.T) {
-	small, large := newCluster(10_000), newCluster(100_000)
-	if !reflect.DeepEqual(small.Local(), large.Local()) || len(small.Local()) != 110 {
-		t.Errorf("%v\n%v", small.Local(), large.Local())
+	large := newCluster(100_000)
+	local := large.Local()
+	if len(local) != 110 {
+		t.Errorf("%d pods", len(local))
 	}
-	for _, i := range small.Local() {
-		if a, b := text(t, PodBase{small}.At(i, 0)), text(t, PodBase{large}.At(i, 0)); a != b {
-			t.Errorf("%s\n%s", a, b)
+	for _, pods := range []int{100, 1000, 10_000} {
+		c := newCluster(pods)
+		if n := len(c.Local()); n != min(pods, 110) {
+			t.Errorf("of %d pods %d are local", pods, n)
 		}
-	}
-	for _, i := range []int{0, small.Policies() - 1} {
-		if a, b := text(t, PolicyBase{small}.At(i, 0)), text(t, PolicyBase{large}.At(i, 0)); a != b {
-			t.Errorf("%s\n%s", a, b)
+		for place, i := range c.Local() {
+			a, b := PodBase{c}.At(i, 0), PodBase{large}.At(local[place], 0)
+			b.SetUID(a.GetUID())
+			if a, b := text(t, a), text(t, b); a != b {
+				t.Fatalf("with %d pods:\n%s\n%s", pods, a, b)
+			}
 		}
-	}
-	if n := len(newCluster(100).Local()); n != 100 {
-		t.Errorf("%d pods", n)
+		for i := range pods {
+			name := types.NamespacedName{
+				Namespace: PodBase{c}.At(i, 0).GetNamespace(), Name: PodBase{c}.At(i, 0).GetName(),
+			}
+			if found, ok := (PodBase{c}).Find(name); !ok || found != i {
+				t.Fatalf("pod %d of %d, %s: found as %d, %v", i, pods, name, found, ok)
+			}
+		}
+		for i := range 100 * PoliciesPerNamespace {
+			if a, b := text(t, PolicyBase{c}.At(i, 0)), text(t, PolicyBase{large}.At(i, 0)); a != b {
+				t.Fatalf("with %d pods:\n%s\n%s", pods, a, b)
+			}
+		}
 	}
 }
 
 // TestRealistic: a pod has about 5 KB as JSON, and policies have peers.
 func TestRealistic(t *testing.T) {
 	c := newCluster(1000)
-	size := len(text(t, PodBase{c}.At(500, 0)))
-	packed, err := PodBase{c}.At(500, 0).(*corev1.Pod).Marshal()
+	size := len(text(t, PodBase{c}.At(501, 0)))
+	packed, err := PodBase{c}.At(501, 0).(*corev1.Pod).Marshal()
 	if err != nil || size < 4500 || size > 6000 {
 		t.Errorf("%d bytes, %v", size, err)
 	}

@@ -24,14 +24,17 @@ func (b PodBase) Len() int { return b.Pods }
 
 // Find returns the number of the pod of this name.
 func (b PodBase) Find(name types.NamespacedName) (int, bool) {
-	return b.find(name, PodsPerNamespace, podName)
+	i, ok := b.find(name, podsPerNamespace, podName)
+	ns, k := i/podsPerNamespace, i%podsPerNamespace
+	at := (k - ns*13%podsPerNamespace + podsPerNamespace) * 73 % podsPerNamespace // 37 * 73 = 1, modulo 100
+	return ns*b.perNamespace() + at, ok && at < b.perNamespace()
 }
 
 // At returns a pod. The measured node's pods have no address until the node publishes it.
 func (b PodBase) At(i int, beat uint32) apiserver.Object {
 	node, place := b.node(i)
-	k := i % PodsPerNamespace
-	p := NewPod(NamespaceName(i/PodsPerNamespace), podName(k), fmt.Sprintf("app-%d", k/podsPerApp), uid(1, i))
+	ns, k := b.place(i)
+	p := NewPod(NamespaceName(ns), podName(k), fmt.Sprintf("app-%d", k/podsPerApp), uid(1, i))
 	p.Spec.NodeName = NodeName(node)
 	if node != 0 {
 		run(p, Address(node, place).String())

@@ -64,10 +64,11 @@ func NewStream(c *Cluster, s *apiserver.Server) *Stream {
 	st := &Stream{cluster: c, server: s}
 	s.Put(NewNamespace("elsewhere", "team-elsewhere"))
 	for _, i := range c.Local() {
-		app := i % PodsPerNamespace / podsPerApp
+		ns, k := c.place(i)
+		app := k / podsPerApp
 		if app < PoliciesPerNamespace-1 {
 			st.here = append(st.here, target{
-				NamespaceName(i / PodsPerNamespace), fmt.Sprintf("app-%d", (app+1)%podsPerApp),
+				NamespaceName(ns), fmt.Sprintf("app-%d", (app+1)%podsPerApp),
 			})
 		}
 	}
