@@ -94,11 +94,10 @@ func (n *node) logged() (packets uint64) {
 
 // reader is "weirctl drops -f".
 type reader struct {
-	cmd     *exec.Cmd
-	count   atomic.Uint64 // packets of all lines
-	missed  atomic.Uint64 // packets of lines that say MISSED
-	lost    atomic.Uint64
-	longest atomic.Int64
+	cmd    *exec.Cmd
+	count  atomic.Uint64 // packets of all lines
+	missed atomic.Uint64 // packets of lines that say MISSED
+	lost   atomic.Uint64 // packets of lines that say LOST
 
 	mu   sync.Mutex
 	seen map[uint16]time.Time // when a line about the quiet pod came, by destination port

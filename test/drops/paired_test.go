@@ -15,9 +15,8 @@ import (
 
 var pairs = flag.Int("pairs", 1, "pairs of agents, with and without --drops, to compare")
 
-// TestPaired compares ADD, and how soon a policy takes effect, under a flood of denied packets: with an agent that reads
-// drops, and with one that doesn't. It prints the medians and their ratio, and how many denied packets a second the
-// node handles.
+// TestPaired compares ADD, and how soon a policy takes effect, under a flood of denied packets: with an agent that
+// reads drops, and with one that doesn't. It prints the medians and their ratio, and how many packets the flood had.
 func TestPaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
