@@ -117,7 +117,7 @@ func (n *narrow) title() string {
 
 // formats are the values of -o.
 var formats = map[string]func(io.Writer, chart.View) error{
-	"text": chart.Table, "json": chart.JSON,
+	"text": chart.Table, "json": chart.JSON, "html": chart.HTML, "svg": chart.SVG, "dot": chart.Dot,
 }
 
 func matrixCommand() *cobra.Command {
@@ -210,7 +210,8 @@ func notes(c explain.Cluster, m *reach.Matrix) (notes []string) {
 	}
 	note(host, "use their node's network: no policy selects them, and they aren't shown")
 	note(bare, "have no address that their Node can assign: no ipBlock counts as containing them")
-	note(invented, "have no address yet: an ipBlock counts as containing them if it contains %v", c.Invented)
+	networks := strings.Trim(strings.ReplaceAll(fmt.Sprint(c.Invented), " ", " or "), "[]")
+	note(invented, "have no address yet: they count as addresses in %s", networks)
 	for _, u := range c.Unenforced {
 		notes = append(notes, u.String())
 	}

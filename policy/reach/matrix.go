@@ -49,9 +49,9 @@ type class struct {
 
 // matrix returns the matrix of the state with that index.
 func (u *universe) matrix(state int) *Matrix {
-	m := &Matrix{Parties: slices.Clone(u.parties), space: u.space}
 	k := &kernel{universe: u, evaluator: u.evaluators[state], state: state}
 	k.number = map[verdict.Terms]int{}
+	m := &Matrix{Parties: slices.Clone(u.parties), space: u.space, kernel: k}
 	sides := k.isolate(m.Parties)
 	// Parties with the same classes in both families are one class of the matrix.
 	by := map[string]int{}
@@ -61,6 +61,7 @@ func (u *universe) matrix(state int) *Matrix {
 		key := []byte(m.Parties[i].Kind) // the world doesn't reach the world, so it has classes of its own
 		for f := range conf.Families {
 			of[f] = k.classOf(f, u.ends[i][state][f], sides[i][f])
+			k.classOfParty[f] = append(k.classOfParty[f], of[f])
 			key = binary.AppendVarint(key, int64(of[f]))
 		}
 		n, ok := by[string(key)]
@@ -102,6 +103,8 @@ type kernel struct {
 	rules
 	classes [len(conf.Families)][]class
 	known   [len(conf.Families)]map[string]int
+	// classOfParty has the class of each party; -1 if the party has no end of the family.
+	classOfParty [len(conf.Families)][]int
 }
 
 // sides are the two directions of one end.

@@ -22,11 +22,24 @@ import (
 type Matrix struct {
 	Parties []Party
 	space   *space
+	kernel  *kernel
 	// classes has the class of each party. Parties of one class have the same connections with every other party.
 	classes []int
 	members [][]int // the parties of each class
 	// between has, for two classes, the ports on which the first can reach the second.
 	between [][]cell
+}
+
+// Rule is a rule of a policy, with the parties that it is about.
+type Rule struct {
+	Policy string `json:"policy"` // namespace/name
+	// Field is the policy's field of the rule, such as "ingress[0]"; "ingress" or "egress" if the policy has no rules for
+	// the direction, so that it allows nothing.
+	Field string `json:"field"`
+	// Subjects are the parties that the policy isolates in the rule's direction. Peers are those that the rule means.
+	Subjects []int `json:"subjects"`
+	Peers    []int `json:"peers"`
+	Ports    Ports `json:"ports"`
 }
 
 // New returns the matrix of the state. services are those that lead to the state's pods; the matrix names them.

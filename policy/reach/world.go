@@ -240,10 +240,14 @@ func (r region) name(f conf.Family) string {
 	rest.AddPrefix(whole[f])
 	rest.RemoveSet(r.all)
 	own := r.all.Prefixes()
-	if others, err := rest.IPSet(); err == nil && len(others.Prefixes()) < len(own) {
-		return whole[f].String() + " except " + listed(others.Prefixes())
+	others, err := rest.IPSet()
+	switch {
+	case err != nil, len(others.Prefixes()) >= len(own):
+		return listed(own)
+	case len(others.Prefixes()) == 0:
+		return whole[f].String()
 	}
-	return listed(own)
+	return whole[f].String() + " except " + listed(others.Prefixes())
 }
 
 func listed(networks []netip.Prefix) string {

@@ -1,0 +1,213 @@
+package chart_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"encoding/xml"
+	"errors"
+	"io"
+	"net/netip"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weir-net/weir/plugins/weirctl/chart"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/reach"
+)
+
+// hostile is a text that would do something in a terminal, in HTML, in a script, in XML and in Graphviz's language.
+const hostile = "x\x1b[2J\u202e\r\n\"];evil[label=\"" +
+	"</script></text><img src=x onerror=document.title='owned'>{{data}}&\\N\\\""
+
+// view returns the view of a small cluster. Names and labels are hostile if name is.
+func view(name string) chart.View {
+	pod := func(namespace, name, address string) policy.Pod {
+		return policy.Pod{
+			Namespace: namespace, Name: name, Labels: map[string]string{"app": name, name: name},
+			Addresses: []netip.Addr{netip.MustParseAddr(address)},
+		}
+	}
+	np := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name}}
+	np.Spec.PodSelector.MatchLabels = map[string]string{"app": "db"}
+	np.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{
+		{PodSelector: &metav1.LabelSelector{}}, {IPBlock: &networkingv1.IPBlock{CIDR: "192.0.2.0/24"}},
+	}}}
+	m := reach.New(policy.State{Objects: policy.Objects{
+		Pods: []policy.Pod{
+			pod("shop", "db", "10.0.0.2"), pod("shop", name, "10.0.0.3"), pod("other", "spy", "10.0.0.4"),
+		},
+		Policies: []*networkingv1.NetworkPolicy{np},
+	}}, []policy.Service{{Namespace: "shop", Name: name, Selector: map[string]string{"app": "db"}}})
+	return chart.View{Matrix: m, Rows: m.Rows(), Title: "title " + name, Policies: []string{name}, Notes: []string{name}}
+}
+
+func draw(t *testing.T, f func(io.Writer, chart.View) error, v chart.View) string {
+	t.Helper()
+	var out bytes.Buffer
+	if err := f(&out, v); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+// TestEscapes: a name from an object does nothing in a terminal, and is only text in each format.
+func TestEscapes(t *testing.T) {
+	v := view(hostile)
+	change := func(out io.Writer, v chart.View) error {
+		return chart.DiffTable(out, chart.Change{View: v, Opened: v.Rows, Applied: reach.Applied{Added: []string{hostile}}})
+	}
+	for name, f := range map[string]func(io.Writer, chart.View) error{
+		"text": chart.Table, "diff": change, "dot": chart.Dot, "svg": chart.SVG, "html": chart.HTML, "json": chart.JSON,
+	} {
+		for _, r := range draw(t, f, v) {
+			// JSON is for programs: it keeps U+202E, which reorders text only where it is shown.
+			if unicode.IsControl(r) && r != '\n' || r == '\u202e' && name != "json" {
+				t.Errorf("%s has %U", name, r)
+			}
+		}
+	}
+	for line := range strings.Lines(draw(t, chart.Dot, v)) {
+		strings := regexp.MustCompile(`"(\\.|[^"\\])*"`)
+		if rest := strings.ReplaceAllString(line, ""); regexp.MustCompile(`evil|"`).MatchString(rest) {
+			t.Errorf("a string ends early: %s", line)
+		}
+	}
+	picture := xml.NewDecoder(strings.NewReader(draw(t, chart.SVG, v)))
+	for {
+		token, err := picture.Token()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e, ok := token.(xml.StartElement); ok && e.Name.Local == "img" {
+			t.Error("the picture has the element img")
+		}
+	}
+	page := draw(t, chart.HTML, v)
+	for element, want := range map[string]int{"<script": 2, "</script": 2, "<img": 0} {
+		if n := strings.Count(page, element); n != want {
+			t.Errorf("the page has %s %d times", element, n)
+		}
+	}
+	data := regexp.MustCompile(`(?s)id="data">(.*)</script>`).FindStringSubmatch(page)
+	var decoded struct{ Title string }
+	if err := json.Unmarshal([]byte(data[1]), &decoded); err != nil || decoded.Title != "title "+chart.OneLine(hostile) {
+		t.Errorf("the page's data: %v, %q", err, decoded.Title)
+	}
+}
+
+// TestDot: a graph has one node for each party and one for each row.
+func TestDot(t *testing.T) {
+	got := draw(t, chart.Dot, view("web"))
+	for _, want := range []string{
+		"digraph reach {\n", `label="shop"`, `[label="shop/web"]`, `[label="192.0.2.0/24"; shape=ellipse]`,
+		`[shape=plaintext; label="everything"]`,
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%s is missing in\n%s", want, got)
+		}
+	}
+}
+
+// browser returns the path of a Chromium; the test is skipped if there is none.
+func browser(t *testing.T) string {
+	t.Helper()
+	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "chrome-headless-shell"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	t.Skip("no Chromium is here")
+	return ""
+}
+
+// TestPage loads pages in a headless Chromium, and looks at the document that their scripts make. The browser has no
+// network, so a page that needs one fails. If the variable SCREENSHOTS names a directory, the test also leaves pictures
+// of the pages there.
+func TestPage(t *testing.T) {
+	chromium := browser(t)
+	dir := t.TempDir()
+	for _, tc := range []struct {
+		name, pod, view string
+		want            []string
+		cells           int
+	}{
+		{"matrix", "web", "view=matrix", []string{
+			"shop/web", `aria-label="shop/web → shop/db: everything"`,
+			`aria-label="other/spy → shop/db: nothing"`,
+		}, 25},
+		{"namespace", "web", "view=matrix&namespace=other", []string{"other/spy"}, 0},
+		{"port", "web", "view=matrix&port=80&theme=dark", []string{`aria-label="shop/web → shop/db: TCP 80"`}, 25},
+		{"list", "web", "view=list&to=shop/db", []string{"192.0.2.0/24</td>", "<td>shop/db</td>"}, 0},
+		{"pair", "web", "pair=shop/web>shop/db", []string{
+			"shop/web → shop/db</h2>", "<li>no policy isolates it: all is allowed</li>", "<li>isolated by shop/web</li>",
+			"<li>shop/web ingress[0] allows everything</li>",
+		}, 25},
+		{"graph", "web", "view=graph", []string{"shop/web ingress[0]", "192.0.2.0/24"}, 0},
+		{"hostile", hostile, "view=matrix", []string{"&lt;img src=x"}, 25},
+		{"hostile-list", hostile, "view=list", []string{"&lt;img src=x"}, 0},
+		{"hostile-graph", hostile, "view=graph", []string{"&lt;img src=x"}, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			file := filepath.Join(dir, tc.name+".html")
+			if err := os.WriteFile(file, []byte(draw(t, chart.HTML, view(tc.pod))), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			u := url.URL{Scheme: "file", Path: file, Fragment: tc.view}
+			args := []string{
+				"--headless", "--no-sandbox", "--disable-gpu", "--user-data-dir=" + t.TempDir(), "--hide-scrollbars",
+				"--proxy-server=127.0.0.1:1", "--virtual-time-budget=5000", "--window-size=1400,900",
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			defer cancel()
+			document, err := exec.CommandContext(ctx, chromium, append(args, "--dump-dom", u.String())...).Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			shown, _, _ := strings.Cut(string(document), "<script>")
+			for _, want := range tc.want {
+				if !strings.Contains(shown, want) {
+					t.Errorf("%q is missing in\n%s", want, shown)
+				}
+			}
+			if strings.Contains(shown, "<img") || !strings.Contains(shown, "<title>Who can reach whom") {
+				t.Errorf("a name became a part of the page:\n%s", shown)
+			}
+			if n := strings.Count(shown, "<td"); tc.cells > 0 && n != tc.cells {
+				t.Errorf("%d cells, want %d", n, tc.cells)
+			}
+			if to := os.Getenv("SCREENSHOTS"); to != "" {
+				picture := "--screenshot=" + filepath.Join(to, tc.name+".png")
+				out, err := exec.CommandContext(ctx, chromium, append(args, picture, u.String())...).CombinedOutput()
+				if err != nil {
+					t.Errorf("%v\n%s", err, out)
+				}
+			}
+		})
+	}
+}
+
+// TestTableIsBounded: a table has no more rows than it should, and says how to see the rest.
+func TestTableIsBounded(t *testing.T) {
+	v := view("web")
+	v.MaxRows = 1
+	lines := slices.Collect(strings.Lines(draw(t, chart.Table, v)))
+	last := lines[len(lines)-1]
+	if len(lines) != 6 || !strings.Contains(last, "more rows. Narrow the table with -n NAMESPACE") {
+		t.Errorf("%d lines, the last of them %q", len(lines), last)
+	}
+}
