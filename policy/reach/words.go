@@ -18,16 +18,19 @@ func (p Party) String() string {
 // world" stand for all of these parties. other are the parties at the other ends: a pod's connection to itself doesn't
 // count, so a list is complete without it.
 func (m *Matrix) Words(parties, other []int) []string {
-	in, has := map[int]bool{}, map[int]bool{}
+	in := map[int]bool{}
 	for _, i := range parties {
-		in[i], has[i] = true, true
+		in[i] = true
 	}
+	itself := -1
 	if len(other) == 1 && len(m.Parties[other[0]].Pods) == 1 {
-		has[other[0]] = has[other[0]] || len(parties) > 1
+		itself = other[0]
 	}
 	all, inNamespace, inWorld := m.split()
 	complete := func(list []int) bool {
-		return len(list) > 0 && !slices.ContainsFunc(list, func(i int) bool { return !has[i] })
+		return len(list) > 0 && !slices.ContainsFunc(list, func(i int) bool {
+			return !in[i] && (i != itself || len(list) < 3) // of two pods, the name of the other one says more
+		})
 	}
 	var words []string
 	named := func(list []int) {
@@ -38,7 +41,7 @@ func (m *Matrix) Words(parties, other []int) []string {
 		}
 	}
 	everywhere, everyPod := complete(inWorld), complete(all)
-	switch missing := m.missing(all, has); {
+	switch missing := m.missing(all, in, itself); {
 	case everywhere && everyPod:
 		return []string{"everyone"}
 	case everyPod && len(all) > 1:
@@ -64,9 +67,10 @@ func (m *Matrix) Words(parties, other []int) []string {
 // maxMissing is how many parties the words "all pods except" name.
 const maxMissing = 2
 
-func (m *Matrix) missing(all []int, has map[int]bool) (names []string) {
+// missing returns the names of the parties that aren't in, as many as the words name and one more.
+func (m *Matrix) missing(all []int, in map[int]bool, itself int) (names []string) {
 	for _, i := range all {
-		if !has[i] {
+		if !in[i] && i != itself {
 			if names = append(names, m.Parties[i].String()); len(names) > maxMissing {
 				break
 			}
