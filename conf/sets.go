@@ -21,6 +21,10 @@ const (
 	LinksSet = ownSet + "links"
 	// SendersSet has the addresses of the pods behind these links, each with the pod's link.
 	SendersSet = ownSet + "senders"
+	// IngressMap and EgressMap have the pods of all classes of one direction, each with the number of its class. They take
+	// the place of class sets where the kernel can look such numbers up.
+	IngressMap = ownSet + "in"
+	EgressMap  = ownSet + "eg"
 	// TrialSet is made and destroyed again, to find out whether the kernel supports a kind of set.
 	TrialSet = ownSet + "trial"
 )
@@ -64,6 +68,10 @@ const (
 	PostroutingChain = ownChain + "POSTROUTING"
 	IngressChain     = ownChain + "INGRESS"
 	EgressChain      = ownChain + "EGRESS"
+	// LastIngressChain and LastEgressChain jump to IngressChain and EgressChain, and clear what these leave in the
+	// packet's mark.
+	LastIngressChain = IngressChain + "-LAST"
+	LastEgressChain  = EgressChain + "-LAST"
 	// TrialChain is made and deleted again, to find out which rules the kernel refuses. No rule sends packets to this
 	// chain.
 	TrialChain = ownChain + "TRIAL"
@@ -75,6 +83,9 @@ const (
 	ownChain           = "WEIR-"
 	IngressClassChains = ownChain + "IN-"
 	EgressClassChains  = ownChain + "EG-"
+	// ByNumber follows one of these prefixes in the name of a chain that leads to the chains of classes by a part of their
+	// numbers.
+	ByNumber = "CLASSES-"
 )
 
 // OwnSet reports whether a set of that name is weir's.
@@ -94,11 +105,17 @@ func SetGroup(name string) string {
 	return strings.TrimSuffix(group, "6") // weir-pods6 is in the group weir-pods
 }
 
-// IngressClass reports whether the set of that name is a class set of the ingress direction, of either family.
-func IngressClass(name string) bool { return strings.HasPrefix(name, IngressClasses) }
+// IngressClass reports whether the set of that name has members of ingress classes, of either family: one class's, or
+// those of all.
+func IngressClass(name string) bool {
+	return strings.HasPrefix(name, IngressClasses) || strings.TrimSuffix(name, "6") == IngressMap
+}
 
-// EgressClass reports whether the set of that name is a class set of the egress direction, of either family.
-func EgressClass(name string) bool { return strings.HasPrefix(name, EgressClasses) }
+// EgressClass reports whether the set of that name has members of egress classes, of either family: one class's, or
+// those of all.
+func EgressClass(name string) bool {
+	return strings.HasPrefix(name, EgressClasses) || strings.TrimSuffix(name, "6") == EgressMap
+}
 
 // OwnChain reports whether a chain of that name is weir's.
 func OwnChain(name string) bool { return strings.HasPrefix(name, ownChain) }

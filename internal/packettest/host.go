@@ -21,6 +21,7 @@ type host struct {
 	addr    netip.Addr
 	raw     map[ruleset.Protocol]int // raw sockets: each sends, and receives what arrives
 	servers []io.Closer
+	mark    int // of the packets that it sends over sockets of TCP and UDP (SO_MARK)
 }
 
 // Protocols without ports are represented by the ICMP of each family.

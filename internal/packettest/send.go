@@ -131,6 +131,9 @@ func (f *flight) send(n *Node, h *host, i int) error {
 		return err
 	}
 	f.clients[fd] = i
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, h.mark); err != nil {
+		return err
+	}
 	if err := unix.Bind(fd, sockaddr(p.Src, 0)); err != nil {
 		return err
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// Change adds an entry to a set or replaces its comment; or deletes the entry, if Delete is true.
+// Change adds an entry to a set or replaces its comment and mark; or deletes the entry, if Delete is true.
 type Change struct {
 	Set    string
 	Entry  Entry
@@ -152,6 +152,9 @@ func request(command int, name string, e Entry) *nl.NetlinkRequest {
 		if e.Comment != "" && command == nl.IPSET_CMD_ADD {
 			data.AddRtAttr(nl.IPSET_ATTR_COMMENT, nl.ZeroTerminated(e.Comment))
 		}
+		if e.Mark.Mask != 0 && command == nl.IPSET_CMD_ADD {
+			data.AddRtAttr(int(nl.IPSET_ATTR_SKBMARK|nl.NLA_F_NET_BYTEORDER), e.Mark.encode())
+		}
 	}
 	r := nl.NewNetlinkRequest(command|unix.NFNL_SUBSYS_IPSET<<8, 0)
 	r.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
@@ -159,4 +162,9 @@ func request(command int, name string, e Entry) *nl.NetlinkRequest {
 	r.AddData(nl.NewRtAttr(nl.IPSET_ATTR_SETNAME, nl.ZeroTerminated(name)))
 	r.AddData(data)
 	return r
+}
+
+// encode returns the mark as the kernel wants it.
+func (m Mark) encode() []byte {
+	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, m.Value), m.Mask)
 }

@@ -35,6 +35,9 @@ const (
 // older revision, the ipset command doesn't print the comments.
 var revisions = map[string]uint8{HashIP: 3, HashNet: 5, HashIPPort: 4, BitmapPort: 2, HashNetIface: 4}
 
+// markRevision is the first revision of hash:ip whose entries can have marks (Linux 3.19).
+const markRevision = 4
+
 // ErrNotExist replaces the kernel's ENOENT for a set that doesn't exist.
 var ErrNotExist = errors.New("no such ipset")
 
@@ -43,13 +46,18 @@ var ErrNotExist = errors.New("no such ipset")
 //   - In a hash:ip,port set it also has a protocol (tcp, udp or sctp) and a port.
 //   - In a hash:net,iface set it also has a link.
 //   - In a bitmap:port set it is a port and nothing else.
+//   - In a set with marks it has a mark.
 type Entry struct {
 	Prefix  netip.Prefix
 	Proto   string
 	Port    uint16
 	Link    string
+	Mark    Mark
 	Comment string
 }
+
+// Mark is what a rule with the target SET writes into the mark of a packet: Value into the bits of Mask.
+type Mark struct{ Value, Mask uint32 }
 
 func (e Entry) String() string {
 	if !e.Prefix.IsValid() {
@@ -75,6 +83,8 @@ type Set struct {
 type Header struct {
 	Name, Type string
 	Family     conf.Family // the family of the set's entries; the kernel refuses entries of the other family
+	// Marks is true if the set has room for marks (skbinfo). Headers doesn't read it.
+	Marks bool
 }
 
 // InUse reports whether a rule uses the set. It returns ErrNotExist if there is no such set.
@@ -117,12 +127,15 @@ func (h *Handle) Close() {
 //
 // Equivalent to:
 //
-//	ipset create -exist NAME TYPE family inet comment maxelem 1048576  (inet6 for IPv6)
+//	ipset create -exist NAME TYPE family inet comment maxelem 1048576  (inet6 for IPv6; skbinfo for marks)
 //	ipset create -exist NAME bitmap:port range 0-65535
 func (h *Handle) Create(s Header) error {
 	options := netlink.IpsetCreateOptions{Replace: true, Revision: revisions[s.Type], Family: unix.AF_INET}
 	if s.Family == conf.IPv6 {
 		options.Family = unix.AF_INET6
+	}
+	if s.Marks {
+		options.Revision, options.Skbinfo = max(options.Revision, markRevision), true
 	}
 	if s.Type == BitmapPort { // it takes 8 KB; with comments it would take 512 KB. Both families use it
 		options.PortTo = 65535

@@ -31,8 +31,8 @@ func TestSets(t *testing.T) {
 	}
 	pod, net := netip.MustParsePrefix("10.88.0.2/32"), netip.MustParsePrefix("10.88.0.0/24")
 	for range 2 { // each verb is safe to repeat
-		must(h.Create(Header{"weir-pods", HashIP, conf.IPv4}))
-		must(h.Create(Header{"weir-networks", HashNet, conf.IPv4}))
+		must(h.Create(Header{"weir-pods", HashIP, conf.IPv4, false}))
+		must(h.Create(Header{"weir-networks", HashNet, conf.IPv4, false}))
 		must(Apply(Change{Set: "weir-pods", Entry: Entry{Prefix: pod, Comment: "ns-1/a"}}))
 		must(Apply(Change{Set: "weir-networks", Entry: Entry{Prefix: net, Comment: "pods of this node"}}))
 		must(Apply(Change{Set: "weir-networks", Entry: Entry{Prefix: pod, Comment: "one address"}}))
@@ -42,14 +42,14 @@ func TestSets(t *testing.T) {
 	}
 	other := Entry{Prefix: netip.MustParsePrefix("10.88.0.3/32"), Proto: "tcp", Port: 80, Comment: "port of b"}
 	for range 2 {
-		must(h.Create(Header{"weir-port-x", HashIPPort, conf.IPv4}))
+		must(h.Create(Header{"weir-port-x", HashIPPort, conf.IPv4, false}))
 		for _, e := range []Entry{port("tcp", 80), port("udp", 80), port("sctp", 443), port("tcp", 81), other} {
 			must(Apply(Change{Set: "weir-port-x", Entry: e}))
 		}
 		must(Apply(Change{Set: "weir-port-x", Entry: port("tcp", 81), Delete: true}))
 	}
 	for range 2 {
-		must(h.Create(Header{"weir-numbers-x", BitmapPort, conf.IPv4}))
+		must(h.Create(Header{"weir-numbers-x", BitmapPort, conf.IPv4, false}))
 		for _, n := range []uint16{1, 80, 65535, 81} {
 			must(Apply(Change{Set: "weir-numbers-x", Entry: Entry{Port: n}}))
 		}
@@ -62,10 +62,10 @@ func TestSets(t *testing.T) {
 	must(err)
 	byName := cmpopts.SortSlices(func(a, b Header) bool { return a.Name < b.Name })
 	if diff := cmp.Diff([]Header{
-		{"weir-networks", HashNet, 0},
-		{"weir-numbers-x", BitmapPort, 0},
-		{"weir-pods", HashIP, 0},
-		{"weir-port-x", HashIPPort, 0},
+		{"weir-networks", HashNet, 0, false},
+		{"weir-numbers-x", BitmapPort, 0, false},
+		{"weir-pods", HashIP, 0, false},
+		{"weir-port-x", HashIPPort, 0, false},
 	}, headers, byName); diff != "" {
 		t.Errorf("headers: %s", diff)
 	}
@@ -73,7 +73,7 @@ func TestSets(t *testing.T) {
 	got, err := h.List("weir-networks")
 	must(err)
 	want := Set{
-		Header{"weir-networks", HashNet, conf.IPv4},
+		Header{"weir-networks", HashNet, conf.IPv4, false},
 		true,
 		[]Entry{{Prefix: net, Comment: "pods of this node"}, {Prefix: pod, Comment: "one address"}},
 	}
@@ -85,7 +85,7 @@ func TestSets(t *testing.T) {
 	must(err)
 	byText := cmpopts.SortSlices(func(a, b Entry) bool { return a.String() < b.String() })
 	want = Set{
-		Header{"weir-port-x", HashIPPort, conf.IPv4},
+		Header{"weir-port-x", HashIPPort, conf.IPv4, false},
 		true,
 		[]Entry{port("sctp", 443), port("tcp", 80), port("udp", 80), other},
 	}
@@ -94,7 +94,8 @@ func TestSets(t *testing.T) {
 	}
 	got, err = h.List("weir-numbers-x")
 	must(err)
-	want = Set{Header{"weir-numbers-x", BitmapPort, conf.IPv4}, false, []Entry{{Port: 1}, {Port: 65535}, {Port: 80}}}
+	numbers := Header{"weir-numbers-x", BitmapPort, conf.IPv4, false}
+	want = Set{numbers, false, []Entry{{Port: 1}, {Port: 65535}, {Port: 80}}}
 	if diff := cmp.Diff(want, got, prefixes, byText); diff != "" {
 		t.Errorf("weir-numbers-x: %s", diff)
 	}
@@ -127,7 +128,7 @@ func TestSets(t *testing.T) {
 	}
 	nodetest.Run(t, "ipset", "test", "somebody-elses", "10.88.0.2")
 
-	if err := h.Create(Header{"weir-pods", HashNet, conf.IPv4}); err == nil {
+	if err := h.Create(Header{"weir-pods", HashNet, conf.IPv4, false}); err == nil {
 		t.Error("a set was taken for one of another type")
 	}
 	if err := Apply(Change{Set: "weir-none", Entry: Entry{Prefix: pod}}); !errors.Is(err, ErrNotExist) {
@@ -182,7 +183,7 @@ func TestBothFamilies(t *testing.T) {
 	}
 	for _, s := range kinds {
 		for _, f := range conf.Families {
-			set := Header{f.Set(s.Name), s.Type, f}
+			set := Header{f.Set(s.Name), s.Type, f, false}
 			for range 2 {
 				must(h.Create(set))
 				for _, p := range []netip.Prefix{one[f], other[f]} {

@@ -46,7 +46,9 @@ func (h *Handle) Each(name string, each func(e Entry, comment []byte) bool) (s H
 					s.Family = families[value[0]]
 				}
 			case nl.IPSET_ATTR_DATA:
-				comments = comments || withComments(value)
+				flags := flagsOf(value)
+				comments = comments || flags&nl.IPSET_FLAG_WITH_COMMENT != 0
+				s.Marks = s.Marks || flags&nl.IPSET_FLAG_WITH_SKBINFO != 0
 			case nl.IPSET_ATTR_ADT:
 				for _, data := range attrs.In(value) {
 					e, comment, ok := parseEntry(data, s.Type)
@@ -76,14 +78,14 @@ func listRequest(name string) *nl.NetlinkRequest {
 	return req
 }
 
-// withComments reports whether a set's properties say that it was created with room for comments.
-func withComments(properties []byte) bool {
+// flagsOf returns the flags in a set's properties. They say what the set was created with room for.
+func flagsOf(properties []byte) uint32 {
 	for kind, value := range attrs.In(properties) {
 		if kind == nl.IPSET_ATTR_CADT_FLAGS && len(value) == 4 {
-			return binary.BigEndian.Uint32(value)&nl.IPSET_FLAG_WITH_COMMENT != 0
+			return binary.BigEndian.Uint32(value)
 		}
 	}
-	return false
+	return 0
 }
 
 // parseEntry reads an entry of a set of that type.
@@ -112,6 +114,10 @@ func parseEntry(data []byte, setType string) (e Entry, comment []byte, ok bool) 
 			e.Link = text(value)
 		case nl.IPSET_ATTR_COMMENT:
 			comment = cut(value)
+		case nl.IPSET_ATTR_SKBMARK:
+			if len(value) == 8 {
+				e.Mark = Mark{binary.BigEndian.Uint32(value), binary.BigEndian.Uint32(value[4:])}
+			}
 		}
 	}
 	if setType == BitmapPort {

@@ -103,7 +103,7 @@ func (PodSets) InUse(addr netip.Addr) (bool, error) {
 }
 
 // Check returns an error that names each set that should hold one of the addresses and does not: the set of all pods,
-// and a class set for each direction.
+// and a set of the pods in classes for each direction.
 func (PodSets) Check(addrs ...netip.Addr) error {
 	h, err := New()
 	if err != nil {
@@ -120,21 +120,21 @@ func (PodSets) Check(addrs ...netip.Addr) error {
 			errs = append(errs, errors.Join(fmt.Errorf("%s is not in ipset %s", a, podsSet(a)), err))
 		}
 		for _, of := range []struct {
-			prefix string
-			class  func(name string) bool
-		}{{conf.IngressClasses, conf.IngressClass}, {conf.EgressClasses, conf.EgressClass}} {
+			name  string
+			class func(name string) bool
+		}{{conf.IngressMap, conf.IngressClass}, {conf.EgressMap, conf.EgressClass}} {
 			if in, err := h.inClass(headers, of.class, a); err != nil || !in {
 				errs = append(errs, errors.Join(fmt.Errorf(
-					"%s is in no class (ipset %s…): its new connections are dropped until weir-agent enrols the pod",
-					a, of.prefix), err))
+					"%s is in no class (ipset %s): its new connections are dropped until weir-agent enrols the pod",
+					a, of.name), err))
 			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// inClass reports whether the address is in a class set of one direction. class reports whether a name is that of such
-// a set.
+// inClass reports whether the address is in a set of the pods in classes of one direction. class reports whether a name
+// is that of such a set. While an earlier agent's rules are in the kernel, each class has a set of its own.
 func (h *Handle) inClass(headers []Header, class func(name string) bool, addr netip.Addr) (bool, error) {
 	for _, s := range headers {
 		if s.Family != conf.FamilyOf(addr) || !class(s.Name) {
@@ -148,10 +148,10 @@ func (h *Handle) inClass(headers []Header, class func(name string) bool, addr ne
 	return false, nil
 }
 
-// Addresses returns the addresses in the sets that have only pods of this node: the sets of all pods and the class
-// sets.
+// Addresses returns the addresses in the sets that have only pods of this node: the sets of all pods, and of the pods
+// in classes.
 //
-// Equivalent to: for set in weir-pods weir-in-… weir-eg-…; do ipset list $set; done
+// Equivalent to: for set in weir-pods weir-in weir-eg; do ipset list $set; done (weir-pods6 etc. for IPv6)
 func (PodSets) Addresses() ([]netip.Addr, error) {
 	h, err := New()
 	if err != nil {

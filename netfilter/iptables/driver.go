@@ -33,6 +33,8 @@ type Driver struct {
 	// fresh is true if have was read and nothing was changed since.
 	fresh    bool
 	lowering lowering
+	// numbered says for each family whether kernel and iptables support numbers of classes.
+	numbered [len(conf.Families)]support
 	// wanted has the families that the last ruleset has rules for.
 	wanted [len(conf.Families)]bool
 	// nat has the families' tables nat of iptables-legacy as they were read last.
@@ -77,14 +79,16 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 			return r, err
 		}
 	}
-	r, err := d.apply(ctx, d.lowering.lower(want), verify)
+	r, err := d.apply(ctx, want, verify)
 	d.settle(want, r, err)
 	return r, err
 }
 
-func (d *Driver) apply(ctx context.Context, want *lowered, verify netfilter.Verify) (r netfilter.Result, err error) {
+func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfilter.Verify) (
+	r netfilter.Result, err error,
+) {
 	d.settled = nil
-	if err := d.look(ctx, want, verify); err != nil {
+	if err := d.look(ctx, rules, verify); err != nil {
 		return r, err
 	}
 	for _, f := range conf.Families {
@@ -95,6 +99,7 @@ func (d *Driver) apply(ctx context.Context, want *lowered, verify netfilter.Veri
 		r.Rules = r.Rules || woken
 	}
 	r.Changed, r.Closes = r.Rules, r.Rules
+	want := d.lower(ctx, rules)
 	p := makePlan(*d.have, want)
 	if d.fresh {
 		for _, c := range p.strays {
@@ -158,7 +163,7 @@ func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (bool, 
 	want := lower(closed)
 	stand, err := d.putFirst(ctx, want)
 	if !stand {
-		_, err := d.apply(ctx, want, netfilter.All)
+		_, err := d.Apply(ctx, closed, netfilter.All)
 		return true, err
 	}
 	return false, err
@@ -346,10 +351,6 @@ func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands stri
 	}
 	d.ahead[f], _ = startRestorer(d.Flavour, f) // after an error, the next call tries again
 	return nil
-}
-
-func entry(e ruleset.Entry) ipset.Entry {
-	return ipset.Entry{Prefix: e.Prefix, Proto: string(e.Proto), Port: e.Port, Link: e.Link, Comment: e.Comment}
 }
 
 // CleanOtherFlavour removes weir's rules from the flavour that the node doesn't use, or no longer uses. It is called

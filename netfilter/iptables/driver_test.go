@@ -126,7 +126,10 @@ func TestDriftIsRepaired(t *testing.T) {
 		"iptables -t nat -F WEIR-POSTROUTING",
 		"iptables -t mangle -I WEIR-INGRESS 1 -j RETURN",
 		"ipset flush weir-pods",
-		"ipset add weir-in-open 203.0.113.9",
+		"ipset add weir-in 203.0.113.9 skbmark 0x10010000/0x1fff0000",
+		"ipset add weir-eg 203.0.113.9",
+		"iptables -t mangle -F WEIR-EGRESS-LAST",
+		"iptables -t mangle -I WEIR-INGRESS 4 -m mark --mark 0x10ab0000/0x1fff0000 -j RETURN",
 		"ipset del weir-networks 10.88.0.0/24",
 		"nft flush ruleset",
 		"iptables -t mangle -N WEIR-STALE",
@@ -136,7 +139,8 @@ func TestDriftIsRepaired(t *testing.T) {
 		"ip6tables -t nat -F",
 		"ip6tables -t mangle -N WEIR-STALE",
 		"ipset flush weir-pods6",
-		"ipset add weir-eg-open6 2001:db8::9",
+		"ipset add weir-eg6 2001:db8::9 skbmark 0x30000/0x1fff0000",
+		"ipset flush weir-in6",
 		"nft delete table ip6 mangle",
 	} {
 		f := strings.Fields(drift)

@@ -44,18 +44,19 @@ func (d *Driver) Inspect(
 	defer own.Close()
 	ctx, cancel := context.WithTimeout(ctx, readTime)
 	defer cancel()
-	lowered := lower(want)
+	k, err := own.inspected(ctx, want, packets)
+	if err != nil {
+		return held, err
+	}
 	for _, f := range conf.Families {
-		if slices.ContainsFunc(packets, func(p ruleset.Packet) bool { return conf.FamilyOf(p.Dst) == f }) {
-			wrong, err := own.wrongRules(ctx, f, lowered)
-			if err != nil {
-				held.Unread = err.Error()
-			}
-			held.Wrong = append(held.Wrong, wrong...)
+		if t, read := k.have.tables[f][checks]; read && t.unknown != nil {
+			held.Unread = t.unknown.why.Error()
+		} else if read {
+			held.Wrong = append(held.Wrong, own.wrongRules(f, t, k.want)...)
 		}
 	}
 	var missing map[string]bool
-	held.Ruleset, missing, err = heldBy(want, packets)
+	held.Ruleset, missing, err = k.heldBy(want, packets)
 	for _, s := range want.Sets {
 		if missing[s.Name] {
 			held.Wrong = append(held.Wrong, fmt.Sprintf("the set %s is missing", s.Name))
@@ -64,13 +65,64 @@ func (d *Driver) Inspect(
 	return held, err
 }
 
-// wrongRules says which chains of the family differ from the ruleset. It returns an error if the table can't be read.
-func (d *Driver) wrongRules(ctx context.Context, f conf.Family, want *lowered) (wrong []string, err error) {
-	d.wanted[f] = want.has(f)
-	t := d.readText(ctx, f, checks, nil)
-	if t.unknown != nil {
-		return nil, t.unknown.why
+// inspected is the kernel's state, as far as it decides about some packets, and the ruleset in the kernel's words.
+type inspected struct {
+	have state // the tables that check the packets, and the sets of numbered pods
+	want *lowered
+}
+
+// inspected reads the kernel's state for the packets.
+func (d *Driver) inspected(
+	ctx context.Context, want ruleset.Ruleset, packets []ruleset.Packet,
+) (k inspected, err error) {
+	k.have.sets = map[string]set{}
+	var n numbers
+	for _, f := range conf.Families {
+		if !slices.ContainsFunc(packets, func(p ruleset.Packet) bool { return conf.FamilyOf(p.Dst) == f }) {
+			continue
+		}
+		d.wanted[f] = want.Has(f)
+		k.have.tables[f] = tables{checks: d.readText(ctx, f, checks, nil)}
+		numbered := want.Has(f)
+		for _, at := range dispatches {
+			name := f.Set(at.set)
+			s, err := d.readSet(name, set{})
+			switch {
+			case errors.Is(err, ipset.ErrNotExist):
+				numbered = false
+			case err != nil:
+				return k, err
+			default:
+				k.have.sets[name] = s
+			}
+		}
+		if numbered {
+			n[f] = new(lowering).numbers(&k.have, f, want)
+		}
 	}
+	k.want = new(lowering).lower(want, n)
+	return k, nil
+}
+
+// hasClass reports whether the kernel's rules lead from the pod to the class that has the set. known is false if the
+// kernel has a set for each class.
+func (k inspected) hasClass(s ruleset.Set, e ruleset.Element) (has, known bool) {
+	if s.Role != ruleset.Members || k.want.numbers[s.Family] == nil {
+		return false, false
+	}
+	numbered := s.Family.Set(dispatches[s.Dispatch].set)
+	text, in := k.have.sets[numbered].entries.Get(e)
+	if n := k.have.tables[s.Family][checks].numbers[s.Dispatch]; in && n != nil {
+		number, _ := unnumbered(text)
+		for _, c := range k.want.classes[numbered] {
+			has = has || c.set == s.Name && c.target == n.leaves[number]
+		}
+	}
+	return has, true
+}
+
+// wrongRules says which chains of the family's table differ from the ruleset.
+func (d *Driver) wrongRules(f conf.Family, t table, want *lowered) (wrong []string) {
 	if t.dormant {
 		wrong = append(wrong, fmt.Sprintf("the table %s of %s is switched off", checks, d.Flavour.program(f)))
 	}
@@ -87,19 +139,25 @@ func (d *Driver) wrongRules(ctx context.Context, f conf.Family, want *lowered) (
 	if len(jumps(f, checks, t, want)) > 0 || len(t.misplaced) > 0 {
 		wrong = append(wrong, fmt.Sprintf("packets of %s don't come to weir's chains first", f))
 	}
-	return wrong, nil
+	return wrong
 }
 
 // heldBy returns the ruleset with those entries of its sets that the kernel holds and that a packet has, and the sets
 // that the kernel doesn't have.
-func heldBy(want ruleset.Ruleset, packets []ruleset.Packet) (ruleset.Ruleset, map[string]bool, error) {
+func (k inspected) heldBy(want ruleset.Ruleset, packets []ruleset.Packet) (ruleset.Ruleset, map[string]bool, error) {
 	var questions []ipset.Question
 	entries := make([][]ruleset.Entry, len(want.Sets))
 	at := []int{} // for each question: the index of its set
 	for i, s := range want.Sets {
 		for _, e := range elements(s, packets) {
-			questions = append(questions, ipset.Question{Set: s.Name, Entry: entry(ruleset.Entry{Element: e})})
-			at = append(at, i)
+			has, known := k.hasClass(s, e)
+			if has {
+				entries[i] = append(entries[i], ruleset.Entry{Element: e})
+			}
+			if !known {
+				questions = append(questions, ipset.Question{Set: s.Name, Entry: entryOf(ruleset.Entry{Element: e}, s.Name)})
+				at = append(at, i)
+			}
 		}
 	}
 	holds, missing, err := ipset.Holds(questions)

@@ -19,7 +19,14 @@ type lowered struct {
 	jumps  []jump
 	// whole has the names of the sets with an entry for all addresses (/0). ipset needs two entries for that entry.
 	whole map[string]bool
+	// numbers are the numbers of the classes, by family and dispatch chain; nil for a family without numbers.
+	numbers numbers
+	// classes are the classes that a set of numbered pods was lowered from, by the name of that set.
+	classes map[string][]class
 }
+
+// numbers are the numbers of the classes of each family, by dispatch chain.
+type numbers [len(conf.Families)]map[string]*numbering
 
 // chain is one of weir's chains in a table. Each family has tables of its own.
 type chain struct {
@@ -61,8 +68,9 @@ const checks = "mangle"
 // lowering lowers one ruleset after another. It remembers the last one, so that it lowers only sets and chains that are
 // new or have changed. The zero value remembers nothing.
 type lowering struct {
-	sets   map[string]loweredSet
-	chains map[chainKey]chain
+	sets    map[string]loweredSet
+	chains  map[chainKey]loweredChain
+	members map[string]loweredMembers // by the name of the set of numbered pods
 }
 
 // chainKey names a chain of a ruleset.
@@ -71,15 +79,22 @@ type chainKey struct {
 	name   string
 }
 
-// lower returns the ruleset as sets of ipset and rules of iptables.
-func lower(r ruleset.Ruleset) *lowered { return new(lowering).lower(r) }
+// lower returns the ruleset as sets of ipset and rules of iptables, without numbers of classes.
+func lower(r ruleset.Ruleset) *lowered { return new(lowering).lower(r, numbers{}) }
 
-// lower returns the ruleset as sets of ipset and rules of iptables.
-func (m *lowering) lower(r ruleset.Ruleset) *lowered {
-	l := &lowered{whole: map[string]bool{}}
+// lower returns the ruleset as sets of ipset and rules of iptables. In the families of which n has the numbers of
+// classes, a set of numbered pods takes the place of the class sets of one direction.
+func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
+	l := &lowered{whole: map[string]bool{}, numbers: n, classes: map[string][]class{}}
 	last := *m
-	m.sets, m.chains = make(map[string]loweredSet, len(r.Sets)), make(map[chainKey]chain, len(r.Chains))
+	m.sets, m.chains = make(map[string]loweredSet, len(r.Sets)), make(map[chainKey]loweredChain, len(r.Chains))
+	m.members = map[string]loweredMembers{}
+	classSets := map[string]ruleset.Set{}
 	for _, s := range r.Sets {
+		if n[s.Family] != nil && s.Role == ruleset.Members {
+			classSets[s.Name] = s
+			continue
+		}
 		m.sets[s.Name] = last.sets[s.Name]
 		done := m.set(s)
 		if done.whole {
@@ -89,15 +104,21 @@ func (m *lowering) lower(r ruleset.Ruleset) *lowered {
 		l.sets = append(l.sets, s)
 	}
 	for _, c := range r.Chains {
+		var classes []class
+		if n[c.Family][c.Name] != nil {
+			classes = classesOf(c, classSets)
+			l.sets = append(l.sets, m.numbered(last, c, classes, n[c.Family][c.Name]))
+			l.classes[l.sets[len(l.sets)-1].Name] = classes
+		}
 		key := chainKey{c.Family, c.Name}
-		at := lowerChain(c, last.chains[key])
+		at := lowerChain(c, classes, n[c.Family], last.chains[key])
 		m.chains[key] = at
 		if c.Hook != "" {
 			p := places[c.Hook]
 			line := ruleText(ruleset.Rule{Comment: c.Comment, Action: ruleset.Jump, To: c.Name}, c.Family)
 			l.jumps = append(l.jumps, jump{c.Family, p.table, p.chain, p.first, c.Name, line})
 		}
-		l.chains = append(l.chains, at)
+		l.chains = append(l.chains, at.chains...)
 	}
 	slices.SortStableFunc(l.chains, func(a, b chain) int {
 		return cmp.Or(cmp.Compare(a.family, b.family), cmp.Compare(a.table, b.table), cmp.Compare(a.name, b.name))
@@ -115,18 +136,32 @@ func (m *lowering) set(s ruleset.Set) loweredSet {
 	return done
 }
 
-// lowerChain returns the chain in iptables' words. before is the result for the last chain of that name: if the rules
-// are the same, their lines are too.
-func lowerChain(c ruleset.Chain, before chain) chain {
+// loweredChain is a chain of the ruleset in iptables' words, with further chains that it needs.
+type loweredChain struct {
+	rules   []ruleset.Rule
+	numbers *numbering // of the classes that the chain sends packets to; nil if it doesn't
+	around  bool       // the family has numbers of classes
+	chains  []chain
+}
+
+// lowerChain returns the chain in iptables' words. numbers are the numbers of the family's classes, by dispatch chain;
+// nil if the family has none. classes are the classes that this chain sends packets to, if it is a dispatch chain.
+// before is the result for the last chain of that name: if the rules and the numbers are the same, the lines are too.
+func lowerChain(c ruleset.Chain, classes []class, numbers map[string]*numbering, before loweredChain) loweredChain {
 	table := checks
 	if c.Hook != "" {
 		table = places[c.Hook].table
 	}
-	if before.table == table && slices.EqualFunc(before.rules, c.Rules, ruleset.Rule.Equal) {
+	now := loweredChain{c.Rules, numbers[c.Name], numbers != nil, nil}
+	if len(before.chains) > 0 && before.chains[0].table == table && before.numbers == now.numbers &&
+		before.around == now.around && slices.EqualFunc(before.rules, c.Rules, ruleset.Rule.Equal) {
 		return before
 	}
-	at := chain{family: c.Family, table: table, name: c.Name, rules: c.Rules, dispatch: c.Dispatch()}
-	for _, rule := range c.Rules {
+	if now.numbers != nil {
+		now.chains = lowerDispatch(c, classes, now.numbers)
+		return now
+	}
+	one := func(rule ruleset.Rule) []string {
 		switch {
 		case rule.Track == ruleset.Established || c.Hook == ruleset.AcceptForwarded && len(rule.Sets) == 0:
 			// Nearly every packet matches these rules, and the kernel takes time to skip a comment.
@@ -134,9 +169,18 @@ func lowerChain(c ruleset.Chain, before chain) chain {
 		case c.Hook == ruleset.AcceptForwarded:
 			rule.Comment = "weir: judged in the " + checks + " table"
 		}
-		at.lines = append(at.lines, lowerRule(rule, c.Family)...)
+		return lowerRule(rule, c.Family)
 	}
-	return at
+	at := chain{family: c.Family, table: table, name: c.Name, rules: c.Rules, dispatch: c.Dispatch()}
+	if numbers != nil {
+		at.lines = lowerAround(c.Rules, c.Family, one)
+	} else {
+		for _, rule := range c.Rules {
+			at.lines = append(at.lines, one(rule)...)
+		}
+	}
+	now.chains = []chain{at}
+	return now
 }
 
 func inOrder(table string) int { return slices.Index(tablesUsed, table) }
@@ -214,10 +258,14 @@ func halvesOf(all netip.Prefix) [2]netip.Prefix {
 }
 
 // raise turns refused entries of ipset into the ruleset's entries that they were lowered from. If the set has an entry
-// for all addresses, a refused half counts as a refusal of that entry.
+// for all addresses, a refused half counts as a refusal of that entry. If it is a set of numbered pods, the refused
+// entry is one of the set of the pod's class.
 func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	raised := ruleset.Refused{}
 	for r, why := range refused {
+		if c := classWith(r.Element, l.classes[r.Set]); c != nil {
+			r.Set = c.set
+		}
 		if p := r.Element.Prefix; l.whole[r.Set] && p.IsValid() && p.Bits() == 1 {
 			r.Element.Prefix = netip.PrefixFrom(p.Addr(), 0).Masked()
 		}
@@ -225,6 +273,10 @@ func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	}
 	return raised
 }
+
+// numberedPods is the kind of the sets of pods with the numbers of their classes. In place of its comment, an entry of
+// such a set has the number and the comment: see numbered.
+const numberedPods ruleset.SetKind = "addresses with numbers of classes"
 
 // types are ipset's types for the kinds of sets.
 var types = map[ruleset.SetKind]string{
@@ -237,13 +289,24 @@ func (d *Driver) SetType(k ruleset.SetKind) string { return setType(k) }
 
 func setType(k ruleset.SetKind) string { return cmp.Or(types[k], string(k)) }
 
-// kindOf returns the kind of set that has this ipset type. If no kind has the type, kindOf returns the type's own name
-// as the kind.
-func kindOf(setType string) ruleset.SetKind {
+// headerOf returns the properties with which the set is created.
+func headerOf(s ruleset.Set) ipset.Header {
+	if s.Kind == numberedPods {
+		return ipset.Header{Name: s.Name, Type: ipset.HashIP, Family: s.Family, Marks: true}
+	}
+	return ipset.Header{Name: s.Name, Type: setType(s.Kind), Family: s.Family}
+}
+
+// kindOf returns the kind of the sets that have these properties. If no kind has the type, kindOf returns the type's
+// own name as the kind.
+func kindOf(h ipset.Header) ruleset.SetKind {
+	if h.Marks {
+		return numberedPods
+	}
 	for k, t := range types {
-		if t == setType {
+		if t == h.Type {
 			return k
 		}
 	}
-	return ruleset.SetKind(setType)
+	return ruleset.SetKind(h.Type)
 }

@@ -19,9 +19,9 @@ import (
 // TestGolden compares the lowered rulesets with testdata/NAME.rules; go test ./netfilter/iptables -update writes these
 // files.
 func TestGolden(t *testing.T) {
-	golden.Each(t, "../..", func(t *testing.T, name string, state policy.State) {
-		r := policy.Compile(state)
-		golden.Compare(t, "testdata/"+name+".rules", listed(lower(r), r.Problems))
+	golden.Each(t, "../..", func(t *testing.T, name string, s policy.State) {
+		r := policy.Compile(s)
+		golden.Compare(t, "testdata/"+name+".rules", listed(lowerOnto(state{}, r), r.Problems))
 	})
 }
 
@@ -35,9 +35,17 @@ func listed(l *lowered, problems []ruleset.Problem) string {
 		return ""
 	}
 	for _, s := range l.sets {
-		fmt.Fprintf(&b, "set %s %s%s\n", s.Name, setType(s.Kind), six(s.Family, " family inet6"))
+		marks := ""
+		if headerOf(s).Marks {
+			marks = " skbinfo"
+		}
+		fmt.Fprintf(&b, "set %s %s%s%s\n", s.Name, headerOf(s).Type, six(s.Family, " family inet6"), marks)
 		for e := range s.Entries.All() {
-			fmt.Fprintf(&b, "  %s # %s\n", e.Element, e.Comment)
+			to := entryOf(e, s.Name)
+			if marks != "" {
+				marks = fmt.Sprintf(" skbmark 0x%x/0x%x", to.Mark.Value, to.Mark.Mask)
+			}
+			fmt.Fprintf(&b, "  %s%s # %s\n", e.Element, marks, to.Comment)
 		}
 	}
 	for _, c := range l.chains {
@@ -134,32 +142,41 @@ func TestLoweringRemembers(t *testing.T) {
 	comments := []string{"a", "b", `"`, strings.Repeat("x", 300)}
 	networks := []string{"0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/1", "10.0.0.0/8", "10.0.0.1/32"}
 	var memory lowering
-	state := policytest.State(r)
+	var have state
+	s := policytest.State(r)
 	sets := map[string]ruleset.Set{}
 	for i := range 2000 {
 		for _, kind := range []ruleset.SetKind{ruleset.Networks, ruleset.Addresses} {
-			s := sets[string(kind)]
-			s.Name, s.Kind = "weir-"+string(kind), kind
+			set := sets[string(kind)]
+			set.Name, set.Kind = "weir-"+string(kind), kind
 			for range r.IntN(3) {
 				e := ruleset.Entry{Comment: comments[r.IntN(len(comments))]}
 				e.Prefix = netip.MustParsePrefix(networks[r.IntN(len(networks))])
-				if s.Entries = s.Entries.Without(e.Element); r.IntN(3) > 0 {
-					s.Entries = s.Entries.With(e)
+				if set.Entries = set.Entries.Without(e.Element); r.IntN(3) > 0 {
+					set.Entries = set.Entries.With(e)
 				}
 			}
-			sets[string(kind)] = s
+			sets[string(kind)] = set
 		}
 		if i%20 == 0 {
-			state = policytest.Change(r, state)
+			s = policytest.Change(r, s)
 		}
-		want := policy.Compile(state)
+		want := policy.Compile(s)
 		for _, name := range slices.Sorted(maps.Keys(sets)) {
 			if r.IntN(5) > 0 {
 				want.Sets = append(want.Sets, sets[name])
 			}
 		}
-		if got, want := listed(memory.lower(want), nil), listed(lower(want), nil); got != want {
+		var n numbers
+		for _, f := range conf.Families {
+			if want.Has(f) && i%100 < 80 {
+				n[f] = memory.numbers(&have, f, want)
+			}
+		}
+		l := memory.lower(want, n)
+		if got, want := listed(l, nil), listed(new(lowering).lower(want, n), nil); got != want {
 			t.Fatalf("step %d: with memory:\n%s\nwithout:\n%s", i, got, want)
 		}
+		have = have.after(makePlan(have, l), l, nil)
 	}
 }

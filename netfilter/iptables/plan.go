@@ -75,11 +75,13 @@ func makePlan(have state, want *lowered) plan {
 	ended := endedIn(have, want)
 	closing := func(c change) bool { return c.del && !ended[c.Prefix.Addr()] }
 	wanted := map[string]bool{}
-	type dispatch struct {
+	var across []change // in one step, when all else that denies more is done
+	type dispatched struct {
 		family conf.Family
 		chain  string
 	}
-	byDispatch := map[dispatch][]ruleset.Set{}
+	byDispatch := map[dispatched][]ruleset.Set{}
+	var numbered [len(conf.Families)][]ruleset.Set
 	for _, s := range want.sets {
 		wanted[s.Name] = true
 		old, ok := have.sets[s.Name]
@@ -87,8 +89,12 @@ func makePlan(have state, want *lowered) plan {
 		if ok = ok && old.kind == s.Kind && old.family == s.Family; !ok {
 			p.create = append(p.create, s)
 		}
+		if s.Kind == numberedPods {
+			numbered[s.Family] = append(numbered[s.Family], s)
+			continue
+		}
 		if s.Role == ruleset.Members {
-			d := dispatch{s.Family, s.Dispatch}
+			d := dispatched{s.Family, s.Dispatch}
 			byDispatch[d] = append(byDispatch[d], s)
 			continue
 		}
@@ -106,7 +112,7 @@ func makePlan(have state, want *lowered) plan {
 			p.closes = p.closes || slices.ContainsFunc(dels, closing)
 		}
 	}
-	for _, d := range slices.SortedFunc(maps.Keys(byDispatch), func(a, b dispatch) int {
+	for _, d := range slices.SortedFunc(maps.Keys(byDispatch), func(a, b dispatched) int {
 		return cmp.Or(cmp.Compare(a.family, b.family), cmp.Compare(a.chain, b.chain))
 	}) {
 		before, after := moves(have, d.family, d.chain, byDispatch[d], want)
@@ -119,16 +125,23 @@ func makePlan(have state, want *lowered) plan {
 		}
 	}
 	for _, f := range conf.Families {
+		changes := false // of the rules that check packets
 		for _, name := range tablesUsed {
 			t := have.tables[f][name]
-			switch commands := restoreTable(f, name, t, want); {
+			commands := restoreTable(f, name, t, want)
+			changes = changes || name == checks && commands != ""
+			switch {
 			case commands != "" && t.unknown != nil && t.unknown.seen == nil:
 				p.blind = append(p.blind, blind{f, commands})
 			default:
 				p.restore[f] += commands
 			}
 		}
+		n := renumber(have, f, numbered[f], want, changes, ended)
+		p.before, p.after = append(p.before, n.before...), append(p.after, n.after...)
+		across, p.closes = append(across, n.across...), p.closes || n.closes
 	}
+	p.before = append(p.before, across...)
 	p.closes = p.closes || p.restores()
 	return p
 }

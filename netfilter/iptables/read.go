@@ -44,9 +44,9 @@ func (d *Driver) Read(ctx context.Context) error {
 // Unread reports whether the kernel's state is not known, so that Apply would have to read it.
 func (d *Driver) Unread() bool { return d.have == nil }
 
-func (d *Driver) look(ctx context.Context, want *lowered, verify netfilter.Verify) error {
+func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) error {
 	for _, f := range conf.Families {
-		d.wanted[f] = want.has(f)
+		d.wanted[f] = want.Has(f)
 	}
 	if verify == netfilter.All || d.have == nil {
 		return d.Read(ctx)
@@ -92,7 +92,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 		switch s.kind {
 		case ruleset.Addresses:
 			plain[s.family] = append(plain[s.family], name)
-		case ruleset.AddressPorts, ruleset.AddressLinks: // an address may have many entries, so the whole set is read
+		case ruleset.AddressPorts, ruleset.AddressLinks, numberedPods: // an address may have many entries, or a number
 			now, err := d.readSet(name, s)
 			if err != nil {
 				return changed, err
@@ -175,10 +175,10 @@ func (d *Driver) readSet(name string, before set) (set, error) {
 	h, _, err := d.sets.Each(name, func(e ipset.Entry, comment []byte) bool {
 		was, ok := before.entries.Get(element(e))
 		n++
-		same = ok && was == string(comment)
+		same = ok && isComment(was, e, comment, name)
 		return same
 	})
-	if err == nil && same && n == before.entries.Len() && kindOf(h.Type) == before.kind && h.Family == before.family {
+	if err == nil && same && n == before.entries.Len() && kindOf(h) == before.kind && h.Family == before.family {
 		return before, nil
 	}
 	got, err := d.sets.List(name)
@@ -187,9 +187,9 @@ func (d *Driver) readSet(name string, before set) (set, error) {
 	}
 	entries := make([]ruleset.Entry, len(got.Entries))
 	for i, e := range got.Entries {
-		entries[i] = ruleset.Entry{Element: element(e), Comment: e.Comment}
+		entries[i] = ruleset.Entry{Element: element(e), Comment: commentOf(e, name)}
 	}
-	return set{kindOf(got.Type), got.Family, ruleset.EntriesOf(entries...)}, nil
+	return set{kindOf(got.Header), got.Family, ruleset.EntriesOf(entries...)}, nil
 }
 
 // share puts the ruleset's own entries into the state wherever the two are equal, so that a later comparison of the two
@@ -275,7 +275,11 @@ func (d *Driver) readText(ctx context.Context, f conf.Family, name string, befor
 			return table{rules: map[string][]string{}} // weir has no rules in this table and wants none
 		}
 	}
-	return table{unknown: u, dormant: dormant, misplaced: away}
+	t = table{unknown: u, dormant: dormant, misplaced: away}
+	if before != nil {
+		t.numbers = before.tables[f][name].numbers
+	}
+	return t
 }
 
 // own returns the names of weir's chains in the table, in order.

@@ -19,9 +19,9 @@ import (
 // to allow packets, make adds what was refused to the map refused. If the kernel refuses the whole set, make returns a
 // nil set.
 func (d *Driver) make(s ruleset.Set, refused ruleset.Refused) (*set, error) {
-	header := ipset.Header{Name: s.Name, Type: setType(s.Kind), Family: s.Family}
+	header := headerOf(s)
 	if err := d.sets.Create(header); err != nil {
-		if !s.Opens {
+		if !s.Opens || s.Kind == numberedPods {
 			return nil, err
 		}
 		if s.Role == ruleset.Peers && d.tryType(header) != nil {
@@ -62,7 +62,7 @@ func (d *Driver) tryType(h ipset.Header) error {
 func changeSets(changes []change, want *lowered, refused ruleset.Refused) error {
 	all := make([]ipset.Change, len(changes))
 	for i, c := range changes {
-		all[i] = ipset.Change{Set: c.set, Entry: entry(c.Entry), Delete: c.del}
+		all[i] = ipset.Change{Set: c.set, Entry: entryOf(c.Entry, c.set), Delete: c.del}
 	}
 	err := ipset.Apply(all...)
 	if err == nil {
@@ -272,20 +272,27 @@ func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, erro
 
 // try adds the rules to a chain that no packet enters, so that the kernel accepts or refuses them, and deletes the
 // chain again.
+func (d *Driver) try(ctx context.Context, f conf.Family, rules []ruleset.Rule) error {
+	var lines []string
+	for _, r := range rules {
+		lines = append(lines, lowerRule(r, f)...)
+	}
+	return d.tryLines(ctx, f, lines)
+}
+
+// tryLines does the same with rules in iptables' words.
 //
 // Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…; iptables -t mangle -F
 // WEIR-TRIAL; iptables -t mangle -X WEIR-TRIAL
-func (d *Driver) try(ctx context.Context, f conf.Family, rules []ruleset.Rule) error {
+func (d *Driver) tryLines(ctx context.Context, f conf.Family, lines []string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	var b strings.Builder
 	head := "*" + checks + "\n:" + conf.TrialChain + " - [0:0]\n"
 	b.WriteString(head)
-	for _, r := range rules {
-		for _, l := range lowerRule(r, f) {
-			fmt.Fprintf(&b, "-A %s %s\n", conf.TrialChain, l)
-		}
+	for _, l := range lines {
+		fmt.Fprintf(&b, "-A %s %s\n", conf.TrialChain, l)
 	}
 	b.WriteString("COMMIT\n")
 	var commands [len(conf.Families)]string

@@ -51,6 +51,9 @@ type table struct {
 	// rules are the rules of each chain as iptables-save prints them, without "-A CHAIN"; nil if the table is unknown.
 	rules   map[string][]string
 	unknown *unknown
+	// numbers are the numbers of classes that the rules have, by dispatch chain; nil if they haven't been looked for, or
+	// if the table is unknown and the driver hasn't written it.
+	numbers map[string]*numbering
 	// dormant is true if another program has switched the table off: its rules exist, but check no packets.
 	dormant bool
 	// misplaced are built-in chains that aren't at the hook where iptables puts them.
@@ -101,35 +104,31 @@ func (t table) stands(f conf.Family, want *lowered) bool {
 
 // stand reports the same as table.stands. The map chains has the rules of each chain.
 func stand(chains map[string][]parts, f conf.Family, want *lowered) bool {
-	drops := func(chain string) bool {
+	// drops reports whether the chain, and each that it goes to, ends in DROP.
+	var drops func(chain string, depth int) bool
+	drops = func(chain string, depth int) bool {
 		rules := chains[chain]
-		return len(rules) > 0 && rules[len(rules)-1].target == "DROP"
+		return depth > 0 && len(rules) > 0 && rules[len(rules)-1].target == "DROP" &&
+			!slices.ContainsFunc(rules, func(r parts) bool { return r.goes && !drops(r.target, depth-1) })
 	}
-	needed := map[string]bool{}
 	for _, j := range want.jumps {
-		needed[j.to] = true
+		if j.family == f && j.table == checks && len(chains[j.to]) == 0 {
+			return false
+		}
 	}
 	for _, rules := range chains {
 		for _, r := range rules {
-			needed[r.target] = true
-		}
-	}
-	for _, c := range want.chains {
-		if c.family == f && c.table == checks && needed[c.name] && len(chains[c.name]) == 0 {
-			return false
+			if conf.OwnChain(r.target) && len(chains[r.target]) == 0 {
+				return false
+			}
 		}
 	}
 	for _, s := range want.sets {
 		if s.Family != f || s.Role != ruleset.Members {
 			continue
 		}
-		if !drops(s.Dispatch) {
+		if !drops(s.Dispatch, maxDepth) {
 			return false
-		}
-		for _, r := range chains[s.Dispatch] {
-			if r.goes && !drops(r.target) {
-				return false
-			}
 		}
 	}
 	return true
@@ -208,6 +207,10 @@ func (s state) after(p plan, want *lowered, left []string) state {
 			if t.unknown != nil || unchanged { // an unknown table stays unknown
 				next.tables[f][name] = t
 			}
+		}
+		if mangle, ok := next.tables[f][checks]; ok && want.has(f) {
+			mangle.numbers = want.numbers[f]
+			next.tables[f][checks] = mangle
 		}
 	}
 	return next

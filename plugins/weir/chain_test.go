@@ -333,7 +333,7 @@ func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	n.StartAgent()
 	first := n.AddPod("ns-1", "http-echo")
 	in := func(set string) bool { return exec.Command("ipset", "test", set, first.IP).Run() == nil }
-	if !in("weir-in-open") || !in("weir-pods") {
+	if !in("weir-in") || !in("weir-pods") {
 		t.Fatal("the first pod is in no class")
 	}
 	n.KillAgent()
@@ -345,7 +345,7 @@ func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	if second.IP != first.IP {
 		t.Fatalf("the second pod has %s, not %s", second.IP, first.IP)
 	}
-	if in("weir-in-open") || !in("weir-pods") {
+	if in("weir-in") || !in("weir-pods") {
 		t.Error("the second pod is where the first one was")
 	}
 	ended(n, "ns-1", "http-echo") // DEL of the first pod comes late

@@ -625,7 +625,10 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 			"forwarding", "bridge fdb del " + mac + " dev " + link + " master",
 			"bridge fdb add " + mac + " dev " + link + " master static", "forwarding entry",
 		},
-		{"class", "ipset del weir-in-open " + p.IP, "ipset add weir-in-open " + p.IP, "no class"},
+		{
+			"class", "ipset del weir-in " + p.IP, "ipset add weir-in " + p.IP + " skbmark 0x10010000/0x1fff0000",
+			"no class (ipset weir-in)",
+		},
 		{
 			"holder", "mv /run/weir/addresses/" + p.IP + " /run/weir/held", "mv /run/weir/held /run/weir/addresses/" + p.IP,
 			"is assigned to",

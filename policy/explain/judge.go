@@ -14,9 +14,6 @@ import (
 // maxPaths is how many destinations of a Service are explained.
 const maxPaths = 100
 
-// fewMisses is how many unmet conditions a rule may have so that changing it is what a person would do.
-const fewMisses = 2
-
 // maxNear is how many rules that don't allow a connection are listed for each of its ends.
 const maxNear = 20
 
@@ -53,9 +50,8 @@ func Explain(c Cluster, q Query) (Explanation, error) {
 	if err != nil {
 		return Explanation{}, err
 	}
-	outside := from.Kind == EndWorld || (from.Kind == EndAddress && j.outside(from))
-	if outside && to.Kind == EndService {
-		sources = append(sources, j.forwarders(to, sources[0])...)
+	if from.Kind == EndWorld && to.Kind == EndService {
+		sources = append(sources, j.forwarders(to)...)
 	}
 	j.connect(sources, targets)
 	j.sumUp()
@@ -85,8 +81,7 @@ func (j *judge) connect(sources []Place, targets []target) {
 	for _, f := range conf.Families {
 		for _, s := range sources {
 			for _, t := range targets {
-				within := s.isTunnel && s.Node == t.Node // nothing goes through a tunnel to its own node
-				if conf.FamilyOf(s.Address) == f && conf.FamilyOf(t.Address) == f && !within {
+				if conf.FamilyOf(s.Address) == f && conf.FamilyOf(t.Address) == f {
 					j.add(j.path(s, t))
 				}
 			}
@@ -199,7 +194,7 @@ func (j *judge) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, at, 
 		s.Nearest = j.evaluator.Nearest(d, p)
 		s.Nearest = s.Nearest[:min(len(s.Nearest), maxNear)]
 		standIn(s.Nearest, j.label(peer), peer)
-		if len(s.Nearest) == 0 || len(s.Nearest[0].Misses) > fewMisses {
+		if len(s.Nearest) == 0 {
 			s.Change = j.needed(d, s, at, peer, p)
 		}
 	}
@@ -226,7 +221,7 @@ func standIn(all []verdict.Near, name string, peer Place) {
 	}
 }
 
-// needed says what a policy must allow, if no rule of the isolating policies comes near.
+// needed says what a policy must allow, if the isolating policies have no rule in this direction.
 func (j *judge) needed(d ruleset.Direction, s Side, at, peer Place, p verdict.Packet) string {
 	namespace, _, _ := strings.Cut(at.Pod, "/")
 	what := strings.ToUpper(string(p.Proto))

@@ -1,0 +1,109 @@
+package iptables
+
+import (
+	"strings"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/ipset"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// loweredMembers is the set of a direction's numbered pods, and the classes that it was lowered from.
+type loweredMembers struct {
+	numbers *numbering
+	classes map[string]ruleset.Entries // by class set
+	to      ruleset.Entries
+}
+
+// numbered returns the set of the dispatch chain's pods with their numbers. It changes only the entries of pods whose
+// class or number is another than in the last ruleset.
+func (m *lowering) numbered(last lowering, c ruleset.Chain, classes []class, n *numbering) ruleset.Set {
+	name := c.Family.Set(dispatches[c.Name].set)
+	done := last.members[name].next(classes, n)
+	m.members[name] = done
+	return ruleset.Set{
+		Name: name, Kind: numberedPods, Family: c.Family, Role: ruleset.Members, Dispatch: c.Name, Opens: true,
+		Entries: done.to,
+	}
+}
+
+func (s loweredMembers) next(classes []class, n *numbering) loweredMembers {
+	now := loweredMembers{n, make(map[string]ruleset.Entries, len(classes)), s.to}
+	var changed []ruleset.Element
+	for _, c := range classes {
+		now.classes[c.set] = c.pods
+		was := s.classes[c.set]
+		if s.numbers != n && (s.numbers == nil || s.numbers.of[c.target] != n.of[c.target]) {
+			for e := range was.All() {
+				changed = append(changed, e.Element)
+			}
+			was = ruleset.Entries{}
+		}
+		for d := range was.Diff(c.pods) {
+			changed = append(changed, d.Key)
+		}
+	}
+	for name, was := range s.classes {
+		if _, ok := now.classes[name]; !ok {
+			for e := range was.All() {
+				changed = append(changed, e.Element)
+			}
+		}
+	}
+	for _, e := range changed {
+		if c := classWith(e, classes); c == nil {
+			now.to = now.to.Without(e)
+		} else {
+			comment, _ := c.pods.Get(e)
+			now.to = now.to.With(ruleset.Entry{Element: e, Comment: numbered(n.of[c.target], conf.Comment(comment))})
+		}
+	}
+	return now
+}
+
+// entryOf returns the entry as ipset has it, in the set of that name.
+func entryOf(e ruleset.Entry, set string) ipset.Entry {
+	all := ipset.Entry{Prefix: e.Prefix, Proto: string(e.Proto), Port: e.Port, Link: e.Link, Comment: e.Comment}
+	if bit, ok := numbersIn(set); ok && e.Comment != "" {
+		var number int
+		number, all.Comment = unnumbered(e.Comment)
+		all.Mark = ipset.Mark{Value: (bit | uint32(number)) << markShift, Mask: markField}
+	}
+	return all
+}
+
+// commentOf returns the entry's comment as this package has it, in the set of that name.
+func commentOf(e ipset.Entry, set string) string {
+	bit, ok := numbersIn(set)
+	if !ok {
+		return e.Comment
+	}
+	value := e.Mark.Value >> markShift
+	if e.Mark.Mask != markField || value&toPod != bit { // not weir's: a number that no class has
+		return numbered(0, e.Comment)
+	}
+	return numbered(int(value&^toPod), e.Comment)
+}
+
+// isComment reports whether text is what this package has in place of the entry's comment. It takes no memory for an
+// entry without a number.
+func isComment(text string, e ipset.Entry, comment []byte, set string) bool {
+	if _, ok := numbersIn(set); !ok {
+		return text == string(comment)
+	}
+	e.Comment = string(comment)
+	return text == commentOf(e, set)
+}
+
+// numbersIn returns the direction's bit of the numbers in the set. ok is false if the set has no numbers.
+func numbersIn(set string) (bit uint32, ok bool) {
+	if len(set) > len(conf.IngressMap)+1 { // nearly all sets, and the call is made for each entry
+		return 0, false
+	}
+	for _, d := range dispatches {
+		if d.set == strings.TrimSuffix(set, "6") {
+			return d.bit, true
+		}
+	}
+	return 0, false
+}

@@ -1,0 +1,254 @@
+package iptables
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// pods are addresses and the chains of their classes.
+type pods map[string]string
+
+// oneDirection returns a ruleset of one direction. Each class's chain allows packets to the ports that are in its
+// name, as in "WEIR-EG-80-81".
+func oneDirection(direction string, classes ...pods) ruleset.Ruleset {
+	dispatch, sets, of := conf.EgressChain, conf.EgressClasses, ruleset.Source
+	if direction == "ingress" {
+		dispatch, sets, of = conf.IngressChain, conf.IngressClasses, ruleset.Destination
+	}
+	byChain := map[string][]ruleset.Entry{returns: nil}
+	var chains []string
+	for _, some := range classes {
+		for addr, chain := range some {
+			if !slices.Contains(chains, chain) && chain != returns {
+				chains = append(chains, chain)
+			}
+			e := ruleset.Element{Prefix: netip.MustParsePrefix(addr + "/32")}
+			byChain[chain] = append(byChain[chain], ruleset.Entry{Element: e, Comment: "ns/" + addr})
+		}
+	}
+	slices.Sort(chains)
+	var r ruleset.Ruleset
+	top := ruleset.Chain{Name: dispatch}
+	for _, chain := range append(chains, returns) {
+		set := sets + chain
+		r.Sets = append(r.Sets, ruleset.Set{
+			Name: set, Kind: ruleset.Addresses, Role: ruleset.Members, Dispatch: dispatch, Opens: true,
+			Entries: ruleset.EntriesOf(byChain[chain]...),
+		})
+		rule := ruleset.Rule{Sets: []ruleset.SetMatch{{Name: set, By: of}}, Action: ruleset.Return}
+		if chain != returns {
+			rule.Action, rule.To = ruleset.GoTo, chain
+			c := ruleset.Chain{Name: chain}
+			for _, port := range strings.Split(chain, "-")[2:] {
+				var n uint16
+				_, _ = fmt.Sscan(port, &n)
+				c.Rules = append(c.Rules, ruleset.Rule{
+					Proto: ruleset.TCP, Ports: []ruleset.PortRange{{First: n, Last: n}}, Action: ruleset.Return,
+				})
+			}
+			c.Rules = append(c.Rules, ruleset.Rule{Action: ruleset.Drop})
+			r.Chains = append(r.Chains, c)
+		}
+		top.Rules = append(top.Rules, rule)
+	}
+	top.Rules = append(top.Rules, ruleset.Rule{Action: ruleset.Drop})
+	r.Chains = append(r.Chains, top, ruleset.Chain{
+		Name: conf.ForwardChain, Hook: ruleset.CheckForwarded,
+		Rules: []ruleset.Rule{{In: conf.Bridge, Action: ruleset.GoTo, To: dispatch}},
+	})
+	return r
+}
+
+// both returns the rulesets as one.
+func both(a, b ruleset.Ruleset) ruleset.Ruleset {
+	a.Sets, a.Chains = slices.Concat(a.Sets, b.Sets), slices.Concat(a.Chains, b.Chains[:len(b.Chains)-1])
+	return a
+}
+
+// inShort returns the changes in short: "weir-eg 10.0.0.1 3", and with a minus for a deletion.
+func inShort(changes []change) (all []string) {
+	for _, c := range changes {
+		number, _ := unnumbered(c.Comment)
+		words := fmt.Sprint(c.set, " ", c.Element, " ", number)
+		if c.del {
+			words = fmt.Sprint("-", c.set, " ", c.Element)
+		}
+		all = append(all, words)
+	}
+	slices.Sort(all)
+	return all
+}
+
+// TestNumbers: a change of classes changes the numbers of as few pods as it can, each in one step if one number can
+// lead to the right class before and after the change of rules.
+func TestNumbers(t *testing.T) {
+	const a, b, c = "10.0.0.1", "10.0.0.2", "10.0.0.3"
+	egress := func(p pods) ruleset.Ruleset { return oneDirection("egress", p) }
+	for name, tc := range map[string]struct {
+		have, want    ruleset.Ruleset
+		before, after []string
+		rules         string // what the change of rules has
+	}{
+		"an edited policy": {
+			have: egress(pods{a: "WEIR-EG-80", b: "WEIR-EG-80"}), want: egress(pods{a: "WEIR-EG-443", b: "WEIR-EG-443"}),
+			rules: "--mark 0x20000/0x1fff0000 -g WEIR-EG-443",
+		},
+		"a first policy": {
+			have: egress(pods{a: returns, b: returns}), want: egress(pods{a: "WEIR-EG-80", b: returns}),
+			before: []string{"weir-eg 10.0.0.1 2"},
+		},
+		"a policy that others stay under goes": {
+			have: egress(pods{a: "WEIR-EG-80-443", b: "WEIR-EG-80"}), want: egress(pods{a: "WEIR-EG-80", b: "WEIR-EG-80"}),
+			before: []string{"weir-eg 10.0.0.1 3"}, rules: "--mark 0x20000/0x1fff0000 -m comment",
+		},
+		"the last policy goes": {
+			have: egress(pods{a: "WEIR-EG-80", b: returns}), want: egress(pods{a: returns, b: returns}),
+			after: []string{"weir-eg 10.0.0.1 1"}, rules: "--mark 0x20000/0x1fff0000 -m comment --comment \"" + formerComment,
+		},
+		"a policy more": {
+			have:  egress(pods{a: "WEIR-EG-80", b: "WEIR-EG-80"}),
+			want:  egress(pods{a: "WEIR-EG-80-443", b: "WEIR-EG-80"}),
+			after: []string{"weir-eg 10.0.0.1 3"}, rules: "--mark 0x30000/0x1fff0000 -g WEIR-EG-80-443",
+		},
+		"another class, no rules": {
+			have:   egress(pods{a: "WEIR-EG-80", b: "WEIR-EG-443", c: "WEIR-EG-80"}),
+			want:   egress(pods{a: "WEIR-EG-443", b: "WEIR-EG-443", c: "WEIR-EG-80"}),
+			before: []string{"weir-eg 10.0.0.1 3"},
+		},
+		"another class, and rules": {
+			have:   egress(pods{a: "WEIR-EG-80", b: "WEIR-EG-443", c: "WEIR-EG-80"}),
+			want:   egress(pods{a: "WEIR-EG-443", b: "WEIR-EG-443", c: "WEIR-EG-80", "10.0.0.4": "WEIR-EG-1"}),
+			before: []string{"-weir-eg 10.0.0.1"}, after: []string{"weir-eg 10.0.0.1 3", "weir-eg 10.0.0.4 4"},
+		},
+		"two pods that cross in both directions": {
+			have: both(oneDirection("ingress", pods{a: "WEIR-IN-1", b: "WEIR-IN-2"}),
+				egress(pods{a: "WEIR-EG-1", b: "WEIR-EG-2"})),
+			want: both(oneDirection("ingress", pods{a: "WEIR-IN-2", b: "WEIR-IN-1"}),
+				egress(pods{a: "WEIR-EG-2", b: "WEIR-EG-1"})),
+			before: []string{"-weir-eg 10.0.0.1", "-weir-eg 10.0.0.2", "-weir-in 10.0.0.1", "-weir-in 10.0.0.2"},
+			after:  []string{"weir-eg 10.0.0.1 2", "weir-eg 10.0.0.2 3", "weir-in 10.0.0.1 2", "weir-in 10.0.0.2 3"},
+		},
+		"two pods that cross in one direction": {
+			have: egress(pods{a: "WEIR-EG-1", b: "WEIR-EG-2"}), want: egress(pods{a: "WEIR-EG-2", b: "WEIR-EG-1"}),
+			before: []string{"weir-eg 10.0.0.1 2", "weir-eg 10.0.0.2 3"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := planFor(tc.have, tc.want)
+			if got := inShort(p.before); !slices.Equal(got, tc.before) {
+				t.Errorf("before the rules %q, want %q", got, tc.before)
+			}
+			if got := inShort(p.after); !slices.Equal(got, tc.after) {
+				t.Errorf("after the rules %q, want %q", got, tc.after)
+			}
+			if !strings.Contains(p.restore[conf.IPv4], tc.rules) {
+				t.Errorf("the rules have no %q:\n%s", tc.rules, p.restore[conf.IPv4])
+			}
+		})
+	}
+}
+
+// TestNumbersAreNotReused: no new class gets a number that a pod in the kernel has, also if no rule has that number.
+func TestNumbersAreNotReused(t *testing.T) {
+	have := stateOf(oneDirection("egress", pods{"10.0.0.1": returns}))
+	s := have.sets[conf.EgressMap]
+	for n, addr := range []string{2: "10.0.0.2", 3: "10.0.0.3"} {
+		if addr != "" {
+			e := ruleset.Element{Prefix: netip.MustParsePrefix(addr + "/32")}
+			s.entries = s.entries.With(ruleset.Entry{Element: e, Comment: numbered(n, "ns/ended")})
+		}
+	}
+	have.sets[conf.EgressMap] = s
+	l := lowerOnto(have, oneDirection("egress", pods{"10.0.0.1": "WEIR-EG-80"}))
+	if got := l.numbers[conf.IPv4][conf.EgressChain].of["WEIR-EG-80"]; got != 4 {
+		t.Errorf("the class has number %d", got)
+	}
+}
+
+// TestTree: packets of 300 classes reach the chains of their classes, and numbers that no class has are dropped.
+func TestTree(t *testing.T) {
+	classes := pods{"10.1.0.0": returns}
+	for i := 1; i < 300; i++ {
+		classes[fmt.Sprintf("10.1.%d.%d", i/256, i%256)] = fmt.Sprint("WEIR-EG-", i)
+	}
+	m := newModel(t)
+	r := oneDirection("egress", classes)
+	m.plan(makePlan(m.state, lowerOnto(m.state, r)), func(string) {})
+	packet := func(addr string, port int) ruleset.Packet {
+		return ruleset.Packet{
+			Src: netip.MustParseAddr(addr), Dst: netip.MustParseAddr("192.0.2.1"), In: conf.Bridge, Out: "eth0",
+			Proto: ruleset.TCP, Port: uint16(port),
+		}
+	}
+	for addr, chain := range classes {
+		var own int
+		if _, err := fmt.Sscanf(chain, "WEIR-EG-%d", &own); err != nil {
+			own = 7 // any port
+		}
+		for _, port := range []int{own, own + 1} {
+			if got, want := m.allows(packet(addr, port)), port == own || chain == returns; got != want {
+				t.Fatalf("a pod of %s reaches port %d: %v", chain, port, got)
+			}
+		}
+	}
+	s := m.sets[conf.EgressMap]
+	for n := range toPod {
+		e := ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix("10.1.0.1/32")}, Comment: numbered(n, "")}
+		s.entries = s.entries.With(e)
+		m.sets[conf.EgressMap] = s
+		if got := m.allows(packet("10.1.0.1", 9)); got != (n == openClass || lead(m.state, n) == "WEIR-EG-9") {
+			t.Fatalf("number %d reaches port 9: %v", n, got)
+		}
+	}
+}
+
+// lead returns the chain that the number leads to.
+func lead(s state, number int) string {
+	return numberingOf(s.tables[conf.IPv4][checks].rules, conf.EgressChain).leaves[number]
+}
+
+// TestWithoutNumbers: where iptables doesn't know how to look a number up, each class has a set of its own. The driver
+// finds that out by a trial. A driver that finds that numbers are supported takes over, and back.
+func TestWithoutNumbers(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	dir := t.TempDir()
+	for _, program := range []string{"iptables-nft-restore", "ip6tables-nft-restore"} {
+		script := "#!/bin/sh\nPATH=${PATH#*:}\ncommands=$(cat)\ncase $commands in *--map-set*) echo unknown option >&2; " +
+			"exit 2;; esac\nprintf '%s\\n' \"$commands\" | " + program + " \"$@\"\n"
+		if err := os.WriteFile(dir+"/"+program, []byte(script), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := os.Getenv("PATH")
+	want := policy.Compile(dualStack())
+	of := func(path string) (sets string) {
+		t.Helper()
+		t.Setenv("PATH", path)
+		mustApply(t, driver(t, NFT), want, netfilter.All)
+		if got := mustApply(t, driver(t, NFT), want, netfilter.All); got.Changed {
+			t.Error("another driver changes something")
+		}
+		t.Setenv("PATH", os.Getenv("PATH"))
+		return nodetest.Run(t, "ipset", "list", "-name")
+	}
+	if sets := of(dir + ":" + path); !strings.Contains(sets, "weir-in-open\n") || strings.Contains(sets, "weir-in\n") ||
+		strings.Contains(sets, conf.TrialSet) {
+		t.Errorf("without numbers: %s", sets)
+	}
+	if sets := of(path); strings.Contains(sets, "weir-in-open\n") || !strings.Contains(sets, "weir-in\n") ||
+		strings.Contains(sets, conf.TrialSet) {
+		t.Errorf("with numbers: %s", sets)
+	}
+}

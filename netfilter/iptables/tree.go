@@ -1,0 +1,148 @@
+package iptables
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// clearMark clears weir's bits of the packet's mark.
+const clearMark = "-j MARK --set-xmark 0x0/0x1fff0000"
+
+// clears returns the rule with which the dispatch chain begins. Others may have written to weir's bits, and the look-up
+// of an address that is in no class leaves the mark as it is. In the ingress chain, the bits may have the number of the
+// sender's class, which no rule there matches.
+//
+// Equivalent to: iptables -t mangle -A WEIR-EGRESS -m mark ! --mark 0x0/0x1fff0000 -j MARK --set-xmark 0x0/0x1fff0000
+func (d dispatch) clears() string {
+	if d.bit == 0 {
+		return "-m mark ! --mark " + markText(0, allBits) + " " + clearMark
+	}
+	return "-m mark --mark " + markText(d.bit, d.bit) + " " + clearMark
+}
+
+// lowerDispatch returns the chain that sends packets to classes, and the chains of its tree. The rules that look up a
+// pod in the set of one class are replaced by one that looks up the pod's number, and the tree.
+//
+// Equivalent to, for three classes, of which number 1 has the pods under no policy:
+//
+//	iptables -t mangle -A WEIR-EGRESS -j SET --map-set weir-eg src --map-mark
+//	iptables -t mangle -A WEIR-EGRESS -m mark --mark 0x10000/0x1fff0000 -j RETURN
+//	iptables -t mangle -A WEIR-EGRESS -m mark --mark 0x20000/0x1fff0000 -g WEIR-EG-NONE
+//	iptables -t mangle -A WEIR-EGRESS -m mark --mark 0x30000/0x1fff0000 -g WEIR-EG-HASH
+func lowerDispatch(c ruleset.Chain, classes []class, n *numbering) []chain {
+	d := dispatches[c.Name]
+	rules := map[string]ruleset.Rule{}
+	sets := map[string]bool{}
+	for _, k := range classes {
+		rules[k.target], sets[k.set] = k.rule, true
+	}
+	top := chain{family: c.Family, table: checks, name: c.Name, rules: c.Rules}
+	t := tree{dispatch: d, family: c.Family, numbering: n, rules: rules}
+	placed := false
+	for _, r := range c.Rules {
+		if len(r.Sets) != 1 || r.Sets[0].Not || !sets[r.Sets[0].Name] {
+			top.lines = append(top.lines, lowerRule(r, c.Family)...)
+			continue
+		}
+		if placed {
+			continue
+		}
+		placed = true
+		top.lines = append(top.lines, d.clears(),
+			"-j SET --map-set "+c.Family.Set(d.set)+" "+flags[r.Sets[0].By]+" --map-mark", t.leaf(openClass))
+		numbers := slices.DeleteFunc(slices.Sorted(maps.Keys(n.leaves)), func(n int) bool { return n == openClass })
+		top.lines = append(top.lines, t.lines(numbers, t.top(numbers))...)
+	}
+	last := chain{family: c.Family, table: checks, name: d.last, lines: []string{"-j " + c.Name, clearMark}}
+	return append([]chain{top, last}, t.chains...)
+}
+
+// tree makes the chains that lead from a number to the chain of a class. Each of them compares one digit of the number.
+type tree struct {
+	dispatch
+	*numbering
+	family conf.Family
+	rules  map[string]ruleset.Rule // the ruleset's rules that lead to the classes, by target
+	chains []chain
+}
+
+// digit is how many bits of a number one chain compares.
+const digit = 4
+
+// top returns the place of the first digit that some of the numbers have, in bits.
+func (t *tree) top(numbers []int) (shift int) {
+	for len(numbers) > 0 && numbers[len(numbers)-1]>>(shift+digit) > 0 {
+		shift += digit
+	}
+	return shift
+}
+
+// lines returns the rules that lead to the numbers, which are in order and equal but for the digits from shift down.
+func (t *tree) lines(numbers []int, shift int) (lines []string) {
+	for len(numbers) > 0 {
+		first := numbers[0] >> shift
+		same := slices.IndexFunc(numbers, func(n int) bool { return n>>shift != first })
+		if same < 0 {
+			same = len(numbers)
+		}
+		if some := numbers[:same]; len(some) == 1 {
+			lines = append(lines, t.leaf(some[0]))
+		} else {
+			lines = append(lines, t.node(some, first, shift))
+		}
+		numbers = numbers[same:]
+	}
+	return lines
+}
+
+// node makes the chain for the numbers that begin with the digits first, and returns the rule that leads to it. If a
+// number has no class, its packets are dropped.
+func (t *tree) node(numbers []int, first, shift int) string {
+	name := t.prefix + fmt.Sprintf("%0*X", (12-shift)/digit, first)
+	for range shift / digit {
+		name += "x"
+	}
+	at := len(t.chains)
+	t.chains = append(t.chains, chain{family: t.family, table: checks, name: name})
+	lines := append(t.lines(numbers, shift-digit), "-j DROP")
+	t.chains[at].lines = lines
+	mask := allBits &^ (1<<shift - 1)
+	return "-m mark --mark " + markText(t.bit|uint32(first<<shift), mask) + " -g " + name
+}
+
+// leaf returns the rule that leads to the class of the number.
+func (t *tree) leaf(number int) string {
+	mark := "-m mark --mark " + markText(t.bit|uint32(number), allBits)
+	r := ruleset.Rule{Comment: t.rules[t.leaves[number]].Comment, Action: ruleset.GoTo, To: t.leaves[number]}
+	if r.To == returns { // nearly every packet matches the rule, and the kernel takes time to skip a comment
+		r = ruleset.Rule{Action: ruleset.Return}
+	}
+	if t.former[number] {
+		r.Comment = formerComment
+	}
+	return mark + " " + ruleText(r, t.family)
+}
+
+// lowerAround returns the lines of a chain with rules that lead to dispatch chains. No packet may leave with a number
+// in its mark. So the rules lead to chains that jump to the dispatch chain and then clear the mark; or, if the chain
+// sends every packet to a dispatch chain, the chain itself clears the mark at its end.
+func lowerAround(rules []ruleset.Rule, f conf.Family, one func(ruleset.Rule) []string) (lines []string) {
+	every := slices.ContainsFunc(rules, func(r ruleset.Rule) bool {
+		_, ok := dispatches[r.To]
+		return ok && r.SameAs(ruleset.Rule{Action: ruleset.Jump, To: r.To})
+	})
+	for _, r := range rules {
+		if d, ok := dispatches[r.To]; ok && (!every || r.Action == ruleset.GoTo) {
+			r.To = d.last
+		}
+		lines = append(lines, one(r)...)
+	}
+	if every {
+		lines = append(lines, clearMark)
+	}
+	return lines
+}
