@@ -2,8 +2,11 @@ package explain
 
 import (
 	"math/rand/v2"
+	"net/netip"
+	"slices"
 	"testing"
 
+	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
@@ -80,4 +83,70 @@ func TestConcerns(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestKernelAgrees: on random clusters, a kernel that holds what the compiler has made, merged or not, never differs
+// from the policies. If a pod of the node is missing in one of the sets of its classes, the kernel differs.
+func TestKernelAgrees(t *testing.T) {
+	checked, lost := 0, 0
+	for seed := range uint64(150) {
+		r := rand.New(rand.NewPCG(seed, 13))
+		state := policytest.State(r)
+		c := Cluster{Objects: state.Objects, Endpoints: state.Endpoints, Node: state.Node}
+		for _, of := range policytest.Of {
+			c.Own = append(c.Own, of.Node)
+		}
+		want := policy.Compile(state)
+		if seed%2 == 0 {
+			want = ruleset.Merge(want, nil)
+		}
+		view := View{Node: "here", Want: want, Held: want, Links: map[netip.Addr]ruleset.Link{}}
+		for _, e := range state.Endpoints {
+			for _, a := range e.Addresses {
+				view.Links[a.Addr] = policy.LinkOf(e)
+			}
+		}
+		for _, p := range policytest.Probes(r, state, 1) {
+			q := Query{
+				From: Ref{Kind: EndAddress, Address: p.Src}, To: Ref{Kind: EndAddress, Address: p.Dst},
+				Port: Port{Number: max(p.Port, 1), Proto: ruleset.TCP},
+			}
+			e, err := Explain(c, q)
+			if err != nil {
+				t.Fatal(err)
+			}
+			e.AddKernel(view)
+			k := e.Paths[0].Kernel
+			if k == nil {
+				continue
+			}
+			checked++
+			if e.Differs() || k.Unknown != "" {
+				t.Fatalf("seed %d: %s to %s port %d: %q %s\n%+v", seed, p.Src, p.Dst, q.Port.Number, k.Differences, k.Unknown,
+					e.Paths[0])
+			}
+			if e.Paths[0].From.Here && e.Paths[0].Sides[0].Reason == Isolated {
+				lost++
+				tampered := view
+				tampered.Held = without(want, k.Classes[0].Set)
+				if e.AddKernel(tampered); !e.Differs() {
+					t.Fatalf("seed %d: without %s nothing differs: %+v", seed, k.Classes[0].Set, e.Paths[0].Kernel)
+				}
+			}
+		}
+	}
+	if checked < 500 || lost < 100 {
+		t.Errorf("only %d packets checked, and %d with a lost class", checked, lost)
+	}
+}
+
+// without returns the ruleset with the set empty.
+func without(r ruleset.Ruleset, set string) ruleset.Ruleset {
+	r.Sets = slices.Clone(r.Sets)
+	for i := range r.Sets {
+		if r.Sets[i].Name == set {
+			r.Sets[i].Entries = ruleset.EntriesOf()
+		}
+	}
+	return r
 }

@@ -80,7 +80,7 @@ func (p *Path) Packet(links map[netip.Addr]ruleset.Link) (packet ruleset.Packet,
 	if in, ok := links[p.From.Address]; ok {
 		packet.In, packet.InPort = in.In, in.Port
 	}
-	if out, ok := links[p.To.Address]; ok {
+	if out, ok := links[p.To.Address]; ok && out.In != "" {
 		packet.Out = out.In
 	}
 	if p.To.isOwn {
