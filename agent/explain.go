@@ -155,6 +155,7 @@ func (x *explainer) addKernel(ctx context.Context, e *explain.Explanation) {
 		v := explain.View{Node: x.node, Want: by.ruleset, Links: by.links()}
 		packets := checked(e, v.Links)
 		if len(packets) == 0 {
+			e.AddKernel(v) // says why
 			return
 		}
 		held, err := x.backend.Inspect(ctx, by.ruleset, packets)

@@ -10,6 +10,7 @@ import (
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/test/golden"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -33,10 +34,19 @@ func testInspect(t *testing.T, f Flavour) {
 			t.Fatal(err)
 		}
 		s := policytest.State(r)
-		want = policy.Compile(s)
+		s.Policies = append(s.Policies, policytest.Letting("ports", nil, nil, policytest.OddPorts(100)...))
+		if i == 1 {
+			s = golden.Load(t, "../../policy/testdata/named-ports.yaml")
+		}
+		if want = policy.Compile(s); i%2 == 0 {
+			want = policytest.Bounds(r).Merge(want, nil)
+		}
 		mustApply(t, d, want, netfilter.Verify(i%3))
-		packets = policytest.At(s, policytest.Packets(s))
-		packets = packets[:min(len(packets), 100)]
+		if packets = policytest.Probes(r, s, 3); i == 1 {
+			for n := range packets {
+				packets[n].Proto, packets[n].Port = ruleset.TCP, 8080 // the number of a named port
+			}
+		}
 		held, err := d.Inspect(t.Context(), want, packets)
 		if err != nil || held.Unread != "" || len(held.Wrong) > 0 {
 			t.Fatalf("round %d: %v, %q, %q", i, err, held.Unread, held.Wrong)

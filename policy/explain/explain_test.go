@@ -86,7 +86,8 @@ func TestConcerns(t *testing.T) {
 }
 
 // TestKernelAgrees: on random clusters, a kernel that holds what the compiler has made, merged or not, never differs
-// from the policies. If a pod of the node is missing in one of the sets of its classes, the kernel differs.
+// from the policies. If a pod of the node is missing in the set of its class, or no rule drops packets, the kernel
+// differs.
 func TestKernelAgrees(t *testing.T) {
 	checked, lost := 0, 0
 	for seed := range uint64(150) {
@@ -98,7 +99,7 @@ func TestKernelAgrees(t *testing.T) {
 		}
 		want := policy.Compile(state)
 		if seed%2 == 0 {
-			want = ruleset.Merge(want, nil)
+			want = policytest.Bounds(r).Merge(want, nil)
 		}
 		view := View{Node: "here", Want: want, Held: want, Links: map[netip.Addr]ruleset.Link{}}
 		for _, e := range state.Endpoints {
@@ -125,6 +126,13 @@ func TestKernelAgrees(t *testing.T) {
 				t.Fatalf("seed %d: %s to %s port %d: %q %s\n%+v", seed, p.Src, p.Dst, q.Port.Number, k.Differences, k.Unknown,
 					e.Paths[0])
 			}
+			if k.Result == Dropped {
+				tampered := view
+				tampered.Held = opened(want)
+				if e.AddKernel(tampered); e.Paths[0].Kernel.Result != Allowed || !e.Differs() {
+					t.Fatalf("seed %d: without a drop nothing differs: %+v", seed, e.Paths[0].Kernel)
+				}
+			}
 			if e.Paths[0].From.Here && e.Paths[0].Sides[0].Reason == Isolated {
 				lost++
 				tampered := view
@@ -138,6 +146,20 @@ func TestKernelAgrees(t *testing.T) {
 	if checked < 500 || lost < 100 {
 		t.Errorf("only %d packets checked, and %d with a lost class", checked, lost)
 	}
+}
+
+// opened returns the ruleset with all rules that drop packets turned into rules that don't.
+func opened(r ruleset.Ruleset) ruleset.Ruleset {
+	r.Chains = slices.Clone(r.Chains)
+	for i := range r.Chains {
+		r.Chains[i].Rules = slices.Clone(r.Chains[i].Rules)
+		for n := range r.Chains[i].Rules {
+			if r.Chains[i].Rules[n].Action == ruleset.Drop {
+				r.Chains[i].Rules[n].Action = ruleset.Return
+			}
+		}
+	}
+	return r
 }
 
 // without returns the ruleset with the set empty.

@@ -95,6 +95,9 @@ func (e *Explanation) AddKernel(v View) {
 		p := &e.Paths[i]
 		packet, ok := p.Packet(v.Links)
 		if !ok {
+			if note := p.unchecked(); note != "" && !slices.Contains(p.Notes, note) {
+				p.Notes = append(p.Notes, note)
+			}
 			continue
 		}
 		p.Kernel = &Kernel{Node: v.Node}
@@ -106,6 +109,17 @@ func (e *Explanation) AddKernel(v View) {
 			p.Kernel.Unknown = err.Error()
 		}
 	}
+}
+
+// unchecked says why the kernel of this node says nothing about the path; empty if that needs no words.
+func (p *Path) unchecked() string {
+	if p.From.Here || p.To.Here || (p.From.Pod == "" && p.To.Pod == "") {
+		return ""
+	}
+	nodes := slices.DeleteFunc([]string{p.From.Node, p.To.Node}, func(n string) bool { return n == "" })
+	slices.Sort(nodes)
+	where := strings.Join(slices.Compact(nodes), " and ")
+	return "neither end is a pod of this node, so its kernel wasn't asked: it is enforced on " + or(where, "the pods' nodes")
 }
 
 // compare compares the kernel's verdict, classes and sets with what the policies mean.
