@@ -22,6 +22,9 @@ type Backend interface {
 	// ruleset from them. The records are then never older than the plugin's changes that Read has seen, so Apply undoes
 	// none of these changes.
 	Read(ctx context.Context) error
+	// Refresh does the same as Read, but pauses when pause returns true. Then done is false, and the next Refresh
+	// continues. Meanwhile the caller may call all other methods.
+	Refresh(ctx context.Context, pause func() bool) (done bool, err error)
 	// Unread reports whether the kernel's state is not known, so that Apply would have to read it.
 	Unread() bool
 	// Reread reads which sets contain the addresses, and reports whether the plugin has changed these sets since the

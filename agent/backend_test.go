@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -28,6 +29,8 @@ type memory struct {
 	// fails are the errors of the next calls of Apply.
 	fails []error
 	last  ruleset.Ruleset
+	// interrupted is true if an event comes during the next Refresh.
+	interrupted bool
 }
 
 var _ Backend = (*memory)(nil)
@@ -44,6 +47,19 @@ func (m *memory) Generation() (uint32, error)             { return 1, nil }
 func (m *memory) Close()                                  {}
 func (m *memory) CleanOtherFlavour(context.Context) error { m.call("CleanOtherFlavour"); return nil }
 func (m *memory) Read(context.Context) error              { m.call("Read"); return nil }
+
+// Refresh reads two parts. After the first part it waits for an event if the test says so.
+func (m *memory) Refresh(_ context.Context, pause func() bool) (bool, error) {
+	m.call("part")
+	if m.interrupted {
+		for m.interrupted = false; !pause(); {
+			runtime.Gosched()
+		}
+		return false, nil
+	}
+	m.call("part")
+	return true, nil
+}
 
 func (m *memory) Members() (map[ruleset.Direction]map[netip.Addr]bool, error) {
 	return map[ruleset.Direction]map[netip.Addr]bool{}, nil
@@ -153,4 +169,16 @@ func TestReconcileAndItsBackend(t *testing.T) {
 	if r := <-waits.answer; r.status != http.StatusOK {
 		t.Errorf("the plugin was answered %+v", r)
 	}
+
+	// A plugin that asks while a resync reads the kernel is answered before the resync goes on. What the resync has read
+	// isn't read again.
+	waits = &enrolment{id: id, deadline: time.Now().Add(time.Minute), answer: make(chan answer, 1)}
+	m.interrupted, m.calls = true, nil
+	go a.send(t.Context(), enrolRequest{t.Context(), waits})
+	a.refresh(t.Context())
+	if want := []string{"part", "Apply", "part", "part"}; !slices.Equal(m.calls, want) || len(waits.answer) != 1 {
+		t.Errorf("during a resync the agent called %q and gave %d answers", m.calls, len(waits.answer))
+	}
+	reconcile(netfilter.All, "Apply")
+	reconcile(netfilter.All, "Read", "Apply")
 }

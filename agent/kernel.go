@@ -23,6 +23,9 @@ type kernelView struct {
 	debt netfilter.Verify
 	// pluginChanged is true if the plugin has changed sets since the last apply.
 	pluginChanged bool
+	// refreshing is true while a resync reads the kernel part by part. refreshed is true if it has read everything, and
+	// the next reconcile needn't.
+	refreshing, refreshed bool
 	// closed is true if KeepClosed has succeeded while there is no usable state yet.
 	closed bool
 	// tidy is true if weir has no rules left in the iptables flavour that the node doesn't use.
@@ -124,7 +127,11 @@ func (a *agent) readKernel(ctx context.Context, verify netfilter.Verify) (netfil
 	if verify != netfilter.All && !a.backend.Unread() {
 		return verify, nil
 	}
-	err := a.backend.Read(ctx)
+	var err error
+	if !a.kernel.refreshed {
+		err = a.backend.Read(ctx)
+	}
+	a.kernel.refreshed = false
 	a.takeRecords(dirwatch.Change{Lost: true})
 	return netfilter.All, err
 }
@@ -159,7 +166,11 @@ func (a *agent) takeApplied(p applied, well bool) {
 	if p.verify == netfilter.All {
 		a.records.kernelRead()
 	}
-	a.cutting.note(p.Result, p.verify)
+	read := p.verify
+	if a.kernel.refreshing { // the change may undo what the resync has found so far
+		read = netfilter.All
+	}
+	a.cutting.note(p.Result, read)
 	a.reaper.offer(p.Strays)
 }
 

@@ -29,6 +29,7 @@ func (a *agent) loop(ctx context.Context) error {
 		case <-resync.C:
 			a.prepareResync(ctx)
 			remaining.verify = netfilter.All
+			a.refresh(ctx)
 		case <-again.C:
 		case w := <-a.cutting.results:
 			remaining.reconcile = a.takeWalk(w)
@@ -46,6 +47,36 @@ func (a *agent) loop(ctx context.Context) error {
 		again.Stop()
 		if next := a.reconcile(ctx, remaining.verify); next > 0 {
 			again.Reset(next)
+		}
+	}
+}
+
+// refresh reads the kernel for a resync. If an event comes meanwhile, it handles the event and reconciles before it
+// continues, so that no pod's start and no policy waits for the resync. The caller then reconciles with all that
+// refresh has read.
+func (a *agent) refresh(ctx context.Context) {
+	if !a.cluster.known || !a.records.complete || a.kernel.debt == netfilter.All {
+		return // the reconcile reads everything itself
+	}
+	a.kernel.refreshing = true
+	defer func() { a.kernel.refreshing = false }()
+	for ctx.Err() == nil {
+		var next event
+		done, err := a.backend.Refresh(ctx, func() bool {
+			select {
+			case next = <-a.events:
+				return true
+			default:
+				return false
+			}
+		})
+		if done || err != nil {
+			a.kernel.refreshed = err == nil // after an error the reconcile reads everything, and reports the error
+			return
+		}
+		if w := a.handleAll(next); w.reconcile {
+			a.lastRound.Store(time.Now().UnixNano())
+			a.reconcile(ctx, w.verify)
 		}
 	}
 }

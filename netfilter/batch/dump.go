@@ -40,7 +40,9 @@ func (d *Dumper) Dump(req *nl.NetlinkRequest, each func(msg []byte) bool) error 
 	if err := d.open(); err != nil {
 		return err
 	}
-	whole := false // the kernel has sent the whole list: the socket may be used again
+	// whole is true if the kernel has sent the whole list, so that the socket may be used again. After an error another
+	// message may follow: for a set that doesn't exist, the kernel sends NLMSG_ERROR and NLMSG_DONE.
+	whole := false
 	defer func() {
 		if !whole {
 			d.Close()
@@ -61,7 +63,7 @@ func (d *Dumper) Dump(req *nl.NetlinkRequest, each func(msg []byte) bool) error 
 		}
 		end, err := split(d.buf[:n], req.Seq, each)
 		if end != 0 || err != nil {
-			whole = end == atEnd
+			whole = end == atEnd && err == nil
 			return err
 		}
 	}

@@ -30,6 +30,7 @@ type Driver struct {
 	have *state
 	// settled is the last ruleset, if the kernel has it as it is in have; nil otherwise.
 	settled *ruleset.Ruleset
+	refresh *refresh // nil if none has begun
 	// fresh is true if have was read and nothing was changed since.
 	fresh    bool
 	lowering lowering

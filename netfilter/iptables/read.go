@@ -27,7 +27,7 @@ const readTime = 30 * time.Second
 // and then returns an UnknownError.
 func (d *Driver) Read(ctx context.Context) error {
 	before := d.have
-	d.have, d.settled = nil, nil
+	d.have, d.settled, d.refresh = nil, nil, nil
 	if err := d.detect(ctx); err != nil {
 		return err
 	}
@@ -147,16 +147,22 @@ func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 		s.sets[h.Name] = got
 	}
 	for _, f := range conf.Families {
-		s.tables[f] = tables{}
-		if d.wanted[f] || before == nil || before.tables[f].holds() {
-			s.tables[f] = d.readTables(ctx, f, before)
-		}
-		if !d.wanted[f] && !s.tables[f].holds() { // weir has no rules in the family's tables
-			s.tables[f] = tables{}
-		}
+		s.tables[f] = d.tablesNow(ctx, f, before)
 	}
 	d.readAt = readAt
 	return s, nil
+}
+
+// tablesNow reads the family's tables, unless weir has no rules there and wants none.
+func (d *Driver) tablesNow(ctx context.Context, f conf.Family, before *state) tables {
+	all := tables{}
+	if d.wanted[f] || before == nil || before.tables[f].holds() {
+		all = d.readTables(ctx, f, before)
+	}
+	if !d.wanted[f] && !all.holds() {
+		return tables{}
+	}
+	return all
 }
 
 // readTables reads the family's tables.

@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 
@@ -58,6 +59,9 @@ func TestReadSet(t *testing.T) {
 				nodetest.Run(t, "ipset", "destroy", name)
 			}
 			nodetest.Run(t, "ipset", change...)
+		}
+		if _, err := d.readSet("weir-none", known); !errors.Is(err, ipset.ErrNotExist) {
+			t.Fatalf("a set that doesn't exist: %v", err)
 		}
 		now, err := d.readSet(name, known)
 		if err != nil {

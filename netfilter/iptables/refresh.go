@@ -1,0 +1,124 @@
+package iptables
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/ipset"
+)
+
+// refresh is a Refresh that has not read everything yet.
+type refresh struct {
+	sets   []string // that are still to be read
+	tables []conf.Family
+}
+
+// Refresh does the same as Read, but pauses when pause returns true, and then returns false. The next Refresh
+// continues. Between the two, the caller may call all other methods: Refresh replaces what the driver knows part by
+// part. So a change that Refresh has found may be undone by any Apply. If the kernel's state isn't known, Refresh reads
+// everything without a pause.
+func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
+	if d.have == nil || d.Flavour == "" {
+		return true, d.Read(ctx)
+	}
+	ctx, cancel := context.WithTimeout(ctx, readTime)
+	defer cancel()
+	for {
+		done, err = d.refreshPart(ctx)
+		if err != nil {
+			d.have, d.settled, d.refresh = nil, nil, nil
+			return true, err
+		}
+		if done || pause() {
+			return done, nil
+		}
+	}
+}
+
+// refreshPart reads one set, or the tables of one family. At first it lists the sets. It returns true if nothing is
+// left to be read.
+func (d *Driver) refreshPart(ctx context.Context) (done bool, err error) {
+	r := d.refresh
+	switch {
+	case r == nil:
+		d.refresh, err = d.beginRefresh()
+		return false, err
+	case len(r.sets) > 0:
+		name := r.sets[0]
+		r.sets = r.sets[1:]
+		return false, d.refreshSet(name)
+	case len(r.tables) > 0:
+		f := r.tables[0]
+		r.tables = r.tables[1:]
+		d.refreshTables(ctx, f)
+		return false, nil
+	}
+	// As after Read: all that Apply did before has been read. If rules have changed since the tables were read, Watch
+	// reports another generation.
+	d.refresh, d.fresh, d.settled = nil, true, nil
+	return true, nil
+}
+
+// beginRefresh lists the sets. It forgets sets that don't exist any more.
+func (d *Driver) beginRefresh() (*refresh, error) {
+	headers, err := d.sets.Headers()
+	if err != nil {
+		return nil, err
+	}
+	r := &refresh{tables: slices.Clone(conf.Families[:])}
+	exists := map[string]bool{}
+	for _, h := range headers {
+		r.sets, exists[h.Name] = append(r.sets, h.Name), true
+	}
+	for name := range d.have.sets {
+		if !exists[name] {
+			delete(d.have.sets, name)
+			d.settled = nil
+		}
+	}
+	// The sets of all pods come last: the plugin may change them at any moment, and the less time passes until the
+	// caller reads the records, the fewer addresses of pods that ended meanwhile are taken for strays.
+	slices.SortStableFunc(r.sets, func(a, b string) int { return cmp.Compare(ofAllPods(a), ofAllPods(b)) })
+	return r, nil
+}
+
+// ofAllPods returns 1 for a set of all pods, and 0 for all other sets.
+func ofAllPods(name string) int {
+	for _, f := range conf.Families {
+		if name == f.Set(conf.PodsSet) {
+			return 1
+		}
+	}
+	return 0
+}
+
+// refreshSet reads a set.
+func (d *Driver) refreshSet(name string) error {
+	before, had := d.have.sets[name]
+	now, err := d.readSet(name, before)
+	switch {
+	case errors.Is(err, ipset.ErrNotExist): // destroyed since it was listed
+		delete(d.have.sets, name)
+	case err != nil:
+		return err
+	default:
+		d.have.sets[name] = now
+	}
+	if err != nil || !had || now.kind != before.kind || now.family != before.family || !now.entries.Same(before.entries) {
+		d.settled = nil
+	}
+	return nil
+}
+
+// refreshTables reads a family's tables.
+func (d *Driver) refreshTables(ctx context.Context, f conf.Family) {
+	readAt, _ := generation() // 0 without nf_tables
+	if f == conf.Families[0] {
+		d.readAt, d.own = readAt, ownChanges{}
+	}
+	d.have.tables[f] = d.tablesNow(ctx, f, d.have)
+	d.settled = nil
+}
