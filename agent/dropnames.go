@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/weir-net/weir/agent/drops"
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/conf"
@@ -74,6 +76,7 @@ type dropView struct {
 	chains      map[string]*ruleset.Class // one of the chain's classes
 	shared      map[string]bool           // chains of several classes
 	classes     map[podSide]*ruleset.Class
+	ports       map[uint32]string   // pods by the indexes of their ports, as far as they were asked for
 	earlier     map[string][]string // policies of chains that earlier snapshots had
 }
 
@@ -106,7 +109,7 @@ func (v *dropView) load(s *snapshot) {
 			}
 		}
 	}
-	v.of, v.pods = s, map[netip.Addr]string{}
+	v.of, v.pods, v.ports = s, map[netip.Addr]string{}, map[uint32]string{}
 	v.chains, v.shared, v.classes = map[string]*ruleset.Class{}, map[string]bool{}, map[podSide]*ruleset.Class{}
 	for _, e := range s.endpoints {
 		for _, a := range e.Addresses {
@@ -156,6 +159,9 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 			end.Pod = names[end.Address]
 		}
 	}
+	if l.Port != 0 {
+		d.Source.Pod, d.Source.Node = v.podBehind(l.Port), ""
+	}
 	if l.Kind == agentapi.DropShown {
 		d.Protocol = protocolName(l.Flow.Proto)
 	}
@@ -167,6 +173,25 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 		d.Policies = v.policies(l.Direction, l.Chain, local.Pod)
 	}
 	return d
+}
+
+// podBehind returns the pod whose port has that index; empty if it is gone.
+//
+// Equivalent to: ip -o link | grep ^INDEX:, and a look at weirctl pods
+func (v *dropView) podBehind(index uint32) string {
+	if pod, ok := v.ports[index]; ok {
+		return pod
+	}
+	pod := ""
+	if link, err := netlink.LinkByIndex(int(index)); err == nil {
+		for _, e := range v.of.endpoints {
+			if e.HostIf == link.Attrs().Name {
+				pod = e.Pod.String()
+			}
+		}
+	}
+	v.ports[index] = pod
+	return pod
 }
 
 // policies returns the policies of the chain's class. If the chain has several classes, it returns those of the pod's

@@ -40,6 +40,9 @@ const (
 	ByPolicy = "policy"
 	// ByClosed: the pod is in no class.
 	ByClosed = "closed"
+	// ByGuard: the pod has sent under a MAC or an address that is not its own, or a frame that is neither IPv4, IPv6 nor
+	// ARP.
+	ByGuard = "guard"
 	// ByOther: the rule that logged the packet is not one of this agent's.
 	ByOther = "other"
 )

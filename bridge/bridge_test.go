@@ -214,6 +214,7 @@ func TestTheGuardIsRepaired(t *testing.T) {
 	}
 	ports := guardChains(guardSetsByName())[2]
 	ports.Rules = slices.Delete(portRules(sets), 2, 6)[1:]
+	ports.Rules = slices.Delete(ports.Rules, len(ports.Rules)-2, len(ports.Rules)-1) // it logged nothing
 	nft.AddChains(conn, []nft.Chain{ports})
 	if err := conn.Flush(); err != nil {
 		t.Fatal(err)
@@ -223,6 +224,42 @@ func TestTheGuardIsRepaired(t *testing.T) {
 	}
 	if got := rules(); got != whole {
 		t.Errorf("over an earlier weir's guard:\n%s\nwant\n%s", got, whole)
+	}
+}
+
+// TestGuardThatCannotLog: on a kernel that can't log frames of a bridge, the guard is intact without its log. A foreign
+// rule in the place of the log's rules isn't.
+func TestGuardThatCannotLog(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	tries := 0
+	err := logIfPossible(func(conn *nftables.Conn, logs bool) error {
+		if tries++; logs {
+			return errors.New("the kernel can't log")
+		}
+		return commitGuard(conn, nil, true, logs)
+	})
+	if err != nil || tries != 2 {
+		t.Fatalf("%d tries, %v", tries, err)
+	}
+	intact := func() bool {
+		conn, err := nftables.New()
+		if err != nil {
+			t.Fatal(err)
+		}
+		intact, err := guardIntact(conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return intact
+	}
+	if !intact() {
+		t.Error("the guard without a log isn't intact")
+	}
+	nodetest.RunEach(t, "nft add rule bridge weir forged accept")
+	if intact() {
+		t.Error("a guard that accepts forged frames is intact")
 	}
 }
 

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -15,12 +16,27 @@ import (
 // makeGuard adds the elements to the guard's sets, and makes the tables, sets and chains that are missing, in one
 // transaction. It replaces the rules unless the guard is intact.
 func makeGuard(add elements) error {
-	conn, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
+	return logIfPossible(func(conn *nftables.Conn, logs bool) error {
+		intact, err := guardIntact(conn)
+		return commitGuard(conn, add, err != nil || !intact, logs)
+	})
+}
+
+// logIfPossible calls commit with a new connection. If it fails, the kernel may be unable to log frames of a bridge:
+// then logIfPossible calls commit again, for a guard that logs nothing. It returns the first error if that fails too.
+func logIfPossible(commit func(conn *nftables.Conn, logs bool) error) error {
+	var first error
+	for _, logs := range []bool{true, false} {
+		conn, err := nftables.New()
+		if err != nil {
+			return fmt.Errorf("open nftables: %w", err)
+		}
+		if err = commit(conn, logs); err == nil {
+			return nil
+		}
+		first = cmp.Or(first, err)
 	}
-	intact, err := guardIntact(conn)
-	return commitGuard(conn, add, err != nil || !intact)
+	return first
 }
 
 // replaceGuard deletes all tables that have the names of the guard's, and makes the guard in the same transaction. It
@@ -29,20 +45,19 @@ func makeGuard(add elements) error {
 //
 // Equivalent to: nft -f, with "delete table" for each table before the tables
 func replaceGuard(all elements) error {
-	conn, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
-	}
-	for _, t := range guardTables() {
-		conn.AddTable(t) // deleting a table that is absent would fail
-		conn.DelTable(t)
-	}
-	return commitGuard(conn, all, true)
+	return logIfPossible(func(conn *nftables.Conn, logs bool) error {
+		for _, t := range guardTables() {
+			conn.AddTable(t) // deleting a table that is absent would fail
+			conn.DelTable(t)
+		}
+		return commitGuard(conn, all, true, logs)
+	})
 }
 
 // commitGuard makes the guard's tables and sets that are missing, adds the elements to the sets and, if rules is true,
-// replaces the rules. All of this is in the connection's transaction, which commitGuard commits.
-func commitGuard(conn *nftables.Conn, add elements, rules bool) error {
+// replaces the rules. If logs is false, the rules log nothing. All of this is in the connection's transaction, which
+// commitGuard commits.
+func commitGuard(conn *nftables.Conn, add elements, rules, logs bool) error {
 	for _, t := range guardTables() {
 		conn.AddTable(t)
 	}
@@ -58,7 +73,13 @@ func commitGuard(conn *nftables.Conn, add elements, rules bool) error {
 		}
 	}
 	if rules {
-		nft.AddChains(conn, guardChains(sets))
+		chains := guardChains(sets)
+		for i, c := range chains {
+			if c.Name == forgedChain && !logs {
+				chains[i].Rules = nil
+			}
+		}
+		nft.AddChains(conn, chains)
 	}
 	err := conn.Flush()
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
@@ -87,7 +108,10 @@ func guardIntact(conn *nftables.Conn) (bool, error) {
 			return false, err
 		}
 		for _, c := range chains {
-			if sameTable(c.Table, t) && !c.Same(have[c.Name]) {
+			if !sameTable(c.Table, t) || c.Same(have[c.Name]) {
+				continue
+			}
+			if c.Rules = nil; c.Name != forgedChain || !c.Same(have[c.Name]) {
 				return false, nil
 			}
 		}

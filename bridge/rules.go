@@ -33,7 +33,12 @@ import (
 //	      iifname . arp saddr ether . arp saddr ip @senders4 accept
 //	    meta protocol ip6 meta l4proto ipv6-icmp icmpv6 type 133-137 counter drop
 //	    meta protocol ip6 iifname . ether saddr . ip6 saddr @senders6 accept
+//	    jump forged
 //	    counter drop comment "weir: forged sender"
+//	  }
+//	  chain forged {
+//	    meta protocol ip6 meta l4proto ipv6-icmp return
+//	    log prefix "weir drop guard" group 88
 //	  }
 //	  chain fragments {
 //	    update @fragments { iifname limit rate over 1000/second burst 1000 packets } goto shared
@@ -54,6 +59,9 @@ import (
 //     also behind extension headers. The addresses that such a message is about are inside the message, where no set
 //     lookup reaches. Pods don't need it: all neighbours are permanent.
 //   - A pod without an IPv6 address can't send IPv6: senders6 has no entry for its port.
+//   - The chain "forged" copies what the last rule drops to the log group that the agent reads. The kernel of a pod
+//     without an IPv6 address sends some ICMPv6 packets nevertheless, which are no news. On a kernel that can't log
+//     frames of a bridge, the chain is empty.
 //   - Packets to the node's loopback addresses are dropped because portmap sets route_localnet on weir0, and the kernel
 //     then routes them.
 //
@@ -104,6 +112,9 @@ const (
 	sharedChain    = "shared"
 )
 
+// forgedChain is the chain of "bridge weir" that logs what the last rule drops.
+const forgedChain = "forged"
+
 func guardTables() []*nftables.Table {
 	return []*nftables.Table{
 		bridgeTable(),
@@ -140,6 +151,18 @@ func guardChains(sets map[string]*nftables.Set) []nft.Chain {
 			rule("weir: ARP to the node past the bridge's guard", fromPort(), nft.Drop()),
 			rule("weir: ARP out of the tunnel, which nodes don't need", fromTunnel(), nft.Drop()),
 		}},
+		{Chain: &nftables.Chain{Name: forgedChain, Table: bridge}, Rules: forgedRules()},
+	}
+}
+
+// forgedRules returns the rules of the chain "forged".
+func forgedRules() []nft.Rule {
+	return []nft.Rule{
+		rule("weir: IPv6's own messages, which every new pod sends", protocol(unix.ETH_P_IPV6), icmpv6(),
+			nft.Verdict(expr.VerdictReturn, "")),
+		rule("weir: forged sender, or none of IPv4, IPv6 and ARP", []expr.Any{&expr.Log{
+			Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_PREFIX, Group: conf.LogGroup, Data: []byte(conf.GuardLogPrefix),
+		}}),
 	}
 }
 
@@ -170,6 +193,7 @@ func portRules(sets map[string]*nftables.Set) []nft.Rule {
 			protocol(unix.ETH_P_IPV6), neighbourDiscovery(), nft.Drop()),
 		rule("weir: IPv6 under the pod's own name",
 			protocol(unix.ETH_P_IPV6), isSender(set6, etherSource, ip6Source), accept),
+		rule("weir: who sends under a foreign name?", nft.Verdict(expr.VerdictJump, forgedChain)),
 		rule("weir: forged sender, or none of IPv4, IPv6 and ARP", nft.Drop()),
 	}
 }
@@ -211,11 +235,15 @@ func compareLoopback(op expr.CmpOp) []expr.Any {
 	return nft.Compare(nft.LoadPayload(expr.PayloadBaseNetworkHeader, 16, 1, unix.NFT_REG_1), op, []byte{127})
 }
 
+// icmpv6 matches ICMPv6 messages, also behind extension headers.
+func icmpv6() []expr.Any {
+	return nft.Equal(nft.LoadMeta(expr.MetaKeyL4PROTO, unix.NFT_REG_1), []byte{unix.IPPROTO_ICMPV6})
+}
+
 // neighbourDiscovery matches ICMPv6 messages of types 133 to 137. The kernel skips extension headers to find the
 // protocol.
 func neighbourDiscovery() []expr.Any {
-	icmp := nft.Equal(nft.LoadMeta(expr.MetaKeyL4PROTO, unix.NFT_REG_1), []byte{unix.IPPROTO_ICMPV6})
-	return append(icmp,
+	return append(icmpv6(),
 		nft.LoadPayload(expr.PayloadBaseTransportHeader, 0, 1, unix.NFT_REG_1),
 		&expr.Range{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, FromData: []byte{133}, ToData: []byte{137}})
 }

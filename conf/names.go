@@ -20,6 +20,10 @@ const (
 	// LogGroup is the netlink log group (NFLOG) to which the kernel copies dropped packets. One program can read a group:
 	// the agent does.
 	LogGroup = 88
+	// LogPrefix begins the text that each of weir's rules adds to a packet for the log group. The rule's chain follows.
+	LogPrefix = "weir drop "
+	// GuardLogPrefix is the text that the guard adds.
+	GuardLogPrefix = LogPrefix + "guard"
 	// CutLabel is the bit of a connection's label that marks the connection as cut. A label has the bits 0 to 127.
 	CutLabel = 127
 	// MaxSetEntries is the largest number of entries of one of weir's ipsets (maxelem). Kubernetes supports clusters of up

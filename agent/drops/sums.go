@@ -7,6 +7,7 @@
 package drops
 
 import (
+	"encoding/binary"
 	"hash/maphash"
 	"net/netip"
 	"strings"
@@ -47,11 +48,13 @@ type Prefix struct {
 
 // prefix returns what the text of a rule says.
 func prefixOf(text string) *Prefix {
-	chain, ours := strings.CutPrefix(text, "weir drop ")
+	chain, ours := strings.CutPrefix(text, conf.LogPrefix)
 	p := &Prefix{Chain: chain, Reason: agentapi.ByOther}
 	switch {
 	case !ours:
 		p.Chain = ""
+	case text == conf.GuardLogPrefix:
+		p.Chain, p.Direction, p.Reason = "", ruleset.Egress, agentapi.ByGuard
 	case chain == conf.IngressChain:
 		p.Direction, p.Reason = ruleset.Ingress, agentapi.ByClosed
 	case chain == conf.EgressChain:
@@ -73,6 +76,8 @@ type Line struct {
 	// Flow has the packets' addresses and ports. If Kind is DropMore, it has the address of the pod whose policies
 	// dropped the packets, and that of the sender if the sender is a pod.
 	Flow nflog.Flow
+	// Port is the index of the pod's port, if the guard dropped the packets; otherwise 0.
+	Port uint32
 	// Packet has the first bytes of the first packet.
 	Packet []byte
 	// Sender is a number for the sender's account.
@@ -102,7 +107,8 @@ type Sums struct {
 // flowKey has what the packets of a line have in common.
 type flowKey struct {
 	*Prefix
-	nflog.Flow // without the source port
+	nflog.Flow        // without the source port
+	link       uint32 // the port, if the guard dropped the packets
 }
 
 type flow struct {
@@ -131,6 +137,7 @@ type sender struct {
 type restKey struct {
 	*Prefix
 	local     [16]byte // the address of the pod whose policies dropped the packets
+	link      uint32
 	etherType uint16
 	sender    *sender
 }
@@ -158,7 +165,10 @@ func (s *Sums) Add(p *nflog.Packet) {
 	f, _ := nflog.FlowOf(p.EtherType, p.Payload)
 	port := f.SrcPort
 	f.SrcPort = 0
-	key := flowKey{s.prefix(p.Prefix), f}
+	key := flowKey{Prefix: s.prefix(p.Prefix), Flow: f}
+	if key.Reason == agentapi.ByGuard {
+		key.link = p.Port
+	}
 	if same := s.flows[key]; same != nil {
 		if same.count == 0 {
 			s.begin(same, p, port)
@@ -166,7 +176,7 @@ func (s *Sums) Add(p *nflog.Packet) {
 		same.count++
 		return
 	}
-	from := s.sender(f)
+	from := s.sender(key)
 	if !s.mayBegin(from) {
 		s.leaveOut(key, from)
 		return
@@ -205,14 +215,19 @@ func (s *Sums) prefix(text []byte) *Prefix {
 }
 
 // sender returns the account of the packet's sender.
-func (s *Sums) sender(f nflog.Flow) *sender {
-	if from := s.senders[f.Src]; from != nil {
+func (s *Sums) sender(f flowKey) *sender {
+	by := f.Src
+	if f.link != 0 { // the address is forged
+		by = [16]byte{}
+		binary.BigEndian.PutUint32(by[12:], f.link) // no IPv4-mapped address, and no IPv6 address that a pod has
+	}
+	if from := s.senders[by]; from != nil {
 		return s.refill(from)
 	}
-	if len(s.senders) < maxSenders && s.IsPod(f.Source()) {
+	if len(s.senders) < maxSenders && (f.link != 0 || s.IsPod(f.Source())) {
 		from := s.account()
-		from.alone = true
-		s.senders[f.Src] = from
+		from.alone = f.link == 0
+		s.senders[by] = from
 		return from
 	}
 	at := &s.others[maphash.Bytes(s.seed, f.Src[:])%shared]
@@ -248,8 +263,11 @@ func (s *Sums) mayBegin(from *sender) bool {
 
 // leaveOut counts a packet that gets no line of its own.
 func (s *Sums) leaveOut(k flowKey, from *sender) {
-	key := restKey{Prefix: k.Prefix, local: k.Src, etherType: k.EtherType, sender: from}
-	if k.Direction == ruleset.Ingress {
+	key := restKey{Prefix: k.Prefix, local: k.Src, link: k.link, etherType: k.EtherType, sender: from}
+	switch {
+	case k.link != 0:
+		key.local = [16]byte{} // the addresses are forged
+	case k.Direction == ruleset.Ingress:
 		key.local = k.Dst
 	}
 	if from.last != nil && from.lastOf == key {
@@ -264,7 +282,7 @@ func (s *Sums) leaveOut(k flowKey, from *sender) {
 	if r == nil {
 		r = &rest{Line{Kind: agentapi.DropMore, Time: s.now, Prefix: k.Prefix, Sender: from.number}}
 		if key.sender != nil {
-			r.Flow = nflog.Flow{EtherType: k.EtherType}
+			r.Flow, r.Port = nflog.Flow{EtherType: k.EtherType}, k.link
 			if k.Direction == ruleset.Ingress {
 				r.Flow.Dst = k.Dst
 			}
@@ -289,7 +307,7 @@ func (s *Sums) Lines(list []Line) (lines []Line, waiting bool) {
 		}
 		line := Line{
 			Kind: agentapi.DropShown, Time: f.first, Count: f.count, Prefix: f.Prefix, Flow: f.Flow, Packet: f.packet,
-			Sender: f.sender.number,
+			Port: f.link, Sender: f.sender.number,
 		}
 		line.Flow.SrcPort = f.port
 		list = append(list, line)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -74,6 +75,40 @@ func follow(n *nodetest.Node, args ...string) *followed {
 		}
 	}()
 	return f
+}
+
+// TestDropsOfTheGuard: a pod sends under an address that isn't its own. The drop shows the pod and the address.
+func TestDropsOfTheGuard(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("shop.yaml", dbUnderTwo)
+	n.StartAgent()
+	db, batch := n.AddPod("shop", "db"), n.AddPod("shop", "batch")
+	nodetest.RunEach(t, "ip -n "+filepath.Base(batch.Netns)+" addr add 10.88.0.77/32 dev eth0")
+	n.Eventually("the forged packet shows", func() error {
+		nodetest.In(t, batch.Netns, func() error {
+			forged := &net.UDPAddr{IP: net.IPv4(10, 88, 0, 77)}
+			conn, err := net.DialUDP("udp", forged, &net.UDPAddr{IP: net.ParseIP(db.IP), Port: 53})
+			if err != nil {
+				return err
+			}
+			defer func() { _ = conn.Close() }()
+			_, err = conn.Write([]byte("x"))
+			return err
+		})
+		text, err := n.Ctl("drops", "--pod", "shop/batch")
+		if err != nil || !strings.Contains(text, "shop/batch (10.88.0.77:") || !strings.Contains(text, "may not send") {
+			return fmt.Errorf("%w\n%s", err, text)
+		}
+		return nil
+	})
+	metrics, err := nodetest.Try("curl", "-s", "http://127.0.0.1:6786/metrics")
+	want := `weir_drops_total{direction="egress",namespace="shop",policy="",reason="guard"}`
+	if err != nil || !strings.Contains(metrics, want) {
+		t.Errorf("%v: no %s in\n%s", err, want, metrics)
+	}
 }
 
 // TestDrops: a denied connection shows within a second, with both pods and both isolating policies. Later it shows

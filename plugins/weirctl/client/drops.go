@@ -63,6 +63,8 @@ func why(d *agentapi.Drop) string {
 	switch d.Reason {
 	case agentapi.ByClosed:
 		return "the pod is closed, because it is in no class"
+	case agentapi.ByGuard:
+		return "the pod may not send under this MAC or address"
 	case agentapi.ByPolicy:
 		policies := excerpt.List(d.Policies, ", ")
 		if policies == "" {
