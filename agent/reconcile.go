@@ -51,6 +51,7 @@ var steps = []func(*round, context.Context) bool{
 	(*round).publishAddresses,
 	(*round).walkConnections,
 	(*round).retryLeftSets,
+	(*round).continueSlices,
 }
 
 // reconcile applies the present state to the kernel and answers the plugins that wait. It returns the time until it
@@ -229,6 +230,15 @@ func (r *round) walkConnections(context.Context) bool {
 func (r *round) retryLeftSets(context.Context) bool {
 	if len(r.applied.Left) > 0 {
 		r.next = sooner(r.next, retry)
+	}
+	return true
+}
+
+// continueSlices asks for another round at once if the engine still has sets to make. The loop takes events that wait
+// before that round, so large policies hold up neither pods that start nor other changes.
+func (r *round) continueSlices(context.Context) bool {
+	if r.cluster.engine.Changed() {
+		r.next = time.Nanosecond
 	}
 	return true
 }

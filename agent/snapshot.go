@@ -58,7 +58,11 @@ func (a *agent) present() *snapshot {
 		a.cluster.attached = records
 	}
 	engine.SetRefused(a.kernel.refused)
-	next.ruleset = a.merger.Merge(engine.Ruleset(), a.kernel.refused)
+	rules := engine.Slice
+	if a.kernel.lastSync.IsZero() { // the kernel may have everything already
+		rules = engine.Ruleset
+	}
+	next.ruleset = a.merger.Merge(rules(), a.kernel.refused)
 	return next
 }
 

@@ -147,7 +147,8 @@ type moving struct {
 	addresses map[netip.Addr]standing // which sets had the address before
 	crowds    map[*crowd]bool         // lost their last pod
 	counts    map[*live]bool          // have another count now
-	sets      map[*live]bool          // have other entries now
+	last      move
+	sets      map[*live]bool // have other entries now
 }
 
 func newMoving() moving {
@@ -227,23 +228,36 @@ func (e *Engine) movePorts(a netip.Addr, was, now standing) {
 	}
 }
 
-// put puts the entry for the address into the set, if the set is filled.
-func (e *Engine) put(l *live, a netip.Addr, entry ruleset.Entry) {
-	if set := &l.sets[conf.FamilyOf(a)]; set.filled {
-		was := set.entries
-		if set.entries = was.With(entry); !set.entries.Same(was) {
-			e.moving.sets[l] = true
-		}
-	}
+// move is a change of the entries of a set. Sets that share their memory still share it after the same change.
+type move struct {
+	was, now ruleset.Entries
+	entry    ruleset.Entry
+	with     bool // the entry was put, else deleted
 }
+
+// put puts the entry for the address into the set, if the set is filled.
+func (e *Engine) put(l *live, a netip.Addr, entry ruleset.Entry) { e.change(l, a, entry, true) }
 
 // delete deletes the element for the address from the set, if the set is filled.
 func (e *Engine) delete(l *live, a netip.Addr, element ruleset.Element) {
-	if set := &l.sets[conf.FamilyOf(a)]; set.filled {
-		was := set.entries
-		if set.entries = was.Without(element); !set.entries.Same(was) {
-			e.moving.sets[l] = true
+	e.change(l, a, ruleset.Entry{Element: element}, false)
+}
+
+func (e *Engine) change(l *live, a netip.Addr, entry ruleset.Entry, with bool) {
+	set, last := &l.sets[conf.FamilyOf(a)], &e.moving.last
+	if !set.filled {
+		return
+	}
+	if last.with != with || last.entry != entry || !last.was.Same(set.entries) {
+		*last = move{was: set.entries, entry: entry, with: with}
+		if with {
+			last.now = last.was.With(entry)
+		} else {
+			last.now = last.was.Without(entry.Element)
 		}
+	}
+	if set.entries = last.now; !last.now.Same(last.was) {
+		e.moving.sets[l] = true
 	}
 }
 

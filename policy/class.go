@@ -71,9 +71,10 @@ func (c *compiler) lower() {
 		if !p.changed {
 			continue
 		}
-		p.changed = false
+		p.changed = p.waits // the next compile releases more
 		l := lowering{compiler: c, part: p, to: &lowered{problems: p.decided.then()}, rules: map[rulesOf][]ruleset.Rule{}}
 		l.collect()
+		l.reportWait()
 		for _, l.family = range c.common.families {
 			for i, s := range sides {
 				l.side = s
@@ -113,7 +114,7 @@ func (c *compiler) exchange(p *part, now lowered) {
 // collect collects the rules and sets of the granted demands.
 func (l *lowering) collect() {
 	seen := map[*supply]bool{}
-	for _, d := range l.granted {
+	for _, d := range l.released {
 		for _, r := range d.rules {
 			k := rulesOf{d.side.direction, r.family, d.policy.name}
 			l.rules[k] = append(l.rules[k], r.Rule)

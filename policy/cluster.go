@@ -257,6 +257,9 @@ func (c cluster) each(s selector, f func(p *member)) {
 	}
 }
 
+// effort implements finder.
+func (c cluster) effort(*supply) float64 { return 0 }
+
 // countSelected implements finder.
 func (c cluster) countSelected(s selector, f conf.Family) (n int) {
 	c.each(s, func(p *member) { n += p.countOf(f) })

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"math"
 	"net/netip"
 	"slices"
 
@@ -45,6 +46,8 @@ func Compile(state State) ruleset.Ruleset {
 
 // finder finds the members of selector sets and of sets of named ports among all pods of the cluster.
 type finder interface {
+	// effort returns the work of counting the set, in the unit of work.
+	effort(s *supply) float64
 	// countSelected returns how many addresses of the family the selected pods have. The set has no more entries.
 	countSelected(s selector, f conf.Family) int
 	// selected returns the addresses of the family of the pods that the selector matches, as a set's entries. An address
@@ -90,6 +93,7 @@ type compiler struct {
 	division  division // while the node doesn't have room for all
 	uncounted map[*supply]bool
 	unwanted  []*supply // that are no longer needed since the last compile
+	work      work
 
 	// joined is true if junction and classes are those of the parts as they are.
 	joined   bool
@@ -104,6 +108,7 @@ func newCompiler(find finder) *compiler {
 	return &compiler{
 		find: find, parts: map[string]*part{}, supplies: map[string]*supply{}, fit: true, uncounted: map[*supply]bool{},
 		sets: ordered.NewList(func(s *ruleset.Set) string { return s.Name }, cmp.Compare[string]),
+		work: work{left: math.Inf(1)},
 		chains: ordered.NewList(
 			func(c *ruleset.Chain) chainKey { return chainKey{c.Family, c.Name} },
 			func(a, b chainKey) int { return cmp.Or(cmp.Compare(a.family, b.family), cmp.Compare(a.name, b.name)) }),
@@ -155,7 +160,7 @@ func (c *compiler) replace(l *local) {
 	}
 	if len(l.endpoints)+len(l.expected) > 0 {
 		now := c.partOf(l)
-		now.lowered = was.lowered // until lower replaces it
+		now.lowered, now.waited = was.lowered, was.waited // until lower replaces lowered
 		c.parts[l.namespace] = now
 		c.wanted.rules += now.rules
 		for _, s := range now.wants {
@@ -180,13 +185,18 @@ func (c *compiler) replace(l *local) {
 // compile returns the ruleset.
 func (c *compiler) compile() (r ruleset.Ruleset) {
 	for _, p := range c.parts {
-		if p.stale {
+		if p.waits = false; p.stale {
 			c.replace(p.local)
 		}
 	}
+	c.work.spent = false
 	c.grant()
+	c.release()
 	c.lower()
 	c.join()
+	if !c.waiting() {
+		c.work.done = nil
+	}
 	for _, f := range c.common.families {
 		for i := range sides {
 			r.Problems = append(r.Problems, c.opened[i][f].problems...)

@@ -3,6 +3,7 @@ package policy
 import (
 	"hash/maphash"
 	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -36,6 +37,7 @@ type keptPolicy struct {
 type crowd struct {
 	*space
 	hash   uint64
+	mark   uint64 // a random number
 	next   *crowd // another crowd of the space with the same hash
 	sample *Pod   // any pod with these labels
 	pods   []*pod
@@ -106,12 +108,13 @@ func (s *space) each() func(func(*crowd) bool) {
 // setPolicies replaces the policies of that name.
 func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) {
 	s, full := e.space(name.Namespace), name.Namespace+"/"+name.Name
+	local := len(e.local[s.name])+len(e.expected[s.name]) > 0
 	var problems []ruleset.Problem
 	var kept []keptPolicy
 	for _, np := range policies {
 		p := parse(np)
 		problems = append(problems, p.problems...)
-		if kept = append(kept, keptPolicy{NetworkPolicy: np}); s.parsed != nil {
+		if kept = append(kept, keptPolicy{NetworkPolicy: np}); local {
 			kept[len(kept)-1].parsed = &p
 		}
 	}
@@ -122,7 +125,7 @@ func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) 
 	} else {
 		e.names = e.names.With(full, true)
 	}
-	if s.parsed != nil {
+	if local {
 		s.parsed, e.touched[s.name] = nil, true
 	}
 	e.dropSpace(s)
@@ -172,8 +175,9 @@ func (e *Engine) join(p *pod) {
 		c = c.next
 	}
 	if c == nil {
-		c = &crowd{space: s, hash: hash, sample: p.Pod, next: s.crowds[hash]}
+		c = &crowd{space: s, hash: hash, mark: rand.Uint64(), sample: p.Pod, next: s.crowds[hash]}
 		s.crowds[hash] = c
+		e.crowds++
 		e.rematch(c, e.selectors.matching(c))
 	}
 	if len(c.pods) == 0 { // the sample may be an old version of this pod
@@ -202,6 +206,7 @@ func (e *Engine) leave(p *pod) {
 // dropCrowd forgets a crowd without pods.
 func (e *Engine) dropCrowd(c *crowd) {
 	e.rematch(c, nil)
+	e.crowds--
 	before := c.crowds[c.hash]
 	if before == c {
 		c.crowds[c.hash] = c.next

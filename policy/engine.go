@@ -32,6 +32,7 @@ type Engine struct {
 
 	pods     map[Name]*pod // the first of each name
 	spaces   map[string]*space
+	crowds   int                       // how many there are in all spaces
 	names    ordered.Map[string, bool] // of all policies: NAMESPACE/NAME
 	places   places
 	networks [len(conf.Families)]ruleset.Entries // of all Nodes

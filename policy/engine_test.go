@@ -78,6 +78,9 @@ func engineDiffers(states []policy.State) (step int, difference string) {
 	for i, now := range states {
 		now.Node = states[len(states)-1].Node
 		tell(r, e, was, now)
+		if why := sliced(r, e, now); why != "" {
+			return i, why
+		}
 		got := e.Ruleset()
 		if d := differs(got, policy.Compile(now)); d != "" {
 			return i, d
@@ -120,6 +123,37 @@ func tell(r *rand.Rand, e *policy.Engine, was, now policy.State) {
 			e.Ruleset()
 		}
 	}
+}
+
+// sliced asks for the ruleset in slices, in some of the cases. It returns how a slice allows more than Compile gives
+// for a node with more room, or how many slices there are if they don't end; empty if neither is so.
+func sliced(r *rand.Rand, e *policy.Engine, now policy.State) (wrong string) {
+	if r.IntN(3) > 0 {
+		return ""
+	}
+	limit, probe := float64(1+r.IntN(4)), r.IntN(4) == 0
+	for i := 0; e.Changed() && r.IntN(8) > 0; i++ {
+		got := e.SliceOf(limit)
+		if i > 1000 {
+			return "the slices don't end"
+		}
+		if !probe {
+			continue
+		}
+		restore := policy.SmallRoom(1<<15, 1<<13, 1<<20, 1<<16)
+		want := policy.Compile(now)
+		restore()
+		if len(now.Refused) > 0 { // what is refused depends on the sets that there are
+			continue
+		}
+		allows, most := ruleset.NewIndex(got), ruleset.NewIndex(want)
+		for _, p := range append(policytest.Packets(now), policytest.Probes(r, now, 1)...) {
+			if allows.Allows(p) && !most.Allows(p) {
+				return fmt.Sprintf("slice %d allows %+v", i, p)
+			}
+		}
+	}
+	return ""
 }
 
 // written returns the ruleset as text.

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // SmallRoom makes the room of nodes and sets small enough for random clusters to exceed it, until the returned function
@@ -16,6 +17,9 @@ func SmallRoom(rules, sets, entries float64, inSet int) (restore func()) {
 	nodeRoom, maxSetEntries = func() amount { return amount{rules, sets, entries} }, inSet
 	return func() { nodeRoom, maxSetEntries = room, most }
 }
+
+// SliceOf is Slice with another limit.
+func (e *Engine) SliceOf(work float64) ruleset.Ruleset { return e.compile(work) }
 
 // unsound collects what is wrong with an engine.
 type unsound []string
@@ -48,12 +52,20 @@ func (e *Engine) Unsound() []string {
 			anchored[a]++
 		}
 		var count [len(conf.Families)]int
-		for c := range l.crowds {
-			u.unless(e.spaces[c.name] == c.space && len(c.pods) > 0, "%s has an old crowd", l.selector)
-			for f, n := range c.count {
-				count[f] += n
+		print := uint64(0)
+		for _, n := range e.spaces {
+			for c := range n.each() {
+				if _, in := slices.BinarySearchFunc(c.matches, l, byID); !in {
+					continue
+				}
+				u.unless(l.scope.matches(n), "%s has a crowd out of its scope", l.selector)
+				print ^= c.mark
+				for f, n := range c.count {
+					count[f] += n
+				}
 			}
 		}
+		u.unless(print == l.print, "%s has the print of other crowds", l.selector)
 		for f, name := range l.names {
 			s := e.compiler.supplies[name]
 			u.unless(s == nil || !s.counted || s.size == l.count[f], "the compiler has another count of %s", l.selector)
@@ -108,6 +120,9 @@ func (e *Engine) checkSpaces(u *unsound, all map[*pod]bool) {
 					}
 					ports[key][c]++
 				}
+			}
+			for _, l := range c.matches {
+				u.unless(e.selectors.byKey[l.key] == l, "a crowd of %s has an old selector", name)
 			}
 			u.unless(fresh, "a crowd of %s keeps an old pod", name)
 			u.unless(count == c.count, "a crowd of %s has count %v, not %v", name, c.count, count)

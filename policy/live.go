@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"maps"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/selection"
@@ -15,11 +14,12 @@ type live struct {
 	id       uint64
 	selector // empty for a named port
 	scope    *scope
-	crowds   map[*crowd]bool // those that match the selector
-	port     namedPort
-	count    [len(conf.Families)]int    // how many addresses of each family the matching pods have
-	names    [len(conf.Families)]string // of the sets
-	sets     [len(conf.Families)]liveSet
+	// print is equal for selectors that match the same crowds: the marks of these crowds together (exclusive or).
+	print uint64
+	port  namedPort
+	count [len(conf.Families)]int    // how many addresses of each family the matching pods have
+	names [len(conf.Families)]string // of the sets
+	sets  [len(conf.Families)]liveSet
 }
 
 // liveSet is the set of one family.
@@ -50,6 +50,8 @@ type selectorIndex struct {
 	scopes map[string]*scope
 	// open are the namespaceSelectors with unanchored selectors.
 	open map[*scope]bool
+	// byPrint has a selector with filled sets for a print. It may be out of date.
+	byPrint map[uint64]*live
 	// anchored are the selectors that match only pods with this label, by one label of each.
 	anchored map[anchor][]*live
 }
@@ -72,6 +74,7 @@ func newSelectorIndex() selectorIndex {
 	return selectorIndex{
 		byKey: map[string]*live{}, byPort: map[portKey]*portSets{}, scopes: map[string]*scope{},
 		open: map[*scope]bool{}, anchored: map[anchor][]*live{}, crowds: map[portKey]map[*crowd]int{},
+		byPrint: map[uint64]*live{},
 	}
 }
 
@@ -159,7 +162,7 @@ func (e *Engine) liveSelector(s selector) *live {
 	if l := x.byKey[s.key]; l != nil {
 		return l
 	}
-	l := &live{id: x.id(), selector: s, crowds: map[*crowd]bool{}}
+	l := &live{id: x.id(), selector: s}
 	for f := range l.names {
 		l.names[f] = conf.Family(f).Set(conf.SelectorSets + ruleset.Hash(s.key))
 	}
@@ -179,7 +182,7 @@ func (e *Engine) liveSelector(s selector) *live {
 	for n := range e.within(l.scope) {
 		for c := range n.each() {
 			if c.sample.matchedBy(s.pods) == yes {
-				l.crowds[c] = true
+				l.print ^= c.mark
 				c.matches = append(c.matches, l) // its ID is the highest
 				for f := range c.count {
 					l.count[f] += c.count[f]
@@ -298,103 +301,22 @@ func (e *Engine) withPort(l *live) func(func(*pod) bool) {
 func (e *Engine) rematch(c *crowd, matches []*live) {
 	for _, l := range c.matches {
 		if _, in := slices.BinarySearchFunc(matches, l, byID); !in {
-			delete(l.crowds, c)
 			e.recount(l, c, -1)
 		}
 	}
 	for _, l := range matches {
-		if !l.crowds[c] {
-			l.crowds[c] = true
+		if _, in := slices.BinarySearchFunc(c.matches, l, byID); !in {
 			e.recount(l, c, 1)
 		}
 	}
 	c.matches = matches
 }
 
-// recount counts the crowd's addresses in the selector: by is 1 or -1.
+// recount counts the crowd's addresses in the selector, which matches the crowd now or no longer: by is 1 or -1.
 func (e *Engine) recount(l *live, c *crowd, by int) {
+	l.print ^= c.mark
 	for f, n := range c.count {
 		l.count[f] += by * n
 	}
 	e.moving.counts[l] = true
-}
-
-// dropUnwanted forgets the live selectors and named ports that no demand needs any more, and the entries of sets that
-// are no longer in the ruleset.
-func (e *Engine) dropUnwanted() {
-	x, gone, crowds := &e.selectors, map[*live]bool{}, map[*crowd]bool{}
-	for _, s := range e.compiler.unwanted {
-		l := x.of(s)
-		if l == nil || gone[l] {
-			continue
-		}
-		gone[l] = true
-		for f, name := range l.names {
-			now := e.compiler.supplies[name]
-			if now != nil {
-				gone[l] = false
-			}
-			if now == nil || now.granting == 0 {
-				l.sets[f] = liveSet{}
-			}
-		}
-		if !gone[l] {
-			delete(gone, l)
-			continue
-		}
-		delete(e.moving.counts, l)
-		if maps.Copy(crowds, l.crowds); l.key != "" {
-			x.drop(l)
-		} else {
-			x.dropPort(l)
-		}
-	}
-	e.compiler.unwanted = nil
-	for c := range crowds { // that a selector matches which is gone
-		c.matches = slices.DeleteFunc(slices.Clone(c.matches), func(l *live) bool { return gone[l] })
-	}
-}
-
-// of returns the live selector or named port of the supply; nil if there is none.
-func (x *selectorIndex) of(s *supply) *live {
-	switch {
-	case s.selector != nil:
-		return x.byKey[s.selector.key]
-	case s.port != nil && x.byPort[portKey{s.port.name, s.port.proto}] != nil:
-		for _, l := range x.byPort[portKey{s.port.name, s.port.proto}].here {
-			if l.port == *s.port {
-				return l
-			}
-		}
-	}
-	return nil
-}
-
-// dropPort takes the named port out of the index.
-func (x *selectorIndex) dropPort(l *live) {
-	same := func(o *live) bool { return o == l }
-	key := portKey{l.port.name, l.port.proto}
-	sets := x.byPort[key]
-	sets.anywhere = slices.DeleteFunc(slices.Clone(sets.anywhere), same)
-	if sets.here = slices.DeleteFunc(slices.Clone(sets.here), same); len(sets.here) == 0 {
-		delete(x.byPort, key)
-	}
-}
-
-// drop takes the selector out of the index.
-func (x *selectorIndex) drop(l *live) {
-	same := func(o *live) bool { return o == l }
-	delete(x.byKey, l.key)
-	for _, a := range anchors(l.pods) {
-		if x.anchored[a] = slices.DeleteFunc(x.anchored[a], same); len(x.anchored[a]) == 0 {
-			delete(x.anchored, a)
-		}
-	}
-	s := l.scope
-	if s.unanchored = slices.DeleteFunc(s.unanchored, same); len(s.unanchored) == 0 {
-		delete(x.open, s)
-	}
-	if s.selectors--; s.selectors == 0 {
-		delete(x.scopes, s.key)
-	}
 }

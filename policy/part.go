@@ -31,11 +31,14 @@ type part struct {
 	rules   float64    // that the demands need
 	stated  complaints // the problems with demands that the kernel refuses
 
-	granted []*demand
-	decided complaints // with the problems of demands that aren't granted
-	fresh   bool       // grant hasn't decided yet
-	changed bool       // lowered must be computed again
-	lowered lowered
+	granted  []*demand
+	decided  complaints // with the problems of demands that aren't granted
+	released []*demand  // the granted demands for which the ruleset has the rules and sets
+	fresh    bool       // grant hasn't decided yet, or some sets are not counted yet
+	waits    bool       // for work that is beyond the limit of the last compile
+	waited   int        // how many compiles it has waited
+	changed  bool       // lowered must be computed again
+	lowered  lowered
 }
 
 // partOf computes the groups and demands of a namespace.

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"maps"
+	"math"
 	"slices"
 
 	"github.com/weir-net/weir/conf"
@@ -10,10 +11,20 @@ import (
 
 // Ruleset returns the ruleset for all that the engine was told. Parts that are as they were before share their memory
 // with the last ruleset.
-func (e *Engine) Ruleset() ruleset.Ruleset {
+func (e *Engine) Ruleset() ruleset.Ruleset { return e.compile(math.Inf(1)) }
+
+// Slice does the same as Ruleset, but makes new sets only as far as that takes less than a tenth of a second, for the
+// engine and for the kernel together. If some are left, Changed returns true, and the next call continues. Until then
+// the ruleset drops the packets that only these sets would allow. Namespaces that need little come first, so large
+// policies hold up only each other.
+func (e *Engine) Slice() ruleset.Ruleset { return e.compile(slice) }
+
+// compile returns the ruleset after that much work for new sets.
+func (e *Engine) compile(work float64) ruleset.Ruleset {
 	if !e.Changed() {
 		return e.ruleset
 	}
+	e.compiler.work.left = work
 	if e.common {
 		e.compiler.setCommon(e.commonNow())
 	}
@@ -45,7 +56,8 @@ func (e *Engine) Changed() bool {
 		}
 	}
 	empty(&e.moving.counts)
-	return e.stale || e.common || len(e.touched) > 0 || e.reports.changed || len(e.moving.sets) > 0
+	return e.stale || e.common || len(e.touched) > 0 || e.reports.changed || len(e.moving.sets) > 0 ||
+		e.compiler.waiting()
 }
 
 // commonNow returns what the compiler needs to know of all pods of the node together.
@@ -76,6 +88,19 @@ func (e *Engine) localNow(namespace string) *local {
 	return l
 }
 
+// effort implements finder. A selector is compared with each crowd in its scope.
+func (e *Engine) effort(s *supply) float64 {
+	switch {
+	case s.selector == nil:
+		return 1
+	case s.selector.namespaces == nil && e.spaces[s.selector.namespace] == nil:
+		return 1
+	case s.selector.namespaces == nil:
+		return 1 + float64(len(e.spaces[s.selector.namespace].crowds))/crowdsPerWork
+	}
+	return 1 + float64(e.crowds)/crowdsPerWork
+}
+
 // countSelected implements finder.
 func (e *Engine) countSelected(s selector, f conf.Family) int { return e.liveSelector(s).count[f] }
 
@@ -89,22 +114,51 @@ func (e *Engine) selected(s selector, f conf.Family) ruleset.Entries {
 	if set.filled {
 		return set.entries
 	}
+	set.filled = true
+	if o := e.selectors.twin(l); o != nil && o.sets[f].filled {
+		set.entries = o.sets[f].entries
+		return set.entries
+	}
 	var entries []ruleset.Entry
-	for c := range l.crowds {
-		for _, p := range c.pods {
-			for _, a := range p.addresses {
-				if conf.FamilyOf(a) != f {
-					continue
-				}
-				now := e.at(a)
-				if _, in := slices.BinarySearchFunc(now.selectors, l, byID); in {
-					entries = append(entries, entry(hostPrefix(a), comment(now.of)))
-				}
+	for n := range e.within(l.scope) {
+		for c := range n.each() {
+			if _, in := slices.BinarySearchFunc(c.matches, l, byID); in {
+				entries = e.entries(entries, l, c, f)
 			}
 		}
 	}
-	set.filled, set.entries = true, ruleset.EntriesOf(entries...)
+	set.entries = ruleset.EntriesOf(entries...)
 	return set.entries
+}
+
+// entries appends the entries of the crowd's pods for the selector's set.
+func (e *Engine) entries(to []ruleset.Entry, l *live, c *crowd, f conf.Family) []ruleset.Entry {
+	for _, p := range c.pods {
+		for _, a := range p.addresses {
+			if conf.FamilyOf(a) != f {
+				continue
+			}
+			now := e.at(a)
+			if _, in := slices.BinarySearchFunc(now.selectors, l, byID); in {
+				to = append(to, entry(hostPrefix(a), comment(now.of)))
+			}
+		}
+	}
+	return to
+}
+
+// twin returns a selector that has filled sets and matches the same crowds, if the index knows one. Otherwise it
+// remembers this one. Selectors that match the same crowds have the same entries, and share their memory.
+func (x *selectorIndex) twin(l *live) *live {
+	o := x.byPrint[l.print]
+	if o != nil && o != l && o.print == l.print && o.count == l.count && x.byKey[o.key] == o {
+		return o
+	}
+	if len(x.byPrint) > 2*len(x.byKey)+64 { // most are out of date
+		x.byPrint = map[uint64]*live{}
+	}
+	x.byPrint[l.print] = l
+	return nil
 }
 
 // named implements finder.

@@ -60,7 +60,7 @@ func (c *compiler) grant() {
 		if c.undecided || was {
 			c.divide()
 		}
-		c.undecided = false
+		c.undecided = c.waiting()
 		return
 	}
 	for _, p := range c.parts {
@@ -71,14 +71,22 @@ func (c *compiler) grant() {
 	c.undecided, c.division = false, division{number: c.division.number}
 }
 
-// fits reports whether the node has room for all demands. It counts the entries of sets only as long as there is room.
+// fits reports whether the node has room for all demands, as far as their sets are counted. It counts the sets as long
+// as there is room, those of namespaces with few such sets first.
 func (c *compiler) fits() bool {
-	room := nodeRoom()
+	room, waiting := nodeRoom(), map[*part]float64{}
 	for s := range c.uncounted {
-		if !c.wanted.within(room) {
-			break
+		for _, p := range s.wanted {
+			waiting[p]++
 		}
-		c.count(s)
+	}
+	for _, p := range c.work.order(waiting) {
+		for _, s := range p.wants {
+			if !c.wanted.within(room) {
+				return false
+			}
+			c.count(p, s)
+		}
 	}
 	return c.wanted.within(room)
 }
@@ -87,7 +95,7 @@ func (c *compiler) fits() bool {
 func (c *compiler) grantAll(p *part) {
 	t := tenant{part: p, reports: p.stated.then()}
 	for _, d := range p.demands {
-		if c.possible(&t, d) {
+		if possible, _ := c.possible(&t, d); possible {
 			t.granted = append(t.granted, d)
 		}
 	}
@@ -99,7 +107,7 @@ func (t *tenant) decide() {
 	p := t.part
 	same := slices.Equal(p.granted, t.granted) && slices.Equal(p.decided.all, t.reports.all)
 	p.changed = p.changed || p.fresh || !same
-	p.granted, p.decided, p.fresh = t.granted, t.reports, false
+	p.granted, p.decided, p.fresh = t.granted, t.reports, p.waits
 }
 
 // division is how the node's room was divided the last time.
@@ -196,9 +204,10 @@ func (c *compiler) modest() map[*part]bool {
 			s.sharing++
 		}
 	}
+	few := func(a, b *part) int { return cmp.Compare(len(a.wants), len(b.wants)) }
 	for changed := true; changed; {
 		changed = false
-		for p := range modest {
+		for _, p := range slices.SortedFunc(maps.Keys(modest), few) { // those that need few sets get them counted first
 			if c.share(p, equal, room) <= equal {
 				continue
 			}
@@ -223,7 +232,7 @@ func (c *compiler) share(p *part, enough float64, room amount) float64 {
 		if needs.share(room) > enough {
 			break
 		}
-		c.count(s)
+		c.count(p, s)
 		needs.entries += s.entries / float64(s.sharing)
 	}
 	return needs.share(room)
@@ -264,16 +273,20 @@ func (c *compiler) divideLeft() {
 	}
 }
 
-// possible reports whether the kernel can have the sets that the demand needs. It reports a problem if one of the sets
-// is too large.
-func (c *compiler) possible(t *tenant, d *demand) bool {
+// possible reports whether the kernel can have the sets that the demand needs, and whether that is known. It reports a
+// problem if one of the sets is too large. It isn't known if a set can't be counted yet.
+func (c *compiler) possible(t *tenant, d *demand) (possible, known bool) {
 	for _, s := range d.sets {
-		if why := c.count(s); why != "" {
+		why, ok := c.count(t.part, s)
+		if !ok {
+			return false, false
+		}
+		if why != "" {
 			t.reports.report(d.policy, d.field(s), why)
-			return false
+			return false, true
 		}
 	}
-	return true
+	return true, true
 }
 
 // next moves the tenant to its next demand that fits into the room that is left, and reports whether there is such a
@@ -290,8 +303,14 @@ func (c *compiler) next(t *tenant, taken amount) bool {
 			}
 		}
 		fits := taken.plus(whole).within(left) && t.skipped*float64(len(c.division.greedy)) <= room.entries
-		if fits && !c.possible(t, d) {
-			continue
+		if fits {
+			switch possible, known := c.possible(t, d); {
+			case !known: // the next compile divides again
+				c.division.stale, t.demands = true, nil
+				return false
+			case !possible:
+				continue
+			}
 		}
 		for _, s := range d.sets {
 			if c.costs(s) {

@@ -64,6 +64,8 @@ func granted(room amount, wishes []wish) []bool {
 // sizes is a finder that tells sizes by the lengths of names.
 type sizes struct{ finder }
 
+func (sizes) effort(*supply) float64 { return 0 }
+
 func (sizes) countSelected(s selector, _ conf.Family) int { return len(s.key) }
 
 // takes returns the amount that all the wishes need together. A set that several wishes share counts once.

@@ -54,16 +54,21 @@ func (c *compiler) unwant(s *supply, p *part) {
 	c.unwanted = append(c.unwanted, s)
 }
 
-// count counts the set's entries if they weren't counted before. It returns the reason why the set can't exist, or an
-// empty text.
-func (c *compiler) count(s *supply) (why string) {
-	if !s.counted {
-		s.counted = true
-		delete(c.uncounted, s)
-		s.resize(c.sizeOf(s))
-		c.wanted.entries += s.entries
+// count counts the set's entries for the part, if they weren't counted before and the work is within the limit. It
+// returns the reason why the set can't exist, or an empty text, and whether the set is counted.
+func (c *compiler) count(p *part, s *supply) (why string, ok bool) {
+	if s.counted {
+		return s.why, true
 	}
-	return s.why
+	if !c.work.spend(p, c.find.effort(s), true) {
+		p.waits = true
+		return "", false
+	}
+	s.counted = true
+	delete(c.uncounted, s)
+	s.resize(c.sizeOf(s))
+	c.wanted.entries += s.entries
+	return s.why, true
 }
 
 // sizeOf returns how many entries the set may have.

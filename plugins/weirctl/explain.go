@@ -82,6 +82,14 @@ func explainCommand() *cobra.Command {
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "",
 		"namespace of names without one; default: any that has the name")
 	source.AddFlags(cmd.Flags())
+	ends := source.CompleteEnds()
+	cmd.ValidArgsFunction = func(c *cobra.Command, args []string, s string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 1 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return ends(c, args, s)
+	}
+	_ = cmd.RegisterFlagCompletionFunc("namespace", source.CompleteNamespaces()) // fails only for an unknown flag
 	return cmd
 }
 

@@ -32,7 +32,7 @@ func explanationLines(p *client.Printer, e explain.Explanation) {
 	}
 	if e.Source != "" {
 		p.Line()
-		p.Line("The objects are from ", e.Source, ". The kernel was not asked: run weirctl on the pod's node for that.")
+		p.Line("From ", e.Source, ". The kernel was not asked: weirctl on the pods' nodes does that.")
 	}
 }
 
@@ -63,7 +63,7 @@ func pathLines(p *client.Printer, path explain.Path, before []explain.Path) {
 	}
 	for _, o := range before {
 		if o.From.Pod == path.From.Pod && o.To.Pod == path.To.Pod && reflect.DeepEqual(o.Sides, path.Sides) {
-			p.Line("  for the same reasons as ", o.Family, ", ", fmt.Sprint(o.Port))
+			p.Line("  for the same reasons as from ", o.From.Address.String(), " to ", o.To.Address.String())
 			kernelLines(p, path.Kernel)
 			return
 		}
@@ -112,18 +112,23 @@ func sideLines(p *client.Printer, s explain.Side) {
 			p.Line("    allowed by ", r.Policy, " ", r.Field, matched(r))
 		}
 	}
-	if s.Change != "" {
-		p.Line("    no rule of these policies allows anything ", preposition(s.Direction), " other ends")
-		p.Line("    to allow it: ", s.Change)
-	}
 	if len(s.Nearest) == 0 {
+		if s.Change != "" {
+			p.Line("    no rule of these policies allows anything ", preposition(s.Direction), " other ends")
+			p.Line("    to allow it: ", s.Change)
+		}
 		return
 	}
 	near := s.Nearest[0]
 	p.Line("    nearest rule: NetworkPolicy ", near.Policy, " ", near.Field)
 	for _, m := range near.Misses {
 		p.Line("      ", m.Why)
-		p.Line("      to allow it: ", m.Change)
+		if s.Change == "" {
+			p.Line("      to allow it: ", m.Change)
+		}
+	}
+	if s.Change != "" {
+		p.Line("    to allow it: ", s.Change)
 	}
 	if more := len(s.Nearest) - 1; more > 0 {
 		p.Line("    ", fmt.Sprint(more), " more rules don't allow it either (-o json lists them)")

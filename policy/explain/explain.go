@@ -76,9 +76,9 @@ type Place struct {
 	What string `json:"what,omitempty"`
 	// Invented is true if the source has no address for the pod, so that the address only stands for one.
 	Invented bool `json:"invented,omitempty"`
-	// isNode is true if the address is a node's own, isOwn if that node is the agent's, and isWorld if the address
-	// stands for the world.
-	isNode, isOwn, isWorld bool
+	// isNode is true if the address is a node's own, isOwn if that node is the agent's, isTunnel if the node uses the
+	// address for packets through the tunnel, and isWorld if the address stands for the world.
+	isNode, isOwn, isTunnel, isWorld bool
 }
 
 // Side is the verdict of the policies at one end.
@@ -97,7 +97,7 @@ type Side struct {
 	// Nearest are the rules that don't allow the connection, the one with the fewest unmet conditions first. They are
 	// only there if the side drops the connection.
 	Nearest []verdict.Near `json:"nearest,omitempty"`
-	// Change says what would allow the connection, if no rule comes near.
+	// Change says what would allow the connection, if no rule comes so near that one would change it.
 	Change string `json:"change,omitempty"`
 }
 

@@ -14,6 +14,9 @@ import (
 // maxPaths is how many destinations of a Service are explained.
 const maxPaths = 100
 
+// fewMisses is how many unmet conditions a rule may have so that changing it is what a person would do.
+const fewMisses = 2
+
 // maxNear is how many rules that don't allow a connection are listed for each of its ends.
 const maxNear = 20
 
@@ -50,8 +53,9 @@ func Explain(c Cluster, q Query) (Explanation, error) {
 	if err != nil {
 		return Explanation{}, err
 	}
-	if from.Kind == EndWorld && to.Kind == EndService {
-		sources = append(sources, j.forwarders(to)...)
+	outside := from.Kind == EndWorld || (from.Kind == EndAddress && j.outside(from))
+	if outside && to.Kind == EndService {
+		sources = append(sources, j.forwarders(to, sources[0])...)
 	}
 	j.connect(sources, targets)
 	j.sumUp()
@@ -81,7 +85,8 @@ func (j *judge) connect(sources []Place, targets []target) {
 	for _, f := range conf.Families {
 		for _, s := range sources {
 			for _, t := range targets {
-				if conf.FamilyOf(s.Address) == f && conf.FamilyOf(t.Address) == f {
+				within := s.isTunnel && s.Node == t.Node // nothing goes through a tunnel to its own node
+				if conf.FamilyOf(s.Address) == f && conf.FamilyOf(t.Address) == f && !within {
 					j.add(j.path(s, t))
 				}
 			}
@@ -194,7 +199,7 @@ func (j *judge) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, at, 
 		s.Nearest = j.evaluator.Nearest(d, p)
 		s.Nearest = s.Nearest[:min(len(s.Nearest), maxNear)]
 		standIn(s.Nearest, j.label(peer), peer)
-		if len(s.Nearest) == 0 {
+		if len(s.Nearest) == 0 || len(s.Nearest[0].Misses) > fewMisses {
 			s.Change = j.needed(d, s, at, peer, p)
 		}
 	}
@@ -221,7 +226,7 @@ func standIn(all []verdict.Near, name string, peer Place) {
 	}
 }
 
-// needed says what a policy must allow, if the isolating policies have no rule in this direction.
+// needed says what a policy must allow, if no rule of the isolating policies comes near.
 func (j *judge) needed(d ruleset.Direction, s Side, at, peer Place, p verdict.Packet) string {
 	namespace, _, _ := strings.Cut(at.Pod, "/")
 	what := strings.ToUpper(string(p.Proto))

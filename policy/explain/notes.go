@@ -55,9 +55,8 @@ func (j *judge) pathNotes(p *Path) {
 		j.note("%s is on the same node, and packets from a node to its own pods aren't checked (kubelet's probes need that)",
 			j.label(p.To))
 	case p.From.isNode && ingress.Reason == Isolated:
-		j.note("%s is a node's address, and only an ipBlock matches it. weir sees a node's address for hostNetwork pods, "+
-			"for kubelet and the API server (webhooks), and for connections that kube-proxy passes on from outside",
-			p.From.Address)
+		j.note("only an ipBlock matches a node's address. weir sees a node's address for hostNetwork pods, for kubelet and " +
+			"the API server (webhooks), and for connections from outside that kube-proxy passes on to another node")
 	}
 	if p.Result == Allowed && p.From.Pod != "" && !p.From.HostNetwork && j.masqueraded(p) {
 		j.note("%s sees the address of the pod's node%s, not the pod's: weir masquerades packets that leave the pods' "+
@@ -165,24 +164,28 @@ func (j *judge) problemNotes(p *Path) {
 	}
 }
 
-// serviceNotes adds notes about the Service that the query is about.
+// serviceNotes adds notes about the Service that the query is about. What comes from outside may come under a node's
+// address.
 func (j *judge) serviceNotes(from Ref, s *policy.Service) {
-	if s.Kind == "NodePort" || s.Kind == "LoadBalancer" {
-		if from.Kind == EndWorld && s.Local {
-			j.note("svc/%s has externalTrafficPolicy: Local, so pods see the clients' own addresses", s)
-		}
-		if from.Kind == EndWorld && !s.Local {
-			j.note("svc/%s has externalTrafficPolicy: Cluster: a node that passes a client's packet on to a pod on another "+
-				"node sends it under its own address, so an ipBlock with the clients' network doesn't match there; "+
-				"externalTrafficPolicy: Local keeps the clients' addresses", s)
-		}
-	} else if from.Kind == EndWorld && len(s.External) == 0 {
+	outside := from.Kind == EndWorld || (from.Kind == EndAddress && j.outside(from))
+	switch reachable := s.Kind == "NodePort" || s.Kind == "LoadBalancer" || len(s.External) > 0; {
+	case !outside:
+	case !reachable:
 		j.note("svc/%s has the type ClusterIP, so nothing outside of the cluster reaches it: what comes through an ingress "+
 			"controller comes from the controller's pods", s)
+	case s.Local:
+		j.note("svc/%s has externalTrafficPolicy: Local, so pods see the clients' own addresses", s)
+	default:
+		j.note("svc/%s has externalTrafficPolicy: Cluster. A node that passes a client's packet on to a pod on another node "+
+			"sends it under its own address, so an ipBlock with the clients' network doesn't match it. "+
+			"externalTrafficPolicy: Local keeps the clients' addresses", s)
 	}
-	if from.Kind == EndAddress && len(s.External) > 0 && !s.Local {
-		j.note("kube-proxy may pass packets for svc/%s on under a node's address", s)
-	}
+}
+
+// outside reports whether the address is neither a pod's nor a node's.
+func (j *judge) outside(r Ref) bool {
+	p := j.placeOf(r.Address)
+	return p.Pod == "" && p.Node == ""
 }
 
 // worldNotes notes the ipBlocks for parts of the world, which may have other verdicts.

@@ -268,7 +268,7 @@ func (c *Cluster) nodePlaces(name string) (all []Place, err error) {
 		}
 		for _, cidr := range n.PodCIDRs {
 			all = append(all, Place{
-				Address: cidr.Addr(), Node: name, isNode: true,
+				Address: cidr.Addr(), Node: name, isNode: true, isTunnel: true,
 				What: fmt.Sprintf("node %s's address in the pods' network, under which it sends through the tunnel", name),
 			})
 		}

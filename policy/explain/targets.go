@@ -194,7 +194,7 @@ func (j *judge) noEndpoints(s *policy.Service, p policy.ServicePort) string {
 
 // forwarders returns, for packets from outside to a Service, the addresses of a node that passes them on to a pod on
 // another node under its own name.
-func (j *judge) forwarders(to Ref) []Place {
+func (j *judge) forwarders(to Ref, from Place) []Place {
 	s := j.service(to)
 	if s.Local || (s.Kind != "NodePort" && s.Kind != "LoadBalancer") || len(j.Nodes) < 2 {
 		return nil
@@ -202,11 +202,11 @@ func (j *judge) forwarders(to Ref) []Place {
 	var all []Place
 	seen := map[conf.Family]bool{}
 	for _, cidr := range j.Nodes[0].PodCIDRs {
-		if f := conf.FamilyOf(cidr.Addr()); !seen[f] {
+		if f := conf.FamilyOf(cidr.Addr()); !seen[f] && (from.isWorld || f == conf.FamilyOf(from.Address)) {
 			seen[f] = true
 			all = append(all, Place{
 				Address: cidr.Addr(),
-				What:    "stands for the node that receives the packet, if it isn't the pod's own node",
+				What:    "stands for the node that receives the packet, if it isn't the pod's own node", isNode: true,
 			})
 		}
 	}

@@ -43,24 +43,69 @@ func NewPrinter(out io.Writer) *Printer {
 // Styled is a text with a style.
 type Styled struct{ Style, Text string }
 
-// Line prints a line of the parts, which are strings and Styled texts.
+// width is how many columns a line has before it continues on the next one.
+const width = 100
+
+// Line prints a line of the parts, which are strings and Styled texts. A long line continues on the next ones, further
+// to the right than it begins.
 func (p *Printer) Line(parts ...any) {
-	var b strings.Builder
+	var text strings.Builder
+	type span struct {
+		end   int
+		style string
+	}
+	var spans []span
 	for _, part := range parts {
 		s, ok := part.(Styled)
 		if !ok {
 			s.Text = fmt.Sprint(part)
 		}
-		text := strings.ReplaceAll(excerpt.Of(s.Text), "\n", " ")
-		if p.styled && s.Style != "" {
-			text = "\x1b[" + s.Style + "m" + text + "\x1b[0m"
+		text.WriteString(strings.ReplaceAll(excerpt.Of(s.Text), "\n", " "))
+		spans = append(spans, span{text.Len(), s.Style})
+	}
+	var b strings.Builder
+	line, begin := text.String(), 0
+	breaks, indent := wrap(line)
+	for _, s := range spans {
+		styled := p.styled && s.style != "" && s.end > begin
+		if styled {
+			b.WriteString("\x1b[" + s.style + "m")
 		}
-		b.WriteString(text)
+		for at := begin; at < s.end; at++ {
+			if breaks[at] {
+				b.WriteString("\n" + indent)
+				continue
+			}
+			b.WriteByte(line[at])
+		}
+		if styled {
+			b.WriteString("\x1b[0m")
+		}
+		begin = s.end
 	}
 	b.WriteByte('\n')
 	if _, err := io.WriteString(p.out, b.String()); p.err == nil {
 		p.err = err
 	}
+}
+
+// wrap returns the positions of the spaces at which the line continues on the next one, and the beginning of the next
+// lines.
+func wrap(line string) (breaks map[int]bool, indent string) {
+	first := len(line) - len(strings.TrimLeft(line, " "))
+	indent = strings.Repeat(" ", first+2)
+	breaks = map[int]bool{}
+	column, space := first, -1
+	for at := first; at < len(line); at++ {
+		if line[at] == ' ' {
+			space = at
+		}
+		if column++; column > width && space > first {
+			breaks[space] = true
+			column, space = len(indent)+at-space, -1
+		}
+	}
+	return breaks, indent
 }
 
 // Err returns the first error of writing.

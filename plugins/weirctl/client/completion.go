@@ -1,0 +1,86 @@
+package client
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weir-net/weir/policy/explain"
+)
+
+// completesWithin bounds how long a shell waits for names.
+const completesWithin = 2 * time.Second
+
+// completion completes from the objects of the source. Without them it completes nothing, and says nothing: a shell
+// would print it into the command line.
+func (s *Source) completion(
+	names func(explain.Cluster) []string, directive cobra.ShellCompDirective,
+) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, _ []string, begin string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		ctx, cancel := context.WithTimeout(cmd.Context(), completesWithin)
+		defer cancel()
+		namespace, _, _ := strings.Cut(begin, "/")
+		c, err := s.Load(ctx, namespace)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		var fitting []cobra.Completion
+		for _, n := range names(c) {
+			if strings.HasPrefix(n, begin) && !strings.ContainsFunc(n, odd) {
+				fitting = append(fitting, n)
+			}
+		}
+		slices.Sort(fitting)
+		return slices.Compact(fitting), cobra.ShellCompDirectiveNoFileComp | directive
+	}
+}
+
+// odd reports whether the character is one that no name of an object has. A shell could act on it.
+func odd(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < '0' || r > '9') && !strings.ContainsRune("-./", r)
+}
+
+// CompleteEnds completes pods, Services, nodes and the word world.
+func (s *Source) CompleteEnds() cobra.CompletionFunc {
+	return s.completion(func(c explain.Cluster) []string {
+		all := []string{"world"}
+		for _, p := range c.Pods {
+			all = append(all, p.Namespace+"/"+p.Name)
+		}
+		for _, v := range c.Services {
+			all = append(all, "svc/"+v.String())
+		}
+		for _, n := range c.Nodes {
+			if n.Name != "" {
+				all = append(all, "node/"+n.Name)
+			}
+		}
+		return all
+	}, cobra.ShellCompDirectiveNoSpace) // a port may follow
+}
+
+// CompleteNamespaces completes the names of namespaces.
+func (s *Source) CompleteNamespaces() cobra.CompletionFunc {
+	return s.completion(func(c explain.Cluster) (all []string) {
+		for _, n := range c.Namespaces {
+			all = append(all, n.Name)
+		}
+		for _, p := range c.Pods {
+			all = append(all, p.Namespace)
+		}
+		return all
+	}, cobra.ShellCompDirectiveDefault)
+}
+
+// CompletePolicies completes the names of NetworkPolicies.
+func (s *Source) CompletePolicies() cobra.CompletionFunc {
+	return s.completion(func(c explain.Cluster) (all []string) {
+		for _, p := range c.Policies {
+			all = append(all, p.Namespace+"/"+p.Name)
+		}
+		return all
+	}, cobra.ShellCompDirectiveDefault)
+}

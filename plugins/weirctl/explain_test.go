@@ -1,0 +1,229 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"unicode"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+
+	"github.com/weir-net/weir/plugins/weirctl/client"
+	"github.com/weir-net/weir/policy/explain"
+	"github.com/weir-net/weir/test/golden"
+)
+
+// run runs weirctl explain with the arguments, in the present directory.
+func runExplain(t *testing.T, args ...string) (out string, code int, message string) {
+	t.Helper()
+	cmd := explainCommand()
+	cmd.SilenceErrors, cmd.SilenceUsage = true, true
+	var b bytes.Buffer
+	cmd.SetOut(&b)
+	cmd.SetArgs(args)
+	code, message = client.Code(cmd.ExecuteContext(t.Context()))
+	return b.String(), code, message
+}
+
+// inDirectory makes a directory "manifests" with the manifest, in a directory of its own.
+func inDirectory(t *testing.T, manifest []byte) {
+	t.Helper()
+	t.Chdir(t.TempDir())
+	if err := os.Mkdir("manifests", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile("manifests/a.yaml", manifest, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestWhy compares the answers to the commonest questions with golden files. The first line of each manifest has the
+// arguments. docs/explain.md shows each answer.
+func TestWhy(t *testing.T) {
+	all, err := filepath.Glob("testdata/why/*.yaml")
+	if err != nil || len(all) < 10 {
+		t.Fatalf("%d questions, %v", len(all), err)
+	}
+	docs, err := os.ReadFile("../../docs/explain.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range all {
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			manifest, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			inDirectory(t, manifest)
+			first, _, _ := strings.Cut(strings.TrimPrefix(string(manifest), "# "), "\n")
+			args := append(strings.Fields(first), "--source", "dir:manifests")
+			out, code, message := runExplain(t, args...)
+			if message != "" || (code != client.ExitOK && code != client.ExitDropped) {
+				t.Fatalf("%v: exit code %d, %s", args, code, message)
+			}
+			want := "$ weirctl explain " + strings.Join(args, " ") + "\n" + out
+			golden.Compare(t, filepath.Join(here, strings.TrimSuffix(path, ".yaml")+".txt"), want)
+			if !strings.Contains(string(docs), indented(want)) {
+				t.Errorf("docs/explain.md doesn't show\n%s", want)
+			}
+		})
+	}
+}
+
+// indented returns the text as a code block of Markdown.
+func indented(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if line != "\n" {
+			b.WriteString("    ")
+		}
+		b.WriteString(line)
+	}
+	return b.String()
+}
+
+const hostile = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: a, namespace: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: b, namespace: shop, labels: {app: b}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: p, namespace: shop}
+spec:
+  podSelector: {}
+  ingress:
+  - from: [{ipBlock: {cidr: "10.0.0.0/8\u001b[2J\u009b31m\u202e"}}]
+    ports: [{port: "\u001b]0;x\u0007", protocol: "\u009bTCP"}]
+`
+
+// TestHostileObjects: nothing in an object acts on a terminal, in any format.
+func TestHostileObjects(t *testing.T) {
+	inDirectory(t, []byte(hostile))
+	for _, format := range []string{"text", "json", "yaml"} {
+		out, code, message := runExplain(t, "shop/a", "shop/b:80", "--source", "dir:manifests", "-o", format)
+		if code != client.ExitDropped {
+			t.Errorf("%s: exit code %d, %s", format, code, message)
+		}
+		for _, r := range out {
+			if r != '\n' && !unicode.IsPrint(r) {
+				t.Fatalf("%s: %q in\n%q", format, r, out)
+			}
+		}
+		if !strings.Contains(out, "shop/p") {
+			t.Errorf("%s: the policy isn't named:\n%s", format, out)
+		}
+	}
+}
+
+// TestFormats: JSON and YAML have the same explanation.
+func TestFormats(t *testing.T) {
+	inDirectory(t, []byte(hostile))
+	var all [2]explain.Explanation
+	for i, format := range []string{"json", "yaml"} {
+		out, _, _ := runExplain(t, "shop/a", "shop/b:80", "--source", "dir:manifests", "-o", format)
+		read := json.Unmarshal
+		if format == "yaml" {
+			read = func(b []byte, v any) error { return yaml.Unmarshal(b, v) }
+		}
+		if err := read([]byte(out), &all[i]); err != nil {
+			t.Fatalf("%s: %v\n%s", format, err, out)
+		}
+	}
+	if all[0].Result != explain.Dropped || all[1].Result != all[0].Result || len(all[1].Paths) != 1 {
+		t.Errorf("%+v\n%+v", all[0], all[1])
+	}
+}
+
+// TestMistakes: each wrong argument is one line and the exit code for it.
+func TestMistakes(t *testing.T) {
+	inDirectory(t, []byte(hostile))
+	for args, want := range map[string]string{
+		"shop/a": "explain needs two ends, FROM and TO[:PORT[/PROTO]], and got 1; " +
+			"see weirctl explain --help",
+		"shop/a shop/c:80":              "there is no pod shop/c; the nearest names are shop/a, shop/b",
+		"shop/a svc/shop/b:80":          "there is no Service svc/shop/b",
+		"shop/a shop/b":                 "which port of shop/b? Write shop/b:PORT, shop/b:PORT/udp or shop/b:/icmp",
+		"shop/a shop/b:http":            "shop/b has no named ports: write the number of the port instead of http",
+		"shop/a shop/b:99999":           "port 99999 is out of range: 1 to 65535",
+		"world world:80":                "one end must be in the cluster",
+		"shop/a node/n1:80":             "there is no node node/n1",
+		"shop/a shop/b:80 -o table":     "-o table: must be text, json or yaml",
+		"shop/a shop/b:80 --source foo": `--source "foo": must be agent, kubernetes or dir:PATH`,
+	} {
+		list := strings.Fields(args)
+		if !strings.Contains(args, "--source") {
+			list = append(list, "--source", "dir:manifests")
+		}
+		out, code, message := runExplain(t, list...)
+		if out != "" || code != client.ExitUsage || message != want {
+			t.Errorf("%s: exit code %d\ngot  %s\nwant %s\n%s", args, code, message, want, out)
+		}
+	}
+}
+
+// TestCompletion: a shell gets the names of pods, Services, nodes and namespaces, and no more than two ends.
+func TestCompletion(t *testing.T) {
+	manifest, err := os.ReadFile("testdata/why/load-balancer.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	inDirectory(t, manifest)
+	for args, want := range map[string]string{
+		"s":                "shop/web svc/shop/web",
+		"world|svc/shop/w": "svc/shop/web",
+		"world|node/":      "node/node-1 node/node-2",
+		"world|shop/web|":  "",
+		"--namespace|sh":   "shop",
+	} {
+		cmd := explainCommand()
+		root := &cobra.Command{Use: "weirctl"}
+		root.AddCommand(cmd)
+		var out bytes.Buffer
+		root.SetOut(&out)
+		root.SetArgs(append([]string{cobra.ShellCompNoDescRequestCmd, "explain", "--source", "dir:manifests"},
+			strings.Split(args, "|")...))
+		if err := root.ExecuteContext(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		lines, _, _ := strings.Cut(out.String(), ":")
+		if got := strings.Join(strings.Fields(lines), " "); got != want {
+			t.Errorf("%s: %q, want %q", args, got, want)
+		}
+	}
+}
+
+// TestColours: a file and a pipe get no colours, whatever the environment is.
+func TestColours(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	p := client.NewPrinter(f)
+	p.Line(client.Styled{Style: client.Red, Text: "DROPPED"}, strings.Repeat(" word", 30))
+	text, err := os.ReadFile(f.Name())
+	if err != nil || p.Err() != nil {
+		t.Fatal(err, p.Err())
+	}
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	if strings.Contains(string(text), "\x1b") || len(lines) != 2 || !strings.HasPrefix(lines[1], "  word") {
+		t.Errorf("%q", text)
+	}
+}

@@ -1,0 +1,126 @@
+package policy
+
+import (
+	"cmp"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+)
+
+// The unit of work is one entry that is put into a set: the kernel takes some ten microseconds for it.
+const (
+	// slice is the most work of one compile with a limit. It takes less than a tenth of a second.
+	slice = 1 << 13
+	// crowdsPerWork is how many crowds are compared with a selector in the same time.
+	crowdsPerWork = 200
+	// maxWaits is after how many compiles with a limit a problem is reported for a policy that still waits.
+	maxWaits = 100
+)
+
+// work bounds what one compile does for new sets: counting them, and putting them into the ruleset with their entries.
+// What is beyond the limit waits for the next compile. Until then, the policies' rules that need these sets allow
+// nothing. So policies that need much work don't hold up pods that start, and other namespaces' changes.
+type work struct {
+	left  float64
+	spent bool // something has been done in this compile
+	// done is the work for each namespace since the last time that none waited. A namespace with more done comes later.
+	done map[string]float64
+}
+
+// spend reports whether the part may do that much work now. If any is true, the work may exceed the limit, as nothing
+// tells its size before.
+func (w *work) spend(p *part, effort float64, any bool) bool {
+	if math.IsInf(w.left, 1) {
+		return true
+	}
+	if w.left <= 0 || !any && w.spent && effort > w.left {
+		return false
+	}
+	if w.done == nil {
+		w.done = map[string]float64{}
+	}
+	w.left -= effort
+	w.spent = true
+	w.done[p.namespace] += effort
+	return true
+}
+
+// order returns the parts in the order in which they may work: those first that have had little work done and need
+// little.
+func (w *work) order(needed map[*part]float64) []*part {
+	return slices.SortedFunc(maps.Keys(needed), func(a, b *part) int {
+		return cmp.Or(cmp.Compare(w.done[a.namespace]+needed[a], w.done[b.namespace]+needed[b]),
+			strings.Compare(a.namespace, b.namespace))
+	})
+}
+
+// waiting reports whether some work waits for the next compile.
+func (c *compiler) waiting() bool {
+	for _, p := range c.parts {
+		if p.waits {
+			return true
+		}
+	}
+	return false
+}
+
+// release decides which of the granted demands get their rules and sets now. Those with sets that the ruleset has cost
+// no work.
+func (c *compiler) release() {
+	needed := map[*part]float64{}
+	for _, p := range c.parts {
+		if p.changed {
+			needed[p] = 0
+			for _, d := range p.granted {
+				needed[p] += newEntries(d, nil)
+			}
+		}
+	}
+	for _, p := range c.work.order(needed) {
+		p.released = nil
+		seen := map[*supply]bool{}
+		for _, d := range p.granted {
+			if effort := newEntries(d, seen); effort > 0 && !c.work.spend(p, effort, false) {
+				p.waits = true
+				continue
+			}
+			for _, s := range d.sets {
+				seen[s] = true
+			}
+			p.released = append(p.released, d)
+		}
+		if p.waited++; !p.waits {
+			p.waited = 0
+		}
+	}
+}
+
+// newEntries returns how many entries the demand's sets have that are neither in the ruleset nor in seen, and one more
+// for each such set.
+func newEntries(d *demand, seen map[*supply]bool) (n float64) {
+	for _, s := range d.sets {
+		if s.granting == 0 && !seen[s] {
+			n += 1 + s.entries
+		}
+	}
+	return n
+}
+
+// reportWait reports a problem for each policy that has waited for long.
+func (l *lowering) reportWait() {
+	if l.waited < maxWaits {
+		return
+	}
+	released, told := map[*demand]bool{}, map[string]bool{}
+	for _, d := range l.released {
+		released[d] = true
+	}
+	for _, d := range l.demands {
+		if name := d.policy.name; l.waits && !released[d] && !told[name] {
+			told[name] = true
+			l.to.problems.report(d.policy, d.peer.field, "its sets are large or many, and are not all made yet; "+
+				"what is missing allows nothing yet")
+		}
+	}
+}
