@@ -54,14 +54,14 @@ func TestNoStepOpens(t *testing.T) {
 	for seed := range uint64(100) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		s := policytest.State(r)
-		bounds := policytest.Bounds(r)
 		wasPlain, isPlain := seed%8 == 1 || seed%8 == 2, seed%8 == 2 || seed%8 == 3
 		m := newModel(t)
-		old := bounds.Merge(policy.Compile(s), nil)
+		old := policytest.Bounds(r).Merge(policy.Compile(s), nil)
 		m.plan(makePlan(m.state, onto(m.state, old, wasPlain)), func(string) {})
 		for range 2 {
 			next := policytest.Change(r, s)
-			want := bounds.Merge(policy.Compile(next), nil)
+			// Sets may be merged otherwise in the new state than in the old: by another version of weir.
+			want := policytest.Bounds(r).Merge(policy.Compile(next), nil)
 			packets := policytest.Packets(next)
 			before, after := simulator(t, old), simulator(t, want)
 			for _, p := range packets {
