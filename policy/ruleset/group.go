@@ -24,24 +24,6 @@ type group struct {
 	numbers []uint16 // the ports, if an entry with a port can stand for them
 }
 
-// are reports whether the groups are those of the rules. It also compares the kinds of the sets.
-func (g groups) are(rules []Rule, sets map[string]*Set) bool {
-	if len(g.rules) == 0 || len(g.rules) != len(rules) {
-		return false
-	}
-	if &g.rules[0] != &rules[0] && !slices.EqualFunc(g.rules, rules, Rule.Equal) {
-		return false
-	}
-	for _, group := range g.list {
-		for _, name := range group.sets {
-			if s := sets[name]; s == nil || s.Kind != group.kind {
-				return false
-			}
-		}
-	}
-	return true
-}
-
 // groups returns the groups of the chain's rules.
 func (b Bounds) groups(c Chain, sets map[string]*Set) groups {
 	all := groups{rules: c.Rules}

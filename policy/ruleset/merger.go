@@ -16,7 +16,7 @@ type Merger struct {
 	refused  Refused
 	decision *decision
 	sets     map[string]*countedSet   // the merged sets, by name
-	users    map[string][]*countedSet // by the name of a set that was merged
+	users    map[string][]*countedSet // by the name of a set that was merged; nil if it must be made
 	out      Ruleset
 }
 
@@ -49,12 +49,10 @@ func changes(was, now []Set) (changed []int, same bool) {
 		return nil, true
 	}
 	for i := range now {
-		a, b := &was[i], &now[i]
-		if a.Name != b.Name || a.Kind != b.Kind || a.Family != b.Family || a.Role != b.Role || a.Dispatch != b.Dispatch ||
-			a.Opens != b.Opens {
+		if !was[i].like(&now[i]) {
 			return nil, false
 		}
-		if !a.Entries.Same(b.Entries) {
+		if !was[i].Entries.Same(now[i].Entries) {
 			changed = append(changed, i)
 		}
 	}
@@ -70,64 +68,91 @@ func shared[T any](a, b []T) bool {
 // for everything, sizes rarely matter.
 func (m *Merger) outgrown(changed []int, r Ruleset) bool {
 	d := m.decision
+	entries, pairs := d.entries, d.pairs
 	for _, i := range changed {
 		was, now := m.last.Sets[i].Entries.Len(), r.Sets[i].Entries.Len()
-		if m.bounds.class(was) != m.bounds.class(now) {
-			return true
-		}
 		by := rounded(now) - rounded(was)
-		if by != 0 && !d.fit {
+		if m.bounds.class(was) != m.bounds.class(now) || by != 0 && !d.fit {
 			return true
 		}
 		w := d.weights[r.Sets[i].Name]
-		d.entries, d.pairs = d.entries+by*w.entries, d.pairs+by*w.pairs
+		entries, pairs = entries+by*w.entries, pairs+by*w.pairs
 	}
-	return d.entries > m.bounds.Entries || d.pairs > m.bounds.Pairs
+	if entries > m.bounds.Entries || pairs > m.bounds.Pairs {
+		return d.fit
+	}
+	d.entries, d.pairs = entries, pairs
+	return false
 }
 
 // decide decides anew which rules are merged. Merged sets that there were before count only what differs.
 func (m *Merger) decide(r Ruleset, refused Refused) {
-	m.decision = m.bounds.decide(r, refused, m.decision)
+	d := m.decision
+	if d != nil && d.fit && maps.Equal(m.refused, refused) {
+		d.revise(m.bounds, m.last.Sets, r, refused)
+	}
+	if d == nil || !d.fit || !maps.Equal(m.refused, refused) {
+		m.decision = m.bounds.decide(r, refused)
+	}
 	last := m.sets
-	m.sets, m.users = map[string]*countedSet{}, map[string][]*countedSet{}
+	m.sets, m.users = map[string]*countedSet{}, nil
 	of := entriesIn(r.Sets)
+	changed := map[string]bool{}
+	for x, y := range pairs(m.last.Sets, r.Sets) {
+		if x == nil || y != nil && !x.Entries.Same(y.Entries) {
+			changed[y.Name] = true
+		} else if y == nil {
+			changed[x.Name] = true
+		}
+	}
 	m.out = m.decision.apply(r, func(s *mergedSet) Entries {
 		c := last[s.name]
-		if c == nil {
-			c = &countedSet{}
-		}
-		c.mergedSet = s
-		m.sets[s.name] = c
-		for i, p := range s.parts {
-			if i == 0 || s.parts[i-1].set != p.set {
-				m.users[p.set] = append(m.users[p.set], c)
+		switch {
+		case c == nil:
+			c = &countedSet{mergedSet: s}
+			c.sync(of)
+		case shared(c.parts, s.parts) && len(changed) < len(s.parts):
+			c.mergedSet = s
+			for name := range changed {
+				c.syncWith(name, of(name))
 			}
+		default:
+			c.mergedSet = s
+			c.sync(of)
 		}
-		c.sync(of)
+		m.sets[s.name] = c
 		return c.entries
 	})
-	m.decision.sets = nil // memory of this ruleset
+}
+
+// usersOf returns the merged sets that have the set's entries.
+func (m *Merger) usersOf(set string) []*countedSet {
+	if m.users == nil {
+		m.users = map[string][]*countedSet{}
+		for _, c := range m.sets {
+			for i, p := range c.parts {
+				if i == 0 || c.parts[i-1].set != p.set {
+					m.users[p.set] = append(m.users[p.set], c)
+				}
+			}
+		}
+	}
+	return m.users[set]
 }
 
 // refill gives the sets the entries that they have now.
 func (m *Merger) refill(changed []int, r Ruleset) {
 	m.out.Sets = slices.Clone(m.out.Sets)
-	due := map[*countedSet][]string{}
 	for _, i := range changed {
-		if at, ok := find(m.out.Sets, r.Sets[i].Name); ok {
-			m.out.Sets[at].Entries = r.Sets[i].Entries
+		s := r.Sets[i]
+		if at, ok := find(m.out.Sets, s.Name); ok {
+			m.out.Sets[at].Entries = s.Entries
 		}
-		for _, c := range m.users[r.Sets[i].Name] {
-			due[c] = append(due[c], r.Sets[i].Name)
+		for _, c := range m.usersOf(s.Name) {
+			c.syncWith(s.Name, s.Entries)
+			at, _ := find(m.out.Sets, c.name)
+			m.out.Sets[at].Entries = c.entries
 		}
-	}
-	of := entriesIn(r.Sets)
-	for c, names := range due {
-		for _, name := range names {
-			c.syncWith(name, of(name))
-		}
-		at, _ := find(m.out.Sets, c.name)
-		m.out.Sets[at].Entries = c.entries
 	}
 }
 

@@ -67,6 +67,10 @@ func mergeSequence(t *testing.T, seed uint64, seen *mergeCounts) {
 		old, keptText = append(old, got), append(keptText, text(got))
 		now, refused = r.next(now, got)
 	}
+	m.Merge(Ruleset{}, refused)
+	if d := m.decision; len(d.plans)+len(d.weights)+len(d.staying)+len(m.sets)+d.entries+d.pairs != 0 {
+		t.Fatalf("seed %d: after everything is gone, the Merger still has %+v", seed, d)
+	}
 	for i := range old {
 		if text(old[i]) != keptText[i] {
 			t.Fatalf("seed %d: the ruleset of step %d has changed", seed, i)
@@ -231,6 +235,30 @@ func (r *randomRules) next(now, merged Ruleset) (Ruleset, Refused) {
 		} else if n := len(c.Rules) - 2; n > 0 {
 			c.Rules = slices.Delete(c.Rules, n-1, n)
 		}
+	}
+	if r.IntN(4) == 0 { // a class comes or goes
+		now.Chains = slices.Clone(now.Chains)
+		if extra := now.Chains[4:]; len(extra) > 0 && r.IntN(2) == 0 {
+			i := 4 + r.IntN(len(extra))
+			now.Chains = slices.Delete(now.Chains, i, i+1)
+		} else if c := r.class(fmt.Sprint("extra", r.IntN(100)), now.Sets); r.IntN(2) == 0 {
+			c.Rules = now.Chains[1+r.IntN(3)].Rules
+			now.Chains = append(now.Chains, c)
+		} else {
+			now.Chains = append(now.Chains, c)
+		}
+		slices.SortFunc(now.Chains[4:], func(a, b Chain) int { return strings.Compare(a.Name, b.Name) })
+		now.Chains = slices.CompactFunc(now.Chains, func(a, b Chain) bool { return a.Name == b.Name })
+	}
+	if r.IntN(10) == 0 { // a set comes or goes
+		name := fmt.Sprintf("weir-%02d", r.IntN(13))
+		i, ok := find(now.Sets, name)
+		if !ok {
+			now.Sets = slices.Insert(now.Sets, i, r.peers(name))
+		} else if len(peers) > 2 {
+			now.Sets = slices.Delete(now.Sets, i, i+1)
+		}
+		peers = now.Sets[:len(now.Sets)-1]
 	}
 	if r.IntN(10) == 0 { // a set is replaced by one of another kind
 		i := r.IntN(len(peers))

@@ -11,14 +11,15 @@ import (
 
 // merge is rules of a chain that become one rule.
 type merge struct {
-	chain  int
-	rules  []int // their indexes, in order
-	rule   Rule
-	peers  int // the index of the merged set in rule.Sets
-	kind   SetKind
-	parts  []part // in order, each once
-	amount int    // how many entries the merged set has at most
-	set    *mergedSet
+	plan  *chainPlan
+	chain int   // its index in the ruleset
+	rules []int // their indexes, in order
+	rule  Rule
+	peers int // the index of the merged set in rule.Sets
+	kind  SetKind
+	parts []part // in order, each once
+	key   string // a text for the rule's conditions and the first part
+	set   *mergedSet
 }
 
 // mergedSet is a merged set. Several merges may use it.
@@ -67,8 +68,9 @@ func (p part) compare(o part) int {
 }
 
 // merges returns what becomes of the groups of a chain's rules, if there is room for all of it.
-func (b Bounds) merges(all groups, f conf.Family, d *decision, refused Refused) (list []*merge) {
-	n := newNeeds(b, all, d.sets)
+// fit is false if something is left out for lack of room.
+func (b Bounds) merges(all groups, f conf.Family, sets map[string]*Set, refused Refused) (list []*merge, fit bool) {
+	n := newNeeds(b, all, sets)
 	for _, together := range n.withPorts() {
 		m := n.merge(AddressPorts, together...)
 		if why, _ := refused.Rule(f, m.rule); why != "" || refused.Set(f, AddressPorts, "") != "" {
@@ -85,9 +87,11 @@ func (b Bounds) merges(all groups, f conf.Family, d *decision, refused Refused) 
 			list = append(list, n.merge(g.kind, g))
 		}
 	}
-	d.fit = d.fit && n.fit
 	slices.SortFunc(list, func(x, y *merge) int { return cmp.Compare(x.rules[0], y.rules[0]) })
-	return list
+	for _, m := range list {
+		m.key = fmt.Sprintf("%s %s %s %q", f, m.kind, m.rule.Key(), m.parts[0])
+	}
+	return list, n.fit
 }
 
 // needs is what merged sets for the groups of a chain's rules need.
@@ -243,9 +247,6 @@ func (n *needs) merge(kind SetKind, groups ...*group) *merge {
 	}
 	slices.Sort(m.rules)
 	slices.SortFunc(m.parts, part.compare)
-	for _, p := range m.parts {
-		m.amount += p.times() * rounded(n.sets[p.set].Entries.Len())
-	}
 	for _, i := range m.rules {
 		m.rule.Policies = append(m.rule.Policies, n.of.rules[i].Policies...)
 	}

@@ -1,0 +1,92 @@
+package ruleset
+
+import "slices"
+
+// chainPlan says what becomes of a chain if there is room for all of it. It depends on the chain, on the refused parts,
+// and on the kinds and classes of the sets. If fit is false, it also depends on their sizes.
+type chainPlan struct {
+	chain   Chain
+	sets    map[string]bool // the names in the rules
+	merges  []*merge
+	staying []string // the sets of the rules that stay as they are, each once
+	fit     bool
+	merged  []Rule // the rules with all of the merges; nil if they are not known yet
+}
+
+// plan returns the plan for the chain. Rules of chains at hooks are not merged.
+func (b Bounds) plan(c Chain, sets []Set, refused Refused) *chainPlan {
+	p := &chainPlan{chain: c, sets: map[string]bool{}, fit: true}
+	for _, r := range c.Rules {
+		for _, m := range r.Sets {
+			p.sets[m.Name] = true
+		}
+	}
+	if c.Hook == "" {
+		own := make(map[string]*Set, len(p.sets))
+		for name := range p.sets {
+			if i, ok := find(sets, name); ok {
+				own[name] = &sets[i]
+			}
+		}
+		p.merges, p.fit = b.merges(b.groups(c, own), c.Family, own, refused)
+	}
+	replaced := make([]bool, len(c.Rules))
+	for _, m := range p.merges {
+		m.plan = p
+		for _, i := range m.rules {
+			replaced[i] = true
+		}
+	}
+	staying := map[string]bool{}
+	for i, r := range c.Rules {
+		for _, m := range r.Sets {
+			if !replaced[i] && !staying[m.Name] {
+				staying[m.Name], p.staying = true, append(p.staying, m.Name)
+			}
+		}
+	}
+	return p
+}
+
+// isFor reports whether the plan is for this chain with these rules. It returns false for nil.
+func (p *chainPlan) isFor(c Chain) bool {
+	return p != nil && p.chain.Hook == c.Hook &&
+		(shared(p.chain.Rules, c.Rules) || slices.EqualFunc(p.chain.Rules, c.Rules, Rule.Equal))
+}
+
+// lookUp reports whether a rule of the chain names one of the sets.
+func (p *chainPlan) lookUp(sets map[string]bool) bool {
+	for name := range sets {
+		if p.sets[name] {
+			return true
+		}
+	}
+	return false
+}
+
+// with returns the chain's rules with each merge's rule in the place of the first rule that the merge replaces.
+func (p *chainPlan) with(merges []*merge) []Rule {
+	whole := len(merges) == len(p.merges)
+	if whole && p.merged != nil {
+		return p.merged
+	}
+	by := make([]*merge, len(p.chain.Rules))
+	for _, m := range merges {
+		for _, i := range m.rules {
+			by[i] = m
+		}
+	}
+	var all []Rule
+	for i, r := range p.chain.Rules {
+		switch m := by[i]; {
+		case m == nil:
+			all = append(all, r)
+		case m.rules[0] == i:
+			all = append(all, m.rule)
+		}
+	}
+	if whole {
+		p.merged = all
+	}
+	return all
+}
