@@ -91,7 +91,7 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	c, err := load(cmd, &f.source, f.narrow.namespaces)
+	c, err := load(cmd, &f.source, f.narrow.namespaces, namespacesOf(file, deleted))
 	if err != nil {
 		return err
 	}
@@ -123,6 +123,27 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 		return client.Exit(client.ExitChanges, nil)
 	}
 	return nil
+}
+
+// namespacesOf returns the namespaces of the change. If a person may not read all of the cluster, these are read.
+func namespacesOf(file policy.Objects, deleted []policy.Name) (all []string) {
+	for _, np := range file.Policies {
+		all = append(all, np.Namespace)
+	}
+	for _, p := range file.Pods {
+		all = append(all, p.Namespace)
+	}
+	for _, w := range file.Workloads {
+		all = append(all, w.Namespace)
+	}
+	for _, n := range file.Namespaces {
+		all = append(all, n.Name)
+	}
+	for _, n := range deleted {
+		all = append(all, n.Namespace)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // policyNames parses the names of policies.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net/netip"
@@ -31,9 +30,11 @@ type narrow struct {
 
 func (n *narrow) addFlags(flags *pflag.FlagSet) {
 	flags.StringSliceVarP(&n.namespaces, "namespace", "n", nil, "only connections from or to pods of this namespace")
-	flags.StringVar(&n.from, "from", "", "only connections from these: NS/NAME, with * for any text; an address; or world")
+	flags.StringVar(&n.from, "from", "",
+		"only connections from these: NS/NAME of pods, workloads or a Service, with * for any text; an address; or world")
 	flags.StringVar(&n.to, "to", "", "only connections to these: as --from")
-	flags.StringVar(&n.port, "port", "", "only connections on these ports: 80, 8000-8080, 53/udp; without a protocol: TCP")
+	flags.StringVar(&n.port, "port", "",
+		"only connections on these ports of pods: 80, 8000-8080, 53/udp; without a protocol: TCP")
 	flags.IntVar(&n.rows, "rows", 100, "how many rows the table has; 0 for all")
 }
 
@@ -76,7 +77,8 @@ func parties(flag, text string) (func(reach.Party) bool, error) {
 			return ok
 		}
 		return p.Kind == reach.Pods && (matches(p.Name) ||
-			slices.ContainsFunc(p.Pods, func(pod string) bool { return matches(p.Namespace + "/" + pod) }))
+			slices.ContainsFunc(p.Pods, func(pod string) bool { return matches(p.Namespace + "/" + pod) }) ||
+			slices.ContainsFunc(p.Services, func(s reach.ServicePort) bool { return matches(s.Service) }))
 	}, nil
 }
 
@@ -146,7 +148,7 @@ func matrixCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			c, err := load(cmd, &source, narrow.namespaces)
+			c, err := load(cmd, &source, narrow.namespaces, nil)
 			if err != nil {
 				return err
 			}
@@ -166,11 +168,9 @@ func matrixCommand() *cobra.Command {
 	return cmd
 }
 
-// load reads the objects of the source.
-func load(cmd *cobra.Command, source *client.Source, namespaces []string) (explain.Cluster, error) {
-	ctx, cancel := context.WithCancel(cmd.Context())
-	defer cancel()
-	c, err := source.Load(ctx, namespaces...)
+// load reads the objects of the source. The namespaces must exist. The command is also about the namespaces of also.
+func load(cmd *cobra.Command, source *client.Source, namespaces, also []string) (explain.Cluster, error) {
+	c, err := source.Load(cmd.Context(), slices.Concat(namespaces, also)...)
 	if err != nil {
 		return c, err
 	}

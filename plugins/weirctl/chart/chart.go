@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"unicode/utf8"
 
 	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/policy/reach"
@@ -95,7 +96,19 @@ func (v View) print(out io.Writer, rows []reach.Row, mark string) error {
 		if !services {
 			cells = cells[:len(cells)-1]
 		}
-		_, _ = fmt.Fprintln(w, strings.Join(cells, "\t")) // Flush reports errors
+		wrapped, height := make([][]string, len(cells)), 1
+		for i, c := range cells {
+			wrapped[i] = wrap(c)
+			height = max(height, len(wrapped[i]))
+		}
+		for l := range height {
+			for i := range cells {
+				if cells[i] = ""; l < len(wrapped[i]) {
+					cells[i] = wrapped[i][l]
+				}
+			}
+			_, _ = fmt.Fprintln(w, strings.Join(cells, "\t")) // Flush reports errors
+		}
 	}
 	if mark == "" {
 		line("FROM", "TO", "PORTS", "SERVICES")
@@ -116,6 +129,26 @@ func (v View) print(out io.Writer, rows []reach.Row, mark string) error {
 		}
 	}
 	return nil
+}
+
+// columnWidth is how many characters of a list fit into one line of a cell.
+const columnWidth = 44
+
+// wrap divides a list of names into lines, where it has commas.
+func wrap(list string) (lines []string) {
+	line := ""
+	for name := range strings.SplitSeq(list, ", ") {
+		switch {
+		case line == "":
+			line = name
+		case utf8.RuneCountInString(line)+utf8.RuneCountInString(name) > columnWidth:
+			lines = append(lines, line+",")
+			line = name
+		default:
+			line += ", " + name
+		}
+	}
+	return append(lines, line)
 }
 
 // more says how many rows are left out, and how to see them.
