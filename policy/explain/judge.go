@@ -49,7 +49,7 @@ func Explain(c Cluster, q Query) (Explanation, error) {
 	if err != nil {
 		return Explanation{}, err
 	}
-	targets, err := j.targets(from, to, q.Port)
+	targets, err := j.targets(to, q.Port)
 	if err != nil {
 		return Explanation{}, err
 	}
@@ -200,7 +200,7 @@ func (j *judge) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, at, 
 		s.Nearest = s.Nearest[:min(len(s.Nearest), maxNear)]
 		standIn(s.Nearest, j.label(peer), peer)
 		if len(s.Nearest) == 0 || len(s.Nearest[0].Misses) > fewMisses {
-			s.Change = j.needed(d, s, at, peer, p)
+			s.Change = j.needed(d, at, peer, p)
 		}
 	}
 	return s
@@ -227,7 +227,7 @@ func standIn(all []verdict.Near, name string, peer Place) {
 }
 
 // needed says what a policy must allow, if no rule of the isolating policies comes near.
-func (j *judge) needed(d ruleset.Direction, s Side, at, peer Place, p verdict.Packet) string {
+func (j *judge) needed(d ruleset.Direction, at, peer Place, p verdict.Packet) string {
 	namespace, _, _ := strings.Cut(at.Pod, "/")
 	what := strings.ToUpper(string(p.Proto))
 	if p.Port != 0 {

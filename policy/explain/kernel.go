@@ -119,7 +119,8 @@ func (p *Path) unchecked() string {
 	nodes := slices.DeleteFunc([]string{p.From.Node, p.To.Node}, func(n string) bool { return n == "" })
 	slices.Sort(nodes)
 	where := strings.Join(slices.Compact(nodes), " and ")
-	return "neither end is a pod of this node, so its kernel wasn't asked: it is enforced on " + or(where, "the pods' nodes")
+	return "neither end is a pod of this node, so its kernel wasn't asked: it is enforced on " +
+		or(where, "the pods' nodes")
 }
 
 // compare compares the kernel's verdict, classes and sets with what the policies mean.

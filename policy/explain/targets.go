@@ -14,9 +14,9 @@ import (
 )
 
 // targets returns the destinations of the query.
-func (j *judge) targets(from, to Ref, port Port) ([]target, error) {
+func (j *judge) targets(to Ref, port Port) ([]target, error) {
 	if to.Kind == EndService {
-		return j.serviceTargets(from, to, port)
+		return j.serviceTargets(to, port)
 	}
 	places, err := j.places(to)
 	if err != nil {
@@ -63,7 +63,7 @@ func (j *judge) ports(to Ref, port Port) ([]policy.NamedPort, error) {
 }
 
 // serviceTargets returns the ready endpoints of the Service for the port, or for each of its ports if none is given.
-func (j *judge) serviceTargets(from, to Ref, port Port) ([]target, error) {
+func (j *judge) serviceTargets(to Ref, port Port) ([]target, error) {
 	s := j.service(to)
 	var ports []policy.ServicePort
 	var known []string
@@ -151,8 +151,8 @@ func (j *judge) selected(s *policy.Service) (all []*policy.Pod) {
 		return nil
 	}
 	selector := labels.SelectorFromSet(s.Selector)
-	for i := range j.Cluster.Pods {
-		if o := &j.Cluster.Pods[i]; o.Namespace == s.Namespace && selector.Matches(labels.Set(o.Labels)) {
+	for i := range j.Pods {
+		if o := &j.Pods[i]; o.Namespace == s.Namespace && selector.Matches(labels.Set(o.Labels)) {
 			all = append(all, o)
 		}
 	}

@@ -127,11 +127,12 @@ func PrintObject(out io.Writer, f Format, v any) error {
 	}
 	var b strings.Builder
 	for _, r := range string(text) {
-		if r == '\n' || unicode.IsPrint(r) {
+		switch {
+		case r == '\n' || unicode.IsPrint(r):
 			b.WriteRune(r)
-		} else if r > 0xffff {
+		case r > 0xffff:
 			b.WriteByte('?')
-		} else {
+		default:
 			b.WriteString(escape(r))
 		}
 	}
