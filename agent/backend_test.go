@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -14,6 +15,9 @@ import (
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"golang.org/x/sys/unix"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/netfilter"
@@ -181,4 +185,62 @@ func TestReconcileAndItsBackend(t *testing.T) {
 	}
 	reconcile(netfilter.All, "Apply")
 	reconcile(netfilter.All, "Read", "Apply")
+}
+
+// TestLargePoliciesTakeSeveralRounds: the agent applies a part of the sets of large policies in each round, and asks
+// for the next round at once until the kernel has all. Its first ruleset is whole.
+func TestLargePoliciesTakeSeveralRounds(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &memory{}
+	a := newAgent(Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}, m, links)
+	r := &running{T: t}
+	r.attach("web", "10.88.0.2")
+	a.takeRecords(dirwatch.Change{Lost: true})
+	const many, networks = 5, 1000
+	large := func(name string) *networkingv1.NetworkPolicy {
+		np := allow(name, &metav1.LabelSelector{})
+		for i := range many {
+			port := intstr.FromInt(1 + i)
+			rule := networkingv1.NetworkPolicyIngressRule{Ports: []networkingv1.NetworkPolicyPort{{Port: &port}}}
+			for n := range networks {
+				rule.From = append(rule.From, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{
+					CIDR: fmt.Sprintf("172.%d.%d.%d/32", len(name)+i, n>>8, n&255),
+				}})
+			}
+			np.Spec.Ingress = append(np.Spec.Ingress, rule)
+		}
+		return np
+	}
+	made := func() (n int) {
+		for _, s := range m.last.Sets {
+			if s.Entries.Len() == networks {
+				n++
+			}
+		}
+		return n
+	}
+	was, now := *healthy(), *healthy()
+	was.Policies = append(was.Policies, large("first"))
+	a.takeUpdate(policy.Difference(policy.Objects{}, was), nil)
+	if a.reconcile(t.Context(), netfilter.All); made() != many {
+		t.Errorf("the first ruleset has %d of %d sets", made(), many)
+	}
+	now.Policies = append(slices.Clone(was.Policies), large("first and second"))
+	a.takeUpdate(policy.Difference(was, now), nil)
+	rounds := 0
+	for ; a.cluster.engine.Changed() && rounds < 100; rounds++ {
+		next := a.reconcile(t.Context(), netfilter.Trust)
+		if more := a.cluster.engine.Changed(); more != (next > 0 && next < time.Millisecond) {
+			t.Errorf("after round %d the next is due in %v; something is left: %v", rounds, next, more)
+		}
+	}
+	if rounds < 2 || made() != 2*many {
+		t.Errorf("after %d rounds there are %d of %d sets", rounds, made(), 2*many)
+	}
 }

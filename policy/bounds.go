@@ -1,6 +1,11 @@
 package policy
 
-import "github.com/weir-net/weir/conf"
+import (
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weir-net/weir/conf"
+)
 
 // Bounds of the rules, sets and entries that a node's kernel gets. These bounds are far above the sizes of the policies
 // that people write. They keep one object from costing a node so much time that the changes of all other objects wait.
@@ -32,6 +37,36 @@ const (
 	// hide the problems of other objects.
 	maxProblems = 50
 )
+
+// maxBulk is the largest bulk of a policy that is parsed at once. The rules of others are parsed in slices. Tests make
+// it smaller.
+var maxBulk = 1 << 6
+
+// bulk returns the number of peers and ports in the policy's rules, and of values in the peers' selectors.
+func bulk(np *networkingv1.NetworkPolicy) (n int) {
+	add := func(peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) {
+		n += len(peers) + len(ports)
+		for i := range peers {
+			for _, s := range [...]*metav1.LabelSelector{peers[i].PodSelector, peers[i].NamespaceSelector} {
+				if s != nil {
+					for _, e := range s.MatchExpressions {
+						n += len(e.Values) / 16
+					}
+				}
+			}
+			if peers[i].IPBlock != nil {
+				n += len(peers[i].IPBlock.Except)
+			}
+		}
+	}
+	for _, r := range np.Spec.Ingress {
+		add(r.From, r.Ports)
+	}
+	for _, r := range np.Spec.Egress {
+		add(r.To, r.Ports)
+	}
+	return n
+}
 
 // tooLarge begins the message of a problem about a policy that exceeds a bound.
 const tooLarge = "with it the policy needs "

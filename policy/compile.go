@@ -189,14 +189,10 @@ func (c *compiler) compile() (r ruleset.Ruleset) {
 			c.replace(p.local)
 		}
 	}
-	c.work.spent = false
 	c.grant()
 	c.release()
 	c.lower()
 	c.join()
-	if !c.waiting() {
-		c.work.done = nil
-	}
 	for _, f := range c.common.families {
 		for i := range sides {
 			r.Problems = append(r.Problems, c.opened[i][f].problems...)

@@ -108,13 +108,17 @@ func (s *space) each() func(func(*crowd) bool) {
 // setPolicies replaces the policies of that name.
 func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) {
 	s, full := e.space(name.Namespace), name.Namespace+"/"+name.Name
-	local := len(e.local[s.name])+len(e.expected[s.name]) > 0
+	local := e.isLocal(s.name)
 	var problems []ruleset.Problem
 	var kept []keptPolicy
+	delete(e.unparsed, name)
 	for _, np := range policies {
+		if kept = append(kept, keptPolicy{NetworkPolicy: np}); bulk(np) > maxBulk {
+			e.unparsed[name] = true
+			continue
+		}
 		p := parse(np)
-		problems = append(problems, p.problems...)
-		if kept = append(kept, keptPolicy{NetworkPolicy: np}); local {
+		if problems = append(problems, p.problems...); local {
 			kept[len(kept)-1].parsed = &p
 		}
 	}
@@ -142,7 +146,13 @@ func (e *Engine) policiesIn(namespace string) []parsedPolicy {
 		for i := range policies {
 			np := &policies[i]
 			if np.parsed == nil {
-				p := parse(np.NetworkPolicy)
+				var p parsedPolicy
+				if name := (Name{np.Namespace, np.Name}); bulk(np.NetworkPolicy) > maxBulk {
+					p = parseHead(np.NetworkPolicy)
+					e.unparsed[name] = true
+				} else {
+					p = parse(np.NetworkPolicy)
+				}
 				np.parsed = &p
 			}
 			s.parsed = append(s.parsed, *np.parsed)
@@ -155,7 +165,7 @@ func (e *Engine) policiesIn(namespace string) []parsedPolicy {
 // forgetPolicies forgets the parsed policies of the namespace if the node has no pod of it.
 func (e *Engine) forgetPolicies(namespace string) {
 	s := e.spaces[namespace]
-	if s == nil || len(e.local[namespace])+len(e.expected[namespace]) > 0 {
+	if s == nil || e.isLocal(namespace) {
 		return
 	}
 	s.parsed = nil

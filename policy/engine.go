@@ -33,6 +33,7 @@ type Engine struct {
 	pods     map[Name]*pod // the first of each name
 	spaces   map[string]*space
 	crowds   int                       // how many there are in all spaces
+	unparsed map[Name]bool             // the policies whose rules are not parsed yet: those with many peers
 	names    ordered.Map[string, bool] // of all policies: NAMESPACE/NAME
 	places   places
 	networks [len(conf.Families)]ruleset.Entries // of all Nodes
@@ -73,7 +74,8 @@ type pod struct {
 // NewEngine returns an engine for the node with that name; empty if it isn't known.
 func NewEngine(node string) *Engine {
 	e := &Engine{
-		node: node, pods: map[Name]*pod{}, spaces: map[string]*space{}, names: ordered.New[string, bool](cmp.Compare),
+		node: node, pods: map[Name]*pod{}, spaces: map[string]*space{}, unparsed: map[Name]bool{},
+		names:     ordered.New[string, bool](cmp.Compare),
 		endpoints: map[string]Endpoint{}, attached: map[Name][]string{}, local: map[string]map[string]bool{},
 		expected: map[string]map[*pod]bool{}, touched: map[string]bool{}, common: true,
 		addresses: newAddressBook(), selectors: newSelectorIndex(), moving: newMoving(),

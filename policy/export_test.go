@@ -13,9 +13,10 @@ import (
 // SmallRoom makes the room of nodes and sets small enough for random clusters to exceed it, until the returned function
 // is called.
 func SmallRoom(rules, sets, entries float64, inSet int) (restore func()) {
-	room, most := nodeRoom, maxSetEntries
+	room, most, many := nodeRoom, maxSetEntries, maxBulk
+	maxBulk = inSet % 4
 	nodeRoom, maxSetEntries = func() amount { return amount{rules, sets, entries} }, inSet
-	return func() { nodeRoom, maxSetEntries = room, most }
+	return func() { nodeRoom, maxSetEntries, maxBulk = room, most, many }
 }
 
 // SliceOf is Slice with another limit.
@@ -102,8 +103,7 @@ func (e *Engine) checkSpaces(u *unsound, all map[*pod]bool) {
 		u.unless(s.object.Name != "" || len(s.crowds)+len(s.policies) > 0 || s.parsed != nil, "%s is empty", name)
 		for _, policies := range s.policies {
 			for _, p := range policies {
-				needed := len(e.local[name])+len(e.expected[name]) > 0
-				u.unless(p.parsed == nil || needed, "%s has policies that nobody needs parsed", name)
+				u.unless(p.parsed == nil || e.isLocal(name), "%s has policies that nobody needs parsed", name)
 			}
 		}
 		for c := range s.each() {
@@ -179,7 +179,8 @@ func (e *Engine) Remains() string {
 	x, m := &e.selectors, &e.moving
 	sizes := map[string]int{
 		"pods": len(e.pods), "spaces": len(e.spaces), "names": e.names.Len(), "local": len(e.local),
-		"parts": len(e.compiler.parts), "supplies": len(e.compiler.supplies),
+		"unparsed": len(e.unparsed),
+		"parts":    len(e.compiler.parts), "supplies": len(e.compiler.supplies),
 		"endpoints": len(e.endpoints), "attached": len(e.attached), "expected": len(e.expected),
 		"one": len(e.addresses.one), "more": len(e.addresses.more), "taken": len(e.addresses.taken),
 		"selectors": len(x.byKey), "ports": len(x.byPort), "scopes": len(x.scopes), "open": len(x.open),

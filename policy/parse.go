@@ -73,7 +73,12 @@ type reporter func(field, format string, args ...any)
 //     pods that its rules are for are unknown.
 //   - A policyType that doesn't exist isolates both directions.
 //   - A peer or port that can't be parsed allows nothing.
-func parse(np *networkingv1.NetworkPolicy) parsedPolicy {
+func parse(np *networkingv1.NetworkPolicy) parsedPolicy { return parsePolicy(np, true) }
+
+// parseHead parses a policy without its rules: it isolates the same pods, and allows nothing.
+func parseHead(np *networkingv1.NetworkPolicy) parsedPolicy { return parsePolicy(np, false) }
+
+func parsePolicy(np *networkingv1.NetworkPolicy, rules bool) parsedPolicy {
 	policy := parsedPolicy{
 		name: np.Namespace + "/" + np.Name, namespace: np.Namespace, rules: map[ruleset.Direction][]rule{},
 	}
@@ -93,7 +98,7 @@ func parse(np *networkingv1.NetworkPolicy) parsedPolicy {
 	for _, d := range directions(np.Spec, report) {
 		policy.rules[d] = []rule{}
 	}
-	if err != nil {
+	if err != nil || !rules {
 		return policy
 	}
 	var size size

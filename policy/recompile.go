@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"maps"
 	"math"
 	"slices"
@@ -13,10 +14,10 @@ import (
 // with the last ruleset.
 func (e *Engine) Ruleset() ruleset.Ruleset { return e.compile(math.Inf(1)) }
 
-// Slice does the same as Ruleset, but makes new sets only as far as that takes less than a tenth of a second, for the
-// engine and for the kernel together. If some are left, Changed returns true, and the next call continues. Until then
-// the ruleset drops the packets that only these sets would allow. Namespaces that need little come first, so large
-// policies hold up only each other.
+// Slice does the same as Ruleset, but parses large policies and makes new sets only as far as that takes some twenty
+// milliseconds, for the engine and for the kernel together. If some are left, Changed returns true, and the next call
+// continues. Until then the ruleset drops the packets that only these sets would allow. Namespaces that need little
+// come first, so large policies hold up only each other.
 func (e *Engine) Slice() ruleset.Ruleset { return e.compile(slice) }
 
 // compile returns the ruleset after that much work for new sets.
@@ -24,7 +25,13 @@ func (e *Engine) compile(work float64) ruleset.Ruleset {
 	if !e.Changed() {
 		return e.ruleset
 	}
-	e.compiler.work.left = work
+	e.compiler.work.begin(work)
+	for namespace := range e.touched {
+		if e.isLocal(namespace) {
+			e.policiesIn(namespace)
+		}
+	}
+	e.parseRest()
 	if e.common {
 		e.compiler.setCommon(e.commonNow())
 	}
@@ -44,6 +51,9 @@ func (e *Engine) compile(work float64) ruleset.Ruleset {
 	}
 	empty(&e.touched)
 	e.dropUnwanted()
+	if !e.waits() {
+		e.compiler.work.done = nil
+	}
 	e.common, e.stale, e.reports.changed = false, false, false
 	return e.ruleset
 }
@@ -57,7 +67,56 @@ func (e *Engine) Changed() bool {
 	}
 	empty(&e.moving.counts)
 	return e.stale || e.common || len(e.touched) > 0 || e.reports.changed || len(e.moving.sets) > 0 ||
-		e.compiler.waiting()
+		e.waits()
+}
+
+// waits reports whether some work waits for the next slice.
+func (e *Engine) waits() bool { return len(e.unparsed) > 0 || e.compiler.waiting() }
+
+// parseRest parses the rules of policies with many peers, as far as the work is within the limit.
+func (e *Engine) parseRest() {
+	needed, by := map[string]float64{}, map[string][]Name{}
+	for name := range e.unparsed {
+		by[name.Namespace] = append(by[name.Namespace], name)
+		needed[name.Namespace] += e.parseEffort(name)
+	}
+	for _, namespace := range e.compiler.work.order(needed) {
+		slices.SortFunc(by[namespace], func(a, b Name) int { return cmp.Compare(a.Name, b.Name) })
+		for _, name := range by[namespace] {
+			if !e.compiler.work.spend(namespace, e.parseEffort(name), false) {
+				break
+			}
+			e.parseRules(name)
+		}
+	}
+}
+
+// parseEffort returns the work of parsing the policies of that name.
+func (e *Engine) parseEffort(name Name) (effort float64) {
+	for _, np := range e.space(name.Namespace).policies[name.Name] {
+		effort += float64(bulk(np.NetworkPolicy)) / bulkPerWork
+	}
+	return effort
+}
+
+// parseRules parses the policies of that name whole.
+func (e *Engine) parseRules(name Name) {
+	delete(e.unparsed, name)
+	s, local := e.space(name.Namespace), e.isLocal(name.Namespace)
+	var problems []ruleset.Problem
+	for i := range s.policies[name.Name] {
+		np := &s.policies[name.Name][i]
+		p := parse(np.NetworkPolicy)
+		if problems = append(problems, p.problems...); local {
+			np.parsed, s.parsed, e.touched[s.name] = &p, nil, true
+		}
+	}
+	e.reports.set(reportOf{policy: name}, problems)
+}
+
+// isLocal reports whether the node has pods of the namespace.
+func (e *Engine) isLocal(namespace string) bool {
+	return len(e.local[namespace])+len(e.expected[namespace]) > 0
 }
 
 // commonNow returns what the compiler needs to know of all pods of the node together.

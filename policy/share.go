@@ -74,13 +74,14 @@ func (c *compiler) grant() {
 // fits reports whether the node has room for all demands, as far as their sets are counted. It counts the sets as long
 // as there is room, those of namespaces with few such sets first.
 func (c *compiler) fits() bool {
-	room, waiting := nodeRoom(), map[*part]float64{}
+	room, waiting := nodeRoom(), map[string]float64{}
 	for s := range c.uncounted {
 		for _, p := range s.wanted {
-			waiting[p]++
+			waiting[p.namespace]++
 		}
 	}
-	for _, p := range c.work.order(waiting) {
+	for _, namespace := range c.work.order(waiting) {
+		p := c.parts[namespace]
 		for _, s := range p.wants {
 			if !c.wanted.within(room) {
 				return false

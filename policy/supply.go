@@ -60,7 +60,7 @@ func (c *compiler) count(p *part, s *supply) (why string, ok bool) {
 	if s.counted {
 		return s.why, true
 	}
-	if !c.work.spend(p, c.find.effort(s), true) {
+	if !c.work.spend(p.namespace, c.find.effort(s), true) {
 		p.waits = true
 		return "", false
 	}

@@ -10,12 +10,14 @@ import (
 
 // The unit of work is one entry that is put into a set: the kernel takes some ten microseconds for it.
 const (
-	// slice is the most work of one compile with a limit. It takes less than a tenth of a second.
-	slice = 1 << 13
+	// slice is the most work of one compile with a limit. It takes some twenty milliseconds.
+	slice = 1 << 11
 	// crowdsPerWork is how many crowds are compared with a selector in the same time.
 	crowdsPerWork = 200
+	// bulkPerWork is how many peers, or ports, of policies are parsed in the same time.
+	bulkPerWork = 2
 	// maxWaits is after how many compiles with a limit a problem is reported for a policy that still waits.
-	maxWaits = 100
+	maxWaits = 1000
 )
 
 // work bounds what one compile does for new sets: counting them, and putting them into the ruleset with their entries.
@@ -28,9 +30,9 @@ type work struct {
 	done map[string]float64
 }
 
-// spend reports whether the part may do that much work now. If any is true, the work may exceed the limit, as nothing
-// tells its size before.
-func (w *work) spend(p *part, effort float64, any bool) bool {
+// spend reports whether the namespace may do that much work now. If any is true, the work may exceed the limit, as
+// nothing tells its size before.
+func (w *work) spend(namespace string, effort float64, any bool) bool {
 	if math.IsInf(w.left, 1) {
 		return true
 	}
@@ -42,18 +44,20 @@ func (w *work) spend(p *part, effort float64, any bool) bool {
 	}
 	w.left -= effort
 	w.spent = true
-	w.done[p.namespace] += effort
+	w.done[namespace] += effort
 	return true
 }
 
-// order returns the parts in the order in which they may work: those first that have had little work done and need
+// order returns the namespaces in the order in which they may work: those first that have had little work done and need
 // little.
-func (w *work) order(needed map[*part]float64) []*part {
-	return slices.SortedFunc(maps.Keys(needed), func(a, b *part) int {
-		return cmp.Or(cmp.Compare(w.done[a.namespace]+needed[a], w.done[b.namespace]+needed[b]),
-			strings.Compare(a.namespace, b.namespace))
+func (w *work) order(needed map[string]float64) []string {
+	return slices.SortedFunc(maps.Keys(needed), func(a, b string) int {
+		return cmp.Or(cmp.Compare(w.done[a]+needed[a], w.done[b]+needed[b]), strings.Compare(a, b))
 	})
 }
+
+// begin sets the limit of a compile.
+func (w *work) begin(limit float64) { w.left, w.spent = limit, false }
 
 // waiting reports whether some work waits for the next compile.
 func (c *compiler) waiting() bool {
@@ -68,20 +72,21 @@ func (c *compiler) waiting() bool {
 // release decides which of the granted demands get their rules and sets now. Those with sets that the ruleset has cost
 // no work.
 func (c *compiler) release() {
-	needed := map[*part]float64{}
-	for _, p := range c.parts {
+	needed := map[string]float64{}
+	for namespace, p := range c.parts {
 		if p.changed {
-			needed[p] = 0
+			needed[namespace] = 0
 			for _, d := range p.granted {
-				needed[p] += newEntries(d, nil)
+				needed[namespace] += newEntries(d, nil)
 			}
 		}
 	}
-	for _, p := range c.work.order(needed) {
+	for _, namespace := range c.work.order(needed) {
+		p := c.parts[namespace]
 		p.released = nil
 		seen := map[*supply]bool{}
 		for _, d := range p.granted {
-			if effort := newEntries(d, seen); effort > 0 && !c.work.spend(p, effort, false) {
+			if effort := newEntries(d, seen); effort > 0 && !c.work.spend(p.namespace, effort, false) {
 				p.waits = true
 				continue
 			}

@@ -1,0 +1,117 @@
+package policy_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// manySets returns a policy of the namespace whose peers need that many sets, each with all pods.
+func manySets(ns, sets int) *networkingv1.NetworkPolicy {
+	return hostilePolicy(ns, 0, sets, func(n int) networkingv1.NetworkPolicyPeer {
+		return networkingv1.NetworkPolicyPeer{
+			NamespaceSelector: &metav1.LabelSelector{},
+			PodSelector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+				{Key: fmt.Sprint("no", n), Operator: metav1.LabelSelectorOpDoesNotExist},
+			}},
+		}
+	})
+}
+
+func policies(all ...*networkingv1.NetworkPolicy) *policy.Delta {
+	d := policy.NewDelta()
+	for _, np := range all {
+		d.Policies[policy.Name{Namespace: np.Namespace, Name: np.Name}] = []*networkingv1.NetworkPolicy{np}
+	}
+	return d
+}
+
+// ruled returns how many rules of the ruleset are the policy's.
+func ruled(r ruleset.Ruleset, name string) (n int) {
+	for _, c := range r.Chains {
+		for _, rule := range c.Rules {
+			if strings.HasPrefix(rule.Comment, "weir: "+name+" ") {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// TestSmallNamespacesComeFirst: beside a policy that needs many slices, another namespace's policy is in the next
+// slice, whenever it comes. The sets that are made stay, so the large policy gets all its rules in the end.
+func TestSmallNamespacesComeFirst(t *testing.T) {
+	e, all := city(1000)
+	e.Apply(all)
+	e.Ruleset()
+	large := manySets(1, 100)
+	other := func(i int) *networkingv1.NetworkPolicy {
+		np := cityPolicy(2, i)
+		np.Name, np.Spec.PodSelector = fmt.Sprint("other", i), metav1.LabelSelector{}
+		np.Spec.Ingress[0].From = []networkingv1.NetworkPolicyPeer{{
+			NamespaceSelector: &metav1.LabelSelector{},
+			PodSelector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+				{Key: "app", Operator: metav1.LabelSelectorOpNotIn, Values: []string{fmt.Sprint("x", i)}},
+			}},
+		}}
+		return np
+	}
+	e.Apply(policies(large, other(0)))
+	slicesSoFar, before := 0, 0
+	for ; e.Changed(); slicesSoFar++ {
+		r := e.Slice()
+		if n := ruled(r, "ns2/other"+fmt.Sprint(slicesSoFar)); slicesSoFar < 5 && n == 0 {
+			t.Fatalf("slice %d doesn't have the policy that came before it", slicesSoFar)
+		}
+		n := ruled(r, "ns1/hostile0")
+		if n < before {
+			t.Errorf("slice %d has %d rules of the large policy, the slice before it %d", slicesSoFar, n, before)
+		}
+		if before = n; slicesSoFar < 4 {
+			e.Apply(policies(other(slicesSoFar + 1)))
+		}
+	}
+	if slicesSoFar < 20 {
+		t.Errorf("the large policy needs only %d slices", slicesSoFar)
+	}
+	if before != 100 {
+		t.Errorf("the large policy has %d rules in the end", before)
+	}
+}
+
+// TestLongWaitsAreReported: a policy whose sets aren't made after many slices has a problem until they are.
+func TestLongWaitsAreReported(t *testing.T) {
+	e, all := city(1000)
+	e.Apply(all)
+	e.Ruleset()
+	e.Apply(policies(manySets(1, 100)))
+	waits := func(r ruleset.Ruleset) bool {
+		return slices.ContainsFunc(r.Problems, func(p ruleset.Problem) bool {
+			return p.Object == "NetworkPolicy ns1/hostile0" && strings.Contains(p.Message, "not all made yet")
+		})
+	}
+	last, reported := e.SliceOf(100), false
+	for n := 0; n < 2000 && !reported; n++ {
+		last = e.SliceOf(0) // others have done all the work of this slice
+		reported = waits(last)
+	}
+	for n := 0; e.Changed(); n++ {
+		if n > 200 {
+			t.Fatal("the slices don't end")
+		}
+		last = e.Slice()
+	}
+	if !reported {
+		t.Error("the long wait isn't reported")
+	}
+	if waits(last) {
+		t.Error("the problem stays after all sets are made")
+	}
+}
