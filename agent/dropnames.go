@@ -25,6 +25,8 @@ const (
 // metrics, until ctx ends.
 func (a *agent) reportDrops(ctx context.Context) {
 	var view dropView
+	file := dropFile{path: a.DropsFile, most: maxDropFile}
+	defer file.close()
 	for {
 		select {
 		case <-ctx.Done():
@@ -39,6 +41,7 @@ func (a *agent) reportDrops(ctx context.Context) {
 			a.metrics.drops.count(entries)
 			a.drops.ring.Add(entries)
 			a.drops.hub.Publish(entries)
+			file.write(entries, a.Log)
 		}
 	}
 }

@@ -24,7 +24,9 @@ type Options struct {
 	EnrolWait time.Duration
 	// NoDrops leaves dropped packets to another program that reads the log group.
 	NoDrops bool
-	Node    NodeOptions
+	// DropsFile is the path of a file to which dropped packets are written as JSON; empty for none.
+	DropsFile string
+	Node      NodeOptions
 }
 
 // NodeOptions are for an agent with a source that knows the cluster's nodes. Such an agent sets up the tunnel and the

@@ -137,6 +137,8 @@ func runCommand() *cobra.Command {
 		"host:port where /healthz, /readyz and /metrics are answered")
 	flags.BoolVar(&drops, "drops", true,
 		"report dropped packets (weirctl drops, metrics); with --drops=false another program can read NFLOG group 88")
+	flags.StringVar(&o.DropsFile, "drops-file", "",
+		"file to which dropped packets are written, as JSON values one a line; at 16 MiB it becomes FILE.1; default: none")
 	flags.StringVar(&o.Node.Name, "node-name", os.Getenv("NODE_NAME"),
 		"this node's name; with a name, the agent keeps the routes and tunnels to pods on other nodes")
 	flags.StringVar(&encapsulation, "encapsulation", string(overlay.Always),

@@ -1,0 +1,91 @@
+package agent
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/agent/drops"
+)
+
+// maxDropFile is the size in bytes at which the file of drops becomes FILE.1, and a new one begins.
+const maxDropFile = 16 << 20
+
+// dropFile writes drops to a file, as JSON values one a line. Its size on disk is bounded: one earlier file is kept. An
+// error costs only lines of the file.
+type dropFile struct {
+	path   string // empty: nothing is written
+	most   int64
+	file   *os.File
+	size   int64
+	failed bool // the last attempt
+}
+
+// write appends the drops. It logs an error if the last attempt had none.
+func (f *dropFile) write(entries []drops.Entry, log *slog.Logger) {
+	if f.path == "" {
+		return
+	}
+	err := f.append(entries)
+	if err != nil && !f.failed {
+		log.Warn("drops can't be written to a file", "file", f.path, "error", err)
+	}
+	f.failed = err != nil
+}
+
+func (f *dropFile) append(entries []drops.Entry) error {
+	var lines bytes.Buffer
+	out := json.NewEncoder(&lines)
+	for _, e := range entries {
+		d := *e.Drop
+		d.Packet = nil
+		if err := out.Encode(&d); err != nil {
+			return err
+		}
+	}
+	if f.file != nil && f.size+int64(lines.Len()) > f.most {
+		f.close()
+		if err := os.Rename(f.path, f.path+".1"); err != nil {
+			return err
+		}
+	}
+	if f.file == nil {
+		if err := f.open(); err != nil {
+			return err
+		}
+	}
+	n, err := f.file.Write(lines.Bytes())
+	f.size += int64(n)
+	if err != nil {
+		f.close() // the next attempt opens the file again
+	}
+	return err
+}
+
+func (f *dropFile) open() error {
+	file, err := os.OpenFile(f.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	if err != nil {
+		return err
+	}
+	info, err := file.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is no regular file", f.path)
+	}
+	if err != nil {
+		_ = file.Close()
+		return err
+	}
+	f.file, f.size = file, info.Size()
+	return nil
+}
+
+func (f *dropFile) close() {
+	if f.file != nil {
+		_ = f.file.Close()
+		f.file = nil
+	}
+}

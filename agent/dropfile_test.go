@@ -1,0 +1,60 @@
+package agent
+
+import (
+	"bytes"
+	"encoding/json"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/weir-net/weir/agent/drops"
+	"github.com/weir-net/weir/agentapi"
+)
+
+// TestDropFile: the file has a JSON value for each drop, and begins anew when it is full. A file that can't be written
+// gives one line in the log.
+func TestDropFile(t *testing.T) {
+	log := &bytes.Buffer{}
+	logger := slog.New(slog.NewTextHandler(log, nil))
+	path := filepath.Join(t.TempDir(), "drops")
+	f := &dropFile{path: path, most: 1000}
+	write := func(count uint64) {
+		d := &agentapi.Drop{Kind: agentapi.DropShown, Count: count, Packet: make([]byte, 100)}
+		f.write([]drops.Entry{{Drop: d}}, logger)
+	}
+	for i := range uint64(20) {
+		write(i)
+	}
+	read := func(path string) (counts []uint64) {
+		data, err := os.ReadFile(path)
+		if err != nil || len(data) > 1000 {
+			t.Fatalf("%d bytes, %v", len(data), err)
+		}
+		for line := range bytes.Lines(data) {
+			var d agentapi.Drop
+			if err := json.Unmarshal(line, &d); err != nil || d.Packet != nil {
+				t.Fatalf("%v: %s", err, line)
+			}
+			counts = append(counts, d.Count)
+		}
+		return counts
+	}
+	earlier, now := read(path+".1"), read(path)
+	if all := append(earlier, now...); len(earlier) == 0 || len(now) == 0 || all[len(all)-1] != 19 ||
+		all[0]+uint64(len(all)) != 20 {
+		t.Errorf("%d and %d", earlier, now)
+	}
+	f.close()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/etc/passwd", path); err != nil {
+		t.Fatal(err)
+	}
+	write(1)
+	write(2)
+	if got := bytes.Count(log.Bytes(), []byte("\n")); got != 1 {
+		t.Errorf("%d lines in the log:\n%s", got, log)
+	}
+}
