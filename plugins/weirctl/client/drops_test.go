@@ -157,7 +157,8 @@ func TestMatches(t *testing.T) {
 			t.Errorf("%+v: lost packets may be among those", tc.q)
 		}
 	}
-	if _, err := agentapi.ParseDropsQuery(url.Values{"port": {"0"}}); err == nil || !strings.Contains(err.Error(), "port") {
+	_, err := agentapi.ParseDropsQuery(url.Values{"port": {"0"}})
+	if err == nil || !strings.Contains(err.Error(), "port") {
 		t.Errorf("port 0: %v", err)
 	}
 	b, err := json.Marshal(aDrop())
