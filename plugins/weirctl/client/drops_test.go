@@ -110,7 +110,8 @@ func TestPcap(t *testing.T) {
 	if err != nil || r.LinkType() != linkTypeNFLOG || !info.Timestamp.Equal(d.Time) {
 		t.Fatalf("link type %d, %v, %v", r.LinkType(), info, err)
 	}
-	if data[0] != familyIPv4 || !bytes.HasSuffix(data, b.Bytes()) || !bytes.Contains(data, []byte("weir drop WEIR-IN-X\x00")) {
+	prefix := []byte("weir drop WEIR-IN-X\x00")
+	if data[0] != familyIPv4 || !bytes.HasSuffix(data, b.Bytes()) || !bytes.Contains(data, prefix) {
 		t.Errorf("% x", data)
 	}
 	if _, _, err := r.ReadPacketData(); err == nil {
