@@ -49,6 +49,9 @@ spec:
   - from:
     - {podSelector: {matchLabels: {app: client}}}
     - {namespaceSelector: {matchLabels: {team: shop}}, podSelector: {matchLabels: {app: late}}}
+    # With these peers, today's agent merges the sets.
+    - {podSelector: {matchLabels: {app: nobody}}}
+    - {namespaceSelector: {matchLabels: {team: nobody}}}
     ports: [{port: web}, {port: 8000, endPort: 8010}]
   - from: [{ipBlock: {cidr: 192.0.2.0/24, except: [192.0.2.128/25]}}]
   egress: []
