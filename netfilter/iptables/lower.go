@@ -173,7 +173,7 @@ func lowerChain(c ruleset.Chain, classes []class, numbers map[string]*numbering,
 	}
 	at := chain{family: c.Family, table: table, name: c.Name, rules: c.Rules, dispatch: c.Dispatch()}
 	if numbers != nil {
-		at.lines = lowerAround(c.Rules, c.Family, one)
+		at.lines = lowerAround(c.Rules, one)
 	} else {
 		for _, rule := range c.Rules {
 			at.lines = append(at.lines, one(rule)...)

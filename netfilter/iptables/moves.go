@@ -126,7 +126,7 @@ func (d numberChange) when(was, now int) moment {
 
 // closes reports whether the change of a pod's number may deny what was allowed.
 func (d numberChange) closes(was, now int) bool {
-	return was != now && !(d.known && within(d.old[was], d.new[now], d.newLines))
+	return was != now && (!d.known || !within(d.old[was], d.new[now], d.newLines))
 }
 
 // within reports whether the class chain x surely allows no more than the class chain y: y has all of its rules that

@@ -41,7 +41,7 @@ func markText(number, mask uint32) string {
 }
 
 // allBits is the mask of a whole number.
-const allBits = uint32(markField >> markShift)
+const allBits = markField >> markShift
 
 // dispatch has the differences between the two chains that send packets to classes.
 type dispatch struct {
@@ -182,7 +182,7 @@ func (a *assignment) keep() {
 			continue
 		}
 		// A number that no pod needs goes with the next change of rules.
-		if len(held[n]) == 0 && a.of[target] != 0 && !(same && a.was.former[n]) {
+		if len(held[n]) == 0 && a.of[target] != 0 && (!same || !a.was.former[n]) {
 			continue
 		}
 		a.leaves[n] = target

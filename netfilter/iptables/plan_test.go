@@ -98,7 +98,7 @@ func steps(p plan) (inOneStep, all int) {
 		if _, ok := numbersIn(c.set); !ok {
 			continue
 		}
-		key := c.set + c.Element.String()
+		key := c.set + c.String()
 		if c.del {
 			dels[key] = true
 		} else {

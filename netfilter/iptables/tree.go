@@ -130,7 +130,7 @@ func (t *tree) leaf(number int) string {
 // lowerAround returns the lines of a chain with rules that lead to dispatch chains. No packet may leave with a number
 // in its mark. So the rules lead to chains that jump to the dispatch chain and then clear the mark; or, if the chain
 // sends every packet to a dispatch chain, the chain itself clears the mark at its end.
-func lowerAround(rules []ruleset.Rule, f conf.Family, one func(ruleset.Rule) []string) (lines []string) {
+func lowerAround(rules []ruleset.Rule, one func(ruleset.Rule) []string) (lines []string) {
 	every := slices.ContainsFunc(rules, func(r ruleset.Rule) bool {
 		_, ok := dispatches[r.To]
 		return ok && r.SameAs(ruleset.Rule{Action: ruleset.Jump, To: r.To})
