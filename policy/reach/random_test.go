@@ -21,7 +21,7 @@ import (
 )
 
 var (
-	cases = flag.Int("cases", 150, "how many random clusters are probed")
+	cases = flag.Int("cases", 60, "how many random clusters are probed")
 	seed  = flag.Uint64("seed", 0, "probe the cluster of that seed only")
 )
 
