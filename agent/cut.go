@@ -24,10 +24,14 @@ import (
 // one another share a walk. Invariants:
 //   - At most one walk runs. While a walk runs, walking is true, and the walk will send its result to results.
 //   - If due is false and no walk runs, all connections are as the rules require: none must be cut or restored.
-//   - A walk that is due begins at next. If that is later, pause fires then.
+//   - A walk that is due begins at next, or lazyPeriods after the last one began if lazy is true. If that is later,
+//     pause fires then.
 type cutting struct {
-	due      bool
-	standing int // how many connections were cut when the last walk ended
+	due bool
+	// lazy is true if the walk that is due is only for connections of pods elsewhere that don't exist any more.
+	lazy     bool
+	last     time.Time // when the last walk began
+	standing int       // how many connections were cut when the last walk ended
 	walking  bool
 	results  chan walkResult // has room for one
 	shortest time.Duration   // shortestPeriod, or less in tests
@@ -40,6 +44,11 @@ type cutting struct {
 // take two per cent of a processor in an empty table. A long walk stands for twice the time that it takes, so walks run
 // at most half of the time. One walk may begin within the period of the walk before, so a single change needn't wait.
 const shortestPeriod = 500 * time.Millisecond
+
+// lazyPeriods is how many times shortestPeriod a walk for pods elsewhere that don't exist any more follows the last
+// walk. Nobody sends any more from the address of such a pod until another pod gets the address, and in a large cluster
+// pods end all the time.
+const lazyPeriods = 4
 
 // walkResult is what a walk sends to cutting.results. The time that the walk took sets the time of the next walk.
 type walkResult struct {
@@ -71,11 +80,24 @@ func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 // note makes a walk due if the change of the kernel requires one: the change may deny established connections, or it
 // repaired sets or rules. A change that only allows more requires a walk if connections are cut, or if a walk is
 // running, which may cut some.
-func (c *cutting) note(r netfilter.Result, verify netfilter.Verify) {
-	opens := r.Changed && (c.standing > 0 || c.walking)
+//
+// gone is true if the change only denies addresses that no pod has any more: then the walk may be later.
+func (c *cutting) note(r netfilter.Result, verify netfilter.Verify, gone bool) {
+	opens := r.Changed && !gone && (c.standing > 0 || c.walking)
 	// While the repaired sets or rules were missing, connections may have begun.
 	repaired := r.Changed && verify == netfilter.All
-	c.due = c.due || r.Closes || opens || repaired
+	if gone && r.Closes && !repaired {
+		c.due, c.lazy = true, !c.due || c.lazy
+		return
+	}
+	c.demand(r.Closes || opens || repaired)
+}
+
+// demand makes a walk due, at the next possible time, if yes is true.
+func (c *cutting) demand(yes bool) {
+	if yes {
+		c.due, c.lazy = true, false
+	}
 }
 
 // walk starts a walk if one is due and none is running, or lets the pause fire when the walk may begin. It is called
@@ -86,11 +108,15 @@ func (a *agent) walk() {
 		return
 	}
 	began := time.Now()
-	if left := c.next.Sub(began); left > 0 {
+	next := c.next
+	if late := c.last.Add(lazyPeriods * c.shortest); c.lazy && late.After(next) {
+		next = late
+	}
+	if left := next.Sub(began); left > 0 {
 		c.pause.Reset(left)
 		return
 	}
-	c.due, c.walking = false, true
+	c.due, c.lazy, c.walking, c.last = false, false, true, began
 	by := a.snapshots.target.Load()
 	go func() {
 		walk, err := walkConnections(by, &a.snapshots.target)
@@ -124,7 +150,7 @@ func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	unknown := a.faults.now[partConnections] != nil
 	a.faults.set(partConnections, w.err)
 	if w.err != nil {
-		c.due = true
+		c.demand(true)
 		return false
 	}
 	a.endPause()

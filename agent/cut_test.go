@@ -155,7 +155,7 @@ func TestChangesShareAWalk(t *testing.T) {
 	s := stepWeb(t)
 	s.cutting.shortest = time.Minute
 	change := func() {
-		s.cutting.note(netfilter.Result{Changed: true, Closes: true}, netfilter.Trust)
+		s.cutting.note(netfilter.Result{Changed: true, Closes: true}, netfilter.Trust, false)
 		s.walk()
 	}
 	want := func(when string, walking, due bool) {
@@ -204,6 +204,48 @@ func TestChangesShareAWalk(t *testing.T) {
 	s.faults.set(partKernel, errors.New("it wouldn't"))
 	end()
 	want("the kernel has a fault", false, true)
+}
+
+// TestAWalkForPodsThatAreGoneWaits: one walk after another only for pods that don't exist any more waits longer. Any
+// other change doesn't wait for it, and isn't made to wait by it. The walk isn't forgotten.
+func TestAWalkForPodsThatAreGoneWaits(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	s := stepWeb(t)
+	s.cutting.shortest = time.Minute
+	change := func(gone bool) {
+		s.cutting.note(netfilter.Result{Changed: true, Closes: true}, netfilter.Trust, gone)
+		s.walk()
+	}
+	want := func(when string, walking, due bool) {
+		t.Helper()
+		if s.cutting.walking != walking || s.cutting.due != due {
+			t.Errorf("%s: a walk runs: %v, another is due: %v", when, s.cutting.walking, s.cutting.due)
+		}
+	}
+	s.cutting.due, s.cutting.last = false, time.Time{}
+	change(true)
+	want("a pod elsewhere has ended", true, false)
+	s.takeWalk(<-s.cutting.results)
+	change(true)
+	want("another one has ended", false, true)
+	s.cutting.last = time.Now().Add(-lazyPeriods * time.Minute)
+	s.walk()
+	want("enough time has passed", true, false)
+	change(true)
+	s.takeWalk(<-s.cutting.results)
+	want("a pod has ended during the walk", false, true)
+	s.cutting.next = time.Time{}
+	change(false)
+	want("a policy has changed", true, false)
+	change(false)
+	change(true)
+	s.cutting.next = time.Time{}
+	s.takeWalk(<-s.cutting.results)
+	if s.cutting.lazy {
+		t.Error("a pod that ended makes a change of a policy wait")
+	}
 }
 
 // TestConnectionsAreListed: the log names a few connections, with this node's pods by their names.

@@ -77,7 +77,7 @@ func (e *enrolments) answer(
 // It looks the pod up if the source's objects don't have it yet.
 func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
 	walk := a.records.read(e.id)
-	a.cutting.due = a.cutting.due || walk
+	a.cutting.demand(walk)
 	a.records.churn = true
 	a.enrolments.waiting = append(a.enrolments.waiting, e)
 	ep, ok := a.records.endpoints[e.id]

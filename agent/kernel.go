@@ -106,13 +106,14 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 		all.snapshot, all.verify, all.err = s, max(all.verify, read), err
 		all.Changed, all.Closes = all.Changed || result.Changed, all.Closes || result.Closes
 		all.Rules = all.Rules || result.Rules
+		all.Closed = result.Closed
 		all.Left, all.Strays = result.Left, append(all.Strays, result.Strays...)
 		var refused *netfilter.RefusedError
 		if !errors.As(err, &refused) {
 			return all
 		}
 		// A running walk may have skipped connections that the refused part would have allowed.
-		a.cutting.due = a.cutting.due || a.cutting.walking
+		a.cutting.demand(a.cutting.walking)
 		if !a.kernel.refuse(refused.Refused) {
 			return all
 		}
@@ -170,7 +171,8 @@ func (a *agent) takeApplied(p applied, well bool) {
 	if a.kernel.refreshing { // the change may undo what the resync has found so far
 		read = netfilter.All
 	}
-	a.cutting.note(p.Result, read)
+	gone := len(p.Closed) > 0 && !slices.ContainsFunc(p.Closed, a.cluster.engine.HasAddress)
+	a.cutting.note(p.Result, read, gone)
 	a.reaper.offer(p.Strays)
 }
 

@@ -126,7 +126,7 @@ func (r *round) concludeKernel(ctx context.Context) bool {
 	if done {
 		r.takeApplied(r.applied, err == nil)
 	} else {
-		r.cutting.due = true // a part of the ruleset may be in the kernel
+		r.cutting.demand(true) // a part of the ruleset may be in the kernel
 		r.readEarlier()
 	}
 	r.faults.set(partKernel, err)

@@ -239,13 +239,14 @@ func (a *agent) takeRecords(c dirwatch.Change) work {
 	if c.Lost {
 		remaining.reconcile = true
 		walk, readErr := a.records.readAll()
-		err, a.cutting.due = readErr, a.cutting.due || walk
+		err = readErr
+		a.cutting.demand(walk)
 	}
 	for _, name := range c.Names {
 		if id, ok := endpoint.IDOfFile(name); ok {
 			changed, walk := a.records.reread(id)
 			remaining.reconcile = remaining.reconcile || changed
-			a.cutting.due = a.cutting.due || walk
+			a.cutting.demand(walk)
 		}
 	}
 	for _, of := range []map[string]bool{a.links.done, a.enrolments.done} {

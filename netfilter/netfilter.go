@@ -35,6 +35,8 @@ type Result struct {
 	// Closes is true if the ruleset may deny an established connection that was allowed before. It is false if the
 	// change only allows more, or only concerns pods that came or ended: such pods have no connections.
 	Closes bool
+	// Closed has the addresses that left sets of peers, if nothing else has changed; else nil.
+	Closed []netip.Addr
 	// Rules is true if rules were changed, and not only sets.
 	Rules bool
 	// Left has sets that the ruleset no longer has, but that the kernel still uses: it is still deleting a rule that

@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"net/netip"
 	"slices"
 
 	"github.com/weir-net/weir/netfilter"
@@ -52,12 +53,26 @@ func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done 
 	}
 	d.have, d.fresh = have, false
 	result = netfilter.Result{Changed: len(dels)+len(adds)-len(refused) > 0, Closes: len(dels) > 0}
+	if len(adds) == 0 {
+		result.Closed = addressesOf(dels)
+	}
 	if len(refused) > 0 {
 		return result, true, &netfilter.RefusedError{Refused: want.raise(refused)}
 	}
 	*last = r
 	d.settled = last
 	return result, true, nil
+}
+
+// addressesOf returns the addresses of the changes; nil if one of the changes is of a network or of no address.
+func addressesOf(changes []change) (all []netip.Addr) {
+	for _, c := range changes {
+		if !c.Prefix.IsValid() || !c.Prefix.IsSingleIP() {
+			return nil
+		}
+		all = append(all, c.Prefix.Addr())
+	}
+	return all
 }
 
 // changedEntries returns the sets with other entries than in the last ruleset. ok is false if the ruleset differs in
