@@ -200,7 +200,11 @@ func kernelLines(p *client.Printer, k *explain.Kernel) {
 			p.Line("    ", c.Pod, " is in no ", string(c.Direction), " class, so it is closed")
 			continue
 		}
-		p.Line("    ", c.Pod, " is in ", c.Set, ", the ", string(c.Direction), " class of ", classPolicies(c.Policies))
+		chain := ""
+		if c.Chain != "" {
+			chain = ", chain " + c.Chain
+		}
+		p.Line("    ", c.Pod, " is in the ", string(c.Direction), " class of ", classPolicies(c.Policies), chain)
 	}
 	for _, s := range k.Sets {
 		holds := "doesn't hold"

@@ -173,14 +173,14 @@ func (p *Path) compareClass(v View, s Side, end Place) {
 		k.Differences = append(k.Differences, fmt.Sprintf("%s is in no %s class, so it is closed: the agent has not put it "+
 			"into one yet", end.Pod, s.Direction))
 	case held == nil && wanted != nil:
-		k.Differences = append(k.Differences, fmt.Sprintf("%s is in no %s class of the kernel, and belongs into %s", end.Pod,
-			s.Direction, wanted.Set))
+		k.Differences = append(k.Differences, fmt.Sprintf("%s is in no %s class of the kernel, and belongs into that of %s",
+			end.Pod, s.Direction, policiesOf(wanted)))
 	case held != nil && (wanted == nil || held.Set != wanted.Set):
-		k.Differences = append(k.Differences, fmt.Sprintf("the kernel has %s in %s, which is for %s, and it belongs "+
-			"elsewhere", end.Pod, held.Set, policiesOf(held)))
+		k.Differences = append(k.Differences, fmt.Sprintf("the kernel has %s in the %s class of %s, and it belongs elsewhere",
+			end.Pod, s.Direction, policiesOf(held)))
 	case held != nil && s.Reason == Isolated && !samePolicies(held.Policies, s.Policies):
-		k.Differences = append(k.Differences, fmt.Sprintf("the kernel has %s in %s, which is for %s, and it is isolated "+
-			"by %s", end.Pod, held.Set, policiesOf(held), strings.Join(s.Policies, ", ")))
+		k.Differences = append(k.Differences, fmt.Sprintf("the kernel has %s in the %s class of %s, and it is isolated by %s",
+			end.Pod, s.Direction, policiesOf(held), strings.Join(s.Policies, ", ")))
 	}
 }
 
