@@ -57,8 +57,8 @@ func large() policy.State {
 	return s
 }
 
-// TestLarge: 10,000 pods become 2,000 parties. It logs how long their matrix and a difference take: a second of CPU time
-// each. A slow machine is no failure.
+// TestLarge: 10,000 pods become 2,000 parties. The test logs how long their matrix and a difference take: a second of
+// CPU time each. A slow machine is no failure.
 func TestLarge(t *testing.T) {
 	s := large()
 	began := time.Now()
