@@ -31,6 +31,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
+	"github.com/weir-net/weir/policy/enforced"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -67,6 +68,7 @@ type agent struct {
 
 	faults   faults
 	problems problems
+	told     time.Time // when the source told of the oldest change that isn't enforced yet; zero if there is none
 	source   sourceReport
 	repairs  repairs
 	stats    agentapi.Stats
@@ -148,6 +150,10 @@ func newAgent(o Options, backend Backend, links netlinksafe.Handle) *agent {
 		source: o.Source, backend: backend, snapshots: &a.snapshots, node: o.Node.Name, one: make(chan struct{}, 1),
 	}
 	a.metrics = newMetrics(a.status.Load)
+	a.metrics.registry.MustRegister(&positionCollector{now: func() (enforced.Position, bool) {
+		at, s, ok, err := a.enforcedNow()
+		return at, ok && s.ready && err == nil
+	}})
 	a.lastRound.Store(time.Now().UnixNano())
 	a.publishStatus()
 	return a

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
@@ -19,6 +20,8 @@ type clusterView struct {
 	engine *policy.Engine
 	// attached is the copy of the records with the endpoints that engine has; nil before it has got any.
 	attached *recordsCopy
+	// delta is the number of the last delta that engine has.
+	delta uint64
 	// known is true once the source has given a usable state.
 	known      bool
 	lookups    map[string]lookup // by endpoint ID
@@ -45,7 +48,7 @@ func newClusterView(node string) clusterView {
 // update takes the changes of the source's objects. It keeps the pods of looked-up names from the engine while the
 // lookups count.
 func (c *clusterView) update(d *policy.Delta, endpoints map[string]endpoint.Endpoint) {
-	c.known = true
+	c.known, c.delta = true, d.Number
 	if d.Workloads != nil {
 		c.workloads = *d.Workloads
 	}
@@ -143,7 +146,7 @@ func (c *clusterView) namesake(p endpoint.Pod) string {
 
 // runSource sends an event for each change of the source's objects.
 func (a *agent) runSource(ctx context.Context) error {
-	err := a.Source.Run(ctx, func(d *policy.Delta, err error) { a.send(ctx, sourceUpdate{d, err}) })
+	err := a.Source.Run(ctx, func(d *policy.Delta, err error) { a.send(ctx, sourceUpdate{d, err, time.Now()}) })
 	if err != nil {
 		return fmt.Errorf("source of policies: %w", err)
 	}

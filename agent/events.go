@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"net/netip"
+	"time"
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/internal/dirwatch"
@@ -18,7 +19,8 @@ type (
 	// sourceUpdate has the changes of the source's objects; nil if there are none.
 	sourceUpdate struct {
 		*policy.Delta
-		err error
+		err  error
+		told time.Time // when the source told the agent
 	}
 	// recordsChanged has the endpoint records that were written or removed.
 	recordsChanged struct{ dirwatch.Change }
@@ -98,7 +100,11 @@ func (a *agent) handleAll(e event) work {
 func (a *agent) handle(e event) work {
 	switch e := e.(type) {
 	case sourceUpdate:
-		return a.takeUpdate(e.Delta, e.err)
+		remaining := a.takeUpdate(e.Delta, e.err)
+		if e.Delta != nil && remaining.reconcile && a.told.IsZero() {
+			a.told = e.told
+		}
+		return remaining
 	case recordsChanged:
 		return a.takeRecords(e.Change)
 	case enrolRequest:

@@ -29,6 +29,7 @@ type metrics struct {
 
 	nodeRepairs *prometheus.CounterVec
 	drops       *dropCounts
+	delays      prometheus.Histogram
 }
 
 // results are the results of an enrolment, by the answer's status.
@@ -67,7 +68,13 @@ func newMetrics(status func() *status) *metrics {
 		m.enrolments.WithLabelValues(result)
 	}
 	m.drops = newDropCounts()
-	m.registry.MustRegister(m.syncs, m.enrolments, m.moves, m.reaped, m.nodeRepairs, m.drops, statusCollector(status),
+	m.delays = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name:    "weir_enforcement_delay_seconds",
+		Help:    "Time from when the source told the agent of a change of objects until the kernel enforced it.",
+		Buckets: prometheus.ExponentialBuckets(0.001, 2, 15),
+	})
+	m.registry.MustRegister(m.syncs, m.delays, m.enrolments, m.moves, m.reaped, m.nodeRepairs, m.drops,
+		statusCollector(status),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewBuildInfoCollector())
 	return m

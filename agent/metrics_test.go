@@ -13,6 +13,7 @@ import (
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/enforced"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -52,6 +53,9 @@ func TestDocumentedMetrics(t *testing.T) {
 		t.Errorf("Describe and Collect differ: %v", err)
 	}
 	m := newMetrics(state)
+	m.registry.MustRegister(&positionCollector{now: func() (enforced.Position, bool) {
+		return enforced.Position{Pods: 1, Namespaces: 2, Nodes: 3, Policies: 4}, true
+	}})
 	families, err := m.registry.Gather()
 	if err != nil {
 		t.Fatal(err)

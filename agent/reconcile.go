@@ -132,6 +132,10 @@ func (r *round) concludeKernel(ctx context.Context) bool {
 	r.faults.set(partKernel, err)
 	if err == nil {
 		r.kernel.lastSync, r.kernel.debt = time.Now(), netfilter.Trust
+		if !r.told.IsZero() && !r.cluster.engine.Changed() {
+			r.metrics.delays.Observe(time.Since(r.told).Seconds())
+			r.told = time.Time{}
+		}
 		r.cleanOther(ctx, r.verify)
 		return true
 	}

@@ -17,6 +17,10 @@ type snapshot struct {
 	revision  uint64
 	endpoints []policy.Endpoint
 	ruleset   ruleset.Ruleset
+	// compiled is the ruleset before sets were merged, which gives the same verdicts.
+	compiled ruleset.Ruleset
+	// delta is the number of the source's last delta that the ruleset was made from, with all deltas before it.
+	delta uint64
 	// nodes are the Nodes with their accepted claims, and lookups the pods that the agent has looked up.
 	nodes   []policy.Node
 	lookups []*policy.Pod
@@ -48,7 +52,7 @@ func (a *agent) compile() *snapshot {
 func (a *agent) present() *snapshot {
 	records := a.records.copies()
 	next := &snapshot{revision: a.snapshots.target.Load().revision + 1, endpoints: records.attached}
-	next.nodes = a.cluster.nodes.accepted
+	next.nodes, next.delta = a.cluster.nodes.accepted, a.snapshots.target.Load().delta
 	for _, l := range a.cluster.lookups {
 		next.lookups = append(next.lookups, l.pod)
 	}
@@ -62,7 +66,11 @@ func (a *agent) present() *snapshot {
 	if a.kernel.lastSync.IsZero() { // the kernel may have everything already
 		rules = engine.Ruleset
 	}
-	next.ruleset = a.merger.Merge(rules(), a.kernel.refused)
+	next.compiled = rules()
+	if !engine.Changed() { // no set is left for the next slice
+		next.delta = a.cluster.delta
+	}
+	next.ruleset = a.merger.Merge(next.compiled, a.kernel.refused)
 	return next
 }
 

@@ -7,6 +7,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/enforced"
 )
 
 // Source gives the agent the cluster's objects. A source may also implement Lookup, Publisher, Contact, Files,
@@ -51,6 +52,13 @@ type Files interface {
 type Announcer interface {
 	// Announce makes a warning event with the reason (CamelCase) and the message. It doesn't wait.
 	Announce(ctx context.Context, reason, message string)
+}
+
+// Positioner is a Source that numbers its deltas, and knows how far its watches have come.
+type Positioner interface {
+	// Position returns how far the watches have come, and the number of the delta that has, with the deltas before it,
+	// all changes up to there. ok is false if that isn't known. It may be called at any time, beside Run.
+	Position() (at enforced.Position, delta uint64, ok bool)
 }
 
 // Viewer is a Source that can show its objects at any time.

@@ -28,7 +28,9 @@ const (
 // reports from it, so the loop doesn't wait for them.
 type status struct {
 	// enforced is the snapshot that was last applied to the kernel.
-	enforced  *snapshot
+	enforced *snapshot
+	// delta is the number of the source's last delta that changes nothing any more in what is enforced.
+	delta     uint64
 	ready     bool
 	lastSync  time.Time
 	backend   string
@@ -52,7 +54,7 @@ type status struct {
 // publishStatus replaces the status that the server reports.
 func (a *agent) publishStatus() {
 	a.status.Store(&status{
-		enforced: a.snapshots.enforced.Load(),
+		enforced: a.snapshots.enforced.Load(), delta: a.snapshots.enforced.Load().delta,
 		ready: a.cluster.known && !a.kernel.lastSync.IsZero() && a.unknown() == nil &&
 			a.faults.now[partKernel] == nil && a.faults.now[partNode] == nil,
 		lastSync: a.kernel.lastSync, backend: a.backend.Name(), setType: a.backend.SetType,
@@ -70,6 +72,10 @@ func (a *agent) publishSource() {
 	s := *a.status.Load()
 	s.policies, s.unenforced, s.files = a.cluster.engine.Policies(), a.source.unenforced, a.source.files
 	s.faults = maps.Clone(a.faults.now)
+	// The engine has no change since it made the target. So what is enforced is up to date, if it is the target.
+	if s.enforced == a.snapshots.target.Load() && a.records.complete {
+		s.delta = a.cluster.delta
+	}
 	a.status.Store(&s)
 }
 

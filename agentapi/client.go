@@ -26,6 +26,8 @@ const (
 	// ObjectsPath answers with the objects that the agent knows, and ExplainPath with what happens to a connection.
 	ObjectsPath = "/v1/objects"
 	ExplainPath = "/v1/explain"
+	// EnforcedPath answers what the agent enforces, when it enforces what the question asks for.
+	EnforcedPath = "/v1/enforced"
 )
 
 // EnrolRequest asks the agent to enrol an endpoint. Before the request, the endpoint's record is on disk, and its

@@ -28,6 +28,10 @@ type Delta struct {
 	Workloads  *[]Workload
 	Problems   *[]ruleset.Problem
 	Unenforced *[]Unenforced
+
+	// Number, if the source numbers its deltas, is that of the last delta that changes something: this one or an earlier
+	// one.
+	Number uint64
 }
 
 // NewDelta returns a delta without changes.

@@ -9,8 +9,9 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
-	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	"k8s.io/klog/v2"
 
 	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/internal/version"
@@ -41,9 +42,9 @@ func run() int {
 	}
 	root.AddCommand(statusCommand(), podsCommand(), explainCommand(), versionCommand())
 	root.AddCommand(dropsCommand(), matrixCommand(), diffCommand())
-	root.AddCommand(connectCommand())
+	root.AddCommand(waitCommand(), connectCommand())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return client.Usage(err) })
-	utilruntime.ErrorHandlers = nil // client-go would log to standard error what a command returns as its error
+	klog.SetLogger(logr.Discard()) // client-go would log to standard error what a command returns as its error
 	code, text := client.Code(root.ExecuteContext(ctx))
 	if text != "" {
 		fmt.Fprintln(os.Stderr, "weirctl:", excerpt.Of(text))

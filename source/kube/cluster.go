@@ -32,6 +32,8 @@ type cluster struct {
 	// pending has the changes since the last delta; nil until the first one.
 	pending                       *policy.Delta
 	nodesChanged, problemsChanged bool
+	// number is that of the last delta that changed something.
+	number uint64
 
 	now     func() time.Time
 	wake    chan struct{} // has a message if take may have something to return
@@ -106,13 +108,18 @@ func clusterWide[T any](objects map[string]T) func(func(policy.Name) bool) {
 func (c *cluster) wakeUp() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.complete() || c.pending != nil && c.pending.Empty() && !c.nodesChanged && !c.problemsChanged {
+	if !c.complete() || !c.waiting() {
 		return
 	}
 	select {
 	case c.wake <- struct{}{}:
 	default:
 	}
+}
+
+// waiting reports whether there are changes since the last delta.
+func (c *cluster) waiting() bool {
+	return c.pending == nil || !c.pending.Empty() || c.nodesChanged || c.problemsChanged
 }
 
 // complete reports whether the cluster has each object that existed when Run began.
@@ -126,7 +133,8 @@ func (c *cluster) take() *policy.Delta {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	d := c.pending
-	if d == nil {
+	first := d == nil
+	if first {
 		d = c.everything()
 		c.departing.started = c.now()
 	}
@@ -142,6 +150,10 @@ func (c *cluster) take() *policy.Delta {
 		d.Problems = &problems
 	}
 	c.nodesChanged, c.problemsChanged = false, false
+	if first || !d.Empty() {
+		c.number++
+	}
+	d.Number = c.number
 	return d
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"sync/atomic"
 
@@ -36,6 +37,8 @@ type mirror[O object, I any] struct {
 	after func(*policy.Name)
 	// listed becomes true with the first complete list.
 	listed bool
+	// position is the resourceVersion of the newest change that the mirror has, with all earlier ones; 0 if it is unknown.
+	position uint64
 }
 
 // object is an object of the API.
@@ -115,8 +118,26 @@ func (m *mirror[O, I]) Delete(o any) error {
 	return nil
 }
 
+// UpdateResourceVersion stores how far the watch has come (cache.ResourceVersionUpdater). The reflector calls it after
+// it has passed on the change of that version.
+func (m *mirror[O, I]) UpdateResourceVersion(version string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.position = parseVersion(version)
+}
+
+// parseVersion returns a resourceVersion as a number, which it is since Kubernetes 1.35 (KEP 5504) and was always with
+// etcd; 0 if it is none.
+func parseVersion(version string) uint64 {
+	n, err := strconv.ParseUint(version, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // Replace stores the items of a complete list, and removes all others.
-func (m *mirror[O, I]) Replace(list []any, _ string) error {
+func (m *mirror[O, I]) Replace(list []any, version string) error {
 	for i, o := range list {
 		switch o := o.(type) {
 		case *streamed[I]:
@@ -143,7 +164,7 @@ func (m *mirror[O, I]) Replace(list []any, _ string) error {
 	if m.replaced != nil {
 		m.replaced()
 	}
-	m.listed = true
+	m.listed, m.position = true, parseVersion(version)
 	m.mu.Unlock()
 	m.after(nil)
 	return nil

@@ -44,8 +44,8 @@ func TestLinks(t *testing.T) {
 // pure are the packages that use no file, no socket and no part of the kernel: they get everything as a value. Of
 // weir's own packages, pure packages link only each other.
 var pure = []string{
-	"conf", "internal/excerpt", "internal/ordered", "policy", "policy/claims", "policy/explain", "policy/reach",
-	"policy/ruleset", "policy/verdict",
+	"conf", "internal/excerpt", "internal/ordered", "policy", "policy/claims", "policy/enforced", "policy/explain",
+	"policy/reach", "policy/ruleset", "policy/verdict",
 }
 
 // touching are the packages that a pure package must not import itself. Packages that a pure package depends on may

@@ -100,7 +100,7 @@ func NewProgress(f *os.File) *Progress {
 
 // Say replaces the line, unless the last change was a moment ago.
 func (p *Progress) Say(format string, args ...any) {
-	if p.out == nil || time.Since(p.last) < progressEvery {
+	if p == nil || p.out == nil || time.Since(p.last) < progressEvery {
 		return
 	}
 	p.Clear()

@@ -16,6 +16,8 @@ const (
 	ExitDiffers = 4
 	// ExitChanges: a change opens or closes connections.
 	ExitChanges = 5
+	// ExitTimeout: what the command waited for has not happened in time.
+	ExitTimeout = 6
 )
 
 // exit is an error with an exit code. Without an error, weirctl prints nothing more.

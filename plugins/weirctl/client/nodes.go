@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
@@ -204,27 +205,49 @@ func (c *Cluster) Open(ctx context.Context, of Agent, method, path string, body 
 		err := c.Exec(ctx, Command{c.Namespace, of.Pod, agentContainer, []string{"weirctl", "connect"}}, &question, out)
 		_ = out.CloseWithError(err)
 	})
-	closed := closer(func() error {
+	end := func() {
 		cancel()
 		_ = in.Close()
 		running.Wait()
-		return nil
-	})
-	response, err := http.ReadResponse(bufio.NewReader(in), request)
+	}
+	answer := bufio.NewReader(in)
+	response, err := http.ReadResponse(answer, request)
 	if err != nil {
-		_ = closed()
+		end()
 		return nil, c.away(of, err)
 	}
-	response.Body = struct {
-		io.Reader
-		io.Closer
-	}{response.Body, closed}
+	response.Body = &answerBody{response.Body, func(whole bool) {
+		if whole { // the command ends by itself
+			timeout := time.AfterFunc(endsWithin, cancel)
+			defer timeout.Stop()
+			_, _ = io.Copy(io.Discard, answer)
+		}
+		end()
+	}, false}
 	return response, nil
 }
 
-type closer func() error
+// endsWithin is how long a command may take to end after its answer.
+const endsWithin = time.Second
 
-func (c closer) Close() error { return c() }
+// answerBody is the body of an answer.
+type answerBody struct {
+	io.Reader
+	end   func(whole bool)
+	whole bool
+}
+
+func (b *answerBody) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	b.whole = b.whole || errors.Is(err, io.EOF)
+	return n, err
+}
+
+// Close ends the command.
+func (b *answerBody) Close() error {
+	b.end(b.whole)
+	return nil
+}
 
 // away returns the error of asking an agent, with what the API server knows to be wrong with the node.
 func (c *Cluster) away(of Agent, err error) error {

@@ -19,9 +19,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
-	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/test/execserver"
 )
 
 // fakeCluster is an API server that lists nodes and weir's pods, and runs commands in them: the agents answer with
@@ -94,44 +94,38 @@ func (f *fakeCluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (f *fakeCluster) exec(w http.ResponseWriter, r *http.Request) {
 	f.most.Store(max(f.most.Load(), f.now.Add(1)))
 	defer f.now.Add(-1)
-	conn := wsstream.NewConn(map[string]wsstream.ChannelProtocolConfig{"v5.channel.k8s.io": {
-		Binary: true, Channels: []wsstream.ChannelType{
-			wsstream.ReadChannel, wsstream.WriteChannel, wsstream.WriteChannel, wsstream.WriteChannel, wsstream.ReadChannel,
-		},
-	}})
-	_, streams, err := conn.Open(w, r)
-	if err != nil {
-		return
-	}
-	defer func() { _ = conn.Close() }()
-	stdin, stdout, stderr, status := streams[0], streams[1], streams[2], streams[3]
 	node := strings.TrimPrefix(strings.Split(r.URL.Path, "/")[6], "weir-")
-	done := metav1.Status{Status: metav1.StatusSuccess}
-	if text := f.failure(node, r); text != "" {
-		_, _ = io.WriteString(stderr, text)
-		done = metav1.Status{Status: metav1.StatusFailure, Message: "command terminated with exit code 1", Code: 500}
-	} else if request, err := http.ReadRequest(bufio.NewReader(stdin)); err == nil {
+	execserver.Serve(w, r, func(
+		command []string, stdin io.Reader, stdout, stderr io.Writer, gone <-chan struct{},
+	) error {
+		text := ""
+		if f.fails != nil {
+			text = f.fails(node)
+		}
+		if !slices.Equal(command, []string{"weirctl", "connect"}) {
+			text = fmt.Sprintf("the command is %q", command)
+		}
+		if text != "" {
+			_, _ = io.WriteString(stderr, text)
+			return errors.New("command terminated with exit code 1")
+		}
+		request, err := http.ReadRequest(bufio.NewReader(stdin))
+		if err != nil {
+			return err
+		}
 		ctx, cancel := context.WithCancel(context.Background())
-		go func() { // the client has gone
-			_, _ = io.Copy(io.Discard, streams[4])
-			cancel()
+		defer cancel()
+		go func() {
+			select {
+			case <-gone:
+				cancel()
+			case <-ctx.Done():
+			}
 		}()
 		answer := httptest.NewRecorder()
 		f.handle(node, answer, request.WithContext(ctx))
-		_ = answer.Result().Write(stdout)
-		cancel()
-	}
-	_ = json.NewEncoder(status).Encode(done)
-}
-
-func (f *fakeCluster) failure(node string, r *http.Request) string {
-	if got := r.URL.Query()["command"]; !slices.Equal(got, []string{"weirctl", "connect"}) {
-		return fmt.Sprintf("the command is %q", got)
-	}
-	if f.fails != nil {
-		return f.fails(node)
-	}
-	return ""
+		return answer.Result().Write(stdout)
+	})
 }
 
 func answerJSON(v any) func(string, http.ResponseWriter, *http.Request) {

@@ -120,3 +120,12 @@ func statusLines(line printLine, s *agentapi.Status) {
 		line("%s\t%s\t%d", set.Name, set.Type, set.Entries)
 	}
 }
+
+// PrintJSON prints a value as JSON.
+func PrintJSON(out io.Writer, v any) error { return printJSON(out, v) }
+
+// PrintLine prints a text from outside weirctl as one line.
+func PrintLine(out io.Writer, text string) error {
+	_, err := fmt.Fprintln(out, agentapi.OneLine(text))
+	return err
+}

@@ -1,0 +1,40 @@
+package agent
+
+import (
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/weir-net/weir/policy/enforced"
+)
+
+// positionCollector turns what is enforced into metrics. While newer changes aren't enforced, it keeps what was.
+type positionCollector struct {
+	mu   sync.Mutex
+	last enforced.Position
+	// now returns what is enforced; false if that isn't known, or newer changes aren't enforced yet.
+	now func() (enforced.Position, bool)
+}
+
+var positionDesc = desc("weir_enforced_resource_version",
+	"The resourceVersion of the newest change of an object of the kind that the kernel enforces, with all earlier ones.",
+	"kind")
+
+// Describe implements prometheus.Collector.
+func (c *positionCollector) Describe(ch chan<- *prometheus.Desc) { ch <- positionDesc }
+
+// Collect implements prometheus.Collector.
+func (c *positionCollector) Collect(ch chan<- prometheus.Metric) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if at, ok := c.now(); ok {
+		c.last = at
+	}
+	for kind, version := range map[string]uint64{
+		"Pod": c.last.Pods, "Namespace": c.last.Namespaces, "Node": c.last.Nodes, "NetworkPolicy": c.last.Policies,
+	} {
+		if version > 0 {
+			ch <- prometheus.MustNewConstMetric(positionDesc, prometheus.GaugeValue, float64(version), kind)
+		}
+	}
+}

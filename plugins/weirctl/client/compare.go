@@ -1,0 +1,171 @@
+package client
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/enforced"
+)
+
+// goal is what a wait is for.
+type goal struct {
+	// namespace is that of the policy, whose pods must be as expected. Empty for a pod.
+	namespace string
+	// pod is the pod that must be as expected; nil for a policy.
+	pod *expectedPod
+}
+
+// question returns the question for a node's agent.
+func (g goal) question(x *expected, node string) enforced.Question {
+	q := enforced.Question{At: x.at, Namespaces: []string{g.namespace}}
+	if g.pod == nil {
+		return q
+	}
+	if q.Namespaces = []string{g.pod.Namespace}; node != g.pod.NodeName {
+		q.Namespaces, q.Peers = nil, g.pod.Addresses
+	}
+	return q
+}
+
+// concerned returns the nodes that must enforce the goal, in order.
+func (g goal) concerned(x *expected) (nodes []string) {
+	for node, pods := range x.byNode {
+		var concerns bool
+		if g.pod == nil {
+			concerns = slices.ContainsFunc(pods, func(p expectedPod) bool { return p.Namespace == g.namespace })
+		} else {
+			concerns = node == g.pod.NodeName ||
+				slices.ContainsFunc(pods, func(p expectedPod) bool { return x.policed[p.Namespace] })
+		}
+		if concerns {
+			nodes = append(nodes, node)
+		}
+	}
+	slices.Sort(nodes)
+	return nodes
+}
+
+// lacks says in one line why the node doesn't enforce the goal yet; empty if it does.
+func (g goal) lacks(x *expected, node string, q enforced.Question, a enforced.Answer) string {
+	switch {
+	case len(a.Faults) > 0:
+		return strings.Join(a.Faults, "; ")
+	case !a.At.Includes(x.at):
+		return fmt.Sprintf("the agent has not seen the newest objects yet: %+v of %+v", a.At, x.at)
+	}
+	pods := x.byNode[node]
+	if g.pod != nil {
+		if q.Peers != nil {
+			return differInPeers(a.Held, x.on(node, a.Endpoints, q))
+		}
+		pods = []expectedPod{*g.pod}
+	}
+	for _, p := range pods {
+		if q.Namespaces[0] != p.Namespace || p.deleting || len(p.Addresses) == 0 {
+			continue
+		}
+		if !slices.ContainsFunc(a.Endpoints, p.is) {
+			return fmt.Sprintf("the node has no attachment of the pod %s/%s (UID %s)", p.Namespace, p.Name, p.UID)
+		}
+	}
+	want := x.on(node, a.Endpoints, q)
+	by := map[string]policy.Endpoint{}
+	for _, e := range a.Endpoints {
+		by[e.ID] = e
+	}
+	for i, w := range want.Pods {
+		known := slices.ContainsFunc(pods, func(p expectedPod) bool { return p.is(by[w.ID]) })
+		if !known { // the pod came after the objects were read, or is gone
+			continue
+		}
+		if i >= len(a.Held.Pods) || a.Held.Pods[i].ID != w.ID || a.Held.Pods[i].Address != w.Address {
+			return "the agent's answer has other pods than its attachments: it is of another version"
+		}
+		if why := differs(a, want, i); why != "" {
+			return why
+		}
+	}
+	return ""
+}
+
+// differs says how what the node holds for its pod differs from what it should; empty if it doesn't.
+func differs(a enforced.Answer, want enforced.Held, i int) string {
+	w, h := want.Pods[i], a.Held.Pods[i]
+	for _, direction := range []struct{ name, want, held string }{
+		{"ingress", w.Ingress, h.Ingress}, {"egress", w.Egress, h.Egress},
+	} {
+		if direction.held == "" {
+			if direction.want == "" {
+				continue // closed, as it should be
+			}
+			return fmt.Sprintf("the pod %s is in no %s class, so it is closed", w.Pod, direction.name)
+		}
+		wanted, held := want.Classes[direction.want], a.Held.Classes[direction.held]
+		if wanted.Equal(held) {
+			continue
+		}
+		return fmt.Sprintf("%s of the pod %s: %s", direction.name, w.Pod, classDiffers(held, wanted, a))
+	}
+	return ""
+}
+
+// classDiffers says how the class that the node holds differs from the one that it should.
+func classDiffers(held, want enforced.Class, a enforced.Answer) string {
+	list := func(policies []string) string { return cmp.Or(strings.Join(policies, ", "), "no policy") }
+	switch {
+	case !slices.Equal(held.Policies, want.Policies):
+		return fmt.Sprintf("it is under %s, and should be under %s", list(held.Policies), list(want.Policies))
+	case held.Chain != want.Chain && len(a.Problems) > 0:
+		return fmt.Sprintf("a policy can't be enforced as written: %s", a.Problems[0])
+	case held.Chain != want.Chain:
+		return fmt.Sprintf("%s has other rules (%s) than its object now means (%s); the node runs %s", list(held.Policies),
+			held.Chain, want.Chain, a.Version)
+	}
+	return setsDiffer(held.Sets, want.Sets)
+}
+
+// setsDiffer names the first set that differs.
+func setsDiffer(held, want []enforced.Set) string {
+	for _, w := range want {
+		i := slices.IndexFunc(held, func(h enforced.Set) bool { return h.Name == w.Name })
+		if i < 0 {
+			return fmt.Sprintf("the set %s is missing", w.Name)
+		}
+		if held[i] != w {
+			return fmt.Sprintf("the set %s has %d entries, and should have %d with other contents", w.Name, held[i].Entries,
+				w.Entries)
+		}
+	}
+	return ""
+}
+
+// differInPeers says which set of the node has or lacks one of the peers, and should not; empty if none does.
+func differInPeers(held, want enforced.Held) string {
+	sets := func(of enforced.Held) map[string]enforced.Set {
+		all := map[string]enforced.Set{}
+		for _, c := range of.Classes {
+			for _, s := range c.Sets {
+				if s.Entries > 0 {
+					all[s.Name] = s
+				}
+			}
+		}
+		return all
+	}
+	h, w := sets(held), sets(want)
+	for _, name := range slices.Sorted(maps.Keys(w)) {
+		if h[name] != w[name] {
+			return fmt.Sprintf("the set %s doesn't have the pod's addresses yet", name)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(h)) {
+		if _, wanted := w[name]; !wanted {
+			return fmt.Sprintf("the set %s still has the pod's addresses", name)
+		}
+	}
+	return ""
+}

@@ -1,0 +1,165 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/claims"
+	"github.com/weir-net/weir/policy/enforced"
+	"github.com/weir-net/weir/source/objects"
+)
+
+// expected is what the objects of the API server mean for every node, at one moment. The engine compiles it for one
+// node after another.
+type expected struct {
+	engine *policy.Engine
+	at     enforced.Position
+	// byNode has the pods of each node that can have an attachment there.
+	byNode map[string][]expectedPod
+	// policed are the namespaces that have policies.
+	policed  map[string]bool
+	policies map[policy.Name]metav1.ObjectMeta
+	pods     map[policy.Name]expectedPod
+}
+
+// expectedPod is a pod that weir connects.
+type expectedPod struct {
+	policy.Pod
+	version  string
+	deleting bool
+}
+
+// is reports whether the attachment is the pod's.
+func (p expectedPod) is(e policy.Endpoint) bool {
+	return e.Pod.Namespace == p.Namespace && e.Pod.Name == p.Name && policy.SameUID(p.UID, e.Pod.UID)
+}
+
+// expect reads all pods, namespaces, nodes and policies. The API server answers with what stands in its store, not in a
+// cache, because the lists ask for no resourceVersion.
+func (a *API) expect(ctx context.Context) (*expected, error) {
+	x := &expected{
+		engine: policy.NewEngine(""), byNode: map[string][]expectedPod{}, policed: map[string]bool{},
+		policies: map[policy.Name]metav1.ObjectMeta{}, pods: map[policy.Name]expectedPod{},
+	}
+	d := policy.NewDelta()
+	for _, read := range []func(context.Context, *API, *policy.Delta) error{
+		x.readPolicies, x.readNamespaces, x.readNodes, x.readPods,
+	} {
+		if err := read(ctx, a, d); err != nil {
+			return nil, err
+		}
+	}
+	x.engine.Apply(d)
+	return x, nil
+}
+
+// note counts the version of an object.
+func note(at *uint64, o metav1.Object) error {
+	version, err := strconv.ParseUint(o.GetResourceVersion(), 10, 64)
+	if err != nil {
+		return fmt.Errorf("%s has the resourceVersion %q: the API server's versions are no numbers, so weirctl can't "+
+			"compare them with those that agents have", o.GetName(), o.GetResourceVersion())
+	}
+	*at = max(*at, version)
+	return nil
+}
+
+// all lists the resource, and calls each with each object.
+func all[T any, L list](
+	ctx context.Context, a *API, resource resourceList[T, L], into L, each func(*T) error,
+) (err error) {
+	listErr := a.each(ctx, resource.of, "", into, func() {
+		for _, o := range resource.items(into) {
+			if err == nil {
+				err = each(&o)
+			}
+		}
+	})
+	if listErr != nil {
+		return a.listError(ctx, resource.of.Resource, "", listErr)
+	}
+	return err
+}
+
+func (x *expected) readPolicies(ctx context.Context, a *API, d *policy.Delta) error {
+	r := resourceList[networkingv1.NetworkPolicy, *networkingv1.NetworkPolicyList]{
+		networking.WithResource("networkpolicies"),
+		func(l *networkingv1.NetworkPolicyList) []networkingv1.NetworkPolicy { return l.Items },
+	}
+	return all(ctx, a, r, &networkingv1.NetworkPolicyList{}, func(p *networkingv1.NetworkPolicy) error {
+		name := policy.Name{Namespace: p.Namespace, Name: p.Name}
+		x.policies[name], x.policed[p.Namespace] = p.ObjectMeta, true
+		d.Policies[name] = []*networkingv1.NetworkPolicy{p.DeepCopy()}
+		return note(&x.at.Policies, p)
+	})
+}
+
+func (x *expected) readNamespaces(ctx context.Context, a *API, d *policy.Delta) error {
+	r := resourceList[corev1.Namespace, *corev1.NamespaceList]{
+		core.WithResource("namespaces"), func(l *corev1.NamespaceList) []corev1.Namespace { return l.Items },
+	}
+	return all(ctx, a, r, &corev1.NamespaceList{}, func(n *corev1.Namespace) error {
+		read := objects.Namespace(n)
+		d.Namespaces[n.Name] = &read
+		return note(&x.at.Namespaces, n)
+	})
+}
+
+func (x *expected) readNodes(ctx context.Context, a *API, _ *policy.Delta) error {
+	r := resourceList[corev1.Node, *corev1.NodeList]{
+		core.WithResource("nodes"), func(l *corev1.NodeList) []corev1.Node { return l.Items },
+	}
+	var nodes []policy.Node
+	err := all(ctx, a, r, &corev1.NodeList{}, func(n *corev1.Node) error {
+		read, _ := objects.Node(n)
+		nodes = append(nodes, read)
+		return note(&x.at.Nodes, n)
+	})
+	if err == nil {
+		accepted, _ := claims.Settle(nodes, claims.Terms{})
+		x.engine.SetNodes(accepted)
+	}
+	return err
+}
+
+func (x *expected) readPods(ctx context.Context, a *API, d *policy.Delta) error {
+	r := resourceList[corev1.Pod, *corev1.PodList]{
+		core.WithResource("pods"), func(l *corev1.PodList) []corev1.Pod { return l.Items },
+	}
+	return all(ctx, a, r, &corev1.PodList{}, func(p *corev1.Pod) error {
+		read, _ := objects.Pod(p)
+		name := policy.Name{Namespace: p.Namespace, Name: p.Name}
+		d.Pods[name] = []*policy.Pod{&read}
+		one := expectedPod{read, p.ResourceVersion, p.DeletionTimestamp != nil}
+		x.pods[name] = one
+		if !read.HostNetwork && !read.Finished && read.NodeName != "" {
+			x.byNode[read.NodeName] = append(x.byNode[read.NodeName], one)
+		}
+		return note(&x.at.Pods, p)
+	})
+}
+
+// on returns what the node with these attachments should hold for those that the question is about. A pod that the node
+// has not attached yet, or no more, has no address there, whatever its status says.
+func (x *expected) on(node string, endpoints []policy.Endpoint, q enforced.Question) enforced.Held {
+	hide, show := policy.NewDelta(), policy.NewDelta()
+	for _, p := range x.byNode[node] {
+		if len(p.Addresses) > 0 && !slices.ContainsFunc(endpoints, p.is) {
+			name := policy.Name{Namespace: p.Namespace, Name: p.Name}
+			bare := p.Pod
+			bare.Addresses = nil
+			hide.Pods[name], show.Pods[name] = []*policy.Pod{&bare}, []*policy.Pod{&p.Pod}
+		}
+	}
+	x.engine.Apply(hide)
+	defer x.engine.Apply(show)
+	x.engine.SetEndpoints(endpoints)
+	return enforced.Of(x.engine.Ruleset(), q.About(endpoints), q.Peers)
+}

@@ -1,0 +1,202 @@
+// Package enforced says what a node enforces for pods, in a form that is short and can be compared: two nodes, or a
+// node and a program that compiles the same objects, enforce the same for a pod if and only if the texts are equal.
+package enforced
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/binary"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Position says how much of the API server's objects is enforced: for each kind the resourceVersion of the newest
+// change. All earlier changes of objects of that kind are enforced too.
+type Position struct {
+	Pods       uint64 `json:"pods"`
+	Namespaces uint64 `json:"namespaces"`
+	Nodes      uint64 `json:"nodes"`
+	Policies   uint64 `json:"networkpolicies"`
+}
+
+// Includes reports whether all changes up to o are also changes up to p.
+func (p Position) Includes(o Position) bool {
+	return p.Pods >= o.Pods && p.Namespaces >= o.Namespaces && p.Nodes >= o.Nodes && p.Policies >= o.Policies
+}
+
+// Question asks an agent what it enforces.
+type Question struct {
+	// At is what must be enforced before the agent answers. The agent waits for that no longer than Wait.
+	At   Position      `json:"at"`
+	Wait time.Duration `json:"wait"`
+	// Namespaces have the pods that the question is about. Without namespaces it is about all pods of the node.
+	Namespaces []string `json:"namespaces,omitempty"`
+	// Peers, if there are any, limit the sets of the answer to the entries with these addresses.
+	Peers []netip.Addr `json:"peers,omitempty"`
+}
+
+// About returns the endpoints that the question is about.
+func (q Question) About(endpoints []policy.Endpoint) (about []policy.Endpoint) {
+	for _, e := range endpoints {
+		if len(q.Namespaces) == 0 || slices.Contains(q.Namespaces, e.Pod.Namespace) {
+			about = append(about, e)
+		}
+	}
+	return about
+}
+
+// Answer is what an agent enforces. All of it is from one ruleset that was applied to the kernel.
+type Answer struct {
+	Node    string `json:"node"`
+	Version string `json:"version"`
+	// At is what the ruleset was made from, at least.
+	At Position `json:"at"`
+	// Faults say why the kernel doesn't have all of the ruleset, or why the ruleset is old; empty if it has all.
+	Faults []string `json:"faults,omitempty"`
+	// Problems are those of policies in the namespaces: a part of a policy that has a problem allows nothing.
+	Problems []ruleset.Problem `json:"problems,omitempty"`
+	// Endpoints are all attachments of the node that the ruleset was made for.
+	Endpoints []policy.Endpoint `json:"endpoints"`
+	Held      Held              `json:"held"`
+}
+
+// Held is what a ruleset holds for pods.
+type Held struct {
+	// Pods have one element for each address of each attachment.
+	Pods []Pod `json:"pods"`
+	// Classes are the classes that Pods name.
+	Classes map[string]Class `json:"classes"`
+}
+
+// Pod is what is enforced on one address of a pod.
+type Pod struct {
+	ID      string     `json:"id"` // the attachment's
+	Pod     string     `json:"pod"`
+	Address netip.Addr `json:"address"`
+	// Ingress and Egress name the classes; empty for a direction in which the pod is in no class, so that it is closed.
+	Ingress string `json:"ingress"`
+	Egress  string `json:"egress"`
+}
+
+// Class is a class with the contents of the sets that its rules use. The name of a class's chain identifies its rules.
+type Class struct {
+	Chain    string   `json:"chain,omitempty"` // empty for pods that no policy isolates
+	Policies []string `json:"policies"`
+	Sets     []Set    `json:"sets,omitempty"`
+}
+
+// Set is the contents of a set.
+type Set struct {
+	Name    string `json:"name"`
+	Entries int    `json:"entries"`
+	Digest  string `json:"digest"` // of all entries
+}
+
+// Equal reports whether the classes are for the same policies, with the same rules and sets.
+func (c Class) Equal(o Class) bool {
+	return c.Chain == o.Chain && slices.Equal(c.Policies, o.Policies) && slices.Equal(c.Sets, o.Sets)
+}
+
+// Of returns what the ruleset holds for the endpoints. If there are peers, the sets' contents are only the entries with
+// these addresses.
+func Of(r ruleset.Ruleset, endpoints []policy.Endpoint, peers []netip.Addr) Held {
+	h := holder{
+		Held: Held{Pods: []Pod{}, Classes: map[string]Class{}}, of: r, peers: peers, sets: map[string]ruleset.Set{},
+		chains: map[string]ruleset.Chain{}, digests: map[string]Set{},
+	}
+	for _, s := range r.Sets {
+		h.sets[s.Name] = s
+	}
+	for _, c := range r.Chains {
+		h.chains[chainKey(c.Family, c.Name)] = c
+	}
+	for _, e := range endpoints {
+		for _, a := range e.Addresses {
+			h.Pods = append(h.Pods, Pod{
+				ID: e.ID, Pod: e.Pod.String(), Address: a.Addr,
+				Ingress: h.class(ruleset.Ingress, e, a.Addr), Egress: h.class(ruleset.Egress, e, a.Addr),
+			})
+		}
+	}
+	return h.Held
+}
+
+// holder is the state of Of.
+type holder struct {
+	Held
+	of      ruleset.Ruleset
+	peers   []netip.Addr
+	sets    map[string]ruleset.Set
+	chains  map[string]ruleset.Chain
+	digests map[string]Set
+}
+
+func chainKey(f conf.Family, name string) string { return f.String() + " " + name }
+
+// class returns the name of the class that has the endpoint's address, and adds the class.
+func (h *holder) class(d ruleset.Direction, e policy.Endpoint, a netip.Addr) string {
+	f, own := conf.FamilyOf(a), ruleset.Element{Prefix: netip.PrefixFrom(a, a.BitLen())}
+	for _, c := range h.of.Classes {
+		set := h.sets[c.Set]
+		if c.Direction != d || set.Family != f || !slices.Contains(c.Pods, e.Pod.String()) {
+			continue
+		}
+		if _, ok := set.Entries.Get(own); !ok {
+			continue
+		}
+		name := strings.Join(append([]string{f.String(), string(d), c.Chain}, c.Policies...), " ")
+		if _, known := h.Classes[name]; !known {
+			h.Classes[name] = Class{Chain: c.Chain, Policies: c.Policies, Sets: h.used(h.chains[chainKey(f, c.Chain)])}
+		}
+		return name
+	}
+	return ""
+}
+
+// used returns the contents of the sets that the chain's rules use.
+func (h *holder) used(c ruleset.Chain) []Set {
+	by := map[string]Set{}
+	for _, r := range c.Rules {
+		for _, m := range r.Sets {
+			if _, done := h.digests[m.Name]; !done {
+				h.digests[m.Name] = h.digest(h.sets[m.Name])
+			}
+			by[m.Name] = h.digests[m.Name]
+		}
+	}
+	var all []Set
+	for _, name := range slices.Sorted(maps.Keys(by)) {
+		all = append(all, by[name])
+	}
+	return all
+}
+
+// digest returns the contents of the set.
+func (h *holder) digest(s ruleset.Set) Set {
+	out := Set{Name: s.Name}
+	sum := sha256.New()
+	var line []byte
+	for e := range s.Entries.All() {
+		if len(h.peers) > 0 && !slices.Contains(h.peers, e.Prefix.Addr()) {
+			continue
+		}
+		out.Entries++
+		line, _ = e.Prefix.AppendBinary(line[:0])
+		line = append(append(line, e.Proto...), 0)
+		line = binary.BigEndian.AppendUint16(line, e.Port)
+		line = append(append(line, e.Link...), 0)
+		sum.Write(line)
+	}
+	if out.Entries > 0 {
+		const size = 15 // bytes: 120 bits, and a text without padding
+		out.Digest = base32.StdEncoding.EncodeToString(sum.Sum(nil)[:size])
+	}
+	return out
+}

@@ -1,0 +1,25 @@
+package kube
+
+import "github.com/weir-net/weir/policy/enforced"
+
+// Position returns how far the watches have come, and the number of the delta that has, with the deltas before it, all
+// changes up to there. Changes that mean nothing to policy are in no delta. ok is false if not all objects were listed
+// yet, or if the API server's resourceVersions aren't numbers.
+func (s *Source) Position() (at enforced.Position, delta uint64, ok bool) {
+	s.published.mu.Lock()
+	c := s.published.cluster
+	s.published.mu.Unlock()
+	if c == nil {
+		return at, 0, false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m := c.mirrors
+	at = enforced.Position{
+		Pods: m.pods.position, Namespaces: m.namespaces.position, Nodes: m.nodes.position, Policies: m.policies.position,
+	}
+	if delta = c.number; c.waiting() {
+		delta++
+	}
+	return at, delta, c.complete() && at.Pods > 0 && at.Namespaces > 0 && at.Nodes > 0 && at.Policies > 0
+}
