@@ -75,6 +75,9 @@ func (c *compiler) grant() {
 // as there is room, those of namespaces with few such sets first.
 func (c *compiler) fits() bool {
 	room, waiting := nodeRoom(), map[string]float64{}
+	if !c.wanted.within(room) { // perhaps many are uncounted
+		return false
+	}
 	for s := range c.uncounted {
 		for _, p := range s.wanted {
 			waiting[p.namespace]++
