@@ -18,7 +18,7 @@ func (d *Driver) settle(r ruleset.Ruleset, result netfilter.Result, err error) {
 }
 
 // applyEntries applies a ruleset that differs from the last one only in entries of sets of peers. Most changes in a
-// cluster are of this kind, and looking at all other sets and chains would take ten times as long. done is false if the
+// cluster are of this kind, and looking at all other sets and chains would take most of the time. done is false if the
 // ruleset differs in more: then nothing was changed, and the caller must apply the whole ruleset. Errors are those of
 // Apply. Nothing closes the pods after an error, because all rules are in the kernel.
 func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done bool, err error) {
