@@ -42,7 +42,7 @@ func run() int {
 	}
 	root.AddCommand(statusCommand(), podsCommand(), explainCommand(), versionCommand())
 	root.AddCommand(dropsCommand(), matrixCommand(), diffCommand())
-	root.AddCommand(waitCommand(), connectCommand())
+	root.AddCommand(waitCommand(), dumpCommand(), connectCommand())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return client.Usage(err) })
 	klog.SetLogger(logr.Discard()) // client-go would log to standard error what a command returns as its error
 	code, text := client.Code(root.ExecuteContext(ctx))

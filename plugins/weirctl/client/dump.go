@@ -1,0 +1,71 @@
+package client
+
+import (
+	"archive/tar"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/weir-net/weir/agentapi"
+)
+
+// Dump writes a support bundle: a tar.gz with the state of all nodes, and the status of each. It has what the types of
+// agentapi name, and nothing else of an agent's answer: no token, no environment, no object of the API server.
+func (c *Cluster) Dump(
+	ctx context.Context, out io.Writer, o AskOptions, p *Progress, version string,
+) (s *ClusterStatus, err error) {
+	agents, err := c.Agents(ctx)
+	if err != nil {
+		return nil, err
+	}
+	zipped := gzip.NewWriter(out)
+	bundle := tar.NewWriter(zipped)
+	defer func() { err = errors.Join(err, bundle.Close(), zipped.Close()) }()
+	if err := addFile(bundle, "version.json", map[string]string{"weirctl": version}); err != nil {
+		return nil, err
+	}
+	s = NewClusterStatus(len(agents))
+	var failed error
+	err = AskAll(ctx, agents, o, func(ctx context.Context, of Agent) (a dumped, err error) {
+		if err := c.Ask(ctx, of, agentapi.StatusPath, nil, &a.status); err != nil {
+			return a, err
+		}
+		return a, c.Ask(ctx, of, agentapi.SummaryPath, nil, &a.summary)
+	}, func(a Answer[dumped]) {
+		s.Add(Answer[*agentapi.Summary]{a.Agent, &a.Value.summary, a.Err})
+		if a.Err == nil && failed == nil {
+			failed = addFile(bundle, "nodes/"+a.Node+".json", a.Value.status)
+		}
+		p.Say("%d of %d nodes: %s", len(s.Nodes), len(agents), s.Counts())
+	})
+	if err = errors.Join(err, failed); err != nil {
+		return s, err
+	}
+	return s, addFile(bundle, "cluster.json", s)
+}
+
+// dumped is what a bundle has of one node.
+type dumped struct {
+	status  agentapi.Status
+	summary agentapi.Summary
+}
+
+// addFile adds a value to the bundle as JSON.
+func addFile(bundle *tar.Writer, name string, v any) error {
+	text, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	const readable = 0o644
+	header := tar.Header{
+		Name: "weir/" + name, Mode: readable, Size: int64(len(text)), ModTime: time.Now(), Typeflag: tar.TypeReg,
+	}
+	if err := bundle.WriteHeader(&header); err != nil {
+		return err
+	}
+	_, err = bundle.Write(text)
+	return err
+}
