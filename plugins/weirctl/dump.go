@@ -16,7 +16,8 @@ func dumpCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "dump FILE.tar.gz", Short: "Write a support bundle: the status of all nodes, without secrets",
 		Long: "Writes the status of each node's agent into a new file, and the reasons why agents don't answer. The\n" +
-			"bundle names pods, policies, nodes and their addresses. It has no logs, no tokens and no objects of the API server.",
+			"bundle names pods, policies, nodes and their addresses. It has no logs, no tokens, and no objects of the API\n" +
+			"server.",
 		Example: "  kubectl weir dump weir.tar.gz && tar -tzf weir.tar.gz",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
