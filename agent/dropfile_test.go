@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/weir-net/weir/agent/drops"
@@ -41,7 +42,7 @@ func TestDropFile(t *testing.T) {
 		return counts
 	}
 	earlier, now := read(path+".1"), read(path)
-	if all := append(earlier, now...); len(earlier) == 0 || len(now) == 0 || all[len(all)-1] != 19 ||
+	if all := slices.Concat(earlier, now); len(earlier) == 0 || len(now) == 0 || all[len(all)-1] != 19 ||
 		all[0]+uint64(len(all)) != 20 {
 		t.Errorf("%d and %d", earlier, now)
 	}

@@ -154,7 +154,7 @@ func (l *lowering) class(g *group) class {
 	id := ruleset.Identity(g.key, rules)
 	set := l.family.Set(l.side.sets + id)
 	if len(rules) == 0 || !l.canBe(g, set) {
-		k.Set, k.Chain = l.side.noneNames(l.family)
+		k.Set, k.Chain = l.noneNames(l.family)
 		k.none, k.Pods = l.members(g.pods, l.family, k.Set, &l.to.problems.all)
 		return k
 	}
@@ -164,7 +164,7 @@ func (l *lowering) class(g *group) class {
 	k.chain = &ruleset.Chain{
 		Family: l.family, Name: k.Chain, Rules: dropRest(rules, k.Chain, "what none of the policies lets through"),
 	}
-	k.set = l.side.classSet(l.family, set, entries)
+	k.set = l.classSet(l.family, set, entries)
 	k.enter = ruleset.Rule{
 		Sets:   []ruleset.SetMatch{{Name: set, By: l.own}},
 		Action: ruleset.GoTo, To: k.Chain, Comment: "weir: pods under " + strings.Join(k.Policies, ", "),

@@ -46,7 +46,7 @@ type joined struct {
 }
 
 // sameEndpoint reports whether the endpoints are the same, whichever pods they are.
-func sameEndpoint(a, b joined) bool { return a.Endpoint.equal(b.Endpoint) }
+func sameEndpoint(a, b joined) bool { return a.equal(b.Endpoint) }
 
 // of returns the endpoint's addresses of the family.
 func (l joined) of(f conf.Family) []netip.Addr {

@@ -61,6 +61,7 @@ func (l *List[K, T]) All() []T {
 			list = append(list, *now)
 		}
 	}
-	l.last, l.changed = append(list, rest...), map[K]bool{}
+	list = append(list, rest...)
+	l.last, l.changed = list, map[K]bool{}
 	return l.last
 }

@@ -20,10 +20,10 @@ import (
 )
 
 const (
-	// podsPerNamespace and PoliciesPerNamespace are the size of each namespace.
-	podsPerNamespace     = 100
+	// PoliciesPerNamespace is the number of policies of each namespace: one for each app.
 	PoliciesPerNamespace = 10
 
+	podsPerNamespace  = 100
 	podsPerApp        = 10
 	namespacesPerTeam = 10
 	podsPerNode       = 110
