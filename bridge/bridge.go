@@ -203,7 +203,6 @@ func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 	return nil
 }
 
-// forwardIPv4 makes the node a router for IPv4.
 func forwardIPv4() error { return setAll(sysctlsIPv4()) }
 
 // create makes the link weir0, and leaves it down. With mtu 0 it uses underlayMTU. It returns the existing link if
@@ -290,7 +289,8 @@ func PodMAC(addrs []endpoint.Address) net.HardwareAddr {
 	return MAC(addrs[0].Addr)
 }
 
-// Gateways returns weir0's address in the subnet of each of the addresses.
+// Gateways returns, for each of the addresses, weir0's address in its subnet with the subnet's prefix length. Addresses
+// of one subnet give equal results.
 func Gateways(addrs []endpoint.Address) []netip.Prefix {
 	var gws []netip.Prefix
 	for _, a := range addrs {

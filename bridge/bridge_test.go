@@ -214,7 +214,7 @@ func TestTheGuardIsRepaired(t *testing.T) {
 	}
 	ports := guardChains(guardSetsByName())[2]
 	ports.Rules = slices.Delete(portRules(sets), 2, 6)[1:]
-	ports.Rules = slices.Delete(ports.Rules, len(ports.Rules)-2, len(ports.Rules)-1) // it logged nothing
+	ports.Rules = slices.Delete(ports.Rules, len(ports.Rules)-2, len(ports.Rules)-1) // earlier guards logged nothing
 	nft.AddChains(conn, []nft.Chain{ports})
 	if err := conn.Flush(); err != nil {
 		t.Fatal(err)

@@ -114,7 +114,7 @@ func sharedRules() []nft.Rule {
 // isFragment4 matches IPv4 packets that more fragments follow, or whose offset isn't 0 (RFC 791, section 3.1).
 func isFragment4() []expr.Any { return compareFragment(expr.CmpOpNeq) }
 
-// wholeIPv4 matches all other IPv4 packets.
+// wholeIPv4 matches IPv4 packets that isFragment4 doesn't match.
 func wholeIPv4() []expr.Any { return compareFragment(expr.CmpOpEq) }
 
 // compareFragment compares the offset and the bit "more fragments" of an IPv4 packet with 0.

@@ -18,7 +18,6 @@ import (
 // guardTable is the name of the table with the sets of allowed senders (see rules.go).
 const guardTable = "weir"
 
-// guardSets has the names of the sets of allowed senders.
 var guardSets = map[conf.Family]string{conf.IPv4: "senders4", conf.IPv6: "senders6"}
 
 func bridgeTable() *nftables.Table {

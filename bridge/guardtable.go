@@ -92,8 +92,9 @@ func commitGuard(conn *nftables.Conn, add elements, rules, logs bool) error {
 	return nil
 }
 
-// guardIntact reports whether the kernel has the guard's tables, chains and rules as they should be. It doesn't look at
-// the sets' elements. With an error the guard's state is unknown.
+// guardIntact reports whether the kernel has the guard's tables, chains and rules as they should be. The chain that
+// logs may be empty (see logIfPossible). guardIntact doesn't look at the sets or their elements. With an error the
+// guard's state is unknown.
 //
 // Equivalent to: nft list table bridge weir; nft list table inet weir-ports; nft list table arp weir-ports
 func guardIntact(conn *nftables.Conn) (bool, error) {

@@ -13,8 +13,8 @@ import (
 )
 
 // TestIPv6PodsReachEachOtherThroughTheNode: pods with IPv6 addresses, or addresses of both families, reach each other
-// within a second, through the node's FORWARD hook only, and without neighbour discovery. A forbidden port reaches
-// nothing.
+// within a second, through the node's FORWARD hook only, and without neighbour discovery. A forbidden port doesn't
+// reach the gateway, and RemoveAll leaves no route.
 func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -16,9 +16,9 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// dump returns the answer to a request for a list, as far as parse accepts its messages. parse keeps nothing of a
-// message. If the kernel reports that the list changed while it was read, dump lists again. After five attempts it
-// returns the error.
+// dump returns the answer to a request for a list, as far as parse accepts its messages. parse must not keep a part of
+// the message, whose memory the next one overwrites. If the kernel reports that the list changed while it was read,
+// dump lists again. After five attempts it returns the error.
 func dump[T any](
 	lists *batch.Dumper, list *nl.NetlinkRequest, parse func(message []byte) (T, bool),
 ) (all []T, err error) {
@@ -78,8 +78,8 @@ func parseNeighbour(m []byte) (n neighbourEntry, ok bool) {
 	return n, true
 }
 
-// readNeighbours reads the neighbour entries of the link with that index. Kernels before 4.4 list the entries of all
-// links.
+// readNeighbours reads the neighbour entries of the link with that index. It skips other links' entries, because
+// kernels before 4.4 list those too.
 func (o *Observed) readNeighbours(link int, family uint8) error {
 	list := request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, &netlink.Ndmsg{Family: family}, number(unix.NDA_IFINDEX, link))
 	all, err := dump(o.lists, list, func(m []byte) (neighbourEntry, bool) {

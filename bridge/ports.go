@@ -143,14 +143,14 @@ func setForwardingState(port Link) error {
 	return err
 }
 
-// setMTU sets the MTU of the link with that index.
+// setMTU returns the request that sets the MTU of the link with that index.
 //
 // Equivalent to: ip link set LINK mtu MTU
 func setMTU(index, mtu int) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, index), number(unix.IFLA_MTU, mtu))
 }
 
-// linkDown sets the link with that index down.
+// linkDown returns the request that sets the link with that index down.
 //
 // Equivalent to: ip link set LINK down
 func linkDown(index int) *nl.NetlinkRequest {
@@ -165,7 +165,7 @@ type ForwardingEntry struct {
 	MAC    net.HardwareAddr
 }
 
-// Kind is the kind that repairs of static forwarding entries are counted as.
+// Kind is KindForwarding, not KindNeighbour, although netlink calls both neighbours.
 func (f ForwardingEntry) Kind() Kind { return KindForwarding }
 
 func (f ForwardingEntry) String() string {
@@ -206,7 +206,7 @@ type Neighbour struct {
 	HostIf string // the pod's link on the node; if it is missing, the entry isn't checked
 }
 
-// Kind is the kind that repairs of neighbour entries are counted as.
+// Kind is KindNeighbour in both families.
 func (n Neighbour) Kind() Kind { return KindNeighbour }
 
 func (n Neighbour) String() string {

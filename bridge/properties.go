@@ -15,7 +15,7 @@ import (
 // Kind is a kind of property. Repairs are counted by it.
 type Kind string
 
-// The kinds of properties.
+// No Property has KindGuard or KindOverlay: these count the repairs of other code.
 const (
 	KindSysctl     Kind = "sysctl"
 	KindBridge     Kind = "bridge"
@@ -24,7 +24,7 @@ const (
 	KindPort       Kind = "port"
 	KindForwarding Kind = "forwarding"
 	KindNeighbour  Kind = "neighbour"
-	KindGuard      Kind = "guard" // counted for RepairGuard; no Property has it
+	KindGuard      Kind = "guard" // counted for RepairGuard
 	KindOverlay    Kind = "overlay"
 )
 
@@ -125,8 +125,8 @@ func (k Knowledge) gateways() []netip.Prefix {
 	})
 }
 
-// macs returns the MACs that weir0 may have, the likeliest first. weir0 got its MAC with its first address. If it has
-// several addresses, it isn't known which of them was the first.
+// macs returns the MACs that weir0 may have: the one that it is known to have had, else the MAC of each gateway. weir0
+// got its MAC with its first address, and it isn't known which gateway that was.
 func (k Knowledge) macs(gateways []netip.Prefix) []net.HardwareAddr {
 	var all []net.HardwareAddr
 	if k.MAC != nil {
@@ -161,8 +161,8 @@ func forwardingIPv4(link string) Property {
 	}
 }
 
-// sysctlsIPv6 returns the sysctls that make the node a router for pods' IPv6 packets. forwarding is set after
-// UplinksAcceptRA.
+// sysctlsIPv6 returns the sysctls that make the node a router for pods' IPv6 packets. forwardIPv6 sets them only after
+// UplinksAcceptRA is restored.
 func sysctlsIPv6() []Property {
 	return []Property{
 		Sysctl{Key: "net/ipv6/conf/all/forwarding", Value: "1", Why: "the node forwards IPv6"},

@@ -17,7 +17,6 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// dualPod has addresses of both families.
 func dualPod() Pod {
 	addrs := []endpoint.Address{
 		{
@@ -39,7 +38,8 @@ func fourOnly(p Pod) Pod {
 	return p
 }
 
-// TestProperties compares the commands of a node's properties with the wanted ones.
+// TestProperties compares the commands of a node's properties with the wanted ones. Each property has a text and a
+// kind.
 func TestProperties(t *testing.T) {
 	bridge := "ip link add weir0 type bridge; ip link set weir0 address 0a:58:0a:58:00:01 arp on up type bridge " +
 		"mcast_snooping 0 stp_state 0 vlan_filtering 0"

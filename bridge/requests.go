@@ -36,7 +36,7 @@ func ifInfo(family, index int) *nl.IfInfomsg {
 	return m
 }
 
-// newPair makes the pair, with one end on the bridge and the other in the pod's namespace.
+// newPair returns the request that makes the pair, with one end on the bridge and the other in the pod's namespace.
 //
 // Equivalent to: ip link add HOSTIF mtu MTU master weir0 type veth peer name IFNAME address MAC mtu MTU netns NETNS
 func (b *Bridge) newPair(p Port) *nl.NetlinkRequest {
@@ -52,22 +52,22 @@ func (b *Bridge) newPair(p Port) *nl.NetlinkRequest {
 		number(unix.IFLA_MTU, b.MTU), number(unix.IFLA_MASTER, b.Index), info)
 }
 
-// getLink returns the link of that name.
+// getLink returns the request for the link of that name.
 //
 // Equivalent to: ip link show NAME
 func getLink(name string) *nl.NetlinkRequest {
 	return request(unix.RTM_GETLINK, 0, ifInfo(unix.AF_UNSPEC, 0), attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 }
 
-// delLink deletes the link of that name.
+// delLink returns the request that deletes the link of that name.
 //
 // Equivalent to: ip link del NAME
 func delLink(name string) *nl.NetlinkRequest {
 	return request(unix.RTM_DELLINK, 0, ifInfo(unix.AF_UNSPEC, 0), attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 }
 
-// linkUp brings up the link with this index, or the link with this name. The caller gives one of them; the other is 0
-// or empty.
+// linkUp returns the request that sets up the link with this index, or the link with this name. The caller gives one of
+// them; the other is 0 or empty.
 //
 // Equivalent to: ip link set LINK up
 func linkUp(index int, name string) *nl.NetlinkRequest {
@@ -79,7 +79,7 @@ func linkUp(index int, name string) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, m, attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 }
 
-// setAlias sets the text that "ip link" shows beside the link.
+// setAlias returns the request that sets the text that "ip link" shows beside the link (see conf.Comment).
 //
 // Equivalent to: ip link set LINK alias ALIAS
 func setAlias(index int, alias string) *nl.NetlinkRequest {
@@ -97,7 +97,8 @@ func setAlias(index int, alias string) *nl.NetlinkRequest {
 //     net/ipv6/ip6_input.c).
 const linkLocalMACs = 0xfffd
 
-// isolate isolates the port with that index.
+// isolate returns the request that isolates the port with that index, and sets the port's other options (see
+// portFlags).
 //
 // Equivalent to:
 //
@@ -115,7 +116,8 @@ func isolate(index int) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_BRIDGE, index), flags)
 }
 
-// addForwarding adds a static forwarding entry for the MAC to the port with that index.
+// addForwarding returns the request that adds a static forwarding entry for the MAC to the port with that index. It
+// fails if the bridge has an entry for the MAC.
 //
 // Equivalent to: bridge fdb add MAC dev HOSTIF master static
 func addForwarding(index int, mac net.HardwareAddr) *nl.NetlinkRequest {
@@ -124,7 +126,7 @@ func addForwarding(index int, mac net.HardwareAddr) *nl.NetlinkRequest {
 	}, attr(netlink.NDA_LLADDR, mac))
 }
 
-// setNeighbour adds or replaces a permanent neighbour entry of the link with that index.
+// setNeighbour returns the request that adds or replaces a permanent neighbour entry of the link with that index.
 //
 // Equivalent to: ip neigh replace ADDR lladdr MAC dev IFNAME nud permanent
 func setNeighbour(index int, addr netip.Addr, mac net.HardwareAddr) *nl.NetlinkRequest {
@@ -133,7 +135,7 @@ func setNeighbour(index int, addr netip.Addr, mac net.HardwareAddr) *nl.NetlinkR
 	}, attr(netlink.NDA_DST, addr.AsSlice()), attr(netlink.NDA_LLADDR, mac))
 }
 
-// delNeighbour deletes the neighbour entry for the address.
+// delNeighbour returns the request that deletes the neighbour entry for the address of the link with that index.
 //
 // Equivalent to: ip neigh del ADDR dev IFNAME
 func delNeighbour(index int, addr netip.Addr) *nl.NetlinkRequest {
@@ -141,7 +143,8 @@ func delNeighbour(index int, addr netip.Addr) *nl.NetlinkRequest {
 	return request(unix.RTM_DELNEIGH, 0, entry, attr(netlink.NDA_DST, addr.AsSlice()))
 }
 
-// noLinkLocal sets the link so that the kernel generates no link-local address (see addrGenModeNone).
+// noLinkLocal returns the request that keeps the kernel from generating a link-local address for the link (see
+// addrGenModeNone).
 //
 // Equivalent to: ip link set LINK addrgenmode none
 func noLinkLocal(index int) *nl.NetlinkRequest {
@@ -150,7 +153,7 @@ func noLinkLocal(index int) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, index), spec)
 }
 
-// addAddress adds the address to the link with that index.
+// addAddress returns the request that adds the address, as /32 or /128, to the link with that index.
 //
 // Equivalent to: ip addr add ADDR dev IFNAME (with nodad for IPv6)
 func addAddress(index int, addr netip.Addr) *nl.NetlinkRequest {
@@ -163,7 +166,7 @@ func addAddress(index int, addr netip.Addr) *nl.NetlinkRequest {
 		attr(unix.IFA_LOCAL, addr.AsSlice()), attr(unix.IFA_ADDRESS, addr.AsSlice()))
 }
 
-// listAddresses lists the addresses of all links.
+// listAddresses returns the request for the addresses of all links.
 //
 // Equivalent to: ip addr show
 func listAddresses() *nl.NetlinkRequest {
@@ -192,7 +195,7 @@ func addressesOf(index int, replies [][]byte) map[netip.Prefix]bool {
 	return all
 }
 
-// addRoute adds a route out of the pod's link.
+// addRoute returns the request that adds a route by the link with that index in the pod.
 //
 // Equivalent to:
 //

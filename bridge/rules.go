@@ -155,7 +155,7 @@ func guardChains(sets map[string]*nftables.Set) []nft.Chain {
 	}
 }
 
-// forgedRules returns the rules of the chain "forged".
+// forgedRules returns the rules of the chain "forged": they log everything but ICMPv6.
 func forgedRules() []nft.Rule {
 	return []nft.Rule{
 		rule("weir: IPv6's own messages, which every new pod sends", protocol(unix.ETH_P_IPV6), icmpv6(),
@@ -202,12 +202,12 @@ func rule(comment string, parts ...[]expr.Any) nft.Rule {
 	return nft.Rule{Comment: comment, Exprs: nft.Join(parts...)}
 }
 
-// nft encodes "weirp*" as a name that is shorter than the register.
+// PortPrefix is compared without a final NUL, so it matches every name that begins with it: nft's "weirp*".
 func notFromPort() []expr.Any { return nft.IIFName(expr.CmpOpNeq, []byte(PortPrefix)) }
 func fromPort() []expr.Any    { return nft.IIFName(expr.CmpOpEq, []byte(PortPrefix)) }
 func fromTunnel() []expr.Any  { return nft.IIFName(expr.CmpOpEq, nft.LinkName(conf.Tunnel)) }
 
-// protocol matches the frame's EtherType.
+// protocol matches frames of that EtherType.
 func protocol(etherType uint16) []expr.Any {
 	load := nft.LoadMeta(expr.MetaKeyPROTOCOL, unix.NFT_REG_1)
 	return nft.Equal(load, binary.BigEndian.AppendUint16(nil, etherType))
@@ -227,7 +227,7 @@ func notMulticast() []expr.Any {
 // toLoopback matches IPv4 packets to 127.0.0.0/8 (RFC 1122, section 3.2.1.3).
 func toLoopback() []expr.Any { return compareLoopback(expr.CmpOpEq) }
 
-// notToLoopback matches all other IPv4 packets.
+// notToLoopback matches IPv4 packets that toLoopback doesn't match.
 func notToLoopback() []expr.Any { return compareLoopback(expr.CmpOpNeq) }
 
 // compareLoopback compares the first byte of an IPv4 packet's destination with 127.

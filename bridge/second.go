@@ -109,7 +109,7 @@ func onLink(r *nl.NetlinkRequest) *nl.NetlinkRequest {
 	return r
 }
 
-// addRule makes the pod use the table for packets from the address.
+// addRule returns the request that makes the pod use the table for packets from the address.
 //
 // Equivalent to: ip rule add from ADDR table TABLE
 func addRule(from netip.Addr, table int) *nl.NetlinkRequest {

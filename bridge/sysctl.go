@@ -45,7 +45,7 @@ func (s Sysctl) satisfiedBy(have string) bool {
 	return err == nil && wrong == nil && (n < limit) == (s.Bound == AtMost)
 }
 
-// Kind is the kind that repairs of sysctls are counted as.
+// Kind is KindSysctl, also for a sysctl of a link.
 func (s Sysctl) Kind() Kind { return KindSysctl }
 
 func (s Sysctl) String() string { return s.Why }

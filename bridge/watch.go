@@ -154,7 +154,7 @@ type heardAddress struct {
 	address netip.Prefix
 }
 
-// add adds the link if it is weir's.
+// add remembers the link's name if the link is weir's.
 func (l *listener) add(index int, name string) {
 	if isWeirLink(name) {
 		l.ours[index] = name

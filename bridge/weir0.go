@@ -142,7 +142,8 @@ func (b WeirBridge) restore(h netlinksafe.Handle, o *Observed) error {
 	return err
 }
 
-// setOption sets an option of weir0.
+// setOption returns the request that sets an option of weir0. The value has four bytes for stp_state, and one for
+// others.
 //
 // Equivalent to: ip link set weir0 type bridge OPTION VALUE
 func setOption(index, option int, value uint16) *nl.NetlinkRequest {
@@ -159,7 +160,7 @@ func setOption(index, option int, value uint16) *nl.NetlinkRequest {
 // Address is the property that weir0 has a gateway's address.
 type Address struct{ Gateway netip.Prefix }
 
-// Kind is the kind that repairs of weir0's addresses are counted as.
+// Kind is KindAddress, which NoAutoconfigured has too.
 func (a Address) Kind() Kind { return KindAddress }
 
 func (a Address) String() string {
@@ -210,7 +211,7 @@ type Route struct {
 	Source                       netip.Addr // source address for the node's own packets; invalid: the kernel chooses
 }
 
-// Kind is the kind that repairs of routes to weir0 are counted as.
+// Kind is KindRoute, also for a local route.
 func (r Route) Kind() Kind { return KindRoute }
 
 func (r Route) String() string {

@@ -12,7 +12,7 @@ import (
 )
 
 // TestMonitoring: promtool accepts the alerts, which fire and stay silent as alerts_test.yaml expects, and the queries
-// of the dashboard. docs/metrics.md has each metric of weir in them, and each alert.
+// of the dashboard. docs/metrics.md explains each alert, and each metric of weir that alerts or dashboard use.
 func TestMonitoring(t *testing.T) {
 	promtool := func(args ...string) {
 		t.Helper()

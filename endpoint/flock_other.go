@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// How flock would lock a file. Only Unix has flock, and only nodes have endpoint records.
+// These have no meaning: without Unix there is no flock. The package only has to compile, as a part of weirctl.
 const (
 	lockEx = 1 << iota
 	lockSh

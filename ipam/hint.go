@@ -56,7 +56,7 @@ func block(a netip.Addr) netip.Prefix {
 
 func blockPath(p netip.Prefix) string { return filepath.Join(mapsDir, p.Addr().String()) }
 
-// index returns the address's index in its block.
+// index returns the address's index in its block: its last 15 bits.
 func index(a netip.Addr) int {
 	b := a.AsSlice()
 	return int(binary.BigEndian.Uint16(b[len(b)-2:])) & (blockSize - 1)
@@ -168,7 +168,7 @@ func (h hint) rebuildIfStale() (bool, error) {
 	return true, h.rebuild()
 }
 
-// rebuild makes new bitmaps from the links beside the old ones, and then replaces the old ones.
+// rebuild makes new bitmaps from the links, in a directory of their own, which then takes the place of mapsDir.
 func (hint) rebuild() error {
 	tmp := mapsDir + ".tmp"
 	write := func(name string, data []byte) error { return os.WriteFile(filepath.Join(tmp, name), data, 0o600) }

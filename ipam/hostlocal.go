@@ -26,7 +26,7 @@ const settleTime = time.Minute
 //
 //   - a file means that its address may be in use;
 //   - the address is in use if a network namespace of the node has it;
-//   - a file from before the node's start doesn't count. If all files are from before, no namespace is read.
+//   - a file from before the node's start doesn't count. Namespaces are read only if a file counts.
 type hostLocal struct {
 	networks []string
 	booted   time.Time

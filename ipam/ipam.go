@@ -58,8 +58,8 @@ func (e *AssignedError) Error() string {
 // of each family, or no address at all. It returns an AssignedError if a requested address isn't free, an
 // ExhaustedError if a family has no free address, or another error, such as record's. The caller holds endpoint.Lock.
 //
-// Before the addresses are assigned, Assign calls record with them. After a crash, the record that record has written
-// says which attachment the addresses belong to.
+// Before the addresses are assigned, Assign calls record with them, which writes the endpoint record. After a crash,
+// that record says which attachment the addresses belong to.
 //
 // Addresses are assigned round-robin, so a released address stays free for as long as possible, and connections to the
 // pod that had it can end. A requested address doesn't advance the round.

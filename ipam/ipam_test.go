@@ -29,7 +29,7 @@ func newRange(start, end byte) conf.Range {
 	}
 }
 
-// assignOne assigns an address to the attachment and returns it.
+// assignOne assigns the attachment an address of each family of the ranges, and returns the first of them.
 func assignOne(t *testing.T, id string, ranges ...conf.Range) string {
 	t.Helper()
 	var got endpoint.Address
@@ -176,7 +176,7 @@ func dual() []conf.Range {
 }
 
 // TestBothFamilies: a pod gets one address of each family, or none if a family has no free address. The rounds of the
-// families are independent.
+// families are independent. The address that was assigned last may have a zone.
 func TestBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

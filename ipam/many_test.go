@@ -49,9 +49,9 @@ func row(ranges ...conf.Range) (all []netip.Addr) {
 	return all
 }
 
-// TestCostDoesNotGrow compares how long Assign and Release take together, with 10 assigned addresses and with 60,000 or
-// more. In the last two cases a single address is free, as far from the beginning of the round as possible. go test
-// ./ipam -run CostDoesNotGrow -v prints the times.
+// TestCostDoesNotGrow: with 60,000 or more assigned addresses, Assign and Release together take at most three times as
+// long as with 10, and 100 microseconds more. In the last two cases a single address is free, as far from the beginning
+// of the round as possible. go test ./ipam -run CostDoesNotGrow -v prints the times.
 func TestCostDoesNotGrow(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -15,9 +15,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestGateCost prints how much longer the kernel takes for a tunnel packet with the gate than without it, for a few
-// nodes and for as many nodes as Kubernetes supports. A veth pair delivers a packet before the sender's call returns,
-// so the time to send is the time to receive.
+// TestGateCost: with the gate for as many nodes as Kubernetes supports, the kernel takes at most 20 microseconds longer
+// for a tunnel packet than without a gate. The test also prints the time with the gate for three nodes. A veth pair
+// delivers a packet before the sender's call returns, so the time to send is the time to receive.
 func TestGateCost(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -65,7 +65,7 @@ func TestGateCost(t *testing.T) {
 		}
 		return time.Since(began) / packets
 	}
-	// The kernel tracks connections with the gate and without, as on any node.
+	// Because of this rule the kernel tracks connections in every round, also in those without the gate.
 	nodetest.Run(t, "ip", "netns", "exec", "n2", "nft",
 		"add table ip x; add chain ip x y { type filter hook input priority 0; }; add rule ip x y ct state established")
 	gates := []*Gate{nil, new(Gate), new(Gate)}

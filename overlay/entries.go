@@ -16,7 +16,7 @@ import (
 type entry struct {
 	family int
 	ip     netip.Addr
-	mac    string // its bytes
+	mac    string // the MAC's bytes, not its text
 }
 
 func entryOf(family int, n netlink.Neigh) entry {
@@ -44,7 +44,8 @@ func (p Remote) forwarding(tunnel int) netlink.Neigh {
 	}
 }
 
-// setNeighbours makes the device's neighbour and forwarding entries those of the remotes behind the tunnel.
+// setNeighbours makes the device's neighbour and forwarding entries those of the remotes behind the tunnel. It leaves
+// multicast entries alone. An entry that the kernel refuses is recorded in refused, and isn't an error.
 //
 // Equivalent to:
 //
@@ -102,7 +103,7 @@ func (o *Overlay) setNeighbours(tunnel int, remotes []Remote, all *Applied, refu
 	return nil
 }
 
-// take records the error of adding the node's entry.
+// take records the error, if any, of adding the node's entry. That the entry exists already is no error.
 func (r refusals) take(node string, n netlink.Neigh, err error) {
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		r[node] = fmt.Errorf("add neighbour %s (%s) to %s: %w", n.IP, n.HardwareAddr, conf.Tunnel, err)
@@ -123,7 +124,8 @@ func (p Remote) route(tunnel int, plan Plan) netlink.Route {
 	return r
 }
 
-// sameRoute reports whether the kernel's route is the wanted one. If the wanted route names no link, the kernel's may
+// sameRoute reports whether the kernel's route is the wanted one to the same network: it has the wanted link, next hop
+// and source, is unicast, and has no MTU and no further next hops. If the wanted route names no link, the kernel's may
 // leave by any link but the tunnel.
 func sameRoute(have, want netlink.Route, tunnel int) bool {
 	link := have.LinkIndex == want.LinkIndex || want.LinkIndex == 0 && have.LinkIndex != tunnel
@@ -131,7 +133,8 @@ func sameRoute(have, want netlink.Route, tunnel int) bool {
 		have.Type == unix.RTN_UNICAST
 }
 
-// setRoutes makes weir's routes to the remote networks equal to the plan's. tunnel is the index of the VXLAN device.
+// setRoutes makes weir's routes to the remote networks equal to the plan's, without those of nodes in refused. A route
+// that the kernel refuses is recorded in refused, and isn't an error. tunnel is the index of the VXLAN device.
 //
 // Equivalent to:
 //
@@ -157,11 +160,12 @@ func (o *Overlay) setRoutes(tunnel int, p Plan, all *Applied, refused refusals) 
 			}
 		}
 		if kept >= 0 {
-			have[remote.Network] = append(present[:kept:kept], present[kept+1:]...) // another with another metric
+			have[remote.Network] = append(present[:kept:kept], present[kept+1:]...) // weir's others to it, with other metrics
 			continue
 		}
 		all.lack(fmt.Sprintf("the route to %s (node %s) is missing", remote.Network, remote.Node), "%s", remote.command())
-		// For a route without a tunnel the kernel finds the link: only the next hop is given, as for the node itself.
+		// For a route without a tunnel, only the next hop is given. The kernel chooses the link by which it reaches that
+		// node.
 		if remote.Direct {
 			r.LinkIndex = 0
 		}

@@ -86,7 +86,7 @@ func (s *gateSet) add(words string, elements ...nftables.SetElement) {
 	s.elements = append(s.elements, elements...)
 }
 
-// linksSet returns the set of the links by which no tunnel packet may come: weir0, the tunnel and the links of pods.
+// linksSet returns the set of the links by which no tunnel packet may come: weir0, the tunnel and the given links.
 func linksSet(links []string) gateSet {
 	s := gateSet{name: "links", comment: "weir: links that no tunnel packet comes by", keyType: nftables.TypeIFName}
 	names := append([]string{conf.Bridge, conf.Tunnel}, links...)
@@ -97,7 +97,6 @@ func linksSet(links []string) gateSet {
 	return s
 }
 
-// nodesSet returns the set of the nodes' addresses of the family.
 func nodesSet(f conf.Family, nodes []netip.Addr) gateSet {
 	s := gateSet{name: setName(f, "nodes"), comment: "weir: InternalIPs of nodes", keyType: addressType(f)}
 	addrs := slices.DeleteFunc(slices.Clone(nodes), func(a netip.Addr) bool { return conf.FamilyOf(a) != f })
@@ -119,7 +118,7 @@ func networkSet(f conf.Family, name, comment string, networks []netip.Prefix) ga
 		}
 	}
 	all, err := b.IPSet()
-	if err != nil { // impossible: no prefix is invalid here; an empty set allows nothing
+	if err != nil { // impossible: IPSet fails only for an invalid prefix
 		return s
 	}
 	for _, r := range all.Ranges() {
@@ -153,7 +152,8 @@ func sendersSet(outer, inner conf.Family, remotes []Remote) gateSet {
 	return s
 }
 
-// String returns the gate's sets and chains as text.
+// String returns the gate's sets and chains, for comparison with a golden file. nft can't read this text: hooks are
+// numbers there.
 func (g Gate) String() string {
 	var b strings.Builder
 	for _, s := range g.sets {

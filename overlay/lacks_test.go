@@ -172,7 +172,7 @@ func TestNothingToDo(t *testing.T) {
 			t.Errorf("%s: repaired, and it lacked %v", tc.name, lacks)
 		}
 	}
-	// What the plan doesn't have goes, and nothing else.
+	// Apply deletes what the plan doesn't have, and nothing else.
 	for _, stranger := range []string{
 		"ip route add 100.96.9.0/24 via 172.20.2.1 proto 88", "ip route add 100.96.1.0/24 via 172.20.2.1 metric 7 proto 88",
 		"ip neigh add 100.96.9.0 lladdr 02:00:00:00:00:01 dev weir-vxlan nud permanent",

@@ -27,8 +27,8 @@ func New(h netlinksafe.Handle) *Overlay { return &Overlay{h} }
 
 // Applied is the result of Apply.
 type Applied struct {
-	// Lacks are the parts of the plan that the kernel lacked. If Apply made the VXLAN device, perhaps in place of one
-	// that differed, the device is the only one.
+	// Lacks are the parts of the plan that the kernel lacked. If Apply made the VXLAN device, perhaps in place of one that
+	// differed, the device is the only lack, because everything else was gone with it.
 	Lacks []Lack
 	// Refused has a problem for each node to which the kernel refuses a route or an entry.
 	Refused []ruleset.Problem
@@ -38,7 +38,7 @@ type Applied struct {
 type Lack struct {
 	// Was describes what was missing or wrong.
 	Was string
-	// Command is the shell command that makes it.
+	// Command is the shell command that makes the part. It may leave out properties: that for the VXLAN device has none.
 	Command string
 }
 
@@ -96,7 +96,8 @@ func (r refusals) problems() []ruleset.Problem {
 }
 
 // ensureTunnel makes the VXLAN device if it is missing, and replaces it if sameTunnel is false, for instance after a
-// change of the node's address. It returns the device, and whether it has made it.
+// change of the node's address. It gives the device the plan's MTU and gateways, and sets it up. It returns the device;
+// made is true if the device is new. While the plan has no MTU, or no link has the node's address, it returns an error.
 //
 // Equivalent to:
 //
@@ -199,7 +200,8 @@ func sameTunnel(link netlink.Link, want *netlink.Vxlan) bool {
 		!have.Learning && have.HardwareAddr.String() == want.HardwareAddr.String()
 }
 
-// setAddresses makes the device's addresses equal to want.
+// setAddresses makes the device's addresses equal to want. Only added addresses are reported as lacks, not deleted
+// ones.
 func (o *Overlay) setAddresses(link netlink.Link, want []netip.Addr, all *Applied) error {
 	have, err := o.h.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {

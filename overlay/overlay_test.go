@@ -317,7 +317,8 @@ func TestOverlayOfBothFamilies(t *testing.T) {
 	}
 }
 
-// TestDirectRoutesOfBothFamilies: nodes in one subnet reach each other's pods without encapsulation.
+// TestDirectRoutesOfBothFamilies: pods of nodes in one subnet reach each other with each encapsulation. With
+// crossSubnet and never, the IPv6 route leads directly to the other node.
 func TestDirectRoutesOfBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/policy/claims"
 )
 
-// Routes implements Paths with the node's routing tables. It remembers each answer, so a plan for thousands of nodes
-// asks the kernel only about new addresses. When routes may have changed, make a new Routes.
+// Routes implements Paths with the node's routing tables. It remembers each path that it has found, so a plan for
+// thousands of nodes asks the kernel only about new addresses. When routes may have changed, make a new Routes.
 type Routes struct {
 	h     netlinksafe.Handle
 	links map[int]netlink.Link
@@ -44,8 +44,8 @@ func (r *Routes) To(from, to netip.Addr) (Path, error) {
 	return p, err
 }
 
-// lookUp asks the kernel for the path from one address to the other. It leaves out from if it is of the other family,
-// or if no link has it.
+// lookUp asks the kernel for the path from one address to the other. If the two are of different families, or no link
+// has the first, the kernel chooses the source address.
 func (r *Routes) lookUp(from, to netip.Addr) (Path, error) {
 	options := netlink.RouteGetOptions{FIBMatch: true}
 	if from.IsValid() && from.BitLen() == to.BitLen() {
@@ -75,7 +75,7 @@ func (r *Routes) lookUp(from, to netip.Addr) (Path, error) {
 }
 
 // path returns the path of the route. Packets may take any of the route's next hops, so the path has the smallest MTU
-// of them, and is on the link only if all of them are.
+// of them, and is on the link only if all of them are. A path by the tunnel or by weir0 is unfit.
 func (r *Routes) path(route netlink.Route) (Path, error) {
 	p := Path{OnLink: true, MTU: route.MTU}
 	hops := route.MultiPath
@@ -116,7 +116,8 @@ func (r *Routes) link(index int) (netlink.Link, error) {
 }
 
 // Uplink implements Paths. It returns the path of the link that has the address, unless that link is lo. Otherwise it
-// returns the path of the default routes of the address's family or, if there are none, of the other family.
+// returns the path of the default routes of the address's family or, if there are none, of the other family. The path
+// has only an MTU.
 //
 // Equivalent to: ip addr show to LOCAL; ip route show default
 func (r *Routes) Uplink(local netip.Addr) (Path, error) {

@@ -30,7 +30,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Encapsulation says which packets between nodes travel inside the nodes' own UDP packets.
+// Encapsulation says which packets between pods of different nodes travel inside the nodes' own UDP packets.
 type Encapsulation string
 
 const (
@@ -154,7 +154,8 @@ func (p Remote) Via() netip.Addr {
 	return netip.AddrFrom16(local)
 }
 
-// MAC returns the MAC of the tunnel's end on the node with that address. For IPv6 it is a hash of the address.
+// MAC returns the MAC of the tunnel's end on the node with that address. Its last four bytes are the IPv4 address, or a
+// hash of the IPv6 address.
 func MAC(node netip.Addr) net.HardwareAddr {
 	b := node.AsSlice()
 	if node.Is6() {
@@ -210,9 +211,9 @@ func (c *planner) report(node, field, format string, args ...any) {
 	c.Problems = append(c.Problems, ruleset.Problem{Object: "Node " + node, Field: field, Message: message})
 }
 
-// add plans how the other node's networks are reached. If this node has no tunnel to a network, the network's node has
-// no tunnel to this node either. So tunnel packets from the network's addresses are forged, and requireTunnel makes the
-// gate drop such packets.
+// add plans how the other node's networks are reached. It calls requireTunnel for every network that isn't reached
+// directly. If such a network can't be reached, its node has no tunnel to this node either, so the gate drops all
+// packets from the network's addresses: they are forged.
 func (c *planner) add(n policy.Node) {
 	foreign := 0 // networks of families that this node has none of
 	for _, network := range n.PodCIDRs {

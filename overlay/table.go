@@ -46,7 +46,7 @@ func openTransaction() (*nftables.Conn, error) {
 // is true if the table was missing, or its sets, chains or rules were wrong. t has the tunnel packets that the table
 // had counted before.
 //
-// Equivalent to: nft -f, with the table that String returns
+// Equivalent to: nft -f, with a table of these sets and chains
 func (g Gate) Apply() (replaced bool, t Traffic, err error) {
 	conn, err := openTransaction()
 	if err != nil {
@@ -265,7 +265,7 @@ func ReadTraffic() (Traffic, error) {
 	return trafficOf(chains), err
 }
 
-// trafficOf reads the counters of the chains' rules.
+// trafficOf adds up the counters of the rules whose comment says that they count tunnel packets.
 func trafficOf(chains map[string]nft.Listed) (t Traffic) {
 	for _, c := range chains {
 		for _, r := range c.Rules {
