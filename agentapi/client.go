@@ -44,15 +44,16 @@ type EnrolAnswer struct {
 	Error   string `json:"error,omitempty"`
 }
 
-// ErrNoAgent wraps each failure to connect to the agent's socket: the file is missing, or no process listens.
+// ErrNoAgent means that the agent's socket can't be connected to, because the file is missing or no process listens.
+// The cause is wrapped beside it.
 var ErrNoAgent = errors.New("no agent answers on " + Socket)
 
 // ErrOutdated means that the agent refuses the attachment, because the configuration that it was made with contradicts
 // what the agent knows.
 var ErrOutdated = errors.New("the configuration is out of date")
 
-// maxAnswer bounds the size of an answer. The status of a node with thousands of pods has some megabytes, so every
-// real answer fits.
+// maxAnswer bounds the size of an answer in bytes; the rest is cut off. The status of a node with thousands of pods
+// has some megabytes, so every real answer fits.
 const maxAnswer = 64 << 20
 
 // Question is a request that the agent hasn't answered yet.

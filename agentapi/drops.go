@@ -77,7 +77,7 @@ type Drop struct {
 type DropEnd struct {
 	// Pod is the pod as namespace/name, or several with commas between them if they share the address.
 	Pod string `json:"pod,omitempty"`
-	// Node is the Node whose own address it is.
+	// Node is the name of the Node that has the address as its own.
 	Node    string     `json:"node,omitempty"`
 	Address netip.Addr `json:"address,omitzero"`
 	// Port is a TCP, UDP or SCTP port. That of the source belongs to the first packet.
@@ -132,7 +132,7 @@ type DropsQuery struct {
 	Port                   uint16
 }
 
-// Path returns the path with the question.
+// Path returns the path and query of the question's URL. ParseDropsQuery reads such a query.
 func (q DropsQuery) Path() string {
 	v := url.Values{}
 	put := func(key, value string, unset bool) {
@@ -178,8 +178,9 @@ func ParseDropsQuery(v url.Values) (q DropsQuery, err error) {
 	return q, nil
 }
 
-// Matches reports whether the question asks for the drop. It returns true for packets of which nothing is known: any
-// of them may be among those that are asked for.
+// Matches reports whether the question asks for the drop. It returns true for packets of which nothing is known
+// (DropLost, DropMissed), and ignores the port for DropMore: any of these packets may be among those that are asked
+// for. It doesn't look at Since.
 func (q DropsQuery) Matches(d *Drop) bool {
 	if d.Kind == DropLost || d.Kind == DropMissed {
 		return true
@@ -217,8 +218,9 @@ func named(objects, name string) bool {
 	return false
 }
 
-// Drops asks the agent for drops, and calls each with one after the other. With q.Follow it ends when ctx does, or when
-// the agent ends. The error wraps ErrNoAgent if there is no agent. each returns false to end it.
+// Drops asks the agent for drops, and passes them one by one to the function each, until each returns false. With
+// q.Follow it waits for new drops until ctx ends, which is an error, or until the agent ends. The error wraps
+// ErrNoAgent if there is no agent.
 //
 // Equivalent to: curl --no-buffer --unix-socket /run/weir/agent.sock http://agent/v1/drops?follow=true
 func Drops(ctx context.Context, q DropsQuery, each func(*Drop) bool) error {
@@ -270,7 +272,8 @@ func readHead(in *bufio.Reader) (status int, err error) {
 	}
 }
 
-// readDrops calls each with the drops that the stream has. failed makes an error of the connection complete.
+// readDrops calls each with the drops of the stream, until each returns false or the stream ends. The function failed
+// adds to an error of the stream what was asked.
 func readDrops(in io.Reader, failed func(error) error, each func(*Drop) bool) error {
 	for values := json.NewDecoder(in); ; {
 		d := &Drop{}

@@ -170,7 +170,8 @@ type Stats struct {
 	NodeRepairs int `json:"nodeRepairs"`
 }
 
-// FileLines returns a table of the states of the files' objects, with tabs between the columns.
+// FileLines returns the lines of a table of the states of the files' objects, after an empty line, with tabs between
+// the columns. A file without objects has one line. Without files there are no lines.
 func FileLines(files []File) []string {
 	var all []string
 	if len(files) > 0 {

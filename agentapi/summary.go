@@ -20,8 +20,8 @@ type Summary struct {
 	FirstProblems []Problem `json:"firstProblems,omitempty"`
 	// Unenforced counts the kinds of policies that exist, but that weir doesn't enforce.
 	Unenforced int `json:"unenforced"`
-	// Pods counts the attachments on the node. Isolated are those that a policy isolates in a direction, and Closed those
-	// that are in no class of a direction.
+	// Pods counts the attachments on the node. Closed are those that are closed in a direction. Isolated are the others
+	// that aren't open in both directions.
 	Pods     int `json:"pods"`
 	Isolated int `json:"isolated"`
 	Closed   int `json:"closed"`

@@ -89,7 +89,8 @@ func (n *node) add(container, network string) *endpoint.Endpoint {
 	return e
 }
 
-// traces returns what exists on the node of the containers c1 to c5, by the container's name.
+// traces returns, for each of the containers c1 to c5 by name, which parts of its attachment are on the node. It
+// leaves out containers without any.
 func (n *node) traces() map[string][]string {
 	n.Helper()
 	out := nodetest.Run(n, "sh", "-c",
@@ -187,7 +188,7 @@ func TestCollect(t *testing.T) {
 	_, making := n.begin("c5", "weir")
 	nodetest.Run(t, "ip", "link", "del", "c3") // its pod is gone, but it is in another network
 	over := []string{"3 sets", "address", "guard", "record"}
-	n.must(os.WriteFile(record("c4", ".json"), []byte("{"), 0o600)) // so its network is unknown
+	n.must(os.WriteFile(record("c4", ".json"), []byte("{"), 0o600)) // now its network is unknown
 	valid := map[string]bool{"c1:eth0": true, "c9:eth0": true}
 	for range 2 {
 		n.must(NewNode().Collect("weir", valid))
@@ -247,8 +248,8 @@ func TestLostRecords(t *testing.T) {
 	}
 }
 
-// TestAnIDThatCameBack: if the runtime deletes an attachment and makes another one with the same ID, after the agent
-// has looked at the first and before it ends it, the agent leaves the new attachment alone.
+// TestAnIDThatCameBack: the agent finds that an attachment is over. Before the agent ends it, the runtime deletes it
+// and makes another one with the same ID. The agent leaves the new attachment alone.
 func TestAnIDThatCameBack(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

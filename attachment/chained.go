@@ -109,7 +109,8 @@ func (m *making) checkDenied(noAgent error) error {
 	return nil
 }
 
-// checkChained compares a chained attachment with its record, and returns an error for each difference.
+// checkChained returns an error if prevResult has other addresses than a chained attachment's record, and one if the
+// pod's bridge passes packets on without iptables.
 func checkChained(e *endpoint.Endpoint, prevResult []endpoint.Address) error {
 	var errs []error
 	same := func(a, b endpoint.Address) bool { return a.Addr == b.Addr }

@@ -98,8 +98,9 @@ func (x *ending) begin() error {
 }
 
 // unplug forbids the port to send, and deletes the link. It also deletes the neighbour entries, if all addresses are
-// assigned to the attachment. No other process releases these meanwhile, because this one has marked the record as
-// busy. Another address may be assigned to another attachment at any moment, so then the entries wait for the lock.
+// assigned to the attachment: no other process releases them meanwhile, because this process has marked the record as
+// busy. Otherwise an address may be assigned to another attachment at any moment, and detach deletes the entries,
+// under the node's lock.
 func (x *ending) unplug() error {
 	neighbours := x.record.Addresses
 	for _, a := range x.record.Addresses {
@@ -112,9 +113,9 @@ func (x *ending) unplug() error {
 	return err
 }
 
-// resume sets the record that was read under the lock. That record may belong to another attachment than the record
-// that begin has read: another process may have ended the old attachment, and the runtime may have made a new one with
-// the same ID. For a new attachment begin has done nothing, so detach must do all steps.
+// resume sets the record that was read under the node's lock. This record may belong to another attachment than the
+// record that begin has read: another process may have ended the old attachment, and the runtime may have made a new
+// one with the same ID. For a new attachment begin has done nothing, so detach must do all steps.
 func (x *ending) resume(e *endpoint.Endpoint) {
 	if x.begun && x.record.Created.Equal(e.Created) {
 		x.record = e

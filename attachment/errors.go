@@ -77,11 +77,11 @@ func (e *EnrolError) Error() string { return "policy can't be enforced on the po
 
 func (e *EnrolError) Unwrap() error { return e.Err }
 
-// NoRuleError says that no rule uses the set of all pods. So nothing can deny the connections of a pod whose link is
-// already up.
+// NoRuleError says that no rule uses the set of all pods, or that this can't be read. So nothing may deny the
+// connections of a pod whose link is already up.
 type NoRuleError struct {
 	Set string
-	Err error // why the agent has not enrolled the pod
+	Err error // why the agent has not enrolled the pod, and why the rules can't be read
 }
 
 func (e *NoRuleError) Error() string {

@@ -119,8 +119,8 @@ func (m *making) steps() []func() error {
 	}
 }
 
-// prepare makes the checks that need none of the steps. It changes nothing on the node, except that a chained
-// attachment's bridge must pass its packets through iptables (findChained). The caller closes what it returns.
+// prepare makes the checks that need none of the steps. It changes nothing on the node, with one exception: it makes a
+// chained attachment's bridge pass packets through iptables (findChained). The caller closes what prepare returns.
 func (n Node) prepare(r Request) (*making, error) {
 	id := endpoint.ID(r.ContainerID, r.IfName)
 	if endpoint.Exists(id) {
@@ -166,7 +166,7 @@ func (m *making) undo(cause error) error {
 	return cause
 }
 
-// reserve assigns a free address of each family and writes the record, under the node's lock.
+// reserve assigns the requested address of each family, or a free one, and writes the record, under the node's lock.
 func (m *making) reserve() error {
 	const step = "reserve addresses"
 	unlock, err := endpoint.Lock()
@@ -201,8 +201,8 @@ func (m *making) allowSender() error {
 	return failed("guard the pod's port", bridge.AllowSender(m.port().Sender()))
 }
 
-// denyUntilEnrolled puts the addresses into the sets of all pods. From then on the kernel drops each new connection
-// of the pod, until the agent has put the addresses into their classes.
+// denyUntilEnrolled puts the addresses into the sets of all pods, unless enforcement is off. From then on the kernel
+// drops each new connection of the pod, until the agent has put the addresses into their classes.
 func (m *making) denyUntilEnrolled() error {
 	if m.record.Enforcement == conf.Off {
 		return nil
@@ -210,7 +210,8 @@ func (m *making) denyUntilEnrolled() error {
 	return failed("deny the pod's connections", m.Sets.Deny(m.record.Pod.String(), addrsOf(m.record.Addresses)...))
 }
 
-// startEnrol asks the agent to put the addresses into their classes, and doesn't wait for the answer.
+// startEnrol asks the agent to put the addresses into their classes, unless enforcement is off. It doesn't wait for
+// the answer.
 func (m *making) startEnrol() error {
 	if m.record.Enforcement == conf.Off {
 		return nil
@@ -261,7 +262,8 @@ func (m *making) awaitEnrol() error {
 		m.enrolled = true
 		return nil
 	case m.record.Enforcement != conf.Closed || errors.Is(err, agentapi.ErrOutdated):
-		// Waiting for an agent doesn't help: an outdated configuration stays outdated.
+		// With strict enforcement no pod starts without the agent. With any, an outdated configuration stays outdated, so
+		// waiting for an agent doesn't help.
 		return &EnrolError{Err: err}
 	case m.record.Chained:
 		return m.checkDenied(err)

@@ -66,7 +66,8 @@ func nothing(t *testing.T, when string, sets *otherSets) {
 	}
 }
 
-// TestMake: whichever step fails, Make undoes the earlier steps, and returns the error of the failed step.
+// TestMake: if a step or the report of the result fails, Make undoes the earlier steps, and returns the error of what
+// has failed.
 func TestMake(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -25,7 +25,7 @@ type Node struct {
 	Sets PodSets
 }
 
-// NewNode returns the node that the process runs on. It is the only place that chooses an implementation of PodSets.
+// NewNode returns the node that the process runs on. No other function chooses an implementation of PodSets.
 func NewNode() Node { return Node{Sets: ipset.PodSets{}} }
 
 // PodSets are the packet filter's sets of this node's pods. If a pod is in the set of all pods, the rules drop its new

@@ -35,8 +35,9 @@ func (n Node) Collect(network string, valid map[string]bool) error {
 	return failed("collect what is left of attachments", errors.Join(err, n.sweep(valid)))
 }
 
-// endEach ends the attachments for which ended returns true. It calls ended once more under the lock: between the two
-// calls the runtime may have deleted the attachment and begun to make another with the same ID.
+// endEach ends the attachments for which the function ended returns true, and returns their records. It calls ended
+// once more under the node's lock: between the two calls the runtime may have deleted the attachment and begun to make
+// another with the same ID.
 func (n Node) endEach(ended func(id string) (bool, error)) (done []endpoint.Endpoint, err error) {
 	ids, err := endpoint.IDs()
 	if err != nil {

@@ -19,7 +19,7 @@ type traces struct {
 	owners  map[netip.Addr]string
 }
 
-// recorded has the IDs, ports and addresses of attachments that have a record or are in valid.
+// recorded has the IDs, ports and addresses of attachments that have a record or that the runtime lists as valid.
 type recorded struct {
 	ids   map[string]bool
 	ports map[string]bool

@@ -27,7 +27,6 @@ type call struct {
 	}
 }
 
-// id returns the ID of the attachment that the call names.
 func (c *call) id() string { return endpoint.ID(c.ContainerID, c.IfName) }
 
 // verb is a value of CNI_COMMAND other than VERSION, which needs neither a configuration nor a container.
@@ -49,8 +48,8 @@ func allVerbs() []verb {
 }
 
 // readCall reads the environment and stdin, which must be JSON. It validates nothing else: an error is printed in the
-// runtime's version of the specification, so do validates the call once that version is known. For VERSION, stdin may
-// be empty, and readCall doesn't wait for it on a terminal.
+// runtime's version of the specification, so the method do validates the call, once that version is known. For
+// VERSION, stdin may be empty, and readCall doesn't read from a terminal.
 func readCall() (*call, error) {
 	c := &call{
 		command: os.Getenv("CNI_COMMAND"), ContainerID: os.Getenv("CNI_CONTAINERID"), Netns: os.Getenv("CNI_NETNS"),
@@ -81,7 +80,7 @@ func (c *call) spoken() string {
 	return c.config.CNIVersion
 }
 
-// do validates the call and runs its verb.
+// do validates the call and runs its verb. It answers VERSION without validating anything.
 func (c *call) do() error {
 	if c.command == "VERSION" {
 		return printVersion(c)

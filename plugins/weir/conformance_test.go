@@ -81,7 +81,8 @@ func invoke(t *testing.T, n *nodetest.Node, env map[string]string, stdin string)
 	return a
 }
 
-// container returns the environment of a call for a container.
+// container returns the environment of a call for the interface eth0 of a container. In CNI_ARGS the container is that
+// of the pod ns-1/ID.
 func container(n *nodetest.Node, verb, id, netns string) map[string]string {
 	return map[string]string{
 		"CNI_COMMAND": verb, "CNI_CONTAINERID": id, "CNI_NETNS": netns, "CNI_IFNAME": "eth0", "CNI_PATH": n.Bin,
@@ -189,8 +190,8 @@ func TestConformanceOfBadCalls(t *testing.T) {
 	}
 }
 
-// TestConformance goes through an attachment's life in each version, with direct calls of the plugin, with libcni and
-// with cnitool.
+// TestConformance: in each version, an attachment can be made, checked and deleted, by direct calls of the plugin, by
+// libcni and by cnitool, and nothing is left. Called without a verb, the plugin prints its versions to stderr.
 func TestConformance(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

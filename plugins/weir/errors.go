@@ -20,7 +20,7 @@ const (
 		"default route among them, what the pod sends under this network's address leaves by it"
 )
 
-// refuse returns the CNI error of that code, without details.
+// refuse returns a CNI error with the code and the message, and without details.
 func refuse(code uint, format string, args ...any) error {
 	return types.NewError(code, fmt.Sprintf(format, args...), "")
 }

@@ -188,9 +188,9 @@ func TestResultOfBothFamilies(t *testing.T) {
 	}
 }
 
-// TestForgedIPv6SendersAreDropped does the same as TestForgedSendersAreDropped, with IPv6. A pod's neighbour and router
-// discovery is dropped too, even behind other headers or in fragments. A pod without an entry for its IPv6 address
-// sends IPv4 only.
+// TestForgedIPv6SendersAreDropped does the same as TestForgedSendersAreDropped, with IPv6. A pod's neighbour and
+// router discovery is dropped too, even behind other headers or in fragments. If the guard has no entry for a pod's
+// IPv6 address, the pod sends IPv4 only.
 func TestForgedIPv6SendersAreDropped(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

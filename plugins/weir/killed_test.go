@@ -37,8 +37,8 @@ type killer struct {
 // slot is a place where containers run, one at a time.
 type slot struct {
 	id, netns string
-	address   string // set once ADD has answered
-	begun     bool   // ADD was called and didn't answer
+	address   string // set when ADD has answered, and "" again when DEL is called
+	begun     bool   // ADD or DEL was called and hasn't succeeded
 }
 
 func (k *killer) total() (n int) {
@@ -66,8 +66,9 @@ func (k *killer) when(verb string) time.Duration {
 	return 1 + time.Duration(k.rnd.Int64N(int64(usual)))
 }
 
-// call calls the plugin and returns its output, and whether the plugin succeeded. If the plugin was killed, call
-// returns "" and false.
+// call calls the plugin and returns its output, and whether the plugin succeeded. It kills the plugin after the time
+// kill, unless kill is 0. If the plugin was killed or fails, call returns "" and false; a failure is also an error of
+// the test.
 func (k *killer) call(verb string, s slot, more string, kill time.Duration) (out string, done bool) {
 	cmd := exec.Command(filepath.Join(k.Bin, "weir"))
 	cmd.Stdin = strings.NewReader(k.conf + more + "}")

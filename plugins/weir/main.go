@@ -59,7 +59,7 @@ func about(args []string) int {
 }
 
 // printVersion prints the result of VERSION (CNI specification 1.1, "Section 5: Version"). Its cniVersion is the
-// cniVersion of the call, or the newest version if the call has none.
+// cniVersion of the call, or the newest version if the call has no valid one.
 func printVersion(c *call) error {
 	return printJSON(struct {
 		CNIVersion string   `json:"cniVersion"`

@@ -64,7 +64,8 @@ func TestForgedSendersAreDropped(t *testing.T) {
 		})
 	}
 	t.Run("pods don't meet at layer 2", func(t *testing.T) {
-		// This frame is addressed directly to the other pod's MAC. Isolated ports don't forward it.
+		// The first frame is addressed to the other pod's MAC, the second to all. The bridge forwards neither from one
+		// isolated port to another.
 		conn := sniff(t, victim.Netns, "eth0")
 		send(t, pod.Netns, ipv4(mac(others), mac(own), own, others))
 		send(t, pod.Netns, frame(broadcast, mac(own), unix.ETH_P_ARP, arp(mac(own), mac(own), own, others)[14:]))
@@ -100,7 +101,8 @@ func ipv4(dstMAC, srcMAC net.HardwareAddr, src, dst netip.Addr) []byte {
 	return frame(dstMAC, srcMAC, unix.ETH_P_IP, append(h, udp...))
 }
 
-// arp returns a broadcast frame from srcMAC with an ARP request for dst, which says that src has the MAC inside.
+// arp returns a broadcast frame from srcMAC with an ARP request for dst. The request itself says that src has another
+// MAC, inside.
 func arp(srcMAC, inside net.HardwareAddr, src, dst netip.Addr) []byte {
 	b := []byte{0, 1, 8, 0, 6, 4, 0, 1}
 	b = append(append(b, inside...), src.AsSlice()...)
@@ -154,8 +156,8 @@ func send(t *testing.T, netns string, f []byte) {
 	}
 }
 
-// seen reports whether a frame with the marker arrives within a second. It stops when nothing has arrived for a tenth
-// of a second.
+// seen reports whether a frame with the marker arrives within a second. It returns false sooner if nothing at all
+// arrives for a tenth of a second. Frames that the link itself sends don't count.
 func seen(t *testing.T, fd int) bool {
 	t.Helper()
 	buf := make([]byte, 2048)

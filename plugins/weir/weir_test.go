@@ -179,7 +179,8 @@ func TestPodsReachTheWorldAsTheirNode(t *testing.T) {
 	client := n.AddPod("ns-1", "busybox")
 	n.Serve(server.Netns, "tcp", ":80")
 	n.Serve(n.Outside, "tcp", ":80")
-	// On a busy machine the kernel switches on a new link's queue some time after the link is up.
+	// On a busy machine the kernel switches on a new link's queue some time after the link is up. So greets tries again
+	// after an error.
 	greets := func(netns, address, want string) {
 		t.Helper()
 		n.Eventually(want+" from "+address, func() error {
@@ -387,7 +388,7 @@ func TestClosedPodsWaitForTheAgent(t *testing.T) {
 	}
 	n := nodetest.NewNode(t, nodetest.Conf{"enforcement": "closed"})
 	n.Manifest("cluster.yaml", cluster)
-	// No agent has ever run here, so no rule drops anything.
+	// No agent has ever run here, so no rule drops anything: the pods' links stay down.
 	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
 	n.Serve(server.Netns, "tcp", ":80")
 	if _, err := nodetest.Get(t, client.Netns, server.IP+":80"); err == nil {

@@ -23,7 +23,7 @@ import (
 // These tests try to use the windows that docs/security-windows.md names: while something changes, a pod sends
 // forbidden packets as fast as it can, and none of them may arrive.
 
-// noEgress isolates busybox in the egress direction.
+// noEgress isolates busybox in egress, and allows it nothing.
 const noEgress = `
 kind: NetworkPolicy
 apiVersion: networking.k8s.io/v1
@@ -458,13 +458,14 @@ func TestAFlushIsClosedWithoutAState(t *testing.T) {
 	}
 }
 
-// flow is a connection on which both sides send continuously.
+// flow counts what arrives at both ends of a connection on which both sides send continuously.
 type flow struct {
 	network            string
 	toServer, toClient atomic.Int64 // packets or pieces that arrived
 }
 
-// silent returns an error if packets still arrive. It waits longer than TCP does before it first sends a packet again.
+// silent returns an error if packets arrive within half a second. That is longer than TCP waits before it first sends
+// a lost packet again.
 func (f *flow) silent() error {
 	toServer, toClient := f.toServer.Load(), f.toClient.Load()
 	time.Sleep(500 * time.Millisecond)
