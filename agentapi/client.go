@@ -26,7 +26,8 @@ const (
 	// ObjectsPath answers with the objects that the agent knows, and ExplainPath with what happens to a connection.
 	ObjectsPath = "/v1/objects"
 	ExplainPath = "/v1/explain"
-	// EnforcedPath answers what the agent enforces, when it enforces what the question asks for.
+	// EnforcedPath takes a question (package policy/enforced) and answers with what the agent enforces. The agent waits
+	// until that includes the versions of objects that the question names, but only for the question's time.
 	EnforcedPath = "/v1/enforced"
 )
 

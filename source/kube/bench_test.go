@@ -41,7 +41,8 @@ func realisticPod(i int, unique bool) *corev1.Pod {
 	return p
 }
 
-// BenchmarkPodEvent measures an event of one of 10,000 pods, from the decoded object until the loop would be woken.
+// BenchmarkPodEvent measures one event of a pod in a cluster of 10,000, from the decoded object until the loop would
+// be woken.
 func BenchmarkPodEvent(b *testing.B) {
 	for _, bc := range []struct {
 		name   string
@@ -118,7 +119,7 @@ func BenchmarkMemory(b *testing.B) {
 	}
 }
 
-// live returns the size of the live heap.
+// live returns the bytes of the heap's objects after a garbage collection.
 func live() uint64 {
 	runtime.GC()
 	runtime.GC()
@@ -177,8 +178,8 @@ type bufferedFile struct {
 func (f bufferedFile) Header() http.Header { return f.header }
 func (f bufferedFile) WriteHeader(int)     {}
 
-// watchPeak returns a function that ends the watch and returns the largest heap in between. Garbage that hasn't been
-// collected yet is part of the heap.
+// watchPeak begins to watch the heap's size. The returned function ends that and returns the largest size in bytes,
+// with garbage that wasn't collected yet.
 func watchPeak(b *testing.B) func() uint64 {
 	b.Helper()
 	stop, result := make(chan struct{}), make(chan uint64)
@@ -202,7 +203,7 @@ func watchPeak(b *testing.B) func() uint64 {
 	}
 }
 
-// cpuTime returns the time that the process has used.
+// cpuTime returns the CPU time that the process has used in user and kernel mode.
 func cpuTime(b *testing.B) time.Duration {
 	b.Helper()
 	var u unix.Rusage

@@ -32,7 +32,7 @@ type cluster struct {
 	// pending has the changes since the last delta; nil until the first one.
 	pending                       *policy.Delta
 	nodesChanged, problemsChanged bool
-	// number is that of the last delta that changed something.
+	// number is the number of the last delta that changed something.
 	number uint64
 
 	now     func() time.Time
@@ -93,7 +93,7 @@ func newCluster() *cluster {
 	return c
 }
 
-// clusterWide returns the names of objects without a namespace.
+// clusterWide returns a sequence of the names of objects that are in no namespace.
 func clusterWide[T any](objects map[string]T) func(func(policy.Name) bool) {
 	return func(yield func(policy.Name) bool) {
 		for name := range objects {
@@ -122,7 +122,7 @@ func (c *cluster) waiting() bool {
 	return c.pending == nil || !c.pending.Empty() || c.nodesChanged || c.problemsChanged
 }
 
-// complete reports whether the cluster has each object that existed when Run began.
+// complete reports whether each watch has listed its objects at least once. The caller holds the lock.
 func (c *cluster) complete() bool {
 	m := c.mirrors
 	return m.pods.listed && m.namespaces.listed && m.nodes.listed && m.policies.listed
@@ -157,7 +157,7 @@ func (c *cluster) take() *policy.Delta {
 	return d
 }
 
-// expire forgets what counts for a limited time only.
+// expire forgets the policies that were deleted longer than maxWatchLag ago (departing.expire).
 func (c *cluster) expire() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -183,7 +183,7 @@ func (c *cluster) everything() *policy.Delta {
 	return d
 }
 
-// values returns the values, in the order of their keys.
+// values returns copies of the map's values, in the order of their keys.
 func values[T any](by map[string]*T) *[]T {
 	all := make([]T, 0, len(by))
 	for _, name := range slices.Sorted(maps.Keys(by)) {
@@ -253,7 +253,8 @@ func (c *cluster) checkDeparture(name string) {
 	c.setProblems("Namespace", policy.Name{Name: name}, problems)
 }
 
-// reportPolicies reports policies that count again, and policies that don't count any more.
+// reportPolicies puts policies that count, and the ends of policies that don't count any more, into the next delta.
+// Before the first delta it does nothing: that delta has all policies.
 func (c *cluster) reportPolicies(back, over []*networkingv1.NetworkPolicy) {
 	if c.pending == nil {
 		return

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/test/deltas"
 )
 
-// add gives the store an object of a watch.
+// add gives the store an object, as the reflector does after an event that adds or changes it.
 func add(t testing.TB, store cache.ReflectorStore, o any) {
 	t.Helper()
 	if err := store.Update(o); err != nil {
@@ -29,7 +29,8 @@ func remove(t testing.TB, store cache.ReflectorStore, o any) {
 	}
 }
 
-// list gives the store a list, as objects if it isn't streamed.
+// list gives the store a complete list: of items that have streamed in, or of objects as from an API server that
+// doesn't stream lists.
 func list[O object, I any](t testing.TB, m *mirror[O, I], streaming bool, objects ...O) {
 	t.Helper()
 	var all []any
@@ -202,7 +203,8 @@ func TestEventsAreCoalesced(t *testing.T) {
 	}
 }
 
-// TestRelist: a list changes what differs from what is known, and nothing else, streamed or not.
+// TestRelist: after a list, streamed or not, the delta has only the pods that differ from those known before. A pod
+// that still runs keeps addresses that its status has lost. The pools keep only what is used.
 func TestRelist(t *testing.T) {
 	for name, streaming := range map[string]bool{"streamed": true, "in one piece": false} {
 		t.Run(name, func(t *testing.T) {
@@ -245,7 +247,8 @@ func TestRelist(t *testing.T) {
 	}
 }
 
-// TestAListThatEndsEarlyChangesNothing: the reflector drops the objects of a stream that ends before its bookmark.
+// TestAListThatEndsEarlyChangesNothing: objects of a stream that ends before its bookmark change nothing: the
+// reflector drops them. After the next list, the pools have forgotten what these objects had.
 func TestAListThatEndsEarlyChangesNothing(t *testing.T) {
 	c := began(t)
 	list(t, c.mirrors.pods, true, newPod(same))
@@ -297,7 +300,8 @@ func TestPoliciesStayTheSameObjects(t *testing.T) {
 	}
 }
 
-// TestNamespacesAndNodes: what changes nothing for policy isn't in a delta.
+// TestNamespacesAndNodes: after each event, the deltas together give the present namespaces, nodes and problems. An
+// event that means nothing to policy is in no delta.
 func TestNamespacesAndNodes(t *testing.T) {
 	c := began(t)
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns", UID: "one"}}

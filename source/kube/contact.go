@@ -63,7 +63,7 @@ func (c *contact) set(path string, err error) {
 	}
 }
 
-// Contact returns an error if the API server doesn't answer all watches; nil while it does.
+// Contact returns an error if the last request of a watch has failed; nil if none has. The error has each cause once.
 func (s *Source) Contact() error {
 	s.contact.mu.Lock()
 	defer s.contact.mu.Unlock()

@@ -115,7 +115,7 @@ func (d *departing) removed(p *networkingv1.NetworkPolicy, now time.Time) (kept 
 	return false
 }
 
-// stored records that there is a policy of that name.
+// stored records that there is a policy of that name again, so that no deleted one of this name counts.
 func (d *departing) stored(name policy.Name) {
 	if known := d.namespaces[name.Namespace]; known != nil {
 		delete(known.kept, name.Name)

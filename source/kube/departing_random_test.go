@@ -32,7 +32,7 @@ type known struct {
 	kept map[string]bool
 }
 
-// namespace takes a namespace as it is now, or as it was before it went.
+// namespace takes a namespace as it is now or, if gone, as it last was.
 func (d *departures) namespace(ns *corev1.Namespace, gone bool, now time.Time) {
 	of := d.known[ns.Name]
 	if of != nil && of.uid != ns.UID {
@@ -47,7 +47,8 @@ func (d *departures) namespace(ns *corev1.Namespace, gone bool, now time.Time) {
 	}
 }
 
-// policies returns the policies that count, given those that there are now.
+// policies returns the names of the policies that count, given those that exist now (live), and the namespaces that
+// have pods (inhabited).
 func (d *departures) policies(now time.Time, live map[policy.Name]bool, inhabited map[string]bool) []string {
 	maps.DeleteFunc(d.recent, func(name policy.Name, at time.Time) bool { return now.Sub(at) > maxWatchLag || live[name] })
 	for name := range live {
@@ -87,7 +88,8 @@ func (d *departures) policies(now time.Time, live map[policy.Name]bool, inhabite
 	return names
 }
 
-// TestDepartingAtRandom: after each event, the policies that count are those of the specification.
+// TestDepartingAtRandom: after each of many random events, the policies that count are those of the specification
+// (departures), and each namespace with pods and unknown policies has a problem.
 func TestDepartingAtRandom(t *testing.T) {
 	for seed := range uint64(1000) {
 		r := rand.New(rand.NewPCG(seed, 5))
@@ -156,7 +158,8 @@ func TestDepartingAtRandom(t *testing.T) {
 	}
 }
 
-// TestDepartingForgets: a policy that was deleted is forgotten once it can't count again.
+// TestDepartingForgets: a deleted policy is forgotten once it was deleted longer than maxWatchLag ago, because it
+// can't count again.
 func TestDepartingForgets(t *testing.T) {
 	now := time.Now()
 	c := began(t)
@@ -178,7 +181,8 @@ func TestDepartingForgets(t *testing.T) {
 	}
 }
 
-// TestDepartingInLists: lists, not events, tell that the namespace, its policies and its pods are gone.
+// TestDepartingInLists: if lists, not events, tell that a namespace that is being deleted, its policies and its pods
+// are gone, its policy counts until the pods are gone.
 func TestDepartingInLists(t *testing.T) {
 	c, sum := began(t), deltas.NewSum()
 	c.departing.started = time.Now().Add(-time.Hour)

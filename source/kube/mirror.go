@@ -90,7 +90,7 @@ func (m *mirror[O, I]) stream(o O) *streamed[I] {
 // Add stores an object that is new.
 func (m *mirror[O, I]) Add(o any) error { return m.Update(o) }
 
-// Update stores an object as it is now.
+// Update stores the item of an object, or returns an error if o isn't of the mirror's kind.
 func (m *mirror[O, I]) Update(o any) error {
 	object, ok := o.(O)
 	if !ok {
@@ -104,7 +104,7 @@ func (m *mirror[O, I]) Update(o any) error {
 	return nil
 }
 
-// Delete removes an object.
+// Delete removes the item of an object. It is no error if there is none.
 func (m *mirror[O, I]) Delete(o any) error {
 	object, ok := o.(O)
 	if !ok {
@@ -210,7 +210,7 @@ func (m *mirror[O, I]) follow(
 // server says that it can't stream lists, the reflector asks for a list in one piece.
 var errNoStream = errors.New("the API server streams lists, but the last stream has failed")
 
-// lister returns a list function for the reflector from that of a typed client.
+// lister makes the list function of a typed client one that the reflector takes, whose result is any object.
 func lister[L runtime.Object](list func(context.Context, metav1.ListOptions) (L, error)) cache.ListWithContextFunc {
 	return func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return list(ctx, o) }
 }

@@ -22,7 +22,7 @@ type pods struct {
 	lost map[policy.Name]bool
 }
 
-// podItem is a pod as its status and its API object have it.
+// podItem is what policy needs of a pod.
 type podItem struct {
 	*policy.Pod
 	apiUID   string // of a static pod; empty otherwise
@@ -114,7 +114,7 @@ func (c *cluster) removePod(name policy.Name) {
 	}
 }
 
-// pod returns the pod of that name, without its problems. ok is false if there is none.
+// pod returns the pod of that name, without its problems. ok is false if there is no such pod.
 func (c *cluster) pod(name policy.Name) (i podItem, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

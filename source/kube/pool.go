@@ -36,7 +36,8 @@ func (p *pool[T]) find(v T) *pooled[T] {
 	return e
 }
 
-// share returns the pool's copy of the value. The caller may drop it without a word, or use it (use).
+// share returns the pool's copy of the value. A caller that keeps the copy calls use. Until then, sweep may drop the
+// copy from the pool.
 func (p *pool[T]) share(v T) T {
 	if e := p.find(v); e != nil {
 		return e.value

@@ -9,8 +9,9 @@ import (
 	"github.com/weir-net/weir/policy/enforced"
 )
 
-// TestPosition: the position needs the delta that has the changes up to it. A change that means nothing to policy moves
-// the position and needs no delta.
+// TestPosition: with the watches' position, Position returns the number of the delta that has all changes up to there,
+// even if that delta hasn't been taken yet. A change that means nothing to policy moves the position, but not the
+// number. Before all lists, or if resourceVersions aren't numbers, ok is false.
 func TestPosition(t *testing.T) {
 	c := newCluster()
 	s := &Source{}

@@ -93,7 +93,8 @@ func (p *publishing) hasIP(name, ip string) bool {
 	return slices.ContainsFunc(pods.Items, func(o corev1.Pod) bool { return o.Name == name && o.Status.PodIP == ip })
 }
 
-// wantNone makes sure that nothing was written: the next patch is one for another pod.
+// wantNone checks that nothing was written: it publishes an address of another pod, and the next patch must be for
+// that pod.
 func (p *publishing) wantNone() {
 	p.Helper()
 	p.source.Publish(p.Context(), addresses("ns-1", "b", "two", "100.96.1.99"))
@@ -126,7 +127,8 @@ func addresses(namespace, name, uid, ip string) map[endpoint.Pod][]netip.Addr {
 	return map[endpoint.Pod][]netip.Addr{{Namespace: namespace, Name: name, UID: uid}: {netip.MustParseAddr(ip)}}
 }
 
-// TestPublish: kubelet removes the addresses until the pod's first container runs, and Publish writes them again.
+// TestPublish: if kubelet removes a published address from the pod's status, the source writes it again, unless a
+// later Publish leaves the pod out. An address that is there already isn't written.
 func TestPublish(t *testing.T) {
 	p := publish(t)
 	p.source.Publish(t.Context(), addresses("ns-1", "a", "one", "100.96.1.9"))
@@ -170,7 +172,7 @@ func TestAwaitPublished(t *testing.T) {
 	publish(t).source.AwaitPublished(ctx, endpoint.Pod{Namespace: "ns-1", Name: "nobody", UID: "x"})
 }
 
-// TestPublishBeforeThePodIsKnown: the watch may report the pod after it was enrolled.
+// TestPublishBeforeThePodIsKnown: if the watch reports a pod only after Publish, the address is written then.
 func TestPublishBeforeThePodIsKnown(t *testing.T) {
 	p := publish(t)
 	p.source.Publish(t.Context(), addresses("ns-1", "late", "two", "100.96.1.9"))
@@ -178,7 +180,8 @@ func TestPublishBeforeThePodIsKnown(t *testing.T) {
 	p.wantPatch("late", "two", "100.96.1.9")
 }
 
-// TestPublishAStaticPod: the runtime and the API server have different UIDs for the pod.
+// TestPublishAStaticPod: the runtime and the API server have different UIDs for a static pod. The address is published
+// under the runtime's UID, and the patch has the API server's.
 func TestPublishAStaticPod(t *testing.T) {
 	p := publish(t)
 	p.source.Publish(t.Context(), addresses("kube-system", "static-n1", "runtime", "100.96.1.9"))
@@ -197,7 +200,8 @@ func TestPublishNoNamesake(t *testing.T) {
 	}
 }
 
-// TestPublishGivesUpQuietly: if the pod is gone, Publish logs nothing; other failures are logged.
+// TestPublishGivesUpQuietly: if the API server's answer means that the pod is gone, patch returns no error. Another
+// refusal is an error.
 func TestPublishGivesUpQuietly(t *testing.T) {
 	pods := schema.GroupResource{Resource: "pods"}
 	for name, tc := range map[string]struct {

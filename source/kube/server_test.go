@@ -32,9 +32,10 @@ type streams struct {
 	lists  atomic.Int32 // how many lists in one piece the client has asked for
 }
 
-// podWatch is the answer to a watch on pods: the events, and then the end of the connection when end is closed.
+// podWatch is the answer to a watch on pods: the events, then those of the file, then those of more, and the end of
+// the connection when end is closed. If status isn't 0, the answer is only this HTTP status.
 type podWatch struct {
-	status int // other than 200
+	status int // 0: 200
 	events []watch.Event
 	file   string // of encoded events that come after these
 	more   chan watch.Event
@@ -187,7 +188,7 @@ func bookmark(of runtime.Object) watch.Event {
 	return watch.Event{Type: watch.Bookmark, Object: o}
 }
 
-// client returns a source whose client has the configuration.
+// sourceOf returns a source whose client has the configuration, with the source's own Transport.
 func sourceOf(t testing.TB, config *rest.Config) *Source {
 	t.Helper()
 	s := &Source{}

@@ -26,7 +26,7 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// Source watches the API server.
+// Source watches an API server and writes to it. The caller sets the exported fields before Run.
 type Source struct {
 	Client kubernetes.Interface
 	Log    *slog.Logger

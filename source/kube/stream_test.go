@@ -15,7 +15,8 @@ import (
 	"github.com/weir-net/weir/test/deltas"
 )
 
-// TestStreams goes through what can happen to the watch on pods.
+// TestStreams: the watch on pods breaks off, fails, repeats events, and ends with 410. Only whole lists and events
+// after them count, the watch goes on where it was, and a change that means nothing gives no delta.
 func TestStreams(t *testing.T) {
 	server, config := newStreams(t)
 	source := sourceOf(t, config)
@@ -111,7 +112,8 @@ func TestStreams(t *testing.T) {
 	}
 }
 
-// TestNoStreams: an API server that can't stream lists, because its etcd is too old, is asked for lists in one piece.
+// TestNoStreams: an API server that can't stream lists, because its etcd is too old, is asked once for each list in
+// one piece, and the first delta has the pod.
 func TestNoStreams(t *testing.T) {
 	server, config := newStreams(t)
 	server.unable = true

@@ -103,7 +103,7 @@ func (t *trimmer) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// next reads a frame, and trims it.
+// next reads a frame into out, and trims it. Of a frame longer than maxFrame it reads only the length.
 func (t *trimmer) next() error {
 	var length [4]byte
 	if _, err := io.ReadFull(t.in, length[:]); err != nil {
@@ -178,7 +178,8 @@ func (f field) content() []byte {
 	return content
 }
 
-// field appends what is kept of a field of type BytesType.
+// field appends what is kept of a field of type BytesType, and returns the longer slice. ok is false if the field's
+// content isn't the message that k describes.
 func (k *kept) field(out []byte, f field) (_ []byte, ok bool) {
 	content := f.content()
 	if k.entry != nil {

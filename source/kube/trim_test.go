@@ -38,7 +38,7 @@ func encodeEvents(t testing.TB, events ...watch.Event) []byte {
 	return stream.Bytes()
 }
 
-// answer returns an API server's answer with the stream, after Transport has seen it.
+// answerOf returns the body of an API server's answer, as the client gets it from Transport.
 func answerOf(t testing.TB, path string, status int, contentType string, body io.Reader) io.ReadCloser {
 	t.Helper()
 	rt := (&Source{}).Transport(roundTripper(func(*http.Request) (*http.Response, error) {
@@ -137,7 +137,8 @@ func only(p *corev1.Pod) *corev1.Pod {
 	}
 }
 
-// TestTrim: events of a watch keep what the source needs, and lose the rest, however the stream is cut into pieces.
+// TestTrim: of the pods in a watch's events, only the fields that the source needs are left, however the stream is cut
+// into pieces. Bookmarks and errors arrive too. Policy sees the same pods, and at most a quarter of the bytes is left.
 func TestTrim(t *testing.T) {
 	var events, want []watch.Event
 	for _, p := range wholePods() {
@@ -231,7 +232,8 @@ func TestTrimLeavesTheRestAlone(t *testing.T) {
 	}
 }
 
-// TestTrimAnything: no stream makes the trimmer panic, and a frame never grows.
+// TestTrimAnything: if bytes of a frame are replaced at random, the trimmer neither panics nor fails, and the frame
+// doesn't grow.
 func TestTrimAnything(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	stream := encodeEvents(t, watch.Event{Type: watch.Added, Object: realisticPod(1, true)})

@@ -26,7 +26,7 @@ const (
 	surveyRetry = 15 * time.Second
 )
 
-// notSurveyed is reported until the API server has answered a survey.
+// notSurveyed is reported if a survey fails and none has succeeded yet.
 var notSurveyed = []policy.Unenforced{{
 	Where: "which policies of other kinds the cluster has isn't known: the API server doesn't say which kinds it serves",
 }}

@@ -116,7 +116,8 @@ func TestUnenforcedKinds(t *testing.T) {
 	}
 }
 
-// TestSurvey: unknown kinds are reported, and a failed survey doesn't affect Contact.
+// TestSurvey: if the first survey fails, notSurveyed is reported. Neither a failed survey nor a kind that can't be
+// counted affects Contact.
 func TestSurvey(t *testing.T) {
 	var away atomic.Bool
 	away.Store(true)

@@ -7,11 +7,11 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// errNotListed means that not all objects were listed yet.
 var errNotListed = errors.New("the API server has not sent all objects yet")
 
-// View returns the present objects, of the pods only those that keep returns true for. It knows no Services, because no
-// ruleset depends on them, so the source doesn't watch them. Callers don't change the results.
+// View returns the present objects, but only the pods for which the function keep returns true. It returns no
+// Services: no ruleset depends on them, so the source doesn't watch them. Callers must not change the results. View
+// returns an error until all objects were listed once.
 func (s *Source) View(_ context.Context, keep func(*policy.Pod) bool) (policy.Objects, []policy.Service, error) {
 	s.published.mu.Lock()
 	c := s.published.cluster

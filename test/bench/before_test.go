@@ -90,7 +90,7 @@ func save(t *testing.T, took times) {
 }
 
 // compare prints, for each of the two commits, the ratio of weir's time to bridge's time. It also prints the
-// difference between the two ratios, round by round.
+// difference between the two ratios, taken round by round, and the ratio of weir's time now to weir's time before.
 func compare(t *testing.T, now times) {
 	t.Helper()
 	var before times

@@ -22,7 +22,8 @@ const (
 	lost = 5 * time.Second
 )
 
-// boundSocket returns a socket of the thread's network namespace, which waits so long for a packet. Port 0 is any port.
+// boundSocket returns a socket in the thread's network namespace, bound to the address and port. Port 0 is any port. A
+// call that waits for a packet longer than the time wait ends with EAGAIN.
 func boundSocket(kind int, addr netip.Addr, port int, wait time.Duration) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

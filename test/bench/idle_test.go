@@ -30,8 +30,9 @@ var (
 	profile       = flag.String("perf", "", "file to which perf records the agent while it is measured")
 )
 
-// TestIdle prints how much of a core the agent uses while nothing changes, its children included, and how many routes,
-// neighbours, addresses and links change meanwhile, which must be none.
+// TestIdle prints how much of a core the agent and its children use while nothing changes. It also prints how many
+// changes of routes, neighbours, addresses and links there are meanwhile, and at a restart of the agent. There should
+// be none.
 func TestIdle(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -57,7 +58,7 @@ func TestIdle(t *testing.T) {
 	for i := range *pods {
 		n.AddPod("bench", fmt.Sprint("pod-", i))
 	}
-	time.Sleep(15 * time.Second) // what the pods' starts have caused is over, and one resync
+	time.Sleep(15 * time.Second) // until what the pods' starts cause is over, and one resync
 	if *profile != "" {
 		record := exec.Command("perf", "record", "-q", "-g", "-F", "999", "--inherit", "-o", *profile, "-p",
 			strconv.Itoa(n.AgentPID()))
@@ -88,7 +89,7 @@ func node(name, address, network string) string {
 		"status: {addresses: [{type: InternalIP, address: %s}]}\n", name, network, address)
 }
 
-// service are the rules of a Service.
+// service has the lines of iptables-restore that kube-proxy writes for a Service with two endpoints.
 const service = `:KUBE-SVC-NUMBER - [0:0]
 :KUBE-SEP-NUMBER-1 - [0:0]
 :KUBE-SEP-NUMBER-2 - [0:0]

@@ -46,7 +46,8 @@ type packetNode struct {
 	buf            []byte // of the server
 }
 
-// newPacketNode makes the node. Without guard it has only what any node has.
+// newPacketNode makes the node, without rules in iptables. If guard is true, weir's guard checks the frames of the two
+// pods.
 func newPacketNode(t *testing.T, name string, guard bool) *packetNode {
 	t.Helper()
 	n := &packetNode{

@@ -67,7 +67,7 @@ func message(kind int, attr *nl.RtAttr) []byte {
 	return req.Serialize()
 }
 
-// accept reads one packet and accepts it.
+// accept reads one packet and accepts it. It returns nil if no packet comes within the time idle.
 func (q *queue) accept() error {
 	k, err := read(q.fd, q.buf)
 	if err != nil {

@@ -46,9 +46,9 @@ const core = 1
 // warmUp is how many batches of a measurement aren't counted.
 const warmUp = 2
 
-// measure repeats the traffic for the time and returns the processor time of one repetition, of client and server
-// together. It includes the time in which the kernel forwards the packets, because the kernel does that within the
-// system call of the sender. No connection is known at the beginning.
+// measure repeats the traffic until client, server and queue have used the processor time atLeast, and returns their
+// processor time for one repetition. This includes the time in which the kernel forwards the packets, because the
+// kernel does that within the system call of the sender. At the beginning, connection tracking has no entries.
 func (n *packetNode) measure(t *testing.T, k traffic, atLeast time.Duration) (took time.Duration) {
 	t.Helper()
 	nodetest.In(t, n.path, func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
@@ -113,7 +113,7 @@ type worker struct {
 	done  chan error
 }
 
-// work repeats once until ended is true.
+// work starts a worker that calls the function once again and again, until ended is true or the function fails.
 func work(ended *atomic.Bool, once func() error) *worker {
 	w := &worker{done: make(chan error, 1)}
 	started := make(chan error)
@@ -244,7 +244,8 @@ func (n *packetNode) write64K() (once, end func() error, err error) {
 	return once, func() error { return closeFD(fd) }, nil
 }
 
-// readAll reads all of one connection.
+// readAll accepts a connection and reads until the client closes it. It returns nil if no client connects within the
+// time idle.
 func (n *packetNode) readAll() error {
 	fd, err := acceptFrom(n.listener)
 	if err != nil {

@@ -116,7 +116,7 @@ func testGreedy(t *testing.T, spec func(policy int) string) {
 		}
 		return nil
 	})
-	out, err := n.Ctl("status", "-o", "json") // it has all problems
+	out, err := n.Ctl("status", "-o", "json") // unlike the text, JSON has all problems
 	if err != nil {
 		t.Fatal(err)
 	}

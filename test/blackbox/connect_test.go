@@ -14,8 +14,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestConnect: weirctl connect joins its input and output with the agent, as commands that ask all nodes need it. The
-// summary agrees with the status.
+// TestConnect: weirctl connect sends its input to the agent as a request, and prints the agent's answer, even if its
+// input stays open. The answer to a request for the summary has one pod and the agent's version. Without an agent,
+// weirctl connect fails and says so.
 func TestConnect(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

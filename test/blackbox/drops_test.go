@@ -45,7 +45,7 @@ type followed struct {
 	lines chan *agentapi.Drop
 }
 
-// follow starts "weirctl drops -f" and waits until the agent has its request.
+// follow starts "weirctl drops -f". It doesn't wait until the agent has the request.
 func follow(n *nodetest.Node, args ...string) *followed {
 	n.Helper()
 	cmd := exec.Command(filepath.Join(n.Bin, "weirctl"), append([]string{"drops", "-f", "-o", "json"}, args...)...)
@@ -77,7 +77,8 @@ func follow(n *nodetest.Node, args ...string) *followed {
 	return f
 }
 
-// TestDropsOfTheGuard: a pod sends under an address that isn't its own. The drop shows the pod and the address.
+// TestDropsOfTheGuard: if a pod sends under an address that isn't its own, weirctl drops shows the pod, the address
+// and the reason, and a metric counts the drop.
 func TestDropsOfTheGuard(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -111,8 +112,8 @@ func TestDropsOfTheGuard(t *testing.T) {
 	}
 }
 
-// TestDrops: a denied connection shows within a second, with both pods and both isolating policies. Later it shows
-// among those that the agent remembers, as text, JSON and pcap.
+// TestDrops: weirctl drops -f shows a denied connection, with both pods and both isolating policies. Later, weirctl
+// drops shows it among those that the agent remembers. Filters for another policy or namespace leave it out.
 func TestDrops(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

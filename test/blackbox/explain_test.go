@@ -88,9 +88,10 @@ spec:
 `, team, labels, port)
 }
 
-// TestExplain: explain says that a connection is dropped and what is missing, and the packet is dropped. After each
-// change that explain asks for it says less, and after the last one the connection is allowed and passes. The kernel
-// agrees each time. An address that is taken out of a set, so that the kernel no longer agrees, is a loud difference.
+// TestExplain: explain says that a connection is dropped and which condition isn't met, and the connection fails.
+// After each change that meets the condition, explain names another one. After the last change the connection is
+// allowed and succeeds. The kernel agrees each time. If the client's address is taken out of the sets, explain says
+// that the kernel differs.
 func TestExplain(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -147,8 +148,8 @@ func TestExplain(t *testing.T) {
 	differs(n, client)
 }
 
-// differs takes the client out of each of weir's sets, until explain says that the kernel differs. The agent puts it
-// back at its next resync, after which nothing differs.
+// differs takes the client out of all sets. Then explain must say, with exit code 4, that the kernel differs. At its
+// next resync the agent puts the client back, and nothing differs any more.
 func differs(n *nodetest.Node, client *nodetest.Pod) {
 	n.Helper()
 	for _, set := range strings.Fields(nodetest.Run(n, "ipset", "list", "-name")) {
@@ -166,7 +167,8 @@ func differs(n *nodetest.Node, client *nodetest.Pod) {
 	})
 }
 
-// TestExplainErrors: each question that names nothing, and an agent that is away, is one line and an exit code.
+// TestExplainErrors: if a question names what doesn't exist or has the wrong form, or if no agent runs, explain prints
+// one line with the reason, and its exit code says which kind of error it is.
 func TestExplainErrors(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// firstFragment returns a frame with the first fragment of a UDP datagram. The fragment carries size zero bytes. In
-// IPv6, fragments with an odd id have destination options before the fragment header.
+// firstFragment returns a frame with the first fragment of a UDP datagram. The fragment's content is zeros, as many
+// bytes as size says. In IPv6, fragments with an odd id have destination options before the fragment header.
 func firstFragment(t *testing.T, dstMAC, srcMAC net.HardwareAddr, src, dst string, id, size int) []byte {
 	t.Helper()
 	payload := gopacket.Payload(make([]byte, size))

@@ -48,7 +48,8 @@ func noReversePath(t *testing.T) {
 // linkLocal returns a MAC that bridges don't forward (IEEE 802.1D, table 7-10).
 func linkLocal(last byte) net.HardwareAddr { return net.HardwareAddr{1, 0x80, 0xc2, 0, 0, last} }
 
-// lldp is a MAC that bridges don't forward. No hook of the bridge sees frames to this MAC.
+// lldp is a MAC that bridges don't forward. Unless the port's group_fwd_mask is set, no hook of the bridge sees frames
+// to this MAC.
 var lldp = linkLocal(0x0e)
 
 // mailbox receives the datagrams that arrive at a UDP address.
@@ -141,8 +142,8 @@ func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	}
 }
 
-// TestARPToLinkLocalMACs: the node doesn't answer ARP requests that E sends to link-local MACs, and learns no neighbour
-// from these requests.
+// TestARPToLinkLocalMACs: the node doesn't answer ARP requests that the hostile pod E sends to link-local MACs, and
+// learns no neighbour from these requests.
 func TestARPToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -213,7 +213,9 @@ func TestAFileThatMayHoldAPolicy(t *testing.T) {
 	n.AddPod("shop", "server")
 }
 
-// TestBadPoliciesClose checks docs/manifests.md, "What a bad file means".
+// TestBadPoliciesClose: if a policy has a field that can't be read, the pods that it selects are closed, and other
+// pods aren't. If its selector can't be read, the last good version of the policy stays in force; without one, all
+// pods of its namespace are closed (docs/manifests.md, "What a bad file means").
 func TestBadPoliciesClose(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -252,7 +254,7 @@ func TestBadPoliciesClose(t *testing.T) {
 	n.Manifest("bad.yaml", bad("{podSelector: {matchLabels: {app: server}}}"))
 	reach(false, true)
 	n.Manifest("bad.yaml", bad("{podSelectr: {}, ingress: [{}]}"))
-	n.Manifest("other.yaml", strings.ReplaceAll(denyJSON, "server", "none")) // once in the status, bad.yaml is read too
+	n.Manifest("other.yaml", strings.ReplaceAll(denyJSON, "server", "none")) // shows when bad.yaml was read
 	n.Eventually("the status has the other policy and the problem", func() error {
 		out, err := n.Ctl("status")
 		if err != nil || !strings.Contains(out, "shop/deny") || !strings.Contains(out, "podSelectr") {

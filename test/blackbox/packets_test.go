@@ -65,8 +65,8 @@ func ip(src, dst netip.Addr, protocol layers.IPProtocol, inside any) gopacket.Se
 	return header(src.String(), dst.String(), protocol, inside)
 }
 
-// header returns the IP header of a packet from src to dst. If inside is a transport layer, its checksum will cover the
-// addresses of this header. Otherwise inside may be nil.
+// header returns the IP header of a packet from src to dst. If the transport layer inside has a checksum that covers
+// the addresses, header makes the layer take them from this header. For other packets inside is nil.
 func header(src, dst string, protocol layers.IPProtocol, inside any) gopacket.SerializableLayer {
 	var ip gopacket.SerializableLayer
 	if strings.Contains(dst, ":") {

@@ -79,7 +79,7 @@ exit 1`, text, says))
 	return r
 }
 
-// TestRefusedProtocol: a kernel without xt_sctp refuses a rule with an SCTP port.
+// TestRefusedProtocol does testRefused with a rule for an SCTP port, which a kernel without xt_sctp refuses.
 func TestRefusedProtocol(t *testing.T) {
 	testRefused(t, refusal{
 		spec:  `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}, {port: 9, protocol: SCTP}]}]}`,
@@ -97,7 +97,7 @@ func TestRefusedProtocolByLegacy(t *testing.T) {
 	}.lacking("-p sctp", "iptables-restore: line 99 failed"))
 }
 
-// TestRefusedMultiport: a kernel without xt_multiport refuses a rule with several ports.
+// TestRefusedMultiport does testRefused with a rule for several ports, which a kernel without xt_multiport refuses.
 func TestRefusedMultiport(t *testing.T) {
 	testRefused(t, refusal{
 		spec: `{podSelector: {matchLabels: {app: web}},
@@ -107,7 +107,7 @@ func TestRefusedMultiport(t *testing.T) {
 	}.lacking("-m multiport", ""))
 }
 
-// TestRefusedRule: the kernel refuses one of many similar rules.
+// TestRefusedRule does testRefused with 301 similar rules, of which the kernel refuses one.
 func TestRefusedRule(t *testing.T) {
 	var rules []string
 	for i := range 300 {
@@ -124,7 +124,8 @@ const someBlocks = `{podSelector: {matchLabels: {app: web}},
 	ingress: [{from: [{ipBlock: {cidr: 10.88.0.0/25}}, {ipBlock: {cidr: 172.16.7.0/24}}],
 		ports: [{port: 1234}]}, {ports: [{port: 80}]}]}`
 
-// TestRefusedSet: the kernel refuses a set, because another program's rule uses a set of that name with another type.
+// TestRefusedSet does testRefused with a set that the kernel refuses, because another program's rule uses a set of
+// that name with another type.
 func TestRefusedSet(t *testing.T) {
 	testRefused(t, refusal{
 		spec: someBlocks, field: "spec.ingress[0].from", opens: true,
@@ -149,7 +150,7 @@ func TestRefusedSet(t *testing.T) {
 	})
 }
 
-// TestRefusedEntry: a set has no room for one of its entries.
+// TestRefusedEntry does testRefused with a set that has no room for one of its entries.
 func TestRefusedEntry(t *testing.T) {
 	swap := func(room string) func(n *nodetest.Node) {
 		return func(n *nodetest.Node) {

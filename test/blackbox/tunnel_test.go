@@ -57,9 +57,9 @@ func rpFilter(t *testing.T, netns string, value int) {
 	})
 }
 
-// arrives calls send, and reports whether a datagram that send sends reaches a socket at the address in the namespace.
-// Then it calls control, which must send a datagram that arrives there and begins with "control". When this one is
-// there, arrives need not wait for another.
+// arrives calls the function send, and reports whether a datagram that send sends reaches a socket at the address in
+// the namespace. Then it calls control, which must send a datagram that arrives there and begins with "control". After
+// this datagram arrives needn't wait for others. Without a control it waits 300 ms.
 func arrives(t *testing.T, netns, address string, send, control func()) bool {
 	t.Helper()
 	var conn *net.UDPConn

@@ -47,13 +47,15 @@ type waited struct {
 	pods    map[policy.Name]*nodetest.Pod
 }
 
-// The ports of the API server and of the ways to it.
+// The ports on the router: servedPort is the API server's. At latePort, late forwards a node's connections to the API
+// server.
 const (
 	servedPort = 6443
 	latePort   = 6444
 )
 
-// late forwards connections on the router from one address to another. What comes back is late.
+// late forwards, on the router, each connection to the address from to the address to. What comes back is forwarded
+// after the delay.
 func late(t *testing.T, from, to string, delay time.Duration) {
 	t.Helper()
 	var listener net.Listener
@@ -230,7 +232,7 @@ func (w *waited) add(n *nodetest.ClusterNode, namespace, name string, labels map
 	}
 }
 
-// wait waits for an object, which must take less than half a minute.
+// wait does what kubectl weir wait does for an object. It must succeed within half a minute.
 func (w *waited) wait(t *testing.T, kind, namespace, name string, deleted bool) client.Waited {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -306,7 +308,7 @@ func named(name policy.Name) metav1.ObjectMeta {
 	return metav1.ObjectMeta{Namespace: name.Namespace, Name: name.Name}
 }
 
-// pickName draws one of the names.
+// pickName draws one of the names; the empty name if there is none.
 func pickName[T any](r *rand.Rand, of map[policy.Name]T) policy.Name {
 	names := slices.SortedFunc(maps.Keys(of), func(a, b policy.Name) int {
 		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
@@ -317,8 +319,9 @@ func pickName[T any](r *rand.Rand, of map[policy.Name]T) policy.Name {
 	return names[r.IntN(len(names))]
 }
 
-// A connection that the policies allow needs less than answers: within a second, a client sends its first packet only
-// once. One that they deny is tried for notWithin.
+// A connection that the policies allow must succeed within the time answers. That is less than the second after which
+// a client sends its first packet again, so the first packet must pass. A connection that the policies deny must not
+// succeed within notWithin.
 const (
 	answers   = 900 * time.Millisecond
 	notWithin = 250 * time.Millisecond
@@ -380,7 +383,7 @@ func (w *waited) probe(
 	return wrong
 }
 
-// insecure accepts any certificate: the test's own server has one for another name.
+// insecure returns a configuration that accepts any certificate: the test's own server has one for another name.
 func insecure() *tls.Config {
 	return &tls.Config{InsecureSkipVerify: true} //nolint:gosec // as above
 }

@@ -97,8 +97,8 @@ func TestNextHopOfTheOtherFamily(t *testing.T) {
 	allReach(c, pods, "crossSubnet")
 }
 
-// TestOverlayPortAndVNI: another overlay uses the port of VXLAN and weir's VNI, and flags give weir others. Pods reach
-// each other. They can't send to weir's new port, but can to the port of the other overlay.
+// TestOverlayPortAndVNI: another overlay uses the port of VXLAN and weir's VNI, and flags give weir another port and
+// VNI. Pods reach each other. They can't send to weir's new port, but can send to the port of the other overlay.
 func TestOverlayPortAndVNI(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -200,7 +200,8 @@ func TestClusterCIDR(t *testing.T) {
 }
 
 // TestTheGateIsRepaired: another program flushes, deletes, switches off or extends the gate's table. The agent makes
-// the table as before. Then the gate drops a packet under an address that isn't of the tunnel's node.
+// the table as it was. Then the gate drops a packet out of a node's tunnel whose source isn't in a network of that
+// node.
 func TestTheGateIsRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

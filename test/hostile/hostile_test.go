@@ -2,7 +2,7 @@
 // on a bridge with weir. The pod, E, is under a policy that denies all ingress and egress, and has CAP_NET_RAW, which
 // container runtimes give by default.
 //
-// The control is the same bridge with the same pairs, but without guard, rules and sysctls. There, each frame is
+// The control is the same bridge with the same veth pairs, but without guard, rules and sysctls. There, each frame is
 // classed:
 //
 //   - A frame is answered, if it makes E, another pod or the host outside receive a packet.

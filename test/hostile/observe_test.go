@@ -100,7 +100,8 @@ const outsideMAC = "02:00:00:00:00:01"
 
 const toE = "answered to E"
 
-// These constants are from include/uapi/linux/netfilter/nfnetlink_log.h.
+// These constants are from include/uapi/linux/netfilter/nfnetlink_log.h, except logGroup, the group that the hooks log
+// to.
 const (
 	configMessage = 1
 	configCommand = 1
@@ -229,7 +230,8 @@ func marked(data []byte) (int, bool) {
 	return id, err == nil
 }
 
-// answer returns the number of the frame that the TCP or ARP packet answers.
+// answer returns the number of the frame that a TCP packet (by its port) or an ARP packet (by its sender) answers;
+// false for any other packet.
 func (o *observer) answer(data []byte) (id int, ok bool) {
 	packet := gopacket.NewPacket(data, layers.LayerTypeEthernet, gopacket.NoCopy)
 	if tcp, ok := packet.Layer(layers.LayerTypeTCP).(*layers.TCP); ok && tcp.DstPort >= firstPort &&

@@ -295,7 +295,7 @@ func (f *forge) ownOf(a netip.Addr) netip.Addr {
 	return f.w.e6
 }
 
-// malformed forges packets with contradictory headers.
+// malformed forges packets with wrong or contradictory headers, packets that end too early, and frames of zeros.
 func (f *forge) malformed() {
 	w := f.w
 	f.begin("malformed packets", "")

@@ -76,8 +76,8 @@ func (w *world) surroundings(t testing.TB) {
 	)
 }
 
-// control makes the same bridge, isolated ports and pairs as weir, with the commands ip and bridge. It makes no guard
-// and no rules. Of the sysctls that weir sets, it sets only that the node forwards packets.
+// control makes the same bridge, isolated ports and veth pairs as weir, with the commands ip and bridge. It makes no
+// guard and no rules. Of the sysctls that weir sets, it sets only that the node forwards packets.
 func control(t testing.TB, fam families, prefix string) *world {
 	t.Helper()
 	w := &world{
@@ -312,7 +312,8 @@ spec: {podCIDRs: [%s]}
 status: {addresses: [{type: InternalIP, address: "%s"}]}
 `
 
-// finish records the MACs of E's pair, sets the sysctls that the test needs, and starts the services.
+// finish records the MACs of both ends of E's veth pair, sets the sysctls that the test needs, and starts the
+// services.
 func (w *world) finish(t testing.TB) {
 	t.Helper()
 	e := w.link(t, w.e, "eth0").Attrs()

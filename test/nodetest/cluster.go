@@ -169,7 +169,8 @@ func (n *ClusterNode) SpawnAgent(flags ...string) {
 	})
 }
 
-// StopAgent ends the agent as kubelet does, with SIGTERM.
+// StopAgent ends the agent as kubelet does, with SIGTERM, and waits until it has ended. It does nothing if no agent
+// runs.
 func (n *ClusterNode) StopAgent() {
 	n.cluster.Helper()
 	if n.agent == nil {

@@ -149,7 +149,7 @@ func DelNS(t testing.TB, path string) {
 	}
 }
 
-// In runs f on a thread in the namespace.
+// In runs f on a thread in the network namespace at the path. An error of f fails the test.
 func In(t testing.TB, path string, f func() error) {
 	t.Helper()
 	if err := ns.WithNetNSPath(path, func(ns.NetNS) error { return f() }); err != nil {

@@ -158,7 +158,7 @@ func (n *Node) Configure(conf Conf) {
 	n.ConfigureList(plugin, Conf{"type": "portmap", "capabilities": Conf{"portMappings": true}})
 }
 
-// ConfigureList writes a conflist of these plugins.
+// ConfigureList writes a conflist of these plugins, in this order, in place of the earlier conflist.
 func (n *Node) ConfigureList(plugins ...Conf) {
 	n.Helper()
 	list, err := json.Marshal(Conf{"cniVersion": "1.0.0", "name": "weir", "plugins": plugins})
@@ -221,7 +221,7 @@ func (n *Node) SpawnAgent(flags ...string) {
 // AgentPID returns the process ID of the agent that runs.
 func (n *Node) AgentPID() int { return n.agent.Process.Pid }
 
-// AgentLog returns the agent's log.
+// AgentLog returns all that the agent that was started last has logged so far.
 func (n *Node) AgentLog() string {
 	n.Helper()
 	data, err := os.ReadFile(n.agentLog.Name())
@@ -234,7 +234,7 @@ func (n *Node) AgentLog() string {
 // KillAgent ends the agent at once, as a crash does.
 func (n *Node) KillAgent() { n.signal(syscall.SIGKILL) }
 
-// StopAgent ends the agent as kubelet does, with SIGTERM.
+// StopAgent ends the agent as kubelet does, with SIGTERM. The test fails if the agent's exit code isn't 0.
 func (n *Node) StopAgent() { n.signal(syscall.SIGTERM) }
 
 func (n *Node) signal(s os.Signal) {
