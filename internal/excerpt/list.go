@@ -5,11 +5,11 @@ import (
 	"strings"
 )
 
-// Named is how many names of a list are printed on one line.
+// Named is how many elements List prints of a list that it shortens.
 const Named = 10
 
-// List returns the list as text, with the separator between its elements. A list that is too long for a line is
-// shortened to its first elements, and the number of the others.
+// List returns the list as text, with the separator between its elements. A list of more than Named+1 elements is
+// shortened to the first Named of them, and the number of the others.
 func List[T ~string](list []T, separator string) string {
 	var b strings.Builder
 	for i, s := range list {

@@ -65,7 +65,7 @@ func TestMarks(t *testing.T) {
 	}
 }
 
-// counters returns how many packets the rules with the mark have counted, and the number of these rules.
+// counters returns the number of the rules that match packets without the mark, and how many packets they have counted.
 func counters(t *testing.T, flavour iptables.Flavour, mark string) (packets, rules int) {
 	t.Helper()
 	for _, program := range []string{"iptables-", "ip6tables-"} {

@@ -81,7 +81,7 @@ func (n *Node) addresses(addrs []netip.Addr) []endpoint.Address {
 	return all
 }
 
-// AddPod attaches a pod to weir's bridge, with one or two addresses. Its servers answer on them.
+// AddPod attaches a pod to weir's bridge, with one or two addresses, and starts servers on each.
 func (n *Node) AddPod(name string, addrs ...netip.Addr) {
 	n.Helper()
 	path := nodetest.NewNS(n, name)

@@ -138,8 +138,8 @@ func header(p ruleset.Packet) verdict.Packet {
 	return verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port}
 }
 
-// difference returns a packet that arrives although the policies forbid it, or that doesn't arrive although they allow
-// it. It returns nil if there is no such packet.
+// difference enforces the state, sends the packets, and returns a packet that arrives although the policies forbid it,
+// or that doesn't arrive although they allow it. It returns nil if there is no such packet.
 func (n *Node) difference(s policy.State, packets []ruleset.Packet) *ruleset.Packet {
 	n.Enforce(s)
 	evaluator := verdict.New(s)

@@ -48,7 +48,9 @@ func TestRandomMatrices(t *testing.T) {
 	}
 }
 
-// compareMatrices compares the matrices of one cluster before and after a change with packets.
+// compareMatrices makes a random cluster and changes it. It sends packets before and after the change, and compares the
+// arrivals with both matrices and with their difference. It returns how many packets there are, and how many of them
+// arrived in only one of the two states.
 func compareMatrices(n *Node, seed uint64) (sent, changed int) {
 	n.Helper()
 	r := rand.New(rand.NewPCG(seed, 12))
@@ -112,7 +114,7 @@ type where int
 const (
 	inWorld where = iota
 	attachedHere
-	elsewhere // policies of a pod there, or of an address that no pod has, aren't checked on this node
+	elsewhere // not attached here, but in a network of pods or a pod's: this node doesn't check its policies
 )
 
 // places returns a function that tells where an address is.

@@ -121,7 +121,7 @@ func (d *Dir) delta() (*policy.Delta, error) {
 	return delta, err
 }
 
-// Check reads the directory once, and returns the objects with which Run would begin, and the error for update. The
+// Check reads the directory once, and returns what Run would first call update with: the objects, and the error. The
 // objects are nil if an agent couldn't start with them. If the directory can't be listed, it returns nil and an error.
 func (d *Dir) Check() (*policy.Objects, error) {
 	if _, err := d.read(dirwatch.Change{Lost: true}, func(map[string]bool) error { return nil }); err != nil {
@@ -289,7 +289,7 @@ func (d *Dir) readFile(name string, changedOnly bool) (changed bool) {
 	}
 	was := f.busy
 	if f.busy = errors.Is(err, dirwatch.ErrBeingWritten); f.busy {
-		return !d.started && f.empty() && !was // its earlier objects stay in force
+		return !d.started && f.empty() && !was // once, before the first state; its objects stay
 	}
 	if missing {
 		if f.gone.IsZero() {

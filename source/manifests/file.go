@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// file is one file of the directory.
+// file is what Dir knows of one file of the directory, which may be gone by now.
 type file struct {
 	// entries are all objects of the file, in force or not.
 	entries  []entry

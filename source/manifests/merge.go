@@ -28,7 +28,7 @@ func (p placed) String() string { return printable(p.file) + ", " + p.where }
 // Files. The objects are nil until d.started.
 func (d *Dir) merge() (*policy.Objects, error) {
 	var all policy.Objects
-	var errs, less []error // errs come first: the parts that may have an unknown policy
+	var errs, less []error // errs, of files that may have an unknown policy, come first
 	blocked := false
 	by := map[string][]placed{}
 	var order []string

@@ -198,9 +198,9 @@ func TestParseComplains(t *testing.T) {
 	pod := func(meta string) string { return "apiVersion: v1\nkind: Pod\nmetadata: " + meta + "\n" }
 	const (
 		left     = ""                            // it is left out
-		byLabel  = "ns-1: app=a"                 // denies all traffic of the pods that it selects
-		byLabel2 = "ns-1: app=a Ingress Egress"  // in both directions
-		all      = "ns-1: <none> Ingress Egress" // denies all traffic of its namespace's pods
+		byLabel  = "ns-1: app=a"                 // denies all ingress of the pods that it selects
+		byLabel2 = "ns-1: app=a Ingress Egress"  // denies all ingress and egress of these pods
+		all      = "ns-1: <none> Ingress Egress" // denies both for all pods of its namespace
 		counts   = "counts"                      // the part that can be read counts
 	)
 	selected := "podSelector: {matchLabels: {app: a}}, policyTypes: [Ingress]"

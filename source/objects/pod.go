@@ -51,7 +51,7 @@ func IsPod(p *policy.Pod, pod *corev1.Pod) bool {
 	return len(addresses) == 0 && isPorts(p.Ports, &pod.Spec)
 }
 
-// isPorts reports whether namedPorts returns the ports, without problems.
+// isPorts reports whether namedPorts returns these ports for the spec, without problems.
 func isPorts(ports []policy.NamedPort, spec *corev1.PodSpec) bool {
 	seen := 0
 	for c := range portContainers(spec) {
@@ -160,7 +160,6 @@ func namesake(n policy.NamedPort) func(policy.NamedPort) bool {
 	return func(o policy.NamedPort) bool { return o.Name == n.Name && o.Proto == n.Proto }
 }
 
-// valid reports whether the port has a number that a port can have.
 func valid(port *corev1.ContainerPort) bool {
 	return port.ContainerPort >= 1 && port.ContainerPort <= 65535
 }

@@ -47,8 +47,9 @@ func Service(o *corev1.Service) policy.Service {
 	return s
 }
 
-// AddSlice adds the endpoints of an EndpointSlice to the Service. The conditions that are nil count as the API says:
-// "a nil value should be interpreted as 'true'" for ready.
+// AddSlice adds the endpoints of an EndpointSlice to the Service. An endpoint without the condition ready is ready, as
+// the API says: "a nil value should be interpreted as 'true'". Ports without a number from 1 to 65535, and texts that
+// are no addresses, are left out.
 func AddSlice(s *policy.Service, o *discoveryv1.EndpointSlice) {
 	if s.Endpoints == nil {
 		s.Endpoints = []policy.ServiceEndpoint{}
