@@ -69,8 +69,8 @@ func Ensure(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	return b.withMTU(mtu)
 }
 
-// FindReady returns weir0 if Ensure would have nothing to do, as is nearly always the case. Otherwise, or after an
-// error, it returns nil. It needs no lock.
+// FindReady returns weir0 if Ensure would have nothing to make, as is nearly always the case. It sets only the sysctls
+// of br_netfilter. Otherwise, or after an error, it returns nil. It needs no lock.
 func FindReady(mtu int, gateways []netip.Prefix) *Bridge {
 	b, err := readReady(gateways)
 	if err == nil && b != nil {
@@ -136,7 +136,8 @@ func bridgeAddress(gw netip.Prefix) netip.Prefix {
 	return gw
 }
 
-// build makes the missing parts of the bridge, and returns the bridge.
+// build makes the missing parts of the bridge, sets it up, and returns it. If weir0 is a link of another type, build
+// returns an error.
 func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {

@@ -227,8 +227,8 @@ func TestTheGuardIsRepaired(t *testing.T) {
 	}
 }
 
-// TestGuardThatCannotLog: on a kernel that can't log frames of a bridge, the guard is intact without its log. A foreign
-// rule in the place of the log's rules isn't.
+// TestGuardThatCannotLog: on a kernel that can't log frames of a bridge, the guard is intact without its log. With a
+// foreign rule in place of the log's rules, it isn't intact.
 func TestGuardThatCannotLog(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -139,14 +139,15 @@ func (o *Observed) readRoutes(family uint8) error {
 }
 
 // podMTU reads the MTU of the pair's other end, in the namespace in which that end is. It returns 0 if the other end is
-// gone, or if it is unknown where it is.
+// gone, or if its namespace is unknown.
 //
 // Equivalent to: ip -n NETNS -d link show IFNAME
 func (o *Observed) podMTU(port Link) (mtu int, err error) {
 	if port.PeerNS < 0 || port.Peer <= 0 {
 		return 0, nil
 	}
-	// The acknowledgement ends the answer.
+	// This request asks for one link, so no end of a list follows: the acknowledgement tells Dump that the answer is
+	// whole.
 	get := request(unix.RTM_GETLINK, unix.NLM_F_ACK, ifInfo(unix.AF_UNSPEC, port.Peer),
 		number(unix.IFLA_TARGET_NETNSID, port.PeerNS), withoutStatistics())
 	err = o.lists.Dump(get, func(m []byte) bool {

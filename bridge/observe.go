@@ -35,7 +35,7 @@ type Observed struct {
 	Routes     []RouteSeen
 	// Sysctl reads a sysctl by its path below /proc/sys.
 	Sysctl func(key string) (string, error)
-	// PodMTU reads the MTU of the pod's end of a pair. It returns 0 if that end is gone, or if it is unknown where it is.
+	// PodMTU reads the MTU of the pod's end of a pair. It returns 0 if that end is gone, or if its namespace is unknown.
 	PodMTU func(port Link) (int, error)
 
 	links, addresses, neighbours, forwarding, routes error

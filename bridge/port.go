@@ -123,7 +123,8 @@ func indices(replies [][]byte) (index, peer int, err error) {
 	return index, peer, nil
 }
 
-// portBatch returns the requests that make the node's end of the pair a port of the bridge.
+// portBatch returns the requests that configure the node's end of the pair, which newPair has made a port of the
+// bridge: isolation, alias, the forwarding entry and the neighbour entries.
 func (b *Bridge) portBatch(p Port, index int) (port batch.Batch) {
 	port.Add(isolate(index), "isolate port %s", p.HostIf)
 	mode := port.Add(noLinkLocal(index), "keep %s from a link-local address", p.HostIf)
@@ -137,8 +138,8 @@ func (b *Bridge) portBatch(p Port, index int) (port batch.Batch) {
 	return port
 }
 
-// podBatch returns the requests that configure the pod's end of the pair. It collects in existing the routes that the
-// pod has already.
+// podBatch returns the requests that configure the pod's end of the pair. Once they are done, existing has the
+// destinations to which the pod had routes before, as far as AddPort tolerates them.
 func (b *Bridge) podBatch(p Port, index int, existing existingRoutes) (pod batch.Batch) {
 	pod.Add(linkUp(loopback, ""), "set lo up in the pod")
 	for _, a := range p.Addresses {

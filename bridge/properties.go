@@ -61,9 +61,9 @@ type Knowledge struct {
 	Filtered []string
 }
 
-// Properties returns everything that weir sets up on a node besides the packet filter, in the order in which it must be
-// made. Without pods of weir's own, it leaves out what concerns weir0's use as a router. ADD makes these properties,
-// the agent repairs them, and CHECK verifies them.
+// Properties returns everything that weir sets up on a node besides the packet filter and what package overlay makes,
+// in the order in which it must be made. Without pods of weir's own, it leaves out what concerns weir0's use as a
+// router. ADD makes these properties, the agent repairs them, and CHECK verifies them.
 func Properties(k Knowledge) []Property {
 	all := append(reassembly(k.Memory), NoAutoconfigured{})
 	for _, link := range []string{Name, conf.Tunnel} {

@@ -76,7 +76,7 @@ type News struct {
 	Underlay bool
 }
 
-// everything is the news that anything may have changed.
+// everything is the news at the beginning, and after messages were lost.
 var everything = News{Settings: true, Ways: true, Underlay: true}
 
 // nodeGroups are the multicast groups in which the kernel announces changes to things that properties are about, and to

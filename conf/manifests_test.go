@@ -170,8 +170,8 @@ func TestManifests(t *testing.T) {
 	}
 }
 
-// wantMemoryLimit checks that a container of the agent has a memory limit and knows it. It ignores other containers.
-// Otherwise the kernel would end the agent where Go could have collected garbage.
+// wantMemoryLimit checks that a container of the agent has a memory limit and knows it. Without knowing it, Go would
+// collect garbage too late, and the kernel would end the agent. Other containers are ignored.
 func wantMemoryLimit(t *testing.T, path string, c corev1.Container) {
 	t.Helper()
 	if len(c.Command) < 2 || c.Command[1] != "run" {

@@ -2,7 +2,7 @@ package conf
 
 import "strings"
 
-// Names of kernel objects that the plugin and the agent must agree on.
+// Names and numbers that the plugin, the agent and later versions of both must agree on.
 const (
 	Bridge = "weir0"
 	// Tunnel is the name of the node's VXLAN device, over which pods on other nodes are reached.
@@ -14,8 +14,8 @@ const (
 	// OverlayVNI is the default number of weir's network, which distinguishes it from other networks on the same port (RFC
 	// 7348, section 5: 24 bits).
 	OverlayVNI = 88
-	// RouteProtocol marks weir's routes to other nodes' pods. weir doesn't touch routes of other protocols in the same
-	// table. The number is below 256 (rtnetlink(7)), and iproute2's list of protocols doesn't have it.
+	// RouteProtocol marks weir's routes to other nodes' pods. The overlay changes no routes of other protocols. The number
+	// is below 256 (rtnetlink(7)), and iproute2's list of protocols doesn't have it.
 	RouteProtocol = 88
 	// LogGroup is the netlink log group (NFLOG) to which the kernel copies dropped packets. One program can read a group:
 	// the agent does.

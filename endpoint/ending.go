@@ -11,8 +11,9 @@ import (
 )
 
 // MarkEnding marks the attachment as being deleted, and returns its record. From this call on the agent adds the
-// endpoint to no set. Until Remove, each further call, such as one after a crash, returns the record again. MarkEnding
-// returns fs.ErrNotExist if there is no record, and ErrBroken if the record can't be understood.
+// endpoint to no set. The caller needs no lock. Until Remove, each further call, such as one after a crash, returns the
+// record again. MarkEnding returns fs.ErrNotExist if there is no record, and ErrBroken if the record can't be
+// understood.
 func MarkEnding(id string) (*Endpoint, error) {
 	if err := os.Rename(path(id), endingPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("mark endpoint record %s as ending: %w", id, err)

@@ -230,9 +230,9 @@ func WatchDir() (string, error) {
 	return recordsDir, nil
 }
 
-// Lock takes the node's lock. A process holds it while it assigns or releases addresses, ends an attachment, makes the
-// bridge or repairs node settings. Lock waits without a time limit: processes keep the lock for a few system calls. The
-// kernel releases the lock when the process ends.
+// Lock takes the node's lock. A process holds it while it writes records, assigns or releases addresses, makes the
+// bridge or repairs node settings. Ending an attachment begins without it: MarkEnding needs no lock. Lock waits without
+// a time limit: processes keep the lock for a few system calls. The kernel releases the lock when the process ends.
 //
 // Equivalent to: flock /run/weir/lock
 func Lock() (unlock func(), err error) {

@@ -176,7 +176,6 @@ func AssignExternal(id string, addr netip.Addr) error {
 		return err
 	}
 	if owner != "" {
-		// If the record can't be read, the pod may be running.
 		e, err := endpoint.Load(owner)
 		if gone := errors.Is(err, fs.ErrNotExist); !gone && (err != nil || !e.Chained) {
 			return &AssignedError{Addr: addr, Owner: owner}

@@ -198,7 +198,8 @@ func TestTheBitmapsAreOnlyAHint(t *testing.T) {
 }
 
 // TestKilledAnywhere makes only the first of the two changes that Assign or Release make on disk, as if the process was
-// killed after this change. Each address must be assigned or free afterwards.
+// killed after this change. Afterwards the address still counts as assigned, and once it is released, it can be
+// assigned again.
 func TestKilledAnywhere(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -17,7 +17,7 @@ import (
 
 // TestGateCost: with the gate for as many nodes as Kubernetes supports, the kernel takes at most 20 microseconds longer
 // for a tunnel packet than without a gate. The test also prints the time with the gate for three nodes. A veth pair
-// delivers a packet before the sender's call returns, so the time to send is the time to receive.
+// delivers a packet before the sender's call returns, so the measured time includes the receiver's work.
 func TestGateCost(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

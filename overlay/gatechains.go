@@ -29,7 +29,7 @@ type gateRule struct {
 	words string
 }
 
-// kernel returns the chain as the kernel is to have it.
+// kernel returns the chain with its rules, for adding it to the kernel's table and for comparing it with the kernel's.
 func (c gateChain) kernel() nft.Chain {
 	chain := nft.Chain{Chain: &nftables.Chain{Name: c.name, Table: gateTable()}}
 	if c.hook != nil {
@@ -227,8 +227,8 @@ func ofFamily(f conf.Family) match {
 	return is("meta nfproto ipv4", load, []byte{unix.NFPROTO_IPV4})
 }
 
-// address matches packets of the family if their source or destination address is in the family's set of that name, or
-// if not is true, isn't in the set.
+// address matches packets of the family whose source ("saddr") or destination ("daddr") address is in the family's set
+// of that name. If not is true, it matches the packets whose address isn't in that set.
 func address(f conf.Family, field, set string, not bool) match {
 	protocol := map[conf.Family]string{conf.IPv4: "ip", conf.IPv6: "ip6"}[f]
 	unequal := ""

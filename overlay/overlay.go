@@ -16,7 +16,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// addrGenModeNone is IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h).
+// addrGenModeNone means that the kernel generates no link-local address (IN6_ADDR_GEN_MODE_NONE,
+// include/uapi/linux/if_link.h).
 const addrGenModeNone = 1
 
 // Overlay writes plans to the kernel.
@@ -25,7 +26,7 @@ type Overlay struct{ h netlinksafe.Handle }
 // New returns an Overlay in the network namespace of the handle.
 func New(h netlinksafe.Handle) *Overlay { return &Overlay{h} }
 
-// Applied is the result of Apply.
+// Applied says what Apply had to make or mend, and what the kernel refused.
 type Applied struct {
 	// Lacks are the parts of the plan that the kernel lacked. If Apply made the VXLAN device, perhaps in place of one that
 	// differed, the device is the only lack, because everything else was gone with it.

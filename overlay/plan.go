@@ -34,12 +34,12 @@ import (
 type Encapsulation string
 
 const (
-	// Always encapsulates all packets. It is the default: it works wherever nodes reach each other, also with EC2's
-	// source/destination check on.
+	// Always means that all of these packets are encapsulated. It is the default, because it works wherever nodes reach
+	// each other, also with EC2's source/destination check on.
 	Always Encapsulation = "always"
-	// CrossSubnet encapsulates packets between subnets only.
+	// CrossSubnet means that only packets to nodes in other subnets are encapsulated.
 	CrossSubnet Encapsulation = "crossSubnet"
-	// Never encapsulates nothing. Beyond a subnet, the network must have routes to the pods' networks.
+	// Never means that no packet is encapsulated. Routers between subnets must know the pods' networks.
 	Never Encapsulation = "never"
 )
 
@@ -94,8 +94,8 @@ type Path struct {
 
 // Paths knows the node's routes.
 type Paths interface {
-	// To returns the path to the address to, for packets that the node sends from the address from. If from is invalid,
-	// the kernel chooses the source address.
+	// To returns the path for packets that the node sends from one address to the other. If the first is invalid, the
+	// kernel chooses the source address.
 	To(from, to netip.Addr) (Path, error)
 	// Uplink returns the path from the node's address to nodes that aren't known yet.
 	Uplink(local netip.Addr) (Path, error)
@@ -314,7 +314,8 @@ func (c *planner) path(node string, from, to netip.Addr) (Path, bool) {
 	return path, true
 }
 
-// setMTUs sets the plan's MTUs. Until there are other nodes, the uplink's MTU counts.
+// setMTUs sets the plan's MTUs. Until there are other nodes, the uplink's MTU counts. If the result is too small for
+// pods, setMTUs reports that and takes the smallest MTU that pods can have.
 func (c *planner) setMTUs() {
 	if !c.NodeAddress.IsValid() {
 		return

@@ -12,9 +12,10 @@ import (
 // bytes) fit, with a sentence about them.
 const maxLength = 1024
 
-// Of returns the beginning of a text from outside weir, and how many bytes it left out: of an object's field, which may
-// have megabytes, of a program's output, or of an error that contains either. Characters that aren't printable, such as
-// a terminal's control characters or those that reverse a text, become question marks. Newlines stay.
+// Of shortens a text from outside weir: an object's field, which may have megabytes, a program's output, or an error
+// that contains either. It returns the beginning and, if it left something out, how many bytes. Characters that aren't
+// printable, such as a terminal's control characters or those that reverse a text, become question marks. Newlines
+// stay.
 func Of(text string) string {
 	more := 0
 	if len(text) > maxLength {

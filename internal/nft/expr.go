@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Counter returns the statement "counter".
+// Counter returns the statement "counter". Chain.Same ignores what it has counted.
 func Counter() []expr.Any { return []expr.Any{&expr.Counter{}} }
 
 // Drop returns the statements "counter drop".
@@ -29,10 +29,10 @@ func LinkName(name string) []byte {
 	return append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...)
 }
 
-// Equal returns a match of what load puts into register 1 with value.
+// Equal matches packets for which load puts the value into register 1.
 func Equal(load expr.Any, value []byte) []expr.Any { return Compare(load, expr.CmpOpEq, value) }
 
-// Compare returns a comparison of what load puts into register 1 with value.
+// Compare matches packets for which load puts into register 1 what compares with the value as op says.
 func Compare(load expr.Any, op expr.CmpOp, value []byte) []expr.Any {
 	return []expr.Any{load, &expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: value}}
 }

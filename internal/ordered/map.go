@@ -1,5 +1,6 @@
 // Package ordered has a sorted map that never changes: adding or deleting a key returns a new map, which shares nearly
-// all of its memory with the old one. So many goroutines may read one map, and keeping an old version costs little.
+// all of its memory with the old one. So many goroutines may read one map, and keeping an old version costs little. The
+// package also has List, for sorted lists of which few values change.
 //
 // The map is a treap (Seidel and Aragon, Randomized Search Trees, 1996): a search tree of the keys that is a heap of
 // the keys' hashes. Two maps with the same keys have the same shape, however they were made. So Diff can skip whatever
@@ -39,7 +40,7 @@ func (m Map[K, V]) above(a uint32, ka K, b uint32, kb K) bool {
 	return a > b || a == b && m.compare(ka, kb) < 0
 }
 
-// Len returns the number of keys.
+// Len returns the number of keys, without counting them.
 func (m Map[K, V]) Len() int { return m.root.len() }
 
 func (n *node[K, V]) len() int {

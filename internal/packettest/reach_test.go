@@ -108,7 +108,6 @@ func compareMatrices(n *Node, seed uint64) (sent, changed int) {
 	return len(headers), changed
 }
 
-// where is where an address is.
 type where int
 
 const (
@@ -117,7 +116,7 @@ const (
 	elsewhere // not attached here, but in a network of pods or a pod's: this node doesn't check its policies
 )
 
-// places returns a function that tells where an address is.
+// places returns a function that says where an address is in the state.
 func places(s policy.State) func(netip.Addr) where {
 	evaluator := verdict.New(s)
 	attached := map[netip.Addr]bool{}

@@ -1,5 +1,5 @@
-// Package manifests is the source that needs no Kubernetes: it reads a directory of ordinary manifests, as kubectl
-// does, and reads a file again whenever it changes. Its invariants:
+// Package manifests is the source that needs no Kubernetes: it reads a directory of ordinary manifests, such as people
+// give to kubectl, and reads a file again whenever it changes. Its invariants:
 //
 //   - What can't be read never opens a pod. A policy of which a part can't be read closes the pods that it selects.
 //   - If a document can't be parsed any more, or a policy's selector or namespace can't be read any more, the last good

@@ -36,7 +36,7 @@ func (r *reader) report(field, format string, args ...any) {
 	r.problems = append(r.problems, ruleset.Problem{Object: r.object, Field: field, Message: message})
 }
 
-// Error returns the problems as one error; nil if there are none.
+// Error returns the problems as one error, which names the fields but not the object; nil if there are none.
 func Error(problems []ruleset.Problem) error {
 	var errs []error
 	for _, p := range problems {
