@@ -7,10 +7,11 @@
 // filter (upkeep.go).
 //
 // Invariants:
-//   - The loop's goroutine alone reads and writes the loop's state and calls the backend. Other goroutines share with
-//     the loop only channels, atomic values, and snapshots, which never change.
-//   - A plugin gets its answer only after the kernel enforces the policies on its pod. As long as the kernel,
-//     the records or the connections could not be read, no pod is enrolled.
+//   - The loop's goroutine alone reads and writes the loop's state, and calls the methods of the backend that change
+//     something. Other goroutines share with the loop only values that never change, such as snapshots, and types that
+//     any goroutine may use: channels, atomic values, drift and metrics.
+//   - A plugin hears that its pod is enrolled only after the kernel enforces the policies on the pod. As long as the
+//     kernel, the records or the connections could not be read, no pod is enrolled.
 //   - A failed read is unknown, neither empty nor unchanged: the loop keeps the earlier result and tries again.
 //   - Nothing is flushed first: a new agent takes over the sets, rules and routes of an earlier one.
 //
@@ -35,7 +36,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// agent is the reconciler. Each part of its state has a type. The file that owns the type states its invariants.
+// agent is the reconciler. Each part of its state has a type of its own. If the part has invariants, the comment of its
+// type states them.
 type agent struct {
 	Options
 	backend Backend
@@ -74,7 +76,8 @@ type agent struct {
 	stats    agentapi.Stats
 }
 
-// Run runs the agent until ctx ends. Sets and rules stay in the kernel after that.
+// Run runs the agent until ctx ends or one of the agent's parts fails, and returns the errors of all parts. Sets and
+// rules stay in the kernel after that.
 func Run(ctx context.Context, o Options) error {
 	lock, err := Lock() // kept until every goroutine that changes the kernel has ended
 	if err != nil {

@@ -165,7 +165,7 @@ func (r *running) eventually(what string, f func() error) {
 	}
 }
 
-// tell makes the source report the state, and returns once the agent has received it.
+// tell makes the source report the state, and returns once the source has taken it.
 func (r *running) tell(o *policy.Objects, err error) {
 	r.Helper()
 	select {
@@ -221,7 +221,7 @@ func (r *running) wantMetrics(want map[string]float64) {
 	})
 }
 
-// rounds waits until the agent has read the kernel again a few times.
+// rounds waits until the agent has reconciled four more times.
 func (r *running) rounds() {
 	r.Helper()
 	const syncs = "weir_sync_duration_seconds_count"
@@ -234,7 +234,8 @@ func (r *running) rounds() {
 	})
 }
 
-// pod returns a pod of namespace shop, on the node that has its address.
+// pod returns a pod of namespace shop: on node peer if the address is in 10.88.1.0/24, otherwise on this node. An empty
+// address means that the pod has none.
 func pod(name, address string) policy.Pod {
 	p := policy.Pod{Namespace: "shop", Name: name, NodeName: "self"}
 	if address != "" {

@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Backend writes rulesets to the kernel. It remembers the kernel's state as it last read or wrote it. The loop calls
-// all methods but Watch and Inspect, one at a time; these two run beside them.
+// Backend writes rulesets to the kernel. It remembers the kernel's state as it last read or wrote it. Other goroutines
+// call SetType, Watch and Inspect at any time. The loop calls all other methods, one at a time.
 type Backend interface {
 	// Name returns the name of the tool that writes the rules; empty while the tool is not known.
 	Name() string

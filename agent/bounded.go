@@ -21,7 +21,7 @@ type boundedConn struct {
 	listener *bounded
 }
 
-// Accept implements net.Listener.
+// Accept waits for a connection. If more than the largest number of connections are open then, it closes the oldest.
 func (b *bounded) Accept() (net.Conn, error) {
 	conn, err := b.Listener.Accept()
 	if err != nil {
@@ -41,7 +41,7 @@ func (b *bounded) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// Close implements net.Conn.
+// Close also makes room for another connection. It may be called more than once.
 func (c *boundedConn) Close() error {
 	c.listener.mu.Lock()
 	c.listener.open = slices.DeleteFunc(c.listener.open, func(o *boundedConn) bool { return o == c })

@@ -13,7 +13,7 @@ import (
 )
 
 // clusterView is the agent's view of the cluster. Invariants:
-//   - engine has the source's objects, with only the Nodes that the agent accepts. In place of the pods of a name in
+//   - engine has the source's objects, with only the accepted claims of the Nodes. In place of the pods of a name in
 //     hidden, engine has the looked-up pod.
 //   - hidden has the source's pods of each name that the agent has looked up.
 type clusterView struct {
@@ -45,8 +45,8 @@ func newClusterView(node string) clusterView {
 	}
 }
 
-// update takes the changes of the source's objects. It keeps the pods of looked-up names from the engine while the
-// lookups count.
+// update takes the changes of the source's objects. As long as a lookup counts, the engine doesn't get the source's
+// pods of the looked-up name; they are put into hidden.
 func (c *clusterView) update(d *policy.Delta, endpoints map[string]endpoint.Endpoint) {
 	c.known, c.delta = true, d.Number
 	if d.Workloads != nil {
@@ -109,8 +109,8 @@ func (c *clusterView) show(name policy.Name) {
 	c.engine.Apply(d)
 }
 
-// knows reports whether the endpoint's pod can be put into its classes: the pod is among the objects, a workload of the
-// objects makes such pods, or no policy is enforced on the pod.
+// knows reports whether the endpoint's pod can be put into its classes: no policy is enforced on the pod, the objects
+// have a pod of this name with the same UID, or they have no pod of this name, but a workload that makes such pods.
 func (c *clusterView) knows(e endpoint.Endpoint) bool {
 	if e.Enforcement == conf.Off {
 		return true

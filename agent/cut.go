@@ -40,14 +40,15 @@ type cutting struct {
 	pause    *time.Timer
 }
 
-// shortestPeriod is the shortest time that a walk stands for. So many changes a second cause two walks a second, which
-// take two per cent of a processor in an empty table. A long walk stands for twice the time that it takes, so walks run
-// at most half of the time. One walk may begin within the period of the walk before, so a single change needn't wait.
+// shortestPeriod is the shortest period of a walk. If changes follow one another closely, two walks begin in a second,
+// which take two per cent of a processor if the table is empty. The period of a long walk is twice the time that the
+// walk takes, so walks run at most half of the time. One walk may begin within the period of the walk before, so a
+// single change needn't wait.
 const shortestPeriod = 500 * time.Millisecond
 
-// lazyPeriods is how many times shortestPeriod a walk for pods elsewhere that don't exist any more follows the last
-// walk. Nobody sends any more from the address of such a pod until another pod gets the address, and in a large cluster
-// pods end all the time.
+// lazyPeriods is the least time from the beginning of the last walk to that of a lazy one, in units of shortestPeriod.
+// A lazy walk is only for pods elsewhere that don't exist any more, and such pods end all the time in a large cluster.
+// The walk may wait, because nobody sends from the address of such a pod until another pod gets the address.
 const lazyPeriods = 4
 
 // walkResult is what a walk sends to cutting.results. The time that the walk took sets the time of the next walk.
@@ -201,7 +202,6 @@ func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result
 	})
 }
 
-// ownAddresses returns the node's addresses.
 func ownAddresses() ([]netip.Addr, error) {
 	addrs, err := netlinksafe.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {

@@ -206,8 +206,8 @@ func TestChangesShareAWalk(t *testing.T) {
 	want("the kernel has a fault", false, true)
 }
 
-// TestAWalkForPodsThatAreGoneWaits: one walk after another only for pods that don't exist any more waits longer. Any
-// other change doesn't wait for it, and isn't made to wait by it. The walk isn't forgotten.
+// TestAWalkForPodsThatAreGoneWaits: a walk that is only for pods that don't exist any more begins lazyPeriods after the
+// last walk. The walk for another change doesn't wait that long, whether the pods end before or after the change.
 func TestAWalkForPodsThatAreGoneWaits(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -248,7 +248,8 @@ func TestAWalkForPodsThatAreGoneWaits(t *testing.T) {
 	}
 }
 
-// TestConnectionsAreListed: the log names a few connections, with this node's pods by their names.
+// TestConnectionsAreListed: the text about connections has the names of this node's pods, the addresses of all others,
+// and the number of connections that it doesn't show.
 func TestConnectionsAreListed(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -19,7 +19,8 @@ type drift struct {
 
 func newDrift() *drift { return &drift{news: make(chan struct{}, 1), more: make(chan struct{})} }
 
-// hear stores a generation that the kernel has reported. concerned is true if it changed something that weir uses.
+// hear takes note of a generation that the kernel has reported. concerned is true if the generation changed something
+// that weir uses: only then must the loop look at it.
 func (d *drift) hear(generation uint32, concerned bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

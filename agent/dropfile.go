@@ -15,17 +15,17 @@ import (
 // maxDropFile is the size in bytes at which the file of drops becomes FILE.1, and a new one begins.
 const maxDropFile = 16 << 20
 
-// dropFile writes drops to a file, as JSON values one a line. Its size on disk is bounded: one earlier file is kept. An
-// error costs only lines of the file.
+// dropFile writes drops to a file, as JSON values one a line. The space on disk is bounded: one earlier file is kept.
+// If an error occurs, only lines of the file are lost: the next write tries again.
 type dropFile struct {
 	path   string // empty: nothing is written
 	most   int64
 	file   *os.File
 	size   int64
-	failed bool // the last attempt
+	failed bool // whether the last write failed
 }
 
-// write appends the drops. It logs an error if the last attempt had none.
+// write appends the drops, without their packets. It logs an error only if the write before it had none.
 func (f *dropFile) write(entries []drops.Entry, log *slog.Logger) {
 	if f.path == "" {
 		return

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestDropFile: the file has a JSON value for each drop, and begins anew when it is full. A file that can't be written
-// gives one line in the log.
+// TestDropFile: the file has a JSON value for each drop, without the packet. When it is full, it becomes the earlier
+// file, and a new one begins. If a file can't be written twice in a row, the log has one line about it.
 func TestDropFile(t *testing.T) {
 	log := &bytes.Buffer{}
 	logger := slog.New(slog.NewTextHandler(log, nil))

@@ -56,7 +56,8 @@ func (c *dropCounts) count(entries []drops.Entry) {
 	}
 }
 
-// policyLabel returns the names of the policies without their namespace, which is that of the pod.
+// policyLabel returns the names of the policies without their namespace, which is that of the pod. A long list is
+// shortened (excerpt.List).
 func policyLabel(policies []string) string {
 	names := make([]string, len(policies))
 	for i, p := range policies {
@@ -72,13 +73,11 @@ var (
 		"Packets that were dropped and logged, but not read: of these only the number is known.")
 )
 
-// Describe implements prometheus.Collector.
 func (c *dropCounts) Describe(ch chan<- *prometheus.Desc) {
 	ch <- dropsDesc
 	ch <- dropsLostDesc
 }
 
-// Collect implements prometheus.Collector.
 func (c *dropCounts) Collect(ch chan<- prometheus.Metric) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

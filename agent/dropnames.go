@@ -15,14 +15,14 @@ import (
 )
 
 const (
-	// namesWait bounds how long the loop may take to find names. The loop may be busy with a large change.
+	// namesWait bounds how long a question for names waits for the loop, which may be busy with a large change.
 	namesWait = 300 * time.Millisecond
 	// namesAtOnce bounds how many addresses the loop is asked for at once.
 	namesAtOnce = 1024
 )
 
-// reportDrops finds the names of those whose packets were dropped, and hands the drops to the ring, the hub and the
-// metrics, until ctx ends.
+// reportDrops finds the names of those whose packets were dropped, and hands the drops to the metrics, the ring, the
+// hub and the file, until ctx ends.
 func (a *agent) reportDrops(ctx context.Context) {
 	var view dropView
 	file := dropFile{path: a.DropsFile, most: maxDropFile}
@@ -46,7 +46,8 @@ func (a *agent) reportDrops(ctx context.Context) {
 	}
 }
 
-// names asks the loop for the pods with these addresses. It returns what it knows if the loop is busy: nothing.
+// names asks the loop for the names of the pods with these addresses. It returns nil if the loop is too busy to take
+// the question within namesWait.
 func (a *agent) names(ctx context.Context, addresses []netip.Addr) map[netip.Addr]string {
 	if len(addresses) == 0 {
 		return nil
@@ -60,7 +61,7 @@ func (a *agent) names(ctx context.Context, addresses []netip.Addr) map[netip.Add
 	return <-answer // the loop answers as soon as it has the question
 }
 
-// namesOf returns the names of the pods with these addresses.
+// namesOf returns the names of the pods with these addresses. It has no entry for an address of no pod.
 func (c *clusterView) namesOf(addresses []netip.Addr) map[netip.Addr]string {
 	names := map[netip.Addr]string{}
 	for _, a := range addresses {
@@ -71,13 +72,13 @@ func (c *clusterView) namesOf(addresses []netip.Addr) map[netip.Addr]string {
 	return names
 }
 
-// dropView is what a snapshot says about dropped packets.
+// dropView has the names that a snapshot gives to what is in dropped packets: pods, Nodes and policies.
 type dropView struct {
 	of *snapshot
 	// pods are this node's pods by their addresses, and nodes the Nodes by theirs.
 	pods, nodes map[netip.Addr]string
-	chains      map[string]*ruleset.Class // one of the chain's classes
-	shared      map[string]bool           // chains of several classes
+	chains      map[string]*ruleset.Class // a class of each chain, by the chain's name
+	shared      map[string]bool           // true for a chain that several classes share
 	classes     map[podSide]*ruleset.Class
 	ports       map[uint32]string   // pods by the indexes of their ports, as far as they were asked for
 	earlier     map[string][]string // policies of chains that earlier snapshots had
@@ -91,7 +92,8 @@ type podSide struct {
 // maxEarlier bounds the chains of earlier snapshots whose policies are remembered.
 const maxEarlier = 256
 
-// load takes the snapshot's view. It remembers the chains of the last view: packets that they dropped may still come.
+// load fills the view from the snapshot. It remembers the chains of the last snapshot: packets that they dropped may
+// still come.
 func (v *dropView) load(s *snapshot) {
 	if v.of == s {
 		return
@@ -129,7 +131,7 @@ func (v *dropView) load(s *snapshot) {
 	}
 }
 
-// unknown returns the addresses of the lines that are neither this node's pods nor Nodes.
+// unknown returns addresses of the lines that are neither this node's pods' nor Nodes', at most namesAtOnce.
 func (v *dropView) unknown(lines []drops.Line) (addresses []netip.Addr) {
 	seen := map[netip.Addr]bool{}
 	for _, l := range lines {
@@ -144,7 +146,8 @@ func (v *dropView) unknown(lines []drops.Line) (addresses []netip.Addr) {
 	return addresses
 }
 
-// drop returns the line with names.
+// drop returns the drop that the line describes, with the names of its ends and the policies. names has the pods that
+// the view doesn't know.
 func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) *agentapi.Drop {
 	d := &agentapi.Drop{
 		Kind: l.Kind, Time: l.Time, Count: l.Count, Node: node, Reason: l.Reason, Direction: string(l.Direction),
@@ -197,8 +200,9 @@ func (v *dropView) podBehind(index uint32) string {
 	return pod
 }
 
-// policies returns the policies of the chain's class. If the chain has several classes, it returns those of the pod's
-// class. If the chain isn't known any more, it returns the policies that isolate the pod now.
+// policies returns the policies of the chain's class, also if only an earlier snapshot had the chain. If several
+// classes share the chain, or the view doesn't know it, policies returns those that isolate the pod now; nil if there
+// are none.
 func (v *dropView) policies(d ruleset.Direction, chain, pod string) []string {
 	if c := v.chains[chain]; c != nil && !v.shared[chain] {
 		return c.Policies

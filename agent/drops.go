@@ -18,7 +18,7 @@ const (
 	dropsPause = 50 * time.Millisecond
 	// dropsWait is how long the agent waits for packets while lines about earlier packets are still to come.
 	dropsWait = 250 * time.Millisecond
-	// dropsIdle is how long it waits if nothing is to come.
+	// dropsIdle is how long the agent waits for packets if no line about earlier packets is to come.
 	dropsIdle = time.Minute
 	// dropsRetry is the time between two attempts to read the log group.
 	dropsRetry = 5 * time.Second
@@ -38,7 +38,8 @@ func newDropLog() dropLog {
 	return dropLog{ring: drops.NewRing(), hub: drops.NewHub(), lines: make(chan []drops.Line, 1)}
 }
 
-// watchDrops reads dropped packets until ctx ends. It never fails: enforcement doesn't need it.
+// watchDrops reads dropped packets until ctx ends. If they can't be read, it tries again, and never returns an error:
+// enforcement doesn't need it.
 func (a *agent) watchDrops(ctx context.Context) error {
 	if a.NoDrops {
 		a.drops.fail("the agent runs with --drops=false")
@@ -117,7 +118,6 @@ func (a *agent) readDrops(ctx context.Context) (err error) {
 	return nil
 }
 
-// podNetworks knows which addresses are pods'.
 type podNetworks struct {
 	of    *snapshot
 	stale bool // ask again which snapshot is the newest
@@ -148,7 +148,7 @@ func (n *podNetworks) load(s *snapshot) {
 	n.of = s
 }
 
-// contains reports whether the address is that of a pod of this node, or in the network of another node's pods.
+// contains reports whether the address is that of a pod of this node, or within an accepted podCIDR of any Node.
 func (n *podNetworks) contains(a netip.Addr) bool {
 	if n.pods[a] {
 		return true

@@ -63,16 +63,16 @@ func (l *dropLog) serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	}
 }
 
-// dropWriter writes drops to a client.
 type dropWriter struct {
 	json  *json.Encoder
 	conn  *http.ResponseController
 	query agentapi.DropsQuery
-	// written are the drops of the ring, which the queue may have too.
+	// written has the drops that were written from the ring: the queue may have some of them too.
 	written map[*agentapi.Drop]bool
 }
 
-// write writes the drops that the client has asked for. It writes an empty value if there are none.
+// write writes those drops of the list that match the client's query and aren't written yet. If the list is empty, it
+// writes an empty value (lifeSign).
 func (w *dropWriter) write(drops []*agentapi.Drop) error {
 	if err := w.conn.SetWriteDeadline(time.Now().Add(readerWait)); err != nil {
 		return err

@@ -18,14 +18,16 @@ var errNoPosition = errors.New("this agent doesn't know which resourceVersions i
 	"server, or has not read all of its objects yet")
 
 const (
-	// longestEnforcedWait bounds how long the agent waits before it answers. enforcedLook is how often it looks
-	// meanwhile. It looks, and isn't told, because most changes of objects end in the source and never reach the loop.
+	// longestEnforcedWait bounds how long an answer waits until the agent enforces the versions in the question.
+	// enforcedLook is how often it checks that meanwhile. Nothing could wake the answer instead, because most changes of
+	// objects end in the source and never reach the loop.
 	longestEnforcedWait = 10 * time.Second
 	enforcedLook        = 10 * time.Millisecond
 )
 
-// enforcedNow returns how far the source's objects are enforced, and the status that enforces them. ok is false if
-// changes that the source knows of aren't enforced yet, or if the source doesn't know.
+// enforcedNow returns how far the source's objects are enforced, and the status of the agent at that time. ok is false
+// if changes that the source knows of aren't enforced yet, or if this agent has applied no ruleset yet. err is not nil
+// if the source doesn't know how far its own watches have come; s is nil if the source can't ever know.
 func (a *agent) enforcedNow() (at enforced.Position, s *status, ok bool, err error) {
 	source, is := a.Source.(Positioner)
 	if !is {
@@ -40,7 +42,9 @@ func (a *agent) enforcedNow() (at enforced.Position, s *status, ok bool, err err
 	return at, s, s.delta >= delta && len(s.enforced.ruleset.Sets) > 0, nil
 }
 
-// serveEnforced answers POST /v1/enforced with what the kernel holds for the pods of some namespaces.
+// serveEnforced answers POST /v1/enforced with what the kernel holds for the pods of some namespaces. It waits until
+// the versions in the question are enforced. If they aren't when the question's wait is over, it answers with what is
+// enforced then.
 func (a *agent) serveEnforced(w http.ResponseWriter, r *http.Request) {
 	var q enforced.Question
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxQuestion)).Decode(&q); err != nil {
@@ -78,8 +82,8 @@ func (a *agent) serveEnforced(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// enforcedAnswer returns what the status enforces. It answers one question at a time, because a digest of large sets
-// takes time that pods' starts need too.
+// enforcedAnswer returns what the status says is enforced. It answers one question at a time, because a digest of large
+// sets takes time that pods' starts need too. If ctx ends before it is the question's turn, the answer has no contents.
 func (a *agent) enforcedAnswer(
 	ctx context.Context, q enforced.Question, at enforced.Position, s *status,
 ) enforced.Answer {

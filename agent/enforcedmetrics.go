@@ -8,7 +8,8 @@ import (
 	"github.com/weir-net/weir/policy/enforced"
 )
 
-// positionCollector turns what is enforced into metrics. While newer changes aren't enforced, it keeps what was.
+// positionCollector turns the enforced position into metrics. While newer changes aren't enforced yet, the metrics keep
+// the last position that was enforced.
 type positionCollector struct {
 	mu   sync.Mutex
 	last enforced.Position
@@ -20,10 +21,8 @@ var positionDesc = desc("weir_enforced_resource_version",
 	"The resourceVersion of the newest change of an object of the kind that the kernel enforces, with all earlier ones.",
 	"kind")
 
-// Describe implements prometheus.Collector.
 func (c *positionCollector) Describe(ch chan<- *prometheus.Desc) { ch <- positionDesc }
 
-// Collect implements prometheus.Collector.
 func (c *positionCollector) Collect(ch chan<- prometheus.Metric) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

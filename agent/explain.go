@@ -34,7 +34,8 @@ func refuse(w http.ResponseWriter, status int, err error) {
 	}{err.Error()})
 }
 
-// begin waits until no other question is being answered. It returns false if the client has gone.
+// begin waits until no other question is being answered. If it returns true, the caller must call end after the answer.
+// It returns false if the client has gone.
 func (x *explainer) begin(ctx context.Context) bool {
 	select {
 	case x.one <- struct{}{}:
@@ -112,7 +113,8 @@ func (x *explainer) serveExplain(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// explain answers a question.
+// explain answers a question. It asks the source only for the pods that the question concerns. It asks for all pods if
+// a name in the question is wrong, so that the error names the nearest ones.
 func (x *explainer) explain(ctx context.Context, question explain.Question) (explain.Explanation, error) {
 	q, err := explain.Parse(question.From, question.To, question.Namespace)
 	if err != nil {
@@ -147,7 +149,8 @@ func (x *explainer) explain(ctx context.Context, question explain.Question) (exp
 	return e, nil
 }
 
-// addKernel adds what the kernel holds. If the agent applies another ruleset meanwhile, it looks again.
+// addKernel adds what the kernel holds. If the agent applies another ruleset meanwhile, or the kernel differs from the
+// ruleset, it looks again, three times in all.
 func (x *explainer) addKernel(ctx context.Context, e *explain.Explanation) {
 	const tries = 3
 	for range tries {

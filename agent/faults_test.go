@@ -493,7 +493,7 @@ func TestMetrics(t *testing.T) {
 		return nil
 	})
 
-	// However many objects are broken, metrics and log name only a few.
+	// However many objects are broken, the metrics name only a few.
 	broken := healthy()
 	for i := range 3 * maxProblems {
 		broken.Nodes = append(broken.Nodes, node(fmt.Sprintf("new-%03d", i), fmt.Sprint("198.51.100.", i+1)))

@@ -33,9 +33,9 @@ func (a *agent) keepGuard(verify netfilter.Verify) error {
 	return err
 }
 
-// senders returns the senders of each port, from the records on disk: the loop may not have read a new pod's record
-// yet. It leaves out records that can't be read, so the guard lets their pods send nothing; takeRecords reports such
-// records. senders adds the ports that an ADD is making to attaching.
+// senders returns the sender behind each port, from the records on disk: the loop may not have read a new pod's record
+// yet. It leaves out chained attachments. It also leaves out records that can't be read, so the guard lets their pods
+// send nothing; takeRecords reports such records. senders sets attaching to true for the ports that an ADD is making.
 func senders(attaching map[string]bool) ([]bridge.Sender, error) {
 	records, err := endpoint.List()
 	if err != nil && !errors.As(err, &endpoint.BrokenRecords{}) {

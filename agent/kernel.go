@@ -176,7 +176,8 @@ func (a *agent) takeApplied(p applied, well bool) {
 	a.reaper.offer(p.Strays)
 }
 
-// cleanOther removes weir's rules from the iptables flavour that the node doesn't use.
+// cleanOther removes weir's rules from the iptables flavour that the node doesn't use. It tries that only when
+// everything was read from the kernel, until it has succeeded once.
 func (a *agent) cleanOther(ctx context.Context, verify netfilter.Verify) {
 	if a.kernel.tidy || verify != netfilter.All {
 		return

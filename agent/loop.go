@@ -8,7 +8,8 @@ import (
 	"github.com/weir-net/weir/netfilter"
 )
 
-// loop waits for events. It reconciles after each event, at each resync, and when a failed step is due for another try.
+// loop handles events until ctx ends. It reconciles after events that require it, at each resync, and when a failed
+// step is due for another try.
 func (a *agent) loop(ctx context.Context) error {
 	resync := time.NewTicker(a.Resync)
 	defer resync.Stop()

@@ -126,7 +126,6 @@ var (
 	cutDesc      = desc("weir_connections_cut_total", "Connections that were cut, because a changed policy forbids them.")
 )
 
-// Describe implements prometheus.Collector.
 func (c statusCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		readyDesc, nodeDesc, infoDesc, lastSyncDesc, faultDesc, problemsDesc, problemDesc, unenforcedDesc, endpointsDesc,
@@ -136,7 +135,6 @@ func (c statusCollector) Describe(ch chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect implements prometheus.Collector.
 func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	now := c()
 	s := now.report()

@@ -49,7 +49,7 @@ func (n *nodeClaims) readLocal(links netlinksafe.Handle, node NodeOptions) (chan
 	return true
 }
 
-// takeNodes takes the Nodes of the delta. At the first delta it reads what the claims are compared with.
+// takeNodes takes the Nodes of the delta. At the first delta it also reads the addresses that this node itself needs.
 func (a *agent) takeNodes(d *policy.Delta) {
 	n := &a.cluster.nodes
 	if !a.cluster.known {
@@ -69,7 +69,7 @@ func (a *agent) settleClaims() {
 	a.ways.current = false
 }
 
-// podCIDRs returns the address ranges of this node's Node; nil if the Node isn't known or has no range.
+// podCIDRs returns the accepted podCIDRs of the Node of that name; nil if the Node isn't known or has none.
 func (c *clusterView) podCIDRs(node string) []netip.Prefix {
 	i := slices.IndexFunc(c.nodes.accepted, func(n policy.Node) bool { return n.Name == node })
 	if node == "" || i < 0 {

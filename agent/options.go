@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/overlay"
 )
 
-// Options are the options of an agent.
+// Options are the options of an agent. Source, NewBackend, Log and Resync must be set.
 type Options struct {
 	Source Source
 	// NewBackend connects to the kernel's packet filter. Run calls it once, after it has the agent's lock.
@@ -20,7 +20,7 @@ type Options struct {
 	HealthAddress string
 	// Resync is the time from one resync to the next.
 	Resync time.Duration
-	// EnrolWait is how long an enrolment waits for a pod that the source doesn't know yet.
+	// EnrolWait is how long an enrolment waits for a pod that the source doesn't know yet, or for a fault to end.
 	EnrolWait time.Duration
 	// NoDrops leaves dropped packets to another program that reads the log group.
 	NoDrops bool

@@ -58,8 +58,8 @@ func (s *server) AwaitPublished(ctx context.Context, p endpoint.Pod) {
 	<-ctx.Done()
 }
 
-// TestEnrolWaitsUntilPublished: an enrolment waits for some time until the pod's addresses are published. The addresses
-// of a pod without a UID aren't published, so its enrolment doesn't wait.
+// TestEnrolWaitsUntilPublished: an enrolment waits for the publication of the pod's addresses. If that never ends, the
+// pod is enrolled all the same. The addresses of a pod without a UID aren't published, so its enrolment doesn't wait.
 func TestEnrolWaitsUntilPublished(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

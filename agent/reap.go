@@ -17,7 +17,7 @@ const (
 	reapAfter = time.Second
 )
 
-// reaper ends the attachments of pods that are gone.
+// reaper is what the loop shares with the goroutine that ends the attachments of pods that are gone.
 type reaper struct {
 	// strays has room for one list of strays: addresses that are in the sets of all pods, but are assigned to no pod.
 	strays chan []netip.Addr
@@ -39,7 +39,8 @@ func (r *reaper) offer(strays []netip.Addr) {
 
 // reap ends the attachments of pods whose network namespace is gone without a DEL, and finishes DELs that were killed.
 // The agent must do that because containerd never calls GC. reap waits for the node's lock, so it runs beside the
-// loop. The loop sees that the records are removed, as after any DEL. A DEL that comes later finds nothing to do.
+// loop. The loop sees that the records are removed, as after any DEL. A DEL that comes later finds nothing to do. reap
+// also evicts the strays that the loop offers.
 func (a *agent) reap(ctx context.Context) error {
 	gone := make(chan struct{}, 1)
 	watching := make(chan error, 1)
@@ -74,7 +75,6 @@ func (a *agent) reap(ctx context.Context) error {
 	}
 }
 
-// reapOnce ends the attachments of pods that are gone now.
 func (a *agent) reapOnce() {
 	ended, err := attachment.NewNode().Reap()
 	for _, e := range ended {

@@ -54,8 +54,9 @@ var steps = []func(*round, context.Context) bool{
 	(*round).continueSlices,
 }
 
-// reconcile applies the present state to the kernel and answers the plugins that wait. It returns the time until it
-// must be called again even if nothing happens; 0 if it needn't.
+// reconcile applies the present state to the kernel and answers the plugins that wait. If the source has given no
+// usable state yet, or the records weren't read yet, it only keeps the pods closed. It returns the time until it must
+// be called again even if nothing happens; 0 if it needn't.
 func (a *agent) reconcile(ctx context.Context, verify netfilter.Verify) time.Duration {
 	defer a.publishStatus()
 	defer a.tellUpkeep()
@@ -87,27 +88,26 @@ func (r *round) settleNodes(context.Context) bool {
 	return true
 }
 
-// applyRuleset compiles the ruleset and applies it.
+// applyRuleset compiles the ruleset and applies it. It leaves an error to concludeKernel, which ends the round.
 func (r *round) applyRuleset(ctx context.Context) bool {
 	r.applied = r.apply(ctx, r.verify)
 	r.verify = r.applied.verify
 	return true
 }
 
-// planWays plans the tunnel and the routes to other nodes.
 func (r *round) planWays(context.Context) bool {
 	r.agent.planWays()
 	return true
 }
 
-// reportProblems reports the present problems of objects.
 func (r *round) reportProblems(context.Context) bool {
 	r.problems.report(r.Log, slices.Concat(
 		r.applied.ruleset.Problems, r.cluster.nodes.problems, r.ways.problems(), r.misplacedPods()))
 	return true
 }
 
-// keepGuardAndGate repairs the spoof guard and the gate for tunnel packets.
+// keepGuardAndGate repairs the spoof guard and the gate for tunnel packets. It leaves an error to concludeKernel, which
+// ends the round.
 func (r *round) keepGuardAndGate(context.Context) bool {
 	r.guardErr = errors.Join(r.keepGuard(r.verify), r.keepGate(r.verify))
 	return true
@@ -174,7 +174,6 @@ func (a *agent) unknown() error {
 	return a.faults.now[partConnections]
 }
 
-// renewHeartbeat renews the heartbeat for the plugin's STATUS.
 func (r *round) renewHeartbeat(context.Context) bool {
 	r.heartbeat.renew(r.Log)
 	return true
@@ -216,7 +215,7 @@ func (r *round) bringUpLinks(context.Context) bool {
 	return true
 }
 
-// publishAddresses publishes the addresses of enrolled pods to other nodes.
+// publishAddresses publishes the addresses of enrolled pods to other nodes, if the source can do that.
 func (r *round) publishAddresses(ctx context.Context) bool {
 	if source, ok := r.Source.(Publisher); ok {
 		r.publisher.publish(ctx, source, r.enrolments.done, r.records.copies())

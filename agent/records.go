@@ -46,8 +46,8 @@ type records struct {
 // about this node's attachments, so many rounds share a copy.
 type recordsCopy struct {
 	endpoints map[string]endpoint.Endpoint
-	list      []endpoint.Endpoint // of endpoints
-	attached  []policy.Endpoint   // of attached
+	list      []endpoint.Endpoint // the values of endpoints, in no order
+	attached  []policy.Endpoint   // the result of records.attached, as policy needs it
 }
 
 // copies returns a copy of the records as they are now.
@@ -217,7 +217,8 @@ func shareAddress(a, b endpoint.Endpoint) bool {
 	})
 }
 
-// watchRecords sends an event for each change in the directory of endpoint records.
+// watchRecords sends an event for each change in the directory of endpoint records, until ctx ends. The first event
+// makes the loop read all records.
 func (a *agent) watchRecords(ctx context.Context, w *dirwatch.Watcher) error {
 	change := dirwatch.Change{Lost: true}
 	for {

@@ -29,8 +29,8 @@ const (
 	healthConnections = 32
 )
 
-// servers are the agent's two servers. One is on the socket for the plugin and weirctl. The other has health checks for
-// kubelet and metrics for Prometheus.
+// servers are the agent's servers. One is on the socket for the plugin and weirctl. The other, which
+// Options.HealthAddress may leave out, has health checks for kubelet and metrics for Prometheus.
 type servers struct {
 	serve []func() error
 	stop  []func()

@@ -48,7 +48,8 @@ func (a *agent) compile() *snapshot {
 	return next
 }
 
-// present returns a snapshot of the present state.
+// present returns a snapshot of the present state. Its ruleset lacks sets if the engine has too many to make at once:
+// then the engine's Changed returns true, and the next snapshot has more of them.
 func (a *agent) present() *snapshot {
 	records := a.records.copies()
 	next := &snapshot{revision: a.snapshots.target.Load().revision + 1, endpoints: records.attached}

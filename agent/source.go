@@ -11,8 +11,8 @@ import (
 )
 
 // Source gives the agent the cluster's objects. A source may also implement Lookup, Publisher, Contact, Files,
-// Announcer and Viewer. The agent asks for each by type assertion, so the program that makes the source asserts at
-// compile time which of them it implements.
+// Announcer, Positioner and Viewer. The agent asks for each by type assertion, so the program that makes the source
+// asserts at compile time which of them it implements.
 type Source interface {
 	// Run calls update with each change of the objects until ctx ends. A nil delta means that no object has changed. The
 	// first delta that isn't nil means that there is a usable state, even if the delta is empty. The error says what is

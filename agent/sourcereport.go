@@ -19,7 +19,8 @@ type sourceReport struct {
 // omission is a document of a file that was left out.
 type omission struct{ path, where, why string }
 
-// reportFiles logs the documents that were left out, once for each state of the files.
+// reportFiles logs each document that is left out now, and wasn't at the last call. It doesn't log documents whose
+// object is known: these are reported as problems.
 func (a *agent) reportFiles() {
 	source, ok := a.Source.(Files)
 	if !ok {

@@ -71,7 +71,7 @@ func (a *agent) tellUpkeep() {
 	}
 	before := a.upkeep.known.Swap(k)
 	if before == nil || len(before.endpoints) == 0 {
-		a.upkeep.notify() // the node has got its first pod and wasn't checked since
+		a.upkeep.notify() // the node may have got its first pod, and wasn't checked since
 	}
 }
 

@@ -47,14 +47,15 @@ func (h *Hub) Subscribe(q agentapi.DropsQuery) *Subscription {
 	return s
 }
 
-// Close ends the subscription.
+// Close ends the subscription, which makes room for another reader.
 func (s *Subscription) Close() {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
 	delete(s.hub.readers, s)
 }
 
-// Publish queues the drops for all readers.
+// Publish queues the drops for each reader that has asked for them. If a reader's queue is full, their packets count as
+// missed.
 func (h *Hub) Publish(entries []Entry) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -77,7 +78,8 @@ func (h *Hub) Publish(entries []Entry) {
 	}
 }
 
-// Next waits for drops and returns all that are queued. It returns none if the duration ends first, or the context.
+// Next waits for drops and returns all that are queued. If the reader has missed some, the last value returned says how
+// many packets. Next returns nothing if ctx ends before any drop comes, or if none comes within wait.
 func (s *Subscription) Next(ctx context.Context, wait time.Duration) []*agentapi.Drop {
 	timeout := time.NewTimer(wait)
 	defer timeout.Stop()

@@ -15,7 +15,7 @@ const (
 	ringBytes   = 8 << 20
 )
 
-// Entry is a drop, with the number of its sender's account.
+// Entry is a drop, with the number of its sender's account (Line.Sender).
 type Entry struct {
 	*agentapi.Drop
 	Sender uint64
@@ -47,7 +47,7 @@ type numbered struct {
 // NewRing returns an empty Ring.
 func NewRing() *Ring { return &Ring{senders: map[uint64]*kept{}} }
 
-// Add adds the entries.
+// Add adds the entries. If there is not enough room, other entries are lost for them.
 func (r *Ring) Add(entries []Entry) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -116,14 +116,12 @@ func (h mostFirst) Swap(i, j int) {
 	h[i].place, h[j].place = i, j
 }
 
-// Push is called by heap.Push.
 func (h *mostFirst) Push(x any) {
 	k := x.(*kept)
 	k.place = len(*h)
 	*h = append(*h, k)
 }
 
-// Pop is called by heap.Remove.
 func (h *mostFirst) Pop() any {
 	last := len(*h) - 1
 	k := (*h)[last]

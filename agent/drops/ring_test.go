@@ -7,7 +7,8 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestRing: the ring keeps the last entries of a sender of many, and all entries of the others.
+// TestRing: the ring keeps the last entries of a sender of many, and all entries of the others. Large packets don't
+// take more than ringBytes.
 func TestRing(t *testing.T) {
 	r := NewRing()
 	at := time.Unix(1000, 0)

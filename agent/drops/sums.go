@@ -19,7 +19,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Bounds of Sums. Each sender may have so many different lines a second that people can read, and none can take the
+// Bounds of Sums. Each sender may have as many different lines a second as people can read, and no sender can take the
 // room of the others.
 const (
 	burst     = 50 // lines of one sender at once
@@ -34,7 +34,7 @@ const (
 	// maxRests bounds the accounts of packets that were left out. Beyond it, packets are counted by rule alone.
 	maxRests    = 1024
 	maxPrefixes = 4096
-	// repeatAfter is how long a line of the same kind waits before the next one is made of the packets since.
+	// repeatAfter is the least time from one line to the next of the same kind, which counts the packets since the first.
 	repeatAfter = time.Second
 )
 
@@ -46,7 +46,7 @@ type Prefix struct {
 	Reason    string
 }
 
-// prefix returns what the text of a rule says.
+// prefixOf returns what the text that a rule has added says about the rule.
 func prefixOf(text string) *Prefix {
 	chain, ours := strings.CutPrefix(text, conf.LogPrefix)
 	p := &Prefix{Chain: chain, Reason: agentapi.ByOther}
@@ -95,10 +95,10 @@ type Sums struct {
 	last     string
 	lastOf   *Prefix
 	flows    map[flowKey]*flow
-	due      []*flow // have packets that no Line has
+	due      []*flow // the flows with packets that are in no Line yet
 	senders  map[[16]byte]*sender
 	others   [shared]*sender
-	accounts uint64 // numbers given to senders
+	accounts uint64 // the number of the last account that was made
 	rests    map[restKey]*rest
 	lost     uint64
 	swept    time.Time
@@ -129,7 +129,7 @@ type sender struct {
 	tokens  float64
 	counted time.Time // when tokens was right
 	flows   int
-	// last is the account of packets left out that the sender's last such packet went to.
+	// last is where the sender's last packet that was left out was counted; nil if there is none since the last sweep.
 	last   *rest
 	lastOf restKey
 }
@@ -160,7 +160,8 @@ func (s *Sums) At(now time.Time) { s.now = now }
 // Lost counts packets of which nothing else is known.
 func (s *Sums) Lost(count uint64) { s.lost += count }
 
-// Add counts the packet.
+// Add counts the packet: with the others of its line, or in a new line if its sender may have one, or among those that
+// are left out.
 func (s *Sums) Add(p *nflog.Packet) {
 	f, _ := nflog.FlowOf(p.EtherType, p.Payload)
 	port := f.SrcPort
@@ -191,7 +192,7 @@ func (s *Sums) Add(p *nflog.Packet) {
 // begin makes the packet the first one of a line.
 func (s *Sums) begin(f *flow, p *nflog.Packet, port uint16) {
 	f.first, f.port = s.now, port
-	f.packet = append(make([]byte, 0, len(p.Payload)), p.Payload...) // a Line keeps the last one
+	f.packet = append(make([]byte, 0, len(p.Payload)), p.Payload...) // a copy, which a Line keeps
 	if !f.waiting {
 		f.waiting = true
 		s.due = append(s.due, f)
@@ -214,7 +215,7 @@ func (s *Sums) prefix(text []byte) *Prefix {
 	return p
 }
 
-// sender returns the account of the packet's sender.
+// sender returns the account of the packet's sender. It makes an account if there is none yet.
 func (s *Sums) sender(f flowKey) *sender {
 	by := f.Src
 	if f.link != 0 { // the address is forged
@@ -322,7 +323,8 @@ func (s *Sums) Lines(list []Line) (lines []Line, waiting bool) {
 	return list, len(s.flows)+len(s.rests) > 0 || s.lost > 0
 }
 
-// sweep appends lines about the packets that were left out, and forgets flows and senders without packets.
+// sweep appends lines about the packets that were left out and those that were lost, and forgets flows and senders
+// without packets.
 func (s *Sums) sweep(list []Line) []Line {
 	for key, r := range s.rests {
 		list = append(list, r.Line)
@@ -355,7 +357,8 @@ func (s *Sums) sweep(list []Line) []Line {
 	return list
 }
 
-// empty empties the map. A map that was large once stays large, and so does the time for each look through it.
+// empty replaces a map that has entries by a new one. clear would keep the memory of a map that was large once, and the
+// time that each look through it takes.
 func empty[K comparable, V any](m *map[K]V) {
 	if len(*m) > 0 {
 		*m = map[K]V{}
