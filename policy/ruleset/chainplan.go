@@ -3,10 +3,11 @@ package ruleset
 import "slices"
 
 // chainPlan says what becomes of a chain if there is room for all of it. It depends on the chain, on the refused parts,
-// and on the kinds and classes of the sets. If fit is false, it also depends on their sizes.
+// and on the kinds and size classes (Bounds.class) of the sets. If fit is false, it also depends on the rounded sizes
+// of the sets.
 type chainPlan struct {
 	chain   Chain
-	sets    map[string]bool // the names in the rules
+	sets    map[string]bool // the names of all sets in the rules
 	merges  []*merge
 	staying []string // the sets of the rules that stay as they are, each once
 	fit     bool
@@ -48,7 +49,8 @@ func (b Bounds) plan(c Chain, sets []Set, refused Refused) *chainPlan {
 	return p
 }
 
-// isFor reports whether the plan is for this chain with these rules. It returns false for nil.
+// isFor reports whether the plan was made for a chain with this hook and equal rules. It returns false if the plan is
+// nil.
 func (p *chainPlan) isFor(c Chain) bool {
 	return p != nil && p.chain.Hook == c.Hook &&
 		(shared(p.chain.Rules, c.Rules) || slices.EqualFunc(p.chain.Rules, c.Rules, Rule.Equal))
@@ -64,7 +66,8 @@ func (p *chainPlan) lookUp(sets map[string]bool) bool {
 	return false
 }
 
-// with returns the chain's rules with each merge's rule in the place of the first rule that the merge replaces.
+// with returns the chain's rules with each merge's rule in the place of the first rule that the merge replaces, and
+// without the others that it replaces.
 func (p *chainPlan) with(merges []*merge) []Rule {
 	whole := len(merges) == len(p.merges)
 	if whole && p.merged != nil {

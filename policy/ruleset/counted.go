@@ -41,7 +41,7 @@ func (c *countedSet) sync(of func(set string) Entries) {
 	}
 }
 
-// syncWith makes the set have what the parts with that set's entries give now.
+// syncWith does what sync does, but only for the parts made from the one set. now has the entries of that set.
 func (c *countedSet) syncWith(set string, now Entries) {
 	i, _ := slices.BinarySearchFunc(c.parts, set, func(p part, set string) int { return cmp.Compare(p.set, set) })
 	for ; i < len(c.parts) && c.parts[i].set == set; i++ {
@@ -77,7 +77,7 @@ func (c *countedSet) fill(of func(set string) Entries) {
 	c.entries = EntriesOf(all...)
 }
 
-// count counts the part's entries as they are now.
+// count counts only the differences between the entries that the part had when it was last counted, and now.
 func (c *countedSet) count(p part, now Entries) {
 	was := c.counted[p]
 	if c.counted[p] = now; was.Same(now) {
@@ -96,7 +96,8 @@ func (c *countedSet) count(p part, now Entries) {
 	}
 }
 
-// give counts one part more, or less, that gives the element with the comment.
+// give counts one part more (by is 1) or less (-1) that gives the element with the comment. Of all comments given for
+// an element, the entry has the one that sorts first.
 func (c *countedSet) give(e Element, comment string, by int) {
 	tallies, isShared := c.shared[e]
 	if !isShared {
@@ -118,7 +119,8 @@ func (c *countedSet) give(e Element, comment string, by int) {
 	}
 }
 
-// counting returns the tallies with one part more, or less, that gives the comment.
+// counting returns the tallies with one part more, or less, that gives the comment. It may change the list that it
+// gets.
 func counting(tallies []tally, comment string, by int) []tally {
 	i, ok := slices.BinarySearchFunc(tallies, comment, func(t tally, comment string) int {
 		return cmp.Compare(t.comment, comment)

@@ -12,8 +12,8 @@ import (
 // decision says which rules of a ruleset are merged.
 type decision struct {
 	plans map[chainName]*chainPlan
-	// weights has, for each set that the plans merge, how much each of its entries needs. entries and pairs are the sums.
-	// staying counts the chains with rules that look up a set and stay as they are.
+	// weights has, for each set that the plans merge, how much each of its entries needs. entries and pairs are the
+	// sums. staying has, for each set, the number of chains that have an unmerged rule that looks it up.
 	weights        map[string]weight
 	entries, pairs int
 	staying        map[string]int
@@ -22,23 +22,23 @@ type decision struct {
 
 	merges []*merge     // in the order of the chains
 	merged []*mergedSet // in the order of their names
-	// needed has the sets of merges that were left out after all.
+	// needed has the sets whose merges were planned but left out, for lack of room or because the kernel refuses them.
+	// Rules still look these sets up.
 	needed map[string]bool
 }
 
 // weight is how many entries of merged sets, and how many of them with ports, there are for each entry of a set.
 type weight struct{ entries, pairs int }
 
-// decide decides which rules of the ruleset are merged.
 func (b Bounds) decide(r Ruleset, refused Refused) *decision {
 	d := &decision{plans: map[chainName]*chainPlan{}, weights: map[string]weight{}, staying: map[string]int{}}
 	d.revise(b, nil, r, refused)
 	return d
 }
 
-// revise decides again, after the sets that were in was and the chains have changed. It plans only chains that have
-// changed themselves, or that look up a set of another kind or class than before. If the decision doesn't fit before or
-// after that, another one must be made from the beginning. The refused parts must be the same.
+// revise decides again after the ruleset has changed to r. was has the sets of the ruleset before. It plans only chains
+// that have changed themselves, or that look up a set of another kind or class than before. If d.fit is false before or
+// after that, the caller must decide from the beginning instead. The refused parts must be those of the last decision.
 func (d *decision) revise(b Bounds, was []Set, r Ruleset, refused Refused) {
 	touched := map[string]bool{}
 	for x, y := range pairs(was, r.Sets) {
@@ -142,7 +142,7 @@ func (d *decision) count(p *chainPlan, by int, of func(set string) Entries) {
 	}
 }
 
-// cut leaves out the largest merges until the rest have room.
+// cut keeps the smallest merges for which there is room, and leaves out the others.
 func (d *decision) cut(b Bounds, of func(set string) Entries) {
 	type sized struct {
 		*merge
@@ -171,7 +171,7 @@ func (d *decision) cut(b Bounds, of func(set string) Entries) {
 	d.leaveOut(func(m *merge) bool { return !keep[m] })
 }
 
-// leaveOut leaves out the merges for which left is true.
+// leaveOut deletes the merges for which left is true, and notes in needed the sets that they would have replaced.
 func (d *decision) leaveOut(left func(*merge) bool) {
 	d.merges = slices.DeleteFunc(d.merges, func(m *merge) bool {
 		if !left(m) {

@@ -53,11 +53,11 @@ func (e Entries) With(added Entry) Entries {
 	return Entries{e.of.With(added.Element, added.Comment)}
 }
 
-// Without returns the entries without the element.
+// Without returns the entries without the one that has this element, if there is one.
 func (e Entries) Without(element Element) Entries { return Entries{e.of.Without(element)} }
 
-// Diff yields the differences from e to the entries now, in order. The keys are elements, the values comments. It takes
-// time in proportion to the differences, if one of the two was made from the other.
+// Diff yields, in order, the changes that make the entries in now out of those in e. The keys are elements, the values
+// comments. It takes time in proportion to the differences, if one of the two was made from the other.
 func (e Entries) Diff(now Entries) iter.Seq[ordered.Change[Element, string]] {
 	return e.of.Diff(now.of)
 }

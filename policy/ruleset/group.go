@@ -17,14 +17,15 @@ type group struct {
 	like    Rule // a rule without the name of the peers' set
 	peers   int  // the index of the peers' set in like.Sets
 	kind    SetKind
-	run     int      // counts the chain's rows of rules that return
-	rest    string   // what the rules of this group, and of that with the other kind of sets, have in common
-	rules   []int    // their indexes
+	run     int      // how many rules ahead of the group in the chain don't return
+	rest    string   // restKey of each rule; a group with the other kind of sets can have the same
+	rules   []int    // the indexes of the group's rules in the chain
 	sets    []string // the peers' set of each
 	numbers []uint16 // the ports, if an entry with a port can stand for them
 }
 
-// groups returns the groups of the chain's rules.
+// groups divides the chain's rules into groups. Rules that can't be merged are in none. sets has the sets of the rules
+// by name.
 func (b Bounds) groups(c Chain, sets map[string]*Set) groups {
 	all := groups{rules: c.Rules}
 	type groupKey struct {
@@ -109,7 +110,8 @@ func restKey(key []byte, run int, r *Rule, peers int, numbers []uint16) []byte {
 	return key
 }
 
-// numbers returns the ports of the rule, in order; nil if there are too many, or if no entry can stand for one of them.
+// numbers returns the ports of the rule, in order, each once. It returns nil if the rule has no ports or more than
+// ListLen, if one is 0, or if the protocol isn't TCP, UDP or SCTP: no entry can stand for these.
 func (b Bounds) numbers(r *Rule) (numbers []uint16) {
 	if r.Proto != TCP && r.Proto != UDP && r.Proto != SCTP {
 		return nil

@@ -24,7 +24,7 @@ type Index struct {
 
 // indexedChain is a chain with the rules that may decide on a connection's first packet, in order.
 type indexedChain struct {
-	number int // counts the chains of the Index
+	number int // the chain's number in the Index, from 0
 	rules  []indexedRule
 	// pivots has, for each end of a packet, the rules that an address of that end leads to.
 	pivots [ends]pivots
@@ -57,8 +57,8 @@ const (
 // because most of an evaluation's time goes to memory that isn't in the processor's caches.
 type indexedRule struct {
 	class class
-	// simple is true if all packets match the rule that have the rule's protocol and ports, and that an address leads to
-	// the rule, if any can.
+	// simple is true if only the protocol and the port of a packet need to be compared: the rule has no other
+	// condition, or only one on an address, and that address has led to the rule.
 	simple bool
 	// onePort is true if the rule's ports are those from first to last.
 	onePort     bool
@@ -251,7 +251,8 @@ func (b *indexer) rule(r *Rule) indexedRule {
 	return i
 }
 
-// member returns the match of a set that has addresses.
+// member returns the match that looks up an address in the set. Its group is none if the set is nil, or if sets of this
+// kind can't contain the part m.By.
 func (b *indexer) member(m SetMatch, set *Set) memberMatch {
 	match := memberMatch{group: none, end: source, not: m.Not}
 	if m.By == Destination || m.By == DestinationPair {
@@ -273,7 +274,7 @@ func (b *indexer) member(m SetMatch, set *Set) memberMatch {
 	return match
 }
 
-// group returns the number of the group.
+// group returns the number of the group with this key. It adds the group if there is none yet.
 func (b *indexer) group(key groupOf, set *Set) int32 {
 	n, ok := b.groups[key]
 	if !ok {

@@ -33,7 +33,8 @@ func FuzzIndex(f *testing.F) {
 	f.Fuzz(func(t *testing.T, seed uint64) { compare(t, seed, 50, map[bool]int{}) })
 }
 
-// compare compares the verdicts on random packets, with the ruleset of the seed.
+// compare checks that an Index and a Simulator of the seed's random ruleset agree on random packets. It counts the
+// verdicts in verdicts.
 func compare(t *testing.T, seed uint64, packets int, verdicts map[bool]int) {
 	t.Helper()
 	r := &randomRules{rand.New(rand.NewPCG(seed, 0))}

@@ -12,7 +12,7 @@ import (
 // members says which groups contain an address. A group is a set that has addresses, or a network.
 type members struct {
 	groups  []memberGroup
-	entries int // of all groups
+	entries int // of all groups, and one more for each group
 	// found has the signatures of addresses that were looked up. All signatures are also in signatures, by their parts.
 	found      byAddress[*signature]
 	signatures map[signatureOf]*signature
@@ -103,8 +103,8 @@ func (m *members) add(network netip.Prefix, set *Set) int32 {
 // searchTime is how long it takes to search a group, in terms of the time that it takes to add an entry to a table.
 const searchTime = 4
 
-// signature returns the address's signature. It searches each group until that has taken about as long as it takes to
-// make a table of all entries.
+// signature returns the address's signature. For the first addresses it searches each group. Once these searches have
+// taken about as long as it takes to make a table of all entries, it makes the table.
 func (m *members) signature(a netip.Addr) *signature {
 	if t := m.tables[conf.FamilyOf(a)]; t != nil && len(t.sizes) <= few {
 		return t.signature(m, a, a.BitLen())
@@ -302,7 +302,6 @@ func (s *Set) hasLink(a netip.Addr, link string) bool {
 	}
 }
 
-// has reports whether the set has the element.
 func (s *Set) has(e Element) bool {
 	_, ok := s.Entries.Get(e)
 	return ok

@@ -28,7 +28,8 @@ func UsualBounds() Bounds {
 	return Bounds{Sets: 3, Large: 1 << 8, Lists: 8, ListLen: 16, SetLen: 1 << 12, Entries: 1 << 17, Pairs: 1 << 14}
 }
 
-// class returns the class of a set with n entries. What is merged depends on nothing else, as long as there is room.
+// class returns the size class of a set with n entries: 0 up to Large, tooLarge above SetLen, and the bits of n between
+// them. As long as there is room, sets of one class are treated alike, whatever their exact sizes.
 func (b Bounds) class(n int) int {
 	switch {
 	case n > b.SetLen:
@@ -52,8 +53,8 @@ const tooLarge = 64
 //   - If the rules of one protocol have more than Bounds.Lists different lists of ports, those with sets of addresses
 //     become one rule, which looks up the address together with the port. Longer lists don't count.
 //   - If there isn't room for all merged sets, the smallest come first, and the other rules stay as they are.
-//   - Nothing is merged into a rule or set that the kernel has refused. So the kernel refuses the rules that would be
-//     merged one by one, and each problem has its own object and field.
+//   - Nothing is merged into a rule or set that the kernel has refused. So the rules stay apart, the kernel refuses
+//     each by itself, and each problem has its own object and field.
 //
 // Merge is the specification of a Merger.
 func Merge(r Ruleset, refused Refused) Ruleset { return UsualBounds().Merge(r, refused) }

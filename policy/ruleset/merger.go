@@ -65,7 +65,7 @@ func shared[T any](a, b []T) bool {
 }
 
 // outgrown reports whether another decision is due, because the changed sets have other sizes now. While there is room
-// for everything, sizes rarely matter.
+// for everything, sizes rarely matter. If it returns false, the decision has the sums for the new sizes.
 func (m *Merger) outgrown(changed []int, r Ruleset) bool {
 	d := m.decision
 	entries, pairs := d.entries, d.pairs
@@ -140,7 +140,8 @@ func (m *Merger) usersOf(set string) []*countedSet {
 	return m.users[set]
 }
 
-// refill gives the sets the entries that they have now.
+// refill gives the changed sets, and the merged sets made from them, their new entries in the result. changed has the
+// indexes of these sets in r.Sets.
 func (m *Merger) refill(changed []int, r Ruleset) {
 	m.out.Sets = slices.Clone(m.out.Sets)
 	for _, i := range changed {
@@ -160,7 +161,7 @@ func find(sets []Set, name string) (int, bool) {
 	return slices.BinarySearchFunc(sets, name, func(s Set, name string) int { return cmp.Compare(s.Name, name) })
 }
 
-// entriesIn returns a function that returns the entries of a set.
+// entriesIn returns a function that returns the entries of a set, and none for a set that isn't in the list.
 func entriesIn(sets []Set) func(name string) Entries {
 	return func(name string) Entries {
 		i, ok := find(sets, name)

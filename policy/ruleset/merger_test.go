@@ -102,7 +102,8 @@ func text(r Ruleset) string {
 	return b.String()
 }
 
-// compareMerged compares the verdicts of two rulesets on random packets.
+// compareMerged checks on random packets that a Simulator and an Index of the merged ruleset give the verdicts of a
+// Simulator of the unmerged one.
 func (r *randomRules) compareMerged(t *testing.T, unmerged, merged Ruleset, seen *mergeCounts) {
 	t.Helper()
 	want, err := NewSimulator(unmerged)
@@ -272,7 +273,8 @@ func (r *randomRules) next(now, merged Ruleset) (Ruleset, Refused) {
 	return now, refused
 }
 
-// TestMergedShapes: 1,000 policies of one pod need few rules.
+// TestMergedShapes: if 1,000 rules of a chain each have a set and a port, they become one rule for each port. If their
+// ports are all different, they become one rule that looks up addresses with ports.
 func TestMergedShapes(t *testing.T) {
 	const policies = 1000
 	single := func(n int) PortRange { return PortRange{uint16(n), uint16(n)} }
@@ -315,8 +317,8 @@ func TestMergedShapes(t *testing.T) {
 	}
 }
 
-// TestLargeSetsStayApart: of four sets for one port, the largest isn't merged, and neither is one that is too large.
-// Three sets are not merged.
+// TestLargeSetsStayApart: three sets are not merged. Of more sets, the two largest of those with more than Large
+// entries stay apart, and so does a set with more than SetLen entries. The others become one.
 func TestLargeSetsStayApart(t *testing.T) {
 	b := UsualBounds()
 	for name, tc := range map[string]struct {

@@ -9,11 +9,11 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// merge is rules of a chain that become one rule.
+// merge says which rules of a chain become one rule, and which.
 type merge struct {
 	plan  *chainPlan
 	chain int   // its index in the ruleset
-	rules []int // their indexes, in order
+	rules []int // their indexes in the chain, in order
 	rule  Rule
 	peers int // the index of the merged set in rule.Sets
 	kind  SetKind
@@ -94,12 +94,12 @@ func (b Bounds) merges(all groups, f conf.Family, sets map[string]*Set, refused 
 	return list, n.fit
 }
 
-// needs is what merged sets for the groups of a chain's rules need.
+// needs decides which sets of a chain's groups are merged. fit becomes false if something is left out for lack of room.
 type needs struct {
 	Bounds
 	of     groups
 	sets   map[string]*Set
-	usable map[*group]map[string]bool // the sets that are merged
+	usable map[*group]map[string]bool // of each group, the names of the sets that may still be merged
 	fit    bool
 }
 

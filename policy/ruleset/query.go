@@ -57,7 +57,7 @@ func (c *indexedChain) walk(q *query) Action {
 }
 
 const (
-	// usualLists is how many lists of rules a packet has at most. If it has more, walk allocates memory.
+	// usualLists is for how many lists of rules walk has room. For a packet with more lists, it allocates memory.
 	usualLists = 16
 	// many is a number of rules whose comparison takes as long as a look-up of a verdict.
 	many = 32

@@ -41,7 +41,7 @@ type row struct {
 	// above is the row of the signature above.
 	above *row
 	rules []int32
-	one   [1]int32 // the memory of rules, if there is one
+	one   [1]int32 // the memory of rules, if there is only one rule
 	// byPort has the rules by port, for each class of protocols. It is made when it is first needed.
 	byPort *[classes]*portTable
 }
@@ -63,7 +63,8 @@ func (c *indexedChain) row(at end, s *signature) *row {
 	return r
 }
 
-// newRow makes the row for addresses with the signature at that end.
+// newRow makes the row for addresses with the signature at that end, and keeps it. If the signature's own groups lead
+// to no rule, that is the row of the signature above, or nil.
 func (c *indexedChain) newRow(at end, s *signature) *row {
 	r := c.row(at, s.above)
 	if rules := c.pivots[at].of(s.groups); len(rules) > 0 {
@@ -114,7 +115,8 @@ func (t *portTable) at(port uint16) []int32 {
 	return t.rules[i]
 }
 
-// newPortTable returns the table of the row's rules that match packets of the class.
+// newPortTable returns the table of the row's rules that can match packets of the class. If the table would be too
+// large, it has only one span, with all these rules.
 func newPortTable(c *indexedChain, r *row, of class) *portTable {
 	var rules []portRule
 	t := &portTable{firsts: []uint16{0}}
@@ -182,7 +184,8 @@ type portRule struct {
 // false if the spans would have many more rules than the row: that can happen if many rules don't surely decide.
 func (t *portTable) fill(rules []portRule) bool {
 	t.rules = make([][]int32, len(t.firsts))
-	// next has, for each span, itself or a later span. The spans from the first to before the other have all their rules.
+	// next has, for each span that needs more rules, the span itself, and for each other span a later one. No span from
+	// there up to that later one needs more rules.
 	next := make([]int, len(t.firsts)+1)
 	for i := range next {
 		next[i] = i

@@ -121,7 +121,7 @@ const (
 	Masquerade Action = "masquerade"
 )
 
-// Protocol is a protocol above IP, by its lower-case name; empty for any protocol.
+// Protocol is a protocol above IP, by its lower-case name or its number in decimal; empty for any protocol.
 type Protocol string
 
 // The protocols that a NetworkPolicyPort can have.

@@ -45,7 +45,8 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// TestKeysDontRunTogether: different fields of a rule never yield the same key.
+// TestKeysDontRunTogether: if two rules have the same text in other fields, in another order or split otherwise, their
+// keys differ.
 func TestKeysDontRunTogether(t *testing.T) {
 	match := func(name string) ruleset.SetMatch { return ruleset.SetMatch{Name: name, By: ruleset.Source} }
 	rules := []ruleset.Rule{

@@ -56,7 +56,6 @@ func NewSimulator(r Ruleset) (*Simulator, error) {
 	return s, nil
 }
 
-// add adds the set's entries.
 func (s *Simulator) add(set Set) error {
 	var addresses netipx.IPSetBuilder
 	for e := range set.Entries.All() {
