@@ -20,7 +20,7 @@ type Verify int
 
 // The values. Each reads more than the one before.
 const (
-	// Trust reads nothing.
+	// Trust reads only what isn't known.
 	Trust Verify = iota
 	// Rules reads the tables with the chains that drop packets. It is quick because it doesn't read the sets.
 	Rules

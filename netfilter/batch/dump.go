@@ -10,7 +10,7 @@ import (
 )
 
 // Dumper asks the kernel for lists, one after the other, by one socket. It gives each message of a list to a function,
-// and keeps none. So it takes no memory for a list of any length. The netlink library takes memory for each message. A
+// and keeps none. So its memory doesn't grow with the list, while the netlink library takes memory for each message. A
 // Dumper is not safe for concurrent use.
 type Dumper struct {
 	protocol int
@@ -33,9 +33,9 @@ func (d *Dumper) Close() {
 // net/netlink/af_netlink.c: 32 KiB).
 const largestAnswer = 64 << 10
 
-// Dump sends the request, which must ask for a list, and calls each with every message of the list, without its header.
-// The message is valid until each returns. Dump ends early, without an error, if each returns false. It returns
-// nl.ErrDumpInterrupted if the list changed while the kernel wrote it.
+// Dump sends the request, which must ask for a list, and calls the function each with every message of the list,
+// without the message's header. The message is valid until each returns. Dump ends early, without an error, if each
+// returns false. It returns nl.ErrDumpInterrupted if the list changed while the kernel wrote it.
 func (d *Dumper) Dump(req *nl.NetlinkRequest, each func(msg []byte) bool) error {
 	if err := d.open(); err != nil {
 		return err
@@ -104,7 +104,8 @@ const (
 	enough
 )
 
-// split calls each with every message in the answer.
+// split calls the function each with every message in the answer, and returns one of the results above. The error is
+// the kernel's, or says that the answer is incomplete or belongs to a request with another number than seq.
 func split(answer []byte, seq uint32, each func(msg []byte) bool) (end int, err error) {
 	for len(answer) >= unix.SizeofNlMsghdr {
 		size, kind := int(binary.NativeEndian.Uint32(answer)), binary.NativeEndian.Uint16(answer[4:])

@@ -24,7 +24,7 @@ const (
 	Forget
 )
 
-// Edit is a change of an entry.
+// Edit is one change of one entry, for Apply. NewEdit makes it.
 type Edit struct {
 	Connection
 	Operation

@@ -22,8 +22,8 @@ const connections, localPods, remotePods = 200_000, 100, 8192
 
 // BenchmarkWalk200000 walks through 200,000 connections of 100 pods. All pods are under the same policies. Of ten
 // connections, seven are from 8,192 pods on other nodes, which the policies allow, and three are to addresses outside
-// of the cluster, each to another. No connection must be cut. The benchmark prints the processor time that a walk takes
-// beside the kernel's own dump, with the time that it takes to make the index.
+// of the cluster, each to another. The policies allow all of them, so the walk changes nothing. The benchmark prints
+// the processor time that a walk takes beside the kernel's own dump, with the time that it takes to make the index.
 //
 // Run it as root: go test ./netfilter/cut -run - -bench Walk
 func BenchmarkWalk200000(b *testing.B) {

@@ -19,7 +19,7 @@ import (
 
 // Result has the counts of a walk through the connections.
 type Result struct {
-	Cut, Restored int // connections that were alive
+	Cut, Restored int // connections in use that the walk has cut or restored
 	Standing      int // entries of connections that are cut when the walk ends
 	// Examples has some of the connections that were cut or restored.
 	Examples []Example
@@ -48,7 +48,7 @@ type Evaluator struct {
 	places map[netip.Addr]place
 }
 
-// place is an address of this node.
+// place says what an address is on this node. The zero value is for addresses of other hosts and of pods elsewhere.
 type place struct {
 	link ruleset.Link
 	pod  bool // it is a pod's, whose link is link
@@ -120,7 +120,8 @@ func Walk(by Evaluator, newest func() Evaluator) (Result, error) {
 	return w.Result, errors.Join(w.errs...)
 }
 
-// edit notes that the connection must be cut, or restored if it is cut.
+// edit notes what must become of the connection: if it is cut, it is restored; if it is over, its entry is deleted;
+// otherwise it is cut. With maxEdits notes, edit applies them.
 func (w *walk) edit(c conntrack.Connection) {
 	operation := conntrack.Cut
 	switch {

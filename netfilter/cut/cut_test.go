@@ -26,7 +26,8 @@ const (
 	closed      = 8
 )
 
-// ports returns a ruleset in which a pod may be reached by those ports only, and an evaluator by it.
+// ports returns an Evaluator of rules by which the node's pod 10.88.0.2 may be reached by those ports only. The node's
+// own address is 192.0.2.2.
 func ports(allowed ...uint16) Evaluator {
 	var rules []ruleset.Rule
 	for _, p := range allowed {
@@ -60,12 +61,14 @@ func entries(t *testing.T) (list []string) {
 	return list
 }
 
-// TestWalk: connections in use are cut and restored, and counted. Others are cut or forgotten, and not counted.
+// TestWalk: connections that the rules no longer allow are cut, and restored once they are allowed again. Only those in
+// use count as cut or restored. Entries of TCP connections that are over are deleted. If the newest rules say
+// otherwise, nothing changes.
 func TestWalk(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	// there is room for labels
+	// once a rule uses labels, new entries have room for them
 	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1")
 	const inUse = nodetest.Answered | nodetest.Assured
 	pod, client := netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("10.88.1.5")
@@ -99,7 +102,7 @@ func TestWalk(t *testing.T) {
 	for _, tc := range []struct {
 		name       string
 		by, newest []uint16
-		want       Result // Examples is the number of examples
+		want       Result // its Examples are set below, and compared only if connections are restored
 		examples   int
 		entries    string
 	}{

@@ -164,7 +164,7 @@ func request(command int, name string, e Entry) *nl.NetlinkRequest {
 	return r
 }
 
-// encode returns the mark as the kernel wants it.
+// encode returns the mark as the kernel wants it: Value and then Mask, both big-endian.
 func (m Mark) encode() []byte {
 	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, m.Value), m.Mask)
 }

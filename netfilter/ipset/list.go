@@ -26,9 +26,10 @@ func (h *Handle) List(name string) (Set, error) {
 	return s, err
 }
 
-// Each reads the set, and calls each with every entry, without its comment, and with the comment, which is valid until
-// each returns. It takes no memory for an entry. It ends early, without an error, if each returns false. comments is
-// true if the set was created with room for comments. It returns ErrNotExist if there is no such set.
+// Each reads the set. It calls the function each for every entry. The entry's field Comment is empty: the comment comes
+// beside it, and is valid until the function returns. So Each takes no memory for an entry. It ends early, without an
+// error, if the function returns false. comments is true if the set was created with room for comments. It returns
+// ErrNotExist if there is no such set.
 //
 // Equivalent to: ipset list NAME
 func (h *Handle) Each(name string, each func(e Entry, comment []byte) bool) (s Header, comments bool, err error) {
@@ -69,7 +70,6 @@ func (h *Handle) Each(name string, each func(e Entry, comment []byte) bool) (s H
 	return s, comments, broken
 }
 
-// listRequest returns a request that lists the set.
 func listRequest(name string) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(nl.IPSET_CMD_LIST|unix.NFNL_SUBSYS_IPSET<<8, nl.GetIpsetFlags(nl.IPSET_CMD_LIST))
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
@@ -88,7 +88,7 @@ func flagsOf(properties []byte) uint32 {
 	return 0
 }
 
-// parseEntry reads an entry of a set of that type.
+// parseEntry reads an entry of a set of that type. ok is false if the entry has no address, except in a set of ports.
 func parseEntry(data []byte, setType string) (e Entry, comment []byte, ok bool) {
 	var addr netip.Addr
 	bits := -1
@@ -138,7 +138,7 @@ func parseEntry(data []byte, setType string) (e Entry, comment []byte, ok bool) 
 	return e, comment, true
 }
 
-// cut returns the value without the zero byte at its end.
+// cut returns the value up to its first zero byte.
 func cut(value []byte) []byte {
 	head, _, _ := bytes.Cut(value, []byte{0})
 	return head

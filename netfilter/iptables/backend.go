@@ -24,9 +24,9 @@ func (d *Driver) Watch(ctx context.Context, heard func(generation uint32, concer
 // Equivalent to: nft -j list tables | jq .nftables[0]; nft monitor shows it as "new generation"
 func (d *Driver) Generation() (uint32, error) { return generation() }
 
-// Knows reports whether a concerned generation hides no change that the driver doesn't know: the driver read the
-// tables at that generation or later, or made the generation itself. Knows must be called for these generations in
-// order. A second call for the same generation returns the same result.
+// Knows reports whether the driver knows every change up to a concerned generation: it read the tables at that
+// generation or later, or made the generation itself. Of generation 0 it knows nothing. Knows must be called for these
+// generations in order. A second call for the same generation returns the same result.
 func (d *Driver) Knows(generation uint32) bool {
 	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.made(generation))
 }

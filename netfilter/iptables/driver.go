@@ -171,7 +171,7 @@ func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (bool, 
 }
 
 // PutFirst is for a kernel that can't be read. It puts weir's jumps first in the built-in chains and changes nothing
-// else.
+// else. While the flavour isn't known, it does nothing.
 func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {
 	if d.Flavour == "" {
 		return nil
@@ -253,8 +253,9 @@ func (d *Driver) changeRules(ctx context.Context, p plan) error {
 	return nil
 }
 
-// prepare takes the steps of the plan that change no packet's verdict: it makes sets that no rule uses yet. It adds
-// these sets to have, which is the state of the kernel.
+// prepare takes the steps of the plan that change no packet's verdict: it makes sets that no rule uses yet, and adds
+// them to have, which is the state of the kernel. If the kernel has refused one of the new rules before, or one of its
+// kind, prepare tries them all. It returns a RefusedError for sets, entries and rules that the kernel refuses.
 func (d *Driver) prepare(ctx context.Context, p plan, have state, want *lowered) error {
 	refused := ruleset.Refused{}
 	for _, s := range p.create {

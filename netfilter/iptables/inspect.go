@@ -71,7 +71,8 @@ type inspected struct {
 	want *lowered
 }
 
-// inspected reads the kernel's state for the packets.
+// inspected reads the kernel's state for the packets. In a family that lacks a set of numbered pods, it lowers the
+// ruleset without numbers.
 func (d *Driver) inspected(
 	ctx context.Context, want ruleset.Ruleset, packets []ruleset.Packet,
 ) (k inspected, err error) {
@@ -121,7 +122,8 @@ func (k inspected) hasClass(s ruleset.Set, e ruleset.Element) (has, known bool) 
 	return has, true
 }
 
-// wrongRules says which chains of the family's table differ from the ruleset.
+// wrongRules says which chains of the family's table differ from the ruleset, whether the table is switched off, and
+// whether packets don't come to weir's chains first.
 func (d *Driver) wrongRules(f conf.Family, t table, want *lowered) (wrong []string) {
 	if t.dormant {
 		wrong = append(wrong, fmt.Sprintf("the table %s of %s is switched off", checks, d.Flavour.program(f)))

@@ -33,7 +33,7 @@ func newModel(t testing.TB) *model {
 	return m
 }
 
-// plan carries out the plan. It calls after after each step.
+// plan carries out the plan, and calls the function after when each step is done.
 func (m *model) plan(p plan, after func(step string)) {
 	for _, s := range p.create {
 		m.sets[s.Name] = set{s.Kind, s.Family, s.Entries}
@@ -144,7 +144,7 @@ type walk struct {
 	numbered bool // a number was written to the mark
 }
 
-// chain returns DROP or RETURN.
+// chain runs the packet through the chain. It returns DROP if a rule drops the packet, and RETURN otherwise.
 func (w *walk) chain(name string) string {
 	rules, ok := w.tables[w.family][checks].rules[name]
 	if !ok {

@@ -157,7 +157,7 @@ type legacyEntry struct {
 // errLegacy means that the kernel's answer doesn't have the form that this package knows.
 var errLegacy = errors.New("the kernel's answer can't be understood")
 
-// entry returns the entry at the offset.
+// entry returns the entry at the offset; errLegacy if the entry's lengths are impossible.
 func (t *legacyTable) entry(offset uint32) (legacyEntry, error) {
 	rest := t.entries[offset:]
 	if len(rest) < t.matches {
@@ -192,8 +192,8 @@ func (e legacyEntry) jumps() (offset uint32, ok bool) {
 	return uint32(verdict), e.target[nameOfTarget] == 0 && verdict >= 0
 }
 
-// print returns the table's fingerprint. With few, it covers only the built-in chain POSTROUTING and weir's own chains.
-// Offsets of chains change with the length of others' rules, so the chains' names are used instead.
+// print returns the table's fingerprint. If few is true, it covers only the built-in chain POSTROUTING and weir's own
+// chains. Offsets of chains change with the length of others' rules, so the chains' names are used instead.
 func (t *legacyTable) print(few bool) (print, error) {
 	builtin := map[uint32]string{} // names of the built-in chains, by the offset of the first entry
 	for i, offset := range t.Hooks {

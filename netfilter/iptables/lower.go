@@ -129,7 +129,6 @@ func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 	return l
 }
 
-// set lowers one set.
 func (m *lowering) set(s ruleset.Set) loweredSet {
 	done := m.sets[s.Name].next(s)
 	m.sets[s.Name] = done

@@ -24,8 +24,8 @@ type renumbering struct {
 	closes bool
 }
 
-// renumber returns the changes to the sets, which are those of the family's numbered pods. rules says that the family's
-// rules change too.
+// renumber returns the changes to the sets, which are those of the family's numbered pods. rules is true if the
+// family's rules change too. ended has the addresses of attachments that have ended: taking them out closes nothing.
 func renumber(have state, f conf.Family, sets []ruleset.Set, want *lowered, rules bool, ended map[netip.Addr]bool,
 ) (all renumbering) {
 	type crossing struct {
@@ -66,7 +66,8 @@ func renumber(have state, f conf.Family, sets []ruleset.Set, want *lowered, rule
 		}
 	}
 	for _, c := range crossings {
-		// Of two packets' classes only one changes, so each step leads from the old state to the new.
+		// Of the two classes that check a packet, at most one changes. So each packet is checked as in the old state or
+		// as in the new.
 		if !rules && (len(moving) == 1 || len(directions) == 1) {
 			all.across = append(all.across, c.add)
 		} else {

@@ -223,7 +223,8 @@ func (a *assignment) successor(number int) (target string) {
 	return target
 }
 
-// free returns the lowest number that neither the rules nor a pod have.
+// free returns the lowest number that neither the rules nor a pod have, and that it hasn't returned before. It may be
+// greater than maxNumber.
 func (a *assignment) free() int {
 	held := a.holders()
 	for n := max(a.last, openClass) + 1; ; n++ {

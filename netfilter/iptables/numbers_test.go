@@ -15,7 +15,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// pods are addresses and the chains of their classes.
+// pods has the chain of each pod's class, or returns, by the pod's address.
 type pods map[string]string
 
 // oneDirection returns a ruleset of one direction. Each class's chain allows packets to the ports that are in its
@@ -69,7 +69,7 @@ func oneDirection(direction string, classes ...pods) ruleset.Ruleset {
 	return r
 }
 
-// both returns the rulesets as one.
+// both returns the rulesets as one. It has the hook of a only: the last chain of b, which is its hook, is left out.
 func both(a, b ruleset.Ruleset) ruleset.Ruleset {
 	a.Sets, a.Chains = slices.Concat(a.Sets, b.Sets), slices.Concat(a.Chains, b.Chains[:len(b.Chains)-1])
 	return a
@@ -218,7 +218,8 @@ func lead(s state, number int) string {
 }
 
 // TestWithoutNumbers: where iptables doesn't know how to look a number up, each class has a set of its own. The driver
-// finds that out by a trial. A driver that finds that numbers are supported takes over, and back.
+// finds that out by a trial. Another driver, which finds that numbers are supported, then replaces these sets by sets
+// of numbered pods.
 func TestWithoutNumbers(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -169,8 +169,8 @@ func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 	}
 }
 
-// TestPeersCloseBeforeAndOpenAfter: if one change makes a pod a peer and removes a rule, the old rule must never accept
-// the pod's packets.
+// TestPeersCloseBeforeAndOpenAfter: the plan deletes old entries of a set of peers before the rules change, and adds
+// new ones after. So no old rule accepts packets of a new peer.
 func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
 	set := func(addrs ...string) ruleset.Ruleset {
 		s := ruleset.Set{Name: "weir-sel-X", Kind: ruleset.Addresses, Role: ruleset.Peers}

@@ -19,8 +19,8 @@ import (
 // text. An empty print is unknown.
 type print string
 
-// print returns the fingerprint of a table as the kernel has it. The table exists, and was is the table as it was read
-// last.
+// print returns the fingerprint of a table as the kernel has it. The caller knows that the table exists. was is the
+// table as it was read last.
 func (d *Driver) print(f conf.Family, name string, was table) (print, error) {
 	switch {
 	case d.Flavour == NFT:

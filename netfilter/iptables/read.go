@@ -165,7 +165,6 @@ func (d *Driver) tablesNow(ctx context.Context, f conf.Family, before *state) ta
 	return all
 }
 
-// readTables reads the family's tables.
 func (d *Driver) readTables(ctx context.Context, f conf.Family, before *state) tables {
 	all := tables{}
 	for _, name := range tablesUsed {
@@ -242,7 +241,8 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 	return t
 }
 
-// readText reads a table as text.
+// readText reads a table as iptables-save prints it. If it can't, the result is an unknown table, with the rules that
+// the kernel shows, and with what before has of the chains that the driver wrote.
 func (d *Driver) readText(ctx context.Context, f conf.Family, name string, before *state) table {
 	there, dormant, err := d.Flavour.exists(f, name)
 	if err == nil && !there {

@@ -16,10 +16,10 @@ type refresh struct {
 	tables []conf.Family
 }
 
-// Refresh does the same as Read, but pauses when pause returns true, and then returns false. The next Refresh
-// continues. Between the two, the caller may call all other methods: Refresh replaces what the driver knows part by
-// part. So a change that Refresh has found may be undone by any Apply. If the kernel's state isn't known, Refresh reads
-// everything without a pause.
+// Refresh does the same as Read in parts. It calls pause after each part, and if pause returns true, Refresh returns
+// false, and the next call continues. Between the two calls, the caller may call all other methods: each part replaces
+// what the driver knew of it. So a change that Refresh has found may be undone by any Apply. If the kernel's state
+// isn't known, Refresh reads everything without a pause.
 func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
 	if d.have == nil || d.Flavour == "" {
 		return true, d.Read(ctx)
@@ -62,7 +62,7 @@ func (d *Driver) refreshPart(ctx context.Context) (done bool, err error) {
 	return true, nil
 }
 
-// beginRefresh lists the sets. It forgets sets that don't exist any more.
+// beginRefresh lists the sets that are to be read. It forgets sets that don't exist any more.
 func (d *Driver) beginRefresh() (*refresh, error) {
 	headers, err := d.sets.Headers()
 	if err != nil {
@@ -95,7 +95,8 @@ func ofAllPods(name string) int {
 	return 0
 }
 
-// refreshSet reads a set.
+// refreshSet reads a set, and forgets it if it doesn't exist any more. If anything about it has changed, the next Apply
+// looks at the whole ruleset.
 func (d *Driver) refreshSet(name string) error {
 	before, had := d.have.sets[name]
 	now, err := d.readSet(name, before)
@@ -113,7 +114,8 @@ func (d *Driver) refreshSet(name string) error {
 	return nil
 }
 
-// refreshTables reads a family's tables.
+// refreshTables reads a family's tables. With the first family's, the driver forgets which generations it made itself:
+// it has read those.
 func (d *Driver) refreshTables(ctx context.Context, f conf.Family) {
 	readAt, _ := generation() // 0 without nf_tables
 	if f == conf.Families[0] {

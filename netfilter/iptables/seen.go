@@ -239,7 +239,9 @@ func deleteCopies(f conf.Family, name string) error {
 	return nil
 }
 
-// dump calls each with the attributes of every object of the kind in the kernel.
+// dump calls the function each with the attributes of every object of the kind in the family's tables. Attributes in of
+// narrow the list, as to the rules of one table. If the objects change during five dumps, it returns
+// nl.ErrDumpInterrupted.
 func dump(kind int, family conf.Family, of []*nl.RtAttr, each func(attrs []byte)) error {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, unix.NLM_F_DUMP)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: nfFamilies[family], Version: nl.NFNETLINK_V0})
@@ -262,7 +264,7 @@ func dump(kind int, family conf.Family, of []*nl.RtAttr, each func(attrs []byte)
 	return err
 }
 
-// get returns the attributes of one object in the kernel.
+// get returns the attributes of one object in the kernel; ENOENT if there is none. The attributes in of name it.
 func get(kind int, family conf.Family, of ...*nl.RtAttr) (map[uint16][]byte, error) {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, 0)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: nfFamilies[family], Version: nl.NFNETLINK_V0})

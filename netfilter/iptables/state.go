@@ -170,14 +170,15 @@ func tablesOf(f conf.Family, want *lowered) tables {
 	return all
 }
 
-// set is an ipset: its kind, its family, and its entries.
+// set is an ipset in the words of a lowered ruleset.
 type set struct {
 	kind    ruleset.SetKind
 	family  conf.Family
 	entries ruleset.Entries
 }
 
-// after returns the state after the plan.
+// after returns the state after the plan. left has sets that the plan should have destroyed and the kernel still uses.
+// Strays count as deleted, although they stay in the kernel.
 func (s state) after(p plan, want *lowered, left []string) state {
 	next := state{sets: make(map[string]set, len(want.sets))}
 	for _, w := range want.sets {

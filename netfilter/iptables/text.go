@@ -50,7 +50,7 @@ func multiport(ranges []ruleset.PortRange) [][]ruleset.PortRange {
 // rule builds the text of a rule, option by option.
 type rule struct{ strings.Builder }
 
-// add adds an option, behind a space.
+// add adds an option, behind a space if it isn't the first. The words are joined as they are.
 func (t *rule) add(words ...string) {
 	if t.Len() > 0 {
 		t.WriteByte(' ')
@@ -60,8 +60,8 @@ func (t *rule) add(words ...string) {
 	}
 }
 
-// ruleText returns the text of a rule that needs at most one multiport match. Every reconcile writes the texts of all
-// rules again, so ruleText doesn't use package fmt, which takes several times as long.
+// ruleText returns the text of a rule that needs at most one multiport match. A changed chain may have thousands of
+// rules, so ruleText doesn't use package fmt, which takes several times as long.
 func ruleText(r ruleset.Rule, f conf.Family) string {
 	var t rule
 	t.Grow(128)

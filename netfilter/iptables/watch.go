@@ -47,7 +47,7 @@ func watch(ctx context.Context, heard func(generation uint32, concerned bool)) e
 	}
 }
 
-// generation implements Driver.Generation.
+// generation returns the number of the last change of nf_tables. It returns an error if the kernel has no nf_tables.
 func generation() (uint32, error) {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})

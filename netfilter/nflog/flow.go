@@ -12,7 +12,7 @@ const (
 	etherIPv6 = 0x86dd
 )
 
-// Protocol numbers (IANA) whose headers FlowOf reads.
+// Protocol numbers (IANA) whose headers FlowOf reads, and how many extension headers it goes through at most.
 const (
 	protoICMP     = 1
 	protoTCP      = 6
@@ -38,7 +38,8 @@ type Flow struct {
 	Proto uint8
 	// Type and Code are those of an ICMP packet.
 	Type, Code uint8
-	// SrcPort and DstPort are those of a TCP, UDP or SCTP packet; 0 if the packet is a later fragment or cut off.
+	// SrcPort and DstPort are those of a TCP, UDP, UDP-Lite or SCTP packet; 0 if the packet is a later fragment or cut
+	// off.
 	SrcPort, DstPort uint16
 }
 

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// These attributes are from include/uapi/linux/netfilter/nfnetlink_log.h.
+// Attributes of include/uapi/linux/netfilter/nfnetlink_log.h; and the sizes of struct nfgenmsg, with which a message
+// begins, and of struct nlattr, with which an attribute begins.
 const (
 	attrHeader     = 1
 	attrIndev      = 4
@@ -37,7 +38,7 @@ type Packet struct {
 	number uint32
 }
 
-// parse reads the message, and reports whether it has all that a message about a packet has.
+// parse reads the message. It returns false if an attribute is cut off, or if the message has no number.
 func (p *Packet) parse(b []byte) bool {
 	if len(b) < sizeofNfgenmsg {
 		return false
