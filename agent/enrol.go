@@ -177,7 +177,9 @@ func (a *agent) enrol(w http.ResponseWriter, r *http.Request) answer {
 	}
 }
 
+// writeJSON answers with the value. A client that doesn't accept the answer loses it after answerTimeout.
 func writeJSON(w http.ResponseWriter, status int, v any) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerTimeout)) // fails only in tests
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(v) // fails only if the client has gone

@@ -78,8 +78,8 @@ func (x *explainer) serveObjects(w http.ResponseWriter, r *http.Request) {
 	if !x.begin(r.Context()) {
 		return
 	}
-	defer x.end()
 	c, err := x.cluster(r.Context(), func(*policy.Pod) bool { return true })
+	x.end() // the client may be slow to accept the answer
 	if err != nil {
 		refuse(w, http.StatusServiceUnavailable, err)
 		return
@@ -100,8 +100,8 @@ func (x *explainer) serveExplain(w http.ResponseWriter, r *http.Request) {
 	if !x.begin(r.Context()) {
 		return
 	}
-	defer x.end()
 	e, err := x.explain(r.Context(), question)
+	x.end()
 	var input *explain.InputError
 	switch {
 	case errors.As(err, &input):

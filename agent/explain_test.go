@@ -1,0 +1,51 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/policy"
+)
+
+// viewer is a source with many pods.
+type viewer struct{ *cluster }
+
+func (viewer) View(context.Context, func(*policy.Pod) bool) (policy.Objects, []policy.Service, error) {
+	var o policy.Objects
+	for i := range 100_000 {
+		o.Pods = append(o.Pods, policy.Pod{Namespace: "ns-1", Name: fmt.Sprintf("%0250d", i)})
+	}
+	return o, nil, nil
+}
+
+// TestStoppedClient: a client that asks for all objects and doesn't read them, such as a stopped weirctl, keeps nobody
+// else waiting.
+func TestStoppedClient(t *testing.T) {
+	x := explainer{source: viewer{newCluster()}, snapshots: &snapshots{}, one: make(chan struct{}, 1)}
+	x.snapshots.init()
+	server := httptest.NewServer(http.HandlerFunc(x.serveObjects))
+	defer server.Close()
+	stopped, err := net.Dial("tcp", strings.TrimPrefix(server.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = stopped.Close() }()
+	if _, err := fmt.Fprint(stopped, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stopped.Read(make([]byte, 1)); err != nil { // the answer has begun
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if !x.begin(ctx) {
+		t.Fatal("the next question waits for a client that doesn't read")
+	}
+	x.end()
+}
