@@ -23,6 +23,22 @@ type Cluster struct {
 	Invented []netip.Prefix
 }
 
+// NoNode is the name of the Node of pods that the source gave addresses, and that are on no Node.
+const NoNode = "(none)"
+
+// nodeOf returns the name of the pod's Node; empty if the pod is on none.
+func nodeOf(p *policy.Pod) string {
+	if p.NodeName == NoNode {
+		return ""
+	}
+	return p.NodeName
+}
+
+// podCIDRs returns the Node's podCIDRs, without the networks that the source made up.
+func (c Cluster) podCIDRs(n policy.Node) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(n.PodCIDRs), func(p netip.Prefix) bool { return slices.Contains(c.Invented, p) })
+}
+
 // State returns the state that policies are evaluated with.
 func (c Cluster) State() policy.State {
 	return policy.State{Objects: c.Objects, Endpoints: c.Endpoints, Node: c.Node}

@@ -174,7 +174,7 @@ func (c *Cluster) places(r Ref) ([]Place, error) {
 		seen[conf.FamilyOf(a)] = true
 		p := Place{Address: a, Pod: r.Namespace + "/" + r.Name, Here: here, Invented: c.IsInvented(a)}
 		for _, o := range c.pods(r.Namespace, r.Name) {
-			p.Node, p.HostNetwork = o.NodeName, o.HostNetwork
+			p.Node, p.HostNetwork = nodeOf(o), o.HostNetwork
 		}
 		if here {
 			p.Node = c.Node
@@ -226,7 +226,7 @@ func (c *Cluster) placeOf(a netip.Addr) Place {
 	for i := range c.Pods {
 		o := &c.Pods[i]
 		if slices.Contains(o.Addresses, a) && !o.Finished && !o.HostNetwork {
-			p.Pod, p.Node, p.Invented = o.Namespace+"/"+o.Name, o.NodeName, c.IsInvented(a)
+			p.Pod, p.Node, p.Invented = o.Namespace+"/"+o.Name, nodeOf(o), c.IsInvented(a)
 			return p
 		}
 	}
@@ -238,7 +238,7 @@ func (c *Cluster) placeOf(a netip.Addr) Place {
 			p.Node, p.What, p.isNode = n.Name, "an address of node "+n.Name, true
 			return p
 		}
-		for _, cidr := range n.PodCIDRs {
+		for _, cidr := range c.podCIDRs(n) {
 			if a == cidr.Addr() || a == cidr.Addr().Next() {
 				p.Node, p.isNode = n.Name, true
 				p.What = fmt.Sprintf("the address of node %s in the pods' network", n.Name)
@@ -266,7 +266,7 @@ func (c *Cluster) nodePlaces(name string) (all []Place, err error) {
 			own := slices.Contains(c.Own, a)
 			all = append(all, Place{Address: a, Node: name, What: "an address of node " + name, isNode: true, isOwn: own})
 		}
-		for _, cidr := range n.PodCIDRs {
+		for _, cidr := range c.podCIDRs(n) {
 			all = append(all, Place{
 				Address: cidr.Addr(), Node: name, isNode: true, isTunnel: true,
 				What: fmt.Sprintf("node %s's address in the pods' network, under which it sends through the tunnel", name),

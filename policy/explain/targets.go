@@ -201,7 +201,7 @@ func (j *judge) forwarders(to Ref, from Place) []Place {
 	}
 	var all []Place
 	seen := map[conf.Family]bool{}
-	for _, cidr := range j.Nodes[0].PodCIDRs {
+	for _, cidr := range j.podCIDRs(j.Nodes[0]) {
 		if f := conf.FamilyOf(cidr.Addr()); !seen[f] && (from.isWorld || f == conf.FamilyOf(from.Address)) {
 			seen[f] = true
 			all = append(all, Place{

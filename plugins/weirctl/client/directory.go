@@ -31,6 +31,9 @@ func loadDirectory(ctx context.Context, path string) (explain.Cluster, error) {
 	if err != nil && objects.Empty() {
 		return explain.Cluster{}, fmt.Errorf("read %s: %s", path, firstLine(err))
 	}
+	if objects.Empty() && len(services) == 0 {
+		return explain.Cluster{}, fmt.Errorf("%s has no manifest of a pod, a workload, a NetworkPolicy or a Namespace", path)
+	}
 	c := explain.Cluster{Objects: objects, Services: services}
 	if err != nil {
 		c.Gaps = append(c.Gaps, "not everything can be read: "+firstLine(err))
@@ -69,7 +72,8 @@ func addWorkloads(c *explain.Cluster) {
 }
 
 // inventAddresses gives each pod without addresses one address of each family that the files use. If the files have
-// Nodes, each pod's Node gets the networks of these addresses, so that the pods count as the owners.
+// Nodes, each pod's Node gets the networks of these addresses, so that the pods count as the owners. Pods without a
+// Node get the Node explain.NoNode.
 func inventAddresses(c *explain.Cluster) {
 	families := familiesOf(c)
 	next := invented
@@ -82,6 +86,10 @@ func inventAddresses(c *explain.Cluster) {
 			continue
 		}
 		any = true
+		if p.NodeName == "" {
+			p.NodeName = explain.NoNode
+			nodes[p.NodeName] = true
+		}
 		for _, f := range families {
 			a := next[f].Addr().Next()
 			next[f] = netip.PrefixFrom(a, next[f].Bits())
@@ -101,6 +109,7 @@ func inventAddresses(c *explain.Cluster) {
 		n.PodCIDRs = append(slices.Clip(n.PodCIDRs), invented[:]...)
 		delete(nodes, n.Name)
 	}
+	delete(nodes, "") // no Node assigns the addresses of a pod without one
 	for name := range nodes {
 		c.Nodes = append(c.Nodes, policy.Node{Name: name, PodCIDRs: invented[:]})
 	}

@@ -19,7 +19,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 
-	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/explain"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // apiServer answers lists of the objects, in pages of one object. It forbids the paths for which forbid returns true.
@@ -154,6 +155,8 @@ func TestLoadDirectory(t *testing.T) {
 			"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web, namespace: ns-1}\n" +
 			"spec: {template: {metadata: {labels: {app: web}}, spec: {containers: []}}}\n---\n" +
 			"apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDRs: [10.0.0.0/24]}\n",
+		"policy.yaml": "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n" +
+			"metadata: {name: deny, namespace: ns-1}\nspec: {podSelector: {matchLabels: {app: web}}}\n",
 		"service.yaml": "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: ns-1}\n" +
 			"spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}\n",
 		"broken.yaml": "kind: NetworkPolicy\n\tapiVersion: x\n",
@@ -174,11 +177,25 @@ func TestLoadDirectory(t *testing.T) {
 			t.Errorf("%s has %v", p.Name, p.Addresses)
 		}
 	}
-	if !slices.ContainsFunc(c.Nodes, func(n policy.Node) bool { return n.Name == "" && len(n.PodCIDRs) > 0 }) {
-		t.Errorf("no Node can have assigned the addresses: %v", c.Nodes)
+	// A Node without a name would stand for the agent's own Node, which has no pods but its attachments.
+	for _, n := range c.Nodes {
+		if n.Name == "" || len(n.PodCIDRs) == 0 {
+			t.Errorf("%+v", c.Nodes)
+		}
+	}
+	e, err := explain.Explain(c, explain.Query{
+		From: explain.Ref{Kind: explain.EndPod, Namespace: "ns-1", Name: "a"},
+		To:   explain.Ref{Kind: explain.EndPod, Namespace: "ns-1", Name: "web"},
+		Port: explain.Port{Number: 80, Proto: ruleset.TCP},
+	})
+	if err != nil || e.Result != explain.Dropped || e.Paths[0].To.Node != "" {
+		t.Errorf("%v, %+v", err, e)
 	}
 	if len(c.Gaps) != 1 || !strings.Contains(c.Gaps[0], "broken.yaml") {
 		t.Errorf("%q", c.Gaps)
+	}
+	if _, err := loadDirectory(t.Context(), t.TempDir()); err == nil {
+		t.Error("an empty directory is no error")
 	}
 	if _, err := loadDirectory(t.Context(), filepath.Join(dir, "none")); err == nil {
 		t.Error("a missing directory is no error")
