@@ -95,6 +95,9 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	if kind, _, err := f.source.Kind(); err == nil && kind == client.FromDirectory && len(c.Gaps) > 0 {
+		return errors.New(chart.OneLine(strings.Join(c.Gaps, "; "))) // the unread policy may be what the change replaces
+	}
 	before := c.State()
 	after := before
 	var applied reach.Applied
@@ -103,6 +106,9 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 		return fmt.Errorf("--delete: there is no %s", chart.OneLine(strings.Join(applied.Missing, ", ")))
 	}
 	d := reach.Compare(before, after, c.Services)
+	if err := f.narrow.check(d.After, filter); err != nil {
+		return err
+	}
 	d.Opened, d.Closed = d.After.Filter(d.Opened, filter), d.After.Filter(d.Closed, filter)
 	change := chart.Change{
 		View:   chart.View{Matrix: d.After, Title: f.narrow.title(), MaxRows: f.narrow.rows, Notes: notes(c, d.After)},

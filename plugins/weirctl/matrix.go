@@ -57,6 +57,26 @@ func (n *narrow) filter() (f reach.Filter, err error) {
 	return f, nil
 }
 
+// check returns an error if --from or --to names nobody: without it, a wrong name would look like one that nobody can
+// reach. f is the filter that the flags mean.
+func (n *narrow) check(m *reach.Matrix, f reach.Filter) error {
+	for _, end := range []struct {
+		flag, text string
+		is         func(reach.Party) bool
+	}{{"--from", n.from, f.From}, {"--to", n.to, f.To}} {
+		if end.is == nil || slices.ContainsFunc(m.Parties, end.is) {
+			continue
+		}
+		why := "no pod, no workload and no Service with pods has this name. Pods with hostNetwork count as their node's " +
+			"address"
+		if !strings.Contains(end.text, "/") {
+			why = "it is in a pods' network, or of a family that no pod has, and no pod has it"
+		}
+		return fmt.Errorf("%s %s: %s", end.flag, end.text, why)
+	}
+	return nil
+}
+
 // parties returns a function that tells which parties the text means.
 func parties(flag, text string) (func(reach.Party) bool, error) {
 	a, err := netip.ParseAddr(text)
@@ -66,7 +86,7 @@ func parties(flag, text string) (func(reach.Party) bool, error) {
 	case text == "world":
 		return func(p reach.Party) bool { return p.Kind == reach.World }, nil
 	case err == nil:
-		return func(p reach.Party) bool { return p.Has(a) }, nil
+		return func(p reach.Party) bool { return p.Has(a.Unmap()) }, nil
 	}
 	if _, err := path.Match(text, ""); err != nil || strings.Count(text, "/") != 1 {
 		return nil, client.Usage(fmt.Errorf("%s %q: must be NS/NAME, with * for any text, an address, or world", flag, text))
@@ -153,6 +173,9 @@ func matrixCommand() *cobra.Command {
 				return err
 			}
 			m := reach.New(c.State(), c.Services)
+			if err := narrow.check(m, filter); err != nil {
+				return err
+			}
 			v := chart.View{Matrix: m, Title: narrow.title(), MaxRows: narrow.rows, Notes: notes(c, m)}
 			v.Rows = m.Filter(m.Rows(), filter)
 			for _, np := range c.Policies {
@@ -212,6 +235,9 @@ func notes(c explain.Cluster, m *reach.Matrix) (notes []string) {
 	note(bare, "have no address that their Node can assign: no ipBlock counts as containing them")
 	networks := strings.Trim(strings.ReplaceAll(fmt.Sprint(c.Invented), " ", " or "), "[]")
 	note(invented, "have no address yet: they count as addresses in %s", networks)
+	for _, p := range c.Problems {
+		notes = append(notes, p.String())
+	}
 	for _, u := range c.Unenforced {
 		notes = append(notes, u.String())
 	}

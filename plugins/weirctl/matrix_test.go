@@ -152,6 +152,37 @@ Opens (from, to, ports):
 	}
 }
 
+// TestUnreadSource: a source with a file that can't be read is an error of diff, and a note of matrix. A pod that is
+// left out is a note of both.
+func TestUnreadSource(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("shop.yaml", shop)
+	write("pod.yaml", "{kind: Pod, apiVersion: v1, metadata: {name: a, namespace: shop, labels: {app: a b}}}")
+	source := "dir:" + dir
+	if _, errs, code := execute(t, matrixCommand(), "", "--source", source); code != 0 ||
+		!strings.Contains(errs, "shop/a") {
+		t.Errorf("a pod is left out: %d, %s", code, errs)
+	}
+	if _, errs, code := execute(t, diffCommand(), wider, "-f", "-", "--source", source); code != client.ExitChanges ||
+		!strings.Contains(errs, "shop/a") {
+		t.Errorf("a pod is left out: %d, %s", code, errs)
+	}
+	write("broken.yaml", "kind: NetworkPolicy: [")
+	if _, errs, code := execute(t, matrixCommand(), "", "--source", source); code != 0 ||
+		!strings.Contains(errs, "broken.yaml") {
+		t.Errorf("matrix: %d, %s", code, errs)
+	}
+	out, errs, code := execute(t, diffCommand(), wider, "-f", "-", "--source", source)
+	if code != client.ExitError || !strings.Contains(errs, "broken.yaml") || out != "" {
+		t.Errorf("diff: %d, %s, %s", code, errs, out)
+	}
+}
+
 // TestReachBadInput: each wrong argument gives one line that says what to do, and the exit code of wrong arguments.
 // What can't be found out has the exit code of errors.
 func TestReachBadInput(t *testing.T) {
@@ -167,6 +198,9 @@ func TestReachBadInput(t *testing.T) {
 		{false, "--port 65536", client.ExitUsage, "must be a port"},
 		{false, "--from web", client.ExitUsage, `--from "web": must be NS/NAME`},
 		{false, "--to shop/[", client.ExitUsage, `--to "shop/[": must be NS/NAME`},
+		{false, "--to shop/bd", client.ExitError, "--to shop/bd: no pod, no workload and no Service with pods"},
+		{false, "--from 2001:db8::1", client.ExitError, "--from 2001:db8::1: it is in a pods' network, or of a family"},
+		{true, "--delete shop/db --from shop/bd", client.ExitError, "--from shop/bd: no pod"},
 		{false, "-o xml", client.ExitUsage, "must be text, json"},
 		{false, "-n nowhere", client.ExitError, `there is no namespace "nowhere"`},
 		{true, "", client.ExitUsage, "use -f FILE"},
