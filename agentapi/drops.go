@@ -34,7 +34,7 @@ const (
 	DropMissed DropKind = "missed"
 )
 
-// Reasons why a packet is dropped.
+// Values of Drop.Reason.
 const (
 	// ByPolicy: policies isolate the pod, and none of them allows the packet.
 	ByPolicy = "policy"
@@ -52,18 +52,17 @@ const (
 type Drop struct {
 	Kind DropKind `json:"kind"`
 	// Time is when the agent read the first of the packets, at most 0.2 seconds after the kernel dropped it.
-	Time time.Time `json:"time"`
-	// Count is the number of packets.
-	Count  uint64 `json:"count"`
-	Node   string `json:"node,omitempty"`
-	Reason string `json:"reason,omitempty"`
+	Time   time.Time `json:"time"`
+	Count  uint64    `json:"count"`
+	Node   string    `json:"node,omitempty"`
+	Reason string    `json:"reason,omitempty"`
 	// Direction is ingress or egress.
 	Direction   string  `json:"direction,omitempty"`
 	Source      DropEnd `json:"source,omitzero"`
 	Destination DropEnd `json:"destination,omitzero"`
 	// Protocol is the protocol above IP, such as tcp, or its number.
 	Protocol string `json:"protocol,omitempty"`
-	// ICMP has type and code of an ICMP packet.
+	// ICMP has the type and code of an ICMP packet, as "type 8 code 0".
 	ICMP string `json:"icmp,omitempty"`
 	// Chain is the chain whose last rule dropped the packets: the class's own chain, or the one of closed pods.
 	Chain string `json:"chain,omitempty"`
@@ -80,7 +79,8 @@ type DropEnd struct {
 	// Node is the name of the Node that has the address as its own.
 	Node    string     `json:"node,omitempty"`
 	Address netip.Addr `json:"address,omitzero"`
-	// Port is a TCP, UDP or SCTP port. That of the source belongs to the first packet.
+	// Port is a TCP, UDP or SCTP port. The source's port is that of the first packet: other packets of the Drop may have
+	// others.
 	Port uint16 `json:"port,omitempty"`
 }
 
@@ -123,7 +123,7 @@ type DropsQuery struct {
 	Since time.Duration
 	// Follow asks for new drops too, until the client closes the connection.
 	Follow bool
-	// Packets asks for the first bytes of packets.
+	// Packets asks for Drop.Packet.
 	Packets bool
 	// Namespace, Pod, Policy and Port leave out drops that have nothing to do with them; empty for any. Namespace is that
 	// of either end. Pod is either end, as name or namespace/name. Policy is one of the isolating policies, as name or

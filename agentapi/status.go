@@ -141,7 +141,7 @@ type FileObject struct {
 // FileState is the result of reading an object.
 type FileState string
 
-// The states of objects in files.
+// Values of FileObject.State, as weirctl status prints them.
 const (
 	FileRead        FileState = "read"
 	FilePartly      FileState = "read in part"
@@ -162,11 +162,10 @@ type SetStatus struct {
 
 // Stats counts events since the agent started.
 type Stats struct {
-	Changes  int `json:"changes"`  // changes of sets and rules
-	Failures int `json:"failures"` // failed attempts to change sets and rules
-	Repairs  int `json:"repairs"`  // repairs of sets and rules that another program had changed
-	Cut      int `json:"cut"`      // connections that were cut
-	// NodeRepairs counts the repairs of the node's settings.
+	Changes     int `json:"changes"`  // changes of sets and rules
+	Failures    int `json:"failures"` // failed attempts to change sets and rules
+	Repairs     int `json:"repairs"`  // repairs of sets and rules that another program had changed
+	Cut         int `json:"cut"`      // connections that were cut
 	NodeRepairs int `json:"nodeRepairs"`
 }
 

@@ -15,7 +15,7 @@ type Summary struct {
 	IPTables string    `json:"iptables"`
 	// Errors are the reasons why the node isn't ready or a part of the agent fails now; empty if there are none.
 	Errors []string `json:"errors"`
-	// Problems counts the problems of objects. FirstProblems are some of them.
+	// Problems counts the problems of objects. FirstProblems are at most the first three of them.
 	Problems      int       `json:"problems"`
 	FirstProblems []Problem `json:"firstProblems,omitempty"`
 	// Unenforced counts the kinds of policies that exist, but that weir doesn't enforce.
@@ -36,7 +36,7 @@ type Summary struct {
 // maxFirst is how many problems a summary names.
 const maxFirst = 3
 
-// Summarise returns the summary of a status.
+// Summarise counts what the status lists. Of the lists, the summary has only the errors and the first problems.
 func Summarise(s Status, node, version string) Summary {
 	sum := Summary{
 		Node: node, Version: version, Ready: s.Ready, LastSync: s.LastSync, IPTables: s.IPTables, Errors: s.Errors,

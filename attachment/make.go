@@ -108,7 +108,7 @@ func (m *making) steps() []func() error {
 		return m.chainedSteps()
 	}
 	return []func() error{
-		m.reserve,           // assign free addresses, and write the record
+		m.reserve,           // assign requested or free addresses, and write the record
 		m.allowSender,       // allow the port, in the guard, to send with its own MAC and addresses
 		m.denyUntilEnrolled, // put the addresses into the set of all pods
 		m.startEnrol,        // ask the agent to enrol the pod

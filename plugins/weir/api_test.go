@@ -89,8 +89,8 @@ status: {addresses: [{type: InternalIP, address: 192.0.2.2}]}
 		t.Fatal(err)
 	}
 	spawn := func() { n.SpawnAgent("--node-name", "self", "--kubeconfig", kubeconfig) }
-	// The longer the API server is away, the less often the agent tries to reach it. In the end the agent tries every
-	// half minute.
+	// The longer the API server is away, the less often the agent tries to reach it: in the end every half minute. So
+	// says waits up to a minute for the words.
 	says := func(words string, ready bool) {
 		t.Helper()
 		for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {

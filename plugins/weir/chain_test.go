@@ -129,7 +129,8 @@ func TestBehindBridge(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
 		return
 	}
-	// weir's own bridge and other programs leave the sysctl at 0.
+	// The sysctl may be 0, for weir's own bridge needs that. Then weir must have iptables see the packets of the other
+	// plugin's bridge alone.
 	if err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0o600); err != nil {
 		t.Fatal(err)
 	}

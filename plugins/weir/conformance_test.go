@@ -90,7 +90,8 @@ func container(n *nodetest.Node, verb, id, netns string) map[string]string {
 	}
 }
 
-// config returns the plugin's configuration, with additional keys.
+// config returns a configuration of the plugin in the version spec of the specification. Each of more is a key with
+// its value, in JSON.
 func config(spec string, more ...string) string {
 	return fmt.Sprintf(`{"cniVersion": %q, "name": "weir", "type": "weir", "enforcement": "off", `+
 		`"ranges": [{"subnet": "10.88.0.0/24"}, {"subnet": "fd00:10:88::/64"}]%s}`,

@@ -101,8 +101,8 @@ func ipv4(dstMAC, srcMAC net.HardwareAddr, src, dst netip.Addr) []byte {
 	return frame(dstMAC, srcMAC, unix.ETH_P_IP, append(h, udp...))
 }
 
-// arp returns a broadcast frame from srcMAC with an ARP request for dst. The request itself says that src has another
-// MAC, inside.
+// arp returns a broadcast frame from srcMAC with an ARP request for dst. The request says that src has the MAC given
+// as inside.
 func arp(srcMAC, inside net.HardwareAddr, src, dst netip.Addr) []byte {
 	b := []byte{0, 1, 8, 0, 6, 4, 0, 1}
 	b = append(append(b, inside...), src.AsSlice()...)

@@ -197,7 +197,7 @@ func (n objectName) compare(o objectName) int {
 		strings.Compare(n.Name.Name, o.Name.Name))
 }
 
-// setProblems replaces the problems of an object.
+// setProblems replaces the problems of an object. An object that is gone has none.
 func (c *cluster) setProblems(kind string, name policy.Name, problems []ruleset.Problem) {
 	of := objectName{kind, name}
 	if slices.Equal(c.problems[of], problems) {

@@ -41,7 +41,6 @@ type mirror[O object, I any] struct {
 	position uint64
 }
 
-// object is an object of the API.
 type object interface {
 	runtime.Object
 	metav1.Object
@@ -87,7 +86,7 @@ func (m *mirror[O, I]) stream(o O) *streamed[I] {
 	return &streamed[I]{nameOf(o), m.read(o)}
 }
 
-// Add stores an object that is new.
+// Add does the same as Update: the mirror needn't know which objects are new.
 func (m *mirror[O, I]) Add(o any) error { return m.Update(o) }
 
 // Update stores the item of an object, or returns an error if o isn't of the mirror's kind.

@@ -21,7 +21,6 @@ type pool[T any] struct {
 	values map[uint64]*pooled[T]
 }
 
-// pooled is a value of a pool.
 type pooled[T any] struct {
 	value T
 	uses  int

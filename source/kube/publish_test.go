@@ -39,7 +39,7 @@ type patch struct {
 	name, subresource string
 }
 
-// publish runs the source on the cluster.
+// publish runs a source on a cluster with someObjects until the test ends. It returns when the first delta has come.
 func publish(t *testing.T) *publishing {
 	t.Helper()
 	p := &publishing{T: t, Clientset: fake.NewClientset(someObjects()...), patches: make(chan patch, 100)}

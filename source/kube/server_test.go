@@ -22,8 +22,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// streams is an API server that streams lists and watches, in the content type that the client asks for. The test says
-// what it answers to each watch on pods. The lists of all other kinds are empty.
+// streams is an API server that streams lists and watches, in the content type that the client asks for. It answers
+// each watch on pods with what the test sends to the channel pods. The lists of all other kinds are empty.
 type streams struct {
 	t    testing.TB
 	pods chan podWatch

@@ -151,7 +151,7 @@ func (k *kept) trim(out, message []byte) (_ []byte, ok bool) {
 	return out, true
 }
 
-// field is a field of a message.
+// field is a field of a protobuf message, in its encoded form.
 type field struct {
 	number protowire.Number
 	kind   protowire.Type

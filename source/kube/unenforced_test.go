@@ -18,8 +18,9 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// serving makes an API server serve kinds, each with its number of objects as text. With "forbidden" or "broken" as the
-// number, the server answers with an error.
+// serving returns a source of an API server that serves the kinds, each with its number of objects as text. With
+// "forbidden" or "broken" as the number, the server answers with an error. While away is true, it answers nothing but
+// errors.
 func serving(t *testing.T, away *atomic.Bool, kinds map[string]string) *Source {
 	t.Helper()
 	groups := map[string][]string{} // kinds by group/version

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The system calls of client and server. They block their thread without a word to Go's scheduler, which would
-// otherwise wake threads of its own.
+// Client and server make the system calls of this file directly. So Go's scheduler doesn't know that a call blocks its
+// thread, and wakes no other threads.
 
 // idle is how long a worker waits for a packet before it looks whether the client has ended. lost is how long the
 // client waits for an answer.

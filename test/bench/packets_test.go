@@ -22,7 +22,8 @@ var (
 	slice = flag.Duration("slice", 20*time.Millisecond, "processor time of one measurement")
 )
 
-// filter is a packet filter that the benchmark measures.
+// filter is a packet filter that is compared with others. The function build writes it on the node, beside what any
+// node has (anyNode). guard says whether the node has weir's guard.
 type filter struct {
 	name  string
 	guard bool

@@ -107,7 +107,7 @@ func pin() (unpin func(), err error) {
 	}, nil
 }
 
-// worker is a thread on the core that repeats something.
+// worker is a thread on the core that calls a function again and again.
 type worker struct {
 	clock int32 // of the thread's processor time
 	done  chan error

@@ -239,7 +239,7 @@ type term struct {
 	ports []networkingv1.NetworkPolicyPort
 }
 
-// policyPorts returns the ports of TCP and of UDP.
+// policyPorts returns the ranges as ports of TCP, followed by the same ranges as ports of UDP.
 func policyPorts(ranges []portRange) (all []networkingv1.NetworkPolicyPort) {
 	for _, proto := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP} {
 		for _, r := range ranges {

@@ -180,9 +180,9 @@ func jumps(chain string, want int) error {
 	return nil
 }
 
-// withoutMatch takes the extension for the match away from iptables, for programs that start from now on. It is as if
-// another program's iptables had made a rule that this iptables doesn't know. A line of shell that begins with the
-// returned undo has the extension.
+// withoutMatch takes the extension for the match away from iptables, for programs that start from now on. They can't
+// print a rule with the match, as if another version of iptables had made the rule. A line of shell that begins with
+// the returned undo has the extension.
 func withoutMatch(t *testing.T, match string) (undo string) {
 	t.Helper()
 	dir := t.TempDir()

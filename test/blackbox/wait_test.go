@@ -113,7 +113,8 @@ func forwardLate(client, server net.Conn, delay time.Duration) {
 	}
 }
 
-// newWaited makes a cluster of agents and an API server on the router between them, which forwards execs to the nodes.
+// newWaited makes a cluster whose agents follow an API server on the router between the nodes. Each node gets the
+// server's answers 100 ms later than the node before it.
 func newWaited(t *testing.T, size int) *waited {
 	t.Helper()
 	w := &waited{Cluster: nodetest.NewCluster(t, size), pods: map[policy.Name]*nodetest.Pod{}}
@@ -166,7 +167,8 @@ func newWaited(t *testing.T, size int) *waited {
 	return w
 }
 
-// connect makes the client, whose API server forwards everything but execs to the agents' API server.
+// connect makes the client. The client's API server runs execs on the nodes, and forwards all other requests to the
+// agents' API server.
 func (w *waited) connect(t *testing.T, router string) {
 	t.Helper()
 	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "https", Host: router})

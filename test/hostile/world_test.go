@@ -203,7 +203,7 @@ func hostMAC(a netip.Addr) net.HardwareAddr {
 	return net.HardwareAddr{0x0a, 0x58, b[0], b[1], b[2], b[3]}
 }
 
-// tunnelMAC returns the MAC that weir gives a tunnel's end.
+// tunnelMAC returns the MAC that weir gives the tunnel's end on the node with that address.
 func tunnelMAC(node netip.Addr) net.HardwareAddr {
 	b := node.AsSlice()
 	if node.Is6() {
@@ -327,8 +327,8 @@ func (w *world) finish(t testing.TB) {
 	})
 	// portmap sets this sysctl with the first hostPort.
 	w.sysctl(t, "ipv4/conf/weir0/route_localnet", "1")
-	// Without these, the kernel's rate limit for its own ICMP errors would hide answers. Besides, the kernel answers a
-	// fragment only when reassembly times out, so the timeouts are short.
+	// The kernel's rate limit for its own ICMP errors would hide answers, so the next settings lift it. Besides, the
+	// kernel answers a fragment only when reassembly times out, so the timeouts are short.
 	w.sysctl(t, "ipv4/icmp_ratelimit", "0")
 	w.sysctl(t, "ipv6/icmp/ratelimit", "0")
 	w.sysctl(t, "ipv4/icmp_msgs_per_sec", "100000")

@@ -185,8 +185,9 @@ func Get(t testing.TB, netns, address string) (string, error) {
 	return strings.TrimSpace(string(buf[:k])), err
 }
 
-// Reach fails the test unless a connection to the address succeeds. If want is false, it fails the test unless the
-// connection fails. It retries for some time, because the agent may not have enforced the latest change of policy yet.
+// Reach tries to connect to the TCP address until that succeeds or, if want is false, until it fails. After half a
+// minute Reach fails the test: so long it waits, because the agent may not have enforced the latest change of policy
+// yet.
 func (n *Node) Reach(from *Pod, address string, want bool) {
 	n.Helper()
 	n.ReachFrom(from.Netns, address, want)
