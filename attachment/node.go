@@ -21,7 +21,6 @@ import (
 
 // Node makes, checks and ends the attachments of the node that the process runs on.
 type Node struct {
-	// Sets gives access to the sets of the node's packet filter.
 	Sets PodSets
 }
 

@@ -239,7 +239,8 @@ func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 	n.Serve(server.Netns, "tcp", ":80")
 	n.Serve(server.Netns, "udp", ":53")
 	n.Reach(first, server.IP+":80", true)
-	// This is a UDP flow with fixed ports, so that the second pod can try to continue it.
+	// ask sends a UDP packet and waits for the answer. The ports are fixed, so the second pod's packet continues the
+	// first pod's flow, if the kernel still knows this flow.
 	ask := func(p *nodetest.Pod) (err error) {
 		nodetest.In(t, p.Netns, func() error {
 			var conn net.Conn
@@ -305,7 +306,7 @@ func TestFault5AFlushIsRepaired(t *testing.T) {
 		nodetest.Run(t, f[0], f[1:]...)
 		tcp, accepted := connectTCP(t, server, client)
 		flows := []*flow{push(t, tcp, accepted)}
-		if flush == "iptables -t mangle -F" { // else nothing tracks connections: the next UDP packet is the first
+		if flush == "iptables -t mangle -F" { // after the other flush nothing is tracked, so there is no UDP flow to cut
 			udp, answering := connectUDP(t, server, client)
 			flows = append(flows, push(t, udp, answering))
 		}

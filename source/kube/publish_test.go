@@ -145,7 +145,7 @@ func TestPublish(t *testing.T) {
 }
 
 // TestAwaitPublished: AwaitPublished returns when the API server has the address, whether Publish had to write the
-// address or not.
+// address or not. It also returns if ctx has ended.
 func TestAwaitPublished(t *testing.T) {
 	for name, before := range map[string]string{"to be written": "", "there already": "100.96.1.9"} {
 		t.Run(name, func(t *testing.T) {

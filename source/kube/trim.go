@@ -22,7 +22,7 @@ import (
 
 // kept says what to keep of a protobuf message.
 type kept struct {
-	// fields are the fields to keep, by number; with nil all of the field.
+	// fields says what to keep of each field, by the field's number; nil: the whole field. All other fields are dropped.
 	fields map[protowire.Number]*kept
 	// entry, if not nil, makes the message an entry of a map, and has the keys to keep.
 	entry []string

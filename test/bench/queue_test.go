@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// queueNumber is the queue of first packets that the node's rules hand to user space.
+// queueNumber is the number of the queue by which the node's rules hand first packets to user space.
 const queueNumber = 100
 
 // Constants of linux/netfilter/nfnetlink.h (the subsystem) and nfnetlink_queue.h.

@@ -86,9 +86,9 @@ func (m *mailbox) heard(t *testing.T, quiet time.Duration) []string {
 	}
 }
 
-// TestFramesToLinkLocalMACs: the bridge passes frames to link-local MACs to the node's IP stack, as received on the
-// pod's port. Packets with forged senders in such frames reach no service of the node, over IPv4 or over IPv6, which
-// the pods of this node don't use.
+// TestFramesToLinkLocalMACs: by default a bridge passes frames to link-local MACs to the node's IP stack, as received
+// on the pod's port. With weir, packets with forged senders in such frames reach no service of the node: neither over
+// IPv4 nor over IPv6, which the pods of this node don't use.
 func TestFramesToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

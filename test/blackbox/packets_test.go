@@ -25,7 +25,7 @@ func macOf(t *testing.T, netns, link string) (mac net.HardwareAddr) {
 	return mac
 }
 
-// ethernet returns the header of a frame that carries a packet of the address's family.
+// ethernet returns the header of a frame that carries a packet of the same family as the address ip.
 func ethernet(dst, src net.HardwareAddr, ip string) *layers.Ethernet {
 	kind := layers.EthernetTypeIPv4
 	if strings.Contains(ip, ":") {

@@ -329,7 +329,8 @@ const (
 	notWithin = 250 * time.Millisecond
 )
 
-// probe connects each pod with each other, and returns where the result isn't what the policies mean.
+// probe tries one connection from each pod to each other, at port 80 or 81. It returns a text for each connection
+// whose result isn't what the policies mean.
 func (w *waited) probe(
 	t *testing.T, r *rand.Rand, policies map[policy.Name]*networkingv1.NetworkPolicy,
 ) (wrong []string) {
