@@ -110,7 +110,6 @@ func disableLinkLocal(h netlinksafe.Handle, link netlink.Link) error {
 	return nil
 }
 
-// isWeirLink reports whether the link is weir0, the tunnel or a pod's port.
 func isWeirLink(name string) bool {
 	return name == Name || name == conf.Tunnel || strings.HasPrefix(name, PortPrefix)
 }

@@ -69,8 +69,8 @@ func Ensure(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	return b.withMTU(mtu)
 }
 
-// FindReady returns weir0 if Ensure would have nothing to make, as is nearly always the case. It sets only the sysctls
-// of br_netfilter. Otherwise, or after an error, it returns nil. It needs no lock.
+// FindReady returns weir0 if Ensure would have nothing to make, as is nearly always the case. Otherwise, or after an
+// error, it returns nil. It needs no lock, because it makes nothing: it only sets the sysctls of br_netfilter.
 func FindReady(mtu int, gateways []netip.Prefix) *Bridge {
 	b, err := readReady(gateways)
 	if err == nil && b != nil {

@@ -59,7 +59,6 @@ func checkCarrier(link netlink.Link, name string) error {
 	return nil
 }
 
-// checkUp returns an error if the pod's end of the pair is down or has no carrier.
 func checkUp(link netlink.Link, name string) error {
 	if link.Attrs().RawFlags&unix.IFF_UP == 0 {
 		return fmt.Errorf("%s is down", name)

@@ -53,7 +53,7 @@ func (s Sender) Command() string {
 	return strings.Join(all, "; ")
 }
 
-// senderKeys are the keys of elements in the senders' sets, by family.
+// senderKeys are the keys of elements in the senders' sets (see senderKey), by family.
 type senderKeys map[conf.Family]map[string]bool
 
 // elements are set elements by the family of their address.

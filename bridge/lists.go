@@ -17,7 +17,7 @@ import (
 )
 
 // dump returns the answer to a request for a list, as far as parse accepts its messages. parse must not keep a part of
-// the message, whose memory the next one overwrites. If the kernel reports that the list changed while it was read,
+// its message, because the next message overwrites it. If the kernel reports that the list changed while it was read,
 // dump lists again. After five attempts it returns the error.
 func dump[T any](
 	lists *batch.Dumper, list *nl.NetlinkRequest, parse func(message []byte) (T, bool),

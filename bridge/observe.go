@@ -43,7 +43,7 @@ type Observed struct {
 	lists *batch.Dumper
 }
 
-// Link is a link of the node.
+// Link is a link of the node, with what properties and paths depend on.
 type Link struct {
 	Name, Kind    string
 	Index, Master int

@@ -173,7 +173,8 @@ func (UplinksAcceptRA) wrongUplinks(o *Observed) (wrong []string, err error) {
 	return wrong, nil
 }
 
-// Check names the links on which the node ignores further advertisements.
+// Check names the links with such routes and with accept_ra 1. A link with accept_ra 0 isn't wrong, although the node
+// ignores advertisements there too.
 func (l UplinksAcceptRA) Check(o *Observed) error {
 	wrong, err := l.wrongUplinks(o)
 	if err == nil && len(wrong) > 0 {

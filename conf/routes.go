@@ -15,8 +15,8 @@ import (
 // CNI specification 1.1, "Success": routes).
 type Route struct {
 	Dst netip.Prefix `json:"dst"`
-	// Gateway is the gateway of the range from which the pod has its address. No other gateway is possible: a pod reaches
-	// no other host on its link.
+	// Gateway is invalid if the configuration gives none. It can only be the gateway of the range from which the pod has
+	// its address: a pod reaches no other host on its link.
 	Gateway netip.Addr `json:"gw,omitzero"`
 	// MTU, AdvMSS and Priority are chosen by the kernel if they are 0.
 	MTU      int `json:"mtu,omitempty"`

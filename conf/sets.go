@@ -9,8 +9,8 @@ import "strings"
 // Sets with fixed names.
 const (
 	// PodsSet has the addresses of every pod on the node: the kernel drops packets from and to these addresses unless a
-	// class accepts them. The plugin adds a pod before it sets the pod's link up, except with enforcement off. The agent
-	// adds that pod later, with the class that accepts everything.
+	// class accepts them. The plugin adds a pod before it sets the pod's link up. A pod with enforcement off is added
+	// later, by the agent, together with the class that accepts everything.
 	PodsSet = ownSet + "pods"
 	// NetworksSet has the networks that pods' addresses come from.
 	NetworksSet = ownSet + "networks"
@@ -88,7 +88,7 @@ const (
 	ByNumber = "CLASSES-"
 )
 
-// OwnSet reports whether a set of that name is weir's.
+// OwnSet reports whether a set of that name is weir's: whether the name begins as all of weir's sets do.
 func OwnSet(name string) bool { return strings.HasPrefix(name, ownSet) }
 
 // HoldsPods reports whether the set of that name is weir's and may have entries of a pod, which must be removed when
@@ -117,5 +117,5 @@ func EgressClass(name string) bool {
 	return strings.HasPrefix(name, EgressClasses) || strings.TrimSuffix(name, "6") == EgressMap
 }
 
-// OwnChain reports whether a chain of that name is weir's.
+// OwnChain reports whether a chain of that name is weir's: whether the name begins as all of weir's chains do.
 func OwnChain(name string) bool { return strings.HasPrefix(name, ownChain) }

@@ -46,7 +46,7 @@ func monitor(t *testing.T, netns string) func() []string {
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 			return m.Data[5] == conf.RouteProtocol // rtm_protocol
 		case unix.RTM_NEWNEIGH:
-			if m.Data[8]&unix.NUD_PERMANENT == 0 { // ndm_state: the kernel looks for the neighbour
+			if m.Data[8]&unix.NUD_PERMANENT == 0 { // ndm_state: the kernel looks for a neighbour on its own
 				return false
 			}
 		}
@@ -155,7 +155,7 @@ func TestNothingToDo(t *testing.T) {
 	} {
 		f := strings.Fields(tc.damage)
 		nodetest.Run(t, f[0], append([]string{"-n", "n2"}, f[1:]...)...)
-		if tc.name == "down" { // the kernel then removes entries and routes of IPv6 too
+		if tc.name == "down" { // the kernel removes more then: IPv6's entries and routes
 			apply(plan, o)
 			continue
 		}

@@ -37,7 +37,7 @@ type Applied struct {
 
 // Lack is a part of a plan that the kernel lacked.
 type Lack struct {
-	// Was describes what was missing or wrong.
+	// Was says what was missing or wrong, such as "weir-vxlan is down".
 	Was string
 	// Command is the shell command that makes the part. It may leave out properties: that for the VXLAN device has none.
 	Command string

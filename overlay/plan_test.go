@@ -26,7 +26,7 @@ func node(name, addresses string, cidrs ...string) policy.Node {
 	return n
 }
 
-// options returns an agent's default options.
+// options returns an agent's default options, with that encapsulation.
 func options(e Encapsulation) Options {
 	return Options{Encapsulation: e, Port: conf.OverlayPort, VNI: conf.OverlayVNI}
 }

@@ -103,7 +103,7 @@ func (Gate) Remove() error {
 	return nil
 }
 
-// kernel returns the set without its elements, in the type with which the library names a set of the kernel.
+// kernel returns the set in the library's type, without its elements.
 func (s gateSet) kernel() *nftables.Set {
 	return &nftables.Set{
 		Table: gateTable(), Name: s.name, KeyType: s.keyType, Interval: s.interval, Concatenation: s.concatenated,

@@ -44,7 +44,8 @@ func (l *List[K, T]) Replace(was, now []*T) {
 	l.Put(now...)
 }
 
-// All returns copies of all values, in order. The result never changes.
+// All returns copies of all values, in order. The list doesn't change the result later, and callers must not change it
+// either.
 func (l *List[K, T]) All() []T {
 	if len(l.changed) == 0 {
 		return l.last

@@ -19,7 +19,7 @@ import (
 type host struct {
 	netns   string
 	addr    netip.Addr
-	raw     map[ruleset.Protocol]int // raw sockets: each sends, and receives what arrives
+	raw     map[ruleset.Protocol]int // raw sockets: each sends packets, and receives all that arrive
 	servers []io.Closer
 	mark    int // of the packets that it sends over sockets of TCP and UDP (SO_MARK)
 }

@@ -32,7 +32,7 @@ type Dir struct {
 	dirs  map[string]bool
 	// started is true once merge has returned objects. From then on, merge always returns objects.
 	started bool
-	// last has the objects of the last delta.
+	// last has the objects that were in force at the last call of delta.
 	last   policy.Objects
 	report atomic.Pointer[[]agentapi.File]
 	view   atomic.Pointer[view]

@@ -63,8 +63,8 @@ type entry struct {
 // line says that there are more. Without this limit, the author of a file could cause any number of complaints.
 const maxComplaints = 20
 
-// complain adds the complaints that e doesn't have yet, until there are maxComplaints. It shortens them and makes them
-// printable.
+// complain adds the complaints that e doesn't have yet, shortened and printable. Behind maxComplaints complaints it
+// adds one that says that there are more, and no further ones.
 func (e *entry) complain(list ...complaint) {
 	for _, c := range list {
 		c.why, _, _ = strings.Cut(c.why, " (e.g. ") // cuts off long examples in Kubernetes' messages

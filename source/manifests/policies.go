@@ -145,7 +145,7 @@ func (r *policyReader) readSpec() {
 func (r *policyReader) reportDuplicates() {
 	for _, f := range r.duplicates {
 		if strings.HasPrefix(f, "status.") || f == "status" || strings.HasPrefix(f, "metadata.") {
-			continue // readMeta reports those that matter
+			continue // readMeta reports what matters in metadata, and in status nothing does
 		}
 		r.wrong = append(r.wrong, complaint{f, fmt.Sprintf("%q is already set: it is there twice", f)})
 		switch {
