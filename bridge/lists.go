@@ -61,7 +61,7 @@ type neighbourEntry struct {
 	mac   string
 }
 
-// parseNeighbour reads a message of type RTM_NEWNEIGH (rtnetlink(7)).
+// parseNeighbour reads a message of type RTM_NEWNEIGH (rtnetlink(7)). It returns false if the message is too short.
 func parseNeighbour(m []byte) (n neighbourEntry, ok bool) {
 	if len(m) < unix.SizeofNdMsg {
 		return n, false

@@ -12,7 +12,7 @@ type Property interface {
 	Kind() Kind
 	// String describes the property as it should be.
 	String() string
-	// Command is the shell command that restores the property.
+	// Command is the shell command that restores the property. It may say less than restore does.
 	Command() string
 	// Check returns an error that says what is wrong; nil if nothing is. The error wraps ErrUnknown if the property
 	// couldn't be read. If a link is missing, only the property that makes the link reports it: the others are restored

@@ -170,7 +170,7 @@ func forgedRules() []nft.Rule {
 func portRules(sets map[string]*nftables.Set) []nft.Rule {
 	set4, set6 := sets[guardSets[conf.IPv4]], sets[guardSets[conf.IPv6]]
 	accept, limit := nft.Verdict(expr.VerdictAccept, ""), nft.Verdict(expr.VerdictJump, fragmentsChain)
-	// Where the headers have the sender's MAC and address.
+	// These load the sender's MAC and address from the headers into the registers of a sender's key.
 	etherSource := nft.LoadPayload(expr.PayloadBaseLLHeader, 6, 6, regMAC)
 	ip4Source := nft.LoadPayload(expr.PayloadBaseNetworkHeader, 12, 4, regAddr)
 	ip6Source := nft.LoadPayload(expr.PayloadBaseNetworkHeader, 8, 16, regAddr)

@@ -247,7 +247,7 @@ func (r Route) Check(o *Observed) error {
 		}
 	}
 	if r.Type == unix.RTN_LOCAL && o.Fresh[r.Dst.Addr()] {
-		return nil // the kernel makes IPv6's a moment after the address (addrconf_dad_work, net/ipv6/addrconf.c)
+		return nil // the kernel makes IPv6's route a moment after the address (addrconf_dad_work, net/ipv6/addrconf.c)
 	}
 	if r.Type == unix.RTN_LOCAL {
 		return fmt.Errorf("the local route of %s is missing", r.Dst.Addr())

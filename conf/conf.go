@@ -29,7 +29,7 @@ const (
 	Off Enforcement = "off"
 )
 
-// NetConf is weir's part of a CNI network configuration.
+// NetConf is the network configuration that a runtime passes to the plugin: CNI's own keys, and weir's.
 type NetConf struct {
 	types.NetConf
 	// Ranges to assign addresses from. A pod gets one address of each family. If there are several ranges of one family,

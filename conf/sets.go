@@ -16,8 +16,8 @@ const (
 	NetworksSet = ownSet + "networks"
 	// ChainedSet has the addresses of pods whose network another plugin made.
 	ChainedSet = ownSet + "chained"
-	// LinksSet has the links that another plugin made for one pod each. An entry is a link with all addresses of its
-	// family.
+	// LinksSet has the links that another plugin made for one pod each. An entry is a link together with the network of
+	// all addresses of the family.
 	LinksSet = ownSet + "links"
 	// SendersSet has the addresses of the pods behind these links, each with the pod's link.
 	SendersSet = ownSet + "senders"

@@ -34,7 +34,7 @@ func (e *ExhaustedError) Error() string {
 		strings.Join(names, ", "), size(e.Ranges))
 }
 
-// Remedy returns a sentence that says what the reader of the error can do.
+// Remedy says what the reader of the error can do to get free addresses.
 func (e *ExhaustedError) Remedy() string {
 	return "an address is free again when its pod is deleted; \"weirctl pods\" lists the pods and their addresses. " +
 		"For more pods, give the node a larger range, or lower kubelet's maxPods to the number of addresses"

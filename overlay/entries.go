@@ -180,7 +180,7 @@ func (o *Overlay) setRoutes(tunnel int, p Plan, all *Applied, refused refusals) 
 	return o.deleteRoutes(have)
 }
 
-// command returns the shell command that makes the remote's route.
+// command returns the shell command that makes the remote's route, but leaves out the source address.
 func (p Remote) command() string {
 	if p.Direct {
 		return fmt.Sprintf("ip route replace %s via %s proto %d", p.Network, p.Address, conf.RouteProtocol)

@@ -197,13 +197,14 @@ func is(words string, load expr.Any, value []byte) match {
 	return match{words, nft.Equal(load, value)}
 }
 
-// loadTransport loads length bytes into the register, from offset bytes behind the beginning of the UDP header on.
+// loadTransport returns the expression that loads length bytes into the register, from offset bytes behind the
+// beginning of the UDP header on.
 func loadTransport(offset, length, register uint32) expr.Any {
 	return nft.LoadPayload(expr.PayloadBaseTransportHeader, offset, length, register)
 }
 
-// loadAddress puts the source ("saddr") or destination ("daddr") address into register 1 and, for IPv6, the registers
-// behind it.
+// loadAddress returns the expression that puts the source ("saddr") or destination ("daddr") address into register 1
+// and, for IPv6, the registers behind it.
 func loadAddress(f conf.Family, field string) expr.Any {
 	offset, length := map[string]uint32{"saddr": 12, "daddr": 16}[field], uint32(4)
 	if f == conf.IPv6 {

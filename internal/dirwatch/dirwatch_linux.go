@@ -89,7 +89,7 @@ func (w *Watcher) Watch(dirs map[string]bool) error {
 		}
 		if !dirs[dir] {
 			delete(w.dirs, wd)
-			// Fails if the directory is gone.
+			// The kernel returns an error if the directory is gone: it has then ended the watch itself.
 			_, _ = w.control(func(fd int) (int, error) { return unix.InotifyRmWatch(fd, uint32(wd)) })
 		}
 	}

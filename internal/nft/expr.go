@@ -37,16 +37,16 @@ func Compare(load expr.Any, op expr.CmpOp, value []byte) []expr.Any {
 	return []expr.Any{load, &expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: value}}
 }
 
-// LoadIIFName puts the incoming link's name into a register.
+// LoadIIFName returns the expression that puts the incoming link's name into a register.
 func LoadIIFName(register uint32) expr.Any { return LoadMeta(expr.MetaKeyIIFNAME, register) }
 
-// LoadMeta puts a property of the packet into a register.
+// LoadMeta returns the expression that puts a property of the packet, such as its protocol, into a register.
 func LoadMeta(key expr.MetaKey, register uint32) expr.Any {
 	return &expr.Meta{Key: key, Register: register}
 }
 
-// LoadPayload puts length bytes of the packet into a register: the bytes from offset on, counted from the beginning of
-// the header that base names.
+// LoadPayload returns the expression that puts length bytes of the packet into a register: the bytes from offset on,
+// counted from the beginning of the header that base names.
 func LoadPayload(base expr.PayloadBase, offset, length, register uint32) expr.Any {
 	return &expr.Payload{Base: base, Offset: offset, Len: length, DestRegister: register}
 }

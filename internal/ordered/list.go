@@ -38,7 +38,7 @@ func (l *List[K, T]) Remove(values ...*T) {
 	}
 }
 
-// Replace removes the values was, unless others have taken their places, and then puts the values now.
+// Replace calls Remove with the old values, and then Put with the new ones.
 func (l *List[K, T]) Replace(was, now []*T) {
 	l.Remove(was...)
 	l.Put(now...)

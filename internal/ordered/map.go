@@ -109,7 +109,7 @@ func (m Map[K, V]) Without(key K) Map[K, V] {
 // were made separately are equal, but not the same.
 func (m Map[K, V]) Same(o Map[K, V]) bool { return m.root == o.root }
 
-// Equal reports whether the maps have the same keys and values.
+// Equal reports whether the maps have the same keys and values. It doesn't look at parts that the maps share.
 func (m Map[K, V]) Equal(o Map[K, V]) bool {
 	for range m.Diff(o) {
 		return false

@@ -95,7 +95,7 @@ func TestAPodsOwnMark(t *testing.T) {
 	state.Namespaces = []policy.Namespace{{Name: "x"}}
 	n.Enforce(state)
 	n.want("without a policy", to(web, client, 80), nil)
-	for _, closed := range []string{"web", "client"} { // by its ingress policy, and by the client's egress policy
+	for _, closed := range []string{"web", "client"} { // by the receiver's policy, then by the sender's
 		s := state
 		s.Policies = append(s.Policies, networkPolicy(t, fmt.Sprintf(
 			"{metadata: {namespace: x, name: np}, spec: {podSelector: {matchLabels: {app: %s}}, "+

@@ -273,8 +273,9 @@ func TestWhatABadPolicyMeans(t *testing.T) {
 	s.want("", "p.yaml: document 1", "which namespace it is for isn't known")
 }
 
-// TestTwoFilesWithOneObject: if two files have different versions of a policy or namespace, only the part on which the
-// versions agree counts, and each version of the policy is a problem. Both versions of a pod count.
+// TestTwoFilesWithOneObject: if two files have different versions of a policy, the policy isolates the pods that any
+// version selects, and allows what all versions allow. Each version is a problem, unless both are equal. Of a
+// namespace, the labels count on which the versions agree, and others are unknown. Both versions of a pod count.
 func TestTwoFilesWithOneObject(t *testing.T) {
 	deny := policyOf("{name: p}", "{podSelector: {}}")
 	allow := policyOf("{name: p}",

@@ -91,5 +91,4 @@ func (f *file) failedWith(err error) bool {
 	return len(f.unparsed) == 1 && errors.Is(f.unparsed[0].err, err)
 }
 
-// empty reports whether the file has no objects and no errors.
 func (f *file) empty() bool { return len(f.entries)+len(f.unparsed) == 0 }

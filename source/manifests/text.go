@@ -203,7 +203,7 @@ func duplicatesInYAML(doc []byte) []string {
 // Beyond the limit, every field counts as given twice.
 const maxDuplicates = 16 << 20
 
-// duplicateFinder finds the fields of a document that are given twice.
+// duplicateFinder walks through one document, and collects in fields the paths of the fields that are given twice.
 type duplicateFinder struct {
 	path   []string // of the current field
 	fields []string
