@@ -118,7 +118,7 @@ func manifests(t *testing.T) map[string][]runtime.Object {
 const image = "weir.local/weir:dev"
 
 func TestManifests(t *testing.T) {
-	conflists := map[string]string{} // the path on the node, by manifest
+	conflists := map[string]string{} // the conflist's path on the node, by manifest
 	for path, objects := range manifests(t) {
 		for _, o := range objects {
 			if c, ok := o.(*kopsCluster); ok && c.Spec.Networking.CNI == nil {

@@ -479,7 +479,7 @@ func TestRunEndsWithItsDirectory(t *testing.T) {
 	}
 	for {
 		select {
-		case <-s.updates: // a.yaml was removed first
+		case <-s.updates: // for the removal of a.yaml
 		case err := <-s.ended:
 			if !errors.Is(err, dirwatch.ErrGone) || !strings.Contains(err.Error(), s.dir) {
 				t.Errorf("%v, want that %s is gone", err, s.dir)
