@@ -45,14 +45,13 @@ type Link struct {
 	Routes    []conf.Route
 }
 
-// Made describes the attachment that Make has made.
+// Made is what the result of ADD needs to say of the attachment.
 type Made struct {
 	Record    endpoint.Endpoint
 	BridgeMAC net.HardwareAddr // empty for a chained attachment
 	Routes    []conf.Route     // in the pod; empty for a chained attachment
 }
 
-// making is an attachment that Make works on.
 type making struct {
 	Node
 	requested Link

@@ -185,7 +185,7 @@ func (p *pools) release(pod *policy.Pod) {
 	p.ports.release(pod.Ports)
 }
 
-// sweep drops what is shared, but not used.
+// sweep drops what is shared, but not used. The strings come last, because dropped labels and ports release strings.
 func (p *pools) sweep() {
 	p.labels.sweep()
 	p.ports.sweep()

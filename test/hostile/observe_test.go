@@ -49,7 +49,8 @@ table arp hostile {
 }
 `
 
-// observer records the effects of frames.
+// observer records the effects of frames: what the hooks have logged, and what has come in by the links of the pods
+// and of the host outside.
 type observer struct {
 	t      testing.TB
 	w      *world

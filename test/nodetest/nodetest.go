@@ -141,7 +141,8 @@ func NewNS(t testing.TB, name string) string {
 	return path
 }
 
-// DelNS removes the namespace that NewNS made.
+// DelNS removes the name of the namespace that NewNS made. The kernel removes the namespace once no thread and no
+// socket is in it.
 func DelNS(t testing.TB, path string) {
 	t.Helper()
 	if err := errors.Join(unix.Unmount(path, unix.MNT_DETACH), os.Remove(path)); err != nil {

@@ -218,7 +218,7 @@ func (n *Node) SpawnAgent(flags ...string) {
 	})
 }
 
-// AgentPID returns the process ID of the agent that runs.
+// AgentPID returns the agent's process ID. It panics if no agent runs.
 func (n *Node) AgentPID() int { return n.agent.Process.Pid }
 
 // AgentLog returns all that the agent that was started last has logged so far.
