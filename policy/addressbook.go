@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// addressBook has the pods with each address.
+// addressBook has the pods that have each address or state it.
 type addressBook struct {
 	one  map[netip.Addr]*pod   // an address of one pod
 	more map[netip.Addr][]*pod // an address of several pods
@@ -22,7 +22,7 @@ func newAddressBook() addressBook {
 	return addressBook{one: map[netip.Addr]*pod{}, more: map[netip.Addr][]*pod{}, taken: map[netip.Addr]int{}}
 }
 
-// add adds the pod to the pods with the address.
+// add adds the pod to the pods with the address, unless it is among them already.
 func (b *addressBook) add(a netip.Addr, p *pod) {
 	switch first := b.one[a]; {
 	case b.more[a] != nil:
@@ -37,7 +37,6 @@ func (b *addressBook) add(a netip.Addr, p *pod) {
 	}
 }
 
-// remove removes the pod from the pods with the address.
 func (b *addressBook) remove(a netip.Addr, p *pod) {
 	if b.one[a] == p {
 		delete(b.one, a)
@@ -141,8 +140,8 @@ func (e *Engine) at(a netip.Addr) (s standing) {
 
 func comment(p *Pod) string { return p.Namespace + "/" + p.Name }
 
-// moving is what has changed and isn't settled yet. Entries of sets depend on all pods with an address together, so
-// they change once all pods have.
+// moving is what has changed and isn't settled yet. Whether a set has an address depends on all pods with the address
+// together, so the entries of sets are changed only when all pods have been.
 type moving struct {
 	addresses map[netip.Addr]standing // which sets had the address before
 	crowds    map[*crowd]bool         // lost their last pod
@@ -164,7 +163,7 @@ func (e *Engine) touch(a netip.Addr) {
 	}
 }
 
-// settleSome settles if much has changed. It must be called between two changes.
+// settleSome settles if much has changed. It must not be called between withdraw and admit of a pod.
 func (e *Engine) settleSome() {
 	const many = 1 << 12
 	if len(e.moving.addresses) >= many {
@@ -172,7 +171,7 @@ func (e *Engine) settleSome() {
 	}
 }
 
-// settle brings the entries of filled sets up to date.
+// settle brings the entries of filled sets up to date, and forgets crowds without pods.
 func (e *Engine) settle() {
 	for a, was := range e.moving.addresses {
 		now := e.at(a)
@@ -189,7 +188,8 @@ func (e *Engine) settle() {
 	empty(&e.moving.crowds)
 }
 
-// empty empties the map. A map that once was large stays large, and then each look through it takes long.
+// empty empties the map. It replaces a map of many entries by a new one: clear would leave such a map large, and then
+// each look through it would take long.
 func empty[K comparable, V any](m *map[K]V) {
 	if len(*m) > 64 {
 		*m = map[K]V{}
@@ -198,7 +198,8 @@ func empty[K comparable, V any](m *map[K]V) {
 	clear(*m)
 }
 
-// moveSelectors moves the address between selector sets.
+// moveSelectors deletes the address from the selector sets that don't have it any more, and puts it into those that
+// have it now. If the pod in the comment is another one, it replaces the entries in all sets.
 func (e *Engine) moveSelectors(a netip.Addr, was, now standing) {
 	renamed := was.of != now.of && was.of != nil && now.of != nil && comment(was.of) != comment(now.of)
 	if !renamed && slices.Equal(was.selectors, now.selectors) {
@@ -216,7 +217,8 @@ func (e *Engine) moveSelectors(a netip.Addr, was, now standing) {
 	}
 }
 
-// movePorts moves the address between the sets of named ports.
+// movePorts deletes the address from the sets of named ports that don't have it any more, and puts it into those that
+// have it now.
 func (e *Engine) movePorts(a netip.Addr, was, now standing) {
 	for _, p := range was.ports {
 		if !slices.Contains(now.ports, p) {
@@ -261,5 +263,4 @@ func (e *Engine) change(l *live, a netip.Addr, entry ruleset.Entry, with bool) {
 	}
 }
 
-// byID orders live selectors.
 func byID(a, b *live) int { return cmp.Compare(a.id, b.id) }

@@ -40,7 +40,6 @@ func isolatingPolicies(d ruleset.Direction, policies []parsedPolicy, pods ...*Po
 	return all
 }
 
-// sameName reports whether two policies have the same name.
 func sameName(a, b parsedPolicy) bool { return a.name == b.name }
 
 // names returns the policies' names, with "or" between two lists. Alternatives with equal names have equal rules.
@@ -70,7 +69,7 @@ func (a alternatives) all() []string {
 	return names
 }
 
-// count returns how many policies all lists have.
+// count returns how many policies the lists have together. A policy of several lists counts several times.
 func (a alternatives) count() int {
 	n := 0
 	for _, list := range a {

@@ -41,7 +41,7 @@ func (c *common) compile() {
 	}
 }
 
-// base compiles those of one family.
+// base compiles the sets, chains and rules of c.family.
 func (c *common) base() {
 	c.podSets()
 	fromPods := ruleset.SetMatch{Name: c.family.Set(conf.PodsSet), By: ruleset.Source}

@@ -87,7 +87,7 @@ func (c *compiler) lower() {
 	}
 }
 
-// exchange gives the part other classes.
+// exchange replaces the part's classes, and the sets and chains that the ruleset has for them.
 func (c *compiler) exchange(p *part, now lowered) {
 	was := p.lowered
 	p.lowered, c.joined = now, false
@@ -111,7 +111,8 @@ func (c *compiler) exchange(p *part, now lowered) {
 	}
 }
 
-// collect collects the rules and sets of the granted demands.
+// collect collects the rules and sets of the released demands, and reports the entries of these sets that the kernel
+// refuses.
 func (l *lowering) collect() {
 	seen := map[*supply]bool{}
 	for _, d := range l.released {
@@ -144,7 +145,8 @@ func (l *lowering) classRules(policies []parsedPolicy) []ruleset.Rule {
 	return rules
 }
 
-// class computes the class of the pods that the group's policies isolate.
+// class computes the class of the pods that the group's policies isolate. If the policies allow nothing, or the kernel
+// refuses the class set, the class has the set and chain of the class "none".
 func (l *lowering) class(g *group) class {
 	k := class{
 		Class:    ruleset.Class{Direction: l.direction, Policies: g.policies.all()},
@@ -172,7 +174,6 @@ func (l *lowering) class(g *group) class {
 	return k
 }
 
-// classSet returns a set of a class.
 func (s *side) classSet(f conf.Family, name string, entries []ruleset.Entry) *ruleset.Set {
 	return &ruleset.Set{
 		Name: name, Kind: ruleset.Addresses, Family: f, Role: ruleset.Members, Dispatch: s.dispatch, Opens: true,

@@ -22,7 +22,8 @@ type cluster struct {
 	// shared are the addresses that more than one pod states as its own, each with the pods that state it. Which of the
 	// pods sends packets from such an address is unknown.
 	shared map[netip.Addr][]member
-	// disbelieved are problems of pods on other nodes: each states an address that can't be the pod's.
+	// disbelieved are problems of pods without an endpoint on this node: each states an address that can't be the pod's,
+	// or isn't known to be.
 	disbelieved []ruleset.Problem
 	// ambiguous are problems of endpoints that may be one of several pods.
 	ambiguous []ruleset.Problem
@@ -75,7 +76,6 @@ func (policy parsedPolicy) selects(p *Pod) answer {
 	return p.matchedBy(policy.pods)
 }
 
-// index joins the objects of the state.
 func index(state State) cluster {
 	namespaces := map[string]Namespace{}
 	for _, n := range state.Namespaces {
@@ -257,10 +257,9 @@ func (c cluster) each(s selector, f func(p *member)) {
 	}
 }
 
-// effort implements finder.
+// effort returns 0: Compile has no limit of work.
 func (c cluster) effort(*supply) float64 { return 0 }
 
-// countSelected implements finder.
 func (c cluster) countSelected(s selector, f conf.Family) (n int) {
 	c.each(s, func(p *member) { n += p.countOf(f) })
 	return n
@@ -276,7 +275,6 @@ func (m *member) countOf(f conf.Family) (n int) {
 	return n
 }
 
-// selected implements finder.
 func (c cluster) selected(s selector, f conf.Family) ruleset.Entries {
 	var entries []ruleset.Entry
 	agreed := c.agreed(func(p member) bool { return s.matches(p.namespace, &p.Pod) })
@@ -302,13 +300,11 @@ func (c cluster) eachNamed(named namedPort, f func(p *member, port NamedPort)) {
 	}
 }
 
-// countNamed implements finder.
 func (c cluster) countNamed(named namedPort, f conf.Family) (n int) {
 	c.eachNamed(named, func(p *member, _ NamedPort) { n += p.countOf(f) })
 	return n
 }
 
-// named implements finder.
 func (c cluster) named(named namedPort, f conf.Family) ruleset.Entries {
 	var entries []ruleset.Entry
 	agreed := map[NamedPort]func(netip.Addr) bool{}

@@ -72,8 +72,9 @@ type namedPort struct {
 // computed for each namespace with pods of this node, and computes again only what depends on a change:
 //
 //	replace      the pods or policies of a namespace: its classes and demands
-//	resize       a set has another size: perhaps which demands are granted
+//	resized      a set has another size: perhaps which demands are granted
 //	setCommon    the rules and sets that belong to no policy
+//	setRefused   everything
 //
 // Invariants, after compile:
 //   - part.lowered has the classes of each namespace, as its groups and granted demands give them.
@@ -133,7 +134,7 @@ func (c *compiler) setCommon(now common) {
 	c.chains.Replace(was.chains, c.common.chains)
 }
 
-// setRefused takes the parts that the kernel refuses. If they have changed, everything is compiled again.
+// setRefused takes the parts that the kernel refuses. The next compile computes everything again.
 func (c *compiler) setRefused(refused ruleset.Refused) {
 	c.refused = refused
 	c.replaceAll()
@@ -182,7 +183,7 @@ func (c *compiler) replace(l *local) {
 	c.undecided = c.undecided || !c.fit
 }
 
-// compile returns the ruleset.
+// compile brings the ruleset up to date, as far as the work is within the limit, and returns it.
 func (c *compiler) compile() (r ruleset.Ruleset) {
 	for _, p := range c.parts {
 		if p.waits = false; p.stale {

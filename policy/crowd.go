@@ -105,7 +105,8 @@ func (s *space) each() func(func(*crowd) bool) {
 	}
 }
 
-// setPolicies replaces the policies of that name.
+// setPolicies replaces the policies of that name. It parses them to find their problems, but leaves policies beyond
+// maxBulk to parseRest.
 func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) {
 	s, full := e.space(name.Namespace), name.Namespace+"/"+name.Name
 	local := e.isLocal(s.name)
@@ -135,7 +136,8 @@ func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) 
 	e.dropSpace(s)
 }
 
-// policiesIn returns the namespace's policies, parsed.
+// policiesIn returns the namespace's policies, parsed. A policy beyond maxBulk has no rules until parseRest has parsed
+// it.
 func (e *Engine) policiesIn(namespace string) []parsedPolicy {
 	s := e.space(namespace)
 	if s.parsed != nil {

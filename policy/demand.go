@@ -36,8 +36,8 @@ func (d *demand) cost() float64 { return float64(d.classes * len(d.rules) * d.po
 type builder struct {
 	*compiler
 	*part
-	made   map[string]*supply // by name: those that no other part has
-	wanted map[*supply]bool   // those in wants
+	made   map[string]*supply // by name: the supplies that no other part has
+	wanted map[*supply]bool   // the supplies in wants
 }
 
 // demandsOf returns the demands of the policies that isolate the groups. It leaves out demands with a part that the

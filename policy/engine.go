@@ -53,7 +53,7 @@ type Engine struct {
 	compiler *compiler
 	touched  map[string]bool // the namespaces that must be compiled again
 	common   bool            // what belongs to no policy must be compiled again
-	stale    bool            // something else must be
+	stale    bool            // something else must be compiled again
 	ruleset  ruleset.Ruleset
 }
 
@@ -202,7 +202,7 @@ func (e *Engine) SetEndpoints(endpoints []Endpoint) {
 
 func (p PodRef) name() Name { return Name{p.Namespace, p.Name} }
 
-// give adds the value to the namespace's.
+// give adds the value to the namespace's set of values.
 func give[T comparable](to map[string]map[T]bool, namespace string, v T) {
 	if to[namespace] == nil {
 		to[namespace] = map[T]bool{}
@@ -210,7 +210,7 @@ func give[T comparable](to map[string]map[T]bool, namespace string, v T) {
 	to[namespace][v] = true
 }
 
-// take takes the value from the namespace's.
+// take takes the value out of the namespace's set of values.
 func take[T comparable](from map[string]map[T]bool, namespace string, v T) {
 	if delete(from[namespace], v); len(from[namespace]) == 0 {
 		delete(from, namespace)
@@ -295,7 +295,8 @@ func (e *Engine) setPods(name Name, pods []*Pod) {
 	}
 }
 
-// withdraw takes the pod out of everything.
+// withdraw takes the pod out of its crowd, the address book, the reports and the expected pods. It needs the endpoints
+// and Nodes with which the pod was admitted.
 func (e *Engine) withdraw(p *pod) {
 	if e.expected[p.Namespace][p] {
 		take(e.expected, p.Namespace, p)
@@ -315,7 +316,8 @@ func (e *Engine) withdraw(p *pod) {
 	e.leave(p)
 }
 
-// admit puts the pod where it belongs.
+// admit finds the pod's addresses. It puts a pod with addresses into its crowd and the address book. A pod that will
+// run on this node and has no address yet is among the expected pods.
 func (e *Engine) admit(p *pod) {
 	name := p.name()
 	addresses := e.endpointAddresses(name)

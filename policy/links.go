@@ -50,7 +50,6 @@ type chainedPods struct {
 	bridges   map[string]bool // the bridges that have pods' links as ports
 }
 
-// chainedPods returns the set entries and rules for the pods with chained attachments.
 func (c *common) chainedPods() chainedPods {
 	p := chainedPods{bridges: map[string]bool{}}
 	for _, e := range c.endpoints {

@@ -19,7 +19,6 @@ type places struct {
 	unknown bool
 }
 
-// newPlaces returns the places of the state's Nodes.
 func newPlaces(s State) places {
 	p := places{nodes: make(map[string]Node, len(s.Nodes)), self: s.Node, unknown: len(s.Nodes) == 0 && s.Node == ""}
 	for _, n := range s.Nodes {
@@ -70,7 +69,6 @@ func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem)
 	return addrs, problems
 }
 
-// contains reports whether one of the prefixes contains the address.
 func contains(prefixes []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }

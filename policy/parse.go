@@ -44,13 +44,12 @@ func (p peer) means(f conf.Family) bool {
 	return p.everyone || p.selector != nil || p.networks[f].Len() > 0
 }
 
-// parsed are policies, parsed.
+// parsed are all policies of a state, parsed.
 type parsed struct {
 	in       map[string][]parsedPolicy // by namespace, ordered by name
 	problems []ruleset.Problem         // the parts of the policies that can't be parsed
 }
 
-// parseAll parses the policies.
 func parseAll(list []*networkingv1.NetworkPolicy) parsed {
 	p := parsed{in: map[string][]parsedPolicy{}}
 	for _, np := range list {
@@ -67,7 +66,8 @@ func parseAll(list []*networkingv1.NetworkPolicy) parsed {
 // reporter reports a problem with a field of one policy.
 type reporter func(field, format string, args ...any)
 
-// parse parses a policy. It reports each part that can't be parsed as a problem. Such a part never allows more:
+// parse parses a policy. It reports each part that can't be parsed as a problem, up to maxProblems. Such a part never
+// allows more:
 //
 //   - A podSelector that can't be parsed isolates every pod of the namespace, and the policy allows nothing, since the
 //     pods that its rules are for are unknown.

@@ -18,8 +18,8 @@ type local struct {
 	expected []*Pod
 }
 
-// part is what the compiler has computed for one namespace. Only lowered and the results of grant change; other changes
-// make a new part.
+// part is what the compiler has computed for one namespace. Of its fields, only stale and those from granted on change;
+// all other changes make a new part.
 type part struct {
 	*local
 	stale  bool
@@ -28,7 +28,7 @@ type part struct {
 	open    [len(sides)][]joined
 	demands []*demand  // in the order of their policies
 	wants   []*supply  // the sets that the demands need
-	rules   float64    // that the demands need
+	rules   float64    // how many kernel rules the demands need
 	stated  complaints // the problems with demands that the kernel refuses
 
 	granted  []*demand
@@ -101,10 +101,11 @@ type complaints struct {
 	told map[string][]ruleset.Problem // by policy: the problems that were reported already
 }
 
-// then returns complaints with the same problems that can be given more of them.
+// then returns a copy. Reports to the copy don't change the original.
 func (r *complaints) then() complaints { return complaints{slices.Clip(r.all), maps.Clone(r.told)} }
 
-// report reports a problem of a policy once, however many classes the policy isolates.
+// report reports a problem of a policy once, however many classes the policy isolates, and at most maxProblems problems
+// of the policy.
 func (r *complaints) report(policy *parsedPolicy, field, why string) {
 	told := r.told[policy.name]
 	if len(told) >= maxProblems {

@@ -58,7 +58,8 @@ func (e *Engine) compile(work float64) ruleset.Ruleset {
 	return e.ruleset
 }
 
-// Changed reports whether Ruleset would return another ruleset than the last time.
+// Changed reports whether Ruleset may return another ruleset than the last time. If it returns false, the ruleset is
+// the same.
 func (e *Engine) Changed() bool {
 	for l := range e.moving.counts {
 		for _, f := range conf.Families {
@@ -147,7 +148,7 @@ func (e *Engine) localNow(namespace string) *local {
 	return l
 }
 
-// effort implements finder. A selector is compared with each crowd in its scope.
+// effort depends on how many crowds a selector is compared with: all in its scope. It is 1 for any other set.
 func (e *Engine) effort(s *supply) float64 {
 	switch {
 	case s.selector == nil:
@@ -160,13 +161,11 @@ func (e *Engine) effort(s *supply) float64 {
 	return 1 + float64(e.crowds)/crowdsPerWork
 }
 
-// countSelected implements finder.
 func (e *Engine) countSelected(s selector, f conf.Family) int { return e.liveSelector(s).count[f] }
 
-// countNamed implements finder.
 func (e *Engine) countNamed(p namedPort, f conf.Family) int { return e.livePort(p).count[f] }
 
-// selected implements finder.
+// selected computes the entries when they are first asked for. From then on, settle keeps them up to date.
 func (e *Engine) selected(s selector, f conf.Family) ruleset.Entries {
 	l := e.liveSelector(s)
 	set := &l.sets[f]
@@ -206,8 +205,8 @@ func (e *Engine) entries(to []ruleset.Entry, l *live, c *crowd, f conf.Family) [
 	return to
 }
 
-// twin returns a selector that has filled sets and matches the same crowds, if the index knows one. Otherwise it
-// remembers this one. Selectors that match the same crowds have the same entries, and share their memory.
+// twin returns another live selector that matches the same crowds, if the index knows one. Otherwise it remembers this
+// one, and returns nil. Selectors that match the same crowds have the same entries, and share their memory.
 func (x *selectorIndex) twin(l *live) *live {
 	o := x.byPrint[l.print]
 	if o != nil && o != l && o.print == l.print && o.count == l.count && x.byKey[o.key] == o {
@@ -220,7 +219,7 @@ func (x *selectorIndex) twin(l *live) *live {
 	return nil
 }
 
-// named implements finder.
+// named computes the entries when they are first asked for. From then on, settle keeps them up to date.
 func (e *Engine) named(port namedPort, f conf.Family) ruleset.Entries {
 	l := e.livePort(port)
 	set := &l.sets[f]

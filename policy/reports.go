@@ -13,7 +13,8 @@ type reports struct {
 	changed bool
 }
 
-// reportOf is what some problems are about. One field isn't zero; if all are, the source itself has reported them.
+// reportOf is what some problems are about. At most one field isn't zero. If all fields are zero, the problems are
+// those that the source has reported.
 type reportOf struct {
 	pod       *pod
 	policy    Name
@@ -35,7 +36,7 @@ func (r *reports) set(of reportOf, problems []ruleset.Problem) {
 	}
 }
 
-// all returns all problems.
+// all returns all problems, in no order.
 func (r *reports) all() (problems []ruleset.Problem) {
 	for _, some := range r.by {
 		problems = append(problems, some...)

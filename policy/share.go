@@ -14,7 +14,6 @@ import (
 // amount is a number of kernel rules, sets and set entries.
 type amount struct{ rules, sets, entries float64 }
 
-// plus returns the sum of the amounts.
 func (a amount) plus(b amount) amount {
 	return amount{a.rules + b.rules, a.sets + b.sets, a.entries + b.entries}
 }
@@ -173,7 +172,7 @@ func (c *compiler) isGreedy(s *supply, in division) bool {
 	return slices.ContainsFunc(s.wanted, func(p *part) bool { return in.greedy[p] })
 }
 
-// without returns the amount that is left of a room. It rounds up what is taken.
+// without returns what is left of the room a. It rounds up each number in taken to a multiple of a 64th of the room.
 func (a amount) without(taken amount) amount {
 	left := func(room, taken float64) float64 {
 		step := max(1, room/64)
@@ -225,8 +224,8 @@ func (c *compiler) modest() map[*part]bool {
 	return modest
 }
 
-// share returns the share of the room that the part needs. If that is more than enough, it may return less, but more
-// than enough.
+// share returns the share of the room that the part needs. Once it is clear that the share exceeds the parameter
+// enough, share counts no more sets: then it may return too little, but still more than enough.
 func (c *compiler) share(p *part, enough float64, room amount) float64 {
 	needs := amount{rules: p.rules}
 	for _, s := range p.wants {
@@ -336,7 +335,8 @@ func (c *compiler) next(t *tenant, taken amount) bool {
 	return false
 }
 
-// costs reports whether the node has to make room for the set.
+// costs reports whether the node has to make room for the set: no granted demand of a greedy namespace uses it yet, and
+// no modest namespace needs it.
 func (c *compiler) costs(s *supply) bool { return len(s.users) == 0 && s.modest != c.division.number }
 
 // part returns the amount that the set counts for in each namespace, if the number of namespaces that use it is users.
@@ -370,21 +370,16 @@ func (c *compiler) take(t *tenant, d *demand) amount {
 // tenants is a heap. Its first tenant has the smallest share with its next demand.
 type tenants []*tenant
 
-// Len implements heap.Interface.
 func (q tenants) Len() int { return len(q) }
 
-// Swap implements heap.Interface.
 func (q tenants) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
 
-// Less implements heap.Interface.
 func (q tenants) Less(i, j int) bool {
 	return cmp.Or(cmp.Compare(q[i].afterwards, q[j].afterwards), cmp.Compare(q[i].namespace, q[j].namespace)) < 0
 }
 
-// Push implements heap.Interface.
 func (q *tenants) Push(t any) { *q = append(*q, t.(*tenant)) }
 
-// Pop implements heap.Interface.
 func (q *tenants) Pop() any {
 	last := len(*q) - 1
 	t := (*q)[last]

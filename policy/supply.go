@@ -84,7 +84,8 @@ func (c *compiler) sizeOf(s *supply) int {
 	return s.blocks.Len()
 }
 
-// resize takes the number of entries that the set may have.
+// resize takes the number of entries that the set may have. If a set can't have as many, the set counts for no entries,
+// and why has the reason.
 func (s *supply) resize(n int) {
 	if s.size, s.entries, s.why = n, float64(roughly(n)), ""; n > maxSetEntries {
 		s.entries = 0
@@ -123,7 +124,7 @@ func (c *compiler) entriesOf(s *supply) ruleset.Entries {
 	return s.blocks
 }
 
-// fill puts the set into the ruleset, with its entries as they are now.
+// fill puts the set into the ruleset, with its entries as they are now, but for those that the kernel refuses.
 func (c *compiler) fill(s *supply) {
 	s.Entries = c.entriesOf(s)
 	s.Set = c.refused.Without(s.Set, func(ruleset.Entry, string) {})
@@ -143,7 +144,8 @@ func (c *compiler) refill(name string) {
 	}
 }
 
-// grantSets says which sets a part's granted demands need, in place of those before.
+// grantSets puts the sets that a part's granted demands need now into the ruleset. It takes sets that they needed
+// before out of the ruleset if no part needs them any more.
 func (c *compiler) grantSets(was, now []*supply) {
 	for _, s := range now {
 		if s.granting++; s.granting == 1 {

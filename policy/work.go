@@ -30,8 +30,8 @@ type work struct {
 	done map[string]float64
 }
 
-// spend reports whether the namespace may do that much work now. If any is true, the work may exceed the limit, as
-// nothing tells its size before.
+// spend reports whether the namespace may do that much work now, and counts the work if it may. If any is true, or this
+// is the first work of the compile, it is enough that the limit isn't reached yet: the work may exceed it.
 func (w *work) spend(namespace string, effort float64, any bool) bool {
 	if math.IsInf(w.left, 1) {
 		return true
@@ -69,8 +69,8 @@ func (c *compiler) waiting() bool {
 	return false
 }
 
-// release decides which of the granted demands get their rules and sets now. Those with sets that the ruleset has cost
-// no work.
+// release decides which of the granted demands get their rules and sets now. A demand costs no work if the ruleset has
+// all of its sets already.
 func (c *compiler) release() {
 	needed := map[string]float64{}
 	for namespace, p := range c.parts {

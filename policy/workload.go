@@ -98,7 +98,8 @@ func (w Workload) Make(name string) (pod Pod, ok bool) {
 	return p, true
 }
 
-// MadeBy returns the different pods of that name that the workloads can have made, and the workload of each.
+// MadeBy returns the different pods of that name that the workloads can have made, and the workload of each. It leaves
+// out a workload that is the owner of another one of them.
 func MadeBy(workloads []Workload, namespace, name string) (pods []Pod, by []Workload) {
 	owners := map[string]bool{} // the owners of the workloads that can have made the pod
 	for _, w := range workloads {
