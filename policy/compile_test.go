@@ -91,8 +91,9 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestChained: addresses of chained attachments are in the set weir-chained, and the rule that leaves this set out
-// comes before the rule that masquerades. Without chained attachments there is no such set.
+// TestChained: if a node has a chained attachment, the ruleset has the set weir-chained, and the rule that returns
+// packets from the addresses in this set comes before the rule that masquerades. Without chained attachments there is
+// no such set.
 func TestChained(t *testing.T) {
 	chained := policy.Endpoint{
 		ID:          "c:eth0",

@@ -71,7 +71,7 @@ metadata: {name: new, namespace: shop, labels: {app: web}}
 `
 
 // TestCorners checks points of networking.k8s.io/v1 that are easily misread. The rules and the evaluator must both give
-// the verdicts in the table. A policy selects shop/db unless its spec says otherwise.
+// the verdicts in the table, each for one policy in namespace shop.
 func TestCorners(t *testing.T) {
 	for _, tc := range []struct {
 		name, spec   string

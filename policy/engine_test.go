@@ -125,8 +125,8 @@ func tell(r *rand.Rand, e *policy.Engine, was, now policy.State) {
 	}
 }
 
-// sliced asks for the ruleset in slices, in some of the cases. It returns how a slice allows more than Compile gives
-// for a node with more room, or how many slices there are if they don't end; empty if neither is so.
+// sliced asks for the ruleset in slices, in one case of three. It returns what is wrong: a slice allows a packet that
+// the ruleset of a node with enough room doesn't allow, or the slices don't end. It returns "" if nothing is wrong.
 func sliced(r *rand.Rand, e *policy.Engine, now policy.State) (wrong string) {
 	if r.IntN(3) > 0 {
 		return ""

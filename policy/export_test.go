@@ -11,7 +11,7 @@ import (
 )
 
 // SmallRoom makes the room of nodes and sets small enough for random clusters to exceed it, until the returned function
-// is called.
+// is called. It also makes maxBulk small, so that the rules of small policies are parsed in slices too.
 func SmallRoom(rules, sets, entries float64, inSet int) (restore func()) {
 	room, most, many := nodeRoom, maxSetEntries, maxBulk
 	maxBulk = inSet % 4

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// told returns an engine with a pod of namespace "a" on this node, two pods elsewhere, and a policy for the first pod
-// that allows these peers.
+// told returns an empty engine, and a delta for it. The delta has the pods web, x and y of namespace "a", and a policy
+// for all of them that allows these peers.
 func told(peers ...networkingv1.NetworkPolicyPeer) (*Engine, *Delta) {
 	d := NewDelta()
 	for i, name := range []string{"web", "x", "y"} {
@@ -57,8 +57,8 @@ func TestSumOfSizes(t *testing.T) {
 	}
 }
 
-// TestManyNamespaceSelectors: what new selectors cost grows with the namespaces, or with the selectors, but not with
-// the square of the selectors.
+// TestManyNamespaceSelectors: if a policy has many namespaceSelectors, neither making nor dropping them allocates more
+// memory than the limit, which work in proportion to the square of their number would exceed.
 func TestManyNamespaceSelectors(t *testing.T) {
 	const namespaces, selectors, limit = 500, 800, 500 << 20
 	var peers []networkingv1.NetworkPolicyPeer

@@ -92,11 +92,11 @@ type Class struct {
 	Sets     []Set    `json:"sets,omitempty"`
 }
 
-// Set is the contents of a set.
+// Set is the contents of a set, or what it has of the peers that a question names.
 type Set struct {
 	Name    string `json:"name"`
 	Entries int    `json:"entries"`
-	Digest  string `json:"digest"` // of all entries
+	Digest  string `json:"digest"` // of these entries, without their comments; empty if there are none
 }
 
 // Equal reports whether the classes are for the same policies, with the same rules and sets.
@@ -178,7 +178,7 @@ func (h *holder) used(c ruleset.Chain) []Set {
 	return all
 }
 
-// digest returns the contents of the set.
+// digest returns the contents of the set. If there are peers, it counts only the entries with their addresses.
 func (h *holder) digest(s ruleset.Set) Set {
 	out := Set{Name: s.Name}
 	sum := sha256.New()

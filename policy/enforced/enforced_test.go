@@ -15,7 +15,8 @@ import (
 	"github.com/weir-net/weir/policy/policytest"
 )
 
-// TestOfEngine: an engine gives what the compiler gives, which compiles the objects anew.
+// TestOfEngine: for the ruleset of an engine, Of returns the same as for the ruleset that Compile makes of the same
+// state.
 func TestOfEngine(t *testing.T) {
 	pods := 0
 	for seed := range uint64(500) {
@@ -36,8 +37,9 @@ func TestOfEngine(t *testing.T) {
 	}
 }
 
-// TestOf: the class of a pod changes with its policies' rules, with the addresses of their peers and with their names,
-// and with nothing else.
+// TestOf: the class of a pod changes if the pod's policies, their rules or the addresses of their peers change, and not
+// if a policy or a pod changes that doesn't concern it. A pod that the source doesn't have is in no class. For a peer
+// that isn't in a set, the set has no entries.
 func TestOf(t *testing.T) {
 	pod := func(name, address, node string) policy.Pod {
 		return policy.Pod{

@@ -12,8 +12,9 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// corner changes the state, whose lists belong to the caller, in a way that clusters rarely see: many pods have one of
-// few addresses, or one address twice; a pod has several endpoints; everything of a namespace or of a family goes.
+// corner changes the state in a way that clusters rarely see: many pods have one of few addresses, or one address
+// twice; a pod has several endpoints; everything of a namespace or of a family goes. It changes the state's lists in
+// place.
 func corner(r *rand.Rand, s *policy.State) {
 	switch r.IntN(9) {
 	case 0, 1:

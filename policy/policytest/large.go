@@ -47,7 +47,7 @@ func everyOther(n int) []string {
 	return all
 }
 
-// Selectors returns n different selectors, numbered from "from" on. They select no pod.
+// Selectors returns n different podSelectors: for the label number=FROM, for the next higher number, and so on.
 func Selectors(from, n int) []networkingv1.NetworkPolicyPeer {
 	list := make([]networkingv1.NetworkPolicyPeer, n)
 	for i := range list {

@@ -14,7 +14,7 @@ import (
 )
 
 // Step returns the state after one random event: an object, an attachment or a Node comes, changes or goes; or the
-// node's kernel refuses a part of the ruleset. One event in three leads into a corner.
+// node's kernel refuses a part of the ruleset. One event in three is a rare one (corner).
 func Step(r *rand.Rand, old policy.State) policy.State {
 	s := old
 	s.Namespaces, s.Pods = slices.Clone(old.Namespaces), slices.Clone(old.Pods)
@@ -78,7 +78,7 @@ func Step(r *rand.Rand, old policy.State) policy.State {
 	return unique(s)
 }
 
-// unique returns the state with only the first of several policies or endpoints of one name.
+// unique returns the state with only the first of several policies, endpoints or namespaces of one name.
 func unique(s policy.State) policy.State {
 	seen := map[string]bool{}
 	again := func(key string) bool {
@@ -148,7 +148,8 @@ func workloads(r *rand.Rand) (all []policy.Workload) {
 	return all
 }
 
-// refusals draws parts of the state's ruleset that the kernel refuses.
+// refusals adds random parts of the state's ruleset to those that the kernel refuses. In half of the cases the kernel
+// refuses nothing any more.
 func refusals(r *rand.Rand, s policy.State) ruleset.Refused {
 	if r.IntN(2) == 0 {
 		return nil

@@ -95,7 +95,7 @@ type (
 	portMatch func(proto ruleset.Protocol, port uint16, dst end) bool
 )
 
-// New returns an Evaluator for the state.
+// New returns an Evaluator for the state. It reports no error for a part of a policy that can't be parsed.
 func New(s policy.State) *Evaluator {
 	namespaces := byName(s.Namespaces)
 	e := &Evaluator{ends: ends(s, namespaces), namespaces: namespaces}

@@ -31,10 +31,11 @@ type Miss struct {
 	Kind   Kind   `json:"kind"`
 }
 
-// Kind is a kind of conditions.
+// Kind is a kind of condition that a packet doesn't meet.
 type Kind string
 
-// The kinds.
+// The kinds are named after what doesn't match. MissUnreadable stands for a peer or port that can't be parsed, so that
+// it matches nothing.
 const (
 	MissLabel          Kind = "label"
 	MissNamespaceLabel Kind = "namespaceLabel"
@@ -61,8 +62,8 @@ func (m Miss) distance() int {
 	return 1
 }
 
-// Near is a rule that doesn't allow a packet, with the conditions that the packet doesn't meet. Of the rule's peers and
-// ports, these are the ones with the fewest such conditions.
+// Near is a rule that doesn't allow a packet, with the conditions that the packet doesn't meet. These are only the
+// conditions of one peer and one port: those that come nearest to matching the packet.
 type Near struct {
 	Policy string `json:"policy"` // namespace/name
 	Field  string `json:"field"`  // such as spec.ingress[0]
@@ -238,7 +239,7 @@ func missedLabels(s labels.Selector, known labels.Set, unknown func(string) bool
 	return all
 }
 
-// labelMiss returns the miss of a requirement. Object and Kind are the caller's.
+// labelMiss returns the miss of a requirement. The caller sets Object and Kind.
 func labelMiss(kind, name, field string, r labels.Requirement, known labels.Set, unknown func(string) bool) Miss {
 	m := Miss{Field: field, Wants: r.String()}
 	value, has := known[r.Key()]
@@ -267,7 +268,7 @@ func labelMiss(kind, name, field string, r labels.Requirement, known labels.Set,
 	return m
 }
 
-// missedBlock returns why the ipBlock doesn't contain the address.
+// missedBlock returns why the ipBlock doesn't contain the address; none if it does.
 func missedBlock(field string, b networkingv1.IPBlock, a netip.Addr) []Miss {
 	m := Miss{Field: field + ".cidr", Wants: b.CIDR, Kind: MissBlock}
 	cidr, err := netip.ParsePrefix(b.CIDR)

@@ -46,7 +46,7 @@ func (e End) Pods() (all []policy.Pod) {
 // Off reports whether enforcement is off for the end's pod.
 func (e End) Off() bool { return e.end.enforcement == conf.Off }
 
-// newPod returns the pod with the labels of its namespace.
+// newPod returns the pod with the labels of its namespace. Of an unknown namespace it has only the label with the name.
 func newPod(namespaces map[string]policy.Namespace, p policy.Pod) pod {
 	known := pod{Pod: p, labels: p.Labels, namespace: labels.Set{corev1.LabelMetadataName: p.Namespace}}
 	if n, ok := namespaces[p.Namespace]; ok {
@@ -55,7 +55,7 @@ func newPod(namespaces map[string]policy.Namespace, p policy.Pod) pod {
 	return known
 }
 
-// byName returns the namespaces by their names.
+// byName returns the namespaces by their names. Of several namespaces with one name, the first counts.
 func byName(namespaces []policy.Namespace) map[string]policy.Namespace {
 	by := make(map[string]policy.Namespace, len(namespaces))
 	for _, n := range namespaces {
@@ -104,7 +104,8 @@ func (t Terms) Opens(proto ruleset.Protocol, port uint16, dst End) bool {
 	return first(t.ports, func(m portMatch) bool { return m(proto, port, dst.end) }) != ""
 }
 
-// Isolation returns what the policies mean for the end in the direction. It follows side, which see.
+// Isolation returns what the policies mean for the end in the direction. The method side, which evaluates one packet,
+// cites the text of Kubernetes that both follow.
 func (e *Evaluator) Isolation(d ruleset.Direction, of End) Isolation {
 	subject := of.end
 	if subject.enforcement == conf.Off {
