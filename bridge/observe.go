@@ -29,7 +29,7 @@ type Observed struct {
 	Addresses  map[int][]netip.Prefix               // by the link's index
 	Fresh      map[netip.Addr]bool                  // addresses that are younger than a second
 	Learned    map[netip.Addr]bool                  // addresses that expire, such as those from router advertisements
-	Neighbours map[int]map[netip.Addr]NeighbourSeen // of weir0, by link
+	Neighbours map[int]map[netip.Addr]NeighbourSeen // of weir0, by its index and by address
 	// Forwarding has the MACs of the static entries of weir0 and of its ports, by link.
 	Forwarding map[int]map[string]bool
 	Routes     []RouteSeen

@@ -58,8 +58,8 @@ const attempts = 3
 
 // Repair restores the properties that are wrong, one by one, and continues with the others if one fails. It returns the
 // properties that were wrong or unknown, each with the error of its repair. The caller holds endpoint.Lock, so that no
-// attachment is made or ended meanwhile, and must have derived the properties from records that it read under that
-// lock.
+// attachment is made meanwhile, and must have derived the properties from records that it read under that lock. An
+// attachment's ending may begin meanwhile; nothing is wrong with properties of a link that it has deleted.
 func Repair(h netlinksafe.Handle, all []Property) []Difference {
 	var wrong []Difference
 	var tried []int

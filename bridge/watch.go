@@ -208,7 +208,7 @@ func (l *listener) newsOfLink(m syscall.NetlinkMessage) News {
 	n := l.of(at.Index)
 	was, known := l.links[at.Index]
 	switch {
-	case m.Data[0] == unix.AF_BRIDGE: // a bridge announces a change of a port, or that the port leaves it
+	case m.Data[0] == unix.AF_BRIDGE: // from a bridge, about a port of it; the link itself still exists
 	case m.Header.Type == unix.RTM_DELLINK:
 		n.Underlay = !n.Settings
 		delete(l.ours, at.Index)

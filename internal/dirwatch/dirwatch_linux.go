@@ -22,7 +22,7 @@ type Watcher struct {
 	mask uint32
 
 	mu   sync.Mutex
-	dirs map[int32]string // the watched directories below dir, by watch; dir itself is "."
+	dirs map[int32]string // the watched directories below dir, by inotify's number; dir itself is "."
 }
 
 // New watches the files directly in dir from now on.
