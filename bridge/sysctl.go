@@ -35,7 +35,7 @@ const (
 	AtLeast
 )
 
-// satisfiedBy reports whether the value is one that the sysctl may have. Of values that aren't numbers, only Value is.
+// satisfiedBy reports whether the value is one that the sysctl may have. A value that isn't a number must equal Value.
 func (s Sysctl) satisfiedBy(have string) bool {
 	if s.Bound == Exactly || have == s.Value {
 		return have == s.Value

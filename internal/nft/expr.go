@@ -32,7 +32,7 @@ func LinkName(name string) []byte {
 // Equal matches packets for which load puts the value into register 1.
 func Equal(load expr.Any, value []byte) []expr.Any { return Compare(load, expr.CmpOpEq, value) }
 
-// Compare matches packets for which load puts into register 1 what compares with the value as op says.
+// Compare matches packets for which op holds between what load puts into register 1, on the left, and the value.
 func Compare(load expr.Any, op expr.CmpOp, value []byte) []expr.Any {
 	return []expr.Any{load, &expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: value}}
 }

@@ -289,7 +289,8 @@ func (d *Dir) readFile(name string, changedOnly bool) (changed bool) {
 	}
 	was := f.busy
 	if f.busy = errors.Is(err, dirwatch.ErrBeingWritten); f.busy {
-		return !d.started && f.empty() && !was // once, before the first state; its objects stay
+		// The file's earlier objects stay in force. A file that holds up the first state is news, but only once.
+		return !d.started && f.empty() && !was
 	}
 	if missing {
 		if f.gone.IsZero() {
