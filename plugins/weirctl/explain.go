@@ -21,7 +21,7 @@ its two ends, which rule allows it or comes nearest, and what would have to chan
 FROM and TO are
   NAMESPACE/NAME       a pod, or a Service if no pod has the name (pod/NAMESPACE/NAME, svc/NAMESPACE/NAME)
   10.88.0.3, fd00::3   an address
-  node/NAME            a node's own addresses
+  node/NAME            a node's own addresses; with a nodePort, the Service behind it
   world                any host outside of the cluster
 PORT is a number or a name, and PROTO is tcp (the default), udp, sctp or icmp. Without a port, the explanation is about
 all ports of a Service, or all named ports of a pod. An IPv6 address with a port is in brackets: [fd00::3]:80.
@@ -148,7 +148,7 @@ func askAgent(
 	switch query.To.Kind {
 	case explain.EndService:
 		find(query.To.Namespace)
-	case explain.EndAddress:
+	case explain.EndAddress, explain.EndNode: // of a Service, or with a nodePort
 		find("")
 	}
 	e, err := ask(ctx, question)

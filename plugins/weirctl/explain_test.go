@@ -90,6 +90,50 @@ func indented(text string) string {
 	return b.String()
 }
 
+const nodePort = `
+{kind: Node, apiVersion: v1, metadata: {name: n1}, spec: {podCIDRs: [10.0.1.0/24]},
+ status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}}
+---
+{kind: Pod, apiVersion: v1, metadata: {name: web, namespace: shop, labels: {app: web}}, spec: {nodeName: n1},
+ status: {podIP: 10.0.1.2}}
+---
+{kind: Service, apiVersion: v1, metadata: {name: web, namespace: shop},
+ spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080, nodePort: 30080}]}}
+---
+{kind: NetworkPolicy, apiVersion: networking.k8s.io/v1, metadata: {name: web, namespace: shop},
+ spec: {podSelector: {}, ingress: [{from: [{podSelector: {}}], ports: [{port: 8080}]}]}}
+`
+
+// TestNodePort: a nodePort leads to the pods of its Service, whose policies decide. Another port of a node is the
+// node's.
+func TestNodePort(t *testing.T) {
+	inDirectory(t, []byte(nodePort))
+	for _, tc := range []struct {
+		to   string
+		code int
+		want string
+	}{
+		{"node/n1:30080", client.ExitDropped, "svc/shop/web port 80: DROPPED"},
+		{"192.0.2.1:30080", client.ExitDropped, "svc/shop/web port 80: DROPPED"},
+		{"node/n1:30080/udp", client.ExitOK, "neither 203.0.113.7 nor 192.0.2.1 is a pod"},
+		{"node/n1:22", client.ExitOK, "neither 203.0.113.7 nor 192.0.2.1 is a pod"},
+	} {
+		out, code, message := runExplain(t, "203.0.113.7", tc.to, "--source", "dir:manifests")
+		if code != tc.code || !strings.Contains(out, tc.want) {
+			t.Errorf("%s: exit code %d, %s\n%s", tc.to, code, message, out)
+		}
+	}
+}
+
+// TestICMP: ICMP has no ports, and only a rule without ports allows it.
+func TestICMP(t *testing.T) {
+	inDirectory(t, []byte(nodePort))
+	out, code, message := runExplain(t, "203.0.113.7", "shop/web:/icmp", "--source", "dir:manifests")
+	if code != client.ExitDropped || !strings.Contains(out, "a rule without ports") || strings.Contains(out, "port 0") {
+		t.Errorf("exit code %d, %s\n%s", code, message, out)
+	}
+}
+
 const hostile = `
 apiVersion: v1
 kind: Namespace

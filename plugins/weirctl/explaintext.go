@@ -46,6 +46,9 @@ func result(r explain.Result) client.Styled {
 // pathLines prints a path. If an earlier path has the same reasons, it says only that.
 func pathLines(p *client.Printer, path explain.Path, before []explain.Path) {
 	port := strings.ToUpper(string(path.Protocol))
+	if path.Protocol == ruleset.ICMPv6 {
+		port = "ICMPv6"
+	}
 	if path.Port != 0 {
 		port = fmt.Sprintf("%s port %d", port, path.Port)
 	}

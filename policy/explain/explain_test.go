@@ -51,6 +51,28 @@ func TestAgreesWithTheEvaluator(t *testing.T) {
 	}
 }
 
+// TestConcernsServices: the pods that a Service selects are needed too if the query names the Service by its address,
+// or by a node's port.
+func TestConcernsServices(t *testing.T) {
+	c := Cluster{Services: []policy.Service{{
+		Namespace: "ns-1", Name: "web", Selector: map[string]string{"app": "web"},
+		ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.1")},
+		Ports:      []policy.ServicePort{{Proto: ruleset.TCP, Port: 80, NodePort: 30080}},
+	}}}
+	c.Nodes = []policy.Node{{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}}
+	for to, want := range map[string]bool{
+		"10.96.0.1:80": true, "node/n1:30080": true, "192.0.2.1:30080": true, "node/n1:22": false, "10.96.0.2:80": false,
+	} {
+		q, err := Parse("world", to, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := q.Concerns(c)(&policy.Pod{Namespace: "ns-1", Name: "web-0"}); got != want {
+			t.Errorf("%s: %v", to, got)
+		}
+	}
+}
+
 // TestConcerns: an agent that gives only the pods that Concerns names gets the same explanation.
 func TestConcerns(t *testing.T) {
 	for seed := range uint64(60) {

@@ -45,6 +45,11 @@ func Explain(c Cluster, q Query) (Explanation, error) {
 		return Explanation{}, inputError("%s: a Service sends nothing itself; name one of its pods", from)
 	}
 	j.Query.From, j.Query.To = from, to
+	if s, p := c.nodePort(to, q.Port); s != nil {
+		j.note("port %d of a node is a nodePort of svc/%s: kube-proxy passes on what comes there to the Service's pods",
+			q.Port.Number, s)
+		to, q.Port = Ref{Kind: EndService, Namespace: s.Namespace, Name: s.Name}, Port{Number: p.Port, Proto: p.Proto}
+	}
 	sources, err := c.places(from)
 	if err != nil {
 		return Explanation{}, err
@@ -229,12 +234,12 @@ func standIn(all []verdict.Near, name string, peer Place) {
 // needed says what a policy must allow, if no rule of the isolating policies comes near.
 func (j *judge) needed(d ruleset.Direction, at, peer Place, p verdict.Packet) string {
 	namespace, _, _ := strings.Cut(at.Pod, "/")
-	what := strings.ToUpper(string(p.Proto))
+	what := "for all ports (no other rule allows ICMP)"
 	if p.Port != 0 {
-		what += fmt.Sprintf(" port %d", p.Port)
+		what = fmt.Sprintf("for %s port %d", strings.ToUpper(string(p.Proto)), p.Port)
 	}
 	preposition := map[ruleset.Direction]string{ruleset.Ingress: "from", ruleset.Egress: "to"}[d]
-	return fmt.Sprintf("add an %s rule %s %s for %s to one of these policies, or to a new policy in namespace %s that "+
+	return fmt.Sprintf("add an %s rule %s %s %s to one of these policies, or to a new policy in namespace %s that "+
 		"selects %s", d, preposition, j.label(peer), what, namespace, at.Pod)
 }
 

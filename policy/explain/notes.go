@@ -62,6 +62,9 @@ func (j *judge) pathNotes(p *Path) {
 		j.note("%s sees the address of the pod's node%s, not the pod's: weir masquerades packets that leave the pods' "+
 			"networks", j.label(p.To), before(" ", p.From.Node))
 	}
+	if p.From.Pod == "" && p.To.Pod == "" {
+		j.note("neither %s nor %s is a pod: policies decide only about pods' connections", j.label(p.From), j.label(p.To))
+	}
 	j.problemNotes(p)
 }
 

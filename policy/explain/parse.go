@@ -119,6 +119,11 @@ func cutPort(s string) (end, port string, has bool, err error) {
 	if _, err := netip.ParseAddr(s); err == nil {
 		return s, "", false, nil
 	}
+	if i := strings.LastIndexByte(s, ':'); i >= 0 {
+		if a, err := netip.ParseAddr(s[:i]); err == nil && a.Is6() {
+			return "", "", false, inputError("%q: write an IPv6 address with a port as [ADDRESS]:PORT", s)
+		}
+	}
 	end, port, has = strings.Cut(s, ":")
 	return end, port, has, nil
 }
@@ -130,10 +135,13 @@ func parseEnd(s, namespace string) (Ref, error) {
 		return Ref{Kind: EndWorld}, nil
 	}
 	if a, err := netip.ParseAddr(s); err == nil {
-		if a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() {
+		if a.Unmap().IsLoopback() {
+			return Ref{}, inputError("%q is a loopback address: packets to it never leave the pod or the node", s)
+		}
+		if a = a.Unmap(); a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() {
 			return Ref{}, inputError("%q is not the address of one host", s)
 		}
-		return Ref{Kind: EndAddress, Address: a.Unmap()}, nil
+		return Ref{Kind: EndAddress, Address: a}, nil
 	}
 	parts := strings.Split(s, "/")
 	kind := EndNamed

@@ -78,10 +78,16 @@ func TestParseErrors(t *testing.T) {
 		"ns/b:HTTP":                 `"HTTP" is no port: write a number from 1 to 65535, or the name of a port`,
 		"[fd00::1":                  `"[fd00::1": write an IPv6 address with a port as [ADDRESS]:PORT`,
 		"[fd00::1]80":               `"[fd00::1]80": write an IPv6 address with a port as [ADDRESS]:PORT`,
-		"0.0.0.0:80":                `"0.0.0.0" is not the address of one host`,
-		"fe80::1%eth0":              `"fe80::1%eth0" is not the address of one host`,
-		"224.0.0.1":                 `"224.0.0.1" is not the address of one host`,
-		"ns/\x1b[2Jb":               `"ns/\x1b[2Jb" is no name: ` + forms,
+		"::ffff:10.0.0.1:80":        `"::ffff:10.0.0.1:80": write an IPv6 address with a port as [ADDRESS]:PORT`,
+		"fd00:1:2:3:4:5:6:7:80/udp": `"fd00:1:2:3:4:5:6:7:80/udp": write an IPv6 address with a port as [ADDRESS]:PORT`,
+		"127.0.0.1:80":              `"127.0.0.1" is a loopback address: packets to it never leave the pod or the node`,
+		"[::1]:80":                  `"::1" is a loopback address: packets to it never leave the pod or the node`,
+		"[::ffff:127.0.0.1]": `"::ffff:127.0.0.1" is a loopback address: ` +
+			"packets to it never leave the pod or the node",
+		"0.0.0.0:80":   `"0.0.0.0" is not the address of one host`,
+		"fe80::1%eth0": `"fe80::1%eth0" is not the address of one host`,
+		"224.0.0.1":    `"224.0.0.1" is not the address of one host`,
+		"ns/\x1b[2Jb":  `"ns/\x1b[2Jb" is no name: ` + forms,
 	} {
 		_, err := Parse("ns/a", to, "")
 		var input *InputError

@@ -83,7 +83,16 @@ func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 			named[policy.Name{Namespace: e.Pod.Namespace, Name: e.Pod.Name}] = true
 		}
 	}
+	services := map[string]bool{} // namespaces of Services that are asked about by an address or a node's port
+	for _, r := range c.ends(q) {
+		if r.Kind == EndService {
+			services[r.Namespace] = true
+		}
+	}
 	return func(p *policy.Pod) bool {
+		if services[p.Namespace] {
+			return true
+		}
 		for _, r := range []Ref{q.From, q.To} {
 			if r.Name != "" && (p.Namespace == r.Namespace || p.Name == r.Name) {
 				return true
@@ -94,6 +103,20 @@ func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 	}
 }
 
+// ends returns the ends that the query names, as far as they are known.
+func (c *Cluster) ends(q Query) (ends []Ref) {
+	if from, err := c.resolve(q.From); err == nil {
+		ends = append(ends, from)
+	}
+	if to, err := c.resolve(q.To); err == nil {
+		ends = append(ends, to)
+		if s, _ := c.nodePort(to, q.Port); s != nil {
+			ends = append(ends, Ref{Kind: EndService, Namespace: s.Namespace, Name: s.Name})
+		}
+	}
+	return ends
+}
+
 // Addresses returns the addresses of the query's ends, as far as they are known.
 func Addresses(c Cluster, q Query) map[netip.Addr]bool {
 	all := map[netip.Addr]bool{}
@@ -101,10 +124,8 @@ func Addresses(c Cluster, q Query) map[netip.Addr]bool {
 		if r.Kind == EndAddress {
 			all[r.Address] = true
 		}
-		r, err := c.resolve(r)
-		if err != nil {
-			continue
-		}
+	}
+	for _, r := range c.ends(q) {
 		if r.Kind == EndService {
 			for _, e := range c.service(r).Endpoints {
 				all[e.Address] = true

@@ -61,6 +61,22 @@ func (c *Cluster) resolveAddress(r Ref) Ref {
 	return r
 }
 
+// nodePort returns the Service and its port that the node's port leads to; nil if the end is no node, or if its port is
+// no nodePort.
+func (c *Cluster) nodePort(to Ref, port Port) (*policy.Service, policy.ServicePort) {
+	if port.Number == 0 || (to.Kind != EndNode && (to.Kind != EndAddress || !c.placeOf(to.Address).isNode)) {
+		return nil, policy.ServicePort{}
+	}
+	for i := range c.Services {
+		for _, p := range c.Services[i].Ports {
+			if p.NodePort == port.Number && p.Proto == port.Proto {
+				return &c.Services[i], p
+			}
+		}
+	}
+	return nil, policy.ServicePort{}
+}
+
 // podNames returns the names of all pods and attachments, each once.
 func (c *Cluster) podNames() []string {
 	var all []string

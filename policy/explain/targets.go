@@ -54,7 +54,11 @@ func (j *judge) ports(to Ref, port Port) ([]policy.NamedPort, error) {
 	case len(named) > 0:
 		return named, nil
 	case port.Name == "":
-		return nil, inputError("which port of %s? Write %s:PORT, %s:PORT/udp or %s:/icmp", to, to, to, to)
+		form := to.String()
+		if to.Kind == EndAddress && to.Address.Is6() {
+			form = "[" + form + "]"
+		}
+		return nil, inputError("which port of %s? Write %s:PORT, %s:PORT/udp or %s:/icmp", to, form, form, form)
 	case len(known) > 0:
 		return nil, inputError("%s has no %s port %s; it has %s", to, strings.ToUpper(string(port.Proto)), port.Name,
 			strings.Join(known, ", "))

@@ -321,15 +321,21 @@ func missedPort(field string, port networkingv1.NetworkPolicyPort, p Packet, dst
 		m.Why = "an endPort needs a port with a number, so it matches nothing"
 		return []Miss{m}
 	}
+	if p.Port == 0 {
+		m.Field, m.Wants, m.Kind = field+".protocol", string(protocol), MissProtocol
+		m.Why = fmt.Sprintf("the connection is %s, and a rule with ports allows only TCP, UDP and SCTP", nameOf(p.Proto))
+		m.Change = "add a rule without ports"
+		return []Miss{m}
+	}
 	var all []Miss
 	if !strings.EqualFold(string(p.Proto), string(protocol)) {
-		why := fmt.Sprintf("the connection is %s, and %s allows %s", strings.ToUpper(string(p.Proto)), field, protocol)
+		why := fmt.Sprintf("the connection is %s, and %s allows %s", nameOf(p.Proto), field, protocol)
 		if port.Protocol == nil {
 			why += ", because a port without a protocol means TCP"
 		}
 		all = append(all, Miss{
 			Field: field + ".protocol", Wants: string(protocol), Kind: MissProtocol, Why: why,
-			Change: fmt.Sprintf("add a port with protocol: %s to the rule", strings.ToUpper(string(p.Proto))),
+			Change: fmt.Sprintf("add a port with protocol: %s to the rule", nameOf(p.Proto)),
 		})
 	}
 	switch {
@@ -351,6 +357,14 @@ func missedPort(field string, port networkingv1.NetworkPolicyPort, p Packet, dst
 		return []Miss{m}
 	}
 	return all
+}
+
+// nameOf returns the protocol's name as people write it.
+func nameOf(p ruleset.Protocol) string {
+	if p == ruleset.ICMPv6 {
+		return "ICMPv6"
+	}
+	return strings.ToUpper(string(p))
 }
 
 // missedName returns why a named port doesn't match. Why is empty if the pod has the port with the packet's number.
