@@ -144,7 +144,7 @@ func (c *clusterView) namesake(p endpoint.Pod) string {
 	return uid
 }
 
-// runSource sends an event for each change of the source's objects.
+// runSource runs the source until ctx ends, and sends an event for each of the source's updates.
 func (a *agent) runSource(ctx context.Context) error {
 	err := a.Source.Run(ctx, func(d *policy.Delta, err error) { a.send(ctx, sourceUpdate{d, err, time.Now()}) })
 	if err != nil {

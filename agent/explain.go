@@ -24,7 +24,7 @@ type explainer struct {
 	one       chan struct{} // has room for one: the question that is being answered
 }
 
-// errNoView means that the source can't show its objects.
+// errNoView is the answer if the source is no Viewer.
 var errNoView = errors.New("this agent's source can't show its objects")
 
 // refuse answers with the reason why a question has no answer.
@@ -34,8 +34,8 @@ func refuse(w http.ResponseWriter, status int, err error) {
 	}{err.Error()})
 }
 
-// begin waits until no other question is being answered. If it returns true, the caller must call end after the answer.
-// It returns false if the client has gone.
+// begin waits until no other question is being answered. If it returns true, the caller must call end once the answer
+// is known. It returns false if the client has gone.
 func (x *explainer) begin(ctx context.Context) bool {
 	select {
 	case x.one <- struct{}{}:

@@ -23,7 +23,7 @@ type nodeClaims struct {
 	err error
 }
 
-// settle decides which claims are accepted.
+// settle computes accepted and problems. Claims that were accepted before stay accepted as claims.Settle describes.
 func (n *nodeClaims) settle(node NodeOptions) {
 	n.accepted, n.problems = claims.Settle(n.stated, claims.Terms{
 		Self: node.Name, Within: node.ClusterCIDRs, Local: n.local, Before: n.accepted,
@@ -62,7 +62,8 @@ func (a *agent) takeNodes(d *policy.Delta) {
 	a.settleClaims()
 }
 
-// settleClaims decides again which of the Nodes' claims are accepted.
+// settleClaims decides again which of the Nodes' claims are accepted, and tells the engine. The plan of ways must be
+// made again after that.
 func (a *agent) settleClaims() {
 	a.cluster.nodes.settle(a.Node)
 	a.cluster.engine.SetNodes(a.cluster.nodes.accepted)

@@ -113,7 +113,8 @@ func (r *round) keepGuardAndGate(context.Context) bool {
 	return true
 }
 
-// concludeKernel ends the round if the kernel lacks something that it should have. Then no pod is enrolled.
+// concludeKernel records whether the kernel has everything that it should have. If it doesn't, no pod is enrolled, and
+// the round ends. The round also ends if ctx has ended.
 func (r *round) concludeKernel(ctx context.Context) bool {
 	if ctx.Err() != nil {
 		return false

@@ -62,7 +62,7 @@ func Lock() (io.Closer, error) {
 	return lock, nil
 }
 
-// listen opens the socket, and the address for health checks if one is configured.
+// listen opens the socket, in place of an earlier agent's, and the address for health checks if one is configured.
 func (a *agent) listen(ctx context.Context) (*servers, error) {
 	s := &servers{}
 	if err := os.Remove(agentapi.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -64,7 +64,7 @@ func (a *agent) present() *snapshot {
 	}
 	engine.SetRefused(a.kernel.refused)
 	rules := engine.Slice
-	if a.kernel.lastSync.IsZero() { // the kernel may have everything already
+	if a.kernel.lastSync.IsZero() { // the kernel may have all sets of an earlier agent, and must not lose some of them
 		rules = engine.Ruleset
 	}
 	next.compiled = rules()

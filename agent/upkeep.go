@@ -83,7 +83,8 @@ func (u *upkeep) notify() {
 	}
 }
 
-// hear takes note of what the kernel has announced.
+// hear takes note of what the kernel has announced, and asks for a check of the node unless only the underlay has
+// changed.
 func (u *upkeep) hear(n bridge.News) {
 	if n.Ways {
 		u.ways.Store(true)
@@ -219,7 +220,8 @@ func (u *upkeep) properties(k *nodeKnowledge, memory uint64, records []endpoint.
 	return bridge.Properties(known)
 }
 
-// takeNodeCheck counts and logs the differences that a check of the node settings found.
+// takeNodeCheck takes the result of a check of the node settings. It counts and logs the settings that were repaired.
+// If settings could not be read or repaired, the node has a fault.
 func (a *agent) takeNodeCheck(differences []bridge.Difference, err error) {
 	errs := []error{err}
 	failures, repaired := map[bridge.Kind]int{}, map[bridge.Kind][]repair{}

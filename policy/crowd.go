@@ -37,7 +37,7 @@ type keptPolicy struct {
 type crowd struct {
 	*space
 	hash   uint64
-	mark   uint64 // a random number
+	mark   uint64 // a random number, by which the crowd is part of live.print
 	next   *crowd // another crowd of the space with the same hash
 	sample *Pod   // any pod with these labels
 	pods   []*pod
@@ -200,7 +200,8 @@ func (e *Engine) join(p *pod) {
 	e.selectors.countPorts(c, p.Pod, 1)
 }
 
-// leave takes the pod out of its crowd.
+// leave takes the pod out of its crowd. If the crowd is then empty, settle drops it, unless another pod joins it
+// before.
 func (e *Engine) leave(p *pod) {
 	c := p.crowd
 	e.selectors.countPorts(c, p.Pod, -1)

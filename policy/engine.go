@@ -33,7 +33,7 @@ type Engine struct {
 	pods     map[Name]*pod // the first of each name
 	spaces   map[string]*space
 	crowds   int                       // how many there are in all spaces
-	unparsed map[Name]bool             // the policies whose rules are not parsed yet: those with many peers
+	unparsed map[Name]bool             // the policies beyond maxBulk whose rules are not parsed yet
 	names    ordered.Map[string, bool] // of all policies: NAMESPACE/NAME
 	places   places
 	networks [len(conf.Families)]ruleset.Entries // of all Nodes

@@ -22,7 +22,7 @@ type live struct {
 	sets  [len(conf.Families)]liveSet
 }
 
-// liveSet is the set of one family.
+// liveSet has the entries of the set of one selector or named port in one family.
 type liveSet struct {
 	// filled is true if a compile has asked for the entries.
 	filled  bool
@@ -272,7 +272,8 @@ func (e *Engine) livePort(p namedPort) *live {
 	return l
 }
 
-// withPort yields the pods that have the named port.
+// withPort yields the pods that have an address and the named port: those of this node if the port is meant only for
+// them, otherwise all.
 func (e *Engine) withPort(l *live) func(func(*pod) bool) {
 	is := func(o NamedPort) bool { return o.Name == l.port.name && o.Proto == l.port.proto }
 	has := func(p *pod) bool { return slices.ContainsFunc(p.Ports, is) }
@@ -297,7 +298,8 @@ func (e *Engine) withPort(l *live) func(func(*pod) bool) {
 	}
 }
 
-// rematch replaces the live selectors that match the crowd.
+// rematch replaces the live selectors that match the crowd, and counts the crowd's addresses in the new ones and no
+// longer in those that are gone.
 func (e *Engine) rematch(c *crowd, matches []*live) {
 	for _, l := range c.matches {
 		if _, in := slices.BinarySearchFunc(matches, l, byID); !in {

@@ -91,7 +91,7 @@ func after(text, name, alphabet string, cut, dash bool) (word string, whole, ok 
 	return word, whole, ok && word != "" && len(word) <= maxHash && strings.Trim(word, alphabet) == ""
 }
 
-// cutLast returns the texts before and after the last dash.
+// cutLast returns the texts before and after the last dash, and whether there is a dash.
 func cutLast(s string) (before, after string, ok bool) {
 	i := strings.LastIndex(s, "-")
 	if i < 0 {

@@ -35,8 +35,8 @@ type peer struct {
 	selector *selector
 	networks [len(conf.Families)]ruleset.Entries // the networks of all ipBlocks in one list, by family
 	set      string                              // the name of its IPv4 set; empty if the set would always be empty
-	words    string                              // a description for comments
-	comment  string                              // of the kernel's rules
+	words    string                              // a description of the peer, which comment contains
+	comment  string                              // the comment of the kernel's rules for the peer
 }
 
 // means reports whether the peer can match any address of the family.

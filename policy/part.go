@@ -35,8 +35,8 @@ type part struct {
 	decided  complaints // with the problems of demands that aren't granted
 	released []*demand  // the granted demands for which the ruleset has the rules and sets
 	fresh    bool       // grant hasn't decided yet, or some sets are not counted yet
-	waits    bool       // for work that is beyond the limit of the last compile
-	waited   int        // how many compiles it has waited
+	waits    bool       // whether work is left that was beyond the limit of the last compile
+	waited   int        // how many compiles have left work, one after the other
 	changed  bool       // lowered must be computed again
 	lowered  lowered
 }

@@ -74,7 +74,7 @@ func (e *Engine) Changed() bool {
 // waits reports whether some work waits for the next slice.
 func (e *Engine) waits() bool { return len(e.unparsed) > 0 || e.compiler.waiting() }
 
-// parseRest parses the rules of policies with many peers, as far as the work is within the limit.
+// parseRest parses the rules of policies beyond maxBulk, as far as the work is within the limit.
 func (e *Engine) parseRest() {
 	needed, by := map[string]float64{}, map[string][]Name{}
 	for name := range e.unparsed {

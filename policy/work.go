@@ -56,7 +56,6 @@ func (w *work) order(needed map[string]float64) []string {
 	})
 }
 
-// begin sets the limit of a compile.
 func (w *work) begin(limit float64) { w.left, w.spent = limit, false }
 
 // waiting reports whether some work waits for the next compile.

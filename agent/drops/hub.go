@@ -22,7 +22,7 @@ type Hub struct {
 	readers map[*Subscription]bool
 }
 
-// NewHub returns a Hub without readers.
+// NewHub returns a Hub without readers, for at most maxReaders at a time.
 func NewHub() *Hub { return &Hub{readers: map[*Subscription]bool{}} }
 
 // Subscription is one reader's queue.

@@ -44,7 +44,7 @@ type numbered struct {
 	number uint64 // the order in which entries came
 }
 
-// NewRing returns an empty Ring.
+// NewRing returns an empty Ring with room for ringEntries and ringBytes.
 func NewRing() *Ring { return &Ring{senders: map[uint64]*kept{}} }
 
 // Add adds the entries. If there is not enough room, other entries are lost for them.

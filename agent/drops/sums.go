@@ -146,7 +146,7 @@ type rest struct {
 	Line
 }
 
-// NewSums returns Sums that know no pods.
+// NewSums returns Sums without packets. No address counts as a pod's until the caller sets IsPod.
 func NewSums() *Sums {
 	return &Sums{
 		IsPod: func(netip.Addr) bool { return false }, seed: maphash.MakeSeed(), prefixes: map[string]*Prefix{},

@@ -71,7 +71,7 @@ type Answer struct {
 type Held struct {
 	// Pods have one element for each address of each attachment.
 	Pods []Pod `json:"pods"`
-	// Classes are the classes that Pods name.
+	// Classes are the classes that Pods name in Ingress and Egress, by these names.
 	Classes map[string]Class `json:"classes"`
 }
 

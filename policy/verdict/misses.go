@@ -120,7 +120,7 @@ func (p isolating) selectsSurely(subject end) bool {
 	})
 }
 
-// rawRule is a rule as the policy has it.
+// rawRule is a rule as the policy has it, of either direction.
 type rawRule struct {
 	peers []networkingv1.NetworkPolicyPeer
 	ports []networkingv1.NetworkPolicyPort

@@ -69,7 +69,7 @@ const (
 	EveryPort = "every port"
 )
 
-// Allows reports whether the rule allows the packet.
+// Allows reports whether the rule allows the packet: a peer and a port match.
 func (r Rule) Allows() bool { return r.Peer != "" && r.Port != "" }
 
 // Allowed reports whether the policies at this end allow the packet.
