@@ -36,7 +36,7 @@ type cutting struct {
 	results  chan walkResult // has room for one
 	shortest time.Duration   // shortestPeriod, or less in tests
 	next     time.Time       // the time before which no walk begins
-	paid     time.Time       // the end of the periods of all walks
+	paid     time.Time       // when the periods of all walks so far end
 	pause    *time.Timer
 }
 

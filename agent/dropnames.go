@@ -216,7 +216,8 @@ func (v *dropView) policies(d ruleset.Direction, chain, pod string) []string {
 	return nil
 }
 
-// protocolName returns the name of a protocol above IP (IANA's numbers), or its number.
+// protocolName returns the name of the protocol above IP that has IANA's number; for less common ones the number as
+// text.
 func protocolName(number uint8) string {
 	switch number {
 	case 1:

@@ -71,8 +71,7 @@ func (w work) and(o work) work {
 	return work{w.reconcile || o.reconcile, max(w.verify, o.verify)}
 }
 
-// send passes the event to the loop, and returns true when the loop has received it. It returns false if ctx ends
-// first.
+// send waits until the loop has received the event. It returns false if ctx ends first.
 func (a *agent) send(ctx context.Context, e event) bool {
 	select {
 	case a.events <- e:

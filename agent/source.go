@@ -30,7 +30,7 @@ type Lookup interface {
 type Publisher interface {
 	// Publish replaces the published addresses of this node's pods. It doesn't wait.
 	Publish(ctx context.Context, pods map[endpoint.Pod][]netip.Addr)
-	// AwaitPublished returns when other nodes can know the pod's addresses, or when ctx ends. The agent has called
+	// AwaitPublished waits until other nodes can know the pod's addresses, or until ctx ends. The agent has called
 	// Publish with the pod, or is about to.
 	AwaitPublished(ctx context.Context, pod endpoint.Pod)
 }

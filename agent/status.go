@@ -29,7 +29,8 @@ const (
 type status struct {
 	// enforced is the snapshot that was last applied to the kernel.
 	enforced *snapshot
-	// delta is the number of the source's last delta that changes nothing any more in what is enforced.
+	// delta is the number of the source's last delta that enforced takes into account, with all deltas before it. It may
+	// be higher than enforced.delta: most deltas change nothing on this node.
 	delta     uint64
 	ready     bool
 	lastSync  time.Time

@@ -59,7 +59,8 @@ func (a *agent) heedNews(verify netfilter.Verify) {
 	}
 }
 
-// planWays plans the routes and tunnels again if Nodes or the node's routes may have changed.
+// planWays plans the routes and tunnels again if Nodes or the node's routes may have changed, or if the ways have a
+// fault.
 func (a *agent) planWays() {
 	w := &a.ways
 	if a.Node.Name == "" || w.current && !w.moved && a.faults.now[partNodes] == nil {

@@ -93,7 +93,7 @@ type compiler struct {
 	undecided bool
 	division  division // while the node doesn't have room for all
 	uncounted map[*supply]bool
-	unwanted  []*supply // that are no longer needed since the last compile
+	unwanted  []*supply // the sets that lost their last demand, or their last granted one; an Engine empties the list
 	work      work
 
 	// joined is true if junction and classes are those of the parts as they are.

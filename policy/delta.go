@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Name is the namespace and name of an object.
+// Name is the namespace and name of an object. An object outside of namespaces has only a name.
 type Name struct{ Namespace, Name string }
 
 // Delta has the objects of a source that have changed since the source's last delta. An object that a delta points to
@@ -34,7 +34,7 @@ type Delta struct {
 	Number uint64
 }
 
-// NewDelta returns a delta without changes.
+// NewDelta returns a delta without changes, whose maps the caller may fill.
 func NewDelta() *Delta {
 	return &Delta{
 		Pods: map[Name][]*Pod{}, Policies: map[Name][]*networkingv1.NetworkPolicy{}, Namespaces: map[string]*Namespace{},

@@ -22,7 +22,6 @@ type Endpoint struct {
 	HostIf, BridgeIf string
 }
 
-// equal reports whether the endpoints are the same.
 func (e Endpoint) equal(o Endpoint) bool {
 	return e.ID == o.ID && e.Pod == o.Pod && slices.Equal(e.Addresses, o.Addresses) && e.Enforcement == o.Enforcement &&
 		e.Chained == o.Chained && e.HostIf == o.HostIf && e.BridgeIf == o.BridgeIf

@@ -67,8 +67,9 @@ func rest(s policy.State) string {
 	return b.String()
 }
 
-// engineDiffers takes an engine through the states. It returns the first step after which the engine's ruleset isn't
-// the one that Compile gives, and the difference; -1 if there is none.
+// engineDiffers takes an engine through the states. It returns the first step after which something is wrong, and what:
+// the ruleset isn't the one that Compile gives, the indexes are unsound, an earlier ruleset has changed, or something
+// is left after the end. It returns -1 if nothing is wrong.
 func engineDiffers(states []policy.State) (step int, difference string) {
 	e := policy.NewEngine(states[len(states)-1].Node)
 	r := rand.New(rand.NewPCG(uint64(len(states)), 2))

@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestIndexOfRulesets compares an Index with a Simulator on rulesets of random clusters.
+// TestIndexOfRulesets: for rulesets of random clusters, an Index gives the same verdicts as a Simulator.
 func TestIndexOfRulesets(t *testing.T) {
 	clusters := 400
 	if testing.Short() {
@@ -39,8 +39,8 @@ func TestIndexOfRulesets(t *testing.T) {
 	}
 }
 
-// manyRules are shapes of rulesets with one local pod under many policies. Each function returns a peer and the port of
-// the only rule of policy number i.
+// manyRules are shapes of rulesets with one local pod under many policies. Each function returns the peers and the port
+// of the only rule of policy number i.
 var manyRules = map[string]func(i int) ([]networkingv1.NetworkPolicyPeer, networkingv1.NetworkPolicyPort){
 	"selectors, one port": func(i int) ([]networkingv1.NetworkPolicyPeer, networkingv1.NetworkPolicyPort) {
 		return policytest.Selectors(i, 1), portNumber(80)

@@ -55,7 +55,7 @@ func describeIPBlock(block networkingv1.IPBlock) string {
 	return block.CIDR + " except " + few(block.Except)
 }
 
-// block is an ipBlock, parsed.
+// block is an ipBlock with its prefixes (parseIPBlock).
 type block struct {
 	field    string
 	words    string

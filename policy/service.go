@@ -30,7 +30,7 @@ type Service struct {
 // String returns the Service as "NAMESPACE/NAME".
 func (s Service) String() string { return s.Namespace + "/" + s.Name }
 
-// ServicePort is a port of a Service.
+// ServicePort is a port of a Service, with the port of the Service's pods that it leads to.
 type ServicePort struct {
 	Name  string
 	Proto ruleset.Protocol

@@ -194,7 +194,7 @@ func (c *compiler) modest() map[*part]bool {
 	equal := 1 / float64(max(n, 1))
 	modest := map[*part]bool{}
 	for _, p := range c.parts {
-		if modest[p] = p.rules <= equal*room.rules; !modest[p] { // many, perhaps: no look at each set
+		if modest[p] = p.rules <= equal*room.rules; !modest[p] { // its sets, perhaps many, needn't be looked at
 			delete(modest, p)
 			continue
 		}

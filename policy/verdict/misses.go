@@ -352,7 +352,7 @@ func missedPort(field string, port networkingv1.NetworkPolicyPort, p Packet, dst
 			Change: fmt.Sprintf("add port %d to the rule", p.Port),
 		})
 	}
-	if len(all) == 0 { // a port or a range that can't be
+	if len(all) == 0 { // the policy has a number or a range that no port can have
 		m.Why = fmt.Sprintf("%s is no port, so it matches nothing", number())
 		return []Miss{m}
 	}

@@ -19,7 +19,7 @@ import (
 // End is one end of connections: an address with the pods that have it, or a pod without an address.
 type End struct{ end end }
 
-// At returns the end with that address.
+// At returns the end with that address. It has no pods if the state has no pod with the address.
 func (e *Evaluator) At(a netip.Addr) End { return End{e.end(a)} }
 
 // Without returns the end of a pod that has no address. No ipBlock contains this end.
