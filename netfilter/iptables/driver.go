@@ -122,7 +122,7 @@ func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfil
 		r.Closes, r.Rules = r.Closes || p.closes, r.Rules || p.restores()
 		d.have = nil // the state is unknown until all steps are done
 		r.Left, refused, err = d.carryOut(ctx, p, have, want)
-		r.Changed = len(p.create)+len(p.before)+len(p.after)-len(refused) > 0 || r.Rules
+		r.Changed = len(p.create)+len(p.before)+len(p.across)+len(p.after)-len(refused) > 0 || r.Rules
 		if err != nil && !errors.As(err, new(*netfilter.RefusedError)) {
 			err = errors.Join(err, d.closeAll(ctx, have, want))
 		}
@@ -282,8 +282,10 @@ func (d *Driver) carryOut(ctx context.Context, p plan, have state, want *lowered
 	left []string, refused ruleset.Refused, err error,
 ) {
 	refused = ruleset.Refused{}
-	if err := changeSets(p.before, want, refused); err != nil {
-		return nil, nil, err
+	for _, changes := range [][]change{p.before, p.across} {
+		if err := changeSets(changes, want, refused); err != nil {
+			return nil, nil, err
+		}
 	}
 	if err := d.changeRules(ctx, p); err != nil {
 		var e *restoreError

@@ -39,7 +39,7 @@ func (m *model) plan(p plan, after func(step string)) {
 		m.sets[s.Name] = set{s.Kind, s.Family, s.Entries}
 	}
 	after("create")
-	for i, c := range p.before {
+	for i, c := range slices.Concat(p.before, p.across) {
 		m.change(c)
 		after(fmt.Sprint("before ", i, ": ", c))
 	}
@@ -125,7 +125,7 @@ func (m *model) allowsWith(mark uint32, p ruleset.Packet) bool {
 	if p.Out == "" {
 		chain = "INPUT"
 	}
-	w := walk{m, p, conf.FamilyOf(p.Dst), mark, false}
+	w := walk{model: m, Packet: p, family: conf.FamilyOf(p.Dst), mark: mark}
 	if w.chain(chain) == "DROP" {
 		return false
 	}
@@ -142,6 +142,7 @@ type walk struct {
 	family   conf.Family
 	mark     uint32
 	numbered bool // a number was written to the mark
+	logged   bool // a copy went to the log group
 }
 
 // chain runs the packet through the chain. It returns DROP if a rule drops the packet, and RETURN otherwise.
@@ -159,6 +160,7 @@ func (w *walk) chain(name string) string {
 		case "DROP", "RETURN":
 			return r.target
 		case "NFLOG":
+			w.logged = true
 		case "MARK":
 			value, mask := twoNumbers(r.options[1])
 			w.mark = w.mark&^mask ^ value

@@ -36,10 +36,12 @@ func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done 
 	}
 	last, refused := d.settled, ruleset.Refused{}
 	have := d.have
-	d.have, d.settled = nil, nil                               // unknown until all changes are made
-	err = changeSets(slices.Concat(dels, adds), want, refused) // first what denies more, as in a plan
-	if err != nil {
-		return result, true, err
+	d.have, d.settled = nil, nil // unknown until all changes are made
+	// First what denies more, as in a plan: if that fails, nothing is allowed.
+	for _, changes := range [][]change{dels, adds} {
+		if err := changeSets(changes, want, refused); err != nil {
+			return result, true, err
+		}
 	}
 	for _, s := range changed {
 		held := have.sets[s.Name]

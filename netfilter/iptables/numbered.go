@@ -78,8 +78,8 @@ func commentOf(e ipset.Entry, set string) string {
 	if !ok {
 		return e.Comment
 	}
-	value := e.Mark.Value >> markShift
-	if e.Mark.Mask != markField || value&toPod != bit { // not weir's: a number that no class has
+	value, foreign := e.Mark.Value>>markShift, e.Mark.Value&^markField
+	if e.Mark.Mask != markField || foreign != 0 || value&toPod != bit { // not weir's: a number that no class has
 		return numbered(0, e.Comment)
 	}
 	return numbered(int(value&^toPod), e.Comment)

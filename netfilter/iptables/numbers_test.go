@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -145,7 +146,7 @@ func TestNumbers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := planFor(tc.have, tc.want)
-			if got := inShort(p.before); !slices.Equal(got, tc.before) {
+			if got := inShort(slices.Concat(p.before, p.across)); !slices.Equal(got, tc.before) {
 				t.Errorf("before the rules %q, want %q", got, tc.before)
 			}
 			if got := inShort(p.after); !slices.Equal(got, tc.after) {
@@ -212,6 +213,33 @@ func TestTree(t *testing.T) {
 	}
 }
 
+// TestPodsInNoClassAreLogged: however many classes there are, a packet of a pod in no class reaches the rules for such
+// packets, in both directions.
+func TestPodsInNoClassAreLogged(t *testing.T) {
+	for _, direction := range []string{"egress", "ingress"} {
+		for _, n := range []int{3, 40, 300} {
+			classes := pods{"10.1.0.0": returns}
+			for i := 1; i < n; i++ {
+				classes[fmt.Sprintf("10.1.%d.%d", i/256, i%256)] = fmt.Sprintf("WEIR-%s-%d", strings.ToUpper(direction[:2]), i)
+			}
+			r := oneDirection(direction, classes)
+			for i, c := range r.Chains {
+				if _, ok := dispatches[c.Name]; ok {
+					r.Chains[i].Rules = slices.Insert(c.Rules, len(c.Rules)-1, ruleset.Rule{Action: ruleset.Log, To: "weir drop"})
+				}
+			}
+			m := newModel(t)
+			m.plan(makePlan(m.state, lowerOnto(m.state, r)), func(string) {})
+			a := netip.MustParseAddr("10.9.9.9")
+			p := ruleset.Packet{Src: a, Dst: a, In: conf.Bridge, Out: "eth0", Proto: ruleset.TCP, Port: 80}
+			w := walk{model: m, Packet: p, family: conf.IPv4}
+			if verdict := w.chain("FORWARD"); verdict != "DROP" || !w.logged {
+				t.Errorf("%s, %d classes: %s, logged: %v", direction, n, verdict, w.logged)
+			}
+		}
+	}
+}
+
 // lead returns the chain that the number leads to.
 func lead(s state, number int) string {
 	return numberingOf(s.tables[conf.IPv4][checks].rules, conf.EgressChain).leaves[number]
@@ -251,5 +279,52 @@ func TestWithoutNumbers(t *testing.T) {
 	if sets := of(path); strings.Contains(sets, "weir-in-open\n") || !strings.Contains(sets, "weir-in\n") ||
 		strings.Contains(sets, conf.TrialSet) {
 		t.Errorf("with numbers: %s", sets)
+	}
+}
+
+// TestARefusedNumberCloses: if the kernel refuses a pod's new number, the pod doesn't keep its old one, which may lead
+// to a class that allows more. Here it refuses because another program has put a set without marks in the set's place.
+func TestARefusedNumberCloses(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d := driver(t, NFT)
+	mustApply(t, d, oneDirection("egress", pods{"10.0.0.1": returns, "10.0.0.2": returns}), netfilter.All)
+	nodetest.Run(t, "ipset", "create", "other", "hash:ip", "comment")
+	nodetest.Run(t, "ipset", "add", "other", "10.0.0.1")
+	nodetest.Run(t, "ipset", "swap", "other", conf.EgressMap)
+	_, err := d.Apply(t.Context(), oneDirection("egress", pods{"10.0.0.1": "WEIR-EG-80", "10.0.0.2": returns}),
+		netfilter.Trust)
+	refused := new(netfilter.RefusedError)
+	if !errors.As(err, &refused) || len(refused.Refused) != 1 {
+		t.Errorf("got %v, want one refused entry", err)
+	}
+	for r := range refused.Refused {
+		if r.Set != conf.EgressClasses+"WEIR-EG-80" || r.Element.String() != "10.0.0.1" {
+			t.Errorf("refused is %+v", r)
+		}
+	}
+	if left := nodetest.Run(t, "ipset", "list", conf.EgressMap); strings.Contains(left, "10.0.0.1") {
+		t.Errorf("the refused entry is still there: %s", left)
+	}
+}
+
+// TestForeignBitsAreDrift: an entry whose mark has bits that aren't weir's is another program's. SET would write these
+// bits to packets, too.
+func TestForeignBitsAreDrift(t *testing.T) {
+	at := ruleset.Element{Prefix: netip.MustParsePrefix("10.0.0.1/32")}
+	e := ruleset.Entry{Element: at, Comment: numbered(3, "ns/a")}
+	for _, set := range []string{conf.IngressMap, conf.EgressMap} {
+		there := entryOf(e, set)
+		if got := commentOf(there, set); got != e.Comment {
+			t.Errorf("%s: weir's own entry is read as %q", set, got)
+		}
+		for _, bit := range []uint32{1, 1 << 15, 1 << 29, 1 << 31} {
+			other := there
+			other.Mark.Value |= bit
+			if got := commentOf(other, set); got == e.Comment {
+				t.Errorf("%s: with bit %#x, the entry is read as weir's own", set, bit)
+			}
+		}
 	}
 }

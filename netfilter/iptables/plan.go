@@ -16,8 +16,11 @@ import (
 // each step the node allows only packets that the old or the new state allows. The order of the families doesn't
 // matter, because a packet is checked only by the rules of its own family.
 type plan struct {
-	create  []ruleset.Set // created with their entries; no rule uses these sets yet
-	before  []change
+	create []ruleset.Set // created with their entries; no rule uses these sets yet
+	before []change
+	// across are changes of pods' numbers that may allow more and deny more. They are made only if all of before has
+	// succeeded.
+	across  []change
 	restore [len(conf.Families)]string // for each family's iptables-restore --noflush
 	// blind has the commands for tables whose rules neither iptables-save nor the kernel shows. Each element is tried
 	// by itself.
@@ -59,7 +62,7 @@ type change struct {
 }
 
 func (p plan) empty() bool {
-	return len(p.create)+len(p.before)+len(p.after)+len(p.destroy) == 0 && !p.restores()
+	return len(p.create)+len(p.before)+len(p.across)+len(p.after)+len(p.destroy) == 0 && !p.restores()
 }
 
 // restores reports whether the plan changes any family's rules.
@@ -75,7 +78,6 @@ func makePlan(have state, want *lowered) plan {
 	ended := endedIn(have, want)
 	closing := func(c change) bool { return c.del && !ended[c.Prefix.Addr()] }
 	wanted := map[string]bool{}
-	var across []change // in one step, when all else that denies more is done
 	type dispatched struct {
 		family conf.Family
 		chain  string
@@ -139,9 +141,8 @@ func makePlan(have state, want *lowered) plan {
 		}
 		n := renumber(have, f, numbered[f], want, changes, ended)
 		p.before, p.after = append(p.before, n.before...), append(p.after, n.after...)
-		across, p.closes = append(across, n.across...), p.closes || n.closes
+		p.across, p.closes = append(p.across, n.across...), p.closes || n.closes
 	}
-	p.before = append(p.before, across...)
 	p.closes = p.closes || p.restores()
 	return p
 }

@@ -94,7 +94,7 @@ func TestNoStepOpens(t *testing.T) {
 // steps returns how many pods the plan moves to another class in one step, and how many in all.
 func steps(p plan) (inOneStep, all int) {
 	adds, dels := map[string]bool{}, map[string]bool{}
-	for _, c := range slices.Concat(p.before, p.after) {
+	for _, c := range slices.Concat(p.before, p.across, p.after) {
 		if _, ok := numbersIn(c.set); !ok {
 			continue
 		}
@@ -132,7 +132,7 @@ func TestDenyAllChangesSetsOnly(t *testing.T) {
 	}
 	before, after := policy.Compile(open), policy.Compile(denied)
 	for _, p := range []plan{planFor(before, after), planFor(after, before)} {
-		if len(p.before)+len(p.after) == 0 || len(p.create)+len(p.destroy) != 0 || p.restores() {
+		if len(p.before)+len(p.across)+len(p.after) == 0 || len(p.create)+len(p.destroy) != 0 || p.restores() {
 			t.Errorf("between no policy and one that denies all: %+v, want changes of entries only", p)
 		}
 	}

@@ -58,7 +58,8 @@ func (d *Driver) tryType(h ipset.Header) error {
 }
 
 // changeSets makes the changes. If the kernel refuses an entry that would only allow packets, changeSets adds it to
-// refused.
+// refused. A refused entry of numbered pods is deleted: otherwise it would keep its last number, which may lead to a
+// class that allows more.
 func changeSets(changes []change, want *lowered, refused ruleset.Refused) error {
 	all := make([]ipset.Change, len(changes))
 	for i, c := range changes {
@@ -75,6 +76,7 @@ func changeSets(changes []change, want *lowered, refused ruleset.Refused) error 
 		}
 	}
 	each, err := ipset.ApplyEach(all...) // one at a time, to find those that fail
+	var closed []ipset.Change
 	for _, r := range each {
 		s, ok := opens[r.Set]
 		if r.Delete || !ok {
@@ -83,8 +85,11 @@ func changeSets(changes []change, want *lowered, refused ruleset.Refused) error 
 		}
 		refusal := ruleset.Refusal{Family: s.Family, Set: s.Name, Element: element(r.Entry)}
 		refused[refusal] = because(fmt.Sprintf("%s in the set %s", refusal.Element, s.Name), r.Err)
+		if _, ok := numbersIn(r.Set); ok {
+			closed = append(closed, ipset.Change{Set: r.Set, Entry: r.Entry, Delete: true})
+		}
 	}
-	return err
+	return errors.Join(err, ipset.Apply(closed...))
 }
 
 func element(e ipset.Entry) ruleset.Element {

@@ -187,7 +187,7 @@ func (s state) after(p plan, want *lowered, left []string) state {
 	for _, w := range p.create {
 		next.sets[w.Name] = set{w.Kind, w.Family, w.Entries}
 	}
-	for _, c := range slices.Concat(p.before, p.after, p.strays) {
+	for _, c := range slices.Concat(p.before, p.across, p.after, p.strays) {
 		changed := next.sets[c.set]
 		if c.del {
 			changed.entries = changed.entries.Without(c.Element)

@@ -42,21 +42,24 @@ func lowerDispatch(c ruleset.Chain, classes []class, n *numbering) []chain {
 	}
 	top := chain{family: c.Family, table: checks, name: c.Name, rules: c.Rules}
 	t := tree{dispatch: d, family: c.Family, numbering: n, rules: rules}
-	placed := false
+	var by ruleset.Part
 	for _, r := range c.Rules {
-		if len(r.Sets) != 1 || r.Sets[0].Not || !sets[r.Sets[0].Name] {
+		switch leads := len(r.Sets) == 1 && !r.Sets[0].Not && sets[r.Sets[0].Name]; {
+		case leads:
+			by = r.Sets[0].By
+		case by == "":
 			top.lines = append(top.lines, lowerRule(r, c.Family)...)
-			continue
+		default:
+			t.rest = append(t.rest, lowerRule(r, c.Family)...)
 		}
-		if placed {
-			continue
-		}
-		placed = true
+	}
+	if by != "" {
 		top.lines = append(top.lines, d.clears(),
-			"-j SET --map-set "+c.Family.Set(d.set)+" "+flags[r.Sets[0].By]+" --map-mark", t.leaf(openClass))
+			"-j SET --map-set "+c.Family.Set(d.set)+" "+flags[by]+" --map-mark", t.leaf(openClass))
 		numbers := slices.DeleteFunc(slices.Sorted(maps.Keys(n.leaves)), func(n int) bool { return n == openClass })
 		top.lines = append(top.lines, t.lines(numbers, t.top(numbers))...)
 	}
+	top.lines = append(top.lines, t.rest...)
 	last := chain{family: c.Family, table: checks, name: d.last, lines: []string{"-j " + c.Name, clearMark}}
 	return append([]chain{top, last}, t.chains...)
 }
@@ -67,6 +70,7 @@ type tree struct {
 	*numbering
 	family conf.Family
 	rules  map[string]ruleset.Rule // the ruleset's rules that lead to the classes, by target
+	rest   []string                // the dispatch chain's lines for packets of pods in no class
 	chains []chain
 }
 
@@ -108,7 +112,11 @@ func (t *tree) node(numbers []int, first, shift int) string {
 	}
 	at := len(t.chains)
 	t.chains = append(t.chains, chain{family: t.family, table: checks, name: name})
-	lines := append(t.lines(numbers, shift-digit), "-j DROP")
+	lines, rest := t.lines(numbers, shift-digit), []string{"-j DROP"}
+	if t.bit|uint32(first) == 0 { // the mark of a packet without a number leads here too
+		rest = t.rest
+	}
+	lines = append(lines, rest...)
 	t.chains[at].lines = lines
 	mask := allBits &^ (1<<shift - 1)
 	return "-m mark --mark " + markText(t.bit|uint32(first<<shift), mask) + " -g " + name
