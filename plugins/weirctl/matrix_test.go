@@ -110,9 +110,9 @@ func TestDiffCommand(t *testing.T) {
 	changes := `The change replaces NetworkPolicy shop/db.
 
 Opens (from, to, ports):
-+  shop/db    all pods, 0.0.0.0/0 except 192.0.2.0/24  everything
-+  other/spy  shop/db                                  everything             shop/db:5000
-+  shop/db    192.0.2.0/24                             everything but UDP 53
++  shop/db    all pods, 0.0.0.0/0 (except 192.0.2.0/24)  everything
++  other/spy  shop/db                                    everything             shop/db:5000
++  shop/db    192.0.2.0/24                               everything but UDP 53
 
 Closes (from, to, ports):
 -  shop/web (2 pods)  shop/db  TCP 5432  shop/db:5000

@@ -113,8 +113,23 @@ spec:
   egress: [{ports: [{port: 1, endPort: 24}, {port: 26, endPort: 65535}, {protocol: UDP}, {protocol: SCTP}]}]
   ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/25}}, {ipBlock: {cidr: 192.0.2.128/25, except: [192.0.2.255/32]}}]}]`},
 			[]string{
-				"192.0.2.0/25, 192.0.2.128/26, 192.0.2.192/27 and 5 more networks > a/x: everything",
+				"192.0.2.0/24 (except 192.0.2.255/32) > a/x: everything",
 				"a/x > the world: TCP 1-24, 26-65535; all UDP; all SCTP",
+			},
+		},
+		{
+			"an except of an except",
+			[]policy.Pod{pod("a/x", "fd00::1")},
+			[]string{`
+metadata: {namespace: a, name: most}
+spec:
+  podSelector: {}
+  ingress: [{from: [{ipBlock: {cidr: "2001:db8::/32", except: ["2001:db8:1::/48"]}}]}]
+  policyTypes: [Ingress, Egress]
+  egress: [{to: [{ipBlock: {cidr: "::/1"}}, {ipBlock: {cidr: "8000::/1"}}]}]`},
+			[]string{
+				"2001:db8::/32 (except 2001:db8:1::/48) > a/x: everything",
+				"a/x > the world: everything",
 			},
 		},
 		{

@@ -47,7 +47,7 @@ func (m *Matrix) Words(parties, other []int) []string {
 	case everyPod && len(all) > 1:
 		words = append(words, "all pods")
 	case len(missing) <= maxMissing && len(all)-len(missing) > 2*maxMissing:
-		words = append(words, "all pods except "+strings.Join(missing, ", "))
+		words = append(words, "all pods (except "+strings.Join(missing, ", ")+")")
 	default:
 		for _, list := range inNamespace {
 			if complete(list) && len(list) > 1 {
@@ -64,7 +64,7 @@ func (m *Matrix) Words(parties, other []int) []string {
 	return words
 }
 
-// maxMissing is how many parties the words "all pods except" name.
+// maxMissing is how many parties the words "all pods (except …)" name.
 const maxMissing = 2
 
 // missing returns the names of the parties that aren't in, as many as the words name and one more.

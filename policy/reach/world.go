@@ -206,7 +206,7 @@ func (u *universe) addRegions() {
 				at[f] = endAt(e.At(r.free.Ranges()[0].From()))
 				ends = append(ends, at)
 			}
-			u.parties = append(u.parties, Party{Kind: World, Networks: r.free.Prefixes(), Name: r.name(f)})
+			u.parties = append(u.parties, Party{Kind: World, Networks: r.free.Prefixes(), Name: nameOf(r.all)})
 			u.ends = append(u.ends, ends)
 		}
 	}
@@ -233,21 +233,31 @@ func (u *universe) families() (all []conf.Family) {
 // maxNetworks is how many networks of a region its name has.
 const maxNetworks = 3
 
-// name returns the networks of the region, or the family's whole world except the other networks if that is shorter.
-// The networks may contain addresses of pods.
-func (r region) name(f conf.Family) string {
+// nameOf returns the networks of the addresses, or one network that contains them and, in brackets, the networks in it
+// that don't belong to them, if that is shorter. The networks may contain addresses of pods.
+func nameOf(addresses *netipx.IPSet) string {
+	own, ranges := addresses.Prefixes(), addresses.Ranges()
+	around := enclosing(ranges[0].From(), ranges[len(ranges)-1].To())
 	var rest netipx.IPSetBuilder
-	rest.AddPrefix(whole[f])
-	rest.RemoveSet(r.all)
-	own := r.all.Prefixes()
+	rest.AddPrefix(around)
+	rest.RemoveSet(addresses)
 	others, err := rest.IPSet()
 	switch {
 	case err != nil, len(others.Prefixes()) >= len(own):
 		return listed(own)
 	case len(others.Prefixes()) == 0:
-		return whole[f].String()
+		return around.String()
 	}
-	return whole[f].String() + " except " + listed(others.Prefixes())
+	return around.String() + " (except " + nameOf(others) + ")"
+}
+
+// enclosing returns the smallest network that contains both addresses, which are of one family.
+func enclosing(a, b netip.Addr) netip.Prefix {
+	for bits := a.BitLen(); ; bits-- {
+		if p := netip.PrefixFrom(a, bits).Masked(); bits == 0 || p.Contains(b) {
+			return p
+		}
+	}
 }
 
 func listed(networks []netip.Prefix) string {
