@@ -29,7 +29,8 @@ type Explanation struct {
 	Query Query `json:"query"`
 	// Result sums up the paths.
 	Result Result `json:"result"`
-	// Paths are the connections that the query stands for: one for each family, and each pod behind a Service.
+	// Paths are the connections that the query stands for: one for each pair of addresses of one family, for each port,
+	// and for each pod behind a Service. Those that differ only in the pod behind a Service are one path.
 	Paths []Path `json:"paths"`
 	// Notes say what else matters to the connection and isn't policy.
 	Notes []string `json:"notes,omitempty"`

@@ -73,7 +73,7 @@ func TestConcernsServices(t *testing.T) {
 	}
 }
 
-// TestConcerns: an agent that gives only the pods that Concerns names gets the same explanation.
+// TestConcerns: an agent that gives only the pods that Concerns names gets the same result.
 func TestConcerns(t *testing.T) {
 	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 12))

@@ -11,10 +11,11 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// maxPaths is how many destinations of a Service are explained.
+// maxPaths is how many destinations of one port of a Service are explained.
 const maxPaths = 100
 
-// fewMisses is how many unmet conditions a rule may have so that changing it is what a person would do.
+// fewMisses is how many unmet conditions the nearest rule may have. If it has more, a person would rather add a rule
+// than change that one, and Side.Change says which.
 const fewMisses = 2
 
 // maxNear is how many rules that don't allow a connection are listed for each of its ends.
@@ -132,7 +133,7 @@ func alike(a, b []Side) bool {
 	})
 }
 
-// path evaluates one connection.
+// path evaluates the connection from s to t. It is dropped if one of its sides drops it.
 func (j *judge) path(s Place, t target) Path {
 	f := conf.FamilyOf(s.Address)
 	p := Path{
@@ -255,7 +256,8 @@ func ruleOf(name string, r verdict.Rule) Rule {
 	return rule
 }
 
-// sumUp sets the result of all paths.
+// sumUp sets the result of the query: that of all paths if they agree, Mixed if they don't, and Nothing if there are
+// none.
 func (j *judge) sumUp() {
 	j.Result = Nothing
 	for i, p := range j.Paths {

@@ -89,7 +89,8 @@ func (p *Path) Packet(links map[netip.Addr]ruleset.Link) (packet ruleset.Packet,
 	return packet, true
 }
 
-// AddKernel adds to each path what the kernel holds for it. It does nothing for paths that this node doesn't check.
+// AddKernel adds to each path what the kernel holds for it. A path that this node doesn't check gets no Kernel, and if
+// both ends are on other nodes, a note that says so.
 func (e *Explanation) AddKernel(v View) {
 	for i := range e.Paths {
 		p := &e.Paths[i]
@@ -191,8 +192,8 @@ func policiesOf(c *ruleset.Class) string {
 	return strings.Join(c.Policies, ", ")
 }
 
-// samePolicies reports whether the class is for these policies. The class of pods whose policies allow nothing is for
-// every list of such policies.
+// samePolicies reports whether the class has exactly these policies, in any order. Words behind a policy's name in the
+// class don't count.
 func samePolicies(class, policies []string) bool {
 	plain := make([]string, len(class))
 	for i, name := range class {
@@ -239,7 +240,7 @@ func inSet(r ruleset.Ruleset, name string, a netip.Addr) bool {
 // maxSets is how many sets of a class are listed. All are compared.
 const maxSets = 10
 
-// compareSets compares the sets of addresses that the rules of the class look up.
+// compareSets compares the sets in which the rules of the class look up the packet's addresses, and lists them.
 func (p *Path) compareSets(v View, c KernelClass, packet ruleset.Packet) {
 	chain, ok := v.Held.Chain(conf.FamilyOf(packet.Dst), c.Chain)
 	if !ok {

@@ -28,8 +28,7 @@ func nearest(want string, names []string) []string {
 }
 
 // distance returns how many characters must be added, removed or replaced to turn one name into the other
-// (Levenshtein). If one name is the beginning of the other, such as a Deployment's of its pods', the distance is at
-// most 2.
+// (Levenshtein). If a is the beginning of b, as a Deployment's name is of its pods' names, the distance is at most 2.
 func distance(a, b string) int {
 	if len(a) > 2 && len(b) >= len(a) && b[:len(a)] == a {
 		return min(len(b)-len(a), 2)

@@ -38,7 +38,8 @@ func (j *judge) notes(from, to Ref) {
 	}
 }
 
-// pathNotes adds the notes about one path.
+// pathNotes adds the notes about one path: about its sides, about ends with a node's address, about masquerading, and
+// about problems of the policies.
 func (j *judge) pathNotes(p *Path) {
 	for _, side := range p.Sides {
 		j.sideNotes(side)
@@ -84,7 +85,7 @@ func or(a, b string) string {
 }
 
 // masqueraded reports whether the path's source address is translated: its destination is outside of the pods'
-// networks, and its family isn't global IPv6.
+// networks, and it isn't a global IPv6 address.
 func (j *judge) masqueraded(p *Path) bool {
 	if p.To.Pod != "" && !p.To.HostNetwork {
 		return false
@@ -138,7 +139,8 @@ func (j *judge) strayPolicies(s Side) {
 	}
 }
 
-// isolates reports whether the policy isolates pods in the direction.
+// isolates reports whether the policy isolates pods in the direction. Without policyTypes, a policy isolates for
+// ingress, and only with egress rules also for egress.
 func isolates(np *networkingv1.NetworkPolicy, d ruleset.Direction) bool {
 	if len(np.Spec.PolicyTypes) == 0 {
 		return d == ruleset.Ingress || len(np.Spec.Egress) > 0

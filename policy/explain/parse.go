@@ -18,7 +18,7 @@ type InputError struct{ message string }
 
 func (e *InputError) Error() string { return e.message }
 
-// NewInputError returns an InputError that an agent has answered with.
+// NewInputError returns an InputError with the message of one that an agent has answered with.
 func NewInputError(message string) error { return inputError("%s", message) }
 
 func inputError(format string, args ...any) error {

@@ -105,7 +105,7 @@ func prefixed(prefix string, names []string) []string {
 	return all
 }
 
-// matching returns the ends that the reference names.
+// matching returns the ends of that kind that the reference means, out of those with the names.
 func matching(r Ref, kind EndKind, names []string) (found []Ref) {
 	for _, n := range names {
 		namespace, name, _ := strings.Cut(n, "/")
@@ -150,7 +150,7 @@ func unknown(kind string, r Ref, names []string) error {
 	return inputError("there is no %s %s; the nearest names are %s", kind, want, strings.Join(near, ", "))
 }
 
-// service returns the Service of that name.
+// service returns the Service of that name; nil if there is none.
 func (c *Cluster) service(r Ref) *policy.Service {
 	i := slices.IndexFunc(c.Services, func(s policy.Service) bool {
 		return s.Namespace == r.Namespace && s.Name == r.Name
@@ -304,8 +304,8 @@ var outside = [...][]netip.Addr{
 	conf.IPv6: {netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2606:4700:4700::1111")},
 }
 
-// worldPlaces returns an address of each family that stands for the world: one that no ipBlock names, unless the
-// ipBlock is the whole family.
+// worldPlaces returns an address of each family that stands for the world: one that is in no ipBlock except those of
+// the whole family, or the first candidate if there is none.
 func (c *Cluster) worldPlaces() (all []Place) {
 	blocks := c.blocks()
 	for _, candidates := range outside {

@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// targets returns the destinations of the query.
+// targets returns the destinations of the query: each address of the end with each port, or the endpoints of a Service.
 func (j *judge) targets(to Ref, port Port) ([]target, error) {
 	if to.Kind == EndService {
 		return j.serviceTargets(to, port)
@@ -196,8 +196,8 @@ func (j *judge) noEndpoints(s *policy.Service, p policy.ServicePort) string {
 		"kubernetes.io/service-name", s.Name)
 }
 
-// forwarders returns, for packets from outside to a Service, the addresses of a node that passes them on to a pod on
-// another node under its own name.
+// forwarders returns the addresses of a node that receives packets from outside for a Service, and passes them on under
+// its own address to a pod on another node. It returns nothing if no node does that for this Service.
 func (j *judge) forwarders(to Ref, from Place) []Place {
 	s := j.service(to)
 	if s.Local || (s.Kind != "NodePort" && s.Kind != "LoadBalancer") || len(j.Nodes) < 2 {

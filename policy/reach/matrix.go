@@ -30,17 +30,19 @@ func (sp *space) reach(c cell) (r Reach) {
 type rules struct {
 	list   []verdict.Terms
 	number map[verdict.Terms]int
-	// ports are the ports of each rule without named ports.
+	// ports are the ports of each rule; none for a rule with named ports, which depend on the destination.
 	ports []bits
 }
 
-// side is what the policies mean for one class of ends in one direction. A packet must be in one rule of each list.
+// side is what the policies mean for one class of ends in one direction. A packet is allowed if it matches a rule of
+// each list, and closed is false.
 type side struct {
 	closed bool
 	either [][]int // numbers of rules
 }
 
-// class is a kind of ends of one family: all ends with the same rules, which are peers of the same rules.
+// class is all ends of one family that can't be told apart: the same rules apply to them, and they are peers of the
+// same rules.
 type class struct {
 	end             partyEnd
 	egress, ingress side
@@ -159,7 +161,7 @@ func (k *kernel) side(i verdict.Isolation, names *[]string) side {
 	return s
 }
 
-// portsOf returns the ports of the rule at the destination.
+// portsOf returns the ports that the rule allows at the destination. The destination decides only about named ports.
 func (k *kernel) portsOf(t verdict.Terms, dst verdict.End) bits {
 	b := k.space.none()
 	for i, a := range k.space.atoms {

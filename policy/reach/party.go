@@ -261,8 +261,8 @@ func (f facts) key(u unit) string {
 	return b.String()
 }
 
-// writePod writes what matters of the pod: the labels that policies select by, or with workload all labels of its
-// workload, and the ports that policies name.
+// writePod writes what matters of the pod: the labels that policies select by, or, if workload is true, all labels of
+// its workload, and the ports that policies name.
 func (f facts) writePod(b *strings.Builder, p policy.Pod, workload bool) {
 	fmt.Fprintf(b, "%q", p.Namespace)
 	for _, k := range slices.Sorted(maps.Keys(p.Labels)) {
@@ -308,7 +308,8 @@ func (u *universe) party(units []unit) Party {
 	return p
 }
 
-// maxWorkloads is how many workloads a party's name has.
+// maxWorkloads is how many workloads a party's name has at most. If there are more, the last of them gives way to their
+// number.
 const maxWorkloads = 3
 
 // workloads returns the names of the units' workloads, as far as the pods' names tell.

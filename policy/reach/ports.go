@@ -22,7 +22,7 @@ type Ports struct {
 	Other bool `json:"other,omitempty"`
 }
 
-// of returns the ranges of the protocol.
+// of returns the ranges of the protocol; nil for a protocol without ports.
 func (p Ports) of(proto ruleset.Protocol) []ruleset.PortRange {
 	switch proto {
 	case ruleset.TCP:
@@ -269,7 +269,7 @@ func (b bits) key() string {
 	return string(text)
 }
 
-// all returns the numbers in the set.
+// all returns the numbers in the set, in order.
 func (b bits) all() (list []int) {
 	for i := range 64 * len(b) {
 		if b.has(i) {
@@ -289,7 +289,7 @@ func (sp *space) full() bits {
 	return b
 }
 
-// number returns the number of the set. The set must not change afterwards.
+// number returns the number of the set, and gives it one if it has none. The set must not change afterwards.
 func (sp *space) number(b bits) int {
 	key := b.key()
 	n, ok := sp.by[key]
@@ -322,7 +322,8 @@ func (sp *space) ports(number int) Ports {
 	return p
 }
 
-// extend adds the range to the ranges, which are in order.
+// extend appends a range that is behind all of the ranges. If it follows the last one directly, that one becomes longer
+// instead.
 func extend(ranges []ruleset.PortRange, r ruleset.PortRange) []ruleset.PortRange {
 	if n := len(ranges); n > 0 && ranges[n-1].Last+1 == r.First {
 		ranges[n-1].Last = r.Last

@@ -160,7 +160,9 @@ type nodes struct {
 	has   map[string]policy.State
 }
 
-// newNodes compiles the ruleset of each node, with an attachment for each pod that the cluster's state has there.
+// newNodes compiles the ruleset of each node, with an attachment for each pod that the cluster's state has there. It
+// returns false if two pods have one address, or if a node would take another pod than the cluster for the pod at an
+// address.
 func newNodes(s policy.State) (*nodes, bool) {
 	n := &nodes{
 		of: map[netip.Addr]string{}, links: map[netip.Addr]ruleset.Link{}, by: map[string]*ruleset.Simulator{},

@@ -172,7 +172,8 @@ spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr:
 	}
 }
 
-// TestUnknownAndOff: an attachment whose pod is unknown reaches nobody, and enforcement that is off allows all.
+// TestUnknownAndOff: an attachment whose pod is unknown reaches nobody, and nobody reaches it. Where enforcement is
+// off, a policy denies nothing.
 func TestUnknownAndOff(t *testing.T) {
 	attached := func(name, address string, enforcement conf.Enforcement) policy.Endpoint {
 		namespace, pod, _ := strings.Cut(name, "/")

@@ -141,7 +141,8 @@ func (m *Matrix) expand(classes []int) (parties []int) {
 	return parties
 }
 
-// only returns the rows with the ports of the protocol from first to last only.
+// only returns the rows with those of their ports that are in the range of the protocol. It leaves out rows that have
+// none.
 func only(rows []Row, proto ruleset.Protocol, ports ruleset.PortRange) (all []Row) {
 	for _, r := range rows {
 		var cut []ruleset.PortRange
@@ -194,7 +195,8 @@ func (m *Matrix) Filter(rows []Row, f Filter) []Row {
 	return merge(rows)
 }
 
-// between returns the rows with those of the parties only for which from and to return true.
+// between returns the rows with the parties From for which from returns true, and the parties To for which to does. It
+// leaves out rows of which one end is then empty.
 func between(rows []Row, from, to func(party int) bool) (all []Row) {
 	keep := func(list []int, f func(int) bool) (kept []int) {
 		for _, i := range list {

@@ -67,7 +67,8 @@ func (m *Matrix) Words(parties, other []int) []string {
 // maxMissing is how many parties the words "all pods (except …)" name.
 const maxMissing = 2
 
-// missing returns the names of the parties that aren't in, as many as the words name and one more.
+// missing returns the names of the parties in all that are neither in the map nor itself. It stops once there are more
+// than maxMissing.
 func (m *Matrix) missing(all []int, in map[int]bool, itself int) (names []string) {
 	for _, i := range all {
 		if !in[i] && i != itself {

@@ -72,7 +72,6 @@ func newWorld(states []policy.State) *world {
 	return w
 }
 
-// at returns the mark of the address.
 func (w *world) at(a netip.Addr) mark {
 	f := conf.FamilyOf(a)
 	i, found := slices.BinarySearchFunc(w.starts[f], a, netip.Addr.Compare)
