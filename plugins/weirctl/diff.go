@@ -27,7 +27,6 @@ var failOn = map[string]func(*reach.Diff) bool{
 	"never":  func(*reach.Diff) bool { return false },
 }
 
-// diffFlags are the flags of weirctl diff.
 type diffFlags struct {
 	source  client.Source
 	narrow  narrow
@@ -152,7 +151,7 @@ func namespacesOf(file policy.Objects, deleted []policy.Name) (all []string) {
 	return slices.Compact(all)
 }
 
-// policyNames parses the names of policies.
+// policyNames parses the values of --delete, each the NAMESPACE/NAME of a policy.
 func policyNames(texts []string) (names []policy.Name, err error) {
 	for _, text := range texts {
 		namespace, name, ok := strings.Cut(text, "/")
@@ -164,10 +163,11 @@ func policyNames(texts []string) (names []policy.Name, err error) {
 	return names, nil
 }
 
-// maxFile is how many bytes of manifests are read from one file.
+// maxFile is how many bytes of manifests a file may have. A longer one is an error.
 const maxFile = 64 << 20
 
-// readFiles reads the objects of files, of all manifests in directories, and of the standard input for "-".
+// readFiles reads the objects of files, of all manifests in directories, and of the standard input for "-". It is an
+// error if there are files, but no object in them that policies depend on.
 func readFiles(paths []string, stdin io.Reader) (policy.Objects, error) {
 	texts := map[string][]byte{}
 	read := func(name string, from io.Reader) error {

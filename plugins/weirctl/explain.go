@@ -93,7 +93,8 @@ func explainCommand() *cobra.Command {
 	return cmd
 }
 
-// outcome returns the exit code of an explanation.
+// outcome returns an error with the exit code of an explanation; nil if the connection is allowed, and the kernel
+// agrees.
 func outcome(e explain.Explanation) error {
 	switch {
 	case e.Differs():
@@ -111,7 +112,8 @@ const (
 	servicesWithin = 3 * time.Second
 )
 
-// answer answers the question from the source.
+// answer answers the question. If the source is the agent, the agent explains. The objects of other sources are read
+// and explained here, and the explanation names the source.
 func answer(ctx context.Context, source *client.Source, question explain.Question) (explain.Explanation, error) {
 	query, err := explain.Parse(question.From, question.To, question.Namespace)
 	if err != nil {
@@ -187,7 +189,6 @@ func findServices(ctx context.Context, source *client.Source, namespace string) 
 	return api.Services(ctx, namespace)
 }
 
-// printExplanation prints the explanation.
 func printExplanation(out io.Writer, f client.Format, e explain.Explanation) error {
 	if f != client.Text {
 		return client.PrintObject(out, f, e)

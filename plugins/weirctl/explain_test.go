@@ -17,7 +17,8 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// run runs weirctl explain with the arguments, in the present directory.
+// runExplain runs weirctl explain with the arguments, in the present directory. It returns what the command prints, its
+// exit code, and the text of its error.
 func runExplain(t *testing.T, args ...string) (out string, code int, message string) {
 	t.Helper()
 	cmd := explainCommand()
@@ -29,7 +30,8 @@ func runExplain(t *testing.T, args ...string) (out string, code int, message str
 	return b.String(), code, message
 }
 
-// inDirectory makes a directory "manifests" with the manifest, in a directory of its own.
+// inDirectory makes a directory "manifests" with the manifest, in a directory of its own, which is the working
+// directory until the test ends.
 func inDirectory(t *testing.T, manifest []byte) {
 	t.Helper()
 	t.Chdir(t.TempDir())
@@ -176,7 +178,7 @@ func TestHostileObjects(t *testing.T) {
 	}
 }
 
-// TestFormats: JSON and YAML have the same explanation.
+// TestFormats: JSON and YAML can be decoded, and give the same result.
 func TestFormats(t *testing.T) {
 	inDirectory(t, []byte(hostile))
 	var all [2]explain.Explanation
@@ -253,7 +255,7 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
-// TestColours: a file and a pipe get no colours, whatever the environment is.
+// TestColours: a file gets no colours. A long line continues on the next one, indented.
 func TestColours(t *testing.T) {
 	f, err := os.Create(filepath.Join(t.TempDir(), "out"))
 	if err != nil {

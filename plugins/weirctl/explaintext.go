@@ -184,7 +184,7 @@ func reason(s explain.Side) string {
 	return string(s.Reason)
 }
 
-// kernelLines prints what the kernel holds.
+// kernelLines prints what the kernel holds; nothing if it wasn't asked.
 func kernelLines(p *client.Printer, k *explain.Kernel) {
 	if k == nil {
 		return

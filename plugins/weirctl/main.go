@@ -1,4 +1,5 @@
-// Command weirctl shows people the state of weir on this node.
+// Command weirctl shows people what weir does: on this node, in the whole cluster (as kubectl weir), or by the
+// manifests of a directory.
 package main
 
 import (

@@ -38,7 +38,7 @@ func (n *narrow) addFlags(flags *pflag.FlagSet) {
 	flags.IntVar(&n.rows, "rows", 100, "how many rows the table has; 0 for all")
 }
 
-// filter returns the filter that the flags mean.
+// filter returns the filter that the flags mean, or an error that is a usage error.
 func (n *narrow) filter() (f reach.Filter, err error) {
 	if len(n.namespaces) > 0 {
 		f.Either = func(p reach.Party) bool { return slices.Contains(n.namespaces, p.Namespace) }
@@ -102,7 +102,7 @@ func parties(flag, text string) (func(reach.Party) bool, error) {
 	}, nil
 }
 
-// portRange parses "80", "8000-8080" or "53/udp".
+// portRange parses "80", "8000-8080" or "53/udp". Without a protocol, it is TCP.
 func portRange(text string) (proto ruleset.Protocol, r ruleset.PortRange, err error) {
 	numbers, word, _ := strings.Cut(text, "/")
 	proto = ruleset.Protocol(strings.ToLower(word))
@@ -191,7 +191,8 @@ func matrixCommand() *cobra.Command {
 	return cmd
 }
 
-// load reads the objects of the source. The namespaces must exist. The command is also about the namespaces of also.
+// load reads the objects of the source. The namespaces must exist. If not all objects may be listed, it reads those in
+// both lists of namespaces. Those in namespaces must exist, those in also need not.
 func load(cmd *cobra.Command, source *client.Source, namespaces, also []string) (explain.Cluster, error) {
 	c, err := source.Load(cmd.Context(), slices.Concat(namespaces, also)...)
 	if err != nil {

@@ -85,7 +85,8 @@ type publishedEnd struct {
 
 var publishedFormat = regexp.MustCompile(`^(.+) => (.+) : (.+)$`)
 
-// readPublished returns ok false if the connectivity is that of several networks.
+// readPublished reads a published text. ok is false if the text is about several networks or virtual machines. Lines
+// about an ingress controller are left out.
 func readPublished(text string) (p published, ok bool) {
 	if regexp.MustCompile(`\[(UDN|CUDN|NAD|udn|VirtualMachine)\]|analyzed in`).MatchString(text) {
 		return p, false

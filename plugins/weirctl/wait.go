@@ -87,7 +87,8 @@ func waitCommand() *cobra.Command {
 	return cmd
 }
 
-// printWait prints the result of a wait.
+// printWait prints the result of a wait. If the time was up, it prints what each node lacks, and returns an error with
+// the code ExitTimeout. Another error it returns as it is, and prints nothing.
 func printWait(cmd *cobra.Command, format client.Format, r client.Waited, err error) error {
 	timeout := errors.Is(err, client.ErrTimeout)
 	if err != nil && !timeout {

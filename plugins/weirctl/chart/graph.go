@@ -233,7 +233,7 @@ func (p *picture) tops(tallest int) (tops [3][]int) {
 	return tops
 }
 
-// shortened cuts the text to that many characters.
+// shortened cuts the text to at most that many characters, of which the last is then "…".
 func shortened(s string, most int) string {
 	s = OneLine(s)
 	if utf8.RuneCountInString(s) <= most {

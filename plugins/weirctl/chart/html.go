@@ -30,7 +30,6 @@ type pageRow struct {
 	Family string `json:"v,omitempty"`
 }
 
-// pageRule is a rule of the page's data.
 type pageRule struct {
 	Policy   string `json:"policy"`
 	Field    string `json:"field"`
@@ -39,7 +38,7 @@ type pageRule struct {
 	Words    string `json:"words"`
 }
 
-// pagePorts is a set of ports, with its words.
+// pagePorts is a set of ports, and the same in words.
 type pagePorts struct {
 	reach.Ports
 	Words string `json:"words"`

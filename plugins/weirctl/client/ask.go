@@ -23,9 +23,10 @@ type Answer[T any] struct {
 	Err   error
 }
 
-// AskAll asks the agents with ask, at most parallel at the same time, and calls each with each answer as it comes, one
-// at a time. An agent has within for its answer. A person who may not ask one agent may ask none, so AskAll ends then.
-// It returns the error of that, or of ctx; an agent without an answer is no error of AskAll.
+// AskAll asks the agents with the function ask, at most o.Parallel at the same time. It calls the function each with
+// every answer as it comes, one at a time. An agent has o.Within for its answer. A person who may not ask one agent may
+// ask none, so AskAll ends at the first such answer, and returns its error. Otherwise it returns the cause for which
+// ctx has ended, or nil: an agent without an answer is no error of AskAll.
 func AskAll[T any](
 	ctx context.Context, agents []Agent, o AskOptions, ask func(context.Context, Agent) (T, error), each func(Answer[T]),
 ) error {

@@ -1,5 +1,6 @@
-// Package client asks weir-agent over its socket and prints the answers. It needs no kernel interface of Linux, so it
-// builds on every operating system on which Go has Unix sockets.
+// Package client asks weir-agent over its socket, or the agents of other nodes through the API server, reads objects
+// from the API server or from files, and prints answers. It needs no kernel interface of Linux, so it builds on every
+// operating system on which Go has Unix sockets.
 package client
 
 import (

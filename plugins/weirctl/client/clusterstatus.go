@@ -58,7 +58,7 @@ func NewClusterStatus(asked int) *ClusterStatus {
 	return &ClusterStatus{Asked: asked, States: map[NodeState]int{}, Versions: map[string]int{}, Nodes: []NodeStatus{}}
 }
 
-// Add adds the answer of one agent.
+// Add counts the answer of one agent, and puts its node among the others, the worst first.
 func (s *ClusterStatus) Add(a Answer[*agentapi.Summary]) {
 	n := NodeStatus{Node: a.Node}
 	if a.Err != nil {
@@ -120,7 +120,7 @@ func (s *ClusterStatus) Counts() string {
 	return strings.Join(all, ", ")
 }
 
-// maxWell is how many nodes the text has if all of them are well.
+// maxWell is how many of the nodes that are well the text lists, unless a person asks for all.
 const maxWell = 20
 
 // PrintClusterStatus prints the state of the nodes. As text, it leaves out most of those that are well, unless all is

@@ -19,7 +19,8 @@ type goal struct {
 	pod *expectedPod
 }
 
-// question returns the question for a node's agent.
+// question returns the question for a node's agent: about the attachments of pods in the namespace of the policy or the
+// pod. On nodes other than the pod's own, it is about the pod's addresses as peers.
 func (g goal) question(x *expected, node string) enforced.Question {
 	q := enforced.Question{At: x.at, Namespaces: []string{g.namespace}}
 	if g.pod == nil {
@@ -92,7 +93,7 @@ func (g goal) lacks(x *expected, node string, q enforced.Question, a enforced.An
 	return ""
 }
 
-// differs says how what the node holds for its pod differs from what it should; empty if it doesn't.
+// differs says how what the node holds for the pod with index i differs from what it should hold; empty if it doesn't.
 func differs(a enforced.Answer, want enforced.Held, i int) string {
 	w, h := want.Pods[i], a.Held.Pods[i]
 	for _, direction := range []struct{ name, want, held string }{
@@ -128,7 +129,7 @@ func classDiffers(held, want enforced.Class, a enforced.Answer) string {
 	return setsDiffer(held.Sets, want.Sets)
 }
 
-// setsDiffer names the first set that differs.
+// setsDiffer says what is wrong with the first wanted set that is missing or differs; empty if none does.
 func setsDiffer(held, want []enforced.Set) string {
 	for _, w := range want {
 		i := slices.IndexFunc(held, func(h enforced.Set) bool { return h.Name == w.Name })

@@ -10,7 +10,7 @@ const (
 	ExitError = 1
 	// ExitUsage: the command's arguments are wrong.
 	ExitUsage = 2
-	// ExitDropped: the connection is dropped.
+	// ExitDropped: the connection is dropped, at least in part, or there is nothing to reach.
 	ExitDropped = 3
 	// ExitDiffers: the kernel doesn't enforce what the policies mean.
 	ExitDiffers = 4

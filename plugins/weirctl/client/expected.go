@@ -29,7 +29,7 @@ type expected struct {
 	pods     map[policy.Name]expectedPod
 }
 
-// expectedPod is a pod that weir connects.
+// expectedPod is a pod as the API server has it.
 type expectedPod struct {
 	policy.Pod
 	version  string
@@ -60,7 +60,7 @@ func (a *API) expect(ctx context.Context) (*expected, error) {
 	return x, nil
 }
 
-// note counts the version of an object.
+// note raises at to the object's resourceVersion, if that is higher. It returns an error if the version is no number.
 func note(at *uint64, o metav1.Object) error {
 	version, err := strconv.ParseUint(o.GetResourceVersion(), 10, 64)
 	if err != nil {
@@ -71,7 +71,8 @@ func note(at *uint64, o metav1.Object) error {
 	return nil
 }
 
-// all lists the resource, and calls each with each object.
+// all lists the resource, and calls the function each with every object, until that returns an error. The error is one
+// line.
 func all[T any, L list](
 	ctx context.Context, a *API, resource resourceList[T, L], into L, each func(*T) error,
 ) (err error) {

@@ -95,8 +95,8 @@ type list interface {
 	metav1.ListInterface
 }
 
-// each lists the resource in the namespace, or in all namespaces if that is empty. It calls page after each page is in
-// into.
+// each lists the resource in the namespace, or in all namespaces if that is empty. It reads one page after the other
+// into the list, and calls the function page after each.
 //
 // Equivalent to: kubectl get RESOURCE --namespace NAMESPACE --chunk-size 500
 func (a *API) each(ctx context.Context, r schema.GroupVersionResource, namespace string, into list, page func()) error {
@@ -237,7 +237,6 @@ var resources = []resource{
 	},
 }
 
-// loadKubernetes reads the objects from the API server.
 func (s *Source) loadKubernetes(ctx context.Context, namespaces []string) (explain.Cluster, error) {
 	config, err := s.Config()
 	if err != nil {
@@ -278,7 +277,8 @@ func (a *API) Services(ctx context.Context, namespace string) ([]policy.Service,
 	return l.Cluster.Services, nil
 }
 
-// load reads one kind of objects.
+// load reads one kind of objects. If not all may be listed, it reads those of the loader's namespaces, and Gaps says
+// what is missing. It returns an error if none can be read of a kind that is needed.
 func (l *loader) load(r resource) error {
 	err := r.read(l, r.GroupVersionResource, "")
 	if err == nil || !apierrors.IsForbidden(err) {

@@ -22,7 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// What conf/weir.yaml calls weir's pods.
+// The agent's container and the namespace of weir's pods in conf/weir.yaml.
 const (
 	agentContainer = "weir-agent"
 	agentNamespace = "kube-system"
@@ -230,7 +230,7 @@ func (c *Cluster) Open(ctx context.Context, of Agent, method, path string, body 
 // endsWithin is how long a command may take to end after its answer.
 const endsWithin = time.Second
 
-// answerBody is the body of an answer.
+// answerBody is the body of an answer. It remembers whether the answer was read to its end.
 type answerBody struct {
 	io.Reader
 	end   func(whole bool)
@@ -295,7 +295,7 @@ func (c *Cluster) Ask(ctx context.Context, of Agent, path string, question, into
 // maxAnswer bounds the size of an agent's answer.
 const maxAnswer = 64 << 20
 
-// Find returns the agent of the node. The error names the nearest nodes.
+// Find returns the agent of the node. The error says that there is no such node.
 func Find(agents []Agent, node string) (Agent, error) {
 	for _, a := range agents {
 		if a.Node == node {

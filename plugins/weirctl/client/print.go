@@ -121,7 +121,7 @@ func statusLines(line printLine, s *agentapi.Status) {
 	}
 }
 
-// PrintJSON prints a value as JSON.
+// PrintJSON prints a value as indented JSON.
 func PrintJSON(out io.Writer, v any) error { return printJSON(out, v) }
 
 // PrintLine prints a text from outside weirctl as one line.

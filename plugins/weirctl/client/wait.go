@@ -96,7 +96,8 @@ func (c *Cluster) Wait(ctx context.Context, w Wait) (Waited, error) {
 	}
 }
 
-// ended returns the reason why ctx has ended, if some nodes are known to be pending; nil otherwise.
+// ended returns the cause for which ctx has ended, if the nodes to wait for are known; nil if they aren't, or if ctx
+// hasn't ended.
 func ended(ctx context.Context, pending map[string]bool) error {
 	if pending == nil {
 		return nil
@@ -145,7 +146,8 @@ func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 	return &goal{pod: &pod}, nil
 }
 
-// askPending asks the pending nodes, and removes those that enforce the goal.
+// askPending asks the pending nodes. It removes those that enforce the goal or that it no longer concerns, and puts
+// into the result what the others lack.
 func (c *Cluster) askPending(
 	ctx context.Context, w Wait, g goal, x *expected, pending map[string]bool, result *Waited,
 ) error {
@@ -191,5 +193,5 @@ func (c *Cluster) askPending(
 		})
 }
 
-// ErrTimeout ends a wait.
+// ErrTimeout is the cause with which a caller of Wait ends the context when the time is up.
 var ErrTimeout = errors.New("not enforced in time")
