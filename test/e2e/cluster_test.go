@@ -87,7 +87,8 @@ func enter(t *testing.T, node string, command ...string) string {
 	return must(t, "", scripts+"enter", append([]string{node}, command...)...)
 }
 
-// eventually calls check until it returns nil, for at most the time within.
+// eventually calls check until it returns nil. If it doesn't do so in time (within), the test fails with check's last
+// error.
 func eventually(t *testing.T, within time.Duration, what string, check func() error) {
 	t.Helper()
 	deadline := time.Now().Add(within)

@@ -11,7 +11,8 @@ import (
 	"github.com/weir-net/weir/test/scale/cluster"
 )
 
-// attacked says how long other tenants wait, in ms: while there is no attack, and while there is one.
+// attacked is what the benchmark measures of an attack: how long other tenants wait (in ms) without and under the
+// attack, and the agent's memory.
 type attacked struct {
 	ADD, Deny           []float64 // of other tenants, before the attack
 	ADDUnder, DenyUnder []float64

@@ -25,7 +25,7 @@ type curve struct {
 	points [][2]float64 // pods, value
 }
 
-// charts returns the pictures.
+// charts returns the pictures. Of the streams, they show the one with the first rate.
 func charts(r *runs) []chart {
 	rate := 0.0
 	if len(r.Rates) > 0 {

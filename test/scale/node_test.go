@@ -405,7 +405,7 @@ func (n *node) remove(o apiserver.Object) time.Time {
 	return at
 }
 
-// background starts a stream, or ends the stream if the rate is 0.
+// background ends the stream that runs, if there is one, and starts another unless the rate is 0.
 func (n *node) background(rate float64, parts string) {
 	if n.stop != nil {
 		n.stop()
@@ -420,7 +420,8 @@ func (n *node) background(rate float64, parts string) {
 	}
 }
 
-// toggle creates and deletes a policy of a local pod so many times a second, and returns the CPU time that this took.
+// toggle creates a policy of a local pod and deletes it in turn, and returns the CPU time that the agent took. rate is
+// how many of these changes come in a second.
 func (n *node) toggle(rate float64, d time.Duration) cpuUse {
 	ticker := time.NewTicker(time.Duration(float64(time.Second) / rate))
 	defer ticker.Stop()

@@ -45,7 +45,7 @@ func cpuTime(t testing.TB, pid int) float64 {
 	return float64(own.Nano())/1e9 + children
 }
 
-// cpuUse is CPU time in a time, both in seconds.
+// cpuUse is the CPU time that the agent took (Seconds), and the time in which it did so (Wall), both in seconds.
 type cpuUse struct {
 	Seconds, Wall float64
 	// Changes is how many changes of pods there were meanwhile. Events and Bytes are the events that the API server has
@@ -55,8 +55,8 @@ type cpuUse struct {
 	Decoding float64
 }
 
-// window measures how much CPU time the agent takes in some seconds, while a stream runs if there is a rate. Then it
-// also runs a decoder.
+// window measures how much CPU time the agent takes in some seconds. If the request has a rate, a stream and a decoder
+// run meanwhile.
 func (n *node) window(r request) cpuUse {
 	pid, decoder := n.AgentPID(), 0
 	if r.Rate > 0 {
@@ -84,7 +84,8 @@ func (n *node) window(r request) cpuUse {
 	return use
 }
 
-// startDecoder starts a program that watches pods and does nothing with them. It returns the process ID.
+// startDecoder starts a program that watches pods and does nothing with them. It returns the process ID once the
+// program watches, and a function that kills it.
 func (n *node) startDecoder() (pid int, stop func()) {
 	n.Helper()
 	watches := n.server.Sent()["pods"].Watches

@@ -87,7 +87,8 @@ func (r *runs) perPod(agent string) string {
 		thousands(large), figure(kib))
 }
 
-// columnsTable returns a table with a column for each size, and more columns.
+// columnsTable returns a table with a column for each size, and behind these, columns with the titles in more. For the
+// latter it calls cell with 0 pods.
 func (r *runs) columnsTable(rows []string, cell func(row string, pods int) string, more ...string) string {
 	var b strings.Builder
 	sizes, _ := r.columns()
@@ -197,7 +198,7 @@ func slope(xs, ys []float64) float64 {
 	return xy / xx
 }
 
-// figure returns a value with three digits that mean something.
+// figure returns a value with three significant digits: fewer below 1, and all digits before the point from 1,000 on.
 func figure(v float64) string {
 	switch a := math.Abs(v); {
 	case v == 0:

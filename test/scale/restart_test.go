@@ -22,7 +22,7 @@ type restarted struct {
 // tracing is how long a traced agent runs: longer than the interval of its resyncs, which is ten seconds.
 const tracing = 12 * time.Second
 
-// restart stops the agent and starts it again.
+// restart stops the agent and starts it again. It doesn't count writes.
 func (n *node) restart() restarted {
 	n.StopAgent()
 	return restarted{started: n.start()}

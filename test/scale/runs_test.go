@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/estimate"
 )
 
-// row names a row of the table. Latencies have one row for each rate.
+// The names of the table's rows. Those of type latency begin the names of several rows, one for each rate.
 const (
 	rowReady       = "start to ready, s"
 	rowAfterLists  = "lists have arrived to ready, s"

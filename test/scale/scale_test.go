@@ -74,7 +74,7 @@ func TestScale(t *testing.T) {
 	o.finish()
 }
 
-// orchestrator has the nodes take turns.
+// orchestrator starts the nodes, has them measure in turns, and notes the values.
 type orchestrator struct {
 	*testing.T
 	nodes []*remoteNode
@@ -288,7 +288,8 @@ func (o *orchestrator) latencies() {
 	}
 }
 
-// windows measures CPU times, each for some seconds.
+// windows measures the agents' CPU time, each time for some seconds: under each stream, under a stream of events that
+// mean nothing to policy, and while policies change.
 func (o *orchestrator) windows() {
 	for round := range *windowsFlag {
 		for _, rate := range o.rates {
@@ -343,7 +344,8 @@ func (o *orchestrator) attacks() {
 	}
 }
 
-// finish prints the table and writes the files.
+// finish notes the agents' memory at the end, prints the tables, and with -docs writes the measurements, pictures and
+// page.
 func (o *orchestrator) finish() {
 	for _, r := range o.nodes {
 		m := ask[memory](r, request{Do: "memory"})

@@ -94,7 +94,7 @@ type forbiddenError struct{ message string }
 
 func (e *forbiddenError) Error() string { return e.message }
 
-// bounded keeps the first bytes that are written to it, at most as many as the field most says, and reports all as written.
+// bounded keeps the first bytes that are written to it, as many as the field most says, and reports all as written.
 type bounded struct {
 	mu   sync.Mutex
 	most int

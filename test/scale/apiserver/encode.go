@@ -43,7 +43,7 @@ func (f format) streamType() string {
 	return f.info.MediaType
 }
 
-// answer sends an object.
+// answer sends an object, in the first format that the client accepts and the server knows.
 func answer(w http.ResponseWriter, req *http.Request, status int, o runtime.Object) {
 	f := negotiate(req.Header.Get("Accept"))
 	w.Header().Set("Content-Type", f.info.MediaType)

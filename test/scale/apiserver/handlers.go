@@ -18,7 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 )
 
-// handler returns what answers the requests.
+// handler returns the handler of all paths: those of discovery, and those of the kinds' objects.
 func (s *Server) handler(kinds []Kind) http.Handler {
 	mux := http.NewServeMux()
 	discovery(mux, kinds)
@@ -145,8 +145,8 @@ func notFound(w http.ResponseWriter, req *http.Request) {
 	fail(w, http.StatusNotFound, metav1.StatusReasonNotFound, req.URL.Path+" not found")
 }
 
-// servePatch answers a PATCH. The server takes JSON patches, and takes merge patches of all kinds for JSON merge
-// patches: lists replace lists.
+// servePatch answers a PATCH. One that would change the object's UID is a conflict. The server takes JSON patches, and
+// takes merge patches of all kinds for JSON merge patches: lists replace lists.
 func (s *Server) servePatch(w http.ResponseWriter, req *http.Request, r *resource) {
 	patch, err := io.ReadAll(io.LimitReader(req.Body, 3<<20))
 	if err != nil {

@@ -18,7 +18,8 @@ func Pods(base Base) Kind {
 	}
 }
 
-// Namespaces returns the kind Namespace.
+// Namespaces returns the kind Namespace. The base has the namespaces that exist from the beginning; nil if there are
+// none.
 func Namespaces(base Base) Kind {
 	return Kind{
 		Version: "v1", Kind: "Namespace", Resource: "namespaces", Base: base,
@@ -29,7 +30,7 @@ func Namespaces(base Base) Kind {
 	}
 }
 
-// Nodes returns the kind Node.
+// Nodes returns the kind Node. The base has the nodes that exist from the beginning; nil if there are none.
 func Nodes(base Base) Kind {
 	return Kind{
 		Version: "v1", Kind: "Node", Resource: "nodes", Base: base,
@@ -40,7 +41,8 @@ func Nodes(base Base) Kind {
 	}
 }
 
-// NetworkPolicies returns the kind NetworkPolicy.
+// NetworkPolicies returns the kind NetworkPolicy. The base has the policies that exist from the beginning; nil if there
+// are none.
 func NetworkPolicies(base Base) Kind {
 	return Kind{
 		Group: "networking.k8s.io", Version: "v1", Kind: "NetworkPolicy", Resource: "networkpolicies", Namespaced: true,
@@ -52,7 +54,7 @@ func NetworkPolicies(base Base) Kind {
 	}
 }
 
-// Events returns the kind Event.
+// Events returns the kind Event. No event exists from the beginning: clients create them.
 func Events() Kind {
 	return Kind{
 		Version: "v1", Kind: "Event", Resource: "events", Namespaced: true,

@@ -1,5 +1,5 @@
 // Package apiserver is a synthetic Kubernetes API server, for measurements with very large clusters. It answers as a
-// real one: list, watch, WatchList with bookmarks, get, and PATCH, in protobuf and in JSON, over TLS. Most of its
+// real one: list, watch, WatchList with bookmarks, get, POST and PATCH, in protobuf and in JSON, over TLS. Most of its
 // objects don't exist in memory: a Base makes each of them when it is asked for. So 100,000 pods of 5 KB take a few
 // megabytes.
 //
@@ -49,7 +49,7 @@ type Kind struct {
 	Base Base
 }
 
-// path returns the beginning of the kind's paths, and apiVersion the text that its objects have.
+// path returns the beginning of the paths at which the kind's objects are.
 func (k Kind) path() string {
 	if k.Group == "" {
 		return "/api/" + k.Version
@@ -57,6 +57,7 @@ func (k Kind) path() string {
 	return "/apis/" + k.Group + "/" + k.Version
 }
 
+// apiVersion returns the text in the field apiVersion of the kind's objects.
 func (k Kind) apiVersion() string {
 	if k.Group == "" {
 		return k.Version
@@ -149,7 +150,7 @@ func (s *Server) Put(o Object) time.Time {
 	return s.put(r, o.DeepCopyObject().(Object))
 }
 
-// put stores an object that nobody changes any more.
+// put does what Put does, without a copy: nobody may change the object any more. The caller holds the lock.
 func (s *Server) put(r *resource, o Object) time.Time {
 	name := nameOf(o)
 	was := r.get(name)
@@ -177,8 +178,8 @@ func (s *Server) Update(like Object, change func(Object)) (time.Time, bool) {
 	return s.put(r, now), true
 }
 
-// Beat changes the i-th object of the kind's Base in a way that means nothing to policy. It does nothing if the object
-// was changed in another way or deleted.
+// Beat changes the i-th object of the Base of like's kind in a way that means nothing to policy. It does nothing if the
+// object was changed in another way or deleted.
 func (s *Server) Beat(like Object, i int) {
 	r := s.of(like)
 	s.mu.Lock()

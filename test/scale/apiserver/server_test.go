@@ -132,7 +132,7 @@ func TestSlowClient(t *testing.T) {
 	}
 }
 
-// TestEvents: a client's event is stored.
+// TestEvents: an event that a client creates is stored. If the client creates it again, it exists already.
 func TestEvents(t *testing.T) {
 	s, client := newTestServer(t, limits{log: 10, queue: 10, bookmarks: time.Minute})
 	e := &corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "e"}, Reason: "Because"}

@@ -64,7 +64,7 @@ func (e *event) kindFor(s selector) (apiwatch.EventType, bool) {
 	return "", false
 }
 
-// frame returns the event as it goes over the wire.
+// frame returns the event as it goes over the wire. It encodes the event once for each format and kind of event.
 func (e *event) frame(f format, kind apiwatch.EventType) ([]byte, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -177,7 +177,8 @@ func (s *Server) sendInitial(
 	return nil
 }
 
-// bookmark sends a bookmark: an object without contents, which has only a resource version.
+// bookmark sends a bookmark: an object that has only a resource version and, if ends is true, the annotation that marks
+// the end of the initial events.
 func (s *Server) bookmark(out *writer, f format, r *resource, version uint64, ends bool) error {
 	o := r.kind.New()
 	o.GetObjectKind().SetGroupVersionKind(r.kind.gvk())
@@ -194,7 +195,7 @@ func (s *Server) bookmark(out *writer, f format, r *resource, version uint64, en
 
 var errClosed = errors.New("the client was too slow")
 
-// follow sends events until the client goes or ctx ends.
+// follow sends events until ctx ends. It returns an error if the client has gone, or was too slow.
 func (s *Server) follow(
 	ctx context.Context, out *writer, f format, r *resource, w *watch, bookmarks bool,
 ) error {
@@ -261,7 +262,7 @@ func (s *Server) sendEvents(out *writer, f format, r *resource, w *watch, e *eve
 	return nil
 }
 
-// writer is the body of an answer.
+// writer is the body of an answer that goes on: what was written may stay in a buffer until flush sends it.
 type writer struct {
 	w       http.ResponseWriter
 	control *http.ResponseController

@@ -62,7 +62,8 @@ func (a Attack) Policies(namespace int) []*networkingv1.NetworkPolicy {
 	return all
 }
 
-// distinctPeers returns policies whose peers all have selectors of their own.
+// distinctPeers returns a function that makes policies of n peers. No two peers, also of different policies, have the
+// same selector.
 func distinctPeers(n int) func(policy int) networkingv1.NetworkPolicySpec {
 	return func(policy int) networkingv1.NetworkPolicySpec {
 		return peersOf(n, func(i int) metav1.LabelSelector {
@@ -73,7 +74,8 @@ func distinctPeers(n int) func(policy int) networkingv1.NetworkPolicySpec {
 	}
 }
 
-// peersOf returns a policy that allows ingress from n peers: pods of all namespaces that a selector selects.
+// peersOf returns the spec of a policy for all pods of its namespace, which allows ingress from n peers. Each peer is
+// the pods of all namespaces that one selector selects.
 func peersOf(n int, selector func(i int) metav1.LabelSelector) networkingv1.NetworkPolicySpec {
 	spec := networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}}
 	peers := make([]networkingv1.NetworkPolicyPeer, n)

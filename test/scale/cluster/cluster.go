@@ -20,7 +20,8 @@ import (
 )
 
 const (
-	// PoliciesPerNamespace is the number of policies of each namespace: one for each app.
+	// PoliciesPerNamespace is the number of policies of each namespace: one for each app but the last, and one for all
+	// pods.
 	PoliciesPerNamespace = 10
 
 	podsPerNamespace  = 100
@@ -39,7 +40,7 @@ type Cluster struct {
 	local map[int]int // the measured node's pods, by number, and the place of each
 }
 
-// New returns a cluster. Up to local of its pods, at most 110, are the measured node's.
+// New returns a cluster. local is how many of its pods are on the measured node: at most 110 are, and at most all.
 func New(pods, local int, self, neighbour netip.Addr) *Cluster {
 	c := &Cluster{Pods: pods, Self: self, Neighbour: neighbour, local: map[int]int{}}
 	for i := range min(local, podsPerNode, pods) {
@@ -110,7 +111,8 @@ func NamespaceName(ns int) string { return fmt.Sprintf("tenant-%d", ns) }
 // podName returns the name of a pod, as a Deployment's pod has it. It ends with the pod's number in its namespace.
 func podName(k int) string { return fmt.Sprintf("app-%d-5d8c7f9b4-%02d", k/podsPerApp, k) }
 
-// number returns the number at the end of a name behind the prefix, and false if the name isn't of this form.
+// number returns the number that follows the prefix in the name. It returns false if the name isn't of this form, or if
+// the number isn't below the limit.
 func number(name, prefix string, below int) (int, bool) {
 	text, ok := strings.CutPrefix(name, prefix)
 	n, err := strconv.Atoi(text)

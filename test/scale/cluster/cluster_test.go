@@ -150,7 +150,8 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// TestResume: a watch goes on where it ended, also with a selector, and one that begins too early is refused.
+// TestResume: a list comes in pages. A watch from the list's version on, with selectors, gets what has happened since,
+// and a watch that begins too early is refused.
 func TestResume(t *testing.T) {
 	s, client := serve(t, newCluster(100), runtime.ContentTypeProtobuf)
 	list, err := client.CoreV1().Pods("").List(t.Context(), metav1.ListOptions{Limit: 30})

@@ -20,12 +20,12 @@ type NamespaceBase struct{ *Cluster }
 // Len returns the number of namespaces.
 func (b NamespaceBase) Len() int { return b.Namespaces() }
 
-// Find returns the number of the namespace of this name.
+// Find returns the number in the namespace's name; false if the cluster has no such namespace.
 func (b NamespaceBase) Find(name types.NamespacedName) (int, bool) {
 	return number(name.Name, "tenant-", b.Namespaces())
 }
 
-// At returns a namespace.
+// At returns a namespace, with the label of its team. Namespaces never change.
 func (b NamespaceBase) At(i int, _ uint32) apiserver.Object {
 	return NewNamespace(NamespaceName(i), fmt.Sprintf("team-%d", i/namespacesPerTeam))
 }
@@ -49,12 +49,13 @@ type NodeBase struct{ *Cluster }
 // Len returns the number of nodes.
 func (b NodeBase) Len() int { return b.Nodes() }
 
-// Find returns the number of the node of this name.
+// Find returns the number in the node's name; false if the cluster has no such node.
 func (b NodeBase) Find(name types.NamespacedName) (int, bool) {
 	return number(name.Name, "node-", b.Nodes())
 }
 
-// At returns a node, with the images and conditions that kubelet reports.
+// At returns a node, with the images and conditions that kubelet reports. With each beat, kubelet's heartbeat is five
+// minutes later.
 func (b NodeBase) At(i int, beat uint32) apiserver.Object {
 	address := nodeAddress(i)
 	switch i {
@@ -109,7 +110,7 @@ type PolicyBase struct{ *Cluster }
 // Len returns the number of policies.
 func (b PolicyBase) Len() int { return b.Policies() }
 
-// Find returns the number of the policy of this name.
+// Find returns the policy's number in the cluster; false if there is no such policy.
 func (b PolicyBase) Find(name types.NamespacedName) (int, bool) {
 	return b.find(name, PoliciesPerNamespace, policyName)
 }

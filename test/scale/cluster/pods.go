@@ -22,7 +22,7 @@ type PodBase struct{ *Cluster }
 // Len returns the number of pods.
 func (b PodBase) Len() int { return b.Pods }
 
-// Find returns the number of the pod of this name.
+// Find returns the pod's number in the cluster; false if there is no such pod.
 func (b PodBase) Find(name types.NamespacedName) (int, bool) {
 	i, ok := b.find(name, podsPerNamespace, podName)
 	ns, k := i/podsPerNamespace, i%podsPerNamespace
@@ -180,10 +180,11 @@ func run(p *corev1.Pod, address string) {
 	}
 }
 
-// Run makes a pod run with an address.
+// Run fills in the status of a running pod with this address, as kubelet does.
 func Run(p *corev1.Pod, address string) { run(p, address) }
 
-// Beat changes the pod's status in a way that means nothing to policy: it becomes ready, or no longer is.
+// Beat changes the pod's status in a way that means nothing to policy: for an odd beat it is no longer ready, and for
+// an even one it is ready again. Beat 0 leaves the pod as it is.
 func Beat(p *corev1.Pod, beat uint32) {
 	if beat == 0 {
 		return

@@ -59,7 +59,8 @@ type target struct{ namespace, app string }
 // poolSize is how many pods of a kind a stream creates, starts and deletes in turn.
 const poolSize = 60
 
-// NewStream returns a stream. Its pods have namespaces that it creates.
+// NewStream returns a stream. It creates the namespace of the pods elsewhere, and all pods of the stream, which run at
+// first. The other pods are in namespaces of the cluster.
 func NewStream(c *Cluster, s *apiserver.Server) *Stream {
 	st := &Stream{cluster: c, server: s}
 	s.Put(NewNamespace("elsewhere", "team-elsewhere"))
