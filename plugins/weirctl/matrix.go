@@ -77,7 +77,7 @@ func (n *narrow) check(m *reach.Matrix, f reach.Filter) error {
 	return nil
 }
 
-// parties returns a function that tells which parties the text means.
+// parties returns a function that tells which parties the flag's text means; nil for an empty text, which means all.
 func parties(flag, text string) (func(reach.Party) bool, error) {
 	a, err := netip.ParseAddr(text)
 	switch {
@@ -191,8 +191,8 @@ func matrixCommand() *cobra.Command {
 	return cmd
 }
 
-// load reads the objects of the source. The namespaces must exist. If not all objects may be listed, it reads those in
-// both lists of namespaces. Those in namespaces must exist, those in also need not.
+// load reads the objects of the source. If not all objects may be listed, it reads those in both lists of namespaces.
+// Those in namespaces must exist, those in also need not.
 func load(cmd *cobra.Command, source *client.Source, namespaces, also []string) (explain.Cluster, error) {
 	c, err := source.Load(cmd.Context(), slices.Concat(namespaces, also)...)
 	if err != nil {
