@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -28,7 +27,7 @@ func TestConnect(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		go func() { _, _ = io.WriteString(in, "GET "+agentapi.SummaryPath+" HTTP/1.0\r\n\r\n") }()
+		go func() { _, _ = io.WriteString(in, "GET /v1/summary HTTP/1.0\r\n\r\n") }()
 		out, err := cmd.CombinedOutput()
 		_ = in.Close()
 		return string(out), err
@@ -48,7 +47,11 @@ func TestConnect(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = answer.Body.Close() }()
-	var s agentapi.Summary
+	var s struct {
+		Version            string
+		Ready              bool
+		Pods, Closed, Sets int
+	}
 	if err := json.NewDecoder(answer.Body).Decode(&s); err != nil {
 		t.Fatal(err)
 	}

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -39,10 +38,21 @@ metadata: {name: deny, namespace: shop}
 spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}
 `
 
+// shownDrop has the fields of the output of "weirctl drops -o json" that the tests look at.
+type shownDrop struct {
+	Count               uint64
+	Direction, Protocol string
+	Source, Destination struct {
+		Pod  string
+		Port uint16
+	}
+	Policies []string
+}
+
 // followed is "weirctl drops -f", which runs until the test ends.
 type followed struct {
 	t     testing.TB
-	lines chan *agentapi.Drop
+	lines chan *shownDrop
 }
 
 // follow starts "weirctl drops -f". It doesn't wait until the agent has the request.
@@ -60,10 +70,10 @@ func follow(n *nodetest.Node, args ...string) *followed {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	f := &followed{n, make(chan *agentapi.Drop, 10_000)}
+	f := &followed{n, make(chan *shownDrop, 10_000)}
 	go func() {
 		for values := json.NewDecoder(bufio.NewReader(out)); ; {
-			d := &agentapi.Drop{}
+			d := &shownDrop{}
 			if err := values.Decode(d); err != nil {
 				if err != io.EOF && !strings.Contains(err.Error(), "closed") {
 					n.Error(err)

@@ -1,4 +1,5 @@
-package blackbox
+// Package wait tests weirctl wait with agents that follow an API server late.
+package wait
 
 import (
 	"context"
@@ -38,6 +39,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 	"github.com/weir-net/weir/test/scale/apiserver"
 )
+
+func TestMain(m *testing.M) { nodetest.MainAsShipped(m) }
 
 // waited is a cluster of real agents that follow an API server, with the client of kubectl weir wait.
 type waited struct {
@@ -161,7 +164,7 @@ func newWaited(t *testing.T, size int) *waited {
 		n.SpawnAgent("--source", "kubernetes", "--kubeconfig", kubeconfig)
 	}
 	for _, n := range w.Nodes {
-		awaitConflist(w.Cluster, n)
+		w.Eventually("the configuration of "+n.Name, func() error { _, err := os.Stat(n.Conflist); return err })
 	}
 	w.connect(t, router)
 	return w
