@@ -30,7 +30,8 @@ func (n *nodeClaims) settle(node NodeOptions) {
 	})
 }
 
-// equalNode reports whether both Nodes make the same claims. It is called for thousands of Nodes.
+// equalNode reports whether the Nodes have equal names, creation times and claims. It is called for thousands of Nodes,
+// so it doesn't use reflection.
 func equalNode(a, b policy.Node) bool {
 	return a.Name == b.Name && a.Created.Equal(b.Created) && slices.Equal(a.Addresses, b.Addresses) &&
 		slices.Equal(a.PodCIDRs, b.PodCIDRs)

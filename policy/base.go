@@ -108,7 +108,8 @@ func nodeNetworks(nodes []Node) (networks [len(conf.Families)]ruleset.Entries) {
 	return networks
 }
 
-// podSets compiles two sets: the addresses of this node's pods, and the networks of the pods of all nodes.
+// podSets compiles two sets: the addresses of this node's pods, and the networks of the pods of all nodes, with the
+// subnets of this node's endpoints.
 func (c *common) podSets() {
 	var pods []ruleset.Entry
 	networks := c.networks[c.family]

@@ -32,7 +32,7 @@ var (
 // lowered are the classes of one part.
 type lowered struct {
 	classes  [len(sides)][len(conf.Families)][]class
-	supplies []*supply // the sets that the granted demands need
+	supplies []*supply // the sets that the released demands need
 	problems complaints
 }
 

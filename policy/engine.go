@@ -42,7 +42,7 @@ type Engine struct {
 	endpoints map[string]Endpoint        // by ID
 	attached  map[Name][]string          // the IDs of a pod's endpoints, in order
 	local     map[string]map[string]bool // by namespace: the IDs of the endpoints
-	expected  map[string]map[*pod]bool   // by namespace
+	expected  map[string]map[*pod]bool   // by namespace: the pods that will run on this node and have no address yet
 	refused   ruleset.Refused
 
 	addresses addressBook

@@ -45,7 +45,8 @@ func TestSelf(t *testing.T) {
 	}
 }
 
-// TestSendersOfOtherPlugins: if a link belongs to one pod, only packets from that pod's addresses are accepted from it.
+// TestSendersOfOtherPlugins: if a link belongs to one pod, packets from the link with another source address are
+// dropped: that of another pod, of a host outside, or of the loopback.
 func TestSendersOfOtherPlugins(t *testing.T) {
 	simulator, err := ruleset.NewSimulator(policy.Compile(golden.Load(t, "testdata/other-plugins.yaml")))
 	if err != nil {

@@ -32,7 +32,7 @@ type liveSet struct {
 // scope is a namespaceSelector, or one namespace. Many selectors may have the same scope.
 type scope struct {
 	key        string
-	of         selector // without pods
+	of         selector // the selector without its podSelector
 	selectors  int      // how many live selectors have the scope
 	unanchored []*live  // those that no label of a pod leads to
 }

@@ -38,7 +38,7 @@ const (
 	repeatAfter = time.Second
 )
 
-// Prefix is the text that a rule of weir's adds to a packet, and what it says about the rule.
+// Prefix is what the text that a rule adds to a logged packet says about the rule.
 type Prefix struct {
 	// Chain is the chain of the rule; empty for a rule that isn't weir's.
 	Chain     string
@@ -80,7 +80,7 @@ type Line struct {
 	Port uint32
 	// Packet has the first bytes of the first packet.
 	Packet []byte
-	// Sender is a number for the sender's account.
+	// Sender is the number of the sender's account.
 	Sender uint64
 }
 

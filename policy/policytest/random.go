@@ -26,7 +26,7 @@ type Addresses struct {
 	both, third       netip.Prefix // both contains Subnet and Elsewhere; third is a network of no node
 }
 
-// Of holds the addresses of each family.
+// Of holds the addresses of each family. Its index is the conf.Family.
 var Of = [...]Addresses{
 	conf.IPv4: {
 		netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"),

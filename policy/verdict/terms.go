@@ -99,7 +99,7 @@ func (t Terms) Means(peer End) bool {
 	return first(t.peers, func(m peerMatch) bool { return m(peer.end) }) != ""
 }
 
-// Opens reports whether one of the rule's ports matches the port of the destination.
+// Opens reports whether one of the rule's ports matches the protocol and the port number at the destination.
 func (t Terms) Opens(proto ruleset.Protocol, port uint16, dst End) bool {
 	return first(t.ports, func(m portMatch) bool { return m(proto, port, dst.end) }) != ""
 }
