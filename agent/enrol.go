@@ -42,7 +42,6 @@ type answer struct {
 	agentapi.EnrolAnswer
 }
 
-// refusal returns an answer that says why the pod isn't enrolled.
 func refusal(status int, why string) answer { return answer{status, agentapi.EnrolAnswer{Error: why}} }
 
 func newEnrolments() enrolments { return enrolments{done: map[string]bool{}} }

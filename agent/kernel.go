@@ -82,7 +82,8 @@ func (a *agent) readEarlier() {
 	a.kernel.earlier = earlierRules{members, true}
 }
 
-// applied is the result of applying a ruleset.
+// applied is the result of apply: the snapshot and the error of its last attempt, and what all its attempts have
+// changed.
 type applied struct {
 	*snapshot
 	netfilter.Result

@@ -47,7 +47,7 @@ func (a *agent) bringUpLinks() {
 	}
 }
 
-// isUp reports whether the attachment's link is up.
+// isUp reports whether the attachment's link is up. It returns false if the link can't be read.
 func (a *agent) isUp(e endpoint.Endpoint) bool {
 	link, err := a.netlink.LinkByName(e.HostIf)
 	return err == nil && link.Attrs().Flags&net.FlagUp != 0

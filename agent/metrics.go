@@ -32,7 +32,7 @@ type metrics struct {
 	delays      prometheus.Histogram
 }
 
-// results are the results of an enrolment, by the answer's status.
+// results are the values of the label result of weir_enrolment_duration_seconds, by the answer's status.
 var results = map[int]string{
 	http.StatusOK: "enrolled", http.StatusNotFound: "unknown", http.StatusServiceUnavailable: "unavailable",
 	http.StatusBadRequest: "invalid", http.StatusConflict: "outdated",

@@ -27,7 +27,7 @@ type repairs struct {
 // repair is one repaired setting: what the setting was before, and the command that repairs it.
 type repair struct{ was, command string }
 
-// countRepairs counts and logs the repairs, which are all of one kind.
+// countRepairs counts and logs the repairs, which are all of one kind, and keeps them for the status.
 func (a *agent) countRepairs(kind bridge.Kind, repaired []repair) {
 	if len(repaired) == 0 {
 		return

@@ -52,7 +52,7 @@ type status struct {
 	stats      agentapi.Stats
 }
 
-// publishStatus replaces the status that the server reports.
+// publishStatus replaces the status, which the server and the metrics report.
 func (a *agent) publishStatus() {
 	a.status.Store(&status{
 		enforced: a.snapshots.enforced.Load(), delta: a.snapshots.enforced.Load().delta,

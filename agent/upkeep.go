@@ -47,7 +47,7 @@ type nodeKnowledge struct {
 	tunnels   []conf.Family
 }
 
-// enrolled returns the pods that are in a class.
+// enrolled returns the pods, as NAMESPACE/NAME, that are in a class of either direction.
 func (k *nodeKnowledge) enrolled() map[string]bool {
 	all := map[string]bool{}
 	for _, c := range k.classes {

@@ -93,7 +93,7 @@ func (c *common) base() {
 		}})
 }
 
-// nodeNetworks returns the networks of the Nodes' pods, by family.
+// nodeNetworks returns the podCIDRs of all Nodes as entries of a set, by family.
 func nodeNetworks(nodes []Node) (networks [len(conf.Families)]ruleset.Entries) {
 	var all [len(conf.Families)][]ruleset.Entry
 	for _, n := range nodes {

@@ -102,7 +102,7 @@ func (s *size) bound(r rule, report func(field, format string, args ...any)) rul
 	return r
 }
 
-// rules returns how many kernel rules the ports need.
+// rules returns how many kernel rules the ports need for one peer: one if they are in a set, or if there are none.
 func (p ports) rules() int {
 	rules, room := 0, 0
 	for _, r := range p.ranges {

@@ -181,7 +181,6 @@ func (s *side) classSet(f conf.Family, name string, entries []ruleset.Entry) *ru
 	}
 }
 
-// noneNames returns the names of the set and chain of the class "none".
 func (s *side) noneNames(f conf.Family) (set, chain string) {
 	return f.Set(s.sets + conf.NoneClass), s.chains + strings.ToUpper(conf.NoneClass)
 }

@@ -60,7 +60,6 @@ func (l joined) of(f conf.Family) []netip.Addr {
 	return addrs
 }
 
-// attachments returns the endpoints without their pods.
 func (c cluster) attachments() (all []Endpoint) {
 	for _, e := range c.endpoints {
 		all = append(all, e.Endpoint)

@@ -122,7 +122,8 @@ type chainKey struct {
 	name   string
 }
 
-// setCommon takes the endpoints, families and networks.
+// setCommon takes the endpoints, families and networks as they are now, and compiles what belongs to no policy. If the
+// families have changed, the next compile computes everything again.
 func (c *compiler) setCommon(now common) {
 	if !slices.Equal(c.common.families, now.families) {
 		c.replaceAll()
@@ -206,7 +207,6 @@ func (c *compiler) compile() (r ruleset.Ruleset) {
 	return r
 }
 
-// entry returns a set's entry for an address or network.
 func entry(p netip.Prefix, comment string) ruleset.Entry {
 	return ruleset.Entry{Element: ruleset.Element{Prefix: p}, Comment: comment}
 }

@@ -92,7 +92,6 @@ func (e *Engine) setNamespace(name string, n *Namespace) {
 	}
 }
 
-// each yields the crowds of the namespace.
 func (s *space) each() func(func(*crowd) bool) {
 	return func(yield func(*crowd) bool) {
 		for _, c := range s.crowds {
@@ -216,7 +215,7 @@ func (e *Engine) leave(p *pod) {
 	}
 }
 
-// dropCrowd forgets a crowd without pods.
+// dropCrowd forgets the crowd, which must have no pods, and its namespace if nothing else is known of it.
 func (e *Engine) dropCrowd(c *crowd) {
 	e.rematch(c, nil)
 	e.crowds--

@@ -41,7 +41,7 @@ func NewDelta() *Delta {
 	}
 }
 
-// Empty reports whether nothing has changed.
+// Empty reports whether nothing has changed, whatever the Number is.
 func (d *Delta) Empty() bool {
 	return len(d.Pods)+len(d.Policies)+len(d.Namespaces) == 0 &&
 		d.Nodes == nil && d.Workloads == nil && d.Problems == nil && d.Unenforced == nil
@@ -78,7 +78,7 @@ func Difference(was, now Objects) *Delta {
 
 func (p Pod) name() Name { return Name{p.Namespace, p.Name} }
 
-// byName returns pointers to the objects, by their names.
+// byName returns pointers to the objects, by their names. Objects of one name stay in their order.
 func byName[T any](objects []T, name func(T) Name) map[Name][]*T {
 	by := make(map[Name][]*T, len(objects))
 	for i := range objects {

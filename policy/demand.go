@@ -23,7 +23,6 @@ type demand struct {
 	sets    []*supply
 }
 
-// familyRule is a rule of one family.
 type familyRule struct {
 	family conf.Family
 	ruleset.Rule

@@ -117,7 +117,7 @@ func (e *Engine) SetRefused(r ruleset.Refused) {
 	}
 }
 
-// SetNodes takes the Nodes with only the accepted claims.
+// SetNodes replaces all Nodes. The Nodes have only their accepted claims.
 func (e *Engine) SetNodes(nodes []Node) {
 	was := e.places
 	e.places = newPlaces(State{Objects: Objects{Nodes: nodes}, Node: e.node})
@@ -151,7 +151,7 @@ func (e *Engine) SetNodes(nodes []Node) {
 	e.settle()
 }
 
-// SetEndpoints takes the attachments on this node.
+// SetEndpoints replaces all attachments on this node.
 func (e *Engine) SetEndpoints(endpoints []Endpoint) {
 	now := make(map[string]Endpoint, len(endpoints))
 	changed := map[Name]bool{}
@@ -241,7 +241,7 @@ func (e *Engine) countFor(a netip.Addr, by int) {
 	}
 }
 
-// given returns the pods of that name that the source has.
+// given returns the pods of that name that the source has, without those that only workloads can have made.
 func (e *Engine) given(name Name) (pods []*Pod) {
 	for p := e.pods[name]; p != nil; p = p.next {
 		if !p.made {
@@ -360,7 +360,7 @@ func (e *Engine) endpointAddresses(name Name) (addresses []netip.Addr) {
 	return addresses
 }
 
-// podsOf returns the pods that the endpoint may be.
+// podsOf returns the pods that the endpoint may be, by name and UID; none if its pod is unknown.
 func (e *Engine) podsOf(of Endpoint) (pods []*Pod) {
 	for p := e.pods[of.Pod.name()]; p != nil; p = p.next {
 		if SameUID(p.UID, of.Pod.UID) {
@@ -370,7 +370,7 @@ func (e *Engine) podsOf(of Endpoint) (pods []*Pod) {
 	return pods
 }
 
-// Pods returns the pods of that name that the engine was told.
+// Pods returns the pods of that name that Apply was told of. Pods that only workloads can have made are not among them.
 func (e *Engine) Pods(name Name) []*Pod { return e.given(name) }
 
 // Policies returns the names of all policies, NAMESPACE/NAME, in order. The result never changes.

@@ -157,7 +157,6 @@ func sliced(r *rand.Rand, e *policy.Engine, now policy.State) (wrong string) {
 	return ""
 }
 
-// written returns the ruleset as text.
 func written(r ruleset.Ruleset) string {
 	var b strings.Builder
 	_ = r.Write(&b) // a Builder takes everything

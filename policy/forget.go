@@ -62,7 +62,6 @@ func (x *selectorIndex) of(s *supply) *live {
 	return nil
 }
 
-// dropPort takes the named port out of the index.
 func (x *selectorIndex) dropPort(l *live) {
 	same := func(o *live) bool { return o == l }
 	key := portKey{l.port.name, l.port.proto}
@@ -73,7 +72,7 @@ func (x *selectorIndex) dropPort(l *live) {
 	}
 }
 
-// drop takes the selector out of the index.
+// drop takes the selector out of the index. The crowds' lists still have it.
 func (x *selectorIndex) drop(l *live) {
 	same := func(o *live) bool { return o == l }
 	if delete(x.byKey, l.key); x.byPrint[l.print] == l {

@@ -58,7 +58,6 @@ func (m matcher) String() string { return m.text }
 // Empty reports whether the selector matches all labels because it has no requirement.
 func (m matcher) Empty() bool { return len(m.requirements) == 0 }
 
-// matches reports whether the labels meet the requirement.
 func (r *requirement) matches(labels map[string]string) bool {
 	value, ok := labels[r.key]
 	switch r.op {

@@ -59,7 +59,7 @@ func (u Unenforced) String() string {
 	return fmt.Sprintf("%s is a kind of policy that weir doesn't enforce: %s", u.Kind, u.Where)
 }
 
-// Empty reports whether there are no objects.
+// Empty reports whether there are no objects. Problems and Unenforced don't count.
 func (o Objects) Empty() bool {
 	return len(o.Namespaces)+len(o.Pods)+len(o.Policies)+len(o.Nodes)+len(o.Workloads) == 0
 }

@@ -115,7 +115,7 @@ func (e *Engine) parseRules(name Name) {
 	e.reports.set(reportOf{policy: name}, problems)
 }
 
-// isLocal reports whether the node has pods of the namespace.
+// isLocal reports whether the node has attachments of the namespace's pods, or will have some.
 func (e *Engine) isLocal(namespace string) bool {
 	return len(e.local[namespace])+len(e.expected[namespace]) > 0
 }

@@ -86,5 +86,4 @@ func key(parts ...string) string {
 	return string(b)
 }
 
-// hostPrefix returns the address as a network of one address.
 func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

@@ -18,7 +18,6 @@ func (a amount) plus(b amount) amount {
 	return amount{a.rules + b.rules, a.sets + b.sets, a.entries + b.entries}
 }
 
-// within reports whether the amount fits into the room.
 func (a amount) within(room amount) bool {
 	return a.rules <= room.rules && a.sets <= room.sets && a.entries <= room.entries
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// Bounds of a Ring.
+// Bounds of a Ring: how many entries it keeps, and about how many bytes they take.
 const (
 	ringEntries = 8192
 	ringBytes   = 8 << 20

@@ -320,5 +320,4 @@ func (s *settler) keep(node string, p netip.Prefix) {
 	}
 }
 
-// hostPrefix returns the address as a network of one address.
 func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

@@ -42,7 +42,7 @@ type Question struct {
 	Peers []netip.Addr `json:"peers,omitempty"`
 }
 
-// About returns the endpoints that the question is about.
+// About returns those of the endpoints that the question is about, by the namespaces of their pods.
 func (q Question) About(endpoints []policy.Endpoint) (about []policy.Endpoint) {
 	for _, e := range endpoints {
 		if len(q.Namespaces) == 0 || slices.Contains(q.Namespaces, e.Pod.Namespace) {
@@ -128,7 +128,8 @@ func Of(r ruleset.Ruleset, endpoints []policy.Endpoint, peers []netip.Addr) Held
 	return h.Held
 }
 
-// holder is the state of Of.
+// holder has what Of collects, the parts of the ruleset by their names, and the contents of sets that were read
+// already.
 type holder struct {
 	Held
 	of      ruleset.Ruleset

@@ -252,7 +252,6 @@ func newRule(
 	return r
 }
 
-// nobody is the peer that matches no end.
 func nobody(end) bool { return false }
 
 // all reports whether there are pods and the condition is true for all of them. Overlapping podCIDRs can give several

@@ -154,7 +154,7 @@ func (r Rule) String() string {
 	return fmt.Sprintf("%s: %s matches, but no port", r.Field, r.Peer)
 }
 
-// Evaluate returns the verdict on the packet.
+// Evaluate returns the verdict on the packet, with both ends, on whichever nodes they are.
 func (e *Evaluator) Evaluate(p Packet) Verdict {
 	src, dst := e.end(p.Src), e.end(p.Dst)
 	return Verdict{
