@@ -58,7 +58,12 @@ func (a *agent) names(ctx context.Context, addresses []netip.Addr) map[netip.Add
 	if !a.send(ctx, namesWanted{addresses, answer}) {
 		return nil
 	}
-	return <-answer // the loop answers as soon as it has the question
+	select { // the loop answers as soon as it has the question, unless it ends
+	case names := <-answer:
+		return names
+	case <-ctx.Done():
+		return nil
+	}
 }
 
 // namesOf returns the names of the pods with these addresses. It has no entry for an address of no pod.

@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// readerWait bounds how long a reader of drops may take to accept what was written.
+	// readerWait bounds how long a reader of drops may take to accept one drop.
 	readerWait = 5 * time.Second
 	// lifeSign is how often a reader gets an empty value if there is nothing else. It shows the agent whether the reader
 	// still lives.
@@ -55,11 +55,13 @@ func (l *dropLog) serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 			out.written[d] = true
 		}
 	}
-	for ctx.Err() == nil {
+	for queues := 0; ctx.Err() == nil; queues++ {
 		if err := out.write(news.Next(ctx, lifeSign)); err != nil {
 			return
 		}
-		out.written = nil // the queue has only later drops from now on
+		if queues > 0 { // the last drops of the ring may have come to the queue only after the first look at it
+			out.written = nil
+		}
 	}
 }
 
@@ -74,7 +76,8 @@ type dropWriter struct {
 // write writes those drops of the list that match the client's query and aren't written yet. If the list is empty, it
 // writes an empty value (lifeSign).
 func (w *dropWriter) write(drops []*agentapi.Drop) error {
-	if err := w.conn.SetWriteDeadline(time.Now().Add(readerWait)); err != nil {
+	wait := func() error { return w.conn.SetWriteDeadline(time.Now().Add(readerWait)) }
+	if err := wait(); err != nil {
 		return err
 	}
 	if len(drops) == 0 {
@@ -91,7 +94,7 @@ func (w *dropWriter) write(drops []*agentapi.Drop) error {
 			short.Packet = nil
 			d = &short
 		}
-		if err := w.json.Encode(d); err != nil {
+		if err := errors.Join(wait(), w.json.Encode(d)); err != nil { // thousands of drops take a slow client longer
 			return err
 		}
 	}

@@ -21,12 +21,12 @@ const (
 	JSON Format = "json"
 )
 
-// ParseFormat reads the value of the flag -o.
+// ParseFormat reads the value of the flag -o. The error is a usage error.
 func ParseFormat(s string) (Format, error) {
 	if f := Format(s); f == Text || f == JSON {
 		return f, nil
 	}
-	return "", fmt.Errorf("-o %s: must be text or json", s)
+	return "", Usage(fmt.Errorf("-o %s: must be text or json", s))
 }
 
 // PrintStatus prints the status. As text it is a list of problems and faults, and tables of pods, classes and sets.
