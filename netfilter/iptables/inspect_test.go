@@ -18,7 +18,7 @@ func TestInspectLegacy(t *testing.T) { testInspect(t, Legacy) }
 func TestInspectNFT(t *testing.T)    { testInspect(t, NFT) }
 
 // testInspect applies random rulesets. Simulated with the entries that Inspect has found, each packet has the verdict
-// that it has with all entries, and nothing is wrong. A flushed chain is found.
+// that it has with all entries, and Inspect reports nothing wrong. It reports a chain that was flushed.
 func testInspect(t *testing.T, f Flavour) {
 	if !nodetest.Isolated(t) {
 		return

@@ -50,8 +50,8 @@ func crowded(policies, selector int, port func(i int) int) policy.State {
 }
 
 // BenchmarkPolicyAmongMany applies the change of one policy of 1,000 that isolate a pod, with sets as they are and with
-// merged sets. The time includes the children's, and not the compiler's. It needs root. Run it as:
-// go test ./netfilter/iptables -run - -bench PolicyAmongMany
+// merged sets. It measures the CPU time of the merger, and of the driver with the programs that it starts; not the
+// compiler's. It needs root. Run it as: go test ./netfilter/iptables -run - -bench PolicyAmongMany
 func BenchmarkPolicyAmongMany(b *testing.B) {
 	for name, port := range map[string]func(i int) int{
 		"one port": func(int) int { return 80 }, "ports": func(i int) int { return 1 + i },

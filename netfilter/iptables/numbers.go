@@ -273,7 +273,7 @@ func numberingOf(rules map[string][]string, chain string) *numbering {
 	return all
 }
 
-// numberIn returns the number that the rule compares the whole field of the mark with.
+// numberIn returns the number that the rule compares the whole field of the mark with; false if the rule doesn't do so.
 func numberIn(line string) (uint32, bool) {
 	rest, ok := strings.CutPrefix(line, "-m mark --mark 0x")
 	value, rest, _ := strings.Cut(rest, "/")

@@ -73,7 +73,7 @@ type parts struct {
 // own reports whether the rule leads to one of weir's chains.
 func (r parts) own() bool { return conf.OwnChain(r.target) }
 
-// dispatchOf returns the sets that the rules of a chain match, in the order of the rules.
+// dispatchOf returns the sets that the rules of a chain match, without negated matches, in the order of the rules.
 func dispatchOf(rules []string) []string {
 	var names []string
 	for _, l := range rules {

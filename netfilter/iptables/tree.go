@@ -85,7 +85,7 @@ func (t *tree) top(numbers []int) (shift int) {
 	return shift
 }
 
-// lines returns the rules that lead to the numbers, which are in order and equal but for the digits from shift down.
+// lines returns the rules for the numbers, which are in order and equal but for the digits from shift down.
 func (t *tree) lines(numbers []int, shift int) (lines []string) {
 	for len(numbers) > 0 {
 		first := numbers[0] >> shift

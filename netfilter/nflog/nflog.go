@@ -232,8 +232,8 @@ func (r *Reader) Read(ctx context.Context, wait time.Duration, each func(*Packet
 	return lost, nil
 }
 
-// packets calls each with the packets of the netlink messages, and returns how many packets are missing before the last
-// of them.
+// packets calls the function each with every packet of the netlink messages, and returns how many packets are missing
+// before the last of them.
 func (r *Reader) packets(b []byte, p *Packet, each func(*Packet)) (lost uint64) {
 	for kind, data := range messagesIn(b) {
 		if kind != unix.NFNL_SUBSYS_ULOG<<8|msgPacket || !p.parse(data) {

@@ -205,8 +205,8 @@ func samePolicies(class, policies []string) bool {
 	return slices.Equal(plain, want)
 }
 
-// classOf returns the class of the direction that the pod's address is in. Several classes may share a set, so it
-// prefers the one with the pod.
+// classOf returns the class of the direction that the pod's address is in; nil if there is none. Several classes may
+// share a set, so it prefers the one with the pod.
 func classOf(r ruleset.Ruleset, d ruleset.Direction, of Place) (found *ruleset.Class) {
 	for i := range r.Classes {
 		c := &r.Classes[i]

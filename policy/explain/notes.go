@@ -85,7 +85,7 @@ func or(a, b string) string {
 }
 
 // masqueraded reports whether the path's source address is translated: its destination is outside of the pods'
-// networks, and it isn't a global IPv6 address.
+// networks, and the source isn't a global IPv6 address.
 func (j *judge) masqueraded(p *Path) bool {
 	if p.To.Pod != "" && !p.To.HostNetwork {
 		return false

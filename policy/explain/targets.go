@@ -163,7 +163,8 @@ func (j *judge) selected(s *policy.Service) (all []*policy.Pod) {
 	return all
 }
 
-// targetNumber returns the number of the pod's port that the Service's port leads to.
+// targetNumber returns the number of the pod's port that the Service's port leads to; false if the pod has no such
+// port.
 func targetNumber(o *policy.Pod, p policy.ServicePort) (uint16, bool) {
 	if p.Target.Type == intstr.Int {
 		return uint16(p.Target.IntVal), p.Target.IntVal >= 1 && p.Target.IntVal <= 65535

@@ -121,7 +121,7 @@ func (p Ports) complement() Ports {
 	return Ports{TCP: gaps(p.TCP), UDP: gaps(p.UDP), SCTP: gaps(p.SCTP), Other: !p.Other}
 }
 
-// atom is a range of ports of one protocol that no policy divides. proto is empty for all protocols without ports.
+// atom is a range of ports of one protocol that no policy divides. proto is noPorts for all protocols without ports.
 type atom struct {
 	proto ruleset.Protocol
 	ruleset.PortRange

@@ -9,7 +9,7 @@ import (
 type countedSet struct {
 	*mergedSet
 	entries Entries
-	counted map[part]Entries // what each part had when it was counted
+	counted map[part]Entries // the entries of each part's set when the part was last counted
 	// shared has, for each element that several parts give, how many give it each comment, in the order of the comments.
 	// One part gives each other element, with the comment that the entry has.
 	shared map[Element][]tally

@@ -82,8 +82,8 @@ func peersOf(r *Rule, c Chain, sets map[string]*Set) int {
 	return -1
 }
 
-// restKey appends what rules of one group have in common. numbers are the rule's ports, if they are few. The length of
-// each value precedes it, so different rules never give equal keys.
+// restKey appends to key what rules of one group have in common. numbers are the rule's ports, if they are few. The
+// length of each value precedes it, so different rules never give equal keys.
 func restKey(key []byte, run int, r *Rule, peers int, numbers []uint16) []byte {
 	number := func(n int) { key = append(strconv.AppendInt(key, int64(n), 10), ' ') }
 	number(run)

@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// merge says which rules of a chain become one rule, and which.
+// merge says which rules of a chain become one rule, and what that rule is.
 type merge struct {
 	plan  *chainPlan
 	chain int   // its index in the ruleset

@@ -6,7 +6,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Allows reports whether the packet passes the hook that checks it.
+// Allows reports whether the packet passes the hook that checks it; it does if no chain is at the hook.
 func (x *Index) Allows(p Packet) bool {
 	hooks := &x.hooks[conf.FamilyOf(p.Dst)]
 	c := hooks[0]

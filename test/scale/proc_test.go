@@ -106,7 +106,7 @@ func (n *node) startDecoder() (pid int, stop func()) {
 	}
 }
 
-// decode watches pods as the agent does, until it is killed.
+// decode watches pods as the agent does, until it is killed; it returns an error if the watch ends.
 func decode(kubeconfig string) error {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {

@@ -70,7 +70,7 @@ type runs struct {
 		CPUs   int
 		Kernel string
 		Go     string
-		// IPTables is what the agents say of the node's iptables, such as its version and nf_tables or legacy.
+		// IPTables is what the agents say of the node's iptables, such as "nft" or "legacy".
 		IPTables string
 	}
 	Mix       string

@@ -43,7 +43,7 @@ const (
 	FromDirectory  Kind = "directory"
 )
 
-// Kind returns the kind of the source, and the path of a directory.
+// Kind returns the kind of the source, and the path of a directory. The error of a wrong Place is a usage error.
 func (s *Source) Kind() (kind Kind, path string, err error) {
 	path, isDir := strings.CutPrefix(s.Place, "dir:")
 	switch {

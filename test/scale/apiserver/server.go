@@ -43,7 +43,7 @@ type Kind struct {
 	Namespaced bool
 	// New returns an empty object, into which a client's object is read.
 	New func() Object
-	// NewList returns an empty list, and Items makes a list's items of objects.
+	// NewList returns a list of the objects.
 	NewList func(meta metav1.ListMeta, items []Object) runtime.Object
 	// Base has the objects that exist from the beginning; nil if there are none.
 	Base Base
