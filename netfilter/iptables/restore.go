@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/weir-net/weir/conf"
@@ -35,6 +36,10 @@ func startRestorer(f Flavour, family conf.Family) (*restorer, error) {
 	cmd := exec.CommandContext(context.Background(), f.program(family)+"-restore", "--wait", lockWait, "--noflush")
 	r := &restorer{flavour: f, family: family, cmd: cmd, ended: make(chan struct{})}
 	r.cmd.Stderr = &r.output
+	// If this process is killed while the program waits for the lock, the program must not change the rules any more: by
+	// then the next agent may have given a number to another class. The kernel sends the signal when the thread ends that
+	// started the program. Go ends no thread before the process ends, unless a goroutine stays locked to it.
+	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var err error
 	if r.stdin, err = r.cmd.StdinPipe(); err == nil {
 		err = r.cmd.Start()

@@ -1,8 +1,13 @@
 package iptables
 
 import (
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/test/nodetest"
@@ -49,6 +54,54 @@ func TestRestorers(t *testing.T) {
 				t.Errorf("iptables-%s: no chain %s in\n%s", f, want, have)
 			}
 		}
+	}
+}
+
+// TestNoChangeOutlivesTheDriver: if the driver's process is killed while the program waits for the lock, the program
+// changes nothing any more. By the time it got the lock, another driver may have read the kernel and given a number to
+// another class.
+func TestNoChangeOutlivesTheDriver(t *testing.T) {
+	const commands = "*mangle\n:WEIR-LATE - [0:0]\nCOMMIT\n"
+	if os.Getenv("WEIR_KILLED_DRIVER") != "" {
+		d := driver(t, Legacy)
+		t.Fatal("restored: ", d.restoreFamily(t.Context(), conf.IPv4, commands))
+	}
+	if !nodetest.Isolated(t) {
+		return
+	}
+	nodetest.Run(t, "iptables-legacy", "-t", "mangle", "-L")
+	lock, err := os.OpenFile("/run/xtables.lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if err == nil {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+t.Name()+"$")
+	killed.Env = append(os.Environ(), "WEIR_KILLED_DRIVER=1")
+	if err := killed.Start(); err != nil {
+		t.Fatal(err)
+	}
+	await := func(runs bool) {
+		t.Helper()
+		for range 1000 {
+			if out, _ := nodetest.Try("pgrep", "-f", "^iptables-legacy-restore"); (out != "") == runs {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		t.Fatalf("the program runs: %v", !runs)
+	}
+	await(true)
+	time.Sleep(200 * time.Millisecond) // until the program has its commands
+	_ = killed.Process.Kill()
+	_ = killed.Wait()
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	await(false)
+	if have := nodetest.Run(t, "iptables-legacy-save", "-t", "mangle"); strings.Contains(have, "WEIR-LATE") {
+		t.Errorf("a killed driver's change was made:\n%s", have)
 	}
 }
 
