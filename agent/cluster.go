@@ -31,7 +31,7 @@ type clusterView struct {
 	nodes      nodeClaims
 }
 
-// lookup says that the agent asked the source for this pod, because the source's objects didn't include the pod.
+// lookup is the source's answer about a pod that its objects didn't include, so that the agent asked for it.
 type lookup struct {
 	pod *policy.Pod
 	// namesake is the UID of the pod of the same name that the source's objects had when the agent asked; empty if they

@@ -120,7 +120,7 @@ func (a *agent) readDrops(ctx context.Context) (err error) {
 
 type podNetworks struct {
 	of    *snapshot
-	stale bool // ask again which snapshot is the newest
+	stale bool // load must be called before contains: there may be a newer snapshot
 	pods  map[netip.Addr]bool
 	nodes map[netip.Prefix]bool
 	bits  map[int]bool // the lengths of the prefixes in nodes

@@ -137,7 +137,7 @@ func (x *explainer) explain(ctx context.Context, question explain.Question) (exp
 		}
 	}
 	e, err := explain.Explain(c, q)
-	if input := (*explain.InputError)(nil); errors.As(err, &input) { // with all names, to find the nearest ones
+	if input := (*explain.InputError)(nil); errors.As(err, &input) { // again with all pods, to find the nearest names
 		if c, err = about(func(*policy.Pod) bool { return true }); err == nil {
 			e, err = explain.Explain(c, q)
 		}
@@ -158,7 +158,7 @@ func (x *explainer) addKernel(ctx context.Context, e *explain.Explanation) {
 		v := explain.View{Node: x.node, Want: by.ruleset, Links: by.links()}
 		packets := checked(e, v.Links)
 		if len(packets) == 0 {
-			e.AddKernel(v) // says why
+			e.AddKernel(v) // says why there is nothing to look at
 			return
 		}
 		held, err := x.backend.Inspect(ctx, by.ruleset, packets)

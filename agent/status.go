@@ -35,7 +35,7 @@ type status struct {
 	ready     bool
 	lastSync  time.Time
 	backend   string
-	setType   func(ruleset.SetKind) string // the backend's name for a kind of sets
+	setType   func(ruleset.SetKind) string // Backend.SetType
 	endpoints []endpoint.Endpoint          // without endpoints whose records are broken
 	earlier   earlierRules
 	// stateless is true if the source has given no usable state yet.

@@ -182,7 +182,7 @@ func (u *upkeep) withoutEnding(
 	for _, e := range records {
 		_, ending, err := endpoint.LoadAny(e.ID())
 		switch {
-		case err != nil: // the record was read a moment ago
+		case err != nil: // unexpected: the record could be read a moment ago
 			errs = append(errs, err)
 		case !ending:
 			staying = append(staying, e)

@@ -31,7 +31,7 @@ type ways struct {
 	moved bool
 	// unchecked is true if the kernel's routes and tunnels may differ from kernel.
 	unchecked bool
-	checked   time.Time // when the agent last read everything
+	checked   time.Time // when the agent last read the kernel's routes and tunnels
 	routes    *overlay.Routes
 	plan      overlay.Plan // the wanted routes and tunnels
 	kernel    overlay.Plan // the plan that was last applied

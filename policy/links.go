@@ -81,7 +81,7 @@ func (c *common) chainedPods() chainedPods {
 			p.foreign = append(p.foreign, ruleset.Rule{
 				InPort: link.Port, Comment: "weir: an ICMP error of " + words + " under a foreign name", Action: ruleset.Drop,
 			})
-		case link.Port == "" && link.In != "": // all packets of a family without an address of the pod have forged sources
+		case link.Port == "" && link.In != "": // if the pod has no address of the family, every source is forged
 			any := entry(netip.PrefixFrom(unspecified[c.family], 0), words)
 			any.Link = link.In
 			p.own = append(p.own, any)

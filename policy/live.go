@@ -18,7 +18,7 @@ type live struct {
 	print uint64
 	port  namedPort
 	count [len(conf.Families)]int    // how many addresses of each family the matching pods have
-	names [len(conf.Families)]string // of the sets
+	names [len(conf.Families)]string // the names of the sets
 	sets  [len(conf.Families)]liveSet
 }
 
@@ -34,7 +34,7 @@ type scope struct {
 	key        string
 	of         selector // the selector without its podSelector
 	selectors  int      // how many live selectors have the scope
-	unanchored []*live  // those that no label of a pod leads to
+	unanchored []*live  // the live selectors that have no anchors
 }
 
 // matches reports whether the scope has the namespace.
@@ -42,7 +42,7 @@ func (s *scope) matches(n *space) bool { return s.of.matchesNamespace(n.name, n.
 
 // selectorIndex finds the live selectors that match labels, without comparing all of them.
 type selectorIndex struct {
-	last   uint64 // the last ID
+	last   uint64 // the ID of the newest selector or named port
 	byKey  map[string]*live
 	byPort map[portKey]*portSets
 	// crowds are the crowds with pods that have the named port, and how many such pods each crowd has.

@@ -78,7 +78,7 @@ func after(text, name, alphabet string, cut, dash bool) (word string, whole, ok 
 		name += "-"
 	}
 	if cut && len(text) <= len(name) {
-		return "", alphabet == "", strings.HasPrefix(name, text) // the name is known, however it is cut
+		return "", alphabet == "", strings.HasPrefix(name, text) // the text ends within NAME, before any word
 	}
 	word, ok = strings.CutPrefix(text, name)
 	whole = !cut

@@ -73,7 +73,7 @@ func (c *compiler) grant() {
 // as there is room, those of namespaces with few such sets first.
 func (c *compiler) fits() bool {
 	room, waiting := nodeRoom(), map[string]float64{}
-	if !c.wanted.within(room) { // perhaps many are uncounted
+	if !c.wanted.within(room) { // the sets that aren't counted, perhaps many, needn't be looked at
 		return false
 	}
 	for s := range c.uncounted {
@@ -209,7 +209,7 @@ func (c *compiler) modest() map[*part]bool {
 	few := func(a, b *part) int { return cmp.Compare(len(a.wants), len(b.wants)) }
 	for changed := true; changed; {
 		changed = false
-		for _, p := range slices.SortedFunc(maps.Keys(modest), few) { // those that need few sets get them counted first
+		for _, p := range slices.SortedFunc(maps.Keys(modest), few) { // so those with few sets have them counted first
 			if c.share(p, equal, room) <= equal {
 				continue
 			}

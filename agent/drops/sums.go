@@ -127,7 +127,7 @@ type sender struct {
 	number  uint64
 	alone   bool
 	tokens  float64
-	counted time.Time // when tokens was right
+	counted time.Time // the time for which tokens was computed
 	flows   int
 	// last is where the sender's last packet that was left out was counted; nil if there is none since the last sweep.
 	last   *rest
@@ -220,7 +220,7 @@ func (s *Sums) sender(f flowKey) *sender {
 	by := f.Src
 	if f.link != 0 { // the address is forged
 		by = [16]byte{}
-		binary.BigEndian.PutUint32(by[12:], f.link) // no IPv4-mapped address, and no IPv6 address that a pod has
+		binary.BigEndian.PutUint32(by[12:], f.link) // differs from the address of every pod
 	}
 	if from := s.senders[by]; from != nil {
 		return s.refill(from)

@@ -55,7 +55,7 @@ func selector(r *rand.Rand) *metav1.LabelSelector {
 	switch r.IntN(10) {
 	case 0, 1:
 		return s // selects all
-	case 2: // as text it is a key alone, with which another selector's text may end
+	case 2: // the text of this selector is a key alone, and the text of another selector may end with that key
 		s.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: pick(r, keys), Operator: metav1.LabelSelectorOpExists}}
 		return s
 	}
