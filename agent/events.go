@@ -34,7 +34,7 @@ type (
 		id string
 		lookup
 	}
-	// waysChanged means that links, addresses or routes to other nodes may have changed.
+	// waysChanged means that weir's tunnel or its routes to other nodes may have changed.
 	waysChanged struct{}
 	// nodeChecked is the result of a check of the node settings.
 	nodeChecked struct {

@@ -87,7 +87,8 @@ func (a *agent) reapOnce() {
 	}
 }
 
-// evict removes addresses that other programs added to the sets of all pods.
+// evict removes addresses that other programs added to the sets of all pods. If it has removed any, it tells the loop,
+// which counts a repair.
 func (a *agent) evict(ctx context.Context, strays []netip.Addr) {
 	evicted, err := attachment.NewNode().Evict(strays)
 	if err != nil {

@@ -41,7 +41,8 @@ type class struct {
 	ruleset.Class
 	policies int // how many there are
 	key      string
-	// If the policies allow nothing, the class has neither a set nor a chain, and none has the pods' entries.
+	// If the policies allow nothing, or the kernel refuses the class set, set and chain are nil. The entries of the
+	// pods are then in the field none.
 	set   *ruleset.Set
 	chain *ruleset.Chain
 	enter ruleset.Rule // sends the pods' packets to the chain

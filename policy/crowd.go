@@ -210,7 +210,7 @@ func (e *Engine) leave(p *pod) {
 	c.pods = c.pods[:len(c.pods)-1]
 	if p.crowd = nil; len(c.pods) == 0 {
 		e.moving.crowds[c] = true
-	} else if c.sample == p.Pod { // the pod isn't needed any more
+	} else if c.sample == p.Pod { // otherwise the crowd would keep the pod in memory
 		c.sample = c.pods[0].Pod
 	}
 }

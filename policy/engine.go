@@ -62,7 +62,7 @@ type pod struct {
 	*Pod
 	next *pod // another pod of the same name; nil if there is none
 	made bool // a workload can have made the pod; the source doesn't have it
-	// crowd has the pod, if the pod has addresses of its own.
+	// crowd is the crowd that the pod is in; nil if the pod has no addresses or uses those of its node.
 	crowd *crowd
 	place int // in crowd.pods
 	here  bool

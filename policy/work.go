@@ -16,7 +16,8 @@ const (
 	crowdsPerWork = 200
 	// bulkPerWork is how many peers, or ports, of policies are parsed in the same time.
 	bulkPerWork = 2
-	// maxWaits is after how many compiles with a limit a problem is reported for a policy that still waits.
+	// maxWaits is how many compiles in a row may leave work of a namespace. After that a problem is reported for each of
+	// its policies that still waits.
 	maxWaits = 1000
 )
 
