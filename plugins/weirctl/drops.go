@@ -56,8 +56,14 @@ func dropsCommand() *cobra.Command {
 			if failed != nil {
 				return fmt.Errorf("print drops: %w", failed)
 			}
-			if ctx.Err() != nil { // Ctrl-C
+			switch {
+			case ctx.Err() != nil: // Ctrl-C
 				return nil
+			case errors.Is(err, os.ErrPermission):
+				return fmt.Errorf("%s may not be opened: run weirctl as root", agentapi.Socket)
+			case errors.Is(err, agentapi.ErrNoAgent):
+				return fmt.Errorf("%w: weirctl drops asks the agent of the node that it runs on, so run it there; in a "+
+					"cluster: kubectl -n kube-system exec POD -c weir-agent -- weirctl drops", agentapi.ErrNoAgent)
 			}
 			if err == nil && q.Follow {
 				err = errors.New("the agent has ended")

@@ -49,6 +49,9 @@ func (n *narrow) filter() (f reach.Filter, err error) {
 	if f.To, err = parties("--to", n.to); err != nil {
 		return f, err
 	}
+	if n.rows < 0 {
+		return f, client.Usage(fmt.Errorf("--rows %d: must be a number of rows, or 0 for all", n.rows))
+	}
 	if n.port != "" {
 		if f.Proto, f.Ports, err = portRange(n.port); err != nil {
 			return f, err

@@ -196,6 +196,7 @@ func TestReachBadInput(t *testing.T) {
 		{false, "--port 80-79", client.ExitUsage, "must be a port"},
 		{false, "--port 80/icmp", client.ExitUsage, "must be a port"},
 		{false, "--port 65536", client.ExitUsage, "must be a port"},
+		{false, "--rows -1", client.ExitUsage, "--rows -1: must be a number of rows"},
 		{false, "--from web", client.ExitUsage, `--from "web": must be NS/NAME`},
 		{false, "--to shop/[", client.ExitUsage, `--to "shop/[": must be NS/NAME`},
 		{false, "--to shop/bd", client.ExitError, "--to shop/bd: no pod, no workload and no Service with pods"},
