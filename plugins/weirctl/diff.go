@@ -11,6 +11,9 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/weir-net/weir/plugins/weirctl/chart"
 	"github.com/weir-net/weir/plugins/weirctl/client"
@@ -116,6 +119,7 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 	for _, p := range file.Problems {
 		change.Notes = append(change.Notes, p.String())
 	}
+	change.Notes = append(change.Notes, idle(file.Policies, after.Pods)...)
 	warn(cmd, change.Notes)
 	print := chart.DiffTable
 	if format == client.JSON {
@@ -128,6 +132,25 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 		return client.Exit(client.ExitChanges, nil)
 	}
 	return nil
+}
+
+// idle says which of the policies select none of the pods: mostly they are in the wrong namespace.
+func idle(policies []*networkingv1.NetworkPolicy, pods []policy.Pod) (notes []string) {
+	for _, np := range policies {
+		selector, err := metav1.LabelSelectorAsSelector(&np.Spec.PodSelector)
+		if err != nil || slices.ContainsFunc(pods, func(p policy.Pod) bool {
+			return p.Namespace == np.Namespace && !p.HostNetwork &&
+				(selector.Matches(labels.Set(p.Labels)) || len(p.Unknown) > 0)
+		}) {
+			continue
+		}
+		note := fmt.Sprintf("NetworkPolicy %s/%s selects no pod that exists", np.Namespace, np.Name)
+		if np.Namespace == metav1.NamespaceDefault {
+			note += "; a manifest without a namespace counts for the namespace default"
+		}
+		notes = append(notes, note)
+	}
+	return notes
 }
 
 // namespacesOf returns the namespaces of the change. If a person may not read all of the cluster, these are read.

@@ -152,6 +152,17 @@ Opens (from, to, ports):
 	}
 }
 
+// TestIdlePolicy: a policy that selects no pod, because its namespace is missing or wrong, is a note of diff.
+func TestIdlePolicy(t *testing.T) {
+	text := "{kind: NetworkPolicy, apiVersion: networking.k8s.io/v1, metadata: {name: db}, spec: {podSelector: {}}}"
+	out, errs, code := execute(t, diffCommand(), text, "-f", "-")
+	if code != 0 || !strings.Contains(out, "adds NetworkPolicy default/db") ||
+		errs != "weirctl: note: NetworkPolicy default/db selects no pod that exists; a manifest without a namespace counts "+
+			"for the namespace default\n" {
+		t.Errorf("%d, %q\n%s", code, errs, out)
+	}
+}
+
 // TestUnreadSource: a source with a file that can't be read is an error of diff, and a note of matrix. A pod that is
 // left out is a note of both.
 func TestUnreadSource(t *testing.T) {
