@@ -46,8 +46,8 @@ func (a *agent) reportDrops(ctx context.Context) {
 	}
 }
 
-// names asks the loop for the names of the pods with these addresses. It returns nil if the loop is too busy to take
-// the question within namesWait.
+// names asks the loop for the names of the pods with these addresses. It returns nil if the loop is too busy to answer
+// within namesWait, or if ctx ends.
 func (a *agent) names(ctx context.Context, addresses []netip.Addr) map[netip.Addr]string {
 	if len(addresses) == 0 {
 		return nil

@@ -45,7 +45,7 @@ func (l *dropLog) serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		if q.Since > 0 {
 			from = time.Now().Add(-q.Since)
 		}
-		// A drop that came between Subscribe and Since is among both.
+		// A drop that comes at about this time may be both in the ring and in the queue.
 		past := l.ring.Since(from)
 		if err := out.write(past); err != nil || !q.Follow {
 			return
@@ -94,7 +94,7 @@ func (w *dropWriter) write(drops []*agentapi.Drop) error {
 			short.Packet = nil
 			d = &short
 		}
-		if err := errors.Join(wait(), w.json.Encode(d)); err != nil { // thousands of drops take a slow client longer
+		if err := errors.Join(wait(), w.json.Encode(d)); err != nil { // each drop has readerWait, as there may be thousands
 			return err
 		}
 	}
