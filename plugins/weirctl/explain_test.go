@@ -127,6 +127,25 @@ func TestNodePort(t *testing.T) {
 	}
 }
 
+// TestHostNetworkWithoutNode: the errors about a pod whose node is unknown say so.
+func TestHostNetworkWithoutNode(t *testing.T) {
+	inDirectory(t, []byte(nodePort+`---
+{kind: Pod, apiVersion: v1, metadata: {name: host, namespace: shop, labels: {app: host}}, spec: {hostNetwork: true}}
+---
+{kind: Service, apiVersion: v1, metadata: {name: hosts, namespace: shop},
+ spec: {selector: {app: host}, ports: [{port: 80}]}}
+`))
+	_, code, message := runExplain(t, "shop/host", "shop/web:80", "--source", "dir:manifests")
+	if code != client.ExitUsage || !strings.Contains(message, "uses its node's network") {
+		t.Errorf("exit code %d, %s", code, message)
+	}
+	out, code, message := runExplain(t, "shop/web", "svc/shop/hosts", "--source", "dir:manifests")
+	if code != client.ExitDropped || !strings.Contains(strings.Join(strings.Fields(out), " "),
+		"none of its pods has a known address") {
+		t.Errorf("exit code %d, %s\n%s", code, message, out)
+	}
+}
+
 // TestICMP: ICMP has no ports, and only a rule without ports allows it.
 func TestICMP(t *testing.T) {
 	inDirectory(t, []byte(nodePort))

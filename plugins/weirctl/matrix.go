@@ -230,15 +230,15 @@ func notes(c explain.Cluster, m *reach.Matrix) (notes []string) {
 			}
 		}
 	}
-	note := func(pods int, format string, args ...any) {
+	note := func(pods int, which, meaning string) {
 		if pods > 0 {
-			notes = append(notes, fmt.Sprintf("%d of the pods ", pods)+fmt.Sprintf(format, args...))
+			notes = append(notes, fmt.Sprintf("pods %s: %d. %s", which, pods, meaning))
 		}
 	}
-	note(host, "use their node's network: no policy selects them, and they aren't shown")
-	note(bare, "have no address that their Node can assign: no ipBlock counts as containing them")
+	note(host, "that use their node's network", "No policy selects them, and they aren't shown")
+	note(bare, "without an address that their Node can assign", "No ipBlock counts as containing them")
 	networks := strings.Trim(strings.ReplaceAll(fmt.Sprint(c.Invented), " ", " or "), "[]")
-	note(invented, "have no address yet: they count as addresses in %s", networks)
+	note(invented, "without an address yet", "They count as addresses in "+networks)
 	for _, p := range c.Problems {
 		notes = append(notes, p.String())
 	}

@@ -216,7 +216,7 @@ func (c *Cluster) places(r Ref) ([]Place, error) {
 		if p.HostNetwork && len(all) == 0 {
 			nodes, err := c.nodePlaces(p.NodeName)
 			if err != nil {
-				return nil, inputError("pod %s has no address yet", r)
+				return nil, inputError("pod %s uses its node's network, and no address of the node is known: ask about one", r)
 			}
 			for _, n := range nodes {
 				add(n.Address, false)

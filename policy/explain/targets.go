@@ -193,6 +193,9 @@ func (j *judge) noEndpoints(s *policy.Service, p policy.ServicePort) string {
 		!slices.ContainsFunc(pods, func(o *policy.Pod) bool { _, ok := targetNumber(o, p); return ok }):
 		return where + fmt.Sprintf("its pods have no %s port named %s", strings.ToUpper(string(p.Proto)), p.Target.StrVal)
 	}
+	if s.Endpoints == nil {
+		return where + "none of its pods has a known address"
+	}
 	return where + fmt.Sprintf("none of its pods is ready: kubectl -n %s get endpointslices -l %s=%s", s.Namespace,
 		"kubernetes.io/service-name", s.Name)
 }
