@@ -3,6 +3,7 @@ package iptables
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -85,7 +86,13 @@ func TestNoChangeOutlivesTheDriver(t *testing.T) {
 	await := func(runs bool) {
 		t.Helper()
 		for range 1000 {
-			if out, _ := nodetest.Try("pgrep", "-f", "^iptables-legacy-restore"); (out != "") == runs {
+			running := false
+			all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+			for _, of := range all {
+				words, _ := os.ReadFile(of)
+				running = running || strings.HasPrefix(string(words), "iptables-legacy-restore\x00")
+			}
+			if running == runs {
 				return
 			}
 			time.Sleep(10 * time.Millisecond)
