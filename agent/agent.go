@@ -150,7 +150,8 @@ func newAgent(o Options, backend Backend, links netlinksafe.Handle) *agent {
 	}
 	a.snapshots.init()
 	a.explainer = explainer{
-		source: o.Source, backend: backend, snapshots: &a.snapshots, node: o.Node.Name, one: make(chan struct{}, 1),
+		source: o.Source, backend: backend, snapshots: &a.snapshots, node: o.Node.Name,
+		one: make(chan struct{}, 1), sending: make(chan struct{}, 1),
 	}
 	a.metrics = newMetrics(a.status.Load)
 	a.metrics.registry.MustRegister(&positionCollector{now: func() (enforced.Position, bool) {

@@ -22,6 +22,8 @@ type explainer struct {
 	snapshots *snapshots
 	node      string
 	one       chan struct{} // has room for one: the question that is being answered
+	// sending has room for one: the answer with all objects that is being sent. It may have a hundred megabytes.
+	sending chan struct{}
 }
 
 // errNoView is the answer if the source is no Viewer.
@@ -73,8 +75,15 @@ func (x *explainer) cluster(ctx context.Context, keep func(*policy.Pod) bool) (e
 	return explain.Cluster{Objects: objects, Endpoints: by.endpoints, Node: x.node, Services: services}, nil
 }
 
-// serveObjects answers POST /v1/objects with all objects that the agent knows.
+// serveObjects answers POST /v1/objects with all objects that the agent knows. It sends one answer at a time. Meanwhile
+// other questions are answered.
 func (x *explainer) serveObjects(w http.ResponseWriter, r *http.Request) {
+	select {
+	case x.sending <- struct{}{}:
+		defer func() { <-x.sending }()
+	case <-r.Context().Done():
+		return
+	}
 	if !x.begin(r.Context()) {
 		return
 	}

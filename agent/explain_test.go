@@ -27,7 +27,9 @@ func (viewer) View(context.Context, func(*policy.Pod) bool) (policy.Objects, []p
 // TestStoppedClient: a client that asks for all objects and doesn't read them, such as a stopped weirctl, keeps nobody
 // else waiting.
 func TestStoppedClient(t *testing.T) {
-	x := explainer{source: viewer{newCluster()}, snapshots: &snapshots{}, one: make(chan struct{}, 1)}
+	x := explainer{
+		source: viewer{newCluster()}, snapshots: &snapshots{}, one: make(chan struct{}, 1), sending: make(chan struct{}, 1),
+	}
 	x.snapshots.init()
 	server := httptest.NewServer(http.HandlerFunc(x.serveObjects))
 	defer server.Close()
@@ -48,4 +50,7 @@ func TestStoppedClient(t *testing.T) {
 		t.Fatal("the next question waits for a client that doesn't read")
 	}
 	x.end()
+	if len(x.sending) != 1 {
+		t.Error("a second answer may take as much memory while the first is being sent")
+	}
 }
