@@ -97,7 +97,8 @@ func (u *upkeep) hear(n bridge.News) {
 	}
 }
 
-// keepNode checks the node settings at each resync, and when the kernel reports a change.
+// keepNode checks the node settings at each resync and soon after the kernel reports a change, and repairs those that
+// differ, until ctx ends.
 func (a *agent) keepNode(ctx context.Context) error {
 	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE) // the loop has another handle, so it doesn't wait for this one
 	if err != nil {

@@ -17,8 +17,9 @@ type Connection struct {
 	Proto    uint8
 	Port     uint16 // of Dst; 0 for protocols without ports
 	Cut      bool
-	// Assured means that both sides have sent packets, and for UDP that packets still came two seconds after the first
-	// (IPS_ASSURED). A UDP query with one answer is never assured.
+	// Assured is the kernel's IPS_ASSURED. For TCP it means that the handshake is complete. For UDP it means that both
+	// sides have sent, and that a packet came more than two seconds after the first: a query with one answer is never
+	// assured.
 	Assured bool
 	// Translated means that Src sent to another address or port than Dst and Port.
 	Translated bool

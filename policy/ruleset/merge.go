@@ -16,10 +16,10 @@ type Bounds struct {
 	ListLen int
 	// SetLen is the greatest number of entries of a set that is merged. Each class of pods has a copy of them.
 	SetLen int
-	// Entries is the greatest number of entries of all merged sets. It bounds the kernel's memory for them, some 200
+	// Entries is how many entries all merged sets together may have. It bounds the kernel's memory for them, some 200
 	// bytes for each entry, and the time to write all of them.
 	Entries int
-	// Pairs is the greatest number of entries with ports.
+	// Pairs is how many of these entries may have ports.
 	Pairs int
 }
 

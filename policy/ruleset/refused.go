@@ -19,10 +19,10 @@ type Refusal struct {
 	Element Element
 }
 
-// Refused are the parts of rulesets that a node's kernel has refused. Each value has the part and the reason in the
-// backend's words: "the set weir-sel-X: REASON". The ruleset drops the packets that a refused part would allow. Refused
-// has only parts that allow packets by a policy or put a pod into its class. The node isn't safe without the other
-// parts.
+// Refused are the parts of rulesets that a node's kernel has refused, and that can be left out safely: each allows
+// packets by a policy or puts a pod into its class, so without it the ruleset only drops more. If the kernel refuses
+// another part, that is an error of the backend. Each value has the part and the reason in the backend's words: "the
+// set weir-sel-X: REASON".
 type Refused map[Refusal]string
 
 // Kind is one part of a rule. A kernel without support for this part refuses every rule that has it.

@@ -105,7 +105,7 @@ const (
 // Action is what a rule does with a packet that matches.
 type Action string
 
-// The actions.
+// The actions. Accept and Drop decide on the packet: no later rule of the hook checks it.
 const (
 	Accept Action = "accept"
 	Drop   Action = "drop"

@@ -303,8 +303,9 @@ func TestCheckSeesTheNode(t *testing.T) {
 	}
 }
 
-// TestNodeThatCantBeRepaired: while /proc/sys is read-only, the agent reports by name the sysctl that it can't set, in
-// the status and in metrics, and isn't ready. It repairs everything else. Afterwards it becomes ready.
+// TestNodeThatCantBeRepaired: while /proc/sys is read-only, the status names the sysctl that the agent can't set,
+// metrics count it, and the agent isn't ready. The agent repairs everything else. Once /proc/sys is writable again, it
+// becomes ready.
 func TestNodeThatCantBeRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -23,7 +23,8 @@ func DropPrinter(out io.Writer, f Format) func(*agentapi.Drop) error {
 	}
 }
 
-// DropLine returns the drop as one line of text. The names in it come from objects, so they may have any characters.
+// DropLine returns the drop as text for one line. The names in it come from objects and may have control characters. So
+// a caller that prints the text passes it through agentapi.OneLine.
 func DropLine(d *agentapi.Drop) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s  %5dx  ", d.Time.Local().Format("2006-01-02 15:04:05.000"), d.Count)
