@@ -16,9 +16,11 @@ var families = map[string]string{"iptables": "libipt_", "ip6tables": "libip6t_"}
 // matches and targets are the extensions of iptables that the agent's rules use (netfilter/iptables/text.go). matches6
 // are those that only ip6tables has.
 var (
-	matches  = []string{"bpf", "comment", "connlabel", "conntrack", "multiport", "physdev", "sctp", "set", "tcp", "udp"}
+	matches = []string{
+		"bpf", "comment", "connlabel", "conntrack", "mark", "multiport", "physdev", "sctp", "set", "tcp", "udp",
+	}
 	matches6 = []string{"hl", "icmp6"}
-	targets  = []string{"MASQUERADE", "NFLOG", "standard"}
+	targets  = []string{"MARK", "MASQUERADE", "NFLOG", "SET", "standard"}
 )
 
 // check returns an error that names each program that doesn't work in the image, and each missing extension of iptables
