@@ -31,6 +31,7 @@ image: all ## the container image, and the manifests that name it: IMAGE=registr
 # Each kernel test runs on a node of its own. CI's time is short: its cluster is smaller than make e2e's, it leaves out
 # the end-to-end test that measures a latency on an idle machine, and it runs some of Kubernetes' own specs.
 test: packages vet $(if $(CI),lint) ## every test, with the race detector; CI=true adds lint, the proofs and a cluster
+	$(if $(CI),@scripts/packages browser)
 	go test -race -timeout 20m ./...
 	cd scripts/image && go test ./...
 	@scripts/fuzz $(FUZZTIME)

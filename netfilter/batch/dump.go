@@ -18,7 +18,8 @@ type Dumper struct {
 	buf      []byte
 }
 
-// NewDumper returns a Dumper for a protocol of netlink(7), such as NETLINK_ROUTE. Close frees its socket.
+// NewDumper returns a Dumper that talks to the kernel by one protocol of netlink(7), such as NETLINK_ROUTE. The caller
+// closes the Dumper, which frees its socket.
 func NewDumper(protocol int) *Dumper { return &Dumper{protocol: protocol, fd: -1} }
 
 // Close frees the socket. The next Dump opens another one.

@@ -1,3 +1,5 @@
+//go:build npguard
+
 package main
 
 import (
@@ -27,15 +29,12 @@ var corpus = flag.String("np-guard", "", "a checkout of github.com/np-guard/netp
 // publishes for its own test cases. It needs a checkout of that project:
 //
 //	git clone https://github.com/np-guard/netpol-analyzer /tmp/netpol-analyzer
-//	go test ./plugins/weirctl -run TestPublishedConnectivity -np-guard /tmp/netpol-analyzer -v
+//	go test -tags npguard ./plugins/weirctl -run TestPublishedConnectivity -np-guard /tmp/netpol-analyzer -v
 //
 // Cases with kinds of policy that weir doesn't enforce, and with networks that aren't the pods' own, are left out. The
 // analyzer means something else by two things, and the test follows it: no ipBlock contains a pod, and pods with the
 // host's network are ordinary pods.
 func TestPublishedConnectivity(t *testing.T) {
-	if *corpus == "" {
-		t.Skip("no checkout of np-guard/netpol-analyzer is given: -np-guard DIRECTORY")
-	}
 	const end = "_connlist_output.txt"
 	files, err := filepath.Glob(filepath.Join(*corpus, "test_outputs/connlist/*"+end))
 	if err != nil || len(files) == 0 {

@@ -41,7 +41,7 @@ func Compare(before, after policy.State, services []policy.Service) *Diff {
 // Empty reports whether no connection differs.
 func (d *Diff) Empty() bool { return len(d.Opened)+len(d.Closed) == 0 }
 
-// minus returns the number of the ports of set a that aren't in set b.
+// minus returns the index, in sets, of the set with the ports that are in set a and not in set b.
 func (sp *space) minus(a, b int32) int32 {
 	if a == b {
 		return 0

@@ -15,7 +15,7 @@ type Row struct {
 	From  []int `json:"from"`
 	To    []int `json:"to"`
 	Ports Ports `json:"ports"`
-	// Family is IPv4 or IPv6 if the row is true for that family only; empty otherwise.
+	// Family is IPv4 or IPv6 if only connections of that family are possible. It is empty if the row is for both.
 	Family string `json:"family,omitempty"`
 }
 

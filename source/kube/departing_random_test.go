@@ -47,8 +47,8 @@ func (d *departures) namespace(ns *corev1.Namespace, gone bool, now time.Time) {
 	}
 }
 
-// policies returns the names of the policies that count, given those that exist now (live), and the namespaces that
-// have pods (inhabited).
+// policies returns the names of the policies that the agent must enforce now. live are the policies that the API server
+// has, and inhabited are the namespaces that have pods.
 func (d *departures) policies(now time.Time, live map[policy.Name]bool, inhabited map[string]bool) []string {
 	maps.DeleteFunc(d.recent, func(name policy.Name, at time.Time) bool { return now.Sub(at) > maxWatchLag || live[name] })
 	for name := range live {

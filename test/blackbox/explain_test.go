@@ -88,10 +88,10 @@ spec:
 `, team, labels, port)
 }
 
-// TestExplain: explain says that a connection is dropped and which condition isn't met, and the connection fails.
-// After each change that meets the condition, explain names another one. After the last change the connection is
-// allowed and succeeds. The kernel agrees each time. If the client's address is taken out of the sets, explain says
-// that the kernel differs.
+// TestExplain: a connection fails, because it meets none of several conditions of the policies. explain says that it is
+// dropped, and names one of these conditions. Once that condition is met, explain names the next one. When all are met,
+// the connection succeeds, and explain says that it is allowed. Each time explain says that the kernel agrees. If the
+// client's address is taken out of the sets, explain says that the kernel differs.
 func TestExplain(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
