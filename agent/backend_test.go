@@ -99,19 +99,24 @@ func (m *memory) Apply(
 	return r, err
 }
 
+// remembering returns an agent whose backend is memory. Its loop doesn't run: the test calls its steps.
+func remembering(t *testing.T) (*agent, *memory, *running) {
+	t.Helper()
+	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &memory{}
+	return newAgent(Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}, m, links), m, &running{T: t}
+}
+
 // TestReconcileAndItsBackend checks which methods of a backend the agent calls, in which order, and what the agent
 // then answers to plugins.
 func TestReconcileAndItsBackend(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := &memory{}
-	a := newAgent(Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}, m, links)
-	r := &running{T: t}
+	a, m, r := remembering(t)
 	id := r.attach("web", "10.88.0.2")
 	enrol := func() *enrolment {
 		e := &enrolment{id: id, deadline: time.Now().Add(time.Minute), answer: make(chan answer, 1)}
@@ -193,13 +198,7 @@ func TestLargePoliciesTakeSeveralRounds(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := &memory{}
-	a := newAgent(Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}, m, links)
-	r := &running{T: t}
+	a, m, r := remembering(t)
 	r.attach("web", "10.88.0.2")
 	a.takeRecords(dirwatch.Change{Lost: true})
 	const many, networks = 5, 1000
