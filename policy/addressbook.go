@@ -9,7 +9,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// addressBook has the pods that have each address or state it.
+// addressBook has, for each address, this node's endpoints that have it and the pods elsewhere whose status states
+// it.
 type addressBook struct {
 	one  map[netip.Addr]*pod   // an address of one pod
 	more map[netip.Addr][]*pod // an address of several pods
@@ -22,7 +23,6 @@ func newAddressBook() addressBook {
 	return addressBook{one: map[netip.Addr]*pod{}, more: map[netip.Addr][]*pod{}, taken: map[netip.Addr]int{}}
 }
 
-// add adds the pod to the pods with the address, unless it is among them already.
 func (b *addressBook) add(a netip.Addr, p *pod) {
 	switch first := b.one[a]; {
 	case b.more[a] != nil:
@@ -53,7 +53,6 @@ func (b *addressBook) remove(a netip.Addr, p *pod) {
 	b.more[a] = several
 }
 
-// all returns the pods that have the address or state it.
 func (b *addressBook) all(a netip.Addr) []*pod {
 	if several := b.more[a]; several != nil {
 		return several
@@ -64,10 +63,10 @@ func (b *addressBook) all(a netip.Addr) []*pod {
 	return nil
 }
 
-// uses reports whether policy uses the address for the pod, which has it or states it.
+// uses reports whether policy uses the address for the pod, which has it or states it: for a pod elsewhere only while
+// no endpoint of this node has it.
 func (b *addressBook) uses(p *pod, a netip.Addr) bool { return p.here || b.taken[a] == 0 }
 
-// users returns the pods for which policy uses the address.
 func (b *addressBook) users(a netip.Addr) []*pod {
 	all := b.all(a)
 	if b.taken[a] == 0 {
@@ -82,7 +81,7 @@ func (b *addressBook) users(a netip.Addr) []*pod {
 	return here
 }
 
-// names returns the names of the pods for which policy uses the address, if several pods have it.
+// names returns the names of the pods for which policy uses the address; nil unless several pods have or state it.
 func (b *addressBook) names(a netip.Addr) (names []string) {
 	if b.more[a] == nil {
 		return nil
@@ -163,7 +162,8 @@ func (e *Engine) touch(a netip.Addr) {
 	}
 }
 
-// settleSome settles if much has changed. It must not be called between withdraw and admit of a pod.
+// settleSome settles if 4,096 addresses or more have changed. It must not be called between withdraw and admit of a
+// pod.
 func (e *Engine) settleSome() {
 	const many = 1 << 12
 	if len(e.moving.addresses) >= many {
@@ -171,7 +171,8 @@ func (e *Engine) settleSome() {
 	}
 }
 
-// settle brings the entries of filled sets up to date, and forgets crowds without pods.
+// settle brings the entries of filled sets and the problems of shared addresses up to date, and forgets crowds
+// without pods.
 func (e *Engine) settle() {
 	for a, was := range e.moving.addresses {
 		now := e.at(a)

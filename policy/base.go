@@ -34,14 +34,12 @@ type common struct {
 	sheet    // of all families
 }
 
-// compile compiles the sets, chains and rules that don't depend on any policy.
 func (c *common) compile() {
 	for _, c.family = range c.families {
 		c.base()
 	}
 }
 
-// base compiles the sets, chains and rules of c.family.
 func (c *common) base() {
 	c.podSets()
 	fromPods := ruleset.SetMatch{Name: c.family.Set(conf.PodsSet), By: ruleset.Source}
@@ -69,8 +67,8 @@ func (c *common) base() {
 		ahead,
 		[]ruleset.Rule{{In: conf.Bridge, Action: ruleset.GoTo, To: conf.BridgeChain}},
 		other.self, []ruleset.Rule{fromPod, toBridge, toPod})
-	// This hook has the packets that a pod sends to its own node. Packets from the node to its pods enter none of weir's
-	// hooks, so kubelet's probes always pass.
+	// This hook has the packets that a pod sends to its own node. weir checks no packets from the node to its pods, so
+	// kubelet's probes always pass.
 	c.hook(ruleset.CheckToNode, conf.InputChain, "weir: egress policies hold towards this node too",
 		ahead, []ruleset.Rule{toLoopback(c.family, ruleset.Rule{In: conf.Bridge})}, other.loopback,
 		[]ruleset.Rule{
@@ -140,7 +138,8 @@ func has(entries ruleset.Entries, e ruleset.Element) bool {
 
 // ahead returns the rules that come before the rules that send packets to classes. Packets of established connections
 // leave the chain at these rules, and packets of cut connections are dropped. ICMP errors about connections leave the
-// chain after a rule has checked those from pods.
+// chain after a rule has checked those from pods. Before the rules for ICMP are those for the links of chained
+// attachments.
 func (c *common) ahead(other links) []ruleset.Rule {
 	established := ruleset.Rule{
 		Track: ruleset.Established, Comment: "weir: connections that were let through", Action: ruleset.Return,
@@ -162,9 +161,9 @@ func (c *common) ahead(other links) []ruleset.Rule {
 // connection that the kernel knows: the packets of the tunnel between nodes aren't tracked, and a forged error could
 // make the node send smaller packets through the tunnel.
 //
-// The rule related accepts errors that connection tracking relates to a connection. Any router on the connection's path
-// may send such an error, and the kernel can't tell routers from other senders. An error without a connection is
-// checked like any other packet.
+// At the rule related, errors that connection tracking relates to a connection leave the chain without a further
+// check. Any router on the connection's path may send such an error, and the kernel can't tell routers from other
+// senders. An error without a connection is checked like any other packet.
 //
 // Related packets of other protocols begin connections that another connection has announced to a helper of connection
 // tracking (FTP's data). They are checked like any first packet: policies don't mention announcements, and some helpers
@@ -201,7 +200,6 @@ func (c *common) global() []ruleset.Rule {
 	}}
 }
 
-// icmp returns the protocol of the family's errors: ICMP or ICMPv6.
 func icmp(f conf.Family) ruleset.Protocol {
 	if f == conf.IPv6 {
 		return ruleset.ICMPv6

@@ -29,7 +29,7 @@ var (
 	sides = [...]*side{&egress, &ingress}
 )
 
-// lowered are the classes of one part.
+// lowered is what lower computes for one part.
 type lowered struct {
 	classes  [len(sides)][len(conf.Families)][]class
 	supplies []*supply // the sets that the released demands need
@@ -88,7 +88,8 @@ func (c *compiler) lower() {
 	}
 }
 
-// exchange replaces the part's classes, and the sets and chains that the ruleset has for them.
+// exchange replaces the part's classes, and the sets and chains that the ruleset has for them, and lets grantSets
+// count the supplies anew.
 func (c *compiler) exchange(p *part, now lowered) {
 	was := p.lowered
 	p.lowered, c.joined = now, false
@@ -193,8 +194,8 @@ func dropRest(rules []ruleset.Rule, chain, why string) []ruleset.Rule {
 		ruleset.Rule{Comment: "weir: " + why, Action: ruleset.Drop})
 }
 
-// members returns the addresses of the endpoints as entries of the set, and the names of their pods. It leaves out
-// entries that the kernel refuses, and reports a problem for each.
+// members returns the addresses of the endpoints as entries of the set, and the names of the pods that have an entry.
+// It leaves out entries that the kernel refuses, and reports a problem for each.
 func (c *compiler) members(
 	of []joined, f conf.Family, set string, problems *[]ruleset.Problem,
 ) (entries []ruleset.Entry, pods []string) {

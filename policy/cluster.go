@@ -46,10 +46,9 @@ type joined struct {
 	pods []*Pod
 }
 
-// sameEndpoint reports whether the endpoints are the same, whichever pods they are.
+// sameEndpoint compares the endpoints only, not the pods that each of them may be.
 func sameEndpoint(a, b joined) bool { return a.equal(b.Endpoint) }
 
-// of returns the endpoint's addresses of the family.
 func (l joined) of(f conf.Family) []netip.Addr {
 	var addrs []netip.Addr
 	for _, a := range l.Addresses {
@@ -186,7 +185,8 @@ func (c cluster) problems() []ruleset.Problem {
 	return all
 }
 
-// sharedProblems returns the problems of the pods with the names, which all state the address as their own.
+// sharedProblems returns a problem for each of the pods with the names, which all state the address as their own.
+// There is no problem if all names are equal.
 func sharedProblems(a netip.Addr, names []string) (problems []ruleset.Problem) {
 	slices.Sort(names)
 	if names = slices.Compact(names); len(names) < 2 {
@@ -242,7 +242,6 @@ func SameUID(source, endpoint string) bool {
 	return source == "" || endpoint == "" || source == endpoint
 }
 
-// each calls f with each pod that the selector matches.
 func (c cluster) each(s selector, f func(p *member)) {
 	for _, members := range c.in {
 		if first := c.pods[members[0]]; !s.matchesNamespace(first.Namespace, first.namespace) {
@@ -264,7 +263,6 @@ func (c cluster) countSelected(s selector, f conf.Family) (n int) {
 	return n
 }
 
-// countOf returns how many addresses of the family the pod has.
 func (m *member) countOf(f conf.Family) (n int) {
 	for _, a := range m.addresses {
 		if conf.FamilyOf(a) == f {

@@ -178,7 +178,7 @@ func (e *Engine) forgetPolicies(namespace string) {
 	e.dropSpace(s)
 }
 
-// join puts the pod into the crowd of its namespace and labels.
+// join puts the pod into the crowd of its namespace and labels, which it makes if there is none.
 func (e *Engine) join(p *pod) {
 	s, hash := e.space(p.Namespace), labelHash(p.Pod)
 	c := s.crowds[hash]

@@ -96,7 +96,8 @@ func (b *builder) demandsOfPolicy(policy *parsedPolicy, s *side, classes int) (a
 }
 
 // complete adds the rules and sets to the demand. It reports whether the demand has rules and the kernel refuses none
-// of its parts. A demand has no rules if its peer can match no address of the families.
+// of its parts; it reports a problem for a refused part. A demand has no rules if its peer can match no address of
+// the families.
 func (b *builder) complete(d *demand) bool {
 	for _, f := range b.common.families {
 		if !d.peer.means(f) {
@@ -192,7 +193,6 @@ func (b *builder) portSet(s *side, p *ports, f conf.Family) (set *supply, match 
 	return nil, ruleset.SetMatch{}, ""
 }
 
-// namedPortSet returns the name of the set of a named port.
 func namedPortSet(p namedPort, f conf.Family) string {
 	direction := ruleset.Egress
 	if p.here {

@@ -202,7 +202,6 @@ func (e *Engine) SetEndpoints(endpoints []Endpoint) {
 
 func (p PodRef) name() Name { return Name{p.Namespace, p.Name} }
 
-// give adds the value to the namespace's set of values.
 func give[T comparable](to map[string]map[T]bool, namespace string, v T) {
 	if to[namespace] == nil {
 		to[namespace] = map[T]bool{}

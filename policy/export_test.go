@@ -96,7 +96,6 @@ func (e *Engine) Unsound() []string {
 	return u
 }
 
-// checkSpaces checks the namespaces, and the crowds of the pods.
 func (e *Engine) checkSpaces(u *unsound, all map[*pod]bool) {
 	ports := map[portKey]map[*crowd]int{}
 	for name, s := range e.spaces {

@@ -47,7 +47,7 @@ func parseIPBlock(block networkingv1.IPBlock) (prefixes []netip.Prefix, field st
 	return prefixes, "", nil
 }
 
-// describeIPBlock returns the block in words: "CIDR" or "CIDR except CIDR, CIDR".
+// describeIPBlock returns the block in words: "CIDR" or "CIDR except CIDR, CIDR". It names at most four excepts.
 func describeIPBlock(block networkingv1.IPBlock) string {
 	if len(block.Except) == 0 {
 		return block.CIDR

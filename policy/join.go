@@ -28,7 +28,6 @@ func (s *sheet) hook(h ruleset.Hook, name, comment string, rules ...[]ruleset.Ru
 	})
 }
 
-// set adds a set of the sheet's family.
 func (s *sheet) set(set ruleset.Set) {
 	set.Family = s.family
 	s.sets = append(s.sets, &set)

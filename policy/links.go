@@ -173,8 +173,8 @@ var loopback = map[conf.Family]netip.Prefix{
 	conf.IPv4: netip.MustParsePrefix("127.0.0.0/8"), conf.IPv6: netip.MustParsePrefix("::1/128"),
 }
 
-// toLoopback returns a rule that drops packets to the node's loopback addresses from the links that r matches. kubelet
-// has the same rule in filter INPUT (KUBE-FIREWALL; CVE-2020-8558).
+// toLoopback returns a rule that drops packets to the node's loopback addresses from the links that r matches. For
+// IPv4, kubelet has a similar rule in filter INPUT (KUBE-FIREWALL; CVE-2020-8558).
 //
 // The kernel drops these packets too, unless the sysctl route_localnet is set, as portmap sets it for the first
 // hostPort. The kernel always drops packets from a loopback address, so they need no rule.

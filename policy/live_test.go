@@ -102,7 +102,7 @@ func TestManyNamespaceSelectors(t *testing.T) {
 }
 
 // TestLabelHash: labels that swap their values have different hashes, else one tenant could put thousands of crowds
-// behind one hash.
+// behind one hash. The order of the labels doesn't matter.
 func TestLabelHash(t *testing.T) {
 	a := labelHash(&Pod{Labels: map[string]string{"a": "1", "b": "2"}})
 	if b := labelHash(&Pod{Labels: map[string]string{"b": "1", "a": "2"}}); a == b {

@@ -98,7 +98,6 @@ func (m matcher) ask(known map[string]string, unknown func(key string) bool) ans
 	return a
 }
 
-// matchedBy returns whether the selector matches the pod's labels.
 func (p *Pod) matchedBy(m matcher) answer {
 	if len(p.Unknown) > 0 {
 		return m.ask(p.Labels, func(key string) bool { return slices.Contains(p.Unknown, key) })

@@ -41,7 +41,6 @@ type part struct {
 	lowered  lowered
 }
 
-// partOf computes the groups and demands of a namespace.
 func (c *compiler) partOf(l *local) *part {
 	b := builder{compiler: c, part: &part{local: l, fresh: true}, made: map[string]*supply{}, wanted: map[*supply]bool{}}
 	for i, s := range sides {

@@ -139,7 +139,6 @@ func merge(ranges []ruleset.PortRange) []ruleset.PortRange {
 	return merged
 }
 
-// count returns how many ports are in the ranges.
 func count(ranges []ruleset.PortRange) (n int) {
 	for _, r := range ranges {
 		n += int(r.Last-r.First) + 1
@@ -147,7 +146,6 @@ func count(ranges []ruleset.PortRange) (n int) {
 	return n
 }
 
-// numbers returns the ports in the ranges, as a set's entries.
 func numbers(ranges []ruleset.PortRange) []ruleset.Entry {
 	var all []ruleset.Entry
 	for _, r := range ranges {

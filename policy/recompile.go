@@ -71,7 +71,6 @@ func (e *Engine) Changed() bool {
 		e.waits()
 }
 
-// waits reports whether some work waits for the next slice.
 func (e *Engine) waits() bool { return len(e.unparsed) > 0 || e.compiler.waiting() }
 
 // parseRest parses the rules of policies beyond maxBulk, as far as the work is within the limit.
@@ -92,7 +91,6 @@ func (e *Engine) parseRest() {
 	}
 }
 
-// parseEffort returns the work of parsing the policies of that name.
 func (e *Engine) parseEffort(name Name) (effort float64) {
 	for _, np := range e.space(name.Namespace).policies[name.Name] {
 		effort += float64(bulk(np.NetworkPolicy)) / bulkPerWork
@@ -100,7 +98,6 @@ func (e *Engine) parseEffort(name Name) (effort float64) {
 	return effort
 }
 
-// parseRules parses the policies of that name whole.
 func (e *Engine) parseRules(name Name) {
 	delete(e.unparsed, name)
 	s, local := e.space(name.Namespace), e.isLocal(name.Namespace)

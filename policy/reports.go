@@ -22,7 +22,6 @@ type reportOf struct {
 	shared    netip.Addr // an address of several pods
 }
 
-// set replaces the problems about one thing.
 func (r *reports) set(of reportOf, problems []ruleset.Problem) {
 	if len(problems) == 0 && len(r.by) == 0 || slices.Equal(r.by[of], problems) {
 		return

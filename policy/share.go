@@ -11,7 +11,6 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// amount is a number of kernel rules, sets and set entries.
 type amount struct{ rules, sets, entries float64 }
 
 func (a amount) plus(b amount) amount {
@@ -50,8 +49,9 @@ type tenant struct {
 	skipped    float64 // the entries of sets that were counted in vain
 }
 
-// grant decides which demands are granted. It grants all demands if the node has room for them, except those that need
-// a set which is too large for the kernel. It decides again only where the decision may be another one.
+// grant decides which demands are granted. It grants all demands if the node has room for them, except those that
+// need a set which is too large for the kernel or isn't counted yet. It decides again only where the decision may be
+// another one.
 func (c *compiler) grant() {
 	was := c.fit
 	if c.fit = c.fits(); !c.fit {
@@ -93,7 +93,8 @@ func (c *compiler) fits() bool {
 	return c.wanted.within(room)
 }
 
-// grantAll grants all demands of the part, except those that need a set which is too large for the kernel.
+// grantAll grants all demands of the part, except those that need a set that is too large for the kernel or can't be
+// counted yet.
 func (c *compiler) grantAll(p *part) {
 	t := tenant{part: p, reports: p.stated.then()}
 	for _, d := range p.demands {

@@ -59,7 +59,6 @@ func (w *work) order(needed map[string]float64) []string {
 
 func (w *work) begin(limit float64) { w.left, w.spent = limit, false }
 
-// waiting reports whether some work waits for the next compile.
 func (c *compiler) waiting() bool {
 	for _, p := range c.parts {
 		if p.waits {
