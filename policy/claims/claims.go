@@ -31,8 +31,8 @@ var special = []struct {
 	{netip.MustParsePrefix("ff00::/8"), "multicast"},
 }
 
-// maxClaims is how many addresses, and how many networks, of one Node are read. Kubernetes gives a Node two of each.
-// The bound keeps one Node from filling other nodes' routing tables and lists of problems.
+// maxClaims is how many addresses, and how many networks, of one Node are read. Kubernetes gives a Node at most two
+// of each. The bound keeps one Node from filling other nodes' routing tables and lists of problems.
 const maxClaims = 32
 
 // Terms are the inputs of Settle other than the Nodes.
@@ -68,10 +68,11 @@ type UnderlayAddress struct {
 //   - it is a network outside of all networks in Within, and Within isn't empty
 //   - it is another node's network that contains an address in Local.
 //
-// If two Nodes make overlapping claims, the claim of the older Node counts. A Node with a creation time counts as older
-// than a Node without one. Of Nodes of the same age the Node named Self is first, and the others are in the order of
-// their names. A claim that counted before continues to count as long as its Node makes it and no address in Local is
-// in it. Otherwise an older Node that is edited could take over a claim that already counts for another Node.
+// If two Nodes make overlapping claims, the claim of the older Node counts. A Node with a creation time counts as
+// older than a Node without one. Of Nodes of the same age the Node named Self is first, and the others are in the
+// order of their names. A claim that counted before continues to count as long as its Node makes it, the Node's
+// creation time is the same, and no address in Local is in it if it is another node's network. Otherwise an older
+// Node that is edited could take over a claim that already counts for another Node.
 //
 // If Self isn't empty, a Node without an address or a network is a problem too.
 //
@@ -147,7 +148,6 @@ func Settle(nodes []policy.Node, t Terms) ([]policy.Node, []ruleset.Problem) {
 	return settled, s.problems
 }
 
-// consequence returns the consequence of a Node without an address or network, for this node if self is true.
 func consequence(self bool) string {
 	if self {
 		return "this node can't have pods nor reach those of others"
@@ -306,7 +306,6 @@ func (s *settler) refuses(node string, p netip.Prefix) string {
 	return fmt.Sprintf("it overlaps %s, which was there before", other)
 }
 
-// keep records that the Node's claim counts.
 func (s *settler) keep(node string, p netip.Prefix) {
 	s.exact[p] = node
 	for bits, claimed := range s.lengths(p)[:p.Bits()+1] {

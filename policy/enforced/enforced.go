@@ -141,7 +141,8 @@ type holder struct {
 
 func chainKey(f conf.Family, name string) string { return f.String() + " " + name }
 
-// class returns the name of the class that has the endpoint's address, and adds the class.
+// class returns the name of the class that has the endpoint's address, and adds the class to Classes. The name is
+// empty if no class has the address.
 func (h *holder) class(d ruleset.Direction, e policy.Endpoint, a netip.Addr) string {
 	f, own := conf.FamilyOf(a), ruleset.Element{Prefix: netip.PrefixFrom(a, a.BitLen())}
 	for _, c := range h.of.Classes {
@@ -179,7 +180,8 @@ func (h *holder) used(c ruleset.Chain) []Set {
 	return all
 }
 
-// digest returns the contents of the set. If there are peers, it counts only the entries with their addresses.
+// digest returns the number of the set's entries, and their digest. If there are peers, only the entries with their
+// addresses count.
 func (h *holder) digest(s ruleset.Set) Set {
 	out := Set{Name: s.Name}
 	sum := sha256.New()

@@ -23,7 +23,7 @@ type Cluster struct {
 	Invented []netip.Prefix
 }
 
-// NoNode is the name of the Node of pods that the source gave addresses, and that are on no Node.
+// NoNode is the NodeName of pods that are on no Node, and that the source gave addresses.
 const NoNode = "(none)"
 
 // nodeOf returns the name of the pod's Node; empty if the pod is on none.

@@ -14,7 +14,7 @@ import (
 // Result is what happens to a connection.
 type Result string
 
-// The results.
+// A path is Allowed or Dropped. A query may also be Mixed or have Nothing to reach.
 const (
 	Allowed Result = "allowed"
 	Dropped Result = "dropped"
@@ -113,7 +113,6 @@ type Rule struct {
 // Reason is why a side allows or drops a connection.
 type Reason string
 
-// The reasons.
 const (
 	// Isolated: policies isolate the pod, and one of their rules must allow the connection.
 	Isolated Reason = "isolated"

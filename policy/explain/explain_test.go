@@ -51,8 +51,8 @@ func TestAgreesWithTheEvaluator(t *testing.T) {
 	}
 }
 
-// TestConcernsServices: the pods that a Service selects are needed too if the query names the Service by its address,
-// or by a node's port.
+// TestConcernsServices: a pod in a Service's namespace is needed if the query names the Service by its address, or
+// its nodePort on a node. If the query has another port of the node or another address, the pod isn't needed.
 func TestConcernsServices(t *testing.T) {
 	c := Cluster{Services: []policy.Service{{
 		Namespace: "ns-1", Name: "web", Selector: map[string]string{"app": "web"},

@@ -17,7 +17,7 @@ type Kernel struct {
 	Result Result `json:"result,omitempty"`
 	// Classes are the classes of the node's pods at the ends.
 	Classes []KernelClass `json:"classes,omitempty"`
-	// Sets are the sets that the rules of these classes look up.
+	// Sets are the first ten sets in which the rules of these classes look up an address of the connection.
 	Sets []KernelSet `json:"sets,omitempty"`
 	// Rule is the rule that decides, and Chain is its chain.
 	Chain string `json:"chain,omitempty"`
@@ -68,8 +68,8 @@ type View struct {
 // elsewhere stands for each link that isn't a pod's.
 const elsewhere = conf.Tunnel
 
-// Packet returns the path's first packet as this node's rules check it. ok is false if they don't check it, because no
-// end is a pod of this node, or because the node itself sends it.
+// Packet returns the path's first packet as this node's rules check it. ok is false if they don't check it: no end is
+// a pod of this node, the node itself sends it, or both ends have the same address.
 func (p *Path) Packet(links map[netip.Addr]ruleset.Link) (packet ruleset.Packet, ok bool) {
 	if (!p.From.Here && !p.To.Here) || p.From.Address == p.To.Address || (p.From.isOwn && !p.From.Here) {
 		return ruleset.Packet{}, false
@@ -89,8 +89,8 @@ func (p *Path) Packet(links map[netip.Addr]ruleset.Link) (packet ruleset.Packet,
 	return packet, true
 }
 
-// AddKernel adds to each path what the kernel holds for it. A path that this node doesn't check gets no Kernel, and if
-// both ends are on other nodes, a note that says so.
+// AddKernel adds to each path what the kernel holds for it. A path that this node doesn't check gets no Kernel. If
+// one of its ends is a pod on another node, and none is a pod of this node, it gets a note that says so.
 func (e *Explanation) AddKernel(v View) {
 	for i := range e.Paths {
 		p := &e.Paths[i]
@@ -237,10 +237,11 @@ func inSet(r ruleset.Ruleset, name string, a netip.Addr) bool {
 	return false
 }
 
-// maxSets is how many sets of a class are listed. All are compared.
+// maxSets is how many sets of a path's classes are listed at most. All are compared.
 const maxSets = 10
 
-// compareSets compares the sets in which the rules of the class look up the packet's addresses, and lists them.
+// compareSets compares the sets in which the rules of the class look up the packet's addresses, and lists the first
+// maxSets of them.
 func (p *Path) compareSets(v View, c KernelClass, packet ruleset.Packet) {
 	chain, ok := v.Held.Chain(conf.FamilyOf(packet.Dst), c.Chain)
 	if !ok {

@@ -103,7 +103,7 @@ func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 	}
 }
 
-// ends returns the ends that the query names, as far as they are known.
+// ends returns the ends that the query names, as far as they are known, and the Service behind a nodePort.
 func (c *Cluster) ends(q Query) (ends []Ref) {
 	if from, err := c.resolve(q.From); err == nil {
 		ends = append(ends, from)

@@ -271,8 +271,8 @@ func (c *Cluster) placeOf(a netip.Addr) Place {
 	return p
 }
 
-// nodePlaces returns the node's own addresses. A node sends to pods on other nodes under its InternalIP or, through the
-// tunnel, under the first address of its podCIDR.
+// nodePlaces returns the node's own addresses. A node sends to pods on other nodes under its InternalIP or, through
+// the tunnel, under the network address of its podCIDR.
 func (c *Cluster) nodePlaces(name string) (all []Place, err error) {
 	for _, n := range c.Nodes {
 		if n.Name != name {

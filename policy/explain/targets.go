@@ -66,7 +66,8 @@ func (j *judge) ports(to Ref, port Port) ([]policy.NamedPort, error) {
 	return nil, inputError("%s has no named ports: write the number of the port instead of %s", to, port.Name)
 }
 
-// serviceTargets returns the ready endpoints of the Service for the port, or for each of its ports if none is given.
+// serviceTargets returns the ready endpoints of the Service for the port, or for each of its ports if none is given:
+// at most maxPaths for each port.
 func (j *judge) serviceTargets(to Ref, port Port) ([]target, error) {
 	s := j.service(to)
 	var ports []policy.ServicePort

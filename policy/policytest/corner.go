@@ -81,7 +81,7 @@ func addEndpoint(r *rand.Rand, s *policy.State) {
 	s.Endpoints = append(s.Endpoints, e)
 }
 
-// emptyNamespace takes away the namespace's pods, its policies and its object, or only some of them.
+// emptyNamespace takes away the namespace's pods, its policies and its object, each of the three only in some cases.
 func emptyNamespace(r *rand.Rand, s *policy.State, name string) {
 	if r.IntN(4) == 0 {
 		s.Pods = slices.DeleteFunc(s.Pods, func(p policy.Pod) bool { return p.Namespace == name })

@@ -109,7 +109,6 @@ type kernel struct {
 	classOfParty [len(conf.Families)][]int
 }
 
-// sides are the two directions of one end.
 type sides struct{ egress, ingress side }
 
 // isolate finds the policies that isolate each party, numbers their rules, and names the policies in the parties.
@@ -248,7 +247,7 @@ func (k *kernel) between(f int) [][]int {
 	return all
 }
 
-// narrow takes the ports from allowed that the side doesn't allow with the peer.
+// narrow removes from allowed the ports on which the side allows no connection with the peer.
 func (k *kernel) narrow(allowed bits, s side, peer *class, ports []bits) {
 	if s.closed {
 		allowed.minus(k.space.full())

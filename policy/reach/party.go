@@ -261,8 +261,8 @@ func (f facts) key(u unit) string {
 	return b.String()
 }
 
-// writePod writes what matters of the pod: the labels that policies select by, or, if workload is true, all labels of
-// its workload, and the ports that policies name.
+// writePod writes what matters of the pod: the labels that policies select by, the ports that policies name and, if
+// workload is true, all other labels that the pods of a workload have in common.
 func (f facts) writePod(b *strings.Builder, p policy.Pod, workload bool) {
 	fmt.Fprintf(b, "%q", p.Namespace)
 	for _, k := range slices.Sorted(maps.Keys(p.Labels)) {

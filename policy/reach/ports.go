@@ -70,7 +70,6 @@ func (p Ports) String() string {
 	return p.words()
 }
 
-// ranges returns how many ranges the set has.
 func (p Ports) ranges() int { return len(p.TCP) + len(p.UDP) + len(p.SCTP) }
 
 // maxRanges is how many ranges of one protocol words names.
@@ -137,7 +136,8 @@ type space struct {
 	by    map[string]int
 }
 
-// newSpace returns the space of the states: it is divided at each port that a policy names.
+// newSpace returns the space of the states: it is divided at each port number that a policy names, and at the numbers
+// of named ports.
 func newSpace(states []policy.State) *space {
 	starts := map[ruleset.Protocol]map[int]bool{}
 	for _, proto := range protocols {
@@ -202,7 +202,6 @@ func newSpace(states []policy.State) *space {
 	return sp
 }
 
-// portsOf returns the ports of all rules of the policy.
 func portsOf(np *networkingv1.NetworkPolicy) (all []networkingv1.NetworkPolicyPort) {
 	for _, r := range np.Spec.Ingress {
 		all = append(all, r.Ports...)

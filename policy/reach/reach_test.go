@@ -235,8 +235,9 @@ func TestServices(t *testing.T) {
 	}
 }
 
-// TestApply: objects replace those of the same name. A pod keeps its address, and a workload's pods get the labels of
-// its template.
+// TestApply: policies, Namespaces and pods of the file replace those of the same name, and a policy is deleted by its
+// name. A pod keeps its address, and a workload's pods get the labels of its template. A pod or workload that doesn't
+// exist is unused, and a policy to delete that doesn't exist is missing.
 func TestApply(t *testing.T) {
 	before := policy.Objects{
 		Namespaces: []policy.Namespace{{Name: "a", Labels: map[string]string{"team": "x"}}},

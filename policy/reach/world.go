@@ -112,7 +112,6 @@ func (w *world) regions(f conf.Family, taken *netipx.IPSet) (regions []region) {
 	return regions
 }
 
-// end returns the last address of range i.
 func (w *world) end(f conf.Family, i int) netip.Addr {
 	if i+1 < len(w.starts[f]) {
 		return w.starts[f][i+1].Prev()
