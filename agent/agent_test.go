@@ -287,7 +287,6 @@ func (r *running) attachUID(name, uid, address string) string {
 	return e.ID()
 }
 
-// enrol enrols the endpoint as the plugin does.
 func (r *running) enrol(id string) (agentapi.EnrolAnswer, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()

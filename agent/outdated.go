@@ -55,8 +55,8 @@ func (a *agent) misplaced(e endpoint.Endpoint) string {
 	return ""
 }
 
-// primary reports whether the attachment connects the pod to the cluster's network: weir made it, and it is the
-// interface that every pod has. A pod's second interface may have any address.
+// primary reports whether the attachment connects the pod to the cluster's network: weir made it, and its interface
+// is eth0 or its network is the agent's own (conf.Network). A pod's other interfaces may have any address.
 func primary(e endpoint.Endpoint) bool {
 	return !e.Chained && (e.IfName == "eth0" || e.Network == conf.Network)
 }

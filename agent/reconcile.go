@@ -106,7 +106,7 @@ func (r *round) reportProblems(context.Context) bool {
 	return true
 }
 
-// keepGuardAndGate repairs the spoof guard and the gate for tunnel packets. It leaves an error to concludeKernel, which
+// keepGuardAndGate repairs the guard and the gate for tunnel packets. It leaves an error to concludeKernel, which
 // ends the round.
 func (r *round) keepGuardAndGate(context.Context) bool {
 	r.guardErr = errors.Join(r.keepGuard(r.verify), r.keepGate(r.verify))

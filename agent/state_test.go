@@ -117,7 +117,7 @@ func (p *publications) Publish(_ context.Context, pods map[endpoint.Pod][]netip.
 
 func (p *publications) AwaitPublished(context.Context, endpoint.Pod) {}
 
-// TestPublisher: only the first interface of each enrolled pod is published, and only when something has changed.
+// TestPublisher: only the addresses of eth0 of each enrolled pod are published, and only when something has changed.
 func TestPublisher(t *testing.T) {
 	at := func(ifName, address string) endpoint.Endpoint {
 		return endpoint.Endpoint{

@@ -64,9 +64,9 @@ type Question struct {
 	conn net.Conn
 }
 
-// Ask sends the agent one request. It returns ErrNoAgent if it can't connect. If ctx ends before the agent has
-// answered, Answer fails. Ask writes HTTP/1.0 by hand: in HTTP/1.0 the end of the connection ends the answer. net/http
-// would nearly double the plugin's size, and every pod's start waits for the plugin to load.
+// Ask sends the agent one request. Its error wraps ErrNoAgent if it can't connect. If ctx ends before the agent has
+// answered, Answer fails. Ask writes HTTP/1.0 by hand: in HTTP/1.0 the end of the connection ends the answer.
+// net/http would nearly double the plugin's size, and every pod's start waits for the plugin to load.
 //
 // Equivalent to: curl --unix-socket /run/weir/agent.sock -X METHOD -d BODY http://agent/PATH
 func Ask(ctx context.Context, method, path string, body []byte) (*Question, error) {

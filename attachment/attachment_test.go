@@ -279,7 +279,7 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	n.add("c2", "weir")
 	n.must(os.WriteFile(record("c1", ".json"), []byte(`{"containerID": "c1", "ifName": "eth0", "hostInterface": 7`),
 		0o600))
-	// now the attachment looks like another plugin's
+	// Without a link and a neighbour entry the attachment looks like another plugin's.
 	for _, command := range []string{
 		"link del " + bridge.PortName("c1:eth0"),
 		"neigh flush nud permanent dev " + bridge.Name,

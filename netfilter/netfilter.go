@@ -18,7 +18,7 @@ import (
 // takes the rest from memory, as it last read or wrote it.
 type Verify int
 
-// The values. Each reads more than the one before.
+// Each value reads more than the one before.
 const (
 	// Trust reads only what isn't known.
 	Trust Verify = iota

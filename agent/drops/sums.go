@@ -46,7 +46,6 @@ type Prefix struct {
 	Reason    string
 }
 
-// prefixOf returns what the text that a rule has added says about the rule.
 func prefixOf(text string) *Prefix {
 	chain, ours := strings.CutPrefix(text, conf.LogPrefix)
 	p := &Prefix{Chain: chain, Reason: agentapi.ByOther}
@@ -215,7 +214,8 @@ func (s *Sums) prefix(text []byte) *Prefix {
 	return p
 }
 
-// sender returns the account of the packet's sender. It makes an account if there is none yet.
+// sender returns the account of the packet's sender. It makes an account for a pod, or for a port whose packets the
+// guard dropped, if there is none yet and there is room. All other senders share the accounts in others.
 func (s *Sums) sender(f flowKey) *sender {
 	by := f.Src
 	if f.link != 0 { // the address is forged
@@ -297,8 +297,9 @@ func (s *Sums) leaveOut(k flowKey, from *sender) {
 	from.last, from.lastOf = r, key
 }
 
-// Lines appends the lines that are due to the list: those of new flows at once, others a second after their last line.
-// It reports whether it must be called again although no packet comes.
+// Lines appends the lines that are due to the list: those of new flows at once, those of known flows a second after
+// their last line, and once a second those of sweep. It reports whether it must be called again although no packet
+// comes.
 func (s *Sums) Lines(list []Line) (lines []Line, waiting bool) {
 	still := s.due[:0]
 	for _, f := range s.due {

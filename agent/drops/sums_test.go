@@ -41,7 +41,8 @@ func total(lines []Line) (n uint64) {
 	return n
 }
 
-// TestFirstAtOnce: the first packet makes a line at once, and those of the second after it make one together.
+// TestFirstAtOnce: the first packet makes a line at once, and those of the second after it make one together. Flows
+// and senders without packets are forgotten.
 func TestFirstAtOnce(t *testing.T) {
 	s, tick := sums()
 	send := func() { s.Add(udp("weir drop WEIR-IN-X", "10.0.0.1", "10.0.0.2", 53)) }

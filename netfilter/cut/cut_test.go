@@ -68,7 +68,7 @@ func TestWalk(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	// once a rule uses labels, new entries have room for them
+	// Once a rule uses labels, new entries have room for them.
 	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1")
 	const inUse = nodetest.Answered | nodetest.Assured
 	pod, client := netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("10.88.1.5")

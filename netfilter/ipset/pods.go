@@ -67,7 +67,8 @@ func (PodSets) Remove(addrs ...netip.Addr) error {
 
 // Purge deletes the addresses from every set of pods.
 //
-// Equivalent to: for set in $(ipset list -name | grep ^weir-); do ipset del -exist $set ADDR; done
+// Equivalent to: for set in $(ipset list -name | grep ^weir-); do ipset del -exist $set ADDR; done (each entry of
+// ADDR in sets with ports)
 func (PodSets) Purge(addrs ...netip.Addr) error {
 	if len(addrs) == 0 {
 		return nil

@@ -89,7 +89,6 @@ type portMatch struct {
 	not bool
 }
 
-// class is a class of protocols.
 type class uint8
 
 const (

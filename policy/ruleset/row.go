@@ -145,7 +145,6 @@ func newPortTable(c *indexedChain, r *row, of class) *portTable {
 	return t
 }
 
-// lastPort is the highest port number.
 const lastPort = 1<<16 - 1
 
 // ranges returns ports outside of which the rule matches no packet, in any order. exact is true if the rule's ports and

@@ -25,7 +25,7 @@ type Rule struct {
 	// Comment explains the rule to an operator who lists the kernel's rules.
 	Comment string
 	Action  Action
-	// To is the target chain of Jump and GoTo, or the prefix of Log's message.
+	// To is the target chain of Jump and GoTo, or the prefix that Log adds to its copy of the packet.
 	To string
 	// Policies has the namespace/name of each policy that allows packets by the rule, in order; empty if the rule belongs
 	// to no policy. A ruleset without such a rule is still safe: it drops the packets that the rule would allow.
@@ -105,7 +105,7 @@ const (
 // Action is what a rule does with a packet that matches.
 type Action string
 
-// The actions. Accept and Drop decide on the packet: no later rule of the hook checks it.
+// Accept and Drop decide on the packet: no later rule of the hook checks it.
 const (
 	Accept Action = "accept"
 	Drop   Action = "drop"
@@ -115,7 +115,7 @@ const (
 	Jump Action = "jump"
 	// GoTo sends the packet through the chain To. The packet never continues in the rule's own chain.
 	GoTo Action = "goto"
-	// Log writes the packet to the kernel's log. The packet continues with the next rule.
+	// Log copies the packet to weir's log group (NFLOG). The packet continues with the next rule.
 	Log Action = "log"
 	// Masquerade translates the connection's source address to the node's address.
 	Masquerade Action = "masquerade"
