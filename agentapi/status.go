@@ -191,5 +191,6 @@ func FileLines(files []File) []string {
 	return all
 }
 
-// OneLine changes a text from outside weir so that it fits into a cell of a table: shortened, and without line ends.
+// OneLine makes a text from outside weir fit for a cell of a table: shortened, on one line, with a question mark for
+// each character that can't be printed.
 func OneLine(s string) string { return strings.ReplaceAll(excerpt.Of(s), "\n", " ") }

@@ -82,7 +82,8 @@ func (e Edit) kernelOperation() int {
 
 // attributes returns the attributes of the request. The first one identifies the entry.
 //
-// Equivalent to: conntrack -U TUPLE --label-add 127 (or --label-del); conntrack -D TUPLE --id ID
+// Equivalent to: conntrack -U TUPLE --label-add 127 (or --label-del); conntrack -D TUPLE, but only of the entry that
+// has the ID
 func (e Edit) attributes() []*nl.RtAttr {
 	attrs := []*nl.RtAttr{nl.NewRtAttr(nl.CTA_TUPLE_ORIG|unix.NLA_F_NESTED, e.tuple)}
 	if e.Operation == Forget {

@@ -20,7 +20,7 @@ import (
 // The kernel checks packets with the rules of both flavours, so a node should use only one.
 type Flavour string
 
-// The flavours.
+// The flavours, as in the names of the programs iptables-legacy and iptables-nft.
 const (
 	Legacy Flavour = "legacy"
 	NFT    Flavour = "nft"
@@ -80,7 +80,7 @@ var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
 // usesNFT counts other programs' rules in the tables of iptables-nft, and reports whether one of the hints exists
 // there. It asks the kernel, because there may be rules that iptables-save can't print.
 //
-// Equivalent to: nft list chains ip; iptables-nft-save | grep -c ^-A
+// Equivalent to: nft list chains ip; iptables-nft-save | grep -v WEIR | grep -c ^-A
 func usesNFT() (rules int, hint bool, err error) {
 	err = dump(unix.NFT_MSG_GETCHAIN, conf.IPv4, nil, func(attrs []byte) {
 		hint = hint || slices.Contains(hints, text(attributes(attrs)[unix.NFTA_CHAIN_NAME]))
@@ -109,7 +109,7 @@ func usesNFT() (rules int, hint bool, err error) {
 
 // usesLegacy does the same as usesNFT, for iptables-legacy.
 //
-// Equivalent to: iptables-legacy-save | grep -c ^-A
+// Equivalent to: iptables-legacy-save | grep -v WEIR | grep -c ^-A
 func usesLegacy(ctx context.Context) (rules int, hint bool, err error) {
 	var errs []error
 	for _, name := range tablesUsed {

@@ -18,7 +18,6 @@ import (
 	"github.com/weir-net/weir/source/manifests"
 )
 
-// checked is the result of check.
 type checked struct {
 	// Ready is true if an agent with these files would become ready.
 	Ready      bool                  `json:"ready"`

@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// TestLimitMemory: Go's own variables count before those of the manifest.
+// TestLimitMemory: Go's own variables count before those of the manifest. A limit that is no positive number is
+// refused.
 func TestLimitMemory(t *testing.T) {
 	percent, bytes := debug.SetGCPercent(100), debug.SetMemoryLimit(-1)
 	t.Cleanup(func() {

@@ -202,7 +202,7 @@ func TestForgedIPv6SendersAreDropped(t *testing.T) {
 	gateway, free, local := netip.MustParseAddr("fd00:10:88::1"), netip.MustParseAddr("fd00:10:88::77"),
 		netip.MustParseAddr("fe80::1")
 	allNodes := netip.MustParseAddr("ff02::1")
-	// a pod's MAC follows from its IPv4 address
+	// A pod's MAC follows from its IPv4 address.
 	mac := func(ip string) net.HardwareAddr { return bridge.MAC(netip.MustParseAddr(ip)) }
 	me, it, toNode := mac(pod.IP), mac(victim.IP), mac("10.88.0.1")
 	toAll := net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}

@@ -275,9 +275,9 @@ func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 }
 
 // TestFault5AFlushIsRepaired: weave-npc never checked its rules again, so after a reload of firewalld no policy was
-// enforced until a restart. weir's agent enforces policies again within 15 seconds after a flush. If the flush happens
-// while no agent runs, the next agent cuts the connections that a client opened meanwhile, though their servers
-// continue to send. It also restores the spoof guard and the sysctl send_redirects.
+// enforced until a restart. weir's agent enforces policies again within 15 seconds after a flush. If the flush
+// happens while no agent runs, the next agent cuts the connections that a client opened meanwhile, though their
+// servers continue to send. It also restores the guard and the sysctl send_redirects.
 func TestFault5AFlushIsRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -33,7 +33,7 @@ type View struct {
 // maxNames is how many parties a cell of a table names.
 const maxNames = 6
 
-// OneLine makes a text from an object safe for a terminal, on one line.
+// OneLine makes a text from an object safe for a terminal: shortened, and on one line.
 func OneLine(s string) string { return strings.ReplaceAll(excerpt.Of(s), "\n", " ") }
 
 // few joins the names, and says how many are left out.

@@ -14,7 +14,7 @@ import (
 // NodeState says how well a node is, the worst first.
 type NodeState string
 
-// The states.
+// A node has the first of these states that fits it.
 const (
 	// NodeAway: the agent can't be asked.
 	NodeAway NodeState = "no answer"

@@ -46,7 +46,7 @@ type NodeFlags struct {
 	Parallel  int
 }
 
-// AddFlags adds the flags.
+// AddFlags defines the flags, with their defaults, which set the fields.
 func (f *NodeFlags) AddFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&f.Kubeconfig, "kubeconfig", "", "kubeconfig file for the API server; default: as kubectl finds it")
 	flags.StringVar(&f.Context, "context", "", "context in the kubeconfig; default: the current one")

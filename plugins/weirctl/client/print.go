@@ -15,7 +15,7 @@ import (
 // Format is how an answer is printed.
 type Format string
 
-// The formats.
+// The formats that all commands have.
 const (
 	Text Format = "text"
 	JSON Format = "json"

@@ -16,15 +16,15 @@ import (
 
 // Source says where a command's objects come from: the agent on this node, the API server, or a directory of manifests.
 type Source struct {
-	// Place is agent, kubernetes, dir:PATH, or empty. If it is empty, objects come from the agent if its socket is here,
-	// and from the API server otherwise.
+	// Place is agent, kubernetes, dir:PATH, or empty. If it is empty, objects come from the agent if its socket is here
+	// and neither Kubeconfig nor Context is set, and from the API server otherwise.
 	Place string
 	// Kubeconfig is the path of the kubeconfig; empty for the usual one. Context is a context in it; empty for the
 	// current one.
 	Kubeconfig, Context string
 }
 
-// AddFlags adds the flags of the source.
+// AddFlags defines the flags --source, --kubeconfig and --context, which set the fields.
 func (s *Source) AddFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&s.Place, "source", "",
 		"where objects come from: agent, kubernetes, or dir:PATH, a directory of manifests; default: the agent if one is "+
@@ -36,7 +36,7 @@ func (s *Source) AddFlags(flags *pflag.FlagSet) {
 // Kind is a kind of source.
 type Kind string
 
-// The kinds.
+// The kinds, as Source.Kind finds them.
 const (
 	FromAgent      Kind = "agent"
 	FromKubernetes Kind = "kubernetes"
