@@ -55,8 +55,9 @@ type Bridge struct {
 // Equivalent to:
 //
 //	ip link add weir0 address MAC mtu MTU type bridge mcast_snooping 0  (see also SetReassembly, RemoveAutoconfigured)
-//	sysctl net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.weir0.send_redirects=0
-//	ip addr add GATEWAY/LEN dev weir0; ip link set weir0 up            (IPv4; see ensureIPv6)
+//	sysctl net.ipv4.ip_forward=1 net.ipv4.conf.weir0.forwarding=1       (IPv4; see ensureIPv6)
+//	sysctl net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.weir0.send_redirects=0
+//	ip addr add GATEWAY/LEN dev weir0; ip link set weir0 up             (IPv4; see ensureIPv6)
 //	sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0
 func Ensure(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	if b := FindReady(mtu, gateways); b != nil {

@@ -104,7 +104,7 @@ func (o *Observed) readNeighbours(link int, family uint8) error {
 
 // readForwarding reads the static forwarding entries of the bridge with that index, and those of its ports.
 //
-// Equivalent to: bridge fdb show br weir0
+// Equivalent to: bridge fdb show br weir0 | grep -e permanent -e static
 func (o *Observed) readForwarding(bridge int) error {
 	list := request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, ifInfo(unix.AF_BRIDGE, 0), number(unix.IFLA_MASTER, bridge))
 	all, err := dump(o.lists, list, func(m []byte) (neighbourEntry, bool) {

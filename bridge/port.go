@@ -57,7 +57,7 @@ func (p Port) Sender() Sender { return Sender{p.HostIf, p.MAC, p.Addresses} }
 // Equivalent to:
 //
 //	ip link add HOSTIF mtu MTU type veth peer name IFNAME address MAC mtu MTU netns NETNS
-//	ip link set HOSTIF master weir0 addrgenmode none
+//	ip link set HOSTIF master weir0 addrgenmode none alias ALIAS
 //	bridge link set dev HOSTIF isolated on learning off flood off mcast_flood off bcast_flood off
 //	ip link set HOSTIF type bridge_slave group_fwd_mask 0xfffd
 //	bridge fdb add MAC dev HOSTIF master static

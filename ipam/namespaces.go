@@ -18,7 +18,8 @@ import (
 
 // usedAddresses returns the addresses in all network namespaces of the node except the node's own namespace.
 //
-// Equivalent to: for ns in $(lsns -t net -o NS); do nsenter --net=… ip addr; done
+// Equivalent to: for pid in $(lsns -n -t net -o PID); do nsenter -t $pid -n ip addr; done
+// (nsenter --net=PATH, if the namespace is only mounted)
 func usedAddresses() (map[netip.Addr]bool, error) {
 	paths, err := namespaces()
 	if err != nil {

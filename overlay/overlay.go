@@ -104,7 +104,7 @@ func (r refusals) problems() []ruleset.Problem {
 //
 //	ip link add weir-vxlan address MAC mtu MTU type vxlan id VNI local ADDR dstport PORT nolearning
 //	ip link set weir-vxlan addrgenmode none
-//	ip addr replace GATEWAY/32 dev weir-vxlan; ip link set weir-vxlan up
+//	ip addr replace GATEWAY/32 dev weir-vxlan; ip link set weir-vxlan up  (IPv6: GATEWAY/128 and nodad)
 func (o *Overlay) ensureTunnel(p Plan, all *Applied) (link netlink.Link, made bool, err error) {
 	if err := o.checkNodeAddress(p.NodeAddress); err != nil {
 		return nil, false, err

@@ -10,10 +10,11 @@ import (
 	"k8s.io/client-go/tools/record"
 )
 
-// Announce makes a warning event on this node's Node. It doesn't wait: client-go's recorder sends events from a queue,
-// tries again while the API server is away, and counts repeated events instead of sending new ones.
+// Announce makes a warning event on this node's Node. It doesn't wait: client-go's recorder sends events from a
+// queue, tries each up to 12 times, ten seconds apart, while the API server is away, and counts repeated events
+// instead of sending new ones.
 //
-// To see it: kubectl get events --field-selector involvedObject.kind=Node
+// To see it: kubectl get events --namespace default --field-selector involvedObject.kind=Node
 func (s *Source) Announce(ctx context.Context, reason, message string) {
 	s.announcing.Do(func() {
 		broadcaster := record.NewBroadcaster(record.WithContext(ctx))

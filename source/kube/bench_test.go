@@ -169,7 +169,7 @@ func BenchmarkStart(b *testing.B) {
 	}
 }
 
-// bufferedFile is a file as a http.ResponseWriter.
+// bufferedFile lets the encoder write to a file: it makes a writer an http.ResponseWriter.
 type bufferedFile struct {
 	io.Writer
 	header http.Header
@@ -203,7 +203,6 @@ func watchPeak(b *testing.B) func() uint64 {
 	}
 }
 
-// cpuTime returns the CPU time that the process has used in user and kernel mode.
 func cpuTime(b *testing.B) time.Duration {
 	b.Helper()
 	var u unix.Rusage

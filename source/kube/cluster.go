@@ -32,7 +32,7 @@ type cluster struct {
 	// pending has the changes since the last delta; nil until the first one.
 	pending                       *policy.Delta
 	nodesChanged, problemsChanged bool
-	// number is the number of the last delta that changed something.
+	// number counts the deltas: the first one, and each later one that isn't empty.
 	number uint64
 
 	now     func() time.Time
@@ -40,7 +40,6 @@ type cluster struct {
 	mirrors mirrors
 }
 
-// objectName is the kind and name of an object.
 type objectName struct {
 	kind string
 	policy.Name
@@ -53,7 +52,6 @@ type namespace struct {
 	deleting bool
 }
 
-// node is a node with the problems of its object.
 type node struct {
 	*policy.Node
 	problems []ruleset.Problem
@@ -104,7 +102,7 @@ func clusterWide[T any](objects map[string]T) func(func(policy.Name) bool) {
 	}
 }
 
-// wakeUp sends a message to wake if there is something to take, and none is waiting.
+// wakeUp sends a message to wake if take may return something and no message is waiting.
 func (c *cluster) wakeUp() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -117,7 +115,7 @@ func (c *cluster) wakeUp() {
 	}
 }
 
-// waiting reports whether there are changes since the last delta.
+// waiting reports whether there are changes since the last delta, or none was taken yet. The caller holds the lock.
 func (c *cluster) waiting() bool {
 	return c.pending == nil || !c.pending.Empty() || c.nodesChanged || c.problemsChanged
 }
@@ -164,7 +162,7 @@ func (c *cluster) expire() {
 	c.departing.expire(c.now())
 }
 
-// everything returns a delta with all pods, namespaces and policies.
+// everything returns a delta with all pods, namespaces and policies, and the deleted policies that still count.
 func (c *cluster) everything() *policy.Delta {
 	d := policy.NewDelta()
 	d.Pods = make(map[policy.Name][]*policy.Pod, len(c.pods.known))
@@ -197,7 +195,7 @@ func (n objectName) compare(o objectName) int {
 		strings.Compare(n.Name.Name, o.Name.Name))
 }
 
-// setProblems replaces the problems of an object. An object that is gone has none.
+// setProblems replaces the problems of an object. Without problems, the object is forgotten.
 func (c *cluster) setProblems(kind string, name policy.Name, problems []ruleset.Problem) {
 	of := objectName{kind, name}
 	if slices.Equal(c.problems[of], problems) {

@@ -122,7 +122,8 @@ var podChanges = map[string]struct {
 	}, false},
 }
 
-// TestPodEvents: only a change of fields that policy needs wakes the loop and is in a delta.
+// TestPodEvents: only a change of fields that policy needs wakes the loop and is in a delta. A problem goes with its
+// pod, and nothing is left of a pod that is gone.
 func TestPodEvents(t *testing.T) {
 	for name, tc := range podChanges {
 		t.Run(name, func(t *testing.T) {
@@ -175,7 +176,8 @@ func wantNothing(t *testing.T, c *cluster) {
 	}
 }
 
-// TestEventsAreCoalesced: a delta has the latest state of each name, whatever happened since the last delta.
+// TestEventsAreCoalesced: a delta has the latest state of each name, whatever happened since the last delta. It
+// doesn't change the deltas before it.
 func TestEventsAreCoalesced(t *testing.T) {
 	c := began(t)
 	named := func(name, app string) *corev1.Pod {

@@ -9,8 +9,8 @@ import (
 	"sync"
 )
 
-// contact has the result of the last request of each watch. Informers report nothing while the API server is away: they
-// try again by themselves, and the objects that they have grow old.
+// contact has the result of the last request of each watch. Reflectors report nothing while the API server is away:
+// they try again by themselves, and the objects that they have grow old.
 type contact struct {
 	mu   sync.Mutex
 	errs map[string]error // by path

@@ -54,8 +54,9 @@ func newDeparting() *departing {
 	return &departing{namespaces: map[string]*departure{}, recent: map[string]map[string]removal{}}
 }
 
-// see takes a namespace as it is now. It returns the policies that count again, because the namespace is being deleted,
-// and the policies that don't count any more, because it is another namespace with the same name and new pods.
+// see takes a namespace as it is now. It returns the policies that count from now on, because the namespace is being
+// deleted: those that were deleted just before, and unknownPolicy if there may have been others. It also returns the
+// policies that don't count any more, because it is another namespace with the same name and new pods.
 func (d *departing) see(name string, uid types.UID, deleting bool, now time.Time) (
 	back, over []*networkingv1.NetworkPolicy,
 ) {
@@ -88,8 +89,8 @@ func (d *departing) lose(name string) {
 	}
 }
 
-// end ends the departure of the namespace, if the namespace and its pods are gone. It returns the policies that don't
-// count any more.
+// end ends the departure of the namespace, if the namespace and its pods are gone. It returns the policies that no
+// longer count.
 func (d *departing) end(name string, inhabited bool) (over []*networkingv1.NetworkPolicy) {
 	known := d.namespaces[name]
 	if known == nil || !known.gone || inhabited {
@@ -155,7 +156,6 @@ func (d *departing) unknown(name string) bool {
 	return known != nil && known.kept[unknownPolicy] != nil
 }
 
-// isolateAll returns a policy that isolates all pods of the namespace and allows nothing.
 func isolateAll(namespace string) *networkingv1.NetworkPolicy {
 	return &networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: unknownPolicy},

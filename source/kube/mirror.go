@@ -103,7 +103,7 @@ func (m *mirror[O, I]) Update(o any) error {
 	return nil
 }
 
-// Delete removes the item of an object. It is no error if there is none.
+// Delete removes the item of an object, if there is one. It returns an error if o isn't of the mirror's kind.
 func (m *mirror[O, I]) Delete(o any) error {
 	object, ok := o.(O)
 	if !ok {
@@ -135,7 +135,8 @@ func parseVersion(version string) uint64 {
 	return n
 }
 
-// Replace stores the items of a complete list, and removes all others.
+// Replace stores the items of a complete list, and removes all others. If a list has anything but objects of the
+// mirror's kind and their items, it changes nothing and returns an error.
 func (m *mirror[O, I]) Replace(list []any, version string) error {
 	for i, o := range list {
 		switch o := o.(type) {

@@ -14,8 +14,8 @@ import (
 type pool[T any] struct {
 	hash  func(T) uint64
 	equal func(a, b T) bool
-	// own, if not nil, returns the copy to keep of a value that the pool doesn't have. free is its counterpart: the pool
-	// drops the copy.
+	// own, if not nil, returns the copy to keep of a value that the pool doesn't have. free, if not nil, is called with
+	// each copy that the pool drops.
 	own    func(T) T
 	free   func(T)
 	values map[uint64]*pooled[T]

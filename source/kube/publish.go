@@ -93,7 +93,7 @@ func (s *Source) see(ctx context.Context, name policy.Name) {
 	}
 }
 
-// seeAll calls see for each pod that Publish knows. Run calls it after a list of all pods.
+// seeAll does what see does for each pod that Publish knows. Run calls it after a list of all pods.
 func (s *Source) seeAll(ctx context.Context) {
 	s.published.mu.Lock()
 	defer s.published.mu.Unlock()
@@ -102,9 +102,9 @@ func (s *Source) seeAll(ctx context.Context) {
 	}
 }
 
-// write starts to write the addresses that the pod's status lacks. A pod that the watch hasn't reported yet is written
-// when it does. A failure costs only time: kubelet writes the addresses too, some seconds later. The caller holds the
-// lock.
+// write starts to write the addresses that the pod's status lacks, unless the pod has finished or another pod has its
+// name. A pod that the watch hasn't reported yet is written when it does. A failure costs only time: kubelet writes
+// the addresses too, some seconds later. The caller holds the lock.
 func (s *Source) write(ctx context.Context, p endpoint.Pod) {
 	addrs, ok := s.published.addresses[p]
 	if !ok || p.UID == "" || s.published.cluster == nil {
@@ -136,11 +136,11 @@ func (s *Source) write(ctx context.Context, p endpoint.Pod) {
 	}()
 }
 
-// patch writes the addresses. The patch has the UID of the API object, so that no other pod of the same name gets the
-// addresses. For a static pod this UID isn't the one that the runtime knows.
+// patch writes the addresses; it is no error if the pod is gone. The patch has the UID of the API object, so that no
+// other pod of the same name gets the addresses. For a static pod this UID isn't the one that the runtime knows.
 //
-//	Equivalent to: kubectl patch pod NAME --subresource=status --type=merge \
-//		  -p '{"metadata": {"uid": …}, "status": {"podIPs": …}}'
+//	Equivalent to: kubectl patch pod NAME --namespace NAMESPACE --subresource=status --type=merge \
+//	  -p '{"metadata": {"uid": …}, "status": {"podIP": …, "podIPs": …}}'
 func (s *Source) patch(ctx context.Context, pod policy.Name, uid string, addrs []netip.Addr) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()

@@ -30,7 +30,7 @@ import (
 type Source struct {
 	Client kubernetes.Interface
 	Log    *slog.Logger
-	// Node is the name of this node's Node.
+	// Node is the name of this node's Node, on which Announce makes events.
 	Node string
 
 	// unenforced has the policies of other kinds; nil before the first survey.
@@ -109,7 +109,8 @@ func (s *Source) Run(ctx context.Context, update func(*policy.Delta, error)) err
 // requestTimeout bounds a single request to the API server.
 const requestTimeout = 5 * time.Second
 
-// Lookup asks the API server for one pod, without the watch. It returns false if there is no such pod.
+// Lookup asks the API server for the pod of that namespace and name, whatever its UID, without the watch. ok is false
+// if there is no such pod.
 func (s *Source) Lookup(ctx context.Context, p endpoint.Pod) (pod policy.Pod, ok bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()

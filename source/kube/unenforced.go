@@ -65,7 +65,7 @@ func (s *Source) survey(ctx context.Context, changed func()) {
 // whose objects can't be counted is included. If some API services don't answer, one more entry, without a kind, says
 // so.
 //
-// Equivalent to: kubectl api-resources; kubectl get RESOURCE --all-namespaces --limit 1, for each
+// Equivalent to: kubectl api-resources; for each kind: kubectl get --raw '/apis/GROUP/VERSION/RESOURCE?limit=1'
 func (s *Source) unenforcedKinds(ctx context.Context) ([]policy.Unenforced, error) {
 	ctx = context.WithValue(ctx, noWatch{}, true)
 	// If an API service is down, this call returns the kinds of all other services, and an error.
