@@ -40,6 +40,11 @@ func (l *dropLog) serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	defer context.AfterFunc(r.Context(), stop)()
 	w.Header().Set("Content-Type", "application/json")
 	out := dropWriter{json: json.NewEncoder(w), conn: http.NewResponseController(w), query: q}
+	if q.Follow {
+		if err := out.write(nil); err != nil { // the client learns that it misses no drop from now on
+			return
+		}
+	}
 	if !q.Follow || q.Since > 0 {
 		var from time.Time
 		if q.Since > 0 {

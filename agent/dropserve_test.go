@@ -11,7 +11,8 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestDropOnce: a drop that is in the ring before the hub has it is written once, whatever comes between.
+// TestDropOnce: a sign of life comes first. A drop that is in the ring before the hub has it is written once, whatever
+// comes between.
 func TestDropOnce(t *testing.T) {
 	l := newDropLog()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -29,6 +30,10 @@ func TestDropOnce(t *testing.T) {
 	}
 	defer func() { _ = answer.Body.Close() }()
 	values := json.NewDecoder(answer.Body)
+	var sign agentapi.Drop
+	if err := values.Decode(&sign); err != nil || sign.Kind != "" {
+		t.Fatalf("%v, %+v, want a sign of life", err, sign)
+	}
 	for _, want := range []uint64{1, 2, 3} {
 		switch want {
 		case 2:

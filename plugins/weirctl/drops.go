@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,66 +13,58 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/client"
 )
 
+const dropsLong = `
+Shows the packets that this node has dropped and that the agent remembers, or with -f those that it drops from
+now on. A line stands for all packets of one sender to one address and port within a second, and says how many
+they are. Ingress is dropped on the server pod's node, egress on the client pod's node. The addresses are those
+that the policies see: behind a Service that is the address and the port of the Service's pod.
+
+As kubectl weir, or with --cluster, it shows the drops of all nodes, in the order of their times; with --node
+those of some nodes. A node that doesn't answer is named on standard error, and the drops of the others are
+shown. With -f, such a node is asked again, and nodes that join are asked too. That needs the right to run
+commands in weir's pods, as kubectl exec does. The times are those of the nodes' clocks.
+
+Exit codes:
+  0  the drops were shown; with -f, after Ctrl-C
+  1  a node has not answered, or no agent could be asked
+  2  the arguments are wrong`
+
+const dropsExample = `  weirctl drops -f                                    # as they happen on this node
+  weirctl drops --since 5m --pod shop/db --port 5432  # of the last five minutes
+  weirctl drops -f --pcap - | tcpdump -nr -           # the packets' headers
+  kubectl weir drops -f                               # of all nodes
+  kubectl weir drops -f -n shop --policy deny         # of one namespace and one policy
+  kubectl weir drops --node w1,w2 --since 1h -o json | jq -r .destination.pod | sort | uniq -c`
+
+// dropsOptions are the flags of the command drops.
+type dropsOptions struct {
+	output, pcap string
+	query        agentapi.DropsQuery
+	cluster      bool
+	names        []string
+	nodes        client.NodeFlags
+}
+
 func dropsCommand() *cobra.Command {
-	var output, pcap string
-	var q agentapi.DropsQuery
+	var o dropsOptions
 	cmd := &cobra.Command{
 		Use:   "drops",
-		Short: "Show packets that this node has dropped: who sent what to whom, and which policies isolate the pod",
-		Long: "Shows the packets that this node has dropped and that the agent remembers, or with -f those that it drops\n" +
-			"from now on. A line stands for all packets of one sender to one address and port within a second, and says how\n" +
-			"many they are. Ingress is dropped on the server pod's node, egress on the client pod's node. The addresses are\n" +
-			"those that the policies see: behind a Service that is the address and the port of the Service's pod.",
-		Example: "  weirctl drops -f                                    # as they happen\n" +
-			"  weirctl drops --since 5m --pod shop/db --port 5432  # of the last five minutes\n" +
-			"  weirctl drops -f --pcap - | tcpdump -nr -           # the packets' headers",
+		Short: "Show packets that were dropped: who sent what to whom, and which policies isolate the pod",
+		Long:  dropsLong[1:], Example: dropsExample,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			format, err := client.ParseFormat(output)
+			printDrop, closeOutput, err := o.printer(cmd)
 			if err != nil {
 				return err
 			}
-			if q.Since < 0 {
-				return client.Usage(fmt.Errorf("--since %s: must not be negative", q.Since))
+			defer func() { err = errors.Join(err, closeOutput()) }()
+			if o.cluster || len(o.names) > 0 {
+				return o.ofNodes(cmd.Context(), printDrop)
 			}
-			printDrop := client.DropPrinter(cmd.OutOrStdout(), format)
-			if q.Packets = pcap != ""; q.Packets {
-				out, closeFile, err := create(cmd, pcap)
-				if err != nil {
-					return err
-				}
-				defer func() { err = errors.Join(err, closeFile()) }()
-				w, err := client.NewPcapWriter(out)
-				if err != nil {
-					return fmt.Errorf("write %s: %w", pcap, err)
-				}
-				printDrop = w.Write
-			}
-			ctx := cmd.Context()
-			var failed error
-			err = agentapi.Drops(ctx, q, func(d *agentapi.Drop) bool {
-				failed = printDrop(d)
-				return failed == nil
-			})
-			if failed != nil {
-				return fmt.Errorf("print drops: %w", failed)
-			}
-			switch {
-			case ctx.Err() != nil: // Ctrl-C
-				return nil
-			case errors.Is(err, os.ErrPermission):
-				return fmt.Errorf("%s may not be opened: run weirctl as root", agentapi.Socket)
-			case errors.Is(err, agentapi.ErrNoAgent):
-				return fmt.Errorf("%w: weirctl drops asks the agent of the node that it runs on, so run it there; in a "+
-					"cluster: kubectl -n kube-system exec POD -c weir-agent -- weirctl drops", agentapi.ErrNoAgent)
-			}
-			if err == nil && q.Follow {
-				err = errors.New("the agent has ended")
-			}
-			return err
+			return o.ofThisNode(cmd.Context(), printDrop)
 		},
 	}
-	flags := cmd.Flags()
+	flags, q := cmd.Flags(), &o.query
 	flags.BoolVarP(&q.Follow, "follow", "f", false, "show drops as they happen, until Ctrl-C")
 	flags.DurationVar(&q.Since, "since", 0,
 		"show drops that are not older, such as 5m; default: all that the agent remembers, and with -f none of them")
@@ -79,10 +72,87 @@ func dropsCommand() *cobra.Command {
 	flags.StringVar(&q.Pod, "pod", "", "only if this pod is the sender or the receiver: its name, or namespace/name")
 	flags.StringVar(&q.Policy, "policy", "", "only if this policy isolates the pod: its name, or namespace/name")
 	flags.Uint16Var(&q.Port, "port", 0, "only packets to this port")
-	flags.StringVarP(&output, "output", "o", "text", "text or json (one value a line)")
-	flags.StringVar(&pcap, "pcap", "",
+	flags.StringVarP(&o.output, "output", "o", "text", "text or json (one value a line)")
+	flags.StringVar(&o.pcap, "pcap", "",
 		"write the headers of each line's first packet to this file, for tcpdump; - for stdout")
+	flags.BoolVar(&o.cluster, "cluster", isPlugin(), "show the drops of all nodes, through the API server")
+	flags.StringSliceVar(&o.names, "node", nil, "show the drops of these nodes, through the API server")
+	o.nodes.AddFlags(flags)
 	return cmd
+}
+
+// printer returns the function that prints a drop, and one that closes the file that it prints to.
+func (o *dropsOptions) printer(cmd *cobra.Command) (func(*agentapi.Drop) error, func() error, error) {
+	format, err := client.ParseFormat(o.output)
+	if err != nil {
+		return nil, nil, err
+	}
+	if o.query.Since < 0 {
+		return nil, nil, client.Usage(fmt.Errorf("--since %s: must not be negative", o.query.Since))
+	}
+	printDrop, closeOutput := client.DropPrinter(cmd.OutOrStdout(), format), func() error { return nil }
+	if o.query.Packets = o.pcap != ""; o.query.Packets {
+		out, closeFile, err := create(cmd, o.pcap)
+		if err != nil {
+			return nil, nil, err
+		}
+		w, err := client.NewPcapWriter(out)
+		if err != nil {
+			return nil, nil, errors.Join(fmt.Errorf("write %s: %w", o.pcap, err), closeFile())
+		}
+		printDrop, closeOutput = w.Write, closeFile
+	}
+	return func(d *agentapi.Drop) error {
+		if err := printDrop(d); err != nil {
+			return fmt.Errorf("print drops: %w", err)
+		}
+		return nil
+	}, closeOutput, nil
+}
+
+// ofThisNode shows the drops of this node.
+func (o *dropsOptions) ofThisNode(ctx context.Context, printDrop func(*agentapi.Drop) error) error {
+	var failed error
+	err := agentapi.Drops(ctx, o.query, func(d *agentapi.Drop) bool {
+		failed = printDrop(d)
+		return failed == nil
+	})
+	switch {
+	case failed != nil:
+		return failed
+	case ctx.Err() != nil: // Ctrl-C
+		return nil
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%s may not be opened: run weirctl as root", agentapi.Socket)
+	case errors.Is(err, agentapi.ErrNoAgent):
+		return fmt.Errorf("%w: weirctl drops asks the agent of the node that it runs on; --cluster asks those of all "+
+			"nodes, and --node NAME that of one", agentapi.ErrNoAgent)
+	}
+	if err == nil && o.query.Follow {
+		err = errors.New("the agent has ended")
+	}
+	return err
+}
+
+// ofNodes shows the drops of several nodes, through the API server.
+func (o *dropsOptions) ofNodes(ctx context.Context, printDrop func(*agentapi.Drop) error) error {
+	cluster, err := o.nodes.Cluster()
+	if err != nil {
+		return err
+	}
+	question := client.DropsOfNodes{
+		Query: o.query, Nodes: o.names, Print: printDrop,
+		AskOptions: client.AskOptions{Parallel: o.nodes.Parallel, Within: answersWithin},
+		Tell:       func(line string) { fmt.Fprintln(os.Stderr, "weirctl:", agentapi.OneLine(line)) },
+	}
+	if !o.query.Follow {
+		return cluster.Drops(ctx, question, client.NewProgress(os.Stderr))
+	}
+	err = cluster.FollowDrops(ctx, question, client.DefaultFollowTimes)
+	if ctx.Err() != nil { // Ctrl-C
+		return nil
+	}
+	return err
 }
 
 // create creates the file, or returns the command's output if the name is "-".

@@ -112,7 +112,7 @@ func (p *Progress) Say(format string, args ...any) {
 
 // Clear removes the line.
 func (p *Progress) Clear() {
-	if p.length > 0 {
+	if p != nil && p.length > 0 {
 		_, _ = fmt.Fprintf(p.out, "\r%*s\r", p.length, "")
 		p.length = 0
 	}

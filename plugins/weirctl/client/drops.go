@@ -28,13 +28,15 @@ func DropPrinter(out io.Writer, f Format) func(*agentapi.Drop) error {
 func DropLine(d *agentapi.Drop) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s  %5dx  ", d.Time.Local().Format("2006-01-02 15:04:05.000"), d.Count)
+	node := ""
+	if d.Node != "" {
+		node = "; node " + d.Node
+	}
 	switch d.Kind {
 	case agentapi.DropLost:
-		b.WriteString("LOST: the agent read too slowly, so only the number of these packets is known")
-		return b.String()
+		return b.String() + "LOST: the agent read too slowly, so only the number of these packets is known" + node
 	case agentapi.DropMissed:
-		b.WriteString("MISSED: this command read too slowly, so only the number of these packets is known")
-		return b.String()
+		return b.String() + "MISSED: this command read too slowly, so only the number of these packets is known" + node
 	}
 	if d.Direction != "" {
 		fmt.Fprintf(&b, "%-7s  ", d.Direction)
@@ -52,10 +54,7 @@ func DropLine(d *agentapi.Drop) string {
 	default:
 		fmt.Fprintf(&b, "MORE: from %s to %s, to many ports", source, destination)
 	}
-	fmt.Fprintf(&b, ": %s", why(d))
-	if d.Node != "" {
-		fmt.Fprintf(&b, "; node %s", d.Node)
-	}
+	fmt.Fprintf(&b, ": %s%s", why(d), node)
 	return b.String()
 }
 

@@ -47,7 +47,7 @@ func TestDropLine(t *testing.T) {
 			more, "ingress  MORE: from shop/batch (10.88.0.3), to many addresses or ports: isolated by shop/db, shop/deny; " +
 				"class WEIR-IN-X; node node-1",
 		},
-		{lost, "LOST: the agent read too slowly, so only the number of these packets is known"},
+		{lost, "LOST: the agent read too slowly, so only the number of these packets is known; node node-1"},
 		{
 			closed, "ingress  node node-2 (192.0.2.1) -> shop/db ([fd00::2]:5432) icmp type 8 code 0: " +
 				"the pod is closed, because it is in no class; node node-1",

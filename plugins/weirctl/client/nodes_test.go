@@ -34,6 +34,7 @@ type fakeCluster struct {
 	// fails, if it returns a text, makes the command fail with that text on standard error.
 	fails  func(node string) string
 	forbid bool
+	guard  sync.Locker // guards nodes and pods, if they change; nil otherwise
 	// most is how many commands ran at the same time, and now is how many run.
 	most, now atomic.Int32
 }
@@ -64,6 +65,10 @@ func (f *fakeCluster) start(t *testing.T) *Cluster {
 }
 
 func (f *fakeCluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if f.guard != nil && !strings.HasSuffix(r.URL.Path, "/exec") {
+		f.guard.Lock()
+		defer f.guard.Unlock()
+	}
 	answer := func(status int, v any) {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(status)
@@ -122,10 +127,30 @@ func (f *fakeCluster) exec(w http.ResponseWriter, r *http.Request) {
 			case <-ctx.Done():
 			}
 		}()
-		answer := httptest.NewRecorder()
-		f.handle(node, answer, request.WithContext(ctx))
-		return answer.Result().Write(stdout)
+		f.handle(node, &streamWriter{out: stdout, header: http.Header{}}, request.WithContext(ctx))
+		return nil
 	})
+}
+
+// streamWriter writes an answer as it comes. The end of the connection ends it.
+type streamWriter struct {
+	out    io.Writer
+	header http.Header
+	begun  bool
+}
+
+func (w *streamWriter) Header() http.Header { return w.header }
+
+func (w *streamWriter) WriteHeader(status int) {
+	w.begun = true
+	_, _ = fmt.Fprintf(w.out, "HTTP/1.1 %d %s\r\nConnection: close\r\n\r\n", status, http.StatusText(status))
+}
+
+func (w *streamWriter) Write(p []byte) (int, error) {
+	if !w.begun {
+		w.WriteHeader(http.StatusOK)
+	}
+	return w.out.Write(p)
 }
 
 func answerJSON(v any) func(string, http.ResponseWriter, *http.Request) {

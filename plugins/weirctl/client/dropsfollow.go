@@ -1,0 +1,333 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/weir-net/weir/agentapi"
+)
+
+// FollowTimes are the times of FollowDrops.
+type FollowTimes struct {
+	// Window is how long a drop waits for older ones of other nodes.
+	Window time.Duration
+	// Opens is how long a node may take until it tells of drops.
+	Opens time.Duration
+	// Silent is how long a node may be silent. An agent gives a sign of life every 15 seconds.
+	Silent time.Duration
+	// Retry is the wait before a node is asked again. It doubles with each failure, up to Retries.
+	Retry, Retries time.Duration
+	// Look is how often the nodes are listed again.
+	Look time.Duration
+}
+
+// DefaultFollowTimes are the times that the command uses. An agent reads drops every 0.2 seconds, so with the window a
+// drop shows within a second.
+var DefaultFollowTimes = FollowTimes{
+	Window: 300 * time.Millisecond, Opens: 20 * time.Second, Silent: 40 * time.Second, Retry: time.Second,
+	Retries: 30 * time.Second, Look: 10 * time.Second,
+}
+
+const (
+	// again is how far back a node is asked when it is asked again, beyond the time at which it was last heard of. A drop
+	// is told of up to a second after its time.
+	again = 3 * time.Second
+	// maxRecent bounds the drops of one node that are remembered, so that none is printed twice.
+	maxRecent = 8192
+	// firstNames is how many nodes without an answer are named at the beginning.
+	firstNames = 20
+)
+
+// errGone is the cause for which the stream of a node ends that is no longer in the cluster.
+var errGone = errors.New("the node is gone")
+
+// FollowDrops prints the drops of the nodes as they happen, until ctx ends, in the order of their times as far as they
+// come within the window. Each node has a stream of its own, so a slow or dead node holds up no other. Nodes that join
+// are asked too. A node whose stream has ended is named, and asked again, also for the drops since then. At most
+// o.Parallel streams are opened at the same time. FollowDrops returns the cause for which ctx has ended, an error of
+// o.Print, or an error after which no node can be asked.
+func (c *Cluster) FollowDrops(ctx context.Context, o DropsOfNodes, times FollowTimes) error {
+	agents, err := c.wanted(ctx, o.Nodes)
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancelCause(ctx)
+	f := &follower{
+		Cluster: c, DropsOfNodes: o, times: times, stop: stop, nodes: map[string]*nodeFollower{},
+		opening: make(chan struct{}, max(o.Parallel, 1)), drops: make(chan *agentapi.Drop, maxRecent),
+		told: teller{tell: o.Tell, room: firstNames},
+	}
+	f.update(ctx, agents)
+	f.running.Go(func() { f.look(ctx) })
+	f.print(ctx)
+	stop(nil)
+	f.running.Wait()
+	return context.Cause(ctx)
+}
+
+// follower follows the drops of all nodes.
+type follower struct {
+	*Cluster
+	DropsOfNodes
+	times   FollowTimes
+	stop    context.CancelCauseFunc
+	running sync.WaitGroup
+	opening chan struct{} // has room for the streams that may be opened at the same time
+	drops   chan *agentapi.Drop
+
+	mu      sync.Mutex // guards the rest
+	nodes   map[string]*nodeFollower
+	told    teller
+	started bool
+}
+
+// nodeFollower follows the drops of one node. mu of the follower guards the fields of its state.
+type nodeFollower struct {
+	agent  Agent
+	stop   context.CancelCauseFunc
+	wake   chan struct{} // has room for one: the agent is another one
+	state  followState
+	recent map[string]time.Time // the drops of the last seconds, with the time at which they came
+	heard  time.Time            // of the node's last value; zero if it has not told anything yet
+	toldBy string               // the pod that has told of drops last
+}
+
+type followState int
+
+const (
+	opening followState = iota
+	telling
+	failing
+)
+
+// look lists the nodes again and again.
+func (f *follower) look(ctx context.Context) {
+	for wait(ctx, f.times.Look, nil) {
+		agents, err := f.Agents(ctx)
+		if err == nil { // without the list, the nodes that are known are followed
+			f.update(ctx, agents)
+		}
+	}
+}
+
+// wait waits, and returns false if ctx has ended.
+func wait(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-wake:
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
+}
+
+// update starts to follow the nodes that are new, ends those that are gone, and takes over what has changed.
+func (f *follower) update(ctx context.Context, agents []Agent) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	// Nodes that are known to be away are opened last, because they may take long to fail.
+	slices.SortStableFunc(agents, func(a, b Agent) int { return len(a.Away+a.Down) - len(b.Away+b.Down) })
+	gone := maps.Clone(f.nodes)
+	for _, a := range agents {
+		if len(f.Nodes) > 0 && !slices.Contains(f.Nodes, a.Node) {
+			continue
+		}
+		delete(gone, a.Node)
+		if n := f.nodes[a.Node]; n != nil {
+			if n.agent != a {
+				n.agent = a
+				select {
+				case n.wake <- struct{}{}:
+				default:
+				}
+			}
+			continue
+		}
+		one, stop := context.WithCancelCause(ctx)
+		n := &nodeFollower{agent: a, stop: stop, wake: make(chan struct{}, 1), recent: map[string]time.Time{}}
+		f.nodes[a.Node] = n
+		if f.started {
+			f.told.say("%s: the node is new", a.Node)
+		}
+		f.running.Go(func() { f.follow(one, n) })
+	}
+	for name, n := range gone {
+		delete(f.nodes, name)
+		n.stop(errGone)
+		f.told.say("%s: %v", name, errGone)
+	}
+	f.start()
+}
+
+// start tells that all nodes have been asked, once that is so. The caller holds mu.
+func (f *follower) start() {
+	if f.started {
+		return
+	}
+	tell := 0
+	for _, n := range f.nodes {
+		switch n.state {
+		case opening:
+			return
+		case telling:
+			tell++
+		}
+	}
+	f.started = true
+	more := ""
+	if f.told.leftOut > 0 {
+		more = fmt.Sprintf(" (%d more don't answer)", f.told.leftOut)
+	}
+	f.told = teller{tell: f.Tell, room: -1}
+	f.told.say("following the drops of %d of %d nodes%s", tell, len(f.nodes), more)
+}
+
+// follow follows one node until ctx ends.
+func (f *follower) follow(ctx context.Context, n *nodeFollower) {
+	defer n.stop(nil)
+	for retry := f.times.Retry; ; retry = min(2*retry, f.times.Retries) {
+		f.mu.Lock()
+		agent, first := n.agent, n.state == opening
+		f.mu.Unlock()
+		err := f.stream(ctx, n, agent)
+		if ctx.Err() != nil {
+			return
+		}
+		if errors.As(err, new(*forbiddenError)) {
+			f.stop(err)
+			return
+		}
+		f.mu.Lock()
+		if n.state == telling {
+			first, retry = true, f.times.Retry
+		}
+		if n.state = failing; first {
+			f.told.say("%s: %v; trying again", agent.Node, err)
+		}
+		f.start()
+		f.mu.Unlock()
+		if !wait(ctx, retry, n.wake) {
+			return
+		}
+	}
+}
+
+// errEnded is the error of a stream that an agent has ended.
+var errEnded = errors.New("the agent has ended")
+
+// stream reads the drops of the agent until the stream ends, and returns why. It waits for its turn to open the stream.
+func (f *follower) stream(ctx context.Context, n *nodeFollower, agent Agent) error {
+	select {
+	case f.opening <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	opened := sync.OnceFunc(func() { <-f.opening })
+	defer opened()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	silence := time.AfterFunc(f.times.Opens, func() { stop(errNoAnswer(f.times.Opens)) })
+	defer silence.Stop()
+	q := f.Query
+	if !n.heard.IsZero() {
+		q.Since = time.Since(n.heard) + again
+	}
+	err := f.readDrops(ctx, agent, q, func(d *agentapi.Drop) error {
+		opened()
+		silence.Stop() // while this command's reader is slow, the node isn't
+		now := time.Now()
+		f.tells(n, agent)
+		n.heard = now
+		if d != nil && n.isNew(d, now) {
+			select {
+			case f.drops <- d:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		silence = time.AfterFunc(f.times.Silent, func() {
+			stop(fmt.Errorf("no sign of life for %s", f.times.Silent))
+		})
+		return nil
+	})
+	silence.Stop()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err == nil {
+		err = errEnded
+	}
+	return err
+}
+
+// tells notes that the node tells of its drops.
+func (f *follower) tells(n *nodeFollower, agent Agent) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if n.state == telling {
+		return
+	}
+	if n.state == failing && f.started {
+		missing := ""
+		if n.toldBy != agent.Pod {
+			missing = "; earlier ones may be missing"
+		}
+		f.told.say("%s: tells of its drops again%s", agent.Node, missing)
+	}
+	n.state, n.toldBy = telling, agent.Pod
+	f.start()
+}
+
+// isNew reports whether the drop has not come yet. The packets that a reader has missed are counted each time.
+func (n *nodeFollower) isNew(d *agentapi.Drop, now time.Time) bool {
+	if d.Kind == agentapi.DropMissed {
+		return true
+	}
+	key := fmt.Sprint(d.Time.UnixNano(), d.Kind, d.Count, d.Source, d.Destination, d.Protocol, d.Chain, d.Direction)
+	if _, known := n.recent[key]; known {
+		return false
+	}
+	if len(n.recent) >= maxRecent {
+		maps.DeleteFunc(n.recent, func(_ string, at time.Time) bool { return now.Sub(at) > 2*again })
+		if len(n.recent) >= maxRecent {
+			clear(n.recent)
+		}
+	}
+	n.recent[key] = now
+	return true
+}
+
+// print prints the drops in order, until ctx ends. An error of printing stops all.
+func (f *follower) print(ctx context.Context) {
+	order := dropOrder{window: f.times.Window}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case d := <-f.drops:
+			order.add(d, time.Now())
+			if len(order.drops) > 1 {
+				continue // the timer runs
+			}
+		case <-timer.C:
+		}
+		due, next := order.due(time.Now())
+		for _, d := range due {
+			if err := f.Print(d); err != nil {
+				f.stop(err)
+				return
+			}
+		}
+		if next > 0 {
+			timer.Reset(max(next, f.times.Window/10))
+		}
+	}
+}

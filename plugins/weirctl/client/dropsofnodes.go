@@ -1,0 +1,164 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/weir-net/weir/agentapi"
+)
+
+// DropsOfNodes is a question about the drops of many nodes.
+type DropsOfNodes struct {
+	// Query is what each node is asked. The nodes apply its filters, so that only drops that match travel.
+	Query agentapi.DropsQuery
+	// Nodes are the names of the nodes to ask; empty for all.
+	Nodes []string
+	AskOptions
+	// Print prints a drop. An error of Print ends the command.
+	Print func(*agentapi.Drop) error
+	// Tell tells a person, in one line, what isn't a drop: which nodes don't answer.
+	Tell func(string)
+}
+
+// maxKept bounds the drops of all nodes that are kept to put them in order. It is a variable for tests.
+var maxKept = 200_000
+
+// Drops prints the drops that the nodes remember, in the order of their times. If nodes don't answer, it prints those
+// of the others, tells which don't, and returns an error that counts them.
+func (c *Cluster) Drops(ctx context.Context, o DropsOfNodes, progress *Progress) error {
+	agents, err := c.wanted(ctx, o.Nodes)
+	if err != nil {
+		return err
+	}
+	var all []*agentapi.Drop
+	var away []string
+	asked, leftOut := 0, 0
+	err = AskAll(ctx, agents, o.AskOptions, func(ctx context.Context, of Agent) (drops []*agentapi.Drop, err error) {
+		return drops, c.readDrops(ctx, of, o.Query, func(d *agentapi.Drop) error {
+			if d != nil {
+				drops = append(drops, d)
+			}
+			return nil
+		})
+	}, func(a Answer[[]*agentapi.Drop]) {
+		if a.Err != nil {
+			away = append(away, a.Node+": "+a.Err.Error())
+		}
+		all = append(all, a.Value...) // what a node has said before it failed counts
+		if len(all) > 2*maxKept {
+			leftOut += cutOldest(&all)
+		}
+		asked++
+		progress.Say("asked %d of %d nodes: %d drops", asked, len(agents), len(all))
+	})
+	leftOut += cutOldest(&all)
+	progress.Clear()
+	for _, d := range all {
+		if err := o.Print(d); err != nil {
+			return err
+		}
+	}
+	if leftOut > 0 {
+		o.Tell(fmt.Sprintf("%d older drops are left out: ask for less, as with --since 5m or --namespace", leftOut))
+	}
+	slices.Sort(away)
+	for _, line := range away {
+		o.Tell(line)
+	}
+	switch {
+	case err != nil:
+		return err
+	case len(away) > 0:
+		return fmt.Errorf("%d of %d nodes have not answered", len(away), len(agents))
+	}
+	return nil
+}
+
+// cutOldest puts the drops in the order of their times, and removes the oldest if there are too many. It returns how
+// many it has removed.
+func cutOldest(all *[]*agentapi.Drop) (removed int) {
+	slices.SortStableFunc(*all, func(a, b *agentapi.Drop) int { return a.Time.Compare(b.Time) })
+	removed = max(len(*all)-maxKept, 0)
+	*all = slices.Delete(*all, 0, removed)
+	return removed
+}
+
+// wanted returns the agents of the nodes, or of all nodes if the list is empty. The error names a node that doesn't
+// exist.
+func (c *Cluster) wanted(ctx context.Context, nodes []string) ([]Agent, error) {
+	agents, err := c.Agents(ctx)
+	if err != nil || len(nodes) == 0 {
+		return agents, err
+	}
+	var some []Agent
+	for _, n := range nodes {
+		a, err := Find(agents, n)
+		if err != nil {
+			return nil, Usage(err)
+		}
+		if !slices.Contains(some, a) {
+			some = append(some, a)
+		}
+	}
+	return some, nil
+}
+
+// readDrops asks the agent for drops, and passes them to the function each, until the agent ends the answer, or each
+// returns an error. It passes nil for a sign of life.
+func (c *Cluster) readDrops(
+	ctx context.Context, of Agent, q agentapi.DropsQuery, each func(*agentapi.Drop) error,
+) error {
+	response, err := c.Open(ctx, of, http.MethodGet, q.Path(), nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = response.Body.Close() }()
+	if response.StatusCode != http.StatusOK {
+		why, err := io.ReadAll(io.LimitReader(response.Body, 4<<10))
+		if err != nil {
+			return c.away(of, err)
+		}
+		return refusal(response.StatusCode, why)
+	}
+	for values := json.NewDecoder(response.Body); ; {
+		d := &agentapi.Drop{}
+		err := values.Decode(d)
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err != nil:
+			return c.away(of, err)
+		case d.Kind == "":
+			d = nil
+		case d.Node == "":
+			d.Node = of.Node
+		}
+		if err := each(d); err != nil {
+			return err
+		}
+	}
+}
+
+// teller tells lines, and counts those beyond a number instead of telling them.
+type teller struct {
+	tell    func(string)
+	room    int
+	leftOut int
+}
+
+func (t *teller) say(format string, args ...any) {
+	if t.room == 0 {
+		t.leftOut++
+		return
+	}
+	t.room--
+	t.tell(strings.TrimSpace(fmt.Sprintf(format, args...)))
+}

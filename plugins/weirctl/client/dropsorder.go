@@ -1,0 +1,64 @@
+package client
+
+import (
+	"container/heap"
+	"time"
+
+	"github.com/weir-net/weir/agentapi"
+)
+
+// dropOrder puts drops of several nodes in the order of their times. It keeps each for the window, so that one of
+// another node that is older and comes later is still put before it. No drop waits longer than the window, whatever the
+// nodes' clocks say.
+type dropOrder struct {
+	window time.Duration
+	drops  dropHeap
+}
+
+type waitingDrop struct {
+	*agentapi.Drop
+	due time.Time
+}
+
+// add adds a drop that has come at the time now.
+func (o *dropOrder) add(d *agentapi.Drop, now time.Time) {
+	heap.Push(&o.drops, waitingDrop{d, now.Add(o.window)})
+}
+
+// due removes the drops that have waited for the window, and all that are older than one of them, and returns them in
+// the order of their times. next is how long the caller may wait until it asks again; 0 if no drop waits.
+func (o *dropOrder) due(now time.Time) (all []*agentapi.Drop, next time.Duration) {
+	last := -1 // the newest drop that is due; the heap's slice is in no order
+	for i, w := range o.drops {
+		if !w.due.After(now) && (last < 0 || o.drops[last].Time.Before(w.Time)) {
+			last = i
+		}
+	}
+	if last >= 0 {
+		for until := o.drops[last].Time; len(o.drops) > 0 && !o.drops[0].Time.After(until); {
+			all = append(all, heap.Pop(&o.drops).(waitingDrop).Drop)
+		}
+	}
+	for i, w := range o.drops {
+		if wait := w.due.Sub(now); i == 0 || wait < next {
+			next = wait
+		}
+	}
+	return all, next
+}
+
+// dropHeap has the oldest drop first (container/heap).
+type dropHeap []waitingDrop
+
+func (h dropHeap) Len() int           { return len(h) }
+func (h dropHeap) Less(i, j int) bool { return h[i].Time.Before(h[j].Time) }
+func (h dropHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *dropHeap) Push(x any)        { *h = append(*h, x.(waitingDrop)) }
+
+func (h *dropHeap) Pop() any {
+	last := len(*h) - 1
+	x := (*h)[last]
+	(*h)[last] = waitingDrop{}
+	*h = (*h)[:last]
+	return x
+}
