@@ -161,7 +161,7 @@ func (f *flight) send(n *Node, h *host, i int) error {
 	return nil
 }
 
-// receive waits for packets and answers, and reports whether any came.
+// receive waits for packets and answers, for about the duration wait at most, and reports whether any came.
 func (f *flight) receive(n *Node, receivers map[int]receiver, wait time.Duration) bool {
 	n.Helper()
 	events := make([]unix.EpollEvent, 256)

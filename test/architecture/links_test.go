@@ -83,7 +83,6 @@ func TestPureFindsWhatIsNot(t *testing.T) {
 		"policy links endpoint, which isn't pure")
 }
 
-// dependencies returns the output of go list -deps ./PKG.
 func dependencies(t *testing.T, pkg string) []string {
 	t.Helper()
 	cmd := exec.Command("go", "list", "-deps", "./"+pkg)

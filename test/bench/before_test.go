@@ -20,7 +20,7 @@ var (
 	me    = flag.String("me", "now", "which of the two this process is: now or before")
 )
 
-// times has the times that a process measured, by operation and round.
+// times has the times that a process measured: by what took them, such as "ADD weir", one for each round.
 type times map[string][]time.Duration
 
 // TestTurns adds and deletes pods with weir and with bridge, in turns with another process. The other process does the

@@ -139,8 +139,8 @@ func cpu(t *testing.T, pid int) time.Duration {
 	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
-// countChanges counts the kernel's messages about changes of links, addresses, neighbours and routes, except for
-// neighbours that the kernel itself looks for.
+// countChanges returns a count, which goes on until the test ends, of the kernel's messages about changes of links,
+// addresses, neighbours and routes. Neighbours that the kernel itself looks for don't count.
 func countChanges(t *testing.T) *atomic.Int64 {
 	t.Helper()
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR,

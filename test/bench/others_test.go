@@ -201,7 +201,7 @@ func (w *workload) queued() text {
 		"-A POSTROUTING -m set --match-set pods dst -j NFQUEUE --queue-num %[1]d\nCOMMIT\n", queueNumber)}
 }
 
-// others returns the filters of the layouts for the workload.
+// others returns the layouts that have rules for each policy of the workload.
 func others(name string, w *workload) []filter {
 	written := func(layout string, x func() text) filter {
 		return filter{layout + ", " + name, false, func(t *testing.T, n *packetNode, flavour iptables.Flavour) {

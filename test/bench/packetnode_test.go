@@ -23,7 +23,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// podSubnet is the subnet of the pods of every node here.
 var podSubnet = netip.MustParsePrefix("10.88.0.0/16")
 
 // localPod returns the address of the node's pod number i. Pod 0 is the client, pod 1 the server.

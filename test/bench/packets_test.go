@@ -30,7 +30,6 @@ type filter struct {
 	build func(t *testing.T, n *packetNode, flavour iptables.Flavour)
 }
 
-// weir returns the filter that weir makes for the workload.
 func weir(name string, w *workload) filter {
 	return filter{"weir, " + name, true, func(t *testing.T, n *packetNode, flavour iptables.Flavour) {
 		t.Helper()
@@ -38,7 +37,6 @@ func weir(name string, w *workload) filter {
 	}}
 }
 
-// filters returns all packet filters, in the order of the table.
 func filters() []filter {
 	all := []filter{
 		{"no engine", false, func(*testing.T, *packetNode, iptables.Flavour) {}},

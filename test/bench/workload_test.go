@@ -63,8 +63,9 @@ func (w *workload) other(i int) string {
 // add adds the policies. The last of them is the one that concerns the traffic of the measurement.
 func (w *workload) add(all ...allow) { w.allows = append(w.allows, all...) }
 
-// classes returns a node on which a policy isolates each pod, in each direction that is true. Each pod is in a class of
-// its own. The client's and the server's are the last.
+// classes returns a node on which policies isolate all pods in each direction that is true, except the client for
+// ingress and the server for egress. Each pod that they isolate is in a class of its own. The policies of client and
+// server are the last.
 func classes(local int, ingress, egress bool) *workload {
 	w := newWorkload(local)
 	for i := 2; i < local; i++ {
@@ -79,7 +80,7 @@ func classes(local int, ingress, egress bool) *workload {
 	return w
 }
 
-// oneClass returns a node on which one policy isolates all pods.
+// oneClass returns a node on which one policy isolates all pods for ingress.
 func oneClass(local int) *workload {
 	w := newWorkload(local)
 	for i := range local {
@@ -89,7 +90,7 @@ func oneClass(local int) *workload {
 	return w
 }
 
-// beside returns a node on which a policy isolates each pod but the client and the server.
+// beside returns a node on which policies isolate each pod but the client and the server, in both directions.
 func beside(local int) *workload {
 	w := classes(local, true, true)
 	w.allows = w.allows[:len(w.allows)-2]
@@ -106,7 +107,8 @@ func (w *workload) permit(ingress, egress bool) {
 	}
 }
 
-// spread returns a node on which the policies are spread evenly over the pods, each pod in a class of its own.
+// spread returns a node on which the policies are spread evenly over all pods but the client. Each of these pods is
+// in a class of its own.
 func spread(policies, local int) *workload {
 	w := newWorkload(local)
 	for i := range policies - 1 {
@@ -120,7 +122,7 @@ func spread(policies, local int) *workload {
 	return w
 }
 
-// selectors returns policies of the server that differ in the selector of their peers.
+// selectors returns a node with policies of the server that differ in the selector of their peers.
 func selectors(policies int) *workload {
 	w := newWorkload(10)
 	for i := range policies - 1 {
@@ -130,7 +132,7 @@ func selectors(policies int) *workload {
 	return w
 }
 
-// ports returns policies of the server of which each has a selector and a port of its own.
+// ports returns a node with policies of the server of which each has a selector and a port of its own.
 func ports(policies int) *workload {
 	w := newWorkload(10)
 	for i := range policies - 1 {
@@ -140,9 +142,9 @@ func ports(policies int) *workload {
 	return w
 }
 
-// mixed returns policies of the server like those of Red Hat's tests of policies at scale (kube-burner-ocp,
-// cmd/config/network-policy/ingress-np.yml): each allows five pods in each of five namespaces, and five networks, with
-// five ports and five ranges of ports. All policies have the same ports.
+// mixed returns a node with policies of the server like those of Red Hat's tests of policies at scale
+// (kube-burner-ocp, cmd/config/network-policy/ingress-np.yml): each allows 25 pods and five networks, with five ports
+// and five ranges of ports for both. All policies have the same ports.
 func mixed(policies int) *workload {
 	w := newWorkload(10)
 	ports, blockPorts := []portRange{}, []portRange{}

@@ -12,7 +12,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// macOf returns the MAC of the link in the namespace.
 func macOf(t *testing.T, netns, link string) (mac net.HardwareAddr) {
 	t.Helper()
 	nodetest.In(t, netns, func() error {

@@ -92,7 +92,6 @@ func TestNoAddressIsLeft(t *testing.T) {
 	n.AddPod("ns-1", "two")
 }
 
-// metrics returns the text of the agent's /metrics.
 func metrics() (string, error) {
 	resp, err := http.Get("http://127.0.0.1:6786/metrics") //nolint:noctx // of a test's own agent
 	if err != nil {

@@ -107,7 +107,6 @@ func (f *forge) linkLocalMACs() {
 	}
 }
 
-// tunnelEnd returns the address of this node's end of the tunnel.
 func (f *forge) tunnelEnd() netip.Addr {
 	local, _ := f.w.underlay()
 	return local

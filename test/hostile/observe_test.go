@@ -337,7 +337,6 @@ func news(was, is []string) []string {
 	return all
 }
 
-// sender sends frames by E's link.
 type sender struct {
 	t    testing.TB
 	fd   int

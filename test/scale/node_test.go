@@ -148,7 +148,7 @@ type started struct {
 	IPTables          string // the flavour of iptables that the agent uses
 }
 
-// start starts the agent and waits until it is ready.
+// start starts the agent, waits until it is ready, and returns what is measured of the start.
 func (n *node) start() started {
 	began := time.Now()
 	n.SpawnAgent("--kubeconfig", n.kubeconfig(), "--node-name", cluster.NodeName(0), "--encapsulation", "crossSubnet",
@@ -185,7 +185,7 @@ func (n *node) start() started {
 	return s
 }
 
-// iptables returns what the agent's metrics say of the node's iptables.
+// iptables returns the flavour of iptables that the agent's metrics name; "unknown" if they name none.
 func (n *node) iptables(client *http.Client) string {
 	resp, err := client.Get("http://127.0.0.1:6786/metrics")
 	if err != nil {
@@ -420,8 +420,8 @@ func (n *node) background(rate float64, parts string) {
 	}
 }
 
-// toggle creates a policy of a local pod and deletes it in turn, and returns the CPU time that the agent took. rate is
-// how many of these changes come in a second.
+// toggle creates a policy of a local pod and deletes it in turn, and returns the CPU time that the agent took
+// meanwhile. rate is how many of these changes come in a second.
 func (n *node) toggle(rate float64, d time.Duration) cpuUse {
 	ticker := time.NewTicker(time.Duration(float64(time.Second) / rate))
 	defer ticker.Stop()

@@ -228,7 +228,7 @@ func (o *orchestrator) startAll() {
 	}
 }
 
-// restarts restarts each agent some times, and then once more to count its writes.
+// restarts restarts each agent some times, and then, if the writes are to be counted, once more.
 func (o *orchestrator) restarts() {
 	for i := range *restartsFlag {
 		o.turn(i, func(r *remoteNode) { o.noteStart(r, ask[restarted](r, request{Do: "restart"}).started) })
@@ -325,7 +325,8 @@ func (o *orchestrator) window(r *remoteNode, rate float64, mix string) cpuUse {
 	return use
 }
 
-// attacks measures, in each cluster, what each attack costs other tenants.
+// attacks measures, in each cluster, what each attack costs other tenants. It does nothing unless attacks are asked
+// for.
 func (o *orchestrator) attacks() {
 	if !*attackFlag {
 		return

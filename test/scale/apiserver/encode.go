@@ -35,7 +35,6 @@ func negotiate(accept string) format {
 	return format{info}
 }
 
-// streamType returns the content type of a watch.
 func (f format) streamType() string {
 	if f.info.MediaType == runtime.ContentTypeProtobuf {
 		return f.info.MediaType + ";stream=watch"
@@ -51,7 +50,6 @@ func answer(w http.ResponseWriter, req *http.Request, status int, o runtime.Obje
 	_ = f.info.Serializer.Encode(o, w) // fails only if the client has gone
 }
 
-// fail sends an error as the API server does.
 func fail(w http.ResponseWriter, code int, reason metav1.StatusReason, message string) {
 	w.Header().Set("Content-Type", runtime.ContentTypeJSON)
 	w.WriteHeader(code)

@@ -18,7 +18,6 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 )
 
-// handler returns the handler of all paths: those of discovery, and those of the kinds' objects.
 func (s *Server) handler(kinds []Kind) http.Handler {
 	mux := http.NewServeMux()
 	discovery(mux, kinds)
@@ -56,7 +55,6 @@ func (s *Server) route(mux *http.ServeMux, method, group, path string, h handler
 	})
 }
 
-// serveCollection answers a list or a watch.
 func (s *Server) serveCollection(w http.ResponseWriter, req *http.Request, r *resource) {
 	q := req.URL.Query()
 	sel := selector{namespace: req.PathValue("namespace")}
@@ -194,7 +192,7 @@ func patched(was, now Object, patch []byte, kind string) (Object, error) {
 	return now, err
 }
 
-// serveCreate answers a POST, such as one of an event.
+// serveCreate answers a POST, such as one of an event. An object that exists already is a conflict.
 func (s *Server) serveCreate(w http.ResponseWriter, req *http.Request, r *resource) {
 	body, err := io.ReadAll(io.LimitReader(req.Body, 3<<20))
 	if err != nil {

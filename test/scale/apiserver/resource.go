@@ -44,7 +44,6 @@ func (k Kind) gvk() schema.GroupVersionKind {
 	return schema.GroupVersionKind{Group: k.Group, Version: k.Version, Kind: k.Kind}
 }
 
-// at makes the i-th object of the Base.
 func (r *resource) at(i int) Object { return r.kind.make(i, r.base[i]) }
 
 func (k Kind) make(i int, s state) Object {
@@ -54,7 +53,6 @@ func (k Kind) make(i int, s state) Object {
 	return o
 }
 
-// get returns the object, and nil if there is none.
 func (r *resource) get(name types.NamespacedName) Object {
 	if o := r.objects[name]; o != nil {
 		return o

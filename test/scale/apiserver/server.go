@@ -57,7 +57,6 @@ func (k Kind) path() string {
 	return "/apis/" + k.Group + "/" + k.Version
 }
 
-// apiVersion returns the text in the field apiVersion of the kind's objects.
 func (k Kind) apiVersion() string {
 	if k.Group == "" {
 		return k.Version

@@ -82,7 +82,6 @@ func (e *event) frame(f format, kind apiwatch.EventType) ([]byte, error) {
 	return e.frames[key], nil
 }
 
-// frame returns an event of a watch in this format.
 func (f format) frame(kind apiwatch.EventType, o runtime.Object) ([]byte, error) {
 	var object, frame bytes.Buffer
 	if err := f.info.Serializer.Encode(o, &object); err != nil {
@@ -96,7 +95,8 @@ func (f format) frame(kind apiwatch.EventType, o runtime.Object) ([]byte, error)
 	return frame.Bytes(), nil
 }
 
-// serveWatch answers a watch, with or without initial events.
+// serveWatch answers a watch: with all objects as initial events if the client asks for them or names no version,
+// else with the events since that version. If the log no longer has all of them, it answers 410.
 func (s *Server) serveWatch(w http.ResponseWriter, req *http.Request, r *resource, sel selector) {
 	f := negotiate(req.Header.Get("Accept"))
 	q := req.URL.Query()

@@ -52,7 +52,6 @@ func New(pods, local int, self, neighbour netip.Addr) *Cluster {
 // Namespaces returns how many namespaces the cluster has.
 func (c *Cluster) Namespaces() int { return c.Pods / c.perNamespace() }
 
-// perNamespace returns how many pods each namespace has.
 func (c *Cluster) perNamespace() int { return min(podsPerNamespace, c.Pods/localNamespaces) }
 
 // place returns a pod's namespace, and the number in its name. 37 has no divisor in common with 100, so all pods of a
@@ -85,7 +84,6 @@ func (c *Cluster) node(pod int) (node, place int) {
 	return 2 + pod/podsPerNode, pod % podsPerNode
 }
 
-// podCIDR returns the network of a node's pods.
 func podCIDR(node int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(100 + node>>8), byte(node), 0}), 24)
 }
@@ -132,7 +130,6 @@ func (c *Cluster) find(name types.NamespacedName, each int, nameOf func(int) str
 	return ns*each + k, true
 }
 
-// uid returns the UID of an object of a kind.
 func uid(kind, i int) types.UID {
 	return types.UID(fmt.Sprintf("%08x-0000-4000-8000-%012x", kind, i))
 }
