@@ -70,7 +70,6 @@ func (c *cluster) setContact(err error) {
 	c.contact = err
 }
 
-// journal collects the agent's log.
 type journal struct {
 	mu sync.Mutex
 	b  bytes.Buffer

@@ -122,7 +122,6 @@ func (c *clusterView) knows(e endpoint.Endpoint) bool {
 	return len(made) > 0
 }
 
-// uid returns the UID of the pod of that name, and whether there is one.
 func (c *clusterView) uid(p endpoint.Pod) (string, bool) {
 	pods := c.engine.Pods(policy.Name{Namespace: p.Namespace, Name: p.Name})
 	if len(pods) == 0 {

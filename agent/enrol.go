@@ -36,7 +36,6 @@ type enrolment struct {
 	answer   chan answer // has room for one answer: the plugin may have ended, and then nothing receives
 }
 
-// answer is an HTTP status and the body.
 type answer struct {
 	status int
 	agentapi.EnrolAnswer

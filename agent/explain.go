@@ -26,7 +26,6 @@ type explainer struct {
 	sending chan struct{}
 }
 
-// errNoView is the answer if the source is no Viewer.
 var errNoView = errors.New("this agent's source can't show its objects")
 
 // refuse answers with the reason why a question has no answer.

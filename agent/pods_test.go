@@ -82,7 +82,6 @@ func TestEnrolWaitsUntilPublished(t *testing.T) {
 	}
 }
 
-// wantPublished checks that the next publication has these addresses and no others.
 func (s *server) wantPublished(t *testing.T, want map[string]string) {
 	t.Helper()
 	select {
@@ -132,7 +131,6 @@ func TestEnrolWithTheAPI(t *testing.T) {
 	}
 }
 
-// named returns a pod with a UID and one label.
 func named(name, uid, app string) policy.Pod {
 	return policy.Pod{Namespace: "shop", Name: name, UID: uid, Labels: map[string]string{"app": app}}
 }

@@ -32,7 +32,6 @@ type stepped struct {
 	last policy.Objects
 }
 
-// know tells the agent the source's objects.
 func (s *stepped) know(objects *policy.Objects) {
 	s.takeUpdate(policy.Difference(s.last, *objects), nil)
 	s.last = *objects

@@ -105,7 +105,6 @@ func TestStatusWithoutReconcile(t *testing.T) {
 	}
 }
 
-// publications is a source that records the calls of Publish.
 type publications struct {
 	Source
 	calls []map[endpoint.Pod][]netip.Addr

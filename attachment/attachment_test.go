@@ -21,7 +21,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// node is a node on which the test attaches pods as ADD does.
 type node struct {
 	*testing.T
 	sets *ipset.Handle

@@ -44,7 +44,6 @@ type node struct {
 
 func newNode(t *testing.T) node { return newNodeFor(t, "10.88.0.2") }
 
-// newNodeFor makes the bridge for pods with these addresses.
 func newNodeFor(t *testing.T, addrs string) node {
 	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {

@@ -318,7 +318,6 @@ func (c cluster) named(named namedPort, f conf.Family) ruleset.Entries {
 	return ruleset.EntriesOf(entries...)
 }
 
-// namedEntry returns the entry of an address in the set of a named port.
 func namedEntry(a netip.Addr, port NamedPort, comment string) ruleset.Entry {
 	e := entry(hostPrefix(a), comment)
 	e.Proto, e.Port = port.Proto, port.Number

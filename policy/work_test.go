@@ -33,7 +33,6 @@ func policies(all ...*networkingv1.NetworkPolicy) *policy.Delta {
 	return d
 }
 
-// ruled returns how many rules of the ruleset are the policy's.
 func ruled(r ruleset.Ruleset, name string) (n int) {
 	for _, c := range r.Chains {
 		for _, rule := range c.Rules {

@@ -44,7 +44,6 @@ func pod(namespace, name, addr string, ports ...policy.NamedPort) policy.Pod {
 	}
 }
 
-// networkPolicy parses the metadata and spec of a NetworkPolicy from YAML.
 func networkPolicy(t *testing.T, text string) *networkingv1.NetworkPolicy {
 	t.Helper()
 	var np networkingv1.NetworkPolicy

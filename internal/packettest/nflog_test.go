@@ -11,7 +11,6 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// nflog is a socket that receives the packets that the kernel logs.
 type nflog struct{ fd int }
 
 // These constants are from include/uapi/linux/netfilter/nfnetlink_log.h.

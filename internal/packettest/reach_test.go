@@ -139,7 +139,6 @@ func places(s policy.State) func(netip.Addr) where {
 	}
 }
 
-// inRows reports whether one of the rows has the packet.
 func inRows(m *reach.Matrix, rows []reach.Row, p verdict.Packet) bool {
 	from, ok := m.PartyOf(p.Src)
 	to, ok2 := m.PartyOf(p.Dst)

@@ -21,7 +21,6 @@ const (
 	silence = 30 * time.Millisecond
 )
 
-// receiver has the protocol and the address family of a raw socket.
 type receiver struct {
 	proto  ruleset.Protocol
 	family int

@@ -189,7 +189,6 @@ func (w *walk) number(name, by string) {
 	}
 }
 
-// modelRule is a rule that was read from its text.
 type modelRule struct {
 	conditions []condition
 	target     string
@@ -294,7 +293,6 @@ func (w *walk) matcher(option string, values []string) func(w *walk) bool {
 	return nil
 }
 
-// inSet reports whether the set has the packet's part.
 func (w *walk) inSet(name, by string) bool {
 	s, ok := w.sets[name]
 	if !ok {

@@ -99,7 +99,6 @@ func (m *model) passes(p ruleset.Packet) bool {
 	return w.chain(chain) != "DROP"
 }
 
-// withoutSome returns the sets without some of their entries.
 func withoutSome(r *rand.Rand, sets []ruleset.Set) []ruleset.Set {
 	sets = slices.Clone(sets)
 	for i, s := range sets {

@@ -25,7 +25,6 @@ func TestGolden(t *testing.T) {
 	})
 }
 
-// listed returns sets, rules, jumps and problems as text.
 func listed(l *lowered, problems []ruleset.Problem) string {
 	var b strings.Builder
 	six := func(f conf.Family, words string) string {

@@ -240,7 +240,6 @@ func TestPodsInNoClassAreLogged(t *testing.T) {
 	}
 }
 
-// lead returns the chain that the number leads to.
 func lead(s state, number int) string {
 	return numberingOf(s.tables[conf.IPv4][checks].rules, conf.EgressChain).leaves[number]
 }

@@ -29,7 +29,6 @@ func lowerOnto(have state, r ruleset.Ruleset) *lowered {
 	return m.lower(r, n)
 }
 
-// stateOf returns the kernel's state after the ruleset was applied.
 func stateOf(r ruleset.Ruleset) state {
 	l := lowerOnto(state{}, r)
 	return state{}.after(makePlan(state{}, l), l, nil)

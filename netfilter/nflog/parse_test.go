@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// message returns a message of the kernel about the packet.
 func message(t testing.TB, number uint32, prefix string, etherType uint16, payload []byte) []byte {
 	t.Helper()
 	e := netlink.NewAttributeEncoder()

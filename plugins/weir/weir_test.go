@@ -73,7 +73,6 @@ spec:
   egress: [{ports: [{port: 53, protocol: UDP}]}]
 `
 
-// newNode makes a node with an agent and the cluster's manifests.
 func newNode(t *testing.T, conf nodetest.Conf) *nodetest.Node {
 	n := nodetest.NewNode(t, conf)
 	n.Manifest("cluster.yaml", cluster)

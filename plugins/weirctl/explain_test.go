@@ -80,7 +80,6 @@ func TestWhy(t *testing.T) {
 	}
 }
 
-// indented returns the text as a code block of Markdown.
 func indented(text string) string {
 	var b strings.Builder
 	for line := range strings.Lines(text) {

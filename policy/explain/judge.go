@@ -69,7 +69,6 @@ func Explain(c Cluster, q Query) (Explanation, error) {
 	return j.Explanation, nil
 }
 
-// target is a destination of the query.
 type target struct {
 	Place
 	proto   ruleset.Protocol

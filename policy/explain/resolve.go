@@ -150,7 +150,6 @@ func unknown(kind string, r Ref, names []string) error {
 	return inputError("there is no %s %s; the nearest names are %s", kind, want, strings.Join(near, ", "))
 }
 
-// service returns the Service of that name; nil if there is none.
 func (c *Cluster) service(r Ref) *policy.Service {
 	i := slices.IndexFunc(c.Services, func(s policy.Service) bool {
 		return s.Namespace == r.Namespace && s.Name == r.Name

@@ -49,7 +49,6 @@ type class struct {
 	peer            bits // the rules of which the ends are peers
 }
 
-// matrix returns the matrix of the state with that index.
 func (u *universe) matrix(state int) *Matrix {
 	k := &kernel{universe: u, evaluator: u.evaluators[state], state: state}
 	k.number = map[verdict.Terms]int{}

@@ -300,7 +300,6 @@ func (sp *space) number(b bits) int {
 	return n
 }
 
-// ports returns the set with that number.
 func (sp *space) ports(number int) Ports {
 	var p Ports
 	for i, a := range sp.atoms {

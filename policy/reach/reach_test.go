@@ -17,7 +17,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// networkPolicy reads the metadata and the spec of a policy.
 func networkPolicy(t *testing.T, text string) *networkingv1.NetworkPolicy {
 	t.Helper()
 	var np networkingv1.NetworkPolicy

@@ -106,7 +106,6 @@ func (s *Simulator) walk(rules []Rule, p Packet) Action {
 	return Return
 }
 
-// matches reports whether the packet matches all conditions of the rule.
 func (s *Simulator) matches(r Rule, p Packet) bool {
 	is := func(want, have string) bool { return want == "" || want == have }
 	within := func(want netip.Prefix, have netip.Addr) bool { return !want.IsValid() || want.Contains(have) }

@@ -82,7 +82,7 @@ func (d *departing) see(name string, uid types.UID, deleting bool, now time.Time
 	return slices.Collect(maps.Values(known.kept)), over
 }
 
-// lose records that the namespace's object is gone.
+// lose records that the object of a namespace that is being deleted is gone. It ignores other namespaces.
 func (d *departing) lose(name string) {
 	if known := d.namespaces[name]; known != nil {
 		known.gone = true

@@ -55,7 +55,6 @@ func answerOf(t testing.TB, path string, status int, contentType string, body io
 
 const watchType = runtime.ContentTypeProtobuf + ";stream=watch"
 
-// eventsOf returns the client's decoder of a stream.
 func eventsOf(body io.ReadCloser) *clientwatch.Decoder {
 	info, _ := runtime.SerializerInfoForMediaType(clientscheme.Codecs.SupportedMediaTypes(), runtime.ContentTypeProtobuf)
 	frames := streaming.NewDecoder(info.StreamSerializer.NewFrameReader(body), info.StreamSerializer.Serializer)

@@ -80,7 +80,6 @@ func newSocket(kind int) (int, error) {
 	return call("socket", unix.SYS_SOCKET, unix.AF_INET, uintptr(kind|unix.SOCK_CLOEXEC))
 }
 
-// echo reads a datagram and sends it back.
 func echo(fd int, p []byte) error {
 	var from unix.RawSockaddrInet4
 	size := uint32(unsafe.Sizeof(from))

@@ -30,7 +30,6 @@ var (
 
 func TestMain(m *testing.M) { nodetest.Main(m) }
 
-// contender adds pods to its network and deletes them.
 type contender struct {
 	name     string
 	add, del func(ctx context.Context, pod, netns string) error

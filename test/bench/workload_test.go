@@ -41,7 +41,6 @@ func newWorkload(local int) *workload {
 	return &workload{local: local, groups: map[string][]netip.Addr{"client": {clientAddr}, "server": {serverAddr}}}
 }
 
-// elsewhere returns the address of a pod on another node.
 func elsewhere(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 89, byte(i >> 8), byte(i)}) }
 
 // peer returns the name of the group number i, which has one pod, on another node.

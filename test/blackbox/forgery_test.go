@@ -30,7 +30,6 @@ func newForgery(t *testing.T, from *nodetest.Pod) *forgery {
 	}
 }
 
-// fromOutside returns a forgery whose frames come from the host outside.
 func fromOutside(t *testing.T, n *nodetest.Node) *forgery {
 	return &forgery{
 		T:       t,
@@ -146,7 +145,6 @@ func (f *forgery) sendAs(src netip.Addr, to string, k kind, about udp, words str
 	nodetest.SendFrames(f, f.from.Netns, "eth0", nodetest.Frame(f, all...))
 }
 
-// address returns the sender's address of the same family as the given address.
 func (f *forgery) address(of netip.Addr) netip.Addr {
 	if of.Is6() {
 		return netip.MustParseAddr(f.from.IP6)

@@ -52,7 +52,6 @@ func linkLocal(last byte) net.HardwareAddr { return net.HardwareAddr{1, 0x80, 0x
 // to this MAC.
 var lldp = linkLocal(0x0e)
 
-// mailbox receives the datagrams that arrive at a UDP address.
 type mailbox struct{ conn net.PacketConn }
 
 func listen(t *testing.T, netns, network, address string) *mailbox {

@@ -88,7 +88,6 @@ func TestADeletionOnItsWayIsLeftToIt(t *testing.T) {
 	}
 }
 
-// addresses lists the addresses that are assigned to attachments.
 func addresses(t *testing.T) string {
 	t.Helper()
 	return strings.TrimSpace(nodetest.Run(t, "sh", "-c", "ls /run/weir/addresses 2>/dev/null || :"))

@@ -25,7 +25,6 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// addresses is the pods' network and its gateway, in one family.
 type addresses struct {
 	subnet  netip.Prefix
 	gateway netip.Addr

@@ -65,7 +65,7 @@ func newNode(t *testing.T, flags ...string) *node {
 	return n
 }
 
-// start starts an agent, and waits until it is ready and reads drops.
+// start starts an agent, and waits until it is ready and, without flags, until it reads drops.
 func (n *node) start(flags ...string) {
 	n.Helper()
 	n.SpawnAgent(append([]string{"--source", "dir:" + n.Manifests}, flags...)...)
@@ -152,10 +152,10 @@ func (r *reader) saw(port uint16) (time.Time, bool) {
 	return at, ok
 }
 
-// signal sends a signal to weirctl.
 func (r *reader) signal(s syscall.Signal) { _ = r.cmd.Process.Signal(s) }
 
-// sender sends UDP packets from the pod. Half of them go to one port of db, the other half to all ports.
+// sender sends UDP packets from the pod to db. The flood sends every other packet to port 53, and the others to one
+// port after the other.
 type sender struct {
 	fd   int
 	to   [4]byte
@@ -183,7 +183,7 @@ func (s *sender) send(port uint16) error {
 	return err
 }
 
-// flood sends so many packets a second until the returned function is called.
+// flood sends perSecond packets a second, beside the test, until the returned function is called.
 func (s *sender) flood(perSecond int) (end func()) {
 	go func() {
 		defer close(s.done)

@@ -209,7 +209,6 @@ const (
 	idle     = `[sleep, infinity]`
 )
 
-// start makes the pods, and waits until they are ready.
 func start(t *testing.T, pods ...pod) {
 	t.Helper()
 	for _, p := range pods {

@@ -31,7 +31,6 @@ type name[T any] struct {
 	value T
 }
 
-// everything forges all frames that E sends.
 func everything(t testing.TB, w *world, flows []flow) []*frame {
 	f := &forge{t: t, w: w}
 	f.linkLocalMACs()

@@ -64,10 +64,8 @@ func hostile(t *testing.T, fam families) {
 	report(t, table, fam == families{four: true, six: true})
 }
 
-// count is the number of frames of a class with each fate.
 type count struct{ answered, reached, dropped int }
 
-// row is the result for a class of frames.
 type row struct {
 	order    int
 	frames   int

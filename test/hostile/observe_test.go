@@ -221,7 +221,6 @@ func (o *observer) collect(silence time.Duration) {
 
 var markerPattern = regexp.MustCompile(markerText + `(\d{5})`)
 
-// marked returns the number of the frame whose marker is in data, and false if data has no marker.
 func marked(data []byte) (int, bool) {
 	m := markerPattern.FindSubmatch(data)
 	if m == nil {

@@ -287,7 +287,6 @@ func (f *forge) connections(flows []flow) {
 	}
 }
 
-// ownOf returns E's address of the same family as a.
 func (f *forge) ownOf(a netip.Addr) netip.Addr {
 	if a.Is4() {
 		return f.w.e4

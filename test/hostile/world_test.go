@@ -44,7 +44,6 @@ var (
 	network4, broadcast4 = netip.MustParseAddr("10.88.0.0"), netip.MustParseAddr("10.88.0.255")
 )
 
-// families says which families the pods of a test have.
 type families struct{ four, six bool }
 
 // quicken makes new links in the namespace use their IPv6 addresses at once. By default the kernel first looks for

@@ -270,7 +270,6 @@ func (n *node) attach(p *corev1.Pod) (path, ip string, ms float64) {
 	return path, prefix.Addr().String(), ms
 }
 
-// detach deletes a pod that attach has added.
 func (n *node) detach(p *corev1.Pod) {
 	path := filepath.Join("/run/netns", p.Namespace+"."+p.Name)
 	if err := n.cni.DelNetworkList(context.Background(), n.network, runtimeConf(p, path)); err != nil {

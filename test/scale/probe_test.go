@@ -90,7 +90,6 @@ func (n *node) until(netns, source string, allowed bool, change func() time.Time
 	return first.Sub(at)
 }
 
-// probe sends numbered packets.
 type probe struct {
 	*node
 	conn net.Conn

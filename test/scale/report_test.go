@@ -15,7 +15,6 @@ import (
 // latencyRows are the rows that exist for an idle cluster and for each stream.
 var latencyRows = []latency{rowADD, rowPolicy, rowPolicyDeny, rowPeer, rowPeerDeny}
 
-// rows returns the rows of the table, in order.
 func (r *runs) rows() []string {
 	var all []string
 	for _, l := range latencyRows {
@@ -42,14 +41,13 @@ func (r *runs) rows() []string {
 	})
 }
 
-// growing are the rows that are compared with the smallest cluster, and of which slopes are computed.
+// growing are the rows that are compared with the reference, and of which slopes are computed.
 func (r *runs) growing() []string {
 	return slices.DeleteFunc(r.rows(), func(row string) bool {
 		return slices.Contains([]string{rowWrites, rowBytes, rowBeyond, rowFill}, row) || strings.Contains(row, ", under ")
 	})
 }
 
-// report returns all tables, as Markdown.
 func (r *runs) report() string {
 	var b strings.Builder
 	_, agents := r.columns()
@@ -216,7 +214,6 @@ func figure(v float64) string {
 	}
 }
 
-// thousands writes a number with commas.
 func thousands(n int) string {
 	s := fmt.Sprint(n)
 	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {

@@ -82,7 +82,6 @@ type orchestrator struct {
 	rates []float64
 }
 
-// remoteNode is a node in another process.
 type remoteNode struct {
 	t     *testing.T
 	agent string // now or before
@@ -94,7 +93,6 @@ type remoteNode struct {
 	in    *json.Decoder
 }
 
-// prepare makes the list of the nodes.
 func (o *orchestrator) prepare() {
 	for _, r := range numbers(o.T, *ratesFlag) {
 		o.rates = append(o.rates, float64(r))

@@ -27,7 +27,6 @@ var before = flag.String("before", "", "directory with weir, weir-agent and weir
 
 func TestMain(m *testing.M) { nodetest.MainAsShipped(m) }
 
-// programs are the programs that the takeover replaces.
 var programs = []string{"weir", "weir-agent", "weirctl"}
 
 const policies = `
@@ -62,7 +61,6 @@ metadata: {name: locked, namespace: lab}
 spec: {podSelector: {matchLabels: {app: locked}}, policyTypes: [Ingress, Egress]}
 `
 
-// allowAll is the policy that is added after the takeover.
 const allowAll = `---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -241,7 +239,6 @@ func (tr *traffic) connects(t *testing.T, netns, address string) {
 	})
 }
 
-// never checks that no connection is established.
 func (tr *traffic) never(t *testing.T, netns, address string) {
 	tr.runs(t, filepath.Base(netns)+" never connects to "+address, func() error {
 		conn, err := dial(t, netns, address, 30*time.Millisecond)

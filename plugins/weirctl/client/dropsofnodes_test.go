@@ -23,7 +23,6 @@ func dropAt(node string, count uint64, at time.Time) *agentapi.Drop {
 	return &agentapi.Drop{Kind: agentapi.DropShown, Time: at, Count: count, Node: node, Direction: "ingress"}
 }
 
-// told is what a command has told and printed.
 type told struct {
 	mu    sync.Mutex
 	lines []string
@@ -53,7 +52,6 @@ func (o *told) counts() (all []uint64) {
 	return all
 }
 
-// until waits until the check passes.
 func (o *told) until(t *testing.T, what string, check func(*told) bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
@@ -230,7 +228,6 @@ func (n *liveNode) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// quickly are times for tests.
 var quickly = FollowTimes{
 	Window: 200 * time.Millisecond, Opens: 10 * time.Second, Silent: time.Minute, Retry: 10 * time.Millisecond,
 	Retries: 20 * time.Millisecond, Look: 20 * time.Millisecond,
