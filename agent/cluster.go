@@ -109,7 +109,7 @@ func (c *clusterView) show(name policy.Name) {
 	c.engine.Apply(d)
 }
 
-// knows reports whether the endpoint's pod can be put into its classes: no policy is enforced on the pod, the objects
+// knows reports whether the endpoint's pod can be put into its classes: enforcement is off for the pod, the objects
 // have a pod of this name with the same UID, or they have no pod of this name, but a workload that makes such pods.
 func (c *clusterView) knows(e endpoint.Endpoint) bool {
 	if e.Enforcement == conf.Off {
@@ -174,7 +174,8 @@ func (a *agent) takeUpdate(d *policy.Delta, err error) work {
 }
 
 // lookup asks the source for an endpoint's pod that the source's objects don't have. The endpoint's plugin waits for
-// an answer, but the loop doesn't: the answer comes as an event (podLookedUp).
+// an answer, but the loop doesn't: the answer comes as an event (podLookedUp). No event comes if the source can't
+// look up pods, has no such pod, or fails.
 func (a *agent) lookup(ctx context.Context, e endpoint.Endpoint) {
 	source, ok := a.Source.(Lookup)
 	if !ok {

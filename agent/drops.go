@@ -39,7 +39,7 @@ func newDropLog() dropLog {
 }
 
 // watchDrops reads dropped packets until ctx ends. If they can't be read, it tries again, and never returns an error:
-// enforcement doesn't need it.
+// enforcement doesn't need it. With Options.NoDrops it reads nothing.
 func (a *agent) watchDrops(ctx context.Context) error {
 	if a.NoDrops {
 		a.drops.fail("the agent runs with --drops=false")

@@ -44,7 +44,7 @@ func (a *agent) enforcedNow() (at enforced.Position, s *status, ok bool, err err
 
 // serveEnforced answers POST /v1/enforced with what the kernel holds for the pods of some namespaces. It waits until
 // the versions in the question are enforced. If they aren't when the question's wait is over, it answers with what is
-// enforced then.
+// enforced then, or with an error if the source doesn't know how far its watches have come.
 func (a *agent) serveEnforced(w http.ResponseWriter, r *http.Request) {
 	var q enforced.Question
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxQuestion)).Decode(&q); err != nil {

@@ -131,7 +131,6 @@ func (a *agent) answerFor(id string, err error) (r answer, final bool) {
 	}}, true
 }
 
-// whyUnknown returns the reason why the endpoint's pod can't be put into its classes.
 func (c *clusterView) whyUnknown(e endpoint.Endpoint) string {
 	if uid, ok := c.uid(e.Pod); ok {
 		return fmt.Sprintf("pod %s has UID %s, but the runtime starts one with UID %s: a namesake's labels are not used",

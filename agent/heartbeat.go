@@ -8,7 +8,7 @@ import (
 )
 
 // heartbeat is the file by which the plugin's STATUS knows that an agent runs. Without a recent heartbeat, STATUS
-// fails.
+// fails if enforcement is strict.
 type heartbeat struct {
 	last time.Time
 }

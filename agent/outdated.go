@@ -61,7 +61,6 @@ func primary(e endpoint.Endpoint) bool {
 	return !e.Chained && (e.IfName == "eth0" || e.Network == conf.Network)
 }
 
-// whyOutdated returns the plugin's error message for an outdated attachment.
 func (a *agent) whyOutdated(what string) string {
 	if a.Node.Conflist == "" {
 		return what + ": the network configuration is out of date; correct its ranges"

@@ -195,7 +195,7 @@ func (r *round) renewConflist(context.Context) bool {
 	return true
 }
 
-// answerPlugins answers the plugins with pods that are in their classes now, and the plugins whose deadline is over.
+// answerPlugins answers the plugins whose answer is final, and those whose deadline is over.
 func (r *round) answerPlugins(context.Context) bool {
 	r.next = r.answer(nil)
 	return true

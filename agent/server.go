@@ -46,7 +46,7 @@ func (s *servers) close() {
 // Lock takes the agent's lock, so that only one agent runs, and none while weir is being removed from the node. It
 // returns an error if another process has the lock. The kernel releases the lock however the process ends.
 //
-// Equivalent to: flock --nonblock /run/weir/agent.lock
+// Equivalent to: flock --nonblock /run/weir/agent.lock COMMAND
 func Lock() (io.Closer, error) {
 	if err := os.MkdirAll(endpoint.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make %s: %w", endpoint.Dir, err)

@@ -56,7 +56,8 @@ func Compare(all []Property, o *Observed) []Difference {
 // some become right a moment after they were restored, such as a port's state.
 const attempts = 3
 
-// Repair restores the properties that are wrong, one by one, and continues with the others if one fails. It returns the
+// Repair restores the properties that are wrong, one by one, and continues with the others if one fails. It then
+// compares again, until nothing is wrong or each wrong property was restored three times (attempts). It returns the
 // properties that were wrong or unknown, each with the error of its repair. The caller holds endpoint.Lock, so that no
 // attachment is made meanwhile, and must have derived the properties from records that it read under that lock. An
 // attachment's ending may begin meanwhile; nothing is wrong with properties of a link that it has deleted.

@@ -32,6 +32,7 @@ const (
 	maxSenders = 8192
 	shared     = 256
 	// maxRests bounds the accounts of packets that were left out. Beyond it, packets are counted by rule alone.
+	// maxPrefixes bounds the parsed prefixes that are kept.
 	maxRests    = 1024
 	maxPrefixes = 4096
 	// repeatAfter is the least time from one line to the next of the same kind, which counts the packets since the first.
@@ -72,8 +73,8 @@ type Line struct {
 	Time  time.Time
 	Count uint64
 	*Prefix
-	// Flow has the packets' addresses and ports. If Kind is DropMore, it has the address of the pod whose policies
-	// dropped the packets, and that of the sender if the sender is a pod.
+	// Flow has the packets' addresses and ports. If Kind is DropMore, it has at most the address of the pod whose
+	// policies dropped the packets, and that of the sender if the sender is a pod.
 	Flow nflog.Flow
 	// Port is the index of the pod's port, if the guard dropped the packets; otherwise 0.
 	Port uint32

@@ -53,7 +53,7 @@ func createPodsSets(addrs []netip.Addr) error {
 	return nil
 }
 
-// Remove takes the addresses out of the sets of all pods.
+// Remove takes the addresses out of the sets of all pods. It returns ErrNotExist if such a set is missing.
 //
 // Equivalent to: ipset del -exist weir-pods ADDR (weir-pods6 for IPv6)
 func (PodSets) Remove(addrs ...netip.Addr) error {

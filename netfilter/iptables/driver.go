@@ -28,7 +28,7 @@ type Driver struct {
 	sets     *ipset.Handle
 	// have is weir's state in the kernel after the last change; nil if it must be read again.
 	have *state
-	// settled is the last ruleset, if the kernel has it as it is in have; nil otherwise.
+	// settled is the last ruleset; nil unless the kernel is known to have all of it and nothing else.
 	settled *ruleset.Ruleset
 	refresh *refresh // nil if none has begun
 	// fresh is true if have was read and nothing was changed since.

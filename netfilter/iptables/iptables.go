@@ -40,7 +40,7 @@ const lockWait = "10"
 // Detect returns the flavour that the node uses. That is the flavour with the chains of kubelet or kube-proxy
 // (KUBE-IPTABLES-HINT, KUBE-KUBELET-CANARY; KEP-3178). If neither flavour has such chains, Detect returns the flavour
 // with more rules of other programs, or NFT if both have the same number. It returns an error if the rules can't be
-// read.
+// read, or if the flavour's iptables-save or iptables-restore is missing.
 func Detect(ctx context.Context) (Flavour, error) {
 	used, err := detect(ctx)
 	if err == nil {

@@ -110,7 +110,7 @@ func (n natSeen) same(family conf.Family) bool {
 	return err == nil && now == n.legacyInfo && time.Since(n.when) < natEvery
 }
 
-// readLegacy reads a table that exists. If the table changes meanwhile, readLegacy reads it again.
+// readLegacy reads a table that exists. If the table changes meanwhile, readLegacy reads it again, five times in all.
 func readLegacy(family conf.Family, name string) (legacyTable, error) {
 	t := legacyTable{legacyLayout: legacyLayouts[family]}
 	s, err := openLegacy(family)

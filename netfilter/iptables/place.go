@@ -7,11 +7,12 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// refusesAt returns the index of the first rule that refuses every packet of a new connection: a DROP or REJECT
-// without conditions, or a jump to a chain that does only that. It returns the number of rules if there is no such
-// rule. Many images end filter FORWARD with such a rule and leave the chain's policy at ACCEPT. If the rules directly
-// before that rule each refuse a whole protocol with a REJECT, refusesAt returns the index of the first of these.
-// Weir's jump goes to the returned index, so other programs' rules before the jump still apply to pods.
+// refusesAt returns the index of the first rule that refuses every packet of a new connection: a DROP or REJECT that
+// has no condition or only that the state is NEW, or a jump to a chain that does the same after rules that only log
+// packets or refuse a whole protocol. It returns the number of rules if there is no such rule. Many images end filter
+// FORWARD with such a rule and leave the chain's policy at ACCEPT. If the rules directly before that rule each refuse
+// a whole protocol with a REJECT, refusesAt returns the index of the first of these. Weir's jump goes to the returned
+// index, so other programs' rules before the jump still apply to pods.
 func (t table) refusesAt(rules []string) int {
 	for i, l := range rules {
 		if !t.refuses(l, 0) {

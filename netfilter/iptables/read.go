@@ -153,7 +153,7 @@ func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 	return s, nil
 }
 
-// tablesNow reads the family's tables, unless weir has no rules there and wants none.
+// tablesNow reads the family's tables. It returns no tables if weir has no rules there and wants none.
 func (d *Driver) tablesNow(ctx context.Context, f conf.Family, before *state) tables {
 	all := tables{}
 	if d.wanted[f] || before == nil || before.tables[f].holds() {

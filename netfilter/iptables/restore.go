@@ -67,7 +67,8 @@ func (r *restorer) waits(f Flavour) bool {
 	}
 }
 
-// carryOut makes the process carry out the commands, in one transaction for each table, and waits for its end.
+// carryOut makes the process carry out the commands, in one transaction for each table, and waits for its end. If ctx
+// ends first, or after 30 seconds, carryOut kills the process.
 func (r *restorer) carryOut(ctx context.Context, commands string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()

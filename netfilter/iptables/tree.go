@@ -77,7 +77,8 @@ type tree struct {
 // digit is how many bits of a number one chain compares.
 const digit = 4
 
-// top returns the place of the first digit that some of the numbers have, in bits.
+// top returns the place, in bits, of the highest digit that one of the numbers has; 0 if they have at most one digit.
+// The numbers are in order.
 func (t *tree) top(numbers []int) (shift int) {
 	for len(numbers) > 0 && numbers[len(numbers)-1]>>(shift+digit) > 0 {
 		shift += digit

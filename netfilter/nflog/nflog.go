@@ -205,10 +205,11 @@ func readerOf(group uint16) string {
 // Close gives up the group. It also ends a Read that waits.
 func (r *Reader) Close() error { return r.conn.Close() }
 
-// Read waits for packets until ctx ends, or for at most the duration wait. It calls the function each with every packet
-// that has come, and once it has done so, doesn't wait for more. It returns how many packets were lost before the last
-// of them. A packet is valid only until the function returns. A packet that was lost after the last one counts with the
-// next packet that comes: the kernel numbers packets, and says nothing of those that it couldn't deliver.
+// Read waits for packets until ctx ends, or for at most the duration wait. It calls the function each with every
+// packet that has come, at most as many as the socket's buffer holds, and then doesn't wait for more. It returns how
+// many packets were lost before the last of them. A packet is valid only until the function returns. A packet that
+// was lost after the last one counts with the next packet that comes: the kernel numbers packets, and says nothing of
+// those that it couldn't deliver.
 func (r *Reader) Read(ctx context.Context, wait time.Duration, each func(*Packet)) (lost uint64, err error) {
 	if err := r.conn.SetReadDeadline(time.Now().Add(wait)); err != nil {
 		return 0, err

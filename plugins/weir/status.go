@@ -7,9 +7,10 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// status returns an error if enforcement is strict and an ADD could not succeed because no agent is ready. It reads the
-// agent's heartbeat file and doesn't ask the agent. containerd calls STATUS every five seconds, and kubelet marks the
-// node NotReady on each error. With the heartbeat file, a node stays ready while its agent is being replaced.
+// status returns an error if the configuration is invalid, or if enforcement is strict and an ADD could not succeed
+// because no agent is ready. It reads the agent's heartbeat file and doesn't ask the agent. containerd calls STATUS
+// every five seconds, and kubelet marks the node NotReady on each error. With the heartbeat file, a node stays ready
+// while its agent is being replaced.
 //
 // weir never returns code 51, which is for a fault that limits running pods: without an agent the kernel still enforces
 // its rules. weir also returns no error if no address is left, though the specification wants one (CNI specification

@@ -43,7 +43,8 @@ func result(r explain.Result) client.Styled {
 	return client.Styled{Style: client.Red, Text: strings.ToUpper(string(r))}
 }
 
-// pathLines prints a path. If an earlier path has the same reasons, it says only that.
+// pathLines prints a path. If an earlier path between the same pods has the same sides, it names that path instead of
+// printing the sides again.
 func pathLines(p *client.Printer, path explain.Path, before []explain.Path) {
 	port := strings.ToUpper(string(path.Protocol))
 	if path.Protocol == ruleset.ICMPv6 {

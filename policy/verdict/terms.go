@@ -130,7 +130,8 @@ func (e *Evaluator) Isolation(d ruleset.Direction, of End) Isolation {
 	return i
 }
 
-// isolated returns the policies that isolate the pods, which share an end, and whether there are any.
+// isolated returns the policies that isolate the pods or may isolate them, and whether there are any. It returns the
+// rules only of policies that certainly select one of the pods. The pods share an end.
 func (e *Evaluator) isolated(d ruleset.Direction, pods []pod) (by Isolated, ok bool) {
 	for i := range e.policies {
 		np := &e.policies[i]

@@ -85,7 +85,7 @@ func (s Side) Allowed() bool {
 	return slices.ContainsFunc(s.Policies, func(p Policy) bool { return slices.ContainsFunc(p.Rules, Rule.Allows) })
 }
 
-// Allowed reports whether the policies at both ends allow the packet.
+// Allowed reports whether the policies at both ends allow the packet, or source and destination are the same address.
 func (v Verdict) Allowed() bool { return v.Self || (v.Egress.Allowed() && v.Ingress.Allowed()) }
 
 // AllowedHere reports whether this node's rules allow the packet. It ignores the ends on other nodes.
