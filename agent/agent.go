@@ -1,10 +1,10 @@
 // Package agent owns the node's reconciler. From a source of Kubernetes objects and the node's endpoint records it
 // computes the kernel's sets, rules and routes, applies them, and answers plugins that ask to enrol a pod.
 //
-// One goroutine, the loop, does all of this. The other goroutines send it events (events.go), and after
-// each event that leaves work the loop reconciles (reconcile.go lists the steps). Further goroutines end the attachments of pods that are gone
-// without a DEL (reap.go), cut connections that a change forbids (cut.go), keep the node settings outside of the
-// packet filter (upkeep.go), and report dropped packets (drops.go).
+// One goroutine, the loop, does all of this. The other goroutines send it events (events.go), and after each event that
+// leaves work the loop reconciles (reconcile.go lists the steps). Further goroutines end the attachments of pods that
+// are gone without a DEL (reap.go), cut connections that a change forbids (cut.go), keep the node settings outside of
+// the packet filter (upkeep.go), and report dropped packets (drops.go).
 //
 // Invariants:
 //   - The loop's goroutine alone reads and writes the loop's state, and calls the methods of the backend that change

@@ -142,7 +142,7 @@ func openIn(protocol int, ns netns.NsHandle) (fd int, err error) {
 
 // failed returns the error in a message of type NLMSG_ERROR, or NLMSG_DONE at the end of a list (RFC 3549, section
 // 2.3.2.2), after the step's MapError has replaced it. It returns nil if the step succeeded, or if MapError says that
-// the error doesn't matter.
+// the error doesn't matter. A message without an error number, or of no step, is ErrNoAnswer.
 func (b Batch) failed(m syscall.NetlinkMessage) error {
 	if len(m.Data) < 4 || int(m.Header.Seq) >= len(b) {
 		return ErrNoAnswer

@@ -21,7 +21,7 @@ func (d *Driver) Watch(ctx context.Context, heard func(generation uint32, concer
 
 // Generation returns the number of the last change of nf_tables in this network namespace.
 //
-// Equivalent to: nft -j list tables | jq .nftables[0]; nft monitor shows it as "new generation"
+// Equivalent to: nft monitor, which shows the number as "new generation"
 func (d *Driver) Generation() (uint32, error) { return generation() }
 
 // Knows reports whether the driver knows every change up to a concerned generation: it read the tables at that
