@@ -65,7 +65,6 @@ func (n Node) Check(e *endpoint.Endpoint, want Expected) error {
 	))
 }
 
-// checkGuard returns an error unless the guard allows the port to send.
 func checkGuard(p bridge.Port) error {
 	ok, err := bridge.SenderAllowed(p.Sender())
 	if err == nil && !ok {

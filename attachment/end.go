@@ -216,7 +216,6 @@ func (x *ending) addresses() ([]endpoint.Address, error) {
 	return own, nil
 }
 
-// forbid removes the port's entries from the guard.
 func (x *ending) forbid() error {
 	if x.sender.MAC == nil {
 		return bridge.ForbidPort(x.sender.HostIf)

@@ -101,7 +101,7 @@ func EnableBridgeNetfilter(h netlinksafe.Handle, name string) error {
 
 // NetfilterEnabled reports whether the bridge's options make its packets pass through iptables and ip6tables.
 //
-// Equivalent to: ip -d link show BRIDGE | grep 'nf_call_iptables 1'
+// Equivalent to: ip -d link show BRIDGE | grep 'nf_call_iptables 1 nf_call_ip6tables 1'
 func NetfilterEnabled(name string) (bool, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_ACK)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))

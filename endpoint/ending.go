@@ -74,7 +74,7 @@ func IDs() ([]string, error) {
 // MarkBusy locks the record, so that Busy reports true until the lock is closed or the process ends. If the record
 // can't be opened, or another process has locked it, MarkBusy does nothing and returns a Closer without effect.
 //
-// Equivalent to: flock --nonblock RECORD
+// Equivalent to: flock --nonblock RECORD COMMAND
 func MarkBusy(id string) io.Closer {
 	f, err := openRecord(id)
 	if err != nil {

@@ -234,7 +234,7 @@ func WatchDir() (string, error) {
 // bridge or repairs node settings. Ending an attachment begins without it: MarkEnding needs no lock. Lock waits without
 // a time limit: processes keep the lock for a few system calls. The kernel releases the lock when the process ends.
 //
-// Equivalent to: flock /run/weir/lock
+// Equivalent to: flock /run/weir/lock COMMAND
 func Lock() (unlock func(), err error) {
 	if err := os.MkdirAll(Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make %s: %w", Dir, err)

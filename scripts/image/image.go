@@ -24,8 +24,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// directories are made in the image besides those of its files: mount points of the manifest, and /run for the lock
-// that iptables shares with the node.
+// directories are made in the image besides those of its files: mount points for the runtime and for the manifest's
+// volumes, /run for the lock that iptables shares with the node, and the target of the link lib64.
 var directories = []string{
 	"dev", "proc", "sys", "run/weir", "usr/lib64", "host/opt/cni/bin", "host/etc/cni/net.d",
 }

@@ -31,7 +31,8 @@ type tree struct {
 // (isManifest). It follows links to directories, because kubelet mounts a ConfigMap's subdirectories as links. It
 // doesn't follow a link that leads back to a directory above. walk returns an error only if root can't be listed.
 //
-// Equivalent to: find -L ROOT -iname '*.yaml' -o -iname '*.yml' -o -iname '*.json'
+// Equivalent to: find -L ROOT -name '..?*' -prune -o ! -name '.#*' \( -iname '*.yaml' -o -iname '*.yml' -o -iname
+// '*.json' \) -print
 func walk(root string) (tree, error) {
 	t := tree{dirs: map[string]bool{}, errs: map[string]error{}}
 	err := t.walk(root, ".", nil)

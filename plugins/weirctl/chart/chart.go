@@ -46,7 +46,8 @@ func few(names []string, most int) string {
 	return text
 }
 
-// Table prints one line for each row: who is reached, on which ports, by whom.
+// Table prints the rows as a table: who reaches whom, on which ports, and through which Services. It prints at most
+// v.MaxRows rows, and says how many are left out.
 func Table(out io.Writer, v View) error {
 	pods, groups, regions := 0, 0, 0
 	for _, p := range v.Parties {
@@ -229,7 +230,8 @@ type Change struct {
 	Applied        reach.Applied
 }
 
-// DiffTable prints the connections that open and those that close.
+// DiffTable prints what the change adds, replaces and deletes, and the connections that open and those that close, at
+// most MaxRows rows of either.
 func DiffTable(out io.Writer, c Change) error {
 	var err error
 	say := func(format string, args ...any) {

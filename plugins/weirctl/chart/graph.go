@@ -96,8 +96,8 @@ type picture struct {
 
 type box struct{ text, class string }
 
-// SVG prints the connections as a picture: on the left those who reach, on the right those who are reached, and between
-// them the ports.
+// SVG prints the connections as a picture: on the left those who reach, on the right those who are reached, and
+// between them the ports. It shows at most MaxRows rows, and the title says how many are left out.
 func SVG(out io.Writer, v View) error {
 	rows := v.Rows
 	if v.MaxRows > 0 {

@@ -91,7 +91,7 @@ type Progress struct {
 // progressEvery is the time between two changes of the line.
 const progressEvery = 100 * time.Millisecond
 
-// NewProgress returns a Progress on f, if f is a terminal.
+// NewProgress returns a Progress on f. If f is no terminal, or a dumb one, the Progress prints nothing.
 func NewProgress(f *os.File) *Progress {
 	if !term.IsTerminal(int(f.Fd())) || os.Getenv("TERM") == "dumb" {
 		return &Progress{}

@@ -22,7 +22,8 @@ const (
 	NodeNotReady NodeState = "not ready"
 	// NodeFaulty: the node is ready, and a part of the agent fails.
 	NodeFaulty NodeState = "faulty"
-	// NodeProblems: objects have parts that can't be used as written, or pods are closed.
+	// NodeProblems: objects have parts that can't be used as written, pods are closed, or there are policies that weir
+	// doesn't enforce.
 	NodeProblems NodeState = "problems"
 	NodeWell     NodeState = "ready"
 )

@@ -19,8 +19,9 @@ var invented = [...]netip.Prefix{
 	conf.IPv4: netip.MustParsePrefix("240.0.0.0/8"), conf.IPv6: netip.MustParsePrefix("100::/64"),
 }
 
-// loadDirectory reads a directory of manifests. Each workload counts as one pod of the same name, because its pods have
-// the labels of its template.
+// loadDirectory reads a directory of manifests. Each workload counts as one pod of the same name, because its pods
+// have the labels of its template. Gaps says what can't be read. If nothing can be read, or there is nothing to read,
+// loadDirectory returns an error.
 func loadDirectory(ctx context.Context, path string) (explain.Cluster, error) {
 	d := &manifests.Dir{Path: path, IgnoreBroken: true}
 	_, err := d.Check()
@@ -71,9 +72,9 @@ func addWorkloads(c *explain.Cluster) {
 	}
 }
 
-// inventAddresses gives each pod without addresses one address of each family that the files use. If the files have
-// Nodes, each pod's Node gets the networks of these addresses, so that the pods count as the owners. Pods without a
-// Node get the Node explain.NoNode.
+// inventAddresses gives each pod without addresses one address of each family that the files use, unless the pod has
+// its node's network or has ended. If the files have Nodes, each pod's Node gets the networks of these addresses, so
+// that the pods count as the owners. Pods without a Node get the Node explain.NoNode.
 func inventAddresses(c *explain.Cluster) {
 	families := familiesOf(c)
 	next := invented

@@ -115,7 +115,7 @@ func (f *follower) look(ctx context.Context) {
 	}
 }
 
-// wait waits, and returns false if ctx has ended.
+// wait waits for the time d, or until wake or the end of ctx ends the wait. It returns false if ctx has ended.
 func wait(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -81,8 +81,8 @@ type Agent struct {
 	Away string
 }
 
-// Agents returns the agents of all nodes that weir runs on, in the order of their nodes. If the nodes may not be
-// listed, those without a pod of weir are missing.
+// Agents returns the agents of all nodes that weir runs on or should run on, in the order of their nodes. If the
+// nodes may not be listed, those without a pod of weir are missing.
 func (c *Cluster) Agents(ctx context.Context) ([]Agent, error) {
 	by := map[string]*Agent{}
 	if err := c.addNodes(ctx, by); err != nil {
