@@ -235,7 +235,6 @@ func (o *Overlay) setAddresses(link netlink.Link, want []netip.Addr, all *Applie
 	return nil
 }
 
-// hostNet returns the network of that address alone.
 func hostNet(a netip.Addr) *net.IPNet {
 	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
 }

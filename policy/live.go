@@ -52,7 +52,7 @@ type selectorIndex struct {
 	open map[*scope]bool
 	// byPrint has a selector with filled sets for a print. It may be out of date.
 	byPrint map[uint64]*live
-	// anchored are the selectors that match only pods with this label, by one label of each.
+	// anchored has each selector under its anchors: labels of which a pod must have one, for the selector to match it.
 	anchored map[anchor][]*live
 }
 

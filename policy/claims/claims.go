@@ -224,8 +224,8 @@ func (s *settler) bound(n policy.Node) policy.Node {
 	return n
 }
 
-// goOn keeps the claims that counted before, if the same Node still makes them. Settle calls it before it keeps any new
-// claim, because the claim that is kept first counts.
+// goOn keeps the claims that counted before, if the same Node still makes them and nothing refuses them now (see
+// Settle). Settle calls it before it keeps any new claim, because the claim that is kept first counts.
 func (s *settler) goOn(nodes, before []policy.Node) {
 	s.goingOn = map[goingOn]bool{}
 	was := make(map[string]policy.Node, len(before))
@@ -271,7 +271,6 @@ func (s *settler) lengths(p netip.Prefix) []bool {
 	return s.six[:]
 }
 
-// note adds the length of p to the prefix lengths that Nodes claim.
 func (s *settler) note(p netip.Prefix) { s.lengths(p)[p.Bits()] = true }
 
 // refuses returns the reason why the Node's claim can't count: it is special, or overlaps a claim that is kept. The

@@ -12,7 +12,6 @@ import (
 
 var directions = [...]ruleset.Direction{ruleset.Egress, ruleset.Ingress}
 
-// peersOf returns the peers of all rules of the policy in the direction.
 func peersOf(np *networkingv1.NetworkPolicy, d ruleset.Direction) (all []networkingv1.NetworkPolicyPeer) {
 	if d == ruleset.Egress {
 		for _, r := range np.Spec.Egress {

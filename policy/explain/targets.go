@@ -150,7 +150,7 @@ func (j *judge) endpoints(s *policy.Service, p policy.ServicePort) (all []target
 	return all
 }
 
-// selected returns the pods that the Service's selector matches.
+// selected returns the pods that the Service's selector matches; none if it has no selector.
 func (j *judge) selected(s *policy.Service) (all []*policy.Pod) {
 	if len(s.Selector) == 0 {
 		return nil

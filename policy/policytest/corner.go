@@ -12,9 +12,9 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// corner changes the state in a way that clusters rarely see: many pods have one of few addresses, or one address
-// twice; a pod has several endpoints; everything of a namespace or of a family goes. It changes the state's lists in
-// place.
+// corner changes the state in a way that clusters rarely see. For example, many pods have one of few addresses, or
+// one address twice; a pod has several endpoints; everything of a namespace or of a family goes. It changes the
+// state's lists in place.
 func corner(r *rand.Rand, s *policy.State) {
 	switch r.IntN(9) {
 	case 0, 1:
@@ -49,7 +49,7 @@ func cramped(r *rand.Rand) netip.Addr {
 	return at(pick(r, []netip.Prefix{of.Subnet, of.Elsewhere, of.Elsewhere}), 2+r.IntN(4))
 }
 
-// crampAddresses gives the pod up to four of few addresses.
+// crampAddresses gives the pod up to four of few addresses, and in half of the cases puts it on the other node.
 func crampAddresses(r *rand.Rand, p *policy.Pod) {
 	p.Addresses = nil
 	for range r.IntN(4) {

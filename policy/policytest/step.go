@@ -148,8 +148,8 @@ func workloads(r *rand.Rand) (all []policy.Workload) {
 	return all
 }
 
-// refusals adds random parts of the state's ruleset to those that the kernel refuses. In half of the cases the kernel
-// refuses nothing any more.
+// refusals adds random sets, and entries of sets, of the state's ruleset to the parts that the kernel refuses. In
+// half of the cases the kernel refuses nothing any more.
 func refusals(r *rand.Rand, s policy.State) ruleset.Refused {
 	if r.IntN(2) == 0 {
 		return nil

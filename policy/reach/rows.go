@@ -132,7 +132,6 @@ func (m *Matrix) vacuous(i, j int) bool {
 	return i == j && len(from) == 1 && len(m.Parties[from[0]].Pods) == 1
 }
 
-// expand returns the parties of the classes, in order.
 func (m *Matrix) expand(classes []int) (parties []int) {
 	for _, c := range classes {
 		parties = append(parties, m.members[c]...)

@@ -121,7 +121,6 @@ func (w *world) end(f conf.Family, i int) netip.Addr {
 
 var whole = [...]netip.Prefix{conf.IPv4: netip.MustParsePrefix("0.0.0.0/0"), conf.IPv6: netip.MustParsePrefix("::/0")}
 
-// peersOf returns the peers of each rule of the policy.
 func peersOf(np *networkingv1.NetworkPolicy) (all [][]networkingv1.NetworkPolicyPeer) {
 	for _, r := range np.Spec.Ingress {
 		all = append(all, r.From)

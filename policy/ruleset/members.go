@@ -22,7 +22,7 @@ type members struct {
 	key        []byte  // scratch space of intern
 }
 
-// memberGroup is a set, or else a network.
+// memberGroup is a group: the set or, if that is nil, the network.
 type memberGroup struct {
 	set     *Set
 	network netip.Prefix

@@ -106,7 +106,7 @@ type portTable struct {
 	rules  [][]int32
 }
 
-// at returns the rules that match the port.
+// at returns the rules that may match the port.
 func (t *portTable) at(port uint16) []int32 {
 	i, found := slices.BinarySearch(t.firsts, port)
 	if !found {

@@ -77,8 +77,8 @@ func (n Near) distance() (sum int) {
 	return sum
 }
 
-// Nearest returns the rules of the policies that isolate the packet's end in that direction, without the rules that
-// allow the packet, the nearest first.
+// Nearest returns the rules of the policies that certainly isolate the packet's end in that direction, without the
+// rules that allow the packet, the nearest first.
 func (e *Evaluator) Nearest(d ruleset.Direction, p Packet) []Near {
 	src, dst := e.end(p.Src), e.end(p.Dst)
 	subject, peer := src, dst

@@ -72,7 +72,8 @@ const (
 // Allows reports whether the rule allows the packet: a peer and a port match.
 func (r Rule) Allows() bool { return r.Peer != "" && r.Port != "" }
 
-// Allowed reports whether the policies at this end allow the packet.
+// Allowed reports whether the policies at this end allow the packet. It returns true if enforcement is off, and false
+// if the pod is unknown. If several pods may be at the end, the policies of each must allow the packet.
 func (s Side) Allowed() bool {
 	switch {
 	case s.Unknown || s.Off:
