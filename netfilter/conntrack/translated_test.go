@@ -7,8 +7,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestTranslated: Translated is true for connections with a translated destination address or port, and false for all
-// others.
+// TestTranslated: if the destination port of a connection is translated, Translated is true, and Port is the new
+// port. If it isn't translated, Translated is false.
 func TestTranslated(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -151,8 +151,8 @@ func FuzzParseHeader(f *testing.F) {
 	})
 }
 
-// TestBothFamilies: each family's set refuses addresses of the other family, and Purge deletes each address from the
-// sets of pods of its own family.
+// TestBothFamilies: sets have entries of their family. A set refuses an address of the other family, and Purge
+// deletes each address from the sets of pods of its own family, and from no other set.
 func TestBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPrint: a table's fingerprint stays while packets pass and while other programs change rules that don't concern
-// weir. Every change of a rule that weir reads changes it.
+// TestPrint: a table's fingerprint stays if only counters change, or rules that don't concern weir. Every change of a
+// rule that weir reads changes it.
 func TestPrint(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

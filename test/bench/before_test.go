@@ -23,9 +23,9 @@ var (
 // times has the times that a process measured: by what took them, such as "ADD weir", one for each round.
 type times map[string][]time.Duration
 
-// TestTurns adds and deletes pods with weir and with bridge, in turns with another process. The other process does the
-// same on a node of its own with the programs of another commit. The two processes pass a token through a pipe. The
-// process with the present programs begins.
+// TestTurns adds and deletes pods with weir and with bridge, in turns with another process. The other process does
+// the same on a node of its own with the programs of another commit. The two processes pass a token through two
+// pipes. The process with the present programs begins.
 func TestTurns(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

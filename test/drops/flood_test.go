@@ -26,8 +26,9 @@ const (
 )
 
 // TestFlood: one pod sends 50,000 denied packets a second, half of them to random ports. Another pod sends a single
-// packet, again and again. Each shows within a second. Readers that are stopped, or read nothing, change nothing. In
-// the end, the lines of the reader stand for exactly the packets that the rules have logged.
+// packet, again and again. Each of these shows within a second, though three readers are stopped. The agent needs at
+// most mostTime for a denied packet, and mostMemory. In the end, the lines of the reader stand for exactly the
+// packets that the rules have logged.
 func TestFlood(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -19,8 +19,9 @@ type attacked struct {
 	Memory              memory // at the end of the attack
 }
 
-// attack makes the attack's pods and policies and measures the other tenants' ADDs and denials beside it. The attacker
-// changes one of the policies before each measurement. In the end everything is as before.
+// attack measures the other tenants' ADDs and denials, then makes the attack's pods and policies and measures again.
+// During the attack, the attacker changes one of the policies before each measurement. In the end everything is as
+// before.
 func (n *node) attack(a cluster.Attack) attacked {
 	var r attacked
 	measure := func(add, deny *[]float64) {

@@ -252,9 +252,9 @@ func (w *waited) wait(t *testing.T, kind, namespace, name string, deleted bool) 
 	return got
 }
 
-// TestWait: after kubectl weir wait has returned, the first packet of each connection between two pods gets the verdict
-// that the policies mean: for random policies that come, change and go, and pods that get other labels. The environment
-// variable WEIR_WAITS says how many of these changes are made.
+// TestWait: after kubectl weir wait has returned, the first packet of each connection between two pods gets the
+// verdict that the policies mean: for random policies that come, change and go, and pods that get other labels. The
+// environment variable WEIR_WAITS says how many of these changes are made, if not 25.
 func TestWait(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

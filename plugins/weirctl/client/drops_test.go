@@ -81,7 +81,8 @@ func FuzzDropLine(f *testing.F) {
 	})
 }
 
-// TestPcap: another implementation reads the file, and finds the packet.
+// TestPcap: another implementation reads the file, and finds the packet. A drop without its packet, or with ARP, is
+// left out.
 func TestPcap(t *testing.T) {
 	b := gopacket.NewSerializeBuffer()
 	err := gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true},

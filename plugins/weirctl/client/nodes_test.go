@@ -199,7 +199,8 @@ func TestAskAll(t *testing.T) {
 	}
 }
 
-// TestAskAllPartly: nodes that can't answer have one line each that says why, and the others answer.
+// TestAskAllPartly: nodes that can't answer have one line each that says why, and the others answer. A
+// Windows node isn't asked. Of several pods on a node, the newest that isn't being deleted is asked.
 func TestAskAllPartly(t *testing.T) {
 	f := &fakeCluster{}
 	for _, name := range []string{"well", "crashing", "bare", "away", "old", "dead", "windows", "refusing"} {

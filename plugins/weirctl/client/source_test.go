@@ -147,7 +147,8 @@ func TestTenant(t *testing.T) {
 	}
 }
 
-// TestLoadDirectory: pods of files get addresses, workloads count as pods, and a broken file is a gap.
+// TestLoadDirectory: pods of files get addresses, workloads count as pods, and a broken file is a gap. A directory
+// that is empty or missing is an error.
 func TestLoadDirectory(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
