@@ -44,6 +44,9 @@ func (c *dropCounts) count(entries []drops.Entry) {
 			c.lost += e.Count
 			continue
 		}
+		if e.Reason == agentapi.ByAudit { // these packets have passed
+			continue
+		}
 		s := dropSeries{direction: e.Direction, reason: e.Reason}
 		if local, ok := e.Local(); ok {
 			s.namespace, _, _ = strings.Cut(local.Pod, "/")

@@ -25,6 +25,7 @@ const (
 // hub and the file, until ctx ends.
 func (a *agent) reportDrops(ctx context.Context) {
 	var view dropView
+	var judge auditJudge
 	file := dropFile{path: a.DropsFile, most: maxDropFile}
 	defer file.close()
 	for {
@@ -33,10 +34,15 @@ func (a *agent) reportDrops(ctx context.Context) {
 			return
 		case lines := <-a.drops.lines:
 			view.load(a.snapshots.target.Load())
+			lines = judge.only(ctx, a, lines)
 			names := a.names(ctx, view.unknown(lines))
 			entries := make([]drops.Entry, len(lines))
 			for i, l := range lines {
 				entries[i] = drops.Entry{Drop: view.drop(l, names, a.Node.Name), Sender: l.Sender}
+				if w, ok := judge.found[i]; ok {
+					entries[i].Policies = w.policies
+					a.metrics.audits.add(&entries[i], w)
+				}
 			}
 			a.metrics.drops.count(entries)
 			a.drops.ring.Add(entries)
@@ -52,17 +58,24 @@ func (a *agent) names(ctx context.Context, addresses []netip.Addr) map[netip.Add
 	if len(addresses) == 0 {
 		return nil
 	}
+	answer := make(chan map[netip.Addr]string, 1)
+	names, _ := askLoop(ctx, a, namesWanted{addresses, answer}, answer)
+	return names
+}
+
+// askLoop sends the question to the loop, and returns the answer that comes over the channel. ok is false if the loop
+// is too busy to answer within namesWait, or if ctx ends.
+func askLoop[T any](ctx context.Context, a *agent, question event, answer <-chan T) (reply T, ok bool) {
 	ctx, cancel := context.WithTimeout(ctx, namesWait)
 	defer cancel()
-	answer := make(chan map[netip.Addr]string, 1)
-	if !a.send(ctx, namesWanted{addresses, answer}) {
-		return nil
+	if !a.send(ctx, question) {
+		return reply, false
 	}
 	select { // the loop answers as soon as it has the question, unless it ends
-	case names := <-answer:
-		return names
+	case reply = <-answer:
+		return reply, true
 	case <-ctx.Done():
-		return nil
+		return reply, false
 	}
 }
 

@@ -48,6 +48,12 @@ type (
 		addresses []netip.Addr
 		answer    chan<- map[netip.Addr]string
 	}
+	// stateWanted asks for the part of the cluster that decides on packets between these addresses. The answer has room
+	// for one.
+	stateWanted struct {
+		addresses []netip.Addr
+		answer    chan<- policy.State
+	}
 )
 
 func (sourceUpdate) isEvent()   {}
@@ -58,6 +64,7 @@ func (waysChanged) isEvent()    {}
 func (nodeChecked) isEvent()    {}
 func (straysEvicted) isEvent()  {}
 func (namesWanted) isEvent()    {}
+func (stateWanted) isEvent()    {}
 
 // work is what the loop must do after events. The zero value means that nothing must be done.
 type work struct {
@@ -120,6 +127,8 @@ func (a *agent) handle(e event) work {
 		a.stats.Repairs++
 	case namesWanted:
 		e.answer <- a.cluster.namesOf(e.addresses)
+	case stateWanted:
+		e.answer <- a.cluster.engine.Around(e.addresses)
 	}
 	return work{}
 }

@@ -29,6 +29,7 @@ type metrics struct {
 
 	nodeRepairs *prometheus.CounterVec
 	drops       *dropCounts
+	audits      *auditSums
 	delays      prometheus.Histogram
 }
 
@@ -67,13 +68,13 @@ func newMetrics(status func() *status) *metrics {
 	for _, result := range results {
 		m.enrolments.WithLabelValues(result)
 	}
-	m.drops = newDropCounts()
+	m.drops, m.audits = newDropCounts(), newAuditSums()
 	m.delays = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name:    "weir_enforcement_delay_seconds",
 		Help:    "Time from when the source told the agent of a change of objects until the kernel enforced it.",
 		Buckets: prometheus.ExponentialBuckets(0.001, 2, 15),
 	})
-	m.registry.MustRegister(m.syncs, m.delays, m.enrolments, m.moves, m.reaped, m.nodeRepairs, m.drops,
+	m.registry.MustRegister(m.syncs, m.delays, m.enrolments, m.moves, m.reaped, m.nodeRepairs, m.drops, m.audits,
 		statusCollector(status),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewBuildInfoCollector())
@@ -116,6 +117,7 @@ var (
 		"the pod (open), policies do (isolated), it is in no class (closed), an earlier agent's rules are enforced "+
 		"(as before), or it can't be read whether they are (unknown).", "direction", "state")
 	policiesDesc = desc("weir_policies", "NetworkPolicies in the cluster.")
+	auditedDesc  = desc("weir_audited_policies", "NetworkPolicies in the cluster that are audited and not enforced.")
 	classesDesc  = desc("weir_classes", "Classes: groups of this node's pods that the same policies isolate.", "direction")
 	setsDesc     = desc("weir_sets", "IP sets, by the beginning of their names.", "kind")
 	entriesDesc  = desc("weir_set_entries", "Entries of IP sets, by what the sets are for.", "kind")
@@ -129,7 +131,8 @@ var (
 func (c statusCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		readyDesc, nodeDesc, infoDesc, lastSyncDesc, faultDesc, problemsDesc, problemDesc, unenforcedDesc, endpointsDesc,
-		policiesDesc, classesDesc, setsDesc, entriesDesc, networksDesc, changesDesc, failuresDesc, repairsDesc, cutDesc,
+		policiesDesc, auditedDesc, classesDesc, setsDesc, entriesDesc, networksDesc, changesDesc, failuresDesc,
+		repairsDesc, cutDesc,
 	} {
 		ch <- d
 	}
@@ -167,6 +170,7 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	gauges(unenforcedDesc, unenforced)
 	c.endpoints(s.Pods, gauge)
 	gauge(policiesDesc, len(s.Policies))
+	gauge(auditedDesc, len(s.Audited))
 	gauges(classesDesc, countClasses(s.Classes))
 	sets, entries := countSets(s.Sets)
 	gauges(setsDesc, sets)
@@ -190,7 +194,7 @@ func countClasses(all []agentapi.Class) map[string]int {
 	counts := map[string]int{string(ruleset.Ingress): 0, string(ruleset.Egress): 0}
 	seen := map[string]bool{}
 	for _, c := range all {
-		if k := c.Direction + " " + strings.Join(c.Policies, " "); !seen[k] {
+		if k := c.Direction + " " + strings.Join(c.Policies, " ") + "|" + strings.Join(c.Audited, " "); !seen[k] {
 			seen[k] = true
 			counts[c.Direction]++
 		}
@@ -229,7 +233,10 @@ func (c statusCollector) endpoints(pods []agentapi.PodStatus, gauge func(*promet
 	counts := map[ruleset.Direction]map[string]int{ruleset.Ingress: {}, ruleset.Egress: {}}
 	for _, p := range pods {
 		for d, class := range map[ruleset.Direction]string{ruleset.Ingress: p.Ingress, ruleset.Egress: p.Egress} {
-			if !slices.Contains([]string{classOpen, classClosed, classBefore, classUnknown}, class) {
+			switch {
+			case strings.HasPrefix(class, agentapi.ClassAudited):
+				class = classOpen
+			case !slices.Contains([]string{classOpen, classClosed, classBefore, classUnknown}, class):
 				class = "isolated"
 			}
 			counts[d][class]++

@@ -90,6 +90,7 @@ func (a *agent) listen(ctx context.Context) (*servers, error) {
 	api.HandleFunc("POST "+agentapi.ObjectsPath, a.explainer.serveObjects)
 	api.HandleFunc("POST "+agentapi.ExplainPath, a.explainer.serveExplain)
 	api.HandleFunc("POST "+agentapi.EnforcedPath, a.serveEnforced)
+	api.HandleFunc("GET "+agentapi.AuditPath, func(w http.ResponseWriter, r *http.Request) { a.serveAudit(ctx, w, r) })
 	api.HandleFunc("GET "+agentapi.DropsPath, func(w http.ResponseWriter, r *http.Request) { a.drops.serve(ctx, w, r) })
 	s.add(socket, &http.Server{Handler: api, ReadHeaderTimeout: headerTimeout})
 	if a.HealthAddress == "" {

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sync/atomic"
 
+	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/policy"
@@ -76,13 +77,17 @@ func (a *agent) present() *snapshot {
 }
 
 // class returns the names of the policies that isolate the pod in that direction. It returns classOpen if no policy
-// isolates the pod, and classClosed if the pod is in no class.
+// isolates the pod, agentapi.ClassAudited with their names if audited ones would, and classClosed if the pod is in no
+// class.
 func (s *snapshot) class(d ruleset.Direction, pod string) string {
 	for _, c := range s.ruleset.Classes {
 		if c.Direction != d || !slices.Contains(c.Pods, pod) {
 			continue
 		}
-		if len(c.Policies) == 0 {
+		switch {
+		case len(c.Audited) > 0:
+			return agentapi.ClassAudited + excerpt.List(c.Audited, ", ")
+		case len(c.Policies) == 0:
 			return classOpen
 		}
 		return excerpt.List(c.Policies, ", ") // Status.Classes has all

@@ -84,12 +84,14 @@ func (a *agent) publishSource() {
 func (s *status) report() agentapi.Status {
 	r := agentapi.Status{
 		Ready: s.ready, LastSync: s.lastSync, IPTables: s.backend, Stats: s.stats,
-		Errors: s.errors(), Pods: []agentapi.PodStatus{}, Policies: []string{}, Sets: []agentapi.SetStatus{},
-		Problems: []agentapi.Problem{}, Classes: []agentapi.Class{}, Unenforced: []agentapi.Unenforced{},
-		Files: s.files, NodeRepairs: s.repairs,
+		Errors: s.errors(), Pods: []agentapi.PodStatus{}, Policies: []string{}, Audited: []string{},
+		Sets: []agentapi.SetStatus{}, Problems: []agentapi.Problem{}, Classes: []agentapi.Class{},
+		Unenforced: []agentapi.Unenforced{}, Files: s.files, NodeRepairs: s.repairs,
 	}
-	for name := range s.policies.All() {
-		r.Policies = append(r.Policies, name)
+	for name, audited := range s.policies.All() {
+		if r.Policies = append(r.Policies, name); audited {
+			r.Audited = append(r.Audited, name)
+		}
 	}
 	for _, p := range s.problems {
 		r.Problems = append(r.Problems, agentapi.Problem(p))
@@ -99,7 +101,8 @@ func (s *status) report() agentapi.Status {
 	}
 	for _, c := range s.enforced.ruleset.Classes {
 		r.Classes = append(r.Classes, agentapi.Class{
-			Direction: string(c.Direction), Policies: c.Policies, Set: c.Set, Chain: c.Chain, Pods: c.Pods,
+			Direction: string(c.Direction), Policies: c.Policies, Audited: c.Audited, Set: c.Set, Chain: c.Chain,
+			Pods: c.Pods,
 		})
 	}
 	for _, e := range s.endpoints {

@@ -38,6 +38,8 @@ const (
 const (
 	// ByPolicy: policies isolate the pod, and none of them allows the packet.
 	ByPolicy = "policy"
+	// ByAudit: the packet passed. Audited policies would drop it if they were enforced.
+	ByAudit = "audit"
 	// ByClosed: the pod is in no class.
 	ByClosed = "closed"
 	// ByGuard: the pod has sent under a MAC or an address that is not its own, or a frame that is neither IPv4, IPv6 nor
@@ -47,8 +49,8 @@ const (
 	ByOther = "other"
 )
 
-// Drop is one or more packets that the kernel dropped. A field is empty if it is unknown or has no meaning for the
-// kind.
+// Drop is one or more packets that the kernel dropped, or that audited policies would drop (ByAudit). A field is empty
+// if it is unknown or has no meaning for the kind.
 type Drop struct {
 	Kind DropKind `json:"kind"`
 	// Time is when the agent read the first of the packets, at most 0.2 seconds after the kernel dropped it.
@@ -66,7 +68,7 @@ type Drop struct {
 	ICMP string `json:"icmp,omitempty"`
 	// Chain is the chain whose last rule dropped the packets: the class's own chain, or the one of closed pods.
 	Chain string `json:"chain,omitempty"`
-	// Policies are all policies that isolate the pod in the direction.
+	// Policies are all policies that isolate the pod in the direction; or with ByAudit, that would isolate it.
 	Policies []string `json:"policies,omitempty"`
 	// Packet has the first bytes of the first packet, from the IP header on, if the client asked for it.
 	Packet []byte `json:"packet,omitempty"`
@@ -130,6 +132,8 @@ type DropsQuery struct {
 	// namespace/name. Port is the destination's.
 	Namespace, Pod, Policy string
 	Port                   uint16
+	// Audit leaves out all but ByAudit.
+	Audit bool
 }
 
 // Path returns the path and query of the question's URL. ParseDropsQuery reads such a query.
@@ -143,6 +147,7 @@ func (q DropsQuery) Path() string {
 	put("since", q.Since.String(), q.Since == 0)
 	put("follow", "true", !q.Follow)
 	put("packets", "true", !q.Packets)
+	put("audit", "true", !q.Audit)
 	put("namespace", q.Namespace, q.Namespace == "")
 	put("pod", q.Pod, q.Pod == "")
 	put("policy", q.Policy, q.Policy == "")
@@ -156,7 +161,9 @@ func (q DropsQuery) Path() string {
 // ParseDropsQuery reads the question from a URL. It returns an error that names the key whose value has the wrong form.
 func ParseDropsQuery(v url.Values) (q DropsQuery, err error) {
 	q.Namespace, q.Pod, q.Policy = v.Get("namespace"), v.Get("pod"), v.Get("policy")
-	for key, flag := range map[string]*bool{"follow": &q.Follow, "packets": &q.Packets} {
+	for key, flag := range map[string]*bool{
+		"follow": &q.Follow, "packets": &q.Packets, "audit": &q.Audit,
+	} {
 		if s := v.Get(key); s != "" {
 			if *flag, err = strconv.ParseBool(s); err != nil {
 				return q, fmt.Errorf("%s: %q: must be true or false", key, s)
@@ -184,6 +191,9 @@ func ParseDropsQuery(v url.Values) (q DropsQuery, err error) {
 func (q DropsQuery) Matches(d *Drop) bool {
 	if d.Kind == DropLost || d.Kind == DropMissed {
 		return true
+	}
+	if q.Audit && d.Reason != ByAudit {
+		return false
 	}
 	if q.Namespace != "" && !inNamespace(d.Source.Pod, q.Namespace) && !inNamespace(d.Destination.Pod, q.Namespace) {
 		return false

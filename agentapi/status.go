@@ -23,9 +23,11 @@ type Status struct {
 	Files    []File      `json:"files,omitempty"`
 	Pods     []PodStatus `json:"pods"`
 	Policies []string    `json:"policies"`
-	Classes  []Class     `json:"classes"`
-	Sets     []SetStatus `json:"sets"`
-	Stats    Stats       `json:"stats"`
+	// Audited are those of the policies that are audited: they isolate nothing.
+	Audited []string    `json:"audited"`
+	Classes []Class     `json:"classes"`
+	Sets    []SetStatus `json:"sets"`
+	Stats   Stats       `json:"stats"`
 	// NodeRepairs are the last repairs of node settings that another program had changed, the newest last.
 	NodeRepairs []NodeRepair `json:"nodeRepairs"`
 }
@@ -64,9 +66,11 @@ func (u Unenforced) String() string {
 type Class struct {
 	Direction string   `json:"direction"` // ingress or egress
 	Policies  []string `json:"policies"`  // none: no policy isolates the pods
-	Set       string   `json:"set"`
-	Chain     string   `json:"chain,omitempty"`
-	Pods      []string `json:"pods"`
+	// Audited are audited policies that would isolate the pods. If there are any, there are no Policies.
+	Audited []string `json:"audited,omitempty"`
+	Set     string   `json:"set"`
+	Chain   string   `json:"chain,omitempty"`
+	Pods    []string `json:"pods"`
 }
 
 // NodeRepair is the node settings of one kind that the agent repaired at one time.
@@ -90,7 +94,8 @@ type PodStatus struct {
 	// Since is when the plugin made the attachment.
 	Since time.Time `json:"since"`
 	// Ingress and Egress name the policies that isolate the pod: the first ten, and how many more (Status.Classes has
-	// all). "open" means that no policy isolates the pod.
+	// all). "open" means that no policy isolates the pod. If audited policies would isolate it, "open, audited by" and
+	// their names follow.
 	// "closed" means that the pod is in no class, because the source doesn't know it. Until the agent has applied its
 	// first ruleset, the value is "as before" if an earlier agent's rules apply to the pod, "closed" if no such rules
 	// apply, and "unknown" if that can't be read.
@@ -102,6 +107,8 @@ type PodStatus struct {
 const (
 	ClassOpen   = "open"
 	ClassClosed = "closed"
+	// ClassAudited begins the value if audited policies would isolate the pod. Their names follow.
+	ClassAudited = "open, audited by "
 	// ClassBefore: the pod is in classes of an earlier agent, and this agent hasn't applied its own rules yet.
 	ClassBefore = "as before"
 	// ClassUnknown: the agent can't read whether the pod is in classes of an earlier agent.

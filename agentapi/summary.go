@@ -1,6 +1,9 @@
 package agentapi
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // SummaryPath answers with a Summary.
 const SummaryPath = "/v1/summary"
@@ -44,7 +47,7 @@ func Summarise(s Status, node, version string) Summary {
 		Pods: len(s.Pods), Policies: len(s.Policies), Classes: len(s.Classes), Sets: len(s.Sets), Stats: s.Stats,
 	}
 	for _, p := range s.Pods {
-		open := p.Ingress == ClassOpen && p.Egress == ClassOpen
+		open := isOpen(p.Ingress) && isOpen(p.Egress)
 		switch {
 		case p.Ingress == ClassClosed || p.Egress == ClassClosed:
 			sum.Closed++
@@ -57,3 +60,7 @@ func Summarise(s Status, node, version string) Summary {
 	}
 	return sum
 }
+
+// isOpen reports whether no policy isolates the pod, by the value of PodStatus.Ingress or Egress. Audited policies
+// don't.
+func isOpen(class string) bool { return class == ClassOpen || strings.HasPrefix(class, ClassAudited) }

@@ -22,6 +22,9 @@ const (
 	LogGroup = 88
 	// LogPrefix begins the text that each of weir's rules adds to a packet for the log group. The rule's chain follows.
 	LogPrefix = "weir drop "
+	// AuditLogPrefix begins the text of the rules that log packets which audited policies would drop. The rule's chain
+	// follows. These packets pass.
+	AuditLogPrefix = "weir audit "
 	// GuardLogPrefix is the text that the guard adds.
 	GuardLogPrefix = LogPrefix + "guard"
 	// CutLabel is the bit of a connection's label that marks the connection as cut. A label has the bits 0 to 127.

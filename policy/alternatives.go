@@ -40,6 +40,39 @@ func isolatingPolicies(d ruleset.Direction, policies []parsedPolicy, pods ...*Po
 	return all
 }
 
+// auditedGroup begins the names of a group of audited policies. No policy has this name.
+const auditedGroup = "audited"
+
+// split returns the policies that decide on the endpoint's packets. If there are enforced ones, these are they: an
+// audited policy could only allow more, so it would drop nothing. Otherwise they are the audited ones, and audited is
+// true; if there are none either, nothing isolates the endpoint.
+//
+// If it is uncertain which pod the endpoint is, one enforced policy of any of these pods is enough. What audited
+// policies of the others would drop is then not known.
+func (a alternatives) split() (deciding alternatives, audited bool) {
+	enforces := false
+	for _, list := range a {
+		for i := range list {
+			audited, enforces = audited || list[i].audited, enforces || !list[i].audited
+		}
+	}
+	if !audited || !enforces {
+		return a, audited
+	}
+	for _, list := range a {
+		var enforced []parsedPolicy
+		for i := range list {
+			if !list[i].audited {
+				enforced = append(enforced, list[i])
+			}
+		}
+		if !slices.ContainsFunc(deciding, func(o []parsedPolicy) bool { return slices.EqualFunc(o, enforced, sameName) }) {
+			deciding = append(deciding, enforced)
+		}
+	}
+	return deciding, false
+}
+
 func sameName(a, b parsedPolicy) bool { return a.name == b.name }
 
 // names returns the policies' names, with "or" between two lists. Alternatives with equal names have equal rules.

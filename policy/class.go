@@ -31,7 +31,9 @@ var (
 
 // lowered is what lower computes for one part.
 type lowered struct {
-	classes  [len(sides)][len(conf.Families)][]class
+	classes [len(sides)][len(conf.Families)][]class
+	// open are the endpoints whose class would be one of audited policies, but the kernel refuses it.
+	open     [len(sides)][len(conf.Families)][]joined
 	supplies []*supply // the sets that the released demands need
 	problems complaints
 }
@@ -80,7 +82,11 @@ func (c *compiler) lower() {
 			for i, s := range sides {
 				l.side = s
 				for _, g := range p.groups[i] {
-					l.to.classes[i][l.family] = append(l.to.classes[i][l.family], l.class(g))
+					if k, ok := l.class(g); ok {
+						l.to.classes[i][l.family] = append(l.to.classes[i][l.family], k)
+					} else {
+						l.to.open[i][l.family] = append(l.to.open[i][l.family], g.pods...)
+					}
 				}
 			}
 		}
@@ -94,6 +100,13 @@ func (c *compiler) exchange(p *part, now lowered) {
 	was := p.lowered
 	p.lowered, c.joined = now, false
 	c.grantSets(was.supplies, now.supplies)
+	for i := range sides {
+		for f := range conf.Families {
+			if len(was.open[i][f])+len(now.open[i][f]) > 0 {
+				c.opened[i][f] = nil
+			}
+		}
+	}
 	for _, l := range [...]*lowered{&was, &now} {
 		for _, families := range l.classes {
 			for _, classes := range families {
@@ -148,9 +161,13 @@ func (l *lowering) classRules(policies []parsedPolicy) []ruleset.Rule {
 }
 
 // class computes the class of the pods that the group's policies isolate. If the policies allow nothing, or the kernel
-// refuses the class set, the class has the set and chain of the class "none".
-func (l *lowering) class(g *group) class {
-	k := class{
+// refuses the class set, the class has the set and chain of the class "none". ok is false if the policies are audited
+// ones and the kernel refuses a part of the class: then the pods belong to the class of pods that no policy isolates.
+func (l *lowering) class(g *group) (k class, ok bool) {
+	if g.audited {
+		return l.auditClass(g)
+	}
+	k = class{
 		Class:    ruleset.Class{Direction: l.direction, Policies: g.policies.all()},
 		policies: g.policies.count(), key: g.key,
 	}
@@ -160,20 +177,21 @@ func (l *lowering) class(g *group) class {
 	if len(rules) == 0 || !l.canBe(g, set) {
 		k.Set, k.Chain = l.noneNames(l.family)
 		k.none, k.Pods = l.members(g.pods, l.family, k.Set, &l.to.problems.all)
-		return k
+		return k, true
 	}
 	k.Set, k.Chain = set, l.side.chains+id
+	l.fill(&k, g, dropRest(rules, k.Chain, "what none of the policies lets through"))
+	k.enter.Comment = "weir: pods under " + strings.Join(k.Policies, ", ")
+	return k, true
+}
+
+// fill adds the pods of the group, the class set, the chain with the rules, and the rule that leads to the chain.
+func (l *lowering) fill(k *class, g *group, rules []ruleset.Rule) {
 	var entries []ruleset.Entry
-	entries, k.Pods = l.members(g.pods, l.family, set, &l.to.problems.all)
-	k.chain = &ruleset.Chain{
-		Family: l.family, Name: k.Chain, Rules: dropRest(rules, k.Chain, "what none of the policies lets through"),
-	}
-	k.set = l.classSet(l.family, set, entries)
-	k.enter = ruleset.Rule{
-		Sets:   []ruleset.SetMatch{{Name: set, By: l.own}},
-		Action: ruleset.GoTo, To: k.Chain, Comment: "weir: pods under " + strings.Join(k.Policies, ", "),
-	}
-	return k
+	entries, k.Pods = l.members(g.pods, l.family, k.Set, &l.to.problems.all)
+	k.chain = &ruleset.Chain{Family: l.family, Name: k.Chain, Rules: rules}
+	k.set = l.classSet(l.family, k.Set, entries)
+	k.enter = ruleset.Rule{Sets: []ruleset.SetMatch{{Name: k.Set, By: l.own}}, Action: ruleset.GoTo, To: k.Chain}
 }
 
 func (s *side) classSet(f conf.Family, name string, entries []ruleset.Entry) *ruleset.Set {

@@ -67,6 +67,10 @@ func TestJudge(t *testing.T) {
 				"web>192.0.2.1:tcp:443 web/6>fd00::1:tcp:443 web/6>six:tcp:80 six>fd00:10:88::77:tcp:80 six>web/6:58:0 " +
 				"2001:db8::1>six:58:0 web>node:tcp:22 web>192.0.2.1:udp:53",
 		},
+		{
+			"audit", "cache>web:tcp:81 client>web:tcp:80 web>db:tcp:5432 web>192.0.2.1:udp:53 db>client:tcp:80",
+			"client>db:tcp:80 client>cache:tcp:80 192.0.2.1>db:tcp:80",
+		},
 		{"broken", "other>open:tcp:80", "other>closed:tcp:80 closed>other:tcp:80 other>half:tcp:80 other>half:tcp:81"},
 	} {
 		t.Run(tc.file, func(t *testing.T) {

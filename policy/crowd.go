@@ -127,7 +127,7 @@ func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) 
 		delete(s.policies, name.Name)
 		e.names = e.names.Without(full)
 	} else {
-		e.names = e.names.With(full, true)
+		e.names = e.names.With(full, allAudited(policies))
 	}
 	if local {
 		s.parsed, e.touched[s.name] = nil, true

@@ -34,7 +34,7 @@ type Engine struct {
 	spaces   map[string]*space
 	crowds   int                       // how many there are in all spaces
 	unparsed map[Name]bool             // the policies beyond maxBulk whose rules are not parsed yet
-	names    ordered.Map[string, bool] // of all policies: NAMESPACE/NAME
+	names    ordered.Map[string, bool] // of all policies, NAMESPACE/NAME: whether it is audited
 	places   places
 	networks [len(conf.Families)]ruleset.Entries // of all Nodes
 	workload []Workload
@@ -372,5 +372,6 @@ func (e *Engine) podsOf(of Endpoint) (pods []*Pod) {
 // Pods returns the pods of that name that Apply was told of. Pods that only workloads can have made are not among them.
 func (e *Engine) Pods(name Name) []*Pod { return e.given(name) }
 
-// Policies returns the names of all policies, NAMESPACE/NAME, in order. The result never changes.
+// Policies returns the names of all policies, NAMESPACE/NAME, in order, and whether each is audited. The result never
+// changes.
 func (e *Engine) Policies() ordered.Map[string, bool] { return e.names }

@@ -150,7 +150,7 @@ func (c *compiler) openClass(side int, f conf.Family) *opened {
 	o := opened{Class: ruleset.Class{Direction: s.direction, Policies: []string{}, Set: f.Set(s.sets + conf.OpenClass)}}
 	var pods []joined
 	for _, p := range c.parts {
-		pods = append(pods, p.open[side]...)
+		pods = append(append(pods, p.open[side]...), p.lowered.open[side][f]...)
 	}
 	slices.SortFunc(pods, func(a, b joined) int { return cmp.Compare(a.ID, b.ID) })
 	var entries []ruleset.Entry

@@ -19,6 +19,7 @@ type parsedPolicy struct {
 	pods      matcher
 	rules     map[ruleset.Direction][]rule // the policy doesn't isolate directions that are absent
 	problems  []ruleset.Problem            // the parts of the policy that can't be parsed
+	audited   bool                         // it isolates and allows nothing: see AuditAnnotation
 }
 
 // rule allows packets from (for egress: to) any of the peers on any of the ports.
@@ -90,6 +91,9 @@ func parsePolicy(np *networkingv1.NetworkPolicy, rules bool) parsedPolicy {
 		}
 	}
 	var err error
+	if policy.audited, err = Audited(np); err != nil {
+		report(auditField, "%v", err)
+	}
 	if policy.pods, err = newMatcher(&np.Spec.PodSelector); err != nil {
 		report("spec.podSelector", "%v; every pod in namespace %s is isolated, and the policy lets nothing through",
 			err, np.Namespace)

@@ -26,7 +26,7 @@ type part struct {
 	groups [len(sides)][]*group
 	// open are the endpoints that no policy isolates, or whose enforcement is off.
 	open    [len(sides)][]joined
-	demands []*demand  // in the order of their policies
+	demands []*demand  // in the order of their policies (comparePolicies)
 	wants   []*supply  // the sets that the demands need
 	rules   float64    // how many kernel rules the demands need
 	stated  complaints // the problems with demands that the kernel refuses
@@ -47,26 +47,45 @@ func (c *compiler) partOf(l *local) *part {
 		b.groups[i], b.open[i] = l.groups(s)
 		b.demands = append(b.demands, b.demandsOf(s, b.groups[i])...)
 	}
-	slices.SortStableFunc(b.demands, func(a, b *demand) int { return strings.Compare(a.policy.name, b.policy.name) })
+	slices.SortStableFunc(b.demands, func(a, b *demand) int { return comparePolicies(a.policy, b.policy) })
 	return b.part
+}
+
+// comparePolicies orders policies by their names. Audited policies come last, so that their rules never take the room
+// of enforced policies of the same namespace.
+func comparePolicies(a, b *parsedPolicy) int {
+	if a.audited != b.audited {
+		if b.audited {
+			return -1
+		}
+		return 1
+	}
+	return strings.Compare(a.name, b.name)
 }
 
 // group is the pods of a class, in both families.
 type group struct {
 	key      string
 	policies alternatives
-	pods     []joined
+	// audited is true if the policies are audited ones, and no other policy isolates the pods.
+	audited bool
+	pods    []joined
 }
 
 // groups returns the endpoints of the namespace, grouped by the policies that isolate them, and the endpoints that no
-// policy isolates or whose enforcement is off. Closed endpoints are in neither.
+// policy isolates or whose enforcement is off. Closed endpoints are in neither. Endpoints that only audited policies
+// would isolate are grouped by these.
 func (l *local) groups(s *side) (groups []*group, open []joined) {
 	byPolicies := map[string]*group{}
-	at := func(isolating alternatives) *group {
+	at := func(all alternatives) *group {
+		isolating, audited := all.split()
 		names := isolating.names()
+		if audited {
+			names = append([]string{auditedGroup}, names...)
+		}
 		k := strings.Join(names, "\n") // no name contains a newline, and Join is quicker than key
 		if byPolicies[k] == nil {
-			byPolicies[k] = &group{key: key(names...), policies: isolating}
+			byPolicies[k] = &group{key: key(names...), policies: isolating, audited: audited}
 		}
 		return byPolicies[k]
 	}

@@ -14,8 +14,10 @@ func Validate(np *networkingv1.NetworkPolicy) []ruleset.Problem {
 	return parse(np).problems
 }
 
-// Invalid returns the problems for which an API server would refuse the policy. A policy that only exceeds a bound has
-// no such problem.
+// Invalid returns the problems for which an API server would refuse the policy. A policy that only exceeds a bound, or
+// whose AuditAnnotation has a wrong value, has no such problem.
 func Invalid(np *networkingv1.NetworkPolicy) []ruleset.Problem {
-	return slices.DeleteFunc(Validate(np), func(p ruleset.Problem) bool { return strings.HasPrefix(p.Message, tooLarge) })
+	return slices.DeleteFunc(Validate(np), func(p ruleset.Problem) bool {
+		return strings.HasPrefix(p.Message, tooLarge) || p.Field == auditField
+	})
 }

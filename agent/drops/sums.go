@@ -50,6 +50,13 @@ type Prefix struct {
 func prefixOf(text string) *Prefix {
 	chain, ours := strings.CutPrefix(text, conf.LogPrefix)
 	p := &Prefix{Chain: chain, Reason: agentapi.ByOther}
+	if audit, ok := strings.CutPrefix(text, conf.AuditLogPrefix); ok {
+		p = &Prefix{Chain: audit, Direction: ruleset.Egress, Reason: agentapi.ByAudit}
+		if strings.HasPrefix(audit, conf.IngressClassChains) {
+			p.Direction = ruleset.Ingress
+		}
+		return p
+	}
 	switch {
 	case !ours:
 		p.Chain = ""

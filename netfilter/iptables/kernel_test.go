@@ -278,6 +278,8 @@ func (w *walk) matcher(option string, values []string) func(w *walk) bool {
 		return func(w *walk) bool { return value == "DNAT" && w.Translated }
 	case "--tcp-flags": // a first packet has the flag SYN and no other
 		return always(true)
+	case "--ctstatus": // the kernel has not confirmed the connection of a first packet
+		return always(value != "CONFIRMED")
 	case "--label", "--icmpv6-type":
 		return always(false)
 	case "--hl-eq":

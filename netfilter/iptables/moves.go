@@ -130,14 +130,18 @@ func (d numberChange) closes(was, now int) bool {
 	return was != now && (!d.known || !within(d.old[was], d.new[now], d.newLines))
 }
 
-// within reports whether the class chain x surely allows no more than the class chain y: y has all of its rules that
-// allow packets. An empty name stands for no class, which allows nothing.
+// within reports whether the class chain x surely allows no more than the class chain y: y allows everything, or has
+// all of x's rules that allow packets. An empty name stands for no class, which allows nothing.
 func within(x, y string, lines func(chain string) []string) bool {
 	const allows, drop, log = " -j RETURN", "-j DROP", "-j NFLOG"
 	switch {
 	case x == "", x == y, y == returns:
 		return true
-	case x == returns, y == "":
+	case y == "":
+		return false
+	case allowsAll(lines(y)):
+		return true
+	case x == returns:
 		return false
 	}
 	allowed := map[string]bool{}
@@ -154,4 +158,18 @@ func within(x, y string, lines func(chain string) []string) bool {
 		}
 	}
 	return len(of) > 0
+}
+
+// allowsAll reports whether the chain surely allows every packet, as the chain of a class of audited policies does: one
+// of its rules returns every packet, and the rules before it return or log packets.
+func allowsAll(lines []string) bool {
+	for _, l := range lines {
+		switch r := split(l); {
+		case r.target == returns && len(r.conditions) == 0:
+			return true
+		case r.target != returns && r.target != "NFLOG":
+			return false
+		}
+	}
+	return false
 }

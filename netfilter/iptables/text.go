@@ -14,8 +14,13 @@ const maxMultiport = 15
 
 // lowerRule returns the rule as iptables-save prints it, without "-A CHAIN", so that it can be compared with the
 // kernel's rules as text. A rule with more than maxMultiport ports becomes several rules, one for each multiport
-// match.
+// match. A rule for ruleset.First becomes two.
 func lowerRule(r ruleset.Rule, f conf.Family) []string {
+	if r.Track == ruleset.First { // no single rule matches both kinds of packets
+		unconfirmed, untracked := r, r
+		unconfirmed.Track, untracked.Track = unconfirmedTrack, untrackedTrack
+		return append(lowerRule(unconfirmed, f), lowerRule(untracked, f)...)
+	}
 	if len(r.Ports) < 2 {
 		return []string{ruleText(r, f)}
 	}
@@ -137,7 +142,16 @@ var tracks = map[ruleset.Track]string{
 	ruleset.Related:      "-m conntrack --ctstate RELATED",
 	ruleset.Untranslated: "-m conntrack ! --ctstate DNAT",
 	ruleset.Midstream:    "-m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack ! --ctstate UNTRACKED",
+	unconfirmedTrack:     "-m conntrack ! --ctstatus CONFIRMED",
+	untrackedTrack:       "-m conntrack --ctstate UNTRACKED",
 }
+
+// These are the two kinds of packets of ruleset.First. The kernel confirms a connection when its first packet leaves
+// the last hook. An untracked packet has no connection, so the match for the first kind doesn't match it.
+const (
+	unconfirmedTrack ruleset.Track = "unconfirmed"
+	untrackedTrack   ruleset.Track = "untracked"
+)
 
 // discovery are the options for IPv6's neighbour discovery.
 var discovery = map[ruleset.Shape]string{

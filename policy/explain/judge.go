@@ -201,7 +201,7 @@ func (j *judge) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, at, 
 	}
 	if s.Result == Dropped && s.Reason != Closed {
 		s.Allows = nil
-		s.Nearest = j.evaluator.Nearest(d, p)
+		s.Nearest = j.evaluator.Nearest(d, p, false)
 		s.Nearest = s.Nearest[:min(len(s.Nearest), maxNear)]
 		standIn(s.Nearest, j.label(peer), peer)
 		if len(s.Nearest) == 0 || len(s.Nearest[0].Misses) > fewMisses {

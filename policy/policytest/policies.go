@@ -2,6 +2,7 @@ package policytest
 
 import (
 	"fmt"
+	"hash/fnv"
 	"math/rand/v2"
 	"net/netip"
 
@@ -9,6 +10,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/weir-net/weir/policy"
 )
 
 // Policy draws a NetworkPolicy with number i in its name. A small part of the policies have an error: an unknown policy
@@ -29,7 +32,25 @@ func Policy(r *rand.Rand, i int) *networkingv1.NetworkPolicy {
 	for range r.IntN(3) {
 		np.Spec.Egress = append(np.Spec.Egress, networkingv1.NetworkPolicyEgressRule{To: peers(r), Ports: ports(r)})
 	}
+	audit(np)
 	return np
+}
+
+// audit makes one policy in six an audited one. One in fifty gets a value of the annotation that doesn't do so. The
+// choice depends on the policy alone.
+func audit(np *networkingv1.NetworkPolicy) {
+	h := fnv.New32a()
+	fmt.Fprint(h, np.Namespace, np.Name, np.Spec.String())
+	value := ""
+	switch n := h.Sum32() % 300; {
+	case n < 50:
+		value = "true"
+	case n < 56:
+		value = []string{"yes", "True", "false"}[n%3]
+	default:
+		return
+	}
+	np.Annotations = map[string]string{policy.AuditAnnotation: value}
 }
 
 func labels(r *rand.Rand) map[string]string {

@@ -59,7 +59,7 @@ func (m SetMatch) ports() bool {
 }
 
 // Track matches the state that connection tracking has for the packet. A Simulator runs only the first packets
-// of connections: there a rule can match by Untranslated, and by no other of these values.
+// of connections: there a rule can match by Untranslated and First, and by no other of these values.
 type Track string
 
 const (
@@ -75,6 +75,9 @@ const (
 	// Midstream packets are TCP packets of an unknown connection that don't begin one. Untracked packets (NOTRACK) are
 	// not among them: the kernel checks each untracked packet as if it were the first of a connection.
 	Midstream Track = "midstream"
+	// First packets are those with which the kernel first sees a connection, and untracked packets. Of a connection
+	// without answers, such as UDP to a receiver that only listens, later packets aren't among them.
+	First Track = "first"
 )
 
 // Shape matches a combination of values in the packet's headers. Each backend has its own way to compare them. A packet

@@ -112,9 +112,11 @@ const (
 type Class struct {
 	Direction Direction
 	Policies  []string // empty if no policy isolates the pods
-	Set       string
-	Chain     string
-	Pods      []string
+	// Audited are policies that would isolate the pods if they weren't audited. If there are any, there are no Policies.
+	Audited []string
+	Set     string
+	Chain   string
+	Pods    []string
 }
 
 // Problem describes an object, or a part of one, that can't be enforced as written. The ruleset drops the packets that

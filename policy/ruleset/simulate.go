@@ -3,6 +3,7 @@ package ruleset
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	"go4.org/netipx"
 
@@ -77,16 +78,39 @@ func (s *Simulator) add(set Set) error {
 }
 
 // Allows reports whether the packet passes the hook that checks it.
-func (s *Simulator) Allows(p Packet) bool {
+func (s *Simulator) Allows(p Packet) bool { return s.run(p, nil) }
+
+// Audit reports whether the packet passes, and returns the directions in which rules of audited policies log it. Such a
+// rule logs the packet also if the other direction's rules drop it.
+func (s *Simulator) Audit(p Packet) (passes bool, logged []Direction) {
+	passes = s.run(p, func(r Rule) {
+		if chain, ok := strings.CutPrefix(r.To, conf.AuditLogPrefix); ok {
+			logged = append(logged, directionOf(chain))
+		}
+	})
+	return passes, logged
+}
+
+// directionOf returns the direction of the class whose chain has that name.
+func directionOf(chain string) Direction {
+	if strings.HasPrefix(chain, conf.IngressClassChains) {
+		return Ingress
+	}
+	return Egress
+}
+
+// run runs the packet through the rules of its hook, and reports whether it passes. It calls log, if that isn't nil,
+// with each rule that logs the packet.
+func (s *Simulator) run(p Packet, log func(Rule)) bool {
 	hook := CheckForwarded
 	if p.Out == "" {
 		hook = CheckToNode
 	}
-	return s.walk(s.hooks[conf.FamilyOf(p.Dst)][hook], p) != Drop
+	return s.walk(s.hooks[conf.FamilyOf(p.Dst)][hook], p, log) != Drop
 }
 
 // walk runs the packet through the rules. It returns Drop if they drop the packet, and Return otherwise.
-func (s *Simulator) walk(rules []Rule, p Packet) Action {
+func (s *Simulator) walk(rules []Rule, p Packet, log func(Rule)) Action {
 	chains := s.chains[conf.FamilyOf(p.Dst)]
 	for _, r := range rules {
 		if !s.matches(r, p) {
@@ -96,10 +120,14 @@ func (s *Simulator) walk(rules []Rule, p Packet) Action {
 		case Drop, Return:
 			return r.Action
 		case GoTo:
-			return s.walk(chains[r.To], p)
+			return s.walk(chains[r.To], p, log)
 		case Jump:
-			if s.walk(chains[r.To], p) == Drop {
+			if s.walk(chains[r.To], p, log) == Drop {
 				return Drop
+			}
+		case Log:
+			if log != nil {
+				log(r)
 			}
 		}
 	}
@@ -110,7 +138,7 @@ func (s *Simulator) matches(r Rule, p Packet) bool {
 	is := func(want, have string) bool { return want == "" || want == have }
 	within := func(want netip.Prefix, have netip.Addr) bool { return !want.IsValid() || want.Contains(have) }
 	switch {
-	case r.Track != "" && (r.Track != Untranslated || p.Translated): // a first packet belongs to no connection yet
+	case !r.Track.matches(p):
 		return false
 	case !is(r.In, p.In), !is(r.Out, p.Out), !is(r.InPort, p.InPort), !is(string(r.Proto), string(byName(p.Proto))):
 		return false
@@ -121,6 +149,11 @@ func (s *Simulator) matches(r Rule, p Packet) bool {
 	}
 	in := func(ports PortRange) bool { return ports.First <= p.Port && p.Port <= ports.Last }
 	return len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, in)
+}
+
+// matches reports whether the packet, the first of a connection, has the state.
+func (t Track) matches(p Packet) bool {
+	return t == "" || t == First || t == Untranslated && !p.Translated
 }
 
 // matches reports whether the packet has the shape. The packet is the first of a connection, so it is neither an ICMP

@@ -71,6 +71,7 @@ func (p pod) unknownOfNamespace(key string) bool {
 type isolating struct {
 	*networkingv1.NetworkPolicy
 	name    string
+	audited bool // an audited policy: it isolates nothing and allows nothing
 	selects func(pod) (certainly, possibly bool)
 	rules   map[ruleset.Direction][]rule // for each direction that the policy isolates
 }
@@ -97,10 +98,33 @@ type (
 
 // New returns an Evaluator for the state. It reports no error for a part of a policy that can't be parsed.
 func New(s policy.State) *Evaluator {
+	return new(Cache).New(s)
+}
+
+// Cache makes Evaluators of states that share policies. It keeps the policies' selectors and rules, so that each policy
+// is parsed once. A policy must not change while the Cache is in use. The zero value is ready to use, by one goroutine.
+type Cache struct {
+	parsed map[*networkingv1.NetworkPolicy]isolating
+}
+
+// maxCached bounds the policies that a Cache keeps from one Evaluator to the next.
+const maxCached = 1 << 11
+
+// New is like the function New.
+func (c *Cache) New(s policy.State) *Evaluator {
+	if len(c.parsed) > maxCached || c.parsed == nil {
+		c.parsed = map[*networkingv1.NetworkPolicy]isolating{}
+	}
 	namespaces := byName(s.Namespaces)
 	e := &Evaluator{ends: ends(s, namespaces), namespaces: namespaces}
 	for _, np := range s.Policies {
-		e.policies = append(e.policies, isolating{np, np.Namespace + "/" + np.Name, subjects(np), rules(np)})
+		p, ok := c.parsed[np]
+		if !ok {
+			audited := np.Annotations[policy.AuditAnnotation] == "true"
+			p = isolating{np, np.Namespace + "/" + np.Name, audited, subjects(np), rules(np)}
+			c.parsed[np] = p
+		}
+		e.policies = append(e.policies, p)
 	}
 	return e
 }

@@ -78,8 +78,8 @@ func (n Near) distance() (sum int) {
 }
 
 // Nearest returns the rules of the policies that certainly isolate the packet's end in that direction, without the
-// rules that allow the packet, the nearest first.
-func (e *Evaluator) Nearest(d ruleset.Direction, p Packet) []Near {
+// rules that allow the packet, the nearest first. If audited is true, these are the rules of audited policies.
+func (e *Evaluator) Nearest(d ruleset.Direction, p Packet, audited bool) []Near {
 	src, dst := e.end(p.Src), e.end(p.Dst)
 	subject, peer := src, dst
 	if d == ruleset.Ingress {
@@ -87,7 +87,7 @@ func (e *Evaluator) Nearest(d ruleset.Direction, p Packet) []Near {
 	}
 	var all []Near
 	for _, np := range e.policies {
-		if _, isolates := np.rules[d]; !isolates || len(np.rules[d]) == 0 || !np.selectsSurely(subject) {
+		if len(np.rules[d]) == 0 || np.audited != audited || !np.selectsSurely(subject) {
 			continue
 		}
 		verb, word, list := "from", "ingress", rawRules(np.NetworkPolicy, d)

@@ -25,7 +25,7 @@ func TestNearest(t *testing.T) {
 					continue
 				}
 				missed := map[string]bool{}
-				for _, n := range e.Nearest(d, p) {
+				for _, n := range e.Nearest(d, p, false) {
 					missed[n.Policy+" "+n.Field] = true
 					near++
 					for _, m := range n.Misses {

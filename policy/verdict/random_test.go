@@ -40,8 +40,15 @@ func TestRulesetsDoWhatPoliciesMean(t *testing.T) {
 	wait.Wait()
 	if !t.Failed() {
 		fmt.Printf("oracle-random: %d cases, 0 differences\n", *cases)
+		fmt.Printf("oracle-audit: %d would-drops of audited policies in %d cases, 0 differences\n", wouldDrops.Load(), *cases)
+	}
+	if *cases >= 1000 && wouldDrops.Load() < int64(*cases) {
+		t.Errorf("only %d would-drops", wouldDrops.Load())
 	}
 }
+
+// wouldDrops counts the packets of the test that audited policies would drop, in each direction.
+var wouldDrops atomic.Int64
 
 func compare(t *testing.T, seed uint64) {
 	r := rand.New(rand.NewPCG(seed, 4))
@@ -59,20 +66,23 @@ func compare(t *testing.T, seed uint64) {
 }
 
 // difference returns a packet for which rules and policies have different verdicts; nil if there is none. The rules are
-// as they are compiled, and as they are merged within the bounds.
+// as they are compiled, and as they are merged within the bounds. Audited policies have no part in the verdicts, and of
+// the packets that pass the rules must log those that audited policies would drop, and no others.
 func difference(s policy.State, b ruleset.Bounds, packets []ruleset.Packet) *ruleset.Packet {
 	packets = policytest.At(s, packets)
 	compiled := policy.Compile(s)
 	merged := b.Merge(compiled, nil)
 	var by []interface{ Allows(ruleset.Packet) bool }
+	var audits []*ruleset.Simulator
 	for _, rules := range []ruleset.Ruleset{compiled, merged} {
 		simulator, err := ruleset.NewSimulator(rules)
 		if err != nil {
 			panic(err)
 		}
-		by = append(by, simulator, ruleset.NewIndex(rules))
+		by, audits = append(by, simulator, ruleset.NewIndex(rules)), append(audits, simulator)
 	}
 	evaluator := verdict.New(s)
+	without, all := evaluators(s)
 	i := slices.IndexFunc(packets, func(p ruleset.Packet) bool {
 		v := evaluator.Evaluate(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
 		for _, rules := range by {
@@ -80,6 +90,25 @@ func difference(s policy.State, b ruleset.Bounds, packets []ruleset.Packet) *rul
 				return true
 			}
 		}
+		if without.Evaluate(v.Packet).Allowed() != v.Allowed() {
+			return true
+		}
+		want := v.WouldDrop()
+		if dropped := v.Allowed() && !all.Evaluate(v.Packet).Allowed(); dropped != (len(want) > 0) {
+			return true
+		}
+		if uncertain(v) { // docs/audit.md: what is reported of such a pod
+			return false
+		}
+		want = slices.DeleteFunc(want, func(d ruleset.Direction) bool {
+			return d == ruleset.Egress && !v.Egress.Here || d == ruleset.Ingress && !v.Ingress.Here
+		})
+		for _, rules := range audits {
+			if _, logged := rules.Audit(p); v.Allowed() && !slices.Equal(logged, want) {
+				return true
+			}
+		}
+		wouldDrops.Add(int64(len(want)))
 		return false
 	})
 	if i < 0 {
@@ -87,3 +116,22 @@ func difference(s policy.State, b ruleset.Bounds, packets []ruleset.Packet) *rul
 	}
 	return &packets[i]
 }
+
+// evaluators returns evaluators of two other states: without the audited policies, and with them as enforced ones. They
+// know nothing of audits.
+func evaluators(s policy.State) (without, all *verdict.Evaluator) {
+	rest, enforced := s, s
+	rest.Policies, enforced.Policies = nil, nil
+	for _, np := range s.Policies {
+		plain := np.DeepCopy()
+		plain.Annotations = nil
+		if audited, _ := policy.Audited(np); !audited {
+			rest.Policies = append(rest.Policies, plain)
+		}
+		enforced.Policies = append(enforced.Policies, plain)
+	}
+	return verdict.New(rest), verdict.New(enforced)
+}
+
+// uncertain reports whether it is uncertain which pod is at one of the ends.
+func uncertain(v verdict.Verdict) bool { return len(v.Egress.Either)+len(v.Ingress.Either) > 0 }

@@ -141,7 +141,7 @@ func (e *Evaluator) isolated(d ruleset.Direction, pods []pod) (by Isolated, ok b
 			is, may := np.selects(o)
 			certainly, possibly = certainly || is, possibly || may
 		}
-		if !isolates || !possibly {
+		if !isolates || !possibly || np.audited {
 			continue
 		}
 		by.Policies = append(by.Policies, np.name)

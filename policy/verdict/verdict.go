@@ -45,6 +45,8 @@ type Side struct {
 	// Policies are the policies that isolate the pod in this direction. If there are any, one of their rules must
 	// match.
 	Policies []Policy `json:"policies"`
+	// Audited are the audited policies that would isolate the pod in this direction. They have no part in the verdict.
+	Audited []Policy `json:"audited,omitempty"`
 	// Either has a verdict for each of the pods that may be at this end, if it is uncertain which of them is there. The
 	// packet is allowed only if all these verdicts are allow.
 	Either []Side `json:"either,omitempty"`
@@ -74,20 +76,43 @@ func (r Rule) Allows() bool { return r.Peer != "" && r.Port != "" }
 
 // Allowed reports whether the policies at this end allow the packet. It returns true if enforcement is off, and false
 // if the pod is unknown. If several pods may be at the end, the policies of each must allow the packet.
-func (s Side) Allowed() bool {
+func (s Side) Allowed() bool { return s.allowedBy(func(o Side) []Policy { return o.Policies }) }
+
+// AllowedByAll reports whether the policies at this end would allow the packet if the audited ones were enforced too.
+func (s Side) AllowedByAll() bool {
+	return s.allowedBy(func(o Side) []Policy { return slices.Concat(o.Policies, o.Audited) })
+}
+
+// allowedBy reports the same as Allowed, of the policies that the function returns for a Side.
+func (s Side) allowedBy(policies func(Side) []Policy) bool {
 	switch {
 	case s.Unknown || s.Off:
 		return s.Off
 	case len(s.Either) > 0:
-		return !slices.ContainsFunc(s.Either, func(o Side) bool { return !o.Allowed() })
-	case len(s.Policies) == 0:
-		return true
+		return !slices.ContainsFunc(s.Either, func(o Side) bool { return !o.allowedBy(policies) })
 	}
-	return slices.ContainsFunc(s.Policies, func(p Policy) bool { return slices.ContainsFunc(p.Rules, Rule.Allows) })
+	isolating := policies(s)
+	return len(isolating) == 0 ||
+		slices.ContainsFunc(isolating, func(p Policy) bool { return slices.ContainsFunc(p.Rules, Rule.Allows) })
 }
 
 // Allowed reports whether the policies at both ends allow the packet, or source and destination are the same address.
 func (v Verdict) Allowed() bool { return v.Self || (v.Egress.Allowed() && v.Ingress.Allowed()) }
+
+// WouldDrop returns the directions in which audited policies would drop the packet if they were enforced. There are
+// none if the packet is dropped without them.
+func (v Verdict) WouldDrop() (directions []ruleset.Direction) {
+	if v.Self || !v.Allowed() {
+		return nil
+	}
+	if !v.Egress.AllowedByAll() {
+		directions = append(directions, ruleset.Egress)
+	}
+	if !v.Ingress.AllowedByAll() {
+		directions = append(directions, ruleset.Ingress)
+	}
+	return directions
+}
 
 // AllowedHere reports whether this node's rules allow the packet. It ignores the ends on other nodes.
 func (v Verdict) AllowedHere() bool {
@@ -120,13 +145,15 @@ func (v Verdict) String() string {
 			fmt.Fprintf(&b, ": %s is not known yet\n", d.Pod)
 		case d.Pod == "":
 			b.WriteString(": not a pod\n")
+		case len(d.Policies) == 0 && len(d.Audited) > 0:
+			fmt.Fprintf(&b, ": only audited policies would isolate %s\n", d.Pod)
 		case len(d.Policies) == 0:
 			fmt.Fprintf(&b, ": no policy isolates %s\n", d.Pod)
 		default:
 			fmt.Fprintf(&b, ": %s is isolated by\n", d.Pod)
 		}
-		for _, p := range d.Policies {
-			fmt.Fprintf(&b, "  %s\n", p.Name)
+		for i, p := range slices.Concat(d.Policies, d.Audited) {
+			fmt.Fprintf(&b, "  %s%s\n", p.Name, map[bool]string{true: " (audited)"}[i >= len(d.Policies)])
 			for _, r := range p.Rules {
 				fmt.Fprintf(&b, "    %s\n", r)
 			}
@@ -205,7 +232,11 @@ func (e *Evaluator) side(d ruleset.Direction, subject, peer end, p Packet, dst e
 				Port:  first(r.ports, func(m portMatch) bool { return m(p.Proto, p.Port, dst) }),
 			})
 		}
-		s.Policies = append(s.Policies, evaluated)
+		if np.audited {
+			s.Audited = append(s.Audited, evaluated)
+		} else {
+			s.Policies = append(s.Policies, evaluated)
+		}
 	}
 	return s
 }

@@ -287,13 +287,13 @@ func (c *cluster) removeNode(name policy.Name) {
 }
 
 func readPolicy(p *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {
-	meta := metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name}
+	meta := metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, Annotations: policy.KeepAudit(p.Annotations)}
 	return &networkingv1.NetworkPolicy{ObjectMeta: meta, Spec: p.Spec}
 }
 
 func (c *cluster) putPolicy(name policy.Name, p *networkingv1.NetworkPolicy) {
 	c.departing.stored(name)
-	if was := c.policies[name]; was != nil && reflect.DeepEqual(was.Spec, p.Spec) {
+	if was := c.policies[name]; was != nil && reflect.DeepEqual(was, p) {
 		return // the policy stays the same object, so nothing parses it again
 	}
 	c.policies[name] = p

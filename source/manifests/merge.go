@@ -139,10 +139,12 @@ func mergeVersions(versions []placed, all *policy.Objects) {
 	}
 }
 
-// equal reports whether both entries have the same version of their object. Of policies, it compares only the specs.
+// equal reports whether both entries have the same version of their object. Of policies, it compares only the specs,
+// and whether they are audited.
 func (e *entry) equal(o *entry) bool {
 	if e.policy != nil && o.policy != nil {
-		return reflect.DeepEqual(e.policy.Spec, o.policy.Spec)
+		return reflect.DeepEqual(e.policy.Spec, o.policy.Spec) &&
+			reflect.DeepEqual(policy.KeepAudit(e.policy.Annotations), policy.KeepAudit(o.policy.Annotations))
 	}
 	return reflect.DeepEqual(e.namespace, o.namespace) && reflect.DeepEqual(e.pod, o.pod) &&
 		reflect.DeepEqual(e.node, o.node) && reflect.DeepEqual(e.workload, o.workload) &&
@@ -173,9 +175,15 @@ func mergeNamespaces(versions []placed) policy.Namespace {
 
 // mergePolicies returns a policy for each pod selector of the versions. Each isolates its pods in every direction that
 // any version isolates. For each direction, it has only the rules that are in every version that isolates this
-// direction.
+// direction. If one of the versions isn't audited, none of the policies is.
 func mergePolicies(versions []placed) []*networkingv1.NetworkPolicy {
 	agreed := networkingv1.NetworkPolicySpec{}
+	annotations := versions[0].policy.Annotations
+	for _, v := range versions {
+		if audited, _ := policy.Audited(v.policy); !audited { // the policy is enforced, and a wrong value is reported
+			annotations = v.policy.Annotations
+		}
+	}
 	firstIngress, firstEgress := true, true
 	for _, v := range versions {
 		s := v.policy.Spec
@@ -196,6 +204,7 @@ func mergePolicies(versions []placed) []*networkingv1.NetworkPolicy {
 	var all []*networkingv1.NetworkPolicy
 	for _, v := range versions {
 		np := &networkingv1.NetworkPolicy{ObjectMeta: v.policy.ObjectMeta, Spec: agreed}
+		np.Annotations = annotations
 		np.Spec.PodSelector = v.policy.Spec.PodSelector
 		if !slices.ContainsFunc(all, func(o *networkingv1.NetworkPolicy) bool { return reflect.DeepEqual(o, np) }) {
 			all = append(all, np)

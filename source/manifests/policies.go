@@ -53,6 +53,7 @@ func (c *content) addPolicy(o object) {
 		r.wrong = append(r.wrong, complaint{"kind", fmt.Sprintf("%q: must be NetworkPolicy", o.kind)})
 	}
 	r.readSpec()
+	notAudited := r.readAudit()
 	if len(r.wrong) == 0 {
 		for _, p := range policy.Invalid(&r.np) {
 			r.wrong = append(r.wrong, complaint{p.Field, p.Message})
@@ -72,9 +73,36 @@ func (c *content) addPolicy(o object) {
 			r.np.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress}
 		}
 	}
-	e.complain(r.wrong...)
+	if e.complain(append(r.wrong, notAudited...)...); e.damage == intact && len(notAudited) > 0 {
+		e.damage = partly
+	}
 	e.key, e.policy = e.object, &r.np
 	c.entries = append(c.entries, e)
+}
+
+// readAudit reads the annotation policy.AuditAnnotation. If it can't be read, the policy is enforced. Package policy
+// reports a text that means nothing.
+func (r *policyReader) readAudit() (wrong []complaint) {
+	const path = "metadata.annotations"
+	var metadata struct {
+		Annotations map[string]stdjson.RawMessage `json:"annotations"`
+	}
+	err := decode(r.raw["metadata"], &metadata)
+	raw, given := metadata.Annotations[policy.AuditAnnotation]
+	field := path + "." + policy.AuditAnnotation
+	var value string
+	switch {
+	case err != nil:
+		return []complaint{{path, "can't be read, so the policy is enforced and not audited"}}
+	case !given:
+		return nil
+	case slices.Contains(r.duplicates, path), slices.Contains(r.duplicates, field):
+		return []complaint{{field, "it is there twice, so the policy is enforced"}}
+	case stdjson.Unmarshal(raw, &value) != nil:
+		return []complaint{{field, fmt.Sprintf("%.80s is no text, so the policy is enforced: write it in quotes", raw)}}
+	}
+	r.np.Annotations = map[string]string{policy.AuditAnnotation: value}
+	return nil
 }
 
 func (r *policyReader) report(field string, errs ...error) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/internal/excerpt"
+	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -46,6 +47,15 @@ func (f *file) errors(name string) []error {
 	return errs
 }
 
+// audited reports whether the entry has a policy that is audited.
+func (e *entry) audited() bool {
+	if e.policy == nil {
+		return false
+	}
+	audited, _ := policy.Audited(e.policy)
+	return audited
+}
+
 // effect says what weir does with an object that can't be read completely or has different versions.
 func (e *entry) effect() string {
 	switch {
@@ -57,6 +67,8 @@ func (e *entry) effect() string {
 		return "the first in the order of the files' names counts"
 	case e.differs:
 		return "what all versions agree on counts"
+	case (e.damage == denying || e.damage == noSelector) && e.audited():
+		return "it is audited as a policy that lets nothing through"
 	case e.damage == denying:
 		return "the pods that it selects are closed"
 	case e.damage == noSelector:

@@ -45,7 +45,7 @@ func TestLinks(t *testing.T) {
 // weir's own packages, pure packages link only each other.
 var pure = []string{
 	"conf", "internal/excerpt", "internal/ordered", "policy", "policy/claims", "policy/enforced", "policy/explain",
-	"policy/reach", "policy/ruleset", "policy/verdict",
+	"policy/propose", "policy/reach", "policy/ruleset", "policy/verdict",
 }
 
 // touching are the packages that a pure package must not import itself. Packages that a pure package depends on may

@@ -98,6 +98,9 @@ func statusLines(line printLine, s *agentapi.Status) {
 		line("REPAIRED:\t%s %s: %s (%s)", r.Time.Format(time.RFC3339), r.What, r.Was, r.Command)
 	}
 	line("policies:\t%s", excerpt.List(s.Policies, ", "))
+	if len(s.Audited) > 0 {
+		line("AUDITED:\t%s (not enforced; weirctl audit shows what they would drop)", excerpt.List(s.Audited, ", "))
+	}
 	for _, l := range agentapi.FileLines(s.Files) {
 		line("%s", l)
 	}
@@ -110,7 +113,10 @@ func statusLines(line printLine, s *agentapi.Status) {
 	}
 	for _, c := range s.Classes {
 		policies := excerpt.List(c.Policies, ", ")
-		if policies == "" {
+		switch {
+		case len(c.Audited) > 0:
+			policies = agentapi.ClassAudited + excerpt.List(c.Audited, ", ")
+		case policies == "":
 			policies = "none: open"
 		}
 		line("%s\t%s\t%d\t%s", c.Set, c.Direction, len(c.Pods), policies)

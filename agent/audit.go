@@ -1,0 +1,118 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+
+	"github.com/weir-net/weir/agent/drops"
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/policy/verdict"
+)
+
+// auditJudge finds out which of the packets that the rules of audited policies have logged these policies would drop.
+// The kernel knows one end of a connection. It logs also packets that the policies of the other end drop, and packets
+// that the audited policies allow by rules that the kernel doesn't have yet. So the evaluator decides, which knows both
+// ends and all policies. It knows them as they are now, some 0.2 seconds after the packet.
+type auditJudge struct {
+	cache verdict.Cache
+	// found are the would-drops among the lines that only has returned, by their indexes.
+	found map[int]wouldDrop
+}
+
+// wouldDrop is what is known of the ends of connections that audited policies would drop.
+type wouldDrop struct {
+	policies []string // those that would isolate the pod
+	// local is the pod that they would isolate, and peer the pod at the other end. Each is nil if there is no such pod.
+	local, peer *policy.Pod
+}
+
+// only returns the lines without those of connections that no audited policy would drop, and without those on which it
+// can't decide. It counts the latter.
+func (j *auditJudge) only(ctx context.Context, a *agent, lines []drops.Line) []drops.Line {
+	j.found = nil
+	isAudit := func(l drops.Line) bool { return l.Prefix != nil && l.Reason == agentapi.ByAudit }
+	if !slices.ContainsFunc(lines, isAudit) {
+		return lines
+	}
+	j.found = map[int]wouldDrop{}
+	answer := make(chan policy.State, 1)
+	state, known := askLoop(ctx, a, stateWanted{addressesOf(lines, isAudit), answer}, answer)
+	var evaluator *verdict.Evaluator
+	if known {
+		evaluator = j.cache.New(state)
+	}
+	var rest []drops.Line
+	for _, l := range lines {
+		if !isAudit(l) {
+			rest = append(rest, l)
+			continue
+		}
+		if !known || l.Kind != agentapi.DropShown {
+			a.metrics.audits.leaveOut(l.Count)
+			continue
+		}
+		if w, ok := judged(evaluator, state, l); ok {
+			j.found[len(rest)] = w
+			rest = append(rest, l)
+		}
+	}
+	return rest
+}
+
+// addressesOf returns the addresses of the lines for which of returns true.
+func addressesOf(lines []drops.Line, of func(drops.Line) bool) (addresses []netip.Addr) {
+	seen := map[netip.Addr]bool{}
+	for _, l := range lines {
+		for _, a := range [...]netip.Addr{l.Flow.Source(), l.Flow.Destination()} {
+			if of(l) && a.IsValid() && !seen[a] {
+				seen[a] = true
+				addresses = append(addresses, a)
+			}
+		}
+	}
+	return addresses
+}
+
+// judged evaluates a connection. ok is false if no audited policy would drop it in the direction of the line.
+func judged(by *verdict.Evaluator, state policy.State, l drops.Line) (w wouldDrop, ok bool) {
+	v := by.Evaluate(verdict.Packet{
+		Src: l.Flow.Source(), Dst: l.Flow.Destination(), Proto: ruleset.Protocol(protocolName(l.Flow.Proto)),
+		Port: l.Flow.DstPort,
+	})
+	if !slices.Contains(v.WouldDrop(), l.Direction) {
+		return w, false
+	}
+	side, local, peer := v.Egress, v.Packet.Src, v.Packet.Dst
+	if l.Direction == ruleset.Ingress {
+		side, local, peer = v.Ingress, peer, local
+	}
+	for _, s := range append([]verdict.Side{side}, side.Either...) {
+		for _, p := range s.Audited {
+			if !slices.Contains(w.policies, p.Name) {
+				w.policies = append(w.policies, p.Name)
+			}
+		}
+	}
+	slices.Sort(w.policies)
+	w.local, w.peer = podAt(state, local), podAt(state, peer)
+	return w, true
+}
+
+// podAt returns the pod with the address; nil if none has it, or several do.
+func podAt(s policy.State, a netip.Addr) *policy.Pod {
+	var found *policy.Pod
+	for i := range s.Pods {
+		p := &s.Pods[i]
+		if p.HostNetwork || !slices.Contains(p.Addresses, a) {
+			continue
+		}
+		if found != nil {
+			return nil
+		}
+		found = p
+	}
+	return found
+}

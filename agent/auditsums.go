@@ -1,0 +1,234 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/weir-net/weir/agent/drops"
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/propose"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/policy/verdict"
+)
+
+const (
+	// maxAudited bounds the kinds of connections that are summed up, and maxAuditedEach those of one pod's namespace and
+	// its policies.
+	maxAudited     = 8192
+	maxAuditedEach = 1024
+)
+
+// auditSums sums up what audited policies would have dropped. Any goroutine may use it.
+type auditSums struct {
+	mu    sync.Mutex
+	since time.Time
+	kinds map[auditKind]*agentapi.AuditedTraffic
+	each  map[string]int    // how many kinds there are, by the policies
+	more  map[string]uint64 // connections beyond the bounds, by the policies
+	// series counts for the metric. It has at most maxDropSeries elements.
+	series   map[auditSeries]uint64
+	unjudged uint64
+}
+
+// auditKind is what connections of one kind have in common.
+type auditKind struct {
+	direction, policies string
+	local, peer         string // namespace and labels of pods, or an address
+	protocol            string
+	port                uint16
+}
+
+// auditSeries are the labels of weir_audit_would_drops_total.
+type auditSeries struct{ direction, namespace, policy string }
+
+func newAuditSums() *auditSums {
+	s := &auditSums{
+		since: time.Now(), kinds: map[auditKind]*agentapi.AuditedTraffic{}, each: map[string]int{}, more: map[string]uint64{},
+		series: map[auditSeries]uint64{},
+	}
+	for _, d := range [...]ruleset.Direction{ruleset.Ingress, ruleset.Egress} {
+		s.series[auditSeries{string(d), dropsElsewhere, dropsElsewhere}] = 0
+	}
+	return s
+}
+
+// leaveOut counts connections that could not be judged.
+func (s *auditSums) leaveOut(count uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unjudged += count
+}
+
+// add adds connections that audited policies would drop.
+func (s *auditSums) add(e *drops.Entry, w wouldDrop) {
+	local, peer := e.Source, e.Destination
+	if e.Direction == string(ruleset.Ingress) {
+		local, peer = peer, local
+	}
+	t := agentapi.AuditedTraffic{
+		Direction: e.Direction, Policies: w.policies, Pod: auditedEnd(local, w.local), Peer: auditedEnd(peer, w.peer),
+		Protocol: e.Protocol, Port: e.Destination.Port, Count: e.Count, First: e.Time, Last: e.Time,
+	}
+	by := strings.Join(w.policies, ",")
+	kind := auditKind{t.Direction, by, kindOfEnd(t.Pod), kindOfEnd(t.Peer), t.Protocol, t.Port}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	namespace, _, _ := strings.Cut(local.Pod, "/")
+	series := auditSeries{e.Direction, namespace, policyLabel(w.policies)}
+	if _, ok := s.series[series]; !ok && len(s.series) >= maxDropSeries {
+		series.namespace, series.policy = dropsElsewhere, dropsElsewhere
+	}
+	s.series[series] += e.Count
+	switch known := s.kinds[kind]; {
+	case known != nil:
+		known.Count += e.Count
+		known.Last, known.Pod, known.Peer = e.Time, t.Pod, t.Peer
+	case len(s.kinds) >= maxAudited || s.each[by] >= maxAuditedEach:
+		if _, ok := s.more[by]; !ok && len(s.more) >= maxAuditedEach {
+			by = ""
+		}
+		s.more[by] += e.Count
+	default:
+		s.kinds[kind] = &t
+		s.each[by]++
+	}
+}
+
+// auditedEnd returns the end, with the pod at it if there is one.
+func auditedEnd(e agentapi.DropEnd, p *policy.Pod) agentapi.AuditedEnd {
+	end := agentapi.AuditedEnd{Node: e.Node, Address: e.Address}
+	if p != nil {
+		end.Namespace, end.Name, end.Labels = p.Namespace, p.Name, propose.Labels(p)
+	}
+	return end
+}
+
+// kindOfEnd returns a text that is equal for all ends of a kind. A pod without labels is a kind of its own.
+func kindOfEnd(e agentapi.AuditedEnd) string {
+	switch {
+	case e.Name == "":
+		return e.Address.String()
+	case len(e.Labels) == 0:
+		return e.Namespace + "/" + e.Name
+	}
+	var b strings.Builder
+	b.WriteString(e.Namespace)
+	for _, key := range slices.Sorted(maps.Keys(e.Labels)) {
+		b.WriteString("\n" + key + "=" + e.Labels[key])
+	}
+	return b.String()
+}
+
+// report returns what the policy would have dropped; of all policies if the name is empty. still reports whether an
+// audited policy would still drop such connections: those of which it returns false are forgotten.
+func (s *auditSums) report(name string, still func(*agentapi.AuditedTraffic) bool) agentapi.AuditReport {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := agentapi.AuditReport{
+		Since: s.since, Audited: []string{}, Dropped: []agentapi.AuditedTraffic{}, Unjudged: s.unjudged,
+	}
+	for kind, t := range s.kinds {
+		switch {
+		case !still(t):
+			delete(s.kinds, kind)
+			if s.each[kind.policies]--; s.each[kind.policies] == 0 {
+				delete(s.each, kind.policies)
+			}
+		case name == "" || slices.Contains(t.Policies, name):
+			r.Dropped = append(r.Dropped, *t)
+		}
+	}
+	for by, n := range s.more {
+		if name == "" || by == "" || slices.Contains(strings.Split(by, ","), name) {
+			r.More += n
+		}
+	}
+	slices.SortFunc(r.Dropped, agentapi.CompareAudited)
+	return r
+}
+
+// addresses returns the addresses of the examples of all kinds.
+func (s *auditSums) addresses() []netip.Addr {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seen := map[netip.Addr]bool{}
+	for _, t := range s.kinds {
+		seen[t.Pod.Address], seen[t.Peer.Address] = true, true
+	}
+	return slices.Collect(maps.Keys(seen))
+}
+
+// errBusy is the answer if the loop doesn't answer in time.
+var errBusy = errors.New("the agent is busy with a large change; ask again")
+
+// serveAudit answers GET /v1/audit. It judges the connections anew, so that those are gone that a policy now allows.
+func (a *agent) serveAudit(ctx context.Context, w http.ResponseWriter, r *http.Request) {
+	if !a.explainer.begin(r.Context()) {
+		return
+	}
+	defer a.explainer.end()
+	answer := make(chan policy.State, 1)
+	state, ok := askLoop(ctx, a, stateWanted{a.metrics.audits.addresses(), answer}, answer)
+	if !ok {
+		refuse(w, http.StatusServiceUnavailable, errBusy)
+		return
+	}
+	evaluator := verdict.New(state)
+	report := a.metrics.audits.report(r.URL.Query().Get("policy"), func(t *agentapi.AuditedTraffic) bool {
+		return stillDropped(evaluator, state, t)
+	})
+	report.Node, report.Audited = a.Node.Name, a.status.Load().report().Audited
+	if why := a.drops.trouble.Load(); why != nil {
+		report.Trouble = *why
+	}
+	writeJSON(w, http.StatusOK, report)
+}
+
+// stillDropped reports whether audited policies would still drop the connections. It returns true if that is unknown,
+// because one of the pods is gone.
+func stillDropped(by *verdict.Evaluator, s policy.State, t *agentapi.AuditedTraffic) bool {
+	for _, e := range [...]*agentapi.AuditedEnd{&t.Pod, &t.Peer} {
+		now := podAt(s, e.Address)
+		if e.Name != "" && (now == nil || now.Namespace != e.Namespace || now.Name != e.Name) {
+			return true
+		}
+	}
+	p := verdict.Packet{Src: t.Pod.Address, Dst: t.Peer.Address, Proto: ruleset.Protocol(t.Protocol), Port: t.Port}
+	if t.Direction == string(ruleset.Ingress) {
+		p.Src, p.Dst = p.Dst, p.Src
+	}
+	return slices.Contains(by.Evaluate(p).WouldDrop(), ruleset.Direction(t.Direction))
+}
+
+var (
+	wouldDropsDesc = desc("weir_audit_would_drops_total", "Connections that passed and that audited policies would drop, "+
+		"by direction, namespace of the pod, and the audited policies that would isolate it.",
+		"direction", "namespace", "policy")
+	unjudgedDesc = desc("weir_audit_unjudged_total", "Connections that the rules of audited policies logged, and that "+
+		"the agent could not judge: too many came at once.")
+)
+
+func (s *auditSums) Describe(ch chan<- *prometheus.Desc) {
+	ch <- wouldDropsDesc
+	ch <- unjudgedDesc
+}
+
+func (s *auditSums) Collect(ch chan<- prometheus.Metric) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k, n := range s.series {
+		ch <- prometheus.MustNewConstMetric(wouldDropsDesc, prometheus.CounterValue, float64(n),
+			k.direction, k.namespace, k.policy)
+	}
+	ch <- prometheus.MustNewConstMetric(unjudgedDesc, prometheus.CounterValue, float64(s.unjudged))
+}

@@ -1,0 +1,58 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// Around returns the part of the cluster that decides on packets between the addresses: the pods that have them, the
+// pods' namespaces with all of their policies, and the attachments. Nothing in the state may be changed. The addresses
+// of its pods are those that policy uses for them, so the state needs no Nodes.
+func (e *Engine) Around(addresses []netip.Addr) State {
+	var s State
+	wanted := map[netip.Addr]bool{}
+	for _, a := range addresses {
+		wanted[a] = true
+	}
+	added, namespaces := map[*pod]bool{}, map[string]bool{}
+	add := func(p *pod) {
+		if added[p] {
+			return
+		}
+		added[p], namespaces[p.Namespace] = true, true
+		of := *p.Pod
+		of.Addresses = slices.DeleteFunc(slices.Clone(p.addresses), func(a netip.Addr) bool {
+			return !e.addresses.uses(p, a)
+		})
+		s.Pods = append(s.Pods, of)
+	}
+	for _, n := range e.endpoints {
+		if !slices.ContainsFunc(n.Addresses, func(a Address) bool { return wanted[a.Addr] }) {
+			continue
+		}
+		s.Endpoints = append(s.Endpoints, n)
+		for p := e.pods[n.Pod.name()]; p != nil; p = p.next {
+			add(p)
+		}
+	}
+	for a := range wanted {
+		for _, p := range e.addresses.users(a) {
+			add(p)
+		}
+	}
+	for name := range namespaces {
+		n := e.spaces[name]
+		if n == nil {
+			continue
+		}
+		if n.object.Name != "" {
+			s.Namespaces = append(s.Namespaces, n.object)
+		}
+		for _, policies := range n.policies {
+			for i := range policies {
+				s.Policies = append(s.Policies, policies[i].NetworkPolicy)
+			}
+		}
+	}
+	return s
+}

@@ -1,0 +1,102 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// AuditAnnotation is the annotation that makes a NetworkPolicy an audited one, if its value is "true". An audited
+// policy isolates nothing and allows nothing. The agent reports the connections that pass, and that the policy would
+// drop if it were enforced like all others.
+//
+// It is an annotation and not a label, because tools copy labels from a template to all of its objects (kustomize's
+// commonLabels, Helm's common labels): enforcement must not end by such a copy.
+const AuditAnnotation = "weir.io/audit"
+
+// auditField is the field of a policy that has the annotation.
+const auditField = "metadata.annotations[" + AuditAnnotation + "]"
+
+// Audited reports whether the policy is an audited one. With an error, the annotation has a value that means nothing:
+// such a policy is enforced.
+func Audited(np *networkingv1.NetworkPolicy) (bool, error) {
+	switch value, ok := np.Annotations[AuditAnnotation]; {
+	case !ok, value == "false":
+		return false, nil
+	case value == "true":
+		return true, nil
+	default:
+		return false, fmt.Errorf(`%.80q is neither "true" nor "false"; the policy is enforced`, value)
+	}
+}
+
+// allAudited reports whether all of the policies, which have one name, are audited ones.
+func allAudited(policies []*networkingv1.NetworkPolicy) bool {
+	return !slices.ContainsFunc(policies, func(np *networkingv1.NetworkPolicy) bool {
+		audited, _ := Audited(np)
+		return !audited
+	})
+}
+
+// KeepAudit returns of a policy's annotations only AuditAnnotation, which is the only one that means something to
+// policy; nil if the policy doesn't have it.
+func KeepAudit(annotations map[string]string) map[string]string {
+	if value, ok := annotations[AuditAnnotation]; ok {
+		return map[string]string{AuditAnnotation: value}
+	}
+	return nil
+}
+
+// auditClass computes the class of pods that only audited policies would isolate. All packets pass its chain. The chain
+// logs the first packet of each connection that the policies would drop at this end. Whether the policies of the other
+// end allow the packet is not known here, and the other end may be on another node: the agent finds out.
+//
+// ok is false if the kernel refuses the class set, or an entry of it. Then nothing is logged for these pods.
+func (l *lowering) auditClass(g *group) (k class, ok bool) {
+	rules := l.agreedRules(g.policies)
+	id := ruleset.Identity(g.key, rules)
+	k = class{
+		Class: ruleset.Class{
+			Direction: l.direction, Policies: []string{}, Audited: g.policies.all(), Set: l.family.Set(l.side.sets + id),
+			Chain: l.side.chains + id,
+		},
+		key: g.key,
+	}
+	if why := l.refusesAny(k.Set, g); why != "" {
+		for _, list := range g.policies {
+			for i := range list {
+				l.to.problems.report(&list[i], string(l.direction), refusedByKernel(why)+
+					"; what this audited policy would drop is not reported")
+			}
+		}
+		return k, false
+	}
+	const why = "weir: what the audited policies would drop"
+	l.fill(&k, g, append(rules,
+		ruleset.Rule{Track: ruleset.First, Comment: why, Action: ruleset.Log, To: conf.AuditLogPrefix + k.Chain},
+		ruleset.Rule{Comment: why, Action: ruleset.Return}))
+	k.enter.Comment = "weir: pods under audited policies: " + strings.Join(k.Audited, ", ")
+	return k, true
+}
+
+// refusesAny returns why the kernel refuses the class set, or the entry of one of the group's pods; empty if it accepts
+// all of them.
+func (l *lowering) refusesAny(set string, g *group) (why string) {
+	if why = l.refused.Set(l.family, "", set); why != "" || len(l.refused) == 0 {
+		return why
+	}
+	for _, e := range g.pods {
+		for _, a := range e.of(l.family) {
+			refusal := ruleset.Refusal{Family: l.family, Set: set, Element: entry(hostPrefix(a), "").Element}
+			if why, refused := l.refused[refusal]; refused {
+				return why
+			}
+		}
+	}
+	return ""
+}

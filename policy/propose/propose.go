@@ -1,0 +1,162 @@
+// Package propose writes rules of NetworkPolicies that allow given connections. It is pure.
+package propose
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Traffic is connections of one kind, as a policy sees them.
+type Traffic struct {
+	Direction ruleset.Direction
+	// Namespace is that of the policy that shall allow the connections.
+	Namespace string
+	Peer      Peer
+	// Protocol and Port are those at the destination.
+	Protocol ruleset.Protocol
+	Port     uint16
+}
+
+// Peer is the other end: pods of a namespace with these labels, or an address if Namespace is empty.
+type Peer struct {
+	Namespace string
+	Labels    map[string]string
+	Address   netip.Addr
+}
+
+// ofOnePod are the labels that a controller gives to each pod, to each version of a workload, or to each run of a job.
+// Pods of the same workload differ in them.
+var ofOnePod = []string{
+	"pod-template-hash", "controller-revision-hash", "pod-template-generation", "statefulset.kubernetes.io/pod-name",
+	"apps.kubernetes.io/pod-index", "controller-uid", "job-name", "batch.kubernetes.io/controller-uid",
+	"batch.kubernetes.io/job-name", "batch.kubernetes.io/job-completion-index",
+}
+
+// Labels returns the labels of the pod by which a policy should select it: those that the pods of its workload have in
+// common, without those whose values are unknown.
+func Labels(p *policy.Pod) map[string]string {
+	labels := maps.Clone(p.Labels)
+	for _, key := range slices.Concat(ofOnePod, p.Unknown) {
+		delete(labels, key)
+	}
+	return labels
+}
+
+// Rules returns rules that allow the traffic. left is the traffic of protocols that no port of a NetworkPolicy can
+// have, such as ICMP: only a rule without ports allows it, and that allows all ports.
+//
+// Peers with the same ports are in one rule. Equal traffic gives equal rules, in whatever order it comes.
+func Rules(traffic []Traffic) (
+	ingress []networkingv1.NetworkPolicyIngressRule, egress []networkingv1.NetworkPolicyEgressRule, left []Traffic,
+) {
+	for _, d := range [...]ruleset.Direction{ruleset.Ingress, ruleset.Egress} {
+		for _, r := range rulesOf(d, traffic) {
+			if d == ruleset.Ingress {
+				ingress = append(ingress, networkingv1.NetworkPolicyIngressRule{From: r.peers, Ports: r.ports})
+			} else {
+				egress = append(egress, networkingv1.NetworkPolicyEgressRule{To: r.peers, Ports: r.ports})
+			}
+		}
+	}
+	for _, t := range traffic {
+		if !t.hasPort() {
+			left = append(left, t)
+		}
+	}
+	return ingress, egress, left
+}
+
+// hasPort reports whether a port of a NetworkPolicy can name the destination's port.
+func (t Traffic) hasPort() bool {
+	named := t.Protocol == ruleset.TCP || t.Protocol == ruleset.UDP || t.Protocol == ruleset.SCTP
+	return named && t.Port != 0
+}
+
+// rule is a rule of either direction.
+type rule struct {
+	peers []networkingv1.NetworkPolicyPeer
+	ports []networkingv1.NetworkPolicyPort
+}
+
+// port is a port with its protocol, as a key.
+type port struct {
+	proto  ruleset.Protocol
+	number uint16
+}
+
+func (p port) compare(o port) int {
+	return cmp.Or(cmp.Compare(p.proto, o.proto), cmp.Compare(p.number, o.number))
+}
+
+func rulesOf(d ruleset.Direction, traffic []Traffic) (rules []rule) {
+	peers, portsOf := map[string]networkingv1.NetworkPolicyPeer{}, map[string]map[port]bool{}
+	for _, t := range traffic {
+		if t.Direction != d || !t.hasPort() {
+			continue
+		}
+		key := t.Peer.key()
+		if peers[key] = t.Peer.selected(t.Namespace); portsOf[key] == nil {
+			portsOf[key] = map[port]bool{}
+		}
+		portsOf[key][port{t.Protocol, t.Port}] = true
+	}
+	byPorts := map[string]int{}
+	for _, key := range slices.Sorted(maps.Keys(peers)) {
+		ports := slices.SortedFunc(maps.Keys(portsOf[key]), port.compare)
+		var text strings.Builder
+		var list []networkingv1.NetworkPolicyPort
+		for _, p := range ports {
+			proto := corev1.Protocol(strings.ToUpper(string(p.proto)))
+			number := intstr.FromInt32(int32(p.number))
+			list = append(list, networkingv1.NetworkPolicyPort{Protocol: &proto, Port: &number})
+			text.WriteString(string(proto) + number.String() + " ")
+		}
+		at, known := byPorts[text.String()]
+		if !known {
+			at = len(rules)
+			byPorts[text.String()] = at
+			rules = append(rules, rule{ports: list})
+		}
+		rules[at].peers = append(rules[at].peers, peers[key])
+	}
+	return rules
+}
+
+// key returns a text that is equal for equal peers.
+func (p Peer) key() string {
+	if p.Namespace == "" {
+		return " " + p.Address.String()
+	}
+	var b strings.Builder
+	b.WriteString(p.Namespace)
+	for _, key := range slices.Sorted(maps.Keys(p.Labels)) {
+		b.WriteString("\n" + key + "=" + p.Labels[key])
+	}
+	return b.String()
+}
+
+// selected returns the peer as a policy in the namespace selects it.
+func (p Peer) selected(namespace string) (peer networkingv1.NetworkPolicyPeer) {
+	if p.Namespace == "" {
+		peer.IPBlock = &networkingv1.IPBlock{CIDR: netip.PrefixFrom(p.Address, p.Address.BitLen()).String()}
+		return peer
+	}
+	peer.PodSelector = &metav1.LabelSelector{MatchLabels: p.Labels}
+	if p.Namespace != namespace {
+		peer.NamespaceSelector = &metav1.LabelSelector{
+			MatchLabels: map[string]string{corev1.LabelMetadataName: p.Namespace},
+		}
+	}
+	return peer
+}

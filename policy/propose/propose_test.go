@@ -1,0 +1,100 @@
+package propose_test
+
+import (
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/propose"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/policy/verdict"
+)
+
+// TestRulesAllow: an audited policy that gets the rules for what it would drop would drop nothing of that any more.
+func TestRulesAllow(t *testing.T) {
+	allowed, left := 0, 0
+	for seed := range uint64(1000) {
+		r := rand.New(rand.NewPCG(seed, 31))
+		s := policytest.State(r)
+		for i := range s.Namespaces { // as the API server does
+			s.Namespaces[i].Labels[corev1.LabelMetadataName] = s.Namespaces[i].Name
+		}
+		evaluator := verdict.New(s)
+		traffic := map[string][]propose.Traffic{} // by policy
+		var packets []verdict.Packet
+		for _, p := range policytest.Probes(r, s, 1) {
+			packet := verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port}
+			v := evaluator.Evaluate(packet)
+			for _, d := range v.WouldDrop() {
+				side := v.Ingress
+				if d == ruleset.Egress {
+					side = v.Egress
+				}
+				for _, np := range side.Audited {
+					namespace, _, _ := strings.Cut(side.Pod, "/")
+					traffic[np.Name] = append(traffic[np.Name], propose.Traffic{
+						Direction: d, Namespace: namespace, Protocol: p.Proto, Port: p.Port,
+						Peer: peerOf(s, v, d),
+					})
+				}
+				packets = append(packets, packet)
+			}
+		}
+		for i, np := range s.Policies {
+			ingress, egress, rest := propose.Rules(traffic[np.Namespace+"/"+np.Name])
+			more := np.DeepCopy()
+			more.Spec.Ingress = append(more.Spec.Ingress, ingress...)
+			more.Spec.Egress = append(more.Spec.Egress, egress...)
+			s.Policies[i] = more
+			left += len(rest)
+		}
+		evaluator = verdict.New(s)
+		for _, p := range packets {
+			if p.Port == 0 || p.Proto == "1" || p.Proto == "58" {
+				continue
+			}
+			if v := evaluator.Evaluate(p); len(v.WouldDrop()) > 0 && selects(v) {
+				t.Fatalf("seed %d: with the rules %+v\n%s\n%s", seed, p, v, policytest.YAML(s))
+			}
+			allowed++
+		}
+	}
+	if allowed < 1000 || left < 50 {
+		t.Errorf("%d packets are allowed, and %d have no ports: the test tests too little", allowed, left)
+	}
+}
+
+// selects reports whether a rule of the audited policies can allow the packet: all of them surely select the pod.
+func selects(v verdict.Verdict) bool {
+	for _, side := range [...]verdict.Side{v.Egress, v.Ingress} {
+		if len(side.Either) > 0 {
+			return false
+		}
+		if !side.AllowedByAll() {
+			for _, np := range side.Audited {
+				if len(np.Rules) > 0 {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// peerOf returns the end of the packet that isn't the audited policies' own.
+func peerOf(s policy.State, v verdict.Verdict, d ruleset.Direction) propose.Peer {
+	pod, address := v.Egress.Pod, v.Packet.Src
+	if d == ruleset.Egress {
+		pod, address = v.Ingress.Pod, v.Packet.Dst
+	}
+	for i := range s.Pods {
+		if o := &s.Pods[i]; o.Namespace+"/"+o.Name == pod {
+			return propose.Peer{Namespace: o.Namespace, Labels: propose.Labels(o)}
+		}
+	}
+	return propose.Peer{Address: address}
+}
