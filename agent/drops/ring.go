@@ -47,7 +47,7 @@ type numbered struct {
 // NewRing returns an empty Ring with room for ringEntries and ringBytes.
 func NewRing() *Ring { return &Ring{senders: map[uint64]*kept{}} }
 
-// Add adds the entries. If there is not enough room, other entries are lost for them.
+// Add adds the entries. If there is not enough room, earlier entries are lost (see Ring).
 func (r *Ring) Add(entries []Entry) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

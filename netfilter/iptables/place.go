@@ -122,7 +122,7 @@ func split(rule string) parts {
 	return r
 }
 
-// negated reports whether the next condition is negated.
+// negated reports whether the conditions end with a "!", which negates the condition after it.
 func negated(conditions []string) bool {
 	return len(conditions) > 0 && conditions[len(conditions)-1] == "!"
 }

@@ -94,7 +94,7 @@ func TestPrint(t *testing.T) {
 	}
 }
 
-// services writes rules in nat as kube-proxy does.
+// services writes rules for that many Services to table nat of both families, as kube-proxy does.
 func services(t testing.TB, flavour Flavour, count int) {
 	t.Helper()
 	for _, f := range conf.Families {

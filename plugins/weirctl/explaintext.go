@@ -146,7 +146,8 @@ func preposition(d ruleset.Direction) string {
 	return "from"
 }
 
-// matched returns the fields of the rule's peer and port that match.
+// matched returns the end of the line about the rule: which peer and port match. It says that the rule allows
+// everything if the rule has neither.
 func matched(r explain.Rule) string {
 	var parts []string
 	for _, field := range []string{r.Peer, r.Port} {

@@ -50,7 +50,8 @@ spec:
   ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: other}}}]}]
 `
 
-// execute runs the command with the manifests as its source, and returns what it prints and its exit code.
+// execute runs the command on the manifests in shop. It returns the output, what goes to standard error with the text
+// of the command's error, and the exit code.
 func execute(t *testing.T, cmd *cobra.Command, stdin string, args ...string) (out, errs string, code int) {
 	t.Helper()
 	dir := t.TempDir()

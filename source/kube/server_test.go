@@ -115,7 +115,8 @@ func (s *streams) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// list answers a request for a list in one piece. Only the list of pods isn't empty.
+// list answers a request for a list in one piece; unless unable is true, such a request fails the test. Only the list
+// of pods isn't empty.
 func (s *streams) list(w http.ResponseWriter, r *http.Request, kind runtime.Object) {
 	if s.lists.Add(1); !s.unable {
 		s.t.Errorf("the client asks for a list in one piece: %s", r.URL)

@@ -59,7 +59,8 @@ func (w *workload) other(i int) string {
 	return name
 }
 
-// add adds the policies. The last of them is the one that concerns the traffic of the measurement.
+// add adds policies. Those that concern the measured traffic are added last, so that they are at the end of lists of
+// rules.
 func (w *workload) add(all ...allow) { w.allows = append(w.allows, all...) }
 
 // classes returns a node on which policies isolate all pods in each direction that is true, except the client for

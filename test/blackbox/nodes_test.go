@@ -45,7 +45,7 @@ func honestNodes(size, shared int) string {
 	return b.String()
 }
 
-// labPods returns pods of the namespace lab, one on each node.
+// labPods returns manifests of the namespace lab and of its pods, one on each node.
 func labPods(size int) string {
 	b := "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: lab}\n"
 	for i := 1; i <= size; i++ {

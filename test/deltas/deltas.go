@@ -27,7 +27,8 @@ func NewSum() *Sum {
 	}
 }
 
-// Add adds the delta, and returns all objects, ordered by name. It returns nil if the delta is nil.
+// Add adds the delta, and returns all objects. Its pods, policies and namespaces are ordered by name. It returns nil
+// if the delta is nil.
 func (s *Sum) Add(d *policy.Delta) *policy.Objects {
 	if d == nil {
 		return nil

@@ -320,7 +320,8 @@ func (o *observer) state() []string {
 	return slices.Compact(all)
 }
 
-// news returns the lines that are in only one of the two states.
+// news returns the lines that are in only one of the two states: with "+" those that have come, and with "-" those
+// that have gone.
 func news(was, is []string) []string {
 	var all []string
 	for _, l := range is {

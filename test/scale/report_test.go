@@ -69,8 +69,9 @@ func (r *runs) report() string {
 	return b.String()
 }
 
-// perPod returns how much memory a pod takes: the difference between the smallest cluster of at least 1,000 pods and
-// the largest, divided by the difference of their sizes.
+// perPod returns a sentence on how much memory a pod takes: the difference between the smallest cluster of at least
+// 1,000 pods and the largest, divided by the difference of their sizes. It returns "" if there are fewer than two
+// such clusters.
 func (r *runs) perPod(agent string) string {
 	sizes, _ := r.columns()
 	sizes = slices.DeleteFunc(slices.Sorted(slices.Values(sizes)), func(s int) bool {
@@ -126,7 +127,7 @@ func (r *runs) table(agent string) string {
 	})
 }
 
-// ratios returns the ratio of each row to the reference.
+// ratios returns a table of the ratio of each row to the reference, and of the row's slope.
 func (r *runs) ratios(agent string) string {
 	return r.columnsTable(r.growing(), func(row string, pods int) string {
 		reference := r.get(agent, r.Reference, row)
@@ -141,7 +142,7 @@ func (r *runs) ratios(agent string) string {
 	}, "slope")
 }
 
-// compared returns the ratio of one agent's rows to the other's.
+// compared returns a table of the ratio of one agent's rows to the other's.
 func (r *runs) compared(agent, to string) string {
 	return r.columnsTable(r.growing(), func(row string, pods int) string {
 		x, y := r.get(agent, pods, row), r.get(to, pods, row)
@@ -166,7 +167,8 @@ func ratio(of, to *run) string {
 	return text
 }
 
-// slope returns the slope of the row's log-log curve over the clusters of at least 1,000 pods, by least squares.
+// slope returns the slope of the row's log-log curve over the clusters of at least 1,000 pods, by least squares. It
+// returns "" if there are fewer than two such clusters.
 func (r *runs) slope(agent, row string) string {
 	var xs, ys []float64
 	sizes, _ := r.columns()

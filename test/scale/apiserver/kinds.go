@@ -7,7 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// Pods returns the kind Pod. The base has the pods that exist from the beginning.
+// Pods returns the kind Pod. The base has the pods that exist from the beginning; nil if there are none.
 func Pods(base Base) Kind {
 	return Kind{
 		Version: "v1", Kind: "Pod", Resource: "pods", Namespaced: true, Base: base,

@@ -140,8 +140,8 @@ current-context: synthetic
 `, s.URL(), base64(s.Certificate()))
 }
 
-// Put stores a copy of the object. The copy replaces a stored object with the same name. Put returns the time when the
-// server had sent the change to all watches.
+// Put stores a copy of the object. The copy replaces a stored object with the same name. Put returns the time when
+// the change was queued for all watches.
 func (s *Server) Put(o Object) time.Time {
 	r := s.of(o)
 	s.mu.Lock()
@@ -162,8 +162,8 @@ func (s *Server) put(r *resource, o Object) time.Time {
 	return time.Now()
 }
 
-// Update changes the stored object that has the kind and name of like. It returns the time when the server had sent the
-// change to all watches; false if there is no such object.
+// Update changes the stored object that has the kind and name of like. It returns the time when the change was queued
+// for all watches; false if there is no such object.
 func (s *Server) Update(like Object, change func(Object)) (time.Time, bool) {
 	r := s.of(like)
 	s.mu.Lock()
@@ -193,8 +193,8 @@ func (s *Server) Beat(like Object, i int) {
 	s.tell(r, &event{version: s.rv, was: was, now: r.at(i)})
 }
 
-// Delete deletes the stored object that has the kind and name of like. It returns the time when the server had sent the
-// change to all watches; false if there is no such object.
+// Delete deletes the stored object that has the kind and name of like. It returns the time when the change was queued
+// for all watches; false if there is no such object.
 func (s *Server) Delete(like Object) (time.Time, bool) {
 	r := s.of(like)
 	s.mu.Lock()

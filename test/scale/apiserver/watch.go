@@ -32,7 +32,7 @@ type watch struct {
 	queue chan *event
 }
 
-// tell logs the event and sends it to all watches. The caller holds the lock.
+// tell logs the event and queues it for all watches. A watch whose queue is full ends. The caller holds the lock.
 func (s *Server) tell(r *resource, e *event) {
 	r.sent.Changes++
 	r.log = append(r.log, e)
