@@ -29,8 +29,8 @@ type wouldDrop struct {
 	local, peer *policy.Pod
 }
 
-// only returns the lines without those of connections that no audited policy would drop, and without those on which it
-// can't decide. It counts the latter.
+// only leaves out some of the lines of audited policies: those of connections that none of these policies would drop,
+// and those on which it can't decide. It counts the latter. It returns all other lines.
 func (j *auditJudge) only(ctx context.Context, a *agent, lines []drops.Line) []drops.Line {
 	j.found = nil
 	isAudit := func(l drops.Line) bool { return l.Prefix != nil && l.Reason == agentapi.ByAudit }
@@ -101,7 +101,8 @@ func judged(by *verdict.Evaluator, state policy.State, l drops.Line) (w wouldDro
 	return w, true
 }
 
-// podAt returns the pod with the address; nil if none has it, or several do.
+// podAt returns the pod with the address; nil if none has it, or several do. Pods that use their node's network don't
+// count.
 func podAt(s policy.State, a netip.Addr) *policy.Pod {
 	var found *policy.Pod
 	for i := range s.Pods {

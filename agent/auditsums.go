@@ -22,8 +22,8 @@ import (
 )
 
 const (
-	// maxAudited bounds the kinds of connections that are summed up, and maxAuditedEach those of one pod's namespace and
-	// its policies.
+	// maxAudited bounds the kinds of connections that are summed up, and maxAuditedEach those of the same policies.
+	// maxAuditedEach also bounds the lists of policies for which further connections are counted apart.
 	maxAudited     = 8192
 	maxAuditedEach = 1024
 )

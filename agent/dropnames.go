@@ -21,8 +21,8 @@ const (
 	namesAtOnce = 1024
 )
 
-// reportDrops finds the names of those whose packets were dropped, and hands the drops to the metrics, the ring, the
-// hub and the file, until ctx ends.
+// reportDrops finds the names of those whose packets were dropped, or would be by audited policies (auditJudge). It
+// hands the drops to the metrics, the ring, the hub and the file, until ctx ends.
 func (a *agent) reportDrops(ctx context.Context) {
 	var view dropView
 	var judge auditJudge

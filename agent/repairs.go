@@ -16,7 +16,8 @@ const (
 	keptRepairs = 10
 )
 
-// repairs has the agent's last repairs of node settings, and the number of settings that could not be repaired.
+// repairs has the agent's last repairs of node settings, and the number of settings that could not be read or
+// repaired.
 type repairs struct {
 	last []agentapi.NodeRepair // at most keptRepairs, the newest at the end
 	// failures counts the settings that could not be read or repaired at the last check. The value is replaced, never

@@ -22,8 +22,8 @@ type AuditReport struct {
 	Dropped []AuditedTraffic `json:"wouldDrop"`
 	// More is the number of connections that are not in Dropped, because there are too many different ones.
 	More uint64 `json:"more,omitempty"`
-	// Unjudged is the number of connections of all policies that the agent could not judge: too many came at once.
-	// Policies of the other end may have dropped some of them.
+	// Unjudged is the number of connections of all policies that the agent could not judge: too many came at once, or
+	// the agent was busy with a large change. Policies of the other end may have dropped some of them.
 	Unjudged uint64 `json:"unjudged,omitempty"`
 	// Trouble says why the agent reads no packets; empty if it does.
 	Trouble string `json:"trouble,omitempty"`
@@ -52,7 +52,7 @@ type AuditedEnd struct {
 	Namespace string `json:"namespace,omitempty"`
 	// Labels are those that the pods of a workload have in common, without those that a controller gives to each pod.
 	Labels map[string]string `json:"labels,omitempty"`
-	// Name is the name of one of the pods; empty if no pod has the address.
+	// Name is the name of one of the pods; empty if no pod has the address, or several pods do.
 	Name string `json:"name,omitempty"`
 	// Node is the name of the Node that has the address as its own.
 	Node string `json:"node,omitempty"`
@@ -71,7 +71,8 @@ func (e AuditedEnd) String() string {
 	return e.Address.String()
 }
 
-// CompareAudited orders traffic by direction and by the ends, and the most connections first.
+// CompareAudited orders traffic by direction and by the pod's namespace. Within these, the most connections come
+// first.
 func CompareAudited(a, b AuditedTraffic) int {
 	return cmp.Or(strings.Compare(a.Direction, b.Direction), strings.Compare(a.Pod.Namespace, b.Pod.Namespace),
 		cmp.Compare(b.Count, a.Count), strings.Compare(a.Pod.String(), b.Pod.String()),

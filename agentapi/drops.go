@@ -21,7 +21,8 @@ const DropsPath = "/v1/drops"
 // DropKind says what a Drop stands for.
 type DropKind string
 
-// The kinds. The counts of all kinds together are the packets that the kernel has logged.
+// The counts of all kinds together are the packets that the kernel has logged, without those of audited policies that
+// the agent can't judge (AuditReport.Unjudged) or that the policies would not drop.
 const (
 	// DropShown: packets of one sender to one address and port.
 	DropShown DropKind = "drop"
@@ -66,7 +67,7 @@ type Drop struct {
 	Protocol string `json:"protocol,omitempty"`
 	// ICMP has the type and code of an ICMP packet, as "type 8 code 0".
 	ICMP string `json:"icmp,omitempty"`
-	// Chain is the chain whose last rule dropped the packets: the class's own chain, or the one of closed pods.
+	// Chain is the chain whose last rules logged the packets: the class's own chain, or the one of closed pods.
 	Chain string `json:"chain,omitempty"`
 	// Policies are all policies that isolate the pod in the direction; or with ByAudit, that would isolate it.
 	Policies []string `json:"policies,omitempty"`
@@ -132,7 +133,7 @@ type DropsQuery struct {
 	// namespace/name. Port is the destination's.
 	Namespace, Pod, Policy string
 	Port                   uint16
-	// Audit leaves out all but ByAudit.
+	// Audit leaves out drops of all reasons but ByAudit.
 	Audit bool
 }
 

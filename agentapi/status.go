@@ -95,10 +95,9 @@ type PodStatus struct {
 	Since time.Time `json:"since"`
 	// Ingress and Egress name the policies that isolate the pod: the first ten, and how many more (Status.Classes has
 	// all). "open" means that no policy isolates the pod. If audited policies would isolate it, "open, audited by" and
-	// their names follow.
-	// "closed" means that the pod is in no class, because the source doesn't know it. Until the agent has applied its
-	// first ruleset, the value is "as before" if an earlier agent's rules apply to the pod, "closed" if no such rules
-	// apply, and "unknown" if that can't be read.
+	// their names follow. "closed" means that the pod is in no class, because the source doesn't know it. Until the
+	// agent has applied its first ruleset, the value is "as before" if an earlier agent's rules apply to the pod,
+	// "closed" if no such rules apply, and "unknown" if that can't be read.
 	Ingress string `json:"ingress"`
 	Egress  string `json:"egress"`
 }

@@ -17,10 +17,11 @@ const (
 	// RouteProtocol marks weir's routes to other nodes' pods. The overlay changes no routes of other protocols. The number
 	// is below 256 (rtnetlink(7)), and iproute2's list of protocols doesn't have it.
 	RouteProtocol = 88
-	// LogGroup is the netlink log group (NFLOG) to which the kernel copies dropped packets. One program can read a group:
-	// the agent does.
+	// LogGroup is the netlink log group (NFLOG) to which the kernel copies packets that weir drops, or that audited
+	// policies would drop. One program can read a group: the agent does.
 	LogGroup = 88
-	// LogPrefix begins the text that each of weir's rules adds to a packet for the log group. The rule's chain follows.
+	// LogPrefix begins the text that each of weir's rules that drops packets adds to them for the log group. The rule's
+	// chain follows.
 	LogPrefix = "weir drop "
 	// AuditLogPrefix begins the text of the rules that log packets which audited policies would drop. The rule's chain
 	// follows. These packets pass.
