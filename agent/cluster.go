@@ -109,8 +109,9 @@ func (c *clusterView) show(name policy.Name) {
 	c.engine.Apply(d)
 }
 
-// knows reports whether the endpoint's pod can be put into its classes: enforcement is off for the pod, the objects
-// have a pod of this name with the same UID, or they have no pod of this name, but a workload that makes such pods.
+// knows reports whether the endpoint's pod can be put into its classes. It can if enforcement is off for the pod, or
+// if the objects have a pod of this name with the same UID. If they have no pod of this name, it can if a workload
+// makes such pods.
 func (c *clusterView) knows(e endpoint.Endpoint) bool {
 	if e.Enforcement == conf.Off {
 		return true

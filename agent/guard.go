@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/netfilter"
 )
 
-// keepGuard repairs the guard in each round that reads everything from the kernel, and in each round until the kernel
-// first has everything that it should have.
+// keepGuard repairs the guard in each round that reads everything from the kernel. Until the kernel first has
+// everything that it should have, it does so in every round.
 func (a *agent) keepGuard(verify netfilter.Verify) error {
 	if verify != netfilter.All && !a.kernel.lastSync.IsZero() {
 		return nil

@@ -18,7 +18,7 @@ import (
 )
 
 // TestDocumentedMetrics checks that docs/metrics.md has each metric of this status and no other, each fault and each
-// kind of repair, that each metric has a description, and that its name follows Prometheus' rules.
+// kind of repair. Each metric must have a description, and a name that follows Prometheus' rules.
 func TestDocumentedMetrics(t *testing.T) {
 	text, err := os.ReadFile("../docs/metrics.md")
 	if err != nil {

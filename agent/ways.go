@@ -21,8 +21,9 @@ const waysEvery = time.Minute
 // ways are the routes and tunnels to pods on other nodes. If this node has no Node, there are no such routes and
 // tunnels.
 //
-// With thousands of nodes the kernel has thousands of routes and entries, so they are read only if the kernel has
-// announced a change that may concern them (bridge.WatchNode), if the plan has changed, and once in waysEvery.
+// With thousands of nodes the kernel has thousands of routes and entries, so they are read only in three cases: the
+// kernel has announced a change that may concern them (bridge.WatchNode), the plan has changed, or waysEvery has
+// passed.
 type ways struct {
 	// current is true if plan was computed from the newest accepted Nodes.
 	current bool

@@ -21,8 +21,8 @@ const DropsPath = "/v1/drops"
 // DropKind says what a Drop stands for.
 type DropKind string
 
-// The counts of all kinds together are the packets that the kernel has logged, without those of audited policies that
-// the agent can't judge (AuditReport.Unjudged) or that the policies would not drop.
+// The counts of all kinds together are the packets that the kernel has logged. Of the packets of audited policies,
+// those are left out that the agent can't judge (AuditReport.Unjudged), and those that the policies would not drop.
 const (
 	// DropShown: packets of one sender to one address and port.
 	DropShown DropKind = "drop"

@@ -23,9 +23,9 @@ import (
 const addrGenModeNone = 1
 
 // ensureIPv6 adds the gateways' IPv6 addresses to weir0, which is up, and routes to their subnets. The addresses are
-// /128. With the subnet's prefix length, the node would also answer for the subnet's first address, which is the
-// anycast address of the subnet's routers, and which the overlay gives to the tunnel. An address is added after all
-// else is done, as in ensureIPv4.
+// /128. With the subnet's prefix length, the node would also answer for the subnet's first address, the anycast
+// address of the subnet's routers. The overlay gives this address to the tunnel. An address is added after all else
+// is done, as in ensureIPv4.
 //
 // Equivalent to:
 //

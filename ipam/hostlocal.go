@@ -52,8 +52,8 @@ func newHostLocal() *hostLocal {
 }
 
 // owner returns a text that names the user of the address; empty if the address isn't in use. The address also counts
-// as in use if host-local's files can't be read, or if it has a file and either not all namespaces can be read or the
-// file is younger than settleTime.
+// as in use if host-local's files can't be read. If host-local has a file for it, it counts as in use if not all
+// namespaces can be read, or if the file is younger than settleTime.
 func (h *hostLocal) owner(a netip.Addr) string {
 	if h.unread != nil {
 		return fmt.Sprintf("host-local, perhaps (%v)", h.unread)

@@ -129,8 +129,9 @@ func (j *junction) none(pods []ruleset.Entry) {
 	})
 }
 
-// stranger returns the rule that drops, for egress, packets that come from the bridge but from no pod, and for ingress
-// packets that go to the bridge but to no pod. Without the rule, the log would have each of these packets.
+// stranger returns the rule that drops packets of no pod: for egress, packets that come from the bridge but from no
+// pod; for ingress, packets that go to the bridge but to no pod. Without the rule, the log would have each of these
+// packets.
 func (j *junction) stranger() ruleset.Rule {
 	r := ruleset.Rule{
 		Sets:   []ruleset.SetMatch{{Name: j.family.Set(conf.PodsSet), By: j.own, Not: true}},

@@ -57,8 +57,8 @@ func TestSumOfSizes(t *testing.T) {
 	}
 }
 
-// TestManyNamespaceSelectors: if a policy has many namespaceSelectors, neither making nor dropping them allocates more
-// memory than the limit, which work in proportion to the square of their number would exceed.
+// TestManyNamespaceSelectors: if a policy has many namespaceSelectors, neither making nor dropping them allocates
+// more memory than the limit. Work in proportion to the square of their number would exceed the limit.
 func TestManyNamespaceSelectors(t *testing.T) {
 	const namespaces, selectors, limit = 500, 800, 500 << 20
 	var peers []networkingv1.NetworkPolicyPeer

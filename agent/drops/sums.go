@@ -80,8 +80,8 @@ type Line struct {
 	Time  time.Time
 	Count uint64
 	*Prefix
-	// Flow has the packets' addresses and ports. If Kind is DropMore, it has at most the address of the pod whose
-	// policies dropped the packets, and that of the sender if the sender is a pod.
+	// Flow has the packets' addresses and ports. If Kind is DropMore, it has at most two addresses: that of the pod
+	// whose policies dropped the packets, and that of the sender if the sender is a pod.
 	Flow nflog.Flow
 	// Port is the index of the pod's port, if the guard dropped the packets; otherwise 0.
 	Port uint32

@@ -164,10 +164,10 @@ func (w *Watcher) isUnfinished(dir, name string) bool {
 }
 
 // ReadFile reads a file; it returns ErrBeingWritten if a process has the file open for writing, and ErrNoFile if it
-// isn't a regular file. It takes a read lease, which the kernel grants only if no process has the file open for
-// writing, and which makes processes that want to open the file for writing wait (fcntl(2), "Leases"). On filesystems
-// without leases ReadFile reads the file without checking for writers. ReadFile never waits: opening a named pipe
-// without O_NONBLOCK would wait for a writer.
+// isn't a regular file. It takes a read lease (fcntl(2), "Leases"). The kernel grants it only if no process has the
+// file open for writing, and then makes processes that want to open the file for writing wait. On filesystems without
+// leases ReadFile reads the file without checking for writers. ReadFile never waits: opening a named pipe without
+// O_NONBLOCK would wait for a writer.
 func ReadFile(path string) (data []byte, err error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if errors.Is(err, unix.ENXIO) { // a socket

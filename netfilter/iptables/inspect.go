@@ -144,8 +144,8 @@ func (d *Driver) wrongRules(f conf.Family, t table, want *lowered) (wrong []stri
 	return wrong
 }
 
-// heldBy returns the ruleset with those entries of its sets that the kernel holds and that a packet has, and the sets
-// that the kernel doesn't have.
+// heldBy returns the ruleset with only those entries of its sets that the kernel holds and that a packet has. It also
+// returns the sets that the kernel doesn't have.
 func (k inspected) heldBy(want ruleset.Ruleset, packets []ruleset.Packet) (ruleset.Ruleset, map[string]bool, error) {
 	var questions []ipset.Question
 	entries := make([][]ruleset.Entry, len(want.Sets))

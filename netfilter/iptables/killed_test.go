@@ -14,10 +14,10 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestNoStepOpensAfterAKill ends plans between random states at a random step, as a kill of the agent does, and then
-// carries out a plan from what is in the kernel. At no step may the kernel accept a packet that both its state before
-// the plan and the plan's ruleset drop. Between the plans another program changes numbers, entries and rules, except
-// rules that drop packets.
+// TestNoStepOpensAfterAKill: plans between random states end at a random step, as if the agent were killed. Then a
+// plan is carried out from what is in the kernel. At no step may the kernel accept a packet that both its state
+// before the plan and the plan's ruleset drop. Between the plans another program changes numbers, entries and rules,
+// except rules that drop packets.
 func TestNoStepOpensAfterAKill(t *testing.T) {
 	for seed := range uint64(40) {
 		r := rand.New(rand.NewPCG(seed, 77))

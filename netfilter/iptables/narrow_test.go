@@ -16,7 +16,7 @@ import (
 )
 
 // TestApplyEntries: a ruleset that differs from the last one only in entries of peers' sets is applied without a look
-// at the rest, and a driver that reads everything then finds nothing to change. Any other difference is applied whole,
+// at the rest. A driver that reads everything then finds nothing to change. Any other difference is applied whole,
 // and so is the first ruleset after the kernel was read, or after the kernel has refused an entry.
 func TestApplyEntries(t *testing.T) {
 	if !nodetest.Isolated(t) {

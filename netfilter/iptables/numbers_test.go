@@ -90,8 +90,8 @@ func inShort(changes []change) (all []string) {
 	return all
 }
 
-// TestNumbers: a change of classes changes the numbers of as few pods as it can, each in one step if one number can
-// lead to the right class before and after the change of rules.
+// TestNumbers: a change of classes changes the numbers of as few pods as it can. A pod's number changes in one step
+// if one number can lead to the right class before and after the change of rules.
 func TestNumbers(t *testing.T) {
 	const a, b, c = "10.0.0.1", "10.0.0.2", "10.0.0.3"
 	egress := func(p pods) ruleset.Ruleset { return oneDirection("egress", p) }

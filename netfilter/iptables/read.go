@@ -241,8 +241,8 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 	return t
 }
 
-// readText reads a table as iptables-save prints it. If it can't, the result is an unknown table, with the rules that
-// the kernel shows, and with what before has of the chains that the driver wrote.
+// readText reads a table as iptables-save prints it. If it can't, the result is an unknown table. This has the rules
+// that the kernel shows, and from before the chains that the driver wrote.
 func (d *Driver) readText(ctx context.Context, f conf.Family, name string, before *state) table {
 	there, dormant, err := d.Flavour.exists(f, name)
 	if err == nil && !there {

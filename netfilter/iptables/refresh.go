@@ -79,7 +79,7 @@ func (d *Driver) beginRefresh() (*refresh, error) {
 			d.settled = nil
 		}
 	}
-	// The sets of all pods come last: the plugin may change them at any moment, and the less time passes until the
+	// The sets of all pods come last, because the plugin may change them at any moment. The less time passes until the
 	// caller reads the records, the fewer addresses of pods that ended meanwhile are taken for strays.
 	slices.SortStableFunc(r.sets, func(a, b string) int { return cmp.Compare(ofAllPods(a), ofAllPods(b)) })
 	return r, nil

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRefresh: a driver that reads the kernel part by part, with changes of rulesets in between, repairs what another
-// program has changed before or meanwhile in a part that is read later. An unchanged kernel needs no repair.
+// TestRefresh: a driver reads the kernel part by part, and rulesets change in between. Then it repairs what another
+// program had changed before, or meanwhile in a part that was read later. An unchanged kernel needs no repair.
 func TestRefresh(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

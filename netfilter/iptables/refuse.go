@@ -241,9 +241,9 @@ func (t *trial) namespaces(rules []ruleset.Rule) {
 	})
 }
 
-// bisect calls tell for each item that try refuses when the item is tried alone. After as many calls of try as trials
-// says (0 means no limit), bisect halves no more groups, and calls tell for all items that may be refused. It halves
-// the largest group first, so that it soon knows for many items that they are accepted.
+// bisect calls tell for each item that try refuses when the item is tried alone. trials bounds the calls of try; 0
+// means no limit. At that bound bisect halves no more groups, and calls tell for all items that may be refused. It
+// halves the largest group first, so that it soon knows for many items that they are accepted.
 func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, error)) {
 	type group struct {
 		items []T

@@ -52,8 +52,8 @@ func TestDocumentedTests(t *testing.T) {
 	}
 }
 
-// TestDocumentedWindows checks that each window of docs/security-windows.md has the same four parts, and that the index
-// has a row with the right anchor for each window, in the same order, and no other rows.
+// TestDocumentedWindows checks that each window of docs/security-windows.md has the same four parts. The index must
+// have a row with the right anchor for each window, in the same order, and no other rows.
 func TestDocumentedWindows(t *testing.T) {
 	text, err := os.ReadFile(documentedWindows)
 	if err != nil {

@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// TestErrors: from each error of making, checking and ending an attachment, cniError makes a CNI error with the right
-// code, with the error's text as the message, and with a reason or a remedy as the details, if there is one.
+// TestErrors: cniError makes a CNI error from each error of making, checking and ending an attachment. It has the
+// right code, and the error's text as the message. Its details are a reason or a remedy, if there is one.
 func TestErrors(t *testing.T) {
 	link := func(err error) error {
 		return &attachment.LinkError{

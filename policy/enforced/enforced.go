@@ -1,5 +1,6 @@
-// Package enforced says what a node enforces for pods, in a form that is short and can be compared: two nodes, or a
-// node and a program that compiles the same objects, enforce the same for a pod if and only if the texts are equal.
+// Package enforced describes what a node enforces for pods, in a short form that can be compared. Two nodes, or a
+// node and a program that compiles the same objects, enforce the same for a pod if and only if these descriptions are
+// equal.
 package enforced
 
 import (

@@ -37,9 +37,9 @@ func TestOfEngine(t *testing.T) {
 	}
 }
 
-// TestOf: the class of a pod changes if the pod's policies, their rules or the addresses of their peers change, and not
-// if a policy or a pod changes that doesn't concern it. A pod that the source doesn't have is in no class. For a peer
-// that isn't in a set, the set has no entries.
+// TestOf: the class of a pod changes if the pod's policies, their rules or the addresses of their peers change. It
+// doesn't change with a policy or a pod that doesn't concern it. A pod that the source doesn't have is in no class.
+// For a peer that isn't in a set, the set has no entries.
 func TestOf(t *testing.T) {
 	pod := func(name, address, node string) policy.Pod {
 		return policy.Pod{

@@ -77,8 +77,8 @@ type Place struct {
 	What string `json:"what,omitempty"`
 	// Invented is true if the source has no address for the pod, so that the address only stands for one.
 	Invented bool `json:"invented,omitempty"`
-	// isNode is true if the address is a node's own, isOwn if that node is the agent's, isTunnel if the node uses the
-	// address for packets through the tunnel, and isWorld if the address stands for the world.
+	// isNode is true if the address is a node's own, and isOwn if that node is the agent's. isTunnel is true if the node
+	// uses the address for packets through the tunnel. isWorld is true if the address stands for the world.
 	isNode, isOwn, isTunnel, isWorld bool
 }
 

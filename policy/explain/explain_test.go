@@ -13,7 +13,7 @@ import (
 )
 
 // TestAgreesWithTheEvaluator: on random clusters, the explanation of a connection between two addresses has the
-// verdicts of an evaluator of the whole state, and each side that drops says what would allow the connection.
+// verdicts of an evaluator of the whole state. Each side that drops the connection says what would allow it.
 func TestAgreesWithTheEvaluator(t *testing.T) {
 	results := map[Result]int{}
 	for seed := range uint64(150) {

@@ -201,8 +201,9 @@ func (j *judge) noEndpoints(s *policy.Service, p policy.ServicePort) string {
 		"kubernetes.io/service-name", s.Name)
 }
 
-// forwarders returns the addresses of a node that receives packets from outside for a Service, and passes them on under
-// its own address to a pod on another node. It returns nothing if no node does that for this Service.
+// forwarders returns the addresses of a node that receives packets from outside for a Service. The node passes them
+// on under its own address, to a pod on another node. forwarders returns nothing if no node does that for this
+// Service.
 func (j *judge) forwarders(to Ref, from Place) []Place {
 	s := j.service(to)
 	if s.Local || (s.Kind != "NodePort" && s.Kind != "LoadBalancer") || len(j.Nodes) < 2 {

@@ -230,8 +230,8 @@ func (u *universe) families() (all []conf.Family) {
 // maxNetworks is how many networks of a region its name has.
 const maxNetworks = 3
 
-// nameOf returns the networks of the addresses, or one network that contains them and, in brackets, the networks in it
-// that don't belong to them, if that is shorter. The networks may contain addresses of pods.
+// nameOf returns the networks of the addresses. If that is shorter, it returns one network that contains them and, in
+// brackets, the networks in it that don't belong to them. The networks may contain addresses of pods.
 func nameOf(addresses *netipx.IPSet) string {
 	own, ranges := addresses.Prefixes(), addresses.Ranges()
 	around := enclosing(ranges[0].From(), ranges[len(ranges)-1].To())

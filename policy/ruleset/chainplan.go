@@ -66,8 +66,8 @@ func (p *chainPlan) lookUp(sets map[string]bool) bool {
 	return false
 }
 
-// with returns the chain's rules with each merge's rule in the place of the first rule that the merge replaces, and
-// without the others that it replaces.
+// with returns the chain's rules after the merges. Each merge's rule is in the place of the first rule that the merge
+// replaces, and the others that it replaces are left out.
 func (p *chainPlan) with(merges []*merge) []Rule {
 	whole := len(merges) == len(p.merges)
 	if whole && p.merged != nil {

@@ -58,8 +58,8 @@ type Chain struct {
 	Rules   []Rule
 }
 
-// Dispatch returns the names of the sets that the chain's rules match, in the order of the rules, but not of those that
-// a packet must not be in. If several of the sets contain a pod, its packets go to the class of the first.
+// Dispatch returns the names of the sets that the chain's rules match, in the order of the rules. Sets that a packet
+// must not be in are left out. If several of the sets contain a pod, its packets go to the class of the first.
 func (c Chain) Dispatch() []string {
 	var names []string
 	for _, r := range c.Rules {

@@ -181,8 +181,8 @@ func TestDepartingForgets(t *testing.T) {
 	}
 }
 
-// TestDepartingInLists: if lists, not events, tell that a namespace that is being deleted, its policies and its pods
-// are gone, its policy counts until the pods are gone.
+// TestDepartingInLists: a namespace that is being deleted, its policies and its pods are gone from lists, without
+// events. Its policy counts until the pods are gone.
 func TestDepartingInLists(t *testing.T) {
 	c, sum := began(t), deltas.NewSum()
 	c.departing.started = time.Now().Add(-time.Hour)

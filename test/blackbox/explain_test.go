@@ -167,8 +167,8 @@ func differs(n *nodetest.Node, client *nodetest.Pod) {
 	})
 }
 
-// TestExplainErrors: if a question names what doesn't exist or has the wrong form, or if no agent runs, explain prints
-// one line with the reason, and its exit code says which kind of error it is.
+// TestExplainErrors: if a question names what doesn't exist or has the wrong form, or if no agent runs, explain
+// prints one line with the reason. Its exit code says which kind of error it is.
 func TestExplainErrors(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -76,8 +76,8 @@ func TestControlForgedSelf(t *testing.T)             { forgedSelf(t, "weir") }
 func TestControlForgedSelfBehindPtp(t *testing.T)    { forgedSelf(t, "ptp") }
 func TestControlForgedSelfBehindBridge(t *testing.T) { forgedSelf(t, "bridge") }
 
-// forgedSelf: a packet under the address of an isolated pod, to that address or to a Service of the pod, doesn't arrive
-// if another pod or a host outside sends it.
+// forgedSelf: another pod or a host outside sends a packet under the address of an isolated pod, to that address or
+// to a Service of the pod. The packet doesn't arrive.
 func forgedSelf(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return

@@ -362,8 +362,9 @@ func TestTunnelsComeByTheUnderlay(t *testing.T) {
 	}
 }
 
-// TestDirectPeersDontComeOutOfTunnels: in crossSubnet, n2 drops packets under addresses of pods if they come out of a
-// tunnel from n1, which is in n2's subnet, or without a tunnel from n3, which isn't. Packets out of n3's tunnel arrive.
+// TestDirectPeersDontComeOutOfTunnels: in crossSubnet, n2 drops packets under addresses of pods if they come the
+// wrong way: out of a tunnel from n1, which is in n2's subnet, or without a tunnel from n3, which isn't. Packets out
+// of n3's tunnel arrive.
 func TestDirectPeersDontComeOutOfTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -84,9 +84,9 @@ func apiServer(t *testing.T, served map[string]int) *httptest.Server {
 	return server
 }
 
-// TestPoliciesThatAnAPIServerHas: the status, the log and a metric warn of a kind of policy that weir doesn't enforce,
-// if the API server has objects of that kind or doesn't let the agent list them. There is no warning of a kind without
-// objects, or of a kind that isn't a policy.
+// TestPoliciesThatAnAPIServerHas: weir doesn't enforce some kinds of policies. If the API server has objects of such
+// a kind, or doesn't let the agent list them, the status, the log and a metric warn of it. There is no warning of a
+// kind without objects, or of a kind that isn't a policy.
 func TestPoliciesThatAnAPIServerHas(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

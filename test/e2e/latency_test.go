@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// TestPolicyLatency measures how soon a policy takes effect between two nodes: from the request to the API server that
-// creates a denying policy to the start of the first connection that fails, and from the request that deletes the
-// policy to the start of the first connection that succeeds. Each median may be at most 20 ms, and each worst case 100
-// ms.
+// TestPolicyLatency measures how soon a policy takes effect between two nodes. For a denying policy, the time runs
+// from the request that creates it to the start of the first connection that fails. For its deletion, the time runs
+// from that request to the start of the first connection that succeeds. Each median may be at most 20 ms, and each
+// worst case 100 ms.
 func TestPolicyLatency(t *testing.T) {
 	const times = 20
 	ns := namespace(t, "latency")

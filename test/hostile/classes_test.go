@@ -53,7 +53,7 @@ func everything(t testing.TB, w *world, flows []flow) []*frame {
 
 // linkLocalMACs forges frames to link-local MACs. Unless the port's group_fwd_mask is set, the kernel's
 // br_handle_frame (net/bridge/br_input.c) passes such frames unchanged to the IP stack, as received on the port
-// itself, and the hook PREROUTING of the bridge family doesn't see most of them.
+// itself. The hook PREROUTING of the bridge family doesn't see most of them.
 func (f *forge) linkLocalMACs() {
 	w := f.w
 	eLocal, portLocal := eui64(w.eMAC), eui64(w.portMAC)

@@ -141,8 +141,8 @@ func (n *node) conflist() string   { return filepath.Join(n.ConfDir, "10-weir.co
 
 // started is what the benchmark measures at a start of the agent.
 type started struct {
-	// Ready is the time from the start of the agent until it is ready, and AfterLists the part of this time after the
-	// API server had sent all lists. Both are in seconds.
+	// Ready is the time from the start of the agent until it is ready. AfterLists is the part of this time after the API
+	// server had sent all lists. Both are in seconds.
 	Ready, AfterLists float64
 	Memory            memory // once the agent is ready
 	IPTables          string // the flavour of iptables that the agent uses

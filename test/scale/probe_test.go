@@ -60,9 +60,9 @@ func (n *node) listen(netns, address string) *arrivals {
 // until makes a change and returns how long it takes until packets from the namespace and the source address to the
 // probed pod are all allowed, or all dropped. An empty source is the namespace's own.
 //
-// The packets are UDP that nobody answers, from one port: each is a first packet to connection tracking, so the kernel
-// checks each of them. The time runs from the moment before the API server has the change to the moment when the
-// first of the packets was sent that are all treated as the change wants. If until gives up, it returns its patience.
+// The packets are UDP that nobody answers, from one port: each is a first packet to connection tracking, so the
+// kernel checks each of them. The time begins just before the API server gets the change. It ends when the first of
+// those packets was sent that are all treated as the change wants. If until gives up, it returns its patience.
 func (n *node) until(netns, source string, allowed bool, change func() time.Time) time.Duration {
 	n.Helper()
 	var conn net.Conn

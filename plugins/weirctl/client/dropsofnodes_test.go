@@ -74,8 +74,8 @@ func (o *told) untilTold(t *testing.T, text string) {
 	})
 }
 
-// TestDropsOfNodes: the drops that the nodes remember are printed in the order of their times, the nodes get the
-// filters, a node that doesn't answer is named, and what it has said before counts.
+// TestDropsOfNodes: the drops that the nodes remember are printed in the order of their times. The nodes get the
+// filters. A node that doesn't answer is named, and drops that it has sent before are printed too.
 func TestDropsOfNodes(t *testing.T) {
 	f := &fakeCluster{}
 	for _, n := range []string{"a", "b", "old", "breaks", "unasked"} {

@@ -25,8 +25,8 @@ func (o *dropOrder) add(d *agentapi.Drop, now time.Time) {
 	heap.Push(&o.drops, waitingDrop{d, now.Add(o.window)})
 }
 
-// due removes the drops that have waited for the window, and all that are older than one of them, and returns them in
-// the order of their times. next is how long the caller may wait until it asks again; 0 if no drop waits.
+// due removes and returns the drops that have waited for the window, and all that are older than one of them, in the
+// order of their times. next is how long the caller may wait until it asks again; 0 if no drop waits.
 func (o *dropOrder) due(now time.Time) (all []*agentapi.Drop, next time.Duration) {
 	last := -1 // the newest drop that is due; the heap's slice is in no order
 	for i, w := range o.drops {

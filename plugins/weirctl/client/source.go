@@ -16,8 +16,8 @@ import (
 
 // Source says where a command's objects come from: the agent on this node, the API server, or a directory of manifests.
 type Source struct {
-	// Place is agent, kubernetes, dir:PATH, or empty. If it is empty, objects come from the agent if its socket is here
-	// and neither Kubeconfig nor Context is set, and from the API server otherwise.
+	// Place is agent, kubernetes, dir:PATH, or empty. If it is empty, and neither Kubeconfig nor Context is set, objects
+	// come from the agent if its socket is here. Otherwise they come from the API server.
 	Place string
 	// Kubeconfig is the path of the kubeconfig; empty for the usual one. Context is a context in it; empty for the
 	// current one.
@@ -65,8 +65,8 @@ func (s *Source) Kind() (kind Kind, path string, err error) {
 }
 
 // Load reads all objects of the source. If a person may not list the objects of the whole cluster, it reads those of
-// the namespaces, which are the ones that the command is about; Gaps then names the objects that are missing. The error
-// is one line that says what to do. It wraps agentapi.ErrNoAgent if there is no agent.
+// the namespaces, which are the ones that the command is about. Gaps then names the objects that are missing. The
+// error is one line that says what to do. It wraps agentapi.ErrNoAgent if there is no agent.
 func (s *Source) Load(ctx context.Context, namespaces ...string) (explain.Cluster, error) {
 	kind, path, err := s.Kind()
 	if err != nil {

@@ -57,10 +57,10 @@ const (
 // pod and namespace as it stood then. The result says what was waited for. When ctx ends, the result says which nodes
 // don't enforce the object, and why.
 //
-// Wait reads all objects, computes with the agents' own compiler what each node must hold for the pods, and compares
-// that with what the agents say of the ruleset that they have applied last. An agent answers when the kernel has all
-// changes of objects up to the newest one that Wait has read. So a ruleset that is equal by chance, because a change
-// was undone, doesn't count.
+// Wait reads all objects, and computes with the agents' own compiler what each node must hold for the pods. It
+// compares that with what the agents say of the ruleset that they have applied last. An agent answers when the kernel
+// has all changes of objects up to the newest one that Wait has read. So a ruleset that is equal by chance, because a
+// change was undone, doesn't count.
 func (c *Cluster) Wait(ctx context.Context, w Wait) (Waited, error) {
 	result := Waited{Kind: w.Kind, Namespace: w.Name.Namespace, Name: w.Name.Name, Missing: map[string]string{}}
 	var pending map[string]bool // nil before the first round

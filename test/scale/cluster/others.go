@@ -117,9 +117,9 @@ func (b PolicyBase) Find(name types.NamespacedName) (int, bool) {
 
 func policyName(k int) string { return fmt.Sprintf("policy-%d", k) }
 
-// At returns a policy. A policy allows an app's ingress from the next app of its namespace, from an app of its team and
-// from a load balancer, and isolates every third app in egress too. The last policy of each namespace isolates all
-// pods.
+// At returns a policy. A policy allows an app's ingress from the next app of its namespace, from an app of its team
+// and from a load balancer. Every third one also isolates its app in egress. The last policy of each namespace
+// isolates all pods.
 func (b PolicyBase) At(i int, _ uint32) apiserver.Object {
 	ns, k := i/PoliciesPerNamespace, i%PoliciesPerNamespace
 	p := &networkingv1.NetworkPolicy{
