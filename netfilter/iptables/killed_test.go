@@ -111,7 +111,8 @@ func withoutSome(r *rand.Rand, sets []ruleset.Set) []ruleset.Set {
 	return sets
 }
 
-// tamper changes what another program may change, and returns what it has done.
+// tamper does at random what another program may do: it changes, adds and deletes entries of numbered pods, and
+// deletes rules that don't drop. It returns what it has done.
 func (m *model) tamper(r *rand.Rand) (done []string) {
 	for _, name := range slices.Sorted(maps.Keys(m.sets)) {
 		s := m.sets[name]

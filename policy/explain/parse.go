@@ -28,7 +28,7 @@ func inputError(format string, args ...any) error {
 // EndKind is a kind of ends.
 type EndKind string
 
-// The kinds of ends. EndNamed is only in queries that are not resolved yet.
+// EndNamed is only in queries that are not resolved yet.
 const (
 	EndPod     EndKind = "pod"
 	EndService EndKind = "service"

@@ -189,12 +189,13 @@ type memberTable struct {
 
 // memberNetwork is a network that groups have.
 type memberNetwork struct {
-	link      int32      // the first link of the list of groups
+	link      int32      // the index in links of the first group; 0 if there is none
 	resolved  bool       // signature is set
 	signature *signature // of addresses that are in no smaller network
 }
 
-// memberLink is a part of a list of groups. The list ends with link 0.
+// memberLink is an element of a linked list of groups. next is the index in links of the next element; 0 ends the
+// list.
 type memberLink struct{ group, next int32 }
 
 func newMemberTable(f conf.Family) *memberTable {

@@ -43,7 +43,7 @@ type SetMatch struct {
 // Part is the part of a packet that a rule looks up in a set.
 type Part string
 
-// The parts. The comment behind each names the kinds of sets in which a rule can look it up.
+// The comment behind each Part names the kinds of sets in which a rule can look it up.
 const (
 	Source          Part = "source"               // Addresses, Networks
 	Destination     Part = "destination"          // Addresses, Networks

@@ -32,7 +32,7 @@ type Ruleset struct {
 // Hook is a place on a packet's path where the packet enters a chain.
 type Hook string
 
-// The hooks. The first two come before the rules of other programs, the others after them.
+// The first two hooks come before the rules of other programs, and the others after them.
 const (
 	// CheckForwarded is the hook of all packets that the node forwards.
 	CheckForwarded Hook = "check forwarded packets"

@@ -13,7 +13,7 @@ import (
 // SetKind is the kind of the entries of a set.
 type SetKind string
 
-// The kinds. In Addresses and AddressPorts each prefix is a single address.
+// In Addresses and AddressPorts each prefix is a single address.
 const (
 	Addresses    SetKind = "addresses"
 	Networks     SetKind = "networks"
