@@ -7,8 +7,7 @@ import (
 )
 
 // alternatives are lists of the policies that isolate an endpoint in one direction. An endpoint that may be one of
-// several pods has a list for each of these pods; equal lists count once. If the pod is certain, there is
-// one list.
+// several pods has a list for each of these pods; equal lists count once. If the pod is certain, there is one list.
 type alternatives [][]parsedPolicy
 
 // maybeSuffix marks the name of a policy that may select the pod or may not, because a label of the pod is unknown.

@@ -113,7 +113,7 @@ type worker struct {
 	done  chan error
 }
 
-// work starts a worker that calls the function once again and again, until ended is true or the function fails.
+// work starts a worker that repeats the function until ended is true or the function fails.
 func work(ended *atomic.Bool, once func() error) *worker {
 	w := &worker{done: make(chan error, 1)}
 	started := make(chan error)

@@ -33,7 +33,7 @@ metadata: {namespace: x, name: deny}
 spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 `
 
-// sh runs a line of shell on the node. It must succeed.
+// sh runs a line of shell on the node and returns its output. If the line fails, the test ends.
 func sh(t testing.TB, line string) string {
 	t.Helper()
 	return nodetest.Run(t, "sh", "-c", line)

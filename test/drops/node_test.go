@@ -154,8 +154,7 @@ func (r *reader) saw(port uint16) (time.Time, bool) {
 
 func (r *reader) signal(s syscall.Signal) { _ = r.cmd.Process.Signal(s) }
 
-// sender sends UDP packets from the pod to db. The flood sends every other packet to port 53, and the others to one
-// port after the other.
+// sender sends UDP packets from a pod to db.
 type sender struct {
 	fd   int
 	to   [4]byte
@@ -183,7 +182,8 @@ func (s *sender) send(port uint16) error {
 	return err
 }
 
-// flood sends perSecond packets a second, beside the test, until the returned function is called.
+// flood sends perSecond packets a second, beside the test, until the returned function is called. Every other packet
+// goes to port 53, and the others go to one port after the other.
 func (s *sender) flood(perSecond int) (end func()) {
 	go func() {
 		defer close(s.done)

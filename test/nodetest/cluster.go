@@ -114,7 +114,7 @@ func (n *ClusterNode) Command(name string, args ...string) *exec.Cmd {
 		append([]string{"--net=" + n.Netns, "--mount=/proc/" + pid + "/ns/mnt", "--", name}, args...)...)
 }
 
-// Run runs a command on the node and returns its output. The command must succeed.
+// Run runs a command on the node and returns its output. If the command fails, the test ends.
 func (n *ClusterNode) Run(name string, args ...string) string {
 	n.cluster.Helper()
 	out, err := n.Command(name, args...).CombinedOutput()

@@ -158,7 +158,7 @@ func In(t testing.TB, path string, f func() error) {
 	}
 }
 
-// Run runs a command on the node and returns its output. The command must succeed.
+// Run runs a command on the node and returns its output. If the command fails, the test ends.
 func Run(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := Try(name, args...)
@@ -168,8 +168,8 @@ func Run(t testing.TB, name string, args ...string) string {
 	return out
 }
 
-// RunEach runs the commands one after the other, and each must succeed. Spaces separate a command's words. There is no
-// quoting.
+// RunEach runs the commands one after the other. If one fails, the test ends. Spaces separate a command's words. There
+// is no quoting.
 func RunEach(t testing.TB, commands ...string) {
 	t.Helper()
 	for _, c := range commands {

@@ -158,7 +158,8 @@ func escaped(s string) string {
 	return strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;").Replace(s)
 }
 
-// TestChart: a picture is XML, has a curve for each row, and its axes hold all points.
+// TestChart: a picture is XML, has a curve for each row, and its axes hold all points. A picture without curves is
+// drawn too.
 func TestChart(t *testing.T) {
 	c := chart{"name", "Title", "ms", []curve{
 		{"a -> b", false, [][2]float64{{100, 0.5}, {100000, 2000}}}, {"empty", true, nil},

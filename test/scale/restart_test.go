@@ -79,7 +79,7 @@ func countWrites(trace string) (map[string]int, error) {
 	return writes, lines.Err()
 }
 
-// TestCountWrites: only requests that change something count, each of a batch.
+// TestCountWrites: only requests that change something count. Of several in one message, each counts.
 func TestCountWrites(t *testing.T) {
 	trace := filepath.Join(t.TempDir(), "trace")
 	text := `7 sendto(3, [{nlmsg_len=52, nlmsg_type=RTM_NEWROUTE, nlmsg_flags=0}, {rtm_family=AF_INET}], 52, 0) = 52

@@ -237,7 +237,7 @@ func (w *waited) add(n *nodetest.ClusterNode, namespace, name string, labels map
 	}
 }
 
-// wait does what kubectl weir wait does for an object. It must succeed within half a minute.
+// wait does what kubectl weir wait does for an object. If it fails or takes more than half a minute, the test ends.
 func (w *waited) wait(t *testing.T, kind, namespace, name string, deleted bool) client.Waited {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)

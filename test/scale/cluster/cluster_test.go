@@ -194,7 +194,7 @@ func TestDiscovery(t *testing.T) {
 }
 
 // TestLocal: the measured node has the same pods and policies in each cluster, and their policies have the same peers
-// from 10,000 pods on. In a cluster of 100 pods there is room for 100 of them.
+// from 10,000 pods on. In a cluster of 100 pods there is room for 100 of them. Find finds each pod by its name.
 func TestLocal(t *testing.T) {
 	large := newCluster(100_000)
 	local := large.Local()
