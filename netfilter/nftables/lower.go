@@ -1,0 +1,389 @@
+package nftables
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/nftnl"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// table is one family's table as it should be.
+type table struct {
+	family conf.Family
+	sets   []set   // in the order of their names
+	chains []chain // in the order of their names
+}
+
+// lowered is a ruleset in the words of nftables: a table for each family, nil for a family without rules.
+type lowered [len(conf.Families)]*table
+
+// set is a set or map of a table.
+type set struct {
+	nftnl.Set
+	// kind, role and opens are those of the set of the ruleset.
+	kind  ruleset.SetKind
+	role  ruleset.SetRole
+	opens bool
+	// entries are the elements. In place of its comment, an element of a map has its verdict and its comment: see
+	// withVerdict.
+	entries ruleset.Entries
+}
+
+// chain is a chain of a table.
+type chain struct {
+	nftnl.Chain
+	rules []rule
+	sums  []nftnl.Sum // of each rule
+	// uses are the sets that the rules look up, of those that a table has only if a rule needs them: see complete.
+	uses []string
+}
+
+// hooks are the places of the ruleset's hooks. The first two are where iptables has its table mangle, so packets meet
+// weir's rules and those of kube-proxy, Docker and others in the same order with both backends. The last comes behind
+// the rules of other programs about sources. A packet that the policies allow can't be protected from later chains of
+// other programs that drop it, so one hook of the ruleset has no place.
+var hooks = map[ruleset.Hook]nftnl.Hook{
+	ruleset.CheckForwarded:  {Kind: "filter", Number: unix.NF_INET_FORWARD, Priority: -150},
+	ruleset.CheckToNode:     {Kind: "filter", Number: unix.NF_INET_LOCAL_IN, Priority: -150},
+	ruleset.TranslateSource: {Kind: "nat", Number: unix.NF_INET_POST_ROUTING, Priority: 101},
+}
+
+// lowering lowers one ruleset after another. It remembers the last one, so that it lowers only sets and chains that are
+// new or have changed. The zero value remembers nothing.
+type lowering struct {
+	sets   map[key]loweredSet
+	chains map[key]loweredChain
+	maps   map[key]loweredMap
+}
+
+// key names an object of a ruleset.
+type key struct {
+	family conf.Family
+	name   string
+}
+
+// loweredChain is a chain of the ruleset, what it was lowered to, and the sets that it needs for lists of ports.
+type loweredChain struct {
+	from    ruleset.Chain
+	classes string
+	to      chain
+	ports   []set
+}
+
+// lower returns the ruleset in the words of nftables.
+func (m *lowering) lower(r ruleset.Ruleset) (l lowered) {
+	last := *m
+	*m = lowering{map[key]loweredSet{}, map[key]loweredChain{}, map[key]loweredMap{}}
+	classSets := map[key]ruleset.Set{}
+	for _, f := range conf.Families {
+		if r.Has(f) {
+			l[f] = &table{family: f}
+		}
+	}
+	var ports []ruleset.Set
+	for _, s := range r.Sets {
+		switch {
+		case s.Kind == ruleset.Ports:
+			ports = append(ports, s)
+		case s.Role == ruleset.Members:
+			classSets[key{s.Family, s.Name}] = s
+		case l[s.Family] != nil:
+			l[s.Family].sets = append(l[s.Family].sets, m.set(last, s.Family, s))
+		}
+	}
+	words := chainComments(r.Chains)
+	for _, c := range r.Chains {
+		if _, ok := hooks[c.Hook]; c.Hook != "" && !ok {
+			continue
+		}
+		t := l[c.Family]
+		classes := classesOf(c, classSets)
+		if len(classes) > 0 {
+			t.sets = append(t.sets, m.verdicts(last, c, classes))
+		}
+		done := m.chain(last, c, classes, words[key{c.Family, c.Name}])
+		t.chains = append(t.chains, done.to)
+		t.sets = append(t.sets, done.ports...)
+	}
+	for _, t := range l {
+		if t != nil {
+			m.complete(last, t, ports)
+		}
+	}
+	return l
+}
+
+// complete adds what the table's rules need beside the ruleset's own sets and chains, and puts all in order.
+func (m *lowering) complete(last lowering, t *table, ports []ruleset.Set) {
+	t.chains = append(t.chains, chain{
+		Chain: nftnl.Chain{Name: labelsChain, Comment: "weir: no packet comes here"},
+		rules: []rule{{Rule: ruleset.Rule{
+			Action: labels, Comment: "weir: the kernel has room for labels of connections while a rule writes one",
+		}}},
+	})
+	t.chains[len(t.chains)-1].sum(t.family)
+	used := map[string]bool{}
+	for _, c := range t.chains {
+		for _, name := range c.uses {
+			used[name] = true
+		}
+	}
+	for _, s := range ports {
+		if used[s.Name] {
+			t.sets = append(t.sets, m.set(last, t.family, s))
+		}
+	}
+	slices.SortFunc(t.sets, func(a, b set) int { return cmp.Compare(a.Name, b.Name) })
+	t.sets = slices.CompactFunc(t.sets, func(a, b set) bool { return a.Name == b.Name })
+	if i := slices.IndexFunc(t.sets, func(s set) bool { return s.Name == t.family.Set(conf.PodsSet) }); i >= 0 {
+		for _, s := range pairSets(t.family) {
+			if used[s.Name] {
+				s.entries = t.sets[i].entries
+				t.sets = append(t.sets, s)
+			}
+		}
+	}
+	slices.SortFunc(t.sets, func(a, b set) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(t.chains, func(a, b chain) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// labelsChain has the rule that writes the label of cut connections.
+const labelsChain = "WEIR-LABELS"
+
+// chainComments returns what the rules that lead to the chains of classes say of them.
+func chainComments(chains []ruleset.Chain) map[key]string {
+	all := map[key]string{}
+	for _, c := range chains {
+		if c.Name != conf.EgressChain && c.Name != conf.IngressChain {
+			continue
+		}
+		for _, r := range c.Rules {
+			if r.Action == ruleset.GoTo && len(r.Sets) == 1 {
+				all[key{c.Family, r.To}] = r.Comment
+			}
+		}
+	}
+	return all
+}
+
+// chain returns the chain in the words of nftables. words is the comment of a chain without a hook.
+func (m *lowering) chain(last lowering, c ruleset.Chain, classes []class, words string) loweredChain {
+	k := key{c.Family, c.Name}
+	now := loweredChain{from: c, classes: nameOf(classes)}
+	if was, ok := last.chains[k]; ok && was.classes == now.classes && was.to.Comment == comment(cmp.Or(c.Comment, words)) &&
+		sameRules(was.from, c) {
+		was.from = c
+		m.chains[k] = was
+		return was
+	}
+	now.to.Name, now.to.Comment = c.Name, comment(cmp.Or(c.Comment, words))
+	if h, ok := hooks[c.Hook]; ok {
+		now.to.Hook = &h
+	}
+	now.to.rules, now.ports = lowerRules(c, classes)
+	now.to.sum(c.Family)
+	m.chains[k] = now
+	return now
+}
+
+func sameRules(a, b ruleset.Chain) bool {
+	return a.Hook == b.Hook && len(a.Rules) == len(b.Rules) &&
+		(len(a.Rules) == 0 || &a.Rules[0] == &b.Rules[0] || slices.EqualFunc(a.Rules, b.Rules, ruleset.Rule.Equal))
+}
+
+// sum computes what identifies the chain's rules, and which sets they use.
+func (c *chain) sum(f conf.Family) {
+	c.sums = make([]nftnl.Sum, len(c.rules))
+	for i, r := range c.rules {
+		written, _ := r.write(f)
+		c.sums[i] = written.Sum()
+		for _, m := range r.Sets {
+			if m.By == ruleset.DestinationPort || m.By == bothEnds || m.By == innerEnd {
+				c.uses = append(c.uses, m.Name)
+			}
+		}
+	}
+}
+
+// lowerRules returns the chain's rules, and the sets that they need for lists of ports. classes are the classes that
+// the chain sends packets to. One rule, which looks the pod's verdict up, takes the place of the rules that do so.
+func lowerRules(c ruleset.Chain, classes []class) (rules []rule, ports []set) {
+	toClass := map[string]bool{}
+	for _, k := range classes {
+		toClass[k.set] = true
+	}
+	dispatched := false
+	for i := 0; i < len(c.Rules); i++ {
+		r := rule{Rule: c.Rules[i]}
+		r.Sets = byLink(r.Sets, c.Family)
+		switch {
+		case isToClass(r.Rule, toClass):
+			if dispatched {
+				continue
+			}
+			dispatched = true
+			r = rule{
+				Rule:     ruleset.Rule{Comment: "weir: what becomes of the pod's packets, by its policies"},
+				Verdicts: c.Family.Set(mapOf(c.Name)), By: r.Sets[0].By,
+			}
+		case r.Action == ruleset.Log && i+1 < len(c.Rules) && dropsTheSame(r.Rule, c.Rules[i+1]):
+			r.Log, r.Action, r.To = r.To, ruleset.Drop, ""
+			i++
+		}
+		for _, r := range variants(r, c.Family) {
+			split, lists := splitPorts(r)
+			rules, ports = append(rules, split...), append(ports, lists...)
+		}
+	}
+	return rules, ports
+}
+
+// byLink returns the matches with those of the set of links by link alone.
+func byLink(sets []ruleset.SetMatch, f conf.Family) []ruleset.SetMatch {
+	for i, m := range sets {
+		if m.By == ruleset.SourceLink && m.Name == f.Set(conf.LinksSet) {
+			sets = slices.Clone(sets)
+			sets[i].By = sourceLinkOnly
+		}
+	}
+	return sets
+}
+
+// dropsTheSame reports whether the second rule drops exactly the packets that the first one logs.
+func dropsTheSame(log, drop ruleset.Rule) bool {
+	log.Action, log.To = ruleset.Drop, ""
+	return log.Equal(drop)
+}
+
+// variants returns rules that together match what the rule matches. nftables can't compare two addresses of a packet,
+// so sets with each pod's address twice take the place of such comparisons.
+func variants(r rule, f conf.Family) []rule {
+	with := func(track ruleset.Track, sets []ruleset.SetMatch, match ...condition) rule {
+		v := r
+		v.Shape, v.Track, v.InPort = "", track, ""
+		v.Sets, v.Match = append(slices.Clone(sets), r.Sets...), match
+		return v
+	}
+	icmp := func(proto ruleset.Protocol, sets []ruleset.SetMatch, match ...condition) rule {
+		v := with(r.Track, sets, match...)
+		v.Proto = proto
+		return v
+	}
+	proto := [...]ruleset.Protocol{conf.IPv4: ruleset.ICMP, conf.IPv6: ""}[f] // for IPv6: see directly
+	self := []ruleset.SetMatch{{Name: f.Set(selfSet), By: bothEnds}}
+	inner := []ruleset.SetMatch{{Name: f.Set(errorsSet), By: innerEnd}}
+	switch {
+	case r.InPort != "":
+		return byPort(r)
+	case r.Shape == ruleset.ToItself:
+		return []rule{with(r.Track, self)}
+	case r.Shape == ruleset.NoICMPError || r.Shape == ruleset.HonestICMP:
+		var all []rule
+		for _, match := range noErrors[f] {
+			all = append(all, icmp(proto, nil, match...))
+		}
+		if r.Shape == ruleset.HonestICMP {
+			all = append(all, icmp(proto, inner, anError[f]...))
+		}
+		return all
+	case r.Shape == ruleset.Solicitation:
+		return []rule{icmp(ruleset.ICMPv6, nil, icmpType("icmpv6 type nd-neighbor-solicit", unix.NFT_CMP_EQ, 135), hopLimit)}
+	case r.Shape == ruleset.Advertisement:
+		return []rule{icmp(ruleset.ICMPv6, nil, icmpType("icmpv6 type nd-neighbor-advert", unix.NFT_CMP_EQ, 136), hopLimit)}
+	case r.Track == ruleset.Untranslated:
+		return []rule{
+			with("", nil, ctState("invalid,untracked", stateInvalid|stateUntracked)),
+			with("", nil, untranslated),
+		}
+	}
+	return []rule{r}
+}
+
+// byPort returns the rule for packets from a port of another plugin's bridge. In the tables of IP, nftables doesn't
+// know the port. So rules that allow something are left out, and rules that drop don't ask for the port.
+func byPort(r rule) []rule {
+	if r.InPort = ""; r.Action != ruleset.Drop {
+		return nil
+	}
+	return []rule{r}
+}
+
+// icmpType compares the type of an ICMP message.
+func icmpType(words string, op uint32, number byte) condition {
+	return condition{words, func(e nftnl.Expressions) nftnl.Expressions {
+		return e.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, 0).Compare(op, []byte{number})
+	}}
+}
+
+// directly matches ICMPv6 packets without an extension header. nft leaves it out when it prints.
+var directly = condition{"", func(e nftnl.Expressions) nftnl.Expressions {
+	return e.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 6, 1, 0).Compare(unix.NFT_CMP_EQ, []byte{unix.IPPROTO_ICMPV6})
+}}
+
+// hopLimit matches packets that no router has forwarded.
+var hopLimit = condition{"ip6 hoplimit 255", func(e nftnl.Expressions) nftnl.Expressions {
+	return e.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 7, 1, 0).Compare(unix.NFT_CMP_EQ, []byte{255})
+}}
+
+// noErrors are lists of conditions, each for a part of the ICMP messages that are no errors. IPv4's errors are the
+// types 3, 4, 5, 11 and 12.
+var noErrors = [len(conf.Families)][][]condition{
+	conf.IPv4: {
+		{icmpType("icmp type < destination-unreachable", unix.NFT_CMP_LT, 3)},
+		{{"icmp type 6-10", func(e nftnl.Expressions) nftnl.Expressions {
+			return e.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, 0).Compare(unix.NFT_CMP_GTE, []byte{6}).
+				Compare(unix.NFT_CMP_LTE, []byte{10})
+		}}},
+		{icmpType("icmp type > parameter-problem", unix.NFT_CMP_GT, 12)},
+	},
+	conf.IPv6: {{
+		directly, icmpType("icmpv6 type >= echo-request", unix.NFT_CMP_GTE, 128),
+		icmpType("icmpv6 type != nd-redirect", unix.NFT_CMP_NEQ, 137),
+	}},
+}
+
+// anError are the conditions for ICMP errors that are no redirects, if noErrors doesn't match. Connection tracking has
+// compared the receiver of an error that it calls related with the sender of the packet inside (nf_conntrack_inet_error
+// in net/netfilter/nf_conntrack_proto.c).
+var anError = [len(conf.Families)][]condition{
+	conf.IPv4: {icmpType("icmp type != redirect", unix.NFT_CMP_NEQ, 5)},
+	conf.IPv6: {directly, icmpType("icmpv6 type < echo-request", unix.NFT_CMP_LT, 128)},
+}
+
+// splitPorts returns rules with at most one range of ports each. All single numbers of a list become a set, which rules
+// with the same list share.
+func splitPorts(r rule) (rules []rule, lists []set) {
+	if len(r.Ports) < 2 {
+		return []rule{r}, nil
+	}
+	var single []ruleset.Entry
+	var name strings.Builder
+	for _, p := range r.Ports {
+		if p.First == p.Last {
+			single = append(single, ruleset.Entry{Element: ruleset.Element{Port: p.First}})
+			name.WriteString(p.String() + ",")
+			continue
+		}
+		ranged := r
+		ranged.Ports = []ruleset.PortRange{p}
+		rules = append(rules, ranged)
+	}
+	switch list := r; len(single) {
+	case 0:
+	case 1:
+		list.Ports = []ruleset.PortRange{{First: single[0].Port, Last: single[0].Port}}
+		rules = append(rules, list)
+	default:
+		s := set{kind: ruleset.Ports, opens: true, entries: ruleset.EntriesOf(single...)}
+		s.Name, s.Layout, s.Comment = conf.NumberSets+ruleset.Hash(name.String()), nftnl.Port, "weir: a list of ports"
+		list.Ports = nil
+		list.Sets = append([]ruleset.SetMatch{{Name: s.Name, By: ruleset.DestinationPort}}, r.Sets...)
+		rules, lists = append(rules, list), append(lists, s)
+	}
+	return rules, lists
+}

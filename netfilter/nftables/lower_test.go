@@ -1,0 +1,95 @@
+package nftables
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/test/golden"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// text returns the tables of both families.
+func (l lowered) text() string {
+	var all []string
+	for _, t := range l {
+		if t != nil {
+			all = append(all, t.String())
+		}
+	}
+	return strings.Join(all, "\n")
+}
+
+// TestGolden compares the lowered rulesets with testdata/NAME.nft; go test ./netfilter/nftables -update writes these
+// files.
+func TestGolden(t *testing.T) {
+	golden.Each(t, "../..", func(t *testing.T, name string, s policy.State) {
+		golden.Compare(t, "testdata/"+name+".nft", new(lowering).lower(policy.Compile(s)).text())
+	})
+}
+
+// TestNftReadsTheGoldenFiles: nft can load each golden file, and then prints it. For the tables that the backend has
+// written in nft's place, nft prints the same.
+func TestNftReadsTheGoldenFiles(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	golden.Each(t, "../..", func(t *testing.T, name string, s policy.State) {
+		file := "testdata/" + name + ".nft"
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nodetest.Run(t, "nft", "-f", file)
+		if diff := cmp.Diff(unwrapped(string(data)), listed(t)); diff != "" {
+			t.Errorf("loaded by nft: -%s +as nft prints it\n%s", file, diff)
+		}
+		nodetest.Run(t, "nft", "flush", "ruleset")
+		if err := makePlan(state{}, new(lowering).lower(policy.Compile(s)), false).batch.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(unwrapped(string(data)), listed(t)); diff != "" {
+			t.Errorf("written by the backend: -%s +as nft prints it\n%s", file, diff)
+		}
+		path := filepath.Join(t.TempDir(), "printed.nft")
+		if err := os.WriteFile(path, []byte(listed(t)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		nodetest.Run(t, "nft", "flush", "ruleset")
+		nodetest.Run(t, "nft", "-f", path)
+		nodetest.Run(t, "nft", "flush", "ruleset")
+	})
+}
+
+// listed returns what nft prints of weir's tables, as unwrapped does.
+func listed(t *testing.T) string {
+	t.Helper()
+	var all []string
+	for _, f := range conf.Families {
+		out, err := exec.Command("nft", "--stateless", "list", "table", (&statement{family: f}).ip(), tableName).Output()
+		if err == nil {
+			all = append(all, string(out))
+		}
+	}
+	return unwrapped(strings.Join(all, "\n"))
+}
+
+var elements = regexp.MustCompile(`(?s)elements = \{ (.*?) \}\n`)
+
+// unwrapped returns the text with all elements of a set on one line, in the order of their texts. nft prints elements
+// with several parts in an order of its own.
+func unwrapped(text string) string {
+	return elements.ReplaceAllStringFunc(text, func(found string) string {
+		all := regexp.MustCompile(`,\s+`).Split(elements.FindStringSubmatch(found)[1], -1)
+		slices.Sort(all)
+		return "elements = { " + strings.Join(all, ", ") + " }\n"
+	})
+}

@@ -1,0 +1,273 @@
+package nftables
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/nftnl"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// plan is the transaction from the kernel's state to a ruleset. The kernel carries it out in one step: a packet meets
+// the old rules and sets or the new ones. So the order of its parts doesn't matter for packets, only for the kernel,
+// which refuses to delete what is still used.
+type plan struct {
+	batch nftnl.Batch
+	// alone is true if each element is to be added by a request of its own.
+	alone bool
+	// rules is true if the plan changes rules, and not only elements. closes is true if the new state may deny an
+	// established connection that the old one allows.
+	rules, closes bool
+	// closed has the addresses that leave sets of peers, if only is true: nothing else changes.
+	closed []netip.Addr
+	only   bool
+	// strays are addresses in the sets of all pods that belong to no known attachment. They stay: only the code that
+	// ends an attachment removes its addresses.
+	strays []netip.Addr
+	next   state
+}
+
+// Names of the parts of a plan, for refusals.
+type (
+	aSet struct {
+		family conf.Family
+		set    set
+	}
+	aRule struct {
+		family conf.Family
+		rule   rule
+	}
+)
+
+// makePlan returns the transaction from have to want. If alone is true, it tells of each element that is refused.
+func makePlan(have state, want lowered, alone bool) *plan {
+	p := &plan{alone: alone, only: true, next: have}
+	for _, f := range conf.Families {
+		switch {
+		case want[f] != nil:
+			p.table(have[f], want[f])
+		case have[f].exists:
+			p.batch.DeleteTable(tables[f])
+			p.next[f], p.rules, p.closes, p.only = newHeld(), true, true, false
+		}
+	}
+	if !p.only {
+		p.closed = nil
+	}
+	return p
+}
+
+// table adds what makes the kernel's table the wanted one.
+func (p *plan) table(have held, want *table) {
+	f := want.family
+	at := tables[f]
+	strays := p.straysIn(have, want)
+	if have.exists && have.mustBeMadeAnew(want) {
+		p.batch.DeleteTable(at)
+		have = newHeld()
+	}
+	next := held{exists: true, sets: make(map[string]heldSet, len(want.sets)),
+		chains: make(map[string][]nftnl.Sum, len(want.chains))}
+	if !have.exists || have.off {
+		p.batch.AddTable(at, tableComment)
+		p.rules, p.closes, p.only = true, true, false
+	}
+	for _, s := range want.sets {
+		if _, ok := have.sets[s.Name]; !ok {
+			p.batch.AddSet(at, s.Set, aSet{f, s})
+		}
+	}
+	for _, c := range want.chains {
+		if _, ok := have.chains[c.Name]; !ok {
+			p.batch.AddChain(at, c.Chain)
+		}
+	}
+	ended := endedIn(have, want)
+	for _, s := range want.sets {
+		next.sets[s.Name] = p.elements(have, want, s, strays, ended)
+	}
+	for _, c := range want.chains {
+		next.chains[c.Name] = c.sums
+		p.chain(have, f, c)
+	}
+	p.remove(have, want)
+	p.next[f] = next
+}
+
+// mustBeMadeAnew reports whether the kernel's table has a chain at another hook, or a set of another type, than the
+// wanted table. Another program has made those: weir's own never change. The kernel refuses to change them.
+func (h held) mustBeMadeAnew(want *table) bool {
+	return len(h.misplaced) > 0 || slices.ContainsFunc(want.sets, func(s set) bool {
+		had, ok := h.sets[s.Name]
+		return ok && (had.unknown || had.layout != s.Layout)
+	})
+}
+
+// straysIn returns the entries of the kernel's set of all pods that the wanted set doesn't have.
+func (p *plan) straysIn(have held, want *table) (strays []ruleset.Entry) {
+	pods, ok := want.find(want.family.Set(conf.PodsSet))
+	if !ok {
+		return nil
+	}
+	for d := range have.sets[pods.Name].entries.Diff(pods.entries) {
+		if !d.Has {
+			strays = append(strays, ruleset.Entry{Element: d.Key, Comment: d.Was})
+			p.strays = append(p.strays, d.Key.Prefix.Addr())
+		}
+	}
+	return strays
+}
+
+// endedIn returns the addresses of attachments that are in the kernel's set of all pods, but not in the wanted one.
+func endedIn(have held, want *table) map[netip.Addr]bool {
+	ended := map[netip.Addr]bool{}
+	if pods, ok := want.find(want.family.Set(conf.PodsSet)); ok {
+		for d := range have.sets[pods.Name].entries.Diff(pods.entries) {
+			if !d.Has {
+				ended[d.Key.Prefix.Addr()] = true
+			}
+		}
+	}
+	return ended
+}
+
+// elements adds the changes of a set's elements. An element with another comment or verdict is deleted and added again
+// in the same transaction.
+func (p *plan) elements(
+	have held, want *table, s set, strays []ruleset.Entry, ended map[netip.Addr]bool,
+) heldSet {
+	at := tables[want.family]
+	had := have.sets[s.Name]
+	next := heldSet{layout: s.Layout, entries: s.entries}
+	var adds, dels []nftnl.Element
+	if had.odd {
+		p.batch.FlushSet(at, s.Name)
+		p.closes, p.only = true, false
+		had.entries = ruleset.Entries{}
+	}
+	for d := range had.entries.Diff(s.entries) {
+		if s.role == ruleset.Attached && !d.Has {
+			continue
+		}
+		if d.Had {
+			dels = append(dels, s.elementOf(ruleset.Entry{Element: d.Key, Comment: d.Was}))
+		}
+		if d.Has {
+			adds = append(adds, s.elementOf(ruleset.Entry{Element: d.Key, Comment: d.Now}))
+		}
+		denies := d.Had && !d.Has
+		if s.role == ruleset.Members {
+			denies = d.Had && !(d.Has && within(have, want, target(d.Was), target(d.Now)))
+		}
+		p.note(s.role, d.Key, denies && !ended[d.Key.Prefix.Addr()], d.Had && !d.Has)
+	}
+	if s.role == ruleset.Attached {
+		for _, e := range strays {
+			next.entries = next.entries.With(e)
+			if _, ok := had.entries.Get(e.Element); !ok { // the table was made anew
+				adds = append(adds, s.elementOf(e))
+			}
+		}
+	}
+	p.batch.DeleteElements(at, s.Set, dels)
+	p.batch.AddElements(at, s.Set, adds, aSet{want.family, s}, p.alone)
+	return next
+}
+
+// note notes what the change of an element means for connections. denies is true if the change may deny some, and
+// leaves if the element leaves its set.
+func (p *plan) note(role ruleset.SetRole, e ruleset.Element, denies, leaves bool) {
+	switch {
+	case role == ruleset.Members:
+		p.only, p.closes = false, p.closes || denies
+	case role != ruleset.Peers || !leaves || !e.Prefix.IsValid() || !e.Prefix.IsSingleIP():
+		p.only, p.closes = false, p.closes || role == ruleset.Peers && denies
+	default:
+		p.closes, p.closed = p.closes || denies, append(p.closed, e.Prefix.Addr())
+	}
+}
+
+// target returns the chain in the value of an entry of a map.
+func target(value string) string { v, _ := verdictIn(value); return v.Chain }
+
+// within reports whether the kernel's class chain was surely allows no more than the wanted chain now, which has all of
+// its rules but the last, and then drops. An empty name stands for no chain, which allows everything.
+func within(have held, want *table, was, now string) bool {
+	if was == now || now == "" {
+		return true
+	}
+	i := slices.IndexFunc(want.chains, func(c chain) bool { return c.Name == now })
+	if was == "" || i < 0 {
+		return false
+	}
+	allowed := map[nftnl.Sum]bool{}
+	for j, r := range want.chains[i].rules {
+		if r.Action != ruleset.Return {
+			break
+		}
+		allowed[want.chains[i].sums[j]] = true
+	}
+	sums := have.chains[was]
+	for j, s := range sums {
+		if !allowed[s] && j < len(sums)-1 {
+			return false
+		}
+	}
+	return len(sums) > 0
+}
+
+// chain adds what gives the chain its rules, if it has others.
+func (p *plan) chain(have held, f conf.Family, c chain) {
+	had, exists := have.chains[c.Name]
+	if slices.Equal(had, c.sums) {
+		return
+	}
+	p.rules, p.only = true, false
+	p.closes = p.closes || exists || !isClass(c.Name)
+	if len(had) > 0 {
+		p.batch.FlushChain(tables[f], c.Name)
+	}
+	for _, r := range c.rules {
+		written, _ := r.write(f)
+		p.batch.AddRule(tables[f], c.Name, written, aRule{f, r})
+	}
+}
+
+// remove adds what deletes the kernel's chains and sets that the wanted table doesn't have.
+func (p *plan) remove(have held, want *table) {
+	at := tables[want.family]
+	wanted := map[string]bool{}
+	for _, c := range want.chains {
+		wanted[c.Name] = true
+	}
+	var chains []string
+	for name, rules := range have.chains {
+		if !wanted[name] {
+			chains = append(chains, name)
+			if len(rules) > 0 {
+				p.batch.FlushChain(at, name)
+			}
+			p.closes = p.closes || !isClass(name)
+		}
+	}
+	for _, name := range chains { // all are empty now, so none leads to another
+		p.batch.DeleteChain(at, name)
+		p.rules, p.only = true, false
+	}
+	for name := range have.sets {
+		if _, ok := want.find(name); !ok {
+			p.batch.DeleteSet(at, name)
+		}
+	}
+}
+
+// isClass reports whether the chain has the rules of a class.
+func isClass(name string) bool {
+	for _, prefix := range []string{conf.IngressClassChains, conf.EgressClassChains} {
+		if len(name) > len(prefix) && name[:len(prefix)] == prefix {
+			return true
+		}
+	}
+	return false
+}

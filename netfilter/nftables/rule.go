@@ -1,0 +1,376 @@
+package nftables
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/nftnl"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// rule is a rule of nftables: a rule of the ruleset, with the fields for what only nftables has.
+type rule struct {
+	ruleset.Rule
+	// Verdicts is the map that has the verdict for the address By; empty if the rule's Action decides.
+	Verdicts string
+	By       ruleset.Part
+	// Log is the prefix with which the packet is copied to the log group before the rule drops it; empty for no copy.
+	Log string
+	// Match are conditions that the ruleset's rules have no fields for.
+	Match []condition
+}
+
+// Parts of a packet that only the sets of this package have.
+const (
+	bothEnds ruleset.Part = "source and destination"               // AddressPair
+	innerEnd ruleset.Part = "source, and destination inside of it" // InnerPair
+)
+
+// labels is an action: the rule writes the label of cut connections. No packet reaches such a rule. The kernel makes
+// room for labels in its table of connections only while some rule writes one.
+const labels ruleset.Action = "label as cut"
+
+// condition is a condition of a rule: the text that nft prints, and the expressions.
+type condition struct {
+	text        string
+	expressions func(nftnl.Expressions) nftnl.Expressions
+}
+
+// statement is a rule while it is being written.
+type statement struct {
+	family conf.Family
+	words  []string
+	e      nftnl.Expressions
+}
+
+// write returns the rule in the kernel's form, and as nft prints it.
+func (r rule) write(f conf.Family) (nftnl.Rule, string) {
+	s := &statement{family: f}
+	s.link("iifname", unix.NFT_META_IIFNAME, r.In)
+	s.link("oifname", unix.NFT_META_OIFNAME, r.Out)
+	s.address("saddr", 0, r.Src)
+	s.address("daddr", 1, r.Dst)
+	s.protocol(r)
+	for _, c := range r.Match {
+		s.add(c)
+	}
+	s.track(r.Track)
+	s.ports(r)
+	for _, m := range r.Sets {
+		s.set(m, r.Proto)
+	}
+	if r.Verdicts != "" {
+		s.load(r.By, "")
+		s.words[len(s.words)-1] += " vmap @" + r.Verdicts
+		s.e = s.e.LookupVerdict(r.Verdicts)
+	} else {
+		s.act(r)
+	}
+	words := nftnl.Comment(conf.Comment(r.Comment))
+	if words != "" {
+		s.say("comment %q", words)
+	}
+	return nftnl.Rule{Expressions: s.e, Comment: words}, strings.Join(s.words, " ")
+}
+
+func (s *statement) say(format string, args ...any) { s.words = append(s.words, fmt.Sprintf(format, args...)) }
+
+func (s *statement) add(c condition) {
+	if c.text != "" {
+		s.say("%s", c.text)
+	}
+	s.e = c.expressions(s.e)
+}
+
+// ip returns the word before the names of fields of the family's header.
+func (s *statement) ip() string {
+	if s.family == conf.IPv6 {
+		return "ip6"
+	}
+	return "ip"
+}
+
+func (s *statement) link(word string, key uint32, name string) {
+	if name == "" {
+		return
+	}
+	s.say("%s %q", word, name)
+	s.e = s.e.Meta(key, 0).Compare(unix.NFT_CMP_EQ, append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...))
+}
+
+// addressAt returns where the family's header has the source (0) or the destination (1), and the address's length.
+func (s *statement) addressAt(which uint32) (offset, length uint32) {
+	if s.family == conf.IPv6 {
+		return 8 + 16*which, 16
+	}
+	return 12 + 4*which, 4
+}
+
+// address compares an address with a network, as nft does: a network of whole bytes by these bytes alone.
+func (s *statement) address(word string, which uint32, p netip.Prefix) {
+	if !p.IsValid() {
+		return
+	}
+	offset, length := s.addressAt(which)
+	text := p.String()
+	if p.IsSingleIP() {
+		text = p.Addr().String()
+	}
+	s.say("%s %s %s", s.ip(), word, text)
+	data := p.Masked().Addr().AsSlice()
+	switch bits := p.Bits(); {
+	case bits%8 == 0 && bits > 0:
+		length = uint32(bits / 8)
+		s.e = s.e.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, length, 0)
+		data = data[:length]
+	default:
+		mask := make([]byte, length)
+		for i := range bits {
+			mask[i/8] |= 0x80 >> (i % 8)
+		}
+		s.e = s.e.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, length, 0).And(mask)
+	}
+	s.e = s.e.Compare(unix.NFT_CMP_EQ, data)
+}
+
+// numbers are the numbers of protocols that have names.
+var numbers = map[ruleset.Protocol]uint8{
+	ruleset.TCP: unix.IPPROTO_TCP, ruleset.UDP: unix.IPPROTO_UDP, ruleset.SCTP: unix.IPPROTO_SCTP,
+	ruleset.ICMP: unix.IPPROTO_ICMP, ruleset.ICMPv6: unix.IPPROTO_ICMPV6,
+}
+
+// numberOf returns the protocol's number, which is its name if it has no other.
+func numberOf(p ruleset.Protocol) uint8 {
+	if n, ok := numbers[p]; ok {
+		return n
+	}
+	n, _ := strconv.ParseUint(string(p), 10, 8)
+	return uint8(n)
+}
+
+// protocol compares the protocol. If a later condition reads that protocol's own header, nft doesn't print it.
+func (s *statement) protocol(r rule) {
+	if r.Proto == "" {
+		return
+	}
+	if !r.readsTransport() {
+		s.say("meta l4proto %s", r.Proto)
+	}
+	s.e = s.e.Meta(unix.NFT_META_L4PROTO, 0).Compare(unix.NFT_CMP_EQ, []byte{numberOf(r.Proto)})
+}
+
+// readsTransport reports whether a condition of the rule reads the header of its protocol.
+func (r rule) readsTransport() bool {
+	if len(r.Ports) > 0 || r.Track == ruleset.Midstream {
+		return true
+	}
+	for _, m := range r.Sets {
+		if m.By == ruleset.DestinationPort || m.By == ruleset.DestinationPair || m.By == ruleset.SourcePair {
+			return true
+		}
+	}
+	for _, c := range r.Match {
+		if strings.HasPrefix(c.text, "icmp") {
+			return true
+		}
+	}
+	return false
+}
+
+// u32 returns a number as the kernel has it in a register.
+func u32(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
+
+// bit returns the bit of the state of a connection, as nf_conntrack_common.h numbers the states (NF_CT_STATE_BIT).
+const (
+	stateInvalid     = 1 << 0
+	stateEstablished = 1 << 1
+	stateRelated     = 1 << 2
+	stateUntracked   = 1 << 6
+	statusDNAT       = 1 << 5 // IPS_DST_NAT
+)
+
+// has matches if a bit of the mask is set in what the expressions have loaded, or if none is set and not is true.
+func has(e nftnl.Expressions, mask []byte, not bool) nftnl.Expressions {
+	op := uint32(unix.NFT_CMP_NEQ)
+	if not {
+		op = unix.NFT_CMP_EQ
+	}
+	return e.And(mask).Compare(op, make([]byte, len(mask)))
+}
+
+// cutLabel returns the label that has only the bit of cut connections.
+func cutLabel() []byte {
+	label := make([]byte, 16) // unsigned longs of the kernel, so the order of the bytes is that of the machine
+	at := conf.CutLabel / 64 * 8
+	binary.NativeEndian.PutUint64(label[at:at+8], 1<<(conf.CutLabel%64))
+	return label
+}
+
+func ctState(words string, mask uint32) condition {
+	return condition{"ct state " + words, func(e nftnl.Expressions) nftnl.Expressions {
+		return has(e.Ct(unix.NFT_CT_STATE, 0), u32(mask), false)
+	}}
+}
+
+func cut(not bool) condition {
+	sign := ""
+	if not {
+		sign = "! "
+	}
+	return condition{fmt.Sprintf("ct label %s%d", sign, conf.CutLabel), func(e nftnl.Expressions) nftnl.Expressions {
+		return has(e.Ct(unix.NFT_CT_LABELS, 0), cutLabel(), not)
+	}}
+}
+
+// untranslated matches packets of a connection whose destination no rule has translated. Packets without a connection
+// don't match: see variants.
+var untranslated = condition{"ct status ! dnat", func(e nftnl.Expressions) nftnl.Expressions {
+	return has(e.Ct(unix.NFT_CT_STATUS, 0), u32(statusDNAT), true)
+}}
+
+func (s *statement) track(t ruleset.Track) {
+	switch t {
+	case ruleset.Established:
+		s.add(ctState("established", stateEstablished))
+		s.add(cut(true))
+	case ruleset.Cut:
+		s.add(cut(false))
+	case ruleset.Related:
+		s.add(ctState("related", stateRelated))
+	case ruleset.Midstream:
+		s.add(condition{"tcp flags != syn / fin,syn,rst,ack", func(e nftnl.Expressions) nftnl.Expressions {
+			const fin, syn, rst, ack = 0x01, 0x02, 0x04, 0x10
+			return e.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1, 0).And([]byte{fin | syn | rst | ack}).
+				Compare(unix.NFT_CMP_NEQ, []byte{syn})
+		}})
+		s.add(condition{"ct state != untracked", func(e nftnl.Expressions) nftnl.Expressions {
+			return e.Ct(unix.NFT_CT_STATE, 0).Compare(unix.NFT_CMP_NEQ, u32(stateUntracked))
+		}})
+	}
+}
+
+func loadPort(e nftnl.Expressions, to int) nftnl.Expressions {
+	return e.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, to)
+}
+
+func (s *statement) ports(r rule) {
+	if len(r.Ports) == 0 {
+		return
+	}
+	p := r.Ports[0] // the lowering leaves no rule with more
+	s.say("%s dport %s", r.Proto, p)
+	s.e = loadPort(s.e, 0)
+	if first := binary.BigEndian.AppendUint16(nil, p.First); p.First == p.Last {
+		s.e = s.e.Compare(unix.NFT_CMP_EQ, first)
+	} else {
+		s.e = s.e.Compare(unix.NFT_CMP_GTE, first).Compare(unix.NFT_CMP_LTE, binary.BigEndian.AppendUint16(nil, p.Last))
+	}
+}
+
+// load loads a part of the packet, from the first register on, and says its name.
+func (s *statement) load(by ruleset.Part, proto ruleset.Protocol) {
+	word := "th" // for a rule without a protocol
+	if proto != "" {
+		word = string(proto)
+	}
+	source, length := s.addressAt(0)
+	destination, _ := s.addressAt(1)
+	next := int(length / 4) // the register behind an address
+	ip := func(offset uint32, to int) {
+		s.e = s.e.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, length, to)
+	}
+	pair := func() {
+		s.e = loadPort(s.e.Meta(unix.NFT_META_L4PROTO, next), next+1)
+	}
+	switch by {
+	case ruleset.Source:
+		s.say("%s saddr", s.ip())
+		ip(source, 0)
+	case ruleset.Destination:
+		s.say("%s daddr", s.ip())
+		ip(destination, 0)
+	case ruleset.DestinationPort:
+		s.say("%s dport", word)
+		s.e = loadPort(s.e, 0)
+	case ruleset.SourcePair:
+		s.say("%s saddr . meta l4proto . %s dport", s.ip(), word)
+		ip(source, 0)
+		pair()
+	case ruleset.DestinationPair:
+		s.say("%s daddr . meta l4proto . %s dport", s.ip(), word)
+		ip(destination, 0)
+		pair()
+	case ruleset.SourceLink:
+		s.say("%s saddr . iifname", s.ip())
+		ip(source, 0)
+		s.e = s.e.Meta(unix.NFT_META_IIFNAME, next)
+	case sourceLinkOnly:
+		s.say("iifname")
+		s.e = s.e.Meta(unix.NFT_META_IIFNAME, 0)
+	case bothEnds:
+		s.say("%s saddr . %s daddr", s.ip(), s.ip())
+		ip(source, 0)
+		ip(destination, next)
+	case innerEnd: // behind the eight bytes of the ICMP header is the packet that the error is about
+		offset := 8 + destination
+		s.say("%s saddr . @th,%d,%d", s.ip(), 8*offset, 8*length)
+		ip(source, 0)
+		s.e = s.e.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, offset, length, next)
+	}
+}
+
+// sourceLinkOnly is the link that a packet came in by: the part for sets of links, whose elements have no address.
+const sourceLinkOnly ruleset.Part = "link"
+
+func (s *statement) set(m ruleset.SetMatch, proto ruleset.Protocol) {
+	s.load(m.By, proto)
+	sign := " "
+	if m.Not {
+		sign = " != "
+	}
+	s.words[len(s.words)-1] += sign + "@" + m.Name
+	s.e = s.e.Lookup(m.Name, m.Not)
+}
+
+// act adds what the rule does. Rules that drop count what they drop.
+func (s *statement) act(r rule) {
+	verdict := func(code int32, chain string) { s.e = s.e.Verdict(nftnl.Verdict{Code: code, Chain: chain}) }
+	switch r.Action {
+	case ruleset.Drop:
+		s.say("counter")
+		s.e = s.e.Counter()
+		if r.Log != "" {
+			s.say("log prefix %q group %d", r.Log, conf.LogGroup)
+			s.e = s.e.Log(conf.LogGroup, r.Log)
+		}
+		s.say("drop")
+		verdict(0, "") // NF_DROP
+	case ruleset.Accept:
+		s.say("accept")
+		verdict(1, "") // NF_ACCEPT
+	case ruleset.Return:
+		s.say("return")
+		verdict(unix.NFT_RETURN, "")
+	case ruleset.Jump:
+		s.say("jump %s", r.To)
+		verdict(unix.NFT_JUMP, r.To)
+	case ruleset.GoTo:
+		s.say("goto %s", r.To)
+		verdict(unix.NFT_GOTO, r.To)
+	case ruleset.Log:
+		s.say("log prefix %q group %d", r.To, conf.LogGroup)
+		s.e = s.e.Log(conf.LogGroup, r.To)
+	case ruleset.Masquerade:
+		s.say("masquerade fully-random")
+		s.e = s.e.Masquerade()
+	case labels:
+		s.say("ct label set %d", conf.CutLabel)
+		s.e = s.e.Load(cutLabel()).SetCt(unix.NFT_CT_LABELS, 0)
+	}
+}

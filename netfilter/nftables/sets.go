@@ -1,0 +1,212 @@
+package nftables
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/nftnl"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Sets of this node's pods, with each address twice. selfSet has it as source and destination of a packet, errorsSet as
+// sender of an ICMP error and receiver of the packet inside.
+const (
+	selfSet   = "weir-self"
+	errorsSet = "weir-errors"
+)
+
+func pairSets(f conf.Family) []set {
+	pair := func(name string, layout nftnl.Layout, words string) set {
+		return set{
+			Set:  nftnl.Set{Name: f.Set(name), Layout: layout, Comment: words},
+			kind: ruleset.Addresses, role: ruleset.Peers,
+		}
+	}
+	return []set{
+		pair(selfSet, nftnl.AddressPair, "weir: this node's pods, as sender and receiver of a packet"),
+		pair(errorsSet, nftnl.InnerPair, "weir: this node's pods, as sender of an error and receiver of the packet inside"),
+	}
+}
+
+// comment returns a text that the kernel stores unchanged and nft can read again.
+func comment(text string) string { return nftnl.Comment(conf.Comment(text)) }
+
+// loweredSet has a set's entries in the ruleset and in nftables. The two share their memory if nftables can store all
+// of them unchanged.
+type loweredSet struct {
+	layout   nftnl.Layout
+	from, to ruleset.Entries
+}
+
+// set returns the set in the words of nftables, in the family's table.
+func (m *lowering) set(last lowering, f conf.Family, s ruleset.Set) set {
+	layout := layoutOf(s)
+	k := key{f, s.Name}
+	done := last.sets[k].next(layout, s.Entries)
+	m.sets[k] = done
+	return set{
+		Set:  nftnl.Set{Name: s.Name, Layout: layout, Comment: setComment(s.Name)},
+		kind: s.Kind, role: s.Role, opens: s.Opens, entries: done.to,
+	}
+}
+
+func layoutOf(s ruleset.Set) nftnl.Layout {
+	switch s.Kind {
+	case ruleset.Networks:
+		return nftnl.Network
+	case ruleset.AddressPorts:
+		return nftnl.AddressPort
+	case ruleset.Ports:
+		return nftnl.Port
+	case ruleset.AddressLinks:
+		if s.Name == s.Family.Set(conf.LinksSet) { // each entry is a link with all addresses
+			return nftnl.Link
+		}
+		return nftnl.AddressLink
+	}
+	return nftnl.Address
+}
+
+// setComments are the comments of sets, by the beginnings of their names. The first that fits counts.
+var setComments = []struct{ name, words string }{
+	{conf.PodsSet, "weir: this node's pods"},
+	{conf.NetworksSet, "weir: the networks of all pods"},
+	{conf.ChainedSet, "weir: pods whose network another plugin made"},
+	{conf.LinksSet, "weir: links that another plugin made for one pod each"},
+	{conf.SendersSet, "weir: pods on links that another plugin made"},
+	{conf.SelectorSets, "weir: pods that a policy's selectors match"},
+	{conf.MergedBlockSets, "weir: networks of several policies"},
+	{conf.BlockSets, "weir: networks of a policy"},
+	{conf.NamedPortSets, "weir: pods with a named port, and its number there"},
+	{conf.MergedSets, "weir: pods of several policies"},
+	{conf.NumberSets, "weir: a list of ports"},
+}
+
+func setComment(name string) string {
+	for _, c := range setComments {
+		if strings.HasPrefix(name, c.name) {
+			return c.words
+		}
+	}
+	return ""
+}
+
+// next returns the set with entries that nftables can store: with comments that nft can read again, and without
+// networks inside of other networks. s is the set of the last ruleset with that name; next lowers only the entries that
+// have changed since, unless a network is inside of another.
+func (s loweredSet) next(layout nftnl.Layout, now ruleset.Entries) loweredSet {
+	if s.layout != layout {
+		s = loweredSet{}
+	}
+	n := loweredSet{layout, now, now}
+	switch {
+	case layout == nftnl.Link:
+		n.to = ruleset.Entries{}
+		for e := range now.All() {
+			n.to = n.to.With(ruleset.Entry{Element: ruleset.Element{Link: e.Link}, Comment: comment(e.Comment)})
+		}
+		return n
+	case layout == nftnl.Network && nested(now):
+		n.to = outermost(now)
+		return n
+	case layout == nftnl.Network && s.from.Len() != s.to.Len(): // there were networks inside of others
+		s = loweredSet{}
+	}
+	shared := s.from.Same(s.to)
+	for c := range s.from.Diff(now) {
+		shared = shared && (!c.Has || comment(c.Now) == c.Now)
+	}
+	if shared {
+		return n
+	}
+	n.to = s.to
+	for c := range s.from.Diff(now) {
+		if !c.Has {
+			n.to = n.to.Without(c.Key)
+		} else {
+			n.to = n.to.With(ruleset.Entry{Element: c.Key, Comment: comment(c.Now)})
+		}
+	}
+	return n
+}
+
+// nested reports whether one of the networks is inside of another. In the order of the entries, a network comes behind
+// those that it is inside of.
+func nested(entries ruleset.Entries) bool {
+	var outer netip.Prefix
+	for e := range entries.All() {
+		if outer.IsValid() && outer.Contains(e.Prefix.Addr()) {
+			return true
+		}
+		outer = e.Prefix
+	}
+	return false
+}
+
+// outermost returns the networks that are not inside of another. The kernel refuses networks that overlap.
+func outermost(entries ruleset.Entries) ruleset.Entries {
+	var kept []ruleset.Entry
+	for e := range entries.All() {
+		if n := len(kept); n == 0 || !kept[n-1].Prefix.Contains(e.Prefix.Addr()) {
+			e.Comment = comment(e.Comment)
+			kept = append(kept, e)
+		}
+	}
+	return ruleset.EntriesOf(kept...)
+}
+
+// elementOf returns the entry of the set as an element.
+func (s set) elementOf(e ruleset.Entry) nftnl.Element {
+	to := nftnl.Element{Prefix: e.Prefix, Port: e.Port, Link: e.Link, Comment: e.Comment}
+	if e.Proto != "" {
+		to.Proto = numberOf(e.Proto)
+	}
+	if s.Layout == nftnl.Verdicts {
+		to.Verdict, to.Comment = verdictIn(e.Comment)
+	}
+	return to
+}
+
+// entryOf returns the element of a set of this layout as an entry.
+func entryOf(layout nftnl.Layout, e nftnl.Element) ruleset.Entry {
+	to := ruleset.Entry{Comment: e.Comment}
+	to.Prefix, to.Port, to.Link = e.Prefix, e.Port, e.Link
+	if layout == nftnl.AddressPort {
+		to.Proto = protocolOf(e.Proto)
+	}
+	if layout == nftnl.Verdicts {
+		to.Comment = valueOf(e.Verdict, e.Comment)
+	}
+	return to
+}
+
+// protocolOf returns the protocol with this number, by its name if it has one.
+func protocolOf(number uint8) ruleset.Protocol {
+	for p, n := range numbers {
+		if n == number {
+			return p
+		}
+	}
+	return ruleset.Protocol(strconv.Itoa(int(number)))
+}
+
+// elements returns the set's entries as elements.
+func (s set) elements() []nftnl.Element {
+	all := make([]nftnl.Element, 0, s.entries.Len())
+	for e := range s.entries.All() {
+		all = append(all, s.elementOf(e))
+	}
+	return all
+}
+
+// find returns the set of that name.
+func (t *table) find(name string) (set, bool) {
+	i, ok := slices.BinarySearchFunc(t.sets, name, func(s set, name string) int { return strings.Compare(s.Name, name) })
+	if !ok {
+		return set{}, false
+	}
+	return t.sets[i], true
+}

@@ -1,0 +1,139 @@
+package nftables
+
+import (
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/nftnl"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// String returns the table as nft prints it, with one element of a set on each line.
+//
+// Equivalent to: nft --stateless list table FAMILY weir
+func (t *table) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "table %s %s {\n\tcomment %q\n", (&statement{family: t.family}).ip(), tableName, tableComment)
+	for _, s := range t.sets {
+		s.print(&b, t.family)
+		b.WriteString("\n")
+	}
+	for i, c := range t.chains {
+		if i > 0 {
+			b.WriteString("\n")
+		}
+		c.print(&b, t.family)
+	}
+	b.WriteString("}\n")
+	return b.String()
+}
+
+func (s set) print(b *strings.Builder, f conf.Family) {
+	word := "set"
+	if s.Layout == nftnl.Verdicts {
+		word = "map"
+	}
+	fmt.Fprintf(b, "\t%s %s {\n\t\t%s\n", word, s.Name, s.typeText(f))
+	if s.Layout == nftnl.Network {
+		b.WriteString("\t\tflags interval\n")
+	}
+	if s.Comment != "" {
+		fmt.Fprintf(b, "\t\tcomment %q\n", s.Comment)
+	}
+	var all []string
+	for e := range s.entries.All() {
+		all = append(all, s.elementText(s.elementOf(e)))
+	}
+	if len(all) > 0 {
+		fmt.Fprintf(b, "\t\telements = { %s }\n", strings.Join(all, ",\n\t\t\t     "))
+	}
+	b.WriteString("\t}\n")
+}
+
+func (s set) typeText(f conf.Family) string {
+	address := "ipv4_addr"
+	if f == conf.IPv6 {
+		address = "ipv6_addr"
+	}
+	switch s.Layout {
+	case nftnl.AddressPort:
+		return "type " + address + " . inet_proto . inet_service"
+	case nftnl.AddressLink:
+		return "type " + address + " . ifname"
+	case nftnl.Link:
+		return "type ifname"
+	case nftnl.Port:
+		return "type inet_service"
+	case nftnl.Verdicts:
+		return "type " + address + " : verdict"
+	case nftnl.AddressPair:
+		return "type " + address + " . " + address
+	case nftnl.InnerPair:
+		text := &statement{family: f}
+		text.load(innerEnd, "")
+		return "typeof " + text.words[0]
+	}
+	return "type " + address
+}
+
+func (s set) elementText(e nftnl.Element) string {
+	var key string
+	address := e.Prefix.Addr().String()
+	switch s.Layout {
+	case nftnl.Network:
+		if key = e.Prefix.String(); e.Prefix.IsSingleIP() {
+			key = address
+		}
+	case nftnl.AddressPort:
+		key = fmt.Sprintf("%s . %s . %d", address, protocolOf(e.Proto), e.Port)
+	case nftnl.AddressLink:
+		key = fmt.Sprintf("%s . %q", address, e.Link)
+	case nftnl.Link:
+		key = fmt.Sprintf("%q", e.Link)
+	case nftnl.Port:
+		key = fmt.Sprint(e.Port)
+	case nftnl.AddressPair:
+		key = address + " . " + address
+	case nftnl.InnerPair:
+		key = fmt.Sprintf("%s . 0x%x", address, e.Prefix.Addr().AsSlice())
+		key = strings.Replace(key, " 0x0", " 0x", 1)
+	default:
+		key = address
+	}
+	if e.Comment != "" {
+		key += fmt.Sprintf(" comment %q", e.Comment)
+	}
+	if s.Layout == nftnl.Verdicts {
+		if key += " : return"; e.Verdict.Code == unix.NFT_GOTO {
+			key = strings.TrimSuffix(key, "return") + "goto " + e.Verdict.Chain
+		}
+	}
+	return key
+}
+
+// hookText returns the line that nft prints for a chain at a hook.
+var hookText = map[ruleset.Hook]string{
+	ruleset.CheckForwarded:  "type filter hook forward priority mangle; policy accept;",
+	ruleset.CheckToNode:     "type filter hook input priority mangle; policy accept;",
+	ruleset.TranslateSource: "type nat hook postrouting priority srcnat + 1; policy accept;",
+}
+
+func (c chain) print(b *strings.Builder, f conf.Family) {
+	fmt.Fprintf(b, "\tchain %s {\n", c.Name)
+	if c.Comment != "" {
+		fmt.Fprintf(b, "\t\tcomment %q\n", c.Comment)
+	}
+	for at, h := range hooks {
+		if c.Hook != nil && *c.Hook == h {
+			fmt.Fprintf(b, "\t\t%s\n", hookText[at])
+		}
+	}
+	for _, r := range c.rules {
+		_, text := r.write(f)
+		fmt.Fprintf(b, "\t\t%s\n", text)
+	}
+	b.WriteString("\t}\n")
+}

@@ -1,0 +1,148 @@
+package nftnl
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Batch is a list of requests that the kernel carries out together or not at all. Its methods add requests. The
+// argument about of some of them is what the caller calls the request: a Refusal has it.
+//
+// Equivalent to: nft -f FILE
+type Batch struct{ messages []message }
+
+// Empty reports whether the batch has no requests.
+func (b *Batch) Empty() bool { return len(b.messages) == 0 }
+
+// Refusal is a request that the kernel refuses.
+type Refusal struct {
+	About any // nil if the caller has no name for the request
+	Err   error
+}
+
+// RefusedError says which requests of a batch the kernel refuses. It has carried out none of the batch.
+type RefusedError struct{ Refusals []Refusal }
+
+// Error returns the first refusal.
+func (e *RefusedError) Error() string {
+	first := e.Refusals[0]
+	return fmt.Sprintf("nf_tables refuses %d requests of a transaction, first %v: %v", len(e.Refusals), first.About, first.Err)
+}
+
+// Unwrap returns the kernel's errors.
+func (e *RefusedError) Unwrap() []error {
+	var all []error
+	for _, r := range e.Refusals {
+		all = append(all, r.Err)
+	}
+	return all
+}
+
+func (b *Batch) add(m message) { b.messages = append(b.messages, m) }
+
+func (b *Batch) request(kind int, t Table, flags uint16, about any, body attrs) {
+	b.add(message{unix.NFNL_SUBSYS_NFTABLES<<8 | uint16(kind), flags, t.Family, body, about})
+}
+
+// Commit sends the requests. After a RefusedError the kernel has carried out none of them. After any other error it may
+// have carried out all of them or none.
+func (b *Batch) Commit() error {
+	if b.Empty() {
+		return nil
+	}
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	all := b.serialize()
+	if err := makeRoom(fd, len(all), len(b.messages)); err != nil {
+		return fmt.Errorf("make room for a transaction of nf_tables: %w", err)
+	}
+	if err := unix.Sendto(fd, all, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("send a transaction to nf_tables: %w", err)
+	}
+	return b.answers(fd)
+}
+
+// serialize returns the messages between those that begin and end a transaction. The last one asks for an answer.
+func (b *Batch) serialize() []byte {
+	size := 0
+	for _, m := range b.messages {
+		size += unix.SizeofNlMsghdr + sizeofGenmsg + len(m.body)
+	}
+	all := message{kind: unix.NFNL_MSG_BATCH_BEGIN}.append(make([]byte, 0, size+64), 0)
+	for i, m := range b.messages {
+		if i == len(b.messages)-1 {
+			m.flags |= unix.NLM_F_ACK
+		}
+		all = m.append(all, uint32(i+1))
+	}
+	return message{kind: unix.NFNL_MSG_BATCH_END}.append(all, uint32(len(b.messages)+1))
+}
+
+// makeRoom makes the socket's buffers large enough for the transaction and for an answer to each message, and lets the
+// kernel leave the messages out of its answers. Outside of the first user namespace a process may not exceed the limit
+// of the buffers, and the kernel then refuses transactions that are too large.
+func makeRoom(fd, size, messages int) error {
+	const usual, answer = 64 << 10, 1 << 10 // what the kernel counts for an answer
+	for option, need := range map[[2]int]int{
+		{unix.SO_SNDBUFFORCE, unix.SO_SNDBUF}: size + usual, {unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}: messages*answer + usual,
+	} {
+		if need <= 2*usual {
+			continue
+		}
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, option[0], need); errors.Is(err, unix.EPERM) {
+			err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option[1], need)
+			if err != nil {
+				return err
+			}
+		} else if err != nil {
+			return err
+		}
+	}
+	return unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
+}
+
+// answers reads the kernel's answers. The kernel has handled the transaction, and put its answers into the socket,
+// before it returned from the call that sent the messages. It reports each message that it refuses, and then the
+// last message, whatever became of it (nfnetlink_rcv_batch, net/netfilter/nfnetlink.c).
+func (b *Batch) answers(fd int) error {
+	refused := &RefusedError{}
+	answered := false
+	buf := make([]byte, 64<<10)
+	for {
+		n, _, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EAGAIN) && len(refused.Refusals) > 0:
+			return refused
+		case errors.Is(err, unix.EAGAIN) && answered:
+			return nil
+		case err != nil:
+			return fmt.Errorf("nf_tables doesn't answer: %w", err)
+		}
+		msgs, err := syscall.ParseNetlinkMessage(buf[:n])
+		if err != nil {
+			return fmt.Errorf("read the answer of nf_tables: %w", err)
+		}
+		for _, m := range msgs {
+			if m.Header.Type != unix.NLMSG_ERROR || len(m.Data) < 4 {
+				continue
+			}
+			answered = true
+			if code := int32(binary.NativeEndian.Uint32(m.Data)); code != 0 {
+				r := Refusal{Err: unix.Errno(-code)}
+				if i := int(m.Header.Seq) - 1; i >= 0 && i < len(b.messages) {
+					r.About = b.messages[i].about
+				}
+				refused.Refusals = append(refused.Refusals, r)
+			}
+		}
+	}
+}

@@ -1,0 +1,206 @@
+package nftnl
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	netattrs "github.com/weir-net/weir/internal/attrs"
+)
+
+// Rule has the expressions of a rule, and its comment.
+type Rule struct {
+	Expressions []byte
+	Comment     string
+}
+
+// Sum identifies a rule's expressions and comment.
+type Sum [16]byte
+
+// Sum returns the same for two rules if the kernel treats them in the same way and nft prints them in the same way. It
+// ignores what counters have counted.
+func (r Rule) Sum() Sum { return sum(r.Expressions, comment(commentOfAnObject, r.Comment)) }
+
+// sum hashes the expressions. The kernel may print an attribute that was left out, with its default 0, and the
+// attributes in another order.
+func sum(expressions, data []byte) Sum {
+	h := sha256.New()
+	var all []byte
+	number := func(n int) { all = binary.BigEndian.AppendUint32(all, uint32(n)) }
+	for _, e := range netattrs.In(expressions) {
+		var name, values []byte
+		for kind, value := range netattrs.In(e) {
+			switch kind {
+			case unix.NFTA_EXPR_NAME:
+				name = bytes.TrimRight(value, "\x00")
+			case unix.NFTA_EXPR_DATA:
+				values = value
+			}
+		}
+		number(len(name))
+		all = append(all, name...)
+		if string(name) == "counter" {
+			continue
+		}
+		type attr struct {
+			kind  uint16
+			value []byte
+		}
+		var attributes []attr
+		for kind, value := range netattrs.In(values) {
+			if len(value) != 4 || binary.BigEndian.Uint32(value) != 0 {
+				attributes = append(attributes, attr{kind, value})
+			}
+		}
+		slices.SortFunc(attributes, func(a, b attr) int { return int(a.kind) - int(b.kind) })
+		number(len(attributes))
+		for _, a := range attributes {
+			number(int(a.kind))
+			number(len(a.value))
+			all = append(all, a.value...)
+		}
+	}
+	h.Write(all)
+	h.Write([]byte{0})
+	h.Write(data)
+	return Sum(h.Sum(nil)[:16])
+}
+
+// Expressions are the expressions of a rule, in the form in which the kernel prints them. The methods append one. A
+// register is the number of one of the sixteen registers of 32 bits; a value takes as many as it needs.
+type Expressions []byte
+
+func (e Expressions) add(name string, data attrs) Expressions {
+	one := attrs{}.text(unix.NFTA_EXPR_NAME, name)
+	if name != "notrack" {
+		one = one.put(unix.NFTA_EXPR_DATA, data)
+	}
+	return Expressions(attrs(e).put(unix.NFTA_LIST_ELEM, one))
+}
+
+// register returns the kernel's number of a register: it prints each fourth one as a register of 128 bits.
+func register(n int) uint32 {
+	if n%4 == 0 {
+		return uint32(unix.NFT_REG_1 + n/4)
+	}
+	return uint32(unix.NFT_REG32_00 + n)
+}
+
+func value(data []byte) attrs { return attrs{}.put(unix.NFTA_DATA_VALUE, data) }
+
+// Meta loads a property of the packet, such as unix.NFT_META_L4PROTO.
+func (e Expressions) Meta(key uint32, to int) Expressions {
+	return e.add("meta", attrs{}.number(unix.NFTA_META_KEY, key).number(unix.NFTA_META_DREG, register(to)))
+}
+
+// Ct loads a property of the packet's connection, such as unix.NFT_CT_STATE. The rule doesn't match if the packet has
+// no connection, except for the state.
+func (e Expressions) Ct(key uint32, to int) Expressions {
+	return e.add("ct", attrs{}.number(unix.NFTA_CT_KEY, key).number(unix.NFTA_CT_DREG, register(to)))
+}
+
+// SetCt writes a register to a property of the packet's connection.
+func (e Expressions) SetCt(key uint32, from int) Expressions {
+	return e.add("ct", attrs{}.number(unix.NFTA_CT_KEY, key).number(unix.NFTA_CT_SREG, register(from)))
+}
+
+// Payload loads bytes of the packet, counted from the beginning of a header such as unix.NFT_PAYLOAD_NETWORK_HEADER.
+func (e Expressions) Payload(header uint32, offset, length uint32, to int) Expressions {
+	return e.add("payload", attrs{}.number(unix.NFTA_PAYLOAD_DREG, register(to)).number(unix.NFTA_PAYLOAD_BASE, header).
+		number(unix.NFTA_PAYLOAD_OFFSET, offset).number(unix.NFTA_PAYLOAD_LEN, length))
+}
+
+// Compare ends the rule unless the comparison of the first register with the data is true. op is such as
+// unix.NFT_CMP_EQ.
+func (e Expressions) Compare(op uint32, data []byte) Expressions {
+	return e.add("cmp", attrs{}.number(unix.NFTA_CMP_SREG, register(0)).number(unix.NFTA_CMP_OP, op).
+		put(unix.NFTA_CMP_DATA, value(data)))
+}
+
+// And computes a bitwise and of the first register and the mask.
+func (e Expressions) And(mask []byte) Expressions {
+	return e.add("bitwise", attrs{}.number(unix.NFTA_BITWISE_SREG, register(0)).
+		number(unix.NFTA_BITWISE_DREG, register(0)).number(unix.NFTA_BITWISE_LEN, uint32(len(mask))).
+		put(unix.NFTA_BITWISE_MASK, value(mask)).put(unix.NFTA_BITWISE_XOR, value(make([]byte, len(mask)))))
+}
+
+// Lookup ends the rule unless the set contains what the registers from the first on hold. If not is true, it ends the
+// rule unless the set doesn't contain it.
+func (e Expressions) Lookup(set string, not bool) Expressions {
+	a := attrs{}.text(unix.NFTA_LOOKUP_SET, set).number(unix.NFTA_LOOKUP_SREG, register(0))
+	if not {
+		a = a.number(unix.NFTA_LOOKUP_FLAGS, unix.NFT_LOOKUP_F_INV)
+	}
+	return e.add("lookup", a)
+}
+
+// LookupVerdict gives the packet the verdict that the map has for what the registers from the first on hold. It ends
+// the rule if the map has none.
+func (e Expressions) LookupVerdict(name string) Expressions {
+	return e.add("lookup", attrs{}.text(unix.NFTA_LOOKUP_SET, name).number(unix.NFTA_LOOKUP_SREG, register(0)).
+		number(unix.NFTA_LOOKUP_DREG, unix.NFT_REG_VERDICT))
+}
+
+// Load writes the data into the first register.
+func (e Expressions) Load(data []byte) Expressions {
+	return e.add("immediate", attrs{}.number(unix.NFTA_IMMEDIATE_DREG, register(0)).
+		put(unix.NFTA_IMMEDIATE_DATA, value(data)))
+}
+
+// Verdict gives the packet the verdict.
+func (e Expressions) Verdict(v Verdict) Expressions {
+	return e.add("immediate", attrs{}.number(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT).
+		put(unix.NFTA_IMMEDIATE_DATA, v.encode()))
+}
+
+// Counter counts the packets that reach it.
+func (e Expressions) Counter() Expressions {
+	none := make([]byte, 8)
+	return e.add("counter", attrs{}.put(unix.NFTA_COUNTER_BYTES, none).put(unix.NFTA_COUNTER_PACKETS, none))
+}
+
+// Log copies the packet to the log group, with the prefix.
+func (e Expressions) Log(group uint16, prefix string) Expressions {
+	return e.add("log", attrs{}.put(unix.NFTA_LOG_GROUP, binary.BigEndian.AppendUint16(nil, group)).
+		text(unix.NFTA_LOG_PREFIX, prefix))
+}
+
+// Masquerade translates the packet's source to the node's address, with a random port.
+func (e Expressions) Masquerade() Expressions {
+	const fullyRandom = 1 << 4 // NF_NAT_RANGE_PROTO_RANDOM_FULLY
+	return e.add("masq", attrs{}.number(unix.NFTA_MASQ_FLAGS, fullyRandom))
+}
+
+// Verdict is what becomes of a packet: a code such as unix.NFT_RETURN, and the chain of a jump or goto.
+type Verdict struct {
+	Code  int32
+	Chain string
+}
+
+func (v Verdict) encode() attrs {
+	a := attrs{}.number(unix.NFTA_VERDICT_CODE, uint32(v.Code))
+	if v.Chain != "" {
+		a = a.text(unix.NFTA_VERDICT_CHAIN, v.Chain)
+	}
+	return attrs{}.put(unix.NFTA_DATA_VERDICT, a)
+}
+
+func parseVerdict(data []byte) (v Verdict) {
+	for kind, value := range netattrs.In(data) {
+		if kind != unix.NFTA_DATA_VERDICT {
+			continue
+		}
+		for kind, value := range netattrs.In(value) {
+			switch {
+			case kind == unix.NFTA_VERDICT_CODE && len(value) == 4:
+				v.Code = int32(binary.BigEndian.Uint32(value))
+			case kind == unix.NFTA_VERDICT_CHAIN:
+				v.Chain = string(bytes.TrimRight(value, "\x00"))
+			}
+		}
+	}
+	return v
+}

@@ -1,0 +1,92 @@
+package nftnl
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netns"
+	"go4.org/netipx"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/netfilter/batch"
+
+	netattrs "github.com/weir-net/weir/internal/attrs"
+)
+
+// Question asks for an element of a set by its key. In a set of networks it asks for the network with the address.
+type Question struct {
+	Table Table
+	Set   Set
+	Element
+}
+
+// questionsEach is how many questions one system call asks. The answers must have room in a socket's buffer.
+const questionsEach = 128
+
+// Find returns for each question, in order, the element, or nil if the set doesn't have it. A set that doesn't exist
+// has none.
+//
+// Equivalent to: nft get element FAMILY TABLE SET { KEY }, for each question
+func Find(questions []Question) ([]*Element, error) {
+	found := make([]*Element, 0, len(questions))
+	for some := range slices.Chunk(questions, questionsEach) {
+		var b batch.Batch
+		has := make([]bool, len(some))
+		for i, q := range some {
+			has[i] = true
+			key := attrs{}.put(unix.NFTA_SET_ELEM_KEY, value(q.Set.Layout.keyOf(q.Element)))
+			a := attrs{}.text(unix.NFTA_SET_ELEM_LIST_TABLE, q.Table.Name).text(unix.NFTA_SET_ELEM_LIST_SET, q.Set.Name).
+				put(unix.NFTA_SET_ELEM_LIST_ELEMENTS, attrs{}.put(unix.NFTA_LIST_ELEM, key))
+			step := b.Add(request(unix.NFT_MSG_GETSETELEM, 0, q.Table, a), "look up an element of set %s", q.Set.Name)
+			step.MapError = func(err error) error {
+				if notExist(err) == ErrNotExist {
+					has[i], err = false, nil
+				}
+				return err
+			}
+		}
+		replies, err := b.Do(unix.NETLINK_NETFILTER, netns.None())
+		if err != nil {
+			return nil, err
+		}
+		for i, q := range some {
+			if !has[i] || len(replies) == 0 {
+				found = append(found, nil)
+				continue
+			}
+			found = append(found, q.answer(replies[0]))
+			replies = replies[1:]
+		}
+	}
+	return found, nil
+}
+
+// answer returns the element in the kernel's answer.
+func (q Question) answer(reply []byte) *Element {
+	if len(reply) < sizeofGenmsg {
+		return nil
+	}
+	for kind, list := range netattrs.In(reply[sizeofGenmsg:]) {
+		if kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+			continue
+		}
+		for _, one := range netattrs.In(list) {
+			if e, last, ok := q.Set.Layout.element(q.Table.Family, one); ok && !last {
+				return &e
+			}
+		}
+	}
+	return nil
+}
+
+// between returns the network from the address first up to the one before behind, or up to the last address if behind
+// is zero. ok is false if this is no single network.
+func between(first, behind netip.Addr) (p netip.Prefix, ok bool) {
+	last := behind
+	if behind.IsValid() {
+		last = behind.Prev()
+	} else {
+		last = netipx.PrefixLastIP(netip.PrefixFrom(first, 0))
+	}
+	return netipx.IPRangeFrom(first, last).Prefix()
+}

@@ -1,0 +1,98 @@
+// Package nftnl writes and reads tables, chains, rules, sets and maps of nf_tables over netlink. It knows nothing of
+// policies. The backend (package nftables) and the plugin use it. It writes the messages itself, because it needs what
+// the library github.com/google/nftables doesn't tell: which requests of a transaction the kernel refuses, and lists
+// that don't keep every element in memory.
+package nftnl
+
+import (
+	"encoding/binary"
+
+	"golang.org/x/sys/unix"
+)
+
+// Table names a table.
+type Table struct {
+	Family uint8 // such as unix.NFPROTO_IPV4
+	Name   string
+}
+
+// attrs are netlink attributes in their binary form.
+type attrs []byte
+
+// put appends an attribute.
+func (a attrs) put(kind uint16, value []byte) attrs {
+	a = binary.NativeEndian.AppendUint16(a, uint16(4+len(value)))
+	a = binary.NativeEndian.AppendUint16(a, kind)
+	a = append(a, value...)
+	return append(a, make([]byte, -len(value)&(unix.NLA_ALIGNTO-1))...)
+}
+
+// text appends an attribute with a text that ends in a NUL.
+func (a attrs) text(kind uint16, value string) attrs { return a.put(kind, append([]byte(value), 0)) }
+
+// number appends an attribute with a number of 32 bits.
+func (a attrs) number(kind uint16, value uint32) attrs {
+	return a.put(kind, binary.BigEndian.AppendUint32(nil, value))
+}
+
+// message is a request of a transaction.
+type message struct {
+	kind, flags uint16
+	family      uint8
+	body        attrs
+	about       any // what the caller calls the request
+}
+
+// sizeofGenmsg is the length of struct nfgenmsg, which follows the header of a message.
+const sizeofGenmsg = 4
+
+func (m message) append(to []byte, seq uint32) []byte {
+	to = binary.NativeEndian.AppendUint32(to, uint32(unix.SizeofNlMsghdr+sizeofGenmsg+len(m.body)))
+	to = binary.NativeEndian.AppendUint16(to, m.kind)
+	to = binary.NativeEndian.AppendUint16(to, unix.NLM_F_REQUEST|m.flags)
+	to = binary.NativeEndian.AppendUint32(to, seq)
+	to = binary.NativeEndian.AppendUint32(to, 0)
+	to = append(to, m.family, unix.NFNETLINK_V0, 0, 0)
+	if m.kind == unix.NFNL_MSG_BATCH_BEGIN || m.kind == unix.NFNL_MSG_BATCH_END {
+		binary.BigEndian.PutUint16(to[len(to)-2:], unix.NFNL_SUBSYS_NFTABLES)
+	}
+	return append(to, m.body...)
+}
+
+// comment returns a text in the form in which nft stores it beside an object: as userdata, with the kind of text that
+// the object has.
+func comment(kind byte, text string) []byte {
+	if text == "" {
+		return nil
+	}
+	return userdata(nil, kind, append([]byte(text), 0))
+}
+
+// userdata appends a value to userdata: a type, a length, and the value (libnftnl, src/udata.c).
+func userdata(to []byte, kind byte, value []byte) []byte {
+	return append(append(to, kind, byte(len(value))), value...)
+}
+
+// userdataIn returns the value of that type in userdata; nil if there is none.
+func userdataIn(data []byte, kind byte) []byte {
+	for len(data) >= 2 && len(data) >= 2+int(data[1]) {
+		if data[0] == kind {
+			return data[2 : 2+int(data[1])]
+		}
+		data = data[2+int(data[1]):]
+	}
+	return nil
+}
+
+// MaxComment is the length of the longest comment, in bytes, that nft reads in a file (NFTNL_UDATA_COMMENT_MAXLEN in
+// libnftnl). The kernel stores longer ones, but a file with the ruleset of this node could then not be loaded again.
+const MaxComment = 127
+
+// Comment shortens a text to MaxComment bytes.
+func Comment(text string) string {
+	const end = " ..."
+	if len(text) > MaxComment {
+		return text[:MaxComment-len(end)] + end
+	}
+	return text
+}
