@@ -28,5 +28,5 @@ func (d *Driver) Generation() (uint32, error) { return generation() }
 // generation or later, or made the generation itself. Of generation 0 it knows nothing. Knows must be called for these
 // generations in order. A second call for the same generation returns the same result.
 func (d *Driver) Knows(generation uint32) bool {
-	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.made(generation))
+	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.Made(generation))
 }

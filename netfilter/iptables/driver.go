@@ -16,6 +16,7 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/ipset"
+	"github.com/weir-net/weir/netfilter/nftnl"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -42,7 +43,7 @@ type Driver struct {
 	nat [len(conf.Families)]natSeen
 	// readAt is the generation of nf_tables at which the tables were read; 0 if it is unknown.
 	readAt uint32
-	own    ownChanges
+	own    nftnl.OwnChanges
 	// ahead are the iptables-restore processes that wait for the next change of rules.
 	ahead [len(conf.Families)]*restorer
 	// suspects are policies' rules, and kinds of rules, that the kernel has refused before. Before a change that
@@ -334,7 +335,7 @@ func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]strin
 	}
 	after, errAfter := generation()
 	if err == nil && errAfter == nil {
-		d.own.note(before, after, tables)
+		d.own.Note(before, after, tables)
 	}
 	return nil
 }

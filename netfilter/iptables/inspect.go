@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/weir-net/weir/conf"
@@ -151,7 +150,7 @@ func (k inspected) heldBy(want ruleset.Ruleset, packets []ruleset.Packet) (rules
 	entries := make([][]ruleset.Entry, len(want.Sets))
 	at := []int{} // for each question: the index of its set
 	for i, s := range want.Sets {
-		for _, e := range elements(s, packets) {
+		for _, e := range netfilter.Elements(s, packets) {
 			has, known := k.hasClass(s, e)
 			if has {
 				entries[i] = append(entries[i], ruleset.Entry{Element: e})
@@ -177,40 +176,4 @@ func (k inspected) heldBy(want ruleset.Ruleset, packets []ruleset.Packet) (rules
 		held.Sets[i].Entries = ruleset.EntriesOf(entries[i]...)
 	}
 	return held, missing, nil
-}
-
-// elements returns the elements that a rule could look up in the set for one of the packets.
-func elements(s ruleset.Set, packets []ruleset.Packet) (all []ruleset.Element) {
-	add := func(e ruleset.Element) {
-		if !slices.Contains(all, e) {
-			all = append(all, e)
-		}
-	}
-	for _, p := range packets {
-		if s.Kind == ruleset.Ports {
-			if p.Port != 0 {
-				add(ruleset.Element{Port: p.Port})
-			}
-			continue
-		}
-		if conf.FamilyOf(p.Dst) != s.Family {
-			continue
-		}
-		for _, a := range []netip.Addr{p.Src, p.Dst} {
-			e := ruleset.Element{Prefix: netip.PrefixFrom(a, a.BitLen())}
-			switch s.Kind {
-			case ruleset.AddressLinks:
-				if e.Link = p.In; a == p.Src && e.Link != "" {
-					add(e)
-				}
-			case ruleset.AddressPorts:
-				if e.Proto, e.Port = p.Proto, p.Port; p.Port != 0 {
-					add(e)
-				}
-			default:
-				add(e)
-			}
-		}
-	}
-	return all
 }

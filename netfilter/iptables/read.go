@@ -13,6 +13,7 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/ipset"
+	"github.com/weir-net/weir/netfilter/nftnl"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -126,7 +127,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 // read lists weir's sets and the tables. before is the state that was known last; nil if there is none.
 func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 	s := state{sets: map[string]set{}}
-	d.readAt, d.own = 0, ownChanges{}
+	d.readAt, d.own = 0, nftnl.OwnChanges{}
 	readAt, _ := generation() // 0 without nf_tables
 	headers, err := d.sets.Headers()
 	if err != nil {

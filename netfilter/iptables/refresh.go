@@ -8,6 +8,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter/ipset"
+	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
 // refresh is a Refresh that has not read everything yet.
@@ -119,7 +120,7 @@ func (d *Driver) refreshSet(name string) error {
 func (d *Driver) refreshTables(ctx context.Context, f conf.Family) {
 	readAt, _ := generation() // 0 without nf_tables
 	if f == conf.Families[0] {
-		d.readAt, d.own = readAt, ownChanges{}
+		d.readAt, d.own = readAt, nftnl.OwnChanges{}
 	}
 	d.have.tables[f] = d.tablesNow(ctx, f, d.have)
 	d.settled = nil

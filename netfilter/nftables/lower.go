@@ -32,13 +32,17 @@ type set struct {
 	// entries are the elements. In place of its comment, an element of a map has its verdict and its comment: see
 	// withVerdict.
 	entries ruleset.Entries
+	// listOfPorts is true if the ruleset has the ports in a rule and not in a set.
+	listOfPorts bool
+	// classes are the classes whose pods a map has.
+	classes []class
 }
 
 // chain is a chain of a table.
 type chain struct {
 	nftnl.Chain
-	rules []rule
-	sums  []nftnl.Sum // of each rule
+	rules   []rule
+	written nftnl.Rules // what the kernel has of the rules
 	// uses are the sets that the rules look up, of those that a table has only if a rule needs them: see complete.
 	uses []string
 }
@@ -175,8 +179,8 @@ func chainComments(chains []ruleset.Chain) map[key]string {
 func (m *lowering) chain(last lowering, c ruleset.Chain, classes []class, words string) loweredChain {
 	k := key{c.Family, c.Name}
 	now := loweredChain{from: c, classes: nameOf(classes)}
-	if was, ok := last.chains[k]; ok && was.classes == now.classes && was.to.Comment == comment(cmp.Or(c.Comment, words)) &&
-		sameRules(was.from, c) {
+	was, ok := last.chains[k]
+	if ok && was.classes == now.classes && was.to.Comment == comment(cmp.Or(c.Comment, words)) && sameRules(was.from, c) {
 		was.from = c
 		m.chains[k] = was
 		return was
@@ -198,10 +202,9 @@ func sameRules(a, b ruleset.Chain) bool {
 
 // sum computes what identifies the chain's rules, and which sets they use.
 func (c *chain) sum(f conf.Family) {
-	c.sums = make([]nftnl.Sum, len(c.rules))
-	for i, r := range c.rules {
+	for _, r := range c.rules {
 		written, _ := r.write(f)
-		c.sums[i] = written.Sum()
+		c.written.Add(written)
 		for _, m := range r.Sets {
 			if m.By == ruleset.DestinationPort || m.By == bothEnds || m.By == innerEnd {
 				c.uses = append(c.uses, m.Name)
@@ -219,7 +222,7 @@ func lowerRules(c ruleset.Chain, classes []class) (rules []rule, ports []set) {
 	}
 	dispatched := false
 	for i := 0; i < len(c.Rules); i++ {
-		r := rule{Rule: c.Rules[i]}
+		r := rule{Rule: c.Rules[i], from: &c.Rules[i]}
 		r.Sets = byLink(r.Sets, c.Family)
 		switch {
 		case isToClass(r.Rule, toClass):
@@ -228,7 +231,7 @@ func lowerRules(c ruleset.Chain, classes []class) (rules []rule, ports []set) {
 			}
 			dispatched = true
 			r = rule{
-				Rule:     ruleset.Rule{Comment: "weir: what becomes of the pod's packets, by its policies"},
+				Rule:     ruleset.Rule{Comment: "weir: to the chain with the policies of the pod"},
 				Verdicts: c.Family.Set(mapOf(c.Name)), By: r.Sets[0].By,
 			}
 		case r.Action == ruleset.Log && i+1 < len(c.Rules) && dropsTheSame(r.Rule, c.Rules[i+1]):
@@ -379,7 +382,7 @@ func splitPorts(r rule) (rules []rule, lists []set) {
 		list.Ports = []ruleset.PortRange{{First: single[0].Port, Last: single[0].Port}}
 		rules = append(rules, list)
 	default:
-		s := set{kind: ruleset.Ports, opens: true, entries: ruleset.EntriesOf(single...)}
+		s := set{kind: ruleset.Ports, opens: true, listOfPorts: true, entries: ruleset.EntriesOf(single...)}
 		s.Name, s.Layout, s.Comment = conf.NumberSets+ruleset.Hash(name.String()), nftnl.Port, "weir: a list of ports"
 		list.Ports = nil
 		list.Sets = append([]ruleset.SetMatch{{Name: s.Name, By: ruleset.DestinationPort}}, r.Sets...)

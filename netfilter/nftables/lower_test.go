@@ -82,14 +82,28 @@ func listed(t *testing.T) string {
 	return unwrapped(strings.Join(all, "\n"))
 }
 
-var elements = regexp.MustCompile(`(?s)elements = \{ (.*?) \}\n`)
+var (
+	listOfElements = regexp.MustCompile(`(?s)elements = \{ (.*?) \}\n`)
+	element        = regexp.MustCompile(`(?:"[^"]*"|[^,"\s])(?:"[^"]*"|[^,"])*`)
+)
 
 // unwrapped returns the text with all elements of a set on one line, in the order of their texts. nft prints elements
 // with several parts in an order of its own.
 func unwrapped(text string) string {
-	return elements.ReplaceAllStringFunc(text, func(found string) string {
-		all := regexp.MustCompile(`,\s+`).Split(elements.FindStringSubmatch(found)[1], -1)
+	return listOfElements.ReplaceAllStringFunc(text, func(found string) string {
+		all := element.FindAllString(listOfElements.FindStringSubmatch(found)[1], -1)
 		slices.Sort(all)
 		return "elements = { " + strings.Join(all, ", ") + " }\n"
 	})
+}
+
+// sorted returns the sets and chains of listed tables in the order of their texts. nft prints them in the order in which
+// they were made.
+func sorted(text string) string {
+	all := strings.Split(text, "\n\n")
+	for i, object := range all {
+		all[i] = strings.TrimSuffix(strings.TrimSpace(object), "\n}")
+	}
+	slices.Sort(all)
+	return strings.Join(all, "\n\n")
 }

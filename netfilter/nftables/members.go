@@ -91,7 +91,7 @@ func (m *lowering) verdicts(last lowering, c ruleset.Chain, classes []class) set
 	m.maps[key{c.Family, name}] = done
 	return set{
 		Set:  nftnl.Set{Name: name, Layout: nftnl.Verdicts, Comment: mapComments[mapOf(c.Name)]},
-		kind: ruleset.Addresses, role: ruleset.Members, opens: true, entries: done.to,
+		kind: ruleset.Addresses, role: ruleset.Members, opens: true, entries: done.to, classes: classes,
 	}
 }
 

@@ -34,7 +34,8 @@ type (
 		family conf.Family
 		set    set
 	}
-	aRule struct {
+	elements struct{ aSet }
+	aRule    struct {
 		family conf.Family
 		rule   rule
 	}
@@ -67,8 +68,11 @@ func (p *plan) table(have held, want *table) {
 		p.batch.DeleteTable(at)
 		have = newHeld()
 	}
+	if !have.exists {
+		have = newHeld() // whatever was in it
+	}
 	next := held{exists: true, sets: make(map[string]heldSet, len(want.sets)),
-		chains: make(map[string][]nftnl.Sum, len(want.chains))}
+		chains: make(map[string]nftnl.Rules, len(want.chains))}
 	if !have.exists || have.off {
 		p.batch.AddTable(at, tableComment)
 		p.rules, p.closes, p.only = true, true, false
@@ -88,7 +92,7 @@ func (p *plan) table(have held, want *table) {
 		next.sets[s.Name] = p.elements(have, want, s, strays, ended)
 	}
 	for _, c := range want.chains {
-		next.chains[c.Name] = c.sums
+		next.chains[c.Name] = c.written
 		p.chain(have, f, c)
 	}
 	p.remove(have, want)
@@ -171,7 +175,7 @@ func (p *plan) elements(
 		}
 	}
 	p.batch.DeleteElements(at, s.Set, dels)
-	p.batch.AddElements(at, s.Set, adds, aSet{want.family, s}, p.alone)
+	p.batch.AddElements(at, s.Set, adds, elements{aSet{want.family, s}}, p.alone)
 	return next
 }
 
@@ -206,9 +210,9 @@ func within(have held, want *table, was, now string) bool {
 		if r.Action != ruleset.Return {
 			break
 		}
-		allowed[want.chains[i].sums[j]] = true
+		allowed[want.chains[i].written.Sums[j]] = true
 	}
-	sums := have.chains[was]
+	sums := have.chains[was].Sums
 	for j, s := range sums {
 		if !allowed[s] && j < len(sums)-1 {
 			return false
@@ -220,12 +224,12 @@ func within(have held, want *table, was, now string) bool {
 // chain adds what gives the chain its rules, if it has others.
 func (p *plan) chain(have held, f conf.Family, c chain) {
 	had, exists := have.chains[c.Name]
-	if slices.Equal(had, c.sums) {
+	if exists && slices.Equal(had.Sums, c.written.Sums) {
 		return
 	}
 	p.rules, p.only = true, false
 	p.closes = p.closes || exists || !isClass(c.Name)
-	if len(had) > 0 {
+	if len(had.Sums) > 0 {
 		p.batch.FlushChain(tables[f], c.Name)
 	}
 	for _, r := range c.rules {
@@ -245,7 +249,7 @@ func (p *plan) remove(have held, want *table) {
 	for name, rules := range have.chains {
 		if !wanted[name] {
 			chains = append(chains, name)
-			if len(rules) > 0 {
+			if len(rules.Sums) > 0 {
 				p.batch.FlushChain(at, name)
 			}
 			p.closes = p.closes || !isClass(name)

@@ -24,6 +24,8 @@ type rule struct {
 	Log string
 	// Match are conditions that the ruleset's rules have no fields for.
 	Match []condition
+	// from is the rule of the ruleset; nil if there is none.
+	from *ruleset.Rule
 }
 
 // Parts of a packet that only the sets of this package have.
@@ -79,7 +81,9 @@ func (r rule) write(f conf.Family) (nftnl.Rule, string) {
 	return nftnl.Rule{Expressions: s.e, Comment: words}, strings.Join(s.words, " ")
 }
 
-func (s *statement) say(format string, args ...any) { s.words = append(s.words, fmt.Sprintf(format, args...)) }
+func (s *statement) say(format string, args ...any) {
+	s.words = append(s.words, fmt.Sprintf(format, args...))
+}
 
 func (s *statement) add(c condition) {
 	if c.text != "" {

@@ -29,8 +29,8 @@ type RefusedError struct{ Refusals []Refusal }
 
 // Error returns the first refusal.
 func (e *RefusedError) Error() string {
-	first := e.Refusals[0]
-	return fmt.Sprintf("nf_tables refuses %d requests of a transaction, first %v: %v", len(e.Refusals), first.About, first.Err)
+	return fmt.Sprintf("nf_tables refuses %d requests of a transaction, the first of them: %v", len(e.Refusals),
+		e.Refusals[0].Err)
 }
 
 // Unwrap returns the kernel's errors.

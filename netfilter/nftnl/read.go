@@ -174,13 +174,21 @@ func (r *Reader) Chains(t Table) (names []string, err error) {
 	return names, wrap(err, "list the chains of nf_tables")
 }
 
-// Rules returns what identifies the rules of each chain of the table, in order. Chains without rules are not among
-// them.
+// Rules are the rules of a chain.
+type Rules struct {
+	Sums []Sum // in order
+	// To are the chains that the rules lead to, in order.
+	To []string
+	// Drops is true if the last rule drops every packet that reaches its verdict.
+	Drops bool
+}
+
+// Rules returns the rules of each chain of the table. Chains without rules are not among them.
 //
 // Equivalent to: nft list table FAMILY TABLE
-func (r *Reader) Rules(t Table) (chains map[string][]Sum, err error) {
+func (r *Reader) Rules(t Table) (chains map[string]Rules, err error) {
 	body := attrs{}.text(unix.NFTA_RULE_TABLE, t.Name)
-	err = r.list(unix.NFT_MSG_GETRULE, t, body, func() { chains = map[string][]Sum{} }, func(answer []byte) bool {
+	err = r.list(unix.NFT_MSG_GETRULE, t, body, func() { chains = map[string]Rules{} }, func(answer []byte) bool {
 		var chain, table string
 		var expressions, data []byte
 		for kind, value := range netattrs.In(answer) {
@@ -196,11 +204,49 @@ func (r *Reader) Rules(t Table) (chains map[string][]Sum, err error) {
 			}
 		}
 		if table == t.Name {
-			chains[chain] = append(chains[chain], sum(expressions, data))
+			c := chains[chain]
+			c.add(sum(expressions, data), expressions)
+			chains[chain] = c
 		}
 		return true
 	})
 	return chains, wrap(err, "list the rules of table %s", t.Name)
+}
+
+// Add appends a rule.
+func (c *Rules) Add(r Rule) { c.add(r.Sum(), r.Expressions) }
+
+func (c *Rules) add(s Sum, expressions []byte) {
+	c.Sums, c.Drops = append(c.Sums, s), false
+	for _, e := range netattrs.In(expressions) {
+		var name string
+		var immediate []byte
+		for kind, value := range netattrs.In(e) {
+			switch kind {
+			case unix.NFTA_EXPR_NAME:
+				name = textOf(value)
+			case unix.NFTA_EXPR_DATA:
+				immediate = value
+			}
+		}
+		if name != "immediate" {
+			continue
+		}
+		to, data := uint32(1), []byte(nil)
+		for kind, value := range netattrs.In(immediate) {
+			switch kind {
+			case unix.NFTA_IMMEDIATE_DREG:
+				to = numberOf(value)
+			case unix.NFTA_IMMEDIATE_DATA:
+				data = value
+			}
+		}
+		if v := parseVerdict(data); v.Chain != "" {
+			c.To = append(c.To, v.Chain)
+		} else {
+			c.Drops = to == unix.NFT_REG_VERDICT && v.Code == 0
+		}
+	}
 }
 
 // Sets returns the sets of the table. known is false for a set of a layout that this package doesn't have.

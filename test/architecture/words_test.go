@@ -9,7 +9,11 @@ import (
 )
 
 // backend is the only package that contains iptables' words. Other packages hold rules as data (policy/ruleset).
-const backend = "netfilter/iptables"
+// Package otherBackend may contain the one that is also a word of nft's: the name of a priority.
+const (
+	backend      = "netfilter/iptables"
+	otherBackend = "netfilter/nftables"
+)
 
 // itsWords matches two of iptables' options, and the name of one of iptables' tables.
 var itsWords = regexp.MustCompile(`-j |--match-set|mangle`)
@@ -35,7 +39,8 @@ func iptablesWords(code []goFile) (wrong []string) {
 			case *ast.Ident:
 				text = n.Name
 			}
-			if w := itsWords.FindString(text); w != "" {
+			w := itsWords.FindString(text)
+			if w != "" && (w != "mangle" || f.pkg() != otherBackend) {
 				wrong = append(wrong, fmt.Sprintf("%s: %q is a word of iptables', in a package beside %s", f.at(n), w, backend))
 			}
 			return true

@@ -1,4 +1,4 @@
-package iptables
+package nftnl
 
 import (
 	"syscall"
@@ -17,9 +17,9 @@ func FuzzWatch(f *testing.F) {
 	f.Add(uint16(nft|unix.NFT_MSG_DELCHAIN), []byte("\x02\x00\x00\x00\xff\xff\x01\x00m"))
 	f.Add(uint16(0), []byte{})
 	f.Fuzz(func(t *testing.T, kind uint16, data []byte) {
-		concerned := concerns(syscall.NetlinkMessage{Header: syscall.NlMsghdr{Type: kind}, Data: data})
-		_, ends := parseGeneration(kind, data)
-		if concerned && ends {
+		m := syscall.NetlinkMessage{Header: syscall.NlMsghdr{Type: kind}, Data: data}
+		_, changes := changeIn(m)
+		if _, ends := generationIn(m); changes && ends {
 			t.Error("a change is taken for the end of a transaction too")
 		}
 	})

@@ -1,14 +1,14 @@
-package iptables
+package nftnl
 
 import "slices"
 
-// ownChanges recognises the generations of nf_tables that the driver's own changes of rules made. The kernel doesn't
+// OwnChanges recognises the generations of nf_tables that the driver's own changes of rules made. The kernel doesn't
 // say which program made a generation. But between the driver's changes, other programs rarely change something that
-// weir uses: most of their changes are the plugin's, which adds a new pod's port to the guard. So ownChanges counts.
+// weir uses: most of their changes are the plugin's, which adds a new pod's port to the guard. So OwnChanges counts.
 // If the driver has made three changes in a span, the first three concerned generations of the span count as the
 // driver's own. If another program made one of these three, one of the driver's own generations is left over, and the
 // driver reads everything again.
-type ownChanges struct {
+type OwnChanges struct {
 	spans []span
 	known []uint32 // generations that count as the driver's own
 }
@@ -19,14 +19,15 @@ type span struct {
 	left          int // how many of the driver's changes in the span Watch hasn't reported yet
 }
 
-func (o *ownChanges) note(before, after uint32, changes int) {
+// Note notes that the driver has made so many changes between the generations before, exclusive, and after, inclusive.
+func (o *OwnChanges) Note(before, after uint32, changes int) {
 	o.spans = slices.DeleteFunc(o.spans, func(s span) bool { return s.left == 0 })
 	o.spans = append(o.spans, span{before, after, changes})
 }
 
-// made reports whether the driver made the generation. It must be called only for generations that Watch calls
+// Made reports whether the driver made the generation. It must be called only for generations that Watch calls
 // concerned, and in order. A second call for the same generation returns the same result.
-func (o *ownChanges) made(generation uint32) bool {
+func (o *OwnChanges) Made(generation uint32) bool {
 	if slices.Contains(o.known, generation) {
 		return true
 	}

@@ -1,4 +1,4 @@
-package iptables
+package nftnl
 
 import (
 	"math"
@@ -21,11 +21,11 @@ func TestOwnChanges(t *testing.T) {
 		{"counted around", math.MaxUint32, 1, 2, []uint32{0, 1, 2}, 1},
 		{"nothing own", 10, 11, 0, []uint32{11}, 1},
 	} {
-		var o ownChanges
-		o.note(c.before, c.after, c.changes)
+		var o OwnChanges
+		o.Note(c.before, c.after, c.changes)
 		unknown := 0
 		for _, g := range c.heard {
-			if !o.made(g) {
+			if !o.Made(g) {
 				unknown++
 			}
 		}

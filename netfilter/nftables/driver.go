@@ -1,0 +1,229 @@
+// Package nftables owns weir's tables "ip weir" and "ip6 weir" of nf_tables. It lists them, compares them with a
+// ruleset.Ruleset, and applies the difference in one transaction. So a packet meets the old rules and sets or the new
+// ones, and a refused change changes nothing. Applying a ruleset a second time changes nothing, even if another process
+// applied it the first time. Other programs' tables stay as they are, and need not be read.
+//
+// Everything goes over netlink: the package starts no program, and needs none on the node.
+package nftables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/netfilter/nftnl"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Driver applies rulesets to the kernel. It is not safe for concurrent use.
+type Driver struct {
+	reader *nftnl.Reader
+	// have is weir's state in the kernel after the last change; nil if it must be read again.
+	have *state
+	// fresh is true if have was read and nothing was changed since.
+	fresh    bool
+	lowering lowering
+	refresh  *refresh // nil if none has begun
+	// knownAt is the generation of nf_tables at which the kernel had exactly what have has; 0 if it is unknown.
+	knownAt uint32
+	// readAt is the generation at which the tables were read.
+	readAt uint32
+	own    nftnl.OwnChanges
+}
+
+// New returns a driver. It changes nothing.
+func New() *Driver { return &Driver{reader: nftnl.NewReader()} }
+
+// Close disconnects. Applied rulesets stay in the kernel.
+func (d *Driver) Close() { d.reader.Close() }
+
+// Name returns the name of the tool whose rules the driver writes.
+func (d *Driver) Name() string { return "nftables" }
+
+// triesOfAChange is how often the driver reads the kernel again if another program has changed weir's tables since they
+// were read, so that the kernel refuses the transaction.
+const triesOfAChange = 3
+
+// Apply makes the kernel have the ruleset. After a RefusedError the kernel has what it had before, and the caller must
+// leave out the refused parts. After any other error the pods are closed if the kernel's rules wouldn't check their
+// packets.
+func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
+	if err := d.look(ctx, verify); err != nil {
+		return netfilter.Result{}, err
+	}
+	l := d.lowering.lower(want)
+	alone := false
+	var all netfilter.Result
+	for try := 1; ; try++ {
+		r, err := d.apply(l, alone)
+		all.Strays = append(all.Strays, r.Strays...)
+		r.Strays = all.Strays
+		var refused *nftnl.RefusedError
+		if !errors.As(err, &refused) {
+			if err != nil {
+				err = errors.Join(err, d.closeAll(ctx, l))
+			}
+			return r, err
+		}
+		parts, someElement := l.refusedParts(refused)
+		switch {
+		case len(parts) > 0:
+			return r, &netfilter.RefusedError{Refused: parts}
+		case someElement && !alone:
+			alone = true
+		case try == triesOfAChange:
+			return r, errors.Join(fmt.Errorf("change the tables %s of nf_tables: %w", tableName, err), d.closeAll(ctx, l))
+		default:
+			if err := d.Read(ctx); err != nil {
+				return r, errors.Join(err, d.closeAll(ctx, l))
+			}
+		}
+	}
+}
+
+// apply commits the transaction from the known state to the ruleset, if there is anything to change.
+func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, err error) {
+	for _, f := range conf.Families {
+		if want[f] != nil {
+			d.have[f].share(want[f])
+		}
+	}
+	p := makePlan(*d.have, want, alone)
+	if d.fresh {
+		r.Strays = p.strays
+	}
+	if p.batch.Empty() {
+		d.fresh, d.have = false, &p.next
+		return r, nil
+	}
+	before, _ := nftnl.Generation()
+	if err := p.batch.Commit(); err != nil {
+		if !errors.As(err, new(*nftnl.RefusedError)) { // otherwise the kernel has what it had
+			d.have, d.knownAt = nil, 0
+		}
+		return r, err
+	}
+	d.fresh, d.have = false, &p.next
+	after, _ := nftnl.Generation()
+	d.own.Note(before, after, 1)
+	if d.knownAt != 0 && d.knownAt == before && after == before+1 {
+		d.knownAt = after
+	} else {
+		d.knownAt = 0
+	}
+	r.Changed, r.Rules, r.Closes, r.Closed = true, p.rules, p.closes, p.closed
+	return r, nil
+}
+
+// KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, they stay as they
+// are. If a chain is missing or was flushed, the drops in it are gone: then KeepClosed applies the ruleset closed, in
+// which no pod is in any class, and returns true.
+func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (changed bool, err error) {
+	if err := d.Read(ctx); err != nil {
+		return false, err
+	}
+	want := new(lowering).lower(closed)
+	stand := true
+	for _, f := range conf.Families {
+		stand = stand && (want[f] == nil || d.have[f].stands(want[f]))
+	}
+	if stand {
+		return false, nil
+	}
+	_, err = d.Apply(ctx, closed, netfilter.Trust)
+	return true, err
+}
+
+// PutFirst does nothing: the kernel runs weir's chains at hooks of their own, whatever other programs do.
+func (d *Driver) PutFirst(context.Context, ruleset.Ruleset) error { return nil }
+
+// CleanOtherFlavour does nothing: weir's tables have only one form.
+func (d *Driver) CleanOtherFlavour(context.Context) error { return nil }
+
+// Remove removes weir's tables. After that every connection of pods is allowed.
+//
+// Equivalent to: nft delete table ip weir; nft delete table ip6 weir
+func (d *Driver) Remove(context.Context) error {
+	d.have, d.knownAt = nil, 0
+	var errs []error
+	for _, t := range tables {
+		var b nftnl.Batch
+		b.DeleteTable(t)
+		if err := b.Commit(); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("remove table %s: %w", t.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// closeAll drops all packets of this node's pods. It is for the case that the kernel refuses weir's rules, and that the
+// rules that it has don't check all packets. closeAll also drops packets of established connections, because the
+// refused rule may be the one that recognises such packets. The next Apply that succeeds replaces these rules.
+//
+// Equivalent to, with the chain of INPUT likewise, and without the rules about sets where sets are refused:
+//
+//	nft add table ip weir; nft add set ip weir weir-pods { type ipv4_addr; }
+//	nft add chain ip weir WEIR-FORWARD { type filter hook forward priority mangle; }; nft flush chain ip weir WEIR-FORWARD
+//	nft add rule ip weir WEIR-FORWARD ip saddr @weir-pods drop; nft add rule ip weir WEIR-FORWARD ip daddr @weir-pods drop
+//	nft add rule ip weir WEIR-FORWARD iifname weir0 drop; nft add rule ip weir WEIR-FORWARD oifname weir0 drop
+func (d *Driver) closeAll(ctx context.Context, want lowered) error {
+	if d.have == nil && d.Read(ctx) != nil {
+		return nil // the kernel's state is unknown; the caller has the error
+	}
+	have := *d.have
+	d.have, d.knownAt = nil, 0
+	var errs []error
+	for _, f := range conf.Families {
+		if want[f] == nil || have[f].stands(want[f]) {
+			continue
+		}
+		err := closing(f, have[f], want[f], true).Commit()
+		if err != nil {
+			err = closing(f, have[f], want[f], false).Commit()
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("close all pods: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// closing returns the transaction that makes the chains at the filter's hooks drop the packets of pods: by their links,
+// and if sets is true also by their addresses.
+func closing(f conf.Family, have held, want *table, sets bool) *nftnl.Batch {
+	b, t := &nftnl.Batch{}, tables[f]
+	if have.exists && have.mustBeMadeAnew(want) {
+		b.DeleteTable(t)
+	}
+	b.AddTable(t, tableComment)
+	var drops []rule
+	pods, ok := want.find(f.Set(conf.PodsSet))
+	if sets && ok {
+		b.AddSet(t, pods.Set, nil)
+		b.AddElements(t, pods.Set, pods.elements(), nil, false)
+		for _, by := range []ruleset.Part{ruleset.Source, ruleset.Destination} {
+			drops = append(drops, rule{Rule: ruleset.Rule{Sets: []ruleset.SetMatch{{Name: pods.Name, By: by}}}})
+		}
+	}
+	drops = append(drops, rule{Rule: ruleset.Rule{In: conf.Bridge}}, rule{Rule: ruleset.Rule{Out: conf.Bridge}})
+	for _, c := range want.chains {
+		if c.Hook == nil || c.Hook.Kind != "filter" {
+			continue
+		}
+		b.AddChain(t, c.Chain)
+		b.FlushChain(t, c.Name)
+		for _, r := range drops {
+			if r.Out != "" && c.Hook.Number == unix.NF_INET_LOCAL_IN { // nothing leaves there
+				continue
+			}
+			r.Action, r.Comment = ruleset.Drop, "weir: the kernel refuses the rules of the policies"
+			written, _ := r.write(f)
+			b.AddRule(t, c.Name, written, nil)
+		}
+	}
+	return b
+}

@@ -1,0 +1,136 @@
+package nftables
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/netfilter/nftnl"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Inspect compares the kernel with the ruleset, as far as that decides about the packets. It reads the rules, and asks
+// each set only for the packets' own addresses and ports. It changes nothing, and may run beside all other methods.
+//
+// Equivalent to: nft list table ip weir; nft get element ip weir SET { ADDRESS }, for each set and address
+func (d *Driver) Inspect(
+	_ context.Context, want ruleset.Ruleset, packets []ruleset.Packet,
+) (all netfilter.Held, err error) {
+	own := New()
+	defer own.Close()
+	l := new(lowering).lower(want)
+	var have state
+	for _, f := range conf.Families {
+		of := func(p ruleset.Packet) bool { return conf.FamilyOf(p.Dst) == f }
+		if l[f] == nil || !slices.ContainsFunc(packets, of) {
+			continue
+		}
+		if have[f], err = own.readTable(f); err != nil {
+			all.Unread = err.Error()
+			continue
+		}
+		all.Wrong = append(all.Wrong, have[f].wrong(l[f])...)
+	}
+	all.Ruleset, err = heldBy(want, l, packets)
+	return all, err
+}
+
+// wrong says where the kernel's table differs from the wanted one, without the elements of its sets.
+func (h held) wrong(want *table) (wrong []string) {
+	name := fmt.Sprintf("the table %s %s", (&statement{family: want.family}).ip(), tableName)
+	if !h.exists {
+		return []string{name + " is missing"}
+	}
+	if h.off {
+		wrong = append(wrong, name+" is switched off")
+	}
+	for _, c := range h.misplaced {
+		wrong = append(wrong, fmt.Sprintf("the chain %s of %s is at another hook", c, name))
+	}
+	for _, c := range want.chains {
+		had, ok := h.chains[c.Name]
+		switch {
+		case !ok:
+			wrong = append(wrong, fmt.Sprintf("the chain %s of %s is missing", c.Name, name))
+		case !slices.Equal(had.Sums, c.written.Sums):
+			wrong = append(wrong, fmt.Sprintf("the chain %s of %s has other rules than the policies need", c.Name, name))
+		}
+	}
+	for _, s := range want.sets {
+		if had, ok := h.sets[s.Name]; !ok || had.unknown || had.layout != s.Layout {
+			wrong = append(wrong, fmt.Sprintf("the set %s is missing", s.Name))
+		}
+	}
+	return wrong
+}
+
+// heldBy returns the ruleset with those entries of its sets that the kernel has and that a packet has.
+func heldBy(want ruleset.Ruleset, l lowered, packets []ruleset.Packet) (ruleset.Ruleset, error) {
+	var questions []nftnl.Question
+	type place struct {
+		set     int // in want.Sets
+		element ruleset.Element
+	}
+	var places []place
+	for i, s := range want.Sets {
+		for _, e := range netfilter.Elements(s, packets) {
+			f := s.Family
+			if s.Kind == ruleset.Ports && len(packets) > 0 {
+				f = conf.FamilyOf(packets[0].Dst)
+			}
+			of, ok := in(l[f], s)
+			if !ok {
+				continue
+			}
+			key := of.elementOf(ruleset.Entry{Element: e})
+			questions = append(questions, nftnl.Question{Table: tables[f], Set: of.Set, Element: key})
+			places = append(places, place{i, e})
+		}
+	}
+	found, err := nftnl.Find(questions)
+	if err != nil {
+		return ruleset.Ruleset{}, err
+	}
+	entries := make([][]ruleset.Entry, len(want.Sets))
+	for i, at := range places {
+		if found[i] == nil {
+			continue
+		}
+		s := want.Sets[at.set]
+		if s.Role == ruleset.Members && found[i].Verdict.Chain != targetOf(want, s) {
+			continue
+		}
+		entries[at.set] = append(entries[at.set], ruleset.Entry{Element: at.element})
+	}
+	held := want
+	held.Sets = slices.Clone(want.Sets)
+	for i := range held.Sets {
+		held.Sets[i].Entries = ruleset.EntriesOf(entries[i]...)
+	}
+	return held, nil
+}
+
+// in returns the set or map of the table that has the entries of the ruleset's set.
+func in(t *table, s ruleset.Set) (set, bool) {
+	if t == nil {
+		return set{}, false
+	}
+	name := s.Name
+	if s.Role == ruleset.Members {
+		name = s.Family.Set(mapOf(s.Dispatch))
+	}
+	return t.find(name)
+}
+
+// targetOf returns the chain to which the ruleset sends the packets of the class set's pods.
+func targetOf(want ruleset.Ruleset, s ruleset.Set) string {
+	c, _ := want.Chain(s.Family, s.Dispatch)
+	for _, r := range c.Rules {
+		if len(r.Sets) == 1 && r.Sets[0].Name == s.Name {
+			return r.To
+		}
+	}
+	return ""
+}

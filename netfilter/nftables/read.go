@@ -1,0 +1,361 @@
+package nftables
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/netfilter/nftnl"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Read reads all of weir's state in the kernel. The caller must read the endpoint records after that, and compute the
+// ruleset from them. In this order, each of the plugin's changes that Read has seen is described by a record. Read
+// reads nothing if no program has changed anything in nf_tables since the driver knew the state.
+func (d *Driver) Read(context.Context) error {
+	d.refresh = nil
+	now, _ := nftnl.Generation()
+	if d.have != nil && now != 0 && d.knownAt == now {
+		d.fresh = true
+		return nil
+	}
+	before := d.have
+	d.have, d.knownAt = nil, 0
+	d.readAt, d.own = now, nftnl.OwnChanges{}
+	var next state
+	for _, f := range conf.Families {
+		var was held
+		if before != nil {
+			was = before[f]
+		}
+		h, err := d.readTable(f)
+		if err != nil {
+			return err
+		}
+		if h.exists {
+			if err := d.readSets(f, &h, was); err != nil {
+				return err
+			}
+		}
+		next[f] = h
+	}
+	d.have, d.fresh = &next, true
+	if after, _ := nftnl.Generation(); after == now {
+		d.knownAt = now
+	}
+	return nil
+}
+
+// Unread reports whether the kernel's state is not known, so that Apply would have to read it.
+func (d *Driver) Unread() bool { return d.have == nil }
+
+func (d *Driver) look(ctx context.Context, verify netfilter.Verify) error {
+	if d.have == nil || verify == netfilter.All {
+		return d.Read(ctx)
+	}
+	if now, _ := nftnl.Generation(); verify == netfilter.Trust || now != 0 && now == d.knownAt {
+		return nil
+	}
+	for _, f := range conf.Families {
+		if err := d.rereadRules(f); err != nil {
+			d.have, d.knownAt = nil, 0
+			return err
+		}
+	}
+	return nil
+}
+
+// rereadRules reads the family's table without its sets' elements. Sets that are gone are forgotten.
+func (d *Driver) rereadRules(f conf.Family) error {
+	h, err := d.readTable(f)
+	if err != nil {
+		return err
+	}
+	was := d.have[f]
+	for name, s := range h.sets {
+		if had, ok := was.sets[name]; ok && had.layout == s.layout && !s.unknown {
+			h.sets[name] = had
+		} else if h.sets[name], err = d.readSet(f, name, s, heldSet{}); err != nil {
+			return err
+		}
+	}
+	d.have[f] = h
+	return nil
+}
+
+// readTable reads the family's table, with its sets but without their elements.
+func (d *Driver) readTable(f conf.Family) (h held, err error) {
+	h, t := newHeld(), tables[f]
+	s, err := d.reader.Table(t)
+	if errors.Is(err, nftnl.ErrNotExist) || errors.Is(err, unix.EINVAL) { // EINVAL: the kernel has no nf_tables
+		return h, nil
+	}
+	if err != nil {
+		return h, err
+	}
+	h.exists, h.off = true, s.Off
+	if h.chains, err = d.reader.Rules(t); err != nil {
+		return h, err
+	}
+	sets, err := d.reader.Sets(t)
+	if err != nil {
+		return h, err
+	}
+	for name, set := range sets {
+		h.sets[name] = heldSet{layout: set.Layout, unknown: !set.Known}
+	}
+	if int(s.Objects) != len(h.chains)+len(h.sets) { // there are chains without rules
+		names, err := d.reader.Chains(t)
+		if err != nil {
+			return h, err
+		}
+		for _, name := range names {
+			h.chains[name] = h.chains[name]
+		}
+	}
+	for name := range h.chains {
+		wanted, atHook := hookOf(name)
+		if !atHook {
+			continue
+		}
+		hook, accepts, err := d.reader.Hook(t, name)
+		if err != nil && !errors.Is(err, nftnl.ErrNotExist) {
+			return h, err
+		}
+		if hook == nil || *hook != wanted || !accepts {
+			h.misplaced = append(h.misplaced, name)
+		}
+	}
+	return h, nil
+}
+
+// hookOf returns the hook of the chain; ok is false if it has none.
+func hookOf(chain string) (h nftnl.Hook, ok bool) {
+	at, ok := map[string]ruleset.Hook{
+		conf.ForwardChain: ruleset.CheckForwarded, conf.InputChain: ruleset.CheckToNode,
+		conf.PostroutingChain: ruleset.TranslateSource,
+	}[chain]
+	return hooks[at], ok
+}
+
+// readSets reads the elements of the table's sets.
+func (d *Driver) readSets(f conf.Family, h *held, was held) (err error) {
+	for name, s := range h.sets {
+		now, err := d.readSet(f, name, s, was.sets[name])
+		if errors.Is(err, nftnl.ErrNotExist) { // deleted since it was listed
+			delete(h.sets, name)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		h.sets[name] = now
+	}
+	return nil
+}
+
+// readSet reads the elements of a set. If they are as before, it returns before itself, which takes no memory and lets a
+// later comparison of the two end at once.
+func (d *Driver) readSet(f conf.Family, name string, s, before heldSet) (heldSet, error) {
+	if s.unknown {
+		return s, nil
+	}
+	set, t := nftnl.Set{Name: name, Layout: s.layout}, tables[f]
+	if before.layout == s.layout && !before.odd && !before.unknown {
+		n, same := 0, true
+		odd, err := d.reader.Each(t, set, func() { n, same = 0, true }, func(e nftnl.Element) bool {
+			to := entryOf(s.layout, e)
+			words, ok := before.entries.Get(to.Element)
+			same = ok && words == to.Comment
+			n++
+			return same
+		})
+		if err != nil || same && !odd && n == before.entries.Len() {
+			return before, err
+		}
+	}
+	var entries []ruleset.Entry
+	odd, err := d.reader.Each(t, set, func() { entries = nil }, func(e nftnl.Element) bool {
+		entries = append(entries, entryOf(s.layout, e))
+		return true
+	})
+	s.odd, s.entries = odd, ruleset.EntriesOf(entries...)
+	return s, err
+}
+
+// refresh is a Refresh that has not read everything yet.
+type refresh struct {
+	sets   []key // that are still to be read
+	at     uint32
+	before state
+}
+
+// Refresh does the same as Read in parts. It calls pause after each part, and if pause returns true, Refresh returns
+// false, and the next call continues. Between the two calls, the caller may call all other methods: each part replaces
+// what the driver knew of it. If the kernel's state isn't known, Refresh reads everything without a pause.
+func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
+	now, _ := nftnl.Generation()
+	if d.have == nil || d.refresh == nil && d.knownAt != 0 && d.knownAt == now {
+		return true, d.Read(ctx)
+	}
+	for {
+		done, err = d.refreshPart()
+		if err != nil {
+			d.have, d.refresh, d.knownAt = nil, nil, 0
+			return true, err
+		}
+		if done || pause() {
+			return done, nil
+		}
+	}
+}
+
+// refreshPart reads one set. At first it reads the tables without their sets' elements. It returns true if nothing is
+// left to be read.
+func (d *Driver) refreshPart() (done bool, err error) {
+	if d.refresh == nil {
+		return false, d.beginRefresh()
+	}
+	r := d.refresh
+	if len(r.sets) == 0 {
+		d.refresh, d.fresh = nil, true
+		return true, nil
+	}
+	k := r.sets[0]
+	r.sets = r.sets[1:]
+	before, ok := d.have[k.family].sets[k.name]
+	if !ok { // deleted since it was listed
+		return false, nil
+	}
+	now, err := d.readSet(k.family, k.name, heldSet{layout: before.layout, unknown: before.unknown}, before)
+	if errors.Is(err, nftnl.ErrNotExist) {
+		delete(d.have[k.family].sets, k.name)
+		return false, nil
+	}
+	d.have[k.family].sets[k.name] = now
+	return false, err
+}
+
+func (d *Driver) beginRefresh() error {
+	r := &refresh{}
+	d.readAt, _ = nftnl.Generation()
+	d.own, d.knownAt = nftnl.OwnChanges{}, 0
+	for _, f := range conf.Families {
+		if err := d.rereadRules(f); err != nil {
+			return err
+		}
+		for name := range d.have[f].sets {
+			r.sets = append(r.sets, key{f, name})
+		}
+	}
+	// The sets of all pods come last: the plugin may change them at any moment, and the less time passes until the
+	// caller reads the records, the fewer addresses of pods that ended meanwhile are taken for strays.
+	slices.SortFunc(r.sets, func(a, b key) int {
+		return cmp.Or(cmp.Compare(ofAllPods(a), ofAllPods(b)), cmp.Compare(a.name, b.name))
+	})
+	d.refresh = r
+	return nil
+}
+
+// ofAllPods returns 1 for a set of all pods, and 0 for all other sets.
+func ofAllPods(k key) int {
+	if k.name == k.family.Set(conf.PodsSet) {
+		return 1
+	}
+	return 0
+}
+
+// Reread reads again which sets contain the addresses, and reports whether that differs from the state after the last
+// Apply. The plugin adds a new pod's addresses to a set, and removes an ended pod's addresses from all sets.
+func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
+	if d.have == nil {
+		return false // Apply reads everything
+	}
+	changed, err := d.reread(addrs)
+	if err != nil {
+		d.have, d.knownAt = nil, 0 // Apply reads everything, and returns the error
+		return true
+	}
+	return changed
+}
+
+func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
+	var questions []nftnl.Question
+	for _, f := range conf.Families {
+		for name, s := range d.have[f].sets {
+			switch s.layout {
+			case nftnl.Network, nftnl.Link, nftnl.Port: // they have no pods
+			case nftnl.AddressPort, nftnl.AddressLink: // an address may have many entries
+				now, err := d.readSet(f, name, heldSet{layout: s.layout}, s)
+				if err != nil {
+					return changed, err
+				}
+				changed = changed || !now.same(s)
+				d.have[f].sets[name] = now
+			default:
+				for _, a := range addrs {
+					if conf.FamilyOf(a) == f {
+						e := nftnl.Element{Prefix: netip.PrefixFrom(a, a.BitLen())}
+						questions = append(questions, nftnl.Question{
+							Table: tables[f], Set: nftnl.Set{Name: name, Layout: s.layout}, Element: e,
+						})
+					}
+				}
+			}
+		}
+	}
+	found, err := nftnl.Find(questions)
+	if err != nil {
+		return changed, fmt.Errorf("look addresses up in the sets: %w", err)
+	}
+	for i, q := range questions {
+		f := conf.FamilyOf(q.Prefix.Addr())
+		s := d.have[f].sets[q.Set.Name]
+		e := ruleset.Element{Prefix: q.Prefix}
+		was, had := s.entries.Get(e)
+		switch {
+		case found[i] == nil && had:
+			s.entries, changed = s.entries.Without(e), true
+		case found[i] != nil:
+			now := entryOf(s.layout, *found[i])
+			if had && now.Comment == was {
+				continue
+			}
+			s.entries, changed = s.entries.With(now), true
+		default:
+			continue
+		}
+		d.have[f].sets[q.Set.Name] = s
+	}
+	return changed, nil
+}
+
+// Members returns the addresses of the pods that are in a class, by direction. An earlier agent may have put them
+// there. Members reads only the maps. It doesn't check that the chains that use these maps are complete.
+//
+// Equivalent to: nft list map ip weir weir-in; nft list map ip weir weir-eg (ip6, weir-in6 and weir-eg6 for IPv6)
+func (d *Driver) Members() (map[ruleset.Direction]map[netip.Addr]bool, error) {
+	members := map[ruleset.Direction]map[netip.Addr]bool{ruleset.Ingress: {}, ruleset.Egress: {}}
+	for direction, name := range map[ruleset.Direction]string{
+		ruleset.Ingress: conf.IngressMap, ruleset.Egress: conf.EgressMap,
+	} {
+		for _, f := range conf.Families {
+			s := nftnl.Set{Name: f.Set(name), Layout: nftnl.Verdicts}
+			_, err := d.reader.Each(tables[f], s, func() {}, func(e nftnl.Element) bool {
+				members[direction][e.Prefix.Addr()] = true
+				return true
+			})
+			if err != nil && !errors.Is(err, nftnl.ErrNotExist) {
+				return nil, err
+			}
+		}
+	}
+	return members, nil
+}

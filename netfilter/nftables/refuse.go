@@ -1,0 +1,87 @@
+package nftables
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/nftnl"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// refusedParts returns the parts of the ruleset that the kernel has refused and that can be left out safely. The kernel
+// tells of each request that it refuses, so no part has to be searched for. someElement is true if it has refused an
+// element of a set that can be left out, and its answer doesn't tell which.
+func (l lowered) refusedParts(refused *nftnl.RefusedError) (parts ruleset.Refused, someElement bool) {
+	parts = ruleset.Refused{}
+	missing := map[key]bool{} // sets that were refused; the rules with them are refused too, because the set is missing
+	for _, r := range refused.Refusals {
+		if about, ok := r.About.(aSet); ok && about.set.opens {
+			missing[key{about.family, about.set.Name}] = true
+			why := fmt.Sprintf("the set %s: %s", about.set.Name, r.Err)
+			if about.set.listOfPorts {
+				l.rulesWith(about, why, parts)
+			} else if about.set.role == ruleset.Peers {
+				parts[ruleset.Refusal{Family: about.family, Set: about.set.Name}] = why
+			}
+		}
+	}
+	for _, r := range refused.Refusals {
+		switch about := r.About.(type) {
+		case elements:
+			someElement = someElement || about.set.opens
+		case nftnl.ElementOf:
+			if of := about.About.(elements); of.set.opens {
+				e := entryOf(of.set.Layout, about.Element).Element
+				refusal := ruleset.Refusal{Family: of.family, Set: of.set.Name, Element: e}
+				for _, c := range of.set.classes { // a map's element is an entry of the set of the pod's class
+					if _, ok := c.pods.Get(e); ok {
+						refusal.Set = c.set
+						break
+					}
+				}
+				parts[refusal] = fmt.Sprintf("%s in the set %s: %s", e, of.set.Name, r.Err)
+			}
+		case aRule:
+			if about.allows() && !(errors.Is(r.Err, unix.ENOENT) && about.uses(missing)) {
+				parts[about.refusal()] = fmt.Sprintf("the rule: %s", r.Err)
+			}
+		}
+	}
+	return parts, someElement
+}
+
+// allows reports whether the rule only serves to allow packets by a policy.
+func (r aRule) allows() bool { return r.rule.from != nil && len(r.rule.from.Policies) > 0 }
+
+func (r aRule) refusal() ruleset.Refusal {
+	return ruleset.Refusal{Family: r.family, Rule: r.rule.from.Key()}
+}
+
+func (r aRule) uses(sets map[key]bool) bool {
+	for _, m := range r.rule.Sets {
+		if sets[key{r.family, m.Name}] {
+			return true
+		}
+	}
+	return false
+}
+
+// rulesWith adds the rules with a refused list of ports to the refused parts: the ruleset has no set for it.
+func (l lowered) rulesWith(ports aSet, why string, parts ruleset.Refused) {
+	only := map[key]bool{{ports.family, ports.set.Name}: true}
+	for _, f := range conf.Families {
+		if f != ports.family || l[f] == nil {
+			continue
+		}
+		for _, c := range l[f].chains {
+			for _, r := range c.rules {
+				if one := (aRule{f, r}); one.allows() && one.uses(only) {
+					parts[one.refusal()] = why
+				}
+			}
+		}
+	}
+}

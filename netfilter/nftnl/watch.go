@@ -1,0 +1,99 @@
+package nftnl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	netattrs "github.com/weir-net/weir/internal/attrs"
+)
+
+// Change is a table, chain or rule that a transaction has changed. Chain is empty for a change of a table.
+type Change struct {
+	Family       uint8
+	Table, Chain string
+}
+
+// Watch calls heard for every generation of nf_tables until ctx ends. concerned is true if concerns returns true for
+// one of the transaction's changes. The first call reports the present generation as concerned. Generation 0 means
+// that messages were lost: any rule may have changed. New chains and changes of sets are no Changes: without a rule
+// they decide nothing, and each pod that comes or ends changes sets.
+//
+// Equivalent to: nft monitor
+func Watch(ctx context.Context, concerns func(Change) bool, heard func(generation uint32, concerned bool)) error {
+	s, err := nl.Subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
+	if err != nil {
+		return fmt.Errorf("watch the rules: %w", err)
+	}
+	stop := context.AfterFunc(ctx, s.Close)
+	defer stop()
+	before, _ := Generation() // 0 without nf_tables
+	heard(before, true)
+	concerned := false // whether one of the present transaction's changes concerns the caller
+	for {
+		msgs, _, err := s.Receive()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, unix.ENOBUFS):
+			heard(0, true)
+		case err != nil:
+			return fmt.Errorf("watch the rules: %w", err)
+		}
+		for _, m := range msgs {
+			if c, ok := changeIn(m); ok {
+				concerned = concerned || concerns(c)
+			}
+			if generation, ok := generationIn(m); ok { // the last message of a transaction
+				heard(generation, concerned)
+				concerned = false
+			}
+		}
+	}
+}
+
+// generationIn returns the number of a generation from the message that ends a transaction. ok is false for all other
+// messages.
+func generationIn(m syscall.NetlinkMessage) (generation uint32, ok bool) {
+	if m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN || len(m.Data) < sizeofGenmsg {
+		return 0, false
+	}
+	for kind, value := range netattrs.In(m.Data[sizeofGenmsg:]) {
+		if kind == unix.NFTA_GEN_ID && len(value) == 4 {
+			generation, ok = numberOf(value), true
+		}
+	}
+	return generation, ok
+}
+
+// changeIn returns the change in a message; ok is false if the message has none.
+func changeIn(m syscall.NetlinkMessage) (c Change, ok bool) {
+	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < sizeofGenmsg {
+		return c, false
+	}
+	var table, chain uint16
+	switch m.Header.Type & 0xff {
+	case unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE: // NEWTABLE also when a table is switched off
+		table = unix.NFTA_TABLE_NAME
+	case unix.NFT_MSG_DELCHAIN:
+		table, chain = unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME
+	case unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
+		table, chain = unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN
+	default:
+		return c, false
+	}
+	c.Family = m.Data[0]
+	for kind, value := range netattrs.In(m.Data[sizeofGenmsg:]) {
+		switch kind {
+		case table:
+			c.Table = textOf(value)
+		case chain:
+			c.Chain = textOf(value)
+		}
+	}
+	return c, true
+}

@@ -1,0 +1,19 @@
+package netfilter
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/nftnl"
+)
+
+// ConcernsGuard reports whether the change is one of the guard's tables, or of the gate's. Every backend watches them.
+func ConcernsGuard(c nftnl.Change) bool {
+	switch c.Family {
+	case unix.NFPROTO_BRIDGE:
+		return c.Table == "weir"
+	case unix.NFPROTO_INET, unix.NFPROTO_ARP:
+		return c.Table == "weir-ports" || c.Table == conf.TunnelTable
+	}
+	return false
+}
