@@ -18,6 +18,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/netfilter/nftables"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/nodetest"
@@ -130,6 +131,18 @@ func (n *packetNode) enforce(t *testing.T, flavour iptables.Flavour, s policy.St
 		defer d.Close()
 		d.Flavour = flavour
 		_, err = d.Apply(t.Context(), r, netfilter.Trust)
+		return err
+	})
+}
+
+// enforceNative does the same with the backend for nftables.
+func (n *packetNode) enforceNative(t *testing.T, s policy.State) {
+	t.Helper()
+	r := ruleset.Merge(policy.Compile(s), nil)
+	nodetest.In(t, n.path, func() error {
+		d := nftables.New()
+		defer d.Close()
+		_, err := d.Apply(t.Context(), r, netfilter.Trust)
 		return err
 	})
 }

@@ -37,6 +37,14 @@ func weir(name string, w *workload) filter {
 	}}
 }
 
+// native returns weir's rules in tables of nftables.
+func native(name string, w *workload) filter {
+	return filter{"nftables, " + name, true, func(t *testing.T, n *packetNode, _ iptables.Flavour) {
+		t.Helper()
+		n.enforceNative(t, w.state())
+	}}
+}
+
 func filters() []filter {
 	all := []filter{
 		{"no engine", false, func(*testing.T, *packetNode, iptables.Flavour) {}},
@@ -55,6 +63,12 @@ func filters() []filter {
 		weir("1,000 ports and selectors on a pod", ports(1000)),
 		weir("1,000 mixed policies on a pod", mixed(1000)),
 		userSpace(spread(0, 250)),
+		native("250 pods, no policy", spread(0, 250)),
+		native("250 pods, a class each, both directions", classes(250, true, true)),
+		native("250 pods, 10,000 policies spread", spread(10_000, 250)),
+		native("1,000 selectors on one port of a pod", selectors(1000)),
+		native("1,000 ports and selectors on a pod", ports(1000)),
+		native("1,000 mixed policies on a pod", mixed(1000)),
 	}
 	for _, f := range []filter{
 		weir("250 pods, no policy", spread(0, 250)),
@@ -63,6 +77,9 @@ func filters() []filter {
 		weir("1,000 selectors on one port of a pod", selectors(1000)),
 		weir("1,000 ports and selectors on a pod", ports(1000)),
 		weir("1,000 mixed policies on a pod", mixed(1000)),
+		native("250 pods, no policy", spread(0, 250)),
+		native("250 pods, a class each, both directions", classes(250, true, true)),
+		native("1,000 mixed policies on a pod", mixed(1000)),
 	} { // what the rules take without the guard in the bridge
 		f.name, f.guard = f.name+", without guard", false
 		all = append(all, f)
