@@ -9,7 +9,6 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 
-	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
@@ -112,8 +111,8 @@ func TestFault9NobodyReadsTheLog(t *testing.T) {
 		networkPolicy(t,
 			`{metadata: {namespace: x, name: out}, spec: {podSelector: {matchLabels: {app: mute}}, policyTypes: [Egress]}}`),
 	}
-	for _, flavour := range []iptables.Flavour{iptables.NFT, iptables.Legacy} {
-		n.Driver.Flavour = flavour
+	for _, name := range Names {
+		n.Use(name)
 		n.Enforce(state)
 		pass, closed := to(web, client, 80), append(to(web, client, 81), to(client, mute, 80)...)
 		n.want("nobody listens", pass, closed)
@@ -125,14 +124,14 @@ func TestFault9NobodyReadsTheLog(t *testing.T) {
 			chain, ok := strings.CutPrefix(prefix, "weir drop ")
 			i := slices.IndexFunc(classes, func(c ruleset.Class) bool { return c.Chain == chain })
 			if !ok || i < 0 {
-				t.Errorf("iptables-%s: %q is no class's", flavour, prefix)
+				t.Errorf("%s: %q is no class's", name, prefix)
 				continue
 			}
 			told[string(classes[i].Direction)+" "+strings.Join(classes[i].Policies, ",")+" "+
 				strings.Join(classes[i].Pods, ",")] = true
 		}
 		if want := map[string]bool{"ingress x/in x/web": true, "egress x/out x/mute": true}; !maps.Equal(told, want) {
-			t.Errorf("iptables-%s: the log tells of %v, want %v", flavour, told, want)
+			t.Errorf("%s: the log tells of %v, want %v", name, told, want)
 		}
 		var many []verdict.Packet // more than the socket's buffer holds
 		for range 3000 {
@@ -140,12 +139,9 @@ func TestFault9NobodyReadsTheLog(t *testing.T) {
 		}
 		n.want("nobody reads", pass, append(many, closed...))
 		if !log.overrun(t) {
-			t.Errorf("iptables-%s: all of it was kept for whoever doesn't read: the test tests nothing", flavour)
+			t.Errorf("%s: all of it was kept for whoever doesn't read: the test tests nothing", name)
 		}
 		log.close()
 		n.want("who listened is gone", pass, closed)
-		if err := n.Driver.Remove(t.Context()); err != nil {
-			t.Fatal(err)
-		}
 	}
 }

@@ -8,7 +8,6 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/weir-net/weir/netfilter"
-	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
@@ -64,8 +63,7 @@ func TestLargePolicies(t *testing.T) {
 			to(big, even, 1), 1,
 		},
 	} {
-		flavour := []iptables.Flavour{iptables.NFT, iptables.Legacy}[i%2]
-		n.Driver.Flavour = flavour
+		n.Use(Names[i%len(Names)])
 		state.Policies = []*networkingv1.NetworkPolicy{tc.policy, sane}
 		began := time.Now()
 		want := n.Ruleset(state)
@@ -76,15 +74,12 @@ func TestLargePolicies(t *testing.T) {
 			t.Errorf("%s: problems: %v", tc.name, want.Problems)
 		}
 		began = time.Now()
-		if r, err := n.Driver.Apply(t.Context(), want, netfilter.All); err != nil || r.Changed {
+		if r, err := n.Apply(t.Context(), want, netfilter.All); err != nil || r.Changed {
 			t.Errorf("%s: read again, the kernel doesn't hold what was written: %+v, %v", tc.name, r, err)
 		}
-		t.Logf("%s, iptables-%s: %s to compile, %s to apply, %s to read", tc.name, flavour, compiled.Round(time.Millisecond),
+		t.Logf("%s, %s: %s to compile, %s to apply, %s to read", tc.name, n.Writer, compiled.Round(time.Millisecond),
 			applied.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
-		n.want(tc.name+", iptables-"+string(flavour), append(to(web, even, 1), tc.pass...),
+		n.want(tc.name+", "+string(n.Writer), append(to(web, even, 1), tc.pass...),
 			append(append(to(web, even, 2), to(web, odd, 1)...), tc.closed...))
-		if err := n.Driver.Remove(t.Context()); err != nil {
-			t.Fatal(err)
-		}
 	}
 }

@@ -25,7 +25,7 @@ func TestMarks(t *testing.T) {
 	}
 	n := randomNode(t)
 	for _, flavour := range []iptables.Flavour{iptables.Legacy, iptables.NFT} {
-		n.Driver.Flavour = flavour
+		n.Use(map[iptables.Flavour]Name{iptables.Legacy: IptablesLegacy, iptables.NFT: IptablesNFT}[flavour])
 		// The kernel itself sends IGMP reports, which no rule of PREROUTING sees.
 		count := func(condition string) {
 			for _, program := range []string{"iptables-", "ip6tables-"} {
@@ -59,9 +59,6 @@ func TestMarks(t *testing.T) {
 			for _, table := range []string{"filter", "mangle"} {
 				nodetest.Run(t, program+string(flavour), "-w", "-t", table, "-F")
 			}
-		}
-		if err := n.Driver.Remove(t.Context()); err != nil {
-			t.Fatal(err)
 		}
 	}
 }

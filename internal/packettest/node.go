@@ -18,7 +18,6 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/netfilter"
-	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/nodetest"
@@ -27,7 +26,8 @@ import (
 // Node is a node with pods, and hosts outside. The test must be nodetest.Isolated.
 type Node struct {
 	testing.TB
-	Driver *iptables.Driver
+	Backend
+	Writer Name // the backend
 	// Bounds say what Enforce merges.
 	Bounds ruleset.Bounds
 	// Ports are the ports on which each host answers TCP and UDP. On all other ports a host refuses TCP, which also shows
@@ -47,6 +47,8 @@ func NewNode(t testing.TB, networks []endpoint.Address, ports ...uint16) *Node {
 	t.Helper()
 	n := &Node{
 		TB:       t,
+		Backend:  Open(t, IptablesNFT),
+		Writer:   IptablesNFT,
 		Bounds:   ruleset.UsualBounds(),
 		Ports:    ports,
 		outside:  nodetest.Outside(t),
@@ -55,10 +57,6 @@ func NewNode(t testing.TB, networks []endpoint.Address, ports ...uint16) *Node {
 		bridged:  map[string][]neighbour{},
 	}
 	var err error
-	if n.Driver, err = iptables.New(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(n.Driver.Close)
 	if n.bridge, err = bridge.Ensure(0, bridge.Gateways(networks)); err != nil {
 		t.Fatal(err)
 	}
@@ -217,7 +215,7 @@ func (n *Node) Ruleset(s policy.State) ruleset.Ruleset { return n.Bounds.Merge(p
 // packet is the first of a new connection.
 func (n *Node) Enforce(s policy.State) {
 	n.Helper()
-	if _, err := n.Driver.Apply(n.Context(), n.Ruleset(s), netfilter.Trust); err != nil {
+	if _, err := n.Apply(n.Context(), n.Ruleset(s), netfilter.Trust); err != nil {
 		n.Fatal(err)
 	}
 	if err := netlink.ConntrackTableFlush(netlink.ConntrackTable); err != nil {

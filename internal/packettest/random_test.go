@@ -10,7 +10,6 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -24,26 +23,23 @@ var (
 )
 
 // TestRandomClusters sends packets between the pods of random clusters and compares the arrivals with the evaluator's
-// verdicts. Each cluster's rules replace the rules of the cluster before. Half of the clusters use iptables-legacy, the
-// other half iptables-nft. To replay one cluster with both: go test ./internal/packettest -seed N
+// verdicts. Each cluster's rules replace the rules of the cluster before. A third of the clusters use each backend. To
+// replay one cluster with all of them: go test ./internal/packettest -seed N
 func TestRandomClusters(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
 	n := randomNode(t)
 	sent := 0
-	for i, flavour := range []iptables.Flavour{iptables.Legacy, iptables.NFT} {
-		n.Driver.Flavour = flavour
-		first, last := uint64(1+i**clusters/2), uint64((i+1)**clusters/2)
+	for i, name := range Names {
+		n.Use(name)
+		first, last := uint64(1+i**clusters/len(Names)), uint64((i+1)**clusters/len(Names))
 		if *seed != 0 {
 			n.Enforce(randomState(*seed - 1))
 			first, last = *seed, *seed
 		}
 		for s := first; s <= last && !t.Failed(); s++ {
 			sent += compare(t, n, s)
-		}
-		if err := n.Driver.Remove(t.Context()); err != nil {
-			t.Fatal(err)
 		}
 	}
 	t.Logf("%d packets", sent)
@@ -111,7 +107,7 @@ func compare(t *testing.T, n *Node, seed uint64) (sent int) {
 	one := []ruleset.Packet{*difference}
 	state = policytest.Shrink(state, func(s policy.State) bool { return n.difference(s, probes(n, s, one)) != nil })
 	v := verdict.New(state).Evaluate(header(one[0]))
-	t.Errorf("seed %d, iptables-%s: %+v arrived: %v. But the policies say:\n%s\n%s", seed, n.Driver.Flavour,
+	t.Errorf("seed %d, %s: %+v arrived: %v. But the policies say:\n%s\n%s", seed, n.Writer,
 		header(one[0]), !v.AllowedHere(), v, policytest.YAML(state))
 	return len(packets)
 }

@@ -71,6 +71,9 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 		}
 		parts, someElement := l.refusedParts(refused)
 		switch {
+		case refusesPorts(refused) && !d.lowering.withoutPorts:
+			d.lowering = lowering{withoutPorts: true}
+			l = d.lowering.lower(want)
 		case len(parts) > 0:
 			return r, &netfilter.RefusedError{Refused: parts}
 		case someElement && !alone:
@@ -167,9 +170,12 @@ func (d *Driver) Remove(context.Context) error {
 // Equivalent to, with the chain of INPUT likewise, and without the rules about sets where sets are refused:
 //
 //	nft add table ip weir; nft add set ip weir weir-pods { type ipv4_addr; }
-//	nft add chain ip weir WEIR-FORWARD { type filter hook forward priority mangle; }; nft flush chain ip weir WEIR-FORWARD
-//	nft add rule ip weir WEIR-FORWARD ip saddr @weir-pods drop; nft add rule ip weir WEIR-FORWARD ip daddr @weir-pods drop
-//	nft add rule ip weir WEIR-FORWARD iifname weir0 drop; nft add rule ip weir WEIR-FORWARD oifname weir0 drop
+//	nft add chain ip weir WEIR-FORWARD { type filter hook forward priority mangle; }
+//	nft flush chain ip weir WEIR-FORWARD
+//	nft add rule ip weir WEIR-FORWARD ip saddr @weir-pods drop
+//	nft add rule ip weir WEIR-FORWARD ip daddr @weir-pods drop
+//	nft add rule ip weir WEIR-FORWARD iifname weir0 drop
+//	nft add rule ip weir WEIR-FORWARD oifname weir0 drop
 func (d *Driver) closeAll(ctx context.Context, want lowered) error {
 	if d.have == nil && d.Read(ctx) != nil {
 		return nil // the kernel's state is unknown; the caller has the error

@@ -63,6 +63,8 @@ type lowering struct {
 	sets   map[key]loweredSet
 	chains map[key]loweredChain
 	maps   map[key]loweredMap
+	// withoutPorts is true if the kernel can't match the ports of bridges. If it changes, the chains must be forgotten.
+	withoutPorts bool
 }
 
 // key names an object of a ruleset.
@@ -82,7 +84,7 @@ type loweredChain struct {
 // lower returns the ruleset in the words of nftables.
 func (m *lowering) lower(r ruleset.Ruleset) (l lowered) {
 	last := *m
-	*m = lowering{map[key]loweredSet{}, map[key]loweredChain{}, map[key]loweredMap{}}
+	*m = lowering{map[key]loweredSet{}, map[key]loweredChain{}, map[key]loweredMap{}, last.withoutPorts}
 	classSets := map[key]ruleset.Set{}
 	for _, f := range conf.Families {
 		if r.Has(f) {
@@ -189,7 +191,7 @@ func (m *lowering) chain(last lowering, c ruleset.Chain, classes []class, words 
 	if h, ok := hooks[c.Hook]; ok {
 		now.to.Hook = &h
 	}
-	now.to.rules, now.ports = lowerRules(c, classes)
+	now.to.rules, now.ports = lowerRules(c, classes, !m.withoutPorts)
 	now.to.sum(c.Family)
 	m.chains[k] = now
 	return now
@@ -215,7 +217,8 @@ func (c *chain) sum(f conf.Family) {
 
 // lowerRules returns the chain's rules, and the sets that they need for lists of ports. classes are the classes that
 // the chain sends packets to. One rule, which looks the pod's verdict up, takes the place of the rules that do so.
-func lowerRules(c ruleset.Chain, classes []class) (rules []rule, ports []set) {
+// ports is false if the kernel can't match the ports of bridges.
+func lowerRules(c ruleset.Chain, classes []class, ports bool) (rules []rule, lists []set) {
 	toClass := map[string]bool{}
 	for _, k := range classes {
 		toClass[k.set] = true
@@ -238,12 +241,12 @@ func lowerRules(c ruleset.Chain, classes []class) (rules []rule, ports []set) {
 			r.Log, r.Action, r.To = r.To, ruleset.Drop, ""
 			i++
 		}
-		for _, r := range variants(r, c.Family) {
-			split, lists := splitPorts(r)
-			rules, ports = append(rules, split...), append(ports, lists...)
+		for _, r := range variants(r, c.Family, ports) {
+			split, own := splitPorts(r)
+			rules, lists = append(rules, split...), append(lists, own...)
 		}
 	}
-	return rules, ports
+	return rules, lists
 }
 
 // byLink returns the matches with those of the set of links by link alone.
@@ -261,101 +264,6 @@ func byLink(sets []ruleset.SetMatch, f conf.Family) []ruleset.SetMatch {
 func dropsTheSame(log, drop ruleset.Rule) bool {
 	log.Action, log.To = ruleset.Drop, ""
 	return log.Equal(drop)
-}
-
-// variants returns rules that together match what the rule matches. nftables can't compare two addresses of a packet,
-// so sets with each pod's address twice take the place of such comparisons.
-func variants(r rule, f conf.Family) []rule {
-	with := func(track ruleset.Track, sets []ruleset.SetMatch, match ...condition) rule {
-		v := r
-		v.Shape, v.Track, v.InPort = "", track, ""
-		v.Sets, v.Match = append(slices.Clone(sets), r.Sets...), match
-		return v
-	}
-	icmp := func(proto ruleset.Protocol, sets []ruleset.SetMatch, match ...condition) rule {
-		v := with(r.Track, sets, match...)
-		v.Proto = proto
-		return v
-	}
-	proto := [...]ruleset.Protocol{conf.IPv4: ruleset.ICMP, conf.IPv6: ""}[f] // for IPv6: see directly
-	self := []ruleset.SetMatch{{Name: f.Set(selfSet), By: bothEnds}}
-	inner := []ruleset.SetMatch{{Name: f.Set(errorsSet), By: innerEnd}}
-	switch {
-	case r.InPort != "":
-		return byPort(r)
-	case r.Shape == ruleset.ToItself:
-		return []rule{with(r.Track, self)}
-	case r.Shape == ruleset.NoICMPError || r.Shape == ruleset.HonestICMP:
-		var all []rule
-		for _, match := range noErrors[f] {
-			all = append(all, icmp(proto, nil, match...))
-		}
-		if r.Shape == ruleset.HonestICMP {
-			all = append(all, icmp(proto, inner, anError[f]...))
-		}
-		return all
-	case r.Shape == ruleset.Solicitation:
-		return []rule{icmp(ruleset.ICMPv6, nil, icmpType("icmpv6 type nd-neighbor-solicit", unix.NFT_CMP_EQ, 135), hopLimit)}
-	case r.Shape == ruleset.Advertisement:
-		return []rule{icmp(ruleset.ICMPv6, nil, icmpType("icmpv6 type nd-neighbor-advert", unix.NFT_CMP_EQ, 136), hopLimit)}
-	case r.Track == ruleset.Untranslated:
-		return []rule{
-			with("", nil, ctState("invalid,untracked", stateInvalid|stateUntracked)),
-			with("", nil, untranslated),
-		}
-	}
-	return []rule{r}
-}
-
-// byPort returns the rule for packets from a port of another plugin's bridge. In the tables of IP, nftables doesn't
-// know the port. So rules that allow something are left out, and rules that drop don't ask for the port.
-func byPort(r rule) []rule {
-	if r.InPort = ""; r.Action != ruleset.Drop {
-		return nil
-	}
-	return []rule{r}
-}
-
-// icmpType compares the type of an ICMP message.
-func icmpType(words string, op uint32, number byte) condition {
-	return condition{words, func(e nftnl.Expressions) nftnl.Expressions {
-		return e.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, 0).Compare(op, []byte{number})
-	}}
-}
-
-// directly matches ICMPv6 packets without an extension header. nft leaves it out when it prints.
-var directly = condition{"", func(e nftnl.Expressions) nftnl.Expressions {
-	return e.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 6, 1, 0).Compare(unix.NFT_CMP_EQ, []byte{unix.IPPROTO_ICMPV6})
-}}
-
-// hopLimit matches packets that no router has forwarded.
-var hopLimit = condition{"ip6 hoplimit 255", func(e nftnl.Expressions) nftnl.Expressions {
-	return e.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 7, 1, 0).Compare(unix.NFT_CMP_EQ, []byte{255})
-}}
-
-// noErrors are lists of conditions, each for a part of the ICMP messages that are no errors. IPv4's errors are the
-// types 3, 4, 5, 11 and 12.
-var noErrors = [len(conf.Families)][][]condition{
-	conf.IPv4: {
-		{icmpType("icmp type < destination-unreachable", unix.NFT_CMP_LT, 3)},
-		{{"icmp type 6-10", func(e nftnl.Expressions) nftnl.Expressions {
-			return e.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, 0).Compare(unix.NFT_CMP_GTE, []byte{6}).
-				Compare(unix.NFT_CMP_LTE, []byte{10})
-		}}},
-		{icmpType("icmp type > parameter-problem", unix.NFT_CMP_GT, 12)},
-	},
-	conf.IPv6: {{
-		directly, icmpType("icmpv6 type >= echo-request", unix.NFT_CMP_GTE, 128),
-		icmpType("icmpv6 type != nd-redirect", unix.NFT_CMP_NEQ, 137),
-	}},
-}
-
-// anError are the conditions for ICMP errors that are no redirects, if noErrors doesn't match. Connection tracking has
-// compared the receiver of an error that it calls related with the sender of the packet inside (nf_conntrack_inet_error
-// in net/netfilter/nf_conntrack_proto.c).
-var anError = [len(conf.Families)][]condition{
-	conf.IPv4: {icmpType("icmp type != redirect", unix.NFT_CMP_NEQ, 5)},
-	conf.IPv6: {directly, icmpType("icmpv6 type < echo-request", unix.NFT_CMP_LT, 128)},
 }
 
 // splitPorts returns rules with at most one range of ports each. All single numbers of a list become a set, which rules

@@ -37,7 +37,8 @@ func TestGolden(t *testing.T) {
 }
 
 // TestNftReadsTheGoldenFiles: nft can load each golden file, and then prints it. For the tables that the backend has
-// written in nft's place, nft prints the same.
+// written in nft's place, nft prints the same. A file with rules for ports of bridges can't be loaded: nft prints such
+// rules, and doesn't read them.
 func TestNftReadsTheGoldenFiles(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -48,11 +49,14 @@ func TestNftReadsTheGoldenFiles(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		nodetest.Run(t, "nft", "-f", file)
-		if diff := cmp.Diff(unwrapped(string(data)), listed(t)); diff != "" {
-			t.Errorf("loaded by nft: -%s +as nft prints it\n%s", file, diff)
+		loads := !strings.Contains(string(data), "xt match")
+		if loads {
+			nodetest.Run(t, "nft", "-f", file)
+			if diff := cmp.Diff(unwrapped(string(data)), listed(t)); diff != "" {
+				t.Errorf("loaded by nft: -%s +as nft prints it\n%s", file, diff)
+			}
+			nodetest.Run(t, "nft", "flush", "ruleset")
 		}
-		nodetest.Run(t, "nft", "flush", "ruleset")
 		if err := makePlan(state{}, new(lowering).lower(policy.Compile(s)), false).batch.Commit(); err != nil {
 			t.Fatal(err)
 		}
@@ -64,8 +68,10 @@ func TestNftReadsTheGoldenFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 		nodetest.Run(t, "nft", "flush", "ruleset")
-		nodetest.Run(t, "nft", "-f", path)
-		nodetest.Run(t, "nft", "flush", "ruleset")
+		if loads {
+			nodetest.Run(t, "nft", "-f", path)
+			nodetest.Run(t, "nft", "flush", "ruleset")
+		}
 	})
 }
 
@@ -97,8 +103,8 @@ func unwrapped(text string) string {
 	})
 }
 
-// sorted returns the sets and chains of listed tables in the order of their texts. nft prints them in the order in which
-// they were made.
+// sorted returns the sets and chains of listed tables in the order of their texts. nft prints them in the order in
+// which they were made.
 func sorted(text string) string {
 	all := strings.Split(text, "\n\n")
 	for i, object := range all {

@@ -161,8 +161,8 @@ func (d *Driver) readSets(f conf.Family, h *held, was held) (err error) {
 	return nil
 }
 
-// readSet reads the elements of a set. If they are as before, it returns before itself, which takes no memory and lets a
-// later comparison of the two end at once.
+// readSet reads the elements of a set. If they are as before, it returns before itself, which takes no memory and lets
+// a later comparison of the two end at once.
 func (d *Driver) readSet(f conf.Family, name string, s, before heldSet) (heldSet, error) {
 	if s.unknown {
 		return s, nil

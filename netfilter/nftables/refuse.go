@@ -3,6 +3,7 @@ package nftables
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -51,6 +52,14 @@ func (l lowered) refusedParts(refused *nftnl.RefusedError) (parts ruleset.Refuse
 		}
 	}
 	return parts, someElement
+}
+
+// refusesPorts reports whether the kernel has refused a rule that matches the port of a bridge.
+func refusesPorts(refused *nftnl.RefusedError) bool {
+	return slices.ContainsFunc(refused.Refusals, func(r nftnl.Refusal) bool {
+		about, ok := r.About.(aRule)
+		return ok && about.rule.byPort()
+	})
 }
 
 // allows reports whether the rule only serves to allow packets by a policy.

@@ -28,6 +28,11 @@ type rule struct {
 	from *ruleset.Rule
 }
 
+// byPort reports whether the rule matches the port of a bridge.
+func (r rule) byPort() bool {
+	return r.from != nil && r.from.InPort != "" && len(r.Match) > 0
+}
+
 // Parts of a packet that only the sets of this package have.
 const (
 	bothEnds ruleset.Part = "source and destination"               // AddressPair

@@ -174,6 +174,22 @@ func (e Expressions) Masquerade() Expressions {
 	return e.add("masq", attrs{}.number(unix.NFTA_MASQ_FLAGS, fullyRandom))
 }
 
+// InPort ends the rule unless the packet came in by this port of a bridge. nftables has no expression of its own for
+// that; the kernel needs nft_compat and xt_physdev.
+//
+// Equivalent to: iptables -m physdev --physdev-in PORT
+func (e Expressions) InPort(port string) Expressions {
+	info := make([]byte, 72) // struct xt_physdev_info (include/uapi/linux/netfilter/xt_physdev.h), aligned
+	const mask, bitmask, in = unix.IFNAMSIZ, 4*unix.IFNAMSIZ + 1, 1
+	copy(info[:unix.IFNAMSIZ-1], port)
+	for i := range min(len(port)+1, unix.IFNAMSIZ) {
+		info[mask+i] = 0xff
+	}
+	info[bitmask] = in
+	return e.add("match", attrs{}.text(unix.NFTA_MATCH_NAME, "physdev").number(unix.NFTA_MATCH_REV, 0).
+		put(unix.NFTA_MATCH_INFO, info))
+}
+
 // Verdict is what becomes of a packet: a code such as unix.NFT_RETURN, and the chain of a jump or goto.
 type Verdict struct {
 	Code  int32

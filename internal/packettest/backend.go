@@ -1,0 +1,67 @@
+package packettest
+
+import (
+	"context"
+	"testing"
+
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/netfilter/nftables"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Backend writes rulesets to the kernel.
+type Backend interface {
+	Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error)
+	Remove(ctx context.Context) error
+	Close()
+}
+
+// Name is the name of a backend, with its flavour if it has several.
+type Name string
+
+// Names of the backends.
+const (
+	IptablesLegacy Name = "iptables-legacy"
+	IptablesNFT    Name = "iptables-nft"
+	Nftables       Name = "nftables"
+)
+
+// Names has all backends.
+var Names = []Name{IptablesLegacy, IptablesNFT, Nftables}
+
+// Open returns the backend of that name. The test's end closes it.
+func Open(t testing.TB, name Name) Backend {
+	t.Helper()
+	var b Backend
+	switch name {
+	case Nftables:
+		b = nftables.New()
+	default:
+		d, err := iptables.New(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Flavour = iptables.NFT; name == IptablesLegacy {
+			d.Flavour = iptables.Legacy
+		}
+		b = d
+	}
+	t.Cleanup(b.Close)
+	return b
+}
+
+// Use makes the backend of that name write the node's rules from now on. It removes those of the backend before.
+func (n *Node) Use(name Name) {
+	n.Helper()
+	n.Remove()
+	n.Backend, n.Writer = Open(n, name), name
+}
+
+// Remove removes the backend's rules and sets.
+func (n *Node) Remove() {
+	n.Helper()
+	if err := n.Backend.Remove(n.Context()); err != nil {
+		n.Fatal(err)
+	}
+}

@@ -1,0 +1,114 @@
+package nftables
+
+import (
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/nftnl"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// variants returns rules that together match what the rule matches. nftables can't compare two addresses of a packet,
+// so sets with each pod's address twice take the place of such comparisons. ports is false if the kernel can't match
+// the ports of bridges.
+func variants(r rule, f conf.Family, ports bool) []rule {
+	with := func(track ruleset.Track, sets []ruleset.SetMatch, match ...condition) rule {
+		v := r
+		v.Shape, v.Track, v.InPort = "", track, ""
+		v.Sets, v.Match = append(slices.Clone(sets), r.Sets...), match
+		return v
+	}
+	icmp := func(proto ruleset.Protocol, sets []ruleset.SetMatch, match ...condition) rule {
+		v := with(r.Track, sets, match...)
+		v.Proto = proto
+		return v
+	}
+	proto := [...]ruleset.Protocol{conf.IPv4: ruleset.ICMP, conf.IPv6: ""}[f] // for IPv6: see directly
+	self := []ruleset.SetMatch{{Name: f.Set(selfSet), By: bothEnds}}
+	inner := []ruleset.SetMatch{{Name: f.Set(errorsSet), By: innerEnd}}
+	switch {
+	case r.InPort != "":
+		return byPort(r, ports)
+	case r.Shape == ruleset.ToItself:
+		return []rule{with(r.Track, self)}
+	case r.Shape == ruleset.NoICMPError || r.Shape == ruleset.HonestICMP:
+		var all []rule
+		for _, match := range noErrors[f] {
+			all = append(all, icmp(proto, nil, match...))
+		}
+		if r.Shape == ruleset.HonestICMP {
+			all = append(all, icmp(proto, inner, anError[f]...))
+		}
+		return all
+	case r.Shape == ruleset.Solicitation:
+		return []rule{icmp(ruleset.ICMPv6, nil, icmpType("icmpv6 type nd-neighbor-solicit", unix.NFT_CMP_EQ, 135), hopLimit)}
+	case r.Shape == ruleset.Advertisement:
+		return []rule{icmp(ruleset.ICMPv6, nil, icmpType("icmpv6 type nd-neighbor-advert", unix.NFT_CMP_EQ, 136), hopLimit)}
+	case r.Track == ruleset.Untranslated:
+		return []rule{
+			with("", nil, ctState("invalid,untracked", stateInvalid|stateUntracked)),
+			with("", nil, untranslated),
+		}
+	}
+	return []rule{r}
+}
+
+// byPort returns the rule for packets from a port of another plugin's bridge. If ports is false, the kernel can't match
+// the port. Then a rule that allows something is left out, and a rule that drops doesn't ask for the port.
+func byPort(r rule, ports bool) []rule {
+	port := r.InPort
+	r.InPort = ""
+	switch {
+	case ports:
+		r.Match = append(r.Match, condition{"xt match physdev", func(e nftnl.Expressions) nftnl.Expressions {
+			return e.InPort(port)
+		}})
+	case r.Action != ruleset.Drop:
+		return nil
+	}
+	return []rule{r}
+}
+
+// icmpType compares the type of an ICMP message.
+func icmpType(words string, op uint32, number byte) condition {
+	return condition{words, func(e nftnl.Expressions) nftnl.Expressions {
+		return e.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, 0).Compare(op, []byte{number})
+	}}
+}
+
+// directly matches ICMPv6 packets without an extension header. nft leaves it out when it prints.
+var directly = condition{"", func(e nftnl.Expressions) nftnl.Expressions {
+	return e.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 6, 1, 0).Compare(unix.NFT_CMP_EQ, []byte{unix.IPPROTO_ICMPV6})
+}}
+
+// hopLimit matches packets that no router has forwarded.
+var hopLimit = condition{"ip6 hoplimit 255", func(e nftnl.Expressions) nftnl.Expressions {
+	return e.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 7, 1, 0).Compare(unix.NFT_CMP_EQ, []byte{255})
+}}
+
+// noErrors are lists of conditions, each for a part of the ICMP messages that are no errors. IPv4's errors are the
+// types 3, 4, 5, 11 and 12.
+var noErrors = [len(conf.Families)][][]condition{
+	conf.IPv4: {
+		{icmpType("icmp type < destination-unreachable", unix.NFT_CMP_LT, 3)},
+		{{"icmp type 6-10", func(e nftnl.Expressions) nftnl.Expressions {
+			return e.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, 0).Compare(unix.NFT_CMP_GTE, []byte{6}).
+				Compare(unix.NFT_CMP_LTE, []byte{10})
+		}}},
+		{icmpType("icmp type > parameter-problem", unix.NFT_CMP_GT, 12)},
+	},
+	conf.IPv6: {{
+		directly, icmpType("icmpv6 type >= echo-request", unix.NFT_CMP_GTE, 128),
+		icmpType("icmpv6 type != nd-redirect", unix.NFT_CMP_NEQ, 137),
+	}},
+}
+
+// anError are the conditions for ICMP errors that are no redirects, if noErrors doesn't match. Connection tracking has
+// compared the receiver of an error that it calls related with the sender of the packet inside (nf_conntrack_inet_error
+// in net/netfilter/nf_conntrack_proto.c).
+var anError = [len(conf.Families)][]condition{
+	conf.IPv4: {icmpType("icmp type != redirect", unix.NFT_CMP_NEQ, 5)},
+	conf.IPv6: {directly, icmpType("icmpv6 type < echo-request", unix.NFT_CMP_LT, 128)},
+}
