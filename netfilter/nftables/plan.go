@@ -195,8 +195,8 @@ func (p *plan) note(role ruleset.SetRole, e ruleset.Element, denies, leaves bool
 // target returns the chain in the value of an entry of a map.
 func target(value string) string { v, _ := verdictIn(value); return v.Chain }
 
-// within reports whether the kernel's class chain was surely allows no more than the wanted chain now, which has all of
-// its rules but the last, and then drops. An empty name stands for no chain, which allows everything.
+// within reports whether the kernel's class chain was surely allows no more than the wanted chain now: was ends in a
+// rule that drops, and now has all of its other rules. An empty name stands for no chain, which allows everything.
 func within(have held, want *table, was, now string) bool {
 	if was == now || now == "" {
 		return true
@@ -218,7 +218,7 @@ func within(have held, want *table, was, now string) bool {
 			return false
 		}
 	}
-	return len(sums) > 0
+	return have.chains[was].Drops
 }
 
 // chain adds what gives the chain its rules, if it has others.
