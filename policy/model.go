@@ -96,6 +96,9 @@ type Pod struct {
 	Unknown []string
 	// Ports are the named ports of the pod's containers, no two with the same name and protocol.
 	Ports []NamedPort
+	// HostPorts are ports of the pod's node that lead to ports of the pod. No ruleset depends on them: weir checks packets
+	// after the translation of their destination.
+	HostPorts []HostPort `json:",omitempty"`
 	// NodeName is the name of the Node that the pod runs on.
 	NodeName string
 	// Addresses are from the pod's status. Policy uses those that the pod's Node can assign. For a pod with an endpoint
@@ -105,6 +108,15 @@ type Pod struct {
 	HostNetwork bool
 	// Finished pods (phase Succeeded or Failed) have no addresses any more.
 	Finished bool
+}
+
+// HostPort is a port of a pod's node that leads to a port of the pod.
+type HostPort struct {
+	Proto ruleset.Protocol
+	// Address is the only address of the node at which the port leads to the pod; invalid for all addresses.
+	Address netip.Addr
+	// Port is the node's port, and Target the pod's.
+	Port, Target uint16
 }
 
 // NamedPort is a named port of one pod, with its number.

@@ -15,6 +15,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/source/manifests"
 )
 
@@ -114,7 +115,11 @@ func writeChecked(out io.Writer, c checked) error {
 	for _, e := range c.Errors {
 		line("ERROR:\t%s", excerpt.Of(e))
 	}
-	for _, p := range c.Problems {
+	problems := make([]ruleset.Problem, len(c.Problems))
+	for i, p := range c.Problems {
+		problems[i] = ruleset.Problem(p)
+	}
+	for _, p := range ruleset.Together(problems) {
 		line("PROBLEM:\t%s", agentapi.OneLine(p.String()))
 	}
 	for _, u := range c.Unenforced {

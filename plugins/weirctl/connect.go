@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/plugins/weirctl/client"
 )
 
 // connectCommand joins standard input and output with the agent's socket. Commands that ask other nodes' agents run it
@@ -19,7 +20,7 @@ import (
 // Equivalent to: nc -U /run/weir/agent.sock
 func connectCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "connect", Short: "Join standard input and output with the agent's socket", Hidden: true, Args: cobra.NoArgs,
+		Use: "connect", Short: "Join standard input and output with the agent's socket", Hidden: true, Args: client.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return connect(cmd.Context(), os.Stdin, cmd.OutOrStdout())
 		},

@@ -19,6 +19,7 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/client"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/reach"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/source/manifests"
 )
 
@@ -49,14 +50,14 @@ func diffCommand() *cobra.Command {
 			"NetworkPolicies, the labels of Namespaces, and the labels and named ports of pods and of workloads'\n" +
 			"templates. Nothing is applied.\n\n" +
 			"Exit codes: 0 if no connection changes, 5 if connections open or close (see --fail-on), 1 if that can't be\n" +
-			"found out, 2 if the arguments are wrong.",
+			"found out, 2 if the arguments are wrong or name nothing.",
 		Example: `  weirctl diff -f new.yaml                        # against the cluster
   weirctl diff -f policies/                       # all manifests of a directory
   helm template . | weirctl diff -f -             # what another program writes
   weirctl diff --delete shop/deny-all             # without a policy
   weirctl diff -f new.yaml --fail-on opens        # in CI: only what opens is a failure
   weirctl diff -f new/ --source dir:old/          # two directories, without a cluster`,
-		Args: cobra.NoArgs,
+		Args: client.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
 	flags := cmd.Flags()
@@ -105,7 +106,7 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 	var applied reach.Applied
 	after.Objects, applied = reach.Apply(before.Objects, file, deleted...)
 	if len(applied.Missing) > 0 {
-		return fmt.Errorf("--delete: there is no %s", chart.OneLine(strings.Join(applied.Missing, ", ")))
+		return client.Usage(fmt.Errorf("--delete: there is no %s", chart.OneLine(strings.Join(applied.Missing, ", "))))
 	}
 	d := reach.Compare(before, after, c.Services)
 	if err := f.narrow.check(d.After, filter); err != nil {
@@ -116,7 +117,7 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 		View:   chart.View{Matrix: d.After, Title: f.narrow.title(), MaxRows: f.narrow.rows, Notes: notes(c, d.After)},
 		Opened: d.Opened, Closed: d.Closed, Applied: applied,
 	}
-	for _, p := range file.Problems {
+	for _, p := range ruleset.Together(file.Problems) {
 		change.Notes = append(change.Notes, p.String())
 	}
 	change.Notes = append(change.Notes, idle(file.Policies, after.Pods)...)

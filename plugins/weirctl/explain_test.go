@@ -126,6 +126,41 @@ func TestNodePort(t *testing.T) {
 	}
 }
 
+const hostPorts = `---
+{kind: Node, apiVersion: v1, metadata: {name: n2}, spec: {podCIDRs: [10.0.2.0/24]},
+ status: {addresses: [{type: InternalIP, address: 192.0.2.2}, {type: InternalIP, address: 192.0.2.3}]}}
+---
+{kind: Pod, apiVersion: v1, metadata: {name: db, namespace: shop}, status: {podIP: 10.0.2.2},
+ spec: {nodeName: n2, containers: [{ports: [
+  {containerPort: 8080, hostPort: 80, hostIP: 0.0.0.0}, {containerPort: 8053, hostPort: 53, protocol: UDP},
+  {containerPort: 8081, hostPort: 81, hostIP: 192.0.2.2}, {containerPort: 8082, hostPort: {}, hostIP: 3}]}]}}
+`
+
+// TestHostPort: a hostPort of a node's pod leads to the pod, whose policies decide about the pod's own port. It leads
+// there at the address of the hostPort only, if it has one.
+func TestHostPort(t *testing.T) {
+	inDirectory(t, []byte(nodePort+hostPorts))
+	pod := "to shop/db (10.0.2.2, on n2), TCP port"
+	for _, tc := range []struct {
+		to   string
+		code int
+		want string
+	}{
+		{"node/n2:80", client.ExitDropped, pod + " 8080: DROPPED"},
+		{"192.0.2.3:80", client.ExitDropped, pod + " 8080: DROPPED"},
+		{"192.0.2.2:81", client.ExitDropped, pod + " 8081: DROPPED"},
+		{"node/n2:53/udp", client.ExitDropped, "UDP port 8053: DROPPED"},
+		{"192.0.2.3:81", client.ExitOK, "neither 203.0.113.7 nor 192.0.2.3 is a pod"},
+		{"node/n2:53", client.ExitOK, "neither 203.0.113.7 nor 192.0.2.2 is a pod"},
+		{"node/n1:80", client.ExitOK, "neither 203.0.113.7 nor 192.0.2.1 is a pod"},
+	} {
+		out, code, message := runExplain(t, "203.0.113.7", tc.to, "--source", "dir:manifests")
+		if code != tc.code || !strings.Contains(out, tc.want) {
+			t.Errorf("%s: exit code %d, %s\n%s", tc.to, code, message, out)
+		}
+	}
+}
+
 // TestHostNetworkWithoutNode: the errors about a pod whose node is unknown say so.
 func TestHostNetworkWithoutNode(t *testing.T) {
 	inDirectory(t, []byte(nodePort+`---

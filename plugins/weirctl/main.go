@@ -32,6 +32,7 @@ func run() int {
 		root.Short = "Show what weir does in this cluster"
 		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl weir"}
 	}
+	root.Args, root.SuggestionsMinimumDistance = knownCommand, 2
 	// The flag isn't cobra's Version, because cobra's own line has other words. With a template for that line, the
 	// linker would keep every method of every type, which nearly doubles the program.
 	showVersion := root.Flags().Bool("version", false, "print the commit of this program, its date, and Go's version")
@@ -54,6 +55,19 @@ func run() int {
 	return code
 }
 
+// knownCommand refuses arguments that are no command, with a usage error that has the nearest commands. An agent's pod
+// with an older weirctl answers with its first words, and package client looks for them.
+func knownCommand(root *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := "--help lists them"
+	if near := root.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = "did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return client.Usage(fmt.Errorf("unknown command %q for %q: %s", args[0], root.CommandPath(), hint))
+}
+
 // isPlugin reports whether the program runs as kubectl weir: kubectl starts the program kubectl-weir, which is weirctl
 // under another name.
 func isPlugin() bool {
@@ -64,7 +78,7 @@ func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Show the commit that weirctl was built from, its date, and Go's version",
-		Args:  cobra.NoArgs,
+		Args:  client.NoArgs,
 		Run:   func(cmd *cobra.Command, _ []string) { _, _ = fmt.Fprintln(cmd.OutOrStdout(), version.Of("weirctl")) },
 	}
 }

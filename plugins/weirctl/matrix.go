@@ -60,8 +60,8 @@ func (n *narrow) filter() (f reach.Filter, err error) {
 	return f, nil
 }
 
-// check returns an error if --from or --to names nobody: without it, a wrong name would look like one that nobody can
-// reach. f is the filter that the flags mean.
+// check returns a usage error if --from or --to names nobody: without it, a wrong name would look like one that nobody
+// can reach. f is the filter that the flags mean.
 func (n *narrow) check(m *reach.Matrix, f reach.Filter) error {
 	for _, end := range []struct {
 		flag, text string
@@ -75,7 +75,7 @@ func (n *narrow) check(m *reach.Matrix, f reach.Filter) error {
 		if !strings.Contains(end.text, "/") {
 			why = "it is in a pods' network, or of a family that no pod has, and no pod has it"
 		}
-		return fmt.Errorf("%s %s: %s", end.flag, end.text, why)
+		return client.Usage(fmt.Errorf("%s %s: %s", end.flag, end.text, why))
 	}
 	return nil
 }
@@ -161,7 +161,7 @@ func matrixCommand() *cobra.Command {
   weirctl matrix -o html > matrix.html              # a page with filters and a graph, for a browser
   weirctl matrix -n shop -o dot | dot -Tpng > m.png # a graph, drawn by Graphviz
   weirctl matrix --source dir:manifests/            # what the manifests of a directory mean, without a cluster`,
-		Args: cobra.NoArgs,
+		Args: client.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			print, ok := formats[output]
 			if !ok {
@@ -195,7 +195,8 @@ func matrixCommand() *cobra.Command {
 }
 
 // load reads the objects of the source. If not all objects may be listed, it reads those in both lists of namespaces.
-// Those in namespaces must exist, those in also need not.
+// Those in namespaces must exist (else the error is a usage error), those in also need
+// not.
 func load(cmd *cobra.Command, source *client.Source, namespaces, also []string) (explain.Cluster, error) {
 	c, err := source.Load(cmd.Context(), slices.Concat(namespaces, also)...)
 	if err != nil {
@@ -205,7 +206,7 @@ func load(cmd *cobra.Command, source *client.Source, namespaces, also []string) 
 		known := slices.ContainsFunc(c.Namespaces, func(o policy.Namespace) bool { return o.Name == n }) ||
 			slices.ContainsFunc(c.Pods, func(p policy.Pod) bool { return p.Namespace == n })
 		if !known {
-			return c, fmt.Errorf("there is no namespace %q and no pod in it", n)
+			return c, client.Usage(fmt.Errorf("there is no namespace %q and no pod in it", n))
 		}
 	}
 	return c, nil
@@ -239,7 +240,7 @@ func notes(c explain.Cluster, m *reach.Matrix) (notes []string) {
 	note(bare, "without an address that their Node can assign", "No ipBlock counts as containing them")
 	networks := strings.Trim(strings.ReplaceAll(fmt.Sprint(c.Invented), " ", " or "), "[]")
 	note(invented, "without an address yet", "They count as addresses in "+networks)
-	for _, p := range c.Problems {
+	for _, p := range ruleset.Together(c.Problems) {
 		notes = append(notes, p.String())
 	}
 	for _, u := range c.Unenforced {

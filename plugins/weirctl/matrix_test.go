@@ -195,8 +195,8 @@ func TestUnreadSource(t *testing.T) {
 	}
 }
 
-// TestReachBadInput: each wrong argument gives one line that says what to do, and the exit code of wrong arguments.
-// What can't be found out has the exit code of errors.
+// TestReachBadInput: each argument that is wrong or names nothing gives one line that says what to do, and the exit
+// code of wrong arguments. What can't be found out has the exit code of errors.
 func TestReachBadInput(t *testing.T) {
 	for _, tc := range []struct {
 		diff bool
@@ -211,14 +211,15 @@ func TestReachBadInput(t *testing.T) {
 		{false, "--rows -1", client.ExitUsage, "--rows -1: must be a number of rows"},
 		{false, "--from web", client.ExitUsage, `--from "web": must be NS/NAME`},
 		{false, "--to shop/[", client.ExitUsage, `--to "shop/[": must be NS/NAME`},
-		{false, "--to shop/bd", client.ExitError, "--to shop/bd: no pod, no workload and no Service with pods"},
-		{false, "--from 2001:db8::1", client.ExitError, "--from 2001:db8::1: it is in a pods' network, or of a family"},
-		{true, "--delete shop/db --from shop/bd", client.ExitError, "--from shop/bd: no pod"},
+		{false, "--to shop/bd", client.ExitUsage, "--to shop/bd: no pod, no workload and no Service with pods"},
+		{false, "--from 2001:db8::1", client.ExitUsage, "--from 2001:db8::1: it is in a pods' network, or of a family"},
+		{true, "--delete shop/db --from shop/bd", client.ExitUsage, "--from shop/bd: no pod"},
 		{false, "-o xml", client.ExitUsage, "must be text, json"},
-		{false, "-n nowhere", client.ExitError, `there is no namespace "nowhere"`},
+		{false, "-n nowhere", client.ExitUsage, `there is no namespace "nowhere"`},
+		{false, "shop", client.ExitUsage, `takes no argument, and got "shop"`},
 		{true, "", client.ExitUsage, "use -f FILE"},
 		{true, "--delete web", client.ExitUsage, "must be NAMESPACE/NAME"},
-		{true, "--delete shop/gone", client.ExitError, "there is no NetworkPolicy shop/gone"},
+		{true, "--delete shop/gone", client.ExitUsage, "there is no NetworkPolicy shop/gone"},
 		{true, "-f gone.yaml", client.ExitError, "no such file"},
 		{true, "-f -", client.ExitError, "there is no object"},
 		{true, "-f - --fail-on all", client.ExitUsage, "must be any, opens, closes or never"},

@@ -17,7 +17,7 @@ func podsCommand() *cobra.Command {
 		Short: "Show the pods that weir attached on this node: container, addresses, link, policies, since when",
 		Long: "Shows the pods that weir attached on this node, with container, addresses, link, MAC, and the policies\n" +
 			"that isolate them. Without an agent it shows their endpoint records, and ? for policies.",
-		Args: cobra.NoArgs,
+		Args: client.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			format, err := client.ParseFormat(output)
 			if err != nil {

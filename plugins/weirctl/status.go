@@ -31,7 +31,7 @@ func statusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Show what is enforced: faults, problems, policies, pods, classes and sets",
 		Long:  statusLong, Example: statusExample,
-		Args: cobra.NoArgs,
+		Args: client.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			format, err := client.ParseFormat(output)
 			switch {

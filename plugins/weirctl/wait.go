@@ -25,7 +25,8 @@ namespace that has policies, because these may name it as a peer, or may have do
 nothing of a policy that is gone is enforced.
 
 It reads all pods, namespaces, nodes and policies, and runs a command in weir's pods, as kubectl exec does.
-Exit codes: 0 if the object is enforced, 6 if it isn't within the timeout, 1 if that can't be found out.`
+Exit codes: 0 if the object is enforced, 6 if it isn't within the timeout, 1 if that can't be found out, 2 if the
+arguments are wrong or name nothing.`
 
 const waitExample = `  kubectl apply -f deny.yaml && kubectl weir wait policy shop/deny
   kubectl weir wait pod shop/db-0 --timeout 30s

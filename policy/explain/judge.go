@@ -50,6 +50,10 @@ func Explain(c Cluster, q Query) (Explanation, error) {
 		j.note("port %d of a node is a nodePort of svc/%s: kube-proxy passes on what comes there to the Service's pods",
 			q.Port.Number, s)
 		to, q.Port = Ref{Kind: EndService, Namespace: s.Namespace, Name: s.Name}, Port{Number: p.Port, Proto: p.Proto}
+	} else if pod, h := c.hostPort(to, q.Port); pod != nil {
+		j.note("port %d of node %s is a hostPort of %s/%s: portmap translates it to the pod's port %d before weir checks "+
+			"the packet", h.Port, pod.NodeName, pod.Namespace, pod.Name, h.Target)
+		to, q.Port = Ref{Kind: EndPod, Namespace: pod.Namespace, Name: pod.Name}, Port{Number: h.Target, Proto: h.Proto}
 	}
 	sources, err := c.places(from)
 	if err != nil {

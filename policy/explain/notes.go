@@ -159,7 +159,7 @@ func (j *judge) problemNotes(p *Path) {
 			j.note("%s isn't within the podCIDRs of %s's Node %s, so weir doesn't believe that it is the pod's address: no "+
 				"policy applies to it, and no selector matches it", end.Address, end.Pod, or(end.Node, "(unknown)"))
 		}
-		for _, problem := range j.Problems {
+		for _, problem := range ruleset.Together(j.Problems) {
 			for _, name := range p.Sides[i].Policies {
 				if problem.Object == "NetworkPolicy "+name {
 					j.note("%s", problem)

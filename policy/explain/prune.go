@@ -88,8 +88,9 @@ func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 			services[r.Namespace] = true
 		}
 	}
+	toNode := q.To.Kind == EndNode || q.To.Kind == EndAddress
 	return func(p *policy.Pod) bool {
-		if services[p.Namespace] {
+		if services[p.Namespace] || toNode && slices.ContainsFunc(p.HostPorts, leadsFrom(netip.Addr{}, q.Port)) {
 			return true
 		}
 		for _, r := range []Ref{q.From, q.To} {
@@ -111,6 +112,9 @@ func (c *Cluster) ends(q Query) (ends []Ref) {
 		ends = append(ends, to)
 		if s, _ := c.nodePort(to, q.Port); s != nil {
 			ends = append(ends, Ref{Kind: EndService, Namespace: s.Namespace, Name: s.Name})
+		}
+		if p, _ := c.hostPort(to, q.Port); p != nil {
+			ends = append(ends, Ref{Kind: EndPod, Namespace: p.Namespace, Name: p.Name})
 		}
 	}
 	return ends

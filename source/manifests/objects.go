@@ -112,11 +112,24 @@ type podSpec struct {
 type container struct {
 	Name          string                         `json:"name"`
 	RestartPolicy *corev1.ContainerRestartPolicy `json:"restartPolicy"`
-	Ports         []struct {
-		Name          string          `json:"name"`
-		Protocol      corev1.Protocol `json:"protocol"`
-		ContainerPort int32           `json:"containerPort"`
-	} `json:"ports"`
+	Ports         []containerPort                `json:"ports"`
+}
+
+type containerPort struct {
+	Name          string          `json:"name"`
+	Protocol      corev1.Protocol `json:"protocol"`
+	ContainerPort int32           `json:"containerPort"`
+	// No rule depends on HostPort and HostIP, so they may have any type.
+	HostPort stdjson.RawMessage `json:"hostPort"`
+	HostIP   stdjson.RawMessage `json:"hostIP"`
+}
+
+// hostPort returns the port of the node that leads to the port, and the node's address; 0 if they can't be read.
+func (p *containerPort) hostPort() (port int32, address string) {
+	if len(p.HostPort) == 0 || decode(p.HostPort, &port) != nil || len(p.HostIP) > 0 && decode(p.HostIP, &address) != nil {
+		return 0, ""
+	}
+	return port, address
 }
 
 // podFieldsThatMatter are a pod's fields that policy needs: if one is given twice, the pod is left out.
@@ -192,6 +205,7 @@ func readContainers(raw stdjson.RawMessage) ([]corev1.Container, error) {
 		out := corev1.Container{Name: c.Name, RestartPolicy: c.RestartPolicy}
 		for _, p := range c.Ports {
 			port := corev1.ContainerPort{Name: p.Name, Protocol: p.Protocol, ContainerPort: p.ContainerPort}
+			port.HostPort, port.HostIP = p.hostPort()
 			out.Ports = append(out.Ports, port)
 		}
 		all = append(all, out)

@@ -22,6 +22,9 @@ func Pod(pod *corev1.Pod) (policy.Pod, []ruleset.Problem) {
 	}
 	r := reader{object: "Pod " + pod.Namespace + "/" + pod.Name}
 	p.Ports = r.namedPorts(&pod.Spec)
+	for h := range hostPorts(&pod.Spec) {
+		p.HostPorts = append(p.HostPorts, h)
+	}
 	for i, ip := range ips(&pod.Status) {
 		if addr, ok := address(ip); ok {
 			p.Addresses = append(p.Addresses, addr)
@@ -40,6 +43,13 @@ func IsPod(p *policy.Pod, pod *corev1.Pod) bool {
 		!maps.Equal(p.Labels, pod.Labels) {
 		return false
 	}
+	hosts := p.HostPorts
+	for h := range hostPorts(&pod.Spec) {
+		if len(hosts) == 0 || hosts[0] != h {
+			return false
+		}
+		hosts = hosts[1:]
+	}
 	addresses := p.Addresses
 	for _, ip := range ips(&pod.Status) {
 		addr, ok := address(ip)
@@ -48,7 +58,30 @@ func IsPod(p *policy.Pod, pod *corev1.Pod) bool {
 		}
 		addresses = addresses[1:]
 	}
-	return len(addresses) == 0 && isPorts(p.Ports, &pod.Spec)
+	return len(hosts)+len(addresses) == 0 && isPorts(p.Ports, &pod.Spec)
+}
+
+// hostPorts returns the ports of the pod's node that lead to the pod. A pod with hostNetwork has none: its ports are
+// the node's own. Ports and addresses that can't be read are left out: the API server accepts none.
+func hostPorts(spec *corev1.PodSpec) iter.Seq[policy.HostPort] {
+	return func(yield func(policy.HostPort) bool) {
+		for c := range portContainers(spec) {
+			for i := range c.Ports {
+				port := &c.Ports[i]
+				at, ok := address(port.HostIP)
+				if spec.HostNetwork || port.HostPort < 1 || port.HostPort > 65535 || !valid(port) ||
+					!ok && port.HostIP != "" && port.HostIP != "0.0.0.0" && port.HostIP != "::" {
+					continue
+				}
+				h := policy.HostPort{
+					Proto: namedPort(port).Proto, Address: at, Port: uint16(port.HostPort), Target: uint16(port.ContainerPort),
+				}
+				if !yield(h) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // isPorts reports whether namedPorts returns these ports for the spec, without problems.

@@ -35,6 +35,7 @@ func randomPod(r *rand.Rand) *corev1.Pod {
 		return corev1.ContainerPort{
 			Name: pick("", "http", "dns"), ContainerPort: int32(80 + r.IntN(2)),
 			Protocol: corev1.Protocol(pick("", "TCP", "UDP", "Tcp")),
+			HostPort: int32(r.IntN(3)), HostIP: pick("", "", "0.0.0.0", "192.0.2.1", "?"),
 		}
 	}
 	for range r.IntN(3) {

@@ -1,6 +1,11 @@
 package client
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+)
 
 // Exit codes of weirctl.
 const (
@@ -8,7 +13,7 @@ const (
 	ExitOK = 0
 	// ExitError: the command could not find out what it was asked.
 	ExitError = 1
-	// ExitUsage: the command's arguments are wrong.
+	// ExitUsage: the command's arguments are wrong, or name nothing.
 	ExitUsage = 2
 	// ExitDropped: the connection is dropped, at least in part, or there is nothing to reach.
 	ExitDropped = 3
@@ -38,8 +43,17 @@ func (e *exit) Unwrap() error { return e.err }
 // Exit returns an error that makes weirctl end with the code. It prints err if that isn't nil.
 func Exit(code int, err error) error { return &exit{code, err} }
 
-// Usage returns the error of a wrong argument. It makes weirctl end with ExitUsage.
+// Usage returns the error of an argument that is wrong or names nothing. It makes weirctl end with ExitUsage.
 func Usage(err error) error { return &exit{ExitUsage, err} }
+
+// NoArgs refuses all arguments of a command, with a usage error.
+func NoArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	path := cmd.CommandPath()
+	return Usage(fmt.Errorf("%s takes no argument, and got %q; see %s --help", path, args[0], path))
+}
 
 // Code returns the exit code for the error of a command, and the text to print; "" for none.
 func Code(err error) (code int, text string) {

@@ -295,12 +295,12 @@ func (c *Cluster) Ask(ctx context.Context, of Agent, path string, question, into
 // maxAnswer bounds the size of an agent's answer.
 const maxAnswer = 64 << 20
 
-// Find returns the agent of the node. The error says that there is no such node.
+// Find returns the agent of the node. The error says that there is no such node, and is a usage error.
 func Find(agents []Agent, node string) (Agent, error) {
 	for _, a := range agents {
 		if a.Node == node {
 			return a, nil
 		}
 	}
-	return Agent{}, fmt.Errorf("there is no node %q (kubectl get nodes lists them)", node)
+	return Agent{}, Usage(fmt.Errorf("there is no node %q (kubectl get nodes lists them)", node))
 }

@@ -112,10 +112,11 @@ func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 		meta, exists := x.policies[w.Name]
 		switch {
 		case exists && w.Deleted:
-			return nil, fmt.Errorf("the NetworkPolicy %s/%s exists, so --deleted would never end", w.Name.Namespace, w.Name.Name)
+			return nil, Usage(fmt.Errorf("the NetworkPolicy %s/%s exists, so --deleted would never end", w.Name.Namespace,
+				w.Name.Name))
 		case !exists && !w.Deleted && first:
-			return nil, fmt.Errorf("there is no NetworkPolicy %s/%s (kubectl get networkpolicies -n %s); --deleted waits until "+
-				"nothing of it is enforced", w.Name.Namespace, w.Name.Name, w.Name.Namespace)
+			return nil, Usage(fmt.Errorf("there is no NetworkPolicy %s/%s (kubectl get networkpolicies -n %s); --deleted waits "+
+				"until nothing of it is enforced", w.Name.Namespace, w.Name.Name, w.Name.Namespace))
 		case !exists && !w.Deleted, exists && !first && string(meta.UID) != result.UID:
 			return nil, fmt.Errorf("the NetworkPolicy %s/%s was deleted while weirctl waited", w.Name.Namespace, w.Name.Name)
 		}
@@ -127,12 +128,13 @@ func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 	pod, exists := x.pods[w.Name]
 	switch {
 	case !exists && result.UID == "":
-		return nil, fmt.Errorf("there is no pod %s/%s (kubectl get pods -n %s)", w.Name.Namespace, w.Name.Name,
-			w.Name.Namespace)
+		return nil, Usage(fmt.Errorf("there is no pod %s/%s (kubectl get pods -n %s)", w.Name.Namespace, w.Name.Name,
+			w.Name.Namespace))
 	case !exists, result.UID != "" && pod.UID != result.UID, pod.Finished:
 		return nil, fmt.Errorf("the pod %s/%s is gone or has ended", w.Name.Namespace, w.Name.Name)
 	case pod.HostNetwork:
-		return nil, fmt.Errorf("the pod %s/%s has its node's network: no policy selects it", w.Name.Namespace, w.Name.Name)
+		return nil, Usage(fmt.Errorf("the pod %s/%s has its node's network: no policy selects it", w.Name.Namespace,
+			w.Name.Name))
 	}
 	result.UID = pod.UID
 	if pod.NodeName == "" || len(pod.Addresses) == 0 {
