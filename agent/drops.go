@@ -30,7 +30,7 @@ const (
 type dropLog struct {
 	ring    *drops.Ring
 	hub     *drops.Hub
-	lines   chan []drops.Line
+	lines   chan []drops.Line      // closed when no more lines come
 	trouble atomic.Pointer[string] // why no packets are read; nil if they are
 }
 
@@ -51,64 +51,66 @@ func (a *agent) watchDrops(ctx context.Context) error {
 		defer close(done)
 		a.reportDrops(ctx)
 	}()
+	counted := newDropCounter(a.drops.lines)
+	open := func() (logReader, error) { return nflog.Open(conf.LogGroup) }
 	for last := ""; ; {
-		err := a.readDrops(ctx)
+		err := a.readDrops(ctx, counted, open)
 		if err != nil && err.Error() != last && ctx.Err() == nil {
 			last = err.Error()
 			a.Log.Warn("dropped packets aren't reported", "error", err)
 		}
-		a.drops.fail(last)
-		select {
-		case <-ctx.Done():
+		if ctx.Err() != nil {
+			counted.end()
 			<-done
 			return nil
-		case <-time.After(dropsRetry):
 		}
+		a.drops.fail(last)
+		counted.keepReporting(ctx, dropsRetry)
 	}
 }
 
 func (l *dropLog) fail(why string) { l.trouble.Store(&why) }
 
-// readDrops reads the log group until ctx ends or reading fails.
-func (a *agent) readDrops(ctx context.Context) (err error) {
-	reader, err := nflog.Open(conf.LogGroup)
+// unread says why no dropped packets are read; empty if they are.
+func (l *dropLog) unread() string {
+	if why := l.trouble.Load(); why != nil {
+		return *why
+	}
+	return ""
+}
+
+// logReader is an nflog.Reader.
+type logReader interface {
+	Read(ctx context.Context, wait time.Duration, each func(*nflog.Packet)) (lost uint64, err error)
+	Close() error
+}
+
+// readDrops reads the log group until ctx ends or reading fails. What was read before an error is counted.
+func (a *agent) readDrops(ctx context.Context, c *dropCounter, open func() (logReader, error)) (err error) {
+	reader, err := open()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, reader.Close()) }()
 	a.drops.trouble.Store(nil)
-	sums, known := drops.NewSums(), podNetworks{stale: true}
-	sums.IsPod = known.contains
-	var lines []drops.Line
 	wait := dropsIdle
 	for ctx.Err() == nil {
+		c.known.stale = true
 		lost, err := reader.Read(ctx, wait, func(p *nflog.Packet) {
-			if known.stale {
-				known.load(a.snapshots.target.Load())
-				sums.At(time.Now())
+			if c.known.stale {
+				c.known.load(a.snapshots.target.Load())
+				c.sums.At(time.Now())
 			}
-			sums.Add(p)
+			c.sums.Add(p)
 		})
+		c.sums.At(time.Now())
+		c.sums.Lost(lost)
 		if err != nil {
 			return err
 		}
-		known.stale = true
-		sums.At(time.Now())
-		sums.Lost(lost)
-		wait = dropsWait
-		if len(lines) == 0 {
-			var more bool
-			if lines, more = sums.Lines(nil); !more {
-				wait = dropsIdle
-			}
-		}
-		if len(lines) > 0 {
-			select {
-			case a.drops.lines <- lines:
-				lines = nil
-			default: // the other goroutine is busy: the packets that come meanwhile are counted
-				wait = dropsWait
-			}
+		wait = dropsIdle
+		if c.report() {
+			wait = dropsWait
 		}
 		select {
 		case <-ctx.Done():
@@ -116,6 +118,65 @@ func (a *agent) readDrops(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// dropCounter counts the packets of all readers of the log group, one after the other.
+type dropCounter struct {
+	sums  *drops.Sums
+	known podNetworks
+	to    chan<- []drops.Line
+	lines []drops.Line // those that wait until the reporter takes them
+}
+
+func newDropCounter(to chan<- []drops.Line) *dropCounter {
+	c := &dropCounter{sums: drops.NewSums(), to: to}
+	c.sums.IsPod = c.known.contains
+	return c
+}
+
+// report hands the lines that are due to the reporter, unless it is busy: then the packets that come meanwhile are
+// counted. It reports whether it must be called again although no packet comes.
+func (c *dropCounter) report() (more bool) {
+	if len(c.lines) == 0 {
+		c.lines, more = c.sums.Lines(nil)
+	}
+	if len(c.lines) == 0 {
+		return more
+	}
+	select {
+	case c.to <- c.lines:
+		c.lines = nil
+		return more
+	default:
+		return true
+	}
+}
+
+// keepReporting reports what was counted, for the given time or until ctx ends.
+func (c *dropCounter) keepReporting(ctx context.Context, d time.Duration) {
+	end := time.After(d)
+	for {
+		c.sums.At(time.Now())
+		c.report()
+		select {
+		case <-ctx.Done():
+			return
+		case <-end:
+			return
+		case <-time.After(dropsWait):
+		}
+	}
+}
+
+// end waits until the reporter has all that was counted, and tells it that nothing more comes.
+func (c *dropCounter) end() {
+	if len(c.lines) > 0 {
+		c.to <- c.lines
+	}
+	if rest := c.sums.Rest(); len(rest) > 0 {
+		c.to <- rest
+	}
+	close(c.to)
 }
 
 type podNetworks struct {

@@ -25,8 +25,8 @@ func (l *dropLog) serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		refuse(w, http.StatusBadRequest, err)
 		return
 	}
-	if why := l.trouble.Load(); why != nil {
-		refuse(w, http.StatusServiceUnavailable, errors.New("no drops are read: "+*why))
+	if why := l.unread(); why != "" {
+		refuse(w, http.StatusServiceUnavailable, errors.New("no drops are read: "+why))
 		return
 	}
 	news := l.hub.Subscribe(q)

@@ -81,10 +81,10 @@ func (a *agent) listen(ctx context.Context) (*servers, error) {
 	api := http.NewServeMux()
 	api.HandleFunc("POST "+agentapi.EnrolPath, a.serveEnrol)
 	api.HandleFunc("GET "+agentapi.StatusPath, func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, http.StatusOK, a.status.Load().report())
+		writeJSON(w, http.StatusOK, a.report())
 	})
 	api.HandleFunc("GET "+agentapi.SummaryPath, func(w http.ResponseWriter, _ *http.Request) {
-		summary := agentapi.Summarise(a.status.Load().report(), a.Node.Name, version.Of("weir-agent"))
+		summary := agentapi.Summarise(a.report(), a.Node.Name, version.Of("weir-agent"))
 		writeJSON(w, http.StatusOK, summary)
 	})
 	api.HandleFunc("POST "+agentapi.ObjectsPath, a.explainer.serveObjects)

@@ -80,6 +80,13 @@ func (a *agent) publishSource() {
 	a.status.Store(&s)
 }
 
+// report returns the status that was last published, with what other goroutines know.
+func (a *agent) report() agentapi.Status {
+	r := a.status.Load().report()
+	r.DropsUnread = a.drops.unread()
+	return r
+}
+
 // report returns the status as GET /v1/status answers it.
 func (s *status) report() agentapi.Status {
 	r := agentapi.Status{

@@ -28,6 +28,9 @@ type Status struct {
 	Classes []Class     `json:"classes"`
 	Sets    []SetStatus `json:"sets"`
 	Stats   Stats       `json:"stats"`
+	// DropsUnread says why the agent reads no dropped packets, so that weirctl drops and the metrics of drops have nothing
+	// new; empty if it reads them.
+	DropsUnread string `json:"dropsUnread,omitempty"`
 	// NodeRepairs are the last repairs of node settings that another program had changed, the newest last.
 	NodeRepairs []NodeRepair `json:"nodeRepairs"`
 }

@@ -97,6 +97,10 @@ func TestTaken(t *testing.T) {
 		}
 		return nil
 	})
+	const unread = "NOT READ:"
+	if text, _ := n.Ctl("status"); !strings.Contains(text, unread) || !strings.Contains(text, "another program reads") {
+		t.Errorf("the status doesn't say that no drops are read:\n%s", text)
+	}
 	if err := other.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -104,6 +108,9 @@ func TestTaken(t *testing.T) {
 		_, err := n.Ctl("drops")
 		return err
 	})
+	if text, _ := n.Ctl("status"); strings.Contains(text, unread) {
+		t.Errorf("the status says that no drops are read:\n%s", text)
+	}
 	n.Eventually("a drop shows", func() error {
 		n.Reach(n.quiet, n.db.IP+":5432", false)
 		text, err := n.Ctl("drops")

@@ -10,6 +10,7 @@ import (
 
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/internal/excerpt"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // Format is how an answer is printed.
@@ -82,11 +83,15 @@ func statusLines(line printLine, s *agentapi.Status) {
 	for _, e := range s.Errors {
 		line("ERROR:\t%s", e)
 	}
-	for _, p := range s.Problems[:min(len(s.Problems), maxProblems)] {
-		line("PROBLEM:\t%s", agentapi.OneLine(p.String()))
+	problems := problemTexts(s.Problems)
+	for _, p := range problems[:min(len(problems), maxProblems)] {
+		line("PROBLEM:\t%s", p)
 	}
-	if more := len(s.Problems) - maxProblems; more > 0 {
+	if more := len(problems) - maxProblems; more > 0 {
 		line("PROBLEM:\tand %d more (weirctl status -o json lists all)", more)
+	}
+	if s.DropsUnread != "" {
+		line("NOT READ:\tdropped packets, so weirctl drops shows none: %s", agentapi.OneLine(s.DropsUnread))
 	}
 	for _, u := range s.Unenforced {
 		line("WARNING:\t%s", agentapi.OneLine(u.String()))
@@ -125,6 +130,18 @@ func statusLines(line printLine, s *agentapi.Status) {
 	for _, set := range s.Sets {
 		line("%s\t%s\t%d", set.Name, set.Type, set.Entries)
 	}
+}
+
+// problemTexts returns a line for each problem, and one for problems that differ only in their fields.
+func problemTexts(of []agentapi.Problem) (lines []string) {
+	problems := make([]ruleset.Problem, len(of))
+	for i, p := range of {
+		problems[i] = ruleset.Problem(p)
+	}
+	for _, p := range ruleset.Together(problems) {
+		lines = append(lines, agentapi.OneLine(p.String()))
+	}
+	return lines
 }
 
 // PrintJSON prints a value as indented JSON.

@@ -1,0 +1,69 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+
+	"github.com/weir-net/weir/agent/drops"
+	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/netfilter/nflog"
+)
+
+var errLogGone = errors.New("the log is gone")
+
+// brokenLog has two packets to hand out, has lost three, and then fails.
+type brokenLog struct{}
+
+func (brokenLog) Close() error { return nil }
+
+func (brokenLog) Read(_ context.Context, _ time.Duration, each func(*nflog.Packet)) (uint64, error) {
+	p := &nflog.Packet{Prefix: []byte("weir drop WEIR-IN-X"), EtherType: 0x0800, Payload: make([]byte, 20)}
+	each(p)
+	each(p)
+	return 3, errLogGone
+}
+
+// TestLogErrorLosesNoCount: what was counted before the log fails is reported while the agent waits to read it again,
+// and the rest when the agent ends.
+func TestLogErrorLosesNoCount(t *testing.T) {
+	a := newAgent(Options{Log: slog.New(slog.DiscardHandler)}, &iptables.Driver{}, netlinksafe.Handle{})
+	c := newDropCounter(a.drops.lines)
+	open := func() (logReader, error) { return brokenLog{}, nil }
+	count := func(lines []drops.Line) (n uint64) {
+		for _, l := range lines {
+			n += l.Count
+		}
+		return n
+	}
+	read := func() {
+		if err := a.readDrops(t.Context(), c, open); !errors.Is(err, errLogGone) {
+			t.Fatal(err)
+		}
+	}
+	read()
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c.keepReporting(ctx, time.Hour)
+	}()
+	if n := count(<-a.drops.lines); n != 5 {
+		t.Errorf("%d packets while the agent waits", n)
+	}
+	stop()
+	<-done
+	read()
+	go c.end()
+	var rest uint64
+	for lines := range a.drops.lines {
+		rest += count(lines)
+	}
+	if rest != 5 {
+		t.Errorf("%d packets at the end", rest)
+	}
+}
