@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"strconv"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/weir-net/weir/agent/drops"
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/nflog"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -22,33 +24,29 @@ const (
 )
 
 // reportDrops finds the names of those whose packets were dropped, or would be by audited policies (auditJudge). It
-// hands the drops to the metrics, the ring, the hub and the file, until ctx ends.
+// hands the drops to the metrics, the ring, the hub and the file, until no more lines come. After ctx has ended, it
+// asks for no names.
 func (a *agent) reportDrops(ctx context.Context) {
 	var view dropView
 	var judge auditJudge
 	file := dropFile{path: a.DropsFile, most: maxDropFile}
 	defer file.close()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case lines := <-a.drops.lines:
-			view.load(a.snapshots.target.Load())
-			lines = judge.only(ctx, a, lines)
-			names := a.names(ctx, view.unknown(lines))
-			entries := make([]drops.Entry, len(lines))
-			for i, l := range lines {
-				entries[i] = drops.Entry{Drop: view.drop(l, names, a.Node.Name), Sender: l.Sender}
-				if w, ok := judge.found[i]; ok {
-					entries[i].Policies = w.policies
-					a.metrics.audits.add(&entries[i], w)
-				}
+	for lines := range a.drops.lines {
+		view.load(a.snapshots.target.Load())
+		lines = judge.only(ctx, a, lines)
+		names := a.names(ctx, view.unknown(lines))
+		entries := make([]drops.Entry, len(lines))
+		for i, l := range lines {
+			entries[i] = drops.Entry{Drop: view.drop(l, names, a.Node.Name), Sender: l.Sender}
+			if w, ok := judge.found[i]; ok {
+				entries[i].Policies = w.policies
+				a.metrics.audits.add(&entries[i], w)
 			}
-			a.metrics.drops.count(entries)
-			a.drops.ring.Add(entries)
-			a.drops.hub.Publish(entries)
-			file.write(entries, a.Log)
 		}
+		a.metrics.drops.count(entries)
+		a.drops.ring.Add(entries)
+		a.drops.hub.Publish(entries)
+		file.write(entries, a.Log)
 	}
 }
 
@@ -186,17 +184,52 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 	if l.Port != 0 {
 		d.Source.Pod, d.Source.Node = v.podBehind(l.Port), ""
 	}
-	if l.Kind == agentapi.DropShown {
+	if l.Kind == agentapi.DropShown && l.Flow.Source().IsValid() {
 		d.Protocol = protocolName(l.Flow.Proto)
 	}
 	if l.Flow.ICMP() {
 		d.ICMP = "type " + strconv.Itoa(int(l.Flow.Type)) + " code " + strconv.Itoa(int(l.Flow.Code))
 	}
-	if l.Reason == agentapi.ByPolicy {
+	switch l.Reason {
+	case agentapi.ByPolicy:
 		local, _ := d.Local()
 		d.Policies = v.policies(l.Direction, l.Chain, local.Pod)
+	case agentapi.ByCut, agentapi.ByMidstream, agentapi.ByWay:
+		d.Direction = v.direction(l)
 	}
+	d.Detail = v.detail(l, d)
 	return d
+}
+
+// direction returns the direction of packets whose rule is for both: egress if a pod of this node has sent them, and
+// ingress if one would have received them.
+func (v *dropView) direction(l drops.Line) string {
+	switch {
+	case l.Reason != agentapi.ByWay && v.pods[l.Flow.Source()] != "": // by another way, the source is forged
+		return string(ruleset.Egress)
+	case v.pods[l.Flow.Destination()] != "":
+		return string(ruleset.Ingress)
+	}
+	return ""
+}
+
+// detail returns what the packet tells beyond the reason, in words; empty if it tells nothing.
+func (v *dropView) detail(l drops.Line, d *agentapi.Drop) string {
+	switch source := l.Flow.Source(); {
+	case l.Kind != agentapi.DropShown:
+	case l.Reason == agentapi.ByTunnel:
+		if inner, ok := nflog.InTunnel(l.Flow.EtherType, l.Packet); ok {
+			return fmt.Sprintf("inside is a packet from %s to %s", inner.Source(), inner.Destination())
+		}
+	case l.Reason != agentapi.ByGuard:
+	case !source.IsValid():
+		return fmt.Sprintf("EtherType 0x%04x", l.Flow.EtherType)
+	case d.Source.Pod != "" && v.pods[source] == d.Source.Pod:
+		return "the address is the pod's, so the MAC or the link is not"
+	case v.pods[source] != "":
+		return "the address is that of " + v.pods[source]
+	}
+	return ""
 }
 
 // podBehind returns the pod whose port has that index; empty if it is gone.

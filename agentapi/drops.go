@@ -35,21 +35,6 @@ const (
 	DropMissed DropKind = "missed"
 )
 
-// Values of Drop.Reason.
-const (
-	// ByPolicy: policies isolate the pod, and none of them allows the packet.
-	ByPolicy = "policy"
-	// ByAudit: the packet passed. Audited policies would drop it if they were enforced.
-	ByAudit = "audit"
-	// ByClosed: the pod is in no class.
-	ByClosed = "closed"
-	// ByGuard: the pod has sent under a MAC or an address that is not its own, or a frame that is neither IPv4, IPv6 nor
-	// ARP.
-	ByGuard = "guard"
-	// ByOther: the rule that logged the packet is not one of this agent's.
-	ByOther = "other"
-)
-
 // Drop is one or more packets that the kernel dropped, or that audited policies would drop (ByAudit). A field is empty
 // if it is unknown or has no meaning for the kind.
 type Drop struct {
@@ -71,6 +56,8 @@ type Drop struct {
 	Chain string `json:"chain,omitempty"`
 	// Policies are all policies that isolate the pod in the direction; or with ByAudit, that would isolate it.
 	Policies []string `json:"policies,omitempty"`
+	// Detail has what else the first of the packets tells, in words.
+	Detail string `json:"detail,omitempty"`
 	// Packet has the first bytes of the first packet, from the IP header on, if the client asked for it.
 	Packet []byte `json:"packet,omitempty"`
 }
@@ -128,11 +115,11 @@ type DropsQuery struct {
 	Follow bool
 	// Packets asks for Drop.Packet.
 	Packets bool
-	// Namespace, Pod, Policy and Port leave out drops that have nothing to do with them; empty for any. Namespace is that
-	// of either end. Pod is either end, as name or namespace/name. Policy is one of the isolating policies, as name or
-	// namespace/name. Port is the destination's.
-	Namespace, Pod, Policy string
-	Port                   uint16
+	// Namespace, Pod, Policy, Reason and Port leave out drops that have nothing to do with them; empty for any. Namespace
+	// is that of either end. Pod is either end, as name or namespace/name. Policy is one of the isolating policies, as
+	// name or namespace/name. Port is the destination's.
+	Namespace, Pod, Policy, Reason string
+	Port                           uint16
 	// Audit leaves out drops of all reasons but ByAudit.
 	Audit bool
 }
@@ -152,6 +139,7 @@ func (q DropsQuery) Path() string {
 	put("namespace", q.Namespace, q.Namespace == "")
 	put("pod", q.Pod, q.Pod == "")
 	put("policy", q.Policy, q.Policy == "")
+	put("reason", q.Reason, q.Reason == "")
 	put("port", strconv.Itoa(int(q.Port)), q.Port == 0)
 	if len(v) == 0 {
 		return DropsPath
@@ -161,7 +149,7 @@ func (q DropsQuery) Path() string {
 
 // ParseDropsQuery reads the question from a URL. It returns an error that names the key whose value has the wrong form.
 func ParseDropsQuery(v url.Values) (q DropsQuery, err error) {
-	q.Namespace, q.Pod, q.Policy = v.Get("namespace"), v.Get("pod"), v.Get("policy")
+	q.Namespace, q.Pod, q.Policy, q.Reason = v.Get("namespace"), v.Get("pod"), v.Get("policy"), v.Get("reason")
 	for key, flag := range map[string]*bool{
 		"follow": &q.Follow, "packets": &q.Packets, "audit": &q.Audit,
 	} {
@@ -203,6 +191,9 @@ func (q DropsQuery) Matches(d *Drop) bool {
 		return false
 	}
 	if q.Policy != "" && !slices.ContainsFunc(d.Policies, func(p string) bool { return named(p, q.Policy) }) {
+		return false
+	}
+	if q.Reason != "" && d.Reason != q.Reason {
 		return false
 	}
 	return q.Port == 0 || d.Destination.Port == q.Port || d.Kind == DropMore

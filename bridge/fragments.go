@@ -10,6 +10,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/internal/nft"
 )
 
@@ -93,11 +94,11 @@ func fragmentRules(sets map[string]*nftables.Set) []nft.Rule {
 	}
 }
 
-// sharedRules returns the rules of the chain "shared": they drop fragments beyond what all ports share.
+// sharedRules returns the rules of the chain "shared": they log and drop fragments beyond what all ports share.
 func sharedRules() []nft.Rule {
 	drop := func(l *expr.Limit) []expr.Any {
 		l.Over, l.Unit = true, expr.LimitTimeSecond
-		return append([]expr.Any{l}, nft.Drop()...)
+		return append([]expr.Any{l}, logDrop(conf.FragmentsLogPrefix)...)
 	}
 	return []nft.Rule{
 		{

@@ -74,10 +74,8 @@ func commitGuard(conn *nftables.Conn, add elements, rules, logs bool) error {
 	}
 	if rules {
 		chains := guardChains(sets)
-		for i, c := range chains {
-			if c.Name == forgedChain && !logs {
-				chains[i].Rules = nil
-			}
+		if !logs {
+			chains = withoutLog(chains)
 		}
 		nft.AddChains(conn, chains)
 	}
@@ -92,13 +90,14 @@ func commitGuard(conn *nftables.Conn, add elements, rules, logs bool) error {
 	return nil
 }
 
-// guardIntact reports whether the kernel has the guard's tables, chains and rules as they should be. The chain that
-// logs may be empty (see logIfPossible). guardIntact doesn't look at the sets or their elements. With an error the
-// guard's state is unknown.
+// guardIntact reports whether the kernel has the guard's tables, chains and rules as they should be, with statements
+// that log or without them (see logIfPossible). guardIntact doesn't look at the sets or their elements. With an error
+// the guard's state is unknown.
 //
 // Equivalent to: nft list table bridge weir; nft list table inet weir-ports; nft list table arp weir-ports
 func guardIntact(conn *nftables.Conn) (bool, error) {
 	chains := guardChains(guardSetsByName())
+	quiet := withoutLog(chains)
 	for _, t := range guardTables() {
 		exists, err := nft.TableExists(conn, t)
 		if err != nil || !exists {
@@ -108,11 +107,8 @@ func guardIntact(conn *nftables.Conn) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		for _, c := range chains {
-			if !sameTable(c.Table, t) || c.Same(have[c.Name]) {
-				continue
-			}
-			if c.Rules = nil; c.Name != forgedChain || !c.Same(have[c.Name]) {
+		for i, c := range chains {
+			if sameTable(c.Table, t) && !c.Same(have[c.Name]) && !quiet[i].Same(have[c.Name]) {
 				return false, nil
 			}
 		}

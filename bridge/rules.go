@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -24,14 +25,14 @@ import (
 //	    meta protocol ip meta pkttype != multicast ip daddr != 127.0.0.0/8 ip frag-off & 0x3fff == 0 \
 //	      iifname . ether saddr . ip saddr @senders4 accept
 //	    iifname != "weirp*" accept
-//	    @ll,0,40 0x0180c20000 counter drop
-//	    meta protocol ip ip daddr 127.0.0.0/8 counter drop
+//	    @ll,0,40 0x0180c20000 log prefix "weir drop guard-reserved" group 88 counter drop
+//	    meta protocol ip ip daddr 127.0.0.0/8 log prefix "weir drop guard-loopback" group 88 counter drop
 //	    meta protocol ip ip frag-off & 0x3fff != 0 jump fragments
 //	    meta protocol ip6 exthdr frag exists jump fragments
 //	    meta protocol ip iifname . ether saddr . ip saddr @senders4 accept
 //	    meta protocol arp iifname . ether saddr . arp saddr ip @senders4 \
 //	      iifname . arp saddr ether . arp saddr ip @senders4 accept
-//	    meta protocol ip6 meta l4proto ipv6-icmp icmpv6 type 133-137 counter drop
+//	    meta protocol ip6 meta l4proto ipv6-icmp icmpv6 type 133-137 goto discovery
 //	    meta protocol ip6 iifname . ether saddr . ip6 saddr @senders6 accept
 //	    jump forged
 //	    counter drop comment "weir: forged sender"
@@ -40,13 +41,17 @@ import (
 //	    meta protocol ip6 meta l4proto ipv6-icmp return
 //	    log prefix "weir drop guard" group 88
 //	  }
+//	  chain discovery {
+//	    icmpv6 type { 134, 136-137 } log prefix "weir drop guard-discovery" group 88          (two rules)
+//	    counter drop
+//	  }
 //	  chain fragments {
 //	    update @fragments { iifname limit rate over 1000/second burst 1000 packets } goto shared
 //	    update @fragment-bytes { iifname limit rate over 1048576 bytes/second } goto shared
 //	  }
 //	  chain shared {
-//	    limit rate over 10000/second burst 1000 packets counter drop
-//	    limit rate over 16777216 bytes/second counter drop
+//	    limit rate over 10000/second burst 1000 packets log prefix "weir drop guard-fragments" group 88 counter drop
+//	    limit rate over 16777216 bytes/second log prefix "weir drop guard-fragments" group 88 counter drop
 //	  }
 //	}
 //
@@ -59,9 +64,9 @@ import (
 //     also behind extension headers. The addresses that such a message is about are inside the message, where no set
 //     lookup reaches. Pods don't need it: all neighbours are permanent.
 //   - A pod without an IPv6 address can't send IPv6: senders6 has no entry for its port.
-//   - The chain "forged" copies what the last rule drops to the log group that the agent reads. The kernel of a pod
-//     without an IPv6 address sends some ICMPv6 packets nevertheless, which are no news. On a kernel that can't log
-//     frames of a bridge, the chain is empty.
+//   - Rules copy what they drop to the log group that the agent reads. The chain "forged" does so for the last rule.
+//     The kernel of a pod without an IPv6 address sends some ICMPv6 packets nevertheless, and each kernel sends router
+//     and neighbour solicitations: these are no news. On a kernel that can't log frames of a bridge, no rule logs.
 //   - Packets to the node's loopback addresses are dropped because portmap sets route_localnet on weir0, and the kernel
 //     then routes them.
 //
@@ -84,14 +89,14 @@ import (
 //	table inet weir-ports {
 //	  chain prerouting {
 //	    type filter hook prerouting priority -450; policy accept;
-//	    iifname "weirp*" counter drop
+//	    iifname "weirp*" log prefix "weir drop guard-past" group 88 counter drop
 //	    iifname "weir-vxlan" meta protocol ip6 meta l4proto ipv6-icmp icmpv6 type 133-137 counter drop
 //	  }
 //	}
 //	table arp weir-ports {
 //	  chain input {
 //	    type filter hook input priority 0; policy accept;
-//	    iifname "weirp*" counter drop
+//	    iifname "weirp*" log prefix "weir drop guard-past" group 88 counter drop
 //	    iifname "weir-vxlan" counter drop
 //	  }
 //	}
@@ -112,8 +117,11 @@ const (
 	sharedChain    = "shared"
 )
 
-// forgedChain is the chain of "bridge weir" that logs what the last rule drops.
-const forgedChain = "forged"
+// Chains of "bridge weir" that log: forgedChain what the last rule drops, discoveryChain what it drops itself.
+const (
+	forgedChain    = "forged"
+	discoveryChain = "discovery"
+)
 
 func guardTables() []*nftables.Table {
 	return []*nftables.Table{
@@ -143,15 +151,46 @@ func guardChains(sets map[string]*nftables.Set) []nft.Chain {
 		{Chain: &nftables.Chain{Name: fragmentsChain, Table: bridge}, Rules: fragmentRules(sets)},
 		{Chain: nft.BaseChain(bridge, "ports", nftables.ChainHookPrerouting, -300), Rules: portRules(sets)},
 		{Chain: nft.BaseChain(inet, "prerouting", nftables.ChainHookPrerouting, -450), Rules: []nft.Rule{
-			rule("weir: to the node's IP stack past the bridge's guard", fromPort(), nft.Drop()),
+			rule("weir: to the node's IP stack past the bridge's guard", fromPort(), logDrop(conf.PastLogPrefix)),
 			rule("weir: neighbour discovery out of the tunnel, which nodes don't need",
 				fromTunnel(), protocol(unix.ETH_P_IPV6), neighbourDiscovery(), nft.Drop()),
 		}},
 		{Chain: nft.BaseChain(arp, "input", arpInput, 0), Rules: []nft.Rule{
-			rule("weir: ARP to the node past the bridge's guard", fromPort(), nft.Drop()),
+			rule("weir: ARP to the node past the bridge's guard", fromPort(), logDrop(conf.PastLogPrefix)),
 			rule("weir: ARP out of the tunnel, which nodes don't need", fromTunnel(), nft.Drop()),
 		}},
 		{Chain: &nftables.Chain{Name: forgedChain, Table: bridge}, Rules: forgedRules()},
+		{Chain: &nftables.Chain{Name: discoveryChain, Table: bridge}, Rules: discoveryRules()},
+	}
+}
+
+// withoutLog returns the chains without statements that log, and without rules that do nothing else.
+func withoutLog(chains []nft.Chain) []nft.Chain {
+	quiet := slices.Clone(chains)
+	for i := range quiet {
+		quiet[i].Rules = nil
+		for _, r := range chains[i].Rules {
+			if r = r.WithoutLog(); len(r.Exprs) > 0 {
+				quiet[i].Rules = append(quiet[i].Rules, r)
+			}
+		}
+	}
+	return quiet
+}
+
+// logDrop returns the statements that log with the prefix and drop.
+func logDrop(prefix string) []expr.Any { return append(logTo(prefix), nft.Drop()...) }
+
+func logTo(prefix string) []expr.Any { return nft.Log(prefix, conf.LogGroup) }
+
+// discoveryRules returns the rules of the chain "discovery". They log the advertisements and redirects of pods: only
+// a program that means to deceive others sends them.
+func discoveryRules() []nft.Rule {
+	return []nft.Rule{
+		rule("weir: a router advertisement of a pod", discoveryType(134, 134), logTo(conf.DiscoveryLogPrefix)),
+		rule("weir: a neighbour advertisement or a redirect of a pod", discoveryType(136, 137),
+			logTo(conf.DiscoveryLogPrefix)),
+		rule("weir: neighbour discovery, which pods don't need", nft.Drop()),
 	}
 }
 
@@ -160,9 +199,7 @@ func forgedRules() []nft.Rule {
 	return []nft.Rule{
 		rule("weir: IPv6's own messages, which every new pod sends", protocol(unix.ETH_P_IPV6), icmpv6(),
 			nft.Verdict(expr.VerdictReturn, "")),
-		rule("weir: forged sender, or none of IPv4, IPv6 and ARP", []expr.Any{&expr.Log{
-			Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_PREFIX, Group: conf.LogGroup, Data: []byte(conf.GuardLogPrefix),
-		}}),
+		rule("weir: forged sender, or none of IPv4, IPv6 and ARP", logTo(conf.GuardLogPrefix)),
 	}
 }
 
@@ -180,8 +217,9 @@ func portRules(sets map[string]*nftables.Set) []nft.Rule {
 		rule("weir: whole IPv4 packets under the pod's own name: most frames", protocol(unix.ETH_P_IP), notMulticast(),
 			notToLoopback(), wholeIPv4(), isSender(set4, etherSource, ip4Source), accept),
 		rule("weir: not a pod's port", notFromPort(), accept),
-		rule("weir: to a MAC that is for bridges", toBridges(), nft.Drop()),
-		rule("weir: to the node's loopback addresses", protocol(unix.ETH_P_IP), toLoopback(), nft.Drop()),
+		rule("weir: to a MAC that is for bridges", toBridges(), logDrop(conf.ReservedLogPrefix)),
+		rule("weir: to the node's loopback addresses", protocol(unix.ETH_P_IP), toLoopback(),
+			logDrop(conf.LoopbackLogPrefix)),
 		rule("weir: fragments are bounded", protocol(unix.ETH_P_IP), isFragment4(), limit),
 		rule("weir: fragments are bounded, behind other extension headers too",
 			protocol(unix.ETH_P_IPV6), isFragment6(), limit),
@@ -190,7 +228,7 @@ func portRules(sets map[string]*nftables.Set) []nft.Rule {
 		rule("weir: ARP under the pod's own name",
 			protocol(unix.ETH_P_ARP), isSender(set4, etherSource, arpSource), isSender(set4, arpMAC, arpSource), accept),
 		rule("weir: neighbour discovery, which pods don't need",
-			protocol(unix.ETH_P_IPV6), neighbourDiscovery(), nft.Drop()),
+			protocol(unix.ETH_P_IPV6), neighbourDiscovery(), nft.Verdict(expr.VerdictGoto, discoveryChain)),
 		rule("weir: IPv6 under the pod's own name",
 			protocol(unix.ETH_P_IPV6), isSender(set6, etherSource, ip6Source), accept),
 		rule("weir: who sends under a foreign name?", nft.Verdict(expr.VerdictJump, forgedChain)),
@@ -242,10 +280,14 @@ func icmpv6() []expr.Any {
 
 // neighbourDiscovery matches ICMPv6 messages of types 133 to 137. The kernel skips extension headers to find the
 // protocol.
-func neighbourDiscovery() []expr.Any {
-	return append(icmpv6(),
+func neighbourDiscovery() []expr.Any { return append(icmpv6(), discoveryType(133, 137)...) }
+
+// discoveryType matches ICMPv6 messages of the types from first to last.
+func discoveryType(first, last byte) []expr.Any {
+	return []expr.Any{
 		nft.LoadPayload(expr.PayloadBaseTransportHeader, 0, 1, unix.NFT_REG_1),
-		&expr.Range{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, FromData: []byte{133}, ToData: []byte{137}})
+		&expr.Range{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, FromData: []byte{first}, ToData: []byte{last}},
+	}
 }
 
 // isSender matches frames whose port, MAC and address are in the set as one entry. The arguments mac and addr load the

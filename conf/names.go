@@ -26,8 +26,16 @@ const (
 	// AuditLogPrefix begins the text of the rules that log packets which audited policies would drop. The rule's chain
 	// follows. These packets pass.
 	AuditLogPrefix = "weir audit "
-	// GuardLogPrefix is the text that the guard adds.
-	GuardLogPrefix = LogPrefix + "guard"
+	// GuardLogPrefix is the text that the guard adds to what a pod sends under a foreign name. The next six are those of
+	// its other rules, and the last two those of the gate's rules.
+	GuardLogPrefix     = LogPrefix + "guard"
+	ReservedLogPrefix  = GuardLogPrefix + "-reserved"  // to a MAC that is for bridges
+	LoopbackLogPrefix  = GuardLogPrefix + "-loopback"  // to the node's loopback addresses
+	FragmentsLogPrefix = GuardLogPrefix + "-fragments" // more fragments than the bound
+	DiscoveryLogPrefix = GuardLogPrefix + "-discovery" // what pods may not say in IPv6's neighbour discovery
+	PastLogPrefix      = GuardLogPrefix + "-past"      // from a port to the node's IP stack
+	TunnelLogPrefix    = LogPrefix + "gate-tunnel"     // tunnel packets, and to the tunnels' port
+	WayLogPrefix       = LogPrefix + "gate-way"        // pods' addresses by the wrong link or tunnel
 	// CutLabel is the bit of a connection's label that marks the connection as cut. A label has the bits 0 to 127.
 	CutLabel = 127
 	// MaxSetEntries is the largest number of entries of one of weir's ipsets (maxelem). Kubernetes supports clusters of up

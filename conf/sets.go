@@ -58,12 +58,19 @@ const (
 
 // Chains with fixed names. Each address family of the node's pods has its own chains.
 const (
-	ForwardChain     = ownChain + "FORWARD"
-	BridgeChain      = ownChain + "BRIDGE"
-	InputChain       = ownChain + "INPUT"
-	ErrorsChain      = ownChain + "ERRORS"
-	SelfChain        = ownChain + "SELF"
-	PortsChain       = ownChain + "PORTS"
+	ForwardChain = ownChain + "FORWARD"
+	BridgeChain  = ownChain + "BRIDGE"
+	InputChain   = ownChain + "INPUT"
+	ErrorsChain  = ownChain + "ERRORS"
+	SelfChain    = ownChain + "SELF"
+	PortsChain   = ownChain + "PORTS"
+	// These chains log and drop every packet. They have one reason each, which the log's text names by the chain.
+	CutChain       = ownChain + "CUT"       // of cut connections
+	MidstreamChain = ownChain + "MIDSTREAM" // of TCP connections of which connection tracking knows nothing
+	NoPodChain     = ownChain + "NO-POD"    // from or to the bridge, but from or to no pod
+	ForgedChain    = ownChain + "FORGED"    // from a pod's link, but not from the pod's addresses
+	LoopbackChain  = ownChain + "LOOPBACK"  // to the node's loopback addresses
+
 	AcceptChain      = ownChain + "ACCEPT"
 	PostroutingChain = ownChain + "POSTROUTING"
 	IngressChain     = ownChain + "INGRESS"

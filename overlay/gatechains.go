@@ -98,15 +98,15 @@ func tunnelPortRules(p Plan) (raw, forward, input []gateRule) {
 	for _, f := range conf.Families {
 		toNodes := join(toPort(p), address(f, "daddr", "nodes", false))
 		raw = append(raw, rule("weir: tunnels aren't tracked", toNodes, match{"notrack", []expr.Any{&expr.Notrack{}}}))
-		forward = append(forward, dropped("weir: a node's tunnel packets aren't another's to forward", toNodes))
+		forward = append(forward, strangers("weir: a node's tunnel packets aren't another's to forward", toNodes))
 	}
 	for _, f := range conf.Families {
 		toOthers := join(fromLinks, toPort(p), address(f, "daddr", "networks", true))
-		forward = append(forward, dropped("weir: pods send to the tunnels' port of pods only", toOthers))
+		forward = append(forward, strangers("weir: pods send to the tunnels' port of pods only", toOthers))
 	}
 	input = []gateRule{
-		dropped("weir: pods send nothing into tunnels", join(fromLinks, toPort(p))),
-		dropped("weir: pods send nothing into tunnels", join(fromPort, toPort(p))),
+		strangers("weir: pods send nothing into tunnels", join(fromLinks, toPort(p))),
+		strangers("weir: pods send nothing into tunnels", join(fromPort, toPort(p))),
 		rule("weir: a tunnel packet", toTunnel(p), verdict(expr.VerdictJump, "tunnel")),
 	}
 	return raw, forward, input
@@ -122,14 +122,14 @@ func tunnelRules(p Plan) []gateRule {
 			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(untracked)},
 		}}
 		rules = append(rules,
-			dropped("weir: a tunnel packet that was translated, or that comes to another address than InternalIPs", tracked),
-			dropped("weir: tunnel packets come to the addresses that nodes know of each other",
+			strangers("weir: a tunnel packet that was translated, or that comes to another address than InternalIPs", tracked),
+			strangers("weir: tunnel packets come to the addresses that nodes know of each other",
 				address(outer, "daddr", "nodes", true)))
 		for _, f := range conf.Families {
 			rules = append(rules, rule(acceptedComment, fromSender(outer, f), counter, verdict(expr.VerdictReturn, "")))
 		}
 	}
-	return append(rules, dropped(
+	return append(rules, strangers(
 		"weir: a tunnel packet from no node, or under an address that isn't of that node's pods", match{}))
 }
 
@@ -145,12 +145,12 @@ func wayRules() []gateRule {
 		fromPod := join(fromTunnel, address(f, "saddr", "tunnelled", false))
 		rules = append(rules, rule("weir: out of a tunnel", fromPod, verdict(expr.VerdictReturn, "")))
 	}
-	rules = append(rules, dropped("weir: out of a tunnel, under an address that doesn't travel in tunnels", fromTunnel))
+	rules = append(rules, astray("weir: out of a tunnel, under an address that doesn't travel in tunnels", fromTunnel))
 	for _, f := range conf.Families {
-		rules = append(rules, dropped("weir: pods elsewhere come out of tunnels", address(f, "saddr", "tunnelled", false)))
+		rules = append(rules, astray("weir: pods elsewhere come out of tunnels", address(f, "saddr", "tunnelled", false)))
 	}
 	for _, f := range conf.Families {
-		rules = append(rules, dropped("weir: this node's pods don't come from outside",
+		rules = append(rules, astray("weir: this node's pods don't come from outside",
 			join(notFromBridge, address(f, "saddr", "own", false), wrongLink)))
 	}
 	return rules
@@ -177,9 +177,15 @@ func rule(comment string, matches ...match) gateRule {
 	return gateRule{nft.Rule{Comment: comment, Exprs: m.exprs}, m.words}
 }
 
-// dropped returns a rule that counts and drops what matches.
-func dropped(comment string, m match) gateRule {
-	return rule(comment, m, counter, verdict(expr.VerdictDrop, ""))
+// strangers returns a rule that logs, counts and drops what matches: tunnel packets, and packets to the tunnels' port.
+func strangers(comment string, m match) gateRule { return dropped(comment, conf.TunnelLogPrefix, m) }
+
+// astray returns a rule that logs, counts and drops what matches: packets from pods' addresses by a wrong way.
+func astray(comment string, m match) gateRule { return dropped(comment, conf.WayLogPrefix, m) }
+
+func dropped(comment, prefix string, m match) gateRule {
+	log := match{fmt.Sprintf("log prefix %q group %d", prefix, conf.LogGroup), nft.Log(prefix, conf.LogGroup)}
+	return rule(comment, m, log, counter, verdict(expr.VerdictDrop, ""))
 }
 
 var counter = match{"counter", nft.Counter()}

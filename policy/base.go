@@ -42,6 +42,7 @@ func (c *common) compile() {
 
 func (c *common) base() {
 	c.podSets()
+	c.dropChains()
 	fromPods := ruleset.SetMatch{Name: c.family.Set(conf.PodsSet), By: ruleset.Source}
 	toPods := ruleset.SetMatch{Name: c.family.Set(conf.PodsSet), By: ruleset.Destination}
 	fromPod := ruleset.Rule{
@@ -89,6 +90,19 @@ func (c *common) base() {
 			Sets:    []ruleset.SetMatch{fromPods, elsewhere},
 			Comment: "weir: pods reach the world beyond their networks as their node", Action: ruleset.Masquerade,
 		}})
+}
+
+// dropChains adds the chains that log and drop every packet, one for each reason. A rule leads to such a chain in place
+// of dropping the packet: two rules, one that logs and one that drops, would compare each other packet twice.
+func (c *common) dropChains() {
+	for _, of := range []struct{ name, why string }{
+		{conf.CutChain, "connections cut by a later change of policy"},
+		{conf.MidstreamChain, "a TCP connection begins with its first packet"},
+		{conf.NoPodChain, "from or to the bridge, but from or to no pod"},
+		{conf.LoopbackChain, "no pod reaches the loopback of its node"},
+	} {
+		c.chain(of.name, dropRest(nil, of.name, of.why)...)
+	}
 }
 
 // nodeNetworks returns the podCIDRs of all Nodes as entries of a set, by family.
@@ -145,7 +159,8 @@ func (c *common) ahead(other links) []ruleset.Rule {
 		Track: ruleset.Established, Comment: "weir: connections that were let through", Action: ruleset.Return,
 	}
 	cut := ruleset.Rule{
-		Track: ruleset.Cut, Comment: "weir: connections cut by a later change of policy", Action: ruleset.Drop,
+		Track: ruleset.Cut, Comment: "weir: connections cut by a later change of policy",
+		Action: ruleset.GoTo, To: conf.CutChain,
 	}
 	icmpFromPods, related := c.icmpErrors()
 	return slices.Concat([]ruleset.Rule{established, cut}, other.neighbours, other.senders,
@@ -170,12 +185,9 @@ func (c *common) ahead(other links) []ruleset.Rule {
 // accept announcements about addresses that are not the pod's.
 func (c *common) icmpErrors() (icmpFromPods, related ruleset.Rule) {
 	proto := icmp(c.family)
-	c.chain(conf.ErrorsChain,
-		ruleset.Rule{
-			Shape: ruleset.HonestICMP, Comment: "weir: no error, or about a packet to the pod", Action: ruleset.Return,
-		},
-		ruleset.Rule{Comment: "weir: an ICMP error about packets of others", Action: ruleset.Drop},
-	)
+	c.chain(conf.ErrorsChain, dropRest([]ruleset.Rule{{
+		Shape: ruleset.HonestICMP, Comment: "weir: no error, or about a packet to the pod", Action: ruleset.Return,
+	}}, conf.ErrorsChain, "an ICMP error about packets of others")...)
 	from := []ruleset.SetMatch{{Name: c.family.Set(conf.PodsSet), By: ruleset.Source}}
 	icmpFromPods = ruleset.Rule{
 		Proto: proto, Sets: from, Comment: "weir: ICMP from a pod: are its errors about its own packets?",

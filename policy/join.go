@@ -94,7 +94,7 @@ func (j *junction) compile(isolated []*class, open *opened) {
 	// tracked (NOTRACK) belong to no connection, so the kernel checks each of them in both directions.
 	j.dispatch = []ruleset.Rule{{
 		Proto: ruleset.TCP, Track: ruleset.Midstream,
-		Comment: "weir: a TCP connection begins with its first packet", Action: ruleset.Drop,
+		Comment: "weir: a TCP connection begins with its first packet", Action: ruleset.GoTo, To: conf.MidstreamChain,
 	}}
 	var allowNothing []ruleset.Entry
 	for _, k := range isolated {
@@ -130,12 +130,12 @@ func (j *junction) none(pods []ruleset.Entry) {
 }
 
 // stranger returns the rule that drops packets of no pod: for egress, packets that come from the bridge but from no
-// pod; for ingress, packets that go to the bridge but to no pod. Without the rule, the log would have each of these
-// packets.
+// pod; for ingress, packets that go to the bridge but to no pod. Without the rule, the log would say that these
+// packets are those of closed pods.
 func (j *junction) stranger() ruleset.Rule {
 	r := ruleset.Rule{
 		Sets:   []ruleset.SetMatch{{Name: j.family.Set(conf.PodsSet), By: j.own, Not: true}},
-		Action: ruleset.Drop,
+		Action: ruleset.GoTo, To: conf.NoPodChain,
 	}
 	if j.direction == ruleset.Egress {
 		r.In, r.Comment = conf.Bridge, "weir: from the bridge, but from no pod"

@@ -79,7 +79,8 @@ func (c *common) chainedPods() chainedPods {
 		case link.Port != "" && has:
 			p.bridges[link.In] = true
 			p.foreign = append(p.foreign, ruleset.Rule{
-				InPort: link.Port, Comment: "weir: an ICMP error of " + words + " under a foreign name", Action: ruleset.Drop,
+				InPort: link.Port, Comment: "weir: an ICMP error of " + words + " under a foreign name",
+				Action: ruleset.GoTo, To: conf.ForgedChain,
 			})
 		case link.Port == "" && link.In != "": // if the pod has no address of the family, every source is forged
 			any := entry(netip.PrefixFrom(unspecified[c.family], 0), words)
@@ -118,6 +119,7 @@ func (c *common) links(evaluate []ruleset.Rule) links {
 	c.set(ruleset.Set{
 		Name: sendersSet, Kind: ruleset.AddressLinks, Role: ruleset.Peers, Entries: ruleset.EntriesOf(pods.senders...),
 	})
+	c.chain(conf.ForgedChain, dropRest(nil, conf.ForgedChain, "under an address that is not the pod's")...)
 	c.chain(conf.SelfChain, slices.Concat([]ruleset.Rule{{
 		Sets:    []ruleset.SetMatch{{Name: sendersSet, By: ruleset.SourceLink}},
 		Comment: "weir: a pod reaching itself through its Service", Action: ruleset.Return,
@@ -127,7 +129,8 @@ func (c *common) links(evaluate []ruleset.Rule) links {
 			Sets: []ruleset.SetMatch{
 				{Name: linksSet, By: ruleset.SourceLink}, {Name: sendersSet, By: ruleset.SourceLink, Not: true},
 			},
-			Comment: "weir: from the link of a pod, but under another address", Action: ruleset.Drop,
+			Comment: "weir: from the link of a pod, but under another address",
+			Action:  ruleset.GoTo, To: conf.ForgedChain,
 		}},
 		self: []ruleset.Rule{{
 			Shape: ruleset.ToItself, Comment: "weir: to its own sender: a pod itself?", Action: ruleset.GoTo, To: conf.SelfChain,
@@ -144,7 +147,8 @@ func (c *common) links(evaluate []ruleset.Rule) links {
 		c.chain(conf.PortsChain, slices.Concat(pods.ports, []ruleset.Rule{
 			{
 				Sets:    []ruleset.SetMatch{{Name: chainedSet, By: ruleset.Source}},
-				Comment: "weir: ICMP under the address of a pod, but not from it", Action: ruleset.Drop,
+				Comment: "weir: ICMP under the address of a pod, but not from it",
+				Action:  ruleset.GoTo, To: conf.ForgedChain,
 			},
 			{Shape: ruleset.NoICMPError, Comment: "weir: no error", Action: ruleset.Return},
 		}, pods.foreign)...)
@@ -182,7 +186,7 @@ var loopback = map[conf.Family]netip.Prefix{
 // If another program's rule has translated a packet's destination to a loopback address, the packet is meant to arrive.
 // The rule doesn't match such a packet, so only policies decide on it.
 func toLoopback(f conf.Family, r ruleset.Rule) ruleset.Rule {
-	r.Dst, r.Track, r.Action = loopback[f], ruleset.Untranslated, ruleset.Drop
+	r.Dst, r.Track, r.Action, r.To = loopback[f], ruleset.Untranslated, ruleset.GoTo, conf.LoopbackChain
 	r.Comment = "weir: no pod reaches the loopback of its node"
 	return r
 }

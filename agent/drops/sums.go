@@ -7,14 +7,13 @@
 package drops
 
 import (
+	"cmp"
 	"encoding/binary"
 	"hash/maphash"
 	"net/netip"
-	"strings"
 	"time"
 
 	"github.com/weir-net/weir/agentapi"
-	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter/nflog"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -39,41 +38,6 @@ const (
 	repeatAfter = time.Second
 )
 
-// Prefix is what the text that a rule adds to a logged packet says about the rule.
-type Prefix struct {
-	// Chain is the chain of the rule; empty for a rule that isn't weir's.
-	Chain     string
-	Direction ruleset.Direction
-	Reason    string
-}
-
-func prefixOf(text string) *Prefix {
-	chain, ours := strings.CutPrefix(text, conf.LogPrefix)
-	p := &Prefix{Chain: chain, Reason: agentapi.ByOther}
-	if audit, ok := strings.CutPrefix(text, conf.AuditLogPrefix); ok {
-		p = &Prefix{Chain: audit, Direction: ruleset.Egress, Reason: agentapi.ByAudit}
-		if strings.HasPrefix(audit, conf.IngressClassChains) {
-			p.Direction = ruleset.Ingress
-		}
-		return p
-	}
-	switch {
-	case !ours:
-		p.Chain = ""
-	case text == conf.GuardLogPrefix:
-		p.Chain, p.Direction, p.Reason = "", ruleset.Egress, agentapi.ByGuard
-	case chain == conf.IngressChain:
-		p.Direction, p.Reason = ruleset.Ingress, agentapi.ByClosed
-	case chain == conf.EgressChain:
-		p.Direction, p.Reason = ruleset.Egress, agentapi.ByClosed
-	case strings.HasPrefix(chain, conf.IngressClassChains):
-		p.Direction, p.Reason = ruleset.Ingress, agentapi.ByPolicy
-	case strings.HasPrefix(chain, conf.EgressClassChains):
-		p.Direction, p.Reason = ruleset.Egress, agentapi.ByPolicy
-	}
-	return p
-}
-
 // Line is packets that are counted together.
 type Line struct {
 	Kind  agentapi.DropKind
@@ -83,7 +47,7 @@ type Line struct {
 	// Flow has the packets' addresses and ports. If Kind is DropMore, it has at most two addresses: that of the pod
 	// whose policies dropped the packets, and that of the sender if the sender is a pod.
 	Flow nflog.Flow
-	// Port is the index of the pod's port, if the guard dropped the packets; otherwise 0.
+	// Port is the index of the pod's link, if Prefix.ByLink is true; otherwise 0.
 	Port uint32
 	// Packet has the first bytes of the first packet.
 	Packet []byte
@@ -115,7 +79,7 @@ type Sums struct {
 type flowKey struct {
 	*Prefix
 	nflog.Flow        // without the source port
-	link       uint32 // the port, if the guard dropped the packets
+	link       uint32 // the sender's, if Prefix.ByLink is true
 }
 
 type flow struct {
@@ -174,8 +138,8 @@ func (s *Sums) Add(p *nflog.Packet) {
 	port := f.SrcPort
 	f.SrcPort = 0
 	key := flowKey{Prefix: s.prefix(p.Prefix), Flow: f}
-	if key.Reason == agentapi.ByGuard {
-		key.link = p.Port
+	if key.ByLink {
+		key.link = cmp.Or(p.Port, p.In)
 	}
 	if same := s.flows[key]; same != nil {
 		if same.count == 0 {
@@ -230,10 +194,10 @@ func (s *Sums) sender(f flowKey) *sender {
 		by = [16]byte{}
 		binary.BigEndian.PutUint32(by[12:], f.link) // differs from the address of every pod
 	}
-	if from := s.senders[by]; from != nil {
+	if from := s.senders[by]; from != nil && !f.Forged {
 		return s.refill(from)
 	}
-	if len(s.senders) < maxSenders && (f.link != 0 || s.IsPod(f.Source())) {
+	if !f.Forged && len(s.senders) < maxSenders && (f.link != 0 || s.IsPod(f.Source())) {
 		from := s.account()
 		from.alone = f.link == 0
 		s.senders[by] = from
@@ -330,6 +294,13 @@ func (s *Sums) Lines(list []Line) (lines []Line, waiting bool) {
 		list = s.sweep(list)
 	}
 	return list, len(s.flows)+len(s.rests) > 0 || s.lost > 0
+}
+
+// Rest returns lines about all packets that are in no line yet.
+func (s *Sums) Rest() []Line {
+	s.now = s.now.Add(repeatAfter)
+	lines, _ := s.Lines(nil)
+	return lines
 }
 
 // sweep appends lines about the packets that were left out and those that were lost, and forgets flows and senders

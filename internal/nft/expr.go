@@ -13,6 +13,22 @@ func Counter() []expr.Any { return []expr.Any{&expr.Counter{}} }
 // Drop returns the statements "counter drop".
 func Drop() []expr.Any { return append(Counter(), Verdict(expr.VerdictDrop, "")...) }
 
+// Log returns the statement "log prefix PREFIX group GROUP": the kernel copies the packet to a netlink log group.
+func Log(prefix string, group uint16) []expr.Any {
+	return []expr.Any{&expr.Log{
+		Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_PREFIX, Group: group, Data: []byte(prefix),
+	}}
+}
+
+// WithoutLog returns the rule without statements that log.
+func (r Rule) WithoutLog() Rule {
+	r.Exprs = slices.DeleteFunc(slices.Clone(r.Exprs), func(e expr.Any) bool {
+		_, logs := e.(*expr.Log)
+		return logs
+	})
+	return r
+}
+
 // Verdict returns a verdict statement; chain is the chain to which a jump or goto leads.
 func Verdict(kind expr.VerdictKind, chain string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}

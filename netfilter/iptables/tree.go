@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -113,7 +114,7 @@ func (t *tree) node(numbers []int, first, shift int) string {
 	}
 	at := len(t.chains)
 	t.chains = append(t.chains, chain{family: t.family, table: checks, name: name})
-	lines, rest := t.lines(numbers, shift-digit), []string{"-j DROP"}
+	lines, rest := t.lines(numbers, shift-digit), []string{t.logs(), "-j DROP"}
 	if t.bit|uint32(first) == 0 { // the mark of a packet without a number leads here too
 		rest = t.rest
 	}
@@ -121,6 +122,11 @@ func (t *tree) node(numbers []int, first, shift int) string {
 	t.chains[at].lines = lines
 	mask := allBits &^ (1<<shift - 1)
 	return "-m mark --mark " + markText(t.bit|uint32(first<<shift), mask) + " -g " + name
+}
+
+// logs returns the rule that logs the packets of pods in no class.
+func (t *tree) logs() string {
+	return ruleText(ruleset.Rule{Action: ruleset.Log, To: conf.LogPrefix + strings.TrimSuffix(t.last, "-LAST")}, t.family)
 }
 
 // leaf returns the rule that leads to the class of the number.

@@ -83,6 +83,25 @@ func FlowOf(etherType uint16, b []byte) (Flow, bool) {
 	return f, false
 }
 
+// InTunnel reads the headers of the packet inside a VXLAN packet (RFC 7348, section 5), which begins with its IP
+// header. It reports whether the inner packet has the addresses of a sender and a receiver.
+func InTunnel(etherType uint16, b []byte) (Flow, bool) {
+	outer, ok := FlowOf(etherType, b)
+	if !ok || outer.Proto != protoUDP || outer.DstPort == 0 {
+		return Flow{}, false
+	}
+	size := 40 // without extension headers
+	if etherType == etherIPv4 {
+		size = int(b[0]&15) * 4
+	}
+	const headers, ethernet = 8 + 8, 14 // UDP's and VXLAN's
+	if len(b) < size+headers+ethernet {
+		return Flow{}, false
+	}
+	inner := b[size+headers:]
+	return FlowOf(binary.BigEndian.Uint16(inner[ethernet-2:]), inner[ethernet:])
+}
+
 func mapped(b []byte) [16]byte { return netip.AddrFrom4([4]byte(b[:4])).As16() }
 
 func (f *Flow) ipv4(b []byte) bool {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -27,7 +29,7 @@ commands in weir's pods, as kubectl exec does. The times are those of the nodes'
 Exit codes:
   0  the drops were shown; with -f, after Ctrl-C
   1  a node has not answered, or no agent could be asked
-  2  the arguments are wrong`
+  2  the arguments are wrong, or name no node`
 
 const dropsExample = `  weirctl drops -f                                    # as they happen on this node
   weirctl drops --since 5m --pod shop/db --port 5432  # of the last five minutes
@@ -51,7 +53,7 @@ func dropsCommand() *cobra.Command {
 		Use:   "drops",
 		Short: "Show packets that were dropped: who sent what to whom, and which policies isolate the pod",
 		Long:  dropsLong[1:], Example: dropsExample,
-		Args: cobra.NoArgs,
+		Args: client.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			printDrop, closeOutput, err := o.printer(cmd)
 			if err != nil {
@@ -71,6 +73,7 @@ func dropsCommand() *cobra.Command {
 	flags.StringVarP(&q.Namespace, "namespace", "n", "", "only if the sender or the receiver is in this namespace")
 	flags.StringVar(&q.Pod, "pod", "", "only if this pod is the sender or the receiver: its name, or namespace/name")
 	flags.StringVar(&q.Policy, "policy", "", "only if this policy isolates the pod: its name, or namespace/name")
+	flags.StringVar(&q.Reason, "reason", "", "only if dropped for this reason: "+reasons())
 	flags.Uint16Var(&q.Port, "port", 0, "only packets to this port")
 	flags.StringVarP(&o.output, "output", "o", "text", "text or json (one value a line)")
 	flags.StringVar(&o.pcap, "pcap", "",
@@ -86,6 +89,9 @@ func (o *dropsOptions) printer(cmd *cobra.Command) (func(*agentapi.Drop) error, 
 	format, err := client.ParseFormat(o.output)
 	if err != nil {
 		return nil, nil, err
+	}
+	if r := o.query.Reason; r != "" && !slices.Contains(reasonNames(), r) {
+		return nil, nil, client.Usage(fmt.Errorf("--reason %s: must be one of %s", r, reasons()))
 	}
 	if o.query.Since < 0 {
 		return nil, nil, client.Usage(fmt.Errorf("--since %s: must not be negative", o.query.Since))
@@ -109,6 +115,15 @@ func (o *dropsOptions) printer(cmd *cobra.Command) (func(*agentapi.Drop) error, 
 		return nil
 	}, closeOutput, nil
 }
+
+func reasonNames() (names []string) {
+	for _, r := range agentapi.Reasons {
+		names = append(names, r.Reason)
+	}
+	return names
+}
+
+func reasons() string { return strings.Join(reasonNames(), ", ") }
 
 // ofThisNode shows the drops of this node.
 func (o *dropsOptions) ofThisNode(ctx context.Context, printDrop func(*agentapi.Drop) error) error {

@@ -43,6 +43,8 @@ func DropLine(d *agentapi.Drop) string {
 	}
 	source, destination := d.Source.String(), d.Destination.String()
 	switch {
+	case d.Kind != agentapi.DropMore && destination == "": // neither IP nor ARP
+		b.WriteString(source)
 	case d.Kind != agentapi.DropMore:
 		fmt.Fprintf(&b, "%s -> %s %s", source, destination, strings.TrimSpace(d.Protocol+" "+d.ICMP))
 	case source == "" && destination == "":
@@ -60,19 +62,21 @@ func DropLine(d *agentapi.Drop) string {
 
 // why returns why the packets were dropped.
 func why(d *agentapi.Drop) string {
-	switch d.Reason {
-	case agentapi.ByClosed:
-		return "the pod is closed, because it is in no class"
-	case agentapi.ByGuard:
-		return "the pod may not send under this MAC or address"
-	case agentapi.ByPolicy:
+	if d.Reason == agentapi.ByPolicy {
 		policies := excerpt.List(d.Policies, ", ")
 		if policies == "" {
 			policies = "policies that the agent doesn't know any more"
 		}
 		return "isolated by " + policies + "; class " + d.Chain
 	}
-	return "reason: " + d.Reason
+	means := agentapi.ReasonMeans(d.Reason)
+	if d.Reason == agentapi.ByAudit && len(d.Policies) > 0 {
+		means += ": " + excerpt.List(d.Policies, ", ")
+	}
+	if d.Detail != "" {
+		means += " (" + d.Detail + ")"
+	}
+	return means
 }
 
 // PcapWriter writes drops to a file that tcpdump and Wireshark read, one packet for each drop, as "tcpdump -i nflog:88

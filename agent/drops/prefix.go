@@ -1,0 +1,73 @@
+package drops
+
+import (
+	"strings"
+
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Prefix is what the text that a rule adds to a logged packet says about the rule.
+type Prefix struct {
+	// Chain is the chain of the rule; empty for a rule that isn't weir's.
+	Chain     string
+	Direction ruleset.Direction
+	Reason    string
+	// ByLink is true if the packet's link tells its sender, and the packet's addresses may be forged. Forged is true if
+	// nothing tells the sender.
+	ByLink, Forged bool
+}
+
+// chains and texts have what the chains of weir's rules, and the texts of the guard's and the gate's, say about
+// packets. Without a direction, that is known only from the packet's addresses.
+var (
+	chains = map[string]Prefix{
+		conf.IngressChain:   {Direction: ruleset.Ingress, Reason: agentapi.ByClosed},
+		conf.EgressChain:    {Direction: ruleset.Egress, Reason: agentapi.ByClosed},
+		conf.CutChain:       {Reason: agentapi.ByCut},
+		conf.MidstreamChain: {Reason: agentapi.ByMidstream},
+		conf.NoPodChain:     {Reason: agentapi.ByNoPod},
+		conf.LoopbackChain:  {Direction: ruleset.Egress, Reason: agentapi.ByLoopback},
+		conf.ErrorsChain:    {Direction: ruleset.Egress, Reason: agentapi.ByICMPError},
+		conf.ForgedChain:    {Direction: ruleset.Egress, Reason: agentapi.ByGuard, ByLink: true},
+	}
+	texts = map[string]Prefix{
+		conf.GuardLogPrefix:     {Direction: ruleset.Egress, Reason: agentapi.ByGuard, ByLink: true},
+		conf.ReservedLogPrefix:  {Direction: ruleset.Egress, Reason: agentapi.ByReserved, ByLink: true},
+		conf.LoopbackLogPrefix:  {Direction: ruleset.Egress, Reason: agentapi.ByLoopback, ByLink: true},
+		conf.FragmentsLogPrefix: {Direction: ruleset.Egress, Reason: agentapi.ByFragments, ByLink: true},
+		conf.DiscoveryLogPrefix: {Direction: ruleset.Egress, Reason: agentapi.ByDiscovery, ByLink: true},
+		conf.PastLogPrefix:      {Direction: ruleset.Egress, Reason: agentapi.ByPast, ByLink: true},
+		conf.TunnelLogPrefix:    {Reason: agentapi.ByTunnel, Forged: true},
+		conf.WayLogPrefix:       {Reason: agentapi.ByWay, Forged: true},
+	}
+)
+
+func prefixOf(text string) *Prefix {
+	if p, known := texts[text]; known {
+		return &p
+	}
+	if chain, audit := strings.CutPrefix(text, conf.AuditLogPrefix); audit {
+		p := &Prefix{Chain: chain, Direction: ruleset.Egress, Reason: agentapi.ByAudit}
+		if strings.HasPrefix(chain, conf.IngressClassChains) {
+			p.Direction = ruleset.Ingress
+		}
+		return p
+	}
+	chain, ours := strings.CutPrefix(text, conf.LogPrefix)
+	p, known := chains[chain]
+	switch {
+	case !ours:
+		return &Prefix{Reason: agentapi.ByOther}
+	case known:
+	case strings.HasPrefix(chain, conf.IngressClassChains):
+		p = Prefix{Direction: ruleset.Ingress, Reason: agentapi.ByPolicy}
+	case strings.HasPrefix(chain, conf.EgressClassChains):
+		p = Prefix{Direction: ruleset.Egress, Reason: agentapi.ByPolicy}
+	default:
+		p = Prefix{Reason: agentapi.ByOther}
+	}
+	p.Chain = chain
+	return &p
+}
