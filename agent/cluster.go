@@ -176,7 +176,7 @@ func (a *agent) takeUpdate(d *policy.Delta, err error) work {
 
 // lookup asks the source for an endpoint's pod that the source's objects don't have. The endpoint's plugin waits for
 // an answer, but the loop doesn't: the answer comes as an event (podLookedUp). No event comes if the source can't
-// look up pods, has no such pod, or fails.
+// look up pods, has no such pod, or fails. A failure is only logged.
 func (a *agent) lookup(ctx context.Context, e endpoint.Endpoint) {
 	source, ok := a.Source.(Lookup)
 	if !ok {

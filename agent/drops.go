@@ -38,8 +38,8 @@ func newDropLog() dropLog {
 	return dropLog{ring: drops.NewRing(), hub: drops.NewHub(), lines: make(chan []drops.Line, 1)}
 }
 
-// watchDrops reads dropped packets until ctx ends. If they can't be read, it tries again, and never returns an error:
-// enforcement doesn't need it. With Options.NoDrops it reads nothing.
+// watchDrops reads dropped packets until ctx ends. If they can't be read, it logs why and tries again. It never returns
+// an error: enforcement doesn't need it. With Options.NoDrops it reads nothing.
 func (a *agent) watchDrops(ctx context.Context) error {
 	if a.NoDrops {
 		a.drops.fail("the agent runs with --drops=false")

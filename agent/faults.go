@@ -68,7 +68,8 @@ func (f *faults) meaning(p part) string {
 	return parts[p].meaning
 }
 
-// set sets the fault of the part. A nil error means that the part works. An error with a new text is logged.
+// set sets the fault of the part. A nil error means that the part works. An error with a new text is logged, and so is
+// the end of a fault.
 func (f *faults) set(p part, err error) {
 	was := f.now[p]
 	switch {

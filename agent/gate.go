@@ -26,8 +26,8 @@ type gate struct {
 
 // keepGate keeps the gate in the kernel. The gate accepts tunnel packets only from known nodes. keepGate reads the
 // kernel's gate only if everything must be read, the wanted gate has changed, or the last attempt failed. It reads only
-// the counters if no rule or element of nf_tables has changed since the gate was right. After an error no pod is
-// enrolled.
+// the counters if no rule or element of nf_tables has changed since the gate was right. It logs a repair of what
+// another program changed. After an error no pod is enrolled.
 func (a *agent) keepGate(verify netfilter.Verify) error {
 	if a.Node.Name == "" {
 		return nil

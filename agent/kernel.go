@@ -69,8 +69,8 @@ type earlierRules struct {
 	read    bool
 }
 
-// readEarlier reads the addresses on which an earlier agent's rules are enforced. It does nothing once this agent has
-// applied its own rules.
+// readEarlier reads the addresses on which an earlier agent's rules are enforced. An error is only logged. It does
+// nothing once this agent has applied its own rules.
 func (a *agent) readEarlier() {
 	if len(a.snapshots.enforced.Load().ruleset.Sets) > 0 {
 		return

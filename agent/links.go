@@ -21,7 +21,8 @@ type links struct {
 
 func newLinks() links { return links{done: map[string]bool{}} }
 
-// bringUpLinks brings up the links of pods with enforcement "closed" that are in their classes now.
+// bringUpLinks brings up the links of pods with enforcement "closed" that are in their classes now. It logs why a link
+// stays down.
 func (a *agent) bringUpLinks() {
 	for id, e := range a.records.endpoints {
 		if e.Enforcement != conf.Closed || a.links.done[id] || !a.cluster.knows(e) {

@@ -266,7 +266,8 @@ func fromSender(outer, inner conf.Family) match {
 	})
 }
 
-// wrongLink matches packets that came by another link than the one by which the node would answer their source.
+// wrongLink matches packets that came by another link than the one by which the node would answer their source, and
+// packets whose source the node has no route to.
 var wrongLink = match{"fib saddr . iif oif 0", []expr.Any{
 	&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
 	&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},

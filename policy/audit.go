@@ -19,7 +19,7 @@ import (
 // commonLabels, Helm's common labels): enforcement must not end by such a copy.
 const AuditAnnotation = "weir.io/audit"
 
-// auditField is the field of a policy that has the annotation.
+// auditField is the path of the annotation in a policy, for problems.
 const auditField = "metadata.annotations[" + AuditAnnotation + "]"
 
 // Audited reports whether the policy is an audited one. With an error, the annotation has a value that means nothing:

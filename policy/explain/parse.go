@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// InputError is the error of an end that can't be understood, or that names nothing. It is one line that says what to
-// write instead.
+// InputError is the error of a question that can't be understood, or that names what doesn't exist. It is one line that
+// says what to write instead.
 type InputError struct{ message string }
 
 func (e *InputError) Error() string { return e.message }

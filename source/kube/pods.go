@@ -11,7 +11,7 @@ import (
 )
 
 // pods are the pods of the cluster. In a large cluster most of the agent's memory is for them. So pods share equal
-// labels, ports and names, and maps of their own have what only few pods have.
+// labels, ports and names, and what only few pods have is in maps instead of in each pod.
 type pods struct {
 	known  map[policy.Name]*policy.Pod
 	in     map[string]int // the number of pods by namespace

@@ -102,8 +102,8 @@ const service = `:KUBE-SVC-NUMBER - [0:0]
 -A KUBE-SEP-NUMBER-2 -p tcp -m comment --comment "ns-NUMBER/service" -m tcp -j DNAT --to-destination 10.1.0.2:80
 `
 
-// restoreServices writes rules as kube-proxy's for Services with two endpoints each, and the chain by which weir
-// detects the flavour.
+// restoreServices writes the rules that kube-proxy writes for Services with two endpoints each, and the chain by which
+// weir detects the flavour.
 func restoreServices(t *testing.T) {
 	t.Helper()
 	var rules strings.Builder

@@ -132,7 +132,7 @@ func selectors(policies int) *workload {
 	return w
 }
 
-// ports returns a node with policies of the server of which each has a selector and a port of its own.
+// ports returns a node with policies of the server, each with a selector and a port of its own.
 func ports(policies int) *workload {
 	w := newWorkload(10)
 	for i := range policies - 1 {

@@ -107,8 +107,8 @@ type answerError struct {
 	message string
 }
 
-// WrongInput returns the text of an error by which the agent refuses a question that names nothing, and whether err is
-// such an error.
+// WrongInput returns the agent's answer to a question that it can't understand, or that names what doesn't exist. wrong
+// is false if err is another error.
 func WrongInput(err error) (message string, wrong bool) {
 	var e *answerError
 	if errors.As(err, &e) && e.status == http.StatusBadRequest {

@@ -43,7 +43,8 @@ type Attempt struct {
 	Error         string        `json:"error,omitempty"`
 }
 
-// connect opens connections to each of the addresses at a steady rate, without waiting for the earlier connections.
+// connect opens connections to each of the addresses at a steady rate, without waiting for the earlier connections. It
+// prints an Attempt as JSON for each.
 func connect() *cobra.Command {
 	var every, wait, timeout time.Duration
 	var count int
