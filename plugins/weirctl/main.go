@@ -25,6 +25,7 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends weirctl at once
 	root := &cobra.Command{
 		Use: "weirctl", Short: "Show what weir does on this node", SilenceUsage: true, SilenceErrors: true,
 	}
@@ -46,6 +47,7 @@ func run() int {
 	root.AddCommand(statusCommand(), podsCommand(), explainCommand(), versionCommand())
 	root.AddCommand(dropsCommand(), matrixCommand(), diffCommand())
 	root.AddCommand(waitCommand(), dumpCommand(), connectCommand())
+	root.AddCommand(checkCommand(), probeCommand())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return client.Usage(err) })
 	klog.SetLogger(logr.Discard()) // client-go would log to standard error what a command returns as its error
 	code, text := client.Code(root.ExecuteContext(ctx))

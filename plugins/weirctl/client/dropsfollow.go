@@ -52,7 +52,7 @@ var errGone = errors.New("the node is gone")
 // o.Parallel streams are opened at the same time. FollowDrops returns the cause for which ctx has ended, an error of
 // o.Print, or an error after which no node can be asked.
 func (c *Cluster) FollowDrops(ctx context.Context, o DropsOfNodes, times FollowTimes) error {
-	agents, err := c.wanted(ctx, o.Nodes)
+	agents, err := c.Wanted(ctx, o.Nodes)
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,7 @@ var maxKept = 200_000
 // Drops prints the drops that the nodes remember, in the order of their times. If nodes don't answer, it prints those
 // of the others, tells which don't, and returns an error that counts them.
 func (c *Cluster) Drops(ctx context.Context, o DropsOfNodes, progress *Progress) error {
-	agents, err := c.wanted(ctx, o.Nodes)
+	agents, err := c.Wanted(ctx, o.Nodes)
 	if err != nil {
 		return err
 	}
@@ -89,9 +89,9 @@ func cutOldest(all *[]*agentapi.Drop) (removed int) {
 	return removed
 }
 
-// wanted returns the agents of the nodes, or of all nodes if the list is empty. The error names a node that doesn't
+// Wanted returns the agents of the nodes, or of all nodes if the list is empty. The error names a node that doesn't
 // exist.
-func (c *Cluster) wanted(ctx context.Context, nodes []string) ([]Agent, error) {
+func (c *Cluster) Wanted(ctx context.Context, nodes []string) ([]Agent, error) {
 	agents, err := c.Agents(ctx)
 	if err != nil || len(nodes) == 0 {
 		return agents, err

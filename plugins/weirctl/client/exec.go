@@ -94,6 +94,9 @@ type forbiddenError struct{ message string }
 
 func (e *forbiddenError) Error() string { return e.message }
 
+// IsForbidden reports whether err says that a person may not run commands in pods.
+func IsForbidden(err error) bool { return errors.As(err, new(*forbiddenError)) }
+
 // bounded keeps the first bytes that are written to it, as many as the field most says, and reports all as written.
 type bounded struct {
 	mu   sync.Mutex

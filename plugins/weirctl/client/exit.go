@@ -23,6 +23,8 @@ const (
 	ExitChanges = 5
 	// ExitTimeout: what the command waited for has not happened in time.
 	ExitTimeout = 6
+	// ExitBroken: a check has found something that is broken.
+	ExitBroken = 7
 )
 
 // exit is an error with an exit code. Without an error, weirctl prints nothing more.

@@ -75,6 +75,8 @@ type Agent struct {
 	Node string
 	// Pod is the agent's pod; empty if the node has none.
 	Pod string
+	// Image is the image of the agent's container.
+	Image string
 	// Down says why the agent can't be asked; empty if it can.
 	Down string
 	// Away says what the API server knows to be wrong with the node; empty if nothing is.
@@ -112,6 +114,11 @@ func (c *Cluster) Agents(ctx context.Context) ([]Agent, error) {
 			by[node] = &Agent{Node: node}
 		}
 		by[node].Pod, by[node].Down = p.Name, whyDown(p)
+		for _, container := range p.Spec.Containers {
+			if container.Name == agentContainer {
+				by[node].Image = container.Image
+			}
+		}
 	}
 	all := make([]Agent, 0, len(by))
 	for _, a := range by {

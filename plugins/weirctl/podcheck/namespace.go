@@ -1,0 +1,123 @@
+package podcheck
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Times are the times of a check.
+type Times struct {
+	// Poll is the time between two looks at objects that are awaited.
+	Poll time.Duration
+	// Alive is how often a check shows that it runs. A namespace whose check hasn't shown that three times in a row is
+	// left over.
+	Alive time.Duration
+	// Starts is how long pods may take to start, and Applies how long a policy may take until it applies.
+	Starts, Applies time.Duration
+	// Reach is how long a connection may take, and Denied after which time without an answer one counts as denied.
+	Reach, Denied time.Duration
+	// Removes is how long the command waits until its namespace is gone.
+	Removes time.Duration
+}
+
+// DefaultTimes are the times that the command uses.
+var DefaultTimes = Times{
+	Poll: 300 * time.Millisecond, Alive: 3 * time.Second, Starts: time.Minute, Applies: 20 * time.Second,
+	Reach: 3 * time.Second, Denied: time.Second, Removes: 45 * time.Second,
+}
+
+// newName returns a name for a namespace.
+func newName() string { return fmt.Sprintf("weir-check-%06x", rand.IntN(1<<24)) }
+
+// leftover is a namespace of another check, as it was when this check began.
+type leftover struct {
+	uid, alive string
+	seen       time.Time
+}
+
+// listNamespaces returns the namespaces of checks that aren't ending.
+func (c *Check) listNamespaces(ctx context.Context) (map[string]leftover, error) {
+	all := map[string]leftover{}
+	var list corev1.NamespaceList
+	options := metav1.ListOptions{LabelSelector: CheckLabel + "=true"}
+	err := c.List(ctx, namespaces, "", options, &list, func() {
+		for _, n := range list.Items {
+			if n.DeletionTimestamp == nil {
+				all[n.Name] = leftover{string(n.UID), n.Annotations[aliveAnnotation], time.Now()}
+			}
+		}
+		list = corev1.NamespaceList{ListMeta: list.ListMeta}
+	})
+	return all, err
+}
+
+// removeLeftovers removes the namespaces that earlier checks have left behind, because they were killed. It can't tell
+// by a clock whether a check still runs, because the clock is another machine's. So it looks whether the check has shown
+// a sign of life since the time at which it was seen first, and waits if that was just now.
+func (c *Check) removeLeftovers(ctx context.Context, seen map[string]leftover) (removed []string, err error) {
+	if len(seen) == 0 {
+		return nil, nil
+	}
+	for _, was := range seen {
+		wait(ctx, time.Until(was.seen.Add(3*c.Times.Alive)))
+	}
+	now, err := c.listNamespaces(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for name, was := range seen {
+		if is, ok := now[name]; !ok || is.uid != was.uid || is.alive != was.alive {
+			continue
+		}
+		if err := c.Delete(ctx, namespaces, "", name); err != nil {
+			return removed, err
+		}
+		removed = append(removed, name)
+	}
+	return removed, nil
+}
+
+// stayAlive shows until ctx ends that the check of the namespace runs.
+func (c *Check) stayAlive(ctx context.Context, namespace string) {
+	for i := 1; wait(ctx, c.Times.Alive); i++ {
+		// If it fails, it is tried again; if it always fails, the API server is away, for other checks too.
+		_ = c.Annotate(ctx, namespaces, "", namespace, [2]string{aliveAnnotation, fmt.Sprint(i)})
+	}
+}
+
+// wait waits, and returns false if ctx has ended.
+func wait(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
+}
+
+// remove deletes the namespace and waits until it is gone. The error says what is left.
+func (c *Check) remove(ctx context.Context, namespace string) error {
+	ctx, cancel := context.WithTimeout(ctx, c.Times.Removes)
+	defer cancel()
+	for err := c.Delete(ctx, namespaces, "", namespace); err != nil; err = c.Delete(ctx, namespaces, "", namespace) {
+		if !wait(ctx, c.Times.Poll) {
+			return fmt.Errorf("the namespace %s is left (kubectl delete namespace %s): %w", namespace, namespace, err)
+		}
+	}
+	for {
+		err := c.Get(ctx, namespaces, "", namespace, &corev1.Namespace{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if !wait(ctx, c.Times.Poll) {
+			return fmt.Errorf("the API server still removes the namespace %s (kubectl get namespace %s)", namespace, namespace)
+		}
+	}
+}

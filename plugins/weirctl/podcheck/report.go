@@ -1,0 +1,220 @@
+// Package podcheck checks with real pods whether a cluster's network does what it should: packets reach pods on the
+// same node and on others, Services, names and the world, and policies deny and allow. It makes a namespace for its
+// pods, and removes the namespace.
+package podcheck
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Name is the name of one check.
+type Name string
+
+// The checks, in the order in which they are made. A broken check often breaks those behind it.
+const (
+	Nodes      Name = "nodes"
+	Start      Name = "pods start"
+	SameNode   Name = "same node"
+	Across     Name = "across nodes"
+	Large      Name = "large packets"
+	Service    Name = "service"
+	DNS        Name = "dns"
+	NodePort   Name = "node port"
+	World      Name = "world"
+	Deny       Name = "deny ingress"
+	Allow      Name = "allow ingress"
+	Reopen     Name = "policies deleted"
+	DenyEgress Name = "deny egress"
+	CleanUp    Name = "clean up"
+)
+
+// State is what came of a check.
+type State string
+
+// The states.
+const (
+	OK      State = "ok"
+	Broken  State = "BROKEN"
+	Skipped State = "skipped"
+)
+
+// Line is what came of one check, in one line.
+type Line struct {
+	Check  Name   `json:"check"`
+	State  State  `json:"state"`
+	Detail string `json:"detail"`
+}
+
+// Report is what came of all checks.
+type Report struct {
+	Namespace string   `json:"namespace"`
+	Nodes     []string `json:"nodes"`
+	Lines     []Line   `json:"checks"`
+}
+
+// Broken returns in one line what is broken, by the first check that has found something; empty if nothing is.
+func (r *Report) Broken() string {
+	more := 0
+	first := ""
+	for _, l := range r.Lines {
+		switch {
+		case l.State != Broken:
+		case first == "":
+			first = fmt.Sprintf("%s: %s", l.Check, l.Detail)
+		default:
+			more++
+		}
+	}
+	if more > 0 {
+		first += fmt.Sprintf(" (and %d more checks are broken)", more)
+	}
+	return first
+}
+
+// Outcome is what came of one attempt.
+type Outcome struct {
+	// From is the node of the pod that tried, and To the node that should have done something for it; To is empty if that
+	// is no node.
+	From, To string
+	// Family is IPv4 or IPv6; empty if the attempt has none.
+	Family string
+	OK     bool
+	// Why says what happened instead.
+	Why string
+}
+
+// judge turns the outcomes of a check into its line. If attempts have failed, the line says where, as shortly as that
+// can be said, and hint what that means.
+func judge(check Name, outcomes []Outcome, hint string) Line {
+	var failed []Outcome
+	for _, o := range outcomes {
+		if !o.OK {
+			failed = append(failed, o)
+		}
+	}
+	if len(outcomes) == 0 {
+		return Line{check, Skipped, "what it needs is broken, or there is only one node"}
+	}
+	if len(failed) == 0 {
+		return Line{check, OK, counted(outcomes)}
+	}
+	detail := where(outcomes, failed) + ": " + reasons(failed)
+	if hint != "" {
+		detail += "; " + hint
+	}
+	return Line{check, Broken, detail}
+}
+
+// counted says how many attempts have succeeded.
+func counted(outcomes []Outcome) string {
+	families := familiesOf(outcomes)
+	words := fmt.Sprintf("%d attempts", len(outcomes))
+	if len(outcomes) == 1 {
+		words = "1 attempt"
+	}
+	if families == "" {
+		return words
+	}
+	return words + ", " + families
+}
+
+func familiesOf(outcomes []Outcome) string {
+	var all []string
+	for _, o := range outcomes {
+		if o.Family != "" && !slices.Contains(all, o.Family) {
+			all = append(all, o.Family)
+		}
+	}
+	slices.Sort(all)
+	return strings.Join(all, " and ")
+}
+
+// maxReasons is how many different reasons a line has.
+const maxReasons = 2
+
+// reasons returns the reasons for which attempts failed, the most frequent first.
+func reasons(failed []Outcome) string {
+	count := map[string]int{}
+	var all []string
+	for _, o := range failed {
+		if count[o.Why]++; count[o.Why] == 1 {
+			all = append(all, o.Why)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b string) int { return count[b] - count[a] })
+	if more := len(all) - maxReasons; more > 0 {
+		all = append(all[:maxReasons], fmt.Sprintf("%d other reasons", more))
+	}
+	return strings.Join(all, ", ")
+}
+
+// maxPairs is how many pairs of nodes a line names.
+const maxPairs = 3
+
+// where says which attempts have failed: all, those of one family, those from or to one node, or else single ones.
+func where(outcomes, failed []Outcome) string {
+	prefix := ""
+	if some := familiesOf(failed); some != "" && some != familiesOf(outcomes) && !strings.Contains(some, " and ") {
+		prefix = some + " "
+		outcomes = slices.DeleteFunc(slices.Clone(outcomes), func(o Outcome) bool { return o.Family != some })
+	}
+	if len(failed) == len(outcomes) {
+		if nodes := namesOf(failed); len(nodes) == 1 {
+			return prefix + "on " + nodes[0]
+		}
+		return prefix + "everywhere"
+	}
+	for _, part := range []struct {
+		words  string
+		single bool // the words are about one direction
+		in     func(o Outcome, node string) bool
+	}{
+		{"from and to %s", false, func(o Outcome, node string) bool { return o.From == node || o.To == node }},
+		{"to %s", true, func(o Outcome, node string) bool { return o.To == node }},
+		{"from %s", true, func(o Outcome, node string) bool { return o.From == node }},
+	} {
+		for _, node := range namesOf(failed) {
+			mine := 0 // attempts with this node
+			for _, o := range outcomes {
+				if part.in(o, node) {
+					mine++
+				}
+			}
+			its := !slices.ContainsFunc(failed, func(o Outcome) bool { return !part.in(o, node) })
+			both := slices.ContainsFunc(failed, func(o Outcome) bool { return o.To == node }) &&
+				slices.ContainsFunc(failed, func(o Outcome) bool { return o.From == node })
+			if its && mine == len(failed) && (both || part.single) {
+				return prefix + fmt.Sprintf(part.words, node)
+			}
+		}
+	}
+	var pairs []string
+	for _, o := range failed {
+		pair := "from " + o.From
+		if o.To != "" {
+			pair += " to " + o.To
+		}
+		if !slices.Contains(pairs, pair) {
+			pairs = append(pairs, pair)
+		}
+	}
+	if more := len(pairs) - maxPairs; more > 0 {
+		pairs = append(pairs[:maxPairs], fmt.Sprintf("%d more", more))
+	}
+	return prefix + strings.Join(pairs, ", ")
+}
+
+// namesOf returns the nodes of the attempts, each once.
+func namesOf(outcomes []Outcome) (all []string) {
+	for _, o := range outcomes {
+		for _, n := range []string{o.From, o.To} {
+			if n != "" && !slices.Contains(all, n) {
+				all = append(all, n)
+			}
+		}
+	}
+	slices.Sort(all)
+	return all
+}
