@@ -68,7 +68,7 @@ func (r *Report) Broken() string {
 		}
 	}
 	if more > 0 {
-		first += fmt.Sprintf(" (and %d more checks are broken)", more)
+		first += fmt.Sprintf(" (further broken checks: %d)", more)
 	}
 	return first
 }
@@ -159,6 +159,10 @@ func where(outcomes, failed []Outcome) string {
 	if some := familiesOf(failed); some != "" && some != familiesOf(outcomes) && !strings.Contains(some, " and ") {
 		prefix = some + " "
 		outcomes = slices.DeleteFunc(slices.Clone(outcomes), func(o Outcome) bool { return o.Family != some })
+	}
+	within := func(o Outcome) bool { return o.From == o.To }
+	if !slices.ContainsFunc(failed, within) { // what works within a node says nothing about packets between nodes
+		outcomes = slices.DeleteFunc(slices.Clone(outcomes), within)
 	}
 	if len(failed) == len(outcomes) {
 		if nodes := namesOf(failed); len(nodes) == 1 {

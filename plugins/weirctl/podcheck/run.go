@@ -237,13 +237,23 @@ func (c *Check) openPhase(ctx context.Context, r *run) error {
 		}
 		var its []Outcome
 		for i, a := range attempts {
-			if a.check == check && r.possible(a) {
+			if a.check == check && r.possible(a) && (check != DNS || outcomes[i].OK || r.allDirect()) {
 				its = append(its, outcomes[i])
 			}
 		}
 		c.tell(r, judge(check, its, hints[check]))
 	}
 	return nil
+}
+
+// allDirect reports whether all direct connections work. If not, a DNS server may be out of reach for that reason.
+func (r *run) allDirect() bool {
+	for _, works := range r.direct {
+		if !works {
+			return false
+		}
+	}
+	return true
 }
 
 // possible reports whether what the attempt needs works.
