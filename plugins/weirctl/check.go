@@ -9,6 +9,12 @@ import (
 )
 
 const checkLong = `
+On a node, as weirctl, it checks what weir needs of the node, and which other programs may get in weir's way:
+features of the kernel and their modules, sysctls, the table of connections, iptables' flavours, the runtime's
+network configurations, what other networks have left, firewalld, portmap's version and kube-proxy's mode. Each
+line says how to mend what it has found. It tries features of the kernel in a network namespace of its own, and
+changes nothing of the node, but the kernel may load modules. It needs root.
+
 As kubectl weir, or with --cluster, it checks with real pods whether the cluster's network does what it should:
 pod to pod on one node and across nodes, large packets, a Service, DNS, nodePorts, a host outside (--world), and
 policies that deny and allow, for each address family that the pods have. It makes a namespace, with two pods of
@@ -23,32 +29,38 @@ Exit codes:
   6  the check was not done within --timeout
   7  something is broken: the last line says what`
 
-const checkExample = `  kubectl weir check
+const checkExample = `  weirctl check                                     # this node
+  kubectl weir check                                # the cluster, with pods
   kubectl weir check --world example.com:443        # also a host outside of the cluster
   kubectl weir check --node w1,w2                   # only these nodes
   kubectl weir check -o json | jq -r '.checks[] | select(.state == "BROKEN") | .detail'`
 
 func checkCommand() *cobra.Command {
 	var output string
+	var cluster bool
 	var o podCheckOptions
 	cmd := &cobra.Command{
-		Use: "check", Short: "Check whether the network of the cluster works, with real pods",
+		Use: "check", Short: "Check what weir needs of this node, or with real pods whether the cluster's network works",
 		Long: checkLong[1:], Example: checkExample, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			format, err := client.ParseFormat(output)
 			if err != nil {
 				return err
 			}
-			return checkPods(cmd, &o, format)
+			if cluster {
+				return checkPods(cmd, &o, format)
+			}
+			return checkNode(cmd, format)
 		},
 	}
 	flags := cmd.Flags()
 	flags.StringVarP(&output, "output", "o", "text", "text or json")
-	flags.StringSliceVar(&o.names, "node", nil, "check these nodes; default: all, at most --max-nodes")
-	flags.IntVar(&o.maxNodes, "max-nodes", 10, "how many nodes to check; more are chosen at random")
-	flags.StringVar(&o.image, "image", "", "image of the pods; default: that of weir's own pods")
-	flags.StringVar(&o.world, "world", "", "a host outside of the cluster that pods must reach, as HOST:PORT")
-	flags.DurationVar(&o.timeout, "timeout", 3*time.Minute, "how long the check may take")
+	flags.BoolVar(&cluster, "cluster", isPlugin(), "check the cluster with pods, through the API server")
+	flags.StringSliceVar(&o.names, "node", nil, "with --cluster: check these nodes; default: all, at most --max-nodes")
+	flags.IntVar(&o.maxNodes, "max-nodes", 10, "with --cluster: how many nodes to check; more are chosen at random")
+	flags.StringVar(&o.image, "image", "", "with --cluster: image of the pods; default: that of weir's own pods")
+	flags.StringVar(&o.world, "world", "", "with --cluster: a host outside that pods must reach, as HOST:PORT")
+	flags.DurationVar(&o.timeout, "timeout", 3*time.Minute, "with --cluster: how long the check may take")
 	o.nodes.AddFlags(flags)
 	return cmd
 }

@@ -136,7 +136,7 @@ func (o *dropsOptions) ofThisNode(ctx context.Context, printDrop func(*agentapi.
 	case failed != nil:
 		return failed
 	case ctx.Err() != nil: // Ctrl-C
-		return nil
+		return nil //nolint:nilerr // that is how the command ends
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("%s may not be opened: run weirctl as root", agentapi.Socket)
 	case errors.Is(err, agentapi.ErrNoAgent):
@@ -165,7 +165,7 @@ func (o *dropsOptions) ofNodes(ctx context.Context, printDrop func(*agentapi.Dro
 	}
 	err = cluster.FollowDrops(ctx, question, client.DefaultFollowTimes)
 	if ctx.Err() != nil { // Ctrl-C
-		return nil
+		return nil //nolint:nilerr // that is how the command ends
 	}
 	return err
 }

@@ -285,7 +285,8 @@ func (f *fake) probe(namespace string, from int, p probe.Probe) probe.Result {
 // denies reports whether the policies deny the connection.
 func (f *fake) denies(namespace string, from, to int) bool {
 	policy := func(name string) *networkingv1.NetworkPolicy {
-		p, _ := f.objects["/apis/networking.k8s.io/v1/namespaces/"+namespace+"/networkpolicies/"+name].(*networkingv1.NetworkPolicy)
+		path := "/apis/networking.k8s.io/v1/namespaces/" + namespace + "/networkpolicies/" + name
+		p, _ := f.objects[path].(*networkingv1.NetworkPolicy)
 		return p
 	}
 	ignores := func(node int) bool { return f.ignores != nil && f.ignores(node) }

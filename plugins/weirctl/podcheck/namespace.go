@@ -57,9 +57,9 @@ func (c *Check) listNamespaces(ctx context.Context) (map[string]leftover, error)
 	return all, err
 }
 
-// removeLeftovers removes the namespaces that earlier checks have left behind, because they were killed. It can't tell
-// by a clock whether a check still runs, because the clock is another machine's. So it looks whether the check has shown
-// a sign of life since the time at which it was seen first, and waits if that was just now.
+// removeLeftovers removes the namespaces that earlier checks have left behind, because they were killed. No clock tells
+// whether a check still runs, because the clock is another machine's. So removeLeftovers looks whether the check has
+// shown a sign of life since this check has seen it first. It waits if that was just now.
 func (c *Check) removeLeftovers(ctx context.Context, seen map[string]leftover) (removed []string, err error) {
 	if len(seen) == 0 {
 		return nil, nil

@@ -53,7 +53,7 @@ func podName(role string, node int) string { return fmt.Sprintf("%s-%d", role, n
 // nobody is the user of the pods' programs.
 const nobody = 65532
 
-// podObject returns a pod of the check. It names its node, so no scheduler is needed, and it ends by itself if the check
+// podObject returns a pod of the check. It names its node, so it needs no scheduler. It ends by itself if the check
 // doesn't end it.
 func podObject(role string, i int, node, image string, ends time.Duration) *corev1.Pod {
 	yes, no, user, second, seconds := true, false, int64(nobody), int64(1), int64(ends.Seconds())

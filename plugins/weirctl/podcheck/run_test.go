@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -64,7 +65,11 @@ func TestHealthy(t *testing.T) {
 			Nodes, Start, SameNode, Across, Large, Service, DNS, NodePort, World, Deny, Allow, Reopen, DenyEgress, CleanUp,
 		} {
 			l := report.Lines[i]
-			if state := map[bool]State{true: Skipped, false: OK}[want == Across && nodes == 1]; l.Check != want || l.State != state {
+			state := OK
+			if want == Across && nodes == 1 {
+				state = Skipped
+			}
+			if l.Check != want || l.State != state {
 				t.Errorf("line %d: %+v, want %s %s", i, l, want, state)
 			}
 		}
@@ -82,12 +87,12 @@ func TestBroken(t *testing.T) {
 		want   string // of the report's one line
 	}{
 		"a node's tunnel": {func(f *fake) {
-			f.broken = func(p probe.Probe, from, to int) string {
+			f.broken = func(_ probe.Probe, from, to int) string {
 				return map[bool]string{true: "no answer"}[to >= 0 && from != to && (from == 1 || to == 1)]
 			}
 		}, "across nodes: from and to n1: no answer; does the network"},
 		"all tunnels": {func(f *fake) {
-			f.broken = func(p probe.Probe, from, to int) string {
+			f.broken = func(_ probe.Probe, from, to int) string {
 				return map[bool]string{true: "no answer"}[to >= 0 && from != to]
 			}
 		}, "across nodes: everywhere: no answer; does the network"},
@@ -102,7 +107,7 @@ func TestBroken(t *testing.T) {
 			}
 		}, "large packets: everywhere: no answer; the network between the nodes"},
 		"a node's proxy": {func(f *fake) {
-			f.broken = func(p probe.Probe, from, to int) string {
+			f.broken = func(p probe.Probe, from, _ int) string {
 				return map[bool]string{true: "connection refused"}[from == 2 && strings.HasSuffix(p.To, ":80")]
 			}
 		}, "service: from n2: connection refused; kube-proxy"},
@@ -113,7 +118,8 @@ func TestBroken(t *testing.T) {
 		}, "dns: everywhere: no answer from the DNS server"},
 		"a node's nodePort": {func(f *fake) {
 			f.broken = func(p probe.Probe, _, _ int) string {
-				return map[bool]string{true: "no answer"}[strings.HasPrefix(p.To, "192.0.2.1:") || strings.HasPrefix(p.To, "[2001:db8::1]:")]
+				to, _, _ := net.SplitHostPort(p.To)
+				return map[bool]string{true: "no answer"}[to == "192.0.2.1" || to == "2001:db8::1"]
 			}
 		}, "node port: to n1: no answer; kube-proxy"},
 		"the world": {func(f *fake) {
@@ -150,7 +156,7 @@ func TestBroken(t *testing.T) {
 // TestOneBreakOneLine: what depends on a broken connection isn't said to be broken too.
 func TestOneBreakOneLine(t *testing.T) {
 	f := newFake(3)
-	f.broken = func(p probe.Probe, from, to int) string {
+	f.broken = func(_ probe.Probe, from, to int) string {
 		return map[bool]string{true: "no answer"}[to >= 0 && from != to && (from == 1 || to == 1) || to < 0 && from == 1]
 	}
 	c := f.check(t)
@@ -207,7 +213,7 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// TestLeftovers: the namespace of a check that was killed is removed by the next check. That of a check that runs isn't.
+// TestLeftovers: the namespace of a check that was killed is removed by the next check. That of a running check isn't.
 func TestLeftovers(t *testing.T) {
 	f := newFake(1)
 	for _, name := range []string{"killed", "running", "foreign"} {
@@ -222,7 +228,8 @@ func TestLeftovers(t *testing.T) {
 	go func() {
 		for i := 1; ; i++ {
 			f.mu.Lock()
-			f.objects["/api/v1/namespaces/running"].(metav1.Object).SetAnnotations(map[string]string{aliveAnnotation: fmt.Sprint(i)})
+			running := f.objects["/api/v1/namespaces/running"].(metav1.Object)
+			running.SetAnnotations(map[string]string{aliveAnnotation: fmt.Sprint(i)})
 			f.mu.Unlock()
 			select {
 			case <-stop:

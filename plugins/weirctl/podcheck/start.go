@@ -39,7 +39,8 @@ func (c *Check) startPods(ctx context.Context, r *run) (Line, error) {
 	began := time.Now()
 	for i, n := range r.nodes {
 		for _, role := range []string{client, server} {
-			if err := c.create(ctx, r.namespace, podObject(role, i, n.Node, cmp.Or(c.Image, n.Image), c.Ends+endsAfter)); err != nil {
+			o := podObject(role, i, n.Node, cmp.Or(c.Image, n.Image), c.Ends+endsAfter)
+			if err := c.create(ctx, r.namespace, o); err != nil {
 				return Line{}, err
 			}
 		}

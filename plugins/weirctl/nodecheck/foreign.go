@@ -1,0 +1,70 @@
+package nodecheck
+
+import "strings"
+
+// network is another network whose traces may be on a node.
+type network struct {
+	name string
+	// links, chains and tables are names that it uses. A name that ends in a star is the beginning of one.
+	links, chains, tables []string
+	severity              Severity
+	mend                  string
+}
+
+const rebootAfter = "delete its DaemonSet and its files in /etc/cni/net.d, then restart the node"
+
+// foreign are the networks that nodes had before, or have beside weir. One that enforces policies or routes pods'
+// packets itself gets in weir's way.
+var foreign = []network{
+	{
+		name: "Cilium", links: []string{"cilium_*", "lxc*"}, chains: []string{"CILIUM_*"}, tables: []string{"* cilium*"},
+		severity: Warning, mend: rebootAfter,
+	},
+	{
+		name: "Calico", links: []string{"cali*", "vxlan.calico", "vxlan-v6.calico"}, chains: []string{"cali-*"},
+		tables: []string{"* calico"}, severity: Warning, mend: rebootAfter,
+	},
+	{
+		name: "Flannel", links: []string{"flannel*", "cni0"}, chains: []string{"FLANNEL-*"}, severity: Warning,
+		mend: rebootAfter,
+	},
+	{
+		name: "Weave Net", links: []string{"weave", "vethwe*", "datapath"}, chains: []string{"WEAVE*"}, severity: Warning,
+		mend: rebootAfter,
+	},
+	{
+		name: "kube-router", links: []string{"kube-bridge", "kube-dummy-if"},
+		chains:   []string{"KUBE-ROUTER-*", "KUBE-POD-FW-*", "KUBE-NWPLCY-*"},
+		severity: Warning, mend: rebootAfter,
+	},
+	{
+		name: "Antrea", links: []string{"antrea-*", "ovs-system"}, chains: []string{"ANTREA-*"}, severity: Warning,
+		mend: rebootAfter,
+	},
+	{name: "OVN-Kubernetes", links: []string{"ovn-k8s-*"}, severity: Warning, mend: rebootAfter},
+	{
+		name: "kube-network-policies or kindnet", tables: []string{"inet kindnet*", "inet kube-network-policies"},
+		severity: Warning, mend: "delete its DaemonSet, then restart the node",
+	},
+	{
+		name: "the AWS VPC CNI", links: []string{"eni*", "pod-id-link*"}, chains: []string{"AWS-SNAT-*", "AWS-CONNMARK-*"},
+		severity: Warning, mend: rebootAfter,
+	},
+	{
+		name: "kube-proxy's IPVS mode", links: []string{"kube-ipvs0"}, severity: Warning,
+		mend: "run kube-proxy --cleanup, or restart the node",
+	},
+}
+
+// matches reports whether the name is the pattern, or begins with it if the pattern ends in a star. A star before a
+// space stands for any one word.
+func matches(name, pattern string) bool {
+	if rest, any := strings.CutPrefix(pattern, "* "); any {
+		_, word, ok := strings.Cut(name, " ")
+		return ok && matches(word, rest)
+	}
+	if begin, open := strings.CutSuffix(pattern, "*"); open {
+		return strings.HasPrefix(name, begin)
+	}
+	return name == pattern
+}

@@ -1,0 +1,236 @@
+package nodecheck
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/agentapi"
+)
+
+// readsWithin bounds the time for one program or answer.
+const readsWithin = 3 * time.Second
+
+// Read reads the facts of the node that the program runs on. It needs root for most of them. It may load modules of the
+// kernel, as weir would.
+func Read(ctx context.Context) Facts {
+	f := Facts{Sysctls: map[string]string{}}
+	var name unix.Utsname
+	if unix.Uname(&name) == nil {
+		f.Kernel = unix.ByteSliceToString(name.Release[:])
+	}
+	if _, err := os.Stat(agentapi.Socket); err == nil {
+		f.Agent = true
+	}
+	f.try()
+	f.readSysctls()
+	f.readConflists()
+	f.readLinks()
+	f.readTables()
+	f.readLegacy(ctx)
+	f.readPortmap(ctx)
+	f.ProxyMode = proxyMode(ctx)
+	return f
+}
+
+func (f *Facts) unread(what string, err error) {
+	if err != nil {
+		f.Unread = append(f.Unread, fmt.Sprintf("%s could not be read: %s", what, err))
+	}
+}
+
+func (f *Facts) readSysctls() {
+	for _, name := range []string{
+		"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.all.disable_ipv6",
+		"net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables", "net.ipv4.conf.all.rp_filter",
+		"net.netfilter.nf_conntrack_max", "net.netfilter.nf_conntrack_count",
+	} {
+		value, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(name, ".", "/"))
+		switch {
+		case err == nil:
+			f.Sysctls[name] = strings.TrimSpace(string(value))
+		case !errors.Is(err, fs.ErrNotExist): // its module isn't loaded
+			f.unread(name, err)
+		}
+	}
+}
+
+// directories of the runtime's configuration: on the node, and in the agent's container.
+var conflistDirs = []string{"/host/etc/cni/net.d", "/etc/cni/net.d"}
+
+// readConflists reads what the runtime reads: files with these endings, in the order of their names.
+func (f *Facts) readConflists() {
+	for _, dir := range conflistDirs {
+		files, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		f.unread(dir, err)
+		for _, file := range files {
+			if slices.Contains([]string{".conf", ".conflist", ".json"}, filepath.Ext(file.Name())) {
+				f.Conflists = append(f.Conflists, readConflist(dir, file.Name()))
+			}
+		}
+		return
+	}
+}
+
+func readConflist(dir, name string) Conflist {
+	c := Conflist{File: name}
+	text, err := os.ReadFile(filepath.Join(dir, name))
+	var list struct {
+		Name, Type string
+		Plugins    []struct{ Type string }
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &list)
+	}
+	if err != nil {
+		c.Error = err.Error()
+		return c
+	}
+	c.Name = list.Name
+	for _, p := range list.Plugins {
+		c.Plugins = append(c.Plugins, p.Type)
+	}
+	if list.Type != "" {
+		c.Plugins = append(c.Plugins, list.Type)
+	}
+	return c
+}
+
+func (f *Facts) readLinks() {
+	links, err := netlink.LinkList()
+	f.unread("the links", err)
+	for _, l := range links {
+		f.Links = append(f.Links, l.Attrs().Name)
+		if v, ok := l.(*netlink.Vxlan); ok {
+			f.VXLANs = append(f.VXLANs, VXLAN{v.Name, v.Port, v.VxlanId})
+		}
+	}
+}
+
+// hints are chains of kubelet and kube-proxy (KEP-3178).
+var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
+
+// readTables reads the tables of nftables, and the chains of the families that iptables-nft uses.
+//
+// Equivalent to: nft list tables; nft list chains ip; nft list chains ip6
+func (f *Facts) readTables() {
+	conn, err := nftables.New()
+	if err != nil {
+		f.unread("nftables", err)
+		return
+	}
+	tables, err := conn.ListTables()
+	f.unread("nftables", err)
+	families := map[nftables.TableFamily]string{
+		nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6",
+		nftables.TableFamilyARP: "arp", nftables.TableFamilyNetdev: "netdev", nftables.TableFamilyBridge: "bridge",
+	}
+	for _, t := range tables {
+		f.Tables = append(f.Tables, families[t.Family]+" "+t.Name)
+	}
+	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
+		chains, err := conn.ListChainsOfTableFamily(family)
+		f.unread("the chains of nftables", err)
+		for _, c := range chains {
+			f.Chains = append(f.Chains, c.Name)
+			f.NFT = f.NFT || slices.Contains(hints, c.Name)
+		}
+	}
+}
+
+// readLegacy reads the tables of iptables-legacy. Their chains only iptables' own program reads.
+func (f *Facts) readLegacy(ctx context.Context) {
+	for _, file := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
+		names, err := os.ReadFile(file)
+		if !errors.Is(err, fs.ErrNotExist) { // its module isn't loaded
+			f.unread(file, err)
+		}
+		f.Legacy = append(f.Legacy, strings.Fields(string(names))...)
+	}
+	slices.Sort(f.Legacy)
+	f.Legacy = slices.Compact(f.Legacy)
+	if len(f.Legacy) == 0 {
+		return
+	}
+	for _, program := range []string{"iptables-legacy-save", "ip6tables-legacy-save"} {
+		out, err := output(ctx, program)
+		if errors.Is(err, exec.ErrNotFound) {
+			continue
+		}
+		f.unread("the chains of "+program, err)
+		for line := range strings.Lines(out) {
+			if chain, ok := strings.CutPrefix(line, ":"); ok {
+				name, _, _ := strings.Cut(chain, " ")
+				f.Chains = append(f.Chains, name)
+			}
+		}
+	}
+}
+
+func output(ctx context.Context, program string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, readsWithin)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	cmd.WaitDelay = time.Second
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+var portmapVersion = regexp.MustCompile(`portmap (?:plugin )?(?:version )?v?(\d+\.\d+\S*)`)
+
+// readPortmap asks the plugin for its version: without the variables of CNI it prints a line about itself.
+func (f *Facts) readPortmap(ctx context.Context) {
+	const path = "/opt/cni/bin/portmap"
+	if _, err := os.Stat(path); err != nil {
+		return
+	}
+	out, err := output(ctx, path)
+	if found := portmapVersion.FindStringSubmatch(out); found != nil {
+		f.Portmap = found[1]
+		return
+	}
+	if f.Portmap = "of an unknown version"; err != nil {
+		f.unread("the version of "+path, err)
+	}
+}
+
+// proxyMode asks kube-proxy for its mode. It returns nothing if none answers.
+//
+// Equivalent to: curl http://127.0.0.1:10249/proxyMode
+func proxyMode(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, readsWithin)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:10249/proxyMode", nil)
+	if err != nil {
+		return ""
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = answer.Body.Close() }()
+	mode, err := io.ReadAll(io.LimitReader(answer.Body, 20))
+	if err != nil || answer.StatusCode != http.StatusOK {
+		return ""
+	}
+	return strings.TrimSpace(string(mode))
+}

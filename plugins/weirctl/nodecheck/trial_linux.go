@@ -1,0 +1,155 @@
+package nodecheck
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/ipset"
+	"github.com/weir-net/weir/netfilter/nflog"
+)
+
+// try tries the features in a new network namespace, which the kernel removes afterwards with all that is in it.
+//
+// Equivalent to: unshare --net
+func (f *Facts) try() {
+	runtime.LockOSThread()
+	own, err := netns.Get()
+	if err != nil {
+		runtime.UnlockOSThread()
+		f.NoTrials = fmt.Sprintf("open the network namespace: %s", err)
+		return
+	}
+	defer func() { _ = own.Close() }()
+	scratch, err := netns.New()
+	if err != nil {
+		runtime.UnlockOSThread()
+		f.NoTrials = fmt.Sprintf("no new network namespace can be made: %s", err)
+		return
+	}
+	for _, t := range []struct {
+		of  Feature
+		try func() error
+	}{
+		{Bridge, tryBridge},
+		{Veth, tryVeth},
+		{Tunnel, tryTunnel},
+		{Sets, trySets},
+		{Marks, tryMarks},
+		{Guard, tryGuard},
+		{Conntrack, tryConntrack},
+		{LogGroup, tryLogGroup},
+	} {
+		f.tried(t.of, t.try())
+	}
+	f.tryXT()
+	_ = scratch.Close()
+	if netns.Set(own) == nil {
+		runtime.UnlockOSThread() // otherwise the thread ends with the goroutine
+	}
+}
+
+func (f *Facts) tried(of Feature, err error) {
+	t := Trial{Feature: of}
+	if err != nil {
+		t.Error = err.Error()
+	}
+	f.Trials = append(f.Trials, t)
+}
+
+// tryBridge makes a bridge with an isolated port.
+//
+// Equivalent to: ip link add weir0 type bridge; ip link add port type veth peer name pod;
+// ip link set port master weir0; bridge link set dev port isolated on
+func tryBridge() error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = conf.Bridge
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+		return err
+	}
+	port := netlink.NewLinkAttrs()
+	port.Name = "port"
+	pair := &netlink.Veth{LinkAttrs: port, PeerName: "pod"}
+	if err := netlink.LinkAdd(pair); err != nil {
+		return nil //nolint:nilerr // tryVeth reports it
+	}
+	of, err := netlink.LinkByName(conf.Bridge)
+	if err != nil {
+		return err
+	}
+	return errors.Join(netlink.LinkSetMaster(pair, of), netlink.LinkSetIsolated(pair, true))
+}
+
+// tryVeth makes a veth pair.
+//
+// Equivalent to: ip link add a type veth peer name b
+func tryVeth() error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "a"
+	return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "b"})
+}
+
+// tryTunnel makes a VXLAN device.
+//
+// Equivalent to: ip link add weir-vxlan type vxlan id 88 dstport 4789 nolearning
+func tryTunnel() error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = conf.Tunnel
+	return netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: conf.OverlayVNI, Port: conf.OverlayPort})
+}
+
+// trySets makes a set of each type and family that weir uses.
+func trySets() error {
+	h, err := ipset.New()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	for _, kind := range []string{
+		ipset.HashIP, ipset.HashNet, ipset.HashIPPort, ipset.HashNetIface, ipset.BitmapPort,
+	} {
+		for _, family := range conf.Families {
+			if err := h.Create(ipset.Header{Name: family.Set(kind), Type: kind, Family: family}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func tryMarks() error {
+	h, err := ipset.New()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return h.Create(ipset.Header{Name: conf.TrialSet, Type: ipset.HashIP, Marks: true})
+}
+
+// tryGuard makes the guard, without senders.
+func tryGuard() error {
+	_, _, err := bridge.RepairGuard(func() ([]bridge.Sender, error) { return nil, nil })
+	return err
+}
+
+// tryConntrack lists the connections.
+//
+// Equivalent to: conntrack -L
+func tryConntrack() error {
+	_, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+	return err
+}
+
+func tryLogGroup() error {
+	r, err := nflog.Open(conf.LogGroup)
+	if err != nil {
+		return err
+	}
+	return r.Close()
+}

@@ -1,0 +1,77 @@
+package nodecheck
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// TestRead: on this kernel, which runs weir's other tests, all that weir needs works, and the trials leave nothing
+// behind. The kernel denies a match that doesn't exist, so the trials can fail.
+func TestRead(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	f := Read(t.Context())
+	if f.NoTrials != "" {
+		t.Fatal(f.NoTrials)
+	}
+	nft := 0
+	for _, trial := range f.Trials {
+		if flavour, _ := xtOf(trial.Feature); flavour == "nft" {
+			nft++
+		}
+		if trial.Error != "" {
+			t.Errorf("%+v", trial)
+		}
+	}
+	if nft != len(xtUses) {
+		t.Errorf("%d trials of iptables-nft", nft)
+	}
+	for _, finding := range Judge(f) {
+		if finding.Severity == Broken {
+			t.Errorf("%+v", finding)
+		}
+	}
+	if _, err := netlink.LinkByName(conf.Bridge); err == nil {
+		t.Error("the trials have left weir0 on the node")
+	}
+	for _, u := range []xtUse{{name: "nosuch"}, {name: "NOSUCH", target: true}} {
+		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+			if askNFT(u, family) == nil || askLegacy(u, family) == nil {
+				t.Errorf("the kernel has %+v", u)
+			}
+		}
+	}
+}
+
+// TestReadAll: what the trials don't cover is read from the node: links, tables, chains, and VXLAN devices.
+func TestReadAll(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	nodetest.RunEach(t, "ip link add vx0 type vxlan id 88 dstport 4789", "ip link add cni0 type bridge",
+		"nft add table inet firewalld", "nft add table ip nat", "nft add chain ip nat KUBE-IPTABLES-HINT",
+		"nft add chain ip nat WEAVE-CANARY")
+	f := Read(t.Context())
+	if !f.NFT {
+		t.Errorf("%+v", f)
+	}
+	var all strings.Builder
+	for _, finding := range Judge(f) {
+		all.WriteString(string(finding.Severity) + " " + finding.What + "\n")
+	}
+	for _, want := range []string{
+		"BROKEN the device vx0 uses weir's VNI", "warning Flannel is on the node: link cni0",
+		"warning Weave Net is on the node: chain WEAVE-CANARY", "warning firewalld runs",
+	} {
+		if !strings.Contains(all.String(), want) {
+			t.Errorf("%q lacks %q", all.String(), want)
+		}
+	}
+}

@@ -1,0 +1,70 @@
+package nodecheck
+
+import (
+	"slices"
+	"strings"
+)
+
+// xtUse is a match or a target of iptables that weir's rules use.
+type xtUse struct {
+	name   string
+	target bool
+	// family is 4 or 6 if only one family needs it; 0 otherwise.
+	family int
+	module string
+}
+
+// xtUses are the matches and targets of weir's rules.
+var xtUses = []xtUse{
+	{name: "set", module: "xt_set"},
+	{name: "conntrack", module: "xt_conntrack"},
+	{name: "connlabel", module: "xt_connlabel"},
+	{name: "comment", module: "xt_comment"},
+	{name: "mark", module: "xt_mark"},
+	{name: "multiport", module: "xt_multiport"},
+	{name: "bpf", module: "xt_bpf"},
+	{name: "physdev", module: "xt_physdev"},
+	{name: "tcp", module: "xt_tcpudp"},
+	{name: "udp", module: "xt_tcpudp"},
+	{name: "sctp", module: "xt_sctp"},
+	{name: "icmp6", module: "ip6_tables", family: 6},
+	{name: "hl", module: "xt_hl", family: 6},
+	{name: "NFLOG", target: true, module: "xt_NFLOG"},
+	{name: "MARK", target: true, module: "xt_mark"},
+	{name: "SET", target: true, module: "xt_set"},
+	{name: "MASQUERADE", target: true, module: "xt_MASQUERADE"},
+}
+
+// xtFeature returns the feature that the flavour of iptables has the match or target.
+func xtFeature(flavour string, u xtUse) Feature {
+	kind := " match "
+	if u.target {
+		kind = " target "
+	}
+	return Feature("iptables-" + flavour + kind + u.name)
+}
+
+// xtOf returns the flavour of a feature of iptables; false if the feature is none of iptables.
+func xtOf(f Feature) (flavour string, ok bool) {
+	rest, ok := strings.CutPrefix(string(f), "iptables-")
+	flavour, _, _ = strings.Cut(rest, " ")
+	return flavour, ok
+}
+
+// xtName returns the match or target of the feature, such as "match set".
+func xtName(f Feature) string {
+	_, name, _ := strings.Cut(string(f), " ")
+	return name
+}
+
+// modulesOf returns the modules of the matches and targets, each once.
+func modulesOf(names []string) (all []string) {
+	for _, o := range names {
+		_, name, _ := strings.Cut(o, " ")
+		i := slices.IndexFunc(xtUses, func(u xtUse) bool { return u.name == name })
+		if i >= 0 && !slices.Contains(all, xtUses[i].module) {
+			all = append(all, xtUses[i].module)
+		}
+	}
+	return all
+}
