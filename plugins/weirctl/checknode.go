@@ -47,7 +47,8 @@ func checkNode(cmd *cobra.Command, format client.Format) error {
 	}
 	switch {
 	case broken > 0:
-		return client.Exit(client.ExitBroken, fmt.Errorf("broken on this node: %d; the first: %s", broken, r.Findings[0].What))
+		first := r.Findings[0].What
+		return client.Exit(client.ExitBroken, fmt.Errorf("broken on this node: %d; the first: %s", broken, first))
 	case unknown > 0:
 		return errors.New("not all could be found out")
 	}
