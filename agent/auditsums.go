@@ -80,7 +80,7 @@ func (s *auditSums) add(e *drops.Entry, w wouldDrop) {
 		Protocol: e.Protocol, Port: e.Destination.Port, Count: e.Count, First: e.Time, Last: e.Time,
 	}
 	by := strings.Join(w.policies, ",")
-	kind := auditKind{t.Direction, by, kindOfEnd(t.Pod), kindOfEnd(t.Peer), t.Protocol, t.Port}
+	kind := auditKind{t.Direction, by, t.Pod.Kind(), t.Peer.Kind(), t.Protocol, t.Port}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	namespace, _, _ := strings.Cut(local.Pod, "/")
@@ -111,22 +111,6 @@ func auditedEnd(e agentapi.DropEnd, p *policy.Pod) agentapi.AuditedEnd {
 		end.Namespace, end.Name, end.Labels = p.Namespace, p.Name, propose.Labels(p)
 	}
 	return end
-}
-
-// kindOfEnd returns a text that is equal for all ends of a kind. A pod without labels is a kind of its own.
-func kindOfEnd(e agentapi.AuditedEnd) string {
-	switch {
-	case e.Name == "":
-		return e.Address.String()
-	case len(e.Labels) == 0:
-		return e.Namespace + "/" + e.Name
-	}
-	var b strings.Builder
-	b.WriteString(e.Namespace)
-	for _, key := range slices.Sorted(maps.Keys(e.Labels)) {
-		b.WriteString("\n" + key + "=" + e.Labels[key])
-	}
-	return b.String()
 }
 
 // report returns what the policy would have dropped; of all policies if the name is empty. still reports whether an

@@ -2,7 +2,9 @@ package agentapi
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -69,6 +71,23 @@ func (e AuditedEnd) String() string {
 		return "node " + e.Node
 	}
 	return e.Address.String()
+}
+
+// Kind returns a text that is equal for ends of one kind: pods of a namespace with the same labels, or an address. A
+// pod without labels is a kind of its own.
+func (e AuditedEnd) Kind() string {
+	switch {
+	case e.Name == "":
+		return e.Address.String()
+	case len(e.Labels) == 0:
+		return e.Namespace + "/" + e.Name
+	}
+	var b strings.Builder
+	b.WriteString(e.Namespace)
+	for _, key := range slices.Sorted(maps.Keys(e.Labels)) {
+		b.WriteString("\n" + key + "=" + e.Labels[key])
+	}
+	return b.String()
 }
 
 // CompareAudited orders traffic by direction and by the pod's namespace. Within these, the most connections come

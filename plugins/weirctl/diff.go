@@ -121,6 +121,7 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 		change.Notes = append(change.Notes, p.String())
 	}
 	change.Notes = append(change.Notes, idle(file.Policies, after.Pods)...)
+	change.Notes = append(change.Notes, flips(before.Policies, after.Policies)...)
 	warn(cmd, change.Notes)
 	print := chart.DiffTable
 	if format == client.JSON {
@@ -150,6 +151,29 @@ func idle(policies []*networkingv1.NetworkPolicy, pods []policy.Pod) (notes []st
 			note += "; a manifest without a namespace counts for the namespace default"
 		}
 		notes = append(notes, note)
+	}
+	return notes
+}
+
+// flips says which policies of the second list are audited and were not, or were audited and are not any more.
+func flips(before, after []*networkingv1.NetworkPolicy) (notes []string) {
+	was := map[policy.Name]bool{} // whether the policy was audited
+	for _, np := range before {
+		was[policy.Name{Namespace: np.Namespace, Name: np.Name}], _ = policy.Audited(np)
+	}
+	for _, np := range after {
+		audited, existed := was[policy.Name{Namespace: np.Namespace, Name: np.Name}]
+		object := fmt.Sprintf("NetworkPolicy %s/%s", np.Namespace, np.Name)
+		switch now, err := policy.Audited(np); {
+		case err != nil:
+			notes = append(notes, fmt.Sprintf("%s: %s: %v", object, policy.AuditAnnotation, err))
+		case now && !existed:
+			notes = append(notes, object+" is audited: it isolates nothing and allows nothing")
+		case now && !audited:
+			notes = append(notes, object+" is enforced, and will be audited: then it isolates nothing and allows nothing")
+		case audited && !now:
+			notes = append(notes, object+" is audited, and will be enforced")
+		}
 	}
 	return notes
 }

@@ -21,6 +21,9 @@ now on. A line stands for all packets of one sender to one address and port with
 they are. Ingress is dropped on the server pod's node, egress on the client pod's node. The addresses are those
 that the policies see: behind a Service that is the address and the port of the Service's pod.
 
+Packets that have passed, and that audited policies would drop, are shown too, with the words WOULD DROP. weirctl audit
+sums them up.
+
 As kubectl weir, or with --cluster, it shows the drops of all nodes, in the order of their times; with --node
 those of some nodes. A node that doesn't answer is named on standard error, and the drops of the others are
 shown. With -f, such a node is asked again, and nodes that join are asked too. That needs the right to run
@@ -34,6 +37,7 @@ Exit codes:
 const dropsExample = `  weirctl drops -f                                    # as they happen on this node
   weirctl drops --since 5m --pod shop/db --port 5432  # of the last five minutes
   weirctl drops -f --pcap - | tcpdump -nr -           # the packets' headers
+  weirctl drops -f --audit                            # what audited policies would drop
   kubectl weir drops -f                               # of all nodes
   kubectl weir drops -f -n shop --policy deny         # of one namespace and one policy
   kubectl weir drops --node w1,w2 --since 1h -o json | jq -r .destination.pod | sort | uniq -c`
@@ -75,6 +79,7 @@ func dropsCommand() *cobra.Command {
 	flags.StringVar(&q.Policy, "policy", "", "only if this policy isolates the pod: its name, or namespace/name")
 	flags.StringVar(&q.Reason, "reason", "", "only if dropped for this reason: "+reasons())
 	flags.Uint16Var(&q.Port, "port", 0, "only packets to this port")
+	flags.BoolVar(&q.Audit, "audit", false, "only packets that passed, and that audited policies would drop")
 	flags.StringVarP(&o.output, "output", "o", "text", "text or json (one value a line)")
 	flags.StringVar(&o.pcap, "pcap", "",
 		"write the headers of each line's first packet to this file, for tcpdump; - for stdout")

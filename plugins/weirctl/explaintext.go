@@ -111,6 +111,7 @@ func sideLines(p *client.Printer, s explain.Side) {
 	for _, name := range s.Policies {
 		p.Line("    NetworkPolicy ", name)
 	}
+	auditLines(p, s)
 	for _, r := range s.Allows {
 		if s.Result == explain.Allowed {
 			p.Line("    allowed by ", r.Policy, " ", r.Field, matched(r))
@@ -136,6 +137,34 @@ func sideLines(p *client.Printer, s explain.Side) {
 	}
 	if more := len(s.Nearest) - 1; more > 0 {
 		p.Line("    ", fmt.Sprint(more), " more rules don't allow it either (-o json lists them)")
+	}
+}
+
+// auditLines prints what the audited policies have to do with the connection; nothing if there are none.
+func auditLines(p *client.Printer, s explain.Side) {
+	if len(s.Audited) == 0 {
+		return
+	}
+	names := listed(s.Audited)
+	switch {
+	case s.WouldDrop:
+		p.Line("    ", client.Styled{Style: client.Yellow, Text: "audited: would be dropped by " + names})
+		if len(s.NearestAudited) == 0 {
+			p.Line("      no rule of these policies allows anything ", preposition(s.Direction), " other ends")
+			return
+		}
+		near := s.NearestAudited[0]
+		p.Line("      nearest rule: NetworkPolicy ", near.Policy, " ", near.Field)
+		for _, m := range near.Misses {
+			p.Line("        ", m.Why)
+			p.Line("        to allow it: ", m.Change)
+		}
+	case len(s.OnlyAudited) > 0:
+		for _, r := range s.OnlyAudited {
+			p.Line("    only the audited policy ", r.Policy, " would allow it: ", r.Field, matched(r))
+		}
+	default:
+		p.Line("    audited, and not enforced: ", names)
 	}
 }
 
@@ -209,7 +238,7 @@ func kernelLines(p *client.Printer, k *explain.Kernel) {
 		if c.Chain != "" {
 			chain = ", chain " + c.Chain
 		}
-		p.Line("    ", c.Pod, " is in the ", string(c.Direction), " class of ", classPolicies(c.Policies), chain)
+		p.Line("    ", c.Pod, " is in the ", string(c.Direction), " class of ", classPolicies(c), chain)
 	}
 	for _, s := range k.Sets {
 		holds := "doesn't hold"
@@ -229,9 +258,12 @@ func kernelLines(p *client.Printer, k *explain.Kernel) {
 	}
 }
 
-func classPolicies(names []string) string {
-	if len(names) == 0 {
+func classPolicies(c explain.KernelClass) string {
+	switch {
+	case len(c.Audited) > 0:
+		return "pods that only audited policies would isolate: " + listed(c.Audited)
+	case len(c.Policies) == 0:
 		return "pods that no policy isolates"
 	}
-	return listed(names)
+	return listed(c.Policies)
 }

@@ -45,7 +45,7 @@ func run() int {
 		return err
 	}
 	root.AddCommand(statusCommand(), podsCommand(), explainCommand(), versionCommand())
-	root.AddCommand(dropsCommand(), matrixCommand(), diffCommand())
+	root.AddCommand(auditCommand(), dropsCommand(), matrixCommand(), diffCommand())
 	root.AddCommand(waitCommand(), dumpCommand(), connectCommand())
 	root.AddCommand(checkCommand(), probeCommand())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return client.Usage(err) })

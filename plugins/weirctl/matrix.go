@@ -11,7 +11,9 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	networkingv1 "k8s.io/api/networking/v1"
 
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/plugins/weirctl/chart"
 	"github.com/weir-net/weir/plugins/weirctl/client"
 	"github.com/weir-net/weir/policy"
@@ -181,8 +183,15 @@ func matrixCommand() *cobra.Command {
 			}
 			v := chart.View{Matrix: m, Title: narrow.title(), MaxRows: narrow.rows, Notes: notes(c, m)}
 			v.Rows = m.Filter(m.Rows(), filter)
+			var audited []string
 			for _, np := range c.Policies {
-				v.Policies = append(v.Policies, np.Namespace+"/"+np.Name)
+				name := np.Namespace + "/" + np.Name
+				if v.Policies = append(v.Policies, name); isAudited(np) {
+					audited = append(audited, name)
+				}
+			}
+			if len(audited) > 0 {
+				v.Notes = append(v.Notes, "audited policies, which decide nothing: "+excerpt.List(audited, ", "))
 			}
 			warn(cmd, v.Notes)
 			return print(cmd.OutOrStdout(), v)
@@ -192,6 +201,11 @@ func matrixCommand() *cobra.Command {
 	narrow.addFlags(cmd.Flags())
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text, json, html, svg or dot")
 	return cmd
+}
+
+func isAudited(np *networkingv1.NetworkPolicy) bool {
+	audited, _ := policy.Audited(np)
+	return audited
 }
 
 // load reads the objects of the source. If not all objects may be listed, it reads those in both lists of namespaces.

@@ -164,6 +164,30 @@ func TestIdlePolicy(t *testing.T) {
 	}
 }
 
+// TestAuditedPolicies: diff says that a policy becomes an audited one, and what that opens. matrix names audited
+// policies.
+func TestAuditedPolicies(t *testing.T) {
+	audited := strings.Replace(shop, "metadata: {name: db, namespace: shop}\nspec:\n  podSelector",
+		"metadata: {name: db, namespace: shop, annotations: {weir.io/audit: \"true\"}}\nspec:\n  podSelector", 1)
+	out, errs, code := execute(t, diffCommand(), audited, "-f", "-")
+	if code != client.ExitChanges || !strings.Contains(out, "other/spy") || errs != "weirctl: note: NetworkPolicy "+
+		"shop/db is enforced, and will be audited: then it isolates nothing and allows nothing\n" {
+		t.Errorf("%d, %q\n%s", code, errs, out)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(audited), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, errs, code = execute(t, matrixCommand(), "", "--source", "dir:"+dir)
+	if code != 0 || errs != "weirctl: note: audited policies, which decide nothing: shop/db\n" {
+		t.Errorf("%d, %q", code, errs)
+	}
+	_, errs, code = execute(t, diffCommand(), shop, "--source", "dir:"+dir, "-f", "-")
+	if code != client.ExitChanges || errs != "weirctl: note: NetworkPolicy shop/db is audited, and will be enforced\n" {
+		t.Errorf("%d, %q", code, errs)
+	}
+}
+
 // TestUnreadSource: a source with a file that can't be read is an error of diff, and a note of matrix. A pod that is
 // left out is a note of both.
 func TestUnreadSource(t *testing.T) {

@@ -93,6 +93,14 @@ type Side struct {
 	Node string `json:"node,omitempty"`
 	// Policies are all policies that isolate the pod in this direction.
 	Policies []string `json:"policies"`
+	// Audited are the audited policies that would isolate the pod in this direction. They have no part in the result.
+	Audited []string `json:"audited,omitempty"`
+	// WouldDrop is true if the connection passes, and these policies would drop it if they were enforced. NearestAudited
+	// are then their rules, the one with the fewest unmet conditions first.
+	WouldDrop      bool           `json:"wouldDrop,omitempty"`
+	NearestAudited []verdict.Near `json:"nearestAudited,omitempty"`
+	// OnlyAudited are the rules of audited policies that would allow the connection, if this side drops it.
+	OnlyAudited []Rule `json:"onlyAudited,omitempty"`
 	// Allows are the rules that allow the connection.
 	Allows []Rule `json:"allows,omitempty"`
 	// Nearest are the rules that don't allow the connection, the one with the fewest unmet conditions first. They are

@@ -130,6 +130,7 @@ func (j *judge) label(p Place) string {
 func alike(a, b []Side) bool {
 	return slices.EqualFunc(a, b, func(x, y Side) bool {
 		return x.Result == y.Result && x.Reason == y.Reason && slices.Equal(x.Policies, y.Policies) &&
+			slices.Equal(x.Audited, y.Audited) && x.WouldDrop == y.WouldDrop && slices.Equal(x.OnlyAudited, y.OnlyAudited) &&
 			slices.Equal(x.Allows, y.Allows) && slices.EqualFunc(x.Nearest, y.Nearest, func(m, n verdict.Near) bool {
 			return m.Policy == n.Policy && m.Field == n.Field && len(m.Misses) == len(n.Misses)
 		})
@@ -152,7 +153,7 @@ func (j *judge) path(s Place, t target) Path {
 	}
 	if v.Self {
 		for i := range p.Sides {
-			p.Sides[i].Result, p.Sides[i].Reason, p.Sides[i].Nearest = Allowed, Itself, nil
+			p.Sides[i].Result, p.Sides[i].Reason, p.Sides[i].Nearest, p.Sides[i].OnlyAudited = Allowed, Itself, nil, nil
 		}
 	}
 	p.Result = Allowed
@@ -161,7 +162,26 @@ func (j *judge) path(s Place, t target) Path {
 			p.Result = Dropped
 		}
 	}
+	if p.Result == Allowed && !v.Self {
+		j.audit(&p.Sides[0], v.Egress, packet, t.Place)
+		j.audit(&p.Sides[1], v.Ingress, packet, s)
+	}
 	return p
+}
+
+// audit adds to the side of a connection that passes whether audited policies would drop it.
+func (j *judge) audit(s *Side, v verdict.Side, p verdict.Packet, peer Place) {
+	if s.WouldDrop = s.Reason != FromNode && !v.AllowedByAll(); s.WouldDrop {
+		s.NearestAudited = j.nearest(s.Direction, p, peer, true)
+	}
+}
+
+// nearest returns the nearest rules, at most maxNear.
+func (j *judge) nearest(d ruleset.Direction, p verdict.Packet, peer Place, audited bool) []verdict.Near {
+	near := j.evaluator.Nearest(d, p, audited)
+	near = near[:min(len(near), maxNear)]
+	standIn(near, j.label(peer), peer)
+	return near
 }
 
 // side turns the evaluator's verdict into a Side. at is the side's own end.
@@ -175,6 +195,16 @@ func (j *judge) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, at, 
 			for _, r := range np.Rules {
 				if r.Allows() {
 					s.Allows = append(s.Allows, ruleOf(np.Name, r))
+				}
+			}
+		}
+		for _, np := range one.Audited {
+			if !slices.Contains(s.Audited, np.Name) {
+				s.Audited = append(s.Audited, np.Name)
+			}
+			for _, r := range np.Rules {
+				if r.Allows() {
+					s.OnlyAudited = append(s.OnlyAudited, ruleOf(np.Name, r))
 				}
 			}
 		}
@@ -200,14 +230,15 @@ func (j *judge) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, at, 
 	}
 	sameNode := peer.Node != "" && peer.Node == at.Node || peer.isOwn && at.Here
 	if d == ruleset.Ingress && peer.isNode && sameNode && v.Pod != "" {
-		s.Result, s.Reason = Allowed, FromNode
+		s.Result, s.Reason, s.OnlyAudited = Allowed, FromNode, nil
 		return s
+	}
+	if s.Result == Allowed {
+		s.OnlyAudited = nil
 	}
 	if s.Result == Dropped && s.Reason != Closed {
 		s.Allows = nil
-		s.Nearest = j.evaluator.Nearest(d, p, false)
-		s.Nearest = s.Nearest[:min(len(s.Nearest), maxNear)]
-		standIn(s.Nearest, j.label(peer), peer)
+		s.Nearest = j.nearest(d, p, peer, false)
 		if len(s.Nearest) == 0 || len(s.Nearest[0].Misses) > fewMisses {
 			s.Change = j.needed(d, at, peer, p)
 		}

@@ -38,6 +38,8 @@ type KernelClass struct {
 	Set      string   `json:"set,omitempty"`
 	Chain    string   `json:"chain,omitempty"`
 	Policies []string `json:"policies"`
+	// Audited are the audited policies that would isolate the pod.
+	Audited []string `json:"audited,omitempty"`
 }
 
 // KernelSet is a set that a rule looks an address up in.
@@ -166,7 +168,7 @@ func (p *Path) compareClass(v View, s Side, end Place) {
 	held, wanted := classOf(v.Held, s.Direction, end), classOf(v.Want, s.Direction, end)
 	class := KernelClass{Direction: s.Direction, Pod: end.Pod, Policies: []string{}}
 	if held != nil {
-		class.Set, class.Chain, class.Policies = held.Set, held.Chain, held.Policies
+		class.Set, class.Chain, class.Policies, class.Audited = held.Set, held.Chain, held.Policies, held.Audited
 	}
 	k.Classes = append(k.Classes, class)
 	switch {
@@ -186,7 +188,10 @@ func (p *Path) compareClass(v View, s Side, end Place) {
 }
 
 func policiesOf(c *ruleset.Class) string {
-	if len(c.Policies) == 0 {
+	switch {
+	case len(c.Audited) > 0:
+		return "pods that only audited policies would isolate: " + strings.Join(c.Audited, ", ")
+	case len(c.Policies) == 0:
 		return "pods that no policy isolates"
 	}
 	return strings.Join(c.Policies, ", ")

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
@@ -42,6 +43,9 @@ func DropLine(d *agentapi.Drop) string {
 		fmt.Fprintf(&b, "%-7s  ", d.Direction)
 	}
 	source, destination := d.Source.String(), d.Destination.String()
+	if d.Reason == agentapi.ByAudit {
+		b.WriteString("WOULD DROP: ")
+	}
 	switch {
 	case d.Kind != agentapi.DropMore && destination == "": // neither IP nor ARP
 		b.WriteString(source)
@@ -62,7 +66,10 @@ func DropLine(d *agentapi.Drop) string {
 
 // why returns why the packets were dropped.
 func why(d *agentapi.Drop) string {
-	if d.Reason == agentapi.ByPolicy {
+	switch d.Reason {
+	case agentapi.ByAudit:
+		return "it passed; audited by " + excerpt.List(d.Policies, ", ")
+	case agentapi.ByPolicy:
 		policies := excerpt.List(d.Policies, ", ")
 		if policies == "" {
 			policies = "policies that the agent doesn't know any more"
@@ -70,9 +77,6 @@ func why(d *agentapi.Drop) string {
 		return "isolated by " + policies + "; class " + d.Chain
 	}
 	means := agentapi.ReasonMeans(d.Reason)
-	if d.Reason == agentapi.ByAudit && len(d.Policies) > 0 {
-		means += ": " + excerpt.List(d.Policies, ", ")
-	}
 	if d.Detail != "" {
 		means += " (" + d.Detail + ")"
 	}
@@ -119,7 +123,7 @@ func (w *PcapWriter) Write(d *agentapi.Drop) error {
 		return nil
 	}
 	data := []byte{family, 0, 0, 88}
-	data = attribute(data, attrPrefix, append([]byte("weir drop "+d.Chain), 0))
+	data = attribute(data, attrPrefix, append([]byte(logPrefix(d)), 0))
 	data = attribute(data, attrPayload, d.Packet)
 	micros := d.Time.UnixMicro()
 	record := binary.LittleEndian.AppendUint32(nil, uint32(micros/1e6))
@@ -128,6 +132,14 @@ func (w *PcapWriter) Write(d *agentapi.Drop) error {
 	record = binary.LittleEndian.AppendUint32(record, uint32(len(data)))
 	_, err := w.out.Write(append(record, data...))
 	return err
+}
+
+// logPrefix returns the text that the kernel's rule has added to the packet.
+func logPrefix(d *agentapi.Drop) string {
+	if d.Reason == agentapi.ByAudit {
+		return conf.AuditLogPrefix + d.Chain
+	}
+	return conf.LogPrefix + d.Chain
 }
 
 // attribute appends an attribute as the kernel writes it. An attribute takes a multiple of four bytes.

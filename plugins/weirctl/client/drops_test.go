@@ -31,6 +31,8 @@ func TestDropLine(t *testing.T) {
 	more, lost := aDrop(), aDrop()
 	more.Kind, more.Source.Port, more.Destination = agentapi.DropMore, 0, agentapi.DropEnd{}
 	lost.Kind = agentapi.DropLost
+	passed := aDrop()
+	passed.Reason = agentapi.ByAudit
 	closed := aDrop()
 	closed.Reason, closed.Source, closed.Protocol, closed.ICMP = agentapi.ByClosed, agentapi.DropEnd{
 		Node: "node-2", Address: netip.MustParseAddr("192.0.2.1"),
@@ -46,6 +48,10 @@ func TestDropLine(t *testing.T) {
 		{
 			more, "ingress  MORE: from shop/batch (10.88.0.3), to many addresses or ports: isolated by shop/db, shop/deny; " +
 				"class WEIR-IN-X; node node-1",
+		},
+		{
+			passed, "ingress  WOULD DROP: shop/batch (10.88.0.3:40000) -> shop/db ([fd00::2]:5432) tcp: " +
+				"it passed; audited by shop/db, shop/deny; node node-1",
 		},
 		{lost, "LOST: the agent read too slowly, so only the number of these packets is known; node node-1"},
 		{

@@ -167,7 +167,7 @@ var resources = []resource{
 			return l.each(l.ctx, r, namespace, &policies, func() {
 				for i := range policies.Items {
 					p := policies.Items[i]
-					p.ManagedFields, p.Annotations = nil, nil
+					p.ManagedFields, p.Annotations = nil, policy.KeepAudit(p.Annotations)
 					l.Policies = append(l.Policies, &p)
 				}
 				policies = networkingv1.NetworkPolicyList{ListMeta: policies.ListMeta}

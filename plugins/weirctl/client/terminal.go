@@ -19,9 +19,10 @@ const YAML Format = "yaml"
 
 // Styles of text on a terminal (ECMA-48, "SGR").
 const (
-	Bold  = "1"
-	Red   = "1;31"
-	Green = "32"
+	Bold   = "1"
+	Red    = "1;31"
+	Green  = "32"
+	Yellow = "33"
 )
 
 // Printer prints lines of text for people. What comes from objects can't act on a terminal: each text loses its control

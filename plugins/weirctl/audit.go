@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/plugins/weirctl/client"
+)
+
+const auditLong = `
+Shows which connections an audited NetworkPolicy would have dropped if it were enforced, by pair of pods and port,
+and the rules that would allow them. These connections have passed. A policy is audited if it has the annotation
+weir.io/audit: "true". Connections that no audited policy would drop any more, because a policy or a pod has
+changed, are left out. Without a name, it lists the audited policies.
+
+As kubectl weir, or with --cluster, it asks the agents of all nodes; with --node those of some nodes. That needs the
+right to run commands in weir's pods, as kubectl exec does.
+
+Exit codes:
+  0  the report was shown
+  1  an agent has not answered, or the policy is not audited
+  2  the arguments are wrong`
+
+const auditExample = `  weirctl audit                           # which policies are audited, on this node
+  weirctl audit shop/db                   # what shop/db would have dropped on this node
+  kubectl weir audit shop/db --since 24h  # on all nodes, what was seen in the last day
+  kubectl weir audit shop/db -o json | jq '.wouldDrop[] | .peer.name'`
+
+type auditOptions struct {
+	output  string
+	since   time.Duration
+	cluster bool
+	names   []string
+	nodes   client.NodeFlags
+}
+
+func auditCommand() *cobra.Command {
+	var o auditOptions
+	cmd := &cobra.Command{
+		Use:   "audit [NS/NAME]",
+		Short: "Show what an audited policy would have dropped, and the rules that would allow it",
+		Long:  auditLong[1:], Example: auditExample,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd, strings.Join(args, "")) },
+	}
+	flags := cmd.Flags()
+	flags.DurationVar(&o.since, "since", 0, "leave out connections of which the last is older, such as 24h")
+	flags.StringVarP(&o.output, "output", "o", "text", "text or json")
+	flags.BoolVar(&o.cluster, "cluster", isPlugin(), "ask all nodes, through the API server")
+	flags.StringSliceVar(&o.names, "node", nil, "ask these nodes, through the API server")
+	o.nodes.AddFlags(flags)
+	return cmd
+}
+
+func (o *auditOptions) run(cmd *cobra.Command, name string) error {
+	format, err := client.ParseFormat(o.output)
+	if err != nil {
+		return err
+	}
+	if namespace, rest, ok := strings.Cut(name, "/"); name != "" && (!ok || namespace == "" || rest == "") {
+		return client.Usage(fmt.Errorf("%q: must be NAMESPACE/NAME of a NetworkPolicy", name))
+	}
+	if o.since < 0 {
+		return client.Usage(fmt.Errorf("--since %s: must not be negative", o.since))
+	}
+	var sum client.AuditOfNodes
+	away, err := o.collect(cmd.Context(), name, &sum)
+	if err != nil {
+		return err
+	}
+	if name != "" && len(away) == 0 && !sum.Knows(name) && len(sum.Dropped) == 0 {
+		return fmt.Errorf("no audited NetworkPolicy %q is known: weirctl audit lists the audited ones", name)
+	}
+	if err := client.PrintAudit(cmd.OutOrStdout(), format, &sum, name); err != nil {
+		return fmt.Errorf("print the report: %w", err)
+	}
+	if len(away) > 0 {
+		return errors.New("some nodes are missing: " + strings.Join(away, "; "))
+	}
+	return nil
+}
+
+// collect adds the reports of the nodes that the options name, and returns which of the nodes have not answered.
+func (o *auditOptions) collect(ctx context.Context, name string, sum *client.AuditOfNodes) (away []string, err error) {
+	var since time.Time
+	if o.since > 0 {
+		since = time.Now().Add(-o.since)
+	}
+	if !o.cluster && len(o.names) == 0 {
+		r, err := client.Audit(ctx, name)
+		if errors.Is(err, agentapi.ErrNoAgent) {
+			return nil, fmt.Errorf("%w: weirctl audit asks the agent of the node that it runs on; --cluster asks those of all "+
+				"nodes, and --node NAME that of one", agentapi.ErrNoAgent)
+		}
+		if err == nil {
+			sum.Add(r, since)
+		}
+		return nil, err
+	}
+	cluster, err := o.nodes.Cluster()
+	if err != nil {
+		return nil, err
+	}
+	agents, err := cluster.Agents(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, node := range o.names {
+		if _, err := client.Find(agents, node); err != nil {
+			return nil, err
+		}
+	}
+	if len(o.names) > 0 {
+		agents = slices.DeleteFunc(agents, func(a client.Agent) bool { return !slices.Contains(o.names, a.Node) })
+	}
+	progress, asked := client.NewProgress(os.Stderr), 0
+	err = client.AskAll(ctx, agents, client.AskOptions{Parallel: o.nodes.Parallel, Within: answersWithin},
+		func(ctx context.Context, of client.Agent) (r agentapi.AuditReport, err error) {
+			return r, cluster.Ask(ctx, of, client.AuditPath(name), nil, &r)
+		},
+		func(a client.Answer[agentapi.AuditReport]) {
+			if asked++; a.Err != nil {
+				away = append(away, a.Node+": "+a.Err.Error())
+			} else {
+				sum.Add(a.Value, since)
+			}
+			progress.Say("asked %d of %d nodes", asked, len(agents))
+		})
+	progress.Clear()
+	slices.Sort(away)
+	return away, err
+}

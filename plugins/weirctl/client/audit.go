@@ -1,0 +1,217 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/internal/excerpt"
+	"github.com/weir-net/weir/policy/propose"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// AuditPath returns the path at which an agent answers what the audited policy would have dropped; without a name, what
+// all of them would have.
+func AuditPath(name string) string {
+	if name == "" {
+		return agentapi.AuditPath
+	}
+	return agentapi.AuditPath + "?" + url.Values{"policy": {name}}.Encode()
+}
+
+// Audit asks this node's agent what the audited policy would have dropped. The error wraps agentapi.ErrNoAgent if there
+// is no agent.
+//
+// Equivalent to: curl --unix-socket /run/weir/agent.sock http://agent/v1/audit?policy=NAMESPACE/NAME
+func Audit(ctx context.Context, name string) (r agentapi.AuditReport, err error) {
+	return r, get(ctx, AuditPath(name), &r)
+}
+
+// AuditOfNodes is the sum of the reports of several nodes.
+type AuditOfNodes struct {
+	agentapi.AuditReport
+	// Troubles say which nodes report too little, and why.
+	Troubles []string `json:"troubles,omitempty"`
+	kinds    map[string]int
+}
+
+// Add adds the report of one node, without connections whose last one is from before since.
+func (a *AuditOfNodes) Add(r agentapi.AuditReport, since time.Time) {
+	if a.kinds == nil {
+		a.kinds, a.Node, a.Audited, a.Dropped = map[string]int{}, r.Node, []string{}, []agentapi.AuditedTraffic{}
+	} else {
+		a.Node = ""
+	}
+	if a.Since.IsZero() || r.Since.After(a.Since) {
+		a.Since = r.Since
+	}
+	a.More, a.Unjudged = a.More+r.More, a.Unjudged+r.Unjudged
+	if r.Trouble != "" {
+		a.Troubles = append(a.Troubles, strings.TrimPrefix(r.Node+": ", ": ")+r.Trouble)
+	}
+	a.Audited = slices.Compact(slices.Sorted(slices.Values(append(a.Audited, r.Audited...))))
+	for _, t := range r.Dropped {
+		if t.Last.Before(since) {
+			continue
+		}
+		key := fmt.Sprintf("%q", []string{
+			t.Direction, strings.Join(t.Policies, ","), t.Pod.Kind(), t.Peer.Kind(), t.Protocol, fmt.Sprint(t.Port),
+		})
+		i, known := a.kinds[key]
+		if !known {
+			a.kinds[key] = len(a.Dropped)
+			a.Dropped = append(a.Dropped, t)
+			continue
+		}
+		sum := &a.Dropped[i]
+		if sum.Count += t.Count; t.First.Before(sum.First) {
+			sum.First = t.First
+		}
+		if t.Last.After(sum.Last) {
+			sum.Last = t.Last
+		}
+	}
+}
+
+// Knows reports whether the policy is audited.
+func (a *AuditOfNodes) Knows(name string) bool { return slices.Contains(a.Audited, name) }
+
+// PrintAudit prints the report: for one policy what it would have dropped, and the rules that would allow that; without
+// a name, the audited policies with the numbers of connections.
+func PrintAudit(out io.Writer, f Format, a *AuditOfNodes, name string) error {
+	slices.SortFunc(a.Dropped, agentapi.CompareAudited)
+	switch {
+	case f == JSON:
+		return printJSON(out, a)
+	case name == "":
+		return printTable(out, func(line printLine) { auditSummary(line, a) })
+	}
+	if err := printTable(out, func(line printLine) { auditTraffic(line, a, name) }); err != nil {
+		return err
+	}
+	if len(a.Dropped) == 0 {
+		return nil
+	}
+	text, err := rulesText(a.Dropped, name)
+	if err == nil {
+		_, err = io.WriteString(out, text)
+	}
+	return err
+}
+
+func auditSummary(line printLine, a *AuditOfNodes) {
+	if len(a.Audited) == 0 {
+		line("No policy is audited.")
+		return
+	}
+	line("POLICY\tWOULD DROP\tKINDS\tLAST")
+	for _, name := range a.Audited {
+		var count uint64
+		var last time.Time
+		kinds := 0
+		for _, t := range a.Dropped {
+			if !slices.Contains(t.Policies, name) {
+				continue
+			}
+			count, kinds = count+t.Count, kinds+1
+			if t.Last.After(last) {
+				last = t.Last
+			}
+		}
+		line("%s\t%d connections\t%d\t%s", agentapi.OneLine(name), count, kinds, clock(last))
+	}
+	auditLimits(line, a)
+}
+
+func clock(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.Local().Format("2006-01-02 15:04:05")
+}
+
+// auditLimits says what the numbers lack.
+func auditLimits(line printLine, a *AuditOfNodes) {
+	line("\nCounted since %s.", clock(a.Since))
+	if a.More > 0 {
+		line("%d more connections are not listed: there are too many different ones.", a.More)
+	}
+	if a.Unjudged > 0 {
+		line("%d connections could not be judged: too many came at once. Some of them may be would-drops.", a.Unjudged)
+	}
+	for _, t := range a.Troubles {
+		line("No packets are read: %s", agentapi.OneLine(t))
+	}
+}
+
+func auditTraffic(line printLine, a *AuditOfNodes, name string) {
+	if len(a.Dropped) == 0 {
+		line("%s is audited, and would have dropped nothing that was seen.", agentapi.OneLine(name))
+		auditLimits(line, a)
+		return
+	}
+	line("DIRECTION\tPOD\tPEER\tPORT\tCOUNT\tFIRST\tLAST")
+	for _, t := range a.Dropped {
+		port := t.Protocol
+		if t.Port != 0 {
+			port = fmt.Sprintf("%s %d", t.Protocol, t.Port)
+		}
+		line("%s\t%s\t%s\t%s\t%d\t%s\t%s", t.Direction, agentapi.OneLine(t.Pod.String()), agentapi.OneLine(t.Peer.String()),
+			port, t.Count, clock(t.First), clock(t.Last))
+	}
+	auditLimits(line, a)
+}
+
+// rulesText returns the rules that would allow the traffic, as the YAML of a policy's spec, with comments.
+func rulesText(all []agentapi.AuditedTraffic, name string) (string, error) {
+	namespace, _, _ := strings.Cut(name, "/")
+	var traffic []propose.Traffic
+	broad := false
+	for _, t := range all {
+		peer := propose.Peer{Address: t.Peer.Address}
+		if t.Peer.Name != "" {
+			peer = propose.Peer{Namespace: t.Peer.Namespace, Labels: t.Peer.Labels}
+			broad = broad || len(t.Peer.Labels) == 0
+		}
+		traffic = append(traffic, propose.Traffic{
+			Direction: ruleset.Direction(t.Direction), Namespace: namespace, Peer: peer,
+			Protocol: ruleset.Protocol(t.Protocol), Port: t.Port,
+		})
+	}
+	ingress, egress, left := propose.Rules(traffic)
+	spec := map[string]any{}
+	if len(ingress) > 0 {
+		spec["ingress"] = ingress
+	}
+	if len(egress) > 0 {
+		spec["egress"] = egress
+	}
+	var b strings.Builder
+	if len(spec) > 0 {
+		text, err := yaml.Marshal(map[string]any{"spec": spec})
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&b, "\n# These rules, added to %s, allow all of that. Remove those that you don't want.\n%s",
+			agentapi.OneLine(name), text)
+	}
+	if broad {
+		b.WriteString("# A pod without labels can't be told from others: its rule selects all pods of its namespace.\n")
+	}
+	var without []string
+	for _, t := range left {
+		without = append(without, string(t.Protocol))
+	}
+	if slices.Sort(without); len(without) > 0 {
+		fmt.Fprintf(&b, "# No port of a policy can be of %s: only a rule without ports allows that, and it allows all "+
+			"ports.\n", excerpt.List(slices.Compact(without), ", "))
+	}
+	return b.String(), nil
+}

@@ -1,0 +1,182 @@
+package blackbox
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// auditedShop has audited policies for db (ingress) and batch (egress), and an enforced policy for shut.
+const auditedShop = `
+apiVersion: v1
+kind: Pod
+metadata: {name: db, namespace: shop, labels: {app: db}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: batch, namespace: shop, labels: {app: batch}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: shut, namespace: shop, labels: {app: shut}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop, annotations: {weir.io/audit: "true"}}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: web}}}]
+    ports: [{port: 5432}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: batch, namespace: shop, annotations: {weir.io/audit: "true"}}
+spec:
+  podSelector: {matchLabels: {app: batch}}
+  policyTypes: [Egress]
+  egress:
+  - to: [{podSelector: {matchLabels: {app: db}}}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: shut, namespace: shop}
+spec: {podSelector: {matchLabels: {app: shut}}, policyTypes: [Ingress]}
+`
+
+// TestAudit: connections that only audited policies would drop pass, and each is reported once. Those that an enforced
+// policy of the other end drops are not. What the audited policies allow is not reported. weirctl audit sums up the
+// reports with the rules that allow the connections, which then leave the list. Enforced, the policy cuts what it
+// doesn't allow.
+func TestAudit(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("shop.yaml", auditedShop)
+	n.StartAgent()
+	db, batch := n.AddPod("shop", "db"), n.AddPod("shop", "batch")
+	web, shut := n.AddPod("shop", "web"), n.AddPod("shop", "shut")
+	n.Serve(db.Netns, "tcp", ":5432")
+	n.Serve(web.Netns, "tcp", ":80")
+	n.Serve(shut.Netns, "tcp", ":80")
+	n.Eventually("the agent reads drops", func() error {
+		_, err := n.Ctl("drops")
+		return err
+	})
+	n.Reach(web, db.IP+":5432", true)    // the audited policy allows it
+	n.Reach(batch, shut.IP+":80", false) // an enforced policy drops it
+	unanswered(t, batch, db.IP+":9", 20)
+	n.Reach(batch, db.IP+":5432", true)
+	n.Reach(batch, web.IP+":80", true)
+	n.Eventually("the would-drops are reported, and no others", func() error {
+		text, err := n.Ctl("drops", "--audit")
+		if err != nil {
+			return err
+		}
+		for _, want := range []string{
+			"ingress  WOULD DROP: shop/batch (" + batch.IP + ":",
+			"-> shop/db (" + db.IP + ":5432) tcp: it passed; audited by shop/db",
+			"egress   WOULD DROP: shop/batch (" + batch.IP + ":",
+			"-> shop/web (" + web.IP + ":80) tcp: it passed; audited by shop/batch",
+			"    1x  ingress  WOULD DROP: shop/batch", "-> shop/db (" + db.IP + ":9) udp",
+		} {
+			if !strings.Contains(text, want) {
+				return fmt.Errorf("no %q in\n%s", want, text)
+			}
+		}
+		if strings.Count(text, "\n") != 3 || strings.Contains(text, "shop/shut") {
+			t.Fatalf("%s", text)
+		}
+		return nil
+	})
+	if text, err := n.Ctl("drops", "--pod", "shut"); err != nil || !strings.Contains(text, "isolated by shop/shut") ||
+		strings.Contains(text, "WOULD") {
+		t.Errorf("%v\n%s", err, text)
+	}
+	text, err := n.Ctl("audit", "shop/db")
+	for _, want := range []string{"shop/batch", "tcp 5432", "udp 9", "app: batch", "port: 5432"} {
+		if err != nil || !strings.Contains(text, want) {
+			t.Errorf("%v: no %q in\n%s", err, want, text)
+		}
+	}
+	t.Log(text)
+	if text, err := n.Ctl("status"); err != nil || !strings.Contains(text, "shop/batch, shop/db (not enforced") ||
+		!strings.Contains(text, "open, audited by shop/db") {
+		t.Errorf("%v\n%s", err, text)
+	}
+	if text, err := n.Ctl("explain", "shop/batch", "shop/db:5432"); err != nil ||
+		!strings.Contains(text, "audited: would be dropped by shop/db") || strings.Contains(text, "DIFFERENCE") {
+		t.Errorf("%v\n%s", err, text)
+	}
+	metrics, err := nodetest.Try("curl", "-s", "http://127.0.0.1:6786/metrics")
+	for _, want := range []string{
+		`weir_audit_would_drops_total{direction="ingress",namespace="shop",policy="db"} 2`, "weir_audited_policies 2",
+		`weir_audit_would_drops_total{direction="egress",namespace="shop",policy="batch"} 1`,
+	} {
+		if err != nil || !strings.Contains(metrics, want) {
+			t.Errorf("%v: no %s in\n%s", err, want, metrics)
+		}
+	}
+	lives, err := nodetest.Dial(t, batch.Netns, "tcp", db.IP+":5432")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lives.Close() }()
+	n.Manifest("shop.yaml", strings.Replace(auditedShop, "ports: [{port: 5432}]", "ports: [{port: 5432}]\n"+
+		"  - from: [{podSelector: {matchLabels: {app: batch}}}]\n    ports: [{port: 5432}, {port: 9, protocol: UDP}]", 1))
+	n.Eventually("what a new rule allows leaves the list", func() error {
+		if text, err := n.Ctl("audit", "shop/db"); err != nil || !strings.Contains(text, "would have dropped nothing") {
+			return fmt.Errorf("%w\n%s", err, text)
+		}
+		return nil
+	})
+	if !answers(lives) {
+		t.Error("the connection was cut although the policy is audited")
+	}
+	n.Manifest("shop.yaml", strings.Replace(auditedShop, `annotations: {weir.io/audit: "true"}`, "", 1))
+	n.Eventually("the enforced policy denies and cuts", func() error {
+		if answers(lives) {
+			return fmt.Errorf("the connection lives")
+		}
+		return nil
+	})
+	n.Reach(batch, db.IP+":5432", false)
+	n.Reach(web, db.IP+":5432", true)
+	if text, err := n.Ctl("audit", "shop/db"); err == nil || !strings.Contains(text, "weirctl audit lists") {
+		t.Errorf("%v\n%s", err, text)
+	}
+}
+
+// unanswered sends UDP datagrams of one connection to an address where nobody listens or answers.
+func unanswered(t *testing.T, from *nodetest.Pod, address string, count int) {
+	t.Helper()
+	conn, err := nodetest.Dial(t, from.Netns, "udp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	for range count {
+		_, _ = conn.Write([]byte("x")) // an ICMP error about an earlier one may come
+	}
+}
+
+// answers reports whether the server at the other end echoes.
+func answers(conn net.Conn) bool {
+	if conn.SetDeadline(time.Now().Add(300*time.Millisecond)) != nil {
+		return false
+	}
+	if _, err := conn.Write([]byte("x")); err != nil {
+		return false
+	}
+	_, err := conn.Read(make([]byte, 1))
+	return err == nil
+}
