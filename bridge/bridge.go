@@ -38,6 +38,9 @@ const (
 	// PortPrefix begins the names of the pods' links on the node, and of no others: the guard matches it.
 	PortPrefix = "weirp"
 
+	// bridgeGroup is the number of the link group that weir0 alone is in: the letters "weir". The guard compares it.
+	bridgeGroup = 0x77656972
+
 	defaultMTU = 1500
 )
 
@@ -54,7 +57,8 @@ type Bridge struct {
 //
 // Equivalent to:
 //
-//	ip link add weir0 address MAC mtu MTU type bridge mcast_snooping 0  (see also SetReassembly, RemoveAutoconfigured)
+//	ip link add weir0 address MAC mtu MTU group 2003134834 type bridge mcast_snooping 0
+//	(see also SetReassembly, RemoveAutoconfigured)
 //	sysctl net.ipv4.ip_forward=1 net.ipv4.conf.weir0.forwarding=1       (IPv4; see ensureIPv6)
 //	sysctl net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.weir0.send_redirects=0
 //	ip addr add GATEWAY/LEN dev weir0; ip link set weir0 up             (IPv4; see ensureIPv6)
@@ -111,7 +115,7 @@ func readReady(gateways []netip.Prefix) (*Bridge, error) {
 		return nil, fmt.Errorf("look up %s: %w", Name, err)
 	}
 	at := link.Attrs()
-	if link.Type() != "bridge" || at.Flags&net.FlagUp == 0 {
+	if link.Type() != "bridge" || at.Flags&net.FlagUp == 0 || at.Group != bridgeGroup {
 		return nil, nil
 	}
 	has := addressesOf(at.Index, replies[1:])
@@ -156,6 +160,11 @@ func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	}
 	if link.Type() != "bridge" {
 		return nil, fmt.Errorf("%s is a %s, not a bridge: remove or rename it", Name, link.Type())
+	}
+	if link.Attrs().Group != bridgeGroup { // made by an earlier weir
+		if err := h.LinkSetGroup(link, bridgeGroup); err != nil {
+			return nil, fmt.Errorf("set the group of %s: %w", Name, err)
+		}
 	}
 	// Before the link is up: these settings protect the node from packets that come by the link.
 	if err := errors.Join(SetReassembly(), RemoveAutoconfigured(h)); err != nil {
@@ -220,7 +229,7 @@ func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, 
 	br := &netlink.Bridge{
 		// Without a MAC of its own, a bridge uses the lowest MAC of its ports. When that port is deleted the MAC
 		// changes, and the pods' permanent neighbour entries for the gateway are wrong.
-		LinkAttrs:         netlink.LinkAttrs{Name: Name, HardwareAddr: mac, MTU: mtu, TxQLen: -1},
+		LinkAttrs:         netlink.LinkAttrs{Name: Name, HardwareAddr: mac, MTU: mtu, TxQLen: -1, Group: bridgeGroup},
 		MulticastSnooping: &noSnooping,
 	}
 	if err := h.LinkAdd(br); err != nil && !errors.Is(err, unix.EEXIST) {

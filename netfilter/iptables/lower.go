@@ -115,7 +115,11 @@ func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 		m.chains[key] = at
 		if c.Hook != "" {
 			p := places[c.Hook]
-			line := ruleText(ruleset.Rule{Comment: c.Comment, Action: ruleset.Jump, To: c.Name}, c.Family)
+			comment := c.Comment
+			if c.Hook != ruleset.TranslateSource { // every packet meets the rule, and the kernel takes time to skip a comment
+				comment = ""
+			}
+			line := ruleText(ruleset.Rule{Comment: comment, Action: ruleset.Jump, To: c.Name}, c.Family)
 			l.jumps = append(l.jumps, jump{c.Family, p.table, p.chain, p.first, c.Name, line})
 		}
 		l.chains = append(l.chains, at.chains...)
