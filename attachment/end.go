@@ -2,7 +2,6 @@ package attachment
 
 import (
 	"errors"
-	"io"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -23,9 +22,12 @@ type ending struct {
 	// sender has the attachment's port, with the MAC and addresses that the guard allows it to send as. The port's
 	// name is computed from the ID, even if the record names another link. The MAC is nil if the record has no MAC.
 	sender bridge.Sender
-	// begun is true if begin has marked the record, and so has also forbidden the port to send, or left it to another
-	// plugin.
+	// busy is true if this process has marked the record as busy, so that no other process ends the attachment.
+	busy bool
+	// begun is true if begin has marked the record as ending.
 	begun bool
+	// forbidden is true if begin has also forbidden the port to send, or left it to another plugin.
+	forbidden bool
 	// unplugged is true if begin has also deleted the link, and the neighbour entries for all addresses.
 	unplugged bool
 }
@@ -35,9 +37,10 @@ type ending struct {
 func (n Node) End(id string) error { return failed("delete", n.end(id)) }
 
 func (n Node) end(id string) error {
-	// While this lock is held, Reap leaves the attachment alone: it takes over only deletions that were abandoned.
-	defer func(lock io.Closer) { _ = lock.Close() }(endpoint.MarkBusy(id))
-	x := &ending{id: id}
+	// While this mark is there, Reap leaves the attachment alone: it takes over only deletions that were abandoned.
+	mark := endpoint.MarkBusy(id)
+	defer func() { _ = mark.Close() }()
+	x := &ending{id: id, busy: mark.Held()}
 	err := x.begin()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // DEL removes the record last; begin has removed a link that was left
@@ -45,20 +48,25 @@ func (n Node) end(id string) error {
 	if err != nil {
 		return err
 	}
+	if x.begun {
+		mark.Wait()
+	}
 	unlock, err := endpoint.Lock()
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	_, err = n.endLocked(x)
+	later, err := n.endWaiting(x)
+	unlock()
+	later()
 	return err
 }
 
 // endUnfinished removes an attachment that Make could not finish. It uses the record in memory, because the record
 // may not be on disk yet.
 func (n Node) endUnfinished(e *endpoint.Endpoint) error {
-	defer func(lock io.Closer) { _ = lock.Close() }(endpoint.MarkBusy(e.ID()))
-	x := &ending{id: e.ID()}
+	mark := endpoint.MarkBusy(e.ID())
+	defer func() { _ = mark.Close() }()
+	x := &ending{id: e.ID(), busy: mark.Held()}
 	if err := x.begin(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -72,9 +80,10 @@ func (n Node) endUnfinished(e *endpoint.Endpoint) error {
 }
 
 // begin does the slowest steps, which need no lock. It marks the record as ending, so that the agent puts the addresses
-// into no more sets. Then it forbids the port to send, and deletes the link; it doesn't touch a chained attachment's
-// link. If the record is missing or broken, it only deletes the link that has the ID's name. It returns fs.ErrNotExist
-// if there is no record.
+// into no more sets. Then it deletes the link, after which the port can send nothing; it doesn't touch a chained
+// attachment's link. If no other attachment is ending, it also forbids the port to send, which takes no time beside the
+// deletion of the link. Otherwise one of the processes does that for all (see endWaiting). If the record is missing or
+// broken, it only deletes the link that has the ID's name. It returns fs.ErrNotExist if there is no record.
 func (x *ending) begin() error {
 	e, err := endpoint.MarkEnding(x.id)
 	switch {
@@ -82,6 +91,7 @@ func (x *ending) begin() error {
 		x.setRecord(e)
 		x.begun = true
 		if e.Chained { // only the other plugin may delete its port
+			x.forbidden = true
 			return nil
 		}
 		return x.unplug()
@@ -97,18 +107,22 @@ func (x *ending) begin() error {
 	return nil
 }
 
-// unplug forbids the port to send, and deletes the link. It also deletes the neighbour entries, if all addresses are
-// assigned to the attachment: no other process releases them meanwhile, because this process has marked the record as
-// busy. Otherwise an address may be assigned to another attachment at any moment, and detach deletes the entries,
-// under the node's lock.
-func (x *ending) unplug() error {
+// unplug deletes the link, and forbids the port to send unless other attachments are ending too. It also deletes the
+// neighbour entries, if all addresses are assigned to the attachment and this process has marked the record as busy: no
+// other process releases the addresses meanwhile. Otherwise an address may be assigned to another attachment at any
+// moment, and detach deletes the entries, under the node's lock.
+func (x *ending) unplug() (err error) {
 	neighbours := x.record.Addresses
 	for _, a := range x.record.Addresses {
-		if owner, err := ipam.AssignedTo(a.Addr); err != nil || owner != x.id {
+		if owner, err := ipam.AssignedTo(a.Addr); err != nil || owner != x.id || !x.busy {
 			neighbours = nil
 		}
 	}
-	err := bridge.Unplug(x.sender, neighbours)
+	if x.forbidden = !endpoint.OthersEnding(x.id); x.forbidden {
+		err = bridge.Unplug(x.sender, neighbours)
+	} else {
+		err = bridge.RemovePort(x.sender.HostIf, neighbours)
+	}
 	x.unplugged = err == nil && len(neighbours) > 0
 	return err
 }
@@ -121,7 +135,7 @@ func (x *ending) resume(e *endpoint.Endpoint) {
 		x.record = e
 		return
 	}
-	x.begun, x.unplugged = false, false
+	x.begun, x.forbidden, x.unplugged = false, false, false
 	x.setRecord(e)
 }
 
@@ -176,7 +190,7 @@ func (n Node) detach(x *ending) error {
 	if err != nil {
 		return err
 	}
-	if !x.begun {
+	if !x.forbidden {
 		if err := x.forbid(); err != nil {
 			return err
 		}

@@ -9,8 +9,8 @@
 //   - Packets pass a link that weir made only after the addresses are in the set of all pods and the agent has enrolled
 //     the pod, unless enforcement is off.
 //   - An address is released only after the guard forbids the port to send and no set holds the address any more.
-//   - Addresses are assigned and released, and records are removed, under the node's lock. DEL takes the pod's port out
-//     of the guard and deletes the pod's link before it takes the lock.
+//   - Addresses are assigned and released, and records are removed, under the node's lock. DEL deletes the pod's link
+//     before it takes the lock. Under the lock, a DEL also ends the attachments whose DELs wait for the lock.
 package attachment
 
 import (

@@ -84,8 +84,7 @@ func isOver(id string) (bool, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return false, nil
 	case ending:
-		busy, err := endpoint.Busy(id)
-		return !busy, err
+		return endpoint.Abandoned(id)
 	case errors.Is(err, endpoint.ErrBroken):
 		if e, err = salvage(id); err != nil {
 			return false, err

@@ -3,7 +3,6 @@ package endpoint
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -71,24 +70,80 @@ func IDs() ([]string, error) {
 	return slices.Compact(ids), nil
 }
 
-// MarkBusy locks the record, so that Busy reports true until the lock is closed or the process ends. If the record
-// can't be opened, or another process has locked it, MarkBusy does nothing and returns a Closer without effect.
+// Mark is a lock on an attachment's record. It tells other processes that this one makes or ends the attachment. The
+// kernel removes the lock when the process ends.
+type Mark struct {
+	file *os.File // nil if another process has locked the record, or there is none
+}
+
+// MarkBusy locks the record, so that Busy reports true until the mark is closed or the process ends. If the record
+// can't be opened, or another process has locked it, MarkBusy does nothing and returns a Mark without effect.
 //
 // Equivalent to: flock --nonblock RECORD COMMAND
-func MarkBusy(id string) io.Closer {
+func MarkBusy(id string) Mark {
 	f, err := openRecord(id)
 	if err != nil {
-		return io.NopCloser(nil)
+		return Mark{}
 	}
 	if err := flock(f, lockEx|lockNb); err != nil {
 		_ = f.Close()
-		return io.NopCloser(nil)
+		return Mark{}
 	}
-	return f
+	return Mark{f}
 }
 
-// Busy reports whether a process is making or ending the attachment: whether the record is locked. It reports false if
-// there is no record.
+// Held reports whether this process has locked the record.
+func (m Mark) Held() bool { return m.file != nil }
+
+// Wait makes the lock a shared one. It means that this process has begun to end the attachment and only waits for Lock
+// now: whoever has Lock may end the attachment in its place. Busy reports false from then on, and Abandoned too.
+//
+// Equivalent to: flock --shared RECORD COMMAND
+func (m Mark) Wait() {
+	if m.file != nil {
+		_ = flock(m.file, lockSh) // a failure leaves the lock as it was, and then no other process takes over
+	}
+}
+
+// Close removes the lock.
+func (m Mark) Close() error {
+	if m.file == nil {
+		return nil
+	}
+	return m.file.Close()
+}
+
+// Unattended returns the IDs of the attachments that are being ended and that no process works on: the processes that
+// began to end them wait for Lock, or were killed. Whoever has Lock may end these attachments.
+func Unattended() ([]string, error) {
+	files, err := os.ReadDir(recordsDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list endpoint records: %w", err)
+	}
+	var ids []string
+	for _, f := range files {
+		id, ok := strings.CutSuffix(f.Name(), endingSuffix)
+		if !ok || CheckID(id) != nil {
+			continue
+		}
+		if busy, err := Busy(id); err == nil && !busy {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
+// OthersEnding reports whether other attachments than this one are being ended now. It returns false if it can't find
+// out.
+func OthersEnding(id string) bool {
+	files, _ := os.ReadDir(recordsDir)
+	return slices.ContainsFunc(files, func(f os.DirEntry) bool {
+		return strings.HasSuffix(f.Name(), endingSuffix) && f.Name() != id+endingSuffix
+	})
+}
+
+// Busy reports whether a process is making or ending the attachment: whether the record is locked, and not only by
+// Mark.Wait. It reports false if there is no record.
 //
 // Equivalent to: ! flock --nonblock --shared RECORD true
 func Busy(id string) (bool, error) {
@@ -100,7 +155,24 @@ func Busy(id string) (bool, error) {
 		return false, fmt.Errorf("open endpoint record %s: %w", id, err)
 	}
 	defer func() { _ = f.Close() }()
-	return isLocked(f)
+	return isLocked(f, lockSh)
+}
+
+// Abandoned reports whether the attachment is being ended and the process that began that is gone. It reports false
+// while a process ends the attachment or waits for Lock to do so.
+//
+// Equivalent to: flock --nonblock ENDING-RECORD true
+func Abandoned(id string) (bool, error) {
+	f, err := os.Open(endingPath(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("open endpoint record %s: %w", id, err)
+	}
+	defer func() { _ = f.Close() }()
+	locked, err := isLocked(f, lockEx)
+	return !locked && err == nil, err
 }
 
 // openRecord opens the attachment's record, ending or not. A record that is renamed stays locked.
@@ -112,9 +184,10 @@ func openRecord(id string) (*os.File, error) {
 	return f, err
 }
 
-// isLocked reports whether another process has locked the file. If not, f has a shared lock until it is closed.
-func isLocked(f *os.File) (bool, error) {
-	err := flock(f, lockSh|lockNb)
+// isLocked reports whether another process has a lock on the file that excludes the lock how, which is lockEx or
+// lockSh. If not, f has the lock until it is closed.
+func isLocked(f *os.File, how int) (bool, error) {
+	err := flock(f, how|lockNb)
 	if errors.Is(err, errLocked) {
 		return true, nil
 	}

@@ -3,7 +3,11 @@ package conntrack
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
@@ -22,26 +26,31 @@ const (
 )
 
 // Delete deletes the connections of addresses that are about to be assigned to another pod. If the connections stayed,
-// packets of the previous pod's connections would pass as established. The method depends on the kernel and the
-// family:
+// packets of the previous pod's connections would pass as established. The method depends on the kernel, the family and
+// the number of addresses:
 //
-//   - IPv4, Linux 6.12 and later: the kernel finds and deletes the connections in one pass.
-//   - IPv4, Linux 5.8 and later: the kernel lists the address's connections, and each is deleted. A list takes ten
-//     milliseconds even if it is empty.
+//   - IPv4, Linux 6.12 and later: the kernel finds and deletes the connections of an address in two passes over its
+//     table.
+//   - IPv4, several addresses and a small table: the kernel lists all connections once, and those of the addresses are
+//     deleted. Many pods may end at once, and a pass takes milliseconds even if the table is empty.
+//   - IPv4, Linux 5.8 and later: the kernel lists the address's connections, and each is deleted.
 //   - Older kernels, and IPv6 on all kernels: the kernel lists all connections of the family. Its filter for IPv6
 //     addresses matches all but the wanted ones (ctnetlink_filter_match_tuple in net/netfilter/nf_conntrack_netlink.c
 //     mistakes the 0 of ipv6_addr_cmp for a difference; seen on 6.18).
 //
-// Equivalent to: conntrack -D -s ADDR; conntrack -D -r ADDR
+// Equivalent to: conntrack -D -s ADDR; conntrack -D -r ADDR, for each address
 func Delete(addrs ...netip.Addr) error {
-	var errs []error
-	var four []netip.Addr
+	var four, six []netip.Addr
 	for _, a := range addrs {
 		if a.Is6() {
-			errs = append(errs, deleteByList(a, nil))
+			six = append(six, a)
 		} else {
 			four = append(four, a)
 		}
+	}
+	errs := []error{deleteByList(six, nil)}
+	if len(four) > 1 && entries() <= len(four)*listedForAPass {
+		return errors.Join(append(errs, deleteByList(four, nil))...)
 	}
 	err := deleteByFilter(four)
 	if errors.Is(err, unix.EINVAL) {
@@ -51,6 +60,24 @@ func Delete(addrs ...netip.Addr) error {
 		}
 	}
 	return errors.Join(append(errs, err)...)
+}
+
+// listedForAPass is how many entries the kernel lists in the time of the two passes for one address.
+const listedForAPass = 4000
+
+// entries returns the number of entries of the table; a very large number if it can't be read.
+//
+// Equivalent to: sysctl net.netfilter.nf_conntrack_count
+func entries() int {
+	text, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
+	if err != nil {
+		return math.MaxInt
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return math.MaxInt
+	}
+	return n
 }
 
 // deleteByFilter lets the kernel delete the connections of the IPv4 addresses. It returns EINVAL if the kernel can't
@@ -82,7 +109,7 @@ func deletion(filter []*nl.RtAttr) *nl.NetlinkRequest {
 func deleteByFilteredList(a netip.Addr) error {
 	var errs []error
 	for _, filter := range addressFilters(a) {
-		errs = append(errs, deleteByList(a, filter))
+		errs = append(errs, deleteByList([]netip.Addr{a}, filter))
 	}
 	return errors.Join(errs...)
 }
@@ -95,20 +122,27 @@ func addressFilters(a netip.Addr) [2][]*nl.RtAttr {
 	}
 }
 
-// deleteByList lists the connections that match the filter, and deletes the address's connections among them: a kernel
-// that doesn't know filters lists all connections.
-func deleteByList(a netip.Addr, filter []*nl.RtAttr) error {
+// deleteByList lists the connections that match the filter, and deletes those of the addresses among them: a kernel
+// that doesn't know filters lists all connections. All addresses must be of one family.
+func deleteByList(addrs []netip.Addr, filter []*nl.RtAttr) error {
+	if len(addrs) == 0 {
+		return nil
+	}
 	var errs []error
 	family := uint8(unix.AF_INET)
-	if a.Is6() {
+	if addrs[0].Is6() {
 		family = unix.AF_INET6
 	}
+	wanted := map[netip.Addr]bool{}
+	for _, a := range addrs {
+		wanted[a] = true
+	}
 	for c, err := range dump(family, filter...) {
-		if err == nil && (c.Src == a || c.Dst == a) {
+		if err == nil && (wanted[c.Src] || wanted[c.Dst]) {
 			err = c.send(nl.IPCTNL_MSG_CT_DELETE)
 		}
 		if err != nil && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, fmt.Errorf("delete the connections of %s: %w", a, err))
+			errs = append(errs, fmt.Errorf("delete the connections of %v: %w", addrs, err))
 		}
 	}
 	return errors.Join(errs...)

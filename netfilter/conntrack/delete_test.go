@@ -22,11 +22,16 @@ func TestForget(t *testing.T) {
 	}
 	address, six := netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("fd00:10:88::2")
 	for name, forget := range map[string]func() error{
-		"as ever": func() error { return Delete(address, six, netip.MustParseAddr("10.88.0.99")) },
+		"as ever": func() error { return Delete(address, six) },
+		"many":    func() error { return Delete(address, six, netip.MustParseAddr("10.88.0.99")) },
 		// Linux 6.12 and later can do this.
-		"at once":  func() error { return errors.Join(deleteByFilter([]netip.Addr{address}), deleteByList(six, nil)) },
-		"filtered": func() error { return errors.Join(deleteByFilteredList(address), deleteByList(six, nil)) },
-		"walked":   func() error { return errors.Join(deleteByList(address, nil), deleteByList(six, nil)) },
+		"at once": func() error {
+			return errors.Join(deleteByFilter([]netip.Addr{address}), deleteByList([]netip.Addr{six}, nil))
+		},
+		"filtered": func() error { return errors.Join(deleteByFilteredList(address), deleteByList([]netip.Addr{six}, nil)) },
+		"walked": func() error {
+			return errors.Join(deleteByList([]netip.Addr{address}, nil), deleteByList([]netip.Addr{six}, nil))
+		},
 	} {
 		nodetest.Run(t, "conntrack", "-F")
 		keep := []string{

@@ -1,0 +1,79 @@
+package attachment
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/ipam"
+	"github.com/weir-net/weir/netfilter/conntrack"
+)
+
+// endWaiting ends x, and with it all attachments whose DELs wait for the node's lock or were killed. A DEL that waits
+// finds afterwards that its record is gone, and has nothing left to do. So when many pods end at once, the steps under
+// the lock are done a few times, not once for each pod. The caller must have the node's lock, and must call later after
+// it has unlocked: later waits for the kernel.
+//
+// If a step fails, another attachment may be the reason. Then endWaiting ends x alone, and leaves the others to their
+// own DELs.
+func (n Node) endWaiting(x *ending) (later func(), err error) {
+	later = func() {}
+	ids, err := endpoint.Unattended()
+	if err == nil && slices.Contains(ids, x.id) && (len(ids) > 1 || !x.forbidden) {
+		var all []*ending
+		for _, id := range ids {
+			// Another process repairs or reports a broken record.
+			if e, isEnding, err := endpoint.LoadAny(id); err == nil && isEnding {
+				other := &ending{id: id}
+				other.setRecord(e)
+				all = append(all, other)
+			}
+		}
+		if later, err = n.detachAll(all); err == nil {
+			return later, nil
+		}
+	}
+	_, err = n.endLocked(x)
+	return later, err
+}
+
+// detachAll does the steps of detach for all of the attachments: each step for all of them, in the same order. The
+// caller must have the node's lock, and must call later after it has unlocked.
+func (n Node) detachAll(all []*ending) (later func(), err error) {
+	var ports []string
+	var addresses []endpoint.Address
+	own := map[string][]endpoint.Address{}
+	for _, x := range all {
+		if own[x.id], err = x.addresses(); err != nil {
+			return func() {}, err
+		}
+		ports = append(ports, x.sender.HostIf)
+		addresses = append(addresses, own[x.id]...)
+	}
+	later, err = bridge.ForbidPorts(ports)
+	if err != nil {
+		return later, err
+	}
+	steps := []func(addrs []netip.Addr) error{
+		func(addrs []netip.Addr) error { return n.Sets.Purge(addrs...) },
+		func([]netip.Addr) error { return bridge.RemovePorts(ports, addresses) },
+		func(addrs []netip.Addr) error { return conntrack.Delete(addrs...) },
+	}
+	for _, step := range steps {
+		if err := step(addrsOf(addresses)); err != nil {
+			return later, err
+		}
+	}
+	for _, x := range all {
+		for _, a := range own[x.id] {
+			if err := ipam.Release(x.id, a.Addr); err != nil {
+				return later, err
+			}
+		}
+		if err := endpoint.Remove(x.id); err != nil {
+			return later, err
+		}
+	}
+	return later, nil
+}

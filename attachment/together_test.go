@@ -1,0 +1,130 @@
+package attachment
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/ipam"
+	"github.com/weir-net/weir/netfilter/ipset"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// waiting makes the container's DEL one that has deleted the link and waits for the node's lock.
+func (n *node) waiting(container string) (mark endpoint.Mark) {
+	n.Helper()
+	id := endpoint.ID(container, "eth0")
+	mark = endpoint.MarkBusy(id)
+	n.must(os.Rename(record(container, ".json"), record(container, ".ending")))
+	n.must(bridge.RemoveLink(bridge.PortName(id)))
+	mark.Wait()
+	return mark
+}
+
+// TestEndTogether: a DEL that gets the node's lock also ends the attachments whose DELs wait for the lock or were
+// killed, with a link or without. It leaves attachments alone that a DEL still works on, or that aren't ending. The
+// DELs that waited succeed.
+func TestEndTogether(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	for _, name := range []string{"c1", "c2", "c3", "c4", "c5"} {
+		n.add(name, "weir")
+	}
+	waits := n.waiting("c2")
+	works := endpoint.MarkBusy("c3:eth0")
+	for _, name := range []string{"c3", "c4"} { // c4's DEL was killed
+		n.must(os.Rename(record(name, ".json"), record(name, ".ending")))
+	}
+	n.must(NewNode().End("c1:eth0"))
+	n.want("c1 ended", map[string][]string{"c3": whole, "c5": whole})
+	if list := nodetest.Run(t, "ip", "neigh", "show", "nud", "permanent"); len(list) == 0 {
+		t.Error("the neighbours of running pods are gone")
+	}
+	n.must(NewNode().End("c2:eth0")) // what waited goes on
+	n.must(waits.Close())
+	n.must(works.Close())
+	n.must(NewNode().End("c3:eth0"))
+	n.want("c3 ended", map[string][]string{"c5": whole})
+}
+
+// TestReapLeavesWaitingDELs: the agent ends no attachment whose DEL waits for the node's lock, until that DEL is
+// killed.
+func TestReapLeavesWaitingDELs(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	n.add("c1", "weir")
+	mark := n.waiting("c1")
+	for _, killed := range []bool{false, true} {
+		if killed {
+			n.must(mark.Close())
+		}
+		ended, err := NewNode().Reap()
+		if want := map[bool]int{false: 0, true: 1}[killed]; err != nil || len(ended) != want {
+			t.Errorf("killed: %v: reaped %d, want %d; %v", killed, len(ended), want, err)
+		}
+	}
+}
+
+// failingSets fails in Purge, and calls look before.
+type failingSets struct {
+	ipset.PodSets
+	look func(addrs []netip.Addr)
+	fail bool
+}
+
+func (s failingSets) Purge(addrs ...netip.Addr) error {
+	s.look(addrs)
+	if s.fail {
+		return errors.New("the kernel refuses")
+	}
+	return s.PodSets.Purge(addrs...)
+}
+
+// TestEndTogetherInOrder: when addresses leave the sets, no port of theirs may send any more, and all of them are still
+// assigned. After a failure, records and assignments stay, and the next DEL ends all.
+func TestEndTogetherInOrder(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	for _, name := range []string{"c1", "c2", "c3"} {
+		n.add(name, "weir")
+	}
+	marks := []endpoint.Mark{n.waiting("c1"), n.waiting("c2")}
+	purged := 0
+	look := func(addrs []netip.Addr) {
+		senders, err := bridge.Senders()
+		n.must(err)
+		for _, a := range addrs {
+			owner, err := ipam.AssignedTo(a)
+			if owner == "" || err != nil {
+				t.Errorf("%s is released before it leaves the sets: %v", a, err)
+			}
+			if slices.ContainsFunc(senders, func(s bridge.Sender) bool { return s.Addresses[0].Addr == a }) {
+				t.Errorf("%s leaves the sets while a port may send from it", a)
+			}
+		}
+		purged = max(purged, len(addrs))
+	}
+	if err := (Node{Sets: failingSets{look: look, fail: true}}).End("c3:eth0"); err == nil {
+		t.Error("DEL succeeded without taking the address out of the sets")
+	}
+	left := []string{"3 sets", "address", "record"}
+	n.want("after a failure", map[string][]string{"c1": left, "c2": left, "c3": left})
+	n.must((Node{Sets: failingSets{look: look}}).End("c3:eth0"))
+	n.want("all ended", map[string][]string{})
+	if purged != 3 {
+		t.Errorf("at most %d addresses left the sets together, want 3", purged)
+	}
+	for _, m := range marks {
+		n.must(m.Close())
+	}
+}

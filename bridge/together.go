@@ -1,0 +1,119 @@
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+)
+
+// ForbidPorts removes all elements of the ports from the guard's sets, in one transaction. The caller must call later,
+// which closes the connection to the kernel: that waits until the kernel no longer uses the elements (see Unplug).
+//
+// Equivalent to: nft delete element bridge weir senders4 { HOSTIF . MAC . ADDR, … } (senders6 for IPv6 addresses)
+func ForbidPorts(hostIfs []string) (later func(), err error) {
+	conn, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return func() {}, fmt.Errorf("open nftables: %w", err)
+	}
+	later = func() { _ = conn.CloseLasting() }
+	has, err := readSenders(conn)
+	if err != nil {
+		return later, err
+	}
+	all := elementsOf(has)
+	for f, list := range all {
+		list = slices.DeleteFunc(list, func(e nftables.SetElement) bool {
+			s, ok := senderOf(e.Key)
+			return !ok || !slices.Contains(hostIfs, s.HostIf)
+		})
+		if all[f] = list; len(list) == 0 {
+			continue
+		}
+		if err := conn.SetDeleteElements(sendersSet(f), list); err != nil {
+			return later, fmt.Errorf("forbid ports to send: %w", err)
+		}
+	}
+	err = conn.Flush()
+	if errors.Is(err, unix.ENOENT) { // an element that is absent by now fails the whole transaction
+		err = deleteEach(conn, all)
+	}
+	if err != nil {
+		return later, fmt.Errorf("forbid ports to send: %w", err)
+	}
+	return later, nil
+}
+
+// deleteEach deletes the elements one by one. An element that is absent is no error.
+func deleteEach(conn *nftables.Conn, all elements) error {
+	for f, list := range all {
+		for _, e := range list {
+			if err := deleteElement(conn, f, e); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// RemovePorts deletes the pairs and the node's neighbour entries for the addresses. It deletes only what exists,
+// because each deletion waits while the kernel deletes other links.
+//
+// Equivalent to: ip neigh del ADDR dev weir0; ip link del HOSTIF, for each
+func RemovePorts(hostIfs []string, addrs []endpoint.Address) error {
+	for _, name := range hostIfs {
+		index, err := indexOf(name)
+		if err != nil {
+			return err
+		}
+		if index != 0 {
+			if err := RemoveLink(name); err != nil {
+				return err
+			}
+		}
+	}
+	present, err := neighboursOf(addrs)
+	if err != nil {
+		return err
+	}
+	return RemoveNeighbours(present)
+}
+
+// neighboursOf returns those of the addresses that weir0 has a neighbour entry for.
+//
+// Equivalent to: ip neigh show dev weir0
+func neighboursOf(addrs []endpoint.Address) (present []endpoint.Address, err error) {
+	index, err := indexOf(Name)
+	if index == 0 || err != nil {
+		return nil, err
+	}
+	wanted := map[netip.Addr]endpoint.Address{}
+	six := false
+	for _, a := range addrs {
+		wanted[a.Addr], six = a, six || conf.FamilyOf(a.Addr) == conf.IPv6
+	}
+	families := []int{netlink.FAMILY_V4}
+	if six {
+		families = append(families, netlink.FAMILY_V6)
+	}
+	for _, f := range families {
+		all, err := netlink.NeighList(index, f)
+		if err != nil {
+			return nil, fmt.Errorf("list neighbours on %s: %w", Name, err)
+		}
+		for _, n := range all {
+			known, _ := netip.AddrFromSlice(n.IP)
+			if a, ok := wanted[known.Unmap()]; ok {
+				present = append(present, a)
+			}
+		}
+	}
+	return present, nil
+}
