@@ -79,7 +79,7 @@ func (l *dropLog) unread() string {
 	return ""
 }
 
-// logReader is an nflog.Reader.
+// logReader is what readDrops needs of an nflog.Reader.
 type logReader interface {
 	Read(ctx context.Context, wait time.Duration, each func(*nflog.Packet)) (lost uint64, err error)
 	Close() error

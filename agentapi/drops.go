@@ -52,7 +52,8 @@ type Drop struct {
 	Protocol string `json:"protocol,omitempty"`
 	// ICMP has the type and code of an ICMP packet, as "type 8 code 0".
 	ICMP string `json:"icmp,omitempty"`
-	// Chain is the chain whose last rules logged the packets: the class's own chain, or the one of closed pods.
+	// Chain is the chain whose rule logged the packets: a class's own chain, or a chain for another reason. It is empty
+	// for rules of the guard and the gate.
 	Chain string `json:"chain,omitempty"`
 	// Policies are all policies that isolate the pod in the direction; or with ByAudit, that would isolate it.
 	Policies []string `json:"policies,omitempty"`

@@ -58,7 +58,7 @@ var Reasons = []struct{ Reason, Meaning string }{
 	{ByOther, "a rule of another program"},
 }
 
-// ReasonMeans returns what the reason means; the reason itself if it is not known.
+// ReasonMeans returns what the reason means. For an unknown reason it returns a text with the reason.
 func ReasonMeans(reason string) string {
 	for _, r := range Reasons {
 		if r.Reason == reason {

@@ -187,8 +187,8 @@ func logDrop(prefix string) []expr.Any { return append(logTo(prefix), nft.Drop()
 
 func logTo(prefix string) []expr.Any { return nft.Log(prefix, conf.LogGroup) }
 
-// discoveryRules returns the rules of the chain "discovery". They log the advertisements and redirects of pods: only
-// a program that means to deceive others sends them.
+// discoveryRules returns the rules of the chain "discovery". They drop every packet. They log only advertisements and
+// redirects: only a program that means to deceive others sends them.
 func discoveryRules() []nft.Rule {
 	return []nft.Rule{
 		rule("weir: a router advertisement of a pod", discoveryType(134, 134), logTo(conf.DiscoveryLogPrefix)),

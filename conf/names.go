@@ -26,7 +26,7 @@ const (
 	// AuditLogPrefix begins the text of the rules that log packets which audited policies would drop. The rule's chain
 	// follows. These packets pass.
 	AuditLogPrefix = "weir audit "
-	// GuardLogPrefix is the text that the guard adds to what a pod sends under a foreign name. The next six are those of
+	// GuardLogPrefix is the text that the guard adds to what a pod sends under a foreign name. The next five are those of
 	// its other rules, and the last two those of the gate's rules.
 	GuardLogPrefix     = LogPrefix + "guard"
 	ReservedLogPrefix  = GuardLogPrefix + "-reserved"  // to a MAC that is for bridges

@@ -19,8 +19,8 @@ type Prefix struct {
 	ByLink, Forged bool
 }
 
-// chains and texts have what the chains of weir's rules, and the texts of the guard's and the gate's, say about
-// packets. Without a direction, that is known only from the packet's addresses.
+// chains says what is known of a packet by the chain of the rule that logged it. texts says the same by the whole text,
+// for the rules of the guard and the gate. If there is no direction, only the packet's addresses tell it.
 var (
 	chains = map[string]Prefix{
 		conf.IngressChain:   {Direction: ruleset.Ingress, Reason: agentapi.ByClosed},

@@ -186,8 +186,9 @@ func (s *Sums) prefix(text []byte) *Prefix {
 	return p
 }
 
-// sender returns the account of the packet's sender. It makes an account for a pod, or for a port whose packets the
-// guard dropped, if there is none yet and there is room. All other senders share the accounts in others.
+// sender returns the account of the packet's sender. It makes an account for a pod, or for the link of a packet with
+// Prefix.ByLink, if there is none yet and there is room. All other senders, and those of packets with Prefix.Forged,
+// share the accounts in others.
 func (s *Sums) sender(f flowKey) *sender {
 	by := f.Src
 	if f.link != 0 { // the address is forged

@@ -106,7 +106,7 @@ func (t *tree) lines(numbers []int, shift int) (lines []string) {
 }
 
 // node makes the chain for the numbers that begin with the digits first, and returns the rule that leads to it. If a
-// number has no class, its packets are dropped.
+// number has no class, its packets are logged and dropped.
 func (t *tree) node(numbers []int, first, shift int) string {
 	name := t.prefix + fmt.Sprintf("%0*X", (12-shift)/digit, first)
 	for range shift / digit {

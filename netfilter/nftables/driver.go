@@ -44,13 +44,13 @@ func (d *Driver) Close() { d.reader.Close() }
 // Name returns the name of the tool whose rules the driver writes.
 func (d *Driver) Name() string { return "nftables" }
 
-// triesOfAChange is how often the driver reads the kernel again if another program has changed weir's tables since they
-// were read, so that the kernel refuses the transaction.
+// triesOfAChange is how many transactions Apply tries. If another program has changed weir's tables since they were
+// read, the kernel refuses the transaction, and Apply reads them again.
 const triesOfAChange = 3
 
 // Apply makes the kernel have the ruleset. After a RefusedError the kernel has what it had before, and the caller must
 // leave out the refused parts. After any other error the pods are closed if the kernel's rules wouldn't check their
-// packets.
+// packets, unless the kernel's state can't be read.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	if err := d.look(ctx, verify); err != nil {
 		return netfilter.Result{}, err
@@ -165,17 +165,19 @@ func (d *Driver) Remove(context.Context) error {
 
 // closeAll drops all packets of this node's pods. It is for the case that the kernel refuses weir's rules, and that the
 // rules that it has don't check all packets. closeAll also drops packets of established connections, because the
-// refused rule may be the one that recognises such packets. The next Apply that succeeds replaces these rules.
+// refused rule may be the one that recognises such packets. The next Apply that succeeds replaces these rules. If the
+// kernel's state can't be read, closeAll does nothing.
 //
 // Equivalent to, with the chain of INPUT likewise, and without the rules about sets where sets are refused:
 //
 //	nft add table ip weir; nft add set ip weir weir-pods { type ipv4_addr; }
+//	nft add element ip weir weir-pods { ADDRESS, … }
 //	nft add chain ip weir WEIR-FORWARD { type filter hook forward priority mangle; }
 //	nft flush chain ip weir WEIR-FORWARD
-//	nft add rule ip weir WEIR-FORWARD ip saddr @weir-pods drop
-//	nft add rule ip weir WEIR-FORWARD ip daddr @weir-pods drop
-//	nft add rule ip weir WEIR-FORWARD iifname weir0 drop
-//	nft add rule ip weir WEIR-FORWARD oifname weir0 drop
+//	nft add rule ip weir WEIR-FORWARD ip saddr @weir-pods counter drop
+//	nft add rule ip weir WEIR-FORWARD ip daddr @weir-pods counter drop
+//	nft add rule ip weir WEIR-FORWARD iifname weir0 counter drop
+//	nft add rule ip weir WEIR-FORWARD oifname weir0 counter drop
 func (d *Driver) closeAll(ctx context.Context, want lowered) error {
 	if d.have == nil && d.Read(ctx) != nil {
 		return nil // the kernel's state is unknown; the caller has the error

@@ -37,7 +37,8 @@ func (d *Driver) Inspect(
 	return all, err
 }
 
-// wrong says where the kernel's table differs from the wanted one, without the elements of its sets.
+// wrong says what of the wanted table the kernel's table lacks or has otherwise, without the elements of its sets. What
+// only the kernel's table has is not wrong.
 func (h held) wrong(want *table) (wrong []string) {
 	name := fmt.Sprintf("the table %s %s", (&statement{family: want.family}).ip(), tableName)
 	if !h.exists {

@@ -216,8 +216,9 @@ func (c *chain) sum(f conf.Family) {
 }
 
 // lowerRules returns the chain's rules, and the sets that they need for lists of ports. classes are the classes that
-// the chain sends packets to. One rule, which looks the pod's verdict up, takes the place of the rules that do so.
-// ports is false if the kernel can't match the ports of bridges.
+// the chain sends packets to. One rule, which looks the pod's verdict up, takes the place of the rules that send
+// packets there. A rule that logs and one that then drops the same packets become one rule. ports is false if the
+// kernel can't match the ports of bridges.
 func lowerRules(c ruleset.Chain, classes []class, ports bool) (rules []rule, lists []set) {
 	toClass := map[string]bool{}
 	for _, k := range classes {
@@ -249,7 +250,7 @@ func lowerRules(c ruleset.Chain, classes []class, ports bool) (rules []rule, lis
 	return rules, lists
 }
 
-// byLink returns the matches with those of the set of links by link alone.
+// byLink makes matches of the set of links compare the link alone: the elements of this set have no address.
 func byLink(sets []ruleset.SetMatch, f conf.Family) []ruleset.SetMatch {
 	for i, m := range sets {
 		if m.By == ruleset.SourceLink && m.Name == f.Set(conf.LinksSet) {
@@ -266,8 +267,8 @@ func dropsTheSame(log, drop ruleset.Rule) bool {
 	return log.Equal(drop)
 }
 
-// splitPorts returns rules with at most one range of ports each. All single numbers of a list become a set, which rules
-// with the same list share.
+// splitPorts returns rules with at most one range of ports each. If a list has several single numbers, these become a
+// set, which rules with the same numbers share.
 func splitPorts(r rule) (rules []rule, lists []set) {
 	if len(r.Ports) < 2 {
 		return []rule{r}, nil

@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// class is a class that a chain sends packets to: the rule for the pods in a set.
+// class is a class to which a chain sends the packets of the pods in a set.
 type class struct {
 	set    string
 	target string // the class's chain; empty if no policy isolates the pods, so that the packet returns
@@ -35,7 +35,7 @@ func classesOf(c ruleset.Chain, sets map[key]ruleset.Set) (all []class) {
 	return all
 }
 
-// nameOf returns a text that is the same for classes with the same sets.
+// nameOf returns a text that is the same for two lists of classes with the same sets in the same order.
 func nameOf(classes []class) string {
 	var b strings.Builder
 	for _, c := range classes {

@@ -19,7 +19,7 @@ type plan struct {
 	// rules is true if the plan changes rules, and not only elements. closes is true if the new state may deny an
 	// established connection that the old one allows.
 	rules, closes bool
-	// closed has the addresses that leave sets of peers, if only is true: nothing else changes.
+	// If only is true, addresses leave sets of peers, and nothing else changes. closed has these addresses.
 	closed []netip.Addr
 	only   bool
 	// strays are addresses in the sets of all pods that belong to no known attachment. They stay: only the code that
@@ -41,7 +41,8 @@ type (
 	}
 )
 
-// makePlan returns the transaction from have to want. If alone is true, it tells of each element that is refused.
+// makePlan returns the transaction from have to want. If alone is true, a refusal of an element says which element it
+// is.
 func makePlan(have state, want lowered, alone bool) *plan {
 	p := &plan{alone: alone, only: true, next: have}
 	for _, f := range conf.Families {
@@ -108,7 +109,8 @@ func (h held) mustBeMadeAnew(want *table) bool {
 	})
 }
 
-// straysIn returns the entries of the kernel's set of all pods that the wanted set doesn't have.
+// straysIn returns the entries of the kernel's set of all pods that the wanted set doesn't have, and notes their
+// addresses in the plan.
 func (p *plan) straysIn(have held, want *table) (strays []ruleset.Entry) {
 	pods, ok := want.find(want.family.Set(conf.PodsSet))
 	if !ok {
@@ -136,8 +138,8 @@ func endedIn(have held, want *table) map[netip.Addr]bool {
 	return ended
 }
 
-// elements adds the changes of a set's elements. An element with another comment or verdict is deleted and added again
-// in the same transaction.
+// elements adds the changes of a set's elements, and returns what the kernel has after them. An element with another
+// comment or verdict is deleted and added again in the same transaction. Strays stay.
 func (p *plan) elements(
 	have held, want *table, s set, strays []ruleset.Entry, ended map[netip.Addr]bool,
 ) heldSet {
@@ -195,8 +197,9 @@ func (p *plan) note(role ruleset.SetRole, e ruleset.Element, denies, leaves bool
 // target returns the chain in the value of an entry of a map.
 func target(value string) string { v, _ := verdictIn(value); return v.Chain }
 
-// within reports whether the kernel's class chain was surely allows no more than the wanted chain now: was ends in a
-// rule that drops, and now has all of its other rules. An empty name stands for no chain, which allows everything.
+// within compares two class chains by their names: was, as the kernel has it, and now, as it is wanted. It reports
+// whether was surely allows no more than now: was ends in a rule that drops, and now has all of its other rules. An
+// empty name stands for no chain, which allows everything.
 func within(have held, want *table, was, now string) bool {
 	if was == now || now == "" {
 		return true

@@ -72,7 +72,8 @@ func (d *Driver) look(ctx context.Context, verify netfilter.Verify) error {
 	return nil
 }
 
-// rereadRules reads the family's table without its sets' elements. Sets that are gone are forgotten.
+// rereadRules reads the family's table. It reads the elements only of sets that the driver doesn't know, and forgets
+// sets that are gone.
 func (d *Driver) rereadRules(f conf.Family) error {
 	h, err := d.readTable(f)
 	if err != nil {
@@ -136,7 +137,7 @@ func (d *Driver) readTable(f conf.Family) (h held, err error) {
 	return h, nil
 }
 
-// hookOf returns the hook of the chain; ok is false if it has none.
+// hookOf returns the hook at which weir's chain of that name must be; ok is false if it must be at none.
 func hookOf(chain string) (h nftnl.Hook, ok bool) {
 	at, ok := map[string]ruleset.Hook{
 		conf.ForwardChain: ruleset.CheckForwarded, conf.InputChain: ruleset.CheckToNode,

@@ -195,7 +195,7 @@ func (r rule) readsTransport() bool {
 // u32 returns a number as the kernel has it in a register.
 func u32(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
 
-// bit returns the bit of the state of a connection, as nf_conntrack_common.h numbers the states (NF_CT_STATE_BIT).
+// Bits of a connection's state (NF_CT_STATE_BIT in nf_conntrack_common.h) and of its status.
 const (
 	stateInvalid     = 1 << 0
 	stateEstablished = 1 << 1
@@ -204,7 +204,7 @@ const (
 	statusDNAT       = 1 << 5 // IPS_DST_NAT
 )
 
-// has matches if a bit of the mask is set in what the expressions have loaded, or if none is set and not is true.
+// has matches if the value that the expressions have loaded has a bit of the mask; with not, if it has none of them.
 func has(e nftnl.Expressions, mask []byte, not bool) nftnl.Expressions {
 	op := uint32(unix.NFT_CMP_NEQ)
 	if not {

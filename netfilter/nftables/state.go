@@ -26,7 +26,7 @@ type held struct {
 	exists bool
 	off    bool // another program has switched the table off
 	sets   map[string]heldSet
-	// chains are the rules of each chain. A chain without rules is among them if it is known.
+	// chains are the rules of each chain. Chains without rules are among them.
 	chains map[string]nftnl.Rules
 	// misplaced are chains that the ruleset has at another hook, or that drop what reaches their end.
 	misplaced []string

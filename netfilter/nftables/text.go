@@ -114,7 +114,7 @@ func (s set) elementText(e nftnl.Element) string {
 	return key
 }
 
-// hookText returns the line that nft prints for a chain at a hook.
+// hookText has the line that nft prints for a chain at each hook.
 var hookText = map[ruleset.Hook]string{
 	ruleset.CheckForwarded:  "type filter hook forward priority mangle; policy accept;",
 	ruleset.CheckToNode:     "type filter hook input priority mangle; policy accept;",

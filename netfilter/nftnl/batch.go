@@ -10,7 +10,7 @@ import (
 )
 
 // Batch is a list of requests that the kernel carries out together or not at all. Its methods add requests. The
-// argument about of some of them is what the caller calls the request: a Refusal has it.
+// argument about of some methods is the caller's name for the request, which is in Refusal.About.
 //
 // Equivalent to: nft -f FILE
 type Batch struct{ messages []message }
@@ -27,7 +27,7 @@ type Refusal struct {
 // RefusedError says which requests of a batch the kernel refuses. It has carried out none of the batch.
 type RefusedError struct{ Refusals []Refusal }
 
-// Error returns the first refusal.
+// Error says how many requests are refused, and why the first of them is.
 func (e *RefusedError) Error() string {
 	return fmt.Sprintf("nf_tables refuses %d requests of a transaction, the first of them: %v", len(e.Refusals),
 		e.Refusals[0].Err)

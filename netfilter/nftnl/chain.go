@@ -52,7 +52,7 @@ func (b *Batch) DeleteTable(t Table) {
 	b.request(unix.NFT_MSG_DELTABLE, t, 0, nil, attrs{}.text(unix.NFTA_TABLE_NAME, t.Name))
 }
 
-// AddChain makes the chain. If the chain exists at the same hook, nothing changes.
+// AddChain makes the chain. If the chain exists at the same hook, only its policy becomes accept again.
 //
 // Equivalent to: nft add chain FAMILY TABLE CHAIN { type KIND hook HOOK priority PRIORITY; policy accept; }
 func (b *Batch) AddChain(t Table, c Chain) {

@@ -20,8 +20,8 @@ type Rule struct {
 // Sum identifies a rule's expressions and comment.
 type Sum [16]byte
 
-// Sum returns the same for two rules if the kernel treats them in the same way and nft prints them in the same way. It
-// ignores what counters have counted.
+// Sum returns the same for two rules with the same expressions and the same comment, also if one of them is as the
+// kernel prints it. It ignores what counters have counted.
 func (r Rule) Sum() Sum { return sum(r.Expressions, comment(commentOfAnObject, r.Comment)) }
 
 // sum hashes the expressions. The kernel may print an attribute that was left out, with its default 0, and the
@@ -120,7 +120,7 @@ func (e Expressions) Compare(op uint32, data []byte) Expressions {
 		put(unix.NFTA_CMP_DATA, value(data)))
 }
 
-// And computes a bitwise and of the first register and the mask.
+// And keeps those bits of the first register that the mask has.
 func (e Expressions) And(mask []byte) Expressions {
 	return e.add("bitwise", attrs{}.number(unix.NFTA_BITWISE_SREG, register(0)).
 		number(unix.NFTA_BITWISE_DREG, register(0)).number(unix.NFTA_BITWISE_LEN, uint32(len(mask))).

@@ -61,7 +61,7 @@ func Find(questions []Question) ([]*Element, error) {
 	return found, nil
 }
 
-// answer returns the element in the kernel's answer.
+// answer returns the element in the kernel's answer; nil if there is none.
 func (q Question) answer(reply []byte) *Element {
 	if len(reply) < sizeofGenmsg {
 		return nil

@@ -1,7 +1,6 @@
 // Package nftnl writes and reads tables, chains, rules, sets and maps of nf_tables over netlink. It knows nothing of
-// policies. The backend (package nftables) and the plugin use it. It writes the messages itself, because it needs what
-// the library github.com/google/nftables doesn't tell: which requests of a transaction the kernel refuses, and lists
-// that don't keep every element in memory.
+// policies. It writes the messages itself, because it needs what the library github.com/google/nftables doesn't tell:
+// which requests of a transaction the kernel refuses, and lists that don't keep every element in memory.
 package nftnl
 
 import (

@@ -36,8 +36,8 @@ func request(kind int, flags int, t Table, body attrs) *nl.NetlinkRequest {
 // triesOfALists is how often a list is asked for that changes while it is read.
 const triesOfALists = 5
 
-// list calls the function each with the attributes of every object in the list. It calls again first, before each
-// attempt.
+// list calls the function each with the attributes of every object in the list, until each returns false. It calls
+// again before each attempt.
 func (r *Reader) list(kind int, t Table, body attrs, again func(), each func(attrs []byte) bool) (err error) {
 	for range triesOfALists {
 		again()
@@ -250,7 +250,7 @@ func (c *Rules) add(s Sum, expressions []byte) {
 // Generation returns the number of the last change of nf_tables in this network namespace. It returns an error if the
 // kernel has no nf_tables.
 //
-// Equivalent to: nft -j list tables; nft monitor shows it as "new generation"
+// Equivalent to: nft monitor, which shows the number as "new generation"
 func Generation() (uint32, error) {
 	answer, err := get(unix.NFT_MSG_GETGEN, Table{}, nil)
 	if err != nil {

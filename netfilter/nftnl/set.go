@@ -13,7 +13,7 @@ import (
 // Layout is what the elements of a set consist of.
 type Layout uint8
 
-// The layouts. In the comments, what nft calls the elements' type in a table of IPv4.
+// Each comment has the type of the elements, as nft prints it in a table of IPv4.
 const (
 	Address     Layout = iota // ipv4_addr
 	Network                   // ipv4_addr, flags interval
@@ -100,7 +100,7 @@ func layoutOf(family uint8, kind, length, flags uint32) (Layout, bool) {
 
 // AddSet makes the set. The kernel refuses it if a set of that name has other properties.
 //
-// Equivalent to: nft add set FAMILY TABLE SET { type TYPE; comment "COMMENT"; }
+// Equivalent to: nft add set FAMILY TABLE SET { type TYPE; comment "COMMENT"; } (add map for Verdicts)
 func (b *Batch) AddSet(t Table, s Set, about any) {
 	kind, length, flags := s.Layout.key(t.Family)
 	a := attrs{}.text(unix.NFTA_SET_TABLE, t.Name).text(unix.NFTA_SET_NAME, s.Name).number(unix.NFTA_SET_FLAGS, flags).
@@ -160,7 +160,8 @@ func (b *Batch) DeleteSet(t Table, name string) {
 	b.request(unix.NFT_MSG_DELSET, t, 0, nil, attrs{}.text(unix.NFTA_SET_TABLE, t.Name).text(unix.NFTA_SET_NAME, name))
 }
 
-// maxElements is how many bytes of elements one message may have. An attribute can't be longer than 64 KiB.
+// maxElements is how many bytes of elements end a message: no further element is added. An attribute can't be longer
+// than 64 KiB.
 const maxElements = 60 << 10
 
 // ElementOf is what a Refusal is about if one element was refused that was added alone.
@@ -170,7 +171,7 @@ type ElementOf struct {
 }
 
 // AddElements adds the elements to the set. An element with a verdict must not be in the set with another verdict.
-// Elements of networks must not overlap. If alone is true, there is a request for each element, so that a refusal tells
+// Networks must not overlap. If alone is true, there is a request for each element, so that a refusal tells
 // which one it is about (ElementOf).
 //
 // Equivalent to: nft add element FAMILY TABLE SET { KEY comment "COMMENT", … }

@@ -209,8 +209,7 @@ func isAudited(np *networkingv1.NetworkPolicy) bool {
 }
 
 // load reads the objects of the source. If not all objects may be listed, it reads those in both lists of namespaces.
-// Those in namespaces must exist (else the error is a usage error), those in also need
-// not.
+// Those in namespaces must exist, else the error is a usage error. Those in also need not exist.
 func load(cmd *cobra.Command, source *client.Source, namespaces, also []string) (explain.Cluster, error) {
 	c, err := source.Load(cmd.Context(), slices.Concat(namespaces, also)...)
 	if err != nil {

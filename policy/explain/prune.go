@@ -103,7 +103,8 @@ func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 	}
 }
 
-// ends returns the ends that the query names, as far as they are known, and the Service behind a nodePort.
+// ends returns the ends that the query names, as far as they are known, and what is behind a node's port: the Service
+// of a nodePort, or the pod of a hostPort.
 func (c *Cluster) ends(q Query) (ends []Ref) {
 	if from, err := c.resolve(q.From); err == nil {
 		ends = append(ends, from)

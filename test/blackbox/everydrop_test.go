@@ -30,7 +30,8 @@ func dropsFor(n *nodetest.Node, reason string) (all []shownDrop) {
 	return all
 }
 
-// TestEveryDropShows: whatever weir drops, weirctl drops shows it with its reason, its pod, and the number of packets.
+// TestEveryDropShows: for each reason for which weir drops packets of pods in classes, weirctl drops shows such packets
+// with the reason and what tells their sender. Of packets that the test counts, the number is right too.
 func TestEveryDropShows(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -13,7 +13,7 @@ const (
 	ExitOK = 0
 	// ExitError: the command could not find out what it was asked.
 	ExitError = 1
-	// ExitUsage: the command's arguments are wrong, or name nothing.
+	// ExitUsage: the command's arguments are wrong, or name what doesn't exist.
 	ExitUsage = 2
 	// ExitDropped: the connection is dropped, at least in part, or there is nothing to reach.
 	ExitDropped = 3
@@ -45,7 +45,8 @@ func (e *exit) Unwrap() error { return e.err }
 // Exit returns an error that makes weirctl end with the code. It prints err if that isn't nil.
 func Exit(code int, err error) error { return &exit{code, err} }
 
-// Usage returns the error of an argument that is wrong or names nothing. It makes weirctl end with ExitUsage.
+// Usage returns the error of an argument that is wrong or names what doesn't exist. It makes weirctl end with
+// ExitUsage.
 func Usage(err error) error { return &exit{ExitUsage, err} }
 
 // NoArgs refuses all arguments of a command, with a usage error.
