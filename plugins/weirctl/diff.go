@@ -155,7 +155,8 @@ func idle(policies []*networkingv1.NetworkPolicy, pods []policy.Pod) (notes []st
 	return notes
 }
 
-// flips says which policies of the second list are audited and were not, or were audited and are not any more.
+// flips says which policies of the second list are audited and were not, or were audited and are not any more. It also
+// says which have the annotation with a wrong value.
 func flips(before, after []*networkingv1.NetworkPolicy) (notes []string) {
 	was := map[policy.Name]bool{} // whether the policy was audited
 	for _, np := range before {

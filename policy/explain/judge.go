@@ -176,7 +176,7 @@ func (j *judge) audit(s *Side, v verdict.Side, p verdict.Packet, peer Place) {
 	}
 }
 
-// nearest returns the nearest rules, at most maxNear.
+// nearest returns the nearest rules of the policies, or of the audited ones, at most maxNear.
 func (j *judge) nearest(d ruleset.Direction, p verdict.Packet, peer Place, audited bool) []verdict.Near {
 	near := j.evaluator.Nearest(d, p, audited)
 	near = near[:min(len(near), maxNear)]

@@ -147,7 +147,7 @@ func (n *packetNode) enforce(t *testing.T, flavour iptables.Flavour, s policy.St
 	})
 }
 
-// enforceNative does the same with the backend for nftables.
+// enforceNative does what enforce does, with the backend for nftables.
 func (n *packetNode) enforceNative(t *testing.T, s policy.State) {
 	t.Helper()
 	r := ruleset.Merge(policy.Compile(s), nil)

@@ -42,7 +42,8 @@ type AuditOfNodes struct {
 	kinds    map[string]int
 }
 
-// Add adds the report of one node, without connections whose last one is from before since.
+// Add adds the report of one node, without connections whose last one is from before since. Since becomes the time from
+// which all nodes have counted.
 func (a *AuditOfNodes) Add(r agentapi.AuditReport, since time.Time) {
 	if a.kinds == nil {
 		a.kinds, a.Node, a.Audited, a.Dropped = map[string]int{}, r.Node, []string{}, []agentapi.AuditedTraffic{}

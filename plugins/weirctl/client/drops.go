@@ -134,7 +134,8 @@ func (w *PcapWriter) Write(d *agentapi.Drop) error {
 	return err
 }
 
-// logPrefix returns the text that the kernel's rule has added to the packet.
+// logPrefix returns the text that the kernel's rule has added to the packet; only its beginning if the rule is the
+// guard's or the gate's.
 func logPrefix(d *agentapi.Drop) string {
 	if d.Reason == agentapi.ByAudit {
 		return conf.AuditLogPrefix + d.Chain

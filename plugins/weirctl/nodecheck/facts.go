@@ -46,7 +46,7 @@ type Trial struct {
 // Feature is a feature of the kernel.
 type Feature string
 
-// The features. Those of iptables follow, in features.
+// Features beside the matches and targets of iptables, whose names xtFeature returns.
 const (
 	Bridge    Feature = "a bridge with isolated ports"
 	Veth      Feature = "veth"

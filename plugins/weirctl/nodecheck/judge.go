@@ -28,7 +28,7 @@ func finding(s Severity, mend, what string, args ...any) []Finding {
 	return []Finding{{s, fmt.Sprintf(what, args...), mend}}
 }
 
-// modules are the modules of features, as far as their names don't follow from the features.
+// modules are the modules of the kernel that features need.
 var modules = map[Feature]string{
 	Bridge: "bridge", Veth: "veth", Tunnel: "vxlan", Guard: "nf_tables, nft_meta_bridge, nft_limit and nft_log",
 	Sets:      "ip_set, ip_set_hash_ip, ip_set_hash_net, ip_set_hash_ipport, ip_set_hash_netiface and ip_set_bitmap_port",
@@ -108,7 +108,8 @@ func xtables(f Facts) []Finding {
 	return all
 }
 
-// forwarding judges the sysctls. Before the first pod, weir has set none of them.
+// forwarding judges the sysctls. Those that weir sets count only if weir0 exists: before the first pod, weir has set
+// none of them.
 func forwarding(f Facts) (all []Finding) {
 	for _, s := range []struct{ name, want, why string }{
 		{"net.ipv4.ip_forward", "1", "packets are not routed between pods and the network"},
@@ -145,7 +146,7 @@ func forwarding(f Facts) (all []Finding) {
 	return all
 }
 
-// conntrack judges the size of the table of connections.
+// conntrack judges the size of the table of connections, and how full it is.
 func conntrack(f Facts) []Finding {
 	most, err := strconv.Atoi(f.Sysctls["net.netfilter.nf_conntrack_max"])
 	if err != nil {

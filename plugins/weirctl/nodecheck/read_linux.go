@@ -70,7 +70,8 @@ func (f *Facts) readSysctls() {
 	}
 }
 
-// directories of the runtime's configuration: on the node, and in the agent's container.
+// conflistDirs are the paths of the runtime's configuration: in the agent's container, and on the node. The first that
+// exists counts.
 var conflistDirs = []string{"/host/etc/cni/net.d", "/etc/cni/net.d"}
 
 // readConflists reads what the runtime reads: files with these endings, in the order of their names.
@@ -156,7 +157,7 @@ func (f *Facts) readTables() {
 	}
 }
 
-// readLegacy reads the tables of iptables-legacy. Their chains only iptables' own program reads.
+// readLegacy reads the tables of iptables-legacy. Only the program of iptables-legacy can read their chains.
 func (f *Facts) readLegacy(ctx context.Context) {
 	for _, file := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
 		names, err := os.ReadFile(file)

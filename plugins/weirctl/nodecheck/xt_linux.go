@@ -53,7 +53,7 @@ const (
 
 // askNFT asks nft_compat for the match or target. A kernel that has only another revision than the first has it too.
 //
-// Equivalent to: iptables-nft -m NAME
+// Equivalent to: iptables-nft -m NAME (-j NAME for a target)
 func askNFT(u xtUse, family int) error {
 	request := nl.NewNetlinkRequest(subsystemCompat<<8, unix.NLM_F_ACK)
 	request.AddData(&nl.Nfgenmsg{NfgenFamily: uint8(family)})
@@ -80,7 +80,7 @@ const (
 
 // askLegacy asks the legacy tables for the match or target.
 //
-// Equivalent to: iptables-legacy -m NAME
+// Equivalent to: iptables-legacy -m NAME (-j NAME for a target)
 func askLegacy(u xtUse, family int) error {
 	level, option := unix.SOL_IP, getRevision4
 	if family == unix.AF_INET6 {

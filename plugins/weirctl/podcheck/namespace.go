@@ -32,7 +32,7 @@ var DefaultTimes = Times{
 	Reach: 3 * time.Second, Denied: time.Second, Removes: 45 * time.Second,
 }
 
-// newName returns a name for a namespace.
+// newName returns a random name for a check's namespace.
 func newName() string { return fmt.Sprintf("weir-check-%06x", rand.IntN(1<<24)) }
 
 // leftover is a namespace of another check, as it was when this check began.
@@ -41,7 +41,7 @@ type leftover struct {
 	seen       time.Time
 }
 
-// listNamespaces returns the namespaces of checks that aren't ending.
+// listNamespaces returns the namespaces of checks, by name, without those that are being deleted.
 func (c *Check) listNamespaces(ctx context.Context) (map[string]leftover, error) {
 	all := map[string]leftover{}
 	var list corev1.NamespaceList

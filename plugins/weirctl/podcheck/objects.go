@@ -137,7 +137,6 @@ func allowObject(node int) *networkingv1.NetworkPolicy {
 	return p
 }
 
-// The names of the policies.
 const (
 	denyPolicy   = "deny-ingress"
 	allowPolicy  = "allow-one-client"

@@ -33,7 +33,7 @@ const (
 // State is what came of a check.
 type State string
 
-// The states.
+// Values of Line.State.
 const (
 	OK      State = "ok"
 	Broken  State = "BROKEN"
@@ -86,7 +86,7 @@ type Outcome struct {
 }
 
 // judge turns the outcomes of a check into its line. If attempts have failed, the line says where, as shortly as that
-// can be said, and hint what that means.
+// can be said, and hint what that means. Without outcomes the check was skipped.
 func judge(check Name, outcomes []Outcome, hint string) Line {
 	var failed []Outcome
 	for _, o := range outcomes {

@@ -58,7 +58,8 @@ type run struct {
 func (r *run) first() int { return r.works[0] }
 
 // Run makes the check. It removes the namespace with all that is in it, whether the check succeeds, fails, or ctx ends.
-// The report has what is known until then. The error is nil if the check was made to its end, whatever it has found.
+// The report has what is known until then; nil if no namespace was made. The error is nil if the check was made to its
+// end, whatever it has found.
 func (c *Check) Run(ctx context.Context) (*Report, error) {
 	if c.World != "" && !validWorld(c.World) {
 		return nil, weirctl.Usage(fmt.Errorf("--world %s: must be HOST:PORT, such as example.com:443", c.World))
@@ -121,7 +122,8 @@ func (c *Check) tell(r *run, l Line) {
 	c.Tell(l)
 }
 
-// choose chooses the nodes.
+// choose chooses the nodes, and tells the line about them. Nodes whose agents can't be asked are left out, and make the
+// line say BROKEN.
 func (c *Check) choose(ctx context.Context, r *run) error {
 	agents, err := c.Wanted(ctx, c.Nodes)
 	if err != nil {
@@ -267,7 +269,8 @@ type tried struct {
 	err error
 }
 
-// try makes the attempts, in each client's pod those of its own. It returns an error if none can be made.
+// try makes the attempts, in each client's pod those of its own. It returns an error if the person may not run commands
+// in pods, or if ctx has ended.
 func (c *Check) try(ctx context.Context, r *run, attempts []attempt) ([]tried, error) {
 	results := make([]tried, len(attempts))
 	by := map[int][]int{} // by the client's node

@@ -251,7 +251,8 @@ func TestLeftovers(t *testing.T) {
 	}
 }
 
-// TestRefused: without the right to make a namespace, the error says so at once, and nothing is removed.
+// TestRefused: without the right to make a namespace, the error says so at once, and nothing is removed. A wrong
+// --world and an unknown node are refused too.
 func TestRefused(t *testing.T) {
 	f := newFake(1)
 	f.forbids = func(r *http.Request) bool {

@@ -23,7 +23,7 @@ import (
 const endsAfter = time.Minute
 
 // create creates an object in the namespace. The namespace is new, so its service account may not exist yet, and no pod
-// can be made before it.
+// can be made before it: until then create tries again.
 func (c *Check) create(ctx context.Context, namespace string, o runtime.Object) error {
 	for {
 		err := c.Create(ctx, resourceOf(o), namespace, o)
@@ -34,7 +34,7 @@ func (c *Check) create(ctx context.Context, namespace string, o runtime.Object) 
 }
 
 // startPods makes a client and a server on each node, and waits until they are ready. It returns the line of the check,
-// and the nodes whose pods are ready.
+// and notes in r the nodes whose pods are ready.
 func (c *Check) startPods(ctx context.Context, r *run) (Line, error) {
 	began := time.Now()
 	for i, n := range r.nodes {
@@ -195,5 +195,4 @@ func (c *Check) nodeAddresses(ctx context.Context, r *run) error {
 	return nil
 }
 
-// errNoNodes is the error of a check without nodes.
 var errNoNodes = errors.New("no node can be checked")

@@ -23,7 +23,6 @@ const Port = 8080
 // Kind is a kind of probe.
 type Kind string
 
-// The kinds.
 const (
 	// Connect opens a TCP connection to a pod of the check, and reads the name of the pod that answers.
 	Connect Kind = "connect"
