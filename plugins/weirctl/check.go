@@ -41,7 +41,7 @@ func checkCommand() *cobra.Command {
 	var o podCheckOptions
 	cmd := &cobra.Command{
 		Use: "check", Short: "Check what weir needs of this node, or with real pods whether the cluster's network works",
-		Long: checkLong[1:], Example: checkExample, Args: cobra.NoArgs,
+		Long: checkLong[1:], Example: checkExample, Args: client.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			format, err := client.ParseFormat(output)
 			if err != nil {

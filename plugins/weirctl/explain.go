@@ -27,7 +27,9 @@ PORT is a number or a name, and PROTO is tcp (the default), udp, sctp or icmp. W
 all ports of a Service, or all named ports of a pod. An IPv6 address with a port is in brackets: [fd00::3]:80.
 
 On a node, the agent answers, and the explanation has what the kernel holds. On other machines the objects come from the
-API server, and the kernel's part is left out. With --source dir:PATH they come from files, and nothing else is needed.
+API server, and the kernel's part is left out. kubectl weir, or --cluster, also asks the agents of both ends' nodes what
+their kernels hold. That needs the right to run commands in weir's pods; without it, the rest is explained. With
+--source dir:PATH the objects come from files, and nothing else is needed.
 
 Exit codes:
   0  allowed
@@ -42,11 +44,13 @@ const explainExample = `  weirctl explain shop/web-0 shop/db:5432               
   weirctl explain world svc/shop/web:443                  # from outside
   weirctl explain node/node-1 shop/web-0:8080             # probes, and all else that a node sends
   weirctl explain shop/web-0 192.0.2.10:443 -o json
+  kubectl weir explain shop/web-0 shop/db:5432            # with what both nodes' kernels hold
   weirctl explain shop/web-0 shop/db:5432 --source dir:manifests/   # before anything is applied`
 
 func explainCommand() *cobra.Command {
 	var source client.Source
-	var output, namespace string
+	var output, namespace, agents string
+	var cluster bool
 	cmd := &cobra.Command{
 		Use:     "explain FROM TO[:PORT[/PROTO]]",
 		Short:   "Explain why a connection is allowed or dropped, and what would change that",
@@ -65,7 +69,13 @@ func explainCommand() *cobra.Command {
 				return client.Usage(fmt.Errorf("-o %s: must be text, json or yaml", output))
 			}
 			question := explain.Question{From: args[0], To: args[1], Namespace: namespace}
+			if cluster && source.Place == "" {
+				source.Place = "kubernetes" // also on a node with an agent
+			}
 			e, err := answer(cmd.Context(), &source, question)
+			if kind, _, _ := source.Kind(); err == nil && cluster && kind == client.FromKubernetes {
+				addKernels(cmd.Context(), &client.NodeFlags{Source: source, Namespace: agents}, question, &e)
+			}
 			if input := (*explain.InputError)(nil); errors.As(err, &input) {
 				return client.Usage(err)
 			}
@@ -81,6 +91,8 @@ func explainCommand() *cobra.Command {
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text, json or yaml")
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "",
 		"namespace of names without one; default: any that has the name")
+	cmd.Flags().BoolVar(&cluster, "cluster", isPlugin(), "ask the agents of both ends' nodes, through the API server")
+	cmd.Flags().StringVar(&agents, "weir-namespace", client.AgentNamespace, "with --cluster: the namespace of weir's pods")
 	source.AddFlags(cmd.Flags())
 	ends := source.CompleteEnds()
 	cmd.ValidArgsFunction = func(c *cobra.Command, args []string, s string) ([]string, cobra.ShellCompDirective) {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/weir-net/weir/plugins/weirctl/client"
@@ -32,7 +33,7 @@ func explanationLines(p *client.Printer, e explain.Explanation) {
 	}
 	if e.Source != "" {
 		p.Line()
-		p.Line("From ", e.Source, ". The kernel was not asked: weirctl on the pods' nodes does that.")
+		p.Line(sourceLine(e))
 	}
 }
 
@@ -68,14 +69,14 @@ func pathLines(p *client.Printer, path explain.Path, before []explain.Path) {
 	for _, o := range before {
 		if o.From.Pod == path.From.Pod && o.To.Pod == path.To.Pod && reflect.DeepEqual(o.Sides, path.Sides) {
 			p.Line("  for the same reasons as from ", o.From.Address.String(), " to ", o.To.Address.String())
-			kernelLines(p, path.Kernel)
+			allKernelLines(p, path)
 			return
 		}
 	}
 	for _, s := range path.Sides {
 		sideLines(p, s)
 	}
-	kernelLines(p, path.Kernel)
+	allKernelLines(p, path)
 }
 
 // listed returns the first five names, and how many more there are.
@@ -213,6 +214,30 @@ func reason(s explain.Side) string {
 		return "it is uncertain which pod this is; isolated by"
 	}
 	return string(s.Reason)
+}
+
+// sourceLine says where the explanation comes from, and which kernels were asked.
+func sourceLine(e explain.Explanation) string {
+	var nodes []string
+	for _, path := range e.Paths {
+		for _, k := range path.Kernels {
+			if !slices.Contains(nodes, k.Node) {
+				nodes = append(nodes, k.Node)
+			}
+		}
+	}
+	if len(nodes) == 0 {
+		return "From " + e.Source + ". The kernel was not asked: weirctl on the pods' nodes does that."
+	}
+	return "From " + e.Source + ", and the agents of " + listed(nodes) + "."
+}
+
+// allKernelLines prints what the kernels hold that were asked.
+func allKernelLines(p *client.Printer, path explain.Path) {
+	kernelLines(p, path.Kernel)
+	for i := range path.Kernels {
+		kernelLines(p, &path.Kernels[i])
+	}
 }
 
 // kernelLines prints what the kernel holds; nothing if it wasn't asked.

@@ -42,7 +42,10 @@ type Explanation struct {
 
 // Differs reports whether the kernel does something else than the policies mean.
 func (e Explanation) Differs() bool {
-	return slices.ContainsFunc(e.Paths, func(p Path) bool { return p.Kernel != nil && len(p.Kernel.Differences) > 0 })
+	differs := func(k Kernel) bool { return len(k.Differences) > 0 }
+	return slices.ContainsFunc(e.Paths, func(p Path) bool {
+		return p.Kernel != nil && differs(*p.Kernel) || slices.ContainsFunc(p.Kernels, differs)
+	})
 }
 
 // Path is one connection.
@@ -62,6 +65,8 @@ type Path struct {
 	Notes  []string `json:"notes,omitempty"`
 	// Kernel is what this node's kernel holds for the connection. It is nil if it wasn't asked.
 	Kernel *Kernel `json:"kernel,omitempty"`
+	// Kernels are what the kernels of the ends' nodes hold for it, if these nodes were asked.
+	Kernels []Kernel `json:"kernels,omitempty"`
 }
 
 // Place is one end of a path.

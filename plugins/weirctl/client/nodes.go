@@ -25,7 +25,8 @@ import (
 // The agent's container and the namespace of weir's pods in conf/weir.yaml.
 const (
 	agentContainer = "weir-agent"
-	agentNamespace = "kube-system"
+	// AgentNamespace is the namespace of weir's pods, unless a flag names another one.
+	AgentNamespace = "kube-system"
 )
 
 var agentLabels = labels.Set{"k8s-app": "weir"}
@@ -50,7 +51,7 @@ type NodeFlags struct {
 func (f *NodeFlags) AddFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&f.Kubeconfig, "kubeconfig", "", "kubeconfig file for the API server; default: as kubectl finds it")
 	flags.StringVar(&f.Context, "context", "", "context in the kubeconfig; default: the current one")
-	flags.StringVar(&f.Namespace, "weir-namespace", agentNamespace, "the namespace of weir's pods")
+	flags.StringVar(&f.Namespace, "weir-namespace", AgentNamespace, "the namespace of weir's pods")
 	flags.IntVar(&f.Parallel, "parallel", DefaultParallel, "how many nodes to ask at the same time")
 }
 

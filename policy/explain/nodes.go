@@ -1,0 +1,95 @@
+package explain
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// EnforcedOn returns the nodes whose rules enforce the paths, each once: those of the pods at the ends.
+func (e *Explanation) EnforcedOn() (all []string) {
+	for i := range e.Paths {
+		for _, s := range e.Paths[i].Sides {
+			if s.enforced() && !slices.Contains(all, s.Node) {
+				all = append(all, s.Node)
+			}
+		}
+	}
+	return all
+}
+
+// enforced reports whether rules of a known node enforce the side.
+func (s Side) enforced() bool {
+	return s.Node != "" && s.Pod != "" && !slices.Contains([]Reason{HostNetwork, NoPod, FromNode, Itself}, s.Reason)
+}
+
+// AddNode adds to each path with an end on the node what the node's kernel holds for it. of is the explanation of the
+// node's agent for the same question. If the agent knows other policies than this explanation, that is a difference.
+func (e *Explanation) AddNode(node string, of Explanation) {
+	for i := range e.Paths {
+		p := &e.Paths[i]
+		if !p.endsOn(node) {
+			continue
+		}
+		at := slices.IndexFunc(of.Paths, func(o Path) bool {
+			return o.From.Address == p.From.Address && o.To.Address == p.To.Address && o.Protocol == p.Protocol &&
+				o.Port == p.Port
+		})
+		switch {
+		case at < 0:
+			p.Kernels = append(p.Kernels, Kernel{Node: node, Unknown: "the agent of this node knows no such connection"})
+		case of.Paths[at].Kernel == nil:
+			p.Kernels = append(p.Kernels, Kernel{Node: node, Unknown: "the agent of this node says nothing about its kernel"})
+		default:
+			k := *of.Paths[at].Kernel
+			k.Node = node
+			k.Differences = append(slices.Clone(k.Differences), p.disagreements(node, of.Paths[at])...)
+			p.Kernels = append(p.Kernels, k)
+		}
+	}
+}
+
+// AddUnknown adds to each path with an end on the node why the node's kernel is unknown.
+func (e *Explanation) AddUnknown(node, why string) {
+	for i := range e.Paths {
+		if p := &e.Paths[i]; p.endsOn(node) {
+			p.Kernels = append(p.Kernels, Kernel{Node: node, Unknown: why})
+		}
+	}
+}
+
+// endsOn reports whether the rules of the node enforce one of the path's sides.
+func (p *Path) endsOn(node string) bool {
+	return slices.ContainsFunc(p.Sides, func(s Side) bool { return s.enforced() && s.Node == node })
+}
+
+// disagreements says where the node's agent judges its own side of the path otherwise.
+func (p *Path) disagreements(node string, of Path) (all []string) {
+	for i, s := range p.Sides {
+		if !s.enforced() || s.Node != node || i >= len(of.Sides) {
+			continue
+		}
+		its := of.Sides[i]
+		if its.Result == s.Result && its.Reason == s.Reason && sameNames(its.Policies, s.Policies) {
+			continue
+		}
+		all = append(all, fmt.Sprintf("by the API server's objects, %s of %s is %s (%s); the agent of this node says %s (%s)",
+			s.Direction, s.Pod, s.Result, s.because(), its.Result, its.because()))
+	}
+	return all
+}
+
+// because returns the side's reason, with the isolating policies.
+func (s Side) because() string {
+	if len(s.Policies) == 0 {
+		return string(s.Reason)
+	}
+	return string(s.Reason) + " by " + strings.Join(s.Policies, ", ")
+}
+
+func sameNames(a, b []string) bool {
+	a, b = slices.Clone(a), slices.Clone(b)
+	slices.Sort(a)
+	slices.Sort(b)
+	return slices.Equal(a, b)
+}
