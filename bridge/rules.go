@@ -77,11 +77,11 @@ import (
 //   - frames to 01:80:c2:00:00:00 where the bridge runs STP
 //
 // If another program changes that setting of a port, the tables drop what reaches the IP stack from the port. An
-// ordinary frame reaches the IP stack from weir0, so the rules match no legitimate packet, need no change when a pod
-// comes or goes, and hold for all ports. Priority -450 comes before -400, where connection tracking reassembles
-// fragments. Each packet of a pod passes the first of the two tables, so its first rule accepts what comes by weir0.
-// That rule compares the link's group, because the kernel takes three times as long to compare a name. Packets of a
-// weir0 without the group pass the other rules, which don't match them.
+// ordinary frame reaches the IP stack from weir0, so the rules that drop match no legitimate packet. They need no
+// change when a pod comes or goes, and hold for all ports. Priority -450 comes before -400, where connection tracking
+// reassembles fragments. Each packet of a pod passes the first of the two tables, so its first rule accepts what comes
+// by weir0. That rule compares the link's group, because the kernel takes three times as long to compare a name.
+// Packets of a weir0 without the group pass the other rules, which don't match them.
 //
 // These tables also drop neighbour discovery and ARP that comes out of the tunnel. Nodes don't need them, and a router
 // advertisement would give this node a default route. The gate (package overlay) also drops most such packets, but not

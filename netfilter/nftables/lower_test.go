@@ -37,8 +37,8 @@ func TestGolden(t *testing.T) {
 }
 
 // TestNftReadsTheGoldenFiles: nft can load each golden file, and then prints it. For the tables that the backend has
-// written in nft's place, nft prints the same. A file with rules for ports of bridges can't be loaded: nft prints such
-// rules, and doesn't read them.
+// written in nft's place, nft prints the same, and can load that too. A file with rules for ports of bridges can't be
+// loaded: nft prints such rules, and doesn't read them.
 func TestNftReadsTheGoldenFiles(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

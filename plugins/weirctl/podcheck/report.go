@@ -131,7 +131,7 @@ func familiesOf(outcomes []Outcome) string {
 	return strings.Join(all, " and ")
 }
 
-// maxReasons is how many different reasons a line has.
+// maxReasons is how many different reasons a line names.
 const maxReasons = 2
 
 // reasons returns the reasons for which attempts failed, the most frequent first.
