@@ -193,7 +193,6 @@ func protocolOf(number uint8) ruleset.Protocol {
 	return ruleset.Protocol(strconv.Itoa(int(number)))
 }
 
-// elements returns the set's entries as elements.
 func (s set) elements() []nftnl.Element {
 	all := make([]nftnl.Element, 0, s.entries.Len())
 	for e := range s.entries.All() {
@@ -202,7 +201,6 @@ func (s set) elements() []nftnl.Element {
 	return all
 }
 
-// find returns the set of that name.
 func (t *table) find(name string) (set, bool) {
 	i, ok := slices.BinarySearchFunc(t.sets, name, func(s set, name string) int { return strings.Compare(s.Name, name) })
 	if !ok {

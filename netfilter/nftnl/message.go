@@ -18,7 +18,6 @@ type Table struct {
 // attrs are netlink attributes in their binary form.
 type attrs []byte
 
-// put appends an attribute.
 func (a attrs) put(kind uint16, value []byte) attrs {
 	a = binary.NativeEndian.AppendUint16(a, uint16(4+len(value)))
 	a = binary.NativeEndian.AppendUint16(a, kind)
@@ -34,7 +33,6 @@ func (a attrs) number(kind uint16, value uint32) attrs {
 	return a.put(kind, binary.BigEndian.AppendUint32(nil, value))
 }
 
-// message is a request of a transaction.
 type message struct {
 	kind, flags uint16
 	family      uint8

@@ -305,7 +305,6 @@ func (l Layout) parse(family uint8, key []byte) (e Element, ok bool) {
 	return e, string(l.keyOf(e)) == string(key)
 }
 
-// valueIn returns the value in a key.
 func valueIn(data []byte) []byte {
 	for kind, value := range netattrs.In(data) {
 		if kind == unix.NFTA_DATA_VALUE {

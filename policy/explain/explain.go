@@ -40,7 +40,8 @@ type Explanation struct {
 	Source string `json:"source,omitempty"`
 }
 
-// Differs reports whether the kernel does something else than the policies mean.
+// Differs reports whether a kernel that was asked does something else than the policies mean, or its agent knows other
+// policies than this explanation.
 func (e Explanation) Differs() bool {
 	differs := func(k Kernel) bool { return len(k.Differences) > 0 }
 	return slices.ContainsFunc(e.Paths, func(p Path) bool {

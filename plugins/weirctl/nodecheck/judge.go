@@ -204,7 +204,6 @@ func conflists(f Facts) (all []Finding) {
 	return all
 }
 
-// leftovers judges what other networks have left.
 func leftovers(f Facts) (all []Finding) {
 	for _, n := range foreign {
 		var traces []string
@@ -240,7 +239,6 @@ func neighbours(f Facts) []Finding {
 		" && firewall-cmd --reload, or stop firewalld", "firewalld runs: its chains may refuse pods' packets")
 }
 
-// portmap judges the version of the plugin that makes host ports.
 func portmap(f Facts) []Finding {
 	used := slices.ContainsFunc(f.Conflists, func(c Conflist) bool { return slices.Contains(c.Plugins, "portmap") })
 	switch {
@@ -267,7 +265,6 @@ func older(version string, major, minor int) bool {
 	return err == nil && minorErr == nil && (a < major || a == major && b < minor)
 }
 
-// proxy judges kube-proxy's mode.
 func proxy(f Facts) []Finding {
 	switch f.ProxyMode {
 	case "":
@@ -292,7 +289,6 @@ func tunnels(f Facts) (all []Finding) {
 	return all
 }
 
-// unread says what could not be read.
 func unread(f Facts) (all []Finding) {
 	for _, u := range slices.Compact(slices.Sorted(slices.Values(f.Unread))) {
 		all = append(all, Finding{Unknown, u, "run weirctl check as root on the node itself"})

@@ -34,7 +34,6 @@ func healthy() Facts {
 	return f
 }
 
-// refuse makes a trial fail.
 func (f *Facts) refuse(of Feature) {
 	i := slices.IndexFunc(f.Trials, func(t Trial) bool { return t.Feature == of })
 	f.Trials[i].Error = "no such file or directory"

@@ -108,7 +108,6 @@ func (r *run) clusterIP() string {
 	return ""
 }
 
-// outcome returns what came of the attempt.
 func (r *run) outcome(a attempt, result tried) Outcome {
 	o := Outcome{From: r.nodes[a.from].Node, OK: result.OK, Why: result.Error}
 	if result.err != nil {
@@ -126,7 +125,6 @@ func (r *run) outcome(a attempt, result tried) Outcome {
 	return o
 }
 
-// validWorld reports whether the text is a host and a port.
 func validWorld(s string) bool {
 	host, port, err := net.SplitHostPort(s)
 	number, portErr := strconv.ParseUint(port, 10, 16)

@@ -143,7 +143,6 @@ const (
 	egressPolicy = "deny-egress"
 )
 
-// resourceOf returns the resource of an object.
 func resourceOf(o any) schema.GroupVersionResource {
 	switch o.(type) {
 	case *corev1.Pod:

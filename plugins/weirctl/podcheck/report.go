@@ -107,7 +107,6 @@ func judge(check Name, outcomes []Outcome, hint string) Line {
 	return Line{check, Broken, detail}
 }
 
-// counted says how many attempts have succeeded.
 func counted(outcomes []Outcome) string {
 	families := familiesOf(outcomes)
 	words := fmt.Sprintf("%d attempts", len(outcomes))

@@ -164,7 +164,6 @@ func (c *Check) choose(ctx context.Context, r *run) error {
 	return nil
 }
 
-// phases makes one check after the other.
 func (c *Check) phases(ctx context.Context, r *run) error {
 	line, err := c.startPods(ctx, r)
 	if err != nil {
@@ -307,7 +306,6 @@ func (c *Check) try(ctx context.Context, r *run, attempts []attempt) ([]tried, e
 // probesWithin bounds the time of a command beyond the time of its probes.
 const probesWithin = 20 * time.Second
 
-// runIn runs the probes in a pod.
 func (c *Check) runIn(ctx context.Context, namespace, pod string, probes []probe.Probe) ([]probe.Result, error) {
 	longest := time.Duration(0)
 	for _, p := range probes {

@@ -18,7 +18,6 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/probe"
 )
 
-// quickly are times for tests.
 var quickly = Times{
 	Poll: time.Millisecond, Alive: 20 * time.Millisecond, Starts: 200 * time.Millisecond, Applies: 100 * time.Millisecond,
 	Reach: time.Second, Denied: time.Second, Removes: 5 * time.Second,
@@ -32,7 +31,6 @@ func (f *fake) check(t *testing.T) *Check {
 	}
 }
 
-// leftNamespaces returns the namespaces that are left.
 func (f *fake) leftNamespaces() (all []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
