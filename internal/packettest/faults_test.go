@@ -116,7 +116,7 @@ func TestFault9NobodyReadsTheLog(t *testing.T) {
 		n.Enforce(state)
 		pass, closed := to(web, client, 80), append(to(web, client, 81), to(client, mute, 80)...)
 		n.want("nobody listens", pass, closed)
-		log := listen(t)
+		log := listen(t, 64<<10)
 		n.want("somebody listens", pass, closed)
 		classes := policy.Compile(state).Classes
 		told := map[string]bool{}

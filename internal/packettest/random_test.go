@@ -45,8 +45,15 @@ func TestRandomClusters(t *testing.T) {
 	t.Logf("%d packets", sent)
 	if !t.Failed() {
 		fmt.Printf("random-packets: %d clusters, 0 differences\n", *clusters)
+		fmt.Printf("random-audit: %d would-drops between the pods of %d clusters, 0 differences\n", wouldDrops, *clusters)
+	}
+	if *clusters >= 20 && wouldDrops < *clusters {
+		t.Errorf("audited policies would have dropped only %d packets", wouldDrops)
 	}
 }
+
+// wouldDrops counts the packets that audited policies would have dropped, in each direction.
+var wouldDrops int
 
 // randomNode makes a node that has every address that random clusters may have: those of pods on this node and on
 // others, of the node itself, and some outside.
@@ -107,8 +114,8 @@ func compare(t *testing.T, n *Node, seed uint64) (sent int) {
 	one := []ruleset.Packet{*difference}
 	state = policytest.Shrink(state, func(s policy.State) bool { return n.difference(s, probes(n, s, one)) != nil })
 	v := verdict.New(state).Evaluate(header(one[0]))
-	t.Errorf("seed %d, %s: %+v arrived: %v. But the policies say:\n%s\n%s", seed, n.Writer,
-		header(one[0]), !v.AllowedHere(), v, policytest.YAML(state))
+	t.Errorf("seed %d, %s: %+v arrived, or the kernel logged that audited policies would drop it, otherwise than the "+
+		"policies say:\n%s\n%s", seed, n.Writer, header(one[0]), v, policytest.YAML(state))
 	return len(packets)
 }
 
@@ -135,9 +142,12 @@ func header(p ruleset.Packet) verdict.Packet {
 }
 
 // difference enforces the state, sends the packets, and returns a packet that arrives although the policies forbid it,
-// or that doesn't arrive although they allow it. It returns nil if there is no such packet.
+// or that doesn't arrive although they allow it. It also returns a packet that passes, and that the rules of audited
+// policies log although these would not drop it, or the reverse. It returns nil if there is no such packet.
 func (n *Node) difference(s policy.State, packets []ruleset.Packet) *ruleset.Packet {
 	n.Enforce(s)
+	log := listen(n, 64<<20)
+	defer log.close()
 	evaluator := verdict.New(s)
 	headers, expect := make([]verdict.Packet, len(packets)), make([]bool, len(packets))
 	for i, p := range packets {
@@ -149,5 +159,23 @@ func (n *Node) difference(s policy.State, packets []ruleset.Packet) *ruleset.Pac
 			return &packets[i]
 		}
 	}
+	logged, count := log.audits(n), 0
+	for i, p := range headers {
+		v := evaluator.Evaluate(p)
+		if !v.Allowed() || len(v.Egress.Either)+len(v.Ingress.Either) > 0 {
+			continue
+		}
+		would := v.WouldDrop()
+		for d, here := range map[ruleset.Direction]bool{ruleset.Egress: v.Egress.Here, ruleset.Ingress: v.Ingress.Here} {
+			want := here && slices.Contains(would, d)
+			if logged[audited{d, p}] != want {
+				return &packets[i]
+			}
+			if want {
+				count++
+			}
+		}
+	}
+	wouldDrops += count
 	return nil
 }

@@ -201,6 +201,7 @@ const (
 	stateEstablished = 1 << 1
 	stateRelated     = 1 << 2
 	stateUntracked   = 1 << 6
+	statusConfirmed  = 1 << 3 // IPS_CONFIRMED
 	statusDNAT       = 1 << 5 // IPS_DST_NAT
 )
 
@@ -241,6 +242,12 @@ func cut(not bool) condition {
 // don't match: see variants.
 var untranslated = condition{"ct status ! dnat", func(e nftnl.Expressions) nftnl.Expressions {
 	return has(e.Ct(unix.NFT_CT_STATUS, 0), u32(statusDNAT), true)
+}}
+
+// unconfirmed matches the first packet of a connection: the kernel confirms the connection when that packet leaves the
+// last hook.
+var unconfirmed = condition{"ct status ! confirmed", func(e nftnl.Expressions) nftnl.Expressions {
+	return has(e.Ct(unix.NFT_CT_STATUS, 0), u32(statusConfirmed), true)
 }}
 
 func (s *statement) track(t ruleset.Track) {

@@ -51,6 +51,8 @@ func variants(r rule, f conf.Family, ports bool) []rule {
 			with("", nil, ctState("invalid,untracked", stateInvalid|stateUntracked)),
 			with("", nil, untranslated),
 		}
+	case r.Track == ruleset.First:
+		return []rule{with("", nil, unconfirmed), with("", nil, ctState("untracked", stateUntracked))}
 	}
 	return []rule{r}
 }
