@@ -292,6 +292,13 @@ func TestPoliciesStayTheSameObjects(t *testing.T) {
 	if len(after) != 2 || slices.Contains(before, after[0]) || after[1] != before[1] {
 		t.Errorf("%v, then %v: only the first has changed", before, after)
 	}
+	audited := np("a", "5", networkingv1.PolicyTypeEgress)
+	audited.Annotations = map[string]string{policy.AuditAnnotation: "true", "other": "x"}
+	add(t, c.mirrors.policies, audited)
+	after = all.Add(c.take()).Policies
+	if is, err := policy.Audited(after[0]); !is || err != nil || len(after[0].Annotations) != 1 {
+		t.Errorf("%+v, %v: want it to be audited, with no other annotation", after[0], err)
+	}
 	remove(t, c.mirrors.policies, np("c", "1"))
 	if d := c.take(); !d.Empty() {
 		t.Errorf("the end of a policy that never was is a change: %+v", d)

@@ -1,0 +1,76 @@
+package agent
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/weir-net/weir/agent/drops"
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/netfilter/nflog"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/policy/verdict"
+)
+
+// TestAuditsReportWouldDrops: on random clusters, the agent reports exactly those of the packets that the rules log
+// which audited policies would drop. It leaves out the others: the policies of the other end, on this node or another
+// one, drop them.
+func TestAuditsReportWouldDrops(t *testing.T) {
+	reported, left := 0, 0
+	for seed := range uint64(2000) {
+		r := rand.New(rand.NewPCG(seed, 41))
+		s := policytest.State(r)
+		engine := policy.NewEngine(s.Node)
+		engine.Apply(policy.Difference(policy.Objects{}, s.Objects))
+		engine.SetNodes(s.Nodes)
+		engine.SetEndpoints(s.Endpoints)
+		rules, err := ruleset.NewSimulator(engine.Ruleset())
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole := verdict.New(s)
+		for _, p := range policytest.Probes(r, s, 1) {
+			v := whole.Evaluate(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
+			around := engine.Around([]netip.Addr{p.Src, p.Dst})
+			_, logged := rules.Audit(p)
+			for _, d := range logged {
+				w, ok := judged(verdict.New(around), around, drops.Line{
+					Kind: agentapi.DropShown, Prefix: &drops.Prefix{Direction: d, Reason: agentapi.ByAudit}, Flow: flowOf(p),
+				})
+				if ok != slices.Contains(v.WouldDrop(), d) {
+					t.Fatalf("seed %d: %s of %+v is reported: %v, and\n%s\n%s", seed, d, p, ok, v, policytest.YAML(s))
+				}
+				if !ok {
+					left++
+					continue
+				}
+				reported++
+				if len(w.policies) == 0 || w.local == nil {
+					t.Fatalf("seed %d: %s of %+v: %+v", seed, d, p, w)
+				}
+			}
+			for _, d := range v.WouldDrop() {
+				end := map[ruleset.Direction]verdict.Side{ruleset.Egress: v.Egress, ruleset.Ingress: v.Ingress}[d]
+				if end.Here && len(end.Either) == 0 && !slices.Contains(logged, d) {
+					t.Fatalf("seed %d: %s of %+v is not logged, and\n%s\n%s", seed, d, p, v, policytest.YAML(s))
+				}
+			}
+		}
+	}
+	if reported < 1000 || left < 100 {
+		t.Errorf("%d packets are reported, and %d left out: the test tests too little", reported, left)
+	}
+}
+
+// flowOf returns the headers of the packet.
+func flowOf(p ruleset.Packet) nflog.Flow {
+	f := nflog.Flow{EtherType: 0x0800, Src: p.Src.As16(), Dst: p.Dst.As16(), DstPort: p.Port}
+	if p.Dst.Is6() {
+		f.EtherType = 0x86dd
+	}
+	f.Proto = map[ruleset.Protocol]uint8{ruleset.TCP: 6, ruleset.UDP: 17, ruleset.SCTP: 132, "1": 1, "58": 58}[p.Proto]
+	return f
+}
