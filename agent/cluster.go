@@ -29,6 +29,8 @@ type clusterView struct {
 	workloads  []policy.Workload
 	unenforced []policy.Unenforced
 	nodes      nodeClaims
+	// parsing is true while a goroutine parses a large policy.
+	parsing bool
 }
 
 // lookup is the source's answer about a pod that its objects didn't include, so that the agent asked for it.
@@ -168,10 +170,21 @@ func (a *agent) takeUpdate(d *policy.Delta, err error) work {
 	a.reportUnenforced()
 	a.faults.nothingKnown = !a.cluster.known
 	a.faults.set(partSource, err)
-	if remaining.reconcile = remaining.reconcile || a.cluster.engine.Changed(); !remaining.reconcile {
+	if remaining.reconcile = remaining.reconcile || a.cluster.engine.HasSlice(); !remaining.reconcile {
 		a.publishSource()
 	}
 	return remaining
+}
+
+// takeParsed takes parsed policies. It returns the work that remains: none if no pod of this node has the policies.
+func (a *agent) takeParsed(p *policy.Unparsed) work {
+	a.cluster.parsing = false
+	a.cluster.engine.TakeParsed(p)
+	if a.cluster.engine.HasSlice() {
+		return work{reconcile: true}
+	}
+	a.publishSource()
+	return work{}
 }
 
 // lookup asks the source for an endpoint's pod that the source's objects don't have. The endpoint's plugin waits for

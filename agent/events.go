@@ -34,6 +34,8 @@ type (
 		id string
 		lookup
 	}
+	// policyParsed has large policies, parsed.
+	policyParsed struct{ *policy.Unparsed }
 	// waysChanged means that weir's tunnel or its routes to other nodes may have changed.
 	waysChanged struct{}
 	// nodeChecked is the result of a check of the node settings.
@@ -60,6 +62,7 @@ func (sourceUpdate) isEvent()   {}
 func (recordsChanged) isEvent() {}
 func (enrolRequest) isEvent()   {}
 func (podLookedUp) isEvent()    {}
+func (policyParsed) isEvent()   {}
 func (waysChanged) isEvent()    {}
 func (nodeChecked) isEvent()    {}
 func (straysEvicted) isEvent()  {}
@@ -119,6 +122,8 @@ func (a *agent) handle(e event) work {
 	case podLookedUp:
 		a.cluster.addLookup(e.id, e.lookup, a.records.endpoints)
 		return work{reconcile: true}
+	case policyParsed:
+		return a.takeParsed(e.Unparsed)
 	case waysChanged:
 		return work{reconcile: true}
 	case nodeChecked:

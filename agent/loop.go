@@ -16,6 +16,7 @@ func (a *agent) loop(ctx context.Context) error {
 	again := time.NewTimer(retry)
 	defer again.Stop()
 	for {
+		a.parseNext(ctx)
 		remaining := work{reconcile: true}
 		select {
 		case <-ctx.Done():
@@ -79,7 +80,25 @@ func (a *agent) refresh(ctx context.Context) {
 			a.lastRound.Store(time.Now().UnixNano())
 			a.reconcile(ctx, w.verify)
 		}
+		a.parseNext(ctx)
 	}
+}
+
+// parseNext starts to parse a large policy, if there is one and none is being parsed. The loop doesn't wait for it: the
+// parsed policy comes as an event (policyParsed).
+func (a *agent) parseNext(ctx context.Context) {
+	if a.cluster.parsing {
+		return
+	}
+	next := a.cluster.engine.NextUnparsed()
+	if next == nil {
+		return
+	}
+	a.cluster.parsing = true
+	go func() {
+		next.Parse()
+		a.send(ctx, policyParsed{next})
+	}()
 }
 
 // heedDrift looks at the changes of rules that the kernel has reported. If the agent made all of them, nothing is to

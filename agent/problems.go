@@ -5,17 +5,41 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// problems are the present problems of objects, in order. Each problem's texts are bounded in length.
-type problems []ruleset.Problem
+// problems are the present problems of objects.
+type problems struct {
+	all []ruleset.Problem // in order; the texts are bounded in length
+	// compiled and others are the lists that all was made from. A later list that shares its memory with compiled is
+	// equal.
+	compiled, others []ruleset.Problem
+	made             time.Time
+}
+
+const (
+	// many is a number of problems that take milliseconds to report. So many are reported once in manyEvery at most: while
+	// the sets of large policies are made, the problems change with each slice, and pods that start wait for the report.
+	many      = 500
+	manyEvery = time.Second
+)
 
 // report logs the problems that are new and the problems that are gone, and keeps the list for the status and the
-// metrics. It sorts the slice now and shortens long texts in it.
-func (p *problems) report(log *slog.Logger, now []ruleset.Problem) {
+// metrics. If the lists are those of the last call, it takes no time. compiled are the problems of the ruleset, others
+// all other problems. If it is too early to report many problems, report returns the time until it must be called
+// again; otherwise 0.
+func (p *problems) report(log *slog.Logger, compiled, others []ruleset.Problem) (wait time.Duration) {
+	if ruleset.SameProblems(compiled, p.compiled) && slices.Equal(others, p.others) {
+		return 0
+	}
+	if left := manyEvery - time.Since(p.made); left > 0 && len(compiled)+len(others)+len(p.all) > many {
+		return left
+	}
+	p.compiled, p.others, p.made = compiled, others, time.Now()
+	now := slices.Concat(compiled, others)
 	for i, n := range now { // a field of an object may be a megabyte long
 		now[i] = ruleset.Problem{
 			Object: excerpt.Of(n.Object), Field: excerpt.Of(n.Field), Message: excerpt.Of(n.Message),
@@ -25,12 +49,13 @@ func (p *problems) report(log *slog.Logger, now []ruleset.Problem) {
 		return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.Field, b.Field),
 			strings.Compare(a.Message, b.Message))
 	})
-	if slices.Equal(now, *p) {
-		return
+	if slices.Equal(now, p.all) {
+		return 0
 	}
-	logMissing(log.Error, "part of an object can't be used as written, and allows nothing", now, *p)
-	logMissing(log.Info, "no longer: part of an object can't be used as written", *p, now)
-	*p = now
+	logMissing(log.Error, "part of an object can't be used as written, and allows nothing", now, p.all)
+	logMissing(log.Info, "no longer: part of an object can't be used as written", p.all, now)
+	p.all = now
+	return 0
 }
 
 // maxLogged is how many problems are logged at once. One bad object may be the reason of thousands.

@@ -101,8 +101,9 @@ func (r *round) planWays(context.Context) bool {
 }
 
 func (r *round) reportProblems(context.Context) bool {
-	r.problems.report(r.Log, slices.Concat(
-		r.applied.ruleset.Problems, r.cluster.nodes.problems, r.ways.problems(), r.misplacedPods()))
+	wait := r.problems.report(r.Log, r.applied.ruleset.Problems, slices.Concat(
+		r.cluster.nodes.problems, r.ways.problems(), r.misplacedPods()))
+	r.next = sooner(r.next, wait)
 	return true
 }
 
@@ -197,7 +198,7 @@ func (r *round) renewConflist(context.Context) bool {
 
 // answerPlugins answers the plugins whose answer is final, and those whose deadline is over.
 func (r *round) answerPlugins(context.Context) bool {
-	r.next = r.answer(nil)
+	r.next = sooner(r.next, r.answer(nil))
 	return true
 }
 
@@ -241,7 +242,7 @@ func (r *round) retryLeftSets(context.Context) bool {
 // continueSlices asks for another round at once if the engine still has sets to make. The loop takes events that wait
 // before that round, so large policies hold up neither pods that start nor other changes.
 func (r *round) continueSlices(context.Context) bool {
-	if r.cluster.engine.Changed() {
+	if r.cluster.engine.HasSlice() {
 		r.next = time.Nanosecond
 	}
 	return true

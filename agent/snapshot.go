@@ -3,6 +3,7 @@ package agent
 import (
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/endpoint"
@@ -42,6 +43,10 @@ func (s *snapshots) init() {
 	s.enforced.Store(&snapshot{})
 }
 
+// sliceTime is how long the engine works on new sets in one round. If an event comes, it waits as long at most, and for
+// the kernel's part of the slice.
+const sliceTime = 2 * time.Millisecond
+
 // compile makes the ruleset of the present state the target.
 func (a *agent) compile() *snapshot {
 	next := a.present()
@@ -64,11 +69,12 @@ func (a *agent) present() *snapshot {
 		a.cluster.attached = records
 	}
 	engine.SetRefused(a.kernel.refused)
-	rules := engine.Slice
 	if a.kernel.lastSync.IsZero() { // the kernel may have all sets of an earlier agent, and must not lose some of them
-		rules = engine.Ruleset
+		next.compiled = engine.Ruleset()
+	} else {
+		began := time.Now()
+		next.compiled = engine.Slice(func() bool { return time.Since(began) > sliceTime })
 	}
-	next.compiled = rules()
 	if !engine.Changed() { // no set is left for the next slice
 		next.delta = a.cluster.delta
 	}

@@ -61,7 +61,7 @@ func (a *agent) publishStatus() {
 		lastSync: a.kernel.lastSync, backend: a.backend.Name(), setType: a.backend.SetType,
 		endpoints: a.records.copies().list, earlier: a.kernel.earlier,
 		stateless: !a.cluster.known, policies: a.cluster.engine.Policies(),
-		faults: maps.Clone(a.faults.now), problems: a.problems, unenforced: a.source.unenforced, files: a.source.files,
+		faults: maps.Clone(a.faults.now), problems: a.problems.all, unenforced: a.source.unenforced, files: a.source.files,
 		nodeFaults: a.repairs.failures, repairs: slices.Clone(a.repairs.last), networks: len(a.ways.kernel.Remotes),
 		stats: a.stats,
 	})
@@ -73,8 +73,8 @@ func (a *agent) publishSource() {
 	s := *a.status.Load()
 	s.policies, s.unenforced, s.files = a.cluster.engine.Policies(), a.source.unenforced, a.source.files
 	s.faults = maps.Clone(a.faults.now)
-	// The engine has no change since it made the target. So what is enforced is up to date, if it is the target.
-	if s.enforced == a.snapshots.target.Load() && a.records.complete {
+	// If the engine has no change since it made the target, what is enforced is up to date, if it is the target.
+	if s.enforced == a.snapshots.target.Load() && a.records.complete && !a.cluster.engine.Changed() {
 		s.delta = a.cluster.delta
 	}
 	a.status.Store(&s)

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/weir-net/weir/conf"
@@ -99,6 +100,7 @@ func (c *compiler) lower() {
 func (c *compiler) exchange(p *part, now lowered) {
 	was := p.lowered
 	p.lowered, c.joined = now, false
+	c.restated = c.restated || !slices.Equal(was.problems.all, now.problems.all)
 	c.grantSets(was.supplies, now.supplies)
 	for i := range sides {
 		for f := range conf.Families {

@@ -93,6 +93,7 @@ type compiler struct {
 	undecided bool
 	division  division // while the node doesn't have room for all
 	uncounted map[*supply]bool
+	stamp     uint64    // counts the new parts
 	unwanted  []*supply // the sets that lost their last demand, or their last granted one; an Engine empties the list
 	work      work
 
@@ -103,6 +104,10 @@ type compiler struct {
 	opened   [len(sides)][len(conf.Families)]*opened
 	sets     ordered.List[string, ruleset.Set]
 	chains   ordered.List[chainKey, ruleset.Chain]
+
+	problems   []ruleset.Problem // those of all parts; out of date if restated is true
+	restated   bool
+	openStated bool // some of the problems are about pods that no policy isolates
 }
 
 func newCompiler(find finder) *compiler {
@@ -149,9 +154,9 @@ func (c *compiler) setRefused(refused ruleset.Refused) {
 // replaceAll lets compile compute everything again.
 func (c *compiler) replaceAll() {
 	for _, p := range c.parts {
-		p.stale = true
+		p.stale, p.asks = true, nil
 	}
-	c.joined, c.opened = false, [len(sides)][len(conf.Families)]*opened{}
+	c.joined, c.restated, c.opened = false, true, [len(sides)][len(conf.Families)]*opened{}
 }
 
 // replace takes the pods and policies of a namespace as they are now.
@@ -162,15 +167,14 @@ func (c *compiler) replace(l *local) {
 	}
 	if len(l.endpoints)+len(l.expected) > 0 {
 		now := c.partOf(l)
-		now.lowered, now.waited = was.lowered, was.waited // until lower replaces lowered
+		now.lowered, now.waited, now.begun = was.lowered, was.waited, was.begun // until lower and release replace them
 		c.parts[l.namespace] = now
 		c.wanted.rules += now.rules
-		for _, s := range now.wants {
-			c.want(s, now)
-		}
+		c.exchangeWants(was, now)
 	} else if had {
 		delete(c.parts, l.namespace)
 		c.exchange(was, lowered{})
+		c.abandon(was.begun)
 	}
 	for i := range sides {
 		if now := c.parts[l.namespace]; now == nil || !slices.EqualFunc(was.open[i], now.open[i], sameEndpoint) {
@@ -178,10 +182,31 @@ func (c *compiler) replace(l *local) {
 		}
 	}
 	c.wanted.rules -= was.rules
-	for _, s := range was.wants {
-		c.unwant(s, was)
+	if c.parts[l.namespace] == nil {
+		c.stamp++
+		c.exchangeWants(was, &part{})
 	}
 	c.undecided = c.undecided || !c.fit
+}
+
+// exchangeWants says that the new part has demands for its sets, and that the old one has none any more. The sets of
+// the new part have the compiler's stamp.
+func (c *compiler) exchangeWants(was, now *part) {
+	for _, s := range was.wants {
+		s.before = c.stamp
+	}
+	for _, s := range now.wants {
+		if s.before != c.stamp {
+			c.want(s, now)
+		}
+	}
+	for _, s := range was.wants {
+		if s.stamp == c.stamp {
+			s.wanted[slices.Index(s.wanted, was)] = now
+		} else {
+			c.unwant(s, was)
+		}
+	}
 }
 
 // compile brings the ruleset up to date, as far as the work is within the limit, and returns it.
@@ -195,16 +220,30 @@ func (c *compiler) compile() (r ruleset.Ruleset) {
 	c.release()
 	c.lower()
 	c.join()
-	for _, f := range c.common.families {
-		for i := range sides {
-			r.Problems = append(r.Problems, c.opened[i][f].problems...)
-		}
-	}
-	for _, p := range c.parts {
-		r.Problems = append(r.Problems, p.lowered.problems.all...)
-	}
+	r.Problems = c.problemsNow()
 	r.Sets, r.Chains, r.Classes = c.sets.All(), c.chains.All(), c.classes
 	return r
+}
+
+// problemsNow returns the problems of all parts. The result shares its memory with the last one if no problem has
+// changed since.
+func (c *compiler) problemsNow() []ruleset.Problem {
+	if !c.restated {
+		return c.problems
+	}
+	c.problems, c.restated = nil, false
+	for _, families := range c.opened {
+		for _, o := range families {
+			if o != nil {
+				c.problems = append(c.problems, o.problems...)
+			}
+		}
+	}
+	c.openStated = len(c.problems) > 0
+	for _, p := range c.parts {
+		c.problems = append(c.problems, p.lowered.problems.all...)
+	}
+	return c.problems
 }
 
 func entry(p netip.Prefix, comment string) ruleset.Entry {

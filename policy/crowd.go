@@ -44,6 +44,7 @@ type crowd struct {
 	count  [len(conf.Families)]int // how many addresses of each family policy uses for the pods
 	// matches are the live selectors that match, by ID. A compile adds to the slice; other changes replace it.
 	matches []*live
+	unswept bool // some of matches may be gone
 }
 
 var seed = maphash.MakeSeed()
@@ -105,7 +106,7 @@ func (s *space) each() func(func(*crowd) bool) {
 }
 
 // setPolicies replaces the policies of that name. It parses them to find their problems, but leaves policies beyond
-// maxBulk to parseRest.
+// maxBulk to NextUnparsed.
 func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) {
 	s, full := e.space(name.Namespace), name.Namespace+"/"+name.Name
 	local := e.isLocal(s.name)
@@ -114,7 +115,7 @@ func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) 
 	delete(e.unparsed, name)
 	for _, np := range policies {
 		if kept = append(kept, keptPolicy{NetworkPolicy: np}); bulk(np) > maxBulk {
-			e.unparsed[name] = true
+			e.unparsed[name] += parseEffort(np)
 			continue
 		}
 		p := parse(np)
@@ -135,8 +136,8 @@ func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) 
 	e.dropSpace(s)
 }
 
-// policiesIn returns the namespace's policies, parsed. A policy beyond maxBulk has no rules until parseRest has parsed
-// it.
+// policiesIn returns the namespace's policies, parsed. A policy beyond maxBulk has no rules until it is parsed
+// (NextUnparsed).
 func (e *Engine) policiesIn(namespace string) []parsedPolicy {
 	s := e.space(namespace)
 	if s.parsed != nil {
@@ -150,7 +151,7 @@ func (e *Engine) policiesIn(namespace string) []parsedPolicy {
 				var p parsedPolicy
 				if name := (Name{np.Namespace, np.Name}); bulk(np.NetworkPolicy) > maxBulk {
 					p = parseHead(np.NetworkPolicy)
-					e.unparsed[name] = true
+					e.unparsed[name] += parseEffort(np.NetworkPolicy)
 				} else {
 					p = parse(np.NetworkPolicy)
 				}

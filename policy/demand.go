@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 
@@ -31,74 +30,140 @@ type familyRule struct {
 // cost returns how many kernel rules the demand needs.
 func (d *demand) cost() float64 { return float64(d.classes * len(d.rules) * d.ports.rules()) }
 
+// ask has the demands of one policy in one direction.
+type ask struct {
+	rules   []rule
+	classes int // how many classes the policy isolates
+	demands []*demand
+	sets    []*supply // each once
+	cost    float64   // how many kernel rules the demands need
+	stated  complaints
+}
+
+// askKey tells the asks of a part apart.
+type askKey struct {
+	policy    string
+	direction ruleset.Direction
+}
+
 // builder computes one part.
 type builder struct {
 	*compiler
 	*part
-	made   map[string]*supply // by name: the supplies that no other part has
-	wanted map[*supply]bool   // the supplies in wants
+	last map[askKey]*ask    // those of the part before
+	made map[string]*supply // by name: the supplies that no other part has
 }
 
-// demandsOf returns the demands of the policies that isolate the groups. It leaves out demands with a part that the
-// kernel refuses, and reports a problem for each.
-func (b *builder) demandsOf(s *side, groups []*group) (all []*demand) {
-	classes := map[string]int{}
-	var policies []*parsedPolicy
-	for _, g := range groups {
-		seen := map[string]bool{}
-		for _, list := range g.policies {
-			for i := range list {
-				policy := &list[i]
-				if seen[policy.name] { // an alternative of the same group has the policy too
-					continue
-				}
-				seen[policy.name] = true
-				if classes[policy.name]++; classes[policy.name] == 1 {
-					policies = append(policies, policy)
+// isolation is a policy in one direction, with the number of classes that it isolates.
+type isolation struct {
+	*side
+	policy  *parsedPolicy
+	classes int
+}
+
+// isolations returns the policies that isolate the groups of each side, in the order of their names
+// (comparePolicies).
+func isolations(groups [len(sides)][]*group) (all []*isolation) {
+	for i, s := range sides {
+		by := map[string]*isolation{}
+		for _, g := range groups[i] {
+			seen := map[string]bool{}
+			for _, list := range g.policies {
+				for j := range list {
+					policy := &list[j]
+					if seen[policy.name] { // an alternative of the same group has the policy too
+						continue
+					}
+					seen[policy.name] = true
+					if by[policy.name] == nil {
+						by[policy.name] = &isolation{side: s, policy: policy}
+						all = append(all, by[policy.name])
+					}
+					by[policy.name].classes++
 				}
 			}
 		}
 	}
-	slices.SortFunc(policies, func(a, b *parsedPolicy) int { return cmp.Compare(a.name, b.name) })
-	for _, policy := range policies {
-		all = append(all, b.demandsOfPolicy(policy, s, classes[policy.name])...)
-	}
+	slices.SortStableFunc(all, func(a, b *isolation) int { return comparePolicies(a.policy, b.policy) })
 	return all
 }
 
-// demandsOfPolicy returns the demands of one policy, which isolates that many classes. Once the policies of a namespace
-// have asked for more than the whole node has room for, their other demands get nothing, and cost nothing.
-func (b *builder) demandsOfPolicy(policy *parsedPolicy, s *side, classes int) (all []*demand) {
+// demand adds the demands of the policies that isolate the groups. It leaves out demands with a part that the kernel
+// refuses, and reports a problem for each. Once the policies of a namespace have asked for more than the whole node has
+// room for, their other demands get nothing, and cost nothing. What a policy asked for before it asks for again: so a
+// change of one policy takes little time, however many others there are.
+func (b *builder) demand() {
 	room := nodeRoom()
-	for i := range policy.rules[s.direction] {
-		r := &policy.rules[s.direction][i]
+	b.stamp++
+	for _, i := range isolations(b.groups) {
+		if b.rules > room.rules || float64(len(b.wants)) > room.sets {
+			b.refuseAll(i)
+			continue
+		}
+		key, rules := askKey{i.policy.name, i.direction}, i.policy.rules[i.direction]
+		a := b.last[key]
+		if a == nil || a.classes != i.classes || !sameRules(a.rules, rules) {
+			a = b.ask(i)
+		}
+		b.asks[key] = a
+		b.demands, b.rules = append(b.demands, a.demands...), b.rules+a.cost
+		for _, s := range a.sets {
+			if s.stamp != b.stamp {
+				s.stamp, b.wants = b.stamp, append(b.wants, s)
+			}
+		}
+		b.stated.add(i.policy, a.stated.all)
+	}
+}
+
+// sameRules reports whether the rules are those of the same parsed policy.
+func sameRules(a, b []rule) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
+
+// refuseAll reports, for each peer of the policy, that the node has no room.
+func (b *builder) refuseAll(i *isolation) {
+	for _, r := range i.policy.rules[i.direction] {
 		for j := range r.peers {
-			for k := range r.ports {
-				if b.rules > room.rules || float64(len(b.wants)) > room.sets {
-					b.stated.report(policy, r.peers[j].field, noRoom)
+			if len(b.stated.told[i.policy.name]) >= maxProblems {
+				return
+			}
+			if len(r.ports) > 0 {
+				b.stated.report(i.policy, r.peers[j].field, noRoom)
+			}
+		}
+	}
+}
+
+// ask returns the demands of a policy.
+func (b *builder) ask(i *isolation) *ask {
+	a := &ask{rules: i.policy.rules[i.direction], classes: i.classes}
+	has := map[*supply]bool{}
+	for j := range a.rules {
+		r := &a.rules[j]
+		for k := range r.peers {
+			for l := range r.ports {
+				d := &demand{
+					policy: i.policy, side: i.side, rule: r, peer: &r.peers[k], ports: &r.ports[l], classes: i.classes,
+				}
+				if !b.complete(d, &a.stated) {
 					continue
 				}
-				d := &demand{policy: policy, side: s, rule: r, peer: &r.peers[j], ports: &r.ports[k], classes: classes}
-				if !b.complete(d) {
-					continue
-				}
-				all = append(all, d)
-				b.rules += d.cost()
-				for _, set := range d.sets {
-					if !b.wanted[set] {
-						b.wanted[set], b.wants = true, append(b.wants, set)
+				a.demands = append(a.demands, d)
+				a.cost += d.cost()
+				for _, s := range d.sets {
+					if !has[s] {
+						has[s], a.sets = true, append(a.sets, s)
 					}
 				}
 			}
 		}
 	}
-	return all
+	return a
 }
 
 // complete adds the rules and sets to the demand. It reports whether the demand has rules and the kernel refuses none
 // of its parts; it reports a problem for a refused part. A demand has no rules if its peer can match no address of
 // the families.
-func (b *builder) complete(d *demand) bool {
+func (b *builder) complete(d *demand, stated *complaints) bool {
 	for _, f := range b.common.families {
 		if !d.peer.means(f) {
 			continue
@@ -110,7 +175,7 @@ func (b *builder) complete(d *demand) bool {
 		if !d.peer.everyone {
 			s := b.peerSet(d.peer, f)
 			if why := b.refused.Set(f, s.Kind, s.Name); why != "" {
-				b.stated.report(d.policy, d.peer.field, refusedByKernel(why))
+				stated.report(d.policy, d.peer.field, refusedByKernel(why))
 				return false
 			}
 			rule.Sets = append(rule.Sets, ruleset.SetMatch{Name: s.Name, By: d.side.peer})
@@ -118,7 +183,7 @@ func (b *builder) complete(d *demand) bool {
 		}
 		if s, match, words := b.portSet(d.side, d.ports, f); s != nil {
 			if why := b.refused.Set(s.Family, s.Kind, s.Name); why != "" {
-				b.reportPorts(d, refusedByKernel(why))
+				stated.reportPorts(d, refusedByKernel(why))
 				return false
 			}
 			rule.Sets = append(rule.Sets, match)
@@ -129,9 +194,9 @@ func (b *builder) complete(d *demand) bool {
 		}
 		if why, ports := b.refused.Rule(f, rule); why != "" {
 			if ports && len(d.ports.fields) > 0 {
-				b.reportPorts(d, refusedByKernel(why))
+				stated.reportPorts(d, refusedByKernel(why))
 			} else {
-				b.stated.report(d.policy, d.peer.field, refusedByKernel(why))
+				stated.report(d.policy, d.peer.field, refusedByKernel(why))
 			}
 			return false
 		}
@@ -141,9 +206,9 @@ func (b *builder) complete(d *demand) bool {
 }
 
 // reportPorts reports a problem for each field that has the demand's ports.
-func (b *builder) reportPorts(d *demand, why string) {
+func (r *complaints) reportPorts(d *demand, why string) {
 	for _, field := range d.ports.reportFields() {
-		b.stated.report(d.policy, d.rule.field+"."+field, why)
+		r.report(d.policy, d.rule.field+"."+field, why)
 	}
 }
 

@@ -30,10 +30,11 @@ import (
 type Engine struct {
 	node string
 
-	pods     map[Name]*pod // the first of each name
-	spaces   map[string]*space
-	crowds   int                       // how many there are in all spaces
-	unparsed map[Name]bool             // the policies beyond maxBulk whose rules are not parsed yet
+	pods   map[Name]*pod // the first of each name
+	spaces map[string]*space
+	crowds int // how many there are in all spaces
+	// unparsed are the policies beyond maxBulk whose rules aren't parsed yet, and the work that it takes.
+	unparsed map[Name]float64
 	names    ordered.Map[string, bool] // of all policies, NAMESPACE/NAME: whether it is audited
 	places   places
 	networks [len(conf.Families)]ruleset.Entries // of all Nodes
@@ -48,6 +49,7 @@ type Engine struct {
 	addresses addressBook
 	selectors selectorIndex
 	moving    moving
+	unswept   []*crowd // with selectors that are gone
 	reports   reports
 
 	compiler *compiler
@@ -74,7 +76,7 @@ type pod struct {
 // NewEngine returns an engine for the node with that name; empty if it isn't known.
 func NewEngine(node string) *Engine {
 	e := &Engine{
-		node: node, pods: map[Name]*pod{}, spaces: map[string]*space{}, unparsed: map[Name]bool{},
+		node: node, pods: map[Name]*pod{}, spaces: map[string]*space{}, unparsed: map[Name]float64{},
 		names:     ordered.New[string, bool](cmp.Compare),
 		endpoints: map[string]Endpoint{}, attached: map[Name][]string{}, local: map[string]map[string]bool{},
 		expected: map[string]map[*pod]bool{}, touched: map[string]bool{}, common: true,

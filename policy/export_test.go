@@ -11,16 +11,25 @@ import (
 )
 
 // SmallRoom makes the room of nodes and sets small enough for random clusters to exceed it, until the returned function
-// is called. It also makes maxBulk small, so that the rules of small policies are parsed in slices too.
+// is called. It also makes maxBulk and maxPiece small, so that small policies and sets are treated as large ones.
 func SmallRoom(rules, sets, entries float64, inSet int) (restore func()) {
-	room, most, many := nodeRoom, maxSetEntries, maxBulk
-	maxBulk = inSet % 4
+	room, most, many, piece := nodeRoom, maxSetEntries, maxBulk, maxPiece
+	maxBulk, maxPiece = inSet%4, inSet%3
 	nodeRoom, maxSetEntries = func() amount { return amount{rules, sets, entries} }, inSet
-	return func() { nodeRoom, maxSetEntries, maxBulk = room, most, many }
+	return func() { nodeRoom, maxSetEntries, maxBulk, maxPiece = room, most, many, piece }
 }
 
-// SliceOf is Slice with another limit.
-func (e *Engine) SliceOf(work float64) ruleset.Ruleset { return e.compile(work) }
+// SliceWork is the work of a Slice.
+const SliceWork = slice
+
+// SliceOf parses a large policy, if there is one, and then does what Slice does, with another limit.
+func (e *Engine) SliceOf(work float64) ruleset.Ruleset {
+	if u := e.NextUnparsed(); u != nil {
+		u.Parse()
+		e.TakeParsed(u)
+	}
+	return e.compile(work, nil)
+}
 
 // unsound collects what is wrong with an engine.
 type unsound []string
@@ -44,7 +53,7 @@ func (e *Engine) Unsound() []string {
 			}
 		}
 	}
-	u.unless(len(e.moving.addresses)+len(e.moving.crowds) == 0, "not settled")
+	u.unless(len(e.moving.addresses)+len(e.moving.crowds)+len(e.unswept) == 0, "not settled")
 	e.checkSpaces(&u, all)
 	scopes, anchored := map[*scope]int{}, map[anchor]int{}
 	for _, l := range e.selectors.byKey {
@@ -142,6 +151,7 @@ func (c *compiler) check(u *unsound) {
 		for _, s := range p.lowered.supplies {
 			granting[s]++
 		}
+		u.unless(len(p.begun) == 0, "namespace %s has sets without rules", p.namespace)
 		u.unless(!p.fresh && !p.changed && !p.stale, "namespace %s isn't compiled", p.namespace)
 	}
 	for s := range needs {

@@ -3,47 +3,87 @@ package policy
 import "slices"
 
 // dropUnwanted forgets the live selectors and named ports that no demand needs any more, and the entries of sets that
-// are no longer in the ruleset.
+// are no longer in the ruleset. It looks at as many as the work allows, and the next compile goes on. A selector that
+// isn't forgotten yet takes memory and time, and does no harm.
 func (e *Engine) dropUnwanted() {
-	x, gone, scopes := &e.selectors, map[*live]bool{}, map[*scope]bool{}
-	for _, s := range e.compiler.unwanted {
+	c := e.compiler
+	for len(c.unwanted) > 0 && c.work.allows() {
+		some := c.unwanted[:min(len(c.unwanted), dropped)]
+		c.work.left -= float64(len(some)) / dropsPerWork
+		e.dropSome(some)
+		if c.unwanted = c.unwanted[len(some):]; len(c.unwanted) == 0 {
+			c.unwanted = nil
+		}
+	}
+	for len(e.unswept) > 0 && c.work.allows() {
+		last := len(e.unswept) - 1
+		c.work.left -= float64(len(e.unswept[last].matches)) / sweptPerWork
+		e.unswept[last].sweep()
+		if e.unswept = e.unswept[:last]; last == 0 {
+			e.unswept = nil
+		}
+	}
+}
+
+func (e *Engine) dropSome(unwanted []*supply) {
+	x, scopes := &e.selectors, map[*scope]bool{}
+	for _, s := range unwanted {
 		l := x.of(s)
-		if l == nil || gone[l] {
+		if l == nil {
 			continue
 		}
-		gone[l] = true
+		needed := false
 		for f, name := range l.names {
 			now := e.compiler.supplies[name]
-			if now != nil {
-				gone[l] = false
-			}
-			if now == nil || now.granting == 0 {
+			if needed = needed || now != nil; now == nil || now.granting == 0 {
 				l.sets[f] = liveSet{}
 			}
 		}
-		if !gone[l] {
-			delete(gone, l)
+		if needed {
 			continue
 		}
+		l.gone = true
 		delete(e.moving.counts, l)
+		delete(e.moving.sets, l)
 		if l.key == "" {
 			x.dropPort(l)
 			continue
 		}
-		x.drop(l)
-		if scopes[l.scope] = true; len(scopes) > 10 { // a look at all crowds takes less time
-			scopes = map[*scope]bool{{of: selector{namespaces: &everything}}: true}
+		delete(x.byKey, l.key)
+		if x.byPrint[l.print] == l {
+			delete(x.byPrint, l.print)
+		}
+		scopes[l.scope] = true
+		l.scope.selectors--
+		for _, a := range anchors(l.pods) {
+			if x.anchored[a] = slices.DeleteFunc(x.anchored[a], isGone); len(x.anchored[a]) == 0 {
+				delete(x.anchored, a)
+			}
 		}
 	}
-	e.compiler.unwanted = nil
 	for s := range scopes {
+		if s.unanchored = slices.DeleteFunc(s.unanchored, isGone); len(s.unanchored) == 0 {
+			delete(x.open, s)
+		}
 		for n := range e.within(s) {
 			for c := range n.each() {
-				if slices.ContainsFunc(c.matches, func(l *live) bool { return gone[l] }) {
-					c.matches = slices.DeleteFunc(slices.Clone(c.matches), func(l *live) bool { return gone[l] })
+				if !c.unswept {
+					c.unswept, e.unswept = true, append(e.unswept, c)
 				}
 			}
 		}
+		if s.selectors == 0 {
+			delete(x.scopes, s.key)
+		}
+	}
+}
+
+func isGone(l *live) bool { return l.gone }
+
+// sweep takes the selectors that are gone out of the crowd's list.
+func (c *crowd) sweep() {
+	if c.unswept = false; slices.ContainsFunc(c.matches, isGone) {
+		c.matches = slices.DeleteFunc(slices.Clone(c.matches), isGone)
 	}
 }
 
@@ -69,25 +109,5 @@ func (x *selectorIndex) dropPort(l *live) {
 	sets.anywhere = slices.DeleteFunc(slices.Clone(sets.anywhere), same)
 	if sets.here = slices.DeleteFunc(slices.Clone(sets.here), same); len(sets.here) == 0 {
 		delete(x.byPort, key)
-	}
-}
-
-// drop takes the selector out of the index. The crowds' lists still have it.
-func (x *selectorIndex) drop(l *live) {
-	same := func(o *live) bool { return o == l }
-	if delete(x.byKey, l.key); x.byPrint[l.print] == l {
-		delete(x.byPrint, l.print)
-	}
-	for _, a := range anchors(l.pods) {
-		if x.anchored[a] = slices.DeleteFunc(x.anchored[a], same); len(x.anchored[a]) == 0 {
-			delete(x.anchored, a)
-		}
-	}
-	s := l.scope
-	if s.unanchored = slices.DeleteFunc(s.unanchored, same); len(s.unanchored) == 0 {
-		delete(x.open, s)
-	}
-	if s.selectors--; s.selectors == 0 {
-		delete(x.scopes, s.key)
 	}
 }

@@ -156,6 +156,7 @@ func (c *compiler) openClass(side int, f conf.Family) *opened {
 	slices.SortFunc(pods, func(a, b joined) int { return cmp.Compare(a.ID, b.ID) })
 	var entries []ruleset.Entry
 	entries, o.Pods = c.members(pods, f, o.Set, &o.problems)
+	c.restated = c.restated || len(o.problems) > 0 || c.openStated
 	o.set = s.classSet(f, o.Set, entries)
 	return &o
 }

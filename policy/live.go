@@ -13,7 +13,9 @@ import (
 type live struct {
 	id       uint64
 	selector // empty for a named port
-	scope    *scope
+	// gone is true if the index doesn't have the selector any more. Crowds may still have it in their lists.
+	gone  bool
+	scope *scope
 	// print is equal for selectors that match the same crowds: the marks of these crowds together (exclusive or).
 	print uint64
 	port  namedPort

@@ -26,7 +26,8 @@ type part struct {
 	groups [len(sides)][]*group
 	// open are the endpoints that no policy isolates, or whose enforcement is off.
 	open    [len(sides)][]joined
-	demands []*demand  // in the order of their policies (comparePolicies)
+	asks    map[askKey]*ask
+	demands []*demand  // those of the asks, in the order of their policies (comparePolicies)
 	wants   []*supply  // the sets that the demands need
 	rules   float64    // how many kernel rules the demands need
 	stated  complaints // the problems with demands that the kernel refuses
@@ -34,6 +35,7 @@ type part struct {
 	granted  []*demand
 	decided  complaints // with the problems of demands that aren't granted
 	released []*demand  // the granted demands for which the ruleset has the rules and sets
+	begun    []*supply  // the large sets that the ruleset has a part of, and no rule of this part yet
 	fresh    bool       // grant hasn't decided yet, or some sets are not counted yet
 	waits    bool       // whether work is left that was beyond the limit of the last compile
 	waited   int        // how many compiles have left work, one after the other
@@ -42,12 +44,14 @@ type part struct {
 }
 
 func (c *compiler) partOf(l *local) *part {
-	b := builder{compiler: c, part: &part{local: l, fresh: true}, made: map[string]*supply{}, wanted: map[*supply]bool{}}
+	b := builder{compiler: c, part: &part{local: l, fresh: true, asks: map[askKey]*ask{}}, made: map[string]*supply{}}
+	if was := c.parts[l.namespace]; was != nil {
+		b.last = was.asks
+	}
 	for i, s := range sides {
 		b.groups[i], b.open[i] = l.groups(s)
-		b.demands = append(b.demands, b.demandsOf(s, b.groups[i])...)
 	}
-	slices.SortStableFunc(b.demands, func(a, b *demand) int { return comparePolicies(a.policy, b.policy) })
+	b.demand()
 	return b.part
 }
 
@@ -121,6 +125,13 @@ type complaints struct {
 
 // then returns a copy. Reports to the copy don't change the original.
 func (r *complaints) then() complaints { return complaints{slices.Clip(r.all), maps.Clone(r.told)} }
+
+// add reports problems of a policy that another list has.
+func (r *complaints) add(policy *parsedPolicy, all []ruleset.Problem) {
+	for _, p := range all {
+		r.report(policy, strings.TrimPrefix(p.Field, "spec."), p.Message)
+	}
+}
 
 // report reports a problem of a policy once, however many classes the policy isolates, and at most maxProblems problems
 // of the policy.

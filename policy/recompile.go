@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"maps"
 	"math"
 	"slices"
@@ -12,26 +11,31 @@ import (
 
 // Ruleset returns the ruleset for all that the engine was told. Parts that are as they were before share their memory
 // with the last ruleset.
-func (e *Engine) Ruleset() ruleset.Ruleset { return e.compile(math.Inf(1)) }
+func (e *Engine) Ruleset() ruleset.Ruleset { return e.compile(math.Inf(1), nil) }
 
-// Slice does the same as Ruleset, but parses large policies and makes new sets only as far as that takes some twenty
-// milliseconds, for the engine and for the kernel together. If some are left, Changed returns true, and the next call
-// continues. Until then the ruleset drops the packets that only these sets would allow. Namespaces that need little
-// come first, so large policies hold up only each other.
-func (e *Engine) Slice() ruleset.Ruleset { return e.compile(slice) }
+// Slice does the same as Ruleset, but makes new sets only until over returns true, and only as many as the kernel can
+// take in some milliseconds. If some are left, HasSlice returns true, and the next call continues. Slice parses no
+// large policies: NextUnparsed returns them. Until all is done, the ruleset drops the packets that only the missing
+// rules and sets would allow. Namespaces that need little come first, so large policies hold up only each other.
+func (e *Engine) Slice(over func() bool) ruleset.Ruleset { return e.compile(slice, over) }
 
 // compile returns the ruleset after that much work for new sets.
-func (e *Engine) compile(work float64) ruleset.Ruleset {
-	if !e.Changed() {
+func (e *Engine) compile(work float64, over func() bool) ruleset.Ruleset {
+	if math.IsInf(work, 1) {
+		e.parseAll()
+	}
+	if !e.HasSlice() {
 		return e.ruleset
 	}
-	e.compiler.work.begin(work)
+	e.compiler.work.begin(work, over)
 	for namespace := range e.touched {
 		if e.isLocal(namespace) {
 			e.policiesIn(namespace)
 		}
 	}
-	e.parseRest()
+	if math.IsInf(work, 1) {
+		e.parseAll() // of namespaces that have just become local
+	}
 	if e.common {
 		e.compiler.setCommon(e.commonNow())
 	}
@@ -44,14 +48,20 @@ func (e *Engine) compile(work float64) ruleset.Ruleset {
 		}
 	}
 	empty(&e.moving.sets)
+	restated := e.compiler.problems
+	last := e.ruleset.Problems
 	e.ruleset = e.compiler.compile()
-	e.ruleset.Problems = append(e.ruleset.Problems, e.reports.all()...)
+	if ruleset.SameProblems(restated, e.ruleset.Problems) && !e.reports.changed {
+		e.ruleset.Problems = last
+	} else {
+		e.ruleset.Problems = slices.Concat(e.ruleset.Problems, e.reports.all())
+	}
 	for namespace := range e.touched {
 		e.forgetPolicies(namespace)
 	}
 	empty(&e.touched)
 	e.dropUnwanted()
-	if !e.waits() {
+	if len(e.unparsed) == 0 && !e.compiler.waiting() {
 		e.compiler.work.done = nil
 	}
 	e.common, e.stale, e.reports.changed = false, false, false
@@ -60,56 +70,22 @@ func (e *Engine) compile(work float64) ruleset.Ruleset {
 
 // Changed reports whether Ruleset may return another ruleset than the last time. If it returns false, the ruleset is
 // the same.
-func (e *Engine) Changed() bool {
+func (e *Engine) Changed() bool { return e.HasSlice() || len(e.unparsed) > 0 }
+
+// HasSlice reports whether Slice may return another ruleset than the last time. If Changed returns true and HasSlice
+// returns false, then only large policies are left that must be parsed.
+func (e *Engine) HasSlice() bool {
 	for l := range e.moving.counts {
+		if l.gone {
+			continue
+		}
 		for _, f := range conf.Families {
 			e.stale = e.compiler.resized(l.names[f], l.count[f]) || e.stale
 		}
 	}
 	empty(&e.moving.counts)
 	return e.stale || e.common || len(e.touched) > 0 || e.reports.changed || len(e.moving.sets) > 0 ||
-		e.waits()
-}
-
-func (e *Engine) waits() bool { return len(e.unparsed) > 0 || e.compiler.waiting() }
-
-// parseRest parses the rules of policies beyond maxBulk, as far as the work is within the limit.
-func (e *Engine) parseRest() {
-	needed, by := map[string]float64{}, map[string][]Name{}
-	for name := range e.unparsed {
-		by[name.Namespace] = append(by[name.Namespace], name)
-		needed[name.Namespace] += e.parseEffort(name)
-	}
-	for _, namespace := range e.compiler.work.order(needed) {
-		slices.SortFunc(by[namespace], func(a, b Name) int { return cmp.Compare(a.Name, b.Name) })
-		for _, name := range by[namespace] {
-			if !e.compiler.work.spend(namespace, e.parseEffort(name), false) {
-				break
-			}
-			e.parseRules(name)
-		}
-	}
-}
-
-func (e *Engine) parseEffort(name Name) (effort float64) {
-	for _, np := range e.space(name.Namespace).policies[name.Name] {
-		effort += float64(bulk(np.NetworkPolicy)) / bulkPerWork
-	}
-	return effort
-}
-
-func (e *Engine) parseRules(name Name) {
-	delete(e.unparsed, name)
-	s, local := e.space(name.Namespace), e.isLocal(name.Namespace)
-	var problems []ruleset.Problem
-	for i := range s.policies[name.Name] {
-		np := &s.policies[name.Name][i]
-		p := parse(np.NetworkPolicy)
-		if problems = append(problems, p.problems...); local {
-			np.parsed, s.parsed, e.touched[s.name] = &p, nil, true
-		}
-	}
-	e.reports.set(reportOf{policy: name}, problems)
+		e.compiler.waiting() || len(e.compiler.unwanted)+len(e.unswept) > 0
 }
 
 // isLocal reports whether the node has attachments of the namespace's pods, or will have some.

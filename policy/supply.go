@@ -24,9 +24,15 @@ type supply struct {
 	why      string  // the reason why the set can't exist; empty if it can
 	wanted   []*part // those with a demand for the set
 	granting int     // how many parts have a granted demand for the set
-	users    []*tenant
-	sharing  int    // how many namespaces that may be modest need the set
-	modest   uint64 // the last division in which a modest namespace needed the set
+	// beginning is how many times parts have the set in begun. source has the entries of which the set then has the
+	// first.
+	beginning int
+	source    ruleset.Entries
+	users     []*tenant
+	sharing   int // how many namespaces that may be modest need the set
+	// stamp is the compiler\'s when a part was last made that needs the set, and before when one was replaced.
+	stamp, before uint64
+	modest        uint64 // the last division in which a modest namespace needed the set
 }
 
 // want says that the part has demands for the supply.
@@ -155,6 +161,7 @@ func (c *compiler) grantSets(was, now []*supply) {
 	for _, s := range was {
 		if s.granting--; s.granting == 0 {
 			c.sets.Remove(&s.Set)
+			s.Entries, s.source = ruleset.Entries{}, ruleset.Entries{}
 			c.unwanted = append(c.unwanted, s)
 		}
 	}

@@ -6,26 +6,37 @@ import (
 	"math"
 	"slices"
 	"strings"
+
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// The unit of work is one entry that is put into a set: the kernel takes some ten microseconds for it.
+// The unit of work is one entry that is put into a set: the kernel takes up to ten microseconds for it.
 const (
-	// slice is the most work of one compile with a limit. It takes some twenty milliseconds.
-	slice = 1 << 11
+	// slice is the most work of one Slice, besides the time that its caller allows: the kernel's work comes afterwards. It
+	// takes some milliseconds.
+	slice = 1 << 10
 	// crowdsPerWork is how many crowds are compared with a selector in the same time.
 	crowdsPerWork = 200
+	// dropsPerWork is how many selectors are forgotten, and sweptPerWork how many selectors of crowds are looked at for
+	// that, in the same time. dropped is how many are forgotten together.
+	dropsPerWork, sweptPerWork, dropped = 20, 1000, 1 << 8
 	// bulkPerWork is how many peers, or ports, of policies are parsed in the same time.
 	bulkPerWork = 2
 	// maxWaits is how many compiles in a row may leave work of a namespace. After that a problem is reported for each of
 	// its policies that still waits.
-	maxWaits = 1000
+	maxWaits = 10_000
 )
+
+// maxPiece is the largest set that one compile makes whole. Tests make it smaller.
+var maxPiece = slice
 
 // work bounds what one compile does for new sets: counting them, and putting them into the ruleset with their entries.
 // What is beyond the limit waits for the next compile. Until then, the policies' rules that need these sets allow
 // nothing. So policies that need much work don't hold up pods that start, and other namespaces' changes.
 type work struct {
-	left  float64
+	left float64
+	// over, if not nil, reports whether the compile has taken enough time.
+	over  func() bool
 	spent bool // something has been done in this compile
 	// done is the work for each namespace since the last time that none waited. A namespace with more done comes later.
 	done map[string]float64
@@ -37,16 +48,26 @@ func (w *work) spend(namespace string, effort float64, any bool) bool {
 	if math.IsInf(w.left, 1) {
 		return true
 	}
-	if w.left <= 0 || !any && w.spent && effort > w.left {
+	if !w.allows() || !any && w.spent && effort > w.left {
 		return false
-	}
-	if w.done == nil {
-		w.done = map[string]float64{}
 	}
 	w.left -= effort
 	w.spent = true
-	w.done[namespace] += effort
+	w.add(namespace, effort)
 	return true
+}
+
+// allows reports whether the limit isn't reached yet. Something can be done in each compile, so that all ends.
+func (w *work) allows() bool {
+	return w.left > 0 && (!w.spent || w.over == nil || !w.over())
+}
+
+// add counts work of the namespace.
+func (w *work) add(namespace string, effort float64) {
+	if w.done == nil {
+		w.done = map[string]float64{}
+	}
+	w.done[namespace] += effort
 }
 
 // order returns the namespaces in the order in which they may work: those first that have had little work done and need
@@ -57,7 +78,7 @@ func (w *work) order(needed map[string]float64) []string {
 	})
 }
 
-func (w *work) begin(limit float64) { w.left, w.spent = limit, false }
+func (w *work) begin(limit float64, over func() bool) { w.left, w.over, w.spent = limit, over, false }
 
 func (c *compiler) waiting() bool {
 	for _, p := range c.parts {
@@ -83,8 +104,14 @@ func (c *compiler) release() {
 	for _, namespace := range c.work.order(needed) {
 		p := c.parts[namespace]
 		p.released = nil
+		begun := p.begun
+		p.begun = nil
 		seen := map[*supply]bool{}
 		for _, d := range p.granted {
+			if !c.begin(p, d) {
+				p.waits = true
+				continue
+			}
 			if effort := newEntries(d, seen); effort > 0 && !c.work.spend(p.namespace, effort, false) {
 				p.waits = true
 				continue
@@ -93,6 +120,10 @@ func (c *compiler) release() {
 				seen[s] = true
 			}
 			p.released = append(p.released, d)
+		}
+		if c.abandon(begun); !p.waits {
+			c.abandon(p.begun)
+			p.begun = nil
 		}
 		if p.waited++; !p.waits {
 			p.waited = 0
@@ -105,10 +136,47 @@ func (c *compiler) release() {
 func newEntries(d *demand, seen map[*supply]bool) (n float64) {
 	for _, s := range d.sets {
 		if s.granting == 0 && !seen[s] {
-			n += 1 + s.entries
+			n += 1 + max(0, s.entries-float64(s.Entries.Len()))
 		}
 	}
 	return n
+}
+
+// begin puts entries into the demand's large sets, as many as the work allows. It returns true once these sets are
+// whole. Until then the ruleset has the sets, and no rule that uses them. A node whose kernel refuses something gets
+// each set in one piece.
+func (c *compiler) begin(p *part, d *demand) (whole bool) {
+	if whole = true; len(c.refused) > 0 {
+		return true
+	}
+	for _, s := range d.sets {
+		if s.granting > 0 || s.entries <= float64(maxPiece) || math.IsInf(c.work.left, 1) {
+			continue
+		}
+		s.beginning++
+		p.begun = append(p.begun, s)
+		all := c.entriesOf(s)
+		n := max(1, min(all.Len()-s.Entries.Len(), int(c.work.left)))
+		if !c.work.spend(p.namespace, float64(n), true) {
+			whole = false
+			continue
+		}
+		s.Entries, s.source = s.Entries.Follow(s.source, all, n), all
+		c.sets.Put(&s.Set)
+		whole = whole && s.Entries.Len() == all.Len()
+	}
+	return whole
+}
+
+// abandon says that a part doesn't put entries into these sets any more. A set that no part needs for a granted demand
+// leaves the ruleset.
+func (c *compiler) abandon(sets []*supply) {
+	for _, s := range sets {
+		if s.beginning--; s.beginning == 0 && s.granting == 0 {
+			c.sets.Remove(&s.Set)
+			s.source, s.Entries = ruleset.Entries{}, ruleset.Entries{}
+		}
+	}
 }
 
 // reportWait reports a problem for each policy that has waited for long.

@@ -53,6 +53,32 @@ func (e Entries) With(added Entry) Entries {
 	return Entries{e.of.With(added.Element, added.Comment)}
 }
 
+// Follow returns the entries that have those of now in place of those of was, up to the last element, and n more. The
+// entries must be the first ones of was.
+func (e Entries) Follow(was, now Entries, n int) Entries {
+	last, some := e.last(func(Element) bool { return true })
+	within := func(x Element) bool { return some && x.Compare(last) <= 0 }
+	for c := range was.Diff(now) {
+		switch {
+		case !within(c.Key):
+		case c.Has:
+			e = e.With(Entry{c.Key, c.Now})
+		default:
+			e = e.Without(c.Key)
+		}
+	}
+	for more := range now.All() {
+		if within(more.Element) {
+			continue
+		}
+		if n--; n < 0 {
+			break
+		}
+		e = e.With(more)
+	}
+	return e
+}
+
 // Without returns the entries without the one that has this element, if there is one.
 func (e Entries) Without(element Element) Entries { return Entries{e.of.Without(element)} }
 

@@ -1,0 +1,131 @@
+package policy_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// TestOthersPayLittle: beside each kind of hostile policies, a denial of another tenant takes nearly as much memory
+// as without them. Memory stands for all work: whatever a change computes again, it makes anew.
+func TestOthersPayLittle(t *testing.T) {
+	cost := map[string]float64{}
+	for name, list := range hostile {
+		e, all := city(2000)
+		e.Apply(all)
+		e.Ruleset()
+		e.Apply(policies(list()...))
+		e.Ruleset()
+		deny := cityPolicy(18, 0)
+		deny.Name, deny.Spec.Ingress = "deny", nil
+		there, gone := policies(deny), policies(deny)
+		gone.Policies[policy.Name{Namespace: deny.Namespace, Name: deny.Name}] = nil
+		cost[name] = testing.AllocsPerRun(10, func() {
+			for _, d := range []*policy.Delta{there, gone} {
+				e.Apply(d)
+				for more := true; more; more = e.HasSlice() {
+					e.SliceOf(policy.SliceWork)
+				}
+			}
+		})
+	}
+	for name, n := range cost {
+		if n > 1.5*cost["none"] {
+			t.Errorf("%s: %.0f allocations, and %.0f without", name, n, cost["none"])
+		}
+	}
+}
+
+// TestOneOfManyPolicies: a change of one of a tenant's large policies asks for the sets of this policy again, and not
+// for those of the others.
+func TestOneOfManyPolicies(t *testing.T) {
+	cost := map[int]float64{}
+	for _, many := range []int{2, 20} {
+		e, all := city(200)
+		e.Apply(all)
+		e.Ruleset()
+		list := hostilePolicies(1, many, 500, equals)
+		e.Apply(policies(list...))
+		e.Ruleset()
+		toggled := 0
+		cost[many] = testing.AllocsPerRun(4, func() {
+			toggled++
+			np := list[0].DeepCopy()
+			np.Spec.PodSelector.MatchLabels = map[string]string{"app": []string{"a0", "none"}[toggled%2]}
+			e.Apply(policies(np))
+			e.SliceOf(policy.SliceWork)
+		})
+	}
+	if cost[20] > 3*cost[2] {
+		t.Errorf("a change beside 19 other policies takes %.0f allocations, and beside one %.0f", cost[20], cost[2])
+	}
+}
+
+// TestLargeSetsComeInPieces: a slice puts a part of a large set into the ruleset. Until the set is whole, no rule uses
+// it, and another tenant's denial is in the next slice.
+func TestLargeSetsComeInPieces(t *testing.T) {
+	const blocks = 8 * policy.SliceWork
+	e, all := city(1000)
+	e.Apply(all)
+	e.Ruleset()
+	e.Apply(policies(hostilePolicy(1, 0, blocks, ipBlock)))
+	large := func(r ruleset.Ruleset) (entries, rules int) {
+		name := ""
+		for _, s := range r.Sets {
+			if s.Kind == ruleset.Networks && s.Entries.Len() > 100 {
+				name, entries = s.Name, s.Entries.Len()
+			}
+		}
+		for _, c := range r.Chains {
+			for _, rule := range c.Rules {
+				for _, m := range rule.Sets {
+					if m.Name == name {
+						rules++
+					}
+				}
+			}
+		}
+		return entries, rules
+	}
+	last, done := 0, 0
+	for n := 0; e.Changed(); n++ {
+		deny := cityPolicy(2, 0)
+		deny.Name, deny.Spec.Ingress = fmt.Sprint("deny", n), nil
+		deny.Spec.PodSelector = metav1.LabelSelector{}
+		if n < 6 {
+			e.Apply(policies(deny))
+		}
+		r := e.SliceOf(policy.SliceWork)
+		if n < 6 && !denied(r, "ns2/deny"+fmt.Sprint(n)) {
+			t.Fatalf("slice %d lacks the denial that came before it", n)
+		}
+		entries, rules := large(r)
+		switch {
+		case entries-last > policy.SliceWork:
+			t.Errorf("slice %d has %d entries more", n, entries-last)
+		case entries < blocks && rules > 0:
+			t.Errorf("slice %d has %d rules for a set with %d of %d entries", n, rules, entries, blocks)
+		case n > 100:
+			t.Fatal("the slices don't end")
+		}
+		last, done = entries, rules
+	}
+	if last != blocks || done == 0 {
+		t.Errorf("in the end the set has %d of %d entries and %d rules", last, blocks, done)
+	}
+}
+
+// denied reports whether the policy isolates a pod.
+func denied(r ruleset.Ruleset, name string) bool {
+	for _, c := range r.Classes {
+		if strings.Contains(strings.Join(c.Policies, " "), name) && len(c.Pods) > 0 {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,86 @@
+package policy
+
+import (
+	"cmp"
+	"slices"
+
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Unparsed has the policies of one name whose rules aren't parsed yet, because they are large. Until they are, these
+// policies isolate their pods and allow nothing.
+type Unparsed struct {
+	name     Name
+	policies []*networkingv1.NetworkPolicy
+	parsed   []parsedPolicy
+}
+
+// NextUnparsed returns policies that are to be parsed; nil if there are none. Namespaces that have had little work done
+// come first, and small policies. The caller calls Parse, and then TakeParsed. Until then, NextUnparsed returns the
+// same policies again.
+func (e *Engine) NextUnparsed() *Unparsed {
+	if len(e.unparsed) == 0 {
+		return nil
+	}
+	done := e.compiler.work.done
+	first := func(a, b Name) int {
+		return cmp.Or(
+			cmp.Compare(done[a.Namespace]+e.unparsed[a], done[b.Namespace]+e.unparsed[b]),
+			cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	}
+	var u Unparsed
+	for name := range e.unparsed {
+		if u.policies == nil || first(name, u.name) < 0 {
+			u = Unparsed{name: name, policies: e.policiesOf(name)}
+		}
+	}
+	return &u
+}
+
+// Parse parses the policies. It may run beside all methods of the engine.
+func (u *Unparsed) Parse() {
+	u.parsed = make([]parsedPolicy, len(u.policies))
+	for i, np := range u.policies {
+		u.parsed[i] = parse(np)
+	}
+}
+
+// TakeParsed takes the parsed policies, unless the engine has been told of other policies of that name since.
+func (e *Engine) TakeParsed(u *Unparsed) {
+	effort, ok := e.unparsed[u.name]
+	if !ok || !slices.Equal(e.policiesOf(u.name), u.policies) {
+		return
+	}
+	e.compiler.work.add(u.name.Namespace, effort)
+	delete(e.unparsed, u.name)
+	s, local := e.space(u.name.Namespace), e.isLocal(u.name.Namespace)
+	var problems []ruleset.Problem
+	for i := range u.parsed {
+		if problems = append(problems, u.parsed[i].problems...); local {
+			s.policies[u.name.Name][i].parsed, s.parsed, e.touched[s.name] = &u.parsed[i], nil, true
+		}
+	}
+	e.reports.set(reportOf{policy: u.name}, problems)
+}
+
+// parseAll parses all policies that aren't parsed yet.
+func (e *Engine) parseAll() {
+	for name := range e.unparsed {
+		u := Unparsed{name: name, policies: e.policiesOf(name)}
+		u.Parse()
+		e.TakeParsed(&u)
+	}
+}
+
+// policiesOf returns the policies of that name.
+func (e *Engine) policiesOf(name Name) (policies []*networkingv1.NetworkPolicy) {
+	for _, np := range e.space(name.Namespace).policies[name.Name] {
+		policies = append(policies, np.NetworkPolicy)
+	}
+	return policies
+}
+
+// parseEffort returns the work of parsing the policy.
+func parseEffort(np *networkingv1.NetworkPolicy) float64 { return float64(bulk(np)) / bulkPerWork }
