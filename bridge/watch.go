@@ -148,7 +148,6 @@ type heardLink struct {
 
 func heard(l Link) heardLink { return heardLink{l.Name, l.MTU, l.Master, l.Up, l.Running} }
 
-// heardAddress is an address of a link, with its network.
 type heardAddress struct {
 	link    int
 	address netip.Prefix

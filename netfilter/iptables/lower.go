@@ -188,7 +188,6 @@ func lowerChain(c ruleset.Chain, classes []class, numbers map[string]*numbering,
 
 func inOrder(table string) int { return slices.Index(tablesUsed, table) }
 
-// has reports whether the ruleset has chains for the family.
 func (l *lowered) has(f conf.Family) bool {
 	return slices.ContainsFunc(l.chains, func(c chain) bool { return c.family == f })
 }

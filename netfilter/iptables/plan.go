@@ -54,7 +54,6 @@ func (b blind) withoutDeletions() string {
 	return all.String()
 }
 
-// change is a change of one entry of a set.
 type change struct {
 	set string
 	ruleset.Entry

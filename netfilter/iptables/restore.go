@@ -89,7 +89,6 @@ func (r *restorer) carryOut(ctx context.Context, commands string) error {
 	return nil
 }
 
-// restoreError is the error of a failed iptables-restore.
 type restoreError struct {
 	family    conf.Family
 	program   string

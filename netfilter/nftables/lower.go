@@ -38,7 +38,6 @@ type set struct {
 	classes []class
 }
 
-// chain is a chain of a table.
 type chain struct {
 	nftnl.Chain
 	rules   []rule

@@ -146,7 +146,6 @@ func hookOf(chain string) (h nftnl.Hook, ok bool) {
 	return hooks[at], ok
 }
 
-// readSets reads the elements of the table's sets.
 func (d *Driver) readSets(f conf.Family, h *held, was held) (err error) {
 	for name, s := range h.sets {
 		now, err := d.readSet(f, name, s, was.sets[name])

@@ -15,7 +15,6 @@ const tableName = "weir"
 
 const tableComment = "weir: network policies of this node's pods"
 
-// tables are weir's tables.
 var tables = [len(conf.Families)]nftnl.Table{
 	conf.IPv4: {Family: unix.NFPROTO_IPV4, Name: tableName},
 	conf.IPv6: {Family: unix.NFPROTO_IPV6, Name: tableName},

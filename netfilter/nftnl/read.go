@@ -58,7 +58,6 @@ func notExist(err error) error {
 	return err
 }
 
-// get returns the attributes of one object.
 func get(kind int, t Table, body attrs) ([]byte, error) {
 	msgs, err := request(kind, 0, t, body).Execute(unix.NETLINK_NETFILTER, 0)
 	if err != nil {

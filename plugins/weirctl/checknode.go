@@ -17,7 +17,6 @@ type nodeReport struct {
 	Facts    nodecheck.Facts     `json:"facts"`
 }
 
-// checkNode checks the node that the program runs on.
 func checkNode(cmd *cobra.Command, format client.Format) error {
 	r := nodeReport{Facts: nodecheck.Read(cmd.Context())}
 	r.Findings = nodecheck.Judge(r.Facts)

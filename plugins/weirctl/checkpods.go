@@ -15,7 +15,6 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/podcheck"
 )
 
-// podCheckOptions are the flags of the check with pods.
 type podCheckOptions struct {
 	names        []string
 	image, world string

@@ -42,7 +42,6 @@ const dropsExample = `  weirctl drops -f                                    # as
   kubectl weir drops -f -n shop --policy deny         # of one namespace and one policy
   kubectl weir drops --node w1,w2 --since 1h -o json | jq -r .destination.pod | sort | uniq -c`
 
-// dropsOptions are the flags of the command drops.
 type dropsOptions struct {
 	output, pcap string
 	query        agentapi.DropsQuery
@@ -130,7 +129,6 @@ func reasonNames() (names []string) {
 
 func reasons() string { return strings.Join(reasonNames(), ", ") }
 
-// ofThisNode shows the drops of this node.
 func (o *dropsOptions) ofThisNode(ctx context.Context, printDrop func(*agentapi.Drop) error) error {
 	var failed error
 	err := agentapi.Drops(ctx, o.query, func(d *agentapi.Drop) bool {

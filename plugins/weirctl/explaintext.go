@@ -11,7 +11,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// explanationLines prints the explanation as text.
 func explanationLines(p *client.Printer, e explain.Explanation) {
 	for i, path := range e.Paths {
 		if i > 0 {

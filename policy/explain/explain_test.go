@@ -184,7 +184,6 @@ func opened(r ruleset.Ruleset) ruleset.Ruleset {
 	return r
 }
 
-// without returns the ruleset with the set empty.
 func without(r ruleset.Ruleset, set string) ruleset.Ruleset {
 	r.Sets = slices.Clone(r.Sets)
 	for i := range r.Sets {

@@ -228,7 +228,6 @@ func (c *Cluster) places(r Ref) ([]Place, error) {
 	return all, nil
 }
 
-// placeOf returns what is known of an address.
 func (c *Cluster) placeOf(a netip.Addr) Place {
 	p := Place{Address: a}
 	for _, e := range c.Endpoints {

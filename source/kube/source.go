@@ -106,7 +106,6 @@ func (s *Source) Run(ctx context.Context, update func(*policy.Delta, error)) err
 	}
 }
 
-// requestTimeout bounds a single request to the API server.
 const requestTimeout = 5 * time.Second
 
 // Lookup asks the API server for the pod of that namespace and name, whatever its UID, without the watch. ok is false

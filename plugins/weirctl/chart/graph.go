@@ -64,7 +64,6 @@ func Dot(out io.Writer, v View) error {
 	return w.Flush()
 }
 
-// portsOf returns the ports of the row in words.
 func portsOf(r reach.Row) string {
 	if r.Family != "" {
 		return r.Ports.String() + " (" + r.Family + ")"

@@ -64,7 +64,6 @@ func DropLine(d *agentapi.Drop) string {
 	return b.String()
 }
 
-// why returns why the packets were dropped.
 func why(d *agentapi.Drop) string {
 	switch d.Reason {
 	case agentapi.ByAudit:

@@ -70,7 +70,6 @@ func (c *Cluster) FollowDrops(ctx context.Context, o DropsOfNodes, times FollowT
 	return context.Cause(ctx)
 }
 
-// follower follows the drops of all nodes.
 type follower struct {
 	*Cluster
 	DropsOfNodes

@@ -123,7 +123,6 @@ func (a *API) eachOf(
 	}
 }
 
-// loader reads a cluster from the API server.
 type loader struct {
 	*API
 	ctx        context.Context

@@ -300,7 +300,6 @@ func (c *Cluster) Ask(ctx context.Context, of Agent, path string, question, into
 	return nil
 }
 
-// maxAnswer bounds the size of an agent's answer.
 const maxAnswer = 64 << 20
 
 // Find returns the agent of the node. The error says that there is no such node, and is a usage error.

@@ -241,7 +241,6 @@ func (f *fake) exec(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// probe does what a network does.
 func (f *fake) probe(namespace string, from int, p probe.Probe) probe.Result {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -282,7 +281,6 @@ func (f *fake) probe(namespace string, from int, p probe.Probe) probe.Result {
 	return result
 }
 
-// denies reports whether the policies deny the connection.
 func (f *fake) denies(namespace string, from, to int) bool {
 	policy := func(name string) *networkingv1.NetworkPolicy {
 		path := "/apis/networking.k8s.io/v1/namespaces/" + namespace + "/networkpolicies/" + name

@@ -8,7 +8,6 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 )
 
-// phase is one check of policies.
 type phase struct {
 	check  Name
 	create []*networkingv1.NetworkPolicy
@@ -20,7 +19,6 @@ type phase struct {
 func allOf(attempt) bool  { return true }
 func noneOf(attempt) bool { return false }
 
-// policyPhases makes the checks of policies.
 func (c *Check) policyPhases(ctx context.Context, r *run) error {
 	only := func(a attempt) bool { return a.from == r.first() }
 	ingress := policyObject(denyPolicy, server, networkingv1.PolicyTypeIngress)

@@ -41,7 +41,6 @@ type Check struct {
 	Progress *weirctl.Progress
 }
 
-// run is one run of a check.
 type run struct {
 	namespace string
 	nodes     []weirctl.Agent

@@ -54,7 +54,6 @@ type Result struct {
 	Timeout bool `json:"timeout,omitempty"`
 }
 
-// parallel bounds the probes that run at the same time.
 const parallel = 64
 
 // Run tries all probes, and returns the results in the same order.
