@@ -54,6 +54,7 @@ type agent struct {
 	lastRound atomic.Int64 // when the last reconcile began, Unix nanoseconds
 	explainer explainer
 	drops     dropLog
+	flows     *flowLog
 
 	// Only the loop's goroutine uses the other fields.
 	records    records
@@ -121,7 +122,8 @@ func Run(ctx context.Context, o Options) error {
 		func() error { return a.loop(ctx) },
 		func() error { return a.keepNode(ctx) },
 		func() error { return a.reap(ctx) },
-		func() error { return a.watchDrops(ctx) })
+		func() error { return a.watchDrops(ctx) },
+		func() error { return a.watchFlows(ctx) })
 	parts = append(parts, servers.serve...)
 	done := make(chan error, len(parts))
 	for _, part := range parts {
@@ -146,7 +148,7 @@ func newAgent(o Options, backend Backend, links netlinksafe.Handle) *agent {
 		events: make(chan event), drift: newDrift(), upkeep: newUpkeep(), reaper: newReaper(),
 		records: newRecords(), cluster: newClusterView(o.Node.Name), enrolments: newEnrolments(), links: newLinks(),
 		merger: ruleset.NewMerger(ruleset.UsualBounds()), cutting: newCutting(), faults: newFaults(o.Log),
-		drops: newDropLog(),
+		drops: newDropLog(), flows: newFlowLog(),
 	}
 	a.snapshots.init()
 	a.explainer = explainer{

@@ -26,7 +26,10 @@ type Options struct {
 	NoDrops bool
 	// DropsFile is the path of a file to which dropped packets are written as JSON; empty for none.
 	DropsFile string
-	Node      NodeOptions
+	// Flows is true to record allowed connections all the time. Otherwise the agent does so only when somebody asks for
+	// it.
+	Flows bool
+	Node  NodeOptions
 }
 
 // NodeOptions are for an agent with a source that knows the cluster's nodes. Such an agent sets up the tunnel and the

@@ -92,6 +92,8 @@ func (a *agent) listen(ctx context.Context) (*servers, error) {
 	api.HandleFunc("POST "+agentapi.EnforcedPath, a.serveEnforced)
 	api.HandleFunc("GET "+agentapi.AuditPath, func(w http.ResponseWriter, r *http.Request) { a.serveAudit(ctx, w, r) })
 	api.HandleFunc("GET "+agentapi.DropsPath, func(w http.ResponseWriter, r *http.Request) { a.drops.serve(ctx, w, r) })
+	api.HandleFunc("GET "+agentapi.FlowsPath, a.serveFlows)
+	api.HandleFunc("POST "+agentapi.FlowsPath, a.serveFlows)
 	s.add(socket, &http.Server{Handler: api, ReadHeaderTimeout: headerTimeout})
 	if a.HealthAddress == "" {
 		return s, nil

@@ -27,6 +27,7 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/internal/version"
+	"github.com/weir-net/weir/netfilter/flowlog"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/source/kube"
@@ -137,6 +138,8 @@ func runCommand() *cobra.Command {
 		"host:port where /healthz, /readyz and /metrics are answered")
 	flags.BoolVar(&drops, "drops", true,
 		"report dropped packets (weirctl drops, metrics); with --drops=false another program can read NFLOG group 88")
+	flags.BoolVar(&o.Flows, "flows", false,
+		"record allowed connections all the time; without it, weirctl flows --record does so for a while")
 	flags.StringVar(&o.DropsFile, "drops-file", "",
 		"file to which dropped packets are written, as JSON values one a line; at 16 MiB it becomes FILE.1; default: none")
 	flags.StringVar(&o.Node.Name, "node-name", os.Getenv("NODE_NAME"),
@@ -220,7 +223,7 @@ func cleanupCommand() *cobra.Command {
 				return fmt.Errorf("open netlink: %w", err)
 			}
 			defer links.Close()
-			if err := errors.Join(overlay.New(links).Remove(), bridge.RemoveGuard()); err != nil {
+			if err := errors.Join(overlay.New(links).Remove(), bridge.RemoveGuard(), flowlog.Remove()); err != nil {
 				return err
 			}
 			driver, err := iptables.New(cmd.Context())

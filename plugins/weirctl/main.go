@@ -46,6 +46,7 @@ func run() int {
 	}
 	root.AddCommand(statusCommand(), podsCommand(), explainCommand(), versionCommand())
 	root.AddCommand(auditCommand(), dropsCommand(), matrixCommand(), diffCommand())
+	root.AddCommand(flowsCommand(), suggestCommand())
 	root.AddCommand(waitCommand(), dumpCommand(), connectCommand())
 	root.AddCommand(checkCommand(), probeCommand())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return client.Usage(err) })

@@ -91,7 +91,14 @@ const hintNoAgent = "weirctl asks the agent of the node that it runs on; " +
 
 // Post asks the agent for the path with the question as JSON, and decodes the answer. The error is one line.
 func Post(ctx context.Context, path string, question, into any) error {
-	err := post(ctx, path, question, into)
+	return hinted(post(ctx, path, question, into))
+}
+
+// Get asks the agent for the path, and decodes the answer. The error is one line.
+func Get(ctx context.Context, path string, into any) error { return hinted(get(ctx, path, into)) }
+
+// hinted returns the error with what to do about it.
+func hinted(err error) error {
 	switch {
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("%s may not be opened: run weirctl as root: %w", agentapi.Socket, os.ErrPermission)

@@ -1,0 +1,296 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/weir-net/weir/agent/drops"
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/flowlog"
+	"github.com/weir-net/weir/netfilter/nflog"
+	"github.com/weir-net/weir/policy"
+)
+
+const (
+	// flowsCheck is how often the agent looks whether the rules that log flows are still there, and for the right links.
+	flowsCheck = 10 * time.Second
+	// maxRecording is the longest time for which a person can have flows recorded.
+	maxRecording = 7 * 24 * time.Hour
+)
+
+// flowLog records allowed connections while somebody wants them. Otherwise the kernel has no rule for it, and no
+// goroutine does anything. Any goroutine may use it.
+type flowLog struct {
+	wake chan struct{} // has room for one
+
+	mu           sync.Mutex
+	table        *flowTable
+	since, until time.Time
+	recording    bool
+	why          string // why nothing is recorded although it should be
+	unknown      uint64
+	stop         context.CancelFunc // ends the recording; nil if there is none
+}
+
+func newFlowLog() *flowLog { return &flowLog{wake: make(chan struct{}, 1), table: newFlowTable()} }
+
+// order has flows recorded for the given time from now on; 0 ends the recording.
+func (l *flowLog) order(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if d > 0 && !l.recording { // a new recording begins with an empty table
+		l.table, l.since, l.unknown = newFlowTable(), now, 0
+	}
+	l.until, l.why = now.Add(d), ""
+	if d == 0 && l.stop != nil {
+		l.stop()
+	}
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// left returns for how long the agent shall record.
+func (l *flowLog) left() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return time.Until(l.until)
+}
+
+// answer returns the flows that were seen within the last while; all if d is 0.
+func (l *flowLog) answer(d time.Duration) agentapi.Flows {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var from time.Time
+	if d > 0 {
+		from = time.Now().Add(-d)
+	}
+	return agentapi.Flows{
+		Since: l.since, Until: l.until, Recording: l.recording, Why: l.why, Unknown: l.unknown,
+		Forgotten: l.table.forgotten, Flows: l.table.since(from),
+	}
+}
+
+// watchFlows records flows when somebody orders it, until ctx ends. It never returns an error: enforcement doesn't need
+// it.
+func (a *agent) watchFlows(ctx context.Context) error {
+	if err := flowlog.Remove(); err != nil { // an agent that was killed may have left it
+		a.Log.Warn("rules that log flows may be left", "error", err)
+	}
+	if a.Flows {
+		a.flows.order(100 * 365 * 24 * time.Hour)
+	}
+	for ctx.Err() == nil {
+		wait := make(<-chan time.Time)
+		if a.flows.left() > 0 {
+			err := a.recordFlows(ctx)
+			a.flows.ended(err)
+			if err == nil {
+				continue
+			}
+			a.Log.Warn("flows aren't recorded", "error", err)
+			wait = time.After(dropsRetry)
+		}
+		select {
+		case <-ctx.Done():
+		case <-a.flows.wake:
+		case <-wait:
+		}
+	}
+	return nil
+}
+
+func (l *flowLog) ended(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.recording, l.stop, l.why = false, nil, ""
+	if err != nil {
+		l.why = err.Error()
+	}
+}
+
+// recordFlows records flows until the ordered time is over, ctx ends, or an error occurs.
+func (a *agent) recordFlows(ctx context.Context) (err error) {
+	reader, err := nflog.Open(conf.FlowGroup)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, reader.Close()) }()
+	defer func() { err = errors.Join(err, flowlog.Remove()) }()
+	reading, stop := context.WithCancel(ctx)
+	defer stop()
+	r := recording{agent: a, sums: drops.NewSums()}
+	r.sums.IsPod = r.known.contains
+	if err := r.check(); err != nil {
+		return err
+	}
+	a.flows.mu.Lock()
+	a.flows.recording, a.flows.stop = true, stop
+	a.flows.mu.Unlock()
+	wait := flowsCheck
+	for reading.Err() == nil {
+		left := a.flows.left()
+		if left <= 0 {
+			break
+		}
+		r.known.stale = true
+		lost, err := reader.Read(reading, min(wait, left), r.count)
+		r.sums.At(time.Now())
+		r.sums.Lost(lost)
+		lines, more := r.sums.Lines(nil)
+		r.take(ctx, lines)
+		if err == nil && time.Since(r.checked) >= flowsCheck {
+			err = r.check()
+		}
+		if err != nil {
+			return err
+		}
+		if wait = flowsCheck; more {
+			wait = dropsWait
+		}
+		select {
+		case <-reading.Done():
+		case <-time.After(dropsPause):
+		}
+	}
+	r.take(ctx, r.sums.Rest())
+	return nil
+}
+
+// recording is what a recording of flows has counted.
+type recording struct {
+	*agent
+	sums    *drops.Sums
+	known   podNetworks
+	view    dropView
+	links   []string
+	checked time.Time
+	beyond  uint64 // what the kernel's limit had left out at the last check
+}
+
+func (r *recording) count(p *nflog.Packet) {
+	if r.known.stale {
+		r.known.load(r.snapshots.target.Load())
+		r.sums.At(time.Now())
+	}
+	r.sums.Add(p)
+}
+
+// check makes the kernel's rules if they are missing or for other links, and counts the packets that they left out.
+func (r *recording) check() error {
+	r.checked = time.Now()
+	beyond, there, err := flowlog.Beyond()
+	if err != nil {
+		return err
+	}
+	r.sums.Lost(beyond - min(beyond, r.beyond))
+	r.beyond = beyond
+	links := flowLinks(r.snapshots.target.Load())
+	if there && slices.Equal(links, r.links) {
+		return nil
+	}
+	r.links, r.beyond = links, 0
+	return flowlog.Make(links)
+}
+
+// flowLinks returns the links by which packets from this node's pods come in: weir0, and those of chained attachments.
+func flowLinks(s *snapshot) []string {
+	links := []string{conf.Bridge}
+	for _, l := range s.links() {
+		if l.In != "" {
+			links = append(links, l.In)
+		}
+	}
+	slices.Sort(links)
+	return slices.Compact(links)
+}
+
+// take adds the lines to the table, with the names and labels that their ends have now.
+func (r *recording) take(ctx context.Context, lines []drops.Line) {
+	if len(lines) == 0 {
+		return
+	}
+	r.view.load(r.snapshots.target.Load())
+	answer := make(chan policy.State, 1)
+	all := func(drops.Line) bool { return true }
+	state, _ := askLoop(ctx, r.agent, stateWanted{addressesOf(lines, all), answer}, answer)
+	r.flows.mu.Lock()
+	defer r.flows.mu.Unlock()
+	for _, l := range lines {
+		if l.Kind != agentapi.DropShown || !l.Flow.Source().IsValid() {
+			r.flows.unknown += l.Count
+			continue
+		}
+		r.flows.table.add(agentapi.Flow{
+			Source: r.end(l.Flow.Source(), state), Destination: r.end(l.Flow.Destination(), state),
+			Protocol: protocolName(l.Flow.Proto), Port: l.Flow.DstPort, Count: l.Count, First: l.Time, Last: l.Time,
+		})
+	}
+}
+
+// end returns what is known of the address.
+func (r *recording) end(address netip.Addr, state policy.State) agentapi.FlowEnd {
+	end := agentapi.FlowEnd{Address: address, Pod: r.view.pods[address], Node: r.view.nodes[address]}
+	var found []*policy.Pod
+	for i := range state.Pods {
+		p := &state.Pods[i]
+		name := p.Namespace + "/" + p.Name
+		if end.Pod == name || end.Pod == "" && !p.HostNetwork && !p.Finished && slices.Contains(p.Addresses, address) {
+			found = append(found, p)
+		}
+	}
+	var names []string
+	for _, p := range found {
+		names = append(names, p.Namespace+"/"+p.Name)
+	}
+	slices.Sort(names)
+	if end.Pod == "" {
+		end.Pod = strings.Join(slices.Compact(names), ",")
+	}
+	if len(found) == 1 {
+		if end.Labels = found[0].Labels; end.Labels == nil {
+			end.Labels = map[string]string{}
+		}
+	}
+	return end
+}
+
+// serve answers GET and POST /v1/flows.
+func (a *agent) serveFlows(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodPost {
+		var order agentapi.FlowsOrder
+		err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<10)).Decode(&order)
+		if err == nil && (order.For < 0 || order.For > maxRecording) {
+			err = errors.New("for: must be a time from 0 to 168h")
+		}
+		if err == nil && a.Flows {
+			err = errors.New("this agent runs with --flows, so it records all the time")
+		}
+		if err != nil {
+			refuse(w, http.StatusBadRequest, err)
+			return
+		}
+		a.flows.order(order.For)
+	}
+	var since time.Duration
+	if s := r.URL.Query().Get("since"); s != "" {
+		var err error
+		if since, err = time.ParseDuration(s); err != nil || since < 0 {
+			refuse(w, http.StatusBadRequest, errors.New("since: must be a duration such as 1h"))
+			return
+		}
+	}
+	answer := a.flows.answer(since)
+	answer.Node = a.Node.Name
+	writeJSON(w, http.StatusOK, answer)
+}

@@ -1,0 +1,90 @@
+package agent
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/weir-net/weir/agentapi"
+)
+
+// maxFlows bounds the flows that a flowTable keeps.
+const maxFlows = 8192
+
+// flowTable has the flows that were seen, one for each source, destination, protocol and port. If there is no more
+// room, the source with the most flows loses the one that was seen longest ago: so a source that connects to
+// everything pushes out no flow of the others.
+type flowTable struct {
+	most      int
+	flows     map[flowKey]*agentapi.Flow
+	by        map[string]map[flowKey]bool // the keys of each source
+	forgotten uint64
+}
+
+type flowKey struct {
+	source, destination, protocol string
+	port                          uint16
+}
+
+func newFlowTable() *flowTable {
+	return &flowTable{most: maxFlows, flows: map[flowKey]*agentapi.Flow{}, by: map[string]map[flowKey]bool{}}
+}
+
+// endKey returns a text that is equal for the same pod, and otherwise for the same address.
+func endKey(e agentapi.FlowEnd) string {
+	return cmp.Or(e.Pod, e.Address.String())
+}
+
+// add counts the connections of the flow.
+func (t *flowTable) add(f agentapi.Flow) {
+	key := flowKey{endKey(f.Source), endKey(f.Destination), f.Protocol, f.Port}
+	if same := t.flows[key]; same != nil {
+		same.Count += f.Count
+		same.Last = f.Last
+		return
+	}
+	if len(t.flows) >= t.most {
+		t.forget()
+	}
+	t.flows[key] = &f
+	if t.by[key.source] == nil {
+		t.by[key.source] = map[flowKey]bool{}
+	}
+	t.by[key.source][key] = true
+}
+
+func (t *flowTable) forget() {
+	source, most := "", 0
+	for s, keys := range t.by {
+		if len(keys) > most || len(keys) == most && s < source {
+			source, most = s, len(keys)
+		}
+	}
+	var oldest flowKey
+	var seen time.Time
+	for k := range t.by[source] {
+		if last := t.flows[k].Last; seen.IsZero() || last.Before(seen) {
+			oldest, seen = k, last
+		}
+	}
+	delete(t.flows, oldest)
+	if delete(t.by[source], oldest); len(t.by[source]) == 0 {
+		delete(t.by, source)
+	}
+	t.forgotten++
+}
+
+// since returns copies of the flows that were seen at that time or later, the newest last.
+func (t *flowTable) since(from time.Time) []agentapi.Flow {
+	all := []agentapi.Flow{}
+	for _, f := range t.flows {
+		if !f.Last.Before(from) {
+			all = append(all, *f)
+		}
+	}
+	slices.SortFunc(all, func(a, b agentapi.Flow) int {
+		return cmp.Or(a.Last.Compare(b.Last), cmp.Compare(endKey(a.Source), endKey(b.Source)),
+			cmp.Compare(endKey(a.Destination), endKey(b.Destination)), cmp.Compare(a.Port, b.Port))
+	})
+	return all
+}

@@ -1,0 +1,234 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/plugins/weirctl/client"
+)
+
+const flowsLong = `
+Shows which connections the policies have allowed: who connected to whom, to which port, how often, and when last. The
+agent records that only while somebody asks for it, with --record, or if it runs with --flows. Otherwise no packet
+meets a rule for it. While it records, the kernel copies the first packet of each connection, at most 2,000 a second.
+
+A line stands for all connections of a pod, or of an address, to one port of another. The agent keeps 8,192 of them.
+As kubectl weir, or with --cluster, the command is about all nodes.
+
+Exit codes:
+  0  the flows were shown
+  1  a node has not answered, no agent could be asked, or nothing was recorded
+  2  the arguments are wrong`
+
+const flowsExample = `  weirctl flows --record 1h                 # record on this node for an hour
+  weirctl flows                             # what was seen
+  weirctl flows --stop
+  kubectl weir flows --record 24h           # on all nodes
+  kubectl weir flows --since 1h -n shop
+  kubectl weir flows -o json > flows.json   # for weirctl suggest --flows flows.json`
+
+// flowsFlags are the flags of commands that ask for flows.
+type flowsFlags struct {
+	since   time.Duration
+	cluster bool
+	nodes   client.NodeFlags
+}
+
+func flowsCommand() *cobra.Command {
+	var f flowsFlags
+	var output, namespace string
+	var record time.Duration
+	var stop bool
+	cmd := &cobra.Command{
+		Use: "flows", Short: "Show which connections the policies have allowed, and record them",
+		Long: flowsLong[1:], Example: flowsExample,
+		Args: client.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			format, err := client.ParseFormat(output)
+			switch {
+			case err != nil:
+				return err
+			case f.since < 0 || record < 0:
+				return client.Usage(errors.New("--since and --record must not be negative"))
+			case stop && record > 0:
+				return client.Usage(errors.New("--record and --stop exclude each other"))
+			}
+			var order *agentapi.FlowsOrder
+			if stop || record > 0 {
+				order = &agentapi.FlowsOrder{For: record}
+			}
+			all, err := f.ask(cmd.Context(), order)
+			if len(all) == 0 {
+				return err
+			}
+			if order != nil && format == client.Text {
+				return errors.Join(printRecording(cmd.OutOrStdout(), all), err)
+			}
+			return errors.Join(printFlows(cmd.OutOrStdout(), format, all, namespace), err)
+		},
+	}
+	f.addFlags(cmd)
+	cmd.Flags().DurationVar(&record, "record", 0, "record flows from now on, for this long, such as 1h; at most 168h")
+	cmd.Flags().BoolVar(&stop, "stop", false, "end the recording")
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only if the sender or the receiver is in this namespace")
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	return cmd
+}
+
+func (f *flowsFlags) addFlags(cmd *cobra.Command) {
+	cmd.Flags().DurationVar(&f.since, "since", 0, "flows that were seen within this time, such as 1h; default: all")
+	cmd.Flags().BoolVar(&f.cluster, "cluster", isPlugin(), "ask all nodes, through the API server")
+	f.nodes.AddFlags(cmd.Flags())
+}
+
+// ask asks the agent, or those of all nodes, for flows, and gives them the order if there is one. With an error, there
+// may be answers of some nodes.
+func (f *flowsFlags) ask(ctx context.Context, order *agentapi.FlowsOrder) ([]agentapi.Flows, error) {
+	path := agentapi.FlowsQuery(f.since)
+	if !f.cluster {
+		var one agentapi.Flows
+		ask := func() error { return client.Get(ctx, path, &one) }
+		if order != nil {
+			ask = func() error { return client.Post(ctx, path, order, &one) }
+		}
+		if err := ask(); err != nil {
+			return nil, usage(err)
+		}
+		return []agentapi.Flows{one}, nil
+	}
+	cluster, err := f.nodes.Cluster()
+	if err != nil {
+		return nil, err
+	}
+	agents, err := cluster.Agents(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var question any
+	if order != nil {
+		question = order
+	}
+	var all []agentapi.Flows
+	var failed []string
+	err = client.AskAll(ctx, agents, client.AskOptions{Parallel: f.nodes.Parallel, Within: answersWithin},
+		func(ctx context.Context, of client.Agent) (v agentapi.Flows, err error) {
+			return v, cluster.Ask(ctx, of, path, question, &v)
+		},
+		func(a client.Answer[agentapi.Flows]) {
+			if a.Err != nil {
+				failed = append(failed, a.Node+": "+a.Err.Error())
+				return
+			}
+			a.Value.Node = a.Node
+			all = append(all, a.Value)
+		})
+	if err == nil && len(failed) > 0 {
+		err = fmt.Errorf("%d of %d nodes have not answered: %s", len(failed), len(agents), strings.Join(failed, "; "))
+	}
+	return all, err
+}
+
+// usage makes the agent's refusal of a question a usage error.
+func usage(err error) error {
+	if message, wrong := client.WrongInput(err); wrong {
+		return client.Usage(errors.New(message))
+	}
+	return err
+}
+
+func printRecording(out io.Writer, all []agentapi.Flows) error {
+	for _, f := range all {
+		of, until := "", "flows are not recorded"
+		if f.Node != "" {
+			of = f.Node + ": "
+		}
+		if left := time.Until(f.Until); left > 0 {
+			until = "flows are recorded until " + f.Until.Local().Format(time.DateTime)
+		}
+		if _, err := fmt.Fprintln(out, of+until); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// errNothingRecorded says how to record flows.
+var errNothingRecorded = errors.New("no flows were recorded: weirctl flows --record 1h records them for an hour")
+
+func printFlows(out io.Writer, format client.Format, all []agentapi.Flows, namespace string) error {
+	recorded := false
+	for i := range all {
+		recorded = recorded || !all[i].Since.IsZero()
+		flows := all[i].Flows[:0]
+		for _, f := range all[i].Flows {
+			if namespace == "" || inNamespace(f.Source, namespace) || inNamespace(f.Destination, namespace) {
+				flows = append(flows, f)
+			}
+		}
+		all[i].Flows = flows
+	}
+	if format == client.JSON {
+		return json.NewEncoder(out).Encode(all)
+	}
+	if !recorded {
+		return errNothingRecorded
+	}
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	line := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) } // Flush reports errors
+	line("LAST\tCOUNT\tFROM\tTO\tPROTOCOL\tNODE")
+	for _, n := range all {
+		for _, f := range n.Flows {
+			to := agentapi.DropEnd{
+				Pod: f.Destination.Pod, Node: f.Destination.Node, Address: f.Destination.Address, Port: f.Port,
+			}
+			line("%s\t%d\t%s\t%s\t%s\t%s", f.Last.Local().Format(time.TimeOnly), f.Count, agentapi.OneLine(f.Source.String()),
+				agentapi.OneLine(to.String()), f.Protocol, n.Node)
+		}
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, n := range all {
+		for _, note := range gaps(n) {
+			_, _ = fmt.Fprintln(os.Stderr, "weirctl: note:", note)
+		}
+	}
+	return nil
+}
+
+// gaps say what a node's flows lack.
+func gaps(f agentapi.Flows) (notes []string) {
+	of := ""
+	if f.Node != "" {
+		of = f.Node + ": "
+	}
+	if f.Why != "" {
+		notes = append(notes, of+"flows aren't recorded: "+f.Why)
+	}
+	if f.Unknown > 0 {
+		notes = append(notes, fmt.Sprintf("%s%d packets belong to no flow that is known", of, f.Unknown))
+	}
+	if f.Forgotten > 0 {
+		notes = append(notes, fmt.Sprintf("%s%d older flows made room for newer ones", of, f.Forgotten))
+	}
+	return notes
+}
+
+func inNamespace(e agentapi.FlowEnd, namespace string) bool {
+	for p := range strings.SplitSeq(e.Pod, ",") {
+		if n, _, ok := strings.Cut(p, "/"); ok && n == namespace {
+			return true
+		}
+	}
+	return false
+}

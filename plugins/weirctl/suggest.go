@@ -1,0 +1,225 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/spf13/cobra"
+	networkingv1 "k8s.io/api/networking/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/internal/excerpt"
+	"github.com/weir-net/weir/plugins/weirctl/client"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/policy/suggest"
+)
+
+const suggestLong = `
+Writes NetworkPolicies for a namespace from the flows that were recorded (weirctl flows): one that isolates all of its
+pods in both directions, and one for each workload, which allows the connections that were seen, and nothing else. The
+comments name these connections. Nothing is applied.
+
+Pods that differ only in labels such as pod-template-hash are one workload. Addresses outside of the cluster become
+ipBlocks of one address: put a larger one in their place where that is what you mean. What was not seen is denied, so
+record for long enough: jobs at night, failovers, deployments. Try the result with weirctl diff -f, or as audited
+policies first (docs/audit.md).
+
+Exit codes:
+  0  the policies were written
+  1  the flows or the pods could not be read, or no flows were recorded
+  2  the arguments are wrong, or the namespace has neither pods nor flows`
+
+const suggestExample = `  kubectl weir flows --record 24h
+  kubectl weir suggest -n shop --since 24h > shop.yaml
+  weirctl diff -f shop.yaml
+  weirctl suggest -n shop --flows flows.json --source dir:manifests/   # from files`
+
+func suggestCommand() *cobra.Command {
+	var f flowsFlags
+	var namespace, file string
+	cmd := &cobra.Command{
+		Use: "suggest -n NAMESPACE", Short: "Write NetworkPolicies that allow the connections that were seen",
+		Long: suggestLong[1:], Example: suggestExample,
+		Args: client.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case namespace == "":
+				return client.Usage(errors.New("name the namespace: -n NAMESPACE"))
+			case f.since < 0:
+				return client.Usage(fmt.Errorf("--since %s: must not be negative", f.since))
+			}
+			recorded, err := f.recorded(cmd, file)
+			if err != nil {
+				return err
+			}
+			c, err := f.nodes.Load(cmd.Context(), namespace)
+			if err != nil {
+				return err
+			}
+			flows, notes := seenFlows(recorded, c.Pods)
+			about := func(e suggest.End) bool { return e.Namespace == namespace }
+			if !slices.ContainsFunc(c.Pods, func(p policy.Pod) bool { return p.Namespace == namespace }) &&
+				!slices.ContainsFunc(flows, func(f suggest.Flow) bool { return about(f.From) || about(f.To) }) {
+				return client.Usage(fmt.Errorf("the namespace %q has neither pods nor flows", namespace))
+			}
+			result := suggest.Policies(namespace, c.Pods, flows)
+			return printSuggestions(cmd.OutOrStdout(), result, append(notes, c.Gaps...))
+		},
+	}
+	f.addFlags(cmd)
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "the namespace of the policies")
+	cmd.Flags().StringVar(&file, "flows", "", "take the flows from this file, which weirctl flows -o json has written")
+	cmd.Flags().StringVar(&f.nodes.Place, "source", "",
+		"where pods come from: agent, kubernetes or dir:PATH; default: the agent if one is on this node, else the API server")
+	return cmd
+}
+
+// recorded returns the flows of the agents, or of the file if it has a name.
+func (f *flowsFlags) recorded(cmd *cobra.Command, file string) (all []agentapi.Flows, err error) {
+	if file == "" {
+		if all, err = f.ask(cmd.Context(), nil); err != nil {
+			return nil, err // without a node's flows, the policies would deny what it has seen
+		}
+	} else {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		if err := json.Unmarshal(text, &all); err != nil {
+			return nil, fmt.Errorf("%s: it has no flows as weirctl flows -o json writes them: %w", file, err)
+		}
+	}
+	if !slices.ContainsFunc(all, func(f agentapi.Flows) bool { return !f.Since.IsZero() }) {
+		return nil, errNothingRecorded
+	}
+	return all, nil
+}
+
+// seenFlows returns the flows of all nodes, and notes about what is missing. A flow between two nodes counts on both.
+func seenFlows(recorded []agentapi.Flows, pods []policy.Pod) (flows []suggest.Flow, notes []string) {
+	labels := map[string]map[string]string{}
+	for i := range pods {
+		labels[pods[i].Namespace+"/"+pods[i].Name] = pods[i].Labels
+	}
+	uncertain := 0
+	for _, n := range recorded {
+		notes = append(notes, gaps(n)...)
+		for _, f := range n.Flows {
+			from, ok := endOf(f.Source, labels)
+			to, also := endOf(f.Destination, labels)
+			if !ok || !also {
+				uncertain++
+				continue
+			}
+			flows = append(flows, suggest.Flow{
+				From: from, To: to, Protocol: ruleset.Protocol(f.Protocol), Port: f.Port,
+				Count: f.Count, First: f.First, Last: f.Last,
+			})
+		}
+	}
+	if uncertain > 0 {
+		notes = append(notes, fmt.Sprintf("%d flows are left out, because it is uncertain which pods they are of", uncertain))
+	}
+	slices.SortStableFunc(flows, func(a, b suggest.Flow) int { return cmp.Compare(b.Count, a.Count) })
+	return flows, notes
+}
+
+// endOf returns the end; false if it is uncertain which pod it is.
+func endOf(e agentapi.FlowEnd, labels map[string]map[string]string) (suggest.End, bool) {
+	end := suggest.End{Address: e.Address, Node: e.Node, Labels: e.Labels}
+	if e.Pod == "" {
+		return end, e.Address.IsValid()
+	}
+	var ok bool
+	end.Namespace, end.Name, ok = strings.Cut(e.Pod, "/")
+	if end.Labels == nil { // the agent didn't know the pod yet
+		if end.Labels, ok = labels[e.Pod]; end.Labels == nil {
+			end.Labels = map[string]string{}
+		}
+	}
+	return end, ok && !strings.Contains(e.Pod, ",")
+}
+
+// maxEvidence is how many flows the comment of a rule names.
+const maxEvidence = 5
+
+func printSuggestions(out io.Writer, r suggest.Result, notes []string) error {
+	var b strings.Builder
+	comment := func(format string, args ...any) {
+		text := strings.Map(func(r rune) rune {
+			if !unicode.IsPrint(r) {
+				return '?'
+			}
+			return r
+		}, fmt.Sprintf(format, args...))
+		b.WriteString("# " + text + "\n")
+	}
+	comment("Policies that weirctl suggest has written from connections that were seen. What was not seen is denied.")
+	for _, n := range notes {
+		comment("NOTE: %s", excerpt.Of(n))
+	}
+	for _, f := range r.Left {
+		comment("NOTE: no policy can name this: %s", evidence(f))
+	}
+	for _, s := range r.Suggestions {
+		b.WriteString("---\n")
+		for _, d := range []struct {
+			field string
+			rules [][]suggest.Flow
+		}{{"ingress", s.Ingress}, {"egress", s.Egress}} {
+			for i, flows := range d.rules {
+				for _, f := range flows[:min(len(flows), maxEvidence)] {
+					comment("%s[%d]: %s", d.field, i, evidence(f))
+				}
+				if more := len(flows) - maxEvidence; more > 0 {
+					comment("%s[%d]: and %d more", d.field, i, more)
+				}
+			}
+		}
+		text, err := policyYAML(s.Policy)
+		if err != nil {
+			return err
+		}
+		b.Write(text)
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+func evidence(f suggest.Flow) string {
+	port := ""
+	if f.Port != 0 {
+		port = fmt.Sprint(" port ", f.Port)
+	}
+	times := f.First.UTC().Format("2006-01-02 15:04")
+	if last := f.Last.UTC().Format("2006-01-02 15:04"); last != times {
+		times += " to " + last
+	}
+	return fmt.Sprintf("%s to %s, %s%s, %d times, %s UTC", f.From, f.To, strings.ToUpper(string(f.Protocol)), port,
+		f.Count, strings.TrimSpace(times))
+}
+
+// policyYAML returns the policy as kubectl apply reads it.
+func policyYAML(np *networkingv1.NetworkPolicy) ([]byte, error) {
+	text, err := json.Marshal(np)
+	if err != nil {
+		return nil, err
+	}
+	var fields map[string]any
+	if err := json.Unmarshal(text, &fields); err != nil {
+		return nil, err
+	}
+	if meta, ok := fields["metadata"].(map[string]any); ok {
+		delete(meta, "creationTimestamp")
+	}
+	return yaml.Marshal(fields)
+}

@@ -1,0 +1,263 @@
+// Package suggest writes NetworkPolicies from connections that were seen: policies that allow these connections, and no
+// others. It is pure.
+//
+// Pods of a namespace whose labels are equal are a workload, without the labels that each pod or each version of a
+// workload has for itself. A policy can't tell such pods apart, so a connection of one counts for all of them.
+package suggest
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Flow is connections that were seen.
+type Flow struct {
+	From, To    End
+	Protocol    ruleset.Protocol
+	Port        uint16 // of the destination
+	Count       uint64
+	First, Last time.Time
+}
+
+// End is an end of a Flow: a pod with the labels that it had then, or an address.
+type End struct {
+	Namespace, Name string
+	Labels          map[string]string
+	Address         netip.Addr
+	// Node is the Node that has the address as its own; empty if none has.
+	Node string
+}
+
+func (e End) isPod() bool { return e.Name != "" }
+
+// String returns the end in words.
+func (e End) String() string {
+	switch {
+	case e.isPod():
+		return e.Namespace + "/" + e.Name
+	case e.Node != "":
+		return fmt.Sprintf("%s (node %s)", e.Address, e.Node)
+	}
+	return e.Address.String()
+}
+
+// Suggestion is a policy, with the flows that each of its rules allows.
+type Suggestion struct {
+	Policy *networkingv1.NetworkPolicy
+	// Ingress and Egress have the flows of each rule of the policy.
+	Ingress, Egress [][]Flow
+}
+
+// Result is what Policies returns.
+type Result struct {
+	Suggestions []Suggestion
+	// Left are flows of the namespace that no policy can name: those of protocols without ports, such as ICMP.
+	Left []Flow
+}
+
+// Policies returns policies for the namespace: one that isolates all of its pods in both directions, and one for each
+// workload with flows. pods are those that exist. Pods of flows that don't exist any more count too, so that no
+// selector matches a workload of theirs by chance.
+func Policies(namespace string, pods []policy.Pod, flows []Flow) Result {
+	s := suggester{namespace: namespace, workloads: map[string][]*workload{}, policies: map[*workload]*rules{}}
+	for i := range pods {
+		if p := &pods[i]; !p.HostNetwork && !p.Finished {
+			s.workload(p.Namespace, labelsOf(p))
+		}
+	}
+	for _, f := range flows {
+		for _, e := range [...]End{f.From, f.To} {
+			if e.isPod() {
+				s.workload(e.Namespace, labelsOf(&policy.Pod{Labels: e.Labels}))
+			}
+		}
+	}
+	var r Result
+	for _, f := range flows {
+		if f.From.isPod() && f.To.isPod() && f.From.Namespace == f.To.Namespace && f.From.Name == f.To.Name {
+			continue // a pod always reaches itself
+		}
+		concerns := f.From.isPod() && f.From.Namespace == namespace || f.To.isPod() && f.To.Namespace == namespace
+		switch {
+		case !concerns:
+		case f.Port == 0 || !slices.Contains([]ruleset.Protocol{ruleset.TCP, ruleset.UDP, ruleset.SCTP}, f.Protocol):
+			r.Left = append(r.Left, f)
+		default:
+			s.add(f)
+		}
+	}
+	r.Suggestions = append([]Suggestion{{Policy: &networkingv1.NetworkPolicy{
+		TypeMeta: kind, ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "default-deny"},
+		Spec: networkingv1.NetworkPolicySpec{PolicyTypes: both},
+	}}}, s.suggestions()...)
+	return r
+}
+
+var (
+	kind = metav1.TypeMeta{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy"}
+	both = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress}
+)
+
+type suggester struct {
+	namespace string
+	workloads map[string][]*workload // by namespace
+	policies  map[*workload]*rules
+}
+
+// rules are the flows of a workload by direction, peer and port.
+type rules struct{ ingress, egress map[string]*peer }
+
+type peer struct {
+	workload *workload // nil for an address
+	address  netip.Addr
+	flows    map[port][]Flow
+}
+
+type port struct {
+	proto  ruleset.Protocol
+	number uint16
+}
+
+func (p port) compare(o port) int {
+	return cmp.Or(cmp.Compare(p.proto, o.proto), cmp.Compare(p.number, o.number))
+}
+
+// add adds the flow to the policies of those of its ends that are pods of the namespace.
+func (s *suggester) add(f Flow) {
+	from, to := s.of(f.From), s.of(f.To)
+	put := func(of *workload, ingress bool, other *workload, e End) {
+		r := s.policies[of]
+		if r == nil {
+			r = &rules{map[string]*peer{}, map[string]*peer{}}
+			s.policies[of] = r
+		}
+		peers := r.egress
+		if ingress {
+			peers = r.ingress
+		}
+		key := e.Address.String()
+		if other != nil {
+			key = other.key()
+		}
+		if peers[key] == nil {
+			peers[key] = &peer{workload: other, address: e.Address, flows: map[port][]Flow{}}
+		}
+		at := port{f.Protocol, f.Port}
+		peers[key].flows[at] = append(peers[key].flows[at], f)
+	}
+	if to != nil && to.namespace == s.namespace {
+		put(to, true, from, f.From)
+	}
+	if from != nil && from.namespace == s.namespace {
+		put(from, false, to, f.To)
+	}
+}
+
+// of returns the workload of the end; nil if it is an address.
+func (s *suggester) of(e End) *workload {
+	if !e.isPod() {
+		return nil
+	}
+	return s.workload(e.Namespace, labelsOf(&policy.Pod{Labels: e.Labels}))
+}
+
+// suggestions returns a policy for each workload with flows, in the order of their names.
+func (s *suggester) suggestions() (all []Suggestion) {
+	of := slices.SortedFunc(maps.Keys(s.policies), func(a, b *workload) int { return cmp.Compare(a.key(), b.key()) })
+	names := map[string]bool{"default-deny": true}
+	for _, w := range of {
+		np := &networkingv1.NetworkPolicy{
+			TypeMeta: kind, ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: free(w.name(), names)},
+			Spec: networkingv1.NetworkPolicySpec{PodSelector: s.selector(w)},
+		}
+		next := Suggestion{Policy: np}
+		for _, r := range s.grouped(s.policies[w].ingress) {
+			np.Spec.Ingress = append(np.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: r.peers, Ports: r.ports})
+			next.Ingress = append(next.Ingress, r.flows)
+		}
+		for _, r := range s.grouped(s.policies[w].egress) {
+			np.Spec.Egress = append(np.Spec.Egress, networkingv1.NetworkPolicyEgressRule{To: r.peers, Ports: r.ports})
+			next.Egress = append(next.Egress, r.flows)
+		}
+		if len(np.Spec.Ingress) > 0 {
+			np.Spec.PolicyTypes = append(np.Spec.PolicyTypes, networkingv1.PolicyTypeIngress)
+		}
+		if len(np.Spec.Egress) > 0 {
+			np.Spec.PolicyTypes = append(np.Spec.PolicyTypes, networkingv1.PolicyTypeEgress)
+		}
+		all = append(all, next)
+	}
+	slices.SortFunc(all, func(a, b Suggestion) int { return cmp.Compare(a.Policy.Name, b.Policy.Name) })
+	return all
+}
+
+// free returns the name, with a number behind it if it is taken, and takes it.
+func free(name string, taken map[string]bool) string {
+	unique := name
+	for n := 2; taken[unique]; n++ {
+		unique = fmt.Sprintf("%s-%d", name, n)
+	}
+	taken[unique] = true
+	return unique
+}
+
+// rule is a rule of either direction.
+type rule struct {
+	peers []networkingv1.NetworkPolicyPeer
+	ports []networkingv1.NetworkPolicyPort
+	flows []Flow
+}
+
+// grouped returns rules for the peers: one for all peers with the same ports.
+func (s *suggester) grouped(peers map[string]*peer) (rules []rule) {
+	at := map[string]int{}
+	for _, key := range slices.Sorted(maps.Keys(peers)) {
+		p := peers[key]
+		ports := slices.SortedFunc(maps.Keys(p.flows), port.compare)
+		text := fmt.Sprint(ports)
+		i, known := at[text]
+		if !known {
+			i, at[text] = len(rules), len(rules)
+			var r rule
+			for _, one := range ports {
+				proto, number := corev1.Protocol(strings.ToUpper(string(one.proto))), intstr.FromInt32(int32(one.number))
+				r.ports = append(r.ports, networkingv1.NetworkPolicyPort{Protocol: &proto, Port: &number})
+			}
+			rules = append(rules, r)
+		}
+		rules[i].peers = append(rules[i].peers, s.peer(p))
+		for _, one := range ports {
+			rules[i].flows = append(rules[i].flows, p.flows[one]...)
+		}
+	}
+	return rules
+}
+
+// peer returns the peer as a policy of the namespace names it.
+func (s *suggester) peer(p *peer) networkingv1.NetworkPolicyPeer {
+	if p.workload == nil {
+		cidr := netip.PrefixFrom(p.address, p.address.BitLen()).String()
+		return networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: cidr}}
+	}
+	selector := s.selector(p.workload)
+	named := networkingv1.NetworkPolicyPeer{PodSelector: &selector}
+	if p.workload.namespace != s.namespace {
+		named.NamespaceSelector = &metav1.LabelSelector{
+			MatchLabels: map[string]string{corev1.LabelMetadataName: p.workload.namespace},
+		}
+	}
+	return named
+}
