@@ -65,7 +65,6 @@ func TestAuditsReportWouldDrops(t *testing.T) {
 	}
 }
 
-// flowOf returns the headers of the packet.
 func flowOf(p ruleset.Packet) nflog.Flow {
 	f := nflog.Flow{EtherType: 0x0800, Src: p.Src.As16(), Dst: p.Dst.As16(), DstPort: p.Port}
 	if p.Dst.Is6() {

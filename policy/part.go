@@ -35,7 +35,7 @@ type part struct {
 	granted  []*demand
 	decided  complaints // with the problems of demands that aren't granted
 	released []*demand  // the granted demands for which the ruleset has the rules and sets
-	begun    []*supply  // the large sets that the ruleset has a part of, and no rule of this part yet
+	begun    []*supply  // the large sets of which the ruleset has some entries, and that no rule uses yet
 	fresh    bool       // grant hasn't decided yet, or some sets are not counted yet
 	waits    bool       // whether work is left that was beyond the limit of the last compile
 	waited   int        // how many compiles have left work, one after the other

@@ -24,13 +24,13 @@ type supply struct {
 	why      string  // the reason why the set can't exist; empty if it can
 	wanted   []*part // those with a demand for the set
 	granting int     // how many parts have a granted demand for the set
-	// beginning is how many times parts have the set in begun. source has the entries of which the set then has the
-	// first.
+	// beginning is how many parts have the set in begun. While there are such parts, the set has the first entries of
+	// source.
 	beginning int
 	source    ruleset.Entries
 	users     []*tenant
 	sharing   int // how many namespaces that may be modest need the set
-	// stamp is the compiler\'s when a part was last made that needs the set, and before when one was replaced.
+	// stamp is the compiler's stamp when a part was last made that needs the set, and before when one was replaced.
 	stamp, before uint64
 	modest        uint64 // the last division in which a modest namespace needed the set
 }

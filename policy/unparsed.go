@@ -17,9 +17,9 @@ type Unparsed struct {
 	parsed   []parsedPolicy
 }
 
-// NextUnparsed returns policies that are to be parsed; nil if there are none. Namespaces that have had little work done
-// come first, and small policies. The caller calls Parse, and then TakeParsed. Until then, NextUnparsed returns the
-// same policies again.
+// NextUnparsed returns policies that are to be parsed; nil if there are none. Small policies come first, and those of
+// namespaces that have had little work done. The caller calls Parse, and then TakeParsed. Until then, NextUnparsed may
+// return the same policies again.
 func (e *Engine) NextUnparsed() *Unparsed {
 	if len(e.unparsed) == 0 {
 		return nil

@@ -12,8 +12,8 @@ import (
 
 // The unit of work is one entry that is put into a set: the kernel takes up to ten microseconds for it.
 const (
-	// slice is the most work of one Slice, besides the time that its caller allows: the kernel's work comes afterwards. It
-	// takes some milliseconds.
+	// slice is the most work of one Slice. The kernel takes some milliseconds for it afterwards. The engine's own time is
+	// bounded by the caller of Slice.
 	slice = 1 << 10
 	// crowdsPerWork is how many crowds are compared with a selector in the same time.
 	crowdsPerWork = 200
@@ -57,7 +57,8 @@ func (w *work) spend(namespace string, effort float64, any bool) bool {
 	return true
 }
 
-// allows reports whether the limit isn't reached yet. Something can be done in each compile, so that all ends.
+// allows reports whether the limit isn't reached yet. In each compile something may be done, even if over returns true,
+// so that the work ends.
 func (w *work) allows() bool {
 	return w.left > 0 && (!w.spent || w.over == nil || !w.over())
 }

@@ -59,7 +59,6 @@ func listen(t testing.TB, buffer int) nflog {
 
 func (l nflog) close() { _ = unix.Close(l.fd) }
 
-// logged is a packet that the kernel has logged.
 type logged struct {
 	prefix    string
 	etherType uint16

@@ -23,8 +23,9 @@ var (
 )
 
 // TestRandomClusters sends packets between the pods of random clusters and compares the arrivals with the evaluator's
-// verdicts. Each cluster's rules replace the rules of the cluster before. A third of the clusters use each backend. To
-// replay one cluster with all of them: go test ./internal/packettest -seed N
+// verdicts, and what the kernel logs with what audited policies would drop. Each cluster's rules replace the rules of
+// the cluster before. A third of the clusters use each backend. To replay one cluster with all of them: go test
+// ./internal/packettest -seed N
 func TestRandomClusters(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -142,8 +143,9 @@ func header(p ruleset.Packet) verdict.Packet {
 }
 
 // difference enforces the state, sends the packets, and returns a packet that arrives although the policies forbid it,
-// or that doesn't arrive although they allow it. It also returns a packet that passes, and that the rules of audited
-// policies log although these would not drop it, or the reverse. It returns nil if there is no such packet.
+// or that doesn't arrive although they allow it. Of the packets that pass, the kernel must log exactly those that
+// audited policies would drop; difference also returns a packet for which that isn't so. It returns nil if there is no
+// such packet.
 func (n *Node) difference(s policy.State, packets []ruleset.Packet) *ruleset.Packet {
 	n.Enforce(s)
 	log := listen(n, 64<<20)

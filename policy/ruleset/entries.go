@@ -53,8 +53,8 @@ func (e Entries) With(added Entry) Entries {
 	return Entries{e.of.With(added.Element, added.Comment)}
 }
 
-// Follow returns the entries that have those of now in place of those of was, up to the last element, and n more. The
-// entries must be the first ones of was.
+// Follow returns the first entries of now: those up to the last element of e, and n more. e must be the first entries
+// of was.
 func (e Entries) Follow(was, now Entries, n int) Entries {
 	last, some := e.last(func(Element) bool { return true })
 	within := func(x Element) bool { return some && x.Compare(last) <= 0 }

@@ -269,7 +269,8 @@ func TestAListThatEndsEarlyChangesNothing(t *testing.T) {
 	}
 }
 
-// TestPoliciesStayTheSameObjects: an unchanged policy stays the same object, so it is parsed only once.
+// TestPoliciesStayTheSameObjects: an unchanged policy stays the same object, so it is parsed only once. Of annotations,
+// only the one that makes a policy an audited one is kept.
 func TestPoliciesStayTheSameObjects(t *testing.T) {
 	c := began(t)
 	np := func(name, version string, types ...networkingv1.PolicyType) *networkingv1.NetworkPolicy {
