@@ -107,7 +107,11 @@ func printWait(cmd *cobra.Command, format client.Format, r client.Waited, err er
 		}
 		version := "is gone, and nothing of it is enforced"
 		if r.UID != "" {
-			version = fmt.Sprintf("(UID %s, resourceVersion %s) is enforced", r.UID, r.ResourceVersion)
+			is := "is enforced"
+			if r.Audited {
+				is = "is audited, and not enforced,"
+			}
+			version = fmt.Sprintf("(UID %s, resourceVersion %s) %s", r.UID, r.ResourceVersion, is)
 		}
 		_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s %s on %d nodes\n", object, version, len(r.Nodes))
 		return err

@@ -90,7 +90,9 @@ type Pod struct {
 type Class struct {
 	Chain    string   `json:"chain,omitempty"` // empty for pods that no policy isolates
 	Policies []string `json:"policies"`
-	Sets     []Set    `json:"sets,omitempty"`
+	// Audited are the audited policies that would isolate the pods. The chain's name identifies them too.
+	Audited []string `json:"audited,omitempty"`
+	Sets    []Set    `json:"sets,omitempty"`
 }
 
 // Set is the contents of a set, or what it has of the peers that a question names.
@@ -156,7 +158,9 @@ func (h *holder) class(d ruleset.Direction, e policy.Endpoint, a netip.Addr) str
 		}
 		name := strings.Join(append([]string{f.String(), string(d), c.Chain}, c.Policies...), " ")
 		if _, known := h.Classes[name]; !known {
-			h.Classes[name] = Class{Chain: c.Chain, Policies: c.Policies, Sets: h.used(h.chains[chainKey(f, c.Chain)])}
+			h.Classes[name] = Class{
+				Chain: c.Chain, Policies: c.Policies, Audited: c.Audited, Sets: h.used(h.chains[chainKey(f, c.Chain)]),
+			}
 		}
 		return name
 	}

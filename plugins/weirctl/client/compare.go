@@ -116,14 +116,19 @@ func differs(a enforced.Answer, want enforced.Held, i int) string {
 
 // classDiffers says how the class that the node holds differs from the one that it should.
 func classDiffers(held, want enforced.Class, a enforced.Answer) string {
-	list := func(policies []string) string { return cmp.Or(strings.Join(policies, ", "), "no policy") }
+	list := func(c enforced.Class) string {
+		if len(c.Audited) > 0 {
+			return "audited policies: " + strings.Join(c.Audited, ", ")
+		}
+		return cmp.Or(strings.Join(c.Policies, ", "), "no policy")
+	}
 	switch {
-	case !slices.Equal(held.Policies, want.Policies):
-		return fmt.Sprintf("it is under %s, and should be under %s", list(held.Policies), list(want.Policies))
+	case !slices.Equal(held.Policies, want.Policies), !slices.Equal(held.Audited, want.Audited):
+		return fmt.Sprintf("it is under %s, and should be under %s", list(held), list(want))
 	case held.Chain != want.Chain && len(a.Problems) > 0:
 		return fmt.Sprintf("a policy can't be enforced as written: %s", a.Problems[0])
 	case held.Chain != want.Chain:
-		return fmt.Sprintf("%s has other rules (%s) than its object now means (%s); the node runs %s", list(held.Policies),
+		return fmt.Sprintf("%s has other rules (%s) than its object now means (%s); the node runs %s", list(held),
 			held.Chain, want.Chain, a.Version)
 	}
 	return setsDiffer(held.Sets, want.Sets)

@@ -29,6 +29,8 @@ type Waited struct {
 	Name            string `json:"name"`
 	UID             string `json:"uid,omitempty"`
 	ResourceVersion string `json:"resourceVersion,omitempty"`
+	// Audited is true for an audited policy: the nodes audit it, and don't enforce it.
+	Audited bool `json:"audited,omitempty"`
 	// Nodes are those that must enforce the object.
 	Nodes []string `json:"nodes"`
 	// Missing has the nodes that don't enforce the object, with the reasons.
@@ -122,6 +124,7 @@ func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 		}
 		if first {
 			result.UID, result.ResourceVersion = string(meta.UID), meta.ResourceVersion
+			result.Audited = meta.Annotations[policy.AuditAnnotation] == "true"
 		}
 		return &goal{namespace: w.Name.Namespace}, nil
 	}
