@@ -26,8 +26,8 @@ right to run commands in weir's pods, as kubectl exec does.
 
 Exit codes:
   0  the report was shown
-  1  an agent has not answered, or the policy is not audited
-  2  the arguments are wrong`
+  1  an agent has not answered
+  2  the arguments are wrong, or the policy is not audited`
 
 const auditExample = `  weirctl audit                           # which policies are audited, on this node
   weirctl audit shop/db                   # what shop/db would have dropped on this node
@@ -48,7 +48,7 @@ func auditCommand() *cobra.Command {
 		Use:   "audit [NS/NAME]",
 		Short: "Show what an audited policy would have dropped, and the rules that would allow it",
 		Long:  auditLong[1:], Example: auditExample,
-		Args: cobra.MaximumNArgs(1),
+		Args: cobra.MaximumNArgs(1), ValidArgsFunction: client.CompleteAudited,
 		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd, strings.Join(args, "")) },
 	}
 	flags := cmd.Flags()
@@ -77,7 +77,7 @@ func (o *auditOptions) run(cmd *cobra.Command, name string) error {
 		return err
 	}
 	if name != "" && len(away) == 0 && !sum.Knows(name) && len(sum.Dropped) == 0 {
-		return fmt.Errorf("no audited NetworkPolicy %q is known: weirctl audit lists the audited ones", name)
+		return client.Usage(fmt.Errorf("no audited NetworkPolicy %q is known: weirctl audit lists the audited ones", name))
 	}
 	if err := client.PrintAudit(cmd.OutOrStdout(), format, &sum, name); err != nil {
 		return fmt.Errorf("print the report: %w", err)

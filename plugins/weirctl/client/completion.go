@@ -38,6 +38,21 @@ func (s *Source) completion(
 	}
 }
 
+// CompleteAudited completes the names of the audited policies that this node's agent knows.
+func CompleteAudited(cmd *cobra.Command, args []string, begin string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	ctx, cancel := context.WithTimeout(cmd.Context(), completesWithin)
+	defer cancel()
+	var fitting []cobra.Completion
+	if r, err := Audit(ctx, ""); err == nil && len(args) == 0 {
+		for _, name := range r.Audited {
+			if strings.HasPrefix(name, begin) && !strings.ContainsFunc(name, odd) {
+				fitting = append(fitting, name)
+			}
+		}
+	}
+	return fitting, cobra.ShellCompDirectiveNoFileComp
+}
+
 // odd reports whether the character is one that no name of an object has. A shell could act on it.
 func odd(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < '0' || r > '9') && !strings.ContainsRune("-./", r)

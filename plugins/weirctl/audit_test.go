@@ -1,0 +1,31 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/plugins/weirctl/client"
+)
+
+// TestAuditBadInput: wrong arguments and an agent that is away are one line that says what to do, with the exit code.
+func TestAuditBadInput(t *testing.T) {
+	for _, tc := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"db"}, client.ExitUsage, `"db": must be NAMESPACE/NAME`},
+		{[]string{"shop/"}, client.ExitUsage, "must be NAMESPACE/NAME"},
+		{[]string{"shop/db", "--since", "-1s"}, client.ExitUsage, "must not be negative"},
+		{[]string{"-o", "xml"}, client.ExitUsage, "must be text or json"},
+		{[]string{"shop/db"}, client.ExitError, "--cluster asks those of all nodes"},
+	} {
+		cmd := auditCommand()
+		cmd.SilenceErrors, cmd.SilenceUsage = true, true
+		cmd.SetArgs(tc.args)
+		code, text := client.Code(cmd.ExecuteContext(t.Context()))
+		if code != tc.code || !strings.Contains(text, tc.want) || strings.Contains(text, "\n") {
+			t.Errorf("%q: %d, %q", tc.args, code, text)
+		}
+	}
+}
