@@ -62,5 +62,6 @@ func checkCommand() *cobra.Command {
 	flags.StringVar(&o.world, "world", "", "with --cluster: a host outside that pods must reach, as HOST:PORT")
 	flags.DurationVar(&o.timeout, "timeout", 3*time.Minute, "with --cluster: how long the check may take")
 	o.nodes.AddFlags(flags)
+	o.nodes.CompleteFlags(cmd)
 	return cmd
 }

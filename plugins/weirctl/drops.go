@@ -85,6 +85,7 @@ func dropsCommand() *cobra.Command {
 	flags.BoolVar(&o.cluster, "cluster", isPlugin(), "show the drops of all nodes, through the API server")
 	flags.StringSliceVar(&o.names, "node", nil, "show the drops of these nodes, through the API server")
 	o.nodes.AddFlags(flags)
+	o.nodes.CompleteFlags(cmd)
 	return cmd
 }
 

@@ -101,7 +101,7 @@ func explainCommand() *cobra.Command {
 		}
 		return ends(c, args, s)
 	}
-	_ = cmd.RegisterFlagCompletionFunc("namespace", source.CompleteNamespaces()) // fails only for an unknown flag
+	source.CompleteFlags(cmd)
 	return cmd
 }
 

@@ -55,6 +55,7 @@ func statusCommand() *cobra.Command {
 	cmd.Flags().StringVar(&node, "node", "", "ask this node, through the API server")
 	cmd.Flags().BoolVar(&all, "all", false, "with --cluster: list each node, however well it is")
 	nodes.AddFlags(cmd.Flags())
+	nodes.CompleteFlags(cmd)
 	return cmd
 }
 

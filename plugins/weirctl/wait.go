@@ -85,7 +85,23 @@ func waitCommand() *cobra.Command {
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long to wait")
 	cmd.Flags().BoolVar(&deleted, "deleted", false, "wait until nothing of a policy that is gone is enforced")
 	nodes.AddFlags(cmd.Flags())
+	cmd.ValidArgsFunction = completeWaited(&nodes)
 	return cmd
+}
+
+// completeWaited completes the arguments of wait.
+func completeWaited(nodes *client.NodeFlags) cobra.CompletionFunc {
+	return func(c *cobra.Command, args []string, begin string) ([]string, cobra.ShellCompDirective) {
+		switch {
+		case len(args) == 0:
+			return []string{"policy", "pod"}, cobra.ShellCompDirectiveNoFileComp
+		case len(args) == 1 && args[0] == "pod":
+			return nodes.CompletePods()(c, args, begin)
+		case len(args) == 1:
+			return nodes.CompletePolicies()(c, args, begin)
+		}
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
 }
 
 // printWait prints the result of a wait. If the time was up, it prints what each node lacks, and returns an error with

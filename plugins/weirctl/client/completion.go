@@ -99,3 +99,35 @@ func (s *Source) CompletePolicies() cobra.CompletionFunc {
 		return all
 	}, cobra.ShellCompDirectiveDefault)
 }
+
+// CompletePods completes the names of pods.
+func (s *Source) CompletePods() cobra.CompletionFunc {
+	return s.completion(func(c explain.Cluster) (all []string) {
+		for _, p := range c.Pods {
+			all = append(all, p.Namespace+"/"+p.Name)
+		}
+		return all
+	}, cobra.ShellCompDirectiveDefault)
+}
+
+// CompleteNodes completes the names of nodes.
+func (s *Source) CompleteNodes() cobra.CompletionFunc {
+	return s.completion(func(c explain.Cluster) (all []string) {
+		for _, n := range c.Nodes {
+			all = append(all, n.Name)
+		}
+		return all
+	}, cobra.ShellCompDirectiveDefault)
+}
+
+// CompleteFlags completes the values of those of the command's flags that name objects.
+func (s *Source) CompleteFlags(cmd *cobra.Command) {
+	for flag, complete := range map[string]cobra.CompletionFunc{
+		"namespace": s.CompleteNamespaces(), "pod": s.CompletePods(), "policy": s.CompletePolicies(),
+		"node": s.CompleteNodes(),
+	} {
+		if cmd.Flags().Lookup(flag) != nil {
+			_ = cmd.RegisterFlagCompletionFunc(flag, complete) // fails only for an unknown flag
+		}
+	}
+}

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"os"
+	"slices"
+	"testing"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weir-net/weir/plugins/weirctl/client"
+)
+
+// TestCompleteNames: a shell gets the kinds of objects that wait knows, then their names. Each flag that names objects
+// completes them.
+func TestCompleteNames(t *testing.T) {
+	manifest, err := os.ReadFile("testdata/why/load-balancer.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	inDirectory(t, manifest)
+	var nodes client.NodeFlags
+	nodes.Place = "dir:manifests"
+	cmd := &cobra.Command{}
+	cmd.SetContext(t.Context())
+	for _, tc := range []struct {
+		complete cobra.CompletionFunc
+		args     []string
+		begin    string
+		want     []string
+	}{
+		{completeWaited(&nodes), nil, "", []string{"policy", "pod"}},
+		{completeWaited(&nodes), []string{"pod"}, "sh", []string{"shop/web"}},
+		{completeWaited(&nodes), []string{"policy"}, "x", nil},
+		{completeWaited(&nodes), []string{"pod", "shop/web"}, "", nil},
+		{nodes.CompleteNodes(), nil, "node-", []string{"node-1", "node-2"}},
+		{nodes.CompletePods(), nil, "", []string{"shop/web"}},
+	} {
+		if got, _ := tc.complete(cmd, tc.args, tc.begin); !slices.Equal(got, tc.want) {
+			t.Errorf("%q %q: %q, want %q", tc.args, tc.begin, got, tc.want)
+		}
+	}
+	for name, of := range map[string]*cobra.Command{
+		"drops": dropsCommand(), "check": checkCommand(), "status": statusCommand(), "explain": explainCommand(),
+	} {
+		for _, flag := range []string{"namespace", "pod", "policy", "node"} {
+			if _, known := of.GetFlagCompletionFunc(flag); of.Flags().Lookup(flag) != nil && !known {
+				t.Errorf("%s --%s isn't completed", name, flag)
+			}
+		}
+	}
+}

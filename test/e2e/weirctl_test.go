@@ -1,0 +1,323 @@
+//go:build e2e
+
+package e2e_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+var waits = flag.Int("waits", 12, "changes of policies of TestWaitIsNeverEarly")
+
+// weir runs kubectl weir, which must end with the exit code. It returns the output, and what is on standard error.
+func weir(t *testing.T, code int, args ...string) (out, errs string) {
+	t.Helper()
+	return weirReads(t, []int{code}, "", args...)
+}
+
+// weirReads runs kubectl weir with the standard input. It must end with one of the exit codes.
+func weirReads(t *testing.T, codes []int, stdin string, args ...string) (out, errs string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), scripts+"kubectl", append([]string{"weir"}, args...)...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var outText, errText strings.Builder
+	cmd.Stdout, cmd.Stderr = &outText, &errText
+	err := cmd.Run()
+	if failed := (*exec.ExitError)(nil); err != nil && !errors.As(err, &failed) {
+		t.Fatal(err)
+	}
+	if got := cmd.ProcessState.ExitCode(); !slices.Contains(codes, got) {
+		t.Fatalf("kubectl weir %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), got, codes, outText.String(),
+			errText.String())
+	}
+	return outText.String(), errText.String()
+}
+
+// seenDrop is a line of kubectl weir drops -o json, and when it came.
+type seenDrop struct {
+	Time                time.Time
+	Node, Direction     string
+	Source, Destination struct{ Pod string }
+	Policies            []string
+	came                time.Time
+}
+
+// followDrops starts kubectl weir drops -f, and waits until it follows all nodes. The function drops returns what it
+// has shown.
+func followDrops(t *testing.T, args ...string) (drops func() []seenDrop) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	cmd := exec.CommandContext(ctx, scripts+"kubectl", append([]string{"weir", "drops", "-f", "-o", "json"}, args...)...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
+	out, outErr := cmd.StdoutPipe()
+	errs, errsErr := cmd.StderrPipe()
+	if err := errors.Join(outErr, errsErr, cmd.Start()); err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var all []seenDrop
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		for values := json.NewDecoder(out); ; {
+			var d seenDrop
+			if values.Decode(&d) != nil {
+				return
+			}
+			d.came = time.Now()
+			mu.Lock()
+			all = append(all, d)
+			mu.Unlock()
+		}
+	})
+	following := make(chan string, 1)
+	reading.Go(func() {
+		for lines := bufio.NewScanner(errs); lines.Scan(); {
+			if strings.Contains(lines.Text(), "following the drops of") {
+				following <- lines.Text()
+			}
+		}
+	})
+	t.Cleanup(func() {
+		stop()
+		reading.Wait()
+		if err := cmd.Wait(); err != nil && cmd.ProcessState.ExitCode() != 0 {
+			t.Errorf("kubectl weir drops -f after Ctrl-C: %v", err)
+		}
+	})
+	select {
+	case line := <-following:
+		t.Log(line)
+	case <-time.After(30 * time.Second):
+		t.Fatal("kubectl weir drops -f doesn't follow all nodes")
+	}
+	return func() []seenDrop {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(all)
+	}
+}
+
+const twoDenies = `
+kind: NetworkPolicy
+apiVersion: networking.k8s.io/v1
+metadata: {name: deny-all, namespace: {{.}}}
+spec: {podSelector: {}, policyTypes: [Ingress]}
+---
+kind: NetworkPolicy
+apiVersion: networking.k8s.io/v1
+metadata: {name: only-friends, namespace: {{.}}}
+spec:
+  podSelector: {matchLabels: {app: server}}
+  ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]
+`
+
+// explained are the parts of kubectl weir explain -o json that the tests read.
+type explained struct {
+	Result string
+	Paths  []struct {
+		Sides []struct {
+			Direction, Result string
+			Policies          []string
+		}
+		Kernels []struct {
+			Node, Result, Unknown string
+			Classes               []struct{ Pod, Direction string }
+			Differences           []string
+		}
+	}
+}
+
+// TestDropsAndExplain: a denied wget shows in kubectl weir drops -f of all nodes within a second, with both pods and
+// every isolating policy. kubectl weir explain names the same policies, and the kernels of both nodes agree.
+func TestDropsAndExplain(t *testing.T) {
+	a, _, remote := apart(t)
+	ns := namespace(t, "drops-shown")
+	start(t,
+		pod{
+			Namespace: ns, Name: "server", Node: remote.name, Labels: "app: server", Image: probe,
+			Command: `[probe, listen, ":9000"]`,
+		},
+		pod{Namespace: ns, Name: "client", Node: a.name, Labels: "app: client", Image: busybox, Command: idle})
+	apply(t, twoDenies, ns)
+	policies := []string{ns + "/deny-all", ns + "/only-friends"}
+	for _, p := range policies {
+		weir(t, 0, "wait", "policy", p)
+	}
+	drops := followDrops(t, "-n", ns)
+	if out, err := execIn(t.Context(), ns, "client", "timeout", "2", "wget", "-O-",
+		"http://"+podIP(t, ns, "server")+":9000/"); err == nil {
+		t.Fatalf("the denied wget succeeds: %s", out)
+	}
+	var shown seenDrop
+	eventually(t, 5*time.Second, "the drop shows", func() error {
+		all := drops()
+		i := slices.IndexFunc(all, func(d seenDrop) bool {
+			return d.Source.Pod == ns+"/client" && d.Destination.Pod == ns+"/server"
+		})
+		if i < 0 {
+			return fmt.Errorf("%+v", all)
+		}
+		shown = all[i]
+		return nil
+	})
+	slices.Sort(shown.Policies)
+	// The agent reads the packet at most 0.2 s after the kernel has dropped it.
+	took := shown.came.Sub(shown.Time) + 200*time.Millisecond
+	t.Logf("e2e-drops: shown at most %d ms after the kernel has dropped the packet", took.Milliseconds())
+	if took > time.Second || shown.Node != remote.name || shown.Direction != "ingress" ||
+		!slices.Equal(shown.Policies, policies) {
+		t.Errorf("%+v, after %v", shown, took)
+	}
+
+	out, _ := weir(t, 3, "explain", ns+"/client", ns+"/server:9000", "-o", "json")
+	var e explained
+	if err := json.Unmarshal([]byte(out), &e); err != nil || e.Result != "dropped" || len(e.Paths) == 0 {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, path := range e.Paths {
+		slices.Sort(path.Sides[1].Policies)
+		if !slices.Equal(path.Sides[1].Policies, policies) || len(path.Kernels) != 2 {
+			t.Errorf("%+v", path)
+		}
+		for _, k := range path.Kernels {
+			want := map[string]string{a.name: "allowed", remote.name: "dropped"}[k.Node]
+			if k.Unknown != "" || len(k.Differences) > 0 || k.Result != want {
+				t.Errorf("%+v", k)
+			}
+		}
+	}
+	text, _ := weir(t, 3, "explain", ns+"/client", ns+"/server:9000")
+	for _, want := range append(policies, "kernel of "+a.name+": allowed", "kernel of "+remote.name+": DROPPED") {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is not in\n%s", want, text)
+		}
+	}
+}
+
+// TestCheckNamesWhatIsBroken: kubectl weir check finds nothing in this cluster. When a node loses all tunnel packets,
+// the check names the node and what it lacks. No namespace is left behind, also if the check is interrupted.
+func TestCheckNamesWhatIsBroken(t *testing.T) {
+	weir(t, 0, "check")
+	victim := workers(t)[1].name
+	for _, command := range []string{
+		"add table inet broken", "add chain inet broken in { type filter hook input priority -500 ; }",
+		"add rule inet broken in udp dport 4789 drop",
+	} {
+		enter(t, victim, append([]string{"nft"}, strings.Fields(command)...)...)
+	}
+	t.Cleanup(func() {
+		_, _ = run(context.WithoutCancel(t.Context()), "", scripts+"enter", victim, "nft", "delete table inet broken")
+	})
+	_, errs := weir(t, 7, "check")
+	if !strings.Contains(errs, "across nodes: from and to "+victim+":") {
+		t.Errorf("%s isn't named: %s", victim, errs)
+	}
+	enter(t, victim, "nft", "delete", "table", "inet", "broken")
+
+	ctx, stop := context.WithCancel(t.Context())
+	cmd := exec.CommandContext(ctx, scripts+"kubectl", "weir", "check")
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	namespaces := func() string { return kubectl(t, "get", "namespaces", "-l", "weir.io/check", "-o", "name") }
+	eventually(t, 20*time.Second, "the check has made its namespace", func() error {
+		if namespaces() == "" {
+			return errors.New("it hasn't")
+		}
+		return nil
+	})
+	stop()
+	if err := cmd.Wait(); err == nil {
+		t.Error("the check doesn't fail when it is interrupted")
+	}
+	if left := namespaces(); left != "" {
+		t.Errorf("the interrupted check leaves %s", left)
+	}
+}
+
+// TestWaitIsNeverEarly: policies come, change and go. Pods on all nodes connect to a server all the time. Each
+// connection that begins after kubectl weir wait has returned, and before the next change, has the new policies'
+// verdict.
+func TestWaitIsNeverEarly(t *testing.T) {
+	ns := namespace(t, "wait")
+	start(t, pod{
+		Namespace: ns, Name: "server", Node: workers(t)[0].name, Labels: "app: server", Image: probe,
+		Command: `[probe, listen, ":9000"]`,
+	})
+	server := podIP(t, ns, "server") + ":9000"
+	var clients []pod
+	for _, n := range strings.Fields(kubectl(t, "get", "nodes", "-o", "jsonpath={.items[*].metadata.name}")) {
+		clients = append(clients, pod{
+			Namespace: ns, Name: "client-" + n, Node: n, Labels: "app: client", Image: probe,
+			Command: `[probe, connect, --every=25ms, --timeout=800ms, ` + fmt.Sprintf("%q", server) + `]`,
+		})
+	}
+	start(t, clients...)
+	type span struct {
+		from, to time.Time
+		allowed  bool
+		what     string
+	}
+	var spans []span
+	const settle = 900 * time.Millisecond
+	changes := []struct {
+		what, manifest string // without a manifest, the policy is deleted
+		allowed        bool
+	}{
+		{"deny", denyAll, false},
+		{"allow", strings.ReplaceAll(denyAll, "{podSelector: {}}",
+			"{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}"), true},
+		{"deny egress", strings.ReplaceAll(denyAll, "{podSelector: {}}",
+			"{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress]}"), false},
+		{"deleted", "", true},
+	}
+	name := ns + "/deny-all-by-default"
+	for i := range *waits {
+		c := changes[i%len(changes)]
+		if n := len(spans); n > 0 {
+			spans[n-1].to = time.Now()
+		}
+		if c.manifest == "" {
+			kubectl(t, "-n", ns, "delete", "networkpolicy", "deny-all-by-default")
+			weir(t, 0, "wait", "policy", name, "--deleted")
+		} else {
+			apply(t, c.manifest, ns)
+			weir(t, 0, "wait", "policy", name)
+		}
+		spans = append(spans, span{from: time.Now(), allowed: c.allowed, what: fmt.Sprintf("change %d, %s", i, c.what)})
+		time.Sleep(settle) // how long connections are looked at
+	}
+	spans[len(spans)-1].to = time.Now()
+	wrong, tried := 0, 0
+	for _, c := range clients {
+		for _, a := range attempts(t, kubectl(t, "-n", ns, "logs", c.Name)) {
+			for _, s := range spans {
+				// A connection that begins just before the next change may meet that one.
+				if a.Start.Before(s.from) || a.Start.After(s.to.Add(-100*time.Millisecond)) {
+					continue
+				}
+				tried++
+				if a.OK != s.allowed {
+					wrong++
+					t.Errorf("%s: %v after wait's return, a connection from %s: %+v", s.what, a.Start.Sub(s.from), c.Name, a)
+				}
+			}
+		}
+	}
+	t.Logf("e2e-wait: %d changes, %d connections after the returns of wait, %d wrong", len(spans), tried, wrong)
+	if tried < 10*len(spans) {
+		t.Errorf("only %d connections in %d spans", tried, len(spans))
+	}
+}
